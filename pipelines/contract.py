@@ -1,0 +1,197 @@
+"""What a pipeline takes and what it gives: arrays with geometry and units, never a data set, never a patient.
+
+Conventions, stated once:
+
+- Image arrays have axes ``(k, j, i)``: slice, row, column.
+- ``Grid.affine_mm`` maps homogeneous voxel indices ``(i, j, k, 1)`` to millimetres in the DICOM patient
+  system (LPS: +x left, +y posterior, +z superior; PS3.3 C.7.6.2.1.1), at voxel centres.
+- k-space arrays have axes ``(slice, coil, a, b)`` where image axis ``a`` becomes the row index ``j`` and ``b`` the
+  column index ``i``; the centre of k-space is sample ``n // 2`` (centred orthonormal FFT).
+- Units are UCUM codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from model_zoo.registry import Model
+
+__all__ = [
+    "Case",
+    "Code",
+    "Finding",
+    "Grid",
+    "Image",
+    "Input",
+    "KSpace",
+    "Measurement",
+    "ParametricMap",
+    "Pipeline",
+    "Progress",
+    "Refused",
+    "Segment",
+    "Segmentation",
+    "Volume",
+]
+
+Progress = Callable[[float, str], None]
+"""Called with the done fraction in [0, 1] and a short word for the step; may raise to cancel."""
+
+
+class Refused(Exception):
+    """The input cannot be processed honestly. The message says what, where and why, for a person to read."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A voxel lattice in the patient: ``shape`` is (k, j, i); ``affine_mm`` maps (i, j, k, 1) to LPS mm."""
+
+    shape: tuple[int, int, int]
+    affine_mm: NDArray[np.float64]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along (k, j, i)."""
+        i, j, k = np.linalg.norm(self.affine_mm[:3, :3], axis=0)
+        return float(k), float(j), float(i)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image: ``data`` float32 (k, j, i) on ``grid``, in ``unit`` (UCUM)."""
+
+    data: NDArray[np.float32]
+    grid: Grid
+    unit: str = "1"
+
+
+@dataclass(frozen=True)
+class KSpace:
+    """Cartesian multi-coil k-space, slice by slice in-plane.
+
+    ``samples``: complex64 (slice, coil, a, b), exactly zero where nothing was acquired.
+    ``mask``: bool (slice, a, b), True where a sample was acquired (read from the data, never assumed).
+    ``calibration``: per image axis the half-open range (start, stop) of the fully sampled block about the centre,
+    as found in the data: ((a0, a1), (b0, b1)); None when there is none.
+    ``noise``: complex64 (coil, n) of a noise pre-scan at the same receiver bandwidth; None when not sent.
+    ``encoded_fov_mm``: field of view (a, b) that the samples encode.
+    ``grid``: the lattice of the image to deliver (may be smaller in field of view and finer than what is encoded).
+    ``slice_thickness_mm``: nominal thickness of the excited slice, which may differ from the spacing.
+    """
+
+    samples: NDArray[np.complex64]
+    mask: NDArray[np.bool_]
+    encoded_fov_mm: tuple[float, float]
+    grid: Grid
+    slice_thickness_mm: float
+    calibration: tuple[tuple[int, int], tuple[int, int]] | None = None
+    noise: NDArray[np.complex64] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One study as a pipeline sees it: named inputs and acquisition facts (no patient data)."""
+
+    inputs: Mapping[str, Volume | KSpace]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Volume | KSpace:
+        return self.inputs[name]
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept: value, coding scheme designator, meaning (PS3.16)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """A generated or reconstructed image series, to be stored clean and with the synthetic label in its pixels."""
+
+    name: str
+    volume: Volume
+    description: str
+    slice_thickness_mm: float
+
+
+@dataclass(frozen=True)
+class ParametricMap:
+    """A float map in real-world units (uncertainty, ratio) on the grid of its image."""
+
+    name: str
+    volume: Volume
+    quantity: Code
+    description: str
+    slice_thickness_mm: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type."""
+
+    number: int
+    label: str
+    category: Code
+    type: Code
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Label array uint8 (k, j, i): 0 background, else the number of one of ``segments``. May be all zero."""
+
+    name: str
+    labels: NDArray[np.uint8]
+    grid: Grid
+    segments: tuple[Segment, ...]
+    description: str
+    slice_thickness_mm: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number about the result: ``unit`` in UCUM."""
+
+    name: str
+    value: float
+    unit: str
+    description: str = ""
+
+
+Finding = Image | ParametricMap | Segmentation | Measurement
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input that a pipeline takes by name."""
+
+    name: str
+    kind: type[Volume] | type[KSpace]
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One clinical question. ``run(case, model, options, seed, progress)`` gives findings.
+
+    ``options`` is an instance of ``options_type`` (a frozen pydantic model with defaults, unknown keys refused), which
+    the node fills from the route. ``algorithm`` gives, for the options, the words that provenance needs:
+    sampler, steps, number of samples and so on.
+    """
+
+    name: str
+    title: str
+    inputs: tuple[Input, ...]
+    bundle: str
+    options_type: type[Any]
+    run: Callable[[Case, Model, Any, int, Progress], list[Finding]]
