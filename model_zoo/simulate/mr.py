@@ -1,0 +1,145 @@
+"""MR signal equations and the random contrasts that a reconstruction prior has to know.
+
+Times in milliseconds, angles in radians, signals as fractions of the equilibrium magnetisation times PD. All functions
+broadcast over tensors.
+
+Equations: spoiled gradient echo (Ernst), spin echo, inversion recovery and double inversion recovery after a saturating
+echo train, and MPRAGE as the fixed point of its affine cycle (model specification, section 8.2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model_zoo.simulate.anatomy import TISSUES
+
+__all__ = ["TISSUE_TABLE", "TissueParameters", "dir_", "flair", "mprage", "random_contrast", "spgr", "spin_echo"]
+
+TISSUE_TABLE: dict[str, tuple[float, float, float]] = {
+    "air": (1000.0, 50.0, 0.0),
+    "white matter": (850.0, 70.0, 0.70),
+    "cortex": (1350.0, 90.0, 0.82),
+    "cerebellar cortex": (1300.0, 88.0, 0.82),
+    "thalamus": (1150.0, 78.0, 0.78),
+    "caudate": (1250.0, 80.0, 0.81),
+    "putamen": (1200.0, 72.0, 0.80),
+    "pallidum": (950.0, 55.0, 0.75),
+    "hippocampus": (1350.0, 92.0, 0.82),
+    "csf": (4300.0, 1800.0, 1.0),
+    "lesion": (1450.0, 140.0, 0.87),
+    "brain stem": (950.0, 70.0, 0.73),
+    "bone": (900.0, 12.0, 0.15),
+    "fat": (380.0, 70.0, 0.90),
+    "muscle": (1400.0, 35.0, 0.75),
+    "marrow": (550.0, 50.0, 0.60),
+    "eye": (4000.0, 1000.0, 1.0),
+    "vessel": (1650.0, 150.0, 0.90),
+}
+"""T1 ms, T2 ms, PD at 3 T. Brain values: model specification 8.2; extra-cerebral ones are plausible defaults."""
+
+
+@dataclass(frozen=True)
+class TissueParameters:
+    """One value per tissue class, in the order of ``TISSUES``: ``t1_ms``, ``t2_ms``, ``pd``, each (classes,)."""
+
+    t1_ms: Tensor
+    t2_ms: Tensor
+    pd: Tensor
+
+    @staticmethod
+    def table() -> TissueParameters:
+        t1, t2, pd = torch.tensor([TISSUE_TABLE[name] for name in TISSUES]).T
+        return TissueParameters(t1, t2, pd)
+
+    def randomised(self, generator: torch.Generator, spread: float = 0.12) -> TissueParameters:
+        """Every value times exp(spread * N(0, 1)); T1 of all classes also by one factor for the field strength."""
+        field = float(torch.empty(1).uniform_(0.35, 1.1, generator=generator))
+        draw = torch.randn((3, len(self.pd)), generator=generator).mul(spread).exp()
+        return TissueParameters(self.t1_ms * field * draw[0], self.t2_ms * draw[1], (self.pd * draw[2]).clamp(max=1.1))
+
+
+def spgr(p: TissueParameters, tr_ms: float, te_ms: float, flip_rad: float) -> Tensor:
+    """Spoiled gradient echo: PD sin(a) (1 - E1) / (1 - E1 cos(a)) exp(-TE / T2)."""
+    e1 = torch.exp(-tr_ms / p.t1_ms)
+    return p.pd * math.sin(flip_rad) * (1 - e1) / (1 - e1 * math.cos(flip_rad)) * torch.exp(-te_ms / p.t2_ms)
+
+
+def spin_echo(p: TissueParameters, tr_ms: float, te_ms: float) -> Tensor:
+    """Spin echo: PD (1 - exp(-TR / T1)) exp(-TE / T2)."""
+    return p.pd * (1 - torch.exp(-tr_ms / p.t1_ms)) * torch.exp(-te_ms / p.t2_ms)
+
+
+def flair(p: TissueParameters, tr_ms: float, ti_ms: float, te_ms: float, train_ms: float = 600.0) -> Tensor:
+    """Inversion recovery after an echo train of ``train_ms`` that leaves Mz = 0, signed:
+
+    PD [1 - 2 exp(-TI / T1) + exp(-(TR - train) / T1)] exp(-TE / T2).
+    """
+    mz = 1 - 2 * torch.exp(-ti_ms / p.t1_ms) + torch.exp(-(tr_ms - train_ms) / p.t1_ms)
+    return p.pd * mz * torch.exp(-te_ms / p.t2_ms)
+
+
+def dir_(p: TissueParameters, tr_ms: float, ti1_ms: float, ti2_ms: float, te_ms: float, train_ms: float = 600.0) -> Tensor:
+    """Double inversion recovery, signed; TI1 from first to second inversion, TI2 from there to the excitation:
+
+    PD [1 - 2 exp(-TI2 / T1) + 2 exp(-(TI1 + TI2) / T1) - exp(-(TR - train) / T1)] exp(-TE / T2).
+    """
+    mz = (
+        1
+        - 2 * torch.exp(-ti2_ms / p.t1_ms)
+        + 2 * torch.exp(-(ti1_ms + ti2_ms) / p.t1_ms)
+        - torch.exp(-(tr_ms - train_ms) / p.t1_ms)
+    )
+    return p.pd * mz * torch.exp(-te_ms / p.t2_ms)
+
+
+def mprage(p: TissueParameters, tr_ms: float, ti_ms: float, flip_rad: float, tau_ms: float, n: int) -> Tensor:
+    """MPRAGE at the centre of its readout train, signed.
+
+    One cycle (invert, recover TI - n tau / 2, n times [cos(a), recover tau], recover the rest of TR) is the affine map
+    Mz -> g Mz + h; its fixed point h / (1 - g) is the steady state.
+    """
+    to_train, rest = ti_ms - n * tau_ms / 2, tr_ms - ti_ms - n * tau_ms / 2
+    e_a, e_t, e_d = (torch.exp(-t / p.t1_ms) for t in (to_train, tau_ms, rest))
+    c = math.cos(flip_rad)
+
+    def train(gain: Tensor, offset: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        factor = (c * e_t) ** count
+        return gain * factor, offset * factor + (1 - e_t) * (1 - factor) / (1 - c * e_t)
+
+    gain, offset = train(-e_a, 1 - e_a, n)
+    steady = (offset * e_d + 1 - e_d) / (1 - gain * e_d)
+    at_centre = train(-e_a * steady, 1 - e_a, n // 2)
+    return p.pd * (at_centre[0] + at_centre[1]) * math.sin(flip_rad)
+
+
+def random_contrast(generator: torch.Generator) -> Tensor:
+    """Magnitude signal per tissue class (classes,) of a random sequence with random tissue, air zero, maximum 1."""
+
+    def uniform(low: float, high: float) -> float:
+        return float(torch.empty(1).uniform_(low, high, generator=generator))
+
+    p = TissueParameters.table().randomised(generator)
+    kind = int(torch.randint(6, (1,), generator=generator))
+    if kind == 0:
+        signal = spgr(p, uniform(6, 300), uniform(2, 15), math.radians(uniform(6, 80)))
+    elif kind == 1:
+        signal = spin_echo(p, uniform(350, 900), uniform(8, 25))
+    elif kind == 2:
+        signal = spin_echo(p, uniform(1800, 8000), uniform(20, 130))
+    elif kind == 3:
+        tr_ms = uniform(4000, 11000)
+        signal = flair(p, tr_ms, uniform(0.24, 0.36) * tr_ms, uniform(60, 140))
+    elif kind == 4:
+        signal = mprage(p, uniform(1900, 2600), uniform(800, 1100), math.radians(uniform(7, 12)), 7.1, 176)
+    else:
+        signal = torch.rand(len(p.pd), generator=generator)
+        signal[0] = 0.0
+    magnitude = signal.abs()
+    if uniform(0, 1) < 0.5:  # fat suppression, more or less complete
+        for name in ("fat", "marrow"):
+            magnitude[list(TISSUES).index(name)] *= uniform(0.1, 0.7)
+    return magnitude / magnitude.max().clamp(min=1e-6)
