@@ -28,6 +28,7 @@ class Denoiser:
     """An EDM-preconditioned complex denoiser around ``network``; call it as ``D(x, sigma)``.
 
     ``stride``: the network's sizes must be multiples of it; images are padded with zeros (air) and cropped back.
+    ``bf16``: run the network in bfloat16 (twice as fast where the processor knows it); the skip path stays float32.
     """
 
     network: nn.Module
@@ -35,6 +36,7 @@ class Denoiser:
     stride: int
     sigma_min: float = 0.002
     sigma_max: float = 20.0
+    bf16: bool = False
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """x0_hat, complex64 (batch, ny, nx). ``sigma``: a number or one per image (batch,), clamped to the range."""
@@ -46,7 +48,8 @@ class Denoiser:
         channels = functional.pad(
             torch.stack([x.real, x.imag], dim=1), (before[0], pad_x - before[0], before[1], pad_y - before[1])
         )
-        out = self.denoise_channels(channels, level)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            out = self.denoise_channels(channels, level)
         out = out[:, :, before[1] : before[1] + ny, before[0] : before[0] + nx]
         return torch.complex(out[:, 0].contiguous(), out[:, 1].contiguous())
 

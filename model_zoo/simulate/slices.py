@@ -15,7 +15,7 @@ from torch.nn import functional
 from model_zoo.operators import centred_fft, centred_ifft
 from model_zoo.simulate.mr import random_contrast
 
-__all__ = ["Plane", "crop_kspace", "random_slice", "sample_plane", "smooth_field", "smooth_phase"]
+__all__ = ["FINER", "Plane", "crop_kspace", "gaussian_blur", "random_slice", "sample_plane", "smooth_field", "smooth_phase", "texture"]
 
 FINER = 1.5
 Plane = Tensor
@@ -102,7 +102,7 @@ def smooth_phase(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     return phase + _uniform(generator, 0, 0.4) * smooth_field(shape, 8, generator)
 
 
-def _texture(shape: tuple[int, int], pixel_mm: tuple[float, float], generator: torch.Generator) -> Tensor:
+def texture(shape: tuple[int, int], pixel_mm: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Multiplicative tissue texture exp(amplitude * noise correlated over 0.8 to 4 mm)."""
     length_mm = _uniform(generator, 0.8, 4.0)
     noise = gaussian_blur(torch.randn(shape, generator=generator), (length_mm / pixel_mm[0], length_mm / pixel_mm[1]))
@@ -135,7 +135,7 @@ def random_slice(tissue: Tensor, generator: torch.Generator) -> Tensor:
     fine_mm = (pixel_mm[0] * shape[0] / fine[0], pixel_mm[1] * shape[1] / fine[1])
     plane = random_plane(fine, fine_mm, generator)
     image = sample_plane(tissue, plane, random_contrast(generator), _uniform(generator, 1.0, 6.0))
-    image = image * _texture(fine, fine_mm, generator) * _focal_changes(fine, generator)
+    image = image * texture(fine, fine_mm, generator) * _focal_changes(fine, generator)
     blur_mm = _uniform(generator, 0.5, 0.9)
     image = gaussian_blur(image, (blur_mm / fine_mm[0], blur_mm / fine_mm[1]))
     image = image * torch.exp(_uniform(generator, 0, 0.5) * smooth_field(fine, 4, generator))

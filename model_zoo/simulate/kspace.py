@@ -1,0 +1,119 @@
+"""Fully sampled, noisy multi-coil k-space of a label map, for tests and benchmarks: no inverse crime.
+
+The object and the coils are rendered on a lattice 1.5 times finer than the one reconstructed; the coil images are Fourier
+transformed there and k-space is cropped. The reference is the band-limited object without coils and noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model_zoo.operators import centred_fft
+from model_zoo.simulate import anatomy, mr
+from model_zoo.simulate.coils import sensitivities
+from model_zoo.simulate.slices import FINER, crop_kspace, gaussian_blur, sample_plane, smooth_field, smooth_phase, texture
+
+__all__ = ["SimulatedScan", "acquire"]
+
+
+@dataclass(frozen=True)
+class SimulatedScan:
+    """``samples`` (slice, coil, a, b) with noise; ``reference`` (slice, a, b) without; ``noise`` (coil, n) pre-scan.
+
+    ``covariance`` (coil, coil) is that of the complex noise, E[n n^H]; axes a towards posterior, b towards left.
+    """
+
+    samples: NDArray[np.complex64]
+    reference: NDArray[np.complex64]
+    noise: NDArray[np.complex64]
+    covariance: NDArray[np.complex64]
+    pixel_mm: float
+    z_mm: tuple[float, ...]
+
+
+def acquire(
+    subject: str,
+    *,
+    z_mm: tuple[float, ...] = (0.0,),
+    shape: tuple[int, int] = (192, 160),
+    pixel_mm: float = 1.25,
+    thickness_mm: float = 4.0,
+    coils: int = 8,
+    snr: float = 25.0,
+    contrast: str = "t2w",
+    seed: int = 0,
+) -> SimulatedScan:
+    """Scan axial slices of ``subject`` at heights ``z_mm`` above the middle of its label map.
+
+    ``snr``: white-matter signal over the standard deviation of one component of the noise in the fully sampled,
+    coil-combined image. ``contrast``: "t1w" (MPRAGE), "t2w", "flair", "pd". Raises KeyError for another.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    signal = _signal(contrast)
+    fine = (round(shape[0] * FINER), round(shape[1] * FINER))
+    fine_mm = (pixel_mm * shape[0] / fine[0], pixel_mm * shape[1] / fine[1])
+    tissue = anatomy.tissue_map(subject)
+    maps_seed = int(rng.integers(2**31))
+    images, coil_images = [], []
+    for z in z_mm:
+        plane = _axial_plane(fine, fine_mm, z)
+        x = sample_plane(tissue, plane, signal, thickness_mm, slabs=5) * texture(fine, fine_mm, generator)
+        x = gaussian_blur(x, (0.5 / fine_mm[0], 0.5 / fine_mm[1])) * torch.exp(0.2 * smooth_field(fine, 4, generator))
+        points = np.moveaxis(plane.numpy().astype(np.float64)[::-1], 0, -1) - 128.0  # (z, y, x) -> (x, y, z)
+        maps = torch.from_numpy(sensitivities(points, coils, np.random.default_rng(maps_seed)))
+        complex_x = torch.polar(x, smooth_phase(fine, generator))
+        images.append(crop_kspace(complex_x, shape))
+        coil_images.append(crop_kspace(maps * complex_x, shape))
+    reference = torch.stack(images)
+    white = float(signal[list(anatomy.TISSUES).index("white matter")])
+    covariance = _covariance(coils, rng) * 2 * (white / snr) ** 2
+    colour = np.linalg.cholesky(covariance)
+    clean = centred_fft(torch.stack(coil_images)).numpy()
+    noise = np.einsum("cd,sdab->scab", colour, _white((len(z_mm), coils, *shape), rng))
+    prescan = colour @ _white((coils, 4096), rng)
+    return SimulatedScan(
+        (clean + noise).astype(np.complex64),
+        reference.numpy(),
+        prescan.astype(np.complex64),
+        covariance.astype(np.complex64),
+        pixel_mm,
+        z_mm,
+    )
+
+
+def _signal(contrast: str) -> torch.Tensor:
+    p = mr.TissueParameters.table()
+    signal = {
+        "t1w": lambda: 10 * mr.mprage(p, 2300, 900, 0.157, 7.1, 176),
+        "t2w": lambda: mr.spin_echo(p, 5000, 90),
+        "flair": lambda: 3 * mr.flair(p, 9000, 2410, 120),
+        "pd": lambda: mr.spin_echo(p, 3000, 15),
+    }[contrast]()
+    return signal.abs()
+
+
+def _axial_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], z_mm: float) -> torch.Tensor:
+    y = 128.0 + (torch.arange(shape[0]) - shape[0] // 2) * pixel_mm[0]
+    x = 128.0 + (torch.arange(shape[1]) - shape[1] // 2) * pixel_mm[1]
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([torch.full(shape, 128.0 + z_mm), grid_y, grid_x])
+
+
+def _white(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.complex128]:
+    """Complex noise of variance 1."""
+    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2)
+
+
+def _covariance(coils: int, rng: np.random.Generator) -> NDArray[np.complex128]:
+    """Unit diagonal, neighbours correlated by 0.1 to 0.3 with a random phase; Hermitian positive definite."""
+    covariance = np.eye(coils, dtype=np.complex128)
+    for c in range(coils if coils > 2 else 0):
+        d = (c + 1) % coils
+        covariance[c, d] = rng.uniform(0.1, 0.3) * np.exp(1j * rng.uniform(-np.pi, np.pi))
+        covariance[d, c] = np.conj(covariance[c, d])
+    return covariance
