@@ -1,0 +1,268 @@
+"""Jobs: enqueued once, leased while they run, and ended with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from db import audit
+from db.models import Delivery, Instance, Job, JobInput, Output
+from db.states import JobState, MoveRefused
+from db.studies import StoredFile
+
+__all__ = [
+    "LeaseLost",
+    "OutputFile",
+    "cancel",
+    "claim",
+    "discard",
+    "enqueue",
+    "expire_leases",
+    "fail",
+    "finish",
+    "release",
+    "renew",
+    "report_progress",
+    "retry",
+]
+
+
+class LeaseLost(Exception):
+    """The job is no longer this worker's: its lease lapsed and another took it, or somebody cancelled it."""
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A result object in the spool."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_uid: str
+    kind: str
+    file: StoredFile
+
+
+def enqueue(
+    session: Session,
+    *,
+    study_id: int,
+    revision: int,
+    route: str,
+    pipeline: str,
+    model: str = "",
+    options: Mapping[str, Any],
+    inputs: Mapping[str, Sequence[int]],
+    destinations: Sequence[str],
+    priority: int = 0,
+    now: datetime,
+) -> Job | None:
+    """A new job, or None when the same work on the same content has a job already, in whatever revision.
+
+    Jobs of earlier revisions whose inputs this one contains are superseded: named, and cancelled if still waiting.
+    """
+    contents = _contents(session, inputs)
+    key = _key(route, pipeline, model, options, contents)
+    if session.scalar(select(Job.id).where(Job.key == key)) is not None:
+        return None
+    old = _superseded(session, study_id, route, contents)
+    job = Job(
+        key=key,
+        study_id=study_id,
+        revision=revision,
+        supersedes_id=old.id if old else None,
+        route=route,
+        pipeline=pipeline,
+        model=model,
+        options=dict(options),
+        destinations=list(destinations),
+        priority=priority,
+        not_before=now,
+        report={},
+        created_at=now,
+        inputs=[JobInput(name=name, instance_id=id) for name, ids in inputs.items() for id in ids],
+    )
+    session.add(job)
+    session.flush()
+    detail = {"key": key, "route": route, "pipeline": pipeline, "model": model, "study": study_id, "revision": revision}
+    audit.append(session, subject="jobs", subject_id=job.id, event="enqueued", detail=detail, now=now)
+    if old and old.state in (JobState.READY, JobState.HELD):
+        _end(session, old, JobState.CANCELLED, reason=f"superseded by job {job.id}", now=now)
+    return job
+
+
+def claim(session: Session, *, worker: str, lease_s: float, now: datetime) -> Job | None:
+    """The most urgent waiting job, under a lease. No two workers get the same one."""
+    query = (
+        select(Job)
+        .where(Job.state == JobState.READY, Job.not_before <= now)
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    job = session.scalar(query)
+    if job is None:
+        return None
+    job.worker, job.leased_until = worker, now + timedelta(seconds=lease_s)
+    job.attempts += 1
+    job.started_at, job.progress, job.step = now, 0.0, ""
+    audit.move(session, job, JobState.RUNNING, reason=f"attempt {job.attempts}, {worker}", now=now)
+    return job
+
+
+def renew(session: Session, *, job_id: int, worker: str, lease_s: float, now: datetime) -> bool:
+    """Extend the lease; False when the job is no longer this worker's."""
+    mine = (Job.id == job_id, Job.worker == worker, Job.state == JobState.RUNNING)
+    statement = update(Job).where(*mine).values(leased_until=now + timedelta(seconds=lease_s)).returning(Job.id)
+    return session.scalar(statement.execution_options(synchronize_session=False)) is not None
+
+
+def report_progress(session: Session, *, job_id: int, worker: str, fraction: float, step: str) -> None:
+    """For the listings only: no state changes, so no event."""
+    mine = (Job.id == job_id, Job.worker == worker, Job.state == JobState.RUNNING)
+    statement = update(Job).where(*mine).values(progress=fraction, step=step)
+    session.execute(statement.execution_options(synchronize_session=False))
+
+
+def finish(
+    session: Session,
+    *,
+    job_id: int,
+    worker: str,
+    outputs: Sequence[OutputFile],
+    report: Mapping[str, Any],
+    held_because: str = "",
+    now: datetime,
+) -> Job:
+    """Results, their deliveries and the job's end in one transaction; held results wait for ``release``."""
+    job = _mine(session, job_id, worker)
+    for output in outputs:
+        job.outputs.append(
+            Output(
+                sop_instance_uid=output.sop_instance_uid,
+                sop_class_uid=output.sop_class_uid,
+                series_uid=output.series_uid,
+                kind=output.kind,
+                sha256=output.file.sha256,
+                size_bytes=output.file.size_bytes,
+                relative_path=output.file.relative_path,
+                created_at=now,
+            )
+        )
+    job.report, job.progress, job.step = dict(report), 1.0, ""
+    if held_because:
+        _end(session, job, JobState.HELD, reason=held_because, now=now)
+    else:
+        _end(session, job, JobState.DONE, reason="finished", now=now)
+        _deliver(session, job, now)
+    session.flush()
+    return job
+
+
+def fail(
+    session: Session,
+    *,
+    job_id: int,
+    worker: str,
+    reason: str,
+    retry: bool,
+    attempts: int,
+    backoff_s: float = 0.0,
+    now: datetime,
+) -> Job:
+    """Back to the queue when another attempt may help and one is left; dead with its reason otherwise."""
+    job = _mine(session, job_id, worker)
+    _again_or_dead(session, job, reason=reason, again=retry and job.attempts < attempts, backoff_s=backoff_s, now=now)
+    return job
+
+
+def expire_leases(session: Session, *, attempts: int, now: datetime) -> list[Job]:
+    """Take back the jobs of workers that stopped renewing."""
+    lapsed = select(Job).where(Job.state == JobState.RUNNING, Job.leased_until < now).order_by(Job.id)
+    jobs = list(session.scalars(lapsed.with_for_update(skip_locked=True)))
+    for job in jobs:
+        reason = f"{job.worker} stopped renewing its lease in attempt {job.attempts}"
+        _again_or_dead(session, job, reason=reason, again=job.attempts < attempts, backoff_s=0.0, now=now)
+    return jobs
+
+
+def retry(session: Session, job: Job, *, reason: str, now: datetime) -> None:
+    """A dead or cancelled job runs again, with all its attempts."""
+    audit.move(session, job, JobState.READY, reason=reason, now=now)
+    job.attempts, job.not_before, job.finished_at, job.reason = 0, now, None, ""
+
+
+def cancel(session: Session, job: Job, *, reason: str, now: datetime) -> None:
+    """The job will not run, or its worker is told at its next renewal."""
+    _end(session, job, JobState.CANCELLED, reason=reason, now=now)
+
+
+def release(session: Session, job: Job, *, reason: str, now: datetime) -> None:
+    """Held results are good: deliver them."""
+    if job.state is not JobState.HELD:
+        raise MoveRefused(f"job {job.id} is {job.state}; only held results can be released")
+    _end(session, job, JobState.DONE, reason=reason, now=now)
+    _deliver(session, job, now)
+
+
+def discard(session: Session, job: Job, *, reason: str, now: datetime) -> None:
+    """Held results are not to be delivered, or a dead job is not to be looked at again."""
+    _end(session, job, JobState.CANCELLED, reason=reason, now=now)
+
+
+def _contents(session: Session, inputs: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+    """Per input the sorted "UID digest" words of its instances."""
+    ids = {id for group in inputs.values() for id in group}
+    query = select(Instance.id, Instance.sop_instance_uid, Instance.sha256).where(Instance.id.in_(ids))
+    words = {row.id: f"{row.sop_instance_uid} {row.sha256}" for row in session.execute(query)}
+    return {name: sorted(words[id] for id in group) for name, group in inputs.items()}
+
+
+def _key(
+    route: str, pipeline: str, model: str, options: Mapping[str, Any], contents: Mapping[str, Sequence[str]]
+) -> str:
+    words = [route, pipeline, model, dict(options), dict(contents)]
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+
+
+def _superseded(session: Session, study_id: int, route: str, contents: Mapping[str, Sequence[str]]) -> Job | None:
+    """The newest job of the route whose inputs are a part of these."""
+    new = {(name, word.split()[0]) for name, words in contents.items() for word in words}
+    query = select(Job).where(Job.study_id == study_id, Job.route == route).order_by(Job.id.desc())
+    for job in session.scalars(query):
+        if {(each.name, each.instance.sop_instance_uid) for each in job.inputs} <= new:
+            return job
+    return None
+
+
+def _mine(session: Session, job_id: int, worker: str) -> Job:
+    job = session.get_one(Job, job_id, with_for_update=True, populate_existing=True)
+    if job.state is not JobState.RUNNING or job.worker != worker:
+        raise LeaseLost(f"job {job_id} is {job.state} and no longer with {worker}")
+    return job
+
+
+def _end(session: Session, job: Job, state: JobState, *, reason: str, now: datetime) -> None:
+    audit.move(session, job, state, reason=reason, now=now)
+    job.reason, job.finished_at, job.leased_until = reason, now, None
+
+
+def _again_or_dead(session: Session, job: Job, *, reason: str, again: bool, backoff_s: float, now: datetime) -> None:
+    if not again:
+        _end(session, job, JobState.DEAD, reason=reason, now=now)
+        return
+    audit.move(session, job, JobState.READY, reason=reason, now=now)
+    job.reason, job.leased_until = reason, None
+    job.not_before = now + timedelta(seconds=backoff_s)
+
+
+def _deliver(session: Session, job: Job, now: datetime) -> None:
+    for output in job.outputs:
+        for destination in job.destinations:
+            output.deliveries.append(Delivery(destination=destination, not_before=now, created_at=now))

@@ -1,0 +1,100 @@
+"""The states of rows, and the tables of allowed moves between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+__all__ = [
+    "MOVES",
+    "DeliveryState",
+    "JobState",
+    "MoveRefused",
+    "QuarantineState",
+    "StudyState",
+    "check_move",
+]
+
+
+class MoveRefused(Exception):
+    """A row may not go from its state to the one asked for."""
+
+
+class StudyState(StrEnum):
+    """A study's newest revision: still arriving, closed, and given to the routes."""
+
+    RECEIVING = "receiving"
+    COMPLETE = "complete"
+    ROUTED = "routed"
+
+
+class JobState(StrEnum):
+    """A job waits, runs under a lease, is held for a person's decision, or has ended."""
+
+    READY = "ready"
+    RUNNING = "running"
+    HELD = "held"
+    DONE = "done"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class DeliveryState(StrEnum):
+    """One result object for one destination."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    DELIVERED = "delivered"
+    GIVEN_UP = "given_up"
+
+
+class QuarantineState(StrEnum):
+    """What ingest refused to treat as a normal instance."""
+
+    KEPT = "kept"
+    RELEASED = "released"
+    DISCARDED = "discarded"
+
+
+_STUDY = {
+    StudyState.RECEIVING: {StudyState.COMPLETE},
+    StudyState.COMPLETE: {StudyState.ROUTED, StudyState.RECEIVING},
+    StudyState.ROUTED: {StudyState.RECEIVING},
+}
+
+_JOB = {
+    JobState.READY: {JobState.RUNNING, JobState.CANCELLED},
+    JobState.RUNNING: {JobState.DONE, JobState.HELD, JobState.READY, JobState.DEAD, JobState.CANCELLED},
+    JobState.HELD: {JobState.DONE, JobState.CANCELLED},
+    JobState.DONE: set[JobState](),
+    JobState.DEAD: {JobState.READY, JobState.CANCELLED},
+    JobState.CANCELLED: {JobState.READY},
+}
+
+_DELIVERY = {
+    DeliveryState.WAITING: {DeliveryState.SENDING, DeliveryState.GIVEN_UP},
+    DeliveryState.SENDING: {DeliveryState.DELIVERED, DeliveryState.WAITING, DeliveryState.GIVEN_UP},
+    DeliveryState.DELIVERED: set[DeliveryState](),
+    DeliveryState.GIVEN_UP: {DeliveryState.WAITING},
+}
+
+_QUARANTINE = {
+    QuarantineState.KEPT: {QuarantineState.RELEASED, QuarantineState.DISCARDED},
+    QuarantineState.RELEASED: set[QuarantineState](),
+    QuarantineState.DISCARDED: set[QuarantineState](),
+}
+
+MOVES: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
+    StudyState: _STUDY,
+    JobState: _JOB,
+    DeliveryState: _DELIVERY,
+    QuarantineState: _QUARANTINE,
+}
+
+
+def check_move(old: StrEnum, new: StrEnum) -> None:
+    """Refuse a move that the table of the state's kind does not have."""
+    if new not in MOVES[type(old)][old]:
+        allowed = ", ".join(sorted(MOVES[type(old)][old])) or "nothing"
+        raise MoveRefused(f"{type(old).__name__} {old} may not become {new}, only {allowed}")

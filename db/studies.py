@@ -1,0 +1,279 @@
+"""Studies, series and instances: what arrived, and when a study is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Dialect, select, update
+from sqlalchemy.dialects.postgresql import insert as insert_postgresql
+from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+from sqlalchemy.orm import Session
+
+from db import audit
+from db.models import Instance, Output, Quarantine, Series, Study
+from db.states import StudyState
+
+__all__ = [
+    "Arrival",
+    "InstanceFacts",
+    "Registration",
+    "Sender",
+    "StoredFile",
+    "by_uid",
+    "close",
+    "due_for_completion",
+    "quarantine",
+    "register_instance",
+    "register_instances",
+]
+
+
+@dataclass(frozen=True)
+class InstanceFacts:
+    """What rows and routes need of a data set, without its pixels."""
+
+    study_uid: str
+    series_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    modality: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    patient_id: str = field(default="", repr=False)
+    patient_name: str = field(default="", repr=False)
+    accession_number: str = field(default="", repr=False)
+    study_date: str = field(default="", repr=False)
+    study_description: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in the spool."""
+
+    sha256: str
+    size_bytes: int
+    relative_path: str
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sent it."""
+
+    ae_title: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An instance that is in the spool and has no row yet."""
+
+    facts: InstanceFacts
+    file: StoredFile
+    sender: Sender
+
+
+@dataclass(frozen=True)
+class Registration:
+    """``conflict``: the SOP Instance UID is known with other content; nothing was written."""
+
+    kind: Literal["new", "duplicate", "conflict"]
+    instance_id: int | None
+
+
+@dataclass
+class _Open:
+    """A study whose row this transaction has locked, with the series it has found in it."""
+
+    id: int
+    state: StudyState
+    revision: int
+    series: dict[str, int] = field(default_factory=dict)
+
+
+def register_instance(
+    session: Session, *, facts: InstanceFacts, file: StoredFile, sender: Sender, now: datetime
+) -> Registration:
+    """One instance; see ``register_instances``."""
+    return register_instances(session, [Arrival(facts, file, sender)], now=now)[0]
+
+
+def register_instances(session: Session, arrivals: Sequence[Arrival], *, now: datetime) -> list[Registration]:
+    """Rows and events for several instances at once; the answers are in the order of the arrivals.
+
+    Studies are locked in the order of their UIDs, so that parallel batches cannot deadlock.
+    """
+    answers: dict[int, Registration] = {}
+    studies: dict[str, _Open] = {}
+    for at in sorted(range(len(arrivals)), key=lambda at: arrivals[at].facts.study_uid):
+        answers[at] = _register(session, studies, arrivals[at], now)
+    return [answers[at] for at in range(len(arrivals))]
+
+
+def quarantine(
+    session: Session, *, file: StoredFile, reason: str, facts: InstanceFacts | None, sender: Sender, now: datetime
+) -> int:
+    """Keep a file that is not accepted, with the reason, for a person to decide on."""
+    uids = ("study_uid", "series_uid", "sop_instance_uid", "sop_class_uid")
+    row = Quarantine(
+        reason=reason,
+        sha256=file.sha256,
+        size_bytes=file.size_bytes,
+        relative_path=file.relative_path,
+        sender_ae_title=sender.ae_title,
+        sender_address=sender.address,
+        received_at=now,
+        **({name: getattr(facts, name) for name in uids} if facts else {}),
+    )
+    session.add(row)
+    session.flush()
+    detail = {"reason": reason, "sha256": file.sha256, "sender": sender.ae_title}
+    audit.append(session, subject="quarantine", subject_id=row.id, event="quarantined", detail=detail, now=now)
+    return row.id
+
+
+def by_uid(session: Session, study_uid: str) -> Study | None:
+    """The study with that Study Instance UID."""
+    return session.scalar(select(Study).where(Study.study_uid == study_uid))
+
+
+def due_for_completion(session: Session, *, quiet_s: float, maximum_s: float, now: datetime) -> list[Study]:
+    """Receiving studies that were quiet for long enough, or open for too long; locked until the commit."""
+    quiet = Study.last_received_at <= now - timedelta(seconds=quiet_s)
+    old = Study.opened_at <= now - timedelta(seconds=maximum_s)
+    query = select(Study).where(Study.state == StudyState.RECEIVING, quiet | old).order_by(Study.study_uid)
+    return list(session.scalars(query.with_for_update(skip_locked=True)))
+
+
+def close(session: Session, study: Study, *, reason: str, now: datetime) -> None:
+    """The study's revision is complete."""
+    study.completed_at, study.completed_by = now, reason
+    audit.move(session, study, StudyState.COMPLETE, reason=reason, now=now)
+
+
+def _register(session: Session, studies: dict[str, _Open], arrival: Arrival, now: datetime) -> Registration:
+    facts = arrival.facts
+    study = studies.get(facts.study_uid) or _lock_study(session, facts.study_uid, now)
+    series_id = _series_id(session, study, facts.series_uid) if study else None
+    if study is None or series_id is None:
+        if known := _known(session, arrival):  # a conflicting instance must not leave an empty study or series
+            return known
+        study = study or _new_study(session, facts, now)
+        series_id = series_id or _new_series(session, study, facts)
+    studies[facts.study_uid] = study
+    late = study.state is not StudyState.RECEIVING
+    instance_id = _insert_new(session, Instance, _instance_values(arrival, series_id, study.revision + late, now))
+    if instance_id is None:
+        return _known(session, arrival) or Registration("conflict", None)
+    if late and not _is_own_result(session, facts.sop_instance_uid):
+        _reopen(session, study, now)
+    detail = {"sha256": arrival.file.sha256, "study": study.id, "sender": arrival.sender.ae_title}
+    audit.append(session, subject="instances", subject_id=instance_id, event="received", detail=detail, now=now)
+    return Registration("new", instance_id)
+
+
+def _lock_study(session: Session, study_uid: str, now: datetime) -> _Open | None:
+    """Lock the study's row by marking it as active."""
+    touch = update(Study).where(Study.study_uid == study_uid).values(last_received_at=now)
+    columns = (Study.id, Study.state, Study.revision)
+    row = session.execute(touch.returning(*columns).execution_options(synchronize_session=False)).one_or_none()
+    return _Open(row.id, row.state, row.revision) if row else None
+
+
+def _new_study(session: Session, facts: InstanceFacts, now: datetime) -> _Open:
+    values = {
+        "study_uid": facts.study_uid,
+        "state": StudyState.RECEIVING,
+        "revision": 1,
+        "patient_id": facts.patient_id,
+        "patient_name": facts.patient_name,
+        "accession_number": facts.accession_number,
+        "study_date": facts.study_date,
+        "study_description": facts.study_description,
+        "opened_at": now,
+        "last_received_at": now,
+        "completed_by": "",
+    }
+    _insert_new(session, Study, values)  # or a parallel transaction did
+    study = _lock_study(session, facts.study_uid, now)
+    if study is None:
+        raise LookupError("a study row vanished while an instance was registered")
+    return study
+
+
+def _instance_values(arrival: Arrival, series_id: int, revision: int, now: datetime) -> dict[str, Any]:
+    facts, file, sender = arrival.facts, arrival.file, arrival.sender
+    return {
+        "series_id": series_id,
+        "revision": revision,
+        "sop_instance_uid": facts.sop_instance_uid,
+        "sop_class_uid": facts.sop_class_uid,
+        "transfer_syntax_uid": facts.transfer_syntax_uid,
+        "sha256": file.sha256,
+        "size_bytes": file.size_bytes,
+        "relative_path": file.relative_path,
+        "sender_ae_title": sender.ae_title,
+        "sender_address": sender.address,
+        "received_at": now,
+    }
+
+
+def _series_id(session: Session, study: _Open, series_uid: str) -> int | None:
+    if series_uid not in study.series:
+        wanted = (Series.study_id == study.id, Series.series_uid == series_uid)
+        found = session.scalar(select(Series.id).where(*wanted))
+        if found is None:
+            return None
+        study.series[series_uid] = found
+    return study.series[series_uid]
+
+
+def _new_series(session: Session, study: _Open, facts: InstanceFacts) -> int:
+    values = {
+        "study_id": study.id,
+        "series_uid": facts.series_uid,
+        "modality": facts.modality,
+        "attributes": dict(facts.attributes),
+    }
+    series_id = _insert_new(session, Series, values)  # cannot meet a parallel one: the study is locked
+    if series_id is None:
+        raise LookupError("a series row appeared in a locked study")
+    study.series[facts.series_uid] = series_id
+    return series_id
+
+
+def _known(session: Session, arrival: Arrival) -> Registration | None:
+    """If the SOP Instance UID has a row: the same content again, or another object under its name."""
+    query = select(Instance.id, Instance.sha256).where(Instance.sop_instance_uid == arrival.facts.sop_instance_uid)
+    row = session.execute(query).one_or_none()
+    if row is None:
+        return None
+    return Registration("duplicate" if row.sha256 == arrival.file.sha256 else "conflict", row.id)
+
+
+def _is_own_result(session: Session, sop_instance_uid: str) -> bool:
+    """An archive that forwards our results back to us must not start the same work again."""
+    return session.scalar(select(Output.id).where(Output.sop_instance_uid == sop_instance_uid).limit(1)) is not None
+
+
+def _reopen(session: Session, study: _Open, now: datetime) -> None:
+    row = session.get_one(Study, study.id, populate_existing=True)
+    row.revision += 1
+    row.opened_at, row.completed_at, row.completed_by = now, None, ""
+    audit.move(session, row, StudyState.RECEIVING, reason=f"late instance opens revision {row.revision}", now=now)
+    session.flush()
+    study.state, study.revision = row.state, row.revision
+
+
+def _insert_new(session: Session, table: type[Study | Series | Instance], values: dict[str, Any]) -> int | None:
+    """The new row's id, or None when a unique column already has the value (a parallel transaction's, too)."""
+    insert = insert_sqlite if _dialect(session).name == "sqlite" else insert_postgresql
+    statement = insert(table.__table__).values(values).on_conflict_do_nothing()  # type: ignore[arg-type]
+    new_id: int | None = session.scalar(statement.returning(table.__table__.c.id))
+    return new_id
+
+
+def _dialect(session: Session) -> Dialect:
+    return session.get_bind().dialect

@@ -1,0 +1,116 @@
+"""The conditions of a route: pure, without database or data set.
+
+    "MR"  5  true          equal (one of several values of an attribute is enough)
+    ["MR", "PT"]           any of
+    "~(?i)flair"           a regular expression, found anywhere in the value
+    "< 3.5"  ">= 1"        a number comparison
+    "exists"  "absent"     the attribute has a value, or not
+
+An attribute without value satisfies nothing but "absent".
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["Condition", "parse"]
+
+Scalar = str | int | float | bool
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition on one attribute; ``text`` is how it was written."""
+
+    kind: Literal["any", "regex", "<", "<=", ">", ">=", "exists", "absent"]
+    operands: tuple[Scalar, ...]
+    text: str
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value of an attribute (None: the data set has none) satisfies the condition."""
+        values = _values(value)
+        match self.kind:
+            case "exists":
+                return bool(values)
+            case "absent":
+                return not values
+            case "any":
+                return any(_equal(one, operand) for one in values for operand in self.operands)
+            case "regex":
+                return any(re.search(str(self.operands[0]), str(one)) for one in values)
+            case comparison:
+                return any(_compare(comparison, one, self.operands[0]) for one in values)
+
+
+def parse(raw: Any) -> Condition:
+    """A condition as node.toml writes it; ValueError says what is wrong with it."""
+    if isinstance(raw, Condition):
+        return raw
+    if isinstance(raw, list):
+        return _any_of(raw)
+    if not isinstance(raw, str | int | float):
+        raise ValueError("a condition is a value, a list of values or a string")
+    if not isinstance(raw, str):
+        return Condition("any", (raw,), str(raw))
+    if raw in ("exists", "absent"):
+        return Condition("exists" if raw == "exists" else "absent", (), raw)
+    if raw.startswith("~"):
+        return _regex(raw)
+    for sign in _COMPARISONS:
+        if raw.startswith(sign):
+            return _comparison(sign, raw)
+    return Condition("any", (raw,), raw)
+
+
+def _any_of(raw: list[Any]) -> Condition:
+    if not raw or not all(isinstance(one, str | int | float) for one in raw):
+        raise ValueError("a list of a condition holds values, at least one")
+    return Condition("any", tuple(raw), "any of " + ", ".join(map(str, raw)))
+
+
+def _regex(raw: str) -> Condition:
+    try:
+        re.compile(raw[1:])
+    except re.error as error:
+        raise ValueError(f"{raw!r} is no regular expression: {error}") from None
+    return Condition("regex", (raw[1:],), raw)
+
+
+def _comparison(sign: str, raw: str) -> Condition:
+    try:
+        bound = float(raw[len(sign) :])
+    except ValueError:
+        raise ValueError(f"{raw!r} compares with something that is no number") from None
+    return Condition(sign, (bound,), raw)  # type: ignore[arg-type]
+
+
+def _values(value: Any) -> list[Any]:
+    several: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+    return [one for one in several if one is not None and one != ""]
+
+
+def _equal(value: Any, operand: Scalar) -> bool:
+    if isinstance(operand, bool) or isinstance(value, bool):
+        return str(value).lower() == str(operand).lower()
+    if isinstance(operand, int | float):
+        return _compare("==", value, operand)
+    return str(value).strip() == operand
+
+
+def _compare(sign: str, value: Any, bound: Scalar) -> bool:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return False
+    return number == float(bound) if sign == "==" else _COMPARISONS[sign](number, float(bound))

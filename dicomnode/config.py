@@ -1,0 +1,367 @@
+"""node.toml as frozen values. Read once, by the command line, and handed down as arguments."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dicomnode import conditions, toml_lines
+from dicomnode.conditions import Condition
+from dicomnode.errors import ConfigError
+
+__all__ = [
+    "CompletionConfig",
+    "Config",
+    "DatabaseConfig",
+    "DeidentifyConfig",
+    "DeliveryConfig",
+    "NodeConfig",
+    "Peer",
+    "QualityConfig",
+    "ResultsConfig",
+    "RetentionConfig",
+    "Route",
+    "SenderConfig",
+    "SpoolConfig",
+    "TlsConfig",
+    "WebConfig",
+    "WorkerConfig",
+    "load",
+]
+
+
+def _ae_title(value: str) -> str:
+    # PS3.5 6.2, AE: at most 16 characters of the default repertoire, no backslash, not only spaces
+    title = value.strip()
+    if not 1 <= len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
+    return title
+
+
+def _keyword(value: str) -> str:
+    from pydicom.datadict import tag_for_keyword
+
+    if tag_for_keyword(value) is None:
+        raise ValueError(f"{value!r} is no DICOM keyword")
+    return value
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Keyword = Annotated[str, AfterValidator(_keyword)]
+Match = dict[Keyword, Annotated[Condition, BeforeValidator(conditions.parse)]]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
+
+
+class TlsConfig(_Section):
+    """Certificate, key and trusted authorities, all as files."""
+
+    certificate_file: Path
+    key_file: Path
+    ca_file: Path | None = None
+    require_client_certificate: bool = False
+
+
+class NodeConfig(_Section):
+    """Who we are on the network."""
+
+    ae_title: AETitle = "DICOMNODE"
+    host: str = "0.0.0.0"
+    port: Port = 11112
+    data_dir: Path = Path("data")
+    max_associations: int = Field(default=32, ge=1)
+    max_pdu: int = Field(default=131072, ge=4096, le=4294967294)
+    network_timeout_s: Seconds = 60.0
+    tls: TlsConfig | None = None
+
+
+class SenderConfig(_Section):
+    """Who may send to us, and from where."""
+
+    ae_title: AETitle
+    addresses: tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(ip_network)], ...] = ()
+
+
+class DatabaseConfig(_Section):
+    """Empty: SQLite under data_dir."""
+
+    url: str = ""
+    password_file: Path | None = None
+
+
+class SpoolConfig(_Section):
+    """When the disk is too full to take more."""
+
+    min_free_gb: float = Field(default=1.0, ge=0)
+    refuse_at_percent: float = Field(default=95.0, gt=0, le=100)
+
+
+class CompletionConfig(_Section):
+    """When a study is taken as complete."""
+
+    quiet_s: Seconds = 60.0
+    maximum_s: Seconds = 3600.0
+    expected_count_peer: str = ""
+
+
+class Peer(_Section):
+    """Another application entity."""
+
+    name: str
+    ae_title: AETitle
+    host: str = "127.0.0.1"
+    port: Port
+    tls: bool = False
+    commitment: bool = False
+    image_kind: Literal["multiframe", "single"] = "multiframe"
+    segmentation_kind: Literal["binary", "labelmap"] = "binary"
+
+
+class Route(_Section):
+    """Which series goes to which pipeline, and where its results go."""
+
+    name: str
+    pipeline: str
+    match: Match
+    with_: dict[str, Match] = Field(default_factory=dict, alias="with")
+    destinations: tuple[str, ...] = ()
+    priority: int = 0
+    model: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class WorkerConfig(_Section):
+    """How jobs are run."""
+
+    device: str = "auto"
+    concurrency: int = Field(default=1, ge=0)
+    lease_s: float = Field(default=60.0, ge=1)
+    attempts: int = Field(default=3, ge=1)
+    backoff_s: float = Field(default=5.0, ge=0)
+    poll_s: Seconds = 1.0
+
+
+class DeliveryConfig(_Section):
+    """How results that a destination does not take are tried again."""
+
+    backoff_s: Seconds = 5.0
+    backoff_max_s: Seconds = 600.0
+    give_up_after_h: Seconds = 72.0
+    breaker_failures: int = Field(default=3, ge=1)
+    breaker_open_s: Seconds = 30.0
+
+
+class ResultsConfig(_Section):
+    """What result objects look like."""
+
+    image_kind: Literal["multiframe", "single"] = "multiframe"
+    segmentation_kind: Literal["binary", "labelmap"] = "binary"
+    labelled: bool = True
+    clean: bool = True
+    series_number_base: int = Field(default=9000, ge=1)
+    uid_prefix: str = ""
+
+    @model_validator(mode="after")
+    def _some_image(self) -> Self:
+        if not (self.labelled or self.clean):
+            raise ValueError("labelled and clean cannot both be off: no image would be left")
+        return self
+
+
+class QualityConfig(_Section):
+    """When a result is held for a person, and what counts as uncertain."""
+
+    low_confidence_std: float = Field(default=0.1, gt=0)
+    hold_above_low_confidence_percent: float = Field(default=100.0, gt=0, le=100)
+
+
+class RetentionConfig(_Section):
+    """How long delivered studies stay; 0: for ever."""
+
+    keep_days: float = Field(default=0.0, ge=0)
+
+
+class WebConfig(_Section):
+    """The dashboard and DICOMweb."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8042
+    token_file: Path | None = None
+
+
+class DeidentifyConfig(_Section):
+    """Destinations that get de-identified objects, and the key for the pseudonyms."""
+
+    destinations: tuple[str, ...] = ()
+    key_file: Path | None = None
+
+
+class Config(_Section):
+    """The whole file; ``path`` is where it was read, and relative paths are relative to its folder."""
+
+    node: NodeConfig = NodeConfig()
+    senders: tuple[SenderConfig, ...] = ()
+    database: DatabaseConfig = DatabaseConfig()
+    spool: SpoolConfig = SpoolConfig()
+    completion: CompletionConfig = CompletionConfig()
+    peers: tuple[Peer, ...] = ()
+    routes: tuple[Route, ...] = ()
+    worker: WorkerConfig = WorkerConfig()
+    delivery: DeliveryConfig = DeliveryConfig()
+    results: ResultsConfig = ResultsConfig()
+    quality: QualityConfig = QualityConfig()
+    retention: RetentionConfig = RetentionConfig()
+    web: WebConfig = WebConfig()
+    deidentify: DeidentifyConfig = DeidentifyConfig()
+    path: Path = Field(default=Path("node.toml"), exclude=True)
+
+    @property
+    def data_dir(self) -> Path:
+        """Where rows and files live."""
+        return (self.path.parent / self.node.data_dir).resolve()
+
+    @property
+    def spool_dir(self) -> Path:
+        """Root of the spool."""
+        return self.data_dir / "spool"
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL with its password, which never appears in messages."""
+        if not self.database.url:
+            return f"sqlite:///{self.data_dir / 'node.sqlite'}"
+        if self.database.password_file is None:
+            return self.database.url
+        from sqlalchemy.engine import make_url
+
+        password = (self.path.parent / self.database.password_file).read_text().strip()
+        return make_url(self.database.url).set(password=password).render_as_string(hide_password=False)
+
+    @property
+    def routed_keywords(self) -> frozenset[str]:
+        """Every attribute that some route looks at."""
+        matches = [match for route in self.routes for match in (route.match, *route.with_.values())]
+        return frozenset(keyword for match in matches for keyword in match)
+
+    def peer(self, name: str) -> Peer:
+        """The peer of that name."""
+        for peer in self.peers:
+            if peer.name == name:
+                return peer
+        known = ", ".join(peer.name for peer in self.peers) or "none"
+        raise ConfigError(f"no peer is named {name!r} in {self.path} (there: {known})")
+
+    def allows(self, ae_title: str, address: str) -> bool:
+        """Whether the application entity may send to us; with no sender listed, any may."""
+        return not self.senders or any(_is_sender(sender, ae_title, address) for sender in self.senders)
+
+
+def load(path: Path) -> Config:
+    """Read and check the file; ConfigError names the line and, for an unknown key, the nearest known one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: run 'dicomnode init' or name another with --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if "path" in values:
+        raise ConfigError(f"{path}, line {toml_lines.line_of(text, ('path',))}: unknown key 'path'")
+    try:
+        config = Config.model_validate(values | {"path": path.resolve()})
+    except ValidationError as error:
+        raise ConfigError(_explain(path, text, error)) from None
+    for where, wrong in _wrong_names(config):
+        raise ConfigError(f"{path}, line {toml_lines.line_of(text, where)}: {wrong}")
+    return config
+
+
+def _is_sender(sender: SenderConfig, ae_title: str, address: str) -> bool:
+    if sender.ae_title != ae_title.strip():
+        return False
+    return not sender.addresses or any(ip_address(address) in network for network in sender.addresses)
+
+
+def _wrong_names(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Names that stand twice, and names that nothing has, with where they stand."""
+    for section in ("peers", "routes"):
+        names = [entry.name for entry in getattr(config, section)]
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                yield (section, at, "name"), f"another of the {section} is already named {name!r}"
+    peers = {peer.name for peer in config.peers}
+    for at, route in enumerate(config.routes):
+        for unknown in set(route.destinations) - peers:
+            yield ("routes", at, "destinations"), f"route {route.name!r} delivers to {unknown!r}, which is no peer"
+    if config.completion.expected_count_peer and config.completion.expected_count_peer not in peers:
+        yield ("completion", "expected_count_peer"), f"{config.completion.expected_count_peer!r} is no peer"
+    for unknown in set(config.deidentify.destinations) - peers:
+        yield ("deidentify", "destinations"), f"{unknown!r} is no peer"
+
+
+def _explain(path: Path, text: str, error: ValidationError) -> str:
+    """One line for the first thing that is wrong."""
+    first, *others = error.errors(include_url=False, include_input=False)
+    where = tuple(part for part in first["loc"] if part != "[key]")
+    line = toml_lines.line_of(text, where)
+    name = ".".join(str(part + 1) if isinstance(part, int) else part for part in where)
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key {where[-1]!r}{_suggestion(where)}"
+    elif first["type"] == "missing":
+        message = f"{where[-1]!r} is missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{path}, line {line}: {name}: {message}{more}" if where else f"{path}: {message}{more}"
+
+
+def _suggestion(where: tuple[str | int, ...]) -> str:
+    from difflib import get_close_matches
+
+    known = _known_keys(where[:-1])
+    near = get_close_matches(str(where[-1]), known, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(known))}"
+
+
+def _known_keys(where: tuple[str | int, ...]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in where:
+        if isinstance(part, str):
+            section = next(kind for kind in _sections(section.model_fields[_field(section, part)].annotation))
+    return [field.alias or name for name, field in section.model_fields.items() if not field.exclude]
+
+
+def _field(section: type[BaseModel], key: str) -> str:
+    return next(name for name, field in section.model_fields.items() if key in (name, field.alias))
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    from typing import get_args
+
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections(inner)]
+
+
+def documented_keys() -> Mapping[str, list[str]]:
+    """Every section of node.toml ("" for the top) with its keys, for the test that the shipped file names them."""
+    found: dict[str, list[str]] = {}
+    pending: list[tuple[str, type[BaseModel]]] = [("", Config)]
+    while pending:
+        name, section = pending.pop()
+        found[name] = [field.alias or key for key, field in section.model_fields.items() if not field.exclude]
+        for key, field in section.model_fields.items():
+            pending += [(f"{name}.{key}".strip("."), inner) for inner in _sections(field.annotation)]
+    return found

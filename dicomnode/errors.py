@@ -1,0 +1,125 @@
+"""What can go wrong, as one tree.
+
+    NodeError
+    ├── ConfigError            node.toml cannot be used as written
+    ├── NotFound               nothing has that name, number or UID
+    ├── NotAllowed             the thing exists, but its state forbids what was asked
+    ├── InputRefused           an input cannot be processed honestly; the message is for a person to read
+    ├── GeometryError          the geometry of images is missing, contradicts itself or is not supported
+    ├── NotMarked              a result lacks a mark that says it is synthetic
+    ├── StorageDamaged         a file differs from what its row says
+    ├── RefusedObject          an instance is not accepted; ``dicom_status`` says how
+    │   ├── OutOfSpace             0xA700  the disk is nearly full
+    │   ├── MismatchedClass        0xA900  the data set is not of the SOP class that was announced
+    │   ├── CannotUnderstand       0xC000  the data set cannot be parsed
+    │   └── DuplicateConflict      0xC111  same SOP Instance UID as before, other content
+    └── PeerError              another application entity
+        ├── PeerUnreachable        no association or no answer
+        └── PeerRefused            it answered, and said no
+
+``dicom_status`` is what a C-STORE is answered with when the error reaches the wire (PS3.4 B.2.3); ``retry`` says
+whether the same work may succeed later. Messages say what and where, never who.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CannotUnderstand",
+    "ConfigError",
+    "DuplicateConflict",
+    "GeometryError",
+    "InputRefused",
+    "MismatchedClass",
+    "NodeError",
+    "NotAllowed",
+    "NotFound",
+    "NotMarked",
+    "OutOfSpace",
+    "PeerError",
+    "PeerRefused",
+    "PeerUnreachable",
+    "RefusedObject",
+    "StorageDamaged",
+]
+
+
+class NodeError(Exception):
+    """Anything that this program says no with."""
+
+    dicom_status: ClassVar[int] = 0x0110  # PS3.7 C.4.2: processing failure
+    retry: ClassVar[bool] = False
+
+
+class ConfigError(NodeError):
+    """node.toml cannot be used as written."""
+
+
+class NotFound(NodeError):
+    """Nothing has that name, number or UID."""
+
+
+class NotAllowed(NodeError):
+    """The thing exists, but its state forbids what was asked."""
+
+
+class InputRefused(NodeError):
+    """An input cannot be processed honestly."""
+
+
+class GeometryError(NodeError):
+    """The geometry of images is missing, contradicts itself or is not supported."""
+
+
+class NotMarked(NodeError):
+    """A result lacks a mark that says it is synthetic."""
+
+
+class StorageDamaged(NodeError):
+    """A file differs from what its row says."""
+
+
+class RefusedObject(NodeError):
+    """An instance is not accepted."""
+
+    dicom_status: ClassVar[int] = 0xC000
+
+
+class OutOfSpace(RefusedObject):
+    """The disk is nearly full."""
+
+    dicom_status: ClassVar[int] = 0xA700
+    retry: ClassVar[bool] = True
+
+
+class MismatchedClass(RefusedObject):
+    """The data set is not of the SOP class that was announced."""
+
+    dicom_status: ClassVar[int] = 0xA900
+
+
+class CannotUnderstand(RefusedObject):
+    """The data set cannot be parsed."""
+
+    dicom_status: ClassVar[int] = 0xC000
+
+
+class DuplicateConflict(RefusedObject):
+    """Same SOP Instance UID as before, other content."""
+
+    dicom_status: ClassVar[int] = 0xC111
+
+
+class PeerError(NodeError):
+    """Another application entity."""
+
+
+class PeerUnreachable(PeerError):
+    """No association or no answer."""
+
+    retry: ClassVar[bool] = True
+
+
+class PeerRefused(PeerError):
+    """It answered, and said no."""
