@@ -12,9 +12,9 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import Table, bindparam, event, insert, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Chain, Event
@@ -24,6 +24,15 @@ __all__ = ["GENESIS", "Break", "append", "move", "verify"]
 
 GENESIS = "0" * 64
 _PENDING = "audit.pending"
+
+
+_HEAD = select(Chain.seq, Chain.hash).where(Chain.id == 1).with_for_update()
+_INSERT = insert(cast(Table, Event.__table__))
+_MOVE_HEAD = (
+    update(cast(Table, Chain.__table__))
+    .where(Chain.id == 1)
+    .values(seq=bindparam("head_seq"), hash=bindparam("head_hash"))
+)
 
 
 class _Stateful(Protocol):
@@ -79,14 +88,15 @@ def _write_pending(session: Session) -> None:
         return
     session.flush()
     pending: list[dict[str, Any]] = session.info.pop(_PENDING)
-    seq, previous = session.execute(select(Chain.seq, Chain.hash).where(Chain.id == 1).with_for_update()).one()
+    connection = session.connection()
+    seq, previous = connection.execute(_HEAD).one()
     for link in pending:
         seq += 1
         digest = _hash(link, seq, previous)
         link |= {"seq": seq, "previous": previous, "hash": digest}
         previous = digest
-    session.execute(insert(Event.__table__), pending)  # type: ignore[arg-type]
-    session.execute(update(Chain).where(Chain.id == 1).values(seq=seq, hash=previous))
+    connection.execute(_INSERT, pending)
+    connection.execute(_MOVE_HEAD, {"head_seq": seq, "head_hash": previous})
 
 
 @event.listens_for(Session, "after_rollback")

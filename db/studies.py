@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, cast
 
-from sqlalchemy import Dialect, select, update
+from sqlalchemy import Executable, Table, bindparam, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.orm import Session
@@ -93,6 +94,17 @@ class _Open:
     series: dict[str, int] = field(default_factory=dict)
 
 
+# Ingest runs these for every instance: built once, and on the connection, they cost a third of what they would.
+_TOUCH_STUDY = (
+    update(cast(Table, Study.__table__))
+    .where(Study.study_uid == bindparam("uid"))
+    .values(last_received_at=bindparam("now"))
+    .returning(Study.id, Study.state, Study.revision)
+)
+_FIND_SERIES = select(Series.id).where(Series.study_id == bindparam("study"), Series.series_uid == bindparam("uid"))
+_FIND_INSTANCE = select(Instance.id, Instance.sha256).where(Instance.sop_instance_uid == bindparam("uid"))
+
+
 def register_instance(
     session: Session, *, facts: InstanceFacts, file: StoredFile, sender: Sender, now: datetime
 ) -> Registration:
@@ -176,9 +188,7 @@ def _register(session: Session, studies: dict[str, _Open], arrival: Arrival, now
 
 def _lock_study(session: Session, study_uid: str, now: datetime) -> _Open | None:
     """Lock the study's row by marking it as active."""
-    touch = update(Study).where(Study.study_uid == study_uid).values(last_received_at=now)
-    columns = (Study.id, Study.state, Study.revision)
-    row = session.execute(touch.returning(*columns).execution_options(synchronize_session=False)).one_or_none()
+    row = session.connection().execute(_TOUCH_STUDY, {"uid": study_uid, "now": now}).one_or_none()
     return _Open(row.id, row.state, row.revision) if row else None
 
 
@@ -222,8 +232,7 @@ def _instance_values(arrival: Arrival, series_id: int, revision: int, now: datet
 
 def _series_id(session: Session, study: _Open, series_uid: str) -> int | None:
     if series_uid not in study.series:
-        wanted = (Series.study_id == study.id, Series.series_uid == series_uid)
-        found = session.scalar(select(Series.id).where(*wanted))
+        found = session.connection().scalar(_FIND_SERIES, {"study": study.id, "uid": series_uid})
         if found is None:
             return None
         study.series[series_uid] = found
@@ -246,8 +255,7 @@ def _new_series(session: Session, study: _Open, facts: InstanceFacts) -> int:
 
 def _known(session: Session, arrival: Arrival) -> Registration | None:
     """If the SOP Instance UID has a row: the same content again, or another object under its name."""
-    query = select(Instance.id, Instance.sha256).where(Instance.sop_instance_uid == arrival.facts.sop_instance_uid)
-    row = session.execute(query).one_or_none()
+    row = session.connection().execute(_FIND_INSTANCE, {"uid": arrival.facts.sop_instance_uid}).one_or_none()
     if row is None:
         return None
     return Registration("duplicate" if row.sha256 == arrival.file.sha256 else "conflict", row.id)
@@ -269,11 +277,13 @@ def _reopen(session: Session, study: _Open, now: datetime) -> None:
 
 def _insert_new(session: Session, table: type[Study | Series | Instance], values: dict[str, Any]) -> int | None:
     """The new row's id, or None when a unique column already has the value (a parallel transaction's, too)."""
-    insert = insert_sqlite if _dialect(session).name == "sqlite" else insert_postgresql
-    statement = insert(table.__table__).values(values).on_conflict_do_nothing()  # type: ignore[arg-type]
-    new_id: int | None = session.scalar(statement.returning(table.__table__.c.id))
+    connection = session.connection()
+    new_id: int | None = connection.scalar(_insert(connection.dialect.name, table), values)
     return new_id
 
 
-def _dialect(session: Session) -> Dialect:
-    return session.get_bind().dialect
+@cache
+def _insert(dialect: str, table: type[Study | Series | Instance]) -> Executable:
+    insert = insert_sqlite if dialect == "sqlite" else insert_postgresql
+    rows = cast(Table, table.__table__)
+    return insert(rows).on_conflict_do_nothing().returning(rows.c.id)
