@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-__all__ = ["TEST", "TISSUES", "TRAIN", "VALIDATION", "data_root", "subjects_available", "tissue_map"]
+__all__ = ["TEST", "TISSUES", "TRAIN", "VALIDATION", "data_root", "tissue_map"]
 
 TEST = ("13", "20")
 VALIDATION = ("09", "16")
@@ -54,21 +54,15 @@ def data_root() -> Path:
     return root
 
 
-def _folder() -> Path:
-    return data_root() / "anatomy" / "synthseg-label-maps"
-
-
-def subjects_available() -> tuple[str, ...]:
-    """Numbers of the label maps that the data kit holds."""
-    return tuple(sorted(p.name[13:15] for p in _folder().glob("training_seg_??.nii.gz")))
-
-
 @lru_cache(maxsize=16)
-def tissue_map(subject: str) -> torch.Tensor:
-    """Tissue classes of one subject: uint8 (k, j, i) at 1 mm, axes towards superior, posterior and left (LPS)."""
+def tissue_map(subject: str, root: Path | None = None) -> torch.Tensor:
+    """Tissue classes of one subject: uint8 (k, j, i) at 1 mm, axes towards superior, posterior and left (LPS).
+
+    ``root``: the data kit's folder, by default ``data_root()``. Raises FileNotFoundError where the map is not there.
+    """
     import nibabel
 
-    path = _folder() / f"training_seg_{subject}.nii.gz"
+    path = (root or data_root()) / "anatomy" / "synthseg-label-maps" / f"training_seg_{subject}.nii.gz"
     canonical = nibabel.as_closest_canonical(nibabel.load(path))  # R, A, S
     labels = np.asarray(canonical.dataobj).astype(np.int64)
     lookup = np.full(int(labels.max()) + 1, list(TISSUES).index("muscle"), dtype=np.uint8)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -20,11 +18,10 @@ __all__ = ["write_mri_prior"]
 TRAINED_ON = "simulation only (random planes through SynthSeg label maps); never on patient images"
 
 
-def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: date, metrics: Mapping[str, Any]) -> None:
+def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: date) -> None:
     """Turn the averaged weights of ``checkpoint`` into the bundle folder ``bundle``, replacing weights and configuration.
 
-    ``metrics``: what the metadata records under ``metrics``, as measured by the recipe's own validation.
-    The model card (``docs/README.md``) is written by hand and left as it is.
+    The metrics recorded are those of the last line of the run's log. The model card (``docs/README.md``) is written by hand and left as it is.
     """
     average, configuration, step = ema_weights(checkpoint)
     (bundle / "configs").mkdir(parents=True, exist_ok=True)
@@ -50,7 +47,7 @@ def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: da
         "configuration": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(configuration).items()},
         "steps": step,
         "made_on": made_on.isoformat(),
-        "metrics": dict(metrics),
+        "metrics": _last_metrics(checkpoint.with_name("log.jsonl")),
         "licence": "Apache-2.0",
         "data_licence": "SynthSeg label maps: Apache-2.0; no image data",
         "weights_sha256": weights_digest(bundle / WEIGHTS),
@@ -60,3 +57,9 @@ def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: da
     licence = Path(__file__).parents[2] / "LICENSE"
     if licence.is_file():
         shutil.copyfile(licence, bundle / "LICENSE")
+
+
+def _last_metrics(log: Path) -> dict[str, float]:
+    """Denoising PSNR in dB on validation patches by noise level, from the last line of a run's log."""
+    line = json.loads(log.read_text().splitlines()[-1])
+    return {f"denoising_{name}_db": round(value, 2) for name, value in line.items() if name.startswith("psnr")}

@@ -22,7 +22,7 @@ from model_zoo.networks.local_unet import LocalUNet
 from model_zoo.simulate import anatomy
 from model_zoo.simulate.slices import random_slice
 
-__all__ = ["CONFIGURATIONS", "Configuration", "ema_weights", "make_denoiser", "patches", "train"]
+__all__ = ["CONFIGURATIONS", "SIGMA_DATA", "Configuration", "ema_weights", "make_denoiser", "patches", "train", "validate"]
 
 SIGMA_DATA = 0.27
 """Standard deviation of one component of the training slices (99th percentile of the magnitude at 1)."""
@@ -63,12 +63,17 @@ def make_denoiser(configuration: Configuration) -> Denoiser:
     return Denoiser(network, SIGMA_DATA, network.stride)
 
 
-def patches(subjects: tuple[str, ...], count: int, c: Configuration, generator: torch.Generator) -> Tensor:
-    """``count`` random patches (count, 2, patch, patch) from simulated slices of ``subjects``, flipped and turned."""
+def patches(
+    subjects: tuple[str, ...], count: int, c: Configuration, generator: torch.Generator, data: Path | None = None
+) -> Tensor:
+    """``count`` random patches (count, 2, patch, patch) from simulated slices of ``subjects``, flipped and turned.
+
+    ``data``: the data kit's folder, by default ``anatomy.data_root()``.
+    """
     found: list[Tensor] = []
     while len(found) < count:
         subject = subjects[int(torch.randint(len(subjects), (1,), generator=generator))]
-        x = random_slice(anatomy.tissue_map(subject), generator)
+        x = random_slice(anatomy.tissue_map(subject, data), generator)
         short = [max(0, c.patch - n) for n in x.shape]
         x = torch.nn.functional.pad(x, (0, short[1], 0, short[0]))
         for _ in range(min(c.patches_per_slice, count - len(found))):
@@ -105,7 +110,13 @@ def _learning_rate(c: Configuration, step: int) -> float:
 
 
 def train(
-    c: Configuration, out: Path, *, device: str = "cpu", resume: bool = False, report: Callable[[dict[str, float]], None]
+    c: Configuration,
+    out: Path,
+    *,
+    data: Path | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    report: Callable[[dict[str, float]], None],
 ) -> Path:
     """Train to ``c.steps`` and return the path of the last checkpoint.
 
@@ -122,10 +133,11 @@ def train(
     first = _restore(checkpoint, c, D, optimiser, average, device, resume)
     began, window = time.monotonic(), []
     for step in range(first, c.steps):
-        window.append(_step(D, optimiser, average, c, step, device))
+        window.append(_step(D, optimiser, average, c, step, device, data))
         if (step + 1) % c.checkpoint_every == 0 or step + 1 == c.steps:
-            line = {"step": step + 1, "loss": sum(window) / len(window), "seconds": time.monotonic() - began}
-            line |= validate(D, average, c, device)
+            per_step = (time.monotonic() - began) / (step + 1 - first)
+            line = {"step": step + 1, "loss": sum(window) / len(window), "seconds_per_step": per_step}
+            line |= validate(D, average, c, device, data)
             _save(checkpoint, c, D, optimiser, average, step + 1)
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
@@ -135,10 +147,16 @@ def train(
 
 
 def _step(
-    D: Denoiser, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], c: Configuration, step: int, device: str
+    D: Denoiser,
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    c: Configuration,
+    step: int,
+    device: str,
+    data: Path | None,
 ) -> float:
     generator = _generator(c.seed, step)
-    x0 = patches(anatomy.TRAIN, c.batch, c, generator).to(device)
+    x0 = patches(anatomy.TRAIN, c.batch, c, generator, data).to(device)
     sigma = (torch.randn(c.batch, generator=generator) * c.log_sigma_sd + c.log_sigma_mean).exp()
     sigma = sigma.clamp(D.sigma_min, D.sigma_max).to(device)
     noise = torch.randn(x0.shape, generator=generator).to(device)
@@ -157,10 +175,12 @@ def _step(
     return float(loss.detach())
 
 
-def validate(D: Denoiser, average: dict[str, Tensor], c: Configuration, device: str) -> dict[str, float]:
+def validate(
+    D: Denoiser, average: dict[str, Tensor], c: Configuration, device: str, data: Path | None = None
+) -> dict[str, float]:
     """Denoising PSNR in dB (peak 1) of the averaged weights on fixed patches of ``anatomy.VALIDATION``, by noise level."""
     generator = _generator(c.seed, 10**9)
-    x0 = patches(anatomy.VALIDATION, 16, c, generator).to(device)
+    x0 = patches(anatomy.VALIDATION, 16, c, generator, data).to(device)
     noise = torch.randn(x0.shape, generator=generator).to(device)
     training = {name: p.detach().clone() for name, p in D.network.named_parameters()}
     D.network.load_state_dict(average, strict=True)
