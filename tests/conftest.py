@@ -1,0 +1,71 @@
+"""Fixtures for every test: both databases, the clock's first moment, the data kit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import engine as engines
+from db import migrations
+from model_zoo.simulate.anatomy import data_root
+from tests import postgresql
+
+__all__ = ["database_url", "engine", "kit", "now", "postgresql_server", "sessions"]
+
+
+pytest_plugins = ["tests.peers.fixtures"]
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[postgresql.Server]:
+    """A PostgreSQL of our own on loopback, for the whole run."""
+    if missing := postgresql.missing():
+        pytest.skip(missing)
+    with postgresql.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database: every test that takes it runs on both kinds."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'node.sqlite'}"
+        return
+    server: postgresql.Server = request.getfixturevalue("postgresql_server")
+    with server.database() as url:
+        yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on a database with our tables."""
+    engine = engines.connect(database_url)
+    migrations.upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sessions(engine: Engine) -> sessionmaker[Session]:
+    """Sessions on a database with our tables."""
+    return engines.sessions(engine)
+
+
+@pytest.fixture
+def now() -> datetime:
+    """The moment at which a test's clock starts."""
+    return datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def kit() -> Path:
+    """The data kit: real scans that this repository does not carry."""
+    try:
+        return data_root()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
