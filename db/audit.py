@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -69,8 +71,14 @@ def move(session: Session, row: _Stateful, new_state: StrEnum, *, reason: str, n
 
 def verify(session: Session) -> Break | None:
     """Walk the whole chain; None when every link and the head hold."""
+    head = session.get_one(Chain, 1)
+    with closing(session.scalars(select(Event).order_by(Event.seq).execution_options(yield_per=1000))) as links:
+        return _first_break(links, head)
+
+
+def _first_break(links: Iterable[Event], head: Chain) -> Break | None:
     seq, previous = 0, GENESIS
-    for link in session.scalars(select(Event).order_by(Event.seq).execution_options(yield_per=1000)):
+    for link in links:
         if link.seq != seq + 1:
             return Break(seq + 1, "missing")
         if link.previous != previous:
@@ -78,7 +86,6 @@ def verify(session: Session) -> Break | None:
         if link.hash != _hash(_facts(link), link.seq, previous):
             return Break(link.seq, "was changed after it was written")
         seq, previous = link.seq, link.hash
-    head = session.get_one(Chain, 1)
     return None if (head.seq, head.hash) == (seq, previous) else Break(seq + 1, "missing at the end")
 
 

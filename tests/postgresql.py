@@ -1,0 +1,93 @@
+"""A PostgreSQL server for the tests, from Debian's binaries, on a free loopback port."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import psycopg
+
+__all__ = ["Server", "missing", "running"]
+
+_NUMBERS = count(1)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server; its superuser needs no password, on loopback only."""
+
+    port: int
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The URL of a new, empty database, which is dropped afterwards."""
+        name = f"test_{next(_NUMBERS)}"
+        self._execute(f"CREATE DATABASE {name}")
+        try:
+            yield f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+        finally:
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _execute(self, statement: str) -> None:
+        url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+
+def missing() -> str:
+    """Why PostgreSQL cannot be started here; empty when it can."""
+    if _binaries() is None:
+        return "PostgreSQL is not installed (apt-get install postgresql)"
+    if os.getuid() == 0 and shutil.which("runuser") is None:
+        return "PostgreSQL does not run as root, and runuser is not installed"
+    return ""
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    """Start a server in a folder of its own and stop it at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="dicomnode-postgresql-"))
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres")
+    data, port = folder / "data", _free_port()
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=200"
+    try:
+        _run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        _run("pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", options, "start")
+        try:
+            yield Server(port)
+        finally:
+            _run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(program: str, *arguments: str | Path) -> None:
+    binaries = _binaries()
+    if binaries is None:
+        raise FileNotFoundError(program)
+    command: Sequence[str] = [str(binaries / program), *map(str, arguments)]
+    if os.getuid() == 0:
+        command = ["runuser", "-u", "postgres", "--", *command]
+    # Not captured: the server would inherit the pipe, and the call would wait for its end.
+    subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _binaries() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    return found[-1].parent if found else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,61 @@
+"""Rows for tests that need some, made the way the node makes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from db import jobs, studies
+from db.models import Job
+from db.studies import Arrival, InstanceFacts, Sender, StoredFile
+
+__all__ = ["RAW_DATA_STORAGE", "a_job", "an_arrival"]
+
+RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
+
+_ATTRIBUTES: Mapping[str, Any] = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "SliceThickness": 3.0}
+
+
+def an_arrival(
+    study: str = "1.2.1",
+    series: str = "1",
+    number: int = 1,
+    *,
+    content: str = "",
+    sop_class_uid: str = "1.2.840.10008.5.1.4.1.1.4",
+    attributes: Mapping[str, Any] = _ATTRIBUTES,
+) -> Arrival:
+    """One instance of a study, with content that depends on its UID unless told otherwise."""
+    uid = f"{study}.{series}.{number}"
+    sha256 = hashlib.sha256((content or uid).encode()).hexdigest()
+    modality = str(attributes.get("Modality", ""))
+    return Arrival(
+        InstanceFacts(study, f"{study}.{series}", uid, sop_class_uid, "1.2.840.10008.1.2.1", modality, attributes),
+        StoredFile(sha256, 1000, f"{sha256[:2]}/{sha256[2:4]}/{sha256}.dcm"),
+        Sender("SCANNER", "127.0.0.1"),
+    )
+
+
+def a_job(session: Session, now: datetime, *, study: str = "1.2.1", **changes: Any) -> Job:
+    """A waiting job on a study of one instance."""
+    registration = studies.register_instances(session, [an_arrival(study)], now=now)[0]
+    row = studies.by_uid(session, study)
+    assert row is not None
+    assert registration.instance_id is not None
+    values: dict[str, Any] = {
+        "study_id": row.id,
+        "revision": row.revision,
+        "route": "flair",
+        "pipeline": "nothing",
+        "options": {},
+        "inputs": {"match": [registration.instance_id]},
+        "destinations": ["pacs"],
+        "now": now,
+    }
+    job = jobs.enqueue(session, **(values | changes))
+    assert job is not None
+    return job
