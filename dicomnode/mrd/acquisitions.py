@@ -1,0 +1,128 @@
+"""An ISMRMRD/MRD file as it is: its XML header, and per acquisition the fixed header and the samples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import ismrmrd
+import numpy as np
+from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype
+from numpy.typing import NDArray
+
+from pipelines.contract import Refused
+
+__all__ = ["HEAD", "MRD", "flagged", "read", "read_header", "write"]
+
+HEAD: np.dtype[np.void] = acquisition_header_dtype
+_GROUP = "dataset"  # what ismrmrd's own tools write; a file may name it otherwise
+
+
+@dataclass(frozen=True)
+class MRD:
+    """``heads``: one record of type ``HEAD`` per acquisition; ``samples``: complex64 (coil, sample) of each."""
+
+    header: ismrmrd.xsd.ismrmrdHeader
+    heads: NDArray[np.void]
+    samples: Sequence[NDArray[np.complex64]]
+
+
+def flagged(heads: NDArray[np.void], *flags: int) -> NDArray[np.bool_]:
+    """Which acquisitions carry any of the flags (ACQ_…, numbered from 1)."""
+    bits = sum(1 << (flag - 1) for flag in set(flags))
+    found: NDArray[np.bool_] = (heads["flags"] & np.uint64(bits)) != 0
+    return found
+
+
+def read(source: Path | bytes | BinaryIO) -> MRD:
+    """The content of an MRD file (HDF5). Raises ``Refused`` when it is not one."""
+    with _opened(source) as group:
+        header = _header(_own(group, "xml")[0])
+        records = _own(group, "data")[:]
+    if records.dtype.names is None or set(records.dtype.names) != {"head", "traj", "data"}:
+        raise Refused("k-space: the table 'data' does not hold ISMRMRD acquisitions (head, traj, data)")
+    if set(HEAD.names or ()) - set(records["head"].dtype.names or ()):
+        raise Refused("k-space: the acquisition headers lack fields of the ISMRMRD format")
+    heads = records["head"].astype(HEAD)
+    pairs = zip(heads, records["data"], strict=True)
+    return MRD(header, heads, [_samples(number, head, data) for number, (head, data) in enumerate(pairs)])
+
+
+def read_header(source: Path | bytes | BinaryIO) -> ismrmrd.xsd.ismrmrdHeader:
+    """The XML header alone."""
+    with _opened(source) as group:
+        return _header(_own(group, "xml")[0])
+
+
+@contextmanager
+def _opened(source: Path | bytes | BinaryIO) -> Iterator[h5py.Group]:
+    try:
+        with h5py.File(io.BytesIO(source) if isinstance(source, bytes) else source, "r") as file:
+            yield _dataset(file)
+    except (OSError, RuntimeError) as error:
+        raise Refused("k-space: not a readable HDF5 file") from error
+
+
+def write(mrd: MRD, path: Path) -> None:
+    """Writes the file; an existing one is replaced."""
+    table = np.empty(len(mrd.heads), dtype=acquisition_dtype)
+    table["head"] = mrd.heads
+    for record, samples in zip(table, mrd.samples, strict=True):
+        record["traj"] = np.zeros(0, np.float32)
+        record["data"] = np.ascontiguousarray(samples, np.complex64).view(np.float32).ravel()
+    with h5py.File(path, "w") as file:
+        group = file.create_group(_GROUP)
+        xml = group.create_dataset("xml", shape=(1,), dtype=h5py.special_dtype(vlen=bytes))
+        xml[0] = ismrmrd.xsd.ToXML(mrd.header).encode()
+        group.create_dataset("data", data=table, maxshape=(None,), chunks=True)
+
+
+def _dataset(file: h5py.File) -> h5py.Group:
+    groups = [
+        name
+        for name in file
+        if file.get(name, getlink=True, getclass=True) is h5py.HardLink
+        and isinstance(file[name], h5py.Group)
+        and {"xml", "data"} <= set(file[name])
+    ]
+    if _GROUP in groups:
+        return file[_GROUP]
+    if len(groups) != 1:
+        raise Refused(f"k-space: {len(groups)} groups with 'xml' and 'data' in the file, exactly one is needed")
+    return file[groups[0]]
+
+
+def _own(group: h5py.Group, name: str) -> h5py.Dataset:
+    """A table that lies in this file: a link or external storage would read other files of this machine."""
+    if group.get(name, getlink=True, getclass=True) is not h5py.HardLink:
+        raise Refused(f"k-space: '{name}' is a link to elsewhere")
+    table = group[name]
+    if not isinstance(table, h5py.Dataset) or table.external or table.is_virtual or not table.shape:
+        raise Refused(f"k-space: '{name}' is not a table stored in this file")
+    if table.shape[0] == 0:
+        raise Refused(f"k-space: the table '{name}' is empty")
+    return table
+
+
+def _header(xml: Any) -> ismrmrd.xsd.ismrmrdHeader:
+    if not isinstance(xml, bytes | str):
+        raise Refused("k-space: the XML header is not text")
+    try:
+        return ismrmrd.xsd.CreateFromDocument(xml)
+    except Exception as error:  # a door: the parser raises many kinds, and its messages quote the header
+        raise Refused(f"k-space: the XML header does not follow the ISMRMRD schema ({type(error).__name__})") from None
+
+
+def _samples(number: int, head: np.void, data: NDArray[np.float32]) -> NDArray[np.complex64]:
+    coils, length = int(head["active_channels"]), int(head["number_of_samples"])
+    if data.size != 2 * coils * length:
+        raise Refused(
+            f"k-space: acquisition {number} holds {data.size // 2} complex samples, its header says "
+            f"{coils} coils x {length}"
+        )
+    return np.ascontiguousarray(data, np.float32).view(np.complex64).reshape(coils, length)

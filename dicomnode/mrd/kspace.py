@@ -1,0 +1,264 @@
+"""An MRD acquisition set -> Cartesian k-space with its geometry, everything read from the data.
+
+Each acquisition is put where its counters and the header's encoding limits say: line ``kspace_encode_step_1`` with
+the value ``center`` at row ``n_y // 2``, sample ``center_sample`` at column ``n_x // 2``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicomnode.mrd.acquisitions import MRD
+from dicomnode.mrd.calibration import calibration_block
+from dicomnode.mrd.facts import acquisition_facts
+from dicomnode.mrd.geometry import directions, grid, stack
+from dicomnode.mrd.lines import Lines, choose, noise
+from pipelines.contract import Grid, KSpace, Refused
+
+__all__ = ["to_kspace"]
+
+_FOV_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Matrix and field of view (mm) as (x, y, z): readout, first and second phase encoding."""
+
+    n: tuple[int, int, int]
+    fov_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """``samples`` complex64 (slice, coil, z, y, x); ``count`` how often each (slice, z, y, x) was measured."""
+
+    samples: NDArray[np.complex64]
+    count: NDArray[np.uint16]
+
+
+def to_kspace(
+    mrd: MRD,
+    *,
+    encoding: int | None = None,
+    contrast: int | None = None,
+    phase: int | None = None,
+    repetition: int | None = None,
+    set: int | None = None,
+) -> tuple[KSpace, dict[str, Any]]:
+    """k-space of one image, and the facts of its acquisition (no patient data).
+
+    2D: a = ky -> rows, b = kx -> columns, slices along slice_dir. 3D: inverse FFT along the fully sampled readout
+    gives slices along read_dir, in-plane a = ky -> rows, b = kz -> columns. Averages are averaged. Readout
+    oversampling is removed when every line is complete. A file with several encodings, contrasts, phases, repetitions
+    or sets holds several images: the keyword says which, none said is refused. Raises ``Refused`` for whatever
+    contradicts itself or cannot be reconstructed honestly.
+    """
+    lines = choose(
+        mrd, {"encoding": encoding, "contrast": contrast, "phase": phase, "repetition": repetition, "set": set}
+    )
+    encoded, recon = _spaces(lines)
+    heads = mrd.heads[lines.image]
+    frame = directions(heads)
+    counters, first_mm, spacing_mm = stack(heads, frame["slice_dir"], encoded.fov_mm[2])
+    _check_slices(lines, counters)
+    raw = _place(mrd, lines, encoded, counters)
+    flagged_at = _positions(mrd, lines, encoded)
+    is_3d = encoded.n[2] > 1
+    if is_3d and len(counters) > 1:
+        raise Refused(f"k-space: {len(counters)} slabs of a 3D encoding; each is an image of its own")
+    build = _volume if is_3d else _slices
+    samples, mask, fov_mm, lattice, thickness_mm = build(
+        raw, encoded, recon, list(frame.values()), first_mm, spacing_mm
+    )
+    times = raw.count[raw.count > 0]
+    kspace = KSpace(
+        samples,
+        mask,
+        fov_mm,
+        lattice,
+        thickness_mm,
+        calibration=calibration_block(mask, flagged_at if is_3d else flagged_at[:, :1]),
+        noise=noise(mrd, lines, int(times.min())),
+    )
+    facts = acquisition_facts(mrd.header, lines, kspace) | {
+        "dimensions": "3D" if is_3d else "2D",
+        "averages": (int(times.min()), int(times.max())),
+        "encoded_matrix": encoded.n,
+        "encoded_fov_mm": encoded.fov_mm,
+        "recon_matrix": recon.n,
+        "recon_fov_mm": recon.fov_mm,
+        "readout_oversampling_removed": not is_3d and samples.shape[3] != encoded.n[0],
+    }
+    return kspace, facts
+
+
+def _spaces(lines: Lines) -> tuple[_Space, _Space]:
+    spaces = []
+    for name in ("encodedSpace", "reconSpace"):
+        space = getattr(lines.encoding, name)
+        n = (space.matrixSize.x, space.matrixSize.y, space.matrixSize.z)
+        fov = (space.fieldOfView_mm.x, space.fieldOfView_mm.y, space.fieldOfView_mm.z)
+        if min(n) < 1 or not all(np.isfinite(fov)) or min(fov) <= 0:
+            raise Refused(f"k-space header: {name} has matrix {n} and field of view {fov} mm")
+        spaces.append(_Space(n, fov))
+    encoded, recon = spaces
+    axes = (0, 1, 2) if encoded.n[2] > 1 else (0, 1)
+    for axis in axes:
+        if recon.fov_mm[axis] > encoded.fov_mm[axis] * (1 + _FOV_TOLERANCE):
+            raise Refused(
+                f"k-space header: the image shall cover {recon.fov_mm[axis]} mm along {'xyz'[axis]}, only "
+                f"{encoded.fov_mm[axis]} mm are encoded"
+            )
+    if encoded.n[2] == 1 and recon.n[2] > 1:
+        raise Refused(f"k-space header: {recon.n[2]} partitions to reconstruct from a 2D encoding")
+    return encoded, recon
+
+
+def _check_slices(lines: Lines, counters: list[int]) -> None:
+    limit = lines.encoding.encodingLimits.slice
+    if limit is None:
+        missing = set(range(max(counters) + 1)) - set(counters)
+    else:
+        missing = set(range(limit.minimum, limit.maximum + 1)) - set(counters)
+        if not limit.minimum <= min(counters) <= max(counters) <= limit.maximum:
+            raise Refused(
+                f"k-space: slice counters {min(counters)} to {max(counters)}, the header allows "
+                f"{limit.minimum} to {limit.maximum}"
+            )
+    if missing:
+        raise Refused(f"k-space: no samples of slice {sorted(missing)[:8]}")
+
+
+def _steps(lines: Lines, heads: NDArray[np.void], axis: int, n: int) -> NDArray[np.intp]:
+    """Index in k-space of each acquisition along phase encoding ``axis`` (1 or 2)."""
+    steps: NDArray[np.intp] = heads["idx"][f"kspace_encode_step_{axis}"].astype(np.intp)
+    limit = getattr(lines.encoding.encodingLimits, f"kspace_encoding_step_{axis}")
+    low, high, centre = (limit.minimum, limit.maximum, limit.center) if limit else (0, n - 1, n // 2)
+    if high - low + 1 > n or not low <= centre <= high:
+        raise Refused(
+            f"k-space header: encoding limits {low} to {high} with centre {centre} do not fit the matrix "
+            f"of {n} (step {axis})"
+        )
+    if steps.min() < low or steps.max() > high:
+        raise Refused(
+            f"k-space: encoding step {axis} runs from {steps.min()} to {steps.max()}, the header allows {low} to {high}"
+        )
+    index = steps - centre + n // 2
+    if index.min() < 0 or index.max() >= n:
+        raise Refused(f"k-space: encoding step {axis} with centre {centre} leaves the matrix of {n}")
+    return index
+
+
+def _positions(mrd: MRD, lines: Lines, encoded: _Space) -> NDArray[np.intp]:
+    """Positions (line y, partition z) of the acquisitions flagged as calibration."""
+    if lines.calibration.size == 0:
+        return np.empty((0, 2), np.intp)
+    heads = mrd.heads[lines.calibration]
+    return np.unique(
+        np.stack([_steps(lines, heads, 1, encoded.n[1]), _steps(lines, heads, 2, encoded.n[2])], axis=1), axis=0
+    )
+
+
+def _place(mrd: MRD, lines: Lines, encoded: _Space, counters: list[int]) -> _Raw:
+    heads = mrd.heads[lines.image]
+    nx, ny, nz = encoded.n
+    ys, zs = _steps(lines, heads, 1, ny), _steps(lines, heads, 2, nz)
+    place_of = {counter: place for place, counter in enumerate(counters)}
+    slices = [place_of[int(counter)] for counter in heads["idx"]["slice"]]
+    samples = np.zeros((len(counters), lines.coils, nz, ny, nx), np.complex64)
+    count = np.zeros((len(counters), nz, ny, nx), np.uint16)
+    extents: dict[tuple[int, int, int], tuple[int, int]] = {}
+    for row, head, k, z, y in zip(lines.image, heads, slices, zs, ys, strict=True):
+        first, last = int(head["discard_pre"]), int(head["number_of_samples"]) - int(head["discard_post"])
+        start = nx // 2 - int(head["center_sample"]) + first
+        stop = start + last - first
+        if last <= first or start < 0 or stop > nx:
+            raise Refused(f"k-space: acquisition {row} covers columns {start} to {stop} of a matrix of {nx} columns")
+        if extents.setdefault((k, int(z), int(y)), (start, stop)) != (start, stop):
+            raise Refused(f"k-space: line {y}, partition {z}, slice {k} was read twice with different lengths")
+        samples[k, :, z, y, start:stop] += mrd.samples[row][:, first:last]
+        count[k, z, y, start:stop] += 1
+    count *= samples.any(axis=(0, 1, 2, 3))  # columns that are zero in every line and coil were filled, not measured
+    samples /= np.maximum(count, 1)[:, None]
+    return _Raw(samples, count)
+
+
+def _slices(
+    raw: _Raw,
+    encoded: _Space,
+    recon: _Space,
+    axes: list[NDArray[np.float64]],
+    first_mm: NDArray[np.float64],
+    spacing_mm: float,
+) -> tuple[NDArray[np.complex64], NDArray[np.bool_], tuple[float, float], Grid, float]:
+    read, phase, normal = axes
+    samples, mask = raw.samples[:, :, 0], raw.count[:, 0] > 0
+    kept = _columns_in_view(encoded, recon)
+    complete = bool((mask.all(axis=2) == mask.any(axis=2)).all())
+    fov_x = encoded.fov_mm[0]
+    if kept < encoded.n[0] and complete:
+        samples = _cropped_in_image(samples, kept)
+        mask = np.repeat(mask[:, :, :1], kept, axis=2)
+        fov_x = encoded.fov_mm[0] * kept / encoded.n[0]
+    shape = (samples.shape[0], recon.n[1], recon.n[0])
+    steps = (spacing_mm, recon.fov_mm[1] / recon.n[1], recon.fov_mm[0] / recon.n[0])
+    lattice = grid(shape, steps, (normal, phase, read), first_mm, (0, shape[1] // 2, shape[2] // 2))
+    return samples, mask, (encoded.fov_mm[1], fov_x), lattice, encoded.fov_mm[2]
+
+
+def _volume(
+    raw: _Raw,
+    encoded: _Space,
+    recon: _Space,
+    axes: list[NDArray[np.float64]],
+    first_mm: NDArray[np.float64],
+    _spacing_mm: float,
+) -> tuple[NDArray[np.complex64], NDArray[np.bool_], tuple[float, float], Grid, float]:
+    read, phase, normal = axes
+    measured = raw.count[0] > 0
+    mask: NDArray[np.bool_] = measured.all(axis=2)
+    if (measured.any(axis=2) != mask).any():
+        z, y = np.argwhere(measured.any(axis=2) != mask)[0]
+        raise Refused(
+            f"k-space: the readout of line {y}, partition {z} is incomplete; a 3D acquisition is "
+            "reconstructed slice by slice along a complete readout only"
+        )
+    kept = _columns_in_view(encoded, recon)
+    image = _centred(np.fft.ifft, raw.samples[0])[..., _middle(encoded.n[0], kept)]
+    samples = np.ascontiguousarray(image.transpose(3, 0, 2, 1), np.complex64)
+    mask = np.repeat(mask.T[None], kept, axis=0)
+    step_x = encoded.fov_mm[0] / encoded.n[0]
+    shape = (kept, recon.n[1], recon.n[2])
+    steps = (step_x, recon.fov_mm[1] / recon.n[1], recon.fov_mm[2] / recon.n[2])
+    lattice = grid(shape, steps, (read, phase, normal), first_mm, (kept // 2, shape[1] // 2, shape[2] // 2))
+    return samples, mask, (encoded.fov_mm[1], encoded.fov_mm[2]), lattice, step_x
+
+
+def _columns_in_view(encoded: _Space, recon: _Space) -> int:
+    """How many readout columns the wanted field of view covers: all, unless it is an exact part of what is encoded."""
+    wanted = encoded.n[0] * recon.fov_mm[0] / encoded.fov_mm[0]
+    whole = round(wanted)
+    return whole if 1 <= whole < encoded.n[0] and abs(wanted - whole) < _FOV_TOLERANCE * whole else encoded.n[0]
+
+
+def _middle(n: int, kept: int) -> slice:
+    return slice(n // 2 - kept // 2, n // 2 - kept // 2 + kept)
+
+
+def _cropped_in_image(samples: NDArray[np.complex64], kept: int) -> NDArray[np.complex64]:
+    """Both transforms are orthonormal, so white noise keeps its variance per sample."""
+    image = _centred(np.fft.ifft, samples)[..., _middle(samples.shape[-1], kept)]
+    cropped = _centred(np.fft.fft, image).astype(np.complex64)
+    cropped[~samples.any(axis=-1)] = 0
+    return cropped
+
+
+def _centred(transform: Any, data: NDArray[np.complexfloating[Any, Any]]) -> NDArray[np.complexfloating[Any, Any]]:
+    result: NDArray[np.complexfloating[Any, Any]] = np.fft.fftshift(
+        transform(np.fft.ifftshift(data, axes=-1), axis=-1, norm="ortho"), axes=-1
+    )
+    return result

@@ -1,0 +1,167 @@
+"""MRD bytes in DICOM Raw Data Storage (PS3.3 A.37), so that k-space travels by C-STORE like any other object.
+
+The payload lies in a private block after everything else, with its true length and its SHA-256 beside it:
+
+    (7FE1,xx01) OB  the file, padded with one zero when its length is odd (PS3.5 6.2)
+    (7FE1,xx02) LO  its length in bytes
+    (7FE1,xx03) LO  its SHA-256, hexadecimal
+
+Creator-Version UID (0008,9123) names this format too, so that a header read without the payload tells what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from datetime import datetime
+from typing import BinaryIO
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RawDataStorage
+
+from dicomnode import uids
+from dicomnode.mrd.acquisitions import read_header
+from dicomnode.mrd.facts import identity
+from pipelines.contract import Refused
+
+__all__ = ["CREATOR_VERSION_UID", "IDENTITY_KEYWORDS", "PRIVATE_CREATOR", "recognise", "unwrap", "wrap"]
+
+PRIVATE_CREATOR = "DICOMNODE MRD 1"
+CREATOR_VERSION_UID = uids.derive("dicomnode", PRIVATE_CREATOR)
+_GROUP = 0x7FE1
+_PAYLOAD, _LENGTH, _DIGEST = 0x01, 0x02, 0x03
+_LARGEST = 0xFFFFFFFE  # PS3.5 7.1.2: 32-bit length, FFFFFFFF means undefined
+_CHUNK = 1 << 20
+
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "Laterality",
+    "Manufacturer",
+    "PositionReferenceIndicator",
+)
+_OTHERS = (
+    "PatientWeight",
+    "PatientSize",
+    "StudyDescription",
+    "StudyInstanceUID",
+    "BodyPartExamined",
+    "SeriesDate",
+    "SeriesTime",
+    "PatientPosition",
+    "SeriesNumber",
+    "ProtocolName",
+    "SeriesDescription",
+    "FrameOfReferenceUID",
+    "ManufacturerModelName",
+    "InstitutionName",
+    "StationName",
+    "DeviceSerialNumber",
+    "MagneticFieldStrength",
+)
+IDENTITY_KEYWORDS = frozenset(_TYPE_2 + _OTHERS)
+"""What ``facts`` of ``wrap`` may state."""
+
+
+def wrap(source: bytes | BinaryIO, *, now: datetime, facts: Mapping[str, str] | None = None) -> Dataset:
+    """A Raw Data object around an MRD file, ready to save.
+
+    Patient, study and scanner come from the MRD header; ``facts`` (DICOM keyword -> text) overrides it. A study that
+    neither names gets a UID derived from the content, so wrapping the same file again makes the same object. A stream
+    is read when the data set is written and stays the caller's to close. Raises ``Refused``.
+    """
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    length, digest = _measure(stream)
+    stated = identity(read_header(stream)) | dict(facts or {})
+    stream.seek(0)
+    if length > _LARGEST:
+        raise Refused(f"k-space: {length} bytes do not fit into one DICOM element ({_LARGEST} at most)")
+    if unknown := sorted(set(stated) - IDENTITY_KEYWORDS):
+        raise Refused(f"k-space: {', '.join(unknown)} cannot be stated about raw data")
+    ds = _object(stated, digest, now)
+    block = ds.private_block(_GROUP, PRIVATE_CREATOR, create=True)
+    block.add_new(_PAYLOAD, "OB", stream if not isinstance(source, bytes) else source + b"\0" * (length % 2))
+    block.add_new(_LENGTH, "LO", str(length))
+    block.add_new(_DIGEST, "LO", digest)
+    return ds
+
+
+def recognise(ds: Dataset) -> bool:
+    """Whether a data set, or its header without private elements, carries an MRD file of ours."""
+    if ds.get("SOPClassUID") != RawDataStorage:
+        return False
+    return ds.get("CreatorVersionUID") == CREATOR_VERSION_UID or PRIVATE_CREATOR in ds.private_creators(_GROUP)
+
+
+def unwrap(ds: Dataset) -> bytes:
+    """The MRD file, byte for byte as it was wrapped. Raises ``Refused`` when it is not there or was altered."""
+    if ds.get("SOPClassUID") != RawDataStorage:
+        raise Refused("raw data: not a Raw Data Storage object")
+    try:
+        block = ds.private_block(_GROUP, PRIVATE_CREATOR)
+        payload, length, digest = block[_PAYLOAD].value, int(block[_LENGTH].value), str(block[_DIGEST].value)
+    except (KeyError, ValueError) as error:
+        raise Refused("raw data: no MRD file in it (private block missing or damaged)") from error
+    if not isinstance(payload, bytes):
+        payload.seek(0)
+        payload = payload.read()
+    if not 0 <= len(payload) - length <= 1:
+        raise Refused(f"raw data: {length} bytes of MRD announced, {len(payload)} are there")
+    content = bytes(payload[:length])
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise Refused("raw data: the MRD file differs from its SHA-256; it was altered on the way")
+    return content
+
+
+def _measure(stream: BinaryIO) -> tuple[int, str]:
+    stream.seek(0)
+    digest, length = hashlib.sha256(), 0
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+        length += len(chunk)
+    stream.seek(0)
+    return length, digest.hexdigest()
+
+
+def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
+    ds = Dataset()
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    for keyword in _TYPE_2:
+        setattr(ds, keyword, "")
+    study_uid = stated.get("StudyInstanceUID") or uids.derive("study of raw data", digest)
+    key = (study_uid, stated.get("PatientID", ""), digest)
+    for keyword, value in stated.items():
+        _state(ds, keyword, value)
+    ds.StudyInstanceUID = study_uid
+    ds.SeriesInstanceUID = uids.derive("series of raw data", *key)
+    ds.FrameOfReferenceUID = stated.get("FrameOfReferenceUID") or uids.derive("frame of reference of raw data", *key)
+    ds.SOPClassUID = RawDataStorage
+    ds.SOPInstanceUID = uids.derive("raw data", *key, *(f"{k}={v}" for k, v in sorted(stated.items())))
+    ds.Modality = "MR"
+    ds.InstanceNumber = "1"
+    ds.SeriesNumber = stated.get("SeriesNumber", "1")
+    ds.ContentDate, ds.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    ds.AcquisitionContextSequence = []
+    ds.CreatorVersionUID = CREATOR_VERSION_UID
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.file_meta.ImplementationClassUID = uids.IMPLEMENTATION_CLASS_UID
+    ds.file_meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
+    return ds
+
+
+def _state(ds: Dataset, keyword: str, value: str) -> None:
+    try:
+        setattr(ds, keyword, value)
+    except (ValueError, TypeError) as error:
+        raise Refused(f"raw data: what was given as {keyword} is not valid there (PS3.5 6.2)") from error

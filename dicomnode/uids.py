@@ -1,0 +1,38 @@
+"""Unique identifiers that follow from what they identify, so that a retry makes the same object again."""
+
+from __future__ import annotations
+
+import hashlib
+
+from pydicom.uid import UID
+
+__all__ = ["IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME", "derive"]
+
+_LONGEST_ROOT = 40  # leaves 23 digits, 76 bits, to tell objects apart
+
+
+def derive(*parts: str, prefix: str = "") -> UID:
+    """The UID of these parts: same parts in the same order, same UID.
+
+    Below ``prefix``, an organisation's own root, as much of the number as 64 characters leave room for; without one
+    in the UUID branch 2.25 (PS3.5 B.2). Raises ``ValueError`` without parts, or when the prefix is no UID root.
+    """
+    if not parts:
+        raise ValueError("a UID is derived from at least one part")
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode()
+        digest.update(len(content).to_bytes(8, "big") + content)  # ("ab", "c") and ("a", "bc") must differ
+    number = int.from_bytes(digest.digest()[:16], "big")
+    number = number & ~(0xF << 76) | (0x8 << 76)  # RFC 9562, 5.8: version 8, custom
+    number = number & ~(0x3 << 62) | (0x2 << 62)
+    if not prefix:
+        return UID(f"2.25.{number}")
+    root = prefix.rstrip(".")
+    if not UID(root).is_valid or len(root) > _LONGEST_ROOT:
+        raise ValueError(f"{prefix!r} is not a UID root of at most {_LONGEST_ROOT} characters")
+    return UID(f"{root}.{number}"[:64])
+
+
+IMPLEMENTATION_CLASS_UID = derive("dicomnode", "implementation class")
+IMPLEMENTATION_VERSION_NAME = "DICOMNODE_0_1"  # PS3.7 D.3.3.2: at most 16 characters
