@@ -1,0 +1,174 @@
+"""Opening an association to a peer, with what pynetdicom 3.0.4 leaves out for a sender.
+
+Three things are added at the transport's opening, before pynetdicom's own threads use them:
+
+- TCP_NODELAY: without it each C-STORE waits for the peer's delayed acknowledgement, about 40 ms.
+- ``_Checkpoint``: pynetdicom's own loses responses (see there).
+- ``_Outbox``: pynetdicom reads a file to send as fast as the disk gives it and queues all of it in memory.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pynetdicom import AE, _config, evt
+from pynetdicom.pdu_primitives import P_DATA, MaximumLengthNotification
+
+from dicomnode.errors import PeerRefused, PeerUnreachable
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContext
+
+    from dicomnode.config import Peer
+
+__all__ = ["association"]
+
+# Identifiers hold patient data, which never reaches a log; files are sent from disk in pieces, not decoded.
+_config.LOG_REQUEST_IDENTIFIERS = False
+_config.LOG_RESPONSE_IDENTIFIERS = False
+_config.STORE_SEND_CHUNKED_DATASET = True
+
+_CONNECT_S = 10.0
+_RECEIVE_PDU = 128 * 1024
+_SEND_PDU = 256 * 1024
+_QUEUED_PDUS = 32
+
+
+class _Checkpoint(threading.Event):
+    """Where the association's reactor thread waits while a request is under way; its answer is for the requester.
+
+    pynetdicom 3.0.4 (association.py, ``_run_reactor`` and ``send_c_store``) clears the event, looks at ``_is_paused``
+    and takes True for "the reactor stands still". If the event was set a moment before, the reactor may have left
+    ``wait`` already with the flag still True; it then takes the response from the queue, and the requester waits for
+    it until the DIMSE timeout. Here the flag is lowered before the event is looked at once more, so a reactor that
+    goes on has been seen by nobody as standing.
+    """
+
+    def __init__(self, assoc: Association) -> None:
+        super().__init__()
+        self._assoc = assoc
+        self.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        while True:
+            passed = super().wait(timeout)
+            self._assoc._is_paused = False
+            if timeout is not None or self.is_set():
+                return passed
+            self._assoc._is_paused = True
+
+
+class _Outbox(queue.Queue[Any]):
+    """Primitives on their way to the wire; data wait here for room, so that a large file never lies in memory whole."""
+
+    def __init__(self, assoc: Association) -> None:
+        super().__init__()
+        self._assoc = assoc
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if isinstance(item, P_DATA):
+            with self.not_full:
+                while self._qsize() >= _QUEUED_PDUS:
+                    if not self._assoc.dul.is_alive():
+                        raise ConnectionAbortedError("the connection was lost while sending")
+                    self.not_full.wait(0.2)
+        super().put(item, block, timeout)
+
+
+class _AE(AE):  # type: ignore[misc, no-any-unimported, unused-ignore]
+    """Closes its sockets: pynetdicom does not where their shutdown fails, as when nothing was connected."""
+
+    def __init__(self, ae_title: str, timeout_s: float) -> None:
+        super().__init__(ae_title)
+        self.acse_timeout = self.dimse_timeout = self.network_timeout = timeout_s
+        self.connection_timeout = min(timeout_s, _CONNECT_S)
+        self.connected = False
+        self.sockets: list[socket.socket] = []
+
+    def _create_socket(self, *args: Any) -> Any:
+        created = super()._create_socket(*args)
+        self.sockets.append(created.socket)
+        return created
+
+    def close(self, assoc: Association | None) -> None:
+        if assoc is not None and assoc.dul.is_alive():
+            assoc.dul.join(1.0)
+        for sock in self.sockets:
+            sock.close()
+
+
+def _prepare(event: evt.Event, timeout_s: float) -> None:
+    """On EVT_CONN_OPEN, which runs in the thread that reads the outbox, while nothing is in it."""
+    assoc = event.assoc
+    sock = assoc.dul.socket.socket
+    assoc.ae.connected = True
+    assoc.ae.sockets.append(sock)  # with TLS another one than was created
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # pynetdicom clears the timeout after connecting: a peer that stops reading would hold the sender for ever.
+    sock.settimeout(timeout_s)
+    assoc._reactor_checkpoint = _Checkpoint(assoc)
+    assoc.dul.to_provider_queue = _Outbox(assoc)
+
+
+def _limit_fragments(event: evt.Event) -> None:
+    """A peer that sets no limit (0, PS3.8 D.1.1) would get a file as one fragment, read into memory whole."""
+    for item in event.assoc.acceptor.user_information:
+        if isinstance(item, MaximumLengthNotification) and not 0 < item.maximum_length_received <= _SEND_PDU:
+            item.maximum_length_received = _SEND_PDU
+
+
+@contextmanager
+def association(
+    peer: Peer,
+    contexts: Sequence[PresentationContext],
+    *,
+    calling_aet: str,
+    timeout_s: float,
+    roles: Sequence[Any] = (),
+    handlers: Sequence[Any] = (),
+) -> Iterator[Association]:
+    """An established association, released at the end.
+
+    Raises PeerUnreachable when there is no connection or no answer, PeerRefused when the peer rejects the association
+    or every presentation context.
+    """
+    ae = _AE(calling_aet, timeout_s)
+    own = [(evt.EVT_CONN_OPEN, _prepare, [timeout_s]), (evt.EVT_ACCEPTED, _limit_fragments)]
+    assoc = None
+    try:
+        assoc = ae.associate(
+            peer.host,
+            peer.port,
+            contexts=list(contexts),
+            ae_title=peer.ae_title,
+            max_pdu=_RECEIVE_PDU,
+            ext_neg=list(roles),
+            evt_handlers=[*own, *handlers],
+        )
+        if not assoc.is_established:
+            raise _why_not(peer, assoc)
+        yield assoc
+    except socket.gaierror as exc:
+        raise PeerUnreachable(f"peer {peer.name}: the name {peer.host} does not resolve") from exc
+    finally:
+        if assoc is not None and assoc.is_established:
+            assoc.release()
+        ae.close(assoc)
+
+
+def _why_not(peer: Peer, assoc: Association) -> PeerRefused | PeerUnreachable:
+    where = f"peer {peer.name} ({peer.ae_title}) at {peer.host}:{peer.port}"
+    if assoc.is_rejected:
+        answer = assoc.acceptor.primitive
+        return PeerRefused(f"{where} rejected the association: {answer.reason_str}; do both sides know the AE titles?")
+    if assoc.rejected_contexts:
+        return PeerRefused(f"{where} accepts none of the SOP classes and transfer syntaxes that were offered")
+    if not assoc.ae.connected:
+        return PeerUnreachable(f"{where} cannot be reached: does it run, are host and port right?")
+    return PeerUnreachable(f"{where} did not answer the association request")

@@ -1,0 +1,12 @@
+"""Real peers for tests, on loopback: Orthanc, DCMTK's storescp, and the node itself, each a process of its own.
+
+Each is a context manager that starts the process, waits until it answers, and stops it by its process id. A test asks
+for one by a fixture of ``tests/peers/fixtures.py``; where the program is not installed, the test is skipped.
+"""
+
+from tests.peers.files import write_instance
+from tests.peers.orthanc import Orthanc
+from tests.peers.process import free_port, wait_for
+from tests.peers.storescp import StoreScp
+
+__all__ = ["Orthanc", "StoreScp", "free_port", "wait_for", "write_instance"]
