@@ -1,0 +1,149 @@
+"""Reconstructions without a learned prior. Images (batch, a, b), k-space (batch, coil, a, b), complex64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from model_zoo.operators import Fourier, cg
+
+__all__ = ["cg_sense", "haar", "l1_wavelet", "soft", "total_variation", "wavelet", "zero_filled"]
+
+# Orthonormal low-pass filter with four vanishing moments (Daubechies 1988, table 1, N = 4).
+DB4 = (
+    0.230377813308855, 0.714846570552542, 0.630880767929590, -0.027983769416984,
+    -0.187034811718881, 0.030841381835987, 0.032883011666983, -0.010597401784997,
+)  # fmt: skip
+HAAR = (1 / math.sqrt(2), 1 / math.sqrt(2))
+
+
+def zero_filled(A: Fourier, y: Tensor) -> Tensor:
+    """A^H y."""
+    return A.H(y)
+
+
+def cg_sense(A: Fourier, y: Tensor, *, ridge: float = 1e-3, iterations: int = 20) -> Tensor:
+    """argmin ||A x - y||^2 + ridge ||x||^2 by conjugate gradients (Pruessmann 2001)."""
+    AHy = A.H(y)
+    return cg(lambda x: A.normal(x) + ridge * x, AHy, torch.zeros_like(AHy), iterations=iterations)
+
+
+def l1_wavelet(
+    A: Fourier, y: Tensor, weight: float, *, iterations: int = 60, filter: tuple[float, ...] = DB4, levels: int = 3
+) -> Tensor:
+    """argmin 1/2 ||A x - y||^2 + weight ||W x||_1 by FISTA (Lustig 2007; Beck & Teboulle 2009), step 1 since ||A|| <=
+    1.
+
+    W is the orthonormal wavelet transform with periodic ends; the coarsest scale is not penalised.
+    """
+    W, WH = wavelet(y.shape[-2:], filter, levels)
+    AHy = A.H(y)
+    x = z = AHy
+    t = 1.0
+    for _ in range(iterations):
+        before = x
+        bands = W(z + AHy - A.normal(z))
+        x = WH([bands[0], *(soft(band, weight) for band in bands[1:])])
+        t, t_before = (1 + math.sqrt(1 + 4 * t * t)) / 2, t
+        z = x + (t_before - 1) / t * (x - before)
+    return x
+
+
+def total_variation(A: Fourier, y: Tensor, weight: float, *, iterations: int = 100) -> Tensor:
+    """argmin 1/2 ||A x - y||^2 + weight ||grad x||_{2,1}, isotropic, by the primal-dual method (Chambolle & Pock 2011).
+
+    Steps 1/3 each, since ||A||^2 + ||grad||^2 <= 1 + 8.
+    """
+    step = 1 / 3
+    x = x_bar = A.H(y)
+    p, q = torch.zeros_like(y), _gradient(torch.zeros_like(x))
+    for _ in range(iterations):
+        p = (p + step * (A(x_bar) - y)) / (1 + step)
+        q = q + step * _gradient(x_bar)
+        q = q / (q.abs().pow(2).sum(dim=0).sqrt() / weight).clamp_min(1.0)
+        before = x
+        x = x - step * (A.H(p) + _gradient_adjoint(q))
+        x_bar = 2 * x - before
+    return x
+
+
+def soft(x: Tensor, threshold: float) -> Tensor:
+    """Complex soft threshold: shrinks |x| by ``threshold`` and keeps the phase."""
+    magnitude = x.abs()
+    return x * ((magnitude - threshold).clamp_min(0.0) / magnitude.clamp_min(1e-20))
+
+
+def wavelet(
+    shape: tuple[int, ...], filter: tuple[float, ...] = DB4, levels: int = 3
+) -> tuple[Callable[[Tensor], list[Tensor]], Callable[[list[Tensor]], Tensor]]:
+    """The wavelet transform W of images of ``shape`` and its adjoint W^H, with W^H W = I.
+
+    W gives [coarsest, details of the coarsest level, ..., details of the finest]. Sides that 2^levels does not divide
+    are padded with zeros.
+    """
+    extra = [-n % 2**levels for n in shape[-2:]]
+
+    def W(x: Tensor) -> list[Tensor]:
+        low = pad(x, (0, extra[1], 0, extra[0]))
+        details: list[Tensor] = []
+        for _ in range(levels):
+            (ll, lh), (hl, hh) = (_analyse(part, filter, -1) for part in _analyse(low, filter, -2))
+            low, details = ll, [lh, hl, hh, *details]
+        return [low, *details]
+
+    def WH(bands: list[Tensor]) -> Tensor:
+        low = bands[0]
+        for level in range(levels):
+            lh, hl, hh = bands[1 + 3 * level : 4 + 3 * level]
+            rows = _synthesise(low, lh, filter, -1), _synthesise(hl, hh, filter, -1)
+            low = _synthesise(*rows, filter, -2)
+        return low[..., : shape[-2], : shape[-1]]
+
+    return W, WH
+
+
+def haar(shape: tuple[int, ...], levels: int = 3) -> tuple[Callable[..., list[Tensor]], Callable[..., Tensor]]:
+    """:func:`wavelet` with the Haar filter."""
+    return wavelet(shape, HAAR, levels)
+
+
+def _high_pass(filter: tuple[float, ...]) -> list[float]:
+    return [(-1) ** k * h for k, h in enumerate(reversed(filter))]
+
+
+def _analyse(x: Tensor, filter: tuple[float, ...], axis: int) -> tuple[Tensor, Tensor]:
+    """c[n] = sum_k h[k] x[2n + k], periodic, for the low- and the high-pass filter."""
+    x = x.movedim(axis, -1)
+    low, high = (
+        sum(h * torch.roll(x, -k, -1)[..., ::2] for k, h in enumerate(taps)) for taps in (filter, _high_pass(filter))
+    )
+    return torch.as_tensor(low).movedim(-1, axis), torch.as_tensor(high).movedim(-1, axis)
+
+
+def _synthesise(low: Tensor, high: Tensor, filter: tuple[float, ...], axis: int) -> Tensor:
+    """The adjoint of :func:`_analyse`."""
+    low, high = low.movedim(axis, -1), high.movedim(axis, -1)
+    x = torch.zeros((*low.shape[:-1], 2 * low.shape[-1]), dtype=low.dtype)
+    for k, (h, g) in enumerate(zip(filter, _high_pass(filter), strict=True)):
+        part = torch.zeros_like(x)
+        part[..., ::2] = h * low + g * high
+        x = x + torch.roll(part, k, -1)
+    return x.movedim(-1, axis)
+
+
+def _gradient(x: Tensor) -> Tensor:
+    """Forward differences along both axes with Neumann ends; (2, batch, a, b)."""
+    return torch.stack([torch.diff(x, dim=d, append=x.narrow(d, x.shape[d] - 1, 1)) for d in (-2, -1)])
+
+
+def _gradient_adjoint(q: Tensor) -> Tensor:
+    total = torch.zeros_like(q[0])
+    for part, d in zip(q, (-2, -1), strict=True):
+        inside = part.narrow(d, 0, part.shape[d] - 1)
+        edge = torch.zeros_like(part.narrow(d, 0, 1))
+        total = total - torch.diff(torch.cat([edge, inside, edge], dim=d), dim=d)
+    return total

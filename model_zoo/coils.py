@@ -1,0 +1,167 @@
+"""Receive coils: noise whitening, noise level, compression and sensitivity maps, all from the acquired data alone.
+
+k-space is complex64 (slice, coil, a, b), zero where nothing was acquired. A noise standard deviation ``sigma`` is
+that of the real and of the imaginary part, each; the variance of a complex sample is therefore 2 sigma^2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model_zoo.operators import centred_ifft
+
+__all__ = ["compression", "espirit", "low_pass_maps", "mix", "noise_covariance", "noise_level", "whitening"]
+
+Block = tuple[tuple[int, int], tuple[int, int]]
+
+
+def mix(matrix: Tensor, y: Tensor) -> Tensor:
+    """Linear combination of the coils: (virtual, coil) on (..., coil, a, b)."""
+    return torch.einsum("vc,...cab->...vab", matrix.to(y.dtype), y)
+
+
+def noise_covariance(noise: Tensor) -> Tensor:
+    """Psi = N N^H / (2 n) of noise samples (coil, n): the covariance per real component, complex128 (coil, coil)."""
+    N = noise.to(torch.complex128)
+    return N @ N.conj().T / (2 * N.shape[1])
+
+
+def whitening(covariance: Tensor) -> Tensor:
+    """W = L^-1 with Psi = L L^H: W n has unit variance per real component and independent coils (Roemer 1990)."""
+    L = torch.linalg.cholesky(covariance)
+    W: Tensor = torch.linalg.solve_triangular(L, torch.eye(len(L), dtype=L.dtype), upper=False)
+    return W
+
+
+def noise_level(y: Tensor, mask: Tensor) -> Tensor:
+    """Noise sd per coil, estimated from the data itself where no noise pre-scan was sent; real (coil,).
+
+    Two estimates, each of which signal can only raise, and the smaller of the two per coil:
+    the outermost twentieth of the acquired samples in k-space, by the median of |y|^2 (= 2 sigma^2 ln 2 for noise),
+    and, where lines are fully sampled along one axis, the power at the edges of the field of view along that axis,
+    which lie outside the head. Samples that a vendor's filter has set to (almost) zero are no measurement of noise
+    and are left out.
+    """
+    return torch.minimum(_outer_level(y, mask), _edge_level(y, mask))
+
+
+def _outer_level(y: Tensor, mask: Tensor) -> Tensor:
+    na, nb = mask.shape[-2:]
+    a = (torch.arange(na) - na // 2) / (na / 2)
+    b = (torch.arange(nb) - nb // 2) / (nb / 2)
+    radius = torch.hypot(a[:, None], b[None, :]).expand(mask.shape)
+    power = y.abs().pow(2).transpose(0, 1)
+    alive = mask & (power.sum(0) > 1e-12 * power.sum(0).amax())
+    cut = torch.quantile(radius[alive][:: max(int(alive.sum()) // 1_000_000, 1)], 0.95)
+    outer = alive & (radius >= cut)
+    return torch.sqrt(power[:, outer].median(dim=1).values / (2 * torch.log(torch.tensor(2.0))))
+
+
+def _edge_level(y: Tensor, mask: Tensor) -> Tensor:
+    best = torch.full((y.shape[1],), torch.inf)
+    for axis in (-2, -1):
+        lines = mask.any(dim=axis, keepdim=True)
+        if not bool((mask == lines).all()):
+            continue
+        hybrid = centred_ifft(y, axes=(axis,)).transpose(axis, -1)
+        width = max(hybrid.shape[-1] // 16, 1)
+        power = hybrid.abs().pow(2).sum(dim=(0, 2))
+        count = 2 * width * int(lines.sum())
+        for edge in (power[:, :width], power[:, -width:]):
+            best = torch.minimum(best, torch.sqrt(edge.sum(dim=1) / count))
+    return best
+
+
+def compression(y: Tensor, *, energy: float = 0.95) -> Tensor:
+    """The fewest orthonormal combinations of coils that hold ``energy`` of the signal; (virtual, coil).
+
+    Principal components of the coil covariance (Huang 2008). Being unitary it keeps white noise white. The first
+    virtual coil sees the whole object, which makes it the phase reference of the maps.
+    """
+    samples = y.transpose(0, 1).flatten(1).to(torch.complex128)
+    values, vectors = torch.linalg.eigh(samples @ samples.conj().T)
+    held = torch.cumsum(values.flip(0).clamp_min(0), 0) / values.clamp_min(0).sum()
+    kept = int((held < energy).sum()) + 1
+    leading: Tensor = vectors.flip(1)[:, : min(kept, len(values))].conj().T
+    return leading
+
+
+def espirit(
+    calibration: Tensor, shape: tuple[int, int], *, kernel: int = 6, threshold: float = 0.02, crop: float = 0.95
+) -> Tensor:
+    """Sensitivity maps of one slice by ESPIRiT (Uecker 2014), one set; complex64 (coil, *shape).
+
+    ``calibration``: the fully sampled centre of k-space (coil, ca, cb), as acquired. The rows of its block-Hankel
+    matrix span the space of all ``kernel`` x ``kernel`` neighbourhoods; V, the right singular vectors above
+    ``threshold`` times the largest singular value, project onto it. In image space that projection is a Hermitian
+    matrix G(r) in each voxel, whose eigenvector with eigenvalue one is the vector of sensitivities. Voxels below
+    ``crop`` are outside the object and set to zero. sum_c |S_c|^2 = 1 elsewhere; the phase is relative to the first
+    coil.
+    """
+    V = _kernels(calibration, kernel, threshold)
+    correlation = _autocorrelation(V, kernel)
+    maps = torch.empty((calibration.shape[0], *shape), dtype=torch.complex64)
+    column = _exponentials(shape[1], kernel)
+    for start in range(0, shape[0], 16):
+        row = _exponentials(shape[0], kernel)[start : start + 16]
+        G = torch.einsum("cdpq,ap,bq->abcd", correlation, row, column) / kernel**2
+        value, vector = _dominant(G)
+        vector = vector * (vector[..., :1].conj() / vector[..., :1].abs().clamp_min(1e-12))
+        maps[:, start : start + 16] = torch.where(value[..., None] > crop, vector, 0.0).movedim(-1, 0)
+    return maps
+
+
+def _kernels(calibration: Tensor, kernel: int, threshold: float) -> Tensor:
+    """Right singular vectors of the block-Hankel matrix, (coil, kernel, kernel, kept)."""
+    coils = calibration.shape[0]
+    patches = calibration.to(torch.complex128).unfold(1, kernel, 1).unfold(2, kernel, 1)
+    rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel * kernel)
+    values, vectors = torch.linalg.eigh(rows.T @ rows.conj())
+    kept = values > threshold**2 * values[-1]
+    V: Tensor = vectors[:, kept].reshape(coils, kernel, kernel, -1)
+    return V
+
+
+def _autocorrelation(V: Tensor, kernel: int) -> Tensor:
+    """sum over kernels of v_c(p) conj(v_d(q)) collected by lag p - q: (coil, coil, 2 kernel - 1, 2 kernel - 1)."""
+    size = 2 * kernel - 1
+    spectrum = torch.fft.fft2(V, s=(size, size), dim=(1, 2))
+    power = torch.einsum("cpqk,dpqk->cdpq", spectrum, spectrum.conj())
+    lags: Tensor = torch.fft.fftshift(torch.fft.ifft2(power), dim=(-2, -1)).to(torch.complex64)
+    return lags
+
+
+def _exponentials(n: int, kernel: int) -> Tensor:
+    lag = torch.arange(-(kernel - 1), kernel)
+    r = torch.arange(n) - n // 2
+    return torch.exp(2j * torch.pi * r[:, None] * lag[None, :] / n).to(torch.complex64)
+
+
+def _dominant(G: Tensor, iterations: int = 40) -> tuple[Tensor, Tensor]:
+    """Largest eigenvalue and its eigenvector of Hermitian matrices (..., n, n), by power iteration."""
+    v = G.sum(dim=-1)
+    v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(1e-20)
+    value = torch.zeros(v.shape[:-1])
+    for _ in range(iterations):
+        v = (G @ v[..., None])[..., 0]
+        value = torch.linalg.vector_norm(v, dim=-1)
+        v = v / value[..., None].clamp_min(1e-20)
+    return value, v
+
+
+def low_pass_maps(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
+    """Maps from the Hann-windowed calibration lines: coil image over root sum of squares; complex64 (coil, *shape).
+
+    For calibration blocks too small for ESPIRiT. They follow the object's own low-frequency content, so they are biased
+    where the object is dark; the caller says that it used them.
+    """
+    (a0, a1), (b0, b1) = block
+    window = torch.hann_window(a1 - a0 + 2)[1:-1, None] * torch.hann_window(b1 - b0 + 2)[None, 1:-1]
+    y = torch.zeros((calibration.shape[0], *shape), dtype=torch.complex64)
+    y[:, a0:a1, b0:b1] = calibration * window
+    images = centred_ifft(y)
+    rss = images.abs().pow(2).sum(0).sqrt()
+    maps = images / rss.clamp_min(1e-12)
+    maps = maps * (maps[:1].conj() / maps[:1].abs().clamp_min(1e-12))
+    return torch.where(rss > 0.05 * rss.amax(), maps, 0.0)

@@ -1,0 +1,108 @@
+"""Linear operators of Cartesian MRI, and conjugate gradients. Arrays are complex64 torch tensors.
+
+Conventions: images are (batch, a, b), k-space is (batch, coil, a, b), and the centre of either is sample ``n // 2``.
+Inner products conjugate their first argument and are taken per batch element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Fourier", "centred_fft", "centred_ifft", "cg", "inner"]
+
+_AXES = (-2, -1)
+
+
+def centred_fft(x: Tensor, axes: tuple[int, ...] = _AXES) -> Tensor:
+    """F x = fftshift(fft(ifftshift(x))), orthonormal: F^H F = I for odd and even sizes alike."""
+    shifted = torch.fft.ifftshift(x, dim=axes)
+    k: Tensor = torch.fft.fftshift(torch.fft.fftn(shifted, dim=axes, norm="ortho"), dim=axes)
+    return k
+
+
+def centred_ifft(k: Tensor, axes: tuple[int, ...] = _AXES) -> Tensor:
+    """F^H k, the inverse and the adjoint of :func:`centred_fft`."""
+    shifted = torch.fft.ifftshift(k, dim=axes)
+    x: Tensor = torch.fft.fftshift(torch.fft.ifftn(shifted, dim=axes, norm="ortho"), dim=axes)
+    return x
+
+
+def inner(u: Tensor, v: Tensor) -> Tensor:
+    """<u, v> = sum conj(u) v over all axes but the first; shape (batch,)."""
+    return (u.conj() * v).flatten(1).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Fourier:
+    """The masked multi-coil Fourier operator A = P F S of Cartesian MRI (Pruessmann 2001).
+
+    ``maps`` S: complex64 (batch, coil, a, b), with sum_c |S_c|^2 <= 1, so that ||A|| <= 1.
+    ``mask`` P: bool or 0/1 float (batch, a, b), one where a sample was acquired.
+    A batch of one is broadcast against any batch of images.
+    """
+
+    maps: Tensor
+    mask: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A x: image (batch, a, b) -> k-space (batch, coil, a, b), zero where nothing was acquired."""
+        return self._P * centred_fft(self.maps * x[:, None])
+
+    def H(self, y: Tensor) -> Tensor:
+        """A^H y: k-space (batch, coil, a, b) -> image (batch, a, b)."""
+        return (self.maps.conj() * centred_ifft(self._P * y)).sum(dim=1)
+
+    def normal(self, x: Tensor) -> Tensor:
+        """A^H A x."""
+        return self.H(self(x))
+
+    @property
+    def _P(self) -> Tensor:
+        return self.mask[:, None].to(self.maps.real.dtype)
+
+    @property
+    def support(self) -> Tensor:
+        """sum_c |S_c|^2, real (batch, a, b): zero where no coil sees the object."""
+        return (self.maps.abs() ** 2).sum(dim=1)
+
+    @property
+    def measured(self) -> Tensor:
+        """Number of complex samples acquired per batch element, all coils together; shape (batch,)."""
+        return self.mask.flatten(1).sum(dim=1) * self.maps.shape[1]
+
+    def repeat(self, n: int) -> Fourier:
+        """The same operator for n images of each batch element, which lie next to each other in the batch."""
+        return Fourier(self.maps.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0))
+
+
+def cg(H: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, iterations: int = 10, tolerance: float = 1e-6) -> Tensor:
+    """Conjugate gradients for H x = b, from x, with H Hermitian positive semi-definite; batched over the first axis.
+
+    Every batch element has its own step sizes and stops for itself when ||b - H x|| <= tolerance ||b||
+    (Hestenes & Stiefel 1952, with conjugated inner products).
+    """
+    r = b - H(x)
+    p = r
+    rr = inner(r, r).real
+    stop = tolerance**2 * inner(b, b).real
+    for _ in range(iterations):
+        active = rr > stop
+        if not bool(active.any()):
+            break
+        Hp = H(p)
+        alpha = torch.where(active, rr / inner(p, Hp).real.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
+        x = x + _per_element(alpha, x) * p
+        r = r - _per_element(alpha, x) * Hp
+        rr_new = inner(r, r).real
+        beta = torch.where(active, rr_new / rr.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
+        p = r + _per_element(beta, x) * p
+        rr = torch.where(active, rr_new, rr)
+    return x
+
+
+def _per_element(scalars: Tensor, like: Tensor) -> Tensor:
+    return scalars.reshape(-1, *(1,) * (like.ndim - 1))

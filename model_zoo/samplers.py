@@ -1,0 +1,187 @@
+"""Samplers of p(x | y) for y = A x + e with a learned denoiser as prior; each is one function with its loop in sight.
+
+Conventions (variance exploding, Karras 2022): ``D(x, sigma)`` estimates x0 from x = x0 + sigma n, where the real and
+imaginary parts of n are standard normal, each; so grad log p_sigma(x) = (D(x, sigma) - x) / sigma^2. Likewise the
+parts of the measurement noise e have sd ``sigma_y`` each (a number, or one per batch element). ``sigmas`` descend and
+end in 0; ``noise(x)`` draws n in the shape of x. Images are complex64 (batch, a, b), a batch being slices, samples or
+both. D is called len(sigmas) - 1 times unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from model_zoo.operators import Fourier, cg
+
+__all__ = [
+    "ald",
+    "consistent",
+    "dds",
+    "dps",
+    "karras",
+    "noise_source",
+    "posterior_mean",
+    "score_mri",
+]
+
+Denoiser = Callable[[Tensor, float], Tensor]
+Noise = Callable[[Tensor], Tensor]
+
+
+def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> list[float]:
+    """sigma_i^(1/rho) equally spaced from sigma_max to sigma_min, then 0 (Karras 2022, eq. 5)."""
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [(top + i / max(steps - 1, 1) * (bottom - top)) ** rho for i in range(steps)] + [0.0]
+
+
+def noise_source(seeds: Sequence[int]) -> Noise:
+    """Noise with one generator per batch element, so that a result does not depend on how a volume is batched."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def noise(x: Tensor) -> Tensor:
+        parts = [torch.randn(*x.shape[1:], 2, generator=g) for g in generators]
+        return torch.view_as_complex(torch.stack(parts)).to(x.device)
+
+    return noise
+
+
+def consistent(A: Fourier, AHy: Tensor, x0_hat: Tensor, gamma: float | Tensor, *, iterations: int = 5) -> Tensor:
+    """argmin_x ||x - x0_hat||^2 + gamma ||A x - y||^2, from (I + gamma A^H A) x = x0_hat + gamma A^H y.
+
+    With gamma = r^2 / sigma_y^2 it is the mean of x0 given y when x0 ~ N(x0_hat, r^2): what was measured moves to the
+    data as far as its noise warrants, what was not measured stays.
+    """
+    g = torch.as_tensor(gamma, dtype=torch.float32).reshape(-1, 1, 1)
+    return cg(lambda x: x + g * A.normal(x), x0_hat + g * AHy, x0_hat, iterations=iterations)
+
+
+def dds(
+    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
+    noise: Noise, eta: float = 1.0, iterations: int = 5,
+) -> Tensor:  # fmt: skip
+    """Decomposed diffusion sampling (Chung 2024) with the data term matched to the noise.
+
+    x0_hat = D(x, sigma); x0_y solves (I + gamma A^H A) x0_y = x0_hat + gamma A^H y with gamma = r^2 / sigma_y^2 and
+    r^2 = sigma^2 sigma_data^2 / (sigma^2 + sigma_data^2), the variance of x0 given x; then a DDIM step towards x0_y:
+    x' = x0_y + sqrt(sigma'^2 - s^2) (x - x0_y) / sigma + s n, s = eta sigma' sqrt(1 - sigma'^2 / sigma^2).
+    eta 0 follows the probability flow, eta 1 is ancestral. Exact in the limit of small steps for a white Gaussian
+    prior. (The paper renoises with (x - x0_hat) / sigma, which is not the posterior's noise where y was measured.)
+    """
+    AHy = A.H(y)
+    x = sigmas[0] * noise(AHy)
+    for sigma, sigma_next in pairwise(sigmas):
+        x0_hat = D(x, sigma)
+        x0_y = consistent(A, AHy, x0_hat, _gamma(sigma, sigma_data, sigma_y), iterations=iterations)
+        fresh = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+        kept = math.sqrt(max(sigma_next**2 - fresh**2, 0.0))
+        x = x0_y + kept / sigma * (x - x0_y)
+        if fresh > 0:
+            x = x + fresh * noise(x)
+    return x
+
+
+def posterior_mean(
+    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
+    start: Tensor, iterations: int = 5,
+) -> Tensor:  # fmt: skip
+    """Annealed estimate of E[x | y]: the loop of :func:`dds` with no noise put back.
+
+    x <- (I + gamma A^H A)^-1 (D(x, sigma) + gamma A^H y), sigma descending. Without injected noise the iterate carries
+    less noise than sigma, so D averages over what it cannot know instead of choosing; it is deterministic.
+    """
+    AHy = A.H(y)
+    x = start
+    for sigma in sigmas[:-1]:
+        x0_hat = D(x, sigma)
+        x = consistent(A, AHy, x0_hat, _gamma(sigma, sigma_data, sigma_y), iterations=iterations)
+    return x
+
+
+def dps(
+    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, noise: Noise, zeta: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Diffusion posterior sampling (Chung 2023): an ancestral step, then x -= step * grad_x ||y - A D(x, sigma)||.
+
+    The norm, not its square. The step is zeta sqrt(2 n) (sigma - sigma'), n pixels: a multiple of the length of the
+    prior's own step, so that one zeta serves all sizes and schedules. The gradient passes through D, which costs about
+    two more evaluations. The likelihood is approximated by that of the mean, p(y | x0_hat): on a Gaussian it gives
+    the posterior's mean approximately, and its covariance not.
+    """
+    x = sigmas[0] * noise(A.H(y))
+    for sigma, sigma_next in pairwise(sigmas):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            x0_hat = D(x, sigma)
+            misfit = (y - A(x0_hat)).abs().flatten(1).pow(2).sum(dim=1).sqrt().sum()
+            (gradient,) = torch.autograd.grad(misfit, x)
+        x, x0_hat = x.detach(), x0_hat.detach()
+        fresh = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+        kept = math.sqrt(max(sigma_next**2 - fresh**2, 0.0))
+        x = x0_hat + kept / sigma * (x - x0_hat) + fresh * noise(x)
+        x = x - zeta * math.sqrt(2 * x[0].numel()) * (sigma - sigma_next) * gradient
+    return x
+
+
+def score_mri(
+    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, noise: Noise, snr: float = 0.16
+) -> Tensor:
+    """Score-MRI (Chung & Ye 2022): predictor, corrector, and data consistency x += A^H (y - A x) after each.
+
+    Predictor x += (sigma^2 - sigma'^2) s + sqrt(sigma^2 - sigma'^2) n; corrector x += e s + sqrt(2 e) n with
+    e = 2 (snr ||n|| / ||s||)^2, s the score. One complex prior instead of the paper's real one run twice. Twice
+    len(sigmas) - 1 calls of D. Consistency is hard: measurement noise is copied, so it does not sample p(x | y) when y
+    is noisy, and no more than approximately otherwise.
+    """
+    AHy = A.H(y)
+    x = sigmas[0] * noise(AHy)
+    for sigma, sigma_next in pairwise(sigmas):
+        s = (D(x, sigma) - x) / sigma**2
+        gap = sigma**2 - sigma_next**2
+        x = x + gap * s
+        if sigma_next == 0:
+            return x + AHy - A.normal(x)
+        x = x + math.sqrt(gap) * noise(x)
+        x = x + AHy - A.normal(x)
+        s = (D(x, sigma_next) - x) / sigma_next**2
+        n = noise(x)
+        e = 2 * (snr * _norm(n) / _norm(s).clamp_min(1e-12)) ** 2
+        x = x + e * s + torch.sqrt(2 * e) * n
+        x = x + AHy - A.normal(x)
+    return x
+
+
+def ald(
+    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, noise: Noise,
+    inner_steps: int = 3, rate: float = 0.3,
+) -> Tensor:  # fmt: skip
+    """Score-ALD (Jalal 2021): annealed Langevin dynamics on the posterior's score.
+
+    ``inner_steps`` times at each sigma: x += h (s + A^H (y - A x) / (sigma_y^2 + sigma^2)) + sqrt(2 h) n with
+    h = rate sigma^2 (stable for rate < 1, as the precision is at most 2 / sigma^2); a last D removes the noise left.
+    inner_steps (len(sigmas) - 1) + 1 calls of D. It samples the posterior as rate -> 0 and inner_steps -> infinity;
+    with finite steps its covariance is approximate.
+    """
+    AHy = A.H(y)
+    variance_y = torch.as_tensor(sigma_y).reshape(-1, 1, 1) ** 2
+    x = sigmas[0] * noise(AHy)
+    for sigma in sigmas[:-1]:
+        h = rate * sigma**2
+        for _ in range(inner_steps):
+            s = (D(x, sigma) - x) / sigma**2
+            likelihood = (AHy - A.normal(x)) / (variance_y + sigma**2)
+            x = x + h * (s + likelihood) + math.sqrt(2 * h) * noise(x)
+    return D(x, sigmas[-2])
+
+
+def _gamma(sigma: float, sigma_data: float, sigma_y: float | Tensor) -> float | Tensor:
+    r2 = sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2)
+    return r2 / sigma_y**2
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.abs().flatten(1).pow(2).sum(dim=1).sqrt().reshape(-1, 1, 1)

@@ -1,0 +1,132 @@
+"""Whitening, noise level, compression and ESPIRiT, against their definitions and against sigpy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model_zoo import coils
+from model_zoo.operators import centred_fft, centred_ifft
+
+KIT = Path(__file__).resolve().parents[2] / "shared" / "data" / "kspace" / "sigpy-brain-8ch" / "cartesian_ksp.npy"
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.view_as_complex(torch.randn(*shape, 2, generator=torch.Generator().manual_seed(seed)))
+
+
+def simulated(n: int = 96, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Smooth coils around an ellipse: maps (coil, n, n) normalised on it, object (n, n), k-space without noise."""
+    a, b = torch.meshgrid(torch.linspace(-1, 1, n), torch.linspace(-1, 1, n), indexing="ij")
+    inside = (a**2 + (b / 0.8) ** 2 < 0.6).float()
+    angle = torch.arange(count) * 2 * torch.pi / count
+    far = (a - 1.3 * torch.cos(angle)[:, None, None]) ** 2 + (b - 1.3 * torch.sin(angle)[:, None, None]) ** 2
+    S = torch.polar(torch.exp(-far / 1.5), 0.8 * (a * torch.sin(angle)[:, None, None] + b + angle[:, None, None]))
+    S = S / S.abs().pow(2).sum(0).sqrt()
+    x = torch.polar(inside * (1 + 0.4 * torch.cos(9 * a) * torch.sin(7 * b)), 0.5 * a * b)
+    return S, x, centred_fft(S * x)
+
+
+def centre(y: Tensor, size: int = 24) -> Tensor:
+    a, b = (n // 2 - size // 2 for n in y.shape[-2:])
+    return y[..., a : a + size, b : b + size]
+
+
+def compare(found: Tensor, true: Tensor, inside: Tensor) -> tuple[float, float]:
+    """Smallest |<s, t>| over the object and largest residual of t outside the span of s, both with unit vectors."""
+    s, t = found[:, inside], true[:, inside]
+    along = (s.conj() * t).sum(0)
+    return float(along.abs().min()), float((t - s * along).abs().pow(2).sum(0).sqrt().max())
+
+
+def test_whitened_noise_has_unit_variance_and_no_correlation() -> None:
+    L = torch.tril(randn(4, 4, seed=1)) + 2 * torch.eye(4)
+    noise = L @ randn(4, 20000)
+    W = coils.whitening(coils.noise_covariance(noise))
+    white = coils.noise_covariance(W.to(torch.complex64) @ noise)
+    torch.testing.assert_close(white, torch.eye(4, dtype=white.dtype), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        coils.noise_covariance(W.to(torch.complex64) @ L @ randn(4, 20000, seed=9)), white, atol=0.03, rtol=0
+    )
+
+
+@pytest.mark.parametrize("undersampled", ["lines", "points"])
+def test_noise_level_is_found_from_undersampled_data(undersampled: str) -> None:
+    _, _, y = simulated()
+    y = y + 0.03 * randn(*y.shape, seed=3)
+    mask = torch.rand(96, 96, generator=torch.Generator().manual_seed(4)) < 0.4
+    if undersampled == "lines":
+        mask = mask[:1].expand(96, 96)
+    level = coils.noise_level((y * mask)[None], mask[None])
+    assert level.shape == (6,)
+    assert torch.all((level / 0.03 - 1).abs() < 0.2)
+
+
+def test_noise_level_ignores_samples_that_a_filter_zeroed() -> None:
+    y = 0.03 * randn(1, 2, 96, 96)
+    r = (torch.arange(96) - 48).abs() / 48
+    y = torch.where(torch.hypot(r[:, None], r[None, :]) < 1, y, 1e-12 * y)
+    level = coils.noise_level(y, torch.ones(1, 96, 96, dtype=torch.bool))
+    assert torch.all((level / 0.03 - 1).abs() < 0.3)
+
+
+def test_compression_keeps_the_asked_energy_and_white_noise_white() -> None:
+    _, _, y = simulated()
+    for energy in (0.95, 0.999):
+        M = coils.compression(y[None], energy=energy)
+        kept = coils.mix(M, y).abs().pow(2).sum() / y.abs().pow(2).sum()
+        assert kept >= energy - 1e-5
+        torch.testing.assert_close(M @ M.conj().T, torch.eye(len(M), dtype=M.dtype), atol=1e-8, rtol=0)
+    assert len(coils.compression(y[None], energy=0.95)) < 6
+    assert len(coils.compression(y[None], energy=1.1)) == 6
+
+
+def test_espirit_finds_the_simulated_maps_from_the_calibration_block() -> None:
+    S, x, y = simulated()
+    maps = coils.espirit(centre(y + 0.002 * randn(*y.shape, seed=5)), (96, 96))
+    inside = x.abs() > 0
+    correlation, residual = compare(maps, S, inside & (maps.abs().sum(0) > 0))
+    assert correlation > 0.995
+    assert residual < 0.1
+    assert (maps.abs().sum(0) > 0)[inside].float().mean() > 0.98
+
+
+def test_espirit_maps_are_normalised_on_a_support_and_zero_elsewhere() -> None:
+    maps = coils.espirit(centre(simulated()[2]), (96, 90))
+    power = maps.abs().pow(2).sum(0)
+    assert bool(torch.all(((power - 1).abs() < 1e-4) | (power == 0)))
+    assert maps.shape == (6, 96, 90)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("source", ["simulated", "scanner"])
+def test_espirit_agrees_with_sigpy(source: str) -> None:
+    mri = pytest.importorskip("sigpy.mri", reason="sigpy, the reference implementation, is not installed")
+    if source == "scanner" and not KIT.exists():
+        pytest.skip("the 8-channel brain of the data kit is not here")
+    y = simulated()[2] if source == "simulated" else torch.from_numpy(np.load(KIT))
+    app = mri.app.EspiritCalib(
+        y.numpy(), calib_width=24, thresh=0.02, kernel_width=6, crop=0.95, max_iter=100, show_pbar=False
+    )
+    reference = torch.from_numpy(app.run())
+    maps = coils.espirit(centre(y), (y.shape[1], y.shape[2]))
+    ours, theirs = maps.abs().sum(0) > 0, reference.abs().sum(0) > 0
+    assert float((ours == theirs).float().mean()) > 0.99
+    correlation, residual = compare(maps, reference, ours & theirs)
+    assert correlation > 0.998
+    assert residual < 0.07
+    image = centred_ifft(y)[:, ours & theirs]
+    left_over = []
+    for s in (maps[:, ours & theirs], reference[:, ours & theirs]):
+        left_over.append(float(torch.linalg.vector_norm(image - s * (s.conj() * image).sum(0))))
+    assert left_over[0] == pytest.approx(left_over[1], rel=0.02)
+
+
+def test_low_pass_maps_follow_smooth_coils() -> None:
+    S, x, y = simulated()
+    maps = coils.low_pass_maps(centre(y, 12), (96, 96), ((42, 54), (42, 54)))
+    inside = (x.abs() > 0) & (maps.abs().sum(0) > 0)
+    s, t = maps[:, inside], S[:, inside]
+    assert float((s.conj() * t).sum(0).abs().median()) > 0.98
