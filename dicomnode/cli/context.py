@@ -1,0 +1,90 @@
+"""What every command needs: the configuration that the root option names, a database, the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from dicomnode.config import Config
+
+__all__ = ["AsJson", "config", "engine", "log_to_stderr", "print_json", "print_rows"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def config(ctx: typer.Context) -> Config:
+    """The configuration that ``--config``, DICOMNODE_CONFIG or ./node.toml names."""
+    from dicomnode.config import load
+
+    path: Path = ctx.find_root().obj
+    return load(path)
+
+
+def engine(config: Config) -> Engine:
+    """The node's database, which must be at our revision."""
+    from db.engine import connect
+    from db.migrations import current, head
+    from dicomnode.errors import NodeError
+
+    found = connect(config.database_url)
+    if found.dialect.name == "sqlite" and not Path(found.url.database or "").exists():
+        raise NodeError(f"no database at {found.url.database}: run 'dicomnode serve' first")
+    if current(found) != head():
+        raise NodeError("the database is of another version: 'dicomnode serve' brings it up to date")
+    return found
+
+
+def log_to_stderr() -> None:
+    """Our own lines, and of the libraries only what is wrong: they would log data sets."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for name in ("pynetdicom", "pydicom", "apscheduler", "alembic", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; moments in ISO 8601."""
+    json.dump(value, sys.stdout, indent=2, default=_as_text)
+    sys.stdout.write("\n")
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    """A table of the named columns, or everything as JSON."""
+    found = list(rows)
+    if as_json:
+        print_json(found)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in found:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    console.print(table if found else "nothing")
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else escape(str(value))
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

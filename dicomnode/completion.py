@@ -1,0 +1,41 @@
+"""When a study is complete: it was quiet for long enough, has been open for too long, or a person says so."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import studies
+from db.models import Study
+from db.states import StudyState
+from dicomnode.config import CompletionConfig
+from dicomnode.errors import NotAllowed, NotFound
+
+__all__ = ["close", "close_studies"]
+
+
+def close_studies(sessions: sessionmaker[Session], rule: CompletionConfig, *, now: datetime) -> int:
+    """Close every study that the rule takes as complete; the number of them."""
+    with sessions.begin() as session:
+        due = studies.due_for_completion(session, quiet_s=rule.quiet_s, maximum_s=rule.maximum_s, now=now)
+        for study in due:
+            studies.close(session, study, reason=_evidence(study, rule, now), now=now)
+        return len(due)
+
+
+def close(session: Session, study_uid: str, *, now: datetime) -> Study:
+    """Close a study by hand, without waiting."""
+    study = studies.by_uid(session, study_uid)
+    if study is None:
+        raise NotFound(f"no study with the UID {study_uid}")
+    if study.state is not StudyState.RECEIVING:
+        raise NotAllowed(f"study {study_uid} is {study.state} already, at revision {study.revision}")
+    studies.close(session, study, reason="closed by hand", now=now)
+    return study
+
+
+def _evidence(study: Study, rule: CompletionConfig, now: datetime) -> str:
+    if now - study.last_received_at >= timedelta(seconds=rule.quiet_s):
+        return f"quiet for {rule.quiet_s:g} s"
+    return f"open for {rule.maximum_s:g} s"

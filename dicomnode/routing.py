@@ -1,0 +1,191 @@
+"""Which studies go to which pipelines, and why.
+
+A route matches a series when all its conditions hold on the series' attributes; a study may satisfy several routes.
+Every matching series is a job of its own; of Raw Data every instance is, because each is one acquisition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload, sessionmaker
+
+from db import audit, jobs
+from db.models import Instance, Job, Series, Study
+from db.states import StudyState
+from db.studies import InstanceFacts
+from dicomnode.conditions import Condition
+from dicomnode.config import Config, Route
+
+__all__ = [
+    "MAIN_INPUT",
+    "Answer",
+    "Seen",
+    "Verdict",
+    "explain",
+    "explain_file",
+    "explain_study",
+    "matches",
+    "route_complete",
+    "route_study",
+]
+
+MAIN_INPUT = "match"
+"""The name under which a job keeps the series that the route matched; the pipeline knows what it calls it."""
+
+_RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A series as the routes see it."""
+
+    series_uid: str
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One condition on one series: what was asked, what was there, and whether it holds."""
+
+    series_uid: str
+    input: str
+    keyword: str
+    condition: str
+    value: Any
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One route on one study: the series it takes, and every condition that was asked."""
+
+    route: str
+    pipeline: str
+    matched: tuple[str, ...]
+    answers: tuple[Answer, ...]
+    why: str
+
+
+def matches(match: Mapping[str, Condition], attributes: Mapping[str, Any]) -> bool:
+    """Whether all conditions hold on one series."""
+    return all(condition.holds(attributes.get(keyword)) for keyword, condition in match.items())
+
+
+def explain(routes: Sequence[Route], series: Sequence[Seen]) -> list[Verdict]:
+    """Per route: which series it takes, on which attributes, or why none."""
+    return [_verdict(route, series) for route in routes]
+
+
+def explain_study(session: Session, study: Study, routes: Sequence[Route]) -> list[Verdict]:
+    """``explain`` for a study that is here."""
+    rows = session.scalars(select(Series).where(Series.study_id == study.id).order_by(Series.id))
+    return explain(routes, [Seen(row.series_uid, row.attributes) for row in rows])
+
+
+def explain_file(facts: InstanceFacts, routes: Sequence[Route]) -> list[Verdict]:
+    """``explain`` for one file, as if it were a study of its own."""
+    return explain(routes, [Seen(facts.series_uid, facts.attributes)])
+
+
+def route_complete(sessions: sessionmaker[Session], config: Config, *, now: datetime) -> int:
+    """Route every complete study; the number of new jobs. Each study is a transaction of its own."""
+    made = 0
+    while True:
+        with sessions.begin() as session:
+            waiting = select(Study).where(Study.state == StudyState.COMPLETE).order_by(Study.completed_at, Study.id)
+            study = session.scalar(waiting.limit(1).with_for_update(skip_locked=True))
+            if study is None:
+                return made
+            made += len(route_study(session, study, config.routes, now=now))
+
+
+def route_study(session: Session, study: Study, routes: Sequence[Route], *, now: datetime) -> list[Job]:
+    """Enqueue what the routes ask for; work that was done on the same content in an earlier revision is not repeated."""
+    query = select(Series).where(Series.study_id == study.id).order_by(Series.id)
+    series = list(session.scalars(query.options(selectinload(Series.instances))))
+    made = [job for route in routes for job in _enqueue(session, study, route, series, now)]
+    names = ", ".join(f"{job.route} (job {job.id})" for job in made) or "nothing new to do"
+    audit.move(session, study, StudyState.ROUTED, reason=names, now=now)
+    return made
+
+
+def _enqueue(session: Session, study: Study, route: Route, series: Sequence[Series], now: datetime) -> list[Job]:
+    further = _further_inputs(route, series)
+    made = []
+    for each in series:
+        if not matches(route.match, each.attributes):
+            continue
+        for unit in _units(each):
+            job = jobs.enqueue(
+                session,
+                study_id=study.id,
+                revision=study.revision,
+                route=route.name,
+                pipeline=route.pipeline,
+                model=route.model,
+                options=route.options,
+                inputs={MAIN_INPUT: [row.id for row in unit]} | further,
+                destinations=route.destinations,
+                priority=route.priority,
+                now=now,
+            )
+            made += [job] if job else []
+    return made
+
+
+def _further_inputs(route: Route, series: Sequence[Series]) -> dict[str, list[int]]:
+    """The first matching series for each of the route's ``with``; the pipeline knows which it cannot do without."""
+    found: dict[str, list[int]] = {}
+    for name, match in route.with_.items():
+        for each in series:
+            if matches(match, each.attributes):
+                found[name] = [row.id for row in each.instances]
+                break
+    return found
+
+
+def _units(series: Series) -> list[list[Instance]]:
+    raw = [row for row in series.instances if row.sop_class_uid == _RAW_DATA_STORAGE]
+    images = [row for row in series.instances if row.sop_class_uid != _RAW_DATA_STORAGE]
+    return [[row] for row in raw] + ([images] if images else [])
+
+
+def _verdict(route: Route, series: Sequence[Seen]) -> Verdict:
+    answers = [answer for each in series for answer in _answers("", route.match, each)]
+    matched = tuple(each.series_uid for each in series if matches(route.match, each.attributes))
+    for name, match in route.with_.items():
+        answers += [answer for each in series for answer in _answers(name, match, each)]
+    return Verdict(route.name, route.pipeline, matched, tuple(answers), _why(route, series, matched))
+
+
+def _answers(name: str, match: Mapping[str, Condition], series: Seen) -> list[Answer]:
+    return [
+        Answer(series.series_uid, name, keyword, condition.text, value, condition.holds(value))
+        for keyword, condition in match.items()
+        for value in [series.attributes.get(keyword)]
+    ]
+
+
+def _why(route: Route, series: Sequence[Seen], matched: Sequence[str]) -> str:
+    """The decisive attributes in words: of the matching series, or of the one that came nearest."""
+    if not series:
+        return "the study has no series"
+    if matched:
+        first = next(each for each in series if each.series_uid == matched[0])
+        held = [_in_words(answer) for answer in _answers("", route.match, first)]
+        missing = [name for name, match in route.with_.items() if not any(matches(match, s.attributes) for s in series)]
+        without = f"; no series for {', '.join(missing)}" if missing else ""
+        return "matched on " + ", ".join(held) + without
+    nearest = min(series, key=lambda each: sum(not answer.holds for answer in _answers("", route.match, each)))
+    failed = [_in_words(answer) for answer in _answers("", route.match, nearest) if not answer.holds]
+    return "no series matches; nearest failed on " + ", ".join(failed)
+
+
+def _in_words(answer: Answer) -> str:
+    value = "is absent" if answer.value in (None, "") else f"is {answer.value!r}"
+    return f"{answer.keyword} {value} (wanted {answer.condition})"
