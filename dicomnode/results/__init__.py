@@ -1,0 +1,63 @@
+"""Findings -> DICOM objects: no inference, no disk, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from dicomnode.errors import GeometryError
+from dicomnode.results import image, parametric, seg
+from dicomnode.results.header import Context
+from dicomnode.results.provenance import Provenance
+from pipelines.contract import Finding, Grid, Image, Measurement, ParametricMap, Segmentation
+
+if TYPE_CHECKING:
+    from dicomnode.config import ResultsConfig
+
+__all__ = ["Provenance", "write"]
+
+_SAME_PLACE_MM = 1e-3
+
+
+def write(
+    findings: Sequence[Finding],
+    sources: Sequence[Dataset],
+    provenance: Provenance,
+    config: ResultsConfig,
+    now: datetime,
+) -> list[Dataset]:
+    """Data sets with file meta information, ready to save; one series each.
+
+    An image becomes a clean and a labelled series (``config.clean``, ``config.labelled``); maps and segmentations refer
+    to the image on their grid, the clean one if it is written. Measurements stand in the header of every object.
+    ``sources``: the headers of all inputs, pixels or payload not needed. Raises ``GeometryError`` or ``InputRefused``.
+    """
+    measurements = tuple(finding for finding in findings if isinstance(finding, Measurement))
+    context = Context(tuple(sources), provenance, measurements, config, now)
+    written: list[Dataset] = []
+    images: list[tuple[Grid, Dataset]] = []
+    for picture in (finding for finding in findings if isinstance(finding, Image)):
+        for labelled in [False] * config.clean + [True] * config.labelled:
+            number = config.series_number_base + len(written)
+            written.append(image.write(picture, context, number, labelled=labelled))
+            images.append((picture.volume.grid, written[-1]))
+    for finding in findings:
+        number = config.series_number_base + len(written)
+        if isinstance(finding, ParametricMap):
+            on = _image_on(finding.volume.grid, images, finding.name)
+            written.append(parametric.write(finding, context, number, on))
+        elif isinstance(finding, Segmentation):
+            on = _image_on(finding.grid, images, finding.name)
+            written.append(seg.write(finding, context, number, on))
+    return written
+
+
+def _image_on(grid: Grid, images: Sequence[tuple[Grid, Dataset]], name: str) -> Dataset:
+    for other, ds in images:
+        if other.shape == grid.shape and np.allclose(other.affine_mm, grid.affine_mm, rtol=0, atol=_SAME_PLACE_MM):
+            return ds
+    raise GeometryError(f"result '{name}': no result image lies on its grid of {grid.shape}")

@@ -1,0 +1,219 @@
+"""What every result says besides its pixels: whose it is, where from, who made it, and that it is synthetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, RawDataStorage, SegmentationStorage
+
+from dicomnode import uids
+from dicomnode.errors import InputRefused
+from dicomnode.results.provenance import Provenance, record
+from pipelines.contract import Measurement
+
+if TYPE_CHECKING:
+    from dicomnode.config import ResultsConfig
+
+__all__ = ["MANUFACTURER", "SYNTHESIZING_EQUIPMENT", "Context", "Series", "code", "complete", "reference"]
+
+MANUFACTURER = "dicomnode"
+SYNTHESIZING_EQUIPMENT = ("109100", "DCM", "Synthesizing Equipment")
+_SOURCE_IMAGE = ("121322", "DCM", "Source image for image processing operation")
+_SOURCE_RAW_DATA = ("128226", "DCM", "Source raw data")  # PS3.16 CID 7013
+_LONGEST = {"LO": 64, "ST": 1024}  # PS3.5 6.2
+
+_KEPT = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize",
+    "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod", "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID", "ClinicalTrialSubjectID",
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
+    "StudyDescription", "BodyPartExamined", "Laterality", "PatientPosition", "PositionReferenceIndicator",
+    "TimezoneOffsetFromUTC",
+)  # fmt: skip
+_TYPE_2 = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the results of one job share. ``sources``: headers of every input instance, of one study."""
+
+    sources: Sequence[Dataset]
+    provenance: Provenance
+    measurements: Sequence[Measurement]
+    config: ResultsConfig
+    now: datetime
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise InputRefused("results: no input instance to derive from")
+        for keyword in ("StudyInstanceUID", "PatientID"):
+            if len({str(source.get(keyword, "")) for source in self.sources}) > 1:
+                raise InputRefused(f"results: the inputs differ in {keyword}; a result belongs to one study")
+
+    def uid(self, *parts: str) -> UID:
+        """From the inputs, the weights, the parameters and ``parts``: a retry makes the same."""
+        made_by = self.provenance
+        inputs = sorted(str(source.SOPInstanceUID) for source in self.sources)
+        return uids.derive(
+            *parts,
+            *inputs,
+            made_by.model_digest,
+            made_by.pipeline,
+            made_by.canonical(),
+            str(made_by.seed),
+            prefix=self.config.uid_prefix,
+        )
+
+    @property
+    def frame_of_reference_uid(self) -> UID:
+        """That of the inputs; one of their own when they state none or several."""
+        stated = {str(source.get("FrameOfReferenceUID", "") or "") for source in self.sources} - {""}
+        if len(stated) == 1:
+            return UID(stated.pop())
+        inputs = sorted(str(source.SOPInstanceUID) for source in self.sources)
+        return uids.derive("frame of reference", *inputs, prefix=self.config.uid_prefix)
+
+    @property
+    def modality(self) -> str:
+        modalities = {str(source.get("Modality", "OT")) for source in self.sources}
+        return modalities.pop() if len(modalities) == 1 else "OT"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One result series: ``name`` tells it from others of the job, ``derivation`` is its Derivation Code."""
+
+    name: str
+    number: int
+    description: str
+    explanation: str
+    derivation: tuple[str, str, str]
+    derived_from: Sequence[Dataset] = ()
+
+
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """An item of a code sequence."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
+
+
+def reference(source: Dataset) -> Dataset:
+    """An item that names an instance and its part in the derivation."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    raw = source.SOPClassUID == RawDataStorage, SegmentationStorage
+    item.PurposeOfReferenceCodeSequence = [code(*(_SOURCE_RAW_DATA if raw else _SOURCE_IMAGE))]
+    return item
+
+
+def complete(ds: Dataset, context: Context, series: Series) -> None:
+    """Gives a data set that has its pixels and geometry everything else; what was there before is replaced."""
+    texts = (series.description, series.explanation, context.provenance.trained_on)
+    ds.SpecificCharacterSet = _character_set(context.sources, texts)
+    _identify(ds, context, series)
+    _equip(ds, context)
+    _mark(ds, context, series)
+    record(ds, context.provenance, context.measurements)
+    if ds.SpecificCharacterSet is None:
+        del ds.SpecificCharacterSet
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.file_meta.ImplementationClassUID = uids.IMPLEMENTATION_CLASS_UID
+    ds.file_meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
+
+
+def _identify(ds: Dataset, context: Context, series: Series) -> None:
+    source = context.sources[0]
+    for keyword in _KEPT:
+        if keyword in source:
+            value = source[keyword].value
+            setattr(ds, keyword, str(value) if source[keyword].VR == "PN" else value)
+    for keyword in _TYPE_2:
+        if keyword not in ds:
+            setattr(ds, keyword, "")
+    _say_laterality(ds)
+    ds.FrameOfReferenceUID = context.frame_of_reference_uid
+    ds.SeriesInstanceUID = context.uid("series", series.name)
+    ds.SOPInstanceUID = context.uid("instance", series.name)
+    ds.SeriesNumber = series.number
+    ds.InstanceNumber = 1
+    ds.SeriesDescription = _cut(f"SYN {series.description}", "LO")
+    date, time = context.now.strftime("%Y%m%d"), context.now.strftime("%H%M%S")
+    ds.SeriesDate = ds.ContentDate = ds.InstanceCreationDate = date
+    ds.SeriesTime = ds.ContentTime = ds.InstanceCreationTime = time
+
+
+def _say_laterality(ds: Dataset) -> None:
+    """PS3.3 C.7.3.1: type 2C, empty only where a paired body part cannot be ruled out; not in a segmentation."""
+    if ds.get("Laterality"):
+        return
+    if "Laterality" in ds:
+        del ds.Laterality
+    if not ds.get("BodyPartExamined") and ds.SOPClassUID != SegmentationStorage:
+        ds.Laterality = ""
+
+
+def _equip(ds: Dataset, context: Context) -> None:
+    made_by = context.provenance
+    ds.Manufacturer = MANUFACTURER
+    ds.ManufacturerModelName = _cut(f"{MANUFACTURER} {made_by.pipeline}", "LO")
+    ds.SoftwareVersions = [
+        _cut(made_by.node_version, "LO"),
+        _cut(f"{made_by.model_name} {made_by.model_version}", "LO"),
+    ]
+    ds.DeviceSerialNumber = _cut(made_by.node_serial, "LO")
+
+
+def _mark(ds: Dataset, context: Context, series: Series) -> None:
+    made_by = context.provenance
+    ds.SyntheticData = "YES"
+    ds.ContentQualification = "RESEARCH"
+    equipment = Dataset()
+    equipment.PurposeOfReferenceCodeSequence = [code(*SYNTHESIZING_EQUIPMENT)]
+    equipment.Manufacturer = MANUFACTURER
+    equipment.ManufacturerModelName = _cut(f"{made_by.model_name} {made_by.model_version}", "LO")
+    equipment.SoftwareVersions = list(ds.SoftwareVersions)
+    equipment.DeviceSerialNumber = ds.DeviceSerialNumber
+    equipment.ContributionDateTime = context.now.strftime("%Y%m%d%H%M%S%z")
+    equipment.ContributionDescription = _cut(
+        f"Pixels synthesised by {made_by.pipeline} with model {made_by.model_name} {made_by.model_version}, weights "
+        f"SHA-256 {made_by.model_digest}, seed {made_by.seed}, on {made_by.device}",
+        "ST",
+    )
+    ds.ContributingEquipmentSequence = [equipment]
+    ds.DerivationDescription = _cut(
+        f"SYNTHETIC, for research use only: {series.explanation} Computed by {made_by.pipeline} with the model "
+        f"{made_by.model_name} {made_by.model_version}; not measured by the scanner.",
+        "ST",
+    )
+    ds.DerivationCodeSequence = [code(*series.derivation)]
+    sources = [*context.sources, *series.derived_from]
+    images = [reference(source) for source in sources if source.SOPClassUID != RawDataStorage]
+    others = [reference(source) for source in sources if source.SOPClassUID == RawDataStorage]
+    for keyword, items in (("SourceImageSequence", images), ("SourceInstanceSequence", others)):
+        if items:
+            setattr(ds, keyword, items)
+        elif keyword in ds:
+            delattr(ds, keyword)
+
+
+def _character_set(sources: Sequence[Dataset], texts: Sequence[str]) -> Any:
+    """That of the inputs, as long as it can hold the words of the result."""
+    stated = [source.get("SpecificCharacterSet") for source in sources]
+    same = all(other == stated[0] for other in stated)
+    return stated[0] if same and all(text.isascii() for text in texts) else "ISO_IR 192"
+
+
+def _cut(text: str, vr: str) -> str:
+    return text.replace("\\", "/")[: _LONGEST[vr]].rstrip()

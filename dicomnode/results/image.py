@@ -1,0 +1,132 @@
+"""Image -> Multi-frame Grayscale Word Secondary Capture (PS3.3 A.8.4) in the patient's geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+
+from dicomnode.errors import InputRefused
+from dicomnode.results import label
+from dicomnode.results.header import Context, Series, complete
+from dicomnode.results.lattice import Lattice, decimal, lattice_of
+from pipelines.contract import Image
+
+__all__ = ["DERIVATION", "write"]
+
+DERIVATION = ("SYNTHESIS", "99DICOMNODE", "Image computed by a trained generative model")
+_WHITE = 65535
+_WINDOW_PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """``frames`` uint16; value = ``slope`` * stored + ``intercept``."""
+
+    frames: NDArray[np.uint16]
+    slope: str
+    intercept: str
+    window: tuple[float, float]
+
+
+def write(image: Image, context: Context, number: int, *, labelled: bool) -> Dataset:
+    """One series with one instance: clean, or with the label in a band of new rows below the anatomy.
+
+    Raises ``GeometryError`` or ``InputRefused`` for what cannot be stored truly.
+    """
+    lattice = lattice_of(image.volume.grid)
+    if image.volume.data.shape != image.volume.grid.shape:
+        raise InputRefused(
+            f"result '{image.name}': array {image.volume.data.shape} on a grid of {image.volume.grid.shape}"
+        )
+    stored = _quantised(image.name, lattice.arrange(image.volume.data))
+    frames = label.enlarge(stored.frames, _ink(stored)) if labelled else stored.frames
+    kind = "labelled" if labelled else "clean"
+    ds = Dataset()
+    ds.SOPClassUID = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+    ds.Modality = context.modality
+    ds.ConversionType = "WSD"
+    ds.ImageType = ["DERIVED", "SECONDARY", "SYNTHETIC", kind.upper()]
+    ds.BurnedInAnnotation = "YES" if labelled else "NO"
+    ds.PatientOrientation = ""
+    ds.LossyImageCompression = "00"
+    _pixels(ds, frames, stored, image.volume.unit)
+    _functional_groups(ds, context, lattice, image.slice_thickness_mm)
+    words = f"{image.description} (labelled)" if labelled else image.description
+    note = " The label lies in added rows below the image." if labelled else ""
+    complete(ds, context, Series(f"{image.name}/{kind}", number, words, f"{image.description}.{note}", DERIVATION))
+    return ds
+
+
+def _quantised(name: str, data: NDArray[np.float32]) -> _Stored:
+    if not np.isfinite(data).all():
+        raise InputRefused(f"result '{name}': {int((~np.isfinite(data)).sum())} voxels are not finite numbers")
+    low, high = float(data.min()), float(data.max())
+    slope, intercept = decimal((high - low) / _WHITE if high > low else 1.0), decimal(low)
+    values = np.round((data.astype(np.float64) - float(intercept)) / float(slope))
+    window = tuple(float(value) for value in np.percentile(data, _WINDOW_PERCENTILES))
+    return _Stored(np.clip(values, 0, _WHITE).astype(np.uint16), slope, intercept, (window[0], window[1]))
+
+
+def _ink(stored: _Stored) -> int:
+    """The stored value that the window shows as white."""
+    value = (stored.window[1] - float(stored.intercept)) / float(stored.slope)
+    return int(np.clip(np.ceil(value), 1, _WHITE))
+
+
+def _pixels(ds: Dataset, frames: NDArray[np.uint16], stored: _Stored, unit: str) -> None:
+    ds.NumberOfFrames, ds.Rows, ds.Columns = frames.shape
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+    ds.PresentationLUTShape = "IDENTITY"
+    ds.RescaleIntercept, ds.RescaleSlope = stored.intercept, stored.slope
+    ds.RescaleType = "US" if unit == "1" else unit
+    low, high = stored.window
+    ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2), decimal(max(high - low, float(stored.slope)))
+    ds.PixelData = frames.astype("<u2").tobytes()
+    ds["PixelData"].VR = "OW"
+
+
+def _functional_groups(ds: Dataset, context: Context, lattice: Lattice, thickness_mm: float) -> None:
+    between, rows, columns = lattice.spacing_mm
+    measures, orientation, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing = [decimal(rows), decimal(columns)]
+    measures.SliceThickness = decimal(thickness_mm)
+    measures.SpacingBetweenSlices = decimal(between)
+    orientation.ImageOrientationPatient = [decimal(value) for value in lattice.orientation]
+    shared.PixelMeasuresSequence = [measures]
+    shared.PlaneOrientationSequence = [orientation]
+    ds.SharedFunctionalGroupsSequence = [shared]
+    ds.PerFrameFunctionalGroupsSequence = [_frame(n, position) for n, position in enumerate(lattice.positions_mm, 1)]
+    if len(lattice.positions_mm) > 1:
+        ds.FrameIncrementPointer = Tag("PerFrameFunctionalGroupsSequence")  # PS3.3 C.7.6.6
+    organization, index = Dataset(), Dataset()
+    organization.DimensionOrganizationUID = context.uid("dimensions", _key(lattice))
+    index.DimensionOrganizationUID = organization.DimensionOrganizationUID
+    index.DimensionIndexPointer = Tag("ImagePositionPatient")
+    index.FunctionalGroupPointer = Tag("PlanePositionSequence")
+    index.DimensionDescriptionLabel = "Slice position"
+    ds.DimensionOrganizationType = "3D"
+    ds.DimensionOrganizationSequence = [organization]
+    ds.DimensionIndexSequence = [index]
+
+
+def _key(lattice: Lattice) -> str:
+    """The lattice in one spelling."""
+    return " ".join(decimal(value) for value in (*lattice.orientation, *lattice.positions_mm[0], *lattice.spacing_mm))
+
+
+def _frame(number: int, position_mm: NDArray[np.float64]) -> Dataset:
+    content, position, frame = Dataset(), Dataset(), Dataset()
+    content.StackID = "1"
+    content.InStackPositionNumber = number
+    content.DimensionIndexValues = [number]
+    position.ImagePositionPatient = [decimal(value) for value in position_mm]
+    frame.FrameContentSequence = [content]
+    frame.PlanePositionSequence = [position]
+    return frame

@@ -1,0 +1,95 @@
+"""How a result came about, kept in its header: for a person in Image Comments, for a program in a private block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from pipelines.contract import Measurement
+
+__all__ = ["PRIVATE_CREATOR", "Provenance", "record", "recorded"]
+
+PRIVATE_CREATOR = "DICOMNODE PROVENANCE 1"
+_GROUP = 0x0099
+_JSON = 0x01
+_LONGEST_COMMENT = 10240  # PS3.5 6.2, LT
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a result. ``parameters``: the pipeline's options and what it says of its algorithm (sampler, steps).
+
+    ``model_digest``: SHA-256 of the weights. ``trained_on``: the model card's sentence on its training data.
+    ``job_key``: names the job within this node; not part of the UIDs, so that a repetition makes the same objects.
+    """
+
+    model_name: str
+    model_version: str
+    model_digest: str
+    pipeline: str
+    parameters: Mapping[str, Any]
+    seed: int
+    device: str
+    node_version: str
+    trained_on: str
+    job_key: str
+    node_serial: str = "1"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def canonical(self) -> str:
+        """The parameters in one spelling, for deriving UIDs."""
+        return json.dumps(dict(self.parameters), sort_keys=True, default=str)
+
+
+def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measurement]) -> None:
+    """Writes Image Comments and the private block (0099,xx01) UT, JSON."""
+    ds.ImageComments = "\r\n".join(_sentences(provenance, measurements))[:_LONGEST_COMMENT]
+    block = ds.private_block(_GROUP, PRIVATE_CREATOR, create=True)
+    content = {
+        "model": {
+            "name": provenance.model_name,
+            "version": provenance.model_version,
+            "sha256": provenance.model_digest,
+            "trained_on": provenance.trained_on,
+        },
+        "pipeline": provenance.pipeline,
+        "parameters": dict(provenance.parameters),
+        "seed": provenance.seed,
+        "device": provenance.device,
+        "node": {"version": provenance.node_version, "job": provenance.job_key},
+        "acquisition": dict(provenance.facts),
+        "measurements": [
+            {"name": m.name, "value": m.value, "unit": m.unit, "description": m.description} for m in measurements
+        ],
+    }
+    block.add_new(_JSON, "UT", json.dumps(content, sort_keys=True, default=str))
+
+
+def recorded(ds: Dataset) -> dict[str, Any]:
+    """What ``record`` wrote. Raises ``KeyError`` when there is none."""
+    content = json.loads(ds.private_block(_GROUP, PRIVATE_CREATOR)[_JSON].value)
+    if not isinstance(content, dict):
+        raise KeyError("the provenance block holds no record")
+    return content
+
+
+def _sentences(provenance: Provenance, measurements: Sequence[Measurement]) -> list[str]:
+    return [
+        "SYNTHETIC - RESEARCH USE ONLY. Computed, not measured by the scanner.",
+        f"Pipeline: {provenance.pipeline}; model {provenance.model_name} {provenance.model_version}, weights SHA-256 "
+        f"{provenance.model_digest}",
+        f"Trained on: {provenance.trained_on}",
+        "Parameters: " + "; ".join(f"{name} = {value}" for name, value in sorted(provenance.parameters.items())),
+        f"Seed {provenance.seed}; device {provenance.device}; node version {provenance.node_version}",
+        *map(_measured, measurements),
+    ]
+
+
+def _measured(measurement: Measurement) -> str:
+    unit = "" if measurement.unit == "1" else f" {measurement.unit}"
+    meaning = f" ({measurement.description})" if measurement.description else ""
+    return f"{measurement.name}: {measurement.value:.6g}{unit}{meaning}"

@@ -1,0 +1,80 @@
+"""Segmentation -> Segmentation Storage (PS3.3 A.51), BINARY or LABELMAP, on the grid of its result image."""
+
+from __future__ import annotations
+
+import highdicom as hd
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from dicomnode.errors import InputRefused
+from dicomnode.results.header import Context, Series, complete
+from dicomnode.results.lattice import lattice_of
+from dicomnode.results.parametric import measures, on_frames_of
+from pipelines import contract
+
+__all__ = ["write"]
+
+_SEGMENTATION = ("113076", "DCM", "Segmentation")
+
+
+def write(finding: contract.Segmentation, context: Context, number: int, image: Dataset) -> Dataset:
+    """The labels as an object on the grid of ``image``. An empty mask is stored too, all its frames zero: it says that
+    nothing was found, which no object would not."""
+    known = {segment.number for segment in finding.segments}
+    if unknown := sorted(set(np.unique(finding.labels).tolist()) - known - {0}):
+        raise InputRefused(f"result '{finding.name}': labels {unknown} name no segment")
+    labels = on_frames_of(image, lattice_of(finding.grid).arrange(finding.labels))
+    binary = context.config.segmentation_kind == "binary"
+    ds: Dataset = hd.seg.Segmentation(
+        source_images=[image],
+        pixel_array=labels,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY if binary else hd.seg.SegmentationTypeValues.LABELMAP,
+        segment_descriptions=[_segment(segment, context, finding.name) for segment in finding.segments],
+        series_instance_uid=context.uid("series", finding.name),
+        series_number=number,
+        sop_instance_uid=context.uid("instance", finding.name),
+        instance_number=1,
+        manufacturer="-",
+        manufacturer_model_name="-",
+        software_versions="-",
+        device_serial_number="-",
+        omit_empty_frames=bool(labels.any()),
+        content_label="SEGMENTATION",
+        content_description=finding.description[:64],
+        pixel_measures=measures(image, finding.slice_thickness_mm),
+    )
+    empty = "" if labels.any() else " No voxel was found."
+    complete(
+        ds,
+        context,
+        Series(
+            finding.name,
+            number,
+            finding.description,
+            f"{finding.description}.{empty}",
+            _SEGMENTATION,
+            derived_from=(image,),
+        ),
+    )
+    return ds
+
+
+def _segment(segment: contract.Segment, context: Context, name: str) -> hd.seg.SegmentDescription:
+    made_by = context.provenance
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=f"{made_by.pipeline} {made_by.model_name}"[:64],
+        version=made_by.model_version[:64],
+        family=codes.cid7162.ArtificialIntelligence,
+    )
+    return hd.seg.SegmentDescription(
+        segment_number=segment.number,
+        segment_label=segment.label[:64],
+        segmented_property_category=Code(segment.category.value, segment.category.scheme, segment.category.meaning),
+        segmented_property_type=Code(segment.type.value, segment.type.scheme, segment.type.meaning),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        tracking_uid=context.uid("tracking", name, str(segment.number)),
+        tracking_id=f"{name} {segment.number}"[:64],
+    )
