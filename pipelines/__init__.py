@@ -1,0 +1,20 @@
+"""The clinical questions this node answers, one module each, found by name. Importing this package imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+
+from pipelines.contract import Pipeline
+
+__all__ = ["MODULES", "load"]
+
+MODULES = MappingProxyType({"mri_reconstruction": "pipelines.mri_reconstruction"})
+
+
+def load(name: str) -> Pipeline:
+    """The pipeline of that name; raises KeyError naming those there are."""
+    if name not in MODULES:
+        raise KeyError(f"no pipeline {name!r}; there are: {', '.join(sorted(MODULES))}")
+    pipeline: Pipeline = importlib.import_module(MODULES[name]).PIPELINE
+    return pipeline

@@ -1,0 +1,357 @@
+"""Undersampled Cartesian k-space to an MR image, with what the data leave uncertain.
+
+Input: ``kspace`` (:class:`pipelines.contract.KSpace`), any number of coils and slices; a 3D acquisition comes as
+slices, transformed along its readout. Output: the magnitude of the posterior-mean estimate, the voxel-wise standard
+deviation of posterior samples, the region where it is large, and measurements of fit. Values are in the units of the
+samples (an orthonormal Fourier transform apart), which for MR are arbitrary: unit "1".
+
+Model: y = A x + e with A = P F S and white e; prior: the bundle ``mri_prior``, a denoiser of complex images whose
+99th percentile of magnitude is one. Papers: ESPIRiT (Uecker 2014), DDS (Chung 2024), EDM (Karras 2022).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from model_zoo import classical, coils, samplers, uncertainty
+from model_zoo.operators import Fourier, centred_fft
+from pipelines.contract import (
+    Case,
+    Code,
+    Finding,
+    Grid,
+    Image,
+    Input,
+    KSpace,
+    Measurement,
+    ParametricMap,
+    Pipeline,
+    Progress,
+    Refused,
+    Segment,
+    Segmentation,
+    Volume,
+)
+
+if TYPE_CHECKING:
+    from model_zoo.registry import Model
+
+__all__ = ["PIPELINE", "Options", "Problem", "check", "draw", "estimate", "on_grid", "prepare", "run"]
+
+STANDARD_DEVIATION = Code("386136009", "SCT", "Standard Deviation")
+SPATIAL = Code("309825002", "SCT", "Spatial and Relational Concept")
+LOW_CONFIDENCE = Code("LOWCONF", "99DICOMNODE", "Low-confidence region of a reconstruction")
+
+CALIBRATION = 24
+"""Side of the calibration block used, at most; ESPIRiT needs at least MIN_CALIBRATION."""
+MIN_CALIBRATION = 12
+TERMINAL_SD = 0.03
+
+
+class Options(BaseModel):
+    """What a route may set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    solver: Literal["dds", "dps", "score_mri", "ald"] = "dds"
+    steps: int = Field(default=30, ge=2, le=2000)
+    mean_steps: int = Field(default=30, ge=2, le=2000)
+    samples: int = Field(default=4, ge=2, le=64)
+    mean_sigma_max: float = Field(default=1.0, gt=0, le=20)
+    mean_sigma_min: float = Field(default=0.03, gt=0)
+    sigma_max: float = Field(default=3.0, gt=0, le=20)
+    sigma_min: float = Field(default=0.01, gt=0)
+    coil_energy: float = Field(default=0.99, ge=0.95, le=1)
+    low_confidence: float = Field(default=0.15, gt=0)
+    batch: int = Field(default=4, ge=1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """k-space made ready: white noise of known level, few coils with maps, images with 99th percentile near one.
+
+    ``A``, ``y`` (slice, coil, a, b); ``sigma_y`` and ``scale`` per slice (slice,): ``scale`` turns images back into the
+    units of the samples; ``maps_from`` says where the maps come from; ``noise_from`` likewise.
+    """
+
+    A: Fourier
+    y: Tensor
+    sigma_y: Tensor
+    scale: Tensor
+    maps_from: str
+    noise_from: str
+
+    def slices(self, start: int, stop: int) -> Problem:
+        part = slice(start, stop)
+        A = Fourier(self.A.maps[part], self.A.mask[part])
+        return Problem(A, self.y[part], self.sigma_y[part], self.scale[part], self.maps_from, self.noise_from)
+
+
+def check(k: KSpace) -> None:
+    """Raise Refused unless the k-space can be reconstructed honestly."""
+    if k.samples.ndim != 4 or k.mask.shape != (k.samples.shape[0], *k.samples.shape[2:]):
+        raise Refused(f"k-space: samples {k.samples.shape} and sampling mask {k.mask.shape} contradict each other")
+    slices, count = k.samples.shape[:2]
+    if k.grid.shape[0] != slices:
+        raise Refused(f"k-space: {slices} slices acquired, but the image grid has {k.grid.shape[0]}")
+    if not np.isfinite(k.samples).all():
+        raise Refused("k-space: samples are not all finite numbers (NaN or infinity)")
+    empty = np.flatnonzero(~k.mask.any(axis=(1, 2)))
+    if empty.size:
+        raise Refused(f"k-space: nothing was acquired in slice {empty[0] + 1} of {slices} (empty sampling mask)")
+    silent = np.flatnonzero(~np.abs(k.samples).any(axis=(1, 2, 3)))
+    if silent.size:
+        raise Refused(f"k-space: all samples of slice {silent[0] + 1} of {slices} are zero")
+    if k.noise is not None and (k.noise.ndim != 2 or k.noise.shape[0] != count):
+        raise Refused(f"k-space: {count} coils, but the noise pre-scan has shape {k.noise.shape}")
+    if count > 1 and k.calibration is None:
+        raise Refused(f"k-space: {count} coils, but no fully sampled calibration lines about the centre of k-space")
+    if count > 1 and min(_sides(k)) < 4:
+        raise Refused(f"k-space: {count} coils, but only {min(_sides(k))} calibration lines; at least 4 are needed")
+
+
+def prepare(k: KSpace, options: Options) -> Problem:
+    """Whiten, compress, estimate maps, scale."""
+    y, mask = torch.from_numpy(k.samples), torch.from_numpy(k.mask)
+    W, physical, noise_from = _whitening(k, y, mask)
+    y = coils.mix(W, y)
+    if y.shape[1] > 1:
+        y = coils.mix(coils.compression(_centre(k, y), energy=options.coil_energy), y)
+    maps, maps_from = _maps(k, y)
+    A = Fourier(maps, mask)
+    level = _level(A, y)
+    return Problem(A, y / level[:, None, None, None], 1 / level, level * physical, maps_from, noise_from)
+
+
+def _whitening(k: KSpace, y: Tensor, mask: Tensor) -> tuple[Tensor, float, str]:
+    """Matrix to noise with unit sd per component, the mean noise sd that it divides by, and what it comes from."""
+    if k.noise is not None and k.noise.shape[1] >= 8 * k.noise.shape[0]:
+        covariance = coils.noise_covariance(torch.from_numpy(k.noise))
+        source = "noise pre-scan"
+    else:
+        covariance = torch.diag(coils.noise_level(y, mask).to(torch.complex128) ** 2)
+        source = "outer k-space and edges of the field of view"
+    physical = float(covariance.diagonal().real.mean().sqrt())
+    if not physical > 1e-12 * float(np.abs(k.samples).max()):
+        raise Refused("k-space: no noise found in the data and no noise pre-scan sent; its level must be known")
+    return coils.whitening(covariance), physical, source
+
+
+def _sides(k: KSpace) -> tuple[int, int]:
+    if k.calibration is None:
+        return 0, 0
+    (a0, a1), (b0, b1) = k.calibration
+    return min(a1 - a0, CALIBRATION), min(b1 - b0, CALIBRATION)
+
+
+def _block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The part of the calibration block that is used: centred, at most CALIBRATION on a side."""
+    found = []
+    for n, side, (start, stop) in zip(k.samples.shape[2:], _sides(k), k.calibration or (), strict=True):
+        first = min(max(n // 2 - side // 2, start), stop - side)
+        found.append((first, first + side))
+    return found[0], found[1]
+
+
+def _centre(k: KSpace, y: Tensor) -> Tensor:
+    (a0, a1), (b0, b1) = _block(k)
+    return y[..., a0:a1, b0:b1]
+
+
+def _maps(k: KSpace, y: Tensor) -> tuple[Tensor, str]:
+    shape = (y.shape[2], y.shape[3])
+    if y.shape[1] == 1:
+        return torch.ones(len(y), 1, *shape, dtype=torch.complex64), "one coil"
+    block, calibration = _block(k), _centre(k, y)
+    if min(_sides(k)) >= MIN_CALIBRATION:
+        return torch.stack([coils.espirit(c, shape) for c in calibration]), "ESPIRiT"
+    return torch.stack([coils.low_pass_maps(c, shape, block) for c in calibration]), "low-pass calibration images"
+
+
+def _level(A: Fourier, y: Tensor) -> Tensor:
+    """99th percentile of |x| per slice, from a regularised CG-SENSE image; at least a fifth of the largest slice's."""
+    x = classical.cg_sense(A, y, ridge=0.05, iterations=8)
+    level = torch.quantile(x.abs().flatten(1), 0.99, dim=1)
+    return level.clamp_min(0.2 * float(level.max()))
+
+
+def estimate(problem: Problem, model: Model, options: Options) -> Tensor:
+    """Posterior-mean estimate (slice, a, b), scaled: annealed without injected noise, then kept to the data."""
+    D, A, y = model.denoiser, problem.A, problem.y
+    sigmas = samplers.karras(options.mean_sigma_max, options.mean_sigma_min, options.mean_steps)
+    x = samplers.posterior_mean(
+        D, A, y, sigmas, sigma_y=problem.sigma_y, sigma_data=D.sigma_data, start=classical.cg_sense(A, y, ridge=0.05)
+    )
+    return _keep_measured(problem, x)
+
+
+def draw(problem: Problem, model: Model, options: Options, seeds: list[int]) -> Tensor:
+    """One posterior sample per slice and seed; ``problem`` holds one slice per seed."""
+    D, A, y, noise = model.denoiser, problem.A, problem.y, samplers.noise_source(seeds)
+    sigmas = samplers.karras(options.sigma_max, options.sigma_min, options.steps)
+    if options.solver == "dds":
+        x = samplers.dds(D, A, y, sigmas, sigma_y=problem.sigma_y, sigma_data=D.sigma_data, noise=noise)
+    elif options.solver == "dps":
+        x = samplers.dps(D, A, y, sigmas, noise=noise)
+    elif options.solver == "score_mri":
+        x = samplers.score_mri(D, A, y, sigmas, noise=noise)
+    else:
+        x = samplers.ald(D, A, y, sigmas, sigma_y=problem.sigma_y, noise=noise)
+    return _keep_measured(problem, x)
+
+
+def _keep_measured(problem: Problem, x: Tensor) -> Tensor:
+    """Terminal soft consistency: what was measured moves to the data as their noise warrants, the rest stays.
+
+    The weight is that of an estimate whose own error per component has sd ``TERMINAL_SD``.
+    """
+    A, y = problem.A, problem.y
+    return samplers.consistent(A, A.H(y), x, (TERMINAL_SD / problem.sigma_y) ** 2, iterations=10)
+
+
+def on_grid(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
+    """Images (slice, a, b) over ``fov_mm`` evaluated at the pixels of ``grid``: crop, and zero-fill interpolation.
+
+    x(r) = sum_k X_k exp(2 pi i k r / fov), exact for any pixel size; pixel n // 2 of either lattice is the same point.
+    Amplitudes are those of the object, whatever the matrix.
+    """
+    X = centred_fft(x)
+    rows = _interpolation(X.shape[-2], fov_mm[0], grid.shape[1], grid.spacing_mm[1])
+    columns = _interpolation(X.shape[-1], fov_mm[1], grid.shape[2], grid.spacing_mm[2])
+    return torch.einsum("ja,sab,ib->sji", rows, X, columns)
+
+
+def _interpolation(n: int, fov_mm: float, count: int, spacing_mm: float) -> Tensor:
+    k = torch.arange(n, dtype=torch.float64) - n // 2
+    r = (torch.arange(count, dtype=torch.float64) - count // 2) * spacing_mm
+    return (torch.exp(2j * torch.pi * r[:, None] * k[None, :] / fov_mm) / n**0.5).to(torch.complex64)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One reconstructed slice on the delivered grid, in physical units: image, sd (j, i), and its chi-square."""
+
+    image: Tensor
+    sd: Tensor
+    chi_square: float
+
+
+def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
+    """Reconstruct every slice: estimate, samples, standard deviation, low-confidence region, fit to the data."""
+    k = case["kspace"]
+    if not isinstance(k, KSpace):
+        raise Refused("mri_reconstruction takes k-space, not an image")
+    check(k)
+    progress(0.0, "coils")
+    with torch.no_grad():
+        problem = prepare(k, options)
+        slices = []
+        for i in range(len(problem.y)):
+            progress(0.05 + 0.9 * i / len(problem.y), f"slice {i + 1} of {len(problem.y)}")
+            slices.append(_slice(problem.slices(i, i + 1), k, model, options, _seed(seed, i)))
+    progress(0.95, "findings")
+    image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
+    sd = Volume(torch.stack([s.sd for s in slices]).numpy(), k.grid)
+    return [*_findings(k, image, sd, options), *_measurements(k, problem, options, [s.chi_square for s in slices])]
+
+
+def _slice(one: Problem, k: KSpace, model: Model, options: Options, seed: int) -> _Slice:
+    x = estimate(one, model, options)
+    chi_square = float(uncertainty.chi_square(one.A, x, one.y, one.sigma_y)[0])
+    image = _delivered(one, x, k)[0]
+    _, sd = uncertainty.mean_and_sd(_sample_magnitudes(one, k, model, options, seed))
+    return _Slice(image, sd, chi_square)
+
+
+def _sample_magnitudes(one: Problem, k: KSpace, model: Model, options: Options, seed: int) -> Iterator[Tensor]:
+    seeds = [_seed(seed, n) for n in range(options.samples)]
+    for start in range(0, options.samples, options.batch):
+        part = seeds[start : start + options.batch]
+        n = len(part)
+        many = Problem(
+            one.A.repeat(n), one.y.repeat_interleave(n, 0), one.sigma_y.repeat_interleave(n),
+            one.scale.repeat_interleave(n), one.maps_from, one.noise_from,
+        )  # fmt: skip
+        yield from _delivered(many, draw(many, model, options, part), k)
+
+
+def _delivered(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
+    """Magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
+    return on_grid(x * problem.scale[:, None, None], k.encoded_fov_mm, k.grid).abs()
+
+
+def _seed(seed: int, index: int) -> int:
+    """A seed per slice and sample, the same however the work is split."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
+
+
+def low_confidence(image: NDArray[np.float32], sd: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
+    """1 inside the object where sd exceeds ``threshold`` times the signal, taken as a quarter of its 99th percentile
+    where it is less."""
+    level = float(np.quantile(image, 0.99))
+    inside = image > 0.1 * level
+    return (inside & (sd > threshold * np.maximum(image, 0.25 * level))).astype(np.uint8)
+
+
+def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Finding]:
+    words = f"Reconstruction from undersampled k-space with a diffusion prior ({options.solver})"
+    segment = Segment(
+        1, "Low confidence", SPATIAL, LOW_CONFIDENCE,
+        f"Standard deviation above {options.low_confidence:g} of the signal",
+    )  # fmt: skip
+    labels = low_confidence(image.data, sd.data, options.low_confidence)
+    return [
+        Image("reconstruction", image, words, k.slice_thickness_mm),
+        ParametricMap(
+            "standard deviation", sd, STANDARD_DEVIATION,
+            f"Standard deviation of {options.samples} posterior samples", k.slice_thickness_mm,
+        ),
+        Segmentation(
+            "low confidence", labels, k.grid, (segment,),
+            "Region where the data leave the image uncertain", k.slice_thickness_mm,
+        ),
+    ]  # fmt: skip
+
+
+def _measurements(k: KSpace, problem: Problem, options: Options, chi_square: list[float]) -> list[Finding]:
+    return [
+        Measurement("acceleration", float(k.mask.size / k.mask.sum()), "1", "Positions over acquired samples"),
+        Measurement("denoiser evaluations", float(evaluations(options)), "1", "Per slice: estimate and all samples"),
+        Measurement(
+            "noise level", float((problem.sigma_y * problem.scale).mean()), "1",
+            f"Standard deviation of a noise component, from {problem.noise_from}",
+        ),
+        Measurement(
+            "chi-square", float(np.mean(chi_square)), "1",
+            "Mean squared residual of the measured samples over their noise variance; near 1 when the image fits them",
+        ),
+        Measurement("chi-square, worst slice", float(max(chi_square, key=lambda c: abs(np.log(max(c, 1e-9))))), "1"),
+        Measurement("scale", float(problem.scale.mean()), "1", "Value that the prior saw as one, mean over slices"),
+        Measurement("coils used", float(problem.y.shape[1]), "1", f"Maps: {problem.maps_from}"),
+    ]  # fmt: skip
+
+
+def evaluations(options: Options) -> int:
+    """Calls of the denoiser per slice."""
+    n = options.steps
+    each = {"dds": n, "dps": n, "score_mri": 2 * n - 1, "ald": 3 * n + 1}[options.solver]
+    return options.mean_steps + options.samples * each
+
+
+PIPELINE = Pipeline(
+    name="mri_reconstruction",
+    title="MR image from undersampled k-space",
+    inputs=(Input("kspace", KSpace),),
+    bundle="mri_prior",
+    options_type=Options,
+    run=run,
+)
