@@ -24,14 +24,15 @@ from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
 from dicomnode.associations import association
-from dicomnode.errors import PeerRefused, PeerUnreachable
+from dicomnode.config import Peer
+from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
 
-    from dicomnode.config import Peer
+    from dicomnode.config import Config
 
-__all__ = ["TIMEOUT_S", "Outcome", "StoreResult", "dicom_files", "echo", "store"]
+__all__ = ["TIMEOUT_S", "Outcome", "StoreResult", "dicom_files", "echo", "named", "store"]
 
 TIMEOUT_S = 60.0
 
@@ -49,13 +50,17 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class StoreResult:
-    """What became of one file. ``status`` is None where the peer gave none: no answer is not success."""
+    """What became of one file. ``status`` is None where the peer gave none: no answer is not success.
+
+    ``comment`` is in the peer's own words, which may tell of a patient: for who sends, never for a log or a row.
+    """
 
     path: Path
     sop_instance_uid: str
     outcome: Outcome
     status: int | None
     text: str
+    comment: str = ""
 
     @property
     def stored(self) -> bool:
@@ -92,6 +97,17 @@ def echo(peer: Peer, *, calling_aet: str, timeout_s: float = TIMEOUT_S) -> float
     if answer.Status != 0x0000:
         raise PeerRefused(f"peer {peer.name} answered the C-ECHO with status 0x{answer.Status:04X}")
     return time.perf_counter() - start
+
+
+def named(words: str, config: Config) -> Peer:
+    """The configured peer of that name, or the one at ``host:port:AET``. Raises ConfigError."""
+    if words in {peer.name for peer in config.peers} or words.count(":") < 2:
+        return config.peer(words)
+    host, port, ae_title = words.rsplit(":", 2)
+    try:
+        return Peer(name=words, host=host.strip("[]"), port=int(port), ae_title=ae_title)
+    except ValueError:  # pydantic's own is one
+        raise ConfigError(f"{words!r} is no HOST:PORT:AE_TITLE") from None
 
 
 def dicom_files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -229,9 +245,9 @@ def _send(assoc: Association, accepted: set[tuple[UID, UID]], instance: _Instanc
 def _answered(told: StoreResult, answer: Dataset) -> StoreResult:
     """PS3.4 B.2.3: 0x0000 and the warnings 0xBxxx mean that the instance is stored."""
     status = int(answer.Status)
-    comment = str(answer.get("ErrorComment", ""))
+    told = replace(told, status=status, comment=str(answer.get("ErrorComment", "")))
     if status == 0x0000:
-        return replace(told, outcome=Outcome.STORED, status=status, text="stored")
+        return replace(told, outcome=Outcome.STORED, text="stored")
     if status >> 12 == 0xB:
-        return replace(told, outcome=Outcome.STORED, status=status, text=f"stored with a warning {comment}".strip())
-    return replace(told, status=status, text=f"refused with status 0x{status:04X} {comment}".strip())
+        return replace(told, outcome=Outcome.STORED, text=f"stored with warning 0x{status:04X}")
+    return replace(told, text=f"refused with status 0x{status:04X}")

@@ -20,15 +20,14 @@ from pydicom.uid import (
     JPEGLSLossless,
     RawDataStorage,
 )
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
-from pynetdicom.presentation import AllStoragePresentationContexts, VerificationPresentationContexts
-from pynetdicom.sop_class import MRImageStorage
+from pynetdicom import evt
+from pynetdicom.presentation import AllStoragePresentationContexts
 
 from dicomnode import peers, queries
 from dicomnode.config import Peer
 from dicomnode.errors import PeerRefused, PeerUnreachable
 from dicomnode.peers import Outcome
-from tests.peers import Orthanc, StoreScp, free_port, write_instance
+from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance
 
 AET = "NODE"
 
@@ -150,19 +149,17 @@ def test_what_an_aborted_association_lost_is_sent_again(tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.dcm" for n in range(6)]
     for path in paths:
         write_instance(path)
-    seen: list[str] = []
 
     def abort_once(event: evt.Event) -> int:
-        seen.append(event.request.AffectedSOPInstanceUID)
-        if len(seen) == 3:
+        if len(server.stored) == 3:
             event.assoc.abort()
         return 0x0000
 
-    with _server(abort_once) as peer:
-        results = peers.store(peer, paths, calling_aet=AET, timeout_s=5)
+    with Answering(abort_once) as server:
+        results = peers.store(server.peer, paths, calling_aet=AET, timeout_s=5)
     assert all(r.stored for r in results)
-    assert len(seen) == 7
-    assert len(set(seen)) == 6
+    assert len(server.stored) == 7
+    assert len(set(server.stored)) == 6
 
 
 def test_an_instance_that_always_breaks_the_association_does_not_hold_up_the_others(tmp_path: Path) -> None:
@@ -174,8 +171,8 @@ def test_an_instance_that_always_breaks_the_association_does_not_hold_up_the_oth
             event.assoc.abort()
         return 0x0000
 
-    with _server(abort_on_one) as peer:
-        results = peers.store(peer, paths, calling_aet=AET, timeout_s=5)
+    with Answering(abort_on_one) as server:
+        results = peers.store(server.peer, paths, calling_aet=AET, timeout_s=5)
     assert [r.stored for r in results] == [True, False, True, True]
 
 
@@ -184,8 +181,8 @@ def test_a_warning_is_stored_and_a_failure_is_not(tmp_path: Path) -> None:
     for path in paths:
         write_instance(path)
     statuses = iter([0xB000, 0xA700])
-    with _server(lambda event: next(statuses)) as peer:
-        warned, failed = peers.store(peer, paths, calling_aet=AET)
+    with Answering(lambda event: next(statuses)) as server:
+        warned, failed = peers.store(server.peer, paths, calling_aet=AET)
     assert (warned.outcome, warned.status) == (Outcome.STORED, 0xB000)
     assert (failed.outcome, failed.status) == (Outcome.REFUSED, 0xA700)
 
@@ -195,12 +192,11 @@ def test_more_kinds_than_one_association_has_contexts_for(tmp_path: Path) -> Non
     paths = [tmp_path / f"{n}.dcm" for n in range(len(classes))]
     for path, sop_class in zip(paths, classes, strict=True):
         write_instance(path, sop_class_uid=sop_class)
-    associations: list[int] = []
-    with _server(lambda event: 0x0000, (evt.EVT_ACCEPTED, lambda event: associations.append(1))) as peer:
-        results = peers.store(peer, paths, calling_aet=AET)
+    with Answering(lambda event: 0x0000) as server:
+        results = peers.store(server.peer, paths, calling_aet=AET)
     assert [r.path for r in results] == paths
     assert all(r.stored for r in results)
-    assert len(associations) == 2
+    assert server.associations == 2
 
 
 def test_three_hundred_sends_lose_no_response(tmp_path: Path, storescp: StoreScp) -> None:
@@ -245,8 +241,8 @@ def test_a_peer_without_a_limit_on_fragments_still_gets_them(tmp_path: Path) -> 
         sizes.append(len(event.encoded_dataset(include_meta=False)))
         return 0x0000
 
-    with _server(keep, max_pdu=0) as peer:
-        (result,) = peers.store(peer, [path], calling_aet=AET)
+    with Answering(keep, max_pdu=0) as server:
+        (result,) = peers.store(server.peer, [path], calling_aet=AET)
     assert result.stored
     assert sizes[0] > 3_000_000
 
@@ -316,24 +312,3 @@ def _data_set_bytes(path: Path) -> str:
     content = path.read_bytes()
     start = 132 + 12 + int.from_bytes(content[140:144], "little")
     return hashlib.sha256(content[start:]).hexdigest()
-
-
-class _server:  # noqa: N801 - reads as a function where it is used
-    """A pynetdicom storage server with the test's own answer."""
-
-    def __init__(self, on_store: object, *handlers: tuple[object, object], max_pdu: int = 16382) -> None:
-        ae = AE("SERVER")
-        ae.maximum_pdu_size = max_pdu
-        ae.supported_contexts = VerificationPresentationContexts
-        for cx in AllStoragePresentationContexts:
-            ae.add_supported_context(cx.abstract_syntax, ALL_TRANSFER_SYNTAXES)
-        assert MRImageStorage in {cx.abstract_syntax for cx in ae.supported_contexts}
-        every = [(evt.EVT_C_STORE, on_store), *handlers]
-        self._server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=every)
-
-    def __enter__(self) -> Peer:
-        port = self._server.socket.getsockname()[1]
-        return Peer(name="server", ae_title="SERVER", host="127.0.0.1", port=port)
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()

@@ -4,9 +4,10 @@ Each is a context manager that starts the process, waits until it answers, and s
 for one by a fixture of ``tests/peers/fixtures.py``; where the program is not installed, the test is skipped.
 """
 
-from tests.peers.files import write_instance
+from tests.peers.answering import Answering
+from tests.peers.files import write_instance, write_result
 from tests.peers.orthanc import Orthanc
 from tests.peers.process import free_port, wait_for
 from tests.peers.storescp import StoreScp
 
-__all__ = ["Orthanc", "StoreScp", "free_port", "wait_for", "write_instance"]
+__all__ = ["Answering", "Orthanc", "StoreScp", "free_port", "wait_for", "write_instance", "write_result"]

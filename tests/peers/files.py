@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-__all__ = ["write_instance"]
+from dicomnode import results
+from dicomnode.config import ResultsConfig
+from pipelines.contract import Grid, Image, Volume
+
+__all__ = ["write_instance", "write_result"]
 
 
 def write_instance(
@@ -39,5 +44,28 @@ def write_instance(
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = transfer_syntax_uid
     path.parent.mkdir(parents=True, exist_ok=True)
+    ds.save_as(path, enforce_file_format=True)
+    return ds
+
+
+def write_result(path: Path, **attributes: object) -> Dataset:
+    """Write one result as the node writes it, with every mark, from an instance with ``attributes``; returns it."""
+    source = write_instance(path, **attributes)  # type: ignore[arg-type]
+    volume = Volume(np.zeros((2, 16, 16), np.float32), Grid((2, 16, 16), np.eye(4)))
+    provenance = results.Provenance(
+        model_name="test",
+        model_version="1",
+        model_digest="0" * 64,
+        pipeline="test",
+        parameters={},
+        seed=1,
+        device="cpu",
+        node_version="0",
+        trained_on="nothing",
+        job_key="test",
+    )
+    now = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+    image = Image("image", volume, "image", slice_thickness_mm=1.0)
+    (ds,) = results.write([image], [source], provenance, ResultsConfig(labelled=False), now)
     ds.save_as(path, enforce_file_format=True)
     return ds

@@ -1,0 +1,64 @@
+"""The circuit breaker of each destination.
+
+Its state is the newest of its events in the audit trail, so it survives a restart and an outage is on record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from db import audit
+from db.models import Delivery, Event
+from db.states import DeliveryState
+
+__all__ = ["Breaker", "breaker", "failed", "succeeded"]
+
+_SUBJECT = "destination"
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """``failures`` in a row; nothing is sent before ``open_until``, and then little, to try."""
+
+    failures: int = 0
+    open_until: datetime | None = None
+
+    def is_open(self, now: datetime) -> bool:
+        return self.open_until is not None and now < self.open_until
+
+
+def breaker(session: Session, destination: str) -> Breaker:
+    """The breaker as the last attempt left it."""
+    mine = select(Event.detail).where(Event.subject == _SUBJECT, Event.subject_id == destination)
+    detail = session.scalars(mine.order_by(Event.seq.desc()).limit(1)).first()
+    if not detail or not detail.get("failures"):
+        return Breaker()
+    until = detail.get("open_until")
+    return Breaker(int(detail["failures"]), datetime.fromisoformat(until) if until else None)
+
+
+def failed(
+    session: Session, destination: str, *, threshold: int, open_s: float, open_max_s: float, now: datetime
+) -> Breaker:
+    """One more failure in a row: from ``threshold`` on the breaker opens, twice as long each time."""
+    failures = breaker(session, destination).failures + 1
+    until = None
+    if failures >= threshold:
+        doublings = min(failures - threshold, 30)
+        until = now + timedelta(seconds=min(open_s * 2.0**doublings, open_max_s))
+    detail = {"failures": failures, "open_until": until.isoformat() if until else None}
+    audit.append(session, subject=_SUBJECT, subject_id=destination, event="unreachable", detail=detail, now=now)
+    return Breaker(failures, until)
+
+
+def succeeded(session: Session, destination: str, *, now: datetime) -> None:
+    """It answers. After failures the breaker closes and what waited for the destination is due at once."""
+    if not breaker(session, destination).failures:
+        return
+    audit.append(session, subject=_SUBJECT, subject_id=destination, event="reachable", detail={"failures": 0}, now=now)
+    waiting = update(Delivery).where(Delivery.state == DeliveryState.WAITING, Delivery.destination == destination)
+    session.execute(waiting.where(Delivery.not_before > now).values(not_before=now))

@@ -1,0 +1,164 @@
+"""Results to their destinations: tried until they are there, one association for a destination and a batch.
+
+All state is in rows: a sender that dies leaves leases that lapse, and what got no answer is sent again, which is safe
+because a result keeps its UIDs. Nothing goes on the wire that is not marked as synthetic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydicom import dcmread
+
+from db import deliveries, destinations
+from dicomnode import peers, spool
+from dicomnode.errors import NotMarked, StorageDamaged
+from dicomnode.peers import Outcome, StoreResult
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from db.deliveries import Due
+    from dicomnode.config import Config, DeliveryConfig, Peer
+
+__all__ = ["deliver_due"]
+
+_BATCH = 100
+_PROBE = 5  # more than one, so that an object which breaks every association does not hold up the others
+
+
+def deliver_due(
+    sessions: sessionmaker[Session], config: Config, *, now: datetime, generator: random.Random | None = None
+) -> int:
+    """Send what is due, to all destinations at once; returns how many objects their destinations acknowledged."""
+    courier = _Courier(sessions, config, now, generator or random.Random())
+    with sessions.begin() as session:
+        deliveries.expire_leases(session, now=now)
+        too_old = now - timedelta(hours=config.delivery.give_up_after_h)
+        deliveries.given_up(session, created_before=too_old, now=now)
+        claimed = [(peer, courier.claim(session, peer)) for peer in config.peers]
+    work = [(peer, batch) for peer, batch in claimed if batch]
+    if not work:
+        return 0
+    with ThreadPoolExecutor(max_workers=len(work), thread_name_prefix="delivery") as pool:
+        return sum(pool.map(lambda one: courier.send(*one), work))
+
+
+class _Courier:
+    """One sweep's sessions, configuration, moment and randomness."""
+
+    def __init__(
+        self, sessions: sessionmaker[Session], config: Config, now: datetime, generator: random.Random
+    ) -> None:
+        self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
+        self.worker = f"delivery-{os.getpid()}"
+
+    def claim(self, session: Session, peer: Peer) -> list[Due]:
+        """A batch under a lease; a few objects where the breaker was open, to see whether the peer is back."""
+        breaker = destinations.breaker(session, peer.name)
+        if breaker.is_open(self.now):
+            return []
+        return deliveries.due(
+            session,
+            worker=self.worker,
+            lease_s=60.0 + 3 * self.config.node.network_timeout_s,
+            limit=_PROBE if breaker.open_until else _BATCH,
+            now=self.now,
+            destination=peer.name,
+        )
+
+    def send(self, peer: Peer, batch: Sequence[Due]) -> int:
+        """Check, send and record one batch; returns how many are there now."""
+        by_path: dict[Path, list[Due]] = {}
+        for due in batch:
+            path = spool.path(self.config.spool_dir, due.sha256)
+            if self._fit(due, path):
+                by_path.setdefault(path, []).append(due)
+        if not by_path:
+            return 0
+
+        def record(result: StoreResult) -> None:
+            for due in by_path[result.path]:
+                self._record(due, result)
+
+        results = peers.store(
+            peer,
+            by_path,
+            calling_aet=self.config.node.ae_title,
+            on_result=record,
+            timeout_s=self.config.node.network_timeout_s,
+        )
+        self._tell_breaker(peer, results)
+        return sum(len(by_path[result.path]) for result in results if result.stored)
+
+    def _fit(self, due: Due, path: Path) -> bool:
+        """Whether the file is what its row says and carries every mark."""
+        try:
+            _check(path, due.sha256)
+        except NotMarked as exc:
+            self._failed(due, f"not sent: {exc}", retry_at=None)
+        except StorageDamaged as exc:
+            self._failed(due, f"not sent: {exc}", retry_at=self._later(due))
+        else:
+            return True
+        return False
+
+    def _record(self, due: Due, result: StoreResult) -> None:
+        if not result.stored:
+            self._failed(due, result.text, retry_at=self._later(due))
+            return
+        with self.sessions.begin() as session:
+            deliveries.delivered(session, due.delivery_id, worker=self.worker, now=self.now)
+
+    def _failed(self, due: Due, reason: str, *, retry_at: datetime | None) -> None:
+        with self.sessions.begin() as session:
+            deliveries.failed(
+                session, due.delivery_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now
+            )
+
+    def _later(self, due: Due) -> datetime:
+        return self.now + _backoff(due.attempts, self.config.delivery, self.generator)
+
+    def _tell_breaker(self, peer: Peer, results: Sequence[StoreResult]) -> None:
+        """A peer that refuses an object is there; one that answers nothing is not."""
+        tried = [result for result in results if result.outcome is not Outcome.UNREADABLE]
+        if not tried:
+            return
+        limits = self.config.delivery
+        with self.sessions.begin() as session:
+            if any(result.status is not None for result in tried):
+                destinations.succeeded(session, peer.name, now=self.now)
+                return
+            destinations.failed(
+                session,
+                peer.name,
+                threshold=limits.breaker_failures,
+                open_s=limits.breaker_open_s,
+                open_max_s=max(limits.breaker_open_s, limits.backoff_max_s),
+                now=self.now,
+            )
+
+
+def _backoff(attempts: int, limits: DeliveryConfig, generator: random.Random) -> timedelta:
+    """Twice as long after each attempt up to the maximum, and between half and all of that."""
+    longest = min(limits.backoff_s * 2.0 ** min(attempts - 1, 30), limits.backoff_max_s)
+    return timedelta(seconds=longest * generator.uniform(0.5, 1.0))
+
+
+def _check(path: Path, sha256: str) -> None:
+    from dicomnode.results import marking  # brings the writers of results with it, which a receiver does not need
+
+    try:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise StorageDamaged(f"the file {path.name} is not what was written")
+    except OSError as exc:
+        raise StorageDamaged(f"the file {path.name} cannot be read: {exc.strerror}") from exc
+    marking.check(dcmread(path, stop_before_pixels=True))
