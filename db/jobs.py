@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from db.studies import StoredFile
 __all__ = [
     "LeaseLost",
     "OutputFile",
+    "abandon",
     "cancel",
     "claim",
     "discard",
@@ -27,10 +29,11 @@ __all__ = [
     "expire_leases",
     "fail",
     "finish",
+    "give_back",
     "release",
     "renew",
-    "report_progress",
     "retry",
+    "worker_name",
 ]
 
 
@@ -47,6 +50,11 @@ class OutputFile:
     series_uid: str
     kind: str
     file: StoredFile
+
+
+def worker_name(pid: int) -> str:
+    """How a process of this machine signs its leases."""
+    return f"{socket.gethostname()}:{pid}"
 
 
 def enqueue(
@@ -116,18 +124,14 @@ def claim(session: Session, *, worker: str, lease_s: float, now: datetime) -> Jo
     return job
 
 
-def renew(session: Session, *, job_id: int, worker: str, lease_s: float, now: datetime) -> bool:
-    """Extend the lease; False when the job is no longer this worker's."""
+def renew(
+    session: Session, *, job_id: int, worker: str, lease_s: float, fraction: float, step: str, now: datetime
+) -> bool:
+    """Extend the lease and note the progress; False when the job is no longer this worker's."""
     mine = (Job.id == job_id, Job.worker == worker, Job.state == JobState.RUNNING)
-    statement = update(Job).where(*mine).values(leased_until=now + timedelta(seconds=lease_s)).returning(Job.id)
+    values = {"leased_until": now + timedelta(seconds=lease_s), "progress": fraction, "step": step}
+    statement = update(Job).where(*mine).values(values).returning(Job.id)
     return session.scalar(statement.execution_options(synchronize_session=False)) is not None
-
-
-def report_progress(session: Session, *, job_id: int, worker: str, fraction: float, step: str) -> None:
-    """For the listings only: no state changes, so no event."""
-    mine = (Job.id == job_id, Job.worker == worker, Job.state == JobState.RUNNING)
-    statement = update(Job).where(*mine).values(progress=fraction, step=step)
-    session.execute(statement.execution_options(synchronize_session=False))
 
 
 def finish(
@@ -190,6 +194,22 @@ def expire_leases(session: Session, *, attempts: int, now: datetime) -> list[Job
         reason = f"{job.worker} stopped renewing its lease in attempt {job.attempts}"
         _again_or_dead(session, job, reason=reason, again=job.attempts < attempts, backoff_s=0.0, now=now)
     return jobs
+
+
+def abandon(session: Session, *, worker: str, attempts: int, now: datetime) -> list[Job]:
+    """Take back the jobs of a worker that is known to have died, without waiting for its lease."""
+    jobs = list(session.scalars(select(Job).where(Job.state == JobState.RUNNING, Job.worker == worker)))
+    for job in jobs:
+        reason = f"{worker} died in attempt {job.attempts}"
+        _again_or_dead(session, job, reason=reason, again=job.attempts < attempts, backoff_s=0.0, now=now)
+    return jobs
+
+
+def give_back(session: Session, *, job_id: int, worker: str, now: datetime) -> None:
+    """The worker was told to stop: the job waits again, and this attempt does not count."""
+    job = _mine(session, job_id, worker)
+    job.attempts -= 1
+    _again_or_dead(session, job, reason=f"{worker} was told to stop", again=True, backoff_s=0.0, now=now)
 
 
 def retry(session: Session, job: Job, *, reason: str, now: datetime) -> None:

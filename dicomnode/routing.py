@@ -12,10 +12,10 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session, selectinload, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit, jobs
-from db.models import Instance, Job, Series, Study
+from db.models import Instance, Job, Output, Series, Study
 from db.states import StudyState
 from db.studies import InstanceFacts
 from dicomnode.conditions import Condition
@@ -71,6 +71,12 @@ class Verdict:
     why: str
 
 
+@dataclass(frozen=True)
+class _Received:
+    attributes: Mapping[str, Any]
+    instances: list[Instance]
+
+
 def matches(match: Mapping[str, Condition], attributes: Mapping[str, Any]) -> bool:
     """Whether all conditions hold on one series."""
     return all(condition.holds(attributes.get(keyword)) for keyword, condition in match.items())
@@ -105,22 +111,31 @@ def route_complete(sessions: sessionmaker[Session], config: Config, *, now: date
 
 
 def route_study(session: Session, study: Study, routes: Sequence[Route], *, now: datetime) -> list[Job]:
-    """Enqueue what the routes ask for; work that was done on the same content in an earlier revision is not repeated."""
-    query = select(Series).where(Series.study_id == study.id).order_by(Series.id)
-    series = list(session.scalars(query.options(selectinload(Series.instances))))
-    made = [job for route in routes for job in _enqueue(session, study, route, series, now)]
+    """Enqueue what the routes ask for; work that was done on the same content before is not repeated."""
+    received = _received(session, study)
+    made = [job for route in routes for job in _enqueue(session, study, route, received, now)]
     names = ", ".join(f"{job.route} (job {job.id})" for job in made) or "nothing new to do"
     audit.move(session, study, StudyState.ROUTED, reason=names, now=now)
     return made
 
 
-def _enqueue(session: Session, study: Study, route: Route, series: Sequence[Series], now: datetime) -> list[Job]:
-    further = _further_inputs(route, series)
+def _received(session: Session, study: Study) -> list[_Received]:
+    """The study's series without the results of ours that an archive sent back: they are nobody's input."""
+    ours = select(Output.id).where(Output.sop_instance_uid == Instance.sop_instance_uid).exists()
+    query = select(Series, Instance).join(Instance).where(Series.study_id == study.id, ~ours)
+    found: dict[int, _Received] = {}
+    for series, instance in session.execute(query.order_by(Series.id, Instance.id)):
+        found.setdefault(series.id, _Received(series.attributes, [])).instances.append(instance)
+    return list(found.values())
+
+
+def _enqueue(session: Session, study: Study, route: Route, received: Sequence[_Received], now: datetime) -> list[Job]:
+    further = _further_inputs(route, received)
     made = []
-    for each in series:
-        if not matches(route.match, each.attributes):
+    for series in received:
+        if not matches(route.match, series.attributes):
             continue
-        for unit in _units(each):
+        for unit in _units(series):
             job = jobs.enqueue(
                 session,
                 study_id=study.id,
@@ -129,7 +144,7 @@ def _enqueue(session: Session, study: Study, route: Route, series: Sequence[Seri
                 pipeline=route.pipeline,
                 model=route.model,
                 options=route.options,
-                inputs={MAIN_INPUT: [row.id for row in unit]} | further,
+                inputs={MAIN_INPUT: unit} | further,
                 destinations=route.destinations,
                 priority=route.priority,
                 now=now,
@@ -138,21 +153,21 @@ def _enqueue(session: Session, study: Study, route: Route, series: Sequence[Seri
     return made
 
 
-def _further_inputs(route: Route, series: Sequence[Series]) -> dict[str, list[int]]:
+def _further_inputs(route: Route, received: Sequence[_Received]) -> dict[str, list[int]]:
     """The first matching series for each of the route's ``with``; the pipeline knows which it cannot do without."""
     found: dict[str, list[int]] = {}
     for name, match in route.with_.items():
-        for each in series:
-            if matches(match, each.attributes):
-                found[name] = [row.id for row in each.instances]
+        for series in received:
+            if matches(match, series.attributes):
+                found[name] = [row.id for row in series.instances]
                 break
     return found
 
 
-def _units(series: Series) -> list[list[Instance]]:
-    raw = [row for row in series.instances if row.sop_class_uid == _RAW_DATA_STORAGE]
-    images = [row for row in series.instances if row.sop_class_uid != _RAW_DATA_STORAGE]
-    return [[row] for row in raw] + ([images] if images else [])
+def _units(series: _Received) -> list[list[int]]:
+    raw = [row.id for row in series.instances if row.sop_class_uid == _RAW_DATA_STORAGE]
+    images = [row.id for row in series.instances if row.sop_class_uid != _RAW_DATA_STORAGE]
+    return [[id] for id in raw] + ([images] if images else [])
 
 
 def _verdict(route: Route, series: Sequence[Seen]) -> Verdict:

@@ -1,0 +1,138 @@
+"""``dicomnode kspace``: ISMRMRD/MRD files to and from DICOM Raw Data Storage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from dicomnode.cli import context
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_Source = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
+_Stated = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEYWORD=VALUE", help="What the MRD header does not say or says wrongly, such as "
+                 "PatientID=17, PatientName=…, StudyInstanceUID=…, AccessionNumber=…, BodyPartExamined=…; repeatable."),
+]  # fmt: skip
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+@app.command()
+def wrap(file: _Source, out: Path, stated: _Stated = None) -> None:
+    """Put an MRD file into a DICOM Raw Data object."""
+    _wrap(file, out, stated)
+    print(out)
+
+
+@app.command()
+def unwrap(file: _Source, out: Path) -> None:
+    """Take the MRD file out of a Raw Data object, byte for byte as it was put in."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    from dicomnode import mrd
+    from pipelines.contract import Refused
+
+    try:
+        ds = pydicom.dcmread(file)
+    except InvalidDicomError as error:
+        raise Refused(f"{file} is not a DICOM file") from error
+    out.write_bytes(mrd.unwrap(ds))
+    print(out)
+
+
+@app.command()
+def convert(
+    source: _Source,
+    out: Path,
+    voxel_mm: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(help="Slice, row and column spacing in mm, which an array does not state. Default: 1 1 1 for a "
+                     "plane of a 3D acquisition (.npy), 5 1 1 for slices (.mat); the file then says: assumed."),
+    ] = None,
+    slice_thickness_mm: Annotated[float | None, typer.Option(help="Default: the slice spacing.")] = None,
+) -> None:  # fmt: skip
+    """Make an MRD file of a k-space array: .npy (coil, ky, kz) or .mat 'kspace' (readout, phase, slice)."""
+    from dicomnode import mrd
+
+    converted = mrd.convert(source, voxel_mm=voxel_mm, slice_thickness_mm=slice_thickness_mm)
+    mrd.write(converted, out)
+    for note in converted.header.userParameters.userParameterString:
+        typer.echo(f"{note.name}: {note.value}", err=True)
+    print(out)
+
+
+@app.command()
+def show(file: _Source) -> None:
+    """Print the facts of an acquisition, or why it cannot be reconstructed; no patient data."""
+    import pydicom
+
+    from dicomnode import mrd
+
+    content = file.read_bytes() if _is_mrd(file) else mrd.unwrap(pydicom.dcmread(file))
+    _, facts = mrd.to_kspace(mrd.read(content))
+    context.print_json(facts)
+
+
+@app.command()
+def send(
+    ctx: typer.Context,
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="MRD files or Raw Data objects.")],
+    to: Annotated[str, typer.Option("--to", help="A configured peer's name, or HOST:PORT:AE_TITLE.")],
+    stated: _Stated = None,
+) -> None:
+    """Send k-space to a peer; an MRD file is put into a Raw Data object first."""
+    from dicomnode.cli.send import send_files
+
+    with TemporaryDirectory() as folder:
+        objects = _objects(files, Path(folder), stated)
+        results = send_files(ctx, objects, to)
+    counts = Counter(str(result.outcome) for result in results)
+    print(f"{to}: {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items()))}")
+    for file, result in zip(files, results, strict=True):
+        if not result.stored:
+            typer.echo(f"{file}: {result.text} {result.comment}".rstrip(), err=True)
+    if not all(result.stored for result in results):
+        raise typer.Exit(1)
+
+
+def _objects(files: Sequence[Path], folder: Path, stated: list[str] | None) -> list[Path]:
+    objects = []
+    for number, file in enumerate(files):
+        if _is_mrd(file):
+            objects.append(folder / f"{number}.dcm")
+            _wrap(file, objects[-1], stated)
+        elif stated:
+            raise typer.BadParameter(f"{file} is a DICOM object already", param_hint="--set")
+        else:
+            objects.append(file)
+    return objects
+
+
+def _wrap(file: Path, out: Path, stated: list[str] | None) -> None:
+    from dicomnode import mrd
+
+    facts = dict(_pair(each) for each in stated or [])
+    with file.open("rb") as stream:
+        mrd.wrap(stream, now=datetime.now(UTC), facts=facts).save_as(out, enforce_file_format=True)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    keyword, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} is not KEYWORD=VALUE", param_hint="--set")
+    return keyword, value
+
+
+def _is_mrd(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(_HDF5)) == _HDF5

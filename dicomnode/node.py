@@ -1,0 +1,197 @@
+"""The node: receiver, clock and local workers, started together and stopped together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import engine as engines
+from db import jobs, migrations
+from dicomnode import completion, delivery, routing, scp
+from dicomnode.config import Config
+
+__all__ = ["Crew", "make_clock", "prepare", "serve", "stop_on_signals", "work"]
+
+log = logging.getLogger("dicomnode.node")
+
+SWEEP_S = 1.0
+DRAIN_S = 20.0
+
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The one clock; everything below is handed its moments."""
+    return datetime.now(UTC)
+
+
+def prepare(config: Config) -> None:
+    """Folders and the newest schema: what every part of the node relies on."""
+    config.spool_dir.mkdir(parents=True, exist_ok=True)
+    engine = engines.connect(config.database_url)
+    migrations.upgrade(engine)
+    engine.dispose()
+
+
+def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: threading.Event) -> None:
+    """Receive, route, run and deliver until ``stop`` is set; then let what is in flight come to a clean end."""
+    prepare(config)
+    engine = engines.connect(config.database_url)
+    sessions = engines.sessions(engine)
+    server = scp.start(config, now=utc_now)
+    clock = make_clock(sessions, config, now=utc_now)
+    crew = Crew(config, sessions, workers)
+    try:
+        clock.start()
+        crew.start()
+        ready(_ready_line(config, server.port, workers))
+        while not stop.wait(0.5):
+            crew.tend()
+    finally:
+        log.info("stopping")
+        crew.ask_to_stop()
+        server.stop(DRAIN_S)
+        clock.shutdown(wait=True)
+        crew.wait(DRAIN_S)
+        engine.dispose()
+
+
+def work(config: Config, *, once: bool, parent: int | None, stop: threading.Event) -> int:
+    """A worker in this process; ends with its parent, when it has one. The number of jobs taken."""
+    from dicomnode import worker
+
+    engine = engines.connect(config.database_url)
+    if parent is not None:
+        threading.Thread(target=_stop_with, args=(parent, stop), name="parent watch", daemon=True).start()
+    try:
+        name = jobs.worker_name(os.getpid())
+        return worker.work(engines.sessions(engine), config, worker=name, stop=stop, once=once, now=utc_now)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, while inside."""
+    stop = threading.Event()
+    before = {which: signal.signal(which, lambda *_: stop.set()) for which in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def make_clock(sessions: sessionmaker[Session], config: Config, *, now: Clock) -> BackgroundScheduler:
+    """The sweeps, each on a thread of its own: a slow destination does not hold up completion, nor the other way."""
+    sweeps: dict[str, Callable[[], object]] = {
+        "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
+        "routing": lambda: routing.route_complete(sessions, config, now=now()),
+        "leases": lambda: _expire_leases(sessions, config, now()),
+        "delivery": lambda: delivery.deliver_due(sessions, config, now=now()),
+    }
+    executors = {name: ThreadPoolExecutor(1) for name in sweeps}
+    defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+    scheduler = BackgroundScheduler(executors=executors, job_defaults=defaults, timezone=UTC)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of every sweep that is longer than its interval
+    for name, sweep in sweeps.items():
+        scheduler.add_job(_guarded, "interval", (name, sweep), seconds=SWEEP_S, id=name, executor=name)
+    return scheduler
+
+
+class Crew:
+    """The local workers, as processes; one that dies loses its lease at once and is started again."""
+
+    def __init__(self, config: Config, sessions: sessionmaker[Session], size: int) -> None:
+        self._config, self._sessions, self._size = config, sessions, size
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._not_before = 0.0
+        self._stopping = False
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that were running when last looked at."""
+        return [process.pid for process in self._processes]
+
+    def start(self) -> None:
+        """Start what is missing."""
+        while len(self._processes) < self._size:
+            command = [sys.executable, "-m", "dicomnode", "--config", str(self._config.path)]
+            command += ["work", "--parent", str(os.getpid())]
+            self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+
+    def tend(self) -> None:
+        """Replace the dead; a worker that cannot even start is not tried more than once in five seconds."""
+        dead = [process for process in self._processes if process.poll() is not None]
+        for process in dead:
+            log.error("worker %d ended with status %s", process.pid, process.returncode)
+            self._processes.remove(process)
+            self._abandon(process.pid)
+        if len(self._processes) < self._size and time.monotonic() >= self._not_before:
+            self._not_before = time.monotonic() + 5.0
+            self.start()
+
+    def ask_to_stop(self) -> None:
+        """Workers give their jobs back at the next step."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+
+    def wait(self, patience_s: float) -> None:
+        """Wait for them to end; those that do not are killed, and their jobs taken back."""
+        deadline = time.monotonic() + patience_s
+        for process in self._processes:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                self._abandon(process.pid)
+
+    def _abandon(self, pid: int) -> None:
+        with self._sessions.begin() as session:
+            lost = jobs.abandon(
+                session, worker=jobs.worker_name(pid), attempts=self._config.worker.attempts, now=utc_now()
+            )
+        for job in lost:
+            log.error("job %d: its worker died; now %s", job.id, job.state)
+
+
+def _expire_leases(sessions: sessionmaker[Session], config: Config, now: datetime) -> None:
+    with sessions.begin() as session:
+        for job in jobs.expire_leases(session, attempts=config.worker.attempts, now=now):
+            log.warning("job %d: lease lapsed; now %s", job.id, job.state)
+
+
+def _guarded(name: str, sweep: Callable[[], object]) -> None:
+    """The door of every sweep: it is tried again in a second, and its error's own words may name a patient."""
+    try:
+        sweep()
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("%s: %s in %s, line %s", name, type(error).__name__, Path(last.filename).name, last.lineno)
+
+
+def _stop_with(parent: int, stop: threading.Event) -> None:
+    while not stop.wait(1.0):
+        if os.getppid() != parent:
+            stop.set()
+
+
+def _ready_line(config: Config, port: int, workers: int) -> str:
+    node = config.node
+    return f"ready: DICOM {node.ae_title}@{node.host}:{port}, {workers} local workers, data in {config.data_dir}"

@@ -1,0 +1,205 @@
+"""One job: files of the spool, arrays, a pipeline's findings, result objects.
+
+What happens here is decided by the inputs, the model and the options alone: the seed comes from the job's key and the
+objects' time from the job's creation, so another attempt makes the same objects. torch is imported on use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydicom import Dataset, dcmread
+from pydantic import ValidationError
+
+from dicomnode import mrd
+from dicomnode.config import Config
+from dicomnode.errors import InputRefused
+from dicomnode.routing import MAIN_INPUT
+from pipelines.contract import Case, Finding, KSpace, Measurement, Pipeline, Progress
+
+if TYPE_CHECKING:
+    from model_zoo.registry import Model
+
+__all__ = ["Produced", "Task", "options_of", "process", "seed_from"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that decides a result: a job's, or a folder's from the command line."""
+
+    key: str
+    pipeline: str
+    model: str
+    options: Mapping[str, Any]
+    inputs: Mapping[str, Sequence[Path]]
+    seed: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Produced:
+    """The result objects, ready to save, and what is worth telling about the run."""
+
+    objects: list[Dataset]
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The case of the pipeline and the headers, without their bulk, for the writer."""
+
+    case: Case
+    sources: list[Dataset]
+
+
+def process(task: Task, config: Config, *, progress: Progress) -> Produced:
+    """Run the task's pipeline and write its results. Raises Refused or a NodeError when another attempt is useless."""
+    import pipelines
+
+    started = time.monotonic()
+    pipeline: Pipeline = pipelines.load(task.pipeline)
+    options = options_of(pipeline, task.options)
+    progress(0.0, "reading")
+    loaded = _load(pipeline, task.inputs)
+    model = _model(task.model or pipeline.bundle, config.worker.device)
+    findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
+    progress(0.95, "writing")
+    objects = _write(findings, loaded.sources, task, model, options, config)
+    report = _report(task, model, options, findings, loaded.case.facts)
+    return Produced(objects, report | {"seconds": round(time.monotonic() - started, 3)})
+
+
+def options_of(pipeline: Pipeline, given: Mapping[str, Any]) -> Any:
+    """The pipeline's options, checked. Raises InputRefused."""
+    try:
+        return pipeline.options_type(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputRefused(f"options of {pipeline.name}: {where}: {first['msg']}") from None
+
+
+def seed_from(key: str) -> int:
+    """The seed of all randomness in a job."""
+    return int.from_bytes(hashlib.sha256(f"seed {key}".encode()).digest()[:4], "big") >> 1
+
+
+def _load(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> _Loaded:
+    arrays: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    sources: list[Dataset] = []
+    for number, wanted in enumerate(pipeline.inputs):
+        paths = inputs.get(MAIN_INPUT if number == 0 else wanted.name, ())
+        if not paths and wanted.required:
+            raise InputRefused(f"{pipeline.name} needs the input {wanted.name!r}; no series of the study matches it")
+        if not paths:
+            continue
+        if wanted.kind is not KSpace:
+            raise InputRefused(f"{pipeline.name}: image inputs are not supported yet, {wanted.name!r} is one")
+        arrays[wanted.name], found, header = _load_kspace(paths)
+        facts |= found
+        sources.append(header)
+    return _Loaded(Case(arrays, facts), sources)
+
+
+def _load_kspace(paths: Sequence[Path]) -> tuple[KSpace, dict[str, Any], Dataset]:
+    if len(paths) != 1:
+        raise InputRefused(f"one acquisition is one Raw Data object; {len(paths)} instances were given")
+    ds = dcmread(paths[0])
+    if not mrd.recognise(ds):
+        raise InputRefused("the instance is no ISMRMRD/MRD in Raw Data Storage; 'dicomnode kspace wrap' makes one")
+    kspace, facts = mrd.to_kspace(mrd.read(mrd.unwrap(ds)))
+    return kspace, facts, _header(ds)
+
+
+def _header(ds: Dataset) -> Dataset:
+    """Without private elements: the payload is large, and no result repeats it."""
+    ds.remove_private_tags()
+    return ds
+
+
+def _model(name: str, device: str) -> Model:
+    from model_zoo import registry
+
+    bundle, _, wanted = name.partition("@")
+    return registry.load(bundle, wanted or None, device=_device(device))
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _between(progress: Progress, low: float, high: float) -> Progress:
+    return lambda fraction, step: progress(low + (high - low) * min(max(fraction, 0.0), 1.0), step)
+
+
+def _write(
+    findings: Sequence[Finding], sources: list[Dataset], task: Task, model: Model, options: Any, config: Config
+) -> list[Dataset]:
+    from dicomnode import results
+    from dicomnode.results import marking
+
+    provenance = results.Provenance(
+        model_name=model.name,
+        model_version=model.version,
+        model_digest=model.digest,
+        pipeline=task.pipeline,
+        parameters=options.model_dump(mode="json"),
+        seed=task.seed,
+        device=model.device,
+        node_version=version("dicomnode"),
+        trained_on=str(model.metadata.get("data_source", "")),
+        job_key=task.key,
+    )
+    objects = results.write(findings, sources, provenance, config.results, task.created_at)
+    for ds in objects:
+        marking.check(ds)
+    return list(objects)
+
+
+def _report(
+    task: Task, model: Model, options: Any, findings: Sequence[Finding], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    measurements = [
+        {"name": found.name, "value": _finite(found.value), "unit": found.unit, "description": found.description}
+        for found in findings
+        if isinstance(found, Measurement)
+    ]
+    return {
+        "model": f"{model.name}@{model.version}",
+        "digest": model.digest,
+        "device": model.device,
+        "seed": task.seed,
+        "options": options.model_dump(mode="json"),
+        "measurements": measurements,
+        "acquisition": _plain(facts),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None  # JSON has no NaN, PostgreSQL refuses it
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, words and lists only, for a JSON column."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value)
+    return _finite(float(value)) if hasattr(value, "__float__") else str(value)

@@ -1,0 +1,82 @@
+"""Running finished work again, without delivering, to see what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from sqlalchemy.orm import Session
+
+from db.models import Study
+from db.states import JobState
+from dicomnode import processing, spool, worker
+from dicomnode.config import Config
+from dicomnode.errors import NotFound
+from dicomnode.processing import Task
+
+__all__ = ["Done", "compare", "finished"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished job and the files of its results, by kind."""
+
+    job_id: int
+    task: Task
+    results: tuple[Path, ...]
+
+
+def finished(session: Session, config: Config, study: Study, model: str) -> list[Done]:
+    """The study's finished jobs as tasks, on the model that is named or the job's own."""
+    jobs = [job for job in study.jobs if job.state in (JobState.DONE, JobState.HELD)]
+    if not jobs:
+        raise NotFound(f"study {study.study_uid} has no finished job to run again")
+    found = []
+    for job in jobs:
+        task = worker.task_of(job, config)
+        recorded = model or str(job.report.get("model", task.model))
+        results = tuple(spool.path(config.spool_dir, output.sha256) for output in job.outputs)
+        found.append(Done(job.id, replace(task, model=recorded), results))
+    return found
+
+
+def compare(done: Done, config: Config) -> Iterator[dict[str, Any]]:
+    """Run again; per result whether it is the same, or by how much its values differ."""
+    produced = processing.process(done.task, config, progress=lambda fraction, step: None)
+    before = [dcmread(path) for path in done.results]
+    for index, new in enumerate(produced.objects):
+        old = before[index] if index < len(before) else None
+        yield {"job": done.job_id, "kind": worker.kind_of(new), **_difference(old, new)}
+    for old in before[len(produced.objects) :]:
+        yield {"job": done.job_id, "kind": worker.kind_of(old), **_row("not made again")}
+
+
+def _difference(old: Dataset | None, new: Dataset) -> dict[str, Any]:
+    if old is None:
+        return _row("was not made before")
+    if old == new:
+        return _row("identical", 0.0)
+    a, b = _values(old), _values(new)
+    if a is None or b is None or a.shape != b.shape:
+        return _row("differs in shape" if a is not None and b is not None else "differs in its header")
+    largest = float(np.max(np.abs(a - b)))
+    if largest == 0:
+        return _row("same values, other header", 0.0)
+    rmse = float(np.sqrt(np.mean((a - b) ** 2)))
+    return _row("differs", largest, round(20 * float(np.log10(np.max(np.abs(a)) / rmse)), 2) if np.any(a) else None)
+
+
+def _row(result: str, largest: float | None = None, psnr_db: float | None = None) -> dict[str, Any]:
+    return {"result": result, "largest_difference": largest, "psnr_db": psnr_db}
+
+
+def _values(ds: Dataset) -> NDArray[np.float64] | None:
+    if not any(keyword in ds for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        return None
+    slope, intercept = float(ds.get("RescaleSlope", 1) or 1), float(ds.get("RescaleIntercept", 0) or 0)
+    return np.asarray(ds.pixel_array, np.float64) * slope + intercept

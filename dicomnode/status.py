@@ -1,0 +1,69 @@
+"""What the node is doing, in numbers: for ``dicomnode status`` and the dashboard."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from db import deliveries
+from db.models import Delivery, Instance, Job, Quarantine, Study
+from db.states import DeliveryState, JobState, QuarantineState
+from dicomnode.config import Config
+
+__all__ = ["status"]
+
+
+def status(session: Session, config: Config, *, now: datetime) -> dict[str, Any]:
+    """Counts by state, the oldest waiting work, the disk, and the last things that went wrong."""
+    return {
+        "studies": _by_state(session, Study),
+        "instances": session.scalar(select(func.count(Instance.id))),
+        "quarantined": session.scalar(
+            select(func.count(Quarantine.id)).where(Quarantine.state == QuarantineState.KEPT)
+        ),
+        "jobs": _by_state(session, Job),
+        "deliveries": {
+            destination: {str(state): count for state, count in states.items()}
+            for destination, states in deliveries.counts(session).items()
+        },
+        "oldest_waiting_s": {
+            "job": _age_s(session, Job, JobState.READY, now),
+            "delivery": _age_s(session, Delivery, DeliveryState.WAITING, now),
+        },
+        "disk": _disk(config),
+        "last_errors": _last_errors(session),
+    }
+
+
+def _by_state(session: Session, table: type[Study | Job]) -> dict[str, int]:
+    return {
+        str(state): count for state, count in session.execute(select(table.state, func.count()).group_by(table.state))
+    }
+
+
+def _age_s(
+    session: Session, table: type[Job | Delivery], state: JobState | DeliveryState, now: datetime
+) -> float | None:
+    oldest = session.scalar(select(func.min(table.created_at)).where(table.state == state))
+    return None if oldest is None else round((now - oldest).total_seconds(), 1)
+
+
+def _disk(config: Config) -> dict[str, float]:
+    folder = config.spool_dir if config.spool_dir.exists() else config.path.parent
+    usage = shutil.disk_usage(folder)
+    return {"free_gb": round(usage.free / 1e9, 2), "used_percent": round(100 * (1 - usage.free / usage.total), 1)}
+
+
+def _last_errors(session: Session, limit: int = 5) -> list[dict[str, Any]]:
+    jobs = session.scalars(
+        select(Job).where(Job.state == JobState.DEAD).order_by(Job.finished_at.desc(), Job.id.desc()).limit(limit)
+    )
+    failed = Delivery.reason != "", Delivery.state != DeliveryState.DELIVERED
+    sends = session.scalars(select(Delivery).where(*failed).order_by(Delivery.id.desc()).limit(limit))
+    return [{"what": f"job {job.id}", "reason": job.reason} for job in jobs] + [
+        {"what": f"delivery {send.id} to {send.destination}", "reason": send.reason} for send in sends
+    ]

@@ -1,0 +1,218 @@
+"""A worker: takes jobs under a lease, keeps the lease while it works, and ends each job in one transaction."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pydicom import Dataset
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import jobs
+from db.jobs import LeaseLost, OutputFile
+from db.models import Job
+from dicomnode import processing, spool
+from dicomnode.config import Config
+from dicomnode.errors import NodeError
+from dicomnode.processing import Task
+
+__all__ = ["Interrupted", "kind_of", "run_job", "task_of", "work"]
+
+log = logging.getLogger("dicomnode.worker")
+
+Clock = Callable[[], datetime]
+
+
+class Interrupted(Exception):
+    """The worker was told to stop in the middle of a job."""
+
+
+class _Lease:
+    """Renews a job's lease from a thread of its own, and tells the job when it must stop."""
+
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        config: Config,
+        job_id: int,
+        worker: str,
+        stop: threading.Event,
+        now: Clock,
+    ) -> None:
+        self._sessions, self._config, self._now = sessions, config, now
+        self._job_id, self._worker, self._stop = job_id, worker, stop
+        self._done, self._lost = threading.Event(), threading.Event()
+        self._progress = (0.0, "")
+        self._thread = threading.Thread(target=self._keep, name=f"lease of job {job_id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def progress(self, fraction: float, step: str) -> None:
+        """What a pipeline calls; raises when the work is of no use any more."""
+        self._progress = (fraction, step)
+        if self._lost.is_set():
+            raise LeaseLost(f"job {self._job_id} was cancelled or taken by another worker")
+        if self._stop.is_set():
+            raise Interrupted
+
+    def _keep(self) -> None:
+        lease_s = self._config.worker.lease_s
+        while not self._done.wait(min(2.0, lease_s / 3)):
+            try:
+                held = self._renew(lease_s)
+            except Exception as error:  # the database may come back before the lease lapses
+                log.warning("lease of job %d not renewed: %s", self._job_id, type(error).__name__)
+                continue
+            if not held:
+                self._lost.set()
+                return
+
+    def _renew(self, lease_s: float) -> bool:
+        fraction, step = self._progress
+        with self._sessions.begin() as session:
+            return jobs.renew(
+                session,
+                job_id=self._job_id,
+                worker=self._worker,
+                lease_s=lease_s,
+                fraction=fraction,
+                step=step,
+                now=self._now(),
+            )
+
+
+def work(
+    sessions: sessionmaker[Session],
+    config: Config,
+    *,
+    worker: str,
+    stop: threading.Event,
+    once: bool = False,
+    now: Clock = lambda: datetime.now(UTC),
+) -> int:
+    """Take jobs until told to stop, or with ``once`` until none is waiting; the number of jobs taken."""
+    taken = 0
+    while not stop.is_set():
+        with sessions.begin() as session:
+            jobs.expire_leases(session, attempts=config.worker.attempts, now=now())
+            job = jobs.claim(session, worker=worker, lease_s=config.worker.lease_s, now=now())
+        if job is not None:
+            taken += 1
+            run_job(sessions, config, job.id, worker=worker, stop=stop, now=now)
+        elif once:
+            break
+        else:
+            stop.wait(config.worker.poll_s)
+    return taken
+
+
+def run_job(
+    sessions: sessionmaker[Session], config: Config, job_id: int, *, worker: str, stop: threading.Event, now: Clock
+) -> None:
+    """Run a claimed job to one of its ends: done, again later, dead with its reason, or back in the queue."""
+    log.info("job %d: started", job_id)
+    try:
+        with sessions() as session:
+            task = task_of(session.get_one(Job, job_id), config)
+        with _Lease(sessions, config, job_id, worker, stop, now) as lease:
+            produced = processing.process(task, config, progress=lease.progress)
+            lease.progress(0.99, "storing")
+            outputs = [_store(config.spool_dir, ds) for ds in produced.objects]
+        with sessions.begin() as session:
+            jobs.finish(session, job_id=job_id, worker=worker, outputs=outputs, report=produced.report, now=now())
+        log.info("job %d: done, %d objects", job_id, len(outputs))
+    except Interrupted:
+        with sessions.begin() as session:
+            jobs.give_back(session, job_id=job_id, worker=worker, now=now())
+        log.info("job %d: given back", job_id)
+    except LeaseLost as error:
+        log.warning("job %d: %s", job_id, error)
+    except Exception as error:
+        _fail(sessions, config, job_id, worker, error, now())
+
+
+def task_of(job: Job, config: Config) -> Task:
+    """The job as the values that decide its result."""
+    inputs: dict[str, list[Path]] = {}
+    for each in job.inputs:
+        inputs.setdefault(each.name, []).append(spool.path(config.spool_dir, each.instance.sha256))
+    return Task(
+        key=job.key,
+        pipeline=job.pipeline,
+        model=job.model,
+        options=job.options,
+        inputs=inputs,
+        seed=processing.seed_from(job.key),
+        created_at=job.created_at,
+    )
+
+
+def kind_of(ds: Dataset) -> str:
+    """What listings call a result."""
+    if ds.Modality == "SEG":
+        return "segmentation"
+    if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
+        return "parametric map"
+    if "PixelData" not in ds:
+        return "report"
+    return "labelled image" if ds.get("BurnedInAnnotation") == "YES" else "image"
+
+
+def _store(root: Path, ds: Dataset) -> OutputFile:
+    encoded = io.BytesIO()
+    ds.save_as(encoded, enforce_file_format=True)
+    return OutputFile(
+        sop_instance_uid=ds.SOPInstanceUID,
+        sop_class_uid=ds.SOPClassUID,
+        series_uid=ds.SeriesInstanceUID,
+        kind=kind_of(ds),
+        file=spool.write(root, encoded.getvalue()),
+    )
+
+
+def _fail(
+    sessions: sessionmaker[Session], config: Config, job_id: int, worker: str, error: Exception, now: datetime
+) -> None:
+    reason, retry = _judge(error)
+    log.error("job %d: %s\n%s", job_id, reason, "".join(traceback.format_tb(error.__traceback__)).rstrip())
+    try:
+        with sessions.begin() as session:
+            job = jobs.fail(
+                session,
+                job_id=job_id,
+                worker=worker,
+                reason=reason,
+                retry=retry,
+                attempts=config.worker.attempts,
+                backoff_s=config.worker.backoff_s,
+                now=now,
+            )
+        log.info("job %d: %s after attempt %d", job_id, job.state, job.attempts)
+    except LeaseLost as lost:
+        log.warning("job %d: %s", job_id, lost)
+
+
+def _judge(error: Exception) -> tuple[str, bool]:
+    """The reason in words that name no patient, and whether another attempt may help."""
+    from model_zoo.registry import BundleError
+    from pipelines.contract import Refused
+
+    if isinstance(error, Refused | BundleError):
+        return f"refused: {error}", False
+    if isinstance(error, NodeError):
+        return str(error), error.retry
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno} ({last.name})", True
