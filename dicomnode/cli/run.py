@@ -1,0 +1,134 @@
+"""``dicomnode run``: a pipeline on a folder, by the same code as a job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dicomnode.cli import context
+
+if TYPE_CHECKING:
+    from dicomnode.config import Config
+    from pipelines.contract import Progress
+
+__all__ = ["run"]
+
+_MRD_SUFFIXES = (".h5", ".mrd")
+
+
+def run(
+    ctx: typer.Context,
+    pipeline: Annotated[str, typer.Argument(help="Name of the pipeline.")],
+    in_dir: Annotated[Path, typer.Argument(exists=True, help="Folder with DICOM or MRD files, or one file.")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder for the results.")],
+    model: Annotated[str, typer.Option(metavar="NAME@VERSION", help="Instead of the pipeline's own.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Instead of the one derived from the input.")] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the pipeline.")] = None,
+    as_json: context.AsJson = False,
+) -> None:
+    """Run a pipeline on a folder, without network and database."""
+    config = _config(ctx)
+    options = dict(_option(text) for text in option or [])
+    out_dir.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for path in _inputs(in_dir, Path(folder)):
+            rows += _run_one(path, out_dir, pipeline, model, seed, options, config)
+    context.print_rows(rows, ["kind", "file", "seconds"], as_json=as_json)
+
+
+def _run_one(
+    path: Path, out_dir: Path, pipeline: str, model: str, seed: int | None, options: dict[str, Any], config: Config
+) -> list[dict[str, Any]]:
+    from dicomnode import processing, worker
+    from dicomnode.routing import MAIN_INPUT
+
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    key = hashlib.sha256(repr([content, pipeline, model, sorted(options.items())]).encode()).hexdigest()
+    task = processing.Task(
+        key=key,
+        pipeline=pipeline,
+        model=model,
+        options=options,
+        inputs={MAIN_INPUT: [path]},
+        seed=processing.seed_from(key) if seed is None else seed,
+        created_at=datetime.now(UTC),
+    )
+    with _progress() as progress:
+        produced = processing.process(task, config, progress=progress)
+    rows = []
+    for ds in produced.objects:
+        target = out_dir / f"{ds.SOPInstanceUID}.dcm"
+        ds.save_as(target, enforce_file_format=True)
+        rows.append({"kind": worker.kind_of(ds), "file": str(target), **produced.report})
+    return rows
+
+
+def _config(ctx: typer.Context) -> Config:
+    """The node's configuration where there is one; a folder can be processed without."""
+    from dicomnode.config import Config
+
+    path: Path = ctx.find_root().obj
+    named = "DICOMNODE_CONFIG" in os.environ or path != Path("node.toml")
+    return context.config(ctx) if named or path.exists() else Config()
+
+
+def _inputs(source: Path, folder: Path) -> list[Path]:
+    """The DICOM Raw Data objects, and MRD files wrapped in one; one task each."""
+    from pydicom.misc import is_dicom
+
+    from dicomnode import headers
+    from dicomnode.errors import NotFound
+
+    paths = sorted(each for each in source.rglob("*") if each.is_file()) if source.is_dir() else [source]
+    found = [_wrapped(path, folder) for path in paths if path.suffix in _MRD_SUFFIXES]
+    dicom = [path for path in paths if path.suffix not in _MRD_SUFFIXES and is_dicom(path)]
+    found += [path for path in dicom if headers.read(path).sop_class_uid == "1.2.840.10008.5.1.4.1.1.66"]
+    if not found:
+        raise NotFound(f"{source} holds no Raw Data object and no MRD file (.h5, .mrd)")
+    return found
+
+
+def _wrapped(path: Path, folder: Path) -> Path:
+    from dicomnode import mrd
+
+    target = folder / f"{len(list(folder.iterdir()))}.dcm"
+    with path.open("rb") as file:
+        mrd.wrap(file, now=datetime.now(UTC)).save_as(target, enforce_file_format=True)
+    return target
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A TOML value, or a word without quotes."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda fraction, step: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda fraction, step: bar.update(task, completed=fraction, description=step)
