@@ -13,7 +13,7 @@ from db import audit
 from db.models import Delivery, Output
 from db.states import DeliveryState
 
-__all__ = ["Due", "counts", "delivered", "due", "expire_leases", "failed", "given_up", "retry"]
+__all__ = ["Due", "abandon", "counts", "delivered", "due", "expire_leases", "failed", "given_up", "retry"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,17 @@ def expire_leases(session: Session, *, now: datetime) -> int:
     """Deliveries whose sender died: no answer does not mean not stored, so they are sent again."""
     query = select(Delivery).where(Delivery.state == DeliveryState.SENDING, Delivery.leased_until < now)
     rows = session.scalars(query.order_by(Delivery.id).with_for_update(skip_locked=True)).all()
+    for row in rows:
+        audit.move(session, row, DeliveryState.WAITING, reason="its sender stopped", now=now)
+        row.leased_until = None
+    return len(rows)
+
+
+def abandon(session: Session, *, machine: str, now: datetime) -> int:
+    """Take back what earlier processes of this machine were sending, without waiting for their leases."""
+    mine = Delivery.worker.startswith(f"{machine}:", autoescape=True)
+    query = select(Delivery).where(Delivery.state == DeliveryState.SENDING, mine).order_by(Delivery.id)
+    rows = session.scalars(query.with_for_update(skip_locked=True)).all()
     for row in rows:
         audit.move(session, row, DeliveryState.WAITING, reason="its sender stopped", now=now)
         row.leased_until = None

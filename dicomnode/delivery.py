@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydicom import dcmread
 
-from db import deliveries, destinations
+from db import deliveries, destinations, jobs
 from dicomnode import peers, spool
 from dicomnode.errors import NotMarked, StorageDamaged
 from dicomnode.peers import Outcome, StoreResult
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from db.deliveries import Due
     from dicomnode.config import Config, DeliveryConfig, Peer
 
-__all__ = ["deliver_due"]
+__all__ = ["deliver_due", "resume"]
 
 _BATCH = 100
 _PROBE = 5  # more than one, so that an object which breaks every association does not hold up the others
@@ -51,6 +52,12 @@ def deliver_due(
         return sum(pool.map(lambda one: courier.send(*one), work))
 
 
+def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
+    """When the node starts: take back what its predecessor was sending when it died."""
+    with sessions.begin() as session:
+        return deliveries.abandon(session, machine=socket.gethostname(), now=now)
+
+
 class _Courier:
     """One sweep's sessions, configuration, moment and randomness."""
 
@@ -58,7 +65,7 @@ class _Courier:
         self, sessions: sessionmaker[Session], config: Config, now: datetime, generator: random.Random
     ) -> None:
         self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
-        self.worker = f"delivery-{os.getpid()}"
+        self.worker = jobs.worker_name(os.getpid())
 
     def claim(self, session: Session, peer: Peer) -> list[Due]:
         """A batch under a lease; a few objects where the breaker was open, to see whether the peer is back."""

@@ -52,6 +52,7 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     prepare(config)
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
+    delivery.resume(sessions, now=utc_now())
     server = scp.start(config, now=utc_now)
     clock = make_clock(sessions, config, now=utc_now)
     crew = Crew(config, sessions, workers)

@@ -213,6 +213,18 @@ def test_what_a_dead_sender_had_taken_is_sent_when_its_lease_lapses(
     assert deliver_due(sessions, config, now=now + timedelta(seconds=61)) == 1
 
 
+def test_a_node_that_starts_again_sends_at_once_what_it_was_sending(
+    sessions: Sessions, config: Config, now: datetime, storescp: StoreScp
+) -> None:
+    config = with_peers(config, storescp.peer)
+    finish_job(sessions, config, ["storescp"], now)
+    with sessions.begin() as session:
+        predecessor = jobs.worker_name(1)
+        assert deliveries.due(session, worker=predecessor, lease_s=3600, limit=10, now=now)
+    assert delivery.resume(sessions, now=now) == 1
+    assert deliver_due(sessions, config, now=now) == 1
+
+
 def test_an_object_is_given_up_at_the_configured_age_and_not_before(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
