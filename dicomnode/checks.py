@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import engine as engines
 from db import migrations
 from dicomnode import spool
-from dicomnode.config import Config, Peer
+from dicomnode.config import Config, Peer, Route
 from dicomnode.errors import NodeError
 
 __all__ = ["Check", "run"]
@@ -40,7 +41,7 @@ def run(config: Config) -> Iterator[Check]:
         yield _peer(config, peer)
     yield _guarded("device", lambda: _device(config))
     for route in config.routes:
-        yield _guarded(f"route {route.name}", lambda route=route: _route(route.pipeline, route.model, route.options))
+        yield _guarded(f"route {route.name}", partial(_route, config, route))
 
 
 def _guarded(what: str, look: Callable[[], Check | str]) -> Check:
@@ -110,14 +111,13 @@ def _device(config: Config) -> Check | str:
     return f"{wanted}: {cuda} CUDA devices, {os.cpu_count()} CPU cores"
 
 
-def _route(pipeline_name: str, model: str, options: dict[str, object]) -> str:
-    import pipelines
-    from dicomnode.processing import options_of
+def _route(config: Config, route: Route) -> str:
+    from dicomnode import processing
     from model_zoo import registry
 
-    pipeline = pipelines.load(pipeline_name)
-    options_of(pipeline, options)
-    name, _, version = (model or pipeline.bundle).partition("@")
+    pipeline = processing.pipeline_named(route.pipeline)
+    processing.options_of(pipeline, route.options, config.quality)
+    name, _, version = (route.model or pipeline.bundle).partition("@")
     facts = registry.find(name, version or None)
     registry.verify(facts)
     return f"{pipeline.name} with {facts.name}@{facts.version}, digest verified"

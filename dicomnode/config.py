@@ -178,10 +178,10 @@ class ResultsConfig(_Section):
 
 
 class QualityConfig(_Section):
-    """When a result is held for a person, and what counts as uncertain."""
+    """What counts as uncertain, and which results are held for a person: those with a measurement above its limit."""
 
-    low_confidence_std: float = Field(default=0.1, gt=0)
-    hold_above_low_confidence_percent: float = Field(default=100.0, gt=0, le=100)
+    low_confidence: float = Field(default=0.15, gt=0)
+    hold_above: dict[str, float] = Field(default_factory=dict)
 
 
 class RetentionConfig(_Section):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,15 @@ from pydicom import Dataset, dcmread
 from pydantic import ValidationError
 
 from dicomnode import mrd
-from dicomnode.config import Config
-from dicomnode.errors import InputRefused
+from dicomnode.config import Config, QualityConfig
+from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.routing import MAIN_INPUT
 from pipelines.contract import Case, Finding, KSpace, Measurement, Pipeline, Progress
 
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["Produced", "Task", "options_of", "process", "seed_from"]
+__all__ = ["Produced", "Task", "options_of", "pipeline_named", "process", "seed_from"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Produced:
 
     objects: list[Dataset]
     report: dict[str, Any]
+    held_because: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,9 @@ class _Loaded:
 
 def process(task: Task, config: Config, *, progress: Progress) -> Produced:
     """Run the task's pipeline and write its results. Raises Refused or a NodeError when another attempt is useless."""
-    import pipelines
-
     started = time.monotonic()
-    pipeline: Pipeline = pipelines.load(task.pipeline)
-    options = options_of(pipeline, task.options)
+    pipeline = pipeline_named(task.pipeline)
+    options = options_of(pipeline, task.options, config.quality)
     progress(0.0, "reading")
     loaded = _load(pipeline, task.inputs)
     model = _model(task.model or pipeline.bundle, config.worker.device)
@@ -74,13 +73,25 @@ def process(task: Task, config: Config, *, progress: Progress) -> Produced:
     progress(0.95, "writing")
     objects = _write(findings, loaded.sources, task, model, options, config)
     report = _report(task, model, options, findings, loaded.case.facts)
-    return Produced(objects, report | {"seconds": round(time.monotonic() - started, 3)})
+    report["seconds"] = round(time.monotonic() - started, 3)
+    return Produced(objects, report, _held_because(findings, config.quality))
 
 
-def options_of(pipeline: Pipeline, given: Mapping[str, Any]) -> Any:
-    """The pipeline's options, checked. Raises InputRefused."""
+def pipeline_named(name: str) -> Pipeline:
+    """The pipeline of that name. Raises ConfigError."""
+    import pipelines
+
+    if name not in pipelines.MODULES:
+        raise ConfigError(f"no pipeline is named {name!r}; there are: {', '.join(sorted(pipelines.MODULES))}")
+    return pipelines.load(name)
+
+
+def options_of(pipeline: Pipeline, given: Mapping[str, Any], quality: QualityConfig) -> Any:
+    """The pipeline's options, checked; the node's threshold of uncertainty unless they have their own."""
+    fields = pipeline.options_type.model_fields
+    defaults = {"low_confidence": quality.low_confidence} if "low_confidence" in fields else {}
     try:
-        return pipeline.options_type(**given)
+        return pipeline.options_type(**(defaults | dict(given)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -159,7 +170,7 @@ def _write(
         parameters=options.model_dump(mode="json"),
         seed=task.seed,
         device=model.device,
-        node_version=version("dicomnode"),
+        node_version=_node_version(),
         trained_on=str(model.metadata.get("data_source", "")),
         job_key=task.key,
     )
@@ -167,6 +178,13 @@ def _write(
     for ds in objects:
         marking.check(ds)
     return list(objects)
+
+
+def _node_version() -> str:
+    try:
+        return version("dicomnode")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+source"
 
 
 def _report(
@@ -186,6 +204,15 @@ def _report(
         "measurements": measurements,
         "acquisition": _plain(facts),
     }
+
+
+def _held_because(findings: Sequence[Finding], quality: QualityConfig) -> str:
+    measured = {found.name: found.value for found in findings if isinstance(found, Measurement)}
+    return "; ".join(
+        f"{name} is {measured[name]:.4g}, more than quality.hold_above = {limit:g}"
+        for name, limit in quality.hold_above.items()
+        if name in measured and not measured[name] <= limit  # NaN is held too
+    )
 
 
 def _finite(value: float) -> float | None:

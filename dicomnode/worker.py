@@ -132,8 +132,16 @@ def run_job(
             lease.progress(0.99, "storing")
             outputs = [_store(config.spool_dir, ds) for ds in produced.objects]
         with sessions.begin() as session:
-            jobs.finish(session, job_id=job_id, worker=worker, outputs=outputs, report=produced.report, now=now())
-        log.info("job %d: done, %d objects", job_id, len(outputs))
+            ended = jobs.finish(
+                session,
+                job_id=job_id,
+                worker=worker,
+                outputs=outputs,
+                report=produced.report,
+                held_because=produced.held_because,
+                now=now(),
+            )
+        log.info("job %d: %s, %d objects", job_id, ended.state, len(outputs))
     except Interrupted:
         with sessions.begin() as session:
             jobs.give_back(session, job_id=job_id, worker=worker, now=now())

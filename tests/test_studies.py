@@ -1,0 +1,144 @@
+"""What arrives becomes rows once; a late instance supersedes and overwrites nothing."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import audit, studies
+from db.models import Event, Instance, Quarantine, Series, Study
+from db.states import StudyState
+from db.studies import Registration, Sender, StoredFile
+from dicomnode import completion
+from dicomnode.config import CompletionConfig
+from dicomnode.errors import NotAllowed, NotFound
+from tests.rows import an_arrival
+
+RULE = CompletionConfig(quiet_s=10, maximum_s=60)
+
+
+def register(sessions: sessionmaker[Session], now: datetime, *arrivals: studies.Arrival) -> list[Registration]:
+    with sessions.begin() as session:
+        return studies.register_instances(session, arrivals, now=now)
+
+
+def the_study(sessions: sessionmaker[Session]) -> Study:
+    with sessions() as session:
+        return session.query(Study).one()
+
+
+def test_same_instance_again_is_a_duplicate(sessions: sessionmaker[Session], now: datetime) -> None:
+    first = register(sessions, now, an_arrival())[0]
+    again = register(sessions, now, an_arrival())[0]
+    assert (first.kind, again.kind) == ("new", "duplicate")
+    assert again.instance_id == first.instance_id
+
+
+def test_same_uid_with_other_content_is_a_conflict_and_leaves_no_trace(
+    sessions: sessionmaker[Session], now: datetime
+) -> None:
+    register(sessions, now, an_arrival("1.2.1"))
+    other = an_arrival("1.2.2", content="other")
+    impostor = studies.Arrival(
+        studies.InstanceFacts("1.2.2", "1.2.2.1", "1.2.1.1.1", "1.2", "1.2"), other.file, other.sender
+    )
+    assert register(sessions, now, impostor)[0].kind == "conflict"
+    with sessions() as session:
+        assert (session.query(Study).count(), session.query(Series).count(), session.query(Instance).count()) == (
+            1,
+            1,
+            1,
+        )
+
+
+def test_batch_answers_in_the_order_of_its_arrivals(sessions: sessionmaker[Session], now: datetime) -> None:
+    known = an_arrival("1.2.5", number=7)
+    register(sessions, now, known)
+    answers = register(sessions, now, an_arrival("1.2.9"), known, an_arrival("1.2.3"), an_arrival("1.2.9"))
+    assert [answer.kind for answer in answers] == ["new", "duplicate", "new", "duplicate"]
+    assert answers[0].instance_id == answers[3].instance_id
+
+
+def test_parallel_batches_over_the_same_studies_lose_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
+    def send(sender: int) -> list[Registration]:
+        order = [f"1.2.{study}" for study in range(1, 5)]
+        batch = [an_arrival(study, str(sender), n) for study in (order if sender % 2 else order[::-1]) for n in (1, 2)]
+        return [answer for _ in range(3) for answer in register(sessions, now, *batch)]
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = [answer.kind for result in pool.map(send, range(6)) for answer in result]
+    assert answers.count("new") == 6 * 8
+    assert answers.count("duplicate") == 6 * 8 * 2
+    with sessions() as session:
+        assert session.query(Instance).count() == 48
+        assert session.query(Series).count() == 24
+        assert session.query(Event).count() == 48
+        assert audit.verify(session) is None
+
+
+def test_quarantined_file_keeps_its_reason(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        file, sender = StoredFile("f" * 64, 5, "ff/ff/x.dcm"), Sender("A", "127.0.0.1")
+        studies.quarantine(session, file=file, reason="no UID", facts=None, sender=sender, now=now)
+    with sessions() as session:
+        assert session.query(Quarantine).one().reason == "no UID"
+
+
+def test_quiet_study_is_closed_and_an_active_one_is_not(sessions: sessionmaker[Session], now: datetime) -> None:
+    register(sessions, now, an_arrival("1.2.1"), an_arrival("1.2.2"))
+    later = now + timedelta(seconds=9)
+    register(sessions, later, an_arrival("1.2.2", number=2))
+    assert completion.close_studies(sessions, RULE, now=now + timedelta(seconds=10)) == 1
+    with sessions() as session:
+        states = {study.study_uid: (study.state, study.completed_by) for study in session.query(Study)}
+    assert states["1.2.1"] == (StudyState.COMPLETE, "quiet for 10 s")
+    assert states["1.2.2"] == (StudyState.RECEIVING, "")
+
+
+def test_study_that_never_becomes_quiet_is_closed_at_the_maximum(
+    sessions: sessionmaker[Session], now: datetime
+) -> None:
+    for second in range(0, 61, 5):
+        register(sessions, now + timedelta(seconds=second), an_arrival(number=second + 1))
+    assert completion.close_studies(sessions, RULE, now=now + timedelta(seconds=61)) == 1
+    assert the_study(sessions).completed_by == "open for 60 s"
+
+
+def test_close_by_hand(sessions: sessionmaker[Session], now: datetime) -> None:
+    register(sessions, now, an_arrival())
+    with sessions.begin() as session:
+        completion.close(session, "1.2.1", now=now)
+    assert the_study(sessions).completed_by == "closed by hand"
+    with sessions.begin() as session, pytest.raises(NotAllowed, match="complete already"):
+        completion.close(session, "1.2.1", now=now)
+    with sessions.begin() as session, pytest.raises(NotFound):
+        completion.close(session, "9.9", now=now)
+
+
+def test_late_instance_opens_a_new_revision(sessions: sessionmaker[Session], now: datetime) -> None:
+    register(sessions, now, an_arrival(number=1))
+    completion.close_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    late = now + timedelta(seconds=30)
+    register(sessions, late, an_arrival(number=2))
+    study = the_study(sessions)
+    assert (study.state, study.revision, study.opened_at) == (StudyState.RECEIVING, 2, late)
+    with sessions() as session:
+        assert [row.revision for row in session.query(Instance).order_by(Instance.id)] == [1, 2]
+
+
+def test_late_duplicate_opens_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
+    register(sessions, now, an_arrival())
+    completion.close_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    register(sessions, now + timedelta(seconds=30), an_arrival())
+    assert the_study(sessions).revision == 1
+    assert the_study(sessions).state is StudyState.COMPLETE
+
+
+def test_several_late_instances_in_one_batch_open_one_revision(sessions: sessionmaker[Session], now: datetime) -> None:
+    register(sessions, now, an_arrival())
+    completion.close_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    register(sessions, now + timedelta(seconds=30), *[an_arrival(number=n) for n in range(2, 6)])
+    assert the_study(sessions).revision == 2
