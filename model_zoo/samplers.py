@@ -19,6 +19,8 @@ from torch import Tensor
 from model_zoo.operators import Fourier, cg
 
 __all__ = [
+    "Denoiser",
+    "Noise",
     "ald",
     "consistent",
     "dds",

@@ -115,8 +115,23 @@ def check(k: KSpace) -> None:
         raise Refused(f"k-space: {count} coils, but the noise pre-scan has shape {k.noise.shape}")
     if count > 1 and k.calibration is None:
         raise Refused(f"k-space: {count} coils, but no fully sampled calibration lines about the centre of k-space")
-    if count > 1 and min(_sides(k)) < 4:
-        raise Refused(f"k-space: {count} coils, but only {min(_sides(k))} calibration lines; at least 4 are needed")
+    if min(k.encoded_fov_mm) <= 0 or min(k.grid.spacing_mm) <= 0:
+        raise Refused(
+            f"k-space: the field of view {k.encoded_fov_mm} mm or the spacing {k.grid.spacing_mm} mm is not positive"
+        )
+    if count > 1:
+        _check_calibration(k)
+
+
+def _check_calibration(k: KSpace) -> None:
+    if min(_sides(k)) < 4:
+        raise Refused(f"k-space: only {min(_sides(k))} calibration lines for several coils; at least 4 are needed")
+    ranges = zip(k.calibration or (), k.mask.shape[1:], strict=True)
+    if any(start < 0 or stop > n for (start, stop), n in ranges):
+        raise Refused(f"k-space: calibration lines {k.calibration} lie outside the matrix {k.mask.shape[1:]}")
+    (a0, a1), (b0, b1) = _block(k)
+    if not k.mask[:, a0:a1, b0:b1].all():
+        raise Refused(f"k-space: the calibration block {k.calibration} was not fully sampled")
 
 
 def prepare(k: KSpace, options: Options) -> Problem:
@@ -186,20 +201,27 @@ def _level(A: Fourier, y: Tensor) -> Tensor:
 
 def estimate(problem: Problem, model: Model, options: Options) -> Tensor:
     """Posterior-mean estimate (slice, a, b), scaled: annealed without injected noise, then kept to the data."""
-    D, A, y = model.denoiser, problem.A, problem.y
+    D, A, y = _inside(model.denoiser, problem.A), problem.A, problem.y
     sigmas = samplers.karras(options.mean_sigma_max, options.mean_sigma_min, options.mean_steps)
     x = samplers.posterior_mean(
-        D, A, y, sigmas, sigma_y=problem.sigma_y, sigma_data=D.sigma_data, start=classical.cg_sense(A, y, ridge=0.05)
+        D,
+        A,
+        y,
+        sigmas,
+        sigma_y=problem.sigma_y,
+        sigma_data=model.denoiser.sigma_data,
+        start=classical.cg_sense(A, y, ridge=0.05),
     )
     return _keep_measured(problem, x)
 
 
 def draw(problem: Problem, model: Model, options: Options, seeds: list[int]) -> Tensor:
     """One posterior sample per slice and seed; ``problem`` holds one slice per seed."""
-    D, A, y, noise = model.denoiser, problem.A, problem.y, samplers.noise_source(seeds)
+    D, A, y = _inside(model.denoiser, problem.A), problem.A, problem.y
+    noise = samplers.noise_source(seeds)
     sigmas = samplers.karras(options.sigma_max, options.sigma_min, options.steps)
     if options.solver == "dds":
-        x = samplers.dds(D, A, y, sigmas, sigma_y=problem.sigma_y, sigma_data=D.sigma_data, noise=noise)
+        x = samplers.dds(D, A, y, sigmas, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data, noise=noise)
     elif options.solver == "dps":
         x = samplers.dps(D, A, y, sigmas, noise=noise)
     elif options.solver == "score_mri":
@@ -207,6 +229,12 @@ def draw(problem: Problem, model: Model, options: Options, seeds: list[int]) -> 
     else:
         x = samplers.ald(D, A, y, sigmas, sigma_y=problem.sigma_y, noise=noise)
     return _keep_measured(problem, x)
+
+
+def _inside(D: samplers.Denoiser, A: Fourier) -> samplers.Denoiser:
+    """D on the support of the maps and zero outside, where no coil sees an object and no data would hold it back."""
+    inside = A.support > 0
+    return lambda x, sigma: D(x, sigma) * inside
 
 
 def _keep_measured(problem: Problem, x: Tensor) -> Tensor:
@@ -227,13 +255,15 @@ def on_grid(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
     X = centred_fft(x)
     rows = _interpolation(X.shape[-2], fov_mm[0], grid.shape[1], grid.spacing_mm[1])
     columns = _interpolation(X.shape[-1], fov_mm[1], grid.shape[2], grid.spacing_mm[2])
-    return torch.einsum("ja,sab,ib->sji", rows, X, columns)
+    found: Tensor = torch.einsum("ja,sab,ib->sji", rows, X, columns)
+    return found
 
 
 def _interpolation(n: int, fov_mm: float, count: int, spacing_mm: float) -> Tensor:
     k = torch.arange(n, dtype=torch.float64) - n // 2
     r = (torch.arange(count, dtype=torch.float64) - count // 2) * spacing_mm
-    return (torch.exp(2j * torch.pi * r[:, None] * k[None, :] / fov_mm) / n**0.5).to(torch.complex64)
+    E: Tensor = torch.exp(2j * torch.pi * r[:, None] * k[None, :] / fov_mm) / n**0.5
+    return E.to(torch.complex64)
 
 
 @dataclass(frozen=True)

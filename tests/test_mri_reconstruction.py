@@ -1,0 +1,234 @@
+"""The reconstruction pipeline with the shipped prior: what it gives, and what it refuses."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import pipelines
+from model_zoo import masks, registry
+from model_zoo.operators import centred_fft, centred_ifft
+from pipelines import mri_reconstruction as recon
+from pipelines.contract import Case, Finding, Grid, Image, KSpace, Measurement, ParametricMap, Refused, Segmentation
+
+SHAPE = (64, 60)
+QUICK = recon.Options(steps=4, mean_steps=4, samples=3)
+
+
+@cache
+def prior() -> registry.Model:
+    try:
+        return registry.load("mri_prior")
+    except registry.BundleError as error:
+        pytest.skip(f"the prior is not installed: {error}")
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.view_as_complex(torch.randn(*shape, 2, generator=torch.Generator().manual_seed(seed)))
+
+
+def grid(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float] = (5.0, 3.0, 3.0)) -> Grid:
+    return Grid(shape, np.diag([spacing_mm[2], spacing_mm[1], spacing_mm[0], 1.0]))
+
+
+@cache
+def truth(slices: int = 2) -> torch.Tensor:
+    a, b = torch.meshgrid(torch.linspace(-1.2, 1.2, SHAPE[0]), torch.linspace(-1.2, 1.2, SHAPE[1]), indexing="ij")
+    skull = ((a**2 + (b / 0.8) ** 2) < 1).float() - 0.4 * ((a**2 + (b / 0.8) ** 2) < 0.8).float()
+    lesions = [0.5 * (((a - 0.2 * i) ** 2 + (b - 0.1) ** 2) < 0.05).float() for i in range(slices)]
+    return torch.stack([torch.polar(200 * (skull + lesion), 0.8 * a + 0.3 * b) for lesion in lesions])
+
+
+def acquired(coils: int = 4, noise_sd: float = 3.0, acceleration: float = 2.0, prescan: bool = True) -> KSpace:
+    """Two slices of a phantom through ``coils`` smooth coils, undersampled lines."""
+    x = truth()
+    y = centred_fft(_maps(coils) * x[:, None])
+    y = y + noise_sd * randn(*y.shape, seed=2)
+    mask = masks.gaussian_1d(SHAPE, acceleration, 16, np.random.default_rng(3))
+    every = np.broadcast_to(mask, (len(x), *SHAPE)).copy()
+    return KSpace(
+        samples=(y.numpy() * every[:, None]).astype(np.complex64),
+        mask=every,
+        encoded_fov_mm=(192.0, 180.0),
+        grid=grid((len(x), *SHAPE)),
+        slice_thickness_mm=4.0,
+        calibration=((0, SHAPE[0]), (22, 38)),
+        noise=(noise_sd * randn(coils, 2000, seed=4)).numpy() if prescan else None,
+    )
+
+
+def _maps(coils: int) -> torch.Tensor:
+    if coils == 1:
+        return torch.ones(1, 1, *SHAPE, dtype=torch.complex64)
+    a, b = torch.meshgrid(torch.linspace(-1, 1, SHAPE[0]), torch.linspace(-1, 1, SHAPE[1]), indexing="ij")
+    angle = (torch.arange(coils) * 2 * torch.pi / coils)[:, None, None]
+    S = torch.polar(torch.exp(-((a - torch.cos(angle)) ** 2) - (b - torch.sin(angle)) ** 2), angle + 0.5 * a)
+    return (S / S.abs().pow(2).sum(0).sqrt())[None]
+
+
+def reconstruct(k: KSpace, options: recon.Options = QUICK, seed: int = 5) -> list[Finding]:
+    return recon.PIPELINE.run(Case({"kspace": k}), prior(), options, seed, lambda done, word: None)
+
+
+def image(findings: list[Finding]) -> NDArray[np.float32]:
+    (found,) = (f for f in findings if isinstance(f, Image))
+    return found.volume.data
+
+
+def number(findings: list[Finding], name: str) -> float:
+    (found,) = (f for f in findings if isinstance(f, Measurement) and f.name == name)
+    return found.value
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+def test_a_study_gives_image_deviation_region_and_measurements_on_the_asked_grid(coils: int) -> None:
+    k = acquired(coils)
+    found = reconstruct(k)
+    (sd,) = (f for f in found if isinstance(f, ParametricMap))
+    (region,) = (f for f in found if isinstance(f, Segmentation))
+    assert image(found).shape == sd.volume.data.shape == region.labels.shape == k.grid.shape
+    assert image(found).dtype == sd.volume.data.dtype == np.float32
+    assert np.isfinite(image(found)).all()
+    assert (sd.volume.data >= 0).all()
+    assert sd.volume.data.max() > 0
+    assert number(found, "acceleration") == pytest.approx(2.0, rel=0.02)
+    assert number(found, "denoiser evaluations") == 4 + 3 * 4
+    assert number(found, "noise level") == pytest.approx(3.0, rel=0.1)
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+def test_the_image_is_in_the_units_of_the_samples_and_nearer_to_the_truth_than_zero_filling(coils: int) -> None:
+    k = acquired(coils)
+    reference = truth().abs().numpy()
+    zero_filled = centred_ifft(torch.from_numpy(k.samples)).abs().pow(2).sum(1).sqrt().numpy()
+    x = image(reconstruct(k, recon.Options(samples=2, steps=2)))
+    assert np.linalg.norm(x - reference) < 0.9 * np.linalg.norm(zero_filled - reference)
+    assert x.sum() / reference.sum() == pytest.approx(1.0, abs=0.06)
+
+
+def test_the_same_seed_gives_the_same_result_however_the_work_is_split() -> None:
+    k = acquired()
+    first, second = (reconstruct(k, QUICK.model_copy(update={"batch": n})) for n in (1, 3))
+    for one, other in zip(first, second, strict=True):
+        if isinstance(one, ParametricMap) and isinstance(other, ParametricMap):
+            np.testing.assert_allclose(one.volume.data, other.volume.data, atol=0.02, rtol=1e-3)
+    other_seed = reconstruct(k, seed=6)
+    np.testing.assert_array_equal(image(first), image(other_seed))
+
+
+def test_a_slice_is_the_same_alone_and_in_its_volume() -> None:
+    k = acquired(1)
+    alone = replace(k, samples=k.samples[:1], mask=k.mask[:1], grid=grid((1, *SHAPE)))
+    np.testing.assert_allclose(image(reconstruct(alone))[0], image(reconstruct(k))[0], rtol=0.02, atol=2.0)
+
+
+@pytest.mark.parametrize("solver", ["dds", "dps", "score_mri", "ald"])
+def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
+    calls = 0
+    model = prior()
+    inner = model.denoiser
+
+    class Counting:
+        sigma_data = inner.sigma_data
+
+        def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+            nonlocal calls
+            calls += len(x)
+            return inner(x, sigma)
+
+    options = recon.Options.model_validate({"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2})
+    k = acquired(1)
+    counted = replace(model, denoiser=Counting())  # type: ignore[arg-type]
+    recon.run(Case({"kspace": k}), counted, options, 1, lambda done, word: None)
+    assert calls == 2 * recon.evaluations(options)
+
+
+def test_measured_samples_are_kept_within_their_noise() -> None:
+    found = reconstruct(acquired(1), recon.Options(samples=2, steps=2))
+    assert number(found, "chi-square") < 1.5
+
+
+def test_without_a_noise_scan_the_level_comes_from_the_data_and_the_result_says_so() -> None:
+    found = reconstruct(acquired(1, prescan=False))
+    assert number(found, "noise level") == pytest.approx(3.0, rel=0.35)
+    (level,) = (f for f in found if isinstance(f, Measurement) and f.name == "noise level")
+    assert "k-space" in level.description
+
+
+def test_delivered_grid_may_crop_the_field_of_view_and_be_finer() -> None:
+    k = acquired(1)
+    fine = image(reconstruct(replace(k, grid=grid((2, 96, 80), (5.0, 1.5, 1.5)))))
+    native = image(reconstruct(k))
+    # Pixel n // 2 is the same point in both, and every second fine pixel lies on a native one.
+    np.testing.assert_allclose(fine[:, 0::2, 0::2], native[:, 8:56, 10:50], atol=1e-2 * native.max())
+
+
+def test_resampling_to_the_encoded_lattice_changes_nothing() -> None:
+    x = truth()
+    y = recon.on_grid(x, (192.0, 180.0), grid((2, *SHAPE)))
+    torch.testing.assert_close(y, x, atol=2e-3, rtol=1e-4)
+
+
+def test_progress_rises_to_the_end() -> None:
+    seen: list[float] = []
+    recon.run(Case({"kspace": acquired(1)}), prior(), QUICK, 1, lambda done, word: seen.append(done))
+    assert seen == sorted(seen)
+    assert seen[0] == 0
+    assert seen[-1] >= 0.9
+
+
+def refused(k: KSpace) -> str:
+    with pytest.raises(Refused) as info:
+        recon.check(k)
+    return str(info.value)
+
+
+def test_several_coils_without_calibration_lines_are_refused() -> None:
+    assert "calibration" in refused(replace(acquired(), calibration=None))
+    assert "calibration" in refused(replace(acquired(), calibration=((0, 64), (29, 31))))
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    k = acquired()
+    bad = k.samples.copy()
+    bad[0, 1, 3, 30] = np.nan
+    assert "finite" in refused(replace(k, samples=bad))
+
+
+def test_sizes_that_contradict_each_other_are_refused() -> None:
+    k = acquired()
+    assert "contradict" in refused(replace(k, mask=k.mask[:, :, :-1]))
+    assert "slices" in refused(replace(k, grid=grid((3, *SHAPE))))
+    assert "pre-scan" in refused(replace(k, noise=np.zeros((3, 100), np.complex64)))
+    assert "calibration" in refused(replace(k, calibration=((0, 64), (30, 90))))
+    assert "field of view" in refused(replace(k, encoded_fov_mm=(0.0, 100.0)))
+
+
+def test_an_empty_mask_or_silent_slice_is_refused_by_number() -> None:
+    k = acquired()
+    empty = k.mask.copy()
+    empty[1] = False
+    assert "slice 2 of 2" in refused(replace(k, mask=empty))
+    assert "zero" in refused(replace(k, samples=0 * k.samples))
+
+
+def test_a_calibration_block_that_was_not_sampled_is_refused() -> None:
+    k = acquired()
+    holes = k.mask.copy()
+    holes[:, :, 30] = False
+    assert "calibration" in refused(replace(k, mask=holes))
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        recon.Options.model_validate({"sampler": "dds"})
+
+
+def test_pipelines_are_found_by_name() -> None:
+    assert pipelines.load("mri_reconstruction") is recon.PIPELINE
+    with pytest.raises(KeyError, match="mri_reconstruction"):
+        pipelines.load("unknown")
