@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pipelines.contract import Refused
 __all__ = ["HEAD", "MRD", "flagged", "read", "read_header", "write"]
 
 HEAD: np.dtype[np.void] = acquisition_header_dtype
+_DECLARED_ASCII = re.compile(rb"^(<\?xml[^>]*encoding=[\"'])(?:us-)?ascii", re.IGNORECASE)
 _GROUP = "dataset"  # what ismrmrd's own tools write; a file may name it otherwise
 
 
@@ -78,7 +80,7 @@ def write(mrd: MRD, path: Path) -> None:
     with h5py.File(path, "w") as file:
         group = file.create_group(_GROUP)
         xml = group.create_dataset("xml", shape=(1,), dtype=h5py.special_dtype(vlen=bytes))
-        xml[0] = ismrmrd.xsd.ToXML(mrd.header).encode()
+        xml[0] = ismrmrd.xsd.ToXML(mrd.header, encoding="utf-8").encode()
         group.create_dataset("data", data=table, maxshape=(None,), chunks=True)
 
 
@@ -112,8 +114,10 @@ def _own(group: h5py.Group, name: str) -> h5py.Dataset:
 def _header(xml: Any) -> ismrmrd.xsd.ismrmrdHeader:
     if not isinstance(xml, bytes | str):
         raise Refused("k-space: the XML header is not text")
+    # ismrmrd's own writer declares ASCII and then writes what the names need; ASCII is UTF-8 too.
+    text = _DECLARED_ASCII.sub(rb"\1utf-8", xml.encode() if isinstance(xml, str) else xml)
     try:
-        return ismrmrd.xsd.CreateFromDocument(xml)
+        return ismrmrd.xsd.CreateFromDocument(text)
     except Exception as error:  # a door: the parser raises many kinds, and its messages quote the header
         raise Refused(f"k-space: the XML header does not follow the ISMRMRD schema ({type(error).__name__})") from None
 

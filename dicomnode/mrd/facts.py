@@ -83,8 +83,6 @@ def identity(header: ismrmrd.xsd.ismrmrdHeader) -> dict[str, str]:
             value = getattr(part, field) if part else None
             if value is not None:
                 found[keyword] = _text(keyword, value)
-    if system := header.acquisitionSystemInformation:
-        found |= {"MagneticFieldStrength": str(system.systemFieldStrength_T)} if system.systemFieldStrength_T else {}
     return found
 
 

@@ -62,9 +62,9 @@ def to_kspace(
     )
     encoded, recon = _spaces(lines)
     heads = mrd.heads[lines.image]
+    _check_slices(lines, np.unique(heads["idx"]["slice"]).tolist())
     frame = directions(heads)
     counters, first_mm, spacing_mm = stack(heads, frame["slice_dir"], encoded.fov_mm[2])
-    _check_slices(lines, counters)
     raw = _place(mrd, lines, encoded, counters)
     flagged_at = _positions(mrd, lines, encoded)
     is_3d = encoded.n[2] > 1
@@ -130,7 +130,7 @@ def _check_slices(lines: Lines, counters: list[int]) -> None:
                 f"{limit.minimum} to {limit.maximum}"
             )
     if missing:
-        raise Refused(f"k-space: no samples of slice {sorted(missing)[:8]}")
+        raise Refused(f"k-space: no samples, or zeros only, of slice {sorted(missing)[:8]}")
 
 
 def _steps(lines: Lines, heads: NDArray[np.void], axis: int, n: int) -> NDArray[np.intp]:

@@ -17,6 +17,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import BinaryIO
 
+from pydicom import config
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RawDataStorage
 
@@ -65,7 +68,6 @@ _OTHERS = (
     "InstitutionName",
     "StationName",
     "DeviceSerialNumber",
-    "MagneticFieldStrength",
 )
 IDENTITY_KEYWORDS = frozenset(_TYPE_2 + _OTHERS)
 """What ``facts`` of ``wrap`` may state."""
@@ -86,9 +88,11 @@ def wrap(source: bytes | BinaryIO, *, now: datetime, facts: Mapping[str, str] | 
         raise Refused(f"k-space: {length} bytes do not fit into one DICOM element ({_LARGEST} at most)")
     if unknown := sorted(set(stated) - IDENTITY_KEYWORDS):
         raise Refused(f"k-space: {', '.join(unknown)} cannot be stated about raw data")
+    if length % 2:
+        source = stream.read() + b"\0"  # pydicom pads no stream; HDF5 writes even lengths, so this is rare
     ds = _object(stated, digest, now)
     block = ds.private_block(_GROUP, PRIVATE_CREATOR, create=True)
-    block.add_new(_PAYLOAD, "OB", stream if not isinstance(source, bytes) else source + b"\0" * (length % 2))
+    block.add_new(_PAYLOAD, "OB", source)
     block.add_new(_LENGTH, "LO", str(length))
     block.add_new(_DIGEST, "LO", digest)
     return ds
@@ -140,6 +144,8 @@ def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
     key = (study_uid, stated.get("PatientID", ""), digest)
     for keyword, value in stated.items():
         _state(ds, keyword, value)
+    if ds.get("BodyPartExamined") and not ds.Laterality:
+        del ds.Laterality  # PS3.3 C.7.3.1: type 2C, empty only where a paired body part cannot be ruled out
     ds.StudyInstanceUID = study_uid
     ds.SeriesInstanceUID = uids.derive("series of raw data", *key)
     ds.FrameOfReferenceUID = stated.get("FrameOfReferenceUID") or uids.derive("frame of reference of raw data", *key)
@@ -162,6 +168,6 @@ def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
 
 def _state(ds: Dataset, keyword: str, value: str) -> None:
     try:
-        setattr(ds, keyword, value)
+        ds.add(DataElement(keyword, dictionary_VR(keyword), value, validation_mode=config.RAISE))
     except (ValueError, TypeError) as error:
         raise Refused(f"raw data: what was given as {keyword} is not valid there (PS3.5 6.2)") from error
