@@ -1,0 +1,252 @@
+"""From received bytes to an acknowledged instance: checked, in the spool, in the rows, and only then a success."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import studies
+from db.models import Instance, Output, Quarantine
+from db.states import QuarantineState
+from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
+from dicomnode import headers, spool
+from dicomnode.encoded import file_meta, open_source, read_file_meta
+from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
+
+if TYPE_CHECKING:
+    from dicomnode.config import SpoolConfig
+
+__all__ = ["Announced", "Ledger", "Reception", "receive_instance"]
+
+SUCCESS = 0x0000
+
+_log = logging.getLogger(__name__)
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What the C-STORE request said about the data set that follows."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+
+
+@dataclass
+class _Entry:
+    arrival: Arrival
+    file: Future[StoredFile]
+    woken: threading.Event = field(default_factory=threading.Event)
+    leads: bool = False
+    answer: Registration | None = None
+    error: BaseException | None = None
+
+
+class Ledger:
+    """Rows for received instances.
+
+    Those that wait while a transaction commits share the next one, and the disk makes the files durable while the
+    database works; a transaction commits only when the files of all its instances are.
+    """
+
+    def __init__(self, root: Path, sessions: sessionmaker[Session], now: Callable[[], datetime]) -> None:
+        self.root, self.sessions, self.now = root, sessions, now
+        self._disk = ThreadPoolExecutor(thread_name_prefix="dicomnode-spool")
+        self._lock = threading.Lock()
+        self._waiting: list[_Entry] = []
+        self._busy = False
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._disk.shutdown()
+
+    def register(self, facts: InstanceFacts, writer: spool.Writer, sender: Sender) -> Registration:
+        """Returns when the file is durable and the commit that holds its row and its event is done."""
+        entry = _Entry(Arrival(facts, writer.stored, sender), self._disk.submit(writer.commit))
+        with self._lock:
+            self._waiting.append(entry)
+            entry.leads = not self._busy
+            self._busy = True
+        if not entry.leads:
+            entry.woken.wait()
+        if entry.leads:
+            self._commit_waiting()
+        if entry.error is not None:
+            raise entry.error
+        assert entry.answer is not None
+        return entry.answer
+
+    def _commit_waiting(self) -> None:
+        """One transaction for all that wait; then the next of those that came meanwhile takes the lead."""
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+        try:
+            self._commit(batch)
+        finally:
+            with self._lock:
+                self._busy = bool(self._waiting)
+                if self._busy:
+                    self._waiting[0].leads = True
+                    self._waiting[0].woken.set()
+            for entry in batch:
+                entry.woken.set()
+
+    def _commit(self, batch: list[_Entry]) -> None:
+        try:
+            with self.sessions.begin() as session:
+                arrivals = [entry.arrival for entry in batch]
+                answers = studies.register_instances(session, arrivals, now=self.now())
+                for entry in batch:
+                    entry.file.result()
+        except (SQLAlchemyError, OSError, NodeError) as exc:
+            if len(batch) > 1:  # one bad instance must not cost the others their rows
+                for entry in batch:
+                    self._commit([entry])
+            else:
+                batch[0].error = exc
+        else:
+            for entry, answer in zip(batch, answers, strict=True):
+                entry.answer = answer
+
+
+def receive_instance(ledger: Ledger, writer: spool.Writer, announced: Announced, sender: Sender) -> Registration:
+    """Take in the Part 10 file that ``writer`` holds; when this returns, its bytes and its row are durable.
+
+    Raises RefusedObject: CannotUnderstand or MismatchedClass, after which nothing of it is kept, or
+    DuplicateConflict, after which it is in quarantine.
+    """
+    transfer_syntax_uid, start = read_file_meta(writer.fileno(), writer.size_bytes)
+    source = open_source(writer.fileno(), start, writer.size_bytes, transfer_syntax_uid)
+    facts = headers.facts(source, transfer_syntax_uid)
+    _check_announced(facts, announced)
+    registration = ledger.register(facts, writer, sender)
+    if registration.kind != "conflict":
+        return registration
+    return _settle_conflict(ledger, Arrival(facts, writer.stored, sender), registration)
+
+
+class Reception:
+    """One C-STORE's data set on its way in. A failure is remembered, the rest of the data is let pass."""
+
+    def __init__(self, ledger: Ledger, limits: SpoolConfig, announced: Announced, sender: Sender) -> None:
+        self._ledger, self._announced, self._sender = ledger, announced, sender
+        self._writer: spool.Writer | None = None
+        self._failure: NodeError | OSError | None = None
+        try:
+            spool.check_space(ledger.root, limits)
+            self._writer = spool.open_writer(ledger.root)
+        except (NodeError, OSError) as exc:
+            self._fail(exc)
+        self.write(_file_meta(announced, sender))
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """A piece of the data set, as it came."""
+        if self._writer is not None:
+            try:
+                self._writer.write(piece)
+            except (NodeError, OSError) as exc:
+                self._fail(exc)
+
+    def finish(self) -> tuple[int, str]:
+        """The status to answer with, and a comment for a status that is no success."""
+        try:
+            if self._failure is not None:
+                raise self._failure
+            assert self._writer is not None
+            receive_instance(self._ledger, self._writer, self._announced, self._sender)
+        except NodeError as exc:
+            _log.warning("an instance from %s was refused: %s", self._sender.address, exc)
+            return exc.dicom_status, str(exc)
+        except Exception as exc:  # the wire must be answered whatever broke; never with a success
+            _log.error("an instance from %s could not be kept: %s", self._sender.address, type(exc).__name__)
+            return NodeError.dicom_status, "the node could not keep the instance; send it again"
+        finally:
+            self.discard()
+        return SUCCESS, ""
+
+    def discard(self) -> None:
+        """Leave nothing behind, unless it was committed."""
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    def _fail(self, exc: NodeError | OSError) -> None:
+        self._failure = exc
+        self.discard()
+
+
+def _file_meta(announced: Announced, sender: Sender) -> bytes:
+    return file_meta(
+        sop_class_uid=announced.sop_class_uid,
+        sop_instance_uid=announced.sop_instance_uid,
+        transfer_syntax_uid=announced.transfer_syntax_uid,
+        source_ae_title=sender.ae_title,
+    )
+
+
+def _check_announced(facts: InstanceFacts, announced: Announced) -> None:
+    if facts.sop_class_uid != announced.sop_class_uid:  # PS3.4 B.2.3: A9xx
+        raise MismatchedClass(f"the data set's SOPClassUID is {facts.sop_class_uid}, not the one that was announced")
+    if facts.sop_instance_uid != announced.sop_instance_uid:
+        raise CannotUnderstand("the data set's SOPInstanceUID is not the one that was announced")
+
+
+def _settle_conflict(ledger: Ledger, arrival: Arrival, registration: Registration) -> Registration:
+    """The files differ; if only in what we wrote before the data set (the sender's AE title), it is the same object."""
+    with ledger.sessions() as session:
+        known = session.get_one(Instance, registration.instance_id)
+        first = ledger.root / known.relative_path
+        same_syntax = known.transfer_syntax_uid == arrival.facts.transfer_syntax_uid
+    second = spool.path(ledger.root, arrival.file)
+    if same_syntax and _same_data_set(first, second):
+        _remove_unless_referred_to(ledger, arrival.file)
+        return Registration("duplicate", registration.instance_id)
+    reason = f"instance {registration.instance_id} has the same SOP Instance UID and other content"
+    _quarantine(ledger, arrival, reason)
+    raise DuplicateConflict(f"{reason}; this one is in quarantine")
+
+
+def _quarantine(ledger: Ledger, arrival: Arrival, reason: str) -> None:
+    kept = select(Quarantine.id).where(
+        Quarantine.sop_instance_uid == arrival.facts.sop_instance_uid,
+        Quarantine.sha256 == arrival.file.sha256,
+        Quarantine.state == QuarantineState.KEPT,
+    )
+    with ledger.sessions.begin() as session:
+        if session.scalar(kept) is None:
+            studies.quarantine(
+                session, file=arrival.file, reason=reason, facts=arrival.facts, sender=arrival.sender, now=ledger.now()
+            )
+
+
+def _remove_unless_referred_to(ledger: Ledger, file: StoredFile) -> None:
+    with ledger.sessions.begin() as session:
+        referring = [
+            session.scalar(select(table.id).where(table.sha256 == file.sha256).limit(1))
+            for table in (Instance, Output, Quarantine)
+        ]
+        if not any(referring):
+            spool.path(ledger.root, file).unlink(missing_ok=True)
+
+
+def _same_data_set(first: Path, second: Path) -> bool:
+    with first.open("rb") as one, second.open("rb") as other:
+        for file in (one, other):
+            _, start = read_file_meta(file.fileno(), os.fstat(file.fileno()).st_size)
+            file.seek(start)
+        while block := one.read(_BLOCK):
+            if block != other.read(_BLOCK):
+                return False
+        return not other.read(1)

@@ -1,0 +1,190 @@
+"""The durable store of files: what it has committed survives a power cut.
+
+A file is written under ``incoming/``, renamed to ``aa/<sha256>.dcm``, and then it and its folder are synchronised. Its
+name is the SHA-256 of its content, so nothing that a sender chose reaches the file system, equal content is kept once,
+and a file can be checked against its own name.
+
+The file has its name before it is synchronised, because the disk then writes both in one go (one journal commit
+instead of two, which is most of what durability costs). That is safe as a name in the store means nothing by itself:
+rows name files, and a row is written only after ``commit`` has returned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from db.studies import StoredFile
+from dicomnode.errors import OutOfSpace
+
+if TYPE_CHECKING:
+    from dicomnode.config import SpoolConfig
+
+__all__ = ["Writer", "check_space", "open_writer", "path", "prepare", "sweep", "write"]
+
+_INCOMING = "incoming"
+
+
+class Writer:
+    """A file on its way into the store; as a context manager it leaves nothing behind unless it was committed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._digest = hashlib.sha256()
+        self._name, self._fd = _create(root / _INCOMING)
+        self._open = True
+        self.size_bytes = 0
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Append to the file and to its digest."""
+        view = memoryview(chunk)
+        with _no_space_left_is_refused():
+            while view:
+                written = os.write(self._fd, view)
+                self._digest.update(view[:written])
+                self.size_bytes += written
+                view = view[written:]
+
+    def fileno(self) -> int:
+        """The open file, readable, for a look at what was written."""
+        return self._fd
+
+    @property
+    def stored(self) -> StoredFile:
+        """What the file will be called, once nothing more is written."""
+        sha256 = self._digest.hexdigest()
+        return StoredFile(sha256, self.size_bytes, f"{sha256[:2]}/{sha256}.dcm")
+
+    def commit(self) -> StoredFile:
+        """Make the file durable under its final name; when this returns, a power cut cannot take it back."""
+        stored = self.stored
+        final = self._root / stored.relative_path
+        with _no_space_left_is_refused():
+            if final.exists():
+                os.fsync(self._fd)  # a durable file is never replaced by one that is not
+            self._rename(final)
+            os.fsync(self._fd)
+            _sync_folder(final.parent)
+        self._close()
+        return stored
+
+    def _rename(self, final: Path) -> None:
+        try:
+            os.rename(self._name, final)
+        except FileNotFoundError:
+            final.parent.mkdir(exist_ok=True)
+            _sync_folder(self._root)
+            os.rename(self._name, final)
+
+    def discard(self) -> None:
+        """Forget what was written."""
+        if self._open:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._name)
+            self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        os.close(self._fd)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def prepare(root: Path) -> None:
+    """Make the store's folders, so that receiving never has to, and remove what killed processes left."""
+    (root / _INCOMING).mkdir(parents=True, exist_ok=True)
+    for first in range(256):
+        (root / f"{first:02x}").mkdir(exist_ok=True)
+    _sync_folder(root)
+    sweep(root)
+
+
+def open_writer(root: Path) -> Writer:
+    """Begin a file in the store at ``root``."""
+    with _no_space_left_is_refused():
+        return Writer(root)
+
+
+def write(root: Path, chunks: bytes | Iterable[bytes]) -> StoredFile:
+    """Store one file durably."""
+    with open_writer(root) as writer:
+        for chunk in [chunks] if isinstance(chunks, bytes) else chunks:
+            writer.write(chunk)
+        return writer.commit()
+
+
+def path(root: Path, stored: StoredFile | str) -> Path:
+    """Where a stored file, or the file of that SHA-256, lies."""
+    if isinstance(stored, StoredFile):
+        return root / stored.relative_path
+    return root / stored[:2] / f"{stored}.dcm"
+
+
+def check_space(root: Path, limits: SpoolConfig) -> None:
+    """Raise OutOfSpace when the disk is as full as the configuration lets it become."""
+    disk = os.statvfs(root)
+    free_gb = disk.f_bavail * disk.f_frsize / 1e9
+    if free_gb < limits.min_free_gb:
+        raise OutOfSpace(f"the spool's disk has {free_gb:.2f} GB free, less than min_free_gb = {limits.min_free_gb}")
+    used = disk.f_blocks - disk.f_bfree
+    percent = 100 * used / max(1, used + disk.f_bavail)
+    if percent >= limits.refuse_at_percent:
+        limit = limits.refuse_at_percent
+        raise OutOfSpace(f"the spool's disk is {percent:.1f} % full, refuse_at_percent = {limit}")
+
+
+def sweep(root: Path) -> int:
+    """Remove what killed processes left under ``incoming/``; files that a living process writes are locked."""
+    removed = 0
+    for left in (root / _INCOMING).glob("*.part"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+            removed += 1
+    return removed
+
+
+def _create(folder: Path) -> tuple[str, int]:
+    while True:
+        name = f"{folder}/{secrets.token_hex(16)}.part"
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        except FileNotFoundError:
+            folder.mkdir(parents=True, exist_ok=True)
+            continue
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return name, fd
+        os.close(fd)  # a sweep took it between its creation and its lock
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _no_space_left_is_refused() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutOfSpace(f"the spool's disk: {exc.strerror}") from exc
+        raise
