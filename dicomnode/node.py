@@ -99,7 +99,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 def make_clock(sessions: sessionmaker[Session], config: Config, *, now: Clock) -> BackgroundScheduler:
     """The sweeps, each on a thread of its own: a slow destination does not hold up completion, nor the other way."""
-    sweeps: dict[str, Callable[[], object]] = {
+    sweeps: dict[str, Callable[[], int]] = {
         "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
         "routing": lambda: routing.route_complete(sessions, config, now=now()),
         "leases": lambda: _expire_leases(sessions, config, now()),
@@ -172,16 +172,19 @@ class Crew:
             log.error("job %d: its worker died; now %s", job.id, job.state)
 
 
-def _expire_leases(sessions: sessionmaker[Session], config: Config, now: datetime) -> None:
+def _expire_leases(sessions: sessionmaker[Session], config: Config, now: datetime) -> int:
     with sessions.begin() as session:
-        for job in jobs.expire_leases(session, attempts=config.worker.attempts, now=now):
-            log.warning("job %d: lease lapsed; now %s", job.id, job.state)
+        lapsed = jobs.expire_leases(session, attempts=config.worker.attempts, now=now)
+    for job in lapsed:
+        log.warning("job %d: lease lapsed; now %s", job.id, job.state)
+    return len(lapsed)
 
 
-def _guarded(name: str, sweep: Callable[[], object]) -> None:
+def _guarded(name: str, sweep: Callable[[], int]) -> None:
     """The door of every sweep: it is tried again in a second, and its error's own words may name a patient."""
     try:
-        sweep()
+        if done := sweep():
+            log.info("%s: %d", name, done)
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         log.error("%s: %s in %s, line %s", name, type(error).__name__, Path(last.filename).name, last.lineno)

@@ -71,7 +71,7 @@ def process(task: Task, config: Config, *, progress: Progress) -> Produced:
     model = _model(task.model or pipeline.bundle, config.worker.device)
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
     progress(0.95, "writing")
-    objects = _write(findings, loaded.sources, task, model, options, config)
+    objects = _write(findings, loaded, task, model, options, config)
     report = _report(task, model, options, findings, loaded.case.facts)
     report["seconds"] = round(time.monotonic() - started, 3)
     return Produced(objects, report, _held_because(findings, config.quality))
@@ -157,7 +157,7 @@ def _between(progress: Progress, low: float, high: float) -> Progress:
 
 
 def _write(
-    findings: Sequence[Finding], sources: list[Dataset], task: Task, model: Model, options: Any, config: Config
+    findings: Sequence[Finding], loaded: _Loaded, task: Task, model: Model, options: Any, config: Config
 ) -> list[Dataset]:
     from dicomnode import results
     from dicomnode.results import marking
@@ -171,10 +171,10 @@ def _write(
         seed=task.seed,
         device=model.device,
         node_version=_node_version(),
-        trained_on=str(model.metadata.get("data_source", "")),
+        trained_on=str(model.metadata.get("trained_on", "")),
         job_key=task.key,
     )
-    objects = results.write(findings, sources, provenance, config.results, task.created_at)
+    objects = results.write(findings, loaded.sources, provenance, config.results, task.created_at)
     for ds in objects:
         marking.check(ds)
     return list(objects)

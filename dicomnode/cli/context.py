@@ -45,9 +45,9 @@ def engine(config: Config) -> Engine:
 
 
 def log_to_stderr() -> None:
-    """Our own lines, and of the libraries only what is wrong: they would log data sets."""
+    """Our own lines only: libraries log data sets, and what they say is wrong is in our errors and rows."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for name in ("pynetdicom", "pydicom", "apscheduler", "alembic", "matplotlib"):
+    for name in ("pynetdicom", "pydicom", "highdicom", "apscheduler", "alembic", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
