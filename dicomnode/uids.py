@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from pydicom.uid import UID
 
 __all__ = ["IMPLEMENTATION_CLASS_UID", "IMPLEMENTATION_VERSION_NAME", "derive"]
 
+_ROOT = re.compile(r"[012](\.(0|[1-9]\d*))+")  # PS3.5 9.1
 _LONGEST_ROOT = 40  # leaves 23 digits, 76 bits, to tell objects apart
 
 
@@ -29,7 +31,7 @@ def derive(*parts: str, prefix: str = "") -> UID:
     if not prefix:
         return UID(f"2.25.{number}")
     root = prefix.rstrip(".")
-    if not UID(root).is_valid or len(root) > _LONGEST_ROOT:
+    if not _ROOT.fullmatch(root) or len(root) > _LONGEST_ROOT:
         raise ValueError(f"{prefix!r} is not a UID root of at most {_LONGEST_ROOT} characters")
     return UID(f"{root}.{number}"[:64])
 

@@ -58,12 +58,14 @@ class Scan:
     def position_mm(self, slice_number: int) -> Array:
         """Centre of a slice by its place in space."""
         along = (slice_number - (self.slices - 1) / 2) * (self.voxel_mm[2] + self.gap_mm)
-        return np.array(self.centre_mm) + along * self.directions[2]
+        place: Array = np.array(self.centre_mm) + along * self.directions[2]
+        return place
 
     def place_mm(self, x: int, y: int, z: int, slice_number: int = 0) -> Array:
         """The centre of an encoded voxel, counted from the centre of the plane or slab."""
-        offset: Array = np.array([x, y, z]) * self.voxel_mm @ self.directions
-        return self.position_mm(slice_number) + offset
+        offset = np.array([x, y, z]) * self.voxel_mm @ self.directions
+        place: Array = self.position_mm(slice_number) + offset
+        return place
 
 
 def acquire(scan: Scan, path: Path) -> mrd.MRD:

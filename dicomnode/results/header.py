@@ -18,7 +18,7 @@ from pipelines.contract import Measurement
 if TYPE_CHECKING:
     from dicomnode.config import ResultsConfig
 
-__all__ = ["MANUFACTURER", "SYNTHESIZING_EQUIPMENT", "Context", "Series", "code", "complete", "reference"]
+__all__ = ["MANUFACTURER", "SYNTHESIZING_EQUIPMENT", "Context", "Series", "code", "complete", "nameless", "reference"]
 
 MANUFACTURER = "dicomnode"
 SYNTHESIZING_EQUIPMENT = ("109100", "DCM", "Synthesizing Equipment")
@@ -115,6 +115,19 @@ def reference(source: Dataset) -> Dataset:
     return item
 
 
+def nameless(image: Dataset) -> Dataset:
+    """The header as highdicom should see it: it quotes names that it finds odd in warnings, and checks character sets.
+
+    ``complete`` puts in what is left out here.
+    """
+    header = Dataset()
+    header.update(image)
+    header.add_new("SpecificCharacterSet", "CS", "ISO_IR 192")  # a new element: the old one belongs to the image
+    header.add_new("PatientName", "PN", "")
+    header.add_new("ReferringPhysicianName", "PN", "")
+    return header
+
+
 def complete(ds: Dataset, context: Context, series: Series) -> None:
     """Gives a data set that has its pixels and geometry everything else; what was there before is replaced."""
     texts = (series.description, series.explanation, context.provenance.trained_on)
@@ -144,6 +157,7 @@ def _identify(ds: Dataset, context: Context, series: Series) -> None:
             setattr(ds, keyword, "")
     _say_laterality(ds)
     ds.FrameOfReferenceUID = context.frame_of_reference_uid
+    _organize(ds, context.uid("dimensions", series.name))
     ds.SeriesInstanceUID = context.uid("series", series.name)
     ds.SOPInstanceUID = context.uid("instance", series.name)
     ds.SeriesNumber = series.number
@@ -162,6 +176,12 @@ def _say_laterality(ds: Dataset) -> None:
         del ds.Laterality
     if not ds.get("BodyPartExamined") and ds.SOPClassUID != SegmentationStorage:
         ds.Laterality = ""
+
+
+def _organize(ds: Dataset, uid: UID) -> None:
+    """highdicom draws the UID of the dimension organization at random; a retry shall make the same."""
+    for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid
 
 
 def _equip(ds: Dataset, context: Context) -> None:

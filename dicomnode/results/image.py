@@ -55,7 +55,7 @@ def write(image: Image, context: Context, number: int, *, labelled: bool) -> Dat
     ds.PatientOrientation = ""
     ds.LossyImageCompression = "00"
     _pixels(ds, frames, stored, image.volume.unit)
-    _functional_groups(ds, context, lattice, image.slice_thickness_mm)
+    _functional_groups(ds, lattice, image.slice_thickness_mm)
     words = f"{image.description} (labelled)" if labelled else image.description
     note = " The label lies in added rows below the image." if labelled else ""
     complete(ds, context, Series(f"{image.name}/{kind}", number, words, f"{image.description}.{note}", DERIVATION))
@@ -88,11 +88,13 @@ def _pixels(ds: Dataset, frames: NDArray[np.uint16], stored: _Stored, unit: str)
     ds.RescaleType = "US" if unit == "1" else unit
     low, high = stored.window
     ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2), decimal(max(high - low, float(stored.slope)))
+    if float(ds.WindowWidth) < 1:  # PS3.3 C.11.2.1.2.1: too narrow for LINEAR, the default
+        ds.VOILUTFunction = "LINEAR_EXACT"
     ds.PixelData = frames.astype("<u2").tobytes()
     ds["PixelData"].VR = "OW"
 
 
-def _functional_groups(ds: Dataset, context: Context, lattice: Lattice, thickness_mm: float) -> None:
+def _functional_groups(ds: Dataset, lattice: Lattice, thickness_mm: float) -> None:
     between, rows, columns = lattice.spacing_mm
     measures, orientation, shared = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = [decimal(rows), decimal(columns)]
@@ -106,19 +108,12 @@ def _functional_groups(ds: Dataset, context: Context, lattice: Lattice, thicknes
     if len(lattice.positions_mm) > 1:
         ds.FrameIncrementPointer = Tag("PerFrameFunctionalGroupsSequence")  # PS3.3 C.7.6.6
     organization, index = Dataset(), Dataset()
-    organization.DimensionOrganizationUID = context.uid("dimensions", _key(lattice))
-    index.DimensionOrganizationUID = organization.DimensionOrganizationUID
     index.DimensionIndexPointer = Tag("ImagePositionPatient")
     index.FunctionalGroupPointer = Tag("PlanePositionSequence")
     index.DimensionDescriptionLabel = "Slice position"
     ds.DimensionOrganizationType = "3D"
     ds.DimensionOrganizationSequence = [organization]
     ds.DimensionIndexSequence = [index]
-
-
-def _key(lattice: Lattice) -> str:
-    """The lattice in one spelling."""
-    return " ".join(decimal(value) for value in (*lattice.orientation, *lattice.positions_mm[0], *lattice.spacing_mm))
 
 
 def _frame(number: int, position_mm: NDArray[np.float64]) -> Dataset:

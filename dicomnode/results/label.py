@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = ["TEXT", "band", "enlarge"]
 
 TEXT = "SYNTHETIC - RESEARCH USE ONLY"
+_PARTS = ("SYNTHETIC -", "RESEARCH", "USE", "ONLY")
 _SMALLEST_FONT = 11
 _FONT_OF_WIDTH = 0.045
 _MARGIN = 3
@@ -51,7 +52,7 @@ def band(columns: int) -> NDArray[np.float64]:
 
 def _broken(columns: int, length: Callable[[str], float]) -> list[str]:
     lines: list[str] = []
-    for word in TEXT.split(" "):
+    for word in _PARTS:
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and length(longer) <= columns - 2 * _MARGIN:
             lines[-1] = longer

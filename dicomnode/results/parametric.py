@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicomnode.errors import GeometryError, InputRefused
-from dicomnode.results.header import Context, Series, complete
+from dicomnode.results.header import Context, Series, complete, nameless
 from dicomnode.results.lattice import lattice_of
 from pipelines.contract import ParametricMap
 
@@ -40,7 +40,7 @@ def write(finding: ParametricMap, context: Context, number: int, image: Dataset)
         quantity_definition=Code(finding.quantity.value, finding.quantity.scheme, finding.quantity.meaning),
     )
     ds: Dataset = hd.pm.ParametricMap(
-        source_images=[image],
+        source_images=[nameless(image)],
         pixel_array=frames,
         series_instance_uid=context.uid("series", finding.name),
         series_number=number,
@@ -53,7 +53,11 @@ def write(finding: ParametricMap, context: Context, number: int, image: Dataset)
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[
-            hd.VOILUTTransformation(window_center=(dark + bright) / 2, window_width=max(bright - dark, 1e-12))
+            hd.VOILUTTransformation(
+                window_center=(dark + bright) / 2,
+                window_width=max(bright - dark, 1e-12),
+                voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT,  # PS3.3 C.11.2.1.2.1: LINEAR needs 1 or more
+            )
         ],
         derived_pixel_contrast=_contrast(finding),
         content_label="QUANTITY",

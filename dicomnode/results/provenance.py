@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -63,7 +64,13 @@ def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measureme
         "node": {"version": provenance.node_version, "job": provenance.job_key},
         "acquisition": dict(provenance.facts),
         "measurements": [
-            {"name": m.name, "value": m.value, "unit": m.unit, "description": m.description} for m in measurements
+            {
+                "name": m.name,
+                "value": m.value if isfinite(m.value) else None,
+                "unit": m.unit,
+                "description": m.description,
+            }
+            for m in measurements
         ],
     }
     block.add_new(_JSON, "UT", json.dumps(content, sort_keys=True, default=str))

@@ -9,7 +9,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from dicomnode.errors import InputRefused
-from dicomnode.results.header import Context, Series, complete
+from dicomnode.results.header import Context, Series, complete, nameless
 from dicomnode.results.lattice import lattice_of
 from dicomnode.results.parametric import measures, on_frames_of
 from pipelines import contract
@@ -28,7 +28,7 @@ def write(finding: contract.Segmentation, context: Context, number: int, image: 
     labels = on_frames_of(image, lattice_of(finding.grid).arrange(finding.labels))
     binary = context.config.segmentation_kind == "binary"
     ds: Dataset = hd.seg.Segmentation(
-        source_images=[image],
+        source_images=[nameless(image)],
         pixel_array=labels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY if binary else hd.seg.SegmentationTypeValues.LABELMAP,
         segment_descriptions=[_segment(segment, context, finding.name) for segment in finding.segments],

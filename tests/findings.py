@@ -1,0 +1,110 @@
+"""Findings of a made-up pipeline and the sources they would come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import MRImageStorage, RawDataStorage
+
+from dicomnode import results, uids
+from dicomnode.config import ResultsConfig
+from pipelines.contract import (
+    Code,
+    Finding,
+    Grid,
+    Image,
+    Measurement,
+    ParametricMap,
+    Segment,
+    Segmentation,
+    Volume,
+)
+from tests.scanner import ORIENTATIONS
+
+__all__ = ["CONFIG", "NOW", "PROVENANCE", "Found", "found", "grid", "save", "source", "written"]
+
+NOW = datetime(2026, 11, 20, 9, 30, 15, tzinfo=UTC)
+CONFIG = ResultsConfig()
+PROVENANCE = results.Provenance(
+    model_name="mri-prior", model_version="1.2.0", model_digest="ab" * 32, pipeline="mri_reconstruction",
+    parameters={"sampler": "dds", "steps": 40, "samples": 4}, seed=7, device="cpu", node_version="0.1.0",
+    trained_on="simulated slices of label maps only", job_key="job-1",
+)  # fmt: skip
+STANDARD_DEVIATION = Code("113061", "DCM", "Standard Deviation")
+LOW_CONFIDENCE = Segment(
+    1, "Low confidence", Code("49755003", "SCT", "Morphologically Abnormal Structure"),
+    Code("LOWCONF", "99DICOMNODE", "Region of low confidence"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """Findings on one grid, with their arrays as the pipeline had them."""
+
+    grid: Grid
+    image: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    findings: list[Finding]
+
+
+def grid(orientation: str, slices: int = 4, rows: int = 40, columns: int = 132) -> Grid:
+    """Anisotropic, away from the isocentre."""
+    affine = np.eye(4)
+    affine[:3, :3] = ORIENTATIONS[orientation].T * [0.9, 1.3, 3.7]
+    affine[:3, 3] = (-31.25, 17.125, 55.5)
+    return Grid((slices, rows, columns), affine)
+
+
+def found(where: Grid, *, empty: bool = False) -> Found:
+    """An image from -5 to 807, a map, and labels in every slice but the first."""
+    generator = np.random.default_rng(11)
+    data = (generator.random(where.shape) * 812 - 5).astype(np.float32)
+    deviation = (generator.random(where.shape) * 3).astype(np.float32)
+    labels = (generator.random(where.shape) > 0.9).astype(np.uint8)
+    labels[:1] = 0
+    if empty:
+        labels[:] = 0
+    findings: list[Finding] = [
+        Image("image", Volume(data, where), "Reconstructed MR image", 3.0),
+        ParametricMap("deviation", Volume(deviation, where), STANDARD_DEVIATION, "Standard deviation", 3.0),
+        Segmentation("confidence", labels, where, (LOW_CONFIDENCE,), "Region of low confidence", 3.0),
+        Measurement("chi-square", 1.02, "1", "residual of the measured samples against the noise"),
+        Measurement("noise level", 0.0125, "1"),
+        Measurement("acceleration R", 8.04, "1"),
+        Measurement("computing time", 12.5, "s"),
+    ]
+    return Found(where, data, deviation, labels, findings)
+
+
+def source(kind: str = "raw", number: int = 1, **values: Any) -> Dataset:
+    """The header of an input instance: "raw" data or a "mr" image."""
+    ds = Dataset()
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.SOPClassUID = RawDataStorage if kind == "raw" else MRImageStorage
+    ds.SOPInstanceUID = uids.derive("source", kind, str(number))
+    ds.StudyInstanceUID, ds.FrameOfReferenceUID = uids.derive("study"), uids.derive("frame of reference")
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Müller^Jörg", "4711", "19700131", "M"
+    ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20261119", "101112", "S1", "815"
+    ds.ReferringPhysicianName, ds.Modality, ds.BodyPartExamined = "", "MR", "HEAD"
+    ds.Manufacturer, ds.DeviceSerialNumber = "Scanner works", "scanner-1"
+    for keyword, value in values.items():
+        setattr(ds, keyword, value) if value is not None else delattr(ds, keyword)
+    return ds
+
+
+def written(these: Found, config: ResultsConfig = CONFIG, *sources: Dataset) -> list[Dataset]:
+    """Clean image, labelled image, map, segmentation, unless the configuration says otherwise."""
+    return results.write(these.findings, sources or (source(),), PROVENANCE, config, NOW)
+
+
+def save(ds: Dataset, folder: Path, name: str = "result.dcm") -> Path:
+    """Saved as the node saves it."""
+    ds.save_as(folder / name, enforce_file_format=True)
+    return folder / name
