@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from model_zoo import classical, coils, samplers, uncertainty
+from model_zoo import classical, samplers, uncertainty
 from model_zoo.operators import Fourier, centred_fft
 from pipelines.contract import (
     Case,
@@ -41,20 +41,19 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
+from pipelines.encoding import Problem, check, prepare
 
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["PIPELINE", "Options", "Problem", "check", "draw", "estimate", "on_grid", "prepare", "run"]
+__all__ = ["PIPELINE", "Options", "draw", "estimate", "evaluations", "low_confidence", "on_grid", "run"]
 
 STANDARD_DEVIATION = Code("386136009", "SCT", "Standard Deviation")
 SPATIAL = Code("309825002", "SCT", "Spatial and Relational Concept")
 LOW_CONFIDENCE = Code("LOWCONF", "99DICOMNODE", "Low-confidence region of a reconstruction")
 
-CALIBRATION = 24
-"""Side of the calibration block used, at most; ESPIRiT needs at least MIN_CALIBRATION."""
-MIN_CALIBRATION = 12
 TERMINAL_SD = 0.03
+"""Error of an estimate that terminal consistency assumes, in units of the 99th percentile."""
 
 
 class Options(BaseModel):
@@ -73,130 +72,6 @@ class Options(BaseModel):
     coil_energy: float = Field(default=0.99, ge=0.95, le=1)
     low_confidence: float = Field(default=0.15, gt=0)
     batch: int = Field(default=4, ge=1)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """k-space made ready: white noise of known level, few coils with maps, images with 99th percentile near one.
-
-    ``A``, ``y`` (slice, coil, a, b); ``sigma_y`` and ``scale`` per slice (slice,): ``scale`` turns images back into the
-    units of the samples; ``maps_from`` says where the maps come from; ``noise_from`` likewise.
-    """
-
-    A: Fourier
-    y: Tensor
-    sigma_y: Tensor
-    scale: Tensor
-    maps_from: str
-    noise_from: str
-
-    def slices(self, start: int, stop: int) -> Problem:
-        part = slice(start, stop)
-        A = Fourier(self.A.maps[part], self.A.mask[part])
-        return Problem(A, self.y[part], self.sigma_y[part], self.scale[part], self.maps_from, self.noise_from)
-
-
-def check(k: KSpace) -> None:
-    """Raise Refused unless the k-space can be reconstructed honestly."""
-    if k.samples.ndim != 4 or k.mask.shape != (k.samples.shape[0], *k.samples.shape[2:]):
-        raise Refused(f"k-space: samples {k.samples.shape} and sampling mask {k.mask.shape} contradict each other")
-    slices, count = k.samples.shape[:2]
-    if k.grid.shape[0] != slices:
-        raise Refused(f"k-space: {slices} slices acquired, but the image grid has {k.grid.shape[0]}")
-    if not np.isfinite(k.samples).all():
-        raise Refused("k-space: samples are not all finite numbers (NaN or infinity)")
-    empty = np.flatnonzero(~k.mask.any(axis=(1, 2)))
-    if empty.size:
-        raise Refused(f"k-space: nothing was acquired in slice {empty[0] + 1} of {slices} (empty sampling mask)")
-    silent = np.flatnonzero(~np.abs(k.samples).any(axis=(1, 2, 3)))
-    if silent.size:
-        raise Refused(f"k-space: all samples of slice {silent[0] + 1} of {slices} are zero")
-    if k.noise is not None and (k.noise.ndim != 2 or k.noise.shape[0] != count):
-        raise Refused(f"k-space: {count} coils, but the noise pre-scan has shape {k.noise.shape}")
-    if count > 1 and k.calibration is None:
-        raise Refused(f"k-space: {count} coils, but no fully sampled calibration lines about the centre of k-space")
-    if min(k.encoded_fov_mm) <= 0 or min(k.grid.spacing_mm) <= 0:
-        raise Refused(
-            f"k-space: the field of view {k.encoded_fov_mm} mm or the spacing {k.grid.spacing_mm} mm is not positive"
-        )
-    if count > 1:
-        _check_calibration(k)
-
-
-def _check_calibration(k: KSpace) -> None:
-    if min(_sides(k)) < 4:
-        raise Refused(f"k-space: only {min(_sides(k))} calibration lines for several coils; at least 4 are needed")
-    ranges = zip(k.calibration or (), k.mask.shape[1:], strict=True)
-    if any(start < 0 or stop > n for (start, stop), n in ranges):
-        raise Refused(f"k-space: calibration lines {k.calibration} lie outside the matrix {k.mask.shape[1:]}")
-    (a0, a1), (b0, b1) = _block(k)
-    if not k.mask[:, a0:a1, b0:b1].all():
-        raise Refused(f"k-space: the calibration block {k.calibration} was not fully sampled")
-
-
-def prepare(k: KSpace, options: Options) -> Problem:
-    """Whiten, compress, estimate maps, scale."""
-    y, mask = torch.from_numpy(k.samples), torch.from_numpy(k.mask)
-    W, physical, noise_from = _whitening(k, y, mask)
-    y = coils.mix(W, y)
-    if y.shape[1] > 1:
-        y = coils.mix(coils.compression(_centre(k, y), energy=options.coil_energy), y)
-    maps, maps_from = _maps(k, y)
-    A = Fourier(maps, mask)
-    level = _level(A, y)
-    return Problem(A, y / level[:, None, None, None], 1 / level, level * physical, maps_from, noise_from)
-
-
-def _whitening(k: KSpace, y: Tensor, mask: Tensor) -> tuple[Tensor, float, str]:
-    """Matrix to noise with unit sd per component, the mean noise sd that it divides by, and what it comes from."""
-    if k.noise is not None and k.noise.shape[1] >= 8 * k.noise.shape[0]:
-        covariance = coils.noise_covariance(torch.from_numpy(k.noise))
-        source = "noise pre-scan"
-    else:
-        covariance = torch.diag(coils.noise_level(y, mask).to(torch.complex128) ** 2)
-        source = "outer k-space and edges of the field of view"
-    physical = float(covariance.diagonal().real.mean().sqrt())
-    if not physical > 1e-12 * float(np.abs(k.samples).max()):
-        raise Refused("k-space: no noise found in the data and no noise pre-scan sent; its level must be known")
-    return coils.whitening(covariance), physical, source
-
-
-def _sides(k: KSpace) -> tuple[int, int]:
-    if k.calibration is None:
-        return 0, 0
-    (a0, a1), (b0, b1) = k.calibration
-    return min(a1 - a0, CALIBRATION), min(b1 - b0, CALIBRATION)
-
-
-def _block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The part of the calibration block that is used: centred, at most CALIBRATION on a side."""
-    found = []
-    for n, side, (start, stop) in zip(k.samples.shape[2:], _sides(k), k.calibration or (), strict=True):
-        first = min(max(n // 2 - side // 2, start), stop - side)
-        found.append((first, first + side))
-    return found[0], found[1]
-
-
-def _centre(k: KSpace, y: Tensor) -> Tensor:
-    (a0, a1), (b0, b1) = _block(k)
-    return y[..., a0:a1, b0:b1]
-
-
-def _maps(k: KSpace, y: Tensor) -> tuple[Tensor, str]:
-    shape = (y.shape[2], y.shape[3])
-    if y.shape[1] == 1:
-        return torch.ones(len(y), 1, *shape, dtype=torch.complex64), "one coil"
-    block, calibration = _block(k), _centre(k, y)
-    if min(_sides(k)) >= MIN_CALIBRATION:
-        return torch.stack([coils.espirit(c, shape) for c in calibration]), "ESPIRiT"
-    return torch.stack([coils.low_pass_maps(c, shape, block) for c in calibration]), "low-pass calibration images"
-
-
-def _level(A: Fourier, y: Tensor) -> Tensor:
-    """99th percentile of |x| per slice, from a regularised CG-SENSE image; at least a fifth of the largest slice's."""
-    x = classical.cg_sense(A, y, ridge=0.05, iterations=8)
-    level = torch.quantile(x.abs().flatten(1), 0.99, dim=1)
-    return level.clamp_min(0.2 * float(level.max()))
 
 
 def estimate(problem: Problem, model: Model, options: Options) -> Tensor:
@@ -283,7 +158,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     check(k)
     progress(0.0, "coils")
     with torch.no_grad():
-        problem = prepare(k, options)
+        problem = prepare(k, coil_energy=options.coil_energy)
         slices = []
         for i in range(len(problem.y)):
             progress(0.05 + 0.9 * i / len(problem.y), f"slice {i + 1} of {len(problem.y)}")
@@ -306,17 +181,13 @@ def _sample_magnitudes(one: Problem, k: KSpace, model: Model, options: Options, 
     seeds = [_seed(seed, n) for n in range(options.samples)]
     for start in range(0, options.samples, options.batch):
         part = seeds[start : start + options.batch]
-        n = len(part)
-        many = Problem(
-            one.A.repeat(n), one.y.repeat_interleave(n, 0), one.sigma_y.repeat_interleave(n),
-            one.scale.repeat_interleave(n), one.maps_from, one.noise_from,
-        )  # fmt: skip
+        many = one.repeat(len(part))
         yield from _delivered(many, draw(many, model, options, part), k)
 
 
 def _delivered(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
     """Magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
-    return on_grid(x * problem.scale[:, None, None], k.encoded_fov_mm, k.grid).abs()
+    return on_grid(x * problem.gain, k.encoded_fov_mm, k.grid).abs()
 
 
 def _seed(seed: int, index: int) -> int:
@@ -357,7 +228,7 @@ def _measurements(k: KSpace, problem: Problem, options: Options, chi_square: lis
         Measurement("acceleration", float(k.mask.size / k.mask.sum()), "1", "Positions over acquired samples"),
         Measurement("denoiser evaluations", float(evaluations(options)), "1", "Per slice: estimate and all samples"),
         Measurement(
-            "noise level", float((problem.sigma_y * problem.scale).mean()), "1",
+            "noise level", problem.noise_sd, "1",
             f"Standard deviation of a noise component, from {problem.noise_from}",
         ),
         Measurement(
@@ -365,7 +236,7 @@ def _measurements(k: KSpace, problem: Problem, options: Options, chi_square: lis
             "Mean squared residual of the measured samples over their noise variance; near 1 when the image fits them",
         ),
         Measurement("chi-square, worst slice", float(max(chi_square, key=lambda c: abs(np.log(max(c, 1e-9))))), "1"),
-        Measurement("scale", float(problem.scale.mean()), "1", "Value that the prior saw as one, mean over slices"),
+        Measurement("scale", float(problem.gain.amax(dim=(1, 2)).mean()), "1", "What the prior saw as one"),
         Measurement("coils used", float(problem.y.shape[1]), "1", f"Maps: {problem.maps_from}"),
     ]  # fmt: skip
 

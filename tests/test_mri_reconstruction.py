@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import pipelines
 from model_zoo import masks, registry
 from model_zoo.operators import centred_fft, centred_ifft
+from pipelines import encoding
 from pipelines import mri_reconstruction as recon
 from pipelines.contract import Case, Finding, Grid, Image, KSpace, Measurement, ParametricMap, Refused, Segmentation
 
@@ -183,7 +184,7 @@ def test_progress_rises_to_the_end() -> None:
 
 def refused(k: KSpace) -> str:
     with pytest.raises(Refused) as info:
-        recon.check(k)
+        encoding.check(k)
     return str(info.value)
 
 
