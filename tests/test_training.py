@@ -68,6 +68,19 @@ def test_a_written_bundle_loads_and_denoises_any_size(made: Path) -> None:
     assert out.dtype == torch.complex64
 
 
+def test_monai_reads_the_bundle_and_builds_the_same_network(made: Path) -> None:
+    from monai.bundle import ConfigParser  # MONAI's own parser: the layout is theirs
+    from safetensors.torch import load_file
+
+    parser = ConfigParser()
+    parser.read_config(made / "made" / "configs" / "inference.json")
+    parser.read_meta(made / "made" / "configs" / "metadata.json")
+    network = parser.get_parsed_content("network_def")
+    weights = load_file(made / "made" / registry.WEIGHTS)
+    network.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
+    assert isinstance(network, LocalUNet)
+
+
 def test_a_changed_weights_file_is_refused_by_its_digest(made: Path) -> None:
     weights = made / "made" / registry.WEIGHTS
     content = bytearray(weights.read_bytes())

@@ -1,0 +1,250 @@
+"""The whole path of one study on loopback: a node, a small PACS (a second node without workers), real k-space through both.
+
+Everything happens over the wire and through the ordinary commands; what is shown is read back from the PACS.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomnode import mrd, peers
+from dicomnode.config import Peer
+from dicomnode.errors import NodeError
+
+if TYPE_CHECKING:
+    from dicomnode.mrd import MRD
+    from sqlalchemy.orm import Session, sessionmaker
+
+__all__ = ["Demo", "Node", "Received", "Watch", "wait_for_results"]
+
+START_S = 60.0
+FINISH_S = 900.0
+RESULTS = 4
+"""Clean images, labelled images, standard deviation, low-confidence region."""
+
+Watch = Callable[[float, str], None]
+
+NODE_TOML = """\
+[node]
+ae_title = "{ae_title}"
+host = "127.0.0.1"
+port = {port}
+data_dir = "{data_dir}"
+
+[completion]
+quiet_s = 2.0
+"""
+
+ROUTE_TOML = """
+[[peers]]
+name = "pacs"
+ae_title = "DEMOPACS"
+port = {pacs_port}
+
+[[routes]]
+name = "kspace"
+pipeline = "mri_reconstruction"
+match = {{ Modality = "MR", SOPClassUID = "1.2.840.10008.5.1.4.1.1.66" }}
+destinations = ["pacs"]
+"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A running ``dicomnode serve``: its address, its configuration file, its process."""
+
+    ae_title: str
+    port: int
+    config_file: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def peer(self) -> Peer:
+        return Peer(name=self.ae_title.lower(), ae_title=self.ae_title, port=self.port)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A result object as the PACS holds it."""
+
+    sop_class_uid: str
+    series_description: str
+    path: Path
+
+
+class Demo:
+    """The steps of the demonstration below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def kspace(self) -> tuple[MRD, str]:
+        """Real k-space of the data kit, else k-space simulated from the MNI152 template; with a sentence on which."""
+        from model_zoo.simulate.anatomy import data_root
+
+        try:
+            source = data_root() / "kspace" / "sigpy-brain-8ch" / "cartesian_ksp.npy"
+        except FileNotFoundError:
+            source = None
+        if source is not None and source.is_file():
+            return mrd.convert(source), "real 8-channel brain k-space, 12.4 % of its samples acquired (R = 8)"
+        return _from_template(), "no data kit here: 8-channel k-space simulated from the MNI152 template (R = 4)"
+
+    def raw_data(self, kspace: MRD) -> Path:
+        """The k-space as an MRD file and, around it, a DICOM Raw Data file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "kspace.h5"
+        file.unlink(missing_ok=True)
+        mrd.write(kspace, file)
+        facts = {"PatientName": "DEMO^KSPACE", "PatientID": "DEMO", "StudyDescription": "dicomnode demo"}
+        ds = mrd.wrap(file.read_bytes(), now=datetime.now(UTC), facts=facts)
+        wrapped = self.folder / "kspace.dcm"
+        ds.save_as(wrapped, enforce_file_format=True)
+        return wrapped
+
+    @contextmanager
+    def site(self, *, keep: bool = False) -> Iterator[tuple[Node, Node]]:
+        """The node and its PACS, running; stopped at the end unless ``keep`` or something went wrong before."""
+        pacs = _start(self.folder / "pacs", "DEMOPACS", workers=0)
+        nodes = [pacs]
+        try:
+            node = _start(self.folder / "node", "DICOMNODE", workers=1, more=ROUTE_TOML.format(pacs_port=pacs.port))
+            nodes.append(node)
+            yield node, pacs
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            if not keep:
+                for running in reversed(nodes):
+                    _stop(running)
+
+    def send(self, file: Path, node: Node) -> None:
+        """C-STORE to the node. Raises NodeError when it does not take the file."""
+        for result in peers.store(node.peer, [file], calling_aet="DEMOSCANNER", on_result=lambda _: None):
+            if not result.stored:
+                raise NodeError(f"the demo's node refused the k-space: {result.text}")
+
+
+def wait_for_results(node: Node, pacs: Node, watch: Watch, *, limit_s: float = FINISH_S) -> list[Received]:
+    """Follow the study through the node until the PACS holds every result. Raises NodeError when it cannot."""
+    ours, theirs = _readers(node), _readers(pacs)
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        held = _held(theirs, pacs)
+        if len(held) == RESULTS:
+            watch(1.0, "results in the PACS")
+            return held
+        watch(*_where(ours))
+        time.sleep(0.3)
+    raise NodeError(f"demo: no complete result in the PACS after {limit_s:.0f} s; see the logs beside the two node.toml")
+
+
+def _where(sessions: sessionmaker[Session]) -> tuple[float, str]:
+    """How far the node has come with the demo's only study."""
+    from sqlalchemy import select
+
+    from db.models import Job, Study
+    from db.states import JobState
+
+    with sessions() as session:
+        job = session.scalars(select(Job)).first()
+        study = session.scalars(select(Study)).first()
+        if job is None:
+            return 0.0, f"study {study.state.value}" if study else "sending"
+        if job.state in (JobState.DEAD, JobState.CANCELLED, JobState.HELD):
+            raise NodeError(f"demo: the job is {job.state.value}: {job.reason}")
+        if job.state is JobState.DONE:
+            return 0.97, "delivering"
+        return 0.95 * job.progress, f"{job.pipeline}: {job.step or job.state.value}"
+
+
+def _held(sessions: sessionmaker[Session], pacs: Node) -> list[Received]:
+    from sqlalchemy import select
+
+    from db.models import Instance
+    from dicomnode import config
+
+    spool = config.load(pacs.config_file).spool_dir
+    with sessions() as session:
+        return [
+            Received(row.sop_class_uid, str(row.series.attributes.get("SeriesDescription", "")), spool / row.relative_path)
+            for row in session.scalars(select(Instance).order_by(Instance.id))
+        ]
+
+
+def _readers(node: Node) -> sessionmaker[Session]:
+    from db import engine
+    from dicomnode import config
+
+    return engine.readers(engine.connect(config.load(node.config_file).database_url))
+
+
+def _start(folder: Path, ae_title: str, *, workers: int, more: str = "") -> Node:
+    """``dicomnode serve`` on a free loopback port; returns once it accepts associations."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config_file, log_file = folder / "node.toml", folder / "node.log"
+    config_file.write_text(NODE_TOML.format(ae_title=ae_title, port=0, data_dir=(folder / "data").as_posix()) + more)
+    command = [sys.executable, "-m", "dicomnode", "--config", str(config_file), "serve", "--workers", str(workers)]
+    with log_file.open("w") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+    line = process.stdout.readline() if process.stdout else ""
+    found = re.search(r":(\d+)\b", line)
+    if not line.startswith("ready") or found is None:
+        process.kill()
+        raise NodeError(f"demo: {ae_title} did not start; its log is {log_file}")
+    return Node(ae_title, int(found.group(1)), config_file, process)
+
+
+def _stop(node: Node) -> None:
+    if node.process.stdout:
+        node.process.stdout.close()
+    node.process.send_signal(signal.SIGTERM)
+    try:
+        node.process.wait(START_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(node.process.pid, signal.SIGKILL)
+        node.process.wait()
+
+
+def _from_template() -> MRD:
+    """One axial slice of the MNI152 template that nilearn carries, seen by eight simulated coils, 2D undersampled."""
+    import torch
+    from nilearn.datasets import load_mni152_template
+
+    from model_zoo import masks
+    from model_zoo.operators import centred_fft
+    from model_zoo.simulate.coils import sensitivities
+    from model_zoo.simulate.slices import smooth_phase
+
+    volume = np.asarray(load_mni152_template(resolution=1).dataobj, np.float32)  # R, A, S
+    image = np.ascontiguousarray(volume[::-1, ::-1, 95].T)  # rows to the back, columns to the left
+    image = np.pad(image, [(0, image.shape[0] % 2), (0, image.shape[1] % 2)])
+    rng = np.random.default_rng(7)
+    j, i = np.meshgrid(*(np.arange(n) - n // 2 for n in image.shape), indexing="ij")
+    points_mm = np.stack([i, j, np.zeros_like(i)], axis=-1).astype(np.float64)
+    phase = np.exp(1j * smooth_phase(image.shape, torch.Generator().manual_seed(7)).numpy())
+    coil_images = sensitivities(points_mm, 8, rng) * (image * phase)
+    clean = centred_fft(torch.from_numpy(coil_images.astype(np.complex64))).numpy()
+    level = 0.01 * float(image.max())
+    noise = level * (rng.standard_normal((8, *image.shape, 2)) @ np.array([1, 1j]))
+    prescan = level * (rng.standard_normal((8, 4096, 2)) @ np.array([1, 1j]))
+    mask = masks.poisson_2d((image.shape[0], image.shape[1]), 4.0, 24, rng)
+    samples = np.where(mask, clean + noise, 0)[None]
+    grid = mrd.axial((1, *image.shape), (1.0, 1.0, 1.0))
+    return mrd.from_array(samples, grid=grid, slice_thickness_mm=1.0, layout="3d plane", noise=prescan)
