@@ -292,3 +292,42 @@ def test_inputs_of_two_studies_or_none_are_refused() -> None:
         written(these, CONFIG, source(), source("mr", StudyInstanceUID="1.2.3"))
     with pytest.raises(InputRefused, match="no input"):
         results.write(these.findings, [], PROVENANCE, CONFIG, NOW)
+
+
+def test_slice_by_slice_images_carry_their_geometry_and_the_others_refer_to_them(tmp_path: Path) -> None:
+    these = found(grid("oblique, left-handed"))
+    objects = written(these, ResultsConfig(image_kind="single"))
+    clean, labelled, (deviation, segmentation) = objects[:4], objects[4:8], objects[8:]
+    assert [len({ds.SeriesInstanceUID for ds in part}) for part in (clean, labelled)] == [1, 1]
+    assert [ds.InstanceNumber for ds in clean] == [1, 2, 3, 4]
+    assert [ds.SeriesNumber for ds in (clean[0], labelled[0], deviation, segmentation)] == [9000, 9001, 9002, 9003]
+    files = [str(save(ds, tmp_path, f"{ds.InstanceNumber}.dcm")) for ds in clean]
+    image = sitk.ReadImage(files)
+    array = sitk.GetArrayFromImage(image)
+    for k, j, i in _corners(these.grid):
+        place = these.grid.affine_mm @ [i, j, k, 1]
+        index = image.TransformPhysicalPointToIndex(place[:3].tolist())
+        assert np.allclose(image.TransformIndexToPhysicalPoint(index), place[:3], rtol=0, atol=1e-3)
+        assert array[index[::-1]] == pytest.approx(these.image[k, j, i], abs=0.02)
+    for ds in objects:
+        marking.check(ds)
+    volume = hd.imread(str(save(deviation, tmp_path))).get_volume()
+    _same_voxels(volume, these.deviation, these.grid, atol=0)
+    sources = {item.ReferencedSOPInstanceUID for item in segmentation.SourceImageSequence}
+    assert {ds.SOPInstanceUID for ds in clean} <= sources
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="Debian package dicom3tools is not installed")
+@pytest.mark.parametrize("kind", ["multiframe", "single"])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 1e6])
+def test_dciodvfy_finds_no_error_at_any_scale(scale: float, kind: str, tmp_path: Path) -> None:
+    where = grid("axial", 2)
+    these = found(where)
+    findings = [Image("image", Volume((these.image * scale).astype(np.float32), where), "Image", 3.0)]
+    config = ResultsConfig.model_validate({"image_kind": kind})
+    for ds in results.write(findings, [source()], PROVENANCE, config, NOW):
+        report = subprocess.run(
+            ["dciodvfy", "-new", save(ds, tmp_path)], capture_output=True, text=True, check=False
+        ).stderr
+        errors = [line for line in report.splitlines() if line.startswith("Error")]
+        assert [line for line in errors if ATTRIBUTE_OF_2023 not in line] == []

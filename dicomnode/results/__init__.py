@@ -30,7 +30,8 @@ def write(
     config: ResultsConfig,
     now: datetime,
 ) -> list[Dataset]:
-    """Data sets with file meta information, ready to save; one series each.
+    """Data sets with file meta information, ready to save; a series for each image variant,
+    map and segmentation.
 
     An image becomes a clean and a labelled series (``config.clean``, ``config.labelled``); maps and segmentations refer
     to the image on their grid, the clean one if it is written. Measurements stand in the header of every object.
@@ -39,14 +40,17 @@ def write(
     measurements = tuple(finding for finding in findings if isinstance(finding, Measurement))
     context = Context(tuple(sources), provenance, measurements, config, now)
     written: list[Dataset] = []
-    images: list[tuple[Grid, Dataset]] = []
+    images: list[tuple[Grid, list[Dataset]]] = []
+    series = 0
     for picture in (finding for finding in findings if isinstance(finding, Image)):
         for labelled in [False] * config.clean + [True] * config.labelled:
-            number = config.series_number_base + len(written)
-            written.append(image.write(picture, context, number, labelled=labelled))
-            images.append((picture.volume.grid, written[-1]))
+            instances = image.write(picture, context, config.series_number_base + series, labelled=labelled)
+            images.append((picture.volume.grid, instances))
+            written += instances
+            series += 1
     for finding in findings:
-        number = config.series_number_base + len(written)
+        number = config.series_number_base + series
+        series += isinstance(finding, ParametricMap | Segmentation)
         if isinstance(finding, ParametricMap):
             on = _image_on(finding.volume.grid, images, finding.name)
             written.append(parametric.write(finding, context, number, on))
@@ -56,8 +60,8 @@ def write(
     return written
 
 
-def _image_on(grid: Grid, images: Sequence[tuple[Grid, Dataset]], name: str) -> Dataset:
-    for other, ds in images:
+def _image_on(grid: Grid, images: Sequence[tuple[Grid, list[Dataset]]], name: str) -> list[Dataset]:
+    for other, instances in images:
         if other.shape == grid.shape and np.allclose(other.affine_mm, grid.affine_mm, rtol=0, atol=_SAME_PLACE_MM):
-            return ds
+            return instances
     raise GeometryError(f"result '{name}': no result image lies on its grid of {grid.shape}")

@@ -1,14 +1,19 @@
-"""Image -> Multi-frame Grayscale Word Secondary Capture (PS3.3 A.8.4) in the patient's geometry."""
+"""Image -> Multi-frame Grayscale Word Secondary Capture (PS3.3 A.8.4) in the patient's geometry.
+
+On request one Secondary Capture (A.8.1) per slice instead, with the geometry of the Image Plane module: an extension of
+that class which older readers ignore.
+"""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
-from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, SecondaryCaptureImageStorage
 
 from dicomnode.errors import InputRefused
 from dicomnode.results import label
@@ -20,6 +25,10 @@ __all__ = ["DERIVATION", "write"]
 
 DERIVATION = ("SYNTHESIS", "99DICOMNODE", "Image computed by a trained generative model")
 _WHITE = 65535
+_OF_SEVERAL_FRAMES = (
+    "NumberOfFrames", "FrameIncrementPointer", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "DimensionOrganizationType", "DimensionOrganizationSequence", "DimensionIndexSequence", "PixelData",
+)  # fmt: skip
 _WINDOW_PERCENTILES = (0.5, 99.5)
 
 
@@ -33,8 +42,8 @@ class _Stored:
     window: tuple[float, float]
 
 
-def write(image: Image, context: Context, number: int, *, labelled: bool) -> Dataset:
-    """One series with one instance: clean, or with the label in a band of new rows below the anatomy.
+def write(image: Image, context: Context, number: int, *, labelled: bool) -> list[Dataset]:
+    """The instances of one series, one or one per slice: clean, or labelled in a band of new rows below the anatomy.
 
     Raises ``GeometryError`` or ``InputRefused`` for what cannot be stored truly.
     """
@@ -59,7 +68,30 @@ def write(image: Image, context: Context, number: int, *, labelled: bool) -> Dat
     words = f"{image.description} (labelled)" if labelled else image.description
     note = " The label lies in added rows below the image." if labelled else ""
     complete(ds, context, Series(f"{image.name}/{kind}", number, words, f"{image.description}.{note}", DERIVATION))
-    return ds
+    return [ds] if context.config.image_kind == "multiframe" else _slices(ds, context, f"{image.name}/{kind}")
+
+
+def _slices(ds: Dataset, context: Context, name: str) -> list[Dataset]:
+    """The frames of a complete multi-frame object as single-frame ones of the same series."""
+    shared, frames = ds.SharedFunctionalGroupsSequence[0], ds.PerFrameFunctionalGroupsSequence
+    pixels = np.frombuffer(ds.PixelData, "<u2").reshape(ds.NumberOfFrames, -1)
+    header = deepcopy(ds)
+    for keyword in _OF_SEVERAL_FRAMES:
+        if keyword in header:
+            delattr(header, keyword)
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    header.update(shared.PixelMeasuresSequence[0])
+    header.update(shared.PlaneOrientationSequence[0])
+    slices = []
+    for number, (frame, stored) in enumerate(zip(frames, pixels, strict=True), 1):
+        one = deepcopy(header)
+        one.update(frame.PlanePositionSequence[0])
+        one.InstanceNumber = number
+        one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = context.uid("instance", name, str(number))
+        one.PixelData = stored.tobytes()
+        one["PixelData"].VR = "OW"
+        slices.append(one)
+    return slices
 
 
 def _quantised(name: str, data: NDArray[np.float32]) -> _Stored:
@@ -88,6 +120,8 @@ def _pixels(ds: Dataset, frames: NDArray[np.uint16], stored: _Stored, unit: str)
     ds.RescaleType = "US" if unit == "1" else unit
     low, high = stored.window
     ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2), decimal(max(high - low, float(stored.slope)))
+    if high - low < 1:
+        ds.VOILUTFunction = "LINEAR_EXACT"  # PS3.3 C.11.2.1.2.1: LINEAR needs a width of 1 or more
     if float(ds.WindowWidth) < 1:  # PS3.3 C.11.2.1.2.1: too narrow for LINEAR, the default
         ds.VOILUTFunction = "LINEAR_EXACT"
     ds.PixelData = frames.astype("<u2").tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import highdicom as hd
@@ -22,12 +23,12 @@ _PERCENTILES = (0.5, 99.5)
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-def write(finding: ParametricMap, context: Context, number: int, image: Dataset) -> Dataset:
-    """A map on the grid of ``image``, the result image that it belongs to."""
+def write(finding: ParametricMap, context: Context, number: int, images: Sequence[Dataset]) -> Dataset:
+    """A map on the grid of ``images``, the instances of the result image that it belongs to."""
     frames = lattice_of(finding.volume.grid).arrange(finding.volume.data.astype(np.float32))
     if not np.isfinite(frames).all():
         raise InputRefused(f"result '{finding.name}': {int((~np.isfinite(frames)).sum())} voxels are not finite")
-    frames = on_frames_of(image, frames)
+    frames = on_frames_of(images, frames)
     low, high = float(frames.min()), float(frames.max())
     dark, bright = (float(value) for value in np.percentile(frames, _PERCENTILES))
     mapping = hd.pm.RealWorldValueMapping(
@@ -40,7 +41,7 @@ def write(finding: ParametricMap, context: Context, number: int, image: Dataset)
         quantity_definition=Code(finding.quantity.value, finding.quantity.scheme, finding.quantity.meaning),
     )
     ds: Dataset = hd.pm.ParametricMap(
-        source_images=[nameless(image)],
+        source_images=[nameless(image) for image in images],
         pixel_array=frames,
         series_instance_uid=context.uid("series", finding.name),
         series_number=number,
@@ -62,7 +63,7 @@ def write(finding: ParametricMap, context: Context, number: int, image: Dataset)
         derived_pixel_contrast=_contrast(finding),
         content_label="QUANTITY",
         content_description=finding.description[:64],
-        pixel_measures=measures(image, finding.slice_thickness_mm),
+        pixel_measures=measures(images, finding.slice_thickness_mm),
     )
     meaning = finding.quantity
     complete(
@@ -74,7 +75,7 @@ def write(finding: ParametricMap, context: Context, number: int, image: Dataset)
             finding.description,
             f"{finding.description}.",
             (meaning.value, meaning.scheme, meaning.meaning),
-            derived_from=(image,),
+            derived_from=images,
         ),
     )
     return ds
@@ -85,22 +86,24 @@ def _contrast(finding: ParametricMap) -> str:
     return "STD_DEVIATION" if (finding.quantity.value, finding.quantity.scheme) == _STANDARD_DEVIATION else "QUANTITY"
 
 
-def on_frames_of(image: Dataset, frames: NDArray[Scalar]) -> NDArray[Scalar]:
+def on_frames_of(images: Sequence[Dataset], frames: NDArray[Scalar]) -> NDArray[Scalar]:
     """The frames on the grid of the result image: a labelled one has a band of rows, perhaps columns, after the last.
 
     Raises ``GeometryError`` when they do not belong together.
     """
     slices, rows, columns = frames.shape
-    more = (image.NumberOfFrames - slices, image.Rows - rows, image.Columns - columns)
+    image = images[0]
+    there = image.get("NumberOfFrames", len(images))
+    more = (there - slices, image.Rows - rows, image.Columns - columns)
     if more[0] != 0 or min(more) < 0 or (max(more) > 0 and image.BurnedInAnnotation == "NO"):
-        raise GeometryError(
-            f"result of shape {frames.shape} for an image of {image.NumberOfFrames} x {image.Rows} x {image.Columns}"
-        )
+        raise GeometryError(f"result of shape {frames.shape} for an image of {there} x {image.Rows} x {image.Columns}")
     return np.pad(frames, [(0, count) for count in more])
 
 
-def measures(image: Dataset, thickness_mm: float) -> hd.PixelMeasuresSequence:
-    stated = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+def measures(images: Sequence[Dataset], thickness_mm: float) -> hd.PixelMeasuresSequence:
+    """Pixel Measures as the image states them, with the finding's own slice thickness."""
+    groups = images[0].get("SharedFunctionalGroupsSequence")
+    stated = groups[0].PixelMeasuresSequence[0] if groups else images[0]
     return hd.PixelMeasuresSequence(
         pixel_spacing=[float(value) for value in stated.PixelSpacing],
         slice_thickness=thickness_mm,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
@@ -19,16 +21,16 @@ __all__ = ["write"]
 _SEGMENTATION = ("113076", "DCM", "Segmentation")
 
 
-def write(finding: contract.Segmentation, context: Context, number: int, image: Dataset) -> Dataset:
-    """The labels as an object on the grid of ``image``. An empty mask is stored too, all its frames zero: it says that
+def write(finding: contract.Segmentation, context: Context, number: int, images: Sequence[Dataset]) -> Dataset:
+    """The labels as an object on the grid of ``images``. An empty mask is stored too, all its frames zero: it says that
     nothing was found, which no object would not."""
     known = {segment.number for segment in finding.segments}
     if unknown := sorted(set(np.unique(finding.labels).tolist()) - known - {0}):
         raise InputRefused(f"result '{finding.name}': labels {unknown} name no segment")
-    labels = on_frames_of(image, lattice_of(finding.grid).arrange(finding.labels))
+    labels = on_frames_of(images, lattice_of(finding.grid).arrange(finding.labels))
     binary = context.config.segmentation_kind == "binary"
     ds: Dataset = hd.seg.Segmentation(
-        source_images=[nameless(image)],
+        source_images=[nameless(image) for image in images],
         pixel_array=labels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY if binary else hd.seg.SegmentationTypeValues.LABELMAP,
         segment_descriptions=[_segment(segment, context, finding.name) for segment in finding.segments],
@@ -43,7 +45,7 @@ def write(finding: contract.Segmentation, context: Context, number: int, image: 
         omit_empty_frames=bool(labels.any()),
         content_label="SEGMENTATION",
         content_description=finding.description[:64],
-        pixel_measures=measures(image, finding.slice_thickness_mm),
+        pixel_measures=measures(images, finding.slice_thickness_mm),
     )
     empty = "" if labels.any() else " No voxel was found."
     complete(
@@ -55,7 +57,7 @@ def write(finding: contract.Segmentation, context: Context, number: int, image: 
             finding.description,
             f"{finding.description}.{empty}",
             _SEGMENTATION,
-            derived_from=(image,),
+            derived_from=images,
         ),
     )
     return ds
