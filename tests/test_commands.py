@@ -1,0 +1,184 @@
+"""The command line: exit codes, one line for an error, JSON on every listing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import engine as engines
+from db import jobs, studies
+from db.models import Job
+from db.states import JobState
+from dicomnode import cli, config, node
+from tests.rows import a_job, an_arrival
+from tests.running_node import raw_data, write_config
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> Path:
+    route = {"name": "flair", "pipeline": "mri_reconstruction", "match": {"SeriesDescription": "~FLAIR"}}
+    path = write_config(tmp_path, routes=[route])
+    node.prepare(config.load(path))
+    return path
+
+
+@pytest.fixture
+def node_sessions(config_path: Path) -> sessionmaker[Session]:
+    return engines.sessions(engines.connect(config.load(config_path).database_url))
+
+
+@pytest.fixture
+def job_id(node_sessions: sessionmaker[Session]) -> int:
+    with node_sessions.begin() as session:
+        return a_job(session, datetime.now(UTC)).id
+
+
+def run(path: Path, *arguments: str) -> int:
+    return cli.main(["--config", str(path), *arguments])
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy packages that a fresh interpreter has loaded after the code."""
+    heavy = ("torch", "highdicom", "pydicom", "pynetdicom", "numpy", "sqlalchemy")
+    code = f"import sys; {code}; print('loaded:', *[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.rpartition("loaded:")[2].split())
+
+
+def test_help_names_every_command_and_loads_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f" {name} " in shown for name in cli.COMMANDS)
+    assert loaded_by("from dicomnode import cli; cli.main(['--help'])") == set()
+
+
+def test_serving_needs_no_torch() -> None:
+    assert not {"torch", "highdicom"} & loaded_by("import dicomnode.node, dicomnode.cli.serve")
+
+
+def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["nonsense"]) == 2
+    assert cli.main(["jobs", "show", "not-a-number"]) == 2
+    assert cli.main([]) == 2
+
+
+def test_failure_is_1_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "none.toml", "status") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "does not exist: run 'dicomnode init'" in captured.err
+
+
+def test_unforeseen_error_is_one_line_without_its_words(config_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with engines.connect(config.load(config_path).database_url).begin() as connection:
+        connection.exec_driver_sql("DROP TABLE deliveries")
+    assert run(config_path, "status") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_init_writes_a_configuration_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", str(tmp_path / "new")]) == 0
+    assert config.load(tmp_path / "new" / "node.toml").spool_dir.is_dir()
+    assert cli.main(["init", str(tmp_path / "new")]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_check_reports_what_is_wrong_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    route = {"name": "r", "pipeline": "no_such", "match": {"Modality": "MR"}}
+    path = write_config(tmp_path, routes=[route])
+    assert run(path, "check", "--json") == 1
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["route r"]["result"] == "failed"
+    assert "no pipeline is named 'no_such'" in checks["route r"]["detail"]
+    assert checks["senders"]["result"] == "warning"
+    assert checks["spool"]["result"] == "ok"
+
+
+def test_status_counts(config_path: Path, job_id: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(config_path, "status", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["studies"] == {"receiving": 1}
+    assert found["jobs"] == {"ready": 1}
+    assert found["oldest_waiting_s"]["job"] >= 0
+    assert run(config_path, "status") == 0
+
+
+def test_listings_take_json(config_path: Path, job_id: int, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, key in ((["studies", "list"], "study_uid"), (["jobs", "list"], "id")):
+        assert run(config_path, *arguments, "--json") == 0
+        assert key in json.loads(capsys.readouterr().out)[0]
+        assert run(config_path, *arguments) == 0
+        capsys.readouterr()
+    assert run(config_path, "jobs", "show", str(job_id), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["inputs"][0]["name"] == "match"
+    assert run(config_path, "studies", "show", "1.2.1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["series"][0]["instances"] == 1
+    assert run(config_path, "jobs", "list", "--state", "nonsense") == 2
+
+
+def test_job_is_cancelled_retried_and_not_released(
+    config_path: Path, job_id: int, node_sessions: sessionmaker[Session], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config_path, "jobs", "cancel", str(job_id)) == 0
+    assert run(config_path, "jobs", "release", str(job_id)) == 1
+    assert "only held results" in capsys.readouterr().err
+    assert run(config_path, "jobs", "retry", str(job_id)) == 0
+    with node_sessions() as session:
+        assert session.get_one(Job, job_id).state is JobState.READY
+    assert run(config_path, "jobs", "show", "999") == 1
+
+
+def test_held_job_is_discarded(
+    config_path: Path, job_id: int, node_sessions: sessionmaker[Session], now: datetime
+) -> None:
+    with node_sessions.begin() as session:
+        jobs.claim(session, worker="w", lease_s=1, now=datetime.now(UTC))
+        jobs.finish(session, job_id=job_id, worker="w", outputs=[], report={}, held_because="bad", now=now)
+    assert run(config_path, "jobs", "discard", str(job_id)) == 0
+
+
+def test_explain_a_study_and_a_file(
+    config_path: Path, tmp_path: Path, job_id: int, now: datetime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config_path, "studies", "explain", "1.2.1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["matched"] == ["1.2.1.1"]
+    path = raw_data(tmp_path / "raw.dcm", now)
+    assert run(config_path, "studies", "explain", str(path), "--json") == 0
+    verdict = json.loads(capsys.readouterr().out)[0]
+    assert verdict["matched"] == []
+    assert "nearest failed on SeriesDescription" in verdict["why"]
+    assert run(config_path, "studies", "explain", "9.9") == 1
+
+
+def test_study_is_closed_by_hand_once(
+    config_path: Path, node_sessions: sessionmaker[Session], now: datetime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with node_sessions.begin() as session:
+        studies.register_instances(session, [an_arrival()], now=now)
+    assert run(config_path, "studies", "close", "1.2.1") == 0
+    assert run(config_path, "studies", "close", "1.2.1") == 1
+    assert "complete already" in capsys.readouterr().err
+
+
+def test_run_makes_results_from_a_folder(tmp_path: Path, now: datetime, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    raw_data(source / "raw.dcm", now)
+    (source / "raw.h5").unlink()
+    options = [word for pair in ("steps=2", "mean_steps=2", "samples=2") for word in ("--option", pair)]
+    path = write_config(tmp_path)
+    assert run(path, "run", "mri_reconstruction", str(source), str(tmp_path / "out"), *options, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["kind"] for row in rows} == {"image", "labelled image", "parametric map", "segmentation"}
+    assert all(Path(row["file"]).is_file() for row in rows)
+    assert run(path, "run", "mri_reconstruction", str(source), str(tmp_path / "out"), "--option", "steps=x") == 1
+    assert "options of mri_reconstruction: steps" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""node.toml: every key is documented, and every mistake is named with its line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dicomnode import config as configuration
+from dicomnode.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "node.toml"
+
+_PEER = '[[peers]]\nname = "pacs"\nae_title = "PACS"\nport = 104\n'
+_ROUTE = '[[routes]]\nname = "r"\npipeline = "p"\n'
+
+
+def uncommented() -> str:
+    """The shipped file with every key that is commented out switched on."""
+    lines = SHIPPED.read_text().splitlines()
+    return "\n".join(re.sub(r"^# (?=\[|[a-z_]+ = )", "", line) for line in lines)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "node.toml"
+    path.write_text(text)
+    return path
+
+
+def test_every_key_is_documented_in_the_shipped_file() -> None:
+    values = tomllib.loads(uncommented())
+    for section, keys in configuration.documented_keys().items():
+        table = values
+        for part in section.split(".") if section else []:
+            inner = table[part]
+            table = inner[0] if isinstance(inner, list) else inner
+        assert sorted(table) == sorted(keys), f"[{section}] in node.toml"
+
+
+def test_shipped_file_is_valid_also_with_everything_switched_on(tmp_path: Path) -> None:
+    assert configuration.load(SHIPPED).routes[0].pipeline == "mri_reconstruction"
+    assert configuration.load(write(tmp_path, uncommented())).senders[0].ae_title == "MR1"
+
+
+def test_commented_out_values_are_the_defaults() -> None:
+    shipped, default = configuration.load(SHIPPED), configuration.Config()
+    values = tomllib.loads(uncommented())
+    for section in ("spool", "completion", "delivery", "results", "quality", "retention", "worker"):
+        for key, value in values[section].items():
+            if f"# {key} = " in SHIPPED.read_text():
+                assert getattr(getattr(default, section), key) == value, f"{section}.{key}"
+    assert shipped.worker == default.worker
+
+
+def test_init_writes_the_shipped_file() -> None:
+    assert (ROOT / "dicomnode" / "node.toml").read_text() == SHIPPED.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[node]\nhost = "x"\nae_titel = "X"\n',
+            "line 3: node.ae_titel: unknown key 'ae_titel'; did you mean 'ae_title'?",
+        ),
+        ("[nodes]\n", "line 1: nodes: unknown key 'nodes'; did you mean 'node'?"),
+        ("[spool]\n\nmin_free_gb = -1\n", "line 3: spool.min_free_gb: Input should be greater than"),
+        ('[node]\nae_title = "MORE THAN SIXTEEN CHARACTERS"\n', "line 2: node.ae_title: an AE title has"),
+        (_ROUTE, "line 1: routes.1.match: 'match' is missing"),
+        (_ROUTE + 'match = { Modalty = "MR" }\n', "line 4: routes.1.match.Modalty: 'Modalty' is no DICOM keyword"),
+        (_ROUTE + 'match = { Modality = "~(" }\n', "is no regular expression"),
+        (_ROUTE + 'match = { EchoTime = "< x" }\n', "compares with something that is no number"),
+        (
+            _ROUTE + 'match = {}\ndestinations = ["nobody"]\n',
+            "line 5: route 'r' delivers to 'nobody', which is no peer",
+        ),
+        (_PEER + "\n" + _PEER, "line 7: another of the peers is already named 'pacs'"),
+        (_PEER + _ROUTE + 'match = {}\nmodle = "x"\n', "line 9: routes.1.modle: unknown key 'modle'; did you mean"),
+        ('[[senders]]\nae_title = "A"\naddresses = ["10.0.0.0/33"]\n', "line 3: senders.1.addresses.1:"),
+        ("[node\n", "line 1"),
+        ('path = "x"\n', "unknown key 'path'"),
+    ],
+)
+def test_mistake_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        configuration.load(write(tmp_path, text))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dicomnode init"):
+        configuration.load(tmp_path / "node.toml")
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = configuration.load(write(tmp_path, '[node]\ndata_dir = "there"\n'))
+    assert config.spool_dir == tmp_path / "there" / "spool"
+    assert config.database_url == f"sqlite:///{tmp_path / 'there' / 'node.sqlite'}"
+
+
+def test_database_password_comes_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("p@ss/word\n")
+    text = '[database]\nurl = "postgresql://u@db/n"\npassword_file = "secret"\n'
+    config = configuration.load(write(tmp_path, text))
+    assert config.database_url == "postgresql://u:p%40ss%2Fword@db/n"
+    assert "p@ss" not in repr(config)
+
+
+def test_sender_is_known_by_title_and_address(tmp_path: Path) -> None:
+    text = '[[senders]]\nae_title = "MR1"\naddresses = ["10.1.0.0/16"]\n[[senders]]\nae_title = "MR2"\n'
+    config = configuration.load(write(tmp_path, text))
+    assert config.allows("MR1 ", "10.1.2.3")
+    assert not config.allows("MR1", "10.2.0.1")
+    assert config.allows("MR2", "192.168.0.1")
+    assert not config.allows("OTHER", "10.1.2.3")
+    assert configuration.Config().allows("ANYBODY", "10.1.2.3")
