@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContext
 
-    from dicomnode.config import Peer
+    from dicomnode.config import Peer, TlsConfig
 
 __all__ = ["association"]
 
@@ -130,10 +131,11 @@ def association(
     *,
     calling_aet: str,
     timeout_s: float,
+    tls: TlsConfig | None = None,
     roles: Sequence[Any] = (),
     handlers: Sequence[Any] = (),
 ) -> Iterator[Association]:
-    """An established association, released at the end.
+    """An established association, released at the end; over TLS where the peer asks for it.
 
     Raises PeerUnreachable when there is no connection or no answer, PeerRefused when the peer rejects the association
     or every presentation context.
@@ -150,6 +152,7 @@ def association(
             max_pdu=_RECEIVE_PDU,
             ext_neg=list(roles),
             evt_handlers=[*own, *handlers],
+            tls_args=(_tls(tls), peer.host) if peer.tls else None,
         )
         if not assoc.is_established:
             raise _why_not(peer, assoc)
@@ -162,6 +165,14 @@ def association(
         ae.close(assoc)
 
 
+def _tls(tls: TlsConfig | None) -> ssl.SSLContext:
+    """The peer's certificate is checked against our authorities, the system's when none are configured."""
+    context = ssl.create_default_context(cafile=tls.ca_file if tls else None)
+    if tls:
+        context.load_cert_chain(tls.certificate_file, tls.key_file)
+    return context
+
+
 def _why_not(peer: Peer, assoc: Association) -> PeerRefused | PeerUnreachable:
     where = f"peer {peer.name} ({peer.ae_title}) at {peer.host}:{peer.port}"
     if assoc.is_rejected:
@@ -170,5 +181,6 @@ def _why_not(peer: Peer, assoc: Association) -> PeerRefused | PeerUnreachable:
     if assoc.rejected_contexts:
         return PeerRefused(f"{where} accepts none of the SOP classes and transfer syntaxes that were offered")
     if not assoc.ae.connected:
-        return PeerUnreachable(f"{where} cannot be reached: does it run, are host and port right?")
+        trusted = ", is its certificate for this host and trusted" if peer.tls else ""
+        return PeerUnreachable(f"{where} cannot be reached: does it run, are host and port right{trusted}?")
     return PeerUnreachable(f"{where} did not answer the association request")

@@ -7,6 +7,7 @@ because a result keeps its UIDs. Nothing goes on the wire that is not marked as 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import socket
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from dicomnode.config import Config, DeliveryConfig, Peer
 
 __all__ = ["deliver_due", "resume"]
+
+log = logging.getLogger("dicomnode.delivery")
 
 _BATCH = 100
 _PROBE = 5  # more than one, so that an object which breaks every association does not hold up the others
@@ -101,7 +104,9 @@ class _Courier:
             calling_aet=self.config.node.ae_title,
             on_result=record,
             timeout_s=self.config.node.network_timeout_s,
+            tls=self.config.node.tls,
         )
+        self._log(peer, results)
         self._tell_breaker(peer, results)
         return sum(len(by_path[result.path]) for result in results if result.stored)
 
@@ -132,6 +137,14 @@ class _Courier:
 
     def _later(self, due: Due) -> datetime:
         return self.now + _backoff(due.attempts, self.config.delivery, self.generator)
+
+    @staticmethod
+    def _log(peer: Peer, results: Sequence[StoreResult]) -> None:
+        """One line for a batch; a result's text holds statuses and addresses, its comment is left out."""
+        left = [result for result in results if not result.stored]
+        log.info("delivery: %d of %d objects are at %s", len(results) - len(left), len(results), peer.name)
+        if left:
+            log.warning("delivery: %s to %s: %s", left[0].outcome, peer.name, left[0].text)
 
     def _tell_breaker(self, peer: Peer, results: Sequence[StoreResult]) -> None:
         """A peer that refuses an object is there; one that answers nothing is not."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,12 @@ from dicomnode.config import Peer
 from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
 
 if TYPE_CHECKING:
-    from pynetdicom.association import Association
+    from contextlib import AbstractContextManager
 
-    from dicomnode.config import Config
+    from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContext
+
+    from dicomnode.config import Config, TlsConfig
 
 __all__ = ["TIMEOUT_S", "Outcome", "StoreResult", "dicom_files", "echo", "named", "store"]
 
@@ -87,10 +91,11 @@ class _Instance:
         return pairs
 
 
-def echo(peer: Peer, *, calling_aet: str, timeout_s: float = TIMEOUT_S) -> float:
+def echo(peer: Peer, *, calling_aet: str, timeout_s: float = TIMEOUT_S, tls: TlsConfig | None = None) -> float:
     """C-ECHO; returns the seconds it took. Raises PeerUnreachable or PeerRefused."""
     start = time.perf_counter()
-    with association(peer, [build_context(Verification)], calling_aet=calling_aet, timeout_s=timeout_s) as assoc:
+    contexts = [build_context(Verification)]
+    with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls) as assoc:
         answer = assoc.send_c_echo()
     if "Status" not in answer:
         raise PeerUnreachable(f"peer {peer.name} at {peer.host}:{peer.port} did not answer the C-ECHO")
@@ -128,6 +133,7 @@ def store(
     calling_aet: str,
     on_result: Callable[[StoreResult], None] = lambda result: None,
     timeout_s: float = TIMEOUT_S,
+    tls: TlsConfig | None = None,
 ) -> list[StoreResult]:
     """C-STORE of files as they are stored; one result for each path, in their order.
 
@@ -149,7 +155,11 @@ def store(
         else:
             instances[path] = read
     for batch in _batches(list(instances.values())):
-        _store_batch(peer, batch, keep, calling_aet=calling_aet, timeout_s=timeout_s)
+        _store_batch(
+            partial(association, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls),
+            batch,
+            keep,
+        )
     return [results[path] for path in ordered]
 
 
@@ -185,7 +195,9 @@ def _batches(instances: list[_Instance]) -> Iterator[list[_Instance]]:
 
 
 def _store_batch(
-    peer: Peer, batch: list[_Instance], keep: Callable[[StoreResult], None], *, calling_aet: str, timeout_s: float
+    associate: Callable[[Sequence[PresentationContext]], AbstractContextManager[Association]],
+    batch: list[_Instance],
+    keep: Callable[[StoreResult], None],
 ) -> None:
     """Send over one association, and what it lost over another, until all is answered or the peer stays silent."""
     pairs = {pair: None for instance in batch for pair in instance.offers}
@@ -195,7 +207,7 @@ def _store_batch(
     while waiting and silent < _SILENT_ASSOCIATIONS:
         before = len(waiting)
         try:
-            with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s) as assoc:
+            with associate(contexts) as assoc:
                 waiting = _send_all(assoc, waiting, keep)
             why = "no answer: the association was lost"
         except (PeerRefused, PeerUnreachable) as exc:

@@ -20,7 +20,11 @@ from dicomnode.associations import association
 from dicomnode.errors import PeerRefused, PeerUnreachable
 
 if TYPE_CHECKING:
-    from dicomnode.config import Peer
+    from contextlib import AbstractContextManager
+
+    from pynetdicom.association import Association
+
+    from dicomnode.config import Peer, TlsConfig
 
 __all__ = ["LEVELS", "Fetched", "fetch", "find", "move"]
 
@@ -49,12 +53,19 @@ class Fetched:
 
 
 def find(
-    peer: Peer, keys: Mapping[str, str], *, level: str = "STUDY", calling_aet: str, timeout_s: float = _TIMEOUT_S
+    peer: Peer,
+    keys: Mapping[str, str],
+    *,
+    level: str = "STUDY",
+    calling_aet: str,
+    timeout_s: float = _TIMEOUT_S,
+    tls: TlsConfig | None = None,
 ) -> list[Dataset]:
     """C-FIND: the matches. ``keys`` are DICOM keywords with the value to match, empty for one to be returned only."""
     identifier = _identifier(level, {**dict.fromkeys(LEVELS[level], ""), **keys})
     model = StudyRootQueryRetrieveInformationModelFind
-    with association(peer, [build_context(model)], calling_aet=calling_aet, timeout_s=timeout_s) as assoc:
+    contexts = [build_context(model)]
+    with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls) as assoc:
         return [match for match in _answers(peer, "C-FIND", assoc.send_c_find(identifier, model)) if match is not None]
 
 
@@ -65,6 +76,7 @@ def fetch(
     on_store: Callable[[evt.Event], Any],
     calling_aet: str,
     timeout_s: float = _TIMEOUT_S,
+    tls: TlsConfig | None = None,
 ) -> Fetched:
     """C-GET of a study, series by series; ``on_store`` is an EVT_C_STORE handler and answers with the status.
 
@@ -72,7 +84,8 @@ def fetch(
     the peer can send each instance as it is stored.
     """
     fetched = Fetched()
-    ask = partial(find, peer, calling_aet=calling_aet, timeout_s=timeout_s)
+    ask = partial(find, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls)
+    associate = partial(association, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls)
     for series in ask({"StudyInstanceUID": study_uid}, level="SERIES"):
         unique = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": str(series.SeriesInstanceUID)}
         images = ask(unique, level="IMAGE")
@@ -80,17 +93,24 @@ def fetch(
         if images and not classes:
             raise PeerRefused(f"peer {peer.name} does not tell the SOP classes of a series: fetch it by C-MOVE")
         if classes:
-            fetched += _get(peer, unique, classes, on_store, calling_aet, timeout_s)
+            fetched += _get(peer, unique, classes, on_store, associate)
     return fetched
 
 
 def move(
-    peer: Peer, study_uid: str, *, destination_aet: str, calling_aet: str, timeout_s: float = _TIMEOUT_S
+    peer: Peer,
+    study_uid: str,
+    *,
+    destination_aet: str,
+    calling_aet: str,
+    timeout_s: float = _TIMEOUT_S,
+    tls: TlsConfig | None = None,
 ) -> Fetched:
     """C-MOVE of a study to an application entity that the peer knows."""
     model = StudyRootQueryRetrieveInformationModelMove
     identifier = _identifier("STUDY", {"StudyInstanceUID": study_uid})
-    with association(peer, [build_context(model)], calling_aet=calling_aet, timeout_s=timeout_s) as assoc:
+    contexts = [build_context(model)]
+    with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls) as assoc:
         return _count(peer, "C-MOVE", assoc.send_c_move(identifier, destination_aet, model))
 
 
@@ -99,20 +119,13 @@ def _get(
     unique: Mapping[str, str],
     classes: list[str],
     on_store: Callable[[evt.Event], Any],
-    calling_aet: str,
-    timeout_s: float,
+    associate: Callable[..., AbstractContextManager[Association]],
 ) -> Fetched:
     model = StudyRootQueryRetrieveInformationModelGet
     syntaxes = ALL_TRANSFER_SYNTAXES[: _STORAGE_CONTEXTS // len(classes)]
     contexts = [build_context(model), *(build_context(uid, syntax) for uid in classes for syntax in syntaxes)]
-    with association(
-        peer,
-        contexts,
-        calling_aet=calling_aet,
-        timeout_s=timeout_s,
-        roles=[build_role(uid, scp_role=True) for uid in classes],
-        handlers=[(evt.EVT_C_STORE, on_store)],
-    ) as assoc:
+    roles = [build_role(uid, scp_role=True) for uid in classes]
+    with associate(contexts, roles=roles, handlers=[(evt.EVT_C_STORE, on_store)]) as assoc:
         return _count(peer, "C-GET", assoc.send_c_get(_identifier("SERIES", unique), model))
 
 

@@ -114,7 +114,7 @@ def test_a_file_that_changed_on_disk_is_not_sent(
 ) -> None:
     config = with_peers(config, storescp.peer)
     finish_job(sessions, config, ["storescp"], now)
-    (file,) = config.spool_dir.glob("*/*/*.dcm")
+    (file,) = config.spool_dir.rglob("*.dcm")
     content = file.read_bytes()
     file.write_bytes(content[:-2] + b"\xff\xff")
     assert deliver_due(sessions, config, now=now) == 0

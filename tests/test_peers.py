@@ -23,11 +23,12 @@ from pydicom.uid import (
 from pynetdicom import evt
 from pynetdicom.presentation import AllStoragePresentationContexts
 
-from dicomnode import peers, queries
-from dicomnode.config import Peer
+from dicomnode import node, peers, queries, scp
+from dicomnode.config import Config, NodeConfig, Peer, TlsConfig
 from dicomnode.errors import PeerRefused, PeerUnreachable
 from dicomnode.peers import Outcome
 from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance
+from tests.peers.process import installed
 
 AET = "NODE"
 
@@ -305,6 +306,29 @@ def test_move_sends_the_study_to_a_third(tmp_path: Path, orthanc: Orthanc, store
     assert len(storescp.files()) == 1
     with pytest.raises(PeerRefused, match="C-MOVE"):
         queries.move(orthanc.peer, "1.2.3.1", destination_aet="UNKNOWN", calling_aet=AET)
+
+
+def test_a_peer_over_tls_must_have_a_certificate_that_is_trusted(tmp_path: Path) -> None:
+    program = installed("/usr/bin/openssl", "openssl")
+    certificate, key = tmp_path / "node.crt", tmp_path / "node.key"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate), *names]
+    subprocess.run([program, *request], check=True, capture_output=True)
+    tls = TlsConfig(certificate_file=certificate, key_file=key, ca_file=certificate)
+    config = Config(node=NodeConfig(host="127.0.0.1", port=0, data_dir=tmp_path / "data", tls=tls))
+    node.prepare(config)
+    server = scp.start(config)
+    try:
+        peer = Peer(name="node", ae_title="DICOMNODE", host="localhost", port=server.port, tls=True)
+        write_instance(tmp_path / "a.dcm")
+        (result,) = peers.store(peer, [tmp_path / "a.dcm"], calling_aet=AET, tls=tls)
+        assert result.stored, result.text
+        with pytest.raises(PeerUnreachable, match="certificate"):
+            peers.echo(peer, calling_aet=AET, timeout_s=5)
+        with pytest.raises(PeerUnreachable):
+            peers.echo(peer.model_copy(update={"tls": False}), calling_aet=AET, timeout_s=1)
+    finally:
+        server.stop()
 
 
 def _data_set_bytes(path: Path) -> str:
