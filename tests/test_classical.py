@@ -6,6 +6,8 @@ import torch
 from model_zoo import classical
 from model_zoo.operators import Fourier, inner
 
+torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
+
 G = torch.Generator
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from model_zoo import coils
 from model_zoo.operators import centred_fft, centred_ifft
 
+torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
+
 KIT = Path(__file__).resolve().parents[2] / "shared" / "data" / "kspace" / "sigpy-brain-8ch" / "cartesian_ksp.npy"
 
 
