@@ -37,10 +37,10 @@ def fail(sessions: sessionmaker[Session], job_id: int, now: datetime, *, retry: 
         )
 
 
-def finish(sessions: sessionmaker[Session], job_id: int, now: datetime, **changes: Any) -> Job:
+def finish(sessions: sessionmaker[Session], job_id: int, now: datetime, *, held_because: str = "") -> Job:
     with sessions.begin() as session:
         return jobs.finish(
-            session, **{"job_id": job_id, "worker": "w", "outputs": [OUTPUT], "report": {}, "now": now} | changes
+            session, job_id=job_id, worker="w", outputs=[OUTPUT], report={}, held_because=held_because, now=now
         )
 
 

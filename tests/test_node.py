@@ -22,13 +22,12 @@ from tests.peers.storescp import StoreScp
 from tests.running_node import RunningNode, raw_data, write_config
 
 QUICK = {"steps": 2, "mean_steps": 2, "samples": 2}
-SLOW = {"steps": 8, "mean_steps": 8, "samples": 2}
+SLOW = {"steps": 4, "mean_steps": 4, "samples": 2}
 
 
 def a_route(options: dict[str, int], *destinations: str) -> list[dict[str, object]]:
-    match = {"Modality": "MR"}
-    route = {"name": "raw", "pipeline": "mri_reconstruction", "match": match, "options": options}
-    return [route | {"destinations": list(destinations)}]
+    route: dict[str, object] = {"name": "raw", "pipeline": "mri_reconstruction", "match": {"Modality": "MR"}}
+    return [route | {"options": options, "destinations": list(destinations)}]
 
 
 def put(running: RunningNode, path: Path, now: datetime) -> None:
@@ -50,10 +49,15 @@ def the_job(session: Session) -> Job:
     return session.query(Job).one()
 
 
-def is_working(running: RunningNode) -> Job | None:
+def is_working(running: RunningNode) -> bool:
     with running.sessions() as session:
         job = the_job(session)
-        return job if job.state is JobState.RUNNING and job.progress > 0 else None
+        return job.state is JobState.RUNNING and job.step != ""
+
+
+def worker_pid(running: RunningNode) -> int:
+    with running.sessions() as session:
+        return int(the_job(session).worker.rpartition(":")[2])
 
 
 def has_ended(running: RunningNode) -> bool:
@@ -92,12 +96,12 @@ def test_study_is_received_routed_run_and_delivered(tmp_path: Path, now: datetim
 
 
 def test_killed_worker_leaves_one_set_of_results(tmp_path: Path, now: datetime, database_url: str) -> None:
-    path = write_config(tmp_path, database={"url": database_url}, routes=a_route(SLOW), worker={"lease_s": 4})
+    path = write_config(tmp_path, database={"url": database_url}, routes=a_route(SLOW))
     running = RunningNode(path)
     put(running, raw_data(tmp_path / "raw.dcm", now), now)
     with running:
-        job = wait_for(lambda: is_working(running), "the job runs", within_s=120)
-        os.kill(int(job.worker.rpartition(":")[2]), signal.SIGKILL)
+        wait_for(lambda: is_working(running), "the job runs", within_s=120)
+        os.kill(worker_pid(running), signal.SIGKILL)
         wait_for(lambda: has_ended(running), "the job runs again", within_s=240)
     with running.sessions() as session:
         job = the_job(session)
@@ -110,7 +114,7 @@ def test_killed_worker_leaves_one_set_of_results(tmp_path: Path, now: datetime, 
 
 
 def test_worker_told_to_stop_gives_its_job_back(tmp_path: Path, now: datetime) -> None:
-    running = RunningNode(write_config(tmp_path, routes=a_route(SLOW), worker={"lease_s": 4}), "work")
+    running = RunningNode(write_config(tmp_path, routes=a_route(SLOW)), "work")
     put(running, raw_data(tmp_path / "raw.dcm", now), now)
     with running:
         wait_for(lambda: is_working(running), "the job runs", within_s=120)
