@@ -10,7 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import GeometryError
-from dicomnode.results import image, parametric, seg
+from dicomnode.results import image
 from dicomnode.results.header import Context
 from dicomnode.results.provenance import Provenance
 from pipelines.contract import Finding, Grid, Image, Measurement, ParametricMap, Segmentation
@@ -37,6 +37,8 @@ def write(
     to the image on their grid, the clean one if it is written. Measurements stand in the header of every object.
     ``sources``: the headers of all inputs, pixels or payload not needed. Raises ``GeometryError`` or ``InputRefused``.
     """
+    from dicomnode.results import parametric, seg  # highdicom: the gate before the wire does without it
+
     measurements = tuple(finding for finding in findings if isinstance(finding, Measurement))
     context = Context(tuple(sources), provenance, measurements, config, now)
     written: list[Dataset] = []
