@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,27 +49,27 @@ def finished(session: Session, config: Config, study: Study, model: str) -> list
 def compare(done: Done, config: Config) -> Iterator[dict[str, Any]]:
     """Run again; per result whether it is the same, or by how much its values differ."""
     produced = processing.process(done.task, config, progress=lambda fraction, step: None)
-    before = [dcmread(path) for path in done.results]
     for index, new in enumerate(produced.objects):
-        old = before[index] if index < len(before) else None
-        yield {"job": done.job_id, "kind": worker.kind_of(new), **_difference(old, new)}
-    for old in before[len(produced.objects) :]:
-        yield {"job": done.job_id, "kind": worker.kind_of(old), **_row("not made again")}
+        old = done.results[index] if index < len(done.results) else None
+        difference = _difference(old, new) if old else _row("was not made before")
+        yield {"job": done.job_id, "kind": worker.kind_of(new), **difference}
+    for old in done.results[len(produced.objects) :]:
+        yield {"job": done.job_id, "kind": worker.kind_of(dcmread(old)), **_row("was not made again")}
 
 
-def _difference(old: Dataset | None, new: Dataset) -> dict[str, Any]:
-    if old is None:
-        return _row("was not made before")
-    if old == new:
+def _difference(old: Path, new: Dataset) -> dict[str, Any]:
+    if old.read_bytes() == worker.encoded(new):
         return _row("identical", 0.0)
-    a, b = _values(old), _values(new)
-    if a is None or b is None or a.shape != b.shape:
-        return _row("differs in shape" if a is not None and b is not None else "differs in its header")
+    a, b = _values(dcmread(old)), _values(new)
+    if a is None or b is None:
+        return _row("differs in its header")
+    if a.shape != b.shape:
+        return _row("differs in shape")
     largest = float(np.max(np.abs(a - b)))
     if largest == 0:
         return _row("same values, other header", 0.0)
-    rmse = float(np.sqrt(np.mean((a - b) ** 2)))
-    return _row("differs", largest, round(20 * float(np.log10(np.max(np.abs(a)) / rmse)), 2) if np.any(a) else None)
+    rmse, peak = float(np.sqrt(np.mean((a - b) ** 2))), float(np.max(np.abs(a)))
+    return _row("differs", largest, round(20 * math.log10(peak / rmse), 2) if peak else None)
 
 
 def _row(result: str, largest: float | None = None, psnr_db: float | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dicomnode.config import Config
 from dicomnode.errors import NodeError
 from dicomnode.processing import Task
 
-__all__ = ["Interrupted", "kind_of", "run_job", "task_of", "work"]
+__all__ = ["Interrupted", "encoded", "kind_of", "run_job", "task_of", "work"]
 
 log = logging.getLogger("dicomnode.worker")
 
@@ -179,15 +179,20 @@ def kind_of(ds: Dataset) -> str:
     return "labelled image" if ds.get("BurnedInAnnotation") == "YES" else "image"
 
 
+def encoded(ds: Dataset) -> bytes:
+    """The result as a DICOM file; the same result gives the same bytes."""
+    buffer = io.BytesIO()
+    ds.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
 def _store(root: Path, ds: Dataset) -> OutputFile:
-    encoded = io.BytesIO()
-    ds.save_as(encoded, enforce_file_format=True)
     return OutputFile(
         sop_instance_uid=ds.SOPInstanceUID,
         sop_class_uid=ds.SOPClassUID,
         series_uid=ds.SeriesInstanceUID,
         kind=kind_of(ds),
-        file=spool.write(root, encoded.getvalue()),
+        file=spool.write(root, encoded(ds)),
     )
 
 

@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from db import engine as engines
 from dicomnode import config as configuration
@@ -69,12 +71,16 @@ class RunningNode:
         self.config: Config = configuration.load(config_path)
         command = [sys.executable, "-m", "dicomnode", "--config", str(config_path), *(arguments or ("serve",))]
         self.program = Program(command, folder=config_path.parent / "log", environment={"PYTHONPATH": str(_ROOT)})
-        self._engine = engines.connect(self.config.database_url)
 
-    @property
-    def sessions(self) -> sessionmaker[Session]:
-        """To look into its database."""
-        return engines.readers(self._engine)
+    @contextmanager
+    def sessions(self) -> Iterator[Session]:
+        """A look into its database."""
+        engine = engines.connect(self.config.database_url)
+        try:
+            with engines.readers(engine)() as session:
+                yield session
+        finally:
+            engine.dispose()
 
     @property
     def port(self) -> int:
@@ -93,7 +99,6 @@ class RunningNode:
         if error is not None:
             error.add_note(self.program.log.read_text(errors="replace")[-4000:])
         self.program.stop()
-        self._engine.dispose()
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another command on the same configuration."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def config_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def node_sessions(config_path: Path) -> sessionmaker[Session]:
-    return engines.sessions(engines.connect(config.load(config_path).database_url))
+def node_sessions(config_path: Path) -> Iterator[sessionmaker[Session]]:
+    engine = engines.connect(config.load(config_path).database_url)
+    yield engines.sessions(engine)
+    engine.dispose()
 
 
 @pytest.fixture
