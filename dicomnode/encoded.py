@@ -19,7 +19,17 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from dicomnode.errors import CannotUnderstand
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
-__all__ = ["Element", "FileWindow", "Inflated", "Source", "file_meta", "open_source", "read_file_meta", "walk"]
+__all__ = [
+    "Element",
+    "FileWindow",
+    "Inflated",
+    "Source",
+    "dictionary_vr",
+    "file_meta",
+    "open_source",
+    "read_file_meta",
+    "walk",
+]
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -185,7 +195,7 @@ def _header(head: bytes, syntax: _Syntax) -> tuple[int, str, int, int]:
             if len(head) < 12:
                 raise CannotUnderstand(f"the data set ends inside the header of {_name(tag)}")
             return tag, vr.decode("ascii"), syntax.long.unpack_from(head, 8)[0], 12
-    return tag, _dictionary_vr(tag), syntax.long.unpack_from(head, 4)[0], 8
+    return tag, dictionary_vr(tag), syntax.long.unpack_from(head, 4)[0], 8
 
 
 def _after_items(source: Source, at: int, syntax: _Syntax, owner: int, depth: int) -> int:
@@ -215,7 +225,8 @@ def _after_item(source: Source, at: int, syntax: _Syntax, owner: int, depth: int
 
 
 @lru_cache(maxsize=4096)
-def _dictionary_vr(tag: int) -> str:
+def dictionary_vr(tag: int) -> str:
+    """The VR that the standard gives a tag; UN for private and unknown ones."""
     try:
         return dictionary_VR(tag)
     except KeyError:

@@ -13,11 +13,11 @@ from typing import Any
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
-from pydicom.uid import UID, ExplicitVRBigEndian
+from pydicom.uid import ExplicitVRBigEndian
 from pydicom.valuerep import TEXT_VR_DELIMS
 
 from db.studies import InstanceFacts
-from dicomnode.encoded import Source, open_source, read_file_meta, walk
+from dicomnode.encoded import Source, dictionary_vr, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand
 
 __all__ = ["facts", "read"]
@@ -75,6 +75,8 @@ class _Attributes(Mapping[str, Value]):
         self._order = ">" if transfer_syntax_uid == ExplicitVRBigEndian else "<"
         self._raw: dict[int, tuple[str, bytes]] = {}
         for tag, vr, at, length in walk(source, transfer_syntax_uid):
+            if vr == "UN":  # a sender that did not know the element; we may (PS3.5 6.2.2)
+                vr = dictionary_vr(tag)
             if vr in _SHORT and length <= _LONGEST_VALUE and tag < _PIXELS:
                 self._raw[tag] = vr, source.read(at, length)
         character_set = self._raw.get(_CHARACTER_SET, ("", b""))[1]
@@ -160,7 +162,7 @@ def _required_uid(values: Mapping[str, Value], keyword: str) -> str:
         raise CannotUnderstand(f"the data set has no {keyword}")
     if not isinstance(value, str) or len(value) > 64 or not _UID.fullmatch(value):
         raise CannotUnderstand(f"the data set's {keyword} is not a UID")
-    return str(UID(value))
+    return value
 
 
 def _text(values: Mapping[str, Value], keyword: str) -> str:

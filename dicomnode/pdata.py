@@ -95,7 +95,7 @@ class Wire:
         self._sock.settimeout(timeout_s)
 
 
-class UpperLayer(DULServiceProvider):
+class UpperLayer(DULServiceProvider):  # type: ignore[misc]
     """pynetdicom's upper layer, driven by the association's thread."""
 
     def __init__(self, assoc: Association) -> None:
@@ -178,7 +178,7 @@ class UpperLayer(DULServiceProvider):
                 self.event_queue.queue.clear()
 
 
-class Messages(DIMSEServiceProvider):
+class Messages(DIMSEServiceProvider):  # type: ignore[misc]
     """pynetdicom's DIMSE provider, which reads C-STORE requests itself while it is asked for the next message."""
 
     def __init__(

@@ -58,8 +58,15 @@ class Server:
         self._thread = threading.Thread(target=listener.serve_forever, args=(0.1,), name="dicomnode-scp", daemon=True)
         self._thread.start()
 
+    @property
+    def active_associations(self) -> int:
+        """How many are open now."""
+        return len(self._listener.active_associations)
+
     def stop(self, drain_s: float = 0.0) -> None:
         """Accept no more; let associations end by themselves for ``drain_s``, then abort what is left of them."""
+        if self._closing.is_set():
+            return
         running = self._listener.active_associations
         self._listener.shutdown()
         self._thread.join()
@@ -74,7 +81,7 @@ class Server:
         self._dispose()
 
 
-class _Handler(RequestHandler):
+class _Handler(RequestHandler):  # type: ignore[misc]
     """Makes an association whose data transfer is ours."""
 
     def _create_association(self) -> Association:
@@ -86,7 +93,7 @@ class _Handler(RequestHandler):
         return assoc
 
 
-class _Listener(ThreadedAssociationServer):
+class _Listener(ThreadedAssociationServer):  # type: ignore[misc]
     """pynetdicom's server, with a handshake of TLS that no silent client can hold up the others with."""
 
     request_queue_size = 128

@@ -1,0 +1,85 @@
+"""A storage SCP in the test's own process, on either database, with its rows and files in reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from db import engine as engines
+from db.models import Instance
+from dicomnode import scp
+from dicomnode.config import Config, DatabaseConfig, NodeConfig, SpoolConfig
+from tests.peers.files import write_instance
+from tests.sending import Encoded, encoded
+
+__all__ = ["Receiver", "Start", "an_instance", "instances", "receiver", "start"]
+
+
+class Receiver:
+    """A running SCP, its database and its spool."""
+
+    def __init__(self, config: Config, engine: Engine) -> None:
+        self.config, self.engine = config, engine
+        self.server = scp.start(config, now=lambda: datetime.now(UTC))
+        self.port = self.server.port
+
+    def rows(self, table: type[Any] = Instance) -> list[Any]:
+        with engines.readers(self.engine)() as session:
+            return list(session.scalars(select(table)))
+
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.config.spool_dir.rglob("*") if path.is_file())
+
+    def data_set(self, row: Instance) -> bytes:
+        return encoded(self.config.spool_dir / row.relative_path).data_set
+
+
+Start = Callable[..., Receiver]
+
+
+@pytest.fixture
+def start(engine: Engine, database_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts receivers, with sections of node.toml by name, and stops them."""
+    started: list[Receiver] = []
+
+    def begin(**sections: Any) -> Receiver:
+        node = {"host": "127.0.0.1", "port": 0, "data_dir": tmp_path / "data"} | sections.pop("node", {})
+        spool_limits = sections.pop("spool", SpoolConfig(min_free_gb=0, refuse_at_percent=100))
+        config = Config(
+            node=NodeConfig(**node),
+            database=DatabaseConfig(url=database_url),
+            spool=spool_limits,
+            path=tmp_path / "node.toml",
+            **sections,
+        )
+        started.append(Receiver(config, engine))
+        return started[-1]
+
+    yield begin
+    for receiver in started:
+        receiver.server.stop()
+
+
+@pytest.fixture
+def receiver(start: Start) -> Receiver:
+    """A receiver that takes everything from everybody."""
+    return start()
+
+
+@pytest.fixture
+def an_instance(tmp_path: Path) -> Encoded:
+    """A small MR image."""
+    path = tmp_path / "an_instance.dcm"
+    write_instance(path)
+    return encoded(path)
+
+
+def instances(folder: Path, count: int, **attributes: Any) -> list[Encoded]:
+    for number in range(count):
+        write_instance(folder / f"{number}.dcm", InstanceNumber=number + 1, **attributes)
+    return [encoded(folder / f"{number}.dcm") for number in range(count)]

@@ -1,0 +1,203 @@
+"""The reader of the data transfer phase: every fragmentation is understood, every breach ends in an abort."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from pynetdicom.association import Association
+
+from tests.peers.files import write_instance
+from tests.peers.process import wait_for
+from tests.receivers import Receiver, Start, an_instance, instances, receiver, start
+from tests.sending import Encoded, dcmtk, encoded, p_data, raw_socket, sender_to, store_all, store_request
+
+__all__ = ["an_instance", "receiver", "start"]  # fixtures
+
+DATA, LAST_DATA, COMMAND, LAST_COMMAND = 0, 2, 1, 3
+
+
+def _context(assoc: Association, each: Encoded) -> int:
+    (context,) = [cx for cx in assoc.accepted_contexts if cx.abstract_syntax == each.sop_class_uid]
+    return int(context.context_id)
+
+
+def _status(assoc: Association) -> int:
+    """The status of the answer that pynetdicom has received to what was sent on the socket."""
+    assoc._reactor_checkpoint.clear()
+    wait_for(lambda: assoc._is_paused, "the reactor pauses")
+    answer = assoc.dimse.get_msg(block=True)[1]
+    assoc._reactor_checkpoint.set()
+    return int(answer.Status)
+
+
+def _pieces(data: bytes, size: int) -> Iterator[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+def _in_fragments(each: Encoded, context: int, size: int, per_pdu: int) -> Iterable[bytes]:
+    command, data = list(_pieces(store_request(each), size)), list(_pieces(each.data_set, size))
+    fragments = [(COMMAND, piece) for piece in command[:-1]] + [(LAST_COMMAND, command[-1])]
+    fragments += [(DATA, piece) for piece in data[:-1]] + [(LAST_DATA, data[-1])]
+    return (p_data(context, *fragments[at : at + per_pdu]) for at in range(0, len(fragments), per_pdu))
+
+
+@pytest.mark.parametrize(("size", "per_pdu"), [(2, 1), (10, 7), (100, 1), (100, 100_000), (100_000, 2)])
+def test_every_fragmentation_is_understood(receiver: Receiver, an_instance: Encoded, size: int, per_pdu: int) -> None:
+    with sender_to(receiver.port, [an_instance]) as assoc:
+        for pdu in _in_fragments(an_instance, _context(assoc, an_instance), size, per_pdu):
+            raw_socket(assoc).sendall(pdu)
+        assert _status(assoc) == 0
+    (row,) = receiver.rows()
+    assert receiver.data_set(row) == an_instance.data_set
+
+
+def test_an_empty_last_fragment_is_understood(receiver: Receiver, an_instance: Encoded) -> None:
+    with sender_to(receiver.port, [an_instance]) as assoc:
+        context = _context(assoc, an_instance)
+        command = (LAST_COMMAND, store_request(an_instance))
+        raw_socket(assoc).sendall(p_data(context, command, (DATA, an_instance.data_set), (LAST_DATA, b"")))
+        assert _status(assoc) == 0
+
+
+def test_an_echo_between_instances_is_answered(receiver: Receiver, tmp_path: Path) -> None:
+    first, second = instances(tmp_path / "folder", 2)
+    with sender_to(receiver.port, [first]) as assoc:
+        assert assoc.send_c_store(first.save(tmp_path / "a.dcm"), msg_id=7).Status == 0
+        assert assoc.send_c_echo(msg_id=8).Status == 0
+        assert assoc.send_c_store(second.save(tmp_path / "b.dcm"), msg_id=65535).Status == 0
+    assert len(receiver.rows()) == 2
+
+
+def test_the_answer_names_message_class_and_instance(receiver: Receiver, an_instance: Encoded) -> None:
+    with sender_to(receiver.port, [an_instance]) as assoc:
+        context = _context(assoc, an_instance)
+        for message_id in (1, 256, 65535):
+            pdus = p_data(context, (LAST_COMMAND, store_request(an_instance, message_id)))
+            raw_socket(assoc).sendall(pdus + p_data(context, (LAST_DATA, an_instance.data_set)))
+            assoc._reactor_checkpoint.clear()
+            wait_for(lambda: assoc._is_paused, "the reactor pauses")
+            answer = assoc.dimse.get_msg(block=True)[1]
+            assoc._reactor_checkpoint.set()
+            assert answer.MessageIDBeingRespondedTo == message_id
+            assert answer.AffectedSOPClassUID == an_instance.sop_class_uid
+            assert answer.AffectedSOPInstanceUID == an_instance.sop_instance_uid
+
+
+@pytest.mark.parametrize("how", ["abort", "close", "reset"])
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+def test_an_instance_cut_off_midway_leaves_nothing(
+    receiver: Receiver, an_instance: Encoded, how: str, part: float
+) -> None:
+    with sender_to(receiver.port, [an_instance]) as assoc:
+        context, sock = _context(assoc, an_instance), raw_socket(assoc)
+        sock.sendall(p_data(context, (LAST_COMMAND, store_request(an_instance))))
+        sock.sendall(p_data(context, (DATA, an_instance.data_set[: int(part * len(an_instance.data_set))])))
+        wait_for(lambda: list((receiver.config.spool_dir / "incoming").iterdir()), "the file is begun")
+        if how == "abort":
+            assoc.abort()
+        elif how == "reset":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+        wait_for(lambda: not receiver.server.active_associations, "the receiver ends the association")
+    assert receiver.rows() == receiver.files() == []
+
+
+def test_a_peer_that_falls_silent_is_aborted_and_leaves_nothing(start: Start, an_instance: Encoded) -> None:
+    receiver = start(node={"network_timeout_s": 0.5})
+    with sender_to(receiver.port, [an_instance]) as assoc:
+        context = _context(assoc, an_instance)
+        raw_socket(assoc).sendall(p_data(context, (LAST_COMMAND, store_request(an_instance))))
+        raw_socket(assoc).sendall(p_data(context, (DATA, an_instance.data_set))[:-5])
+        wait_for(lambda: assoc.is_aborted, "the receiver gives up")
+    wait_for(lambda: not receiver.files(), "nothing is left")
+
+
+def _breaches(each: Encoded, context: int) -> dict[str, bytes]:
+    command = (LAST_COMMAND, store_request(each))
+    return {
+        "unknown PDU": b"\x42\0\0\0\0\4abcd",
+        "a PDU of four gigabytes": b"\5\0\xff\xff\xff\xff",
+        "associate again": b"\1\0\0\0\0\2ab",
+        "data without command": p_data(context, (LAST_DATA, each.data_set)),
+        "command within data": p_data(context, command, (DATA, b"12"), command),
+        "garbage for a command": p_data(context, (LAST_COMMAND, os.urandom(99))),
+        "command of another group": p_data(context, (LAST_COMMAND, b"\x08\0\0\0\2\0\0\0ab")),
+        "request without UIDs": p_data(context, (LAST_COMMAND, store_request(each)[:-8])),
+        "value longer than its PDU": b"\4\0\0\0\0\6" + struct.pack(">LBB", 100, context, 0),
+        "value without header": b"\4\0\0\0\0\6" + struct.pack(">LBB", 1, context, 0),
+        "endless command": p_data(context, (COMMAND, bytes(100_000))),
+        "unknown context": p_data(201, command, (LAST_DATA, each.data_set)),
+    }
+
+
+@pytest.mark.parametrize("breach", list(_breaches(Encoded("1", "1", "1", b"12"), 1)))
+def test_a_breach_of_the_protocol_ends_in_an_abort(receiver: Receiver, an_instance: Encoded, breach: str) -> None:
+    with sender_to(receiver.port, [an_instance]) as assoc:
+        raw_socket(assoc).sendall(_breaches(an_instance, _context(assoc, an_instance))[breach])
+        wait_for(lambda: assoc.is_aborted, "the receiver aborts")
+    wait_for(lambda: not receiver.server.active_associations, "the receiver ends the association")
+    assert receiver.rows() == receiver.files() == []
+    assert dcmtk("echoscu", receiver.config, receiver.port, "").returncode == 0
+
+
+def test_a_connection_that_says_nothing_or_nonsense_does_not_hold_others_up(start: Start, an_instance: Encoded) -> None:
+    receiver = start(node={"network_timeout_s": 1.0})
+    silent = socket.create_connection(("127.0.0.1", receiver.port))
+    nonsense = socket.create_connection(("127.0.0.1", receiver.port))
+    nonsense.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with silent, nonsense, sender_to(receiver.port, [an_instance]) as assoc:
+        assert assoc.is_established
+        wait_for(lambda: receiver.server.active_associations == 1, "both are closed")
+
+
+def test_a_class_other_than_the_contexts_is_refused(receiver: Receiver, an_instance: Encoded) -> None:
+    with sender_to(receiver.port, [an_instance]) as assoc:
+        context = _context(assoc, an_instance)
+        other = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.1.2")
+        raw_socket(assoc).sendall(p_data(context, (LAST_COMMAND, store_request(other)), (LAST_DATA, other.data_set)))
+        assert _status(assoc) == 0x0122
+
+
+def test_a_large_object_takes_little_memory(tmp_path: Path) -> None:
+    code = """
+import sys, threading, signal
+from pathlib import Path
+from db import engine, migrations
+from dicomnode import scp
+from dicomnode.config import Config, NodeConfig, SpoolConfig
+root = Path(sys.argv[1])
+limits = SpoolConfig(min_free_gb=0, refuse_at_percent=100)
+config = Config(node=NodeConfig(host="127.0.0.1", port=0, data_dir=root), spool=limits, path=root / "node.toml")
+migrations.upgrade(engine.connect(config.database_url))
+print(scp.start(config).port, flush=True)
+sys.stdin.read()
+"""
+    (tmp_path / "data").mkdir()
+    write_instance(tmp_path / "large.dcm", frames_bytes=100_000_000)
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        before = _peak_mb(process.pid)
+        (answer,) = store_all(port, [encoded(tmp_path / "large.dcm")], tmp_path / "out")
+        after = _peak_mb(process.pid)
+        process.stdin.close()
+        process.kill()
+    assert answer.Status == 0
+    assert after - before < 30
+
+
+def _peak_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1000
