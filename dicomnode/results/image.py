@@ -120,10 +120,8 @@ def _pixels(ds: Dataset, frames: NDArray[np.uint16], stored: _Stored, unit: str)
     ds.RescaleType = "US" if unit == "1" else unit
     low, high = stored.window
     ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2), decimal(max(high - low, float(stored.slope)))
-    if high - low < 1:
+    if float(ds.WindowWidth) < 1:
         ds.VOILUTFunction = "LINEAR_EXACT"  # PS3.3 C.11.2.1.2.1: LINEAR needs a width of 1 or more
-    if float(ds.WindowWidth) < 1:  # PS3.3 C.11.2.1.2.1: too narrow for LINEAR, the default
-        ds.VOILUTFunction = "LINEAR_EXACT"
     ds.PixelData = frames.astype("<u2").tobytes()
     ds["PixelData"].VR = "OW"
 
