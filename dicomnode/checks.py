@@ -95,7 +95,7 @@ def _peer(config: Config, peer: Peer) -> Check:
 
     destination = any(peer.name in route.destinations for route in config.routes)
     try:
-        seconds = peers.echo(peer, calling_aet=config.node.ae_title, timeout_s=ECHO_TIMEOUT_S, tls=config.node.tls)
+        seconds = peers.echo(peer, calling_aet=config.node.ae_title, timeout_s=ECHO_TIMEOUT_S, tls=config.tls)
     except NodeError as error:
         return Check(f"peer {peer.name}", "failed" if destination else "warning", str(error))
     return Check(f"peer {peer.name}", "ok", f"answered C-ECHO in {1000 * seconds:.0f} ms")

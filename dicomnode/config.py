@@ -18,18 +18,15 @@ __all__ = [
     "CompletionConfig",
     "Config",
     "DatabaseConfig",
-    "DeidentifyConfig",
     "DeliveryConfig",
     "NodeConfig",
     "Peer",
     "QualityConfig",
     "ResultsConfig",
-    "RetentionConfig",
     "Route",
     "SenderConfig",
     "SpoolConfig",
     "TlsConfig",
-    "WebConfig",
     "WorkerConfig",
     "load",
 ]
@@ -110,7 +107,6 @@ class CompletionConfig(_Section):
 
     quiet_s: Seconds = 60.0
     maximum_s: Seconds = 3600.0
-    expected_count_peer: str = ""
 
 
 class Peer(_Section):
@@ -121,9 +117,6 @@ class Peer(_Section):
     host: str = "127.0.0.1"
     port: Port
     tls: bool = False
-    commitment: bool = False
-    image_kind: Literal["multiframe", "single"] = "multiframe"
-    segmentation_kind: Literal["binary", "labelmap"] = "binary"
 
 
 class Route(_Section):
@@ -184,27 +177,6 @@ class QualityConfig(_Section):
     hold_above: dict[str, float] = Field(default_factory=dict)
 
 
-class RetentionConfig(_Section):
-    """How long delivered studies stay; 0: for ever."""
-
-    keep_days: float = Field(default=0.0, ge=0)
-
-
-class WebConfig(_Section):
-    """The dashboard and DICOMweb."""
-
-    host: str = "127.0.0.1"
-    port: Port = 8042
-    token_file: Path | None = None
-
-
-class DeidentifyConfig(_Section):
-    """Destinations that get de-identified objects, and the key for the pseudonyms."""
-
-    destinations: tuple[str, ...] = ()
-    key_file: Path | None = None
-
-
 class Config(_Section):
     """The whole file; ``path`` is where it was read, and relative paths are relative to its folder."""
 
@@ -219,9 +191,6 @@ class Config(_Section):
     delivery: DeliveryConfig = DeliveryConfig()
     results: ResultsConfig = ResultsConfig()
     quality: QualityConfig = QualityConfig()
-    retention: RetentionConfig = RetentionConfig()
-    web: WebConfig = WebConfig()
-    deidentify: DeidentifyConfig = DeidentifyConfig()
     path: Path = Field(default=Path("node.toml"), exclude=True)
 
     @property
@@ -245,6 +214,15 @@ class Config(_Section):
 
         password = (self.path.parent / self.database.password_file).read_text().strip()
         return make_url(self.database.url).set(password=password).render_as_string(hide_password=False)
+
+    @property
+    def tls(self) -> TlsConfig | None:
+        """Our certificate and whom we trust, with paths that hold from anywhere."""
+        stated = self.node.tls
+        if stated is None:
+            return None
+        files = {name: value for name, value in stated if isinstance(value, Path)}
+        return stated.model_copy(update={name: self.path.parent / file for name, file in files.items()})
 
     @property
     def routed_keywords(self) -> frozenset[str]:
@@ -305,10 +283,6 @@ def _wrong_names(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for at, route in enumerate(config.routes):
         for unknown in set(route.destinations) - peers:
             yield ("routes", at, "destinations"), f"route {route.name!r} delivers to {unknown!r}, which is no peer"
-    if config.completion.expected_count_peer and config.completion.expected_count_peer not in peers:
-        yield ("completion", "expected_count_peer"), f"{config.completion.expected_count_peer!r} is no peer"
-    for unknown in set(config.deidentify.destinations) - peers:
-        yield ("deidentify", "destinations"), f"{unknown!r} is no peer"
 
 
 def _explain(path: Path, text: str, error: ValidationError) -> str:

@@ -163,7 +163,7 @@ def _listen(config: Config, ledger: Ledger, closing: threading.Event) -> _Listen
     listener: _Listener = ae.make_server(
         (node.host, node.port),
         contexts=[build_context(Verification)],
-        ssl_context=_tls(node.tls) if node.tls else None,
+        ssl_context=_tls(config.tls) if config.tls else None,
         evt_handlers=[(evt.EVT_REQUESTED, _admit, [config])],
         server_class=_Listener,
         request_handler=_Handler,

@@ -48,7 +48,7 @@ def test_shipped_file_is_valid_also_with_everything_switched_on(tmp_path: Path) 
 def test_commented_out_values_are_the_defaults() -> None:
     shipped, default = configuration.load(SHIPPED), configuration.Config()
     values = tomllib.loads(uncommented())
-    for section in ("spool", "completion", "delivery", "results", "quality", "retention", "worker"):
+    for section in ("spool", "completion", "delivery", "results", "quality", "worker"):
         for key, value in values[section].items():
             if f"# {key} = " in SHIPPED.read_text():
                 assert getattr(getattr(default, section), key) == value, f"{section}.{key}"
@@ -118,3 +118,17 @@ def test_sender_is_known_by_title_and_address(tmp_path: Path) -> None:
     assert config.allows("MR2", "192.168.0.1")
     assert not config.allows("OTHER", "10.1.2.3")
     assert configuration.Config().allows("ANYBODY", "10.1.2.3")
+
+
+def test_certificates_are_found_beside_the_file_that_names_them(tmp_path: Path) -> None:
+    text = '[node.tls]\ncertificate_file = "node.crt"\nkey_file = "/etc/node.key"\n'
+    tls = configuration.load(write(tmp_path, text)).tls
+    assert tls is not None
+    assert tls.certificate_file == tmp_path / "node.crt"
+    assert tls.key_file == Path("/etc/node.key")
+
+
+@pytest.mark.parametrize("section", ["web", "retention", "deidentify"])
+def test_a_setting_that_would_do_nothing_is_refused(tmp_path: Path, section: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown key '{section}'"):
+        configuration.load(write(tmp_path, f"[{section}]\n"))
