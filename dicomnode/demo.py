@@ -1,4 +1,4 @@
-"""The whole path of one study on loopback: a node, a small PACS (a second node without workers), real k-space through both.
+"""The whole path of one study on loopback: a node, a small PACS (a second node, no workers), real k-space through both.
 
 Everything happens over the wire and through the ordinary commands; what is shown is read back from the PACS.
 """
@@ -25,8 +25,9 @@ from dicomnode.config import Peer
 from dicomnode.errors import NodeError
 
 if TYPE_CHECKING:
-    from dicomnode.mrd import MRD
     from sqlalchemy.orm import Session, sessionmaker
+
+    from dicomnode.mrd import MRD
 
 __all__ = ["Demo", "Node", "Received", "Watch", "wait_for_results"]
 
@@ -150,7 +151,9 @@ def wait_for_results(node: Node, pacs: Node, watch: Watch, *, limit_s: float = F
             return held
         watch(*_where(ours))
         time.sleep(0.3)
-    raise NodeError(f"demo: no complete result in the PACS after {limit_s:.0f} s; see the logs beside the two node.toml")
+    raise NodeError(
+        f"demo: no complete result in the PACS after {limit_s:.0f} s; see the logs beside the two node.toml"
+    )
 
 
 def _where(sessions: sessionmaker[Session]) -> tuple[float, str]:
@@ -181,7 +184,9 @@ def _held(sessions: sessionmaker[Session], pacs: Node) -> list[Received]:
     spool = config.load(pacs.config_file).spool_dir
     with sessions() as session:
         return [
-            Received(row.sop_class_uid, str(row.series.attributes.get("SeriesDescription", "")), spool / row.relative_path)
+            Received(
+                row.sop_class_uid, str(row.series.attributes.get("SeriesDescription", "")), spool / row.relative_path
+            )
             for row in session.scalars(select(Instance).order_by(Instance.id))
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +35,14 @@ def draw(kspace_file: Path, received: Sequence[Received], picture: Path) -> None
     deviation = read_frame(_of_class(objects, ParametricMapStorage))
     figure = Figure(figsize=(15, 5.2), layout="constrained")
     axes = figure.subplots(1, 4)
-    panels = (
-        ("zero-filled", zero_filled, "gray", None),
-        ("L1-wavelet", wavelet, "gray", None),
-        ("dicomnode: posterior mean\n(synthetic, research use only)", ours, "gray", None),
-        ("standard deviation of posterior samples", deviation, "magma", float(np.quantile(deviation, 0.999))),
+    panels: tuple[tuple[str, NDArray[Any], str, float], ...] = (
+        ("zero-filled", zero_filled, "gray", 0.998),
+        ("L1-wavelet", wavelet, "gray", 0.998),
+        ("dicomnode: posterior mean\n(synthetic, research use only)", ours, "gray", 0.998),
+        ("standard deviation of posterior samples", deviation, "magma", 0.999),
     )
-    for axis, (title, image, colours, top) in zip(axes, panels, strict=True):
-        shown = axis.imshow(image, cmap=colours, vmin=0, vmax=top or float(np.quantile(image, 0.998)))
+    for axis, (title, image, colours, brightest) in zip(axes, panels, strict=True):
+        shown = axis.imshow(image, cmap=colours, vmin=0, vmax=float(np.quantile(image, brightest)))
         axis.set_title(title, fontsize=11)
         axis.axis("off")
     figure.colorbar(shown, ax=axes[3], shrink=0.7)
@@ -52,7 +52,7 @@ def draw(kspace_file: Path, received: Sequence[Received], picture: Path) -> None
 def classical_images(kspace: KSpace) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Magnitudes of the zero-filled and the L1-wavelet image of the middle slice."""
     from model_zoo import classical
-    from pipelines.mri_reconstruction import prepare
+    from pipelines.encoding import prepare
 
     middle = kspace.samples.shape[0] // 2
     problem = prepare(kspace).slices(middle, middle + 1)
@@ -63,13 +63,12 @@ def classical_images(kspace: KSpace) -> tuple[NDArray[np.float32], NDArray[np.fl
 
 def read_frame(ds: Dataset) -> NDArray[np.float64]:
     """The middle frame of a multi-frame object, in real-world values."""
-    from pydicom.pixels import pixel_array
-
     if "FloatPixelData" in ds:
-        stored = np.frombuffer(ds.FloatPixelData, "<f4").reshape(-1, ds.Rows, ds.Columns)
+        stored: NDArray[Any] = np.frombuffer(ds.FloatPixelData, "<f4")
     else:
-        stored = pixel_array(ds).reshape(-1, ds.Rows, ds.Columns)
-    values = stored[len(stored) // 2].astype(np.float64)
+        stored = ds.pixel_array
+    frames = stored.reshape(-1, ds.Rows, ds.Columns)
+    values = np.asarray(frames[len(frames) // 2], np.float64)
     return values * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydicom import Dataset, dcmread
 from pydantic import ValidationError
+from pydicom import Dataset, dcmread
 
 from dicomnode import mrd
 from dicomnode.config import Config, QualityConfig

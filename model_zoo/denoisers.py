@@ -1,7 +1,8 @@
 """D(x, sigma) -> x0_hat: the minimum-mean-square-error denoiser that every sampler here is built on.
 
-Convention: ``x = x0 + sigma n`` with complex ``n`` whose real and imaginary parts are independent N(0, 1), so the complex
-variance is ``2 sigma^2``. Images are complex64 (batch, ny, nx), scaled so that the 99th percentile of ``|x0|`` is 1.
+Convention: ``x = x0 + sigma n`` with complex ``n`` whose real and imaginary parts are independent N(0, 1), so the
+complex variance is ``2 sigma^2``. Images are complex64 (batch, ny, nx), scaled so that the 99th percentile of ``|x0|``
+is 1.
 
 Preconditioning (Karras et al. 2022, table 1): with ``sigma_d`` the standard deviation of one component of the data,
 
@@ -59,7 +60,8 @@ class Denoiser:
         total = s.square() + self.sigma_data**2
         c_skip, c_out = self.sigma_data**2 / total, s * self.sigma_data * total.rsqrt()
         network_input = (x * total.rsqrt()).contiguous(memory_format=torch.channels_last)
-        return c_skip * x + c_out * self.network(network_input, sigma.log() / 4).float()
+        predicted: Tensor = self.network(network_input, sigma.log() / 4)
+        return c_skip * x + c_out * predicted.float()
 
 
 def training_loss(D: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:

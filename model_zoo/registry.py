@@ -1,7 +1,8 @@
 """Bundles on disk: find, verify by digest, load. Weights are safetensors; nothing is unpickled, nothing downloaded.
 
-A bundle is a folder in MONAI's layout: ``configs/metadata.json``, ``configs/inference.json``, ``models/model.safetensors``,
-``docs/README.md`` (the model card) and ``LICENSE``. ``metadata.json`` names the weights' SHA-256 as ``weights_sha256``.
+A bundle is a folder in MONAI's layout: ``configs/metadata.json``, ``configs/inference.json``,
+``models/model.safetensors``, ``docs/README.md`` (the model card) and ``LICENSE``. ``metadata.json`` names the weights'
+SHA-256 as ``weights_sha256``.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def load(
     network = LocalUNet(**definition)
     weights = {key: value.float() for key, value in load_file(facts.path / WEIGHTS).items()}
     network.load_state_dict(weights, strict=True)
-    network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stubs
+    network.eval().requires_grad_(False)
     denoiser = Denoiser(network, float(inference["sigma_data"]), network.stride, bf16=bf16)
     return Model(facts.name, facts.version, facts.digest, facts.metadata, denoiser, device)

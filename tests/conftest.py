@@ -17,7 +17,6 @@ from tests import postgresql
 
 __all__ = ["database_url", "engine", "kit", "now", "postgresql_server", "sessions"]
 
-
 pytest_plugins = ["tests.peers.fixtures"]
 
 

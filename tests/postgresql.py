@@ -58,7 +58,8 @@ def running() -> Iterator[Server]:
     if os.getuid() == 0:
         shutil.chown(folder, "postgres")
     data, port = folder / "data", _free_port()
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=200 -c fsync=off"
+    settings = f"listen_addresses=127.0.0.1 unix_socket_directories={folder} max_connections=200 fsync=off"
+    options = " ".join([f"-p {port}", *(f"-c {setting}" for setting in settings.split())])
     try:
         _run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
         _run("pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", options, "start")

@@ -125,7 +125,7 @@ def test_a_training_step_reads_no_held_out_subject(kit: Path, monkeypatch: pytes
         read.append(subject)
         return original(subject, root)
 
-    monkeypatch.setattr(mri_prior.anatomy, "tissue_map", watched)
+    monkeypatch.setattr(anatomy, "tissue_map", watched)
     monkeypatch.setattr(mri_prior, "validate", lambda *_: {})
     mri_prior.train(mri_prior.CONFIGURATIONS["smoke"], tmp_path, data=kit, report=lambda _: None)
     assert read

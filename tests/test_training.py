@@ -126,8 +126,8 @@ def test_at_zero_network_the_denoiser_is_the_wiener_filter_of_white_data() -> No
 def test_the_loss_of_an_untrained_denoiser_is_near_one() -> None:
     generator = torch.Generator().manual_seed(0)
     network = LocalUNet(channels=(16, 32), blocks=1)
-    torch.nn.init.zeros_(network.last[2].weight)
-    torch.nn.init.zeros_(network.last[2].bias)
+    for parameter in network.last[2].parameters():
+        torch.nn.init.zeros_(parameter)
     D = Denoiser(network, 0.3, network.stride)
     x0 = 0.3 * torch.randn((8, 2, 32, 32), generator=generator)
     sigma = torch.exp(torch.linspace(-4, 2, 8))

@@ -29,9 +29,7 @@ def train(
     from model_zoo.training import bundle, mri_prior
 
     if configuration not in mri_prior.CONFIGURATIONS:
-        raise typer.BadParameter(
-            f"no configuration {configuration!r}; there is: {', '.join(mri_prior.CONFIGURATIONS)}"
-        )
+        raise typer.BadParameter(f"no configuration {configuration!r}; there is: {', '.join(mri_prior.CONFIGURATIONS)}")
     chosen = mri_prior.CONFIGURATIONS[configuration]
     folder = out or Path("out") / recipe
     console = Console(stderr=True)

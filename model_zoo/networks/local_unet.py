@@ -1,14 +1,16 @@
 """A U-Net without any statistic over space, so that what it learned on patches holds for any size and field of view.
 
-MONAI's diffusion U-Nets normalise by GroupNorm over the whole image: on a full slice, which holds more air than a training
-patch, every activation changes its scale. Here each pixel is normalised by its own channels (RMS), the noise level enters by
-feature-wise scaling, and no attention is used: the network is local and equivariant to shifts of its stride.
+MONAI's diffusion U-Nets normalise by GroupNorm over the whole image: on a full slice, which holds more air than a
+training patch, every activation changes its scale. Here each pixel is normalised by its own channels (RMS), the noise
+level enters by feature-wise scaling, and no attention is used: the network is local and equivariant to shifts of its
+stride.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +46,20 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv1(functional.silu(self.norm(x)))
         scale, shift = self.film(e)[:, :, None, None].chunk(2, dim=1)
-        return x + self.conv2(functional.silu(h * (1 + scale) + shift))
+        changed: Tensor = self.conv2(functional.silu(h * (1 + scale) + shift))
+        return x + changed
+
+
+class _Blocks(nn.ModuleList):
+    """Blocks of one width, one after the other."""
+
+    def __init__(self, count: int, channels: int, embedding: int) -> None:
+        super().__init__(_Block(channels, embedding) for _ in range(count))
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, e)
+        return h
 
 
 class LocalUNet(nn.Module):
@@ -60,20 +75,24 @@ class LocalUNet(nn.Module):
         super().__init__()
         embedding = 128
         self.stride = 2 ** len(channels)
-        self.register_buffer("frequencies", torch.exp(torch.linspace(math.log(0.5), math.log(60.0), 32)), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(math.log(0.5), math.log(60.0), 32)), persistent=False
+        )
         self.embed = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.first = nn.Conv2d(4 * in_channels, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.shrink = nn.ModuleList()
         self.grow = nn.ModuleList()
         self.up = nn.ModuleList()
-        for here, below in zip(channels[:-1], channels[1:], strict=True):
-            self.down.append(nn.ModuleList(_Block(here, embedding) for _ in range(blocks)))
+        for here, below in pairwise(channels):
+            self.down.append(_Blocks(blocks, here, embedding))
             self.shrink.append(nn.Conv2d(here, below, 2, stride=2))
             self.grow.append(nn.Conv2d(below, 4 * here, 1))
-            self.up.append(nn.ModuleList(_Block(here, embedding) for _ in range(blocks)))
-        self.middle = nn.ModuleList(_Block(channels[-1], embedding) for _ in range(2 * blocks))
-        self.last = nn.Sequential(_PixelNorm(channels[0]), nn.SiLU(), nn.Conv2d(channels[0], 4 * out_channels, 3, padding=1))
+            self.up.append(_Blocks(blocks, here, embedding))
+        self.middle = _Blocks(2 * blocks, channels[-1], embedding)
+        self.last = nn.Sequential(
+            _PixelNorm(channels[0]), nn.SiLU(), nn.Conv2d(channels[0], 4 * out_channels, 3, padding=1)
+        )
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         angles = c_noise[:, None] * self.get_buffer("frequencies")
@@ -81,14 +100,9 @@ class LocalUNet(nn.Module):
         h = self.first(functional.pixel_unshuffle(x, 2))
         skips: list[Tensor] = []
         for level, shrink in zip(self.down, self.shrink, strict=True):
-            for block in level:  # type: ignore[union-attr]
-                h = block(h, e)
-            skips.append(h)
-            h = shrink(h)
-        for block in self.middle:
-            h = block(h, e)
-        for level, grow in zip(reversed(self.up), reversed(self.grow), strict=True):  # type: ignore[arg-type]
-            h = skips.pop() + functional.pixel_shuffle(grow(h), 2)
-            for block in level:  # type: ignore[union-attr]
-                h = block(h, e)
+            skips.append(level(h, e))
+            h = shrink(skips[-1])
+        h = self.middle(h, e)
+        for level, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
+            h = level(skips.pop() + functional.pixel_shuffle(grow(h), 2), e)
         return functional.pixel_shuffle(self.last(h), 2)

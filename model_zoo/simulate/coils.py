@@ -1,7 +1,8 @@
 """Receive sensitivities of loops around a head, by Biot-Savart.
 
 A loop of radius a in the plane z = 0 of its own frame, at distance rho from its axis and height z, with
-alpha^2 = a^2 + rho^2 + z^2 - 2 a rho,  beta^2 = a^2 + rho^2 + z^2 + 2 a rho,  k^2 = 1 - alpha^2 / beta^2, has (mu0 I / pi = 1)
+alpha^2 = a^2 + rho^2 + z^2 - 2 a rho,  beta^2 = a^2 + rho^2 + z^2 + 2 a rho,  k^2 = 1 - alpha^2 / beta^2, has
+(mu0 I / pi = 1)
 
     B_z   = [(a^2 - rho^2 - z^2) E(k^2) + alpha^2 K(k^2)] / (2 alpha^2 beta),
     B_rho = z [(a^2 + rho^2 + z^2) E(k^2) - alpha^2 K(k^2)] / (2 alpha^2 beta rho).
@@ -20,7 +21,9 @@ from scipy.special import ellipe, ellipk
 __all__ = ["loop_field", "sensitivities"]
 
 
-def loop_field(rho_mm: NDArray[np.float64], z_mm: NDArray[np.float64], radius_mm: float) -> tuple[NDArray[np.float64], ...]:
+def loop_field(
+    rho_mm: NDArray[np.float64], z_mm: NDArray[np.float64], radius_mm: float
+) -> tuple[NDArray[np.float64], ...]:
     """(B_rho, B_z) of a circular loop at cylindrical coordinates of its frame, in units of mu0 I / (pi mm)."""
     a, rho = radius_mm, np.maximum(rho_mm, 1e-6)
     r2 = rho**2 + z_mm**2
@@ -55,4 +58,4 @@ def sensitivities(
         field = b_rho[..., None] * across / np.maximum(rho, 1e-6)[..., None] + b_z[..., None] * normal
         found.append((field[..., 0] - 1j * field[..., 1]) * np.exp(1j * rng.uniform(-math.pi, math.pi)))
     s = np.stack(found)
-    return (s / np.sqrt(np.sum(np.abs(s) ** 2, axis=0, keepdims=True))).astype(np.complex64)
+    return np.asarray(s / np.sqrt(np.sum(np.abs(s) ** 2, axis=0, keepdims=True)), np.complex64)

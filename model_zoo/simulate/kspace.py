@@ -1,7 +1,7 @@
 """Fully sampled, noisy multi-coil k-space of a label map, for tests and benchmarks: no inverse crime.
 
-The object and the coils are rendered on a lattice 1.5 times finer than the one reconstructed; the coil images are Fourier
-transformed there and k-space is cropped. The reference is the band-limited object without coils and noise.
+The object and the coils are rendered on a lattice 1.5 times finer than the one reconstructed; the coil images are
+Fourier transformed there and k-space is cropped. The reference is the band-limited object without coils and noise.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from model_zoo.operators import centred_fft
 from model_zoo.simulate import anatomy, mr
 from model_zoo.simulate.coils import sensitivities
-from model_zoo.simulate.slices import FINER, crop_kspace, gaussian_blur, sample_plane, smooth_field, smooth_phase, texture
+from model_zoo.simulate.slices import (
+    FINER,
+    crop_kspace,
+    gaussian_blur,
+    sample_plane,
+    smooth_field,
+    smooth_phase,
+    texture,
+)
 
 __all__ = ["SimulatedScan", "acquire"]
 
@@ -106,7 +114,7 @@ def _axial_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], z_mm: fl
 
 def _white(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.complex128]:
     """Complex noise of variance 1."""
-    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2)
+    return np.asarray((rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2))
 
 
 def _covariance(coils: int, rng: np.random.Generator) -> NDArray[np.complex128]:

@@ -82,7 +82,9 @@ def flair(p: TissueParameters, tr_ms: float, ti_ms: float, te_ms: float, train_m
     return p.pd * mz * torch.exp(-te_ms / p.t2_ms)
 
 
-def dir_(p: TissueParameters, tr_ms: float, ti1_ms: float, ti2_ms: float, te_ms: float, train_ms: float = 600.0) -> Tensor:
+def dir_(
+    p: TissueParameters, tr_ms: float, ti1_ms: float, ti2_ms: float, te_ms: float, train_ms: float = 600.0
+) -> Tensor:
     """Double inversion recovery, signed; TI1 from first to second inversion, TI2 from there to the excitation:
 
     PD [1 - 2 exp(-TI2 / T1) + 2 exp(-(TI1 + TI2) / T1) - exp(-(TR - train) / T1)] exp(-TE / T2).

@@ -1,7 +1,7 @@
 """Complex MR slices of random heads: oblique planes through label maps, random contrast, texture, bias, phase, blur.
 
-A slice is rendered on a lattice 1.5 times finer than it is delivered, then cropped in k-space, so that its edges carry the
-point-spread function of a real acquisition (sinc, sometimes apodised) and not the staircase of a label map.
+A slice is rendered on a lattice 1.5 times finer than it is delivered, then cropped in k-space, so that its edges carry
+the point-spread function of a real acquisition (sinc, sometimes apodised) and not the staircase of a label map.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from torch.nn import functional
 from model_zoo.operators import centred_fft, centred_ifft
 from model_zoo.simulate.mr import random_contrast
 
-__all__ = ["FINER", "Plane", "crop_kspace", "gaussian_blur", "random_slice", "sample_plane", "smooth_field", "smooth_phase", "texture"]
+__all__ = [
+    "FINER",
+    "Plane",
+    "crop_kspace",
+    "gaussian_blur",
+    "random_slice",
+    "sample_plane",
+    "smooth_field",
+    "smooth_phase",
+    "texture",
+]
 
 FINER = 1.5
 Plane = Tensor
@@ -27,7 +37,7 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 
 
 def smooth_field(shape: tuple[int, int], cells: int, generator: torch.Generator) -> Tensor:
-    """A random smooth field (ny, nx), about N(0, 1) at its knots: white noise on a coarse lattice, bicubic upsampled."""
+    """A random smooth field (ny, nx), about N(0, 1) at its knots: white noise on a coarse lattice, upsampled."""
     coarse = torch.randn((1, 1, cells, cells), generator=generator)
     return functional.interpolate(coarse, size=shape, mode="bicubic", align_corners=True)[0, 0]
 
@@ -39,7 +49,9 @@ def random_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], generato
     v, u = torch.meshgrid(
         (torch.arange(ny) - ny // 2) * pixel_mm[0], (torch.arange(nx) - nx // 2) * pixel_mm[1], indexing="ij"
     )
-    angle = _uniform(generator, -math.pi, math.pi) if _uniform(generator, 0, 1) < 0.3 else _uniform(generator, -0.25, 0.25)
+    angle = (
+        _uniform(generator, -math.pi, math.pi) if _uniform(generator, 0, 1) < 0.3 else _uniform(generator, -0.25, 0.25)
+    )
     zoom_v, zoom_u = _uniform(generator, 0.85, 1.15), _uniform(generator, 0.85, 1.15)
     v, u = zoom_v * (v * math.cos(angle) - u * math.sin(angle)), zoom_u * (v * math.sin(angle) + u * math.cos(angle))
     v = v + 3.0 * smooth_field(shape, 6, generator)
@@ -66,17 +78,16 @@ def sample_plane(tissue: Tensor, plane: Plane, signal: Tensor, thickness_mm: flo
             .clamp(min=0)
             .minimum(torch.tensor(tissue.shape)[:, None, None] - 1)
         )
-        total += signal[tissue[z, y, x].long()]
+        total = total + signal[tissue[z, y, x].long()]
     return total / slabs
 
 
 def gaussian_blur(image: Tensor, sigma_px: tuple[float, float]) -> Tensor:
     """Separable Gaussian by the transfer function exp(-2 (pi f sigma)^2); real (ny, nx)."""
     fy, fx = (torch.fft.fftfreq(n) for n in image.shape)
-    transfer = torch.exp(
-        -2 * math.pi**2 * ((fy[:, None] * sigma_px[0]) ** 2 + (fx[None, :] * sigma_px[1]) ** 2)
-    )
-    return torch.fft.ifft2(torch.fft.fft2(image) * transfer).real
+    transfer = torch.exp(-2 * math.pi**2 * ((fy[:, None] * sigma_px[0]) ** 2 + (fx[None, :] * sigma_px[1]) ** 2))
+    blurred: Tensor = torch.fft.ifft2(torch.fft.fft2(image) * transfer)
+    return blurred.real
 
 
 def crop_kspace(image: Tensor, shape: tuple[int, int], window: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Write a trained network as a MONAI bundle: bfloat16 safetensors, metadata with digest and origin, model card, licence."""
+"""Write a trained network as a MONAI bundle: bfloat16 safetensors, metadata with digest and origin, licence."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ TRAINED_ON = "simulation only (random planes through SynthSeg label maps); never
 
 
 def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: date) -> None:
-    """Turn the averaged weights of ``checkpoint`` into the bundle folder ``bundle``, replacing weights and configuration.
+    """Turn the averaged weights of ``checkpoint`` into the bundle folder ``bundle``, replacing what is there.
 
-    The metrics recorded are those of the last line of the run's log. The model card (``docs/README.md``) is written by hand and left as it is.
+    The metrics recorded are those of the last line of the run's log. The model card (``docs/README.md``) is written by
+    hand and left as it is.
     """
     average, configuration, step = ema_weights(checkpoint)
     (bundle / "configs").mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,11 @@ def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: da
         "task": "Prior of complex brain MR slices for reconstruction from undersampled k-space",
         "intended_use": "Research only. Not for diagnosis. Reconstruction of brain MR by posterior sampling.",
         "trained_on": TRAINED_ON,
-        "input_contract": {"organ": "head", "scale": "99th percentile of the magnitude is 1", "channels": "real, imaginary"},
+        "input_contract": {
+            "organ": "head",
+            "scale": "99th percentile of the magnitude is 1",
+            "channels": "real, imaginary",
+        },
         "recipe": "mri-prior",
         "configuration": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(configuration).items()},
         "steps": step,

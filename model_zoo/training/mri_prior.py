@@ -2,7 +2,7 @@
 
 Data: random planes through the label maps of ``anatomy.TRAIN`` with random contrast, texture, bias field and phase
 (``simulate.slices``), cut into patches. Loss: EDM denoising score matching. Every step draws its data and noise from a
-generator seeded by (seed, step), so a run that was stopped and resumed sees exactly what an unbroken run would have seen.
+generator seeded by (seed, step), so a run that was stopped and resumed sees what an unbroken run would have seen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from model_zoo.networks.local_unet import LocalUNet
 from model_zoo.simulate import anatomy
 from model_zoo.simulate.slices import random_slice
 
-__all__ = ["CONFIGURATIONS", "SIGMA_DATA", "Configuration", "ema_weights", "make_denoiser", "patches", "train", "validate"]
+__all__ = [
+    "CONFIGURATIONS",
+    "SIGMA_DATA",
+    "Configuration",
+    "ema_weights",
+    "make_denoiser",
+    "patches",
+    "train",
+    "validate",
+]
 
 SIGMA_DATA = 0.27
 """Standard deviation of one component of the training slices (99th percentile of the magnitude at 1)."""
@@ -52,7 +61,9 @@ class Configuration:
 CONFIGURATIONS: dict[str, Configuration] = {
     "cpu": Configuration((64, 128, 192), blocks=2, steps=8000, batch=16, patch=96, learning_rate=8e-4),
     "gpu": Configuration((96, 160, 224), blocks=3, steps=40000, batch=64, patch=128, learning_rate=6e-4, ema=0.9995),
-    "smoke": Configuration((16, 32), blocks=1, steps=6, batch=4, patch=48, learning_rate=1e-3, warmup=2, checkpoint_every=3),
+    "smoke": Configuration(
+        (16, 32), blocks=1, steps=6, batch=4, patch=48, learning_rate=1e-3, warmup=2, checkpoint_every=3
+    ),
 }
 
 
@@ -121,13 +132,13 @@ def train(
     """Train to ``c.steps`` and return the path of the last checkpoint.
 
     Writes ``checkpoint.pt`` (network, average, optimiser, step; tensors and numbers only, read back with
-    ``weights_only``) and ``log.jsonl``. ``report`` gets each log line. Raises FileExistsError when ``out`` already holds a
-    run and ``resume`` is not asked for, ValueError when the run there has another configuration.
+    ``weights_only``) and ``log.jsonl``. ``report`` gets each log line. Raises FileExistsError when ``out`` holds a run
+    already and ``resume`` is not asked for, ValueError when the run there has another configuration.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
     D = make_denoiser(c)
-    D.network.to(device, memory_format=torch.channels_last)
+    D.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stubs
     optimiser = torch.optim.AdamW(D.network.parameters(), lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     average = {name: p.detach().clone() for name, p in D.network.named_parameters()}
     first = _restore(checkpoint, c, D, optimiser, average, device, resume)
@@ -178,7 +189,7 @@ def _step(
 def validate(
     D: Denoiser, average: dict[str, Tensor], c: Configuration, device: str, data: Path | None = None
 ) -> dict[str, float]:
-    """Denoising PSNR in dB (peak 1) of the averaged weights on fixed patches of ``anatomy.VALIDATION``, by noise level."""
+    """Denoising PSNR in dB (peak 1) of the averaged weights on patches of ``anatomy.VALIDATION``, by noise level."""
     generator = _generator(c.seed, 10**9)
     x0 = patches(anatomy.VALIDATION, 16, c, generator, data).to(device)
     noise = torch.randn(x0.shape, generator=generator).to(device)
