@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from model_zoo.operators import Fourier
+from model_zoo.samplers import consistent
 
-__all__ = ["chi_square", "mean_and_sd"]
+__all__ = ["chi_square", "mean_and_sd", "pooled", "within_noise"]
 
 
 def mean_and_sd(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -29,6 +33,16 @@ def mean_and_sd(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, torch.sqrt(m2.clamp_min(0.0) / max(count - 1, 1))
 
 
+def pooled(sd: NDArray[np.float32], width_px: tuple[float, float]) -> NDArray[np.float32]:
+    """sd (slice, j, i) with variances averaged over a Gaussian neighbourhood of sd ``width_px`` (j, i) in each slice.
+
+    The sd of four samples is itself uncertain by 40 %; neighbours estimate nearly the same quantity.
+    """
+    variance = gaussian_filter(sd.astype(np.float64) ** 2, (0.0, *width_px))
+    found: NDArray[np.float32] = np.sqrt(variance).astype(np.float32)
+    return found
+
+
 def chi_square(A: Fourier, x: Tensor, y: Tensor, sigma_y: float | Tensor) -> Tensor:
     """||y - A x||^2 / (2 m sigma_y^2) per batch element, m complex samples whose real and imaginary parts have sd
     sigma_y.
@@ -38,3 +52,21 @@ def chi_square(A: Fourier, x: Tensor, y: Tensor, sigma_y: float | Tensor) -> Ten
     """
     residual = (y - A(x)).abs().flatten(1).pow(2).sum(dim=1)
     return residual / (2 * A.measured * torch.as_tensor(sigma_y) ** 2)
+
+
+def within_noise(A: Fourier, y: Tensor, x0_hat: Tensor, sigma_y: Tensor, *, limit: Tensor) -> Tensor:
+    """The least consistency that brings chi-square down to one, per batch element (discrepancy principle, Morozov
+    1966).
+
+    Solves (I + gamma A^H A) x = x0_hat + gamma A^H y with gamma raised from 1/8 by 1.3 until it does, or gamma reaches
+    ``limit``: errors of the maps can make one unreachable. An estimate that explains its data already is left alone.
+    """
+    AHy = A.H(y)
+    gamma = torch.zeros_like(sigma_y)
+    x = x0_hat
+    while True:
+        poor = (chi_square(A, x, y, sigma_y) > 1) & (gamma < limit)
+        if not bool(poor.any()):
+            return x
+        gamma = torch.where(poor, torch.minimum((1.3 * gamma).clamp_min(0.125), limit), gamma)
+        x = consistent(A, AHy, x0_hat, gamma)

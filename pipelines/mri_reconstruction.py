@@ -52,8 +52,8 @@ STANDARD_DEVIATION = Code("386136009", "SCT", "Standard Deviation")
 SPATIAL = Code("309825002", "SCT", "Spatial and Relational Concept")
 LOW_CONFIDENCE = Code("LOWCONF", "99DICOMNODE", "Low-confidence region of a reconstruction")
 
-TERMINAL_SD = 0.03
-"""Error of an estimate that terminal consistency assumes, in units of the 99th percentile."""
+TERMINAL_SD = 0.05
+"""Largest error of an estimate that terminal consistency corrects for, in units of the 99th percentile."""
 
 
 class Options(BaseModel):
@@ -62,14 +62,15 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     solver: Literal["dds", "dps", "score_mri", "ald"] = "dds"
-    steps: int = Field(default=30, ge=2, le=2000)
-    mean_steps: int = Field(default=30, ge=2, le=2000)
+    steps: int = Field(default=20, ge=2, le=2000)
+    mean_steps: int = Field(default=25, ge=2, le=2000)
     samples: int = Field(default=4, ge=2, le=64)
-    mean_sigma_max: float = Field(default=1.0, gt=0, le=20)
-    mean_sigma_min: float = Field(default=0.03, gt=0)
-    sigma_max: float = Field(default=3.0, gt=0, le=20)
-    sigma_min: float = Field(default=0.01, gt=0)
+    mean_sigma_max: float = Field(default=0.5, gt=0, le=20)
+    mean_sigma_min: float = Field(default=0.01, gt=0)
+    sigma_max: float = Field(default=1.0, gt=0, le=20)
+    sigma_min: float = Field(default=0.005, gt=0)
     coil_energy: float = Field(default=0.99, ge=0.95, le=1)
+    measured: Literal["within noise", "exactly"] = "within noise"
     low_confidence: float = Field(default=0.15, gt=0)
     batch: int = Field(default=4, ge=1)
 
@@ -87,7 +88,7 @@ def estimate(problem: Problem, model: Model, options: Options) -> Tensor:
         sigma_data=model.denoiser.sigma_data,
         start=classical.cg_sense(A, y, ridge=0.05),
     )
-    return _keep_measured(problem, x)
+    return _keep_measured(problem, x, options.measured)
 
 
 def draw(problem: Problem, model: Model, options: Options, seeds: list[int]) -> Tensor:
@@ -103,7 +104,7 @@ def draw(problem: Problem, model: Model, options: Options, seeds: list[int]) -> 
         x = samplers.score_mri(D, A, y, sigmas, noise=noise)
     else:
         x = samplers.ald(D, A, y, sigmas, sigma_y=problem.sigma_y, noise=noise)
-    return _keep_measured(problem, x)
+    return _keep_measured(problem, x, options.measured)
 
 
 def _inside(D: samplers.Denoiser, A: Fourier) -> samplers.Denoiser:
@@ -112,13 +113,12 @@ def _inside(D: samplers.Denoiser, A: Fourier) -> samplers.Denoiser:
     return lambda x, sigma: D(x, sigma) * inside
 
 
-def _keep_measured(problem: Problem, x: Tensor) -> Tensor:
-    """Terminal soft consistency: what was measured moves to the data as their noise warrants, the rest stays.
-
-    The weight is that of an estimate whose own error per component has sd ``TERMINAL_SD``.
-    """
-    A, y = problem.A, problem.y
-    return samplers.consistent(A, A.H(y), x, (TERMINAL_SD / problem.sigma_y) ** 2, iterations=10)
+def _keep_measured(problem: Problem, x: Tensor, measured: str) -> Tensor:
+    """Terminal consistency with the samples: within their noise (chi-square at most one), or exactly."""
+    A, y, sigma_y = problem.A, problem.y, problem.sigma_y
+    if measured == "exactly":
+        return samplers.consistent(A, A.H(y), x, 1e4, iterations=10)
+    return uncertainty.within_noise(A, y, x, sigma_y, limit=(TERMINAL_SD / sigma_y) ** 2)
 
 
 def on_grid(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
@@ -139,6 +139,13 @@ def _interpolation(n: int, fov_mm: float, count: int, spacing_mm: float) -> Tens
     r = (torch.arange(count, dtype=torch.float64) - count // 2) * spacing_mm
     E: Tensor = torch.exp(2j * torch.pi * r[:, None] * k[None, :] / fov_mm) / n**0.5
     return E.to(torch.complex64)
+
+
+def _encoded_pixel(k: KSpace) -> tuple[float, float]:
+    """Size of an encoded pixel in delivered pixels (j, i)."""
+    (fov_a, fov_b), (na, nb) = k.encoded_fov_mm, k.mask.shape[1:]
+    _, spacing_j, spacing_i = k.grid.spacing_mm
+    return fov_a / na / spacing_j, fov_b / nb / spacing_i
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
             slices.append(_slice(problem.slices(i, i + 1), k, model, options, _seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
-    sd = Volume(torch.stack([s.sd for s in slices]).numpy(), k.grid)
+    sd = Volume(uncertainty.pooled(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
     return [*_findings(k, image, sd, options), *_measurements(k, problem, options, [s.chi_square for s in slices])]
 
 
@@ -204,7 +211,7 @@ def low_confidence(image: NDArray[np.float32], sd: NDArray[np.float32], threshol
 
 
 def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Finding]:
-    words = f"Reconstruction from undersampled k-space with a diffusion prior ({options.solver})"
+    words = f"MR reconstruction with a diffusion prior ({options.solver})"
     segment = Segment(
         1, "Low confidence", SPATIAL, LOW_CONFIDENCE,
         f"Standard deviation above {options.low_confidence:g} of the signal",
@@ -214,7 +221,7 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
         Image("reconstruction", image, words, k.slice_thickness_mm),
         ParametricMap(
             "standard deviation", sd, STANDARD_DEVIATION,
-            f"Standard deviation of {options.samples} posterior samples", k.slice_thickness_mm,
+            f"Standard deviation of {options.samples} posterior samples, pooled over neighbours", k.slice_thickness_mm,
         ),
         Segmentation(
             "low confidence", labels, k.grid, (segment,),

@@ -177,3 +177,18 @@ def test_chi_square_is_one_for_the_truth() -> None:
     y = A(x) + 0.05 * randn(2, 1, 64, 64, seed=1)
     chi = uncertainty.chi_square(A, x, y, 0.05)
     assert torch.all((chi - 1).abs() < 0.05)
+
+
+def test_terminal_consistency_changes_only_what_misses_its_data() -> None:
+    A = Fourier(torch.ones(2, 1, 64, 64, dtype=torch.complex64), torch.rand(2, 64, 64) < 0.5)
+    x = randn(2, 64, 64)
+    sigma_y = torch.tensor([0.05, 0.05])
+    y = A(x) + 0.05 * A.mask[:, None] * randn(2, 1, 64, 64, seed=1)
+    off = x + torch.tensor([0.0, 0.2])[:, None, None] * randn(2, 64, 64, seed=2)
+    found = uncertainty.within_noise(A, y, off, sigma_y, limit=torch.tensor([1e3, 1e3]))
+    chi = uncertainty.chi_square(A, found, y, sigma_y)
+    assert 0.7 < float(chi[1]) <= 1
+    hidden = Fourier(A.maps, ~A.mask)
+    torch.testing.assert_close(hidden(found), hidden(off), atol=1e-4, rtol=1e-4)
+    limited = uncertainty.within_noise(A, y, off, sigma_y, limit=torch.tensor([0.5, 0.5]))
+    assert float(uncertainty.chi_square(A, limited, y, sigma_y)[1]) > 1
