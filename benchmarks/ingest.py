@@ -140,6 +140,7 @@ def node(root: Path) -> Iterator[Receiver]:
     ready, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(root, theirs))
     process.start()
+    theirs.close()
     try:
         port = ready.recv()
         assert process.pid is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -120,13 +120,38 @@ def walk(source: Source, transfer_syntax_uid: str) -> Iterator[Element]:
 
     Raises CannotUnderstand, naming the element, when the bytes are not a data set or end before it does.
     """
-    syntax = _syntax(transfer_syntax_uid)
-    at = 0
+    syntax, at = _syntax(transfer_syntax_uid), 0
     while at < source.readable:
+        at = yield from _plain_elements(source, at, syntax)
         if source.size - at < 8 and not any(source.read(at, source.size - at)):
             return  # some writers pad a data set to an even block with zeros
-        element, at = _element(source, at, syntax, 0)
-        yield element
+        if at < source.readable:
+            element, at = _element(source, at, syntax, 0)
+            yield element
+
+
+def _plain_elements(source: Source, at: int, syntax: _Syntax) -> Generator[Element, None, int]:
+    """The elements from an offset on whose headers need no second look, and the offset of the first that does.
+
+    Every instance goes through here, element by element, so it is written for speed: ``_element`` says the same.
+    """
+    block = source.read(at, min(_WINDOW, source.readable - at))
+    first, last, here = at, len(block) - 12, 0
+    while here <= last:
+        group, number, vr, length = syntax.short.unpack_from(block, here)
+        name, header = _SHORT_VRS.get(vr), 8
+        if not syntax.explicit:
+            (length,) = syntax.long.unpack_from(block, here + 4)
+            name = dictionary_vr(group << 16 | number)
+        elif name is None and vr in _LONG_VRS:
+            (length,) = syntax.long.unpack_from(block, here + 8)
+            name, header = vr.decode("ascii"), 12
+        end = here + header + length
+        if name is None or group == 0xFFFE or first + end > source.size:
+            break
+        yield Element(group << 16 | number, name, first + here + header, length)
+        here = end
+    return first + here
 
 
 def file_meta(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae_title: str) -> bytes:

@@ -6,14 +6,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import studies
@@ -33,6 +31,7 @@ SUCCESS = 0x0000
 
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
+_LARGE = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -44,56 +43,65 @@ class Announced:
     transfer_syntax_uid: str
 
 
-@dataclass
 class _Entry:
-    arrival: Arrival
-    file: Future[StoredFile]
-    woken: threading.Event = field(default_factory=threading.Event)
-    leads: bool = False
-    answer: Registration | None = None
-    error: BaseException | None = None
+    """One instance on its way into the rows, and what its thread and the one that writes the rows tell each other."""
+
+    def __init__(self, arrival: Arrival) -> None:
+        self.arrival = arrival
+        self.durable, self.woken = threading.Event(), threading.Event()
+        self.leads = False
+        self.answer: Registration | None = None
+        self.error: Exception | None = None
+
+    def make_durable(self, writer: spool.Writer) -> None:
+        """Commit the file; a failure is for the thread that waits for it."""
+        try:
+            writer.commit()
+        except (OSError, NodeError) as exc:
+            self.error = exc
+        self.durable.set()
 
 
 class Ledger:
     """Rows for received instances.
 
-    Those that wait while a transaction commits share the next one, and the disk makes the files durable while the
-    database works; a transaction commits only when the files of all its instances are.
+    Those that wait while a transaction commits share the next one. The rows are written while the disk writes the
+    files, and committed when every file of theirs is durable.
     """
 
     def __init__(self, root: Path, sessions: sessionmaker[Session], now: Callable[[], datetime]) -> None:
         self.root, self.sessions, self.now = root, sessions, now
-        self._disk = ThreadPoolExecutor(thread_name_prefix="dicomnode-spool")
         self._lock = threading.Lock()
         self._waiting: list[_Entry] = []
         self._busy = False
 
-    def close(self) -> None:
-        """Let the threads go."""
-        self._disk.shutdown()
-
     def register(self, facts: InstanceFacts, writer: spool.Writer, sender: Sender) -> Registration:
         """Returns when the file is durable and the commit that holds its row and its event is done."""
-        entry = _Entry(Arrival(facts, writer.stored, sender), self._disk.submit(writer.commit))
+        entry = _Entry(Arrival(facts, writer.stored, sender))
+        writer.start_writing()
+        if writer.size_bytes > _LARGE:  # nobody else's rows wait for this one
+            entry.make_durable(writer)
         with self._lock:
             self._waiting.append(entry)
             entry.leads = not self._busy
             self._busy = True
         if not entry.leads:
+            if not entry.durable.is_set():
+                entry.make_durable(writer)
             entry.woken.wait()
         if entry.leads:
-            self._commit_waiting()
+            self._commit_waiting(entry, writer)
         if entry.error is not None:
             raise entry.error
         assert entry.answer is not None
         return entry.answer
 
-    def _commit_waiting(self) -> None:
+    def _commit_waiting(self, leader: _Entry, writer: spool.Writer) -> None:
         """One transaction for all that wait; then the next of those that came meanwhile takes the lead."""
         with self._lock:
             batch, self._waiting = self._waiting, []
         try:
-            self._commit(batch)
+            self._commit(batch, leader, writer)
         finally:
             with self._lock:
                 self._busy = bool(self._waiting)
@@ -103,19 +111,24 @@ class Ledger:
             for entry in batch:
                 entry.woken.set()
 
-    def _commit(self, batch: list[_Entry]) -> None:
+    def _commit(self, batch: list[_Entry], leader: _Entry, writer: spool.Writer) -> None:
         try:
             with self.sessions.begin() as session:
                 arrivals = [entry.arrival for entry in batch]
                 answers = studies.register_instances(session, arrivals, now=self.now())
+                if not leader.durable.is_set():
+                    leader.make_durable(writer)
                 for entry in batch:
-                    entry.file.result()
-        except (SQLAlchemyError, OSError, NodeError) as exc:
-            if len(batch) > 1:  # one bad instance must not cost the others their rows
-                for entry in batch:
-                    self._commit([entry])
-            else:
-                batch[0].error = exc
+                    entry.durable.wait()
+                    if entry.error is not None:
+                        raise entry.error
+        except Exception as exc:
+            if len(batch) == 1:
+                batch[0].error = batch[0].error or exc
+                return
+            for entry in batch:  # what fails one instance must not cost the others their rows
+                if entry.error is None:
+                    self._commit([entry], leader, writer)
         else:
             for entry, answer in zip(batch, answers, strict=True):
                 entry.answer = answer

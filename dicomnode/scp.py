@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import UID
@@ -131,12 +132,7 @@ def start(config: Config, *, now: Callable[[], datetime] = lambda: datetime.now(
     ledger = Ledger(root, engine.sessions(database), now)
     closing = threading.Event()
     listener = _listen(config, ledger, closing)
-
-    def dispose() -> None:
-        ledger.close()
-        database.dispose()
-
-    return Server(listener, closing, dispose)
+    return Server(listener, closing, database.dispose)
 
 
 def is_storage(sop_class_uid: str) -> bool:
@@ -157,8 +153,12 @@ def _listen(config: Config, ledger: Ledger, closing: threading.Event) -> _Listen
     ae.maximum_pdu_size = node.max_pdu
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = node.network_timeout_s
 
+    senders: WeakKeyDictionary[Association, Sender] = WeakKeyDictionary()
+
     def open_sink(assoc: Association, request: pdata.StoreRequest) -> pdata.Sink:
-        return _open_sink(config, ledger, assoc, request)
+        if assoc not in senders:
+            senders[assoc] = _sender(assoc)
+        return _open_sink(config, ledger, assoc, senders[assoc], request)
 
     listener: _Listener = ae.make_server(
         (node.host, node.port),
@@ -169,16 +169,19 @@ def _listen(config: Config, ledger: Ledger, closing: threading.Event) -> _Listen
         request_handler=_Handler,
     )
     listener.open_sink, listener.closing = open_sink, closing
+    listener._gc = [0, 299]  # pynetdicom collects garbage every so many polls; a full collection takes 0.1 s
     ae._servers.append(listener)
     return listener
 
 
-def _open_sink(config: Config, ledger: Ledger, assoc: Association, request: pdata.StoreRequest) -> pdata.Sink:
+def _open_sink(
+    config: Config, ledger: Ledger, assoc: Association, sender: Sender, request: pdata.StoreRequest
+) -> pdata.Sink:
     context = assoc._accepted_cx[request.context_id]
     if request.sop_class_uid != context.abstract_syntax:
         return _Refusing(_SOP_CLASS_NOT_SUPPORTED, "the SOP class is not that of the presentation context")
     announced = Announced(request.sop_class_uid, request.sop_instance_uid, str(context.transfer_syntax[0]))
-    return Reception(ledger, config.spool, announced, _sender(assoc))
+    return Reception(ledger, config.spool, announced, sender)
 
 
 def _sender(assoc: Association) -> Sender:
