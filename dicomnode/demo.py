@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from dicomnode.mrd import MRD
 
-__all__ = ["Demo", "Node", "Received", "Watch", "wait_for_results"]
+__all__ = ["Demo", "Node", "Received", "Watch"]
 
 START_S = 60.0
 FINISH_S = 900.0
@@ -89,8 +90,8 @@ class Received:
 class Demo:
     """The steps of the demonstration below one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, stop: threading.Event) -> None:
+        self.folder, self._stop = folder, stop
 
     def kspace(self) -> tuple[MRD, str]:
         """Real k-space of the data kit, else k-space simulated from the MNI152 template; with a sentence on which."""
@@ -119,12 +120,16 @@ class Demo:
     @contextmanager
     def site(self, *, keep: bool = False) -> Iterator[tuple[Node, Node]]:
         """The node and its PACS, running; stopped at the end unless ``keep`` or something went wrong before."""
-        pacs = _start(self.folder / "pacs", "DEMOPACS", workers=0)
-        nodes = [pacs]
+        nodes: list[Node] = []
         try:
+            pacs = _start(self.folder / "pacs", "DEMOPACS", workers=0)
+            nodes.append(pacs)
+            self._end_if_told()
             node = _start(self.folder / "node", "DICOMNODE", workers=1, more=ROUTE_TOML.format(pacs_port=pacs.port))
             nodes.append(node)
+            self._end_if_told()
             yield node, pacs
+            self._end_if_told()
         except BaseException:
             keep = False
             raise
@@ -139,21 +144,26 @@ class Demo:
             if not result.stored:
                 raise NodeError(f"the demo's node refused the k-space: {result.text}")
 
+    def wait_for_results(self, node: Node, pacs: Node, watch: Watch, *, limit_s: float = FINISH_S) -> list[Received]:
+        """Follow the study through the node until the PACS holds every result. Raises NodeError when it cannot."""
+        ours, theirs = _readers(node), _readers(pacs)
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            held = _held(theirs, pacs)
+            if len(held) == RESULTS:
+                watch(1.0, "results in the PACS")
+                return held
+            watch(*_where(ours))
+            self._stop.wait(0.3)
+            self._end_if_told()
+        raise NodeError(
+            f"demo: no complete result in the PACS after {limit_s:.0f} s; see the logs beside the two node.toml"
+        )
 
-def wait_for_results(node: Node, pacs: Node, watch: Watch, *, limit_s: float = FINISH_S) -> list[Received]:
-    """Follow the study through the node until the PACS holds every result. Raises NodeError when it cannot."""
-    ours, theirs = _readers(node), _readers(pacs)
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        held = _held(theirs, pacs)
-        if len(held) == RESULTS:
-            watch(1.0, "results in the PACS")
-            return held
-        watch(*_where(ours))
-        time.sleep(0.3)
-    raise NodeError(
-        f"demo: no complete result in the PACS after {limit_s:.0f} s; see the logs beside the two node.toml"
-    )
+    def _end_if_told(self) -> None:
+        """Asked between the steps: an exception out of a signal handler may be lost, and with it the order to stop."""
+        if self._stop.is_set():
+            raise KeyboardInterrupt
 
 
 def _where(sessions: sessionmaker[Session]) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dicomnode.demo import Node, Watch
+    from dicomnode.demo import Demo, Node, Watch
 
 __all__ = ["demo"]
 
@@ -21,26 +21,34 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the node and its PACS running.")] = False,
 ) -> None:
     """Send real k-space to a node on loopback and get the reconstructed MR image back in a PACS."""
-    from dicomnode import picture
-    from dicomnode.demo import Demo, wait_for_results
+    from dicomnode.demo import Demo
+    from dicomnode.node import stop_on_signals
 
     began = time.monotonic()
-    run = Demo(out.resolve() / time.strftime("%Y%m%d-%H%M%S"))
-    kspace, description = run.kspace()
-    print(description)
-    wrapped = run.raw_data(kspace)
-    with run.site(keep=keep) as (node, pacs):
-        print(f"node {node.ae_title} on port {node.port}, PACS {pacs.ae_title} on port {pacs.port} (loopback)")
-        run.send(wrapped, node)
-        with _progress() as watch:
-            received = wait_for_results(node, pacs, watch)
-        print(f"in the PACS after {time.monotonic() - began:.0f} s:")
-        for result in received:
-            print(f"  {result.series_description}: {result.path}")
-        panels = run.folder / "demo.png"
-        picture.draw(run.folder / "kspace.h5", received, panels)
-        print(f"picture: {panels}")
-        _go_on(run.folder, node, pacs, keep)
+    with stop_on_signals() as stop:
+        run = Demo(out.resolve() / time.strftime("%Y%m%d-%H%M%S"), stop)
+        kspace, description = run.kspace()
+        print(description)
+        wrapped = run.raw_data(kspace)
+        with run.site(keep=keep) as (node, pacs):
+            _show(run, wrapped, node, pacs, began)
+            _go_on(run.folder, node, pacs, keep)
+
+
+def _show(run: Demo, wrapped: Path, node: Node, pacs: Node, began: float) -> None:
+    """Send, follow, and tell what came back."""
+    from dicomnode import picture
+
+    print(f"node {node.ae_title} on port {node.port}, PACS {pacs.ae_title} on port {pacs.port} (loopback)")
+    run.send(wrapped, node)
+    with _progress() as watch:
+        received = run.wait_for_results(node, pacs, watch)
+    print(f"in the PACS after {time.monotonic() - began:.0f} s:")
+    for result in received:
+        print(f"  {result.series_description}: {result.path}")
+    panels = run.folder / "demo.png"
+    picture.draw(run.folder / "kspace.h5", received, panels)
+    print(f"picture: {panels}")
 
 
 def _go_on(folder: Path, node: Node, pacs: Node, keep: bool) -> None:
