@@ -25,7 +25,7 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
-from tests.scanner import ORIENTATIONS
+from tests.scanner import lattice
 
 __all__ = ["CONFIG", "NOW", "PROVENANCE", "Found", "found", "grid", "save", "source", "written"]
 
@@ -56,10 +56,7 @@ class Found:
 
 def grid(orientation: str, slices: int = 4, rows: int = 40, columns: int = 132) -> Grid:
     """Anisotropic, away from the isocentre."""
-    affine = np.eye(4)
-    affine[:3, :3] = ORIENTATIONS[orientation].T * [0.9, 1.3, 3.7]
-    affine[:3, 3] = (-31.25, 17.125, 55.5)
-    return Grid((slices, rows, columns), affine)
+    return lattice(orientation, (slices, rows, columns), (3.7, 1.3, 0.9), (-31.25, 17.125, 55.5))
 
 
 def found(where: Grid, *, empty: bool = False) -> Found:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from dicomnode import mrd
+from pipelines.contract import Grid
 
-__all__ = ["ORIENTATIONS", "Scan", "acquire", "image"]
+__all__ = ["ORIENTATIONS", "Scan", "acquire", "image", "lattice"]
 
 Array = NDArray[np.float64]
 
@@ -86,6 +87,19 @@ def image(samples: NDArray[np.complex64]) -> NDArray[np.float32]:
     shifted = np.fft.ifftshift(samples, axes=(2, 3))
     coils = np.fft.fftshift(np.fft.ifft2(shifted, norm="ortho"), axes=(2, 3))
     return np.asarray(np.sqrt((np.abs(coils) ** 2).sum(axis=1)), np.float32)
+
+
+def lattice(
+    orientation: str,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    first_mm: tuple[float, float, float],
+) -> Grid:
+    """Voxels (k, j, i) along slice, phase and read direction; ``first_mm``: the centre of the first."""
+    affine = np.eye(4)
+    affine[:3, :3] = ORIENTATIONS[orientation].T * spacing_mm[::-1]
+    affine[:3, 3] = first_mm
+    return Grid(shape, affine)
 
 
 def _acquisitions(scan: Scan, generator: np.random.Generator) -> list[Any]:

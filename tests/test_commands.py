@@ -17,8 +17,9 @@ from db import jobs, studies
 from db.models import Job
 from db.states import JobState
 from dicomnode import cli, config, node
+from tests.peers import write_config
+from tests.peers.kspaces import raw_data
 from tests.rows import a_job, an_arrival
-from tests.running_node import raw_data, write_config
 
 
 @pytest.fixture
@@ -176,7 +177,6 @@ def test_run_makes_results_from_a_folder(tmp_path: Path, now: datetime, capsys: 
     source = tmp_path / "in"
     source.mkdir()
     raw_data(source / "raw.dcm", now)
-    (source / "raw.h5").unlink()
     options = [word for pair in ("steps=2", "mean_steps=2", "samples=2") for word in ("--option", pair)]
     path = write_config(tmp_path)
     assert run(path, "run", "mri_reconstruction", str(source), str(tmp_path / "out"), *options, "--json") == 0

@@ -13,31 +13,15 @@ from db import engine as engines
 from db import migrations
 from db.models import Instance
 from dicomnode.cli import main
-from dicomnode.config import load
-from tests.peers import Orthanc, StoreScp, free_port, write_instance
+from dicomnode.config import Peer, load
+from tests.peers import Orthanc, StoreScp, free_port, write_config, write_instance
 
 
 @pytest.fixture
 def node_toml(tmp_path: Path, orthanc: Orthanc) -> Path:
-    path = tmp_path / "node.toml"
-    path.write_text(
-        f"""
-[node]
-ae_title = "NODE"
-network_timeout_s = 5
-
-[[peers]]
-name = "pacs"
-ae_title = "{orthanc.peer.ae_title}"
-port = {orthanc.peer.port}
-
-[[peers]]
-name = "nobody"
-ae_title = "NOBODY"
-port = {free_port()}
-"""
-    )
-    return path
+    pacs = orthanc.peer.model_copy(update={"name": "pacs"})
+    nobody = Peer(name="nobody", ae_title="NOBODY", host="127.0.0.1", port=free_port())
+    return write_config(tmp_path, node={"ae_title": "NODE"}, peers=[pacs, nobody])
 
 
 def run(node_toml: Path, *words: str) -> int:

@@ -6,9 +6,20 @@ for one by a fixture of ``tests/peers/fixtures.py``; where the program is not in
 
 from tests.peers.answering import Answering
 from tests.peers.files import write_instance, write_result
-from tests.peers.nodes import Node
+from tests.peers.nodes import Node, a_route, write_config
 from tests.peers.orthanc import Orthanc
 from tests.peers.process import free_port, wait_for
 from tests.peers.storescp import StoreScp
 
-__all__ = ["Answering", "Node", "Orthanc", "StoreScp", "free_port", "wait_for", "write_instance", "write_result"]
+__all__ = [
+    "Answering",
+    "Node",
+    "Orthanc",
+    "StoreScp",
+    "a_route",
+    "free_port",
+    "wait_for",
+    "write_config",
+    "write_instance",
+    "write_result",
+]

@@ -12,19 +12,13 @@ from numpy.typing import NDArray
 from dicomnode import mrd
 from model_zoo.simulate.anatomy import data_root
 from pipelines.contract import Grid
+from tests import scanner
 
-__all__ = ["DIRECTIONS", "Acquisition", "acquisitions"]
+__all__ = ["PLANES", "Acquisition", "acquisitions", "raw_data"]
 
+PLANES = ("axial", "sagittal", "coronal", "oblique")
 ROWS, COLUMNS, SLICES = 48, 64, 3
 SPACING_MM = (5.0, 2.5, 2.0)
-
-DIRECTIONS: dict[str, NDArray[np.float64]] = {
-    # columns: the directions of increasing column index, row index and slice
-    "axial": np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], float),
-    "sagittal": np.array([[0, 0, -1], [1, 0, 0], [0, -1, 0]], float),
-    "coronal": np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float),
-    "oblique": np.linalg.qr(np.array([[0.9, 0.2, 0.1], [-0.3, 0.8, 0.2], [0.1, -0.3, 0.95]]))[0],
-}
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Acquisition:
 
     path: Path
     grid: Grid
-    magnitude: NDArray[np.float64]
+    magnitude: NDArray[np.float32]
     patient_name: str
 
 
@@ -42,26 +36,32 @@ def acquisitions(folder: Path) -> dict[str, Acquisition]:
     folder.mkdir(parents=True, exist_ok=True)
     stacks = _stacks()
     made = {}
-    for number, (plane, directions) in enumerate(DIRECTIONS.items()):
-        grid = _grid(directions, number)
-        samples = stacks[number % len(stacks)]
-        recorded = mrd.from_array(samples[:, None], grid=grid, slice_thickness_mm=4.0)
-        mrd.write(recorded, folder / f"{plane}.mrd")
+    for number, plane in enumerate(PLANES):
+        grid = scanner.lattice(plane, (SLICES, ROWS, COLUMNS), SPACING_MM, (-50.0 + 7 * number, 20.5, -12.25))
+        samples = stacks[number % len(stacks)][:, None]
         name = "Müller^Jürgen" if plane == "oblique" else f"Phantom^{plane.title()}"
         facts = {"PatientID": f"P{number}", "PatientName": name, "SeriesDescription": plane}
-        ds = mrd.wrap((folder / f"{plane}.mrd").read_bytes(), now=datetime.now(UTC), facts=facts)
-        ds.save_as(folder / f"{plane}.dcm", enforce_file_format=True)
-        made[plane] = Acquisition(folder / f"{plane}.dcm", grid, _magnitude(samples), name)
+        recorded = mrd.from_array(samples, grid=grid, slice_thickness_mm=4.0)
+        path = _save(recorded, folder / f"{plane}.dcm", datetime.now(UTC), facts)
+        made[plane] = Acquisition(path, grid, scanner.image(samples), name)
     return made
 
 
-def _grid(directions: NDArray[np.float64], number: int) -> Grid:
-    affine = np.eye(4)
-    if np.linalg.det(directions) < 0:
-        directions = directions * [1, 1, -1]
-    affine[:3, :3] = directions * SPACING_MM[::-1]
-    affine[:3, 3] = [-50.0 + 7 * number, 20.5, -12.25]
-    return Grid((SLICES, ROWS, COLUMNS), affine)
+def raw_data(path: Path, now: datetime, **facts: str) -> Path:
+    """One slice of the phantom, every second line and a calibration block: what is reconstructed fastest."""
+    mask = np.zeros((ROWS, COLUMNS), bool)
+    mask[::2] = mask[ROWS // 2 - 8 : ROWS // 2 + 8] = True
+    samples = (_phantom(0)[:1] * mask)[:, None]
+    grid = scanner.lattice("axial", (1, ROWS, COLUMNS), SPACING_MM, (0.0, 0.0, 0.0))
+    return _save(mrd.from_array(samples, grid=grid, slice_thickness_mm=5.0, mask=mask), path, now, facts)
+
+
+def _save(recorded: mrd.MRD, path: Path, now: datetime, facts: dict[str, str]) -> Path:
+    file = path.with_suffix(".mrd")
+    mrd.write(recorded, file)
+    mrd.wrap(file.read_bytes(), now=now, facts=facts).save_as(path, enforce_file_format=True)
+    file.unlink()
+    return path
 
 
 def _stacks() -> list[NDArray[np.complex64]]:
@@ -69,7 +69,7 @@ def _stacks() -> list[NDArray[np.complex64]]:
         scans = sorted((data_root() / "kspace" / "ulf-0p055t-paired-3t").glob("*/*GRE_kspace.mat"))
     except FileNotFoundError:
         scans = []
-    return [_real(scan) for scan in scans] or [_phantom(number) for number in range(len(DIRECTIONS))]
+    return [_real(scan) for scan in scans] or [_phantom(number) for number in range(len(PLANES))]
 
 
 def _real(scan: Path) -> NDArray[np.complex64]:
@@ -93,8 +93,3 @@ def _phantom(number: int) -> NDArray[np.complex64]:
     samples = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, axes=(1, 2)), norm="ortho"), axes=(1, 2))
     noise = generator.normal(size=(2, *samples.shape)) * 0.02
     return np.asarray(samples + noise[0] + 1j * noise[1], np.complex64)
-
-
-def _magnitude(samples: NDArray[np.complex64]) -> NDArray[np.float64]:
-    shifted = np.fft.ifftshift(samples, axes=(1, 2))
-    return np.abs(np.fft.fftshift(np.fft.ifft2(shifted, norm="ortho"), axes=(1, 2))).astype(np.float64)

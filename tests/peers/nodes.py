@@ -4,91 +4,133 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from db import engine as engines
 from db.models import Delivery, Job
 from dicomnode.config import Config, Peer, load
-from tests.peers.process import Program, free_port, wait_for
+from tests.peers.process import Program, wait_for
 
-__all__ = ["Node"]
+__all__ = ["Node", "a_route", "write_config"]
 
 _ROOT = Path(__file__).resolve().parents[2]
+# One thread: the tests' images are so small that threads cost more than they bring.
+_ENVIRONMENT = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+_READY = re.compile(r"^ready: DICOM \S+:(\d+),", re.MULTILINE)
+_HASTE: dict[str, dict[str, Any]] = {
+    "node": {"host": "127.0.0.1", "port": 0, "network_timeout_s": 10},
+    "completion": {"quiet_s": 0.5},
+    "spool": {"min_free_gb": 0.0, "refuse_at_percent": 100},
+    "worker": {"device": "cpu", "lease_s": 3, "poll_s": 0.1, "backoff_s": 0.1},
+    "delivery": {"backoff_s": 0.2, "backoff_max_s": 1, "breaker_open_s": 0.5},
+}
+
+
+def write_config(folder: Path, **sections: Any) -> Path:
+    """A node.toml for a node on loopback that waits for nothing long; ``sections`` are tables, or lists of tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for name in _HASTE | sections:
+        given = sections.get(name, {})
+        if isinstance(given, list):
+            for table in given:
+                lines += _table(f"[[{name}]]", table)
+        else:
+            lines += _table(f"[{name}]", _HASTE.get(name, {}) | given)
+    path = folder / "node.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def a_route(*destinations: str, **options: int) -> dict[str, Any]:
+    """From k-space to an MR image."""
+    match = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66"}
+    route = {"name": "kspace", "pipeline": "mri_reconstruction", "match": match}
+    return route | {"destinations": list(destinations), "options": options}
 
 
 class Node:
-    """``with Node(folder, peers=[orthanc.peer], destinations=["orthanc"]) as node:`` runs until the block ends."""
+    """``with Node(write_config(folder, ...)) as node:`` serves, or does another command, until the block ends."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        peers: Sequence[Peer] = (),
-        destinations: Sequence[str] = (),
-        options: Mapping[str, Any] | None = None,
-        workers: int = 1,
-        database_url: str = "",
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.peer = Peer(name="node", ae_title="TESTNODE", host="127.0.0.1", port=free_port())
-        self.toml = folder / "node.toml"
-        self.toml.write_text(_toml(self.peer, peers, destinations, options or {}, database_url))
-        self.config: Config = load(self.toml)
-        command = [sys.executable, "-m", "dicomnode", "--config", str(self.toml), "serve", "--workers", str(workers)]
-        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        # One thread: two workers that each take every core are slower than one
-        environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        self._program = Program(command, folder=folder, environment=environment)
+    def __init__(self, config_path: Path, *arguments: str) -> None:
+        self.config: Config = load(config_path)
+        command = self._command(*(arguments or ("serve",)))
+        self.program = Program(command, folder=config_path.parent / "log", environment=_ENVIRONMENT)
         self._engine = engines.connect(self.config.database_url)
-        self.sessions: sessionmaker[Session] = engines.readers(self._engine)
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None:
+            error.add_note(self.log[-4000:])
         self.kill()
-        self._engine.dispose()
-
-    @property
-    def pid(self) -> int:
-        return self._program.pid
 
     @property
     def log(self) -> str:
-        return self._program.log.read_text(errors="replace")
+        """What it has said since its log was begun."""
+        return self.program.log.read_text(errors="replace") if self.program.log.exists() else ""
 
     @property
-    def worker_pids(self) -> list[int]:
-        """Processes that the node has started."""
-        if not self._program.running:
+    def port(self) -> int:
+        """Where it listens, as its newest ready line says."""
+        return int(_READY.findall(self.log)[-1])
+
+    @property
+    def peer(self) -> Peer:
+        return Peer(name="node", ae_title=self.config.node.ae_title, host="127.0.0.1", port=self.port)
+
+    @property
+    def children(self) -> list[int]:
+        """Processes that it has started."""
+        if not self.program.running:
             return []
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        tasks = Path(f"/proc/{self.program.pid}/task").glob("*/children")
         return [int(pid) for task in tasks for pid in task.read_text().split()]
 
     def start(self) -> None:
-        already = self.log.count("ready: ") if self._program.log.exists() else 0
-        self._program.start(lambda: self.log.count("ready: ") > already, within_s=60)
+        """A node that serves is started when it says that it is ready."""
+        already = len(_READY.findall(self.log))
+        serves = "serve" in self.program.command
+        self.program.start(lambda: not serves or len(_READY.findall(self.log)) > already, within_s=60)
 
     def stop(self) -> int | None:
         """SIGTERM; returns the exit status."""
-        return self._program.stop(within_s=60)
+        return self.program.stop(within_s=60)
 
     def kill(self) -> None:
         """kill -9 of the node and of its workers, as when the machine loses power."""
-        workers = self.worker_pids
-        self._program.kill()
-        for pid in workers:
+        children = self.children
+        self.program.kill()
+        for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Another command on the same configuration, as the node would run it."""
+        environment = os.environ | _ENVIRONMENT
+        return subprocess.run(self._command(*arguments), capture_output=True, text=True, env=environment, check=False)
+
+    @contextmanager
+    def sessions(self) -> Iterator[Session]:
+        """A look into its database, which leaves no connection open."""
+        try:
+            with engines.readers(self._engine)() as session:
+                yield session
+        finally:
+            self._engine.dispose()
 
     def jobs(self) -> list[Job]:
         with self.sessions() as session:
@@ -98,54 +140,35 @@ class Node:
         with self.sessions() as session:
             return list(session.scalars(select(Delivery).order_by(Delivery.id)))
 
-    def wait_for_job(self, *states: str, within_s: float = 120.0) -> Job:
+    def wait_for_job(self, *states: str) -> Job:
         """The newest job, once it is in one of the states."""
 
         def there() -> Job | None:
             newest = self.jobs()[-1:]
             return newest[0] if newest and newest[0].state in states else None
 
-        job = wait_for(there, f"a job is {' or '.join(states)}", within_s=within_s)
+        job = wait_for(there, f"a job is {' or '.join(states)}", within_s=240)
         assert job is not None
         return job
 
+    def wait_until_delivered(self) -> None:
+        """Until every result is where it should be."""
+        wait_for(lambda: {row.state for row in self.deliveries()} == {"delivered"}, "delivery", within_s=180)
 
-def _toml(
-    own: Peer, peers: Sequence[Peer], destinations: Sequence[str], options: Mapping[str, Any], database_url: str
-) -> str:
-    peer_tables = "".join(
-        f'\n[[peers]]\nname = "{p.name}"\nae_title = "{p.ae_title}"\nhost = "{p.host}"\nport = {p.port}\n'
-        for p in peers
-    )
-    inline = ", ".join(f"{key} = {json.dumps(value)}" for key, value in options.items())
-    return f"""
-[node]
-ae_title = "{own.ae_title}"
-host = "127.0.0.1"
-port = {own.port}
-network_timeout_s = 10
+    def _command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "dicomnode", "--config", str(self.config.path), *arguments]
 
-[database]
-url = "{database_url}"
 
-[completion]
-quiet_s = 0.5
+def _table(heading: str, values: dict[str, Any] | Peer) -> list[str]:
+    if isinstance(values, Peer):
+        values = values.model_dump(include={"name", "ae_title", "host", "port"})
+    return [heading, *(f"{key} = {_toml(value)}" for key, value in values.items())]
 
-[worker]
-device = "cpu"
-lease_s = 5
-poll_s = 0.1
-backoff_s = 0.1
 
-[delivery]
-backoff_s = 0.2
-backoff_max_s = 1
-breaker_open_s = 0.5
-{peer_tables}
-[[routes]]
-name = "raw-to-image"
-pipeline = "mri_reconstruction"
-match = {{ SOPClassUID = "1.2.840.10008.5.1.4.1.1.66" }}
-destinations = {json.dumps(list(destinations))}
-options = {{ {inline} }}
-"""
+def _toml(value: Any) -> str:
+    """JSON's scalars are TOML's."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value)
