@@ -40,6 +40,28 @@ class _Raw:
     count: NDArray[np.uint16]
 
 
+@dataclass(frozen=True)
+class _Geometry:
+    """The encoded and the wanted space, and where they lie; ``axes``: read, phase and slice direction."""
+
+    encoded: _Space
+    recon: _Space
+    axes: tuple[NDArray[np.float64], ...]
+    first_mm: NDArray[np.float64]
+    spacing_mm: float
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """Samples (slice, coil, a, b) with their mask, field of view (a, b), lattice and slice thickness."""
+
+    samples: NDArray[np.complex64]
+    mask: NDArray[np.bool_]
+    fov_mm: tuple[float, float]
+    grid: Grid
+    slice_thickness_mm: float
+
+
 def to_kspace(
     mrd: MRD,
     *,
@@ -71,17 +93,15 @@ def to_kspace(
     if is_3d and len(counters) > 1:
         raise Refused(f"k-space: {len(counters)} slabs of a 3D encoding; each is an image of its own")
     build = _volume if is_3d else _slices
-    samples, mask, fov_mm, lattice, thickness_mm = build(
-        raw, encoded, recon, list(frame.values()), first_mm, spacing_mm
-    )
+    found = build(raw, _Geometry(encoded, recon, tuple(frame.values()), first_mm, spacing_mm))
     times = raw.count[raw.count > 0]
     kspace = KSpace(
-        samples,
-        mask,
-        fov_mm,
-        lattice,
-        thickness_mm,
-        calibration=calibration_block(mask, flagged_at if is_3d else flagged_at[:, :1]),
+        found.samples,
+        found.mask,
+        found.fov_mm,
+        found.grid,
+        found.slice_thickness_mm,
+        calibration=calibration_block(found.mask, flagged_at if is_3d else flagged_at[:, :1]),
         noise=noise(mrd, lines, int(times.min())),
     )
     facts = acquisition_facts(mrd.header, lines, kspace) | {
@@ -91,7 +111,7 @@ def to_kspace(
         "encoded_fov_mm": encoded.fov_mm,
         "recon_matrix": recon.n,
         "recon_fov_mm": recon.fov_mm,
-        "readout_oversampling_removed": not is_3d and samples.shape[3] != encoded.n[0],
+        "readout_oversampling_removed": not is_3d and found.samples.shape[3] != encoded.n[0],
     }
     return kspace, facts
 
@@ -187,15 +207,9 @@ def _place(mrd: MRD, lines: Lines, encoded: _Space, counters: list[int]) -> _Raw
     return _Raw(samples, count)
 
 
-def _slices(
-    raw: _Raw,
-    encoded: _Space,
-    recon: _Space,
-    axes: list[NDArray[np.float64]],
-    first_mm: NDArray[np.float64],
-    spacing_mm: float,
-) -> tuple[NDArray[np.complex64], NDArray[np.bool_], tuple[float, float], Grid, float]:
-    read, phase, normal = axes
+def _slices(raw: _Raw, geometry: _Geometry) -> _Sorted:
+    encoded, recon = geometry.encoded, geometry.recon
+    read, phase, normal = geometry.axes
     samples, mask = raw.samples[:, :, 0], raw.count[:, 0] > 0
     kept = _columns_in_view(encoded, recon)
     complete = bool((mask.all(axis=2) == mask.any(axis=2)).all())
@@ -205,20 +219,14 @@ def _slices(
         mask = np.repeat(mask[:, :, :1], kept, axis=2)
         fov_x = encoded.fov_mm[0] * kept / encoded.n[0]
     shape = (samples.shape[0], recon.n[1], recon.n[0])
-    steps = (spacing_mm, recon.fov_mm[1] / recon.n[1], recon.fov_mm[0] / recon.n[0])
-    lattice = grid(shape, steps, (normal, phase, read), first_mm, (0, shape[1] // 2, shape[2] // 2))
-    return samples, mask, (encoded.fov_mm[1], fov_x), lattice, encoded.fov_mm[2]
+    steps = (geometry.spacing_mm, recon.fov_mm[1] / recon.n[1], recon.fov_mm[0] / recon.n[0])
+    lattice = grid(shape, steps, (normal, phase, read), geometry.first_mm, (0, shape[1] // 2, shape[2] // 2))
+    return _Sorted(samples, mask, (encoded.fov_mm[1], fov_x), lattice, encoded.fov_mm[2])
 
 
-def _volume(
-    raw: _Raw,
-    encoded: _Space,
-    recon: _Space,
-    axes: list[NDArray[np.float64]],
-    first_mm: NDArray[np.float64],
-    _spacing_mm: float,
-) -> tuple[NDArray[np.complex64], NDArray[np.bool_], tuple[float, float], Grid, float]:
-    read, phase, normal = axes
+def _volume(raw: _Raw, geometry: _Geometry) -> _Sorted:
+    encoded, recon = geometry.encoded, geometry.recon
+    read, phase, normal = geometry.axes
     measured = raw.count[0] > 0
     mask: NDArray[np.bool_] = measured.all(axis=2)
     if (measured.any(axis=2) != mask).any():
@@ -234,8 +242,8 @@ def _volume(
     step_x = encoded.fov_mm[0] / encoded.n[0]
     shape = (kept, recon.n[1], recon.n[2])
     steps = (step_x, recon.fov_mm[1] / recon.n[1], recon.fov_mm[2] / recon.n[2])
-    lattice = grid(shape, steps, (read, phase, normal), first_mm, (kept // 2, shape[1] // 2, shape[2] // 2))
-    return samples, mask, (encoded.fov_mm[1], encoded.fov_mm[2]), lattice, step_x
+    lattice = grid(shape, steps, (read, phase, normal), geometry.first_mm, (kept // 2, shape[1] // 2, shape[2] // 2))
+    return _Sorted(samples, mask, (encoded.fov_mm[1], encoded.fov_mm[2]), lattice, step_x)
 
 
 def _columns_in_view(encoded: _Space, recon: _Space) -> int:

@@ -20,10 +20,10 @@ from typing import BinaryIO
 from pydicom import config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RawDataStorage
+from pydicom.dataset import Dataset
+from pydicom.uid import RawDataStorage
 
-from dicomnode import uids
+from dicomnode import part10, uids
 from dicomnode.mrd.acquisitions import read_header
 from dicomnode.mrd.facts import identity
 from pipelines.contract import Refused
@@ -157,12 +157,7 @@ def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
     ds.ContentDate, ds.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     ds.AcquisitionContextSequence = []
     ds.CreatorVersionUID = CREATOR_VERSION_UID
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    ds.file_meta.ImplementationClassUID = uids.IMPLEMENTATION_CLASS_UID
-    ds.file_meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
+    part10.describe(ds)
     return ds
 
 

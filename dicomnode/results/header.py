@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, RawDataStorage, SegmentationStorage
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, RawDataStorage, SegmentationStorage
 
-from dicomnode import uids
+from dicomnode import part10, uids
 from dicomnode.errors import InputRefused
 from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
@@ -18,7 +18,17 @@ from pipelines.contract import Measurement
 if TYPE_CHECKING:
     from dicomnode.config import ResultsConfig
 
-__all__ = ["MANUFACTURER", "SYNTHESIZING_EQUIPMENT", "Context", "Series", "code", "complete", "nameless", "reference"]
+__all__ = [
+    "MANUFACTURER",
+    "SYNTHESIZING_EQUIPMENT",
+    "Context",
+    "Series",
+    "code",
+    "complete",
+    "instance_of",
+    "nameless",
+    "reference",
+]
 
 MANUFACTURER = "dicomnode"
 SYNTHESIZING_EQUIPMENT = ("109100", "DCM", "Synthesizing Equipment")
@@ -115,6 +125,20 @@ def reference(source: Dataset) -> Dataset:
     return item
 
 
+def instance_of(context: Context, name: str, number: int) -> dict[str, Any]:
+    """What highdicom's constructors want to know of an instance; ``complete`` replaces the equipment."""
+    return {
+        "series_instance_uid": context.uid("series", name),
+        "series_number": number,
+        "sop_instance_uid": context.uid("instance", name),
+        "instance_number": 1,
+        "manufacturer": "-",
+        "manufacturer_model_name": "-",
+        "software_versions": "-",
+        "device_serial_number": "-",
+    }
+
+
 def nameless(image: Dataset) -> Dataset:
     """The header as highdicom should see it: it quotes names that it finds odd in warnings, and checks character sets.
 
@@ -138,12 +162,7 @@ def complete(ds: Dataset, context: Context, series: Series) -> None:
     record(ds, context.provenance, context.measurements)
     if ds.SpecificCharacterSet is None:
         del ds.SpecificCharacterSet
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    ds.file_meta.ImplementationClassUID = uids.IMPLEMENTATION_CLASS_UID
-    ds.file_meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
+    part10.describe(ds)
 
 
 def _identify(ds: Dataset, context: Context, series: Series) -> None:

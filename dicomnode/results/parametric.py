@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicomnode.errors import GeometryError, InputRefused
-from dicomnode.results.header import Context, Series, complete, nameless
+from dicomnode.results.header import Context, Series, complete, instance_of, nameless
 from dicomnode.results.lattice import lattice_of
 from pipelines.contract import ParametricMap
 
@@ -43,14 +43,6 @@ def write(finding: ParametricMap, context: Context, number: int, images: Sequenc
     ds: Dataset = hd.pm.ParametricMap(
         source_images=[nameless(image) for image in images],
         pixel_array=frames,
-        series_instance_uid=context.uid("series", finding.name),
-        series_number=number,
-        sop_instance_uid=context.uid("instance", finding.name),
-        instance_number=1,
-        manufacturer="-",
-        manufacturer_model_name="-",
-        software_versions="-",
-        device_serial_number="-",
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[
@@ -64,6 +56,7 @@ def write(finding: ParametricMap, context: Context, number: int, images: Sequenc
         content_label="QUANTITY",
         content_description=finding.description[:64],
         pixel_measures=measures(images, finding.slice_thickness_mm),
+        **instance_of(context, finding.name, number),
     )
     meaning = finding.quantity
     complete(

@@ -11,7 +11,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from dicomnode.errors import InputRefused
-from dicomnode.results.header import Context, Series, complete, nameless
+from dicomnode.results.header import Context, Series, complete, instance_of, nameless
 from dicomnode.results.lattice import lattice_of
 from dicomnode.results.parametric import measures, on_frames_of
 from pipelines import contract
@@ -34,18 +34,11 @@ def write(finding: contract.Segmentation, context: Context, number: int, images:
         pixel_array=labels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY if binary else hd.seg.SegmentationTypeValues.LABELMAP,
         segment_descriptions=[_segment(segment, context, finding.name) for segment in finding.segments],
-        series_instance_uid=context.uid("series", finding.name),
-        series_number=number,
-        sop_instance_uid=context.uid("instance", finding.name),
-        instance_number=1,
-        manufacturer="-",
-        manufacturer_model_name="-",
-        software_versions="-",
-        device_serial_number="-",
         omit_empty_frames=bool(labels.any()),
         content_label="SEGMENTATION",
         content_description=finding.description[:64],
         pixel_measures=measures(images, finding.slice_thickness_mm),
+        **instance_of(context, finding.name, number),
     )
     empty = "" if labels.any() else " No voxel was found."
     complete(
