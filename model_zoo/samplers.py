@@ -105,7 +105,7 @@ def posterior_mean(
 
 
 def dps(
-    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, noise: Noise, zeta: float = 1.0,
+    D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, noise: Noise, zeta: float = 3.0,
 ) -> Tensor:  # fmt: skip
     """Diffusion posterior sampling (Chung 2023): an ancestral step, then x -= step * grad_x ||y - A D(x, sigma)||.
 
@@ -159,7 +159,7 @@ def score_mri(
 
 def ald(
     D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, noise: Noise,
-    inner_steps: int = 3, rate: float = 0.3,
+    inner_steps: int = 3, rate: float = 0.6,
 ) -> Tensor:  # fmt: skip
     """Score-ALD (Jalal 2021): annealed Langevin dynamics on the posterior's score.
 

@@ -17,6 +17,7 @@ __all__ = ["Problem", "check", "prepare"]
 CALIBRATION = 24
 """Side of the calibration block used, at most; ESPIRiT needs at least MIN_CALIBRATION."""
 MIN_CALIBRATION = 12
+PRESCAN = "noise pre-scan"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Problem:
     noise_sd: float
     maps_from: str
     noise_from: str
+
+    @property
+    def noise_is_known(self) -> bool:
+        return self.noise_from == PRESCAN
 
     def slices(self, start: int, stop: int) -> Problem:
         part = slice(start, stop)
@@ -116,7 +121,7 @@ def _whitening(k: KSpace, y: Tensor, mask: Tensor) -> tuple[Tensor, float, str]:
     """Matrix to noise with unit sd per component, the mean noise sd that it divides by, and what it comes from."""
     if k.noise is not None and k.noise.shape[1] >= 8 * k.noise.shape[0]:
         covariance = coils.noise_covariance(torch.from_numpy(k.noise))
-        source = "noise pre-scan"
+        source = PRESCAN
     else:
         covariance = torch.diag(coils.noise_level(y, mask).to(torch.complex128) ** 2)
         source = "outer k-space and edges of the field of view"

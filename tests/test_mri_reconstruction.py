@@ -155,6 +155,11 @@ def test_measured_samples_are_kept_within_their_noise() -> None:
     assert number(found, "chi-square") < 1.5
 
 
+def test_one_coil_of_unknown_noise_keeps_its_samples_exactly() -> None:
+    assert number(reconstruct(acquired(1, prescan=False)), "chi-square") < 1e-3
+    assert number(reconstruct(acquired(4, prescan=False)), "chi-square") > 0.3
+
+
 def test_without_a_noise_scan_the_level_comes_from_the_data_and_the_result_says_so() -> None:
     found = reconstruct(acquired(1, prescan=False))
     assert number(found, "noise level") == pytest.approx(3.0, rel=0.35)
