@@ -2,10 +2,11 @@
 
     python -m benchmarks.ingest [--instances 500] [--repeats 3] [--large-mb 500] [--json FILE]
 
-DCMTK's storescu sends (TCP_NODELAY=1 on both sides; 512x512x16 bit, new UIDs in every run) over 1 and over 4
-associations at once. The clock runs from the start of the senders to the end of the last one. Both receivers
-synchronise every file to disk before they answer; every status is checked, and afterwards the number of instances
-that each holds. The peak of resident memory is the kernel's own (VmHWM), after one large multi-frame object.
+DCMTK's storescu sends (TCP_NODELAY=1 on both sides; 512x512x16 bit, new UIDs in every run, the files to send written
+back to disk before) over 1 and over 4 associations at once. The clock runs from the start of the senders to the end of
+the last one. Both receivers synchronise every file to disk before they answer; every status is checked, and afterwards
+the number of instances that each holds. The peak of resident memory is the kernel's own (VmHWM), after one large
+multi-frame object. Other work on the machine costs the receiver more that waits more often: measure on a quiet one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import statistics
@@ -109,13 +109,12 @@ def measure_memory(root: Path, megabytes: int) -> dict[str, float]:
     frames = max(1, megabytes * 1_000_000 // (512 * 512 * 2))
     large = _image(512, 512, frames=frames)
     peaks = {}
-    for start in (node, orthanc):
-        with start(root / "large") as receiver:
+    for number, start in enumerate((node, orthanc)):
+        with start(root / f"large{number}") as receiver:
             folders = _write_fresh(root / "send", large, 1, 1)
             _send(receiver, folders)
             status = Path(f"/proc/{receiver.pid}/status").read_text()
             peaks[receiver.name] = int(status.split("VmHWM:")[1].split()[0]) / 1000
-        shutil.rmtree(root / "large")
     return peaks
 
 
@@ -261,18 +260,22 @@ def _image(rows: int, columns: int, frames: int = 0) -> bytes:
 
 
 def _write_fresh(root: Path, template: bytes, count: int, parts: int) -> list[Path]:
-    """``count`` files with new UIDs, one study, one folder and series per association."""
-    shutil.rmtree(root, ignore_errors=True)
+    """``count`` files with new UIDs, one study, one folder and series per association.
+
+    They are overwritten from run to run and not deleted, because a file system may take its time over new files when
+    many were just deleted.
+    """
     stamp = time.time_ns()
     head, tail = template[:4096], template[4096:]
-    folders = [root / f"part{part}" for part in range(parts)]
+    folders = [root / f"{count} in {parts}" / f"part{part}" for part in range(parts)]
     for part, folder in enumerate(folders):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for number in range(part, count, parts):
             fresh = head.replace(_STUDY.encode(), _uid(1, stamp, 0)).replace(_SERIES.encode(), _uid(2, stamp, part))
             with (folder / f"{number:06}.dcm").open("wb") as file:
                 file.write(fresh.replace(_INSTANCE.encode(), _uid(3, stamp, number)))
                 file.write(tail)
+    os.sync()  # or the disk would still be writing these while it is asked to make the received ones durable
     return folders
 
 

@@ -21,9 +21,11 @@ from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 __all__ = [
     "Element",
-    "FileWindow",
     "Inflated",
+    "OpenFile",
+    "Readable",
     "Source",
+    "Window",
     "dictionary_vr",
     "file_meta",
     "open_source",
@@ -47,8 +49,14 @@ _INFLATE_AT_MOST = 32 * 1024 * 1024
 _DEEPEST = 64
 
 
+class Readable(Protocol):
+    """Anything whose bytes can be looked at."""
+
+    def read(self, at: int, count: int) -> bytes: ...
+
+
 class Source(Protocol):
-    """Random access to the encoded bytes of one data set."""
+    """Random access to the encoded bytes of one data set, of which the first ``readable`` ones can be read."""
 
     size: int
     readable: int
@@ -56,18 +64,28 @@ class Source(Protocol):
     def read(self, at: int, count: int) -> bytes: ...
 
 
-class FileWindow:
-    """The bytes of an open file from ``start`` to ``stop``, read in blocks of 64 KiB."""
+class OpenFile:
+    """The bytes of an open file."""
 
-    def __init__(self, fd: int, start: int, stop: int) -> None:
-        self._fd, self._start = fd, start
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, at: int, count: int) -> bytes:
+        return os.pread(self._fd, count, at)
+
+
+class Window:
+    """Bytes from ``start`` to ``stop``, read in blocks of 64 KiB."""
+
+    def __init__(self, content: Readable, start: int, stop: int) -> None:
+        self._content, self._start = content, start
         self.size = self.readable = stop - start
         self._at, self._block = 0, b""
 
     def read(self, at: int, count: int) -> bytes:
         offset = at - self._at
         if offset < 0 or offset + count > len(self._block):
-            self._block = os.pread(self._fd, min(max(count, _WINDOW), self.size - at), self._start + at)
+            self._block = self._content.read(self._start + at, min(max(count, _WINDOW), self.size - at))
             self._at, offset = at, 0
         return self._block[offset : offset + count]
 
@@ -109,9 +127,9 @@ class _Syntax:
 _EXPLICIT_LITTLE, _EXPLICIT_BIG, _IMPLICIT_LITTLE = _Syntax(True, "<"), _Syntax(True, ">"), _Syntax(False, "<")
 
 
-def open_source(fd: int, start: int, stop: int, transfer_syntax_uid: str) -> Source:
-    """The data set that lies in an open file between two offsets."""
-    window = FileWindow(fd, start, stop)
+def open_source(content: Readable, start: int, stop: int, transfer_syntax_uid: str) -> Source:
+    """The data set that lies between two offsets."""
+    window = Window(content, start, stop)
     return Inflated(window) if transfer_syntax_uid in _DEFLATED else window
 
 
@@ -170,9 +188,9 @@ def file_meta(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid:
     return b"\0" * 128 + b"DICM" + _explicit(0x0000, b"UL", struct.pack("<L", len(body))) + body
 
 
-def read_file_meta(fd: int, size: int) -> tuple[str, int]:
+def read_file_meta(content: Readable, size: int) -> tuple[str, int]:
     """The transfer syntax UID of a Part 10 file, and the offset of its data set."""
-    source, at, transfer_syntax_uid = FileWindow(fd, 0, size), 132, ""
+    source, at, transfer_syntax_uid = Window(content, 0, size), 132, ""
     if source.read(128, 4) != b"DICM":
         raise CannotUnderstand("the file is not a DICOM file: it has no DICM prefix")
     while source.read(at, 2) == b"\2\0":

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRBigEndian
 from pydicom.valuerep import TEXT_VR_DELIMS
 
 from db.studies import InstanceFacts
-from dicomnode.encoded import Source, dictionary_vr, open_source, read_file_meta, walk
+from dicomnode.encoded import OpenFile, Source, dictionary_vr, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand
 
 __all__ = ["facts", "read"]
@@ -42,8 +42,9 @@ def read(path: Path) -> InstanceFacts:
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        transfer_syntax_uid, start = read_file_meta(file.fileno(), size)
-        return facts(open_source(file.fileno(), start, size, transfer_syntax_uid), transfer_syntax_uid)
+        content = OpenFile(file.fileno())
+        transfer_syntax_uid, start = read_file_meta(content, size)
+        return facts(open_source(content, start, size, transfer_syntax_uid), transfer_syntax_uid)
 
 
 def facts(source: Source, transfer_syntax_uid: str) -> InstanceFacts:

@@ -19,7 +19,7 @@ from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
 from dicomnode import headers, spool
-from dicomnode.encoded import file_meta, open_source, read_file_meta
+from dicomnode.encoded import OpenFile, file_meta, open_source, read_file_meta
 from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
 
 if TYPE_CHECKING:
@@ -75,10 +75,9 @@ class Ledger:
         self._waiting: list[_Entry] = []
         self._busy = False
 
-    def register(self, facts: InstanceFacts, writer: spool.Writer, sender: Sender) -> Registration:
+    def register(self, facts: InstanceFacts, writer: spool.Writer, sender: Sender) -> tuple[Registration, StoredFile]:
         """Returns when the file is durable and the commit that holds its row and its event is done."""
-        entry = _Entry(Arrival(facts, writer.stored, sender))
-        writer.start_writing()
+        entry = _Entry(Arrival(facts, writer.finish(), sender))
         if writer.size_bytes > _LARGE:  # nobody else's rows wait for this one
             entry.make_durable(writer)
         with self._lock:
@@ -94,7 +93,7 @@ class Ledger:
         if entry.error is not None:
             raise entry.error
         assert entry.answer is not None
-        return entry.answer
+        return entry.answer, entry.arrival.file
 
     def _commit_waiting(self, leader: _Entry, writer: spool.Writer) -> None:
         """One transaction for all that wait; then the next of those that came meanwhile takes the lead."""
@@ -134,20 +133,21 @@ class Ledger:
                 entry.answer = answer
 
 
-def receive_instance(ledger: Ledger, writer: spool.Writer, announced: Announced, sender: Sender) -> Registration:
+def receive_instance(
+    ledger: Ledger, writer: spool.Writer, data_set_at: int, announced: Announced, sender: Sender
+) -> Registration:
     """Take in the Part 10 file that ``writer`` holds; when this returns, its bytes and its row are durable.
 
     Raises RefusedObject: CannotUnderstand or MismatchedClass, after which nothing of it is kept, or
     DuplicateConflict, after which it is in quarantine.
     """
-    transfer_syntax_uid, start = read_file_meta(writer.fileno(), writer.size_bytes)
-    source = open_source(writer.fileno(), start, writer.size_bytes, transfer_syntax_uid)
-    facts = headers.facts(source, transfer_syntax_uid)
+    source = open_source(writer, data_set_at, writer.size_bytes, announced.transfer_syntax_uid)
+    facts = headers.facts(source, announced.transfer_syntax_uid)
     _check_announced(facts, announced)
-    registration = ledger.register(facts, writer, sender)
+    registration, file = ledger.register(facts, writer, sender)
     if registration.kind != "conflict":
         return registration
-    return _settle_conflict(ledger, Arrival(facts, writer.stored, sender), registration)
+    return _settle_conflict(ledger, Arrival(facts, file, sender), registration)
 
 
 class Reception:
@@ -157,12 +157,14 @@ class Reception:
         self._ledger, self._announced, self._sender = ledger, announced, sender
         self._writer: spool.Writer | None = None
         self._failure: NodeError | OSError | None = None
+        meta = _file_meta(announced, sender)
+        self._data_set_at = len(meta)
         try:
             spool.check_space(ledger.root, limits)
             self._writer = spool.open_writer(ledger.root)
         except (NodeError, OSError) as exc:
             self._fail(exc)
-        self.write(_file_meta(announced, sender))
+        self.write(meta)
 
     def write(self, piece: bytes | memoryview) -> None:
         """A piece of the data set, as it came."""
@@ -178,7 +180,7 @@ class Reception:
             if self._failure is not None:
                 raise self._failure
             assert self._writer is not None
-            receive_instance(self._ledger, self._writer, self._announced, self._sender)
+            receive_instance(self._ledger, self._writer, self._data_set_at, self._announced, self._sender)
         except NodeError as exc:
             _log.warning("an instance from %s was refused: %s", self._sender.address, exc)
             return exc.dicom_status, str(exc)
@@ -257,7 +259,7 @@ def _remove_unless_referred_to(ledger: Ledger, file: StoredFile) -> None:
 def _same_data_set(first: Path, second: Path) -> bool:
     with first.open("rb") as one, second.open("rb") as other:
         for file in (one, other):
-            _, start = read_file_meta(file.fileno(), os.fstat(file.fileno()).st_size)
+            _, start = read_file_meta(OpenFile(file.fileno()), os.fstat(file.fileno()).st_size)
             file.seek(start)
         while block := one.read(_BLOCK):
             if block != other.read(_BLOCK):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Writer", "check_space", "open_writer", "path", "prepare", "sweep", "write"]
 
 _INCOMING = "incoming"
+_PIECE = 1 << 20  # what is collected in memory before it is written: most images are hashed and written in one go
 _START_EVERY = 4 << 20  # bytes after which the disk begins, so that a large file does not end in one long wait
 
 
@@ -40,41 +41,41 @@ class Writer:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._digest = hashlib.sha256()
-        self._name, self._fd = _create(root / _INCOMING)
-        self._open = True
-        self.size_bytes = self._started = 0
+        self._name, self._fd = "", -1
+        self._pending = bytearray()
+        self._written = self._started = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """How much was written so far."""
+        return self._written + len(self._pending)
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         """Append to the file and to its digest."""
-        view = memoryview(chunk)
-        with _no_space_left_is_refused():
-            while view:
-                written = os.write(self._fd, view)
-                self._digest.update(view[:written])
-                self.size_bytes += written
-                view = view[written:]
+        self._pending += chunk
+        if len(self._pending) >= _PIECE:
+            self._flush()
+            if self._written - self._started >= _START_EVERY:
+                self._start_writing()
 
-        if self.size_bytes - self._started > _START_EVERY:
-            self.start_writing()
+    def read(self, at: int, count: int) -> bytes:
+        """A look at what was written."""
+        if at >= self._written:
+            begin = at - self._written
+            return bytes(self._pending[begin : begin + count])
+        self._flush()
+        return os.pread(self._fd, count, at)
 
-    def start_writing(self) -> None:
-        """Let the disk begin with what was written, without waiting for it."""
-        os.posix_fadvise(self._fd, self._started, 0, os.POSIX_FADV_DONTNEED)
-        self._started = self.size_bytes
-
-    def fileno(self) -> int:
-        """The open file, readable, for a look at what was written."""
-        return self._fd
-
-    @property
-    def stored(self) -> StoredFile:
-        """What the file will be called, once nothing more is written."""
+    def finish(self) -> StoredFile:
+        """Nothing more comes: let the disk begin with the rest, without waiting for it. Says what the file will be."""
+        self._flush()
+        self._start_writing()
         sha256 = self._digest.hexdigest()
-        return StoredFile(sha256, self.size_bytes, f"{sha256[:2]}/{sha256}.dcm")
+        return StoredFile(sha256, self._written, f"{sha256[:2]}/{sha256}.dcm")
 
     def commit(self) -> StoredFile:
         """Make the file durable under its final name; when this returns, a power cut cannot take it back."""
-        stored = self.stored
+        stored = self.finish()
         final = self._root / stored.relative_path
         with _no_space_left_is_refused():
             if final.exists():
@@ -84,6 +85,23 @@ class Writer:
             _sync_folder(final.parent)
         self._close()
         return stored
+
+    def _flush(self) -> None:
+        with _no_space_left_is_refused():
+            if self._fd < 0:
+                self._name, self._fd = _create(self._root / _INCOMING)
+            self._digest.update(self._pending)
+            with memoryview(self._pending) as view:
+                at = 0
+                while at < len(view):
+                    at += os.write(self._fd, view[at:])
+        self._written += at
+        self._pending = bytearray()
+
+    def _start_writing(self) -> None:
+        if self._written > self._started:
+            os.posix_fadvise(self._fd, self._started, 0, os.POSIX_FADV_DONTNEED)
+            self._started = self._written
 
     def _rename(self, final: Path) -> None:
         try:
@@ -95,14 +113,14 @@ class Writer:
 
     def discard(self) -> None:
         """Forget what was written."""
-        if self._open:
+        if self._fd >= 0:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._name)
             self._close()
 
     def _close(self) -> None:
-        self._open = False
         os.close(self._fd)
+        self._fd = -1
 
     def __enter__(self) -> Writer:
         return self
@@ -124,8 +142,7 @@ def prepare(root: Path) -> None:
 
 def open_writer(root: Path) -> Writer:
     """Begin a file in the store at ``root``."""
-    with _no_space_left_is_refused():
-        return Writer(root)
+    return Writer(root)
 
 
 def write(root: Path, chunks: bytes | Iterable[bytes]) -> StoredFile:

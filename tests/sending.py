@@ -21,7 +21,7 @@ from pynetdicom.sop_class import Verification
 
 from dicomnode.associations import association
 from dicomnode.config import Config, Peer
-from dicomnode.encoded import file_meta, read_file_meta
+from dicomnode.encoded import OpenFile, file_meta, read_file_meta
 from tests.peers.process import installed
 
 __all__ = [
@@ -64,7 +64,7 @@ class Encoded:
 def encoded(path: Path) -> Encoded:
     """The data set of a file as it lies there."""
     with path.open("rb") as file:
-        transfer_syntax_uid, start = read_file_meta(file.fileno(), os.fstat(file.fileno()).st_size)
+        transfer_syntax_uid, start = read_file_meta(OpenFile(file.fileno()), os.fstat(file.fileno()).st_size)
         data_set = path.read_bytes()[start:]
     ds = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
     return Encoded(ds.SOPClassUID, ds.SOPInstanceUID, transfer_syntax_uid, data_set)

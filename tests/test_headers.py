@@ -25,7 +25,7 @@ from pydicom.uid import (
 
 from db.studies import InstanceFacts
 from dicomnode import headers
-from dicomnode.encoded import FileWindow, open_source, walk
+from dicomnode.encoded import OpenFile, Window, open_source, walk
 from dicomnode.errors import CannotUnderstand
 from tests.peers.files import write_instance
 from tests.sending import Encoded, encoded, kit_files
@@ -145,7 +145,7 @@ def test_sequences_and_encapsulated_pixels_of_undefined_length_are_walked_over(t
     path = tmp_path / "bytes"
     path.write_bytes(sequence + pixels)
     with path.open("rb") as file:
-        source = FileWindow(file.fileno(), 0, len(sequence + pixels))
+        source = Window(OpenFile(file.fileno()), 0, len(sequence + pixels))
         found = [(element.tag, element.vr) for element in walk(source, ExplicitVRLittleEndian)]
     assert found == [(0x00081140, "SQ"), (0x7FE00010, "OB")]
 
@@ -155,7 +155,7 @@ def test_endless_nesting_is_refused(tmp_path: Path) -> None:
     level = b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
     path.write_bytes(level * 5000)
     with path.open("rb") as file, pytest.raises(CannotUnderstand, match="nested"):
-        list(walk(FileWindow(file.fileno(), 0, len(level) * 5000), ExplicitVRLittleEndian))
+        list(walk(Window(OpenFile(file.fileno()), 0, len(level) * 5000), ExplicitVRLittleEndian))
 
 
 def test_a_large_object_is_read_in_little_memory(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_bomb_of_zeros_inflates_in_bounded_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with path.open("rb") as file:
-            source = open_source(file.fileno(), 0, len(bomb.getvalue()), DeflatedExplicitVRLittleEndian)
+            source = open_source(OpenFile(file.fileno()), 0, len(bomb.getvalue()), DeflatedExplicitVRLittleEndian)
             assert source.size == 200 << 20
         assert tracemalloc.get_traced_memory()[1] < 120_000_000
     finally:

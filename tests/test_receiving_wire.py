@@ -91,10 +91,9 @@ def test_the_answer_names_message_class_and_instance(receiver: Receiver, an_inst
 
 
 @pytest.mark.parametrize("how", ["abort", "close", "reset"])
-@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
-def test_an_instance_cut_off_midway_leaves_nothing(
-    receiver: Receiver, an_instance: Encoded, how: str, part: float
-) -> None:
+@pytest.mark.parametrize("part", [0.5, 1.0])
+def test_an_instance_cut_off_midway_leaves_nothing(receiver: Receiver, tmp_path: Path, how: str, part: float) -> None:
+    (an_instance,) = instances(tmp_path / "folder", 1, frames_bytes=3_000_000)
     with sender_to(receiver.port, [an_instance]) as assoc:
         context, sock = _context(assoc, an_instance), raw_socket(assoc)
         sock.sendall(p_data(context, (LAST_COMMAND, store_request(an_instance))))

@@ -114,11 +114,11 @@ def test_a_nearly_full_disk_is_refused(tmp_path: Path, limits: dict[str, float],
 
 def test_a_sweep_takes_what_a_killed_process_left_and_nothing_that_is_written(tmp_path: Path) -> None:
     left = "import os, sys; from pathlib import Path; from dicomnode import spool;"
-    left += "spool.open_writer(Path(sys.argv[1])).write(b'half'); os.kill(os.getpid(), 9)"
+    left += "spool.open_writer(Path(sys.argv[1])).write(bytes(2000000)); os.kill(os.getpid(), 9)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", left, str(tmp_path)], env=environment, check=False)
     with spool.open_writer(tmp_path) as writer:
-        writer.write(b"living")
+        writer.write(bytes(2_000_000))
         assert len(_files(tmp_path)) == 2
         assert spool.sweep(tmp_path) == 1
         stored = writer.commit()
