@@ -71,7 +71,7 @@ class Options(BaseModel):
     sigma_min: float = Field(default=0.005, gt=0)
     coil_energy: float = Field(default=0.99, ge=0.95, le=1)
     measured: Literal["auto", "within noise", "exactly"] = "auto"
-    low_confidence: float = Field(default=0.15, gt=0)
+    low_confidence: float = Field(default=0.1, gt=0)
     batch: int = Field(default=4, ge=1)
 
 
