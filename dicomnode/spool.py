@@ -1,12 +1,9 @@
 """The durable store of files: what it has committed survives a power cut.
 
-A file is written under ``incoming/``, renamed to ``aa/<sha256>.dcm``, and then it and its folder are synchronised. Its
-name is the SHA-256 of its content, so nothing that a sender chose reaches the file system, equal content is kept once,
-and a file can be checked against its own name.
-
-The file has its name before it is synchronised, because the disk then writes both in one go (one journal commit
-instead of two, which is most of what durability costs). That is safe as a name in the store means nothing by itself:
-rows name files, and a row is written only after ``commit`` has returned.
+A file is written under ``incoming/`` and synchronised, renamed to ``aa/<sha256>.dcm``, and then its folder is
+synchronised: under a name of the store lies nothing but whole, durable files. The name is the SHA-256 of the content, so
+nothing that a sender chose reaches the file system, equal content is kept once, and a file can be checked against its own
+name.
 """
 
 from __future__ import annotations
@@ -78,10 +75,8 @@ class Writer:
         stored = self.finish()
         final = self._root / stored.relative_path
         with _no_space_left_is_refused():
-            if final.exists():
-                os.fsync(self._fd)  # a durable file is never replaced by one that is not
-            self._rename(final)
             os.fsync(self._fd)
+            self._rename(final)
             _sync_folder(final.parent)
         self._close()
         return stored

@@ -69,18 +69,11 @@ def _watch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return events
 
 
-def test_file_and_folder_are_synchronised_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_has_its_name_only_once_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool.prepare(tmp_path)
     events = _watch(monkeypatch)
     spool.write(tmp_path, b"content")
-    assert events == ["rename", "file", "folder"]
-
-
-def test_a_durable_file_is_replaced_only_by_a_durable_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spool.write(tmp_path, b"content")
-    events = _watch(monkeypatch)
-    spool.write(tmp_path, b"content")
-    assert events[:2] == ["file", "rename"]
+    assert events == ["file", "rename", "folder"]
 
 
 def test_a_disk_without_space_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
