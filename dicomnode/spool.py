@@ -1,9 +1,9 @@
 """The durable store of files: what it has committed survives a power cut.
 
 A file is written under ``incoming/`` and synchronised, renamed to ``aa/<sha256>.dcm``, and then its folder is
-synchronised: under a name of the store lies nothing but whole, durable files. The name is the SHA-256 of the content, so
-nothing that a sender chose reaches the file system, equal content is kept once, and a file can be checked against its own
-name.
+synchronised: under a name of the store lies nothing but whole, durable files. The name is the SHA-256 of the content,
+so nothing that a sender chose reaches the file system, equal content is kept once, and a file can be checked against
+its own name.
 """
 
 from __future__ import annotations
