@@ -21,7 +21,7 @@ from tests.peers import Node, StoreScp, a_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 
 KINDS = ["image", "labelled image", "parametric map", "segmentation"]
-LONG = {"steps": 150, "mean_steps": 2, "samples": 2}  # seconds, in which the work is seen and stopped
+FAST = {"steps": 10, "mean_steps": 10, "samples": 2}
 
 
 def put(running: Node, path: Path, now: datetime) -> None:
@@ -39,11 +39,13 @@ def put(running: Node, path: Path, now: datetime) -> None:
     engine.dispose()
 
 
-def wait_for_step(running: Node, *steps: str) -> None:
-    def is_there() -> bool:
-        return any(job.state is JobState.RUNNING and job.step.startswith(steps) for job in running.jobs())
+def wait_until_at_work(running: Node, worker_pid: int) -> None:
+    """Until the worker has begun its job and with it to load torch: the model and all of its work are still to come."""
 
-    wait_for(is_there, f"a job's step is {' or '.join(steps)}", within_s=120)
+    def is_at_work() -> bool:
+        return "job 1: started" in running.log and "libtorch" in Path(f"/proc/{worker_pid}/maps").read_text()
+
+    wait_for(is_at_work, "a job has begun", within_s=120)
 
 
 def environment_of(pid: int) -> list[str]:
@@ -59,13 +61,13 @@ def test_ready_line_comes_when_associations_are_accepted(tmp_path: Path) -> None
 def test_a_killed_worker_leaves_one_set_of_results(
     tmp_path: Path, now: datetime, database_url: str, storescp: StoreScp
 ) -> None:
-    routes = [a_route("storescp", **LONG)]
+    routes = [a_route("storescp", **FAST)]
     path = write_config(tmp_path, database={"url": database_url}, peers=[storescp.peer], routes=routes)
     with Node(path) as running:
         sent = peers.store(running.peer, [raw_data(tmp_path / "raw.dcm", now)], calling_aet="TEST")
         assert [result.status for result in sent] == [0x0000]
-        wait_for_step(running, "slice")
         (killed,) = running.children
+        wait_until_at_work(running, killed)
         assert running.jobs()[0].worker.endswith(f":{killed}")
         os.kill(killed, signal.SIGKILL)
         job = running.wait_for_job("done", "dead")
@@ -81,10 +83,10 @@ def test_a_killed_worker_leaves_one_set_of_results(
 
 
 def test_a_worker_told_to_stop_gives_its_job_back(tmp_path: Path, now: datetime) -> None:
-    running = Node(write_config(tmp_path, routes=[a_route(**LONG)]), "work")
+    running = Node(write_config(tmp_path, routes=[a_route(**FAST)]), "work")
     put(running, raw_data(tmp_path / "raw.dcm", now), now)
     with running:
-        wait_for_step(running, "reading", "coils", "slice")
+        wait_until_at_work(running, running.program.pid)
         assert running.stop() == 0
     with running.sessions() as session:
         job = session.scalars(select(Job)).one()

@@ -226,7 +226,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 def test_a_large_file_is_sent_with_bounded_memory(tmp_path: Path, storescp: StoreScp) -> None:
     path = tmp_path / "large.dcm"
-    write_instance(path, sop_class_uid=RawDataStorage, frames_bytes=200_000_000)
+    write_instance(path, sop_class_uid=RawDataStorage, frames_bytes=100_000_000)
     command = [sys.executable, "-c", MEMORY, str(storescp.peer.port), str(path)]
     grown_mb = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert grown_mb < 40

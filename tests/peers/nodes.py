@@ -32,7 +32,7 @@ _HASTE: dict[str, dict[str, Any]] = {
     "node": {"host": "127.0.0.1", "port": 0, "network_timeout_s": 10},
     "completion": {"quiet_s": 0.5},
     "spool": {"min_free_gb": 0.0, "refuse_at_percent": 100},
-    "worker": {"device": "cpu", "lease_s": 3, "poll_s": 0.1, "backoff_s": 0.1},
+    "worker": {"device": "cpu", "poll_s": 0.1, "backoff_s": 0.1},
     "delivery": {"backoff_s": 0.2, "backoff_max_s": 1, "breaker_open_s": 0.5},
 }
 
