@@ -133,7 +133,7 @@ class Crew:
         while len(self._processes) < self._size:
             command = [sys.executable, "-m", "dicomnode", "--config", str(self._config.path)]
             command += ["work", "--parent", str(os.getpid())]
-            self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_worker_environment()))
+            self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_worker_environment(self._size)))
 
     def tend(self) -> None:
         """Replace the dead; a worker that cannot even start is not tried more than once in five seconds."""
@@ -172,10 +172,11 @@ class Crew:
             log.error("job %d: its worker died; now %s", job.id, job.state)
 
 
-def _worker_environment() -> dict[str, str]:
-    """Ours, and a policy for OpenMP unless the user has one."""
+def _worker_environment(workers: int) -> dict[str, str]:
+    """Ours, with each worker's share of the cores, unless the user says otherwise."""
     # torch's idle threads spin by default: where other work wants the cores, they starve it and one another (tenfold).
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    share = max(1, (os.cpu_count() or 1) // max(1, workers))
+    return {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(share)} | os.environ
 
 
 def _expire_leases(sessions: sessionmaker[Session], config: Config, now: datetime) -> int:
