@@ -133,7 +133,9 @@ class Crew:
         while len(self._processes) < self._size:
             command = [sys.executable, "-m", "dicomnode", "--config", str(self._config.path)]
             command += ["work", "--parent", str(os.getpid())]
-            self._processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_worker_environment(self._size)))
+            self._processes.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_worker_environment(self._size))
+            )
 
     def tend(self) -> None:
         """Replace the dead; a worker that cannot even start is not tried more than once in five seconds."""
