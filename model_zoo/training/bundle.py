@@ -28,6 +28,7 @@ def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: da
     (bundle / "configs").mkdir(parents=True, exist_ok=True)
     (bundle / "models").mkdir(exist_ok=True)
     save_file({k: v.to(torch.bfloat16).contiguous() for k, v in average.items()}, bundle / WEIGHTS)
+    (bundle / WEIGHTS).chmod(0o644)  # safetensors makes it for its owner only
     inference = {
         "network_def": {
             "_target_": "model_zoo.networks.local_unet.LocalUNet",
@@ -37,7 +38,6 @@ def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: da
         "sigma_data": SIGMA_DATA,
     }
     metadata = {
-        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
         "name": "mri_prior",
         "version": version,
         "task": "Prior of complex brain MR slices for reconstruction from undersampled k-space",
