@@ -16,8 +16,8 @@ from db import audit
 from db.models import Instance
 from dicomnode import spool
 from tests.peers.files import write_instance
+from tests.peers.nodes import Node, write_config
 from tests.peers.process import installed
-from tests.running_node import RunningNode, write_config
 
 KILLS = 20
 _PAUSE = threading.Event()  # never set
@@ -48,7 +48,7 @@ def test_every_acknowledged_instance_has_its_file_and_its_row(tmp_path: Path) ->
     config = write_config(tmp_path)
     moments = random.Random(0)
     acknowledged: set[Path] = set()
-    node = RunningNode(config, "serve", "--workers", "0")
+    node = Node(config, "serve", "--workers", "0")
     for _ in range(KILLS):
         node.program.log.unlink(missing_ok=True)
         with node:

@@ -183,6 +183,8 @@ def test_every_input_is_referenced_as_what_it_is() -> None:
     assert purposes == ["128226"]  # Source raw data
     assert [item.ReferencedSOPInstanceUID for item in image.SourceImageSequence] == [
         inputs[1].SOPInstanceUID, inputs[2].SOPInstanceUID]  # fmt: skip
+    purposes = [item.PurposeOfReferenceCodeSequence[0].CodeValue for item in image.SourceImageSequence]
+    assert purposes == ["121322", "121322"]  # Source image for image processing operation
     assert segmentation.SourceImageSequence[-1].ReferencedSOPInstanceUID == image.SOPInstanceUID
     assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == image.SeriesInstanceUID
     derivation = segmentation.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]

@@ -120,7 +120,7 @@ def reference(source: Dataset) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = source.SOPClassUID
     item.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    raw = source.SOPClassUID == RawDataStorage, SegmentationStorage
+    raw = source.SOPClassUID == RawDataStorage
     item.PurposeOfReferenceCodeSequence = [code(*(_SOURCE_RAW_DATA if raw else _SOURCE_IMAGE))]
     return item
 
