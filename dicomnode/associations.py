@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pynetdicom import AE, _config, evt
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import P_DATA, MaximumLengthNotification
 
 from dicomnode.errors import PeerRefused, PeerUnreachable
@@ -90,6 +91,7 @@ class _AE(AE):  # type: ignore[misc, no-any-unimported, unused-ignore]
         self.acse_timeout = self.dimse_timeout = self.network_timeout = timeout_s
         self.connection_timeout = min(timeout_s, _CONNECT_S)
         self.connected = False
+        self.rejection: A_ASSOCIATE_RJ | None = None
         self.sockets: list[socket.socket] = []
 
     def _create_socket(self, *args: Any) -> Any:
@@ -117,6 +119,12 @@ def _prepare(event: evt.Event, timeout_s: float) -> None:
     assoc.dul.to_provider_queue = _Outbox(assoc)
 
 
+def _note_rejection(event: evt.Event) -> None:
+    """On EVT_PDU_RECV. pynetdicom takes a rejection that comes at once for a connection that was never made."""
+    if isinstance(event.pdu, A_ASSOCIATE_RJ):
+        event.assoc.ae.rejection = event.pdu
+
+
 def _limit_fragments(event: evt.Event) -> None:
     """A peer that sets no limit (0, PS3.8 D.1.1) would get a file as one fragment, read into memory whole."""
     for item in event.assoc.acceptor.user_information:
@@ -141,7 +149,11 @@ def association(
     or every presentation context.
     """
     ae = _AE(calling_aet, timeout_s)
-    own = [(evt.EVT_CONN_OPEN, _prepare, [timeout_s]), (evt.EVT_ACCEPTED, _limit_fragments)]
+    own = [
+        (evt.EVT_CONN_OPEN, _prepare, [timeout_s]),
+        (evt.EVT_PDU_RECV, _note_rejection),
+        (evt.EVT_ACCEPTED, _limit_fragments),
+    ]
     assoc = None
     try:
         assoc = ae.associate(
@@ -175,9 +187,9 @@ def _tls(tls: TlsConfig | None) -> ssl.SSLContext:
 
 def _why_not(peer: Peer, assoc: Association) -> PeerRefused | PeerUnreachable:
     where = f"peer {peer.name} ({peer.ae_title}) at {peer.host}:{peer.port}"
-    if assoc.is_rejected:
-        answer = assoc.acceptor.primitive
-        return PeerRefused(f"{where} rejected the association: {answer.reason_str}; do both sides know the AE titles?")
+    if assoc.ae.rejection is not None:
+        why = assoc.ae.rejection.reason_str
+        return PeerRefused(f"{where} rejected the association: {why}; do both sides know the AE titles?")
     if assoc.rejected_contexts:
         return PeerRefused(f"{where} accepts none of the SOP classes and transfer syntaxes that were offered")
     if not assoc.ae.connected:

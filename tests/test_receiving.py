@@ -161,8 +161,9 @@ def test_other_content_under_the_same_uid_is_quarantined_and_refused(
 
 def test_a_nearly_full_disk_refuses_the_association(start: Start, an_instance: Encoded) -> None:
     receiver = start(spool=SpoolConfig(min_free_gb=1e9))
-    with pytest.raises(PeerRefused, match="congestion"), sender_to(receiver.port, [an_instance]):
-        pass
+    for _ in range(60):  # pynetdicom mistook one rejection in a hundred for a connection that was not made
+        with pytest.raises(PeerRefused, match="congestion"), sender_to(receiver.port, [an_instance]):
+            pass
 
 
 def test_a_disk_that_fills_up_while_receiving_is_out_of_resources(receiver: Receiver, tmp_path: Path) -> None:
