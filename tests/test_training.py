@@ -62,6 +62,7 @@ def test_a_written_bundle_loads_and_denoises_any_size(made: Path) -> None:
     model = registry.load("mri_prior", root=made)
     assert model.version == "9.1.0"
     assert "simulation only" in model.metadata["trained_on"]
+    assert "trained on simulation only" in (made / "made" / "docs" / "README.md").read_text()
     x = torch.randn((2, 37, 50), dtype=torch.complex64)
     out = model.denoiser(x, 0.1)
     assert out.shape == x.shape

@@ -17,12 +17,21 @@ __all__ = ["write_mri_prior"]
 
 TRAINED_ON = "simulation only (random planes through SynthSeg label maps); never on patient images"
 
+CARD = """# mri_prior {version}
+
+A denoiser of complex brain MR slices, the prior of reconstruction from undersampled k-space. {step} steps, {made_on}.
+
+**These weights were trained on simulation only. They have not been validated on patients. Research use only.**
+
+Recipe, configuration, data, metrics and digest: `configs/metadata.json`.
+"""
+
 
 def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: date) -> None:
     """Turn the averaged weights of ``checkpoint`` into the bundle folder ``bundle``, replacing what is there.
 
-    The metrics recorded are those of the last line of the run's log. The model card (``docs/README.md``) is written by
-    hand and left as it is.
+    The metrics recorded are those of the last line of the run's log. A model card (``docs/README.md``)
+    that is there is left as it is.
     """
     average, configuration, step = ema_weights(checkpoint)
     (bundle / "configs").mkdir(parents=True, exist_ok=True)
@@ -59,6 +68,10 @@ def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: da
     }
     (bundle / "configs" / "inference.json").write_text(json.dumps(inference, indent=2) + "\n")
     (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    card = bundle / "docs" / "README.md"
+    if not card.exists():
+        card.parent.mkdir(exist_ok=True)
+        card.write_text(CARD.format(version=version, step=step, made_on=made_on.isoformat()))
     licence = Path(__file__).parents[2] / "LICENSE"
     if licence.is_file():
         shutil.copyfile(licence, bundle / "LICENSE")
