@@ -58,7 +58,7 @@ def consistent(A: Fourier, AHy: Tensor, x0_hat: Tensor, gamma: float | Tensor, *
     With gamma = r^2 / sigma_y^2 it is the mean of x0 given y when x0 ~ N(x0_hat, r^2): what was measured moves to the
     data as far as its noise warrants, what was not measured stays.
     """
-    g = torch.as_tensor(gamma, dtype=torch.float32).reshape(-1, 1, 1)
+    g = torch.as_tensor(gamma, dtype=torch.float32, device=x0_hat.device).reshape(-1, 1, 1)
     return cg(lambda x: x + g * A.normal(x), x0_hat + g * AHy, x0_hat, iterations=iterations)
 
 
@@ -169,7 +169,7 @@ def ald(
     with finite steps its covariance is approximate.
     """
     AHy = A.H(y)
-    variance_y = torch.as_tensor(sigma_y).reshape(-1, 1, 1) ** 2
+    variance_y = torch.as_tensor(sigma_y, device=y.device).reshape(-1, 1, 1) ** 2
     x = sigmas[0] * noise(AHy)
     for sigma in sigmas[:-1]:
         h = rate * sigma**2

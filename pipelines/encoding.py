@@ -46,6 +46,12 @@ class Problem:
         A = Fourier(self.A.maps[part], self.A.mask[part])
         return replace(self, A=A, y=self.y[part], sigma_y=self.sigma_y[part], gain=self.gain[part])
 
+    def to(self, device: str) -> Problem:
+        """The same on a torch device."""
+        y, sigma_y, gain = (t.to(device) for t in (self.y, self.sigma_y, self.gain))
+        A = Fourier(self.A.maps.to(device), self.A.mask.to(device))
+        return replace(self, A=A, y=y, sigma_y=sigma_y, gain=gain)
+
     def repeat(self, n: int) -> Problem:
         """Every slice n times."""
         y, sigma_y, gain = (t.repeat_interleave(n, 0) for t in (self.y, self.sigma_y, self.gain))

@@ -175,7 +175,8 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
         slices = []
         for i in range(len(problem.y)):
             progress(0.05 + 0.9 * i / len(problem.y), f"slice {i + 1} of {len(problem.y)}")
-            slices.append(_slice(problem.slices(i, i + 1), k, model, options, _seed(seed, i)))
+            one = problem.slices(i, i + 1).to(model.device)
+            slices.append(_slice(one, k, model, options, _seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
     sd = Volume(uncertainty.pooled(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
@@ -200,7 +201,7 @@ def _sample_magnitudes(one: Problem, k: KSpace, model: Model, options: Options, 
 
 def _delivered(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
     """Magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
-    return on_grid(x * problem.gain, k.encoded_fov_mm, k.grid).abs()
+    return on_grid((x * problem.gain).cpu(), k.encoded_fov_mm, k.grid).abs()
 
 
 def _seed(seed: int, index: int) -> int:
