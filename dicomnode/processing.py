@@ -173,6 +173,7 @@ def _write(
         node_version=_node_version(),
         trained_on=str(model.metadata.get("trained_on", "")),
         job_key=task.key,
+        facts=_plain(loaded.case.facts),
     )
     objects = results.write(findings, loaded.sources, provenance, config.results, task.created_at)
     for ds in objects:
