@@ -1,0 +1,177 @@
+"""What a recipe is: how to draw a batch, its loss, its network, and what a bundle made of it says.
+
+A recipe module ends with ``RECIPE = Recipe(...)``; ``model_zoo.training.loop`` trains any of them. A recipe owns no
+loop, no optimiser, no files and no random state: ``batch`` draws everything, noise included, from the generator that it
+is given, so that a step's data depend on (seed, step, rank) alone and a resumed run ends as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from model_zoo.simulate import anatomy
+
+if TYPE_CHECKING:
+    from model_zoo.simulate.heads import Head
+    from model_zoo.training.manifest import Cohort
+
+__all__ = ["Column", "Configuration", "Recipe", "Source", "Sources", "seeded", "simulated"]
+
+PHANTOM = "phantom"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """What defines a run: with the data and the machine it determines the weights. Recipes add their own fields.
+
+    ``batch``: items per step and process. ``warmup``: steps of linear growth before the half cosine to zero. ``ema``:
+    decay of the averaged weights, which are what is shipped. ``checkpoint_every``: steps between checkpoints and log
+    lines; ``validate_every``: between validations, 0 for every checkpoint. ``workers``: processes that draw batches
+    ahead. ``bf16``: autocast. ``draw_on_device``: the generator that ``Recipe.batch`` gets lives on the training
+    device, for recipes whose simulator runs there; it excludes ``workers``.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    seed: int = 2026
+    warmup: int = 200
+    ema: float = 0.998
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    bf16: bool = True
+    draw_on_device: bool = False
+    checkpoint_every: int = field(default=250, compare=False)
+    validate_every: int = field(default=0, compare=False)
+    workers: int = field(default=0, compare=False)
+
+    def to_json(self) -> str:
+        """All fields as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The configuration that ``to_json`` wrote; fields that it did not know have their defaults.
+
+        Raises ValueError where the text holds a field that this recipe does not have.
+        """
+        try:
+            return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+        except TypeError as error:
+            raise ValueError(f"a configuration that this recipe does not understand: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a recipe's manifest.
+
+    ``kind``: "image" (a NIfTI file or a folder of one DICOM series), "labels" (the same, whole numbers), "number",
+    "word". ``help``: one line for the person who makes the table, with the unit.
+    """
+
+    name: str
+    kind: Literal["image", "labels", "number", "word"]
+    required: bool = True
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a batch comes from: simulated heads of ``subjects``, or a user's ``cohort`` when there is one.
+
+    ``root``: the data kit's folder (None: ``anatomy.data_root()``). ``phantom``: nested ellipsoids instead of label
+    maps, for running a recipe where there is no kit.
+    """
+
+    subjects: tuple[str, ...]
+    root: Path | None = None
+    cohort: Cohort | None = None
+    phantom: bool = False
+
+    def subject(self, generator: torch.Generator) -> str:
+        """One of the subjects at random."""
+        at = torch.randint(len(self.subjects), (1,), generator=generator, device=generator.device)
+        return self.subjects[int(at)]
+
+    def head(
+        self,
+        generator: torch.Generator,
+        *,
+        shape: tuple[int, int, int] = (192, 224, 192),
+        spacing_mm: float = 1.0,
+        **options: Any,
+    ) -> Head:
+        """A random head of a random subject; ``options`` go to ``heads.random_head``. The phantom has no variation."""
+        from model_zoo.simulate import heads
+
+        if self.phantom:
+            return heads.phantom(shape, spacing_mm)
+        subject = self.subject(generator)
+        return heads.random_head(subject, generator, shape=shape, spacing_mm=spacing_mm, root=self.root, **options)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where training and validation read from; they share no subject."""
+
+    train: Source
+    validation: Source
+
+
+def simulated(root: Path | None = None, *, phantom: bool = False) -> Sources:
+    """Simulated heads: training subjects, validation subjects. The test subjects are in neither."""
+    if phantom:
+        return Sources(Source((PHANTOM,), root, phantom=True), Source((PHANTOM,), root, phantom=True))
+    return Sources(Source(anatomy.TRAIN, root), Source(anatomy.VALIDATION, root))
+
+
+C = TypeVar("C", bound=Configuration)
+
+
+@dataclass(frozen=True)
+class Recipe(Generic[C]):
+    """How to train one model of the zoo.
+
+    ``name``: on the command line; ``bundle``: of the bundle it makes. ``configurations``: "cpu", "gpu" and "smoke"
+    (seconds, works with ``Source.phantom``). ``columns``: of its manifest, beside ``subject`` and ``split``.
+
+    ``make_network(c)``: the untrained network; the loop has seeded torch before.
+    ``batch(c, source, generator)``: tensors of one step, on the generator's device.
+    ``loss(network, batch, c)``: a scalar, called under autocast with the batch on the network's device; torch's own
+    generator is seeded per step, for dropout.
+    ``validate(network, c, source)``: numbers for the log and the metadata, called in evaluation mode under autocast
+    and without gradients, with the averaged weights in place.
+    ``inference(c)``: the content of ``configs/inference.json``: ``network_def`` with ``_target_`` and arguments, and
+    the fixed scales and settings that the pipeline needs.
+    ``facts``: task, intended_use, input_contract, units, trained_on, data_licence of ``metadata.json``.
+    """
+
+    name: str
+    bundle: str
+    configurations: Mapping[str, C]
+    make_network: Callable[[C], nn.Module]
+    batch: Callable[[C, Source, torch.Generator], dict[str, Tensor]]
+    loss: Callable[[nn.Module, dict[str, Tensor], C], Tensor]
+    validate: Callable[[nn.Module, C, Source], dict[str, float]]
+    inference: Callable[[C], dict[str, Any]]
+    facts: Mapping[str, Any]
+    columns: tuple[Column, ...] = ()
+
+
+def seeded(*key: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator that depends on the whole numbers of ``key`` only: (seed, step), (seed, step, rank) …"""
+    seed = 0
+    for part in key:
+        seed = (seed * 1_000_003 + part + 1) % (2**63 - 1)
+    return torch.Generator(device).manual_seed(seed)
