@@ -17,7 +17,17 @@ from torch import Tensor
 
 from model_zoo.simulate.anatomy import TISSUES
 
-__all__ = ["TISSUE_TABLE", "TissueParameters", "dir_", "flair", "mprage", "random_contrast", "spgr", "spin_echo"]
+__all__ = [
+    "TISSUE_TABLE",
+    "TissueParameters",
+    "dir_",
+    "flair",
+    "look_up",
+    "mprage",
+    "random_contrast",
+    "spgr",
+    "spin_echo",
+]
 
 TISSUE_TABLE: dict[str, tuple[float, float, float]] = {
     "air": (1000.0, 50.0, 0.0),
@@ -44,7 +54,8 @@ TISSUE_TABLE: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class TissueParameters:
-    """One value per tissue class, in the order of ``TISSUES``: ``t1_ms``, ``t2_ms``, ``pd``, each (classes,)."""
+    """``t1_ms``, ``t2_ms``, ``pd``, all of one shape: (classes,) in the order of ``TISSUES``; (classes, structures)
+    where a tissue differs by region; or (k, j, i), maps of one subject."""
 
     t1_ms: Tensor
     t2_ms: Tensor
@@ -60,6 +71,30 @@ class TissueParameters:
         field = float(torch.empty(1).uniform_(0.35, 1.1, generator=generator))
         draw = torch.randn((3, len(self.pd)), generator=generator).mul(spread).exp()
         return TissueParameters(self.t1_ms * field * draw[0], self.t2_ms * draw[1], (self.pd * draw[2]).clamp(max=1.1))
+
+    def regional(
+        self, generator: torch.Generator, structures: int, *, subject_spread: float = 0.08, region_spread: float = 0.03
+    ) -> TissueParameters:
+        """One subject's values by tissue and structure, each (classes, structures), on the generator's device:
+        those of (classes,) times exp(subject_spread N(0, 1)) per class and exp(region_spread N(0, 1)) per region.
+        """
+        device = generator.device
+        table = torch.stack([self.t1_ms, self.t2_ms, self.pd]).to(device)[:, :, None]
+        subject = torch.randn(table.shape, generator=generator, device=device)
+        region = torch.randn((*table.shape[:2], structures), generator=generator, device=device)
+        t1, t2, pd = table * torch.exp(subject_spread * subject + region_spread * region)
+        return TissueParameters(t1, t2, pd.clamp(max=1.1))
+
+    def at(self, tissue: Tensor, structure: Tensor) -> TissueParameters:
+        """Maps (k, j, i) of values (classes, structures): ``tissue`` and ``structure`` are labels (k, j, i)."""
+        t1, t2, pd = (look_up(values, tissue, structure) for values in (self.t1_ms, self.t2_ms, self.pd))
+        return TissueParameters(t1, t2, pd)
+
+
+def look_up(values: Tensor, tissue: Tensor, structure: Tensor) -> Tensor:
+    """``values[tissue, structure]`` of a table (classes, structures) at every voxel of two label maps (k, j, i)."""
+    code = tissue.to(torch.int32) * values.shape[1] + structure
+    return torch.index_select(values.flatten(), 0, code.flatten()).reshape(tissue.shape)
 
 
 def spgr(p: TissueParameters, tr_ms: float, te_ms: float, flip_rad: float) -> Tensor:
