@@ -1,0 +1,308 @@
+"""The loop that trains every recipe: seeded steps, averaged weights, checkpoints, exact resume, one or many processes.
+
+A step's batch, noise and dropout depend on (seed, step, rank) only, and a checkpoint holds all else, so that on the
+same machine a run that was killed and resumed ends with the weights of an unbroken one, bit by bit. AdamW (Loshchilov &
+Hutter 2019), linear warm-up, half cosine to zero, gradients clipped by their norm, weights averaged exponentially.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import deterministic
+from torch.utils.data import DataLoader, Dataset
+
+from model_zoo.training import checkpoint, parallel
+from model_zoo.training.checkpoint import Checkpoint
+from model_zoo.training.recipe import C, Configuration, Recipe, Source, Sources, seeded
+
+__all__ = ["LOG", "Progress", "learning_rate", "memory_format", "train"]
+
+LOG = "log.jsonl"
+PROGRESS_EVERY = 5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: steps done, of how many, the mean loss of late, and the seconds that are left at this pace."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds_per_step: float
+
+    @property
+    def left_s(self) -> float:
+        return (self.steps - self.step) * self.seconds_per_step
+
+
+def learning_rate(c: Configuration, step: int) -> float:
+    """Linear warm-up, then a half cosine to zero."""
+    if step < c.warmup:
+        return c.learning_rate * (step + 1) / c.warmup
+    return c.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - c.warmup) / max(1, c.steps - c.warmup)))
+
+
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """Channels last for the dimension that the network's convolutions have: what bfloat16 convolutions are fast in."""
+    dimensions = {p.dim() for p in network.parameters()}
+    if 5 in dimensions:
+        return torch.channels_last_3d
+    return torch.channels_last if 4 in dimensions else torch.preserve_format
+
+
+def train(
+    recipe: Recipe[C],
+    c: C,
+    out: Path,
+    *,
+    sources: Sources,
+    device: str = "cpu",
+    resume: bool = False,
+    report: Callable[[dict[str, float]], None] = lambda line: None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Path:
+    """Train to ``c.steps`` and return the path of the last checkpoint.
+
+    Writes below ``out``: ``checkpoint.pt``, ``log.jsonl`` (one line per checkpoint, also given to ``report``) and,
+    where the package is installed, ``tensorboard/``. Under ``torchrun`` every process calls this with the same
+    arguments; the first one writes. Raises FileExistsError when ``out`` holds a run already and ``resume`` is not asked
+    for, ValueError when that run is of another recipe, configuration or number of processes, FloatingPointError when
+    the loss is not finite.
+    """
+    if c.workers and c.draw_on_device:
+        raise ValueError("workers draw on the CPU: choose workers=0 or draw_on_device=False")
+    out.mkdir(parents=True, exist_ok=True)
+    with parallel.world(device) as world, _deterministic():
+        run = _start(recipe, c, world)
+        first = _restore(run, out / checkpoint.NAME, resume)
+        world.wait()
+        log = _Log(out, first, report) if world.first else None
+        run.clock.start(first)
+        for step, batch in enumerate(_batches(run, sources.train, first), first):
+            _step(run, step, batch)
+            done = step + 1
+            if done % PROGRESS_EVERY == 0 or done == c.steps:
+                progress(run.clock.progress(done, c.steps))
+            if done % c.checkpoint_every == 0 or done == c.steps:
+                _keep(run, done, out, sources.validation, log)
+    return out / checkpoint.NAME
+
+
+@dataclass
+class _Clock:
+    """Losses and pace since the run started or went on."""
+
+    began: float = 0.0
+    first: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    recent: float = math.nan
+
+    def start(self, first: int) -> None:
+        self.began, self.first = time.monotonic(), first
+
+    def progress(self, done: int, steps: int) -> Progress:
+        self.recent = float(torch.stack(self.losses[-PROGRESS_EVERY:]).mean()) if self.losses else self.recent
+        if not math.isfinite(self.recent):
+            raise FloatingPointError(f"the loss is not finite at step {done}: {self.recent}")
+        return Progress(done, steps, self.recent, (time.monotonic() - self.began) / max(1, done - self.first))
+
+
+@dataclass
+class _Run:
+    """What changes while training."""
+
+    recipe: Recipe[Any]
+    c: Any
+    world: parallel.World
+    network: nn.Module
+    objective: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    metrics: dict[str, float] = field(default_factory=dict)
+    clock: _Clock = field(default_factory=_Clock)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.c.bf16)
+
+
+class _Objective(nn.Module):
+    """batch -> loss as one module, so that DistributedDataParallel sees every call of the network within it."""
+
+    def __init__(self, network: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor], Any], Tensor], c: Any) -> None:
+        super().__init__()
+        self.network, self._loss, self._c = network, loss, c
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self._loss(self.network, batch, self._c)
+
+
+def _start(recipe: Recipe[C], c: C, world: parallel.World) -> _Run:
+    torch.manual_seed(c.seed)
+    network = recipe.make_network(c)
+    network.to(world.device, memory_format=memory_format(network))  # type: ignore[call-overload]  # unknown to the stubs
+    network.train()
+    objective: nn.Module = _Objective(network, recipe.loss, c)
+    if world.size > 1:
+        own = [world.device] if world.device.type == "cuda" else None
+        objective = DistributedDataParallel(objective, device_ids=own, find_unused_parameters=True)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=c.weight_decay
+    )
+    average = {name: p.detach().clone() for name, p in network.named_parameters()}
+    return _Run(recipe, c, world, network, objective, optimiser, average)
+
+
+def _restore(run: _Run, path: Path, resume: bool) -> int:
+    """Load ``path`` into the run and return its step; 0 when there is nothing to resume."""
+    if not path.exists():
+        return 0
+    if not resume:
+        raise FileExistsError(f"{path} holds a run already: resume it or choose another folder")
+    found = checkpoint.read(path, run.world.device)
+    if found.recipe != run.recipe.name:
+        raise ValueError(f"{path} is a run of the recipe {found.recipe}")
+    if type(run.c).from_json(found.configuration) != run.c:
+        raise ValueError(f"{path} was trained with another configuration: {found.configuration}")
+    if found.world != run.world.size:
+        raise ValueError(f"{path} was trained by {found.world} processes together, now there are {run.world.size}")
+    run.network.load_state_dict(found.network)
+    run.optimiser.load_state_dict(dict(found.optimiser))
+    for name, value in found.average.items():
+        run.average[name].copy_(value)
+    run.metrics = dict(found.metrics)
+    return found.step
+
+
+class _Batches(Dataset[dict[str, Tensor]]):
+    """The batch of every step, by its number."""
+
+    def __init__(self, run: _Run, source: Source) -> None:
+        self.recipe, self.c, self.source, self.world = run.recipe, run.c, source, run.world
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        device = self.world.device if self.c.draw_on_device else "cpu"
+        return self.recipe.batch(self.c, self.source, seeded(*self.world.key(self.c.seed, step), device=device))
+
+
+def _batches(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor]]:
+    """Batches from step ``first`` to the last, on the training device, drawn ahead where there are workers."""
+    drawn, steps = _Batches(run, source), range(first, run.c.steps)
+    ahead: Iterator[dict[str, Tensor]] = (drawn[step] for step in steps)
+    if run.c.workers and len(steps):
+        pinned = run.world.device.type == "cuda"
+        ahead = iter(DataLoader(drawn, batch_size=None, sampler=steps, num_workers=run.c.workers, pin_memory=pinned))
+    for batch in ahead:
+        yield {name: value.to(run.world.device, non_blocking=True) for name, value in batch.items()}
+
+
+def _step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
+    for group in run.optimiser.param_groups:
+        group["lr"] = learning_rate(run.c, step)
+    torch.manual_seed(seeded(*run.world.key(run.c.seed, step)).initial_seed())
+    with run.autocast():
+        loss = run.objective(batch)
+    run.optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.c.clip)
+    run.optimiser.step()
+    run.clock.losses.append(loss.detach().float())
+    decay = min(run.c.ema, (step + 1) / (step + 10))
+    with torch.no_grad():
+        for name, p in run.network.named_parameters():
+            run.average[name].lerp_(p, 1 - decay)
+
+
+def _keep(run: _Run, done: int, out: Path, validation: Source, log: _Log | None) -> None:
+    """Validate, log and write the checkpoint; only the first process does, the others wait."""
+    if log is not None:
+        mean = float(torch.stack(run.clock.losses).mean())
+        pace = run.clock.progress(done, run.c.steps)
+        if run.c.validate_every == 0 or done % run.c.validate_every == 0 or done == run.c.steps:
+            run.metrics = _validate(run, validation)
+        numbers = {"loss": mean, "learning_rate": learning_rate(run.c, done - 1)}
+        log.write({"step": done, **numbers, "seconds_per_step": pace.seconds_per_step, **run.metrics})
+        state = run.network.state_dict(), run.average, run.optimiser.state_dict()
+        written = Checkpoint(run.recipe.name, run.c.to_json(), done, run.world.size, *state, run.metrics)
+        written.write(out / checkpoint.NAME)
+    run.clock.losses.clear()
+    run.world.wait()
+
+
+def _validate(run: _Run, source: Source) -> dict[str, float]:
+    """The recipe's numbers for the averaged weights; the network comes back as it was."""
+    training = {name: p.detach().clone() for name, p in run.network.named_parameters()}
+    _set(run.network, run.average)
+    run.network.eval()
+    with torch.no_grad(), run.autocast():
+        found = run.recipe.validate(run.network, run.c, source)
+    run.network.train()
+    _set(run.network, training)
+    return {name: float(value) for name, value in found.items()}
+
+
+def _set(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            p.copy_(weights[name])
+
+
+class _Log:
+    """``log.jsonl`` and TensorBoard's scalars, cut back to the step that a run goes on from."""
+
+    def __init__(self, out: Path, first: int, report: Callable[[dict[str, float]], None]) -> None:
+        self._path, self._report = out / LOG, report
+        kept = [line for line in _complete_lines(self._path) if line["step"] <= first]
+        with checkpoint.write_durably(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._board = _tensorboard(out / "tensorboard", first)
+
+    def write(self, line: dict[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is not None:
+            for name, value in line.items():
+                self._board.add_scalar(name, value, line["step"])
+            self._board.flush()
+        self._report(line)
+
+
+def _complete_lines(path: Path) -> Sequence[dict[str, float]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _tensorboard(folder: Path, first: int) -> Any:
+    """A writer, or None where the package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=first + 1 if first else None)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic algorithms where torch has them; a warning names the operations that have none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # unknown to the stubs
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -1,0 +1,54 @@
+"""The processes that train together: one, or as many as ``torchrun`` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+__all__ = ["World", "world"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's ``rank`` among ``size`` processes, and its device."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def key(self, seed: int, step: int) -> tuple[int, ...]:
+        """What this process's draws at ``step`` are seeded by: the first process's do not depend on ``size``."""
+        return (seed, step, self.rank) if self.rank else (seed, step)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """Join the processes that ``torchrun`` started (gloo on CPU, nccl on CUDA), or be alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(torch.device(device))
+        return
+    cuda = device.startswith("cuda")
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device(device)
+    if cuda:
+        torch.cuda.set_device(own)
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield World(own, distributed.get_rank(), size)
+    finally:
+        distributed.destroy_process_group()
