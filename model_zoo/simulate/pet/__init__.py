@@ -1,0 +1,1 @@
+"""PET simulated from anatomy: tracers, the disease behind them, and the physics of the scanner."""
