@@ -322,12 +322,7 @@ TRACERS: dict[str, Tracer] = {
 
 def uptake(tracer: Tracer, state: Tensor | float) -> Tensor:
     """SUVR (..., regions) in the order of ``REGIONS`` for states (...): linear between the knots and beyond them."""
-    s = torch.as_tensor(state, dtype=torch.float32)
-    knots = torch.tensor(tracer.knots)
-    values = torch.tensor([[cell.suvr for cell in tracer.table[region]] for region in REGIONS]).T
-    at = torch.searchsorted(knots[1:-1].contiguous(), s.contiguous())
-    share = ((s - knots[at]) / (knots[at + 1] - knots[at]))[..., None]
-    return (values[at] + share * (values[at + 1] - values[at])).clamp_min(0.0)
+    return _between_knots(tracer, state, _cells(tracer)).clamp_min(0.0)
 
 
 def uptake_sd(tracer: Tracer) -> Tensor:
@@ -341,4 +336,18 @@ def composite(tracer: Tracer, state: Tensor | float) -> Tensor:
     For amyloid tracers it is the neocortical SUVR whose Centiloid is ``state``.
     """
     shares = torch.tensor([COMPOSITES[tracer.target].get(region, 0.0) for region in REGIONS])
-    return uptake(tracer, state) @ shares
+    return _between_knots(tracer, state, _cells(tracer) @ shares[:, None])[..., 0]
+
+
+def _cells(tracer: Tracer) -> Tensor:
+    """SUVR (knots, regions) of the table."""
+    return torch.tensor([[cell.suvr for cell in tracer.table[region]] for region in REGIONS]).T
+
+
+def _between_knots(tracer: Tracer, state: Tensor | float, values: Tensor) -> Tensor:
+    """``values`` (knots, n) at states (...): (..., n)."""
+    s = torch.as_tensor(state, dtype=torch.float32)
+    knots = torch.tensor(tracer.knots)
+    at = torch.searchsorted(knots[1:-1].contiguous(), s.contiguous())
+    share = ((s - knots[at]) / (knots[at + 1] - knots[at]))[..., None]
+    return values[at] + share * (values[at + 1] - values[at])
