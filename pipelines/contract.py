@@ -64,11 +64,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Volume:
-    """An image: ``data`` float32 (k, j, i) on ``grid``, in ``unit`` (UCUM)."""
+    """An image: ``data`` float32 (k, j, i) on ``grid``, in ``unit`` (UCUM).
+
+    ``slice_thickness_mm``: nominal thickness of a slice, which may differ from the spacing; None: the spacing.
+    """
 
     data: NDArray[np.float32]
     grid: Grid
     unit: str = "1"
+    slice_thickness_mm: float | None = None
 
 
 @dataclass(frozen=True)
