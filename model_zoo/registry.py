@@ -2,7 +2,8 @@
 
 A bundle is a folder in MONAI's layout: ``configs/metadata.json``, ``configs/inference.json``,
 ``models/model.safetensors``, ``docs/README.md`` (the model card) and ``LICENSE``. ``metadata.json`` names the weights'
-SHA-256 as ``weights_sha256``.
+SHA-256 as ``weights_sha256``; ``inference.json`` holds the network's definition as ``network_def`` and, beside it, the
+fixed scales and settings that the pipeline needs.
 """
 
 from __future__ import annotations
@@ -11,16 +12,43 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from model_zoo.denoisers import Denoiser
 
-__all__ = ["BUNDLES", "BundleError", "BundleFacts", "Model", "find", "installed", "load", "verify", "weights_digest"]
+__all__ = [
+    "BUNDLES",
+    "NETWORKS",
+    "WEIGHTS",
+    "BundleError",
+    "BundleFacts",
+    "Model",
+    "find",
+    "installed",
+    "load",
+    "load_from",
+    "memory_format",
+    "read_facts",
+    "verify",
+    "weights_digest",
+]
 
 BUNDLES = Path(__file__).parent / "bundles"
 WEIGHTS = Path("models") / "model.safetensors"
+
+NETWORKS = frozenset(
+    {
+        "model_zoo.networks.local_unet.LocalUNet",
+        "model_zoo.networks.volume_unet.VolumeUNet",
+    }
+)
+"""What ``network_def`` may name as ``_target_``: a bundle's configuration cannot call anything else."""
 
 
 class BundleError(Exception):
@@ -40,14 +68,29 @@ class BundleFacts:
 
 @dataclass(frozen=True)
 class Model:
-    """A verified bundle with its denoiser on a device, in evaluation mode."""
+    """A verified bundle with its network on a device, in evaluation mode, without gradients.
+
+    ``settings``: ``inference.json`` without ``network_def``. ``bf16``: run the denoiser's network in bfloat16.
+    """
 
     name: str
     version: str
     digest: str
     metadata: Mapping[str, Any]
-    denoiser: Denoiser
+    network: nn.Module
+    settings: Mapping[str, Any]
     device: str
+    bf16: bool = False
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network as D(x, sigma). Raises BundleError where the bundle holds no denoiser."""
+        from model_zoo.denoisers import Denoiser
+
+        if "sigma_data" not in self.settings:
+            raise BundleError(f"{self.name}@{self.version} is not a denoiser: inference.json has no sigma_data")
+        stride = int(self.network.stride)  # type: ignore[arg-type]  # a module's attributes are untyped
+        return Denoiser(self.network, float(self.settings["sigma_data"]), stride, bf16=self.bf16)
 
 
 def weights_digest(path: Path) -> str:
@@ -96,24 +139,47 @@ def load(
     name: str, version: str | None = None, *, device: str = "cpu", bf16: bool = False, root: Path = BUNDLES
 ) -> Model:
     """Verify and load a bundle. Raises BundleError when it is missing, damaged or of an unknown network."""
+    return load_from(find(name, version, root), device=device, bf16=bf16)
+
+
+def load_from(facts: BundleFacts, *, device: str = "cpu", bf16: bool = False) -> Model:
+    """The same for a bundle that ``find`` or ``read_facts`` found."""
+    verify(facts)
+    called = f"{facts.name}@{facts.version}"
+    try:
+        settings = json.loads((facts.path / "configs" / "inference.json").read_text())
+        definition = dict(settings.pop("network_def"))
+    except (OSError, KeyError, ValueError) as error:
+        raise BundleError(f"{called}: configs/inference.json cannot be read ({error})") from error
+    network = _network(called, definition, facts.path / WEIGHTS)
+    network.to(device, memory_format=memory_format(network))  # type: ignore[call-overload]  # unknown to torch's stubs
+    network.eval().requires_grad_(False)
+    return Model(facts.name, facts.version, facts.digest, facts.metadata, network, settings, device, bf16)
+
+
+def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Module:
+    """The network of ``definition`` with its weights in float32."""
     from safetensors.torch import load_file
 
-    from model_zoo.denoisers import Denoiser
-    from model_zoo.networks.local_unet import LocalUNet
-
-    facts = find(name, version, root)
-    verify(facts)
-    inference = json.loads((facts.path / "configs" / "inference.json").read_text())
-    definition = dict(inference["network_def"])
     target = definition.pop("_target_", None)
-    if target != "model_zoo.networks.local_unet.LocalUNet":
-        raise BundleError(f"{facts.name}@{facts.version}: this node does not know the network {target!r}")
+    if target not in NETWORKS:
+        raise BundleError(f"{called}: this node does not know the network {target!r}")
+    module, _, kind = str(target).rpartition(".")
+    try:
+        network: nn.Module = getattr(import_module(module), kind)(**definition)
+        found = load_file(weights)
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()}, strict=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BundleError(f"{called}: the weights and inference.json do not fit together ({reason})") from error
+    return network
+
+
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """Channels last for convolutions of the network's dimension: what bfloat16 convolutions are fast in."""
     import torch
 
-    network = LocalUNet(**definition)
-    weights = {key: value.float() for key, value in load_file(facts.path / WEIGHTS).items()}
-    network.load_state_dict(weights, strict=True)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to torch's stubs
-    network.eval().requires_grad_(False)
-    denoiser = Denoiser(network, float(inference["sigma_data"]), network.stride, bf16=bf16)
-    return Model(facts.name, facts.version, facts.digest, facts.metadata, denoiser, device)
+    dimensions = {p.dim() for p in network.parameters()}
+    if 5 in dimensions:
+        return torch.channels_last_3d
+    return torch.channels_last if 4 in dimensions else torch.preserve_format

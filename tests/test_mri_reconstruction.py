@@ -133,19 +133,19 @@ def test_a_slice_is_the_same_alone_and_in_its_volume() -> None:
 def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
     calls = 0
     model = prior()
-    inner = model.denoiser
 
-    class Counting:
-        sigma_data = inner.sigma_data
+    class Counting(torch.nn.Module):
+        stride = model.denoiser.stride
 
-        def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
             nonlocal calls
             calls += len(x)
-            return inner(x, sigma)
+            found: torch.Tensor = model.network(x, c_noise)
+            return found
 
     options = recon.Options.model_validate({"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2})
     k = acquired(1)
-    counted = replace(model, denoiser=Counting())  # type: ignore[arg-type]
+    counted = replace(model, network=Counting())
     recon.run(Case({"kspace": k}), counted, options, 1, lambda done, word: None)
     assert calls == 2 * recon.evaluations(options)
 

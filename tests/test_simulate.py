@@ -12,7 +12,6 @@ import torch
 from model_zoo.operators import centred_fft, centred_ifft
 from model_zoo.simulate import anatomy, coils, mr, slices
 from model_zoo.simulate.kspace import acquire
-from model_zoo.training import mri_prior
 
 
 def _brain(t1: float, t2: float, pd: float) -> mr.TissueParameters:
@@ -115,21 +114,6 @@ def test_the_split_holds_four_subjects_out() -> None:
     assert len(anatomy.TEST) == len(anatomy.VALIDATION) == 2
     assert not set(anatomy.TRAIN) & (set(anatomy.TEST) | set(anatomy.VALIDATION))
     assert not set(anatomy.TEST) & set(anatomy.VALIDATION)
-
-
-def test_a_training_step_reads_no_held_out_subject(kit: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    read: list[str] = []
-    original = anatomy.tissue_map
-
-    def watched(subject: str, root: Path | None = None) -> torch.Tensor:
-        read.append(subject)
-        return original(subject, root)
-
-    monkeypatch.setattr(anatomy, "tissue_map", watched)
-    monkeypatch.setattr(mri_prior, "validate", lambda *_: {})
-    mri_prior.train(mri_prior.CONFIGURATIONS["smoke"], tmp_path, data=kit, report=lambda _: None)
-    assert read
-    assert set(read) <= set(anatomy.TRAIN)
 
 
 def test_a_simulated_slice_is_complex_scaled_and_band_limited(kit: Path) -> None:

@@ -1,8 +1,10 @@
-"""The recipe trains, resumes exactly and writes a bundle that the registry accepts or refuses for a stated reason."""
+"""The loop trains, refuses what would spoil a run, and makes a bundle that the registry accepts or refuses."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -12,50 +14,146 @@ import torch
 from model_zoo import registry
 from model_zoo.denoisers import Denoiser, training_loss
 from model_zoo.networks.local_unet import LocalUNet
-from model_zoo.training import bundle, mri_prior
+from model_zoo.training import bundle, checkpoint, loop, mri_prior, recipe
 
-SMOKE = mri_prior.CONFIGURATIONS["smoke"]
+RECIPE = mri_prior.RECIPE
+SMOKE = RECIPE.configurations["smoke"]
+PHANTOM = recipe.simulated(phantom=True)
 
 
 @pytest.fixture(scope="module")
-def run(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    mri_prior.train(SMOKE, out, data=kit, report=lambda _: None)
+    loop.train(RECIPE, SMOKE, out, sources=PHANTOM)
     return out
 
 
 @pytest.fixture
 def made(run: Path, tmp_path: Path) -> Path:
-    bundle.write_mri_prior(run / "checkpoint.pt", tmp_path / "made", version="9.1.0", made_on=date(2026, 1, 2))
+    checkpoint_path = run / checkpoint.NAME
+    bundle.write(RECIPE, checkpoint_path, tmp_path / "made", version="9.1.0", made_on=date(2026, 1, 2), commit="c0ffee")
     return tmp_path
 
 
-def test_a_stopped_and_resumed_run_ends_with_the_same_weights(run: Path, kit: Path, tmp_path: Path) -> None:
-    class StoppedError(Exception):
-        pass
-
-    def stop(line: dict[str, float]) -> None:
-        if line["step"] == 3:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        mri_prior.train(SMOKE, tmp_path, data=kit, report=stop)
-    resumed = mri_prior.train(SMOKE, tmp_path, data=kit, resume=True, report=lambda _: None)
-    unbroken, _, _ = mri_prior.ema_weights(run / "checkpoint.pt")
-    again, _, step = mri_prior.ema_weights(resumed)
-    assert step == SMOKE.steps
-    assert all(torch.equal(unbroken[name], again[name]) for name in unbroken)
+def averaged(out: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(out / checkpoint.NAME).averaged()
 
 
-def test_a_folder_with_a_run_is_not_overwritten(run: Path, kit: Path) -> None:
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_loop_draws_and_learns_what_the_recipe_s_first_weights_were_made_with(kit: Path, tmp_path: Path) -> None:
+    loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.simulated(kit))
+    last = json.loads((tmp_path / loop.LOG).read_text().splitlines()[-1])
+    assert last["loss"] == pytest.approx(1.28281, abs=2e-3)  # the loop that trained mri_prior 1.0.0, same seed
+    assert last["denoising_psnr_0.1_db"] == pytest.approx(17.3376, abs=0.02)
+
+
+def test_another_seed_ends_with_other_weights(run: Path, tmp_path: Path) -> None:
+    loop.train(RECIPE, replace(SMOKE, seed=7), tmp_path, sources=PHANTOM)
+    assert not same(averaged(run), averaged(tmp_path))
+
+
+def test_batches_drawn_ahead_by_a_worker_are_the_same(run: Path, tmp_path: Path) -> None:
+    loop.train(RECIPE, replace(SMOKE, workers=1), tmp_path, sources=PHANTOM)
+    assert same(averaged(run), averaged(tmp_path))
+
+
+def test_a_folder_with_a_run_is_not_overwritten(run: Path) -> None:
     with pytest.raises(FileExistsError, match="holds a run already"):
-        mri_prior.train(SMOKE, run, data=kit, report=lambda _: None)
+        loop.train(RECIPE, SMOKE, run, sources=PHANTOM)
 
 
-def test_another_configuration_does_not_resume_a_run(run: Path, kit: Path) -> None:
-    other = mri_prior.Configuration(**vars(SMOKE) | {"learning_rate": 0.5})
+def test_another_configuration_does_not_resume_a_run(run: Path) -> None:
     with pytest.raises(ValueError, match="another configuration"):
-        mri_prior.train(other, run, data=kit, resume=True, report=lambda _: None)
+        loop.train(RECIPE, replace(SMOKE, learning_rate=0.5), run, sources=PHANTOM, resume=True)
+
+
+def test_other_data_do_not_resume_a_run(run: Path) -> None:
+    with pytest.raises(ValueError, match="trained on other data: phantom, not simulation"):
+        loop.train(RECIPE, SMOKE, run, sources=recipe.simulated(), resume=True)
+
+
+def test_another_recipe_does_not_resume_a_run(run: Path) -> None:
+    with pytest.raises(ValueError, match="a run of the recipe mri-prior"):
+        loop.train(replace(RECIPE, name="other"), SMOKE, run, sources=PHANTOM, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named_and_not_trained_over(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / checkpoint.NAME
+    path.write_bytes((run / checkpoint.NAME).read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint"):
+        loop.train(RECIPE, SMOKE, tmp_path, sources=PHANTOM, resume=True)
+    assert path.stat().st_size == 1000
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    def diverging(network: torch.nn.Module, batch: dict[str, torch.Tensor], c: mri_prior.Configuration) -> torch.Tensor:
+        loss = RECIPE.loss(network, batch, c)
+        return loss * float("nan") if float(batch["sigma"][0]) == fourth else loss
+
+    fourth = float(RECIPE.batch(SMOKE, PHANTOM.train, recipe.seeded(SMOKE.seed, 3))["sigma"][0])
+    with pytest.raises(FloatingPointError, match="not finite at step"):
+        loop.train(replace(RECIPE, loss=diverging), SMOKE, tmp_path, sources=PHANTOM)
+    kept = checkpoint.read(tmp_path / checkpoint.NAME)
+    assert kept.step == 3
+    assert all(bool(torch.isfinite(value).all()) for value in kept.network.values())
+
+
+def test_a_resumed_log_tells_every_step_once(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    with (tmp_path / "run" / loop.LOG).open("a") as log:
+        log.write('{"step": 9, "loss": 1}\n{"step": 12, "lo')  # written after the checkpoint, then torn by a kill
+    loop.train(RECIPE, SMOKE, tmp_path / "run", sources=PHANTOM, resume=True)
+    lines = (tmp_path / "run" / loop.LOG).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 6]
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
+    c = replace(SMOKE, steps=100, warmup=10, learning_rate=1.0)
+    rates = [loop.learning_rate(c, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[-1] < 0.01
+
+
+def test_the_step_s_draws_depend_on_seed_step_and_rank_only() -> None:
+    keys = [(2026, 0), (2026, 1), (2027, 0), (2026, 0, 1), (2026, 1, 1)]
+    draws = [float(torch.rand(1, generator=recipe.seeded(*key))) for key in keys]
+    assert len(set(draws)) == len(draws)
+    assert draws[0] == float(torch.rand(1, generator=recipe.seeded(*keys[0])))
+
+
+def test_the_log_goes_to_tensorboard_where_it_is_installed(run: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+        EventAccumulator,
+    )
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [3, 6]
+
+
+def test_a_bundle_tells_where_it_is_from(made: Path) -> None:
+    metadata = json.loads((made / "made" / "configs" / "metadata.json").read_text())
+    assert metadata["recipe"] == "mri-prior"
+    assert metadata["commit"] == "c0ffee"
+    assert metadata["seed"] == 2026
+    assert metadata["steps"] == SMOKE.steps
+    assert metadata["units"]
+    assert metadata["input_contract"]
+    assert metadata["metrics"]["denoising_psnr_0.1_db"] > 10
+    assert "Apache" in (made / "made" / "LICENSE").read_text()
+
+
+def test_weights_too_large_for_a_bundle_are_refused(tmp_path: Path) -> None:
+    large = replace(RECIPE, make_network=lambda c: LocalUNet(channels=(320, 320), blocks=1))
+    tiny = replace(SMOKE, steps=1, batch=1, patch=16)
+    run = loop.train(replace(large, validate=lambda *_: {}), tiny, tmp_path / "run", sources=PHANTOM)
+    with pytest.raises(ValueError, match=r"MB; a bundle's may take 16 MB"):
+        bundle.write(large, run, tmp_path / "made", version="1.0.0", made_on=date(2026, 1, 2))
 
 
 def test_a_written_bundle_loads_and_denoises_any_size(made: Path) -> None:

@@ -2,51 +2,137 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+
+from dicomnode.errors import ConfigError, NodeError, NotFound
+
+if TYPE_CHECKING:
+    from model_zoo.training.loop import Progress
+    from model_zoo.training.recipe import Recipe, Sources
 
 __all__ = ["train"]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="mri-prior")],
+    recipe: Annotated[
+        str, typer.Argument(help="mri-prior, anatomy, pet-synthesis, standard-dose-pet or synthetic-dir.")
+    ],
     data: Annotated[Path | None, typer.Option(help="Data kit's folder; default: DICOMNODE_DATA.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="CSV of your own data, instead of simulation.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: ./out/RECIPE.")] = None,
     configuration: Annotated[str, typer.Option(help="cpu, gpu, or smoke (seconds, to see that it runs).")] = "cpu",
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1 …")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Instead of the configuration's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that draw batches ahead.")] = None,
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.0.0",
+    phantom: Annotated[bool, typer.Option("--phantom", hidden=True, help="Ellipsoids instead of heads.")] = False,
 ) -> None:
-    """Train RECIPE on simulated data, with checkpoints, and write the result as a bundle."""
-    from model_zoo.training import RECIPES
+    """Train RECIPE on simulated data, with checkpoints, and write the result as a bundle.
 
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"no recipe {recipe!r}; there is: {', '.join(RECIPES)}")
-    from model_zoo.simulate import anatomy
-    from model_zoo.training import bundle, mri_prior
-
-    if configuration not in mri_prior.CONFIGURATIONS:
-        raise typer.BadParameter(f"no configuration {configuration!r}; there is: {', '.join(mri_prior.CONFIGURATIONS)}")
-    chosen = mri_prior.CONFIGURATIONS[configuration]
+    Under torchrun all processes train together: torchrun --nproc-per-node 8 -m dicomnode train RECIPE --device cuda
+    """
+    found = _recipe(recipe)
+    chosen = _configuration(found, configuration, seed=seed, workers=workers)
     folder = out or Path("out") / recipe
-    console = Console(stderr=True)
+    try:
+        _check_device(device)
+        sources = _sources(found, data, manifest, phantom)
+        _run(found, chosen, folder, sources, device, resume, version)
+    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
+        if isinstance(error, NodeError):
+            raise
+        raise NodeError(f"train {recipe}: {error}") from error
 
-    def report(line: dict[str, float]) -> None:
-        left_s = line["seconds_per_step"] * (chosen.steps - line["step"])
-        console.print(
-            f"step {line['step']:.0f}/{chosen.steps}  loss {line['loss']:.3f}  "
-            f"PSNR at sigma 0.1: {line['psnr_0.1']:.2f} dB  {left_s / 60:.0f} min left"
-        )
+
+def _recipe(name: str) -> Recipe[Any]:
+    from model_zoo import training
+
+    if name not in training.RECIPES:
+        raise typer.BadParameter(f"no recipe {name!r}; there is: {', '.join(training.RECIPES)}")
+    return training.load(name)
+
+
+def _configuration(recipe: Recipe[Any], name: str, **changes: Any) -> Any:
+    if name not in recipe.configurations:
+        raise typer.BadParameter(f"no configuration {name!r}; there is: {', '.join(recipe.configurations)}")
+    return replace(recipe.configurations[name], **{k: v for k, v in changes.items() if v is not None})
+
+
+def _check_device(device: str) -> None:
+    import torch
 
     try:
-        checkpoint = mri_prior.train(
-            chosen, folder, data=data or anatomy.data_root(), device=device, resume=resume, report=report
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device}: torch knows no such device") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise NotFound(f"--device {device}: torch finds no CUDA device on this machine")
+
+
+def _sources(recipe: Recipe[Any], data: Path | None, table: Path | None, phantom: bool) -> Sources:
+    from model_zoo.simulate import anatomy
+    from model_zoo.training import manifest
+    from model_zoo.training.recipe import simulated
+
+    if table is None:
+        return simulated(None if phantom else data or anatomy.data_root(), phantom=phantom)
+    try:
+        return manifest.sources(manifest.read(table, recipe.columns))
+    except manifest.ManifestError as error:
+        for problem in error.problems:
+            print(f"{table}: {problem}", file=sys.stderr)
+        raise ConfigError(f"{table}: {len(error.problems)} thing(s) to put right, nothing was trained") from error
+
+
+def _run(recipe: Recipe[Any], c: Any, folder: Path, sources: Sources, device: str, resume: bool, version: str) -> None:
+    from model_zoo.training import bundle, loop
+
+    first = int(os.environ.get("RANK", "0")) == 0  # torchrun's word: the first process tells and writes
+    with _progress(first) as (report, progress):
+        run = loop.train(
+            recipe, c, folder, sources=sources, device=device, resume=resume, report=report, progress=progress
         )
-        bundle.write_mri_prior(checkpoint, folder / "bundle", version="0.0.0", made_on=datetime.now(UTC).date())
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
-        console.print(f"train {recipe}: {error}")
-        raise typer.Exit(1) from error
-    print(folder / "bundle")
+    if first:
+        bundle.write(recipe, run, folder / "bundle", version=version, made_on=datetime.now(UTC).date())
+        print(folder / "bundle")
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[tuple[Callable[[dict[str, float]], None], Callable[[Progress], None]]]:
+    """A line per checkpoint on stderr; a bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not shown:
+        yield (lambda line: None), (lambda at: None)
+        return
+    if not console.is_terminal:
+        yield (lambda line: print(_words(line), file=sys.stderr)), (lambda at: None)
+        return
+    with Bar(console=console) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(at: Progress) -> None:
+            words = f"step {at.step}/{at.steps}, loss {at.loss:.4g}, {_duration(at.left_s)} left"
+            bar.update(task, total=at.steps, completed=at.step, description=words)
+
+        yield (lambda line: bar.console.print(_words(line), highlight=False)), progress
+
+
+def _words(line: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" if name != "step" else f"step {value:.0f}" for name, value in line.items())
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,83 +1,129 @@
-"""Write a trained network as a MONAI bundle: bfloat16 safetensors, metadata with digest and origin, licence."""
+"""Write a trained network as a MONAI bundle: bfloat16 safetensors, metadata with digest and origin, card, licence."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from collections.abc import Mapping
 from datetime import date
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from model_zoo.registry import WEIGHTS, weights_digest
-from model_zoo.training.mri_prior import SIGMA_DATA, ema_weights
+from model_zoo.registry import BUNDLES, WEIGHTS, weights_digest
+from model_zoo.training import checkpoint
+from model_zoo.training.checkpoint import Checkpoint
+from model_zoo.training.recipe import PHANTOM, Recipe
 
-__all__ = ["write_mri_prior"]
+__all__ = ["LARGEST_BYTES", "source_commit", "write"]
 
-TRAINED_ON = "simulation only (random planes through SynthSeg label maps); never on patient images"
+LARGEST_BYTES = 16_000_000
+"""What a bundle's weights may take: they are kept with the source."""
 
-CARD = """# mri_prior {version}
+SIMULATION_ONLY = "These weights were trained on simulation only. They have not been validated on patients."
 
-A denoiser of complex brain MR slices, the prior of reconstruction from undersampled k-space. {step} steps, {made_on}.
+CARD = """# {name} {version}
 
-**These weights were trained on simulation only. They have not been validated on patients. Research use only.**
+{task}. {steps} steps, {made_on}.
 
-Recipe, configuration, data, metrics and digest: `configs/metadata.json`.
+**{origin} Research use only, not for diagnosis.**
+
+Recipe, configuration, data, metrics and digest: `configs/metadata.json`. `dicomnode evaluate` writes the full card.
 """
 
 
-def write_mri_prior(checkpoint: Path, bundle: Path, *, version: str, made_on: date) -> None:
-    """Turn the averaged weights of ``checkpoint`` into the bundle folder ``bundle``, replacing what is there.
+def write(
+    recipe: Recipe[Any], run: Path, bundle: Path, *, version: str, made_on: date, commit: str | None = None
+) -> None:
+    """Turn the averaged weights of the checkpoint ``run`` into the bundle folder ``bundle``, replacing what is there.
 
-    The metrics recorded are those of the last line of the run's log. A model card (``docs/README.md``)
-    that is there is left as it is.
+    ``commit``: of the source that trained them, by default ``source_commit()``. Raises ValueError where the checkpoint
+    is of another recipe or the weights take more than ``LARGEST_BYTES``.
     """
-    average, configuration, step = ema_weights(checkpoint)
-    (bundle / "configs").mkdir(parents=True, exist_ok=True)
-    (bundle / "models").mkdir(exist_ok=True)
-    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in average.items()}, bundle / WEIGHTS)
-    (bundle / WEIGHTS).chmod(0o644)  # safetensors makes it for its owner only
-    inference = {
-        "network_def": {
-            "_target_": "model_zoo.networks.local_unet.LocalUNet",
-            "channels": list(configuration.channels),
-            "blocks": configuration.blocks,
-        },
-        "sigma_data": SIGMA_DATA,
-    }
-    metadata = {
-        "name": "mri_prior",
+    state = checkpoint.read(run)
+    if state.recipe != recipe.name:
+        raise ValueError(f"{run} is a run of the recipe {state.recipe}, not of {recipe.name}")
+    for folder in ("configs", "models", "docs"):
+        (bundle / folder).mkdir(parents=True, exist_ok=True)
+    _write_weights(state.averaged(), bundle / WEIGHTS)
+    configuration = type(next(iter(recipe.configurations.values()))).from_json(state.configuration)
+    facts = _metadata(recipe, state, version, made_on, commit or source_commit())
+    facts["weights_sha256"] = weights_digest(bundle / WEIGHTS)
+    _write_json(bundle / "configs" / "inference.json", recipe.inference(configuration))
+    _write_json(bundle / "configs" / "metadata.json", facts)
+    origin = SIMULATION_ONLY if state.data in ("simulation", PHANTOM) else f"Trained on {facts['trained_on']}."
+    (bundle / "docs" / "README.md").write_text(CARD.format_map(facts | {"origin": origin}))
+    shutil.copyfile(_licence(), bundle / "LICENSE")
+
+
+def source_commit() -> str:
+    """The source tree's commit, marked where files differ from it; the installed package's version without a tree."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return f"dicomnode {metadata.version('dicomnode')}"
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "model_zoo")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit} with changes" if changed else commit
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    halved = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in weights.items()}
+    size = sum(v.numel() * v.element_size() for v in halved.values())
+    if size > LARGEST_BYTES:
+        raise ValueError(f"the weights take {size / 1e6:.1f} MB; a bundle's may take {LARGEST_BYTES / 1e6:.0f} MB")
+    save_file({k: v.contiguous() for k, v in halved.items()}, path)
+    path.chmod(0o644)  # safetensors makes it for its owner only
+
+
+def _metadata(recipe: Recipe[Any], state: Checkpoint, version: str, made_on: date, commit: str) -> dict[str, Any]:
+    configuration = json.loads(state.configuration)
+    return {
+        "name": recipe.bundle,
         "version": version,
-        "task": "Prior of complex brain MR slices for reconstruction from undersampled k-space",
-        "intended_use": "Research only. Not for diagnosis. Reconstruction of brain MR by posterior sampling.",
-        "trained_on": TRAINED_ON,
-        "input_contract": {
-            "organ": "head",
-            "scale": "99th percentile of the magnitude is 1",
-            "channels": "real, imaginary",
-        },
-        "recipe": "mri-prior",
-        "configuration": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(configuration).items()},
-        "steps": step,
+        **recipe.facts,
+        **_origin(state.data),
+        "recipe": recipe.name,
+        "configuration": configuration,
+        "seed": configuration["seed"],
+        "commit": commit,
+        "steps": state.step,
+        "processes": state.world,
         "made_on": made_on.isoformat(),
-        "metrics": _last_metrics(checkpoint.with_name("log.jsonl")),
+        "metrics": {name: round(value, 4) for name, value in state.metrics.items()},
         "licence": "Apache-2.0",
-        "data_licence": "SynthSeg label maps: Apache-2.0; no image data",
-        "weights_sha256": weights_digest(bundle / WEIGHTS),
     }
-    (bundle / "configs" / "inference.json").write_text(json.dumps(inference, indent=2) + "\n")
-    (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
-    card = bundle / "docs" / "README.md"
-    if not card.exists():
-        card.parent.mkdir(exist_ok=True)
-        card.write_text(CARD.format(version=version, step=step, made_on=made_on.isoformat()))
-    licence = Path(__file__).parents[2] / "LICENSE"
-    if licence.is_file():
-        shutil.copyfile(licence, bundle / "LICENSE")
 
 
-def _last_metrics(log: Path) -> dict[str, float]:
-    """Denoising PSNR in dB on validation patches by noise level, from the last line of a run's log."""
-    line = json.loads(log.read_text().splitlines()[-1])
-    return {f"denoising_{name}_db": round(value, 2) for name, value in line.items() if name.startswith("psnr")}
+def _origin(data: str) -> dict[str, str]:
+    """What replaces the recipe's words on its training data where they were not the simulated subjects."""
+    if data == "simulation":
+        return {}
+    if data == PHANTOM:
+        return {"trained_on": "simulation only (a phantom of ellipsoids: to see that the recipe runs)"}
+    return {
+        "trained_on": f"a user's data set ({data})",
+        "data_licence": "that of the user's data set; weights may carry traces of it",
+    }
+
+
+def _licence() -> Path:
+    """The source tree's licence; where only the package is installed, the one that a shipped bundle carries."""
+    own = Path(__file__).parents[2] / "LICENSE"
+    return own if own.is_file() else next(BUNDLES.glob("*/LICENSE"))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

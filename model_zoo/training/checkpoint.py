@@ -21,12 +21,14 @@ NAME = "checkpoint.pt"
 class Checkpoint:
     """Everything that the next step depends on, and what a bundle is made of.
 
-    ``recipe``: its name; ``configuration``: JSON; ``step``: steps done; ``world``: processes that trained together;
+    ``recipe``: its name; ``configuration``: JSON; ``data``: ``Source.data`` of the training; ``step``: steps done;
+    ``world``: processes that trained together;
     ``network``, ``optimiser``: state dicts; ``average``: averaged parameters by name; ``metrics``: last validation.
     """
 
     recipe: str
     configuration: str
+    data: str
     step: int
     world: int
     network: Mapping[str, Tensor]

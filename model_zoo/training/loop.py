@@ -23,11 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import deterministic
 from torch.utils.data import DataLoader, Dataset
 
+from model_zoo.registry import memory_format
 from model_zoo.training import checkpoint, parallel
 from model_zoo.training.checkpoint import Checkpoint
 from model_zoo.training.recipe import C, Configuration, Recipe, Source, Sources, seeded
 
-__all__ = ["LOG", "Progress", "learning_rate", "memory_format", "train"]
+__all__ = ["LOG", "Progress", "learning_rate", "train"]
 
 LOG = "log.jsonl"
 PROGRESS_EVERY = 5
@@ -54,14 +55,6 @@ def learning_rate(c: Configuration, step: int) -> float:
     return c.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - c.warmup) / max(1, c.steps - c.warmup)))
 
 
-def memory_format(network: nn.Module) -> torch.memory_format:
-    """Channels last for the dimension that the network's convolutions have: what bfloat16 convolutions are fast in."""
-    dimensions = {p.dim() for p in network.parameters()}
-    if 5 in dimensions:
-        return torch.channels_last_3d
-    return torch.channels_last if 4 in dimensions else torch.preserve_format
-
-
 def train(
     recipe: Recipe[C],
     c: C,
@@ -86,7 +79,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     with parallel.world(device) as world, _deterministic():
         run = _start(recipe, c, world)
-        first = _restore(run, out / checkpoint.NAME, resume)
+        first = _restore(run, out / checkpoint.NAME, sources.train.data, resume)
         world.wait()
         log = _Log(out, first, report) if world.first else None
         run.clock.start(first)
@@ -96,7 +89,7 @@ def train(
             if done % PROGRESS_EVERY == 0 or done == c.steps:
                 progress(run.clock.progress(done, c.steps))
             if done % c.checkpoint_every == 0 or done == c.steps:
-                _keep(run, done, out, sources.validation, log)
+                _keep(run, done, out, sources, log)
     return out / checkpoint.NAME
 
 
@@ -164,7 +157,7 @@ def _start(recipe: Recipe[C], c: C, world: parallel.World) -> _Run:
     return _Run(recipe, c, world, network, objective, optimiser, average)
 
 
-def _restore(run: _Run, path: Path, resume: bool) -> int:
+def _restore(run: _Run, path: Path, data: str, resume: bool) -> int:
     """Load ``path`` into the run and return its step; 0 when there is nothing to resume."""
     if not path.exists():
         return 0
@@ -175,6 +168,8 @@ def _restore(run: _Run, path: Path, resume: bool) -> int:
         raise ValueError(f"{path} is a run of the recipe {found.recipe}")
     if type(run.c).from_json(found.configuration) != run.c:
         raise ValueError(f"{path} was trained with another configuration: {found.configuration}")
+    if found.data != data:
+        raise ValueError(f"{path} was trained on other data: {found.data}, not {data}")
     if found.world != run.world.size:
         raise ValueError(f"{path} was trained by {found.world} processes together, now there are {run.world.size}")
     run.network.load_state_dict(found.network)
@@ -224,17 +219,18 @@ def _step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
             run.average[name].lerp_(p, 1 - decay)
 
 
-def _keep(run: _Run, done: int, out: Path, validation: Source, log: _Log | None) -> None:
+def _keep(run: _Run, done: int, out: Path, sources: Sources, log: _Log | None) -> None:
     """Validate, log and write the checkpoint; only the first process does, the others wait."""
     if log is not None:
         mean = float(torch.stack(run.clock.losses).mean())
         pace = run.clock.progress(done, run.c.steps)
         if run.c.validate_every == 0 or done % run.c.validate_every == 0 or done == run.c.steps:
-            run.metrics = _validate(run, validation)
+            run.metrics = _validate(run, sources.validation)
         numbers = {"loss": mean, "learning_rate": learning_rate(run.c, done - 1)}
         log.write({"step": done, **numbers, "seconds_per_step": pace.seconds_per_step, **run.metrics})
+        what = run.recipe.name, run.c.to_json(), sources.train.data, done, run.world.size
         state = run.network.state_dict(), run.average, run.optimiser.state_dict()
-        written = Checkpoint(run.recipe.name, run.c.to_json(), done, run.world.size, *state, run.metrics)
+        written = Checkpoint(*what, *state, run.metrics)
         written.write(out / checkpoint.NAME)
     run.clock.losses.clear()
     run.world.wait()

@@ -20,7 +20,7 @@ from model_zoo.simulate import anatomy
 
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
-    from model_zoo.training.manifest import Cohort
+    from model_zoo.training.cohort import Cohort
 
 __all__ = ["Column", "Configuration", "Recipe", "Source", "Sources", "seeded", "simulated"]
 
@@ -98,6 +98,13 @@ class Source:
     root: Path | None = None
     cohort: Cohort | None = None
     phantom: bool = False
+
+    @property
+    def data(self) -> str:
+        """What is read, in a word that tells one data set from another: a run is resumed on the same data only."""
+        if self.cohort is not None:
+            return f"cohort {self.cohort.digest}"
+        return PHANTOM if self.phantom else "simulation"
 
     def subject(self, generator: torch.Generator) -> str:
         """One of the subjects at random."""
