@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-__all__ = ["TEST", "TISSUES", "TRAIN", "VALIDATION", "data_root", "tissue_map"]
+__all__ = ["TEST", "TISSUES", "TRAIN", "VALIDATION", "cache_root", "data_root", "label_map", "tissue_map"]
 
 TEST = ("13", "20")
 VALIDATION = ("09", "16")
@@ -54,9 +55,14 @@ def data_root() -> Path:
     return root
 
 
-@lru_cache(maxsize=16)
-def tissue_map(subject: str, root: Path | None = None) -> torch.Tensor:
-    """Tissue classes of one subject: uint8 (k, j, i) at 1 mm, axes towards superior, posterior and left (LPS).
+def cache_root() -> Path:
+    """Where derived data that take long to make are kept: ``DICOMNODE_CACHE``, else the user's cache folder."""
+    given = os.environ.get("DICOMNODE_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dicomnode"
+
+
+def label_map(subject: str, root: Path | None = None) -> NDArray[np.int16]:
+    """FreeSurfer and extra-cerebral labels of one subject: int16 (k, j, i) at 1 mm, LPS.
 
     ``root``: the data kit's folder, by default ``data_root()``. Raises FileNotFoundError where the map is not there.
     """
@@ -64,10 +70,20 @@ def tissue_map(subject: str, root: Path | None = None) -> torch.Tensor:
 
     path = (root or data_root()) / "anatomy" / "synthseg-label-maps" / f"training_seg_{subject}.nii.gz"
     canonical = nibabel.as_closest_canonical(nibabel.load(path))  # R, A, S
-    labels = np.asarray(canonical.dataobj).astype(np.int64)
+    labels = np.asarray(canonical.dataobj).astype(np.int16)
+    return np.ascontiguousarray(labels[::-1, ::-1].transpose(2, 1, 0))
+
+
+@lru_cache(maxsize=16)
+def tissue_map(subject: str, root: Path | None = None) -> torch.Tensor:
+    """Tissue classes of one subject: uint8 (k, j, i) at 1 mm, axes towards superior, posterior and left (LPS).
+
+    ``root``: the data kit's folder, by default ``data_root()``. Raises FileNotFoundError where the map is not there.
+    """
+    labels = label_map(subject, root)
     lookup = np.full(int(labels.max()) + 1, list(TISSUES).index("muscle"), dtype=np.uint8)
     for index, numbers in enumerate(TISSUES.values()):
         for number in numbers:
             if number < len(lookup):
                 lookup[number] = index
-    return torch.from_numpy(np.ascontiguousarray(lookup[labels][::-1, ::-1].transpose(2, 1, 0)))
+    return torch.from_numpy(lookup[labels])
