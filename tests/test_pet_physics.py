@@ -11,6 +11,8 @@ from torch import Tensor
 from model_zoo.simulate.pet.counts import Scan, acquire, draw, thin
 from model_zoo.simulate.pet.osem import osem
 from model_zoo.simulate.pet.projector import FWHM, Geometry, Projector, blur, projector
+from model_zoo.simulate.pet.surrogate import low_and_standard, low_dose
+from model_zoo.simulate.pet.torso import ORGANS, random_torso
 
 TINY = Geometry((7, 6), 3.0, bins=8, bin_mm=3.0, angles=5)
 
@@ -188,3 +190,59 @@ def test_osem_of_a_thinned_scan_is_as_quantitative_and_noisier() -> None:
 def test_a_projector_is_built_once() -> None:
     first: Projector = projector(TINY)
     assert projector(TINY) is first
+
+
+def test_the_surrogate_has_the_mean_and_variance_of_its_formula() -> None:
+    x = torch.tensor([0.5, 2.0, 8.0]).reshape(3, 1, 1).expand(3, 40, 40)
+    draws = torch.stack(
+        [low_dose(x, 0.1, 0.02, _generator(s), fwhm_mm=6.0, spacing_mm=3.0, power=1.0) for s in range(60)]
+    )
+    assert torch.allclose(draws.mean(dim=(0, 2, 3)), x[:, 0, 0], rtol=0.03)
+    assert torch.allclose(draws.var(dim=0).mean(dim=(1, 2)), 0.02 * x[:, 0, 0] / 0.1, rtol=0.08)
+    assert float(draws.min()) >= 0
+
+
+def test_the_surrogates_doses_share_events_unless_asked_not_to() -> None:
+    x, d = torch.full((40, 40, 40), 2.0), 0.25
+
+    def variances(independent: bool) -> tuple[float, float, float]:
+        low, standard = low_and_standard(
+            x, d, 0.002, _generator(1), fwhm_mm=4.0, spacing_mm=4.0, power=1.0, independent=independent
+        )
+        covariance = torch.cov(torch.stack([low.flatten(), standard.flatten()]))
+        return float(covariance[0, 0]), float(covariance[1, 1]), float(covariance[0, 1])
+
+    low, standard, shared = variances(independent=False)
+    assert low / standard == pytest.approx(1 / d, rel=0.05)
+    assert shared == pytest.approx(standard, rel=0.1)
+    assert abs(variances(independent=True)[2]) < 0.1 * standard
+
+
+def test_the_surrogates_noise_is_that_of_osem_replicates() -> None:
+    scan, inner = _scan(1e7)
+    replicates = torch.stack(
+        [osem(draw(scan.expected, _generator(s)), scan, subsets=8, post_fwhm_mm=6.0) for s in range(10)]
+    )[:, 1:-1]
+    x = osem(scan.expected, scan, subsets=8, post_fwhm_mm=6.0)
+    k = float((replicates.var(dim=0) / x[1:-1])[:, inner["body"]].mean())
+    draws = torch.stack([low_dose(x, 1.0, k, _generator(s), fwhm_mm=6.5, spacing_mm=4.0) for s in range(10)])[:, 1:-1]
+    for name in ("hot", "cold"):
+        sd, expected = (y.std(dim=0)[:, inner[name]].mean() for y in (draws, replicates))
+        assert float(sd / expected) == pytest.approx(1, abs=0.3), name
+
+    def neighbours(y: Tensor) -> float:
+        e = (y - y.mean(dim=0)) * inner["body"]
+        return float((e[..., 1:] * e[..., :-1]).sum() / e.square().sum())
+
+    assert neighbours(draws) == pytest.approx(neighbours(replicates), abs=0.15)
+
+
+def test_a_torso_has_its_organs_and_repeats_by_seed() -> None:
+    torso, again = (random_torso(_generator(4), shape=(75, 32, 48), spacing_mm=8.0, lesions=3) for _ in range(2))
+    assert torch.equal(torso.activity, again.activity)
+    whole = random_torso(_generator(5), shape=(75, 40, 56), spacing_mm=8.0, middle_mm=(0, 0, 300), lesions=3)
+    assert set(whole.organ.flatten().tolist()) == set(range(len(ORGANS)))
+    assert float(whole.activity[whole.organ == 0].abs().max()) < 2
+    assert float(whole.mu_per_cm[whole.organ == ORGANS.index("lungs")].median()) == pytest.approx(0.026, rel=0.01)
+    volume_ml = float((whole.organ == ORGANS.index("liver")).sum()) * 0.8**3
+    assert 900 < volume_ml < 2600
