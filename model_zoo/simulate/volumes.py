@@ -1,5 +1,8 @@
 """MR volumes of simulated heads: known sequences with known tissue, and any contrast at any resolution.
 
+A known sequence: T1, T2 and PD of every voxel (by tissue, subject and region, with texture), the signed signal by its
+equation, partial volume by a blur of the signal, magnitude, then what the scan does to it (``acquisition``).
+
 The contrast-agnostic images follow SynthSeg (Billot et al., Med. Image Anal. 86, 2023): random intensities per tissue,
 random bias, resolution and noise. Half of the contrasts follow the signal equations with random tissue parameters and
 protocols (``mr.random_contrast``), half are free random values, so that no sequence is outside what was seen.
@@ -7,23 +10,106 @@ protocols (``mr.random_contrast``), half are free random values, so that no sequ
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from model_zoo.simulate import axes
-from model_zoo.simulate.acquisition import at_resolution, bias, log_uniform, texture, uniform
+from model_zoo.simulate.acquisition import at_resolution, bias, gibbs, log_uniform, moved, texture, uniform
 from model_zoo.simulate.anatomy import TISSUES
-from model_zoo.simulate.mr import look_up, random_contrast
-from model_zoo.structures import STRUCTURES
+from model_zoo.simulate.mr import TissueParameters, look_up, random_contrast
+from model_zoo.simulate.sequences import Dir, Flair, Sequence
+from model_zoo.structures import COUNT
 
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
 
-__all__ = ["contrast_agnostic", "normalised"]
+__all__ = ["Scan", "contrast_agnostic", "normalised", "random_scan", "scanned", "signal_volume", "tissue_maps"]
 
-CLASSES = len(STRUCTURES) + 1
+CLASSES = COUNT + 1
+FAT_LEFT = 0.15
+"""Share of the fat's signal that fat saturation leaves in FLAIR and DIR."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How a volume is acquired.
+
+    ``spacing_mm``: voxel (k, j, i); ``noise_sd``: of each component, in units of the brain's mean signal; ``bias``:
+    strength of the receive field's logarithm; ``motion_mm``: sd of the head's shifts between ``poses`` bands of
+    k-space; ``keep``: central share of k-space along each axis.
+    """
+
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    noise_sd: float = 0.02
+    bias: float = 0.1
+    motion_mm: float = 0.0
+    poses: int = 4
+    keep: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+def random_scan(generator: torch.Generator, *, thick: float = 0.3, motion: float = 0.15) -> Scan:
+    """A clinical acquisition; ``thick`` and ``motion`` are the shares with slices of 2 to 6 mm and a moving head."""
+    spacing_mm = [uniform(generator, 0.8, 1.2)] * 3
+    if uniform(generator, 0, 1) < thick:
+        spacing_mm[int(uniform(generator, 0, 3))] = uniform(generator, 2.0, 6.0)
+    share = uniform(generator, 0.7, 1.0) if uniform(generator, 0, 1) < 0.3 else 1.0
+    moving = uniform(generator, 0, 1) < motion
+    return Scan(
+        (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
+        noise_sd=log_uniform(generator, 0.005, 0.05),
+        bias=log_uniform(generator, 0.02, 0.3),
+        motion_mm=uniform(generator, 0.2, 1.0) if moving else 0.0,
+        keep=(1.0, share, 1.0),
+    )
+
+
+def tissue_maps(
+    head: Head, p: TissueParameters, generator: torch.Generator, *, texture_sd: float = 0.04
+) -> TissueParameters:
+    """Maps (k, j, i) of T1, T2 and PD: those of ``p`` (classes, structures) with texture correlated over 2 to 4 mm.
+
+    The texture is exp(texture_sd n), n of variance 1, of its own for T1, T2 and (half as strong) PD.
+    """
+    maps = p.at(head.tissue.to(generator.device), head.structure.to(generator.device))
+    shape = (head.tissue.shape[0], head.tissue.shape[1], head.tissue.shape[2])
+
+    def textured(values: Tensor, sd: float) -> Tensor:
+        return values * torch.exp(sd * texture(shape, head.spacing_mm, generator))
+
+    return TissueParameters(
+        textured(maps.t1_ms, texture_sd), textured(maps.t2_ms, texture_sd), textured(maps.pd, 0.5 * texture_sd)
+    )
+
+
+def signal_volume(
+    p: TissueParameters, sequence: Sequence, head: Head, *, blur_mm: float = 0.5, fat_left: float = FAT_LEFT
+) -> Tensor:
+    """Magnitude (k, j, i) of a sequence on maps ``p`` of ``head``, partial volume by a Gaussian of ``blur_mm``.
+
+    FLAIR and DIR are fat-saturated: ``fat_left`` of the signal of fat and marrow remains.
+    """
+    signal = sequence.signal(p)
+    if isinstance(sequence, Flair | Dir):
+        left = torch.ones(len(TISSUES))
+        left[[list(TISSUES).index("fat"), list(TISSUES).index("marrow")]] = fat_left
+        signal = signal * left.to(signal)[head.tissue.to(signal.device, torch.int32)]
+    return axes.blur(signal, (blur_mm / head.spacing_mm,) * 3).abs()
+
+
+def scanned(x: Tensor, head: Head, scan: Scan, generator: torch.Generator) -> Tensor:
+    """The magnitude image ``x`` (k, j, i) of ``head`` as ``scan`` acquires it, on the head's own grid."""
+    brain = head.structure.to(x.device) > 0
+    level = float(x[brain].mean()) if bool(brain.any()) else float(x.mean())
+    x = x * bias((x.shape[0], x.shape[1], x.shape[2]), scan.bias, generator)
+    if scan.motion_mm > 0:
+        x = moved(x, scan.poses, scan.motion_mm / head.spacing_mm, 1, generator)
+    if min(scan.keep) < 1:
+        x = gibbs(x, scan.keep)
+    step = tuple(s / head.spacing_mm for s in scan.spacing_mm)
+    return at_resolution(x, step, scan.noise_sd * level, generator)
 
 
 def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: bool = True) -> Tensor:
