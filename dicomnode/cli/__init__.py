@@ -29,6 +29,7 @@ COMMANDS = {
     "peers": ("dicomnode.cli.peers", "app", "List, echo, search and fetch from peers."),
     "kspace": ("dicomnode.cli.kspace", "app", "Carry ISMRMRD/MRD k-space in DICOM Raw Data."),
     "train": ("dicomnode.cli.train", "train", "Train a model of the zoo and write it as a bundle."),
+    "evaluate": ("dicomnode.cli.evaluate", "evaluate", "Make the tables of a model card again."),
     "demo": ("dicomnode.cli.demo", "demo", "The whole path of one study, on loopback."),
 }
 """Name: module, what it holds for us (a function or a Typer app), and a line of help."""

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model_zoo.evaluation.report import SIMULATION_ONLY
 from model_zoo.registry import BUNDLES, WEIGHTS, weights_digest
 from model_zoo.training import checkpoint
 from model_zoo.training.checkpoint import Checkpoint
@@ -24,8 +25,6 @@ __all__ = ["LARGEST_BYTES", "source_commit", "write"]
 
 LARGEST_BYTES = 16_000_000
 """What a bundle's weights may take: they are kept with the source."""
-
-SIMULATION_ONLY = "These weights were trained on simulation only. They have not been validated on patients."
 
 CARD = """# {name} {version}
 

@@ -1,0 +1,86 @@
+"""``dicomnode evaluate NAME[@VERSION]``: the tables of a bundle's model card, made again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dicomnode.errors import ConfigError, NodeError, NotAllowed, NotFound
+
+if TYPE_CHECKING:
+    from model_zoo.evaluation import Evaluation, Progress
+    from model_zoo.registry import BundleFacts
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="An installed bundle, or a bundle's folder.")],
+    data: Annotated[Path | None, typer.Option(help="Data kit's folder; default: DICOMNODE_DATA.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for card, numbers and pictures.")] = None,
+    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1 …")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds, few cases: to see that it runs.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Put card, pictures and numbers into the bundle.")] = False,
+) -> None:
+    """Evaluate a bundle on held-out subjects and print its model card's tables."""
+    if quick and write:
+        raise NotAllowed("a quick evaluation is none to put into a bundle: leave out --quick or --write")
+    from model_zoo.evaluation import report
+
+    facts = _bundle(name)
+    evaluation = _evaluated(facts, data, device, quick)
+    for table in evaluation.tables:
+        print(f"{table.title}\n\n{report.markdown(table)}")
+    if out is not None:
+        report.write(evaluation, facts, out)
+    if write:
+        report.write_into_bundle(evaluation, facts)
+        print(facts.path)
+
+
+def _bundle(name: str) -> BundleFacts:
+    from model_zoo import registry
+
+    if (Path(name) / "configs" / "metadata.json").is_file():
+        return registry.read_facts(Path(name))
+    bundle, _, version = name.partition("@")
+    return registry.find(bundle, version or None)
+
+
+def _evaluated(facts: BundleFacts, data: Path | None, device: str, quick: bool) -> Evaluation:
+    import matplotlib
+
+    from model_zoo import evaluation, registry
+
+    matplotlib.use("Agg")  # pictures are written, not shown
+    try:
+        found = evaluation.evaluator(facts.name)
+    except LookupError as error:
+        raise NotFound(str(error)) from error
+    model = registry.load_from(facts, device=device)
+    try:
+        with _progress() as progress:
+            return found(model, root=data, quick=quick, progress=progress)
+    except FileNotFoundError as error:
+        raise ConfigError(f"evaluate {facts.name}: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise NodeError(f"evaluate {facts.name}: {error}") from error
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda fraction, step: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda fraction, step: bar.update(task, completed=fraction, description=step)

@@ -1,0 +1,75 @@
+"""How good a bundle is, on held-out subjects: one module per bundle, whose ``evaluate`` makes the card's tables.
+
+``evaluate(model, *, root, quick, progress) -> Evaluation``: ``root`` is the data kit's folder (None: its usual place),
+``quick`` takes seconds and only shows that it runs, ``progress`` gets a fraction and a word. It reads the subjects of
+``anatomy.TEST`` and no other, and draws all randomness from fixed seeds, so that it reproduces its own tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from model_zoo.registry import Model
+
+__all__ = ["Evaluate", "Evaluation", "Picture", "Progress", "Table", "evaluator"]
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the model card: ``columns`` head the cells of every row; the first one names the row."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"table {self.title!r}: every row needs {len(self.columns)} cells")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A matplotlib ``figure`` and its caption; ``name`` becomes the file's ("worst-case")."""
+
+    name: str
+    caption: str
+    figure: Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model card says beyond its metadata.
+
+    ``tables``: against named baselines, then by subgroup. ``metrics``: numbers that go into ``metadata.json``.
+    ``failures``: where it fails, in Markdown; ``weaker``: what it does worse than one would wish, in Markdown.
+    """
+
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+    metrics: dict[str, float]
+    failures: str
+    weaker: str
+
+
+class Evaluate(Protocol):
+    """What a module of this package holds as ``evaluate``."""
+
+    def __call__(self, model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation: ...
+
+
+def evaluator(bundle: str) -> Evaluate:
+    """The evaluation of a bundle, by its name. Raises LookupError where there is none."""
+    module = f"{__name__}.{bundle}"
+    if not bundle.isidentifier() or bundle == "report" or find_spec(module) is None:
+        raise LookupError(f"there is no evaluation of {bundle}")
+    found: Evaluate = import_module(module).evaluate
+    return found

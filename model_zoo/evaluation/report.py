@@ -1,0 +1,105 @@
+"""An evaluation as a model card in Markdown, pictures beside it, and numbers in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from model_zoo.evaluation import Evaluation, Picture, Table
+from model_zoo.registry import BundleFacts
+
+__all__ = ["SIMULATION_ONLY", "card", "markdown", "write", "write_into_bundle"]
+
+SIMULATION_ONLY = "These weights were trained on simulation only. They have not been validated on patients."
+RESEARCH = "Research use only, not for diagnosis."
+
+
+def write(evaluation: Evaluation, facts: BundleFacts, folder: Path) -> None:
+    """``README.md`` (the card), ``metrics.json`` and the pictures into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(card(evaluation, facts))
+    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n")
+    for picture in evaluation.pictures:
+        picture.figure.savefig(folder / _file(picture), dpi=90, bbox_inches="tight", metadata={"Software": None})
+
+
+def write_into_bundle(evaluation: Evaluation, facts: BundleFacts) -> None:
+    """The card and its pictures into the bundle's ``docs``, the numbers into its ``metadata.json``."""
+    write(evaluation, facts, facts.path / "docs")
+    (facts.path / "docs" / "metrics.json").unlink()
+    path = facts.path / "configs" / "metadata.json"
+    path.write_text(json.dumps({**facts.metadata, "evaluation": evaluation.metrics}, indent=2) + "\n")
+
+
+def card(evaluation: Evaluation, facts: BundleFacts) -> str:
+    """The model card: what it is, what it was trained on, how good it is and for whom, where it fails."""
+    m = facts.metadata
+    simulated = "simulation only" in str(m["trained_on"])
+    origin = SIMULATION_ONLY if simulated else f"These weights were trained on {m['trained_on']}."
+    tables = "\n".join(f"### {table.title}\n\n{markdown(table)}" for table in evaluation.tables)
+    pictures = "\n".join(f"![{each.caption}]({_file(each)})\n\n{each.caption}\n" for each in evaluation.pictures)
+    parts = [
+        f"# {facts.name} {facts.version}",
+        f"{m['task']}.",
+        f"**{origin} {RESEARCH}**",
+        _facts(m, facts.digest),
+        "## Evaluation",
+        f"On held-out subjects that no recipe reads; `dicomnode evaluate {facts.name}` makes these tables again.",
+        tables,
+        "## Failure cases",
+        evaluation.failures,
+        pictures,
+        "## Limits",
+        evaluation.weaker,
+    ]
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, its note below."""
+    lines = [_line(table.columns), _line(["---"] + ["---:"] * (len(table.columns) - 1))]
+    lines += [_line([_cell(cell) for cell in row]) for row in table.rows]
+    return "\n".join(lines) + "\n" + (f"\n{table.note}\n" if table.note else "")
+
+
+def _facts(m: Mapping[str, Any], digest: str) -> str:
+    rows = {
+        "intended use": m["intended_use"],
+        "input": m["input_contract"],
+        "units": m.get("units", ""),
+        "trained on": m["trained_on"],
+        "recipe": f"`dicomnode train {m['recipe']}`, {m['steps']} steps, seed {_seed(m)}",
+        "commit": m.get("commit", ""),
+        "data licence": m.get("data_licence", ""),
+        "licence": m["licence"],
+        "weights": f"bfloat16 safetensors, SHA-256 `{digest}`",
+    }
+    lines = [_line(["", ""]), _line(["---", "---"])]
+    return "\n".join(lines + [_line([name, _words(value)]) for name, value in rows.items() if value])
+
+
+def _seed(m: Mapping[str, Any]) -> Any:
+    return m.get("seed", m.get("configuration", {}).get("seed", "unknown"))
+
+
+def _words(value: Any) -> str:
+    """A table of the metadata as one cell."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name.replace('_', ' ')}: {_words(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_words(each) for each in value)
+    return str(value)
+
+
+def _cell(cell: str | float) -> str:
+    return cell if isinstance(cell, str) else f"{cell:.4g}"
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _file(picture: Picture) -> str:
+    return f"{picture.name}.png"
