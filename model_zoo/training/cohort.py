@@ -24,13 +24,13 @@ CACHE_BYTES = 4 * 2**30
 class Row:
     """One line of a manifest: ``line`` in the file, paths of images, numbers and words by their columns' names.
 
-    ``labels``: those of ``paths`` that hold whole numbers. ``resample``: images go to the first one's lattice.
+    ``labels``: those of ``images`` that hold whole numbers. ``resample``: images go to the first one's lattice.
     """
 
     line: int
     subject: str
     split: str
-    paths: Mapping[str, Path]
+    images: Mapping[str, Path]
     numbers: Mapping[str, float]
     words: Mapping[str, str]
     labels: frozenset[str] = frozenset()
@@ -90,17 +90,17 @@ class Cohort:
 
     def _read(self, row: Row, column: str, spacing_mm: float | None) -> Volume:
         try:
-            found = images.load(row.paths[column])
-            labels, first = column in row.labels, next(iter(row.paths))
+            found = images.load(row.images[column])
+            labels, first = column in row.labels, next(iter(row.images))
             if spacing_mm is None and not row.resample:
                 return found
-            target = images.lattice(row.paths[first])
+            target = images.lattice(row.images[first])
             if spacing_mm is not None:
                 target = _isotropic(target, spacing_mm)
             smooth = found if labels else _smoothed(found, target)
             return images.resample(smooth, target, labels=labels)
         except ValueError as error:
-            raise ValueError(f"line {row.line}, column {column}, {row.paths[column]}: {error}") from error
+            raise ValueError(f"line {row.line}, column {column}, {row.images[column]}: {error}") from error
 
     def _forget(self) -> None:
         """Drop what was not used for longest until the rest fits, but keep the newest."""

@@ -12,7 +12,7 @@ column ``resample``: they are then resampled to the lattice of the row's first i
 
 For a recipe's ``batch``: ``row = source.cohort.row(generator)``, then ``source.cohort.patch(row, ("flair", "t1w"),
 shape, spacing_mm, generator)`` gives the same random patch of each image, ``source.cohort.volume(row, "flair")`` a
-whole one, ``row.numbers["age"]`` and ``row.words["sex"]`` covariates; ``row.paths``, ``numbers`` and ``words`` lack
+whole one, ``row.numbers["age"]`` and ``row.words["sex"]`` covariates; ``row.images``, ``numbers`` and ``words`` lack
 what an optional column left blank.
 """
 
