@@ -45,8 +45,8 @@ class _VoxelNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-4).to(x.dtype)
-        return x * scale * self.gain[:, None, None, None].to(x.dtype)
+        last = x.movedim(1, -1)
+        return functional.rms_norm(last, self.gain.shape, self.gain.to(x.dtype), 1e-4).movedim(-1, 1)
 
 
 class _Conditions:

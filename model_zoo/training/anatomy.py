@@ -1,0 +1,198 @@
+"""Recipe ``anatomy``: structures of the head from an image of any MR contrast and resolution, after SynthSeg.
+
+Data: crops of random heads (``simulate.heads``) with random contrast, resolution and noise (``simulate.volumes``), so
+that no sequence is special (Billot et al., Med. Image Anal. 86, 2023); or a user's label volumes with or without an
+image. Loss: cross-entropy plus one minus the mean soft Dice of the structures present.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.simulate.anatomy import TISSUES
+from model_zoo.simulate.heads import Head, Variation
+from model_zoo.simulate.volumes import contrast_agnostic, normalised
+from model_zoo.structures import COUNT, STRUCTURES, number
+from model_zoo.training import recipe
+from model_zoo.training.cohort import Cohort
+from model_zoo.training.recipe import Column, Recipe, Source, seeded
+
+__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "dice"]
+
+SPACING_MM = 1.0
+
+TISSUE_OF = {
+    "cerebral white matter": "white matter",
+    "lateral ventricles": "csf",
+    "third and fourth ventricles": "csf",
+    "csf": "csf",
+    "cerebellar cortex": "cerebellar cortex",
+    "cerebellar white matter": "white matter",
+    "amygdala": "hippocampus",
+    "ventral diencephalon": "thalamus",
+}
+"""Tissue class of a structure in a user's label volume; cortex for its regions, else the class of its own name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration(recipe.Configuration):
+    """``channels``, ``blocks``: of the network; ``shape``: voxels of a crop at 1 mm; ``sharp``: crops kept sharp."""
+
+    channels: tuple[int, ...]
+    blocks: int
+    shape: tuple[int, int, int]
+    dice_weight: float = 1.0
+
+
+CONFIGURATIONS = {
+    "cpu": Configuration(
+        channels=(24, 48, 96, 128), blocks=1, shape=(128, 128, 128), steps=1600, batch=1, learning_rate=2e-3,
+        warmup=50, ema=0.99, checkpoint_every=100,
+    ),
+    "gpu": Configuration(
+        channels=(32, 64, 128, 160), blocks=1, shape=(160, 192, 160), steps=8000, batch=2, learning_rate=2e-3,
+        ema=0.998, workers=14, checkpoint_every=500,
+    ),
+    "smoke": Configuration(
+        channels=(4, 8), blocks=1, shape=(32, 32, 32), steps=6, batch=1, learning_rate=1e-3, warmup=2,
+        checkpoint_every=3,
+    ),
+}  # fmt: skip
+
+
+def make_network(c: Configuration) -> nn.Module:
+    """One image in, logits of background and structures out."""
+    return VolumeUNet(1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=2)
+
+
+def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+    """``image`` float (b, 1, k, j, i) in [0, 1] and ``structure`` int64 (b, k, j, i)."""
+    pairs = [_example(c, source, generator) for _ in range(c.batch)]
+    return {
+        "image": torch.stack([image for image, _ in pairs])[:, None],
+        "structure": torch.stack([structure for _, structure in pairs]).to(torch.int64),
+    }
+
+
+def _example(c: Configuration, source: Source, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    if source.cohort is not None:
+        return _cohort_example(c, source.cohort, generator)
+    draw = torch.rand(4, generator=generator).tolist()
+    offset_mm = tuple((2 * d - 1) * reach for d, reach in zip(draw, (24.0, 36.0, 24.0), strict=False))
+    head = source.head(
+        generator, shape=c.shape, spacing_mm=SPACING_MM, offset_mm=offset_mm, variation=Variation(face=draw[3] < 0.6)
+    ) if not source.phantom else source.head(generator, shape=c.shape, spacing_mm=SPACING_MM)  # fmt: skip
+    return contrast_agnostic(head, generator), head.structure
+
+
+def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The user's image where the row has one, else a simulated contrast of the user's labels."""
+    row = cohort.row(generator)
+    names = [name for name in ("structures", "image") if name in row.images]
+    found = cohort.patch(row, names, c.shape, SPACING_MM, generator)
+    structure = found["structures"].round().clamp(0, COUNT).to(torch.uint8)
+    if "image" in found:
+        return normalised(found["image"]), structure
+    lookup = torch.zeros(COUNT + 1, dtype=torch.uint8)
+    for s in STRUCTURES:
+        name = TISSUE_OF.get(s.name, s.name)
+        lookup[s.number] = list(TISSUES).index(name if name in TISSUES else "cortex")
+    return contrast_agnostic(Head(lookup[structure.long()], structure, SPACING_MM, row.subject), generator), structure
+
+
+def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+    """Cross-entropy + w (1 - mean over the structures present of soft Dice)."""
+    logits = network(drawn["image"]).float()
+    target = drawn["structure"]
+    log_p = functional.log_softmax(logits, dim=1)
+    return functional.nll_loss(log_p, target) + c.dice_weight * (1 - _soft_dice(log_p.exp(), target))
+
+
+def _soft_dice(p: Tensor, target: Tensor) -> Tensor:
+    """Mean over structures that are present of 2 sum(p g) / (sum(p) + sum(g)), background left out."""
+    g = torch.zeros_like(p).scatter_(1, target[:, None], 1.0)
+    volume = g.sum(dim=(0, 2, 3, 4))
+    both = (p * g).sum(dim=(0, 2, 3, 4))
+    score = 2 * both / (p.sum(dim=(0, 2, 3, 4)) + volume).clamp(min=1)
+    present = volume > 0
+    present[0] = False
+    return score[present].mean() if bool(present.any()) else score.new_ones(())
+
+
+def dice(found: Tensor, truth: Tensor) -> dict[int, float]:
+    """Dice of every structure that ``truth`` holds, by number; integer tensors of one shape."""
+    scores = {}
+    for n in range(1, COUNT + 1):
+        a, b = found == n, truth == n
+        if bool(b.any()):
+            scores[n] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+    return scores
+
+
+def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
+    """Mean Dice over structures on eight crops, and that of white matter, cortex region and hippocampus."""
+    generator = seeded(c.seed, 10**9)
+    scores: list[dict[int, float]] = []
+    for _ in range(8):
+        drawn = batch(c, source, generator)
+        device = next(network.parameters()).device
+        found = network(drawn["image"].to(device)).argmax(1).cpu()
+        scores.append(dice(found[0], drawn["structure"][0]))
+    metrics = {"dice": sum(sum(s.values()) / max(1, len(s)) for s in scores) / len(scores)}
+    for name in ("cerebral white matter", "frontal cortex", "hippocampus"):
+        values = [s[number(name)] for s in scores if number(name) in s]
+        metrics[f"dice_{name.replace(' ', '_')}"] = sum(values) / max(1, len(values))
+    return metrics
+
+
+def inference(c: Configuration) -> dict[str, Any]:
+    """Network and what the pipeline must know to feed it."""
+    return {
+        "network_def": {
+            "_target_": "model_zoo.networks.volume_unet.VolumeUNet",
+            "in_channels": 1,
+            "out_channels": COUNT + 1,
+            "channels": list(c.channels),
+            "blocks": c.blocks,
+            "unshuffle": 2,
+        },
+        "spacing_mm": SPACING_MM,
+        "structures": COUNT,
+        "percentiles": [0.5, 99.5],
+    }
+
+
+RECIPE = Recipe(
+    name="anatomy",
+    bundle="anatomy",
+    configurations=CONFIGURATIONS,
+    make_network=make_network,
+    batch=batch,
+    loss=loss,
+    validate=validate,
+    inference=inference,
+    facts={
+        "task": "Segmentation of brain structures and cortical regions from head MR of any contrast",
+        "intended_use": "Research only. Not for diagnosis. Masks, reference regions and regional numbers of brain MR.",
+        "input_contract": {
+            "organ": "head",
+            "modality": "MR, any sequence",
+            "spacing_mm": SPACING_MM,
+            "orientation": "LPS",
+            "scale": "0.5th to 99.5th percentile is 0 to 1",
+        },
+        "units": "structure numbers of model_zoo/structures.py",
+        "trained_on": "simulation only (SynthSeg label maps with random contrast); never on patient images",
+        "data_licence": "SynthSeg label maps: Apache-2.0; Allen Human Reference Atlas: CC BY 4.0; no image data",
+    },
+    columns=(
+        Column("structures", "labels", help="structure numbers 0 to 23 of model_zoo/structures.py"),
+        Column("image", "image", required=False, help="head MR of any contrast; without it one is simulated"),
+    ),
+)
