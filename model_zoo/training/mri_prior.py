@@ -46,7 +46,7 @@ class Configuration(recipe.Configuration):
 CONFIGURATIONS = {
     "cpu": Configuration(channels=(64, 128, 192), blocks=2, steps=8000, batch=16, patch=96, learning_rate=8e-4),
     "gpu": Configuration(
-        channels=(96, 160, 224),
+        channels=(80, 144, 192),
         blocks=3,
         steps=40000,
         batch=64,

@@ -1,0 +1,149 @@
+"""Every recipe runs from nothing to a bundle by one command, again with the same weights, and the same when killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_zoo import registry, training
+from model_zoo.training import bundle, checkpoint, loop, recipe
+
+EVERY = pytest.mark.parametrize(
+    "name", sorted(name for name, module in training.RECIPES.items() if find_spec(module) is not None)
+)
+
+KILLED = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from model_zoo import training
+from model_zoo.training import loop, recipe
+
+found = training.load(sys.argv[1])
+c = replace(found.configurations["smoke"], checkpoint_every=1)
+
+def die(line):
+    if line["step"] == c.steps // 2 + 1:  # logged, its checkpoint not yet written
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loop.train(found, c, Path(sys.argv[2]), sources=recipe.simulated(phantom=True), report=die)
+"""
+
+TOGETHER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from model_zoo import training
+from model_zoo.training import loop, recipe
+
+found = training.load("mri-prior")
+c = replace(found.configurations["smoke"], steps=1, bf16=False)
+loop.train(found, c, Path(sys.argv[1]), sources=recipe.simulated(phantom=True))
+"""
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1], timeout=240
+    )
+
+
+def train(name: str, out: Path, *options: str) -> str:
+    """The command; returns the digest of its bundle's weights."""
+    done = python(
+        "-m", "dicomnode", "train", name, "--configuration", "smoke", "--phantom", "--out", str(out), *options
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out / "bundle")
+    facts = registry.read_facts(out / "bundle")
+    registry.verify(facts)
+    return facts.digest
+
+
+@EVERY
+def test_a_recipe_makes_a_bundle_again_the_same_and_killed_in_the_middle_the_same(name: str, tmp_path: Path) -> None:
+    found = training.load(name)
+    digest = train(name, tmp_path / "once")
+    killed = python("-c", KILLED, name, str(tmp_path / "killed"))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    steps = found.configurations["smoke"].steps
+    assert checkpoint.read(tmp_path / "killed" / checkpoint.NAME).step == steps // 2
+    assert train(name, tmp_path / "killed", "--resume") == digest
+    again = loop.train(found, found.configurations["smoke"], tmp_path / "again", sources=recipe.simulated(phantom=True))
+    bundle.write(found, again, tmp_path / "again" / "bundle", version="0.0.0", made_on=date(2026, 1, 2))
+    assert registry.read_facts(tmp_path / "again" / "bundle").digest == digest
+    log = [json.loads(line)["step"] for line in (tmp_path / "killed" / loop.LOG).read_text().splitlines()]
+    assert log == sorted(set(log))
+    assert log[-1] == steps
+
+
+@EVERY
+def test_a_recipe_s_bundle_loads_and_says_what_it_is(name: str, tmp_path: Path) -> None:
+    found = training.load(name)
+    sources = recipe.simulated(phantom=True)
+    tiny = replace(found.configurations["smoke"], steps=1, warmup=1)
+    run = loop.train(found, tiny, tmp_path / "run", sources=sources)
+    bundle.write(found, run, tmp_path / "bundle", version="0.1.0", made_on=date(2026, 1, 2), commit="c0ffee")
+    model = registry.load_from(registry.read_facts(tmp_path / "bundle"))
+    assert model.name == found.bundle
+    assert sum(p.numel() for p in model.network.parameters()) > 0
+    for key in ("task", "intended_use", "input_contract", "units", "trained_on", "data_licence", "licence", "metrics"):
+        assert model.metadata[key], key
+    assert model.metadata["seed"] == tiny.seed
+    assert "trained on simulation only" in (tmp_path / "bundle" / "docs" / "README.md").read_text()
+
+
+@EVERY
+def test_a_recipe_s_shipped_configurations_fit_a_bundle(name: str) -> None:
+    found = training.load(name)
+    assert set(found.configurations) == {"cpu", "gpu", "smoke"}
+    for c in found.configurations.values():
+        with torch.device("meta"):
+            network = found.make_network(c)
+        assert 2 * sum(p.numel() for p in network.parameters()) <= bundle.LARGEST_BYTES
+
+
+def test_two_processes_train_on_the_mean_of_their_batches_and_stay_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    done = python(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(tmp_path / "two")
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    together = checkpoint.read(tmp_path / "two" / checkpoint.NAME)
+    assert together.world == 2
+    found = training.load("mri-prior")
+
+    def both(c: recipe.Configuration, source: recipe.Source, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        other = recipe.seeded(c.seed, 0, 1)
+        first, second = found.batch(c, source, generator), found.batch(c, source, other)
+        return {key: torch.cat([first[key], second[key]]) for key in first}
+
+    c = replace(found.configurations["smoke"], steps=1, bf16=False)
+    run = loop.train(replace(found, batch=both), c, tmp_path / "one", sources=recipe.simulated(phantom=True))
+    alone = checkpoint.read(run)
+    for index, state in alone.optimiser["state"].items():
+        torch.testing.assert_close(
+            together.optimiser["state"][index]["exp_avg"], state["exp_avg"], rtol=1e-3, atol=1e-6
+        )
+
+
+def test_a_run_of_two_processes_is_not_resumed_by_one(tmp_path: Path) -> None:
+    found = training.load("mri-prior")
+    c = replace(found.configurations["smoke"], steps=1)
+    path = loop.train(found, c, tmp_path, sources=recipe.simulated(phantom=True))
+    replace(checkpoint.read(path), world=2).write(path)
+    with pytest.raises(ValueError, match="trained by 2 processes together, now there are 1"):
+        loop.train(found, c, tmp_path, sources=recipe.simulated(phantom=True), resume=True)
