@@ -1,0 +1,114 @@
+"""The standard-dose PET network's two ends: what it is shown of a low-dose image, and what its answer means.
+
+Images are divided by one robust scale of the low-dose image (``scale_of``), never by their own extremes. OSEM noise
+grows with activity, sd ~ x^0.7, so the network sees and predicts in units of the noise:
+
+    amplitude A = nu (S + 0.01)^0.7,    mean = x_L + A r,    scale of the Laplace density b = A exp(s)
+
+with S the image blurred by one voxel, nu the median of |x_L - S| / (S + 0.01)^0.7 over the body, and (r, s) the
+network's two outputs. Conditions: log dose fraction, ln nu, voxel size; region maps where there are any. The standard
+deviation reported is that of the Laplace density, sqrt(2) b, and refers to the noise-free image at the same resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_zoo.simulate.pet.projector import blur
+
+__all__ = ["EMBEDDING", "IN_CHANNELS", "OUT_CHANNELS", "Prepared", "interpret", "prepare", "restore", "scale_of"]
+
+IN_CHANNELS, OUT_CHANNELS, EMBEDDING = 4, 2, 8
+_FLOOR, _POWER = 0.01, 0.7
+_VOXEL_FWHM = 2.355
+_LOG_B = (-6.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``inputs`` (b, 4, k, j, i), ``amplitude`` (b, 1, k, j, i) and ``embedding`` (b, 8) of scaled low-dose images."""
+
+    inputs: Tensor
+    amplitude: Tensor
+    embedding: Tensor
+
+
+def scale_of(low: Tensor) -> float:
+    """99.9th percentile of a low-dose image (k, j, i) inside the body, blurred by a voxel: no single voxel sets it.
+
+    Inside the body is above a quarter of the image's mean. Never below the smallest positive float.
+    """
+    smooth = _smooth(low)
+    body = smooth[smooth > 0.25 * smooth.mean()]
+    if body.numel() == 0:
+        return float(torch.finfo(torch.float32).tiny)
+    rank = max(1, math.ceil(0.999 * body.numel()))
+    return max(float(body.kthvalue(rank).values), float(torch.finfo(torch.float32).tiny))
+
+
+def prepare(low: Tensor, dose: Tensor, spacing_mm: Tensor) -> Prepared:
+    """From ``low`` (b, 1, k, j, i) in units of its scale, ``dose`` fractions (b,) and voxel sizes (b,)."""
+    smooth = _smooth(low).clamp_min(0)
+    expected = (smooth + _FLOOR) ** _POWER
+    nu = torch.stack([_noise_level(d, s, e) for d, s, e in zip(low, smooth, expected, strict=True)])
+    amplitude = expected * nu[:, None, None, None, None]
+    inputs = torch.cat([(low - smooth) / amplitude / 4, smooth, (smooth + _FLOOR).sqrt(), low], dim=1)
+    return Prepared(inputs, amplitude, _embedding(dose, nu, spacing_mm))
+
+
+def _noise_level(low: Tensor, smooth: Tensor, expected: Tensor) -> Tensor:
+    body = smooth > 0.25 * smooth.mean()
+    if not bool(body.any()):
+        return low.new_tensor(1e-3)
+    return ((low - smooth).abs() / expected)[body].median().clamp_min(1e-3)
+
+
+def _embedding(dose: Tensor, nu: Tensor, spacing_mm: Tensor) -> Tensor:
+    d = 1 + dose.clamp(1e-3, 1).log10() / 2
+    n = nu.log() / 2
+    features = (d, d**2, torch.cos(math.pi * d), torch.cos(2 * math.pi * d), n, n**2, torch.cos(n), spacing_mm - 3)
+    return torch.stack(features, dim=1)
+
+
+def interpret(output: Tensor, low: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
+    """``(mean, s)`` from the network's output (b, 2, k, j, i): mean in the units of ``low``, b = amplitude exp(s)."""
+    r, s = output[:, :1].float(), output[:, 1:].float()
+    return low + amplitude * r, s.clamp(*_LOG_B)
+
+
+@torch.no_grad()
+def restore(
+    network: nn.Module,
+    low: Tensor,
+    dose: float,
+    *,
+    spacing_mm: float,
+    regions: Tensor | None = None,
+    bf16: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """``(mean, sd)`` of a whole low-dose image (k, j, i), both in its units (SUV, Bq/ml); mean is not negative.
+
+    ``regions``: one-hot maps (r, k, j, i) in the order of ``low_dose.REGIONS``, or None. The network's device and the
+    image's must be the same. Whole volumes go through at once: the network has no statistics over space.
+    """
+    stride = int(network.stride)  # type: ignore[arg-type]  # a module's attributes are untyped
+    scale = scale_of(low)
+    padding = [n for size in reversed(low.shape) for n in (0, -size % stride)]
+    scaled = functional.pad(low[None, None].float() / scale, padding, mode="replicate")
+    prepared = prepare(scaled, low.new_tensor([dose]), low.new_tensor([spacing_mm]))
+    maps = None if regions is None else functional.pad(regions[None].float(), padding)
+    with torch.autocast(low.device.type, dtype=torch.bfloat16, enabled=bf16):
+        output = network(prepared.inputs, prepared.embedding, None, maps)
+    mean, s = interpret(output, scaled, prepared.amplitude)
+    k, j, i = low.shape
+    sd = math.sqrt(2) * prepared.amplitude * s.exp()
+    return scale * mean[0, 0, :k, :j, :i].clamp_min(0), scale * sd[0, 0, :k, :j, :i]
+
+
+def _smooth(x: Tensor) -> Tensor:
+    return blur(x.float(), _VOXEL_FWHM, (1.0, 1.0, 1.0), normalised=True)

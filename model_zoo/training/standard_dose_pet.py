@@ -1,0 +1,350 @@
+"""Recipe ``standard-dose-pet``: a low-dose PET image and its dose fraction to the noise-free image of that resolution.
+
+Data: brains (five tracers, all stages of the disease model) and torsos (procedural, FDG) as pairs of images
+(``simulate.pet.low_dose``): most with surrogate noise drawn for the step, a part from a pool of scans that went through
+projection, counts, thinning and OSEM; or a user's reconstructed pairs. Loss, in units of the noise amplitude A of
+``model_zoo.standard_dose``:
+
+    |e| exp(-s) + s  +  w_g |grad e|  +  w_r mean over regions |mean_R(mean - target)| / mean_R(target)
+    +  w_c mean over pairs of blocks (1 - cos(f_i - f_j, f'_i - f'_j)),      e = (mean - target) / A
+
+The last term is the structural consistency of Jiang et al. with the relations their text describes (their equation
+compares errors instead); blocks are the middle one and its six neighbours, f the voxels of a block. Off by default.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.simulate.pet import disease, low_dose
+from model_zoo.simulate.pet.activity import activity
+from model_zoo.simulate.pet.low_dose import REGIONS, Object, Pair, Reconstruction
+from model_zoo.simulate.pet.torso import random_torso
+from model_zoo.simulate.pet.tracers import TRACERS
+from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare, scale_of
+from model_zoo.training import recipe
+from model_zoo.training.cohort import Cohort
+from model_zoo.training.recipe import Column, Recipe, Source, seeded
+
+__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "random_brain"]
+
+BRAIN_MM = 208.0
+FDG_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration(recipe.Configuration):
+    """``patch``: voxels of a side; ``spacings_mm``: drawn per object; ``patches_per_object``: with a dose each.
+
+    ``brains``: share of brains among the objects, the rest are torsos. ``doses``: limits of the log-uniform fraction.
+    ``pool``: scans through OSEM, made when first needed, and ``pool_share`` of the objects that come from them.
+    ``told``: share of items that are shown region maps. ``target``: one of ``low_dose.TARGETS``.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    patch: int
+    spacings_mm: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5, 4.0)
+    patches_per_object: int = 2
+    brains: float = 0.5
+    doses: tuple[float, float] = (0.01, 0.5)
+    noise: tuple[float, float] = (0.04, 0.2)
+    pool: int = 24
+    pool_share: float = 0.25
+    pool_slices: int = 64
+    told: float = 0.5
+    target: str = "expected"
+    gradient_weight: float = 0.1
+    region_weight: float = 0.05
+    structure_weight: float = 0.0
+
+
+CONFIGURATIONS = {
+    "cpu": Configuration(
+        channels=(32, 64, 128), blocks=1, patch=64, steps=800, batch=4, learning_rate=1.5e-3, warmup=40, ema=0.99,
+        checkpoint_every=50, validate_every=250,
+    ),
+    "gpu": Configuration(
+        channels=(48, 96, 192), blocks=2, patch=64, steps=12000, batch=8, learning_rate=1.5e-3, ema=0.999,
+        pool=160, pool_share=0.4, workers=14, checkpoint_every=500, validate_every=2000,
+    ),
+    "smoke": Configuration(
+        channels=(8, 16), blocks=1, patch=16, steps=6, batch=2, learning_rate=1e-3, warmup=2, checkpoint_every=3,
+        spacings_mm=(8.0,), pool=1, pool_slices=16,
+    ),
+}  # fmt: skip
+
+
+def make_network(c: Configuration) -> nn.Module:
+    """Four images of the low dose in, residual and log scale out; dose as embedding, region maps if there are any."""
+    return VolumeUNet(
+        IN_CHANNELS, OUT_CHANNELS, c.channels, c.blocks, unshuffle=2, embedding=EMBEDDING, maps=len(REGIONS)
+    )
+
+
+def random_brain(
+    source: Source, generator: torch.Generator, *, spacing_mm: float, finer: int, tracer: str | None = None
+) -> Object:
+    """A patient of the disease model with a tracer (half of them FDG unless named), over a cube of 208 mm."""
+    if tracer is None:
+        others = [name for name in TRACERS if name != "FDG"]
+        at = int(torch.randint(len(others), (1,), generator=generator))
+        tracer = "FDG" if _uniform(generator) < FDG_SHARE else others[at]
+    patient = disease.sample(generator)
+    n = 2 * math.ceil(BRAIN_MM / spacing_mm / 2) * finer
+    head = source.head(generator, shape=(n, n, n), spacing_mm=spacing_mm / finer, **_atrophied(source, patient))
+    kind = TRACERS[tracer]
+    image = activity(head, kind, patient.state(kind.target), generator, fwhm_mm=0.0, noise=0.0)
+    return low_dose.brain(head, image, finer)
+
+
+def _atrophied(source: Source, patient: disease.Patient) -> dict[str, Any]:
+    return {} if source.phantom else {"atrophy": patient.atrophy}
+
+
+def _object(c: Configuration, source: Source, generator: torch.Generator) -> Object:
+    spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
+    if _uniform(generator) < c.brains:
+        return random_brain(source, generator, spacing_mm=spacing_mm, finer=2 if spacing_mm >= 3 else 1)
+    n = c.patch + 8
+    place = [(2 * _uniform(generator) - 1) * reach for reach in (90.0, 60.0)]
+    middle_mm = (place[0], place[1], 40.0 + 460.0 * _uniform(generator))
+    body = random_torso(generator, shape=(n, n, n), spacing_mm=spacing_mm, middle_mm=middle_mm)
+    return low_dose.torso(body, 1)
+
+
+def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+    """Scaled ``low`` and ``target`` (b, 1, k, j, i), what the network is shown of them, and ``regions`` uint8 (b, k, j,
+
+    i) with ``told`` (b,): 1 where the network may see them.
+    """
+    items: list[dict[str, Tensor]] = []
+    while len(items) < c.batch:
+        pairs = _pairs(c, source, generator)
+        items += [_item(c, pair, generator) for pair in pairs[: c.batch - len(items)]]
+    drawn = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    shown = prepare(drawn["low"], drawn.pop("dose"), drawn.pop("spacing_mm"))
+    return drawn | {"inputs": shown.inputs, "amplitude": shown.amplitude, "embedding": shown.embedding}
+
+
+def _pairs(c: Configuration, source: Source, generator: torch.Generator) -> list[Pair]:
+    if source.cohort is not None:
+        return [_cohort_pair(c, source.cohort, generator)]
+    if c.pool and _uniform(generator) < c.pool_share:
+        index = int(torch.randint(c.pool, (1,), generator=generator))
+        return [_pooled(c, source, index)] * c.patches_per_object
+    found = _object(c, source, generator)
+    return [_surrogate(c, found, generator) for _ in range(c.patches_per_object)]
+
+
+def _surrogate(c: Configuration, found: Object, generator: torch.Generator) -> Pair:
+    post_mm = 3.0 + 3.0 * _uniform(generator)
+    return low_dose.surrogate_pair(
+        found,
+        _log_uniform(c.doses, generator),
+        generator,
+        noise=_log_uniform(c.noise, generator),
+        resolution_fwhm_mm=math.hypot(4.0 + 2.0 * _uniform(generator), post_mm),
+        noise_fwhm_mm=post_mm + 1.0,
+        target=c.target,
+    )
+
+
+@lru_cache(maxsize=512)
+def _pooled(c: Configuration, source: Source, index: int) -> Pair:
+    """Scan ``index`` of the pool, through projection, counts, thinning and OSEM; the same whenever it is made."""
+    generator = seeded(c.seed, 10**8, index)
+    coarse = min(c.spacings_mm)
+    if index % 2:
+        found = random_brain(source, generator, spacing_mm=max(coarse, 3.0), finer=2)
+    else:
+        spacing_mm = max(coarse, 4.0)
+        j, i = (4 * math.ceil(side / spacing_mm / 2) for side in (300.0, 420.0))
+        shape = (2 * c.pool_slices, j, i)
+        found = low_dose.torso(random_torso(generator, shape=shape, spacing_mm=spacing_mm / 2), 2)
+    made = Reconstruction(
+        iterations=2 + int(torch.randint(3, (1,), generator=generator)),
+        psf_fwhm_mm=4.5 if _uniform(generator) < 0.3 else 0.0,
+        post_fwhm_mm=3.0 + 3.0 * _uniform(generator),
+    )
+    psf_fwhm_mm = 4.0 + 2.0 * _uniform(generator)
+    scan = low_dose.scanned(found, _log_uniform((1e7, 2e8), generator), generator, psf_fwhm_mm=psf_fwhm_mm)
+    dose = _log_uniform(c.doses, generator)
+    return low_dose.osem_pair(found, scan, dose, generator, reconstruct=made, target=c.target)
+
+
+def _cohort_pair(c: Configuration, cohort: Cohort, generator: torch.Generator) -> Pair:
+    row = cohort.row(generator)
+    spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
+    names = ("low", "standard", *(("regions",) if "regions" in row.images else ()))
+    found = cohort.patch(row, names, (c.patch,) * 3, spacing_mm, generator)
+    none = torch.zeros_like(found["low"])
+    regions = found.get("regions", none).round().clamp(0, len(REGIONS)).to(torch.uint8)
+    return Pair(found["low"], found["standard"], regions, none, row.numbers["dose"], spacing_mm)
+
+
+def _item(c: Configuration, pair: Pair, generator: torch.Generator) -> dict[str, Tensor]:
+    """A random patch, flipped, over the scale that the whole image or more than this patch might have had."""
+    cut = tuple(
+        slice(start, start + c.patch)
+        for start in (int(_uniform(generator) * (max(0, n - c.patch) + 1)) for n in pair.low.shape)
+    )
+    sides = [axis for axis in (1, 2) if _uniform(generator) < 0.5]
+    low, target, regions = (_padded(x[cut], c.patch).flip(sides) for x in (pair.low, pair.target, pair.regions))
+    scale = scale_of(low) * (4.0 ** _uniform(generator) if _uniform(generator) < 0.5 else 1.0)
+    return {
+        "low": low[None] / scale,
+        "target": target[None] / scale,
+        "regions": regions,
+        "told": torch.tensor(float(_uniform(generator) < c.told)),
+        "dose": torch.tensor(pair.dose),
+        "spacing_mm": torch.tensor(pair.spacing_mm),
+    }
+
+
+def _padded(x: Tensor, size: int) -> Tensor:
+    return functional.pad(x, [n for side in reversed(x.shape) for n in (0, size - side)])
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand(1, generator=generator))
+
+
+def _log_uniform(limits: tuple[float, float], generator: torch.Generator) -> float:
+    return limits[0] * math.exp(math.log(limits[1] / limits[0]) * _uniform(generator))
+
+
+def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+    """The sum in the module's docstring."""
+    mean, s = _estimate(network, drawn)
+    e = (mean - drawn["target"]) / drawn["amplitude"]
+    total = (e.abs() * torch.exp(-s) + s).mean()
+    if c.gradient_weight:
+        total = total + c.gradient_weight * sum(e.diff(dim=axis).abs().mean() for axis in (2, 3, 4)) / 3
+    if c.region_weight:
+        total = total + c.region_weight * _region_bias(mean, drawn["target"], drawn["regions"])
+    if c.structure_weight:
+        total = total + c.structure_weight * _structure(mean, drawn["target"])
+    return total
+
+
+def _estimate(network: nn.Module, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    maps = functional.one_hot(drawn["regions"].long(), len(REGIONS) + 1)[..., 1:].movedim(-1, 1)
+    told = drawn["told"][:, None, None, None, None]
+    output = network(drawn["inputs"], drawn["embedding"], None, maps * told)
+    return interpret(output, drawn["low"], drawn["amplitude"])
+
+
+def _region_bias(mean: Tensor, target: Tensor, regions: Tensor) -> Tensor:
+    """Mean over items and the regions present (the rest of the body is one) of |mean error| / mean of the target."""
+    found = []
+    for m, t, r in zip(mean[:, 0], target[:, 0], regions.long(), strict=True):
+        index = torch.where(t > 0.25 * t.mean(), r, len(REGIONS) + 1).flatten()
+        size = len(REGIONS) + 2
+        error, total = (torch.zeros(size, device=t.device).index_add(0, index, x.flatten()) for x in (m - t, t))
+        there = torch.bincount(index, minlength=size)[:-1] >= 8
+        found.append((error[:-1].abs() / total[:-1].clamp_min(1e-6))[there].mean())
+    return torch.stack(found).nan_to_num().mean()
+
+
+def _structure(mean: Tensor, target: Tensor) -> Tensor:
+    """1 - cos of the differences between blocks, over all pairs of the middle block and its six neighbours."""
+    size = mean.shape[-1] // 4
+    middle = [(n - size) // 2 for n in mean.shape[2:]]
+    moves = [(0, 0, 0), *(tuple(s * size * (a == b) for b in range(3)) for a in range(3) for s in (-1, 1))]
+
+    def blocks(x: Tensor) -> Tensor:
+        places = [[m + d for m, d in zip(middle, move, strict=True)] for move in moves]
+        cut = [x[:, 0, k : k + size, j : j + size, i : i + size] for k, j, i in places]
+        return torch.stack(cut, dim=1).flatten(2)
+
+    first, second = torch.triu_indices(len(moves), len(moves), offset=1, device=mean.device)
+    f, g = (x[:, first] - x[:, second] for x in (blocks(mean), blocks(target)))
+    return (1 - functional.cosine_similarity(f, g, dim=-1, eps=1e-6)).mean()
+
+
+VALIDATION_DOSES = (0.02, 0.1, 0.3)
+
+
+def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
+    """On two brains and two torsos at three doses: dB of mean squared error gained over the low dose, mean |bias| in %
+
+    of regions, and the share of voxels within one reported sd (0.76 for a Laplace density).
+    """
+    device = next(network.parameters()).device
+    gained: dict[float, list[float]] = {dose: [] for dose in VALIDATION_DOSES}
+    biases, covered = [], []
+    for dose in VALIDATION_DOSES:
+        for brains in (0.0, 1.0):
+            fixed = replace(c, batch=2, patches_per_object=1, brains=brains, doses=(dose, dose), pool=0)
+            with torch.autocast(device.type, enabled=False):
+                drawn = batch(fixed, source, seeded(c.seed, 10**9, int(1000 * dose), int(brains)))
+            drawn = {name: value.to(device) for name, value in drawn.items()}
+            mean, s = _estimate(network, drawn)
+            target = drawn["target"]
+            ratio = (drawn["low"] - target).square().mean() / (mean - target).square().mean()
+            gained[dose].append(10 * math.log10(float(ratio)))
+            biases.append(float(_region_bias(mean, target, drawn["regions"])))
+            sd = math.sqrt(2) * drawn["amplitude"] * s.exp()
+            covered.append(float(((mean - target).abs() < sd).float().mean()))
+    found = {f"gain_db_{dose}": sum(values) / len(values) for dose, values in gained.items()}
+    return found | {"bias_percent": 100 * sum(biases) / len(biases), "within_sd": sum(covered) / len(covered)}
+
+
+def inference(c: Configuration) -> dict[str, Any]:
+    """Network and what a pipeline must know to feed it (``model_zoo.standard_dose.restore``)."""
+    return {
+        "network_def": {
+            "_target_": "model_zoo.networks.volume_unet.VolumeUNet",
+            "in_channels": IN_CHANNELS,
+            "out_channels": OUT_CHANNELS,
+            "channels": list(c.channels),
+            "blocks": c.blocks,
+            "unshuffle": 2,
+            "embedding": EMBEDDING,
+            "maps": len(REGIONS),
+        },
+        "regions": list(REGIONS),
+        "doses": list(c.doses),
+        "spacings_mm": [min(c.spacings_mm), max(c.spacings_mm)],
+    }
+
+
+RECIPE = Recipe(
+    name="standard-dose-pet",
+    bundle="standard_dose_pet",
+    configurations=CONFIGURATIONS,
+    make_network=make_network,
+    batch=batch,
+    loss=loss,
+    validate=validate,
+    inference=inference,
+    facts={
+        "task": "Standard-dose PET from low-dose PET of brain and torso, with a standard deviation",
+        "intended_use": "Research only. Not for diagnosis. Denoising of PET images of known dose fraction.",
+        "input_contract": {
+            "organ": "head or torso",
+            "modality": "PET, attenuation corrected, any linear unit",
+            "spacing_mm": "isotropic, 2 to 4",
+            "dose_fraction": "0.01 to 0.5",
+            "scale": "99.9th percentile of the low-dose image inside the body is 1 (model_zoo.standard_dose.scale_of)",
+        },
+        "units": "those of the input; sd in the same",
+        "trained_on": "simulation only (SynthSeg label maps, a procedural torso); never on patient images",
+        "data_licence": "SynthSeg label maps: Apache-2.0; Allen Human Reference Atlas: CC BY 4.0; no image data",
+    },
+    columns=(
+        Column("low", "image", help="low-dose PET"),
+        Column("standard", "image", help="standard-dose PET of the same scan, in the same unit"),
+        Column("dose", "number", help="dose of low over dose of standard, 0.01 to 0.5"),
+        Column("regions", "labels", required=False, help="region numbers of inference.json's regions, from 1; 0 none"),
+    ),
+)

@@ -1,0 +1,151 @@
+"""The standard-dose recipe: its pairs, what the network is shown, its loss, a run from nothing to restored images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model_zoo import standard_dose
+from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.simulate.pet import low_dose
+from model_zoo.simulate.pet.torso import random_torso
+from model_zoo.training import checkpoint, load, loop, recipe, standard_dose_pet
+from model_zoo.training.recipe import seeded
+from model_zoo.training.standard_dose_pet import RECIPE, batch, loss, make_network
+
+SMOKE = standard_dose_pet.CONFIGURATIONS["smoke"]
+PHANTOM = recipe.simulated(phantom=True).train
+
+
+class Nothing(nn.Module):
+    """A network that changes nothing and claims an error of one amplitude."""
+
+    stride = 4
+
+    def forward(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
+        return torch.zeros_like(x[:, :2])
+
+
+def _torso(finer: int = 1, spacing_mm: float = 8.0) -> low_dose.Object:
+    k, j, i = (finer * round(mm / spacing_mm) for mm in (96, 384, 512))
+    body = random_torso(seeded(3), shape=(k, j, i), spacing_mm=spacing_mm / finer, middle_mm=(0, 0, 310), lesions=2)
+    return low_dose.torso(body, finer)
+
+
+def test_the_recipe_trains_from_nothing_and_restores_an_image(tmp_path: Path) -> None:
+    assert load("standard-dose-pet") is RECIPE
+    loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.simulated(phantom=True))
+    averaged = checkpoint.read(tmp_path / checkpoint.NAME).averaged()
+    arguments = RECIPE.inference(SMOKE)["network_def"]
+    network = VolumeUNet(**{name: value for name, value in arguments.items() if name != "_target_"})
+    network.load_state_dict(averaged)
+    low = 4000 * low_dose.surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
+    mean, sd = standard_dose.restore(network, low, 0.1, spacing_mm=8.0)
+    assert mean.shape == sd.shape == low.shape
+    assert float(mean.min()) >= 0
+    assert float(sd.min()) > 0
+    assert 0.5 < float(mean.sum() / low.sum()) < 2
+
+
+def test_a_batch_depends_on_its_generator_alone() -> None:
+    one, again, other = (batch(SMOKE, PHANTOM, seeded(1, step)) for step in (5, 5, 6))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["low"], other["low"])
+    assert one["inputs"].shape == (2, 4, 16, 16, 16)
+    assert all(bool(value.isfinite().all()) for value in one.values())
+
+
+def test_brains_and_torsos_of_the_pool_went_through_osem() -> None:
+    brains = standard_dose_pet._pooled(replace(SMOKE, pool=2), PHANTOM, 1)
+    torsos = standard_dose_pet._pooled(SMOKE, PHANTOM, 0)
+    for pair, named in ((brains, "grey matter"), (torsos, "liver")):
+        inside = pair.regions == 1 + low_dose.REGIONS.index(named)
+        assert int(inside.sum()) > 10
+        assert float(pair.low[inside].mean() / pair.target[inside].mean()) == pytest.approx(1, abs=0.25)
+        assert not torch.equal(pair.low, pair.target)
+
+
+def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
+    found = _torso(2)
+    scan = low_dose.scanned(found, 2e6, seeded(1))
+    pairs = {
+        target: low_dose.osem_pair(
+            found, scan, 0.5, seeded(2), reconstruct=low_dose.Reconstruction(post_fwhm_mm=10), target=target
+        )
+        for target in low_dose.TARGETS
+    }
+    expected = pairs["expected"].target
+    body = expected > 0.3
+
+    def error(x: Tensor) -> Tensor:
+        return ((x - expected) / expected)[body]
+
+    noise = error(pairs["expected"].low)
+    shared, independent = (error(pairs[name].target) for name in ("shared", "independent"))
+    assert float(torch.corrcoef(torch.stack([noise, shared]))[0, 1]) == pytest.approx(math.sqrt(0.5), abs=0.12)
+    assert abs(float(torch.corrcoef(torch.stack([noise, independent]))[0, 1])) < 0.2
+    assert float(noise.std() / independent.std()) == pytest.approx(math.sqrt(2), rel=0.2)
+    with pytest.raises(ValueError, match="no target 'other'"):
+        low_dose.surrogate_pair(found, 0.5, seeded(2), noise=0.1, target="other")
+
+
+def test_what_the_network_is_shown_does_not_depend_on_the_unit() -> None:
+    low = low_dose.surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
+    assert standard_dose.scale_of(2.5e4 * low) == pytest.approx(2.5e4 * standard_dose.scale_of(low), rel=1e-4)
+    mean, sd = standard_dose.restore(Nothing(), low, 0.1, spacing_mm=8.0, bf16=False)
+    big_mean, big_sd = standard_dose.restore(Nothing(), 2.5e4 * low, 0.1, spacing_mm=8.0, bf16=False)
+    assert torch.allclose(big_mean, 2.5e4 * mean, rtol=1e-3)
+    assert torch.allclose(big_sd, 2.5e4 * sd, rtol=1e-3)
+    assert torch.allclose(mean, low, atol=1e-5)
+
+
+def test_one_hot_voxel_does_not_rescale_the_patient() -> None:
+    low = low_dose.surrogate_pair(_torso(spacing_mm=4.0), 0.1, seeded(1), noise=0.1).low
+    hot = low.clone()
+    hot[12, 40, 60] = 50 * low.max()
+    assert standard_dose.scale_of(hot) < 2 * standard_dose.scale_of(low)
+    assert standard_dose.scale_of(torch.zeros(4, 4, 4)) > 0
+
+
+def test_the_noise_level_shown_grows_as_the_dose_falls() -> None:
+    found = _torso(spacing_mm=4.0)
+    levels = []
+    for dose in (0.2, 0.02):
+        low = low_dose.surrogate_pair(found, dose, seeded(1), noise=0.1).low[None, None]
+        levels.append(standard_dose.prepare(low, torch.tensor([dose]), torch.tensor([4.0])).embedding[0, 4])
+    assert float(torch.exp(2 * (levels[1] - levels[0]))) == pytest.approx(math.sqrt(10), rel=0.3)
+
+
+def test_regions_that_are_not_told_change_nothing() -> None:
+    drawn = batch(SMOKE, PHANTOM, seeded(2))
+    network = make_network(SMOKE)
+    nn.init.normal_(network.last.weight)  # type: ignore[union-attr, arg-type]
+    for block in network.modules():
+        if getattr(block, "region", None) is not None:
+            nn.init.normal_(block.region.weight)  # type: ignore[union-attr, arg-type]
+            nn.init.normal_(block.conv2.weight, std=0.1)  # type: ignore[union-attr, arg-type]
+    c = replace(SMOKE, region_weight=0.0)
+    told = {"told": torch.ones(2)}, {"told": torch.zeros(2)}
+    moved = {"regions": (drawn["regions"] + 1) % 13}
+    silent, silent_moved = (float(loss(network, drawn | told[1] | m, c).detach()) for m in ({}, moved))
+    spoken, spoken_moved = (float(loss(network, drawn | told[0] | m, c).detach()) for m in ({}, moved))
+    assert silent == silent_moved
+    assert spoken != spoken_moved
+
+
+def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None:
+    drawn = batch(SMOKE, PHANTOM, seeded(3))
+    true = drawn | {"low": drawn["target"]}
+    c = replace(SMOKE, gradient_weight=0.0, region_weight=0.0)
+    assert float(loss(Nothing(), true, c)) == pytest.approx(0, abs=1e-6)
+    for weighted in (replace(c, gradient_weight=1.0), replace(c, region_weight=1.0), replace(c, structure_weight=1.0)):
+        assert float(loss(Nothing(), true, weighted)) == pytest.approx(0, abs=1e-5)
+        assert float(loss(Nothing(), drawn, weighted)) > float(loss(Nothing(), drawn, c))
+    biased = drawn | {"low": 1.1 * drawn["target"]}
+    only = float(loss(Nothing(), biased, replace(c, region_weight=1.0))) - float(loss(Nothing(), biased, c))
+    assert only == pytest.approx(0.1, rel=1e-3)
