@@ -117,7 +117,6 @@ def _route(config: Config, route: Route) -> str:
 
     pipeline = processing.pipeline_named(route.pipeline)
     processing.options_of(pipeline, route.options, config.quality)
-    name, _, version = (route.model or pipeline.bundle).partition("@")
-    facts = registry.find(name, version or None)
+    facts = processing.bundle_named(route.model or pipeline.bundle, config)
     registry.verify(facts)
     return f"{pipeline.name} with {facts.name}@{facts.version}, digest verified"

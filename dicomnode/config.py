@@ -199,6 +199,11 @@ class Config(_Section):
         return (self.path.parent / self.node.data_dir).resolve()
 
     @property
+    def models_dir(self) -> Path:
+        """Bundles of this node's own; they come before the shipped ones of the same name."""
+        return self.data_dir / "models"
+
+    @property
     def spool_dir(self) -> Path:
         """Root of the spool."""
         return self.data_dir / "spool"

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydicom import Dataset, dcmread
 
-from dicomnode import mrd
+from dicomnode import mrd, volumes
 from dicomnode.config import Config, QualityConfig
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.routing import MAIN_INPUT
-from pipelines.contract import Case, Finding, KSpace, Measurement, Pipeline, Progress
+from pipelines.contract import Case, Finding, KSpace, Measurement, Pipeline, Progress, Volume
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.registry import BundleFacts, Model
 
-__all__ = ["Produced", "Task", "options_of", "pipeline_named", "process", "seed_from"]
+__all__ = ["Produced", "Task", "bundle_named", "options_of", "pipeline_named", "process", "seed_from"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def process(task: Task, config: Config, *, progress: Progress) -> Produced:
     options = options_of(pipeline, task.options, config.quality)
     progress(0.0, "reading")
     loaded = _load(pipeline, task.inputs)
-    model = _model(task.model or pipeline.bundle, config.worker.device)
+    model = _model(task.model or pipeline.bundle, config)
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
     progress(0.95, "writing")
     objects = _write(findings, loaded, task, model, options, config)
@@ -84,6 +84,17 @@ def pipeline_named(name: str) -> Pipeline:
     if name not in pipelines.MODULES:
         raise ConfigError(f"no pipeline is named {name!r}; there are: {', '.join(sorted(pipelines.MODULES))}")
     return pipelines.load(name)
+
+
+def bundle_named(name: str, config: Config) -> BundleFacts:
+    """The bundle NAME or NAME@VERSION: of this node's own if it has it, else the shipped one. Raises BundleError."""
+    from model_zoo import registry
+
+    bundle, _, wanted = name.partition("@")
+    own = [facts for facts in registry.installed(config.models_dir) if facts.name == bundle]
+    if any(wanted in ("", facts.version) for facts in own):
+        return registry.find(bundle, wanted or None, config.models_dir)
+    return registry.find(bundle, wanted or None)
 
 
 def options_of(pipeline: Pipeline, given: Mapping[str, Any], quality: QualityConfig) -> Any:
@@ -104,6 +115,7 @@ def seed_from(key: str) -> int:
 
 
 def _load(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> _Loaded:
+    """The first input's facts stand at the top, those of each further input under its name."""
     arrays: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     sources: list[Dataset] = []
@@ -113,22 +125,25 @@ def _load(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> _Loaded:
             raise InputRefused(f"{pipeline.name} needs the input {wanted.name!r}; no series of the study matches it")
         if not paths:
             continue
-        if wanted.kind is not KSpace:
-            raise InputRefused(f"{pipeline.name}: image inputs are not supported yet, {wanted.name!r} is one")
-        arrays[wanted.name], found, header = _load_kspace(paths)
-        facts |= found
-        sources.append(header)
+        arrays[wanted.name], found, headers = _load_kspace(paths) if wanted.kind is KSpace else _load_volume(paths)
+        facts |= {wanted.name: found} if number else found
+        sources += headers
     return _Loaded(Case(arrays, facts), sources)
 
 
-def _load_kspace(paths: Sequence[Path]) -> tuple[KSpace, dict[str, Any], Dataset]:
+def _load_volume(paths: Sequence[Path]) -> tuple[Volume, dict[str, Any], list[Dataset]]:
+    series = volumes.read(paths)
+    return series.volume, series.facts, series.headers
+
+
+def _load_kspace(paths: Sequence[Path]) -> tuple[KSpace, dict[str, Any], list[Dataset]]:
     if len(paths) != 1:
         raise InputRefused(f"one acquisition is one Raw Data object; {len(paths)} instances were given")
     ds = dcmread(paths[0])
     if not mrd.recognise(ds):
         raise InputRefused("the instance is no ISMRMRD/MRD in Raw Data Storage; 'dicomnode kspace wrap' makes one")
     kspace, facts = mrd.to_kspace(mrd.read(mrd.unwrap(ds)))
-    return kspace, facts, _header(ds)
+    return kspace, facts, [_header(ds)]
 
 
 def _header(ds: Dataset) -> Dataset:
@@ -137,11 +152,10 @@ def _header(ds: Dataset) -> Dataset:
     return ds
 
 
-def _model(name: str, device: str) -> Model:
+def _model(name: str, config: Config) -> Model:
     from model_zoo import registry
 
-    bundle, _, wanted = name.partition("@")
-    return registry.load(bundle, wanted or None, device=_device(device))
+    return registry.load_from(bundle_named(name, config), device=_device(config.worker.device))
 
 
 def _device(wanted: str) -> str:

@@ -9,7 +9,12 @@ from pipelines.contract import Pipeline
 
 __all__ = ["MODULES", "load"]
 
-MODULES = MappingProxyType({"mri_reconstruction": "pipelines.mri_reconstruction"})
+MODULES = MappingProxyType(
+    {
+        "anatomy": "pipelines.anatomy",
+        "mri_reconstruction": "pipelines.mri_reconstruction",
+    }
+)
 
 
 def load(name: str) -> Pipeline:

@@ -100,7 +100,10 @@ class KSpace:
 
 @dataclass(frozen=True)
 class Case:
-    """One study as a pipeline sees it: named inputs and acquisition facts (no patient data)."""
+    """One study as a pipeline sees it: named inputs and acquisition facts (no identity).
+
+    ``facts``: those of the pipeline's first input, and under the name of each further input its own.
+    """
 
     inputs: Mapping[str, Volume | KSpace]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -141,13 +144,14 @@ class ParametricMap:
 
 @dataclass(frozen=True)
 class Segment:
-    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type."""
+    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type; ``color``: red, green, blue."""
 
     number: int
     label: str
     category: Code
     type: Code
     description: str = ""
+    color: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

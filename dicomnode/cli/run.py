@@ -41,25 +41,31 @@ def run(
     out_dir.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for path in _inputs(in_dir, Path(folder)):
-            rows += _run_one(path, out_dir, pipeline, model, seed, options, config)
+        for paths in _inputs(in_dir, Path(folder), pipeline):
+            rows += _run_one(paths, out_dir, pipeline, model, seed, options, config)
     context.print_rows(rows, ["kind", "file", "seconds"], as_json=as_json)
 
 
 def _run_one(
-    path: Path, out_dir: Path, pipeline: str, model: str, seed: int | None, options: dict[str, Any], config: Config
+    paths: list[Path],
+    out_dir: Path,
+    pipeline: str,
+    model: str,
+    seed: int | None,
+    options: dict[str, Any],
+    config: Config,
 ) -> list[dict[str, Any]]:
     from dicomnode import processing, worker
     from dicomnode.routing import MAIN_INPUT
 
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
     key = hashlib.sha256(repr([content, pipeline, model, sorted(options.items())]).encode()).hexdigest()
     task = processing.Task(
         key=key,
         pipeline=pipeline,
         model=model,
         options=options,
-        inputs={MAIN_INPUT: [path]},
+        inputs={MAIN_INPUT: paths},
         seed=processing.seed_from(key) if seed is None else seed,
         created_at=datetime.now(UTC),
     )
@@ -82,20 +88,42 @@ def _config(ctx: typer.Context) -> Config:
     return context.config(ctx) if named or path.exists() else Config()
 
 
-def _inputs(source: Path, folder: Path) -> list[Path]:
-    """The DICOM Raw Data objects, and MRD files wrapped in one; one task each."""
+def _inputs(source: Path, folder: Path, pipeline: str) -> list[list[Path]]:
+    """What the pipeline takes, one task each: acquisitions of k-space, or series of images."""
     from pydicom.misc import is_dicom
 
-    from dicomnode import headers
+    from dicomnode import processing
     from dicomnode.errors import NotFound
+    from pipelines.contract import KSpace
 
     paths = sorted(each for each in source.rglob("*") if each.is_file()) if source.is_dir() else [source]
-    found = [_wrapped(path, folder) for path in paths if path.suffix in _MRD_SUFFIXES]
     dicom = [path for path in paths if path.suffix not in _MRD_SUFFIXES and is_dicom(path)]
-    found += [path for path in dicom if headers.read(path).sop_class_uid == "1.2.840.10008.5.1.4.1.1.66"]
+    if processing.pipeline_named(pipeline).inputs[0].kind is not KSpace:
+        found, wanted = _series(dicom), "no DICOM series of images"
+    else:
+        found = [[_wrapped(path, folder)] for path in paths if path.suffix in _MRD_SUFFIXES] + _raw_data(dicom)
+        wanted = "no Raw Data object and no MRD file (.h5, .mrd)"
     if not found:
-        raise NotFound(f"{source} holds no Raw Data object and no MRD file (.h5, .mrd)")
+        raise NotFound(f"{source} holds {wanted}")
     return found
+
+
+def _raw_data(paths: list[Path]) -> list[list[Path]]:
+    from dicomnode import headers
+
+    return [[path] for path in paths if headers.read(path).sop_class_uid == "1.2.840.10008.5.1.4.1.1.66"]
+
+
+def _series(paths: list[Path]) -> list[list[Path]]:
+    """Files by series, without those that are no images: reports, presentation states."""
+    from dicomnode import headers
+
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        facts = headers.read(path)
+        if "Rows" in facts.attributes:
+            found.setdefault(facts.series_uid, []).append(path)
+    return list(found.values())
 
 
 def _wrapped(path: Path, folder: Path) -> Path:

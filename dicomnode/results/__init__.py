@@ -34,10 +34,11 @@ def write(
     map and segmentation.
 
     An image becomes a clean and a labelled series (``config.clean``, ``config.labelled``); maps and segmentations refer
-    to the image on their grid, the clean one if it is written. Measurements stand in the header of every object.
-    ``sources``: the headers of all inputs, pixels or payload not needed. Raises ``GeometryError`` or ``InputRefused``.
+    to the image on their grid, the clean one if it is written, or to the sources where no image of the job is on it.
+    Measurements stand in the header of every object. ``sources``: the headers of all inputs, pixels or payload not
+    needed. Raises ``GeometryError`` or ``InputRefused``.
     """
-    from dicomnode.results import parametric, seg  # highdicom: the gate before the wire does without it
+    from dicomnode.results import parametric, planes, seg  # highdicom: the gate before the wire does without it
 
     measurements = tuple(finding for finding in findings if isinstance(finding, Measurement))
     context = Context(tuple(sources), provenance, measurements, config, now)
@@ -51,19 +52,24 @@ def write(
             written += instances
             series += 1
     for finding in findings:
+        if not isinstance(finding, ParametricMap | Segmentation):
+            continue
+        grid = finding.grid if isinstance(finding, Segmentation) else finding.volume.grid
+        on = _image_on(grid, images) or planes.shown_by(sources, grid)
+        if not on:
+            where = f"its grid of {grid.shape}, and no series of the sources"
+            raise GeometryError(f"result '{finding.name}': no result image lies on {where}")
         number = config.series_number_base + series
-        series += isinstance(finding, ParametricMap | Segmentation)
+        series += 1
         if isinstance(finding, ParametricMap):
-            on = _image_on(finding.volume.grid, images, finding.name)
             written.append(parametric.write(finding, context, number, on))
-        elif isinstance(finding, Segmentation):
-            on = _image_on(finding.grid, images, finding.name)
+        else:
             written.append(seg.write(finding, context, number, on))
     return written
 
 
-def _image_on(grid: Grid, images: Sequence[tuple[Grid, list[Dataset]]], name: str) -> list[Dataset]:
+def _image_on(grid: Grid, images: Sequence[tuple[Grid, list[Dataset]]]) -> list[Dataset]:
     for other, instances in images:
         if other.shape == grid.shape and np.allclose(other.affine_mm, grid.affine_mm, rtol=0, atol=_SAME_PLACE_MM):
             return instances
-    raise GeometryError(f"result '{name}': no result image lies on its grid of {grid.shape}")
+    return []

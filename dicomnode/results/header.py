@@ -139,16 +139,21 @@ def instance_of(context: Context, name: str, number: int) -> dict[str, Any]:
     }
 
 
-def nameless(image: Dataset) -> Dataset:
-    """The header as highdicom should see it: it quotes names that it finds odd in warnings, and checks character sets.
-
-    ``complete`` puts in what is left out here.
+def nameless(images: Sequence[Dataset], context: Context) -> list[Dataset]:
+    """The headers as highdicom should see them: it quotes names that it finds odd in warnings, checks character sets,
+    and wants a frame of reference. ``complete`` puts in what is left out here.
     """
+    frame_of_reference_uid = context.frame_of_reference_uid
+    return [_nameless(image, frame_of_reference_uid) for image in images]
+
+
+def _nameless(image: Dataset, frame_of_reference_uid: UID) -> Dataset:
     header = Dataset()
     header.update(image)
     header.add_new("SpecificCharacterSet", "CS", "ISO_IR 192")  # a new element: the old one belongs to the image
     header.add_new("PatientName", "PN", "")
     header.add_new("ReferringPhysicianName", "PN", "")
+    header.add_new("FrameOfReferenceUID", "UI", frame_of_reference_uid)
     return header
 
 
@@ -237,7 +242,7 @@ def _mark(ds: Dataset, context: Context, series: Series) -> None:
         "ST",
     )
     ds.DerivationCodeSequence = [code(*series.derivation)]
-    sources = [*context.sources, *series.derived_from]
+    sources = list({source.SOPInstanceUID: source for source in (*context.sources, *series.derived_from)}.values())
     images = [reference(source) for source in sources if source.SOPClassUID != RawDataStorage]
     others = [reference(source) for source in sources if source.SOPClassUID == RawDataStorage]
     for keyword, items in (("SourceImageSequence", images), ("SourceInstanceSequence", others)):

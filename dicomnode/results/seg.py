@@ -12,8 +12,7 @@ from pydicom.sr.coding import Code
 
 from dicomnode.errors import InputRefused
 from dicomnode.results.header import Context, Series, complete, instance_of, nameless
-from dicomnode.results.lattice import lattice_of
-from dicomnode.results.parametric import measures, on_frames_of
+from dicomnode.results.planes import arranged, measures
 from pipelines import contract
 
 __all__ = ["write"]
@@ -22,22 +21,24 @@ _SEGMENTATION = ("113076", "DCM", "Segmentation")
 
 
 def write(finding: contract.Segmentation, context: Context, number: int, images: Sequence[Dataset]) -> Dataset:
-    """The labels as an object on the grid of ``images``. An empty mask is stored too, all its frames zero: it says that
-    nothing was found, which no object would not."""
+    """The labels as an object on the grid of ``images``, results or sources.
+
+    An empty mask is stored too, all its frames zero: it says that nothing was found, which no object would not.
+    """
     known = {segment.number for segment in finding.segments}
     if unknown := sorted(set(np.unique(finding.labels).tolist()) - known - {0}):
         raise InputRefused(f"result '{finding.name}': labels {unknown} name no segment")
-    labels = on_frames_of(images, lattice_of(finding.grid).arrange(finding.labels))
+    labels = arranged(finding.labels, finding.grid, images, finding.name)
     binary = context.config.segmentation_kind == "binary"
     ds: Dataset = hd.seg.Segmentation(
-        source_images=[nameless(image) for image in images],
+        source_images=nameless(images, context),
         pixel_array=labels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY if binary else hd.seg.SegmentationTypeValues.LABELMAP,
         segment_descriptions=[_segment(segment, context, finding.name) for segment in finding.segments],
         omit_empty_frames=bool(labels.any()),
         content_label="SEGMENTATION",
         content_description=finding.description[:64],
-        pixel_measures=measures(images, finding.slice_thickness_mm),
+        pixel_measures=measures(finding.grid, finding.slice_thickness_mm),
         **instance_of(context, finding.name, number),
     )
     empty = "" if labels.any() else " No voxel was found."
@@ -72,4 +73,5 @@ def _segment(segment: contract.Segment, context: Context, name: str) -> hd.seg.S
         algorithm_identification=algorithm,
         tracking_uid=context.uid("tracking", name, str(segment.number)),
         tracking_id=f"{name} {segment.number}"[:64],
+        display_color=hd.color.CIELabColor.from_rgb(*segment.color) if segment.color else None,
     )

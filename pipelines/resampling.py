@@ -1,0 +1,97 @@
+"""Arrays from one lattice to another, linearly, anywhere in the patient.
+
+A coarse voxel is the mean over its extent, a fine one the value at its centre; outside the array values are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.contract import Grid
+
+__all__ = ["box", "part", "sample", "slabs", "upright"]
+
+_VOXELS_AT_ONCE = 1_000_000
+
+
+def upright(grid: Grid, spacing_mm: float) -> Grid:
+    """The lattice of isotropic voxels along the patient's axes (LPS) that just covers the voxels of ``grid``."""
+    low, high = _extent_mm(grid)
+    i, j, k = np.maximum(np.ceil((high - low) / spacing_mm - 1e-3), 1).astype(int)
+    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine[:3, 3] = low + ((high - low) - (np.array([i, j, k]) - 1) * spacing_mm) / 2
+    return Grid((int(k), int(j), int(i)), affine)
+
+
+def _extent_mm(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest LPS coordinates of the voxels, borders included."""
+    k, j, i = grid.shape
+    corners = np.array([[x, y, z, 1] for x in (-0.5, i - 0.5) for y in (-0.5, j - 0.5) for z in (-0.5, k - 0.5)])
+    places = (corners @ grid.affine_mm.T)[:, :3]
+    return places.min(axis=0), places.max(axis=0)
+
+
+def part(grid: Grid, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
+    """The lattice of ``shape`` whose first voxel is voxel ``start`` (k, j, i) of ``grid``; either may lie outside."""
+    affine = grid.affine_mm.copy()
+    affine[:, 3] = grid.affine_mm @ [start[2], start[1], start[0], 1]
+    return Grid(shape, affine)
+
+
+def box(mask: NDArray[np.bool_], grid: Grid, onto: Grid) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Start and shape (k, j, i) of the voxels of ``onto`` that can touch a voxel of ``grid`` where ``mask`` is true.
+
+    The shape is zero where the mask is empty or lies outside.
+    """
+    if not mask.any():
+        return (0, 0, 0), (0, 0, 0)
+    ends = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[[0, -1]] for axis in (2, 1, 0)]
+    corners = np.array(np.meshgrid(*[(low - 1, high + 1) for low, high in ends], [1], indexing="ij")).reshape(4, -1)
+    found = (np.linalg.inv(onto.affine_mm) @ grid.affine_mm @ corners)[:3][::-1]
+    size = np.array(onto.shape)
+    start = np.clip(np.floor(found.min(axis=1)).astype(int), 0, size)
+    stop = np.clip(np.ceil(found.max(axis=1)).astype(int) + 1, 0, size)
+    shape = stop - start if (stop > start).all() else np.zeros(3, int)
+    return (int(start[0]), int(start[1]), int(start[2])), (int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
+    """Ranges of slices that hold about a million voxels each."""
+    thick = max(_VOXELS_AT_ONCE // max(shape[1] * shape[2], 1), 1)
+    for start in range(0, shape[0], thick):
+        yield start, min(start + thick, shape[0])
+
+
+def sample(x: Tensor, grid: Grid, onto: Grid) -> Tensor:
+    """``x`` float (c, k, j, i) on ``grid`` -> (c, k, j, i) on ``onto``, on the device of ``x``."""
+    counts = [max(round(b / a), 1) for a, b in zip(_own_spacing(grid, onto), onto.spacing_mm, strict=True)]
+    found = x.new_zeros((x.shape[0], *onto.shape))
+    for offset in np.ndindex(*counts):
+        shift = [(n + 0.5) / count - 0.5 for n, count in zip(offset, counts, strict=True)]
+        found += functional.grid_sample(x[None], _places(grid, onto, shift, x), mode="bilinear", align_corners=True)[0]
+    return found / float(np.prod(counts))
+
+
+def _own_spacing(grid: Grid, onto: Grid) -> list[float]:
+    """Distance between planes of ``grid`` along each axis (k, j, i) of ``onto``, in millimetres."""
+    axes = onto.affine_mm[:3, :3] / np.linalg.norm(onto.affine_mm[:3, :3], axis=0)
+    steps = np.linalg.solve(grid.affine_mm[:3, :3], axes)  # voxels of grid per millimetre
+    return [float(1 / np.abs(steps[:, axis]).max()) for axis in (2, 1, 0)]
+
+
+def _places(grid: Grid, onto: Grid, shift: list[float], like: Tensor) -> Tensor:
+    """Where the voxels of ``onto``, moved by ``shift`` of a voxel (k, j, i), lie in ``grid``: for grid_sample."""
+    to_index = np.linalg.solve(grid.affine_mm, onto.affine_mm)
+    scale = 2 / np.maximum(np.array(grid.shape[::-1]) - 1, 1)
+    matrix = torch.as_tensor(to_index[:3, :3] * scale[:, None], dtype=torch.float32, device=like.device)
+    start = to_index[:3, :3] @ shift[::-1] + to_index[:3, 3]
+    origin = torch.as_tensor(start * scale - 1, dtype=torch.float32, device=like.device)
+    k, j, i = (torch.arange(n, dtype=torch.float32, device=like.device) for n in onto.shape)
+    places = k[:, None, None, None] * matrix[:, 2] + j[:, None, None] * matrix[:, 1] + i[:, None] * matrix[:, 0]
+    return (places + origin)[None]
