@@ -75,6 +75,11 @@ class Lesions:
             changed.append(q)
         return TissueParameters(*changed)
 
+    def redrawn(self, generator: torch.Generator) -> Lesions:
+        """The same shapes with new severities."""
+        core = [(1.0, 1.0, 1.0), *(_core(place, generator) for place in self.place)]
+        return replace(self, core=torch.tensor(core, device=self.core.device))
+
     def cropped(self, box: tuple[slice, slice, slice]) -> Lesions:
         """The same lesions in a part of the head."""
         return Lesions(self.label[box], self.extent[box], self.core, self.place)

@@ -21,7 +21,10 @@ from model_zoo.structures import number
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
 
-__all__ = ["patient_mask", "patients"]
+__all__ = ["HELD_OUT", "patient_mask", "patients"]
+
+HELD_OUT = ("07", "19")
+"""Patients whose images the kit holds: their masks are for testing on those and are laid into no training head."""
 
 Box = tuple[NDArray[np.float64], NDArray[np.float64]]
 

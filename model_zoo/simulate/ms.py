@@ -1,0 +1,150 @@
+"""Simulated MS patients as a scanner would see them: FLAIR and T1w, and the DIR that nobody acquired.
+
+A patient is a head with lesions and artefacts; an examination is one drawing of tissue values and protocols. The true
+DIR nulls the examination's own white matter and CSF, has no noise, and is told in units of its mean grey matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model_zoo.simulate import axes, patient_lesions
+from model_zoo.simulate.acquisition import uniform
+from model_zoo.simulate.anatomy import TISSUES
+from model_zoo.simulate.heads import Head
+from model_zoo.simulate.lesions import Lesions, artefacts, from_mask, healed, random_lesions
+from model_zoo.simulate.mr import TissueParameters
+from model_zoo.simulate.sequences import Dir, Sequence, SpinEcho, random_sequence
+from model_zoo.simulate.volumes import Scan, random_scan, scanned, signal_volume, tissue_maps
+from model_zoo.structures import CORTEX, COUNT, number
+
+__all__ = ["DIR_TE_MS", "DIR_TR_MS", "Examination", "Images", "Patient", "examination", "images", "random_patient"]
+
+DIR_TR_MS, DIR_TE_MS = 7500.0, 120.0
+NAWM = (900 / 850, 75 / 70, 0.72 / 0.70)
+"""T1, T2 and PD of the normal-appearing white matter of MS patients relative to healthy white matter."""
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Patient:
+    """``head`` without its label map's lesions, ``lesions`` to be laid upon it, ``artefact`` (k, j, i) of its FLAIR."""
+
+    head: Head
+    lesions: Lesions
+    artefact: Tensor
+
+    def cropped(self, box: Box) -> Patient:
+        """The same patient in a part of the head."""
+        head = replace(self.head, tissue=self.head.tissue[box], structure=self.head.structure[box])
+        return Patient(head, self.lesions.cropped(box), self.artefact[box])
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Tissue values (classes, structures), the sequences and how they were acquired, and the DIR's unit."""
+
+    p: TissueParameters
+    flair: Sequence
+    t1w: Sequence
+    dir: Dir
+    flair_scan: Scan
+    t1w_scan: Scan
+    unit: float
+    flair_level: float
+    t1w_level: float
+    texture_sd: float = 0.03
+    blur_mm: float = 0.5
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Float (k, j, i) on the patient's grid: ``flair`` and ``t1w`` in units of white matter, ``dir`` of grey matter.
+
+    ``maps``: T1, T2 and PD without partial volume.
+    """
+
+    flair: Tensor
+    t1w: Tensor
+    dir: Tensor
+    maps: TissueParameters
+
+
+def random_patient(
+    head: Head, generator: torch.Generator, *, count: int | None = None, masks: float = 0.3, root: Path | None = None
+) -> Patient:
+    """A patient with this head; ``masks``: how often lesions come from a real patient's mask (never a held-out one).
+
+    ``count``: how many lesions, by default negative binomial; given, no mask is used.
+    """
+    if count is None and uniform(generator, 0, 1) < masks:
+        known = [p for p in patient_lesions.patients(root) if p not in patient_lesions.HELD_OUT]
+        mask = patient_lesions.patient_mask(head, known[int(uniform(generator, 0, len(known)))], root)
+        lesions = from_mask(head, mask, generator)
+    else:
+        lesions = random_lesions(head, generator, count=count)
+    return Patient(healed(head), lesions, artefacts(head, generator, most=10) * ~lesions.mask)
+
+
+def examination(generator: torch.Generator) -> Examination:
+    """Tissue values with their spread, white matter mostly as in MS, protocols and acquisitions of a clinical day."""
+    p = TissueParameters.table()
+    white, csf, cortex = (list(TISSUES).index(name) for name in ("white matter", "csf", "cortex"))
+    if uniform(generator, 0, 1) < 0.7:
+        for values, factor in zip((p.t1_ms, p.t2_ms, p.pd), NAWM, strict=True):
+            values[white] *= factor
+    p = p.regional(generator, COUNT + 1)
+    at = white, number("cerebral white matter")
+    dir_ = Dir.nulling(DIR_TR_MS, float(p.t1_ms[at]), float(p.t1_ms[csf].mean()), DIR_TE_MS)
+    spin_echo = uniform(generator, 0, 1) < 0.2
+    t1w = random_sequence("mprage", generator)
+    if spin_echo:
+        t1w = SpinEcho(uniform(generator, 400, 700), uniform(generator, 9, 16))
+    flair = random_sequence("flair", generator)
+    shift = [uniform(generator, -0.4, 0.4) if uniform(generator, 0, 1) < 0.3 else 0.0 for _ in range(3)]
+    return Examination(
+        p,
+        flair,
+        t1w,
+        dir_,
+        random_scan(generator),
+        random_scan(generator),
+        unit=float(dir_.signal(p).abs()[cortex, list(CORTEX)].mean()),
+        flair_level=float(flair.signal(p)[at].abs()) * (1 + 0.04 * uniform(generator, -1, 1)),
+        t1w_level=float(t1w.signal(p)[at].abs()) * (1 + 0.04 * uniform(generator, -1, 1)),
+        texture_sd=uniform(generator, 0.01, 0.05),
+        blur_mm=uniform(generator, 0.4, 0.7),
+        shift_mm=(shift[0], shift[1], shift[2]),
+    )
+
+
+def images(patient: Patient, e: Examination, generator: torch.Generator) -> Images:
+    """What the examination ``e`` of ``patient`` shows, on the patient's grid; FLAIR alone carries the artefacts.
+
+    T1w is off by ``e.shift_mm`` along each axis: what a rigid registration leaves.
+    """
+    head = patient.head
+    maps = patient.lesions.applied(tissue_maps(head, e.p, generator, texture_sd=e.texture_sd))
+    flair, t1w, true = (signal_volume(maps, s, head, blur_mm=e.blur_mm) for s in (e.flair, e.t1w, e.dir))
+    flair = flair / e.flair_level + patient.artefact.to(flair)
+    t1w = _shifted(t1w / e.t1w_level, tuple(mm / head.spacing_mm for mm in e.shift_mm))
+    return Images(
+        scanned(flair, head, e.flair_scan, generator),
+        scanned(t1w, head, e.t1w_scan, generator),
+        true / e.unit,
+        maps,
+    )
+
+
+def _shifted(x: Tensor, voxels: tuple[float, ...]) -> Tensor:
+    for axis, shift in enumerate(voxels):
+        if shift:
+            n = x.shape[axis]
+            x = axes.along(x, axes.interpolation(n, n, 1.0, shift).to(x), axis)
+    return x

@@ -1,0 +1,312 @@
+"""Recipe ``synthetic-dir``: double inversion recovery, lesions and tissue maps from FLAIR with or without T1w.
+
+Data: patches of simulated MS patients (``simulate.ms``), several from each examination; or a user's registered FLAIR,
+T1w and DIR. T1w is dropped at random, so that one network serves both inputs. Loss (model specification 1.3, without
+its errors and without the adversary):
+
+    L = mean |T - G| + w_l sum(M |T - G|) / sum(M) + w_s (1 - SSIM) + w_b Laplace(T - G; b)
+        + w_m mean |maps| + w_r mean |T - DIR(maps)| + w_seg (cross-entropy + 1 - Dice)
+
+M is the lesion mask; its term is divided by its volume, so a patient's lesion load does not set its weight. b is
+learned on the detached residual: it describes the error and does not excuse it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_zoo import similarity
+from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.simulate import ms
+from model_zoo.simulate.acquisition import uniform
+from model_zoo.simulate.mr import TissueParameters, dir_
+from model_zoo.structures import CORTEX, number
+from model_zoo.synthetic_dir import CHANNELS, CLIP, Output, decoded, inputs, log_maps, scaled, white_matter_level
+from model_zoo.training import recipe
+from model_zoo.training.cohort import Cohort
+from model_zoo.training.recipe import Column, Recipe, Source, seeded
+
+__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration"]
+
+SPACING_MM = 1.0
+OUTSIDE = 0.05
+"""Weight of voxels outside the brain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration(recipe.Configuration):
+    """``patch``: voxels of a side at 1 mm, cut from renderings larger by ``margin`` on each; ``patients``: how many
+    simulated heads with lesions a run draws from (kept in memory; everything else is drawn anew at every step);
+    ``without_t1w``: share of patches that see FLAIR only; weights as in the loss."""
+
+    channels: tuple[int, ...]
+    patch: int
+    patients: int
+    blocks: int = 1
+    unshuffle: int = 2
+    dropout: float = 0.2
+    margin: int = 8
+    head_shape: tuple[int, int, int] = (168, 208, 168)
+    without_t1w: float = 0.25
+    lesion_weight: float = 1.0
+    ssim_weight: float = 0.1
+    laplace_weight: float = 0.1
+    maps_weight: float = 0.5
+    render_weight: float = 0.2
+    segment_weight: float = 0.2
+
+
+CONFIGURATIONS = {
+    "cpu": Configuration(
+        channels=(48, 64, 96, 128), patch=64, patients=36, steps=1500, batch=2, learning_rate=2e-3,
+        warmup=50, ema=0.99, checkpoint_every=100, validate_every=500,
+    ),
+    "gpu": Configuration(
+        channels=(64, 96, 128, 160), patch=96, patients=96, steps=12000, batch=8, learning_rate=1.5e-3,
+        ema=0.999, draw_on_device=True, checkpoint_every=500, validate_every=2000,
+    ),
+    "smoke": Configuration(
+        channels=(4, 8), patch=16, patients=1, margin=4, head_shape=(48, 56, 48), steps=6, batch=2,
+        learning_rate=1e-3, warmup=2, checkpoint_every=3,
+    ),
+}  # fmt: skip
+
+
+def make_network(c: Configuration) -> nn.Module:
+    """FLAIR, T1w and whether there is one in, ``synthetic_dir.CHANNELS`` out."""
+    return VolumeUNet(3, len(CHANNELS), channels=c.channels, blocks=c.blocks, unshuffle=c.unshuffle, dropout=c.dropout)
+
+
+def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+    """Patches of one simulated examination, or of the user's rows: each float (b, channels, k, j, i).
+
+    ``input``, ``dir``, ``maps`` (3), ``lesion``, ``weight``; ``known`` (b, 2): 1 where maps and lesions are known;
+    ``protocol`` (b, 5): TR, TI1, TI2, TE of the DIR in ms and its unit.
+    """
+    if source.cohort is not None:
+        items = [_measured(c, source.cohort, generator) for _ in range(c.batch)]
+    else:
+        items = _simulated(c, source, generator)
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+@lru_cache(maxsize=512)
+def _patient(source: Source, c: Configuration, which: int) -> ms.Patient:
+    """One patient of the run's: depends on the configuration's seed and ``which`` only."""
+    generator = seeded(c.seed, 7, which)
+    head = source.head(generator, shape=c.head_shape, spacing_mm=SPACING_MM)
+    patient = ms.random_patient(head, generator, masks=0.0 if source.phantom else 0.3, root=source.root)
+    lesions = replace(patient.lesions, extent=patient.lesions.extent.half())
+    return ms.Patient(patient.head, lesions, patient.artefact.half()).cropped(_about_brain(patient, c))
+
+
+def _about_brain(patient: ms.Patient, c: Configuration) -> tuple[slice, slice, slice]:
+    """The brain's box with a margin on each side, at least as large as a patch's rendering."""
+    least, box = c.patch + 2 * c.margin, []
+    for axis, n in enumerate(patient.head.structure.shape):
+        others = tuple(a for a in range(3) if a != axis)
+        inside = torch.nonzero((patient.head.structure > 0).any(dim=others[1]).any(dim=others[0]))
+        first, last = int(inside.min()) - c.margin, int(inside.max()) + c.margin + 1
+        first = max(0, min(first, (first + last - least) // 2))
+        box.append(slice(first, min(n, max(last, first + least))))
+    k, j, i = box
+    return k, j, i
+
+
+def _simulated(c: Configuration, source: Source, generator: torch.Generator) -> list[dict[str, Tensor]]:
+    which = int(torch.randint(c.patients, (1,), generator=generator, device=generator.device))
+    patient = _patient(source, c, which)
+    patient = replace(patient, lesions=patient.lesions.redrawn(generator))
+    examination = ms.examination(generator)
+    return [_patch(c, patient, examination, generator) for _ in range(c.batch)]
+
+
+def _patch(c: Configuration, patient: ms.Patient, e: ms.Examination, generator: torch.Generator) -> dict[str, Tensor]:
+    box = _box(c, patient, generator)
+    part = patient.cropped(box)
+    lesions = replace(part.lesions, extent=part.lesions.extent.float())
+    part = replace(part, lesions=lesions, artefact=part.artefact.float())
+    found = ms.images(part, e, generator)
+    brain = part.head.structure > 0
+    flair, t1w = scaled(found.flair, 1.0), scaled(found.t1w, 1.0)
+    if uniform(generator, 0, 1) < 0.5:
+        flair, t1w = flair * brain, t1w * brain
+    item = {
+        "input": inputs(flair[None], None if uniform(generator, 0, 1) < c.without_t1w else t1w[None])[0],
+        "dir": found.dir.clamp(0, CLIP)[None],
+        "maps": log_maps(found.maps),
+        "lesion": lesions.mask.float()[None],
+        "weight": torch.where(brain, 1.0, OUTSIDE)[None],
+    }
+    inner = slice(c.margin, -c.margin)
+    turned = [axis for axis in (1, 2, 3) if uniform(generator, 0, 1) < 0.5]
+    cut = {name: value[:, inner, inner, inner].flip(turned).contiguous() for name, value in item.items()}
+    d = e.dir
+    protocol = torch.tensor([d.tr_ms, d.ti1_ms, d.ti2_ms, d.te_ms, e.unit])
+    return cut | {"known": torch.ones(2), "protocol": protocol}
+
+
+def _box(c: Configuration, patient: ms.Patient, generator: torch.Generator) -> tuple[slice, slice, slice]:
+    """Where a patch lies: half of them about a lesion or an artefact, the rest about any voxel of the brain."""
+    size = c.patch + 2 * c.margin
+    special = (patient.lesions.extent > 0.5) | (patient.artefact > 0.1)
+    where = special if uniform(generator, 0, 1) < 0.5 and bool(special.any()) else patient.head.structure > 0
+    flat = torch.nonzero(where.flatten())[:, 0]
+    at = int(flat[int(uniform(generator, 0, len(flat)))])
+    centre = [at // (where.shape[1] * where.shape[2]), at // where.shape[2] % where.shape[1], at % where.shape[2]]
+    jitter = [int(uniform(generator, -c.patch / 3, c.patch / 3)) for _ in range(3)]
+    starts = [min(max(0, m + d - size // 2), n - size) for m, d, n in zip(centre, jitter, where.shape, strict=True)]
+    k, j, i = (slice(start, start + size) for start in starts)
+    return k, j, i
+
+
+def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
+    """A patch of a user's row; DIR in units of its own cortex, inputs of their own white matter."""
+    row = cohort.row(generator)
+    names = [name for name in ("flair", "t1w", "dir", "structures", "lesions") if name in row.images]
+    found = cohort.patch(row, names, (c.patch,) * 3, SPACING_MM, generator)
+    structure = cohort.volume(row, "structures", SPACING_MM).values.round()
+    white, grey = structure == number("cerebral white matter"), torch.isin(structure, torch.tensor(CORTEX).float())
+
+    def level(name: str, mask: Tensor) -> float:
+        return white_matter_level(cohort.volume(row, name, SPACING_MM).values, mask)
+
+    t1w = scaled(found["t1w"], level("t1w", white))[None] if "t1w" in found else None
+    if t1w is not None and uniform(generator, 0, 1) < c.without_t1w:
+        t1w = None
+    brain = found["structures"] > 0
+    return {
+        "input": inputs(scaled(found["flair"], level("flair", white))[None], t1w)[0],
+        "dir": scaled(found["dir"], level("dir", grey))[None],
+        "maps": torch.zeros(3, *brain.shape),
+        "lesion": (found["lesions"] > 0.5).float()[None] if "lesions" in found else torch.zeros(1, *brain.shape),
+        "weight": torch.where(brain, 1.0, OUTSIDE)[None],
+        "known": torch.tensor([0.0, float("lesions" in found)]),
+        "protocol": torch.tensor([ms.DIR_TR_MS, 2600.0, 550.0, ms.DIR_TE_MS, 0.03]),
+    }
+
+
+def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+    """The sum in the module's docstring."""
+    out = decoded(network(drawn["input"]))
+    target, weight, lesion = drawn["dir"], drawn["weight"], drawn["lesion"]
+    residual = (target - out.dir).abs()
+    b = out.log_b.exp()
+    alike = similarity.ssim_map(out.dir, target, CLIP / 2)
+    total = _mean(residual, weight)
+    total = total + c.lesion_weight * (lesion * residual).sum() / lesion.sum().clamp(min=1.0)
+    total = total + c.ssim_weight * (1 - _mean(alike, weight))
+    total = total + c.laplace_weight * _mean(residual.detach() / b + out.log_b, weight)
+    return total + _maps_loss(out, drawn, c) + c.segment_weight * _segmentation_loss(out, drawn)
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    return (weight * values).sum() / weight.expand_as(values).sum().clamp(min=1e-6)
+
+
+def _maps_loss(out: Output, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+    """Error of the logarithmic maps within the brain and of the DIR that the signal equation renders from them."""
+    known = drawn["known"][:, 0, None, None, None, None] * (drawn["weight"] > 0.5)
+    if not bool(known.any()):
+        return out.maps.sum() * 0.0
+    tr, ti1, ti2, te, unit = (v[:, None, None, None, None] for v in drawn["protocol"].T)
+    pd, t1_s, t2 = (v[:, None] for v in out.maps.exp().unbind(1))
+    p = TissueParameters(1000 * t1_s, 100 * t2, pd)
+    dir_of_maps = dir_(p, tr, ti1, ti2, te).abs() / unit
+    error = (dir_of_maps.clamp(max=CLIP) - drawn["dir"]).abs()
+    return c.maps_weight * _mean((out.maps - drawn["maps"]).abs(), known) + c.render_weight * _mean(error, known)
+
+
+def _segmentation_loss(out: Output, drawn: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy plus one minus soft Dice, over the patches whose lesions are known."""
+    known = drawn["known"][:, 1, None, None, None, None] * drawn["weight"]
+    entropy = functional.binary_cross_entropy_with_logits(out.lesion, drawn["lesion"], reduction="none")
+    p = torch.sigmoid(out.lesion) * known
+    truth = drawn["lesion"] * known
+    dice = (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
+    return _mean(entropy, known) + 1 - dice
+
+
+def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
+    """On patches of eight examinations: error, PSNR (peak 2) and lesion Dice with T1w, error with FLAIR alone."""
+    found: dict[str, list[float]] = {}
+    examined = replace(c, without_t1w=0.0, patients=4)
+    device = next(network.parameters()).device
+    for n in range(8):
+        drawn = {k: v.to(device) for k, v in batch(examined, source, seeded(c.seed, 10**9, n)).items()}
+        brain, lesion = drawn["weight"] > 0.5, drawn["lesion"] > 0.5
+        for name, x in (("", drawn["input"]), ("flair_only_", _without_t1w(drawn["input"]))):
+            out = decoded(network(x))
+            found.setdefault(f"{name}mae", []).append(similarity.mean_absolute_error(out.dir, drawn["dir"], brain))
+            if bool(lesion.any()):
+                worst = similarity.mean_absolute_error(out.dir, drawn["dir"], lesion)
+                found.setdefault(f"{name}lesion_mae", []).append(worst)
+            found.setdefault(f"{name}psnr_db", []).append(similarity.psnr(out.dir, drawn["dir"], 2.0, brain))
+            both = float(((out.lesion > 0) & lesion).sum())
+            found.setdefault(f"{name}dice", []).append(
+                2 * both / max(1.0, float((out.lesion > 0).sum() + lesion.sum()))
+            )
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _without_t1w(x: Tensor) -> Tensor:
+    return torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], dim=1)
+
+
+def inference(c: Configuration) -> dict[str, Any]:
+    return {
+        "network_def": {
+            "_target_": "model_zoo.networks.volume_unet.VolumeUNet",
+            "in_channels": 3,
+            "out_channels": len(CHANNELS),
+            "channels": list(c.channels),
+            "blocks": c.blocks,
+            "unshuffle": c.unshuffle,
+            "dropout": c.dropout,
+        },
+        "spacing_mm": SPACING_MM,
+        "channels": list(CHANNELS),
+        "clip": CLIP,
+        "passes": 20,
+        "dir": {"tr_ms": ms.DIR_TR_MS, "te_ms": ms.DIR_TE_MS, "nulls": "white matter and CSF of the subject"},
+    }
+
+
+RECIPE = Recipe(
+    name="synthetic-dir",
+    bundle="synthetic_dir",
+    configurations=CONFIGURATIONS,
+    make_network=make_network,
+    batch=batch,
+    loss=loss,
+    validate=validate,
+    inference=inference,
+    facts={
+        "task": "Synthetic double inversion recovery, MS lesions and tissue maps from FLAIR with or without T1w",
+        "intended_use": "Research only. Not for diagnosis. Cortical and juxtacortical MS lesions made visible.",
+        "input_contract": {
+            "organ": "brain",
+            "modality": "MR at 3 T: FLAIR; T1w (MPRAGE or spin echo) on its grid where there is one",
+            "spacing_mm": SPACING_MM,
+            "orientation": "LPS",
+            "scale": "median of the normal-appearing white matter is 1, clipped to [0, 4]",
+            "channels": "FLAIR, T1w (0 without), 1 with T1w and 0 without",
+        },
+        "units": "DIR: 1 is the mean of the cortex, white matter and CSF are nulled",
+        "trained_on": "simulation only (SynthSeg label maps, simulated lesions and signals); never on patient images",
+        "data_licence": "SynthSeg label maps: Apache-2.0; lesion masks: CC BY (Lesjak et al. 2017); no image data",
+    },
+    columns=(
+        Column("flair", "image", help="FLAIR"),
+        Column("t1w", "image", required=False, help="T1w, registered to the FLAIR"),
+        Column("dir", "image", help="acquired double inversion recovery, registered to the FLAIR"),
+        Column("structures", "labels", help="structure numbers of model_zoo/structures.py, for the scales"),
+        Column("lesions", "labels", required=False, help="1 in lesions, else 0"),
+    ),
+)

@@ -1,0 +1,203 @@
+"""The recipe of synthetic DIR: what its batches hold, what its loss rewards, and its prediction's parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_zoo import registry
+from model_zoo import synthetic_dir as sd
+from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.simulate import heads, ms
+from model_zoo.simulate.mr import TissueParameters
+from model_zoo.simulate.sequences import Dir
+from model_zoo.simulate.volumes import Scan
+from model_zoo.structures import CORTEX, number
+from model_zoo.training import bundle, checkpoint, loop
+from model_zoo.training import synthetic_dir as recipe
+from model_zoo.training.recipe import seeded, simulated
+
+SMOKE = recipe.CONFIGURATIONS["smoke"]
+SOURCES = simulated(phantom=True)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, torch.Tensor]:
+    return recipe.batch(replace(SMOKE, batch=4, without_t1w=0.5), SOURCES.train, seeded(0, 3))
+
+
+class _Knows(torch.nn.Module):
+    """A network that returns fixed channels."""
+
+    def __init__(self, channels: torch.Tensor) -> None:
+        super().__init__()
+        self.channels = torch.nn.Parameter(channels)
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.channels
+
+
+def _channels(drawn: dict[str, torch.Tensor], log_b: float = -2.0) -> torch.Tensor:
+    """The six channels of a network that knows the answer."""
+    sure = 20 * drawn["lesion"] - 10
+    return torch.cat([drawn["dir"], torch.full_like(drawn["dir"], log_b), drawn["maps"], sure], dim=1)
+
+
+def _loss(channels: torch.Tensor, drawn: dict[str, torch.Tensor], c: recipe.Configuration) -> float:
+    return float(recipe.loss(_Knows(channels), drawn, c).detach())
+
+
+def test_a_step_s_batch_depends_on_its_generator_only() -> None:
+    first, again = (recipe.batch(SMOKE, SOURCES.train, seeded(5, 1)) for _ in range(2))
+    other = recipe.batch(SMOKE, SOURCES.train, seeded(5, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["input"], other["input"])
+
+
+def test_batches_are_scaled_and_flair_alone_is_marked(drawn: dict[str, torch.Tensor]) -> None:
+    assert drawn["input"].shape == (4, 3, 16, 16, 16)
+    assert float(drawn["input"].min()) >= 0
+    assert float(drawn["input"].max()) <= sd.CLIP
+    assert float(drawn["dir"].max()) <= sd.CLIP
+    present = drawn["input"][:, 2].flatten(1).amax(1)
+    assert set(present.tolist()) == {0.0, 1.0}
+    alone = drawn["input"][present == 0]
+    assert float(alone[:, 1:].abs().max()) == 0.0
+
+
+def test_the_true_dir_is_one_in_cortex_and_nulls_white_matter_and_csf() -> None:
+    head = heads.phantom((96, 112, 96), 2.0)
+    g = torch.Generator().manual_seed(0)
+    patient = ms.random_patient(head, g, count=0)
+    e = replace(ms.examination(g), texture_sd=0.0)
+    x = ms.images(patient, e, g)
+    healthy = patient.lesions.label == 0
+
+    def median(image: torch.Tensor, *numbers: int) -> float:
+        inside = torch.isin(head.structure, torch.tensor(numbers, dtype=torch.uint8)) & healthy
+        return float(image[inside].median())
+
+    assert median(x.dir, *CORTEX) == pytest.approx(1.0, abs=0.15)
+    assert median(x.dir, number("cerebral white matter")) < 0.05
+    assert median(x.dir, number("lateral ventricles")) < 0.15
+    assert median(x.flair, number("cerebral white matter")) == pytest.approx(1.0, abs=0.2)
+
+
+def test_artefacts_brighten_flair_but_not_t1w_nor_dir() -> None:
+    head = heads.phantom((96, 112, 96), 2.0)
+    patient = ms.random_patient(head, torch.Generator().manual_seed(1), count=3)
+    spot = torch.zeros(head.tissue.shape)
+    spot[50:54, 50:54, 70:74] = 0.6
+    e = ms.examination(torch.Generator().manual_seed(2))
+    e = replace(e, flair_scan=Scan((2.0, 2.0, 2.0), 0.0, 0.0), t1w_scan=Scan((2.0, 2.0, 2.0), 0.0, 0.0))
+    without, with_it = (
+        ms.images(replace(patient, artefact=a), e, torch.Generator().manual_seed(3)) for a in (0 * spot, spot)
+    )
+    assert torch.allclose(with_it.flair - without.flair, spot, atol=0.02)
+    assert torch.equal(with_it.t1w, without.t1w)
+    assert torch.equal(with_it.dir, without.dir)
+
+
+def test_physical_maps_render_the_dir_that_they_were_made_for(drawn: dict[str, torch.Tensor]) -> None:
+    p = TissueParameters(torch.tensor([850.0, 1350.0]), torch.tensor([70.0, 90.0]), torch.tensor([0.7, 0.82]))
+    dir_ = Dir.nulling(7500.0, 850.0)
+    assert torch.allclose(sd.rendered(sd.log_maps(p), dir_), dir_.signal(p).abs(), atol=1e-6)
+
+
+def test_the_truth_has_a_smaller_loss_than_any_change_of_it(drawn: dict[str, torch.Tensor]) -> None:
+    truth = _channels(drawn)
+    best = _loss(truth, drawn, SMOKE)
+    for channel in (0, 2, 3, 4, 5):
+        worse = truth.clone()
+        worse[:, channel] = worse[:, channel] * 0.5 - 0.3
+        assert _loss(worse, drawn, SMOKE) > best + 0.01
+
+
+def test_the_lesion_term_does_not_grow_with_the_lesion_load(drawn: dict[str, torch.Tensor]) -> None:
+    def term(lesion: torch.Tensor) -> float:
+        of = drawn | {"lesion": lesion, "known": torch.zeros(4, 2)}
+        wrong = _channels(drawn)
+        wrong[:, 0] += 0.5
+        c = replace(SMOKE, ssim_weight=0.0, laplace_weight=0.0, segment_weight=0.0)
+        plain = replace(c, lesion_weight=0.0)
+        return _loss(wrong, of, c) - _loss(wrong, of, plain)
+
+    small, large = torch.zeros_like(drawn["lesion"]), torch.zeros_like(drawn["lesion"])
+    small[:, :, 4:6, 4:6, 4:6] = 1.0
+    large[:, :, 2:14, 2:14, 2:14] = 1.0
+    assert term(small) == pytest.approx(0.5, abs=1e-3)
+    assert term(large) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_laplace_scale_settles_at_the_mean_error_and_leaves_the_mean_alone(drawn: dict[str, torch.Tensor]) -> None:
+    off = _channels(drawn)
+    off[:, 0] += 0.2
+    losses = {}
+    for b in (0.1, 0.2, 0.4):
+        off[:, 1] = math.log(b)
+        losses[b] = _loss(off, drawn, SMOKE)
+    assert losses[0.2] == min(losses.values())
+    only_b = replace(SMOKE, lesion_weight=0.0, ssim_weight=0.0, maps_weight=0.0, render_weight=0.0, segment_weight=0.0)
+    network = _Knows(off)
+    with_b, without = (
+        torch.autograd.grad(recipe.loss(network, drawn, replace(only_b, laplace_weight=w)), network.channels)[0]
+        for w in (1.0, 0.0)
+    )
+    assert torch.allclose(with_b[:, 0], without[:, 0])
+
+
+def test_dropout_passes_spread_and_one_pass_does_not() -> None:
+    torch.manual_seed(0)
+    network = VolumeUNet(3, 6, channels=(4, 8), dropout=0.5)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    x = torch.rand(14, 16, 18)
+    once = sd.predict(network, x, None, passes=1, bf16=False)
+    many = sd.predict(network, x, x, passes=8, bf16=False)
+    again = sd.predict(network, x, x, passes=8, bf16=False)
+    assert once.dir.shape == (14, 16, 18)
+    assert float(once.epistemic.max()) == 0.0
+    assert float(many.epistemic.mean()) > 0
+    assert torch.equal(many.dir, again.dir)
+    assert bool((many.sd >= many.epistemic).all())
+    assert many.maps.shape == (3, 14, 16, 18)
+    assert not any(m.training for m in network.modules())
+
+
+def test_the_spread_over_passes_is_the_samples_own() -> None:
+    samples = torch.rand(5, 1, 6, 4, 4, 4)
+    outputs = [sd.decoded(s) for s in samples]
+    mean, sd_, epistemic, _, _ = sd._gathered(iter(outputs), 5)
+    assert torch.allclose(mean, samples[:, 0, 0].mean(0), atol=1e-6)
+    assert torch.allclose(epistemic, samples[:, 0, 0].std(0), atol=1e-5)
+    assert torch.allclose(sd_**2, epistemic**2 + (2 * samples[:, 0, 1].exp().square()).mean(0), atol=1e-4)
+
+
+def test_no_passes_and_an_empty_white_matter_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 passes"):
+        sd.predict(VolumeUNet(3, 6, channels=(4, 8)), torch.rand(8, 8, 8), None, passes=0)
+    with pytest.raises(ValueError, match="no scale"):
+        sd.white_matter_level(torch.ones(4, 4, 4), torch.zeros(4, 4, 4, dtype=torch.bool))
+
+
+def test_it_trains_into_a_bundle_that_predicts(tmp_path: Path) -> None:
+    loop.train(recipe.RECIPE, SMOKE, tmp_path / "run", sources=SOURCES)
+    path = tmp_path / "bundles" / "synthetic_dir"
+    bundle.write(recipe.RECIPE, tmp_path / "run" / checkpoint.NAME, path, version="0.0.1", made_on=date(2026, 1, 2))
+    model = registry.load("synthetic_dir", root=tmp_path / "bundles")
+    found = sd.predict(model.network, torch.rand(16, 16, 16), None, passes=2)
+    assert bool(torch.isfinite(found.dir).all())
+    assert bool((found.sd > 0).all())
+    assert model.settings["channels"] == list(sd.CHANNELS)
+
+
+def test_every_configuration_s_weights_fit_into_a_bundle() -> None:
+    for c in recipe.CONFIGURATIONS.values():
+        with torch.device("meta"):
+            size = sum(2 * p.numel() for p in recipe.make_network(c).parameters())
+        assert size < bundle.LARGEST_BYTES
