@@ -1,9 +1,9 @@
 """What each tracer binds to, where, and how that grows with the disease: one table with a citation in every cell.
 
-Values are standardised uptake value ratios (SUVR, dimensionless) to the tracer's reference region, before partial
-volume. A row holds one cell per knot of the tracer's state (amyloid load in Centiloid, tau stage after Braak,
-neurodegeneration 0 to 1) and is linear between knots and beyond them. Few cells are anchored in published numbers;
-``ASSUMED`` marks the others, which a site should treat as configuration.
+Values are standardised uptake value ratios (SUVR, dimensionless) to the tracer's reference region. A row holds one cell
+per knot of the tracer's state (amyloid load in Centiloid, tau stage after Braak, neurodegeneration 0 to 1) and is
+linear between knots and beyond them. Few cells are anchored in published numbers; ``ASSUMED`` marks the others, which a
+site should treat as configuration.
 
 Beside the structures of ``model_zoo.structures`` there are three regions: "choroid plexus" (in the lateral ventricles),
 "meninges" (the outermost csf) and "extracerebral" (bone, muscle, fat, skin, eyes); air has none.
@@ -75,7 +75,8 @@ class Tracer:
     """``target``: amyloid, tau or metabolism; ``knots``: states, in ``state_unit``, at which ``table`` has cells.
 
     ``scale``: the fixed number by which an SUVR image is divided for the networks. ``reference``: structures whose
-    mean defines SUVR 1. ``meninges_probability``: share of subjects whose meninges bind at all.
+    mean defines SUVR 1. ``meninges_probability``: share of subjects whose meninges bind at all. ``measured``: the table
+    holds means of regions of images, partial volume included; else true uptake.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Tracer:
     reference: tuple[str, ...]
     table: Mapping[str, tuple[Cell, ...]]
     meninges_probability: float = 0.0
+    measured: bool = True
 
     @property
     def reference_numbers(self) -> tuple[int, ...]:
@@ -296,6 +298,7 @@ TRACERS: dict[str, Tracer] = {
         Tracer(
             "FDG", "metabolism", (0.0, 1.0), "neurodegeneration", 3.0, WHOLE_CEREBELLUM,
             _table(_FDG, {}, _anchored(("cerebral white matter", "cerebellar cortex"), _0=FDG_RATIO), 0.06),
+            measured=False,
         ),
         Tracer(
             "florbetapir", "amyloid", _amyloid_knots("florbetapir", _FLORBETAPIR), "CL", 3.0, WHOLE_CEREBELLUM,
