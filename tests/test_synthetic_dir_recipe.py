@@ -114,7 +114,7 @@ def test_the_truth_has_a_smaller_loss_than_any_change_of_it(drawn: dict[str, tor
     best = _loss(truth, drawn, SMOKE)
     for channel in (0, 2, 3, 4, 5):
         worse = truth.clone()
-        worse[:, channel] = worse[:, channel] * 0.5 - 0.3
+        worse[:, channel] = -0.5 * worse[:, channel] - 0.3
         assert _loss(worse, drawn, SMOKE) > best + 0.01
 
 
