@@ -1,13 +1,15 @@
 """The standard-dose PET network's two ends: what it is shown of a low-dose image, and what its answer means.
 
 Images are divided by one robust scale of the low-dose image (``scale_of``), never by their own extremes. OSEM noise
-grows with activity, sd ~ x^0.7, so the network sees and predicts in units of the noise:
+grows with activity, sd ~ x^0.7, so the network sees and predicts in units of the noise, and it chooses voxel by voxel
+between the low-dose image and blurred copies of it before it adds a residual:
 
-    amplitude A = nu (S + 0.01)^0.7,    mean = x_L + A r,    scale of the Laplace density b = A exp(s)
+    amplitude A = nu (S_2 + 0.01)^0.7,    mean = sum_n w_n S_n + A r,    scale of the Laplace density b = A exp(s)
 
-with S the image blurred by one voxel, nu the median of |x_L - S| / (S + 0.01)^0.7 over the body, and (r, s) the
-network's two outputs. Conditions: log dose fraction, ln nu, voxel size; region maps where there are any. The standard
-deviation reported is that of the Laplace density, sqrt(2) b, and refers to the noise-free image at the same resolution.
+with S_0 = x_L, S_n the copies blurred by Gaussians of 1, 2 and 4 voxels sd, nu the median of |x_L - S_2| / (S_2 +
+0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs. Conditions: log dose fraction, ln nu,
+voxel size; region maps where there are any. The standard deviation reported is that of the Laplace density, sqrt(2) b,
+and refers to the noise-free image at the same resolution.
 """
 
 from __future__ import annotations
@@ -19,21 +21,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_zoo.simulate.pet.projector import blur
+from model_zoo.simulate.pet.projector import FWHM, blur
 
 __all__ = ["EMBEDDING", "IN_CHANNELS", "OUT_CHANNELS", "Prepared", "interpret", "prepare", "restore", "scale_of"]
 
-IN_CHANNELS, OUT_CHANNELS, EMBEDDING = 4, 2, 8
+IN_CHANNELS, OUT_CHANNELS, EMBEDDING = 5, 6, 8
 _FLOOR, _POWER = 0.01, 0.7
-_VOXEL_FWHM = 2.355
+_SD_VOXELS = (1.0, 2.0, 4.0)
 _LOG_B = (-6.0, 2.0)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """``inputs`` (b, 4, k, j, i), ``amplitude`` (b, 1, k, j, i) and ``embedding`` (b, 8) of scaled low-dose images."""
+    """Of scaled low-dose images: ``inputs`` (b, 5, k, j, i), ``copies`` S_0 to S_3 (b, 4, k, j, i), ``amplitude``
+
+    (b, 1, k, j, i) and ``embedding`` (b, 8).
+    """
 
     inputs: Tensor
+    copies: Tensor
     amplitude: Tensor
     embedding: Tensor
 
@@ -43,7 +49,7 @@ def scale_of(low: Tensor) -> float:
 
     Inside the body is above a quarter of the image's mean. Never below the smallest positive float.
     """
-    smooth = _smooth(low)
+    smooth = _smooth(low, 1.0)
     body = smooth[smooth > 0.25 * smooth.mean()]
     if body.numel() == 0:
         return float(torch.finfo(torch.float32).tiny)
@@ -53,12 +59,14 @@ def scale_of(low: Tensor) -> float:
 
 def prepare(low: Tensor, dose: Tensor, spacing_mm: Tensor) -> Prepared:
     """From ``low`` (b, 1, k, j, i) in units of its scale, ``dose`` fractions (b,) and voxel sizes (b,)."""
-    smooth = _smooth(low).clamp_min(0)
+    copies = torch.cat([low.float(), *(_smooth(low, sd) for sd in _SD_VOXELS)], dim=1)
+    smooth = copies[:, 2:3].clamp_min(0)
     expected = (smooth + _FLOOR) ** _POWER
     nu = torch.stack([_noise_level(d, s, e) for d, s, e in zip(low, smooth, expected, strict=True)])
     amplitude = expected * nu[:, None, None, None, None]
-    inputs = torch.cat([(low - smooth) / amplitude / 4, smooth, (smooth + _FLOOR).sqrt(), low], dim=1)
-    return Prepared(inputs, amplitude, _embedding(dose, nu, spacing_mm))
+    bands = (copies[:, :-1] - copies[:, 1:]) / amplitude
+    inputs = torch.cat([bands, smooth, (smooth + _FLOOR).sqrt()], dim=1)
+    return Prepared(inputs, copies, amplitude, _embedding(dose, nu, spacing_mm))
 
 
 def _noise_level(low: Tensor, smooth: Tensor, expected: Tensor) -> Tensor:
@@ -75,10 +83,12 @@ def _embedding(dose: Tensor, nu: Tensor, spacing_mm: Tensor) -> Tensor:
     return torch.stack(features, dim=1)
 
 
-def interpret(output: Tensor, low: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
-    """``(mean, s)`` from the network's output (b, 2, k, j, i): mean in the units of ``low``, b = amplitude exp(s)."""
-    r, s = output[:, :1].float(), output[:, 1:].float()
-    return low + amplitude * r, s.clamp(*_LOG_B)
+def interpret(output: Tensor, copies: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
+    """``(mean, s)`` from the network's output (b, 6, k, j, i): mean in units of ``copies``, b = amplitude exp(s)."""
+    output = output.float()
+    weights = torch.softmax(output[:, 2:], dim=1)
+    mean = (weights * copies).sum(dim=1, keepdim=True) + amplitude * output[:, :1]
+    return mean, output[:, 1:2].clamp(*_LOG_B)
 
 
 @torch.no_grad()
@@ -104,11 +114,11 @@ def restore(
     maps = None if regions is None else functional.pad(regions[None].float(), padding)
     with torch.autocast(low.device.type, dtype=torch.bfloat16, enabled=bf16):
         output = network(prepared.inputs, prepared.embedding, None, maps)
-    mean, s = interpret(output, scaled, prepared.amplitude)
+    mean, s = interpret(output, prepared.copies, prepared.amplitude)
     k, j, i = low.shape
     sd = math.sqrt(2) * prepared.amplitude * s.exp()
     return scale * mean[0, 0, :k, :j, :i].clamp_min(0), scale * sd[0, 0, :k, :j, :i]
 
 
-def _smooth(x: Tensor) -> Tensor:
-    return blur(x.float(), _VOXEL_FWHM, (1.0, 1.0, 1.0), normalised=True)
+def _smooth(x: Tensor, sd_voxels: float) -> Tensor:
+    return blur(x.float(), sd_voxels * FWHM, (1.0, 1.0, 1.0), normalised=True)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_zoo import standard_dose
+from model_zoo import filters, registry, standard_dose
+from model_zoo.evaluation import evaluator, image_quality
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.torso import random_torso
@@ -28,7 +29,9 @@ class Nothing(nn.Module):
     stride = 4
 
     def forward(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
-        return torch.zeros_like(x[:, :2])
+        answer = torch.zeros(len(x), 6, *x.shape[2:])
+        answer[:, 2] = 30.0  # all weight on the image itself
+        return answer
 
 
 def _torso(finer: int = 1, spacing_mm: float = 8.0) -> low_dose.Object:
@@ -56,7 +59,7 @@ def test_a_batch_depends_on_its_generator_alone() -> None:
     one, again, other = (batch(SMOKE, PHANTOM, seeded(1, step)) for step in (5, 5, 6))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["low"], other["low"])
-    assert one["inputs"].shape == (2, 4, 16, 16, 16)
+    assert one["inputs"].shape == (2, 5, 16, 16, 16)
     assert all(bool(value.isfinite().all()) for value in one.values())
 
 
@@ -140,12 +143,48 @@ def test_regions_that_are_not_told_change_nothing() -> None:
 
 def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None:
     drawn = batch(SMOKE, PHANTOM, seeded(3))
-    true = drawn | {"low": drawn["target"]}
+    true = drawn | {"copies": drawn["target"].repeat(1, 4, 1, 1, 1)}
     c = replace(SMOKE, gradient_weight=0.0, region_weight=0.0)
     assert float(loss(Nothing(), true, c)) == pytest.approx(0, abs=1e-6)
     for weighted in (replace(c, gradient_weight=1.0), replace(c, region_weight=1.0), replace(c, structure_weight=1.0)):
         assert float(loss(Nothing(), true, weighted)) == pytest.approx(0, abs=1e-5)
         assert float(loss(Nothing(), drawn, weighted)) > float(loss(Nothing(), drawn, c))
-    biased = drawn | {"low": 1.1 * drawn["target"]}
+    biased = drawn | {"copies": 1.1 * true["copies"]}
     only = float(loss(Nothing(), biased, replace(c, region_weight=1.0))) - float(loss(Nothing(), biased, c))
     assert only == pytest.approx(0.1, rel=1e-3)
+
+
+def test_the_evaluation_makes_its_tables_and_a_network_that_does_nothing_ties_with_the_low_dose() -> None:
+    model = registry.Model("standard_dose_pet", "0", "", {}, Nothing(), {}, "cpu")
+    found = evaluator("standard_dose_pet")(model, root=None, quick=True, progress=lambda share, word: None)
+    quality = next(table for table in found.tables if table.title == "Image quality by dose, torso")
+    scores = {str(row[0]): row[1:] for row in quality.rows}
+    assert scores["10 %, ours"] == scores["10 %, low dose"]
+    assert float(scores["10 %, Gaussian"][0]) > float(scores["10 %, low dose"][0])
+    assert float(scores["10 %, low dose"][3]) == pytest.approx(1, abs=0.03)
+    assert {picture.name for picture in found.pictures} == {"typical", "worst-case"}
+    assert "of 1 images" in found.failures
+
+
+def test_image_quality_is_perfect_for_the_reference_and_known_for_a_shift() -> None:
+    reference = low_dose.surrogate_pair(_torso(), 0.5, seeded(1), noise=0.1).target
+    inside = reference > 0.3
+    assert image_quality.ssim(reference, reference, inside) == pytest.approx(1, abs=1e-5)
+    assert image_quality.nrmse(1.1 * reference, 1.0 * reference, inside) > 0.1
+    shifted = reference + 0.01 * reference.max()
+    assert image_quality.psnr_db(shifted, reference, inside) == pytest.approx(40, abs=0.01)
+    assert image_quality.bias_percent(1.05 * reference, reference, inside) == pytest.approx(5, abs=0.01)
+    flat = torch.full((9, 9, 9), 3.0)
+    assert image_quality.suv_peak(flat, flat > 0, 4.0) == pytest.approx(3, rel=1e-4)
+
+
+def test_non_local_means_keeps_an_edge_that_a_gaussian_of_the_same_noise_does_not() -> None:
+    x = torch.ones(12, 24, 24)
+    x[:, :, 12:] = 5.0
+    noisy = x + 0.3 * torch.randn(x.shape, generator=seeded(1))
+    means = filters.non_local_means(noisy, (0.5,), torch.full_like(x, 0.3))[0]
+    flat = (slice(2, -2), slice(2, -2), slice(2, 8))
+    blurred = min(filters.gaussians(noisy, (2.0, 3.0, 4.0), 2.0), key=lambda g: abs(g[flat].std() - means[flat].std()))
+    assert float(means[flat].std()) < 0.15
+    edge = (slice(2, -2), slice(2, -2), slice(11, 13))
+    assert float((means - x)[edge].abs().mean()) < 0.5 * float((blurred - x)[edge].abs().mean())

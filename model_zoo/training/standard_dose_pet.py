@@ -84,21 +84,27 @@ CONFIGURATIONS = {
 
 
 def make_network(c: Configuration) -> nn.Module:
-    """Four images of the low dose in, residual and log scale out; dose as embedding, region maps if there are any."""
+    """Bands of the low dose in, residual, log scale and blend out; dose as embedding, region maps if there are any."""
     return VolumeUNet(
         IN_CHANNELS, OUT_CHANNELS, c.channels, c.blocks, unshuffle=2, embedding=EMBEDDING, maps=len(REGIONS)
     )
 
 
 def random_brain(
-    source: Source, generator: torch.Generator, *, spacing_mm: float, finer: int, tracer: str | None = None
+    source: Source,
+    generator: torch.Generator,
+    *,
+    spacing_mm: float,
+    finer: int,
+    tracer: str | None = None,
+    patient: disease.Patient | None = None,
 ) -> Object:
-    """A patient of the disease model with a tracer (half of them FDG unless named), over a cube of 208 mm."""
+    """A patient of the disease model (drawn if not given) with a tracer (half FDG if not named), a cube of 208 mm."""
     if tracer is None:
         others = [name for name in TRACERS if name != "FDG"]
         at = int(torch.randint(len(others), (1,), generator=generator))
         tracer = "FDG" if _uniform(generator) < FDG_SHARE else others[at]
-    patient = disease.sample(generator)
+    patient = patient or disease.sample(generator)
     n = 2 * math.ceil(BRAIN_MM / spacing_mm / 2) * finer
     head = source.head(generator, shape=(n, n, n), spacing_mm=spacing_mm / finer, **_atrophied(source, patient))
     kind = TRACERS[tracer]
@@ -132,7 +138,7 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
         items += [_item(c, pair, generator) for pair in pairs[: c.batch - len(items)]]
     drawn = {name: torch.stack([item[name] for item in items]) for name in items[0]}
     shown = prepare(drawn["low"], drawn.pop("dose"), drawn.pop("spacing_mm"))
-    return drawn | {"inputs": shown.inputs, "amplitude": shown.amplitude, "embedding": shown.embedding}
+    return drawn | vars(shown)
 
 
 def _pairs(c: Configuration, source: Source, generator: torch.Generator) -> list[Pair]:
@@ -240,7 +246,7 @@ def _estimate(network: nn.Module, drawn: dict[str, Tensor]) -> tuple[Tensor, Ten
     maps = functional.one_hot(drawn["regions"].long(), len(REGIONS) + 1)[..., 1:].movedim(-1, 1)
     told = drawn["told"][:, None, None, None, None]
     output = network(drawn["inputs"], drawn["embedding"], None, maps * told)
-    return interpret(output, drawn["low"], drawn["amplitude"])
+    return interpret(output, drawn["copies"], drawn["amplitude"])
 
 
 def _region_bias(mean: Tensor, target: Tensor, regions: Tensor) -> Tensor:
