@@ -28,6 +28,7 @@ COMMANDS = {
     "jobs": ("dicomnode.cli.jobs", "app", "List, show, retry, cancel, release and discard jobs."),
     "peers": ("dicomnode.cli.peers", "app", "List, echo, search and fetch from peers."),
     "kspace": ("dicomnode.cli.kspace", "app", "Carry ISMRMRD/MRD k-space in DICOM Raw Data."),
+    "models": ("dicomnode.cli.models", "app", "List, show and verify bundles."),
     "train": ("dicomnode.cli.train", "train", "Train a model of the zoo and write it as a bundle."),
     "evaluate": ("dicomnode.cli.evaluate", "evaluate", "Make the tables of a model card again."),
     "demo": ("dicomnode.cli.demo", "demo", "The whole path of one study, on loopback."),

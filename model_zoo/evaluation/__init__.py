@@ -69,7 +69,8 @@ class Evaluate(Protocol):
 def evaluator(bundle: str) -> Evaluate:
     """The evaluation of a bundle, by its name. Raises LookupError where there is none."""
     module = f"{__name__}.{bundle}"
-    if not bundle.isidentifier() or bundle == "report" or find_spec(module) is None:
+    known = bundle.isidentifier() and find_spec(module) is not None
+    found: Evaluate | None = getattr(import_module(module), "evaluate", None) if known else None
+    if found is None:
         raise LookupError(f"there is no evaluation of {bundle}")
-    found: Evaluate = import_module(module).evaluate
     return found

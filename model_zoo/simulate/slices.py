@@ -133,10 +133,11 @@ def _focal_changes(shape: tuple[int, int], generator: torch.Generator) -> Tensor
     return torch.exp(change)
 
 
-def random_slice(tissue: Tensor, generator: torch.Generator) -> Tensor:
+def random_slice(tissue: Tensor, generator: torch.Generator, signal: Tensor | None = None) -> Tensor:
     """One complex slice (ny, nx) of a head, 99th percentile of the magnitude near 1, no noise.
 
     ``tissue``: uint8 (256, 256, 256) of ``anatomy.tissue_map``. Field of view 180 to 280 mm, pixels 0.9 to 2.2 mm.
+    ``signal``: magnitude per tissue class (classes,); None for a random contrast.
     """
     pixel = _uniform(generator, 0.9, 2.0)
     pixel_mm = (pixel, pixel * _uniform(generator, 0.75, 1.4))
@@ -145,7 +146,8 @@ def random_slice(tissue: Tensor, generator: torch.Generator) -> Tensor:
     fine = (round(shape[0] * FINER), round(shape[1] * FINER))
     fine_mm = (pixel_mm[0] * shape[0] / fine[0], pixel_mm[1] * shape[1] / fine[1])
     plane = random_plane(fine, fine_mm, generator)
-    image = sample_plane(tissue, plane, random_contrast(generator), _uniform(generator, 1.0, 6.0))
+    contrast = random_contrast(generator) if signal is None else signal
+    image = sample_plane(tissue, plane, contrast, _uniform(generator, 1.0, 6.0))
     image = image * texture(fine, fine_mm, generator) * _focal_changes(fine, generator)
     blur_mm = _uniform(generator, 0.5, 0.9)
     image = gaussian_blur(image, (blur_mm / fine_mm[0], blur_mm / fine_mm[1]))
