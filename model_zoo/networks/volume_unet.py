@@ -1,7 +1,8 @@
-"""A residual 3D U-Net without statistics over space, for volumes and patches alike.
+"""A residual 3D U-Net, for volumes and patches.
 
-Like ``LocalUNet`` each voxel is normalised by its own channels, so a network trained on patches behaves the same on a
-whole volume. Everything that conditions it is optional: a vector (time, dose) enters by feature-wise scaling, tokens
+Like in ``LocalUNet`` each voxel is normalised by its own channels, so that a network trained on patches behaves the
+same on a whole volume; a network that always sees the whole head, whatever its contrast, takes group statistics
+instead (``norm="group"``). Everything that conditions it is optional: a vector (time, dose) enters by feature-wise scaling, tokens
 (covariates) by cross-attention with a residual at the deepest level, region maps by region-adaptive scale and shift
 (SPADE, Park et al. 2019, with the norm above in place of batch norm). Dropout sits in the two deepest levels.
 """
@@ -49,6 +50,14 @@ class _VoxelNorm(nn.Module):
         return functional.rms_norm(last, self.gain.shape, self.gain.to(x.dtype), 1e-4).movedim(-1, 1)
 
 
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "group":
+        return nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
+    if kind == "voxel":
+        return _VoxelNorm(channels)
+    raise ValueError(f"no norm {kind!r}: voxel or group")
+
+
 class _Conditions:
     """What a block may be told: embedding (b, e) or None, maps (b, m, k, j, i) at the block's level or None."""
 
@@ -60,9 +69,9 @@ class _Conditions:
 class _Block(nn.Module):
     """x + conv(dropout(silu(condition(conv(silu(norm(x))))))); the second convolution starts at zero."""
 
-    def __init__(self, channels: int, embedding: int, maps: int, dropout: float) -> None:
+    def __init__(self, channels: int, embedding: int, maps: int, dropout: float, norm: str) -> None:
         super().__init__()
-        self.norm = _VoxelNorm(channels)
+        self.norm = _norm(norm, channels)
         self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
         self.dropout = nn.Dropout3d(dropout) if dropout else nn.Identity()
@@ -107,8 +116,8 @@ class VolumeUNet(nn.Module):
 
     ``channels``: width of each level; ``blocks``: residual blocks per level on the way down and again on the way up;
     ``unshuffle``: 2 makes the first level work on half the lattice (space to depth). ``embedding``, ``tokens`` and
-    ``maps``: sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``recompute`` trades
-    time for memory in training.
+    ``maps``: sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel" or
+    "group". ``recompute`` trades time for memory in training.
     """
 
     def __init__(
@@ -122,6 +131,7 @@ class VolumeUNet(nn.Module):
         tokens: int = 0,
         maps: int = 0,
         dropout: float = 0.0,
+        norm: str = "voxel",
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -132,7 +142,7 @@ class VolumeUNet(nn.Module):
 
         def level(width: int, depth: int, count: int) -> nn.ModuleList:
             rate = dropout if depth >= deepest else 0.0
-            return nn.ModuleList(_Block(width, embedding, maps, rate) for _ in range(count))
+            return nn.ModuleList(_Block(width, embedding, maps, rate, norm) for _ in range(count))
 
         self.first = nn.Conv3d(unshuffle**3 * in_channels, channels[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -144,7 +154,7 @@ class VolumeUNet(nn.Module):
             self.grow.append(nn.Conv3d(below, 8 * here, 1))
         self.middle = level(channels[-1], len(channels) - 1, 2 * blocks)
         self.attention = _TokenAttention(channels[-1], tokens) if tokens else None
-        self.last_norm = _VoxelNorm(channels[0])
+        self.last_norm = _norm(norm, channels[0])
         self.last = nn.Conv3d(channels[0], unshuffle**3 * out_channels, 1)
 
     def forward(

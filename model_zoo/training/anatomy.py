@@ -25,8 +25,6 @@ from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "dice"]
 
-SPACING_MM = 1.0
-
 TISSUE_OF = {
     "cerebral white matter": "white matter",
     "lateral ventricles": "csf",
@@ -42,25 +40,29 @@ TISSUE_OF = {
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration(recipe.Configuration):
-    """``channels``, ``blocks``: of the network; ``shape``: voxels of a crop at 1 mm; ``sharp``: crops kept sharp."""
+    """``channels``, ``blocks``: of the network, the first level at twice ``spacing_mm``; ``shape``: its field of view
+    in voxels, which holds a whole head; ``shift_mm``: how far the brain lies off its centre at most.
+    """
 
     channels: tuple[int, ...]
     blocks: int
     shape: tuple[int, int, int]
+    spacing_mm: float
+    shift_mm: float = 20.0
     dice_weight: float = 1.0
 
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(24, 48, 96, 128), blocks=1, shape=(128, 128, 128), steps=1600, batch=1, learning_rate=2e-3,
-        warmup=50, ema=0.99, checkpoint_every=100,
+        channels=(32, 64, 128, 160), blocks=1, shape=(96, 112, 96), spacing_mm=2.0, steps=3600, batch=1,
+        learning_rate=1e-3, warmup=50, ema=0.995, checkpoint_every=200,
     ),
     "gpu": Configuration(
-        channels=(32, 64, 128, 160), blocks=1, shape=(160, 192, 160), steps=8000, batch=2, learning_rate=2e-3,
-        ema=0.998, workers=14, checkpoint_every=500,
+        channels=(32, 64, 128, 160), blocks=1, shape=(192, 224, 192), spacing_mm=1.0, steps=8000, batch=2,
+        learning_rate=1e-3, ema=0.998, workers=14, checkpoint_every=500,
     ),
     "smoke": Configuration(
-        channels=(4, 8), blocks=1, shape=(32, 32, 32), steps=6, batch=1, learning_rate=1e-3, warmup=2,
+        channels=(8, 8), blocks=1, shape=(32, 32, 32), spacing_mm=6.0, steps=6, batch=1, learning_rate=1e-3, warmup=2,
         checkpoint_every=3,
     ),
 }  # fmt: skip
@@ -68,7 +70,7 @@ CONFIGURATIONS = {
 
 def make_network(c: Configuration) -> nn.Module:
     """One image in, logits of background and structures out."""
-    return VolumeUNet(1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=2)
+    return VolumeUNet(1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=2, norm="group")
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -83,11 +85,13 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
 def _example(c: Configuration, source: Source, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if source.cohort is not None:
         return _cohort_example(c, source.cohort, generator)
-    draw = torch.rand(4, generator=generator).tolist()
-    offset_mm = tuple((2 * d - 1) * reach for d, reach in zip(draw, (24.0, 36.0, 24.0), strict=False))
-    head = source.head(
-        generator, shape=c.shape, spacing_mm=SPACING_MM, offset_mm=offset_mm, variation=Variation(face=draw[3] < 0.6)
-    ) if not source.phantom else source.head(generator, shape=c.shape, spacing_mm=SPACING_MM)  # fmt: skip
+    if source.phantom:
+        head = source.head(generator, shape=c.shape, spacing_mm=c.spacing_mm)
+    else:
+        draw = (2 * torch.rand(4, generator=generator) - 1).tolist()
+        offset_mm = (draw[0] * c.shift_mm, draw[1] * c.shift_mm, draw[2] * c.shift_mm)
+        variation = Variation(face=draw[3] < 0.2)
+        head = source.head(generator, shape=c.shape, spacing_mm=c.spacing_mm, offset_mm=offset_mm, variation=variation)
     return contrast_agnostic(head, generator), head.structure
 
 
@@ -95,7 +99,7 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
     """The user's image where the row has one, else a simulated contrast of the user's labels."""
     row = cohort.row(generator)
     names = [name for name in ("structures", "image") if name in row.images]
-    found = cohort.patch(row, names, c.shape, SPACING_MM, generator)
+    found = cohort.patch(row, names, c.shape, c.spacing_mm, generator)
     structure = found["structures"].round().clamp(0, COUNT).to(torch.uint8)
     if "image" in found:
         return normalised(found["image"]), structure
@@ -103,7 +107,7 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
     for s in STRUCTURES:
         name = TISSUE_OF.get(s.name, s.name)
         lookup[s.number] = list(TISSUES).index(name if name in TISSUES else "cortex")
-    return contrast_agnostic(Head(lookup[structure.long()], structure, SPACING_MM, row.subject), generator), structure
+    return contrast_agnostic(Head(lookup[structure.long()], structure, c.spacing_mm, row.subject), generator), structure
 
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
@@ -161,8 +165,10 @@ def inference(c: Configuration) -> dict[str, Any]:
             "channels": list(c.channels),
             "blocks": c.blocks,
             "unshuffle": 2,
+            "norm": "group",
         },
-        "spacing_mm": SPACING_MM,
+        "spacing_mm": c.spacing_mm,
+        "shape": list(c.shape),
         "structures": COUNT,
         "percentiles": [0.5, 99.5],
     }
@@ -183,7 +189,6 @@ RECIPE = Recipe(
         "input_contract": {
             "organ": "head",
             "modality": "MR, any sequence",
-            "spacing_mm": SPACING_MM,
             "orientation": "LPS",
             "scale": "0.5th to 99.5th percentile is 0 to 1",
         },
