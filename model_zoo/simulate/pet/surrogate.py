@@ -1,12 +1,12 @@
 """Noise of a reconstructed PET image without projecting: fast, scatter-free, calibrated on OSEM replicates.
 
-    x_L = x (1 + c g)^2 / (1 + c^2),    Var x_L = k x (x / x_ref)^(p - 1) / d
+    x_L = x exp(sigma g - sigma^2 / 2),    sigma^2 = ln(1 + V / x^2),    V = k x (x / x_ref)^(p - 1) / d
 
-with g standard normal noise of a given FWHM, and c chosen voxel by voxel so that mean and variance are exactly those.
-For small noise and p = 1 this is x + sqrt(k x / d) g. Two things OSEM shows that this plain form lacks: its variance
-grows faster than x (Barrett, Wilson & Tsui 1994: in proportion to x^2 where nothing is mixed; projections mix, and the
-replicates of ``benchmarks/pet_physics.py`` give p = 1.4), and it stays positive, hence skewed, by about 1.5 times the
-coefficient of variation, as the squared form is.
+with g standard normal noise of a given FWHM: mean x and variance V exactly. For small noise and p = 1 this is
+x + sqrt(k x / d) g. Two things that OSEM shows and this plain form lacks: its variance grows faster than x (in
+proportion to x^2 where nothing is mixed, but projections mix; replicates give p = 1.5), and its values are log-normal
+(Barrett, Wilson & Tsui 1994): positive, and skewed by three times the coefficient of variation, as replicates are.
+The numbers are in docs/pet-simulation.md.
 
 Events shared by two doses: the standard scan is the low one and the rest together, and reconstruction is nearly linear
 in counts, x_S = d x_L + (1 - d) x_R with x_R an independent draw of the dose 1 - d. This has the variance of dose 1 and
@@ -22,8 +22,9 @@ from model_zoo.simulate.pet.projector import blur
 
 __all__ = ["POWER", "correlated_noise", "low_and_standard", "low_dose"]
 
-POWER = 1.4
-_LARGEST = 1.9  # of Var x_L / x^2: the squared form cannot exceed 2
+POWER = 1.5
+_LARGEST = 4.0
+"""Of V / x^2, where the log-normal form's tail would exceed anything a filtered OSEM image shows."""
 
 
 def low_dose(
@@ -45,10 +46,10 @@ def low_dose(
     if not 0 < d <= 1:
         raise ValueError(f"a dose fraction in (0, 1] is asked for, not {d}")
     safe = x.clamp_min(1e-6 * reference)
-    variance = (k / safe * (safe / reference) ** (power - 1) / d).clamp(max=_LARGEST)
-    c_squared = torch.sqrt(2 / (2 - variance)) - 1
+    relative = (k / safe * (safe / reference) ** (power - 1) / d).clamp(max=_LARGEST)
+    sigma = torch.log1p(relative).sqrt()
     g = correlated_noise(x.shape, fwhm_mm, spacing_mm, generator).to(x)
-    return x * (1 + c_squared.sqrt() * g) ** 2 / (1 + c_squared)
+    return x * torch.exp(sigma * g - 0.5 * sigma.square())
 
 
 def low_and_standard(
