@@ -1,0 +1,179 @@
+"""Simulated MS patients of the test subjects, and what synthetic DIR is compared with on them.
+
+Baselines get what a real one would not: every affine map from its own scale to the DIR's is fitted to the very case,
+and the dictionary knows the case's protocols and the levels of its white matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from model_zoo.lesion_locations import Lesion, lesions
+from model_zoo.simulate import anatomy, heads, ms
+from model_zoo.simulate.anatomy import TISSUES
+from model_zoo.simulate.heads import Atrophy, Variation
+from model_zoo.simulate.lesions import SEVERITIES
+from model_zoo.simulate.mr import TissueParameters
+from model_zoo.simulate.volumes import Scan
+from model_zoo.structures import CORTEX, number
+from model_zoo.synthetic_dir import CLIP, scaled, white_matter_level
+from model_zoo.training.recipe import seeded
+
+__all__ = ["Case", "affine_fit", "build", "cases", "dictionary", "polynomial_fit"]
+
+SHAPE = (168, 208, 168)
+STRONG = Atrophy(0.3, 0.8, 0.12)
+THICK = (5.0, 1.0, 1.0)
+KINDS = (("few lesions", 10), ("many lesions", 60), ("strong atrophy", 25), ("5 mm slices", 25))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulated examination; volumes float (k, j, i), masks bool, ``lesions`` numbered in ``labels``.
+
+    ``flair`` and ``t1w`` are scaled as the pipeline does; ``artefact`` numbers the FLAIR's artefacts.
+    """
+
+    subject: str
+    kind: str
+    flair: Tensor
+    t1w: Tensor
+    dir: Tensor
+    structure: Tensor
+    mask: Tensor
+    labels: NDArray[np.int32]
+    lesions: tuple[Lesion, ...]
+    artefact: NDArray[np.int32]
+    examination: ms.Examination
+
+    @property
+    def brain(self) -> Tensor:
+        return self.structure > 0
+
+    @property
+    def cortex(self) -> Tensor:
+        return torch.isin(self.structure, torch.tensor(CORTEX, dtype=torch.uint8)) & ~self.mask
+
+    @property
+    def white_matter(self) -> Tensor:
+        """Normal-appearing."""
+        return (self.structure == number("cerebral white matter")) & ~self.mask
+
+
+def cases(quick: bool) -> list[tuple[str, str, int]]:
+    """Subject, kind and number of lesions of every case."""
+    if quick:
+        return [("phantom", *KINDS[2])]
+    return [(subject, kind, count) for subject in anatomy.TEST for kind, count in KINDS]
+
+
+def build(subject: str, kind: str, count: int, root: Path | None) -> Case:
+    """The case of that name; the same at every call."""
+    generator = seeded(2026, *(ord(letter) for letter in subject + kind))
+    if subject == "phantom":
+        head = heads.phantom((64, 80, 64), 2.4)
+    else:
+        atrophy = STRONG if kind == "strong atrophy" else Atrophy()
+        variation = Variation(elastic_mm=2.0)
+        head = heads.random_head(subject, generator, shape=SHAPE, variation=variation, atrophy=atrophy, root=root)
+    patient = _cropped(ms.random_patient(head, generator, count=count))
+    spacing_mm = THICK if kind == "5 mm slices" else (1.0, 1.0, 1.0)
+    scan = Scan(spacing_mm, noise_sd=0.02, bias=0.1)
+    e = replace(ms.examination(generator), flair_scan=scan, t1w_scan=replace(scan, spacing_mm=(1.0, 1.0, 1.0)))
+    return _case(subject, kind, patient, e, ms.images(patient, e, generator))
+
+
+def _cropped(patient: ms.Patient) -> ms.Patient:
+    """The patient in the box of the brain."""
+    inside = torch.nonzero(patient.head.structure > 0)
+    low, high = inside.amin(0).tolist(), inside.amax(0).tolist()
+    k, j, i = (
+        slice(max(0, a - 6), min(n, b + 7)) for a, b, n in zip(low, high, patient.head.structure.shape, strict=True)
+    )
+    return patient.cropped((k, j, i))
+
+
+def _case(subject: str, kind: str, patient: ms.Patient, e: ms.Examination, x: ms.Images) -> Case:
+    structure, mask = patient.head.structure, patient.lesions.mask
+    labels, found = lesions(mask.numpy(), structure.numpy(), patient.head.spacing_mm)
+    white = (structure == number("cerebral white matter")) & ~mask
+    artefact, _ = ndimage.label(((patient.artefact > 0.15) & ~mask).numpy())
+    brain = structure > 0
+    flair = scaled(x.flair, white_matter_level(x.flair, white)) * brain
+    t1w = scaled(x.t1w, white_matter_level(x.t1w, white)) * brain
+    true = x.dir.clamp(0, CLIP) * brain
+    return Case(subject, kind, flair, t1w, true, structure, mask, labels, found, artefact, e)
+
+
+def affine_fit(image: Tensor, case: Case) -> Tensor:
+    """a image + b with the least squared error against the case's own DIR in its brain."""
+    return _fitted([image], case)
+
+
+def polynomial_fit(case: Case) -> Tensor:
+    """The cubic polynomial of FLAIR and T1w with the least squared error against the case's own DIR in its brain."""
+    f, t = case.flair, case.t1w
+    return _fitted([f, t, f * f, f * t, t * t, f**3, f * f * t, f * t * t, t**3], case)
+
+
+def _fitted(terms: list[Tensor], case: Case) -> Tensor:
+    inside = case.brain
+    columns = [torch.ones_like(case.flair), *terms]
+    A = torch.stack([c[inside] for c in columns], dim=1).double()
+    weights = torch.linalg.lstsq(A, case.dir[inside].double()[:, None]).solution[:, 0].tolist()
+    found = sum((w * c for w, c in zip(weights, columns, strict=True)), torch.zeros_like(case.flair))
+    return found.clamp(0, CLIP) * inside
+
+
+def dictionary(case: Case, generator: torch.Generator, *, entries: int = 400_000, bins: int = 160) -> Tensor:
+    """DIR by lookup: the mean over simulated mixtures of two tissues that have a voxel's FLAIR and T1w.
+
+    Tissues are drawn with the simulator's spread and, for lesions, its line of severities; signals by the case's own
+    protocols; a lattice of ``bins``^2 over [0, 4]^2, smoothed by the images' noise, empty cells by their neighbours.
+    """
+    a, b = _tissues(entries, generator), _tissues(entries, generator)
+    f = torch.rand(entries, generator=generator)
+    f = torch.where(torch.rand(entries, generator=generator) < 0.7, torch.ones(()), f)
+    e = case.examination
+    mixed = [(f * s.signal(a) + (1 - f) * s.signal(b)).abs() for s in (e.flair, e.t1w, e.dir)]
+    flair, t1w, true = (
+        (v / unit).clamp(0, CLIP) for v, unit in zip(mixed, (e.flair_level, e.t1w_level, e.unit), strict=True)
+    )
+    cell = _cell(flair, bins) * bins + _cell(t1w, bins)
+    total = torch.zeros(bins * bins).index_add_(0, cell, true).reshape(bins, bins).numpy()
+    count = torch.zeros(bins * bins).index_add_(0, cell, torch.ones(entries)).reshape(bins, bins).numpy()
+    width = 0.02 * bins / CLIP
+    total, count = (ndimage.gaussian_filter(v, width) for v in (total, count))
+    known = count > 0.05
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    table = torch.from_numpy((total / np.maximum(count, 1e-6))[tuple(nearest)])
+    return table[_cell(case.flair, bins), _cell(case.t1w, bins)].float() * case.brain
+
+
+def _cell(values: Tensor, bins: int) -> Tensor:
+    return (values * (bins / CLIP)).long().clamp(0, bins - 1)
+
+
+def _tissues(n: int, generator: torch.Generator) -> TissueParameters:
+    """``n`` random tissues of the brain by how much of it they are, with the simulator's spread."""
+    shares = {
+        "white matter": 0.4, "cortex": 0.35, "csf": 0.08, "thalamus": 0.02, "caudate": 0.01, "putamen": 0.01,
+        "hippocampus": 0.02, "brain stem": 0.03, "cerebellar cortex": 0.05, "lesion": 0.03,
+    }  # fmt: skip
+    table = TissueParameters.table()
+    names = list(TISSUES)
+    which = torch.multinomial(torch.tensor(list(shares.values())), n, replacement=True, generator=generator)
+    row = torch.tensor([names.index(name) for name in shares])[which]
+    values = torch.stack([table.t1_ms[row], table.t2_ms[row], table.pd[row]]).log()
+    ends = torch.tensor([SEVERITIES["mild"], SEVERITIES["black hole"]]).log()
+    severity = torch.lerp(ends[0][:, None], ends[1][:, None], torch.rand(n, generator=generator))
+    values = torch.where(row == names.index("lesion"), severity, values)
+    t1, t2, pd = torch.exp(values + 0.085 * torch.randn(values.shape, generator=generator))
+    return TissueParameters(t1, t2, pd.clamp(max=1.1))

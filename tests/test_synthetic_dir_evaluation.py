@@ -1,0 +1,86 @@
+"""The evaluation of synthetic DIR: its baselines know what they are said to know, its scores count what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_zoo import similarity
+from model_zoo.evaluation import dir_cases, evaluator
+from model_zoo.evaluation import synthetic_dir as evaluation
+from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.registry import Model
+from model_zoo.training.recipe import seeded
+
+
+@pytest.fixture(scope="module")
+def case() -> dir_cases.Case:
+    return dir_cases.build("phantom", "strong atrophy", 12, None)
+
+
+def _model() -> Model:
+    torch.manual_seed(0)
+    network = VolumeUNet(3, 6, channels=(4, 8), dropout=0.2).eval()
+    return Model("synthetic_dir", "0", "0" * 64, {}, network, {}, "cpu")
+
+
+def test_a_case_is_the_same_at_every_call(case: dir_cases.Case) -> None:
+    again = dir_cases.build("phantom", "strong atrophy", 12, None)
+    assert torch.equal(case.flair, again.flair)
+    assert torch.equal(case.dir, again.dir)
+
+
+def test_a_case_is_scaled_by_its_normal_white_matter(case: dir_cases.Case) -> None:
+    assert float(case.flair[case.white_matter].median()) == pytest.approx(1.0, abs=1e-4)
+    assert float(case.t1w[case.white_matter].median()) == pytest.approx(1.0, abs=1e-4)
+    assert not bool((case.white_matter & case.mask).any())
+
+
+def test_lookup_comes_closer_than_any_scale_of_flair(case: dir_cases.Case) -> None:
+    lookup = dir_cases.dictionary(case, seeded(1), entries=100_000)
+    flair = dir_cases.affine_fit(case.flair, case)
+    assert similarity.psnr(lookup, case.dir, 2.0, case.brain) > similarity.psnr(flair, case.dir, 2.0, case.brain) + 1
+
+
+def test_a_fit_undoes_an_affine_map(case: dir_cases.Case) -> None:
+    found = dir_cases.affine_fit(3.0 - 2.0 * case.dir, case)
+    assert torch.allclose(found[case.brain], case.dir[case.brain], atol=1e-4)
+
+
+def test_the_true_mask_finds_every_lesion_and_nothing_else(case: dir_cases.Case) -> None:
+    perfect = evaluation._found(case.mask, case)
+    nothing = evaluation._found(torch.zeros_like(case.mask), case)
+    assert perfect["recall"] == perfect["dice"] == 1.0
+    assert perfect["false"] == 0
+    assert nothing["recall"] == nothing["dice"] == 0.0
+    everything = torch.zeros_like(case.mask)
+    everything[2:5, 2:5, 2:5] = True
+    assert evaluation._found(everything, case)["false"] == 1
+
+
+def test_artefacts_fool_a_copy_of_flair_and_not_the_truth(case: dir_cases.Case) -> None:
+    excess = case.dir + torch.from_numpy((case.artefact > 0).astype(np.float32))
+    fooled = evaluation._fooled(excess, torch.from_numpy(case.artefact > 0), case)
+    right = evaluation._fooled(case.dir, torch.zeros_like(case.mask), case)
+    assert fooled["bright"] == fooled["called"] == fooled["count"] > 0
+    assert right["bright"] == right["called"] == 0
+
+
+def test_a_quick_evaluation_fills_every_table() -> None:
+    said: list[str] = []
+    found = evaluator("synthetic_dir")(_model(), root=None, quick=True, progress=lambda _, word: said.append(word))
+    titles = [table.title for table in found.tables]
+    assert len(titles) == 6
+    assert all(table.rows for table in found.tables)
+    assert np.isfinite(found.metrics["psnr_db"])
+    assert said
+    assert "did better" in found.weaker
+
+
+def test_cases_are_of_the_test_subjects_only(kit: Path) -> None:
+    from model_zoo.simulate import anatomy
+
+    assert {subject for subject, _, _ in dir_cases.cases(False)} == set(anatomy.TEST)
