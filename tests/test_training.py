@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from dataclasses import replace
@@ -63,6 +64,14 @@ def test_batches_drawn_ahead_by_a_worker_are_the_same(run: Path, tmp_path: Path)
 def test_a_folder_with_a_run_is_not_overwritten(run: Path) -> None:
     with pytest.raises(FileExistsError, match="holds a run already"):
         loop.train(RECIPE, SMOKE, run, sources=PHANTOM)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(FileExistsError, match="another process trains there"):
+            loop.train(RECIPE, SMOKE, tmp_path, sources=PHANTOM)
+    assert not (tmp_path / checkpoint.NAME).exists()
 
 
 def test_another_configuration_does_not_resume_a_run(run: Path) -> None:

@@ -35,6 +35,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Instead of the configuration's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that draw batches ahead.")] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.0.0",
+    columns: Annotated[bool, typer.Option("--columns", help="Only tell the manifest's columns.")] = False,
     phantom: Annotated[bool, typer.Option("--phantom", hidden=True, help="Ellipsoids instead of heads.")] = False,
 ) -> None:
     """Train RECIPE on simulated data, with checkpoints, and write the result as a bundle.
@@ -42,6 +43,9 @@ def train(
     Under torchrun all processes train together: torchrun --nproc-per-node 8 -m dicomnode train RECIPE --device cuda
     """
     found = _recipe(recipe)
+    if columns:
+        _tell_columns(found)
+        return
     chosen = _configuration(found, configuration, seed=seed, workers=workers)
     folder = out or Path("out") / recipe
     try:
@@ -60,6 +64,19 @@ def _recipe(name: str) -> Recipe[Any]:
     if name not in training.RECIPES:
         raise typer.BadParameter(f"no recipe {name!r}; there is: {', '.join(training.RECIPES)}")
     return training.load(name)
+
+
+def _tell_columns(recipe: Recipe[Any]) -> None:
+    from dicomnode.cli import context
+
+    own = (
+        ("subject", "word", "yes", "the same for every row of one person"),
+        ("split", "word", "no", "train, validation or test; by a hash of the subject where blank"),
+        ("resample", "word", "no", "yes: the row's images are registered and go to the first one's lattice"),
+    )
+    rows = [*own, *((c.name, c.kind, "yes" if c.required else "no", c.help) for c in recipe.columns)]
+    names = ["column", "kind", "required", "what"]
+    context.print_rows((dict(zip(names, row, strict=True)) for row in rows), names, as_json=False)
 
 
 def _configuration(recipe: Recipe[Any], name: str, **changes: Any) -> Any:

@@ -7,6 +7,7 @@ Hutter 2019), linear warm-up, half cosine to zero, gradients clipped by their no
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -71,13 +72,13 @@ def train(
     Writes below ``out``: ``checkpoint.pt``, ``log.jsonl`` (one line per checkpoint, also given to ``report``) and,
     where the package is installed, ``tensorboard/``. Under ``torchrun`` every process calls this with the same
     arguments; the first one writes. Raises FileExistsError when ``out`` holds a run already and ``resume`` is not asked
-    for, ValueError when that run is of another recipe, configuration or number of processes, FloatingPointError when
-    the loss is not finite.
+    for or another process trains there, ValueError when that run is of another recipe, configuration, data set or
+    number of processes, FloatingPointError when the loss is not finite.
     """
     if c.workers and c.draw_on_device:
         raise ValueError("workers draw on the CPU: choose workers=0 or draw_on_device=False")
     out.mkdir(parents=True, exist_ok=True)
-    with parallel.world(device) as world, _deterministic():
+    with parallel.world(device) as world, _alone(out, world.first), _deterministic():
         run = _start(recipe, c, world)
         first = _restore(run, out / checkpoint.NAME, sources.train.data, resume)
         world.wait()
@@ -287,6 +288,20 @@ def _tensorboard(folder: Path, first: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=first + 1 if first else None)
+
+
+@contextmanager
+def _alone(out: Path, first: bool) -> Iterator[None]:
+    """Hold ``out`` against another run; the lock ends with the process, however it ends."""
+    if not first:
+        yield
+        return
+    with (out / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(f"{out}: another process trains there") from error
+        yield
 
 
 @contextmanager

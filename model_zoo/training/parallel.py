@@ -47,7 +47,7 @@ def world(device: str) -> Iterator[World]:
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device(device)
     if cuda:
         torch.cuda.set_device(own)
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    distributed.init_process_group("nccl" if cuda else "gloo", device_id=own if cuda else None)
     try:
         yield World(own, distributed.get_rank(), size)
     finally:
