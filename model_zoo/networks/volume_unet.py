@@ -2,9 +2,11 @@
 
 Like in ``LocalUNet`` each voxel is normalised by its own channels, so that a network trained on patches behaves the
 same on a whole volume; a network that always sees the whole head, whatever its contrast, takes group statistics
-instead (``norm="group"``). Everything that conditions it is optional: a vector (time, dose) enters by feature-wise scaling, tokens
-(covariates) by cross-attention with a residual at the deepest level, region maps by region-adaptive scale and shift
-(SPADE, Park et al. 2019, with the norm above in place of batch norm). Dropout sits in the two deepest levels.
+instead (``norm="group"``).
+
+Everything that conditions it is optional: a vector (time, dose) enters by feature-wise scaling, tokens (covariates) by
+cross-attention with a residual at the deepest level, region maps by region-adaptive scale and shift (SPADE, Park et al.
+2019, with the norm above in place of batch norm). Dropout sits in the two deepest levels.
 """
 
 from __future__ import annotations

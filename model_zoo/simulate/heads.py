@@ -2,8 +2,8 @@
 
 A head is sampled by pulling labels back: the label at x is that of the source at A x + t + e(x) + a(x), with A a
 random affine map, e a random elastic displacement (SynthSeg: Billot et al. 2023) and a the atrophy. Atrophy of a
-structure by the volume fraction f moves its surface inwards by f V / S (volume over surface) along the gradient n of
-its signed distance d: a = (f V / S) n exp(-(d / L)^2), negative f growth. The cortex, thinner than any smooth
+structure by the volume fraction f moves its surface inwards by -log(1 - f) V / S (volume over surface) along the
+gradient n of its signed distance d: a = -log(1 - f) (V / S) n exp(-(d / L)^2), negative f growth. The cortex, thinner than any smooth
 displacement resolves, loses voxels next to cerebrospinal fluid instead, in patches of some millimetres.
 
 Signals and activities are linear in tissue fractions, so partial volume is rendered by looking up one value per label
@@ -230,7 +230,7 @@ def _patches(shape: tuple[int, int, int], spacing_mm: float, share: float, gener
 
 def _atrophy_displacement(source: _Source, at: Tensor, atrophy: Atrophy) -> Tensor:
     """Sum of the structures' fields at the nodes, each scaled by its volume fraction: (3, k, j, i), mm."""
-    amounts = torch.tensor([atrophy.hippocampus, -atrophy.ventricles])
+    amounts = torch.tensor([-math.log1p(-atrophy.hippocampus), -math.log1p(atrophy.ventricles)])
     if not bool(amounts.any()):
         return torch.zeros_like(at)
     total = torch.einsum("s,sakji->akji", amounts, source.fields)
