@@ -45,6 +45,7 @@ WEIGHTS = Path("models") / "model.safetensors"
 NETWORKS = frozenset(
     {
         "model_zoo.networks.local_unet.LocalUNet",
+        "model_zoo.networks.pet_unet.PetUNet",
         "model_zoo.networks.volume_unet.VolumeUNet",
     }
 )

@@ -122,6 +122,7 @@ def activity(
     generator: torch.Generator,
     *,
     regions: Tensor | None = None,
+    structure: Tensor | None = None,
     shrink: int = 1,
     fwhm_mm: float | None = None,
     noise: float = 0.03,
@@ -129,10 +130,11 @@ def activity(
 ) -> Tensor:
     """The SUVR image float (k, j, i) of one subject on the head's lattice, or one ``shrink`` times coarser.
 
-    ``state``: the patient's, in the tracer's ``state_unit`` (``Patient.state(tracer.target)``). ``regions``: of
-    ``binding_regions`` where the caller has them. ``fwhm_mm``: None draws 4 to 8. ``noise``: relative sd at SUVR 1 once
-    blurred; ``spread``: multiplies the between-subject sds and the smooth field, 0 for the table's own values. Blurring
-    happens on the delivered lattice, as the blocks' averages commute with it.
+    ``state``: the patient's, in the tracer's ``state_unit`` (``Patient.state(tracer.target)``). ``regions`` of
+    ``binding_regions`` and ``structure``, the numbers on the delivered lattice, where the caller has them.
+    ``fwhm_mm``: None draws 4 to 8. ``noise``: relative sd at SUVR 1 once blurred; ``spread``: multiplies the
+    between-subject sds and the smooth field, 0 for the table's own values. Blurring happens on the delivered lattice,
+    as the blocks' averages commute with it.
     """
     labels = binding_regions(head) if regions is None else regions
     values = torch.cat([torch.zeros(1), _subject_uptake(tracer, state, generator, spread)])
@@ -146,7 +148,8 @@ def activity(
     image = _blurred(image, fwhm_mm, head.spacing_mm * shrink)
     grain = _blurred(torch.randn(shape, generator=generator), NOISE_FWHM_MM, head.spacing_mm * shrink)
     image = (image + noise * image.sqrt() * grain / grain.std()).clamp_min(0.0)
-    return image / _reference_mean(image, majority(head.structure, shrink), tracer)
+    structure = majority(head.structure, shrink) if structure is None else structure
+    return image / _reference_mean(image, structure, tracer)
 
 
 def true_uptake(tracer: Tracer, state: float) -> Tensor:

@@ -1,0 +1,201 @@
+"""From a T1w image to amyloid and tau PET: covariates as tokens, scales, samples and the mean.
+
+Images are SUVR divided by the tracer's fixed scale; both tracers come from one network, together, so that a sample's
+amyloid and tau belong to one possible patient. The process is ``residual_shift`` from the T1w to the PET. Its noise is
+white plus one random number per structure and tracer, painted by the structure's map: the level of a whole cortex is
+uncertain, and in white noise alone that level would be visible from the first step on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model_zoo import residual_shift
+from model_zoo.simulate.pet.tracers import TRACERS
+from model_zoo.structures import COUNT, STRUCTURES, number
+
+__all__ = [
+    "COVARIATES",
+    "KAPPA",
+    "SCHEDULES",
+    "TARGETS",
+    "TOKEN_WIDTH",
+    "Conditions",
+    "Covariates",
+    "anatomical_noise",
+    "expected",
+    "paint",
+    "samples",
+    "scales",
+    "t1w_scaled",
+    "tokens",
+]
+
+TARGETS = ("amyloid", "tau")
+COVARIATES = ("amyloid tracer", "tau tracer", "age", "sex", "e4", "mmse", "ptau217")
+TOKEN_WIDTH = len(COVARIATES) + 2
+AMYLOID_TRACERS = ("florbetapir", "PiB")
+TAU_TRACERS = ("flortaucipir", "MK-6240")
+
+KAPPA = 0.3
+SCHEDULES = {
+    4: residual_shift.to_end(residual_shift.geometric(4, delta=0.2)),
+    15: residual_shift.to_end(residual_shift.geometric(15)),
+}
+"""Number of steps: eta_t. One step is the posterior mean."""
+
+COMMON = 0.8
+"""Share of the variance of a structure's level that all target structures of a tracer have in common."""
+BETWEEN_TRACERS = 0.5
+"""Correlation of that common part between amyloid and tau: about that of the simulator's residuals."""
+OFF_TARGET = (
+    "cerebral white matter", "lateral ventricles", "third and fourth ventricles", "csf", "cerebellar cortex",
+    "cerebellar white matter", "brain stem", "ventral diencephalon",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """What the network may know beside the T1w; None for unknown. ``ptau217_pg_ml``: plasma."""
+
+    amyloid_tracer: str | None = "florbetapir"
+    tau_tracer: str | None = "flortaucipir"
+    age_years: float | None = None
+    sex: str | None = None
+    e4: int | None = None
+    mmse: float | None = None
+    ptau217_pg_ml: float | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a batch of images is conditioned on: ``y0`` (b, 1, k, j, i), ``tokens`` (b, n, width) and ``maps``
+    (b, 23, k, j, i), the fractions of the structures in the order of their numbers.
+    """
+
+    y0: Tensor
+    tokens: Tensor
+    maps: Tensor
+
+    def repeated(self, count: int) -> Conditions:
+        """Every item ``count`` times, one after the other."""
+        return Conditions(*(x.repeat_interleave(count, dim=0) for x in (self.y0, self.tokens, self.maps)))
+
+
+def scales(covariates: Covariates) -> tuple[float, float]:
+    """SUVR that is 1 in the network's images, for amyloid and tau."""
+    return (
+        TRACERS[covariates.amyloid_tracer or AMYLOID_TRACERS[0]].scale,
+        TRACERS[covariates.tau_tracer or TAU_TRACERS[0]].scale,
+    )
+
+
+def tokens(c: Covariates) -> Tensor:
+    """(covariates, width): which covariate it is, whether it is known, its value centred and scaled (0 if not).
+
+    Raises ValueError for a tracer, sex or number of alleles that does not exist.
+    """
+
+    def choice(value: str | None, of: tuple[str, str]) -> float | None:
+        if value is not None and value not in of:
+            raise ValueError(f"{value!r} is none of {', '.join(of)}")
+        return None if value is None else 2.0 * of.index(value) - 1.0
+
+    if c.e4 not in (None, 0, 1, 2):
+        raise ValueError(f"{c.e4} APOE e4 alleles: there are 0, 1 or 2")
+    values = (
+        choice(c.amyloid_tracer, ("florbetapir", "PiB")),
+        choice(c.tau_tracer, ("flortaucipir", "MK-6240")),
+        None if c.age_years is None else (c.age_years - 73.0) / 6.0,
+        choice(c.sex, ("F", "M")),
+        None if c.e4 is None else c.e4 - 0.5,
+        None if c.mmse is None else (c.mmse - 27.0) / 3.0,
+        None if c.ptau217_pg_ml is None else math.log(max(c.ptau217_pg_ml, 1e-3) / 0.5) / 0.4,
+    )
+    found = torch.zeros(len(COVARIATES), TOKEN_WIDTH)
+    found[:, : len(COVARIATES)] = torch.eye(len(COVARIATES))
+    for row, value in enumerate(values):
+        if value is not None:
+            found[row, -2:] = torch.tensor([1.0, value])
+    return found
+
+
+def t1w_scaled(t1w: Tensor, inside: Tensor) -> Tensor:
+    """T1w (k, j, i) with 0.5 and 99.5 % of the voxels ``inside`` at 0 and 1, clipped; 0 elsewhere."""
+    values = t1w[inside].sort().values
+    low, high = (float(values[int(share * (len(values) - 1))]) for share in (0.005, 0.995))
+    return ((t1w - low) / max(high - low, 1e-6)).clamp(0.0, 1.0) * inside
+
+
+def paint(maps: Tensor, values: Tensor) -> Tensor:
+    """values (b, tracers, structures) on their structures' maps (b, structures, k, j, i): (b, tracers, k, j, i)."""
+    with torch.autocast(maps.device.type, enabled=False):
+        flat = torch.bmm(values.float(), maps.float().flatten(2))
+    return flat.reshape(*values.shape[:2], *maps.shape[2:])
+
+
+def anatomical_noise(maps: Tensor, generator: torch.Generator) -> Tensor:
+    """e (b, tracers, k, j, i) of the process: white noise plus a standard normal level per structure."""
+    batch, _, *shape = maps.shape
+    white = torch.randn((batch, len(TARGETS), *shape), generator=generator, device=generator.device)
+    return white.to(maps.device) + paint(maps, _levels(batch, generator).to(maps.device))
+
+
+def _levels(batch: int, generator: torch.Generator) -> Tensor:
+    """Standard normal (b, tracers, structures): target structures share most of it, tracers half of that share."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    share = torch.full((COUNT,), COMMON, device=generator.device)
+    share[[number(name) - 1 for name in OFF_TARGET]] = 0.0
+    both, each = normal(batch, 1, 1), normal(batch, len(TARGETS), 1)
+    common = math.sqrt(BETWEEN_TRACERS) * both + math.sqrt(1 - BETWEEN_TRACERS) * each
+    return share.sqrt() * common + (1 - share).sqrt() * normal(batch, len(TARGETS), COUNT)
+
+
+def expected(network: nn.Module, c: Conditions) -> Tensor:
+    """E[x0 | conditions] (b, 2, k, j, i) in one evaluation."""
+    return residual_shift.posterior_mean(lambda x, eta: _estimate(network, c, x, eta, quiet=True)[0], _start(c))
+
+
+def samples(network: nn.Module, c: Conditions, etas: Sequence[float], generator: torch.Generator) -> Tensor:
+    """One sample of p(x0 | conditions) per item: (b, 2, k, j, i); len(etas) evaluations.
+
+    The spread of x0 given x_t is put back structure by structure, with the sd that the network has learned, at every
+    step but the last, whose remaining doubt is below the image's noise.
+    """
+    sd: dict[float, Tensor] = {}
+
+    def f(x: Tensor, eta: float) -> Tensor:
+        x0_hat, log_sd = _estimate(network, c, x, eta, quiet=False)
+        sd[eta] = log_sd.exp()
+        return x0_hat
+
+    def spread(x: Tensor, eta: float) -> Tensor:
+        return paint(c.maps, sd[eta] * _levels(len(x), generator).to(x.device))
+
+    return residual_shift.sample(
+        f, _start(c), etas, kappa=KAPPA, noise=lambda x: anatomical_noise(c.maps, generator), spread=spread
+    )
+
+
+def _start(c: Conditions) -> Tensor:
+    return c.y0.expand(-1, len(TARGETS), -1, -1, -1)
+
+
+def _estimate(network: nn.Module, c: Conditions, x: Tensor, eta: float, *, quiet: bool) -> tuple[Tensor, Tensor]:
+    time = torch.full((len(x),), eta, device=x.device)
+    x0_hat, log_sd = network(x, c.y0, time, torch.full_like(time, float(quiet)), c.tokens, c.maps)
+    return x0_hat.float(), log_sd
+
+
+def tissue_indices() -> list[list[int]]:
+    """Grey matter, white matter, csf as indices into the maps."""
+    names = ("grey matter", "white matter", "csf")
+    return [[s.number - 1 for s in STRUCTURES if s.tissue == tissue] for tissue in names]

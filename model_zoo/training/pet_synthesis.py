@@ -1,0 +1,369 @@
+"""Recipe ``pet-synthesis``: amyloid and tau PET from a T1w and what is known of the patient.
+
+Data: a patient of ``simulate.pet.disease``, a head with that patient's atrophy, its T1w (MPRAGE) and both tracers'
+images; further patients on the same head are drawn from p(patient | atrophy). Or a user's registered T1w and PET.
+
+Loss, over the intracranial voxels, x0_hat = f(x_t, y0, eta, covariates), d the signed difference of the tracers:
+
+    L = w [mean (x0_hat - x0)^2 + 0.1 mean (d_hat - d)^2 + 0.1 mean over structures (mean x0_hat - mean x0)^2]
+        + w_nll N(structure means of x0; those of x0_hat, learned sd)
+
+What differs from the papers, and why. Squares instead of absolute values: the sampler and the one-step head need
+E[x0 | x_t], and an absolute loss gives medians; of a patient who is amyloid positive with probability 0.4 it would
+show a negative scan. The signed difference (they take its magnitude) is between channels that see the same x_t, so that
+it has the same minimiser; with one tracer at a time it would not. y0 and the anatomy are inputs at every step. The
+level of each structure has its own learned sd, on the detached residual, from covariates and time. eta is continuous,
+so that one network serves any schedule; a third of the items are at eta = 1, where it sees no x0, half of these without
+noise: the posterior-mean head. Every covariate is dropped with probability 0.1; plasma, genotype and cognition more
+often, as they often are not there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_zoo import pet_synthesis, residual_shift
+from model_zoo.networks.pet_unet import PetUNet
+from model_zoo.pet_synthesis import COVARIATES, TARGETS, Conditions, Covariates
+from model_zoo.simulate import acquisition
+from model_zoo.simulate.heads import Head
+from model_zoo.simulate.mr import TissueParameters, look_up
+from model_zoo.simulate.pet import disease
+from model_zoo.simulate.pet.activity import activity, binding_regions, block_fractions, majority, suvr
+from model_zoo.simulate.pet.disease import Observed, Patient
+from model_zoo.simulate.pet.tracers import TRACERS
+from model_zoo.simulate.sequences import random_sequence
+from model_zoo.structures import COUNT
+from model_zoo.training import recipe
+from model_zoo.training.cohort import Cohort, Row
+from model_zoo.training.recipe import Column, Recipe, Source, seeded
+
+__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "Subject", "conditions", "head_of", "simulated"]
+
+SHRINK = 2
+"""Heads are drawn this much finer than the network's lattice."""
+CONDITIONAL_DRAWS = 4000
+DROPPED = dict.fromkeys(COVARIATES, 0.1) | {"mmse": 0.25, "ptau217": 0.4, "e4": 0.25}
+DRAW_TRACERS = {"amyloid": ("florbetapir", "PiB"), "tau": ("flortaucipir", "MK-6240")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration(recipe.Configuration):
+    """``shape``: voxels of ``spacing_mm`` that hold a brain; ``patients``: how many share a head within a batch."""
+
+    channels: tuple[int, ...]
+    blocks: int
+    spacing_mm: float
+    shape: tuple[int, int, int]
+    patients: int = 4
+    end_share: float = 0.35
+    difference_weight: float = 0.1
+    structure_weight: float = 0.1
+    image_weight: float = 100.0
+    nll_weight: float = 0.05
+
+
+CONFIGURATIONS = {
+    "cpu": Configuration(
+        channels=(48, 96, 128), blocks=1, spacing_mm=3.0, shape=(56, 72, 56), steps=1000, batch=4, patients=4,
+        learning_rate=1.5e-3, warmup=50, ema=0.99, checkpoint_every=50, validate_every=250,
+    ),
+    "gpu": Configuration(
+        channels=(48, 96, 144), blocks=2, spacing_mm=2.0, shape=(96, 112, 96), steps=12000, batch=8, patients=4,
+        learning_rate=1.0e-3, ema=0.999, workers=14, checkpoint_every=500, validate_every=3000,
+    ),
+    "smoke": Configuration(
+        channels=(8, 16), blocks=1, spacing_mm=10.0, shape=(16, 20, 16), steps=6, batch=2, patients=2,
+        learning_rate=1e-3, warmup=2, checkpoint_every=3,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One simulated patient on the network's lattice.
+
+    ``pet`` (2, k, j, i): amyloid and tau in SUVR; ``y0`` (k, j, i): the scaled T1w; ``maps`` (23, k, j, i);
+    ``structure``: uint8 (k, j, i); ``covariates``: all of them.
+    """
+
+    patient: Patient
+    covariates: Covariates
+    pet: Tensor
+    y0: Tensor
+    maps: Tensor
+    structure: Tensor
+
+    @property
+    def x0(self) -> Tensor:
+        """PET over its tracers' scales, within the skull: the network's target (2, k, j, i)."""
+        return self.pet / torch.tensor(pet_synthesis.scales(self.covariates))[:, None, None, None] * self.maps.sum(0)
+
+
+def make_network(c: Configuration) -> nn.Module:
+    return PetUNet(pet_synthesis.tissue_indices(), channels=c.channels, blocks=c.blocks)
+
+
+def head_of(c: Configuration, source: Source, patient: Patient, generator: torch.Generator) -> Head:
+    """A head with the patient's atrophy, ``SHRINK`` times finer than the configuration's lattice."""
+    k, j, i = (SHRINK * n for n in c.shape)
+    options: dict[str, Any] = {} if source.phantom else {"atrophy": patient.atrophy}
+    return source.head(generator, shape=(k, j, i), spacing_mm=c.spacing_mm / SHRINK, **options)
+
+
+def simulated(
+    head: Head, patients: list[Patient], generator: torch.Generator, *, tracers: tuple[str, str] | None = None
+) -> list[Subject]:
+    """Images of patients who share a head. ``tracers``: amyloid and tau tracer; None draws them for each patient."""
+    regions = binding_regions(head)
+    structure = majority(head.structure, SHRINK)
+    maps = block_fractions(head.structure, COUNT + 1, SHRINK)[1:]
+    found = []
+    for patient in patients:
+        covariates = _covariates(patient, tracers or _draw_tracers(generator))
+        pet = torch.stack([
+            activity(
+                head, TRACERS[name], patient.state(target), generator,
+                regions=regions, structure=structure, shrink=SHRINK,
+            )
+            for target, name in zip(TARGETS, (covariates.amyloid_tracer, covariates.tau_tracer), strict=True)
+            if name is not None
+        ])  # fmt: skip
+        found.append(Subject(patient, covariates, pet, _t1w(head, maps, generator), maps, structure))
+    return found
+
+
+def _covariates(patient: Patient, tracers: tuple[str, str]) -> Covariates:
+    return Covariates(*tracers, patient.age_years, patient.sex, patient.e4, float(patient.mmse), patient.ptau217_pg_ml)
+
+
+def _draw_tracers(generator: torch.Generator) -> tuple[str, str]:
+    a, t = (names[int(acquisition.uniform(generator, 0, 2))] for names in DRAW_TRACERS.values())
+    return a, t
+
+
+def _t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
+    """MPRAGE by its equation with the subject's own tissue, rendered fine, averaged, biased, noisy, scaled: y0."""
+    p = TissueParameters.table().regional(generator, COUNT + 1)
+    signal = look_up(random_sequence("mprage", generator).signal(p).abs(), head.tissue, head.structure)
+    image = functional.avg_pool3d(signal[None, None], SHRINK)[0, 0]
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    image = image * acquisition.bias(shape, acquisition.log_uniform(generator, 0.02, 0.2), generator)
+    level = float(image.mean()) * acquisition.log_uniform(generator, 0.01, 0.06)
+    image = acquisition.rician(image, level, generator)
+    return pet_synthesis.t1w_scaled(image, maps.sum(0) > 0.5)
+
+
+def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+    """x0 (b, 2, k, j, i), known (b, 2): 1 where the tracer's image exists, conditions, eta, quiet, noise."""
+    if source.cohort is not None:
+        items = [_measured(c, source.cohort, generator) for _ in range(c.batch)]
+    else:
+        items = []
+        while len(items) < c.batch:
+            patients = _patients(min(c.patients, c.batch - len(items)), generator)
+            head = head_of(c, source, patients[0], generator)
+            items += [_item(subject) for subject in simulated(head, patients, generator)]
+    drawn = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    drawn["tokens"] = _dropped(drawn["tokens"], generator)
+    at_end = torch.rand(c.batch, generator=generator) < c.end_share
+    root = 0.05 + 0.95 * torch.rand(c.batch, generator=generator)
+    drawn["quiet"] = (at_end & (torch.rand(c.batch, generator=generator) < 0.5)).float()
+    drawn["eta"] = torch.where(at_end, torch.ones(()), root.square())
+    noise = pet_synthesis.anatomical_noise(drawn["maps"], generator)
+    return drawn | {"noise": noise * (1 - drawn["quiet"])[:, None, None, None, None]}
+
+
+def _patients(count: int, generator: torch.Generator) -> list[Patient]:
+    """A patient and others with the same atrophy: draws of p(patient | atrophy) by resampling."""
+    first = disease.sample(generator)
+    found = disease.posterior(Observed(atrophy=first.atrophy), generator, count=CONDITIONAL_DRAWS)
+    at = torch.multinomial(found.weights, max(count - 1, 1), replacement=True, generator=generator)
+    others = [replace(found.population.patient(int(i)), atrophy=first.atrophy) for i in at[: count - 1]]
+    return [first, *others]
+
+
+def _item(subject: Subject) -> dict[str, Tensor]:
+    return {
+        "x0": subject.x0,
+        "known": torch.ones(len(TARGETS)),
+        "y0": subject.y0[None],
+        "tokens": pet_synthesis.tokens(subject.covariates),
+        "maps": subject.maps,
+    }
+
+
+def _dropped(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Covariates made unknown at random: ``DROPPED`` each, and everything in one item of twenty."""
+    rates = torch.tensor([DROPPED[name] for name in COVARIATES])
+    keep = torch.rand(tokens.shape[:2], generator=generator) >= rates
+    keep &= torch.rand((len(tokens), 1), generator=generator) >= 0.05
+    kept = tokens.clone()
+    kept[..., -2:] *= keep[..., None]
+    return kept
+
+
+def conditions(drawn: dict[str, Tensor]) -> Conditions:
+    """The part of a batch that is given."""
+    return Conditions(drawn["y0"], drawn["tokens"], drawn["maps"])
+
+
+def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+    """The sum in the module's docstring."""
+    x0, y0 = drawn["x0"], drawn["y0"].expand(-1, len(TARGETS), -1, -1, -1)
+    x = residual_shift.shift(x0, y0, drawn["eta"][:, None, None, None, None], pet_synthesis.KAPPA, drawn["noise"])
+    x0_hat, log_sd = network(x, drawn["y0"], drawn["eta"], drawn["quiet"], drawn["tokens"], drawn["maps"])
+    with torch.autocast(x.device.type, enabled=False):
+        return _error(x0_hat.float() - x0, log_sd, drawn, c)
+
+
+def _error(residual: Tensor, log_sd: Tensor, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+    known, maps = drawn["known"], drawn["maps"]
+    residual = residual * known[:, :, None, None, None]
+    inside = maps.sum(dim=1, keepdim=True)
+    image = (inside * residual.square()).sum() / inside.sum() / known.sum(dim=1).mean().clamp(min=1.0)
+    both = known.prod(dim=1)[:, None, None, None, None]
+    difference = (both * inside * (residual[:, :1] - residual[:, 1:]).square()).sum() / inside.sum()
+    volume = maps.flatten(2).sum(2)[:, None]
+    means = torch.einsum("brv,bcv->bcr", maps.flatten(2), residual.flatten(2)) / volume.clamp(min=1.0)
+    there = known[:, :, None] * (volume > 1.0)
+    structures = (there * means.square()).sum() / there.sum().clamp(min=1.0)
+    surprise = 0.5 * (means.detach() * torch.exp(-log_sd)).square() + log_sd
+    nll = (there * surprise).sum() / there.sum().clamp(min=1.0)
+    total = image + c.difference_weight * difference + c.structure_weight * structures
+    return c.image_weight * total + c.nll_weight * nll
+
+
+def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
+    """A user's row: SUVR by its own reference region, on the configuration's lattice about the brain's middle."""
+    row = cohort.row(generator)
+    fine = c.spacing_mm / SHRINK
+    structure = cohort.volume(row, "structures", fine).values.round().to(torch.uint8)
+    box = _box(structure, (c.shape[0] * SHRINK, c.shape[1] * SHRINK, c.shape[2] * SHRINK))
+    maps = block_fractions(_cut(structure, box), COUNT + 1, SHRINK)[1:]
+    covariates = _known(row)
+    x0, known = torch.zeros(len(TARGETS), *c.shape), torch.zeros(len(TARGETS))
+    names = covariates.amyloid_tracer, covariates.tau_tracer
+    for at, (target, name, scale) in enumerate(zip(TARGETS, names, pet_synthesis.scales(covariates), strict=True)):
+        if target in row.images and name is not None:
+            pet = _pooled(_cut(cohort.volume(row, target, fine).values, box))
+            reference = suvr(pet, majority(_cut(structure, box), SHRINK), TRACERS[name]).reference
+            x0[at], known[at] = pet / reference / scale * maps.sum(0), 1.0
+    t1w = pet_synthesis.t1w_scaled(_pooled(_cut(cohort.volume(row, "t1w", fine).values, box)), maps.sum(0) > 0.5)
+    return {"x0": x0, "known": known, "y0": t1w[None], "tokens": pet_synthesis.tokens(covariates), "maps": maps}
+
+
+def _known(row: Row) -> Covariates:
+    return Covariates(
+        row.words.get("amyloid_tracer", "florbetapir" if "amyloid" in row.images else None),
+        row.words.get("tau_tracer", "flortaucipir" if "tau" in row.images else None),
+        row.numbers.get("age"),
+        row.words.get("sex"),
+        int(row.numbers["e4"]) if "e4" in row.numbers else None,
+        row.numbers.get("mmse"),
+        row.numbers.get("ptau217"),
+    )
+
+
+def _box(structure: Tensor, shape: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
+    """First and last voxel plus one along each axis, of ``shape`` about the brain's middle; may leave the volume."""
+    at = torch.nonzero(structure)
+    middle = ((at.amin(dim=0) + at.amax(dim=0)) // 2).tolist()
+    return tuple((m - n // 2, m - n // 2 + n) for m, n in zip(middle, shape, strict=True))
+
+
+def _cut(x: Tensor, box: tuple[tuple[int, int], ...]) -> Tensor:
+    inside = tuple(slice(max(a, 0), min(b, n)) for (a, b), n in zip(box, x.shape, strict=True))
+    missing = [
+        side for (a, b), n in zip(reversed(box), reversed(x.shape), strict=True) for side in (max(-a, 0), max(b - n, 0))
+    ]
+    return functional.pad(x[inside], missing)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    return functional.avg_pool3d(x[None, None].float(), SHRINK)[0, 0]
+
+
+def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
+    """The posterior mean on fixed items of ``source``, all covariates known: errors within the skull.
+
+    ``rmse_amyloid``, ``rmse_tau``: SUVR over the fixed scale; ``structure_rmse``: of the structures' means.
+    """
+    totals: dict[str, list[float]] = {}
+    device = next(network.parameters()).device
+    for index in range(3 if source.phantom else 6):
+        drawn = batch(replace(c, batch=min(c.batch, 2)), source, seeded(c.seed, 10**9, index))
+        drawn = {name: value.to(device) for name, value in drawn.items()}
+        residual = pet_synthesis.expected(network, conditions(drawn)) - drawn["x0"]
+        inside = drawn["maps"].sum(dim=1)
+        for at, target in enumerate(TARGETS):
+            error = (inside * residual[:, at].square()).sum() / inside.sum()
+            totals.setdefault(f"rmse_{target}", []).append(float(error))
+        means = torch.einsum("brv,bcv->bcr", drawn["maps"].flatten(2), residual.flatten(2).float())
+        means = means / drawn["maps"].flatten(2).sum(2)[:, None].clamp(min=1.0)
+        totals.setdefault("structure_rmse", []).append(float(means.square().mean()))
+    return {name: math.sqrt(sum(values) / len(values)) for name, values in totals.items()}
+
+
+def inference(c: Configuration) -> dict[str, Any]:
+    """The network, its lattice, the fixed scales and schedules."""
+    return {
+        "network_def": {
+            "_target_": "model_zoo.networks.pet_unet.PetUNet",
+            "tissues": pet_synthesis.tissue_indices(),
+            "channels": list(c.channels),
+            "blocks": c.blocks,
+        },
+        "spacing_mm": c.spacing_mm,
+        "shape": list(c.shape),
+        "kappa": pet_synthesis.KAPPA,
+        "suvr_scales": {name: tracer.scale for name, tracer in TRACERS.items() if tracer.target in TARGETS},
+        "schedules": {str(steps): etas for steps, etas in pet_synthesis.SCHEDULES.items()},
+        "covariates": list(COVARIATES),
+    }
+
+
+RECIPE = Recipe(
+    name="pet-synthesis",
+    bundle="pet_synthesis",
+    configurations=CONFIGURATIONS,
+    make_network=make_network,
+    batch=batch,
+    loss=loss,
+    validate=validate,
+    inference=inference,
+    facts={
+        "task": "Synthesis of amyloid and tau PET (SUVR) from T1w MRI, anatomy and covariates",
+        "intended_use": "Research only. Not for diagnosis. A demonstration: the link from anatomy to pathology was "
+        "invented by the simulator, so that clinical numbers from these weights mean nothing for a patient.",
+        "input_contract": {
+            "t1w": "MPRAGE-like T1w of an adult head, intensities scaled within the skull",
+            "structures": "the anatomy model's 23 structures",
+            "covariates": "tracers, age in years, sex, APOE e4 alleles, MMSE, plasma p-tau217 in pg/ml; each optional",
+            "age_years": [50, 95],
+        },
+        "units": "SUVR (whole cerebellum for amyloid, cerebellar cortex for tau) over a fixed scale per tracer",
+        "trained_on": "simulation only (SynthSeg label maps, a latent model of disease); never on patient images",
+        "data_licence": "SynthSeg label maps: Apache-2.0; no image data",
+    },
+    columns=(
+        Column("t1w", "image", help="T1w, first: the others are registered to it"),
+        Column("structures", "labels", help="numbers of the anatomy model, on the T1w"),
+        Column("amyloid", "image", required=False, help="amyloid PET in any unit, registered"),
+        Column("tau", "image", required=False, help="tau PET in any unit, registered"),
+        Column("amyloid_tracer", "word", required=False, help="florbetapir or PiB; florbetapir if empty"),
+        Column("tau_tracer", "word", required=False, help="flortaucipir or MK-6240; flortaucipir if empty"),
+        Column("age", "number", required=False, help="years"),
+        Column("sex", "word", required=False, help="F or M"),
+        Column("e4", "number", required=False, help="APOE e4 alleles: 0, 1, 2"),
+        Column("mmse", "number", required=False, help="points, 0 to 30"),
+        Column("ptau217", "number", required=False, help="plasma p-tau217, pg/ml"),
+    ),
+)
+"""What ``dicomnode train pet-synthesis`` trains."""

@@ -1,0 +1,171 @@
+"""Recipe pet-synthesis: what its batches hold, what its loss asks for, and that it runs from nothing to a bundle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_zoo import pet_synthesis, residual_shift
+from model_zoo.pet_synthesis import COVARIATES, TARGETS, Covariates
+from model_zoo.simulate.pet.disease import sample
+from model_zoo.structures import COUNT
+from model_zoo.training import pet_synthesis as training
+from model_zoo.training.recipe import Source, seeded, simulated
+
+SMOKE = training.CONFIGURATIONS["smoke"]
+SOURCE = simulated(phantom=True).train
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, Tensor]:
+    return training.batch(replace(SMOKE, batch=4), SOURCE, seeded(1))
+
+
+def test_a_batch_has_every_tensor_in_the_shape_it_promises(drawn: dict[str, Tensor]) -> None:
+    k, j, i = SMOKE.shape
+    assert drawn["x0"].shape == drawn["noise"].shape == (4, 2, k, j, i)
+    assert drawn["y0"].shape == (4, 1, k, j, i)
+    assert drawn["maps"].shape == (4, COUNT, k, j, i)
+    assert drawn["tokens"].shape == (4, len(COVARIATES), pet_synthesis.TOKEN_WIDTH)
+    assert all(bool(torch.isfinite(value).all()) for value in drawn.values())
+    assert float(drawn["y0"].min()) == 0.0
+    assert float(drawn["y0"].max()) == 1.0
+
+
+def test_the_same_seed_gives_the_same_batch() -> None:
+    first, again = (training.batch(SMOKE, SOURCE, seeded(5)) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["x0"], training.batch(SMOKE, SOURCE, seeded(6))["x0"])
+
+
+def test_quiet_items_carry_no_noise_and_are_at_the_end() -> None:
+    drawn = training.batch(replace(SMOKE, batch=16), SOURCE, seeded(2))
+    quiet = drawn["quiet"] > 0
+    assert bool(quiet.any())
+    assert bool((drawn["eta"][quiet] == 1.0).all())
+    assert float(drawn["noise"][quiet].abs().max()) == 0.0
+    assert float(drawn["noise"][~quiet].std()) > 0.9
+
+
+def test_unknown_covariates_are_told_apart_from_average_ones() -> None:
+    unknown = pet_synthesis.tokens(Covariates(None, None))
+    average = pet_synthesis.tokens(Covariates("PiB", "MK-6240", 73.0, "M", 0, 27.0, 0.5))
+    assert float(unknown[:, -2:].abs().max()) == 0.0
+    assert bool((average[:, -2] == 1.0).all())
+    assert float(average[COVARIATES.index("age"), -1]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [({"sex": "X"}, "X"), ({"amyloid_tracer": "MK-6240"}, "MK-6240"), ({"e4": 3}, "e4")],
+)
+def test_covariates_that_do_not_exist_are_refused(wrong: dict[str, str | int], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        pet_synthesis.tokens(Covariates(**wrong))  # type: ignore[arg-type]
+
+
+def test_covariates_are_dropped_as_often_as_stated() -> None:
+    every = pet_synthesis.tokens(Covariates("PiB", "MK-6240", 70.0, "F", 1, 28.0, 0.4))
+    kept = training._dropped(every.expand(4000, -1, -1), seeded(3))[..., -2].mean(dim=0)
+    for name, share in zip(COVARIATES, kept.tolist(), strict=True):
+        assert share == pytest.approx(0.95 * (1 - training.DROPPED[name]), abs=0.03)
+
+
+def test_patients_who_share_a_head_share_its_atrophy_and_nothing_else() -> None:
+    first, second, third = training._patients(3, seeded(4))
+    assert first.atrophy == second.atrophy == third.atrophy
+    assert len({first.amyloid_cl, second.amyloid_cl, third.amyloid_cl}) == 3
+
+
+def test_painted_noise_varies_by_structure_and_is_shared_within_it(drawn: dict[str, Tensor]) -> None:
+    maps = drawn["maps"]
+    noise = pet_synthesis.anatomical_noise(maps, seeded(7))
+    levels = torch.einsum("brv,bcv->bcr", maps.flatten(2), noise.flatten(2)) / maps.flatten(2).sum(2)[:, None]
+    assert float(levels.std()) > 0.5
+    outside = (maps.sum(dim=1, keepdim=True) == 0).expand_as(noise)
+    assert float(noise[outside].std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_loss_is_least_for_the_truth(drawn: dict[str, Tensor]) -> None:
+    log_sd = torch.zeros(4, len(TARGETS), COUNT)
+    true = training._error(torch.zeros_like(drawn["x0"]), log_sd, drawn, SMOKE)
+    wrong = training._error(torch.full_like(drawn["x0"], 0.1), log_sd, drawn, SMOKE)
+    assert float(true) == pytest.approx(0.0, abs=1e-6)
+    assert float(wrong) > 0.5
+
+
+def test_the_learned_sd_is_best_where_it_matches_the_errors(drawn: dict[str, Tensor]) -> None:
+    residual = 0.1 * torch.ones_like(drawn["x0"])
+
+    def nll(sd: float) -> float:
+        log_sd = torch.full((4, len(TARGETS), COUNT), math.log(sd))
+        return float(training._error(residual, log_sd, drawn, replace(SMOKE, image_weight=0.0)))
+
+    assert nll(0.1) < min(nll(0.03), nll(0.3))
+
+
+def test_a_missing_tracer_has_no_say(drawn: dict[str, Tensor]) -> None:
+    only = drawn | {"known": torch.tensor([[1.0, 0.0]]).expand(4, -1)}
+    log_sd = torch.zeros(4, len(TARGETS), COUNT)
+    residual = torch.zeros_like(drawn["x0"])
+    residual[:, 1] = 1.0
+    assert float(training._error(residual, log_sd, only, SMOKE)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_network_gives_samples_that_differ_and_one_mean(drawn: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    network = training.make_network(SMOKE).eval()
+    conditions = training.conditions(drawn)
+    with torch.no_grad():
+        a, b = (pet_synthesis.samples(network, conditions, pet_synthesis.SCHEDULES[4], seeded(s)) for s in (1, 2))
+        mean, again = (pet_synthesis.expected(network, conditions) for _ in range(2))
+    assert a.shape == mean.shape == drawn["x0"].shape
+    assert torch.equal(mean, again)
+    assert not torch.equal(a, b)
+
+
+def test_schedules_start_where_nothing_is_known_of_the_pet() -> None:
+    for steps, etas in pet_synthesis.SCHEDULES.items():
+        assert len(etas) == steps
+        assert etas[-1] == 1.0
+    x0, y0, e = torch.zeros(3), torch.ones(3), torch.zeros(3)
+    assert torch.equal(residual_shift.shift(x0, y0, 1.0, pet_synthesis.KAPPA, e), y0)
+
+
+def test_the_recipe_runs_from_nothing_to_a_bundle_that_the_registry_loads(tmp_path: Path) -> None:
+    from datetime import date
+
+    from model_zoo import registry
+    from model_zoo.training import bundle, loop
+
+    checkpoint = loop.train(
+        training.RECIPE, SMOKE, tmp_path / "run", sources=simulated(phantom=True), report=lambda line: None
+    )
+    bundle.write(
+        training.RECIPE, checkpoint, tmp_path / "bundles" / "pet_synthesis", version="0.0.1", made_on=date(2026, 1, 1)
+    )
+    model = registry.load("pet_synthesis", root=tmp_path / "bundles")
+    drawn = training.batch(SMOKE, SOURCE, seeded(1))
+    with torch.no_grad():
+        assert pet_synthesis.expected(model.network, training.conditions(drawn)).shape == drawn["x0"].shape
+
+
+def test_simulated_subjects_on_real_anatomy_carry_their_patients_state(kit: Path) -> None:
+    c = replace(training.CONFIGURATIONS["cpu"], batch=1)
+    source = Source(("01",), kit)
+    patient = sample(seeded(8))
+    head = training.head_of(c, source, patient, seeded(9))
+    low, high = (
+        training.simulated(head, [replace(patient, amyloid_cl=cl)], seeded(10), tracers=("PiB", "flortaucipir"))[0]
+        for cl in (0.0, 100.0)
+    )
+    assert head.atrophy == patient.atrophy
+    assert low.x0.shape == (2, *c.shape)
+    cortex = low.structure == 2
+    assert float((high.pet[0][cortex] - low.pet[0][cortex]).mean()) > 0.6
+    assert float((high.pet[1] - low.pet[1]).abs().max()) == 0.0
