@@ -119,7 +119,7 @@ def _atrophied(source: Source, patient: disease.Patient) -> dict[str, Any]:
 def _object(c: Configuration, source: Source, generator: torch.Generator) -> Object:
     spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
     if _uniform(generator) < c.brains:
-        return random_brain(source, generator, spacing_mm=spacing_mm, finer=2 if spacing_mm >= 3 else 1)
+        return random_brain(source, generator, spacing_mm=spacing_mm, finer=2 if spacing_mm >= 4 else 1)
     n = c.patch + 8
     place = [(2 * _uniform(generator) - 1) * reach for reach in (90.0, 60.0)]
     middle_mm = (place[0], place[1], 40.0 + 460.0 * _uniform(generator))
