@@ -7,9 +7,9 @@ between the low-dose image and blurred copies of it before it adds a residual:
     amplitude A = nu (S_2 + 0.01)^0.7,    mean = sum_n w_n S_n + A r,    scale of the Laplace density b = A exp(s)
 
 with S_0 = x_L, S_n the copies blurred by Gaussians of 1, 2 and 4 voxels sd, nu the median of |x_L - S_2| / (S_2 +
-0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs, smoothed by (1, 2, 1) / 4 along each axis.
-Conditions: log dose fraction, ln nu, voxel size; region maps where there are any. The standard deviation reported is
-that of the Laplace density, sqrt(2) b, and refers to the noise-free image at the same resolution.
+0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs, smoothed by (1, 2, 1) / 4 along each
+axis. Conditions: log dose fraction, ln nu, voxel size; region maps where there are any. The standard deviation
+reported is that of the Laplace density, sqrt(2) b, and refers to the noise-free image at the same resolution.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from model_zoo.evaluation import evaluator, image_quality
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.torso import random_torso
-from model_zoo.training import checkpoint, load, loop, recipe, standard_dose_pet
+from model_zoo.training import checkpoint, load, loop, manifest, recipe, standard_dose_pet
 from model_zoo.training.recipe import seeded
 from model_zoo.training.standard_dose_pet import RECIPE, batch, loss, make_network
 
@@ -189,3 +191,19 @@ def test_non_local_means_keeps_an_edge_that_a_gaussian_of_the_same_noise_does_no
     assert float(means[flat].std()) < 0.15
     edge = (slice(2, -2), slice(2, -2), slice(11, 13))
     assert float((means - x)[edge].abs().mean()) < 0.5 * float((blurred - x)[edge].abs().mean())
+
+
+def test_a_users_reconstructed_pairs_make_batches_too(tmp_path: Path) -> None:
+    pair = low_dose.surrogate_pair(_torso(), 0.2, seeded(1), noise=0.1, target="independent")
+    for name, image in (("low", pair.low), ("standard", pair.target)):
+        turned = image.numpy().transpose(2, 1, 0)
+        nibabel.save(nibabel.Nifti1Image(turned, np.diag([-8.0, -8.0, 8.0, 1.0])), tmp_path / f"{name}.nii")
+    lines = ["subject,split,low,standard,dose", *(f"{s},{s},low.nii,standard.nii,0.2" for s in ("train", "validation"))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    found = manifest.sources(manifest.read(tmp_path / "pairs.csv", RECIPE.columns))
+    drawn = batch(SMOKE, found.train, seeded(4))
+    assert drawn["low"].shape == (2, 1, 16, 16, 16)
+    assert int(drawn["regions"].max()) == 0
+    inside = drawn["target"] > 0.05
+    assert float(drawn["low"][inside].mean() / drawn["target"][inside].mean()) == pytest.approx(1, abs=0.1)
+    assert bool(torch.isfinite(loss(make_network(SMOKE), drawn, SMOKE)))
