@@ -77,7 +77,7 @@ def test_covariates_are_dropped_as_often_as_stated() -> None:
 
 
 def test_patients_who_share_a_head_share_its_atrophy_and_nothing_else() -> None:
-    first, second, third = training._patients(3, seeded(4))
+    first, second, third = training.patients_sharing_atrophy(3, seeded(4))
     assert first.atrophy == second.atrophy == third.atrophy
     assert len({first.amyloid_cl, second.amyloid_cl, third.amyloid_cl}) == 3
 
@@ -169,3 +169,20 @@ def test_simulated_subjects_on_real_anatomy_carry_their_patients_state(kit: Path
     cortex = low.structure == 2
     assert float((high.pet[0][cortex] - low.pet[0][cortex]).mean()) > 0.6
     assert float((high.pet[1] - low.pet[1]).abs().max()) == 0.0
+
+
+def test_the_quick_evaluation_fills_every_table_and_picture(tmp_path: Path) -> None:
+    from model_zoo.evaluation.pet_synthesis import METHODS, evaluate
+    from model_zoo.registry import Model
+
+    c = replace(SMOKE, spacing_mm=6.0, shape=(28, 32, 28))
+    torch.manual_seed(0)
+    network = training.make_network(c).eval()
+    model = Model("pet_synthesis", "0", "", {}, network, training.inference(c), "cpu")
+    told: list[float] = []
+    found = evaluate(model, root=None, quick=True, progress=lambda share, word: told.append(share))
+    assert [table.title.split()[0] for table in found.tables[:2]] == list(TARGETS)
+    assert [row[0] for row in found.tables[0].rows][: len(METHODS)] == list(METHODS)
+    assert {"amyloid_psnr_db", "tau_coverage_80"} <= set(found.metrics)
+    assert len(found.pictures) == 2
+    assert told == sorted(told)

@@ -1,0 +1,99 @@
+"""What is known of a PET without the MRI: regression on covariates, population means, and the exact posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model_zoo import pet_synthesis
+from model_zoo.pet_synthesis import TARGETS, Covariates, tokens
+from model_zoo.simulate.pet import disease
+from model_zoo.simulate.pet.activity import composite_suvr, suvr
+from model_zoo.simulate.pet.disease import Observed
+from model_zoo.simulate.pet.tracers import TRACERS, composite
+from model_zoo.structures import COUNT
+from model_zoo.training.pet_synthesis import Subject
+from model_zoo.training.recipe import seeded
+
+__all__ = ["Baselines", "composites", "regional", "tracer_names"]
+
+
+def tracer_names(subject: Subject) -> tuple[str, str]:
+    """Amyloid and tau tracer of its images."""
+    return subject.covariates.amyloid_tracer or "", subject.covariates.tau_tracer or ""
+
+
+def regional(subject: Subject, image: Tensor) -> Tensor:
+    """SUVR by structure (2, COUNT) of an image (2, k, j, i), by its own reference regions."""
+    names = tracer_names(subject)
+    return torch.stack([suvr(image[at], subject.structure, TRACERS[name]).suvr for at, name in enumerate(names)])
+
+
+def composites(by_structure: Tensor) -> Tensor:
+    """(2,) from SUVR by structure (2, COUNT)."""
+    return torch.stack([composite_suvr(by_structure[at], target) for at, target in enumerate(TARGETS)])
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Fitted on other subjects. ``weights`` (features, 2, structures) and ``means`` (2, structures) give SUVR.
+
+    An image's composite is ``offset`` + ``slope`` times that of the latent state, with residual sd ``residual``,
+    each (2,).
+    """
+
+    weights: Tensor
+    means: Tensor
+    offset: Tensor
+    slope: Tensor
+    residual: Tensor
+
+    @staticmethod
+    def fitted(subjects: Sequence[Subject]) -> Baselines:
+        """Least squares with a little ridge; all covariates of ``subjects`` are known."""
+        features = torch.stack([_features(s.covariates) for s in subjects])
+        found = torch.stack([regional(s, s.pet) for s in subjects]).nan_to_num(1.0)
+        ridge = 0.1 * torch.eye(features.shape[1])
+        weights = torch.linalg.solve(features.T @ features + ridge, features.T @ found.flatten(1))
+        measured = torch.stack([composites(each) for each in found])
+        latent = torch.stack([_latent(s) for s in subjects])
+        about = latent - latent.mean(0)
+        slope = (about * measured).sum(0) / about.square().sum(0)
+        offset = measured.mean(0) - slope * latent.mean(0)
+        residual = (measured - offset - slope * latent).std(0)
+        return Baselines(weights.reshape(-1, 2, COUNT), found.mean(0), offset, slope, residual)
+
+    def regression(self, subject: Subject) -> Tensor:
+        """SUVR image (2, k, j, i): each structure has the mean that its covariates predict."""
+        return _painted(subject, torch.einsum("f,fcr->cr", _features(subject.covariates), self.weights))
+
+    def population(self, subject: Subject) -> Tensor:
+        """SUVR image (2, k, j, i): each structure has the mean of everybody."""
+        return _painted(subject, self.means)
+
+    def exact(self, subject: Subject, seed: int, count: int = 2000) -> Tensor:
+        """Draws (count, 2) of the image's composites from the disease model's posterior, true atrophy included."""
+        c, generator = subject.covariates, seeded(seed, 7)
+        mmse = None if c.mmse is None else int(c.mmse)
+        seen = Observed(c.age_years, c.sex, c.e4, mmse, c.ptau217_pg_ml, subject.patient.atrophy)
+        found = disease.posterior(seen, generator, count=60_000)
+        at = torch.multinomial(found.weights, count, replacement=True, generator=generator)
+        latent = torch.stack([found.suvr(name)[at] for name in tracer_names(subject)], dim=1)
+        return self.offset + self.slope * latent + self.residual * torch.randn(latent.shape, generator=generator)
+
+
+def _features(c: Covariates) -> Tensor:
+    """1 and the covariates, centred and scaled as the network gets them."""
+    return torch.cat([torch.ones(1), tokens(c)[2:, -1]])
+
+
+def _latent(subject: Subject) -> Tensor:
+    states = (subject.patient.amyloid_cl, subject.patient.tau_stage)
+    return torch.stack([composite(TRACERS[n], s) for n, s in zip(tracer_names(subject), states, strict=True)])
+
+
+def _painted(subject: Subject, values: Tensor) -> Tensor:
+    return pet_synthesis.paint(subject.maps[None], values[None])[0]
