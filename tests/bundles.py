@@ -14,19 +14,27 @@ from safetensors.torch import save_file
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.registry import WEIGHTS, weights_digest
 from model_zoo.simulate import heads
-from model_zoo.structures import COUNT
+from model_zoo.structures import COUNT, STRUCTURES, number
 
-__all__ = ["SPACING_MM", "phantom", "write_anatomy_bundle"]
+__all__ = ["SPACING_MM", "levels", "phantom", "write_anatomy_bundle"]
 
-SPACING_MM = 2.0
+SPACING_MM = 4.0
 _DEFINITION: dict[str, Any] = {"in_channels": 1, "out_channels": COUNT + 1, "channels": [4, 8], "unshuffle": 1}
-_SHARPNESS = 3000.0
+_SHARPNESS = 10000.0
+_INWARDS = [s.number for s in STRUCTURES if s.name not in ("csf", "cerebral white matter")]
 
 
 def phantom() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Values and structures (k, j, i) of a head of ellipsoids at 2 mm: every structure has a grey level of its own."""
-    structure = heads.phantom(spacing_mm=SPACING_MM).structure
-    return _values(structure).numpy(), structure.numpy()
+    """Values and structures (k, j, i) of a head of ellipsoids at 4 mm: every structure has a grey level of its own."""
+    structure = heads.phantom((48, 56, 48), SPACING_MM).structure
+    return levels(structure.numpy()), structure.numpy()
+
+
+def levels(structure: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The phantom's values in [0, 1]: from outside inwards darkest to brightest, so that edges look like few others."""
+    level = np.zeros(COUNT + 1, np.float32)
+    level[[number("csf"), *_INWARDS, number("cerebral white matter")]] = np.linspace(0.3, 1, COUNT)
+    return np.asarray(level[structure])
 
 
 def write_anatomy_bundle(root: Path) -> Path:
@@ -48,10 +56,6 @@ def write_anatomy_bundle(root: Path) -> Path:
     return bundle
 
 
-def _values(structure: torch.Tensor) -> torch.Tensor:
-    return structure.float() / COUNT
-
-
 def _reader_of_levels() -> VolumeUNet:
     """Logit of class n: c (2 v_n x - v_n^2), largest for the level v_n nearest to x; c > 0 comes from the last norm.
 
@@ -64,7 +68,7 @@ def _reader_of_levels() -> VolumeUNet:
                 weights.zero_()
         network.first.weight[:2, 0, 1, 1, 1] = torch.tensor([1.0, -1.0])
         network.first.bias[2:] = torch.tensor([1.0, -1.0])  # type: ignore[index]  # torch types it as optional
-        levels = _values(torch.arange(COUNT + 1))
-        last = _SHARPNESS * torch.stack([2 * levels, -2 * levels, -(levels**2), levels**2], dim=1)
+        v = torch.from_numpy(levels(np.arange(COUNT + 1, dtype=np.uint8)))
+        last = _SHARPNESS * torch.stack([2 * v, -2 * v, -(v**2), v**2], dim=1)
         network.last.weight[:] = last[:, :, None, None, None]
     return network.eval()

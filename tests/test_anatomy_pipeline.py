@@ -1,0 +1,418 @@
+"""From an image of a head to its structures: geometry by a network that knows a phantom's grey levels, anatomy by the
+shipped one on real scans."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import SegmentationStorage
+from scipy import ndimage
+
+from dicomnode import processing, volumes
+from dicomnode.config import Config, ResultsConfig
+from dicomnode.results import marking
+from model_zoo import registry
+from model_zoo.structures import COUNT, STRUCTURES, number
+from pipelines import anatomy, resampling
+from pipelines.contract import Case, Grid, Measurement, Refused, Segmentation, Volume
+from tests.bundles import SPACING_MM, levels, phantom, write_anatomy_bundle
+from tests.findings import NOW
+from tests.scanner import ORIENTATIONS, lattice
+from tests.series import unpacked, write_enhanced, write_slices
+
+ATTRIBUTE_OF_2023 = "(0008,001c)"  # Synthetic Data; Debian's dciodvfy knows the standard of 2022
+ML = SPACING_MM**3 / 1000
+LARGE = ("cerebral white matter", "frontal cortex", "csf", "cerebellar cortex")
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node's data folder with the tiny bundle as its own."""
+    data = tmp_path_factory.mktemp("data")
+    write_anatomy_bundle(data / "models")
+    return data
+
+
+@pytest.fixture(scope="module")
+def model(bundles: Path) -> registry.Model:
+    return registry.load("anatomy", root=bundles / "models")
+
+
+def _lopsided() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """The phantom, its csf missing on the patient's right and at the back: no flip goes unseen."""
+    image, structure = phantom()
+    gone = structure == number("csf")
+    gone[:, :, 24:] = False
+    gone[:, 30:] = False
+    image[gone], structure[gone] = 0, 0
+    return image, structure
+
+
+def _upright() -> Grid:
+    affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
+    affine[:3, 3] = (-95, -111, -80)
+    return Grid((48, 56, 48), affine)
+
+
+def _taken(structure: NDArray[np.uint8], onto: Grid) -> NDArray[np.uint8]:
+    """The phantom's structure at the centres of the voxels of another grid."""
+    to_index = np.linalg.solve(_upright().affine_mm, onto.affine_mm)
+    k, j, i = np.indices(onto.shape).reshape(3, -1)
+    at = (to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1]
+    found = ndimage.map_coordinates(structure, at, order=0, mode="constant")
+    return np.asarray(found.reshape(onto.shape), np.uint8)
+
+
+def _about_the_centre(orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
+    """A lattice (k, j, i) of 250 mm each way whose middle is the phantom's."""
+    shape = [round(250 / s) for s in spacing_mm]
+    grid = lattice(orientation, (shape[0], shape[1], shape[2]), spacing_mm, (0, 0, 0))
+    middle = (np.array([shape[2], shape[1], shape[0]]) - 1) / 2
+    centre = _upright().affine_mm[:3, 3] + np.array([94, 110, 94])
+    grid.affine_mm[:3, 3] = centre - grid.affine_mm[:3, :3] @ middle
+    return grid
+
+
+def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float(2 * (a & b).sum() / max(a.sum() + b.sum(), 1))
+
+
+def test_on_the_networks_own_lattice_every_voxel_is_right(model: registry.Model) -> None:
+    image, structure = _lopsided()
+    found = anatomy.segment(Volume(image, _upright()), model)
+    assert np.array_equal(found.own_labels, structure)
+    assert found.volume_ml(number("csf")) == pytest.approx((structure == number("csf")).sum() * ML)
+    assert found.mask("csf").sum() == (structure == number("csf")).sum()
+    assert not (found.mask() & (structure == number("csf"))).any()
+    assert all(n % 2 == 0 for n in found.labels.shape)
+    assert found.grid.spacing_mm == (SPACING_MM,) * 3
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.7, 1.5, 1.9), (6.0, 1.8, 1.8)], ids=["fine", "thick slices"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_structures_are_found_where_they_are_in_any_orientation(
+    orientation: str, spacing_mm: tuple[float, float, float], model: registry.Model
+) -> None:
+    grid = _about_the_centre(orientation, spacing_mm)
+    structure = _lopsided()[1]
+    truth = _taken(structure, grid)
+    found = anatomy.segment(Volume(levels(truth), grid), model)
+    assert _dice(found.own_labels > 0, truth > 0) > 0.9
+    for name in LARGE:
+        assert _dice(found.own_labels == number(name), truth == number(name)) > 0.6, name
+        share = found.volume_ml(number(name)) / ((structure == number(name)).sum() * ML)
+        assert 0.6 < share < 1.4, name
+
+
+def test_a_thick_slice_gets_what_fills_most_of_it() -> None:
+    fine = Grid((12, 8, 8), np.diag([1.0, 1.0, 1.0, 1.0]))
+    thick_affine = np.diag([1.0, 1.0, 6.0, 1.0])
+    thick_affine[2, 3] = 2.5  # slices cover k 0..5 and 6..11
+    p = torch.zeros(2, 12, 8, 8)
+    p[1, 2:4] = 1  # a third of the first slice, at its very centre
+    p[1, 7:12] = 1  # most of the second
+    p[0] = 1 - p[1]
+    found = resampling.sample(p, fine, Grid((2, 8, 8), thick_affine))
+    assert torch.allclose(found[1, 0], torch.tensor(1 / 3), atol=1e-6)
+    assert torch.allclose(found[1, 1], torch.tensor(5 / 6), atol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_sampling_agrees_with_scipy(orientation: str) -> None:
+    grid = lattice(orientation, (9, 11, 13), (1.1, 0.9, 1.3), (-4, 2, 7))
+    onto = resampling.upright(grid, 1.0)
+    data = torch.rand(2, *grid.shape, generator=torch.Generator().manual_seed(3))
+    to_index = np.linalg.solve(grid.affine_mm, onto.affine_mm)
+    k, j, i = np.indices(onto.shape).reshape(3, -1)
+    at = (to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1]
+    expected = [ndimage.map_coordinates(each, at, order=1, mode="grid-constant").reshape(onto.shape) for each in data]
+    assert np.abs(resampling.sample(data, grid, onto).numpy() - np.stack(expected)).max() < 1e-4
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_upright_lattice_covers_every_voxel_and_little_more(orientation: str) -> None:
+    grid = lattice(orientation, (9, 11, 13), (2.1, 0.9, 1.3), (-4, 2, 7))
+    onto = resampling.upright(grid, 1.0)
+    ones = torch.ones(1, *onto.shape)
+    assert resampling.sample(ones, onto, grid).min() > 0.5
+    assert np.allclose(onto.affine_mm[:3, :3], np.eye(3))
+    i, j, k, _ = (np.linalg.solve(onto.affine_mm, grid.affine_mm) @ [[0, 12], [0, 10], [0, 8], [1, 1]]).round()
+    assert min(i.min(), j.min(), k.min()) >= 0
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_the_box_holds_every_voxel_that_the_mask_touches(orientation: str) -> None:
+    grid, onto = _upright(), _about_the_centre(orientation, (3.0, 4.0, 5.0))
+    mask = np.zeros(grid.shape, bool)
+    mask[20:25, 15:22, 30:33] = True
+    start, shape = resampling.box(mask, grid, onto)
+    touched = resampling.sample(torch.from_numpy(mask[None]).float(), grid, onto)[0].numpy() > 0
+    inside = np.zeros(onto.shape, bool)
+    inside[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))] = True
+    assert touched.any()
+    assert not (touched & ~inside).any()
+    assert inside.sum() < 0.05 * inside.size
+    assert resampling.box(np.zeros(grid.shape, bool), grid, onto)[1] == (0, 0, 0)
+
+
+def test_what_hangs_apart_from_the_brain_is_dropped(model: registry.Model) -> None:
+    image, structure = phantom()
+    image[:3, :3, :3] = 1.0
+    found = anatomy.segment(Volume(image, _upright()), model)
+    assert np.array_equal(found.own_labels, structure)
+
+
+def _run(model: registry.Model, **options: Any) -> tuple[Segmentation, dict[str, Measurement]]:
+    image, _ = phantom()
+    case = Case({"head": Volume(image, _upright(), slice_thickness_mm=1.5)}, {"modality": "MR", "body_part": "BRAIN"})
+    findings = anatomy.run(case, model, anatomy.Options(**options), 0, lambda fraction, step: None)
+    (segmentation,) = [found for found in findings if isinstance(found, Segmentation)]
+    return segmentation, {found.name: found for found in findings if isinstance(found, Measurement)}
+
+
+def test_every_structure_is_named_coded_coloured_and_measured(model: registry.Model) -> None:
+    segmentation, measured = _run(model)
+    _, structure = phantom()
+    assert [segment.number for segment in segmentation.segments] == list(range(1, COUNT + 1))
+    assert [segment.type.value for segment in segmentation.segments] == [s.code_value for s in STRUCTURES]
+    assert len({segment.color for segment in segmentation.segments}) == COUNT
+    assert segmentation.slice_thickness_mm == 1.5
+    for s in STRUCTURES:
+        expected = (structure == s.number).sum() * ML
+        assert measured[f"volume of {s.name}"].value == pytest.approx(expected)
+        assert 0.5 < measured[f"confidence of {s.name}"].value <= 1
+    brain = (~np.isin(structure, [0, number("csf")])).sum() * ML
+    assert measured["brain volume"].value == pytest.approx(brain)
+    assert measured["intracranial volume"].value == pytest.approx((structure > 0).sum() * ML)
+    tissues = sum(measured[f"{tissue} volume"].value for tissue in ("grey matter", "white matter", "csf"))
+    assert tissues == pytest.approx(measured["intracranial volume"].value)
+
+
+def test_structures_of_low_confidence_are_named(model: registry.Model) -> None:
+    flag = _run(model, least_confidence=1.0)[1]["structures of low confidence"]
+    assert flag.value == COUNT
+    assert "hippocampus" in flag.description
+    assert _run(model, least_confidence=0.0)[1]["structures of low confidence"].value == 0
+
+
+def test_some_structures_only_are_numbered_anew(model: registry.Model) -> None:
+    segmentation, measured = _run(model, structures=("hippocampus", "insula"))
+    _, structure = phantom()
+    assert [(s.number, s.label) for s in segmentation.segments] == [(1, "Insula"), (2, "Hippocampus")]
+    assert np.array_equal(segmentation.labels == 2, structure == number("hippocampus"))
+    assert "volume of thalamus" not in measured
+    with pytest.raises(ValidationError, match="no structure 'hipocampus'; there are: cerebral white matter"):
+        anatomy.Options(structures=("hipocampus",))
+
+
+@pytest.mark.parametrize(
+    ("facts", "change", "reason"),
+    [
+        ({"modality": "PT"}, {}, "modality is PT"),
+        ({"body_part": "KNEE"}, {}, "body part is KNEE"),
+        ({"image_type": ("ORIGINAL", "PRIMARY", "P", "ND")}, {}, "phase image"),
+        ({}, {"spacing_mm": (1.0, 4.0, 4.0)}, "covers 48 x 224 x 192 mm"),
+        ({}, {"spacing_mm": (9.0, 4.0, 4.0)}, r"9\.0 mm apart are too coarse"),
+        ({}, {"value": 7.0}, "uniform"),
+        ({}, {"value": np.nan}, "no numbers"),
+    ],
+)
+def test_what_is_no_image_of_a_head_is_refused(
+    facts: dict[str, Any], change: dict[str, Any], reason: str, model: registry.Model
+) -> None:
+    image, _ = phantom()
+    k, j, i = change.get("spacing_mm", (4.0, 4.0, 4.0))
+    image = np.full_like(image, change["value"]) if "value" in change else image
+    case = Case({"head": Volume(image, Grid(image.shape, np.diag([i, j, k, 1.0])))}, {"modality": "MR"} | facts)
+    with pytest.raises(Refused, match=reason):
+        anatomy.run(case, model, anatomy.Options(), 0, lambda fraction, step: None)
+
+
+def _processed(paths: list[Path], bundles: Path, **options: Any) -> processing.Produced:
+    config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
+    task = processing.Task("key", "anatomy", "", options, {"match": paths}, 1, NOW)
+    return processing.process(task, config, progress=lambda fraction, step: None)
+
+
+def _as_stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
+    return np.round(image * 2300).astype(np.uint16)
+
+
+WRITERS: dict[str, Callable[[Path, Grid, NDArray[np.uint16]], list[Path]]] = {
+    "single frames": lambda folder, grid, data: write_slices(folder, grid, data),
+    "enhanced, frames in disorder": lambda folder, grid, data: [
+        write_enhanced(folder / "e.dcm", grid, data, [*range(1, grid.shape[0], 2), *range(0, grid.shape[0], 2)])
+    ],
+}
+
+
+@pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique, left-handed"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_segmentation_opens_on_its_source(writer: str, orientation: str, bundles: Path, tmp_path: Path) -> None:
+    grid = _about_the_centre(orientation, (5.0, 2.5, 2.5))
+    _, structure = _lopsided()
+    truth = _taken(structure, grid)
+    paths = WRITERS[writer](tmp_path / "in", grid, _as_stored(levels(truth)))
+    produced = _processed(paths, bundles)
+    (ds,) = produced.objects
+    marking.check(ds)
+    path = tmp_path / "seg.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    _complain_about_nothing(path)
+    _on_its_source(path, volumes.read(paths).volume.grid, truth, grid)
+    _refers_to(dcmread(path), [dcmread(each) for each in paths])
+
+
+def _complain_about_nothing(path: Path) -> None:
+    if not shutil.which("dciodvfy"):
+        return
+    report = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False).stderr
+    errors = [line for line in report.splitlines() if line.startswith("Error")]
+    assert [line for line in errors if ATTRIBUTE_OF_2023 not in line] == []
+
+
+def _on_its_source(path: Path, source: Grid, truth: NDArray[np.uint8], grid: Grid) -> None:
+    segmentation = hd.seg.segread(str(path))
+    volume = segmentation.get_volume(combine_segments=True, rescale_fractional=False, allow_missing_positions=True)
+    labels = np.zeros(source.shape, np.uint8)
+    assert volume.array.shape[1:] == source.shape[1:]
+    for frame in range(volume.array.shape[0]):
+        for j, i in ((0, 0), (source.shape[1] - 1, source.shape[2] - 1)):
+            at = np.linalg.solve(source.affine_mm, volume.affine @ [frame, j, i, 1])
+            assert np.allclose(at[:2], (i, j), rtol=0, atol=1e-3)
+            assert abs(at[2] - round(at[2])) < 1e-3
+        labels[round(at[2])] = volume.array[frame]
+    if np.linalg.det(grid.affine_mm[:3, :3]) < 0:
+        labels = labels[::-1]
+    for name in ("cerebral white matter", "csf", "frontal cortex"):
+        assert _dice(labels == number(name), truth == number(name)) > 0.65, name
+
+
+def _refers_to(ds: Dataset, sources: list[Dataset]) -> None:
+    uids = {source.SOPInstanceUID for source in sources}
+    assert ds.SOPClassUID == SegmentationStorage
+    assert {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence} == uids
+    assert len(ds.SourceImageSequence) == len(sources)
+    assert ds.ReferencedSeriesSequence[0].SeriesInstanceUID == sources[0].SeriesInstanceUID
+    assert ds.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
+    assert str(ds.PatientName) == "Müller^Jörg"
+    shown = {
+        (item.ReferencedSOPInstanceUID, item.get("ReferencedFrameNumber"))
+        for frame in ds.PerFrameFunctionalGroupsSequence
+        for item in frame.DerivationImageSequence[0].SourceImageSequence
+    }
+    assert {uid for uid, _ in shown} <= uids
+    for frame in ds.PerFrameFunctionalGroupsSequence[:: max(len(ds.PerFrameFunctionalGroupsSequence) // 20, 1)]:
+        item = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        (source,) = [each for each in sources if each.SOPInstanceUID == item.ReferencedSOPInstanceUID]
+        number_of = item.get("ReferencedFrameNumber")
+        place = source.PerFrameFunctionalGroupsSequence[number_of - 1].PlanePositionSequence[0] if number_of else source
+        at = frame.PlanePositionSequence[0].ImagePositionPatient
+        assert np.allclose(np.array(at, float), np.array(place.ImagePositionPatient, float), atol=1e-3)
+    first = ds.SegmentSequence[0]
+    assert first.SegmentAlgorithmType == "AUTOMATIC"
+    assert "anatomy" in first.SegmentationAlgorithmIdentificationSequence[0].AlgorithmName
+    assert first.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "0.0.1"
+    assert len(first.RecommendedDisplayCIELabValue) == 3
+    assert first.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning == "Anatomical Structure"
+    assert [segment.SegmentNumber for segment in ds.SegmentSequence] == list(range(1, COUNT + 1))
+
+
+def test_a_retry_makes_the_same_object_and_the_report_tells_the_volumes(bundles: Path, tmp_path: Path) -> None:
+    paths = write_slices(tmp_path, _upright(), _as_stored(phantom()[0]))
+    first, again = (_processed(paths, bundles, structures=["hippocampus"]) for _ in range(2))
+    assert first.objects == again.objects
+    assert {m["name"] for m in first.report["measurements"]} >= {"brain volume", "volume of hippocampus"}
+    assert first.report["acquisition"]["modality"] == "MR"
+    assert "Müller" not in str(first.report)
+
+
+def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> None:
+    image, structure = phantom()
+    paths = write_slices(tmp_path / "in", _upright(), _as_stored(image))
+    config = Config.model_validate(
+        {"node": {"data_dir": str(bundles)}, "results": ResultsConfig(segmentation_kind="labelmap").model_dump()}
+    )
+    task = processing.Task("key", "anatomy", "", {}, {"match": paths}, 1, NOW)
+    (ds,) = processing.process(task, config, progress=lambda fraction, step: None).objects
+    ds.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
+    _on_its_source(tmp_path / "seg.dcm", volumes.read(paths).volume.grid, structure, _upright())
+
+
+@pytest.fixture(scope="module")
+def shipped() -> registry.Model:
+    try:
+        return registry.load("anatomy")
+    except registry.BundleError as error:
+        pytest.skip(f"no trained anatomy model: {error}")
+
+
+def _plausible(found: anatomy.Anatomy) -> None:
+    """Volumes of a living adult, generously."""
+    measured = {m.name: m.value for m in anatomy.measure(found, anatomy.Options()) if isinstance(m, Measurement)}
+    assert 900 < measured["brain volume"] < 1800
+    assert measured["brain volume"] < measured["intracranial volume"] < 2200
+    assert 300 < measured["volume of cerebral white matter"] < 750
+    assert 90 < measured["volume of cerebellar cortex"] + measured["volume of cerebellar white matter"] < 220
+    assert 15 < measured["volume of brain stem"] < 45
+    assert 2.5 < measured["volume of hippocampus"] < 14
+    assert 7 < measured["volume of thalamus"] < 26
+    assert 4 < measured["volume of putamen"] < 18
+
+
+def test_a_real_t1w_scan_gets_plausible_volumes(shipped: registry.Model, kit: Path, tmp_path: Path) -> None:
+    series = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
+    anatomy.check(series.volume, series.facts)
+    found = anatomy.segment(series.volume, shipped)
+    _plausible(found)
+    own_ml = found.mask().sum() * np.prod(series.volume.grid.spacing_mm) / 1000
+    assert own_ml == pytest.approx(found.volume_ml(*(s.number for s in STRUCTURES if s.name != "csf")), rel=0.02)
+
+
+def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: registry.Model, kit: Path, tmp_path: Path) -> None:
+    thin = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path)).volume
+    count = thin.grid.shape[0] // 7
+    data = thin.data[: count * 7].reshape(count, 7, *thin.data.shape[1:]).mean(axis=1)
+    affine = thin.grid.affine_mm.copy()
+    affine[:3, 3] += affine[:3, 2] * 3
+    affine[:3, 2] *= 7
+    thick = Volume(data.astype(np.float32), Grid(data.shape, affine))
+    one, other = (anatomy.segment(volume, shipped) for volume in (thin, thick))
+    _plausible(other)
+    middle = one.own_labels[3 : count * 7 : 7]
+    brain = [s.number for s in STRUCTURES if s.name != "csf"]
+    assert _dice(np.isin(middle, brain), np.isin(other.own_labels, brain)) > 0.9
+
+
+def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: registry.Model, kit: Path) -> None:
+    series = volumes.read([kit / "dicom" / "siemens-xa30-enhanced" / "t1w_mprage_defaced.dcm"])
+    anatomy.check(series.volume, series.facts)
+    _plausible(anatomy.segment(series.volume, shipped))
+
+
+def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
+    config = Config.model_validate({"node": {"data_dir": str(bundles)}})
+    assert processing.bundle_named("anatomy", config).version == "0.0.1"
+    assert processing.bundle_named("mri_prior", config).path.parent == registry.BUNDLES
+    with pytest.raises(registry.BundleError, match=r"no bundle anatomy@9"):
+        processing.bundle_named("anatomy@9", config)
+
+
+def test_the_same_network_for_a_scaled_image(model: registry.Model) -> None:
+    image, _ = phantom()
+    one = anatomy.segment(Volume(image, _upright()), model)
+    other = anatomy.segment(replace(Volume(image, _upright()), data=image * 40 + 1000), model)
+    assert np.array_equal(one.own_labels, other.own_labels)
