@@ -117,6 +117,13 @@ def test_background_noise_is_rayleigh_and_bright_noise_gaussian() -> None:
     assert float(bright.mean()) == pytest.approx(2.0 + sd**2 / 4, rel=0.001)
 
 
+def test_simulation_keeps_its_precision_under_autocast() -> None:
+    x = torch.rand((20, 24, 28), generator=torch.Generator().manual_seed(0))
+    expected = axes.blur(x, (1.0, 1.0, 1.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(axes.blur(x, (1.0, 1.0, 1.0)), expected)
+
+
 def test_thick_slices_blur_their_axis_and_no_other() -> None:
     point = torch.zeros(61, 61, 61)
     point[30, 30, 30] = 1.0

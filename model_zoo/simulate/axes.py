@@ -16,12 +16,16 @@ __all__ = ["along", "blur", "gaussian", "interpolation", "slice_profile", "smoot
 
 
 def along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """``matrix`` (m, n) applied along ``axis`` (0, 1 or 2) of ``x`` (k, j, i), whose length there is n."""
-    if axis == 2:
-        return x @ matrix.T
-    if axis == 1:
-        return matrix @ x
-    return (matrix @ x.reshape(x.shape[0], -1)).reshape(-1, *x.shape[1:])
+    """``matrix`` (m, n) applied along ``axis`` (0, 1 or 2) of ``x`` (k, j, i), whose length there is n.
+
+    In the precision of ``x`` even where the caller trains or validates under autocast.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        if axis == 2:
+            return x @ matrix.T
+        if axis == 1:
+            return matrix @ x
+        return (matrix @ x.reshape(x.shape[0], -1)).reshape(-1, *x.shape[1:])
 
 
 @lru_cache(maxsize=64)
