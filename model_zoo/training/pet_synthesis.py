@@ -13,7 +13,7 @@ E[x0 | x_t], and an absolute loss gives medians; of a patient who is amyloid pos
 show a negative scan. The signed difference (they take its magnitude) is between channels that see the same x_t, so that
 it has the same minimiser; with one tracer at a time it would not. y0 and the anatomy are inputs at every step. The
 level of each structure has its own learned sd, on the detached residual, from covariates and time. eta is continuous,
-so that one network serves any schedule; a third of the items are at eta = 1, where it sees no x0, half of these without
+so that one network serves any schedule; half of the items are at eta = 1, where it sees no x0, half of these without
 noise: the posterior-mean head. Every covariate is dropped with probability 0.1; plasma, genotype and cognition more
 often, as they often are not there.
 """
@@ -44,7 +44,16 @@ from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort, Row
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
-__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "Subject", "conditions", "head_of", "simulated"]
+__all__ = [
+    "CONFIGURATIONS",
+    "RECIPE",
+    "Configuration",
+    "Subject",
+    "conditions",
+    "head_of",
+    "patients_sharing_atrophy",
+    "simulated",
+]
 
 SHRINK = 2
 """Heads are drawn this much finer than the network's lattice."""
@@ -62,7 +71,7 @@ class Configuration(recipe.Configuration):
     spacing_mm: float
     shape: tuple[int, int, int]
     patients: int = 4
-    end_share: float = 0.35
+    end_share: float = 0.5
     difference_weight: float = 0.1
     structure_weight: float = 0.1
     image_weight: float = 100.0
@@ -71,7 +80,7 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(48, 96, 128), blocks=1, spacing_mm=3.0, shape=(56, 72, 56), steps=1000, batch=4, patients=4,
+        channels=(48, 96, 128), blocks=1, spacing_mm=3.0, shape=(56, 72, 56), steps=800, batch=4, patients=4,
         learning_rate=1.5e-3, warmup=50, ema=0.99, checkpoint_every=50, validate_every=250,
     ),
     "gpu": Configuration(
@@ -167,7 +176,7 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
     else:
         items = []
         while len(items) < c.batch:
-            patients = _patients(min(c.patients, c.batch - len(items)), generator)
+            patients = patients_sharing_atrophy(min(c.patients, c.batch - len(items)), generator)
             head = head_of(c, source, patients[0], generator)
             items += [_item(subject) for subject in simulated(head, patients, generator)]
     drawn = {name: torch.stack([item[name] for item in items]) for name in items[0]}
@@ -180,7 +189,7 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
     return drawn | {"noise": noise * (1 - drawn["quiet"])[:, None, None, None, None]}
 
 
-def _patients(count: int, generator: torch.Generator) -> list[Patient]:
+def patients_sharing_atrophy(count: int, generator: torch.Generator) -> list[Patient]:
     """A patient and others with the same atrophy: draws of p(patient | atrophy) by resampling."""
     first = disease.sample(generator)
     found = disease.posterior(Observed(atrophy=first.atrophy), generator, count=CONDITIONAL_DRAWS)
