@@ -186,3 +186,54 @@ def test_the_quick_evaluation_fills_every_table_and_picture(tmp_path: Path) -> N
     assert {"amyloid_psnr_db", "tau_coverage_80"} <= set(found.metrics)
     assert len(found.pictures) == 2
     assert told == sorted(told)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A user's data set: one subject with amyloid only, in Bq/ml and not SUVR; one with both tracers."""
+    import nibabel
+    import numpy as np
+
+    from model_zoo.simulate import heads
+    from model_zoo.simulate.pet.activity import activity
+    from model_zoo.simulate.pet.tracers import TRACERS
+
+    head = heads.phantom((44, 52, 44), 5.0)
+    pet = activity(head, TRACERS["PiB"], 80.0, seeded(1))
+    volumes = {"t1w": head.structure.float() * 10, "structures": head.structure, "amyloid": 4321.0 * pet, "tau": pet}
+    for name, volume in volumes.items():
+        ras = volume.numpy().transpose(2, 1, 0)[::-1, ::-1]
+        nibabel.save(
+            nibabel.Nifti1Image(ras.astype(np.float32), np.diag([5.0, 5.0, 5.0, 1.0])), tmp_path / f"{name}.nii"
+        )
+    path = tmp_path / "table.csv"
+    path.write_text(
+        "subject,split,t1w,structures,amyloid,tau,amyloid_tracer,age,sex,e4\n"
+        "s1,train,t1w.nii,structures.nii,amyloid.nii,,PiB,71,F,1\n"
+        "s2,validation,t1w.nii,structures.nii,amyloid.nii,tau.nii,PiB,,,\n"
+    )
+    return path
+
+
+def test_a_user_s_pet_becomes_suvr_by_its_own_reference_and_a_missing_tracer_is_marked(table: Path) -> None:
+    from model_zoo.simulate.pet.activity import composite_suvr
+    from model_zoo.training import manifest
+
+    sources = manifest.sources(manifest.read(table, training.RECIPE.columns))
+    drawn = training.batch(replace(SMOKE, batch=1, patients=1), sources.train, seeded(1))
+    assert drawn["known"].tolist() == [[1.0, 0.0]]
+    assert float(drawn["x0"][:, 1].abs().max()) == 0.0
+    maps = drawn["maps"][0].flatten(1)
+    means = (maps @ drawn["x0"][0, 0].flatten()) / maps.sum(1) * 3.0
+    assert 1.4 < float(composite_suvr(means, "amyloid")) < 2.6
+    both = training.batch(replace(SMOKE, batch=1), sources.validation, seeded(1))
+    assert both["known"].tolist() == [[1.0, 1.0]]
+
+
+def test_a_user_s_covariates_are_read_and_absent_ones_are_unknown(table: Path) -> None:
+    from model_zoo.training import manifest
+
+    sources = manifest.sources(manifest.read(table, training.RECIPE.columns))
+    assert sources.train.cohort is not None
+    found = training._known(sources.train.cohort.rows[0])
+    assert found == Covariates("PiB", None, 71.0, "F", 1, None, None)
