@@ -73,7 +73,7 @@ CONFIGURATIONS = {
         checkpoint_every=50, validate_every=250,
     ),
     "gpu": Configuration(
-        channels=(48, 96, 192), blocks=2, patch=64, steps=12000, batch=8, learning_rate=1.5e-3, ema=0.999,
+        channels=(40, 80, 160), blocks=2, patch=64, steps=12000, batch=8, learning_rate=1.5e-3, ema=0.999,
         pool=160, pool_share=0.4, workers=14, checkpoint_every=500, validate_every=2000,
     ),
     "smoke": Configuration(
