@@ -31,7 +31,7 @@ from model_zoo.training.recipe import seeded
 
 __all__ = ["evaluate", "label"]
 
-SHAPE = (176, 208, 176)
+SHAPE = (192, 224, 192)
 SHARP = Scan((1.0, 1.0, 1.0), noise_sd=0.03, bias=0.1)
 THICK = Scan((5.0, 1.0, 1.0), noise_sd=0.03, bias=0.1)
 LOW_FIELD = Scan((5.0, 1.6, 1.6), noise_sd=0.10, bias=0.1)
@@ -78,14 +78,51 @@ class _Scored:
 
 
 def label(model: Model, image: Tensor) -> Tensor:
-    """Structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS."""
-    stride = int(model.network.stride)  # type: ignore[arg-type]  # a plain attribute, typed as a module
-    short = [-n % stride for n in image.shape]
-    padded = torch.nn.functional.pad(image, (0, short[2], 0, short[1], 0, short[0]))
+    """Structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS, found on the model's lattice.
+
+    Probabilities, not labels, are brought back to 1 mm (trilinear).
+    """
+    shrink = round(float(model.settings["spacing_mm"]))
+    shape = [n * shrink for n in model.settings["shape"]]
+    window, whole = _window(image, shape), torch.zeros(shape)
+    at = tuple(slice((n - (w.stop - w.start)) // 2, None) for n, w in zip(shape, window, strict=True))
+    inside = tuple(slice(a.start, a.start + w.stop - w.start) for a, w in zip(at, window, strict=True))
+    whole[inside] = image[window]
+    x = torch.nn.functional.avg_pool3d(whole[None, None], shrink)
     with torch.no_grad(), torch.autocast(model.device.split(":")[0], dtype=torch.bfloat16):
-        logits = model.network(padded[None, None].to(model.device))[0]
-    found: Tensor = logits.argmax(0).to(torch.uint8).cpu()
-    return found[: image.shape[0], : image.shape[1], : image.shape[2]]
+        logits = model.network(x.to(model.device))[0].float().cpu()
+    found = torch.zeros_like(image, dtype=torch.uint8)
+    found[window] = _upsampled_argmax(logits.softmax(0), shrink)[inside]
+    return found
+
+
+def _window(image: Tensor, shape: Sequence[int]) -> tuple[slice, ...]:
+    """The part of ``image`` that fits into ``shape``: about the middle of what is bright, from the vertex down."""
+    bright = image > 0.15
+    parts = []
+    for axis, (n, wanted) in enumerate(zip(image.shape, shape, strict=True)):
+        share = bright.float().mean(dim=[a for a in range(3) if a != axis])
+        inside = torch.nonzero(share > 0.05 * share.max()).flatten()
+        low, high = int(inside[0]), int(inside[-1]) + 1
+        start = high + 8 - wanted if axis == 0 and high - low > wanted else (low + high - wanted) // 2
+        start = min(max(start, 0), max(0, n - wanted))
+        parts.append(slice(start, min(n, start + wanted)))
+    return tuple(parts)
+
+
+def _upsampled_argmax(p: Tensor, factor: int) -> Tensor:
+    """The likeliest class after trilinear interpolation of each class by ``factor``: uint8, one class at a time."""
+    best, found = None, torch.zeros([n * factor for n in p.shape[1:]], dtype=torch.uint8)
+    for c, share in enumerate(p):
+        fine = share[None, None]
+        if factor > 1:
+            fine = torch.nn.functional.interpolate(fine, scale_factor=factor, mode="trilinear", align_corners=False)
+        if best is None:
+            best = fine[0, 0].clone()
+            continue
+        found[fine[0, 0] > best] = c
+        best = torch.maximum(best, fine[0, 0])
+    return found
 
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:

@@ -40,6 +40,13 @@ def depth_to_space(x: Tensor, r: int) -> Tensor:
     return x.reshape(b, c // r**3, k * r, j * r, i * r)
 
 
+def _coordinates(x: Tensor) -> Tensor:
+    """Voxels from the centre along each axis over 32, as channels: (b, 3, k, j, i)."""
+    axes = [torch.arange(n, device=x.device) - (n - 1) / 2 for n in x.shape[2:]]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")) / 32
+    return grid.to(x.dtype).expand(x.shape[0], -1, -1, -1, -1)
+
+
 class _VoxelNorm(nn.Module):
     """x / sqrt(mean over channels of x^2), at each voxel, with a learned gain per channel."""
 
@@ -119,7 +126,7 @@ class VolumeUNet(nn.Module):
     ``channels``: width of each level; ``blocks``: residual blocks per level on the way down and again on the way up;
     ``unshuffle``: 2 makes the first level work on half the lattice (space to depth). ``embedding``, ``tokens`` and
     ``maps``: sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel" or
-    "group". ``recompute`` trades time for memory in training.
+    "group". ``coordinates``: the first level is told where it is, from the centre of the volume. ``recompute`` trades time for memory in training.
     """
 
     def __init__(
@@ -134,6 +141,7 @@ class VolumeUNet(nn.Module):
         maps: int = 0,
         dropout: float = 0.0,
         norm: str = "voxel",
+        coordinates: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -146,7 +154,9 @@ class VolumeUNet(nn.Module):
             rate = dropout if depth >= deepest else 0.0
             return nn.ModuleList(_Block(width, embedding, maps, rate, norm) for _ in range(count))
 
-        self.first = nn.Conv3d(unshuffle**3 * in_channels, channels[0], 3, padding=1)
+        self.coordinates = coordinates
+        own = unshuffle**3 * in_channels + (3 if coordinates else 0)
+        self.first = nn.Conv3d(own, channels[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
         for depth, (here, below) in enumerate(pairwise(channels)):
@@ -168,7 +178,8 @@ class VolumeUNet(nn.Module):
     ) -> Tensor:
         self._check(x)
         region = None if maps is None else functional.avg_pool3d(maps, self.unshuffle)
-        h = self.first(space_to_depth(x, self.unshuffle))
+        h = space_to_depth(x, self.unshuffle)
+        h = self.first(torch.cat([h, _coordinates(h)], dim=1) if self.coordinates else h)
         skips: list[tuple[Tensor, _Conditions]] = []
         for level, shrink in zip(self.down, self.shrink, strict=True):
             c = _Conditions(embedding, region)

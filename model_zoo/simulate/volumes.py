@@ -4,8 +4,8 @@ A known sequence: T1, T2 and PD of every voxel (by tissue, subject and region, w
 equation, partial volume by a blur of the signal, magnitude, then what the scan does to it (``acquisition``).
 
 The contrast-agnostic images follow SynthSeg (Billot et al., Med. Image Anal. 86, 2023): random intensities per tissue,
-random bias, resolution and noise. Half of the contrasts follow the signal equations with random tissue parameters and
-protocols (``mr.random_contrast``), half are free random values, so that no sequence is outside what was seen.
+random bias, resolution and noise. Two thirds of the contrasts follow the signal equations with random tissue parameters and
+protocols (``mr.random_contrast``), the others are free random values, so that no sequence is outside what was seen.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def scanned(x: Tensor, head: Head, scan: Scan, generator: torch.Generator) -> Te
 def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: bool = True) -> Tensor:
     """A random MR-like image of ``head``: float (k, j, i) in [0, 1] on the head's own grid.
 
-    ``thick_slices``: of four images one has slices of up to 6 mm along a random axis, one is low-field-like (up to
+    ``thick_slices``: two images in ten have slices of up to 6 mm along a random axis, two are low-field-like (up to
     2 x 2 x 5 mm and strongly noisy); both are interpolated back linearly. Sharp ones have at most 1.5 mm.
     Three in ten are skull-stripped. Drawn on the generator's device, to which the labels are moved.
     """
@@ -143,7 +143,7 @@ def normalised(x: Tensor, low: float = 0.005, high: float = 0.995) -> Tensor:
 def _intensities(generator: torch.Generator) -> Tensor:
     """Mean intensity per tissue and structure (classes, structures) in [0, 1]; air is dark."""
     device = generator.device
-    if uniform(generator, 0, 1) < 0.5:
+    if uniform(generator, 0, 1) < 0.65:
         seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
         means = random_contrast(torch.Generator().manual_seed(seed)).to(device)
         spread = uniform(generator, 0.0, 0.05)
@@ -158,9 +158,9 @@ def _any_protocol(generator: torch.Generator, thick_slices: bool) -> tuple[list[
     """Voxel size in mm along each axis and the noise's standard deviation in units of the brain's mean."""
     kind = uniform(generator, 0, 1) if thick_slices else 0.0
     through = int(torch.randint(3, (1,), generator=generator, device=generator.device))
-    if kind < 0.5:
+    if kind < 0.6:
         return [uniform(generator, 0.8, 1.5)] * 3, log_uniform(generator, 0.003, 0.08)
-    low_field = kind > 0.75
+    low_field = kind > 0.82
     spacing_mm = [uniform(generator, 1.2, 2.0) if low_field else uniform(generator, 0.7, 1.2)] * 3
     spacing_mm[through] = uniform(generator, 3.0, 5.0) if low_field else uniform(generator, 2.0, 6.0)
     return spacing_mm, log_uniform(generator, 0.03, 0.15) if low_field else log_uniform(generator, 0.005, 0.06)

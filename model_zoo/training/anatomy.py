@@ -48,17 +48,17 @@ class Configuration(recipe.Configuration):
     blocks: int
     shape: tuple[int, int, int]
     spacing_mm: float
-    shift_mm: float = 20.0
+    shift_mm: float = 12.0
     dice_weight: float = 1.0
 
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 128, 160), blocks=1, shape=(96, 112, 96), spacing_mm=2.0, steps=3600, batch=1,
-        learning_rate=1e-3, warmup=50, ema=0.995, checkpoint_every=200,
+        channels=(32, 64, 128, 160), blocks=1, shape=(80, 112, 80), spacing_mm=2.0, steps=5200, batch=1,
+        learning_rate=2e-3, warmup=50, ema=0.995, checkpoint_every=200,
     ),
     "gpu": Configuration(
-        channels=(32, 64, 128, 160), blocks=1, shape=(192, 224, 192), spacing_mm=1.0, steps=8000, batch=2,
+        channels=(32, 64, 128, 160), blocks=1, shape=(160, 224, 160), spacing_mm=1.0, steps=8000, batch=2,
         learning_rate=1e-3, ema=0.998, workers=14, checkpoint_every=500,
     ),
     "smoke": Configuration(
@@ -70,7 +70,7 @@ CONFIGURATIONS = {
 
 def make_network(c: Configuration) -> nn.Module:
     """One image in, logits of background and structures out."""
-    return VolumeUNet(1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=2, norm="group")
+    return VolumeUNet(1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=2, norm="group", coordinates=True)
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -111,11 +111,13 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
 
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Cross-entropy + w (1 - mean over the structures present of soft Dice)."""
+    """Cross-entropy, structures weighted by one over the cube root of their size, + w (1 - mean soft Dice)."""
     logits = network(drawn["image"]).float()
     target = drawn["structure"]
     log_p = functional.log_softmax(logits, dim=1)
-    return functional.nll_loss(log_p, target) + c.dice_weight * (1 - _soft_dice(log_p.exp(), target))
+    size = torch.bincount(target.flatten(), minlength=COUNT + 1).to(logits)
+    weight = (size + 50) ** (-1 / 3)
+    return functional.nll_loss(log_p, target, weight=weight) + c.dice_weight * (1 - _soft_dice(log_p.exp(), target))
 
 
 def _soft_dice(p: Tensor, target: Tensor) -> Tensor:
@@ -166,6 +168,7 @@ def inference(c: Configuration) -> dict[str, Any]:
             "blocks": c.blocks,
             "unshuffle": 2,
             "norm": "group",
+            "coordinates": True,
         },
         "spacing_mm": c.spacing_mm,
         "shape": list(c.shape),
