@@ -252,7 +252,9 @@ def _as_stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 WRITERS: dict[str, Callable[[Path, Grid, NDArray[np.uint16]], list[Path]]] = {
-    "single frames": lambda folder, grid, data: write_slices(folder, grid, data),
+    "single frames, spacing misstated": lambda folder, grid, data: write_slices(
+        folder, grid, data, edit=lambda k, ds: setattr(ds, "SpacingBetweenSlices", "1")
+    ),
     "enhanced, frames in disorder": lambda folder, grid, data: [
         write_enhanced(folder / "e.dcm", grid, data, [*range(1, grid.shape[0], 2), *range(0, grid.shape[0], 2)])
     ],

@@ -11,7 +11,7 @@ from pydicom.sr.coding import Code
 
 from dicomnode.errors import InputRefused
 from dicomnode.results.header import Context, Series, complete, instance_of, nameless
-from dicomnode.results.planes import arranged, measures
+from dicomnode.results.planes import arranged, measure
 from pipelines.contract import ParametricMap
 
 __all__ = ["write"]
@@ -51,9 +51,9 @@ def write(finding: ParametricMap, context: Context, number: int, images: Sequenc
         derived_pixel_contrast=_contrast(finding),
         content_label="QUANTITY",
         content_description=finding.description[:64],
-        pixel_measures=measures(finding.volume.grid, finding.slice_thickness_mm),
         **instance_of(context, finding.name, number),
     )
+    measure(ds, finding.volume.grid, finding.slice_thickness_mm)
     meaning = finding.quantity
     complete(
         ds,

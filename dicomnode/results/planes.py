@@ -14,7 +14,7 @@ from dicomnode.errors import GeometryError
 from dicomnode.frames import Frame, frames_of
 from pipelines.contract import Grid
 
-__all__ = ["arranged", "measures", "shown_by"]
+__all__ = ["arranged", "measure", "shown_by"]
 
 _ALONG = 0.25
 """How far from its regular place a frame may lie, in steps: sources are as even as scanners make them."""
@@ -44,10 +44,13 @@ def arranged(volume: NDArray[Scalar], grid: Grid, images: Sequence[Dataset], nam
     return np.pad(volume[slices], [(0, count) for count in more])
 
 
-def measures(grid: Grid, thickness_mm: float) -> hd.PixelMeasuresSequence:
-    """Pixel Measures of the grid, with the finding's own slice thickness."""
+def measure(ds: Dataset, grid: Grid, thickness_mm: float) -> None:
+    """Pixel Measures of the grid, with the finding's own slice thickness.
+
+    highdicom would keep those of the images, where scanners state a spacing between slices that is not theirs or none.
+    """
     between, rows, columns = grid.spacing_mm
-    return hd.PixelMeasuresSequence(
+    ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = hd.PixelMeasuresSequence(
         pixel_spacing=[rows, columns], slice_thickness=thickness_mm, spacing_between_slices=between
     )
 

@@ -12,7 +12,7 @@ from pydicom.sr.coding import Code
 
 from dicomnode.errors import InputRefused
 from dicomnode.results.header import Context, Series, complete, instance_of, nameless
-from dicomnode.results.planes import arranged, measures
+from dicomnode.results.planes import arranged, measure
 from pipelines import contract
 
 __all__ = ["write"]
@@ -38,9 +38,9 @@ def write(finding: contract.Segmentation, context: Context, number: int, images:
         omit_empty_frames=bool(labels.any()),
         content_label="SEGMENTATION",
         content_description=finding.description[:64],
-        pixel_measures=measures(finding.grid, finding.slice_thickness_mm),
         **instance_of(context, finding.name, number),
     )
+    measure(ds, finding.grid, finding.slice_thickness_mm)
     empty = "" if labels.any() else " No voxel was found."
     complete(
         ds,
