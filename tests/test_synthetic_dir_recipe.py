@@ -178,6 +178,18 @@ def test_the_spread_over_passes_is_the_samples_own() -> None:
     assert torch.allclose(sd_**2, epistemic**2 + (2 * samples[:, 0, 1].exp().square()).mean(0), atol=1e-4)
 
 
+def test_validation_under_autocast_sees_what_validation_without_sees() -> None:
+    torch.manual_seed(0)
+    network = recipe.make_network(SMOKE).eval()
+    recipe._patient.cache_clear()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        half = recipe.validate(network, SMOKE, SOURCES.validation)
+    recipe._patient.cache_clear()
+    with torch.no_grad():
+        full = recipe.validate(network, SMOKE, SOURCES.validation)
+    assert half["mae"] == pytest.approx(full["mae"], rel=0.02)
+
+
 def test_no_passes_and_an_empty_white_matter_are_refused() -> None:
     with pytest.raises(ValueError, match="0 passes"):
         sd.predict(VolumeUNet(3, 6, channels=(4, 8)), torch.rand(8, 8, 8), None, passes=0)

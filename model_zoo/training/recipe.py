@@ -125,7 +125,8 @@ class Source:
         if self.phantom:
             return heads.phantom(shape, spacing_mm)
         subject = self.subject(generator)
-        return heads.random_head(subject, generator, shape=shape, spacing_mm=spacing_mm, root=self.root, **options)
+        with torch.autocast("cpu", enabled=False):  # a recipe validates under autocast; coordinates need all their bits
+            return heads.random_head(subject, generator, shape=shape, spacing_mm=spacing_mm, root=self.root, **options)
 
 
 @dataclass(frozen=True)

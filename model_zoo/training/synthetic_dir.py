@@ -239,7 +239,8 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     examined = replace(c, without_t1w=0.0, patients=4)
     device = next(network.parameters()).device
     for n in range(8):
-        drawn = {k: v.to(device) for k, v in batch(examined, source, seeded(c.seed, 10**9, n)).items()}
+        with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
+            drawn = {k: v.to(device) for k, v in batch(examined, source, seeded(c.seed, 10**9, n)).items()}
         brain, lesion = drawn["weight"] > 0.5, drawn["lesion"] > 0.5
         for name, x in (("", drawn["input"]), ("flair_only_", _without_t1w(drawn["input"]))):
             out = decoded(network(x))
