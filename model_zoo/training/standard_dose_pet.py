@@ -69,12 +69,12 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 128), blocks=1, patch=64, steps=800, batch=4, learning_rate=1.5e-3, warmup=40, ema=0.99,
-        checkpoint_every=50, validate_every=250,
+        channels=(32, 64, 128), blocks=1, patch=32, steps=1800, batch=8, patches_per_object=4, learning_rate=2e-3,
+        warmup=40, ema=0.995, checkpoint_every=50, validate_every=300,
     ),
     "gpu": Configuration(
-        channels=(40, 80, 160), blocks=2, patch=64, steps=12000, batch=8, learning_rate=1.5e-3, ema=0.999,
-        pool=160, pool_share=0.4, workers=14, checkpoint_every=500, validate_every=2000,
+        channels=(40, 80, 160), blocks=2, patch=48, steps=12000, batch=16, patches_per_object=4, learning_rate=1.5e-3,
+        ema=0.999, pool=160, pool_share=0.4, workers=14, checkpoint_every=500, validate_every=2000,
     ),
     "smoke": Configuration(
         channels=(8, 16), blocks=1, patch=16, steps=6, batch=2, learning_rate=1e-3, warmup=2, checkpoint_every=3,
@@ -120,7 +120,7 @@ def _object(c: Configuration, source: Source, generator: torch.Generator) -> Obj
     spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
     if _uniform(generator) < c.brains:
         return random_brain(source, generator, spacing_mm=spacing_mm, finer=2 if spacing_mm >= 4 else 1)
-    n = c.patch + 8
+    n = c.patch * 3 // 2
     place = [(2 * _uniform(generator) - 1) * reach for reach in (90.0, 60.0)]
     middle_mm = (place[0], place[1], 40.0 + 460.0 * _uniform(generator))
     body = random_torso(generator, shape=(n, n, n), spacing_mm=spacing_mm, middle_mm=middle_mm)
@@ -198,14 +198,14 @@ def _cohort_pair(c: Configuration, cohort: Cohort, generator: torch.Generator) -
 
 
 def _item(c: Configuration, pair: Pair, generator: torch.Generator) -> dict[str, Tensor]:
-    """A random patch, flipped, over the scale that the whole image or more than this patch might have had."""
+    """A random patch, flipped, over the scale of its image, or up to four times that: a bladder may lie outside it."""
     cut = tuple(
         slice(start, start + c.patch)
         for start in (int(_uniform(generator) * (max(0, n - c.patch) + 1)) for n in pair.low.shape)
     )
     sides = [axis for axis in (1, 2) if _uniform(generator) < 0.5]
     low, target, regions = (_padded(x[cut], c.patch).flip(sides) for x in (pair.low, pair.target, pair.regions))
-    scale = scale_of(low) * (4.0 ** _uniform(generator) if _uniform(generator) < 0.5 else 1.0)
+    scale = scale_of(pair.low) * (4.0 ** _uniform(generator) if _uniform(generator) < 0.5 else 1.0)
     return {
         "low": low[None] / scale,
         "target": target[None] / scale,
