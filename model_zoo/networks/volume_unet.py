@@ -120,13 +120,28 @@ class _TokenAttention(nn.Module):
         return x + changed
 
 
+class _Refinement(nn.Module):
+    """conv(silu(conv([h, x]))) on the full lattice."""
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(channels + in_channels, 2 * channels, 3, padding=1)
+        self.out = nn.Conv3d(2 * channels, out_channels, 3, padding=1)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        found: Tensor = self.out(functional.silu(self.mix(torch.cat([h, x.to(h.dtype)], dim=1))))
+        return found
+
+
 class VolumeUNet(nn.Module):
     """float (b, in_channels, k, j, i) -> (b, out_channels, k, j, i); sizes must be multiples of ``stride``.
 
     ``channels``: width of each level; ``blocks``: residual blocks per level on the way down and again on the way up;
-    ``unshuffle``: 2 makes the first level work on half the lattice (space to depth). ``embedding``, ``tokens`` and
-    ``maps``: sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel" or
-    "group". ``coordinates``: the first level is told where it is, from the centre of the volume. ``recompute`` trades time for memory in training.
+    ``unshuffle``: 2 makes the first level work on half the lattice (space to depth), and ``refine`` channels of it then
+    meet the input on the full one, so that edges lie where the image has them. ``embedding``, ``tokens`` and ``maps``:
+    sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel" or "group".
+    ``coordinates``: the first level is told where it is, from the centre of the volume. ``recompute`` trades time for
+    memory in training.
     """
 
     def __init__(
@@ -142,6 +157,7 @@ class VolumeUNet(nn.Module):
         dropout: float = 0.0,
         norm: str = "voxel",
         coordinates: bool = False,
+        refine: int = 0,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -167,7 +183,8 @@ class VolumeUNet(nn.Module):
         self.middle = level(channels[-1], len(channels) - 1, 2 * blocks)
         self.attention = _TokenAttention(channels[-1], tokens) if tokens else None
         self.last_norm = _norm(norm, channels[0])
-        self.last = nn.Conv3d(channels[0], unshuffle**3 * out_channels, 1)
+        self.last = nn.Conv3d(channels[0], unshuffle**3 * (refine or out_channels), 1)
+        self.refine = _Refinement(in_channels, refine, out_channels) if refine else None
 
     def forward(
         self,
@@ -190,8 +207,8 @@ class VolumeUNet(nn.Module):
         for level, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
             skip, c = skips.pop()
             h = self._run(level, skip + depth_to_space(grow(h), 2), c)
-        found: Tensor = self.last(functional.silu(self.last_norm(h)))
-        return depth_to_space(found, self.unshuffle)
+        found = depth_to_space(self.last(functional.silu(self.last_norm(h))), self.unshuffle)
+        return found if self.refine is None else self.refine(found, x)
 
     def _middle(self, h: Tensor, c: _Conditions, tokens: Tensor | None) -> Tensor:
         half = len(self.middle) // 2

@@ -49,20 +49,21 @@ class Configuration(recipe.Configuration):
     shape: tuple[int, int, int]
     spacing_mm: float
     shift_mm: float = 12.0
+    refine: int = 8
     dice_weight: float = 1.0
 
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 128, 160), blocks=1, shape=(80, 112, 80), spacing_mm=2.0, steps=5200, batch=1,
-        learning_rate=2e-3, warmup=50, ema=0.995, checkpoint_every=200,
+        channels=(32, 64, 128, 128), blocks=1, shape=(80, 112, 80), spacing_mm=2.0, steps=2800, batch=1,
+        learning_rate=1.5e-3, warmup=50, ema=0.995, checkpoint_every=200,
     ),
     "gpu": Configuration(
         channels=(32, 64, 128, 160), blocks=1, shape=(160, 224, 160), spacing_mm=1.0, steps=8000, batch=2,
         learning_rate=1e-3, ema=0.998, workers=14, checkpoint_every=500,
     ),
     "smoke": Configuration(
-        channels=(8, 8), blocks=1, shape=(32, 32, 32), spacing_mm=6.0, steps=6, batch=1, learning_rate=1e-3, warmup=2,
+        channels=(8, 8), blocks=1, refine=4, shape=(32, 32, 32), spacing_mm=6.0, steps=6, batch=1, learning_rate=1e-3, warmup=2,
         checkpoint_every=3,
     ),
 }  # fmt: skip
@@ -70,7 +71,9 @@ CONFIGURATIONS = {
 
 def make_network(c: Configuration) -> nn.Module:
     """One image in, logits of background and structures out."""
-    return VolumeUNet(1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=2, norm="group", coordinates=True)
+    return VolumeUNet(
+        1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=2, norm="group", coordinates=True, refine=c.refine
+    )
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -111,12 +114,12 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
 
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Cross-entropy, structures weighted by one over the cube root of their size, + w (1 - mean soft Dice)."""
+    """Cross-entropy, structures weighted by one over the fourth root of their size, + w (1 - mean soft Dice)."""
     logits = network(drawn["image"]).float()
     target = drawn["structure"]
     log_p = functional.log_softmax(logits, dim=1)
     size = torch.bincount(target.flatten(), minlength=COUNT + 1).to(logits)
-    weight = (size + 50) ** (-1 / 3)
+    weight = (size + 50) ** (-1 / 4)
     return functional.nll_loss(log_p, target, weight=weight) + c.dice_weight * (1 - _soft_dice(log_p.exp(), target))
 
 
@@ -169,6 +172,7 @@ def inference(c: Configuration) -> dict[str, Any]:
             "unshuffle": 2,
             "norm": "group",
             "coordinates": True,
+            "refine": c.refine,
         },
         "spacing_mm": c.spacing_mm,
         "shape": list(c.shape),
