@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model_zoo.evaluation import Evaluation, Picture, Table
-from model_zoo.registry import BundleFacts
+from model_zoo.registry import WEIGHTS, BundleFacts
 
 __all__ = ["SIMULATION_ONLY", "card", "markdown", "write", "write_into_bundle"]
 
@@ -44,7 +44,7 @@ def card(evaluation: Evaluation, facts: BundleFacts) -> str:
         f"# {facts.name} {facts.version}",
         f"{m['task']}.",
         f"**{origin} {RESEARCH}**",
-        _facts(m, facts.digest),
+        _facts(facts),
         "## Evaluation",
         f"On held-out subjects that no recipe reads; `dicomnode evaluate {facts.name}` makes these tables again.",
         tables,
@@ -64,7 +64,8 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n" + (f"\n{table.note}\n" if table.note else "")
 
 
-def _facts(m: Mapping[str, Any], digest: str) -> str:
+def _facts(facts: BundleFacts) -> str:
+    m = facts.metadata
     rows = {
         "intended use": m["intended_use"],
         "input": m["input_contract"],
@@ -74,10 +75,18 @@ def _facts(m: Mapping[str, Any], digest: str) -> str:
         "commit": m.get("commit", ""),
         "data licence": m.get("data_licence", ""),
         "licence": m["licence"],
-        "weights": f"bfloat16 safetensors, SHA-256 `{digest}`",
+        "network": _network(facts),
+        "weights": f"bfloat16 safetensors, SHA-256 `{facts.digest}`",
     }
     lines = [_line(["", ""]), _line(["---", "---"])]
     return "\n".join(lines + [_line([name, _words(value)]) for name, value in rows.items() if value])
+
+
+def _network(facts: BundleFacts) -> str:
+    """Its class and size, from the bundle's own files."""
+    definition = json.loads((facts.path / "configs" / "inference.json").read_text())["network_def"]
+    parameters = (facts.path / WEIGHTS).stat().st_size / 2  # two bytes each, and a header of no weight here
+    return f"`{definition['_target_']}`, {parameters / 1e6:.1f} M parameters"
 
 
 def _seed(m: Mapping[str, Any]) -> Any:
