@@ -4,10 +4,11 @@ Input: ``head`` (:class:`pipelines.contract.Volume`), any contrast, orientation 
 Output: one segmentation of the 23 structures of ``model_zoo.structures`` on the image's own grid, their volumes in
 millilitres with those of brain and cranial cavity, and per structure the mean of the largest class probability.
 
-Model: bundle ``anatomy``, a 3D U-Net on isotropic LPS voxels whose 0.5th to 99.5th percentile is 0 to 1, trained on
-simulation only after SynthSeg (Billot et al., Med. Image Anal. 86, 2023). Its mean over the image and its mirror image
-is taken: structures are bilateral. Probabilities, not labels, are brought back to the own grid, averaged over the
-extent of thick slices. Volumes are counted on the network's grid, so they do not depend on the slices' thickness.
+Model: bundle ``anatomy``, a 3D U-Net on a window of isotropic LPS voxels with the brain in its middle, whose 0.5th to
+99.5th percentile is 0 to 1, trained on simulation only after SynthSeg (Billot et al., Med. Image Anal. 86, 2023). The
+window is laid about the head first, then about the brain that was found. The mean over the image and its mirror image
+is taken: structures are bilateral. Probabilities, not labels, are brought to the own grid, averaged over the extent of
+thick slices, and to isotropic 1 mm, where volumes are counted, so that they do not depend on the slices' thickness.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
 
 from model_zoo.simulate.volumes import normalised
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
@@ -54,9 +54,13 @@ HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "CEREB", "CRANI", "NEURO")
 """One of these must be in the body part, where one is stated."""
 SMALLEST_EXTENT_MM = 100.0
 LARGEST_SPACING_MM = 8.0
-MARGIN_MM = 8.0
-TALLEST_MM = 230.0
-"""From the vertex down: what lies below is neck."""
+CRANIUM_MM = 120.0
+"""From the vertex down: where the head is widest, and no neck."""
+VERTEX_TO_MIDDLE_MM = 82.0
+"""From the skin at the vertex to the middle of the brain's box."""
+CENTRED_MM = 6.0
+PASSES = 3
+LABEL_SPACING_MM = 1.0
 
 COLORS = MappingProxyType({
     "cerebral white matter": (235, 235, 225), "frontal cortex": (205, 62, 78), "sensorimotor cortex": (230, 148, 34),
@@ -98,8 +102,9 @@ class Options(BaseModel):
 class Anatomy:
     """Structures of one head.
 
-    ``labels`` uint8 and ``confidence`` float32 (the largest class probability) (k, j, i) on ``grid``, the network's;
-    ``own_labels`` uint8 (k, j, i) on the grid of the image. 0 is background, else a structure's number.
+    ``labels`` uint8 and ``confidence`` float32 (the largest class probability) (k, j, i) on ``grid``, isotropic LPS of
+    1 mm about the brain; ``own_labels`` uint8 (k, j, i) on the grid of the image. 0 is background, else a structure's
+    number.
     """
 
     labels: NDArray[np.uint8]
@@ -149,65 +154,76 @@ def check(head: Volume, facts: object = None) -> None:
 
 
 def segment(volume: Volume, model: Model, progress: Progress = lambda fraction, step: None) -> Anatomy:
-    """Labels of ``volume`` on the network's isotropic LPS grid and on its own. Raises Refused for an empty image."""
+    """Labels of ``volume`` on isotropic LPS voxels and on its own grid. Raises Refused for an empty image."""
     with torch.no_grad():
         progress(0.0, "resampling")
-        image, grid = _prepared(volume, model)
-        progress(0.1, "network")
-        p = _probabilities(model, image)
-        progress(0.6, "structures")
-        labels = p.argmax(dim=0).to(torch.uint8).cpu().numpy()
-        kept = _largest(labels > 0)
+        p, grid = _found(volume, model, progress)
+        progress(0.5, "structures")
+        kept = _largest((p.argmax(dim=0) > 0).cpu().numpy())
         outside = torch.from_numpy(~kept).to(p.device)
         p[:, outside] = 0
         p[0, outside] = 1
-        confidence = p.amax(dim=0).cpu().numpy()
-        labels[~kept] = 0
-        own = _brought_back(p, labels > 0, grid, volume.grid, lambda done: progress(0.65 + 0.35 * done, "own grid"))
-    return Anatomy(labels, confidence, grid, own)
+        fine = resampling.upright(grid, float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM)))
+        labels, confidence = _brought(p, kept, grid, fine, lambda done: progress(0.55 + 0.15 * done, "structures"))
+        own, _ = _brought(p, kept, grid, volume.grid, lambda done: progress(0.7 + 0.3 * done, "own grid"))
+    return Anatomy(labels, confidence, fine, own)
 
 
-def _prepared(volume: Volume, model: Model) -> tuple[Tensor, Grid]:
-    """The head (k, j, i) in [0, 1] on isotropic LPS voxels, sizes multiples of the network's stride."""
+def _found(volume: Volume, model: Model, progress: Progress) -> tuple[Tensor, Grid]:
+    """Class probabilities (class, k, j, i) of a window about the brain, and its grid."""
     floor = float(np.quantile(volume.data.ravel()[::7], 0.005))
     data = torch.from_numpy(volume.data - np.float32(floor)).to(model.device)[None]
-    grid = resampling.upright(volume.grid, float(model.settings["spacing_mm"]))
-    image = resampling.sample(data, volume.grid, grid)[0]
-    start, stop = _head(image, grid.spacing_mm[0])
-    stride = int(model.network.stride)  # type: ignore[arg-type]  # a module's attributes are untyped
+    whole = resampling.upright(volume.grid, float(model.settings["spacing_mm"]))
+    image = resampling.sample(data, volume.grid, whole)[0]
+    middle = _middle_of_head(image, whole.spacing_mm[0])
+    for step in range(PASSES):
+        progress(0.1 + 0.3 * step / PASSES, "finding the brain")
+        start, x = _window(image, middle, model)
+        p = _softmax(model.network(x)[0].float())
+        brain = _middle_of_brain(p)
+        off = 0.0 if brain is None else max(abs(b + s - m) for b, s, m in zip(brain, start, middle, strict=True))
+        if brain is None or off * whole.spacing_mm[0] <= CENTRED_MM or step == PASSES - 1:
+            break
+        middle = [b + s for b, s in zip(brain, start, strict=True)]
+    mirrored = _softmax(model.network(x.flip(-1))[0].float()).flip(-1)
+    window = resampling.part(whole, start, (x.shape[2], x.shape[3], x.shape[4]))
+    return p.add_(mirrored).div_(2), window
+
+
+def _middle_of_head(image: Tensor, spacing_mm: float) -> list[float]:
+    """Index (k, j, i) about which the brain should lie: below the vertex, between the sides of the cranium."""
+    bright = image > 0.15 * torch.quantile(image.flatten()[::31].float(), 0.98)
+    if not bright.any():
+        raise Refused("the image holds no object brighter than air")
+    _, vertex = _ends(bright, 0)
+    cranium = bright[max(round(vertex - CRANIUM_MM / spacing_mm), 0) : round(vertex) + 1]
+    return [vertex - VERTEX_TO_MIDDLE_MM / spacing_mm, *(sum(_ends(cranium, axis)) / 2 for axis in (1, 2))]
+
+
+def _middle_of_brain(p: Tensor) -> list[float] | None:
+    """Index (k, j, i) of the middle of the box of what is likeliest brain; None where nothing is."""
+    brain = torch.isin(p.argmax(dim=0), torch.tensor(BRAIN, device=p.device))
+    return [sum(_ends(brain, axis)) / 2 for axis in range(3)] if brain.any() else None
+
+
+def _ends(mask: Tensor, axis: int) -> tuple[float, float]:
+    """First and last index along ``axis`` of planes that hold at least a fiftieth of what the fullest one does."""
+    area = mask.float().sum(dim=tuple(a for a in range(3) if a != axis))
+    inside = torch.nonzero(area >= 0.02 * area.max())
+    return float(inside[0]), float(inside[-1])
+
+
+def _window(image: Tensor, middle: list[float], model: Model) -> tuple[tuple[int, int, int], Tensor]:
+    """First index (k, j, i) and values (1, 1, k, j, i) in [0, 1] of the network's window about ``middle``."""
+    shape = [int(n) for n in model.settings["shape"]]
+    start = [round(m - (n - 1) / 2) for m, n in zip(middle, shape, strict=True)]
+    x = image.new_zeros(shape)
+    there = [slice(max(s, 0), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, image.shape, strict=True)]
+    here = [slice(t.start - s, t.stop - s) for t, s in zip(there, start, strict=True)]
+    x[here[0], here[1], here[2]] = image[there[0], there[1], there[2]]
     low, high = (percentile / 100 for percentile in model.settings.get("percentiles", (0.5, 99.5)))
-    image = normalised(image[start[0] : stop[0], start[1] : stop[1], start[2] : stop[2]].contiguous(), low, high)
-    shape = tuple(-(-n // stride) * stride for n in image.shape)
-    pads = [(whole - n) // 2 for whole, n in zip(shape, image.shape, strict=True)]
-    sides = [(pad, whole - n - pad) for pad, whole, n in zip(pads, shape, image.shape, strict=True)]
-    image = functional.pad(image, [side for pair in reversed(sides) for side in pair])
-    first = (start[0] - pads[0], start[1] - pads[1], start[2] - pads[2])
-    return image, resampling.part(grid, first, (shape[0], shape[1], shape[2]))
-
-
-def _head(image: Tensor, spacing_mm: float) -> tuple[list[int], list[int]]:
-    """First and last-but-one index (k, j, i) of what is brighter than air, with a margin, without the neck."""
-    flat = image.flatten()[::31].float()
-    bright = image > 0.15 * torch.quantile(flat, 0.98)
-    margin = round(MARGIN_MM / spacing_mm)
-    starts, stops = [], []
-    for axis in range(3):
-        share = bright.float().mean(dim=tuple(a for a in range(3) if a != axis))
-        inside = torch.nonzero(share > 0.02 * share.max())
-        if not len(inside):
-            raise Refused("the image holds no object brighter than air")
-        starts.append(max(int(inside[0]) - margin, 0))
-        stops.append(min(int(inside[-1]) + 1 + margin, image.shape[axis]))
-    starts[0] = max(starts[0], stops[0] - round(TALLEST_MM / spacing_mm))
-    return starts, stops
-
-
-def _probabilities(model: Model, image: Tensor) -> Tensor:
-    """Mean class probabilities (class, k, j, i) of the image and its mirror image."""
-    x = image[None, None].contiguous(memory_format=torch.channels_last_3d)
-    p = _softmax(model.network(x)[0].float())
-    p += _softmax(model.network(x.flip(-1))[0].float()).flip(-1)
-    return p.div_(2)
+    x = normalised(x, low, high)[None, None]
+    return (start[0], start[1], start[2]), x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -226,18 +242,19 @@ def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(parts == sizes.argmax())
 
 
-def _brought_back(
-    p: Tensor, mask: NDArray[np.bool_], grid: Grid, own: Grid, progress: Callable[[float], None]
-) -> NDArray[np.uint8]:
-    """The likeliest class of each voxel of ``own``, from the probabilities averaged over its extent."""
-    labels = np.zeros(own.shape, np.uint8)
-    (k, j, i), shape = resampling.box(mask, grid, own)
+def _brought(
+    p: Tensor, mask: NDArray[np.bool_], grid: Grid, onto: Grid, progress: Callable[[float], None]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The likeliest class of each voxel of ``onto`` and its probability, averaged over the voxel's extent."""
+    labels, confidence = np.zeros(onto.shape, np.uint8), np.zeros(onto.shape, np.float32)
+    (k, j, i), shape = resampling.box(mask, grid, onto)
     for first, last in resampling.slabs(shape):
-        slab = resampling.part(own, (k + first, j, i), (last - first, shape[1], shape[2]))
-        found = resampling.sample(p, grid, slab).argmax(dim=0).to(torch.uint8)
-        labels[k + first : k + last, j : j + shape[1], i : i + shape[2]] = found.cpu().numpy()
+        slab = resampling.part(onto, (k + first, j, i), (last - first, shape[1], shape[2]))
+        share, label = resampling.sample(p, grid, slab).max(dim=0)
+        here = (slice(k + first, k + last), slice(j, j + shape[1]), slice(i, i + shape[2]))
+        labels[here], confidence[here] = label.to(torch.uint8).cpu().numpy(), share.cpu().numpy()
         progress(last / shape[0])
-    return labels
+    return labels, confidence
 
 
 def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentation:
@@ -256,7 +273,7 @@ def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentat
 
 def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     """Volumes in millilitres and confidences, with what they mean."""
-    on = f"on the network's {anatomy.grid.spacing_mm[0]:g} mm grid"
+    on = f"on isotropic voxels of {anatomy.grid.spacing_mm[0]:g} mm"
     found: list[Finding] = [
         Measurement("brain volume", anatomy.volume_ml(*BRAIN), "ml", f"Without outer CSF, {on}"),
         Measurement("intracranial volume", anatomy.volume_ml(*range(1, COUNT + 1)), "ml", f"Brain and CSF, {on}"),

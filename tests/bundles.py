@@ -20,13 +20,14 @@ __all__ = ["SPACING_MM", "levels", "phantom", "write_anatomy_bundle"]
 
 SPACING_MM = 4.0
 _DEFINITION: dict[str, Any] = {"in_channels": 1, "out_channels": COUNT + 1, "channels": [4, 8], "unshuffle": 1}
+_SHAPE = (48, 56, 48)
 _SHARPNESS = 10000.0
 _INWARDS = [s.number for s in STRUCTURES if s.name not in ("csf", "cerebral white matter")]
 
 
 def phantom() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Values and structures (k, j, i) of a head of ellipsoids at 4 mm: every structure has a grey level of its own."""
-    structure = heads.phantom((48, 56, 48), SPACING_MM).structure
+    structure = heads.phantom(_SHAPE, SPACING_MM).structure
     return levels(structure.numpy()), structure.numpy()
 
 
@@ -44,7 +45,13 @@ def write_anatomy_bundle(root: Path) -> Path:
         (bundle / folder).mkdir(parents=True, exist_ok=True)
     save_file(_reader_of_levels().state_dict(), bundle / WEIGHTS)
     target = {"_target_": "model_zoo.networks.volume_unet.VolumeUNet"}
-    inference = {"network_def": target | _DEFINITION, "spacing_mm": SPACING_MM, "percentiles": [0, 100]}
+    inference = {
+        "network_def": target | _DEFINITION,
+        "spacing_mm": SPACING_MM,
+        "label_spacing_mm": SPACING_MM,
+        "shape": list(_SHAPE),
+        "percentiles": [0, 100],
+    }
     metadata = {
         "name": "anatomy",
         "version": "0.0.1",

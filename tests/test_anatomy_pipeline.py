@@ -101,7 +101,7 @@ def test_on_the_networks_own_lattice_every_voxel_is_right(model: registry.Model)
     assert found.grid.spacing_mm == (SPACING_MM,) * 3
 
 
-@pytest.mark.parametrize("spacing_mm", [(1.7, 1.5, 1.9), (6.0, 1.8, 1.8)], ids=["fine", "thick slices"])
+@pytest.mark.parametrize("spacing_mm", [(3.1, 2.7, 2.9), (6.0, 2.5, 2.5)], ids=["thin slices", "thick slices"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_structures_are_found_where_they_are_in_any_orientation(
     orientation: str, spacing_mm: tuple[float, float, float], model: registry.Model
