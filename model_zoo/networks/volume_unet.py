@@ -2,7 +2,7 @@
 
 Like in ``LocalUNet`` each voxel is normalised by its own channels, so that a network trained on patches behaves the
 same on a whole volume; a network that always sees the whole head, whatever its contrast, takes group statistics
-instead (``norm="group"``).
+instead (``norm="group"``), and one whose output follows the input's brightness a norm that keeps it (``"soft"``).
 
 Everything that conditions it is optional: a vector (time, dose) enters by feature-wise scaling, tokens (covariates) by
 cross-attention with a residual at the deepest level, region maps by region-adaptive scale and shift (SPADE, Park et al.
@@ -48,15 +48,19 @@ def _coordinates(x: Tensor) -> Tensor:
 
 
 class _VoxelNorm(nn.Module):
-    """x / sqrt(mean over channels of x^2), at each voxel, with a learned gain per channel."""
+    """x / sqrt(mean over channels of x^2 + floor), at each voxel, with a learned gain per channel.
 
-    def __init__(self, channels: int) -> None:
+    A floor of one keeps what a small one removes: how bright the voxel is.
+    """
+
+    def __init__(self, channels: int, floor: float = 1e-4) -> None:
         super().__init__()
+        self.floor = floor
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         last = x.movedim(1, -1)
-        return functional.rms_norm(last, self.gain.shape, self.gain.to(x.dtype), 1e-4).movedim(-1, 1)
+        return functional.rms_norm(last, self.gain.shape, self.gain.to(x.dtype), self.floor).movedim(-1, 1)
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -64,7 +68,9 @@ def _norm(kind: str, channels: int) -> nn.Module:
         return nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
     if kind == "voxel":
         return _VoxelNorm(channels)
-    raise ValueError(f"no norm {kind!r}: voxel or group")
+    if kind == "soft":
+        return _VoxelNorm(channels, floor=1.0)
+    raise ValueError(f"no norm {kind!r}: voxel, soft or group")
 
 
 class _Conditions:
@@ -139,7 +145,8 @@ class VolumeUNet(nn.Module):
     ``channels``: width of each level; ``blocks``: residual blocks per level on the way down and again on the way up;
     ``unshuffle``: 2 makes the first level work on half the lattice (space to depth), and ``refine`` channels of it then
     meet the input on the full one, so that edges lie where the image has them. ``embedding``, ``tokens`` and ``maps``:
-    sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel" or "group".
+    sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel", "soft" or
+    "group".
     ``coordinates``: the first level is told where it is, from the centre of the volume. ``recompute`` trades time for
     memory in training.
     """

@@ -63,8 +63,8 @@ CONFIGURATIONS = {
         learning_rate=1e-3, ema=0.998, workers=14, checkpoint_every=500,
     ),
     "smoke": Configuration(
-        channels=(8, 8), blocks=1, refine=4, shape=(32, 32, 32), spacing_mm=6.0, steps=6, batch=1, learning_rate=1e-3, warmup=2,
-        checkpoint_every=3,
+        channels=(8, 8), blocks=1, refine=4, shape=(32, 32, 32), spacing_mm=6.0, steps=6, batch=1, learning_rate=1e-3,
+        warmup=2, checkpoint_every=3,
     ),
 }  # fmt: skip
 

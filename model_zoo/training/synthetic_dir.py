@@ -50,6 +50,7 @@ class Configuration(recipe.Configuration):
     patients: int
     blocks: int = 1
     unshuffle: int = 2
+    refine: int = 16
     dropout: float = 0.2
     margin: int = 8
     head_shape: tuple[int, int, int] = (168, 208, 168)
@@ -64,7 +65,7 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(48, 64, 96, 128), patch=64, patients=36, steps=1500, batch=2, learning_rate=2e-3,
+        channels=(32, 64, 96, 128), patch=64, patients=36, steps=1500, batch=2, learning_rate=3e-3,
         warmup=50, ema=0.99, checkpoint_every=100, validate_every=500,
     ),
     "gpu": Configuration(
@@ -80,7 +81,10 @@ CONFIGURATIONS = {
 
 def make_network(c: Configuration) -> nn.Module:
     """FLAIR, T1w and whether there is one in, ``synthetic_dir.CHANNELS`` out."""
-    return VolumeUNet(3, len(CHANNELS), channels=c.channels, blocks=c.blocks, unshuffle=c.unshuffle, dropout=c.dropout)
+    return VolumeUNet(
+        3, len(CHANNELS), channels=c.channels, blocks=c.blocks, unshuffle=c.unshuffle, refine=c.refine, norm="soft",
+        dropout=c.dropout,
+    )  # fmt: skip
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -269,6 +273,8 @@ def inference(c: Configuration) -> dict[str, Any]:
             "channels": list(c.channels),
             "blocks": c.blocks,
             "unshuffle": c.unshuffle,
+            "refine": c.refine,
+            "norm": "soft",
             "dropout": c.dropout,
         },
         "spacing_mm": SPACING_MM,
