@@ -83,10 +83,13 @@ def scaled(image: Tensor, level: float) -> Tensor:
 
 
 def inputs(flair: Tensor, t1w: Tensor | None) -> Tensor:
-    """Channels (b, 3, k, j, i) from scaled volumes (b, k, j, i): FLAIR, T1w (0 where missing), whether there is one."""
+    """Channels (b, 3, k, j, i) from scaled volumes (b, k, j, i): FLAIR, T1w (0 where missing), whether there is one.
+
+    Images enter as 3 (x - 1): white matter at 0, grey matter and lesions about 1 away from it.
+    """
     if t1w is None:
-        return torch.stack([flair, torch.zeros_like(flair), torch.zeros_like(flair)], dim=1)
-    return torch.stack([flair, t1w, torch.ones_like(flair)], dim=1)
+        return torch.stack([3 * (flair - 1), torch.zeros_like(flair), torch.zeros_like(flair)], dim=1)
+    return torch.stack([3 * (flair - 1), 3 * (t1w - 1), torch.ones_like(flair)], dim=1)
 
 
 def decoded(channels: Tensor) -> Output:

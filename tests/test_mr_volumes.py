@@ -90,6 +90,14 @@ def test_nulling_another_white_matter_moves_the_times() -> None:
     assert float(signal.abs().max()) < 1e-5
 
 
+def test_a_subject_s_tissues_move_together() -> None:
+    table = mr.TissueParameters.table()
+    white, cortex = (list(anatomy.TISSUES).index(name) for name in ("white matter", "cortex"))
+    t1 = torch.stack([table.regional(torch.Generator().manual_seed(s), COUNT + 1).t1_ms[:, 1] for s in range(300)])
+    assert float((t1[:, cortex] / t1[:, white]).log().std()) == pytest.approx(0.06, rel=0.15)
+    assert float(t1[:, white].log().std()) == pytest.approx(0.09, rel=0.15)
+
+
 def test_regions_of_one_tissue_spread_less_than_subjects_do() -> None:
     table = mr.TissueParameters.table()
     cortex = list(anatomy.TISSUES).index("cortex")

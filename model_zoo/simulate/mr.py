@@ -75,14 +75,19 @@ class TissueParameters:
     def regional(
         self, generator: torch.Generator, structures: int, *, subject_spread: float = 0.08, region_spread: float = 0.03
     ) -> TissueParameters:
-        """One subject's values by tissue and structure, each (classes, structures), on the generator's device:
-        those of (classes,) times exp(subject_spread N(0, 1)) per class and exp(region_spread N(0, 1)) per region.
+        """One subject's values by tissue and structure, each (classes, structures), on the generator's device.
+
+        T1, T2 and PD of (classes,) times exp(subject_spread N(0, 1)), one draw for all tissues (field, temperature, age
+        move them together), times exp(region_spread N(0, 1)) per tissue and again per region of it; fluid is the same
+        everywhere.
         """
         device = generator.device
         table = torch.stack([self.t1_ms, self.t2_ms, self.pd]).to(device)[:, :, None]
-        subject = torch.randn(table.shape, generator=generator, device=device)
+        subject = torch.randn((3, 1, 1), generator=generator, device=device)
+        tissue = torch.randn(table.shape, generator=generator, device=device)
         region = torch.randn((*table.shape[:2], structures), generator=generator, device=device)
-        t1, t2, pd = table * torch.exp(subject_spread * subject + region_spread * region)
+        region[:, list(TISSUES).index("csf")] = 0.0
+        t1, t2, pd = table * torch.exp(subject_spread * subject + region_spread * (tissue + region))
         return TissueParameters(t1, t2, pd.clamp(max=1.1))
 
     def at(self, tissue: Tensor, structure: Tensor) -> TissueParameters:

@@ -4,8 +4,9 @@ A known sequence: T1, T2 and PD of every voxel (by tissue, subject and region, w
 equation, partial volume by a blur of the signal, magnitude, then what the scan does to it (``acquisition``).
 
 The contrast-agnostic images follow SynthSeg (Billot et al., Med. Image Anal. 86, 2023): random intensities per tissue,
-random bias, resolution and noise. Two thirds of the contrasts follow the signal equations with random tissue parameters and
-protocols (``mr.random_contrast``), the others are free random values, so that no sequence is outside what was seen.
+random bias, resolution and noise. Two thirds of the contrasts follow the signal equations with random tissue
+parameters and protocols (``mr.random_contrast``), the others are free random values, so that no sequence is outside
+what was seen.
 """
 
 from __future__ import annotations
@@ -71,13 +72,14 @@ def tissue_maps(
 ) -> TissueParameters:
     """Maps (k, j, i) of T1, T2 and PD: those of ``p`` (classes, structures) with texture correlated over 2 to 4 mm.
 
-    The texture is exp(texture_sd n), n of variance 1, of its own for T1, T2 and (half as strong) PD.
+    The texture is exp(texture_sd n), n of variance 1, of its own for T1, T2 and (half as strong) PD; fluid has none.
     """
     maps = p.at(head.tissue.to(generator.device), head.structure.to(generator.device))
     shape = (head.tissue.shape[0], head.tissue.shape[1], head.tissue.shape[2])
+    solid = (head.tissue != list(TISSUES).index("csf")).to(generator.device)
 
     def textured(values: Tensor, sd: float) -> Tensor:
-        return values * torch.exp(sd * texture(shape, head.spacing_mm, generator))
+        return values * torch.exp(sd * solid * texture(shape, head.spacing_mm, generator))
 
     return TissueParameters(
         textured(maps.t1_ms, texture_sd), textured(maps.t2_ms, texture_sd), textured(maps.pd, 0.5 * texture_sd)
