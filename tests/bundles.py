@@ -15,8 +15,10 @@ from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.registry import WEIGHTS, weights_digest
 from model_zoo.simulate import heads
 from model_zoo.structures import COUNT, STRUCTURES, number
+from pipelines.contract import Grid
+from tests.scanner import lattice
 
-__all__ = ["SPACING_MM", "levels", "phantom", "write_anatomy_bundle"]
+__all__ = ["SPACING_MM", "about_the_centre", "levels", "phantom", "upright", "write_anatomy_bundle"]
 
 SPACING_MM = 4.0
 _DEFINITION: dict[str, Any] = {"in_channels": 1, "out_channels": COUNT + 1, "channels": [4, 8], "unshuffle": 1}
@@ -29,6 +31,23 @@ def phantom() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Values and structures (k, j, i) of a head of ellipsoids at 4 mm: every structure has a grey level of its own."""
     structure = heads.phantom(_SHAPE, SPACING_MM).structure
     return levels(structure.numpy()), structure.numpy()
+
+
+def upright() -> Grid:
+    """Where the phantom lies: along the patient's axes, off the isocentre."""
+    affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
+    affine[:3, 3] = (-95, -111, -80)
+    return Grid((48, 56, 48), affine)
+
+
+def about_the_centre(orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
+    """A lattice (k, j, i) of 250 mm each way whose middle is the phantom's."""
+    shape = [round(250 / s) for s in spacing_mm]
+    grid = lattice(orientation, (shape[0], shape[1], shape[2]), spacing_mm, (0, 0, 0))
+    middle = (np.array([shape[2], shape[1], shape[0]]) - 1) / 2
+    centre = upright().affine_mm[:3, 3] + np.array([94, 110, 94])
+    grid.affine_mm[:3, 3] = centre - grid.affine_mm[:3, :3] @ middle
+    return grid
 
 
 def levels(structure: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@ shipped one on real scans."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 import highdicom as hd
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from pydicom import dcmread
@@ -22,15 +22,17 @@ from pydicom.uid import SegmentationStorage
 from scipy import ndimage
 
 from dicomnode import processing, volumes
+from dicomnode.cli import main
 from dicomnode.config import Config, ResultsConfig
 from dicomnode.results import marking
 from model_zoo import registry
 from model_zoo.structures import COUNT, STRUCTURES, number
-from pipelines import anatomy, resampling
+from pipelines import anatomy
 from pipelines.contract import Case, Grid, Measurement, Refused, Segmentation, Volume
-from tests.bundles import SPACING_MM, levels, phantom, write_anatomy_bundle
+from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
 from tests.findings import NOW
-from tests.scanner import ORIENTATIONS, lattice
+from tests.peers import write_config
+from tests.scanner import ORIENTATIONS
 from tests.series import unpacked, write_enhanced, write_slices
 
 ATTRIBUTE_OF_2023 = "(0008,001c)"  # Synthetic Data; Debian's dciodvfy knows the standard of 2022
@@ -61,29 +63,13 @@ def _lopsided() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     return image, structure
 
 
-def _upright() -> Grid:
-    affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
-    affine[:3, 3] = (-95, -111, -80)
-    return Grid((48, 56, 48), affine)
-
-
 def _taken(structure: NDArray[np.uint8], onto: Grid) -> NDArray[np.uint8]:
     """The phantom's structure at the centres of the voxels of another grid."""
-    to_index = np.linalg.solve(_upright().affine_mm, onto.affine_mm)
+    to_index = np.linalg.solve(upright().affine_mm, onto.affine_mm)
     k, j, i = np.indices(onto.shape).reshape(3, -1)
     at = (to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1]
     found = ndimage.map_coordinates(structure, at, order=0, mode="constant")
     return np.asarray(found.reshape(onto.shape), np.uint8)
-
-
-def _about_the_centre(orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
-    """A lattice (k, j, i) of 250 mm each way whose middle is the phantom's."""
-    shape = [round(250 / s) for s in spacing_mm]
-    grid = lattice(orientation, (shape[0], shape[1], shape[2]), spacing_mm, (0, 0, 0))
-    middle = (np.array([shape[2], shape[1], shape[0]]) - 1) / 2
-    centre = _upright().affine_mm[:3, 3] + np.array([94, 110, 94])
-    grid.affine_mm[:3, 3] = centre - grid.affine_mm[:3, :3] @ middle
-    return grid
 
 
 def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -92,7 +78,7 @@ def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 def test_on_the_networks_own_lattice_every_voxel_is_right(model: registry.Model) -> None:
     image, structure = _lopsided()
-    found = anatomy.segment(Volume(image, _upright()), model)
+    found = anatomy.segment(Volume(image, upright()), model)
     assert np.array_equal(found.own_labels, structure)
     assert found.volume_ml(number("csf")) == pytest.approx((structure == number("csf")).sum() * ML)
     assert found.mask("csf").sum() == (structure == number("csf")).sum()
@@ -106,7 +92,7 @@ def test_on_the_networks_own_lattice_every_voxel_is_right(model: registry.Model)
 def test_structures_are_found_where_they_are_in_any_orientation(
     orientation: str, spacing_mm: tuple[float, float, float], model: registry.Model
 ) -> None:
-    grid = _about_the_centre(orientation, spacing_mm)
+    grid = about_the_centre(orientation, spacing_mm)
     structure = _lopsided()[1]
     truth = _taken(structure, grid)
     found = anatomy.segment(Volume(levels(truth), grid), model)
@@ -117,67 +103,16 @@ def test_structures_are_found_where_they_are_in_any_orientation(
         assert 0.6 < share < 1.4, name
 
 
-def test_a_thick_slice_gets_what_fills_most_of_it() -> None:
-    fine = Grid((12, 8, 8), np.diag([1.0, 1.0, 1.0, 1.0]))
-    thick_affine = np.diag([1.0, 1.0, 6.0, 1.0])
-    thick_affine[2, 3] = 2.5  # slices cover k 0..5 and 6..11
-    p = torch.zeros(2, 12, 8, 8)
-    p[1, 2:4] = 1  # a third of the first slice, at its very centre
-    p[1, 7:12] = 1  # most of the second
-    p[0] = 1 - p[1]
-    found = resampling.sample(p, fine, Grid((2, 8, 8), thick_affine))
-    assert torch.allclose(found[1, 0], torch.tensor(1 / 3), atol=1e-6)
-    assert torch.allclose(found[1, 1], torch.tensor(5 / 6), atol=1e-6)
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_sampling_agrees_with_scipy(orientation: str) -> None:
-    grid = lattice(orientation, (9, 11, 13), (1.1, 0.9, 1.3), (-4, 2, 7))
-    onto = resampling.upright(grid, 1.0)
-    data = torch.rand(2, *grid.shape, generator=torch.Generator().manual_seed(3))
-    to_index = np.linalg.solve(grid.affine_mm, onto.affine_mm)
-    k, j, i = np.indices(onto.shape).reshape(3, -1)
-    at = (to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1]
-    expected = [ndimage.map_coordinates(each, at, order=1, mode="grid-constant").reshape(onto.shape) for each in data]
-    assert np.abs(resampling.sample(data, grid, onto).numpy() - np.stack(expected)).max() < 1e-4
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_the_upright_lattice_covers_every_voxel_and_little_more(orientation: str) -> None:
-    grid = lattice(orientation, (9, 11, 13), (2.1, 0.9, 1.3), (-4, 2, 7))
-    onto = resampling.upright(grid, 1.0)
-    ones = torch.ones(1, *onto.shape)
-    assert resampling.sample(ones, onto, grid).min() > 0.5
-    assert np.allclose(onto.affine_mm[:3, :3], np.eye(3))
-    i, j, k, _ = (np.linalg.solve(onto.affine_mm, grid.affine_mm) @ [[0, 12], [0, 10], [0, 8], [1, 1]]).round()
-    assert min(i.min(), j.min(), k.min()) >= 0
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_the_box_holds_every_voxel_that_the_mask_touches(orientation: str) -> None:
-    grid, onto = _upright(), _about_the_centre(orientation, (3.0, 4.0, 5.0))
-    mask = np.zeros(grid.shape, bool)
-    mask[20:25, 15:22, 30:33] = True
-    start, shape = resampling.box(mask, grid, onto)
-    touched = resampling.sample(torch.from_numpy(mask[None]).float(), grid, onto)[0].numpy() > 0
-    inside = np.zeros(onto.shape, bool)
-    inside[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))] = True
-    assert touched.any()
-    assert not (touched & ~inside).any()
-    assert inside.sum() < 0.05 * inside.size
-    assert resampling.box(np.zeros(grid.shape, bool), grid, onto)[1] == (0, 0, 0)
-
-
 def test_what_hangs_apart_from_the_brain_is_dropped(model: registry.Model) -> None:
     image, structure = phantom()
     image[:3, :3, :3] = 1.0
-    found = anatomy.segment(Volume(image, _upright()), model)
+    found = anatomy.segment(Volume(image, upright()), model)
     assert np.array_equal(found.own_labels, structure)
 
 
 def _run(model: registry.Model, **options: Any) -> tuple[Segmentation, dict[str, Measurement]]:
     image, _ = phantom()
-    case = Case({"head": Volume(image, _upright(), slice_thickness_mm=1.5)}, {"modality": "MR", "body_part": "BRAIN"})
+    case = Case({"head": Volume(image, upright(), slice_thickness_mm=1.5)}, {"modality": "MR", "body_part": "BRAIN"})
     findings = anatomy.run(case, model, anatomy.Options(**options), 0, lambda fraction, step: None)
     (segmentation,) = [found for found in findings if isinstance(found, Segmentation)]
     return segmentation, {found.name: found for found in findings if isinstance(found, Measurement)}
@@ -264,7 +199,7 @@ WRITERS: dict[str, Callable[[Path, Grid, NDArray[np.uint16]], list[Path]]] = {
 @pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique, left-handed"])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_the_segmentation_opens_on_its_source(writer: str, orientation: str, bundles: Path, tmp_path: Path) -> None:
-    grid = _about_the_centre(orientation, (5.0, 2.5, 2.5))
+    grid = about_the_centre(orientation, (5.0, 2.5, 2.5))
     _, structure = _lopsided()
     truth = _taken(structure, grid)
     paths = WRITERS[writer](tmp_path / "in", grid, _as_stored(levels(truth)))
@@ -334,7 +269,7 @@ def _refers_to(ds: Dataset, sources: list[Dataset]) -> None:
 
 
 def test_a_retry_makes_the_same_object_and_the_report_tells_the_volumes(bundles: Path, tmp_path: Path) -> None:
-    paths = write_slices(tmp_path, _upright(), _as_stored(phantom()[0]))
+    paths = write_slices(tmp_path, upright(), _as_stored(phantom()[0]))
     first, again = (_processed(paths, bundles, structures=["hippocampus"]) for _ in range(2))
     assert first.objects == again.objects
     assert {m["name"] for m in first.report["measurements"]} >= {"brain volume", "volume of hippocampus"}
@@ -344,14 +279,14 @@ def test_a_retry_makes_the_same_object_and_the_report_tells_the_volumes(bundles:
 
 def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> None:
     image, structure = phantom()
-    paths = write_slices(tmp_path / "in", _upright(), _as_stored(image))
+    paths = write_slices(tmp_path / "in", upright(), _as_stored(image))
     config = Config.model_validate(
         {"node": {"data_dir": str(bundles)}, "results": ResultsConfig(segmentation_kind="labelmap").model_dump()}
     )
     task = processing.Task("key", "anatomy", "", {}, {"match": paths}, 1, NOW)
     (ds,) = processing.process(task, config, progress=lambda fraction, step: None).objects
     ds.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
-    _on_its_source(tmp_path / "seg.dcm", volumes.read(paths).volume.grid, structure, _upright())
+    _on_its_source(tmp_path / "seg.dcm", volumes.read(paths).volume.grid, structure, upright())
 
 
 @pytest.fixture(scope="module")
@@ -415,6 +350,38 @@ def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
 
 def test_the_same_network_for_a_scaled_image(model: registry.Model) -> None:
     image, _ = phantom()
-    one = anatomy.segment(Volume(image, _upright()), model)
-    other = anatomy.segment(replace(Volume(image, _upright()), data=image * 40 + 1000), model)
+    one = anatomy.segment(Volume(image, upright()), model)
+    other = anatomy.segment(replace(Volume(image, upright()), data=image * 40 + 1000), model)
     assert np.array_equal(one.own_labels, other.own_labels)
+
+
+def test_run_takes_every_series_of_a_folder_and_leaves_what_is_no_image(
+    bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "node", node={"data_dir": str(bundles)})
+    for key in ("one", "other"):
+        write_slices(tmp_path / "in" / key, upright(), _as_stored(phantom()[0]), key=key)
+    state = write_slices(tmp_path / "in" / "state", Grid((1, 56, 48), np.eye(4)), np.zeros((1, 56, 48), np.uint16))[0]
+    no_image = dcmread(state)
+    del no_image.PixelData, no_image.Rows
+    no_image.save_as(state)
+    words = [
+        "run",
+        "anatomy",
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        "--option",
+        'structures=["insula"]',
+        "--json",
+    ]
+    assert main(["--config", str(config), *words]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["kind"] for row in rows] == ["segmentation", "segmentation"]
+    studies = {dcmread(row["file"]).StudyInstanceUID for row in rows}
+    assert studies == {dcmread(next((tmp_path / "in" / key).iterdir())).StudyInstanceUID for key in ("one", "other")}
+
+
+def test_run_says_when_a_folder_holds_no_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    assert main(["run", "anatomy", str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert "holds no DICOM series of images" in capsys.readouterr().err
