@@ -123,7 +123,7 @@ def test_the_lesion_term_does_not_grow_with_the_lesion_load(drawn: dict[str, tor
         of = drawn | {"lesion": lesion, "known": torch.zeros(4, 2)}
         wrong = _channels(drawn)
         wrong[:, 0] += 0.5
-        c = replace(SMOKE, ssim_weight=0.0, laplace_weight=0.0, segment_weight=0.0)
+        c = replace(SMOKE, lesion_weight=1.0, ssim_weight=0.0, laplace_weight=0.0, segment_weight=0.0)
         plain = replace(c, lesion_weight=0.0)
         return _loss(wrong, of, c) - _loss(wrong, of, plain)
 

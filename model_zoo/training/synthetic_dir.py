@@ -55,7 +55,7 @@ class Configuration(recipe.Configuration):
     margin: int = 8
     head_shape: tuple[int, int, int] = (168, 208, 168)
     without_t1w: float = 0.25
-    lesion_weight: float = 1.0
+    lesion_weight: float = 0.25
     ssim_weight: float = 0.1
     laplace_weight: float = 0.1
     maps_weight: float = 0.5
