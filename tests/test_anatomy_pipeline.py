@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -186,10 +187,16 @@ def _as_stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
     return np.round(image * 2300).astype(np.uint16)
 
 
+def _careless(_: int, ds: Dataset) -> None:
+    """As scanners and converters write: a spacing that is another's, an age of two digits."""
+    ds.SpacingBetweenSlices = "1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ds.PatientAge = "42"
+
+
 WRITERS: dict[str, Callable[[Path, Grid, NDArray[np.uint16]], list[Path]]] = {
-    "single frames, spacing misstated": lambda folder, grid, data: write_slices(
-        folder, grid, data, edit=lambda k, ds: setattr(ds, "SpacingBetweenSlices", "1")
-    ),
+    "single frames": lambda folder, grid, data: write_slices(folder, grid, data, edit=_careless),
     "enhanced, frames in disorder": lambda folder, grid, data: [
         write_enhanced(folder / "e.dcm", grid, data, [*range(1, grid.shape[0], 2), *range(0, grid.shape[0], 2)])
     ],

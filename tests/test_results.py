@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,6 +220,17 @@ def test_names_keep_their_characters(character_set: object, name: str, tmp_path:
         read = dcmread(save(ds, tmp_path))
         assert str(read.PatientName) == name
         assert read.get("SpecificCharacterSet") == received.get("SpecificCharacterSet")
+
+
+def test_an_optional_value_that_breaks_its_rules_is_left_out_and_quoted_nowhere(tmp_path: Path) -> None:
+    header = source("mr", PatientWeight="71.5", BodyPartExamined="HEAD")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header.PatientAge = "42"  # an Age String is 042Y
+        received = dcmread(_as_file(header, tmp_path))
+    for ds in written(found(grid("axial", 1)), CONFIG, received):  # a warning is an error here
+        assert "PatientAge" not in ds
+        assert (ds.PatientWeight, ds.BodyPartExamined, ds.PatientID) == (71.5, "HEAD", "4711")
 
 
 def test_words_that_the_set_cannot_hold_make_it_utf_8(tmp_path: Path) -> None:

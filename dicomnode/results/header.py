@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from pydicom.config import RAISE
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, RawDataStorage, SegmentationStorage
+from pydicom.valuerep import validate_value
 
 from dicomnode import part10, uids
 from dicomnode.errors import InputRefused
@@ -173,9 +177,13 @@ def complete(ds: Dataset, context: Context, series: Series) -> None:
 def _identify(ds: Dataset, context: Context, series: Series) -> None:
     source = context.sources[0]
     for keyword in _KEPT:
-        if keyword in source:
+        if keyword in source and not _may_stand(source[keyword]):
+            ds.pop(keyword, None)
+        elif keyword in source:
             value = source[keyword].value
-            setattr(ds, keyword, str(value) if source[keyword].VR == "PN" else value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they would quote the patient's values
+                setattr(ds, keyword, str(value) if source[keyword].VR == "PN" else value)
     for keyword in _TYPE_2:
         if keyword not in ds:
             setattr(ds, keyword, "")
@@ -190,6 +198,19 @@ def _identify(ds: Dataset, context: Context, series: Series) -> None:
     date, time = context.now.strftime("%Y%m%d"), context.now.strftime("%H%M%S")
     ds.SeriesDate = ds.ContentDate = ds.InstanceCreationDate = date
     ds.SeriesTime = ds.ContentTime = ds.InstanceCreationTime = time
+
+
+def _may_stand(element: DataElement) -> bool:
+    """Not so an optional value of the source that breaks its VR; what identifies patient and study stands as it is."""
+    if element.keyword in _TYPE_2 or element.VR in ("UI", "PN") or element.is_empty:
+        return True
+    values = element.value if element.VM > 1 else [element.value]
+    try:
+        for value in values:
+            validate_value(element.VR, str(value), RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def _say_laterality(ds: Dataset) -> None:
