@@ -58,7 +58,8 @@ STRUCTURES = _table(
     ("brain stem", "white matter", "119238007", "SCT", "Brain Stem"),
     ("ventral diencephalon", "grey matter", "110700", "DCM", "Ventral Diencephalon"),
 )
-"""In order of their numbers, from 1. Caudate includes the accumbens, parahippocampal cortex the entorhinal; csf is that outside the ventricles."""
+"""In order of their numbers, from 1. Caudate includes the accumbens, parahippocampal cortex the entorhinal one; csf is
+that outside the ventricles."""
 
 COUNT = len(STRUCTURES)
 

@@ -3,8 +3,8 @@
 A head is sampled by pulling labels back: the label at x is that of the source at A x + t + e(x) + a(x), with A a
 random affine map, e a random elastic displacement (SynthSeg: Billot et al. 2023) and a the atrophy. Atrophy of a
 structure by the volume fraction f moves its surface inwards by -log(1 - f) V / S (volume over surface) along the
-gradient n of its signed distance d: a = -log(1 - f) (V / S) n exp(-(d / L)^2), negative f growth. The cortex, thinner than any smooth
-displacement resolves, loses voxels next to cerebrospinal fluid instead, in patches of some millimetres.
+gradient n of its signed distance d: a = -log(1 - f) (V / S) n exp(-(d / L)^2), negative f growth. The cortex, thinner
+than any smooth displacement resolves, loses voxels next to cerebrospinal fluid instead, in patches of some millimetres.
 
 Signals and activities are linear in tissue fractions, so partial volume is rendered by looking up one value per label
 on the fine lattice, then blurring and averaging (``render``), which equals mixing by ``fractions``.
