@@ -7,8 +7,10 @@ millilitres with those of brain and cranial cavity, and per structure the mean o
 Model: bundle ``anatomy``, a 3D U-Net on a window of isotropic LPS voxels with the brain in its middle, whose 0.5th to
 99.5th percentile is 0 to 1, trained on simulation only after SynthSeg (Billot et al., Med. Image Anal. 86, 2023). The
 window is laid about the head first, then about the brain that was found. The mean over the image and its mirror image
-is taken: structures are bilateral. Probabilities, not labels, are brought to the own grid, averaged over the extent of
-thick slices, and to isotropic 1 mm, where volumes are counted, so that they do not depend on the slices' thickness.
+is taken: structures are bilateral. Where the bundle says so (``mixture``), its probabilities are then the prior of a
+mixture of Gaussians fitted to the image at 1 mm, which knows its contrast (``model_zoo.mixture``). Probabilities, not
+labels, are brought to the own grid, averaged over the extent of thick slices, and to isotropic 1 mm, where volumes are
+counted, so that they do not depend on the slices' thickness.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy import ndimage
 from torch import Tensor
 
+from model_zoo import mixture
 from model_zoo.simulate.volumes import normalised
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
@@ -157,24 +160,32 @@ def segment(volume: Volume, model: Model, progress: Progress = lambda fraction, 
     """Labels of ``volume`` on isotropic LPS voxels and on its own grid. Raises Refused for an empty image."""
     with torch.no_grad():
         progress(0.0, "resampling")
-        p, grid = _found(volume, model, progress)
-        progress(0.5, "structures")
+        data = _from_zero(volume).to(model.device)
+        p, grid = _found(data, volume.grid, model, progress)
+        fine = resampling.upright(grid, float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM)))
+        if "mixture" in model.settings:
+            progress(0.5, "tissue mixture")
+            p, grid = _by_intensity(p, grid, data, volume.grid, fine, model), fine
+        progress(0.6, "structures")
         kept = _largest((p.argmax(dim=0) > 0).cpu().numpy())
         outside = torch.from_numpy(~kept).to(p.device)
         p[:, outside] = 0
         p[0, outside] = 1
-        fine = resampling.upright(grid, float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM)))
-        labels, confidence = _brought(p, kept, grid, fine, lambda done: progress(0.55 + 0.15 * done, "structures"))
+        labels, confidence = _brought(p, kept, grid, fine, lambda done: progress(0.6 + 0.1 * done, "structures"))
         own, _ = _brought(p, kept, grid, volume.grid, lambda done: progress(0.7 + 0.3 * done, "own grid"))
     return Anatomy(labels, confidence, fine, own)
 
 
-def _found(volume: Volume, model: Model, progress: Progress) -> tuple[Tensor, Grid]:
+def _from_zero(volume: Volume) -> Tensor:
+    """The image (1, k, j, i), air about zero, so that what lies outside of it is air."""
+    floor = np.float32(np.quantile(volume.data.ravel()[::7], 0.005))
+    return torch.from_numpy(volume.data - floor)[None]
+
+
+def _found(data: Tensor, own: Grid, model: Model, progress: Progress) -> tuple[Tensor, Grid]:
     """Class probabilities (class, k, j, i) of a window about the brain, and its grid."""
-    floor = float(np.quantile(volume.data.ravel()[::7], 0.005))
-    data = torch.from_numpy(volume.data - np.float32(floor)).to(model.device)[None]
-    whole = resampling.upright(volume.grid, float(model.settings["spacing_mm"]))
-    image = resampling.sample(data, volume.grid, whole)[0]
+    whole = resampling.upright(own, float(model.settings["spacing_mm"]))
+    image = resampling.sample(data, own, whole)[0]
     middle = _middle_of_head(image, whole.spacing_mm[0])
     for step in range(PASSES):
         progress(0.1 + 0.3 * step / PASSES, "finding the brain")
@@ -188,6 +199,22 @@ def _found(volume: Volume, model: Model, progress: Progress) -> tuple[Tensor, Gr
     mirrored = _softmax(model.network(x.flip(-1))[0].float()).flip(-1)
     window = resampling.part(whole, start, (x.shape[2], x.shape[3], x.shape[4]))
     return p.add_(mirrored).div_(2), window
+
+
+def _by_intensity(p: Tensor, grid: Grid, data: Tensor, own: Grid, fine: Grid, model: Model) -> Tensor:
+    """The probabilities on ``fine`` after a mixture of Gaussians of which they are the prior saw the image there."""
+    prior = p.new_empty((p.shape[0], *fine.shape))
+    for first, last in resampling.slabs(fine.shape):
+        slab = resampling.part(fine, (first, 0, 0), (last - first, *fine.shape[1:]))
+        prior[:, first:last] = resampling.sample(p, grid, slab)
+    low, high = _percentiles(model)
+    image = normalised(resampling.sample(data, own, fine)[0], low, high)
+    return mixture.posterior(prior, image, mixture.Mixture(**model.settings["mixture"]))
+
+
+def _percentiles(model: Model) -> tuple[float, float]:
+    low, high = model.settings.get("percentiles", (0.5, 99.5))
+    return low / 100, high / 100
 
 
 def _middle_of_head(image: Tensor, spacing_mm: float) -> list[float]:
@@ -221,7 +248,7 @@ def _window(image: Tensor, middle: list[float], model: Model) -> tuple[tuple[int
     there = [slice(max(s, 0), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, image.shape, strict=True)]
     here = [slice(t.start - s, t.stop - s) for t, s in zip(there, start, strict=True)]
     x[here[0], here[1], here[2]] = image[there[0], there[1], there[2]]
-    low, high = (percentile / 100 for percentile in model.settings.get("percentiles", (0.5, 99.5)))
+    low, high = _percentiles(model)
     x = normalised(x, low, high)[None, None]
     return (start[0], start[1], start[2]), x.contiguous(memory_format=torch.channels_last_3d)
 

@@ -1,0 +1,99 @@
+"""A poor prior and the image itself: tissues by intensity, structures by place, lesions by what the prior says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model_zoo import mixture
+from model_zoo.mixture import GROUPS, Mixture
+from model_zoo.simulate import heads
+from model_zoo.structures import COUNT, STRUCTURES, number
+from model_zoo.training.anatomy import dice
+
+SHAPE = (64, 72, 64)
+
+
+def _scene(*, dark_tissue: bool = False, field: float = 0.0, lesion: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Prior (class, k, j, i): the truth, moved by two voxels and blurred; image in [0, 1]; the true structures."""
+    structure = heads.phantom(SHAPE, 3.0).structure.long()
+    truth = functional.one_hot(structure, COUNT + 1).movedim(-1, 0).float()
+    prior = heads.gaussian_blur_3d(truth.roll((2, 1), dims=(1, 2)), (2.0, 2.0, 2.0))
+    level = torch.full((COUNT + 1,), 0.05)
+    for g, names in enumerate(GROUPS):
+        level[[number(name) for name in names]] = 0.9 - 0.1 * g if not dark_tissue else 0.25 + 0.1 * g
+    image = level[structure]
+    if lesion:
+        image = torch.where(_lesion(prior), torch.tensor(0.05 if not dark_tissue else 1.0), image)
+    ramp = torch.linspace(-1, 1, SHAPE[1])[None, :, None]
+    image = image * (1 + field * ramp) + 0.02 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    return prior, image.clamp(0, 1), structure
+
+
+def _lesion(prior: Tensor) -> Tensor:
+    """In some slices what the prior takes for white matter almost surely."""
+    deep = prior[number("cerebral white matter")] > 0.95
+    deep[:34] = deep[37:] = False
+    return deep
+
+
+def _mean_dice(p: Tensor, truth: Tensor) -> float:
+    scores = dice(p.argmax(dim=0), truth)
+    return sum(scores.values()) / len(scores)
+
+
+def test_every_structure_is_in_one_group() -> None:
+    assert sorted(name for names in GROUPS for name in names) == sorted(s.name for s in STRUCTURES)
+
+
+@pytest.mark.parametrize("dark_tissue", [False, True], ids=["like T1w", "the other way round"])
+def test_the_image_corrects_a_prior_that_is_displaced(dark_tissue: bool) -> None:
+    prior, image, truth = _scene(dark_tissue=dark_tissue)
+    found = mixture.posterior(prior, image)
+    assert torch.allclose(found.sum(dim=0), torch.ones(SHAPE), atol=1e-4)
+    assert _mean_dice(found, truth) > _mean_dice(prior, truth) + 0.1
+    white = truth == number("cerebral white matter")
+    both = (found.argmax(dim=0) == number("cerebral white matter")) & white
+    assert both.sum() > 0.95 * white.sum()
+
+
+def test_a_smooth_field_is_found() -> None:
+    prior, image, truth = _scene(field=0.25)
+    assert _mean_dice(mixture.posterior(prior, image), truth) > _mean_dice(prior, truth) + 0.08
+    corrected = mixture.posterior(prior, image).argmax(dim=0)
+    without = mixture.posterior(prior, image / (1 + 0.25 * torch.linspace(-1, 1, SHAPE[1])[None, :, None])).argmax(
+        dim=0
+    )
+    assert (corrected == without).float().mean() > 0.97
+
+
+def test_a_lesion_that_looks_like_nothing_around_it_stays_what_the_prior_says() -> None:
+    prior, image, _ = _scene(lesion=True, dark_tissue=True)
+    lesion = _lesion(prior)
+    assert lesion.sum() > 50
+    found = mixture.posterior(prior, image).argmax(dim=0)
+    assert (found[lesion] == number("cerebral white matter")).float().mean() > 0.9
+
+
+def test_nothing_is_random_and_the_inputs_stay() -> None:
+    prior, image, _ = _scene()
+    before, seen = prior.clone(), image.clone()
+    assert torch.equal(mixture.posterior(prior, image), mixture.posterior(prior, image))
+    assert torch.equal(prior, before)
+    assert torch.equal(image, seen)
+
+
+def test_a_prior_that_knows_no_brain_stays_so() -> None:
+    prior = torch.zeros(COUNT + 1, *SHAPE)
+    prior[0] = 1
+    found = mixture.posterior(prior, torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)))
+    assert torch.isfinite(found).all()
+    assert (found.argmax(dim=0) == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"order": 0}, {"outlier": 0.0}, {"components": 0}])
+def test_a_mixture_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="a mixture has"):
+        Mixture(**wrong)
