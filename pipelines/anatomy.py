@@ -4,11 +4,8 @@ Input: ``head`` (:class:`pipelines.contract.Volume`), any contrast, orientation 
 Output: one segmentation of the 23 structures of ``model_zoo.structures`` on the image's own grid, their volumes in
 millilitres with those of brain and cranial cavity, and per structure the mean of the largest class probability.
 
-Model: bundle ``anatomy``, a 3D U-Net on a window of isotropic LPS voxels with the brain in its middle, whose 0.5th to
-99.5th percentile is 0 to 1, trained on simulation only after SynthSeg (Billot et al., Med. Image Anal. 86, 2023). The
-window is laid about the head first, then about the brain that was found. The mean over the image and its mirror image
-is taken: structures are bilateral. Where the bundle says so (``mixture``), its probabilities are then the prior of a
-mixture of Gaussians fitted to the image at 1 mm, which knows its contrast (``model_zoo.mixture``). Probabilities, not
+Model: bundle ``anatomy``, a 3D U-Net trained on simulation only after SynthSeg (Billot et al., Med. Image Anal. 86,
+2023), used as ``model_zoo.anatomy`` says; where the bundle holds a mixture it is fitted at 1 mm. Probabilities, not
 labels, are brought to the own grid, averaged over the extent of thick slices, and to isotropic 1 mm, where volumes are
 counted, so that they do not depend on the slices' thickness.
 """
@@ -24,11 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from scipy import ndimage
 from torch import Tensor
 
-from model_zoo import mixture
-from model_zoo.simulate.volumes import normalised
+from model_zoo.anatomy import by_intensity, find, keep_largest
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
 from pipelines.contract import (
@@ -57,12 +52,6 @@ HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "CEREB", "CRANI", "NEURO")
 """One of these must be in the body part, where one is stated."""
 SMALLEST_EXTENT_MM = 100.0
 LARGEST_SPACING_MM = 8.0
-CRANIUM_MM = 120.0
-"""From the vertex down: where the head is widest, and no neck."""
-VERTEX_TO_MIDDLE_MM = 82.0
-"""From the skin at the vertex to the middle of the brain's box."""
-CENTRED_MM = 6.0
-PASSES = 3
 LABEL_SPACING_MM = 1.0
 
 COLORS = MappingProxyType({
@@ -167,10 +156,7 @@ def segment(volume: Volume, model: Model, progress: Progress = lambda fraction, 
             progress(0.5, "tissue mixture")
             p, grid = _by_intensity(p, grid, data, volume.grid, fine, model), fine
         progress(0.6, "structures")
-        kept = _largest((p.argmax(dim=0) > 0).cpu().numpy())
-        outside = torch.from_numpy(~kept).to(p.device)
-        p[:, outside] = 0
-        p[0, outside] = 1
+        kept = keep_largest(p).cpu().numpy()
         labels, confidence = _brought(p, kept, grid, fine, lambda done: progress(0.6 + 0.1 * done, "structures"))
         own, _ = _brought(p, kept, grid, volume.grid, lambda done: progress(0.7 + 0.3 * done, "own grid"))
     return Anatomy(labels, confidence, fine, own)
@@ -186,19 +172,11 @@ def _found(data: Tensor, own: Grid, model: Model, progress: Progress) -> tuple[T
     """Class probabilities (class, k, j, i) of a window about the brain, and its grid."""
     whole = resampling.upright(own, float(model.settings["spacing_mm"]))
     image = resampling.sample(data, own, whole)[0]
-    middle = _middle_of_head(image, whole.spacing_mm[0])
-    for step in range(PASSES):
-        progress(0.1 + 0.3 * step / PASSES, "finding the brain")
-        start, x = _window(image, middle, model)
-        p = _softmax(model.network(x)[0].float())
-        brain = _middle_of_brain(p)
-        off = 0.0 if brain is None else max(abs(b + s - m) for b, s, m in zip(brain, start, middle, strict=True))
-        if brain is None or off * whole.spacing_mm[0] <= CENTRED_MM or step == PASSES - 1:
-            break
-        middle = [b + s for b, s in zip(brain, start, strict=True)]
-    mirrored = _softmax(model.network(x.flip(-1))[0].float()).flip(-1)
-    window = resampling.part(whole, start, (x.shape[2], x.shape[3], x.shape[4]))
-    return p.add_(mirrored).div_(2), window
+    try:
+        p, start = find(image, model, lambda done: progress(0.1 + 0.4 * done, "finding the brain"))
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    return p, resampling.part(whole, start, (p.shape[1], p.shape[2], p.shape[3]))
 
 
 def _by_intensity(p: Tensor, grid: Grid, data: Tensor, own: Grid, fine: Grid, model: Model) -> Tensor:
@@ -207,66 +185,7 @@ def _by_intensity(p: Tensor, grid: Grid, data: Tensor, own: Grid, fine: Grid, mo
     for first, last in resampling.slabs(fine.shape):
         slab = resampling.part(fine, (first, 0, 0), (last - first, *fine.shape[1:]))
         prior[:, first:last] = resampling.sample(p, grid, slab)
-    low, high = _percentiles(model)
-    image = normalised(resampling.sample(data, own, fine)[0], low, high)
-    return mixture.posterior(prior, image, mixture.Mixture(**model.settings["mixture"]))
-
-
-def _percentiles(model: Model) -> tuple[float, float]:
-    low, high = model.settings.get("percentiles", (0.5, 99.5))
-    return low / 100, high / 100
-
-
-def _middle_of_head(image: Tensor, spacing_mm: float) -> list[float]:
-    """Index (k, j, i) about which the brain should lie: below the vertex, between the sides of the cranium."""
-    bright = image > 0.15 * torch.quantile(image.flatten()[::31].float(), 0.98)
-    if not bright.any():
-        raise Refused("the image holds no object brighter than air")
-    _, vertex = _ends(bright, 0)
-    cranium = bright[max(round(vertex - CRANIUM_MM / spacing_mm), 0) : round(vertex) + 1]
-    return [vertex - VERTEX_TO_MIDDLE_MM / spacing_mm, *(sum(_ends(cranium, axis)) / 2 for axis in (1, 2))]
-
-
-def _middle_of_brain(p: Tensor) -> list[float] | None:
-    """Index (k, j, i) of the middle of the box of what is likeliest brain; None where nothing is."""
-    brain = torch.isin(p.argmax(dim=0), torch.tensor(BRAIN, device=p.device))
-    return [sum(_ends(brain, axis)) / 2 for axis in range(3)] if brain.any() else None
-
-
-def _ends(mask: Tensor, axis: int) -> tuple[float, float]:
-    """First and last index along ``axis`` of planes that hold at least a fiftieth of what the fullest one does."""
-    area = mask.float().sum(dim=tuple(a for a in range(3) if a != axis))
-    inside = torch.nonzero(area >= 0.02 * area.max())
-    return float(inside[0]), float(inside[-1])
-
-
-def _window(image: Tensor, middle: list[float], model: Model) -> tuple[tuple[int, int, int], Tensor]:
-    """First index (k, j, i) and values (1, 1, k, j, i) in [0, 1] of the network's window about ``middle``."""
-    shape = [int(n) for n in model.settings["shape"]]
-    start = [round(m - (n - 1) / 2) for m, n in zip(middle, shape, strict=True)]
-    x = image.new_zeros(shape)
-    there = [slice(max(s, 0), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, image.shape, strict=True)]
-    here = [slice(t.start - s, t.stop - s) for t, s in zip(there, start, strict=True)]
-    x[here[0], here[1], here[2]] = image[there[0], there[1], there[2]]
-    low, high = _percentiles(model)
-    x = normalised(x, low, high)[None, None]
-    return (start[0], start[1], start[2]), x.contiguous(memory_format=torch.channels_last_3d)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    """In place: there are many classes on many voxels."""
-    logits = logits.sub_(logits.amax(dim=0)).exp_()
-    return logits.div_(logits.sum(dim=0))
-
-
-def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part."""
-    parts, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return np.asarray(parts == sizes.argmax())
+    return by_intensity(prior, resampling.sample(data, own, fine)[0], model)
 
 
 def _brought(

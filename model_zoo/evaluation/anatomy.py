@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model_zoo.anatomy import by_intensity, find, keep_largest
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.registry import Model
 from model_zoo.simulate import anatomy, heads, sequences
@@ -78,50 +79,21 @@ class _Scored:
 
 
 def label(model: Model, image: Tensor) -> Tensor:
-    """Structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS, found on the model's lattice.
-
-    Probabilities, not labels, are brought back to 1 mm (trilinear).
-    """
+    """Structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS, as the pipeline finds them."""
     shrink = round(float(model.settings["spacing_mm"]))
-    shape = [n * shrink for n in model.settings["shape"]]
-    window, whole = _window(image, shape), torch.zeros(shape)
-    at = tuple(slice((n - (w.stop - w.start)) // 2, None) for n, w in zip(shape, window, strict=True))
-    inside = tuple(slice(a.start, a.start + w.stop - w.start) for a, w in zip(at, window, strict=True))
-    whole[inside] = image[window]
-    x = torch.nn.functional.avg_pool3d(whole[None, None], shrink)
-    with torch.no_grad(), torch.autocast(model.device.split(":")[0], dtype=torch.bfloat16):
-        logits = model.network(x.to(model.device))[0].float().cpu()
+    p, start = find(torch.nn.functional.avg_pool3d(image[None], shrink)[0].to(model.device), model)
+    p = torch.nn.functional.interpolate(p[None], scale_factor=shrink, mode="trilinear", align_corners=False)[0]
+    there, here = [], []
+    for s, n, size in zip((shrink * s for s in start), p.shape[1:], image.shape, strict=True):
+        low, high = max(s, 0), max(min(s + n, size), 0)
+        there.append(slice(low, high))
+        here.append(slice(low - s, high - s))
+    p = p[:, here[0], here[1], here[2]]
+    if "mixture" in model.settings:
+        p = by_intensity(p, image[tuple(there)].to(model.device), model)
+    keep_largest(p)
     found = torch.zeros_like(image, dtype=torch.uint8)
-    found[window] = _upsampled_argmax(logits.softmax(0), shrink)[inside]
-    return found
-
-
-def _window(image: Tensor, shape: Sequence[int]) -> tuple[slice, ...]:
-    """The part of ``image`` that fits into ``shape``: about the middle of what is bright, from the vertex down."""
-    bright = image > 0.15
-    parts = []
-    for axis, (n, wanted) in enumerate(zip(image.shape, shape, strict=True)):
-        share = bright.float().mean(dim=[a for a in range(3) if a != axis])
-        inside = torch.nonzero(share > 0.05 * share.max()).flatten()
-        low, high = int(inside[0]), int(inside[-1]) + 1
-        start = high + 8 - wanted if axis == 0 and high - low > wanted else (low + high - wanted) // 2
-        start = min(max(start, 0), max(0, n - wanted))
-        parts.append(slice(start, min(n, start + wanted)))
-    return tuple(parts)
-
-
-def _upsampled_argmax(p: Tensor, factor: int) -> Tensor:
-    """The likeliest class after trilinear interpolation of each class by ``factor``: uint8, one class at a time."""
-    best, found = None, torch.zeros([n * factor for n in p.shape[1:]], dtype=torch.uint8)
-    for c, share in enumerate(p):
-        fine = share[None, None]
-        if factor > 1:
-            fine = torch.nn.functional.interpolate(fine, scale_factor=factor, mode="trilinear", align_corners=False)
-        if best is None:
-            best = fine[0, 0].clone()
-            continue
-        found[fine[0, 0] > best] = c
-        best = torch.maximum(best, fine[0, 0])
+    found[tuple(there)] = p.argmax(dim=0).to(torch.uint8).cpu()
     return found
 
 

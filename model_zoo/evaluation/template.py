@@ -10,8 +10,9 @@ from torch import Tensor
 
 __all__ = ["masked_scan", "scans"]
 
+START_HEIGHTS_MM = (-24.0, 0.0, 24.0)
+START_SCALE = 0.9
 COLLECTIONS = ("ms-3t-t1-flair-mni", "ms-longitudinal-t1-flair")
-IN_TEMPLATE_SPACE = "ms-3t-t1-flair-mni"
 
 
 def scans(root: Path) -> list[Path]:
@@ -29,10 +30,7 @@ def masked_scan(path: Path, root: Path) -> tuple[Tensor, Tensor, Tensor]:
 
     image = _one_mm(sitk.DICOMOrient(sitk.ReadImage(str(path), sitk.sitkFloat32), "LPS"))
     t1, grey, white = (_template(root, name) for name in ("t1", "gm", "wm"))
-    if path.parents[1].name == IN_TEMPLATE_SPACE:
-        to_template: Any = sitk.Transform(3, sitk.sitkIdentity)
-    else:
-        to_template = _registered(image, t1)
+    to_template = _registered(image, t1)
     brain, tissue = (
         sitk.GetArrayFromImage(sitk.Resample(mask, image, to_template, sitk.sitkLinear, 0.0)) > 0.5
         for mask in (_filled(t1 > 0), (grey + white) / 255.0)
@@ -67,29 +65,51 @@ def _one_mm(image: Any) -> Any:
 
 
 def _registered(image: Any, template: Any) -> Any:
-    """Scan to template: rigid, then affine, by Mattes mutual information within the template's brain."""
+    """Scan to template: similarity from several heights, the best of them then affine, by Mattes mutual information.
+
+    Heads are smaller than the template, and fields of view end anywhere: hence the starts.
+    """
     import SimpleITK as sitk  # noqa: N813
 
-    start: Any = sitk.CenteredTransformInitializer(
-        template, image, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.GEOMETRY
+    centres = (
+        sitk.CenteredTransformInitializer(
+            sitk.Cast(template > 0, sitk.sitkFloat32),
+            sitk.Cast(sitk.OtsuThreshold(image, 0, 1), sitk.sitkFloat32),
+            sitk.Similarity3DTransform(),
+            sitk.CenteredTransformInitializerFilter.GEOMETRY,
+        )
+        for _ in START_HEIGHTS_MM
     )
-    near_brain = sitk.BinaryDilate(sitk.Cast(template > 0, sitk.sitkUInt8), (6, 6, 6))
-    for kind in (start, sitk.AffineTransform(3)):
-        if isinstance(kind, sitk.AffineTransform):
-            kind.SetMatrix(start.GetMatrix())
-            kind.SetTranslation(start.GetTranslation())
-            kind.SetCenter(start.GetCenter())
-        registration = sitk.ImageRegistrationMethod()
-        registration.SetMetricAsMattesMutualInformation(32)
-        registration.SetMetricFixedMask(near_brain)
-        registration.SetMetricSamplingStrategy(registration.REGULAR)
-        registration.SetMetricSamplingPercentage(0.1)
-        registration.SetInterpolator(sitk.sitkLinear)
-        registration.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, 120)
-        registration.SetOptimizerScalesFromPhysicalShift()
-        registration.SetShrinkFactorsPerLevel([4, 2])
-        registration.SetSmoothingSigmasPerLevel([4.0, 2.0])
-        registration.SetInitialTransform(kind, inPlace=True)
-        registration.Execute(template, image)
-        start = kind
-    return start.GetInverse()
+    starts = []
+    for height_mm, start in zip(START_HEIGHTS_MM, centres, strict=True):
+        similarity = sitk.Similarity3DTransform(start)
+        x, y, z = similarity.GetTranslation()
+        similarity.SetTranslation((x, y, z + height_mm))
+        similarity.SetScale(START_SCALE)
+        starts.append((_improve(similarity, image, template, shrink=(8,)), similarity))
+    best = min(starts, key=lambda found: found[0])[1]
+    affine = sitk.AffineTransform(3)
+    affine.SetCenter(best.GetCenter())
+    affine.SetMatrix(best.GetMatrix())
+    affine.SetTranslation(best.GetTranslation())
+    _improve(affine, image, template, shrink=(4, 2))
+    return affine.GetInverse()
+
+
+def _improve(transform: Any, image: Any, template: Any, shrink: tuple[int, ...]) -> float:
+    """Optimise ``transform`` (template to scan) in place; the metric, of which less is better."""
+    import SimpleITK as sitk  # noqa: N813
+
+    registration = sitk.ImageRegistrationMethod()
+    registration.SetMetricAsMattesMutualInformation(32)
+    registration.SetMetricFixedMask(sitk.BinaryDilate(sitk.Cast(template > 0, sitk.sitkUInt8), (4, 4, 4)))
+    registration.SetMetricSamplingStrategy(registration.REGULAR)
+    registration.SetMetricSamplingPercentage(0.1 if min(shrink) < 8 else 1.0)
+    registration.SetInterpolator(sitk.sitkLinear)
+    registration.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100)
+    registration.SetOptimizerScalesFromPhysicalShift()
+    registration.SetShrinkFactorsPerLevel(shrink)
+    registration.SetSmoothingSigmasPerLevel([n / 2 for n in shrink])
+    registration.SetInitialTransform(transform, inPlace=True)
+    registration.Execute(template, image)
+    return float(registration.GetMetricValue())

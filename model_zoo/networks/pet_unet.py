@@ -1,7 +1,9 @@
 """The network behind MRI to PET: two tracers' noisy images, the T1w and anatomy in; their clean images out.
 
-The volume part is a ``VolumeUNet``. Covariates reach it twice: as tokens for its cross-attention and, with the time, in
-the vector that scales its features. A second, small head tells how uncertain each structure's mean still is.
+An image is each structure's level, painted by its map, plus what a ``VolumeUNet`` adds. Levels, and how uncertain they
+still are, come from a small head that sees the covariates, the time, and every structure's size and mean of x_t: what a
+posterior mean mostly depends on. Covariates reach the volume part twice: as tokens for its cross-attention and, with
+the time, in the vector that scales its features.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class PetUNet(nn.Module):
         blocks: int = 1,
         unshuffle: int = 2,
         width: int = 64,
+        refine: int = 16,
     ) -> None:
         super().__init__()
         self.tissues = [list(indices) for indices in tissues]
@@ -52,14 +55,15 @@ class PetUNet(nn.Module):
         self.read = nn.Sequential(nn.Linear(token_width, width), nn.SiLU(), nn.Linear(width, width))
         self.volume = VolumeUNet(
             tracers + 1 + len(self.tissues), tracers, channels, blocks, unshuffle, embedding=width, tokens=width,
-            maps=structures,
+            maps=structures, norm="soft", refine=refine,
         )  # fmt: skip
-        self.doubt = nn.Sequential(
-            nn.Linear(known, width),
+        seen = known + structures * (1 + tracers)
+        self.levels = nn.Sequential(
+            nn.Linear(seen, 2 * width),
             nn.SiLU(),
-            nn.Linear(width, width),
+            nn.Linear(2 * width, 2 * width),
             nn.SiLU(),
-            nn.Linear(width, tracers * structures),
+            nn.Linear(2 * width, 2 * tracers * structures),
         )
         self.stride = self.volume.stride
 
@@ -69,8 +73,20 @@ class PetUNet(nn.Module):
         known = torch.cat([_time(eta, quiet), tokens.flatten(1)], dim=1)
         tissue = [maps[:, indices].sum(dim=1, keepdim=True) for indices in self.tissues]
         image = self.volume(torch.cat([x, y0, *tissue], dim=1), self.embed(known), self.read(tokens), maps)
-        log_sd = self.doubt(known).unflatten(1, (self.tracers, self.structures))
-        return image, log_sd.float().clamp(*LOG_SD)
+        with torch.autocast(x.device.type, enabled=False):
+            found = self.levels(torch.cat([known, _summary(x, maps)], dim=1))
+            level, log_sd = found.unflatten(1, (2, self.tracers, self.structures)).unbind(1)
+            image = image.float() + torch.einsum("bcs,bs...->bc...", level, maps)
+        return image, log_sd.clamp(*LOG_SD)
+
+
+def _summary(x: Tensor, maps: Tensor) -> Tensor:
+    """Each structure's share of the brain times their number, and its mean of every channel of x: (b, s (1 + c))."""
+    inside = maps.flatten(2)
+    volume = inside.sum(dim=2)
+    share = volume * (volume.shape[1] / volume.sum(dim=1, keepdim=True).clamp(min=1.0))
+    means = torch.einsum("bsv,bcv->bcs", inside, x.flatten(2)) / volume.clamp(min=1.0)[:, None]
+    return torch.cat([share, means.flatten(1)], dim=1)
 
 
 def _time(eta: Tensor, quiet: Tensor) -> Tensor:

@@ -144,7 +144,8 @@ class VolumeUNet(nn.Module):
 
     ``channels``: width of each level; ``blocks``: residual blocks per level on the way down and again on the way up;
     ``unshuffle``: 2 makes the first level work on half the lattice (space to depth), and ``refine`` channels of it then
-    meet the input on the full one, so that edges lie where the image has them. ``embedding``, ``tokens`` and ``maps``:
+    meet the input on the full one, so that edges lie where the image has them. ``coarsen``: how many times coarser than
+    the input's the output's lattice is, at most ``unshuffle``. ``embedding``, ``tokens`` and ``maps``:
     sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel", "soft" or
     "group".
     ``coordinates``: the first level is told where it is, from the centre of the volume. ``recompute`` trades time for
@@ -158,6 +159,7 @@ class VolumeUNet(nn.Module):
         channels: Sequence[int] = (16, 32, 64, 128),
         blocks: int = 1,
         unshuffle: int = 1,
+        coarsen: int = 1,
         embedding: int = 0,
         tokens: int = 0,
         maps: int = 0,
@@ -168,8 +170,10 @@ class VolumeUNet(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        if unshuffle % coarsen or (refine and coarsen > 1):
+            raise ValueError(f"no output {coarsen} times coarser with unshuffle={unshuffle} and refine={refine}")
         self.stride = unshuffle * 2 ** (len(channels) - 1)
-        self.unshuffle = unshuffle
+        self.unshuffle, self.reshuffle = unshuffle, unshuffle // coarsen
         self.recompute = recompute
         deepest = len(channels) - 2
 
@@ -190,7 +194,7 @@ class VolumeUNet(nn.Module):
         self.middle = level(channels[-1], len(channels) - 1, 2 * blocks)
         self.attention = _TokenAttention(channels[-1], tokens) if tokens else None
         self.last_norm = _norm(norm, channels[0])
-        self.last = nn.Conv3d(channels[0], unshuffle**3 * (refine or out_channels), 1)
+        self.last = nn.Conv3d(channels[0], self.reshuffle**3 * (refine or out_channels), 1)
         self.refine = _Refinement(in_channels, refine, out_channels) if refine else None
 
     def forward(
@@ -214,7 +218,7 @@ class VolumeUNet(nn.Module):
         for level, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
             skip, c = skips.pop()
             h = self._run(level, skip + depth_to_space(grow(h), 2), c)
-        found = depth_to_space(self.last(functional.silu(self.last_norm(h))), self.unshuffle)
+        found = depth_to_space(self.last(functional.silu(self.last_norm(h))), self.reshuffle)
         return found if self.refine is None else self.refine(found, x)
 
     def _middle(self, h: Tensor, c: _Conditions, tokens: Tensor | None) -> Tensor:

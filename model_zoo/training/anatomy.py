@@ -1,8 +1,13 @@
 """Recipe ``anatomy``: structures of the head from an image of any MR contrast and resolution, after SynthSeg.
 
-Data: crops of random heads (``simulate.heads``) with random contrast, resolution and noise (``simulate.volumes``), so
-that no sequence is special (Billot et al., Med. Image Anal. 86, 2023); or a user's label volumes with or without an
-image. Loss: cross-entropy plus one minus the mean soft Dice of the structures present.
+Data: random heads (``simulate.heads``) with random contrast, resolution and noise (``simulate.volumes``), so that no
+sequence is special (Billot et al., Med. Image Anal. 86, 2023); or a user's label volumes with or without an image.
+
+The network learns where structures lie, on a lattice coarser than the image's: what share of each voxel belongs to
+which. How bright each is and where exactly its edge lies the image itself tells afterwards (``model_zoo.mixture``).
+Loss: cross-entropy with these shares plus one minus their mean soft Dice over the structures present. Cross-entropy is
+first balanced between structures, without which the small ones are not found for thousands of steps, and ends nearly
+unbalanced, so that what comes out is a probability.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.networks.volume_unet import VolumeUNet, space_to_depth
 from model_zoo.simulate.anatomy import TISSUES
 from model_zoo.simulate.heads import Head, Variation
 from model_zoo.simulate.volumes import contrast_agnostic, normalised
@@ -24,6 +29,10 @@ from model_zoo.training.cohort import Cohort
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "dice"]
+
+UNSHUFFLE = 4
+BALANCED_SHARE = 0.75
+"""Of the training, after which the balance of cross-entropy stays at its last power."""
 
 TISSUE_OF = {
     "cerebral white matter": "white matter",
@@ -40,8 +49,9 @@ TISSUE_OF = {
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration(recipe.Configuration):
-    """``channels``, ``blocks``: of the network, the first level at twice ``spacing_mm``; ``shape``: its field of view
-    in voxels, which holds a whole head; ``shift_mm``: how far the brain lies off its centre at most.
+    """``channels``, ``blocks``: of the network, the first level at four times ``spacing_mm``, its output at ``coarsen``
+    times; ``shape``: its field of view in voxels, which holds a whole head; ``shift_mm``: how far the brain lies off
+    its centre at most; ``balance``: power of a structure's size that divides its weight, at first and at last.
     """
 
     channels: tuple[int, ...]
@@ -49,21 +59,22 @@ class Configuration(recipe.Configuration):
     shape: tuple[int, int, int]
     spacing_mm: float
     shift_mm: float = 12.0
-    refine: int = 8
+    coarsen: int = 2
+    balance: tuple[float, float] = (0.75, 0.25)
     dice_weight: float = 1.0
 
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 128, 128), blocks=1, shape=(80, 112, 80), spacing_mm=2.0, steps=5000, batch=1,
-        learning_rate=5e-3, warmup=100, ema=0.997, checkpoint_every=250,
+        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=8500, batch=1,
+        learning_rate=3e-3, warmup=50, ema=0.995, checkpoint_every=250, validate_every=500,
     ),
     "gpu": Configuration(
-        channels=(32, 64, 128, 160), blocks=1, shape=(160, 224, 160), spacing_mm=1.0, steps=8000, batch=2,
-        learning_rate=1e-3, ema=0.998, workers=14, checkpoint_every=500,
+        channels=(64, 112, 144, 144), blocks=1, shape=(160, 224, 160), spacing_mm=1.0, steps=16000, batch=2,
+        learning_rate=2e-3, ema=0.998, workers=14, checkpoint_every=500,
     ),
     "smoke": Configuration(
-        channels=(8, 8), blocks=1, refine=4, shape=(32, 32, 32), spacing_mm=6.0, steps=6, batch=1, learning_rate=1e-3,
+        channels=(8, 8), blocks=1, shape=(32, 32, 32), spacing_mm=6.0, steps=6, batch=1, learning_rate=1e-3,
         warmup=2, checkpoint_every=3,
     ),
 }  # fmt: skip
@@ -72,8 +83,9 @@ CONFIGURATIONS = {
 def make_network(c: Configuration) -> nn.Module:
     """One image in, logits of background and structures out."""
     return VolumeUNet(
-        1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=2, norm="group", coordinates=True, refine=c.refine
-    )
+        1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=UNSHUFFLE, coarsen=c.coarsen, norm="group",
+        coordinates=True,
+    )  # fmt: skip
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -114,21 +126,30 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
 
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Cross-entropy, structures weighted by their size to the power of -3/4, + w (1 - mean soft Dice)."""
-    logits = network(drawn["image"]).float()
-    target = drawn["structure"]
-    log_p = functional.log_softmax(logits, dim=1)
-    size = torch.bincount(target.flatten(), minlength=COUNT + 1).to(logits)
-    weight = (size + 50) ** (-3 / 4)
-    return functional.nll_loss(log_p, target, weight=weight) + c.dice_weight * (1 - _soft_dice(log_p.exp(), target))
+    """Balanced cross-entropy with the shares of structures + w (1 - mean soft Dice)."""
+    log_p = functional.log_softmax(network(drawn["image"]).float(), dim=1)
+    shares = _shares(drawn["structure"], c.coarsen)
+    size = shares.sum(dim=(0, 2, 3, 4))
+    first, last = c.balance
+    power = first + (last - first) * min(1.0, float(drawn["progress"]) / BALANCED_SHARE)
+    weight = (size + 50) ** -power
+    weight = weight / (weight * size).sum()
+    cross_entropy = -(log_p * shares * weight[:, None, None, None]).sum()
+    return cross_entropy + c.dice_weight * (1 - _soft_dice(log_p.exp(), shares))
 
 
-def _soft_dice(p: Tensor, target: Tensor) -> Tensor:
-    """Mean over structures that are present of 2 sum(p g) / (sum(p) + sum(g)), background left out."""
-    g = torch.zeros_like(p).scatter_(1, target[:, None], 1.0)
-    volume = g.sum(dim=(0, 2, 3, 4))
-    both = (p * g).sum(dim=(0, 2, 3, 4))
-    score = 2 * both / (p.sum(dim=(0, 2, 3, 4)) + volume).clamp(min=1)
+def _shares(structure: Tensor, coarsen: int) -> Tensor:
+    """What part of each block of ``coarsen``^3 voxels is which structure: (b, k, j, i) -> (b, structures, k', ...)."""
+    b, *shape = structure.shape
+    blocks = space_to_depth(structure[:, None], coarsen)
+    found = torch.zeros(b, COUNT + 1, *(n // coarsen for n in shape), device=structure.device)
+    return found.scatter_add_(1, blocks, torch.full_like(blocks, 1 / coarsen**3, dtype=found.dtype))
+
+
+def _soft_dice(p: Tensor, shares: Tensor) -> Tensor:
+    """Mean over structures that are present of 2 sum min(p, g) / sum (p + g), background left out."""
+    volume = shares.sum(dim=(0, 2, 3, 4))
+    score = 2 * torch.minimum(p, shares).sum(dim=(0, 2, 3, 4)) / (p.sum(dim=(0, 2, 3, 4)) + volume).clamp(min=1)
     present = volume > 0
     present[0] = False
     return score[present].mean() if bool(present.any()) else score.new_ones(())
@@ -145,14 +166,14 @@ def dice(found: Tensor, truth: Tensor) -> dict[int, float]:
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
-    """Mean Dice over structures on eight crops, and that of white matter, cortex region and hippocampus."""
+    """On the network's own lattice: mean Dice over structures of eight heads, and that of some structures."""
     generator = seeded(c.seed, 10**9)
     scores: list[dict[int, float]] = []
     for _ in range(8):
         drawn = batch(c, source, generator)
         device = next(network.parameters()).device
         found = network(drawn["image"].to(device)).argmax(1).cpu()
-        scores.append(dice(found[0], drawn["structure"][0]))
+        scores.append(dice(found[0], _shares(drawn["structure"], c.coarsen).argmax(1)[0]))
     metrics = {"dice": sum(sum(s.values()) / max(1, len(s)) for s in scores) / len(scores)}
     for name in ("cerebral white matter", "frontal cortex", "hippocampus"):
         values = [s[number(name)] for s in scores if number(name) in s]
@@ -169,15 +190,16 @@ def inference(c: Configuration) -> dict[str, Any]:
             "out_channels": COUNT + 1,
             "channels": list(c.channels),
             "blocks": c.blocks,
-            "unshuffle": 2,
+            "unshuffle": UNSHUFFLE,
+            "coarsen": c.coarsen,
             "norm": "group",
             "coordinates": True,
-            "refine": c.refine,
         },
         "spacing_mm": c.spacing_mm,
         "shape": list(c.shape),
         "structures": COUNT,
         "percentiles": [0.5, 99.5],
+        "mixture": {"power": 0.75},
     }
 
 

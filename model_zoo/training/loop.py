@@ -182,14 +182,15 @@ def _restore(run: _Run, path: Path, data: str, resume: bool) -> int:
 
 
 class _Batches(Dataset[dict[str, Tensor]]):
-    """The batch of every step, by its number."""
+    """The batch of every step, by its number, with ``progress``: the share of steps done before it."""
 
     def __init__(self, run: _Run, source: Source) -> None:
         self.recipe, self.c, self.source, self.world = run.recipe, run.c, source, run.world
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         device = self.world.device if self.c.draw_on_device else "cpu"
-        return self.recipe.batch(self.c, self.source, seeded(*self.world.key(self.c.seed, step), device=device))
+        drawn = self.recipe.batch(self.c, self.source, seeded(*self.world.key(self.c.seed, step), device=device))
+        return drawn | {"progress": torch.tensor(step / self.c.steps)}
 
 
 def _batches(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor]]:

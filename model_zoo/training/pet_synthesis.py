@@ -80,8 +80,8 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(48, 96, 128), blocks=1, spacing_mm=3.0, shape=(56, 72, 56), steps=800, batch=4, patients=4,
-        learning_rate=1.5e-3, warmup=50, ema=0.99, checkpoint_every=50, validate_every=250,
+        channels=(48, 96, 128), blocks=1, spacing_mm=3.0, shape=(56, 72, 56), steps=1300, batch=4, patients=4,
+        learning_rate=2e-3, warmup=50, ema=0.99, checkpoint_every=50, validate_every=250,
     ),
     "gpu": Configuration(
         channels=(48, 96, 144), blocks=2, spacing_mm=2.0, shape=(96, 112, 96), steps=12000, batch=8, patients=4,

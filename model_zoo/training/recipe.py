@@ -156,8 +156,8 @@ class Recipe(Generic[C]):
 
     ``make_network(c)``: the untrained network; the loop has seeded torch before.
     ``batch(c, source, generator)``: tensors of one step, on the generator's device.
-    ``loss(network, batch, c)``: a scalar, called under autocast with the batch on the network's device; torch's own
-    generator is seeded per step, for dropout.
+    ``loss(network, batch, c)``: a scalar, called under autocast with the batch on the network's device, to which the
+    loop adds ``progress``, the share of steps done; torch's own generator is seeded per step, for dropout.
     ``validate(network, c, source)``: numbers for the log and the metadata, called in evaluation mode under autocast
     and without gradients, with the averaged weights in place.
     ``inference(c)``: the content of ``configs/inference.json``: ``network_def`` with ``_target_`` and arguments, and
