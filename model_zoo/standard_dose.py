@@ -7,9 +7,9 @@ between the low-dose image and blurred copies of it before it adds a residual:
     amplitude A = nu (S_2 + 0.01)^0.7,    mean = sum_n w_n S_n + A r,    scale of the Laplace density b = A exp(s)
 
 with S_0 = x_L, S_n the copies blurred by Gaussians of 1, 2 and 4 voxels sd, nu the median of |x_L - S_2| / (S_2 +
-0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs, smoothed by (1, 2, 1) / 4 along each
-axis. Conditions: log dose fraction, ln nu, voxel size; region maps where there are any. The standard deviation
-reported is that of the Laplace density, sqrt(2) b, and refers to the noise-free image at the same resolution.
+0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs. Conditions: log dose fraction, ln nu,
+voxel size; region maps where there are any. The standard deviation reported is that of the Laplace density, sqrt(2) b,
+and refers to the noise-free image at the same resolution.
 """
 
 from __future__ import annotations
@@ -85,20 +85,10 @@ def _embedding(dose: Tensor, nu: Tensor, spacing_mm: Tensor) -> Tensor:
 
 def interpret(output: Tensor, copies: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
     """``(mean, s)`` from the network's output (b, 6, k, j, i): mean in units of ``copies``, b = amplitude exp(s)."""
-    output = _binomial(output.float())
+    output = output.float()
     weights = torch.softmax(output[:, 2:], dim=1)
     mean = (weights * copies).sum(dim=1, keepdim=True) + amplitude * output[:, :1]
     return mean, output[:, 1:2].clamp(*_LOG_B)
-
-
-def _binomial(x: Tensor) -> Tensor:
-    """(1, 2, 1) / 4 along each axis, edges repeated: takes out the alternation of voxels that space to depth leaves."""
-    for axis in (-3, -2, -1):
-        n = x.shape[axis]
-        first, last = x.narrow(axis, 0, 1), x.narrow(axis, n - 1, 1)
-        wide = torch.cat([first, x, last], dim=axis)
-        x = 0.5 * x + 0.25 * (wide.narrow(axis, 0, n) + wide.narrow(axis, 2, n))
-    return x
 
 
 @torch.no_grad()

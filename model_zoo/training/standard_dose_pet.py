@@ -52,6 +52,7 @@ class Configuration(recipe.Configuration):
     channels: tuple[int, ...]
     blocks: int
     patch: int
+    refine: int = 16
     spacings_mm: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5, 4.0)
     patches_per_object: int = 2
     brains: float = 0.5
@@ -69,7 +70,7 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 128), blocks=1, patch=32, steps=1800, batch=8, patches_per_object=4, learning_rate=2e-3,
+        channels=(32, 64, 128), blocks=1, patch=32, steps=2000, batch=8, patches_per_object=4, learning_rate=2e-3,
         warmup=40, ema=0.995, checkpoint_every=50, validate_every=300,
     ),
     "gpu": Configuration(
@@ -86,8 +87,9 @@ CONFIGURATIONS = {
 def make_network(c: Configuration) -> nn.Module:
     """Bands of the low dose in, residual, log scale and blend out; dose as embedding, region maps if there are any."""
     return VolumeUNet(
-        IN_CHANNELS, OUT_CHANNELS, c.channels, c.blocks, unshuffle=2, embedding=EMBEDDING, maps=len(REGIONS)
-    )
+        IN_CHANNELS, OUT_CHANNELS, c.channels, c.blocks, unshuffle=2, embedding=EMBEDDING, maps=len(REGIONS),
+        norm="soft", refine=c.refine,
+    )  # fmt: skip
 
 
 def random_brain(
@@ -315,6 +317,8 @@ def inference(c: Configuration) -> dict[str, Any]:
             "channels": list(c.channels),
             "blocks": c.blocks,
             "unshuffle": 2,
+            "norm": "soft",
+            "refine": c.refine,
             "embedding": EMBEDDING,
             "maps": len(REGIONS),
         },
