@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_zoo.simulate.pet.projector import FWHM, blur
+from model_zoo import similarity
 
 __all__ = ["bias_percent", "nrmse", "psnr_db", "ssim", "suv_peak"]
 
 
 def psnr_db(x: Tensor, reference: Tensor, inside: Tensor) -> float:
-    """20 log10(peak / RMSE) with the reference's maximum as peak and the error over the voxels ``inside``."""
-    rmse = float((x - reference)[inside].square().mean().sqrt())
-    return 20 * math.log10(float(reference.max()) / max(rmse, 1e-12))
+    """``similarity.psnr`` over the voxels ``inside``, the reference's maximum as data range."""
+    return similarity.psnr(x, reference, float(reference.max()), inside)
 
 
 def nrmse(x: Tensor, reference: Tensor, inside: Tensor) -> float:
@@ -25,20 +24,8 @@ def nrmse(x: Tensor, reference: Tensor, inside: Tensor) -> float:
 
 
 def ssim(x: Tensor, reference: Tensor, inside: Tensor) -> float:
-    """Structural similarity (Wang et al. 2004), Gaussian window of 1.5 voxels, data range: the reference's maximum.
-
-    Mean over the voxels ``inside``.
-    """
-
-    def mean(v: Tensor) -> Tensor:
-        return blur(v, 1.5 * FWHM, (1.0, 1.0, 1.0), normalised=True)
-
-    c1, c2 = ((k * float(reference.max())) ** 2 for k in (0.01, 0.03))
-    m, n = mean(x), mean(reference)
-    covariance = mean(x * reference) - m * n
-    variances = mean(x * x) - m * m + mean(reference * reference) - n * n
-    index = (2 * m * n + c1) * (2 * covariance + c2) / ((m * m + n * n + c1) * (variances + c2))
-    return float(index[inside].mean())
+    """``similarity.ssim`` over the voxels ``inside``, the reference's maximum as data range."""
+    return similarity.ssim(x, reference, float(reference.max()), inside)
 
 
 def bias_percent(x: Tensor, reference: Tensor, inside: Tensor) -> float:
