@@ -1,8 +1,11 @@
 """From FLAIR (and T1w) to double inversion recovery: scales, what the network's channels mean, and its uncertainty.
 
 Inputs are in units of the normal-appearing white matter's median, the output DIR in units of grey matter (white matter
-and CSF are nulled): 1 is normal cortex. One network predicts the DIR directly, its uncertainty and the lesions, and
-physical maps from which the signal equation renders a DIR of any inversion times (model specification, 1.3 and 7.3).
+and CSF are nulled): 1 is normal cortex. What a DIR shows of each tissue is known before it is acquired, so that the
+tissues of the very examination say how its FLAIR and T1w, of whatever protocol, become DIR: the quadratic polynomial
+that brings them there is the first guess. One network predicts what is to be added to it, its uncertainty and the
+lesions, and physical maps from which the signal equation renders a DIR of any inversion times (model specification, 1.3
+and 7.3).
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo.networks.volume_unet import dropout_active
+from model_zoo.simulate.anatomy import tissue_of
 from model_zoo.simulate.mr import TissueParameters
-from model_zoo.simulate.sequences import Sequence
+from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
+from model_zoo.simulate.sequences import Dir, Sequence
+from model_zoo.structures import STRUCTURES
 
 __all__ = [
     "CHANNELS",
@@ -26,6 +32,7 @@ __all__ = [
     "Output",
     "SyntheticDir",
     "decoded",
+    "first_guess",
     "inputs",
     "log_maps",
     "predict",
@@ -37,6 +44,7 @@ __all__ = [
 CLIP = 4.0
 CHANNELS = ("dir", "log_b", "log_pd", "log_t1_s", "log_t2_100ms", "lesion")
 LOG_B = (-5.0, 1.0)
+FEWEST_VOXELS = 1000
 
 
 @dataclass(frozen=True)
@@ -82,20 +90,51 @@ def scaled(image: Tensor, level: float) -> Tensor:
     return (image / level).clamp(0.0, CLIP)
 
 
-def inputs(flair: Tensor, t1w: Tensor | None) -> Tensor:
-    """Channels (b, 3, k, j, i) from scaled volumes (b, k, j, i): FLAIR, T1w (0 where missing), whether there is one.
+def first_guess(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> Tensor:
+    """The quadratic polynomial of FLAIR (and T1w) nearest to what a DIR shows of the tissues, in [0, 2].
+
+    Scaled volumes (k, j, i); ``structure``: numbers of ``model_zoo.structures``, 0 outside. Zero where there is no
+    brain to speak of.
+    """
+    f, inside = flair.double(), structure > 0
+    terms = [torch.ones_like(f), f, f * f]
+    if t1w is not None:
+        t = t1w.double()
+        terms += [t, t * t, f * t]
+    if int(inside.sum()) < FEWEST_VOXELS:
+        return torch.zeros_like(flair)
+    A = torch.stack([term[inside] for term in terms], dim=1)
+    shown = _shown(structure.device)[structure[inside].long()]
+    normal = A.T @ A / len(A) + 1e-6 * torch.eye(len(terms), dtype=A.dtype, device=A.device)
+    weights = torch.linalg.solve(normal, A.T @ shown / len(A))
+    guess = sum((w * term for w, term in zip(weights, terms, strict=True)), torch.zeros_like(f))
+    return guess.clamp(0.0, 2.0).to(flair.dtype)
+
+
+def _shown(device: torch.device) -> Tensor:
+    """What DIR that nulls white matter and CSF shows of each structure, grey matter being 1; by structure number."""
+    p = TissueParameters.table()
+    white, csf, grey = (tissue_of(name) for name in ("cerebral white matter", "csf", "frontal cortex"))
+    signal = Dir.nulling(DIR_TR_MS, float(p.t1_ms[white]), float(p.t1_ms[csf]), DIR_TE_MS).signal(p).abs()
+    found = [0.0] + [float(signal[tissue_of(s.name)] / signal[grey]) for s in STRUCTURES]
+    return torch.tensor(found, dtype=torch.float64, device=device)
+
+
+def inputs(flair: Tensor, t1w: Tensor | None, guess: Tensor) -> Tensor:
+    """Channels (b, 4, k, j, i) from scaled volumes (b, k, j, i): FLAIR, T1w (0 where missing), whether there is one,
+    and the first guess.
 
     Images enter as 3 (x - 1): white matter at 0, grey matter and lesions about 1 away from it.
     """
-    if t1w is None:
-        return torch.stack([3 * (flair - 1), torch.zeros_like(flair), torch.zeros_like(flair)], dim=1)
-    return torch.stack([3 * (flair - 1), 3 * (t1w - 1), torch.ones_like(flair)], dim=1)
+    second = torch.zeros_like(flair) if t1w is None else 3 * (t1w - 1)
+    present = torch.full_like(flair, 0.0 if t1w is None else 1.0)
+    return torch.stack([3 * (flair - 1), second, present, guess], dim=1)
 
 
-def decoded(channels: Tensor) -> Output:
-    """The network's (b, 6, k, j, i) as what it means."""
+def decoded(channels: Tensor, x: Tensor) -> Output:
+    """The network's (b, 6, k, j, i) for ``x``, the ``inputs``, as what it means."""
     y = channels.float()
-    return Output(y[:, 0:1], y[:, 1:2].clamp(*LOG_B), y[:, 2:5].clamp(-4, 4), y[:, 5:6])
+    return Output(y[:, 0:1] + x[:, 3:4], y[:, 1:2].clamp(*LOG_B), y[:, 2:5].clamp(-4, 4), y[:, 5:6])
 
 
 def log_maps(p: TissueParameters) -> Tensor:
@@ -115,6 +154,7 @@ def predict(
     network: nn.Module,
     flair: Tensor,
     t1w: Tensor | None,
+    structure: Tensor,
     *,
     passes: int = 20,
     turned: bool = False,
@@ -123,13 +163,16 @@ def predict(
 ) -> SyntheticDir:
     """Mean and spread over ``passes`` with dropout active and all else in evaluation mode (Gal & Ghahramani 2016).
 
-    ``flair`` and ``t1w``: scaled volumes (k, j, i) of one grid. ``turned``: each pass sees another flip (test-time
-    augmentation). Variances by Welford's recurrence with 1 / (N - 1). One pass is without dropout, its epistemic sd 0.
-    ``generator``: seeds the dropout. Raises ValueError unless ``passes`` >= 1.
+    ``flair`` and ``t1w``: scaled volumes (k, j, i) of one grid, ``structure`` its anatomy. ``turned``: each pass sees
+    another flip (test-time augmentation). Variances by Welford's recurrence with 1 / (N - 1). One pass is without
+    dropout, its epistemic sd 0. ``generator``: seeds the dropout. Raises ValueError unless ``passes`` >= 1.
     """
     if passes < 1:
         raise ValueError(f"{passes} passes")
-    x, crop = _padded(inputs(flair[None], None if t1w is None else t1w[None]), int(getattr(network, "stride", 1)))
+    guess = first_guess(flair, t1w, structure)
+    x, crop = _padded(
+        inputs(flair[None], None if t1w is None else t1w[None], guess[None]), int(getattr(network, "stride", 1))
+    )
     seed = int(torch.randint(2**62, (1,), generator=generator or torch.Generator().manual_seed(0)))
     network.eval()
     dropout_active(network, passes > 1)
@@ -147,7 +190,7 @@ def _passes(network: nn.Module, x: Tensor, passes: int, turned: bool, bf16: bool
         axes = flips[n % len(flips)] if turned else ()
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
             y = network(x.flip(axes))
-        yield decoded(y.flip(axes))
+        yield decoded(y.flip(axes), x)
 
 
 def _gathered(outputs: Iterator[Output], passes: int) -> tuple[Tensor, ...]:

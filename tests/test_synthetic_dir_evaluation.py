@@ -23,7 +23,7 @@ def case() -> dir_cases.Case:
 
 def _model() -> Model:
     torch.manual_seed(0)
-    network = VolumeUNet(3, 6, channels=(4, 8), dropout=0.2).eval()
+    network = VolumeUNet(4, 6, channels=(4, 8), dropout=0.2).eval()
     return Model("synthetic_dir", "0", "0" * 64, {}, network, {}, "cpu")
 
 

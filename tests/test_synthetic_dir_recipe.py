@@ -17,7 +17,7 @@ from model_zoo.simulate import heads, ms
 from model_zoo.simulate.mr import TissueParameters
 from model_zoo.simulate.sequences import Dir
 from model_zoo.simulate.volumes import Scan
-from model_zoo.structures import CORTEX, number
+from model_zoo.structures import CORTEX, COUNT, number
 from model_zoo.training import bundle, checkpoint, loop
 from model_zoo.training import synthetic_dir as recipe
 from model_zoo.training.recipe import seeded, simulated
@@ -45,7 +45,8 @@ class _Knows(torch.nn.Module):
 def _channels(drawn: dict[str, torch.Tensor], log_b: float = -2.0) -> torch.Tensor:
     """The six channels of a network that knows the answer."""
     sure = 20 * drawn["lesion"] - 10
-    return torch.cat([drawn["dir"], torch.full_like(drawn["dir"], log_b), drawn["maps"], sure], dim=1)
+    added = drawn["dir"] - drawn["input"][:, 3:4]
+    return torch.cat([added, torch.full_like(added, log_b), drawn["maps"], sure], dim=1)
 
 
 def _loss(channels: torch.Tensor, drawn: dict[str, torch.Tensor], c: recipe.Configuration) -> float:
@@ -60,14 +61,14 @@ def test_a_step_s_batch_depends_on_its_generator_only() -> None:
 
 
 def test_batches_are_scaled_and_flair_alone_is_marked(drawn: dict[str, torch.Tensor]) -> None:
-    assert drawn["input"].shape == (4, 3, 16, 16, 16)
+    assert drawn["input"].shape == (4, 4, 16, 16, 16)
     assert float(drawn["input"].min()) >= -3
     assert float(drawn["input"].max()) <= 3 * (sd.CLIP - 1)
     assert float(drawn["dir"].max()) <= sd.CLIP
     present = drawn["input"][:, 2].flatten(1).amax(1)
     assert set(present.tolist()) == {0.0, 1.0}
     alone = drawn["input"][present == 0]
-    assert float(alone[:, 1:].abs().max()) == 0.0
+    assert float(alone[:, 1:3].abs().max()) == 0.0
 
 
 def test_the_true_dir_is_one_in_cortex_and_nulls_white_matter_and_csf() -> None:
@@ -86,6 +87,20 @@ def test_the_true_dir_is_one_in_cortex_and_nulls_white_matter_and_csf() -> None:
     assert median(x.dir, number("cerebral white matter")) < 0.05
     assert median(x.dir, number("lateral ventricles")) < 0.15
     assert median(x.flair, number("cerebral white matter")) == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_first_guess_is_right_where_dir_is_a_polynomial_of_the_images_whatever_their_contrast() -> None:
+    shape = (20, 20, 20)
+    structure = torch.randint(0, COUNT + 1, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    shown = sd._shown(torch.device("cpu"))
+    assert float(shown[number("cerebral white matter")]) < 1e-3
+    assert float(shown[number("csf")]) < 1e-3
+    assert float(shown[number("insula")]) == 1.0
+    truth = shown[structure.long()].float()
+    for contrast in (truth, 2 - truth, (1 + truth).sqrt()):
+        guess = sd.first_guess(contrast, None, structure)
+        assert float((guess - truth)[structure > 0].abs().max()) < 0.01
+    assert float(sd.first_guess(truth, truth, torch.zeros(shape, dtype=torch.uint8)).abs().max()) == 0.0
 
 
 def test_artefacts_brighten_flair_but_not_t1w_nor_dir() -> None:
@@ -153,13 +168,14 @@ def test_the_laplace_scale_settles_at_the_mean_error_and_leaves_the_mean_alone(d
 
 def test_dropout_passes_spread_and_one_pass_does_not() -> None:
     torch.manual_seed(0)
-    network = VolumeUNet(3, 6, channels=(4, 8), dropout=0.5)
+    network = VolumeUNet(4, 6, channels=(4, 8), dropout=0.5)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.2)
     x = torch.rand(14, 16, 18)
-    once = sd.predict(network, x, None, passes=1, bf16=False)
-    many = sd.predict(network, x, x, passes=8, bf16=False)
-    again = sd.predict(network, x, x, passes=8, bf16=False)
+    brain = torch.ones(x.shape, dtype=torch.uint8)
+    once = sd.predict(network, x, None, brain, passes=1, bf16=False)
+    many = sd.predict(network, x, x, brain, passes=8, bf16=False)
+    again = sd.predict(network, x, x, brain, passes=8, bf16=False)
     assert once.dir.shape == (14, 16, 18)
     assert float(once.epistemic.max()) == 0.0
     assert float(many.epistemic.mean()) > 0
@@ -171,7 +187,7 @@ def test_dropout_passes_spread_and_one_pass_does_not() -> None:
 
 def test_the_spread_over_passes_is_the_samples_own() -> None:
     samples = torch.rand(5, 1, 6, 4, 4, 4)
-    outputs = [sd.decoded(s) for s in samples]
+    outputs = [sd.decoded(s, torch.zeros(1, 4, 4, 4, 4)) for s in samples]
     mean, sd_, epistemic, _, _ = sd._gathered(iter(outputs), 5)
     assert torch.allclose(mean, samples[:, 0, 0].mean(0), atol=1e-6)
     assert torch.allclose(epistemic, samples[:, 0, 0].std(0), atol=1e-5)
@@ -192,7 +208,7 @@ def test_validation_under_autocast_sees_what_validation_without_sees() -> None:
 
 def test_no_passes_and_an_empty_white_matter_are_refused() -> None:
     with pytest.raises(ValueError, match="0 passes"):
-        sd.predict(VolumeUNet(3, 6, channels=(4, 8)), torch.rand(8, 8, 8), None, passes=0)
+        sd.predict(VolumeUNet(4, 6, channels=(4, 8)), torch.rand(8, 8, 8), None, torch.zeros(8, 8, 8), passes=0)
     with pytest.raises(ValueError, match="no scale"):
         sd.white_matter_level(torch.ones(4, 4, 4), torch.zeros(4, 4, 4, dtype=torch.bool))
 
@@ -202,7 +218,8 @@ def test_it_trains_into_a_bundle_that_predicts(tmp_path: Path) -> None:
     path = tmp_path / "bundles" / "synthetic_dir"
     bundle.write(recipe.RECIPE, tmp_path / "run" / checkpoint.NAME, path, version="0.0.1", made_on=date(2026, 1, 2))
     model = registry.load("synthetic_dir", root=tmp_path / "bundles")
-    found = sd.predict(model.network, torch.rand(16, 16, 16), None, passes=2)
+    x = torch.rand(16, 16, 16)
+    found = sd.predict(model.network, x, None, torch.ones(x.shape, dtype=torch.uint8), passes=2)
     assert bool(torch.isfinite(found.dir).all())
     assert bool((found.sd > 0).all())
     assert model.settings["channels"] == list(sd.CHANNELS)

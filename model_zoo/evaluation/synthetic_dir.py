@@ -25,7 +25,7 @@ from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.registry import Model
 from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
 from model_zoo.simulate.sequences import Dir
-from model_zoo.synthetic_dir import CLIP, SyntheticDir, predict, rendered
+from model_zoo.synthetic_dir import CLIP, SyntheticDir, first_guess, predict, rendered
 from model_zoo.training.recipe import seeded
 
 __all__ = ["evaluate"]
@@ -71,10 +71,10 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
 
 def _score(model: Model, case: Case, passes: int) -> _Scored:
     device = torch.device(model.device)
-    flair, t1w = case.flair.to(device), case.t1w.to(device)
+    flair, t1w, structure = (x.to(device) for x in (case.flair, case.t1w, case.structure))
 
     def run(second: Tensor | None, n: int) -> SyntheticDir:
-        p = predict(model.network, flair, second, passes=n, generator=seeded(0))
+        p = predict(model.network, flair, second, structure, passes=n, generator=seeded(0))
         return SyntheticDir(*(v.cpu() for v in (p.dir, p.sd, p.epistemic, p.lesion, p.maps)))
 
     both, alone = run(t1w, passes), run(None, 1)
@@ -82,6 +82,7 @@ def _score(model: Model, case: Case, passes: int) -> _Scored:
         OURS: both.dir * case.brain,
         ALONE: alone.dir * case.brain,
         "its maps, rendered by the equation": _rendered(both, case),
+        "its first guess: quadratic by the tissues": first_guess(case.flair, case.t1w, case.structure) * case.brain,
         "lookup with the true protocols": dictionary(case, seeded(1)),
         "cubic in FLAIR and T1w, fitted to the case": polynomial_fit(case),
         "FLAIR / T1w": affine_fit(case.flair / case.t1w.clamp(min=0.2), case),

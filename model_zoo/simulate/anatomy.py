@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["TEST", "TISSUES", "TRAIN", "VALIDATION", "cache_root", "data_root", "label_map", "tissue_map"]
+__all__ = ["TEST", "TISSUES", "TRAIN", "VALIDATION", "cache_root", "data_root", "label_map", "tissue_map", "tissue_of"]
 
 TEST = ("13", "20")
 VALIDATION = ("09", "16")
@@ -42,6 +42,21 @@ TISSUES: dict[str, tuple[int, ...]] = {
     "vessel": (30, 62, 31, 63, 85, 136, 137, 163, 164),
 }
 """Tissue class by name: its index here is the value in ``tissue_map``; the tuple holds the label map's numbers."""
+
+_TISSUE_OF_STRUCTURE = {
+    "cerebral white matter": "white matter",
+    "lateral ventricles": "csf",
+    "third and fourth ventricles": "csf",
+    "cerebellar white matter": "white matter",
+    "amygdala": "hippocampus",
+    "ventral diencephalon": "thalamus",
+}
+
+
+def tissue_of(structure: str) -> int:
+    """Tissue class of a structure of ``model_zoo.structures``, by its name; regions of the cortex are cortex."""
+    name = _TISSUE_OF_STRUCTURE.get(structure, structure)
+    return list(TISSUES).index(name if name in TISSUES else "cortex")
 
 
 def data_root() -> Path:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo.networks.volume_unet import VolumeUNet, space_to_depth
-from model_zoo.simulate.anatomy import TISSUES
+from model_zoo.simulate.anatomy import tissue_of
 from model_zoo.simulate.heads import Head, Variation
 from model_zoo.simulate.volumes import contrast_agnostic, normalised
 from model_zoo.structures import COUNT, STRUCTURES, number
@@ -33,18 +33,6 @@ __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "dice"]
 UNSHUFFLE = 4
 BALANCED_SHARE = 0.75
 """Of the training, after which cross-entropy is no longer balanced."""
-
-TISSUE_OF = {
-    "cerebral white matter": "white matter",
-    "lateral ventricles": "csf",
-    "third and fourth ventricles": "csf",
-    "csf": "csf",
-    "cerebellar cortex": "cerebellar cortex",
-    "cerebellar white matter": "white matter",
-    "amygdala": "hippocampus",
-    "ventral diencephalon": "thalamus",
-}
-"""Tissue class of a structure in a user's label volume; cortex for its regions, else the class of its own name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +108,7 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
         return normalised(found["image"]), structure
     lookup = torch.zeros(COUNT + 1, dtype=torch.uint8)
     for s in STRUCTURES:
-        name = TISSUE_OF.get(s.name, s.name)
-        lookup[s.number] = list(TISSUES).index(name if name in TISSUES else "cortex")
+        lookup[s.number] = tissue_of(s.name)
     return contrast_agnostic(Head(lookup[structure.long()], structure, c.spacing_mm, row.subject), generator), structure
 
 

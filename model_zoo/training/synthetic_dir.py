@@ -27,7 +27,17 @@ from model_zoo.simulate import ms
 from model_zoo.simulate.acquisition import uniform
 from model_zoo.simulate.mr import TissueParameters, dir_
 from model_zoo.structures import CORTEX, number
-from model_zoo.synthetic_dir import CHANNELS, CLIP, Output, decoded, inputs, log_maps, scaled, white_matter_level
+from model_zoo.synthetic_dir import (
+    CHANNELS,
+    CLIP,
+    Output,
+    decoded,
+    first_guess,
+    inputs,
+    log_maps,
+    scaled,
+    white_matter_level,
+)
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
@@ -80,9 +90,9 @@ CONFIGURATIONS = {
 
 
 def make_network(c: Configuration) -> nn.Module:
-    """FLAIR, T1w and whether there is one in, ``synthetic_dir.CHANNELS`` out."""
+    """FLAIR, T1w, whether there is one and the first guess in, ``synthetic_dir.CHANNELS`` out."""
     return VolumeUNet(
-        3, len(CHANNELS), channels=c.channels, blocks=c.blocks, unshuffle=c.unshuffle, refine=c.refine, norm="soft",
+        4, len(CHANNELS), channels=c.channels, blocks=c.blocks, unshuffle=c.unshuffle, refine=c.refine, norm="soft",
         dropout=c.dropout,
     )  # fmt: skip
 
@@ -141,8 +151,9 @@ def _patch(c: Configuration, patient: ms.Patient, e: ms.Examination, generator: 
     flair, t1w = scaled(found.flair, 1.0), scaled(found.t1w, 1.0)
     if uniform(generator, 0, 1) < 0.5:
         flair, t1w = flair * brain, t1w * brain
+    second = None if uniform(generator, 0, 1) < c.without_t1w else t1w
     item = {
-        "input": inputs(flair[None], None if uniform(generator, 0, 1) < c.without_t1w else t1w[None])[0],
+        "input": _inputs(flair, second, _misplaced(part.head.structure, generator)),
         "dir": found.dir.clamp(0, CLIP)[None],
         "maps": log_maps(found.maps),
         "lesion": lesions.mask.float()[None],
@@ -154,6 +165,17 @@ def _patch(c: Configuration, patient: ms.Patient, e: ms.Examination, generator: 
     d = e.dir
     protocol = torch.tensor([d.tr_ms, d.ti1_ms, d.ti2_ms, d.te_ms, e.unit])
     return cut | {"known": torch.ones(2), "protocol": protocol}
+
+
+def _inputs(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> Tensor:
+    guess = first_guess(flair, t1w, structure)
+    return inputs(flair[None], None if t1w is None else t1w[None], guess[None])[0]
+
+
+def _misplaced(structure: Tensor, generator: torch.Generator) -> Tensor:
+    """Off by a voxel along each axis in two cases of three: no segmentation is exact."""
+    shifts = [int(torch.randint(-1, 2, (1,), generator=generator, device=generator.device)) for _ in range(3)]
+    return structure.roll(shifts, (0, 1, 2))
 
 
 def _box(c: Configuration, patient: ms.Patient, generator: torch.Generator) -> tuple[slice, slice, slice]:
@@ -181,12 +203,12 @@ def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> d
     def level(name: str, mask: Tensor) -> float:
         return white_matter_level(cohort.volume(row, name, SPACING_MM).values, mask)
 
-    t1w = scaled(found["t1w"], level("t1w", white))[None] if "t1w" in found else None
+    t1w = scaled(found["t1w"], level("t1w", white)) if "t1w" in found else None
     if t1w is not None and uniform(generator, 0, 1) < c.without_t1w:
         t1w = None
     brain = found["structures"] > 0
     return {
-        "input": inputs(scaled(found["flair"], level("flair", white))[None], t1w)[0],
+        "input": _inputs(scaled(found["flair"], level("flair", white)), t1w, found["structures"].round().long()),
         "dir": scaled(found["dir"], level("dir", grey))[None],
         "maps": torch.zeros(3, *brain.shape),
         "lesion": (found["lesions"] > 0.5).float()[None] if "lesions" in found else torch.zeros(1, *brain.shape),
@@ -198,7 +220,7 @@ def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> d
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
     """The sum in the module's docstring."""
-    out = decoded(network(drawn["input"]))
+    out = decoded(network(drawn["input"]), drawn["input"])
     target, weight, lesion = drawn["dir"], drawn["weight"], drawn["lesion"]
     residual = (target - out.dir).abs()
     b = out.log_b.exp()
@@ -240,14 +262,14 @@ def _segmentation_loss(out: Output, drawn: dict[str, Tensor]) -> Tensor:
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
     """On patches of eight examinations: error, PSNR (peak 2) and lesion Dice with T1w, error with FLAIR alone."""
     found: dict[str, list[float]] = {}
-    examined = replace(c, without_t1w=0.0, patients=4)
     device = next(network.parameters()).device
     for n in range(8):
-        with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
-            drawn = {k: v.to(device) for k, v in batch(examined, source, seeded(c.seed, 10**9, n)).items()}
-        brain, lesion = drawn["weight"] > 0.5, drawn["lesion"] > 0.5
-        for name, x in (("", drawn["input"]), ("flair_only_", _without_t1w(drawn["input"]))):
-            out = decoded(network(x))
+        for name, without in (("", 0.0), ("flair_only_", 1.0)):
+            examined = replace(c, without_t1w=without, patients=4)
+            with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
+                drawn = {k: v.to(device) for k, v in batch(examined, source, seeded(c.seed, 10**9, n)).items()}
+            brain, lesion = drawn["weight"] > 0.5, drawn["lesion"] > 0.5
+            out = decoded(network(drawn["input"]), drawn["input"])
             found.setdefault(f"{name}mae", []).append(similarity.mean_absolute_error(out.dir, drawn["dir"], brain))
             if bool(lesion.any()):
                 worst = similarity.mean_absolute_error(out.dir, drawn["dir"], lesion)
@@ -260,15 +282,11 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def _without_t1w(x: Tensor) -> Tensor:
-    return torch.cat([x[:, :1], torch.zeros_like(x[:, 1:])], dim=1)
-
-
 def inference(c: Configuration) -> dict[str, Any]:
     return {
         "network_def": {
             "_target_": "model_zoo.networks.volume_unet.VolumeUNet",
-            "in_channels": 3,
+            "in_channels": 4,
             "out_channels": len(CHANNELS),
             "channels": list(c.channels),
             "blocks": c.blocks,
@@ -303,7 +321,7 @@ RECIPE = Recipe(
             "spacing_mm": SPACING_MM,
             "orientation": "LPS",
             "scale": "median of the normal-appearing white matter is 1, clipped to [0, 4]",
-            "channels": "FLAIR, T1w (0 without), 1 with T1w and 0 without",
+            "channels": "FLAIR, T1w (0 without), 1 with T1w and 0 without, first guess by the tissues",
         },
         "units": "DIR: 1 is the mean of the cortex, white matter and CSF are nulled",
         "trained_on": "simulation only (SynthSeg label maps, simulated lesions and signals); never on patient images",
