@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model_zoo import residual_shift
 from model_zoo.simulate.pet.tracers import TRACERS
-from model_zoo.structures import COUNT, STRUCTURES, number
+from model_zoo.structures import CORTEX, COUNT, STRUCTURES, number
 
 __all__ = [
     "COVARIATES",
@@ -32,6 +32,7 @@ __all__ = [
     "paint",
     "samples",
     "scales",
+    "sizes",
     "t1w_scaled",
     "tokens",
 ]
@@ -193,6 +194,18 @@ def _estimate(network: nn.Module, c: Conditions, x: Tensor, eta: float, *, quiet
     time = torch.full((len(x),), eta, device=x.device)
     x0_hat, log_sd = network(x, c.y0, time, torch.full_like(time, float(quiet)), c.tokens, c.maps)
     return x0_hat.float(), log_sd
+
+
+def sizes() -> list[tuple[list[int], float]]:
+    """What shrinks or grows with age and disease: indices into the maps, and their typical share of the cranium."""
+    cortex = [n - 1 for n in CORTEX]
+    hippocampus = [number("hippocampus") - 1, number("amygdala") - 1]
+    return [
+        (cortex, 0.29),
+        (hippocampus, 0.0058),
+        ([number("lateral ventricles") - 1], 0.033),
+        ([number("csf") - 1], 0.25),
+    ]
 
 
 def tissue_indices() -> list[list[int]]:

@@ -1,9 +1,10 @@
 """The network behind MRI to PET: two tracers' noisy images, the T1w and anatomy in; their clean images out.
 
 An image is each structure's level, painted by its map, plus what a ``VolumeUNet`` adds. Levels, and how uncertain they
-still are, come from a small head that sees the covariates, the time, and every structure's size and mean of x_t: what a
-posterior mean mostly depends on. Covariates reach the volume part twice: as tokens for its cross-attention and, with
-the time, in the vector that scales its features.
+still are, come from a small head that sees the covariates, the time, how large the structures are that shrink or grow
+with age and disease, and every structure's mean of x_t: what a posterior mean mostly depends on. It sees no more of the
+anatomy than that: there are few label maps, and it would know them by heart. Covariates reach the volume part twice: as
+tokens for its cross-attention and, with the time, in the vector that scales its features.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class PetUNet(nn.Module):
         tokens (b, tokens, token_width); maps (b, structures, k, j, i): fractions of the structures
     -> E[x0 | x_t, y0, ...] (b, tracers, k, j, i), and log sd of the means of x0 by structure (b, tracers, structures).
     Grey matter, white matter and csf, the sums of ``tissues`` (indices into maps), also enter as channels at full
-    resolution, as the maps are averaged before they scale features.
+    resolution, as the maps are averaged before they scale features. ``sizes``: indices into maps of structures whose
+    share of the intracranial volume matters, each with its typical value.
     """
 
     def __init__(
         self,
         tissues: Sequence[Sequence[int]],
+        sizes: Sequence[tuple[Sequence[int], float]],
         tracers: int = 2,
         structures: int = 23,
         tokens: int = 7,
@@ -49,6 +52,7 @@ class PetUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.tissues = [list(indices) for indices in tissues]
+        self.sizes = [(list(indices), float(typical)) for indices, typical in sizes]
         self.tracers, self.structures = tracers, structures
         known = tokens * token_width + 2 + 2 * FREQUENCIES
         self.embed = nn.Sequential(nn.Linear(known, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -57,7 +61,7 @@ class PetUNet(nn.Module):
             tracers + 1 + len(self.tissues), tracers, channels, blocks, unshuffle, embedding=width, tokens=width,
             maps=structures, norm="soft", refine=refine,
         )  # fmt: skip
-        seen = known + structures * (1 + tracers)
+        seen = known + len(self.sizes) + structures * tracers
         self.levels = nn.Sequential(
             nn.Linear(seen, 2 * width),
             nn.SiLU(),
@@ -74,19 +78,19 @@ class PetUNet(nn.Module):
         tissue = [maps[:, indices].sum(dim=1, keepdim=True) for indices in self.tissues]
         image = self.volume(torch.cat([x, y0, *tissue], dim=1), self.embed(known), self.read(tokens), maps)
         with torch.autocast(x.device.type, enabled=False):
-            found = self.levels(torch.cat([known, _summary(x, maps)], dim=1))
+            found = self.levels(torch.cat([known, self._summary(x, maps)], dim=1))
             level, log_sd = found.unflatten(1, (2, self.tracers, self.structures)).unbind(1)
             image = image.float() + torch.einsum("bcs,bs...->bc...", level, maps)
         return image, log_sd.clamp(*LOG_SD)
 
-
-def _summary(x: Tensor, maps: Tensor) -> Tensor:
-    """Each structure's share of the brain times their number, and its mean of every channel of x: (b, s (1 + c))."""
-    inside = maps.flatten(2)
-    volume = inside.sum(dim=2)
-    share = volume * (volume.shape[1] / volume.sum(dim=1, keepdim=True).clamp(min=1.0))
-    means = torch.einsum("bsv,bcv->bcs", inside, x.flatten(2)) / volume.clamp(min=1.0)[:, None]
-    return torch.cat([share, means.flatten(1)], dim=1)
+    def _summary(self, x: Tensor, maps: Tensor) -> Tensor:
+        """3 log (share / typical share) of ``sizes``, and the mean of each channel of x in each structure: (b, n)."""
+        inside = maps.flatten(2)
+        volume = inside.sum(dim=2)
+        share = torch.stack([volume[:, indices].sum(dim=1) / typical for indices, typical in self.sizes], dim=1)
+        sizes = 3 * (share / volume.sum(dim=1, keepdim=True).clamp(min=1.0)).clamp(1e-2, 1e2).log()
+        means = torch.einsum("bsv,bcv->bcs", inside, x.flatten(2)) / volume.clamp(min=1.0)[:, None]
+        return torch.cat([sizes, means.flatten(1)], dim=1)
 
 
 def _time(eta: Tensor, quiet: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class Subject:
 
 
 def make_network(c: Configuration) -> nn.Module:
-    return PetUNet(pet_synthesis.tissue_indices(), channels=c.channels, blocks=c.blocks)
+    return PetUNet(pet_synthesis.tissue_indices(), pet_synthesis.sizes(), channels=c.channels, blocks=c.blocks)
 
 
 def head_of(c: Configuration, source: Source, patient: Patient, generator: torch.Generator) -> Head:
@@ -326,6 +326,7 @@ def inference(c: Configuration) -> dict[str, Any]:
         "network_def": {
             "_target_": "model_zoo.networks.pet_unet.PetUNet",
             "tissues": pet_synthesis.tissue_indices(),
+            "sizes": pet_synthesis.sizes(),
             "channels": list(c.channels),
             "blocks": c.blocks,
         },
