@@ -175,7 +175,7 @@ def test_the_quick_evaluation_fills_every_table_and_picture(tmp_path: Path) -> N
     from model_zoo.evaluation.pet_synthesis import METHODS, evaluate
     from model_zoo.registry import Model
 
-    c = replace(SMOKE, spacing_mm=6.0, shape=(28, 32, 28))
+    c = replace(SMOKE, spacing_mm=6.0, shape=(24, 32, 24))
     torch.manual_seed(0)
     network = training.make_network(c).eval()
     model = Model("pet_synthesis", "0", "", {}, network, training.inference(c), "cpu")

@@ -44,11 +44,11 @@ class PetUNet(nn.Module):
         structures: int = 23,
         tokens: int = 7,
         token_width: int = 9,
-        channels: Sequence[int] = (48, 96, 128),
+        channels: Sequence[int] = (64, 128),
         blocks: int = 1,
-        unshuffle: int = 2,
+        unshuffle: int = 4,
         width: int = 64,
-        refine: int = 16,
+        refine: int = 8,
     ) -> None:
         super().__init__()
         self.tissues = [list(indices) for indices in tissues]

@@ -55,6 +55,7 @@ __all__ = [
     "simulated",
 ]
 
+UNSHUFFLE = 4
 SHRINK = 2
 """Heads are drawn this much finer than the network's lattice."""
 CONDITIONAL_DRAWS = 4000
@@ -80,15 +81,15 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(48, 96, 128), blocks=1, spacing_mm=3.0, shape=(56, 72, 56), steps=1300, batch=4, patients=4,
+        channels=(64, 128), blocks=2, spacing_mm=3.0, shape=(56, 72, 56), steps=1800, batch=4, patients=4,
         learning_rate=2e-3, warmup=50, ema=0.99, checkpoint_every=50, validate_every=250,
     ),
     "gpu": Configuration(
-        channels=(48, 96, 144), blocks=2, spacing_mm=2.0, shape=(96, 112, 96), steps=12000, batch=8, patients=4,
+        channels=(64, 128, 160), blocks=1, spacing_mm=2.0, shape=(96, 112, 96), steps=12000, batch=8, patients=4,
         learning_rate=1.0e-3, ema=0.999, workers=14, checkpoint_every=500, validate_every=3000,
     ),
     "smoke": Configuration(
-        channels=(8, 16), blocks=1, spacing_mm=10.0, shape=(16, 20, 16), steps=6, batch=2, patients=2,
+        channels=(8, 16), blocks=1, spacing_mm=10.0, shape=(24, 24, 24), steps=6, batch=2, patients=2,
         learning_rate=1e-3, warmup=2, checkpoint_every=3,
     ),
 }  # fmt: skip
@@ -116,7 +117,9 @@ class Subject:
 
 
 def make_network(c: Configuration) -> nn.Module:
-    return PetUNet(pet_synthesis.tissue_indices(), pet_synthesis.sizes(), channels=c.channels, blocks=c.blocks)
+    return PetUNet(
+        pet_synthesis.tissue_indices(), pet_synthesis.sizes(), channels=c.channels, blocks=c.blocks, unshuffle=UNSHUFFLE
+    )
 
 
 def head_of(c: Configuration, source: Source, patient: Patient, generator: torch.Generator) -> Head:
@@ -329,6 +332,7 @@ def inference(c: Configuration) -> dict[str, Any]:
             "sizes": pet_synthesis.sizes(),
             "channels": list(c.channels),
             "blocks": c.blocks,
+            "unshuffle": UNSHUFFLE,
         },
         "spacing_mm": c.spacing_mm,
         "shape": list(c.shape),
