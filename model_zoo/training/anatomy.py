@@ -185,7 +185,7 @@ def inference(c: Configuration) -> dict[str, Any]:
         "shape": list(c.shape),
         "structures": COUNT,
         "percentiles": [0.5, 99.5],
-        "mixture": {"power": 0.75},
+        "mixture": {"power": 1.0, "outlier": 0.02},
     }
 
 
