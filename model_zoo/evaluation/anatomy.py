@@ -2,8 +2,8 @@
 
 Simulated: Dice against the head that the image was made of, per kind of scan, per structure and per subgroup, beside a
 baseline that takes the label map of another subject with its brain's box laid on this one's. Real: Dice of brain and of
-grey plus white matter against the ICBM 2009a template's, where the scan lies in that space or registered to it; no
-person has drawn these masks, so they show gross failure, not accuracy.
+grey plus white matter against the ICBM 2009a template's, registered to the scan; no person has drawn these masks, so
+they show gross failure, not accuracy.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class _Real:
 
 
 def _real(model: Model, root: Path) -> list[_Real]:
-    """Every scan of the two MS collections: in MNI space as they lie, raw ones with the template registered to them."""
+    """Every scan of the two MS collections, with the template registered to it."""
     from model_zoo.evaluation import template
 
     found = []
@@ -300,7 +300,7 @@ def _real_table(real: Sequence[_Real]) -> Table:
     rows = tuple((r.name, r.brain, r.tissue, r.brain_ml) for r in real)
     note = (
         "Dice against the ICBM 2009a template's brain mask and its grey and white matter (probability above one half). "
-        "Patients 07 and 19 lie in that space; to the others the template is registered (affine, mutual information)."
+        "The template is registered to each scan (similarity, then affine, mutual information)."
     )
     return Table("Real scans that no training saw", ("scan", "brain", "grey + white matter", "brain in ml"), rows, note)
 
