@@ -303,7 +303,7 @@ def _pooled(x: Tensor) -> Tensor:
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
-    """The posterior mean on fixed items of ``source``, all covariates known: errors within the skull.
+    """The posterior mean on fixed items of ``source``, covariates dropped as in training: errors within the skull.
 
     ``rmse_amyloid``, ``rmse_tau``: SUVR over the fixed scale; ``structure_rmse``: of the structures' means.
     """

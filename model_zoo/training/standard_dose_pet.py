@@ -70,7 +70,7 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 128), blocks=1, patch=32, steps=2000, batch=8, patches_per_object=4, learning_rate=2e-3,
+        channels=(32, 64, 128), blocks=1, patch=32, steps=4500, batch=8, patches_per_object=4, learning_rate=2e-3,
         warmup=40, ema=0.995, checkpoint_every=50, validate_every=300,
     ),
     "gpu": Configuration(
