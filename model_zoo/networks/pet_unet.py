@@ -62,13 +62,14 @@ class PetUNet(nn.Module):
             maps=structures, norm="soft", refine=refine,
         )  # fmt: skip
         seen = known + len(self.sizes) + structures * tracers
+        last = nn.Linear(2 * width, 2 * tracers * structures)
         self.levels = nn.Sequential(
-            nn.Linear(seen, 2 * width),
-            nn.SiLU(),
-            nn.Linear(2 * width, 2 * width),
-            nn.SiLU(),
-            nn.Linear(2 * width, 2 * tracers * structures),
+            nn.Linear(seen, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(), last
         )
+        with torch.no_grad():  # no level, and a doubt well within its limits: beyond them it could never be learned
+            last.weight.zero_()
+            last.bias.zero_()
+            last.bias[tracers * structures :] = -3.0
         self.stride = self.volume.stride
 
     def forward(
