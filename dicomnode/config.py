@@ -171,10 +171,16 @@ class ResultsConfig(_Section):
 
 
 class QualityConfig(_Section):
-    """What counts as uncertain, and which results are held for a person: those with a measurement above its limit."""
+    """What counts as uncertain, and the limits of measurements beyond which a result is held or refused: they replace
+    those of the model's bundle. ``clinical_numbers``: whether models trained on simulation only may give any.
+    """
 
     low_confidence: float = Field(default=0.15, gt=0)
     hold_above: dict[str, float] = Field(default_factory=dict)
+    hold_below: dict[str, float] = Field(default_factory=dict)
+    refuse_above: dict[str, float] = Field(default_factory=dict)
+    refuse_below: dict[str, float] = Field(default_factory=dict)
+    clinical_numbers: Literal["withhold", "give"] = "withhold"
 
 
 class Config(_Section):

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,12 +23,17 @@ from dicomnode import mrd, volumes
 from dicomnode.config import Config, QualityConfig
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.routing import MAIN_INPUT
-from pipelines.contract import Case, Finding, KSpace, Measurement, Pipeline, Progress, Volume
+from pipelines import quality
+from pipelines.contract import Case, Finding, KSpace, Measurement, Pipeline, Progress, Refused, Volume
 
 if TYPE_CHECKING:
     from model_zoo.registry import BundleFacts, Model
 
 __all__ = ["Produced", "Task", "bundle_named", "options_of", "pipeline_named", "process", "seed_from"]
+
+
+_OF_THE_NODE = ("low_confidence", "clinical_numbers")
+"""Options that come from [quality] unless the route has its own."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,15 @@ def process(task: Task, config: Config, *, progress: Progress) -> Produced:
     options = options_of(pipeline, task.options, config.quality)
     progress(0.0, "reading")
     loaded = _load(pipeline, task.inputs)
-    model = _model(task.model or pipeline.bundle, config)
+    model = _model(task.model or pipeline.bundle, pipeline.helpers, config)
+    doubts = quality.admit(loaded.case, model.metadata, pipeline.inputs[0].name, options)
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
+    verdict = _judged(findings, model, doubts, config.quality)
     progress(0.95, "writing")
     objects = _write(findings, loaded, task, model, options, config)
     report = _report(task, model, options, findings, loaded.case.facts)
     report["seconds"] = round(time.monotonic() - started, 3)
-    return Produced(objects, report, _held_because(findings, config.quality))
+    return Produced(objects, report, verdict.reason)
 
 
 def pipeline_named(name: str) -> Pipeline:
@@ -97,10 +104,10 @@ def bundle_named(name: str, config: Config) -> BundleFacts:
     return registry.find(bundle, wanted or None)
 
 
-def options_of(pipeline: Pipeline, given: Mapping[str, Any], quality: QualityConfig) -> Any:
-    """The pipeline's options, checked; the node's threshold of uncertainty unless they have their own."""
+def options_of(pipeline: Pipeline, given: Mapping[str, Any], config: QualityConfig) -> Any:
+    """The pipeline's options, checked; those of the node unless the route has its own."""
     fields = pipeline.options_type.model_fields
-    defaults = {"low_confidence": quality.low_confidence} if "low_confidence" in fields else {}
+    defaults = {name: getattr(config, name) for name in _OF_THE_NODE if name in fields}
     try:
         return pipeline.options_type(**(defaults | dict(given)))
     except ValidationError as error:
@@ -152,10 +159,13 @@ def _header(ds: Dataset) -> Dataset:
     return ds
 
 
-def _model(name: str, config: Config) -> Model:
+def _model(name: str, helpers: Sequence[str], config: Config) -> Model:
+    """The model with its helpers, all on one device."""
     from model_zoo import registry
 
-    return registry.load_from(bundle_named(name, config), device=_device(config.worker.device))
+    device = _device(config.worker.device)
+    model, *others = (registry.load_from(bundle_named(each, config), device=device) for each in (name, *helpers))
+    return replace(model, helpers=dict(zip(helpers, others, strict=True)))
 
 
 def _device(wanted: str) -> str:
@@ -181,7 +191,7 @@ def _write(
         model_version=model.version,
         model_digest=model.digest,
         pipeline=task.pipeline,
-        parameters=options.model_dump(mode="json"),
+        parameters=options.model_dump(mode="json") | _helpers(model),
         seed=task.seed,
         device=model.device,
         node_version=_node_version(),
@@ -193,6 +203,11 @@ def _write(
     for ds in objects:
         marking.check(ds)
     return list(objects)
+
+
+def _helpers(model: Model) -> dict[str, str]:
+    """What else made the result: as much a part of it as the options."""
+    return {f"{each.name} model": f"{each.version}, weights SHA-256 {each.digest}" for each in model.helpers.values()}
 
 
 def _node_version() -> str:
@@ -221,13 +236,14 @@ def _report(
     }
 
 
-def _held_because(findings: Sequence[Finding], quality: QualityConfig) -> str:
-    measured = {found.name: found.value for found in findings if isinstance(found, Measurement)}
-    return "; ".join(
-        f"{name} is {measured[name]:.4g}, more than quality.hold_above = {limit:g}"
-        for name, limit in quality.hold_above.items()
-        if name in measured and not measured[name] <= limit  # NaN is held too
-    )
+def _judged(findings: Sequence[Finding], model: Model, doubts: Sequence[str], config: QualityConfig) -> quality.Verdict:
+    """The gate's verdict. Raises Refused where the result may not go out at all."""
+    own = quality.Limits(**{name: getattr(config, name) for name in quality.Limits.model_fields})
+    limits = quality.limits_of(model.metadata).overridden(own)
+    verdict = quality.judge([found for found in findings if isinstance(found, Measurement)], limits, doubts)
+    if verdict.outcome is quality.Outcome.REFUSE:
+        raise Refused(f"the result is refused: {verdict.reason}")
+    return verdict
 
 
 def _finite(value: float) -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,7 @@ class Model:
     """A verified bundle with its network on a device, in evaluation mode, without gradients.
 
     ``settings``: ``inference.json`` without ``network_def``. ``bf16``: run the denoiser's network in bfloat16.
+    ``helpers``: further models that its pipeline uses, by bundle.
     """
 
     name: str
@@ -82,6 +83,12 @@ class Model:
     settings: Mapping[str, Any]
     device: str
     bf16: bool = False
+    helpers: Mapping[str, Model] = field(default_factory=dict)
+
+    @property
+    def simulation_only(self) -> bool:
+        """Whether no patient's image was in the training: its numbers then say nothing about patients."""
+        return str(self.metadata.get("trained_on", "")).startswith("simulation only")
 
     @property
     def denoiser(self) -> Denoiser:

@@ -29,8 +29,10 @@ __all__ = [
     "Grid",
     "Image",
     "Input",
+    "Interval",
     "KSpace",
     "Measurement",
+    "Note",
     "ParametricMap",
     "Pipeline",
     "Progress",
@@ -167,16 +169,41 @@ class Segmentation:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Where a quantity lies with probability ``level``."""
+
+    level: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """A number about the result: ``unit`` in UCUM."""
+    """A number about the result: ``unit`` in UCUM.
+
+    ``group``: the region or lesion that it belongs to, empty for the whole result; ``site``: that region's code;
+    ``quantity``: what was measured, coded where a code exists.
+    """
 
     name: str
     value: float
     unit: str
     description: str = ""
+    group: str = ""
+    site: Code | None = None
+    quantity: Code | None = None
+    intervals: tuple[Interval, ...] = ()
 
 
-Finding = Image | ParametricMap | Segmentation | Measurement
+@dataclass(frozen=True)
+class Note:
+    """Something that the result says in words: a covariate that was used, a number withheld, an abstention."""
+
+    name: str
+    text: str
+
+
+Finding = Image | ParametricMap | Segmentation | Measurement | Note
 
 
 @dataclass(frozen=True)
@@ -192,9 +219,9 @@ class Input:
 class Pipeline:
     """One clinical question. ``run(case, model, options, seed, progress)`` gives findings.
 
+    ``bundle``: its own model; ``helpers``: bundles of others that it uses, which the node puts into ``model.helpers``.
     ``options`` is an instance of ``options_type`` (a frozen pydantic model with defaults, unknown keys refused), which
-    the node fills from the route. ``algorithm`` gives, for the options, the words that provenance needs:
-    sampler, steps, number of samples and so on.
+    the node fills from the route.
     """
 
     name: str
@@ -203,3 +230,4 @@ class Pipeline:
     bundle: str
     options_type: type[Any]
     run: Callable[[Case, Model, Any, int, Progress], list[Finding]]
+    helpers: tuple[str, ...] = ()

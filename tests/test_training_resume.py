@@ -114,7 +114,17 @@ def test_a_recipe_s_bundle_loads_and_says_what_it_is(name: str, tmp_path: Path) 
     model = registry.load_from(registry.read_facts(tmp_path / "bundle"))
     assert model.name == found.bundle
     assert sum(p.numel() for p in model.network.parameters()) > 0
-    for key in ("task", "intended_use", "input_contract", "units", "trained_on", "data_licence", "licence", "metrics"):
+    for key in (
+        "task",
+        "intended_use",
+        "network_input",
+        "input_contract",
+        "units",
+        "trained_on",
+        "data_licence",
+        "licence",
+        "metrics",
+    ):
         assert model.metadata[key], key
     assert model.metadata["seed"] == tiny.seed
     assert "trained on simulation only" in (tmp_path / "bundle" / "docs" / "README.md").read_text()

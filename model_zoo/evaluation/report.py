@@ -68,7 +68,7 @@ def _facts(facts: BundleFacts) -> str:
     m = facts.metadata
     rows = {
         "intended use": m["intended_use"],
-        "input": m["input_contract"],
+        "input": m["network_input"],
         "units": m.get("units", ""),
         "trained on": m["trained_on"],
         "recipe": f"`dicomnode train {m['recipe']}`, {m['steps']} steps, seed {_seed(m)}",

@@ -201,11 +201,21 @@ RECIPE = Recipe(
     facts={
         "task": "Segmentation of brain structures and cortical regions from head MR of any contrast",
         "intended_use": "Research only. Not for diagnosis. Masks, reference regions and regional numbers of brain MR.",
-        "input_contract": {
+        "network_input": {
             "organ": "head",
             "modality": "MR, any sequence",
             "orientation": "LPS",
             "scale": "0.5th to 99.5th percentile is 0 to 1",
+        },
+        "input_contract": {
+            "head": [
+                {"fact": "modality", "one_of": ["MR"]},
+                {"fact": "body_part", "one_of": ["head", "brain", "skull", "cereb", "crani", "neuro"]},
+                {"fact": "image_type", "none_of": ["P", "PHASE", "PHASE MAP"]},
+                {"fact": "coverage_mm", "between": [100, 400]},
+                {"fact": "coarsest_spacing_mm", "between": [0.2, 8]},
+                {"fact": "age_years", "between": [16, 100], "otherwise": "hold"},
+            ]
         },
         "units": "structure numbers of model_zoo/structures.py",
         "trained_on": "simulation only (SynthSeg label maps with random contrast); never on patient images",

@@ -179,11 +179,23 @@ RECIPE = Recipe(
         "task": "Prior of complex brain MR slices for reconstruction from undersampled k-space",
         "intended_use": "Research only. Not for diagnosis. Reconstruction of brain MR by posterior sampling.",
         "trained_on": "simulation only (random planes through SynthSeg label maps); never on patient images",
-        "input_contract": {
+        "network_input": {
             "organ": "head",
             "scale": "99th percentile of the magnitude is 1",
             "channels": "real, imaginary",
         },
+        "input_contract": {
+            "kspace": [
+                {
+                    "fact": "body_part",
+                    "one_of": ["head", "brain", "skull", "cereb", "crani", "neuro"],
+                    "otherwise": "hold",
+                },
+                {"fact": "field_strength_t", "between": [0.3, 7.1], "otherwise": "hold"},
+                {"fact": "acceleration", "between": [1, 16], "otherwise": "hold"},
+            ]
+        },
+        "output_limits": {"hold_above": {"chi-square": 4.0}},
         "units": "1 (relative to the 99th percentile of the magnitude)",
         "data_licence": "SynthSeg label maps: Apache-2.0; no image data",
     },

@@ -356,11 +356,23 @@ RECIPE = Recipe(
         "task": "Synthesis of amyloid and tau PET (SUVR) from T1w MRI, anatomy and covariates",
         "intended_use": "Research only. Not for diagnosis. A demonstration: the link from anatomy to pathology was "
         "invented by the simulator, so that clinical numbers from these weights mean nothing for a patient.",
-        "input_contract": {
+        "network_input": {
             "t1w": "MPRAGE-like T1w of an adult head, intensities scaled within the skull",
             "structures": "the anatomy model's 23 structures",
             "covariates": "tracers, age in years, sex, APOE e4 alleles, MMSE, plasma p-tau217 in pg/ml; each optional",
             "age_years": [50, 95],
+        },
+        "input_contract": {
+            "t1w": [
+                {"fact": "modality", "one_of": ["MR"]},
+                {"fact": "body_part", "one_of": ["head", "brain", "skull", "cereb", "crani", "neuro"]},
+                {"fact": "te_ms", "between": [0.5, 20]},
+                {"fact": "ti_ms", "between": [500, 1400]},
+                {"fact": "coverage_mm", "between": [120, 400]},
+                {"fact": "coarsest_spacing_mm", "between": [0.4, 3], "otherwise": "hold"},
+                {"fact": "field_strength_t", "between": [1.4, 3.1], "otherwise": "hold"},
+                {"fact": "age_years", "between": [50, 95], "otherwise": "hold"},
+            ]
         },
         "units": "SUVR (whole cerebellum for amyloid, cerebellar cortex for tau) over a fixed scale per tracer",
         "trained_on": "simulation only (SynthSeg label maps, a latent model of disease); never on patient images",

@@ -162,7 +162,7 @@ class Recipe(Generic[C]):
     and without gradients, with the averaged weights in place.
     ``inference(c)``: the content of ``configs/inference.json``: ``network_def`` with ``_target_`` and arguments, and
     the fixed scales and settings that the pipeline needs.
-    ``facts``: task, intended_use, input_contract, units, trained_on, data_licence of ``metadata.json``.
+    ``facts``: task, intended_use, network_input, input_contract, units, trained_on, data_licence of ``metadata.json``.
     """
 
     name: str

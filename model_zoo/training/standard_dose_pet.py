@@ -340,12 +340,22 @@ RECIPE = Recipe(
     facts={
         "task": "Standard-dose PET from low-dose PET of brain and torso, with a standard deviation",
         "intended_use": "Research only. Not for diagnosis. Denoising of PET images of known dose fraction.",
-        "input_contract": {
+        "network_input": {
             "organ": "head or torso",
             "modality": "PET, attenuation corrected, any linear unit",
             "spacing_mm": "isotropic, 2 to 4",
             "dose_fraction": "0.01 to 0.5",
             "scale": "99.9th percentile of the low-dose image inside the body is 1 (model_zoo.standard_dose.scale_of)",
+        },
+        "input_contract": {
+            "pet": [
+                {"fact": "modality", "one_of": ["PT"]},
+                {"fact": "corrections", "one_of": ["ATTN"]},
+                {"fact": "coverage_mm", "between": [60, 2500]},
+                {"fact": "coarsest_spacing_mm", "between": [1, 6]},
+                {"fact": "dose_fraction", "between": [0.01, 0.5], "otherwise": "hold"},
+                {"fact": "tracer", "one_of": ["fluorodeoxyglucose", "fdg", "deoxyglucose"], "otherwise": "hold"},
+            ]
         },
         "units": "those of the input; sd in the same",
         "trained_on": "simulation only (SynthSeg label maps, a procedural torso); never on patient images",

@@ -315,13 +315,30 @@ RECIPE = Recipe(
     facts={
         "task": "Synthetic double inversion recovery, MS lesions and tissue maps from FLAIR with or without T1w",
         "intended_use": "Research only. Not for diagnosis. Cortical and juxtacortical MS lesions made visible.",
-        "input_contract": {
+        "network_input": {
             "organ": "brain",
             "modality": "MR at 3 T: FLAIR; T1w (MPRAGE or spin echo) on its grid where there is one",
             "spacing_mm": SPACING_MM,
             "orientation": "LPS",
             "scale": "median of the normal-appearing white matter is 1, clipped to [0, 4]",
             "channels": "FLAIR, T1w (0 without), 1 with T1w and 0 without, first guess by the tissues",
+        },
+        "input_contract": {
+            "flair": [
+                {"fact": "modality", "one_of": ["MR"]},
+                {"fact": "body_part", "one_of": ["head", "brain", "skull", "cereb", "crani", "neuro"]},
+                {"fact": "ti_ms", "between": [1400, 3000]},
+                {"fact": "coverage_mm", "between": [100, 400]},
+                {"fact": "te_ms", "between": [60, 700], "otherwise": "hold"},
+                {"fact": "coarsest_spacing_mm", "between": [0.4, 6.5], "otherwise": "hold"},
+                {"fact": "field_strength_t", "between": [1.4, 3.1], "otherwise": "hold"},
+                {"fact": "age_years", "between": [16, 100], "otherwise": "hold"},
+            ],
+            "t1w": [
+                {"fact": "modality", "one_of": ["MR"]},
+                {"fact": "te_ms", "between": [0.5, 30]},
+                {"fact": "coverage_mm", "between": [100, 400]},
+            ],
         },
         "units": "DIR: 1 is the mean of the cortex, white matter and CSF are nulled",
         "trained_on": "simulation only (SynthSeg label maps, simulated lesions and signals); never on patient images",

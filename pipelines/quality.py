@@ -1,0 +1,220 @@
+"""May this input go into that model, and may what came of it go out: the input contract and the output gate.
+
+Both are data in a bundle's ``metadata.json``, so that another model brings its own:
+
+    "input_contract": {"flair": [{"fact": "ti_ms", "between": [1500, 3000], "otherwise": "refuse"}, ...]},
+    "output_limits": {"hold_above": {"chi-square": 2.0}, "refuse_below": {...}}
+
+A rule speaks of one fact of one input. A fact that the header does not state breaks no rule unless it is ``needed``.
+A broken rule refuses the input, or holds the result for a person. The node's configuration adds to the output limits
+and replaces those of the same measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines.contract import Case, Measurement, Refused, Volume
+
+__all__ = ["FACTS", "Limits", "Outcome", "Rule", "Verdict", "admit", "judge", "limits_of", "rules_of"]
+
+FACTS = MappingProxyType({
+    "modality": ("Modality", "(0008,0060)", ""),
+    "manufacturer": ("Manufacturer", "(0008,0070)", ""),
+    "body_part": ("Body Part Examined", "(0018,0015)", ""),
+    "image_type": ("Image Type", "(0008,0008)", ""),
+    "acquisition_type": ("MR Acquisition Type", "(0018,0023)", ""),
+    "scanning_sequence": ("Scanning Sequence", "(0018,0020)", ""),
+    "tr_ms": ("Repetition Time", "(0018,0080)", "ms"),
+    "te_ms": ("Echo Time", "(0018,0081)", "ms"),
+    "ti_ms": ("Inversion Time", "(0018,0082)", "ms"),
+    "flip_angle_deg": ("Flip Angle", "(0018,1314)", "degrees"),
+    "field_strength_t": ("Magnetic Field Strength", "(0018,0087)", "T"),
+    "plane": ("Image Orientation (Patient)", "(0020,0037)", ""),
+    "age_years": ("Patient's Age", "(0010,1010)", "years"),
+    "weight_kg": ("Patient's Weight", "(0010,1030)", "kg"),
+    "units": ("Units", "(0054,1001)", ""),
+    "corrections": ("Corrected Image", "(0028,0051)", ""),
+    "decay_correction": ("Decay Correction", "(0054,1102)", ""),
+    "tracer": ("Radiopharmaceutical", "(0018,0031)", ""),
+    "uptake_s": ("time from injection to scan", "(0018,1078)", "s"),
+    "dose_fraction": ("dose over standard dose", "option dose_fraction", ""),
+    "acceleration": ("acceleration", "sampling mask", ""),
+    "coverage_mm": ("smallest extent", "(0020,0032), (0028,0030)", "mm"),
+    "coarsest_spacing_mm": ("largest voxel spacing", "(0020,0032), (0028,0030)", "mm"),
+    "finest_spacing_mm": ("smallest voxel spacing", "(0020,0032), (0028,0030)", "mm"),
+})  # fmt: skip
+"""What a rule may speak of: its name for a person, where a DICOM header has it, and its unit."""
+
+
+class Rule(BaseModel):
+    """What one fact may be: within ``between``, or containing one of the words ``one_of``, or none of ``none_of``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fact: str
+    between: tuple[float, float] | None = None
+    one_of: tuple[str, ...] = ()
+    none_of: tuple[str, ...] = ()
+    needed: bool = False
+    otherwise: Literal["refuse", "hold"] = "refuse"
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Rule:
+        if self.fact not in FACTS:
+            raise ValueError(f"no fact is named {self.fact!r}; there are: {', '.join(FACTS)}")
+        if sum(map(bool, (self.between, self.one_of, self.none_of))) != 1:
+            raise ValueError(f"the rule on {self.fact} needs exactly one of between, one_of, none_of")
+        return self
+
+    def allows(self, value: Any) -> bool:
+        if self.between:
+            return bool(self.between[0] <= float(value) <= self.between[1])
+        stated = [str(each).casefold() for each in np.atleast_1d(value)]
+        if self.none_of:
+            return not any(word.casefold() == each for word in self.none_of for each in stated)
+        return any(word.casefold() in each for word in self.one_of for each in stated)
+
+    @property
+    def allowed(self) -> str:
+        """In words."""
+        if self.between:
+            return f"{self.between[0]:g} to {self.between[1]:g}"
+        return f"none of {', '.join(self.none_of)}" if self.none_of else f"one of {', '.join(self.one_of)}"
+
+
+class Limits(BaseModel):
+    """Of measurements, by name: beyond them a result is held for a person, or refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hold_above: dict[str, float] = Field(default_factory=dict)
+    hold_below: dict[str, float] = Field(default_factory=dict)
+    refuse_above: dict[str, float] = Field(default_factory=dict)
+    refuse_below: dict[str, float] = Field(default_factory=dict)
+
+    def overridden(self, other: Limits) -> Limits:
+        """These with those of ``other`` in place of or beside them."""
+        return Limits(**{name: getattr(self, name) | getattr(other, name) for name in type(self).model_fields})
+
+
+class Outcome(StrEnum):
+    """What becomes of a result."""
+
+    ACCEPT = "accept"
+    HOLD = "hold"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's decision and why; ``reasons`` is empty where it accepts."""
+
+    outcome: Outcome = Outcome.ACCEPT
+    reasons: tuple[str, ...] = field(default=())
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(self.reasons)
+
+
+def rules_of(metadata: Mapping[str, Any]) -> dict[str, list[Rule]]:
+    """The input contract of a bundle. Raises Refused for one that nobody can apply."""
+    try:
+        stated = dict(metadata.get("input_contract", {}))
+        return {name: [Rule.model_validate(rule) for rule in rules] for name, rules in stated.items()}
+    except (ValidationError, TypeError, ValueError) as error:
+        raise Refused(f"the input contract of {_called(metadata)} cannot be read: {_first(error)}") from None
+
+
+def limits_of(metadata: Mapping[str, Any]) -> Limits:
+    """The output limits of a bundle. Raises Refused for some that nobody can apply."""
+    try:
+        return Limits.model_validate(metadata.get("output_limits", {}))
+    except ValidationError as error:
+        raise Refused(f"the output limits of {_called(metadata)} cannot be read: {_first(error)}") from None
+
+
+def admit(case: Case, metadata: Mapping[str, Any], main: str, options: Any = None) -> tuple[str, ...]:
+    """Why the result of this case is to be held: the rules that it breaks. Raises Refused for those that refuse.
+
+    ``main``: the input whose facts stand at the top of ``case.facts``. Options of the same name stand for facts that
+    no header has.
+    """
+    broken = [
+        (rule, _sentence(rule, name, value, metadata))
+        for name, rules in rules_of(metadata).items()
+        if name in case.inputs
+        for facts in [_facts(case, name, main, options)]
+        for rule in rules
+        for value in [facts.get(rule.fact)]
+        if (value is None and rule.needed) or (value is not None and not rule.allows(value))
+    ]
+    refused = [words for rule, words in broken if rule.otherwise == "refuse"]
+    if refused:
+        raise Refused("; ".join(refused))
+    return tuple(words for _, words in broken)
+
+
+def judge(measurements: Iterable[Measurement], limits: Limits, held: Sequence[str] = ()) -> Verdict:
+    """The verdict on a result; ``held``: what speaks for holding it already. A value that is no number is held."""
+    measured = {m.name: m.value for m in measurements if not m.group}
+
+    def beyond(limit: Mapping[str, float], above: bool) -> list[str]:
+        word = "above" if above else "below"
+        return [
+            f"{name} is {value:.4g}, {word} the limit of {limit[name]:g}"
+            for name, value in measured.items()
+            if name in limit and not (value <= limit[name] if above else value >= limit[name])
+        ]
+
+    refuse = [*beyond(limits.refuse_above, True), *beyond(limits.refuse_below, False)]
+    hold = [*held, *beyond(limits.hold_above, True), *beyond(limits.hold_below, False)]
+    if refuse:
+        return Verdict(Outcome.REFUSE, (*refuse, *hold))
+    return Verdict(Outcome.HOLD, tuple(hold)) if hold else Verdict()
+
+
+def _facts(case: Case, name: str, main: str, options: Any) -> dict[str, Any]:
+    stated = case.facts if name == main else case.facts.get(name, {})
+    found = {key: value for key, value in stated.items() if key in FACTS}
+    volume = case[name]
+    if isinstance(volume, Volume):
+        spacing = volume.grid.spacing_mm
+        found["coverage_mm"] = min(n * mm for n, mm in zip(volume.grid.shape, spacing, strict=True))
+        found |= {"coarsest_spacing_mm": max(spacing), "finest_spacing_mm": min(spacing)}
+    else:
+        found["acceleration"] = volume.mask.size / max(int(volume.mask.sum()), 1)
+    chosen = {key: getattr(options, key, None) for key in FACTS}
+    return found | {key: value for key, value in chosen.items() if value is not None}
+
+
+def _sentence(rule: Rule, name: str, value: Any, metadata: Mapping[str, Any]) -> str:
+    meaning, where, unit = FACTS[rule.fact]
+    unit = f" {unit}" if unit else ""
+    stated = "is not stated" if value is None else f"is {_shown(value)}{unit}"
+    return f"{name}: {meaning} {where} {stated}; {_called(metadata)} takes {rule.allowed}{unit}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "\\".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _called(metadata: Mapping[str, Any]) -> str:
+    return f"{metadata.get('name', 'the model')} {metadata.get('version', '')}".rstrip()
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
