@@ -65,14 +65,16 @@ def test_a_batch_depends_on_its_generator_alone() -> None:
     assert all(bool(value.isfinite().all()) for value in one.values())
 
 
-def test_brains_and_torsos_of_the_pool_went_through_osem() -> None:
-    brains = standard_dose_pet._pooled(replace(SMOKE, pool=2), PHANTOM, 1)
-    torsos = standard_dose_pet._pooled(SMOKE, PHANTOM, 0)
-    for pair, named in ((brains, "grey matter"), (torsos, "liver")):
+def test_brains_and_torsos_of_the_pool_go_through_osem_with_counts_of_their_own() -> None:
+    for share, named in ((1.0, "grey matter"), (0.0, "liver")):
+        c = replace(SMOKE, brains=share)
+        pooled = standard_dose_pet._pooled(c, PHANTOM, 0)
+        pair, again = (standard_dose_pet._counted(c, pooled, seeded(1, n)) for n in (1, 2))
         inside = pair.regions == 1 + low_dose.REGIONS.index(named)
         assert int(inside.sum()) > 10
         assert float(pair.low[inside].mean() / pair.target[inside].mean()) == pytest.approx(1, abs=0.25)
-        assert not torch.equal(pair.low, pair.target)
+        assert torch.equal(pair.target, again.target)
+        assert not torch.equal(pair.low, again.low)
 
 
 def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:

@@ -1,9 +1,10 @@
 """Recipe ``standard-dose-pet``: a low-dose PET image and its dose fraction to the noise-free image of that resolution.
 
 Data: brains (five tracers, all stages of the disease model) and torsos (procedural, FDG) as pairs of images
-(``simulate.pet.low_dose``): most with surrogate noise drawn for the step, a part from a pool of scans that went through
-projection, counts, thinning and OSEM; or a user's reconstructed pairs. Loss, in units of the noise amplitude A of
-``model_zoo.standard_dose``:
+(``simulate.pet.low_dose``): nearly all of a pool of projected scans, whose counts are drawn, thinned and reconstructed
+by OSEM anew for each step, the rest of objects of their own with surrogate noise; or a user's reconstructed pairs.
+(Taught with surrogate noise, whose texture is the same along all axes, a network is no better on OSEM than a Gaussian.)
+Loss, in units of the noise amplitude A of ``model_zoo.standard_dose``:
 
     |e| exp(-s) + s  +  w_g |grad e|  +  w_r mean over regions |mean_R(mean - target)| / mean_R(target)
     +  w_c mean over pairs of blocks (1 - cos(f_i - f_j, f'_i - f'_j)),      e = (mean - target) / A
@@ -26,6 +27,7 @@ from torch.nn import functional
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import disease, low_dose
 from model_zoo.simulate.pet.activity import activity
+from model_zoo.simulate.pet.counts import Scan
 from model_zoo.simulate.pet.low_dose import REGIONS, Object, Pair, Reconstruction
 from model_zoo.simulate.pet.torso import random_torso
 from model_zoo.simulate.pet.tracers import TRACERS
@@ -45,7 +47,7 @@ class Configuration(recipe.Configuration):
     """``patch``: voxels of a side; ``spacings_mm``: drawn per object; ``patches_per_object``: with a dose each.
 
     ``brains``: share of brains among the objects, the rest are torsos. ``doses``: limits of the log-uniform fraction.
-    ``pool``: scans through OSEM, made when first needed, and ``pool_share`` of the objects that come from them.
+    ``pool``: scans, projected when first needed, and ``pool_share`` of the objects that come from them.
     ``told``: share of items that are shown region maps. ``target``: one of ``low_dose.TARGETS``.
     """
 
@@ -58,8 +60,8 @@ class Configuration(recipe.Configuration):
     brains: float = 0.5
     doses: tuple[float, float] = (0.01, 0.5)
     noise: tuple[float, float] = (0.04, 0.2)
-    pool: int = 24
-    pool_share: float = 0.25
+    pool: int = 72
+    pool_share: float = 0.95
     pool_slices: int = 64
     told: float = 0.5
     target: str = "expected"
@@ -70,12 +72,12 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 128), blocks=1, patch=32, steps=4500, batch=8, patches_per_object=4, learning_rate=2e-3,
-        warmup=40, ema=0.995, checkpoint_every=50, validate_every=300,
+        channels=(32, 64, 128), blocks=2, refine=24, patch=32, steps=4500, batch=8, patches_per_object=4,
+        learning_rate=2e-3, warmup=40, ema=0.995, checkpoint_every=50, validate_every=300,
     ),
     "gpu": Configuration(
         channels=(40, 80, 160), blocks=2, patch=48, steps=12000, batch=16, patches_per_object=4, learning_rate=1.5e-3,
-        ema=0.999, pool=160, pool_share=0.4, workers=14, checkpoint_every=500, validate_every=2000,
+        ema=0.999, pool=160, workers=14, checkpoint_every=500, validate_every=2000,
     ),
     "smoke": Configuration(
         channels=(8, 16), blocks=1, patch=16, steps=6, batch=2, learning_rate=1e-3, warmup=2, checkpoint_every=3,
@@ -148,7 +150,7 @@ def _pairs(c: Configuration, source: Source, generator: torch.Generator) -> list
         return [_cohort_pair(c, source.cohort, generator)]
     if c.pool and _uniform(generator) < c.pool_share:
         index = int(torch.randint(c.pool, (1,), generator=generator))
-        return [_pooled(c, source, index)] * c.patches_per_object
+        return [_counted(c, _pooled(c, source, index), generator)] * c.patches_per_object
     found = _object(c, source, generator)
     return [_surrogate(c, found, generator) for _ in range(c.patches_per_object)]
 
@@ -166,15 +168,25 @@ def _surrogate(c: Configuration, found: Object, generator: torch.Generator) -> P
     )
 
 
+@dataclass(frozen=True)
+class _Pooled:
+    """An object of the pool, its scan, how it is reconstructed, and the image of its expected counts."""
+
+    found: Object
+    scan: Scan
+    reconstruct: Reconstruction
+    expected: Tensor
+
+
 @lru_cache(maxsize=512)
-def _pooled(c: Configuration, source: Source, index: int) -> Pair:
-    """Scan ``index`` of the pool, through projection, counts, thinning and OSEM; the same whenever it is made."""
+def _pooled(c: Configuration, source: Source, index: int) -> _Pooled:
+    """Scan ``index`` of the pool; the same whenever it is made."""
     generator = seeded(c.seed, 10**8, index)
-    coarse = min(c.spacings_mm)
-    if index % 2:
-        found = random_brain(source, generator, spacing_mm=max(coarse, 3.0), finer=2)
+    spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
+    if _uniform(generator) < c.brains:
+        found = random_brain(source, generator, spacing_mm=spacing_mm, finer=2)
     else:
-        spacing_mm = max(coarse, 4.0)
+        spacing_mm = max(spacing_mm, 3.0)
         j, i = (4 * math.ceil(side / spacing_mm / 2) for side in (300.0, 420.0))
         shape = (2 * c.pool_slices, j, i)
         found = low_dose.torso(random_torso(generator, shape=shape, spacing_mm=spacing_mm / 2), 2)
@@ -185,8 +197,16 @@ def _pooled(c: Configuration, source: Source, index: int) -> Pair:
     )
     psf_fwhm_mm = 4.0 + 2.0 * _uniform(generator)
     scan = low_dose.scanned(found, _log_uniform((1e7, 2e8), generator), generator, psf_fwhm_mm=psf_fwhm_mm)
+    none = found.activity.new_zeros(0)  # it is projected: its fine lattice, times the pool, would fill the memory
+    return _Pooled(replace(found, activity=none, mu_per_cm=none), scan, made, made(scan.expected, scan))
+
+
+def _counted(c: Configuration, p: _Pooled, generator: torch.Generator) -> Pair:
+    """A low dose of a scan with counts of its own."""
     dose = _log_uniform(c.doses, generator)
-    return low_dose.osem_pair(found, scan, dose, generator, reconstruct=made, target=c.target)
+    return low_dose.osem_pair(
+        p.found, p.scan, dose, generator, reconstruct=p.reconstruct, target=c.target, expected=p.expected
+    )
 
 
 def _cohort_pair(c: Configuration, cohort: Cohort, generator: torch.Generator) -> Pair:
@@ -292,7 +312,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     biases, covered = [], []
     for dose in VALIDATION_DOSES:
         for brains in (0.0, 1.0):
-            fixed = replace(c, batch=2, patches_per_object=1, brains=brains, doses=(dose, dose), pool=0)
+            fixed = replace(c, batch=2, patches_per_object=1, brains=brains, doses=(dose, dose), pool=2, pool_share=1.0)
             with torch.autocast(device.type, enabled=False):
                 drawn = batch(fixed, source, seeded(c.seed, 10**9, int(1000 * dose), int(brains)))
             drawn = {name: value.to(device) for name, value in drawn.items()}

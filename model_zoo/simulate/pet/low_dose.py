@@ -196,12 +196,16 @@ def osem_pair(
     *,
     reconstruct: Reconstruction,
     target: str = "expected",
+    expected: Tensor | None = None,
 ) -> Pair:
-    """A pair through counts and OSEM. Raises ValueError for another ``target`` than TARGETS."""
+    """A pair through counts and OSEM. ``expected``: the image of the expected counts, where it was made before.
+
+    Raises ValueError for another ``target`` than TARGETS.
+    """
     _known(target)
     low, rest = thin(draw(scan.expected, generator), dose, generator)
     if target == "expected":
-        aim = reconstruct(scan.expected, scan)
+        aim = reconstruct(scan.expected, scan) if expected is None else expected
     elif target == "shared":
         aim = reconstruct(low + rest, scan)
     else:
