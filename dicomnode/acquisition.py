@@ -5,14 +5,13 @@ of the patient only what quantities depend on: age, sex, weight and size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
+from dicomnode import tracer
 from dicomnode.frames import Frame
 
 __all__ = ["facts", "plane"]
@@ -54,7 +53,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         found["age_years"] = age
     if first.get("ContrastBolusAgent"):
         found["contrast_agent"] = True
-    return found | (_tracer(frames) if found.get("modality") == "PT" else {})
+    return found | (tracer.facts(frames) if found.get("modality") == "PT" else {})
 
 
 def plane(directions: NDArray[np.float64]) -> str:
@@ -77,52 +76,6 @@ def _enhanced(frame: Frame) -> dict[str, Any]:
     if region and region[0].get("CodeMeaning"):
         found["region"] = str(region[0].CodeMeaning)
     return found
-
-
-def _tracer(frames: Sequence[Frame]) -> dict[str, Any]:
-    """Dose, half-life, tracer, and the time from injection to that which the activity is decay-corrected to."""
-    source = frames[0].item("RadiopharmaceuticalInformationSequence")
-    if source is None:
-        return {}
-    codes = source.get("RadiopharmaceuticalCodeSequence") or []
-    found = {
-        "tracer": str(codes[0].get("CodeMeaning", "")) if codes else str(source.get("Radiopharmaceutical") or ""),
-        "dose_bq": float(source.get("RadionuclideTotalDose") or 0),
-        "half_life_s": float(source.get("RadionuclideHalfLife") or 0),
-        "uptake_s": _uptake_s(frames, source),
-    }
-    return {fact: value for fact, value in found.items() if value}
-
-
-def _uptake_s(frames: Sequence[Frame], source: Dataset) -> float | None:
-    """Seconds from injection to the start of the scan: the series' time unless it lies after the first slice, when it
-    is that of a reconstruction (QIBA FDG-PET profile)."""
-    headers = [frame.header for frame in frames]
-    acquired = [_moment(ds.get("AcquisitionDate"), ds.get("AcquisitionTime")) for ds in headers]
-    started = min((each for each in acquired if each), default=None)
-    series = _moment(headers[0].get("SeriesDate"), headers[0].get("SeriesTime"))
-    if series and (started is None or series <= started):
-        started = series
-    injected = _moment(str(source.get("RadiopharmaceuticalStartDateTime") or "")[:8],
-                       str(source.get("RadiopharmaceuticalStartDateTime") or "")[8:])  # fmt: skip
-    if injected is None and started is not None:
-        injected = _moment(started.strftime("%Y%m%d"), source.get("RadiopharmaceuticalStartTime"))
-        if injected is not None and injected > started:
-            injected -= timedelta(days=1)
-    if started is None or injected is None:
-        return None
-    seconds = (started - injected).total_seconds()
-    return seconds if 0 <= seconds < 86400 else None
-
-
-def _moment(date: Any, time: Any) -> datetime | None:
-    text = str(time or "").split("+")[0].split("-")[0]
-    whole, _, fraction = text.partition(".")
-    try:
-        moment = datetime.strptime(f"{date}{whole:0<6}", "%Y%m%d%H%M%S")
-        return moment + timedelta(seconds=float(f"0.{fraction or 0}"))
-    except ValueError:
-        return None
 
 
 def _age_years(text: str) -> float | None:

@@ -22,7 +22,7 @@ from pydicom.pixels.utils import pixel_array
 
 from dicomnode.errors import InputRefused
 
-__all__ = ["Frame", "frames_of", "header", "name", "stored", "unit", "values"]
+__all__ = ["Frame", "frames_of", "header", "name", "philips_pet", "stored", "unit", "values"]
 
 _MACROS = MappingProxyType({
     "PixelSpacing": "PixelMeasuresSequence",
@@ -49,7 +49,8 @@ _MACROS = MappingProxyType({
 """Keyword to the functional group that holds it."""
 
 _PET_UNITS = MappingProxyType({"BQML": "Bq/ml", "GML": "g/ml", "CNTS": "{counts}", "PROPCNTS": "{counts}", "1": "1"})
-_PHILIPS_PET = (0x7053, "Philips PET Private Group", 0x09)  # Activity Concentration Scale Factor: Bq/ml per count
+_PHILIPS_PET = (0x7053, "Philips PET Private Group")
+_SUV_SCALE, _ACTIVITY_SCALE = 0x00, 0x09  # SUV and activity concentration (Bq/ml) per count
 _NO_UNIT = frozenset({"1", "US", "no units"})
 
 
@@ -208,12 +209,18 @@ def _mapped(mapping: Dataset, pixels: NDArray[Any]) -> NDArray[np.float32]:
     return table[np.clip(index, 0, len(table) - 1)]
 
 
-def _philips_factor(ds: Dataset) -> float | None:
-    group, creator, element = _PHILIPS_PET
-    if ds.get("Modality") != "PT" or ds.get("Units") != "CNTS":
-        return None
+def philips_pet(ds: Dataset) -> tuple[float | None, float | None]:
+    """SUV per count (7053,1000) and Bq/ml per count (7053,1009) of Philips' PET, each positive or None."""
+    return _philips_number(ds, _SUV_SCALE), _philips_number(ds, _ACTIVITY_SCALE)
+
+
+def _philips_number(ds: Dataset, element: int) -> float | None:
     try:
-        factor = float(ds.private_block(group, creator)[element].value)
+        factor = float(ds.private_block(*_PHILIPS_PET)[element].value)
     except (KeyError, TypeError, ValueError):
         return None
     return factor if math.isfinite(factor) and factor > 0 else None
+
+
+def _philips_factor(ds: Dataset) -> float | None:
+    return philips_pet(ds)[1] if ds.get("Modality") == "PT" and ds.get("Units") == "CNTS" else None

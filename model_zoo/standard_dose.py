@@ -15,6 +15,7 @@ and refers to the noise-free image at the same resolution.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,26 @@ from torch.nn import functional
 
 from model_zoo.simulate.pet.projector import FWHM, blur
 
-__all__ = ["EMBEDDING", "IN_CHANNELS", "OUT_CHANNELS", "Prepared", "interpret", "prepare", "restore", "scale_of"]
+__all__ = [
+    "EMBEDDING",
+    "HALO",
+    "IN_CHANNELS",
+    "LARGEST_VOXELS",
+    "OUT_CHANNELS",
+    "Prepared",
+    "interpret",
+    "noise_sd",
+    "prepare",
+    "restore",
+    "scale_of",
+]
 
 IN_CHANNELS, OUT_CHANNELS, EMBEDDING = 5, 6, 8
+LARGEST_VOXELS = 4_000_000
+"""Of a slab: with its neighbours about 2 GB of activations."""
+HALO = 24
+"""Slices on either side of a slab that the network sees and whose answers are dropped: from the middle of a patch of
+the training it saw no farther."""
 _FLOOR, _POWER = 0.01, 0.7
 _SD_VOXELS = (1.0, 2.0, 4.0)
 _LOG_B = (-6.0, 2.0)
@@ -100,11 +118,14 @@ def restore(
     spacing_mm: float,
     regions: Tensor | None = None,
     bf16: bool = True,
+    largest: int = LARGEST_VOXELS,
+    progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
     """``(mean, sd)`` of a whole low-dose image (k, j, i), both in its units (SUV, Bq/ml); mean is not negative.
 
     ``regions``: one-hot maps (r, k, j, i) in the order of ``low_dose.REGIONS``, or None. The network's device and the
-    image's must be the same. Whole volumes go through at once: the network has no statistics over space.
+    image's must be the same. Scale and noise level are those of the whole image; the network, which has no statistics
+    over space, sees slabs of about ``largest`` voxels that overlap by ``HALO`` slices on either side.
     """
     stride = int(network.stride)  # type: ignore[arg-type]  # a module's attributes are untyped
     scale = scale_of(low)
@@ -112,12 +133,38 @@ def restore(
     scaled = functional.pad(low[None, None].float() / scale, padding, mode="replicate")
     prepared = prepare(scaled, low.new_tensor([dose]), low.new_tensor([spacing_mm]))
     maps = None if regions is None else functional.pad(regions[None].float(), padding)
-    with torch.autocast(low.device.type, dtype=torch.bfloat16, enabled=bf16):
-        output = network(prepared.inputs, prepared.embedding, None, maps)
-    mean, s = interpret(output, prepared.copies, prepared.amplitude)
+    mean, sd = torch.empty_like(scaled[0, 0]), torch.empty_like(scaled[0, 0])
+    for core, seen in _slabs(scaled.shape[2:], stride, largest):
+        with torch.autocast(low.device.type, dtype=torch.bfloat16, enabled=bf16):
+            output = network(
+                prepared.inputs[:, :, seen], prepared.embedding, None, None if maps is None else maps[:, :, seen]
+            )
+        inner = slice(core.start - seen.start, core.stop - seen.start)
+        amplitude = prepared.amplitude[:, :, core]
+        found, s = interpret(output[:, :, inner], prepared.copies[:, :, core], amplitude)
+        mean[core], sd[core] = found[0, 0], math.sqrt(2) * (amplitude * s.exp())[0, 0]
+        progress(core.stop / len(mean))
     k, j, i = low.shape
-    sd = math.sqrt(2) * prepared.amplitude * s.exp()
-    return scale * mean[0, 0, :k, :j, :i].clamp_min(0), scale * sd[0, 0, :k, :j, :i]
+    return scale * mean[:k, :j, :i].clamp_min(0), scale * sd[:k, :j, :i]
+
+
+def _slabs(shape: Sequence[int], stride: int, largest: int) -> Iterator[tuple[slice, slice]]:
+    """Slices (k) to keep and, about them, those to see: multiples of the stride."""
+    thick = max(largest // (shape[1] * shape[2]) // stride, 1) * stride
+    halo = math.ceil(HALO / stride) * stride
+    for start in range(0, shape[0], thick):
+        stop = min(start + thick, shape[0])
+        yield slice(start, stop), slice(max(start - halo, 0), min(stop + halo, shape[0]))
+
+
+def noise_sd(low: Tensor) -> Tensor:
+    """Standard deviation of the noise of each voxel of a low-dose image (k, j, i) by its own model, in its units.
+
+    1.4826 is that of a normal density over its median absolute deviation.
+    """
+    scale = scale_of(low)
+    nothing = low.new_ones(1)
+    return 1.4826 * scale * prepare(low[None, None].float() / scale, nothing, nothing).amplitude[0, 0]
 
 
 def _smooth(x: Tensor, sd_voxels: float) -> Tensor:

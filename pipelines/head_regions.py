@@ -1,0 +1,177 @@
+"""Structures of the head from an MR, laid upon a PET of the same head by a rigid movement.
+
+The movement is the one for which three tissues, moved and blurred as PET is, explain the PET best: the share R^2 of its
+variance that a linear fit on them leaves no residual of (a correlation ratio, Roche et al. 1998). The fit takes any
+tracer, for it assumes nothing of which tissue is brighter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage, optimize
+from torch import Tensor
+from torch.nn import functional
+
+from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS
+from pipelines import anatomy, resampling
+from pipelines.contract import Code, Grid, Progress, Volume
+from pipelines.uptake import Region
+
+if TYPE_CHECKING:
+    from model_zoo.registry import Model
+
+__all__ = ["Regions", "regions_of", "rigid"]
+
+COARSE_MM = 5.0
+AROUND_MM = 20.0
+PET_FWHM_MM = 7.0
+LEAST_EXPLAINED = 0.4
+LARGEST_SHIFT_MM = 40.0
+
+
+@dataclass(frozen=True)
+class Regions:
+    """``labels`` uint8 (k, j, i) on ``grid``, which was moved onto the PET; ``on_pet``: the same on the PET's grid.
+
+    ``explained``: R^2; ``shift_mm``: how far the brain's middle was moved. ``lies_upon``: whether to be used.
+    """
+
+    labels: NDArray[np.uint8]
+    grid: Grid
+    on_pet: NDArray[np.uint8]
+    explained: float
+    shift_mm: float
+
+    @property
+    def lies_upon(self) -> bool:
+        return self.explained >= LEAST_EXPLAINED and self.shift_mm <= LARGEST_SHIFT_MM
+
+    @property
+    def words(self) -> str:
+        told = f"moved by {self.shift_mm:.1f} mm the tissues explain {100 * self.explained:.0f} % of the PET's variance"
+        if self.lies_upon:
+            return f"Regions are the structures of the MR, which was registered rigidly: {told}."
+        return f"The MR could not be laid upon the PET ({told}): no regions were used."
+
+    def maps(self, names: Sequence[str], onto: Grid) -> Tensor:
+        """Shares of the tissues of that name (r, k, j, i) on a lattice; zero where a name is no tissue of the head."""
+        shares = torch.zeros((len(names), *onto.shape))
+        for tissue, numbers in TISSUE_GROUPS.items():
+            if tissue in names:
+                mask = torch.from_numpy(np.isin(self.labels, numbers)).float()[None]
+                shares[names.index(tissue)] = resampling.sample(mask, self.grid, onto)[0]
+        return shares.round()
+
+    def structures(self) -> list[Region]:
+        """Every structure, and the brain as a whole, on the PET's grid."""
+        found = [
+            Region(s.name, self.on_pet == s.number, Code(s.code_value, s.code_scheme, s.code_meaning))
+            for s in STRUCTURES
+        ]
+        return [Region("brain", np.isin(self.on_pet, BRAIN), Code("12738006", "SCT", "Brain")), *found]
+
+
+def regions_of(mr: Volume, pet: Volume, model: Model, progress: Progress) -> Regions:
+    """Find the structures of ``mr`` and lay them upon ``pet``. Raises Refused where ``mr`` is no image of a head."""
+    anatomy.check(mr)
+    found = anatomy.segment(mr, model, lambda done, step: progress(0.8 * done, step))
+    progress(0.8, "registration")
+    movement, explained, shift_mm = rigid(found.labels, found.grid, pet)
+    moved = Grid(found.grid.shape, movement @ found.grid.affine_mm)
+    return Regions(found.labels, moved, _labels_on(found.labels, moved, pet.grid), explained, shift_mm)
+
+
+def rigid(labels: NDArray[np.uint8], grid: Grid, pet: Volume) -> tuple[NDArray[np.float64], float, float]:
+    """``(movement, R^2, shift in mm)``: the movement (4, 4) in LPS mm takes ``labels`` to the PET."""
+    tissues = torch.stack([torch.from_numpy(np.isin(labels, own)).float() for own in TISSUE_GROUPS.values()])
+    middle = _middle_mm(labels, grid)
+    window = _window(labels, grid)
+    image = resampling.sample(torch.from_numpy(pet.data)[None], pet.grid, window)[0]
+    coarse = resampling.sample(tissues, grid, window)
+    blurred = torch.from_numpy(_blurred(coarse.numpy()))
+    best = np.zeros(6)
+    for wider_mm, fine in ((8.0, 0.1), (0.0, 0.02)):
+        y, x = _wider(image[None], wider_mm)[0], _wider(blurred, wider_mm)
+
+        def unexplained(p: NDArray[np.float64], x: Tensor = x, y: Tensor = y) -> float:
+            return 1 - _explained(x, y, window, np.asarray(np.linalg.inv(_movement(p, middle)), np.float64))
+
+        best = optimize.minimize(unexplained, best, method="Powell", options={"xtol": fine, "ftol": 1e-4 * fine}).x
+    return _movement(best, middle), 1 - unexplained(best), float(np.linalg.norm(best[:3]) * 10)
+
+
+def _middle_mm(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.float64]:
+    k, j, i = (float(places.mean()) for places in np.nonzero(labels))
+    return np.asarray((grid.affine_mm @ [i, j, k, 1])[:3])
+
+
+def _window(labels: NDArray[np.uint8], grid: Grid) -> Grid:
+    """Coarse voxels about the brain and what lies around it."""
+    k, j, i = (np.array([places.min(), places.max()]) for places in np.nonzero(labels))
+    corners = grid.affine_mm @ np.array(np.meshgrid(i, j, k, [1], indexing="ij")).reshape(4, -1)
+    low, high = corners[:3].min(axis=1) - AROUND_MM, corners[:3].max(axis=1) + AROUND_MM
+    n = np.ceil((high - low) / COARSE_MM).astype(int) + 1
+    affine = np.diag([COARSE_MM, COARSE_MM, COARSE_MM, 1.0])
+    affine[:3, 3] = low
+    return Grid((int(n[2]), int(n[1]), int(n[0])), affine)
+
+
+def _blurred(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    sd = PET_FWHM_MM / 2.355 / COARSE_MM
+    return np.asarray(ndimage.gaussian_filter(x, (0, sd, sd, sd)), np.float32)
+
+
+def _wider(x: Tensor, sd_mm: float) -> Tensor:
+    sd = sd_mm / COARSE_MM
+    return torch.from_numpy(ndimage.gaussian_filter(x.numpy(), (0, sd, sd, sd))) if sd_mm else x
+
+
+def _movement(p: NDArray[np.float64], middle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of six numbers near one: shifts in cm, rotations about the patient's axes through ``middle`` in tenths of rad."""
+    (a, b, c), r = p[3:] / 10, np.eye(4)
+    x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
+    y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
+    z = np.array([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
+    r[:3, :3] = z @ y @ x
+    r[:3, 3] = middle - r[:3, :3] @ middle + 10 * p[:3]
+    return r
+
+
+def _explained(x: Tensor, y: Tensor, window: Grid, back: NDArray[np.float64]) -> float:
+    """R^2 of ``y`` (k, j, i) on a constant and ``x`` (t, k, j, i) read at the places that ``back`` leads to."""
+    to_index = np.linalg.inv(window.affine_mm) @ back @ window.affine_mm
+    size = np.array(window.shape[::-1])
+    scaled = np.diag([*(2 / (size - 1)), 1.0])
+    scaled[:3, 3] = -1
+    theta = torch.from_numpy((scaled @ to_index @ np.linalg.inv(scaled))[None, :3]).float()
+    places = functional.affine_grid(theta, [1, 1, *window.shape], align_corners=True)
+    moved = functional.grid_sample(x[None], places, align_corners=True)[0].flatten(1).double()
+    A = torch.cat([torch.ones_like(moved[:1]), moved]).T
+    b = y.flatten().double()
+    gram = A.T @ A + 1e-6 * torch.eye(A.shape[1], dtype=torch.float64)
+    fitted = A @ torch.linalg.solve(gram, A.T @ b)
+    return 1 - float((b - fitted).square().sum() / (b - b.mean()).square().sum().clamp_min(1e-12))
+
+
+def _labels_on(labels: NDArray[np.uint8], grid: Grid, onto: Grid) -> NDArray[np.uint8]:
+    """The label that more than half of each voxel of ``onto`` has, or 0."""
+    found = np.zeros(onto.shape, np.uint8)
+    (k, j, i), shape = resampling.box(labels > 0, grid, onto)
+    if 0 in shape:
+        return found
+    part = resampling.part(onto, (k, j, i), shape)
+    best = torch.full(shape, 0.5)
+    here = np.zeros(shape, np.uint8)
+    for number in range(1, COUNT + 1):
+        share = resampling.sample(torch.from_numpy(labels == number).float()[None], grid, part)[0]
+        here[(share > best).numpy()] = number
+        best = torch.maximum(best, share)
+    found[k : k + shape[0], j : j + shape[1], i : i + shape[2]] = here
+    return found

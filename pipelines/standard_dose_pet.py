@@ -1,0 +1,315 @@
+"""Low-dose PET to the image that a standard dose would have given, in the input's own unit, with its uncertainty.
+
+Input: ``pet`` (:class:`pipelines.contract.Volume`), one attenuation-corrected frame in a unit proportional to activity;
+``mr`` (optional), an MR of the head of the same session, from which the network is told grey matter, white matter and
+CSF and by whose structures the numbers are given. Output, on the grid and in the unit of ``pet``: the restored image,
+its standard deviation, the region where that is large, and SUVmean, SUVmax and SUVpeak before and after.
+
+Model: bundle ``standard_dose_pet``, trained on simulation as ``model_zoo.standard_dose`` says, after Jiang et al. The
+image goes to isotropic voxels that the network knows and back; the scale is a robust percentile of the low-dose image,
+so that its inverse is exact; total activity is that of the input to within 1 %. The dose fraction is an option: hardly
+a header states it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from model_zoo import standard_dose
+from pipelines.codes import LOW_CONFIDENCE, SPATIAL, STANDARD_DEVIATION
+from pipelines.contract import (
+    Case,
+    Code,
+    Finding,
+    Grid,
+    Image,
+    Input,
+    Measurement,
+    Note,
+    ParametricMap,
+    Pipeline,
+    Progress,
+    Refused,
+    Segment,
+    Segmentation,
+    Volume,
+)
+from pipelines.head_regions import Regions, regions_of
+from pipelines.isotropic import Isotropic, isotropic
+from pipelines.uptake import Region, Scale, ball_means, body_of, compare, grown
+
+if TYPE_CHECKING:
+    from model_zoo.registry import Model
+
+__all__ = ["PIPELINE", "Options", "check", "run"]
+
+BODY = Code("38266002", "SCT", "Entire body")
+
+LINEAR_UNITS = ("BQML", "GML", "CNTS", "CPS", "PROPCNTS", "PROPCPS", "CM2ML")
+"""Proportional to activity per volume; the others are fits, ratios or statistics."""
+TOLERANCE = 0.01
+"""Of the total activity: beyond it the image is multiplied by one factor that restores it."""
+SPILL_MM = 15.0
+"""How far the body's activity reaches beyond its edge."""
+MOST_VOXELS = 16_000_000
+SPACINGS_MM = (2.0, 4.0)
+
+
+class Options(BaseModel):
+    """What a route may set. ``dose_fraction``: dose of the image over the standard dose; ``blend``: share of the
+    restored image, the rest is the input with its noise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dose_fraction: float = Field(default=0.1, gt=0, le=1)
+    blend: float = Field(default=1.0, ge=0, le=1)
+    low_confidence: float = Field(default=0.15, gt=0)
+
+
+@dataclass(frozen=True)
+class _Restored:
+    """On the grid of the input and in its unit (k, j, i): the network's image, its sd, and the noise's sd in the input.
+
+    ``seen_mm``: spacing of the voxels that the network saw.
+    """
+
+    mean: NDArray[np.float32]
+    sd: NDArray[np.float32]
+    noise_sd: NDArray[np.float32]
+    seen_mm: float
+
+
+@dataclass(frozen=True)
+class _Result:
+    """``image`` and ``sd`` as delivered; ``body`` and, ``wide``, the body with its spill; ``correction``: the factor
+    that kept the activity."""
+
+    image: NDArray[np.float32]
+    sd: NDArray[np.float32]
+    body: NDArray[np.bool_]
+    wide: NDArray[np.bool_]
+    correction: float
+
+
+def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
+    """Restore, keep the activity, blend, measure; nothing is random."""
+    pet = case["pet"]
+    if not isinstance(pet, Volume):
+        raise Refused("standard_dose_pet takes a PET image")
+    check(pet, case.facts)
+    head = _head(case, pet, model, progress)
+    restored = _restore(pet, head, model, options, lambda done: progress(0.3 + 0.5 * done, "restoring"))
+    progress(0.8, "measuring")
+    body = body_of(pet)
+    result = _kept(pet, restored, body, options)
+    return [
+        *_images(pet, result, options),
+        *_measurements(pet, restored, result, _regions(body, head), case.facts, options),
+        *_notes(case.facts, options, head),
+    ]
+
+
+def check(pet: Volume, facts: Mapping[str, Any]) -> None:
+    """Raise Refused unless the image can be one frame of activity, as far as its header tells."""
+    if facts.get("modality", "PT") != "PT":
+        raise Refused(f"standard_dose_pet takes PET; the Modality (0008,0060) of this series is {facts['modality']}")
+    units = str(facts.get("units", "BQML"))
+    if units not in LINEAR_UNITS:
+        raise Refused(f"Units (0054,1001) are {units}, not proportional to activity; needed is one of {LINEAR_UNITS}")
+    kind = [word.upper() for word in facts.get("series_type", ())]
+    if {"DYNAMIC", "GATED", "REPROJECTION"} & set(kind):
+        raise Refused(f"Series Type (0054,1000) is {'/'.join(kind)}; standard_dose_pet takes a static image")
+    corrections = facts.get("corrections")
+    if corrections is not None and "ATTN" not in corrections:
+        raise Refused("Corrected Image (0028,0051) has no ATTN: without attenuation correction this is no activity")
+    if min(pet.grid.shape) < 8:
+        raise Refused(f"{min(pet.grid.shape)} voxels along one axis are too few for a volume; at least 8 are needed")
+    if not np.isfinite(pet.data).all() or float(pet.data.max()) <= 0:
+        raise Refused("the image holds no activity, or values that are no numbers")
+
+
+def _head(case: Case, pet: Volume, model: Model, progress: Progress) -> Regions | None:
+    """Structures of the head from the MR, laid upon the PET, or None where no MR came."""
+    mr = case.inputs.get("mr")
+    if not isinstance(mr, Volume):
+        return None
+    return regions_of(mr, pet, model.helpers["anatomy"], lambda done, step: progress(0.3 * done, step))
+
+
+def _spacing_mm(grid: Grid, model: Model) -> float:
+    """The image's finest, within what the network was trained on, unless that makes too many voxels."""
+    least_mm, most_mm = map(float, model.settings.get("spacings_mm", SPACINGS_MM))
+    affordable_mm = float((math.prod(grid.shape) * math.prod(grid.spacing_mm) / MOST_VOXELS) ** (1 / 3))
+    return min(max(least_mm, min(grid.spacing_mm), affordable_mm), most_mm)
+
+
+def _restore(
+    pet: Volume, head: Regions | None, model: Model, options: Options, progress: Callable[[float], None]
+) -> _Restored:
+    lattice = isotropic(pet.grid, _spacing_mm(pet.grid, model))
+    spacing_mm = lattice.grid.spacing_mm[0]
+    low = lattice.there(torch.from_numpy(pet.data).to(model.device))
+    mean, sd = standard_dose.restore(
+        model.network,
+        low,
+        options.dose_fraction,
+        spacing_mm=spacing_mm,
+        regions=_told(head, lattice, model),
+        progress=progress,
+    )
+    noise_sd = _back(lattice, standard_dose.noise_sd(low), linear=True)
+    mean_there = np.maximum(_back(lattice, mean), 0)
+    return _Restored(mean_there, _back(lattice, sd, linear=True), noise_sd, spacing_mm)
+
+
+def _back(lattice: Isotropic, x: Tensor, *, linear: bool = False) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = lattice.back(x.float(), linear=linear).cpu().numpy()
+    return found
+
+
+def _told(head: Regions | None, lattice: Isotropic, model: Model) -> Tensor | None:
+    """Region maps in the network's order, where it takes any and an MR lies upon the PET."""
+    names = list(model.settings.get("regions", ()))
+    if head is None or not head.lies_upon or not names:
+        return None
+    return head.maps(names, lattice.grid).to(model.device)
+
+
+def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Options) -> _Result:
+    """Activity of the body as it was, then the blend. Errors of network and noise add, for they are not independent."""
+    wide = grown(body, pet.grid, SPILL_MM)
+    before, after = (float(x[wide].sum(dtype=np.float64)) for x in (pet.data, restored.mean))
+    if before <= 0 or after <= 0:
+        raise Refused("no activity is left in the body; this is no image of a tracer")
+    correction = before / after if abs(after / before - 1) > TOLERANCE else 1.0
+    w = options.blend
+    image = (1 - w) * pet.data + w * correction * restored.mean
+    sd = w * correction * restored.sd + (1 - w) * restored.noise_sd
+    return _Result(image.astype(np.float32), sd.astype(np.float32), body, wide, correction)
+
+
+def _regions(body: NDArray[np.bool_], head: Regions | None) -> list[Region]:
+    return [Region("body", body, BODY), *(head.structures() if head and head.lies_upon else [])]
+
+
+def _images(pet: Volume, result: _Result, options: Options) -> list[Finding]:
+    thickness_mm = pet.slice_thickness_mm or pet.grid.spacing_mm[0]
+    blended = f", blended with {100 * (1 - options.blend):.0f} % of the input" if options.blend < 1 else ""
+    level = 0.5 * float(result.image[result.body].mean())
+    doubtful = result.body & (result.sd > options.low_confidence * np.maximum(result.image, level))
+    segment = Segment(
+        1, "Low confidence", SPATIAL, LOW_CONFIDENCE,
+        f"Standard deviation above {options.low_confidence:g} of the activity, or of half the body's mean",
+    )  # fmt: skip
+    return [
+        Image(
+            "standard dose", Volume(result.image, pet.grid, pet.unit, thickness_mm),
+            f"Standard-dose PET from low-dose PET{blended}", thickness_mm,
+        ),
+        ParametricMap(
+            "standard deviation", Volume(result.sd, pet.grid, pet.unit, thickness_mm), STANDARD_DEVIATION,
+            "Standard deviation of the activity in a voxel", thickness_mm,
+        ),
+        Segmentation(
+            "low confidence", doubtful.astype(np.uint8), pet.grid, (segment,),
+            "Region where the low dose leaves the activity uncertain", thickness_mm,
+        ),
+    ]  # fmt: skip
+
+
+def _measurements(
+    pet: Volume, restored: _Restored, result: _Result, regions: list[Region], facts: Mapping[str, Any], options: Options
+) -> list[Finding]:
+    peaks = ball_means(pet.data, pet.grid), ball_means(result.image, pet.grid)
+    return [
+        *_of_the_whole(pet, restored, result, peaks, options),
+        *_suv_factor(facts),
+        *compare(pet.data, result.image, peaks, regions, _scale(pet, facts)),
+    ]
+
+
+def _of_the_whole(
+    pet: Volume,
+    restored: _Restored,
+    result: _Result,
+    peaks: tuple[NDArray[np.float32], NDArray[np.float32]],
+    options: Options,
+) -> list[Finding]:
+    total = float(pet.data[result.wide].sum(dtype=np.float64))
+    created = float((result.image - pet.data)[~result.wide].sum(dtype=np.float64)) / total
+    moved = np.abs(peaks[1] - peaks[0])[result.body] / np.maximum(restored.noise_sd[result.body], 1e-12)
+    noise = float(np.median(restored.noise_sd[result.body] / np.maximum(peaks[0][result.body], 1e-12)))
+    kept = float(result.image[result.wide].sum(dtype=np.float64)) / total
+    return [
+        Measurement(
+            "total activity ratio", kept, "1", f"Result over input, in the body and {SPILL_MM:g} mm about it"
+        ),
+        Measurement("activity correction", result.correction, "1", "What the network's image was multiplied by"),
+        Measurement(
+            "activity outside the body", 100 * created, "%", "Created (or removed) there, of the total activity"
+        ),
+        Measurement(
+            "largest local change", float(moved.max()), "1",
+            "Of the mean over 1 ml, in standard deviations of a voxel's noise in the input",
+        ),
+        Measurement("noise of the input", 100 * noise, "%", "Standard deviation of a voxel over its surroundings"),
+        Measurement("dose fraction", options.dose_fraction, "1", "As the network was told"),
+        Measurement("voxels of the network", restored.seen_mm, "mm", "Isotropic spacing that it saw the image on"),
+    ]  # fmt: skip
+
+
+def _suv_factor(facts: Mapping[str, Any]) -> list[Finding]:
+    """What SUVs were made with, where they were made."""
+    value = facts.get("suv_bw_per_unit")
+    return (
+        [] if value is None else [Measurement("SUVbw factor", float(value), "1", "SUVbw (g/ml) per unit of the image")]
+    )
+
+
+def _scale(pet: Volume, facts: Mapping[str, Any]) -> Scale:
+    if facts.get("suv_bw_per_unit"):
+        return Scale(float(facts["suv_bw_per_unit"]), "{SUVbw}g/ml", "SUV")
+    return Scale(1.0, pet.unit, "activity ")
+
+
+def _notes(facts: Mapping[str, Any], options: Options, head: Regions | None) -> list[Finding]:
+    chosen = "set for this route" if "dose_fraction" in options.model_fields_set else "the default, as none was set"
+    found: list[Finding] = [
+        Note(
+            "dose fraction",
+            f"{options.dose_fraction:g} of the standard dose: {chosen}. No header states it; a wrong one means too "
+            "much or too little smoothing.",
+        )
+    ]
+    if facts.get("suv_bw_per_unit"):
+        factor = float(facts["suv_bw_per_unit"])
+        found.append(Note("SUV", f"Standardised uptake by body weight: {factor:.6g} g/ml per unit of the image."))
+    else:
+        reason = facts.get("suv_unknown_because") or "the header does not state what it takes"
+        found.append(Note("SUV", f"Not known, numbers are in the image's own unit: {reason}."))
+    if facts.get("corrections") is None:
+        found.append(
+            Note("attenuation", "Corrected Image (0028,0051) is not stated; attenuation correction is assumed.")
+        )
+    words = head.words if head else "No MR of the head came with the study: the network was told no regions."
+    return [*found, Note("regions", words)]
+
+
+PIPELINE = Pipeline(
+    name="standard_dose_pet",
+    title="Standard-dose PET from low-dose PET",
+    inputs=(Input("pet", Volume), Input("mr", Volume, required=False)),
+    bundle="standard_dose_pet",
+    options_type=Options,
+    run=run,
+    helpers=("anatomy",),
+)

@@ -1,0 +1,181 @@
+"""The path of a PET series: in by C-STORE, routed to standard_dose_pet, image, map and segmentation in the archive."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import highdicom as hd
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its usual name
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapStorage, SegmentationStorage
+
+from dicomnode import volumes
+from dicomnode.results import marking
+from dicomnode.results.provenance import recorded
+from model_zoo.simulate.anatomy import data_root
+from pipelines.contract import Grid, Volume
+from tests.peers import Node, Orthanc, wait_for, write_config
+from tests.peers.process import installed
+from tests.pet_series import FACTOR, write_pet, write_pet_bundle
+from tests.series import unpacked
+
+WHOLE_BODY_FACTOR = 2.42903e-4
+"""SUVbw per Bq/ml of the kit's whole-body series, as its README gives it."""
+SLICES = slice(30, 70)
+OBJECTS = 4
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A series that was sent, what SUV it has, and the results that the archive got."""
+
+    sent: list[Path]
+    volume: Volume
+    suv_factor: float
+    results: dict[str, list[Path]]
+    node: Node
+
+    def one(self, kind: str) -> Path:
+        return self.results[kind][0]
+
+
+@pytest.fixture(scope="module", params=["FDG template", "real whole body"])
+def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
+    folder = tmp_path_factory.mktemp("pet")
+    template = request.param == "FDG template"
+    sent = _template(folder / "in") if template else _whole_body(folder / "in")
+    write_pet_bundle(folder / "node" / "data" / "models")
+    with (
+        Orthanc(folder / "orthanc") as orthanc,
+        Node(_routing(folder / "node", orthanc)) as node,
+    ):
+        _storescu(node, sent)
+        job = node.wait_for_job("done", "dead")
+        assert job.state == "done", job.reason
+        wait_for(lambda: len(orthanc.instances()) >= OBJECTS, "Orthanc has the results", within_s=120)
+        node.wait_until_delivered()
+        results: dict[str, list[Path]] = {}
+        for number, instance in enumerate(orthanc.instances()):
+            path = folder / f"result-{number}.dcm"
+            path.write_bytes(orthanc.file(instance))
+            results.setdefault(dcmread(path, stop_before_pixels=True).SOPClassUID, []).append(path)
+        yield Delivered(sent, volumes.read(sent).volume, FACTOR if template else WHOLE_BODY_FACTOR, results, node)
+
+
+def test_the_archive_gets_marked_results_in_the_study_that_record_the_suv(delivered: Delivered) -> None:
+    source = dcmread(delivered.sent[0], stop_before_pixels=True)
+    for kind in (MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapStorage, SegmentationStorage):
+        ds = dcmread(delivered.one(kind))
+        marking.check(ds)
+        assert (ds.StudyInstanceUID, ds.PatientID) == (source.StudyInstanceUID, source.PatientID)
+        assert ds.FrameOfReferenceUID == source.FrameOfReferenceUID
+        named = {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence}
+        assert {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in delivered.sent} <= named
+        record = recorded(ds)
+        told = {each["name"]: each["value"] for each in record["measurements"]}
+        assert told["SUVbw factor"] == pytest.approx(delivered.suv_factor, rel=1e-5)
+        assert told["total activity ratio"] == pytest.approx(1, abs=0.01)
+
+
+def _clean(delivered: Delivered) -> Path:
+    """Of the two image series the one without the label in its pixels."""
+    found = delivered.results[MultiFrameGrayscaleWordSecondaryCaptureImageStorage]
+    (path,) = [p for p in found if dcmread(p, stop_before_pixels=True).BurnedInAnnotation == "NO"]
+    return path
+
+
+def test_the_image_has_the_sources_geometry_unit_and_activity(delivered: Delivered) -> None:
+    path = _clean(delivered)
+    assert dcmread(path, stop_before_pixels=True).RescaleType == "Bq/ml"
+    image = sitk.ReadImage(str(path))
+    volume = delivered.volume
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    assert np.abs(affine - volume.grid.affine_mm).max() < 1e-3
+    array = sitk.GetArrayFromImage(image).astype(np.float64)
+    assert array.shape == volume.data.shape
+    assert array.sum() / volume.data.sum() == pytest.approx(1, abs=0.02)
+    body = volume.data > 0.3 * volume.data.max()
+    assert np.corrcoef(array[body], volume.data[body])[0, 1] > 0.75
+    assert array[body].mean() / volume.data[body].mean() == pytest.approx(1, abs=0.2)  # the network blurs
+
+
+def test_the_map_and_the_segmentation_lie_on_the_source(delivered: Delivered) -> None:
+    grid = delivered.volume.grid
+    pm = hd.imread(str(delivered.one(ParametricMapStorage)))
+    mapping = pm.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+    assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == "Bq/ml"
+    sd = pm.get_volume()
+    assert (
+        np.abs(_corners_mm(sd.affine, sd.array.shape) - _corners_mm(grid.affine_mm[:, [2, 1, 0, 3]], grid.shape)).max()
+        < 1e-3
+    )
+    assert sd.array.shape == grid.shape
+    assert (
+        0 < np.median(sd.array[delivered.volume.data > 0.3 * delivered.volume.data.max()]) < delivered.volume.data.max()
+    )
+    seg = hd.seg.segread(str(delivered.one(SegmentationStorage)))
+    labels = seg.get_volume(combine_segments=True, allow_missing_positions=True)
+    assert labels.array.shape[1:] == grid.shape[1:]
+    first = np.linalg.solve(grid.affine_mm, labels.affine @ [0, 0, 0, 1])
+    assert np.abs(first[:2]).max() < 1e-3
+
+
+def _corners_mm(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Where the outermost voxels lie, in whichever order the slices are kept; ``affine`` takes (k, j, i, 1)."""
+    corners = [affine @ [k, j, i, 1] for k in (0, shape[0] - 1) for j in (0, shape[1] - 1) for i in (0, shape[2] - 1)]
+    return np.array(sorted(np.round(corners, 6).tolist()))
+
+
+def test_no_patient_data_is_in_the_log(delivered: Delivered) -> None:
+    source = dcmread(delivered.sent[0], stop_before_pixels=True)
+    assert str(source.PatientName).split("^")[0] not in delivered.node.log
+
+
+def _template(folder: Path) -> list[Path]:
+    """The kit's mean FDG brain as a scan of a low dose: Bq/ml, noise, rows from the front."""
+    image = nibabel.load(_kit("fdg-brain-template-chinese/CN_PET_TEMPLATE.nii"))
+    affine = np.diag([-1.0, -1, 1, 1]) @ np.asarray(image.affine, np.float64)
+    data = np.asarray(image.dataobj, np.float32).transpose(2, 1, 0)[::2]
+    data = data[:, ::-1]
+    affine[:, 3] = affine @ [0, data.shape[1] - 1, 0, 1]
+    affine[:, 1] *= -1
+    affine[:, 2] *= 2
+    noise = np.random.default_rng(1).normal(size=data.shape)
+    low = np.maximum(2e4 * data * (1 + 0.15 * noise), 0).astype(np.float32)
+    return write_pet(folder, Grid(data.shape, affine), low)
+
+
+def _whole_body(folder: Path) -> list[Path]:
+    paths = unpacked(_kit("tcia-sts001-fdg-wholebody/raw_bqml.tar.xz"), folder)
+    return sorted(paths, key=lambda path: float(dcmread(path, stop_before_pixels=True).ImagePositionPatient[2]))[SLICES]
+
+
+def _kit(name: str) -> Path:
+    try:
+        return data_root() / "pet" / name
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def _routing(folder: Path, orthanc: Orthanc) -> Path:
+    route = {
+        "name": "pet", "pipeline": "standard_dose_pet", "match": {"Modality": "PT"}, "destinations": ["orthanc"],
+        "options": {"dose_fraction": 0.25},
+    }  # fmt: skip
+    return write_config(folder, peers=[orthanc.peer], routes=[route])
+
+
+def _storescu(node: Node, paths: list[Path]) -> None:
+    program = installed("/usr/bin/storescu", "dcmtk")
+    command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
+    subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

@@ -1,0 +1,174 @@
+"""SUV factors: every vendor's variant of the data kit, the independent SUV volume, and the reasons for having none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from dicomnode import acquisition, suv, volumes
+from dicomnode.frames import Frame
+from tests.series import unpacked
+
+STATED = suv.Stated(
+    units="BQML", decay_correction="START", corrections=("ATTN", "DECY"), dose_bq=370e6, half_life_s=6586.2,
+    weight_kg=70.0, decay_s=3600.0,
+)  # fmt: skip
+_OF_THE_TRACER = (
+    "RadionuclideTotalDose", "RadionuclideHalfLife", "RadiopharmaceuticalStartTime", "RadiopharmaceuticalStartDateTime",
+)  # fmt: skip
+
+VENDORS: dict[str, tuple[float, float]] = {
+    "GE_MEDICAL_AND_BQML": (52, 152022720 * 2 ** -(4281 / 6586.2)),
+    "SIEMENS": (67, 374e6 * 2 ** -(8264 / 6586.2)),
+    "BQML_AC_DT_lessThan_S_DT_SIEMENS": (65, 225e6 * 2 ** -(3255 / 6586.2)),
+    "CPS_AND_BQML_AC_DT_-_S_DT": (69, 388e6 * 2 ** -(3791.2 / 6586.2)),
+    "RADIOPHARM_DATETIME_UNDEFINED": (102, 412e6 * 2 ** -(3871.8 / 6586.2)),
+    "PHILIPS_BQML": (64, 126e6 * 2 ** -(3657 / 6586.2)),
+    "PHILIPS_CNTS_AND_BQML_SUV": (54, 238e6 * 2 ** -(3956 / 6588)),
+}
+"""Weight in kg and the dose in Bq that is left at the start of the scan, by hand from the times in each file."""
+
+
+def _instances(path: Path) -> list[Dataset]:
+    return [_header(each) for each in json.loads(path.read_text())]
+
+
+def _header(stated: dict[str, Any]) -> Dataset:
+    """A PET header of what the kit's file states."""
+    ds, source = Dataset(), Dataset()
+    ds.Modality = "PT"
+    for keyword, value in stated.items():
+        if keyword == "PhilipsPETPrivateGroup":
+            _add_philips(ds, value)
+        else:
+            setattr(source if keyword in _OF_THE_TRACER else ds, keyword, value)
+    ds.RadiopharmaceuticalInformationSequence = Sequence([source])
+    return ds
+
+
+def _add_philips(ds: Dataset, factors: dict[str, str]) -> None:
+    block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
+    for element, word in ((0x00, "SUVScaleFactor"), (0x09, "ActivityConcentrationScaleFactor")):
+        if word in factors:
+            block.add_new(element, "DS", factors[word].strip())
+
+
+def _facts(kit: Path, name: str) -> dict[str, Any]:
+    headers = _instances(kit / "pet" / "suv-metadata-vendors" / f"{name}-instances.json")
+    return acquisition.facts([Frame(ds, 0) for ds in headers])
+
+
+@pytest.mark.parametrize("name", VENDORS)
+def test_the_factor_of_every_vendor_is_the_one_by_hand(name: str, kit: Path) -> None:
+    weight_kg, left_bq = VENDORS[name]
+    rounding = 3e-3 if "CNTS" in name else 1e-5  # Philips states three digits
+    assert _facts(kit, name)["suv_bw_per_unit"] == pytest.approx(1000 * weight_kg / left_bq, rel=rounding)
+
+
+def test_philips_own_factors_agree_with_ours_for_activity(kit: Path) -> None:
+    (ds, *_) = _instances(kit / "pet" / "suv-metadata-vendors" / "PHILIPS_BQML-instances.json")
+    block = ds.private_block(0x7053, "Philips PET Private Group")
+    theirs = float(block[0x00].value) / float(block[0x09].value)
+    assert acquisition.facts([Frame(ds, 0)])["suv_bw_per_unit"] == pytest.approx(theirs, rel=1e-3)
+
+
+def test_philips_counts_without_an_activity_factor_have_the_vendors_suv_per_count(kit: Path) -> None:
+    assert _facts(kit, "PHILIPS_CNTS_AND_SUV")["suv_bw_per_unit"] == 0.000728
+
+
+def test_a_frame_reference_time_tells_when_a_reconstructed_series_was_scanned(kit: Path) -> None:
+    """The real header's series time is that of the scan: put later, what the frame says leads back to it."""
+    headers = _instances(kit / "pet" / "suv-metadata-vendors" / "RADIOPHARM_DATETIME_UNDEFINED-instances.json")
+    true_s = acquisition.facts([Frame(ds, 0) for ds in headers])["uptake_s"]
+    for ds in headers:
+        ds.SeriesTime = "180000"
+    assert acquisition.facts([Frame(ds, 0) for ds in headers])["uptake_s"] == pytest.approx(true_s, abs=1.5)
+
+
+def test_ges_own_scan_time_wins_over_a_reconstructions(kit: Path) -> None:
+    (ds, *_) = _instances(kit / "pet" / "suv-metadata-vendors" / "GE_MEDICAL_AND_BQML-instances.json")
+    ds.SeriesTime, ds.AcquisitionTime = "180000", "100200"
+    ds.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20201217095621.00")
+    assert acquisition.facts([Frame(ds, 0)])["uptake_s"] == 4281
+
+
+def test_without_decay_correction_the_factor_is_that_of_one_frames_mean(kit: Path) -> None:
+    headers = _instances(kit / "pet" / "suv-metadata-vendors" / "GE_MEDICAL_AND_BQML-instances.json")
+    for ds in headers:
+        ds.DecayCorrection = "NONE"
+    found = acquisition.facts([Frame(ds, 0) for ds in headers])["suv_bw_per_unit"]
+    middle = 52e3 / (152022720 * 2 ** -((4281 + 60) / 6586.2))
+    assert found == pytest.approx(middle, rel=1e-5)
+    headers[1].AcquisitionTime = "095921"
+    assert "no single one" in acquisition.facts([Frame(ds, 0) for ds in headers])["suv_unknown_because"]
+
+
+def test_the_whole_body_series_reproduces_the_independent_suv_volume(kit: Path, tmp_path: Path) -> None:
+    folder = kit / "pet" / "tcia-sts001-fdg-wholebody"
+    raw = volumes.read(unpacked(folder / "raw_bqml.tar.xz", tmp_path / "raw"))
+    crop = volumes.read(unpacked(folder / "derived_suv_crop.tar.xz", tmp_path / "crop"))
+    assert raw.facts["suv_bw_per_unit"] == pytest.approx(2.42903e-4, rel=1e-5)
+    assert (crop.volume.unit, crop.facts["suv_bw_per_unit"]) == ("g/ml", 1.0)
+    same = np.linalg.solve(raw.volume.grid.affine_mm, crop.volume.grid.affine_mm @ [0, 0, 0, 1])
+    i, j, k = (round(each) for each in same[:3])
+    n_k, n_j, n_i = crop.volume.grid.shape
+    ours = raw.facts["suv_bw_per_unit"] * raw.volume.data[k : k + n_k, j : j + n_j, i : i + n_i]
+    theirs = crop.volume.data
+    sure = theirs > 1  # below, their rounding to whole stored values is more than a thousandth
+    assert int(sure.sum()) > 1000
+    assert np.abs(ours[sure] / theirs[sure] - 1).max() < 1e-3
+    assert np.abs(ours - theirs).max() < 1e-3
+    assert float(np.median(ours[sure] / theirs[sure])) == pytest.approx(1, abs=1e-5)
+
+
+def test_admin_takes_the_dose_as_injected_and_start_what_is_left() -> None:
+    start, admin = (suv.factor(replace(STATED, decay_correction=word)).bw_per_unit for word in ("START", "ADMIN"))
+    assert admin == pytest.approx(70e3 / 370e6)
+    assert start == pytest.approx(70e3 / 370e6 * 2 ** (3600 / 6586.2))
+
+
+REASONS: dict[str, tuple[dict[str, Any], str]] = {
+    "no weight": ({"weight_kg": None}, r"Weight \(0010,1030\) is not stated"),
+    "weight in grams": ({"weight_kg": 70e3}, "no weight of a person"),
+    "no dose": ({"dose_bq": None}, r"Dose \(0018,1074\) is not stated or zero"),
+    "dose in MBq": ({"dose_bq": 370.0}, "may have been written in MBq"),
+    "no half-life": ({"half_life_s": None}, "Half Life"),
+    "no times": ({"decay_s": None}, "times of injection and scan are not stated"),
+    "injected after the scan": ({"decay_s": -300.0}, r"injection is 5\.0 minutes after the scan"),
+    "injected days before": ({"decay_s": 2 * 86400.0}, r"48\.0 hours \(26 half-lives\) before"),
+    "no attenuation correction": ({"corrections": ("DECY",)}, "attenuation"),
+    "decay at odds": ({"corrections": ("ATTN",)}, "has no DECY"),
+    "no decay correction": ({"decay_correction": ""}, "Decay Correction .* not stated"),
+    "plain counts": ({"units": "CNTS"}, "CNTS without Philips' private factors"),
+    "a perfusion map": ({"units": "MLMINML"}, "MLMINML, not an activity"),
+    "no units": ({"units": ""}, "not stated"),
+    "lean body mass": ({"units": "GML", "suv_type": "LBM"}, "SUV by LBM"),
+}
+
+
+@pytest.mark.parametrize("what", REASONS)
+def test_what_is_missing_or_impossible_gives_a_reason_and_no_factor(what: str) -> None:
+    changes, words = REASONS[what]
+    found = suv.factor(replace(STATED, **changes))
+    assert found.bw_per_unit is None
+    with pytest.raises(ValueError, match=words):
+        raise ValueError(found.unknown_because)
+
+
+def test_facts_have_the_factor_or_the_reason_and_never_a_date(kit: Path) -> None:
+    (ds, *_) = _instances(kit / "pet" / "suv-metadata-vendors" / "SIEMENS-instances.json")
+    known = acquisition.facts([Frame(ds, 0)])
+    assert "suv_unknown_because" not in known
+    ds.RadiopharmaceuticalInformationSequence[0].RadiopharmaceuticalStartDateTime = "20201217115900"
+    unknown = acquisition.facts([Frame(ds, 0)])
+    assert "suv_bw_per_unit" not in unknown
+    assert "uptake_s" not in unknown
+    assert "after the scan" in unknown["suv_unknown_because"]
+    assert "2020" not in json.dumps([known, unknown])

@@ -1,0 +1,59 @@
+"""The numbers that PET is read by, and the isotropic voxels that a network sees it on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import uptake
+from pipelines.isotropic import isotropic
+from tests.scanner import lattice
+
+GRID = lattice("axial", (24, 40, 44), (3.0, 3.0, 3.0), (-60.0, -55.0, 12.0))
+
+
+def _hot_spot(sd_mm: float, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> torch.Tensor:
+    """A Gaussian in the middle of a lattice."""
+    k, j, i = (np.indices(shape) - (np.array(shape)[:, None, None, None] - 1) / 2) * np.array(spacing_mm)[
+        :, None, None, None
+    ]
+    return torch.from_numpy(np.exp(-(k**2 + j**2 + i**2) / (2 * sd_mm**2)).astype(np.float32))
+
+
+def test_the_spline_keeps_the_peak_that_linear_interpolation_takes() -> None:
+    grid = lattice("axial", (21, 25, 25), (3.3, 4.7, 4.7), (0.0, 0.0, 0.0))
+    x = _hot_spot(3.0, grid.shape, grid.spacing_mm)
+    there = isotropic(grid, 2.5)
+    cubic, linear = (there.back(there.there(x), linear=each) for each in (False, True))
+    assert float(cubic.max() / x.max()) == pytest.approx(1, abs=0.03)
+    assert float(linear.max() / x.max()) < 0.97
+
+
+def test_isotropic_voxels_of_the_right_size_are_left_alone() -> None:
+    x = torch.rand(GRID.shape)
+    lattice_of = isotropic(GRID, 3.0)
+    assert torch.equal(lattice_of.there(x), x)
+    assert torch.equal(lattice_of.back(x), x)
+    assert np.allclose(lattice_of.grid.affine_mm, GRID.affine_mm)
+
+
+def test_coarser_voxels_hold_the_mean_of_finer_ones() -> None:
+    grid = lattice("axial", (40, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    white = torch.randn(grid.shape, generator=torch.Generator().manual_seed(1))
+    coarse = isotropic(grid, 3.0).there(white)
+    assert float(coarse.std()) == pytest.approx(27**-0.5, rel=0.25)
+
+
+@pytest.mark.parametrize("spacing_mm", [(3.0, 3.0, 3.0), (5.0, 2.7, 2.7), (1.5, 1.5, 1.5)])
+def test_the_peak_is_the_mean_over_a_millilitre(spacing_mm: tuple[float, float, float]) -> None:
+    ball = uptake._ball(lattice("axial", (9, 9, 9), spacing_mm, (0.0, 0.0, 0.0)), 1.0)
+    ml = float(np.prod(spacing_mm)) / 1000
+    assert ball.sum() == pytest.approx(1, rel=1e-5)
+    assert ml / ball.max() == pytest.approx(1, rel=0.06)
+    grid = lattice("axial", (40, 40, 40), spacing_mm, (0.0, 0.0, 0.0))
+    k, j, i = (np.indices(grid.shape) - 19.5) * np.array(spacing_mm)[:, None, None, None]
+    hot = (k**2 + j**2 + i**2 < 14**2).astype(np.float32)
+    peak = float(uptake.ball_means(hot, grid).max())
+    assert peak == pytest.approx(1, abs=1e-3)
+    assert uptake.ball_means(np.ones_like(hot), grid).min() == pytest.approx(1, abs=1e-3)
