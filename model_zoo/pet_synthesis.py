@@ -16,24 +16,32 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo import residual_shift
+from model_zoo.deviation import HOLD_ABOVE
+from model_zoo.simulate.pet.activity import composite_suvr, suvr
 from model_zoo.simulate.pet.tracers import TRACERS
 from model_zoo.structures import CORTEX, COUNT, STRUCTURES, number
 
 __all__ = [
     "COVARIATES",
     "KAPPA",
+    "OUTPUT_LIMITS",
     "SCHEDULES",
     "TARGETS",
     "TOKEN_WIDTH",
     "Conditions",
     "Covariates",
     "anatomical_noise",
+    "by_own_reference",
+    "composites",
     "expected",
+    "likeliest",
     "paint",
+    "regional",
     "samples",
     "scales",
     "sizes",
     "t1w_scaled",
+    "tissue_indices",
     "tokens",
 ]
 
@@ -58,6 +66,15 @@ OFF_TARGET = (
     "cerebral white matter", "lateral ventricles", "third and fourth ventricles", "csf", "cerebellar cortex",
     "cerebellar white matter", "brain stem", "ventral diencephalon",
 )  # fmt: skip
+
+OUTPUT_LIMITS = {
+    "hold_below": {f"reference factor of {target} PET": 0.9 for target in TARGETS},
+    "hold_above": {f"reference factor of {target} PET": 1.1 for target in TARGETS}
+    | {"activity outside the brain of amyloid PET": 0.9, "activity outside the brain of tau PET": 1.2}
+    | HOLD_ABOVE,
+}
+"""Of the pipeline's measurements. An image in SUVR has 1.00 +- 0.05 in its reference region; the fluid of MK-6240 scans
+shows meninges, too."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +107,8 @@ class Conditions:
 
 def scales(covariates: Covariates) -> tuple[float, float]:
     """SUVR that is 1 in the network's images, for amyloid and tau."""
-    return (
-        TRACERS[covariates.amyloid_tracer or AMYLOID_TRACERS[0]].scale,
-        TRACERS[covariates.tau_tracer or TAU_TRACERS[0]].scale,
-    )
+    amyloid, tau = _tracers(covariates)
+    return TRACERS[amyloid].scale, TRACERS[tau].scale
 
 
 def tokens(c: Covariates) -> Tensor:
@@ -194,6 +209,41 @@ def _estimate(network: nn.Module, c: Conditions, x: Tensor, eta: float, *, quiet
     time = torch.full((len(x),), eta, device=x.device)
     x0_hat, log_sd = network(x, c.y0, time, torch.full_like(time, float(quiet)), c.tokens, c.maps)
     return x0_hat.float(), log_sd
+
+
+def likeliest(maps: Tensor) -> Tensor:
+    """Structure numbers uint8 (k, j, i), 0 outside, of the largest fraction of ``maps`` (structures, k, j, i)."""
+    return torch.cat([1 - maps.sum(0, keepdim=True), maps]).argmax(0).to(torch.uint8)
+
+
+def by_own_reference(x0: Tensor, c: Covariates, structure: Tensor) -> tuple[Tensor, Tensor]:
+    """Network images (b, 2, k, j, i) as SUVR by their own reference regions, and what those had (b, 2): about one.
+
+    ``structure``: numbers on the same lattice. Raises ValueError where a reference region is missing.
+    """
+    found = (x0 * torch.tensor(scales(c), device=x0.device)[:, None, None, None]).clamp_min(1e-3)
+    factors = torch.stack([torch.stack([_reference(one, structure, c, at) for at, one in enumerate(b)]) for b in found])
+    return found / factors[:, :, None, None, None], factors
+
+
+def _reference(image: Tensor, structure: Tensor, c: Covariates, at: int) -> Tensor:
+    return torch.tensor(max(suvr(image, structure, TRACERS[_tracers(c)[at]]).reference, 0.05))
+
+
+def _tracers(c: Covariates) -> tuple[str, str]:
+    return c.amyloid_tracer or AMYLOID_TRACERS[0], c.tau_tracer or TAU_TRACERS[0]
+
+
+def regional(images: Tensor, c: Covariates, structure: Tensor) -> Tensor:
+    """SUVR by structure (2, COUNT) of images (2, k, j, i); NaN where a structure is missing."""
+    return torch.stack(
+        [suvr(one, structure, TRACERS[name]).suvr for one, name in zip(images, _tracers(c), strict=True)]
+    )
+
+
+def composites(by_structure: Tensor) -> Tensor:
+    """The one number per tracer (..., 2) from SUVR by structure (..., 2, COUNT)."""
+    return torch.stack([composite_suvr(by_structure[..., at, :], target) for at, target in enumerate(TARGETS)], dim=-1)
 
 
 def sizes() -> list[tuple[list[int], float]]:

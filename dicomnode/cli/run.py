@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+Inputs = dict[str, list[Path]]
+"""Files by the name of the input that they are."""
+
 _MRD_SUFFIXES = (".h5", ".mrd")
 
 
@@ -33,6 +36,9 @@ def run(
     model: Annotated[str, typer.Option(metavar="NAME@VERSION", help="Instead of the pipeline's own.")] = "",
     seed: Annotated[int | None, typer.Option(help="Instead of the one derived from the input.")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the pipeline.")] = None,
+    with_: Annotated[
+        list[str] | None, typer.Option("--with", metavar="NAME=PATH", help="Files of a further input of the pipeline.")
+    ] = None,
     as_json: context.AsJson = False,
 ) -> None:
     """Run a pipeline on a folder, without network and database."""
@@ -41,13 +47,13 @@ def run(
     out_dir.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for paths in _inputs(in_dir, Path(folder), pipeline):
-            rows += _run_one(paths, out_dir, pipeline, model, seed, options, config)
+        for inputs in _inputs(in_dir, Path(folder), pipeline, with_ or []):
+            rows += _run_one(inputs, out_dir, pipeline, model, seed, options, config)
     context.print_rows(rows, ["kind", "file", "seconds"], as_json=as_json)
 
 
 def _run_one(
-    paths: list[Path],
+    inputs: Inputs,
     out_dir: Path,
     pipeline: str,
     model: str,
@@ -56,16 +62,15 @@ def _run_one(
     config: Config,
 ) -> list[dict[str, Any]]:
     from dicomnode import processing, worker
-    from dicomnode.routing import MAIN_INPUT
 
-    content = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    content = [(name, *sorted(map(_digest, paths))) for name, paths in sorted(inputs.items())]
     key = hashlib.sha256(repr([content, pipeline, model, sorted(options.items())]).encode()).hexdigest()
     task = processing.Task(
         key=key,
         pipeline=pipeline,
         model=model,
         options=options,
-        inputs={MAIN_INPUT: paths},
+        inputs=inputs,
         seed=processing.seed_from(key) if seed is None else seed,
         created_at=datetime.now(UTC),
     )
@@ -88,24 +93,69 @@ def _config(ctx: typer.Context) -> Config:
     return context.config(ctx) if named or path.exists() else Config()
 
 
-def _inputs(source: Path, folder: Path, pipeline: str) -> list[list[Path]]:
-    """What the pipeline takes, one task each: acquisitions of k-space, or series of images."""
-    from pydicom.misc import is_dicom
-
+def _inputs(source: Path, folder: Path, pipeline: str, with_: list[str]) -> list[Inputs]:
+    """What the pipeline takes, one task each: acquisitions of k-space, or series of images with what goes with them."""
     from dicomnode import processing
     from dicomnode.errors import NotFound
-    from pipelines.contract import KSpace
+    from dicomnode.routing import MAIN_INPUT
+    from pipelines.contract import Covariates, KSpace
 
-    paths = sorted(each for each in source.rglob("*") if each.is_file()) if source.is_dir() else [source]
-    dicom = [path for path in paths if path.suffix not in _MRD_SUFFIXES and is_dicom(path)]
-    if processing.pipeline_named(pipeline).inputs[0].kind is not KSpace:
-        found, wanted = _series(dicom), "no DICOM series of images"
+    wanted = processing.pipeline_named(pipeline).inputs
+    further = _further(with_, [each.name for each in wanted[1:]])
+    paths = [path for path in _files(source) if not any(path in named for named in further.values())]
+    dicom = [path for path in paths if _is_dicom(path)]
+    if wanted[0].kind is not KSpace:
+        found, missing = _series(dicom), "no DICOM series of images"
     else:
         found = [[_wrapped(path, folder)] for path in paths if path.suffix in _MRD_SUFFIXES] + _raw_data(dicom)
-        wanted = "no Raw Data object and no MRD file (.h5, .mrd)"
+        missing = "no Raw Data object and no MRD file (.h5, .mrd)"
     if not found:
-        raise NotFound(f"{source} holds {wanted}")
+        raise NotFound(f"{source} holds {missing}")
+    named = [each.name for each in wanted if each.kind is Covariates and each.name not in further]
+    return [
+        {MAIN_INPUT: series} | further | {name: _covariates(paths, dicom, series) for name in named} for series in found
+    ]
+
+
+def _further(with_: list[str], names: list[str]) -> Inputs:
+    """Of NAME=PATH. Wrong usage is said as such."""
+    found: Inputs = {}
+    for text in with_:
+        name, equals, path = text.partition("=")
+        if not equals or name not in names:
+            raise typer.BadParameter(f"{text!r} is not NAME=PATH with a NAME of: {', '.join(names) or 'none here'}")
+        found[name] = _files(Path(path))
+        if not found[name]:
+            raise typer.BadParameter(f"{path} holds no file")
     return found
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_dir():
+        return sorted(each.resolve() for each in source.rglob("*") if each.is_file())
+    return [source.resolve()] if source.is_file() else []
+
+
+def _is_dicom(path: Path) -> bool:
+    from pydicom.misc import is_dicom
+
+    return path.suffix not in _MRD_SUFFIXES and is_dicom(path)
+
+
+def _covariates(paths: list[Path], dicom: list[Path], series: list[Path]) -> list[Path]:
+    """Reports of the study of the series, and sidecars."""
+    from dicomnode import covariates, headers
+
+    study = headers.read(series[0]).study_uid
+    facts = {path: headers.read(path) for path in dicom}
+    reports = [
+        path for path, each in facts.items() if each.study_uid == study and each.attributes.get("Modality") == "SR"
+    ]
+    return reports + [path for path in paths if path.name == covariates.SIDECAR]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _raw_data(paths: list[Path]) -> list[list[Path]]:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from model_zoo import pet_synthesis
-from model_zoo.pet_synthesis import TARGETS, Covariates, tokens
+from model_zoo.pet_synthesis import Covariates, composites, tokens
 from model_zoo.simulate.pet import disease
-from model_zoo.simulate.pet.activity import composite_suvr, suvr
 from model_zoo.simulate.pet.disease import Observed
 from model_zoo.simulate.pet.tracers import TRACERS, composite
 from model_zoo.structures import COUNT
@@ -28,13 +27,7 @@ def tracer_names(subject: Subject) -> tuple[str, str]:
 
 def regional(subject: Subject, image: Tensor) -> Tensor:
     """SUVR by structure (2, COUNT) of an image (2, k, j, i), by its own reference regions."""
-    names = tracer_names(subject)
-    return torch.stack([suvr(image[at], subject.structure, TRACERS[name]).suvr for at, name in enumerate(names)])
-
-
-def composites(by_structure: Tensor) -> Tensor:
-    """(2,) from SUVR by structure (2, COUNT)."""
-    return torch.stack([composite_suvr(by_structure[at], target) for at, target in enumerate(TARGETS)])
+    return pet_synthesis.regional(image, subject.covariates, subject.structure)
 
 
 @dataclass(frozen=True)

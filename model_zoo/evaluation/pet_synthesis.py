@@ -19,12 +19,11 @@ from torch import Tensor
 from model_zoo import pet_synthesis
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.image_quality import psnr_db, ssim
-from model_zoo.evaluation.pet_baselines import Baselines, composites, regional, tracer_names
+from model_zoo.evaluation.pet_baselines import Baselines, composites, regional
 from model_zoo.pet_synthesis import COMMON, SCHEDULES, TARGETS, Conditions, Covariates, tokens
 from model_zoo.registry import Model
 from model_zoo.simulate import anatomy
-from model_zoo.simulate.pet.activity import suvr
-from model_zoo.simulate.pet.tracers import COMPOSITES, TRACERS
+from model_zoo.simulate.pet.tracers import COMPOSITES
 from model_zoo.structures import number
 from model_zoo.training import pet_synthesis as training
 from model_zoo.training.pet_synthesis import Subject
@@ -41,6 +40,7 @@ ONE, FOUR, FOUR_MEAN, FIFTEEN = (
     "ours, 15 steps, a sample",
 )
 REGRESSION, POPULATION = "regression on covariates", "population mean"
+AS_DELIVERED = "1 step, sd of samples of 4 steps"
 METHODS = (ONE, FOUR, FOUR_MEAN, FIFTEEN, REGRESSION, POPULATION)
 
 
@@ -123,12 +123,7 @@ def _run(work: Callable[[], Tensor]) -> Tensor:
 
 def _in_suvr(subject: Subject, x0: Tensor) -> Tensor:
     """Network images (b, 2, k, j, i) as SUVR by their own reference regions."""
-    scale = torch.tensor(pet_synthesis.scales(subject.covariates))[:, None, None, None]
-    found = (x0 * scale).clamp_min(1e-3)
-    for image in found:
-        for at, name in enumerate(tracer_names(subject)):
-            image[at] /= max(suvr(image[at], subject.structure, TRACERS[name]).reference, 0.05)
-    return found
+    return pet_synthesis.by_own_reference(x0, subject.covariates, subject.structure)[0]
 
 
 def _result(model: Model, subject: Subject, fit: Baselines, plan: _Plan, seed: int) -> _Result:
@@ -195,7 +190,9 @@ def _quality(results: Sequence[_Result], at: int) -> Table:
 
 
 def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]:
-    """Central interval of the composite SUVR: from samples (Student's t), the learned sd, or the exact posterior."""
+    """Central interval of the composite SUVR: from samples (Student's t) about their mean or, as
+
+    the pipeline delivers it, about the one-step mean; from the learned sd; or of the exact posterior."""
     from scipy.stats import norm, t
 
     tail = (1 + level) / 2
@@ -207,6 +204,8 @@ def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]
         middle, half = r.sampled[:, at].mean(), r.sampled[:, at].std() * math.sqrt(1 + 1 / n) * t.ppf(tail, n - 1)
     else:
         middle, half = composites(regional(r.subject, r.images[ONE]))[at], r.learned_sd[at] * norm.ppf(tail)
+        if kind == AS_DELIVERED:
+            half = r.sampled[:, at].std() * t.ppf(tail, len(r.sampled) - 1)
     return float(middle - half), float(middle + half)
 
 
@@ -223,7 +222,7 @@ def _coverage(results: Sequence[_Result], kind: str, level: float, at: int) -> t
 
 def _intervals(results: Sequence[_Result]) -> Table:
     rows: list[tuple[str | float, ...]] = []
-    for kind in ("4 steps", "1 step, learned sd", "exact posterior"):
+    for kind in ("4 steps", AS_DELIVERED, "1 step, learned sd", "exact posterior"):
         for level in (0.80, 0.95):
             cells = [value for at in range(len(TARGETS)) for value in _coverage(results, kind, level, at)]
             rows.append((f"{kind}, {level:.0%}", *(round(value, 3) for value in cells)))

@@ -374,6 +374,7 @@ RECIPE = Recipe(
                 {"fact": "age_years", "between": [50, 95], "otherwise": "hold"},
             ]
         },
+        "output_limits": pet_synthesis.OUTPUT_LIMITS,
         "units": "SUVR (whole cerebellum for amyloid, cerebellar cortex for tau) over a fixed scale per tracer",
         "trained_on": "simulation only (SynthSeg label maps, a latent model of disease); never on patient images",
         "data_licence": "SynthSeg label maps: Apache-2.0; no image data",

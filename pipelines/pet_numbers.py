@@ -1,0 +1,109 @@
+"""What a synthetic amyloid and tau PET says in numbers: SUVR by region, Centiloid, the probability of amyloid.
+
+Values are those of the delivered image, the posterior mean. Intervals: the K samples' standard deviation times
+Student's t with K - 1 degrees of freedom, about that mean; of a share of the samples, Jeffreys' (Beta) interval, which
+says how much K samples can tell. Both hold as far as the model's posterior does: the evaluation in its card tests that.
+
+Centiloid (Klunk et al., Alzheimers Dement. 11, 2015) of the neocortical SUVR by the whole cerebellum: PiB
+100 (SUVR - 1.009) / 1.067; florbetapir 175 SUVR - 182 (Navitsky et al., Alzheimers Dement. 14, 2018).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from model_zoo.pet_synthesis import TARGETS, Covariates, composites
+from model_zoo.simulate.pet.tracers import centiloid
+from model_zoo.structures import STRUCTURES, Structure
+from pipelines.contract import Code, Finding, Interval, Measurement, Note
+
+__all__ = ["LEVELS", "REGIONS", "SUVR", "Choices", "interval", "measure"]
+
+SUVR = Code("SUVR", "99DICOMNODE", "Standardized uptake value ratio")
+CENTILOID = Code("CENTILOID", "99DICOMNODE", "Centiloid")
+LEVELS = (0.80, 0.95)
+REGIONS = tuple(s for s in STRUCTURES if s.tissue != "csf")
+COMPOSITE = {"amyloid": "neocortex (frontal, parietal, temporal, cingulate, precuneus)", "tau": "temporal meta-region"}
+
+
+class Choices(Protocol):
+    """What of the pipeline's options matters here."""
+
+    @property
+    def positive_centiloid(self) -> float: ...
+
+    @property
+    def abstain_between(self) -> tuple[float, float]: ...
+
+
+def measure(one: Tensor, sampled: Tensor, c: Covariates, options: Choices) -> list[Finding]:
+    """Of SUVR by structure: ``one`` (2, COUNT) of the delivered images, ``sampled`` (K, 2, COUNT) of the samples."""
+    found: list[Finding] = []
+    for at, target in enumerate(TARGETS):
+        found += [_regional(s, target, one[at], sampled[:, at]) for s in REGIONS if not one[at, s.number - 1].isnan()]
+    middle, drawn = composites(one), composites(sampled)
+    for at, target in enumerate(TARGETS):
+        found.append(
+            Measurement(
+                f"{target} composite SUVR", float(middle[at]), "{SUVr}", f"Mean of the {COMPOSITE[target]}",
+                quantity=SUVR, intervals=_intervals(middle[at], drawn[:, at]),
+            )
+        )  # fmt: skip
+    return [*found, *_amyloid(float(middle[0]), drawn[:, 0], c, options)]
+
+
+def _regional(s: Structure, target: str, one: Tensor, sampled: Tensor) -> Measurement:
+    value, drawn = one[s.number - 1], sampled[:, s.number - 1]
+    site = Code(s.code_value, s.code_scheme, s.code_meaning)
+    return Measurement(
+        f"{target} SUVR of {s.name}", float(value), "{SUVr}", group=s.name, site=site, quantity=SUVR,
+        intervals=_intervals(value, drawn),
+    )  # fmt: skip
+
+
+def _intervals(middle: Tensor, drawn: Tensor) -> tuple[Interval, ...]:
+    """Of SUVR, which is never negative."""
+    found = (interval(float(middle), drawn, level) for level in LEVELS)
+    return tuple(Interval(each.level, max(each.low, 0.0), each.high) for each in found)
+
+
+def interval(middle: float, drawn: Tensor, level: float) -> Interval:
+    """About ``middle``, by Student's t from the standard deviation of ``drawn`` (K,)."""
+    half = float(drawn.std()) * float(stats.t.ppf((1 + level) / 2, len(drawn) - 1))
+    return Interval(level, middle - half, middle + half)
+
+
+def _amyloid(suvr: float, drawn: Tensor, c: Covariates, options: Choices) -> list[Finding]:
+    tracer = c.amyloid_tracer or "florbetapir"
+    loads = torch.tensor([centiloid(tracer, float(each)) for each in drawn])
+    load = centiloid(tracer, suvr)
+    positive = int((loads >= options.positive_centiloid).sum())
+    p, (low, high) = positive / len(loads), options.abstain_between
+    abstains = low <= p <= high
+    status = "undetermined" if abstains else ("positive" if p > high else "negative")
+    why = f"; between {low:g} and {high:g} nothing is said" if abstains else ""
+    return [
+        Measurement(
+            "Centiloid", load, "{CL}", f"Of the neocortical SUVR by whole cerebellum, {tracer}", quantity=CENTILOID,
+            intervals=tuple(interval(load, loads, level) for level in LEVELS),
+        ),
+        Measurement(
+            "probability of amyloid", p, "1",
+            f"Share of {len(loads)} samples with {options.positive_centiloid:g} CL and more",
+            intervals=tuple(_of_share(positive, len(loads), level) for level in LEVELS),
+        ),
+        Measurement("amyloid status abstained", float(abstains), "1", f"1: the probability is in {low:g} to {high:g}"),
+        Note("amyloid status", f"{status}: probability of amyloid {p:.2f} from {len(loads)} samples{why}"),
+    ]  # fmt: skip
+
+
+def _of_share(positive: int, count: int, level: float) -> Interval:
+    """Jeffreys' interval of a share, closed at 0 and 1 where none or all are positive."""
+    beta = stats.beta(positive + 0.5, count - positive + 0.5)
+    low = 0.0 if positive == 0 else float(beta.ppf((1 - level) / 2))
+    high = 1.0 if positive == count else float(beta.ppf((1 + level) / 2))
+    return Interval(level, low, high)

@@ -1,0 +1,309 @@
+"""A T1w image to amyloid and tau PET: what the scans of patients like this one look like, and how far they differ.
+
+Input: ``t1w`` (:class:`pipelines.contract.Volume`), MPRAGE-like, any orientation; ``covariates``
+(:class:`pipelines.contract.Covariates`), each of which may be unknown. Output, per tracer and on the T1w's own grid:
+the posterior mean in SUVR (one evaluation), the standard deviation of K samples, and by region SUVR with 80 and 95 %
+intervals, Centiloid and the probability of amyloid (``pipelines.pet_numbers``). What-if images: the same patient with
+another MMSE; the one-step mean draws no random numbers, so that nothing but the score differs.
+
+Weights trained on simulation only know an invented link from anatomy to pathology: their numbers are withheld, and
+images are in relative units, unless the site asks for them.
+
+Model: bundle ``pet_synthesis``, the residual-shift process of ``model_zoo.residual_shift`` (ResShift, Yue et al. 2023;
+ResDM in its corrected form) with the anatomy of the bundle ``anatomy``. The T1w and the structures are brought to the
+network's lattice about the brain as in training, ``model_zoo.training.pet_synthesis``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from model_zoo import pet_synthesis
+from model_zoo.pet_synthesis import SCHEDULES, TARGETS
+from model_zoo.simulate.pet.tracers import TRACERS
+from model_zoo.uncertainty import mean_and_sd
+from pipelines import anatomy, contract, pet_numbers, resampling
+from pipelines.codes import STANDARD_DEVIATION
+from pipelines.contract import (
+    Case,
+    Finding,
+    Image,
+    Input,
+    Measurement,
+    Note,
+    ParametricMap,
+    Pipeline,
+    Progress,
+    Refused,
+    Volume,
+)
+from pipelines.pet_lattice import Subject, prepare
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from model_zoo.registry import Model
+
+__all__ = ["PIPELINE", "WINDOWS_MIN", "Estimate", "Options", "estimate", "known", "run", "what_if"]
+
+WINDOWS_MIN = MappingProxyType(
+    {"florbetapir": (50, 70), "PiB": (50, 70), "flortaucipir": (80, 100), "MK-6240": (90, 110)}
+)
+"""Minutes after injection: the one window per tracer that the models know."""
+TITLES = MappingProxyType({
+    "age_years": ("age", "years"), "sex": ("sex", ""), "e4_alleles": ("APOE e4 alleles", ""),
+    "mmse": ("MMSE", "points"), "ptau217_pg_ml": ("plasma p-tau217", "pg/ml"),
+})  # fmt: skip
+MMSE = Annotated[int, Field(ge=0, le=30)]
+
+
+class Options(BaseModel):
+    """What a route may set. ``steps``: evaluations per sample. ``abstain_between``: probabilities of amyloid, ends
+
+    included, of which nothing is said. ``what_if_mmse``: further images with the patient's MMSE replaced.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    amyloid_tracer: Literal["florbetapir", "PiB"] = "florbetapir"
+    tau_tracer: Literal["flortaucipir", "MK-6240"] = "flortaucipir"
+    scan_window: Literal["late"] = "late"
+    samples: int = Field(default=8, ge=2, le=64)
+    steps: Literal[1, 4, 15] = 4
+    what_if_mmse: tuple[MMSE, ...] = Field(default=(), max_length=4)
+    positive_centiloid: float = Field(default=24.0, ge=0, le=100)
+    abstain_between: tuple[float, float] = (0.2, 0.8)
+    clinical_numbers: Literal["withhold", "give"] = "withhold"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        low, high = self.abstain_between
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"abstain_between has to be two probabilities in order; it is {low:g} to {high:g}")
+        return self
+
+    @property
+    def tracers(self) -> tuple[str, str]:
+        return self.amyloid_tracer, self.tau_tracer
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Amyloid and tau in SUVR on the network's lattice: ``mean`` and ``sd`` (2, k, j, i); by structure ``one``
+    (2, COUNT) of the mean and ``sampled`` (K, 2, COUNT); ``factors`` (2,): what the reference regions had before;
+    ``outside`` (2,): activity in the cerebrospinal fluid over that in the brain."""
+
+    mean: Tensor
+    sd: Tensor
+    one: Tensor
+    sampled: Tensor
+    factors: Tensor
+    outside: Tensor
+
+
+def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
+    """Anatomy, lattice, posterior mean, samples, and what they say."""
+    t1w, stated = case["t1w"], case.inputs.get("covariates", contract.Covariates())
+    if not isinstance(t1w, Volume) or not isinstance(stated, contract.Covariates):
+        raise Refused("pet_synthesis takes a T1w image and covariates")
+    anatomy.check(t1w, case.facts)
+    structures = anatomy.segment(t1w, model.helpers["anatomy"], lambda done, step: progress(0.6 * done, step))
+    subject = prepare(t1w, structures, model)
+    covariates = known(stated, options)
+    found = estimate(subject, covariates, model, options, seed, lambda done: progress(0.6 + 0.3 * done, "samples"))
+    progress(0.9, "own grid")
+    shown = _Shown(t1w, subject, options, withheld=model.simulation_only and options.clinical_numbers == "withhold")
+    images = [*_images(found, shown), *_what_ifs(subject, covariates, model, shown)]
+    numbers = [] if shown.withheld else pet_numbers.measure(found.one, found.sampled, covariates, options)
+    notes = _notes(stated, options, model, shown.withheld)
+    return [*images, *numbers, *_quality(found, options), *anatomy.unusual(structures, t1w, model, seed), *notes]
+
+
+def known(stated: contract.Covariates, options: Options) -> pet_synthesis.Covariates:
+    """What the network is told."""
+    return pet_synthesis.Covariates(
+        options.amyloid_tracer,
+        options.tau_tracer,
+        stated.age_years.value,
+        stated.sex.value,
+        stated.e4_alleles.value,
+        None if stated.mmse.value is None else float(stated.mmse.value),
+        stated.ptau217_pg_ml.value,
+    )
+
+
+def estimate(
+    subject: Subject,
+    covariates: pet_synthesis.Covariates,
+    model: Model,
+    options: Options,
+    seed: int,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Estimate:
+    """The posterior mean and ``options.samples`` samples."""
+    given = subject.given(covariates, model.device)
+    etas = SCHEDULES.get(options.steps, [1.0])
+    x0 = _computed(model, lambda: pet_synthesis.expected(model.network, given))
+    mean, factors, one = _read(x0, subject, covariates)
+    images, sampled = [], []
+    for n in range(options.samples):
+        progress(n / options.samples)
+        generator = torch.Generator().manual_seed(_seed(seed, n))
+        drawn = _computed(model, lambda: pet_synthesis.samples(model.network, given, etas, generator))  # noqa: B023
+        image, _, by_structure = _read(drawn, subject, covariates)
+        images.append(image)
+        sampled.append(by_structure)
+    return Estimate(mean, mean_and_sd(images)[1], one, torch.stack(sampled), factors, _outside(mean, subject))
+
+
+def _outside(mean: Tensor, subject: Subject) -> Tensor:
+    """Mean in the cerebrospinal fluid, outside and in the ventricles, over that in the brain's tissue (2,)."""
+    grey, white, csf = (subject.maps[indices].sum(0) for indices in pet_synthesis.tissue_indices())
+    fluid, brain = ((mean * w).sum(dim=(1, 2, 3)) / w.sum().clamp_min(1e-6) for w in (csf, grey + white))
+    return fluid / brain.clamp_min(1e-6)
+
+
+def _computed(model: Model, work: Callable[[], Tensor]) -> Tensor:
+    """In bfloat16, as in training, where the network's convolutions are."""
+    with torch.no_grad(), torch.autocast(torch.device(model.device).type, dtype=torch.bfloat16):
+        return work().float().cpu()
+
+
+def _read(x0: Tensor, subject: Subject, covariates: pet_synthesis.Covariates) -> tuple[Tensor, Tensor, Tensor]:
+    """SUVR within the head (2, k, j, i), the reference regions' factors (2,), SUVR by structure (2, COUNT)."""
+    try:
+        (image,), (factors,) = pet_synthesis.by_own_reference(x0, covariates, subject.structure)
+    except ValueError as error:
+        raise Refused(f"{error}: the image does not show the cerebellum, or the model fails on it") from error
+    return image * subject.inside, factors, pet_synthesis.regional(image, covariates, subject.structure)
+
+
+def _seed(seed: int, index: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
+
+
+def what_if(subject: Subject, covariates: pet_synthesis.Covariates, mmse: int, model: Model) -> Tensor:
+    """The posterior mean in SUVR (2, k, j, i) if the MMSE were another one."""
+    other = replace(covariates, mmse=float(mmse))
+    x0 = _computed(model, lambda: pet_synthesis.expected(model.network, subject.given(other, model.device)))
+    return _read(x0, subject, other)[0]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How images are delivered: on the T1w's grid, in SUVR or, with numbers withheld, in relative units."""
+
+    t1w: Volume
+    subject: Subject
+    options: Options
+    withheld: bool
+
+    @property
+    def unit(self) -> str:
+        return "1" if self.withheld else "{SUVr}"
+
+    @property
+    def scale(self) -> str:
+        return "relative" if self.withheld else "SUVR"
+
+    @property
+    def thickness_mm(self) -> float:
+        return self.t1w.slice_thickness_mm or self.t1w.grid.spacing_mm[0]
+
+    def volumes(self, images: Tensor) -> list[Volume]:
+        """Images (n, k, j, i) of the network's lattice on the T1w's, zero outside the head."""
+        grid, own = self.t1w.grid, self.subject.grid
+        data = np.zeros((len(images), *grid.shape), np.float32)
+        (k, j, i), shape = resampling.box(self.subject.inside.numpy(), own, grid)
+        for first, last in resampling.slabs(shape):
+            slab = resampling.part(grid, (k + first, j, i), (last - first, shape[1], shape[2]))
+            sampled = resampling.sample(images, own, slab).numpy()
+            data[:, k + first : k + last, j : j + shape[1], i : i + shape[2]] = sampled
+        return [Volume(each, grid, self.unit) for each in data]
+
+
+def _images(found: Estimate, shown: _Shown) -> list[Finding]:
+    mean, sd = shown.volumes(found.mean), shown.volumes(found.sd)
+    images: list[Finding] = []
+    for at, (target, tracer) in enumerate(zip(TARGETS, shown.options.tracers, strict=True)):
+        words = f"{target.capitalize()} PET ({tracer}) from T1w, {shown.scale}"
+        images.append(Image(f"{target} PET", mean[at], words, shown.thickness_mm))
+    for at, target in enumerate(TARGETS):
+        words = f"Standard deviation of {target} PET, {shown.options.samples} samples, {shown.scale}"
+        images.append(
+            ParametricMap(f"standard deviation of {target} PET", sd[at], STANDARD_DEVIATION, words, shown.thickness_mm)
+        )
+    return images
+
+
+def _what_ifs(subject: Subject, covariates: pet_synthesis.Covariates, model: Model, shown: _Shown) -> list[Finding]:
+    """Named so that nobody takes them for this patient's; the patient's own score is left out."""
+    images: list[Finding] = []
+    for mmse in dict.fromkeys(shown.options.what_if_mmse):
+        if mmse == covariates.mmse:
+            continue
+        words = f"WHAT IF MMSE {mmse} (not this patient's value)"
+        for target, volume in zip(TARGETS, shown.volumes(what_if(subject, covariates, mmse, model)), strict=True):
+            images.append(Image(f"{target} PET {words}", volume, f"{words}: {target} PET", shown.thickness_mm))
+    return images
+
+
+def _quality(found: Estimate, options: Options) -> list[Finding]:
+    """What the output gate looks at."""
+    told: list[Finding] = []
+    for at, (target, tracer) in enumerate(zip(TARGETS, options.tracers, strict=True)):
+        reference = " and ".join(TRACERS[tracer].reference)
+        told += [
+            Measurement(
+                f"reference factor of {target} PET", float(found.factors[at]), "1",
+                f"Mean in the reference region ({reference}) by which the image was divided; 1.00 +- 0.05 is expected",
+            ),
+            Measurement(
+                f"activity outside the brain of {target} PET", float(found.outside[at]), "1",
+                "Mean in the cerebrospinal fluid over that in the brain: nothing binds there, about 0.6 spills over",
+            ),
+        ]  # fmt: skip
+    return told
+
+
+def _notes(stated: contract.Covariates, options: Options, model: Model, withheld: bool) -> list[Finding]:
+    notes: list[Finding] = []
+    for name, (title, unit) in TITLES.items():
+        each = getattr(stated, name)
+        value = "unknown" if each.value is None else f"{each.value:g} {unit}" if unit else str(each.value)
+        notes.append(Note(f"covariate: {title}", f"{value} ({each.where})"))
+    for target, tracer in zip(TARGETS, options.tracers, strict=True):
+        low, high = WINDOWS_MIN[tracer]
+        notes.append(Note(f"{target} tracer", f"{tracer}, as {low} to {high} minutes after injection (option)"))
+    called = f"{model.name} {model.version}"
+    if withheld:
+        words = (
+            "Withheld: SUVR by region, composites, Centiloid and the probability of amyloid. "
+            f"{called} was trained on simulation only, where the link from anatomy to pathology was invented; the "
+            'images are in relative units. clinical_numbers = "give" in [quality] asks for the numbers.'
+        )
+        notes.append(Note("clinical numbers", words))
+    elif model.simulation_only:
+        words = f"Given because the site asks for them. {called} was trained on simulation only: they say nothing of"
+        notes.append(Note("clinical numbers", f"{words} this patient."))
+    return notes
+
+
+PIPELINE = Pipeline(
+    name="pet_synthesis",
+    title="Amyloid and tau PET from a T1w image",
+    inputs=(Input("t1w", Volume), Input("covariates", contract.Covariates, required=False)),
+    bundle="pet_synthesis",
+    options_type=Options,
+    run=run,
+    helpers=("anatomy", "mri_prior"),
+)

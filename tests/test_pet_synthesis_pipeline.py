@@ -1,0 +1,328 @@
+"""From a T1w image to amyloid and tau PET: geometry and units by a network that paints a table, and what is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from scipy import ndimage
+
+from dicomnode import volumes
+from model_zoo import pet_synthesis as network
+from model_zoo import registry
+from model_zoo.simulate.pet.activity import block_fractions
+from model_zoo.structures import COUNT, number
+from model_zoo.training.pet_synthesis import RECIPE
+from pipelines import pet_lattice, pet_numbers, pet_synthesis
+from pipelines.anatomy import Anatomy
+from pipelines.contract import (
+    Case,
+    Covariates,
+    Finding,
+    Grid,
+    Image,
+    Measurement,
+    Note,
+    ParametricMap,
+    Refused,
+    Stated,
+    Volume,
+)
+from pipelines.quality import judge, limits_of
+from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
+from tests.pet_bundle import FINE, painted, taken, write_pet_bundle
+from tests.series import unpacked
+
+PATIENT = Covariates(Stated(71.0, "a header"), Stated("F", "a header"), mmse=Stated(24, "a report"))
+PATIENTS = "scans of patients"
+FACTS = {"modality": "MR", "body_part": "HEAD"}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node's data folder with both bundles as its own."""
+    data = tmp_path_factory.mktemp("data")
+    write_anatomy_bundle(data / "models")
+    write_pet_bundle(data / "models")
+    return data
+
+
+@pytest.fixture(scope="module")
+def model(bundles: Path) -> registry.Model:
+    helpers = {"anatomy": registry.load("anatomy", root=bundles / "models")}
+    return replace(registry.load("pet_synthesis", root=bundles / "models"), helpers=helpers)
+
+
+@pytest.fixture(scope="module")
+def patients_model(model: registry.Model) -> registry.Model:
+    """As if it had been trained on patients."""
+    return replace(model, metadata={**model.metadata, "trained_on": PATIENTS})
+
+
+def _run(
+    model: registry.Model, *, covariates: Covariates = PATIENT, seed: int = 1, grid: Grid | None = None, **options: Any
+) -> list[Finding]:
+    onto = grid or upright()
+    t1w = Volume(levels(taken(onto)), onto, slice_thickness_mm=2.5)
+    case = Case({"t1w": t1w, "covariates": covariates}, FACTS)
+    return pet_synthesis.run(case, model, pet_synthesis.Options(**options), seed, lambda fraction, step: None)
+
+
+def _images(findings: list[Finding]) -> dict[str, Image]:
+    return {each.name: each for each in findings if isinstance(each, Image)}
+
+
+def _measured(findings: list[Finding]) -> dict[str, Measurement]:
+    return {each.name: each for each in findings if isinstance(each, Measurement)}
+
+
+def _notes(findings: list[Finding]) -> dict[str, str]:
+    return {each.name: each.text for each in findings if isinstance(each, Note)}
+
+
+@pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique, left-handed"])
+def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model: registry.Model) -> None:
+    grid = about_the_centre(orientation, (5.0, 2.5, 2.5))
+    truth = taken(grid)
+    for target, tracer in (("amyloid", "florbetapir"), ("tau", "flortaucipir")):
+        volume = _images(_run(patients_model, grid=grid, samples=2))[f"{target} PET"].volume
+        assert volume.grid.shape == grid.shape
+        assert np.array_equal(volume.grid.affine_mm, grid.affine_mm)
+        expected = ndimage.gaussian_filter(painted(tracer, truth), 4.0 / np.array(grid.spacing_mm))
+        right = np.corrcoef(volume.data.ravel(), expected.ravel())[0, 1]
+        flipped = [np.corrcoef(np.flip(volume.data, a).ravel(), expected.ravel())[0, 1] for a in range(3)]
+        assert right > 0.99
+        assert right > max(flipped) + 0.003
+        far = ndimage.binary_dilation(truth > 0, iterations=6)
+        assert float(np.abs(volume.data[~far]).max()) < 0.02
+
+
+def test_the_lattice_holds_the_fractions_that_training_has(model: registry.Model) -> None:
+    _, structure = phantom()
+    labels = np.zeros((60, 62, 58), np.uint8)
+    labels[5:53, 3:59, 8:56] = structure
+    grid = Grid((60, 62, 58), np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0]))
+    t1w = Volume(levels(labels), grid)
+    subject = pet_lattice.prepare(t1w, Anatomy(labels, np.ones(labels.shape, np.float32), grid, labels), model)
+    start = np.linalg.solve(grid.affine_mm, subject.grid.affine_mm[:, 3])[2::-1] - (FINE - 1) / 2
+    assert np.allclose(start, np.round(start))
+    k, j, i = (int(s) for s in start)
+    wide = np.zeros(tuple(FINE * n for n in subject.grid.shape), np.uint8)
+    k0, j0, i0 = (max(s, 0) for s in (k, j, i))
+    part = labels[k0 : k + wide.shape[0], j0 : j + wide.shape[1], i0 : i + wide.shape[2]]
+    wide[k0 - k : k0 - k + part.shape[0], j0 - j : j0 - j + part.shape[1], i0 - i : i0 - i + part.shape[2]] = part
+    assert torch.allclose(subject.maps, block_fractions(torch.from_numpy(wide), COUNT + 1, FINE)[1:], atol=1e-4)
+    assert float(subject.y0.min()) == 0.0
+    assert float(subject.y0.max()) == 1.0
+
+
+def test_a_head_larger_than_the_networks_box_is_not_cut(model: registry.Model) -> None:
+    small = replace(model, settings={**model.settings, "shape": [8, 8, 8]})
+    labels = phantom()[1]
+    subject = pet_lattice.prepare(
+        Volume(phantom()[0], upright()), Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels), small
+    )
+    found_ml = float(subject.maps.sum()) * (FINE * SPACING_MM) ** 3
+    assert found_ml == pytest.approx((labels > 0).sum() * SPACING_MM**3, rel=1e-3)
+    assert all(n % int(model.network.stride) == 0 for n in subject.grid.shape)  # type: ignore[arg-type]
+
+
+def test_images_and_maps_carry_units_and_thickness(patients_model: registry.Model) -> None:
+    found = _run(patients_model, samples=3)
+    assert set(_images(found)) == {"amyloid PET", "tau PET"}
+    maps = [each for each in found if isinstance(each, ParametricMap)]
+    assert [each.name for each in maps] == ["standard deviation of amyloid PET", "standard deviation of tau PET"]
+    shown: list[Image | ParametricMap] = [*_images(found).values(), *maps]
+    for each in shown:
+        assert each.volume.unit == "{SUVr}"
+        assert each.slice_thickness_mm == 2.5
+        assert float(each.volume.data.min()) >= 0
+    assert "florbetapir" in _images(found)["amyloid PET"].description
+    assert float(maps[0].volume.data.max()) > 0.02
+
+
+def test_one_is_the_reference_region_of_the_delivered_image(patients_model: registry.Model) -> None:
+    found = _run(patients_model, samples=2)
+    measured = _measured(found)
+    assert measured["tau SUVR of cerebellar cortex"].value == pytest.approx(1.0, abs=1e-4)
+    assert 0.5 < measured["reference factor of tau PET"].value < 1.2
+    assert 0.2 < measured["activity outside the brain of amyloid PET"].value < 0.9
+
+
+def test_regions_have_sites_codes_units_and_ordered_intervals(patients_model: registry.Model) -> None:
+    measured = _measured(_run(patients_model, samples=4))
+    frontal = measured["amyloid SUVR of frontal cortex"]
+    assert (frontal.group, frontal.unit, frontal.quantity) == ("frontal cortex", "{SUVr}", pet_numbers.SUVR)
+    assert frontal.site is not None
+    assert frontal.site.value == "83251001"
+    for name in ("amyloid SUVR of frontal cortex", "tau SUVR of temporal cortex", "tau composite SUVR", "Centiloid"):
+        each = measured[name]
+        eighty, ninety_five = each.intervals
+        assert (eighty.level, ninety_five.level) == (0.80, 0.95)
+        assert ninety_five.low < eighty.low < each.value < eighty.high < ninety_five.high, name
+    suvr, load = measured["amyloid composite SUVR"].value, measured["Centiloid"].value
+    assert load == pytest.approx(175 * suvr - 182)
+
+
+def test_intervals_are_students_t_about_the_mean() -> None:
+    drawn = torch.tensor([1.0, 1.2, 1.4, 1.0, 1.2])
+    found = pet_numbers.interval(1.3, drawn, 0.95)
+    half = 2.7764 * float(drawn.std())  # t of 4 degrees of freedom, table
+    assert found.low == pytest.approx(1.3 - half, abs=1e-3)
+    assert found.high == pytest.approx(1.3 + half, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("loads", "p", "status"),
+    [((1.0,) * 8, 0.0, "negative"), ((1.5,) * 8, 1.0, "positive"), ((1.0, 1.5) * 4, 0.5, "und")],
+)
+def test_inside_the_band_nothing_is_said_of_amyloid(loads: tuple[float, ...], p: float, status: str) -> None:
+    regions = torch.tensor(loads)[:, None, None].expand(8, 2, COUNT)
+    found = pet_numbers.measure(regions.mean(0), regions, network.Covariates(), pet_synthesis.Options())
+    measured = _measured(found)
+    probability = measured["probability of amyloid"]
+    assert probability.value == p
+    assert measured["amyloid status abstained"].value == float(status == "und")
+    assert _notes(found)["amyloid status"].startswith(status)
+    eighty, ninety_five = probability.intervals
+    assert 0 <= ninety_five.low <= eighty.low <= p <= eighty.high <= ninety_five.high <= 1
+
+
+def test_every_output_limit_of_the_recipe_is_measured(model: registry.Model) -> None:
+    measured = _measured(_run(model, samples=2))
+    assert RECIPE.facts["output_limits"] == network.OUTPUT_LIMITS
+    for limits in network.OUTPUT_LIMITS.values():
+        assert set(limits) <= set(measured) | {"denoising deviation"}  # the prior is not at hand in this test
+    factor = Measurement("reference factor of tau PET", 0.8, "1")
+    assert judge([factor], limits_of(RECIPE.facts)).outcome == "hold"
+
+
+CLINICAL = ("SUVR", "Centiloid", "probability of amyloid", "amyloid status")
+
+
+def test_simulation_trained_weights_give_images_but_no_clinical_numbers(model: registry.Model) -> None:
+    found = _run(model, samples=2)
+    assert [name for name in _measured(found) if any(word in name for word in CLINICAL)] == []
+    notes = _notes(found)
+    assert notes["clinical numbers"].startswith("Withheld")
+    assert "simulation only" in notes["clinical numbers"]
+    assert "amyloid status" not in notes
+    for image in _images(found).values():
+        assert image.volume.unit == "1"
+        assert "relative" in image.description
+    assert "reference factor of tau PET" in _measured(found)
+
+
+def test_a_site_may_ask_for_the_numbers_and_is_told_what_they_are_worth(
+    model: registry.Model, patients_model: registry.Model
+) -> None:
+    asked = _run(model, samples=2, clinical_numbers="give")
+    assert "Centiloid" in _measured(asked)
+    assert "say nothing of this patient" in _notes(asked)["clinical numbers"]
+    assert "clinical numbers" not in _notes(_run(patients_model, samples=2))
+
+
+def _arrays(findings: list[Finding]) -> dict[str, NDArray[np.float32]]:
+    return {each.name: each.volume.data for each in findings if isinstance(each, Image | ParametricMap)}
+
+
+def test_the_same_seed_gives_the_same_and_another_one_other_samples(model: registry.Model) -> None:
+    one, again, other = (_arrays(_run(model, samples=2, seed=seed)) for seed in (1, 1, 2))
+    assert all(np.array_equal(one[name], again[name]) for name in one)
+    assert np.array_equal(one["amyloid PET"], other["amyloid PET"])
+    assert not np.array_equal(one["standard deviation of tau PET"], other["standard deviation of tau PET"])
+
+
+@pytest.mark.parametrize("steps", [1, 4, 15])
+def test_samples_of_any_number_of_steps_spread(steps: int, patients_model: registry.Model) -> None:
+    found = _run(patients_model, samples=12, steps=steps)
+    eighty = _measured(found)["tau composite SUVR"].intervals[0]
+    assert 0.02 < eighty.high - eighty.low < 3
+
+
+def test_what_if_images_say_so_and_leave_out_the_patients_own_score(model: registry.Model) -> None:
+    found = _images(_run(model, samples=2, what_if_mmse=(18, 24, 30)))
+    words = [f"WHAT IF MMSE {n} (not this patient's value)" for n in (18, 30)]
+    assert set(found) == {"amyloid PET", "tau PET"} | {f"{t} PET {w}" for t in ("amyloid", "tau") for w in words}
+    for word in words:
+        assert found[f"tau PET {word}"].description.startswith(word)
+        assert not np.array_equal(found[f"tau PET {word}"].volume.data, found["tau PET"].volume.data)
+
+
+def test_what_if_differs_by_the_score_alone(model: registry.Model) -> None:
+    labels = phantom()[1]
+    structures = Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels)
+    subject = pet_lattice.prepare(Volume(phantom()[0], upright()), structures, model)
+    options = pet_synthesis.Options(samples=2)
+    covariates = pet_synthesis.known(PATIENT, options)
+    found = pet_synthesis.estimate(subject, covariates, model, options, 1)
+    assert torch.equal(pet_synthesis.what_if(subject, covariates, 24, model), found.mean)
+    assert not torch.equal(pet_synthesis.what_if(subject, covariates, 10, model), found.mean)
+
+
+def test_covariates_and_where_they_are_from_are_noted(model: registry.Model) -> None:
+    notes = _notes(_run(model, samples=2))
+    assert notes["covariate: age"] == "71 years (a header)"
+    assert notes["covariate: MMSE"] == "24 points (a report)"
+    assert notes["covariate: plasma p-tau217"] == "unknown (not stated)"
+    assert notes["tau tracer"] == "flortaucipir, as 80 to 100 minutes after injection (option)"
+
+
+def test_a_patient_of_whom_nothing_is_known_gets_an_image_of_its_own(model: registry.Model) -> None:
+    blank, informed = (_images(_run(model, samples=2, covariates=each)) for each in (Covariates(), PATIENT))
+    assert not np.array_equal(blank["tau PET"].volume.data, informed["tau PET"].volume.data)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"steps": 3}, "1, 4 or 15"),
+        ({"what_if_mmse": [31]}, "30"),
+        ({"abstain_between": [0.8, 0.2]}, "in order"),
+        ({"scan_window": "early"}, "late"),
+        ({"tau_tracer": "PiB"}, "flortaucipir"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        pet_synthesis.Options(**wrong)
+
+
+def test_a_head_without_a_cerebellum_is_refused(model: registry.Model) -> None:
+    labels = phantom()[1]
+    labels[np.isin(labels, [number("cerebellar cortex"), number("cerebellar white matter")])] = 0
+    case = Case({"t1w": Volume(levels(labels), upright())}, FACTS)
+    with pytest.raises(Refused, match=r"no activity in the reference region.*the image does not show the cerebellum"):
+        pet_synthesis.run(case, model, pet_synthesis.Options(samples=2), 1, lambda fraction, step: None)
+
+
+def test_the_shipped_model_makes_a_plausible_pet_of_a_real_t1w(kit: Path, tmp_path: Path) -> None:
+    try:
+        models = registry.load("pet_synthesis"), registry.load("anatomy")
+    except registry.BundleError as error:
+        pytest.skip(f"a trained model is missing: {error}")
+    series = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
+    thin = series.volume
+    data = np.ascontiguousarray(thin.data[::3, ::2, ::2])
+    affine = thin.grid.affine_mm @ np.diag([2, 2, 3, 1.0])
+    case = Case({"t1w": Volume(data, Grid(data.shape, affine)), "covariates": PATIENT}, series.facts)
+    model = replace(models[0], helpers={"anatomy": models[1]})
+    options = pet_synthesis.Options(samples=2, clinical_numbers="give")
+    found = pet_synthesis.run(case, model, options, 1, lambda fraction, step: None)
+    measured = _measured(found)
+    assert 0.8 < measured["reference factor of amyloid PET"].value < 1.2
+    assert 0.8 < measured["reference factor of tau PET"].value < 1.2
+    assert 0.7 < measured["amyloid composite SUVR"].value < 2.2
+    white, cortex = (
+        measured[f"amyloid SUVR of {name}"].value for name in ("cerebral white matter", "occipital cortex")
+    )
+    assert white > cortex
+    image = _images(found)["amyloid PET"].volume.data
+    brain = data > np.quantile(data, 0.7)
+    assert float(image[brain].mean()) > 2 * float(image[~brain].mean())
