@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_zoo import bias_field
 from model_zoo.networks.volume_unet import dropout_active
 from model_zoo.simulate.anatomy import tissue_of
 from model_zoo.simulate.mr import TissueParameters
 from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
 from model_zoo.simulate.sequences import Dir, Sequence
-from model_zoo.structures import STRUCTURES
+from model_zoo.structures import STRUCTURES, number
 
 __all__ = [
     "CHANNELS",
@@ -36,6 +37,7 @@ __all__ = [
     "inputs",
     "log_maps",
     "predict",
+    "prepared",
     "rendered",
     "scaled",
     "white_matter_level",
@@ -88,6 +90,17 @@ def white_matter_level(image: Tensor, white_matter: Tensor) -> float:
 def scaled(image: Tensor, level: float) -> Tensor:
     """``image`` in units of ``level``, clipped to [0, 4]."""
     return (image / level).clamp(0.0, CLIP)
+
+
+def prepared(image: Tensor, structure: Tensor, spacing_mm: float = 1.0) -> Tensor:
+    """``image`` (k, j, i) without its bias field, in units of white matter, clipped, zero outside all structures.
+
+    ``structure``: numbers of ``model_zoo.structures`` on the same isotropic voxels. Raises ValueError without white
+    matter.
+    """
+    inside = structure > 0
+    corrected = torch.where(inside, image, 0.0) / bias_field.field(image, structure, spacing_mm)
+    return scaled(corrected, white_matter_level(corrected, structure == number("cerebral white matter")))
 
 
 def first_guess(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> Tensor:

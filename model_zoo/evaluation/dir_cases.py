@@ -23,10 +23,10 @@ from model_zoo.simulate.lesions import SEVERITIES
 from model_zoo.simulate.mr import TissueParameters
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, number
-from model_zoo.synthetic_dir import CLIP, scaled, white_matter_level
+from model_zoo.synthetic_dir import CLIP, prepared, scaled, white_matter_level
 from model_zoo.training.recipe import seeded
 
-__all__ = ["Case", "affine_fit", "build", "cases", "dictionary", "polynomial_fit"]
+__all__ = ["Case", "affine_fit", "as_the_node", "build", "cases", "dictionary", "polynomial_fit"]
 
 SHAPE = (168, 208, 168)
 STRONG = Atrophy(0.3, 0.8, 0.12)
@@ -110,6 +110,11 @@ def _case(subject: str, kind: str, patient: ms.Patient, e: ms.Examination, x: ms
     t1w = scaled(x.t1w, white_matter_level(x.t1w, white)) * brain
     true = x.dir.clamp(0, CLIP) * brain
     return Case(subject, kind, flair, t1w, true, structure, mask, labels, found, artefact, e)
+
+
+def as_the_node(case: Case, structure: Tensor) -> Case:
+    """The case with inputs as the pipeline prepares them where the anatomy is ``structure``."""
+    return replace(case, flair=prepared(case.flair, structure), t1w=prepared(case.t1w, structure))
 
 
 def affine_fit(image: Tensor, case: Case) -> Tensor:

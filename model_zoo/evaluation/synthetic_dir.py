@@ -21,7 +21,7 @@ from torch import Tensor
 from model_zoo import registry, similarity
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.anatomy import label
-from model_zoo.evaluation.dir_cases import Case, affine_fit, build, cases, dictionary, polynomial_fit
+from model_zoo.evaluation.dir_cases import Case, affine_fit, as_the_node, build, cases, dictionary, polynomial_fit
 from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.registry import Model
 from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
@@ -62,7 +62,8 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
         progress(n / len(listed), f"subject {subject}, {kind}")
         passes = (2 if quick else 20) if kind == "strong atrophy" else 1
         case = build(subject, kind, count, root)
-        scored.append(_score(model, case, case.structure if quick else _anatomy(case), passes))
+        structure = case.structure if quick else _anatomy(case)
+        scored.append(_score(model, as_the_node(case, structure), structure, passes))
     tables = (_methods(scored), _lesions(scored), _places(scored), _artefacts(scored), _uncertainty(scored))
     worst = min(scored, key=lambda s: s.numbers[OURS]["psnr_db"])
     pictures = () if quick else tuple(_pictures(scored, worst))
@@ -227,8 +228,8 @@ def _methods(scored: Sequence[_Scored]) -> Table:
     rows: Rows = [(name, *(_mean([s.numbers[name][k] for s in scored]) for k in keys)) for name in scored[0].images]
     note = (
         f"Mean of {len(scored)} simulated examinations; structures by the shipped anatomy model where not said "
-        "otherwise. Lookup and fits know of the case what nobody would: its protocols, or the true DIR itself by least "
-        "squares."
+        "otherwise; FLAIR and T1w without their bias fields. Lookup and fits know of the case what nobody would: its "
+        "protocols, or the true DIR itself by least squares."
     )
     columns = ("method", "PSNR dB", "SSIM", "MAE brain", "MAE lesions", "MAE cortex")
     return Table("Synthetic DIR against the true one", columns, tuple(rows), note)

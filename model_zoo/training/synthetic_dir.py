@@ -1,8 +1,9 @@
 """Recipe ``synthetic-dir``: double inversion recovery, lesions and tissue maps from FLAIR with or without T1w.
 
-Data: patches of simulated MS patients (``simulate.ms``), several from each examination; or a user's registered FLAIR,
-T1w and DIR. T1w is dropped at random, so that one network serves both inputs. Loss (model specification 1.3, without
-its errors and without the adversary):
+Data: patches of whole simulated examinations of MS patients (``simulate.ms``), or of a user's registered FLAIR, T1w and
+DIR, prepared as the pipeline does: bias fields taken out, the first guess fitted to the whole brain. (A network taught
+with guesses fitted to its patches makes the better ones of whole brains worse.) T1w is dropped at random, so that one
+network serves both inputs. Loss (model specification 1.3, without its errors and without the adversary):
 
     L = mean |T - G| + w_l sum(M |T - G|) / sum(M) + w_s (1 - SSIM) + w_b Laplace(T - G; b)
         + w_m mean |maps| + w_r mean |T - DIR(maps)| + w_seg (cross-entropy + 1 - Dice)
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo import similarity
+from model_zoo.deviation import HOLD_ABOVE
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate import ms
 from model_zoo.simulate.acquisition import uniform
 from model_zoo.simulate.mr import TissueParameters, dir_
-from model_zoo.structures import CORTEX, number
+from model_zoo.structures import CORTEX
 from model_zoo.synthetic_dir import (
     CHANNELS,
     CLIP,
@@ -35,6 +37,7 @@ from model_zoo.synthetic_dir import (
     first_guess,
     inputs,
     log_maps,
+    prepared,
     scaled,
     white_matter_level,
 )
@@ -51,13 +54,14 @@ OUTSIDE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration(recipe.Configuration):
-    """``patch``: voxels of a side at 1 mm, cut from renderings larger by ``margin`` on each; ``patients``: how many
-    simulated heads with lesions a run draws from (kept in memory; everything else is drawn anew at every step);
+    """``patch``: voxels of a side at 1 mm; ``patients``: how many simulated heads with lesions a run knows, and how
+    many ``examinations`` of them, made when first needed and kept; ``margin``: voxels kept about the brain;
     ``without_t1w``: share of patches that see FLAIR only; weights as in the loss."""
 
     channels: tuple[int, ...]
     patch: int
     patients: int
+    examinations: int
     blocks: int = 1
     unshuffle: int = 2
     refine: int = 16
@@ -75,15 +79,15 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 96, 128), patch=64, patients=36, steps=1500, batch=2, learning_rate=3e-3,
-        warmup=50, ema=0.99, checkpoint_every=100, validate_every=500,
+        channels=(32, 64, 96, 128), patch=64, patients=20, examinations=40, steps=1600, batch=2,
+        learning_rate=3e-3, warmup=50, ema=0.99, checkpoint_every=100, validate_every=500,
     ),
     "gpu": Configuration(
-        channels=(64, 96, 128, 160), patch=96, patients=96, steps=12000, batch=8, learning_rate=1.5e-3,
-        ema=0.999, draw_on_device=True, checkpoint_every=500, validate_every=2000,
+        channels=(64, 96, 128, 160), patch=96, patients=96, examinations=288, steps=12000, batch=8,
+        learning_rate=1.5e-3, ema=0.999, draw_on_device=True, checkpoint_every=500, validate_every=2000,
     ),
     "smoke": Configuration(
-        channels=(4, 8), patch=16, patients=1, margin=4, head_shape=(48, 56, 48), steps=6, batch=2,
+        channels=(4, 8), patch=16, patients=1, examinations=2, margin=4, head_shape=(48, 56, 48), steps=6, batch=2,
         learning_rate=1e-3, warmup=2, checkpoint_every=3,
     ),
 }  # fmt: skip
@@ -110,6 +114,16 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
+@dataclass(frozen=True)
+class _Examined:
+    """An examination as the pipeline prepares it, and its truth, in half precision (k, j, i): ``whole`` by name, with
+    ``guess`` of FLAIR and T1w and ``guess_alone`` of FLAIR; ``special``: lesions and artefacts; ``protocol`` (5,)."""
+
+    whole: dict[str, Tensor]
+    special: Tensor
+    protocol: Tensor
+
+
 @lru_cache(maxsize=512)
 def _patient(source: Source, c: Configuration, which: int) -> ms.Patient:
     """One patient of the run's: depends on the configuration's seed and ``which`` only."""
@@ -121,55 +135,76 @@ def _patient(source: Source, c: Configuration, which: int) -> ms.Patient:
 
 
 def _about_brain(patient: ms.Patient, c: Configuration) -> tuple[slice, slice, slice]:
-    """The brain's box with a margin on each side, at least as large as a patch's rendering."""
-    least, box = c.patch + 2 * c.margin, []
+    """The brain's box with a margin on each side, at least as large as a patch."""
+    box = []
     for axis, n in enumerate(patient.head.structure.shape):
         others = tuple(a for a in range(3) if a != axis)
         inside = torch.nonzero((patient.head.structure > 0).any(dim=others[1]).any(dim=others[0]))
         first, last = int(inside.min()) - c.margin, int(inside.max()) + c.margin + 1
-        first = max(0, min(first, (first + last - least) // 2))
-        box.append(slice(first, min(n, max(last, first + least))))
+        first = max(0, min(first, (first + last - c.patch) // 2))
+        box.append(slice(first, min(n, max(last, first + c.patch))))
     k, j, i = box
     return k, j, i
 
 
-def _simulated(c: Configuration, source: Source, generator: torch.Generator) -> list[dict[str, Tensor]]:
-    which = int(torch.randint(c.patients, (1,), generator=generator, device=generator.device))
-    patient = _patient(source, c, which)
-    patient = replace(patient, lesions=patient.lesions.redrawn(generator))
-    examination = ms.examination(generator)
-    return [_patch(c, patient, examination, generator) for _ in range(c.batch)]
-
-
-def _patch(c: Configuration, patient: ms.Patient, e: ms.Examination, generator: torch.Generator) -> dict[str, Tensor]:
-    box = _box(c, patient, generator)
-    part = patient.cropped(box)
-    lesions = replace(part.lesions, extent=part.lesions.extent.float())
-    part = replace(part, lesions=lesions, artefact=part.artefact.float())
-    found = ms.images(part, e, generator)
-    brain = part.head.structure > 0
-    flair, t1w = scaled(found.flair, 1.0), scaled(found.t1w, 1.0)
-    if uniform(generator, 0, 1) < 0.5:
-        flair, t1w = flair * brain, t1w * brain
-    second = None if uniform(generator, 0, 1) < c.without_t1w else t1w
-    item = {
-        "input": _inputs(flair, second, _misplaced(part.head.structure, generator)),
-        "dir": found.dir.clamp(0, CLIP)[None],
+@lru_cache(maxsize=512)
+def _examined(source: Source, c: Configuration, which: int) -> _Examined:
+    """One examination of the run's: depends on the configuration and ``which`` only."""
+    generator = seeded(c.seed, 8, which)
+    patient = _patient(source, c, which % c.patients)
+    lesions = replace(patient.lesions, extent=patient.lesions.extent.float()).redrawn(generator)
+    patient = replace(patient, lesions=lesions, artefact=patient.artefact.float())
+    e = ms.examination(generator)
+    found = ms.images(patient, e, generator)
+    truth = {
+        "dir": found.dir.clamp(0, CLIP),
         "maps": log_maps(found.maps),
-        "lesion": lesions.mask.float()[None],
-        "weight": torch.where(brain, 1.0, OUTSIDE)[None],
+        "lesion": lesions.mask,
+        "brain": patient.head.structure > 0,
     }
-    inner = slice(c.margin, -c.margin)
-    turned = [axis for axis in (1, 2, 3) if uniform(generator, 0, 1) < 0.5]
-    cut = {name: value[:, inner, inner, inner].flip(turned).contiguous() for name, value in item.items()}
+    whole = _prepared(found.flair, found.t1w, _misplaced(patient.head.structure, generator)) | truth
     d = e.dir
     protocol = torch.tensor([d.tr_ms, d.ti1_ms, d.ti2_ms, d.te_ms, e.unit])
-    return cut | {"known": torch.ones(2), "protocol": protocol}
+    special = (lesions.extent > 0.5) | (patient.artefact > 0.1)
+    return _Examined({name: x.half() for name, x in whole.items()}, special, protocol)
 
 
-def _inputs(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> Tensor:
-    guess = first_guess(flair, t1w, structure)
-    return inputs(flair[None], None if t1w is None else t1w[None], guess[None])[0]
+def _prepared(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> dict[str, Tensor]:
+    """What the pipeline makes of a whole examination, with the guess from FLAIR alone."""
+    flair = prepared(flair, structure, SPACING_MM)
+    found = {"flair": flair, "guess_alone": first_guess(flair, None, structure)}
+    if t1w is not None:
+        found["t1w"] = prepared(t1w, structure, SPACING_MM)
+        found["guess"] = first_guess(flair, found["t1w"], structure)
+    return found
+
+
+def _simulated(c: Configuration, source: Source, generator: torch.Generator) -> list[dict[str, Tensor]]:
+    which = int(torch.randint(c.examinations, (1,), generator=generator, device=generator.device))
+    examined = _examined(source, replace(c, without_t1w=0.0), which)
+    return [_patch(c, examined, generator) for _ in range(c.batch)]
+
+
+def _patch(c: Configuration, examined: _Examined, generator: torch.Generator) -> dict[str, Tensor]:
+    k, j, i = _box(c, examined, generator)
+    cut = {name: x[..., k, j, i].float().to(generator.device) for name, x in examined.whole.items()}
+    known = {"known": torch.ones(2), "protocol": examined.protocol}
+    return _item(c, cut, generator) | {name: x.to(generator.device) for name, x in known.items()}
+
+
+def _item(c: Configuration, cut: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """One item of a batch from a patch of everything that ``_prepared`` and the truth hold, flipped at random."""
+    alone = "t1w" not in cut or uniform(generator, 0, 1) < c.without_t1w
+    second, guess = (None, cut["guess_alone"]) if alone else (cut["t1w"], cut["guess"])
+    item = {
+        "input": inputs(cut["flair"][None], None if second is None else second[None], guess[None])[0],
+        "dir": cut["dir"][None],
+        "maps": cut["maps"],
+        "lesion": cut["lesion"][None],
+        "weight": torch.where(cut["brain"] > 0.5, 1.0, OUTSIDE)[None],
+    }
+    turned = [axis for axis in (1, 2, 3) if uniform(generator, 0, 1) < 0.5]
+    return {name: value.flip(turned).contiguous() for name, value in item.items()}
 
 
 def _misplaced(structure: Tensor, generator: torch.Generator) -> Tensor:
@@ -178,44 +213,44 @@ def _misplaced(structure: Tensor, generator: torch.Generator) -> Tensor:
     return structure.roll(shifts, (0, 1, 2))
 
 
-def _box(c: Configuration, patient: ms.Patient, generator: torch.Generator) -> tuple[slice, slice, slice]:
+def _box(c: Configuration, examined: _Examined, generator: torch.Generator) -> tuple[slice, slice, slice]:
     """Where a patch lies: half of them about a lesion or an artefact, the rest about any voxel of the brain."""
-    size = c.patch + 2 * c.margin
-    special = (patient.lesions.extent > 0.5) | (patient.artefact > 0.1)
-    where = special if uniform(generator, 0, 1) < 0.5 and bool(special.any()) else patient.head.structure > 0
+    special = examined.special
+    where = special if uniform(generator, 0, 1) < 0.5 and bool(special.any()) else examined.whole["brain"] > 0
     flat = torch.nonzero(where.flatten())[:, 0]
     at = int(flat[int(uniform(generator, 0, len(flat)))])
     centre = [at // (where.shape[1] * where.shape[2]), at // where.shape[2] % where.shape[1], at % where.shape[2]]
     jitter = [int(uniform(generator, -c.patch / 3, c.patch / 3)) for _ in range(3)]
-    starts = [min(max(0, m + d - size // 2), n - size) for m, d, n in zip(centre, jitter, where.shape, strict=True)]
-    k, j, i = (slice(start, start + size) for start in starts)
+    starts = [
+        min(max(0, m + d - c.patch // 2), n - c.patch) for m, d, n in zip(centre, jitter, where.shape, strict=True)
+    ]
+    k, j, i = (slice(start, start + c.patch) for start in starts)
     return k, j, i
 
 
 def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
-    """A patch of a user's row; DIR in units of its own cortex, inputs of their own white matter."""
+    """A patch of a user's row; DIR in units of its own cortex."""
     row = cohort.row(generator)
-    names = [name for name in ("flair", "t1w", "dir", "structures", "lesions") if name in row.images]
-    found = cohort.patch(row, names, (c.patch,) * 3, SPACING_MM, generator)
-    structure = cohort.volume(row, "structures", SPACING_MM).values.round()
-    white, grey = structure == number("cerebral white matter"), torch.isin(structure, torch.tensor(CORTEX).float())
 
-    def level(name: str, mask: Tensor) -> float:
-        return white_matter_level(cohort.volume(row, name, SPACING_MM).values, mask)
+    def whole(name: str) -> Tensor:
+        return cohort.volume(row, name, SPACING_MM).values
 
-    t1w = scaled(found["t1w"], level("t1w", white)) if "t1w" in found else None
-    if t1w is not None and uniform(generator, 0, 1) < c.without_t1w:
-        t1w = None
-    brain = found["structures"] > 0
-    return {
-        "input": _inputs(scaled(found["flair"], level("flair", white)), t1w, found["structures"].round().long()),
-        "dir": scaled(found["dir"], level("dir", grey))[None],
-        "maps": torch.zeros(3, *brain.shape),
-        "lesion": (found["lesions"] > 0.5).float()[None] if "lesions" in found else torch.zeros(1, *brain.shape),
-        "weight": torch.where(brain, 1.0, OUTSIDE)[None],
-        "known": torch.tensor([0.0, float("lesions" in found)]),
-        "protocol": torch.tensor([ms.DIR_TR_MS, 2600.0, 550.0, ms.DIR_TE_MS, 0.03]),
-    }
+    structure = whole("structures").round().to(torch.uint8)
+    found = _prepared(whole("flair"), whole("t1w") if "t1w" in row.images else None, structure)
+    dir_level = white_matter_level(whole("dir"), torch.isin(structure, torch.tensor(CORTEX, dtype=torch.uint8)))
+    found |= {"dir": scaled(whole("dir"), dir_level), "brain": (structure > 0).float()}
+    found["lesion"] = (whole("lesions") > 0.5).float() if "lesions" in row.images else torch.zeros_like(found["flair"])
+    found["maps"] = torch.zeros(3, *structure.shape)
+    start = [int(uniform(generator, 0, max(0, n - c.patch) + 1)) for n in structure.shape]
+    k, j, i = (slice(a, a + c.patch) for a in start)
+    cut = {name: _filled(x[..., k, j, i], c.patch) for name, x in found.items()}
+    known = torch.tensor([0.0, float("lesions" in row.images)])
+    protocol = torch.tensor([ms.DIR_TR_MS, 2600.0, 550.0, ms.DIR_TE_MS, 0.03])
+    return _item(c, cut, generator) | {"known": known, "protocol": protocol}
+
+
+def _filled(x: Tensor, size: int) -> Tensor:
+    return functional.pad(x, [n for side in reversed(x.shape[-3:]) for n in (0, size - side)])
 
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
@@ -265,7 +300,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     device = next(network.parameters()).device
     for n in range(8):
         for name, without in (("", 0.0), ("flair_only_", 1.0)):
-            examined = replace(c, without_t1w=without, patients=4)
+            examined = replace(c, without_t1w=without, patients=4, examinations=min(c.examinations, 8))
             with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
                 drawn = {k: v.to(device) for k, v in batch(examined, source, seeded(c.seed, 10**9, n)).items()}
             brain, lesion = drawn["weight"] > 0.5, drawn["lesion"] > 0.5
@@ -320,7 +355,7 @@ RECIPE = Recipe(
             "modality": "MR at 3 T: FLAIR; T1w (MPRAGE or spin echo) on its grid where there is one",
             "spacing_mm": SPACING_MM,
             "orientation": "LPS",
-            "scale": "median of the normal-appearing white matter is 1, clipped to [0, 4]",
+            "scale": "without its bias field, median of the white matter is 1, clipped to [0, 4]",
             "channels": "FLAIR, T1w (0 without), 1 with T1w and 0 without, first guess by the tissues",
         },
         "input_contract": {
@@ -339,6 +374,11 @@ RECIPE = Recipe(
                 {"fact": "te_ms", "between": [0.5, 30]},
                 {"fact": "coverage_mm", "between": [100, 400]},
             ],
+        },
+        "output_limits": {
+            "hold_above": {"volume bright without support": 2.0, "mean standard deviation": 0.5, "cortex on DIR": 1.5}
+            | HOLD_ABOVE,
+            "hold_below": {"share of FLAIR's bright spots shown": 0.5, "cortex on DIR": 0.5},
         },
         "units": "DIR: 1 is the mean of the cortex, white matter and CSF are nulled",
         "trained_on": "simulation only (SynthSeg label maps, simulated lesions and signals); never on patient images",

@@ -1,0 +1,92 @@
+"""Is what a synthetic DIR shows in the images that it was made from, and does it show what they do.
+
+Bright without support: DIR above its structure's median by ``BRIGHT``, where neither FLAIR is brighter nor T1w darker
+than half of what is usual in that structure. Shown: of the spots of white matter that FLAIR shows bright, those that
+DIR shows bright too. Numbers are in units of grey matter (DIR) and of each structure's robust spread (FLAIR, T1w).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from model_zoo.structures import BRAIN, number
+from pipelines.contract import Finding, Measurement
+from pipelines.dir_estimate import Estimate
+
+__all__ = ["flair_bright", "support", "unsupported"]
+
+BRIGHT = 0.5
+SUPPORT = 1.0
+"""Robust standard deviations from the structure's median that count as some support."""
+FLAIR_BRIGHT = 4.0
+SPOT_MM3 = 15.0
+WHITE = ("cerebral white matter", "cerebellar white matter", "brain stem")
+
+
+def support(e: Estimate) -> list[Finding]:
+    """Volume and number of bright spots without support; share of FLAIR's bright spots that are shown, if any."""
+    volume_mm3 = e.spacing_mm**3
+    alone = unsupported(e)
+    spots, count = _spots(alone, e)
+    words = f"DIR {BRIGHT:g} above its structure where neither FLAIR is bright nor T1w dark"
+    found: list[Finding] = [
+        Measurement("bright without support", float(count), "1", f"{words}: parts of {SPOT_MM3:g} mm3 or more"),
+        Measurement("volume bright without support", float((spots > 0).sum()) * volume_mm3 / 1000, "ml", words),
+    ]
+    bright, count = _spots(flair_bright(e), e)
+    if count:
+        excess = ndimage.mean(_excess(e.dir, e), bright, range(1, count + 1))
+        shown = float((np.asarray(excess) > BRIGHT / 2).mean())
+        words = "Of the bright spots of white matter on FLAIR, those that are bright on DIR"
+        found += [
+            Measurement("bright spots on FLAIR", float(count), "1", f"In white matter, {SPOT_MM3:g} mm3 or more"),
+            Measurement("share of FLAIR's bright spots shown", shown, "1", words),
+        ]
+    return found
+
+
+def unsupported(e: Estimate) -> NDArray[np.bool_]:
+    """Where DIR is bright and nothing in the inputs says why."""
+    supported = _departure(e.flair, e) > SUPPORT
+    if e.t1w is not None:
+        supported |= _departure(e.t1w, e) < -SUPPORT
+    return e.brain & (_excess(e.dir, e) > BRIGHT) & ~supported
+
+
+def flair_bright(e: Estimate) -> NDArray[np.bool_]:
+    """White matter, a voxel away from all else, that is far brighter than white matter is."""
+    white = np.isin(e.structure, [number(name) for name in WHITE])
+    return np.asarray(ndimage.binary_erosion(white), np.bool_) & (_departure(e.flair, e) > FLAIR_BRIGHT)
+
+
+def _spots(mask: NDArray[np.bool_], e: Estimate) -> tuple[NDArray[np.int32], int]:
+    """Connected parts that are large enough, numbered anew."""
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    kept = np.zeros(count + 1, np.int32)
+    large = [n for n in range(1, count + 1) if sizes[n] * e.spacing_mm**3 >= SPOT_MM3]
+    kept[large] = np.arange(1, len(large) + 1)
+    return kept[labels], len(large)
+
+
+def _excess(x: NDArray[np.float32], e: Estimate) -> NDArray[np.float32]:
+    """Above the median of the voxel's own structure."""
+    return np.asarray(x - _levels(x, e)[0][e.structure])
+
+
+def _departure(x: NDArray[np.float32], e: Estimate) -> NDArray[np.float32]:
+    """From the median of the voxel's own structure, in its robust standard deviations."""
+    level, sd = _levels(x, e)
+    return np.asarray((x - level[e.structure]) / sd[e.structure])
+
+
+def _levels(x: NDArray[np.float32], e: Estimate) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    level, sd = np.zeros(256, np.float32), np.ones(256, np.float32)
+    for n in BRAIN:
+        values = x[e.structure == n]
+        if values.size:
+            level[n] = np.median(values)
+            sd[n] = max(1.4826 * float(np.median(np.abs(values - level[n]))), 0.02)
+    return level, sd

@@ -1,0 +1,226 @@
+"""Lesions of an estimate: each with its place, its volume and how sure it is; what of them viewers and reports get.
+
+A lesion is a connected part (26 neighbours) where the lesion probability exceeds a threshold, a tenth of which at least
+is on FLAIR brighter than cortex by a factor; what is not is counted as without support. Its contrast is its mean
+DIR less that of the tissue 2 to 5 mm around it; the probability that the contrast exceeds tau takes the lesion's mean
+standard deviation for the error of the whole lesion, for errors within a lesion go together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from model_zoo import lesion_locations
+from model_zoo.structures import CORTEX, number
+from pipelines.codes import STANDARD_DEVIATION, VOLUME
+from pipelines.contract import Code, Finding, Grid, Measurement, Note, Segment, Segmentation
+from pipelines.dir_estimate import Estimate, on_grid
+
+__all__ = [
+    "MORPHOLOGY",
+    "PLACES",
+    "Found",
+    "Lesion",
+    "Place",
+    "Thresholds",
+    "around",
+    "find",
+    "measure",
+    "segmentation",
+]
+
+MORPHOLOGY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+LESION_OF_BRAIN = Code("301766008", "SCT", "Lesion of Brain")
+PROBABILITY = Code("122157", "DCM", "Probability")
+LEAST_SURROUNDINGS = 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """A class of locations: its segment's number, name, what counts as such, code and colour."""
+
+    number: int
+    name: str
+    locations: tuple[str, ...]
+    site: Code
+    color: tuple[int, int, int]
+
+
+PLACES = (
+    Place(1, "juxtacortical", ("juxtacortical", "cortical"),
+          Code("JUXTACORTICAL", "99DICOMNODE", "Juxtacortical white matter and cortex"), (230, 159, 0)),
+    Place(2, "periventricular", ("periventricular",),
+          Code("PERIVENTRICULAR", "99DICOMNODE", "Periventricular white matter"), (86, 180, 233)),
+    Place(3, "infratentorial", ("infratentorial",),
+          Code("INFRATENTORIAL", "99DICOMNODE", "Brain stem and cerebellum"), (204, 121, 167)),
+    Place(4, "deep", ("deep",), Code("68523003", "SCT", "Cerebral White Matter"), (0, 158, 115)),
+)  # fmt: skip
+"""Those by which multiple sclerosis is diagnosed; cortical lesions count with the juxtacortical ones, as in the
+McDonald criteria 2017."""
+_PLACE_OF = MappingProxyType({location: place for place in PLACES for location in place.locations})
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From which lesion probability, volume and FLAIR (the cortex' median is 1) on a lesion is one, what contrast on
+    DIR is asked for (grey matter is 1), and how many lesions are told one by one."""
+
+    probability: float = 0.5
+    smallest_mm3: float = 15.0
+    flair: float = 1.2
+    contrast: float = 0.3
+    told: int = 40
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """``number``: in the label map, the largest being 1; ``peak``: its likeliest voxel (k, j, i); sd, contrast and the
+    probability that it exceeds the threshold; None where nothing is around it."""
+
+    number: int
+    place: Place
+    volume_mm3: float
+    peak: tuple[int, int, int]
+    probability: float
+    mean_sd: float
+    contrast: float | None
+    exceeds: float | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Lesions by descending volume; ``labels`` int32 (k, j, i): their numbers; ``dropped``: how many had no support."""
+
+    labels: NDArray[np.int32]
+    lesions: tuple[Lesion, ...]
+    dropped: int = 0
+
+
+def find(e: Estimate, t: Thresholds) -> Found:
+    """The lesions of an estimate."""
+    mask = (e.lesion > t.probability) & e.brain
+    labels, listed = lesion_locations.lesions(mask, e.structure, e.spacing_mm, smallest_mm3=t.smallest_mm3)
+    supported = _bright_on_flair(labels, len(listed), e, t.flair)
+    kept = [lesion for lesion in listed if supported[lesion.label - 1]]
+    order = sorted(kept, key=lambda lesion: (-lesion.volume_mm3, lesion.label))
+    renumbered = np.zeros(len(listed) + 1, np.int32)
+    for n, lesion in enumerate(order, start=1):
+        renumbered[lesion.label] = n
+    labels = renumbered[labels]
+    boxes = ndimage.find_objects(labels, max_label=len(order))
+    lesions = tuple(_lesion(n, lesion, labels, boxes[n - 1], e, t) for n, lesion in enumerate(order, start=1))
+    return Found(labels, lesions, len(listed) - len(kept))
+
+
+def _bright_on_flair(labels: NDArray[np.int32], count: int, e: Estimate, factor: float) -> list[bool]:
+    """Of each label from 1 on: whether its 90th percentile on FLAIR exceeds the cortex' median by the factor."""
+    cortex = e.flair[np.isin(e.structure, CORTEX) & (labels == 0)]
+    least = factor * float(np.median(cortex)) if cortex.size else 0.0
+    boxes = ndimage.find_objects(labels, max_label=count)
+    return [float(np.quantile(e.flair[box][labels[box] == n], 0.9)) > least for n, box in enumerate(boxes, start=1)]
+
+
+def _lesion(
+    n: int,
+    lesion: lesion_locations.Lesion,
+    labels: NDArray[np.int32],
+    box: tuple[slice, ...],
+    e: Estimate,
+    t: Thresholds,
+) -> Lesion:
+    inside = labels[box] == n
+    p = np.where(inside, e.lesion[box], -1)
+    peak = [int(at) + s.start for at, s in zip(np.unravel_index(p.argmax(), p.shape), box, strict=True)]
+    sd = float(e.sd[box][inside].mean())
+    near = around(labels, n, box, e)
+    contrast = float(e.dir[box][inside].mean() - near.mean()) if len(near) >= LEAST_SURROUNDINGS else None
+    exceeds = None if contrast is None else _normal((contrast - t.contrast) / max(sd, 1e-3))
+    return Lesion(
+        n, _PLACE_OF[lesion.location], lesion.volume_mm3, (peak[0], peak[1], peak[2]),
+        float(e.lesion[box][inside].mean()), sd, contrast, exceeds,
+    )  # fmt: skip
+
+
+def around(labels: NDArray[np.int32], n: int, box: tuple[slice, ...], e: Estimate) -> NDArray[np.float32]:
+    """DIR of the brain tissue, without any lesion, 2 to 5 mm around lesion ``n`` that lies in ``box``."""
+    wide = math.ceil(6 / e.spacing_mm)
+    near = tuple(slice(max(0, s.start - wide), s.stop + wide) for s in box)
+    distance_mm = ndimage.distance_transform_edt(labels[near] != n) * e.spacing_mm
+    tissue = e.brain[near] & (e.structure[near] != number("lateral ventricles")) & (labels[near] == 0)
+    return np.asarray(e.dir[near][tissue & (distance_mm >= 2) & (distance_mm <= 5)])
+
+
+def _normal(z: float) -> float:
+    """Probability that a standard normal number is below z."""
+    return 0.5 * (1 + math.erf(z / math.sqrt(2)))
+
+
+def segmentation(found: Found, e: Estimate, onto: Grid, thickness_mm: float) -> Segmentation:
+    """Lesions by place on another lattice: voxels at least half of which are lesion, and of each lesion its peak."""
+    place_of = np.zeros(len(found.lesions) + 1, np.uint8)
+    for lesion in found.lesions:
+        place_of[lesion.number] = lesion.place.number
+    fine = place_of[found.labels]
+    share = on_grid(np.stack([fine == place.number for place in PLACES]).astype(np.float32), e.grid, onto)
+    labels = np.where(share.sum(axis=0) >= 0.5, share.argmax(axis=0) + 1, 0).astype(np.uint8)
+    to_index = np.linalg.solve(onto.affine_mm, e.grid.affine_mm)
+    for lesion in found.lesions:
+        k, j, i = lesion.peak
+        at = tuple(int(n) for n in np.rint(to_index @ [i, j, k, 1])[2::-1])
+        if all(0 <= a < n for a, n in zip(at, onto.shape, strict=True)) and not labels[at]:
+            labels[at] = lesion.place.number
+    segments = tuple(
+        Segment(p.number, f"{p.name.capitalize()} lesions", MORPHOLOGY, LESION_OF_BRAIN, p.site.meaning, p.color)
+        for p in PLACES
+    )
+    return Segmentation("lesions", labels, onto, segments, "Lesions by location, from synthetic DIR", thickness_mm)
+
+
+def measure(found: Found, t: Thresholds) -> list[Finding]:
+    """Counts and volumes by place, then the largest lesions one by one; the rest in a sentence."""
+    counts = Counter(lesion.place.name for lesion in found.lesions)
+    load_ml = sum(lesion.volume_mm3 for lesion in found.lesions) / 1000
+    asked = f"Connected parts of at least {t.smallest_mm3:g} mm3 where the lesion probability exceeds {t.probability:g}"
+    results: list[Finding] = [
+        Measurement("lesions", float(len(found.lesions)), "1", asked),
+        Measurement("lesion load", load_ml, "ml", quantity=VOLUME),
+        Measurement(
+            "lesions without support", float(found.dropped), "1", f"Dropped: on FLAIR below {t.flair:g} of cortex"
+        ),
+    ]
+    for place in PLACES:
+        own_ml = sum(lesion.volume_mm3 for lesion in found.lesions if lesion.place is place) / 1000
+        results.append(Measurement(f"{place.name} lesions", float(counts[place.name]), "1"))
+        results.append(Measurement(f"{place.name} lesion volume", own_ml, "ml"))
+    for lesion in found.lesions[: t.told]:
+        results += _told(lesion, t)
+    if rest := found.lesions[t.told :]:
+        words = f"{len(rest)} further lesions of at most {rest[0].volume_mm3:.0f} mm3 are in the segmentation only"
+        results.append(Note("lesions", words))
+    return results
+
+
+def _told(lesion: Lesion, t: Thresholds) -> list[Finding]:
+    group, site = f"lesion {lesion.number}", lesion.place.site
+
+    def number_of(name: str, value: float, unit: str, words: str = "", code: Code | None = None) -> Measurement:
+        return Measurement(name, value, unit, words, group, site, code)
+
+    found: list[Finding] = [
+        number_of("volume", lesion.volume_mm3, "mm3", f"{lesion.place.name.capitalize()} lesion", VOLUME),
+        number_of("mean lesion probability", lesion.probability, "1", code=PROBABILITY),
+        number_of("mean standard deviation", lesion.mean_sd, "1", "In units of grey matter", STANDARD_DEVIATION),
+    ]
+    if lesion.contrast is not None and lesion.exceeds is not None:
+        words = "Mean DIR less that of the tissue 2 to 5 mm around, in units of grey matter"
+        sure = f"That the contrast exceeds {t.contrast:g}, the mean sd being the error of the whole lesion"
+        found.append(number_of("contrast", lesion.contrast, "1", words))
+        found.append(number_of("probability of contrast", lesion.exceeds, "1", sure))
+    return found

@@ -1,0 +1,132 @@
+"""What is said of lesions and of the DIR that shows them, on estimates whose every voxel is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model_zoo.structures import number
+from pipelines import dir_support, lesions
+from pipelines.contract import Finding, Grid, Measurement, Note
+from pipelines.dir_estimate import Estimate
+from pipelines.lesions import Thresholds
+
+SHAPE = (40, 40, 40)
+GREY, WHITE = 1.2, 1.0
+
+
+def _estimate(*boxes: tuple[slice, slice, slice], flair: float = 2.0, dir_: float = 1.5, sd: float = 0.2) -> Estimate:
+    """White matter in a shell of cortex, brain stem below, a ventricle in the middle; lesions in boxes."""
+    structure = np.full(SHAPE, number("cerebral white matter"), np.uint8)
+    structure[:, :6], structure[:6] = number("frontal cortex"), number("brain stem")
+    structure[18:24, 18:24, 18:24] = number("lateral ventricles")
+    generator = np.random.default_rng(1)
+    noise = generator.normal(0, 0.01, SHAPE)
+    level = np.where(structure == number("frontal cortex"), GREY, WHITE) + noise
+    shown = np.where(structure == number("frontal cortex"), 1.0, 0.0) + noise
+    lesion = np.zeros(SHAPE)
+    for box in boxes:
+        level[box], shown[box], lesion[box] = flair, dir_, 0.9
+    f32 = np.float32
+    return Estimate(
+        Grid(SHAPE, np.eye(4)), level.astype(f32), (2 - level).astype(f32), structure, shown.astype(f32),
+        np.full(SHAPE, sd, f32), np.zeros(SHAPE, f32), lesion.astype(f32), np.zeros((3, *SHAPE), f32), None,
+    )  # fmt: skip
+
+
+def _box(k: int, j: int, i: int, size: int = 4) -> tuple[slice, slice, slice]:
+    return slice(k, k + size), slice(j, j + size), slice(i, i + size)
+
+
+def _values(findings: list[Finding], group: str = "") -> dict[str, float]:
+    return {f.name: f.value for f in findings if isinstance(f, Measurement) and f.group == group}
+
+
+@pytest.mark.parametrize(
+    ("box", "place"),
+    [
+        (_box(30, 6, 30), "juxtacortical"),
+        (_box(30, 2, 30), "juxtacortical"),
+        (_box(26, 20, 20), "periventricular"),
+        (_box(1, 20, 20), "infratentorial"),
+        (_box(30, 30, 30), "deep"),
+    ],
+)
+def test_a_lesion_has_the_place_where_it_lies(box: tuple[slice, slice, slice], place: str) -> None:
+    found = lesions.find(_estimate(box), Thresholds())
+    assert [lesion.place.name for lesion in found.lesions] == [place]
+    assert _values(lesions.measure(found, Thresholds()))[f"{place} lesions"] == 1
+
+
+def test_the_largest_comes_first_and_too_small_ones_never() -> None:
+    e = _estimate(_box(30, 30, 30, 3), _box(30, 14, 30, 5), _box(12, 30, 12, 2))
+    found = lesions.find(e, Thresholds())
+    assert [lesion.volume_mm3 for lesion in found.lesions] == [125, 27]
+    assert (found.labels == 1).sum() == 125
+    assert found.labels[13, 31, 13] == 0
+
+
+def test_contrast_and_its_probability_follow_from_the_values() -> None:
+    told = lesions.measure(lesions.find(_estimate(_box(30, 30, 30), sd=0.6), Thresholds()), Thresholds())
+    lesion = _values(told, "lesion 1")
+    assert lesion["contrast"] == pytest.approx(1.5, abs=0.01)
+    assert lesion["mean standard deviation"] == pytest.approx(0.6, abs=1e-4)
+    assert lesion["probability of contrast"] == pytest.approx(0.97725, abs=0.001)  # two standard deviations
+
+
+def test_what_flair_does_not_show_is_counted_as_without_support() -> None:
+    found = lesions.find(_estimate(_box(30, 30, 30), flair=1.3), Thresholds())
+    assert (found.lesions, found.dropped) == ((), 1)
+    assert _values(lesions.measure(found, Thresholds()))["lesions without support"] == 1
+
+
+def test_without_lesions_the_answer_is_none_and_a_valid_segmentation() -> None:
+    e = _estimate()
+    found = lesions.find(e, Thresholds())
+    assert _values(lesions.measure(found, Thresholds()))["lesions"] == 0
+    segmentation = lesions.segmentation(found, e, e.grid, 1.0)
+    assert not segmentation.labels.any()
+    assert len(segmentation.segments) == 4
+
+
+def test_a_lesion_thinner_than_a_slice_keeps_its_peak_in_the_segmentation() -> None:
+    e = _estimate((slice(30, 32), slice(30, 34), slice(30, 34)))
+    found = lesions.find(e, Thresholds())
+    thick = Grid((8, 40, 40), np.diag([1.0, 1.0, 5.0, 1.0]) + np.array([[0, 0, 0, 0]] * 2 + [[0, 0, 0, 2], [0] * 4]))
+    labels = lesions.segmentation(found, e, thick, 5.0).labels
+    assert (labels > 0).sum() == 1
+    assert labels[6, 30:34, 30:34].any()
+
+
+def test_the_rest_of_a_long_list_is_a_sentence() -> None:
+    e = _estimate(*(_box(30, j, i, 3) for j in (12, 20, 28) for i in (10, 20, 30)))
+    told = lesions.measure(lesions.find(e, Thresholds(told=2)), Thresholds(told=2))
+    assert {f.group for f in told if isinstance(f, Measurement)} == {"", "lesion 1", "lesion 2"}
+    (note,) = [f for f in told if isinstance(f, Note)]
+    assert note.text == "7 further lesions of at most 27 mm3 are in the segmentation only"
+
+
+def test_dir_that_is_bright_without_a_reason_is_found() -> None:
+    honest = _estimate(_box(30, 30, 30))
+    assert _values(dir_support.support(honest))["bright without support"] == 0
+    invented = _values(dir_support.support(_estimate(_box(30, 30, 30), flair=WHITE)))
+    assert invented["bright without support"] == 1
+    assert invented["volume bright without support"] == pytest.approx(0.064)
+
+
+def test_a_dark_t1w_is_support_enough() -> None:
+    e = _estimate(_box(30, 30, 30), flair=WHITE)
+    dark = (2 - e.flair).copy()
+    dark[_box(30, 30, 30)] = 0.4
+    assert _values(dir_support.support(replace(e, t1w=dark)))["bright without support"] == 0
+    assert _values(dir_support.support(replace(e, t1w=None)))["bright without support"] == 1
+
+
+def test_a_lesion_that_dir_does_not_show_lowers_the_share() -> None:
+    e = _estimate(_box(30, 30, 30), _box(30, 14, 30))
+    assert _values(dir_support.support(e))["share of FLAIR's bright spots shown"] == 1
+    e.dir[_box(30, 14, 30)] = 0.1
+    assert _values(dir_support.support(e))["share of FLAIR's bright spots shown"] == 0.5
+    assert "share of FLAIR's bright spots shown" not in _values(dir_support.support(_estimate()))

@@ -1,0 +1,253 @@
+"""From FLAIR and T1w to DIR and lesions, with a bundle whose answers are known, on the phantom's lattice and others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydicom.uid import SegmentationStorage
+
+from dicomnode import processing
+from dicomnode.config import Config
+from dicomnode.errors import InputRefused
+from model_zoo import bias_field, registry
+from model_zoo.structures import number
+from pipelines import resampling, synthetic_dir
+from pipelines.contract import (
+    Case,
+    Finding,
+    Grid,
+    Image,
+    Measurement,
+    Note,
+    ParametricMap,
+    Refused,
+    Segmentation,
+    Volume,
+)
+from tests.bundles import about_the_centre, phantom, upright, write_anatomy_bundle
+from tests.dir_phantom import LESIONS, VOXEL_MM3, flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
+from tests.findings import NOW
+
+FACTS: Mapping[str, Any] = {"modality": "MR", "ti_ms": 1650.0}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("data")
+    write_anatomy_bundle(data / "models")
+    write_dir_bundle(data / "models")
+    return data
+
+
+@pytest.fixture(scope="module")
+def model(bundles: Path) -> registry.Model:
+    own, anatomy = (registry.load(name, root=bundles / "models") for name in ("synthetic_dir", "anatomy"))
+    return replace(own, helpers={"anatomy": anatomy})
+
+
+def _flair(*names: str) -> NDArray[np.float32]:
+    return flair_of(phantom()[1], lesion_mask(*names))
+
+
+def _t1w() -> Volume:
+    return Volume(phantom()[0], upright())
+
+
+def _run(model: registry.Model, inputs: Mapping[str, Volume], **options: Any) -> list[Finding]:
+    facts = {**FACTS, "prior_flair": dict(FACTS)}
+    chosen = synthetic_dir.Options(**({"passes": 1} | options))
+    return synthetic_dir.run(Case(dict(inputs), facts), model, chosen, 1, lambda fraction, step: None)
+
+
+def _measured(findings: list[Finding], group: str = "") -> dict[str, Measurement]:
+    return {f.name: f for f in findings if isinstance(f, Measurement) and f.group == group}
+
+
+def _the(findings: list[Finding], kind: type, name: str) -> Any:
+    (found,) = [f for f in findings if isinstance(f, kind) and f.name == name]
+    return found
+
+
+@pytest.fixture(scope="module")
+def findings(model: registry.Model) -> list[Finding]:
+    return _run(model, {"flair": Volume(_flair(), upright()), "t1w": _t1w()}, rendered=True, epistemic=True)
+
+
+def test_white_matter_and_fluid_are_dark_and_cortex_is_one(findings: list[Finding]) -> None:
+    image, structure = _the(findings, Image, "DIR").volume, phantom()[1]
+    assert image.unit == "1"
+    assert np.array_equal(image.grid.affine_mm, upright().affine_mm)
+    normal = ~lesion_mask()
+    level = {
+        name: float(np.median(image.data[(structure == number(name)) & normal]))
+        for name in ("cerebral white matter", "csf", "frontal cortex")
+    }
+    assert level["frontal cortex"] == pytest.approx(1, abs=0.3)
+    assert level["cerebral white matter"] < 0.15
+    assert level["csf"] < 0.15
+    assert (image.data[structure == 0] == 0).mean() > 0.99
+
+
+def test_every_lesion_is_segmented_where_it_is(findings: list[Finding]) -> None:
+    segmentation = _the(findings, Segmentation, "lesions")
+    assert np.array_equal(segmentation.labels > 0, lesion_mask())
+    assert [s.label for s in segmentation.segments] == [
+        "Juxtacortical lesions",
+        "Periventricular lesions",
+        "Infratentorial lesions",
+        "Deep lesions",
+    ]
+    assert {s.type.scheme for s in segmentation.segments} == {"SCT"}
+
+
+def test_lesions_are_counted_measured_and_placed(findings: list[Finding]) -> None:
+    whole = _measured(findings)
+    assert whole["lesions"].value == len(LESIONS)
+    assert whole["lesion load"].value == pytest.approx(lesion_mask().sum() * VOXEL_MM3 / 1000)
+    assert sum(whole[f"{place} lesions"].value for place in ("juxtacortical", "periventricular", "deep")) == len(
+        LESIONS
+    )
+    largest = _measured(findings, "lesion 1")
+    assert largest["volume"].value == pytest.approx(27 * VOXEL_MM3)
+    assert largest["volume"].site is not None
+    assert largest["mean lesion probability"].value > 0.9
+    assert 0 <= largest["probability of contrast"].value <= 1
+    assert largest["mean standard deviation"].value == pytest.approx(2**0.5 * np.exp(-5), rel=0.01)
+
+
+def test_more_lesions_than_are_told_are_in_the_segmentation(model: registry.Model) -> None:
+    found = _run(model, {"flair": Volume(_flair(), upright()), "t1w": _t1w()}, lesions_told=1)
+    assert not _measured(found, "lesion 2")
+    assert _the(found, Note, "lesions").text.startswith("2 further lesions of at most 512 mm3")
+    assert np.array_equal(_the(found, Segmentation, "lesions").labels > 0, lesion_mask())
+
+
+def test_the_maps_say_what_they_are(findings: list[Finding]) -> None:
+    sd = _the(findings, ParametricMap, "standard deviation")
+    assert (sd.quantity.value, sd.volume.unit) == ("386136009", "1")
+    assert not _the(findings, ParametricMap, "epistemic standard deviation").volume.data.any()
+    assert "TI" in _the(findings, Image, "rendered DIR").description
+
+
+def test_inversion_times_may_be_chosen(model: registry.Model) -> None:
+    inputs = {"flair": Volume(_flair(), upright()), "t1w": _t1w()}
+    found = _run(model, inputs, rendered=True, rendered_ti_ms=(3000, 400))
+    assert "TI 3000 and 400 ms" in _the(found, Image, "rendered DIR").description
+
+
+@pytest.mark.parametrize("orientation", ["sagittal", "oblique"])
+def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: registry.Model) -> None:
+    grid = about_the_centre(orientation, (6.0, 2.5, 2.5))
+    flair = resampling.sample(torch.from_numpy(_flair("large"))[None], upright(), grid)[0].numpy()
+    found = _run(model, {"flair": Volume(flair, grid, slice_thickness_mm=6.0), "t1w": _t1w()})
+    segmentation, image = _the(found, Segmentation, "lesions"), _the(found, Image, "DIR")
+    assert image.volume.data.shape == segmentation.labels.shape == grid.shape
+    assert image.slice_thickness_mm == 6.0
+    middle = np.argwhere(segmentation.labels > 0).mean(axis=0)[::-1]
+    box = [(s.start + s.stop - 1) / 2 for s in reversed(LESIONS["large"])]
+    off = grid.affine_mm @ [*middle, 1] - upright().affine_mm @ [*box, 1]
+    assert np.linalg.norm(off) < 3
+
+
+def test_t1w_that_lies_elsewhere_is_laid_on_the_flair(model: registry.Model) -> None:
+    away = upright()
+    away.affine_mm[:3, 3] += (7, -5, 6)
+    found = _run(model, {"flair": Volume(_flair(), upright()), "t1w": Volume(phantom()[0], away)})
+    assert _measured(found)["T1w shifted"].value == pytest.approx(np.sqrt(49 + 25 + 36), abs=1)
+    assert _measured(found)["lesions"].value == len(LESIONS)
+
+
+def test_flair_alone_is_a_weaker_result_that_says_so(model: registry.Model) -> None:
+    alone = Volume(phantom()[0], upright())
+    found = _run(model, {"flair": alone})
+    assert "No T1w" in _the(found, Note, "inputs").text
+    assert "FLAIR alone" in _the(found, Image, "DIR").description
+    assert "T1w shifted" not in _measured(found)
+
+
+def test_flair_alone_has_a_contract_of_its_own(model: registry.Model) -> None:
+    thick = Volume(phantom()[0], Grid(phantom()[0].shape, np.diag([4, 4, 5, 1.0])))
+    with pytest.raises(Refused, match=r"FLAIR without T1w: flair: largest voxel spacing .* is 5 mm"):
+        _run(model, {"flair": thick})
+
+
+def test_a_new_lesion_is_found_against_the_prior(model: registry.Model) -> None:
+    moved = upright()
+    moved.affine_mm[:3, 3] += (9, 4, -6)
+    before = Volume(_flair("large", "third"), moved)
+    inputs = {
+        "flair": Volume(_flair(), upright()),
+        "t1w": _t1w(),
+        "prior_flair": before,
+        "prior_t1w": Volume(phantom()[0], moved),
+    }
+    found = _run(model, inputs)
+    whole = _measured(found)
+    assert (whole["new lesions"].value, whole["enlarged lesions"].value) == (1, 0)
+    assert whole["volume of new lesions"].value == pytest.approx(8 * VOXEL_MM3 / 1000)
+    labels = _the(found, Segmentation, "new lesions").labels
+    assert np.array_equal(labels == 1, lesion_mask("small"))
+    difference = _the(found, Image, "subtraction").volume.data
+    assert difference[lesion_mask("small")].mean() > 0.3
+    assert abs(difference[lesion_mask("large")].mean()) < 0.3
+
+
+def test_a_prior_outside_the_contract_is_refused_as_the_earlier_one(model: registry.Model) -> None:
+    inputs = {"flair": Volume(_flair(), upright()), "t1w": _t1w(), "prior_flair": Volume(_flair(), upright())}
+    facts = {**FACTS, "prior_flair": {"modality": "MR", "ti_ms": 900.0}}
+    with pytest.raises(Refused, match=r"the earlier examination: flair: Inversion Time \(0018,0082\) is 900 ms"):
+        synthetic_dir.run(Case(inputs, facts), model, synthetic_dir.Options(passes=1), 1, lambda fraction, step: None)
+
+
+def test_a_t1w_alone_is_refused(model: registry.Model) -> None:
+    with pytest.raises(Refused, match="needs a FLAIR; a T1w alone does not say what DIR shows"):
+        _run(model, {"t1w": _t1w()})
+
+
+def _processed(bundles: Path, inputs: Mapping[str, list[Path]], **options: Any) -> processing.Produced:
+    config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
+    task = processing.Task("key", "synthetic_dir", "", {"passes": 1} | options, inputs, 1, NOW)
+    return processing.process(task, config, progress=lambda fraction, step: None)
+
+
+def test_files_become_marked_objects(bundles: Path, tmp_path: Path) -> None:
+    inputs = {"match": write_flair(tmp_path / "f", _flair()), "t1w": write_t1w(tmp_path / "t")}
+    made = _processed(bundles, inputs)
+    classes = [ds.SOPClassUID for ds in made.objects]
+    assert SegmentationStorage in classes
+    assert len(classes) >= 3
+    names = {each["name"] for each in made.report["measurements"]}
+    assert {"lesions", "lesion load", "bright without support"} <= names
+
+
+def test_wrong_series_are_refused_with_the_reason(bundles: Path, tmp_path: Path) -> None:
+    flair, t1w = write_flair(tmp_path / "f", _flair()), write_t1w(tmp_path / "t")
+    stir = write_flair(tmp_path / "s", _flair(), key="stir", ti_ms=220)
+    with pytest.raises(Refused, match=r"flair: Inversion Time \(0018,0082\) is 220 ms; .* takes 1400 to 3000 ms"):
+        _processed(bundles, {"match": stir, "t1w": t1w})
+    with pytest.raises(InputRefused, match="several series"):
+        _processed(bundles, {"match": flair + stir, "t1w": t1w})
+    with pytest.raises(InputRefused, match="needs the input 'flair'"):
+        _processed(bundles, {"t1w": t1w})
+    with pytest.raises(Refused, match=r"t1w: Echo Time \(0018,0081\) is 120 ms"):
+        _processed(bundles, {"match": flair, "t1w": stir})
+
+
+def test_a_smooth_field_is_taken_away_and_lesions_are_left() -> None:
+    structure = torch.from_numpy(phantom()[1])
+    clean = torch.from_numpy(_flair())
+    k, j, i = (torch.linspace(-1, 1, n) for n in clean.shape)
+    true = torch.exp(0.25 * k[:, None, None] - 0.2 * j[:, None] * i + 0.1 * i**2)
+    found = bias_field.field(clean * true, structure, 4.0)
+    solid = (structure > 0) & (structure != number("csf"))
+    ratio = (found / true)[solid]
+    assert float(true[solid].std() / true[solid].mean()) > 0.08
+    assert float(ratio.std() / ratio.mean()) < 0.03
+    assert torch.equal(bias_field.field(clean, torch.zeros_like(structure), 4.0), torch.ones_like(clean))
