@@ -129,6 +129,8 @@ def methods(model: registry.Model, names: list[str], options: recon.Options) -> 
             recon.estimate(p, model, options), options.mean_steps, lambda: deviation(p, model, options)
         ),
     }
+    adaptive = options.model_copy(update={"solver": "adadiff"})
+    found["adadiff: posterior mean"] = lambda p: adapted(p, model, adaptive)
     for measured in ("exactly", "within noise"):
         kept = options.model_copy(update={"measured": measured})
         found[f"ours: DDS posterior mean, samples kept {measured}"] = lambda p, o=kept: Answer(  # type: ignore[misc]
@@ -152,6 +154,12 @@ def sampled(p: Problem, model: registry.Model, options: recon.Options, count: in
     return Answer(
         image, evaluations, None if count == 1 else lambda: uncertainty.mean_and_sd(x.abs() for x in images)[1]
     )
+
+
+def adapted(p: Problem, model: registry.Model, options: recon.Options) -> Answer:
+    prior, how = recon.adapted(p, model, options, seed=1)
+    print(f"held-out chi-square {how.before:.3f} -> {how.after:.3f} in {how.steps} steps", flush=True)
+    return Answer(recon.estimate(p, prior, options), options.rapid_steps + round(how.evaluations / len(p.y)))
 
 
 def deviation(p: Problem, model: registry.Model, options: recon.Options) -> Tensor:
@@ -276,11 +284,12 @@ def main() -> None:
     parser.add_argument("--acceleration", action="append", type=float)
     parser.add_argument("--slices", type=int, default=4)
     parser.add_argument("--model", default="mri_prior")
+    parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
     parser.add_argument("--store", type=Path, default=Path("build/benchmarks/reconstruction.json"))
     parser.add_argument("--table", type=Path, help="where to write the Markdown table; printed when not given")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    every = methods(registry.load(arguments.model), arguments.method, recon.Options())
+    every = methods(registry.load(arguments.model, bf16=arguments.bf16), arguments.method, recon.Options())
     done: dict[str, Any] = {}
     for which in arguments.sets or ("real", "simulated"):
         if which == "real":

@@ -19,10 +19,14 @@ from torch import Tensor
 from model_zoo.operators import Fourier, cg
 
 __all__ = [
+    "Correct",
     "Denoiser",
     "Noise",
     "ald",
+    "annealed",
     "consistent",
+    "correction",
+    "data_weight",
     "dds",
     "dps",
     "karras",
@@ -33,6 +37,8 @@ __all__ = [
 
 Denoiser = Callable[[Tensor, float], Tensor]
 Noise = Callable[[Tensor], Tensor]
+Correct = Callable[[Tensor, float], Tensor]
+"""correct(x0_hat, sigma): the denoised image moved towards the data."""
 
 
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> list[float]:
@@ -78,7 +84,7 @@ def dds(
     x = sigmas[0] * noise(AHy)
     for sigma, sigma_next in pairwise(sigmas):
         x0_hat = D(x, sigma)
-        x0_y = consistent(A, AHy, x0_hat, _gamma(sigma, sigma_data, sigma_y), iterations=iterations)
+        x0_y = consistent(A, AHy, x0_hat, data_weight(sigma, sigma_data, sigma_y), iterations=iterations)
         fresh = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
         kept = math.sqrt(max(sigma_next**2 - fresh**2, 0.0))
         x = x0_y + kept / sigma * (x - x0_y)
@@ -96,12 +102,25 @@ def posterior_mean(
     x <- (I + gamma A^H A)^-1 (D(x, sigma) + gamma A^H y), sigma descending. Without injected noise the iterate carries
     less noise than sigma, so D averages over what it cannot know instead of choosing; it is deterministic.
     """
-    AHy = A.H(y)
+    return annealed(D, sigmas, start, correction(A, y, sigma_y=sigma_y, sigma_data=sigma_data, iterations=iterations))
+
+
+def annealed(D: Denoiser, sigmas: Sequence[float], start: Tensor, correct: Correct) -> Tensor:
+    """x <- correct(D(x, sigma), sigma), sigma descending."""
     x = start
     for sigma in sigmas[:-1]:
-        x0_hat = D(x, sigma)
-        x = consistent(A, AHy, x0_hat, _gamma(sigma, sigma_data, sigma_y), iterations=iterations)
+        x = correct(D(x, sigma), sigma)
     return x
+
+
+def correction(A: Fourier, y: Tensor, *, sigma_y: float | Tensor, sigma_data: float, iterations: int = 5) -> Correct:
+    """:func:`consistent` with the weight that the noise of the data and the error of x0_hat warrant."""
+    AHy = A.H(y)
+
+    def correct(x0_hat: Tensor, sigma: float) -> Tensor:
+        return consistent(A, AHy, x0_hat, data_weight(sigma, sigma_data, sigma_y), iterations=iterations)
+
+    return correct
 
 
 def dps(
@@ -180,7 +199,8 @@ def ald(
     return D(x, sigmas[-2])
 
 
-def _gamma(sigma: float, sigma_data: float, sigma_y: float | Tensor) -> float | Tensor:
+def data_weight(sigma: float, sigma_data: float, sigma_y: float | Tensor) -> float | Tensor:
+    """r^2 / sigma_y^2, r^2 the variance of x0 given x = x0 + sigma n for data of sd sigma_data."""
     r2 = sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2)
     return r2 / sigma_y**2
 

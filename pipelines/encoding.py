@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from model_zoo import classical, coils
 from model_zoo.operators import Fourier
 from pipelines.contract import KSpace, Refused
 
-__all__ = ["Problem", "check", "prepare"]
+__all__ = ["Problem", "check", "check_all", "prepare", "prepare_all"]
 
 CALIBRATION = 24
 """Side of the calibration block used, at most; ESPIRiT needs at least MIN_CALIBRATION."""
@@ -46,6 +48,13 @@ class Problem:
         A = Fourier(self.A.maps[part], self.A.mask[part])
         return replace(self, A=A, y=self.y[part], sigma_y=self.sigma_y[part], gain=self.gain[part])
 
+    def of(self, chosen: Sequence[int]) -> Problem:
+        """These slices."""
+        one_by_one = [self.slices(i, i + 1) for i in chosen]
+        A = Fourier(torch.cat([p.A.maps for p in one_by_one]), torch.cat([p.A.mask for p in one_by_one]))
+        y, sigma_y, gain = (torch.cat([getattr(p, name) for p in one_by_one]) for name in ("y", "sigma_y", "gain"))
+        return replace(self, A=A, y=y, sigma_y=sigma_y, gain=gain)
+
     def to(self, device: str) -> Problem:
         """The same on a torch device."""
         y, sigma_y, gain = (t.to(device) for t in (self.y, self.sigma_y, self.gain))
@@ -58,8 +67,28 @@ class Problem:
         return replace(self, A=self.A.repeat(n), y=y, sigma_y=sigma_y, gain=gain)
 
 
-def check(k: KSpace) -> None:
-    """Raise Refused unless the k-space can be reconstructed honestly."""
+@dataclass(frozen=True)
+class _Receiver:
+    """The coils as they are used: ``W`` (virtual, coil) whitens and compresses, ``maps`` (slice, virtual, a, b)."""
+
+    W: Tensor
+    maps: Tensor
+    maps_from: str
+
+
+def check_all(images: Sequence[KSpace]) -> None:
+    """Raise Refused unless every image of the acquisition can be reconstructed honestly.
+
+    One without calibration lines may use the maps of another on the same lattice.
+    """
+    lender = _lender(images)
+    for k in images:
+        borrows = k is not lender and lender.calibration is not None and _alike(k, lender)
+        check(replace(k, calibration=lender.calibration) if borrows else k, borrows=borrows)
+
+
+def check(k: KSpace, *, borrows: bool = False) -> None:
+    """Raise Refused unless the k-space can be reconstructed honestly; ``borrows``: with the maps of another image."""
     if k.samples.ndim != 4 or k.mask.shape != (k.samples.shape[0], *k.samples.shape[2:]):
         raise Refused(f"k-space: samples {k.samples.shape} and sampling mask {k.mask.shape} contradict each other")
     slices, count = k.samples.shape[:2]
@@ -81,7 +110,7 @@ def check(k: KSpace) -> None:
         raise Refused(
             f"k-space: the field of view {k.encoded_fov_mm} mm or the spacing {k.grid.spacing_mm} mm is not positive"
         )
-    if count > 1:
+    if count > 1 and not borrows:
         _check_calibration(k)
 
 
@@ -102,17 +131,52 @@ def prepare(k: KSpace, *, coil_energy: float = 0.99) -> Problem:
     Scale: the prior expects a 99th percentile of magnitude of one. That of the zero-filled image is biased by aliasing
     and noise, so it is taken from a regularised CG-SENSE image.
     """
-    y, mask = torch.from_numpy(k.samples), torch.from_numpy(k.mask)
-    W, noise_sd, noise_from = _whitening(k, y, mask)
+    return prepare_all([k], coil_energy=coil_energy)[0]
+
+
+def prepare_all(images: Sequence[KSpace], *, coil_energy: float = 0.99) -> list[Problem]:
+    """:func:`prepare` for the images (contrasts, sets) of one acquisition, with the maps of one of them.
+
+    The coils see the same object from the same places whatever the contrast: maps come from the image with the most
+    signal in its calibration block, and serve all that share its lattice.
+    """
+    lender = _lender(images)
+    lent = _receiver(lender, coil_energy)
+    return [_problem(k, lent if _alike(k, lender) else _receiver(k, coil_energy)) for k in images]
+
+
+def _lender(images: Sequence[KSpace]) -> KSpace:
+    return max(
+        images, key=lambda k: 0.0 if k.calibration is None else float((np.abs(_centre(k, k.samples)) ** 2).sum())
+    )
+
+
+def _alike(k: KSpace, other: KSpace) -> bool:
+    """Whether the coils' maps of one are those of the other: the same coils over the same slices and field of view."""
+    same_place = k.grid.shape == other.grid.shape and np.allclose(k.grid.affine_mm, other.grid.affine_mm, atol=1e-3)
+    return same_place and k.samples.shape == other.samples.shape and k.encoded_fov_mm == other.encoded_fov_mm
+
+
+def _receiver(k: KSpace, coil_energy: float) -> _Receiver:
+    y = torch.from_numpy(k.samples)
+    W = coils.whitening(_noise(k)[0])
     y = coils.mix(W, y)
     if y.shape[1] > 1:
         M = coils.compression(_centre(k, y), energy=coil_energy)
         y, W = coils.mix(M, y), M @ W
-    maps, maps_from = _maps(k, y)
-    A = Fourier(maps, mask)
+    return _Receiver(W, *_maps(k, y))
+
+
+def _problem(k: KSpace, receiver: _Receiver) -> Problem:
+    """Whitened by another image's noise, this one's is white still, and as strong as its bandwidth and averages say."""
+    W, maps = receiver.W, receiver.maps
+    covariance, noise_from = _noise(k)
+    sigma = float((W @ covariance @ W.conj().T).diagonal().real.mean().sqrt())
+    A, y = Fourier(maps, torch.from_numpy(k.mask)), coils.mix(W, torch.from_numpy(k.samples))
     level = _level(A, y)
     gain = level[:, None, None] * _unwhitened_rss(W, maps)
-    return Problem(A, y / level[:, None, None, None], 1 / level, gain, noise_sd, maps_from, noise_from)
+    physical = float(covariance.diagonal().real.mean().sqrt())
+    return Problem(A, y / level[:, None, None, None], sigma / level, gain, physical, receiver.maps_from, noise_from)
 
 
 def _unwhitened_rss(W: Tensor, maps: Tensor) -> Tensor:
@@ -123,18 +187,19 @@ def _unwhitened_rss(W: Tensor, maps: Tensor) -> Tensor:
     return coils.mix(torch.linalg.pinv(W), maps).abs().pow(2).sum(dim=1).sqrt()
 
 
-def _whitening(k: KSpace, y: Tensor, mask: Tensor) -> tuple[Tensor, float, str]:
-    """Matrix to noise with unit sd per component, the mean noise sd that it divides by, and what it comes from."""
+def _noise(k: KSpace) -> tuple[Tensor, str]:
+    """Covariance of the noise per real component, complex128 (coil, coil), and what it comes from."""
     if k.noise is not None and k.noise.shape[1] >= 8 * k.noise.shape[0]:
         covariance = coils.noise_covariance(torch.from_numpy(k.noise))
         source = PRESCAN
     else:
-        covariance = torch.diag(coils.noise_level(y, mask).to(torch.complex128) ** 2)
+        level = coils.noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask))
+        covariance = torch.diag(level.to(torch.complex128) ** 2)
         source = "outer k-space and edges of the field of view"
     physical = float(covariance.diagonal().real.mean().sqrt())
     if not physical > 1e-12 * float(np.abs(k.samples).max()):
         raise Refused("k-space: no noise found in the data and no noise pre-scan sent; its level must be known")
-    return coils.whitening(covariance), physical, source
+    return covariance, source
 
 
 def _sides(k: KSpace) -> tuple[int, int]:
@@ -153,7 +218,8 @@ def _block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
     return found[0], found[1]
 
 
-def _centre(k: KSpace, y: Tensor) -> Tensor:
+def _centre(k: KSpace, y: Any) -> Any:
+    """The part of ``y``, an array or a tensor (..., a, b), that lies in the calibration block."""
     (a0, a1), (b0, b1) = _block(k)
     return y[..., a0:a1, b0:b1]
 

@@ -1,32 +1,35 @@
 """Undersampled Cartesian k-space to an MR image, with what the data leave uncertain.
 
 Input: ``kspace`` (:class:`pipelines.contract.KSpace`), any number of coils and slices; a 3D acquisition comes as
-slices, transformed along its readout. Output: the magnitude of the posterior-mean estimate, the voxel-wise standard
-deviation of posterior samples, the region where it is large, and measurements of fit. Values are in the units of the
-samples (an orthonormal Fourier transform apart), which for MR are arbitrary: unit "1".
+slices, transformed along its readout. Further contrasts or sets of the acquisition come as further k-space ("kspace 2",
+...) and are images of their own, with the coils' maps of one of them. Output for each: the magnitude of the
+posterior-mean estimate, the voxel-wise standard deviation of posterior samples, the region where it is large, and
+measurements of fit. Values are in the units of the samples (an orthonormal Fourier transform apart), which for MR are
+arbitrary: unit "1".
 
 Model: y = A x + e with A = P F S and white e; prior: the bundle ``mri_prior``, a denoiser of complex images whose
-99th percentile of magnitude is one. Papers: ESPIRiT (Uecker 2014), DDS (Chung 2024), EDM (Karras 2022).
+99th percentile of magnitude is one. Thin slices without gaps are coupled in the estimate; samples are drawn slice by
+slice, so that their spread does not count on the neighbours. Papers: ESPIRiT (Uecker 2014), DDS (Chung 2024), EDM
+(Karras 2022), AdaDiff (Elmas 2023, as corrected in ``model_zoo.adaptation``).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from model_zoo import classical, samplers, uncertainty
-from model_zoo.operators import Fourier, centred_fft
+from model_zoo import uncertainty
+from model_zoo.operators import centred_fft
+from pipelines.codes import LOW_CONFIDENCE, SPATIAL, STANDARD_DEVIATION
 from pipelines.contract import (
     Case,
-    Code,
     Finding,
     Grid,
     Image,
@@ -41,90 +44,26 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
-from pipelines.encoding import Problem, check, prepare
+from pipelines.encoding import Problem, check_all, prepare_all
+from pipelines.inversion import Options, adapted, draw, estimate, estimate_volume, evaluations, is_volume
 
 if TYPE_CHECKING:
+    from model_zoo.adaptation import Adaptation
     from model_zoo.registry import Model
 
-__all__ = ["PIPELINE", "Options", "draw", "estimate", "evaluations", "low_confidence", "on_grid", "run"]
-
-STANDARD_DEVIATION = Code("386136009", "SCT", "Standard Deviation")
-SPATIAL = Code("309825002", "SCT", "Spatial and Relational Concept")
-LOW_CONFIDENCE = Code("LOWCONF", "99DICOMNODE", "Low-confidence region of a reconstruction")
-
-TERMINAL_SD = 0.05
-"""Largest error of an estimate that terminal consistency corrects for, in units of the 99th percentile."""
-
-
-class Options(BaseModel):
-    """What a route may set."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    solver: Literal["dds", "dps", "score_mri", "ald"] = "dds"
-    steps: int = Field(default=20, ge=2, le=2000)
-    mean_steps: int = Field(default=25, ge=2, le=2000)
-    samples: int = Field(default=4, ge=2, le=64)
-    mean_sigma_max: float = Field(default=0.5, gt=0, le=20)
-    mean_sigma_min: float = Field(default=0.01, gt=0)
-    sigma_max: float = Field(default=1.0, gt=0, le=20)
-    sigma_min: float = Field(default=0.005, gt=0)
-    coil_energy: float = Field(default=0.99, ge=0.95, le=1)
-    measured: Literal["auto", "within noise", "exactly"] = "auto"
-    low_confidence: float = Field(default=0.1, gt=0)
-    batch: int = Field(default=4, ge=1)
-
-
-def estimate(problem: Problem, model: Model, options: Options) -> Tensor:
-    """Posterior-mean estimate (slice, a, b), scaled: annealed without injected noise, then kept to the data."""
-    D, A, y = _inside(model.denoiser, problem.A), problem.A, problem.y
-    sigmas = samplers.karras(options.mean_sigma_max, options.mean_sigma_min, options.mean_steps)
-    x = samplers.posterior_mean(
-        D,
-        A,
-        y,
-        sigmas,
-        sigma_y=problem.sigma_y,
-        sigma_data=model.denoiser.sigma_data,
-        start=classical.cg_sense(A, y, ridge=0.05),
-    )
-    return _keep_measured(problem, x, options.measured)
-
-
-def draw(problem: Problem, model: Model, options: Options, seeds: list[int]) -> Tensor:
-    """One posterior sample per slice and seed; ``problem`` holds one slice per seed."""
-    D, A, y = _inside(model.denoiser, problem.A), problem.A, problem.y
-    noise = samplers.noise_source(seeds)
-    sigmas = samplers.karras(options.sigma_max, options.sigma_min, options.steps)
-    if options.solver == "dds":
-        x = samplers.dds(D, A, y, sigmas, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data, noise=noise)
-    elif options.solver == "dps":
-        x = samplers.dps(D, A, y, sigmas, noise=noise)
-    elif options.solver == "score_mri":
-        x = samplers.score_mri(D, A, y, sigmas, noise=noise)
-    else:
-        x = samplers.ald(D, A, y, sigmas, sigma_y=problem.sigma_y, noise=noise)
-    return _keep_measured(problem, x, options.measured)
-
-
-def _inside(D: samplers.Denoiser, A: Fourier) -> samplers.Denoiser:
-    """D on the support of the maps and zero outside, where no coil sees an object and no data would hold it back."""
-    inside = A.support > 0
-    return lambda x, sigma: D(x, sigma) * inside
-
-
-def _keep_measured(problem: Problem, x: Tensor, measured: str) -> Tensor:
-    """Terminal consistency with the samples: within their noise (chi-square at most one), or exactly.
-
-    "auto" keeps them exactly where one coil measured and the noise level is a guess: with one coil that amplifies no
-    noise, while smoothing by a wrong level would take signal away. Several coils at high acceleration do amplify it.
-    """
-    A, y, sigma_y = problem.A, problem.y, problem.sigma_y
-    if measured == "auto":
-        measured = "exactly" if y.shape[1] == 1 and not problem.noise_is_known else "within noise"
-    if measured == "exactly":
-        return samplers.consistent(A, A.H(y), x, 1e4, iterations=10)
-    return uncertainty.within_noise(A, y, x, sigma_y, limit=(TERMINAL_SD / sigma_y) ** 2)
+__all__ = [
+    "PIPELINE",
+    "Options",
+    "adapted",
+    "draw",
+    "estimate",
+    "estimate_volume",
+    "evaluations",
+    "is_volume",
+    "low_confidence",
+    "on_grid",
+    "run",
+]
 
 
 def on_grid(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
@@ -164,31 +103,68 @@ class _Slice:
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
-    """Reconstruct every slice: estimate, samples, standard deviation, low-confidence region, fit to the data."""
-    k = case["kspace"]
-    if not isinstance(k, KSpace):
+    """Reconstruct every image of the acquisition: estimate, samples, sd, low-confidence region, fit to the data."""
+    images = [k for k in case.inputs.values() if isinstance(k, KSpace)]
+    if not images:
         raise Refused("mri_reconstruction takes k-space, not an image")
-    check(k)
+    check_all(images)
     progress(0.0, "coils")
+    found: list[Finding] = []
     with torch.no_grad():
-        problem = prepare(k, coil_energy=options.coil_energy)
-        slices = []
-        for i in range(len(problem.y)):
-            progress(0.05 + 0.9 * i / len(problem.y), f"slice {i + 1} of {len(problem.y)}")
-            one = problem.slices(i, i + 1).to(model.device)
-            slices.append(_slice(one, k, model, options, _seed(seed, i)))
+        problems = prepare_all(images, coil_energy=options.coil_energy)
+        for n, (k, problem) in enumerate(zip(images, problems, strict=True)):
+            found += _image(
+                k, problem, model, options, seed if n == 0 else _seed(seed, -n), _part(progress, n, len(images))
+            )
+    return [*found, *_overall(found)]
+
+
+def _part(progress: Progress, n: int, count: int) -> Progress:
+    return lambda done, step: progress((n + done) / count, step)
+
+
+def _image(k: KSpace, problem: Problem, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
+    """The findings of one image."""
+    extra: list[Measurement] = []
+    prior, adaptations = model, 0
+    if options.solver == "adadiff":
+        progress(0.02, _words("adaptation", k))
+        prior, how = adapted(problem, model, options, _seed(seed, -1))
+        adaptations = how.evaluations
+        extra = _adaptation(how)
+    volume = None
+    if options.across_slices > 0 and is_volume(k):
+        progress(0.05, _words("estimate across slices", k))
+        volume = estimate_volume(problem.to(model.device), prior, options)
+    slices = []
+    for i in range(len(problem.y)):
+        progress(0.05 + 0.9 * i / len(problem.y), _words(f"slice {i + 1} of {len(problem.y)}", k))
+        one = problem.slices(i, i + 1).to(model.device)
+        x = estimate(one, prior, options) if volume is None else volume[i : i + 1]
+        slices.append(_slice(one, x, k, model, options, _seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
     sd = Volume(uncertainty.pooled(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
-    return [*_findings(k, image, sd, options), *_measurements(k, problem, options, [s.chi_square for s in slices])]
+    calls = evaluations(options) + adaptations / len(slices)
+    fit = [*_measurements(k, problem, calls, [s.chi_square for s in slices]), *extra]
+    return [*_findings(k, image, sd, options), *(replace(m, group=k.label) for m in fit)]
 
 
-def _slice(one: Problem, k: KSpace, model: Model, options: Options, seed: int) -> _Slice:
-    x = estimate(one, model, options)
+def _slice(one: Problem, x: Tensor, k: KSpace, model: Model, options: Options, seed: int) -> _Slice:
+    """``x``: the estimate; the samples are drawn here."""
     chi_square = float(uncertainty.chi_square(one.A, x, one.y, one.sigma_y)[0])
     image = _delivered(one, x, k)[0]
     _, sd = uncertainty.mean_and_sd(_sample_magnitudes(one, k, model, options, seed))
     return _Slice(image, sd, chi_square)
+
+
+def _words(name: str, k: KSpace) -> str:
+    return f"{name}, {k.label}" if k.label else name
+
+
+def _titled(k: KSpace, words: str) -> str:
+    """The label first: a series' description has 64 characters."""
+    return f"{k.label}: {words}" if k.label else words
 
 
 def _sample_magnitudes(one: Problem, k: KSpace, model: Model, options: Options, seed: int) -> Iterator[Tensor]:
@@ -218,29 +194,33 @@ def low_confidence(image: NDArray[np.float32], sd: NDArray[np.float32], threshol
 
 
 def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Finding]:
-    words = f"MR reconstruction with a diffusion prior ({options.solver})"
+    name = _words("reconstruction", k)
     segment = Segment(
         1, "Low confidence", SPATIAL, LOW_CONFIDENCE,
         f"Standard deviation above {options.low_confidence:g} of the signal",
     )  # fmt: skip
     labels = low_confidence(image.data, sd.data, options.low_confidence)
     return [
-        Image("reconstruction", image, words, k.slice_thickness_mm),
+        Image(
+            name, image, _titled(k, f"MR reconstruction with a diffusion prior ({options.solver})"),
+            k.slice_thickness_mm,
+        ),
         ParametricMap(
-            "standard deviation", sd, STANDARD_DEVIATION,
-            f"Standard deviation of {options.samples} posterior samples, pooled over neighbours", k.slice_thickness_mm,
+            _words("standard deviation", k), sd, STANDARD_DEVIATION,
+            _titled(k, f"Standard deviation of {options.samples} posterior samples, pooled over neighbours"),
+            k.slice_thickness_mm, of=name,
         ),
         Segmentation(
-            "low confidence", labels, k.grid, (segment,),
-            "Region where the data leave the image uncertain", k.slice_thickness_mm,
+            _words("low confidence", k), labels, k.grid, (segment,),
+            _titled(k, "Region where the data leave the image uncertain"), k.slice_thickness_mm, of=name,
         ),
     ]  # fmt: skip
 
 
-def _measurements(k: KSpace, problem: Problem, options: Options, chi_square: list[float]) -> list[Finding]:
+def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[float]) -> list[Measurement]:
     return [
         Measurement("acceleration", float(k.mask.size / k.mask.sum()), "1", "Positions over acquired samples"),
-        Measurement("denoiser evaluations", float(evaluations(options)), "1", "Per slice: estimate and all samples"),
+        Measurement("denoiser evaluations", calls, "1", "Per slice: adaptation, estimate and all samples"),
         Measurement(
             "noise level", problem.noise_sd, "1",
             f"Standard deviation of a noise component, from {problem.noise_from}",
@@ -255,11 +235,21 @@ def _measurements(k: KSpace, problem: Problem, options: Options, chi_square: lis
     ]  # fmt: skip
 
 
-def evaluations(options: Options) -> int:
-    """Calls of the denoiser per slice."""
-    n = options.steps
-    each = {"dds": n, "dps": n, "score_mri": 2 * n - 1, "ald": 3 * n + 1}[options.solver]
-    return options.mean_steps + options.samples * each
+def _adaptation(how: Adaptation) -> list[Measurement]:
+    return [
+        Measurement("adaptation steps", float(how.steps), "1", "Each with a gradient through the denoiser"),
+        Measurement(
+            "held-out chi-square before adaptation", how.before, "1",
+            "Mean squared residual of samples that nothing was made from, over their noise variance",
+        ),
+        Measurement("held-out chi-square after adaptation", how.after, "1", "Equal to before: no change was kept"),
+    ]  # fmt: skip
+
+
+def _overall(found: Sequence[Finding]) -> list[Finding]:
+    """Of several images the worst fit, for the gate, which judges the whole result."""
+    fits = [m for m in found if isinstance(m, Measurement) and m.group and m.name == "chi-square"]
+    return [replace(max(fits, key=lambda m: m.value), group="", description="Of the worst image")] if fits else []
 
 
 PIPELINE = Pipeline(

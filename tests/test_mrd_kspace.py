@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dicomnode import mrd
-from pipelines.contract import KSpace
+from pipelines.contract import KSpace, Refused
 from tests.scanner import ORIENTATIONS, Array, Scan, acquire, image
 
 
@@ -218,3 +218,45 @@ def test_facts_tell_the_acquisition_and_nobody(tmp_path: Path) -> None:
     assert (facts["tr_ms"], facts["te_ms"]) == ((2000.0,), (30.0,))
     assert facts["coils"] == 2
     assert not any(word in str(facts) for word in ("Müller", "4711", "1970", "815"))
+
+
+def _echo_by_average(acquisition: Any) -> None:
+    acquisition.idx.contrast, acquisition.idx.average = acquisition.idx.average, 0
+    acquisition.data[:] *= 1 + acquisition.idx.contrast
+
+
+def _two_echoes(header: Any) -> None:
+    header.sequenceParameters.TE = [20.0, 80.0]
+
+
+def test_contrasts_come_as_images_of_their_own_each_with_its_echo_time(tmp_path: Path) -> None:
+    scan = Scan(averages=2, edit=_echo_by_average, edit_header=_two_echoes, noise_samples=64)
+    scan.points_mm = [scan.place_mm(0, 0, 0)]
+    (first, facts), (second, other) = mrd.to_images(acquire(scan, tmp_path / "a.h5"))
+    assert (first.label, second.label) == ("contrast 1 of 2", "contrast 2 of 2")
+    assert (facts["te_ms"], other["te_ms"]) == ((20.0,), (80.0,))
+    assert np.allclose(second.samples, 2 * first.samples)
+    assert np.allclose(first.grid.affine_mm, second.grid.affine_mm)
+    assert np.array_equal(first.noise, second.noise)  # type: ignore[arg-type]  # both were sent
+
+
+def test_one_image_has_no_label_and_repetitions_are_still_refused(tmp_path: Path) -> None:
+    scan = Scan(points_mm=[np.array([12.5, -30.0, 7.25])])
+    ((kspace, facts),) = mrd.to_images(acquire(scan, tmp_path / "a.h5"))
+    assert kspace.label == ""
+    assert "image" not in facts
+
+    def moment(acquisition: Any) -> None:
+        acquisition.idx.repetition, acquisition.idx.average = acquisition.idx.average, 0
+
+    with pytest.raises(Refused, match="repetition"):
+        mrd.to_images(acquire(Scan(averages=2, edit=moment), tmp_path / "b.h5"))
+
+
+def test_contrasts_and_sets_are_named_by_both(tmp_path: Path) -> None:
+    def both(acquisition: Any) -> None:
+        acquisition.idx.contrast, acquisition.idx.set = divmod(acquisition.idx.average, 2)
+        acquisition.idx.average = 0
+
+    found = mrd.to_images(acquire(Scan(averages=4, edit=both), tmp_path / "a.h5"))
+    assert [kspace.label for kspace, _ in found] == [f"contrast {c} of 2, set {s} of 2" for c in (1, 2) for s in (1, 2)]

@@ -129,7 +129,7 @@ def test_a_slice_is_the_same_alone_and_in_its_volume() -> None:
     np.testing.assert_allclose(image(reconstruct(alone))[0], image(reconstruct(k))[0], rtol=0.02, atol=2.0)
 
 
-@pytest.mark.parametrize("solver", ["dds", "dps", "score_mri", "ald"])
+@pytest.mark.parametrize("solver", ["dds", "dps", "score_mri", "ald", "adadiff"])
 def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
     calls = 0
     model = prior()
@@ -137,17 +137,99 @@ def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
     class Counting(torch.nn.Module):
         stride = model.denoiser.stride
 
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model.network
+
         def forward(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
             nonlocal calls
             calls += len(x)
-            found: torch.Tensor = model.network(x, c_noise)
+            found: torch.Tensor = self.inner(x, c_noise)
             return found
 
-    options = recon.Options.model_validate({"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2})
+    options = recon.Options.model_validate(
+        {"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2, "adaptation_steps": 2, "rapid_steps": 2}
+    )
     k = acquired(1)
     counted = replace(model, network=Counting())
-    recon.run(Case({"kspace": k}), counted, options, 1, lambda done, word: None)
-    assert calls == 2 * recon.evaluations(options)
+    found = recon.run(Case({"kspace": k}), counted, options, 1, lambda done, word: None)
+    assert calls == 2 * number(found, "denoiser evaluations")
+    if solver != "adadiff":
+        assert calls == 2 * recon.evaluations(options)
+
+
+def test_an_adapted_prior_is_told_of_and_the_model_stays_as_it_was() -> None:
+    model = prior()
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    options = QUICK.model_copy(update={"solver": "adadiff", "adaptation_steps": 3, "rapid_steps": 2})
+    found = reconstruct(acquired(1), options)
+    assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
+    assert number(found, "adaptation steps") == 3
+    told = [number(found, f"held-out chi-square {when} adaptation") for when in ("before", "after")]
+    assert told[1] <= told[0]
+    np.testing.assert_array_equal(image(found), image(reconstruct(acquired(1), options)))
+
+
+def thin(k: KSpace, spacing_mm: float = 1.0, thickness_mm: float = 1.0) -> KSpace:
+    return replace(k, grid=grid((2, *SHAPE), (spacing_mm, 3.0, 3.0)), slice_thickness_mm=thickness_mm)
+
+
+def test_only_thin_slices_without_gaps_are_coupled() -> None:
+    k = acquired(1)
+    assert not recon.is_volume(k)
+    assert recon.is_volume(thin(k))
+    assert not recon.is_volume(thin(k, spacing_mm=1.2))
+    assert not recon.is_volume(thin(k, spacing_mm=3.0, thickness_mm=3.0))
+
+
+def test_coupling_changes_a_volume_and_can_be_switched_off() -> None:
+    k = acquired(4)
+    alone = QUICK.model_copy(update={"across_slices": 0.0})
+    np.testing.assert_array_equal(image(reconstruct(thin(k), alone)), image(reconstruct(k)))
+    coupled = image(reconstruct(thin(k), QUICK.model_copy(update={"across_slices": 20.0})))
+    plain = image(reconstruct(k))
+    assert np.abs(coupled[1] - coupled[0]).sum() < np.abs(plain[1] - plain[0]).sum()
+
+
+def contrasts() -> tuple[KSpace, KSpace]:
+    """Two contrasts of one acquisition; the second is weaker and has no calibration lines of its own."""
+    first = replace(acquired(4), label="contrast 1 of 2")
+    weaker = (0.5 * acquired(4, noise_sd=6.0).samples).astype(np.complex64)
+    return first, replace(first, samples=weaker, calibration=None, label="contrast 2 of 2")
+
+
+def test_contrasts_are_images_of_their_own_with_maps_of_the_one_that_has_calibration_lines() -> None:
+    first, second = contrasts()
+    case = Case({"kspace": second, "kspace 2": first})
+    found = recon.run(case, prior(), QUICK, 5, lambda done, word: None)
+    pictures = [f for f in found if isinstance(f, Image)]
+    assert [f.name for f in pictures] == ["reconstruction, contrast 2 of 2", "reconstruction, contrast 1 of 2"]
+    weaker, stronger = (f.volume.data.sum() for f in pictures)
+    assert weaker / stronger == pytest.approx(0.5, rel=0.1)
+    for kind in (ParametricMap, Segmentation):
+        assert [f.of for f in found if isinstance(f, kind)] == [f.name for f in pictures]
+    fits = {f.group: f.value for f in found if isinstance(f, Measurement) and f.name == "chi-square"}
+    assert fits[""] == max(fits["contrast 1 of 2"], fits["contrast 2 of 2"])
+
+
+def test_a_contrast_with_lines_of_its_own_lends_its_maps_and_keeps_its_own_noise() -> None:
+    first, second = contrasts()
+    one, two = encoding.prepare_all([first, second])
+    (alone,) = encoding.prepare_all([first])
+    torch.testing.assert_close(one.A.maps, alone.A.maps)
+    torch.testing.assert_close(two.A.maps, alone.A.maps)
+    louder = replace(second, noise=2 * second.noise)  # type: ignore[operator, arg-type]  # it was sent
+    quiet, loud = encoding.prepare_all([first, second])[1], encoding.prepare_all([first, louder])[1]
+    torch.testing.assert_close(loud.sigma_y, 2 * quiet.sigma_y)
+    torch.testing.assert_close(loud.gain, quiet.gain)
+
+
+def test_a_contrast_on_another_lattice_needs_calibration_lines_of_its_own() -> None:
+    first, second = contrasts()
+    encoding.check_all([first, second])
+    moved = replace(second, encoded_fov_mm=(150.0, 150.0))
+    with pytest.raises(Refused, match="calibration"):
+        encoding.check_all([first, moved])
 
 
 def test_measured_samples_are_kept_within_their_noise() -> None:

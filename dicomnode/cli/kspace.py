@@ -73,14 +73,17 @@ def convert(
 
 @app.command()
 def show(file: _Source) -> None:
-    """Print the facts of an acquisition, or why it cannot be reconstructed; no patient data."""
+    """Print the facts of an acquisition, or why it cannot be reconstructed; no patient data.
+
+    Of several contrasts or sets a list.
+    """
     import pydicom
 
     from dicomnode import mrd
 
     content = file.read_bytes() if _is_mrd(file) else mrd.unwrap(pydicom.dcmread(file))
-    _, facts = mrd.to_kspace(mrd.read(content))
-    context.print_json(facts)
+    facts = [facts for _, facts in mrd.to_images(mrd.read(content))]
+    context.print_json(facts if len(facts) > 1 else facts[0])
 
 
 @app.command()

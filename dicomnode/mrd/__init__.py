@@ -2,6 +2,7 @@
 
 from dicomnode.mrd.acquisitions import MRD, read, write
 from dicomnode.mrd.arrays import Layout, axial, convert, from_array
+from dicomnode.mrd.contrasts import to_images
 from dicomnode.mrd.kspace import to_kspace
 from dicomnode.mrd.raw_data import recognise, unwrap, wrap
 
@@ -13,6 +14,7 @@ __all__ = [
     "from_array",
     "read",
     "recognise",
+    "to_images",
     "to_kspace",
     "unwrap",
     "wrap",

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from dicomnode.mrd.acquisitions import MRD, flagged
 from pipelines.contract import Refused
 
-__all__ = ["COUNTERS", "Lines", "choose", "noise"]
+__all__ = ["COUNTERS", "Lines", "choose", "images", "noise"]
 
 COUNTERS = ("contrast", "phase", "repetition", "set")
 """Counters of which one image has exactly one value."""
+
+SEPARATE = ("contrast", "set")
+MOST_IMAGES = 32
 
 _NOT_IMAGE = (
     ismrmrd.ACQ_IS_NAVIGATION_DATA,
@@ -49,16 +52,8 @@ def choose(mrd: MRD, wanted: dict[str, int | None]) -> Lines:
     stated); those of a separate scan may differ in contrast and are left out, and the facts say so.
     """
     heads = mrd.heads
-    silent = np.array([not samples.any() for samples in mrd.samples])
-    usable = ~flagged(heads, ismrmrd.ACQ_IS_NOISE_MEASUREMENT, *_NOT_IMAGE) & ~silent
-    number = _encoding_number(mrd, usable, wanted.get("encoding"))
+    usable, number, left_out, silent = _usable(mrd, wanted.get("encoding"))
     encoding = mrd.header.encoding[number]
-    usable &= heads["encoding_space_ref"] == number
-    only_calibration = flagged(heads, _CALIBRATION[0]) & ~flagged(heads, _CALIBRATION[1])
-    separate = _calibration_mode(encoding) in ("separate", "external")
-    left_out = int((usable & only_calibration).sum()) if separate else 0
-    if separate:
-        usable &= ~only_calibration
     for counter in COUNTERS:
         usable &= _chosen(heads, usable, counter, wanted.get(counter))
     image = np.flatnonzero(usable)
@@ -69,10 +64,38 @@ def choose(mrd: MRD, wanted: dict[str, int | None]) -> Lines:
         "calibration_mode": _calibration_mode(encoding),
         "calibration_lines_of_separate_scan": left_out,
         "acquisitions": int(image.size),
-        "acquisitions_all_zero": int(silent.sum()),
+        "acquisitions_all_zero": silent,
     }
     calibration = image[flagged(heads[image], *_CALIBRATION)]
     return Lines(image, calibration, encoding, int(heads["active_channels"][image[0]]), facts)
+
+
+def images(mrd: MRD) -> list[dict[str, int]]:
+    """The contrasts and sets of the file, each a choice for :func:`choose`; empty where one image needs no choice.
+
+    Phases and repetitions are moments in time, and are not told apart here.
+    """
+    usable = _usable(mrd, None)[0]
+    found = np.unique(np.stack([mrd.heads["idx"][name][usable] for name in SEPARATE], axis=1), axis=0).tolist()
+    if len(found) > MOST_IMAGES:
+        raise Refused(f"k-space: {len(found)} images (contrasts, sets) in one acquisition; {MOST_IMAGES} at most")
+    return [dict(zip(SEPARATE, values, strict=True)) for values in found] if len(found) > 1 else []
+
+
+def _usable(mrd: MRD, wanted: int | None) -> tuple[NDArray[np.bool_], int, int, int]:
+    """Which acquisitions may fill k-space of the encoding, its number, and how many were left out as calibration of a
+    separate scan and as zeros."""
+    heads = mrd.heads
+    silent = np.array([not samples.any() for samples in mrd.samples])
+    usable = ~flagged(heads, ismrmrd.ACQ_IS_NOISE_MEASUREMENT, *_NOT_IMAGE) & ~silent
+    number = _encoding_number(mrd, usable, wanted)
+    usable &= heads["encoding_space_ref"] == number
+    left_out = 0
+    if _calibration_mode(mrd.header.encoding[number]) in ("separate", "external"):
+        only_calibration = flagged(heads, _CALIBRATION[0]) & ~flagged(heads, _CALIBRATION[1])
+        left_out = int((usable & only_calibration).sum())
+        usable &= ~only_calibration
+    return usable, number, left_out, int(silent.sum())
 
 
 def noise(mrd: MRD, lines: Lines, averages: int) -> NDArray[np.complex64] | None:
