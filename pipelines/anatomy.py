@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
+from model_zoo import deviation
 from model_zoo.anatomy import by_intensity, find, keep_largest
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
+from pipelines.codes import VOLUME
 from pipelines.contract import (
     Case,
     Code,
@@ -44,7 +46,7 @@ from pipelines.contract import (
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["PIPELINE", "Anatomy", "Options", "check", "measure", "run", "segment"]
+__all__ = ["PIPELINE", "Anatomy", "Options", "check", "measure", "run", "segment", "unusual"]
 
 ANATOMICAL_STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
 
@@ -114,13 +116,14 @@ class Anatomy:
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
-    """Segment and measure; nothing is random."""
+    """Segment and measure; only the noise that the prior is tested with is random."""
     head = case["head"]
     if not isinstance(head, Volume):
         raise Refused("anatomy takes an MR image, not k-space")
     check(head, case.facts)
     anatomy = segment(head, model, progress)
-    return [_segmentation(anatomy, head, options), *measure(anatomy, options)]
+    found = [_segmentation(anatomy, head, options), *measure(anatomy, options)]
+    return [*found, *unusual(anatomy, head, model, seed)]
 
 
 def check(head: Volume, facts: object = None) -> None:
@@ -229,8 +232,10 @@ def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     for s in options.wanted:
         here = anatomy.labels == s.number
         sure = float(anatomy.confidence[here].mean()) if here.any() else 0.0
-        found.append(Measurement(f"volume of {s.name}", anatomy.volume_ml(s.number), "ml"))
-        found.append(Measurement(f"confidence of {s.name}", sure, "1"))
+        label, site = s.name.capitalize(), Code(s.code_value, s.code_scheme, s.code_meaning)
+        ml, meaning = anatomy.volume_ml(s.number), "Mean of the largest class probability"
+        found.append(Measurement("volume", ml, "ml", group=label, site=site, quantity=VOLUME))
+        found.append(Measurement("confidence", sure, "1", meaning, group=label, site=site))
         doubtful += [s.name] if sure < options.least_confidence else []
     meaning = f"Mean largest class probability below {options.least_confidence:g} or nothing found: "
     found.append(
@@ -241,6 +246,23 @@ def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     return found
 
 
+def unusual(anatomy: Anatomy, head: Volume, model: Model, seed: int) -> list[Finding]:
+    """How far the head lies from those that the models were trained on, by its structures and, where the prior is at
+    hand (helper ``mri_prior``), by its image."""
+    volumes_ml = {s.number: anatomy.volume_ml(s.number) for s in STRUCTURES}
+    found: list[Finding] = [
+        Measurement(
+            "anatomy deviation", deviation.anatomy_score(volumes_ml), "1",
+            "Departure of the structures' volumes from the simulated heads of the training; about 1 is usual",
+        )
+    ]  # fmt: skip
+    if prior := model.helpers.get("mri_prior"):
+        score = deviation.denoising_score(prior.denoiser, _from_zero(head)[0].to(prior.device), seed)
+        words = "By how many standard deviations the prior of MR images recovers this one worse than simulated ones"
+        found.append(Measurement("denoising deviation", score, "1", words))
+    return found
+
+
 PIPELINE = Pipeline(
     name="anatomy",
     title="Structures of the brain from any MR image of the head",
@@ -248,4 +270,5 @@ PIPELINE = Pipeline(
     bundle="anatomy",
     options_type=Options,
     run=run,
+    helpers=("mri_prior",),
 )

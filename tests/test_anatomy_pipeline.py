@@ -29,7 +29,7 @@ from dicomnode.results import marking
 from model_zoo import registry
 from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines import anatomy
-from pipelines.contract import Case, Grid, Measurement, Refused, Segmentation, Volume
+from pipelines.contract import Case, Finding, Grid, Measurement, Refused, Segmentation, Volume
 from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
 from tests.findings import NOW
 from tests.peers import write_config
@@ -124,7 +124,13 @@ def _run(model: registry.Model, **options: Any) -> tuple[Segmentation, dict[str,
     case = Case({"head": Volume(image, upright(), slice_thickness_mm=1.5)}, {"modality": "MR", "body_part": "BRAIN"})
     findings = anatomy.run(case, model, anatomy.Options(**options), 0, lambda fraction, step: None)
     (segmentation,) = [found for found in findings if isinstance(found, Segmentation)]
-    return segmentation, {found.name: found for found in findings if isinstance(found, Measurement)}
+    return segmentation, _by_name(findings)
+
+
+def _by_name(findings: list[Finding]) -> dict[str, Measurement]:
+    """ "volume of hippocampus" where the group is Hippocampus."""
+    found = [each for each in findings if isinstance(each, Measurement)]
+    return {f"{m.name} of {m.group.lower()}" if m.group else m.name: m for m in found}
 
 
 def test_every_structure_is_named_coded_coloured_and_measured(model: registry.Model) -> None:
@@ -219,7 +225,7 @@ def test_the_segmentation_opens_on_its_source(writer: str, orientation: str, bun
     truth = _taken(structure, grid)
     paths = WRITERS[writer](tmp_path / "in", grid, _as_stored(levels(truth)))
     produced = _processed(paths, bundles)
-    (ds,) = produced.objects
+    ds, _ = produced.objects
     marking.check(ds)
     path = tmp_path / "seg.dcm"
     ds.save_as(path, enforce_file_format=True)
@@ -287,7 +293,10 @@ def test_a_retry_makes_the_same_object_and_the_report_tells_the_volumes(bundles:
     paths = write_slices(tmp_path, upright(), _as_stored(phantom()[0]))
     first, again = (_processed(paths, bundles, structures=["hippocampus"]) for _ in range(2))
     assert first.objects == again.objects
-    assert {m["name"] for m in first.report["measurements"]} >= {"brain volume", "volume of hippocampus"}
+    assert {(m["name"], m["group"]) for m in first.report["measurements"]} >= {
+        ("brain volume", ""),
+        ("volume", "Hippocampus"),
+    }
     assert first.report["acquisition"]["modality"] == "MR"
     assert "Müller" not in str(first.report)
 
@@ -299,7 +308,7 @@ def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> Non
         {"node": {"data_dir": str(bundles)}, "results": ResultsConfig(segmentation_kind="labelmap").model_dump()}
     )
     task = processing.Task("key", "anatomy", "", {}, {"match": paths}, 1, NOW)
-    (ds,) = processing.process(task, config, progress=lambda fraction, step: None).objects
+    ds, _ = processing.process(task, config, progress=lambda fraction, step: None).objects
     ds.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
     _on_its_source(tmp_path / "seg.dcm", volumes.read(paths).volume.grid, structure, upright())
 
@@ -314,7 +323,7 @@ def shipped() -> registry.Model:
 
 def _plausible(found: anatomy.Anatomy) -> None:
     """Volumes of a living adult, generously."""
-    measured = {m.name: m.value for m in anatomy.measure(found, anatomy.Options()) if isinstance(m, Measurement)}
+    measured = {name: m.value for name, m in _by_name(anatomy.measure(found, anatomy.Options())).items()}
     assert 900 < measured["brain volume"] < 1800
     assert measured["brain volume"] < measured["intracranial volume"] < 2200
     assert 300 < measured["volume of cerebral white matter"] < 750
@@ -391,7 +400,7 @@ def test_run_takes_every_series_of_a_folder_and_leaves_what_is_no_image(
     ]
     assert main(["--config", str(config), *words]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["kind"] for row in rows] == ["segmentation", "segmentation"]
+    assert [row["kind"] for row in rows] == ["segmentation", "report"] * 2
     studies = {dcmread(row["file"]).StudyInstanceUID for row in rows}
     assert studies == {dcmread(next((tmp_path / "in" / key).iterdir())).StudyInstanceUID for key in ("one", "other")}
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_zoo.deviation import HOLD_ABOVE
 from model_zoo.networks.volume_unet import VolumeUNet, space_to_depth
 from model_zoo.simulate.anatomy import tissue_of
 from model_zoo.simulate.heads import Head, Variation
@@ -217,6 +218,7 @@ RECIPE = Recipe(
                 {"fact": "age_years", "between": [16, 100], "otherwise": "hold"},
             ]
         },
+        "output_limits": {"hold_above": dict(HOLD_ABOVE)},
         "units": "structure numbers of model_zoo/structures.py",
         "trained_on": "simulation only (SynthSeg label maps with random contrast); never on patient images",
         "data_licence": "SynthSeg label maps: Apache-2.0; Allen Human Reference Atlas: CC BY 4.0; no image data",

@@ -1,0 +1,124 @@
+"""How far a head lies from those that the models were trained on: two scores, each about one or below for a usual head.
+
+Anatomy: the volumes of the structures, as logarithms of their shares of the cranial cavity, against the simulated
+population: the root mean square of their departures in its principal directions (Mahalanobis 1936, over the square root
+of the number of structures). The covariance holds ``SEGMENTATION_SD`` beside the population's own, for volumes that the
+anatomy model finds are not exact.
+
+Denoising: how badly the prior of MR slices recovers the image from noise of a known level, against how badly it does so
+on simulated scans: what it never saw, it takes away (Graham et al. 2023, denoising diffusion for out-of-distribution
+detection). The score counts standard deviations of the logarithm above the mean.
+
+``usual.json`` holds what is usual; ``python -m model_zoo.deviation`` makes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_zoo.denoisers import Denoiser
+from model_zoo.structures import STRUCTURES
+
+__all__ = ["HOLD_ABOVE", "SEGMENTATION_SD", "USUAL", "anatomy_score", "denoising_error", "denoising_score", "shares"]
+
+USUAL = Path(__file__).parent / "usual.json"
+SEGMENTATION_SD = 0.2
+"""Of the logarithm of a volume that the anatomy model finds."""
+SIGMA = 0.1
+"""Noise added, where the 99th percentile of the magnitude is one."""
+SLICES = 8
+HOLD_ABOVE = MappingProxyType({"anatomy deviation": 2.5, "denoising deviation": 4.0})
+"""Output limits of every model of the head. Five real T1w and FLAIR had anatomy deviations of 0.6 to 1.2 and denoising
+deviations of -0.5 to 2.9; one flipped front to back has 4.3, one with noise of a fifth of its signal 4.3."""
+_LEAST_SHARE = 1e-5
+
+
+def shares(volumes_ml: Mapping[int, float]) -> NDArray[np.float64]:
+    """Logarithms of the structures' shares of all of them together, in the order of their numbers."""
+    volumes = np.array([volumes_ml.get(s.number, 0.0) for s in STRUCTURES])
+    return np.asarray(np.log(np.maximum(volumes / max(float(volumes.sum()), 1e-9), _LEAST_SHARE)))
+
+
+def anatomy_score(volumes_ml: Mapping[int, float]) -> float:
+    """Root mean square departure of the structures' volumes (by number) from the simulated population's."""
+    usual = _usual()["anatomy"]
+    departure = shares(volumes_ml) - np.array(usual["mean"])
+    covariance = np.array(usual["covariance"]) + SEGMENTATION_SD**2 * np.eye(len(departure))
+    return float(np.sqrt(departure @ np.linalg.solve(covariance, departure) / len(departure)))
+
+
+def denoising_error(D: Denoiser, image: Tensor, seed: int) -> float:
+    """Mean over eight middle slices of |D(x + sigma n) - x|^2 / (2 sigma^2) where there is signal.
+
+    ``image``: magnitudes (k, j, i), air about zero. Raises ValueError where there is none.
+    """
+    x = _slices(image.float())
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.view_as_complex(torch.randn((*x.shape, 2), generator=generator)).to(x.device)
+    with torch.no_grad():
+        found = [D(one[None] + SIGMA * n[None], SIGMA)[0] for one, n in zip(x, noise, strict=True)]
+    inside = x.abs() > 0.1
+    error = (torch.stack(found) - x).abs().square()[inside].mean()
+    return float(error) / (2 * SIGMA**2)
+
+
+def denoising_score(D: Denoiser, image: Tensor, seed: int) -> float:
+    """Standard deviations by which ln ``denoising_error`` lies above that of simulated scans."""
+    usual = _usual()["denoising"]
+    return (math.log(denoising_error(D, image, seed)) - float(usual["mean"])) / float(usual["sd"])
+
+
+def _slices(image: Tensor) -> Tensor:
+    """Evenly spaced slices (k, j, i) of the middle half along the first axis, complex, 99th percentile one."""
+    n = image.shape[0]
+    x = image[torch.linspace(n / 4, 3 * n / 4, min(SLICES, n)).long().clamp_max(n - 1)].clamp_min(0)
+    level = float(torch.quantile(x.flatten()[:: max(x.numel() // 1_000_000, 1)], 0.99))
+    if not level > 0:
+        raise ValueError("the middle slices hold nothing")
+    return (x / level).to(torch.complex64)
+
+
+@cache
+def _usual() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(USUAL.read_text())
+    return found
+
+
+def _population(count: int, seed: int) -> dict[str, Any]:
+    """Of simulated heads with the disease model's atrophy, and their scans in contrasts of any kind."""
+    from model_zoo import registry
+    from model_zoo.simulate.pet import disease
+    from model_zoo.simulate.volumes import contrast_agnostic
+    from model_zoo.training.recipe import seeded, simulated
+
+    source, D = simulated().train, registry.load("mri_prior").denoiser
+    logs, errors = [], []
+    for n in range(count):
+        generator = seeded(seed, n)
+        head = source.head(generator, atrophy=disease.sample(generator).atrophy)
+        logs.append(shares(dict(enumerate(torch.bincount(head.structure.flatten().long()).tolist()))))
+        if n % 4 == 0:
+            errors.append(math.log(denoising_error(D, contrast_agnostic(head, generator), n)))
+    x = np.stack(logs)
+    return {
+        "count": count,
+        "seed": seed,
+        "structures": [s.name for s in STRUCTURES],
+        "anatomy": {"mean": x.mean(axis=0).round(4).tolist(), "covariance": np.cov(x.T).round(5).tolist()},
+        "denoising": {"sigma": SIGMA, "mean": round(float(np.mean(errors)), 4), "sd": round(float(np.std(errors)), 4)},
+    }
+
+
+if __name__ == "__main__":
+    USUAL.write_text(json.dumps(_population(200, 2026), indent=1) + "\n")
