@@ -30,6 +30,7 @@ __all__ = [
     "fail",
     "finish",
     "give_back",
+    "refuse",
     "release",
     "renew",
     "retry",
@@ -146,25 +147,33 @@ def finish(
 ) -> Job:
     """Results, their deliveries and the job's end in one transaction; held results wait for ``release``."""
     job = _mine(session, job_id, worker)
-    for output in outputs:
-        job.outputs.append(
-            Output(
-                sop_instance_uid=output.sop_instance_uid,
-                sop_class_uid=output.sop_class_uid,
-                series_uid=output.series_uid,
-                kind=output.kind,
-                sha256=output.file.sha256,
-                size_bytes=output.file.size_bytes,
-                relative_path=output.file.relative_path,
-                created_at=now,
-            )
-        )
+    _keep(job, outputs, now)
     job.report, job.progress, job.step = dict(report), 1.0, ""
     if held_because:
         _end(session, job, JobState.HELD, reason=held_because, now=now)
     else:
         _end(session, job, JobState.DONE, reason="finished", now=now)
         _deliver(session, job, now)
+    session.flush()
+    return job
+
+
+def refuse(
+    session: Session,
+    *,
+    job_id: int,
+    worker: str,
+    reason: str,
+    outputs: Sequence[OutputFile] = (),
+    report: Mapping[str, Any],
+    now: datetime,
+) -> Job:
+    """The end of a job whose input or result may not go out, with the note that says so and its deliveries."""
+    job = _mine(session, job_id, worker)
+    _keep(job, outputs, now)
+    job.report, job.step = dict(report), ""
+    _end(session, job, JobState.REFUSED, reason=reason, now=now)
+    _deliver(session, job, now)
     session.flush()
     return job
 
@@ -213,7 +222,7 @@ def give_back(session: Session, *, job_id: int, worker: str, now: datetime) -> N
 
 
 def retry(session: Session, job: Job, *, reason: str, now: datetime) -> None:
-    """A dead or cancelled job runs again, with all its attempts."""
+    """A refused, dead or cancelled job runs again, with all its attempts."""
     audit.move(session, job, JobState.READY, reason=reason, now=now)
     job.attempts, job.not_before, job.finished_at, job.reason = 0, now, None, ""
 
@@ -232,7 +241,7 @@ def release(session: Session, job: Job, *, reason: str, now: datetime) -> None:
 
 
 def discard(session: Session, job: Job, *, reason: str, now: datetime) -> None:
-    """Held results are not to be delivered, or a dead job is not to be looked at again."""
+    """Held results are not to be delivered, or a refused or dead job is not to be looked at again."""
     _end(session, job, JobState.CANCELLED, reason=reason, now=now)
 
 
@@ -282,7 +291,29 @@ def _again_or_dead(session: Session, job: Job, *, reason: str, again: bool, back
     job.not_before = now + timedelta(seconds=backoff_s)
 
 
+def _keep(job: Job, outputs: Sequence[OutputFile], now: datetime) -> None:
+    """Add what an earlier run of the job has not left."""
+    there = {output.sop_instance_uid for output in job.outputs}
+    for output in outputs:
+        if output.sop_instance_uid in there:
+            continue
+        job.outputs.append(
+            Output(
+                sop_instance_uid=output.sop_instance_uid,
+                sop_class_uid=output.sop_class_uid,
+                series_uid=output.series_uid,
+                kind=output.kind,
+                sha256=output.file.sha256,
+                size_bytes=output.file.size_bytes,
+                relative_path=output.file.relative_path,
+                created_at=now,
+            )
+        )
+
+
 def _deliver(session: Session, job: Job, now: datetime) -> None:
+    """To every destination what is not on its way there already."""
     for output in job.outputs:
-        for destination in job.destinations:
+        there = {delivery.destination for delivery in output.deliveries}
+        for destination in (each for each in job.destinations if each not in there):
             output.deliveries.append(Delivery(destination=destination, not_before=now, created_at=now))

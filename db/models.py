@@ -11,7 +11,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
-from db.states import DeliveryState, JobState, QuarantineState, StudyState
+from db.states import DeliveryState, JobState, QuarantineState, SearchState, StudyState
 
 __all__ = [
     "Base",
@@ -23,6 +23,7 @@ __all__ = [
     "JobInput",
     "Moment",
     "Output",
+    "PriorSearch",
     "Quarantine",
     "Series",
     "Study",
@@ -84,6 +85,7 @@ class Base(DeclarativeBase):
         JobState: _checked(JobState),
         DeliveryState: _checked(DeliveryState),
         QuarantineState: _checked(QuarantineState),
+        SearchState: _checked(SearchState),
     }
 
 
@@ -109,7 +111,7 @@ class Study(Base):
     series: Mapped[list[Series]] = relationship(back_populates="study", order_by="Series.id")
     jobs: Mapped[list[Job]] = relationship(back_populates="study", order_by="Job.id")
 
-    __table_args__ = (Index(None, "state", "last_received_at"),)
+    __table_args__ = (Index(None, "state", "last_received_at"), Index(None, "patient_id"))
 
 
 class Series(Base):
@@ -243,6 +245,30 @@ class Delivery(Base):
     output: Mapped[Output] = relationship(back_populates="deliveries")
 
     __table_args__ = (UniqueConstraint("output_id", "destination"), Index(None, "state", "not_before"))
+
+
+class PriorSearch(Base):
+    """The search at a peer for the earlier examination that a route wants of a study's revision; ``prior_study_uid`` is
+    what the peer named, and ``series_uids`` those of its series that are fetched."""
+
+    __tablename__ = "prior_searches"
+
+    id: Mapped[Pk]
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"))
+    revision: Mapped[int]
+    route: Mapped[str]
+    peer: Mapped[str]
+    state: Mapped[SearchState] = mapped_column(default=SearchState.WANTED)
+    prior_study_uid: Mapped[Uid] = mapped_column(default="", index=True)
+    series_uids: Mapped[list[str]]
+    reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime]
+    found_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+    study: Mapped[Study] = relationship()
+
+    __table_args__ = (UniqueConstraint("study_id", "revision", "route"), Index(None, "state"))
 
 
 class Quarantine(Base):

@@ -12,6 +12,7 @@ __all__ = [
     "JobState",
     "MoveRefused",
     "QuarantineState",
+    "SearchState",
     "StudyState",
     "check_move",
 ]
@@ -30,12 +31,16 @@ class StudyState(StrEnum):
 
 
 class JobState(StrEnum):
-    """A job waits, runs under a lease, is held for a person's decision, or has ended."""
+    """A job waits, runs under a lease, is held for a person's decision, or has ended.
+
+    ``refused``: nothing broke, but the input or what came of it may not go out; ``dead``: it failed too often.
+    """
 
     READY = "ready"
     RUNNING = "running"
     HELD = "held"
     DONE = "done"
+    REFUSED = "refused"
     DEAD = "dead"
     CANCELLED = "cancelled"
 
@@ -57,6 +62,15 @@ class QuarantineState(StrEnum):
     DISCARDED = "discarded"
 
 
+class SearchState(StrEnum):
+    """The search for a study's earlier examination at a peer: to be asked for, on its way, all here, or none came."""
+
+    WANTED = "wanted"
+    FETCHING = "fetching"
+    ARRIVED = "arrived"
+    ENDED = "ended"
+
+
 _STUDY = {
     StudyState.RECEIVING: {StudyState.COMPLETE},
     StudyState.COMPLETE: {StudyState.ROUTED, StudyState.RECEIVING},
@@ -65,9 +79,17 @@ _STUDY = {
 
 _JOB = {
     JobState.READY: {JobState.RUNNING, JobState.CANCELLED},
-    JobState.RUNNING: {JobState.DONE, JobState.HELD, JobState.READY, JobState.DEAD, JobState.CANCELLED},
+    JobState.RUNNING: {
+        JobState.DONE,
+        JobState.HELD,
+        JobState.REFUSED,
+        JobState.READY,
+        JobState.DEAD,
+        JobState.CANCELLED,
+    },
     JobState.HELD: {JobState.DONE, JobState.CANCELLED},
     JobState.DONE: set[JobState](),
+    JobState.REFUSED: {JobState.READY, JobState.CANCELLED},
     JobState.DEAD: {JobState.READY, JobState.CANCELLED},
     JobState.CANCELLED: {JobState.READY},
 }
@@ -85,11 +107,19 @@ _QUARANTINE = {
     QuarantineState.DISCARDED: set[QuarantineState](),
 }
 
+_SEARCH = {
+    SearchState.WANTED: {SearchState.FETCHING, SearchState.ENDED},
+    SearchState.FETCHING: {SearchState.ARRIVED, SearchState.ENDED},
+    SearchState.ARRIVED: set[SearchState](),
+    SearchState.ENDED: set[SearchState](),
+}
+
 MOVES: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
     StudyState: _STUDY,
     JobState: _JOB,
     DeliveryState: _DELIVERY,
     QuarantineState: _QUARANTINE,
+    SearchState: _SEARCH,
 }
 
 

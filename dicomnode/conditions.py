@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Condition", "parse"]
+__all__ = ["Condition", "matches", "parse"]
 
 Scalar = str | int | float | bool
 
@@ -51,6 +51,11 @@ class Condition:
                 return any(re.search(str(self.operands[0]), str(one)) for one in values)
             case comparison:
                 return any(_compare(comparison, one, self.operands[0]) for one in values)
+
+
+def matches(match: Mapping[str, Condition], attributes: Mapping[str, Any]) -> bool:
+    """Whether all conditions hold on one series."""
+    return all(condition.holds(attributes.get(keyword)) for keyword, condition in match.items())
 
 
 def parse(raw: Any) -> Condition:

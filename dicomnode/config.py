@@ -126,9 +126,13 @@ class Route(_Section):
     pipeline: str
     match: Match
     with_: dict[str, Match] = Field(default_factory=dict, alias="with")
+    prior: dict[str, Match] = Field(default_factory=dict)
+    prior_from: str = ""
+    prior_wait_s: Seconds = 300.0
     destinations: tuple[str, ...] = ()
     priority: int = 0
     model: str = ""
+    refusal_note: bool | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -160,6 +164,7 @@ class ResultsConfig(_Section):
     segmentation_kind: Literal["binary", "labelmap"] = "binary"
     labelled: bool = True
     clean: bool = True
+    report: bool = True
     series_number_base: int = Field(default=9000, ge=1)
     uid_prefix: str = ""
 
@@ -173,6 +178,7 @@ class ResultsConfig(_Section):
 class QualityConfig(_Section):
     """What counts as uncertain, and the limits of measurements beyond which a result is held or refused: they replace
     those of the model's bundle. ``clinical_numbers``: whether models trained on simulation only may give any.
+    ``refusal_note``: whether a refused job tells so at the destinations of its route, unless the route says otherwise.
     """
 
     low_confidence: float = Field(default=0.15, gt=0)
@@ -181,6 +187,7 @@ class QualityConfig(_Section):
     refuse_above: dict[str, float] = Field(default_factory=dict)
     refuse_below: dict[str, float] = Field(default_factory=dict)
     clinical_numbers: Literal["withhold", "give"] = "withhold"
+    refusal_note: bool = False
 
 
 class Config(_Section):
@@ -238,8 +245,13 @@ class Config(_Section):
     @property
     def routed_keywords(self) -> frozenset[str]:
         """Every attribute that some route looks at."""
-        matches = [match for route in self.routes for match in (route.match, *route.with_.values())]
-        return frozenset(keyword for match in matches for keyword in match)
+        named = [{"": route.match} | route.with_ | route.prior for route in self.routes]
+        return frozenset(keyword for matches in named for match in matches.values() for keyword in match)
+
+    def notes_refusals(self, route: str) -> bool:
+        """Whether refused jobs of that route are told to its destinations; the route may have gone since."""
+        stated = [each.refusal_note for each in self.routes if each.name == route]
+        return self.quality.refusal_note if stated in ([], [None]) else bool(stated[0])
 
     def peer(self, name: str) -> Peer:
         """The peer of that name."""
@@ -294,6 +306,10 @@ def _wrong_names(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for at, route in enumerate(config.routes):
         for unknown in set(route.destinations) - peers:
             yield ("routes", at, "destinations"), f"route {route.name!r} delivers to {unknown!r}, which is no peer"
+        if route.prior_from and route.prior_from not in peers:
+            yield ("routes", at, "prior_from"), f"route {route.name!r} asks {route.prior_from!r}, which is no peer"
+        for twice in sorted(set(route.with_) & set(route.prior)):
+            yield ("routes", at, "prior"), f"route {route.name!r} has the input {twice!r} under 'with' and 'prior'"
 
 
 def _explain(path: Path, text: str, error: ValidationError) -> str:

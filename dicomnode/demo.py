@@ -34,8 +34,8 @@ __all__ = ["Demo", "Node", "Received", "Watch"]
 
 START_S = 60.0
 FINISH_S = 900.0
-RESULTS = 4
-"""Clean images, labelled images, standard deviation, low-confidence region."""
+RESULTS = 5
+"""Clean images, labelled images, standard deviation, low-confidence region, report."""
 
 Watch = Callable[[float, str], None]
 
@@ -178,7 +178,7 @@ def _where(sessions: sessionmaker[Session]) -> tuple[float, str]:
         study = session.scalars(select(Study)).first()
         if job is None:
             return 0.0, f"study {study.state.value}" if study else "sending"
-        if job.state in (JobState.DEAD, JobState.CANCELLED, JobState.HELD):
+        if job.state in (JobState.DEAD, JobState.REFUSED, JobState.CANCELLED, JobState.HELD):
             raise NodeError(f"demo: the job is {job.state.value}: {job.reason}")
         if job.state is JobState.DONE:
             return 0.97, "delivering"

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
 from db import jobs, migrations
-from dicomnode import completion, delivery, routing, scp
+from dicomnode import completion, delivery, prior_search, routing, scp
 from dicomnode.config import Config
 
 __all__ = ["Crew", "make_clock", "prepare", "serve", "stop_on_signals", "work"]
@@ -102,6 +102,7 @@ def make_clock(sessions: sessionmaker[Session], config: Config, *, now: Clock) -
     sweeps: dict[str, Callable[[], int]] = {
         "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
         "routing": lambda: routing.route_complete(sessions, config, now=now()),
+        "priors": lambda: prior_search.fetch_wanted(sessions, config, now=now),
         "leases": lambda: _expire_leases(sessions, config, now()),
         "delivery": lambda: delivery.deliver_due(sessions, config, now=now()),
     }

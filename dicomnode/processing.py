@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydicom import Dataset, dcmread
 
-from dicomnode import mrd, volumes
+from dicomnode import covariates, frames, mrd, volumes
 from dicomnode.config import Config, QualityConfig
 from dicomnode.errors import ConfigError, InputRefused
+from dicomnode.results.provenance import Provenance
 from dicomnode.routing import MAIN_INPUT
 from pipelines import quality
-from pipelines.contract import Case, Finding, KSpace, Measurement, Pipeline, Progress, Refused, Volume
+from pipelines.contract import Case, Covariates, Finding, KSpace, Measurement, Note, Pipeline, Progress, Refused, Volume
 
 if TYPE_CHECKING:
     from model_zoo.registry import BundleFacts, Model
 
-__all__ = ["Produced", "Task", "bundle_named", "options_of", "pipeline_named", "process", "seed_from"]
+__all__ = ["Produced", "Task", "bundle_named", "options_of", "pipeline_named", "process", "refusal_note", "seed_from"]
 
 
 _OF_THE_NODE = ("low_confidence", "clinical_numbers")
@@ -60,10 +61,11 @@ class Produced:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The case of the pipeline and the headers, without their bulk, for the writer."""
+    """The case of the pipeline and the headers, without their bulk, for the writer; ``priors``: of earlier studies."""
 
     case: Case
     sources: list[Dataset]
+    priors: list[Dataset]
 
 
 def process(task: Task, config: Config, *, progress: Progress) -> Produced:
@@ -78,10 +80,35 @@ def process(task: Task, config: Config, *, progress: Progress) -> Produced:
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
     verdict = _judged(findings, model, doubts, config.quality)
     progress(0.95, "writing")
-    objects = _write(findings, loaded, task, model, options, config)
+    objects = _write(findings, loaded, task, model, options, config, verdict, doubts)
     report = _report(task, model, options, findings, loaded.case.facts)
+    report |= {"verdict": str(verdict.outcome), "reasons": list(verdict.reasons)}
     report["seconds"] = round(time.monotonic() - started, 3)
     return Produced(objects, report, verdict.reason)
+
+
+def refusal_note(task: Task, reason: str, config: Config) -> Dataset:
+    """The report that says why nothing was made: by the headers of the inputs, without loading a model."""
+    from dicomnode import results
+    from dicomnode.results import marking
+
+    pipeline = pipeline_named(task.pipeline)
+    facts = bundle_named(task.model or pipeline.bundle, config)
+    made_by = _made_by(task, facts, task.options, "none: nothing was computed")
+    sources, priors = _headers(pipeline, task.inputs)
+    ds = results.refusal(reason, sources, made_by, config.results, task.created_at, priors)
+    marking.check(ds)
+    return ds
+
+
+def _headers(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> tuple[list[Dataset], list[Dataset]]:
+    """Those of the study's images and those of earlier ones."""
+    found: tuple[list[Dataset], list[Dataset]] = [], []
+    for number, wanted in enumerate(pipeline.inputs):
+        if wanted.kind is not Covariates:
+            paths = inputs.get(MAIN_INPUT if number == 0 else wanted.name, ())
+            found[wanted.earlier].extend(frames.header(path) for path in paths)
+    return found
 
 
 def pipeline_named(name: str) -> Pipeline:
@@ -105,7 +132,7 @@ def bundle_named(name: str, config: Config) -> BundleFacts:
 
 
 def options_of(pipeline: Pipeline, given: Mapping[str, Any], config: QualityConfig) -> Any:
-    """The pipeline's options, checked; those of the node unless the route has its own."""
+    """The pipeline's options, checked; those of the node unless the route has its own. Raises ConfigError."""
     fields = pipeline.options_type.model_fields
     defaults = {name: getattr(config, name) for name in _OF_THE_NODE if name in fields}
     try:
@@ -113,7 +140,7 @@ def options_of(pipeline: Pipeline, given: Mapping[str, Any], config: QualityConf
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputRefused(f"options of {pipeline.name}: {where}: {first['msg']}") from None
+        raise ConfigError(f"options of {pipeline.name}: {where}: {first['msg']}") from None
 
 
 def seed_from(key: str) -> int:
@@ -122,35 +149,52 @@ def seed_from(key: str) -> int:
 
 
 def _load(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> _Loaded:
-    """The first input's facts stand at the top, those of each further input under its name."""
+    """The first input's facts stand at the top, those of each further input under its name.
+
+    Further images (contrasts, sets) of one acquisition follow as "kspace 2", "kspace 3".
+    """
     arrays: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     sources: list[Dataset] = []
+    priors: list[Dataset] = []
     for number, wanted in enumerate(pipeline.inputs):
         paths = inputs.get(MAIN_INPUT if number == 0 else wanted.name, ())
+        if wanted.kind is Covariates:
+            arrays[wanted.name], found = _load_covariates(sources, paths)
+            facts = found | facts
+            continue
         if not paths and wanted.required:
             raise InputRefused(f"{pipeline.name} needs the input {wanted.name!r}; no series of the study matches it")
         if not paths:
             continue
-        arrays[wanted.name], found, headers = _load_kspace(paths) if wanted.kind is KSpace else _load_volume(paths)
-        facts |= {wanted.name: found} if number else found
-        sources += headers
-    return _Loaded(Case(arrays, facts), sources)
+        loaded, headers = _load_kspace(paths) if wanted.kind is KSpace else _load_volume(paths)
+        for place, (array, found) in enumerate(loaded):
+            name = f"{wanted.name} {place + 1}" if place else wanted.name
+            arrays[name] = array
+            facts |= {name: found} if number or place else found
+        (priors if wanted.earlier else sources).extend(headers)
+    return _Loaded(Case(arrays, facts), sources, priors)
 
 
-def _load_volume(paths: Sequence[Path]) -> tuple[Volume, dict[str, Any], list[Dataset]]:
+def _load_volume(paths: Sequence[Path]) -> tuple[list[tuple[Volume, dict[str, Any]]], list[Dataset]]:
     series = volumes.read(paths)
-    return series.volume, series.facts, series.headers
+    return [(series.volume, series.facts)], series.headers
 
 
-def _load_kspace(paths: Sequence[Path]) -> tuple[KSpace, dict[str, Any], list[Dataset]]:
+def _load_covariates(headers: Sequence[Dataset], paths: Sequence[Path]) -> tuple[Covariates, dict[str, Any]]:
+    """Of the patient whose images were loaded before. An age that no header states is a fact of the case, too."""
+    found = covariates.resolve(headers, paths)
+    age = found.age_years.value
+    return found, {"covariates": covariates.in_words(found)} | ({} if age is None else {"age_years": age})
+
+
+def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, Any]]], list[Dataset]]:
     if len(paths) != 1:
         raise InputRefused(f"one acquisition is one Raw Data object; {len(paths)} instances were given")
     ds = dcmread(paths[0])
     if not mrd.recognise(ds):
         raise InputRefused("the instance is no ISMRMRD/MRD in Raw Data Storage; 'dicomnode kspace wrap' makes one")
-    kspace, facts = mrd.to_kspace(mrd.read(mrd.unwrap(ds)))
-    return kspace, facts, [_header(ds)]
+    return mrd.to_images(mrd.read(mrd.unwrap(ds))), [_header(ds)]
 
 
 def _header(ds: Dataset) -> Dataset:
@@ -181,28 +225,41 @@ def _between(progress: Progress, low: float, high: float) -> Progress:
 
 
 def _write(
-    findings: Sequence[Finding], loaded: _Loaded, task: Task, model: Model, options: Any, config: Config
+    findings: Sequence[Finding],
+    loaded: _Loaded,
+    task: Task,
+    model: Model,
+    options: Any,
+    config: Config,
+    verdict: quality.Verdict,
+    doubts: Sequence[str],
 ) -> list[Dataset]:
     from dicomnode import results
     from dicomnode.results import marking
 
-    provenance = results.Provenance(
+    parameters = options.model_dump(mode="json") | _helpers(model) | dict(loaded.case.facts.get("covariates", {}))
+    made_by = replace(_made_by(task, model, parameters, model.device), facts=_plain(loaded.case.facts))
+    objects = results.write(
+        findings, loaded.sources, made_by, config.results, task.created_at, verdict, doubts, loaded.priors
+    )
+    for ds in objects:
+        marking.check(ds)
+    return list(objects)
+
+
+def _made_by(task: Task, model: Model | BundleFacts, parameters: Mapping[str, Any], device: str) -> Provenance:
+    return Provenance(
         model_name=model.name,
         model_version=model.version,
         model_digest=model.digest,
         pipeline=task.pipeline,
-        parameters=options.model_dump(mode="json") | _helpers(model),
+        parameters=parameters,
         seed=task.seed,
-        device=model.device,
+        device=device,
         node_version=_node_version(),
         trained_on=str(model.metadata.get("trained_on", "")),
         job_key=task.key,
-        facts=_plain(loaded.case.facts),
     )
-    objects = results.write(findings, loaded.sources, provenance, config.results, task.created_at)
-    for ds in objects:
-        marking.check(ds)
-    return list(objects)
 
 
 def _helpers(model: Model) -> dict[str, str]:
@@ -220,20 +277,22 @@ def _node_version() -> str:
 def _report(
     task: Task, model: Model, options: Any, findings: Sequence[Finding], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    measurements = [
-        {"name": found.name, "value": _finite(found.value), "unit": found.unit, "description": found.description}
-        for found in findings
-        if isinstance(found, Measurement)
-    ]
     return {
         "model": f"{model.name}@{model.version}",
         "digest": model.digest,
         "device": model.device,
         "seed": task.seed,
         "options": options.model_dump(mode="json"),
-        "measurements": measurements,
+        "measurements": [_measured(found) for found in findings if isinstance(found, Measurement)],
+        "notes": [{"name": found.name, "text": found.text} for found in findings if isinstance(found, Note)],
         "acquisition": _plain(facts),
     }
+
+
+def _measured(m: Measurement) -> dict[str, Any]:
+    intervals = [{"level": i.level, "low": _finite(i.low), "high": _finite(i.high)} for i in m.intervals]
+    said = {"group": m.group, "name": m.name, "value": _finite(m.value), "unit": m.unit, "description": m.description}
+    return said | ({"intervals": intervals} if intervals else {})
 
 
 def _judged(findings: Sequence[Finding], model: Model, doubts: Sequence[str], config: QualityConfig) -> quality.Verdict:

@@ -103,12 +103,14 @@ def move(
     *,
     destination_aet: str,
     calling_aet: str,
+    series_uid: str = "",
     timeout_s: float = _TIMEOUT_S,
     tls: TlsConfig | None = None,
 ) -> Fetched:
-    """C-MOVE of a study to an application entity that the peer knows."""
+    """C-MOVE of a study, or of one of its series, to an application entity that the peer knows."""
     model = StudyRootQueryRetrieveInformationModelMove
-    identifier = _identifier("STUDY", {"StudyInstanceUID": study_uid})
+    unique = {"StudyInstanceUID": study_uid} | ({"SeriesInstanceUID": series_uid} if series_uid else {})
+    identifier = _identifier("SERIES" if series_uid else "STUDY", unique)
     contexts = [build_context(model)]
     with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls) as assoc:
         return _count(peer, "C-MOVE", assoc.send_c_move(identifier, destination_aet, model))

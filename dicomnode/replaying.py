@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from sqlalchemy.orm import Session
 
-from db.models import Study
+from db.models import Job, Output, Study
 from db.states import JobState
 from dicomnode import processing, spool, worker
 from dicomnode.config import Config
@@ -41,9 +41,14 @@ def finished(session: Session, config: Config, study: Study, model: str) -> list
     for job in jobs:
         task = worker.task_of(job, config)
         recorded = model or str(job.report.get("model", task.model))
-        results = tuple(spool.path(config.spool_dir, output.sha256) for output in job.outputs)
+        results = tuple(spool.path(config.spool_dir, output.sha256) for output in _made(job))
         found.append(Done(job.id, replace(task, model=recorded), results))
     return found
+
+
+def _made(job: Job) -> list[Output]:
+    """Without the notes of earlier runs that were refused."""
+    return [output for output in job.outputs if output.kind != worker.REFUSAL_NOTE]
 
 
 def compare(done: Done, config: Config) -> Iterator[dict[str, Any]]:

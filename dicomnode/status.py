@@ -59,8 +59,9 @@ def _disk(config: Config) -> dict[str, float]:
 
 
 def _last_errors(session: Session, limit: int = 5) -> list[dict[str, Any]]:
+    ended_badly = (JobState.DEAD, JobState.REFUSED)
     jobs = session.scalars(
-        select(Job).where(Job.state == JobState.DEAD).order_by(Job.finished_at.desc(), Job.id.desc()).limit(limit)
+        select(Job).where(Job.state.in_(ended_badly)).order_by(Job.finished_at.desc(), Job.id.desc()).limit(limit)
     )
     failed = Delivery.reason != "", Delivery.state != DeliveryState.DELIVERED
     sends = session.scalars(select(Delivery).where(*failed).order_by(Delivery.id.desc()).limit(limit))

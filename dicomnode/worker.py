@@ -20,14 +20,18 @@ from db.jobs import LeaseLost, OutputFile
 from db.models import Job
 from dicomnode import processing, spool
 from dicomnode.config import Config
-from dicomnode.errors import NodeError
+from dicomnode.errors import InputRefused, NodeError
 from dicomnode.processing import Task
+from pipelines.contract import Refused
 
-__all__ = ["Interrupted", "encoded", "kind_of", "run_job", "task_of", "work"]
+__all__ = ["REFUSAL_NOTE", "Interrupted", "encoded", "kind_of", "run_job", "task_of", "work"]
 
 log = logging.getLogger("dicomnode.worker")
 
 Clock = Callable[[], datetime]
+
+REFUSAL_NOTE = "refusal note"
+"""What listings call the report on a job that was refused."""
 
 
 class Interrupted(Exception):
@@ -122,26 +126,18 @@ def work(
 def run_job(
     sessions: sessionmaker[Session], config: Config, job_id: int, *, worker: str, stop: threading.Event, now: Clock
 ) -> None:
-    """Run a claimed job to one of its ends: done, again later, dead with its reason, or back in the queue."""
+    """Run a claimed job to one of its ends: done, held, refused, dead with its reason, or back in the queue."""
     log.info("job %d: started", job_id)
     try:
         with sessions() as session:
-            task = task_of(session.get_one(Job, job_id), config)
+            job = session.get_one(Job, job_id)
+            task, route = task_of(job, config), job.route
         with _Lease(sessions, config, job_id, worker, stop, now) as lease:
-            produced = processing.process(task, config, progress=lease.progress)
-            lease.progress(0.99, "storing")
-            outputs = [_store(config.spool_dir, ds) for ds in produced.objects]
-        with sessions.begin() as session:
-            ended = jobs.finish(
-                session,
-                job_id=job_id,
-                worker=worker,
-                outputs=outputs,
-                report=produced.report,
-                held_because=produced.held_because,
-                now=now(),
-            )
-        log.info("job %d: %s, %d objects", job_id, ended.state, len(outputs))
+            try:
+                ended = _finish(sessions, config, job_id, worker, task, lease, now)
+            except (Refused, InputRefused) as refusal:
+                ended = _refuse(sessions, config, job_id, worker, task, route, str(refusal), now())
+        log.info("job %d: %s", job_id, ended)
     except Interrupted:
         with sessions.begin() as session:
             jobs.give_back(session, job_id=job_id, worker=worker, now=now())
@@ -150,6 +146,53 @@ def run_job(
         log.warning("job %d: %s", job_id, error)
     except Exception as error:
         _fail(sessions, config, job_id, worker, error, now())
+
+
+def _finish(
+    sessions: sessionmaker[Session], config: Config, job_id: int, worker: str, task: Task, lease: _Lease, now: Clock
+) -> str:
+    produced = processing.process(task, config, progress=lease.progress)
+    lease.progress(0.99, "storing")
+    outputs = [_store(config.spool_dir, ds) for ds in produced.objects]
+    with sessions.begin() as session:
+        ended = jobs.finish(
+            session,
+            job_id=job_id,
+            worker=worker,
+            outputs=outputs,
+            report=produced.report,
+            held_because=produced.held_because,
+            now=now(),
+        )
+    return f"{ended.state}, {len(outputs)} objects"
+
+
+def _refuse(
+    sessions: sessionmaker[Session],
+    config: Config,
+    job_id: int,
+    worker: str,
+    task: Task,
+    route: str,
+    reason: str,
+    now: datetime,
+) -> str:
+    """Nothing broke: the job ends with the reason, and where the route wants it with a note for its destinations."""
+    note = _note(task, reason, config) if config.notes_refusals(route) else None
+    outputs = [_store(config.spool_dir, note, REFUSAL_NOTE)] if note else []
+    report = {"verdict": "refuse", "reasons": [reason]}
+    with sessions.begin() as session:
+        jobs.refuse(session, job_id=job_id, worker=worker, reason=reason, outputs=outputs, report=report, now=now)
+    return f"refused, {len(outputs)} notes: {reason}"
+
+
+def _note(task: Task, reason: str, config: Config) -> Dataset | None:
+    """None where not even the headers can be used: the refusal holds all the same."""
+    try:
+        return processing.refusal_note(task, reason, config)
+    except Exception as error:
+        log.error("no refusal note: %s", _judge(error)[0])
+        return None
 
 
 def task_of(job: Job, config: Config) -> Task:
@@ -186,12 +229,12 @@ def encoded(ds: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _store(root: Path, ds: Dataset) -> OutputFile:
+def _store(root: Path, ds: Dataset, kind: str = "") -> OutputFile:
     return OutputFile(
         sop_instance_uid=ds.SOPInstanceUID,
         sop_class_uid=ds.SOPClassUID,
         series_uid=ds.SeriesInstanceUID,
-        kind=kind_of(ds),
+        kind=kind or kind_of(ds),
         file=spool.write(root, encoded(ds)),
     )
 
@@ -221,10 +264,9 @@ def _fail(
 def _judge(error: Exception) -> tuple[str, bool]:
     """The reason in words that name no patient, and whether another attempt may help."""
     from model_zoo.registry import BundleError
-    from pipelines.contract import Refused
 
-    if isinstance(error, Refused | BundleError):
-        return f"refused: {error}", False
+    if isinstance(error, BundleError):
+        return str(error), False
     if isinstance(error, NodeError):
         return str(error), error.retry
     last = traceback.extract_tb(error.__traceback__)[-1]

@@ -13,6 +13,9 @@ MODULES = MappingProxyType(
     {
         "anatomy": "pipelines.anatomy",
         "mri_reconstruction": "pipelines.mri_reconstruction",
+        "standard_dose_pet": "pipelines.standard_dose_pet",
+        "pet_synthesis": "pipelines.pet_synthesis",
+        "synthetic_dir": "pipelines.synthetic_dir",
     }
 )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Case",
     "Code",
+    "Covariates",
     "Finding",
     "Grid",
     "Image",
@@ -39,8 +40,11 @@ __all__ = [
     "Refused",
     "Segment",
     "Segmentation",
+    "Stated",
     "Volume",
 ]
+
+T = TypeVar("T")
 
 Progress = Callable[[float, str], None]
 """Called with the done fraction in [0, 1] and a short word for the step; may raise to cancel."""
@@ -89,6 +93,7 @@ class KSpace:
     ``encoded_fov_mm``: field of view (a, b) that the samples encode.
     ``grid``: the lattice of the image to deliver (may be smaller in field of view and finer than what is encoded).
     ``slice_thickness_mm``: nominal thickness of the excited slice, which may differ from the spacing.
+    ``label``: which image of the acquisition this is ("contrast 2 of 3"); empty where it is the only one.
     """
 
     samples: NDArray[np.complex64]
@@ -98,6 +103,27 @@ class KSpace:
     slice_thickness_mm: float
     calibration: tuple[tuple[int, int], tuple[int, int]] | None = None
     noise: NDArray[np.complex64] | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Stated(Generic[T]):
+    """A value and where it was found; None: unknown, and ``where`` says why."""
+
+    value: T | None = None
+    where: str = "not stated"
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """What is known of the patient beside the images: ``sex`` "F" or "M"; ``e4_alleles``: of APOE, 0 to 2; ``mmse``:
+    points of 30; ``ptau217_pg_ml``: of plasma."""
+
+    age_years: Stated[float] = Stated()
+    sex: Stated[str] = Stated()
+    e4_alleles: Stated[int] = Stated()
+    mmse: Stated[int] = Stated()
+    ptau217_pg_ml: Stated[float] = Stated()
 
 
 @dataclass(frozen=True)
@@ -107,10 +133,10 @@ class Case:
     ``facts``: those of the pipeline's first input, and under the name of each further input its own.
     """
 
-    inputs: Mapping[str, Volume | KSpace]
+    inputs: Mapping[str, Volume | KSpace | Covariates]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Volume | KSpace:
+    def __getitem__(self, name: str) -> Volume | KSpace | Covariates:
         return self.inputs[name]
 
 
@@ -135,13 +161,17 @@ class Image:
 
 @dataclass(frozen=True)
 class ParametricMap:
-    """A float map in real-world units (uncertainty, ratio) on the grid of its image."""
+    """A float map in real-world units (uncertainty, ratio) on the grid of its image.
+
+    ``of``: that image's name, where several are on one grid.
+    """
 
     name: str
     volume: Volume
     quantity: Code
     description: str
     slice_thickness_mm: float
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,7 +188,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Label array uint8 (k, j, i): 0 background, else the number of one of ``segments``. May be all zero."""
+    """Label array uint8 (k, j, i): 0 background, else the number of one of ``segments``. May be all zero.
+
+    ``of``: the name of its image, where several are on one grid.
+    """
 
     name: str
     labels: NDArray[np.uint8]
@@ -166,6 +199,7 @@ class Segmentation:
     segments: tuple[Segment, ...]
     description: str
     slice_thickness_mm: float
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,11 +242,15 @@ Finding = Image | ParametricMap | Segmentation | Measurement | Note
 
 @dataclass(frozen=True)
 class Input:
-    """An input that a pipeline takes by name."""
+    """An input that a pipeline takes by name; one of covariates is there even when nothing was sent for it.
+
+    ``earlier``: it is of an earlier examination of the same patient, from another study than the results belong to.
+    """
 
     name: str
-    kind: type[Volume] | type[KSpace]
+    kind: type[Volume] | type[KSpace] | type[Covariates]
     required: bool = True
+    earlier: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipelines.contract import Case, Measurement, Refused, Volume
+from pipelines.contract import Case, KSpace, Measurement, Refused, Volume
 
 __all__ = ["FACTS", "Limits", "Outcome", "Rule", "Verdict", "admit", "judge", "limits_of", "rules_of"]
 
@@ -190,7 +190,7 @@ def _facts(case: Case, name: str, main: str, options: Any) -> dict[str, Any]:
         spacing = volume.grid.spacing_mm
         found["coverage_mm"] = min(n * mm for n, mm in zip(volume.grid.shape, spacing, strict=True))
         found |= {"coarsest_spacing_mm": max(spacing), "finest_spacing_mm": min(spacing)}
-    else:
+    elif isinstance(volume, KSpace):
         found["acceleration"] = volume.mask.size / max(int(volume.mask.sum()), 1)
     chosen = {key: getattr(options, key, None) for key in FACTS}
     return found | {key: value for key, value in chosen.items() if value is not None}

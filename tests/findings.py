@@ -30,7 +30,7 @@ from tests.scanner import lattice
 __all__ = ["CONFIG", "NOW", "PROVENANCE", "Found", "found", "grid", "save", "source", "written"]
 
 NOW = datetime(2026, 11, 20, 9, 30, 15, tzinfo=UTC)
-CONFIG = ResultsConfig()
+CONFIG = ResultsConfig(report=False)
 PROVENANCE = results.Provenance(
     model_name="mri-prior", model_version="1.2.0", model_digest="ab" * 32, pipeline="mri_reconstruction",
     parameters={"sampler": "dds", "steps": 40, "samples": 4}, seed=7, device="cpu", node_version="0.1.0",
@@ -86,6 +86,7 @@ def source(kind: str = "raw", number: int = 1, **values: Any) -> Dataset:
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.SOPClassUID = RawDataStorage if kind == "raw" else MRImageStorage
     ds.SOPInstanceUID = uids.derive("source", kind, str(number))
+    ds.SeriesInstanceUID = uids.derive("source series", kind)
     ds.StudyInstanceUID, ds.FrameOfReferenceUID = uids.derive("study"), uids.derive("frame of reference")
     ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Müller^Jörg", "4711", "19700131", "M"
     ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20261119", "101112", "S1", "815"

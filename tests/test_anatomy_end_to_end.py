@@ -32,7 +32,7 @@ STRUCTURES = ("cerebral white matter", "hippocampus")
 
 @dataclass(frozen=True)
 class Delivered:
-    """A series that was sent, and the one result that the archive got."""
+    """A series that was sent, and the segmentation that the archive got beside the report."""
 
     sent: list[Path]
     volume: Volume
@@ -58,7 +58,7 @@ def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         assert job.state == "done", job.reason
         wait_for(orthanc.instances, "Orthanc has the result", within_s=120)
         node.wait_until_delivered()
-        (instance,) = orthanc.instances()
+        (instance,) = [each for each in orthanc.instances() if orthanc.dataset(each).Modality == "SEG"]
         path = folder / "result.dcm"
         path.write_bytes(orthanc.file(instance))
         yield Delivered(sent, volumes.read(sent).volume, path, node)

@@ -181,7 +181,7 @@ def test_run_makes_results_from_a_folder(tmp_path: Path, now: datetime, capsys: 
     path = write_config(tmp_path)
     assert run(path, "run", "mri_reconstruction", str(source), str(tmp_path / "out"), *options, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {row["kind"] for row in rows} == {"image", "labelled image", "parametric map", "segmentation"}
+    assert {row["kind"] for row in rows} == {"image", "labelled image", "parametric map", "segmentation", "report"}
     assert all(Path(row["file"]).is_file() for row in rows)
     assert run(path, "run", "mri_reconstruction", str(source), str(tmp_path / "out"), "--option", "steps=x") == 1
     assert "options of mri_reconstruction: steps" in capsys.readouterr().err

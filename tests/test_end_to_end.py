@@ -15,6 +15,7 @@ import SimpleITK as sitk  # noqa: N813 - its usual name
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    Comprehensive3DSRStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     ParametricMapStorage,
     SegmentationStorage,
@@ -27,7 +28,7 @@ from tests.peers import Node, Orthanc, StoreScp, a_route, wait_for, write_config
 from tests.peers.kspaces import PLANES, Acquisition, acquisitions, raw_data
 from tests.peers.process import installed
 
-OBJECTS = 4  # clean image, labelled image, standard deviation, low-confidence region
+OBJECTS = 5  # clean image, labelled image, standard deviation, low-confidence region, report
 FAST = {"steps": 3, "mean_steps": 3, "samples": 2}
 
 # Synthetic Data came with 2023b; the dciodvfy of Debian 12 is of 2022 and takes it for a mistake.
@@ -84,7 +85,7 @@ def test_every_sender_gets_one_set_of_results_in_each_archive(delivered: Deliver
     for plane in PLANES:
         kinds = sorted(ds.SOPClassUID for ds in delivered.results[plane])
         image = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
-        assert kinds == sorted([image, image, ParametricMapStorage, SegmentationStorage])
+        assert kinds == sorted([image, image, ParametricMapStorage, SegmentationStorage, Comprehensive3DSRStorage])
     in_orthanc = {ds.SOPInstanceUID for held in delivered.results.values() for ds in held}
     assert {ds.SOPInstanceUID for ds in delivered.in_storescp} == in_orthanc
     assert {row.state for row in delivered.node.deliveries()} == {"delivered"}
@@ -105,9 +106,17 @@ def test_results_carry_every_mark_and_the_patient_of_the_source(delivered: Deliv
             marking.check(ds)
             assert ds.PatientName == acquisition.patient_name
             assert (ds.PatientID, ds.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
-            references = [*ds.get("SourceInstanceSequence", []), *ds.get("SourceImageSequence", [])]
-            assert source.SOPInstanceUID in {item.ReferencedSOPInstanceUID for item in references}
-        assert len({ds.FrameOfReferenceUID for ds in delivered.results[plane]}) == 1
+            assert source.SOPInstanceUID in _referenced(ds)
+        images = [ds for ds in delivered.results[plane] if ds.SOPClassUID != Comprehensive3DSRStorage]
+        assert len({ds.FrameOfReferenceUID for ds in images}) == 1
+
+
+def _referenced(ds: Dataset) -> set[str]:
+    """What the result says that it was made from."""
+    references = [*ds.get("SourceInstanceSequence", []), *ds.get("SourceImageSequence", [])]
+    for study in ds.get("CurrentRequestedProcedureEvidenceSequence", []):
+        references += [item for series in study.ReferencedSeriesSequence for item in series.ReferencedSOPSequence]
+    return {item.ReferencedSOPInstanceUID for item in references}
 
 
 @pytest.mark.parametrize("plane", PLANES)

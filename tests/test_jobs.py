@@ -138,7 +138,7 @@ def test_failed_job_waits_and_is_dead_after_its_attempts(sessions: sessionmaker[
     assert load(sessions, job_id).reason == "broke"
 
 
-def test_refused_job_is_dead_at_once(sessions: sessionmaker[Session], now: datetime) -> None:
+def test_a_job_that_no_attempt_helps_is_dead_at_once(sessions: sessionmaker[Session], now: datetime) -> None:
     job_id = make(sessions, now)
     claim(sessions, now)
     assert fail(sessions, job_id, now, retry=False).state is JobState.DEAD

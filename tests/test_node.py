@@ -20,7 +20,7 @@ from dicomnode import cli, completion, headers, node, peers, routing, spool, wor
 from tests.peers import Node, StoreScp, a_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 
-KINDS = ["image", "labelled image", "parametric map", "segmentation"]
+KINDS = ["image", "labelled image", "parametric map", "report", "segmentation"]
 FAST = {"steps": 10, "mean_steps": 10, "samples": 2}
 
 
@@ -103,7 +103,7 @@ def test_a_worker_waits_quietly_and_ends_with_the_node_that_started_it(tmp_path:
 
 
 @pytest.mark.parametrize("damage", ["not MRD", "bad option"])
-def test_refused_job_is_dead_with_a_reason_to_read(
+def test_a_job_that_is_not_tried_again_has_a_reason_to_read(
     tmp_path: Path, now: datetime, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"steps": 1} if damage == "bad option" else {}
@@ -119,7 +119,8 @@ def test_refused_job_is_dead_with_a_reason_to_read(
     assert cli.main(["--config", str(config_path), "work", "--once"]) == 0
     assert capsys.readouterr().out == "1 jobs taken\n"
     (job,) = running.jobs()
-    assert (job.state, job.attempts) == (JobState.DEAD, 1)
+    ended = JobState.REFUSED if damage == "not MRD" else JobState.DEAD
+    assert (job.state, job.attempts) == (ended, 1)
     expected = "no ISMRMRD/MRD in Raw Data" if damage == "not MRD" else "options of mri_reconstruction: steps"
     assert expected in job.reason
     assert "ecret" not in job.reason

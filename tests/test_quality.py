@@ -27,7 +27,7 @@ def bundle(*rules: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_what_keeps_every_rule_is_admitted_without_doubt() -> None:
-    rules = [
+    rules: list[dict[str, Any]] = [
         {"fact": "modality", "one_of": ["MR"]},
         {"fact": "ti_ms", "between": [1500, 3000]},
         {"fact": "image_type", "none_of": ["PHASE"]},
@@ -45,7 +45,7 @@ def test_a_refusal_names_the_value_the_range_and_the_tag() -> None:
 
 
 def test_every_broken_rule_is_told_not_only_the_first() -> None:
-    rules = [{"fact": "ti_ms", "between": [1500, 3000]}, {"fact": "modality", "one_of": ["MR"]}]
+    rules: list[dict[str, Any]] = [{"fact": "ti_ms", "between": [1500, 3000]}, {"fact": "modality", "one_of": ["MR"]}]
     with pytest.raises(Refused, match=r"0018,0082.*0008,0060"):
         quality.admit(case(ti_ms=900.0, modality="CT"), bundle(*rules), "flair")
 

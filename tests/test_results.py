@@ -143,7 +143,7 @@ def test_an_empty_mask_is_an_answer_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", ["oblique", "axial, left-handed"])
 def test_without_a_clean_image_the_others_lie_on_the_labelled_one(orientation: str, tmp_path: Path) -> None:
     these = found(grid(orientation, columns=50))
-    labelled, _, segmentation = written(these, ResultsConfig(clean=False))
+    labelled, _, segmentation = written(these, ResultsConfig(clean=False, report=False))
     assert (segmentation.Rows, segmentation.Columns) == (labelled.Rows, labelled.Columns)
     volume = hd.seg.segread(str(save(segmentation, tmp_path))).get_volume(
         combine_segments=True, rescale_fractional=False, allow_missing_positions=True)  # fmt: skip
@@ -310,7 +310,7 @@ def test_inputs_of_two_studies_or_none_are_refused() -> None:
 
 def test_slice_by_slice_images_carry_their_geometry_and_the_others_refer_to_them(tmp_path: Path) -> None:
     these = found(grid("oblique, left-handed"))
-    objects = written(these, ResultsConfig(image_kind="single"))
+    objects = written(these, ResultsConfig(image_kind="single", report=False))
     clean, labelled, (deviation, segmentation) = objects[:4], objects[4:8], objects[8:]
     assert [len({ds.SeriesInstanceUID for ds in part}) for part in (clean, labelled)] == [1, 1]
     assert [ds.InstanceNumber for ds in clean] == [1, 2, 3, 4]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -10,18 +12,22 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-__all__ = ["current", "head", "upgrade"]
+__all__ = ["current", "downgrade", "head", "upgrade"]
 
 _LOCK = 0x0D1C0  # any number of our own: one process migrates at a time
 
 
 def upgrade(engine: Engine) -> None:
     """Bring the database to the newest revision; several processes may call it at once."""
-    with engine.begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    with _alone(engine) as connection:
         if _current(connection) != head():
             command.upgrade(_config(connection), "head")
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Bring the database back to an older revision; what that cannot say becomes the nearest that it can."""
+    with _alone(engine) as connection:
+        command.downgrade(_config(connection), revision)
 
 
 def current(engine: Engine) -> str | None:
@@ -33,6 +39,36 @@ def current(engine: Engine) -> str | None:
 def head() -> str | None:
     """The newest revision."""
     return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[Connection]:
+    """A transaction in which nobody else migrates.
+
+    SQLite changes a constraint by copying the table, and dropping the old one would count as deleting its rows; its
+    foreign keys are checked at the end instead. The pragma does nothing inside of a transaction.
+    """
+    with engine.connect() as connection:
+        sqlite = connection.dialect.name == "sqlite"
+        if sqlite:
+            _foreign_keys(connection, on=False)
+        try:
+            with connection.begin():
+                if not sqlite:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+                yield connection
+                if sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
+                    raise RuntimeError(f"the migration would leave {len(broken)} rows without what they refer to")
+        finally:
+            if sqlite:
+                _foreign_keys(connection, on=True)
+
+
+def _foreign_keys(connection: Connection, *, on: bool) -> None:
+    """Past SQLAlchemy, which would begin a transaction."""
+    driver = connection.connection.driver_connection
+    if driver is not None:
+        driver.execute(f"PRAGMA foreign_keys = {'ON' if on else 'OFF'}")
 
 
 def _current(connection: Connection) -> str | None:

@@ -56,7 +56,7 @@ def show(ctx: typer.Context, id: JobId, as_json: context.AsJson = False) -> None
         context.print_json(facts)
         return
     lines = [{"what": name, "value": value} for name, value in facts.items() if not isinstance(value, list | dict)]
-    lines += [{"what": f"report: {name}", "value": value} for name, value in facts["report"].items()]
+    lines += [{"what": f"report: {name}", "value": value} for name, value in _in_words(facts["report"]).items()]
     context.print_rows(lines, ["what", "value"], as_json=False)
     context.print_rows(facts["inputs"], ["name", "sop_instance_uid"], as_json=False)
     context.print_rows(facts["outputs"], ["kind", "sop_instance_uid", "deliveries"], as_json=False)
@@ -64,7 +64,7 @@ def show(ctx: typer.Context, id: JobId, as_json: context.AsJson = False) -> None
 
 @app.command()
 def retry(ctx: typer.Context, id: JobId) -> None:
-    """Run a dead or cancelled job again."""
+    """Run a refused, dead or cancelled job again."""
     from db import jobs
 
     _decide(ctx, id, jobs.retry)
@@ -118,6 +118,15 @@ def _row(job: Job) -> dict[str, Any]:
     names = ["id", "state", "route", "pipeline", "model", "revision", "attempts", "priority", "worker"]
     names += ["progress", "step", "reason", "supersedes_id", "created_at", "started_at", "finished_at"]
     return {name: getattr(job, name) for name in names} | {"study_uid": job.study.study_uid}
+
+
+def _in_words(report: dict[str, Any]) -> dict[str, Any]:
+    """With the verdict and its reasons on one line."""
+    said = dict(report)
+    reasons = said.pop("reasons", [])
+    if reasons:
+        said["verdict"] = f"{said['verdict']}: {'; '.join(reasons)}"
+    return said
 
 
 def _details(job: Job) -> dict[str, Any]:

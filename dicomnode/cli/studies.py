@@ -65,14 +65,22 @@ def explain(
     what: Annotated[str, typer.Argument(metavar="UID|FILE", help="A study that is here, or a DICOM file.")],
     as_json: context.AsJson = False,
 ) -> None:
-    """Which route matched on which attribute, or why none did."""
+    """Which route matched on which attribute, or why none did, and what became of its jobs."""
     config = context.config(ctx)
-    verdicts = _verdicts(config, what)
+    became = _became(config, what)
+    rows = [asdict(verdict) | {"jobs": became.get(verdict.route, [])} for verdict in _verdicts(config, what)]
     if as_json:
-        context.print_json([asdict(verdict) for verdict in verdicts])
+        context.print_json(rows)
         return
-    rows = [asdict(verdict) | {"series": "\n".join(verdict.matched)} for verdict in verdicts]
-    context.print_rows(rows, ["route", "pipeline", "series", "why"], as_json=False)
+    cells = [
+        row
+        | {
+            "series": "\n".join(row["matched"]),
+            "jobs": "\n".join(f"job {job['id']} {job['state']}: {job['reason']}".rstrip(": ") for job in row["jobs"]),
+        }
+        for row in rows
+    ]
+    context.print_rows(cells, ["route", "pipeline", "series", "why", "jobs"], as_json=False)
 
 
 @app.command()
@@ -113,6 +121,21 @@ def _verdicts(config: Config, what: str) -> list[Verdict]:
         return routing.explain_file(headers.read(Path(what)), config.routes)
     with readers(context.engine(config))() as session:
         return routing.explain_study(session, _study(session, what), config.routes)
+
+
+def _became(config: Config, what: str) -> dict[str, list[dict[str, Any]]]:
+    """By route: state, verdict and reason of the jobs of a study that is here."""
+    from db.engine import readers
+
+    if Path(what).is_file():
+        return {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    with readers(context.engine(config))() as session:
+        for job in _study(session, what).jobs:
+            verdict = str(job.report.get("verdict", ""))
+            told = {"id": job.id, "state": str(job.state), "verdict": verdict, "reason": job.reason}
+            found.setdefault(job.route, []).append(told)
+    return found
 
 
 def _study(session: Session, uid: str) -> Study:

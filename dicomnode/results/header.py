@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydicom.config import RAISE
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, RawDataStorage, SegmentationStorage
+from pydicom.uid import UID, Comprehensive3DSRStorage, RawDataStorage, SegmentationStorage
 from pydicom.valuerep import validate_value
 
 from dicomnode import part10, uids
@@ -48,6 +48,7 @@ _KEPT = (
     "StudyDescription", "BodyPartExamined", "Laterality", "PatientPosition", "PositionReferenceIndicator",
     "TimezoneOffsetFromUTC",
 )  # fmt: skip
+_OF_IMAGES = ("BodyPartExamined", "Laterality", "PatientPosition", "PositionReferenceIndicator")
 _TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
@@ -56,13 +57,15 @@ _TYPE_2 = (
 
 @dataclass(frozen=True)
 class Context:
-    """What the results of one job share. ``sources``: headers of every input instance, of one study."""
+    """What the results of one job share. ``sources``: headers of the input instances of one study, to which the results
+    belong; ``priors``: those of earlier examinations of the same patient that they are compared with."""
 
     sources: Sequence[Dataset]
     provenance: Provenance
     measurements: Sequence[Measurement]
     config: ResultsConfig
     now: datetime
+    priors: Sequence[Dataset] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -70,11 +73,19 @@ class Context:
         for keyword in ("StudyInstanceUID", "PatientID"):
             if len({str(source.get(keyword, "")) for source in self.sources}) > 1:
                 raise InputRefused(f"results: the inputs differ in {keyword}; a result belongs to one study")
+        for keyword in ("PatientID", "IssuerOfPatientID"):
+            if len({str(each.get(keyword) or "") for each in self.inputs}) > 1 and self.priors:
+                raise InputRefused(f"results: the earlier examination differs in {keyword}; it must be of the patient")
+
+    @property
+    def inputs(self) -> list[Dataset]:
+        """Everything that the results derive from."""
+        return [*self.sources, *self.priors]
 
     def uid(self, *parts: str) -> UID:
         """From the inputs, the weights, the parameters and ``parts``: a retry makes the same."""
         made_by = self.provenance
-        inputs = sorted(str(source.SOPInstanceUID) for source in self.sources)
+        inputs = sorted(str(source.SOPInstanceUID) for source in self.inputs)
         return uids.derive(
             *parts,
             *inputs,
@@ -87,7 +98,7 @@ class Context:
 
     @property
     def frame_of_reference_uid(self) -> UID:
-        """That of the inputs; one of their own when they state none or several."""
+        """That of the sources; one of the results' own when they state none or several."""
         stated = {str(source.get("FrameOfReferenceUID", "") or "") for source in self.sources} - {""}
         if len(stated) == 1:
             return UID(stated.pop())
@@ -163,20 +174,36 @@ def _nameless(image: Dataset, frame_of_reference_uid: UID) -> Dataset:
 
 def complete(ds: Dataset, context: Context, series: Series) -> None:
     """Gives a data set that has its pixels and geometry everything else; what was there before is replaced."""
-    texts = (series.description, series.explanation, context.provenance.trained_on)
+    texts = (series.description, series.explanation, context.provenance.trained_on, *_words(ds))
     ds.SpecificCharacterSet = _character_set(context.sources, texts)
     _identify(ds, context, series)
     _equip(ds, context)
-    _mark(ds, context, series)
-    record(ds, context.provenance, context.measurements)
+    _mark(ds, context)
+    if not _is_report(ds):
+        _place(ds, context, series)
+        _derive(ds, context, series)
+    record(ds, context.provenance, context.measurements, comments=not _is_report(ds))
     if ds.SpecificCharacterSet is None:
         del ds.SpecificCharacterSet
     part10.describe(ds)
 
 
+def _is_report(ds: Dataset) -> bool:
+    """A report has a tree of words and numbers, and neither pixels nor a place in the patient."""
+    return bool(ds.SOPClassUID == Comprehensive3DSRStorage)
+
+
+def _words(ds: Dataset) -> list[str]:
+    """Those of a report's tree."""
+    if not _is_report(ds):
+        return []
+    return [str(element.value) for element in ds.iterall() if element.keyword in ("TextValue", "CodeMeaning")]
+
+
 def _identify(ds: Dataset, context: Context, series: Series) -> None:
     source = context.sources[0]
-    for keyword in _KEPT:
+    left_out = _OF_IMAGES if _is_report(ds) else ()
+    for keyword in (each for each in _KEPT if each not in left_out):
         if keyword in source and not _may_stand(source[keyword]):
             ds.pop(keyword, None)
         elif keyword in source:
@@ -185,11 +212,8 @@ def _identify(ds: Dataset, context: Context, series: Series) -> None:
                 warnings.simplefilter("ignore")  # they would quote the patient's values
                 setattr(ds, keyword, str(value) if source[keyword].VR == "PN" else value)
     for keyword in _TYPE_2:
-        if keyword not in ds:
+        if keyword not in ds and keyword not in left_out:
             setattr(ds, keyword, "")
-    _say_laterality(ds)
-    ds.FrameOfReferenceUID = context.frame_of_reference_uid
-    _organize(ds, context.uid("dimensions", series.name))
     ds.SeriesInstanceUID = context.uid("series", series.name)
     ds.SOPInstanceUID = context.uid("instance", series.name)
     ds.SeriesNumber = series.number
@@ -211,6 +235,12 @@ def _may_stand(element: DataElement) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _place(ds: Dataset, context: Context, series: Series) -> None:
+    _say_laterality(ds)
+    ds.FrameOfReferenceUID = context.frame_of_reference_uid
+    _organize(ds, context.uid("dimensions", series.name))
 
 
 def _say_laterality(ds: Dataset) -> None:
@@ -240,7 +270,7 @@ def _equip(ds: Dataset, context: Context) -> None:
     ds.DeviceSerialNumber = _cut(made_by.node_serial, "LO")
 
 
-def _mark(ds: Dataset, context: Context, series: Series) -> None:
+def _mark(ds: Dataset, context: Context) -> None:
     made_by = context.provenance
     ds.SyntheticData = "YES"
     ds.ContentQualification = "RESEARCH"
@@ -251,19 +281,24 @@ def _mark(ds: Dataset, context: Context, series: Series) -> None:
     equipment.SoftwareVersions = list(ds.SoftwareVersions)
     equipment.DeviceSerialNumber = ds.DeviceSerialNumber
     equipment.ContributionDateTime = context.now.strftime("%Y%m%d%H%M%S%z")
+    done = "Reported" if _is_report(ds) else "Pixels synthesised"
     equipment.ContributionDescription = _cut(
-        f"Pixels synthesised by {made_by.pipeline} with model {made_by.model_name} {made_by.model_version}, weights "
+        f"{done} by {made_by.pipeline} with model {made_by.model_name} {made_by.model_version}, weights "
         f"SHA-256 {made_by.model_digest}, seed {made_by.seed}, on {made_by.device}",
         "ST",
     )
     ds.ContributingEquipmentSequence = [equipment]
+
+
+def _derive(ds: Dataset, context: Context, series: Series) -> None:
+    made_by = context.provenance
     ds.DerivationDescription = _cut(
         f"SYNTHETIC, for research use only: {series.explanation} Computed by {made_by.pipeline} with the model "
         f"{made_by.model_name} {made_by.model_version}; not measured by the scanner.",
         "ST",
     )
     ds.DerivationCodeSequence = [code(*series.derivation)]
-    sources = list({source.SOPInstanceUID: source for source in (*context.sources, *series.derived_from)}.values())
+    sources = list({source.SOPInstanceUID: source for source in (*context.inputs, *series.derived_from)}.values())
     images = [reference(source) for source in sources if source.SOPClassUID != RawDataStorage]
     others = [reference(source) for source in sources if source.SOPClassUID == RawDataStorage]
     for keyword, items in (("SourceImageSequence", images), ("SourceInstanceSequence", others)):
@@ -271,6 +306,31 @@ def _mark(ds: Dataset, context: Context, series: Series) -> None:
             setattr(ds, keyword, items)
         elif keyword in ds:
             delattr(ds, keyword)
+    if other_studies := _studies_of(context.priors, str(ds.StudyInstanceUID)):
+        ds.StudiesContainingOtherReferencedInstancesSequence = other_studies  # PS3.3 C.12.2
+
+
+def _studies_of(instances: Sequence[Dataset], study_uid: str) -> list[Dataset]:
+    """Study, series and instance items of those that are of other studies."""
+    studies: dict[str, dict[str, list[Dataset]]] = {}
+    for each in instances:
+        if each.StudyInstanceUID != study_uid:
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = each.SOPClassUID, each.SOPInstanceUID
+            series = studies.setdefault(str(each.StudyInstanceUID), {})
+            series.setdefault(str(each.SeriesInstanceUID), []).append(item)
+    return [_study_item(uid, series) for uid, series in studies.items()]
+
+
+def _study_item(study_uid: str, instances: Mapping[str, list[Dataset]]) -> Dataset:
+    study = Dataset()
+    study.StudyInstanceUID = study_uid
+    study.ReferencedSeriesSequence = []
+    for uid, items in instances.items():
+        series = Dataset()
+        series.SeriesInstanceUID, series.ReferencedInstanceSequence = uid, items
+        study.ReferencedSeriesSequence.append(series)
+    return study
 
 
 def _character_set(sources: Sequence[Dataset], texts: Sequence[str]) -> Any:

@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, SecondaryCaptureImageStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from dicomnode.errors import NotMarked
 from dicomnode.results.header import SYNTHESIZING_EQUIPMENT
@@ -17,18 +21,21 @@ __all__ = ["check"]
 
 _SECONDARY = (MultiFrameGrayscaleWordSecondaryCaptureImageStorage, SecondaryCaptureImageStorage)
 _NOT_EMPTY = (
-    "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "SeriesNumber", "Manufacturer",
-    "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber", "ImageComments",
+    "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "Manufacturer", "ManufacturerModelName",
+    "SoftwareVersions", "DeviceSerialNumber",
 )  # fmt: skip
+_NOT_EMPTY_IN_IMAGES = ("FrameOfReferenceUID", "ImageComments")
 _PRESENT = ("PatientName", "PatientID", "AccessionNumber")  # may be empty, as in the source
 _PROVENANCE = ("model", "pipeline", "parameters", "seed", "device", "node", "measurements")
 _MODEL = ("name", "version", "sha256", "trained_on")
 
 
 def check(ds: Dataset) -> None:
-    """Raises ``NotMarked`` naming every mark that is missing."""
-    missing = [mark for mark, present in _MARKS.items() if not present(ds)]
-    missing += [keyword for keyword in _NOT_EMPTY if not ds.get(keyword)]
+    """Raises ``NotMarked`` naming every mark that is missing. A report has marks of its own in place of an image's."""
+    report = ds.get("SOPClassUID") == Comprehensive3DSRStorage
+    marks = _MARKS | (_MARKS_OF_REPORTS if report else _MARKS_OF_IMAGES)
+    missing = [mark for mark, present in marks.items() if not present(ds)]
+    missing += [keyword for keyword in _NOT_EMPTY + (() if report else _NOT_EMPTY_IN_IMAGES) if not ds.get(keyword)]
     missing += [keyword for keyword in _PRESENT if keyword not in ds]
     if missing:
         raise NotMarked(
@@ -66,6 +73,19 @@ def _sources(ds: Dataset) -> bool:
     )
 
 
+def _said(ds: Dataset) -> bool:
+    """At the top of the tree, where a viewer shows it first."""
+    words = [str(item.get("TextValue", "")) for item in ds.get("ContentSequence") or []]
+    return any(line.startswith("SYNTHETIC - RESEARCH USE ONLY") for line in words)
+
+
+def _evidence(ds: Dataset) -> bool:
+    """At least one input."""
+    studies = ds.get("CurrentRequestedProcedureEvidenceSequence") or []
+    series = [each for study in studies for each in study.get("ReferencedSeriesSequence") or []]
+    return any(each.get("ReferencedSOPSequence") for each in series)
+
+
 def _derivation(ds: Dataset) -> bool:
     items = ds.get("DerivationCodeSequence") or []
     return bool(items) and all(item.get("CodeValue") and item.get("CodeMeaning") for item in items)
@@ -88,12 +108,20 @@ def _purpose(item: Dataset) -> tuple[str, str] | None:
 _MARKS: dict[str, Callable[[Dataset], bool]] = {
     "SyntheticData": lambda ds: ds.get("SyntheticData") == "YES",
     "ContentQualification": lambda ds: ds.get("ContentQualification") == "RESEARCH",
+    "ContributingEquipmentSequence": _synthesizer,
+    "SeriesDescription": lambda ds: str(ds.get("SeriesDescription", "")).startswith("SYN "),
+    "provenance block": _provenance,
+}
+_MARKS_OF_IMAGES: dict[str, Callable[[Dataset], bool]] = {
     "ImageType": _image_type,
     "BurnedInAnnotation": _burned_in,
-    "ContributingEquipmentSequence": _synthesizer,
     "DerivationDescription": lambda ds: "SYNTHETIC" in str(ds.get("DerivationDescription", "")),
     "DerivationCodeSequence": _derivation,
     "SourceImageSequence or SourceInstanceSequence": _sources,
-    "SeriesDescription": lambda ds: str(ds.get("SeriesDescription", "")).startswith("SYN "),
-    "provenance block": _provenance,
+}
+_MARKS_OF_REPORTS: dict[str, Callable[[Dataset], bool]] = {
+    "words in ContentSequence": _said,
+    "CurrentRequestedProcedureEvidenceSequence": _evidence,
+    "VerificationFlag": lambda ds: ds.get("VerificationFlag") == "UNVERIFIED",
+    "PreliminaryFlag": lambda ds: ds.get("PreliminaryFlag") == "PRELIMINARY",
 }

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from pipelines.contract import Measurement
 
-__all__ = ["PRIVATE_CREATOR", "Provenance", "record", "recorded"]
+__all__ = ["PRIVATE_CREATOR", "Provenance", "record", "recorded", "sentences"]
 
 PRIVATE_CREATOR = "DICOMNODE PROVENANCE 1"
 _GROUP = 0x0099
@@ -46,9 +46,11 @@ class Provenance:
         return json.dumps(dict(self.parameters), sort_keys=True, default=str)
 
 
-def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measurement]) -> None:
-    """Writes Image Comments and the private block (0099,xx01) UT, JSON."""
-    ds.ImageComments = "\r\n".join(_sentences(provenance, measurements))[:_LONGEST_COMMENT]
+def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measurement], *, comments: bool = True) -> None:
+    """Writes the private block (0099,xx01) UT, JSON, and unless told not to Image Comments."""
+    if comments:
+        lines = [*sentences(provenance), *map(_measured, measurements)]
+        ds.ImageComments = "\r\n".join(lines)[:_LONGEST_COMMENT]
     block = ds.private_block(_GROUP, PRIVATE_CREATOR, create=True)
     content = {
         "model": {
@@ -63,15 +65,7 @@ def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measureme
         "device": provenance.device,
         "node": {"version": provenance.node_version, "job": provenance.job_key},
         "acquisition": dict(provenance.facts),
-        "measurements": [
-            {
-                "name": m.name,
-                "value": m.value if isfinite(m.value) else None,
-                "unit": m.unit,
-                "description": m.description,
-            }
-            for m in measurements
-        ],
+        "measurements": [_plain(m) for m in measurements],
     }
     block.add_new(_JSON, "UT", json.dumps(content, sort_keys=True, default=str))
 
@@ -84,7 +78,23 @@ def recorded(ds: Dataset) -> dict[str, Any]:
     return content
 
 
-def _sentences(provenance: Provenance, measurements: Sequence[Measurement]) -> list[str]:
+def _plain(m: Measurement) -> dict[str, Any]:
+    stated: dict[str, Any] = {"name": m.name, "value": _finite(m.value), "unit": m.unit, "description": m.description}
+    if m.group:
+        stated["group"] = m.group
+    if m.intervals:
+        stated["intervals"] = [
+            {"level": each.level, "low": _finite(each.low), "high": _finite(each.high)} for each in m.intervals
+        ]
+    return stated
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
+def sentences(provenance: Provenance) -> list[str]:
+    """What made the result and from what, for a person."""
     return [
         "SYNTHETIC - RESEARCH USE ONLY. Computed, not measured by the scanner.",
         f"Pipeline: {provenance.pipeline}; model {provenance.model_name} {provenance.model_version}, weights SHA-256 "
@@ -92,7 +102,6 @@ def _sentences(provenance: Provenance, measurements: Sequence[Measurement]) -> l
         f"Trained on: {provenance.trained_on}",
         "Parameters: " + "; ".join(f"{name} = {value}" for name, value in sorted(provenance.parameters.items())),
         f"Seed {provenance.seed}; device {provenance.device}; node version {provenance.node_version}",
-        *map(_measured, measurements),
     ]
 
 

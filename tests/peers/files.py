@@ -66,6 +66,6 @@ def write_result(path: Path, **attributes: object) -> Dataset:
     )
     now = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
     image = Image("image", volume, "image", slice_thickness_mm=1.0)
-    (ds,) = results.write([image], [source], provenance, ResultsConfig(labelled=False), now)
+    (ds,) = results.write([image], [source], provenance, ResultsConfig(labelled=False, report=False), now)
     ds.save_as(path, enforce_file_format=True)
     return ds

@@ -1,0 +1,162 @@
+"""Codes and content items of a structured report (PS3.16): measurements with their intervals, evaluations, words."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+
+import highdicom as hd
+from highdicom.sr import RelationshipTypeValues
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from pipelines import contract
+from pipelines.contract import Interval, Measurement
+
+__all__ = [
+    "SCHEME",
+    "SCHEME_IDENTIFICATION",
+    "coded",
+    "evaluation",
+    "measurement",
+    "named",
+    "not_a_number",
+    "private",
+    "text",
+]
+
+SCHEME = "99DICOMNODE"
+COMMENT = codes.DCM.Comment
+_LONGEST_MEANING = 64  # PS3.5 6.2, LO
+_LONGEST_VALUE = 16  # SH
+_BELOW = Code("371885007", "SCT", "-, range of lower measurement uncertainty")  # PS3.16 CID 225
+_ABOVE = Code("371886008", "SCT", "+, range of upper measurement uncertainty")
+_UNIT_MEANINGS = {"1": "no units", "%": "percent"}
+
+
+def _scheme_identification() -> Dataset:
+    item = Dataset()
+    item.CodingSchemeDesignator = SCHEME
+    item.CodingSchemeName = "dicomnode"
+    item.CodingSchemeResponsibleOrganization = "dicomnode"
+    return item
+
+
+SCHEME_IDENTIFICATION = _scheme_identification()
+
+
+def private(value: str, meaning: str) -> Code:
+    """A concept of our own."""
+    return Code(value, SCHEME, _cut(meaning))
+
+
+def named(kind: str, name: str) -> Code:
+    """The concept that a pipeline's word stands for: ``kind`` is one letter, so that words do not meet our own."""
+    word = f"{kind}_{re.sub('[^A-Z0-9]+', '_', name.upper()).strip('_')}"
+    if len(word) > _LONGEST_VALUE or len(word) == 2:
+        word = f"{word[:11]}_{hashlib.sha256(name.encode()).hexdigest()[:4].upper()}"
+    return private(word, name or "unnamed")
+
+
+def coded(code: contract.Code) -> Code:
+    """A pipeline's code, its meaning no longer than it may be."""
+    return Code(code.value, code.scheme, _cut(code.meaning))
+
+
+def text(name: Code, words: str, relation: RelationshipTypeValues = RelationshipTypeValues.HAS_PROPERTIES) -> Dataset:
+    """A TEXT item."""
+    item: Dataset = hd.sr.TextContentItem(name=name, value=words, relationship_type=relation)
+    return item
+
+
+def measurement(m: Measurement) -> hd.sr.Measurement | hd.sr.QualitativeEvaluation:
+    """TID 300, with the limits of each interval, and the distances to those of the widest one (TID 310).
+
+    A value that is no finite number becomes an evaluation that says so: a NUM without a number is legal, but readers
+    fall over it.
+    """
+    if not math.isfinite(m.value):
+        return evaluation(_concept(m), not_a_number(m.value), [_comment(m)])
+    item = hd.sr.Measurement(name=_concept(m), value=float(m.value), unit=_unit(m.unit))
+    _append(item, [text(COMMENT, _comment(m))] if _comment(m) else [])
+    widest = max(m.intervals, key=lambda each: each.level, default=None)
+    for interval in m.intervals:
+        _append(item, _limits(interval, m.unit))
+    if widest is not None and widest.low <= m.value <= widest.high:
+        _append(item, _uncertainty(widest, m))
+    return item
+
+
+def evaluation(name: Code, value: Code, reasons: Sequence[str] = ()) -> hd.sr.QualitativeEvaluation:
+    """A coded answer with the words that explain it."""
+    item = hd.sr.QualitativeEvaluation(name=name, value=value)
+    _append(item, [text(COMMENT, words) for words in reasons if words])
+    return item
+
+
+def not_a_number(value: float) -> Code:
+    """Why there is no number (CID 42)."""
+    reasons = codes.cid42
+    reason: Code = reasons.PositiveInfinity if value > 0 else reasons.NegativeInfinity
+    return Code(*reasons.NotANumber) if math.isnan(value) else reason
+
+
+def _concept(m: Measurement) -> Code:
+    return coded(m.quantity) if m.quantity else named("M", m.name)
+
+
+def _comment(m: Measurement) -> str:
+    """What the concept does not say: the pipeline's name for it, where a code stands in its place or it was cut."""
+    name = "" if _concept(m).meaning == m.name else m.name
+    return ": ".join(words for words in (name, m.description) if words)
+
+
+def _unit(unit: str) -> Code:
+    return Code(unit or "1", "UCUM", _cut(_UNIT_MEANINGS.get(unit or "1", unit)))
+
+
+def _limits(interval: Interval, unit: str) -> list[Dataset]:
+    level = f"{100 * interval.level:g}"
+    return [
+        _number(private(f"LOW_{level}"[:_LONGEST_VALUE], f"Lower limit of the {level} % interval"), interval.low, unit),
+        _number(
+            private(f"HIGH_{level}"[:_LONGEST_VALUE], f"Upper limit of the {level} % interval"), interval.high, unit
+        ),
+    ]
+
+
+def _uncertainty(interval: Interval, m: Measurement) -> list[Dataset]:
+    level = f"{100 * interval.level:g} % interval"
+    items = [
+        _number(_BELOW, m.value - interval.low, m.unit),
+        _number(_ABOVE, interval.high - m.value, m.unit),
+    ]
+    for item in items:
+        item.ContentSequence = hd.sr.ContentSequence([text(COMMENT, level)])
+    return items
+
+
+def _number(name: Code, value: float, unit: str) -> Dataset:
+    """A property of a measurement: a number, or why there is none."""
+    properties = RelationshipTypeValues.HAS_PROPERTIES
+    item: Dataset
+    if math.isfinite(value):
+        item = hd.sr.NumContentItem(name=name, value=float(value), unit=_unit(unit), relationship_type=properties)
+    else:
+        item = hd.sr.CodeContentItem(name=name, value=not_a_number(value), relationship_type=properties)
+    return item
+
+
+def _append(item: hd.sr.Measurement | hd.sr.QualitativeEvaluation, children: Sequence[Dataset]) -> None:
+    if not children:
+        return
+    if "ContentSequence" not in item[0]:
+        item[0].ContentSequence = hd.sr.ContentSequence()
+    item[0].ContentSequence.extend(children)
+
+
+def _cut(words: str) -> str:
+    return words.replace("\\", "/")[:_LONGEST_MEANING].strip() or "unnamed"

@@ -1,0 +1,282 @@
+"""Measurements, notes and the gate's verdict -> one Comprehensive 3D SR (PS3.3 A.35.13), TID 1500 Measurement Report.
+
+A group of measurements (TID 1501) speaks of the whole result: its numbers, its notes, the verdict of the output gate
+and what speaks against the input. Each further group is a region or a lesion; where a segment of the job bears its
+name, the group refers to that (TID 1411). The document is complete as the program sees it, preliminary, and verified by
+nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import highdicom as hd
+from highdicom.sr import RelationshipTypeValues
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import RawDataStorage
+
+from dicomnode import uids
+from dicomnode.errors import InputRefused
+from dicomnode.results import concepts
+from dicomnode.results.concepts import coded, evaluation, private, text
+from dicomnode.results.header import MANUFACTURER, Context, Series, complete, instance_of
+from dicomnode.results.provenance import sentences
+from pipelines.contract import Finding, Measurement, Note, Segment, Segmentation
+from pipelines.quality import Outcome, Verdict
+
+__all__ = ["WHOLE", "Written", "write"]
+
+WHOLE = "Whole result"
+"""Tracking identifier of the group of what belongs to no region."""
+
+_GATE = private("GATE", "Output gate")
+_CONTRACT = private("CONTRACT", "Input contract of the model")
+_RESULT = private("RESULT", "Result of this job")
+_EARLIER = private("EARLIER", "Earlier examination")
+_OUTCOMES = {
+    Outcome.ACCEPT: private("ACCEPT", "Accepted"),
+    Outcome.HOLD: private("HOLD", "Held for a person's decision"),
+    Outcome.REFUSE: private("REFUSE", "Refused"),
+}
+_KEPT, _DOUBTED = private("KEPT", "Kept"), private("DOUBTED", "Doubted")
+_PROCEDURES = {
+    "MR": codes.cid100.MRIUnspecifiedBodyRegion,
+    "PT": codes.cid100.PETUnspecifiedBodyRegion,
+    "CT": codes.cid100.CTUnspecifiedBodyRegion,
+    "NM": codes.cid100.NMUnspecifiedBodyRegion,
+}
+_ENGLISH = Code("en", "RFC5646", "English")
+_DERIVATION = ("126000", "DCM", "Imaging Measurement Report")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is reported on: the job's result objects, and which of them holds which segmentation."""
+
+    objects: Sequence[Dataset] = ()
+    masks: Sequence[tuple[Segmentation, Dataset]] = ()
+
+
+def write(
+    findings: Sequence[Finding],
+    written: Written,
+    context: Context,
+    number: int,
+    verdict: Verdict,
+    doubts: Sequence[str] = (),
+) -> Dataset:
+    """The report on a job. ``doubts``: rules of the input contract that hold the result.
+
+    Where the verdict is to refuse, it is the note that nothing was made. Another verdict makes another object: limits
+    are the node's configuration, which no UID of the other results depends on.
+    """
+    refused = verdict.outcome is Outcome.REFUSE
+    description = f"Not processed: {context.provenance.pipeline}" if refused else "Measurements"
+    words = [f"Not processed: {reason}" for reason in verdict.reasons] if refused else []
+    name = "\n".join(("report", verdict.outcome, *verdict.reasons, *doubts))
+    groups = _groups(findings, written, context, verdict, doubts, name)
+    ds: Dataset = hd.sr.Comprehensive3DSR(
+        evidence=[_evidence(each) for each in (*context.inputs, *written.objects)],
+        content=_report(groups, written, context, words),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        **_instance(context, name, number),
+    )
+    ds.CodingSchemeIdentificationSequence = [concepts.SCHEME_IDENTIFICATION]
+    complete(ds, context, Series(name, number, description, description, _DERIVATION))
+    return ds
+
+
+def _instance(context: Context, name: str, number: int) -> dict[str, object]:
+    facts = instance_of(context, name, number)
+    return {key: value for key, value in facts.items() if "manufacturer_" not in key and "_version" not in key
+            and "serial" not in key}  # fmt: skip
+
+
+def _evidence(instance: Dataset) -> Dataset:
+    """What a reference needs; ``complete`` puts in whose it is."""
+    if not instance.get("SeriesInstanceUID"):
+        raise InputRefused("report: an instance states no Series Instance UID and cannot be referred to")
+    found = Dataset()
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        setattr(found, keyword, instance[keyword].value)
+    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
+                    "StudyDate", "StudyTime"):  # fmt: skip
+        setattr(found, keyword, "")
+    return found
+
+
+def _report(
+    groups: Sequence[hd.sr.Template], written: Written, context: Context, words: Sequence[str]
+) -> hd.sr.MeasurementReport:
+    """TID 1500, extended by the words that every viewer shall show first."""
+    report = hd.sr.MeasurementReport(
+        observation_context=_observer(context),
+        procedure_reported=_PROCEDURES.get(context.modality, codes.cid100.ImagingProcedure),
+        imaging_measurements=groups,
+        language_of_content_item_and_descendants=hd.sr.LanguageOfContentItemAndDescendants(
+            hd.sr.CodedConcept(_ENGLISH.value, _ENGLISH.scheme_designator, _ENGLISH.meaning)
+        ),
+    )
+    content = report[0].ContentSequence
+    first = next(at for at, item in enumerate(content) if item.name == codes.DCM.ImagingMeasurements)
+    lines = [*sentences(context.provenance)[:1], *words, *sentences(context.provenance)[1:]]
+    items = [text(concepts.COMMENT, line, RelationshipTypeValues.CONTAINS) for line in lines]
+    for at, item in enumerate([*items, *_library(written, context)]):
+        content.insert(first + at, item)
+    return report
+
+
+def _observer(context: Context) -> hd.sr.ObservationContext:
+    """TID 1001: the node with its model, as a device."""
+    made_by = context.provenance
+    device = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=uids.derive("device", MANUFACTURER, made_by.node_serial, prefix=context.config.uid_prefix),
+        name=MANUFACTURER,
+        manufacturer_name=MANUFACTURER,
+        model_name=f"{made_by.pipeline}, model {made_by.model_name} {made_by.model_version}",
+        serial_number=made_by.node_serial,
+    )
+    return hd.sr.ObservationContext(
+        observer_device_context=hd.sr.ObserverContext(
+            observer_type=codes.DCM.Device, observer_identifying_attributes=device
+        )
+    )
+
+
+def _library(written: Written, context: Context) -> list[Dataset]:
+    """TID 1600: what was read and what was made. Raw data are no images; they are in the evidence only.
+
+    No library rather than an empty one (PS3.3 C.17.3.2.4).
+    """
+    library = _container(codes.DCM.ImageLibrary)
+    read = [source for source in context.sources if source.SOPClassUID != RawDataStorage]
+    for name, instances in ((codes.SCT.Source, read), (_EARLIER, context.priors), (_RESULT, written.objects)):
+        if not instances:
+            continue
+        group = _container(codes.DCM.ImageLibraryGroup)
+        group.ContentSequence.extend(_image(name, instance) for instance in instances)
+        library.ContentSequence.append(group)
+    return [library] if library.ContentSequence else []
+
+
+def _container(name: Code) -> Dataset:
+    item: Dataset = hd.sr.ContainerContentItem(name=name, relationship_type=RelationshipTypeValues.CONTAINS)
+    item.ContentSequence = hd.sr.ContentSequence()
+    return item
+
+
+def _image(name: Code, instance: Dataset) -> Dataset:
+    item: Dataset = hd.sr.ImageContentItem(
+        name=name,
+        referenced_sop_class_uid=instance.SOPClassUID,
+        referenced_sop_instance_uid=instance.SOPInstanceUID,
+        relationship_type=RelationshipTypeValues.CONTAINS,
+    )
+    return item
+
+
+def _groups(
+    findings: Sequence[Finding],
+    written: Written,
+    context: Context,
+    verdict: Verdict,
+    doubts: Sequence[str],
+    name: str,
+) -> list[hd.sr.Template]:
+    """The whole result, then each group in the order in which the pipeline first names it."""
+    by_name: dict[str, list[Measurement]] = {"": []}
+    for finding in findings:
+        if isinstance(finding, Measurement):
+            by_name.setdefault(finding.group, []).append(finding)
+    notes = [finding for finding in findings if isinstance(finding, Note)]
+    whole = _whole(by_name.pop(""), notes, context, verdict, doubts, name)
+    return [whole, *(_region(group, found, written, context) for group, found in by_name.items())]
+
+
+def _whole(
+    measurements: Sequence[Measurement],
+    notes: Sequence[Note],
+    context: Context,
+    verdict: Verdict,
+    doubts: Sequence[str],
+    name: str,
+) -> hd.sr.Template:
+    evaluations = [evaluation(_GATE, _OUTCOMES[verdict.outcome], verdict.reasons)]
+    if verdict.outcome is not Outcome.REFUSE:
+        evaluations.append(evaluation(_CONTRACT, _DOUBTED if doubts else _KEPT, doubts))
+    group = hd.sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(WHOLE, context.uid("tracking", name)),
+        algorithm_id=_algorithm(context),
+        **_items(measurements, evaluations),
+    )
+    for note in notes:
+        group[0].ContentSequence.append(
+            text(concepts.named("N", note.name), note.text or "-", RelationshipTypeValues.CONTAINS)
+        )
+    return group
+
+
+def _region(name: str, measurements: Sequence[Measurement], written: Written, context: Context) -> hd.sr.Template:
+    sites = {m.site: None for m in measurements if m.site}
+    facts = {
+        "tracking_identifier": _tracking(name, context.uid("tracking", "group", name)),
+        "algorithm_id": _algorithm(context),
+        "finding_sites": [hd.sr.FindingSite(anatomic_location=coded(site)) for site in sites],
+        **_items(measurements, []),
+    }
+    found = _segment(name, written)
+    if found is None:
+        return hd.sr.MeasurementsAndQualitativeEvaluations(**facts)
+    segment, mask = found
+    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        referenced_segment=_referenced(segment, mask),
+        finding_category=coded(segment.category),
+        finding_type=coded(segment.type),
+        **facts,
+    )
+
+
+def _items(
+    measurements: Sequence[Measurement], evaluations: Sequence[hd.sr.QualitativeEvaluation]
+) -> dict[str, list[hd.sr.Template]]:
+    items = [concepts.measurement(m) for m in measurements]
+    numbers = [item for item in items if isinstance(item, hd.sr.Measurement)]
+    others = [item for item in items if not isinstance(item, hd.sr.Measurement)]
+    return {"measurements": numbers, "qualitative_evaluations": [*evaluations, *others]}
+
+
+def _tracking(name: str, uid: str) -> hd.sr.TrackingIdentifier:
+    return hd.sr.TrackingIdentifier(uid=uid, identifier=name)
+
+
+def _algorithm(context: Context) -> hd.sr.AlgorithmIdentification:
+    made_by = context.provenance
+    return hd.sr.AlgorithmIdentification(
+        name=f"{made_by.pipeline} {made_by.model_name}",
+        version=made_by.model_version,
+        family=codes.cid7162.ArtificialIntelligence,
+    )
+
+
+def _segment(name: str, written: Written) -> tuple[Segment, Dataset] | None:
+    """The segment that bears the group's name."""
+    for finding, mask in written.masks:
+        for segment in finding.segments:
+            if segment.label.casefold() == name.casefold():
+                return segment, mask
+    return None
+
+
+def _referenced(segment: Segment, mask: Dataset) -> hd.sr.ReferencedSegment:
+    series = mask.ReferencedSeriesSequence[0]
+    return hd.sr.ReferencedSegment(
+        sop_class_uid=mask.SOPClassUID,
+        sop_instance_uid=mask.SOPInstanceUID,
+        segment_number=segment.number,
+        source_series=hd.sr.SourceSeriesForSegmentation(referenced_series_instance_uid=series.SeriesInstanceUID),
+    )
