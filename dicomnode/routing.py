@@ -1,25 +1,28 @@
 """Which studies go to which pipelines, and why.
 
 A route matches a series when all its conditions hold on the series' attributes; a study may satisfy several routes.
-Every matching series is a job of its own; of Raw Data every instance is, because each is one acquisition.
+Every matching series is a job of its own; of Raw Data every instance is, because each is one acquisition. A study that
+was fetched only to be compared with (see priors.py) is nobody's work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import audit, jobs
-from db.models import Instance, Job, Output, Series, Study
+from db import audit, jobs, searches
+from db.models import Job, Series, Study
 from db.states import StudyState
 from db.studies import InstanceFacts
-from dicomnode.conditions import Condition
+from dicomnode import priors
+from dicomnode.conditions import Condition, matches
 from dicomnode.config import Config, Route
+from dicomnode.received import Received, received
 
 __all__ = [
     "MAIN_INPUT",
@@ -62,24 +65,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One route on one study: the series it takes, and every condition that was asked."""
+    """One route on one study: the series it takes, every condition that was asked, and what ``why`` adds up to."""
 
     route: str
     pipeline: str
     matched: tuple[str, ...]
     answers: tuple[Answer, ...]
     why: str
-
-
-@dataclass(frozen=True)
-class _Received:
-    attributes: Mapping[str, Any]
-    instances: list[Instance]
-
-
-def matches(match: Mapping[str, Condition], attributes: Mapping[str, Any]) -> bool:
-    """Whether all conditions hold on one series."""
-    return all(condition.holds(attributes.get(keyword)) for keyword, condition in match.items())
 
 
 def explain(routes: Sequence[Route], series: Sequence[Seen]) -> list[Verdict]:
@@ -90,7 +82,8 @@ def explain(routes: Sequence[Route], series: Sequence[Seen]) -> list[Verdict]:
 def explain_study(session: Session, study: Study, routes: Sequence[Route]) -> list[Verdict]:
     """``explain`` for a study that is here."""
     rows = session.scalars(select(Series).where(Series.study_id == study.id).order_by(Series.id))
-    return explain(routes, [Seen(row.series_uid, row.attributes) for row in rows])
+    verdicts = explain(routes, [Seen(row.series_uid, row.attributes) for row in rows])
+    return [_with_prior(session, study, each, route) for each, route in zip(verdicts, routes, strict=True)]
 
 
 def explain_file(facts: InstanceFacts, routes: Sequence[Route]) -> list[Verdict]:
@@ -99,42 +92,55 @@ def explain_file(facts: InstanceFacts, routes: Sequence[Route]) -> list[Verdict]
 
 
 def route_complete(sessions: sessionmaker[Session], config: Config, *, now: datetime) -> int:
-    """Route every complete study; the number of new jobs. Each study is a transaction of its own."""
-    made = 0
+    """Route every complete study that waits for no other; the number of new jobs.
+
+    Each study is a transaction of its own.
+    """
+    made, held_up = 0, set[int]()
     while True:
         with sessions.begin() as session:
-            waiting = select(Study).where(Study.state == StudyState.COMPLETE).order_by(Study.completed_at, Study.id)
-            study = session.scalar(waiting.limit(1).with_for_update(skip_locked=True))
+            complete = select(Study).where(Study.state == StudyState.COMPLETE, Study.id.not_in(held_up))
+            oldest = complete.order_by(Study.completed_at, Study.id).limit(1)
+            study = session.scalar(oldest.with_for_update(skip_locked=True))
             if study is None:
                 return made
-            made += len(route_study(session, study, config.routes, now=now))
+            if not searches.is_brought(session, study) and priors.holds_up(session, study, config.routes, now=now):
+                held_up.add(study.id)
+            else:
+                made += len(route_study(session, study, config.routes, now=now))
 
 
 def route_study(session: Session, study: Study, routes: Sequence[Route], *, now: datetime) -> list[Job]:
     """Enqueue what the routes ask for; work that was done on the same content before is not repeated."""
-    received = _received(session, study)
-    made = [job for route in routes for job in _enqueue(session, study, route, received, now)]
-    names = ", ".join(f"{job.route} (job {job.id})" for job in made) or "nothing new to do"
-    audit.move(session, study, StudyState.ROUTED, reason=names, now=now)
+    if searches.is_brought(session, study):
+        audit.move(
+            session, study, StudyState.ROUTED, reason="fetched to be compared with, not to be worked on", now=now
+        )
+        return []
+    series = received(session, study)
+    made, reasons = [], []
+    for route in routes:
+        taken = [each for each in series if matches(route.match, each.attributes)]
+        prior = priors.look(session, study, route) if taken and route.prior else None
+        further = _further_inputs(route, series) | (dict(prior.inputs) if prior else {})
+        new = _enqueue(session, study, route, taken, further, now)
+        told = f"; {'prior' if prior.inputs else 'no prior'}: {prior.why}" if prior else ""
+        reasons += [f"{job.route} (job {job.id}{told})" for job in new]
+        made += new
+    audit.move(session, study, StudyState.ROUTED, reason=", ".join(reasons) or "nothing new to do", now=now)
     return made
 
 
-def _received(session: Session, study: Study) -> list[_Received]:
-    """The study's series without the results of ours that an archive sent back: they are nobody's input."""
-    ours = select(Output.id).where(Output.sop_instance_uid == Instance.sop_instance_uid).exists()
-    query = select(Series, Instance).join(Instance).where(Series.study_id == study.id, ~ours)
-    found: dict[int, _Received] = {}
-    for series, instance in session.execute(query.order_by(Series.id, Instance.id)):
-        found.setdefault(series.id, _Received(series.attributes, [])).instances.append(instance)
-    return list(found.values())
-
-
-def _enqueue(session: Session, study: Study, route: Route, received: Sequence[_Received], now: datetime) -> list[Job]:
-    further = _further_inputs(route, received)
+def _enqueue(
+    session: Session,
+    study: Study,
+    route: Route,
+    taken: Sequence[Received],
+    further: Mapping[str, list[int]],
+    now: datetime,
+) -> list[Job]:
     made = []
-    for series in received:
-        if not matches(route.match, series.attributes):
-            continue
+    for series in taken:
         for unit in _units(series):
             job = jobs.enqueue(
                 session,
@@ -144,7 +150,7 @@ def _enqueue(session: Session, study: Study, route: Route, received: Sequence[_R
                 pipeline=route.pipeline,
                 model=route.model,
                 options=route.options,
-                inputs={MAIN_INPUT: unit} | further,
+                inputs={MAIN_INPUT: unit, **further},
                 destinations=route.destinations,
                 priority=route.priority,
                 now=now,
@@ -153,7 +159,7 @@ def _enqueue(session: Session, study: Study, route: Route, received: Sequence[_R
     return made
 
 
-def _further_inputs(route: Route, received: Sequence[_Received]) -> dict[str, list[int]]:
+def _further_inputs(route: Route, received: Sequence[Received]) -> dict[str, list[int]]:
     """The first matching series for each of the route's ``with``; the pipeline knows which it cannot do without."""
     found: dict[str, list[int]] = {}
     for name, match in route.with_.items():
@@ -164,10 +170,15 @@ def _further_inputs(route: Route, received: Sequence[_Received]) -> dict[str, li
     return found
 
 
-def _units(series: _Received) -> list[list[int]]:
+def _units(series: Received) -> list[list[int]]:
     raw = [row.id for row in series.instances if row.sop_class_uid == _RAW_DATA_STORAGE]
     images = [row.id for row in series.instances if row.sop_class_uid != _RAW_DATA_STORAGE]
     return [[id] for id in raw] + ([images] if images else [])
+
+
+def _with_prior(session: Session, study: Study, verdict: Verdict, route: Route) -> Verdict:
+    told = priors.explain(session, study, route) if verdict.matched else ""
+    return replace(verdict, why=f"{verdict.why}; {told}") if told else verdict
 
 
 def _verdict(route: Route, series: Sequence[Seen]) -> Verdict:

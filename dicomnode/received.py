@@ -1,0 +1,32 @@
+"""The series of a study as its routes may use them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.models import Instance, Output, Series, Study
+
+__all__ = ["Received", "received"]
+
+
+@dataclass(frozen=True)
+class Received:
+    """A series: the attributes of its first instance, and all its instances."""
+
+    attributes: Mapping[str, Any]
+    instances: list[Instance]
+
+
+def received(session: Session, study: Study) -> list[Received]:
+    """The study's series without the results of ours that an archive sent back: they are nobody's input."""
+    ours = select(Output.id).where(Output.sop_instance_uid == Instance.sop_instance_uid).exists()
+    query = select(Series, Instance).join(Instance).where(Series.study_id == study.id, ~ours)
+    found: dict[int, Received] = {}
+    for series, instance in session.execute(query.order_by(Series.id, Instance.id)):
+        found.setdefault(series.id, Received(series.attributes, [])).instances.append(instance)
+    return list(found.values())

@@ -1,0 +1,173 @@
+"""An earlier examination that only the archive has: asked for and fetched over the wire, and what becomes of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import engine as engines
+from db import searches, studies
+from db.models import Instance, Job, PriorSearch, Study
+from db.states import SearchState, StudyState
+from dicomnode import completion, prior_search, routing
+from dicomnode.config import Config, Peer, Route
+from tests import receivers
+from tests.peers import Answering, Orthanc, write_instance
+from tests.receivers import Receiver
+from tests.sending import dcmtk, encoded, store_all
+
+start = receivers.start
+
+FLAIR = {"Modality": "MR", "ImageType": "ORIGINAL", "SeriesDescription": "~(?i)flair"}
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def a_study(folder: Path, study_uid: str, date: str, **attributes: Any) -> list[Path]:
+    """A FLAIR of three images, and a scout that nobody wants."""
+    stated = {"StudyDate": date, "PatientID": "4711-geheim", "ImageType": ["ORIGINAL", "PRIMARY"]} | attributes
+    described = {"FLAIR": stated.pop("SeriesDescription", "AX FLAIR"), "scout": "SCOUT"}
+    paths = []
+    for series, description in described.items():
+        series_uid = generate_uid()
+        for n in range(3):
+            paths.append(folder / f"{series}-{n}.dcm")
+            facts = stated | {"SeriesDescription": description, "InstanceNumber": n}
+            write_instance(paths[-1], study_uid=study_uid, series_uid=series_uid, **facts)
+    return paths
+
+
+@pytest.fixture
+def node(start: receivers.Start, orthanc: Orthanc) -> Receiver:
+    """A receiver whose route asks Orthanc, and that Orthanc knows."""
+    route = Route.model_validate(
+        {"name": "dir", "pipeline": "p", "match": FLAIR, "prior": {"prior_flair": FLAIR}, "prior_from": "orthanc"}
+    )
+    running = start(routes=(route,), peers=(orthanc.peer,))
+    orthanc.know(Peer(name="node", ae_title="DICOMNODE", port=running.port))
+    return running
+
+
+def send(node: Receiver, paths: list[Path]) -> None:
+    """By DCMTK's storescu, and complete."""
+    sent = dcmtk("storescu", node.config, node.port, "+sd", str(paths[0].parent))
+    assert sent.returncode == 0, sent.stderr
+    with sessions(node).begin() as session:
+        facts = session.query(Study).order_by(Study.id.desc()).first()
+        assert facts is not None
+        completion.close(session, facts.study_uid, now=now())
+
+
+def sessions(node: Receiver) -> sessionmaker[Session]:
+    return engines.sessions(node.engine)
+
+
+def sweep(node: Receiver, config: Config | None = None) -> int:
+    """Route, fetch what that asks for, route: the number of jobs."""
+    made = routing.route_complete(sessions(node), config or node.config, now=now())
+    prior_search.fetch_wanted(sessions(node), config or node.config, now=now)
+    return made + routing.route_complete(sessions(node), config or node.config, now=now())
+
+
+def prior_of(node: Receiver) -> set[str]:
+    """The study of the only job's prior."""
+    with sessions(node)() as session:
+        (job,) = session.query(Job).all()
+        return {each.instance.series.study.study_uid for each in job.inputs if each.name == "prior_flair"}
+
+
+def search(node: Receiver) -> PriorSearch:
+    (row,) = node.rows(PriorSearch)
+    assert isinstance(row, PriorSearch)
+    return row
+
+
+def test_the_newest_that_matches_is_fetched_and_its_other_series_are_not(
+    tmp_path: Path, orthanc: Orthanc, node: Receiver
+) -> None:
+    older = a_study(tmp_path / "older", "1.2.1", "20240101")
+    newer = a_study(tmp_path / "newer", "1.2.2", "20250101")
+    other = a_study(tmp_path / "other", "1.2.3", "20250601", PatientID="4712")
+    without = a_study(tmp_path / "without", "1.2.4", "20250701", SeriesDescription="T2")
+    later = a_study(tmp_path / "later", "1.2.5", "20270101")
+    for path in (*older, *newer, *other, *without, *later):
+        orthanc.upload(path)
+    send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
+    assert sweep(node) == 1
+    assert prior_of(node) == {"1.2.2"}
+    assert search(node).state is SearchState.ARRIVED
+    assert len(node.rows(Instance)) == 6 + 3
+    assert {study.study_uid: study.state for study in node.rows(Study)} == {
+        "1.2.9": StudyState.ROUTED,
+        "1.2.2": StudyState.ROUTED,
+    }
+
+
+def test_a_prior_that_is_here_is_taken_without_asking(tmp_path: Path, orthanc: Orthanc, node: Receiver) -> None:
+    for path in a_study(tmp_path / "newer", "1.2.3", "20251201"):
+        orthanc.upload(path)
+    send(node, a_study(tmp_path / "then", "1.2.2", "20250101", SeriesDescription="t2 flair"))
+    routing.route_complete(sessions(node), Config(), now=now())
+    send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
+    assert sweep(node) == 1
+    assert prior_of(node) == {"1.2.2"}
+    assert node.rows(PriorSearch) == []
+
+
+def test_a_search_goes_on_where_a_stop_interrupted_it(tmp_path: Path, orthanc: Orthanc, node: Receiver) -> None:
+    paths = a_study(tmp_path / "then", "1.2.2", "20250101")
+    for path in paths:
+        orthanc.upload(path)
+    send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
+    routing.route_complete(sessions(node), node.config, now=now())
+    with sessions(node).begin() as session:  # it had been found, and one image had come
+        series_uid = dcmread(paths[0]).SeriesInstanceUID
+        row = session.query(PriorSearch).one()
+        searches.fetching(session, row, prior_study_uid="1.2.2", series_uids=[series_uid], now=now())
+    store_all(node.port, [encoded(paths[0])], tmp_path / "half", ae_title="ORTHANC")
+    assert sweep(node) == 1
+    assert prior_of(node) == {"1.2.2"}
+    with sessions(node)() as session:
+        (job,) = session.query(Job).all()
+        assert sum(each.name == "prior_flair" for each in job.inputs) == 3
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [("down", "cannot be reached"), ("empty", "none there"), ("unknown", "C-MOVE"), ("elsewhere", "0 are here")],
+)
+def test_whatever_the_archive_does_the_study_goes_on_with_the_reason(
+    tmp_path: Path, orthanc: Orthanc, node: Receiver, start: receivers.Start, broken: str, reason: str
+) -> None:
+    if broken != "empty":
+        for path in a_study(tmp_path / "then", "1.2.2", "20250101"):
+            orthanc.upload(path)
+    config = node.config
+    if broken == "unknown":
+        config = config.model_copy(update={"node": config.node.model_copy(update={"ae_title": "NOBODY"})})
+    if broken == "elsewhere":
+        with Answering(lambda event: 0x0000) as wrong:
+            orthanc.know(Peer(name="node", ae_title="DICOMNODE", port=wrong.peer.port))
+            send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
+            assert sweep(node, config) == 1
+    else:
+        send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
+        if broken == "down":
+            orthanc.kill()
+        assert sweep(node, config) == 1
+    assert prior_of(node) == set()
+    assert reason in search(node).reason
+    with sessions(node)() as session:
+        study = studies.by_uid(session, "1.2.9")
+        assert study is not None
+        told = routing.explain_study(session, study, config.routes)[0].why
+    assert reason in told
+    assert "geheim" not in told

@@ -1,0 +1,314 @@
+"""The earlier examination that a route compares with: whose, which, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import searches, studies
+from db.models import Event, Job, PriorSearch, Study
+from db.states import JobState, SearchState, StudyState
+from db.studies import Arrival
+from dicomnode import completion, prior_search, results, routing
+from dicomnode.config import Config, Peer, ResultsConfig, Route
+from dicomnode.errors import InputRefused
+from tests.findings import NOW, PROVENANCE, found, grid, source
+from tests.peers import free_port
+from tests.rows import an_arrival
+
+FLAIR = {"Modality": "MR", "SeriesDescription": "~(?i)flair"}
+T1W = {"Modality": "MR", "SeriesDescription": "~(?i)mprage"}
+PATIENT = {"PatientID": "4711-geheim", "IssuerOfPatientID": "HOSPITAL", "PatientBirthDate": "19700131"}
+
+Sessions = sessionmaker[Session]
+
+
+def a_config(**route: Any) -> Config:
+    values: dict[str, Any] = {
+        "name": "dir",
+        "pipeline": "p",
+        "match": FLAIR,
+        "prior": {"prior_flair": FLAIR, "prior_t1w": T1W},
+    }
+    config = Config(routes=(Route.model_validate(values | route),))
+    return config.model_copy(update={"peers": (Peer(name="pacs", ae_title="PACS", port=free_port()),)})
+
+
+def an_image(study: str, date: str, *, series: str = "1", number: int = 1, **attributes: str) -> Arrival:
+    """Of the patient, a FLAIR at noon unless told otherwise."""
+    stated = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "StudyDate": date, "StudyTime": "120000"}
+    stated |= PATIENT | attributes
+    arrival = an_arrival(study, series, number, attributes=stated)
+    facts = replace(arrival.facts, patient_id=stated["PatientID"], study_date=stated["StudyDate"])
+    return replace(arrival, facts=facts)
+
+
+def arrive(sessions: Sessions, now: datetime, *arrivals: Arrival, complete: bool = True) -> None:
+    with sessions.begin() as session:
+        studies.register_instances(session, arrivals, now=now)
+    if complete:
+        with sessions.begin() as session:
+            completion.close(session, arrivals[0].facts.study_uid, now=now)
+
+
+def route(sessions: Sessions, config: Config, now: datetime) -> int:
+    return routing.route_complete(sessions, config, now=now)
+
+
+def inputs(sessions: Sessions, study: str) -> dict[str, list[str]]:
+    """Of the study's newest job: by name, which instances."""
+    with sessions() as session:
+        job = session.scalars(select(Job).join(Study).where(Study.study_uid == study).order_by(Job.id.desc())).first()
+        found: dict[str, list[str]] = {}
+        for each in job.inputs if job else []:
+            found.setdefault(each.name, []).append(each.instance.sop_instance_uid)
+        return found
+
+
+def why(sessions: Sessions, config: Config, study: str) -> str:
+    with sessions() as session:
+        row = studies.by_uid(session, study)
+        assert row is not None
+        return routing.explain_study(session, row, config.routes)[0].why
+
+
+def state(sessions: Sessions, study: str) -> StudyState:
+    with sessions() as session:
+        row = studies.by_uid(session, study)
+        assert row is not None
+        return row.state
+
+
+def test_the_newest_earlier_study_is_an_input_of_the_job(sessions: Sessions, now: datetime) -> None:
+    config = a_config()
+    for study, date in (("1.1", "20230101"), ("1.2", "20250101"), ("1.3", "20240101")):
+        arrive(sessions, now, an_image(study, date), an_image(study, date, number=2))
+    route(sessions, config, now)
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    assert route(sessions, config, now) == 1
+    assert inputs(sessions, "1.9") == {"match": ["1.9.1.1"], "prior_flair": ["1.2.1.1", "1.2.1.2"]}
+    assert "prior: study 1.2 for prior_flair" in why(sessions, config, "1.9")
+    assert "no prior: no earlier study of the patient is here" in why(sessions, config, "1.1")
+
+
+def test_every_series_comes_from_one_study(sessions: Sessions, now: datetime) -> None:
+    config = a_config()
+    older = an_image("1.1", "20230101"), an_image("1.1", "20230101", series="2", SeriesDescription="MPRAGE")
+    arrive(sessions, now, *older)
+    arrive(sessions, now, an_image("1.2", "20240101"))
+    arrive(sessions, now, an_image("1.3", "20250101", SeriesDescription="MPRAGE"))
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    route(sessions, config, now)
+    assert set(inputs(sessions, "1.9")) == {"match", "prior_flair"}
+    assert inputs(sessions, "1.2") == {
+        "match": ["1.2.1.1"],
+        "prior_flair": ["1.1.1.1"],
+        "prior_t1w": ["1.1.2.1"],
+    }
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"PatientID": "4712"},
+        {"IssuerOfPatientID": "CLINIC"},
+        {"IssuerOfPatientID": ""},
+        {"PatientBirthDate": "19700201"},
+        {"StudyDate": "20260102"},
+        {"StudyDate": "20260101", "StudyTime": "120000"},
+        {"StudyDate": "20260101", "StudyTime": ""},
+        {"StudyDate": ""},
+        {"SyntheticData": "YES"},
+        {"SeriesDescription": "T2"},
+    ],
+)
+def test_no_prior_is_another_patient_or_not_earlier_or_not_measured(
+    sessions: Sessions, now: datetime, other: dict[str, Any]
+) -> None:
+    config = a_config()
+    arrive(sessions, now, an_image("1.1", "20250101", **other))
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    route(sessions, config, now)
+    assert set(inputs(sessions, "1.9")) == {"match"}
+    assert "; no prior: no earlier study" in why(sessions, config, "1.9")
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"PatientBirthDate": ""},
+        {"StudyDate": "20260101", "StudyTime": "115959.5"},
+        {"StudyDate": "2025.12.31"},
+    ],
+)
+def test_what_is_not_stated_does_not_speak_against_a_prior(
+    sessions: Sessions, now: datetime, same: dict[str, Any]
+) -> None:
+    arrive(sessions, now, an_image("1.1", "20250101", **same))
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    route(sessions, a_config(), now)
+    assert inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "reason"),
+    [
+        ({"PatientID": ""}, "the study states no Patient ID"),
+        ({"StudyDate": ""}, "the study states no Study Date"),
+    ],
+)
+def test_a_study_of_nobody_has_no_prior(sessions: Sessions, now: datetime, mine: dict[str, Any], reason: str) -> None:
+    config = a_config(prior_from="pacs")
+    other: dict[str, Any] = {name: "" for name in mine if name == "PatientID"}
+    arrive(sessions, now, an_image("1.1", "20250101", **other))
+    arrive(sessions, now, an_image("1.9", "20260101", **mine))
+    route(sessions, config, now)
+    assert set(inputs(sessions, "1.9")) == {"match"}
+    assert reason in why(sessions, config, "1.9")
+
+
+def test_an_earlier_study_that_is_arriving_is_waited_for(sessions: Sessions, now: datetime) -> None:
+    config = a_config()
+    arrive(sessions, now, an_image("1.1", "20250101"), complete=False)
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    arrive(sessions, now, an_image("1.8", "20260101", PatientID="OTHER"))
+    assert route(sessions, config, now) == 1
+    assert (state(sessions, "1.8"), state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
+    with sessions.begin() as session:
+        completion.close(session, "1.1", now=now)
+    assert route(sessions, config, now) == 2
+    assert inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
+
+
+def test_nothing_waits_for_ever(sessions: Sessions, now: datetime) -> None:
+    config = a_config(prior_wait_s=10)
+    arrive(sessions, now, an_image("1.1", "20250101"), complete=False)
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    assert route(sessions, config, now + timedelta(seconds=9)) == 0
+    assert route(sessions, config, now + timedelta(seconds=10)) == 1
+    with sessions() as session:
+        (event,) = session.scalars(select(Event).where(Event.event == "moved", Event.subject_id == "2")).all()[1:]
+        assert event.detail["reason"].endswith("no prior: study 1 was still arriving)")
+
+
+def test_a_late_prior_opens_no_work_but_a_new_revision_takes_it(sessions: Sessions, now: datetime) -> None:
+    config = a_config()
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    route(sessions, config, now)
+    arrive(sessions, now, an_image("1.1", "20250101"))
+    assert route(sessions, config, now) == 1  # its own
+    assert set(inputs(sessions, "1.9")) == {"match"}
+    assert "came too late" in why(sessions, config, "1.9")
+    arrive(sessions, now, an_image("1.9", "20260101", number=2))
+    route(sessions, config, now)
+    assert inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
+    with sessions() as session:
+        first = session.scalars(select(Job).order_by(Job.id)).first()
+        assert first is not None
+        assert first.state is JobState.CANCELLED
+
+
+def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -> None:
+    config = a_config(prior_from="pacs")
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    assert route(sessions, config, now) == 0
+    assert prior_search.fetch_wanted(sessions, config, now=lambda: now) == 0
+    assert route(sessions, config, now) == 1
+    assert set(inputs(sessions, "1.9")) == {"match"}
+    told = why(sessions, config, "1.9")
+    assert "no prior: no earlier study of the patient is here; peer pacs: " in told
+    assert "cannot be reached" in told
+    assert PATIENT["PatientID"] not in told
+    with sessions() as session:
+        (search,) = session.scalars(select(PriorSearch)).all()
+        assert search.state is SearchState.ENDED
+
+
+def test_a_study_waits_no_longer_for_a_peer_than_it_may(sessions: Sessions, now: datetime) -> None:
+    config = a_config(prior_from="pacs", prior_wait_s=10)
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    assert route(sessions, config, now) == 0
+    assert route(sessions, config, now + timedelta(seconds=10)) == 1
+    prior_search.fetch_wanted(sessions, config, now=lambda: now + timedelta(seconds=11))
+    assert "peer pacs: study 1 waits no longer" in why(sessions, config, "1.9")
+
+
+def test_a_revision_asks_once(sessions: Sessions, now: datetime) -> None:
+    config = a_config(prior_from="pacs")
+    for number in (1, 2):
+        arrive(sessions, now, an_image("1.9", "20260101", number=number))
+        for _ in range(3):
+            route(sessions, config, now)
+            prior_search.fetch_wanted(sessions, config, now=lambda: now)
+    with sessions() as session:
+        assert [search.revision for search in session.scalars(select(PriorSearch))] == [1, 2]
+
+
+def test_what_is_only_fetched_to_compare_gives_no_work_and_half_of_it_is_no_prior(
+    sessions: Sessions, now: datetime
+) -> None:
+    config = a_config(prior_from="pacs", prior_wait_s=10)
+    arrive(sessions, now, an_image("1.9", "20260101"))
+    route(sessions, config, now)
+    with sessions.begin() as session:
+        search = session.scalars(select(PriorSearch)).one()
+        searches.fetching(session, search, prior_study_uid="1.1", series_uids=["1.1.1"], now=now)
+    arrive(sessions, now, an_image("1.1", "20250101"))  # half of it, and then a long silence
+    assert route(sessions, config, now) == 0
+    assert (state(sessions, "1.1"), state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
+    later = now + timedelta(seconds=10)
+    assert route(sessions, config, later) == 1
+    assert set(inputs(sessions, "1.9")) == {"match"}
+    with sessions.begin() as session:
+        searches.end(session, session.scalars(select(PriorSearch)).one(), reason="it broke off", now=later)
+    arrive(sessions, later + timedelta(seconds=1), an_image("1.1", "20250101", number=2))  # somebody sends it
+    assert route(sessions, config, later) == 0  # a revision of its own: the peer is asked for its prior
+    assert state(sessions, "1.1") is StudyState.COMPLETE
+
+
+def headers_of_a_prior(**values: Any) -> Dataset:
+    return source("mr", 7, StudyInstanceUID="1.2.7", SeriesInstanceUID="1.2.7.1", FrameOfReferenceUID="1.2.8", **values)
+
+
+def test_results_with_a_prior_belong_to_the_present_study() -> None:
+    present, prior = source("mr"), headers_of_a_prior()
+    these = found(grid("axial"))
+    alone, compared = (
+        results.write(these.findings, [present], PROVENANCE, ResultsConfig(), NOW, priors=priors)
+        for priors in ([], [prior])
+    )
+    for ds in compared:
+        assert ds.StudyInstanceUID == present.StudyInstanceUID
+        assert ds.SOPInstanceUID not in {each.SOPInstanceUID for each in alone}
+    for ds in compared[:-1]:
+        assert ds.FrameOfReferenceUID == present.FrameOfReferenceUID
+        assert prior.SOPInstanceUID in {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence}
+        (study,) = ds.StudiesContainingOtherReferencedInstancesSequence
+        assert (study.StudyInstanceUID, study.ReferencedSeriesSequence[0].SeriesInstanceUID) == ("1.2.7", "1.2.7.1")
+    report = compared[-1]
+    (other,) = report.PertinentOtherEvidenceSequence
+    assert other.StudyInstanceUID == "1.2.7"
+    (own,) = report.CurrentRequestedProcedureEvidenceSequence
+    assert own.StudyInstanceUID == present.StudyInstanceUID
+    assert compared[0].SOPClassUID == MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+
+
+@pytest.mark.parametrize("other", [{"PatientID": "4712"}, {"IssuerOfPatientID": "CLINIC"}])
+def test_a_prior_of_another_patient_is_refused(other: dict[str, str]) -> None:
+    with pytest.raises(InputRefused, match=f"earlier examination differs in {next(iter(other))}") as refused:
+        results.write(
+            found(grid("axial")).findings,
+            [source("mr")],
+            PROVENANCE,
+            ResultsConfig(),
+            NOW,
+            priors=[headers_of_a_prior(**other)],
+        )
+    assert "471" not in str(refused.value)
