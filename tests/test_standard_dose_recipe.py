@@ -77,6 +77,17 @@ def test_brains_and_torsos_of_the_pool_go_through_osem_with_counts_of_their_own(
         assert not torch.equal(pair.low, again.low)
 
 
+def test_most_patches_of_a_torso_hold_a_lesion() -> None:
+    lesion = torch.zeros(40, 40, 40, dtype=torch.uint8)
+    lesion[30:33, 5:8, 20:23] = 1
+    x = torch.rand(40, 40, 40)
+    pair = low_dose.Pair(x, x, torch.zeros_like(lesion), lesion, 0.1, 3.0)
+    for share, least, most in ((0.6, 0.5, 0.8), (0.0, 0.0, 0.3)):
+        c = replace(SMOKE, about_lesions=share)
+        held = [bool(lesion[standard_dose_pet._place(c, pair, seeded(3, n))].any()) for n in range(200)]
+        assert least <= sum(held) / len(held) <= most
+
+
 def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
     found = _torso(2)
     scan = low_dose.scanned(found, 2e6, seeded(1))
