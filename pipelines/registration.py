@@ -8,6 +8,8 @@ depends on threads or on the clock.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,7 +128,6 @@ def _optimised(
 ) -> tuple[sitk.Euler3DTransform, float]:
     """The transform from fixed to moving places, and the mutual information there."""
     r = sitk.ImageRegistrationMethod()
-    r.SetNumberOfThreads(1)  # sums in another order end elsewhere in the last digits
     r.SetMetricAsMattesMutualInformation(BINS)
     r.SetMetricSamplingStrategy(r.RANDOM)
     shares = [min(1.0, POINTS * shrink**3 / fixed.GetNumberOfPixels()) for shrink, _ in LEVELS]
@@ -140,10 +141,22 @@ def _optimised(
     r.SetOptimizerScales([HEAD_RADIUS_MM**2] * 3 + [1.0] * 3)
     transform = sitk.Euler3DTransform(start)
     r.SetInitialTransform(transform, inPlace=True)
-    r.Execute(fixed, moving)
+    with _one_thread():
+        r.Execute(fixed, moving)
     if _overlap(fixed, moving, transform) < LEAST_OVERLAP:
         raise RuntimeError("the images hardly overlap")
     return transform, -float(r.GetMetricValue())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in another order end elsewhere in the last digits; the metric heeds the global number only."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Euler3DTransform) -> float:
