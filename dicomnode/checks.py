@@ -114,9 +114,14 @@ def _device(config: Config) -> Check | str:
 def _route(config: Config, route: Route) -> str:
     from dicomnode import processing
     from model_zoo import registry
+    from pipelines import quality
 
     pipeline = processing.pipeline_named(route.pipeline)
     processing.options_of(pipeline, route.options, config.quality)
-    facts = processing.bundle_named(route.model or pipeline.bundle, config)
-    registry.verify(facts)
-    return f"{pipeline.name} with {facts.name}@{facts.version}, digest verified"
+    names = (route.model or pipeline.bundle, *pipeline.helpers)
+    bundles = [processing.bundle_named(name, config) for name in names]
+    for facts in bundles:
+        registry.verify(facts)
+        quality.rules_of(facts.metadata)
+    called = ", ".join(f"{facts.name}@{facts.version}" for facts in bundles)
+    return f"{pipeline.name} with {called}, digest verified"
