@@ -183,7 +183,7 @@ def _refuse(
     report = {"verdict": "refuse", "reasons": [reason]}
     with sessions.begin() as session:
         jobs.refuse(session, job_id=job_id, worker=worker, reason=reason, outputs=outputs, report=report, now=now)
-    return f"refused, {len(outputs)} notes: {reason}"
+    return f"refused, {len(outputs)} notes"  # the reason may quote an age or a weight: it stands in the row
 
 
 def _note(task: Task, reason: str, config: Config) -> Dataset | None:

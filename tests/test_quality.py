@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from model_zoo import registry
+from model_zoo import registry, training
 from pipelines import quality
 from pipelines.contract import Case, Grid, Measurement, Refused, Volume
 from pipelines.quality import Limits, Outcome
@@ -126,3 +127,10 @@ def test_every_shipped_bundle_has_a_contract_that_can_be_applied() -> None:
     for facts in found:
         assert quality.rules_of(facts.metadata), facts.name
         quality.limits_of(facts.metadata)
+
+
+def test_shipped_bundles_state_the_contract_and_limits_of_their_recipes() -> None:
+    for facts in registry.installed():
+        stated = json.loads(json.dumps(dict(training.load(facts.metadata["recipe"]).facts)))
+        for key in ("input_contract", "output_limits"):
+            assert facts.metadata.get(key) == stated.get(key), f"{facts.name}: {key}"
