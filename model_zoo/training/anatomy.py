@@ -55,7 +55,7 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=7000, batch=1,
+        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=13000, batch=1,
         learning_rate=3e-3, warmup=50, ema=0.995, checkpoint_every=250, validate_every=500,
     ),
     "gpu": Configuration(
