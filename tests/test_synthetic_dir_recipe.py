@@ -60,6 +60,17 @@ def test_a_step_s_batch_depends_on_its_generator_only() -> None:
     assert not torch.equal(first["input"], other["input"])
 
 
+def test_examinations_stay_for_some_steps_and_are_replaced_one_by_one() -> None:
+    def protocols(step: int) -> set[tuple[float, ...]]:
+        at = replace(SOURCES.train, step=step)
+        return {tuple(recipe.batch(SMOKE, at, seeded(5, n))["protocol"][0].tolist()) for n in range(12)}
+
+    first, second = protocols(0), protocols(SMOKE.renew)
+    assert len(first) == len(second) == SMOKE.examinations
+    assert protocols(SMOKE.renew - 1) == first
+    assert len(first & second) == SMOKE.examinations - 1
+
+
 def test_batches_are_scaled_and_flair_alone_is_marked(drawn: dict[str, torch.Tensor]) -> None:
     assert drawn["input"].shape == (4, 4, 16, 16, 16)
     assert float(drawn["input"].min()) >= -3

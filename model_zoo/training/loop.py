@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,8 @@ class _Batches(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         device = self.world.device if self.c.draw_on_device else "cpu"
-        drawn = self.recipe.batch(self.c, self.source, seeded(*self.world.key(self.c.seed, step), device=device))
+        generator = seeded(*self.world.key(self.c.seed, step), device=device)
+        drawn = self.recipe.batch(self.c, replace(self.source, step=step), generator)
         return drawn | {"progress": torch.tensor(step / self.c.steps)}
 
 
