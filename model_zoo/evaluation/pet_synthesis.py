@@ -29,7 +29,7 @@ from model_zoo.training import pet_synthesis as training
 from model_zoo.training.pet_synthesis import Subject
 from model_zoo.training.recipe import Source, seeded
 
-__all__ = ["evaluate"]
+__all__ = ["MEASURES", "evaluate", "held_out", "measures"]
 
 SEED = 40_400
 FIRST_TRACERS, SECOND_TRACERS = ("florbetapir", "flortaucipir"), ("PiB", "MK-6240")
@@ -76,7 +76,7 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     test, train = ((Source(s, root, phantom=quick)) for s in (anatomy.TEST, anatomy.TRAIN[:6]))
     progress(0.0, "fitting the baselines")
     fit = Baselines.fitted(_subjects(model, train, plan.fit, plan.fit_patients, SEED))
-    subjects = _subjects(model, test, plan.heads * len(anatomy.TEST), plan.patients, SEED + 1)
+    subjects = held_out(model, test, plan)
     results = []
     for at, subject in enumerate(subjects):
         progress(0.15 + 0.75 * at / len(subjects), f"subject {at + 1} of {len(subjects)}")
@@ -89,6 +89,11 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     )  # fmt: skip
     progress(1.0, "done")
     return Evaluation(tables, _pictures(results), _metrics(results), _failures(results), WEAKER)
+
+
+def held_out(model: Model, test: Source, plan: _Plan = FULL) -> list[Subject]:
+    """The simulated patients on held-out anatomy that the tables are about, on the bundle's lattice."""
+    return _subjects(model, test, plan.heads * len(anatomy.TEST), plan.patients, SEED + 1)
 
 
 def _subjects(
@@ -159,8 +164,24 @@ def _learned_sd(model: Model, subject: Subject) -> Tensor:
 
 def _error(result: _Result, method: str, at: int) -> float:
     """Composite SUVR of a method's image minus the true image's."""
-    truth = composites(regional(result.subject, result.subject.pet))[at]
-    return float(composites(regional(result.subject, result.images[method]))[at] - truth)
+    return _apart(result.subject, result.images[method], at)
+
+
+def _apart(subject: Subject, image: Tensor, at: int) -> float:
+    return float(composites(regional(subject, image))[at] - composites(regional(subject, subject.pet))[at])
+
+
+MEASURES = ("PSNR dB", "SSIM", "MAE SUVR", "structures: mean |error| SUVR", "composite: mean |error| SUVR")
+
+
+def measures(subject: Subject, image: Tensor, at: int) -> tuple[float, ...]:
+    """``MEASURES`` of tracer ``at`` of an image (2, k, j, i) in SUVR against the truth, within the skull."""
+    found, truth, inside = image[at], subject.pet[at], subject.maps.sum(0) > 0.5
+    structures = (regional(subject, image) - regional(subject, subject.pet))[at].abs()
+    return (
+        psnr_db(found, truth, inside), ssim(found, truth, inside), float((found - truth)[inside].abs().mean()),
+        _mean(structures.tolist()), abs(_apart(subject, image, at)),
+    )  # fmt: skip
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -171,22 +192,14 @@ def _mean(values: Sequence[float]) -> float:
 def _quality(results: Sequence[_Result], at: int) -> Table:
     rows: list[tuple[str | float, ...]] = []
     for method in METHODS:
-        cells: list[list[float]] = [[], [], [], [], []]
-        for r in results:
-            truth, image, inside = r.subject.pet[at], r.images[method][at], r.subject.maps.sum(0) > 0.5
-            apart = (regional(r.subject, r.images[method]) - regional(r.subject, r.subject.pet))[at].abs()
-            found = (
-                psnr_db(image, truth, inside), ssim(image, truth, inside), float((image - truth)[inside].abs().mean()),
-                _mean(apart.tolist()), abs(_error(r, method, at)),
-            )  # fmt: skip
-            for cell, value in zip(cells, found, strict=True):
-                cell.append(value)
+        cells = zip(*(measures(r.subject, r.images[method], at) for r in results), strict=True)
         rows.append((method, *(round(_mean(cell), 3) for cell in cells)))
     exact = [abs(float(r.exact[:, at].mean() - composites(regional(r.subject, r.subject.pet))[at])) for r in results]
     rows.append(("exact posterior", "", "", "", "", round(_mean(exact), 3)))
     name = f"{TARGETS[at]} ({FIRST_TRACERS[at]}), {len(results)} patients on held-out anatomy"
-    columns = ("method", "PSNR dB", "SSIM", "MAE SUVR", "structures: mean |error| SUVR", "composite: mean |error| SUVR")
-    return Table(name, columns, tuple(rows), "Within the skull. A single sample is not meant to be near the truth.")
+    return Table(
+        name, ("method", *MEASURES), tuple(rows), "Within the skull. A single sample is not meant to be near the truth."
+    )
 
 
 def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]:
