@@ -64,11 +64,12 @@ def main() -> None:
 def read(name: str) -> Patient:
     """A patient of the kit."""
     folder = data_root() / "mri" / "ms-3t-t1-flair-mni" / f"patient{name}"
-    flair, t1w, lesions = (_volume(folder / f"{image}.nii.gz") for image in ("FLAIR", "T1", "lesions"))
+    flair, t1w, lesions = (volume(folder / f"{image}.nii.gz") for image in ("FLAIR", "T1", "lesions"))
     return Patient(name, flair, t1w, lesions.data > 0.5)
 
 
-def _volume(path: Path) -> Volume:
+def volume(path: Path) -> Volume:
+    """A NIfTI file, LPS."""
     image: Any = nibabel.load(path)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine  # NIfTI is RAS
     data = np.ascontiguousarray(np.asarray(image.dataobj, np.float32).transpose(2, 1, 0))
@@ -78,10 +79,14 @@ def _volume(path: Path) -> Volume:
 
 def run(patient: Patient, passes: int) -> list[Finding]:
     """What the pipeline makes of the patient."""
-    model = registry.load("synthetic_dir")
-    model = replace(model, helpers={name: registry.load(name) for name in synthetic_dir.PIPELINE.helpers})
     case = Case({"flair": patient.flair, "t1w": patient.t1w}, {"modality": "MR"})
-    return synthetic_dir.run(case, model, synthetic_dir.Options(passes=passes), 1, lambda done, step: None)
+    return synthetic_dir.run(case, loaded(), synthetic_dir.Options(passes=passes), 1, lambda done, step: None)
+
+
+def loaded() -> registry.Model:
+    """The shipped bundle with those that it asks for."""
+    model = registry.load("synthetic_dir")
+    return replace(model, helpers={name: registry.load(name) for name in synthetic_dir.PIPELINE.helpers})
 
 
 def score(patient: Patient, findings: Sequence[Finding]) -> list[str]:
@@ -95,7 +100,7 @@ def score(patient: Patient, findings: Sequence[Finding]) -> list[str]:
     cells = [f"{lesions.sum() / 1000:.1f}"]
     for about in (ring, ring & white):
         cells += [f"{auc(image[lesions], image[about]):.3f}" for image in (dir_, patient.flair.data)]
-    recall, precision = _hit(lesions, found), _hit(found, lesions)
+    recall, precision = touched(lesions, found), touched(found, lesions)
     dice = 2 * float((lesions & found).sum()) / max(float(lesions.sum() + found.sum()), 1)
     return [*cells, recall, precision, f"{dice:.2f}"]
 
@@ -114,13 +119,13 @@ def auc(above: NDArray[np.float32], below: NDArray[np.float32]) -> float:
     return float(u / (above.size * below.size))
 
 
-def _hit(parts: Mask, by: Mask) -> str:
-    """How many connected parts of at least 15 voxels the other mask touches, of how many."""
+def touched(parts: Mask, by: Mask, fewest: int = 15) -> str:
+    """How many connected parts of at least so many voxels the other mask touches, of how many."""
     labels, count = ndimage.label(parts, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    large = [n for n in range(1, count + 1) if sizes[n] >= 15]
-    touched = set(np.unique(labels[by])) & set(large)
-    return f"{len(touched)}/{len(large)}"
+    large = [n for n in range(1, count + 1) if sizes[n] >= fewest]
+    hit = set(np.unique(labels[by])) & set(large)
+    return f"{len(hit)}/{len(large)}"
 
 
 def figure(shown: Sequence[tuple[Patient, Sequence[Finding]]]) -> Any:
