@@ -36,6 +36,7 @@ bench: $(INSTALLED) peers
 	$(TABLE) --set real $(CLASSICAL) $(KEPT) --store build/benchmarks/real.json
 	$(TABLE) --set real --acceleration 4 --bf16 --method adadiff --method "ours: DDS posterior mean, samples kept exactly" --store build/benchmarks/adadiff.json
 	$(BIN)/python -m benchmarks.pet_unet
+	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.real_dir
 	$(BIN)/python -m benchmarks.real_longitudinal
 	$(BIN)/python -m benchmarks.ingest
