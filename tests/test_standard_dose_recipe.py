@@ -140,6 +140,27 @@ def test_the_noise_level_shown_grows_as_the_dose_falls() -> None:
     assert 1.8 < grown < 3.5  # the square root of 10, less what structure adds at the higher dose
 
 
+def test_a_hot_lesion_that_the_network_removed_is_given_back_and_noise_is_not() -> None:
+    generator = seeded(3)
+    truth = torch.full((40, 40, 40), 0.5)
+    truth[18:22, 18:22, 18:22] = 2.0
+    noise = 0.1 * truth**0.7 * torch.randn(truth.shape, generator=generator)
+    smoothed = torch.full_like(truth, 0.5)
+    found, sd = standard_dose.give_back(truth + noise, smoothed, torch.full_like(truth, 0.02))
+    lesion = truth > 1
+    assert float(found[lesion].mean()) > 1.7
+    assert float((found[~lesion] - smoothed[~lesion]).square().mean().sqrt()) < 0.02
+    assert float((found == smoothed).float().mean()) > 0.98
+    assert float(sd[lesion].min()) > 0.03, "what is added carries its noise"
+    assert torch.equal(sd[found == smoothed], torch.full_like(sd, 0.02)[found == smoothed])
+
+
+def test_nothing_is_given_back_where_nothing_was_taken() -> None:
+    image = torch.rand(16, 16, 16, generator=seeded(4))
+    found, _ = standard_dose.give_back(image, image, torch.ones_like(image))
+    assert torch.equal(found, image)
+
+
 def test_regions_that_are_not_told_change_nothing() -> None:
     drawn = batch(SMOKE, PHANTOM, seeded(2))
     network = make_network(SMOKE)
