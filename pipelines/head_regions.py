@@ -54,6 +54,11 @@ class Regions:
         return self.explained >= LEAST_EXPLAINED and self.shift_mm <= LARGEST_SHIFT_MM
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What a network may know of it."""
+        return tuple(TISSUE_GROUPS)
+
+    @property
     def words(self) -> str:
         told = f"moved by {self.shift_mm:.1f} mm the tissues explain {100 * self.explained:.0f} % of the PET's variance"
         if self.lies_upon:
@@ -85,7 +90,8 @@ def regions_of(mr: Volume, pet: Volume, model: Model, progress: Progress) -> Reg
     progress(0.8, "registration")
     movement, explained, shift_mm = rigid(found.labels, found.grid, pet)
     moved = Grid(found.grid.shape, movement @ found.grid.affine_mm)
-    return Regions(found.labels, moved, _labels_on(found.labels, moved, pet.grid), explained, shift_mm)
+    on_pet = resampling.labels_on(found.labels, moved, pet.grid, COUNT)
+    return Regions(found.labels, moved, on_pet, explained, shift_mm)
 
 
 def rigid(labels: NDArray[np.uint8], grid: Grid, pet: Volume) -> tuple[NDArray[np.float64], float, float]:
@@ -158,20 +164,3 @@ def _explained(x: Tensor, y: Tensor, window: Grid, back: NDArray[np.float64]) ->
     gram = A.T @ A + 1e-6 * torch.eye(A.shape[1], dtype=torch.float64)
     fitted = A @ torch.linalg.solve(gram, A.T @ b)
     return 1 - float((b - fitted).square().sum() / (b - b.mean()).square().sum().clamp_min(1e-12))
-
-
-def _labels_on(labels: NDArray[np.uint8], grid: Grid, onto: Grid) -> NDArray[np.uint8]:
-    """The label that more than half of each voxel of ``onto`` has, or 0."""
-    found = np.zeros(onto.shape, np.uint8)
-    (k, j, i), shape = resampling.box(labels > 0, grid, onto)
-    if 0 in shape:
-        return found
-    part = resampling.part(onto, (k, j, i), shape)
-    best = torch.full(shape, 0.5)
-    here = np.zeros(shape, np.uint8)
-    for number in range(1, COUNT + 1):
-        share = resampling.sample(torch.from_numpy(labels == number).float()[None], grid, part)[0]
-        here[(share > best).numpy()] = number
-        best = torch.maximum(best, share)
-    found[k : k + shape[0], j : j + shape[1], i : i + shape[2]] = here
-    return found

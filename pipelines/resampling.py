@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipelines.contract import Grid
 
-__all__ = ["box", "part", "sample", "slabs", "upright"]
+__all__ = ["box", "labels_on", "part", "sample", "slabs", "upright"]
 
 _VOXELS_AT_ONCE = 1_000_000
 
@@ -76,6 +76,23 @@ def sample(x: Tensor, grid: Grid, onto: Grid) -> Tensor:
         shift = [(n + 0.5) / count - 0.5 for n, count in zip(offset, counts, strict=True)]
         found += functional.grid_sample(x[None], _places(grid, onto, shift, x), mode="bilinear", align_corners=True)[0]
     return found / float(np.prod(counts))
+
+
+def labels_on(labels: NDArray[np.uint8], grid: Grid, onto: Grid, count: int) -> NDArray[np.uint8]:
+    """The label, of 1 to ``count``, that more than half of each voxel of ``onto`` has, or 0."""
+    found = np.zeros(onto.shape, np.uint8)
+    (k, j, i), shape = box(labels > 0, grid, onto)
+    if 0 in shape:
+        return found
+    there = part(onto, (k, j, i), shape)
+    best = torch.full(shape, 0.5)
+    here = np.zeros(shape, np.uint8)
+    for number in range(1, count + 1):
+        share = sample(torch.from_numpy(labels == number).float()[None], grid, there)[0]
+        here[(share > best).numpy()] = number
+        best = torch.maximum(best, share)
+    found[k : k + shape[0], j : j + shape[1], i : i + shape[2]] = here
+    return found
 
 
 def _own_spacing(grid: Grid, onto: Grid) -> list[float]:

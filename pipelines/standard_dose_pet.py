@@ -1,8 +1,9 @@
 """Low-dose PET to the image that a standard dose would have given, in the input's own unit, with its uncertainty.
 
 Input: ``pet`` (:class:`pipelines.contract.Volume`), one attenuation-corrected frame in a unit proportional to activity;
-``mr`` (optional), an MR of the head of the same session, from which the network is told grey matter, white matter and
-CSF and by whose structures the numbers are given. Output, on the grid and in the unit of ``pet``: the restored image,
+``mr`` (optional), an MR of the head of the same session, by whose structures the numbers are given and of whose tissues
+the network is told; ``ct`` (optional), the CT of the same examination, with its tissues by CT number likewise (the
+network is told of those that it was trained with). Output, on the grid and in the unit of ``pet``: the restored image,
 its standard deviation, the region where that is large, and SUVmean, SUVmax and SUVpeak before and after.
 
 Model: bundle ``standard_dose_pet``, trained on simulation as ``model_zoo.standard_dose`` says, after Jiang et al. The
@@ -43,6 +44,7 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
+from pipelines.ct_regions import Tissues, tissues_of
 from pipelines.head_regions import Regions, regions_of
 from pipelines.isotropic import Isotropic, isotropic
 from pipelines.uptake import Region, Scale, ball_means, body_of, compare, grown
@@ -73,6 +75,10 @@ class Options(BaseModel):
     dose_fraction: float = Field(default=0.1, gt=0, le=1)
     blend: float = Field(default=1.0, ge=0, le=1)
     low_confidence: float = Field(default=0.15, gt=0)
+
+
+Laid = list[Regions | Tissues]
+"""Regions by other images of the study, whether or not they lie upon the PET."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +112,15 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     if not isinstance(pet, Volume):
         raise Refused("standard_dose_pet takes a PET image")
     check(pet, case.facts)
-    head = _head(case, pet, model, progress)
-    restored = _restore(pet, head, model, options, lambda done: progress(0.3 + 0.5 * done, "restoring"))
+    laid = _laid(case, pet, model, progress)
+    restored = _restore(pet, laid, model, options, lambda done: progress(0.3 + 0.5 * done, "restoring"))
     progress(0.8, "measuring")
     body = body_of(pet)
     result = _kept(pet, restored, body, options)
     return [
         *_images(pet, result, options),
-        *_measurements(pet, restored, result, _regions(body, head), case.facts, options),
-        *_notes(case.facts, options, head),
+        *_measurements(pet, restored, result, _regions(body, laid), case.facts, options),
+        *_notes(case.facts, options, laid),
     ]
 
 
@@ -137,12 +143,16 @@ def check(pet: Volume, facts: Mapping[str, Any]) -> None:
         raise Refused("the image holds no activity, or values that are no numbers")
 
 
-def _head(case: Case, pet: Volume, model: Model, progress: Progress) -> Regions | None:
-    """Structures of the head from the MR, laid upon the PET, or None where no MR came."""
-    mr = case.inputs.get("mr")
-    if not isinstance(mr, Volume):
-        return None
-    return regions_of(mr, pet, model.helpers["anatomy"], lambda done, step: progress(0.3 * done, step))
+def _laid(case: Case, pet: Volume, model: Model, progress: Progress) -> Laid:
+    """Structures of the head from the MR and tissues from the CT, where they came."""
+    found: Laid = []
+    mr, ct = case.inputs.get("mr"), case.inputs.get("ct")
+    if isinstance(mr, Volume):
+        found.append(regions_of(mr, pet, model.helpers["anatomy"], lambda done, step: progress(0.25 * done, step)))
+    if isinstance(ct, Volume):
+        progress(0.25, "tissues by CT")
+        found.append(tissues_of(ct, pet, case.facts.get("ct", {})))
+    return found
 
 
 def _spacing_mm(grid: Grid, model: Model) -> float:
@@ -152,9 +162,7 @@ def _spacing_mm(grid: Grid, model: Model) -> float:
     return min(max(least_mm, min(grid.spacing_mm), affordable_mm), most_mm)
 
 
-def _restore(
-    pet: Volume, head: Regions | None, model: Model, options: Options, progress: Callable[[float], None]
-) -> _Restored:
+def _restore(pet: Volume, laid: Laid, model: Model, options: Options, progress: Callable[[float], None]) -> _Restored:
     lattice = isotropic(pet.grid, _spacing_mm(pet.grid, model))
     spacing_mm = lattice.grid.spacing_mm[0]
     low = lattice.there(torch.from_numpy(pet.data).to(model.device))
@@ -163,7 +171,7 @@ def _restore(
         low,
         options.dose_fraction,
         spacing_mm=spacing_mm,
-        regions=_told(head, lattice, model),
+        regions=_told(laid, lattice, model),
         progress=progress,
     )
     noise_sd = _back(lattice, standard_dose.noise_sd(low), linear=True)
@@ -176,12 +184,11 @@ def _back(lattice: Isotropic, x: Tensor, *, linear: bool = False) -> NDArray[np.
     return found
 
 
-def _told(head: Regions | None, lattice: Isotropic, model: Model) -> Tensor | None:
-    """Region maps in the network's order, where it takes any and an MR lies upon the PET."""
+def _told(laid: Laid, lattice: Isotropic, model: Model) -> Tensor | None:
+    """Region maps in the network's order, where it knows any of those that lie upon the PET."""
     names = list(model.settings.get("regions", ()))
-    if head is None or not head.lies_upon or not names:
-        return None
-    return head.maps(names, lattice.grid).to(model.device)
+    maps = [each.maps(names, lattice.grid) for each in laid if each.lies_upon and set(each.names) & set(names)]
+    return torch.stack(maps).sum(dim=0).to(model.device) if maps else None
 
 
 def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Options) -> _Result:
@@ -197,8 +204,8 @@ def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Op
     return _Result(image.astype(np.float32), sd.astype(np.float32), body, wide, correction)
 
 
-def _regions(body: NDArray[np.bool_], head: Regions | None) -> list[Region]:
-    return [Region("body", body, BODY), *(head.structures() if head and head.lies_upon else [])]
+def _regions(body: NDArray[np.bool_], laid: Laid) -> list[Region]:
+    return [Region("body", body, BODY), *(region for each in laid if each.lies_upon for region in each.structures())]
 
 
 def _images(pet: Volume, result: _Result, options: Options) -> list[Finding]:
@@ -213,7 +220,7 @@ def _images(pet: Volume, result: _Result, options: Options) -> list[Finding]:
     return [
         Image(
             "standard dose", Volume(result.image, pet.grid, pet.unit, thickness_mm),
-            f"Standard-dose PET from low-dose PET{blended}", thickness_mm,
+            f"Standard-dose PET from low-dose PET{blended}", thickness_mm, modality="PT",
         ),
         ParametricMap(
             "standard deviation", Volume(result.sd, pet.grid, pet.unit, thickness_mm), STANDARD_DEVIATION,
@@ -262,6 +269,7 @@ def _of_the_whole(
             "Of the mean over 1 ml, in standard deviations of a voxel's noise in the input",
         ),
         Measurement("noise of the input", 100 * noise, "%", "Standard deviation of a voxel over its surroundings"),
+        Measurement("blend", options.blend, "1", "Share of the restored image; the rest is the input with its noise"),
         Measurement("dose fraction", options.dose_fraction, "1", "As the network was told"),
         Measurement("voxels of the network", restored.seen_mm, "mm", "Isotropic spacing that it saw the image on"),
     ]  # fmt: skip
@@ -281,7 +289,7 @@ def _scale(pet: Volume, facts: Mapping[str, Any]) -> Scale:
     return Scale(1.0, pet.unit, "activity ")
 
 
-def _notes(facts: Mapping[str, Any], options: Options, head: Regions | None) -> list[Finding]:
+def _notes(facts: Mapping[str, Any], options: Options, laid: Laid) -> list[Finding]:
     chosen = "set for this route" if "dose_fraction" in options.model_fields_set else "the default, as none was set"
     found: list[Finding] = [
         Note(
@@ -300,14 +308,14 @@ def _notes(facts: Mapping[str, Any], options: Options, head: Regions | None) -> 
         found.append(
             Note("attenuation", "Corrected Image (0028,0051) is not stated; attenuation correction is assumed.")
         )
-    words = head.words if head else "No MR of the head came with the study: the network was told no regions."
-    return [*found, Note("regions", words)]
+    none = "No MR of the head and no CT came with the study: the network was told no regions."
+    return [*found, Note("regions", " ".join(each.words for each in laid) or none)]
 
 
 PIPELINE = Pipeline(
     name="standard_dose_pet",
     title="Standard-dose PET from low-dose PET",
-    inputs=(Input("pet", Volume), Input("mr", Volume, required=False)),
+    inputs=(Input("pet", Volume), Input("mr", Volume, required=False), Input("ct", Volume, required=False)),
     bundle="standard_dose_pet",
     options_type=Options,
     run=run,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +25,10 @@ __all__ = ["train"]
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="mri-prior, anatomy, pet-synthesis, standard-dose-pet or synthetic-dir.")
+        str,
+        typer.Argument(
+            help="mri-prior, anatomy, pet-synthesis, standard-dose-pet, standard-dose-pet-semi or synthetic-dir."
+        ),
     ],
     data: Annotated[Path | None, typer.Option(help="Data kit's folder; default: DICOMNODE_DATA.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="CSV of your own data, instead of simulation.")] = None,
@@ -34,6 +38,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
     seed: Annotated[int | None, typer.Option(help="Instead of the configuration's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that draw batches ahead.")] = None,
+    changed: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=VALUE instead of the configuration's; may be repeated.")
+    ] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.0.0",
     columns: Annotated[bool, typer.Option("--columns", help="Only tell the manifest's columns.")] = False,
     phantom: Annotated[bool, typer.Option("--phantom", hidden=True, help="Ellipsoids instead of heads.")] = False,
@@ -46,7 +53,7 @@ def train(
     if columns:
         _tell_columns(found)
         return
-    chosen = _configuration(found, configuration, seed=seed, workers=workers)
+    chosen = _changed(_configuration(found, configuration, seed=seed, workers=workers), changed or ())
     folder = out or Path("out") / recipe
     try:
         _check_device(device)
@@ -83,6 +90,29 @@ def _configuration(recipe: Recipe[Any], name: str, **changes: Any) -> Any:
     if name not in recipe.configurations:
         raise typer.BadParameter(f"no configuration {name!r}; there is: {', '.join(recipe.configurations)}")
     return replace(recipe.configurations[name], **{k: v for k, v in changes.items() if v is not None})
+
+
+def _changed(c: Any, fields: Sequence[str]) -> Any:
+    """A configuration with FIELD=VALUE in place of its own values, of their kind."""
+    values = json.loads(c.to_json())
+    for each in fields:
+        name, _, text = each.partition("=")
+        if name not in values:
+            raise typer.BadParameter(f"--set {each}: no field {name!r}; there is: {', '.join(values)}")
+        own, value = values[name], _value(text)
+        kinds = (int, float) if isinstance(own, float) else (type(own),)
+        if type(value) not in kinds:
+            raise typer.BadParameter(f"--set {each}: {name} is {json.dumps(own)}, a {type(own).__name__}")
+        values[name] = type(own)(value)
+    return type(c).from_json(json.dumps(values))
+
+
+def _value(text: str) -> Any:
+    """JSON, or a word."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _check_device(device: str) -> None:

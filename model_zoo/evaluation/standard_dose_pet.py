@@ -27,8 +27,8 @@ from model_zoo.simulate.pet.counts import draw, thin
 from model_zoo.simulate.pet.disease import Patient
 from model_zoo.simulate.pet.low_dose import REGIONS, Object, Reconstruction
 from model_zoo.simulate.pet.torso import random_torso
+from model_zoo.training.pet_brains import random_brain
 from model_zoo.training.recipe import Source, seeded
-from model_zoo.training.standard_dose_pet import random_brain
 
 __all__ = ["evaluate"]
 

@@ -15,6 +15,7 @@ RECIPES: dict[str, str] = {
     "anatomy": "model_zoo.training.anatomy",
     "pet-synthesis": "model_zoo.training.pet_synthesis",
     "standard-dose-pet": "model_zoo.training.standard_dose_pet",
+    "standard-dose-pet-semi": "model_zoo.training.standard_dose_semi",
     "synthetic-dir": "model_zoo.training.synthetic_dir",
 }
 """Name of a recipe: the module that holds it as ``RECIPE``."""

@@ -23,17 +23,29 @@ def region_bias(mean: Tensor, target: Tensor, regions: Tensor) -> Tensor:
     return torch.stack(found).nan_to_num().mean()
 
 
-def structural_consistency(mean: Tensor, target: Tensor) -> Tensor:
-    """1 - cos of the differences between blocks, over all pairs of the middle block and its six neighbours."""
-    size = mean.shape[-1] // 4
-    middle = [(n - size) // 2 for n in mean.shape[2:]]
+def structural_consistency(
+    mean: Tensor, target: Tensor, *, vertex_weight: float = 0.0, line_weight: float = 1.0
+) -> Tensor:
+    """Whether blocks are as they should be, and stand to each other as they should: images or features (b, c, k, j, i).
+
+        v mean over i of |f_i - f'_i|^2 per voxel  +  l mean over pairs i < j of (1 - cos(f_i - f_j, f'_i - f'_j))
+
+    f_i are the voxels of a block: the middle one and its six neighbours, a quarter of the patch wide and apart. That is
+    eq. 11.7 of Jiang et al. with the relations that their text describes. Their equation compares f_i - f'_i with f_j -
+    f'_j, so that blocks with one error in common count as alike. It sums where this takes means, and takes its blocks
+    98 voxels apart, of which in their images hardly two neighbours exist.
+    """
+    f, g = _blocks(mean), _blocks(target)
+    found = vertex_weight * (f - g).square().mean() if vertex_weight else f.new_zeros(())
+    first, second = torch.triu_indices(f.shape[1], f.shape[1], offset=1, device=f.device)
+    f, g = (x[:, first] - x[:, second] for x in (f, g))
+    return found + line_weight * (1 - functional.cosine_similarity(f, g, dim=-1, eps=1e-6)).mean()
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """(b, c, k, j, i) -> (b, 7, voxels of a block)."""
+    size = x.shape[-1] // 4
+    middle = [(n - size) // 2 for n in x.shape[2:]]
     moves = [(0, 0, 0), *(tuple(s * size * (a == b) for b in range(3)) for a in range(3) for s in (-1, 1))]
-
-    def blocks(x: Tensor) -> Tensor:
-        places = [[m + d for m, d in zip(middle, move, strict=True)] for move in moves]
-        cut = [x[:, 0, k : k + size, j : j + size, i : i + size] for k, j, i in places]
-        return torch.stack(cut, dim=1).flatten(2)
-
-    first, second = torch.triu_indices(len(moves), len(moves), offset=1, device=mean.device)
-    f, g = (x[:, first] - x[:, second] for x in (blocks(mean), blocks(target)))
-    return (1 - functional.cosine_similarity(f, g, dim=-1, eps=1e-6)).mean()
+    places = [[m + d for m, d in zip(middle, move, strict=True)] for move in moves]
+    return torch.stack([x[:, :, k : k + size, j : j + size, i : i + size] for k, j, i in places], dim=1).flatten(2)

@@ -9,8 +9,8 @@ Loss, in units of the noise amplitude A of ``model_zoo.standard_dose``:
     |e| exp(-s) + s  +  w_g |grad e|  +  w_r mean over regions |mean_R(mean - target)| / mean_R(target)
     +  w_c mean over pairs of blocks (1 - cos(f_i - f_j, f'_i - f'_j)),      e = (mean - target) / A
 
-The last term is the structural consistency of Jiang et al. with the relations their text describes (their equation
-compares errors instead); blocks are the middle one and its six neighbours, f the voxels of a block. Off by default.
+The last term is the line term of the structural consistency of Jiang et al. (``pet_losses``), here of the images: f are
+the voxels of a block. Off by default; their two stages, with the terms of features: ``standard_dose_semi``.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_zoo import ct_tissues
 from model_zoo.networks.volume_unet import VolumeUNet
-from model_zoo.simulate.pet import disease, low_dose
-from model_zoo.simulate.pet.activity import activity
+from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.counts import Scan
 from model_zoo.simulate.pet.low_dose import REGIONS, Object, Pair, Reconstruction
 from model_zoo.simulate.pet.torso import random_torso
-from model_zoo.simulate.pet.tracers import TRACERS
 from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare, scale_of
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
+from model_zoo.training.pet_brains import random_brain
 from model_zoo.training.pet_losses import region_bias, structural_consistency
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
-__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "random_brain"]
+__all__ = [
+    "CONFIGURATIONS", "RECIPE", "Configuration", "batch", "fidelity", "inference", "items", "make_network", "names_of",
+    "region_maps", "validate",
+]  # fmt: skip
 
-BRAIN_MM = 208.0
-FDG_SHARE = 0.5
 POOLED_LESIONS = 24
 """In a torso of the pool: each is one of few."""
 
@@ -51,7 +52,8 @@ class Configuration(recipe.Configuration):
 
     ``brains``: share of brains among the objects, the rest are torsos. ``doses``: limits of the log-uniform fraction.
     ``pool``: scans, projected when first needed, and ``pool_share`` of the objects that come from them.
-    ``told``: share of items that are shown region maps. ``target``: one of ``low_dose.TARGETS``.
+    ``told``: share of items that are shown region maps, of ``labels`` "anatomy" (``low_dose.REGIONS``) or "ct"
+    (``ct_tissues``, from the attenuation map). ``target``: one of ``low_dose.TARGETS``.
     ``about_lesions``: share of patches, where an object has lesions.
     """
 
@@ -69,6 +71,7 @@ class Configuration(recipe.Configuration):
     about_lesions: float = 0.6
     pool_slices: int = 64
     told: float = 0.5
+    labels: Literal["anatomy", "ct"] = "anatomy"
     target: str = "expected"
     gradient_weight: float = 0.1
     region_weight: float = 0.05
@@ -94,46 +97,30 @@ CONFIGURATIONS = {
 def make_network(c: Configuration) -> nn.Module:
     """Bands of the low dose in, residual, log scale and blend out; dose as embedding, region maps if there are any."""
     return VolumeUNet(
-        IN_CHANNELS, OUT_CHANNELS, c.channels, c.blocks, unshuffle=2, embedding=EMBEDDING, maps=len(REGIONS),
+        IN_CHANNELS, OUT_CHANNELS, c.channels, c.blocks, unshuffle=2, embedding=EMBEDDING, maps=len(names_of(c)),
         norm="soft", refine=c.refine,
     )  # fmt: skip
 
 
-def random_brain(
-    source: Source,
-    generator: torch.Generator,
-    *,
-    spacing_mm: float,
-    finer: int,
-    tracer: str | None = None,
-    patient: disease.Patient | None = None,
-) -> Object:
-    """A patient of the disease model (drawn if not given) with a tracer (half FDG if not named), a cube of 208 mm."""
-    if tracer is None:
-        others = [name for name in TRACERS if name != "FDG"]
-        at = int(torch.randint(len(others), (1,), generator=generator))
-        tracer = "FDG" if _uniform(generator) < FDG_SHARE else others[at]
-    patient = patient or disease.sample(generator)
-    n = 2 * math.ceil(BRAIN_MM / spacing_mm / 2) * finer
-    head = source.head(generator, shape=(n, n, n), spacing_mm=spacing_mm / finer, **_atrophied(source, patient))
-    kind = TRACERS[tracer]
-    image = activity(head, kind, patient.state(kind.target), generator, fwhm_mm=0.0, noise=0.0)
-    return low_dose.brain(head, image, finer)
+def names_of(c: Configuration) -> tuple[str, ...]:
+    """The regions that the network may be told, in the order of their numbers."""
+    return ct_tissues.NAMES if c.labels == "ct" else REGIONS
 
 
-def _atrophied(source: Source, patient: disease.Patient) -> dict[str, Any]:
-    return {} if source.phantom else {"atrophy": patient.atrophy}
+def _labelled(c: Configuration, found: Object) -> Object:
+    return low_dose.by_attenuation(found) if c.labels == "ct" else found
 
 
 def _object(c: Configuration, source: Source, generator: torch.Generator) -> Object:
     spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
     if _uniform(generator) < c.brains:
-        return random_brain(source, generator, spacing_mm=spacing_mm, finer=2 if spacing_mm >= 4 else 1)
+        finer = 2 if spacing_mm >= 4 else 1
+        return _labelled(c, random_brain(source, generator, spacing_mm=spacing_mm, finer=finer))
     n = c.patch * 3 // 2
     place = [(2 * _uniform(generator) - 1) * reach for reach in (90.0, 60.0)]
     middle_mm = (place[0], place[1], 40.0 + 460.0 * _uniform(generator))
     body = random_torso(generator, shape=(n, n, n), spacing_mm=spacing_mm, middle_mm=middle_mm)
-    return low_dose.torso(body, 1)
+    return _labelled(c, low_dose.torso(body, 1))
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -141,13 +128,18 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
 
     i) with ``told`` (b,): 1 where the network may see them.
     """
-    items: list[dict[str, Tensor]] = []
-    while len(items) < c.batch:
-        pairs = _pairs(c, source, generator)
-        items += [_item(c, pair, generator) for pair in pairs[: c.batch - len(items)]]
-    drawn = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    drawn = items(c, source, generator)
     shown = prepare(drawn["low"], drawn.pop("dose"), drawn.pop("spacing_mm"))
     return drawn | vars(shown)
+
+
+def items(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+    """The same before the network's end: with ``dose`` and ``spacing_mm`` (b,) in place of what it is shown."""
+    found: list[dict[str, Tensor]] = []
+    while len(found) < c.batch:
+        pairs = _pairs(c, source, generator)
+        found += [_item(c, pair, generator) for pair in pairs[: c.batch - len(found)]]
+    return {name: torch.stack([item[name] for item in found]) for name in found[0]}
 
 
 def _pairs(c: Configuration, source: Source, generator: torch.Generator) -> list[Pair]:
@@ -205,6 +197,7 @@ def _pooled(c: Configuration, source: Source, index: int) -> _Pooled:
     psf_fwhm_mm = 4.0 + 2.0 * _uniform(generator)
     scan = low_dose.scanned(found, _log_uniform((1e7, 2e8), generator), generator, psf_fwhm_mm=psf_fwhm_mm)
     none = found.activity.new_zeros(0)  # it is projected: its fine lattice, times the pool, would fill the memory
+    found = _labelled(c, found)
     return _Pooled(replace(found, activity=none, mu_per_cm=none), scan, made, made(scan.expected, scan))
 
 
@@ -216,14 +209,18 @@ def _counted(c: Configuration, p: _Pooled, generator: torch.Generator) -> Pair:
     )
 
 
+_IMAGES = ("low", "standard")
+
+
 def _cohort_pair(c: Configuration, cohort: Cohort, generator: torch.Generator) -> Pair:
+    """Where a row has one image only, it stands for both (rows of this recipe have both)."""
     row = cohort.row(generator)
     spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
-    names = ("low", "standard", *(("regions",) if "regions" in row.images else ()))
-    found = cohort.patch(row, names, (c.patch,) * 3, spacing_mm, generator)
-    none = torch.zeros_like(found["low"])
-    regions = found.get("regions", none).round().clamp(0, len(REGIONS)).to(torch.uint8)
-    return Pair(found["low"], found["standard"], regions, none, row.numbers["dose"], spacing_mm)
+    found = cohort.patch(row, list(row.images), (c.patch,) * 3, spacing_mm, generator)
+    low, standard = (found[name if name in found else other] for name, other in (_IMAGES, _IMAGES[::-1]))
+    none = torch.zeros_like(low)
+    regions = found.get("regions", none).round().clamp(0, len(names_of(c))).to(torch.uint8)
+    return Pair(low, standard, regions, none, row.numbers.get("dose", 1.0), spacing_mm)
 
 
 def _item(c: Configuration, pair: Pair, generator: torch.Generator) -> dict[str, Tensor]:
@@ -274,7 +271,11 @@ def _log_uniform(limits: tuple[float, float], generator: torch.Generator) -> flo
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
     """The sum in the module's docstring."""
-    mean, s = _estimate(network, drawn)
+    return fidelity(*_estimate(network, drawn, c), drawn, c)
+
+
+def fidelity(mean: Tensor, s: Tensor, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+    """The same of an estimate ``(mean, s)``."""
     e = (mean - drawn["target"]) / drawn["amplitude"]
     total = (e.abs() * torch.exp(-s) + s).mean()
     if c.gradient_weight:
@@ -286,11 +287,15 @@ def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tens
     return total
 
 
-def _estimate(network: nn.Module, drawn: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    maps = functional.one_hot(drawn["regions"].long(), len(REGIONS) + 1)[..., 1:].movedim(-1, 1)
-    told = drawn["told"][:, None, None, None, None]
-    output = network(drawn["inputs"], drawn["embedding"], None, maps * told)
+def _estimate(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> tuple[Tensor, Tensor]:
+    output = network(drawn["inputs"], drawn["embedding"], None, region_maps(drawn["regions"], drawn["told"], c))
     return interpret(output, drawn["copies"], drawn["amplitude"])
+
+
+def region_maps(regions: Tensor, told: Tensor, c: Configuration) -> Tensor:
+    """One map per region (b, r, k, j, i), all zero where the network is not told (b,)."""
+    maps = functional.one_hot(regions.long(), len(names_of(c)) + 1)[..., 1:].movedim(-1, 1)
+    return maps * told[:, None, None, None, None]
 
 
 VALIDATION_DOSES = (0.02, 0.1, 0.3)
@@ -310,7 +315,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
             with torch.autocast(device.type, enabled=False):
                 drawn = batch(fixed, source, seeded(c.seed, 10**9, int(1000 * dose), int(brains)))
             drawn = {name: value.to(device) for name, value in drawn.items()}
-            mean, s = _estimate(network, drawn)
+            mean, s = _estimate(network, drawn, c)
             target = drawn["target"]
             ratio = (drawn["low"] - target).square().mean() / (mean - target).square().mean()
             gained[dose].append(10 * math.log10(float(ratio)))
@@ -334,9 +339,9 @@ def inference(c: Configuration) -> dict[str, Any]:
             "norm": "soft",
             "refine": c.refine,
             "embedding": EMBEDDING,
-            "maps": len(REGIONS),
+            "maps": len(names_of(c)),
         },
-        "regions": list(REGIONS),
+        "regions": list(names_of(c)),
         "doses": list(c.doses),
         "spacings_mm": [min(c.spacings_mm), max(c.spacings_mm)],
     }

@@ -9,12 +9,13 @@ has it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model_zoo import ct_tissues
 from model_zoo.simulate import anatomy
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet.counts import Scan, acquire, draw, thin
@@ -31,6 +32,7 @@ __all__ = [
     "Pair",
     "Reconstruction",
     "brain",
+    "by_attenuation",
     "osem_pair",
     "scanned",
     "surrogate_pair",
@@ -131,6 +133,17 @@ def torso(body: Torso, finer: int) -> Object:
     of_organ = torch.tensor([1 + REGIONS.index(o) if o in REGIONS else 0 for o in ORGANS], dtype=torch.uint8)
     regions = of_organ.to(body.organ.device)[_nearest(body.organ, finer).to(torch.int64)]
     return Object(body.activity, body.mu_per_cm, regions, _nearest(body.lesion, finer), body.spacing_mm * finer, finer)
+
+
+def by_attenuation(scanned_object: Object) -> Object:
+    """The same with regions by its attenuation map: numbers of ``ct_tissues``, as a CT of it would give them.
+
+    The attenuation map of a head has no fat: there it counts as soft tissue.
+    """
+    o = scanned_object
+    hu = ct_tissues.hounsfield(_nearest(o.mu_per_cm, o.finer).cpu().numpy())
+    labels = ct_tissues.without_skin(ct_tissues.classify(hu))
+    return replace(o, regions=torch.from_numpy(labels).to(o.regions.device))
 
 
 def _nearest(labels: Tensor, finer: int) -> Tensor:

@@ -1,0 +1,45 @@
+"""A random brain for PET recipes: a head of the source, a patient of the disease model, a tracer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from model_zoo.simulate.pet import disease, low_dose
+from model_zoo.simulate.pet.activity import activity
+from model_zoo.simulate.pet.low_dose import Object
+from model_zoo.simulate.pet.tracers import TRACERS
+from model_zoo.training.recipe import Source
+
+__all__ = ["random_brain"]
+
+BRAIN_MM = 208.0
+FDG_SHARE = 0.5
+
+
+def random_brain(
+    source: Source,
+    generator: torch.Generator,
+    *,
+    spacing_mm: float,
+    finer: int,
+    tracer: str | None = None,
+    patient: disease.Patient | None = None,
+) -> Object:
+    """A patient of the disease model (drawn if not given) with a tracer (half FDG if not named), a cube of 208 mm."""
+    if tracer is None:
+        others = [name for name in TRACERS if name != "FDG"]
+        at = int(torch.randint(len(others), (1,), generator=generator))
+        tracer = "FDG" if float(torch.rand(1, generator=generator)) < FDG_SHARE else others[at]
+    patient = patient or disease.sample(generator)
+    n = 2 * math.ceil(BRAIN_MM / spacing_mm / 2) * finer
+    head = source.head(generator, shape=(n, n, n), spacing_mm=spacing_mm / finer, **_atrophied(source, patient))
+    kind = TRACERS[tracer]
+    image = activity(head, kind, patient.state(kind.target), generator, fwhm_mm=0.0, noise=0.0)
+    return low_dose.brain(head, image, finer)
+
+
+def _atrophied(source: Source, patient: disease.Patient) -> dict[str, Any]:
+    return {} if source.phantom else {"atrophy": patient.atrophy}
