@@ -1,0 +1,167 @@
+"""What a study holds and a job took and made, by series: for pages that show pictures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, selectinload
+
+from db.models import Delivery, Instance, Job, JobInput, Output, Series
+from db.states import DeliveryState, JobState
+
+__all__ = [
+    "Made",
+    "Parcel",
+    "ReceivedSeries",
+    "files_of",
+    "held",
+    "input_series",
+    "made",
+    "middle_files",
+    "parcels",
+    "received",
+]
+
+_OWN = Output.rendition == ""
+"""Without the forms that single destinations want instead."""
+_NO_PICTURES = ("SR", "KO", "PR", "REG", "RWV", "DOC", "PLAN", "RTPLAN", "ECG", "AU")
+
+
+@dataclass(frozen=True)
+class ReceivedSeries:
+    """A series that came in."""
+
+    row: Series
+    instances: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """One series of results of a job; ``modality`` and ``description`` empty where its row does not tell."""
+
+    job_id: int
+    series_uid: str
+    kind: str
+    description: str
+    modality: str
+    instances: int
+    first_sha256: str
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A job's results for one destination: how many are in which state, and what the last trouble was."""
+
+    job_id: int
+    destination: str
+    states: dict[DeliveryState, int]
+    reason: str
+    attempts: int
+    next_at: datetime | None
+    delivered_at: datetime | None
+
+
+def received(session: Session, study_id: int) -> list[ReceivedSeries]:
+    """In the order in which they came."""
+    query = (
+        select(Series, func.count(Instance.id), func.coalesce(func.sum(Instance.size_bytes), 0))
+        .join(Instance, Instance.series_id == Series.id, isouter=True)
+        .where(Series.study_id == study_id)
+        .group_by(Series.id)
+        .order_by(Series.id)
+    )
+    return [ReceivedSeries(row, count, int(size)) for row, count, size in session.execute(query)]
+
+
+def made(session: Session, job_ids: Sequence[int]) -> dict[int, list[Made]]:
+    """By job, its series in the order in which they were written."""
+    query = select(Output).where(Output.job_id.in_(job_ids), _OWN).order_by(Output.id)
+    series: dict[tuple[int, str], list[Output]] = {}
+    for output in session.scalars(query):
+        series.setdefault((output.job_id, output.series_uid), []).append(output)
+    found: dict[int, list[Made]] = {}
+    for (job_id, uid), outputs in series.items():
+        kept = outputs[0].attributes or {}
+        words, modality = str(kept.get("SeriesDescription", "")), str(kept.get("Modality", ""))
+        one = Made(job_id, uid, outputs[0].kind, words, modality, len(outputs), outputs[0].sha256)
+        found.setdefault(job_id, []).append(one)
+    return found
+
+
+def input_series(session: Session, job_ids: Sequence[int]) -> dict[int, list[tuple[str, Series]]]:
+    """By job, the series that it took, each under the name of the input; the one that the route matched first."""
+    query = (
+        select(JobInput.job_id, JobInput.name, func.min(JobInput.id), Series)
+        .join(Instance, JobInput.instance_id == Instance.id)
+        .join(Series, Instance.series_id == Series.id)
+        .where(JobInput.job_id.in_(job_ids))
+        .group_by(JobInput.job_id, JobInput.name, Series.id)
+        .order_by(JobInput.job_id, func.min(JobInput.id))
+    )
+    found: dict[int, list[tuple[str, Series]]] = {}
+    for job_id, name, _, series in session.execute(query):
+        found.setdefault(job_id, []).append((name, series))
+    return found
+
+
+def files_of(session: Session, job_id: int, series_uid: str) -> list[tuple[str, str]]:
+    """Kind ("" for an input) and SHA-256 of a job's files of one series, taken or made."""
+    outputs = select(Output.kind, Output.sha256).where(Output.job_id == job_id, Output.series_uid == series_uid, _OWN)
+    found = session.execute(outputs.order_by(Output.id)).all()
+    if not found:
+        taken = select(Instance.sha256).join(JobInput, JobInput.instance_id == Instance.id)
+        taken = taken.join(Series, Instance.series_id == Series.id)
+        taken = taken.where(JobInput.job_id == job_id, Series.series_uid == series_uid)
+        return [("", sha256) for sha256 in session.scalars(taken.order_by(JobInput.id))]
+    return [(kind, sha256) for kind, sha256 in found]
+
+
+def middle_files(session: Session, study_id: int, series_uid: str = "", *, limit: int = 4) -> list[str]:
+    """SHA-256 of the instance in the middle of each series (or of that one), received ones first, then results."""
+    counted = select(Series.id, func.count(Instance.id)).join(Instance).where(Series.study_id == study_id)
+    counted = counted.where(Series.series_uid == series_uid if series_uid else Series.modality.not_in(_NO_PICTURES))
+    found: list[str] = []
+    for id, count in session.execute(counted.group_by(Series.id).order_by(Series.id).limit(limit)).all():
+        one = select(Instance.sha256).where(Instance.series_id == id).order_by(Instance.id)
+        found += session.scalars(one.offset(count // 2).limit(1)).all()
+    results = select(Output.sha256).join(Job).where(Job.study_id == study_id, _OWN)
+    results = results.where(Output.series_uid == series_uid) if series_uid else results
+    by_label = results.order_by(Output.kind != "labelled image", Output.job_id.desc(), Output.id)
+    shown = list(session.scalars(by_label.limit(500 if series_uid else limit)))
+    return found + (shown[len(shown) // 2 :] if series_uid else shown)
+
+
+def parcels(session: Session, job_ids: Sequence[int]) -> dict[int, list[Parcel]]:
+    """By job, what became of its results at each destination."""
+    query = select(Output.job_id, Delivery).join(Delivery, Delivery.output_id == Output.id)
+    rows: dict[tuple[int, str], list[Delivery]] = {}
+    for job_id, delivery in session.execute(query.where(Output.job_id.in_(job_ids)).order_by(Delivery.id)):
+        rows.setdefault((job_id, delivery.destination), []).append(delivery)
+    found: dict[int, list[Parcel]] = {}
+    for (job_id, destination), mine in rows.items():
+        found.setdefault(job_id, []).append(_parcel(job_id, destination, mine))
+    return found
+
+
+def _parcel(job_id: int, destination: str, rows: Sequence[Delivery]) -> Parcel:
+    states: dict[DeliveryState, int] = {}
+    for row in rows:
+        states[row.state] = states.get(row.state, 0) + 1
+    open_rows = [row for row in rows if row.state is not DeliveryState.DELIVERED]
+    waiting = [row.not_before for row in rows if row.state is DeliveryState.WAITING]
+    there = [row.delivered_at for row in rows if row.delivered_at is not None]
+    reason = next((row.reason for row in reversed(open_rows) if row.reason), "")
+    attempts = max((row.attempts for row in rows), default=0)
+    return Parcel(
+        job_id, destination, states, reason, attempts, min(waiting, default=None), max(there, default=None)
+    )  # fmt: skip
+
+
+def held(session: Session, state: Sequence[JobState], *, limit: int, offset: int = 0) -> list[Job]:
+    """Jobs in those states with their studies, the oldest first."""
+    query = select(Job).where(Job.state.in_(state)).options(selectinload(Job.study)).order_by(Job.finished_at, Job.id)
+    return list(session.scalars(query.limit(limit).offset(offset)))

@@ -1,0 +1,186 @@
+"""The statements that find rows by DICOM keys: received ones, and results of ours that nobody sent back.
+
+A result is told once: not when an archive has returned it (it is a received instance then), and not for a second job
+that made the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, String, and_, cast, func, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, aliased
+
+from db import keywords, matching
+from db.keywords import Kind
+from db.models import Instance, Job, Output, Series, Study
+from db.states import JobState
+
+__all__ = ["Wanted", "new_results", "received_images", "received_series", "result_images", "result_series", "studies"]
+
+Condition = ColumnElement[bool]
+
+_FOLDED: Mapping[str, InstrumentedAttribute[str]] = {
+    "PatientName": Study.patient_folded,
+    "ReferringPhysicianName": Study.referring_physician_folded,
+}
+_OF_INSTANCES: Mapping[str, InstrumentedAttribute[str]] = {
+    "SOPInstanceUID": Instance.sop_instance_uid,
+    "SOPClassUID": Instance.sop_class_uid,
+    "AvailableTransferSyntaxUID": Instance.transfer_syntax_uid,
+}
+_OF_RESULTS: Mapping[str, InstrumentedAttribute[str]] = {
+    "SOPInstanceUID": Output.sop_instance_uid,
+    "SOPClassUID": Output.sop_class_uid,
+    "AvailableTransferSyntaxUID": Output.transfer_syntax_uid,
+    "SeriesInstanceUID": Output.series_uid,
+}
+_OF_SERIES: Mapping[str, InstrumentedAttribute[str]] = {
+    "SeriesInstanceUID": Series.series_uid,
+    "Modality": Series.modality,
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Keys with a value, in which states a job's results are seen, and how the database spells a pattern."""
+
+    keys: Mapping[str, str]
+    states: tuple[JobState, ...]
+    dialect: str
+    combined: bool = False
+    fuzzy: bool = False
+
+    def condition(self, keyword: str, kind: Kind, column: SQLColumnExpression[Any]) -> Condition:
+        return matching.condition(keyword, kind, column, self.keys[keyword], self.dialect)
+
+
+def studies(wanted: Wanted) -> Select[Any]:
+    """Ids, the newest first."""
+    return select(Study.id).where(*_study(wanted)).order_by(Study.id.desc())
+
+
+def received_series(wanted: Wanted) -> Select[Any]:
+    """Ids of series of which something was received."""
+    return _in_studies(select(Series.id), wanted).where(*_series(wanted)).order_by(Series.study_id, Series.id)
+
+
+def result_series(wanted: Wanted) -> Select[Any]:
+    """For each series that holds new results only, the id of its first one."""
+    known = select(Series.id).where(Series.study_id == Job.study_id, Series.series_uid == Output.series_uid).exists()
+    found = new_results(select(func.min(Output.id)), wanted.states).where(~known, *_kept(wanted, keywords.SERIES))
+    return _of_jobs(found, wanted).group_by(Job.study_id, Output.series_uid).order_by(func.min(Output.id))
+
+
+def received_images(wanted: Wanted) -> Select[Any]:
+    """Ids of received instances. Without keys of studies or series one index gives them in their order."""
+    above = [*_study(wanted), *_series(wanted)]
+    found = select(Instance.id).where(*_image(wanted))
+    if above:
+        series = _in_studies(select(Series.id), wanted).where(*_series(wanted))
+        found = found.where(Instance.series_id.in_(series))
+    return found.order_by(Instance.series_id, Instance.id)
+
+
+def result_images(wanted: Wanted) -> Select[Any]:
+    """Ids of new results."""
+    conditions = [*_kept(wanted, keywords.SERIES), *_kept(wanted, keywords.IMAGE)]
+    found = new_results(select(Output.id), wanted.states).where(*conditions)
+    return _of_jobs(found, wanted).order_by(Output.id)
+
+
+def new_results(statement: Any, states: Sequence[JobState]) -> Select[Any]:
+    """A selection from outputs and their jobs, of results that are seen and were not sent back."""
+    returned = select(Instance.id).where(Instance.sop_instance_uid == Output.sop_instance_uid).exists()
+    output, job = aliased(Output), aliased(Job)
+    same = (
+        output.sop_instance_uid == Output.sop_instance_uid,
+        output.id < Output.id,
+        output.rendition == "",
+        job.state.in_(states),
+        job.shadow_of_id.is_(None),
+    )
+    earlier = select(output.id).join(job, output.job_id == job.id).where(*same).exists()
+    joined: Select[Any] = statement.select_from(Output).join(Job, Output.job_id == Job.id)
+    return joined.where(*_told(states), ~returned, ~earlier)
+
+
+def _told(states: Sequence[JobState]) -> tuple[Condition, ...]:
+    """Not those of a job that only runs to be compared, nor the form that only some destination wanted."""
+    return Job.state.in_(states), Job.shadow_of_id.is_(None), Output.rendition == ""
+
+
+def _in_studies(statement: Select[Any], wanted: Wanted) -> Select[Any]:
+    """Joined with studies only where their keys matter."""
+    conditions = _study(wanted)
+    return statement.join(Study, Series.study_id == Study.id).where(*conditions) if conditions else statement
+
+
+def _of_jobs(statement: Select[Any], wanted: Wanted) -> Select[Any]:
+    conditions = _study(wanted)
+    return statement.join(Study, Job.study_id == Study.id).where(*conditions) if conditions else statement
+
+
+def _study(wanted: Wanted) -> list[Condition]:
+    conditions: list[Condition] = []
+    asked = [keyword for keyword in keywords.STUDY if wanted.keys.get(keyword)]
+    if wanted.combined and {"StudyDate", "StudyTime"} <= set(asked):
+        asked = [keyword for keyword in asked if keyword not in ("StudyDate", "StudyTime")]
+        both = wanted.keys["StudyDate"], wanted.keys["StudyTime"]
+        conditions.append(matching.moment(Study.study_date, Study.study_time, *both))
+    return conditions + [_of_study(wanted, keyword) for keyword in asked if keywords.STUDY[keyword] is not Kind.TOLD]
+
+
+def _of_study(wanted: Wanted, keyword: str) -> Condition:
+    if keyword in keywords.COUNTS:
+        return _somewhere(wanted, keyword)
+    if keyword in _FOLDED and wanted.fuzzy:
+        return matching.fuzzy_name(_FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
+    column = _FOLDED.get(keyword) or getattr(Study, keywords.OF_STUDY_ROWS[keyword])
+    return wanted.condition(keyword, keywords.STUDY[keyword], column)
+
+
+def _somewhere(wanted: Wanted, keyword: str) -> Condition:
+    """ModalitiesInStudy and SOPClassesInStudy: something in the study has one of them."""
+    results = select(Job.study_id).join(Output, Output.job_id == Job.id)
+    if keyword == "ModalitiesInStudy":
+        received = select(Series.study_id).where(wanted.condition(keyword, Kind.CODE, Series.modality))
+        results = results.where(wanted.condition(keyword, Kind.CODE, _word(Output.attributes, "Modality")))
+    else:
+        of_class = wanted.condition(keyword, Kind.UID, Instance.sop_class_uid)
+        received = select(Series.study_id).join(Instance).where(of_class)
+        results = results.where(wanted.condition(keyword, Kind.UID, Output.sop_class_uid))
+    in_job = and_(Job.study_id == Study.id, *_told(wanted.states))
+    return or_(received.where(Series.study_id == Study.id).exists(), results.where(in_job).exists())
+
+
+def _series(wanted: Wanted) -> list[Condition]:
+    return [
+        wanted.condition(keyword, kind, _OF_SERIES.get(keyword, _word(Series.attributes, keyword)))
+        for keyword, kind in keywords.SERIES.items()
+        if wanted.keys.get(keyword) and kind is not Kind.TOLD
+    ]
+
+
+def _image(wanted: Wanted) -> list[Condition]:
+    return [
+        wanted.condition(keyword, kind, _OF_INSTANCES.get(keyword, _word(Instance.attributes, keyword)))
+        for keyword, kind in keywords.IMAGE.items()
+        if wanted.keys.get(keyword)
+    ]
+
+
+def _kept(wanted: Wanted, kinds: Mapping[str, Kind]) -> list[Condition]:
+    """On a result, whose attributes of series and instance stand in its own row."""
+    return [
+        wanted.condition(keyword, kind, _OF_RESULTS.get(keyword, _word(Output.attributes, keyword)))
+        for keyword, kind in kinds.items()
+        if wanted.keys.get(keyword) and kind is not Kind.TOLD
+    ]
+
+
+def _word(attributes: InstrumentedAttribute[Any], keyword: str) -> ColumnElement[str]:
+    """One attribute as text, numbers included: a cast to a number would fail where somebody sent words."""
+    return cast(attributes[keyword].as_string(), String)

@@ -1,0 +1,147 @@
+"""Which DICOM attributes the node can find its studies, series and instances by, and how each is matched."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any
+
+__all__ = [
+    "COUNTS",
+    "IMAGE",
+    "IMAGE_KEPT",
+    "OF_STUDY_ROWS",
+    "RESULT_KEPT",
+    "SERIES",
+    "STUDY",
+    "Kind",
+    "folded",
+    "taken",
+    "worded",
+]
+
+
+class Kind(StrEnum):
+    """How a value is matched (PS3.4 C.2.2.2); ``told``: it is answered with, never matched."""
+
+    UID = "uid"
+    TEXT = "text"
+    CODE = "code"
+    NAME = "name"
+    DATE = "date"
+    TIME = "time"
+    NUMBER = "number"
+    TOLD = "told"
+
+
+OF_STUDY_ROWS: Mapping[str, str] = {
+    "StudyInstanceUID": "study_uid",
+    "StudyDate": "study_date",
+    "StudyTime": "study_time",
+    "StudyID": "study_id",
+    "StudyDescription": "study_description",
+    "AccessionNumber": "accession_number",
+    "ReferringPhysicianName": "referring_physician_name",
+    "PatientID": "patient_id",
+    "IssuerOfPatientID": "issuer_of_patient_id",
+    "PatientName": "patient_name",
+    "PatientBirthDate": "patient_birth_date",
+    "PatientSex": "patient_sex",
+}
+"""Keyword to the column of a study; a study is described by its first instance."""
+
+STUDY: Mapping[str, Kind] = {
+    **dict.fromkeys(OF_STUDY_ROWS, Kind.TEXT),
+    "StudyInstanceUID": Kind.UID,
+    "StudyDate": Kind.DATE,
+    "StudyTime": Kind.TIME,
+    "PatientBirthDate": Kind.DATE,
+    "PatientName": Kind.NAME,
+    "ReferringPhysicianName": Kind.NAME,
+    "PatientSex": Kind.CODE,
+    "ModalitiesInStudy": Kind.CODE,
+    "SOPClassesInStudy": Kind.UID,
+    "NumberOfStudyRelatedSeries": Kind.TOLD,
+    "NumberOfStudyRelatedInstances": Kind.TOLD,
+}
+
+SERIES: Mapping[str, Kind] = {
+    "SeriesInstanceUID": Kind.UID,
+    "Modality": Kind.CODE,
+    "SeriesNumber": Kind.NUMBER,
+    "SeriesDescription": Kind.TEXT,
+    "SeriesDate": Kind.DATE,
+    "SeriesTime": Kind.TIME,
+    "ProtocolName": Kind.TEXT,
+    "BodyPartExamined": Kind.CODE,
+    "Laterality": Kind.CODE,
+    "PatientPosition": Kind.CODE,
+    "Manufacturer": Kind.TEXT,
+    "ManufacturerModelName": Kind.TEXT,
+    "InstitutionName": Kind.TEXT,
+    "StationName": Kind.TEXT,
+    "FrameOfReferenceUID": Kind.UID,
+    "MRAcquisitionType": Kind.CODE,
+    "SequenceName": Kind.TEXT,
+    "ContrastBolusAgent": Kind.TEXT,
+    "SyntheticData": Kind.CODE,
+    "PerformedProcedureStepStartDate": Kind.DATE,
+    "PerformedProcedureStepStartTime": Kind.TIME,
+    "PerformedProcedureStepDescription": Kind.TEXT,
+    "TimezoneOffsetFromUTC": Kind.TOLD,
+    "NumberOfSeriesRelatedInstances": Kind.TOLD,
+}
+
+IMAGE: Mapping[str, Kind] = {
+    "SOPInstanceUID": Kind.UID,
+    "SOPClassUID": Kind.UID,
+    "AvailableTransferSyntaxUID": Kind.UID,
+    "InstanceNumber": Kind.NUMBER,
+    "AcquisitionNumber": Kind.NUMBER,
+    "ContentDate": Kind.DATE,
+    "ContentTime": Kind.TIME,
+    "Rows": Kind.NUMBER,
+    "Columns": Kind.NUMBER,
+    "BitsAllocated": Kind.NUMBER,
+    "NumberOfFrames": Kind.NUMBER,
+}
+
+COUNTS = frozenset(
+    {
+        "ModalitiesInStudy",
+        "SOPClassesInStudy",
+        "NumberOfStudyRelatedSeries",
+        "NumberOfStudyRelatedInstances",
+        "NumberOfSeriesRelatedInstances",
+    }
+)
+"""What other rows have to be looked at for."""
+
+IMAGE_KEPT = tuple(IMAGE.keys() - {"SOPInstanceUID", "SOPClassUID", "AvailableTransferSyntaxUID"})
+"""Kept with each instance."""
+
+RESULT_KEPT = (*IMAGE_KEPT, *(SERIES.keys() - COUNTS - {"SeriesInstanceUID"}))
+"""Kept with each result, whose series has no row of its own."""
+
+
+def taken(attributes: Mapping[str, Any], keywords: Iterable[str]) -> dict[str, Any]:
+    """Those attributes that are there, in a fixed order."""
+    found = {keyword: attributes.get(keyword) for keyword in sorted(keywords)}
+    return {keyword: value for keyword, value in found.items() if value not in (None, "")}
+
+
+def worded(value: Any) -> str:
+    """A value as text, several separated by backslashes."""
+    if value is None:
+        return ""
+    return "\\".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def folded(name: str) -> str:
+    """A person's name as it is matched: without regard to case, each component group between equals signs.
+
+    Trailing delimiters are left out (PS3.5 6.2.1.1); an empty name stays empty.
+    """
+    groups = [group.rstrip(" ^") for group in unicodedata.normalize("NFKC", name).casefold().split("=")]
+    return f"={'='.join(groups)}=" if any(groups) else ""

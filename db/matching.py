@@ -1,0 +1,142 @@
+"""The matching of PS3.4 C.2.2.2 as conditions of SQL, for both databases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, SQLColumnExpression, func, or_
+
+from db.keywords import Kind, folded
+
+__all__ = ["BadValue", "condition", "fuzzy_name", "moment"]
+
+Column = SQLColumnExpression[Any]
+Condition = ColumnElement[bool]
+
+_DATE = re.compile(r"\d{4}(\d{2}(\d{2})?)?")
+_TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
+_LAST_TIME = "235959999999"
+
+
+class BadValue(ValueError):
+    """A value that cannot be matched against, such as a date that is none; the message names the keyword only."""
+
+
+def condition(keyword: str, kind: Kind, column: Column, value: str, dialect: str) -> Condition:
+    """The value, which is not empty, against a column of text (of ``folded`` names for names)."""
+    if kind is Kind.UID:
+        return column.in_(_several(value))
+    if kind is Kind.CODE:
+        return or_(*(_text(column, each, dialect) for each in _several(value)))
+    if kind is Kind.NAME:
+        return _name(column, value, dialect)
+    if kind is Kind.DATE:
+        return _between(column, *_dates(keyword, value))
+    if kind is Kind.TIME:
+        return (column != "") & _between(_clock(column), *_times(keyword, value))
+    if kind is Kind.NUMBER:
+        return column == _number(keyword, value)
+    return _text(column, value, dialect)
+
+
+def fuzzy_name(column: Column, value: str, dialect: str) -> Condition:
+    """Every word begins a word of the name, in whatever order (PS3.18 8.3.4.2 leaves the algorithm to us)."""
+    words = [word for word in re.split(r"[\s^=,*?]+", folded(value)) if word]
+    begins = [[_like(column, f"*{mark}{_literal(word)}*", dialect) for mark in ("=", "^", " ")] for word in words]
+    return or_(*begins[0]) if len(begins) == 1 else _all([or_(*each) for each in begins])
+
+
+def moment(dates: Column, times: Column, date: str, time: str) -> Condition:
+    """Date and time ranges taken as one (PS3.4 C.2.2.2.5): a bound without date has no time either."""
+    first_day, last_day = _dates("StudyDate", date)
+    begin, end = _times("StudyTime", time)
+    low = first_day + begin if first_day else ""
+    high = last_day + (end or _LAST_TIME) if last_day else ""
+    return (dates != "") & _between(dates + _clock(times), low, high)
+
+
+def _several(value: str) -> list[str]:
+    return [part.strip() for part in value.split("\\") if part.strip()]
+
+
+def _all(conditions: Sequence[Condition]) -> Condition:
+    found = conditions[0]
+    for each in conditions[1:]:
+        found = found & each
+    return found
+
+
+def _text(column: Column, value: str, dialect: str) -> Condition:
+    """PS3.4 C.2.2.2.1 and C.2.2.2.4: case counts."""
+    if "*" in value or "?" in value:
+        return _like(column, _wild(value), dialect)
+    return column == value
+
+
+def _name(column: Column, value: str, dialect: str) -> Condition:
+    """One component group matches any group of the name; several match from the first on."""
+    wanted = folded(value)
+    pattern = f"{_wild(wanted)}*" if "=" in value else f"*{_wild(wanted)}*"
+    return _like(column, pattern, dialect)
+
+
+def _wild(value: str) -> str:
+    """GLOB's own special character is the bracket only; the wildcards are those of DICOM."""
+    return value.replace("[", "[[]")
+
+
+def _literal(value: str) -> str:
+    return _wild(value).replace("*", "[*]").replace("?", "[?]")
+
+
+def _like(column: Column, pattern: str, dialect: str) -> Condition:
+    """A pattern of GLOB; SQLite's LIKE would not regard case."""
+    if dialect == "sqlite":
+        return column.op("GLOB", is_comparison=True)(pattern)
+    escaped = re.sub(r"([\\%_])", r"\\\1", pattern)
+    parts = re.split(r"(\[.\])", escaped)  # the literals of GLOB
+    like = [part[1] if re.fullmatch(r"\[.\]", part) else part.replace("*", "%").replace("?", "_") for part in parts]
+    return column.like("".join(like), escape="\\")
+
+
+def _between(column: Column, low: str, high: str) -> Condition:
+    found: Condition = column != ""
+    if low:
+        found = found & (column >= low)
+    return found & (column <= high) if high else found
+
+
+def _clock(column: Column) -> Column:
+    """A time that compares as text: twelve digits or more, without the colons of old and the point."""
+    return func.replace(func.replace(column, ":", ""), ".", "") + "0000000000"
+
+
+def _dates(keyword: str, value: str) -> tuple[str, str]:
+    """First and last day as text; a year or a month stands for all its days."""
+    low, high = _bounds(keyword, value.replace(".", ""), _DATE)
+    return low, high.ljust(8, "9") if high else ""
+
+
+def _times(keyword: str, value: str) -> tuple[str, str]:
+    """First and last moment as text; an hour or a minute stands for all its seconds."""
+    low, high = (bound.replace(".", "") for bound in _bounds(keyword, value.replace(":", ""), _TIME))
+    return low, high + _LAST_TIME[len(high) :] if high else ""
+
+
+def _bounds(keyword: str, value: str, form: re.Pattern[str]) -> tuple[str, str]:
+    """PS3.4 C.2.2.2.5: ``from-to``, ``from-``, ``-to``, or one value as both."""
+    low, dash, high = (part.strip() for part in value.partition("-"))
+    if not dash:
+        high = low
+    if not (low or high) or any(bound and not form.fullmatch(bound) for bound in (low, high)):
+        raise BadValue(f"{keyword} is neither a value nor a range that can be matched")
+    return low, high
+
+
+def _number(keyword: str, value: str) -> str:
+    try:
+        return str(int(value))
+    except ValueError:
+        raise BadValue(f"{keyword} is no whole number") from None

@@ -1,0 +1,94 @@
+"""What a study or series holds in numbers, for one page of them at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import String, cast, func, select
+from sqlalchemy.orm import Session
+
+from db.finding import new_results
+from db.models import Instance, Job, Output, Series
+from db.states import JobState
+
+__all__ = ["Seen", "of_series", "of_studies"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """In which states of their jobs results are counted."""
+
+    session: Session
+    states: tuple[JobState, ...]
+
+
+def of_studies(seen: Seen, ids: Iterable[int], wanted: Iterable[str]) -> dict[int, dict[str, Any]]:
+    """Per study the values of those keywords that are wanted and ours to count."""
+    ids = sorted(set(ids))
+    found: dict[int, dict[str, Any]] = {id: {} for id in ids}
+    for keyword in sorted(_OF_STUDIES.keys() & set(wanted)):
+        for id, value in _OF_STUDIES[keyword](seen, ids).items():
+            found[id][keyword] = value
+    return found
+
+
+def of_series(seen: Seen, pairs: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
+    """How many instances each series holds, by the study's id and the series' UID."""
+    uids = sorted({uid for _, uid in pairs})
+    received = select(Series.study_id, Series.series_uid, func.count(Instance.id)).join(Instance)
+    received = received.where(Series.series_uid.in_(uids)).group_by(Series.study_id, Series.series_uid)
+    results = new_results(select(Job.study_id, Output.series_uid, func.count(Output.id)), seen.states)
+    results = results.where(Output.series_uid.in_(uids)).group_by(Job.study_id, Output.series_uid)
+    found: dict[tuple[int, str], int] = {}
+    for statement in (received, results):
+        for study, uid, number in seen.session.execute(statement):
+            found[study, uid] = found.get((study, uid), 0) + number
+    return found
+
+
+def _instances(seen: Seen, ids: Sequence[int]) -> dict[int, int]:
+    received = select(Series.study_id, func.count(Instance.id)).join(Instance).where(Series.study_id.in_(ids))
+    results = new_results(select(Job.study_id, func.count(Output.id)), seen.states).where(Job.study_id.in_(ids))
+    found = dict.fromkeys(ids, 0)
+    for statement in (received.group_by(Series.study_id), results.group_by(Job.study_id)):
+        for study, number in seen.session.execute(statement):
+            found[study] += number
+    return found
+
+
+def _series(seen: Seen, ids: Sequence[int]) -> dict[int, int]:
+    received = select(Series.study_id, Series.series_uid).where(Series.study_id.in_(ids))
+    results = new_results(select(Job.study_id, Output.series_uid), seen.states).where(Job.study_id.in_(ids))
+    return {study: len(uids) for study, uids in _united(seen, ids, received, results).items()}
+
+
+def _modalities(seen: Seen, ids: Sequence[int]) -> dict[int, list[str]]:
+    received = select(Series.study_id, Series.modality).where(Series.study_id.in_(ids))
+    modality = cast(Output.attributes["Modality"].as_string(), String)
+    results = new_results(select(Job.study_id, modality), seen.states).where(Job.study_id.in_(ids))
+    return _united(seen, ids, received, results)
+
+
+def _classes(seen: Seen, ids: Sequence[int]) -> dict[int, list[str]]:
+    received = select(Series.study_id, Instance.sop_class_uid).join(Instance).where(Series.study_id.in_(ids))
+    results = new_results(select(Job.study_id, Output.sop_class_uid), seen.states).where(Job.study_id.in_(ids))
+    return _united(seen, ids, received, results)
+
+
+def _united(seen: Seen, ids: Sequence[int], *statements: Any) -> dict[int, list[str]]:
+    """Per study the distinct words that the statements give, sorted."""
+    found: dict[int, set[str]] = {id: set() for id in ids}
+    for statement in statements:
+        for study, word in seen.session.execute(statement.distinct()):
+            found[study] |= {word} if word else set()
+    return {study: sorted(words) for study, words in found.items()}
+
+
+_OF_STUDIES: Mapping[str, Callable[[Seen, Sequence[int]], Mapping[int, Any]]] = {
+    "ModalitiesInStudy": _modalities,
+    "SOPClassesInStudy": _classes,
+    "NumberOfStudyRelatedSeries": _series,
+    "NumberOfStudyRelatedInstances": _instances,
+}
