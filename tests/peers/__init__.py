@@ -1,10 +1,11 @@
-"""Real peers for tests, on loopback: Orthanc, DCMTK's storescp, and the node itself, each a process of its own.
+"""Real peers for tests, on loopback: Orthanc, DCMTK's storescp and dcmqrscp, and the node itself, each a process of its own.
 
 Each is a context manager that starts the process, waits until it answers, and stops it by its process id. A test asks
 for one by a fixture of ``tests/peers/fixtures.py``; where the program is not installed, the test is skipped.
 """
 
 from tests.peers.answering import Answering
+from tests.peers.dcmqrscp import QueryScp
 from tests.peers.files import write_instance, write_result
 from tests.peers.nodes import Node, a_route, write_config
 from tests.peers.orthanc import Orthanc
@@ -15,6 +16,7 @@ __all__ = [
     "Answering",
     "Node",
     "Orthanc",
+    "QueryScp",
     "StoreScp",
     "a_route",
     "free_port",

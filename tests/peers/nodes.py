@@ -32,6 +32,7 @@ _HASTE: dict[str, dict[str, Any]] = {
     "node": {"host": "127.0.0.1", "port": 0, "network_timeout_s": 10},
     "completion": {"quiet_s": 0.5},
     "spool": {"min_free_gb": 0.0, "refuse_at_percent": 100},
+    "web": {"port": 0},
     "worker": {"device": "cpu", "poll_s": 0.1, "backoff_s": 0.1},
     "delivery": {"backoff_s": 0.2, "backoff_max_s": 1, "breaker_open_s": 0.5},
 }
@@ -161,7 +162,7 @@ class Node:
 
 def _table(heading: str, values: dict[str, Any] | Peer) -> list[str]:
     if isinstance(values, Peer):
-        values = values.model_dump(include={"name", "ae_title", "host", "port"})
+        values = values.model_dump(mode="json", exclude_none=True)
     return [heading, *(f"{key} = {_toml(value)}" for key, value in values.items())]
 
 

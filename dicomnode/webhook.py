@@ -1,0 +1,74 @@
+"""One notification by a POST to a web address."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+from dicomnode.errors import NotSent
+
+__all__ = ["headers", "place", "post", "signature"]
+
+
+def signature(body: bytes, secret: bytes) -> str:
+    """What the header ``Dicomnode-Signature`` says: HMAC-SHA256 (RFC 2104) over the body's bytes."""
+    return f"sha256={hmac.new(secret, body, hashlib.sha256).hexdigest()}"
+
+
+def headers(event: str, event_id: str, body: bytes, secret: bytes | None) -> dict[str, str]:
+    """The same event has the same ID, by which a receiver knows what it has got before."""
+    stated = {"Content-Type": "application/json", "User-Agent": "dicomnode"}
+    stated |= {"Dicomnode-Event": event, "Dicomnode-Event-Id": event_id}
+    return stated if secret is None else stated | {"Dicomnode-Signature": signature(body, secret)}
+
+
+def post(url: str, body: bytes, stated: Mapping[str, str], *, timeout_s: float, ca_file: Path | None) -> None:
+    """Any 2xx is success, nothing else, and a redirection is not followed. Raises NotSent."""
+    request = urllib.request.Request(url, data=body, headers=dict(stated), method="POST")
+    tls = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file))
+    try:
+        with urllib.request.build_opener(tls, _NoRedirection).open(request, timeout=timeout_s):
+            return
+    except urllib.error.HTTPError as error:
+        error.close()
+        more = ", a redirection, which is not followed" if 300 <= error.code < 400 else ""
+        raise NotSent(f"{place(url)} answers {error.code}{more}", reached=True) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise NotSent(f"{place(url)}: {_why(error)}", reached=False) from None
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """What is for one host is not for another."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> None:
+        return None
+
+
+def place(url: str) -> str:
+    """The host: a path may be a secret."""
+    return urlsplit(url).netloc
+
+
+def _why(error: Exception) -> str:
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"certificate not trusted: {cause.verify_message}"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return type(cause).__name__

@@ -1,0 +1,110 @@
+"""An SMTP server of the test's own, with just what a client of RFC 5321 needs, on a free port of loopback."""
+
+from __future__ import annotations
+
+import base64
+import email
+import socketserver
+import ssl
+import threading
+from email import policy
+from email.message import EmailMessage
+from typing import Any, Self, cast
+
+__all__ = ["Mailbox"]
+
+
+class Mailbox:
+    """``with Mailbox() as box:`` what it takes lies in ``mails`` as parsed and in ``raw`` as sent.
+
+    ``tls``: it offers STARTTLS. ``login``: user and password that it asks for. ``refuse``: recipients that it does not
+    take. ``silent``: it hangs up instead of acknowledging a mail that it has read.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        login: tuple[str, str] | None = None,
+        refuse: tuple[str, ...] = (),
+        silent: bool = False,
+    ) -> None:
+        self.tls, self.login, self.refuse, self.silent = tls, login, refuse, silent
+        self.raw: list[bytes] = []
+        self.commands: list[str] = []
+        self._server = _Server(("127.0.0.1", port), _Conversation)
+        self._server.box = self
+        self.port: int = self._server.server_address[1]
+
+    @property
+    def mails(self) -> list[EmailMessage]:
+        return [email.message_from_bytes(raw, policy=policy.default) for raw in self.raw]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    box: Mailbox
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that does not trust the certificate hangs up."""
+
+
+class _Conversation(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        box = cast(_Server, self.server).box
+        known, secure = box.login is None, False
+        self.say("220 ready")
+        while line := self.rfile.readline():
+            words = line.decode().rstrip("\r\n")
+            box.commands.append(words)
+            verb = words.split(" ")[0].upper()
+            if verb in ("EHLO", "HELO"):
+                offers = ["mailbox"] + ["STARTTLS"] * bool(box.tls and not secure) + ["AUTH PLAIN"] * bool(box.login)
+                for number, offer in enumerate(offers, 1):
+                    self.say(f"250{'-' if number < len(offers) else ' '}{offer}")
+            elif verb == "STARTTLS" and box.tls:
+                self.say("220 go on")
+                self.request = box.tls.wrap_socket(self.request, server_side=True)
+                self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb")
+                secure = True
+            elif verb == "AUTH" and box.login:
+                said = base64.b64decode(words.split(" ")[2]).decode().split("\0")
+                known = (said[1], said[2]) == box.login
+                self.say("235 welcome" if known else "535 no")
+            elif not known:
+                self.say("530 who is there")
+            elif verb == "RCPT" and any(address in words for address in box.refuse):
+                self.say("550 nobody of that name")
+            elif verb == "DATA":
+                self.say("354 go on")
+                if not self.take(box):
+                    return
+            else:
+                self.say("221 bye" if verb == "QUIT" else "250 fine")
+
+    def finish(self) -> None:
+        super().finish()
+        self.request.close()  # the one of TLS, too
+
+    def take(self, box: Mailbox) -> bool:
+        lines = []
+        while (line := self.rfile.readline()) not in (b".\r\n", b""):
+            lines.append(line.removeprefix(b".") if line.startswith(b"..") else line)
+        box.raw.append(b"".join(lines))
+        if not box.silent:
+            self.say("250 taken")
+        return not box.silent
+
+    def say(self, words: str) -> None:
+        self.wfile.write(f"{words}\r\n".encode())
+        self.wfile.flush()
