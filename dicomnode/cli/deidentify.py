@@ -1,0 +1,103 @@
+"""``dicomnode deidentify``: copies of files and folders by a profile of node.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dicomnode.cli import context
+
+if TYPE_CHECKING:
+    from dicomnode.config import Config
+    from dicomnode.deidentify.copying import Deidentifier
+    from dicomnode.deidentify.defacing import FaceOfSeries
+
+__all__ = ["deidentify"]
+
+
+def deidentify(
+    ctx: typer.Context,
+    in_path: Annotated[Path, typer.Argument(exists=True, metavar="IN", help="Folder with DICOM files, or one file.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the copies.")],
+    profile: Annotated[str, typer.Option(metavar="NAME", help="A [[deidentify]] of the configuration.")],
+    as_json: context.AsJson = False,
+) -> None:
+    """Copy DICOM files without what identifies the patient (PS3.15 Basic Profile); the files stay as they are."""
+    from dicomnode import peers
+    from dicomnode.deidentify import copying
+
+    config = context.config(ctx)
+    deidentifier = copying.opened(config, profile)
+    files = list(peers.dicom_files([in_path]))
+    if not files:
+        raise typer.BadParameter(f"no DICOM file below {in_path}", param_hint="IN")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    rows = [row for series in _series(files) for row in _copied(series, out_dir, deidentifier, config)]
+    refused = [row for row in rows if row["outcome"] != "copied"]
+    if as_json:
+        context.print_json(rows)
+    else:
+        print(f"{len(rows) - len(refused)} copied to {out_dir}, {len(refused)} refused")
+        for row in refused:
+            typer.echo(f"{row['source']}: {row['text']}", err=True)
+    if refused:
+        raise typer.Exit(1)
+
+
+def _series(files: Sequence[Path]) -> list[list[Path]]:
+    """Files together that are of one series; what cannot be read is by itself, to be refused."""
+    from dicomnode import headers
+    from dicomnode.errors import NodeError
+
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        try:
+            uid = headers.read(file).series_uid
+        except NodeError:
+            uid = ""
+        found.setdefault(uid or str(file), []).append(file)
+    return list(found.values())
+
+
+def _copied(
+    files: Sequence[Path], out_dir: Path, deidentifier: Deidentifier, config: Config
+) -> Iterator[dict[str, Any]]:
+    from dicomnode.errors import InputRefused, NotAllowed
+    from pipelines.contract import Refused
+
+    try:
+        face = _face(files, deidentifier, config)
+    except (InputRefused, Refused) as refusal:
+        yield from ({"source": str(file), "outcome": "refused", "file": "", "text": str(refusal)} for file in files)
+        return
+    made: set[Path] = set()
+    for file in files:
+        told = {"source": str(file), "outcome": "copied", "file": "", "text": ""}
+        try:
+            ds = deidentifier.read(file, face)
+            target = out_dir / f"{ds.SOPInstanceUID}.dcm"
+            if target in made:
+                raise InputRefused("another file of the series has the same SOP Instance UID")
+            made.add(target)
+            ds.save_as(target, enforce_file_format=True)
+            yield told | {"file": str(target)}
+        except (InputRefused, NotAllowed) as refusal:
+            yield told | {"outcome": "refused", "text": str(refusal)}
+
+
+def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> FaceOfSeries | None:
+    """Where the face is in an MR series that may show one, if the profile wants none."""
+    from dicomnode import frames, processing
+    from dicomnode.deidentify import faces
+
+    if not deidentifier.profile.deface:
+        return None
+    header = frames.header(files[0])
+    if header.get("Modality") != "MR" or not faces.may_show_a_face(header):
+        return None
+    from dicomnode.deidentify import defacing
+
+    return defacing.series(files, processing.model_named("anatomy", config))

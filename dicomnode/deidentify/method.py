@@ -1,0 +1,74 @@
+"""What a copy says of how it was de-identified (PS3.15 E.1.1 and E.3, codes of PS3.16 CID 7050)."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from pydicom.dataset import Dataset
+
+from dicomnode.deidentify.profile import DeidentifyConfig
+from dicomnode.deidentify.table import EDITION
+
+__all__ = ["state", "states"]
+
+_BASIC = ("113100", "Basic Application Confidentiality Profile")
+_FACES = ("113102", "Clean Recognizable Visual Features Option")
+_STRUCTURED = ("113104", "Clean Structured Content Option")
+_DESCRIPTORS = ("113105", "Clean Descriptors Option")
+_DATES = ("113107", "Retain Longitudinal Temporal Information Modified Dates Option")
+_PATIENT = ("113108", "Retain Patient Characteristics Option")
+_DEVICE = ("113109", "Retain Device Identity Option")
+_UIDS = ("113110", "Retain UIDs Option")
+_PRIVATE = ("113111", "Retain Safe Private Option")
+_INSTITUTION = ("113112", "Retain Institution Identity Option")
+
+
+def state(ds: Dataset, profile: DeidentifyConfig, *, ours: bool) -> None:
+    """Written last; codes of an earlier de-identification stay before ours."""
+    ds.PatientIdentityRemoved = "YES"
+    ds.DeidentificationMethod = [_program(), _by(profile.name), f"PS3.15 Table E.1-1 of {EDITION}"]
+    ds.LongitudinalTemporalInformationModified = "MODIFIED" if profile.dates == "shift" else "REMOVED"
+    earlier = list(ds.get("DeidentificationMethodCodeSequence") or [])
+    stated = {str(item.get("CodeValue")) for item in earlier}
+    codes = [_code(*each) for each in _codes(ds, profile, ours=ours) if each[0] not in stated]
+    ds.DeidentificationMethodCodeSequence = [*earlier, *codes]
+
+
+def states(ds: Dataset, profile_name: str) -> bool:
+    """Whether it says that it is a copy by that profile."""
+    methods = ds.get("DeidentificationMethod") or []
+    methods = [methods] if isinstance(methods, str) else methods
+    return bool(ds.get("PatientIdentityRemoved") == "YES" and _by(profile_name) in list(methods))
+
+
+def _codes(ds: Dataset, profile: DeidentifyConfig, *, ours: bool) -> list[tuple[str, str]]:
+    chosen = {
+        _BASIC: True,
+        _FACES: ds.get("RecognizableVisualFeatures") == "NO" and profile.deface,
+        _STRUCTURED: "ContentSequence" in ds,
+        _DESCRIPTORS: profile.clean_descriptors or ours,
+        _DATES: profile.dates == "shift",
+        _PATIENT: profile.patient_characteristics,
+        _DEVICE: profile.device,
+        _UIDS: profile.retain_uids,
+        _PRIVATE: profile.private == "safe" or ours,
+        _INSTITUTION: profile.institution,
+    }
+    return [code for code, on in chosen.items() if on]
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item
+
+
+def _by(profile_name: str) -> str:
+    return f"profile {profile_name}"
+
+
+def _program() -> str:
+    try:
+        return f"dicomnode {version('dicomnode')}"[:64]
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "dicomnode"

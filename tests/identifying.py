@@ -1,0 +1,95 @@
+"""What identifies a patient in a data set, and whether any of it is in the bytes of another; profiles to try."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+from dicomnode.config import Config
+from dicomnode.deidentify.copying import Deidentifier
+from dicomnode.deidentify.profile import DeidentifyConfig
+from dicomnode.deidentify.secret import Secret
+
+__all__ = ["configured", "deidentifier", "left", "write_profile"]
+
+_BULK = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "SpectroscopyData")
+_IDENTIFIERS = frozenset({
+    "PatientID", "AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddress", "StationName",
+    "DeviceSerialNumber", "OtherPatientIDs", "PerformedProcedureStepID", "RequestedProcedureID",
+})  # fmt: skip
+_STAYS = frozenset({"CodingSchemeUID", "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "SeriesNumber"})
+"""What no profile touches: code systems, equipment and numbers; a value that stands there is no find."""
+_WORDS = frozenset({"patient", "test"})
+"""Parts of names of the kit's files that are words of codes and descriptions, too."""
+
+
+def deidentifier(key: bytes = b"sixteen bytes or more", map_file: Path | None = None, **options: Any) -> Deidentifier:
+    """A profile named "research" with these options."""
+    profile = DeidentifyConfig(name="research", key_file=Path("research.key"), **options)
+    return Deidentifier(profile, Secret(key), map_file)
+
+
+def write_profile(folder: Path, **options: Any) -> DeidentifyConfig:
+    """The same with its key in a file beside the configuration."""
+    key = folder / "research.key"
+    key.touch(0o600)
+    key.write_bytes(b"sixteen bytes or more")
+    return DeidentifyConfig(name="research", key_file=key, **options)
+
+
+def left(original: Dataset, copy: Dataset) -> set[str]:
+    """Names, identifiers, dates and UIDs of the original that stand in the encoded copy, its pixels aside."""
+    content = _without_bulk(copy)
+    staying = [str(element.value) for element in copy.iterall() if element.keyword in _STAYS]
+    found = {value for value in _identifying(original) if _encoded(value) & _substrings(content, value)}
+    return {value for value in found if not any(value in each for each in staying)}
+
+
+def _substrings(content: bytes, value: str) -> set[bytes]:
+    return {each for each in _encoded(value) if each in content}
+
+
+def _encoded(value: str) -> set[bytes]:
+    return {value.encode(each, "replace") for each in ("utf-8", "latin-1", "iso2022_jp", "euc_kr") if value}
+
+
+def _without_bulk(ds: Dataset) -> bytes:
+    header = Dataset()
+    header.update({tag: ds[tag] for tag in ds.keys() if ds[tag].keyword not in _BULK})  # noqa: SIM118
+    buffer = io.BytesIO()
+    header.save_as(buffer, implicit_vr=False, little_endian=True)
+    return buffer.getvalue()
+
+
+def _identifying(ds: Dataset) -> set[str]:
+    return {value for value in _values(ds) if "?" not in value}
+
+
+def _values(ds: Dataset) -> Iterator[str]:
+    for element in ds.iterall():
+        if element.is_empty or element.VR in ("SQ", "UN"):
+            continue
+        for value in element.value if isinstance(element.value, MultiValue) else [element.value]:
+            text = str(value)
+            if element.VR == "PN":
+                yield from (
+                    part
+                    for part in text.replace("=", "^").split("^")
+                    if len(part) >= 3 and part.casefold() not in _WORDS
+                )
+            elif element.VR == "UI" and not text.startswith("1.2.840.10008."):
+                yield text
+            elif element.VR in ("DA", "DT") and len(text) >= 8:
+                yield text[:8]
+            elif element.keyword in _IDENTIFIERS and len(text) >= 4:
+                yield text
+
+
+def configured(folder: Path, **options: Any) -> Config:
+    """A node's configuration in ``folder`` with the profile."""
+    return Config(path=folder / "node.toml", deidentify=(write_profile(folder, **options),))
