@@ -151,12 +151,18 @@ class Code:
 
 @dataclass(frozen=True)
 class Image:
-    """A generated or reconstructed image series, to be stored clean and with the synthetic label in its pixels."""
+    """A generated or reconstructed image series, to be stored clean and with the synthetic label in its pixels.
+
+    ``modality``: "PT" or "MR" where the image shows what the input's own scan measured, of the same tracer or from its
+    own k-space, and in the same quantity; it may then be stored as an object of that modality and be compared with the
+    input. Empty for anything that a model made of another contrast or modality.
+    """
 
     name: str
     volume: Volume
     description: str
     slice_thickness_mm: float
+    modality: str = ""
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
     return [
         Image(
             name, image, _titled(k, f"MR reconstruction with a diffusion prior ({options.solver})"),
-            k.slice_thickness_mm,
+            k.slice_thickness_mm, modality="MR",
         ),
         ParametricMap(
             _words("standard deviation", k), sd, STANDARD_DEVIATION,

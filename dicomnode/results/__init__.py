@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,10 @@ from pipelines.contract import Finding, Grid, Image, Measurement, ParametricMap,
 from pipelines.quality import Outcome, Verdict
 
 if TYPE_CHECKING:
-    from dicomnode.config import ResultsConfig
+    from dicomnode.preferences import ImageKind, ResultsConfig
+    from dicomnode.results.page import Page
 
-__all__ = ["Provenance", "refusal", "write"]
+__all__ = ["Provenance", "key_note", "refusal", "write"]
 
 _SAME_PLACE_MM = 1e-3
 
@@ -33,6 +36,7 @@ def write(
     verdict: Verdict = Verdict(),
     doubts: Sequence[str] = (),
     priors: Sequence[Dataset] = (),
+    page: Page | None = None,
 ) -> list[Dataset]:
     """Data sets with file meta information, ready to save; a series for each image variant, map and segmentation, and
     one for the report.
@@ -42,43 +46,34 @@ def write(
     The report (``config.report``) holds every measurement and note, the gate's ``verdict`` and the ``doubts`` about the
     input; measurements of the whole result stand in the header of every object, those of regions only where no report
     is written. ``sources``: the headers of all inputs of the study, pixels or payload not needed; ``priors``:
-    those of earlier examinations. Raises ``GeometryError`` or
-    ``InputRefused``.
+    those of earlier examinations; ``page``: the drawn report (``config.report_page``). A held result has a Key Object
+    note (``config.key_object``). Raises ``GeometryError`` or ``InputRefused``.
     """
-    from dicomnode.results import parametric, planes, seg, sr  # highdicom: the gate before the wire does without it
+    from dicomnode.results import key_object, sr  # highdicom: the gate before the wire does without it
+    from dicomnode.results import page as pages
 
     measurements = tuple(
         finding for finding in findings if isinstance(finding, Measurement) and not (finding.group and config.report)
     )
     context = Context(tuple(sources), provenance, measurements, config, now, tuple(priors))
-    written: list[Dataset] = []
-    images: list[tuple[Image, list[Dataset]]] = []
+    numbers = itertools.count(config.series_number_base)
+    images = _images(findings, context, numbers)
+    written = [ds for shown in images for ds in shown.instances]
     masks: list[tuple[Segmentation, Dataset]] = []
-    series = 0
-    for picture in (finding for finding in findings if isinstance(finding, Image)):
-        for labelled in [False] * config.clean + [True] * config.labelled:
-            instances = image.write(picture, context, config.series_number_base + series, labelled=labelled)
-            images.append((picture, instances))
-            written += instances
-            series += 1
     for finding in findings:
-        if not isinstance(finding, ParametricMap | Segmentation):
-            continue
-        grid = finding.grid if isinstance(finding, Segmentation) else finding.volume.grid
-        on = _image_on(grid, images, finding.of) or planes.shown_by(sources, grid)
-        if not on:
-            where = f"its grid of {grid.shape}, and no series of the sources"
-            raise GeometryError(f"result '{finding.name}': no result image lies on {where}")
-        number = config.series_number_base + series
-        series += 1
-        if isinstance(finding, ParametricMap):
-            written.append(parametric.write(finding, context, number, on))
-        else:
-            masks.append((finding, seg.write(finding, context, number, on)))
-            written.append(masks[-1][1])
+        if isinstance(finding, ParametricMap | Segmentation):
+            written.append(_overlay(finding, images, context, next(numbers)))
+            if isinstance(finding, Segmentation):
+                masks.append((finding, written[-1]))
     if config.report:
         made = sr.Written(tuple(written), tuple(masks))
-        written.append(sr.write(findings, made, context, config.series_number_base + series, verdict, doubts))
+        written.append(sr.write(findings, made, context, next(numbers), verdict, doubts))
+    if page is not None:
+        drawn = pages.write(page, context, next(numbers))
+        written += drawn
+        numbers = itertools.count(config.series_number_base + len({ds.SeriesInstanceUID for ds in written}))
+    if config.key_object and verdict.outcome is Outcome.HOLD:
+        written.append(key_object.write(verdict, context, next(numbers)))
     return written
 
 
@@ -97,12 +92,76 @@ def refusal(
     return sr.write((), sr.Written(), context, config.series_number_base, Verdict(Outcome.REFUSE, (reason,)))
 
 
-def _image_on(grid: Grid, images: Sequence[tuple[Image, list[Dataset]]], name: str) -> list[Dataset]:
+def key_note(
+    reason: str, sources: Sequence[Dataset], provenance: Provenance, config: ResultsConfig, now: datetime
+) -> Dataset:
+    """The same as a Key Object note on the sources, which a viewer's study list shows."""
+    from dicomnode.results import key_object
+
+    context = Context(tuple(sources), provenance, (), config, now)
+    return key_object.write(Verdict(Outcome.REFUSE, (reason,)), context, config.series_number_base + 1)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A series of an image; ``variant``: in what form, empty for the clean multi-frame one."""
+
+    picture: Image
+    instances: list[Dataset]
+    variant: str
+
+
+def _images(findings: Sequence[Finding], context: Context, numbers: Iterator[int]) -> list[_Shown]:
+    shown = []
+    for picture in (finding for finding in findings if isinstance(finding, Image)):
+        for labelled in [False] * context.config.clean + [True] * context.config.labelled:
+            kind = _kind(picture, context, labelled=labelled)
+            instances = _image(picture, context, next(numbers), kind, labelled=labelled)
+            words = [word for word in ("labelled" * labelled, "" if kind == "multiframe" else kind) if word]
+            shown.append(_Shown(picture, instances, "".join(f"/{word}" for word in words)))
+    return shown
+
+
+def _kind(picture: Image, context: Context, *, labelled: bool) -> ImageKind:
+    """What the configuration asks for, unless that would not be honest or could not hold the label."""
+    from dicomnode.results import modality
+
+    wanted = context.config.image_kind
+    honest = wanted != "modality" or modality.possible(picture, context)
+    return wanted if honest and not labelled else context.config.secondary_kind
+
+
+def _image(picture: Image, context: Context, number: int, kind: ImageKind, *, labelled: bool) -> list[Dataset]:
+    from dicomnode.results import modality, parametric
+
+    if kind == "modality":
+        return modality.write(picture, context, number)
+    if kind == "parametric":
+        return [parametric.of_image(picture, context, number)]
+    return image.write(picture, context, number, labelled=labelled, single=kind == "single")
+
+
+def _overlay(finding: ParametricMap | Segmentation, images: Sequence[_Shown], context: Context, number: int) -> Dataset:
+    from dicomnode.results import parametric, planes, seg
+
+    grid = finding.grid if isinstance(finding, Segmentation) else finding.volume.grid
+    shown = _image_on(grid, images, finding.of)
+    instances = shown.instances if shown else planes.shown_by(context.sources, grid)
+    if not instances:
+        where = f"its grid of {grid.shape}, and no series of the sources"
+        raise GeometryError(f"result '{finding.name}': no result image lies on {where}")
+    variant = shown.variant if shown else ""
+    if isinstance(finding, ParametricMap):
+        return parametric.write(finding, context, number, instances, variant)
+    return seg.write(finding, context, number, instances, variant)
+
+
+def _image_on(grid: Grid, images: Sequence[_Shown], name: str) -> _Shown | None:
     """The image of that name on the grid, or the first there where no name is given."""
-    for picture, instances in images:
-        other = picture.volume.grid
-        if name not in ("", picture.name):
+    for shown in images:
+        other = shown.picture.volume.grid
+        if name not in ("", shown.picture.name):
             continue
         if other.shape == grid.shape and np.allclose(other.affine_mm, grid.affine_mm, rtol=0, atol=_SAME_PLACE_MM):
-            return instances
-    return []
+            return shown
+    return None

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pydicom.config import RAISE
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, Comprehensive3DSRStorage, RawDataStorage, SegmentationStorage
+from pydicom.uid import (
+    UID,
+    Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    KeyObjectSelectionDocumentStorage,
+    RawDataStorage,
+    SegmentationStorage,
+)
 from pydicom.valuerep import validate_value
 
 from dicomnode import part10, uids
@@ -20,16 +27,19 @@ from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
 
 if TYPE_CHECKING:
-    from dicomnode.config import ResultsConfig
+    from dicomnode.preferences import ResultsConfig
 
 __all__ = [
+    "DOCUMENTS",
     "MANUFACTURER",
     "SYNTHESIZING_EQUIPMENT",
     "Context",
     "Series",
     "code",
     "complete",
+    "document_of",
     "instance_of",
+    "name_sources",
     "nameless",
     "reference",
 ]
@@ -48,6 +58,9 @@ _KEPT = (
     "StudyDescription", "BodyPartExamined", "Laterality", "PatientPosition", "PositionReferenceIndicator",
     "TimezoneOffsetFromUTC",
 )  # fmt: skip
+DOCUMENTS = frozenset({Comprehensive3DSRStorage, KeyObjectSelectionDocumentStorage, EncapsulatedPDFStorage})
+"""Trees of words and numbers, or pages of them: neither pixels nor a place in the patient."""
+_OF_A_DOCUMENT = ("series_instance_uid", "series_number", "sop_instance_uid", "instance_number", "manufacturer")
 _OF_IMAGES = ("BodyPartExamined", "Laterality", "PatientPosition", "PositionReferenceIndicator")
 _TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
@@ -113,13 +126,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Series:
-    """One result series: ``name`` tells it from others of the job, ``derivation`` is its Derivation Code."""
+    """One result series: ``name`` tells it from others of the job, ``derivation`` is its Derivation Code, which a
+    document has not."""
 
     name: str
     number: int
     description: str
     explanation: str
-    derivation: tuple[str, str, str]
+    derivation: tuple[str, str, str] = ("", "", "")
     derived_from: Sequence[Dataset] = ()
 
 
@@ -154,6 +168,11 @@ def instance_of(context: Context, name: str, number: int) -> dict[str, Any]:
     }
 
 
+def document_of(context: Context, name: str, number: int) -> dict[str, Any]:
+    """The same for a document, which has no equipment of its own module."""
+    return {key: value for key, value in instance_of(context, name, number).items() if key in _OF_A_DOCUMENT}
+
+
 def nameless(images: Sequence[Dataset], context: Context) -> list[Dataset]:
     """The headers as highdicom should see them: it quotes names that it finds odd in warnings, checks character sets,
     and wants a frame of reference. ``complete`` puts in what is left out here.
@@ -179,30 +198,33 @@ def complete(ds: Dataset, context: Context, series: Series) -> None:
     _identify(ds, context, series)
     _equip(ds, context)
     _mark(ds, context)
-    if not _is_report(ds):
-        _place(ds, context, series)
+    if "ImageOrientationPatient" in ds or "SharedFunctionalGroupsSequence" in ds:
+        ds.FrameOfReferenceUID = context.frame_of_reference_uid
+        _organize(ds, context.uid("dimensions", series.name))
+    if not _is_document(ds):
+        _say_laterality(ds)
         _derive(ds, context, series)
-    record(ds, context.provenance, context.measurements, comments=not _is_report(ds))
+    record(ds, context.provenance, context.measurements, comments=not _is_document(ds))
     if ds.SpecificCharacterSet is None:
         del ds.SpecificCharacterSet
     part10.describe(ds)
 
 
-def _is_report(ds: Dataset) -> bool:
-    """A report has a tree of words and numbers, and neither pixels nor a place in the patient."""
-    return bool(ds.SOPClassUID == Comprehensive3DSRStorage)
+def _is_document(ds: Dataset) -> bool:
+    return ds.SOPClassUID in DOCUMENTS
 
 
 def _words(ds: Dataset) -> list[str]:
-    """Those of a report's tree."""
-    if not _is_report(ds):
+    """Those of a document's tree, and its title."""
+    if not _is_document(ds):
         return []
-    return [str(element.value) for element in ds.iterall() if element.keyword in ("TextValue", "CodeMeaning")]
+    words = ("TextValue", "CodeMeaning", "DocumentTitle")
+    return [str(element.value) for element in ds.iterall() if element.keyword in words]
 
 
 def _identify(ds: Dataset, context: Context, series: Series) -> None:
     source = context.sources[0]
-    left_out = _OF_IMAGES if _is_report(ds) else ()
+    left_out = _OF_IMAGES if _is_document(ds) else ()
     for keyword in (each for each in _KEPT if each not in left_out):
         if keyword in source and not _may_stand(source[keyword]):
             ds.pop(keyword, None)
@@ -237,12 +259,6 @@ def _may_stand(element: DataElement) -> bool:
     return True
 
 
-def _place(ds: Dataset, context: Context, series: Series) -> None:
-    _say_laterality(ds)
-    ds.FrameOfReferenceUID = context.frame_of_reference_uid
-    _organize(ds, context.uid("dimensions", series.name))
-
-
 def _say_laterality(ds: Dataset) -> None:
     """PS3.3 C.7.3.1: type 2C, empty only where a paired body part cannot be ruled out; not in a segmentation."""
     if ds.get("Laterality"):
@@ -255,7 +271,7 @@ def _say_laterality(ds: Dataset) -> None:
 
 def _organize(ds: Dataset, uid: UID) -> None:
     """highdicom draws the UID of the dimension organization at random; a retry shall make the same."""
-    for item in (*ds.DimensionOrganizationSequence, *ds.DimensionIndexSequence):
+    for item in (*ds.get("DimensionOrganizationSequence", ()), *ds.get("DimensionIndexSequence", ())):
         item.DimensionOrganizationUID = uid
 
 
@@ -281,7 +297,7 @@ def _mark(ds: Dataset, context: Context) -> None:
     equipment.SoftwareVersions = list(ds.SoftwareVersions)
     equipment.DeviceSerialNumber = ds.DeviceSerialNumber
     equipment.ContributionDateTime = context.now.strftime("%Y%m%d%H%M%S%z")
-    done = "Reported" if _is_report(ds) else "Pixels synthesised"
+    done = "Reported" if _is_document(ds) else "Pixels synthesised"
     equipment.ContributionDescription = _cut(
         f"{done} by {made_by.pipeline} with model {made_by.model_name} {made_by.model_version}, weights "
         f"SHA-256 {made_by.model_digest}, seed {made_by.seed}, on {made_by.device}",
@@ -298,16 +314,21 @@ def _derive(ds: Dataset, context: Context, series: Series) -> None:
         "ST",
     )
     ds.DerivationCodeSequence = [code(*series.derivation)]
-    sources = list({source.SOPInstanceUID: source for source in (*context.inputs, *series.derived_from)}.values())
-    images = [reference(source) for source in sources if source.SOPClassUID != RawDataStorage]
-    others = [reference(source) for source in sources if source.SOPClassUID == RawDataStorage]
+    name_sources(ds, (*context.inputs, *series.derived_from))
+    if other_studies := _studies_of(context.priors, str(ds.StudyInstanceUID)):
+        ds.StudiesContainingOtherReferencedInstancesSequence = other_studies  # PS3.3 C.12.2
+
+
+def name_sources(ds: Dataset, sources: Sequence[Dataset]) -> None:
+    """Each once, images and others in their own sequences."""
+    named = list({source.SOPInstanceUID: source for source in sources}.values())
+    images = [reference(source) for source in named if source.SOPClassUID != RawDataStorage]
+    others = [reference(source) for source in named if source.SOPClassUID == RawDataStorage]
     for keyword, items in (("SourceImageSequence", images), ("SourceInstanceSequence", others)):
         if items:
             setattr(ds, keyword, items)
         elif keyword in ds:
             delattr(ds, keyword)
-    if other_studies := _studies_of(context.priors, str(ds.StudyInstanceUID)):
-        ds.StudiesContainingOtherReferencedInstancesSequence = other_studies  # PS3.3 C.12.2
 
 
 def _studies_of(instances: Sequence[Dataset], study_uid: str) -> list[Dataset]:

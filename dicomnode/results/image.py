@@ -21,7 +21,7 @@ from dicomnode.results.header import Context, Series, complete
 from dicomnode.results.lattice import Lattice, decimal, lattice_of
 from pipelines.contract import Image
 
-__all__ = ["DERIVATION", "write"]
+__all__ = ["DERIVATION", "checked", "show", "window_of", "write"]
 
 DERIVATION = ("SYNTHESIS", "99DICOMNODE", "Image computed by a trained generative model")
 _WHITE = 65535
@@ -42,17 +42,13 @@ class _Stored:
     window: tuple[float, float]
 
 
-def write(image: Image, context: Context, number: int, *, labelled: bool) -> list[Dataset]:
+def write(image: Image, context: Context, number: int, *, labelled: bool, single: bool = False) -> list[Dataset]:
     """The instances of one series, one or one per slice: clean, or labelled in a band of new rows below the anatomy.
 
     Raises ``GeometryError`` or ``InputRefused`` for what cannot be stored truly.
     """
     lattice = lattice_of(image.volume.grid)
-    if image.volume.data.shape != image.volume.grid.shape:
-        raise InputRefused(
-            f"result '{image.name}': array {image.volume.data.shape} on a grid of {image.volume.grid.shape}"
-        )
-    stored = _quantised(image.name, lattice.arrange(image.volume.data))
+    stored = _quantised(lattice.arrange(checked(image)))
     frames = label.enlarge(stored.frames, _ink(stored)) if labelled else stored.frames
     kind = "labelled" if labelled else "clean"
     ds = Dataset()
@@ -67,8 +63,19 @@ def write(image: Image, context: Context, number: int, *, labelled: bool) -> lis
     _functional_groups(ds, lattice, image.slice_thickness_mm)
     words = f"{image.description} (labelled)" if labelled else image.description
     note = " The label lies in added rows below the image." if labelled else ""
-    complete(ds, context, Series(f"{image.name}/{kind}", number, words, f"{image.description}.{note}", DERIVATION))
-    return [ds] if context.config.image_kind == "multiframe" else _slices(ds, context, f"{image.name}/{kind}")
+    name = f"{image.name}/{kind}/single" if single else f"{image.name}/{kind}"
+    complete(ds, context, Series(name, number, words, f"{image.description}.{note}", DERIVATION))
+    return _slices(ds, context, name) if single else [ds]
+
+
+def checked(image: Image) -> NDArray[np.float32]:
+    """The array (k, j, i). Raises InputRefused unless it fits its grid and all of it are numbers."""
+    data = image.volume.data
+    if data.shape != image.volume.grid.shape:
+        raise InputRefused(f"result '{image.name}': array {data.shape} on a grid of {image.volume.grid.shape}")
+    if not np.isfinite(data).all():
+        raise InputRefused(f"result '{image.name}': {int((~np.isfinite(data)).sum())} voxels are not finite numbers")
+    return data
 
 
 def _slices(ds: Dataset, context: Context, name: str) -> list[Dataset]:
@@ -94,14 +101,17 @@ def _slices(ds: Dataset, context: Context, name: str) -> list[Dataset]:
     return slices
 
 
-def _quantised(name: str, data: NDArray[np.float32]) -> _Stored:
-    if not np.isfinite(data).all():
-        raise InputRefused(f"result '{name}': {int((~np.isfinite(data)).sum())} voxels are not finite numbers")
+def _quantised(data: NDArray[np.float32]) -> _Stored:
     low, high = float(data.min()), float(data.max())
     slope, intercept = decimal((high - low) / _WHITE if high > low else 1.0), decimal(low)
     values = np.round((data.astype(np.float64) - float(intercept)) / float(slope))
-    window = tuple(float(value) for value in np.percentile(data, _WINDOW_PERCENTILES))
-    return _Stored(np.clip(values, 0, _WHITE).astype(np.uint16), slope, intercept, (window[0], window[1]))
+    return _Stored(np.clip(values, 0, _WHITE).astype(np.uint16), slope, intercept, window_of(data))
+
+
+def window_of(data: NDArray[np.float32]) -> tuple[float, float]:
+    """What is shown as black and as white."""
+    dark, bright = (float(value) for value in np.percentile(data, _WINDOW_PERCENTILES))
+    return dark, bright
 
 
 def _ink(stored: _Stored) -> int:
@@ -118,12 +128,17 @@ def _pixels(ds: Dataset, frames: NDArray[np.uint16], stored: _Stored, unit: str)
     ds.PresentationLUTShape = "IDENTITY"
     ds.RescaleIntercept, ds.RescaleSlope = stored.intercept, stored.slope
     ds.RescaleType = "US" if unit == "1" else unit
-    low, high = stored.window
-    ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2), decimal(max(high - low, float(stored.slope)))
-    if float(ds.WindowWidth) < 1:
-        ds.VOILUTFunction = "LINEAR_EXACT"  # PS3.3 C.11.2.1.2.1: LINEAR needs a width of 1 or more
+    show(ds, stored.window, float(stored.slope))
     ds.PixelData = frames.astype("<u2").tobytes()
     ds["PixelData"].VR = "OW"
+
+
+def show(ds: Dataset, window: tuple[float, float], slope: float) -> None:
+    """The window, in the unit of the values, no narrower than one stored step."""
+    low, high = window
+    ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2), decimal(max(high - low, slope))
+    if float(ds.WindowWidth) < 1:
+        ds.VOILUTFunction = "LINEAR_EXACT"  # PS3.3 C.11.2.1.2.1: LINEAR needs a width of 1 or more
 
 
 def _functional_groups(ds: Dataset, lattice: Lattice, thickness_mm: float) -> None:

@@ -9,17 +9,43 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     Comprehensive3DSRStorage,
+    CTImageStorage,
+    EncapsulatedPDFStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    EnhancedPETImageStorage,
+    KeyObjectSelectionDocumentStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    LegacyConvertedEnhancedPETImageStorage,
+    MRImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    ParametricMapStorage,
+    PositronEmissionTomographyImageStorage,
+    RawDataStorage,
     SecondaryCaptureImageStorage,
+    SegmentationStorage,
 )
 
 from dicomnode.errors import NotMarked
+from dicomnode.results import label
 from dicomnode.results.header import SYNTHESIZING_EQUIPMENT
 from dicomnode.results.provenance import recorded
 
 __all__ = ["check"]
 
+_LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # pydicom 3.0.2 does not name it
 _SECONDARY = (MultiFrameGrayscaleWordSecondaryCaptureImageStorage, SecondaryCaptureImageStorage)
+_PRIMARY = (
+    ParametricMapStorage, SegmentationStorage, _LABEL_MAP, PositronEmissionTomographyImageStorage,
+)  # fmt: skip
+_WITHOUT_LETTERS = (ParametricMapStorage, SegmentationStorage, _LABEL_MAP)
+_MEASURED = (
+    (PositronEmissionTomographyImageStorage, EnhancedPETImageStorage, LegacyConvertedEnhancedPETImageStorage),
+    (MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage, RawDataStorage),
+    (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage),
+)
+"""Classes of what one modality measures: a result of such a class claims the facts of a scan, so one must be behind."""
 _NOT_EMPTY = (
     "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "Manufacturer", "ManufacturerModelName",
     "SoftwareVersions", "DeviceSerialNumber",
@@ -31,11 +57,13 @@ _MODEL = ("name", "version", "sha256", "trained_on")
 
 
 def check(ds: Dataset) -> None:
-    """Raises ``NotMarked`` naming every mark that is missing. A report has marks of its own in place of an image's."""
-    report = ds.get("SOPClassUID") == Comprehensive3DSRStorage
-    marks = _MARKS | (_MARKS_OF_REPORTS if report else _MARKS_OF_IMAGES)
+    """Raises ``NotMarked`` naming every mark that is missing, whoever made the object and of whatever class it is.
+
+    A report, a Key Object note and an encapsulated document have marks of their own in place of an image's.
+    """
+    marks = _MARKS | _marks_of(ds)
     missing = [mark for mark, present in marks.items() if not present(ds)]
-    missing += [keyword for keyword in _NOT_EMPTY + (() if report else _NOT_EMPTY_IN_IMAGES) if not ds.get(keyword)]
+    missing += [keyword for keyword in (*_NOT_EMPTY, *_not_empty_in(ds)) if not ds.get(keyword)]
     missing += [keyword for keyword in _PRESENT if keyword not in ds]
     if missing:
         raise NotMarked(
@@ -43,18 +71,50 @@ def check(ds: Dataset) -> None:
         )
 
 
+def _marks_of(ds: Dataset) -> dict[str, Callable[[Dataset], bool]]:
+    return _MARKS_OF_DOCUMENTS.get(ds.get("SOPClassUID", ""), _MARKS_OF_IMAGES)
+
+
+def _not_empty_in(ds: Dataset) -> tuple[str, ...]:
+    """A page of a report lies nowhere in the patient."""
+    if ds.get("SOPClassUID") in _MARKS_OF_DOCUMENTS:
+        return ()
+    return ("ImageComments",) if _is_page(ds) else _NOT_EMPTY_IN_IMAGES
+
+
+def _is_page(ds: Dataset) -> bool:
+    """Of a report, as pixels: a picture that says so and claims no place."""
+    placed = any(keyword in ds for keyword in ("ImagePositionPatient", "SharedFunctionalGroupsSequence"))
+    single = ds.get("SOPClassUID") == SecondaryCaptureImageStorage
+    return single and not placed and "PAGE" in list(ds.get("ImageType") or [])
+
+
 def _image_type(ds: Dataset) -> bool:
-    """PS3.3 C.8.20.2 and C.8.32.2 fix DERIVED, PRIMARY for segmentations and maps; an image is SECONDARY."""
-    kind = list(ds.get("ImageType") or [])[:2]
-    return kind == ["DERIVED", "SECONDARY" if ds.get("SOPClassUID") in _SECONDARY else "PRIMARY"]
+    """Value 2 is PRIMARY in segmentations, maps and PET (PS3.3 C.8.20.2, C.8.32.2, C.8.9.4.1.1), SECONDARY in images
+    that are ours, either in others."""
+    kind, sop_class = list(ds.get("ImageType") or [])[:2], ds.get("SOPClassUID")
+    either = ["PRIMARY"] if sop_class in _PRIMARY else ["SECONDARY"]
+    if sop_class not in (*_PRIMARY, *_SECONDARY):
+        either = ["PRIMARY", "SECONDARY"]
+    return len(kind) == 2 and kind[0] == "DERIVED" and kind[1] in either
 
 
 def _burned_in(ds: Dataset) -> bool:
-    """An image says whether its label is in its pixels; other kinds have no pixels to read words from."""
-    if ds.get("SOPClassUID") not in _SECONDARY:
+    """An image says whether its label is in its pixels; maps and segmentations have none to read words from."""
+    if ds.get("SOPClassUID") in _WITHOUT_LETTERS:
         return True
-    labelled = "LABELLED" in list(ds.get("ImageType") or [])
-    return bool(ds.get("BurnedInAnnotation") == ("YES" if labelled else "NO"))
+    said = ds.get("BurnedInAnnotation")
+    if ds.get("SOPClassUID") not in _SECONDARY:
+        return said in ("YES", "NO")
+    labelled = {"LABELLED", "PAGE"} & set(ds.get("ImageType") or [])
+    return bool(said == ("YES" if labelled else "NO"))
+
+
+def _measured(ds: Dataset) -> bool:
+    """What has the class of a scanner's images was made from such images, never from those of another modality."""
+    own = next((classes for classes in _MEASURED if ds.get("SOPClassUID") in classes), ())
+    items = [*(ds.get("SourceImageSequence") or []), *(ds.get("SourceInstanceSequence") or [])]
+    return not own or any(item.get("ReferencedSOPClassUID") in own for item in items)
 
 
 def _synthesizer(ds: Dataset) -> bool:
@@ -76,7 +136,18 @@ def _sources(ds: Dataset) -> bool:
 def _said(ds: Dataset) -> bool:
     """At the top of the tree, where a viewer shows it first."""
     words = [str(item.get("TextValue", "")) for item in ds.get("ContentSequence") or []]
-    return any(line.startswith("SYNTHETIC - RESEARCH USE ONLY") for line in words)
+    return any(line.startswith(label.TEXT) for line in words)
+
+
+def _titled(ds: Dataset) -> bool:
+    """In the header and in the title of the file itself, which a viewer of documents shows."""
+    content = bytes(ds.get("EncapsulatedDocument") or b"")
+    return str(ds.get("DocumentTitle", "")).startswith(label.TEXT) and label.TEXT.encode() in content
+
+
+def _instances(ds: Dataset) -> bool:
+    items = ds.get("SourceInstanceSequence") or []
+    return bool(items) and all(item.get("ReferencedSOPInstanceUID") for item in items)
 
 
 def _evidence(ds: Dataset) -> bool:
@@ -118,10 +189,23 @@ _MARKS_OF_IMAGES: dict[str, Callable[[Dataset], bool]] = {
     "DerivationDescription": lambda ds: "SYNTHETIC" in str(ds.get("DerivationDescription", "")),
     "DerivationCodeSequence": _derivation,
     "SourceImageSequence or SourceInstanceSequence": _sources,
+    "a source of its modality": _measured,
 }
-_MARKS_OF_REPORTS: dict[str, Callable[[Dataset], bool]] = {
-    "words in ContentSequence": _said,
-    "CurrentRequestedProcedureEvidenceSequence": _evidence,
-    "VerificationFlag": lambda ds: ds.get("VerificationFlag") == "UNVERIFIED",
-    "PreliminaryFlag": lambda ds: ds.get("PreliminaryFlag") == "PRELIMINARY",
+_MARKS_OF_DOCUMENTS: dict[str, dict[str, Callable[[Dataset], bool]]] = {
+    Comprehensive3DSRStorage: {
+        "words in ContentSequence": _said,
+        "CurrentRequestedProcedureEvidenceSequence": _evidence,
+        "VerificationFlag": lambda ds: ds.get("VerificationFlag") == "UNVERIFIED",
+        "PreliminaryFlag": lambda ds: ds.get("PreliminaryFlag") == "PRELIMINARY",
+    },
+    KeyObjectSelectionDocumentStorage: {
+        "words in ContentSequence": _said,
+        "CurrentRequestedProcedureEvidenceSequence": _evidence,
+    },
+    EncapsulatedPDFStorage: {
+        "words in DocumentTitle and document": _titled,
+        "SourceInstanceSequence": _instances,
+        "VerificationFlag": lambda ds: ds.get("VerificationFlag") == "UNVERIFIED",
+        "BurnedInAnnotation": lambda ds: ds.get("BurnedInAnnotation") == "YES",
+    },
 }

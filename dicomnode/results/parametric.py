@@ -10,18 +10,27 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicomnode.errors import InputRefused
-from dicomnode.results.header import Context, Series, complete, instance_of, nameless
+from dicomnode.results import image as images_of
+from dicomnode.results import planes
+from dicomnode.results.header import Context, Series, complete, instance_of, name_sources, nameless
 from dicomnode.results.planes import arranged, measure
-from pipelines.contract import ParametricMap
+from pipelines import contract
+from pipelines.contract import Image, ParametricMap
 
-__all__ = ["write"]
+__all__ = ["of_image", "write"]
 
 _STANDARD_DEVIATION = ("113061", "DCM")
 _PERCENTILES = (0.5, 99.5)
 
 
-def write(finding: ParametricMap, context: Context, number: int, images: Sequence[Dataset]) -> Dataset:
-    """A map on the grid of ``images``: the result image that it belongs to, or the sources."""
+def write(
+    finding: ParametricMap, context: Context, number: int, images: Sequence[Dataset], variant: str = ""
+) -> Dataset:
+    """A map on the grid of ``images``: the result image that it belongs to, or the sources.
+
+    ``variant``: in what form these images are, where they can be in several.
+    """
+    name = f"{finding.name}{variant}"
     frames = arranged(finding.volume.data.astype(np.float32), finding.volume.grid, images, finding.name)
     if not np.isfinite(frames).all():
         raise InputRefused(f"result '{finding.name}': {int((~np.isfinite(frames)).sum())} voxels are not finite")
@@ -32,7 +41,7 @@ def write(finding: ParametricMap, context: Context, number: int, images: Sequenc
         lut_explanation=finding.quantity.meaning[:64],
         slope=1.0,
         intercept=0.0,
-        unit=Code(finding.volume.unit, "UCUM", "no units" if finding.volume.unit == "1" else finding.volume.unit),
+        unit=_unit(finding.volume.unit),
         value_range=(low, high),
         quantity_definition=Code(finding.quantity.value, finding.quantity.scheme, finding.quantity.meaning),
     )
@@ -41,17 +50,11 @@ def write(finding: ParametricMap, context: Context, number: int, images: Sequenc
         pixel_array=frames,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[
-            hd.VOILUTTransformation(
-                window_center=(dark + bright) / 2,
-                window_width=max(bright - dark, 1e-12),
-                voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT,  # PS3.3 C.11.2.1.2.1: LINEAR needs 1 or more
-            )
-        ],
+        voi_lut_transformations=[_window(dark, bright)],
         derived_pixel_contrast=_contrast(finding),
         content_label="QUANTITY",
         content_description=finding.description[:64],
-        **instance_of(context, finding.name, number),
+        **instance_of(context, name, number),
     )
     measure(ds, finding.volume.grid, finding.slice_thickness_mm)
     meaning = finding.quantity
@@ -59,7 +62,7 @@ def write(finding: ParametricMap, context: Context, number: int, images: Sequenc
         ds,
         context,
         Series(
-            finding.name,
+            name,
             number,
             finding.description,
             f"{finding.description}.",
@@ -68,6 +71,38 @@ def write(finding: ParametricMap, context: Context, number: int, images: Sequenc
         ),
     )
     return ds
+
+
+def of_image(image: Image, context: Context, number: int) -> Dataset:
+    """An image's own values as floats, for who calculates with them; no label is in its pixels."""
+    as_map = ParametricMap(
+        f"{image.name}/clean", image.volume, contract.Code(*images_of.DERIVATION), image.description,
+        image.slice_thickness_mm,
+    )  # fmt: skip
+    images_of.checked(image)
+    if shown := planes.shown_by(context.sources, image.volume.grid):
+        return write(as_map, context, number, shown, "/parametric")
+    frames = images_of.write(
+        image, context, number, labelled=False
+    )  # to lie on; it is not sent, so nothing refers to it
+    ds = write(as_map, context, number, frames, "/parametric")
+    name_sources(ds, context.inputs)
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        del frame.DerivationImageSequence
+    del ds.ReferencedSeriesSequence
+    return ds
+
+
+def _window(dark: float, bright: float) -> hd.VOILUTTransformation:
+    return hd.VOILUTTransformation(
+        window_center=(dark + bright) / 2,
+        window_width=max(bright - dark, 1e-12),
+        voi_lut_function=hd.VOILUTFunctionValues.LINEAR_EXACT,  # PS3.3 C.11.2.1.2.1: LINEAR needs 1 or more
+    )
+
+
+def _unit(unit: str) -> Code:
+    return Code(unit, "UCUM", "no units" if unit == "1" else unit)
 
 
 def _contrast(finding: ParametricMap) -> str:

@@ -20,16 +20,20 @@ __all__ = ["write"]
 _SEGMENTATION = ("113076", "DCM", "Segmentation")
 
 
-def write(finding: contract.Segmentation, context: Context, number: int, images: Sequence[Dataset]) -> Dataset:
+def write(
+    finding: contract.Segmentation, context: Context, number: int, images: Sequence[Dataset], variant: str = ""
+) -> Dataset:
     """The labels as an object on the grid of ``images``, results or sources.
 
-    An empty mask is stored too, all its frames zero: it says that nothing was found, which no object would not.
+    ``variant``: in what form these images are, where they can be in several. An empty mask is stored too, all its
+    frames zero: it says that nothing was found, which no object would not.
     """
     known = {segment.number for segment in finding.segments}
     if unknown := sorted(set(np.unique(finding.labels).tolist()) - known - {0}):
         raise InputRefused(f"result '{finding.name}': labels {unknown} name no segment")
     labels = arranged(finding.labels, finding.grid, images, finding.name)
     binary = context.config.segmentation_kind == "binary"
+    name = f"{finding.name}{variant}" if binary else f"{finding.name}{variant}/labelmap"
     ds: Dataset = hd.seg.Segmentation(
         source_images=nameless(images, context),
         pixel_array=labels,
@@ -38,7 +42,7 @@ def write(finding: contract.Segmentation, context: Context, number: int, images:
         omit_empty_frames=bool(labels.any()),
         content_label="SEGMENTATION",
         content_description=finding.description[:64],
-        **instance_of(context, finding.name, number),
+        **instance_of(context, name, number),
     )
     measure(ds, finding.grid, finding.slice_thickness_mm)
     empty = "" if labels.any() else " No voxel was found."
@@ -46,7 +50,7 @@ def write(finding: contract.Segmentation, context: Context, number: int, images:
         ds,
         context,
         Series(
-            finding.name,
+            name,
             number,
             finding.description,
             f"{finding.description}.{empty}",

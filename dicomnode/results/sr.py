@@ -22,12 +22,12 @@ from dicomnode import uids
 from dicomnode.errors import InputRefused
 from dicomnode.results import concepts
 from dicomnode.results.concepts import coded, evaluation, private, text
-from dicomnode.results.header import MANUFACTURER, Context, Series, complete, instance_of
+from dicomnode.results.header import MANUFACTURER, Context, Series, complete, document_of
 from dicomnode.results.provenance import sentences
 from pipelines.contract import Finding, Measurement, Note, Segment, Segmentation
 from pipelines.quality import Outcome, Verdict
 
-__all__ = ["WHOLE", "Written", "write"]
+__all__ = ["WHOLE", "Written", "device", "evidence", "write"]
 
 WHOLE = "Whole result"
 """Tracking identifier of the group of what belongs to no region."""
@@ -49,7 +49,6 @@ _PROCEDURES = {
     "NM": codes.cid100.NMUnspecifiedBodyRegion,
 }
 _ENGLISH = Code("en", "RFC5646", "English")
-_DERIVATION = ("126000", "DCM", "Imaging Measurement Report")
 
 
 @dataclass(frozen=True)
@@ -76,28 +75,22 @@ def write(
     refused = verdict.outcome is Outcome.REFUSE
     description = f"Not processed: {context.provenance.pipeline}" if refused else "Measurements"
     words = [f"Not processed: {reason}" for reason in verdict.reasons] if refused else []
-    name = "\n".join(("report", verdict.outcome, *verdict.reasons, *doubts))
+    name = "\n".join(("report", verdict.outcome, *verdict.reasons, *doubts, context.config.forms)).rstrip("\n")
     groups = _groups(findings, written, context, verdict, doubts, name)
     ds: Dataset = hd.sr.Comprehensive3DSR(
-        evidence=[_evidence(each) for each in (*context.inputs, *written.objects)],
+        evidence=[evidence(each) for each in (*context.inputs, *written.objects)],
         content=_report(groups, written, context, words),
         is_complete=True,
         is_final=False,
         is_verified=False,
-        **_instance(context, name, number),
+        **document_of(context, name, number),
     )
     ds.CodingSchemeIdentificationSequence = [concepts.SCHEME_IDENTIFICATION]
-    complete(ds, context, Series(name, number, description, description, _DERIVATION))
+    complete(ds, context, Series(name, number, description, description))
     return ds
 
 
-def _instance(context: Context, name: str, number: int) -> dict[str, object]:
-    facts = instance_of(context, name, number)
-    return {key: value for key, value in facts.items() if "manufacturer_" not in key and "_version" not in key
-            and "serial" not in key}  # fmt: skip
-
-
-def _evidence(instance: Dataset) -> Dataset:
+def evidence(instance: Dataset) -> Dataset:
     """What a reference needs; ``complete`` puts in whose it is."""
     if not instance.get("SeriesInstanceUID"):
         raise InputRefused("report: an instance states no Series Instance UID and cannot be referred to")
@@ -115,7 +108,7 @@ def _report(
 ) -> hd.sr.MeasurementReport:
     """TID 1500, extended by the words that every viewer shall show first."""
     report = hd.sr.MeasurementReport(
-        observation_context=_observer(context),
+        observation_context=hd.sr.ObservationContext(observer_device_context=device(context)),
         procedure_reported=_PROCEDURES.get(context.modality, codes.cid100.ImagingProcedure),
         imaging_measurements=groups,
         language_of_content_item_and_descendants=hd.sr.LanguageOfContentItemAndDescendants(
@@ -131,21 +124,17 @@ def _report(
     return report
 
 
-def _observer(context: Context) -> hd.sr.ObservationContext:
-    """TID 1001: the node with its model, as a device."""
+def device(context: Context) -> hd.sr.ObserverContext:
+    """TID 1002: the node with its model."""
     made_by = context.provenance
-    device = hd.sr.DeviceObserverIdentifyingAttributes(
+    attributes = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=uids.derive("device", MANUFACTURER, made_by.node_serial, prefix=context.config.uid_prefix),
         name=MANUFACTURER,
         manufacturer_name=MANUFACTURER,
         model_name=f"{made_by.pipeline}, model {made_by.model_name} {made_by.model_version}",
         serial_number=made_by.node_serial,
     )
-    return hd.sr.ObservationContext(
-        observer_device_context=hd.sr.ObserverContext(
-            observer_type=codes.DCM.Device, observer_identifying_attributes=device
-        )
-    )
+    return hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=attributes)
 
 
 def _library(written: Written, context: Context) -> list[Dataset]:

@@ -1,0 +1,106 @@
+"""Jobs of every pipeline on small series with bundles whose answers are known: what they make, in every form."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from dicomnode import processing
+from dicomnode.config import Config
+from dicomnode.preferences import ResultsConfig
+from dicomnode.processing import Produced
+from tests.bundles import levels, phantom, upright, write_anatomy_bundle
+from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
+from tests.findings import NOW
+from tests.peers.kspaces import raw_data
+from tests.peers.process import installed
+from tests.pet_bundle import taken, write_pet_bundle
+from tests.pet_series import write_pet
+from tests.pet_series import write_pet_bundle as write_dose_bundle
+from tests.scanner import lattice
+from tests.series import write_slices
+
+__all__ = ["FORMS", "PIPELINES", "Made", "errors_in", "made"]
+
+PIPELINES = ("mri_reconstruction", "pet_synthesis", "standard_dose_pet", "synthetic_dir", "anatomy")
+FORMS: Mapping[str, ResultsConfig] = {
+    "multi-frame": ResultsConfig(report_page=("sc", "pdf")),
+    "single-frame": ResultsConfig(image_kind="single", labelled_kind="single"),
+    "parametric": ResultsConfig(image_kind="parametric", segmentation_kind="labelmap"),
+    "modality": ResultsConfig(image_kind="modality"),
+}
+NEWER_THAN_DCIODVFY = "(0008,001c)"
+"""Synthetic Data, of 2023; Debian's build knows the standard of 2022."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one job made of the files that it took."""
+
+    produced: Produced
+    sent: list[Path]
+
+    def of(self, form: str) -> list[Dataset]:
+        """The objects in a form of ``FORMS``."""
+        return self.produced.objects if form == "multi-frame" else self.produced.forms[FORMS[form]]
+
+
+def made(pipeline: str, folder: Path) -> Made:
+    """One job of the pipeline, written in every form."""
+    inputs, options = _inputs(pipeline, folder)
+    data = {"node": {"data_dir": str(folder)}, "worker": {"device": "cpu"}}
+    config = Config.model_validate(data | {"results": FORMS["multi-frame"].model_dump()})
+    task = processing.Task(f"key of {pipeline}", pipeline, "", options, inputs, 1, NOW)
+    produced = processing.process(task, config, progress=lambda done, step: None, forms=list(FORMS.values()))
+    return Made(produced, inputs["match"])
+
+
+def errors_in(ds: Dataset, path: Path) -> list[str]:
+    """What dciodvfy calls an error in the object, saved as the node saves it."""
+    ds.save_as(path, enforce_file_format=True)
+    program = installed("/usr/bin/dciodvfy", "dicom3tools")
+    told = subprocess.run([program, "-new", str(path)], capture_output=True, text=True, timeout=60, check=False)
+    return [line for line in told.stderr.splitlines() if line.startswith("Error") and NEWER_THAN_DCIODVFY not in line]
+
+
+def _inputs(pipeline: str, folder: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:
+    if pipeline == "mri_reconstruction":
+        raw = raw_data(folder / "raw.dcm", NOW, BodyPartExamined="HEAD")
+        return {"match": [raw]}, {"steps": 2, "mean_steps": 2, "samples": 2}
+    write_anatomy_bundle(folder / "models")
+    if pipeline == "standard_dose_pet":
+        write_dose_bundle(folder / "models")
+        return {"match": _pet(folder / "pet")}, {"dose_fraction": 0.25}
+    if pipeline == "synthetic_dir":
+        write_dir_bundle(folder / "models")
+        flair = write_flair(folder / "flair", flair_of(phantom()[1], lesion_mask()))
+        return {"match": flair, "t1w": write_t1w(folder / "t1w")}, {}
+    if pipeline == "pet_synthesis":
+        write_pet_bundle(folder / "models")
+    data = np.round(levels(taken(upright())) * 2300).astype(np.uint16)
+    t1w = write_slices(folder / "t1w", upright(), data, edit=_t1w)
+    return {"match": t1w}, {"samples": 2} if pipeline == "pet_synthesis" else {}
+
+
+def _t1w(_: int, ds: Dataset) -> None:
+    ds.InversionTime, ds.PatientAge = "900", "071Y"
+
+
+def _pet(folder: Path) -> list[Path]:
+    """An oblique, anisotropic PET of a warm ball, with each slice's own decay factor and reference time."""
+    grid = lattice("oblique", (16, 40, 44), (5.0, 4.0, 3.0), (-40.0, 17.5, 33.25))
+    k, j, i = np.indices(grid.shape)
+    inside = ((k - 8) * 5.0) ** 2 + ((j - 20) * 4.0) ** 2 + ((i - 22) * 3.0) ** 2 < 35.0**2
+    noise = np.random.default_rng(5).normal(size=grid.shape)
+    bq_ml = np.maximum(np.where(inside, 8000.0, 50.0) * (1 + 0.1 * noise), 0).astype(np.float32)
+
+    def edit(number: int, ds: Dataset) -> None:
+        ds.DecayFactor, ds.FrameReferenceTime = f"{1.01 + 0.001 * number:.4f}", f"{1000 * number}"
+
+    return write_pet(folder, grid, bq_ml, edit=edit)

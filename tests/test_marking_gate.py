@@ -1,0 +1,212 @@
+"""The gate before the wire, for every kind of object: our own, and what a site's pipeline or program may put there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+    TwelveLeadECGWaveformStorage,
+)
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import jobs
+from db.jobs import OutputFile
+from db.models import Delivery
+from db.states import DeliveryState
+from dicomnode import results, spool, worker
+from dicomnode.config import Config, NodeConfig
+from dicomnode.delivery import deliver_due
+from dicomnode.errors import NotMarked
+from dicomnode.preferences import ResultsConfig
+from dicomnode.results import label, marking
+from dicomnode.results.page import Page
+from pipelines.contract import Image, Volume
+from pipelines.quality import Outcome, Verdict
+from tests.findings import NOW, PROVENANCE, found, grid, source
+from tests.peers import StoreScp
+from tests.rows import a_job
+from tests.test_result_kinds import _pet_found
+
+PAGE = Page(np.zeros((20, 10, 3), np.uint8), b"%PDF-1.4 /Title (" + label.TEXT.encode() + b")\n%%EOF\n")
+KINDS = ("MR", "parametric image", "single frame", "label map", "page", "PDF", "key object", "report")
+
+
+@cache
+def _objects() -> dict[str, Dataset]:
+    these = found(grid("axial", 2))
+    image = Image("image", Volume(these.image, these.grid), "Image", 3.0, modality="MR")
+    hold = Verdict(Outcome.HOLD, ("why",))
+
+    def written(**wanted: object) -> list[Dataset]:
+        config = ResultsConfig().changed(wanted)
+        return results.write([image, *these.findings[1:]], [source()], PROVENANCE, config, NOW, hold, page=PAGE)
+
+    plain = written(report_page=("sc", "pdf"), key_object=True)
+    return {
+        "MR": written(image_kind="modality")[0],
+        "parametric image": written(image_kind="parametric")[0],
+        "single frame": written(image_kind="single")[0],
+        "label map": written(segmentation_kind="labelmap")[3],
+        "report": plain[4],
+        "page": plain[5],
+        "PDF": plain[6],
+        "key object": plain[7],
+    }
+
+
+def _object(kind: str) -> Dataset:
+    return deepcopy(_objects()[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_passes_as_it_is_written(kind: str) -> None:
+    marking.check(_object(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "keyword",
+    ["SyntheticData", "ContentQualification", "ContributingEquipmentSequence", "SeriesDescription", "Manufacturer",
+     "SoftwareVersions", "DeviceSerialNumber", "SeriesNumber", "PatientID", "AccessionNumber"],
+)  # fmt: skip
+def test_no_kind_passes_without_the_marks_that_all_have(kind: str, keyword: str) -> None:
+    ds = _object(kind)
+    delattr(ds, keyword)
+    with pytest.raises(NotMarked, match=keyword):
+        marking.check(ds)
+
+
+def _unsaid(ds: Dataset) -> None:
+    for item in ds.ContentSequence:
+        if "TextValue" in item:
+            item.TextValue = "All is well"
+
+
+def _untitled(ds: Dataset) -> None:
+    ds.DocumentTitle = "Report"
+
+
+def _untitled_file(ds: Dataset) -> None:
+    ds.EncapsulatedDocument = b"%PDF-1.4\n%%EOF\n"
+
+
+def _verified(ds: Dataset) -> None:
+    ds.VerificationFlag = "VERIFIED"
+
+
+def _no_evidence(ds: Dataset) -> None:
+    del ds.CurrentRequestedProcedureEvidenceSequence
+
+
+def _no_instances(ds: Dataset) -> None:
+    del ds.SourceInstanceSequence
+
+
+def _no_letters(ds: Dataset) -> None:
+    ds.BurnedInAnnotation = "NO"
+
+
+def _placed(ds: Dataset) -> None:
+    ds.ImagePositionPatient = [0, 0, 0]
+
+
+def _derived_from_ct(ds: Dataset) -> None:
+    for item in ds.SourceInstanceSequence:
+        item.ReferencedSOPClassUID = CTImageStorage
+
+
+def _as_pet(ds: Dataset) -> None:
+    ds.SOPClassUID = PositronEmissionTomographyImageStorage
+    ds.ImageType = ["DERIVED", "PRIMARY"]
+
+
+def _unspoken(ds: Dataset) -> None:
+    del ds.BurnedInAnnotation
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "mark"),
+    [
+        ("key object", _unsaid, "words in ContentSequence"),
+        ("key object", _no_evidence, "CurrentRequestedProcedureEvidenceSequence"),
+        ("report", _unsaid, "words in ContentSequence"),
+        ("PDF", _untitled, "words in DocumentTitle"),
+        ("PDF", _untitled_file, "words in DocumentTitle and document"),
+        ("PDF", _verified, "VerificationFlag"),
+        ("PDF", _no_instances, "SourceInstanceSequence"),
+        ("PDF", _no_letters, "BurnedInAnnotation"),
+        ("page", _no_letters, "BurnedInAnnotation"),
+        ("page", _placed, "FrameOfReferenceUID"),
+        ("page", _no_instances, "SourceInstanceSequence"),
+        ("MR", _derived_from_ct, "a source of its modality"),
+        ("MR", _as_pet, "a source of its modality"),
+        ("MR", _unspoken, "BurnedInAnnotation"),
+    ],
+)
+def test_a_kind_is_held_back_without_its_own_marks(kind: str, spoil: Callable[[Dataset], None], mark: str) -> None:
+    ds = _object(kind)
+    spoil(ds)
+    with pytest.raises(NotMarked, match=mark):
+        marking.check(ds)
+
+
+def test_a_pet_of_a_pet_passes_and_one_of_an_mr_does_not(tmp_path: Path) -> None:
+    _, objects, _ = _pet_found("axial", tmp_path)
+    marking.check(objects[0])
+    for item in objects[0].SourceImageSequence:
+        item.ReferencedSOPClassUID = MRImageStorage
+    with pytest.raises(NotMarked, match="a source of its modality"):
+        marking.check(objects[0])
+
+
+@pytest.mark.parametrize("uid", [EnhancedMRImageStorage, TwelveLeadECGWaveformStorage])
+@pytest.mark.parametrize(
+    "missing", ["SyntheticData", "DerivationDescription", "ImageType", "ContributingEquipmentSequence"]
+)
+def test_a_class_that_the_node_never_writes_needs_every_mark_of_an_image(uid: str, missing: str) -> None:
+    ds = _object("MR")
+    ds.SOPClassUID = uid
+    marking.check(ds)
+    delattr(ds, missing)
+    with pytest.raises(NotMarked, match=missing):
+        marking.check(ds)
+
+
+def _an_output(config: Config, ds: Dataset) -> OutputFile:
+    file = spool.write(config.spool_dir, worker.encoded(ds))
+    return OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, worker.kind_of(ds), file)
+
+
+def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire(
+    sessions: sessionmaker[Session], now: datetime, storescp: StoreScp, tmp_path: Path
+) -> None:
+    config = Config(node=NodeConfig(data_dir=tmp_path / "data", network_timeout_s=5), peers=(storescp.peer,))
+    good, bad = _object("MR"), _object("page")
+    of_site = replace(PROVENANCE, pipeline="site_pipeline", model_name="site-model")
+    these = found(grid("axial", 1))
+    ours = results.write(these.findings, [source()], of_site, ResultsConfig(), NOW)
+    del bad.SyntheticData
+    with sessions.begin() as session:
+        job = a_job(session, now, destinations=["storescp"], pipeline="site_pipeline")
+        jobs.claim(session, worker="w", lease_s=60, now=now)
+        outputs = [_an_output(config, ds) for ds in (*ours, good, bad)]
+        jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)
+    assert deliver_due(sessions, config, now=now) == len(ours) + 1
+    assert bad.SOPInstanceUID not in {ds.SOPInstanceUID for ds in storescp.datasets()}
+    with sessions() as session:
+        (row,) = session.scalars(select(Delivery).where(Delivery.state != DeliveryState.DELIVERED))
+        assert (row.state, row.output.sop_instance_uid) == (DeliveryState.GIVEN_UP, bad.SOPInstanceUID)
+        assert "SyntheticData" in row.reason
