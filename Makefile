@@ -9,12 +9,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint bench peers clean
+.PHONY: demo test lint bench peers viewer clean
 
-demo: $(INSTALLED)
+demo: $(INSTALLED) viewer
 	$(BIN)/dicomnode demo $(if $(KEEP),--keep)
 
-test: $(INSTALLED) peers lint
+test: $(INSTALLED) peers viewer lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
@@ -40,6 +40,10 @@ bench: $(INSTALLED) peers
 	$(BIN)/python -m benchmarks.real_dir
 	$(BIN)/python -m benchmarks.real_longitudinal
 	$(BIN)/python -m benchmarks.ingest
+
+# OHIF's prebuilt files come from its npm package, where there is npm; without them the node has everything but /viewer.
+viewer: $(INSTALLED)
+	@$(BIN)/dicomnode viewer install || echo "the viewer is left out"
 
 peers:
 	.ci/debian-packages

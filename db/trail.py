@@ -1,0 +1,45 @@
+"""The audit trail as people read it: what happened to a study, what happened last, what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session
+
+from db.models import Chain, Delivery, Event, Job, Output, PriorSearch
+
+__all__ = ["head", "latest", "of_study", "subjects_since"]
+
+
+def head(session: Session) -> int:
+    """The number of the last event."""
+    return session.get_one(Chain, 1, populate_existing=True).seq
+
+
+def latest(session: Session, *, before: int | None = None, limit: int = 100) -> Sequence[Event]:
+    """The last events, or those before a number; the newest first."""
+    query = select(Event).order_by(Event.seq.desc()).limit(limit)
+    return session.scalars(query if before is None else query.where(Event.seq < before)).all()
+
+
+def of_study(session: Session, study_id: int, *, limit: int = 200) -> Sequence[Event]:
+    """What happened to a study, its jobs and their deliveries, the newest first; single arrivals are left out."""
+    jobs = select(Job.id).where(Job.study_id == study_id)
+    deliveries = select(Delivery.id).join(Output, Delivery.output_id == Output.id).where(Output.job_id.in_(jobs))
+    searches = select(PriorSearch.id).where(PriorSearch.study_id == study_id)
+    rows = {"jobs": jobs, "deliveries": deliveries, "prior_searches": searches}
+    mine = [(Event.subject == name) & Event.subject_id.in_(_as_words(session, ids)) for name, ids in rows.items()]
+    own = (Event.subject == "studies") & (Event.subject_id == str(study_id))
+    return session.scalars(select(Event).where(or_(own, *mine)).order_by(Event.seq.desc()).limit(limit)).all()
+
+
+def subjects_since(session: Session, seq: int, *, limit: int = 1000) -> frozenset[str]:
+    """Of what kinds of rows the events after that number tell."""
+    newest = select(Event.subject).where(Event.seq > seq).order_by(Event.seq.desc()).limit(limit).subquery()
+    return frozenset(session.scalars(select(newest.c.subject).distinct()))
+
+
+def _as_words(session: Session, ids: Select[Any]) -> list[str]:
+    return [str(id) for id in session.scalars(ids)]

@@ -1,0 +1,51 @@
+"""``dicomnode viewer``: OHIF, which the node serves at /viewer."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicomnode.cli import context
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+
+@app.command()
+def install(
+    ctx: typer.Context,
+    package: Annotated[
+        Path | None, typer.Option("--from", help="The package as a file, instead of from npm.", show_default=False)
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option("--into", help="The folder to put it in.", show_default="[web] viewer_dir")
+    ] = None,
+) -> None:
+    """Install the viewer's prebuilt files from its npm package."""
+    from dicomnode import viewer
+
+    where = into or viewer.folder(context.config(ctx))
+    if package is None and viewer.installed(where):
+        print(f"{viewer.PACKAGE} {viewer.VERSION} is in {where} already")
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        facts = viewer.install(package or viewer.fetch(Path(temporary)), where)
+    print(f"{facts.package} {facts.version}: {facts.files} files in {where}")
+
+
+@app.command()
+def show(ctx: typer.Context, as_json: context.AsJson = False) -> None:
+    """Which viewer is installed, and where."""
+    from dicomnode import viewer
+    from dicomnode.errors import NotFound
+
+    where = viewer.folder(context.config(ctx))
+    found = viewer.installed(where)
+    if found is None:
+        raise NotFound(f"no viewer {viewer.VERSION} in {where}: 'dicomnode viewer install'")
+    context.print_rows([asdict(found)], ["package", "version", "files", "folder"], as_json=as_json)

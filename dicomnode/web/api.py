@@ -1,0 +1,97 @@
+"""/api: what the command line's ``--json`` prints, of the same functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from db.states import JobState
+from dicomnode import listings
+from dicomnode.errors import NotFound
+from dicomnode.status import status as measure
+from dicomnode.web.desk import Desk
+
+__all__ = ["router"]
+
+Limit = Annotated[int | None, Query(ge=1, le=100_000)]
+Offset = Annotated[int, Query(ge=0)]
+
+
+def router(desk: Desk) -> APIRouter:
+    """Read only; ``limit`` and ``offset`` page through what is long."""
+    routes = APIRouter(prefix="/api")
+    _add_rows(routes, desk)
+
+    @routes.get("/status")
+    def status() -> Response:
+        with desk.readers() as session:
+            return _json(measure(session, desk.config, now=desk.now()))
+
+    @routes.get("/models")
+    def models() -> Response:
+        return _json(listings.models(desk.config))
+
+    @routes.get("/models/{name}")
+    def model(name: str) -> Response:
+        from model_zoo.registry import BundleError
+
+        try:
+            return _json(listings.model(name, desk.config))
+        except BundleError as error:
+            raise HTTPException(404, str(error)) from None
+
+    @routes.get("/peers")
+    def peers() -> Response:
+        return _json(listings.peers(desk.config))
+
+    return routes
+
+
+def _add_rows(routes: APIRouter, desk: Desk) -> None:
+    @routes.get("/studies")
+    def studies(limit: Limit = None, offset: Offset = 0) -> Response:
+        with desk.readers() as session:
+            return _json(listings.studies(session, limit=limit, offset=offset))
+
+    @routes.get("/studies/{uid}")
+    def study(uid: str) -> Response:
+        with desk.readers() as session, _or_404():
+            return _json(listings.study_facts(session, listings.study(session, uid)))
+
+    @routes.get("/studies/{uid}/explain")
+    def explain(uid: str) -> Response:
+        with desk.readers() as session, _or_404():
+            return _json(listings.explained(session, listings.study(session, uid), desk.config))
+
+    @routes.get("/jobs")
+    def jobs(state: JobState | None = None, limit: Limit = None, offset: Offset = 0) -> Response:
+        with desk.readers() as session:
+            return _json(listings.jobs(session, state, limit=limit, offset=offset))
+
+    @routes.get("/jobs/{id:int}")
+    def job(id: int) -> Response:
+        with desk.readers() as session, _or_404():
+            return _json(listings.job_facts(session, listings.job(session, id)))
+
+
+@contextmanager
+def _or_404() -> Iterator[None]:
+    try:
+        yield
+    except NotFound as error:
+        raise HTTPException(404, str(error)) from None
+
+
+def _json(value: Any) -> Response:
+    return Response(json.dumps(value, indent=2, default=_as_text) + "\n", media_type="application/json")
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,64 @@
+"""The web application: its parts put together, and what surrounds all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from dicomnode.config import Config
+from dicomnode.errors import NodeError
+from dicomnode.web import access, dashboard, dicomweb, health, viewer
+from dicomnode.web.security import Door, SecureHeaders
+
+__all__ = ["create_app"]
+
+STATIC = Path(__file__).parent / "static"
+
+
+def create_app(config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime]) -> FastAPI:
+    """Everything under ``/``. ``sessions`` write; readers are made from their engine.
+
+    Raises ConfigError when the token cannot be read.
+    """
+    token = access.read_token(config, now)
+    app = FastAPI(title="dicomnode", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(health.router(config, sessions))
+    app.include_router(access.router(token))
+    app.include_router(dicomweb.router(config, sessions, now=now))
+    app.include_router(dicomweb.router(config, sessions, now=now, review=True))
+    app.include_router(viewer.router(config))
+    app.include_router(dashboard.router(config, sessions, now=now))
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _misunderstood)
+    app.add_exception_handler(NodeError, _failed)
+    # the last one added is outermost
+    app.add_middleware(access.Guard, token=token, host=config.web.host)
+    app.add_middleware(SecureHeaders)
+    app.add_middleware(Door)
+    return app
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return PlainTextResponse(f"{error.detail}\n", error.status_code, headers=error.headers)
+
+
+def _misunderstood(_: Request, error: Exception) -> Response:
+    """The name of what is wrong; its value may be a patient's."""
+    assert isinstance(error, RequestValidationError)
+    wrong = ", ".join(sorted({str(each["loc"][-1]) for each in error.errors()}))
+    return PlainTextResponse(f"not understood: {wrong}\n", 400)
+
+
+def _failed(_: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"{error}\n", 500)

@@ -1,0 +1,75 @@
+"""uvicorn on a thread of the serving process, started and stopped like the other parts of the node."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from dicomnode.errors import ConfigError, NodeError
+from dicomnode.web import events
+
+__all__ = ["Server", "start"]
+
+_START_S = 30.0
+
+
+class Server:
+    """A web server that answers; ``address`` is where."""
+
+    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+        host, port = sock.getsockname()[:2]
+        self.port: int = port
+        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        logging.getLogger("uvicorn.access").disabled = True  # it would hold search keys, which name patients
+        config = uvicorn.Config(
+            app, access_log=False, log_config=None, server_header=False, lifespan="off", timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        self._app = app
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([sock],), name="web", daemon=True)
+
+    def start(self) -> None:
+        """Returns once requests are answered."""
+        self._thread.start()
+        deadline = time.monotonic() + _START_S
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise NodeError("the web server did not start")
+            self._thread.join(0.01)
+
+    def stop(self) -> None:
+        """No new requests; those in flight have a few seconds to end."""
+        events.close(self._app)
+        self._server.should_exit = True
+        self._thread.join()
+
+
+def start(app: ASGIApp, host: str, port: int) -> Server:
+    """Listen there; port 0 is any free one. Raises ConfigError when the address cannot be had."""
+    try:
+        server = Server(app, _listen(host, port))
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"[web] host = {host!r}, port = {port}: {why}; set another, or enabled = false") from None
+    server.start()
+    return server
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,150 @@
+"""/viewer: OHIF's files, with a configuration that names this node's own DICOMweb roots."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from base64 import b64encode
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import urlencode
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+
+from dicomnode import viewer
+from dicomnode.config import Config
+from dicomnode.web.dicomweb import REVIEW, ROOT
+
+__all__ = ["link", "router"]
+
+_KINDS = MappingProxyType({
+    ".css": "text/css", ".html": "text/html", ".ico": "image/x-icon", ".js": "text/javascript",
+    ".json": "application/json", ".mjs": "text/javascript", ".png": "image/png", ".svg": "image/svg+xml",
+    ".txt": "text/plain", ".wasm": "application/wasm", ".webmanifest": "application/manifest+json",
+    ".woff": "font/woff", ".woff2": "font/woff2",
+})  # fmt: skip
+_NAMED_BY_CONTENT = re.compile(r"[.-][0-9a-f]{16}\.|^[0-9a-f]{16}\.")
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
+def link(study_uid: str, series_uid: str = "", *, review: bool = False) -> str:
+    """The viewer on a study, with a series to begin with; ``review``: held results are shown too."""
+    query = {"StudyInstanceUIDs": study_uid} | ({"initialSeriesInstanceUID": series_uid} if series_uid else {})
+    return f"{viewer.BASE}viewer/{'review' if review else 'node'}?{urlencode(query)}"
+
+
+def router(config: Config) -> APIRouter:
+    """The viewer's files and pages."""
+    routes = APIRouter()
+    where = viewer.folder(config)
+
+    @routes.get("/viewer")
+    def front(request: Request) -> Response:
+        there = "viewer/node" if "StudyInstanceUIDs" in request.query_params else ""
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"{viewer.BASE}{there}{query}", 307)
+
+    @routes.get("/viewer/{path:path}")
+    def inside(path: str) -> Response:
+        if viewer.installed(where) is None:
+            raise HTTPException(503, f"the viewer is not installed: run 'dicomnode viewer install' ({viewer.PACKAGE})")
+        if path == "app-config.js":
+            return Response(_app_config(), media_type="text/javascript")
+        if path in _files(where):
+            return _file(where / path)
+        if Path(path).suffix in _KINDS:
+            raise HTTPException(404, "the viewer has no such file")
+        return _index(where)
+
+    return routes
+
+
+def _file(path: Path) -> Response:
+    if path.name == "index.html" and path.parent.name != "customizations":
+        return _index(path.parent)
+    keep = "public, max-age=31536000, immutable" if _NAMED_BY_CONTENT.search(path.name) else "no-cache"
+    kind = _KINDS.get(path.suffix, "application/octet-stream")
+    headers = {"Cache-Control": keep}
+    if path.suffix == ".js":  # a worker has the policy of its own script
+        headers["Content-Security-Policy"] = _policy(())
+    return FileResponse(path, media_type=kind, headers=headers)
+
+
+def _index(where: Path) -> Response:
+    """Any page of the application is this one; what it shows, its scripts read from the address."""
+    text = (where / "index.html").read_text(encoding="utf-8")
+    hashes = [b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _INLINE_SCRIPT.findall(text)]
+    return HTMLResponse(text, headers={"Content-Security-Policy": _policy(hashes)})
+
+
+def _policy(hashes: list[str] | tuple[()]) -> str:
+    """Nothing from elsewhere. The codecs are WebAssembly whose glue makes functions of text: 'unsafe-eval'."""
+    inline = " ".join(f"'sha256-{each}'" for each in hashes)
+    return "; ".join((
+        "default-src 'none'", f"script-src 'self' 'unsafe-eval' {inline}".rstrip(), "worker-src 'self' blob:",
+        "style-src 'self' 'unsafe-inline'", "img-src 'self' data: blob:", "font-src 'self' data:",
+        "connect-src 'self' data: blob:", "frame-src 'self' blob:", "object-src 'self' blob:", "media-src 'self' blob:",
+        "manifest-src 'self'", "base-uri 'none'", "form-action 'self'", "frame-ancestors 'self'",
+    ))  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _files(where: Path) -> frozenset[str]:
+    """Only what is listed is served, so no path leads out of the folder."""
+    found = (path.relative_to(where).as_posix() for path in where.rglob("*") if path.is_file())
+    return frozenset(found) - {viewer.FACTS}
+
+
+@lru_cache(maxsize=1)
+def _app_config() -> str:
+    """https://docs.ohif.org/configuration/configurationFiles"""
+    sources = [_source("node", "studies", ROOT), _source("review", "studies with held results", REVIEW)]
+    config = {
+        "routerBasename": viewer.BASE.rstrip("/"),
+        "showStudyList": True,
+        "extensions": [],
+        "modes": [],
+        "customizationService": {},
+        "maxNumberOfWebWorkers": 3,
+        "showCPUFallbackMessage": True,
+        "showLoadingIndicator": True,
+        "strictZSpacingForVolumeViewport": True,
+        "groupEnabledModesFirst": True,
+        "showErrorDetails": "production",
+        "investigationalUseDialog": {"option": "never"},  # every object of ours says it in its pixels and its name
+        "maxNumRequests": {"interaction": 100, "thumbnail": 5, "prefetch": 25},
+        "defaultDataSourceName": "node",
+        "dataSources": sources,
+    }
+    text = json.dumps(config, indent=2)
+    return "window.config = " + re.sub(r'"@origin([^"]*)"', r"window.location.origin + '\1'", text) + ";\n"
+
+
+def _source(name: str, friendly: str, root: str) -> dict[str, object]:
+    return {
+        "namespace": "@ohif/extension-default.dataSourcesModule.dicomweb",
+        "sourceName": name,
+        "configuration": {
+            "friendlyName": friendly,
+            "name": name,
+            "wadoUriRoot": f"@origin{root}",
+            "qidoRoot": f"@origin{root}",
+            "wadoRoot": f"@origin{root}",
+            "qidoSupportsIncludeField": True,
+            "imageRendering": "wadors",
+            "thumbnailRendering": "wadors",
+            "enableStudyLazyLoad": True,
+            "supportsFuzzyMatching": True,
+            "supportsWildcard": True,
+            "supportsReject": False,
+            "dicomUploadEnabled": False,
+            "singlepart": "bulkdata,video,pdf",
+            "bulkDataURI": {"enabled": True},
+            "omitQuotationForMultipartRequest": True,
+        },
+    }

@@ -1,0 +1,127 @@
+"""WADO-RS (PS3.18 10.4): instances, their metadata and their bulk data. Files are read while they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fastapi import APIRouter
+from pydicom.uid import EncapsulatedPDFStorage
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from db.catalogue import StoredObject
+from dicomnode.errors import InputRefused, NotFound
+from dicomnode.web import dicom_json, media_types, multipart, pixels, wado_frames
+from dicomnode.web.convert import explicit_little_endian
+from dicomnode.web.holdings import Holdings
+from dicomnode.web.media_types import Accepted, Form
+from dicomnode.web.multipart import Part
+
+__all__ = ["add"]
+
+_STUDY = "/studies/{study}"
+_SERIES = _STUDY + "/series/{series}"
+_INSTANCE = _SERIES + "/instances/{instance}"
+_BLOCK = 1 << 20
+_DICOM, _OCTETS, _PDF = "application/dicom", "application/octet-stream", "application/pdf"
+_PIXELS = frozenset(f"{tag:08X}" for tag in pixels.PIXELS)
+
+Answer = Callable[[Holdings, Request], Response]
+
+
+def add(routes: APIRouter, holdings: Holdings) -> None:
+    """Every resource below a root."""
+
+    def at(path: str, answer: Answer) -> None:
+        @routes.get(path)
+        def endpoint(request: Request) -> Response:
+            return answer(holdings, request)
+
+    for level in (_STUDY, _SERIES, _INSTANCE):
+        at(level, _instances)
+        at(f"{level}/metadata", _metadata)
+        at(f"{level}/thumbnail", wado_frames.thumbnail)
+    at(_INSTANCE + "/rendered", wado_frames.rendered)
+    at(_INSTANCE + "/frames/{frames}", wado_frames.frames)
+    at(_INSTANCE + "/frames/{frames}/rendered", wado_frames.rendered)
+    at(_INSTANCE + "/frames/{frames}/thumbnail", wado_frames.thumbnail)
+    at(_INSTANCE + "/bulkdata/{place:path}", _bulkdata)
+
+
+def _found(holdings: Holdings, request: Request) -> list[StoredObject]:
+    path = request.path_params
+    return holdings.find(path["study"], path.get("series", ""), path.get("instance", ""))
+
+
+def _instances(holdings: Holdings, request: Request) -> Response:
+    found = _found(holdings, request)
+    wanted = media_types.accepted(request)
+    if len(found) > 1:  # several do not fit into an answer that is one
+        wanted = [each for each in wanted if each.multipart or each.media_type != _DICOM]
+    forms = [(stored, form) for stored in found if (form := _form(stored, wanted))]
+    if not forms:
+        raise HTTPException(406, "none of the instances can be sent in an accepted media type and transfer syntax")
+    if not forms[0][1].multipart:
+        stored, form = forms[0]
+        content = multipart.begun(_content(holdings.path(stored), stored, form))
+        return StreamingResponse(content, media_type=form.content_type)
+    parts = (
+        Part(form.content_type, holdings.url_of(request, stored), _content(holdings.path(stored), stored, form))
+        for stored, form in forms
+    )
+    return multipart.answer(parts, _DICOM, 200 if len(forms) == len(found) else 206)
+
+
+def _form(stored: StoredObject, wanted: Sequence[Accepted]) -> Form | None:
+    syntax = stored.transfer_syntax_uid
+    return media_types.form_of_instance(syntax, wanted, convertible=pixels.is_decodable(syntax))
+
+
+def _content(path: Path, stored: StoredObject, form: Form) -> Iterator[bytes]:
+    if form.transfer_syntax_uid != stored.transfer_syntax_uid:
+        try:
+            yield explicit_little_endian(path)
+        except InputRefused as error:
+            raise HTTPException(406, str(error)) from None
+        return
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def _metadata(holdings: Holdings, request: Request) -> Response:
+    media_types.accepts_json(request)
+    found = _found(holdings, request)
+
+    def pieces() -> Iterator[str]:
+        before = "["
+        for stored in found:
+            told = dicom_json.metadata(holdings.path(stored), f"{holdings.url_of(request, stored)}/bulkdata")
+            yield before + told
+            before = ",\n"
+        yield "]"
+
+    return StreamingResponse(pieces(), media_type=dicom_json.MEDIA_TYPE)
+
+
+def _bulkdata(holdings: Holdings, request: Request) -> Response:
+    """Pixels come frame by frame where they are compressed, else as one part like all other bulk."""
+    (stored,) = _found(holdings, request)
+    path, place = holdings.path(stored), request.path_params["place"]
+    location = str(request.url.path)
+    wanted = media_types.accepted(request)
+    if place in _PIXELS:
+        return wado_frames.all_of(path, stored, wanted, location)
+    try:
+        value = dicom_json.bulk(path, place)
+    except NotFound as error:
+        raise HTTPException(404, str(error)) from None
+    kind = _PDF if stored.sop_class_uid == EncapsulatedPDFStorage and place == "00420011" else _OCTETS
+    for each in wanted:
+        if not each.multipart and each.media_type in (kind, _OCTETS):
+            return Response(value, media_type=each.media_type)
+        if each.covers(_OCTETS):
+            return multipart.answer([Part(_OCTETS, location, [value])], _OCTETS)
+    raise HTTPException(406, f"this bulk data comes as {_OCTETS}" + (f" or {kind}" if kind != _OCTETS else ""))

@@ -1,0 +1,239 @@
+"""The dashboard in a real browser: by mouse, by keyboard alone, on a phone, light and dark, with and without scripts.
+
+Each test leaves a picture under build/screenshots, to be looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from db.models import Job
+from db.states import JobState
+from tests.chromium import SCREENSHOTS, browsing
+from tests.web_node import Web
+from tests.web_studies import PEERS, ROUTES, at_work, everything, receive, series_of, uid_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.timeout(300)
+
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+PATHS = ("/", "/hold", "/failures", "/jobs", "/models", "/models/anatomy@1.0.0", "/peers", "/system")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as running:
+        yield running
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[tuple[Web, Mapping[str, int]]]:
+    """A study in every state, and its jobs by what became of them."""
+    with Web(tmp_path, sections={"routes": ROUTES, "peers": PEERS}) as web:
+        yield web, everything(web)
+
+
+class Seen:
+    """A page, and what its console complained of."""
+
+    def __init__(self, browser: Browser, web: Web, **options: Any) -> None:
+        self.context = browser.new_context(base_url=web.address, **({"viewport": DESK} | options))
+        self.page: Page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def keep(self, name: str) -> None:
+        """A picture of the whole page with its own pictures drawn."""
+        self.page.evaluate("document.querySelectorAll('img').forEach((image) => { image.loading = 'eager'; })")
+        until(self.page, "() => [...document.images].every((image) => image.complete)")
+        self.page.screenshot(path=str(SCREENSHOTS / f"dashboard-{name}.png"), full_page=True)
+
+
+def test_the_list_of_studies_shows_their_way(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = node
+    for scheme in ("light", "dark"):
+        with Seen(browser, web, color_scheme=scheme) as seen:
+            seen.page.goto("/")
+            assert seen.page.locator("li.study").count() == 12
+            assert seen.page.get_by_role("link", name="Held for your decision").is_visible()
+            seen.page.locator("#live", has_text="live").wait_for()
+            seen.keep(f"studies-{scheme}")
+            seen.page.get_by_role("link", name="Failed 2").click()
+            assert seen.page.locator("li.study").count() == 2
+            assert seen.complaints == []
+
+
+def test_a_held_result_is_released_by_keyboard_alone(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = node
+    with Seen(browser, web) as seen:
+        page = seen.page
+        page.goto("/hold")
+        page.locator(".slices").wait_for()
+        seen.keep("hold")
+        assert page.locator(".figures img").count() == 4
+        _tab_to(page, "input[type=range]")
+        before = page.locator(".figures img").first.get_attribute("src")
+        page.keyboard.press("ArrowRight")
+        changed = "(before) => document.querySelector('.figures img').getAttribute('src') !== before"
+        until(page, changed, before)
+        assert page.locator(".slices output").inner_text() == "6 of 9"
+        _tab_to(page, "input[name=reason]")
+        page.keyboard.type("ventricles as in the source")
+        page.keyboard.press("Enter")
+        assert _state(web, made["held"]) is JobState.HELD, "Enter in a field decides nothing"
+        _tab_to(page, "input[name=who]")
+        page.keyboard.type("MK")
+        _tab_to(page, "button[formaction$=release]")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        seen.keep("hold-focus")
+        page.keyboard.press("Enter")
+        page.get_by_text("its results are released").wait_for()
+        assert page.get_by_text("Nothing waits for a decision").is_visible()
+        seen.keep("hold-released")
+        assert seen.complaints == []
+    assert _state(web, made["held"]) is JobState.DONE
+
+
+def test_a_reason_is_asked_for(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = node
+    with Seen(browser, web) as seen:
+        seen.page.goto("/hold")
+        seen.page.get_by_role("button", name="Discard").click()
+        assert seen.page.evaluate("document.activeElement.name") == "reason"
+        assert _state(web, made["held"]) is JobState.HELD
+
+
+def test_news_come_by_themselves(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = node
+    with Seen(browser, web) as seen:
+        page = seen.page
+        page.goto("/")
+        page.locator("#live", has_text="live").wait_for()
+        page.evaluate("() => { document.querySelector('li.study').mine = true; }")
+        at_work(web, made["running"], 0.77, "writing")
+        until(page, "() => document.querySelector('progress').value === 77")
+        assert "77 %" in page.locator("[data-job-words]").first.inner_text()
+        receive(web, series_of("new")[:3])
+        page.locator("li.study", has_text="P-new-00471").wait_for()
+        assert page.locator("li.study").count() == 13
+        kept = page.evaluate("() => [...document.querySelectorAll('li.study')].filter((row) => row.mine).length")
+        assert kept == 1, "what did not change stays the same element"
+        assert seen.complaints == []
+
+
+def test_what_a_person_writes_is_not_lost_to_news(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = node
+    with Seen(browser, web) as seen:
+        page = seen.page
+        page.goto("/hold")
+        page.locator("#live", has_text="live").wait_for()
+        page.locator("input[name=reason]").fill("half a sen")
+        web.client.post(f"/jobs/{made['dead']}/retry")
+        page.locator("#pages .count.bad", has_text="2").wait_for()
+        assert page.locator("input[name=reason]").input_value() == "half a sen"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(browser: Browser, node: tuple[Web, Mapping[str, int]], scheme: str) -> None:
+    web, made = node
+    with Seen(browser, web, viewport=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True) as seen:
+        for path in (*PATHS, f"/jobs/{made['held']}", f"/studies/{uid_of('held')}", f"/studies/{uid_of('unrouted')}"):
+            seen.page.goto(path)
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
+            name = path.strip("/").partition("/")[0] or "studies"
+            if path in ("/", "/hold", f"/studies/{uid_of('held')}"):
+                seen.keep(f"phone-{name}{'-one' if path.count('/') > 1 else ''}-{scheme}")
+        assert seen.complaints == []
+
+
+def test_all_pages_work_without_scripts(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = node
+    with Seen(browser, web, java_script_enabled=False) as seen:
+        page = seen.page
+        page.goto("/")
+        page.get_by_label("Patient ID or name").fill("p-held")
+        page.get_by_role("button", name="Search").last.click()
+        page.get_by_text("1 study").wait_for()
+        page.get_by_role("link", name="MR head, follow-up").first.click()
+        page.get_by_role("link", name="Decide in the hold queue").click()
+        page.get_by_label("Reason").fill("no scripts here")
+        page.get_by_role("button", name="Discard").click()
+        page.get_by_text(f"Job {made['held']}: discarded").wait_for()
+    assert _state(web, made["held"]) is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_their_ground(browser: Browser, node: tuple[Web, Mapping[str, int]], scheme: str) -> None:
+    web, _ = node
+    with Seen(browser, web, color_scheme=scheme) as seen:
+        for path in ("/", "/hold", "/failures", "/jobs", "/peers", "/system"):
+            seen.page.goto(path)
+            assert seen.page.evaluate(_FAINT) == [], path
+
+
+def until(page: Page, script: str, argument: Any = None) -> None:
+    """Until a function of the page is true; asked for from outside, since the policy allows pages no text as code."""
+    for _ in range(300):
+        if page.evaluate(script, argument):
+            return
+        page.wait_for_timeout(50)
+    raise TimeoutError(script)
+
+
+def _state(web: Web, id: int) -> JobState:
+    found: Job = next(row for row in web.rows(Job) if row.id == id)
+    return found.state
+
+
+def _tab_to(page: Page, selector: str) -> None:
+    for _ in range(60):
+        if page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab never comes to {selector}")
+
+
+_FAINT = """
+() => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const rgba = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const found = rgba(getComputedStyle(at).backgroundColor);
+      if (found[3] > 250) return found;
+    }
+    return [255, 255, 255, 255];
+  };
+  const faint = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
+    if (element.closest('.hidden, .off, .skip')) continue;
+    const [a, b] = [rgba(getComputedStyle(element).color), ground(element)].map(light).sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(walker.currentNode.data.trim());
+  }
+  return faint;
+}
+"""
+"""Texts whose contrast is below 4.5 to 1 (WCAG 2.2, 1.4.3)."""

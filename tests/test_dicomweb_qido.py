@@ -1,0 +1,231 @@
+"""QIDO-RS: every search finds what is held and nothing else, page by page, and says what it did not understand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.datadict import tag_for_keyword
+
+from tests.findings import found, grid, written
+from tests.peers.files import write_instance
+from tests.web_node import Web, web
+
+__all__ = ["web"]
+
+ROOT = "1.2.826.0.1.3680043.8.498"
+PATIENTS = (
+    ("Müller^Jörg", "A-1", "20260101", "080000", "MR"),
+    ("Muster^Anna", "A-2", "20260215", "120000", "CT"),
+    ("Yamada^Tarou=山田^太郎=やまだ^たろう", "B-1", "20251231", "235900", "PT"),
+)
+
+
+@pytest.fixture
+def held(web: Web, tmp_path: Path) -> Web:
+    """Three studies of two series of two instances each."""
+    paths = []
+    for study, (name, patient, date, time, modality) in enumerate(PATIENTS, 1):
+        for series in (1, 2):
+            for number in (1, 2):
+                paths.append(tmp_path / f"{study}{series}{number}.dcm")
+                write_instance(
+                    paths[-1], study_uid=f"{ROOT}.{study}", series_uid=f"{ROOT}.{study}.{series}", PatientName=name,
+                    PatientID=patient, StudyDate=date, StudyTime=time, Modality="SR" if series == 2 else modality,
+                    SeriesNumber=series, InstanceNumber=number, StudyDescription=f"Study {study}", StudyID=str(study),
+                    SOPInstanceUID=f"{ROOT}.{study}.{series}.{number}",
+                )  # fmt: skip
+    assert web.store(paths).status_code == 200
+    return web
+
+
+def tag(keyword: str) -> str:
+    return f"{tag_for_keyword(keyword):08X}"
+
+
+def value(row: dict[str, Any], keyword: str) -> Any:
+    return (row[tag(keyword)].get("Value") or [None])[0]
+
+
+def ask(held: Web, query: str, path: str = "/studies") -> list[dict[str, Any]]:
+    answer = held.get(f"/dicom-web{path}?{query}")
+    if answer.status_code == 204:
+        return []
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/dicom+json"
+    return list(answer.json())
+
+
+def studies(held: Web, query: str) -> set[int]:
+    """Numbers of the studies that a query finds."""
+    return {int(value(row, "StudyID")) for row in ask(held, query)}
+
+
+def test_dicomweb_client_finds_what_is_held(held: Web) -> None:
+    client = held.dicomweb
+    assert len(client.search_for_studies()) == 3
+    assert len(client.search_for_series()) == 6
+    assert len(client.search_for_instances()) == 12
+    assert len(client.search_for_series(f"{ROOT}.1")) == 2
+    assert len(client.search_for_instances(f"{ROOT}.1")) == 4
+    assert len(client.search_for_instances(f"{ROOT}.1", f"{ROOT}.1.2")) == 2
+    (found_one,) = client.search_for_studies(search_filters={"PatientID": "A-1"}, fields=["PatientName"])
+    assert value(found_one, "StudyInstanceUID") == f"{ROOT}.1"
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", {1, 2, 3}),
+        ("PatientID=A-*", {1, 2}),
+        ("PatientID=?-1", {1, 3}),
+        ("00100020=B-1", {3}),
+        ("PatientName=m*", {1, 2}),
+        ("PatientName=Müller^Jörg", {1}),
+        ("PatientName=*山田*", {3}),
+        ("PatientName=jörg&fuzzymatching=true", {1}),
+        ("PatientName=jörg", set()),
+        ("StudyDate=20260101", {1}),
+        ("StudyDate=20260101-", {1, 2}),
+        ("StudyDate=-20260101", {1, 3}),
+        ("StudyDate=20251201-20260131", {1, 3}),
+        ("StudyDate=20251231-20260101&StudyTime=235900-100000", {1, 3}),
+        ("StudyDate=20251231-20260101&StudyTime=235930-100000", {1}),
+        ("ModalitiesInStudy=PT", {3}),
+        ("ModalitiesInStudy=SR", {1, 2, 3}),
+        (f"StudyInstanceUID={ROOT}.1,{ROOT}.3", {1, 3}),
+        (f"StudyInstanceUID={ROOT}.1%5C{ROOT}.3", {1, 3}),
+        ("StudyDescription=Study%202", {2}),
+        ("PatientID=", {1, 2, 3}),
+        ("PatientID=*", {1, 2, 3}),
+        ("PatientID=nobody", set()),
+        ("PatientName='%20or%201=1--", set()),
+        ("PatientName=%25", set()),
+    ],
+)
+def test_studies_are_matched(held: Web, query: str, expected: set[int]) -> None:
+    assert studies(held, query) == expected
+
+
+def test_series_and_instances_are_matched_across_the_levels(held: Web) -> None:
+    assert len(ask(held, "Modality=SR", "/series")) == 3
+    assert len(ask(held, "Modality=SR&PatientID=A-*", "/series")) == 2
+    assert len(ask(held, "InstanceNumber=2&Modality=CT", "/instances")) == 1
+    assert len(ask(held, "SeriesNumber=1", f"/studies/{ROOT}.1/series")) == 1
+    assert len(ask(held, f"SOPInstanceUID={ROOT}.1.2.1", f"/studies/{ROOT}.1/instances")) == 1
+    assert ask(held, f"SeriesInstanceUID={ROOT}.2.1", f"/studies/{ROOT}.1/series") == []
+
+
+def test_a_study_is_told_with_everything_that_must_be(held: Web) -> None:
+    (row,) = ask(held, "PatientID=B-1")
+    assert value(row, "PatientName") == {
+        "Alphabetic": "Yamada^Tarou",
+        "Ideographic": "山田^太郎",
+        "Phonetic": "やまだ^たろう",
+    }
+    assert row[tag("ModalitiesInStudy")]["Value"] == ["PT", "SR"]
+    assert value(row, "NumberOfStudyRelatedSeries") == 2
+    assert value(row, "NumberOfStudyRelatedInstances") == 4
+    assert value(row, "InstanceAvailability") == "ONLINE"
+    assert value(row, "RetrieveURL") == f"{held.address}/dicom-web/studies/{ROOT}.3"
+    required = (
+        "StudyDate",
+        "StudyTime",
+        "AccessionNumber",
+        "ReferringPhysicianName",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyID",
+    )
+    assert all(tag(keyword) in row for keyword in required)
+
+
+def test_series_and_instances_are_told_with_everything_that_must_be(held: Web) -> None:
+    (series,) = ask(held, "SeriesNumber=1", f"/studies/{ROOT}.1/series")
+    assert value(series, "NumberOfSeriesRelatedInstances") == 2
+    assert value(series, "SeriesNumber") == 1
+    assert value(series, "Modality") == "MR"
+    assert held.client.get(value(series, "RetrieveURL")).status_code == 200
+    (instance,) = ask(held, "InstanceNumber=2", f"/studies/{ROOT}.1/series/{ROOT}.1.1/instances")
+    assert value(instance, "SOPInstanceUID") == f"{ROOT}.1.1.2"
+    assert (value(instance, "Rows"), value(instance, "Columns"), value(instance, "BitsAllocated")) == (16, 16, 16)
+    assert held.client.get(value(instance, "RetrieveURL")).status_code == 200
+
+
+def test_more_is_told_where_it_is_asked_for(held: Web) -> None:
+    path = f"/studies/{ROOT}.1/series"
+    assert tag("PatientName") not in ask(held, "", path)[0]
+    assert tag("PatientName") in ask(held, "includefield=PatientName", path)[0]
+    assert tag("PatientName") in ask(held, "includefield=00100010,StudyDate", path)[0]
+    assert tag("PatientName") in ask(held, "includefield=all", path)[0]
+    assert tag("StudyDate") in ask(held, "includefield=PatientName&includefield=StudyDate", path)[0]
+
+
+def test_pages_meet_without_gap_or_overlap(held: Web) -> None:
+    pages = [
+        [value(row, "SOPInstanceUID") for row in ask(held, f"limit=5&offset={at}", "/instances")]
+        for at in (0, 5, 10, 15)
+    ]
+    assert [len(page) for page in pages] == [5, 5, 2, 0]
+    assert len({uid for page in pages for uid in page}) == 12
+
+
+def test_nothing_found_is_204(held: Web) -> None:
+    answer = held.get("/dicom-web/studies?PatientID=nobody")
+    assert (answer.status_code, answer.content) == (204, b"")
+
+
+def test_what_cannot_be_matched_is_said_in_a_warning(held: Web) -> None:
+    answer = held.get("/dicom-web/studies?PatientWeight=70")
+    assert answer.status_code == 200
+    assert "PatientWeight" in answer.headers["warning"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "Nonsense=1", "0010=1", "limit=x", "limit=-1", "offset=1.5", "fuzzymatching=maybe", "includefield=Nonsense",
+        "PatientID=1&PatientID=2", "StudyDate=tomorrow", "StudyDate=20260101-x", f"limit={'9' * 40}", "a.b.c=1",
+        "%3Cscript%3E=1", f"{'x' * 3000}=1",
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_400(held: Web, query: str) -> None:
+    answer = held.get(f"/dicom-web/studies?{query}")
+    assert answer.status_code == 400, answer.text
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "<script>" not in answer.text
+
+
+def test_a_query_against_its_path_is_400(held: Web) -> None:
+    assert held.get(f"/dicom-web/studies/{ROOT}.1/series?StudyInstanceUID={ROOT}.2").status_code == 400
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/dicom+xml", "text/html", 'multipart/related; type="application/dicom+xml"']
+)
+def test_json_is_the_only_form(held: Web, accept: str) -> None:
+    assert held.get("/dicom-web/studies", accept).status_code == 406
+
+
+@pytest.mark.parametrize("accept", ["application/dicom+json", "application/json", "*/*", "text/html, */*;q=0.1"])
+def test_json_comes_where_it_is_taken(held: Web, accept: str) -> None:
+    assert held.get("/dicom-web/studies", accept).status_code == 200
+
+
+def test_an_unknown_study_has_no_series(held: Web) -> None:
+    assert ask(held, "", "/studies/1.2.3/series") == []
+
+
+def test_results_are_found_and_held_ones_only_for_review(web: Web, tmp_path: Path) -> None:
+    results = written(found(grid("axial", rows=8, columns=8)))
+    study = results[0].StudyInstanceUID
+    write_instance(tmp_path / "source.dcm", study_uid=study)
+    web.store([tmp_path / "source.dcm"])
+    web.has_results(results, held=True)
+    outside = web.get(f"/dicom-web/studies/{study}/series").json()
+    review = web.get(f"/review/dicom-web/studies/{study}/series").json()
+    assert len(outside) == 1
+    assert len(review) == 1 + len({ds.SeriesInstanceUID for ds in results})
+    assert all(value(row, "RetrieveURL").startswith(f"{web.address}/review/dicom-web/") for row in review)
+    assert value(web.get("/dicom-web/studies").json()[0], "NumberOfStudyRelatedInstances") == 1

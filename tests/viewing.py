@@ -1,0 +1,66 @@
+"""A study to look at: a head as a scanner would send it, and results of it as the node writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicomnode import frames, results
+from dicomnode.config import ResultsConfig
+from pipelines.contract import Code, Finding, Grid, Image, Measurement, ParametricMap, Segment, Segmentation, Volume
+from tests.bundles import phantom, upright
+from tests.findings import NOW, PROVENANCE, STANDARD_DEVIATION
+from tests.series import write_slices
+
+__all__ = ["a_head", "its_results"]
+
+_FIRST, _LAST = 10, 40
+
+
+def a_head(folder: Path) -> tuple[list[Path], Grid]:
+    """Files of a T1-like series, one for each slice."""
+
+    values, _, grid = _head()
+    stored = np.rint(800 * values).astype(np.uint16)
+
+    def name(_: int, ds: Dataset) -> None:
+        ds.SeriesDescription, ds.StudyDescription = "T1w", "Head"
+        ds.WindowCenter, ds.WindowWidth = "400", "800"
+
+    return write_slices(folder, grid, stored, edit=name, key="viewed"), grid
+
+
+def its_results(sources: list[Path], grid: Grid) -> list[Dataset]:
+    """Image (clean and labelled), uncertainty, segmentation and report."""
+    values, structure, _ = _head()
+    made = (1000 * np.sqrt(values)).astype(np.float32)
+    deviation = (2 * np.abs(np.gradient(values)[2])).astype(np.float32)  # up to 1, as the viewer colours it
+    largest = np.argsort(np.bincount(structure[structure > 0]))[-2:]
+    inside = np.where(structure == largest[1], 1, np.where(structure == largest[0], 2, 0)).astype(np.uint8)
+    segments = tuple(
+        Segment(number, name, Code("91723000", "SCT", "Anatomical structure"), Code(code, "SCT", meaning))
+        for number, name, code, meaning in (
+            (1, "first structure", "12738006", "Brain"),
+            (2, "second structure", "35764002", "Brain ventricle"),
+        )
+    )
+    findings: list[Finding] = [
+        Image("image", Volume(made, grid), "Synthetic image", 4.0),
+        ParametricMap("deviation", Volume(deviation, grid), STANDARD_DEVIATION, "Standard deviation", 4.0),
+        Segmentation("structures", inside, grid, segments, "Structures", 4.0),
+        Measurement("chi-square", 1.02, "1"),
+    ]
+    headers = [frames.header(path) for path in sources]
+    return results.write(findings, headers, PROVENANCE, ResultsConfig(), NOW)
+
+
+def _head() -> tuple[NDArray[np.float32], NDArray[np.uint8], Grid]:
+    """The phantom without the slices at its ends, which show next to nothing."""
+    values, structure = phantom()
+    affine = upright().affine_mm.copy()
+    affine[:3, 3] += _FIRST * affine[:3, 2]
+    kept = slice(_FIRST, _LAST)
+    return values[kept], structure[kept], Grid((_LAST - _FIRST, *values.shape[1:]), affine)
