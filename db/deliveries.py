@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, joinedload
 
-from db import audit
+from db import audit, notifications
 from db.models import Delivery, Output
 from db.states import DeliveryState
 
-__all__ = ["Due", "abandon", "counts", "delivered", "due", "expire_leases", "failed", "given_up", "retry"]
+__all__ = [
+    "Due",
+    "abandon",
+    "counts",
+    "delivered",
+    "due",
+    "expire_leases",
+    "failed",
+    "fall_back",
+    "given_up",
+    "retry",
+    "with_spares",
+]
+
+_UNFINISHED = (DeliveryState.WAITING, DeliveryState.SENDING)
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,7 @@ def delivered(session: Session, delivery_id: int, *, worker: str, now: datetime)
     if row is not None:
         audit.move(session, row, DeliveryState.DELIVERED, reason=f"at {row.destination}", now=now)
         row.delivered_at, row.leased_until, row.reason = now, None, ""
+        notifications.object_delivered(session, row.output.job_id, now=now)
 
 
 def failed(
@@ -70,10 +85,33 @@ def failed(
         return
     row.reason, row.leased_until = reason, None
     if retry_at is None:
-        audit.move(session, row, DeliveryState.GIVEN_UP, reason=reason, now=now)
+        _give_up(session, row, reason, now)
         return
     audit.move(session, row, DeliveryState.WAITING, reason=reason, now=now)
     row.not_before = retry_at
+
+
+def with_spares(session: Session, destination: str, job_ids: Collection[int]) -> dict[int, set[str]]:
+    """By job the SOP classes that lie ready for the destination, should it not take what is for it."""
+    query = select(Output).where(Output.job_id.in_(job_ids), Output.spare_for.is_not(None))
+    found: dict[int, set[str]] = {}
+    for output in session.scalars(query):
+        if destination in (output.spare_for or ()):
+            found.setdefault(output.job_id, set()).add(output.sop_class_uid)
+    return found
+
+
+def fall_back(session: Session, job_id: int, destination: str, *, reason: str, now: datetime) -> None:
+    """Give up what is for the destination and not there yet, and send what lies ready for it instead."""
+    for output in session.scalars(select(Output).where(Output.job_id == job_id).order_by(Output.id)):
+        rows = [row for row in output.deliveries if row.destination == destination]
+        spare = destination in (output.spare_for or ())
+        if spare and not rows:
+            output.deliveries.append(Delivery(destination=destination, not_before=now, created_at=now))
+        for row in rows:
+            if not spare and output.destinations is not None and row.state in _UNFINISHED:
+                row.reason, row.leased_until = reason, None
+                audit.move(session, row, DeliveryState.GIVEN_UP, reason=reason, now=now)
 
 
 def given_up(session: Session, *, created_before: datetime, now: datetime) -> int:
@@ -82,7 +120,7 @@ def given_up(session: Session, *, created_before: datetime, now: datetime) -> in
     rows = session.scalars(query.order_by(Delivery.id).with_for_update(skip_locked=True)).all()
     for row in rows:
         row.reason = f"given up: {row.reason or 'never tried'}"
-        audit.move(session, row, DeliveryState.GIVEN_UP, reason=row.reason, now=now)
+        _give_up(session, row, row.reason, now)
     return len(rows)
 
 
@@ -139,6 +177,11 @@ def _take(session: Session, row: Delivery, worker: str, lease_s: float, now: dat
         attempts=row.attempts,
         created_at=row.created_at,
     )
+
+
+def _give_up(session: Session, row: Delivery, reason: str, now: datetime) -> None:
+    audit.move(session, row, DeliveryState.GIVEN_UP, reason=reason, now=now)
+    notifications.object_given_up(session, row.output.job_id, row.destination, reason=reason, now=now)
 
 
 def _mine(session: Session, delivery_id: int, worker: str) -> Delivery | None:

@@ -5,6 +5,7 @@ Its state is the newest of its events in the audit trail, so it survives a resta
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,9 +16,10 @@ from db import audit
 from db.models import Delivery, Event
 from db.states import DeliveryState
 
-__all__ = ["Breaker", "breaker", "failed", "succeeded"]
+__all__ = ["Breaker", "breaker", "failed", "learned", "succeeded", "taken"]
 
 _SUBJECT = "destination"
+_CLASSES = "destination classes"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,20 @@ def failed(
     detail = {"failures": failures, "open_until": until.isoformat() if until else None}
     audit.append(session, subject=_SUBJECT, subject_id=destination, event="unreachable", detail=detail, now=now)
     return Breaker(failures, until)
+
+
+def taken(session: Session, destination: str) -> frozenset[str] | None:
+    """The SOP classes that the destination took when it was last asked; None: it never was."""
+    mine = select(Event.detail).where(Event.subject == _CLASSES, Event.subject_id == destination)
+    detail = session.scalars(mine.order_by(Event.seq.desc()).limit(1)).first()
+    return None if detail is None else frozenset(map(str, detail.get("taken", ())))
+
+
+def learned(session: Session, destination: str, classes: Collection[str], *, now: datetime) -> None:
+    """What it takes of what it was asked for, on record when it is news."""
+    if taken(session, destination) != frozenset(classes):
+        detail = {"taken": sorted(classes)}
+        audit.append(session, subject=_CLASSES, subject_id=destination, event="negotiated", detail=detail, now=now)
 
 
 def succeeded(session: Session, destination: str, *, now: datetime) -> None:

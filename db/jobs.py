@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from db import audit
+from db import audit, notifications
 from db.models import Delivery, Instance, Job, JobInput, Output
 from db.states import JobState, MoveRefused
 from db.studies import StoredFile
@@ -30,6 +31,7 @@ __all__ = [
     "fail",
     "finish",
     "give_back",
+    "reassign",
     "refuse",
     "release",
     "renew",
@@ -38,19 +40,31 @@ __all__ = [
 ]
 
 
+_ENDED = (JobState.DONE, JobState.HELD, JobState.REFUSED, JobState.DEAD, JobState.CANCELLED)
+
+
 class LeaseLost(Exception):
     """The job is no longer this worker's: its lease lapsed and another took it, or somebody cancelled it."""
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A result object in the spool."""
+    """A result object in the spool; ``attributes`` are what it is found by (``keywords.RESULT_KEPT``).
+
+    ``rendition``, ``destinations``, ``spare_for``: as in the row. ``at_once``: delivered though the job is held.
+    """
 
     sop_instance_uid: str
     sop_class_uid: str
     series_uid: str
     kind: str
     file: StoredFile
+    transfer_syntax_uid: str = "1.2.840.10008.1.2.1"
+    attributes: Mapping[str, Any] | None = None
+    rendition: str = ""
+    destinations: tuple[str, ...] | None = None
+    spare_for: tuple[str, ...] = ()
+    at_once: bool = False
 
 
 def worker_name(pid: int) -> str:
@@ -70,17 +84,22 @@ def enqueue(
     inputs: Mapping[str, Sequence[int]],
     destinations: Sequence[str],
     priority: int = 0,
+    notify: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    model_digest: str = "",
+    helper_models: Mapping[str, str] = MappingProxyType({}),
+    shadow_of: Job | None = None,
     now: datetime,
 ) -> Job | None:
     """A new job, or None when the same work on the same content has a job already, in whatever revision.
 
-    Jobs of earlier revisions whose inputs this one contains are superseded: named, and cancelled if still waiting.
+    Jobs of earlier revisions whose inputs this one contains are superseded: named, and cancelled if still waiting. A
+    job beside another (``shadow_of``) supersedes none, and stands in nobody's way.
     """
     contents = _contents(session, inputs)
-    key = _key(route, pipeline, model, options, contents)
+    key = _key(route, pipeline, model, options, contents, shadow_of)
     if session.scalar(select(Job.id).where(Job.key == key)) is not None:
         return None
-    old = _superseded(session, study_id, route, contents)
+    old = _superseded(session, study_id, route, contents) if shadow_of is None else None
     job = Job(
         key=key,
         study_id=study_id,
@@ -91,7 +110,11 @@ def enqueue(
         model=model,
         options=dict(options),
         destinations=list(destinations),
+        notify={name: list(events) for name, events in notify.items()} or None,
         priority=priority,
+        model_digest=model_digest,
+        helper_models=dict(helper_models) or None,
+        shadow_of_id=shadow_of.id if shadow_of else None,
         not_before=now,
         report={},
         created_at=now,
@@ -100,17 +123,38 @@ def enqueue(
     session.add(job)
     session.flush()
     detail = {"key": key, "route": route, "pipeline": pipeline, "model": model, "study": study_id, "revision": revision}
+    detail |= {"shadow_of": shadow_of.id} if shadow_of else {}
     audit.append(session, subject="jobs", subject_id=job.id, event="enqueued", detail=detail, now=now)
     if old and old.state in (JobState.READY, JobState.HELD):
         _end(session, old, JobState.CANCELLED, reason=f"superseded by job {job.id}", now=now)
     return job
 
 
+def reassign(session: Session, job: Job, *, model: str, digest: str, now: datetime) -> None:
+    """A job that has not begun is to use another model; it is cancelled where that work has a job already."""
+    inputs: dict[str, list[int]] = {}
+    for each in job.inputs:
+        inputs.setdefault(each.name, []).append(each.instance_id)
+    key = _key(job.route, job.pipeline, model, job.options, _contents(session, inputs), None)
+    twin = session.scalar(select(Job.id).where(Job.key == key))
+    if twin is not None:
+        _end(session, job, JobState.CANCELLED, reason=f"job {twin} has done the same with {model}", now=now)
+        return
+    detail = {"from": job.model, "to": model, "digest": digest, "key": key}
+    audit.append(session, subject="jobs", subject_id=job.id, event="model changed", detail=detail, now=now)
+    job.key, job.model, job.model_digest = key, model, digest
+
+
 def claim(session: Session, *, worker: str, lease_s: float, now: datetime) -> Job | None:
-    """The most urgent waiting job, under a lease. No two workers get the same one."""
+    """The most urgent waiting job, under a lease. No two workers get the same one.
+
+    One that runs beside another waits until that has ended: there is something to compare, and nobody waits for it.
+    """
+    beside = aliased(Job)
+    over = select(beside.id).where(beside.id == Job.shadow_of_id, beside.state.in_(_ENDED)).exists()
     query = (
         select(Job)
-        .where(Job.state == JobState.READY, Job.not_before <= now)
+        .where(Job.state == JobState.READY, Job.not_before <= now, Job.shadow_of_id.is_(None) | over)
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -143,14 +187,19 @@ def finish(
     outputs: Sequence[OutputFile],
     report: Mapping[str, Any],
     held_because: str = "",
+    chosen: Mapping[str, Any] = MappingProxyType({}),
     now: datetime,
 ) -> Job:
-    """Results, their deliveries and the job's end in one transaction; held results wait for ``release``."""
+    """Results, their deliveries and the job's end in one transaction; held results wait for ``release``, but not what
+    tells of them. ``chosen``: by destination what kinds it gets and why, for the audit trail."""
     job = _mine(session, job_id, worker)
     _keep(job, outputs, now)
     job.report, job.progress, job.step = dict(report), 1.0, ""
+    if chosen:
+        audit.append(session, subject="jobs", subject_id=job.id, event="kinds chosen", detail=dict(chosen), now=now)
     if held_because:
         _end(session, job, JobState.HELD, reason=held_because, now=now)
+        _deliver(session, job, now, only={each.sop_instance_uid for each in outputs if each.at_once})
     else:
         _end(session, job, JobState.DONE, reason="finished", now=now)
         _deliver(session, job, now)
@@ -254,17 +303,22 @@ def _contents(session: Session, inputs: Mapping[str, Sequence[int]]) -> dict[str
 
 
 def _key(
-    route: str, pipeline: str, model: str, options: Mapping[str, Any], contents: Mapping[str, Sequence[str]]
+    route: str,
+    pipeline: str,
+    model: str,
+    options: Mapping[str, Any],
+    contents: Mapping[str, Sequence[str]],
+    shadow_of: Job | None,
 ) -> str:
-    words = [route, pipeline, model, dict(options), dict(contents)]
+    words = [route, pipeline, model, dict(options), dict(contents)] + (["beside", shadow_of.key] if shadow_of else [])
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
 
 def _superseded(session: Session, study_id: int, route: str, contents: Mapping[str, Sequence[str]]) -> Job | None:
     """The newest job of the route whose inputs are a part of these."""
     new = {(name, word.split()[0]) for name, words in contents.items() for word in words}
-    query = select(Job).where(Job.study_id == study_id, Job.route == route).order_by(Job.id.desc())
-    for job in session.scalars(query):
+    mine = (Job.study_id == study_id, Job.route == route, Job.shadow_of_id.is_(None))
+    for job in session.scalars(select(Job).where(*mine).order_by(Job.id.desc())):
         if {(each.name, each.instance.sop_instance_uid) for each in job.inputs} <= new:
             return job
     return None
@@ -280,6 +334,11 @@ def _mine(session: Session, job_id: int, worker: str) -> Job:
 def _end(session: Session, job: Job, state: JobState, *, reason: str, now: datetime) -> None:
     audit.move(session, job, state, reason=reason, now=now)
     job.reason, job.finished_at, job.leased_until = reason, now, None
+    notifications.job_ended(session, job, now=now)
+    if state is JobState.CANCELLED:
+        beside = select(Job).where(Job.shadow_of_id == job.id, Job.state == JobState.READY)
+        for shadow in session.scalars(beside):
+            _end(session, shadow, state, reason=f"job {job.id} was cancelled", now=now)
 
 
 def _again_or_dead(session: Session, job: Job, *, reason: str, again: bool, backoff_s: float, now: datetime) -> None:
@@ -292,28 +351,39 @@ def _again_or_dead(session: Session, job: Job, *, reason: str, again: bool, back
 
 
 def _keep(job: Job, outputs: Sequence[OutputFile], now: datetime) -> None:
-    """Add what an earlier run of the job has not left."""
-    there = {output.sop_instance_uid for output in job.outputs}
+    """Add what an earlier run of the job has not left; whom it is for may have changed since."""
+    there = {row.sop_instance_uid: row for row in job.outputs}
     for output in outputs:
-        if output.sop_instance_uid in there:
-            continue
-        job.outputs.append(
-            Output(
-                sop_instance_uid=output.sop_instance_uid,
-                sop_class_uid=output.sop_class_uid,
-                series_uid=output.series_uid,
-                kind=output.kind,
-                sha256=output.file.sha256,
-                size_bytes=output.file.size_bytes,
-                relative_path=output.file.relative_path,
-                created_at=now,
-            )
-        )
+        row = there.get(output.sop_instance_uid)
+        if row is None:
+            row = _row(output, now)
+            job.outputs.append(row)
+        row.rendition = output.rendition
+        row.destinations = None if output.destinations is None else list(output.destinations)
+        row.spare_for = list(output.spare_for) or None
 
 
-def _deliver(session: Session, job: Job, now: datetime) -> None:
-    """To every destination what is not on its way there already."""
+def _row(output: OutputFile, now: datetime) -> Output:
+    return Output(
+        sop_instance_uid=output.sop_instance_uid,
+        sop_class_uid=output.sop_class_uid,
+        series_uid=output.series_uid,
+        kind=output.kind,
+        sha256=output.file.sha256,
+        size_bytes=output.file.size_bytes,
+        relative_path=output.file.relative_path,
+        created_at=now,
+        transfer_syntax_uid=output.transfer_syntax_uid,
+        attributes=None if output.attributes is None else dict(output.attributes),
+    )
+
+
+def _deliver(session: Session, job: Job, now: datetime, only: Collection[str] | None = None) -> None:
+    """To every destination what is for it and not on its way there already."""
     for output in job.outputs:
+        if only is not None and output.sop_instance_uid not in only:
+            continue
         there = {delivery.destination for delivery in output.deliveries}
-        for destination in (each for each in job.destinations if each not in there):
+        meant = job.destinations if output.destinations is None else output.destinations
+        for destination in (each for each in job.destinations if each in meant and each not in there):
             output.deliveries.append(Delivery(destination=destination, not_before=now, created_at=now))

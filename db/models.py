@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Enum, ForeignKey, Index, Integer, MetaData, String, UniqueConstraint
-from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from db.states import DeliveryState, JobState, QuarantineState, SearchState, StudyState
+from db.base import BIG, Base, Digest, Later, Moment, Pk, Uid
+from db.states import (
+    DeliveryState,
+    DeploymentMode,
+    JobState,
+    NotificationState,
+    QuarantineState,
+    SearchPurpose,
+    SearchState,
+    StudyState,
+)
 
 __all__ = [
     "Base",
     "Chain",
     "Delivery",
+    "Deployment",
     "Event",
     "Instance",
     "Job",
     "JobInput",
     "Moment",
+    "Notification",
     "Output",
     "PriorSearch",
     "Quarantine",
@@ -29,68 +38,14 @@ __all__ = [
     "Study",
 ]
 
-_BIG = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY is SQLite's row id
-
-Pk = Annotated[int, mapped_column(_BIG, primary_key=True)]
-Uid = Annotated[str, mapped_column(String(64))]
-Digest = Annotated[str, mapped_column(String(64))]
-
-
-class Moment(TypeDecorator[datetime]):
-    """An aware UTC datetime; SQLite would drop the zone, PostgreSQL would answer in the session's."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a moment without time zone cannot be stored")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def _checked(states: type[StrEnum]) -> Enum:
-    """A column of the enum's values (SQLAlchemy would store the names), checked by the database."""
-    return Enum(
-        states,
-        native_enum=False,
-        create_constraint=True,
-        length=16,
-        name=states.__name__.lower(),
-        values_callable=lambda kind: [member.value for member in kind],
-    )
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        datetime: Moment,
-        dict[str, Any]: JSON,
-        list[str]: JSON,
-        StudyState: _checked(StudyState),
-        JobState: _checked(JobState),
-        DeliveryState: _checked(DeliveryState),
-        QuarantineState: _checked(QuarantineState),
-        SearchState: _checked(SearchState),
-    }
+_EXPLICIT = "1.2.840.10008.1.2.1"  # Explicit VR Little Endian
 
 
 class Study(Base):
-    """A study as received. ``revision`` grows when an instance arrives after completion."""
+    """A study as received. ``revision`` grows when an instance arrives after completion.
+
+    The ``folded`` names are what searches match against (db/keywords.py).
+    """
 
     __tablename__ = "studies"
 
@@ -103,6 +58,14 @@ class Study(Base):
     accession_number: Mapped[str] = mapped_column(default="")
     study_date: Mapped[str] = mapped_column(default="")
     study_description: Mapped[str] = mapped_column(default="")
+    study_time: Mapped[Later]
+    study_id: Mapped[Later]
+    referring_physician_name: Mapped[Later]
+    referring_physician_folded: Mapped[Later]
+    patient_folded: Mapped[Later]
+    issuer_of_patient_id: Mapped[Later]
+    patient_birth_date: Mapped[Later]
+    patient_sex: Mapped[Later]
     opened_at: Mapped[datetime]
     last_received_at: Mapped[datetime]
     completed_at: Mapped[datetime | None]
@@ -111,7 +74,12 @@ class Study(Base):
     series: Mapped[list[Series]] = relationship(back_populates="study", order_by="Series.id")
     jobs: Mapped[list[Job]] = relationship(back_populates="study", order_by="Job.id")
 
-    __table_args__ = (Index(None, "state", "last_received_at"), Index(None, "patient_id"))
+    __table_args__ = (
+        Index(None, "state", "last_received_at"),
+        Index(None, "patient_id"),
+        Index(None, "accession_number"),
+        Index(None, "study_date"),
+    )
 
 
 class Series(Base):
@@ -121,7 +89,7 @@ class Series(Base):
 
     id: Mapped[Pk]
     study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"))
-    series_uid: Mapped[Uid]
+    series_uid: Mapped[Uid] = mapped_column(index=True)
     modality: Mapped[str] = mapped_column(default="")
     attributes: Mapped[dict[str, Any]]
 
@@ -132,28 +100,39 @@ class Series(Base):
 
 
 class Instance(Base):
-    """One acknowledged SOP instance and its file in the spool."""
+    """One acknowledged SOP instance and its file in the spool.
+
+    ``attributes``: ``keywords.IMAGE_KEPT``; none in rows of before, until ``backfill`` has read the file again.
+    """
 
     __tablename__ = "instances"
 
     id: Mapped[Pk]
-    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"), index=True)
+    series_id: Mapped[int] = mapped_column(ForeignKey("series.id"))
     revision: Mapped[int]
     sop_instance_uid: Mapped[Uid] = mapped_column(unique=True)
     sop_class_uid: Mapped[Uid]
     transfer_syntax_uid: Mapped[Uid]
     sha256: Mapped[Digest]
-    size_bytes: Mapped[int] = mapped_column(_BIG)
+    size_bytes: Mapped[int] = mapped_column(BIG)
     relative_path: Mapped[str]
     sender_ae_title: Mapped[str]
     sender_address: Mapped[str]
     received_at: Mapped[datetime]
+    attributes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     series: Mapped[Series] = relationship(back_populates="instances")
 
+    __table_args__ = (Index(None, "series_id", "id"),)
+
 
 class Job(Base):
-    """One pipeline on one input. ``key`` is a digest of all that decides the result, so the work is done once."""
+    """One pipeline on one input. ``key`` is a digest of all that decides the result, so the work is done once.
+
+    ``notify``: who is told of it, as names of notifications, each with its events. ``model_digest``: of the weights
+    that were deployed when it was routed. ``helper_models``: by bundle, the version that was deployed then.
+    ``shadow_of_id``: the job beside which it runs to be compared; it delivers nothing.
+    """
 
     __tablename__ = "jobs"
 
@@ -167,6 +146,7 @@ class Job(Base):
     model: Mapped[str] = mapped_column(default="")
     options: Mapped[dict[str, Any]]
     destinations: Mapped[list[str]]
+    notify: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     priority: Mapped[int] = mapped_column(default=0)
     state: Mapped[JobState] = mapped_column(default=JobState.READY)
     attempts: Mapped[int] = mapped_column(default=0)
@@ -181,7 +161,12 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
+    model_digest: Mapped[Later]
+    helper_models: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    shadow_of_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+
     study: Mapped[Study] = relationship(back_populates="jobs")
+    shadow_of: Mapped[Job | None] = relationship(remote_side="Job.id", foreign_keys="Job.shadow_of_id")
     inputs: Mapped[list[JobInput]] = relationship(order_by="JobInput.id")
     outputs: Mapped[list[Output]] = relationship(back_populates="job", order_by="Output.id")
 
@@ -204,7 +189,12 @@ class JobInput(Base):
 
 
 class Output(Base):
-    """A result object and its file in the spool."""
+    """A result object and its file in the spool. ``attributes``: ``keywords.RESULT_KEPT``, as with instances.
+
+    ``rendition``: empty for the node's own, which searches find; else the form that some destination wants instead.
+    ``destinations``: those of the job's that it is for, None: all. ``spare_for``: those that get it if they turn out
+    not to take what is for them.
+    """
 
     __tablename__ = "outputs"
 
@@ -212,12 +202,17 @@ class Output(Base):
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
     sop_instance_uid: Mapped[Uid] = mapped_column(index=True)
     sop_class_uid: Mapped[Uid]
-    series_uid: Mapped[Uid]
+    series_uid: Mapped[Uid] = mapped_column(index=True)
     kind: Mapped[str]
     sha256: Mapped[Digest]
-    size_bytes: Mapped[int] = mapped_column(_BIG)
+    size_bytes: Mapped[int] = mapped_column(BIG)
     relative_path: Mapped[str]
     created_at: Mapped[datetime]
+    transfer_syntax_uid: Mapped[Uid] = mapped_column(default=_EXPLICIT, server_default=_EXPLICIT)
+    attributes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    rendition: Mapped[Later]
+    destinations: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    spare_for: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
 
     job: Mapped[Job] = relationship(back_populates="outputs")
     deliveries: Mapped[list[Delivery]] = relationship(back_populates="output", order_by="Delivery.id")
@@ -247,9 +242,36 @@ class Delivery(Base):
     __table_args__ = (UniqueConstraint("output_id", "destination"), Index(None, "state", "not_before"))
 
 
+class Notification(Base):
+    """What one of those who are told hears of one run of a job; ``event_id`` goes with every attempt to say it."""
+
+    __tablename__ = "notifications"
+
+    id: Mapped[Pk]
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    name: Mapped[str]
+    event: Mapped[str]
+    run_at: Mapped[datetime]
+    event_id: Mapped[str] = mapped_column(String(36))
+    told: Mapped[str]
+    state: Mapped[NotificationState] = mapped_column(default=NotificationState.WAITING)
+    attempts: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str] = mapped_column(default="")
+    leased_until: Mapped[datetime | None]
+    not_before: Mapped[datetime]
+    reason: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None]
+
+    job: Mapped[Job] = relationship()
+
+    __table_args__ = (UniqueConstraint("job_id", "event", "name", "run_at"), Index(None, "state", "not_before"))
+
+
 class PriorSearch(Base):
-    """The search at a peer for the earlier examination that a route wants of a study's revision; ``prior_study_uid`` is
-    what the peer named, and ``series_uids`` those of its series that are fetched."""
+    """The search at a peer for what a route wants of a study's revision: the earlier examination, or series that it
+    lacks here. ``prior_study_uid``: the earlier study that the peer named. ``series_uids``: those that are fetched;
+    ``arrived_uids``: those of them that are here whole. ``not_before``: when a peer that failed is asked again."""
 
     __tablename__ = "prior_searches"
 
@@ -265,10 +287,49 @@ class PriorSearch(Base):
     created_at: Mapped[datetime]
     found_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    purpose: Mapped[SearchPurpose] = mapped_column(default=SearchPurpose.PRIOR, server_default="prior")
+    arrived_uids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    attempts: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    not_before: Mapped[datetime | None]
 
     study: Mapped[Study] = relationship()
 
-    __table_args__ = (UniqueConstraint("study_id", "revision", "route"), Index(None, "state"))
+    __table_args__ = (UniqueConstraint("study_id", "revision", "route", "purpose"), Index(None, "state"))
+
+
+class Deployment(Base):
+    """A version of a model that a pipeline uses, or used: in force until ``ended_at``.
+
+    ``percent``: of the studies, where the mode is share. ``replaced_id``: what was in force before and what a rollback
+    goes back to.
+    """
+
+    __tablename__ = "deployments"
+
+    id: Mapped[Pk]
+    pipeline: Mapped[str]
+    name: Mapped[str]
+    version: Mapped[str]
+    digest: Mapped[Digest]
+    mode: Mapped[DeploymentMode]
+    percent: Mapped[float | None]
+    who: Mapped[str]
+    why: Mapped[str]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    ended_by: Mapped[str] = mapped_column(default="")
+    replaced_id: Mapped[int | None] = mapped_column(ForeignKey("deployments.id"))
+
+    __table_args__ = (
+        Index(
+            None,
+            "pipeline",
+            "mode",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
 
 
 class Quarantine(Base):
@@ -280,7 +341,7 @@ class Quarantine(Base):
     state: Mapped[QuarantineState] = mapped_column(default=QuarantineState.KEPT)
     reason: Mapped[str]
     sha256: Mapped[Digest]
-    size_bytes: Mapped[int] = mapped_column(_BIG)
+    size_bytes: Mapped[int] = mapped_column(BIG)
     relative_path: Mapped[str]
     study_uid: Mapped[str] = mapped_column(default="")
     series_uid: Mapped[str] = mapped_column(default="")
@@ -296,7 +357,7 @@ class Event(Base):
 
     __tablename__ = "events"
 
-    seq: Mapped[int] = mapped_column(_BIG, primary_key=True, autoincrement=False)
+    seq: Mapped[int] = mapped_column(BIG, primary_key=True, autoincrement=False)
     at: Mapped[datetime]
     subject: Mapped[str]
     subject_id: Mapped[str]
@@ -314,5 +375,5 @@ class Chain(Base):
     __tablename__ = "chain"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    seq: Mapped[int] = mapped_column(_BIG)
+    seq: Mapped[int] = mapped_column(BIG)
     hash: Mapped[Digest]

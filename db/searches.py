@@ -1,63 +1,162 @@
-"""Searches at a peer for the earlier examination of a study's patient."""
+"""Searches at a peer for what a study's routes want: the patient's earlier examination, or series that it lacks here.
+
+What a search for series brings opens the next revision of the study itself. That is no new occasion to search: what
+was found for the revision that somebody else opened stands for it, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from db import audit, studies
-from db.models import Instance, PriorSearch, Series, Study
-from db.states import SearchState, StudyState
+from db.models import Instance, Output, PriorSearch, Series, Study
+from db.states import SearchPurpose, SearchState, StudyState
 
-__all__ = ["arrived", "end", "fetching", "is_brought", "open_ids", "search_for", "that_fetched", "want"]
+__all__ = [
+    "arrived",
+    "came",
+    "end",
+    "fetching",
+    "is_awaited",
+    "is_brought",
+    "made_here",
+    "newest",
+    "occasion",
+    "open_ids",
+    "postpone",
+    "search_for",
+    "that_fetched",
+    "unfinished",
+    "want",
+]
 
 _OPEN = (SearchState.WANTED, SearchState.FETCHING)
 
 
-def want(session: Session, study: Study, *, route: str, peer: str, now: datetime) -> PriorSearch:
-    """The peer is to be asked, once per revision of the study and route."""
+def want(
+    session: Session,
+    study: Study,
+    *,
+    route: str,
+    peer: str,
+    purpose: SearchPurpose = SearchPurpose.PRIOR,
+    now: datetime,
+) -> PriorSearch:
+    """The peer is to be asked, once per occasion, route and purpose."""
+    revision = occasion(session, study)
     search = PriorSearch(
-        study_id=study.id, revision=study.revision, route=route, peer=peer, series_uids=[], created_at=now
+        study_id=study.id,
+        revision=revision,
+        route=route,
+        peer=peer,
+        purpose=purpose,
+        series_uids=[],
+        created_at=now,
     )
     session.add(search)
     session.flush()
-    detail = {"study": study.id, "revision": study.revision, "route": route, "peer": peer}
+    detail = {"study": study.id, "revision": revision, "route": route, "peer": peer, "for": str(purpose)}
     audit.append(session, subject="prior_searches", subject_id=search.id, event="wanted", detail=detail, now=now)
     return search
 
 
-def search_for(session: Session, study: Study, route: str) -> PriorSearch | None:
-    """The search for this revision of the study."""
-    mine = (PriorSearch.study_id == study.id, PriorSearch.revision == study.revision, PriorSearch.route == route)
-    return session.scalar(select(PriorSearch).where(*mine))
+def search_for(
+    session: Session, study: Study, route: str, purpose: SearchPurpose = SearchPurpose.PRIOR
+) -> PriorSearch | None:
+    """The search that stands for this revision of the study."""
+    mine = (PriorSearch.study_id == study.id, PriorSearch.route == route, PriorSearch.purpose == purpose)
+    return session.scalar(select(PriorSearch).where(*mine, PriorSearch.revision == occasion(session, study)))
 
 
-def open_ids(session: Session) -> list[int]:
-    """Those that are not at their end, the oldest first."""
-    return list(session.scalars(select(PriorSearch.id).where(PriorSearch.state.in_(_OPEN)).order_by(PriorSearch.id)))
+def newest(session: Session, study: Study, route: str, purpose: SearchPurpose) -> PriorSearch | None:
+    """The last search of that route, for whatever revision."""
+    mine = (PriorSearch.study_id == study.id, PriorSearch.route == route, PriorSearch.purpose == purpose)
+    return session.scalar(select(PriorSearch).where(*mine).order_by(PriorSearch.id.desc()).limit(1))
+
+
+def occasion(session: Session, study: Study) -> int:
+    """The newest revision of the study that holds more than searches for its series brought, and our own results."""
+    fetched = _series_searches(session, study)
+    if not fetched:
+        return study.revision
+    first = min(each.revision for each in fetched)
+    ours = select(Output.id).where(Output.sop_instance_uid == Instance.sop_instance_uid).exists()
+    query = select(Instance.revision, Instance.received_at, Series.series_uid).join(Series)
+    later = session.execute(query.where(Series.study_id == study.id, Instance.revision > first, ~ours))
+    sent = [row.revision for row in later if not _was_brought(fetched, row.series_uid, row.received_at)]
+    newest_sent: int = max([first, *sent])
+    return newest_sent
+
+
+def is_awaited(session: Session, search: PriorSearch) -> bool:
+    """Whether the study still waits for it: it is not routed, and nobody has sent more of it."""
+    study = search.study
+    return study.state is not StudyState.ROUTED and occasion(session, study) == search.revision
+
+
+def open_ids(session: Session, *, now: datetime) -> list[int]:
+    """Those that are not at their end and whose time has come, the oldest first."""
+    due = or_(PriorSearch.not_before.is_(None), PriorSearch.not_before <= now)
+    query = select(PriorSearch.id).where(PriorSearch.state.in_(_OPEN), due)
+    return list(session.scalars(query.order_by(PriorSearch.id)))
 
 
 def that_fetched(session: Session, prior: Study) -> list[PriorSearch]:
-    """The searches that fetched this study, or do."""
+    """The searches that fetched this study as an earlier one, or do."""
     return list(session.scalars(select(PriorSearch).where(PriorSearch.prior_study_uid == prior.study_uid)))
 
 
+def unfinished(session: Session, study: Study) -> frozenset[str]:
+    """The series of which searches brought all that is here, and none the whole."""
+    fetched = _series_searches(session, study)
+    whole = {uid for each in fetched for uid in each.arrived_uids or ()}
+    begun = {uid for each in fetched for uid in each.series_uids} - whole
+    if not begun:
+        return frozenset()
+    query = select(Series.series_uid, Instance.received_at).join(Instance)
+    here = session.execute(query.where(Series.study_id == study.id, Series.series_uid.in_(begun)))
+    return frozenset(begun - {uid for uid, at in here if not _was_brought(fetched, uid, at)})
+
+
+def made_here(session: Session, series_uids: Collection[str]) -> set[str]:
+    """Those of the series that are results of this node."""
+    return set(session.scalars(select(Output.series_uid).where(Output.series_uid.in_(series_uids))))
+
+
 def fetching(
-    session: Session, search: PriorSearch, *, prior_study_uid: str, series_uids: Sequence[str], now: datetime
+    session: Session, search: PriorSearch, *, prior_study_uid: str = "", series_uids: Sequence[str], now: datetime
 ) -> None:
-    """The peer has named a study; from now on what comes of it comes for this search."""
+    """The peer has named series, of an earlier study if that is given; what comes of them from now on comes for this
+    search."""
     search.prior_study_uid, search.series_uids, search.found_at = prior_study_uid, list(series_uids), now
-    reason = f"peer {search.peer} has an earlier study, {len(series_uids)} series"
+    what = "an earlier study, " if prior_study_uid else ""
+    reason = f"peer {search.peer} has {what}{len(series_uids)} series"
     audit.move(session, search, SearchState.FETCHING, reason=reason, now=now)
 
 
+def came(session: Session, search: PriorSearch, series_uid: str) -> None:
+    """That series is here whole: it is not fetched again."""
+    search.arrived_uids = [*(search.arrived_uids or ()), series_uid]
+
+
+def postpone(session: Session, search: PriorSearch, *, reason: str, not_before: datetime, now: datetime) -> None:
+    """The peer failed, for the reason: it is asked again later."""
+    search.attempts, search.not_before, search.reason = search.attempts + 1, not_before, reason
+    detail = {"reason": reason, "attempts": search.attempts}
+    audit.append(session, subject="prior_searches", subject_id=search.id, event="postponed", detail=detail, now=now)
+
+
 def arrived(session: Session, search: PriorSearch, *, reason: str, now: datetime) -> None:
-    """All is here: the study that came is complete."""
+    """All is here: the study that came, or the revision of its own that came so, is complete."""
     search.ended_at, search.reason = now, reason
     audit.move(session, search, SearchState.ARRIVED, reason=reason, now=now)
+    if search.purpose is SearchPurpose.SERIES:
+        _close_what_came(session, search, now)
+        return
     prior = studies.by_uid(session, search.prior_study_uid)
     if prior is not None and prior.state is StudyState.RECEIVING:
         studies.close(session, prior, reason=reason, now=now)
@@ -67,6 +166,8 @@ def end(session: Session, search: PriorSearch, *, reason: str, now: datetime) ->
     """None came, for the reason."""
     search.ended_at, search.reason = now, reason
     audit.move(session, search, SearchState.ENDED, reason=reason, now=now)
+    if search.purpose is SearchPurpose.SERIES:
+        _close_what_came(session, search, now)
 
 
 def is_brought(session: Session, study: Study) -> bool:
@@ -82,3 +183,29 @@ def is_brought(session: Session, study: Study) -> bool:
     )
     sent = select(Instance.id).join(Series).where(Series.study_id == study.id, ~during)
     return session.scalar(sent.limit(1)) is None
+
+
+def _close_what_came(session: Session, search: PriorSearch, now: datetime) -> None:
+    """Close a revision of nothing but what searches brought, once none of them is on its way any more."""
+    study = session.get_one(Study, search.study_id, with_for_update=True, populate_existing=True)
+    others = (PriorSearch.study_id == study.id, PriorSearch.state.in_(_OPEN), PriorSearch.id != search.id)
+    series = PriorSearch.purpose == SearchPurpose.SERIES
+    if study.state is not StudyState.RECEIVING or study.revision <= search.revision:
+        return
+    if occasion(session, study) == search.revision and not session.scalar(
+        select(PriorSearch.id).where(*others, series)
+    ):
+        studies.close(session, study, reason=f"fetched: {search.reason}", now=now)
+
+
+def _series_searches(session: Session, study: Study) -> Sequence[PriorSearch]:
+    """Those for the study's own series that have found some."""
+    mine = (PriorSearch.study_id == study.id, PriorSearch.purpose == SearchPurpose.SERIES)
+    return session.scalars(select(PriorSearch).where(*mine, PriorSearch.found_at.is_not(None))).all()
+
+
+def _was_brought(fetched: Sequence[PriorSearch], series_uid: str, at: datetime) -> bool:
+    return any(
+        each.found_at is not None and each.found_at <= at <= (each.ended_at or at) and series_uid in each.series_uids
+        for each in fetched
+    )

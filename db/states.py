@@ -9,9 +9,12 @@ from typing import Any
 __all__ = [
     "MOVES",
     "DeliveryState",
+    "DeploymentMode",
     "JobState",
     "MoveRefused",
+    "NotificationState",
     "QuarantineState",
+    "SearchPurpose",
     "SearchState",
     "StudyState",
     "check_move",
@@ -54,6 +57,23 @@ class DeliveryState(StrEnum):
     GIVEN_UP = "given_up"
 
 
+class NotificationState(StrEnum):
+    """One event of a job for one of those who are told."""
+
+    WAITING = "waiting"
+    SENDING = "sending"
+    SENT = "sent"
+    GIVEN_UP = "given_up"
+
+
+class DeploymentMode(StrEnum):
+    """How a pipeline uses a version: for all studies, beside the current one without delivering, or for a share."""
+
+    CURRENT = "current"
+    SHADOW = "shadow"
+    SHARE = "share"
+
+
 class QuarantineState(StrEnum):
     """What ingest refused to treat as a normal instance."""
 
@@ -62,8 +82,15 @@ class QuarantineState(StrEnum):
     DISCARDED = "discarded"
 
 
+class SearchPurpose(StrEnum):
+    """What a study's search at a peer is for: an earlier examination, or series that the study lacks here."""
+
+    PRIOR = "prior"
+    SERIES = "series"
+
+
 class SearchState(StrEnum):
-    """The search for a study's earlier examination at a peer: to be asked for, on its way, all here, or none came."""
+    """A study's search at a peer: to be asked for, on its way, all here, or none came."""
 
     WANTED = "wanted"
     FETCHING = "fetching"
@@ -101,6 +128,13 @@ _DELIVERY = {
     DeliveryState.GIVEN_UP: {DeliveryState.WAITING},
 }
 
+_NOTIFICATION = {
+    NotificationState.WAITING: {NotificationState.SENDING, NotificationState.GIVEN_UP},
+    NotificationState.SENDING: {NotificationState.SENT, NotificationState.WAITING},
+    NotificationState.SENT: set[NotificationState](),
+    NotificationState.GIVEN_UP: set[NotificationState](),
+}
+
 _QUARANTINE = {
     QuarantineState.KEPT: {QuarantineState.RELEASED, QuarantineState.DISCARDED},
     QuarantineState.RELEASED: set[QuarantineState](),
@@ -118,6 +152,7 @@ MOVES: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
     StudyState: _STUDY,
     JobState: _JOB,
     DeliveryState: _DELIVERY,
+    NotificationState: _NOTIFICATION,
     QuarantineState: _QUARANTINE,
     SearchState: _SEARCH,
 }

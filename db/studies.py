@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.orm import Session
 
-from db import audit
+from db import audit, keywords
 from db.models import Instance, Output, Quarantine, Series, Study
 from db.states import StudyState
 
@@ -25,6 +25,7 @@ __all__ = [
     "StoredFile",
     "by_uid",
     "close",
+    "described",
     "due_for_completion",
     "quarantine",
     "register_instance",
@@ -94,6 +95,17 @@ class _Open:
     series: dict[str, int] = field(default_factory=dict)
 
 
+_SEARCHED = frozenset(
+    {
+        "study_time",
+        "study_id",
+        "referring_physician_name",
+        "issuer_of_patient_id",
+        "patient_birth_date",
+        "patient_sex",
+    }
+)
+
 # Ingest runs these for every instance: built once, and on the connection, they cost a third of what they would.
 _TOUCH_STUDY = (
     update(cast(Table, Study.__table__))
@@ -159,6 +171,18 @@ def due_for_completion(session: Session, *, quiet_s: float, maximum_s: float, no
     return list(session.scalars(query.with_for_update(skip_locked=True)))
 
 
+def described(attributes: Mapping[str, Any], patient_name: str) -> dict[str, str]:
+    """The columns of a study that only searches use, from the attributes of its first instance."""
+    columns = {
+        column: keywords.worded(attributes.get(keyword))
+        for keyword, column in keywords.OF_STUDY_ROWS.items()
+        if column in _SEARCHED
+    }
+    columns["patient_folded"] = keywords.folded(patient_name)
+    columns["referring_physician_folded"] = keywords.folded(columns["referring_physician_name"])
+    return columns
+
+
 def close(session: Session, study: Study, *, reason: str, now: datetime) -> None:
     """The study's revision is complete."""
     study.completed_at, study.completed_by = now, reason
@@ -202,6 +226,7 @@ def _new_study(session: Session, facts: InstanceFacts, now: datetime) -> _Open:
         "accession_number": facts.accession_number,
         "study_date": facts.study_date,
         "study_description": facts.study_description,
+        **described(facts.attributes, facts.patient_name),
         "opened_at": now,
         "last_received_at": now,
         "completed_by": "",
@@ -227,6 +252,7 @@ def _instance_values(arrival: Arrival, series_id: int, revision: int, now: datet
         "sender_ae_title": sender.ae_title,
         "sender_address": sender.address,
         "received_at": now,
+        "attributes": keywords.taken(facts.attributes, keywords.IMAGE_KEPT),
     }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
@@ -15,7 +17,8 @@ from db import engine as engines
 from db import migrations
 from dicomnode import spool
 from dicomnode.config import Config, Peer, Route
-from dicomnode.errors import NodeError
+from dicomnode.errors import NodeError, NotSent
+from dicomnode.notification_config import EmailConfig, WebhookConfig
 
 __all__ = ["Check", "run"]
 
@@ -39,9 +42,17 @@ def run(config: Config) -> Iterator[Check]:
     yield _guarded("database", lambda: _database(config))
     for peer in config.peers:
         yield _peer(config, peer)
+    for told in config.notifications.everybody:
+        yield _guarded(f"notification {told.name}", partial(_notification, config, told))
+    if config.web.enabled:
+        yield _guarded("web", lambda: _web(config))
+        yield _viewer(config)
+    for profile in config.deidentify:
+        yield _guarded(f"deidentify {profile.name}", partial(_profile, config, profile.name))
     yield _guarded("device", lambda: _device(config))
     for route in config.routes:
         yield _guarded(f"route {route.name}", partial(_route, config, route))
+    yield _guarded("deployed models", lambda: _deployed(config))
 
 
 def _guarded(what: str, look: Callable[[], Check | str]) -> Check:
@@ -98,7 +109,63 @@ def _peer(config: Config, peer: Peer) -> Check:
         seconds = peers.echo(peer, calling_aet=config.node.ae_title, timeout_s=ECHO_TIMEOUT_S, tls=config.tls)
     except NodeError as error:
         return Check(f"peer {peer.name}", "failed" if destination else "warning", str(error))
-    return Check(f"peer {peer.name}", "ok", f"answered C-ECHO in {1000 * seconds:.0f} ms")
+    answered = f"answered C-ECHO in {1000 * seconds:.0f} ms"
+    lacking = _kinds(config, peer) if destination else ""
+    return Check(f"peer {peer.name}", "warning" if lacking else "ok", f"{answered}; {lacking}" if lacking else answered)
+
+
+def _kinds(config: Config, peer: Peer) -> str:
+    """What it gets instead of the kinds of results that are wanted for it."""
+    from dicomnode import negotiation
+
+    try:
+        taken = negotiation.ask(peer, config)
+    except NodeError:
+        return "accepts no class of result: nothing can be delivered to it"
+    return negotiation.choose(config.results_for(peer.name), taken).why
+
+
+def _notification(config: Config, told: EmailConfig | WebhookConfig) -> Check | str:
+    from dicomnode import notification
+
+    try:
+        return notification.check(told, config, now=datetime.now(UTC))
+    except NotSent as error:  # studies are worked on all the same
+        return Check(f"notification {told.name}", "warning", str(error))
+
+
+def _web(config: Config) -> Check | str:
+    from dicomnode.web import access
+
+    token = access.read_token(config, lambda: datetime.now(UTC))
+    asks = "asks for its token" if token else "loopback only, no token"
+    where = f"{config.web.host}:{config.web.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.web.host, config.web.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+    except OSError as error:
+        return Check("web", "warning", f"{where}: {error.strerror}; well if this node is running, else set another")
+    return f"{where}, {asks}"
+
+
+def _viewer(config: Config) -> Check:
+    from dicomnode import viewer
+
+    where = viewer.folder(config)
+    if viewer.installed(where) is None:
+        return Check("viewer", "warning", f"not in {where}: 'dicomnode viewer install' brings it")
+    return Check("viewer", "ok", f"{viewer.PACKAGE} {viewer.VERSION} in {where}")
+
+
+def _profile(config: Config, name: str) -> str:
+    from dicomnode.deidentify import copying
+
+    found = copying.opened(config, name)
+    return f"key read; {f'who is who is in {found.map_file}' if found.map_file else 'nobody writes down who is who'}"
 
 
 def _device(config: Config) -> Check | str:
@@ -109,6 +176,33 @@ def _device(config: Config) -> Check | str:
     if wanted.startswith("cuda") and not cuda:
         return Check("device", "failed", f"worker.device is {wanted!r}, and torch sees no CUDA device")
     return f"{wanted}: {cuda} CUDA devices, {os.cpu_count()} CPU cores"
+
+
+def _deployed(config: Config) -> Check | str:
+    """Every version that is in force is here, in the weights that were deployed."""
+    from db import deployments
+    from dicomnode import models
+    from model_zoo import registry
+
+    if damaged := registry.damaged(config.models_dir):
+        return Check("deployed models", "failed", str(damaged[0]))
+    engine = engines.connect(config.database_url)
+    try:
+        if engine.dialect.name == "sqlite" and not os.path.exists(engine.url.database or ""):
+            return "none: each pipeline uses the newest version of its bundle"
+        if migrations.current(engine) != migrations.head():
+            return Check("deployed models", "warning", "the database is of another version")
+        with engines.readers(engine)() as session:
+            rows = [row for row in deployments.history(session) if row.ended_at is None]
+    finally:
+        engine.dispose()
+    for row in rows:
+        facts = models.bundle_named(deployments.called(row), config)
+        registry.verify(facts)
+        if facts.digest != row.digest:
+            return Check("deployed models", "failed", f"{deployments.called(row)} has other weights than were deployed")
+    told = ", ".join(f"{deployments.called(row)} {row.mode} of {row.pipeline}" for row in rows)
+    return told or "none: each pipeline uses the newest version of its bundle"
 
 
 def _route(config: Config, route: Route) -> str:

@@ -6,13 +6,18 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from dicomnode import conditions, toml_lines
 from dicomnode.conditions import Condition
+from dicomnode.deidentify import profile as deidentification
 from dicomnode.errors import ConfigError
+from dicomnode.models_config import ModelsConfig
+from dicomnode.notification_config import NotificationsConfig
+from dicomnode.preferences import Preferences, ResultsConfig, Section
+from dicomnode.web_config import WebConfig
 
 __all__ = [
     "CompletionConfig",
@@ -27,6 +32,7 @@ __all__ = [
     "SenderConfig",
     "SpoolConfig",
     "TlsConfig",
+    "WebConfig",
     "WorkerConfig",
     "load",
 ]
@@ -55,11 +61,7 @@ Keyword = Annotated[str, AfterValidator(_keyword)]
 Match = dict[Keyword, Annotated[Condition, BeforeValidator(conditions.parse)]]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
-
-
-class TlsConfig(_Section):
+class TlsConfig(Section):
     """Certificate, key and trusted authorities, all as files."""
 
     certificate_file: Path
@@ -68,7 +70,7 @@ class TlsConfig(_Section):
     require_client_certificate: bool = False
 
 
-class NodeConfig(_Section):
+class NodeConfig(Section):
     """Who we are on the network."""
 
     ae_title: AETitle = "DICOMNODE"
@@ -81,51 +83,54 @@ class NodeConfig(_Section):
     tls: TlsConfig | None = None
 
 
-class SenderConfig(_Section):
+class SenderConfig(Section):
     """Who may send to us, and from where."""
 
     ae_title: AETitle
     addresses: tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(ip_network)], ...] = ()
 
 
-class DatabaseConfig(_Section):
+class DatabaseConfig(Section):
     """Empty: SQLite under data_dir."""
 
     url: str = ""
     password_file: Path | None = None
 
 
-class SpoolConfig(_Section):
+class SpoolConfig(Section):
     """When the disk is too full to take more."""
 
     min_free_gb: float = Field(default=1.0, ge=0)
     refuse_at_percent: float = Field(default=95.0, gt=0, le=100)
 
 
-class CompletionConfig(_Section):
+class CompletionConfig(Section):
     """When a study is taken as complete."""
 
     quiet_s: Seconds = 60.0
     maximum_s: Seconds = 3600.0
 
 
-class Peer(_Section):
-    """Another application entity."""
+class Peer(Preferences):
+    """Another application entity, and what it wants results to be."""
 
     name: str
     ae_title: AETitle
     host: str = "127.0.0.1"
     port: Port
     tls: bool = False
+    deidentify: str = ""
 
 
-class Route(_Section):
+class Route(Section):
     """Which series goes to which pipeline, and where its results go."""
 
     name: str
     pipeline: str
     match: Match
     with_: dict[str, Match] = Field(default_factory=dict, alias="with")
+    with_from: str = ""
+    with_wait_s: Seconds = 300.0
     prior: dict[str, Match] = Field(default_factory=dict)
     prior_from: str = ""
     prior_wait_s: Seconds = 300.0
@@ -136,7 +141,7 @@ class Route(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class WorkerConfig(_Section):
+class WorkerConfig(Section):
     """How jobs are run."""
 
     device: str = "auto"
@@ -147,7 +152,7 @@ class WorkerConfig(_Section):
     poll_s: Seconds = 1.0
 
 
-class DeliveryConfig(_Section):
+class DeliveryConfig(Section):
     """How results that a destination does not take are tried again."""
 
     backoff_s: Seconds = 5.0
@@ -157,25 +162,7 @@ class DeliveryConfig(_Section):
     breaker_open_s: Seconds = 30.0
 
 
-class ResultsConfig(_Section):
-    """What result objects look like."""
-
-    image_kind: Literal["multiframe", "single"] = "multiframe"
-    segmentation_kind: Literal["binary", "labelmap"] = "binary"
-    labelled: bool = True
-    clean: bool = True
-    report: bool = True
-    series_number_base: int = Field(default=9000, ge=1)
-    uid_prefix: str = ""
-
-    @model_validator(mode="after")
-    def _some_image(self) -> Self:
-        if not (self.labelled or self.clean):
-            raise ValueError("labelled and clean cannot both be off: no image would be left")
-        return self
-
-
-class QualityConfig(_Section):
+class QualityConfig(Section):
     """What counts as uncertain, and the limits of measurements beyond which a result is held or refused: they replace
     those of the model's bundle. ``clinical_numbers``: whether models trained on simulation only may give any.
     ``refusal_note``: whether a refused job tells so at the destinations of its route, unless the route says otherwise.
@@ -190,7 +177,7 @@ class QualityConfig(_Section):
     refusal_note: bool = False
 
 
-class Config(_Section):
+class Config(Section):
     """The whole file; ``path`` is where it was read, and relative paths are relative to its folder."""
 
     node: NodeConfig = NodeConfig()
@@ -204,6 +191,10 @@ class Config(_Section):
     delivery: DeliveryConfig = DeliveryConfig()
     results: ResultsConfig = ResultsConfig()
     quality: QualityConfig = QualityConfig()
+    web: WebConfig = WebConfig()
+    models: ModelsConfig = ModelsConfig()
+    notifications: NotificationsConfig = NotificationsConfig()
+    deidentify: tuple[deidentification.DeidentifyConfig, ...] = ()
     path: Path = Field(default=Path("node.toml"), exclude=True)
 
     @property
@@ -248,10 +239,24 @@ class Config(_Section):
         named = [{"": route.match} | route.with_ | route.prior for route in self.routes]
         return frozenset(keyword for matches in named for match in matches.values() for keyword in match)
 
+    @property
+    def told_of(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        """By route who is told of which events of its jobs."""
+        return self.notifications.told_of([route.name for route in self.routes])
+
     def notes_refusals(self, route: str) -> bool:
         """Whether refused jobs of that route are told to its destinations; the route may have gone since."""
         stated = [each.refusal_note for each in self.routes if each.name == route]
         return self.quality.refusal_note if stated in ([], [None]) else bool(stated[0])
+
+    def marks_refusals(self, destination: str) -> bool:
+        """Whether a Key Object note tells the destination of what is refused; it may have gone since."""
+        return any(peer.name == destination and self.results.preferring(peer).key_object for peer in self.peers)
+
+    def results_for(self, destination: str) -> ResultsConfig:
+        """What results look like that go to the peer of that name."""
+        peer = self.peer(destination)
+        return deidentification.results_of(self.results.preferring(peer), peer, self.deidentify)
 
     def peer(self, name: str) -> Peer:
         """The peer of that name."""
@@ -297,19 +302,27 @@ def _is_sender(sender: SenderConfig, ae_title: str, address: str) -> bool:
 
 def _wrong_names(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Names that stand twice, and names that nothing has, with where they stand."""
-    for section in ("peers", "routes"):
+    for section in ("peers", "routes", "deidentify"):
         names = [entry.name for entry in getattr(config, section)]
         for at, name in enumerate(names):
             if name in names[:at]:
                 yield (section, at, "name"), f"another of the {section} is already named {name!r}"
+    for at, peer in enumerate(config.peers):
+        try:
+            config.results.preferring(peer)
+        except ValueError:
+            yield ("peers", at, "name"), f"peer {peer.name!r}: labelled and clean cannot both be off, with [results]"
     peers = {peer.name for peer in config.peers}
     for at, route in enumerate(config.routes):
         for unknown in set(route.destinations) - peers:
             yield ("routes", at, "destinations"), f"route {route.name!r} delivers to {unknown!r}, which is no peer"
-        if route.prior_from and route.prior_from not in peers:
-            yield ("routes", at, "prior_from"), f"route {route.name!r} asks {route.prior_from!r}, which is no peer"
+        for key in ("with_from", "prior_from"):
+            if (asked := getattr(route, key)) and asked not in peers:
+                yield ("routes", at, key), f"route {route.name!r} asks {asked!r}, which is no peer"
         for twice in sorted(set(route.with_) & set(route.prior)):
             yield ("routes", at, "prior"), f"route {route.name!r} has the input {twice!r} under 'with' and 'prior'"
+    yield from deidentification.wrong(config)
+    yield from config.notifications.wrong([route.name for route in config.routes])
 
 
 def _explain(path: Path, text: str, error: ValidationError) -> str:

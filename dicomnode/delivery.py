@@ -6,29 +6,30 @@ because a result keeps its UIDs. Nothing goes on the wire that is not marked as 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydicom import dcmread
+from pydicom.uid import UID
 
 from db import deliveries, destinations, jobs
-from dicomnode import peers, spool
-from dicomnode.errors import NotMarked, StorageDamaged
+from dicomnode import gate, negotiation, peers, spool
+from dicomnode.backoff import backoff
+from dicomnode.deidentify import outgoing
+from dicomnode.errors import ConfigError, InputRefused, NotAllowed, NotMarked, PeerError, StorageDamaged
 from dicomnode.peers import Outcome, StoreResult
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from db.deliveries import Due
-    from dicomnode.config import Config, DeliveryConfig, Peer
+    from dicomnode.config import Config, Peer
 
 __all__ = ["deliver_due", "resume"]
 
@@ -86,14 +87,14 @@ class _Courier:
 
     def send(self, peer: Peer, batch: Sequence[Due]) -> int:
         """Check, send and record one batch; returns how many are there now."""
-        by_path: dict[Path, list[Due]] = {}
-        for due in batch:
-            path = spool.path(self.config.spool_dir, due.sha256)
-            if self._fit(due, path):
-                by_path.setdefault(path, []).append(due)
-        if not by_path:
-            return 0
+        with outgoing.copies(peer, self.config) as copied:
+            by_path: dict[Path, list[Due]] = {}
+            for due in self._wanted(peer, batch):
+                if path := self._fit(due, copied):
+                    by_path.setdefault(path, []).append(due)
+            return self._store(peer, by_path) if by_path else 0
 
+    def _store(self, peer: Peer, by_path: Mapping[Path, Sequence[Due]]) -> int:
         def record(result: StoreResult) -> None:
             for due in by_path[result.path]:
                 self._record(due, result)
@@ -110,17 +111,37 @@ class _Courier:
         self._tell_breaker(peer, results)
         return sum(len(by_path[result.path]) for result in results if result.stored)
 
-    def _fit(self, due: Due, path: Path) -> bool:
-        """Whether the file is what its row says and carries every mark."""
+    def _wanted(self, peer: Peer, batch: Sequence[Due]) -> Sequence[Due]:
+        """Without those of jobs that ended when nobody knew what the peer takes, if it turns out to take the spare
+        kinds only: these are due instead. Asked before anything is sent, for results refer to each other."""
+        with self.sessions() as session:
+            spares = deliveries.with_spares(session, peer.name, {due.job_id for due in batch})
+        if not spares:
+            return batch
         try:
-            _check(path, due.sha256)
-        except NotMarked as exc:
+            taken = negotiation.ask(peer, self.config)
+        except PeerError:
+            return batch
+        refused = {due.job_id: due.sop_class_uid for due in batch if due.sop_class_uid in negotiation.CHOICES - taken}
+        falling = {job_id: uid for job_id, uid in refused.items() if spares.get(job_id, set()) & taken}
+        with self.sessions.begin() as session:
+            destinations.learned(session, peer.name, taken, now=self.now)
+            for job_id, uid in falling.items():
+                reason = f"not sent: {peer.name} does not take {UID(uid).name}; what it takes is sent instead"
+                deliveries.fall_back(session, job_id, peer.name, reason=reason, now=self.now)
+        return [due for due in batch if due.job_id not in falling]
+
+    def _fit(self, due: Due, copied: Callable[[Path], Path]) -> Path | None:
+        """What to send, if the file is what its row says and carries every mark: the file, or its copy."""
+        path = spool.path(self.config.spool_dir, due.sha256)
+        try:
+            gate.check(path, due.sha256)
+            return copied(path)
+        except (NotMarked, InputRefused) as exc:
             self._failed(due, f"not sent: {exc}", retry_at=None)
-        except StorageDamaged as exc:
+        except (StorageDamaged, ConfigError, NotAllowed) as exc:
             self._failed(due, f"not sent: {exc}", retry_at=self._later(due))
-        else:
-            return True
-        return False
+        return None
 
     def _record(self, due: Due, result: StoreResult) -> None:
         if not result.stored:
@@ -136,7 +157,7 @@ class _Courier:
             )
 
     def _later(self, due: Due) -> datetime:
-        return self.now + _backoff(due.attempts, self.config.delivery, self.generator)
+        return self.now + backoff(due.attempts, self.config.delivery, self.generator)
 
     @staticmethod
     def _log(peer: Peer, results: Sequence[StoreResult]) -> None:
@@ -164,21 +185,3 @@ class _Courier:
                 open_max_s=max(limits.breaker_open_s, limits.backoff_max_s),
                 now=self.now,
             )
-
-
-def _backoff(attempts: int, limits: DeliveryConfig, generator: random.Random) -> timedelta:
-    """Twice as long after each attempt up to the maximum, and between half and all of that."""
-    longest = min(limits.backoff_s * 2.0 ** min(attempts - 1, 30), limits.backoff_max_s)
-    return timedelta(seconds=longest * generator.uniform(0.5, 1.0))
-
-
-def _check(path: Path, sha256: str) -> None:
-    from dicomnode.results import marking  # brings the writers of results with it, which a receiver does not need
-
-    try:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise StorageDamaged(f"the file {path.name} is not what was written")
-    except OSError as exc:
-        raise StorageDamaged(f"the file {path.name} cannot be read: {exc.strerror}") from exc
-    marking.check(dcmread(path, stop_before_pixels=True))

@@ -48,6 +48,9 @@ data_dir = "{data_dir}"
 
 [completion]
 quiet_s = 2.0
+
+[web]
+port = 0
 """
 
 ROUTE_TOML = """
@@ -66,12 +69,13 @@ destinations = ["pacs"]
 
 @dataclass(frozen=True)
 class Node:
-    """A running ``dicomnode serve``: its address, its configuration file, its process."""
+    """A running ``dicomnode serve``: its addresses, its configuration file, its process."""
 
     ae_title: str
     port: int
     config_file: Path
     process: subprocess.Popen[str]
+    web: str
 
     @property
     def peer(self) -> Peer:
@@ -223,7 +227,8 @@ def _start(folder: Path, ae_title: str, *, workers: int, more: str = "") -> Node
     if not line.startswith("ready") or found is None:
         process.kill()
         raise NodeError(f"demo: {ae_title} did not start; its log is {log_file}")
-    return Node(ae_title, int(found.group(1)), config_file, process)
+    web = re.search(r"web (\S+/),", line)
+    return Node(ae_title, int(found.group(1)), config_file, process, web.group(1) if web else "")
 
 
 def _stop(node: Node) -> None:

@@ -7,17 +7,19 @@
     ├── InputRefused           an input cannot be processed honestly; the message is for a person to read
     ├── GeometryError          the geometry of images is missing, contradicts itself or is not supported
     ├── NotMarked              a result lacks a mark that says it is synthetic
+    ├── NotSent                a notification was not taken; ``reached`` says whether its receiver answered
     ├── StorageDamaged         a file differs from what its row says
     ├── RefusedObject          an instance is not accepted; ``dicom_status`` says how
     │   ├── OutOfSpace             0xA700  the disk is nearly full
     │   ├── MismatchedClass        0xA900  the data set is not of the SOP class that was announced
     │   ├── CannotUnderstand       0xC000  the data set cannot be parsed
     │   └── DuplicateConflict      0xC111  same SOP Instance UID as before, other content
+    ├── IdentifierRefused      0xA900  a query or retrieval lacks a key that its level demands
     └── PeerError              another application entity
         ├── PeerUnreachable        no association or no answer
         └── PeerRefused            it answered, and said no
 
-``dicom_status`` is what a C-STORE is answered with when the error reaches the wire (PS3.4 B.2.3); ``retry`` says
+``dicom_status`` is what a request is answered with when the error reaches the wire (PS3.4 B.2.3, C.4); ``retry`` says
 whether the same work may succeed later. Messages say what and where, never who.
 """
 
@@ -30,12 +32,14 @@ __all__ = [
     "ConfigError",
     "DuplicateConflict",
     "GeometryError",
+    "IdentifierRefused",
     "InputRefused",
     "MismatchedClass",
     "NodeError",
     "NotAllowed",
     "NotFound",
     "NotMarked",
+    "NotSent",
     "OutOfSpace",
     "PeerError",
     "PeerRefused",
@@ -76,6 +80,16 @@ class NotMarked(NodeError):
     """A result lacks a mark that says it is synthetic."""
 
 
+class NotSent(NodeError):
+    """A notification was not taken by its receiver, which answered (``reached``) or did not."""
+
+    retry: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, reached: bool) -> None:
+        super().__init__(message)
+        self.reached = reached
+
+
 class StorageDamaged(NodeError):
     """A file differs from what its row says."""
 
@@ -109,6 +123,12 @@ class DuplicateConflict(RefusedObject):
     """Same SOP Instance UID as before, other content."""
 
     dicom_status: ClassVar[int] = 0xC111
+
+
+class IdentifierRefused(NodeError):
+    """A query or retrieval lacks a key that its level demands."""
+
+    dicom_status: ClassVar[int] = 0xA900  # PS3.4 C.4.1.1.4
 
 
 class PeerError(NodeError):

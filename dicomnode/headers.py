@@ -20,7 +20,7 @@ from db.studies import InstanceFacts
 from dicomnode.encoded import OpenFile, Source, dictionary_vr, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand
 
-__all__ = ["facts", "read"]
+__all__ = ["decoded", "encodings_of", "facts", "read"]
 
 _LONGEST_VALUE = 1024
 _CHARACTER_SET = 0x00080005
@@ -81,7 +81,7 @@ class _Attributes(Mapping[str, Value]):
             if vr in _SHORT and length <= _LONGEST_VALUE and tag < _PIXELS:
                 self._raw[tag] = vr, source.read(at, length)
         character_set = self._raw.get(_CHARACTER_SET, ("", b""))[1]
-        self._encodings = _encodings(character_set.decode("ascii", "replace"))
+        self._encodings = encodings_of(character_set.decode("ascii", "replace"))
 
     def __getitem__(self, keyword: str) -> Value:
         tag = tag_for_keyword(keyword)
@@ -110,7 +110,7 @@ def _value(vr: str, raw: bytes, order: str, encodings: tuple[str, ...]) -> Value
         count = len(raw) // struct.calcsize(order + code)
         numbers = struct.unpack_from(f"{order}{count}{code}", raw)
         return _single([number for number in numbers if math.isfinite(number)])
-    text = _decode(raw, encodings if vr in _TEXT else ("ascii",)).replace("\0", "")
+    text = decoded(raw, encodings if vr in _TEXT else ("ascii",)).replace("\0", "")
     if vr in ("LT", "ST", "UT", "UR"):  # PS3.5 6.2: never several values
         return text.rstrip() or None
     if vr == "PN":
@@ -135,7 +135,8 @@ def _single(values: list[Any]) -> Value | None:
     return values[0] if values and values[0] != "" else None
 
 
-def _decode(raw: bytes, encodings: tuple[str, ...]) -> str:
+def decoded(raw: bytes, encodings: tuple[str, ...]) -> str:
+    """Text in the encodings of a data set; what they cannot say becomes a replacement character."""
     if raw.isascii() and b"\x1b" not in raw:
         return raw.decode("ascii")
     with warnings.catch_warnings():
@@ -147,7 +148,8 @@ def _decode(raw: bytes, encodings: tuple[str, ...]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _encodings(character_set: str) -> tuple[str, ...]:
+def encodings_of(character_set: str) -> tuple[str, ...]:
+    """Python's names for a Specific Character Set (0008,0005), its terms separated by backslashes."""
     terms = [term.strip(" \0") for term in character_set.split("\\")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -41,6 +41,8 @@ class Announced:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    study_uid: str = ""
+    """The study that alone it may belong to, where the request names one (STOW-RS)."""
 
 
 class _Entry:
@@ -216,6 +218,8 @@ def _check_announced(facts: InstanceFacts, announced: Announced) -> None:
         raise MismatchedClass(f"the data set's SOPClassUID is {facts.sop_class_uid}, not the one that was announced")
     if facts.sop_instance_uid != announced.sop_instance_uid:
         raise CannotUnderstand("the data set's SOPInstanceUID is not the one that was announced")
+    if announced.study_uid not in ("", facts.study_uid):
+        raise MismatchedClass("the data set is of another study than the request")
 
 
 def _settle_conflict(ledger: Ledger, arrival: Arrival, registration: Registration) -> Registration:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -21,8 +22,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
 from db import jobs, migrations
-from dicomnode import completion, delivery, prior_search, routing, scp
+from dicomnode import completion, delivery, fetching, notification, routing, scp
+from dicomnode.backfill import Backfill
 from dicomnode.config import Config
+
+if TYPE_CHECKING:
+    from dicomnode.web.server import Server as WebServer
 
 __all__ = ["Crew", "make_clock", "prepare", "serve", "stop_on_signals", "work"]
 
@@ -53,18 +58,23 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
     delivery.resume(sessions, now=utc_now())
+    notification.resume(sessions, now=utc_now())
     server = scp.start(config, now=utc_now)
     clock = make_clock(sessions, config, now=utc_now)
     crew = Crew(config, sessions, workers)
+    web = None
     try:
         clock.start()
+        web = _start_web(config, sessions) if config.web.enabled else None
         crew.start()
-        ready(_ready_line(config, server.port, workers))
+        ready(_ready_line(config, server.port, workers, web.address if web else ""))
         while not stop.wait(0.5):
             crew.tend()
     finally:
         log.info("stopping")
         crew.ask_to_stop()
+        if web is not None:
+            web.stop()
         server.stop(DRAIN_S)
         clock.shutdown(wait=True)
         crew.wait(DRAIN_S)
@@ -102,9 +112,11 @@ def make_clock(sessions: sessionmaker[Session], config: Config, *, now: Clock) -
     sweeps: dict[str, Callable[[], int]] = {
         "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
         "routing": lambda: routing.route_complete(sessions, config, now=now()),
-        "priors": lambda: prior_search.fetch_wanted(sessions, config, now=now),
+        "fetching": lambda: fetching.fetch_wanted(sessions, config, now=now),
         "leases": lambda: _expire_leases(sessions, config, now()),
         "delivery": lambda: delivery.deliver_due(sessions, config, now=now()),
+        "notifications": lambda: notification.notify_due(sessions, config, now=now()),
+        "backfill": Backfill(sessions, config.spool_dir).step,
     }
     executors = {name: ThreadPoolExecutor(1) for name in sweeps}
     defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
@@ -206,6 +218,14 @@ def _stop_with(parent: int, stop: threading.Event) -> None:
             stop.set()
 
 
-def _ready_line(config: Config, port: int, workers: int) -> str:
+def _start_web(config: Config, sessions: sessionmaker[Session]) -> WebServer:
+    from dicomnode.web import server
+    from dicomnode.web.app import create_app
+
+    return server.start(create_app(config, sessions, now=utc_now), config.web.host, config.web.port)
+
+
+def _ready_line(config: Config, port: int, workers: int, web: str) -> str:
     node = config.node
-    return f"ready: DICOM {node.ae_title}@{node.host}:{port}, {workers} local workers, data in {config.data_dir}"
+    where = f"web {web}/, " if web else ""
+    return f"ready: DICOM {node.ae_title}@{node.host}:{port}, {where}{workers} local workers, data in {config.data_dir}"

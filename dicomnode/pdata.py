@@ -12,11 +12,9 @@ association's parts are exchanged for ones that run in the association's own thr
 from __future__ import annotations
 
 import re
-import socket
-import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -28,21 +26,19 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import P_DATA
 
+from dicomnode.wire import ConnectionLostError, Wire
+
 __all__ = ["Messages", "Sink", "StoreRequest", "UpperLayer", "take_over"]
 
 _P_DATA_TF = 0x04
 _LONGEST_OTHER_PDU = 1 << 20
 _LONGEST_COMMAND = 1 << 16
 _LONGEST_IDENTIFIER = 1 << 24
-_BUFFER = 1 << 20
+_SEND_PDU = 256 * 1024
 _C_STORE_RQ = 0x0001
 _NO_DATA_SET = 0x0101
 _WHOLE_RESPONSE = 512  # a C-STORE-RSP with two UIDs is shorter
 _LONGEST_COMMENT = 64  # PS3.7 C: Error Comment is LO
-
-
-class ConnectionLostError(Exception):
-    """The peer closed the connection."""
 
 
 class ProtocolError(Exception):
@@ -65,51 +61,6 @@ class Sink(Protocol):
     def write(self, piece: memoryview) -> None: ...
     def finish(self) -> tuple[int, str]: ...
     def discard(self) -> None: ...
-
-
-class Wire:
-    """Buffered reading from the socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._view = memoryview(bytearray(_BUFFER))
-        self._begin = self._end = 0
-        self._timeout_s: float | None = -1.0
-
-    def pieces(self, count: int) -> Iterator[memoryview]:
-        """The next ``count`` bytes, as they arrive; a piece is valid until the next one is asked for."""
-        while count:
-            if self._begin == self._end:
-                self._fill()
-            piece = self._view[self._begin : min(self._end, self._begin + count)]
-            self._begin += len(piece)
-            count -= len(piece)
-            yield piece
-
-    def take(self, count: int) -> bytes:
-        """The next ``count`` bytes; for what is known to be short."""
-        return b"".join(map(bytes, self.pieces(count)))
-
-    def settimeout(self, timeout_s: float | None) -> None:
-        """How long to wait for the peer, both ways; by the kernel's own timer, which saves a poll before each read."""
-        if timeout_s == self._timeout_s:
-            return
-        self._timeout_s = timeout_s
-        if isinstance(self._sock, ssl.SSLSocket):
-            self._sock.settimeout(timeout_s)
-            return
-        limit = struct.pack("ll", int(timeout_s or 0), int((timeout_s or 0) % 1 * 1e6))
-        self._sock.settimeout(None)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-
-    def _fill(self) -> None:
-        try:
-            self._begin, self._end = 0, self._sock.recv_into(self._view)
-        except BlockingIOError as exc:
-            raise TimeoutError from exc
-        if not self._end:
-            raise ConnectionLostError
 
 
 class UpperLayer(DULServiceProvider):  # type: ignore[misc]
@@ -216,7 +167,19 @@ class Messages(DIMSEServiceProvider):  # type: ignore[misc]
             self._receive(self.dimse_timeout if block else self.assoc.network_timeout)
         return cast(tuple[Any, Any], super().get_msg(block=False))
 
-    def _receive(self, timeout_s: float | None) -> None:
+    def look(self) -> bool:
+        """Take in what came while a request is served, such as a C-CANCEL; False when the association has ended."""
+        while self._upper.transfers_data and self.msg_queue.empty() and self._upper.wire.has_more():
+            self._receive(self.assoc.network_timeout, once=True)
+        return self._upper.transfers_data
+
+    @property
+    def maximum_pdu_size(self) -> int:
+        """What the peer takes at once; one without a limit (0, PS3.8 D.1.1) would get a file as one fragment."""
+        stated: int = self.assoc.requestor.maximum_length
+        return stated if 0 < stated <= _SEND_PDU else _SEND_PDU
+
+    def _receive(self, timeout_s: float | None, *, once: bool = False) -> None:
         upper = self._upper
         upper.wire.settimeout(timeout_s)
         try:
@@ -226,6 +189,8 @@ class Messages(DIMSEServiceProvider):  # type: ignore[misc]
                     self._read_p_data(length)
                 else:
                     upper.take_pdu(kind, length)
+                if once:
+                    return
         except TimeoutError:
             self._discard()  # pynetdicom's idle timer has run out, too, and ends the association
         except ProtocolError:
@@ -307,7 +272,7 @@ class Messages(DIMSEServiceProvider):  # type: ignore[misc]
         assert sink is not None
         status, comment = sink.finish()
         self._forget()
-        if status == 0 and not 0 < self.maximum_pdu_size < _WHOLE_RESPONSE:
+        if status == 0 and self.maximum_pdu_size >= _WHOLE_RESPONSE:
             self._upper.socket.send(self._success(request))
             return
         response = _response(request, status)

@@ -26,6 +26,7 @@ from pynetdicom.sop_class import Verification
 
 from dicomnode.associations import association
 from dicomnode.config import Peer
+from dicomnode.deidentify import outgoing
 from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def store(
     instances: dict[Path, _Instance] = {}
     ordered = list(dict.fromkeys(paths))
     for path in ordered:
-        read = _read(path)
+        read = _read(path, peer.deidentify)
         if isinstance(read, StoreResult):
             keep(read)
         else:
@@ -163,8 +164,9 @@ def store(
     return [results[path] for path in ordered]
 
 
-def _read(path: Path) -> _Instance | StoreResult:
-    """What the association needs to know of a file, from its meta information (PS3.10 7.1)."""
+def _read(path: Path, profile: str = "") -> _Instance | StoreResult:
+    """What the association needs to know of a file, from its meta information (PS3.10 7.1). ``profile``: of a peer
+    that gets nothing but what was de-identified by it."""
     try:
         meta = read_file_meta_info(path)
         uids = meta.MediaStorageSOPInstanceUID, meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
@@ -174,6 +176,9 @@ def _read(path: Path) -> _Instance | StoreResult:
         return StoreResult(path, "", Outcome.UNREADABLE, None, "not a DICOM file with its meta information")
     if uids[1] == MediaStorageDirectoryStorage:
         return StoreResult(path, "", Outcome.UNREADABLE, None, "a DICOMDIR, which C-STORE does not carry")
+    if profile and not outgoing.is_copy(path, profile):
+        text = f"not sent: the peer gets only what is de-identified; 'dicomnode deidentify --profile {profile}' copies"
+        return StoreResult(path, "", Outcome.UNREADABLE, None, text)
     return _Instance(path, *uids)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +20,47 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydicom import Dataset, dcmread
 
-from dicomnode import covariates, frames, mrd, volumes
+from dicomnode import covariates, frames, models, mrd, volumes
 from dicomnode.config import Config, QualityConfig
+from dicomnode.deidentify import faces
 from dicomnode.errors import ConfigError, InputRefused
+from dicomnode.models import bundle_named, model_named
+from dicomnode.preferences import ResultsConfig
 from dicomnode.results.provenance import Provenance
 from dicomnode.routing import MAIN_INPUT
 from pipelines import quality
-from pipelines.contract import Case, Covariates, Finding, KSpace, Measurement, Note, Pipeline, Progress, Refused, Volume
+from pipelines.contract import (
+    Case,
+    Covariates,
+    Finding,
+    Image,
+    KSpace,
+    Measurement,
+    Note,
+    ParametricMap,
+    Pipeline,
+    Progress,
+    Refused,
+    Segmentation,
+    Volume,
+)
 
 if TYPE_CHECKING:
     from model_zoo.registry import BundleFacts, Model
 
-__all__ = ["Produced", "Task", "bundle_named", "options_of", "pipeline_named", "process", "refusal_note", "seed_from"]
+__all__ = [
+    "Produced",
+    "Task",
+    "bundle_named",
+    "key_note",
+    "loaded",
+    "model_named",
+    "options_of",
+    "pipeline_named",
+    "process",
+    "refusal_note",
+    "seed_from",
+]
 
 
 _OF_THE_NODE = ("low_confidence", "clinical_numbers")
@@ -48,15 +78,18 @@ class Task:
     inputs: Mapping[str, Sequence[Path]]
     seed: int
     created_at: datetime
+    model_digest: str = ""
+    helper_models: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Produced:
-    """The result objects, ready to save, and what is worth telling about the run."""
+    """The result objects, ready to save, and what is worth telling about the run; ``forms``: as others want them."""
 
     objects: list[Dataset]
     report: dict[str, Any]
     held_because: str = ""
+    forms: Mapping[ResultsConfig, list[Dataset]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,23 +101,30 @@ class _Loaded:
     priors: list[Dataset]
 
 
-def process(task: Task, config: Config, *, progress: Progress) -> Produced:
-    """Run the task's pipeline and write its results. Raises Refused or a NodeError when another attempt is useless."""
+def process(task: Task, config: Config, *, progress: Progress, forms: Collection[ResultsConfig] = ()) -> Produced:
+    """Run the task's pipeline and write its results, as the node keeps them and in further ``forms``.
+
+    Raises Refused or a NodeError when another attempt is useless.
+    """
     started = time.monotonic()
     pipeline = pipeline_named(task.pipeline)
     options = options_of(pipeline, task.options, config.quality)
     progress(0.0, "reading")
     loaded = _load(pipeline, task.inputs)
-    model = _model(task.model or pipeline.bundle, pipeline.helpers, config)
+    name = task.model or pipeline.bundle
+    model = models.load(name, pipeline.helpers, config, digest=task.model_digest, pinned=task.helper_models)
     doubts = quality.admit(loaded.case, model.metadata, pipeline.inputs[0].name, options)
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
     verdict = _judged(findings, model, doubts, config.quality)
     progress(0.95, "writing")
-    objects = _write(findings, loaded, task, model, options, config, verdict, doubts)
+    parameters = options.model_dump(mode="json") | _helpers(model) | dict(loaded.case.facts.get("covariates", {}))
+    made_by = replace(_made_by(task, model, parameters, model.device), facts=_plain(loaded.case.facts))
+    wanted = dict.fromkeys([config.results, *forms])
+    written = _write(findings, loaded, made_by, list(wanted), task.created_at, verdict, doubts, config)
     report = _report(task, model, options, findings, loaded.case.facts)
     report |= {"verdict": str(verdict.outcome), "reasons": list(verdict.reasons)}
     report["seconds"] = round(time.monotonic() - started, 3)
-    return Produced(objects, report, verdict.reason)
+    return Produced(written.pop(config.results), report, verdict.reason, written)
 
 
 def refusal_note(task: Task, reason: str, config: Config) -> Dataset:
@@ -97,6 +137,20 @@ def refusal_note(task: Task, reason: str, config: Config) -> Dataset:
     made_by = _made_by(task, facts, task.options, "none: nothing was computed")
     sources, priors = _headers(pipeline, task.inputs)
     ds = results.refusal(reason, sources, made_by, config.results, task.created_at, priors)
+    marking.check(ds)
+    return ds
+
+
+def key_note(task: Task, reason: str, config: Config) -> Dataset:
+    """The Key Object note that says so, by the same headers."""
+    from dicomnode import results
+    from dicomnode.results import marking
+
+    pipeline = pipeline_named(task.pipeline)
+    made_by = _made_by(
+        task, bundle_named(task.model or pipeline.bundle, config), task.options, "none: nothing was computed"
+    )
+    ds = results.key_note(reason, _headers(pipeline, task.inputs)[0], made_by, config.results, task.created_at)
     marking.check(ds)
     return ds
 
@@ -120,17 +174,6 @@ def pipeline_named(name: str) -> Pipeline:
     return pipelines.load(name)
 
 
-def bundle_named(name: str, config: Config) -> BundleFacts:
-    """The bundle NAME or NAME@VERSION: of this node's own if it has it, else the shipped one. Raises BundleError."""
-    from model_zoo import registry
-
-    bundle, _, wanted = name.partition("@")
-    own = [facts for facts in registry.installed(config.models_dir) if facts.name == bundle]
-    if any(wanted in ("", facts.version) for facts in own):
-        return registry.find(bundle, wanted or None, config.models_dir)
-    return registry.find(bundle, wanted or None)
-
-
 def options_of(pipeline: Pipeline, given: Mapping[str, Any], config: QualityConfig) -> Any:
     """The pipeline's options, checked; those of the node unless the route has its own. Raises ConfigError."""
     fields = pipeline.options_type.model_fields
@@ -146,6 +189,12 @@ def options_of(pipeline: Pipeline, given: Mapping[str, Any], config: QualityConf
 def seed_from(key: str) -> int:
     """The seed of all randomness in a job."""
     return int.from_bytes(hashlib.sha256(f"seed {key}".encode()).digest()[:4], "big") >> 1
+
+
+def loaded(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> tuple[Case, list[Dataset]]:
+    """The case of these files and the headers of its own study. Raises InputRefused or GeometryError."""
+    found = _load(pipeline, inputs)
+    return found.case, found.sources
 
 
 def _load(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> _Loaded:
@@ -171,9 +220,16 @@ def _load(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> _Loaded:
         for place, (array, found) in enumerate(loaded):
             name = f"{wanted.name} {place + 1}" if place else wanted.name
             arrays[name] = array
-            facts |= {name: found} if number or place else found
+            frame = {"same_frame": _one_frame(headers, sources)} if number and not wanted.earlier else {}
+            facts |= {name: found | frame} if number or place else found
         (priors if wanted.earlier else sources).extend(headers)
     return _Loaded(Case(arrays, facts), sources, priors)
+
+
+def _one_frame(headers: Sequence[Dataset], sources: Sequence[Dataset]) -> bool | None:
+    """Whether a further input names the frame of reference of those before it; None where one of them names none."""
+    frames_named = [{str(ds.get("FrameOfReferenceUID") or "") for ds in each} - {""} for each in (headers, sources[:1])]
+    return frames_named[0] == frames_named[1] if all(frames_named) else None
 
 
 def _load_volume(paths: Sequence[Path]) -> tuple[list[tuple[Volume, dict[str, Any]]], list[Dataset]]:
@@ -203,23 +259,6 @@ def _header(ds: Dataset) -> Dataset:
     return ds
 
 
-def _model(name: str, helpers: Sequence[str], config: Config) -> Model:
-    """The model with its helpers, all on one device."""
-    from model_zoo import registry
-
-    device = _device(config.worker.device)
-    model, *others = (registry.load_from(bundle_named(each, config), device=device) for each in (name, *helpers))
-    return replace(model, helpers=dict(zip(helpers, others, strict=True)))
-
-
-def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _between(progress: Progress, low: float, high: float) -> Progress:
     return lambda fraction, step: progress(low + (high - low) * min(max(fraction, 0.0), 1.0), step)
 
@@ -227,24 +266,30 @@ def _between(progress: Progress, low: float, high: float) -> Progress:
 def _write(
     findings: Sequence[Finding],
     loaded: _Loaded,
-    task: Task,
-    model: Model,
-    options: Any,
-    config: Config,
+    made_by: Provenance,
+    forms: Sequence[ResultsConfig],
+    now: datetime,
     verdict: quality.Verdict,
     doubts: Sequence[str],
-) -> list[Dataset]:
-    from dicomnode import results
+    config: Config,
+) -> dict[ResultsConfig, list[Dataset]]:
+    """The objects in each form; the page of the report, where any has one, is drawn once."""
+    from dicomnode import report, results
+    from dicomnode.deidentify import defacing
     from dicomnode.results import marking
 
-    parameters = options.model_dump(mode="json") | _helpers(model) | dict(loaded.case.facts.get("covariates", {}))
-    made_by = replace(_made_by(task, model, parameters, model.device), facts=_plain(loaded.case.facts))
-    objects = results.write(
-        findings, loaded.sources, made_by, config.results, task.created_at, verdict, doubts, loaded.priors
-    )
-    for ds in objects:
-        marking.check(ds)
-    return list(objects)
+    page = None
+    if any(form.report_page for form in forms):
+        page = report.drawn(findings, loaded.case, loaded.sources, made_by, now, verdict, doubts)
+    written = {}
+    for form in forms:
+        shown, by = defacing.shown(form, findings, loaded.case, made_by, partial(model_named, "anatomy", config))
+        written[form] = results.write(shown, loaded.sources, by, form, now, verdict, doubts, loaded.priors, page)
+        for ds in written[form]:
+            if by is not made_by:
+                faces.say(ds)
+            marking.check(ds)
+    return written
 
 
 def _made_by(task: Task, model: Model | BundleFacts, parameters: Mapping[str, Any], device: str) -> Provenance:
@@ -284,6 +329,10 @@ def _report(
         "seed": task.seed,
         "options": options.model_dump(mode="json"),
         "measurements": [_measured(found) for found in findings if isinstance(found, Measurement)],
+        "images": [{"name": each.name, "modality": each.modality} for each in findings if isinstance(each, Image)],
+        "overlays": [
+            {"name": each.name, "of": each.of} for each in findings if isinstance(each, ParametricMap | Segmentation)
+        ],
         "notes": [{"name": found.name, "text": found.text} for found in findings if isinstance(found, Note)],
         "acquisition": _plain(facts),
     }

@@ -75,10 +75,11 @@ def fetch(
     *,
     on_store: Callable[[evt.Event], Any],
     calling_aet: str,
+    series_uid: str = "",
     timeout_s: float = _TIMEOUT_S,
     tls: TlsConfig | None = None,
 ) -> Fetched:
-    """C-GET of a study, series by series; ``on_store`` is an EVT_C_STORE handler and answers with the status.
+    """C-GET of a study, series by series, or of one of them; ``on_store`` handles EVT_C_STORE and gives the status.
 
     Which SOP classes a series holds is asked first, so that the contexts can offer every transfer syntax for them and
     the peer can send each instance as it is stored.
@@ -86,7 +87,8 @@ def fetch(
     fetched = Fetched()
     ask = partial(find, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls)
     associate = partial(association, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls)
-    for series in ask({"StudyInstanceUID": study_uid}, level="SERIES"):
+    wanted = {"StudyInstanceUID": study_uid} | ({"SeriesInstanceUID": series_uid} if series_uid else {})
+    for series in ask(wanted, level="SERIES"):
         unique = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": str(series.SeriesInstanceUID)}
         images = ask(unique, level="IMAGE")
         classes = sorted({str(image.SOPClassUID) for image in images if image.get("SOPClassUID")})

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from db import searches
 from db.models import Instance, Output, Series, Study
 
 __all__ = ["Received", "received"]
@@ -23,10 +24,14 @@ class Received:
 
 
 def received(session: Session, study: Study) -> list[Received]:
-    """The study's series without the results of ours that an archive sent back: they are nobody's input."""
+    """The study's series without those that nobody may take: our results that an archive sent back, and what a search
+    has brought in part only."""
+    in_part = searches.unfinished(session, study)
     ours = select(Output.id).where(Output.sop_instance_uid == Instance.sop_instance_uid).exists()
     query = select(Series, Instance).join(Instance).where(Series.study_id == study.id, ~ours)
     found: dict[int, Received] = {}
     for series, instance in session.execute(query.order_by(Series.id, Instance.id)):
+        if series.series_uid in in_part:
+            continue
         found.setdefault(series.id, Received(series.attributes, [])).instances.append(instance)
     return list(found.values())

@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import audit, jobs, searches
+from db import audit, deployments, jobs, searches
+from db.deployments import Version
 from db.models import Job, Series, Study
 from db.states import StudyState
 from db.studies import InstanceFacts
-from dicomnode import priors
+from dicomnode import missing_series, priors
 from dicomnode.conditions import Condition, matches
 from dicomnode.config import Config, Route
 from dicomnode.received import Received, received
@@ -39,6 +41,11 @@ __all__ = [
 
 MAIN_INPUT = "match"
 """The name under which a job keeps the series that the route matched; the pipeline knows what it calls it."""
+
+_AFTER_ALL = -1_000_000
+"""The priority of what nobody waits for."""
+
+Told = Mapping[str, Mapping[str, Sequence[str]]]
 
 _RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
 
@@ -81,9 +88,10 @@ def explain(routes: Sequence[Route], series: Sequence[Seen]) -> list[Verdict]:
 
 def explain_study(session: Session, study: Study, routes: Sequence[Route]) -> list[Verdict]:
     """``explain`` for a study that is here."""
-    rows = session.scalars(select(Series).where(Series.study_id == study.id).order_by(Series.id))
+    whole = Series.series_uid.not_in(searches.unfinished(session, study))
+    rows = session.scalars(select(Series).where(Series.study_id == study.id, whole).order_by(Series.id))
     verdicts = explain(routes, [Seen(row.series_uid, row.attributes) for row in rows])
-    return [_with_prior(session, study, each, route) for each, route in zip(verdicts, routes, strict=True)]
+    return [_with_searches(session, study, each, route) for each, route in zip(verdicts, routes, strict=True)]
 
 
 def explain_file(facts: InstanceFacts, routes: Sequence[Route]) -> list[Verdict]:
@@ -104,14 +112,19 @@ def route_complete(sessions: sessionmaker[Session], config: Config, *, now: date
             study = session.scalar(oldest.with_for_update(skip_locked=True))
             if study is None:
                 return made
-            if not searches.is_brought(session, study) and priors.holds_up(session, study, config.routes, now=now):
+            if not searches.is_brought(session, study) and _held_up(session, study, config.routes, now):
                 held_up.add(study.id)
             else:
-                made += len(route_study(session, study, config.routes, now=now))
+                made += len(route_study(session, study, config.routes, notify=config.told_of, now=now))
 
 
-def route_study(session: Session, study: Study, routes: Sequence[Route], *, now: datetime) -> list[Job]:
-    """Enqueue what the routes ask for; work that was done on the same content before is not repeated."""
+def route_study(
+    session: Session, study: Study, routes: Sequence[Route], *, notify: Told = MappingProxyType({}), now: datetime
+) -> list[Job]:
+    """Enqueue what the routes ask for; work that was done on the same content before is not repeated.
+
+    ``notify``: by route who is told of which events of its jobs.
+    """
     if searches.is_brought(session, study):
         audit.move(
             session, study, StudyState.ROUTED, reason="fetched to be compared with, not to be worked on", now=now
@@ -123,9 +136,9 @@ def route_study(session: Session, study: Study, routes: Sequence[Route], *, now:
         taken = [each for each in series if matches(route.match, each.attributes)]
         prior = priors.look(session, study, route) if taken and route.prior else None
         further = _further_inputs(route, series) | (dict(prior.inputs) if prior else {})
-        new = _enqueue(session, study, route, taken, further, now)
-        told = f"; {'prior' if prior.inputs else 'no prior'}: {prior.why}" if prior else ""
-        reasons += [f"{job.route} (job {job.id}{told})" for job in new]
+        new = _enqueue(session, study, route, taken, further, notify.get(route.name, {}), now)
+        told = "".join(f"; {each}" for each in (missing_series.explain(session, study, route), _of(prior)) if each)
+        reasons += [f"{job.route} (job {job.id}{told})" for job in new if job.shadow_of_id is None]
         made += new
     audit.move(session, study, StudyState.ROUTED, reason=", ".join(reasons) or "nothing new to do", now=now)
     return made
@@ -137,26 +150,37 @@ def _enqueue(
     route: Route,
     taken: Sequence[Received],
     further: Mapping[str, list[int]],
+    notify: Mapping[str, Sequence[str]],
     now: datetime,
 ) -> list[Job]:
-    made = []
-    for series in taken:
-        for unit in _units(series):
-            job = jobs.enqueue(
-                session,
-                study_id=study.id,
-                revision=study.revision,
-                route=route.name,
-                pipeline=route.pipeline,
-                model=route.model,
-                options=route.options,
-                inputs={MAIN_INPUT: unit, **further},
-                destinations=route.destinations,
-                priority=route.priority,
-                now=now,
-            )
-            made += [job] if job else []
-    return made
+    """The route's jobs, on the model that it names or that is deployed for its pipeline, each with its shadow."""
+    chosen = None if route.model else deployments.choose(session, route.pipeline, study.study_uid)
+    version = chosen.version if chosen else Version(route.model, "")
+    helpers = deployments.current_by_bundle(session)
+
+    def enqueue(unit: list[int], use: Version, **how: Any) -> Job | None:
+        return jobs.enqueue(
+            session,
+            study_id=study.id,
+            revision=study.revision,
+            route=route.name,
+            pipeline=route.pipeline,
+            model=use.model,
+            model_digest=use.digest,
+            helper_models=helpers,
+            options=route.options,
+            inputs={MAIN_INPUT: unit, **further},
+            now=now,
+            **how,
+        )
+
+    made: list[Job | None] = []
+    for unit in (unit for series in taken for unit in _units(series)):
+        job = enqueue(unit, version, destinations=route.destinations, priority=route.priority, notify=notify)
+        made.append(job)
+        if job and chosen and chosen.shadow:
+            made.append(enqueue(unit, chosen.shadow, destinations=(), priority=_AFTER_ALL, shadow_of=job))
+    return [job for job in made if job]
 
 
 def _further_inputs(route: Route, received: Sequence[Received]) -> dict[str, list[int]]:
@@ -176,9 +200,21 @@ def _units(series: Received) -> list[list[int]]:
     return [[id] for id in raw] + ([images] if images else [])
 
 
-def _with_prior(session: Session, study: Study, verdict: Verdict, route: Route) -> Verdict:
-    told = priors.explain(session, study, route) if verdict.matched else ""
-    return replace(verdict, why=f"{verdict.why}; {told}") if told else verdict
+def _held_up(session: Session, study: Study, routes: Sequence[Route], now: datetime) -> bool:
+    """Both are asked, so that both searches begin at once."""
+    lacks = missing_series.holds_up(session, study, routes, now=now)
+    return priors.holds_up(session, study, routes, now=now) or lacks
+
+
+def _of(prior: priors.Prior | None) -> str:
+    return f"{'prior' if prior.inputs else 'no prior'}: {prior.why}" if prior else ""
+
+
+def _with_searches(session: Session, study: Study, verdict: Verdict, route: Route) -> Verdict:
+    if not verdict.matched:
+        return verdict
+    told = (missing_series.explain(session, study, route), priors.explain(session, study, route))
+    return replace(verdict, why="; ".join([verdict.why, *filter(None, told)]))
 
 
 def _verdict(route: Route, series: Sequence[Seen]) -> Verdict:

@@ -1,4 +1,4 @@
-"""The storage SCP: who may associate, what is negotiated, and the listener that node.serve starts and stops."""
+"""The SCP: who may associate, what is negotiated, and the listener that node.serve starts and stops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from db import engine
 from db.studies import Sender
-from dicomnode import pdata, spool
+from dicomnode import pdata, query_retrieve, spool
 from dicomnode.config import Config, TlsConfig
 from dicomnode.errors import OutOfSpace
 from dicomnode.ingest import Announced, Ledger, Reception
@@ -91,6 +91,7 @@ class _Handler(RequestHandler):  # type: ignore[misc]
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         assoc = super()._create_association()
         pdata.take_over(assoc, self.server.open_sink, self.server.closing)
+        query_retrieve.take_requests(assoc, self.server.service)
         return assoc
 
 
@@ -100,6 +101,7 @@ class _Listener(ThreadedAssociationServer):  # type: ignore[misc]
     request_queue_size = 128
     open_sink: Callable[[Association, pdata.StoreRequest], pdata.Sink]
     closing: threading.Event
+    service: query_retrieve.Service
 
     def get_request(self) -> tuple[socket.socket, Any]:
         client, address = self.socket.accept()
@@ -131,7 +133,8 @@ def start(config: Config, *, now: Callable[[], datetime] = lambda: datetime.now(
     database = engine.connect(config.database_url)
     ledger = Ledger(root, engine.sessions(database), now)
     closing = threading.Event()
-    listener = _listen(config, ledger, closing)
+    service = query_retrieve.Service(config, engine.readers(database))
+    listener = _listen(config, ledger, service, closing)
     return Server(listener, closing, database.dispose)
 
 
@@ -144,7 +147,7 @@ def is_storage(sop_class_uid: str) -> bool:
     return kind == "SOP Class" and "Storage" in name and uid.startswith("1.2.840.10008.5.1.4.")
 
 
-def _listen(config: Config, ledger: Ledger, closing: threading.Event) -> _Listener:
+def _listen(config: Config, ledger: Ledger, service: query_retrieve.Service, closing: threading.Event) -> _Listener:
     node = config.node
     ae = AE(node.ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -162,13 +165,13 @@ def _listen(config: Config, ledger: Ledger, closing: threading.Event) -> _Listen
 
     listener: _Listener = ae.make_server(
         (node.host, node.port),
-        contexts=[build_context(Verification)],
+        contexts=[build_context(Verification), *query_retrieve.supported_contexts()],
         ssl_context=_tls(config.tls) if config.tls else None,
-        evt_handlers=[(evt.EVT_REQUESTED, _admit, [config])],
+        evt_handlers=[(evt.EVT_REQUESTED, _admit, [config]), (evt.EVT_SOP_EXTENDED, _extended)],
         server_class=_Listener,
         request_handler=_Handler,
     )
-    listener.open_sink, listener.closing = open_sink, closing
+    listener.open_sink, listener.closing, listener.service = open_sink, closing, service
     listener._gc = [0, 299]  # pynetdicom collects garbage every so many polls; a full collection takes 0.1 s
     ae._servers.append(listener)
     return listener
@@ -212,7 +215,14 @@ def _supported(proposed: list[PresentationContext]) -> list[PresentationContext]
         if is_storage(context.abstract_syntax) and context.abstract_syntax != Verification:
             known = {str(uid): None for uid in context.transfer_syntax if uid in TRANSFER_SYNTAXES}
             syntaxes.setdefault(str(context.abstract_syntax), {}).update(known)
-    return [build_context(sop_class, list(known)) for sop_class, known in syntaxes.items() if known]
+    contexts = [build_context(sop_class, list(known)) for sop_class, known in syntaxes.items() if known]
+    for context in contexts:  # who proposes the role of the SCP gets instances by C-GET (PS3.7 D.3.3.4)
+        context.scu_role = context.scp_role = True
+    return contexts
+
+
+def _extended(event: evt.Event) -> dict[UID, bytes]:
+    return query_retrieve.extended(event.app_info)
 
 
 def _reject(assoc: Association, why: tuple[int, int, int]) -> None:

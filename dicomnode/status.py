@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db import deliveries
-from db.models import Delivery, Instance, Job, Quarantine, Study
-from db.states import DeliveryState, JobState, QuarantineState
+from db import deliveries, notifications
+from db.models import Delivery, Instance, Job, Notification, Quarantine, Study
+from db.states import DeliveryState, JobState, NotificationState, QuarantineState
 from dicomnode.config import Config
 
 __all__ = ["status"]
@@ -29,6 +29,10 @@ def status(session: Session, config: Config, *, now: datetime) -> dict[str, Any]
         "deliveries": {
             destination: {str(state): count for state, count in states.items()}
             for destination, states in deliveries.counts(session).items()
+        },
+        "notifications": {
+            name: {str(state): count for state, count in states.items()}
+            for name, states in notifications.counts(session).items()
         },
         "oldest_waiting_s": {
             "job": _age_s(session, Job, JobState.READY, now),
@@ -65,6 +69,10 @@ def _last_errors(session: Session, limit: int = 5) -> list[dict[str, Any]]:
     )
     failed = Delivery.reason != "", Delivery.state != DeliveryState.DELIVERED
     sends = session.scalars(select(Delivery).where(*failed).order_by(Delivery.id.desc()).limit(limit))
-    return [{"what": f"job {job.id}", "reason": job.reason} for job in jobs] + [
-        {"what": f"delivery {send.id} to {send.destination}", "reason": send.reason} for send in sends
-    ]
+    not_told = Notification.reason != "", Notification.state != NotificationState.SENT
+    untold = session.scalars(select(Notification).where(*not_told).order_by(Notification.id.desc()).limit(limit))
+    return (
+        [{"what": f"job {job.id}", "reason": job.reason} for job in jobs]
+        + [{"what": f"delivery {send.id} to {send.destination}", "reason": send.reason} for send in sends]
+        + [{"what": f"notification {each.id} to {each.name}", "reason": each.reason} for each in untold]
+    )

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pydicom import Dataset
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import jobs
+from db import jobs, keywords
 from db.jobs import LeaseLost, OutputFile
 from db.models import Job
-from dicomnode import processing, spool
+from dicomnode import comparing, headers, negotiation, processing, renditions, spool
+from dicomnode.comparing import Finished
 from dicomnode.config import Config
 from dicomnode.errors import InputRefused, NodeError
-from dicomnode.processing import Task
+from dicomnode.negotiation import Chosen
+from dicomnode.objects import KEY_OBJECT, REFUSAL_NOTE, encoded, kind_of
+from dicomnode.processing import Produced, Task
 from pipelines.contract import Refused
 
-__all__ = ["REFUSAL_NOTE", "Interrupted", "encoded", "kind_of", "run_job", "task_of", "work"]
+__all__ = [
+    "KEY_OBJECT",
+    "REFUSAL_NOTE",
+    "Interrupted",
+    "encoded",
+    "kind_of",
+    "outputs_of",
+    "run_job",
+    "task_of",
+    "work",
+]
 
 log = logging.getLogger("dicomnode.worker")
 
 Clock = Callable[[], datetime]
-
-REFUSAL_NOTE = "refusal note"
-"""What listings call the report on a job that was refused."""
 
 
 class Interrupted(Exception):
@@ -131,12 +141,12 @@ def run_job(
     try:
         with sessions() as session:
             job = session.get_one(Job, job_id)
-            task, route = task_of(job, config), job.route
+            task, route, to = task_of(job, config), job.route, list(job.destinations)
         with _Lease(sessions, config, job_id, worker, stop, now) as lease:
             try:
-                ended = _finish(sessions, config, job_id, worker, task, lease, now)
+                ended = _finish(sessions, config, job_id, worker, task, to, lease, now)
             except (Refused, InputRefused) as refusal:
-                ended = _refuse(sessions, config, job_id, worker, task, route, str(refusal), now())
+                ended = _refuse(sessions, config, job_id, worker, task, route, to, str(refusal), now())
         log.info("job %d: %s", job_id, ended)
     except Interrupted:
         with sessions.begin() as session:
@@ -149,22 +159,74 @@ def run_job(
 
 
 def _finish(
-    sessions: sessionmaker[Session], config: Config, job_id: int, worker: str, task: Task, lease: _Lease, now: Clock
+    sessions: sessionmaker[Session],
+    config: Config,
+    job_id: int,
+    worker: str,
+    task: Task,
+    to: Sequence[str],
+    lease: _Lease,
+    now: Clock,
 ) -> str:
-    produced = processing.process(task, config, progress=lease.progress)
+    if (other := _beside(sessions, config, job_id)) is not None:
+        return _compare(sessions, config, job_id, worker, task, other, lease, now)
+    chosen = negotiation.for_job(sessions, config, to, now=now())
+    produced = processing.process(task, config, progress=lease.progress, forms=negotiation.forms(chosen))
     lease.progress(0.99, "storing")
-    outputs = [_store(config.spool_dir, ds) for ds in produced.objects]
+    told = {name: each.why for name, each in chosen.items() if each.why}
+    outputs = outputs_of(config, produced, chosen)
     with sessions.begin() as session:
         ended = jobs.finish(
             session,
             job_id=job_id,
             worker=worker,
             outputs=outputs,
-            report=produced.report,
+            report=produced.report | ({"destinations": told} if told else {}),
             held_because=produced.held_because,
+            chosen=told,
             now=now(),
         )
     return f"{ended.state}, {len(outputs)} objects"
+
+
+def _beside(sessions: sessionmaker[Session], config: Config, job_id: int) -> Finished | None:
+    """The job beside which this one runs to be compared, if it is such a one."""
+    with sessions() as session:
+        other = session.get_one(Job, job_id).shadow_of
+        return comparing.finished(other, config) if other is not None else None
+
+
+def _compare(
+    sessions: sessionmaker[Session],
+    config: Config,
+    job_id: int,
+    worker: str,
+    task: Task,
+    other: Finished,
+    lease: _Lease,
+    now: Clock,
+) -> str:
+    """Whatever it makes is measured against what the other made, and kept and delivered nowhere."""
+    produced = processing.process(task, config, progress=lease.progress)
+    lease.progress(0.97, "comparing")
+    report = produced.report | {"comparison": comparing.with_produced(other, produced)}
+    with sessions.begin() as session:
+        jobs.finish(session, job_id=job_id, worker=worker, outputs=[], report=report, now=now())
+    return f"done, compared with job {other.job_id}"
+
+
+def outputs_of(config: Config, produced: Produced, chosen: Mapping[str, Chosen]) -> list[OutputFile]:
+    """The result objects in the spool, with whom each is for."""
+    return [
+        replace(
+            _store(config.spool_dir, each.ds),
+            rendition=each.rendition,
+            destinations=each.destinations,
+            spare_for=each.spare_for,
+            at_once=kind_of(each.ds) == KEY_OBJECT,
+        )
+        for each in renditions.assigned(produced, config.results, chosen)
+    ]
 
 
 def _refuse(
@@ -174,22 +236,34 @@ def _refuse(
     worker: str,
     task: Task,
     route: str,
+    to: Sequence[str],
     reason: str,
     now: datetime,
 ) -> str:
-    """Nothing broke: the job ends with the reason, and where the route wants it with a note for its destinations."""
-    note = _note(task, reason, config) if config.notes_refusals(route) else None
-    outputs = [_store(config.spool_dir, note, REFUSAL_NOTE)] if note else []
-    report = {"verdict": "refuse", "reasons": [reason]}
+    """Nothing broke: the job ends with the reason, and where that is wanted with notes for its destinations."""
+    outputs = []
+    other = _beside(sessions, config, job_id)
+    if (
+        other is None
+        and config.notes_refusals(route)
+        and (note := _note(processing.refusal_note, task, reason, config))
+    ):
+        outputs.append(_store(config.spool_dir, note, REFUSAL_NOTE))
+    marked = tuple(name for name in to if config.marks_refusals(name))
+    if marked and (note := _note(processing.key_note, task, reason, config)):
+        outputs.append(replace(_store(config.spool_dir, note), destinations=marked))
+    report: dict[str, Any] = {"verdict": "refuse", "reasons": [reason]}
+    if other is not None:
+        report["comparison"] = comparing.of_refused(other, task, reason)
     with sessions.begin() as session:
         jobs.refuse(session, job_id=job_id, worker=worker, reason=reason, outputs=outputs, report=report, now=now)
     return f"refused, {len(outputs)} notes"  # the reason may quote an age or a weight: it stands in the row
 
 
-def _note(task: Task, reason: str, config: Config) -> Dataset | None:
+def _note(write: Callable[[Task, str, Config], Dataset], task: Task, reason: str, config: Config) -> Dataset | None:
     """None where not even the headers can be used: the refusal holds all the same."""
     try:
-        return processing.refusal_note(task, reason, config)
+        return write(task, reason, config)
     except Exception as error:
         log.error("no refusal note: %s", _judge(error)[0])
         return None
@@ -200,42 +274,31 @@ def task_of(job: Job, config: Config) -> Task:
     inputs: dict[str, list[Path]] = {}
     for each in job.inputs:
         inputs.setdefault(each.name, []).append(spool.path(config.spool_dir, each.instance.sha256))
+    drawn_like = job.shadow_of or job  # what is compared differs by its model, not by its dice
     return Task(
         key=job.key,
         pipeline=job.pipeline,
         model=job.model,
         options=job.options,
         inputs=inputs,
-        seed=processing.seed_from(job.key),
+        seed=processing.seed_from(drawn_like.key),
         created_at=job.created_at,
+        model_digest=job.model_digest,
+        helper_models=job.helper_models or {},
     )
 
 
-def kind_of(ds: Dataset) -> str:
-    """What listings call a result."""
-    if ds.Modality == "SEG":
-        return "segmentation"
-    if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
-        return "parametric map"
-    if "PixelData" not in ds:
-        return "report"
-    return "labelled image" if ds.get("BurnedInAnnotation") == "YES" else "image"
-
-
-def encoded(ds: Dataset) -> bytes:
-    """The result as a DICOM file; the same result gives the same bytes."""
-    buffer = io.BytesIO()
-    ds.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def _store(root: Path, ds: Dataset, kind: str = "") -> OutputFile:
+    file = spool.write(root, encoded(ds))
+    facts = headers.read(spool.path(root, file))
     return OutputFile(
         sop_instance_uid=ds.SOPInstanceUID,
         sop_class_uid=ds.SOPClassUID,
         series_uid=ds.SeriesInstanceUID,
         kind=kind or kind_of(ds),
-        file=spool.write(root, encoded(ds)),
+        file=file,
+        transfer_syntax_uid=facts.transfer_syntax_uid,
+        attributes=keywords.taken(facts.attributes, keywords.RESULT_KEPT),
     )
 
 

@@ -3,13 +3,15 @@
 A bundle is a folder in MONAI's layout: ``configs/metadata.json``, ``configs/inference.json``,
 ``models/model.safetensors``, ``docs/README.md`` (the model card) and ``LICENSE``. ``metadata.json`` names the weights'
 SHA-256 as ``weights_sha256``; ``inference.json`` holds the network's definition as ``network_def`` and, beside it, the
-fixed scales and settings that the pipeline needs.
+fixed scales and settings that the pipeline needs. Below a root, bundles lie as NAME or as NAME/VERSION; the latter are
+those that ``installing`` has put there, with the digest of every file in ``installed.json``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,11 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUNDLES",
+    "MANIFEST",
     "NETWORKS",
     "WEIGHTS",
     "BundleError",
     "BundleFacts",
     "Model",
+    "by_version",
+    "damaged",
+    "definition_of",
     "find",
     "installed",
     "load",
@@ -41,15 +47,18 @@ __all__ = [
 
 BUNDLES = Path(__file__).parent / "bundles"
 WEIGHTS = Path("models") / "model.safetensors"
+MANIFEST = "installed.json"
+_MONAI = "monai.networks.nets"
 
 NETWORKS = frozenset(
     {
+        "model_zoo.networks.dose_transfer.DoseTransfer",
         "model_zoo.networks.local_unet.LocalUNet",
         "model_zoo.networks.pet_unet.PetUNet",
         "model_zoo.networks.volume_unet.VolumeUNet",
     }
 )
-"""What ``network_def`` may name as ``_target_``: a bundle's configuration cannot call anything else."""
+"""What ``network_def`` may name as ``_target_``, beside MONAI's networks: a configuration cannot call anything else."""
 
 
 class BundleError(Exception):
@@ -111,15 +120,41 @@ def read_facts(path: Path) -> BundleFacts:
     """Metadata of the bundle at ``path``; raises BundleError where a file or a key is missing."""
     try:
         metadata = json.loads((path / "configs" / "metadata.json").read_text())
-        return BundleFacts(path, metadata["name"], metadata["version"], metadata["weights_sha256"], metadata)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        name, version, digest = (str(metadata[key]) for key in ("name", "version", "weights_sha256"))
+        return BundleFacts(path, name, version, digest, metadata)
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path.name}: configs/metadata.json cannot be read ({error})") from error
 
 
 def installed(root: Path = BUNDLES) -> list[BundleFacts]:
-    """Every bundle below ``root``, by name and version."""
-    found = [read_facts(p.parent.parent) for p in root.glob("*/configs/metadata.json")]
-    return sorted(found, key=lambda facts: (facts.name, facts.version))
+    """Every bundle below ``root`` that can be read, by name and version, the newest version last."""
+    found = [facts for facts in map(_read, _folders(root)) if isinstance(facts, BundleFacts)]
+    return sorted(found, key=lambda facts: (facts.name, by_version(facts.version)))
+
+
+def damaged(root: Path = BUNDLES) -> list[BundleError]:
+    """Why the others cannot be read."""
+    return [error for error in map(_read, _folders(root)) if isinstance(error, BundleError)]
+
+
+def by_version(version: str) -> tuple[tuple[int, int, str], ...]:
+    """What sorts versions: 1.9 before 1.10, and 2.0-rc1 before 2.0."""
+    parts = re.findall(r"\d+|[A-Za-z]+", version)
+    return (*((2, int(part), "") if part.isdigit() else (0, 0, part) for part in parts), (1, 0, ""))
+
+
+def _folders(root: Path) -> list[Path]:
+    """What is about to be installed, or to be removed, begins with a dot."""
+    found = [*root.glob("*/configs/metadata.json"), *root.glob("*/*/configs/metadata.json")]
+    folders = [path.parent.parent for path in found]
+    return [path for path in folders if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+
+
+def _read(path: Path) -> BundleFacts | BundleError:
+    try:
+        return read_facts(path)
+    except BundleError as error:
+        return error
 
 
 def find(name: str, version: str | None = None, root: Path = BUNDLES) -> BundleFacts:
@@ -132,15 +167,31 @@ def find(name: str, version: str | None = None, root: Path = BUNDLES) -> BundleF
 
 
 def verify(facts: BundleFacts) -> None:
-    """Raise BundleError unless the weights file has the digest that the metadata names."""
+    """Raise BundleError unless the weights have the digest of the metadata, and every file that of its installation."""
+    called = f"{facts.name}@{facts.version}"
     weights = facts.path / WEIGHTS
     if not weights.is_file():
-        raise BundleError(f"{facts.name}@{facts.version}: {WEIGHTS} is missing")
+        raise BundleError(f"{called}: {WEIGHTS} is missing")
     actual = weights_digest(weights)
     if actual != facts.digest:
-        raise BundleError(
-            f"{facts.name}@{facts.version}: the weights' SHA-256 is {actual}, but metadata.json says {facts.digest}"
-        )
+        raise BundleError(f"{called}: the weights' SHA-256 is {actual}, but metadata.json says {facts.digest}")
+    for name, digest in _recorded(called, facts.path).items():
+        path = facts.path / name
+        if name != str(WEIGHTS) and (not path.is_file() or weights_digest(path) != digest):
+            raise BundleError(f"{called}: {name} is {'not as installed' if path.is_file() else 'missing'}")
+        if name == str(WEIGHTS) and digest != actual:
+            raise BundleError(f"{called}: {name} is not as installed")
+
+
+def _recorded(called: str, path: Path) -> Mapping[str, str]:
+    """The digests of an installed bundle's files; none for one that was shipped or laid there by hand."""
+    try:
+        files: Mapping[str, str] = json.loads((path / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, ValueError) as error:
+        raise BundleError(f"{called}: {MANIFEST} cannot be read ({type(error).__name__})") from None
+    return files
 
 
 def load(
@@ -153,34 +204,75 @@ def load(
 def load_from(facts: BundleFacts, *, device: str = "cpu", bf16: bool = False) -> Model:
     """The same for a bundle that ``find`` or ``read_facts`` found."""
     verify(facts)
-    called = f"{facts.name}@{facts.version}"
-    try:
-        settings = json.loads((facts.path / "configs" / "inference.json").read_text())
-        definition = dict(settings.pop("network_def"))
-    except (OSError, KeyError, ValueError) as error:
-        raise BundleError(f"{called}: configs/inference.json cannot be read ({error})") from error
-    network = _network(called, definition, facts.path / WEIGHTS)
+    definition, settings = definition_of(facts)
+    network = _network(f"{facts.name}@{facts.version}", definition, facts.path / WEIGHTS)
     network.to(device, memory_format=memory_format(network))  # type: ignore[call-overload]  # unknown to torch's stubs
     network.eval().requires_grad_(False)
     return Model(facts.name, facts.version, facts.digest, facts.metadata, network, settings, device, bf16)
 
 
+def definition_of(facts: BundleFacts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``network_def`` of inference.json, and the rest of it. Raises BundleError."""
+    try:
+        settings = json.loads((facts.path / "configs" / "inference.json").read_text())
+        return dict(settings.pop("network_def")), settings
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        called = f"{facts.name}@{facts.version}"
+        raise BundleError(f"{called}: configs/inference.json cannot be read ({error})") from error
+
+
 def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Module:
     """The network of ``definition`` with its weights in float32."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    target = definition.pop("_target_", None)
-    if target not in NETWORKS:
-        raise BundleError(f"{called}: this node does not know the network {target!r}")
-    module, _, kind = str(target).rpartition(".")
+    kind = _kind(called, definition.pop("_target_", None))
+    if words := _expressions(definition):
+        raise BundleError(
+            f"{called}: network_def holds {words[0]!r}; only plain values are taken, nothing is evaluated"
+        )
+    if "pretrained" in definition:
+        definition["pretrained"] = False  # the weights are the bundle's; nothing is downloaded
     try:
-        network: nn.Module = getattr(import_module(module), kind)(**definition)
+        network: nn.Module = kind(**definition)
         found = load_file(weights)
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()}, strict=True)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BundleError(f"{called}: the weights and inference.json do not fit together ({reason})") from error
     return network
+
+
+def _kind(called: str, target: object) -> type[nn.Module]:
+    """The network's class: one of ours, or one of MONAI's by its short or its whole name."""
+    module, _, name = str(target).rpartition(".")
+    if target in NETWORKS:
+        found: type[nn.Module] = getattr(import_module(module), name)
+        return found
+    if module in ("", _MONAI) and name.isidentifier():
+        return _kind_of_monai(called, name)
+    raise BundleError(f"{called}: this node does not know the network {target!r}")
+
+
+def _kind_of_monai(called: str, name: str) -> type[nn.Module]:
+    from torch import nn
+
+    try:
+        found = getattr(import_module(_MONAI), name, None)
+    except ModuleNotFoundError:
+        raise BundleError(f"{called}: its network {name} is MONAI's, which is not installed here") from None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise BundleError(f"{called}: this node does not know the network {name!r}")
+    return found
+
+
+def _expressions(value: object) -> list[str]:
+    """What MONAI's parser would evaluate or look up; a definition needs none of it."""
+    if isinstance(value, Mapping):
+        return [word for key, each in value.items() for word in _expressions(each) + _expressions(key)]
+    if isinstance(value, list):
+        return [word for each in value for word in _expressions(each)]
+    return [value] if isinstance(value, str) and (value[:1] in ("$", "@", "%") or value == "_target_") else []
 
 
 def memory_format(network: nn.Module) -> torch.memory_format:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pynetdicom import evt
@@ -17,6 +18,7 @@ from db.jobs import OutputFile
 from db.models import Delivery
 from db.states import DeliveryState
 from dicomnode import delivery, spool
+from dicomnode.backoff import backoff
 from dicomnode.config import Config, DeliveryConfig, NodeConfig, Peer
 from dicomnode.delivery import deliver_due
 from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance, write_result
@@ -48,6 +50,7 @@ def finish_job(
     count: int = 1,
     marked: bool = True,
     study: str = "1.2.1",
+    **changes: Any,
 ) -> list[str]:
     """A finished job with results for the destinations; returns their SOP Instance UIDs."""
     outputs = []
@@ -58,7 +61,7 @@ def finish_job(
         file = spool.write(config.spool_dir, path.read_bytes())
         outputs.append(OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, "image", file))
     with sessions.begin() as session:
-        job = a_job(session, now, study=study, destinations=list(to))
+        job = a_job(session, now, study=study, destinations=list(to), **changes)
         jobs.claim(session, worker="w", lease_s=60, now=now)
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)
     return [output.sop_instance_uid for output in outputs]
@@ -241,5 +244,5 @@ def test_the_back_off_doubles_up_to_its_maximum_with_jitter() -> None:
     limits = DeliveryConfig(backoff_s=10, backoff_max_s=80)
     generator = random.Random(0)
     for attempts, longest in [(1, 10), (2, 20), (3, 40), (4, 80), (5, 80), (5000, 80)]:
-        waits = [delivery._backoff(attempts, limits, generator).total_seconds() for _ in range(200)]
+        waits = [backoff(attempts, limits, generator).total_seconds() for _ in range(200)]
         assert longest / 2 <= min(waits) < max(waits) <= longest

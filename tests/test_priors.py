@@ -16,7 +16,7 @@ from db import searches, studies
 from db.models import Event, Job, PriorSearch, Study
 from db.states import JobState, SearchState, StudyState
 from db.studies import Arrival
-from dicomnode import completion, prior_search, results, routing
+from dicomnode import completion, fetching, results, routing
 from dicomnode.config import Config, Peer, ResultsConfig, Route
 from dicomnode.errors import InputRefused
 from tests.findings import NOW, PROVENANCE, found, grid, source
@@ -219,7 +219,7 @@ def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -
     config = a_config(prior_from="pacs")
     arrive(sessions, now, an_image("1.9", "20260101"))
     assert route(sessions, config, now) == 0
-    assert prior_search.fetch_wanted(sessions, config, now=lambda: now) == 0
+    assert fetching.fetch_wanted(sessions, config, now=lambda: now) == 0
     assert route(sessions, config, now) == 1
     assert set(inputs(sessions, "1.9")) == {"match"}
     told = why(sessions, config, "1.9")
@@ -236,7 +236,7 @@ def test_a_study_waits_no_longer_for_a_peer_than_it_may(sessions: Sessions, now:
     arrive(sessions, now, an_image("1.9", "20260101"))
     assert route(sessions, config, now) == 0
     assert route(sessions, config, now + timedelta(seconds=10)) == 1
-    prior_search.fetch_wanted(sessions, config, now=lambda: now + timedelta(seconds=11))
+    fetching.fetch_wanted(sessions, config, now=lambda: now + timedelta(seconds=11))
     assert "peer pacs: study 1 waits no longer" in why(sessions, config, "1.9")
 
 
@@ -246,7 +246,7 @@ def test_a_revision_asks_once(sessions: Sessions, now: datetime) -> None:
         arrive(sessions, now, an_image("1.9", "20260101", number=number))
         for _ in range(3):
             route(sessions, config, now)
-            prior_search.fetch_wanted(sessions, config, now=lambda: now)
+            fetching.fetch_wanted(sessions, config, now=lambda: now)
     with sessions() as session:
         assert [search.revision for search in session.scalars(select(PriorSearch))] == [1, 2]
 

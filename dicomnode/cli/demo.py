@@ -55,6 +55,7 @@ def _go_on(folder: Path, node: Node, pacs: Node, keep: bool) -> None:
     """What to do next."""
     print(f"what the node knows of it: dicomnode --config {node.config_file} studies list")
     if keep:
+        print(f"pages and viewer: {node.web}")
         print(f"running: node (process {node.process.pid}), PACS (process {pacs.process.pid}); stop them with")
         print(f"  kill {node.process.pid} {pacs.process.pid}")
         print(f"send more: dicomnode send FILES --to 127.0.0.1:{node.port}:{node.ae_title}")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dicomnode.cli import context
-
-if TYPE_CHECKING:
-    from db.models import Job
 
 __all__ = ["app"]
 
@@ -27,20 +24,14 @@ def list_jobs(
     as_json: context.AsJson = False,
 ) -> None:
     """Every job, the newest last."""
-    from sqlalchemy import select
-    from sqlalchemy.orm import joinedload
-
     from db.engine import readers
-    from db.models import Job
     from db.states import JobState
+    from dicomnode import listings
 
     if state is not None and state not in list(JobState):
         raise typer.BadParameter(f"no state {state!r}; there is: {', '.join(JobState)}")
-    query = select(Job).options(joinedload(Job.study)).order_by(Job.id)
-    if state is not None:
-        query = query.where(Job.state == JobState(state))
     with readers(context.engine(context.config(ctx)))() as session:
-        rows = [_row(job) for job in session.scalars(query)]
+        rows = listings.jobs(session, None if state is None else JobState(state))
     columns = ["id", "state", "route", "pipeline", "study_uid", "revision", "attempts", "progress", "reason"]
     context.print_rows(rows, columns, as_json=as_json)
 
@@ -49,9 +40,10 @@ def list_jobs(
 def show(ctx: typer.Context, id: JobId, as_json: context.AsJson = False) -> None:
     """One job: inputs, results, deliveries, and what its run reports."""
     from db.engine import readers
+    from dicomnode import listings
 
     with readers(context.engine(context.config(ctx)))() as session:
-        facts = _details(_job(session, id))
+        facts = listings.job_facts(session, listings.job(session, id))
     if as_json:
         context.print_json(facts)
         return
@@ -96,28 +88,13 @@ def discard(ctx: typer.Context, id: JobId) -> None:
 
 def _decide(ctx: typer.Context, id: int, decision: Callable[..., None]) -> None:
     from db.engine import sessions
+    from dicomnode import listings
 
     with sessions(context.engine(context.config(ctx))).begin() as session:
-        job = _job(session, id)
+        job = listings.job(session, id)
         decision(session, job, reason=f"{decision.__name__} by hand", now=datetime.now(UTC))
         state = job.state
     print(f"job {id} is {state}")
-
-
-def _job(session: Any, id: int) -> Job:
-    from db.models import Job
-    from dicomnode.errors import NotFound
-
-    job: Job | None = session.get(Job, id)
-    if job is None:
-        raise NotFound(f"no job {id}: 'dicomnode jobs list' shows all")
-    return job
-
-
-def _row(job: Job) -> dict[str, Any]:
-    names = ["id", "state", "route", "pipeline", "model", "revision", "attempts", "priority", "worker"]
-    names += ["progress", "step", "reason", "supersedes_id", "created_at", "started_at", "finished_at"]
-    return {name: getattr(job, name) for name in names} | {"study_uid": job.study.study_uid}
 
 
 def _in_words(report: dict[str, Any]) -> dict[str, Any]:
@@ -127,25 +104,3 @@ def _in_words(report: dict[str, Any]) -> dict[str, Any]:
     if reasons:
         said["verdict"] = f"{said['verdict']}: {'; '.join(reasons)}"
     return said
-
-
-def _details(job: Job) -> dict[str, Any]:
-    inputs = [{"name": each.name, "sop_instance_uid": each.instance.sop_instance_uid} for each in job.inputs]
-    outputs = [
-        {
-            "kind": output.kind,
-            "sop_instance_uid": output.sop_instance_uid,
-            "sop_class_uid": output.sop_class_uid,
-            "sha256": output.sha256,
-            "deliveries": {each.destination: str(each.state) for each in output.deliveries},
-        }
-        for output in job.outputs
-    ]
-    return _row(job) | {
-        "key": job.key,
-        "options": job.options,
-        "destinations": job.destinations,
-        "report": job.report,
-        "inputs": inputs,
-        "outputs": outputs,
-    }

@@ -1,15 +1,21 @@
-"""``dicomnode models``: the bundles on this node."""
+"""``dicomnode models``: the bundles on this node, and which of them the pipelines use."""
 
 from __future__ import annotations
 
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dicomnode.cli import context
-from dicomnode.errors import NotFound, StorageDamaged
+from dicomnode.errors import NotAllowed, NotFound, StorageDamaged
 
 if TYPE_CHECKING:
+    from dicomnode.config import Config
+    from model_zoo.installing import Staged
     from model_zoo.registry import BundleFacts
 
 __all__ = ["app"]
@@ -17,25 +23,27 @@ __all__ = ["app"]
 app = typer.Typer()
 
 Name = Annotated[str, typer.Argument(metavar="NAME[@VERSION]")]
+Version = Annotated[str, typer.Argument(metavar="NAME@VERSION")]
+PipelineName = Annotated[str, typer.Argument(metavar="PIPELINE")]
+Who = Annotated[str, typer.Option(help="Who decided it.", show_default="the user of this machine")]
+Why = Annotated[str, typer.Option(help="Why, for the history.")]
 
 
 @app.command("list")
-def list_models(as_json: context.AsJson = False) -> None:
+def list_models(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     """Every bundle on this node: version, digest, licence, training data, intended use."""
-    from model_zoo import registry
+    from dicomnode import listings
 
     columns = ["name", "version", "digest", "licence", "trained_on", "intended_use"]
-    context.print_rows([_row(facts) for facts in registry.installed()], columns, as_json=as_json)
+    context.print_rows(listings.models(_config(ctx)), columns, as_json=as_json)
 
 
 @app.command()
-def show(name: Name, as_json: context.AsJson = False) -> None:
+def show(ctx: typer.Context, name: Name, as_json: context.AsJson = False) -> None:
     """One bundle: everything that it says of itself."""
-    from model_zoo import registry
+    from dicomnode import listings
 
-    bundle, _, version = name.partition("@")
-    facts = registry.find(bundle, version or None)
-    rows = {**facts.metadata, "folder": str(facts.path)}
+    rows = listings.model(name, _config(ctx))
     if as_json:
         context.print_json(rows)
         return
@@ -44,20 +52,231 @@ def show(name: Name, as_json: context.AsJson = False) -> None:
 
 @app.command()
 def verify(
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="[NAME[@VERSION]]", show_default="every bundle")] = "",
     as_json: context.AsJson = False,
 ) -> None:
-    """Compare the weights' SHA-256 with what the metadata say; exit 1 where one differs."""
+    """Compare every file's SHA-256 with what was installed, the weights' with their metadata; exit 1 if one differs."""
+    from dicomnode import models
     from model_zoo import registry
 
+    config = _config(ctx)
     bundle, _, version = name.partition("@")
-    chosen = [f for f in registry.installed() if bundle in ("", f.name) and version in ("", f.version)]
-    if not chosen:
+    there = registry.installed() if config is None else models.installed(config)
+    chosen = [f for f in there if bundle in ("", f.name) and version in ("", f.version)]
+    unreadable = [] if config is None or name else registry.damaged(config.models_dir)
+    if not chosen and not unreadable:
         raise NotFound(f"no bundle {name or 'at all'} on this node: 'dicomnode models list' shows what there is")
     rows = [_verified(facts) for facts in chosen]
+    rows += [{"name": "", "version": "", "state": "damaged", "reason": str(error)} for error in unreadable]
     context.print_rows(rows, ["name", "version", "state", "reason"], as_json=as_json)
-    if damaged := [row["name"] for row in rows if row["state"] != "ok"]:
-        raise StorageDamaged(f"weights differ from their metadata: {', '.join(damaged)}; install the bundle again")
+    if damaged := [row["name"] or row["reason"] for row in rows if row["state"] != "ok"]:
+        raise StorageDamaged(f"not as it was installed: {', '.join(damaged)}; remove the bundle and install it again")
+
+
+@app.command()
+def install(
+    ctx: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder or a zip, of ours or of MONAI's Model Zoo.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    who: Who = "",
+) -> None:
+    """Check a bundle, try it, and put it in its place. A pipeline that has a deployed version keeps to that."""
+    from dicomnode import deploying
+    from model_zoo import installing, smoke
+
+    config = context.config(ctx)
+    with installing.staged(path, config.models_dir, deploying.policy(config)) as staged:
+        _introduce(staged)
+        if not yes and sys.stdin.isatty():
+            typer.confirm("Install it?", abort=True)
+        for device in smoke.devices():
+            ran = smoke.run(staged.facts, device)
+            print(f"ran on {ran.device} in {ran.seconds:.1f} s: {' x '.join(map(str, ran.shape))} zeros, finite output")
+        facts = staged.commit()
+    _remember(config, staged, facts, who or deploying.user())
+    called = f"{facts.name}@{facts.version}"
+    print(f"installed {called}; 'dicomnode models deploy {called} --pipeline P' puts it to use")
+    for pipeline in _undeployed(config, facts.name):
+        print(f"note: no version is deployed for {pipeline}, so it uses the newest of {facts.name} from now on")
+
+
+@app.command()
+def remove(ctx: typer.Context, name: Version, who: Who = "") -> None:
+    """Take away an installed version that nothing uses, and that no rollback goes back to."""
+    from db.engine import sessions
+    from dicomnode import deploying
+
+    config = context.config(ctx)
+    _check_version(name)
+    with sessions(context.engine(config)).begin() as session:
+        deploying.remove(session, config, model=name, who=who or deploying.user(), now=datetime.now(UTC))
+    print(f"removed {name}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN.pt", exists=True, dir_okay=False)],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
+) -> None:
+    """Write a state dict as safetensors. Whatever would run code when it is read is refused, and not read."""
+    from model_zoo import registry, state_dicts
+
+    if target.exists():
+        raise NotAllowed(f"{target} is there already")
+    count = state_dicts.convert(source, target)
+    print(f"{count} tensors in {target}, SHA-256 {registry.weights_digest(target)}")
+
+
+@app.command()
+def deploy(
+    ctx: typer.Context,
+    name: Version,
+    pipeline: Annotated[str, typer.Option(metavar="P", help="The pipeline that uses it.")],
+    shadow: Annotated[bool, typer.Option("--shadow", help="Run it beside the current one; deliver nothing.")] = False,
+    share: Annotated[
+        float | None, typer.Option(metavar="PERCENT", help="Of the studies, the same ones always.")
+    ] = None,
+    who: Who = "",
+    why: Why = "",
+) -> None:
+    """From the next study on, use this version for the pipeline, for a part of its studies, or beside the current."""
+    from db.engine import sessions
+    from db.states import DeploymentMode
+    from dicomnode import deploying
+
+    if shadow and share is not None:
+        raise typer.BadParameter("a version is deployed as --shadow or with --share, not both")
+    mode = DeploymentMode.SHADOW if shadow else DeploymentMode.CURRENT if share is None else DeploymentMode.SHARE
+    config = context.config(ctx)
+    _check_version(name)
+    with sessions(_database(config)).begin() as session:
+        row = deploying.deploy(
+            session, config, model=name, pipeline=pipeline, mode=mode, percent=share, who=who or deploying.user(),
+            why=why, now=datetime.now(UTC),
+        )  # fmt: skip
+        digest = row.digest
+    part = f" for {share:g} % of the studies" if share is not None else ""
+    print(f"{pipeline}: {name} is the {mode} version{part}, weights SHA-256 {digest}")
+    for route in (route for route in config.routes if route.pipeline == pipeline and route.model):
+        print(f"note: route {route.name!r} names {route.model} in node.toml and keeps to it")
+
+
+@app.command()
+def rollback(ctx: typer.Context, pipeline: PipelineName, who: Who = "", why: Why = "") -> None:
+    """Take back the last step, at once: the share, or else the current version; waiting jobs go back with it."""
+    from db import deployments
+    from db.engine import sessions
+    from dicomnode import deploying
+
+    config = context.config(ctx)
+    with sessions(_database(config)).begin() as session:
+        row = deploying.rollback(
+            session, config, pipeline=pipeline, who=who or deploying.user(), why=why, now=datetime.now(UTC)
+        )
+        told = f"{pipeline}: {deployments.called(row)} is the current version, weights SHA-256 {row.digest}"
+    print(told)
+
+
+@app.command()
+def history(
+    ctx: typer.Context,
+    pipeline: Annotated[str, typer.Argument(metavar="[PIPELINE]", show_default="every pipeline")] = "",
+    as_json: context.AsJson = False,
+) -> None:
+    """Who deployed what when; what has no end is in force."""
+    from db.engine import readers
+    from dicomnode import listings
+
+    with readers(context.engine(context.config(ctx)))() as session:
+        rows = listings.deployments(session, pipeline)
+    columns = ["pipeline", "model", "mode", "percent", "who", "why", "started_at", "ended_at", "ended_by", "digest"]
+    context.print_rows(rows, columns, as_json=as_json)
+
+
+@app.command()
+def compare(ctx: typer.Context, pipeline: PipelineName, as_json: context.AsJson = False) -> None:
+    """Study by study, what a version made that ran beside the current one, against what went out."""
+    from db.engine import readers
+    from dicomnode import listings
+
+    with readers(context.engine(context.config(ctx)))() as session:
+        rows = listings.comparisons(session, pipeline)
+    columns = ["study_uid", "before", "after", "state", "verdicts", "psnr_db", "dice", "number", "before_s", "after_s"]
+    context.print_rows(rows, columns, as_json=as_json)
+    if not as_json and rows:
+        print(_in_all(rows))
+
+
+def _in_all(rows: list[dict[str, Any]]) -> str:
+    psnr = [row["psnr_db"] for row in rows if row["psnr_db"] is not None]
+    times = [row["after_s"] / row["before_s"] for row in rows if row["after_s"] and row["before_s"]]
+    told = [f"{len(rows)} studies, {sum(row['state'] == 'done' for row in rows)} compared"]
+    told += [f"worst PSNR of an image {min(psnr):.1f} dB, median {median(psnr):.1f} dB"] if psnr else []
+    told += [f"median time {median(times):.2f} of the current one's"] if times else []
+    return "; ".join(told)
+
+
+def _config(ctx: typer.Context) -> Config | None:
+    """None where no configuration is: then there are the shipped bundles."""
+    path: Path = ctx.find_root().obj
+    return context.config(ctx) if path.exists() or path != Path("node.toml") else None
+
+
+def _database(config: Config) -> Any:
+    """Deploying is possible before the node was ever started."""
+    from dicomnode import node
+
+    if config.database.url == "" and not (config.data_dir / "node.sqlite").exists():
+        node.prepare(config)
+    return context.engine(config)
+
+
+def _undeployed(config: Config, bundle: str) -> list[str]:
+    """Pipelines of that bundle that follow its newest version."""
+    import pipelines
+    from db import deployments
+    from db.engine import readers
+    from db.states import DeploymentMode
+    from dicomnode.errors import NodeError
+
+    mine = [name for name in pipelines.MODULES if pipelines.load(name).bundle == bundle]
+    try:
+        engine = context.engine(config)
+    except NodeError:
+        return mine
+    with readers(engine)() as session:
+        return [name for name in mine if DeploymentMode.CURRENT not in deployments.in_force(session, name)]
+
+
+def _check_version(name: str) -> None:
+    if not all(name.partition("@")):
+        raise typer.BadParameter(f"{name!r} names no version: NAME@VERSION, as 'dicomnode models list' shows them")
+
+
+def _introduce(staged: Staged) -> None:
+    said = staged.facts.metadata
+    print(f"{staged.facts.name}@{staged.facts.version}: {_words(said.get('task', said.get('description', '')))}")
+    for name in ("intended_use", "licence", "trained_on"):
+        print(f"  {name.replace('_', ' ')}: {_words(said.get(name, '')) or 'not stated'}")
+    print(f"  weights SHA-256: {staged.facts.digest}")
+    print(f"  signed by: {staged.signed_by or 'nobody whose signature was checked'}")
+    if staged.converted_from:
+        print(f"  weights converted from {staged.converted_from}")
+
+
+def _remember(config: Config, staged: Staged, facts: BundleFacts, who: str) -> None:
+    """In the audit trail, where there is one: a node may get its models before its first start."""
+    from db.engine import sessions
+    from dicomnode import deploying
+    from dicomnode.errors import NodeError
+
+    try:
+        engine = context.engine(config)
+    except NodeError:
+        return
+    with sessions(engine).begin() as session:
+        deploying.installed(session, facts, signed_by=staged.signed_by, who=who, now=datetime.now(UTC))
 
 
 def _verified(facts: BundleFacts) -> dict[str, Any]:
@@ -68,11 +287,6 @@ def _verified(facts: BundleFacts) -> dict[str, Any]:
     except registry.BundleError as error:
         return {"name": facts.name, "version": facts.version, "state": "damaged", "reason": str(error)}
     return {"name": facts.name, "version": facts.version, "state": "ok", "reason": ""}
-
-
-def _row(facts: BundleFacts) -> dict[str, Any]:
-    said = {key: facts.metadata.get(key, "") for key in ("licence", "trained_on", "intended_use", "task")}
-    return {"name": facts.name, "version": facts.version, "digest": facts.digest, **said}
 
 
 def _words(value: Any) -> str:

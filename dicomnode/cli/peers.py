@@ -25,8 +25,11 @@ Name = Annotated[str, typer.Argument(help="A configured peer's name, or HOST:POR
 @app.command("list")
 def list_peers(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     """The peers of node.toml."""
-    peers = [peer.model_dump(mode="json") for peer in context.config(ctx).peers]
-    context.print_rows(peers, ("name", "ae_title", "host", "port", "tls"), as_json=as_json)
+    from dicomnode import listings
+
+    context.print_rows(
+        listings.peers(context.config(ctx)), ("name", "ae_title", "host", "port", "tls"), as_json=as_json
+    )
 
 
 @app.command()
@@ -136,23 +139,10 @@ def _fetch_into_node(config: Config, peer: Peer, study_uid: str, who: dict[str, 
     from datetime import UTC, datetime
 
     from db.engine import sessions
-    from db.studies import Sender
-    from dicomnode import queries
-    from dicomnode.ingest import Announced, Ledger, Reception
+    from dicomnode import queries, retrieved
 
     engine = context.engine(config)
-    config.spool_dir.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(config.spool_dir, sessions(engine), lambda: datetime.now(UTC))
-    sender = Sender(peer.ae_title, peer.host)
-
-    def take(event: Event) -> int:
-        request, syntax = event.request, event.context.transfer_syntax
-        announced = Announced(request.AffectedSOPClassUID, request.AffectedSOPInstanceUID, syntax)
-        reception = Reception(ledger, config.spool, announced, sender)
-        reception.write(request.DataSet.getbuffer())
-        status, _ = reception.finish()
-        return status
-
+    take = retrieved.taker(config, sessions(engine), peer, lambda: datetime.now(UTC))
     try:
         return queries.fetch(peer, study_uid, on_store=take, **who)
     finally:

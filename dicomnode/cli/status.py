@@ -34,6 +34,7 @@ def _lines(found: dict[str, Any]) -> list[dict[str, str]]:
         ("jobs", _counts(found["jobs"])),
     ]
     lines += [(f"to {name}", _counts(states)) for name, states in found["deliveries"].items()]
+    lines += [(f"notifications to {name}", _counts(states)) for name, states in found["notifications"].items()]
     lines += [(f"oldest waiting {what}", f"{age_s:.0f} s") for what, age_s in waiting.items() if age_s is not None]
     lines += [("disk", f"{found['disk']['free_gb']} GB free, {found['disk']['used_percent']} % used")]
     lines += [(error["what"], error["reason"]) for error in found["last_errors"]]

@@ -23,8 +23,7 @@ class QueryScp:
         self._storage, self._configuration = folder / "storage", folder / "dcmqrscp.cfg"
         self._storage.mkdir(parents=True)
         self._write([])
-        # One process for all associations: killed, it leaves none behind.
-        command = [program, "--single-process", "--config", str(self._configuration), *options, str(self.port)]
+        command = [program, "--config", str(self._configuration), *options, str(self.port)]
         self._program = Program(command, folder=folder)
 
     def __enter__(self) -> Self:

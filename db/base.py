@@ -1,0 +1,89 @@
+"""What the tables are made of: the columns' types, and the declarative base that names constraints."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, DateTime, Enum, Integer, MetaData, String, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from db.states import (
+    DeliveryState,
+    DeploymentMode,
+    JobState,
+    NotificationState,
+    QuarantineState,
+    SearchPurpose,
+    SearchState,
+    StudyState,
+)
+
+__all__ = ["BIG", "Base", "Digest", "Later", "Moment", "Pk", "Uid"]
+
+BIG = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY is SQLite's row id
+
+Pk = Annotated[int, mapped_column(BIG, primary_key=True)]
+Uid = Annotated[str, mapped_column(String(64))]
+Digest = Annotated[str, mapped_column(String(64))]
+Later = Annotated[str, mapped_column(default="", server_default=text("''"))]
+"""Text that tables have got after their first rows."""
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware UTC datetime; SQLite would drop the zone, PostgreSQL would answer in the session's."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment without time zone cannot be stored")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _checked(states: type[StrEnum]) -> Enum:
+    """A column of the enum's values (SQLAlchemy would store the names), checked by the database."""
+    return Enum(
+        states,
+        native_enum=False,
+        create_constraint=True,
+        length=16,
+        name=states.__name__.lower(),
+        values_callable=lambda kind: [member.value for member in kind],
+    )
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: Moment,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        StudyState: _checked(StudyState),
+        JobState: _checked(JobState),
+        DeliveryState: _checked(DeliveryState),
+        DeploymentMode: _checked(DeploymentMode),
+        NotificationState: _checked(NotificationState),
+        QuarantineState: _checked(QuarantineState),
+        SearchPurpose: _checked(SearchPurpose),
+        SearchState: _checked(SearchState),
+    }

@@ -1,0 +1,216 @@
+"""Which version of a model a pipeline uses: rows that are never changed but ended, so that they are the history, too.
+
+A pipeline has at most one version in force of each mode. A study's share is chosen by a hash of its UID: the same study
+is always on the same side, and a larger percentage takes the same studies and further ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db import audit, jobs
+from db.models import Deployment, Job
+from db.states import DeploymentMode, JobState, MoveRefused
+
+__all__ = [
+    "Choice",
+    "Version",
+    "called",
+    "choose",
+    "current_by_bundle",
+    "deploy",
+    "history",
+    "in_force",
+    "is_in_share",
+    "named_by",
+    "rollback",
+]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A model as jobs name it, ``NAME@VERSION``, and the SHA-256 of its weights when it was deployed."""
+
+    model: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a study is worked on with, and what runs beside it to be compared."""
+
+    version: Version
+    shadow: Version | None
+
+
+def called(row: Deployment) -> str:
+    """NAME@VERSION."""
+    return f"{row.name}@{row.version}"
+
+
+def in_force(session: Session, pipeline: str, *, lock: bool = False) -> dict[DeploymentMode, Deployment]:
+    """What the pipeline uses now, by mode; ``lock``: nobody else changes it before this transaction ends."""
+    query = select(Deployment).where(Deployment.pipeline == pipeline, Deployment.ended_at.is_(None))
+    return {row.mode: row for row in session.scalars(query.with_for_update() if lock else query)}
+
+
+def history(session: Session, pipeline: str = "") -> Sequence[Deployment]:
+    """Every deployment of the pipeline, or of all; the newest first."""
+    query = select(Deployment).order_by(Deployment.id.desc())
+    return session.scalars(query.where(Deployment.pipeline == pipeline) if pipeline else query).all()
+
+
+def named_by(session: Session, name: str, version: str) -> list[str]:
+    """In words, who still needs that version: what is in force, what a rollback goes back to, jobs that wait."""
+    found = []
+    for row in session.scalars(select(Deployment).where(Deployment.ended_at.is_(None)).order_by(Deployment.id)):
+        before = session.get(Deployment, row.replaced_id) if row.replaced_id else None
+        for each, role in ((row, f"the {row.mode} version"), (before, "what a rollback goes back to")):
+            if each is not None and (each.name, each.version) == (name, version):
+                found.append(f"{role} of {row.pipeline}")
+    model = f"{name}@{version}"
+    open_jobs = select(Job.id).where(Job.model == model, Job.state.in_((JobState.READY, JobState.RUNNING)))
+    if waiting := len(session.scalars(open_jobs).all()):
+        found.append(f"{waiting} jobs that have not ended")
+    return found
+
+
+def is_in_share(pipeline: str, study_uid: str, percent: float) -> bool:
+    """Whether the study is one of those ``percent`` of all; of different pipelines they are different ones."""
+    digest = hashlib.sha256(f"{pipeline} {study_uid}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < percent / 100
+
+
+def choose(session: Session, pipeline: str, study_uid: str) -> Choice | None:
+    """What the study is worked on with; None where no version was ever deployed for the pipeline."""
+    rows = in_force(session, pipeline)
+    current, share = rows.get(DeploymentMode.CURRENT), rows.get(DeploymentMode.SHARE)
+    if current is None:
+        return None
+    shared = share is not None and is_in_share(pipeline, study_uid, share.percent or 0.0)
+    used = _version(share if shared and share is not None else current)
+    shadow = rows.get(DeploymentMode.SHADOW)
+    beside = _version(shadow) if shadow is not None else None
+    return Choice(used, beside if beside != used else None)
+
+
+def current_by_bundle(session: Session) -> dict[str, str]:
+    """By bundle NAME@VERSION of what is deployed as current: pipelines that use the bundle as a helper use it, too."""
+    mine = (Deployment.ended_at.is_(None), Deployment.mode == DeploymentMode.CURRENT)
+    return {row.name: called(row) for row in session.scalars(select(Deployment).where(*mine).order_by(Deployment.id))}
+
+
+def deploy(
+    session: Session,
+    *,
+    pipeline: str,
+    name: str,
+    version: str,
+    digest: str,
+    mode: DeploymentMode,
+    percent: float | None = None,
+    who: str,
+    why: str = "",
+    now: datetime,
+) -> Deployment:
+    """Use that version from the next routed study on. A new current version ends the pipeline's shadow and share.
+
+    Raises MoveRefused where there is no current version beside which a shadow or share could run, or it is the same.
+    """
+    rows = in_force(session, pipeline, lock=True)
+    current = rows.get(DeploymentMode.CURRENT)
+    if mode is not DeploymentMode.CURRENT:
+        if current is None:
+            raise MoveRefused(f"no version is deployed for {pipeline}: deploy the current one first, then a {mode}")
+        if (current.name, current.version) == (name, version):
+            raise MoveRefused(f"{name}@{version} is the current version of {pipeline}: nothing to compare it with")
+    row = Deployment(
+        pipeline=pipeline, name=name, version=version, digest=digest, mode=mode, percent=percent, who=who, why=why,
+        started_at=now, replaced_id=_before(current, name, version) if mode is DeploymentMode.CURRENT else None,
+    )  # fmt: skip
+    ended = list(rows.values()) if mode is DeploymentMode.CURRENT else [rows[mode]] if mode in rows else []
+    _replace(session, ended, row, f"{name}@{version} deployed as {mode}", now)
+    return row
+
+
+def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: datetime) -> Deployment:
+    """Take back the newest step: a share, or else the current version, which gives way to the one before.
+
+    A shadow ends with it, and waiting jobs of the version that is withdrawn go to the one in force. Returns what is in
+    force now. Raises MoveRefused where there is nothing to go back to.
+    """
+    rows = in_force(session, pipeline, lock=True)
+    current, share = rows.pop(DeploymentMode.CURRENT, None), rows.pop(DeploymentMode.SHARE, None)
+    if current is None:
+        raise MoveRefused(f"no version is deployed for {pipeline}: nothing to go back to")
+    shadow = list(rows.values())
+    told = f"rolled back by {who}"
+    if share is not None:
+        _end(session, [share, *shadow], told, now)
+        _reassign(session, share, current, shadow, now)
+        return current
+    before = session.get(Deployment, current.replaced_id) if current.replaced_id else None
+    if before is None:
+        raise MoveRefused(f"{called(current)} is the first version of {pipeline}: nothing to go back to")
+    row = Deployment(
+        pipeline=pipeline, name=before.name, version=before.version, digest=before.digest, mode=DeploymentMode.CURRENT,
+        who=who, why=why or f"rollback from {called(current)}", started_at=now, replaced_id=before.replaced_id,
+    )  # fmt: skip
+    _replace(session, [current, *shadow], row, told, now)
+    _reassign(session, current, row, shadow, now)
+    return row
+
+
+def _before(current: Deployment | None, name: str, version: str) -> int | None:
+    """Deploying the same version again ends trials, and does not hide what was before it."""
+    if current is None:
+        return None
+    return current.replaced_id if (current.name, current.version) == (name, version) else current.id
+
+
+def _version(row: Deployment) -> Version:
+    return Version(called(row), row.digest)
+
+
+def _replace(session: Session, ended: Sequence[Deployment], row: Deployment, told: str, now: datetime) -> None:
+    _end(session, ended, told, now)
+    session.flush()  # at most one of a mode is in force, also between two statements
+    session.add(row)
+    session.flush()
+    detail: dict[str, Any] = {"pipeline": row.pipeline, "model": called(row), "digest": row.digest}
+    detail |= {"mode": str(row.mode), "percent": row.percent, "who": row.who, "why": row.why}
+    audit.append(session, subject="deployments", subject_id=row.id, event="deployed", detail=detail, now=now)
+
+
+def _end(session: Session, rows: Sequence[Deployment], told: str, now: datetime) -> None:
+    for row in rows:
+        row.ended_at, row.ended_by = now, told
+        detail = {
+            "pipeline": row.pipeline,
+            "model": called(row),
+            "mode": str(row.mode),
+            "by": told,
+        }
+        audit.append(session, subject="deployments", subject_id=row.id, event="ended", detail=detail, now=now)
+
+
+def _reassign(
+    session: Session, withdrawn: Deployment, to: Deployment, shadows: Sequence[Deployment], now: datetime
+) -> None:
+    """What has not begun is not begun with the version that is withdrawn; what runs keeps what it began with."""
+    waiting = select(Job).where(Job.pipeline == withdrawn.pipeline, Job.state == JobState.READY, Job.attempts == 0)
+    for job in session.scalars(waiting.order_by(Job.id).with_for_update(skip_locked=True)).all():
+        if job.state is not JobState.READY:
+            continue  # its shadow has gone with another of these
+        if job.shadow_of_id is not None:
+            if job.model in {called(withdrawn), *map(called, shadows)}:
+                jobs.cancel(session, job, reason="its version was rolled back", now=now)
+        elif job.model == called(withdrawn) and job.model_digest:  # else the route names that version itself
+            jobs.reassign(session, job, model=called(to), digest=to.digest, now=now)

@@ -1,0 +1,179 @@
+"""Installing a bundle: unpacked and checked in a folder of its own, then put in its place by one rename.
+
+Until that rename nothing that runs can see the bundle, and a failure leaves no trace. Bundles of MONAI's Model Zoo are
+taken in their layout: weights become safetensors, and metadata.json gets the keys that this node reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_zoo import registry, signing, state_dicts, unpacking
+from model_zoo.registry import MANIFEST, WEIGHTS, BundleError, BundleFacts
+
+__all__ = ["Policy", "Staged", "remove", "staged"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,31}")
+_KEPT = (".json", ".md", ".txt", ".png", ".jpg", ".jpeg", ".csv")
+"""What an installed bundle holds beside its weights: neither programs nor weights in other formats."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a site demands of bundles. ``trusted``: files with Ed25519 public keys."""
+
+    max_bytes: int = 8_000_000_000
+    trusted: Sequence[Path] = ()
+    require_signature: bool = False
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A bundle that was checked and is not installed yet; ``signed_by``: the file name of the key, or empty."""
+
+    facts: BundleFacts
+    signed_by: str
+    converted_from: str
+    root: Path
+
+    def commit(self) -> BundleFacts:
+        """Put it in its place, NAME/VERSION, with the digest of every file."""
+        place = self.root / self.facts.name / self.facts.version
+        _write_manifest(self)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            raise BundleError(f"{self.facts.name}@{self.facts.version} is installed already")
+        try:
+            self.facts.path.rename(place)
+        except OSError as error:
+            raise BundleError(f"{self.facts.name}@{self.facts.version}: not put in place ({error.strerror})") from None
+        for folder in (place.parent, self.root):
+            _sync(folder)
+        return registry.read_facts(place)
+
+
+@contextmanager
+def staged(source: Path, root: Path, policy: Policy) -> Iterator[Staged]:
+    """The bundle at ``source``, checked, in a folder that is gone afterwards. Raises BundleError with the reason."""
+    root.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".incoming-", dir=root))
+    try:
+        unpacking.copy(source, work / "as-it-came", max_bytes=policy.max_bytes)
+        signed_by = signing.check(work / "as-it-came", policy.trusted, required=policy.require_signature)
+        converted_from = _arrange(work / "as-it-came", work / "bundle", unpacking.name_of(source))
+        facts = registry.read_facts(work / "bundle")
+        _check_new(facts, root)
+        registry.verify(facts)
+        yield Staged(facts, signed_by, converted_from, root)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def remove(facts: BundleFacts, root: Path) -> None:
+    """Take an installed bundle away, in one rename; a job that has loaded it keeps what it has loaded."""
+    if not facts.path.is_relative_to(root):
+        raise BundleError(f"{facts.name}@{facts.version} came with the program: only installed bundles are removed")
+    gone = Path(tempfile.mkdtemp(prefix=".removed-", dir=root))
+    facts.path.rename(gone / "bundle")
+    _sync(facts.path.parent)
+    shutil.rmtree(gone, ignore_errors=True)
+    if facts.path.parent != root and not any(facts.path.parent.iterdir()):
+        facts.path.parent.rmdir()
+
+
+def _arrange(source: Path, target: Path, name: str) -> str:
+    """What is kept of the bundle at ``target``, weights as safetensors; the name of the file these were made from."""
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        inner = path.relative_to(source)
+        if path.suffix.lower() in _KEPT or path.name.upper().startswith(("LICENSE", "LICENCE", signing.LIST)):
+            (target / inner).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target / inner)
+    (target / MANIFEST).unlink(missing_ok=True)  # of another installation
+    (target / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+    converted_from = _weights(source, target)
+    if not (target / "configs" / "inference.json").is_file():
+        raise BundleError("the bundle holds no configs/inference.json; one in YAML is written as JSON first")
+    _complete_metadata(target, name, converted_from)
+    return converted_from
+
+
+def _weights(source: Path, target: Path) -> str:
+    """MONAI's bundles have model.pt, and sometimes model.ts made from it."""
+    if (source / WEIGHTS).is_file():
+        state_dicts.refuse_disguise(source / WEIGHTS, str(WEIGHTS))
+        (source / WEIGHTS).rename(target / WEIGHTS)
+        return ""
+    for name in ("model.pt", "model.pth", "model.ts"):
+        if (path := source / "models" / name).is_file():
+            state_dicts.convert(path, target / WEIGHTS)
+            return f"models/{name}"
+    raise BundleError("the bundle holds no weights: neither models/model.safetensors nor models/model.pt")
+
+
+def _complete_metadata(bundle: Path, name: str, converted_from: str) -> None:
+    """What a bundle of ours says already stays as it is; of others the digest is that of the converted weights."""
+    path = bundle / "configs" / "metadata.json"
+    try:
+        metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"configs/metadata.json cannot be read ({type(error).__name__})") from None
+    if not isinstance(metadata, dict):
+        raise BundleError("configs/metadata.json is no table of keys and values")
+    if not converted_from and "weights_sha256" in metadata:
+        return
+    if not _NAME.fullmatch(str(metadata.get("name", ""))):
+        metadata |= {"title": metadata.get("name", ""), "name": name}
+    metadata["version"] = str(metadata.get("version", ""))
+    metadata.setdefault("licence", _first_line(bundle / "LICENSE"))
+    metadata.setdefault("trained_on", str(metadata.get("data_source", "")) or "not stated")
+    metadata["weights_sha256"] = registry.weights_digest(bundle / WEIGHTS)
+    metadata |= {"converted_from": converted_from} if converted_from else {}
+    path.write_text(json.dumps(metadata, indent=2) + "\n")
+
+
+def _first_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return next((line.strip() for line in lines if line.strip()), "not stated")
+
+
+def _check_new(facts: BundleFacts, root: Path) -> None:
+    if not (_NAME.fullmatch(facts.name) and _VERSION.fullmatch(str(facts.version))):
+        raise BundleError(f"{facts.name!r} version {facts.version!r}: letters, digits and . _ - only, no more than 64")
+    for place in (root, registry.BUNDLES):
+        for there in registry.installed(place):
+            if (there.name, there.version) == (facts.name, facts.version):
+                same = "with the same weights" if there.digest == facts.digest else "with other weights"
+                raise BundleError(f"{facts.name}@{facts.version} is on this node already, {same}")
+
+
+def _write_manifest(bundle: Staged) -> None:
+    path = bundle.facts.path
+    files = sorted(each for each in path.rglob("*") if each.is_file() and each.name != MANIFEST)
+    digests = {str(each.relative_to(path)): registry.weights_digest(each) for each in files}
+    content = {"files": digests, "signed_by": bundle.signed_by, "converted_from": bundle.converted_from}
+    (path / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+    for each in (*files, path / MANIFEST):
+        each.chmod(0o644)
+        _sync(each)
+    for folder in sorted({each.parent for each in files}, reverse=True):
+        folder.chmod(0o755)
+        _sync(folder)
+    path.chmod(0o755)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,65 @@
+"""What a bundle's maker vouches for: SHA256SUMS, a list of its files as ``sha256sum`` writes it, and its signature.
+
+``SHA256SUMS.sig`` is the Ed25519 signature of the list, 64 octets, as ``openssl pkeyutl -sign -rawin`` writes it. A
+list that is there must be right and whole; a signature that is there must be by a key that the site trusts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from model_zoo import ed25519
+from model_zoo.registry import BundleError, weights_digest
+
+__all__ = ["LIST", "SIGNATURE", "check"]
+
+LIST = "SHA256SUMS"
+SIGNATURE = "SHA256SUMS.sig"
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(.+)")
+
+
+def check(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
+    """The name of the key that signed the bundle, empty where none did. Raises BundleError, with the reason."""
+    listed, signature = folder / LIST, folder / SIGNATURE
+    if required and not (listed.is_file() and signature.is_file()):
+        raise BundleError(f"the bundle is not signed ({LIST} and {SIGNATURE}), and [models] require_signature is set")
+    if listed.is_file():
+        _check_list(folder, listed)
+    if not signature.is_file() or not (trusted or required):
+        return ""
+    if not listed.is_file():
+        raise BundleError(f"{SIGNATURE} signs {LIST}, which is not there")
+    content, octets = listed.read_bytes(), signature.read_bytes()
+    for path in trusted:
+        if ed25519.is_signed_by(_key(path), content, octets):
+            return path.name
+    raise BundleError(f"the signature is by none of the {len(trusted)} keys in [models] trusted_keys")
+
+
+def _check_list(folder: Path, listed: Path) -> None:
+    lines = listed.read_text(errors="replace").splitlines()
+    matches = [_LINE.fullmatch(line) for line in lines]
+    stated = {match[2]: match[1] for match in matches if match}
+    if len(stated) != len(lines):
+        raise BundleError(f"{LIST} has lines that are no 'digest  file', or one file twice")
+    there = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (LIST, SIGNATURE)
+    }
+    if missing := sorted(stated.keys() - there):
+        raise BundleError(f"{LIST} names {missing[0]}, which is not there")
+    if unknown := sorted(there - stated.keys()):
+        raise BundleError(f"{unknown[0]} is not in {LIST}")
+    for name, digest in stated.items():
+        if weights_digest(folder / name) != digest:
+            raise BundleError(f"{name} differs from its digest in {LIST}: it was changed after that was written")
+
+
+def _key(path: Path) -> bytes:
+    try:
+        return ed25519.public_key(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"[models] trusted_keys: {path.name}: {error}") from None

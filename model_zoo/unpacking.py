@@ -1,0 +1,133 @@
+"""A bundle as somebody brings it, a folder or a zip, copied to where it can be looked at: nothing leaves its folder."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from model_zoo.registry import BundleError
+
+__all__ = ["MOST_FILES", "copy", "name_of"]
+
+MOST_FILES = 2000
+_CHUNK = 1 << 20
+_METADATA = PurePosixPath("configs/metadata.json")
+
+
+def copy(source: Path, target: Path, *, max_bytes: int) -> None:
+    """Write the bundle's files below ``target``. A zip may hold them in one folder.
+
+    Raises BundleError for what is no bundle, for links, for names that lead elsewhere, and for what is too large.
+    """
+    target.mkdir(parents=True)
+    if source.is_dir():
+        _copy_folder(source, target, max_bytes)
+    elif source.is_file() and zipfile.is_zipfile(source):
+        _copy_zip(source, target, max_bytes)
+    else:
+        raise BundleError(f"{source.name} is neither a folder nor a zip" if source.exists() else f"no file {source}")
+    if not (target / _METADATA).is_file():
+        raise BundleError(f"{source.name} is no bundle: it holds no {_METADATA}")
+
+
+def name_of(source: Path) -> str:
+    """What a bundle is called whose metadata hold prose: its folder, or its zip without the version."""
+    if source.is_dir():
+        return source.resolve().name
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            top = _top(archive)
+        if top.parts:
+            return top.name
+    return source.stem.partition("_v")[0]
+
+
+def _copy_folder(source: Path, target: Path, max_bytes: int) -> None:
+    left = max_bytes
+    for number, path in enumerate(_files(source), 1):
+        if number > MOST_FILES:
+            raise BundleError(f"{source.name} holds more than {MOST_FILES} files: no bundle does")
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as reader:
+            left -= _copy_file(reader, place, left, max_bytes)
+
+
+def _files(source: Path) -> Iterator[Path]:
+    """Plain files only, hidden ones left out; links are refused, as they may lead anywhere."""
+    for folder, folders, files in os.walk(source):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in [*folders, *sorted(name for name in files if not name.startswith("."))]:
+            path = Path(folder) / name
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise BundleError(f"{path.relative_to(source)} is a link or no plain file: copy what it leads to")
+            if stat.S_ISREG(mode):
+                yield path
+
+
+def _copy_zip(source: Path, target: Path, max_bytes: int) -> None:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            _extract(archive, target, max_bytes)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise BundleError(f"{source.name}: the zip cannot be read ({error})") from None
+
+
+def _extract(archive: zipfile.ZipFile, target: Path, max_bytes: int) -> None:
+    members = [info for info in archive.infolist() if not info.is_dir()]
+    if len(members) > MOST_FILES:
+        raise BundleError(f"the zip holds {len(members)} files: no bundle has more than {MOST_FILES}")
+    if sum(info.file_size for info in members) > max_bytes:
+        raise BundleError(_too_large(max_bytes))
+    for info in members:
+        _check_member(info)
+    top, left = _top(archive), max_bytes
+    for info in members:
+        path = PurePosixPath(info.filename)
+        if not path.is_relative_to(top) or any(part.startswith(".") for part in path.parts):
+            continue
+        place = target / path.relative_to(top)
+        if place.exists():
+            raise BundleError(f"the zip holds {path} twice")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(info) as reader:
+            left -= _copy_file(reader, place, left, max_bytes)
+
+
+def _check_member(info: zipfile.ZipInfo) -> None:
+    path = PurePosixPath(info.filename)
+    if path.is_absolute() or ".." in path.parts or "\\" in info.orig_filename or ":" in info.filename or not path.parts:
+        raise BundleError(f"the zip holds the name {info.orig_filename!r}, which leads out of its folder")
+    mode = info.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        raise BundleError(f"the zip holds {path}, a link or no plain file")
+
+
+def _top(archive: zipfile.ZipFile) -> PurePosixPath:
+    """The folder in the zip that is the bundle."""
+    found = [PurePosixPath(name) for name in archive.namelist() if name.endswith(str(_METADATA))]
+    above = sorted({path.parent.parent for path in found if path.is_relative_to(path.parent.parent)}, key=str)
+    return min(above, key=lambda path: len(path.parts), default=PurePosixPath())
+
+
+def _copy_file(reader: IO[bytes], place: Path, left: int, max_bytes: int) -> int:
+    """The number of bytes written; what a zip says of its sizes is not trusted."""
+    written = 0
+    with place.open("xb") as file:
+        while chunk := reader.read(_CHUNK):
+            written += len(chunk)
+            if written > left:
+                raise BundleError(_too_large(max_bytes))
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return written
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"the bundle takes more than {max_bytes / 1e9:g} GB, which [models] max_bundle_gb allows"

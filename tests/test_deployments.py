@@ -1,0 +1,353 @@
+"""Which version of a model works on which study: deployed, beside another, for a share, and taken back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import audit, deployments, jobs
+from db.models import Deployment, Event, Job
+from db.states import DeploymentMode, JobState, MoveRefused
+from dicomnode import models, peers, uids
+from dicomnode.config import load
+from dicomnode.results import provenance
+from model_zoo.registry import WEIGHTS, BundleError, weights_digest
+from tests.peers import Node, StoreScp, a_route, wait_for, write_config
+from tests.peers.kspaces import raw_data
+from tests.prior_bundle import write_prior_bundle
+from tests.rows import a_job
+
+PIPELINE = "mri_reconstruction"
+OBJECTS = 5  # clean image, labelled image, standard deviation, low-confidence region, report
+CURRENT, SHADOW, SHARE = DeploymentMode.CURRENT, DeploymentMode.SHADOW, DeploymentMode.SHARE
+
+
+def deploy(
+    session: Session, version: str, now: datetime, mode: DeploymentMode = CURRENT, percent: float | None = None
+) -> Deployment:
+    return deployments.deploy(
+        session, pipeline=PIPELINE, name="m", version=version, digest=version * 64, mode=mode, percent=percent,
+        who="Ada", now=now,
+    )  # fmt: skip
+
+
+def rollback(session: Session, now: datetime) -> str:
+    return deployments.rollback(session, pipeline=PIPELINE, who="Ada", now=now).version
+
+
+def chosen(session: Session, study_uid: str = "1.2.3") -> tuple[str, str]:
+    """The version that a study is worked on with, and the one beside it."""
+    found = deployments.choose(session, PIPELINE, study_uid)
+    if found is None:
+        return "", ""
+    return found.version.model, found.shadow.model if found.shadow else ""
+
+
+def test_without_a_deployment_nothing_is_chosen(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        assert chosen(session) == ("", "")
+
+
+def test_the_newest_current_version_is_used_and_ends_trials(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        deploy(session, "1", now)
+        deploy(session, "2", now, SHADOW)
+        assert chosen(session) == ("m@1", "m@2")
+        deploy(session, "3", now, SHADOW)
+        assert chosen(session) == ("m@1", "m@3")
+        deploy(session, "2", now)
+        assert chosen(session) == ("m@2", "")
+
+
+def test_a_trial_needs_a_current_version_and_another(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        with pytest.raises(MoveRefused, match="no version is deployed"):
+            deploy(session, "2", now, SHADOW)
+        deploy(session, "1", now)
+        with pytest.raises(MoveRefused, match=r"m@1 is the current version"):
+            deploy(session, "1", now, SHARE, 50)
+
+
+def test_a_share_takes_its_percentage_of_studies_and_always_the_same_ones() -> None:
+    studies = [uids.derive("study", str(number)) for number in range(4000)]
+    taken = {percent: {uid for uid in studies if deployments.is_in_share("p", uid, percent)} for percent in (10, 50)}
+    assert 0.08 < len(taken[10]) / len(studies) < 0.12
+    assert 0.47 < len(taken[50]) / len(studies) < 0.53
+    assert taken[10] < taken[50], "a larger share keeps the studies of the smaller one"
+    other = {uid for uid in studies if deployments.is_in_share("q", uid, 50)}
+    assert 0.4 < len(other & taken[50]) / len(other) < 0.6, "of another pipeline they are others"
+
+
+def test_rollback_goes_back_step_by_step_and_no_further(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        with pytest.raises(MoveRefused, match="nothing to go back to"):
+            rollback(session, now)
+        for version in "123":
+            deploy(session, version, now)
+        deploy(session, "3", now)
+        deploy(session, "4", now, SHARE, 50)
+        assert rollback(session, now) == "3", "the share was the last step"
+        assert SHARE not in deployments.in_force(session, PIPELINE)
+        assert rollback(session, now) == "2"
+        assert rollback(session, now) == "1"
+        with pytest.raises(MoveRefused, match=r"m@1 is the first version"):
+            rollback(session, now)
+
+
+def test_history_says_who_and_when_and_so_does_the_audit_trail(sessions: sessionmaker[Session], now: datetime) -> None:
+    later = now + timedelta(hours=1)
+    with sessions.begin() as session:
+        deploy(session, "1", now)
+        deploy(session, "2", later)
+    with sessions.begin() as session:
+        newest, oldest = deployments.history(session, PIPELINE)
+        assert (newest.version, newest.who, newest.started_at, newest.ended_at) == ("2", "Ada", later, None)
+        assert (oldest.ended_at, oldest.ended_by) == (later, "m@2 deployed as current")
+        events = session.query(Event).filter_by(subject="deployments").order_by(Event.seq).all()
+        assert [each.event for each in events] == ["deployed", "ended", "deployed"]
+        assert events[-1].detail["digest"] == "2" * 64
+        assert audit.verify(session) is None
+
+
+def test_the_database_keeps_one_version_of_a_mode_in_force(engine: Engine, now: datetime) -> None:
+    with sessionmaker(engine)() as session:
+        for version in "12":
+            session.add(
+                Deployment(
+                    pipeline=PIPELINE,
+                    name="m",
+                    version=version,
+                    digest="",
+                    mode=CURRENT,
+                    who="",
+                    why="",
+                    started_at=now,
+                )
+            )
+        with pytest.raises(IntegrityError):
+            session.flush()
+
+
+def test_what_is_needed_is_named(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        for version in "123":
+            deploy(session, version, now)
+        assert deployments.named_by(session, "m", "3") == [f"the current version of {PIPELINE}"]
+        assert deployments.named_by(session, "m", "2") == [f"what a rollback goes back to of {PIPELINE}"]
+        assert deployments.named_by(session, "m", "1") == []
+        a_job(session, now, model="m@1")
+        assert deployments.named_by(session, "m", "1") == ["1 jobs that have not ended"]
+
+
+def test_rollback_takes_waiting_jobs_along_and_leaves_running_ones(
+    sessions: sessionmaker[Session], now: datetime
+) -> None:
+    facts: dict[str, Any] = {"pipeline": PIPELINE, "model": "m@2", "model_digest": "2" * 64}
+    with sessions.begin() as session:
+        deploy(session, "1", now)
+        deploy(session, "2", now)
+        running = a_job(session, now, study="1.1", **facts)
+        assert jobs.claim(session, worker="w", lease_s=9, now=now) is running
+        waiting = a_job(session, now, study="1.2", **facts)
+        key, by_route = waiting.key, a_job(session, now, study="1.3", pipeline=PIPELINE, model="m@2")
+        assert rollback(session, now) == "1"
+        assert (running.state, running.model) == (JobState.RUNNING, "m@2")
+        assert (waiting.state, waiting.model, waiting.model_digest) == (JobState.READY, "m@1", "1" * 64)
+        assert waiting.key != key
+        assert by_route.model == "m@2", "its route names that version"
+
+
+def test_a_waiting_job_is_not_done_twice_after_a_rollback(sessions: sessionmaker[Session], now: datetime) -> None:
+    facts: dict[str, Any] = {"pipeline": PIPELINE, "study": "1.1"}
+    with sessions.begin() as session:
+        deploy(session, "1", now)
+        deploy(session, "2", now)
+        first = a_job(session, now, model="m@1", model_digest="1" * 64, **facts)
+        jobs.claim(session, worker="w", lease_s=9, now=now)
+        second = a_job(session, now, model="m@2", model_digest="2" * 64, **facts)
+        rollback(session, now)
+        assert second.state is JobState.CANCELLED
+        assert f"job {first.id} has done the same" in second.reason
+
+
+def a_pair(session: Session, now: datetime) -> tuple[Job, Job]:
+    """A job and the one beside it."""
+    job = a_job(session, now, pipeline=PIPELINE, model="m@1")
+    shadow = a_job(session, now, pipeline=PIPELINE, model="m@2", shadow_of=job, destinations=[], priority=99)
+    return job, shadow
+
+
+def test_a_shadow_waits_until_the_job_beside_it_has_ended(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        job, shadow = a_pair(session, now)
+        assert job.state is JobState.READY, "it was not superseded"
+        assert jobs.claim(session, worker="w", lease_s=9, now=now) is job
+        assert jobs.claim(session, worker="x", lease_s=9, now=now) is None
+        jobs.finish(session, job_id=job.id, worker="w", outputs=[], report={}, now=now)
+        assert jobs.claim(session, worker="x", lease_s=9, now=now) is shadow
+
+
+def test_a_shadow_goes_with_the_job_beside_it_and_with_its_version(
+    sessions: sessionmaker[Session], now: datetime
+) -> None:
+    with sessions.begin() as session:
+        job, shadow = a_pair(session, now)
+        jobs.cancel(session, job, reason="not wanted", now=now)
+        assert (shadow.state, shadow.reason) == (JobState.CANCELLED, f"job {job.id} was cancelled")
+        jobs.retry(session, shadow, reason="again", now=now)
+        deploy(session, "0", now)
+        deploy(session, "1", now)
+        deploy(session, "2", now, SHADOW)
+        rollback(session, now)
+        assert shadow.state is JobState.CANCELLED
+
+
+def test_helpers_follow_what_is_deployed_and_weights_must_be_those_that_were(
+    sessions: sessionmaker[Session], tmp_path: Path, now: datetime
+) -> None:
+    with sessions.begin() as session:
+        for version in "21":
+            deploy(session, version, now)
+        assert deployments.current_by_bundle(session) == {"m": "m@1"}
+    config = load(write_config(tmp_path))
+    for version in ("10.0.0", "11.0.0"):
+        write_prior_bundle(config.models_dir / "mri_prior" / version, version)
+    pinned = {"mri_prior": "mri_prior@10.0.0"}
+    model = models.load("mri_prior", ("mri_prior",), config, pinned=pinned)
+    assert (model.version, model.helpers["mri_prior"].version) == ("11.0.0", "10.0.0")
+    with pytest.raises(BundleError, match=r"mri_prior@10\.0\.0 was deployed with the weights 1111"):
+        models.load("mri_prior@10.0.0", (), config, digest="1" * 64)
+
+
+# A site's story over the real wire
+
+
+@dataclass
+class Site:
+    """A node at work, an archive, and two versions of a model that somebody brings."""
+
+    node: Node
+    archive: StoreScp
+    folder: Path
+    now: datetime
+    digests: dict[str, str]
+    sent: list[str] = field(default_factory=list)
+
+    def send(self, count: int) -> list[str]:
+        """Studies by C-STORE; their UIDs."""
+        new: list[str] = [uids.derive("a study of the story", str(len(self.sent) + number)) for number in range(count)]
+        for uid in new:
+            path = raw_data(self.folder / f"{uid}.dcm", self.now, StudyInstanceUID=uid, PatientID=uid[-8:])
+            (result,) = peers.store(self.node.peer, [path], calling_aet="SCANNER")
+            assert result.status == 0x0000, "nothing stops meanwhile"
+        self.sent += new
+        return new
+
+    def done(self, studies: list[str]) -> dict[str, str]:
+        """By study the model that its delivered results name by their digest, once all are there."""
+        versions = {digest: version for version, digest in self.digests.items()}
+        everything = ["delivered"] * OBJECTS * len(self.sent)
+        wait_for(lambda: [row.state for row in self.node.deliveries()] == everything, "delivery", within_s=200)
+        found: dict[str, set[str]] = {}
+        for ds in (ds for ds in self.archive.datasets() if ds.StudyInstanceUID in studies):
+            found.setdefault(ds.StudyInstanceUID, set()).add(versions[provenance.recorded(ds)["model"]["sha256"]])
+        assert all(len(names) == 1 for names in found.values()), "all of a study's results are of one version"
+        return {uid: names.pop() for uid, names in found.items()}
+
+    def models(self, *words: str) -> str:
+        """The command; its output."""
+        done = self.node.command("models", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def refused(self, *words: str) -> str:
+        """The one line with which it says no."""
+        done = self.node.command("models", *words)
+        assert done.returncode == 1
+        (line,) = done.stderr.strip().splitlines()
+        return line
+
+
+@pytest.fixture
+def site(tmp_path: Path, now: datetime, storescp: StoreScp) -> Iterator[Site]:
+    versions = {"10.0.0": 1, "11.0.0": 2}
+    bundles = {name: write_prior_bundle(tmp_path / name, name, seed=seed) for name, seed in versions.items()}
+    digests = {name: weights_digest(path / WEIGHTS) for name, path in bundles.items()}
+    route = a_route("storescp", steps=2, mean_steps=2, samples=2)
+    with Node(write_config(tmp_path / "node", peers=[storescp.peer], routes=[route])) as running:
+        yield Site(running, storescp, tmp_path, now, digests)
+
+
+def test_a_new_version_comes_beside_for_a_share_for_all_and_is_taken_back(site: Site) -> None:
+    old, new = "10.0.0", "11.0.0"
+    site.models("install", str(site.folder / old), "--yes")
+    site.models("deploy", f"mri_prior@{old}", "--pipeline", PIPELINE, "--who", "Ada")
+    first = site.send(10)
+    assert site.done(first) == dict.fromkeys(first, old)
+
+    broken = write_prior_bundle(site.folder / "broken", "12.0.0")
+    (broken / WEIGHTS).write_bytes(b"\x80\x04.")
+    assert "pickle in disguise" in site.refused("install", str(broken), "--yes")
+    site.models("install", str(site.folder / new), "--yes")
+    site.models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--shadow", "--who", "Ada")
+    beside = site.send(3)
+    assert site.done(beside) == dict.fromkeys(beside, old), "the new version delivers nothing"
+    compared = _compared(site, 3)
+    assert {row["study_uid"] for row in compared} == set(beside)
+    for row in compared:
+        assert (row["before_digest"], row["after_digest"]) == (site.digests[old], site.digests[new])
+        assert row["psnr_db"] is not None
+        assert row["numbers"]
+        assert row["before_s"] > 0 < row["after_s"]
+
+    site.models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--share", "50", "--who", "Ada")
+    shared = site.send(6)
+    expected = {uid: new if deployments.is_in_share(PIPELINE, uid, 50) else old for uid in shared}
+    assert set(expected.values()) == {old, new}
+    assert site.done(shared) == expected
+
+    site.models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--who", "Ada")
+    after = site.send(2)
+    assert site.done(after) == dict.fromkeys(after, new)
+    weights = site.node.config.models_dir / "mri_prior" / new / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    assert "SHA-256" in site.refused("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE)
+    assert "what a rollback goes back to" in site.refused("remove", f"mri_prior@{old}")
+    site.models("rollback", PIPELINE, "--who", "Grace", "--why", "worse")
+    last = site.send(2)
+    assert site.done(last) == dict.fromkeys(last, old)
+    _ended_well(site)
+
+
+def _compared(site: Site, count: int) -> list[dict[str, Any]]:
+    def rows() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(site.models("compare", PIPELINE, "--json"))
+        return found if [row["state"] for row in found] == ["done"] * count else []
+
+    return wait_for(rows, "every study was compared", within_s=120)
+
+
+def _ended_well(site: Site) -> None:
+    history = json.loads(site.models("history", PIPELINE, "--json"))
+    assert [(row["mode"], row["who"]) for row in history] == [
+        ("current", "Grace"), ("current", "Ada"), ("share", "Ada"), ("shadow", "Ada"), ("current", "Ada")
+    ]  # fmt: skip
+    assert history[0]["why"] == "worse"
+    states = {(job.state, job.shadow_of_id is None) for job in site.node.jobs()}
+    assert states <= {(JobState.DONE, True), (JobState.DONE, False)}
+    ours = [job for job in site.node.jobs() if job.shadow_of_id is None]
+    assert len(ours) == len(site.sent), "every study was worked on once"
+    replayed = site.node.command("studies", "replay", site.sent[0], "--model", "mri_prior@1.0.0", "--json")
+    rows = json.loads(replayed.stdout)
+    assert {"image", "measurement", "seconds", "digest"} <= {row["kind"] for row in rows}
+    (digest,) = [row for row in rows if row["kind"] == "digest"]
+    assert digest["before"] == site.digests["10.0.0"]

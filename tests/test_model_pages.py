@@ -1,0 +1,74 @@
+"""Deploying and rolling back at the dashboard: the same decisions as on the command line, with the same refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from db import deployments
+from db.models import Event
+from db.states import DeploymentMode
+from tests.prior_bundle import write_prior_bundle
+from tests.web_node import Web
+
+PIPELINE = "mri_reconstruction"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Web]:
+    with Web(tmp_path) as web:
+        for version in ("10.0.0", "11.0.0"):
+            write_prior_bundle(web.config.models_dir / "mri_prior" / version, version)
+        yield web
+
+
+def deploy(site: Web, version: str, mode: str = "current", **fields: str) -> httpx.Response:
+    form = {"pipeline": PIPELINE, "mode": mode, "who": "AL", "why": "better"} | fields
+    return site.client.post(f"/models/mri_prior@{version}/deploy", data=form)
+
+
+def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> None:
+    assert "No version is deployed" in site.get("/models", "text/html").text
+    for version in ("10.0.0", "11.0.0"):
+        assert deploy(site, version).status_code == 303
+    shown = site.get("/models?done=deployed-2", "text/html").text
+    assert "Deployed: in use from the next study on." in shown
+    for word in ("mri_prior@11.0.0", "AL at the dashboard", "better", "mri_prior@11.0.0 deployed as current"):
+        assert word in shown
+    answer = site.client.post(f"/models/rollback/{PIPELINE}", data={"who": "GH"})
+    assert answer.headers["location"].startswith("/models?done=rollback-")
+    with site.sessions() as session:
+        current = deployments.in_force(session, PIPELINE)[DeploymentMode.CURRENT]
+        assert (current.version, current.who) == ("10.0.0", "GH at the dashboard")
+        assert session.query(Event).filter_by(subject="deployments").count() == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "said"),
+    [
+        ({"mode": "share", "percent": "100"}, 409, "between 0 and 100 percent"),
+        ({"mode": "share", "percent": ""}, 409, "between 0 and 100 percent"),
+        ({"mode": "shadow"}, 409, "no version is deployed"),
+        ({"mode": "all"}, 400, "as the current one"),
+        ({"pipeline": "none"}, 409, "no pipeline is named"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(
+    site: Web, fields: dict[str, str], status: int, said: str
+) -> None:
+    answer = deploy(site, "10.0.0", **fields)
+    assert answer.status_code == status
+    assert said in answer.text
+    with site.sessions() as session:
+        assert deployments.history(session) == []
+
+
+def test_another_site_cannot_deploy(site: Web) -> None:
+    answer = site.client.post(
+        "/models/mri_prior@10.0.0/deploy", data={"pipeline": PIPELINE, "mode": "current"},
+        headers={"Origin": "https://elsewhere.example"},
+    )  # fmt: skip
+    assert answer.status_code == 403
