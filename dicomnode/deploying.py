@@ -72,6 +72,7 @@ def deploy(
     if mode is DeploymentMode.SHARE and not (percent is not None and 0 < percent < 100):
         raise NotAllowed("a share is between 0 and 100 percent of the studies, and neither of them")
     facts = models.bundle_named(model, config)
+    _check_fits(facts.name, pipeline)
     registry.verify(facts)
     try:
         return deployments.deploy(
@@ -110,6 +111,15 @@ def remove(session: Session, config: Config, *, model: str, who: str, now: datet
     detail = {"digest": facts.digest, "who": who}
     audit.append(session, subject="models", subject_id=called, event="removed", detail=detail, now=now)
     installing.remove(facts, config.models_dir)
+
+
+def _check_fits(bundle: str, pipeline: str) -> None:
+    """A site's own names say nothing; one of ours for another pipeline is a slip."""
+    import pipelines
+
+    others = [name for name, own in pipelines.BUNDLES.items() if own == bundle]
+    if others and pipeline not in others:
+        raise NotAllowed(f"{bundle} is the model of {', '.join(others)}, not of {pipeline}")
 
 
 def _check_pipeline(name: str) -> None:

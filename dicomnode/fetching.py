@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -152,18 +152,18 @@ def _find(sessions: sessionmaker[Session], wanted: _Wanted, config: Config, now:
     with sessions.begin() as session:
         search = session.get_one(PriorSearch, wanted.id)
         if wanted.matches is not None:
-            series_uids = _not_here(session, search.study, series_uids)
+            series_uids = _not_here(session, search.study, wanted.matches, series_uids)
         searches.fetching(session, search, prior_study_uid=prior_uid, series_uids=series_uids, now=now())
     return replace(wanted, holding_uid=prior_uid or wanted.study_uid, series_uids=series_uids)
 
 
-def _not_here(session: Session, study: Study, series_uids: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that neither are here, in so far as they did not come in part only, nor were made here."""
+def _not_here(session: Session, study: Study, lacking: Iterable[str], series_uids: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that neither are here whole nor were made here. Raises NotFound without any."""
     here = set(session.scalars(select(Series.series_uid).where(Series.study_id == study.id)))
     known = here - searches.unfinished(session, study) | searches.made_here(session, series_uids)
     left = tuple(uid for uid in series_uids if uid not in known)
     if not left:
-        raise NotFound(f"{len(series_uids)} series there that may match, all of them known here")
+        raise NotFound(f"none there for {', '.join(lacking)} besides what is known here")
     return left
 
 

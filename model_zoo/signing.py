@@ -10,7 +10,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_zoo import ed25519
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
 from model_zoo.registry import BundleError, weights_digest
 
 __all__ = ["LIST", "SIGNATURE", "check"]
@@ -33,7 +36,7 @@ def check(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
         raise BundleError(f"{SIGNATURE} signs {LIST}, which is not there")
     content, octets = listed.read_bytes(), signature.read_bytes()
     for path in trusted:
-        if ed25519.is_signed_by(_key(path), content, octets):
+        if _is_signed_by(_key(path), content, octets):
             return path.name
     raise BundleError(f"the signature is by none of the {len(trusted)} keys in [models] trusted_keys")
 
@@ -58,8 +61,19 @@ def _check_list(folder: Path, listed: Path) -> None:
             raise BundleError(f"{name} differs from its digest in {LIST}: it was changed after that was written")
 
 
-def _key(path: Path) -> bytes:
+def _is_signed_by(key: Ed25519PublicKey, content: bytes, signature: bytes) -> bool:
     try:
-        return ed25519.public_key(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"[models] trusted_keys: {path.name}: {error}") from None
+        key.verify(signature, content)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _key(path: Path) -> Ed25519PublicKey:
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleError(f"[models] trusted_keys: {path.name} holds no public key in PEM") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise BundleError(f"[models] trusted_keys: {path.name} is no Ed25519 key: 'openssl genpkey' makes one")
+    return key

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from pipelines.contract import Pipeline
 
-__all__ = ["MODULES", "load"]
+__all__ = ["BUNDLES", "MODULES", "load"]
 
 MODULES = MappingProxyType(
     {
@@ -18,6 +18,17 @@ MODULES = MappingProxyType(
         "synthetic_dir": "pipelines.synthetic_dir",
     }
 )
+
+BUNDLES = MappingProxyType(
+    {
+        "anatomy": "anatomy",
+        "mri_reconstruction": "mri_prior",
+        "standard_dose_pet": "standard_dose_pet",
+        "pet_synthesis": "pet_synthesis",
+        "synthetic_dir": "synthetic_dir",
+    }
+)
+"""By pipeline the ``bundle`` of its module, for those who may not import torch to ask."""
 
 
 def load(name: str) -> Pipeline:

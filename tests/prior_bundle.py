@@ -19,7 +19,9 @@ _DEFINITION: dict[str, Any] = {"channels": [8, 8], "blocks": 1}
 _TARGET = "model_zoo.networks.local_unet.LocalUNet"
 
 
-def write_prior_bundle(folder: Path, version: str, *, seed: int = 0, definition: dict[str, Any] = _DEFINITION) -> Path:
+def write_prior_bundle(
+    folder: Path, version: str, *, seed: int = 0, definition: dict[str, Any] = _DEFINITION, **facts: Any
+) -> Path:
     """The bundle's own folder; every seed is another network."""
     for part in ("configs", "models", "docs"):
         (folder / part).mkdir(parents=True)
@@ -37,7 +39,7 @@ def write_prior_bundle(folder: Path, version: str, *, seed: int = 0, definition:
         "weights_sha256": weights_digest(folder / WEIGHTS),
     }
     (folder / "configs" / "inference.json").write_text(json.dumps(inference))
-    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata | facts))
     (folder / "docs" / "README.md").write_text("# A prior of nothing\n")
     (folder / "LICENSE").write_text("Apache License\n")
     return folder

@@ -15,9 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit, deployments, jobs
-from db.models import Deployment, Event, Job
+from db.models import Deployment, Event, Job, Output
 from db.states import DeploymentMode, JobState, MoveRefused
-from dicomnode import models, peers, uids
+from dicomnode import cli, models, peers, uids
 from dicomnode.config import load
 from dicomnode.results import provenance
 from model_zoo.registry import WEIGHTS, BundleError, weights_digest
@@ -25,6 +25,7 @@ from tests.peers import Node, StoreScp, a_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 from tests.prior_bundle import write_prior_bundle
 from tests.rows import a_job
+from tests.test_node import put
 
 PIPELINE = "mri_reconstruction"
 OBJECTS = 5  # clean image, labelled image, standard deviation, low-confidence region, report
@@ -226,6 +227,36 @@ def test_helpers_follow_what_is_deployed_and_weights_must_be_those_that_were(
     assert (model.version, model.helpers["mri_prior"].version) == ("11.0.0", "10.0.0")
     with pytest.raises(BundleError, match=r"mri_prior@10\.0\.0 was deployed with the weights 1111"):
         models.load("mri_prior@10.0.0", (), config, digest="1" * 64)
+
+
+CONTRACT = {"kspace": [{"fact": "acceleration", "between": [1, 1.2]}]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "verdict"),
+    [
+        ({"input_contract": CONTRACT}, JobState.REFUSED, "refuse"),
+        ({"output_limits": {"hold_above": {"acceleration": 1.0}}}, JobState.DONE, "hold"),
+    ],
+)
+def test_a_shadow_that_would_refuse_or_hold_is_told_and_touches_nothing(
+    tmp_path: Path, now: datetime, facts: dict[str, Any], state: JobState, verdict: str
+) -> None:
+    running = Node(write_config(tmp_path, routes=[a_route(steps=2, mean_steps=2, samples=2) | {"refusal_note": True}]))
+    write_prior_bundle(running.config.models_dir / "mri_prior" / "10.0.0", "10.0.0")
+    write_prior_bundle(running.config.models_dir / "mri_prior" / "11.0.0", "11.0.0", **facts)
+    for version, *how in (("10.0.0",), ("11.0.0", "--shadow")):
+        words = ["models", "deploy", f"mri_prior@{version}", "--pipeline", PIPELINE, *how]
+        assert cli.main(["--config", str(running.config.path), *words]) == 0
+    put(running, raw_data(tmp_path / "raw.dcm", now), now)
+    assert cli.main(["--config", str(running.config.path), "work", "--once"]) == 0
+    job, shadow = running.jobs()
+    assert (job.state, shadow.state) == (JobState.DONE, state)
+    compared = shadow.report["comparison"]
+    assert (compared["before"]["verdict"], compared["after"]["verdict"]) == ("accept", verdict)
+    assert shadow.report["seed"] == job.report["seed"] if state is JobState.DONE else compared["after"]["reason"]
+    with running.sessions() as session:
+        assert {output.job_id for output in session.query(Output)} == {job.id}, "neither results nor a note"
 
 
 # A site's story over the real wire

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import pipelines
 from db import deployments
 from db.models import Event
 from db.states import DeploymentMode
@@ -54,6 +55,7 @@ def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> Non
         ({"mode": "shadow"}, 409, "no version is deployed"),
         ({"mode": "all"}, 400, "as the current one"),
         ({"pipeline": "none"}, 409, "no pipeline is named"),
+        ({"pipeline": "anatomy"}, 409, "mri_prior is the model of mri_reconstruction, not of anatomy"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(
@@ -64,6 +66,13 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
     assert said in answer.text
     with site.sessions() as session:
         assert deployments.history(session) == []
+
+
+def test_the_form_offers_only_pipelines_that_the_bundle_is_for(site: Web) -> None:
+    shown = site.get("/models/mri_prior@10.0.0", "text/html").text
+    assert f'<option value="{PIPELINE}">' in shown
+    assert 'value="anatomy"' not in shown
+    assert {name: pipelines.load(name).bundle for name in pipelines.MODULES} == dict(pipelines.BUNDLES)
 
 
 def test_another_site_cannot_deploy(site: Web) -> None:

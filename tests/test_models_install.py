@@ -17,22 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from dicomnode import cli
 from dicomnode.cli import main
-from model_zoo import ed25519, installing, registry, smoke, state_dicts
+from model_zoo import installing, registry, smoke, state_dicts
 from model_zoo.installing import Policy
 from model_zoo.registry import MANIFEST, WEIGHTS, BundleError, BundleFacts
 from tests.peers import write_config
 from tests.peers.process import installed
 from tests.prior_bundle import write_monai_bundle, write_prior_bundle, zipped
-
-# RFC 8032, 7.1, tests 1 to 3: public key, message, signature
-VECTORS = [
-    ("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a", "",
-     "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"),
-    ("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c", "72",
-     "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"),
-    ("fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025", "af82",
-     "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a"),
-]  # fmt: skip
 
 
 class Runs:
@@ -215,16 +205,6 @@ def test_a_file_that_was_changed_after_installation_stops_the_load(name: str, tm
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(BundleError, match=r"not as installed|SHA-256"):
         registry.load("mri_prior", "2.0.0", root=tmp_path / "models")
-
-
-@pytest.mark.parametrize(("key", "message", "signature"), VECTORS)
-def test_signatures_of_the_standard_are_accepted_and_changed_ones_not(key: str, message: str, signature: str) -> None:
-    A, M, s = (bytes.fromhex(each) for each in (key, message, signature))
-    assert ed25519.is_signed_by(A, M, s)
-    assert not ed25519.is_signed_by(A, M + b"x", s)
-    assert not ed25519.is_signed_by(A, M, s[:-1] + bytes([s[-1] ^ 1]))
-    raised = int.from_bytes(s[32:], "little") + ed25519.L  # the same equation holds: RFC 8032 demands S < L
-    assert not ed25519.is_signed_by(A, M, s[:32] + raised.to_bytes(32, "little"))
 
 
 def _key(folder: Path, name: str) -> Path:

@@ -240,7 +240,7 @@ def _undeployed(config: Config, bundle: str) -> list[str]:
     from db.states import DeploymentMode
     from dicomnode.errors import NodeError
 
-    mine = [name for name in pipelines.MODULES if pipelines.load(name).bundle == bundle]
+    mine = [name for name, own in pipelines.BUNDLES.items() if own == bundle]
     try:
         engine = context.engine(config)
     except NodeError:

@@ -55,7 +55,12 @@ def add(routes: APIRouter, desk: Desk) -> None:
         with desk.readers() as session:
             modes = [str(mode) for mode in DeploymentMode]
             return desk.page(
-                session, "model.html", facts=facts, card=_card(facts), pipelines=sorted(pipelines.MODULES), modes=modes
+                session,
+                "model.html",
+                facts=facts,
+                card=_card(facts),
+                modes=modes,
+                pipelines=sorted(name for name in pipelines.MODULES if _may_use(name, facts.name)),
             )
 
     @routes.get("/models/{name}/{picture}.png")
@@ -116,6 +121,11 @@ def _percent(text: str) -> float | None:
 
 def _bundle(desk: Desk, name: str) -> BundleFacts | None:
     return next((each for each in models.installed(desk.config) if f"{each.name}@{each.version}" == name), None)
+
+
+def _may_use(pipeline: str, bundle: str) -> bool:
+    """A bundle of ours is for its pipelines, one of another name for any."""
+    return bundle not in pipelines.BUNDLES.values() or pipelines.BUNDLES.get(pipeline) == bundle
 
 
 def _used(config: Config) -> dict[str, list[str]]:

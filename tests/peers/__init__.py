@@ -1,7 +1,8 @@
 """Real peers for tests, on loopback: Orthanc, DCMTK's storescp and dcmqrscp, and the node itself.
 
-Each is a process of its own, a context manager that starts the process, waits until it answers, and stops it by its process id. A test asks
-for one by a fixture of ``tests/peers/fixtures.py``; where the program is not installed, the test is skipped.
+Each is a process of its own, as a context manager that starts it, waits until it answers, and stops it by its process
+id. A test asks for one by a fixture of ``tests/peers/fixtures.py``; where the program is not installed, the test is
+skipped.
 """
 
 from tests.peers.answering import Answering

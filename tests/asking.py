@@ -1,0 +1,159 @@
+"""A node whose routes ask an archive for series that a study lacks, and what the tests do with it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import engine as engines
+from db import jobs, studies
+from db.models import Job, PriorSearch, Study
+from db.states import StudyState
+from dicomnode import completion, fetching, routing, uids
+from dicomnode.config import DeliveryConfig, Peer, Route
+from tests import receivers
+from tests.peers import Orthanc, QueryScp, write_instance
+from tests.receivers import Receiver
+from tests.sending import encoded, store_all
+
+__all__ = [
+    "FLAIR", "T1W", "Archive", "Ask", "a_route", "a_series", "an_earlier_job", "archive", "asking", "dcmqrscp", "fetch",
+    "inputs", "now", "route", "search", "send", "sessions", "start", "state", "why",
+]  # fmt: skip
+
+start = receivers.start
+
+STUDY = "1.2.9"
+FLAIR = {"Modality": "MR", "SeriesDescription": "~(?i)flair"}
+T1W = {"Modality": "MR", "SeriesDescription": "~(?i)mprage"}
+
+Archive = Orthanc | QueryScp
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def a_route(name: str = "dir", with_: Any = MappingProxyType({"t1w": T1W}), **values: Any) -> Route:
+    stated = {"name": name, "pipeline": "p", "match": FLAIR, "with": dict(with_), "with_from": "archive"}
+    return Route.model_validate(stated | values)
+
+
+def a_series(folder: Path, description: str, number: int, study_uid: str = STUDY, **attributes: Any) -> list[Path]:
+    """Three images."""
+    facts: dict[str, Any] = {
+        "SeriesDescription": description,
+        "SeriesNumber": number,
+        "PatientID": "4711-geheim",
+    } | attributes
+    series_uid = uids.derive("series", study_uid, str(number))
+    for n in range(3):
+        write_instance(
+            folder / f"{number}-{n}.dcm", study_uid=study_uid, series_uid=series_uid, InstanceNumber=n, **facts
+        )
+    return [folder / f"{number}-{n}.dcm" for n in range(3)]
+
+
+@pytest.fixture(params=["orthanc", "dcmtk"])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]:
+    kind = Orthanc if request.param == "orthanc" else QueryScp
+    with kind(tmp_path / "archive") as running:
+        yield running
+
+
+@pytest.fixture
+def dcmqrscp(tmp_path: Path) -> Iterator[QueryScp]:
+    with QueryScp(tmp_path / "archive") as running:
+        yield running
+
+
+Ask = Callable[..., Receiver]
+
+
+@pytest.fixture
+def asking(start: receivers.Start) -> Ask:
+    """A receiver whose routes ask that archive, and that the archive knows."""
+
+    def begin(archive: Archive, *routes: Route) -> Receiver:
+        delivery = DeliveryConfig(backoff_s=10, backoff_max_s=10)
+        peer = archive.peer.model_copy(update={"name": "archive"})
+        node = start(routes=routes or (a_route(),), peers=(peer,), delivery=delivery)
+        archive.know(Peer(name="node", ae_title="DICOMNODE", port=node.port))
+        return node
+
+    return begin
+
+
+def an_earlier_job(session: Session) -> Job:
+    """Whose report the archive has."""
+    study = studies.by_uid(session, STUDY)
+    assert study is not None
+    job = jobs.enqueue(
+        session,
+        study_id=study.id,
+        revision=1,
+        route="r",
+        pipeline="q",
+        options={},
+        inputs={},
+        destinations=(),
+        now=now(),
+    )
+    assert job is not None
+    return job
+
+
+def sessions(node: Receiver) -> sessionmaker[Session]:
+    return engines.sessions(node.engine)
+
+
+def send(node: Receiver, *paths: Path, complete: bool = True) -> None:
+    folder = paths[0].parent / "sent"
+    store_all(node.port, [encoded(path) for path in paths], folder)
+    if complete:
+        with sessions(node).begin() as session:
+            completion.close(session, STUDY, now=now())
+
+
+def route(node: Receiver, at: datetime | None = None) -> int:
+    return routing.route_complete(sessions(node), node.config, now=at or now())
+
+
+def fetch(node: Receiver, at: datetime | None = None) -> int:
+    clock = (lambda: at) if at else now
+    return fetching.fetch_wanted(sessions(node), node.config, now=clock, generator=random.Random(1))
+
+
+def inputs(node: Receiver) -> dict[str, int]:
+    """Of the only job: how many instances by name; and that the study was routed once at that revision."""
+    with sessions(node)() as session:
+        (job,) = session.query(Job).all()
+        names = [each.name for each in job.inputs]
+        return {name: names.count(name) for name in names} | {"revision": job.revision}
+
+
+def why(node: Receiver) -> str:
+    with sessions(node)() as session:
+        study = studies.by_uid(session, STUDY)
+        assert study is not None
+        told = routing.explain_study(session, study, node.config.routes)[0].why
+    assert "geheim" not in told
+    return told
+
+
+def search(node: Receiver) -> PriorSearch:
+    (row,) = node.rows(PriorSearch)
+    assert isinstance(row, PriorSearch)
+    return row
+
+
+def state(node: Receiver) -> StudyState:
+    (study,) = node.rows(Study)
+    return StudyState(study.state)
