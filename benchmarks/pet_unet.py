@@ -2,9 +2,10 @@
 
     python -m benchmarks.pet_unet [--out build/benchmarks/pet_unet] [--steps 1800] [--resume]
 
-MONAI's U-Net with residual units sees the T1w and every covariate as a constant image beside it, and is trained by the
-loop of the zoo on the batches of recipe ``pet-synthesis``. It sees no structures, no noise and no time: what the other
-network adds to it is the maps, the small head for levels, and samples. Needs the data kit; 45 minutes on one core.
+MONAI's U-Net with residual units sees the T1w and, as constant images beside it, eight sums of the covariates, and is
+trained by the loop of the zoo on the batches of recipe ``pet-synthesis``. It sees no structures, no noise and no time:
+what the other network adds to it is the maps, the small head for levels, and samples. Needs the data kit; a step is
+1.5 to 2.4 s on one core.
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ from model_zoo.training import checkpoint, loop
 from model_zoo.training import pet_synthesis as recipe
 from model_zoo.training.recipe import Source, simulated
 
+TOLD = 8
+
 
 class PlainUNet(nn.Module):
     """y0 (b, 1, k, j, i) and tokens (b, n, width) -> both tracers (b, 2, k, j, i) over their scales."""
 
     def __init__(self, channels: tuple[int, ...] = (32, 64, 128, 192)) -> None:
         super().__init__()
-        self.net = UNet(
-            3, 1 + len(COVARIATES) * TOKEN_WIDTH, len(TARGETS), channels, (2,) * (len(channels) - 1), num_res_units=1
-        )
+        self.told = nn.Linear(len(COVARIATES) * TOKEN_WIDTH, TOLD)
+        self.net = UNet(3, 1 + TOLD, len(TARGETS), channels, (2,) * (len(channels) - 1), num_res_units=1)
 
     def forward(self, y0: Tensor, tokens: Tensor) -> Tensor:
-        told = tokens.flatten(1)[..., None, None, None].expand(-1, -1, *y0.shape[2:])
+        told = self.told(tokens.flatten(1))[..., None, None, None].expand(-1, -1, *y0.shape[2:])
         found: Tensor = self.net(torch.cat([y0, told], dim=1))
         return found
 

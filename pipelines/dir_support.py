@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model_zoo.structures import BRAIN, number
+from model_zoo.lesion_decision import departure, levels
+from model_zoo.structures import number
 from pipelines.contract import Finding, Measurement
 from pipelines.dir_estimate import Estimate
 
@@ -49,16 +50,16 @@ def support(e: Estimate) -> list[Finding]:
 
 def unsupported(e: Estimate) -> NDArray[np.bool_]:
     """Where DIR is bright and nothing in the inputs says why."""
-    supported = _departure(e.flair, e) > SUPPORT
+    supported = departure(e.flair, e.structure) > SUPPORT
     if e.t1w is not None:
-        supported |= _departure(e.t1w, e) < -SUPPORT
+        supported |= departure(e.t1w, e.structure) < -SUPPORT
     return e.brain & (_excess(e.dir, e) > BRIGHT) & ~supported
 
 
 def flair_bright(e: Estimate) -> NDArray[np.bool_]:
     """White matter, a voxel away from all else, that is far brighter than white matter is."""
     white = np.isin(e.structure, [number(name) for name in WHITE])
-    return np.asarray(ndimage.binary_erosion(white), np.bool_) & (_departure(e.flair, e) > FLAIR_BRIGHT)
+    return np.asarray(ndimage.binary_erosion(white), np.bool_) & (departure(e.flair, e.structure) > FLAIR_BRIGHT)
 
 
 def _spots(mask: NDArray[np.bool_], e: Estimate) -> tuple[NDArray[np.int32], int]:
@@ -73,20 +74,4 @@ def _spots(mask: NDArray[np.bool_], e: Estimate) -> tuple[NDArray[np.int32], int
 
 def _excess(x: NDArray[np.float32], e: Estimate) -> NDArray[np.float32]:
     """Above the median of the voxel's own structure."""
-    return np.asarray(x - _levels(x, e)[0][e.structure])
-
-
-def _departure(x: NDArray[np.float32], e: Estimate) -> NDArray[np.float32]:
-    """From the median of the voxel's own structure, in its robust standard deviations."""
-    level, sd = _levels(x, e)
-    return np.asarray((x - level[e.structure]) / sd[e.structure])
-
-
-def _levels(x: NDArray[np.float32], e: Estimate) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    level, sd = np.zeros(256, np.float32), np.ones(256, np.float32)
-    for n in BRAIN:
-        values = x[e.structure == n]
-        if values.size:
-            level[n] = np.median(values)
-            sd[n] = max(1.4826 * float(np.median(np.abs(values - level[n]))), 0.02)
-    return level, sd
+    return np.asarray(x - levels(x, e.structure)[0][e.structure])

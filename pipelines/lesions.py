@@ -1,7 +1,7 @@
 """Lesions of an estimate: each with its place, its volume and how sure it is; what of them viewers and reports get.
 
-A lesion is a connected part (26 neighbours) where the lesion probability exceeds a threshold, a tenth of which at least
-is on FLAIR brighter than cortex by a factor; what is not is counted as without support. Its contrast is its mean
+What is a lesion ``model_zoo.lesion_decision`` says; what is none is counted as unsure or without support. Its contrast
+is its mean
 DIR less that of the tissue 2 to 5 mm around it; the probability that the contrast exceeds tau takes the lesion's mean
 standard deviation for the error of the whole lesion, for errors within a lesion go together.
 """
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model_zoo import lesion_locations
-from model_zoo.structures import CORTEX, number
+from model_zoo.lesion_decision import Decision
+from model_zoo.structures import number
 from pipelines.codes import STANDARD_DEVIATION, VOLUME
 from pipelines.contract import Code, Finding, Grid, Measurement, Note, Segment, Segmentation
 from pipelines.dir_estimate import Estimate, on_grid
@@ -40,6 +41,7 @@ MORPHOLOGY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 LESION_OF_BRAIN = Code("301766008", "SCT", "Lesion of Brain")
 PROBABILITY = Code("122157", "DCM", "Probability")
 LEAST_SURROUNDINGS = 20
+DECISION = Decision()
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,9 @@ _PLACE_OF = MappingProxyType({location: place for place in PLACES for location i
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From which lesion probability, volume and FLAIR (the cortex' median is 1) on a lesion is one, what contrast on
-    DIR is asked for (grey matter is 1), and how many lesions are told one by one."""
+    """What a lesion is, what contrast on DIR is asked for (grey matter is 1), how many lesions are told one by one."""
 
-    probability: float = 0.5
-    smallest_mm3: float = 15.0
-    flair: float = 1.2
+    decision: Decision = DECISION
     contrast: float = 0.3
     told: int = 40
 
@@ -96,35 +95,26 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Found:
-    """Lesions by descending volume; ``labels`` int32 (k, j, i): their numbers; ``dropped``: how many had no support."""
+    """Lesions by descending volume; ``labels`` int32 (k, j, i): their numbers; how many parts were ``unsure`` and how
+    many of the others had no support."""
 
     labels: NDArray[np.int32]
     lesions: tuple[Lesion, ...]
+    unsure: int = 0
     dropped: int = 0
 
 
 def find(e: Estimate, t: Thresholds) -> Found:
     """The lesions of an estimate."""
-    mask = (e.lesion > t.probability) & e.brain
-    labels, listed = lesion_locations.lesions(mask, e.structure, e.spacing_mm, smallest_mm3=t.smallest_mm3)
-    supported = _bright_on_flair(labels, len(listed), e, t.flair)
-    kept = [lesion for lesion in listed if supported[lesion.label - 1]]
-    order = sorted(kept, key=lambda lesion: (-lesion.volume_mm3, lesion.label))
-    renumbered = np.zeros(len(listed) + 1, np.int32)
+    decided = t.decision.decide(e.lesion, e.flair, e.structure, e.spacing_mm)
+    order = sorted(decided.lesions, key=lambda lesion: (-lesion.volume_mm3, lesion.label))
+    renumbered = np.zeros(int(decided.labels.max()) + 1, np.int32)
     for n, lesion in enumerate(order, start=1):
         renumbered[lesion.label] = n
-    labels = renumbered[labels]
+    labels = renumbered[decided.labels]
     boxes = ndimage.find_objects(labels, max_label=len(order))
     lesions = tuple(_lesion(n, lesion, labels, boxes[n - 1], e, t) for n, lesion in enumerate(order, start=1))
-    return Found(labels, lesions, len(listed) - len(kept))
-
-
-def _bright_on_flair(labels: NDArray[np.int32], count: int, e: Estimate, factor: float) -> list[bool]:
-    """Of each label from 1 on: whether its 90th percentile on FLAIR exceeds the cortex' median by the factor."""
-    cortex = e.flair[np.isin(e.structure, CORTEX) & (labels == 0)]
-    least = factor * float(np.median(cortex)) if cortex.size else 0.0
-    boxes = ndimage.find_objects(labels, max_label=count)
-    return [float(np.quantile(e.flair[box][labels[box] == n], 0.9)) > least for n, box in enumerate(boxes, start=1)]
+    return Found(labels, lesions, decided.unsure, decided.unsupported)
 
 
 def _lesion(
@@ -187,13 +177,13 @@ def measure(found: Found, t: Thresholds) -> list[Finding]:
     """Counts and volumes by place, then the largest lesions one by one; the rest in a sentence."""
     counts = Counter(lesion.place.name for lesion in found.lesions)
     load_ml = sum(lesion.volume_mm3 for lesion in found.lesions) / 1000
-    asked = f"Connected parts of at least {t.smallest_mm3:g} mm3 where the lesion probability exceeds {t.probability:g}"
+    d = t.decision
+    asked = f"Connected parts of at least {d.smallest_mm3:g} mm3 where the lesion probability exceeds {d.probability:g}"
     results: list[Finding] = [
         Measurement("lesions", float(len(found.lesions)), "1", asked),
         Measurement("lesion load", load_ml, "ml", quantity=VOLUME),
-        Measurement(
-            "lesions without support", float(found.dropped), "1", f"Dropped: on FLAIR below {t.flair:g} of cortex"
-        ),
+        Measurement("unsure parts", float(found.unsure), "1", f"Left out: mean lesion probability below {d.sure:g}"),
+        Measurement("lesions without support", float(found.dropped), "1", f"Left out: FLAIR {d.flair:g} sd or less up"),
     ]
     for place in PLACES:
         own_ml = sum(lesion.volume_mm3 for lesion in found.lesions if lesion.place is place) / 1000

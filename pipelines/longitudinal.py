@@ -115,6 +115,6 @@ def _classified(
     touching = set(np.unique(parts[ndimage.binary_dilation(lesion)]).tolist())
     kind = np.zeros(count + 1, np.uint8)
     for n in range(1, count + 1):
-        if sizes[n] * present.spacing_mm**3 >= t.smallest_mm3:
+        if sizes[n] * present.spacing_mm**3 >= t.decision.smallest_mm3:
             kind[n] = ENLARGED if n in touching else NEW
     return kind[parts], (int((kind == NEW).sum()), int((kind == ENLARGED).sum()))

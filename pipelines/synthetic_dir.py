@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_zoo.lesion_decision import Decision
 from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
 from model_zoo.simulate.sequences import Dir
 from model_zoo.structures import CORTEX, number
@@ -65,19 +66,15 @@ class Options(BaseModel):
     rendered_ti_ms: tuple[float, float] | None = None
     lesion_probability: float = Field(default=0.5, gt=0, lt=1)
     smallest_lesion_mm3: float = Field(default=15.0, ge=1)
-    lesion_flair: float = Field(default=1.2, ge=0)
+    lesion_sure: float = Field(default=0.85, ge=0, le=1)
+    lesion_flair: float = Field(default=2.5, ge=0)
     lesion_contrast: float = Field(default=0.3, ge=0)
     lesions_told: int = Field(default=40, ge=0)
 
     @property
     def thresholds(self) -> lesions.Thresholds:
-        return lesions.Thresholds(
-            self.lesion_probability,
-            self.smallest_lesion_mm3,
-            self.lesion_flair,
-            self.lesion_contrast,
-            self.lesions_told,
-        )
+        decision = Decision(self.lesion_probability, self.smallest_lesion_mm3, self.lesion_sure, self.lesion_flair)
+        return lesions.Thresholds(decision, self.lesion_contrast, self.lesions_told)
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:

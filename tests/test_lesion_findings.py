@@ -77,9 +77,24 @@ def test_contrast_and_its_probability_follow_from_the_values() -> None:
 
 
 def test_what_flair_does_not_show_is_counted_as_without_support() -> None:
-    found = lesions.find(_estimate(_box(30, 30, 30), flair=1.3), Thresholds())
-    assert (found.lesions, found.dropped) == ((), 1)
+    found = lesions.find(_estimate(_box(30, 30, 30), flair=1.02), Thresholds())
+    assert (found.lesions, found.unsure, found.dropped) == ((), 0, 1)
     assert _values(lesions.measure(found, Thresholds()))["lesions without support"] == 1
+
+
+def test_a_brain_stem_that_is_bright_as_a_whole_supports_no_lesion() -> None:
+    e = _estimate(_box(1, 20, 20), flair=1.4)
+    assert len(lesions.find(e, Thresholds()).lesions) == 1
+    bright = np.where(e.structure == number("brain stem"), np.maximum(e.flair, 1.4), e.flair)
+    found = lesions.find(replace(e, flair=bright), Thresholds())
+    assert (found.lesions, found.dropped) == ((), 1)
+
+
+def test_a_part_of_which_the_network_is_not_sure_is_told_but_no_lesion() -> None:
+    e = _estimate(_box(30, 30, 30))
+    found = lesions.find(replace(e, lesion=e.lesion * 0.8), Thresholds())
+    assert (found.lesions, found.unsure, found.dropped) == ((), 1, 0)
+    assert _values(lesions.measure(found, Thresholds()))["unsure parts"] == 1
 
 
 def test_without_lesions_the_answer_is_none_and_a_valid_segmentation() -> None:

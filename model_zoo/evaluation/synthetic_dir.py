@@ -22,6 +22,7 @@ from model_zoo import registry, similarity
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.anatomy import label
 from model_zoo.evaluation.dir_cases import Case, affine_fit, as_the_node, build, cases, dictionary, polynomial_fit
+from model_zoo.lesion_decision import Decision
 from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.registry import Model
 from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
@@ -104,8 +105,9 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         "FLAIR": affine_fit(case.flair, case),
     }
     segmented = {
-        OURS: (both.lesion > 0.5) & case.brain,
-        ALONE: (alone.lesion > 0.5) & case.brain,
+        OURS: _decided(both, case, structure),
+        ALONE: _decided(alone, case, structure),
+        "FLAIR + T1w, probability above 0.5": (both.lesion > 0.5) & case.brain,
         "FLAIR above its best threshold": _best_threshold(case),
     }
     return _Scored(
@@ -117,6 +119,11 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         _sd_numbers(both, case) if passes > 1 else {},
         both,
     )
+
+
+def _decided(p: SyntheticDir, case: Case, structure: Tensor) -> Tensor:
+    """The lesions that the pipeline tells."""
+    return torch.from_numpy(Decision().decide(p.lesion.numpy(), case.flair.numpy(), structure.numpy()).mask)
 
 
 def _rendered(p: SyntheticDir, case: Case) -> Tensor:
