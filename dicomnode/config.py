@@ -80,6 +80,7 @@ class NodeConfig(Section):
     max_associations: int = Field(default=32, ge=1)
     max_pdu: int = Field(default=131072, ge=4096, le=4294967294)
     network_timeout_s: Seconds = 60.0
+    log_format: Literal["text", "json"] = "text"
     tls: TlsConfig | None = None
 
 

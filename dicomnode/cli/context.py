@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -44,11 +43,11 @@ def engine(config: Config) -> Engine:
     return found
 
 
-def log_to_stderr() -> None:
-    """Our own lines only: libraries log data sets, and what they say is wrong is in our errors and rows."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for name in ("pynetdicom", "pydicom", "highdicom", "apscheduler", "alembic", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def log_to_stderr(config: Config) -> None:
+    """Our own lines, as [node] log_format says."""
+    from dicomnode import log_lines
+
+    log_lines.begin(config.node.log_format)
 
 
 def print_json(value: Any) -> None:
