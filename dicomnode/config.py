@@ -17,6 +17,7 @@ from dicomnode.errors import ConfigError
 from dicomnode.models_config import ModelsConfig
 from dicomnode.notification_config import NotificationsConfig
 from dicomnode.preferences import Preferences, ResultsConfig, Section
+from dicomnode.retention_config import Days, RetentionConfig
 from dicomnode.web_config import WebConfig
 
 __all__ = [
@@ -139,6 +140,8 @@ class Route(Section):
     priority: int = 0
     model: str = ""
     refusal_note: bool | None = None
+    keep_sources_days: Days | None = None
+    keep_results_days: Days | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -192,6 +195,7 @@ class Config(Section):
     delivery: DeliveryConfig = DeliveryConfig()
     results: ResultsConfig = ResultsConfig()
     quality: QualityConfig = QualityConfig()
+    retention: RetentionConfig = RetentionConfig()
     web: WebConfig = WebConfig()
     models: ModelsConfig = ModelsConfig()
     notifications: NotificationsConfig = NotificationsConfig()

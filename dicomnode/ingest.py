@@ -235,7 +235,7 @@ def _settle_conflict(ledger: Ledger, arrival: Arrival, registration: Registratio
     with ledger.sessions() as session:
         known = session.get_one(Instance, registration.instance_id)
         first = ledger.root / known.relative_path
-        same_syntax = known.transfer_syntax_uid == arrival.facts.transfer_syntax_uid
+        same_syntax = known.transfer_syntax_uid == arrival.facts.transfer_syntax_uid and known.expired_at is None
     second = spool.path(ledger.root, arrival.file)
     if same_syntax and _same_data_set(first, second):
         _remove_unless_referred_to(ledger, arrival.file)

@@ -29,6 +29,7 @@ from dicomnode.backfill import Backfill
 from dicomnode.config import Config
 from dicomnode.meters import Meters
 from dicomnode.pulse import Pulse
+from dicomnode.retention import Retention
 
 if TYPE_CHECKING:
     from dicomnode.web.server import Server as WebServer
@@ -145,6 +146,7 @@ def make_clock(
     sessions: sessionmaker[Session], config: Config, *, now: Clock, pulse: Pulse | None = None
 ) -> BackgroundScheduler:
     """The sweeps, each on a thread of its own: a slow destination does not hold up completion, nor the other way."""
+    retention = Retention(sessions, config)
     sweeps: dict[str, Callable[[], int]] = {
         "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
         "routing": lambda: routing.route_complete(sessions, config, now=now()),
@@ -152,6 +154,7 @@ def make_clock(
         "leases": lambda: _expire_leases(sessions, config, now()),
         "delivery": lambda: delivery.deliver_due(sessions, config, now=now()),
         "notifications": lambda: notification.notify_due(sessions, config, now=now()),
+        "retention": lambda: retention.step(now=now()),
         "backfill": Backfill(sessions, config.spool_dir).step,
     }
     executors = {name: ThreadPoolExecutor(1) for name in sweeps}
