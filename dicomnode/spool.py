@@ -26,7 +26,7 @@ from dicomnode.errors import OutOfSpace
 if TYPE_CHECKING:
     from dicomnode.config import SpoolConfig
 
-__all__ = ["Writer", "check_space", "open_writer", "path", "prepare", "remove", "sweep", "write"]
+__all__ = ["Writer", "check_space", "is_fresh", "open_writer", "path", "prepare", "remove", "sweep", "write"]
 
 _INCOMING = "incoming"
 _LEAVING = ".leaving"
@@ -195,11 +195,19 @@ def remove(root: Path, sha256: str, *, now: datetime) -> bool:
         os.rename(final, aside)
     except FileNotFoundError:
         return True
-    if now.timestamp() - aside.stat().st_mtime < _FRESH_S:
+    if is_fresh(aside, now=now):
         _put_back(aside, final)
         return False
     aside.unlink()
     return True
+
+
+def is_fresh(path: Path, *, now: datetime) -> bool:
+    """Whether it was written so lately that its row may be on its way, or is gone meanwhile."""
+    try:
+        return now.timestamp() - path.stat().st_mtime < _FRESH_S
+    except FileNotFoundError:
+        return True
 
 
 def _put_back(aside: Path, final: Path) -> None:

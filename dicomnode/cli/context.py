@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dicomnode.config import Config
 
-__all__ = ["AsJson", "config", "engine", "log_to_stderr", "print_json", "print_rows"]
+__all__ = ["AsJson", "as_text", "config", "engine", "log_to_stderr", "print_json", "print_rows"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -52,7 +52,7 @@ def log_to_stderr(config: Config) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; moments in ISO 8601."""
-    json.dump(value, sys.stdout, indent=2, default=_as_text)
+    json.dump(value, sys.stdout, indent=2, default=as_text)
     sys.stdout.write("\n")
 
 
@@ -85,5 +85,6 @@ def _cell(value: Any) -> str:
     return "" if value is None else escape(str(value))
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """What JSON has no word for."""
     return value.isoformat() if isinstance(value, datetime) else str(value)
