@@ -41,8 +41,8 @@ log = logging.getLogger("dicomnode.node")
 SWEEP_S = 1.0
 DRAIN_S = 20.0
 _REPORT_S = 10.0
-_PATIENCE_S = {"delivery": 1800.0, "fetching": 1800.0, "notifications": 1800.0}
-"""A sweep that waits for others' machines may take long; the rest has to succeed every minute."""
+_PATIENCE_S = dict.fromkeys(("delivery", "fetching", "notifications", "retention"), 1800.0)
+"""What waits for others' machines, or deletes much, may take long; the rest has to succeed every minute."""
 
 Clock = Callable[[], datetime]
 

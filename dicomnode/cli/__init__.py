@@ -33,6 +33,8 @@ COMMANDS = {
     "models": ("dicomnode.cli.models", "app", "Bundles: install, verify, deploy, compare, roll back."),
     "quarantine": ("dicomnode.cli.quarantine", "app", "What was not accepted: list, show, release, discard."),
     "storage": ("dicomnode.cli.storage", "app", "Files against rows: digests, orphans."),
+    "backup": ("dicomnode.cli.backup", "backup", "Back up a node that may run meanwhile."),
+    "restore": ("dicomnode.cli.backup", "restore", "Restore a backup into an empty data folder."),
     "audit": ("dicomnode.cli.audit", "app", "The audit trail: verify it, export a study's part."),
     "viewer": ("dicomnode.cli.viewer", "app", "Install the viewer that the node serves."),
     "train": ("dicomnode.cli.train", "train", "Train a model of the zoo and write it as a bundle."),
