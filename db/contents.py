@@ -27,6 +27,7 @@ __all__ = [
 
 _OWN = Output.rendition == ""
 """Without the forms that single destinations want instead."""
+_HELD = Instance.expired_at.is_(None)
 _NO_PICTURES = ("SR", "KO", "PR", "REG", "RWV", "DOC", "PLAN", "RTPLAN", "ECG", "AU")
 
 
@@ -110,25 +111,26 @@ def input_series(session: Session, job_ids: Sequence[int]) -> dict[int, list[tup
 
 def files_of(session: Session, job_id: int, series_uid: str) -> list[tuple[str, str]]:
     """Kind ("" for an input) and SHA-256 of a job's files of one series, taken or made."""
-    outputs = select(Output.kind, Output.sha256).where(Output.job_id == job_id, Output.series_uid == series_uid, _OWN)
+    here = (Output.job_id == job_id, Output.series_uid == series_uid, Output.expired_at.is_(None))
+    outputs = select(Output.kind, Output.sha256).where(*here, _OWN)
     found = session.execute(outputs.order_by(Output.id)).all()
     if not found:
         taken = select(Instance.sha256).join(JobInput, JobInput.instance_id == Instance.id)
         taken = taken.join(Series, Instance.series_id == Series.id)
-        taken = taken.where(JobInput.job_id == job_id, Series.series_uid == series_uid)
+        taken = taken.where(JobInput.job_id == job_id, Series.series_uid == series_uid, Instance.expired_at.is_(None))
         return [("", sha256) for sha256 in session.scalars(taken.order_by(JobInput.id))]
     return [(kind, sha256) for kind, sha256 in found]
 
 
 def middle_files(session: Session, study_id: int, series_uid: str = "", *, limit: int = 4) -> list[str]:
     """SHA-256 of the instance in the middle of each series (or of that one), received ones first, then results."""
-    counted = select(Series.id, func.count(Instance.id)).join(Instance).where(Series.study_id == study_id)
+    counted = select(Series.id, func.count(Instance.id)).join(Instance).where(Series.study_id == study_id, _HELD)
     counted = counted.where(Series.series_uid == series_uid if series_uid else Series.modality.not_in(_NO_PICTURES))
     found: list[str] = []
     for id, count in session.execute(counted.group_by(Series.id).order_by(Series.id).limit(limit)).all():
-        one = select(Instance.sha256).where(Instance.series_id == id).order_by(Instance.id)
+        one = select(Instance.sha256).where(Instance.series_id == id, _HELD).order_by(Instance.id)
         found += session.scalars(one.offset(count // 2).limit(1)).all()
-    results = select(Output.sha256).join(Job).where(Job.study_id == study_id, _OWN)
+    results = select(Output.sha256).join(Job).where(Job.study_id == study_id, _OWN, Output.expired_at.is_(None))
     results = results.where(Output.series_uid == series_uid) if series_uid else results
     by_label = results.order_by(Output.kind != "labelled image", Output.job_id.desc(), Output.id)
     shown = list(session.scalars(by_label.limit(500 if series_uid else limit)))

@@ -59,17 +59,19 @@ class Wanted:
 
 def studies(wanted: Wanted) -> Select[Any]:
     """Ids, the newest first."""
-    return select(Study.id).where(*_study(wanted)).order_by(Study.id.desc())
+    return select(Study.id).where(Study.expired_at.is_(None), *_study(wanted)).order_by(Study.id.desc())
 
 
 def received_series(wanted: Wanted) -> Select[Any]:
     """Ids of series of which something was received."""
-    return _in_studies(select(Series.id), wanted).where(*_series(wanted)).order_by(Series.study_id, Series.id)
+    found = _in_studies(select(Series.id), wanted).where(Series.expired_at.is_(None), *_series(wanted))
+    return found.order_by(Series.study_id, Series.id)
 
 
 def result_series(wanted: Wanted) -> Select[Any]:
     """For each series that holds new results only, the id of its first one."""
-    known = select(Series.id).where(Series.study_id == Job.study_id, Series.series_uid == Output.series_uid).exists()
+    same = (Series.study_id == Job.study_id, Series.series_uid == Output.series_uid, Series.expired_at.is_(None))
+    known = select(Series.id).where(*same).exists()
     found = new_results(select(func.min(Output.id)), wanted.states).where(~known, *_kept(wanted, keywords.SERIES))
     return _of_jobs(found, wanted).group_by(Job.study_id, Output.series_uid).order_by(func.min(Output.id))
 
@@ -77,7 +79,7 @@ def result_series(wanted: Wanted) -> Select[Any]:
 def received_images(wanted: Wanted) -> Select[Any]:
     """Ids of received instances. Without keys of studies or series one index gives them in their order."""
     above = [*_study(wanted), *_series(wanted)]
-    found = select(Instance.id).where(*_image(wanted))
+    found = select(Instance.id).where(Instance.expired_at.is_(None), *_image(wanted))
     if above:
         series = _in_studies(select(Series.id), wanted).where(*_series(wanted))
         found = found.where(Instance.series_id.in_(series))
@@ -93,12 +95,14 @@ def result_images(wanted: Wanted) -> Select[Any]:
 
 def new_results(statement: Any, states: Sequence[JobState]) -> Select[Any]:
     """A selection from outputs and their jobs, of results that are seen and were not sent back."""
-    returned = select(Instance.id).where(Instance.sop_instance_uid == Output.sop_instance_uid).exists()
+    back = (Instance.sop_instance_uid == Output.sop_instance_uid, Instance.expired_at.is_(None))
+    returned = select(Instance.id).where(*back).exists()
     output, job = aliased(Output), aliased(Job)
     same = (
         output.sop_instance_uid == Output.sop_instance_uid,
         output.id < Output.id,
         output.rendition == "",
+        output.expired_at.is_(None),
         job.state.in_(states),
         job.shadow_of_id.is_(None),
     )
@@ -108,8 +112,9 @@ def new_results(statement: Any, states: Sequence[JobState]) -> Select[Any]:
 
 
 def _told(states: Sequence[JobState]) -> tuple[Condition, ...]:
-    """Not those of a job that only runs to be compared, nor the form that only some destination wanted."""
-    return Job.state.in_(states), Job.shadow_of_id.is_(None), Output.rendition == ""
+    """Not those of a job that only runs to be compared, nor the form that only some destination wanted, nor what has
+    expired."""
+    return Job.state.in_(states), Job.shadow_of_id.is_(None), Output.rendition == "", Output.expired_at.is_(None)
 
 
 def _in_studies(statement: Select[Any], wanted: Wanted) -> Select[Any]:
@@ -147,10 +152,11 @@ def _somewhere(wanted: Wanted, keyword: str) -> Condition:
     results = select(Job.study_id).join(Output, Output.job_id == Job.id)
     if keyword == "ModalitiesInStudy":
         received = select(Series.study_id).where(wanted.condition(keyword, Kind.CODE, Series.modality))
+        received = received.where(Series.expired_at.is_(None))
         results = results.where(wanted.condition(keyword, Kind.CODE, _word(Output.attributes, "Modality")))
     else:
         of_class = wanted.condition(keyword, Kind.UID, Instance.sop_class_uid)
-        received = select(Series.study_id).join(Instance).where(of_class)
+        received = select(Series.study_id).join(Instance).where(of_class, Instance.expired_at.is_(None))
         results = results.where(wanted.condition(keyword, Kind.UID, Output.sop_class_uid))
     in_job = and_(Job.study_id == Study.id, *_told(wanted.states))
     return or_(received.where(Series.study_id == Study.id).exists(), results.where(in_job).exists())

@@ -358,6 +358,10 @@ def _keep(job: Job, outputs: Sequence[OutputFile], now: datetime) -> None:
         if row is None:
             row = _row(output, now)
             job.outputs.append(row)
+        if row.expired_at is not None:  # retention has taken away what an earlier run made
+            row.expired_at = row.removed_at = None
+            row.sha256, row.size_bytes = output.file.sha256, output.file.size_bytes
+            row.relative_path = output.file.relative_path
         row.rendition = output.rendition
         row.destinations = None if output.destinations is None else list(output.destinations)
         row.spare_for = list(output.spare_for) or None

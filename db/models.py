@@ -1,4 +1,8 @@
-"""The tables. Patient data lives here and in the spool, and nowhere else."""
+"""The tables. Patient data lives here and in the spool, and nowhere else.
+
+``expired_at``: since then retention has taken it from what the node holds (db/retention.py); ``removed_at``: since then
+its file is gone, too.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +74,7 @@ class Study(Base):
     last_received_at: Mapped[datetime]
     completed_at: Mapped[datetime | None]
     completed_by: Mapped[str] = mapped_column(default="")
+    expired_at: Mapped[datetime | None]
 
     series: Mapped[list[Series]] = relationship(back_populates="study", order_by="Series.id")
     jobs: Mapped[list[Job]] = relationship(back_populates="study", order_by="Job.id")
@@ -92,6 +97,7 @@ class Series(Base):
     series_uid: Mapped[Uid] = mapped_column(index=True)
     modality: Mapped[str] = mapped_column(default="")
     attributes: Mapped[dict[str, Any]]
+    expired_at: Mapped[datetime | None]
 
     study: Mapped[Study] = relationship(back_populates="series")
     instances: Mapped[list[Instance]] = relationship(back_populates="series", order_by="Instance.id")
@@ -120,10 +126,12 @@ class Instance(Base):
     sender_address: Mapped[str]
     received_at: Mapped[datetime]
     attributes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    expired_at: Mapped[datetime | None]
+    removed_at: Mapped[datetime | None]
 
     series: Mapped[Series] = relationship(back_populates="instances")
 
-    __table_args__ = (Index(None, "series_id", "id"),)
+    __table_args__ = (Index(None, "series_id", "id"), Index(None, "sha256"))
 
 
 class Job(Base):
@@ -213,11 +221,13 @@ class Output(Base):
     rendition: Mapped[Later]
     destinations: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     spare_for: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    expired_at: Mapped[datetime | None]
+    removed_at: Mapped[datetime | None]
 
     job: Mapped[Job] = relationship(back_populates="outputs")
     deliveries: Mapped[list[Delivery]] = relationship(back_populates="output", order_by="Delivery.id")
 
-    __table_args__ = (UniqueConstraint("job_id", "sop_instance_uid"),)
+    __table_args__ = (UniqueConstraint("job_id", "sop_instance_uid"), Index(None, "sha256"))
 
 
 class Delivery(Base):
@@ -350,6 +360,7 @@ class Quarantine(Base):
     sender_ae_title: Mapped[str]
     sender_address: Mapped[str]
     received_at: Mapped[datetime]
+    removed_at: Mapped[datetime | None]
 
 
 class Event(Base):

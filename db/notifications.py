@@ -28,6 +28,7 @@ __all__ = [
     "expire_leases",
     "failed",
     "given_up",
+    "is_replaced",
     "job_ended",
     "object_delivered",
     "object_given_up",
@@ -82,7 +83,7 @@ def object_delivered(session: Session, job_id: int, *, now: datetime) -> None:
     rows = session.scalars(
         select(Delivery).join(Output).where(Output.job_id == job_id).options(joinedload(Delivery.output))
     ).all()
-    if any(row.state is not DeliveryState.DELIVERED and not _replaced(row, rows) for row in rows):
+    if any(row.state is not DeliveryState.DELIVERED and not is_replaced(row, rows) for row in rows):
         return
     there = sorted({row.destination for row in rows if row.state is DeliveryState.DELIVERED})
     count = sum(row.state is DeliveryState.DELIVERED for row in rows)
@@ -204,7 +205,7 @@ def _unfinished(session: Session, job_id: int) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
-def _replaced(row: Delivery, rows: Collection[Delivery]) -> bool:
+def is_replaced(row: Delivery, rows: Collection[Delivery]) -> bool:
     """Whether the destination did not take this kind, and got another instead (``deliveries.fall_back``)."""
     return row.output.destinations is not None and any(
         other.destination == row.destination and row.destination in (other.output.spare_for or ()) for other in rows

@@ -110,10 +110,12 @@ _SEARCHED = frozenset(
 _TOUCH_STUDY = (
     update(cast(Table, Study.__table__))
     .where(Study.study_uid == bindparam("uid"))
-    .values(last_received_at=bindparam("now"))
+    .values(last_received_at=bindparam("now"), expired_at=None)
     .returning(Study.id, Study.state, Study.revision)
 )
-_FIND_SERIES = select(Series.id).where(Series.study_id == bindparam("study"), Series.series_uid == bindparam("uid"))
+_FIND_SERIES = select(Series.id, Series.expired_at).where(
+    Series.study_id == bindparam("study"), Series.series_uid == bindparam("uid")
+)
 _FIND_INSTANCE = select(Instance.id, Instance.sha256).where(Instance.sop_instance_uid == bindparam("uid"))
 
 
@@ -200,7 +202,8 @@ def _register(session: Session, studies: dict[str, _Open], arrival: Arrival, now
         series_id = series_id or _new_series(session, study, facts)
     studies[facts.study_uid] = study
     late = study.state is not StudyState.RECEIVING
-    instance_id = _insert_new(session, Instance, _instance_values(arrival, series_id, study.revision + late, now))
+    values = _instance_values(arrival, series_id, study.revision + late, now)
+    instance_id = _insert_new(session, Instance, values) or _take_again(session, values)
     if instance_id is None:
         return _known(session, arrival) or Registration("conflict", None)
     if late and not _is_own_result(session, facts.sop_instance_uid):
@@ -208,6 +211,14 @@ def _register(session: Session, studies: dict[str, _Open], arrival: Arrival, now
     detail = {"sha256": arrival.file.sha256, "study": study.id, "sender": arrival.sender.ae_title}
     audit.append(session, subject="instances", subject_id=instance_id, event="received", detail=detail, now=now)
     return Registration("new", instance_id)
+
+
+def _take_again(session: Session, values: dict[str, Any]) -> int | None:
+    """The row of an instance that retention had taken away and somebody has sent again; it has the file of now."""
+    gone = (Instance.sop_instance_uid == values["sop_instance_uid"], Instance.series_id == values["series_id"])
+    again = update(Instance).where(*gone, Instance.expired_at.is_not(None)).values(expired_at=None, removed_at=None)
+    statement = again.values(values).returning(Instance.id).execution_options(synchronize_session=False)
+    return session.scalar(statement)
 
 
 def _lock_study(session: Session, study_uid: str, now: datetime) -> _Open | None:
@@ -258,10 +269,12 @@ def _instance_values(arrival: Arrival, series_id: int, revision: int, now: datet
 
 def _series_id(session: Session, study: _Open, series_uid: str) -> int | None:
     if series_uid not in study.series:
-        found = session.connection().scalar(_FIND_SERIES, {"study": study.id, "uid": series_uid})
+        found = session.connection().execute(_FIND_SERIES, {"study": study.id, "uid": series_uid}).one_or_none()
         if found is None:
             return None
-        study.series[series_uid] = found
+        if found.expired_at is not None:
+            session.execute(update(Series).where(Series.id == found.id).values(expired_at=None))
+        study.series[series_uid] = found.id
     return study.series[series_uid]
 
 

@@ -15,6 +15,8 @@ from db.states import JobState
 
 __all__ = ["Seen", "of_series", "of_studies"]
 
+_HELD = Series.expired_at.is_(None)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -38,7 +40,9 @@ def of_series(seen: Seen, pairs: Sequence[tuple[int, str]]) -> dict[tuple[int, s
     """How many instances each series holds, by the study's id and the series' UID."""
     uids = sorted({uid for _, uid in pairs})
     received = select(Series.study_id, Series.series_uid, func.count(Instance.id)).join(Instance)
-    received = received.where(Series.series_uid.in_(uids)).group_by(Series.study_id, Series.series_uid)
+    received = received.where(Series.series_uid.in_(uids), Instance.expired_at.is_(None)).group_by(
+        Series.study_id, Series.series_uid
+    )
     results = new_results(select(Job.study_id, Output.series_uid, func.count(Output.id)), seen.states)
     results = results.where(Output.series_uid.in_(uids)).group_by(Job.study_id, Output.series_uid)
     found: dict[tuple[int, str], int] = {}
@@ -49,7 +53,11 @@ def of_series(seen: Seen, pairs: Sequence[tuple[int, str]]) -> dict[tuple[int, s
 
 
 def _instances(seen: Seen, ids: Sequence[int]) -> dict[int, int]:
-    received = select(Series.study_id, func.count(Instance.id)).join(Instance).where(Series.study_id.in_(ids))
+    received = (
+        select(Series.study_id, func.count(Instance.id))
+        .join(Instance)
+        .where(Series.study_id.in_(ids), Instance.expired_at.is_(None))
+    )
     results = new_results(select(Job.study_id, func.count(Output.id)), seen.states).where(Job.study_id.in_(ids))
     found = dict.fromkeys(ids, 0)
     for statement in (received.group_by(Series.study_id), results.group_by(Job.study_id)):
@@ -59,20 +67,24 @@ def _instances(seen: Seen, ids: Sequence[int]) -> dict[int, int]:
 
 
 def _series(seen: Seen, ids: Sequence[int]) -> dict[int, int]:
-    received = select(Series.study_id, Series.series_uid).where(Series.study_id.in_(ids))
+    received = select(Series.study_id, Series.series_uid).where(Series.study_id.in_(ids), _HELD)
     results = new_results(select(Job.study_id, Output.series_uid), seen.states).where(Job.study_id.in_(ids))
     return {study: len(uids) for study, uids in _united(seen, ids, received, results).items()}
 
 
 def _modalities(seen: Seen, ids: Sequence[int]) -> dict[int, list[str]]:
-    received = select(Series.study_id, Series.modality).where(Series.study_id.in_(ids))
+    received = select(Series.study_id, Series.modality).where(Series.study_id.in_(ids), _HELD)
     modality = cast(Output.attributes["Modality"].as_string(), String)
     results = new_results(select(Job.study_id, modality), seen.states).where(Job.study_id.in_(ids))
     return _united(seen, ids, received, results)
 
 
 def _classes(seen: Seen, ids: Sequence[int]) -> dict[int, list[str]]:
-    received = select(Series.study_id, Instance.sop_class_uid).join(Instance).where(Series.study_id.in_(ids))
+    received = (
+        select(Series.study_id, Instance.sop_class_uid)
+        .join(Instance)
+        .where(Series.study_id.in_(ids), Instance.expired_at.is_(None))
+    )
     results = new_results(select(Job.study_id, Output.sop_class_uid), seen.states).where(Job.study_id.in_(ids))
     return _united(seen, ids, received, results)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
-from db.models import Chain, Delivery, Event, Job, Output, PriorSearch
+from db.models import Chain, Delivery, Event, Instance, Job, Notification, Output, PriorSearch, Series
 
-__all__ = ["head", "latest", "of_study", "subjects_since"]
+__all__ = ["head", "latest", "of_study", "subjects_since", "whole_study"]
+
+_AT_ONCE = 500
 
 
 def head(session: Session) -> int:
@@ -33,6 +35,28 @@ def of_study(session: Session, study_id: int, *, limit: int = 200) -> Sequence[E
     mine = [(Event.subject == name) & Event.subject_id.in_(_as_words(session, ids)) for name, ids in rows.items()]
     own = (Event.subject == "studies") & (Event.subject_id == str(study_id))
     return session.scalars(select(Event).where(or_(own, *mine)).order_by(Event.seq.desc()).limit(limit)).all()
+
+
+def whole_study(session: Session, study_id: int) -> Sequence[Event]:
+    """Everything that happened to a study and all that belongs to it, in its order."""
+    instances = select(Instance.id).join(Series).where(Series.study_id == study_id)
+    jobs = select(Job.id).where(Job.study_id == study_id)
+    deliveries = select(Delivery.id).join(Output, Delivery.output_id == Output.id).where(Output.job_id.in_(jobs))
+    told = select(Notification.id).where(Notification.job_id.in_(jobs))
+    searches = select(PriorSearch.id).where(PriorSearch.study_id == study_id)
+    rows = {"instances": instances, "jobs": jobs, "deliveries": deliveries, "notifications": told,
+            "prior_searches": searches}  # fmt: skip
+    found: list[Event] = []
+    for name, ids in rows.items():
+        found += _of_rows(session, name, _as_words(session, ids))
+    found += _of_rows(session, "studies", [str(study_id)])
+    return sorted(found, key=lambda event: event.seq)
+
+
+def _of_rows(session: Session, subject: str, ids: Sequence[str]) -> Iterator[Event]:
+    for at in range(0, len(ids), _AT_ONCE):
+        mine = (Event.subject == subject, Event.subject_id.in_(ids[at : at + _AT_ONCE]))
+        yield from session.scalars(select(Event).where(*mine))
 
 
 def subjects_since(session: Session, seq: int, *, limit: int = 1000) -> frozenset[str]:

@@ -17,6 +17,7 @@ from dicomnode.errors import ConfigError
 from dicomnode.models_config import ModelsConfig
 from dicomnode.notification_config import NotificationsConfig
 from dicomnode.preferences import Preferences, ResultsConfig, Section
+from dicomnode.retention_config import Days, RetentionConfig
 from dicomnode.web_config import WebConfig
 
 __all__ = [
@@ -80,6 +81,7 @@ class NodeConfig(Section):
     max_associations: int = Field(default=32, ge=1)
     max_pdu: int = Field(default=131072, ge=4096, le=4294967294)
     network_timeout_s: Seconds = 60.0
+    log_format: Literal["text", "json"] = "text"
     tls: TlsConfig | None = None
 
 
@@ -138,6 +140,8 @@ class Route(Section):
     priority: int = 0
     model: str = ""
     refusal_note: bool | None = None
+    keep_sources_days: Days | None = None
+    keep_results_days: Days | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -191,6 +195,7 @@ class Config(Section):
     delivery: DeliveryConfig = DeliveryConfig()
     results: ResultsConfig = ResultsConfig()
     quality: QualityConfig = QualityConfig()
+    retention: RetentionConfig = RetentionConfig()
     web: WebConfig = WebConfig()
     models: ModelsConfig = ModelsConfig()
     notifications: NotificationsConfig = NotificationsConfig()

@@ -21,6 +21,7 @@ from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
 from dicomnode import headers, spool
 from dicomnode.encoded import OpenFile, file_meta, open_source, read_file_meta
 from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
+from dicomnode.meters import Meters
 
 if TYPE_CHECKING:
     from dicomnode.config import SpoolConfig
@@ -71,8 +72,11 @@ class Ledger:
     files, and committed when every file of theirs is durable.
     """
 
-    def __init__(self, root: Path, sessions: sessionmaker[Session], now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, root: Path, sessions: sessionmaker[Session], now: Callable[[], datetime], meters: Meters | None = None
+    ) -> None:
         self.root, self.sessions, self.now = root, sessions, now
+        self.meters = meters or Meters()
         self._lock = threading.Lock()
         self._waiting: list[_Entry] = []
         self._busy = False
@@ -182,11 +186,15 @@ class Reception:
             if self._failure is not None:
                 raise self._failure
             assert self._writer is not None
-            receive_instance(self._ledger, self._writer, self._data_set_at, self._announced, self._sender)
+            size_bytes = self._writer.size_bytes
+            done = receive_instance(self._ledger, self._writer, self._data_set_at, self._announced, self._sender)
+            self._ledger.meters.received("new" if done.kind == "new" else "duplicate", size_bytes)
         except NodeError as exc:
+            self._ledger.meters.refused(exc)
             _log.warning("an instance from %s was refused: %s", self._sender.address, exc)
             return exc.dicom_status, str(exc)
         except Exception as exc:  # the wire must be answered whatever broke; never with a success
+            self._ledger.meters.refused(exc)
             _log.error("an instance from %s could not be kept: %s", self._sender.address, type(exc).__name__)
             return NodeError.dicom_status, "the node could not keep the instance; send it again"
         finally:
@@ -227,7 +235,7 @@ def _settle_conflict(ledger: Ledger, arrival: Arrival, registration: Registratio
     with ledger.sessions() as session:
         known = session.get_one(Instance, registration.instance_id)
         first = ledger.root / known.relative_path
-        same_syntax = known.transfer_syntax_uid == arrival.facts.transfer_syntax_uid
+        same_syntax = known.transfer_syntax_uid == arrival.facts.transfer_syntax_uid and known.expired_at is None
     second = spool.path(ledger.root, arrival.file)
     if same_syntax and _same_data_set(first, second):
         _remove_unless_referred_to(ledger, arrival.file)

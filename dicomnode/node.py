@@ -11,20 +11,25 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
 from db import jobs, migrations
-from dicomnode import completion, delivery, fetching, notification, routing, scp
+from db import workers as reports
+from dicomnode import completion, delivery, fetching, gpus, notification, routing, scp
 from dicomnode.backfill import Backfill
 from dicomnode.config import Config
+from dicomnode.meters import Meters
+from dicomnode.pulse import Pulse
+from dicomnode.retention import Retention
 
 if TYPE_CHECKING:
     from dicomnode.web.server import Server as WebServer
@@ -35,6 +40,9 @@ log = logging.getLogger("dicomnode.node")
 
 SWEEP_S = 1.0
 DRAIN_S = 20.0
+_REPORT_S = 10.0
+_PATIENCE_S = dict.fromkeys(("delivery", "fetching", "notifications", "retention"), 1800.0)
+"""What waits for others' machines, or deletes much, may take long; the rest has to succeed every minute."""
 
 Clock = Callable[[], datetime]
 
@@ -59,13 +67,15 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     sessions = engines.sessions(engine)
     delivery.resume(sessions, now=utc_now())
     notification.resume(sessions, now=utc_now())
-    server = scp.start(config, now=utc_now)
-    clock = make_clock(sessions, config, now=utc_now)
+    meters, pulse = Meters(), Pulse(utc_now)
+    server = scp.start(config, now=utc_now, meters=meters)
+    clock = make_clock(sessions, config, now=utc_now, pulse=pulse)
     crew = Crew(config, sessions, workers)
+    pulse.expected_workers, pulse.count_workers = workers, crew.count
     web = None
     try:
         clock.start()
-        web = _start_web(config, sessions) if config.web.enabled else None
+        web = _start_web(config, sessions, meters, pulse) if config.web.enabled else None
         crew.start()
         ready(_ready_line(config, server.port, workers, web.address if web else ""))
         while not stop.wait(0.5):
@@ -90,7 +100,9 @@ def work(config: Config, *, once: bool, parent: int | None, stop: threading.Even
         threading.Thread(target=_stop_with, args=(parent, stop), name="parent watch", daemon=True).start()
     try:
         name = jobs.worker_name(os.getpid())
-        return worker.work(engines.sessions(engine), config, worker=name, stop=stop, once=once, now=utc_now)
+        sessions = engines.sessions(engine)
+        with _reporting(sessions, name):
+            return worker.work(sessions, config, worker=name, stop=stop, once=once, now=utc_now)
     finally:
         engine.dispose()
 
@@ -107,8 +119,34 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(which, handler)
 
 
-def make_clock(sessions: sessionmaker[Session], config: Config, *, now: Clock) -> BackgroundScheduler:
+@contextmanager
+def _reporting(sessions: sessionmaker[Session], name: str) -> Iterator[None]:
+    """While inside, the worker of that name says every now and then that it is alive, and which GPUs it sees."""
+    done = threading.Event()
+
+    def tell() -> None:
+        while True:
+            with suppress(SQLAlchemyError), sessions.begin() as session:
+                reports.report(session, name, gpus=gpus.seen(), now=utc_now())
+            if done.wait(_REPORT_S):
+                return
+
+    thread = threading.Thread(target=tell, name="report of the worker", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        with suppress(SQLAlchemyError), sessions.begin() as session:
+            reports.forget(session, name)
+
+
+def make_clock(
+    sessions: sessionmaker[Session], config: Config, *, now: Clock, pulse: Pulse | None = None
+) -> BackgroundScheduler:
     """The sweeps, each on a thread of its own: a slow destination does not hold up completion, nor the other way."""
+    retention = Retention(sessions, config)
     sweeps: dict[str, Callable[[], int]] = {
         "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
         "routing": lambda: routing.route_complete(sessions, config, now=now()),
@@ -116,14 +154,17 @@ def make_clock(sessions: sessionmaker[Session], config: Config, *, now: Clock) -
         "leases": lambda: _expire_leases(sessions, config, now()),
         "delivery": lambda: delivery.deliver_due(sessions, config, now=now()),
         "notifications": lambda: notification.notify_due(sessions, config, now=now()),
+        "retention": lambda: retention.step(now=now()),
         "backfill": Backfill(sessions, config.spool_dir).step,
     }
     executors = {name: ThreadPoolExecutor(1) for name in sweeps}
     defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
     scheduler = BackgroundScheduler(executors=executors, job_defaults=defaults, timezone=UTC)
     logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of every sweep that is longer than its interval
+    pulse = pulse or Pulse(now)
     for name, sweep in sweeps.items():
-        scheduler.add_job(_guarded, "interval", (name, sweep), seconds=SWEEP_S, id=name, executor=name)
+        pulse.watch(name, _PATIENCE_S.get(name, 60.0))
+        scheduler.add_job(_guarded, "interval", (name, sweep, pulse), seconds=SWEEP_S, id=name, executor=name)
     return scheduler
 
 
@@ -140,6 +181,10 @@ class Crew:
     def pids(self) -> list[int]:
         """The processes that were running when last looked at."""
         return [process.pid for process in self._processes]
+
+    def count(self) -> int:
+        """How many of them run."""
+        return sum(process.poll() is None for process in list(self._processes))
 
     def start(self) -> None:
         """Start what is missing."""
@@ -202,12 +247,14 @@ def _expire_leases(sessions: sessionmaker[Session], config: Config, now: datetim
     return len(lapsed)
 
 
-def _guarded(name: str, sweep: Callable[[], int]) -> None:
+def _guarded(name: str, sweep: Callable[[], int], pulse: Pulse) -> None:
     """The door of every sweep: it is tried again in a second, and its error's own words may name a patient."""
     try:
         if done := sweep():
             log.info("%s: %d", name, done)
+        pulse.succeeded(name)
     except Exception as error:
+        pulse.failed(name)
         last = traceback.extract_tb(error.__traceback__)[-1]
         log.error("%s: %s in %s, line %s", name, type(error).__name__, Path(last.filename).name, last.lineno)
 
@@ -218,11 +265,12 @@ def _stop_with(parent: int, stop: threading.Event) -> None:
             stop.set()
 
 
-def _start_web(config: Config, sessions: sessionmaker[Session]) -> WebServer:
+def _start_web(config: Config, sessions: sessionmaker[Session], meters: Meters, pulse: Pulse) -> WebServer:
     from dicomnode.web import server
     from dicomnode.web.app import create_app
 
-    return server.start(create_app(config, sessions, now=utc_now), config.web.host, config.web.port)
+    app = create_app(config, sessions, now=utc_now, meters=meters, pulse=pulse)
+    return server.start(app, config.web.host, config.web.port)
 
 
 def _ready_line(config: Config, port: int, workers: int, web: str) -> str:

@@ -25,7 +25,7 @@ class Received:
 
 def received(session: Session, study: Study) -> list[Received]:
     """The study's series without those that nobody may take: our results that an archive sent back, and what a search
-    has brought in part only."""
+    has brought in part only, and of what retention has taken away any part."""
     in_part = searches.unfinished(session, study)
     ours = select(Output.id).where(Output.sop_instance_uid == Instance.sop_instance_uid).exists()
     query = select(Series, Instance).join(Instance).where(Series.study_id == study.id, ~ours)
@@ -34,4 +34,4 @@ def received(session: Session, study: Study) -> list[Received]:
         if series.series_uid in in_part:
             continue
         found.setdefault(series.id, Received(series.attributes, [])).instances.append(instance)
-    return list(found.values())
+    return [each for each in found.values() if all(row.expired_at is None for row in each.instances)]

@@ -27,6 +27,7 @@ from dicomnode import pdata, query_retrieve, spool
 from dicomnode.config import Config, TlsConfig
 from dicomnode.errors import OutOfSpace
 from dicomnode.ingest import Announced, Ledger, Reception
+from dicomnode.meters import Meters
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 __all__ = ["TRANSFER_SYNTAXES", "Server", "is_storage", "start"]
@@ -126,12 +127,14 @@ class _Refusing:
         pass
 
 
-def start(config: Config, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Server:
+def start(
+    config: Config, *, now: Callable[[], datetime] = lambda: datetime.now(UTC), meters: Meters | None = None
+) -> Server:
     """Listen where the configuration says; the port is open when this returns."""
     root = config.spool_dir
     spool.prepare(root)
     database = engine.connect(config.database_url)
-    ledger = Ledger(root, engine.sessions(database), now)
+    ledger = Ledger(root, engine.sessions(database), now, meters)
     closing = threading.Event()
     service = query_retrieve.Service(config, engine.readers(database))
     listener = _listen(config, ledger, service, closing)
@@ -167,7 +170,7 @@ def _listen(config: Config, ledger: Ledger, service: query_retrieve.Service, clo
         (node.host, node.port),
         contexts=[build_context(Verification), *query_retrieve.supported_contexts()],
         ssl_context=_tls(config.tls) if config.tls else None,
-        evt_handlers=[(evt.EVT_REQUESTED, _admit, [config]), (evt.EVT_SOP_EXTENDED, _extended)],
+        evt_handlers=[(evt.EVT_REQUESTED, _admit, [config, ledger.meters]), (evt.EVT_SOP_EXTENDED, _extended)],
         server_class=_Listener,
         request_handler=_Handler,
     )
@@ -191,17 +194,19 @@ def _sender(assoc: Association) -> Sender:
     return Sender(assoc.requestor.primitive.calling_ae_title.strip(), _plain_address(assoc.requestor.address))
 
 
-def _admit(event: evt.Event, config: Config) -> None:
+def _admit(event: evt.Event, config: Config, meters: Meters) -> None:
     """On an A-ASSOCIATE-RQ: refuse it, or support the storage contexts that it proposes."""
     assoc = event.assoc
     sender = _sender(assoc)
     if not config.allows(sender.ae_title, sender.address):
         _log.warning("an association from %s was refused: not among the senders", sender.address)
+        meters.association_refused(None)
         return _reject(assoc, _CALLING_AE_TITLE_NOT_RECOGNISED)
     try:
         spool.check_space(config.spool_dir, config.spool)
     except OutOfSpace as exc:
         _log.error("an association from %s was refused: %s", sender.address, exc)
+        meters.association_refused(exc)
         return _reject(assoc, _TEMPORARY_CONGESTION)
     proposed = assoc.requestor.primitive.presentation_context_definition_list
     assoc.acceptor.supported_contexts = [*assoc.acceptor.supported_contexts, *_supported(proposed)]

@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -25,11 +26,14 @@ from dicomnode.errors import OutOfSpace
 if TYPE_CHECKING:
     from dicomnode.config import SpoolConfig
 
-__all__ = ["Writer", "check_space", "open_writer", "path", "prepare", "sweep", "write"]
+__all__ = ["Writer", "check_space", "is_fresh", "open_writer", "path", "prepare", "remove", "sweep", "write"]
 
 _INCOMING = "incoming"
+_LEAVING = ".leaving"
 _PIECE = 1 << 20  # what is collected in memory before it is written: most images are hashed and written in one go
 _WRITE = 1 << 16  # larger ones ask the page cache for large folios, dear once memory was in use (measured)
+_FRESH_S = 3600.0
+"""Longer than any write takes from its file to its row."""
 _START_EVERY = 4 << 20  # bytes after which the disk begins, so that a large file does not end in one long wait
 
 
@@ -177,7 +181,40 @@ def sweep(root: Path) -> int:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
             removed += 1
+    for left in (root / _INCOMING).glob(f"*{_LEAVING}"):  # killed between the move aside and the deletion
+        with contextlib.suppress(FileNotFoundError):
+            _put_back(left, path(root, left.name.removesuffix(_LEAVING)))
     return removed
+
+
+def remove(root: Path, sha256: str, *, now: datetime) -> bool:
+    """Delete a file that no row claims; True when it is gone. One that was written lately stays: its row may be on its
+    way. It is moved aside before it is looked at, so nobody can slip a new one under the look."""
+    final, aside = path(root, sha256), root / _INCOMING / f"{sha256}{_LEAVING}"
+    try:
+        os.rename(final, aside)
+    except FileNotFoundError:
+        return True
+    if is_fresh(aside, now=now):
+        _put_back(aside, final)
+        return False
+    aside.unlink()
+    return True
+
+
+def is_fresh(path: Path, *, now: datetime) -> bool:
+    """Whether it was written so lately that its row may be on its way, or is gone meanwhile."""
+    try:
+        return now.timestamp() - path.stat().st_mtime < _FRESH_S
+    except FileNotFoundError:
+        return True
+
+
+def _put_back(aside: Path, final: Path) -> None:
+    """Unless the same content has come again meanwhile."""
+    with contextlib.suppress(FileExistsError):
+        os.link(aside, final)
+    aside.unlink()
 
 
 def _create(folder: Path) -> tuple[str, int]:

@@ -55,7 +55,8 @@ class Told:
 def job_of(study: Study, number: int | None) -> Job:
     """The study's job of that number, or the newest one with a result. Raises NotFound."""
     jobs: list[Job] = [job for job in study.jobs if number in (None, job.id)]
-    ended = [job for job in jobs if job.state in (JobState.DONE, JobState.HELD, JobState.REFUSED) and job.outputs]
+    over = [job for job in jobs if job.state in (JobState.DONE, JobState.HELD, JobState.REFUSED)]
+    ended = [job for job in over if any(output.expired_at is None for output in job.outputs)]
     if not ended:
         what = f"job {number}" if number is not None else "any job"
         raise NotFound(f"study {study.study_uid}: no result of {what}; 'dicomnode studies show' lists its jobs")

@@ -21,7 +21,7 @@ from db.models import Job
 from dicomnode import comparing, headers, negotiation, processing, renditions, spool
 from dicomnode.comparing import Finished
 from dicomnode.config import Config
-from dicomnode.errors import InputRefused, NodeError
+from dicomnode.errors import InputRefused, NodeError, NotAllowed
 from dicomnode.negotiation import Chosen
 from dicomnode.objects import KEY_OBJECT, REFUSAL_NOTE, encoded, kind_of
 from dicomnode.processing import Produced, Task
@@ -273,6 +273,8 @@ def task_of(job: Job, config: Config) -> Task:
     """The job as the values that decide its result."""
     inputs: dict[str, list[Path]] = {}
     for each in job.inputs:
+        if each.instance.expired_at is not None:
+            raise NotAllowed(f"job {job.id}: its input {each.name!r} was deleted by retention; send it again")
         inputs.setdefault(each.name, []).append(spool.path(config.spool_dir, each.instance.sha256))
     drawn_like = job.shadow_of or job  # what is compared differs by its model, not by its dice
     return Task(

@@ -129,7 +129,7 @@ def test_certificates_are_found_beside_the_file_that_names_them(tmp_path: Path) 
     assert tls.key_file == Path("/etc/node.key")
 
 
-@pytest.mark.parametrize("section", ["retention"])
+@pytest.mark.parametrize("section", ["federation"])
 def test_a_setting_that_would_do_nothing_is_refused(tmp_path: Path, section: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown key '{section}'"):
         configuration.load(write(tmp_path, f"[{section}]\n"))

@@ -2,7 +2,10 @@
 
 from alembic import context
 
+from db import workers
 from db.models import Base
+
+assert workers.Worker.metadata is Base.metadata  # its table is one of them
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from dicomnode.config import Config
 
-__all__ = ["AsJson", "config", "engine", "log_to_stderr", "print_json", "print_rows"]
+__all__ = ["AsJson", "as_text", "config", "engine", "log_to_stderr", "print_json", "print_rows"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -44,16 +43,16 @@ def engine(config: Config) -> Engine:
     return found
 
 
-def log_to_stderr() -> None:
-    """Our own lines only: libraries log data sets, and what they say is wrong is in our errors and rows."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for name in ("pynetdicom", "pydicom", "highdicom", "apscheduler", "alembic", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def log_to_stderr(config: Config) -> None:
+    """Our own lines, as [node] log_format says."""
+    from dicomnode import log_lines
+
+    log_lines.begin(config.node.log_format)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; moments in ISO 8601."""
-    json.dump(value, sys.stdout, indent=2, default=_as_text)
+    json.dump(value, sys.stdout, indent=2, default=as_text)
     sys.stdout.write("\n")
 
 
@@ -86,5 +85,6 @@ def _cell(value: Any) -> str:
     return "" if value is None else escape(str(value))
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """What JSON has no word for."""
     return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -21,7 +21,7 @@ def serve(
     from dicomnode import node
 
     config = context.config(ctx)
-    context.log_to_stderr()
+    context.log_to_stderr(config)
     size = config.worker.concurrency if workers is None else workers
     with node.stop_on_signals() as stop:
         node.serve(config, workers=size, ready=lambda line: print(line, flush=True), stop=stop)
@@ -36,7 +36,7 @@ def work(
     from dicomnode import node
 
     config = context.config(ctx)
-    context.log_to_stderr()
+    context.log_to_stderr(config)
     node.prepare(config)
     with node.stop_on_signals() as stop:
         taken = node.work(config, once=once, parent=parent, stop=stop)

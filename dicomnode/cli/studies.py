@@ -97,7 +97,7 @@ def replay(
     from dicomnode import listings, replaying
 
     config = context.config(ctx)
-    context.log_to_stderr()
+    context.log_to_stderr(config)
     with readers(context.engine(config))() as session:
         tasks = replaying.finished(session, config, listings.study(session, uid), model)
     differences = [row for done in tasks for row in replaying.compare(done, config)]
@@ -120,7 +120,7 @@ def report(
     if kind not in ("pdf", "png"):
         raise typer.BadParameter(f"{out}: the page is written as .pdf or .png", param_hint="--out")
     config = context.config(ctx)
-    context.log_to_stderr()
+    context.log_to_stderr(config)
     with readers(context.engine(config))() as session:
         page = stored.page_of(stored.job_of(listings.study(session, uid), job), config, kind, identify=identify)
     out.write_bytes(page)

@@ -16,7 +16,9 @@ from starlette.staticfiles import StaticFiles
 
 from dicomnode.config import Config
 from dicomnode.errors import NodeError
-from dicomnode.web import access, dashboard, dicomweb, health, viewer
+from dicomnode.meters import Meters
+from dicomnode.pulse import Pulse
+from dicomnode.web import access, dashboard, dicomweb, health, metrics, viewer
 from dicomnode.web.security import Door, SecureHeaders
 
 __all__ = ["create_app"]
@@ -24,16 +26,26 @@ __all__ = ["create_app"]
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime]) -> FastAPI:
+def create_app(
+    config: Config,
+    sessions: sessionmaker[Session],
+    *,
+    now: Callable[[], datetime],
+    meters: Meters | None = None,
+    pulse: Pulse | None = None,
+) -> FastAPI:
     """Everything under ``/``. ``sessions`` write; readers are made from their engine.
 
+    ``meters``: what the receiver of this process counts; ``pulse``: of the clock and the workers that run beside it.
     Raises ConfigError when the token cannot be read.
     """
     token = access.read_token(config, now)
+    meters, pulse = meters or Meters(), pulse or Pulse(now)
     app = FastAPI(title="dicomnode", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(health.router(config, sessions))
+    app.include_router(health.router(config, sessions, pulse))
+    app.include_router(metrics.router(config, sessions, now=now, meters=meters, pulse=pulse))
     app.include_router(access.router(token))
-    app.include_router(dicomweb.router(config, sessions, now=now))
+    app.include_router(dicomweb.router(config, sessions, now=now, meters=meters))
     app.include_router(dicomweb.router(config, sessions, now=now, review=True))
     app.include_router(viewer.router(config))
     app.include_router(dashboard.router(config, sessions, now=now))

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
 from dicomnode.config import Config
+from dicomnode.meters import Meters
 from dicomnode.web import qido, stow, wado
 from dicomnode.web.holdings import Holdings
 
@@ -20,7 +21,12 @@ REVIEW = "/review/dicom-web"
 
 
 def router(
-    config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime], review: bool = False
+    config: Config,
+    sessions: sessionmaker[Session],
+    *,
+    now: Callable[[], datetime],
+    review: bool = False,
+    meters: Meters | None = None,
 ) -> APIRouter:
     """One of the two roots."""
     prefix = REVIEW if review else ROOT
@@ -29,5 +35,5 @@ def router(
     qido.add(routes, holdings)
     wado.add(routes, holdings)
     if not review:
-        stow.add(routes, holdings, config, sessions, now=now)
+        stow.add(routes, holdings, config, sessions, now=now, meters=meters)
     return routes

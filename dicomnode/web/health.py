@@ -1,4 +1,8 @@
-"""/healthz: this process answers. /readyz: it can do its work."""
+"""/healthz: this process answers. /readyz: it can do its work.
+
+Ready means: the database answers and is at this program's revision; the spool can be written, and there is space; where
+a clock runs in this process, every sweep has succeeded lately; where it starts workers, one runs.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,33 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.responses import JSONResponse
 
 from db import engine as engines
+from db import migrations
 from dicomnode import spool
 from dicomnode.config import Config
 from dicomnode.errors import OutOfSpace
+from dicomnode.pulse import Pulse
 
 __all__ = ["router"]
 
 
-def router(config: Config, sessions: sessionmaker[Session]) -> APIRouter:
+class _NotWell(Exception):
+    """A part answers, and is not as it should be."""
+
+
+def router(config: Config, sessions: sessionmaker[Session], pulse: Pulse) -> APIRouter:
     """Both answer without a token, and say nothing but what is well and what is not."""
     routes = APIRouter()
     readers = engines.readers(sessions.kw["bind"])
+    revision = migrations.head()
     parts: dict[str, Callable[[], None]] = {
-        "database": lambda: _ask_database(readers),
+        "database": lambda: _ask_database(readers, revision),
         "spool": lambda: _write_to_spool(config),
         "disk": lambda: spool.check_space(config.spool_dir, config.spool),
     }
+    if pulse.beats():
+        parts["clock"] = lambda: _look_at_clock(pulse)
+    if pulse.expected_workers:
+        parts["workers"] = lambda: _look_at_workers(pulse)
 
     @routes.get("/healthz")
     def healthz() -> JSONResponse:
@@ -45,14 +60,26 @@ def router(config: Config, sessions: sessionmaker[Session]) -> APIRouter:
 def _well(look: Callable[[], None]) -> str:
     try:
         look()
-    except (OSError, OutOfSpace, SQLAlchemyError):
+    except (OSError, OutOfSpace, SQLAlchemyError, _NotWell):
         return "failed"
     return "ok"
 
 
-def _ask_database(readers: sessionmaker[Session]) -> None:
+def _ask_database(readers: sessionmaker[Session], revision: str | None) -> None:
     with readers() as session:
         session.execute(text("SELECT count(*) FROM chain"))
+        if session.scalar(text("SELECT version_num FROM alembic_version")) != revision:
+            raise _NotWell("the database is of another version")
+
+
+def _look_at_clock(pulse: Pulse) -> None:
+    if late := pulse.late():
+        raise _NotWell(f"{', '.join(late)}: no success for too long")
+
+
+def _look_at_workers(pulse: Pulse) -> None:
+    if not pulse.count_workers():
+        raise _NotWell("no local worker runs")
 
 
 def _write_to_spool(config: Config) -> None:

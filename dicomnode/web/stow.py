@@ -27,6 +27,7 @@ from dicomnode.config import Config, SpoolConfig
 from dicomnode.encoded import Window, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, OutOfSpace
 from dicomnode.ingest import Announced, Ledger, Reception
+from dicomnode.meters import Meters
 from dicomnode.web import dicom_json, media_types
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.multipart import Parts, boundary_of
@@ -140,9 +141,10 @@ def add(
     sessions: sessionmaker[Session],
     *,
     now: Callable[[], datetime],
+    meters: Meters | None = None,
 ) -> None:
     """POST to /studies and to one study."""
-    ledger = Ledger(config.spool_dir, sessions, now)
+    ledger = Ledger(config.spool_dir, sessions, now, meters)
     longest = int(config.web.max_store_gb * 1e9)
 
     async def store(request: Request) -> Response:

@@ -1,0 +1,84 @@
+"""How deep and how old the queues are: only what is unfinished is counted, by the index of its state."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from db.models import Delivery, Job, Notification, PriorSearch, Quarantine, Study
+from db.states import DeliveryState, JobState, NotificationState, QuarantineState, SearchState, StudyState
+
+__all__ = ["deliveries", "jobs", "notifications", "oldest_s", "quarantined", "searches", "studies"]
+
+_STUDIES = (StudyState.RECEIVING, StudyState.COMPLETE)
+_JOBS = (JobState.READY, JobState.RUNNING, JobState.HELD, JobState.REFUSED, JobState.DEAD)
+_DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.GIVEN_UP)
+_NOTIFICATIONS = (NotificationState.WAITING, NotificationState.SENDING, NotificationState.GIVEN_UP)
+_SEARCHES = (SearchState.WANTED, SearchState.FETCHING)
+
+_OLDEST: tuple[tuple[str, Any, Any, Any], ...] = (
+    ("study_receiving", Study.opened_at, Study.state, StudyState.RECEIVING),
+    ("study_complete", Study.completed_at, Study.state, StudyState.COMPLETE),
+    ("job_ready", Job.created_at, Job.state, JobState.READY),
+    ("job_running", Job.started_at, Job.state, JobState.RUNNING),
+    ("job_held", Job.finished_at, Job.state, JobState.HELD),
+    ("delivery_waiting", Delivery.created_at, Delivery.state, DeliveryState.WAITING),
+    ("notification_waiting", Notification.created_at, Notification.state, NotificationState.WAITING),
+    ("search_open", PriorSearch.created_at, PriorSearch.state, SearchState.WANTED),
+)
+
+
+def studies(session: Session) -> dict[str, int]:
+    """Not yet routed, by state."""
+    counted = _counted(session, Study.state, among=(Study.state, _STUDIES))
+    return {str(state): counted.get((state,), 0) for state in _STUDIES}
+
+
+def jobs(session: Session) -> dict[tuple[str, ...], int]:
+    """By pipeline, model and state."""
+    return _words(_counted(session, Job.pipeline, Job.model, Job.state, among=(Job.state, _JOBS)))
+
+
+def deliveries(session: Session) -> dict[tuple[str, ...], int]:
+    """By destination and state."""
+    return _words(_counted(session, Delivery.destination, Delivery.state, among=(Delivery.state, _DELIVERIES)))
+
+
+def notifications(session: Session) -> dict[tuple[str, ...], int]:
+    """By name and state."""
+    among = (Notification.state, _NOTIFICATIONS)
+    return _words(_counted(session, Notification.name, Notification.state, among=among))
+
+
+def searches(session: Session) -> dict[tuple[str, ...], int]:
+    """Open ones, by peer and state."""
+    among = (PriorSearch.state, _SEARCHES)
+    return _words(_counted(session, PriorSearch.peer, PriorSearch.state, among=among))
+
+
+def quarantined(session: Session) -> int:
+    """What waits in quarantine for a person."""
+    kept = Quarantine.state == QuarantineState.KEPT
+    return session.scalar(select(func.count(Quarantine.id)).where(kept)) or 0
+
+
+def oldest_s(session: Session, *, now: datetime) -> dict[str, float]:
+    """By what waits, for how long the oldest of it has; 0 where nothing does."""
+    found: dict[str, float] = {}
+    for what, since, state, waiting in _OLDEST:
+        moment = session.scalar(select(func.min(since)).where(state == waiting))
+        found[what] = 0.0 if moment is None else max(0.0, (now - moment).total_seconds())
+    return found
+
+
+def _counted(session: Session, *by: Any, among: tuple[Any, Any]) -> dict[tuple[Any, ...], int]:
+    state, states = among
+    query = select(*by, func.count()).where(state.in_(states)).group_by(*by)
+    return {tuple(row[:-1]): row[-1] for row in session.execute(query)}
+
+
+def _words(counted: dict[tuple[Any, ...], int]) -> dict[tuple[str, ...], int]:
+    return {tuple(map(str, key)): count for key, count in counted.items()}

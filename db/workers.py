@@ -1,0 +1,56 @@
+"""The workers that say they are alive, on whatever machine, and the GPUs that they see.
+
+Not part of anything's state: leases alone decide whose a job is. A worker writes its own row and nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from db.base import Base, Pk
+
+__all__ = ["Worker", "alive", "forget", "report"]
+
+_KEPT = timedelta(days=1)
+
+
+class Worker(Base):
+    """A process that takes jobs. ``gpus``: by index, its name, use as a fraction, and memory in bytes."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[Pk]
+    name: Mapped[str] = mapped_column(unique=True)
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    gpus: Mapped[dict[str, Any]]
+
+    @property
+    def host(self) -> str:
+        """The machine on which it runs (``jobs.worker_name``)."""
+        return self.name.rpartition(":")[0]
+
+
+def report(session: Session, name: str, *, gpus: Mapping[str, Any], now: datetime) -> None:
+    """That worker is alive; rows of those that were not for a day go."""
+    row = session.scalar(select(Worker).where(Worker.name == name))
+    if row is None:
+        row = Worker(name=name, started_at=now, seen_at=now, gpus={})
+        session.add(row)
+    row.seen_at, row.gpus = now, dict(gpus)
+    session.execute(delete(Worker).where(Worker.seen_at < now - _KEPT))
+
+
+def forget(session: Session, name: str) -> None:
+    """That worker has ended as it should."""
+    session.execute(delete(Worker).where(Worker.name == name))
+
+
+def alive(session: Session, *, since: datetime) -> list[Worker]:
+    """Those that have said so since then, the last to say so last."""
+    return list(session.scalars(select(Worker).where(Worker.seen_at >= since).order_by(Worker.seen_at, Worker.id)))

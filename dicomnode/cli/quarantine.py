@@ -1,0 +1,102 @@
+"""``dicomnode quarantine``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dicomnode.cli import context
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from db.models import Quarantine
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+Id = Annotated[int, typer.Argument(metavar="ID", help="Its number.")]
+
+_SHOWN = (
+    "id", "state", "reason", "study_uid", "series_uid", "sop_instance_uid", "sop_class_uid", "sha256", "size_bytes",
+    "sender_ae_title", "sender_address", "received_at",
+)  # fmt: skip
+
+
+@app.command("list")
+def list_kept(
+    ctx: typer.Context,
+    state: Annotated[str, typer.Option(help="kept, released, discarded or all.")] = "kept",
+    as_json: context.AsJson = False,
+) -> None:
+    """What ingest kept and did not accept, the newest last."""
+    from db import quarantine
+    from db.engine import readers
+    from db.states import QuarantineState
+
+    if state not in (*QuarantineState, "all"):
+        raise typer.BadParameter(f"no state {state!r}; there is: {', '.join(QuarantineState)}, all")
+    with readers(context.engine(context.config(ctx)))() as session:
+        rows = quarantine.listed(session, None if state == "all" else QuarantineState(state))
+        facts = [_facts(row) for row in rows]
+    context.print_rows(facts, ["id", "state", "received_at", "sender_ae_title", "reason"], as_json=as_json)
+
+
+@app.command()
+def show(ctx: typer.Context, id: Id, as_json: context.AsJson = False) -> None:
+    """One of them, and where its file lies."""
+    from db.engine import readers
+    from dicomnode import spool
+
+    config = context.config(ctx)
+    with readers(context.engine(config))() as session:
+        row = _row(session, id)
+        facts = _facts(row) | {"file": str(spool.path(config.spool_dir, row.sha256))}
+    if as_json:
+        context.print_json(facts)
+        return
+    context.print_rows([{"what": name, "value": value} for name, value in facts.items()], ["what", "value"],
+                       as_json=False)  # fmt: skip
+
+
+@app.command()
+def release(ctx: typer.Context, id: Id) -> None:
+    """It is the instance; what has its SOP Instance UID now goes into quarantine instead."""
+    from db import quarantine
+    from db.engine import sessions
+    from dicomnode import headers, spool
+
+    config = context.config(ctx)
+    with sessions(context.engine(config)).begin() as session:
+        row = _row(session, id)
+        facts = headers.read(spool.path(config.spool_dir, row.sha256))
+        done = quarantine.release(session, row, facts, reason="released by hand", now=datetime.now(UTC))
+    print(f"quarantine {id} is released as instance {done.instance_id}")
+
+
+@app.command()
+def discard(ctx: typer.Context, id: Id) -> None:
+    """It is not wanted; its file is deleted with the next pass of retention."""
+    from db import quarantine
+    from db.engine import sessions
+
+    with sessions(context.engine(context.config(ctx))).begin() as session:
+        quarantine.discard(session, _row(session, id), reason="discarded by hand", now=datetime.now(UTC))
+    print(f"quarantine {id} is discarded")
+
+
+def _row(session: Session, id: int) -> Quarantine:
+    from db.models import Quarantine
+    from dicomnode.errors import NotFound
+
+    row = session.get(Quarantine, id)
+    if row is None:
+        raise NotFound(f"no quarantine {id}: 'dicomnode quarantine list --state all' lists them")
+    return row
+
+
+def _facts(row: Quarantine) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _SHOWN}

@@ -1,0 +1,70 @@
+"""``dicomnode storage``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dicomnode.cli import context
+
+if TYPE_CHECKING:
+    from dicomnode.storage import Found
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+_COLUMNS = ["what", "row", "file", "size_bytes"]
+
+
+@app.command()
+def verify(
+    ctx: typer.Context,
+    rate: Annotated[float | None, typer.Option(min=0.1, help="Read no faster than so many MB a second.")] = None,
+    as_json: context.AsJson = False,
+) -> None:
+    """Read every file that a row claims and compare it with its digest; exit 1 if one is missing or differs."""
+    from rich.progress import Progress
+
+    from db.engine import readers
+    from dicomnode import storage
+
+    config = context.config(ctx)
+    sessions = readers(context.engine(config))
+    total = storage.count_claims(sessions)
+    with Progress(transient=True, disable=as_json) as bar:
+        task = bar.add_task("files", total=total)
+        limit = None if rate is None else rate * 1e6
+        found = list(storage.verify(sessions, config.spool_dir, bytes_per_s=limit, seen=lambda _: bar.advance(task)))
+    _print(found, as_json)
+    typer.echo(f"{total} rows with files looked at, {len(found)} wrong", err=True)
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def orphans(
+    ctx: typer.Context,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete the files without rows.")] = False,
+    as_json: context.AsJson = False,
+) -> None:
+    """Rows without files and files without rows; exit 1 if a row has no file."""
+    from db.engine import readers, sessions
+    from dicomnode import storage
+
+    config, now = context.config(ctx), datetime.now(UTC)
+    engine = context.engine(config)
+    found = list(storage.orphans(readers(engine), config.spool_dir, now=now))
+    _print(found, as_json)
+    if remove:
+        gone = storage.remove_orphans(sessions(engine), config.spool_dir, found, now=now)
+        typer.echo(f"{gone} files without rows deleted", err=True)
+    if any(each.what == "missing" for each in found):
+        raise typer.Exit(1)
+
+
+def _print(found: list[Found], as_json: bool) -> None:
+    context.print_rows([asdict(each) for each in found], _COLUMNS, as_json=as_json)

@@ -1,0 +1,47 @@
+"""/metrics, in Prometheus' text format."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.responses import Response
+
+from db import engine as engines
+from dicomnode.config import Config
+from dicomnode.followed import Followed
+from dicomnode.gauges import Gauges
+from dicomnode.meters import Meters
+from dicomnode.pulse import Pulse
+
+__all__ = ["router"]
+
+_log = logging.getLogger(__name__)
+
+
+def router(
+    config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime], meters: Meters, pulse: Pulse
+) -> APIRouter:
+    """Answers without a token: numbers, names of the configuration, and nothing of a patient."""
+    routes = APIRouter()
+    readers = engines.readers(sessions.kw["bind"])
+    Gauges(config, readers, now, pulse).register(meters.registry)
+    followed = Followed(readers, meters.registry)
+    with suppress(SQLAlchemyError):
+        followed.catch_up()
+
+    @routes.get("/metrics")
+    def metrics() -> Response:
+        try:
+            followed.catch_up()
+        except SQLAlchemyError as error:
+            _log.warning("metrics: the database does not answer (%s)", type(error).__name__)
+        return Response(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
