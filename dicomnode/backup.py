@@ -1,8 +1,8 @@
 """A backup of a node that runs, and the way back into an empty folder.
 
 The spool is linked or copied, then the database is dumped at one moment, then the spool again for what has come
-meanwhile. Every row of that moment has its file in one of the two passes: a file is durable before its row is committed,
-and retention deletes none within an hour of its being written. Files without a row in the dump do no harm.
+meanwhile. Every row of that moment has its file in one of the two passes: a file is durable before its row is
+committed, and retention deletes none within an hour of its being written. Files without a row in the dump do no harm.
 """
 
 from __future__ import annotations
