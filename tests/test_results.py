@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicomnode import results
 from dicomnode.config import ResultsConfig
 from dicomnode.errors import GeometryError, InputRefused
-from dicomnode.results import label, marking
+from dicomnode.results import image, label, marking
 from dicomnode.results.provenance import recorded
 from pipelines.contract import Grid, Image, Measurement, Volume
 from tests.findings import CONFIG, NOW, PROVENANCE, found, grid, save, source, written
@@ -60,10 +60,21 @@ def test_the_label_lies_below_the_anatomy_which_stays_where_it_was(orientation: 
     frames = sitk.GetArrayFromImage(other)
     assert frames.shape[1] > rows
     assert np.array_equal(frames[:, :rows, :columns], sitk.GetArrayFromImage(one))
-    window_top = float(labelled.WindowCenter) + float(labelled.WindowWidth) / 2
+    window_top = float(labelled.WindowCenter) - 0.5 + (float(labelled.WindowWidth) - 1) / 2
     ink = (frames[:, rows:] >= window_top - 1e-3).mean()
     assert 0.03 < ink < 0.5
     assert (labelled.BurnedInAnnotation, clean.BurnedInAnnotation) == ("YES", "NO")
+
+
+@pytest.mark.parametrize("window", [(0.0, 0.97), (0.0, 2.25), (-0.2, 0.1), (0.0, 4095.0)])
+def test_a_window_of_few_units_shows_what_it_says(window: tuple[float, float]) -> None:
+    ds = Dataset()
+    image.show(ds, window, 1e-5)
+    centre, width = float(ds.WindowCenter), float(ds.WindowWidth)
+    assert width >= 1
+    assert "VOILUTFunction" not in ds, "viewers pass over it"
+    low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2  # PS3.3 C.11.2.1.2.1
+    assert (low, high) == pytest.approx(window, abs=1e-6)
 
 
 @pytest.mark.parametrize("columns", [16, 64, 128, 320, 1024])

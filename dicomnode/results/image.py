@@ -134,11 +134,14 @@ def _pixels(ds: Dataset, frames: NDArray[np.uint16], stored: _Stored, unit: str)
 
 
 def show(ds: Dataset, window: tuple[float, float], slope: float) -> None:
-    """The window, in the unit of the values, no narrower than one stored step."""
+    """The window from ``low`` to ``high`` in the unit of the values, no narrower than one stored step.
+
+    LINEAR runs from c - 0.5 - (w - 1) / 2 to c - 0.5 + (w - 1) / 2 (PS3.3 C.11.2.1.2.1). That half matters where a
+    window is a few units wide or less, and viewers draw a width below 1 black although LINEAR_EXACT would allow it
+    (OHIF 3.13): so half a unit is added to the centre, and one to the width.
+    """
     low, high = window
-    ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2), decimal(max(high - low, slope))
-    if float(ds.WindowWidth) < 1:
-        ds.VOILUTFunction = "LINEAR_EXACT"  # PS3.3 C.11.2.1.2.1: LINEAR needs a width of 1 or more
+    ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2 + 0.5), decimal(max(high - low, slope) + 1)
 
 
 def _functional_groups(ds: Dataset, lattice: Lattice, thickness_mm: float) -> None:
