@@ -56,6 +56,7 @@ def write(
         content_description=finding.description[:64],
         **instance_of(context, name, number),
     )
+    ds.ContentCreatorName = ""  # type 2 in PS3.3 table 10-12; highdicom leaves it out
     measure(ds, finding.volume.grid, finding.slice_thickness_mm)
     meaning = finding.quantity
     complete(
