@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pydicom import dcmread
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from db import catalogue
 from db.catalogue import StoredObject
-from dicomnode import spool
+from dicomnode import gate, spool
 from dicomnode.errors import NotMarked, StorageDamaged
 
 __all__ = ["Holdings", "representative", "whole_url"]
@@ -74,7 +73,7 @@ class Holdings:
         path = self.path(stored)
         if not path.is_file():
             raise StorageDamaged(f"the file {stored.sha256} is missing from the spool")
-        if stored.is_result and (missing := _marks_missing(path)):
+        if stored.is_result and (missing := _marks_missing(path, stored.sha256)):
             _log.error("web: result %s stays here: %s", stored.sha256, missing)
             return False
         return True
@@ -95,12 +94,10 @@ def _checked(uid: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _marks_missing(path: Path) -> str:
-    """Why a result may not leave; a file of the spool never changes, so it is asked once."""
-    from dicomnode.results import marking
-
+def _marks_missing(path: Path, sha256: str) -> str:
+    """Why a result may not leave; a file of the spool never changes, so it is asked once. Raises StorageDamaged."""
     try:
-        marking.check(dcmread(path, stop_before_pixels=True))
+        gate.check(path, sha256)
     except NotMarked as error:
         return str(error)
     return ""
