@@ -180,8 +180,8 @@ def orthanc(root: Path) -> Iterator[Receiver]:
 
 def _serve(root: Path, ready: Connection) -> None:
     from db import engine, migrations
-    from dicomnode import scp
     from dicomnode.config import Config, NodeConfig
+    from dicomnode.dimse import scp
 
     done = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: done.set())

@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import keywords
 from db.models import Instance, Output
-from dicomnode import headers, spool
+from dicomnode.datasets import headers
 from dicomnode.errors import CannotUnderstand
+from dicomnode.storage import spool
 
 __all__ = ["Backfill"]
 

@@ -15,10 +15,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db import engine as engines
 from db import migrations
-from dicomnode import spool
 from dicomnode.config import Config, Peer, Route
 from dicomnode.errors import NodeError, NotSent
-from dicomnode.notification_config import EmailConfig, WebhookConfig
+from dicomnode.notifications.config import EmailConfig, WebhookConfig
+from dicomnode.storage import spool
 
 __all__ = ["Check", "run"]
 
@@ -102,7 +102,7 @@ def _database(config: Config) -> Check | str:
 
 
 def _peer(config: Config, peer: Peer) -> Check:
-    from dicomnode import peers
+    from dicomnode.dimse import peers
 
     destination = any(peer.name in route.destinations for route in config.routes)
     try:
@@ -116,7 +116,7 @@ def _peer(config: Config, peer: Peer) -> Check:
 
 def _kinds(config: Config, peer: Peer) -> str:
     """What it gets instead of the kinds of results that are wanted for it."""
-    from dicomnode import negotiation
+    from dicomnode.results import negotiation
 
     try:
         taken = negotiation.ask(peer, config)
@@ -126,7 +126,7 @@ def _kinds(config: Config, peer: Peer) -> str:
 
 
 def _notification(config: Config, told: EmailConfig | WebhookConfig) -> Check | str:
-    from dicomnode import notification
+    from dicomnode.notifications import notification
 
     try:
         return notification.check(told, config, now=datetime.now(UTC))
@@ -153,12 +153,12 @@ def _web(config: Config) -> Check | str:
 
 
 def _viewer(config: Config) -> Check:
-    from dicomnode import viewer
+    from dicomnode.web import ohif
 
-    where = viewer.folder(config)
-    if viewer.installed(where) is None:
+    where = ohif.folder(config)
+    if ohif.installed(where) is None:
         return Check("viewer", "warning", f"not in {where}: 'dicomnode viewer install' brings it")
-    return Check("viewer", "ok", f"{viewer.PACKAGE} {viewer.VERSION} in {where}")
+    return Check("viewer", "ok", f"{ohif.PACKAGE} {ohif.VERSION} in {where}")
 
 
 def _profile(config: Config, name: str) -> str:
@@ -181,7 +181,7 @@ def _device(config: Config) -> Check | str:
 def _deployed(config: Config) -> Check | str:
     """Every version that is in force is here, in the weights that were deployed."""
     from db import deployments
-    from dicomnode import models
+    from dicomnode.deployment import models
     from model_zoo import registry
 
     if damaged := registry.damaged(config.models_dir):

@@ -13,12 +13,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from dicomnode import conditions, toml_lines
 from dicomnode.conditions import Condition
 from dicomnode.deidentify import profile as deidentification
+from dicomnode.deployment.config import ModelsConfig
 from dicomnode.errors import ConfigError
-from dicomnode.models_config import ModelsConfig
-from dicomnode.notification_config import NotificationsConfig
-from dicomnode.preferences import Preferences, ResultsConfig, Section
-from dicomnode.retention_config import Days, RetentionConfig
-from dicomnode.web_config import WebConfig
+from dicomnode.notifications.config import NotificationsConfig
+from dicomnode.results.preferences import Preferences, ResultsConfig, Section
+from dicomnode.storage.retention_config import Days, RetentionConfig
+from dicomnode.web.config import WebConfig
 
 __all__ = [
     "CompletionConfig",

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 from pydicom.uid import UID
 
 from db import deliveries, destinations, jobs
-from dicomnode import gate, negotiation, peers, spool
+from dicomnode import gate
 from dicomnode.backoff import backoff
 from dicomnode.deidentify import outgoing
+from dicomnode.dimse import peers
+from dicomnode.dimse.peers import Outcome, StoreResult
 from dicomnode.errors import ConfigError, InputRefused, NotAllowed, NotMarked, PeerError, StorageDamaged
-from dicomnode.peers import Outcome, StoreResult
+from dicomnode.results import negotiation
+from dicomnode.storage import spool
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomnode import mrd, peers
+from dicomnode import mrd
 from dicomnode.config import Peer
+from dicomnode.dimse import peers
 from dicomnode.errors import NodeError
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ from db import studies
 from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
-from dicomnode import headers, spool
-from dicomnode.encoded import OpenFile, file_meta, open_source, read_file_meta
+from dicomnode.datasets import headers
+from dicomnode.datasets.encoded import OpenFile, file_meta, open_source, read_file_meta
 from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
-from dicomnode.meters import Meters
+from dicomnode.monitoring.meters import Meters
+from dicomnode.storage import spool
 
 if TYPE_CHECKING:
     from dicomnode.config import SpoolConfig

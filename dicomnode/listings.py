@@ -129,7 +129,7 @@ def job_facts(session: Session, found: Job) -> dict[str, Any]:
 
 def models(config: Config | None = None) -> list[dict[str, Any]]:
     """Every bundle on this node, without a configuration the shipped ones: version, digest, licence, intended use."""
-    from dicomnode import models as bundles
+    from dicomnode.deployment import models as bundles
     from model_zoo import registry
 
     return [_model(facts) for facts in (registry.installed() if config is None else bundles.installed(config))]
@@ -137,7 +137,7 @@ def models(config: Config | None = None) -> list[dict[str, Any]]:
 
 def model(name: str, config: Config | None = None) -> dict[str, Any]:
     """Everything that the bundle NAME or NAME@VERSION says of itself. Raises BundleError."""
-    from dicomnode import models as bundles
+    from dicomnode.deployment import models as bundles
     from model_zoo import registry
 
     bundle, _, version = name.partition("@")

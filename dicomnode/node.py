@@ -24,12 +24,16 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import engine as engines
 from db import jobs, migrations
 from db import workers as reports
-from dicomnode import completion, delivery, fetching, gpus, notification, routing, scp
+from dicomnode import completion, delivery, routing
+from dicomnode.awaited import fetching
 from dicomnode.backfill import Backfill
 from dicomnode.config import Config
-from dicomnode.meters import Meters
-from dicomnode.pulse import Pulse
-from dicomnode.retention import Retention
+from dicomnode.dimse import scp
+from dicomnode.monitoring import gpus
+from dicomnode.monitoring.meters import Meters
+from dicomnode.monitoring.pulse import Pulse
+from dicomnode.notifications import notification
+from dicomnode.storage.retention import Retention
 
 if TYPE_CHECKING:
     from dicomnode.web.server import Server as WebServer

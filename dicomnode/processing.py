@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydicom import Dataset, dcmread
 
-from dicomnode import covariates, frames, models, mrd, volumes
+from dicomnode import mrd
 from dicomnode.config import Config, QualityConfig
 from dicomnode.deidentify import faces
+from dicomnode.deployment import models
+from dicomnode.deployment.models import bundle_named, model_named
 from dicomnode.errors import ConfigError, InputRefused
-from dicomnode.models import bundle_named, model_named
-from dicomnode.preferences import ResultsConfig
+from dicomnode.reading import covariates, frames, volumes
+from dicomnode.results.preferences import ResultsConfig
 from dicomnode.results.provenance import Provenance
 from dicomnode.routing import MAIN_INPUT
 from pipelines import quality
@@ -274,13 +276,14 @@ def _write(
     config: Config,
 ) -> dict[ResultsConfig, list[Dataset]]:
     """The objects in each form; the page of the report, where any has one, is drawn once."""
-    from dicomnode import report, results
+    from dicomnode import results
     from dicomnode.deidentify import defacing
+    from dicomnode.report import sheet
     from dicomnode.results import marking
 
     page = None
     if any(form.report_page for form in forms):
-        page = report.drawn(findings, loaded.case, loaded.sources, made_by, now, verdict, doubts)
+        page = sheet.drawn(findings, loaded.case, loaded.sources, made_by, now, verdict, doubts)
     written = {}
     for form in forms:
         shown, by = defacing.shown(form, findings, loaded.case, made_by, partial(model_named, "anatomy", config))

@@ -18,13 +18,17 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import jobs, keywords
 from db.jobs import LeaseLost, OutputFile
 from db.models import Job
-from dicomnode import comparing, headers, negotiation, processing, renditions, spool
-from dicomnode.comparing import Finished
+from dicomnode import processing
 from dicomnode.config import Config
+from dicomnode.datasets import headers
+from dicomnode.datasets.objects import KEY_OBJECT, REFUSAL_NOTE, encoded, kind_of
+from dicomnode.deployment import comparing
+from dicomnode.deployment.comparing import Finished
 from dicomnode.errors import InputRefused, NodeError, NotAllowed
-from dicomnode.negotiation import Chosen
-from dicomnode.objects import KEY_OBJECT, REFUSAL_NOTE, encoded, kind_of
 from dicomnode.processing import Produced, Task
+from dicomnode.results import negotiation, renditions
+from dicomnode.results.negotiation import Chosen
+from dicomnode.storage import spool
 from pipelines.contract import Refused
 
 __all__ = [

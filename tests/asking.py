@@ -16,7 +16,8 @@ from db import engine as engines
 from db import jobs, studies
 from db.models import Job, PriorSearch, Study
 from db.states import StudyState
-from dicomnode import completion, fetching, routing, uids
+from dicomnode import completion, routing, uids
+from dicomnode.awaited import fetching
 from dicomnode.config import DeliveryConfig, Peer, Route
 from tests import receivers
 from tests.peers import Orthanc, QueryScp, write_instance

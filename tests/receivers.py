@@ -12,8 +12,8 @@ from sqlalchemy import Engine, select
 
 from db import engine as engines
 from db.models import Instance
-from dicomnode import scp
 from dicomnode.config import Config, DatabaseConfig, NodeConfig, SpoolConfig
+from dicomnode.dimse import scp
 from tests.peers.files import write_instance
 from tests.sending import Encoded, encoded
 

@@ -19,9 +19,9 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
-from dicomnode.associations import association
 from dicomnode.config import Config, Peer
-from dicomnode.encoded import OpenFile, file_meta, read_file_meta
+from dicomnode.datasets.encoded import OpenFile, file_meta, read_file_meta
+from dicomnode.dimse.associations import association
 from tests.peers.process import installed
 
 __all__ = [

@@ -22,9 +22,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 from scipy import ndimage
 
-from dicomnode import processing, volumes
+from dicomnode import processing
 from dicomnode.cli import main
 from dicomnode.config import Config, ResultsConfig
+from dicomnode.reading import volumes
 from dicomnode.results import marking
 from model_zoo import registry
 from model_zoo.structures import COUNT, STRUCTURES, number

@@ -19,8 +19,10 @@ from sqlalchemy.engine import URL
 
 from db import engine as engines
 from db.models import Instance
-from dicomnode import backup, config, node, peers, spool
+from dicomnode import config, node
+from dicomnode.dimse import peers
 from dicomnode.errors import NotAllowed, StorageDamaged
+from dicomnode.storage import backup, spool
 from tests import postgresql
 from tests.peers import Node, write_config
 from tests.peers.files import write_instance

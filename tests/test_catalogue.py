@@ -21,8 +21,8 @@ from db.catalogue import BadValue, Level, Query
 from db.jobs import OutputFile
 from db.models import Instance, Job, Output, Study
 from db.studies import Arrival, StoredFile
-from dicomnode import spool
 from dicomnode.backfill import Backfill
+from dicomnode.storage import spool
 from tests.peers import write_instance
 from tests.rows import a_job, an_arrival
 

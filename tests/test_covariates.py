@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
-from dicomnode import covariates
 from dicomnode.errors import InputRefused
+from dicomnode.reading import covariates
 from pipelines.contract import Covariates, Stated
 from tests.covariate_reports import (
     APOE_GENOTYPE,

@@ -203,7 +203,7 @@ def test_a_job_with_pet_and_ct_reports_tissues_where_they_share_a_frame(
 
 def test_the_body_of_the_kit_s_whole_body_pet_is_found_in_a_ct_made_of_it(tmp_path: Path) -> None:
     """The kit has no CT: water wherever this PET has its body, at a CT's voxels, with the real geometry of the PET."""
-    from dicomnode import volumes
+    from dicomnode.reading import volumes
 
     try:
         archive = data_root() / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz"

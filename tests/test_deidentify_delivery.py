@@ -17,13 +17,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import jobs
 from db.jobs import OutputFile
 from db.states import DeliveryState
-from dicomnode import cli, peers, queries, spool
+from dicomnode import cli
 from dicomnode.config import Config, DeliveryConfig, NodeConfig, Peer
 from dicomnode.delivery import deliver_due
+from dicomnode.dimse import peers, queries
+from dicomnode.dimse.peers import Outcome
 from dicomnode.errors import PeerRefused
-from dicomnode.peers import Outcome
-from dicomnode.preferences import WithoutFaces
 from dicomnode.results import marking
+from dicomnode.results.preferences import WithoutFaces
+from dicomnode.storage import spool
 from tests.identifying import deidentifier, left, write_profile
 from tests.peers import Answering, Orthanc, StoreScp, write_config, write_instance, write_result
 from tests.receivers import Start, start

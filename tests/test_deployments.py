@@ -17,8 +17,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import audit, deployments, jobs
 from db.models import Deployment, Event, Job, Output
 from db.states import DeploymentMode, JobState, MoveRefused
-from dicomnode import cli, models, peers, uids
+from dicomnode import cli, uids
 from dicomnode.config import load
+from dicomnode.deployment import models
+from dicomnode.dimse import peers
 from dicomnode.results import provenance
 from model_zoo.registry import WEIGHTS, BundleError, weights_digest
 from tests.peers import Node, StoreScp, a_route, wait_for, write_config

@@ -11,9 +11,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicomnode import cli, volumes
+from dicomnode import cli
 from dicomnode.deidentify import defacing
-from dicomnode.preferences import ResultsConfig, WithoutFaces
+from dicomnode.reading import volumes
+from dicomnode.results.preferences import ResultsConfig, WithoutFaces
 from model_zoo import registry
 from model_zoo.registry import Model
 from model_zoo.structures import number

@@ -26,13 +26,14 @@ from db import jobs
 from db.jobs import OutputFile
 from db.models import Delivery
 from db.states import DeliveryState
-from dicomnode import results, spool, worker
+from dicomnode import results, worker
 from dicomnode.config import Config, NodeConfig
 from dicomnode.delivery import deliver_due
 from dicomnode.errors import NotMarked
-from dicomnode.preferences import ResultsConfig
 from dicomnode.results import label, marking
 from dicomnode.results.page import Page
+from dicomnode.results.preferences import ResultsConfig
+from dicomnode.storage import spool
 from pipelines.contract import Image, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source

@@ -22,13 +22,13 @@ from db import deliveries, destinations, jobs, migrations, notifications, studie
 from db import engine as engines
 from db.jobs import OutputFile
 from db.studies import StoredFile
-from dicomnode import gpus
 from dicomnode.config import Config, NodeConfig, Peer, SpoolConfig
-from dicomnode.followed import Followed
-from dicomnode.gauges import Gauges
-from dicomnode.log_lines import JsonLines, TextLines
-from dicomnode.meters import Meters
-from dicomnode.pulse import Pulse
+from dicomnode.monitoring import gpus
+from dicomnode.monitoring.followed import Followed
+from dicomnode.monitoring.gauges import Gauges
+from dicomnode.monitoring.log_lines import JsonLines, TextLines
+from dicomnode.monitoring.meters import Meters
+from dicomnode.monitoring.pulse import Pulse
 from tests.peers import Node, wait_for, write_config
 from tests.peers.files import write_instance
 from tests.rows import a_job

@@ -15,11 +15,12 @@ from typing import Any, get_args
 
 import pytest
 
-from dicomnode import checks, cli, node, notices, notification
+from dicomnode import checks, cli, node
 from dicomnode import config as configuration
 from dicomnode.config import Config
 from dicomnode.errors import ConfigError, NotFound, NotSent
-from dicomnode.notification_config import EventKind
+from dicomnode.notifications import notices, notification
+from dicomnode.notifications.config import EventKind
 from tests.peers import write_config
 from tests.peers.hook import Hook
 from tests.peers.mailbox import Mailbox

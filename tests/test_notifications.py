@@ -19,11 +19,11 @@ from db.jobs import OutputFile
 from db.models import Job, Notification
 from db.states import JobState, NotificationState
 from db.studies import StoredFile
-from dicomnode import notices, notification
 from dicomnode.config import Config, DeliveryConfig, NodeConfig
 from dicomnode.delivery import deliver_due
-from dicomnode.notification import notify_due
-from dicomnode.notification_config import NotificationsConfig
+from dicomnode.notifications import notices, notification
+from dicomnode.notifications.config import NotificationsConfig
+from dicomnode.notifications.notification import notify_due
 from tests.peers import Answering, free_port
 from tests.peers.hook import Hook
 from tests.peers.mailbox import Mailbox

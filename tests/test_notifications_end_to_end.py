@@ -11,9 +11,10 @@ from pydicom import dcmread
 
 from db import engine as engines
 from db import jobs
-from dicomnode import cli, node, peers
+from dicomnode import cli, node
 from dicomnode import config as configuration
-from dicomnode.notification import notify_due
+from dicomnode.dimse import peers
+from dicomnode.notifications.notification import notify_due
 from tests.peers import Node, StoreScp, a_route, wait_for, write_config
 from tests.peers.hook import Hook, Post
 from tests.peers.kspaces import raw_data

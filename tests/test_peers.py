@@ -23,10 +23,11 @@ from pydicom.uid import (
 from pynetdicom import evt
 from pynetdicom.presentation import AllStoragePresentationContexts
 
-from dicomnode import node, peers, queries, scp
+from dicomnode import node
 from dicomnode.config import Config, NodeConfig, Peer, TlsConfig
+from dicomnode.dimse import peers, queries, scp
+from dicomnode.dimse.peers import Outcome
 from dicomnode.errors import PeerRefused, PeerUnreachable
-from dicomnode.peers import Outcome
 from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance
 from tests.peers.process import installed
 
@@ -214,7 +215,7 @@ def test_three_hundred_sends_lose_no_response(tmp_path: Path, storescp: StoreScp
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from dicomnode import peers
+from dicomnode.dimse import peers
 from dicomnode.config import Peer
 peer = Peer(name="p", ae_title="STORESCP", host="127.0.0.1", port=int(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -15,7 +15,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapStorage
 
-from dicomnode import volumes
+from dicomnode.reading import volumes
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded
 from model_zoo import registry

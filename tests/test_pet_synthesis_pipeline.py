@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import ndimage
 
-from dicomnode import volumes
+from dicomnode.reading import volumes
 from model_zoo import pet_synthesis as network
 from model_zoo import registry
 from model_zoo.simulate.pet.activity import block_fractions

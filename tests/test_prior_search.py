@@ -15,7 +15,8 @@ from db import engine as engines
 from db import searches, studies
 from db.models import Instance, Job, PriorSearch, Study
 from db.states import SearchState, StudyState
-from dicomnode import completion, fetching, routing
+from dicomnode import completion, routing
+from dicomnode.awaited import fetching
 from dicomnode.config import Config, Peer, Route
 from tests import receivers
 from tests.peers import Answering, Orthanc, write_instance

@@ -16,7 +16,8 @@ from db import searches, studies
 from db.models import Event, Job, PriorSearch, Study
 from db.states import JobState, SearchState, StudyState
 from db.studies import Arrival
-from dicomnode import completion, fetching, results, routing
+from dicomnode import completion, results, routing
+from dicomnode.awaited import fetching
 from dicomnode.config import Config, Peer, ResultsConfig, Route
 from dicomnode.errors import InputRefused
 from tests.findings import NOW, PROVENANCE, found, grid, source

@@ -38,10 +38,12 @@ from pynetdicom.sop_class import (
 from db import engine as engines
 from db import jobs, keywords, studies
 from db.models import Instance
-from dicomnode import headers, queries, spool
-from dicomnode.associations import association
 from dicomnode.config import Peer, SenderConfig
+from dicomnode.datasets import headers
+from dicomnode.dimse import queries
+from dicomnode.dimse.associations import association
 from dicomnode.errors import PeerRefused
+from dicomnode.storage import spool
 from tests.peers import Answering, Orthanc, StoreScp, wait_for, write_instance, write_result
 from tests.peers.process import installed
 from tests.receivers import Receiver, Start, start

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from db import audit
 from db.models import Instance
-from dicomnode import spool
+from dicomnode.storage import spool
 from tests.peers.files import write_instance
 from tests.peers.nodes import Node, write_config
 from tests.peers.process import installed

@@ -171,7 +171,7 @@ def test_a_large_object_takes_little_memory(tmp_path: Path) -> None:
 import sys, threading, signal
 from pathlib import Path
 from db import engine, migrations
-from dicomnode import scp
+from dicomnode.dimse import scp
 from dicomnode.config import Config, NodeConfig, SpoolConfig
 root = Path(sys.argv[1])
 limits = SpoolConfig(min_free_gb=0, refuse_at_percent=100)

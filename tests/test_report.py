@@ -15,9 +15,9 @@ from pydicom import dcmread
 from pydicom.uid import EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 
 from db.models import Job
-from dicomnode import report, report_layout, report_planes, report_text, stored
 from dicomnode.cli import main
 from dicomnode.config import Peer
+from dicomnode.report import layout, planes, sheet, stored, text
 from dicomnode.results import label, marking
 from dicomnode.results.page import Page
 from pipelines.contract import (
@@ -53,9 +53,9 @@ def block(orientation: str = "axial", spacing: tuple[float, float, float] = (2.0
     return Volume(data.astype(np.float32), grid, "Bq/ml")
 
 
-def sheet(
+def drawn_up(
     verdict: Verdict = Verdict(), *, modality: str = "PT", regions: int = 5, identify: bool = False
-) -> report.Sheet:
+) -> sheet.Sheet:
     """A page with everything on it."""
     volume = block()
     sd = Volume(np.full(volume.grid.shape, 4.0, np.float32), volume.grid, "Bq/ml")
@@ -75,11 +75,11 @@ def sheet(
         Note("dose fraction", LONG),
     ]  # fmt: skip
     low = Volume((volume.data * 0.8).astype(np.float32), volume.grid, "Bq/ml")
-    return report.compose(findings, Case({"pet": low}), [source("mr")], PROVENANCE, NOW, verdict, identify=identify)
+    return sheet.compose(findings, Case({"pet": low}), [source("mr")], PROVENANCE, NOW, verdict, identify=identify)
 
 
 def test_the_page_says_what_it_must() -> None:
-    made = sheet(Verdict(Outcome.HOLD, ("the mean standard deviation is 0.4, above 0.3",)))
+    made = drawn_up(Verdict(Outcome.HOLD, ("the mean standard deviation is 0.4, above 0.3",)))
     assert "HELD" in made.verdict
     assert "The mean standard deviation is 0.4, above 0.3." in made.verdict
     titles = [panel.title for panel in made.rows[0].panels]
@@ -94,13 +94,13 @@ def test_the_page_says_what_it_must() -> None:
 
 
 def test_the_patient_is_named_on_demand_only() -> None:
-    assert "Müller" not in repr(sheet())
-    assert "4711" not in repr(sheet())
-    assert "Müller Jörg, ID 4711" in sheet(identify=True).subtitle
+    assert "Müller" not in repr(drawn_up())
+    assert "4711" not in repr(drawn_up())
+    assert "Müller Jörg, ID 4711" in drawn_up(identify=True).subtitle
 
 
 def test_result_and_input_share_a_scale_only_where_they_show_the_same_quantity() -> None:
-    same, other = sheet(), sheet(modality="")
+    same, other = drawn_up(), drawn_up(modality="")
     before, result = same.rows[0].panels[:2]
     assert (before.low, before.high) == (result.low, result.high)
     difference = same.rows[0].panels[3]
@@ -113,12 +113,12 @@ def test_result_and_input_share_a_scale_only_where_they_show_the_same_quantity()
 def test_every_plane_is_seen_as_radiologists_see_it(orientation: str) -> None:
     volume = block(orientation, (2.0, 1.0, 1.5))
     weight = np.ones(volume.grid.shape, np.float32)
-    planes = {plane.name: plane for plane in report_planes.planes_of(volume.grid, weight, 3)}
-    assert {name: "".join(plane.letters) for name, plane in planes.items()} == {
+    named = {plane.name: plane for plane in planes.planes_of(volume.grid, weight, 3)}
+    assert {name: "".join(plane.letters) for name, plane in named.items()} == {
         "axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # fmt: skip
     brighter = {"axial": (1, -1), "coronal": (1, -1), "sagittal": (-1, -1)}  # to the right, downwards
-    for name, plane in planes.items():
-        pixels = report_planes.sampled(volume.data, volume.grid, plane)
+    for name, plane in named.items():
+        pixels = planes.sampled(volume.data, volume.grid, plane)
         right, down = np.diff(pixels, axis=1).mean(), np.diff(pixels, axis=0).mean()
         assert (np.sign(right), np.sign(down)) == brighter[name]
         assert np.ptp(pixels) > 0
@@ -126,25 +126,25 @@ def test_every_plane_is_seen_as_radiologists_see_it(orientation: str) -> None:
 
 def test_pixels_keep_the_ratio_of_their_sides(tmp_path: Path) -> None:
     volume = block("axial", (2.0, 1.0, 1.5))
-    (axial,) = report_planes.planes_of(volume.grid, np.ones(volume.grid.shape, np.float32), 1)
+    (axial,) = planes.planes_of(volume.grid, np.ones(volume.grid.shape, np.float32), 1)
     assert axial.spacing_mm == (1.0, 1.5)
     assert axial.extent_mm == pytest.approx((48 * 1.5, 60 * 1.0))
-    figure = report_layout._figure(sheet())
+    figure = layout._figure(drawn_up())
     pictures = [axes for axes in figure.axes if axes.get_images()]
-    panels = [panel for row in sheet().rows for panel in row.panels]
+    panels = [panel for row in drawn_up().rows for panel in row.panels]
     for axes, panel in zip(pictures, panels, strict=True):
         box = axes.get_position()
-        ratio = (box.height * report_layout.HEIGHT_MM) / (box.width * report_layout.WIDTH_MM)
+        ratio = (box.height * layout.HEIGHT_MM) / (box.width * layout.WIDTH_MM)
         width_mm, height_mm = panel.plane.extent_mm
         assert ratio == pytest.approx(height_mm / width_mm, rel=1e-3)
 
 
 def test_thick_slices_are_shown_as_they_were_taken() -> None:
     grid = lattice("oblique", (20, 64, 64), (6.0, 0.9, 0.9), (0, 0, 0))
-    planes = report_planes.planes_of(grid, np.ones(grid.shape, np.float32), 2)
-    assert [plane.axis for plane in planes] == [0, 0]
-    assert planes[0].index != planes[1].index
-    assert all(len(letter) >= 2 for letter in planes[0].letters), "an oblique side has more than one name"
+    found = planes.planes_of(grid, np.ones(grid.shape, np.float32), 2)
+    assert [plane.axis for plane in found] == [0, 0]
+    assert found[0].index != found[1].index
+    assert all(len(letter) >= 2 for letter in found[0].letters), "an oblique side has more than one name"
 
 
 def test_a_volume_of_another_lattice_is_sampled_where_it_lies() -> None:
@@ -152,8 +152,8 @@ def test_a_volume_of_another_lattice_is_sampled_where_it_lies() -> None:
     other = lattice("coronal", (20, 40, 40), (3.0, 2.0, 2.0), (0, 0, 0))
     middle = volume.grid.affine_mm @ [24, 30, 16, 1] - other.affine_mm @ [20, 20, 10, 0]
     other = Grid(other.shape, other.affine_mm + np.outer(middle - other.affine_mm[:, 3], [0, 0, 0, 1]))
-    plane = report_planes.planes_of(other, np.ones(other.shape, np.float32), 1)[0]
-    pixels = report_planes.sampled(volume.data, volume.grid, plane)
+    plane = planes.planes_of(other, np.ones(other.shape, np.float32), 1)[0]
+    pixels = planes.sampled(volume.data, volume.grid, plane)
     inside = pixels > 0
     row, column = (size // 2 for size in pixels.shape)
     index = np.linalg.solve(volume.grid.affine_mm, np.append(plane.places_mm[row, column], 1.0))
@@ -166,7 +166,7 @@ def test_a_volume_of_another_lattice_is_sampled_where_it_lies() -> None:
 @pytest.mark.parametrize("reasons", [(), ("short",), (LONG, LONG)])
 def test_nothing_on_the_page_overlaps_or_leaves_it(regions: int, reasons: tuple[str, ...]) -> None:
     outcome = Outcome.HOLD if reasons else Outcome.ACCEPT
-    figure = report_layout._figure(sheet(Verdict(outcome, reasons), regions=regions))
+    figure = layout._figure(drawn_up(Verdict(outcome, reasons), regions=regions))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -193,34 +193,34 @@ def _shared(one: object, other: object) -> float:
 
 
 def test_long_words_are_broken_to_the_width() -> None:
-    lines = report_text.broken(f"{LONG} {'x' * 400}", 100.0, 8.0, False)
+    lines = text.broken(f"{LONG} {'x' * 400}", 100.0, 8.0, False)
     assert "".join(lines).replace(" ", "") == f"{LONG}{'x' * 400}".replace(" ", "")
     assert max(map(len, lines)) < 90
-    assert report_text.shortened("short", 100.0, 8.0) == "short"
-    assert report_text.shortened(LONG, 30.0, 8.0).endswith("…")
+    assert text.shortened("short", 100.0, 8.0) == "short"
+    assert text.shortened(LONG, 30.0, 8.0).endswith("…")
 
 
 def test_the_same_job_draws_the_same_page() -> None:
-    one, again = (report_layout.page(sheet(), NOW) for _ in range(2))
+    one, again = (layout.page(drawn_up(), NOW) for _ in range(2))
     assert np.array_equal(one.pixels, again.pixels)
     assert one.pdf == again.pdf
 
 
 def test_the_banner_is_on_the_page_and_in_the_files_own_titles() -> None:
-    page = report_layout.page(sheet(), NOW)
+    page = layout.page(drawn_up(), NOW)
     red = (page.pixels.astype(int) == (0xB0, 0x00, 0x20)).all(axis=2)
     assert red[5].mean() > 0.9
     assert red[-5].mean() > 0.9
     assert label.TEXT.encode() in page.pdf
-    with Pictures.open(io.BytesIO(report_layout.encoded(page, "png"))) as picture:
+    with Pictures.open(io.BytesIO(layout.encoded(page, "png"))) as picture:
         assert picture.info["Title"] == label.TEXT
         assert picture.size == (1240, 1753)
 
 
 def test_a_job_without_images_or_input_still_has_a_page() -> None:
     findings: list[Finding] = [Measurement("number", 1.0, "1"), Note("why", "nothing to see")]
-    made = report.compose(findings, Case({}), [source()], PROVENANCE, NOW, Verdict())
-    page: Page = report_layout.page(made, NOW)
+    made = sheet.compose(findings, Case({}), [source()], PROVENANCE, NOW, Verdict())
+    page: Page = layout.page(made, NOW)
     assert page.pixels.shape == (1753, 1240, 3)
     assert made.rows == ()
 
@@ -267,7 +267,7 @@ def test_a_page_that_nobody_wanted_is_drawn_from_what_is_stored(
     running, study, number = finished(tmp_path, now, storescp.peer)
     with running.sessions() as session:
         told = stored.read(session.get_one(Job, number), running.config)
-    made = report.compose(told.findings, told.case, told.sources, told.made_by, told.now, told.verdict, identify=True)
+    made = sheet.compose(told.findings, told.case, told.sources, told.made_by, told.now, told.verdict, identify=True)
     assert "Secret Name, ID 4712" in made.subtitle
     assert [panel.title for panel in made.rows[0].panels] == [
         "Input: zero-filled", "Result (synthetic)", "Uncertainty: 1 sd", "Difference: result - input"]  # fmt: skip

@@ -25,11 +25,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import destinations, jobs
 from db.models import Delivery, Event, Job, Output
 from db.states import DeliveryState, JobState
-from dicomnode import negotiation, renditions, results, worker
+from dicomnode import results, worker
 from dicomnode.config import Config, NodeConfig, Peer
 from dicomnode.delivery import deliver_due
-from dicomnode.preferences import Preferences, ResultsConfig
 from dicomnode.processing import Produced
+from dicomnode.results import negotiation, renditions
+from dicomnode.results.preferences import Preferences, ResultsConfig
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import free_port

@@ -20,9 +20,10 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicomnode import results, volumes
-from dicomnode.preferences import ResultsConfig
+from dicomnode import results
+from dicomnode.reading import volumes
 from dicomnode.results import marking
+from dicomnode.results.preferences import ResultsConfig
 from pipelines.contract import Image, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, save, source

@@ -18,11 +18,12 @@ from db.jobs import OutputFile
 from db.models import Event, Instance, Job, Output, Series, Study
 from db.states import JobState, StudyState
 from db.studies import Arrival, InstanceFacts, Sender
-from dicomnode import spool, worker
+from dicomnode import worker
+from dicomnode.awaited.received import received
 from dicomnode.config import Config, NodeConfig
 from dicomnode.errors import NotAllowed
-from dicomnode.received import received
-from dicomnode.retention import Retention, remove_files, why_kept
+from dicomnode.storage import spool
+from dicomnode.storage.retention import Retention, remove_files, why_kept
 
 ROUTE = {"name": "flair", "pipeline": "nothing", "match": {"Modality": "MR"}}
 CLASS = "1.2.840.10008.5.1.4.1.1.4"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode import spool
 from dicomnode.config import SpoolConfig
 from dicomnode.errors import OutOfSpace
+from dicomnode.storage import spool
 
 
 def _files(root: Path) -> list[Path]:
@@ -106,7 +106,7 @@ def test_a_nearly_full_disk_is_refused(tmp_path: Path, limits: dict[str, float],
 
 
 def test_a_sweep_takes_what_a_killed_process_left_and_nothing_that_is_written(tmp_path: Path) -> None:
-    left = "import os, sys; from pathlib import Path; from dicomnode import spool;"
+    left = "import os, sys; from pathlib import Path; from dicomnode.storage import spool;"
     left += "spool.open_writer(Path(sys.argv[1])).write(bytes(2000000)); os.kill(os.getpid(), 9)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     subprocess.run([sys.executable, "-c", left, str(tmp_path)], env=environment, check=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapStorage, SegmentationStorage
 
-from dicomnode import volumes
+from dicomnode.reading import volumes
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded
 from model_zoo.simulate.anatomy import data_root

@@ -16,8 +16,9 @@ from db import engine as engines
 from db.models import Instance, Job, Quarantine, Study
 from db.states import MoveRefused, QuarantineState
 from db.studies import InstanceFacts, Sender, StoredFile
-from dicomnode import cli, spool, storage
-from dicomnode.retention import remove_files
+from dicomnode import cli
+from dicomnode.storage import spool, verification
+from dicomnode.storage.retention import remove_files
 from tests.peers import write_config
 from tests.peers.files import write_instance
 from tests.rows import a_job
@@ -54,7 +55,7 @@ def test_a_file_that_is_missing_or_changed_is_named_with_its_row(
     spool.path(root, lost).unlink()
     spool.path(root, changed).write_bytes(b"x" * 100)
     looked: list[str] = []
-    found = list(storage.verify(engines.readers(engine), root, seen=lambda claim: looked.append(claim.sha256)))
+    found = list(verification.verify(engines.readers(engine), root, seen=lambda claim: looked.append(claim.sha256)))
     assert {(each.what, each.row, each.file) for each in found} == {
         ("missing", "instances 2", lost.sha256),
         ("damaged", "instances 3", changed.sha256),
@@ -68,7 +69,7 @@ def test_verifying_keeps_to_the_rate_that_was_asked_for(
     for number in (1, 2):
         registered(sessions, root, number, bytes([number]) * 5000, now)
     waits: list[float] = []
-    assert list(storage.verify(engines.readers(engine), root, bytes_per_s=1000, wait=waits.append)) == []
+    assert list(verification.verify(engines.readers(engine), root, bytes_per_s=1000, wait=waits.append)) == []
     assert len(waits) == 2
     assert waits[1] == pytest.approx(10, abs=1)
 
@@ -84,13 +85,13 @@ def test_orphans_are_told_both_ways_and_only_files_of_ours_without_any_row_are_d
     for path in (spool.path(root, kept), spool.path(root, orphan), strange):
         make_old(path)
     real_now = datetime.now(UTC)
-    found = list(storage.orphans(engines.readers(engine), root, now=real_now))
+    found = list(verification.orphans(engines.readers(engine), root, now=real_now))
     assert {(each.what, each.row, each.file) for each in found} == {
         ("missing", "instances 2", lost.sha256),
         ("no row", "", orphan.relative_path),
         ("not ours", "", "aa/notes.txt"),
     }
-    assert storage.remove_orphans(sessions, root, found, now=real_now) == 1
+    assert verification.remove_orphans(sessions, root, found, now=real_now) == 1
     assert not spool.path(root, orphan).exists()
     assert spool.path(root, kept).exists()
     assert spool.path(root, fresh).exists()
@@ -104,11 +105,11 @@ def test_a_row_that_came_meanwhile_saves_its_file(
 ) -> None:
     orphan = spool.write(root, b"late")
     make_old(spool.path(root, orphan))
-    found = list(storage.orphans(engines.readers(engine), root, now=datetime.now(UTC)))
+    found = list(verification.orphans(engines.readers(engine), root, now=datetime.now(UTC)))
     assert [each.what for each in found] == ["no row"]
     registered(sessions, root, 1, b"late", now)
     make_old(spool.path(root, orphan))
-    assert storage.remove_orphans(sessions, root, found, now=datetime.now(UTC)) == 0
+    assert verification.remove_orphans(sessions, root, found, now=datetime.now(UTC)) == 0
     assert spool.path(root, orphan).exists()
 
 

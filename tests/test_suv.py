@@ -12,8 +12,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from dicomnode import acquisition, suv, volumes
-from dicomnode.frames import Frame
+from dicomnode.reading import acquisition, suv, volumes
+from dicomnode.reading.frames import Frame
 from tests.series import unpacked
 
 STATED = suv.Stated(

@@ -19,7 +19,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicomnode import volumes
+from dicomnode.reading import volumes
 from dicomnode.results import marking
 from tests.bundles import phantom, upright, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w

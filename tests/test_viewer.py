@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode import viewer
 from dicomnode.errors import NodeError, NotFound
+from dicomnode.web import ohif
 from tests.web_node import Web
 
 
@@ -33,7 +33,7 @@ def a_package(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: bytes) -> P
         linked = tarfile.TarInfo("package/dist/link.js")
         linked.type, linked.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(linked)
-    monkeypatch.setattr(viewer, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(ohif, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
@@ -41,19 +41,19 @@ def test_only_prebuilt_files_are_unpacked_and_their_paths_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = tmp_path / "share" / "viewer"
-    facts = viewer.install(a_package(tmp_path, monkeypatch), where)
+    facts = ohif.install(a_package(tmp_path, monkeypatch), where)
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if not path.is_dir()}
     assert names == {"package.tgz", "share/viewer/index.html", "share/viewer/app.js", "share/viewer/viewer.json"}
     assert (where / "index.html").read_text() == '<script src="/viewer/app.js"></script>'
     assert (where / "app.js").read_text() == '__webpack_require__.p = "/viewer/";'
-    assert viewer.installed(where) == facts
+    assert ohif.installed(where) == facts
 
 
 def test_a_new_one_takes_the_place_of_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = tmp_path / "viewer"
     where.mkdir()
     (where / "old.js").write_text("old")
-    viewer.install(a_package(tmp_path, monkeypatch), where)
+    ohif.install(a_package(tmp_path, monkeypatch), where)
     assert not (where / "old.js").exists()
 
 
@@ -61,16 +61,16 @@ def test_another_package_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.tgz"
     path.write_bytes(b"something else")
     with pytest.raises(NodeError, match=r"is not @ohif/app 3\.13\.2"):
-        viewer.install(path, tmp_path / "viewer")
+        ohif.install(path, tmp_path / "viewer")
     with pytest.raises(NodeError, match="cannot be read"):
-        viewer.install(tmp_path / "nothing.tgz", tmp_path / "viewer")
+        ohif.install(tmp_path / "nothing.tgz", tmp_path / "viewer")
     assert not (tmp_path / "viewer").exists()
 
 
 def test_without_npm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NotFound, match=r"npm pack @ohif/app@3\.13\.2"):
-        viewer.fetch(tmp_path)
+        ohif.fetch(tmp_path)
 
 
 def test_a_node_without_viewer_says_how_to_install_it(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dicomnode import viewer
 from dicomnode.config import Config
+from dicomnode.web import ohif
 from dicomnode.web.viewer import link
 from tests.chromium import SCREENSHOTS, browsing, page_of
 from tests.viewing import a_head, its_results
@@ -38,8 +38,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, str]]:
     """A node with a head, results of it, and results that are held; and the study."""
-    where = viewer.folder(Config())
-    if viewer.installed(where) is None:
+    where = ohif.folder(Config())
+    if ohif.installed(where) is None:
         pytest.skip(f"the viewer is not installed in {where}: 'dicomnode viewer install' (needs npm)")
     folder = tmp_path_factory.mktemp("viewed")
     with Web(folder, {"viewer_dir": str(where)}) as web:
@@ -149,9 +149,9 @@ def test_the_viewers_folder_serves_its_files_and_nothing_else(shown: tuple[Web, 
     index = web.get("/viewer/")
     assert 'src="/viewer/app.bundle' in index.text
     assert "'unsafe-inline'" not in index.headers["content-security-policy"].split("style-src")[0]
-    script = next(path.name for path in viewer.folder(web.config).glob("app.bundle.*.js"))
+    script = next(path.name for path in ohif.folder(web.config).glob("app.bundle.*.js"))
     assert "immutable" in web.get(f"/viewer/{script}").headers["cache-control"]
-    wasm = next(path.name for path in viewer.folder(web.config).glob("*.wasm"))
+    wasm = next(path.name for path in ohif.folder(web.config).glob("*.wasm"))
     assert web.get(f"/viewer/{wasm}").headers["content-type"] == "application/wasm"
     assert "/dicom-web" in web.get("/viewer/app-config.js").text
     for path in ("/viewer/nothing.js", "/viewer/viewer.json", "/viewer/..%2f..%2f..%2fetc%2fpasswd.txt"):

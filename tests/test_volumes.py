@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicomnode import frames, volumes
 from dicomnode.errors import InputRefused
+from dicomnode.reading import frames, volumes
 from pipelines.contract import Grid, Volume
 from tests.scanner import ORIENTATIONS, lattice
 from tests.series import unpacked, write_enhanced, write_slices

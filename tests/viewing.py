@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicomnode import frames, results
+from dicomnode import results
 from dicomnode.config import ResultsConfig
+from dicomnode.reading import frames
 from pipelines.contract import Code, Finding, Grid, Image, Measurement, ParametricMap, Segment, Segmentation, Volume
 from tests.bundles import phantom, upright
 from tests.findings import NOW, PROVENANCE, STANDARD_DEVIATION

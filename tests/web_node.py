@@ -19,8 +19,10 @@ from db import engine as engines
 from db import jobs, keywords
 from db.jobs import OutputFile
 from db.models import Instance, Quarantine, Study
-from dicomnode import headers, node, spool
+from dicomnode import node
 from dicomnode.config import Config, NodeConfig, SpoolConfig, WebConfig
+from dicomnode.datasets import headers
+from dicomnode.storage import spool
 from dicomnode.web import server
 from dicomnode.web.app import create_app
 from tests.peers.process import wait_for

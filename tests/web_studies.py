@@ -16,10 +16,12 @@ from db.jobs import OutputFile
 from db.models import Job, Study
 from db.states import StudyState
 from db.studies import Arrival, Sender
-from dicomnode import headers, results, spool, uids, worker
+from dicomnode import results, uids, worker
 from dicomnode.config import ResultsConfig
+from dicomnode.datasets import headers
 from dicomnode.results.page import Page
 from dicomnode.results.planes import shown_by
+from dicomnode.storage import spool
 from pipelines.contract import Code, Finding, Grid, Image, Measurement, ParametricMap, Segment, Segmentation, Volume
 from tests.findings import NOW, PROVENANCE
 from tests.web_node import Web, part10

@@ -39,7 +39,8 @@ def export(
     """Everything on record of one study: instances, jobs, models' digests, results, deliveries, every event with its
     hash."""
     from db.engine import readers
-    from dicomnode import evidence, listings
+    from dicomnode import listings
+    from dicomnode.storage import evidence
 
     with readers(context.engine(context.config(ctx)))() as session:
         facts = evidence.of_study(session, listings.study(session, study), now=datetime.now(UTC))

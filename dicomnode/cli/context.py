@@ -45,7 +45,7 @@ def engine(config: Config) -> Engine:
 
 def log_to_stderr(config: Config) -> None:
     """Our own lines, as [node] log_format says."""
-    from dicomnode import log_lines
+    from dicomnode.monitoring import log_lines
 
     log_lines.begin(config.node.log_format)
 

@@ -26,8 +26,8 @@ def deidentify(
     as_json: context.AsJson = False,
 ) -> None:
     """Copy DICOM files without what identifies the patient (PS3.15 Basic Profile); the files stay as they are."""
-    from dicomnode import peers
     from dicomnode.deidentify import copying
+    from dicomnode.dimse import peers
 
     config = context.config(ctx)
     deidentifier = copying.opened(config, profile)
@@ -49,7 +49,7 @@ def deidentify(
 
 def _series(files: Sequence[Path]) -> list[list[Path]]:
     """Files together that are of one series; what cannot be read is by itself, to be refused."""
-    from dicomnode import headers
+    from dicomnode.datasets import headers
     from dicomnode.errors import NodeError
 
     found: dict[str, list[Path]] = {}
@@ -90,8 +90,9 @@ def _copied(
 
 def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> FaceOfSeries | None:
     """Where the face is in an MR series that may show one, if the profile wants none."""
-    from dicomnode import frames, processing
+    from dicomnode import processing
     from dicomnode.deidentify import faces
+    from dicomnode.reading import frames
 
     if not deidentifier.profile.deface:
         return None

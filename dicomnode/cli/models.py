@@ -57,7 +57,7 @@ def verify(
     as_json: context.AsJson = False,
 ) -> None:
     """Compare every file's SHA-256 with what was installed, the weights' with their metadata; exit 1 if one differs."""
-    from dicomnode import models
+    from dicomnode.deployment import models
     from model_zoo import registry
 
     config = _config(ctx)
@@ -82,7 +82,7 @@ def install(
     who: Who = "",
 ) -> None:
     """Check a bundle, try it, and put it in its place. A pipeline that has a deployed version keeps to that."""
-    from dicomnode import deploying
+    from dicomnode.deployment import deploying
     from model_zoo import installing, smoke
 
     config = context.config(ctx)
@@ -105,7 +105,7 @@ def install(
 def remove(ctx: typer.Context, name: Version, who: Who = "") -> None:
     """Take away an installed version that nothing uses, and that no rollback goes back to."""
     from db.engine import sessions
-    from dicomnode import deploying
+    from dicomnode.deployment import deploying
 
     config = context.config(ctx)
     _check_version(name)
@@ -143,7 +143,7 @@ def deploy(
     """From the next study on, use this version for the pipeline, for a part of its studies, or beside the current."""
     from db.engine import sessions
     from db.states import DeploymentMode
-    from dicomnode import deploying
+    from dicomnode.deployment import deploying
 
     if shadow and share is not None:
         raise typer.BadParameter("a version is deployed as --shadow or with --share, not both")
@@ -167,7 +167,7 @@ def rollback(ctx: typer.Context, pipeline: PipelineName, who: Who = "", why: Why
     """Take back the last step, at once: the share, or else the current version; waiting jobs go back with it."""
     from db import deployments
     from db.engine import sessions
-    from dicomnode import deploying
+    from dicomnode.deployment import deploying
 
     config = context.config(ctx)
     with sessions(_database(config)).begin() as session:
@@ -268,7 +268,7 @@ def _introduce(staged: Staged) -> None:
 def _remember(config: Config, staged: Staged, facts: BundleFacts, who: str) -> None:
     """In the audit trail, where there is one: a node may get its models before its first start."""
     from db.engine import sessions
-    from dicomnode import deploying
+    from dicomnode.deployment import deploying
     from dicomnode.errors import NodeError
 
     try:

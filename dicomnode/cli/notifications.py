@@ -43,7 +43,7 @@ def list_notifications(
 @app.command()
 def test(ctx: typer.Context, name: Annotated[str, typer.Argument(help="Its name in node.toml.")]) -> None:
     """Send one that tells of nothing, now and once."""
-    from dicomnode import notification
+    from dicomnode.notifications import notification
 
     note = notification.send_test(name, context.config(ctx), now=datetime.now(UTC))
     print(f"{name}: taken{f'; {note}' if note else ''}")

@@ -35,7 +35,7 @@ def list_peers(ctx: typer.Context, as_json: context.AsJson = False) -> None:
 @app.command()
 def echo(ctx: typer.Context, name: Name, as_json: context.AsJson = False) -> None:
     """C-ECHO."""
-    from dicomnode import peers
+    from dicomnode.dimse import peers
 
     peer, who = _asked(ctx, name)
     took_s = peers.echo(peer, **who)
@@ -54,7 +54,7 @@ def find(
     as_json: context.AsJson = False,
 ) -> None:
     """C-FIND, study root."""
-    from dicomnode import queries
+    from dicomnode.dimse import queries
 
     if level.upper() not in queries.LEVELS:
         raise typer.BadParameter(f"{level!r} is none of study, series, image", param_hint="--level")
@@ -75,7 +75,7 @@ def fetch(
     as_json: context.AsJson = False,
 ) -> None:
     """Get a study: by C-GET into the node, as if it had been sent here, or by C-MOVE."""
-    from dicomnode import queries
+    from dicomnode.dimse import queries
     from dicomnode.errors import PeerRefused
 
     peer, who = _asked(ctx, name)
@@ -97,7 +97,7 @@ def fetch(
 
 def _asked(ctx: typer.Context, name: str) -> tuple[Peer, dict[str, Any]]:
     """The peer, and who asks."""
-    from dicomnode import peers
+    from dicomnode.dimse import peers
 
     config = context.config(ctx)
     return peers.named(name, config), {
@@ -139,7 +139,7 @@ def _fetch_into_node(config: Config, peer: Peer, study_uid: str, who: dict[str, 
     from datetime import UTC, datetime
 
     from db.engine import sessions
-    from dicomnode import queries, retrieved
+    from dicomnode.dimse import queries, retrieved
 
     engine = context.engine(config)
     take = retrieved.taker(config, sessions(engine), peer, lambda: datetime.now(UTC))

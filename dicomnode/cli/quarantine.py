@@ -49,7 +49,7 @@ def list_kept(
 def show(ctx: typer.Context, id: Id, as_json: context.AsJson = False) -> None:
     """One of them, and where its file lies."""
     from db.engine import readers
-    from dicomnode import spool
+    from dicomnode.storage import spool
 
     config = context.config(ctx)
     with readers(context.engine(config))() as session:
@@ -67,7 +67,8 @@ def release(ctx: typer.Context, id: Id) -> None:
     """It is the instance; what has its SOP Instance UID now goes into quarantine instead."""
     from db import quarantine
     from db.engine import sessions
-    from dicomnode import headers, spool
+    from dicomnode.datasets import headers
+    from dicomnode.storage import spool
 
     config = context.config(ctx)
     with sessions(context.engine(config)).begin() as session:

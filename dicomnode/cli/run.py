@@ -144,7 +144,8 @@ def _is_dicom(path: Path) -> bool:
 
 def _covariates(paths: list[Path], dicom: list[Path], series: list[Path]) -> list[Path]:
     """Reports of the study of the series, and sidecars."""
-    from dicomnode import covariates, headers
+    from dicomnode.datasets import headers
+    from dicomnode.reading import covariates
 
     study = headers.read(series[0]).study_uid
     facts = {path: headers.read(path) for path in dicom}
@@ -159,14 +160,14 @@ def _digest(path: Path) -> str:
 
 
 def _raw_data(paths: list[Path]) -> list[list[Path]]:
-    from dicomnode import headers
+    from dicomnode.datasets import headers
 
     return [[path] for path in paths if headers.read(path).sop_class_uid == "1.2.840.10008.5.1.4.1.1.66"]
 
 
 def _series(paths: list[Path]) -> list[list[Path]]:
     """Files by series, without those that are no images: reports, presentation states."""
-    from dicomnode import headers
+    from dicomnode.datasets import headers
 
     found: dict[str, list[Path]] = {}
     for path in paths:

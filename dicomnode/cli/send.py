@@ -15,7 +15,7 @@ from dicomnode.cli import context
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dicomnode.peers import StoreResult
+    from dicomnode.dimse.peers import StoreResult
 
 __all__ = ["send", "send_files"]
 
@@ -27,7 +27,7 @@ def send(
     as_json: context.AsJson = False,
 ) -> None:
     """Send files and folders to a peer by C-STORE."""
-    from dicomnode import peers
+    from dicomnode.dimse import peers
 
     files = list(peers.dicom_files(paths))
     if not files:
@@ -48,8 +48,8 @@ def send(
 
 def send_files(ctx: typer.Context, files: Sequence[Path], to: str) -> list[StoreResult]:
     """C-STORE with progress on a terminal; ``to`` may be an address, which needs no configuration."""
-    from dicomnode import peers
     from dicomnode.config import Config
+    from dicomnode.dimse import peers
 
     config = Config() if _is_address(to) and not Path(ctx.find_root().obj).exists() else context.config(ctx)
     peer = peers.named(to, config)

@@ -11,7 +11,7 @@ import typer
 from dicomnode.cli import context
 
 if TYPE_CHECKING:
-    from dicomnode.storage import Found
+    from dicomnode.storage.verification import Found
 
 __all__ = ["app"]
 
@@ -30,15 +30,17 @@ def verify(
     from rich.progress import Progress
 
     from db.engine import readers
-    from dicomnode import storage
+    from dicomnode.storage import verification
 
     config = context.config(ctx)
     sessions = readers(context.engine(config))
-    total = storage.count_claims(sessions)
+    total = verification.count_claims(sessions)
     with Progress(transient=True, disable=as_json) as bar:
         task = bar.add_task("files", total=total)
         limit = None if rate is None else rate * 1e6
-        found = list(storage.verify(sessions, config.spool_dir, bytes_per_s=limit, seen=lambda _: bar.advance(task)))
+        found = list(
+            verification.verify(sessions, config.spool_dir, bytes_per_s=limit, seen=lambda _: bar.advance(task))
+        )
     _print(found, as_json)
     typer.echo(f"{total} rows with files looked at, {len(found)} wrong", err=True)
     if found:
@@ -53,14 +55,14 @@ def orphans(
 ) -> None:
     """Rows without files and files without rows; exit 1 if a row has no file."""
     from db.engine import readers, sessions
-    from dicomnode import storage
+    from dicomnode.storage import verification
 
     config, now = context.config(ctx), datetime.now(UTC)
     engine = context.engine(config)
-    found = list(storage.orphans(readers(engine), config.spool_dir, now=now))
+    found = list(verification.orphans(readers(engine), config.spool_dir, now=now))
     _print(found, as_json)
     if remove:
-        gone = storage.remove_orphans(sessions(engine), config.spool_dir, found, now=now)
+        gone = verification.remove_orphans(sessions(engine), config.spool_dir, found, now=now)
         typer.echo(f"{gone} files without rows deleted", err=True)
     if any(each.what == "missing" for each in found):
         raise typer.Exit(1)

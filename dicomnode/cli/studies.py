@@ -94,7 +94,8 @@ def replay(
 ) -> None:
     """Run the study's finished jobs again, deliver nothing, and say what differs."""
     from db.engine import readers
-    from dicomnode import listings, replaying
+    from dicomnode import listings
+    from dicomnode.deployment import replaying
 
     config = context.config(ctx)
     context.log_to_stderr(config)
@@ -114,7 +115,8 @@ def report(
 ) -> None:
     """The page on a study's result: pictures, numbers with intervals, verdict, what made it."""
     from db.engine import readers
-    from dicomnode import listings, stored
+    from dicomnode import listings
+    from dicomnode.report import stored
 
     kind = out.suffix.lower().removeprefix(".")
     if kind not in ("pdf", "png"):
@@ -129,7 +131,8 @@ def report(
 
 def _explained(config: Config, what: str) -> list[dict[str, Any]]:
     from db.engine import readers
-    from dicomnode import headers, listings, routing
+    from dicomnode import listings, routing
+    from dicomnode.datasets import headers
 
     if Path(what).is_file():
         verdicts = routing.explain_file(headers.read(Path(what)), config.routes)

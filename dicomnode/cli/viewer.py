@@ -27,25 +27,25 @@ def install(
     ] = None,
 ) -> None:
     """Install the viewer's prebuilt files from its npm package."""
-    from dicomnode import viewer
+    from dicomnode.web import ohif
 
-    where = into or viewer.folder(context.config(ctx))
-    if package is None and viewer.installed(where):
-        print(f"{viewer.PACKAGE} {viewer.VERSION} is in {where} already")
+    where = into or ohif.folder(context.config(ctx))
+    if package is None and ohif.installed(where):
+        print(f"{ohif.PACKAGE} {ohif.VERSION} is in {where} already")
         return
     with tempfile.TemporaryDirectory() as temporary:
-        facts = viewer.install(package or viewer.fetch(Path(temporary)), where)
+        facts = ohif.install(package or ohif.fetch(Path(temporary)), where)
     print(f"{facts.package} {facts.version}: {facts.files} files in {where}")
 
 
 @app.command()
 def show(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     """Which viewer is installed, and where."""
-    from dicomnode import viewer
     from dicomnode.errors import NotFound
+    from dicomnode.web import ohif
 
-    where = viewer.folder(context.config(ctx))
-    found = viewer.installed(where)
+    where = ohif.folder(context.config(ctx))
+    found = ohif.installed(where)
     if found is None:
-        raise NotFound(f"no viewer {viewer.VERSION} in {where}: 'dicomnode viewer install'")
+        raise NotFound(f"no viewer {ohif.VERSION} in {where}: 'dicomnode viewer install'")
     context.print_rows([asdict(found)], ["package", "version", "files", "folder"], as_json=as_json)

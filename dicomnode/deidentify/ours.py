@@ -10,9 +10,9 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from dicomnode import covariates
 from dicomnode.deidentify.profile import DeidentifyConfig
 from dicomnode.deidentify.values import OLDEST_YEARS, without
+from dicomnode.reading import covariates
 from dicomnode.results import provenance
 
 __all__ = ["KEPT_WORDS", "clean_record", "clean_words", "is_ours"]

@@ -23,7 +23,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import RawDataStorage
 
-from dicomnode import part10, uids
+from dicomnode import uids
+from dicomnode.datasets import part10
 from dicomnode.mrd.acquisitions import read_header
 from dicomnode.mrd.facts import identity
 from pipelines.contract import Refused

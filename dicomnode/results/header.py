@@ -21,13 +21,14 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import validate_value
 
-from dicomnode import part10, uids
+from dicomnode import uids
+from dicomnode.datasets import part10
 from dicomnode.errors import InputRefused
 from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
 
 if TYPE_CHECKING:
-    from dicomnode.preferences import ResultsConfig
+    from dicomnode.results.preferences import ResultsConfig
 
 __all__ = [
     "DOCUMENTS",

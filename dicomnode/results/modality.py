@@ -20,7 +20,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import MRImageStorage, PositronEmissionTomographyImageStorage, RawDataStorage
 
-from dicomnode.frames import frames_of
+from dicomnode.reading.frames import frames_of
 from dicomnode.results import image as images_of
 from dicomnode.results import planes
 from dicomnode.results.header import Context, Series, code, complete

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import GeometryError
-from dicomnode.frames import Frame, frames_of
+from dicomnode.reading.frames import Frame, frames_of
 from pipelines.contract import Grid
 
 __all__ = ["arranged", "measure", "shown_by"]

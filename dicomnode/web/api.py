@@ -15,7 +15,7 @@ from starlette.responses import Response
 from db.states import JobState
 from dicomnode import listings
 from dicomnode.errors import NotFound
-from dicomnode.status import status as measure
+from dicomnode.monitoring.status import status as measure
 from dicomnode.web.desk import Desk
 
 __all__ = ["router"]

@@ -16,8 +16,8 @@ from starlette.staticfiles import StaticFiles
 
 from dicomnode.config import Config
 from dicomnode.errors import NodeError
-from dicomnode.meters import Meters
-from dicomnode.pulse import Pulse
+from dicomnode.monitoring.meters import Meters
+from dicomnode.monitoring.pulse import Pulse
 from dicomnode.web import access, dashboard, dicomweb, health, metrics, viewer
 from dicomnode.web.security import Door, SecureHeaders
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
 from dicomnode.config import Config
-from dicomnode.meters import Meters
+from dicomnode.monitoring.meters import Meters
 from dicomnode.web import qido, stow, wado
 from dicomnode.web.holdings import Holdings
 

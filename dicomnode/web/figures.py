@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 from db import contents
 from db.contents import Made
 from db.models import Series
-from dicomnode import frames, spool
 from dicomnode.errors import InputRefused
+from dicomnode.reading import frames
+from dicomnode.storage import spool
 from dicomnode.web import pictures
 from dicomnode.web.pictures import Plane
 

@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse
 
 from db import engine as engines
 from db import migrations
-from dicomnode import spool
 from dicomnode.config import Config
 from dicomnode.errors import OutOfSpace
-from dicomnode.pulse import Pulse
+from dicomnode.monitoring.pulse import Pulse
+from dicomnode.storage import spool
 
 __all__ = ["router"]
 

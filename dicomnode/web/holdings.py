@@ -15,8 +15,9 @@ from starlette.requests import Request
 
 from db import catalogue
 from db.catalogue import StoredObject
-from dicomnode import gate, spool
+from dicomnode import gate
 from dicomnode.errors import NotMarked, StorageDamaged
+from dicomnode.storage import spool
 
 __all__ = ["Holdings", "representative", "whole_url"]
 

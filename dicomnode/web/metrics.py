@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from db import engine as engines
 from dicomnode.config import Config
-from dicomnode.followed import Followed
-from dicomnode.gauges import Gauges
-from dicomnode.meters import Meters
-from dicomnode.pulse import Pulse
+from dicomnode.monitoring.followed import Followed
+from dicomnode.monitoring.gauges import Gauges
+from dicomnode.monitoring.meters import Meters
+from dicomnode.monitoring.pulse import Pulse
 
 __all__ = ["router"]
 

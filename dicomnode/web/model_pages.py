@@ -18,8 +18,9 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Re
 
 import pipelines
 from db.states import DeploymentMode
-from dicomnode import deploying, listings, models
+from dicomnode import listings
 from dicomnode.config import Config
+from dicomnode.deployment import deploying, models
 from dicomnode.errors import NodeError
 from dicomnode.web.desk import Desk, read_form, told
 from model_zoo.registry import BundleError, BundleFacts

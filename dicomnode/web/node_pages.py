@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse
 from db import deliveries, destinations, trail
 from db.models import Delivery, Event, Quarantine
 from db.states import DeliveryState, QuarantineState
-from dicomnode import status
+from dicomnode.monitoring import status
 from dicomnode.web import decisions, words
 from dicomnode.web.desk import Desk, told
 

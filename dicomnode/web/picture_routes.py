@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from db import contents, studies
-from dicomnode import spool
+from dicomnode.storage import spool
 from dicomnode.web import figures, pictures
 from dicomnode.web.desk import Desk, checked_uid
 

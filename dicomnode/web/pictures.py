@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicomnode import frames
 from dicomnode.errors import InputRefused
+from dicomnode.reading import frames
 from dicomnode.web import pixels, rendered
 
 __all__ = ["Plane", "as_it_is", "in_colours", "nearest", "overlaid", "planes", "thumbnail"]

@@ -16,7 +16,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
-from dicomnode.encoded import OpenFile, open_source, read_file_meta, walk
+from dicomnode.datasets.encoded import OpenFile, open_source, read_file_meta, walk
 from dicomnode.errors import InputRefused
 
 __all__ = ["PIXELS", "Pixels", "array", "as_stored", "decoded", "is_decodable", "layout", "whole"]

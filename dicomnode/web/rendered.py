@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
-from dicomnode import frames
 from dicomnode.errors import InputRefused
+from dicomnode.reading import frames
 from dicomnode.web import pixels
 
 __all__ = ["Asked", "BadQuery", "picture"]

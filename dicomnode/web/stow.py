@@ -22,12 +22,12 @@ from starlette.responses import JSONResponse, Response
 from db import catalogue
 from db.catalogue import Query
 from db.studies import Sender
-from dicomnode import scp
 from dicomnode.config import Config, SpoolConfig
-from dicomnode.encoded import Window, read_file_meta, walk
+from dicomnode.datasets.encoded import Window, read_file_meta, walk
+from dicomnode.dimse import scp
 from dicomnode.errors import CannotUnderstand, OutOfSpace
 from dicomnode.ingest import Announced, Ledger, Reception
-from dicomnode.meters import Meters
+from dicomnode.monitoring.meters import Meters
 from dicomnode.web import dicom_json, media_types
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.multipart import Parts, boundary_of

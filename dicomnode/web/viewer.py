@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
-from dicomnode import viewer
 from dicomnode.config import Config
+from dicomnode.web import ohif
 from dicomnode.web.dicomweb import REVIEW, ROOT
 
 __all__ = ["link", "router"]
@@ -35,24 +35,24 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 def link(study_uid: str, series_uid: str = "", *, review: bool = False) -> str:
     """The viewer on a study, with a series to begin with; ``review``: held results are shown too."""
     query = {"StudyInstanceUIDs": study_uid} | ({"initialSeriesInstanceUID": series_uid} if series_uid else {})
-    return f"{viewer.BASE}viewer/{'review' if review else 'node'}?{urlencode(query)}"
+    return f"{ohif.BASE}viewer/{'review' if review else 'node'}?{urlencode(query)}"
 
 
 def router(config: Config) -> APIRouter:
     """The viewer's files and pages."""
     routes = APIRouter()
-    where = viewer.folder(config)
+    where = ohif.folder(config)
 
     @routes.get("/viewer")
     def front(request: Request) -> Response:
         there = "viewer/node" if "StudyInstanceUIDs" in request.query_params else ""
         query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"{viewer.BASE}{there}{query}", 307)
+        return RedirectResponse(f"{ohif.BASE}{there}{query}", 307)
 
     @routes.get("/viewer/{path:path}")
     def inside(path: str) -> Response:
-        if viewer.installed(where) is None:
-            raise HTTPException(503, f"the viewer is not installed: run 'dicomnode viewer install' ({viewer.PACKAGE})")
+        if ohif.installed(where) is None:
+            raise HTTPException(503, f"the viewer is not installed: run 'dicomnode viewer install' ({ohif.PACKAGE})")
         if path == "app-config.js":
             return Response(_app_config(), media_type="text/javascript")
         if path in _files(where):
@@ -97,7 +97,7 @@ def _policy(hashes: list[str] | tuple[()]) -> str:
 def _files(where: Path) -> frozenset[str]:
     """Only what is listed is served, so no path leads out of the folder."""
     found = (path.relative_to(where).as_posix() for path in where.rglob("*") if path.is_file())
-    return frozenset(found) - {viewer.FACTS}
+    return frozenset(found) - {ohif.FACTS}
 
 
 @lru_cache(maxsize=1)
@@ -105,7 +105,7 @@ def _app_config() -> str:
     """https://docs.ohif.org/configuration/configurationFiles"""
     sources = [_source("node", "studies", ROOT), _source("review", "studies with held results", REVIEW)]
     config = {
-        "routerBasename": viewer.BASE.rstrip("/"),
+        "routerBasename": ohif.BASE.rstrip("/"),
         "showStudyList": True,
         "extensions": [],
         "modes": [],

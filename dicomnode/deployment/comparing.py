@@ -1,0 +1,183 @@
+"""Two results of one study: how far apart their images, their numbers and their times are.
+
+Objects are matched by kind, the first with the first and so on, as both come from one pipeline. Images: the largest
+difference and the peak signal-to-noise ratio of the second against the first, in the units of the image. Segmentations:
+the overlap of all segments, 2 |A and B| / (|A| + |B|) (Dice 1945), voxel by voxel. Numbers: those of the two reports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+
+from dicomnode.config import Config
+from dicomnode.datasets import objects
+from dicomnode.storage import spool
+
+if TYPE_CHECKING:
+    from db.models import Job, Output
+    from dicomnode.processing import Produced, Task
+
+__all__ = ["Finished", "finished", "numbers", "of_refused", "results", "seconds", "with_produced"]
+
+Pair = tuple[Path | None, Dataset | None]
+Voxels = dict[tuple[object, ...], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that has ended: what it says of its run, and the files of its results in their order."""
+
+    job_id: int
+    state: str
+    reason: str
+    report: Mapping[str, Any] = field(repr=False)
+    files: tuple[Path, ...]
+
+
+def finished(job: Job, config: Config) -> Finished:
+    """The job as values; its results are the node's own, without the notes of earlier runs that were refused."""
+    files = tuple(spool.path(config.spool_dir, output.sha256) for output in _own(job))
+    return Finished(job.id, str(job.state), job.reason, job.report, files)
+
+
+def with_produced(other: Finished, produced: Produced) -> dict[str, Any]:
+    """What is stored of a job that ran beside another: before is what went out, after what the other model made."""
+    after = produced.report
+    return {
+        "job": other.job_id,
+        "before": _of(other.report) | {"state": other.state, "reason": other.reason},
+        "after": _of(after),
+        "results": list(results(other.files, produced.objects)) if other.files else [],
+        "numbers": numbers(other.report, after),
+    }
+
+
+def of_refused(other: Finished, task: Task, reason: str) -> dict[str, Any]:
+    """The same where the other model refused."""
+    before = _of(other.report) | {"state": other.state, "reason": other.reason}
+    after = {"model": task.model, "digest": task.model_digest, "verdict": "refuse", "seconds": None, "reason": reason}
+    return {"job": other.job_id, "before": before, "after": after, "results": [], "numbers": []}
+
+
+def results(before: Sequence[Path], after: Sequence[Dataset]) -> Iterator[dict[str, Any]]:
+    """Per object its kind, whether it is the same, and by how much it differs."""
+    for kind, (old, new) in _pairs(before, after):
+        if old is None:
+            found = _row("was not made before")
+        elif new is None:
+            found = _row("was not made again")
+        else:
+            found = _difference(old, new)
+        yield {"kind": kind} | found
+
+
+def numbers(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every measurement of two reports, by region and name, with the difference after - before."""
+    old, new = _measured(before), _measured(after)
+    return [_number(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
+
+
+def seconds(report: Mapping[str, Any]) -> float | None:
+    """How long the run took."""
+    value = report.get("seconds")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _own(job: Job) -> list[Output]:
+    notes = (objects.REFUSAL_NOTE, objects.KEY_OBJECT)
+    held = job.state == "held"
+    return [
+        output
+        for output in job.outputs
+        if not output.rendition and (output.kind not in notes or (held and output.kind == objects.KEY_OBJECT))
+    ]
+
+
+def _of(report: Mapping[str, Any]) -> dict[str, Any]:
+    said = {name: report.get(name, "") for name in ("model", "digest", "verdict")}
+    return said | {"seconds": seconds(report)}
+
+
+def _pairs(before: Sequence[Path], after: Sequence[Dataset]) -> Iterator[tuple[str, Pair]]:
+    """In the order of the new ones; what has no partner stands alone."""
+    waiting: dict[str, list[Path]] = {}
+    for path in before:
+        waiting.setdefault(objects.kind_of(dcmread(path)), []).append(path)
+    for ds in after:
+        kind = objects.kind_of(ds)
+        same = waiting.get(kind, [])
+        yield kind, (same.pop(0) if same else None, ds)
+    for kind, left in waiting.items():
+        for path in left:
+            yield kind, (path, None)
+
+
+def _difference(before: Path, after: Dataset) -> dict[str, Any]:
+    if before.read_bytes() == objects.encoded(after):
+        return _row("identical", 0.0)
+    old = dcmread(before)
+    if after.Modality == "SEG":
+        overlap = _overlap(_segments(old), _segments(after))
+        return _row("differs" if overlap < 1 else "same values, other header", dice=overlap)
+    a, b = _values(old), _values(after)
+    if a is None or b is None:
+        return _row("differs in its header")
+    if a.shape != b.shape:
+        return _row("differs in shape")
+    largest = float(np.max(np.abs(a - b)))
+    if largest == 0:
+        return _row("same values, other header", 0.0)
+    rmse, peak = float(np.sqrt(np.mean((a - b) ** 2))), float(np.max(np.abs(a)))
+    return _row("differs", largest, round(20 * math.log10(peak / rmse), 2) if peak else None)
+
+
+def _row(
+    result: str, largest: float | None = None, psnr_db: float | None = None, dice: float | None = None
+) -> dict[str, Any]:
+    return {"result": result, "largest_difference": largest, "psnr_db": psnr_db, "dice": dice}
+
+
+def _values(ds: Dataset) -> NDArray[np.float64] | None:
+    if not any(keyword in ds for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        return None
+    slope, intercept = float(ds.get("RescaleSlope", 1) or 1), float(ds.get("RescaleIntercept", 0) or 0)
+    return np.asarray(ds.pixel_array, np.float64) * slope + intercept
+
+
+def _segments(ds: Dataset) -> Voxels:
+    """The voxels of each segment by its number and place: frames without any are not in the file (PS3.3 C.8.20)."""
+    frames = np.asarray(ds.pixel_array).reshape(-1, int(ds.Rows), int(ds.Columns))
+    found: Voxels = {}
+    for frame, group in zip(frames, ds.PerFrameFunctionalGroupsSequence, strict=True):
+        place = tuple(float(x) for x in group.PlanePositionSequence[0].ImagePositionPatient)
+        if "SegmentIdentificationSequence" in group:
+            number = int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+            found[(number, *place)] = frame > 0
+        else:
+            found |= {(int(number), *place): frame == number for number in np.unique(frame) if number}
+    return found
+
+
+def _overlap(a: Voxels, b: Voxels) -> float:
+    total = sum(int(each.sum()) for each in (*a.values(), *b.values()))
+    both = sum(int((a[key] & b[key]).sum()) for key in a.keys() & b.keys() if a[key].shape == b[key].shape)
+    return round(2 * both / total, 6) if total else 1.0
+
+
+def _measured(report: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {(each.get("group", ""), each["name"]): each for each in report.get("measurements", [])}
+
+
+def _number(key: tuple[str, str], before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, Any]:
+    old, new = (each.get("value") if each else None for each in (before, after))
+    unit = (after or before or {}).get("unit", "")
+    difference = new - old if old is not None and new is not None else None
+    return {"group": key[0], "name": key[1], "unit": unit, "before": old, "after": new, "difference": difference}

@@ -1,0 +1,270 @@
+"""What the node asks of other DICOM nodes: echo and store (service class user); see queries.py for find and fetch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
+from pynetdicom import build_context
+from pynetdicom.sop_class import Verification
+
+from dicomnode.config import Peer
+from dicomnode.deidentify import outgoing
+from dicomnode.dimse.associations import association
+from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContext
+
+    from dicomnode.config import Config, TlsConfig
+
+__all__ = ["TIMEOUT_S", "Outcome", "StoreResult", "dicom_files", "echo", "named", "store"]
+
+TIMEOUT_S = 60.0
+
+_MAX_CONTEXTS = 127  # 128 odd numbers below 256 (PS3.8 9.3.2.2), one of them for Verification
+_SILENT_ASSOCIATIONS = 2
+_SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.4 B.2.3
+
+
+class Outcome(StrEnum):
+    STORED = "stored"
+    REFUSED = "refused"
+    UNANSWERED = "unanswered"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class StoreResult:
+    """What became of one file. ``status`` is None where the peer gave none: no answer is not success.
+
+    ``comment`` is in the peer's own words, which may tell of a patient: for who sends, never for a log or a row.
+    """
+
+    path: Path
+    sop_instance_uid: str
+    outcome: Outcome
+    status: int | None
+    text: str
+    comment: str = ""
+
+    @property
+    def stored(self) -> bool:
+        return self.outcome is Outcome.STORED
+
+
+@dataclass(frozen=True)
+class _Instance:
+    path: Path
+    sop_instance_uid: UID
+    sop_class_uid: UID
+    transfer_syntax_uid: UID
+
+    @property
+    def as_stored(self) -> tuple[UID, UID]:
+        return self.sop_class_uid, self.transfer_syntax_uid
+
+    @property
+    def offers(self) -> dict[tuple[UID, UID], None]:
+        """The contexts to propose: as stored, and for uncompressed data the default syntax, PS3.5 10.1."""
+        pairs = {self.as_stored: None}
+        if self.transfer_syntax_uid in (ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian):
+            pairs[(self.sop_class_uid, ImplicitVRLittleEndian)] = None
+        return pairs
+
+
+def echo(peer: Peer, *, calling_aet: str, timeout_s: float = TIMEOUT_S, tls: TlsConfig | None = None) -> float:
+    """C-ECHO; returns the seconds it took. Raises PeerUnreachable or PeerRefused."""
+    start = time.perf_counter()
+    contexts = [build_context(Verification)]
+    with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls) as assoc:
+        answer = assoc.send_c_echo()
+    if "Status" not in answer:
+        raise PeerUnreachable(f"peer {peer.name} at {peer.host}:{peer.port} did not answer the C-ECHO")
+    if answer.Status != 0x0000:
+        raise PeerRefused(f"peer {peer.name} answered the C-ECHO with status 0x{answer.Status:04X}")
+    return time.perf_counter() - start
+
+
+def named(words: str, config: Config) -> Peer:
+    """The configured peer of that name, or the one at ``host:port:AET``. Raises ConfigError."""
+    if words in {peer.name for peer in config.peers} or words.count(":") < 2:
+        return config.peer(words)
+    host, port, ae_title = words.rsplit(":", 2)
+    try:
+        return Peer(name=words, host=host.strip("[]"), port=int(port), ae_title=ae_title)
+    except ValueError:  # pydantic's own is one
+        raise ConfigError(f"{words!r} is no HOST:PORT:AE_TITLE") from None
+
+
+def dicom_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files named, and the DICOM instances below the folders named, in order of their names."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for below in sorted(p for p in path.rglob("*") if p.is_file()):
+            if isinstance(_read(below), _Instance):
+                yield below
+
+
+def store(
+    peer: Peer,
+    paths: Iterable[Path],
+    *,
+    calling_aet: str,
+    on_result: Callable[[StoreResult], None] = lambda result: None,
+    timeout_s: float = TIMEOUT_S,
+    tls: TlsConfig | None = None,
+) -> list[StoreResult]:
+    """C-STORE of files as they are stored; one result for each path, in their order.
+
+    Nothing is raised for the peer's sake: an instance without an answer has the outcome UNANSWERED. Instances whose
+    association was lost are tried again on a new one, which is safe since their UIDs are the same.
+    """
+    results: dict[Path, StoreResult] = {}
+
+    def keep(result: StoreResult) -> None:
+        results[result.path] = result
+        on_result(result)
+
+    instances: dict[Path, _Instance] = {}
+    ordered = list(dict.fromkeys(paths))
+    for path in ordered:
+        read = _read(path, peer.deidentify)
+        if isinstance(read, StoreResult):
+            keep(read)
+        else:
+            instances[path] = read
+    for batch in _batches(list(instances.values())):
+        _store_batch(
+            partial(association, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls),
+            batch,
+            keep,
+        )
+    return [results[path] for path in ordered]
+
+
+def _read(path: Path, profile: str = "") -> _Instance | StoreResult:
+    """What the association needs to know of a file, from its meta information (PS3.10 7.1). ``profile``: of a peer
+    that gets nothing but what was de-identified by it."""
+    try:
+        meta = read_file_meta_info(path)
+        uids = meta.MediaStorageSOPInstanceUID, meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
+    except OSError as exc:
+        return StoreResult(path, "", Outcome.UNREADABLE, None, f"cannot be read: {exc.strerror}")
+    except (InvalidDicomError, AttributeError, ValueError, EOFError):
+        return StoreResult(path, "", Outcome.UNREADABLE, None, "not a DICOM file with its meta information")
+    if uids[1] == MediaStorageDirectoryStorage:
+        return StoreResult(path, "", Outcome.UNREADABLE, None, "a DICOMDIR, which C-STORE does not carry")
+    if profile and not outgoing.is_copy(path, profile):
+        text = f"not sent: the peer gets only what is de-identified; 'dicomnode deidentify --profile {profile}' copies"
+        return StoreResult(path, "", Outcome.UNREADABLE, None, text)
+    return _Instance(path, *uids)
+
+
+def _batches(instances: list[_Instance]) -> Iterator[list[_Instance]]:
+    """Instances together that one association has contexts for, kinds kept together in the order of their first."""
+    kinds: dict[tuple[UID, UID], list[_Instance]] = {}
+    for instance in instances:
+        kinds.setdefault(instance.as_stored, []).append(instance)
+    batch: list[_Instance] = []
+    offered: dict[tuple[UID, UID], None] = {}
+    for kind in kinds.values():
+        together = offered | kind[0].offers
+        if len(together) > _MAX_CONTEXTS:
+            yield batch
+            batch, together = [], kind[0].offers
+        batch, offered = batch + kind, together
+    if batch:
+        yield batch
+
+
+def _store_batch(
+    associate: Callable[[Sequence[PresentationContext]], AbstractContextManager[Association]],
+    batch: list[_Instance],
+    keep: Callable[[StoreResult], None],
+) -> None:
+    """Send over one association, and what it lost over another, until all is answered or the peer stays silent."""
+    pairs = {pair: None for instance in batch for pair in instance.offers}
+    # With Verification beside them, an association that takes none of the pairs still stands and says so for each.
+    contexts = [build_context(Verification), *(build_context(*pair) for pair in pairs)]
+    waiting, silent, why = batch, 0, "no answer"
+    while waiting and silent < _SILENT_ASSOCIATIONS:
+        before = len(waiting)
+        try:
+            with associate(contexts) as assoc:
+                waiting = _send_all(assoc, waiting, keep)
+            why = "no answer: the association was lost"
+        except (PeerRefused, PeerUnreachable) as exc:
+            why = str(exc)
+            break
+        silent = silent + 1 if len(waiting) == before else 0
+    for instance in waiting:
+        keep(StoreResult(instance.path, instance.sop_instance_uid, Outcome.UNANSWERED, None, why))
+
+
+def _send_all(assoc: Association, waiting: list[_Instance], keep: Callable[[StoreResult], None]) -> list[_Instance]:
+    """Returns what has no answer. The one that was on the wire when the association broke comes last next time."""
+    accepted = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in assoc.accepted_contexts}
+    for number, instance in enumerate(waiting):
+        result = _send(assoc, accepted, instance, number)
+        if result is None:
+            return [*waiting[number + 1 :], instance]
+        keep(result)
+    return []
+
+
+def _send(assoc: Association, accepted: set[tuple[UID, UID]], instance: _Instance, number: int) -> StoreResult | None:
+    """One C-STORE; None when the association broke instead of an answer."""
+    told = StoreResult(instance.path, instance.sop_instance_uid, Outcome.REFUSED, _SOP_CLASS_NOT_SUPPORTED, "")
+    content: Any = instance.path
+    if instance.as_stored not in accepted:
+        if not accepted.intersection(instance.offers):
+            name, syntax = instance.sop_class_uid.name, instance.transfer_syntax_uid.name
+            return replace(told, text=f"the peer does not take {name} as {syntax}")
+        content = dcmread(instance.path)
+    try:
+        answer = assoc.send_c_store(content, msg_id=number % 65535 + 1)
+    except OSError as exc:
+        if exc.filename is not None:
+            return replace(told, outcome=Outcome.UNREADABLE, status=None, text=f"cannot be read: {exc.strerror}")
+        assoc.abort()
+        return None
+    except RuntimeError:  # the association is no longer established
+        return None
+    except (ValueError, AttributeError) as exc:
+        return replace(told, outcome=Outcome.UNREADABLE, status=None, text=f"cannot be sent: {type(exc).__name__}")
+    if "Status" not in answer:
+        return None
+    return _answered(told, answer)
+
+
+def _answered(told: StoreResult, answer: Dataset) -> StoreResult:
+    """PS3.4 B.2.3: 0x0000 and the warnings 0xBxxx mean that the instance is stored."""
+    status = int(answer.Status)
+    told = replace(told, status=status, comment=str(answer.get("ErrorComment", "")))
+    if status == 0x0000:
+        return replace(told, outcome=Outcome.STORED, text="stored")
+    if status >> 12 == 0xB:
+        return replace(told, outcome=Outcome.STORED, text=f"stored with warning 0x{status:04X}")
+    return replace(told, text=f"refused with status 0x{status:04X}")

@@ -1,0 +1,225 @@
+"""Notifications to those who are told: tried like deliveries, until they are taken or too old.
+
+All state is in rows: a sender that dies leaves leases that lapse, and what got no answer is sent again under the same
+event ID, by which a receiver can drop what it has already.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import traceback
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from db import jobs, notifications
+from dicomnode.backoff import backoff
+from dicomnode.errors import ConfigError, NodeError, NotFound, NotSent
+from dicomnode.notifications import mail, notices, webhook
+from dicomnode.notifications.config import EmailConfig, SmtpConfig, WebhookConfig, checked_address, encrypted
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from db.notifications import Due
+    from dicomnode.config import Config
+    from dicomnode.notifications.notices import Facts
+
+__all__ = ["check", "notify_due", "resume", "send", "send_test"]
+
+log = logging.getLogger("dicomnode.notifications.notification")
+
+Told = EmailConfig | WebhookConfig
+
+_BATCH = 20
+_TEST = uuid.UUID("a9d2a0e5-7d0c-5a63-8c0e-3f3a5b9d1f52")
+
+
+def notify_due(
+    sessions: sessionmaker[Session], config: Config, *, now: datetime, generator: random.Random | None = None
+) -> int:
+    """Send what is due, to everybody at once; returns how many notifications were taken."""
+    messenger = _Messenger(sessions, config, now, generator or random.Random())
+    with sessions.begin() as session:
+        notifications.expire_leases(session, now=now)
+        too_old = now - timedelta(hours=config.delivery.give_up_after_h)
+        notifications.given_up(session, created_before=too_old, now=now)
+        claimed = [(told, messenger.claim(session, told)) for told in config.notifications.everybody]
+    work = [(told, batch) for told, batch in claimed if batch]
+    if not work:
+        return 0
+    with ThreadPoolExecutor(max_workers=len(work), thread_name_prefix="notification") as pool:
+        return sum(pool.map(lambda one: messenger.send(*one), work))
+
+
+def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
+    """When the node starts: take back what its predecessor was sending when it died."""
+    with sessions.begin() as session:
+        return notifications.abandon(session, machine=socket.gethostname(), now=now)
+
+
+def send(told: Told, config: Config, facts: Facts, created_at: datetime) -> str:
+    """Send one; what is to be remembered of it. Raises NotSent, or ConfigError for what a person has to mend."""
+    template = _template(told, config)
+    event_id = str(facts["id"])
+    if isinstance(told, EmailConfig):
+        smtp = _smtp(config)
+        letter = mail.message(
+            sender=smtp.from_,
+            to=told.to,
+            subject=notices.subject_line(facts),
+            text=notices.as_text(facts, template),
+            event_id=event_id,
+            created_at=created_at,
+        )
+        return mail.send(letter, smtp, password=_password(smtp, config), ca_file=_beside(config, smtp.ca_file))
+    body = notices.as_json(facts, template)
+    stated = webhook.headers(str(facts["event"]), event_id, body, _secret(told, config))
+    ca_file = _beside(config, told.ca_file)
+    webhook.post(_url(told, config), body, stated, timeout_s=told.timeout_s, ca_file=ca_file)
+    return ""
+
+
+def send_test(name: str, config: Config, *, now: datetime) -> str:
+    """Send a notification of nothing; what is to be remembered of it. Raises NotFound, NotSent, ConfigError."""
+    for told in config.notifications.everybody:
+        if told.name == name:
+            return send(told, config, _example(told, config, "test", now), now)
+    known = ", ".join(told.name for told in config.notifications.everybody) or "none"
+    raise NotFound(f"no notification is named {name!r} in {config.path} (there: {known})")
+
+
+def check(told: Told, config: Config, *, now: datetime) -> str:
+    """What it does, in words, after a look at its files, its template and its server. Raises NodeError."""
+    template = _template(told, config)
+    for event in told.events:
+        made = _example(told, config, event, now)
+        if isinstance(told, EmailConfig):
+            notices.as_text(made, template)
+        else:
+            notices.as_json(made, template)
+    words = f"on {', '.join(told.events)}, {'with' if told.patient_data else 'without'} patient data"
+    if isinstance(told, EmailConfig):
+        smtp = _smtp(config)
+        mail.greet(smtp, password=_password(smtp, config), ca_file=_beside(config, smtp.ca_file))
+        return f"e-mail to {len(told.to)} by {smtp.host}:{smtp.port}, {words}"
+    signed = "signed" if _secret(told, config) else "not signed"
+    return f"POST to {webhook.place(_url(told, config))}, {signed}, {words}; 'dicomnode notifications test' sends one"
+
+
+class _Messenger:
+    """One sweep's sessions, configuration, moment and randomness."""
+
+    def __init__(
+        self, sessions: sessionmaker[Session], config: Config, now: datetime, generator: random.Random
+    ) -> None:
+        self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
+        self.worker = jobs.worker_name(os.getpid())
+
+    def claim(self, session: Session, told: Told) -> list[Due]:
+        """A batch under a lease; should a slow receiver outlast it, it gets some twice."""
+        timeout_s = told.timeout_s if isinstance(told, WebhookConfig) else _smtp(self.config).timeout_s
+        lease_s = 60.0 + _BATCH * timeout_s
+        return notifications.due(
+            session, name=told.name, worker=self.worker, lease_s=lease_s, limit=_BATCH, now=self.now
+        )
+
+    def send(self, told: Told, batch: Sequence[Due]) -> int:
+        """Send and record one by one; after one that its receiver did not even answer, the others wait too."""
+        taken, silent = 0, ""
+        for due in batch:
+            if silent:
+                self._failed(due, silent)
+                continue
+            try:
+                facts = notices.facts(due, self.config, patient_data=told.patient_data)
+                note = send(told, self.config, facts, due.created_at)
+            except NodeError as error:
+                self._failed(due, str(error))
+                silent = str(error) if isinstance(error, NotSent) and not error.reached else ""
+            except Exception as error:  # the door of every notification: its error's own words may name a patient
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                self._failed(due, f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}")
+            else:
+                taken += 1
+                self._sent(due, note)
+        return taken
+
+    def _sent(self, due: Due, note: str) -> None:
+        if note:
+            log.warning("notification %d to %s: %s", due.notification_id, due.name, note)
+        with self.sessions.begin() as session:
+            notifications.sent(session, due.notification_id, worker=self.worker, note=note, now=self.now)
+
+    def _failed(self, due: Due, reason: str) -> None:
+        log.warning("notification %d to %s: %s", due.notification_id, due.name, reason)
+        retry_at = self.now + backoff(due.attempts, self.config.delivery, self.generator)
+        with self.sessions.begin() as session:
+            notifications.failed(
+                session, due.notification_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now
+            )
+
+
+def _example(told: Told, config: Config, event: str, now: datetime) -> Facts:
+    event_id = str(uuid.uuid5(_TEST, f"{told.name} {now.isoformat()}"))
+    at = now.isoformat(timespec="seconds")
+    return notices.example(config, event, event_id, at, patient_data=told.patient_data)
+
+
+def _smtp(config: Config) -> SmtpConfig:
+    if config.notifications.smtp is None:
+        raise ConfigError("e-mail needs a server in [notifications.smtp]")
+    return config.notifications.smtp
+
+
+def _url(told: WebhookConfig, config: Config) -> str:
+    """The address of the file, if one is named: it is held to the same as one in node.toml."""
+    if told.url_file is None:
+        return str(told.url)
+    try:
+        url = checked_address(_line(told.url_file, config, "url_file"))
+    except ValueError as error:
+        raise ConfigError(f"url_file: {told.url_file.name}: {error}") from None
+    if told.patient_data and not encrypted(url):
+        raise ConfigError(f"url_file: {told.url_file.name}: patient data are not sent without TLS")
+    return url
+
+
+def _secret(told: WebhookConfig, config: Config) -> bytes | None:
+    return None if told.secret_file is None else _line(told.secret_file, config, "secret_file").encode()
+
+
+def _password(smtp: SmtpConfig, config: Config) -> str:
+    return "" if smtp.password_file is None else _line(smtp.password_file, config, "password_file")
+
+
+def _template(told: Told, config: Config) -> str | None:
+    return None if told.template_file is None else _read(told.template_file, config, "template_file")
+
+
+def _line(file: Path, config: Config, key: str) -> str:
+    text = _read(file, config, key).strip()
+    if not text:
+        raise ConfigError(f"{key}: {file.name} is empty")
+    return text
+
+
+def _read(file: Path, config: Config, key: str) -> str:
+    try:
+        return (config.path.parent / file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: {file.name} cannot be read ({type(error).__name__})") from None
+
+
+def _beside(config: Config, file: Path | None) -> Path | None:
+    """From anywhere; a file that nobody can read is found before it is used."""
+    if file is None:
+        return None
+    _read(file, config, "ca_file")
+    return config.path.parent / file

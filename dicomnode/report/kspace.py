@@ -1,0 +1,35 @@
+"""The zero-filled image of k-space, for the page: what a scanner would show without a model. Brings torch with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicomnode.report.planes import Plane, sampled
+from pipelines.contract import Grid, KSpace, Refused
+
+__all__ = ["zero_filled"]
+
+
+def zero_filled(kspace: KSpace, grid: Grid, plane: Plane) -> NDArray[np.float32] | None:
+    """Magnitude of the slice that the plane shows, on the plane's pixels, in the units of the reconstruction.
+
+    None where the slice cannot be prepared alone, as with coil maps that are another image's.
+    """
+    from model_zoo import classical
+    from pipelines.encoding import prepare
+    from pipelines.mri_reconstruction import on_grid
+
+    at = slice(plane.index, plane.index + 1)
+    affine = grid.affine_mm.copy()
+    affine[:3, 3] += plane.index * affine[:3, 2]
+    one = replace(kspace, samples=kspace.samples[at], mask=kspace.mask[at], grid=Grid((1, *grid.shape[1:]), affine))
+    try:
+        problem = prepare(one)
+    except Refused:
+        return None
+    image = classical.zero_filled(problem.A, problem.y) * problem.gain
+    values = on_grid(image, one.encoded_fov_mm, one.grid).abs().numpy()
+    return sampled(values, one.grid, plane)

@@ -1,0 +1,202 @@
+"""A finished job, read back: its result objects as the findings that they were, its inputs as the case that it had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import EncapsulatedPDFStorage, ParametricMapStorage, SecondaryCaptureImageStorage
+
+from db.models import Job, Output, Study
+from db.states import JobState
+from dicomnode import processing, worker
+from dicomnode.config import Config
+from dicomnode.errors import NotFound
+from dicomnode.processing import Task
+from dicomnode.reading import frames, volumes
+from dicomnode.results.image import DERIVATION
+from dicomnode.results.page import Page
+from dicomnode.results.provenance import Provenance, recorded
+from dicomnode.storage import spool
+from pipelines.contract import (
+    Case,
+    Code,
+    Finding,
+    Grid,
+    Image,
+    Interval,
+    Measurement,
+    Note,
+    ParametricMap,
+    Segment,
+    Segmentation,
+)
+from pipelines.quality import Outcome, Verdict
+
+__all__ = ["Told", "job_of", "kept_page", "page_of", "read"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What ``sheet.compose`` asks for."""
+
+    findings: list[Finding]
+    case: Case
+    sources: list[Dataset]
+    made_by: Provenance
+    now: datetime
+    verdict: Verdict
+
+
+def job_of(study: Study, number: int | None) -> Job:
+    """The study's job of that number, or the newest one with a result. Raises NotFound."""
+    jobs: list[Job] = [job for job in study.jobs if number in (None, job.id)]
+    over = [job for job in jobs if job.state in (JobState.DONE, JobState.HELD, JobState.REFUSED)]
+    ended = [job for job in over if any(output.expired_at is None for output in job.outputs)]
+    if not ended:
+        what = f"job {number}" if number is not None else "any job"
+        raise NotFound(f"study {study.study_uid}: no result of {what}; 'dicomnode studies show' lists its jobs")
+    return max(ended, key=lambda job: job.id)
+
+
+def read(job: Job, config: Config) -> Told:
+    """From the spool and the row. Raises InputRefused where a file can no longer be read."""
+    task = worker.task_of(job, config)
+    pipeline = processing.pipeline_named(job.pipeline)
+    case, sources = processing.loaded(pipeline, task.inputs)
+    own = [output for output in job.outputs if not output.rendition]
+    paths = {output.sop_instance_uid: spool.path(config.spool_dir, output.sha256) for output in own}
+    findings = [*_named(list(_found(own, paths)), job.report), *_numbers(job.report)]
+    reasons = tuple(map(str, job.report.get("reasons", ())))
+    verdict = Verdict(Outcome(job.report.get("verdict", "accept")), reasons)
+    return Told(findings, case, sources, _made_by(dcmread(next(iter(paths.values()))), task), job.created_at, verdict)
+
+
+def page_of(job: Job, config: Config, kind: str, *, identify: bool = False) -> bytes:
+    """The job's page as a file, "pdf" or "png": the one that was written with the results, else drawn again from them.
+
+    Raises InputRefused where a file can no longer be read.
+    """
+    from dicomnode.report import layout, sheet
+
+    if not identify and (kept := kept_page(job, config, kind)):
+        return kept
+    told = read(job, config)
+    made = sheet.compose(
+        told.findings, told.case, told.sources, told.made_by, told.now, told.verdict, identify=identify
+    )
+    return layout.encoded(layout.page(made, told.now), kind)
+
+
+def kept_page(job: Job, config: Config, kind: str) -> bytes | None:
+    """The page that was written with the results, where the configuration asked for one."""
+    from dicomnode.report import layout
+
+    wanted = {"pdf": EncapsulatedPDFStorage, "png": SecondaryCaptureImageStorage}[kind]
+    for output in job.outputs:
+        if output.kind.startswith("report page") and output.sop_class_uid == wanted:
+            ds = dcmread(spool.path(config.spool_dir, output.sha256))
+            if kind == "pdf":
+                return bytes(ds.EncapsulatedDocument[: ds.EncapsulatedDocumentLength])
+            return layout.encoded(Page(ds.pixel_array, b""), kind)
+    return None
+
+
+def _found(outputs: Sequence[Output], paths: Mapping[str, Path]) -> Iterator[Image | ParametricMap | Segmentation]:
+    """Images, maps and segmentations, in the order in which they were written."""
+    series: dict[str, list[Output]] = {}
+    for output in outputs:
+        if output.kind in ("image", "parametric map", "segmentation"):
+            series.setdefault(output.series_uid, []).append(output)
+    labelled = [output for output in outputs if output.kind == "labelled image"]
+    for output in labelled if not any(each.kind == "image" for each in outputs) else []:
+        series.setdefault(output.series_uid, []).append(output)
+    for members in series.values():
+        files = [paths[output.sop_instance_uid] for output in members]
+        yield _segmentation(files[0]) if members[0].kind == "segmentation" else _picture(files)
+
+
+def _named(found: Sequence[Image | ParametricMap | Segmentation], report: Mapping[str, Any]) -> list[Finding]:
+    """With what no header says of them, as the job's report has it in the same order."""
+    images = iter(report.get("images", ()))
+    overlays = iter(report.get("overlays", ()))
+    return [replace(each, **next(images if isinstance(each, Image) else overlays, {})) for each in found]
+
+
+def _picture(files: Sequence[Path]) -> Image | ParametricMap:
+    first = frames.header(files[0])
+    found = volumes.read(files)
+    volume = replace(found.volume, unit=_unit(first, found.volume.unit))
+    thickness_mm = volume.slice_thickness_mm or volume.grid.spacing_mm[0]
+    description = str(first.SeriesDescription).removeprefix("SYN ")
+    derivation = first.DerivationCodeSequence[0]
+    if first.SOPClassUID == ParametricMapStorage and derivation.CodeValue != DERIVATION[0]:
+        quantity = Code(derivation.CodeValue, derivation.CodingSchemeDesignator, derivation.CodeMeaning)
+        return ParametricMap(description, volume, quantity, description, thickness_mm)
+    return Image(description, volume, description, thickness_mm)
+
+
+def _unit(ds: Dataset, found: str) -> str:
+    """A Secondary Capture states it as Rescale Type, which is no unit by the standard's own terms."""
+    stated = str(ds.get("RescaleType") or "US")
+    return found if stated == "US" else stated
+
+
+def _segmentation(path: Path) -> Segmentation:
+    import highdicom as hd
+
+    ds = hd.seg.segread(str(path))
+    volume = ds.get_volume(combine_segments=True, rescale_fractional=False, allow_missing_positions=True)
+    affine = volume.affine[:, [2, 1, 0, 3]]  # highdicom's takes (k, j, i, 1)
+    segments = tuple(_segment(item) for item in ds.SegmentSequence)
+    description = str(ds.SeriesDescription).removeprefix("SYN ")
+    labels = np.asarray(volume.array, np.uint8)
+    shape = (labels.shape[0], labels.shape[1], labels.shape[2])
+    return Segmentation(
+        str(ds.SeriesDescription), labels, Grid(shape, affine), segments, description, float(volume.spacing[0])
+    )
+
+
+def _segment(item: Dataset) -> Segment:
+    category, kind = item.SegmentedPropertyCategoryCodeSequence[0], item.SegmentedPropertyTypeCodeSequence[0]
+    codes = [Code(each.CodeValue, each.CodingSchemeDesignator, each.CodeMeaning) for each in (category, kind)]
+    return Segment(int(item.SegmentNumber), str(item.SegmentLabel), codes[0], codes[1])
+
+
+def _numbers(report: Mapping[str, Any]) -> Iterator[Finding]:
+    for each in report.get("measurements", ()):
+        intervals = tuple(
+            Interval(float(i["level"]), float(i["low"]), float(i["high"]))
+            for i in each.get("intervals", ())
+            if None not in (i["low"], i["high"])
+        )
+        value = float("nan") if each["value"] is None else float(each["value"])
+        yield Measurement(
+            each["name"], value, each["unit"], each["description"], each.get("group", ""), intervals=intervals
+        )
+    for each in report.get("notes", ()):
+        yield Note(each["name"], each["text"])
+
+
+def _made_by(ds: Dataset, task: Task) -> Provenance:
+    content = recorded(ds)
+    model, node = content["model"], content["node"]
+    return Provenance(
+        model_name=model["name"],
+        model_version=model["version"],
+        model_digest=model["sha256"],
+        pipeline=content["pipeline"],
+        parameters=content["parameters"],
+        seed=content["seed"],
+        device=content["device"],
+        node_version=node["version"],
+        trained_on=model["trained_on"],
+        job_key=task.key,
+        facts=content.get("acquisition", {}),
+    )

@@ -1,0 +1,211 @@
+"""What may go, and its going: only what is delivered and old enough, never what is held, failed or waited for.
+
+A study's sources go when all its jobs are over and delivered, no job of another study still takes them, no search
+brings more of it, and no route may want it as the next study's earlier examination. A job's results go when every
+object is where it should be. A job without destinations has delivered nothing: what it made stays, its sources too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import engine as engines
+from db import notifications, retention
+from db.models import Delivery, Job, Study
+from db.states import DeliveryState, JobState
+from dicomnode.awaited.priors import Examination, examination, present
+from dicomnode.awaited.received import received
+from dicomnode.conditions import matches
+from dicomnode.storage import spool
+
+if TYPE_CHECKING:
+    from dicomnode.config import Config, Route
+
+__all__ = ["Retention", "remove_files", "why_kept"]
+
+_log = logging.getLogger(__name__)
+_STUDIES = 20
+"""So many are looked at in one step."""
+_FILES = 200
+"""So many are removed, and told of, at once."""
+_REASON = "delivered and old enough"
+_OVER = (JobState.DONE, JobState.REFUSED)
+_EVERY = timedelta(minutes=10)
+"""Between the end of one walk and the next."""
+
+
+class Retention:
+    """A walk over all studies, in steps, and again from the first; for the node's clock."""
+
+    def __init__(self, sessions: sessionmaker[Session], config: Config) -> None:
+        self._sessions, self._config = sessions, config
+        self._after = 0
+        self._not_before: datetime | None = None
+        self._files_left = True
+
+    def step(self, *, now: datetime) -> int:
+        """Expire what may go of the next studies, and remove the files that nothing claims; how many files went."""
+        if self._not_before is not None and now < self._not_before:
+            return 0
+        expired = self._expire(now)
+        if not expired and not self._files_left:
+            return 0
+        self._files_left = False
+        return remove_files(self._sessions, self._config, now=now)
+
+    def _expire(self, now: datetime) -> int:
+        days = shortest_days(self._config)
+        if not days:
+            self._not_before, self._files_left = now + _EVERY, True  # quarantined files may have been discarded
+            return 0
+        with self._sessions() as session:
+            quiet = now - timedelta(days=days)
+            ids = retention.candidates(session, after=self._after, limit=_STUDIES, quiet_since=quiet)
+        self._after = ids[-1] if ids else 0
+        if not ids:
+            self._not_before, self._files_left = now + _EVERY, True
+        return sum(_expire_study(self._sessions, self._config, id, now) for id in ids)
+
+
+def shortest_days(config: Config) -> float:
+    """After how many days anything may go at all; 0: never."""
+    stated = [config.retention.sources_days, config.retention.results_days, config.retention.unrouted_days]
+    of_routes = [each for route in config.routes for each in (route.keep_sources_days, route.keep_results_days)]
+    return min((each for each in [*stated, *of_routes] if each), default=0.0)
+
+
+def remove_files(
+    sessions: sessionmaker[Session], config: Config, *, now: datetime, remove: Callable[..., bool] = spool.remove
+) -> int:
+    """Delete the files that no row claims any more; how many. Those that were written lately wait."""
+    count, waiting = 0, set[str]()
+    while True:
+        with sessions() as session:
+            digests = retention.to_remove(session, limit=_FILES, skip=waiting)
+            claimed = retention.claimed(session, digests)
+        if not digests:
+            return count
+        gone = {each for each in digests if each not in claimed and remove(config.spool_dir, each, now=now)}
+        waiting |= set(digests) - claimed - gone
+        with sessions.begin() as session:
+            retention.removed(session, sorted(gone | claimed), gone=gone, now=now)
+        count += len(gone)
+
+
+def why_kept(session: Session, study: Study, config: Config, *, now: datetime) -> str:
+    """Why the study's sources stay; empty when they may go."""
+    jobs = [job for job in study.jobs if job.state is not JobState.CANCELLED]
+    waiting = [job for job in jobs if not is_settled(job)]
+    if waiting:
+        return f"job {waiting[0].id} is {waiting[0].state} and not delivered"
+    if retention.is_input_elsewhere(session, study):
+        return "a job of another study takes it"
+    if retention.has_open_searches(session, study):
+        return "something is being fetched"
+    days = _source_days(config, jobs)
+    if not days or now < _since(study, jobs) + timedelta(days=days):
+        return "it is not old enough"
+    return _wanted_as_prior(session, study, config, now)
+
+
+def is_settled(job: Job) -> bool:
+    """Whether the job is over and everything of it is where it should be; one that ran beside another has nothing."""
+    if job.state not in _OVER:
+        return False
+    rows = _deliveries(job)
+    done = [row for row in rows if row.state is DeliveryState.DELIVERED]
+    rest = [
+        row for row in rows if row.state is not DeliveryState.DELIVERED and not notifications.is_replaced(row, rows)
+    ]
+    return job.shadow_of_id is not None or (bool(done) and not rest)
+
+
+def _expire_study(sessions: sessionmaker[Session], config: Config, study_id: int, now: datetime) -> int:
+    """Looked at first without a lock: most of what is here stays."""
+    with engines.readers(sessions.kw["bind"])() as session:
+        study = session.get_one(Study, study_id)
+        if not _may_go(session, study, config, now) and not any(
+            _is_due(session, job, config, now) for job in study.jobs
+        ):
+            return 0
+    count = 0
+    with sessions.begin() as session:
+        found = retention.locked(session, study_id)
+        for job in found.jobs if found else ():
+            if _is_due(session, job, config, now):
+                count += retention.expire_results(session, job, reason=_REASON, now=now)
+        if found and _may_go(session, found, config, now):
+            count += retention.expire_sources(session, found, reason=_REASON, now=now)
+    if count:
+        _log.info("retention: study %d: %d objects expired", study_id, count)
+    return count
+
+
+def _may_go(session: Session, study: Study, config: Config, now: datetime) -> bool:
+    return retention.has_sources(session, study) and not why_kept(session, study, config, now=now)
+
+
+def _is_due(session: Session, job: Job, config: Config, now: datetime) -> bool:
+    """Whether the job's results may go, and there are any."""
+    days = _days(config, job.route, "keep_results_days", config.retention.results_days)
+    there = [row.delivered_at for row in _deliveries(job) if row.delivered_at is not None]
+    if not days or not there or not is_settled(job) or now < max(there) + timedelta(days=days):
+        return False
+    compared = select(Job.id).where(Job.shadow_of_id == job.id, Job.state.in_((JobState.READY, JobState.RUNNING)))
+    held = any(output.expired_at is None for output in job.outputs)
+    return held and session.scalar(compared.limit(1)) is None
+
+
+def _source_days(config: Config, jobs: Sequence[Job]) -> float:
+    """The longest that one of the jobs' routes asks for; 0: for ever."""
+    if not jobs:
+        return config.retention.unrouted_days
+    stated = [_days(config, job.route, "keep_sources_days", config.retention.sources_days) for job in jobs]
+    return 0.0 if 0.0 in stated else max(stated)
+
+
+def _days(config: Config, route: str, key: str, default: float) -> float:
+    """As the route says, which may have gone since."""
+    stated = [getattr(each, key) for each in config.routes if each.name == route]
+    return default if not stated or stated[0] is None else float(stated[0])
+
+
+def _since(study: Study, jobs: Sequence[Job]) -> datetime:
+    """When the last thing came in or went out."""
+    rows = [row for job in jobs for row in _deliveries(job)]
+    return max([study.last_received_at, *(row.delivered_at for row in rows if row.delivered_at is not None)])
+
+
+def _deliveries(job: Job) -> list[Delivery]:
+    return [row for output in job.outputs for row in output.deliveries]
+
+
+def _wanted_as_prior(session: Session, study: Study, config: Config, now: datetime) -> str:
+    """Which route may want the study as an earlier one: it is the patient's newest that has what the route asks for."""
+    bound = config.retention.priors_days
+    if bound and now >= study.last_received_at + timedelta(days=bound):
+        return ""
+    series = received(session, study)
+    mine = present(series)
+    for route in config.routes if isinstance(mine, Examination) else ():
+        wanted = any(matches(match, each.attributes) for match in route.prior.values() for each in series)
+        if wanted and isinstance(mine, Examination) and not _has_newer(session, study, mine, route):
+            return f"route {route.name!r} may want it as the earlier examination"
+    return ""
+
+
+def _has_newer(session: Session, study: Study, mine: Examination, route: Route) -> bool:
+    first = next(iter(route.prior.values()))
+    others = select(Study).where(Study.patient_id == study.patient_id, Study.id != study.id, Study.expired_at.is_(None))
+    for other in session.scalars(others):
+        for each in received(session, other):
+            then = examination(each.attributes)
+            if then.is_of(mine) and mine.precedes(then) and matches(first, each.attributes):
+                return True
+    return False
