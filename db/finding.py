@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, String, and_, cast, func, or_, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, String, and_, cast, func, literal_column, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from db import keywords, matching
@@ -26,11 +26,16 @@ _FOLDED: Mapping[str, InstrumentedAttribute[str]] = {
     "PatientName": Study.patient_folded,
     "ReferringPhysicianName": Study.referring_physician_folded,
 }
-_OF_INSTANCES: Mapping[str, InstrumentedAttribute[str]] = {
+_OF_INSTANCES: Mapping[str, ColumnElement[str] | InstrumentedAttribute[str]] = {
     "SOPInstanceUID": Instance.sop_instance_uid,
     "SOPClassUID": Instance.sop_class_uid,
     "AvailableTransferSyntaxUID": Instance.transfer_syntax_uid,
 }
+_INSTANCE_NUMBER = {
+    "sqlite": """CAST(JSON_EXTRACT(instances.attributes, '$."InstanceNumber"') AS VARCHAR)""",
+    "postgresql": "(instances.attributes ->> 'InstanceNumber')",
+}
+"""Word for word what ix_instances_number is on: a parameter in it, and the index would not serve."""
 _OF_RESULTS: Mapping[str, InstrumentedAttribute[str]] = {
     "SOPInstanceUID": Output.sop_instance_uid,
     "SOPClassUID": Output.sop_class_uid,
@@ -171,8 +176,9 @@ def _series(wanted: Wanted) -> list[Condition]:
 
 
 def _image(wanted: Wanted) -> list[Condition]:
+    indexed = {**_OF_INSTANCES, "InstanceNumber": literal_column(_INSTANCE_NUMBER[wanted.dialect], String())}
     return [
-        wanted.condition(keyword, kind, _OF_INSTANCES.get(keyword, _word(Instance.attributes, keyword)))
+        wanted.condition(keyword, kind, indexed.get(keyword, _word(Instance.attributes, keyword)))
         for keyword, kind in keywords.IMAGE.items()
         if wanted.keys.get(keyword)
     ]

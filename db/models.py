@@ -131,7 +131,7 @@ class Instance(Base):
 
     series: Mapped[Series] = relationship(back_populates="instances")
 
-    __table_args__ = (Index(None, "series_id", "id"), Index(None, "sha256"))
+    __table_args__ = (Index(None, "series_id", "id", "expired_at"), Index(None, "sha256"))
 
 
 class Job(Base):

@@ -15,11 +15,12 @@ from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks import queries
-from db import catalogue, jobs, keywords, migrations, studies
+from db import catalogue, finding, jobs, keywords, migrations, studies
 from db import engine as engines
 from db.catalogue import BadValue, Level, Query
 from db.jobs import OutputFile
 from db.models import Instance, Job, Output, Study
+from db.states import JobState
 from db.studies import Arrival, StoredFile
 from dicomnode.backfill import Backfill
 from dicomnode.storage import spool
@@ -478,3 +479,16 @@ def seconds(page: Callable[[Session], int], session: Session) -> float:
     begin = time.perf_counter()
     page(session)
     return time.perf_counter() - begin
+
+
+def test_an_instance_is_found_by_its_number_without_a_look_at_every_row(engine: Engine) -> None:
+    """The index is on an expression, which serves only a search that is written in the same words."""
+    sqlite = engine.dialect.name == "sqlite"
+    wanted = finding.Wanted({"InstanceNumber": "3"}, (JobState.DONE,), engine.dialect.name)
+    words = finding.received_images(wanted).compile(engine)
+    with engine.connect() as connection:
+        if not sqlite:
+            connection.execute(text("SET LOCAL enable_seqscan = off"))  # which suits an empty table better
+        explain = f"EXPLAIN {'QUERY PLAN ' if sqlite else ''}{words}"
+        plan = connection.exec_driver_sql(explain, words.params if not sqlite else tuple(words.params.values())).all()
+    assert "ix_instances_number" in str(plan)

@@ -19,9 +19,12 @@ from db.states import MOVES, JobState, MoveRefused, StudyState
 from tests.rows import a_job, an_arrival
 
 
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index ix_instances_number")
 def test_migrated_schema_equals_the_models(engine: Engine, tmp_path: Path) -> None:
+    """But for one index on an expression that each database writes in its own way."""
+    opts = {"compare_server_default": True, "include_name": lambda name, *_: name != "ix_instances_number"}
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        context = MigrationContext.configure(connection, opts=opts)
         assert compare_metadata(context, Base.metadata) == []
     assert migrations.current(engine) == migrations.head()
 
