@@ -172,6 +172,7 @@ def _restore(pet: Volume, laid: Laid, model: Model, options: Options, progress: 
         options.dose_fraction,
         spacing_mm=spacing_mm,
         regions=_told(laid, lattice, model),
+        averaged=model.settings.get("non_local_means", False),
         progress=progress,
     )
     noise_sd = _back(lattice, standard_dose.noise_sd(low), linear=True)

@@ -162,7 +162,7 @@ def test_what_a_data_set_says_is_text_and_no_markup(looked_at: tuple[Web, Mappin
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/hold", "/failures", "/jobs", "/models", "/peers", "/system", "/jobs/4", "/models/anatomy@1.0.0"]
+    "path", ["/", "/hold", "/failures", "/jobs", "/models", "/peers", "/system", "/jobs/4", "/models/anatomy@1.1.0"]
 )
 def test_no_page_needs_more_than_its_policy_allows(looked_at: tuple[Web, Mapping[str, int]], path: str) -> None:
     web, _ = looked_at
@@ -178,7 +178,7 @@ def test_no_page_needs_more_than_its_policy_allows(looked_at: tuple[Web, Mapping
     [
         "/studies/1.2.3", "/studies/1.2.3/thumbnail", "/studies/x", "/studies/..%2f..%2fetc", "/jobs/99", "/jobs/x",
         "/studies/1.2.3/report.pdf", "/models/nothing@1", "/models/..@1", "/jobs/4/pictures/1.2",
-        "/jobs/99/pictures/1.2", "/models/anatomy@1.0.0/..%2f..%2fconfigs%2fmetadata.png", "/api/studies/1.2",
+        "/jobs/99/pictures/1.2", "/models/anatomy@1.1.0/..%2f..%2fconfigs%2fmetadata.png", "/api/studies/1.2",
         "/api/jobs/99", "/api/models/none", "/studies/" + "1" * 65,
     ],
 )  # fmt: skip

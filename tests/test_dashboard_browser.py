@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
-PATHS = ("/", "/hold", "/failures", "/jobs", "/models", "/models/anatomy@1.0.0", "/peers", "/system")
+PATHS = ("/", "/hold", "/failures", "/jobs", "/models", "/models/anatomy@1.1.0", "/peers", "/system")
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,10 @@ def _answers(
     def error(x: Tensor) -> float:
         return float((x - reference)[inside].square().mean())
 
-    mean, sd = standard_dose.restore(model.network, low.to(model.device), dose, spacing_mm=spacing_mm)
+    averaged = model.settings.get("non_local_means", False)
+    mean, sd = standard_dose.restore(
+        model.network, low.to(model.device), dose, spacing_mm=spacing_mm, averaged=averaged
+    )
     wide = filters.gaussians(low, (12.0,), spacing_mm)[0].clamp_min(0.02 * float(reference.max()))
     noise_sd = wide**0.7 * ((low - wide)[inside].abs() / wide[inside] ** 0.7).median() * 1.48
     answers = {

@@ -344,6 +344,7 @@ def inference(c: Configuration) -> dict[str, Any]:
         "regions": list(names_of(c)),
         "doses": list(c.doses),
         "spacings_mm": [min(c.spacings_mm), max(c.spacings_mm)],
+        "non_local_means": True,
     }
 
 
