@@ -1,0 +1,54 @@
+"""The database's schema, for upgrades that are taken back: which revision it is at, and to another one.
+
+    python schema.py NODE_TOML                   the database's revision, and this program's
+    python schema.py NODE_TOML up                to this program's, which 'dicomnode serve' does by itself
+    python schema.py NODE_TOML down REVISION     to an older one: with this program, before the older is started
+
+Going down asks for a backup and that nothing runs: what an older schema cannot say becomes the nearest that it can.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from db import engine as engines
+from db import migrations, workers
+from dicomnode import config
+
+SILENCE = timedelta(seconds=60)
+
+
+def at_work(engine: Engine, *, now: datetime) -> list[str]:
+    """Workers that have said within the last minute that they are alive; a schema of before may not know of any."""
+    if migrations.current(engine) != migrations.head():
+        return []
+    with engines.readers(engine)() as session:
+        return [worker.name for worker in workers.alive(session, since=now - SILENCE)]
+
+
+def main(arguments: list[str]) -> int:
+    """0, or 1 with the reason on stderr, or 2 for wrong usage."""
+    match arguments:
+        case [file, *rest] if rest in ([], ["up"]) or (len(rest) == 2 and rest[0] == "down"):
+            engine = engines.connect(config.load(Path(file)).database_url)
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    if rest == ["up"]:
+        migrations.upgrade(engine)
+    elif rest:
+        if working := at_work(engine, now=datetime.now(UTC)):
+            print(f"stop everything first: {', '.join(working)} at work", file=sys.stderr)
+            return 1
+        migrations.downgrade(engine, rest[1])
+    print(f"database {migrations.current(engine)}, program {migrations.head()}")
+    engine.dispose()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
