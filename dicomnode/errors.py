@@ -11,6 +11,8 @@
     ├── StorageDamaged         a file differs from what its row says
     ├── RefusedObject          an instance is not accepted; ``dicom_status`` says how
     │   ├── OutOfSpace             0xA700  the disk is nearly full
+    │   ├── OverRate               0xA700  more per minute than its sender may send
+    │   ├── TooLarge               0x0124  larger than its sender may send
     │   ├── MismatchedClass        0xA900  the data set is not of the SOP class that was announced
     │   ├── CannotUnderstand       0xC000  the data set cannot be parsed
     │   └── DuplicateConflict      0xC111  same SOP Instance UID as before, other content
@@ -41,11 +43,13 @@ __all__ = [
     "NotMarked",
     "NotSent",
     "OutOfSpace",
+    "OverRate",
     "PeerError",
     "PeerRefused",
     "PeerUnreachable",
     "RefusedObject",
     "StorageDamaged",
+    "TooLarge",
 ]
 
 
@@ -105,6 +109,19 @@ class OutOfSpace(RefusedObject):
 
     dicom_status: ClassVar[int] = 0xA700
     retry: ClassVar[bool] = True
+
+
+class OverRate(RefusedObject):
+    """More per minute than its sender may send."""
+
+    dicom_status: ClassVar[int] = 0xA700
+    retry: ClassVar[bool] = True
+
+
+class TooLarge(RefusedObject):
+    """Larger than its sender may send."""
+
+    dicom_status: ClassVar[int] = 0x0124  # PS3.7 9.1.1.1.9: refused, not authorized
 
 
 class MismatchedClass(RefusedObject):

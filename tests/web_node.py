@@ -56,7 +56,8 @@ class Web:
         self.engine = engines.connect(self.config.database_url)
         self.sessions = engines.sessions(self.engine)
         app = create_app(self.config, self.sessions, now=lambda: self.now)
-        self._server = server.start(app, self.config.web.host, 0)
+        identity = self.config.web.identity(self.folder)
+        self._server = server.start(app, self.config.web.host, 0, identity)
         self.port, self.address = self._server.port, self._server.address
         self.client = httpx.Client(base_url=self.address, timeout=30)
         return self

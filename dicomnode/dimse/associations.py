@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import queue
 import socket
-import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pynetdicom import AE, _config, evt
 from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import P_DATA, MaximumLengthNotification
 
-from dicomnode.errors import PeerRefused, PeerUnreachable
+from dicomnode.dimse.tls import ClientContext, client_context, close
+from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -115,6 +116,7 @@ def _prepare(event: evt.Event, timeout_s: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # pynetdicom clears the timeout after connecting: a peer that stops reading would hold the sender for ever.
     sock.settimeout(timeout_s)
+    assoc.dul.socket._shutdown_socket = partial(close, sock)
     assoc._reactor_checkpoint = _Checkpoint(assoc)
     assoc.dul.to_provider_queue = _Outbox(assoc)
 
@@ -148,6 +150,7 @@ def association(
     Raises PeerUnreachable when there is no connection or no answer, PeerRefused when the peer rejects the association
     or every presentation context.
     """
+    context = _context(peer, tls)
     ae = _AE(calling_aet, timeout_s)
     own = [
         (evt.EVT_CONN_OPEN, _prepare, [timeout_s]),
@@ -164,10 +167,10 @@ def association(
             max_pdu=_RECEIVE_PDU,
             ext_neg=list(roles),
             evt_handlers=[*own, *handlers],
-            tls_args=(_tls(tls), peer.host) if peer.tls else None,
+            tls_args=(context, peer.tls_server_name or peer.host) if context else None,
         )
         if not assoc.is_established:
-            raise _why_not(peer, assoc)
+            raise _why_not(peer, assoc, context)
         yield assoc
     except socket.gaierror as exc:
         raise PeerUnreachable(f"peer {peer.name}: the name {peer.host} does not resolve") from exc
@@ -177,22 +180,23 @@ def association(
         ae.close(assoc)
 
 
-def _tls(tls: TlsConfig | None) -> ssl.SSLContext:
-    """The peer's certificate is checked against our authorities, the system's when none are configured."""
-    context = ssl.create_default_context(cafile=tls.ca_file if tls else None)
-    if tls:
-        context.load_cert_chain(tls.certificate_file, tls.key_file)
-    return context
+def _context(peer: Peer, tls: TlsConfig | None) -> ClientContext | None:
+    """Files that cannot be used may be mended, and then the same work succeeds: to who calls, the peer is not there."""
+    try:
+        return client_context(peer, tls) if peer.tls else None
+    except ConfigError as exc:
+        raise PeerUnreachable(f"peer {peer.name}: no TLS: {exc}") from None
 
 
-def _why_not(peer: Peer, assoc: Association) -> PeerRefused | PeerUnreachable:
+def _why_not(peer: Peer, assoc: Association, context: ClientContext | None) -> PeerRefused | PeerUnreachable:
     where = f"peer {peer.name} ({peer.ae_title}) at {peer.host}:{peer.port}"
     if assoc.ae.rejection is not None:
         why = assoc.ae.rejection.reason_str
         return PeerRefused(f"{where} rejected the association: {why}; do both sides know the AE titles?")
     if assoc.rejected_contexts:
         return PeerRefused(f"{where} accepts none of the SOP classes and transfer syntaxes that were offered")
+    if context is not None and context.failure:
+        return PeerUnreachable(f"{where}: no TLS: {context.failure}")
     if not assoc.ae.connected:
-        trusted = ", is its certificate for this host and trusted" if peer.tls else ""
-        return PeerUnreachable(f"{where} cannot be reached: does it run, are host and port right{trusted}?")
+        return PeerUnreachable(f"{where} cannot be reached: does it run, are host and port right?")
     return PeerUnreachable(f"{where} did not answer the association request")

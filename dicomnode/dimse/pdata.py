@@ -101,10 +101,10 @@ class UpperLayer(DULServiceProvider):  # type: ignore[misc]
 
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
         if wait:
-            self.wire.settimeout(timeout)
             try:
-                while self.to_user_queue.empty() and self.state_machine.current_state != "Sta1":
-                    self.read_pdu()
+                with self.wire.all_within(timeout):
+                    while self.to_user_queue.empty() and self.state_machine.current_state != "Sta1":
+                        self.read_pdu()
             except TimeoutError:
                 pass
             except (ConnectionLostError, OSError):

@@ -7,9 +7,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv6Address, ip_address
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,12 +19,13 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import AllStoragePresentationContexts, PresentationContext, build_context
 from pynetdicom.sop_class import Verification
-from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import AssociationServer, RequestHandler
 
 from db import engine
 from db.studies import Sender
-from dicomnode.config import Config, TlsConfig
-from dicomnode.dimse import pdata, query_retrieve
+from dicomnode.config import Config
+from dicomnode.dimse import pdata, query_retrieve, tls
+from dicomnode.dimse.limits import Complaints, Doors, Measured, Rates, plain_address
 from dicomnode.errors import OutOfSpace
 from dicomnode.ingest import Announced, Ledger, Reception
 from dicomnode.monitoring.meters import Meters
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 # PS3.8 9.3.4: result, source, reason
 _CALLING_AE_TITLE_NOT_RECOGNISED = (1, 1, 3)
 _TEMPORARY_CONGESTION = (2, 3, 1)
+_LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 _SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.6
 
 _ALL_STORAGE = frozenset(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
@@ -53,63 +55,125 @@ TRANSFER_SYNTAXES = frozenset(
 
 
 class Server:
-    """A running SCP."""
+    """A running SCP. ``port``: where it listens first; ``tls_port``: where it speaks TLS, if anywhere."""
 
-    def __init__(self, listener: _Listener, closing: threading.Event, dispose: Callable[[], None]) -> None:
-        self._listener, self._closing, self._dispose = listener, closing, dispose
-        self.port: int = listener.server_address[1]
-        self._thread = threading.Thread(target=listener.serve_forever, args=(0.1,), name="dicomnode-scp", daemon=True)
-        self._thread.start()
+    def __init__(self, listeners: Sequence[_Listener], closing: threading.Event, dispose: Callable[[], None]) -> None:
+        self._listeners, self._closing, self._dispose = listeners, closing, dispose
+        self.port: int = listeners[0].server_address[1]
+        self.tls_port: int | None = next((each.server_address[1] for each in listeners if each.served), None)
+        self._threads = [
+            threading.Thread(target=each.serve_forever, args=(0.1,), name="dicomnode-scp", daemon=True)
+            for each in listeners
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def active_associations(self) -> int:
         """How many are open now."""
-        return len(self._listener.active_associations)
+        return len(self._running())
 
     def stop(self, drain_s: float = 0.0) -> None:
         """Accept no more; let associations end by themselves for ``drain_s``, then abort what is left of them."""
         if self._closing.is_set():
             return
-        running = self._listener.active_associations
-        self._listener.shutdown()
-        self._thread.join()
+        running = self._running()
+        for listener in self._listeners:
+            listener.shutdown()
+        for thread in self._threads:
+            thread.join()
         deadline = time.monotonic() + drain_s
-        running += [assoc for assoc in self._listener.active_associations if assoc not in running]
+        running += [assoc for assoc in self._running() if assoc not in running]
         for assoc in running:
             assoc.join(max(0.0, deadline - time.monotonic()))
         self._closing.set()
         for assoc in running:
-            _wake(assoc)
+            assoc.dul.wire.wake()  # a thread that waits for the peer sees that the node is closing
             assoc.join()
         self._dispose()
+
+    def _running(self) -> list[Association]:
+        return [assoc for listener in self._listeners for assoc in listener.active_associations]
 
 
 class _Handler(RequestHandler):  # type: ignore[misc]
     """Makes an association whose data transfer is ours."""
+
+    def handle(self) -> None:
+        """In the listener's thread: nothing here may wait for the caller."""
+        address = plain_address(self.client_address[0])
+        visit = self.server.reception.doors.enter(address)
+        if visit is None:
+            self.server.reception.turn_away(address, "too_many_connections", "has too many connections")
+            self.request.close()
+            return
+        try:
+            assoc = self._create_association()
+            assoc.visit, run = visit, assoc.run
+            assoc.run = partial(_attend, assoc, run, self.server)
+            assoc.start()
+        except BaseException:
+            visit.end()
+            raise
 
     def _create_association(self) -> Association:
         # PS3.8 says nothing of Nagle's algorithm; with it, every response waits for the peer's delayed acknowledgement
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         assoc = super()._create_association()
-        pdata.take_over(assoc, self.server.open_sink, self.server.closing)
-        query_retrieve.take_requests(assoc, self.server.service)
+        pdata.take_over(assoc, self.server.reception.open_sink, self.server.reception.closing)
+        query_retrieve.take_requests(assoc, self.server.reception.service)
+        assoc.dul.socket._shutdown_socket = partial(tls.close, self.request)
         return assoc
 
 
-class _Listener(ThreadedAssociationServer):  # type: ignore[misc]
-    """pynetdicom's server, with a handshake of TLS that no silent client can hold up the others with."""
+class _Listener(AssociationServer):  # type: ignore[misc]
+    """pynetdicom's server: each association has a thread of its own, and the handshake of TLS happens there."""
 
     request_queue_size = 128
-    open_sink: Callable[[Association, pdata.StoreRequest], pdata.Sink]
-    closing: threading.Event
-    service: query_retrieve.Service
+    reception: _Reception
+    served: tls.Served | None = None
 
     def get_request(self) -> tuple[socket.socket, Any]:
+        context = self.served.context() if self.served is not None else None
         client, address = self.socket.accept()
-        if self.ssl_context is not None:
-            client = self.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        if context is not None:
+            client = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
         return client, address
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        tls.close(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log.error("a connection from %s could not be served", plain_address(client_address[0]))
+
+
+def _attend(assoc: Association, run: Callable[[], None], listener: _Listener) -> None:
+    """An association's life, in its own thread, from the handshake of TLS to the end."""
+    reception = listener.reception
+    address = plain_address(assoc.requestor.address)
+    try:
+        if failure := _handshake(assoc.dul.socket.socket, _patience_s(reception.config)):
+            reception.turn_away(address, "tls", f"no TLS: {failure}")
+            assoc.dul.socket.close()
+            return
+        run()
+        if assoc.requestor.primitive is None:
+            reception.turn_away(address, "silent", "made no association request in time")
+    finally:
+        assoc.visit.end()
+
+
+def _handshake(sock: socket.socket, timeout_s: float) -> str:
+    """Why there is no TLS; empty when there is, or none is wanted."""
+    if not isinstance(sock, ssl.SSLSocket):
+        return ""
+    try:
+        sock.settimeout(timeout_s)
+        sock.do_handshake()
+    except (OSError, ValueError) as error:  # ValueError: the node is closing, and so is the socket
+        return tls.why(error) if isinstance(error, OSError) else "the node is closing"
+    return ""
 
 
 class _Refusing:
@@ -138,8 +202,11 @@ def start(
     ledger = Ledger(root, engine.sessions(database), now, meters)
     closing = threading.Event()
     service = query_retrieve.Service(config, engine.readers(database))
-    listener = _listen(config, ledger, service, closing)
-    return Server(listener, closing, database.dispose)
+    try:
+        return Server(_Reception(config, ledger, service, closing).listen(), closing, database.dispose)
+    except BaseException:
+        database.dispose()
+        raise
 
 
 def is_storage(sop_class_uid: str) -> bool:
@@ -151,67 +218,105 @@ def is_storage(sop_class_uid: str) -> bool:
     return kind == "SOP Class" and "Storage" in name and uid.startswith("1.2.840.10008.5.1.4.")
 
 
-def _listen(config: Config, ledger: Ledger, service: query_retrieve.Service, closing: threading.Event) -> _Listener:
+class _Reception:
+    """What all listeners share: who gets in, what becomes of data sets, and what is counted of it."""
+
+    def __init__(
+        self, config: Config, ledger: Ledger, service: query_retrieve.Service, closing: threading.Event
+    ) -> None:
+        self.config, self.service, self.closing = config, service, closing
+        self.doors = Doors(config)
+        self._ledger, self._rates, self._complaints = ledger, Rates(config), Complaints(_log)
+        self._senders: WeakKeyDictionary[Association, Sender] = WeakKeyDictionary()
+
+    def listen(self) -> list[_Listener]:
+        """At one port, or at two: [node] port, and that of [node.tls]."""
+        node, secured = self.config.node, self.config.tls
+        served = tls.Served(tls.node_identity(secured)) if secured else None
+        if secured is None or secured.port is None:
+            return [self._listen_at(node.port, served)]
+        plain = self._listen_at(node.port, None)
+        try:
+            return [plain, self._listen_at(secured.port, served)]
+        except BaseException:
+            plain.server_close()
+            raise
+
+    def turn_away(self, address: str, reason: str, what: str) -> None:
+        """Somebody does not get in: counted, and told in the log."""
+        if not self.closing.is_set():
+            self._ledger.meters.turned_away(reason)
+            self._complaints.say(address, what)
+
+    def admit(self, event: evt.Event) -> None:
+        """On an A-ASSOCIATE-RQ: refuse it, or support the storage contexts that it proposes."""
+        assoc, meters = event.assoc, self._ledger.meters
+        sender = _sender(assoc)
+        if not self.config.allows(sender.ae_title, sender.address):
+            meters.association_refused(None)
+            self._complaints.say(sender.address, "an association was refused: not among the senders")
+            return _reject(assoc, _CALLING_AE_TITLE_NOT_RECOGNISED)
+        if not assoc.visit.associate(sender):
+            self.turn_away(sender.address, "too_many_associations", "an association was refused: there are too many")
+            return _reject(assoc, _LOCAL_LIMIT_EXCEEDED)
+        try:
+            spool.check_space(self.config.spool_dir, self.config.spool)
+        except OutOfSpace as exc:
+            meters.association_refused(exc)
+            self._complaints.say(sender.address, f"an association was refused: {exc}", logging.ERROR)
+            return _reject(assoc, _TEMPORARY_CONGESTION)
+        proposed = assoc.requestor.primitive.presentation_context_definition_list
+        assoc.acceptor.supported_contexts = [*assoc.acceptor.supported_contexts, *_supported(proposed)]
+        return None
+
+    def open_sink(self, assoc: Association, request: pdata.StoreRequest) -> pdata.Sink:
+        """For the data set of a C-STORE."""
+        if assoc not in self._senders:
+            self._senders[assoc] = _sender(assoc)
+        sender, context = self._senders[assoc], assoc._accepted_cx[request.context_id]
+        if request.sop_class_uid != context.abstract_syntax:
+            return _Refusing(_SOP_CLASS_NOT_SUPPORTED, "the SOP class is not that of the presentation context")
+        announced = Announced(request.sop_class_uid, request.sop_instance_uid, str(context.transfer_syntax[0]))
+        open_reception = partial(Reception, self._ledger, self.config.spool, announced, sender)
+        allowance = self._rates.of(sender)
+        if allowance.is_boundless:
+            return open_reception()
+        return Measured(open_reception, allowance, self._ledger.meters, self.closing.wait)
+
+    def _listen_at(self, port: int, served: tls.Served | None) -> _Listener:
+        ae = _application_entity(self.config)
+        listener: _Listener = ae.make_server(
+            (self.config.node.host, port),
+            contexts=[build_context(Verification), *query_retrieve.supported_contexts()],
+            evt_handlers=[(evt.EVT_REQUESTED, self.admit), (evt.EVT_SOP_EXTENDED, _extended)],
+            server_class=_Listener,
+            request_handler=_Handler,
+        )
+        listener.reception, listener.served = self, served
+        listener._gc = [0, 299]  # pynetdicom collects garbage every so many polls; a full collection takes 0.1 s
+        ae._servers.append(listener)
+        return listener
+
+
+def _application_entity(config: Config) -> AE:
     node = config.node
     ae = AE(node.ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    ae.maximum_associations = node.max_associations
+    ae.maximum_associations = 1 << 30  # counted at our own doors, where those that have not asked yet do not count
     ae.maximum_pdu_size = node.max_pdu
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = node.network_timeout_s
-
-    senders: WeakKeyDictionary[Association, Sender] = WeakKeyDictionary()
-
-    def open_sink(assoc: Association, request: pdata.StoreRequest) -> pdata.Sink:
-        if assoc not in senders:
-            senders[assoc] = _sender(assoc)
-        return _open_sink(config, ledger, assoc, senders[assoc], request)
-
-    listener: _Listener = ae.make_server(
-        (node.host, node.port),
-        contexts=[build_context(Verification), *query_retrieve.supported_contexts()],
-        ssl_context=_tls(config.tls) if config.tls else None,
-        evt_handlers=[(evt.EVT_REQUESTED, _admit, [config, ledger.meters]), (evt.EVT_SOP_EXTENDED, _extended)],
-        server_class=_Listener,
-        request_handler=_Handler,
-    )
-    listener.open_sink, listener.closing, listener.service = open_sink, closing, service
-    listener._gc = [0, 299]  # pynetdicom collects garbage every so many polls; a full collection takes 0.1 s
-    ae._servers.append(listener)
-    return listener
+    ae.dimse_timeout = ae.network_timeout = node.network_timeout_s
+    ae.acse_timeout = _patience_s(config)
+    return ae
 
 
-def _open_sink(
-    config: Config, ledger: Ledger, assoc: Association, sender: Sender, request: pdata.StoreRequest
-) -> pdata.Sink:
-    context = assoc._accepted_cx[request.context_id]
-    if request.sop_class_uid != context.abstract_syntax:
-        return _Refusing(_SOP_CLASS_NOT_SUPPORTED, "the SOP class is not that of the presentation context")
-    announced = Announced(request.sop_class_uid, request.sop_instance_uid, str(context.transfer_syntax[0]))
-    return Reception(ledger, config.spool, announced, sender)
+def _patience_s(config: Config) -> float:
+    """For each of the two things that a caller has to do before anything else."""
+    return min(config.limits.request_timeout_s, config.node.network_timeout_s)
 
 
 def _sender(assoc: Association) -> Sender:
-    return Sender(assoc.requestor.primitive.calling_ae_title.strip(), _plain_address(assoc.requestor.address))
-
-
-def _admit(event: evt.Event, config: Config, meters: Meters) -> None:
-    """On an A-ASSOCIATE-RQ: refuse it, or support the storage contexts that it proposes."""
-    assoc = event.assoc
-    sender = _sender(assoc)
-    if not config.allows(sender.ae_title, sender.address):
-        _log.warning("an association from %s was refused: not among the senders", sender.address)
-        meters.association_refused(None)
-        return _reject(assoc, _CALLING_AE_TITLE_NOT_RECOGNISED)
-    try:
-        spool.check_space(config.spool_dir, config.spool)
-    except OutOfSpace as exc:
-        _log.error("an association from %s was refused: %s", sender.address, exc)
-        meters.association_refused(exc)
-        return _reject(assoc, _TEMPORARY_CONGESTION)
-    proposed = assoc.requestor.primitive.presentation_context_definition_list
-    assoc.acceptor.supported_contexts = [*assoc.acceptor.supported_contexts, *_supported(proposed)]
-    return None
+    return Sender(assoc.requestor.primitive.calling_ae_title.strip(), plain_address(assoc.requestor.address))
 
 
 def _supported(proposed: list[PresentationContext]) -> list[PresentationContext]:
@@ -234,28 +339,3 @@ def _extended(event: evt.Event) -> dict[UID, bytes]:
 def _reject(assoc: Association, why: tuple[int, int, int]) -> None:
     assoc.acse.send_reject(*why)
     assoc.kill()
-
-
-def _wake(assoc: Association) -> None:
-    """Let a thread that waits for the peer see that the node is closing."""
-    sock = assoc.dul.socket.socket if assoc.dul.socket else None
-    if sock is not None:
-        try:
-            sock.shutdown(socket.SHUT_RD)
-        except OSError:
-            return
-
-
-def _plain_address(address: str) -> str:
-    """An IPv4 address that came through an IPv6 socket, as IPv4."""
-    parsed = ip_address(address)
-    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
-    return str(mapped or parsed)
-
-
-def _tls(tls: TlsConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.ca_file)
-    context.load_cert_chain(tls.certificate_file, tls.key_file)
-    if tls.require_client_certificate:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context

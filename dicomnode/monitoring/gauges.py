@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -17,7 +18,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import destinations, queues, trail, workers
 from dicomnode.config import Config
-from dicomnode.errors import OutOfSpace
+from dicomnode.dimse import tls
+from dicomnode.errors import ConfigError, OutOfSpace
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.storage import spool
 
@@ -53,6 +55,7 @@ class Gauges(Collector):
         yield _gauge("build_info", "The version that runs.", ["version"], {(version("dicomnode"),): 1})
         yield from self._disk()
         yield from self._clock()
+        yield self._certificates()
         try:
             with self.readers() as session:
                 found = [*self._queues(session), *self._peers(session), *self._workers(session)]
@@ -112,6 +115,14 @@ class Gauges(Collector):
         yield _plain("disk_free_bytes", "Free for us where the spool is.", disk.f_bavail * block)
         yield _plain("disk_used_bytes", "In use where the spool is.", (disk.f_blocks - disk.f_bfree) * block)
         yield _plain("disk_refusing", "Whether instances are refused for want of space.", refusing)
+
+    def _certificates(self) -> Metric:
+        """What cannot be read is absent; the log and 'dicomnode check' say why."""
+        left: dict[tuple[str, ...], float] = {}
+        for identity in tls.identities(self.config):
+            with suppress(ConfigError):
+                left[identity.where,] = (identity.ends_at() - self.now()).total_seconds()
+        return _gauge("certificate_seconds_left", "Until the certificate ends.", ["of"], left)
 
     def _clock(self) -> Iterator[Metric]:
         beats = self.pulse.beats()

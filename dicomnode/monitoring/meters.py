@@ -14,11 +14,16 @@ __all__ = ["Meters"]
 
 _REASONS: dict[type[Exception], str] = {
     errors.OutOfSpace: "out_of_space",
+    errors.OverRate: "over_rate",
+    errors.TooLarge: "too_large",
     errors.MismatchedClass: "mismatched_class",
     errors.CannotUnderstand: "cannot_understand",
     errors.DuplicateConflict: "duplicate_conflict",
 }
 _OTHER = "not_kept"
+_UNKNOWN = "unknown_sender"
+_AT_THE_DOOR = ("too_many_associations", "too_many_connections", "tls", "silent")
+"""Why a connection came to nothing: above a limit, no TLS as we want it, no association request in time."""
 
 
 class Meters:
@@ -41,6 +46,8 @@ class Meters:
         )
         for reason in (*_REASONS.values(), _OTHER):  # so that the first one is an increase
             self._refused.labels(reason)
+        for reason in (_UNKNOWN, "out_of_space", *_AT_THE_DOOR):
+            self._associations.labels(reason)
         for outcome in ("new", "duplicate"):
             self._instances.labels(outcome)
 
@@ -55,4 +62,8 @@ class Meters:
 
     def association_refused(self, error: NodeError | None) -> None:
         """An association was not accepted: by the error, or for who asked for it."""
-        self._associations.labels("unknown_sender" if error is None else _REASONS.get(type(error), _OTHER)).inc()
+        self._associations.labels(_UNKNOWN if error is None else _REASONS.get(type(error), _OTHER)).inc()
+
+    def turned_away(self, reason: str) -> None:
+        """A connection came to nothing before an association was accepted."""
+        self._associations.labels(reason if reason in _AT_THE_DOOR else _OTHER).inc()

@@ -7,6 +7,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from dicomnode.dimse.config import TlsVersion
+from dicomnode.dimse.tls import Identity
 from dicomnode.notifications.config import WebAddress, is_loopback
 from dicomnode.results.preferences import Section
 
@@ -15,7 +17,8 @@ __all__ = ["WebConfig"]
 
 class WebConfig(Section):
     """The web pages, DICOMweb and the viewer. Beyond loopback a token is a must; ``viewer_dir`` empty: where
-    'dicomnode viewer install' puts the viewer. ``public_url``: how people reach it, for links in notifications."""
+    'dicomnode viewer install' puts the viewer. ``public_url``: how people reach it, for links in notifications. With a
+    certificate it is HTTPS."""
 
     enabled: bool = True
     host: str = "127.0.0.1"
@@ -25,6 +28,15 @@ class WebConfig(Section):
     mask_names: bool = False
     viewer_dir: str = ""
     public_url: WebAddress | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    minimum_version: TlsVersion = "1.2"
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file belong together")
+        return self
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
@@ -36,3 +48,10 @@ class WebConfig(Section):
     def on_loopback(self) -> bool:
         """Whether nobody but this machine reaches it."""
         return is_loopback(self.host)
+
+    def identity(self, folder: Path) -> Identity | None:
+        """The certificate that browsers are shown, if any; paths are relative to the folder."""
+        if self.certificate_file is None or self.key_file is None:
+            return None
+        files = folder / self.certificate_file, folder / self.key_file
+        return Identity("web", *files, minimum_version=self.minimum_version)

@@ -36,6 +36,10 @@ _HEADERS = {
 }
 
 
+# RFC 6797: for a year, what came over HTTPS is asked for by HTTPS only
+_OVER_TLS = {"Strict-Transport-Security": "max-age=31536000"}
+
+
 class SecureHeaders:
     """Sets what an answer has not set itself."""
 
@@ -46,7 +50,7 @@ class SecureHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in (_HEADERS | _OVER_TLS if scope.get("scheme") == "https" else _HEADERS).items():
                     headers.setdefault(name, value)
             await send(message)
 

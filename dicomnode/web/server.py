@@ -1,15 +1,18 @@
-"""uvicorn on a thread of the serving process, started and stopped like the other parts of the node."""
+"""uvicorn on a thread of the serving process, started and stopped like the other parts of the node; HTTPS with a
+certificate, which is read anew when its files change."""
 
 from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import threading
 import time
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from dicomnode.dimse.tls import Identity, Served
 from dicomnode.errors import ConfigError, NodeError
 from dicomnode.web import events
 
@@ -21,15 +24,18 @@ _START_S = 30.0
 class Server:
     """A web server that answers; ``address`` is where."""
 
-    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, sock: socket.socket, identity: Identity | None = None) -> None:
         host, port = sock.getsockname()[:2]
         self.port: int = port
-        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if identity is None else "https"
+        self.address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         logging.getLogger("uvicorn.access").disabled = True  # it would hold search keys, which name patients
         config = uvicorn.Config(
             app, access_log=False, log_config=None, server_header=False, lifespan="off", timeout_keep_alive=30,
             timeout_graceful_shutdown=5,
         )  # fmt: skip
+        config.load()
+        config.ssl = None if identity is None else _context(Served(identity))
         self._app = app
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([sock],), name="web", daemon=True)
@@ -50,15 +56,29 @@ class Server:
         self._thread.join()
 
 
-def start(app: ASGIApp, host: str, port: int) -> Server:
-    """Listen there; port 0 is any free one. Raises ConfigError when the address cannot be had."""
+def start(app: ASGIApp, host: str, port: int, identity: Identity | None = None) -> Server:
+    """Listen there; port 0 is any free one. With an identity it is HTTPS. Raises ConfigError when the address cannot
+    be had, or the certificate not be used."""
+    if identity is not None:
+        identity.server_context()
     try:
-        server = Server(app, _listen(host, port))
+        server = Server(app, _listen(host, port), identity)
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise ConfigError(f"[web] host = {host!r}, port = {port}: {why}; set another, or enabled = false") from None
     server.start()
     return server
+
+
+def _context(served: Served) -> ssl.SSLContext:
+    """The listener keeps one context for ever; each handshake takes the newest from there."""
+
+    def newest(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = served.context()
+
+    listening = served.identity.server_context()
+    listening.sni_callback = newest
+    return listening
 
 
 def _listen(host: str, port: int) -> socket.socket:

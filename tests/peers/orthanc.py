@@ -21,13 +21,14 @@ __all__ = ["Orthanc"]
 class Orthanc:
     """An Orthanc with its own folder and ports. Debian's build listens on all addresses; REST answers loopback only."""
 
-    def __init__(self, folder: Path, *, ae_title: str = "ORTHANC") -> None:
+    def __init__(self, folder: Path, *, ae_title: str = "ORTHANC", settings: dict[str, Any] | None = None) -> None:
         program = installed("/usr/sbin/Orthanc", "orthanc")
         self.http_port, dicom_port = free_port(), free_port()
         self.peer = Peer(name="orthanc", ae_title=ae_title, host="127.0.0.1", port=dicom_port)
         folder.mkdir(parents=True, exist_ok=True)
         configuration = folder / "orthanc.json"
-        configuration.write_text(json.dumps(_configuration(folder, ae_title, dicom_port, self.http_port)))
+        stated = _configuration(folder, ae_title, dicom_port, self.http_port) | (settings or {})
+        configuration.write_text(json.dumps(stated))
         self._program = Program([program, str(configuration)], folder=folder)
 
     def __enter__(self) -> Self:
@@ -67,7 +68,8 @@ class Orthanc:
 
     def know(self, peer: Peer) -> None:
         """Make a modality of the peer, for C-STORE and C-MOVE to it."""
-        self.ask("PUT", f"/modalities/{peer.name}", {"AET": peer.ae_title, "Host": peer.host, "Port": peer.port})
+        known = {"AET": peer.ae_title, "Host": peer.host, "Port": peer.port, "UseDicomTls": peer.tls}
+        self.ask("PUT", f"/modalities/{peer.name}", known)
 
     def send(self, peer: Peer, instances: list[str]) -> None:
         """C-STORE by Orthanc; raises when it says that one failed."""

@@ -1,0 +1,228 @@
+"""What a sender may send, and how many of what it may open: too large, too fast, too many, or not listed at all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from pydicom.uid import UID
+from pynetdicom.presentation import build_context
+
+from db.studies import Sender
+from dicomnode.config import Config, LimitsConfig, NodeConfig, SenderConfig
+from dicomnode.dimse.associations import association
+from dicomnode.dimse.config import Peer
+from dicomnode.dimse.limits import STRANGERS, Complaints, Doors, Measured, Pace, Rates
+from dicomnode.errors import PeerRefused
+from dicomnode.monitoring.meters import Meters
+from tests.certificates import Serving, serving
+from tests.peers import wait_for
+from tests.peers.files import write_instance
+from tests.sending import Encoded, dcmtk, encoded, sender_to, store_all
+
+SCANNER = SenderConfig(ae_title="SCANNER")
+_SIZE, _OUT_OF_RESOURCES = 0x0124, 0xA700
+
+
+class Clock:
+    """Goes on only when told to, or when somebody waits."""
+
+    def __init__(self) -> None:
+        self.now, self.waits = 1000.0, list[float]()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Encoded:
+    write_instance(tmp_path / "image.dcm")
+    return encoded(tmp_path / "image.dcm")
+
+
+def images(folder: Path, count: int) -> list[Encoded]:
+    for number in range(count):
+        write_instance(folder / f"{number}.dcm", InstanceNumber=number + 1)
+    return [encoded(folder / f"{number}.dcm") for number in range(count)]
+
+
+def statuses(receiver: Serving, wanted: list[Encoded], folder: Path, ae_title: str = "SCANNER") -> list[int]:
+    return [answer.Status for answer in store_all(receiver.port, wanted, folder, ae_title=ae_title)]
+
+
+def test_dcmtk_is_told_that_it_is_not_among_the_senders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_instance(tmp_path / "a.dcm")
+    with serving(tmp_path, senders=(SCANNER,)) as receiver:
+        refused = dcmtk("storescu", receiver.config, receiver.port, "-aet", "STRANGER", str(tmp_path / "a.dcm"))
+        assert refused.returncode != 0
+        assert "Calling AE Title Not Recognized" in refused.stderr
+        assert receiver.turned_away("unknown_sender") == 1
+        assert "127.0.0.1: an association was refused: not among the senders" in caplog.text
+        taken = dcmtk("storescu", receiver.config, receiver.port, "-aet", "SCANNER", str(tmp_path / "a.dcm"))
+        assert taken.returncode == 0, taken.stderr
+        assert len(receiver.instances()) == 1
+
+
+def test_an_object_that_is_too_large_is_refused_and_leaves_nothing(tmp_path: Path, image: Encoded) -> None:
+    write_instance(tmp_path / "large.dcm", frames_bytes=2_000_000)
+    large = encoded(tmp_path / "large.dcm")
+    with serving(tmp_path, limits=LimitsConfig(max_object_mb=1)) as receiver:
+        with sender_to(receiver.port, [large, image]) as assoc:
+            answer = assoc.send_c_store(large.save(tmp_path / "1.dcm"))
+            assert answer.Status == _SIZE
+            assert answer.ErrorComment == "larger than the 1 MB that are taken from this sender"
+            assert receiver.files() == []
+            assert assoc.send_c_store(image.save(tmp_path / "2.dcm")).Status == 0
+        assert receiver.refused("too_large") == 1
+        assert len(receiver.instances()) == 1
+
+
+def test_what_a_sender_may_send_is_said_of_it_or_of_all(tmp_path: Path) -> None:
+    write_instance(tmp_path / "large.dcm", frames_bytes=2_000_000)
+    large = [encoded(tmp_path / "large.dcm")]
+    trusted = SenderConfig(ae_title="TRUSTED", max_object_mb=10)
+    with serving(tmp_path, senders=(SCANNER, trusted), limits=LimitsConfig(max_object_mb=1)) as receiver:
+        assert statuses(receiver, large, tmp_path / "out", "SCANNER") == [_SIZE]
+        assert statuses(receiver, large, tmp_path / "out", "TRUSTED") == [0]
+
+
+def test_a_sender_that_is_far_too_fast_is_told_to_come_again(tmp_path: Path) -> None:
+    """One a minute: the first is taken at once, the second would have to wait for longer than anybody does."""
+    wanted = images(tmp_path / "in", 2)
+    sparse = SenderConfig(ae_title="SPARSE", max_objects_per_minute=1)
+    with serving(tmp_path, senders=(SCANNER, sparse)) as receiver:
+        assert statuses(receiver, wanted, tmp_path / "out", "SPARSE") == [0, _OUT_OF_RESOURCES]
+        assert receiver.refused("over_rate") == 1
+        assert {row.sop_instance_uid for row in receiver.instances()} == {wanted[0].sop_instance_uid}
+        assert statuses(receiver, wanted[1:], tmp_path / "out", "SCANNER") == [0]  # nobody else is held back
+
+
+def test_a_sender_that_is_a_little_too_fast_is_slowed_down_and_loses_nothing(tmp_path: Path) -> None:
+    wanted = images(tmp_path / "in", 4)
+    write_instance(tmp_path / "in" / "large.dcm", frames_bytes=9_000_000)
+    wanted.append(encoded(tmp_path / "in" / "large.dcm"))
+    with serving(tmp_path, limits=LimitsConfig(max_mb_per_minute=80, max_objects_per_minute=3000)) as receiver:
+        assert statuses(receiver, wanted, tmp_path / "out") == [0] * 5
+        assert len(receiver.instances()) == 5
+
+
+def test_a_pace_lets_a_burst_through_and_then_so_much_per_minute(clock: Clock) -> None:
+    pace = Pace(60, clock)
+    assert [pace.take(1) for _ in range(6)] == [0] * 6  # five seconds' worth, and the one that comes in time
+    assert pace.take(1) == pytest.approx(1)
+    clock.now += 2
+    assert pace.take(1) == 0
+    clock.now += 3600  # who was silent for an hour has no hour's worth saved up
+    assert [pace.take(1) for _ in range(7)] == pytest.approx([0] * 6 + [1])
+
+
+def test_slowing_down_makes_the_stated_megabytes_per_minute(clock: Clock, tmp_path: Path) -> None:
+    rates = Rates(Config(limits=LimitsConfig(max_mb_per_minute=60)), clock)
+    kept: list[int] = []
+
+    class Sink:
+        def write(self, piece: memoryview) -> None:
+            kept.append(len(piece))
+
+        def finish(self) -> tuple[int, str]:
+            return 0, ""
+
+        def discard(self) -> None:
+            raise AssertionError
+
+    sink = Measured(Sink, rates.of(Sender("SCANNER", "10.0.0.1")), Meters(), clock.wait)
+    began = clock.now
+    for _ in range(100):
+        sink.write(memoryview(bytes(1_000_000)))
+    assert sink.finish() == (0, "")
+    assert sum(kept) == 100_000_000
+    assert clock.now - began == pytest.approx(100, abs=7)
+    assert max(clock.waits) < 1.1  # the sender sees a slow network, not a stop
+
+
+def test_rates_are_of_a_sender_however_it_comes(clock: Clock) -> None:
+    listed = SenderConfig(ae_title="SCANNER", max_objects_per_minute=6)
+    rates = Rates(Config(senders=(listed,)), clock)
+    assert rates.of(Sender("SCANNER", "10.0.0.1")) is rates.of(Sender("SCANNER", "10.0.0.2"))
+    anybody = Rates(Config(), clock)
+    assert anybody.of(Sender("A", "10.0.0.1")) is anybody.of(Sender("B", "10.0.0.1"))  # titles are free there
+    assert anybody.of(Sender("A", "10.0.0.1")) is not anybody.of(Sender("A", "10.0.0.2"))
+
+
+def test_a_sender_may_have_so_many_associations(tmp_path: Path, image: Encoded) -> None:
+    one = SenderConfig(ae_title="SCANNER", max_associations=1)
+    with serving(tmp_path, senders=(one, SenderConfig(ae_title="OTHER"))) as receiver:
+        with sender_to(receiver.port, [image], ae_title="SCANNER"):
+            with pytest.raises(PeerRefused, match="limit"), sender_to(receiver.port, [image], ae_title="SCANNER"):
+                pass
+            with sender_to(receiver.port, [image], ae_title="OTHER") as assoc:
+                assert assoc.is_established
+            assert receiver.turned_away("too_many_associations") == 1
+        wait_for(lambda: not receiver.server.active_associations, "the associations end")
+        with sender_to(receiver.port, [image], ae_title="SCANNER") as assoc:
+            assert assoc.is_established
+
+
+def test_addresses_that_no_sender_has_share_the_room_of_one() -> None:
+    listed = SenderConfig.model_validate({"ae_title": "MR1", "addresses": ["10.1.0.0/16", "2001:db8::/32"]})
+    config = Config(senders=(listed,), limits=LimitsConfig(associations_per_address=2))
+    doors = Doors(config)
+    strangers = [doors.enter(f"192.0.2.{number}") for number in range(10)]
+    assert [visit.place for visit in strangers if visit] == [STRANGERS] * 4
+    assert [bool(doors.enter("10.1.0.1")) for _ in range(5)] == [True] * 4 + [False]
+    assert doors.enter("10.1.0.2")
+    for visit in filter(None, strangers):
+        visit.end()
+    assert doors.enter("192.0.2.99")
+
+
+def test_a_machine_with_many_addresses_of_ipv6_is_one_machine() -> None:
+    doors = Doors(Config(limits=LimitsConfig(associations_per_address=1)))
+    assert [bool(doors.enter(f"2001:db8::{number}")) for number in range(1, 4)] == [True, True, False]
+    assert doors.enter("2001:db8:0:1::1")
+
+
+def test_what_leaves_makes_room() -> None:
+    doors = Doors(Config(node=NodeConfig(max_associations=1)))
+    first, second = doors.enter("10.0.0.1"), doors.enter("10.0.0.2")
+    assert first
+    assert second
+    assert first.associate(Sender("A", "10.0.0.1"))
+    assert not second.associate(Sender("B", "10.0.0.2"))
+    first.end()
+    assert second.associate(Sender("B", "10.0.0.2"))
+
+
+def test_the_log_is_not_flooded(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    complaints = Complaints(logging.getLogger("flood"), clock)
+    for _ in range(100):
+        complaints.say("10.0.0.1", "has too many connections")
+    complaints.say("10.0.0.2", "has too many connections")
+    assert [record.message for record in caplog.records] == [
+        "10.0.0.1: has too many connections",
+        "10.0.0.2: has too many connections",
+    ]
+    clock.now += 61
+    complaints.say("10.0.0.1", "has too many connections")
+    assert caplog.records[-1].message == "10.0.0.1: has too many connections (99 times more in the meantime)"
+
+
+def test_a_refusal_for_size_does_not_open_the_door_to_an_endless_object(tmp_path: Path, image: Encoded) -> None:
+    """What follows the limit is let pass without being kept, so that the answer reaches the sender."""
+    write_instance(tmp_path / "huge.dcm", frames_bytes=30_000_000)
+    with serving(tmp_path, limits=LimitsConfig(max_object_mb=1)) as receiver:
+        peer = Peer(name="receiver", ae_title="DICOMNODE", port=receiver.port)
+        context = build_context(UID(image.sop_class_uid), UID(image.transfer_syntax_uid))
+        with association(peer, [context], calling_aet="SCANNER", timeout_s=30) as assoc:
+            assert assoc.send_c_store(tmp_path / "huge.dcm").Status == _SIZE
+        assert receiver.files() == []
