@@ -7,7 +7,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal
 
@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import engine as engines
 from db import migrations
 from dicomnode.config import Config, Peer, Route
+from dicomnode.dimse import tls
 from dicomnode.errors import NodeError, NotSent
 from dicomnode.notifications.config import EmailConfig, WebhookConfig
 from dicomnode.storage import spool
@@ -23,6 +24,8 @@ from dicomnode.storage import spool
 __all__ = ["Check", "run"]
 
 ECHO_TIMEOUT_S = 5.0
+SOON = timedelta(days=30)
+_ALIVE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,13 @@ def run(config: Config) -> Iterator[Check]:
     yield from _senders(config)
     yield _guarded("spool", lambda: _spool(config))
     yield _guarded("database", lambda: _database(config))
+    yield _guarded("workers", lambda: _workers(config))
+    if config.worker.engine == "ray":
+        yield _guarded("engine", lambda: _ray(config))
     for peer in config.peers:
         yield _peer(config, peer)
+    for identity in tls.identities(config):
+        yield _guarded(f"certificate of {identity.where}", partial(_certificate, identity))
     for told in config.notifications.everybody:
         yield _guarded(f"notification {told.name}", partial(_notification, config, told))
     if config.web.enabled:
@@ -50,6 +58,8 @@ def run(config: Config) -> Iterator[Check]:
     for profile in config.deidentify:
         yield _guarded(f"deidentify {profile.name}", partial(_profile, config, profile.name))
     yield _guarded("device", lambda: _device(config))
+    for name in config.pipelines.site:
+        yield _guarded(f"site pipeline {name}", partial(_site_pipeline, config, name))
     for route in config.routes:
         yield _guarded(f"route {route.name}", partial(_route, config, route))
     yield _guarded("deployed models", lambda: _deployed(config))
@@ -101,6 +111,37 @@ def _database(config: Config) -> Check | str:
     return f"{where} at {head}"
 
 
+def _workers(config: Config) -> Check | str:
+    """Those that say they are alive, on whatever host, have left their mark in this spool."""
+    from db import workers
+    from dicomnode.storage import shared
+
+    engine = engines.connect(config.database_url)
+    try:
+        if engine.dialect.name == "sqlite" and not os.path.exists(engine.url.database or ""):
+            return "none yet"
+        if migrations.current(engine) != migrations.head():
+            return Check("workers", "warning", "the database is of another version")
+        with engines.readers(engine)() as session:
+            alive = workers.alive(session, since=datetime.now(UTC) - _ALIVE)
+            shared.look_for_newest(session, config.spool_dir)
+    finally:
+        engine.dispose()
+    if elsewhere := sorted(row.name for row in alive if not shared.is_marked(config.spool_dir, row.name)):
+        return Check("workers", "failed", f"{', '.join(elsewhere)}: alive, and not on this spool: [spool] dir")
+    hosts = sorted({row.host for row in alive})
+    return f"{len(alive)} on {len(hosts)} hosts, on this spool: {', '.join(hosts)}" if alive else "none is alive"
+
+
+def _ray(config: Config) -> Check | str:
+    from dicomnode.engines import ray_actors
+
+    found = f"Ray {ray_actors.imported().__version__} at {config.worker.ray_address or 'this machine alone'}"
+    if config.worker.ray_address and config.database_url.startswith("sqlite"):
+        return Check("engine", "failed", f"{found}: other hosts cannot use SQLite; [database] url")
+    return found
+
+
 def _peer(config: Config, peer: Peer) -> Check:
     from dicomnode.dimse import peers
 
@@ -123,6 +164,18 @@ def _kinds(config: Config, peer: Peer) -> str:
     except NodeError:
         return "accepts no class of result: nothing can be delivered to it"
     return negotiation.choose(config.results_for(peer.name), taken).why
+
+
+def _certificate(identity: tls.Identity) -> Check | str:
+    what, ends_at = f"certificate of {identity.where}", identity.ends_at()
+    identity.server_context()
+    left = ends_at - datetime.now(UTC)
+    told = f"{identity.certificate_file} until {ends_at:%Y-%m-%d} ({left.days} days)"
+    if left.total_seconds() < 0:
+        return Check(what, "failed", f"{identity.certificate_file} has expired on {ends_at:%Y-%m-%d}")
+    if identity.key_is_open:
+        return Check(what, "warning", f"{told}; {identity.key_file} can be read by others: 'chmod 600' it")
+    return Check(what, "warning" if left < SOON else "ok", told)
 
 
 def _notification(config: Config, told: EmailConfig | WebhookConfig) -> Check | str:
@@ -149,7 +202,7 @@ def _web(config: Config) -> Check | str:
             sock.bind(address)
     except OSError as error:
         return Check("web", "warning", f"{where}: {error.strerror}; well if this node is running, else set another")
-    return f"{where}, {asks}"
+    return f"{'https' if config.web.certificate_file else 'http'}://{where}, {asks}"
 
 
 def _viewer(config: Config) -> Check:
@@ -205,17 +258,25 @@ def _deployed(config: Config) -> Check | str:
     return told or "none: each pipeline uses the newest version of its bundle"
 
 
+def _site_pipeline(config: Config, name: str) -> str:
+    from dicomnode.deployment import site
+
+    return f"{site.load(name, config).title}: {site.origin(name, config)['site pipeline']}"
+
+
 def _route(config: Config, route: Route) -> str:
     from dicomnode import processing
+    from dicomnode.deployment import models
     from model_zoo import registry
     from pipelines import quality
 
-    pipeline = processing.pipeline_named(route.pipeline)
+    pipeline = processing.pipeline_named(route.pipeline, config, route.model)
     processing.options_of(pipeline, route.options, config.quality)
     names = (route.model or pipeline.bundle, *pipeline.helpers)
     bundles = [processing.bundle_named(name, config) for name in names]
     for facts in bundles:
         registry.verify(facts)
+        models.check_steps(facts, config)
         quality.rules_of(facts.metadata)
     called = ", ".join(f"{facts.name}@{facts.version}" for facts in bundles)
     return f"{pipeline.name} with {called}, digest verified"

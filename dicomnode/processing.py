@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -23,8 +23,9 @@ from pydicom import Dataset, dcmread
 from dicomnode import mrd
 from dicomnode.config import Config, QualityConfig
 from dicomnode.deidentify import faces
-from dicomnode.deployment import models
+from dicomnode.deployment import models, site
 from dicomnode.deployment.models import bundle_named, model_named
+from dicomnode.deployment.pipeline_names import named as pipeline_named
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.reading import covariates, frames, volumes
 from dicomnode.results.preferences import ResultsConfig
@@ -103,24 +104,38 @@ class _Loaded:
     priors: list[Dataset]
 
 
-def process(task: Task, config: Config, *, progress: Progress, forms: Collection[ResultsConfig] = ()) -> Produced:
+def process(
+    task: Task,
+    config: Config,
+    *,
+    progress: Progress,
+    forms: Collection[ResultsConfig] = (),
+    load_model: Callable[..., Model] | None = None,
+) -> Produced:
     """Run the task's pipeline and write its results, as the node keeps them and in further ``forms``.
 
+    ``load_model``: what loads a model, for a worker that keeps them (``deployment.warm``).
     Raises Refused or a NodeError when another attempt is useless.
     """
     started = time.monotonic()
-    pipeline = pipeline_named(task.pipeline)
+    pipeline = pipeline_named(task.pipeline, config, task.model)
     options = options_of(pipeline, task.options, config.quality)
     progress(0.0, "reading")
     loaded = _load(pipeline, task.inputs)
     name = task.model or pipeline.bundle
-    model = models.load(name, pipeline.helpers, config, digest=task.model_digest, pinned=task.helper_models)
+    model = models.load(
+        name, pipeline.helpers, config, digest=task.model_digest, pinned=task.helper_models, load_one=load_model
+    )
     doubts = quality.admit(loaded.case, model.metadata, pipeline.inputs[0].name, options)
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
+    site.check_findings(pipeline, findings)
     verdict = _judged(findings, model, doubts, config.quality)
     progress(0.95, "writing")
     parameters = options.model_dump(mode="json") | _helpers(model) | dict(loaded.case.facts.get("covariates", {}))
-    made_by = replace(_made_by(task, model, parameters, model.device), facts=_plain(loaded.case.facts))
+    parameters |= site.origin(task.pipeline, config)
+    made_by = replace(
+        _made_by(task, model, parameters, model.device), facts=_plain(loaded.case.facts), title=pipeline.title
+    )
     wanted = dict.fromkeys([config.results, *forms])
     written = _write(findings, loaded, made_by, list(wanted), task.created_at, verdict, doubts, config)
     report = _report(task, model, options, findings, loaded.case.facts)
@@ -134,7 +149,7 @@ def refusal_note(task: Task, reason: str, config: Config) -> Dataset:
     from dicomnode import results
     from dicomnode.results import marking
 
-    pipeline = pipeline_named(task.pipeline)
+    pipeline = pipeline_named(task.pipeline, config, task.model)
     facts = bundle_named(task.model or pipeline.bundle, config)
     made_by = _made_by(task, facts, task.options, "none: nothing was computed")
     sources, priors = _headers(pipeline, task.inputs)
@@ -148,7 +163,7 @@ def key_note(task: Task, reason: str, config: Config) -> Dataset:
     from dicomnode import results
     from dicomnode.results import marking
 
-    pipeline = pipeline_named(task.pipeline)
+    pipeline = pipeline_named(task.pipeline, config, task.model)
     made_by = _made_by(
         task, bundle_named(task.model or pipeline.bundle, config), task.options, "none: nothing was computed"
     )
@@ -165,15 +180,6 @@ def _headers(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> tuple[
             paths = inputs.get(MAIN_INPUT if number == 0 else wanted.name, ())
             found[wanted.earlier].extend(frames.header(path) for path in paths)
     return found
-
-
-def pipeline_named(name: str) -> Pipeline:
-    """The pipeline of that name. Raises ConfigError."""
-    import pipelines
-
-    if name not in pipelines.MODULES:
-        raise ConfigError(f"no pipeline is named {name!r}; there are: {', '.join(sorted(pipelines.MODULES))}")
-    return pipelines.load(name)
 
 
 def options_of(pipeline: Pipeline, given: Mapping[str, Any], config: QualityConfig) -> Any:

@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_zoo import registry, signing, state_dicts, unpacking
+from model_zoo import monai_rules, registry, signing, state_dicts, unpacking
 from model_zoo.registry import MANIFEST, WEIGHTS, BundleError, BundleFacts
 
 __all__ = ["Policy", "Staged", "remove", "staged"]
@@ -26,15 +26,22 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,31}")
 _KEPT = (".json", ".md", ".txt", ".png", ".jpg", ".jpeg", ".csv")
 """What an installed bundle holds beside its weights: neither programs nor weights in other formats."""
+_YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a site demands of bundles. ``trusted``: files with Ed25519 public keys."""
+    """What a site demands of bundles. ``trusted``: files with Ed25519 public keys; ``trusted_code``: by bundle the
+    SHA-256 of the configuration whose expressions and classes the site has read and allows."""
 
     max_bytes: int = 8_000_000_000
     trusted: Sequence[Path] = ()
     require_signature: bool = False
+    trusted_code: Mapping[str, str] = field(default_factory=dict)
+
+    def trusts(self, facts: BundleFacts) -> bool:
+        """Whether the site has allowed what this bundle's configuration evaluates, as it stands there now."""
+        return self.trusted_code.get(facts.name) == monai_rules.digest(facts.path)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Staged:
     signed_by: str
     converted_from: str
     root: Path
+    trusted_code: bool = False
 
     def commit(self) -> BundleFacts:
         """Put it in its place, NAME/VERSION, with the digest of every file."""
@@ -74,7 +82,11 @@ def staged(source: Path, root: Path, policy: Policy) -> Iterator[Staged]:
         facts = registry.read_facts(work / "bundle")
         _check_new(facts, root)
         registry.verify(facts)
-        yield Staged(facts, signed_by, converted_from, root)
+        trusted_code = policy.trusts(facts)
+        if not trusted_code:
+            called = f"{facts.name}@{facts.version}"
+            monai_rules.check(called, registry.definition_of(facts)[1], monai_rules.digest(facts.path))
+        yield Staged(facts, signed_by, converted_from, root, trusted_code)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -95,14 +107,15 @@ def _arrange(source: Path, target: Path, name: str) -> str:
     """What is kept of the bundle at ``target``, weights as safetensors; the name of the file these were made from."""
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         inner = path.relative_to(source)
-        if path.suffix.lower() in _KEPT or path.name.upper().startswith(("LICENSE", "LICENCE", signing.LIST)):
+        if path.suffix.lower() in (*_KEPT, *_YAML) or path.name.upper().startswith(
+            ("LICENSE", "LICENCE", signing.LIST)
+        ):
             (target / inner).parent.mkdir(parents=True, exist_ok=True)
             path.rename(target / inner)
     (target / MANIFEST).unlink(missing_ok=True)  # of another installation
     (target / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
     converted_from = _weights(source, target)
-    if not (target / "configs" / "inference.json").is_file():
-        raise BundleError("the bundle holds no configs/inference.json; one in YAML is written as JSON first")
+    _write_as_json(target / monai_rules.INFERENCE)
     _complete_metadata(target, name, converted_from)
     return converted_from
 
@@ -118,6 +131,23 @@ def _weights(source: Path, target: Path) -> str:
             state_dicts.convert(path, target / WEIGHTS)
             return f"models/{name}"
     raise BundleError("the bundle holds no weights: neither models/model.safetensors nor models/model.pt")
+
+
+def _write_as_json(inference: Path) -> None:
+    """A configuration in YAML, plain values only, becomes the JSON that everything else reads."""
+    found = [path for suffix in _YAML if (path := inference.with_suffix(suffix)).is_file()]
+    if inference.is_file():
+        return
+    if not found:
+        raise BundleError("the bundle holds no configs/inference.json, nor one in YAML")
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise BundleError(f"configs/{found[0].name} needs PyYAML: pip install 'dicomnode[monai]'") from None
+    try:
+        inference.write_text(json.dumps(yaml.safe_load(found[0].read_text(encoding="utf-8")), indent=2) + "\n")
+    except (yaml.YAMLError, OSError, TypeError, ValueError, RecursionError) as error:
+        raise BundleError(f"configs/{found[0].name} cannot be read ({type(error).__name__})") from None
 
 
 def _complete_metadata(bundle: Path, name: str, converted_from: str) -> None:

@@ -81,7 +81,8 @@ class Model:
     """A verified bundle with its network on a device, in evaluation mode, without gradients.
 
     ``settings``: ``inference.json`` without ``network_def``. ``bf16``: run the denoiser's network in bfloat16.
-    ``helpers``: further models that its pipeline uses, by bundle.
+    ``helpers``: further models that its pipeline uses, by bundle. ``trusted_code``: the site has allowed what its
+    configuration evaluates.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Model:
     device: str
     bf16: bool = False
     helpers: Mapping[str, Model] = field(default_factory=dict)
+    trusted_code: bool = False
 
     @property
     def simulation_only(self) -> bool:
@@ -205,7 +207,7 @@ def load_from(facts: BundleFacts, *, device: str = "cpu", bf16: bool = False) ->
     """The same for a bundle that ``find`` or ``read_facts`` found."""
     verify(facts)
     definition, settings = definition_of(facts)
-    network = _network(f"{facts.name}@{facts.version}", definition, facts.path / WEIGHTS)
+    network = _network(f"{facts.name}@{facts.version}", _plain(definition, settings), facts.path / WEIGHTS)
     network.to(device, memory_format=memory_format(network))  # type: ignore[call-overload]  # unknown to torch's stubs
     network.eval().requires_grad_(False)
     return Model(facts.name, facts.version, facts.digest, facts.metadata, network, settings, device, bf16)
@@ -219,6 +221,15 @@ def definition_of(facts: BundleFacts) -> tuple[dict[str, Any], dict[str, Any]]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         called = f"{facts.name}@{facts.version}"
         raise BundleError(f"{called}: configs/inference.json cannot be read ({error})") from error
+
+
+def _plain(definition: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition with what its references and harmless expressions stand for; what is not harmless stays."""
+    if not _expressions(definition):
+        return definition
+    from model_zoo import monai_config
+
+    return monai_config.evaluated(definition, settings)
 
 
 def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Module:
@@ -260,7 +271,9 @@ def _kind_of_monai(called: str, name: str) -> type[nn.Module]:
     try:
         found = getattr(import_module(_MONAI), name, None)
     except ModuleNotFoundError:
-        raise BundleError(f"{called}: its network {name} is MONAI's, which is not installed here") from None
+        raise BundleError(
+            f"{called}: its network {name} is MONAI's, which is not installed here: pip install 'dicomnode[monai]'"
+        ) from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise BundleError(f"{called}: this node does not know the network {name!r}")
     return found

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model_zoo import registry
+from model_zoo import monai_config, monai_rules, registry
 from model_zoo.registry import BundleError, BundleFacts, Model
 
 if TYPE_CHECKING:
@@ -40,14 +40,19 @@ def devices() -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def run(facts: BundleFacts, device: str) -> Ran:
-    """Load the bundle and run it once. Raises BundleError, with the reason, where it does not."""
+def run(facts: BundleFacts, device: str, *, trusted_code: bool = False) -> Ran:
+    """Load the bundle and run its network once; what it has of MONAI's configuration is built, not run.
+
+    Raises BundleError, with the reason, where it does not. ``trusted_code``: the site allows what that evaluates.
+    """
     import torch
 
     started = time.monotonic()
     called = f"{facts.name}@{facts.version}"
     model = registry.load_from(facts, device=device)
     inputs = _inputs(facts, model)
+    if monai_rules.has_code(model.settings):
+        monai_config.built(called, model.settings, device, trusted=trusted_code)
     try:
         with torch.inference_mode():
             found = model.network(*(each.to(device) for each in inputs))

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import importlib
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from pipelines.contract import Pipeline
 
-__all__ = ["BUNDLES", "MODULES", "load"]
+if TYPE_CHECKING:
+    from model_zoo.registry import BundleFacts
+
+__all__ = ["BUNDLE", "BUNDLES", "MODULES", "load", "of_bundle"]
+
+BUNDLE = "bundle:"
+"""Before the name of a bundle that brings its own way from an image to a result, as MONAI's do."""
 
 MODULES = MappingProxyType(
     {
@@ -36,4 +43,10 @@ def load(name: str) -> Pipeline:
     if name not in MODULES:
         raise KeyError(f"no pipeline {name!r}; there are: {', '.join(sorted(MODULES))}")
     pipeline: Pipeline = importlib.import_module(MODULES[name]).PIPELINE
+    return pipeline
+
+
+def of_bundle(facts: BundleFacts) -> Pipeline:
+    """The pipeline that a bundle of MONAI's layout is; ``BUNDLE`` and its name is what it is called."""
+    pipeline: Pipeline = importlib.import_module("pipelines.bundle").of(facts)
     return pipeline

@@ -91,7 +91,7 @@ def install(
         if not yes and sys.stdin.isatty():
             typer.confirm("Install it?", abort=True)
         for device in smoke.devices():
-            ran = smoke.run(staged.facts, device)
+            ran = smoke.run(staged.facts, device, trusted_code=staged.trusted_code)
             print(f"ran on {ran.device} in {ran.seconds:.1f} s: {' x '.join(map(str, ran.shape))} zeros, finite output")
         facts = staged.commit()
     _remember(config, staged, facts, who or deploying.user())
@@ -227,7 +227,7 @@ def _database(config: Config) -> Any:
     """Deploying is possible before the node was ever started."""
     from dicomnode import node
 
-    if config.database.url == "" and not (config.data_dir / "node.sqlite").exists():
+    if not (config.database.url or config.database.url_file) and not (config.data_dir / "node.sqlite").exists():
         node.prepare(config)
     return context.engine(config)
 
@@ -241,6 +241,8 @@ def _undeployed(config: Config, bundle: str) -> list[str]:
     from dicomnode.errors import NodeError
 
     mine = [name for name, own in pipelines.BUNDLES.items() if own == bundle]
+    own = f"{pipelines.BUNDLE}{bundle}"
+    mine += [own] if any(route.pipeline == own for route in config.routes) else []
     try:
         engine = context.engine(config)
     except NodeError:
@@ -261,6 +263,8 @@ def _introduce(staged: Staged) -> None:
         print(f"  {name.replace('_', ' ')}: {_words(said.get(name, '')) or 'not stated'}")
     print(f"  weights SHA-256: {staged.facts.digest}")
     print(f"  signed by: {staged.signed_by or 'nobody whose signature was checked'}")
+    if staged.trusted_code:
+        print("  code of its configuration: allowed by this site in [models] trusted_code")
     if staged.converted_from:
         print(f"  weights converted from {staged.converted_from}")
 

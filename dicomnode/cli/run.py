@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from dicomnode.cli import context
 
 if TYPE_CHECKING:
     from dicomnode.config import Config
-    from pipelines.contract import Progress
+    from pipelines.contract import Input, Progress
 
 __all__ = ["run"]
 
@@ -42,12 +42,15 @@ def run(
     as_json: context.AsJson = False,
 ) -> None:
     """Run a pipeline on a folder, without network and database."""
+    from dicomnode import processing
+
     config = _config(ctx)
     options = dict(_option(text) for text in option or [])
     out_dir.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for inputs in _inputs(in_dir, Path(folder), pipeline, with_ or []):
+        wanted = processing.pipeline_named(pipeline, config, model).inputs
+        for inputs in _inputs(in_dir, Path(folder), wanted, with_ or []):
             rows += _run_one(inputs, out_dir, pipeline, model, seed, options, config)
     context.print_rows(rows, ["kind", "file", "seconds"], as_json=as_json)
 
@@ -93,14 +96,12 @@ def _config(ctx: typer.Context) -> Config:
     return context.config(ctx) if named or path.exists() else Config()
 
 
-def _inputs(source: Path, folder: Path, pipeline: str, with_: list[str]) -> list[Inputs]:
+def _inputs(source: Path, folder: Path, wanted: Sequence[Input], with_: list[str]) -> list[Inputs]:
     """What the pipeline takes, one task each: acquisitions of k-space, or series of images with what goes with them."""
-    from dicomnode import processing
     from dicomnode.errors import NotFound
     from dicomnode.routing import MAIN_INPUT
     from pipelines.contract import Covariates, KSpace
 
-    wanted = processing.pipeline_named(pipeline).inputs
     further = _further(with_, [each.name for each in wanted[1:]])
     paths = [path for path in _files(source) if not any(path in named for named in further.values())]
     dicom = [path for path in paths if _is_dicom(path)]

@@ -15,8 +15,8 @@ from db import audit, deployments
 from db.models import Deployment
 from db.states import DeploymentMode, MoveRefused
 from dicomnode.config import Config
-from dicomnode.deployment import models
-from dicomnode.errors import ConfigError, NotAllowed
+from dicomnode.deployment import models, pipeline_names
+from dicomnode.errors import NotAllowed
 
 if TYPE_CHECKING:
     from model_zoo.installing import Policy
@@ -39,7 +39,7 @@ def policy(config: Config) -> Policy:
 
     own = config.models
     keys = tuple(config.path.parent / file for file in own.trusted_keys)
-    return Policy(int(own.max_bundle_gb * 1e9), keys, own.require_signature)
+    return Policy(int(own.max_bundle_gb * 1e9), keys, own.require_signature, own.trusted_code)
 
 
 def installed(session: Session, facts: BundleFacts, *, signed_by: str, who: str, now: datetime) -> None:
@@ -68,7 +68,7 @@ def deploy(
     """
     from model_zoo import registry
 
-    _check_pipeline(pipeline)
+    pipeline_names.check(pipeline, config)
     if mode is DeploymentMode.SHARE and not (percent is not None and 0 < percent < 100):
         raise NotAllowed("a share is between 0 and 100 percent of the studies, and neither of them")
     facts = models.bundle_named(model, config)
@@ -88,7 +88,7 @@ def rollback(session: Session, config: Config, *, pipeline: str, who: str, why: 
     from model_zoo import registry
     from model_zoo.registry import BundleError
 
-    _check_pipeline(pipeline)
+    pipeline_names.check(pipeline, config)
     try:
         row = deployments.rollback(session, pipeline=pipeline, who=who, why=why, now=now)
     except MoveRefused as error:
@@ -117,13 +117,6 @@ def _check_fits(bundle: str, pipeline: str) -> None:
     """A site's own names say nothing; one of ours for another pipeline is a slip."""
     import pipelines
 
-    others = [name for name, own in pipelines.BUNDLES.items() if own == bundle]
-    if others and pipeline not in others:
+    if not pipeline_names.may_use(pipeline, bundle):
+        others = [name for name, own in pipelines.BUNDLES.items() if own == bundle] or [f"{pipelines.BUNDLE}{bundle}"]
         raise NotAllowed(f"{bundle} is the model of {', '.join(others)}, not of {pipeline}")
-
-
-def _check_pipeline(name: str) -> None:
-    import pipelines
-
-    if name not in pipelines.MODULES:
-        raise ConfigError(f"no pipeline is named {name!r}; there are: {', '.join(sorted(pipelines.MODULES))}")

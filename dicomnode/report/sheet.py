@@ -139,12 +139,9 @@ def compose(
     identify: bool = False,
 ) -> Sheet:
     """``identify``: with the patient's name, identifier and birth date."""
-    import pipelines
-
     reasons = list(dict.fromkeys([*verdict.reasons, *doubts]))
-    known = made_by.pipeline in pipelines.MODULES
     return Sheet(
-        title=pipelines.load(made_by.pipeline).title if known else made_by.pipeline,
+        title=made_by.title or made_by.pipeline,
         subtitle=_subtitle(sources, now, identify=identify),
         outcome=verdict.outcome,
         verdict=" ".join([_VERDICTS[verdict.outcome], *(f"{_sentence(reason)}" for reason in reasons)]),

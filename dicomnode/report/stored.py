@@ -68,14 +68,15 @@ def job_of(study: Study, number: int | None) -> Job:
 def read(job: Job, config: Config) -> Told:
     """From the spool and the row. Raises InputRefused where a file can no longer be read."""
     task = worker.task_of(job, config)
-    pipeline = processing.pipeline_named(job.pipeline)
+    pipeline = processing.pipeline_named(job.pipeline, config, job.model)
     case, sources = processing.loaded(pipeline, task.inputs)
     own = [output for output in job.outputs if not output.rendition]
     paths = {output.sop_instance_uid: spool.path(config.spool_dir, output.sha256) for output in own}
     findings = [*_named(list(_found(own, paths)), job.report), *_numbers(job.report)]
     reasons = tuple(map(str, job.report.get("reasons", ())))
     verdict = Verdict(Outcome(job.report.get("verdict", "accept")), reasons)
-    return Told(findings, case, sources, _made_by(dcmread(next(iter(paths.values()))), task), job.created_at, verdict)
+    made_by = replace(_made_by(dcmread(next(iter(paths.values()))), task), title=pipeline.title)
+    return Told(findings, case, sources, made_by, job.created_at, verdict)
 
 
 def page_of(job: Job, config: Config, kind: str, *, identify: bool = False) -> bytes:

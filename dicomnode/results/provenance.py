@@ -25,6 +25,7 @@ class Provenance:
     """What made a result. ``parameters``: the pipeline's options and what it says of its algorithm (sampler, steps).
 
     ``model_digest``: SHA-256 of the weights. ``trained_on``: the model card's sentence on its training data.
+    ``title``: of the pipeline, for the page; empty: its name.
     ``job_key``: names the job within this node; not part of the UIDs, so that a repetition makes the same objects.
     """
 
@@ -39,6 +40,7 @@ class Provenance:
     trained_on: str
     job_key: str
     node_serial: str = "1"
+    title: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def canonical(self) -> str:

@@ -16,11 +16,10 @@ from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
-import pipelines
 from db.states import DeploymentMode
 from dicomnode import listings
 from dicomnode.config import Config
-from dicomnode.deployment import deploying, models
+from dicomnode.deployment import deploying, models, pipeline_names
 from dicomnode.errors import NodeError
 from dicomnode.web.desk import Desk, read_form, told
 from model_zoo.registry import BundleError, BundleFacts
@@ -41,7 +40,8 @@ def add(routes: APIRouter, desk: Desk) -> None:
     def overview(done: str = "") -> HTMLResponse:
         with desk.readers() as session:
             history = listings.deployments(session)
-            compared = {name: listings.comparisons(session, name, limit=_SHOWN) for name in pipelines.MODULES}
+            names = pipeline_names.names(desk.config)
+            compared = {name: listings.comparisons(session, name, limit=_SHOWN) for name in names}
             return desk.page(
                 session, "models.html", bundles=models.installed(desk.config), used=_used(desk.config),
                 in_force=[row for row in history if row["ended_at"] is None], history=history[:_SHOWN],
@@ -61,7 +61,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
                 facts=facts,
                 card=_card(facts),
                 modes=modes,
-                pipelines=sorted(name for name in pipelines.MODULES if _may_use(name, facts.name)),
+                pipelines=[p for p in pipeline_names.names(desk.config) if pipeline_names.may_use(p, facts.name)],
             )
 
     @routes.get("/models/{name}/{picture}.png")
@@ -122,11 +122,6 @@ def _percent(text: str) -> float | None:
 
 def _bundle(desk: Desk, name: str) -> BundleFacts | None:
     return next((each for each in models.installed(desk.config) if f"{each.name}@{each.version}" == name), None)
-
-
-def _may_use(pipeline: str, bundle: str) -> bool:
-    """A bundle of ours is for its pipelines, one of another name for any."""
-    return bundle not in pipelines.BUNDLES.values() or pipelines.BUNDLES.get(pipeline) == bundle
 
 
 def _used(config: Config) -> dict[str, list[str]]:

@@ -1,0 +1,142 @@
+"""Which expressions of a MONAI configuration are evaluated: those in which nothing can be reached but numbers.
+
+MONAI evaluates ``$...`` as Python. Here an expression is read as a syntax tree first, and passes when every node of it
+is known: constants, arithmetic without powers, comparisons, choices, lists, indices, lambdas and comprehensions of one
+variable each; names of ``torch`` and ``numpy`` that are listed; methods of tensors and lists that are listed; a few
+builtins. No import, no name with two underscores, no file, no other call. Nothing here needs MONAI or torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+__all__ = ["REFERENCE", "references", "wrong"]
+
+REFERENCE = re.compile(r"@(?:\w*)(?:::\w*)*")
+"""What MONAI takes for a reference to another part of the configuration."""
+_RELATIVE = re.compile(r"[@%]::")
+_STAND_IN = "reference_"
+
+_NODES: tuple[type[ast.AST], ...] = (
+    ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Store, ast.Attribute, ast.Call, ast.keyword, ast.Lambda,
+    ast.arguments, ast.arg, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.Subscript, ast.Slice, ast.Starred, ast.IfExp,
+    ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.UAdd, ast.BinOp, ast.Add, ast.Sub, ast.Mult,
+    ast.Div, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt,
+    ast.GtE, ast.In, ast.NotIn, ast.Is, ast.IsNot, ast.ListComp, ast.GeneratorExp, ast.comprehension, ast.Invert,
+)  # fmt: skip
+_BUILTINS = frozenset({
+    "abs", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed", "round",
+    "sorted", "sum", "tuple", "zip",
+})  # fmt: skip
+_NUMBERS = frozenset({
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "where", "clip", "abs", "exp",
+    "log", "sqrt", "sum", "mean", "max", "min", "argmax", "argmin", "round", "floor", "ceil", "isfinite",
+    "zeros_like", "ones_like", "stack", "concatenate", "prod", "any", "all", "maximum", "minimum", "inf", "nan",
+    "pi",
+})  # fmt: skip
+_OF_TORCH = frozenset({
+    "bfloat16", "float", "half", "long", "bool", "device", "cuda.is_available", "cat", "sigmoid", "softmax", "clamp",
+    "amax", "amin", "squeeze", "unsqueeze", "flip", "permute", "full_like", "logical_and", "logical_or",
+    "logical_not",
+})  # fmt: skip
+_OF_NUMPY = frozenset({"array", "asarray", "ones", "zeros", "arange", "linspace", "expand_dims"})
+_MODULES = {"torch": _NUMBERS | _OF_TORCH, "numpy": _NUMBERS | _OF_NUMPY, "np": _NUMBERS | _OF_NUMPY}
+_METHODS = frozenset({
+    "abs", "all", "amax", "amin", "any", "argmax", "argmin", "astype", "bool", "byte", "clamp", "clip", "cpu", "dim",
+    "double", "dtype", "exp", "expand", "flatten", "flip", "float", "get", "half", "int", "items", "keys", "log",
+    "long", "max", "mean", "min", "ndim", "numel", "permute", "repeat", "reshape", "round", "shape", "sigmoid",
+    "size", "softmax", "sqrt", "squeeze", "std", "sum", "to", "transpose", "unsqueeze", "values", "view",
+})  # fmt: skip
+
+
+def references(text: str) -> list[str]:
+    """The ids that a string refers to: all of an expression's, or the one that the string is."""
+    text = _normal(text)
+    return [each[1:] for each in REFERENCE.findall(text) if text.startswith("$") or text == each]
+
+
+def wrong(text: str) -> str:
+    """Why this string of a configuration is not evaluated, in words; empty where it may be, or is no expression."""
+    text = _normal(text)
+    if text.startswith("%"):
+        return "a macro, which brings in other parts or files"
+    if _RELATIVE.search(text):
+        return "a relative reference; it is written with its whole name"
+    return _wrong_expression(text[1:]) if text.startswith("$") else ""
+
+
+def _normal(text: str) -> str:
+    """As MONAI has it before it evaluates: its older separator, Python's sign of a comment, is its newer one."""
+    return text.replace("#", "::")
+
+
+def _wrong_expression(text: str) -> str:
+    numbered = iter(range(len(text)))
+    written = REFERENCE.sub(lambda _: f"{_STAND_IN}{next(numbered)}", text)
+    if _STAND_IN in text or "@" in written:
+        return "a reference that is not understood"
+    try:
+        tree = ast.parse(written.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "an import or a statement" if re.match(r"\s*(import|from)\b", text) else "no Python expression"
+    return next(_wrong_nodes(tree), "")
+
+
+def _wrong_nodes(tree: ast.Expression) -> Iterator[str]:
+    """In words, every node that may not be there."""
+    own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    if taken := sorted(own & (_BUILTINS | _MODULES.keys()) | {name for name in own if name.startswith("_")}):
+        yield f"the variable {taken[0]!r}"
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(tree):
+        if not isinstance(node, _NODES):
+            yield f"{type(node).__name__}, which is not evaluated here"
+        elif isinstance(node, ast.Constant) and _STAND_IN in str(node.value):
+            yield "a reference within quotation marks"
+        elif isinstance(node, ast.Name):
+            yield from _wrong_name(node, parents.get(node), own)
+        elif isinstance(node, ast.Attribute):
+            yield from _wrong_attribute(node, parents.get(node))
+        elif isinstance(node, ast.Call):
+            yield from _wrong_call(node)
+
+
+def _wrong_name(node: ast.Name, parent: ast.AST | None, own: set[str]) -> Iterator[str]:
+    if node.id in own or node.id.startswith(_STAND_IN):
+        return
+    if node.id in _BUILTINS and isinstance(parent, ast.Call | ast.keyword):
+        return
+    if not (node.id in _MODULES and isinstance(parent, ast.Attribute)):
+        yield f"the name {node.id!r}"
+
+
+def _wrong_attribute(node: ast.Attribute, parent: ast.AST | None) -> Iterator[str]:
+    """Of a chain that begins with a module only the whole is looked at: torch.cuda.is_available, not torch.cuda."""
+    root, inner = _chain(node)
+    if root not in _MODULES:
+        if node.attr not in _METHODS:
+            yield f"the attribute {node.attr!r}"
+    elif inner not in _MODULES[root]:
+        longer = any(name.startswith(f"{inner}.") for name in _MODULES[root])
+        if not (longer and isinstance(parent, ast.Attribute)):
+            yield f"{root}.{inner}"
+
+
+def _wrong_call(node: ast.Call) -> Iterator[str]:
+    """A builtin, a listed function or a listed method is called: never what another call gave, or a reference."""
+    if not isinstance(node.func, ast.Name | ast.Attribute):
+        yield "a call of what an expression gives"
+    elif isinstance(node.func, ast.Name) and node.func.id not in _BUILTINS:
+        yield f"a call of {'a reference' if node.func.id.startswith(_STAND_IN) else node.func.id}"
+
+
+def _chain(node: ast.Attribute) -> tuple[str, str]:
+    """The name that a chain of attributes begins with, or nothing where that is a value, and the rest of the chain."""
+    words, value = [node.attr], node.value
+    while isinstance(value, ast.Attribute):
+        words.append(value.attr)
+        value = value.value
+    return (value.id if isinstance(value, ast.Name) else ""), ".".join(reversed(words))

@@ -1,0 +1,76 @@
+"""Codes for the structures that bundles of others name: SNOMED CT where the name is known exactly, else just "label".
+
+Sides and numbers are left out of the comparison ("left kidney", "rib_left_3"): the code names the kind of structure,
+the segment's label keeps the words. A name that merely contains a known one ("liver vessel") gets no code of it.
+"""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+
+from model_zoo.structures import STRUCTURES
+from pipelines.codes import SPATIAL
+from pipelines.contract import Code
+
+__all__ = ["UNKNOWN", "category_of", "code_of"]
+
+UNKNOWN = Code("LABEL", "99DICOMNODE", "Label of a model")
+"""Where nobody said in codes what a label is."""
+ANATOMICAL_STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
+ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+
+_ANATOMY = MappingProxyType({
+    "adrenal gland": "23451007", "aorta": "15825003", "bladder": "89837001", "bone": "272673000", "brain": "12738006",
+    "cerebellum": "113305005", "clavicle": "51299004", "colon": "71854001", "duodenum": "38848004",
+    "esophagus": "32849002", "eye": "81745001", "femur": "71341001", "gallbladder": "28231008", "heart": "80891009",
+    "humerus": "85050009", "inferior vena cava": "64131007", "kidney": "64033007", "left atrium": "82471001",
+    "left ventricle": "87878005", "liver": "10200004", "lung": "39607008", "mandible": "91609006",
+    "pancreas": "15776009", "portal vein": "32764006", "prostate": "41216001", "pulmonary artery": "81040000",
+    "rectum": "34402009", "rib": "113197003", "right atrium": "73829009", "right ventricle": "53085002",
+    "sacrum": "54735007", "scapula": "79601000", "skull": "89546000", "small intestine": "30315005",
+    "spinal cord": "2748008", "spleen": "78961009", "sternum": "56873002", "stomach": "69695003",
+    "thyroid": "69748006", "trachea": "44567001", "uterus": "35039007", "vertebra": "51282000",
+})  # fmt: skip
+_ABNORMAL = MappingProxyType({
+    "edema": ("79654002", "Edema"), "lesion": ("52988006", "Lesion"), "mass": ("4147007", "Mass"),
+    "necrosis": ("6574001", "Necrosis"), "nodule": ("27925004", "Nodule"), "tumor": ("108369006", "Neoplasm"),
+})  # fmt: skip
+_SAME = MappingProxyType({
+    "adrenal": "adrenal gland", "enhancing tumor": "tumor", "enhancing tumour": "tumor", "gall bladder": "gallbladder",
+    "ivc": "inferior vena cava", "neoplasm": "tumor", "oedema": "edema", "oesophagus": "esophagus",
+    "postcava": "inferior vena cava", "small bowel": "small intestine", "thyroid gland": "thyroid",
+    "tumor core": "tumor", "tumour": "tumor", "tumour core": "tumor", "urinary bladder": "bladder",
+    "vertebrae": "vertebra", "whole tumor": "tumor", "whole tumour": "tumor",
+})  # fmt: skip
+_SIDE_OR_NUMBER = re.compile(r"left|right|l|r|[a-z]?\d+")
+_OURS = MappingProxyType({s.name: Code(s.code_value, s.code_scheme, s.code_meaning) for s in STRUCTURES})
+
+
+def code_of(name: str) -> Code:
+    """What the structure is, or ``UNKNOWN``."""
+    for term in (_plain(name), _without_side(name)):
+        term = _SAME.get(term, term)
+        if term in _ANATOMY:
+            return Code(_ANATOMY[term], "SCT", term.capitalize())
+        if term in _ABNORMAL:
+            return Code(_ABNORMAL[term][0], "SCT", _ABNORMAL[term][1])
+        if term in _OURS:
+            return _OURS[term]
+    return UNKNOWN
+
+
+def category_of(name: str) -> Code:
+    """Anatomy, something abnormal, or merely a place."""
+    code = code_of(name)
+    if code == UNKNOWN:
+        return SPATIAL
+    return ABNORMAL_STRUCTURE if code.value in {value for value, _ in _ABNORMAL.values()} else ANATOMICAL_STRUCTURE
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_,-]+", name.strip().lower()))
+
+
+def _without_side(name: str) -> str:
+    return " ".join(word for word in _plain(name).split() if not _SIDE_OR_NUMBER.fullmatch(word))
