@@ -20,7 +20,7 @@ test: $(INSTALLED) peers viewer lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy dicomnode pipelines model_zoo db tests benchmarks
+	$(BIN)/mypy dicomnode pipelines model_zoo db tests benchmarks examples
 
 CLASSICAL := --method zero --method cg --method l1 --method total
 OURS := --method "ours: DDS posterior mean" --method "dds: one"

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from db import audit, notifications
@@ -21,6 +21,7 @@ from db.studies import StoredFile
 
 __all__ = [
     "LeaseLost",
+    "Needs",
     "OutputFile",
     "abandon",
     "cancel",
@@ -39,6 +40,9 @@ __all__ = [
     "worker_name",
 ]
 
+
+Needs = tuple[str, str, str]
+"""What a job asks of a host: pipeline, model and the digest of its weights, as in its row."""
 
 _ENDED = (JobState.DONE, JobState.HELD, JobState.REFUSED, JobState.DEAD, JobState.CANCELLED)
 
@@ -67,9 +71,9 @@ class OutputFile:
     at_once: bool = False
 
 
-def worker_name(pid: int) -> str:
-    """How a process of this machine signs its leases."""
-    return f"{socket.gethostname()}:{pid}"
+def worker_name(pid: int, host: str = "") -> str:
+    """How a process of this machine, or of that ``host``, signs its leases."""
+    return f"{host or socket.gethostname()}:{pid}"
 
 
 def enqueue(
@@ -145,8 +149,8 @@ def reassign(session: Session, job: Job, *, model: str, digest: str, now: dateti
     job.key, job.model, job.model_digest = key, model, digest
 
 
-def claim(session: Session, *, worker: str, lease_s: float, now: datetime) -> Job | None:
-    """The most urgent waiting job, under a lease. No two workers get the same one.
+def claim(session: Session, *, worker: str, lease_s: float, but: Collection[Needs] = (), now: datetime) -> Job | None:
+    """The most urgent waiting job, under a lease. No two workers get the same one. ``but``: none that needs those.
 
     One that runs beside another waits until that has ended: there is something to compare, and nobody waits for it.
     """
@@ -155,6 +159,7 @@ def claim(session: Session, *, worker: str, lease_s: float, now: datetime) -> Jo
     query = (
         select(Job)
         .where(Job.state == JobState.READY, Job.not_before <= now, Job.shadow_of_id.is_(None) | over)
+        .where(*([tuple_(Job.pipeline, Job.model, Job.model_digest).not_in(sorted(but))] if but else []))
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -263,11 +268,12 @@ def abandon(session: Session, *, worker: str, attempts: int, now: datetime) -> l
     return jobs
 
 
-def give_back(session: Session, *, job_id: int, worker: str, now: datetime) -> None:
-    """The worker was told to stop: the job waits again, and this attempt does not count."""
+def give_back(session: Session, *, job_id: int, worker: str, reason: str = "", now: datetime) -> None:
+    """The worker was told to stop, or cannot: the job waits again, and this attempt does not count."""
     job = _mine(session, job_id, worker)
     job.attempts -= 1
-    _again_or_dead(session, job, reason=f"{worker} was told to stop", again=True, backoff_s=0.0, now=now)
+    reason = reason or f"{worker} was told to stop"
+    _again_or_dead(session, job, reason=reason, again=True, backoff_s=0.0, now=now)
 
 
 def retry(session: Session, job: Job, *, reason: str, now: datetime) -> None:

@@ -5,16 +5,18 @@ Not part of anything's state: leases alone decide whose a job is. A worker write
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from db.base import Base, Pk
+from db.models import Job
+from db.states import JobState
 
-__all__ = ["Worker", "alive", "forget", "report"]
+__all__ = ["Worker", "alive", "at_work", "forget", "jobs_waiting", "report"]
 
 _KEPT = timedelta(days=1)
 
@@ -54,3 +56,15 @@ def forget(session: Session, name: str) -> None:
 def alive(session: Session, *, since: datetime) -> list[Worker]:
     """Those that have said so since then, the last to say so last."""
     return list(session.scalars(select(Worker).where(Worker.seen_at >= since).order_by(Worker.seen_at, Worker.id)))
+
+
+def at_work(session: Session, names: Sequence[str]) -> set[str]:
+    """Those of these workers that have a job in hand."""
+    held = select(Job.worker).where(Job.state == JobState.RUNNING, Job.worker.in_(names))
+    return set(session.scalars(held)) if names else set()
+
+
+def jobs_waiting(session: Session, *, now: datetime) -> int:
+    """For how many jobs a worker could begin at once."""
+    due = (Job.state == JobState.READY, Job.not_before <= now)
+    return session.scalar(select(func.count(Job.id)).where(*due)) or 0

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from dicomnode import conditions, toml_lines
 from dicomnode.conditions import Condition
 from dicomnode.deidentify import profile as deidentification
-from dicomnode.deployment.config import ModelsConfig
+from dicomnode.deployment.config import ModelsConfig, PipelinesConfig
+from dicomnode.dimse.config import AETitle, LimitsConfig, Peer, Port, SenderConfig, TlsConfig
+from dicomnode.engines.config import WorkerConfig
 from dicomnode.errors import ConfigError
 from dicomnode.notifications.config import NotificationsConfig
-from dicomnode.results.preferences import Preferences, ResultsConfig, Section
+from dicomnode.results.preferences import ResultsConfig, Section
 from dicomnode.storage.retention_config import Days, RetentionConfig
 from dicomnode.web.config import WebConfig
 
@@ -25,6 +26,7 @@ __all__ = [
     "Config",
     "DatabaseConfig",
     "DeliveryConfig",
+    "LimitsConfig",
     "NodeConfig",
     "Peer",
     "QualityConfig",
@@ -39,14 +41,6 @@ __all__ = [
 ]
 
 
-def _ae_title(value: str) -> str:
-    # PS3.5 6.2, AE: at most 16 characters of the default repertoire, no backslash, not only spaces
-    title = value.strip()
-    if not 1 <= len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
-        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
-    return title
-
-
 def _keyword(value: str) -> str:
     from pydicom.datadict import tag_for_keyword
 
@@ -55,20 +49,9 @@ def _keyword(value: str) -> str:
     return value
 
 
-AETitle = Annotated[str, AfterValidator(_ae_title)]
-Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Keyword = Annotated[str, AfterValidator(_keyword)]
 Match = dict[Keyword, Annotated[Condition, BeforeValidator(conditions.parse)]]
-
-
-class TlsConfig(Section):
-    """Certificate, key and trusted authorities, all as files."""
-
-    certificate_file: Path
-    key_file: Path
-    ca_file: Path | None = None
-    require_client_certificate: bool = False
 
 
 class NodeConfig(Section):
@@ -85,23 +68,24 @@ class NodeConfig(Section):
     tls: TlsConfig | None = None
 
 
-class SenderConfig(Section):
-    """Who may send to us, and from where."""
-
-    ae_title: AETitle
-    addresses: tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(ip_network)], ...] = ()
-
-
 class DatabaseConfig(Section):
-    """Empty: SQLite under data_dir."""
+    """Empty: SQLite under data_dir. ``url_file``: holds the whole URL, where a part of it is a secret."""
 
     url: str = ""
+    url_file: Path | None = None
     password_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_url(self) -> Self:
+        if self.url and self.url_file:
+            raise ValueError("url and url_file are the same thing: state one")
+        return self
 
 
 class SpoolConfig(Section):
-    """When the disk is too full to take more."""
+    """Where files are (empty: under data_dir), and when their disk is too full to take more."""
 
+    dir: str = ""
     min_free_gb: float = Field(default=1.0, ge=0)
     refuse_at_percent: float = Field(default=95.0, gt=0, le=100)
 
@@ -111,17 +95,6 @@ class CompletionConfig(Section):
 
     quiet_s: Seconds = 60.0
     maximum_s: Seconds = 3600.0
-
-
-class Peer(Preferences):
-    """Another application entity, and what it wants results to be."""
-
-    name: str
-    ae_title: AETitle
-    host: str = "127.0.0.1"
-    port: Port
-    tls: bool = False
-    deidentify: str = ""
 
 
 class Route(Section):
@@ -143,17 +116,6 @@ class Route(Section):
     keep_sources_days: Days | None = None
     keep_results_days: Days | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-
-
-class WorkerConfig(Section):
-    """How jobs are run."""
-
-    device: str = "auto"
-    concurrency: int = Field(default=1, ge=0)
-    lease_s: float = Field(default=60.0, ge=1)
-    attempts: int = Field(default=3, ge=1)
-    backoff_s: float = Field(default=5.0, ge=0)
-    poll_s: Seconds = 1.0
 
 
 class DeliveryConfig(Section):
@@ -186,6 +148,7 @@ class Config(Section):
 
     node: NodeConfig = NodeConfig()
     senders: tuple[SenderConfig, ...] = ()
+    limits: LimitsConfig = LimitsConfig()
     database: DatabaseConfig = DatabaseConfig()
     spool: SpoolConfig = SpoolConfig()
     completion: CompletionConfig = CompletionConfig()
@@ -198,6 +161,7 @@ class Config(Section):
     retention: RetentionConfig = RetentionConfig()
     web: WebConfig = WebConfig()
     models: ModelsConfig = ModelsConfig()
+    pipelines: PipelinesConfig = PipelinesConfig()
     notifications: NotificationsConfig = NotificationsConfig()
     deidentify: tuple[deidentification.DeidentifyConfig, ...] = ()
     path: Path = Field(default=Path("node.toml"), exclude=True)
@@ -215,19 +179,20 @@ class Config(Section):
     @property
     def spool_dir(self) -> Path:
         """Root of the spool."""
-        return self.data_dir / "spool"
+        return (self.path.parent / self.spool.dir).resolve() if self.spool.dir else self.data_dir / "spool"
 
     @property
     def database_url(self) -> str:
         """The database's URL with its password, which never appears in messages."""
-        if not self.database.url:
+        stated = self._secret("database.url_file", self.database.url_file) or self.database.url
+        if not stated:
             return f"sqlite:///{self.data_dir / 'node.sqlite'}"
         if self.database.password_file is None:
-            return self.database.url
+            return stated
         from sqlalchemy.engine import make_url
 
-        password = (self.path.parent / self.database.password_file).read_text().strip()
-        return make_url(self.database.url).set(password=password).render_as_string(hide_password=False)
+        password = self._secret("database.password_file", self.database.password_file)
+        return make_url(stated).set(password=password).render_as_string(hide_password=False)
 
     @property
     def tls(self) -> TlsConfig | None:
@@ -273,7 +238,23 @@ class Config(Section):
 
     def allows(self, ae_title: str, address: str) -> bool:
         """Whether the application entity may send to us; with no sender listed, any may."""
-        return not self.senders or any(_is_sender(sender, ae_title, address) for sender in self.senders)
+        return not self.senders or self.sender(ae_title, address) is not None
+
+    def sender(self, ae_title: str, address: str) -> SenderConfig | None:
+        """The first of the senders that it is."""
+        return next((sender for sender in self.senders if sender.is_it(ae_title, address)), None)
+
+    def _secret(self, key: str, file: Path | None) -> str:
+        """What the file holds; its content is in no message."""
+        if file is None:
+            return ""
+        try:
+            content = (self.path.parent / file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{key}: {self.path.parent / file} cannot be read ({type(error).__name__})") from None
+        if not content:
+            raise ConfigError(f"{key}: {self.path.parent / file} is empty")
+        return content
 
 
 def load(path: Path) -> Config:
@@ -292,17 +273,12 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}, line {toml_lines.line_of(text, ('path',))}: unknown key 'path'")
     try:
         config = Config.model_validate(values | {"path": path.resolve()})
+        config = config.model_copy(update={"peers": tuple(peer.beside(config.path.parent) for peer in config.peers)})
     except ValidationError as error:
         raise ConfigError(_explain(path, text, error)) from None
     for where, wrong in _wrong_names(config):
         raise ConfigError(f"{path}, line {toml_lines.line_of(text, where)}: {wrong}")
     return config
-
-
-def _is_sender(sender: SenderConfig, ae_title: str, address: str) -> bool:
-    if sender.ae_title != ae_title.strip():
-        return False
-    return not sender.addresses or any(ip_address(address) in network for network in sender.addresses)
 
 
 def _wrong_names(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -11,25 +11,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from db import clock as clocks
 from db import engine as engines
 from db import jobs, migrations
-from db import workers as reports
 from dicomnode import completion, delivery, routing
 from dicomnode.awaited import fetching
 from dicomnode.backfill import Backfill
 from dicomnode.config import Config
 from dicomnode.dimse import scp
-from dicomnode.monitoring import gpus
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.notifications import notification
@@ -38,22 +36,16 @@ from dicomnode.storage.retention import Retention
 if TYPE_CHECKING:
     from dicomnode.web.server import Server as WebServer
 
-__all__ = ["Crew", "make_clock", "prepare", "serve", "stop_on_signals", "work"]
+__all__ = ["Crew", "make_clock", "prepare", "serve", "stop_on_signals"]
 
 log = logging.getLogger("dicomnode.node")
 
 SWEEP_S = 1.0
 DRAIN_S = 20.0
-_REPORT_S = 10.0
 _PATIENCE_S = dict.fromkeys(("delivery", "fetching", "notifications", "retention"), 1800.0)
 """What waits for others' machines, or deletes much, may take long; the rest has to succeed every minute."""
 
 Clock = Callable[[], datetime]
-
-
-def utc_now() -> datetime:
-    """The one clock; everything below is handed its moments."""
-    return datetime.now(UTC)
 
 
 def prepare(config: Config) -> None:
@@ -69,19 +61,20 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     prepare(config)
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
-    delivery.resume(sessions, now=utc_now())
-    notification.resume(sessions, now=utc_now())
-    meters, pulse = Meters(), Pulse(utc_now)
-    server = scp.start(config, now=utc_now, meters=meters)
-    clock = make_clock(sessions, config, now=utc_now, pulse=pulse)
-    crew = Crew(config, sessions, workers)
+    now = clocks.of(engine)  # the one clock; everything below is handed its moments
+    delivery.resume(sessions, now=now())
+    notification.resume(sessions, now=now())
+    meters, pulse = Meters(), Pulse(now)
+    server = scp.start(config, now=now, meters=meters)
+    clock = make_clock(sessions, config, now=now, pulse=pulse)
+    crew = Crew(config, sessions, workers, now)
     pulse.expected_workers, pulse.count_workers = workers, crew.count
     web = None
     try:
         clock.start()
-        web = _start_web(config, sessions, meters, pulse) if config.web.enabled else None
+        web = _start_web(config, sessions, meters, pulse, now) if config.web.enabled else None
         crew.start()
-        ready(_ready_line(config, server.port, workers, web.address if web else ""))
+        ready(_ready_line(config, server, workers, web.address if web else ""))
         while not stop.wait(0.5):
             crew.tend()
     finally:
@@ -95,22 +88,6 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
         engine.dispose()
 
 
-def work(config: Config, *, once: bool, parent: int | None, stop: threading.Event) -> int:
-    """A worker in this process; ends with its parent, when it has one. The number of jobs taken."""
-    from dicomnode import worker
-
-    engine = engines.connect(config.database_url)
-    if parent is not None:
-        threading.Thread(target=_stop_with, args=(parent, stop), name="parent watch", daemon=True).start()
-    try:
-        name = jobs.worker_name(os.getpid())
-        sessions = engines.sessions(engine)
-        with _reporting(sessions, name):
-            return worker.work(sessions, config, worker=name, stop=stop, once=once, now=utc_now)
-    finally:
-        engine.dispose()
-
-
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set, while inside."""
@@ -121,29 +98,6 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
-
-
-@contextmanager
-def _reporting(sessions: sessionmaker[Session], name: str) -> Iterator[None]:
-    """While inside, the worker of that name says every now and then that it is alive, and which GPUs it sees."""
-    done = threading.Event()
-
-    def tell() -> None:
-        while True:
-            with suppress(SQLAlchemyError), sessions.begin() as session:
-                reports.report(session, name, gpus=gpus.seen(), now=utc_now())
-            if done.wait(_REPORT_S):
-                return
-
-    thread = threading.Thread(target=tell, name="report of the worker", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        with suppress(SQLAlchemyError), sessions.begin() as session:
-            reports.forget(session, name)
 
 
 def make_clock(
@@ -175,8 +129,8 @@ def make_clock(
 class Crew:
     """The local workers, as processes; one that dies loses its lease at once and is started again."""
 
-    def __init__(self, config: Config, sessions: sessionmaker[Session], size: int) -> None:
-        self._config, self._sessions, self._size = config, sessions, size
+    def __init__(self, config: Config, sessions: sessionmaker[Session], size: int, now: Clock) -> None:
+        self._config, self._sessions, self._size, self._now = config, sessions, size, now
         self._processes: list[subprocess.Popen[bytes]] = []
         self._not_before = 0.0
         self._stopping = False
@@ -229,9 +183,8 @@ class Crew:
 
     def _abandon(self, pid: int) -> None:
         with self._sessions.begin() as session:
-            lost = jobs.abandon(
-                session, worker=jobs.worker_name(pid), attempts=self._config.worker.attempts, now=utc_now()
-            )
+            name = jobs.worker_name(pid, self._config.worker.host)
+            lost = jobs.abandon(session, worker=name, attempts=self._config.worker.attempts, now=self._now())
         for job in lost:
             log.error("job %d: its worker died; now %s", job.id, job.state)
 
@@ -263,21 +216,17 @@ def _guarded(name: str, sweep: Callable[[], int], pulse: Pulse) -> None:
         log.error("%s: %s in %s, line %s", name, type(error).__name__, Path(last.filename).name, last.lineno)
 
 
-def _stop_with(parent: int, stop: threading.Event) -> None:
-    while not stop.wait(1.0):
-        if os.getppid() != parent:
-            stop.set()
-
-
-def _start_web(config: Config, sessions: sessionmaker[Session], meters: Meters, pulse: Pulse) -> WebServer:
+def _start_web(config: Config, sessions: sessionmaker[Session], meters: Meters, pulse: Pulse, now: Clock) -> WebServer:
     from dicomnode.web import server
     from dicomnode.web.app import create_app
 
-    app = create_app(config, sessions, now=utc_now, meters=meters, pulse=pulse)
-    return server.start(app, config.web.host, config.web.port)
+    app = create_app(config, sessions, now=now, meters=meters, pulse=pulse)
+    return server.start(app, config.web.host, config.web.port, config.web.identity(config.path.parent))
 
 
-def _ready_line(config: Config, port: int, workers: int, web: str) -> str:
+def _ready_line(config: Config, server: scp.Server, workers: int, web: str) -> str:
     node = config.node
+    tls = {None: "", server.port: " over TLS"}.get(server.tls_port, f" and over TLS at {server.tls_port}")
     where = f"web {web}/, " if web else ""
-    return f"ready: DICOM {node.ae_title}@{node.host}:{port}, {where}{workers} local workers, data in {config.data_dir}"
+    here = f"DICOM {node.ae_title}@{node.host}:{server.port},"
+    return f"ready: {here}{tls and tls + ','} {where}{workers} local workers, data in {config.data_dir}"

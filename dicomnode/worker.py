@@ -6,11 +6,12 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydicom import Dataset
 from sqlalchemy.orm import Session, sessionmaker
@@ -24,12 +25,17 @@ from dicomnode.datasets import headers
 from dicomnode.datasets.objects import KEY_OBJECT, REFUSAL_NOTE, encoded, kind_of
 from dicomnode.deployment import comparing
 from dicomnode.deployment.comparing import Finished
+from dicomnode.deployment.warm import Warm
+from dicomnode.engines.lacking import Lacking
 from dicomnode.errors import InputRefused, NodeError, NotAllowed
 from dicomnode.processing import Produced, Task
 from dicomnode.results import negotiation, renditions
 from dicomnode.results.negotiation import Chosen
 from dicomnode.storage import spool
 from pipelines.contract import Refused
+
+if TYPE_CHECKING:
+    from model_zoo.registry import Model
 
 __all__ = [
     "KEY_OBJECT",
@@ -119,17 +125,19 @@ def work(
     worker: str,
     stop: threading.Event,
     once: bool = False,
+    may_take: Callable[[], bool] = lambda: True,
     now: Clock = lambda: datetime.now(UTC),
 ) -> int:
-    """Take jobs until told to stop, or with ``once`` until none is waiting; the number of jobs taken."""
-    taken = 0
+    """Take jobs until told to stop, or with ``once`` until none is waiting; the number of jobs taken.
+
+    ``may_take``: whether this host is well enough to take one.
+    """
+    taken, lacking, load_model = 0, Lacking(sessions, config, worker, now), Warm(config.worker.warm_models)
     while not stop.is_set():
-        with sessions.begin() as session:
-            jobs.expire_leases(session, attempts=config.worker.attempts, now=now())
-            job = jobs.claim(session, worker=worker, lease_s=config.worker.lease_s, now=now())
-        if job is not None:
+        job_id = _take(sessions, config, lacking, worker, stop, now) if may_take() else None
+        if job_id is not None:
             taken += 1
-            run_job(sessions, config, job.id, worker=worker, stop=stop, now=now)
+            run_job(sessions, config, job_id, worker=worker, stop=stop, now=now, load_model=load_model)
         elif once:
             break
         else:
@@ -137,10 +145,44 @@ def work(
     return taken
 
 
+def _take(
+    sessions: sessionmaker[Session],
+    config: Config,
+    lacking: Lacking,
+    worker: str,
+    stop: threading.Event,
+    now: Clock,
+) -> int | None:
+    """The next job that this host can run, under a lease."""
+    while True:
+        with sessions.begin() as session:
+            jobs.expire_leases(session, attempts=config.worker.attempts, now=now())
+            job = jobs.claim(session, worker=worker, lease_s=config.worker.lease_s, but=lacking.known(), now=now())
+        if job is None:
+            return None
+        with _Lease(sessions, config, job.id, worker, stop, now):  # to read large weights takes its time
+            why = lacking.why(job)
+        if not why:
+            return job.id
+        log.warning("job %d: not for this host; %s", job.id, why)
+        with suppress(LeaseLost), sessions.begin() as session:
+            jobs.give_back(session, job_id=job.id, worker=worker, reason=why, now=now())
+
+
 def run_job(
-    sessions: sessionmaker[Session], config: Config, job_id: int, *, worker: str, stop: threading.Event, now: Clock
+    sessions: sessionmaker[Session],
+    config: Config,
+    job_id: int,
+    *,
+    worker: str,
+    stop: threading.Event,
+    now: Clock,
+    load_model: Callable[..., Model] | None = None,
 ) -> None:
-    """Run a claimed job to one of its ends: done, held, refused, dead with its reason, or back in the queue."""
+    """Run a claimed job to one of its ends: done, held, refused, dead with its reason, or back in the queue.
+
+    ``load_model``: what loads its model, where models are kept between jobs.
+    """
     log.info("job %d: started", job_id)
     try:
         with sessions() as session:
@@ -148,7 +190,7 @@ def run_job(
             task, route, to = task_of(job, config), job.route, list(job.destinations)
         with _Lease(sessions, config, job_id, worker, stop, now) as lease:
             try:
-                ended = _finish(sessions, config, job_id, worker, task, to, lease, now)
+                ended = _finish(sessions, config, job_id, worker, task, to, lease, now, load_model)
             except (Refused, InputRefused) as refusal:
                 ended = _refuse(sessions, config, job_id, worker, task, route, to, str(refusal), now())
         log.info("job %d: %s", job_id, ended)
@@ -171,11 +213,13 @@ def _finish(
     to: Sequence[str],
     lease: _Lease,
     now: Clock,
+    load_model: Callable[..., Model] | None,
 ) -> str:
     if (other := _beside(sessions, config, job_id)) is not None:
-        return _compare(sessions, config, job_id, worker, task, other, lease, now)
+        return _compare(sessions, config, job_id, worker, task, other, lease, now, load_model)
     chosen = negotiation.for_job(sessions, config, to, now=now())
-    produced = processing.process(task, config, progress=lease.progress, forms=negotiation.forms(chosen))
+    forms = negotiation.forms(chosen)
+    produced = processing.process(task, config, progress=lease.progress, forms=forms, load_model=load_model)
     lease.progress(0.99, "storing")
     told = {name: each.why for name, each in chosen.items() if each.why}
     outputs = outputs_of(config, produced, chosen)
@@ -209,9 +253,10 @@ def _compare(
     other: Finished,
     lease: _Lease,
     now: Clock,
+    load_model: Callable[..., Model] | None,
 ) -> str:
     """Whatever it makes is measured against what the other made, and kept and delivered nowhere."""
-    produced = processing.process(task, config, progress=lease.progress)
+    produced = processing.process(task, config, progress=lease.progress, load_model=load_model)
     lease.progress(0.97, "comparing")
     report = produced.report | {"comparison": comparing.with_produced(other, produced)}
     with sessions.begin() as session:

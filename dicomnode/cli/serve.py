@@ -18,11 +18,11 @@ def serve(
     ] = None,
 ) -> None:
     """Receive, route, run and deliver, until told to stop."""
-    from dicomnode import node
+    from dicomnode import engines, node
 
     config = context.config(ctx)
     context.log_to_stderr(config)
-    size = config.worker.concurrency if workers is None else workers
+    size = engines.local_processes(config, config.worker.concurrency if workers is None else workers)
     with node.stop_on_signals() as stop:
         node.serve(config, workers=size, ready=lambda line: print(line, flush=True), stop=stop)
 
@@ -32,13 +32,13 @@ def work(
     once: Annotated[bool, typer.Option("--once", help="End when no job is waiting.")] = False,
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Take jobs until told to stop."""
-    from dicomnode import node
+    """Take jobs until told to stop; with [worker] engine = "ray", see to it that its actors do."""
+    from dicomnode import engines, node
 
     config = context.config(ctx)
     context.log_to_stderr(config)
     node.prepare(config)
     with node.stop_on_signals() as stop:
-        taken = node.work(config, once=once, parent=parent, stop=stop)
+        taken = engines.run(config, once=once, parent=parent, stop=stop)
     if once:
         print(f"{taken} jobs taken")

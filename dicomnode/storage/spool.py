@@ -177,7 +177,7 @@ def sweep(root: Path) -> int:
     """Remove what killed processes left under ``incoming/``; files that a living process writes are locked."""
     removed = 0
     for left in (root / _INCOMING).glob("*.part"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), left.open("rb") as file:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), left.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
             removed += 1

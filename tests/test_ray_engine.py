@@ -1,0 +1,142 @@
+"""Ray as the engine: whatever of it dies, every study ends once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from db import engine as engines
+from db.models import Job
+from dicomnode.engines import ray_actors
+from dicomnode.errors import ConfigError
+from tests import fleet, postgresql
+from tests.peers import Node, wait_for
+from tests.peers.ray_cluster import RayCluster, descendants, missing
+
+STUDIES = 200
+KILL_EVERY = 40
+
+needs_ray = pytest.mark.skipif(bool(missing()), reason=missing())
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who has it gets into the tests' clusters, and none is written into the user's home."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
+
+
+@needs_ray
+@pytest.mark.timeout(900)
+def test_every_study_ends_once_while_actors_a_machine_and_the_driver_are_killed(
+    tmp_path: Path, now: datetime, postgresql_server: postgresql.Server
+) -> None:
+    with postgresql_server.database() as url:
+        site = fleet.Site(tmp_path, url)
+        a, b = ({"DICOMNODE_CONFIG": str(site.host(name))} for name in "ab")
+        with RayCluster(tmp_path / "ray", a) as cluster, site.receiver() as receiver:
+            cluster.add("second", b)
+            driver = Node(_driver(site, cluster, 2), "work")
+            fleet.send_studies(receiver, fleet.small_studies(tmp_path / "send", STUDIES, now))
+            with driver:
+                begin = time.monotonic()
+                blows = [_an_actor, lambda r: _a_machine(cluster, b), _an_actor, lambda r: _the_driver(driver)]
+                _strike(receiver, blows)
+                print(f"{STUDIES} studies, {len(blows)} blows, {time.monotonic() - begin:.0f} s")
+                assert driver.stop() == 0
+            assert {job.worker.rpartition(":")[0] for job in receiver.jobs()} == {"a", "b"}
+            with receiver.sessions() as session:
+                fleet.each_ended_once(session, site.spool_dir, STUDIES)
+            assert any(job.attempts > 1 for job in receiver.jobs())
+
+
+@needs_ray
+@pytest.mark.timeout(600)
+def test_actors_come_with_the_jobs_take_the_urgent_one_first_and_go(
+    tmp_path: Path, now: datetime, postgresql_server: postgresql.Server
+) -> None:
+    with postgresql_server.database() as url:
+        site = fleet.Site(tmp_path, url)
+        there = {"DICOMNODE_CONFIG": str(site.host("a"))}
+        with RayCluster(tmp_path / "ray", there) as cluster, site.receiver() as receiver:
+            fleet.send_studies(receiver, fleet.small_studies(tmp_path / "send", 6, now))
+            urgent = _make_urgent(receiver)
+            ray = {"engine": "ray", "ray_address": cluster.client_address, "min_workers": 0, "max_workers": 1}
+            with Node(site.host("driver", bundle=None, idle_s=1, **ray), "work") as driver:
+                fleet.wait_until_ended(receiver, 6)
+                wait_for(lambda: "ended after" in driver.log, "nobody needs the actor", within_s=120)
+                assert driver.stop() == 0
+            with receiver.sessions() as session:
+                fleet.each_ended_once(session, site.spool_dir, 6)
+            begun = sorted(receiver.jobs(), key=lambda job: job.started_at or now)
+            assert begun[0].id == urgent
+            assert len({job.worker for job in begun}) == 1
+
+
+@needs_ray
+@pytest.mark.timeout(600)
+def test_a_node_alone_brings_its_own_ray_and_takes_it_along(tmp_path: Path, now: datetime) -> None:
+    site = fleet.Site(tmp_path, f"sqlite:///{tmp_path / 'node.sqlite'}")
+    with Node(site.host("alone", engine="ray", max_workers=1), "serve") as node:
+        fleet.send_studies(node, fleet.small_studies(tmp_path / "send", 2, now))
+        fleet.wait_until_ended(node, 2)
+        (driver,) = node.children
+        ray = descendants(driver)
+        assert len(ray) > 2
+        with node.sessions() as session:
+            fleet.each_ended_once(session, site.spool_dir, 2)
+        assert node.stop() == 0
+        wait_for(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in ray), "Ray ends with the node")
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'dicomnode\[ray\]'"):
+        ray_actors.imported()
+
+
+def _driver(site: fleet.Site, cluster: RayCluster, actors: int) -> Path:
+    ray = {"engine": "ray", "ray_address": cluster.address, "min_workers": actors, "max_workers": actors}
+    return site.host("driver", bundle=None, **ray)
+
+
+def _make_urgent(node: Node) -> int:
+    """The last job that came; its number."""
+    job = node.jobs()[-1]
+    engine = engines.connect(node.config.database_url)
+    with engine.begin() as connection:
+        connection.execute(update(Job).where(Job.id == job.id).values(priority=5))
+    engine.dispose()
+    return job.id
+
+
+def _strike(receiver: Node, blows: list[Callable[[Node], None]]) -> None:
+    """One blow each time that so many more studies have ended."""
+    for number, blow in enumerate(blows, start=1):
+        fleet.wait_until_ended(receiver, number * KILL_EVERY)
+        blow(receiver)
+    fleet.wait_until_ended(receiver, STUDIES)
+
+
+def _an_actor(receiver: Node) -> None:
+    """kill -9 of one with a job in hand."""
+    os.kill(wait_for(lambda: fleet.at_work(receiver), "an actor has a job in hand"), signal.SIGKILL)
+
+
+def _a_machine(cluster: RayCluster, environment: dict[str, str]) -> None:
+    """The second one goes with all that runs on it, and another comes."""
+    cluster.nodes[-1].kill()
+    cluster.add("third", environment)
+
+
+def _the_driver(driver: Node) -> None:
+    driver.program.kill()
+    driver.start()

@@ -1,0 +1,207 @@
+"""From the first released schema with data in it to the newest and back: nothing is lost, and the node serves it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from alembic import command
+from alembic.config import Config as Alembic
+from pydicom.dataset import Dataset
+from sqlalchemy import Column, Engine, MetaData, Table, insert, inspect, select
+from sqlalchemy.orm import sessionmaker
+
+from db import audit, migrations
+from db import engine as engines
+from db.models import Base, Instance, Output, Study
+from db.studies import StoredFile
+from dicomnode.dimse import peers
+from dicomnode.storage import spool, verification
+from tests.peers import Node, wait_for, write_config, write_instance, write_result
+
+Rows = Mapping[str, list[tuple[Any, ...]]]
+
+FIRST_TABLES = frozenset(
+    "chain deliveries events instances job_inputs jobs outputs quarantine series studies".split()  # noqa: SIM905
+)
+STATES = {
+    "jobs": ("done", "ready", "running", "held", "dead", "cancelled"),
+    "deliveries": ("delivered", "waiting", "sending", "given_up"),
+    "quarantine": ("kept", "released", "discarded"),
+    "studies": ("routed", "receiving", "complete"),
+}
+
+
+@pytest.fixture
+def first(database_url: str) -> Iterator[Engine]:
+    """A database as the first release made it."""
+    engine = engines.connect(database_url)
+    alembic = Alembic()
+    alembic.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    alembic.set_main_option("path_separator", "os")
+    with engine.begin() as connection:
+        alembic.attributes["connection"] = connection
+        command.upgrade(alembic, "0001")
+    yield engine
+    engine.dispose()
+
+
+def test_nothing_is_lost_on_the_way_up_and_down_and_the_node_serves_it(
+    first: Engine, database_url: str, tmp_path: Path, now: datetime
+) -> None:
+    node = Node(write_config(tmp_path, database={"url": database_url}), "serve", "--workers", "0")
+    source, result = _fill(first, node.config.spool_dir, tmp_path, now)
+    columns = _columns(first)
+    before = _rows(first, columns)
+    assert all(before.values()), "every table has rows"
+
+    migrations.upgrade(first)
+    assert migrations.current(first) == migrations.head()
+    assert _rows(first, columns) == before
+    migrations.downgrade(first, "0001")
+    assert _columns(first) == columns
+    assert _rows(first, columns) == before
+    migrations.upgrade(first)
+    assert _rows(first, columns) == before
+    first.dispose()
+
+    with node:
+        wait_for(lambda: _unread(node) == 0, "rows of before have been read again")
+        _is_served(node, source, result)
+        _works_on(node, tmp_path)
+        assert node.stop() == 0
+    with node.sessions() as session:
+        assert audit.verify(session) is None
+    readers = sessionmaker(first)
+    damaged = [each for each in verification.verify(readers, node.config.spool_dir) if each.what != "missing"]
+    assert damaged == []
+
+
+def _is_served(node: Node, source: Dataset, result: Dataset) -> None:
+    """Found by what only its file says, and given out as it is stored; what the old rows of work say is still so."""
+    with httpx.Client(base_url=_web(node), timeout=30) as client:
+        found = client.get("/dicom-web/instances", params={"InstanceNumber": "7"}).json()
+        assert [each["00080018"]["Value"] for each in found] == [[source.SOPInstanceUID]]
+        for ds in (source, result):
+            found = client.get("/dicom-web/instances", params={"SOPInstanceUID": ds.SOPInstanceUID}).json()
+            assert [each["0020000D"]["Value"] for each in found] == [[source.StudyInstanceUID]]
+        uids = f"{source.StudyInstanceUID}/series/{source.SeriesInstanceUID}/instances/{source.SOPInstanceUID}"
+        got = client.get(f"/dicom-web/studies/{uids}")
+        assert got.status_code == 200
+        assert bytes(source.PixelData) in got.content
+    states = [job.state for job in node.jobs()]
+    assert states[0] == "done"
+    assert set(states[3:]) == {"held", "dead", "cancelled"}
+
+
+def _works_on(node: Node, folder: Path) -> None:
+    new = write_instance(folder / "new.dcm", study_uid="1.2.826.0.1.3680043.8.498.99", series_uid="1.2.99.1")
+    assert [sent.status for sent in peers.store(node.peer, [folder / "new.dcm"], calling_aet="TEST")] == [0x0000]
+    with node.sessions() as session:
+        assert session.scalar(select(Study.id).where(Study.study_uid == new.StudyInstanceUID)) is not None
+
+
+def _web(node: Node) -> str:
+    found = re.search(r"web (http://\S+?)/?,", node.log)
+    assert found
+    return found[1]
+
+
+def _unread(node: Node) -> int:
+    """Rows whose files have not been read since the upgrade."""
+    with node.sessions() as session:
+        tables = (Instance.attributes, Output.attributes)
+        return sum(len(session.scalars(select(column).where(column.is_(None))).all()) for column in tables)
+
+
+def _fill(engine: Engine, root: Path, folder: Path, now: datetime) -> tuple[Dataset, Dataset]:
+    """Rows of every table in every state that the first schema knew, with the files of a study and of its result."""
+    result = write_result(folder / "result.dcm", InstanceNumber=7)
+    source = write_instance(folder / "source.dcm", InstanceNumber=7)
+    kept = {ds.SOPInstanceUID: spool.write(root, path.read_bytes()) for ds, path in _files(folder, source, result)}
+    instance, output = _object(source, kept), _object(result, kept)
+    with engine.begin() as connection:
+        add = _Adder(connection, now)
+        for number, state in enumerate(STATES["studies"]):
+            uid = source.StudyInstanceUID if not number else f"1.2.3.{number}"
+            add("studies", study_uid=uid, state=state, revision=1, patient_id=f"P{number}", patient_name="Müller^A",
+                accession_number="A", study_date="20250101", study_description="old", opened_at=now,
+                last_received_at=now, completed_at=now, completed_by="quiet")  # fmt: skip
+        add("series", study_id=1, series_uid=source.SeriesInstanceUID, modality="MR",
+            attributes={"Modality": "MR", "StudyTime": "0815"})  # fmt: skip
+        add("instances", series_id=1, revision=1, sender_ae_title="OLD", sender_address="::1", received_at=now,
+            **instance)  # fmt: skip
+        for number, state in enumerate(STATES["quarantine"]):
+            add("quarantine", state=state, reason="why", sha256=f"{number:064}", size_bytes=1, study_uid="1.2",
+                relative_path="x", series_uid="1.3", sop_instance_uid="1.4", sop_class_uid="1.5",
+                sender_ae_title="OLD", sender_address="::1", received_at=now)  # fmt: skip
+        for number, state in enumerate(STATES["jobs"]):
+            add.job(number, state, later=now + timedelta(days=40000))
+            add("job_inputs", job_id=number + 1, name="match", instance_id=1)
+        add("outputs", job_id=1, series_uid=result.SeriesInstanceUID, kind="image", created_at=now, **output)
+        for state in STATES["deliveries"]:
+            add("deliveries", output_id=1, destination=f"pacs {state}", state=state, attempts=1, worker="w",
+                not_before=now + timedelta(days=40000), reason="", created_at=now)  # fmt: skip
+    with engines.sessions(engine).begin() as session:
+        for number in range(3):
+            audit.append(session, subject="jobs", subject_id=number, event="moved", detail={"to": "ready"}, now=now)
+    return source, result
+
+
+def _files(folder: Path, source: Dataset, result: Dataset) -> list[tuple[Dataset, Path]]:
+    return [(source, folder / "source.dcm"), (result, folder / "result.dcm")]
+
+
+def _object(ds: Dataset, kept: Mapping[str, StoredFile]) -> dict[str, Any]:
+    """The columns of an object's file; its transfer syntax is one of those that only instances had at first."""
+    file = kept[ds.SOPInstanceUID]
+    stored = {"sha256": file.sha256, "size_bytes": file.size_bytes, "relative_path": file.relative_path}
+    uids = {"sop_instance_uid": ds.SOPInstanceUID, "sop_class_uid": ds.SOPClassUID}
+    return stored | uids | {"transfer_syntax_uid": ds.file_meta.TransferSyntaxUID}
+
+
+class _Adder:
+    """Inserts rows with the columns that the database has, in the types of today."""
+
+    def __init__(self, connection: Any, now: datetime) -> None:
+        self._connection, self._now = connection, now
+        self._tables = {name: _as_it_is(connection, name) for name in FIRST_TABLES}
+
+    def __call__(self, table: str, **values: Any) -> None:
+        there = self._tables[table].c
+        self._connection.execute(insert(self._tables[table]).values({k: v for k, v in values.items() if k in there}))
+
+    def job(self, number: int, state: str, *, later: datetime) -> None:
+        running = state == "running"
+        self("jobs", key=f"{number:064}", study_id=1, revision=1, route="old", pipeline="mri_reconstruction", model="",
+             options={"samples": 2}, destinations=["pacs"], priority=number, state=state, attempts=1,
+             worker="gone:1" if running else "", leased_until=later if running else None, not_before=later,
+             reason="" if state == "done" else "so", progress=0.5, step="", report={"note": "é"}, created_at=self._now,
+             started_at=self._now, finished_at=None if running else self._now)  # fmt: skip
+
+
+def _as_it_is(connection: Any, name: str) -> Table:
+    """Only the columns that the database has; nothing that today's models would add by themselves."""
+    today = Base.metadata.tables[name].c
+    there = [column["name"] for column in inspect(connection).get_columns(name)]
+    return Table(name, MetaData(), *(Column(column, today[column].type) for column in there))
+
+
+def _columns(engine: Engine) -> Mapping[str, list[str]]:
+    return {name: [each["name"] for each in inspect(engine).get_columns(name)] for name in FIRST_TABLES}
+
+
+def _rows(engine: Engine, columns: Mapping[str, list[str]]) -> Rows:
+    """Every row of these tables, with these columns."""
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    with engine.connect() as connection:
+        for name, wanted in columns.items():
+            table = _as_it_is(connection, name)
+            query = select(*(table.c[column] for column in wanted)).order_by(table.c[wanted[0]])
+            found[name] = [tuple(row) for row in connection.execute(query)]
+    return found
