@@ -317,6 +317,15 @@ def test_a_picture_takes_the_window_and_the_slope_of_its_header(web: Web, tmp_pa
     assert np.abs(picture(web.get(f"{url}/rendered", "image/png")) - expected).max() <= 1
 
 
+@pytest.mark.parametrize(("value", "shown"), [(0, 0), (7, 255)])
+def test_an_image_of_one_value_is_black_where_that_is_nothing(web: Web, tmp_path: Path, value: int, shown: int) -> None:
+    """As an empty segmentation has it, whose picture was as grey as a full one's."""
+    _, url = stored(
+        web, tmp_path, BitsAllocated=8, BitsStored=8, HighBit=7, Rows=6, Columns=4, PixelData=bytes([value]) * 24
+    )
+    assert np.all(picture(web.get(f"{url}/rendered", "image/png")) == shown)
+
+
 def test_inverted_grey_and_colours_are_drawn_as_meant(web: Web, tmp_path: Path) -> None:
     _, url = stored(web, tmp_path, PhotometricInterpretation="MONOCHROME1", WindowCenter="128", WindowWidth="256")
     inverted = picture(web.get(f"{url}/rendered", "image/png"))

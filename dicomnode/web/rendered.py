@@ -129,6 +129,8 @@ def _range(grey: Grey) -> tuple[float, float, str]:
     low, high = np.percentile(finite, [_LOWEST, _HIGHEST]) if finite.size else (0.0, 1.0)
     if high <= low and finite.size:  # a mask: nearly all of it is background
         low, high = float(finite.min()), float(finite.max())
+    if high <= low:  # all the same: an empty mask is black, a full one white
+        low, high = min(low, 0.0), max(high, 0.0, low + 1e-9)
     return (low + high) / 2, max(high - low, 1e-12), "linear-exact"
 
 
