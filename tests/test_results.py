@@ -203,13 +203,14 @@ def test_every_input_is_referenced_as_what_it_is() -> None:
     assert derivation.SourceImageSequence[0].ReferencedSOPInstanceUID == image.SOPInstanceUID
 
 
-def test_a_retry_makes_the_same_objects_and_another_seed_others() -> None:
+def test_a_retry_makes_the_same_objects_and_another_seed_or_version_others() -> None:
     these, inputs = found(grid("axial")), [source()]
     first, again = written(these), written(these)
     assert first == again
-    other = results.write(these.findings, inputs, replace(PROVENANCE, seed=8), CONFIG, NOW)
+    for change in ({"seed": 8}, {"model_version": "9.9.9"}, {"node_version": "9.9.9"}):
+        other = results.write(these.findings, inputs, replace(PROVENANCE, **change), CONFIG, NOW)
+        assert not {ds.SOPInstanceUID for ds in first} & {ds.SOPInstanceUID for ds in other}
     later = results.write(these.findings, inputs, replace(PROVENANCE, job_key="job-2"), CONFIG, NOW)
-    assert not {ds.SOPInstanceUID for ds in first} & {ds.SOPInstanceUID for ds in other}
     assert [ds.SOPInstanceUID for ds in first] == [ds.SOPInstanceUID for ds in later]
 
 

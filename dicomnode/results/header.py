@@ -97,13 +97,18 @@ class Context:
         return [*self.sources, *self.priors]
 
     def uid(self, *parts: str) -> UID:
-        """From the inputs, the weights, the parameters and ``parts``: a retry makes the same."""
+        """From the inputs, the model with its version, the parameters and ``parts``: a retry makes the same.
+
+        Versions may share their weights and differ in what is done with them; so may versions of this node.
+        """
         made_by = self.provenance
         inputs = sorted(str(source.SOPInstanceUID) for source in self.inputs)
         return uids.derive(
             *parts,
             *inputs,
             made_by.model_digest,
+            made_by.model_version,
+            made_by.node_version,
             made_by.pipeline,
             made_by.canonical(),
             str(made_by.seed),
