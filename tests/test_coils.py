@@ -12,11 +12,14 @@ from model_zoo.operators import centred_fft, centred_ifft
 
 torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
 
-KIT = Path(__file__).resolve().parents[2] / "shared" / "data" / "kspace" / "sigpy-brain-8ch" / "cartesian_ksp.npy"
-
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.view_as_complex(torch.randn(*shape, 2, generator=torch.Generator().manual_seed(seed)))
+
+
+def scanned(kit: Path) -> Tensor:
+    """k-space (8, k, j) of a brain."""
+    return torch.from_numpy(np.load(kit / "kspace" / "sigpy-brain-8ch" / "cartesian_ksp.npy"))
 
 
 def simulated(n: int = 96, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,11 +107,9 @@ def test_espirit_maps_are_normalised_on_a_support_and_zero_elsewhere() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("source", ["simulated", "scanner"])
-def test_espirit_agrees_with_sigpy(source: str) -> None:
+def test_espirit_agrees_with_sigpy(source: str, request: pytest.FixtureRequest) -> None:
     mri = pytest.importorskip("sigpy.mri", reason="sigpy, the reference implementation, is not installed")
-    if source == "scanner" and not KIT.exists():
-        pytest.skip("the 8-channel brain of the data kit is not here")
-    y = simulated()[2] if source == "simulated" else torch.from_numpy(np.load(KIT))
+    y = simulated()[2] if source == "simulated" else scanned(request.getfixturevalue("kit"))
     app = mri.app.EspiritCalib(
         y.numpy(), calib_width=24, thresh=0.02, kernel_width=6, crop=0.95, max_iter=100, show_pbar=False
     )
