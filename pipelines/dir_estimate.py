@@ -85,7 +85,7 @@ def estimate(flair: Volume, t1w: Volume | None, model: Model, passes: Passes, pr
     p = predict(
         shown, _on(model, scaled_flair), None if scaled_t1w is None else _on(model, scaled_t1w),
         torch.from_numpy(structure).to(model.device), passes=passes.count, turned=passes.turned,
-        generator=torch.Generator().manual_seed(passes.seed),
+        generator=torch.Generator().manual_seed(passes.seed), towards_guess=model.settings.get("towards_guess", 0.0),
     )  # fmt: skip
     made = _estimate(p, grid, scaled_flair, scaled_t1w, structure, registered)
     return replace(made, unusual=tuple(anatomy.unusual(found, head, model, passes.seed)))

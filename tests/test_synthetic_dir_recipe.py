@@ -196,6 +196,27 @@ def test_dropout_passes_spread_and_one_pass_does_not() -> None:
     assert not any(m.training for m in network.modules())
 
 
+class _Says(torch.nn.Module):
+    """1 is added to the first guess everywhere; a lesion is sure in the upper half."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros(1, 6, *x.shape[2:])
+        y[:, 0] = 1.0
+        y[:, 5] = -20.0
+        y[:, 5, x.shape[2] // 2 :] = 20.0
+        return y
+
+
+def test_a_bundle_may_go_halfway_to_the_first_guess_where_no_lesion_is() -> None:
+    x, brain = torch.rand(14, 16, 18), torch.ones(14, 16, 18, dtype=torch.uint8)
+    guess = sd.first_guess(x, x, brain)
+    found = sd.predict(_Says(), x, x, brain, passes=1, bf16=False, towards_guess=0.5)
+    assert torch.allclose((found.dir - guess)[:7], torch.tensor(0.5), atol=1e-4)
+    assert torch.allclose((found.dir - guess)[7:], torch.tensor(1.0), atol=1e-4)
+    alone = sd.predict(_Says(), x, None, brain, passes=1, bf16=False, towards_guess=0.5)
+    assert torch.allclose(alone.dir - sd.first_guess(x, None, brain), torch.tensor(1.0), atol=1e-4)
+
+
 def test_the_spread_over_passes_is_the_samples_own() -> None:
     samples = torch.rand(5, 1, 6, 4, 4, 4)
     outputs = [sd.decoded(s, torch.zeros(1, 4, 4, 4, 4)) for s in samples]
