@@ -8,8 +8,8 @@ lesions, and physical maps from which the signal equation renders a DIR of any i
 and 7.3).
 
 Network and guess err in different places, so that where there is no lesion something between them is nearer the truth
-than either. Where the bundle says so (``towards_guess``) and there is a T1w, without which the guess is poor, the DIR is
-y - a (1 - p) (y - guess), p the probability of a lesion; lesions stay as the network has them.
+than either. Where the bundle says so (``towards_guess``) and there is a T1w, without which the guess is poor, the DIR
+is y - a (1 - p) (y - guess), p the probability of a lesion; lesions stay as the network has them.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -338,7 +339,8 @@ def test_no_patient_data_leave_unless_allowed(
     sessions: Sessions, tmp_path: Path, now: datetime, caplog: pytest.LogCaptureFixture, event: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    private = ["4711", "üller", "ürgen", "0815", "20261119", "1.2.840.77.1", "93", "secret-path"]
+    # the age as a word of its own: ports and digests may hold its digits
+    private = ["4711", "üller", "ürgen", "0815", "20261119", r"1\.2\.840\.77\.1", r"\b93\b", "secret-path"]
     reason = (
         "flair: Patient's Age (0010,1010) is 93 years; m 1.0 takes 18 to 90 years; covariates: age is 93, but 71; "
         "study 1.2.840.77.1 of MÜLLER, ID PAT-4711, is odd"
@@ -357,7 +359,7 @@ def test_no_patient_data_leave_unless_allowed(
     said = [mail.as_string(), mail["Subject"], mail.get_content(), post.body.decode(), str(post.headers)]
     said += [record.getMessage() for record in caplog.records if record.name.startswith("dicomnode")]
     assert len(said) > 5, "the failure is in the log"
-    assert [(word, each) for word in private for each in said if word in each] == []
+    assert [(word, each) for word in private for each in said if re.search(word, each)] == []
     assert "m 1.0 takes 18 to 90 years" in mail.get_content()
     assert "93" in rows(sessions)[0].told, "the row has it all"
 
