@@ -6,12 +6,14 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from db import engine as engines
 from db import migrations
@@ -111,22 +113,31 @@ def _database(config: Config) -> Check | str:
     return f"{where} at {head}"
 
 
+@contextmanager
+def _reading(config: Config) -> Iterator[Session | None]:
+    """What the rows say; None where there is no database of this version yet, of which ``_database`` tells."""
+    engine = engines.connect(config.database_url)
+    try:
+        there = engine.dialect.name != "sqlite" or os.path.exists(engine.url.database or "")
+        if not there or migrations.current(engine) != migrations.head():
+            yield None
+        else:
+            with engines.readers(engine)() as session:
+                yield session
+    finally:
+        engine.dispose()
+
+
 def _workers(config: Config) -> Check | str:
     """Those that say they are alive, on whatever host, have left their mark in this spool."""
     from db import workers
     from dicomnode.storage import shared
 
-    engine = engines.connect(config.database_url)
-    try:
-        if engine.dialect.name == "sqlite" and not os.path.exists(engine.url.database or ""):
-            return "none yet"
-        if migrations.current(engine) != migrations.head():
-            return Check("workers", "warning", "the database is of another version")
-        with engines.readers(engine)() as session:
-            alive = workers.alive(session, since=datetime.now(UTC) - _ALIVE)
-            shared.look_for_newest(session, config.spool_dir)
-    finally:
-        engine.dispose()
+    with _reading(config) as session:
+        if session is None:
+            return "none is known without a database of this version"
+        alive = workers.alive(session, since=datetime.now(UTC) - _ALIVE)
+        shared.look_for_newest(session, config.spool_dir)
     if elsewhere := sorted(row.name for row in alive if not shared.is_marked(config.spool_dir, row.name)):
         return Check("workers", "failed", f"{', '.join(elsewhere)}: alive, and not on this spool: [spool] dir")
     hosts = sorted({row.host for row in alive})
@@ -239,16 +250,10 @@ def _deployed(config: Config) -> Check | str:
 
     if damaged := registry.damaged(config.models_dir):
         return Check("deployed models", "failed", str(damaged[0]))
-    engine = engines.connect(config.database_url)
-    try:
-        if engine.dialect.name == "sqlite" and not os.path.exists(engine.url.database or ""):
-            return "none: each pipeline uses the newest version of its bundle"
-        if migrations.current(engine) != migrations.head():
-            return Check("deployed models", "warning", "the database is of another version")
-        with engines.readers(engine)() as session:
-            rows = [row for row in deployments.history(session) if row.ended_at is None]
-    finally:
-        engine.dispose()
+    with _reading(config) as session:
+        if session is None:
+            return "none is known without a database of this version"
+        rows = [row for row in deployments.history(session) if row.ended_at is None]
     for row in rows:
         facts = models.bundle_named(deployments.called(row), config)
         registry.verify(facts)

@@ -338,6 +338,9 @@ def _weaker(scored: Sequence[_Scored]) -> str:
         better = [name for name in means if means[name] > means[OURS]]
         lines.append(f"- {word}: {', '.join(better) + ' did better' if better else 'no method did better'}.")
     lines.append(
+        "- With a T1w the DIR is, where no lesion is, the mean of network and first guess; the sd is the network's."
+    )
+    lines.append(
         "- The tests use the simulator that it was trained with: the gap to real scanners is not known. "
         "Flow, magnetisation transfer and B1 errors are not simulated; real DIR has noise and its own artefacts."
     )
