@@ -1,13 +1,15 @@
 """Where structures lie in an image of the head, by the anatomy model, whatever the image's contrast.
 
 The network sees a window of isotropic LPS voxels with the brain in its middle, whose 0.5th to 99.5th percentile is 0 to
-1: laid about the head first, then about the brain that was found. The mean over the image and its mirror image is taken
-(structures are bilateral). Where the bundle says so, that is then the prior of a Gaussian mixture fitted to the image.
+1: laid about the head first, then about the brain that was found. A network of two looks (``networks.two_looks``) then
+corrects, on voxels of half the size, what a Gaussian mixture fitted to the image makes of that. The mean over the image
+and its mirror image is taken (structures are bilateral).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +19,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo import mixture
+from model_zoo.mixture import Mixture
+from model_zoo.networks.two_looks import TwoLooks
 from model_zoo.simulate.volumes import normalised
 from model_zoo.structures import BRAIN
 
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["by_intensity", "find", "keep_largest"]
+__all__ = ["find", "keep_largest", "look_again", "looks_twice", "window"]
 
 CRANIUM_MM = 120.0
 """From the vertex down: where the head is widest, and no neck."""
@@ -55,9 +59,40 @@ def find(
     return p.add_(_probabilities(model, x.flip(-1)).flip(-1)).div_(2), start
 
 
-def by_intensity(p: Tensor, image: Tensor, model: Model) -> Tensor:
-    """``p`` (class, k, j, i) as the prior of the bundle's mixture, fitted to ``image`` (k, j, i) on the same voxels."""
-    return mixture.posterior(p, normalised(image, *_percentiles(model)), mixture.Mixture(**model.settings["mixture"]))
+def looks_twice(model: Model) -> bool:
+    """Whether ``look_again`` can follow ``find``."""
+    return isinstance(model.network, TwoLooks)
+
+
+def look_again(p: Tensor, image: Tensor, model: Model) -> Tensor:
+    """Class probabilities (class, 2 k, 2 j, 2 i) on voxels of half the size, from ``p`` (class, k, j, i), what ``find``
+    gave, and ``image`` (2 k, 2 j, 2 i) of the same extent.
+
+    The second network was taught on images as coarse as ``p``, but sharp. Therefore it sees each of the eight lattices
+    of every second voxel in turn, none of them blurred.
+    """
+    network = model.network
+    if not isinstance(network, TwoLooks):
+        raise TypeError(f"{model.name}@{model.version} looks once")
+    told = _told(p, normalised(image, *_percentiles(model)), Mixture(**model.settings["mixture"]))
+    for corner in product((0, 1), repeat=3):
+        part = (slice(None), *(slice(first, None, 2) for first in corner))
+        x = told[part][None].contiguous()
+        with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16):
+            found = functional.softmax(network.again(x), dim=1)
+            found += functional.softmax(network.again(x.flip(-1)), dim=1).flip(-1)
+        told[part] = found[0] / 2
+    return told
+
+
+def _told(p: Tensor, x: Tensor, m: Mixture) -> Tensor:
+    """The mixture's posterior on the lattice of ``x``, twice as fine as that of its prior ``p``."""
+    fit = mixture.fitted(p, x[::2, ::2, ::2].contiguous(), m)
+    density = mixture.densities(fit, x, m)
+    found = functional.interpolate(p[None], scale_factor=2, mode="trilinear", align_corners=False)[0]
+    for each, g in zip(found, mixture.group_of().tolist(), strict=True):
+        each.clamp_min_(0).add_(mixture.LEAST_PRIOR).mul_(density[g])
+    return found.div_(found.sum(dim=0))
 
 
 def keep_largest(p: Tensor) -> Tensor:
@@ -113,10 +148,14 @@ def _window(image: Tensor, middle: list[float], model: Model) -> tuple[tuple[int
     """First index (k, j, i) and values (1, 1, k, j, i) in [0, 1] of the network's window about ``middle``."""
     shape = [int(n) for n in model.settings["shape"]]
     start = [round(m - (n - 1) / 2) for m, n in zip(middle, shape, strict=True)]
-    x = image.new_zeros(shape)
+    x = normalised(window(image, start, shape), *_percentiles(model))[None, None]
+    return (start[0], start[1], start[2]), x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def window(image: Tensor, start: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The part of ``image`` (k, j, i) of ``shape`` that begins at ``start``; zero outside of it."""
+    x = image.new_zeros(tuple(shape))
     there = [slice(max(s, 0), max(min(s + n, size), 0)) for s, n, size in zip(start, shape, image.shape, strict=True)]
     here = [slice(t.start - s, t.stop - s) for t, s in zip(there, start, strict=True)]
     x[here[0], here[1], here[2]] = image[there[0], there[1], there[2]]
-    low, high = _percentiles(model)
-    x = normalised(x, low, high)[None, None]
-    return (start[0], start[1], start[2]), x.contiguous(memory_format=torch.channels_last_3d)
+    return x

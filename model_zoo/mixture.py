@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model_zoo.structures import COUNT, number
 
-__all__ = ["GROUPS", "Mixture", "posterior"]
+__all__ = ["GROUPS", "LEAST_PRIOR", "Fit", "Mixture", "densities", "fitted", "group_of", "posterior"]
 
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("cerebral white matter", "cerebellar white matter"),
@@ -33,22 +33,25 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 """Structures of like intensity; what is in none (background) comes after them, with several Gaussians."""
 
 
+LEAST_PRIOR = 1e-7
+NEAR = 0.98
+"""Largest probability of background of the voxels that it is fitted to."""
 _FEWEST_VOXELS = 1000
 _SQRT_TWO_PI = math.sqrt(2 * math.pi)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """``power``: of the prior; ``outlier``: density that every class has at any intensity;
-    ``order``: of the field's polynomial; ``components``: of the background; ``least_sd``: of a Gaussian.
+    """``outlier``: density that every class has at any intensity; ``order``: of the field's polynomial; ``components``:
+    of the background; ``least_sd``: of a Gaussian; ``thin``: every how many-th voxel along each axis it is fitted to.
     Intensities are in [0, 1]."""
 
-    power: float = 0.75
-    outlier: float = 0.07
+    outlier: float = 0.05
     order: int = 3
     components: int = 4
     iterations: int = 20
     least_sd: float = 0.015
+    thin: int = 2
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= 3 or self.outlier <= 0 or self.components < 1:
@@ -56,7 +59,7 @@ class Mixture:
 
 
 @dataclass
-class _Fit:
+class Fit:
     """Per group means, standard deviations and weights of its Gaussians; coefficients of the field."""
 
     means: list[Tensor]
@@ -65,43 +68,19 @@ class _Fit:
     field: Tensor
 
 
-def posterior(p: Tensor, image: Tensor, mixture: Mixture | None = None) -> Tensor:
-    """Class probabilities (class, k, j, i) given ``p`` of the same shape and the image (k, j, i) in [0, 1].
-
-    Nothing is random. Where ``p`` holds hardly any brain it is returned as it is.
-    """
+def fitted(p: Tensor, image: Tensor, mixture: Mixture | None = None) -> Fit | None:
+    """The mixture of which the class probabilities ``p`` (class, k, j, i) are the prior, fitted by expectation
+    maximisation to some voxels of the image (k, j, i) in [0, 1] on the same lattice. Nothing is random. None where
+    ``p`` holds hardly any brain."""
     m = mixture or Mixture()
-    if float((1 - p[0]).sum()) < _FEWEST_VOXELS:
-        return p.clone()
-    prior = (p.clamp_min(0) + 1e-7).pow_(m.power)
-    fit = _fitted(prior, image, m)
-    corrected = image / _field(fit.field, image.shape, m.order)
-    group_of = _group_of(p.device)
-    found = torch.empty_like(prior)
-    for g in range(len(GROUPS) + 1):
-        density = _density(corrected, fit, g) + m.outlier
-        for c in torch.nonzero(group_of == g).flatten().tolist():
-            torch.mul(prior[c], density, out=found[c])
-    return found.div_(found.sum(dim=0))
-
-
-def _group_of(device: torch.device) -> Tensor:
-    """The group of each class; background is the last."""
-    found = torch.full((COUNT + 1,), len(GROUPS), device=device)
-    for g, names in enumerate(GROUPS):
-        found[[number(name) for name in names]] = g
-    return found
-
-
-def _fitted(prior: Tensor, image: Tensor, m: Mixture) -> _Fit:
-    """Expectation maximisation on every third voxel along each axis of where the head may be."""
-    thin = (slice(1, None, 3),) * 3
-    some = prior[(slice(None), *thin)].flatten(1)
-    near = some[0] < 0.98 * some.sum(dim=0)
-    some, y = some[:, near], image[thin].flatten()[near]
-    groups = torch.zeros(len(GROUPS) + 1, some.shape[1], device=some.device).index_add_(0, _group_of(some.device), some)
+    some = p[(slice(None), *_thinned(m))].flatten(1).clamp_min(0) + LEAST_PRIOR
+    near = some[0] < NEAR * some.sum(dim=0)
+    if float((1 - some[0]).clamp_min(0).sum()) * m.thin**3 < _FEWEST_VOXELS:
+        return None
+    some, y = some[:, near], image[_thinned(m)].flatten()[near]
+    groups = torch.zeros(len(GROUPS) + 1, some.shape[1], device=some.device).index_add_(0, group_of(some.device), some)
     groups = groups / groups.sum(dim=0)
-    basis = torch.stack([each[thin].flatten()[near] for each in _basis(image.shape, m.order, image.device)])
+    basis = torch.stack([each[_thinned(m)].flatten()[near] for each in _basis(image.shape, m.order, image.device)])
     fit = _start(groups, y, m, len(basis))
     for _ in range(m.iterations):
         corrected = y / (1 + fit.field @ basis).clamp(0.5, 2)
@@ -111,8 +90,38 @@ def _fitted(prior: Tensor, image: Tensor, m: Mixture) -> _Fit:
     return fit
 
 
-def _start(groups: Tensor, y: Tensor, m: Mixture, terms: int) -> _Fit:
-    fit = _Fit([], [], [], y.new_zeros(terms))
+def posterior(p: Tensor, image: Tensor, mixture: Mixture | None = None) -> Tensor:
+    """Class probabilities (class, k, j, i) given their prior ``p`` of the same shape and the image (k, j, i) in [0, 1]:
+    ``p`` itself where that holds hardly any brain."""
+    m = mixture or Mixture()
+    fit = fitted(p, image, m)
+    found = (p.clamp_min(0) + LEAST_PRIOR) * densities(fit, image, m)[group_of(p.device)]
+    return found.div_(found.sum(dim=0))
+
+
+def densities(fit: Fit | None, image: Tensor, mixture: Mixture) -> Tensor:
+    """Of every group at the intensities of ``image`` (k, j, i), outliers included: (groups, k, j, i). All alike where
+    there is no ``fit``. The image may be on another lattice than that it was fitted to, of the same extent."""
+    if fit is None:
+        return image.new_ones(len(GROUPS) + 1, *image.shape)
+    corrected = image / _field(fit.field, image.shape, mixture.order)
+    return torch.stack([_density(corrected, fit, g) for g in range(len(GROUPS) + 1)]) + mixture.outlier
+
+
+def group_of(device: torch.device | str = "cpu") -> Tensor:
+    """The group of each class; background is the last."""
+    found = torch.full((COUNT + 1,), len(GROUPS), device=device)
+    for g, names in enumerate(GROUPS):
+        found[[number(name) for name in names]] = g
+    return found
+
+
+def _thinned(m: Mixture) -> tuple[slice, slice, slice]:
+    return (slice(m.thin // 2, None, m.thin),) * 3
+
+
+def _start(groups: Tensor, y: Tensor, m: Mixture, terms: int) -> Fit:
+    fit = Fit([], [], [], y.new_zeros(terms))
     for g, w in enumerate(groups):
         mean = (w * y).sum() / w.sum()
         sd = ((w * (y - mean) ** 2).sum() / w.sum()).sqrt().clamp_min(m.least_sd)
@@ -124,14 +133,14 @@ def _start(groups: Tensor, y: Tensor, m: Mixture, terms: int) -> _Fit:
     return fit
 
 
-def _gaussians(y: Tensor, fit: _Fit, g: int) -> Tensor:
+def _gaussians(y: Tensor, fit: Fit, g: int) -> Tensor:
     """Weighted densities of the group's Gaussians (component, ...)."""
     mean, sd, share = (t.view(-1, *[1] * y.dim()) for t in (fit.means[g], fit.sds[g], fit.shares[g]))
     found: Tensor = share * torch.exp(-0.5 * ((y - mean) / sd) ** 2) / (_SQRT_TWO_PI * sd)
     return found
 
 
-def _density(y: Tensor, fit: _Fit, g: int) -> Tensor:
+def _density(y: Tensor, fit: Fit, g: int) -> Tensor:
     """Of the whole group; one Gaussian at a time, for y is large."""
     found = torch.zeros_like(y)
     for mean, sd, share in zip(fit.means[g].tolist(), fit.sds[g].tolist(), fit.shares[g].tolist(), strict=True):
@@ -139,14 +148,14 @@ def _density(y: Tensor, fit: _Fit, g: int) -> Tensor:
     return found
 
 
-def _responsibilities(fit: _Fit, groups: Tensor, y: Tensor, m: Mixture) -> list[Tensor]:
+def _responsibilities(fit: Fit, groups: Tensor, y: Tensor, m: Mixture) -> list[Tensor]:
     """Per group (component, voxel): how much each Gaussian explains each voxel; the rest is the outliers'."""
     parts = [groups[g] * _gaussians(y, fit, g) for g in range(len(groups))]
     total = sum((part.sum(dim=0) for part in parts), torch.full_like(y, m.outlier))
     return [part / total for part in parts]
 
 
-def _update(fit: _Fit, groups: Tensor, y: Tensor, m: Mixture) -> None:
+def _update(fit: Fit, groups: Tensor, y: Tensor, m: Mixture) -> None:
     for g, r in enumerate(_responsibilities(fit, groups, y, m)):
         mass = r.sum(dim=1)
         if float(mass.sum()) < 20:
@@ -157,7 +166,7 @@ def _update(fit: _Fit, groups: Tensor, y: Tensor, m: Mixture) -> None:
         fit.shares[g] = mass / mass.sum()
 
 
-def _solved(fit: _Fit, groups: Tensor, y: Tensor, corrected: Tensor, basis: Tensor, m: Mixture) -> Tensor:
+def _solved(fit: Fit, groups: Tensor, y: Tensor, corrected: Tensor, basis: Tensor, m: Mixture) -> Tensor:
     """Coefficients a of f = 1 + a . basis that minimise sum r (y - mu f)^2 / sd^2 over the tissues, lightly damped."""
     weight, pull = torch.zeros_like(y), torch.zeros_like(y)
     for g, r in enumerate(_responsibilities(fit, groups, corrected, m)[: len(GROUPS)]):
@@ -174,7 +183,7 @@ def _basis(shape: torch.Size, order: int, device: torch.device) -> list[Tensor]:
     """Products of Legendre polynomials of the coordinates in [-1, 1], of total order 1 to ``order``: each (k, j, i)."""
     axes = []
     for axis, n in enumerate(shape):
-        x = torch.linspace(-1, 1, n, device=device)
+        x = 2 * (torch.arange(n, device=device) + 0.5) / n - 1
         powers = [torch.ones_like(x), x, (3 * x**2 - 1) / 2, (5 * x**3 - 3 * x) / 2]
         axes.append([each.view([-1 if a == axis else 1 for a in range(3)]) for each in powers])
     orders = [o for o in product(range(order + 1), repeat=3) if 1 <= sum(o) <= order]

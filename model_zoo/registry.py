@@ -55,6 +55,7 @@ NETWORKS = frozenset(
         "model_zoo.networks.dose_transfer.DoseTransfer",
         "model_zoo.networks.local_unet.LocalUNet",
         "model_zoo.networks.pet_unet.PetUNet",
+        "model_zoo.networks.two_looks.TwoLooks",
         "model_zoo.networks.volume_unet.VolumeUNet",
     }
 )

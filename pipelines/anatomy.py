@@ -4,10 +4,10 @@ Input: ``head`` (:class:`pipelines.contract.Volume`), any contrast, orientation 
 Output: one segmentation of the 23 structures of ``model_zoo.structures`` on the image's own grid, their volumes in
 millilitres with those of brain and cranial cavity, and per structure the mean of the largest class probability.
 
-Model: bundle ``anatomy``, a 3D U-Net trained on simulation only after SynthSeg (Billot et al., Med. Image Anal. 86,
-2023), used as ``model_zoo.anatomy`` says; where the bundle holds a mixture it is fitted at 1 mm. Probabilities, not
-labels, are brought to the own grid, averaged over the extent of thick slices, and to isotropic 1 mm, where volumes are
-counted, so that they do not depend on the slices' thickness.
+Model: bundle ``anatomy``, 3D U-Nets trained on simulation only after SynthSeg (Billot et al., Med. Image Anal. 86,
+2023), used as ``model_zoo.anatomy`` says, which looks again at 1 mm. Probabilities, not labels, are brought to the own
+grid, averaged over the extent of thick slices, and to isotropic 1 mm, where volumes are counted, so that they do not
+depend on the slices' thickness.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from model_zoo import deviation
-from model_zoo.anatomy import by_intensity, find, keep_largest
+from model_zoo.anatomy import find, keep_largest, look_again, looks_twice
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
 from pipelines.codes import VOLUME
@@ -155,9 +155,10 @@ def segment(volume: Volume, model: Model, progress: Progress = lambda fraction, 
         data = _from_zero(volume).to(model.device)
         p, grid = _found(data, volume.grid, model, progress)
         fine = resampling.upright(grid, float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM)))
-        if "mixture" in model.settings:
-            progress(0.5, "tissue mixture")
-            p, grid = _by_intensity(p, grid, data, volume.grid, fine, model), fine
+        if looks_twice(model):
+            progress(0.5, "second look")
+            fine = resampling.upright(grid, float(model.settings["spacing_mm"]) / 2)
+            p, grid = look_again(p, resampling.sample(data, volume.grid, fine)[0], model), fine
         progress(0.6, "structures")
         kept = keep_largest(p).cpu().numpy()
         labels, confidence = _brought(p, kept, grid, fine, lambda done: progress(0.6 + 0.1 * done, "structures"))
@@ -180,15 +181,6 @@ def _found(data: Tensor, own: Grid, model: Model, progress: Progress) -> tuple[T
     except ValueError as error:
         raise Refused(str(error)) from error
     return p, resampling.part(whole, start, (p.shape[1], p.shape[2], p.shape[3]))
-
-
-def _by_intensity(p: Tensor, grid: Grid, data: Tensor, own: Grid, fine: Grid, model: Model) -> Tensor:
-    """The probabilities on ``fine`` after a mixture of Gaussians of which they are the prior saw the image there."""
-    prior = p.new_empty((p.shape[0], *fine.shape))
-    for first, last in resampling.slabs(fine.shape):
-        slab = resampling.part(fine, (first, 0, 0), (last - first, *fine.shape[1:]))
-        prior[:, first:last] = resampling.sample(p, grid, slab)
-    return by_intensity(prior, resampling.sample(data, own, fine)[0], model)
 
 
 def _brought(

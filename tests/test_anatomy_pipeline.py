@@ -105,14 +105,6 @@ def test_structures_are_found_where_they_are_in_any_orientation(
         assert 0.6 < share < 1.4, name
 
 
-def test_a_bundle_may_ask_for_the_images_own_intensities(model: registry.Model) -> None:
-    image, structure = phantom()
-    asking = replace(model, settings={**model.settings, "mixture": {}})
-    found = anatomy.segment(Volume(image, upright()), asking)
-    assert (found.own_labels == structure).mean() > 0.98
-    assert _dice(found.mask("cerebral white matter"), structure == number("cerebral white matter")) > 0.95
-
-
 def test_what_hangs_apart_from_the_brain_is_dropped(model: registry.Model) -> None:
     image, structure = phantom()
     image[:3, :3, :3] = 1.0

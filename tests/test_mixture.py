@@ -93,6 +93,18 @@ def test_a_prior_that_knows_no_brain_stays_so() -> None:
     assert (found.argmax(dim=0) == 0).all()
 
 
+def test_a_finer_lattice_has_the_densities_of_the_one_it_was_fitted_to() -> None:
+    prior, image, _ = _scene(field=0.25)
+    m = Mixture()
+    fit = mixture.fitted(prior, image, m)
+    finer = image
+    for axis in range(3):
+        finer = finer.repeat_interleave(2, axis)
+    whole = mixture.densities(fit, image, m)
+    assert whole.shape[0] == len(GROUPS) + 1
+    assert float((mixture.densities(fit, finer, m)[:, ::2, ::2, ::2] - whole).abs().mean()) < 0.04 * float(whole.mean())
+
+
 @pytest.mark.parametrize("wrong", [{"order": 0}, {"outlier": 0.0}, {"components": 0}])
 def test_a_mixture_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="a mixture has"):

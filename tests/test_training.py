@@ -127,6 +127,13 @@ def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
     assert rates[-1] < 0.01
 
 
+def test_the_learning_rate_begins_again_at_a_restart() -> None:
+    c = replace(SMOKE, steps=100, warmup=10, learning_rate=1.0, restarts=(60,))
+    rates = [loop.learning_rate(c, step) for step in range(100)]
+    assert rates[:60] == [loop.learning_rate(replace(c, steps=60, restarts=()), step) for step in range(60)]
+    assert rates[60:] == [loop.learning_rate(replace(c, steps=40, restarts=()), step) for step in range(40)]
+
+
 def test_the_step_s_draws_depend_on_seed_step_and_rank_only() -> None:
     keys = [(2026, 0), (2026, 1), (2027, 0), (2026, 0, 1), (2026, 1, 1)]
     draws = [float(torch.rand(1, generator=recipe.seeded(*key))) for key in keys]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_zoo.anatomy import by_intensity, find, keep_largest
+from model_zoo.anatomy import find, keep_largest, look_again, looks_twice, window
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.registry import Model
 from model_zoo.simulate import anatomy, heads, sequences
@@ -82,19 +82,13 @@ def label(model: Model, image: Tensor) -> Tensor:
     """Structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS, as the pipeline finds them."""
     shrink = round(float(model.settings["spacing_mm"]))
     p, start = find(torch.nn.functional.avg_pool3d(image[None], shrink)[0].to(model.device), model)
-    p = torch.nn.functional.interpolate(p[None], scale_factor=shrink, mode="trilinear", align_corners=False)[0]
-    there, here = [], []
-    for s, n, size in zip((shrink * s for s in start), p.shape[1:], image.shape, strict=True):
-        low, high = max(s, 0), max(min(s + n, size), 0)
-        there.append(slice(low, high))
-        here.append(slice(low - s, high - s))
-    p = p[:, here[0], here[1], here[2]]
-    if "mixture" in model.settings:
-        p = by_intensity(p, image[tuple(there)].to(model.device), model)
+    first, shape = [shrink * s for s in start], [shrink * n for n in p.shape[1:]]
+    if looks_twice(model):
+        p = look_again(p, window(image.to(model.device), first, shape), model)
+    else:
+        p = torch.nn.functional.interpolate(p[None], scale_factor=shrink, mode="trilinear", align_corners=False)[0]
     keep_largest(p)
-    found = torch.zeros_like(image, dtype=torch.uint8)
-    found[tuple(there)] = p.argmax(dim=0).to(torch.uint8).cpu()
-    return found
+    return window(p.argmax(dim=0).to(torch.uint8).cpu(), [-s for s in first], image.shape)
 
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:

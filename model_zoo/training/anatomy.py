@@ -3,24 +3,29 @@
 Data: random heads (``simulate.heads``) with random contrast, resolution and noise (``simulate.volumes``), so that no
 sequence is special (Billot et al., Med. Image Anal. 86, 2023); or a user's label volumes with or without an image.
 
-The network learns where structures lie, on a lattice coarser than the image's: what share of each voxel belongs to
-which. How bright each is and where exactly its edge lies the image itself tells afterwards (``model_zoo.mixture``).
-Loss: cross-entropy with these shares plus one minus their mean soft Dice over the structures present. Cross-entropy is
-first balanced between structures, without which the small ones are not found for thousands of steps, and at last not,
-for the least of a balanced one lies at no probability.
+Two networks, one after the other (``networks.two_looks``). The first learns where structures lie, on a lattice coarser
+than the image's: what share of each voxel belongs to which. Loss: cross-entropy with these shares plus one minus their
+mean soft Dice over the structures present. Cross-entropy is first balanced between structures, without which the small
+ones are not found for thousands of steps, and at last not, for the least of a balanced one lies at no probability. How
+bright each structure is and where exactly its edge lies the image itself tells (``model_zoo.mixture``). The second
+learns to correct what comes of that, while the first stays as it is; loss: plain cross-entropy plus the same Dice, of
+whole voxels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_zoo import mixture
 from model_zoo.deviation import HOLD_ABOVE
-from model_zoo.networks.volume_unet import VolumeUNet, space_to_depth
+from model_zoo.mixture import Mixture
+from model_zoo.networks.two_looks import TwoLooks
+from model_zoo.networks.volume_unet import space_to_depth
 from model_zoo.simulate.anatomy import tissue_of
 from model_zoo.simulate.heads import Head, Variation
 from model_zoo.simulate.volumes import contrast_agnostic, normalised
@@ -33,20 +38,24 @@ __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "dice"]
 
 UNSHUFFLE = 4
 BALANCED_SHARE = 0.75
-"""Of the training, after which cross-entropy is no longer balanced."""
+"""Of the first network's training, after which cross-entropy is no longer balanced."""
+MIXTURE = Mixture()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration(recipe.Configuration):
-    """``channels``, ``blocks``: of the network, the first level at four times ``spacing_mm``, its output at ``coarsen``
-    times; ``shape``: its field of view in voxels, which holds a whole head; ``shift_mm``: how far the brain lies off
-    its centre at most; ``balance``: power of a structure's size that divides its weight at first.
+    """``channels``, ``blocks``: of the first network, its first level at four times ``spacing_mm``, its output at
+    ``coarsen`` times; ``shape``: its field of view in voxels, which holds a whole head; ``shift_mm``: how far the brain
+    lies off its centre at most; ``balance``: power of a structure's size that divides its weight at first.
+    ``first_steps``: of all; the rest is for the second network, of ``again_channels``.
     """
 
     channels: tuple[int, ...]
     blocks: int
     shape: tuple[int, int, int]
     spacing_mm: float
+    first_steps: int
+    again_channels: tuple[int, ...] = (32, 64, 56)
     shift_mm: float = 12.0
     coarsen: int = 2
     balance: float = 0.75
@@ -55,34 +64,33 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=13000, batch=1,
-        learning_rate=3e-3, warmup=50, ema=0.995, checkpoint_every=250, validate_every=500,
+        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=15000, first_steps=13000,
+        restarts=(13000,), batch=1, learning_rate=3e-3, warmup=50, ema=0.995, checkpoint_every=250, validate_every=500,
     ),
     "gpu": Configuration(
-        channels=(64, 112, 144, 144), blocks=1, shape=(160, 224, 160), spacing_mm=1.0, steps=16000, batch=2,
-        learning_rate=2e-3, ema=0.998, workers=14, checkpoint_every=500,
+        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=40000, first_steps=24000,
+        restarts=(24000,), batch=4, learning_rate=2e-3, ema=0.998, workers=14, checkpoint_every=500,
     ),
     "smoke": Configuration(
-        channels=(8, 8), blocks=1, shape=(32, 32, 32), spacing_mm=6.0, steps=6, batch=1, learning_rate=1e-3,
-        warmup=2, checkpoint_every=3,
+        channels=(8, 8), blocks=1, again_channels=(8, 8), shape=(32, 32, 32), spacing_mm=6.0, steps=6, first_steps=3,
+        restarts=(3,), batch=1, learning_rate=1e-3, warmup=2, checkpoint_every=3,
     ),
 }  # fmt: skip
 
 
 def make_network(c: Configuration) -> nn.Module:
     """One image in, logits of background and structures out."""
-    return VolumeUNet(
-        1, COUNT + 1, channels=c.channels, blocks=c.blocks, unshuffle=UNSHUFFLE, coarsen=c.coarsen, norm="group",
-        coordinates=True,
-    )  # fmt: skip
+    return TwoLooks(COUNT + 1, c.channels, c.blocks, UNSHUFFLE, c.coarsen, c.again_channels)
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
-    """``image`` float (b, 1, k, j, i) in [0, 1] and ``structure`` int64 (b, k, j, i)."""
+    """``image`` float (b, 1, k, j, i) in [0, 1] and ``structure`` int64 (b, k, j, i); ``stage``: how much of the first
+    network's training is done, from 1 on it is the second's turn."""
     pairs = [_example(c, source, generator) for _ in range(c.batch)]
     return {
         "image": torch.stack([image for image, _ in pairs])[:, None],
         "structure": torch.stack([structure for _, structure in pairs]).to(torch.int64),
+        "stage": torch.tensor(source.step / c.first_steps),
     }
 
 
@@ -114,15 +122,39 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
 
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Balanced cross-entropy with the shares of structures + w (1 - mean soft Dice)."""
+    """Cross-entropy, of the first network balanced at first, + w (1 - mean soft Dice)."""
+    if float(drawn["stage"]) >= 1:
+        return _second_loss(_again(network, drawn["image"]), drawn["structure"], c)
     log_p = functional.log_softmax(network(drawn["image"]).float(), dim=1)
     shares = _shares(drawn["structure"], c.coarsen)
     size = shares.sum(dim=(0, 2, 3, 4))
-    balance = c.balance * max(0.0, 1 - float(drawn["progress"]) / BALANCED_SHARE)
+    balance = c.balance * max(0.0, 1 - float(drawn["stage"]) / BALANCED_SHARE)
     weight = (size + 50) ** -balance
     weight = weight / (weight * size).sum()
     cross_entropy = -(log_p * shares * weight[:, None, None, None]).sum()
-    return cross_entropy + c.dice_weight * (1 - _soft_dice(log_p.exp(), shares))
+    p = log_p.exp()
+    overlap = torch.minimum(p, shares).sum(dim=(0, 2, 3, 4))
+    return cross_entropy + c.dice_weight * (1 - _mean_dice(overlap, p.sum(dim=(0, 2, 3, 4)), size))
+
+
+def _again(network: nn.Module, image: Tensor) -> Tensor:
+    """The second network's logits; nothing is learned of the first."""
+    if not isinstance(network, TwoLooks):
+        raise TypeError(f"{type(network).__name__} looks once")
+    with torch.no_grad():
+        p = functional.softmax(network(image).float(), dim=1)
+        p = functional.interpolate(p, image.shape[2:], mode="trilinear", align_corners=False)
+        told = [mixture.posterior(each, x[0], MIXTURE) for each, x in zip(p, image, strict=True)]
+    return network.again(torch.stack(told))
+
+
+def _second_loss(logits: Tensor, structure: Tensor, c: Configuration) -> Tensor:
+    log_p = functional.log_softmax(logits, dim=1)
+    right = log_p.gather(1, structure[:, None]).flatten()
+    none = right.new_zeros(COUNT + 1)
+    overlap = none.index_add(0, structure.flatten(), right.exp())
+    size = none.index_add(0, structure.flatten(), torch.ones_like(right))
+    return c.dice_weight * (1 - _mean_dice(overlap, log_p.exp().sum(dim=(0, 2, 3, 4)), size)) - right.mean()
 
 
 def _shares(structure: Tensor, coarsen: int) -> Tensor:
@@ -133,12 +165,11 @@ def _shares(structure: Tensor, coarsen: int) -> Tensor:
     return found.scatter_add_(1, blocks, torch.full_like(blocks, 1 / coarsen**3, dtype=found.dtype))
 
 
-def _soft_dice(p: Tensor, shares: Tensor) -> Tensor:
-    """Mean over structures that are present of 2 sum min(p, g) / sum (p + g), background left out."""
-    volume = shares.sum(dim=(0, 2, 3, 4))
-    score = 2 * torch.minimum(p, shares).sum(dim=(0, 2, 3, 4)) / (p.sum(dim=(0, 2, 3, 4)) + volume).clamp(min=1)
-    present = volume > 0
+def _mean_dice(overlap: Tensor, found: Tensor, truth: Tensor) -> Tensor:
+    """Mean over structures that are present of 2 overlap / (found + truth), background left out; each (structures,)."""
+    present = truth > 0
     present[0] = False
+    score = 2 * overlap / (found + truth).clamp(min=1)
     return score[present].mean() if bool(present.any()) else score.new_ones(())
 
 
@@ -153,40 +184,45 @@ def dice(found: Tensor, truth: Tensor) -> dict[int, float]:
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
-    """On the network's own lattice: mean Dice over structures of eight heads, and that of some structures."""
+    """Of eight heads: mean Dice over structures, and that of some, on the first network's own lattice, and mean Dice
+    after the second look."""
     generator = seeded(c.seed, 10**9)
     scores: list[dict[int, float]] = []
+    again: list[dict[int, float]] = []
     for _ in range(8):
         drawn = batch(c, source, generator)
-        device = next(network.parameters()).device
-        found = network(drawn["image"].to(device)).argmax(1).cpu()
+        image = drawn["image"].to(next(network.parameters()).device)
+        found = network(image).argmax(1).cpu()
         scores.append(dice(found[0], _shares(drawn["structure"], c.coarsen).argmax(1)[0]))
-    metrics = {"dice": sum(sum(s.values()) / max(1, len(s)) for s in scores) / len(scores)}
+        again.append(dice(_again(network, image).argmax(1).cpu()[0], drawn["structure"][0]))
+    metrics = {"dice": _mean(scores), "dice_again": _mean(again)}
     for name in ("cerebral white matter", "frontal cortex", "hippocampus"):
         values = [s[number(name)] for s in scores if number(name) in s]
         metrics[f"dice_{name.replace(' ', '_')}"] = sum(values) / max(1, len(values))
     return metrics
 
 
+def _mean(scores: list[dict[int, float]]) -> float:
+    return sum(sum(s.values()) / max(1, len(s)) for s in scores) / len(scores)
+
+
 def inference(c: Configuration) -> dict[str, Any]:
     """Network and what the pipeline must know to feed it."""
     return {
         "network_def": {
-            "_target_": "model_zoo.networks.volume_unet.VolumeUNet",
-            "in_channels": 1,
-            "out_channels": COUNT + 1,
+            "_target_": "model_zoo.networks.two_looks.TwoLooks",
+            "classes": COUNT + 1,
             "channels": list(c.channels),
             "blocks": c.blocks,
             "unshuffle": UNSHUFFLE,
             "coarsen": c.coarsen,
-            "norm": "group",
-            "coordinates": True,
+            "again_channels": list(c.again_channels),
         },
         "spacing_mm": c.spacing_mm,
         "shape": list(c.shape),
         "structures": COUNT,
         "percentiles": [0.5, 99.5],
-        "mixture": {"power": 1.0, "outlier": 0.02},
+        "mixture": asdict(MIXTURE),
     }
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,13 @@ class Progress:
 
 
 def learning_rate(c: Configuration, step: int) -> float:
-    """Linear warm-up, then a half cosine to zero."""
-    if step < c.warmup:
-        return c.learning_rate * (step + 1) / c.warmup
-    return c.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - c.warmup) / max(1, c.steps - c.warmup)))
+    """Linear warm-up, then a half cosine to zero, from each restart to the next."""
+    ends = (0, *c.restarts, c.steps)
+    first, last = next((a, b) for a, b in pairwise(ends) if step < b or b == c.steps)
+    done, steps = step - first, last - first
+    if done < c.warmup:
+        return c.learning_rate * (done + 1) / c.warmup
+    return c.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - c.warmup) / max(1, steps - c.warmup)))
 
 
 def train(

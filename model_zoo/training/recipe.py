@@ -32,7 +32,8 @@ class Configuration:
     """What defines a run: with the data and the machine it determines the weights. Recipes add their own fields.
 
     ``batch``: items per step and process. ``warmup``: steps of linear growth before the half cosine to zero. ``ema``:
-    decay of the averaged weights, which are what is shipped. ``checkpoint_every``: steps between checkpoints and log
+    decay of the averaged weights, which are what is shipped. ``restarts``: steps at which warm-up and cosine begin
+    again, for recipes that train one part after the other. ``checkpoint_every``: steps between checkpoints and log
     lines; ``validate_every``: between validations, 0 for every checkpoint. ``workers``: processes that draw batches
     ahead. ``bf16``: autocast. ``draw_on_device``: the generator that ``Recipe.batch`` gets lives on the training
     device, for recipes whose simulator runs there; it excludes ``workers``.
@@ -44,6 +45,7 @@ class Configuration:
     seed: int = 2026
     warmup: int = 200
     ema: float = 0.998
+    restarts: tuple[int, ...] = ()
     weight_decay: float = 1e-4
     clip: float = 1.0
     bf16: bool = True
