@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import ndimage
 
 from model_zoo import registry
 from model_zoo import synthetic_dir as sd
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate import heads, ms
+from model_zoo.simulate.lesions import Lesions
 from model_zoo.simulate.mr import TissueParameters
 from model_zoo.simulate.sequences import Dir
 from model_zoo.simulate.volumes import Scan
@@ -38,7 +40,7 @@ class _Knows(torch.nn.Module):
         super().__init__()
         self.channels = torch.nn.Parameter(channels)
 
-    def forward(self, _: torch.Tensor) -> torch.Tensor:
+    def forward(self, _: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         return self.channels
 
 
@@ -112,6 +114,17 @@ def test_the_first_guess_is_right_where_dir_is_a_polynomial_of_the_images_whatev
         guess = sd.first_guess(contrast, None, structure)
         assert float((guess - truth)[structure > 0].abs().max()) < 0.01
     assert float(sd.first_guess(truth, truth, torch.zeros(shape, dtype=torch.uint8)).abs().max()) == 0.0
+
+
+def test_the_robust_guess_is_right_though_a_fifth_of_the_structures_is_wrong() -> None:
+    structure = torch.randint(0, COUNT + 1, (40, 40, 40), generator=seeded(0)).to(torch.uint8)
+    truth = sd._shown(torch.device("cpu"))[structure.long()].float()
+    flair, t1w = 1 + 0.4 * truth, 1.2 - 0.5 * truth + 0.02 * torch.randn(truth.shape, generator=seeded(1))
+    told = structure.clone()
+    wrong = torch.rand(truth.shape, generator=seeded(2)) < 0.2
+    told[wrong & (structure > 0)] = number("frontal cortex")
+    plain, robust = (sd.first_guess(flair, t1w, told, robust=r) - truth for r in (False, True))
+    assert float(robust[structure > 0].abs().mean()) < 0.35 * float(plain[structure > 0].abs().mean())
 
 
 def test_artefacts_brighten_flair_but_not_t1w_nor_dir() -> None:
@@ -199,7 +212,7 @@ def test_dropout_passes_spread_and_one_pass_does_not() -> None:
 class _Says(torch.nn.Module):
     """1 is added to the first guess everywhere; a lesion is sure in the upper half."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
         y = torch.zeros(1, 6, *x.shape[2:])
         y[:, 0] = 1.0
         y[:, 5] = -20.0
@@ -209,7 +222,7 @@ class _Says(torch.nn.Module):
 
 def test_a_bundle_may_go_halfway_to_the_first_guess_where_no_lesion_is() -> None:
     x, brain = torch.rand(14, 16, 18), torch.ones(14, 16, 18, dtype=torch.uint8)
-    guess = sd.first_guess(x, x, brain)
+    guess = sd.first_guess(x, x, brain, robust=True)
     found = sd.predict(_Says(), x, x, brain, passes=1, bf16=False, towards_guess=0.5)
     assert torch.allclose((found.dir - guess)[:7], torch.tensor(0.5), atol=1e-4)
     assert torch.allclose((found.dir - guess)[7:], torch.tensor(1.0), atol=1e-4)
@@ -262,3 +275,39 @@ def test_every_configuration_s_weights_fit_into_a_bundle() -> None:
         with torch.device("meta"):
             size = sum(2 * p.numel() for p in recipe.make_network(c).parameters())
         assert size < bundle.LARGEST_BYTES
+
+
+def test_the_network_is_told_how_bright_the_tissues_are() -> None:
+    structure = heads.phantom((48, 56, 48), 4.0).structure
+    flair, t1w = (torch.ones(structure.shape) for _ in range(2))
+    flair[structure == number("thalamus")] = 1.25
+    t1w[structure == number("csf")] = 0.25
+    tissues = len(sd.TISSUES_TOLD)
+    told = sd.levels(flair, t1w, structure)
+    assert told.shape == (sd.EMBEDDING,)
+    assert told.tolist() == [0.25 if n == 1 else -0.75 if n == 2 * tissues - 1 else 0.0 for n in range(2 * tissues)]
+    assert sd.levels(flair, None, structure)[tissues:].abs().max() == 0
+    assert sd.levels(flair, t1w, torch.zeros_like(structure)).abs().max() == 0
+
+
+def test_a_small_lesion_weighs_more_per_voxel_than_a_large_one() -> None:
+    label = torch.zeros((20, 20, 40), dtype=torch.int16)
+    label[5:10, 5:10, 2:6] = 1  # 100 voxels
+    label[5:15, 5:15, 20:24] = 2  # 400
+    lesions = Lesions(label, (label > 0).float(), torch.ones(3, 3), ("deep", "deep"))
+    found = recipe._emphasis(lesions)
+    assert found[7, 7, 3] == pytest.approx(1.0)
+    assert found[7, 7, 21] == pytest.approx(0.5)
+    assert found[0, 0, 0] == 0
+
+
+def test_borders_are_off_by_little_and_the_same_for_the_same_seed() -> None:
+    structure = heads.phantom((64, 72, 64), 3.0).structure
+    found = [recipe._misplaced(structure, seeded(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    for moved in found:
+        same = float((moved == structure).float().mean())
+        assert 0.85 < same <= 1
+        inside = ndimage.binary_erosion(structure.numpy() > 0, iterations=5)
+        assert (moved.numpy()[inside] > 0).all()

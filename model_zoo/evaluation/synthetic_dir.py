@@ -98,7 +98,8 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         ALONE: alone.dir * case.brain,
         "this model, told the true anatomy": run(t1w, 1, case.structure).dir * case.brain,
         "its maps, rendered by the equation": _rendered(both, case),
-        "its first guess: quadratic by the tissues": first_guess(case.flair, case.t1w, structure) * case.brain,
+        "its first guess: quadratic by the tissues": first_guess(case.flair, case.t1w, structure, robust=True)
+        * case.brain,
         "lookup with the true protocols": dictionary(case, seeded(1)),
         "cubic in FLAIR and T1w, fitted to the case": polynomial_fit(case),
         "FLAIR / T1w": affine_fit(case.flair / case.t1w.clamp(min=0.2), case),

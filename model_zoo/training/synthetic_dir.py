@@ -8,8 +8,10 @@ network serves both inputs. Loss (model specification 1.3, without its errors an
     L = mean |T - G| + w_l sum(M |T - G|) / sum(M) + w_s (1 - SSIM) + w_b Laplace(T - G; b)
         + w_m mean |maps| + w_r mean |T - DIR(maps)| + w_seg (cross-entropy + 1 - Dice)
 
-M is the lesion mask; its term is divided by its volume, so a patient's lesion load does not set its weight. b is
-learned on the detached residual: it describes the error and does not excuse it.
+M is the lesion mask, each lesion over the root of its volume, so that a small one is not lost beside a large one; its
+term is divided by its sum, so a patient's lesion load does not set its weight. b is learned on the detached residual:
+it describes the error and does not excuse it. The network is told how bright the tissues of the whole examination are
+(``synthetic_dir.levels``): that tells it of protocols which no patch shows.
 """
 
 from __future__ import annotations
@@ -27,15 +29,19 @@ from model_zoo.deviation import HOLD_ABOVE
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate import ms
 from model_zoo.simulate.acquisition import uniform
+from model_zoo.simulate.heads import smooth_field_3d
+from model_zoo.simulate.lesions import Lesions
 from model_zoo.simulate.mr import TissueParameters, dir_
 from model_zoo.structures import CORTEX
 from model_zoo.synthetic_dir import (
     CHANNELS,
     CLIP,
+    EMBEDDING,
     Output,
     decoded,
     first_guess,
     inputs,
+    levels,
     log_maps,
     prepared,
     scaled,
@@ -48,6 +54,7 @@ from model_zoo.training.recipe import Column, Recipe, Source, seeded
 __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration"]
 
 SPACING_MM = 1.0
+WARP_CELLS = 24
 OUTSIDE = 0.05
 """Weight of voxels outside the brain."""
 
@@ -99,15 +106,15 @@ def make_network(c: Configuration) -> nn.Module:
     """FLAIR, T1w, whether there is one and the first guess in, ``synthetic_dir.CHANNELS`` out."""
     return VolumeUNet(
         4, len(CHANNELS), channels=c.channels, blocks=c.blocks, unshuffle=c.unshuffle, refine=c.refine, norm="soft",
-        dropout=c.dropout,
+        dropout=c.dropout, embedding=EMBEDDING,
     )  # fmt: skip
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
     """Patches of one simulated examination, or of the user's rows: each float (b, channels, k, j, i).
 
-    ``input``, ``dir``, ``maps`` (3), ``lesion``, ``weight``; ``known`` (b, 2): 1 where maps and lesions are known;
-    ``protocol`` (b, 5): TR, TI1, TI2, TE of the DIR in ms and its unit.
+    ``input``, ``dir``, ``maps`` (3), ``lesion``, its ``emphasis``, ``weight``; ``levels`` of the tissues; ``known``
+    (b, 2): 1 where maps and lesions are known; ``protocol`` (b, 5): TR, TI1, TI2, TE of the DIR in ms and its unit.
     """
     if source.cohort is not None:
         items = [_measured(c, source.cohort, generator) for _ in range(c.batch)]
@@ -162,6 +169,7 @@ def _examined(source: Source, c: Configuration, which: int) -> _Examined:
         "dir": found.dir.clamp(0, CLIP),
         "maps": log_maps(found.maps),
         "lesion": lesions.mask,
+        "emphasis": _emphasis(lesions),
         "brain": patient.head.structure > 0,
     }
     whole = _prepared(found.flair, found.t1w, _misplaced(patient.head.structure, generator)) | truth
@@ -175,9 +183,11 @@ def _prepared(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> dict[str,
     """What the pipeline makes of a whole examination, with the guess from FLAIR alone."""
     flair = prepared(flair, structure, SPACING_MM)
     found = {"flair": flair, "guess_alone": first_guess(flair, None, structure)}
+    found["levels_alone"] = levels(flair, None, structure)
     if t1w is not None:
         found["t1w"] = prepared(t1w, structure, SPACING_MM)
         found["guess"] = first_guess(flair, found["t1w"], structure)
+        found["levels"] = levels(flair, found["t1w"], structure)
     return found
 
 
@@ -189,30 +199,51 @@ def _simulated(c: Configuration, source: Source, generator: torch.Generator) -> 
 
 def _patch(c: Configuration, examined: _Examined, generator: torch.Generator) -> dict[str, Tensor]:
     k, j, i = _box(c, examined, generator)
-    cut = {name: x[..., k, j, i].float().to(generator.device) for name, x in examined.whole.items()}
+    cut = _cut(examined.whole, (k, j, i), generator.device)
     known = {"known": torch.ones(2), "protocol": examined.protocol}
     return _item(c, cut, generator) | {name: x.to(generator.device) for name, x in known.items()}
+
+
+def _cut(whole: dict[str, Tensor], box: tuple[slice, slice, slice], device: torch.device) -> dict[str, Tensor]:
+    """The box of every volume, float32 on ``device``; levels belong to the whole."""
+    return {n: (x if n.startswith("levels") else x[(..., *box)]).float().to(device) for n, x in whole.items()}
 
 
 def _item(c: Configuration, cut: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """One item of a batch from a patch of everything that ``_prepared`` and the truth hold, flipped at random."""
     alone = "t1w" not in cut or uniform(generator, 0, 1) < c.without_t1w
-    second, guess = (None, cut["guess_alone"]) if alone else (cut["t1w"], cut["guess"])
+    second, kind = (None, "_alone") if alone else (cut["t1w"], "")
+    guess = cut[f"guess{kind}"]
     item = {
         "input": inputs(cut["flair"][None], None if second is None else second[None], guess[None])[0],
         "dir": cut["dir"][None],
         "maps": cut["maps"],
         "lesion": cut["lesion"][None],
+        "emphasis": cut["emphasis"][None],
         "weight": torch.where(cut["brain"] > 0.5, 1.0, OUTSIDE)[None],
     }
     turned = [axis for axis in (1, 2, 3) if uniform(generator, 0, 1) < 0.5]
-    return {name: value.flip(turned).contiguous() for name, value in item.items()}
+    flipped = {name: value.flip(turned).contiguous() for name, value in item.items()}
+    return flipped | {"levels": cut[f"levels{kind}"]}
+
+
+def _emphasis(lesions: Lesions) -> Tensor:
+    """At lesions of 100 voxels 1, at larger and smaller ones as the inverse root of their volume; elsewhere 0."""
+    label = lesions.label.long() * lesions.mask
+    volume = torch.bincount(label.flatten()).clamp(min=10)
+    return (100 / volume).sqrt()[label] * lesions.mask
 
 
 def _misplaced(structure: Tensor, generator: torch.Generator) -> Tensor:
-    """Off by a voxel along each axis in two cases of three: no segmentation is exact."""
-    shifts = [int(torch.randint(-1, 2, (1,), generator=generator, device=generator.device)) for _ in range(3)]
-    return structure.roll(shifts, (0, 1, 2))
+    """Borders off by some tenths of a voxel to two voxels, smoothly and along each axis: no segmentation is exact."""
+    shape = (structure.shape[0], structure.shape[1], structure.shape[2])
+    sd = uniform(generator, 0.0, 1.2)
+    flat = torch.zeros(shape, dtype=torch.int64)
+    for axis, n in enumerate(shape):
+        place = torch.arange(n).view([-1 if a == axis else 1 for a in range(3)])
+        off = sd * smooth_field_3d(shape, WARP_CELLS, generator)
+        flat = flat * n + (place + off).round().clamp(0, n - 1).long()
+    return structure.flatten()[flat]
 
 
 def _box(c: Configuration, examined: _Examined, generator: torch.Generator) -> tuple[slice, slice, slice]:
@@ -242,28 +273,31 @@ def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> d
     dir_level = white_matter_level(whole("dir"), torch.isin(structure, torch.tensor(CORTEX, dtype=torch.uint8)))
     found |= {"dir": scaled(whole("dir"), dir_level), "brain": (structure > 0).float()}
     found["lesion"] = (whole("lesions") > 0.5).float() if "lesions" in row.images else torch.zeros_like(found["flair"])
+    found["emphasis"] = found["lesion"]
     found["maps"] = torch.zeros(3, *structure.shape)
     start = [int(uniform(generator, 0, max(0, n - c.patch) + 1)) for n in structure.shape]
     k, j, i = (slice(a, a + c.patch) for a in start)
-    cut = {name: _filled(x[..., k, j, i], c.patch) for name, x in found.items()}
+    cut = {name: _filled(x, c.patch) for name, x in _cut(found, (k, j, i), generator.device).items()}
     known = torch.tensor([0.0, float("lesions" in row.images)])
     protocol = torch.tensor([ms.DIR_TR_MS, 2600.0, 550.0, ms.DIR_TE_MS, 0.03])
     return _item(c, cut, generator) | {"known": known, "protocol": protocol}
 
 
 def _filled(x: Tensor, size: int) -> Tensor:
+    if x.dim() < 3:
+        return x
     return functional.pad(x, [n for side in reversed(x.shape[-3:]) for n in (0, size - side)])
 
 
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
     """The sum in the module's docstring."""
-    out = decoded(network(drawn["input"]), drawn["input"])
-    target, weight, lesion = drawn["dir"], drawn["weight"], drawn["lesion"]
+    out = decoded(network(drawn["input"], drawn["levels"]), drawn["input"])
+    target, weight, emphasis = drawn["dir"], drawn["weight"], drawn["emphasis"]
     residual = (target - out.dir).abs()
     b = out.log_b.exp()
     alike = similarity.ssim_map(out.dir, target, CLIP / 2)
     total = _mean(residual, weight)
-    total = total + c.lesion_weight * (lesion * residual).sum() / lesion.sum().clamp(min=1.0)
+    total = total + c.lesion_weight * (emphasis * residual).sum() / emphasis.sum().clamp(min=1.0)
     total = total + c.ssim_weight * (1 - _mean(alike, weight))
     total = total + c.laplace_weight * _mean(residual.detach() / b + out.log_b, weight)
     return total + _maps_loss(out, drawn, c) + c.segment_weight * _segmentation_loss(out, drawn)
@@ -306,7 +340,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
             with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
                 drawn = {k: v.to(device) for k, v in batch(examined, source, seeded(c.seed, 10**9, n)).items()}
             brain, lesion = drawn["weight"] > 0.5, drawn["lesion"] > 0.5
-            out = decoded(network(drawn["input"]), drawn["input"])
+            out = decoded(network(drawn["input"], drawn["levels"]), drawn["input"])
             found.setdefault(f"{name}mae", []).append(similarity.mean_absolute_error(out.dir, drawn["dir"], brain))
             if bool(lesion.any()):
                 worst = similarity.mean_absolute_error(out.dir, drawn["dir"], lesion)
@@ -328,6 +362,7 @@ def inference(c: Configuration) -> dict[str, Any]:
             "channels": list(c.channels),
             "blocks": c.blocks,
             "unshuffle": c.unshuffle,
+            "embedding": EMBEDDING,
             "refine": c.refine,
             "norm": "soft",
             "dropout": c.dropout,
