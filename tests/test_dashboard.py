@@ -22,6 +22,7 @@ from db.states import DeliveryState, JobState
 from dicomnode.results.page import Page
 from dicomnode.web import journey, server
 from dicomnode.web.app import create_app
+from model_zoo import registry
 from tests.peers.answering import Answering
 from tests.web_node import Web
 from tests.web_studies import (
@@ -38,6 +39,7 @@ from tests.web_studies import (
     uid_of,
 )
 
+ANATOMY = f"/models/anatomy@{registry.find('anatomy').version}"
 SECTIONS = {"routes": ROUTES, "peers": PEERS}
 
 
@@ -162,7 +164,7 @@ def test_what_a_data_set_says_is_text_and_no_markup(looked_at: tuple[Web, Mappin
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/hold", "/failures", "/jobs", "/models", "/peers", "/system", "/jobs/4", "/models/anatomy@1.1.0"]
+    "path", ["/", "/hold", "/failures", "/jobs", "/models", "/peers", "/system", "/jobs/4", ANATOMY]
 )
 def test_no_page_needs_more_than_its_policy_allows(looked_at: tuple[Web, Mapping[str, int]], path: str) -> None:
     web, _ = looked_at
@@ -178,7 +180,7 @@ def test_no_page_needs_more_than_its_policy_allows(looked_at: tuple[Web, Mapping
     [
         "/studies/1.2.3", "/studies/1.2.3/thumbnail", "/studies/x", "/studies/..%2f..%2fetc", "/jobs/99", "/jobs/x",
         "/studies/1.2.3/report.pdf", "/models/nothing@1", "/models/..@1", "/jobs/4/pictures/1.2",
-        "/jobs/99/pictures/1.2", "/models/anatomy@1.1.0/..%2f..%2fconfigs%2fmetadata.png", "/api/studies/1.2",
+        "/jobs/99/pictures/1.2", f"{ANATOMY}/..%2f..%2fconfigs%2fmetadata.png", "/api/studies/1.2",
         "/api/jobs/99", "/api/models/none", "/studies/" + "1" * 65,
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 
 from db.models import Job
 from db.states import JobState
+from model_zoo import registry
 from tests.chromium import SCREENSHOTS, browsing
 from tests.web_node import Web
 from tests.web_studies import PEERS, ROUTES, at_work, everything, receive, series_of, uid_of
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.timeout(300)
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
-PATHS = ("/", "/hold", "/failures", "/jobs", "/models", "/models/anatomy@1.1.0", "/peers", "/system")
+ANATOMY = f"/models/anatomy@{registry.find('anatomy').version}"
+PATHS = ("/", "/hold", "/failures", "/jobs", "/models", ANATOMY, "/peers", "/system")
 
 
 @pytest.fixture(scope="module")
