@@ -7,17 +7,13 @@ that brings them there is the first guess. (With a T1w a robust one, for no segm
 network is taught with structures that are nearly right, where least squares are as good.) One network, which is told
 how bright the tissues are, predicts what is to be added to it, its uncertainty and the lesions, and physical maps from
 which the signal equation renders a DIR of any inversion times (model specification, 1.3 and 7.3).
-
-Network and guess err in different places, so that where there is no lesion something between them is nearer the truth
-than either. Where the bundle says so (``towards_guess``) and there is a T1w, without which the guess is poor, the DIR
-is y - a (1 - p) (y - guess), p the probability of a lesion; lesions stay as the network has them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
@@ -220,14 +216,12 @@ def predict(
     turned: bool = False,
     generator: torch.Generator | None = None,
     bf16: bool = True,
-    towards_guess: float = 0.0,
 ) -> SyntheticDir:
     """Mean and spread over ``passes`` with dropout active and all else in evaluation mode (Gal & Ghahramani 2016).
 
     ``flair`` and ``t1w``: scaled volumes (k, j, i) of one grid, ``structure`` its anatomy. ``turned``: each pass sees
     another flip (test-time augmentation). Variances by Welford's recurrence with 1 / (N - 1). One pass is without
-    dropout, its epistemic sd 0. ``generator``: seeds the dropout. ``towards_guess``: a in [0, 1]; the sd stays the
-    network's. Raises ValueError unless ``passes`` >= 1.
+    dropout, its epistemic sd 0. ``generator``: seeds the dropout. Raises ValueError unless ``passes`` >= 1.
     """
     if passes < 1:
         raise ValueError(f"{passes} passes")
@@ -244,10 +238,7 @@ def predict(
         found = _gathered(_passes(network, x, told, passes, turned, bf16), passes)
     dropout_active(network, False)
     k, j, i = crop
-    p = SyntheticDir(*(v[..., k, j, i] for v in found))
-    if t1w is None:
-        return p
-    return replace(p, dir=p.dir - towards_guess * (1 - p.lesion) * (p.dir - guess))
+    return SyntheticDir(*(v[..., k, j, i] for v in found))
 
 
 def _passes(network: nn.Module, x: Tensor, told: Tensor, passes: int, turned: bool, bf16: bool) -> Iterator[Output]:

@@ -85,7 +85,7 @@ def estimate(flair: Volume, t1w: Volume | None, model: Model, passes: Passes, pr
     p = predict(
         shown, _on(model, scaled_flair), None if scaled_t1w is None else _on(model, scaled_t1w),
         torch.from_numpy(structure).to(model.device), passes=passes.count, turned=passes.turned,
-        generator=torch.Generator().manual_seed(passes.seed), towards_guess=model.settings.get("towards_guess", 0.0),
+        generator=torch.Generator().manual_seed(passes.seed),
     )  # fmt: skip
     made = _estimate(p, grid, scaled_flair, scaled_t1w, structure, registered)
     return replace(made, unusual=tuple(anatomy.unusual(found, head, model, passes.seed)))
@@ -101,15 +101,15 @@ def on_grid(x: NDArray[np.float32], grid: Grid, onto: Grid) -> NDArray[np.float3
 class _Watched(nn.Module):
     """The network, telling after each pass how many of them are done."""
 
-    def __init__(self, network: nn.Module, count: int, told: Callable[[float], None]) -> None:
+    def __init__(self, network: nn.Module, count: int, tell: Callable[[float], None]) -> None:
         super().__init__()
-        self.network, self.count, self.told, self.done = network, count, told, 0
+        self.network, self.count, self.tell, self.done = network, count, tell, 0
         self.stride = int(getattr(network, "stride", 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.network(x)
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        found: Tensor = self.network(x, told)
         self.done += 1
-        self.told(self.done / self.count)
+        self.tell(self.done / self.count)
         return found
 
 

@@ -210,24 +210,23 @@ def test_dropout_passes_spread_and_one_pass_does_not() -> None:
 
 
 class _Says(torch.nn.Module):
-    """1 is added to the first guess everywhere; a lesion is sure in the upper half."""
+    """1 is added to the first guess everywhere; what it was told stays with it."""
 
     def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        self.told = told
         y = torch.zeros(1, 6, *x.shape[2:])
         y[:, 0] = 1.0
-        y[:, 5] = -20.0
-        y[:, 5, x.shape[2] // 2 :] = 20.0
         return y
 
 
-def test_a_bundle_may_go_halfway_to_the_first_guess_where_no_lesion_is() -> None:
+def test_the_network_adds_to_the_robust_guess_where_there_is_a_t1w_and_else_to_the_plain_one() -> None:
     x, brain = torch.rand(14, 16, 18), torch.ones(14, 16, 18, dtype=torch.uint8)
-    guess = sd.first_guess(x, x, brain, robust=True)
-    found = sd.predict(_Says(), x, x, brain, passes=1, bf16=False, towards_guess=0.5)
-    assert torch.allclose((found.dir - guess)[:7], torch.tensor(0.5), atol=1e-4)
-    assert torch.allclose((found.dir - guess)[7:], torch.tensor(1.0), atol=1e-4)
-    alone = sd.predict(_Says(), x, None, brain, passes=1, bf16=False, towards_guess=0.5)
-    assert torch.allclose(alone.dir - sd.first_guess(x, None, brain), torch.tensor(1.0), atol=1e-4)
+    network = _Says()
+    for t1w in (x.sqrt(), None):
+        guess = sd.first_guess(x, t1w, brain, robust=t1w is not None)
+        found = sd.predict(network, x, t1w, brain, passes=1, bf16=False)
+        assert torch.allclose(found.dir - guess, torch.tensor(1.0), atol=1e-4)
+        assert torch.equal(network.told[0], sd.levels(x, t1w, brain))
 
 
 def test_the_spread_over_passes_is_the_samples_own() -> None:

@@ -85,11 +85,10 @@ def _anatomy(case: Case) -> Tensor:
 def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
     device = torch.device(model.device)
     flair, t1w = case.flair.to(device), case.t1w.to(device)
-    towards = model.settings.get("towards_guess", 0.0)
 
     def run(second: Tensor | None, n: int, tissues: Tensor = structure) -> SyntheticDir:
         at = tissues.to(device)
-        p = predict(model.network, flair, second, at, passes=n, generator=seeded(0), towards_guess=towards)
+        p = predict(model.network, flair, second, at, passes=n, generator=seeded(0))
         return SyntheticDir(*(v.cpu() for v in (p.dir, p.sd, p.epistemic, p.lesion, p.maps)))
 
     both, alone = run(t1w, passes), run(None, 1)
