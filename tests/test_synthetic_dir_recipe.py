@@ -22,6 +22,7 @@ from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, COUNT, number
 from model_zoo.training import bundle, checkpoint, loop
 from model_zoo.training import synthetic_dir as recipe
+from model_zoo.training.dir_losses import emphasis
 from model_zoo.training.recipe import seeded, simulated
 
 SMOKE = recipe.CONFIGURATIONS["smoke"]
@@ -294,7 +295,7 @@ def test_a_small_lesion_weighs_more_per_voxel_than_a_large_one() -> None:
     label[5:10, 5:10, 2:6] = 1  # 100 voxels
     label[5:15, 5:15, 20:24] = 2  # 400
     lesions = Lesions(label, (label > 0).float(), torch.ones(3, 3), ("deep", "deep"))
-    found = recipe._emphasis(lesions)
+    found = emphasis(lesions)
     assert found[7, 7, 3] == pytest.approx(1.0)
     assert found[7, 7, 21] == pytest.approx(0.5)
     assert found[0, 0, 0] == 0

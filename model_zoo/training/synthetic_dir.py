@@ -30,14 +30,11 @@ from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate import ms
 from model_zoo.simulate.acquisition import uniform
 from model_zoo.simulate.heads import smooth_field_3d
-from model_zoo.simulate.lesions import Lesions
-from model_zoo.simulate.mr import TissueParameters, dir_
 from model_zoo.structures import CORTEX
 from model_zoo.synthetic_dir import (
     CHANNELS,
     CLIP,
     EMBEDDING,
-    Output,
     decoded,
     first_guess,
     inputs,
@@ -49,6 +46,7 @@ from model_zoo.synthetic_dir import (
 )
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
+from model_zoo.training.dir_losses import emphasis, maps_losses, mean_of, segmentation_loss
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration"]
@@ -169,7 +167,7 @@ def _examined(source: Source, c: Configuration, which: int) -> _Examined:
         "dir": found.dir.clamp(0, CLIP),
         "maps": log_maps(found.maps),
         "lesion": lesions.mask,
-        "emphasis": _emphasis(lesions),
+        "emphasis": emphasis(lesions),
         "brain": patient.head.structure > 0,
     }
     whole = _prepared(found.flair, found.t1w, _misplaced(patient.head.structure, generator)) | truth
@@ -225,13 +223,6 @@ def _item(c: Configuration, cut: dict[str, Tensor], generator: torch.Generator) 
     turned = [axis for axis in (1, 2, 3) if uniform(generator, 0, 1) < 0.5]
     flipped = {name: value.flip(turned).contiguous() for name, value in item.items()}
     return flipped | {"levels": cut[f"levels{kind}"]}
-
-
-def _emphasis(lesions: Lesions) -> Tensor:
-    """At lesions of 100 voxels 1, at larger and smaller ones as the inverse root of their volume; elsewhere 0."""
-    label = lesions.label.long() * lesions.mask
-    volume = torch.bincount(label.flatten()).clamp(min=10)
-    return (100 / volume).sqrt()[label] * lesions.mask
 
 
 def _misplaced(structure: Tensor, generator: torch.Generator) -> Tensor:
@@ -292,42 +283,17 @@ def _filled(x: Tensor, size: int) -> Tensor:
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
     """The sum in the module's docstring."""
     out = decoded(network(drawn["input"], drawn["levels"]), drawn["input"])
-    target, weight, emphasis = drawn["dir"], drawn["weight"], drawn["emphasis"]
+    target, weight, lesion = drawn["dir"], drawn["weight"], drawn["emphasis"]
     residual = (target - out.dir).abs()
     b = out.log_b.exp()
     alike = similarity.ssim_map(out.dir, target, CLIP / 2)
-    total = _mean(residual, weight)
-    total = total + c.lesion_weight * (emphasis * residual).sum() / emphasis.sum().clamp(min=1.0)
-    total = total + c.ssim_weight * (1 - _mean(alike, weight))
-    total = total + c.laplace_weight * _mean(residual.detach() / b + out.log_b, weight)
-    return total + _maps_loss(out, drawn, c) + c.segment_weight * _segmentation_loss(out, drawn)
-
-
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    return (weight * values).sum() / weight.expand_as(values).sum().clamp(min=1e-6)
-
-
-def _maps_loss(out: Output, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Error of the logarithmic maps within the brain and of the DIR that the signal equation renders from them."""
-    known = drawn["known"][:, 0, None, None, None, None] * (drawn["weight"] > 0.5)
-    if not bool(known.any()):
-        return out.maps.sum() * 0.0
-    tr, ti1, ti2, te, unit = (v[:, None, None, None, None] for v in drawn["protocol"].T)
-    pd, t1_s, t2 = (v[:, None] for v in out.maps.exp().unbind(1))
-    p = TissueParameters(1000 * t1_s, 100 * t2, pd)
-    dir_of_maps = dir_(p, tr, ti1, ti2, te).abs() / unit
-    error = (dir_of_maps.clamp(max=CLIP) - drawn["dir"]).abs()
-    return c.maps_weight * _mean((out.maps - drawn["maps"]).abs(), known) + c.render_weight * _mean(error, known)
-
-
-def _segmentation_loss(out: Output, drawn: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy plus one minus soft Dice, over the patches whose lesions are known."""
-    known = drawn["known"][:, 1, None, None, None, None] * drawn["weight"]
-    entropy = functional.binary_cross_entropy_with_logits(out.lesion, drawn["lesion"], reduction="none")
-    p = torch.sigmoid(out.lesion) * known
-    truth = drawn["lesion"] * known
-    dice = (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
-    return _mean(entropy, known) + 1 - dice
+    total = mean_of(residual, weight)
+    total = total + c.lesion_weight * (lesion * residual).sum() / lesion.sum().clamp(min=1.0)
+    total = total + c.ssim_weight * (1 - mean_of(alike, weight))
+    total = total + c.laplace_weight * mean_of(residual.detach() / b + out.log_b, weight)
+    of_maps, of_rendered = maps_losses(out, drawn)
+    total = total + c.maps_weight * of_maps + c.render_weight * of_rendered
+    return total + c.segment_weight * segmentation_loss(out, drawn)
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
