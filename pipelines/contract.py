@@ -182,7 +182,8 @@ class ParametricMap:
 
 @dataclass(frozen=True)
 class Segment:
-    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type; ``color``: red, green, blue."""
+    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type; ``color``: red, green, blue (None: one
+    of the writer's own)."""
 
     number: int
     label: str

@@ -91,6 +91,7 @@ def test_the_segmentation_lies_on_the_very_voxels_that_are_bright(delivered: Del
     (segment,) = ds.SegmentSequence
     (kind,) = segment.SegmentedPropertyTypeCodeSequence
     assert (segment.SegmentLabel, kind.CodeValue, kind.CodeMeaning) == ("Spleen", "78961009", "Spleen")
+    assert hd.color.CIELabColor.from_dicom_value(segment.RecommendedDisplayCIELabValue).to_rgb() == (230, 159, 0)
     source = volumes.read(delivered.sent).volume
     read = hd.seg.segread(str(delivered.only("SEG"))).get_volume(combine_segments=True, allow_missing_positions=True)
     back = np.linalg.solve(source.grid.affine_mm, read.affine)

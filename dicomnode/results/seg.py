@@ -18,6 +18,8 @@ from pipelines import contract
 __all__ = ["write"]
 
 _SEGMENTATION = ("113076", "DCM", "Segmentation")
+_COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+"""Of segments that name none, in turn: told apart by the colour-blind, too (Okabe and Ito, 2008)."""
 
 
 def write(
@@ -77,5 +79,5 @@ def _segment(segment: contract.Segment, context: Context, name: str) -> hd.seg.S
         algorithm_identification=algorithm,
         tracking_uid=context.uid("tracking", name, str(segment.number)),
         tracking_id=f"{name} {segment.number}"[:64],
-        display_color=hd.color.CIELabColor.from_rgb(*segment.color) if segment.color else None,
+        display_color=hd.color.CIELabColor.from_rgb(*(segment.color or _COLORS[(segment.number - 1) % len(_COLORS)])),
     )
