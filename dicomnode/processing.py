@@ -31,6 +31,7 @@ from dicomnode.reading import covariates, frames, volumes
 from dicomnode.results.preferences import ResultsConfig
 from dicomnode.results.provenance import Provenance
 from dicomnode.routing import MAIN_INPUT
+from model_zoo.heap import reused
 from pipelines import quality
 from pipelines.contract import (
     Case,
@@ -104,6 +105,7 @@ class _Loaded:
     priors: list[Dataset]
 
 
+@reused()
 def process(
     task: Task,
     config: Config,

@@ -74,15 +74,28 @@ def look_again(p: Tensor, image: Tensor, model: Model) -> Tensor:
     network = model.network
     if not isinstance(network, TwoLooks):
         raise TypeError(f"{model.name}@{model.version} looks once")
-    told = _told(p, normalised(image, *_percentiles(model)), Mixture(**model.settings["mixture"]))
+    m = Mixture(**model.settings["mixture"])
+    near = mixture.box(p[0], 2 * network.second.stride)
+    fine = tuple(slice(2 * part.start, 2 * part.stop) for part in near)
+    p = p[(slice(None), *near)]
+    told = _told(p, normalised(image, *_percentiles(model))[fine], m)
+    prior = functional.avg_pool3d(p[None], 2)
     for corner in product((0, 1), repeat=3):
         part = (slice(None), *(slice(first, None, 2) for first in corner))
         x = told[part][None].contiguous()
         with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16):
-            found = functional.softmax(network.again(x), dim=1)
-            found += functional.softmax(network.again(x.flip(-1)), dim=1).flip(-1)
+            found = functional.softmax(network.again(x, prior), dim=1)
+            found += functional.softmax(network.again(x.flip(-1), prior.flip(-1)), dim=1).flip(-1)
         told[part] = found[0] / 2
-    return told
+    return _laid_in(told, fine, image.shape)
+
+
+def _laid_in(told: Tensor, near: tuple[slice, ...], shape: torch.Size) -> Tensor:
+    """``told`` (class, k, j, i) where ``near`` says in a volume of ``shape``; background beyond."""
+    found = told.new_zeros(len(told), *shape)
+    found[0] = 1
+    found[(slice(None), *near)] = told
+    return found
 
 
 def _told(p: Tensor, x: Tensor, m: Mixture) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model_zoo.structures import COUNT, number
 
-__all__ = ["GROUPS", "LEAST_PRIOR", "Fit", "Mixture", "densities", "fitted", "group_of", "posterior"]
+__all__ = ["GROUPS", "LEAST_PRIOR", "Fit", "Mixture", "box", "densities", "fitted", "group_of", "posterior"]
 
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("cerebral white matter", "cerebellar white matter"),
@@ -35,7 +35,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 
 LEAST_PRIOR = 1e-7
 NEAR = 0.98
-"""Largest probability of background of the voxels that it is fitted to."""
+"""Largest probability of background of voxels that may be something else; the mixture is fitted to these."""
 _FEWEST_VOXELS = 1000
 _SQRT_TWO_PI = math.sqrt(2 * math.pi)
 
@@ -66,6 +66,20 @@ class Fit:
     sds: list[Tensor]
     shares: list[Tensor]
     field: Tensor
+
+
+def box(background: Tensor, multiple: int) -> tuple[slice, slice, slice]:
+    """The part of ``background``, a probability (k, j, i), beyond which there is nothing else: along each axis of a
+    multiple of ``multiple`` voxels, and all of it where there is nothing else anywhere."""
+    near = background < NEAR
+    found = []
+    for axis, size in enumerate(near.shape):
+        inside = torch.nonzero(near.movedim(axis, 0).flatten(1).any(dim=1))
+        first, end = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, size)
+        wide = min(-(-(end - first) // multiple) * multiple, size)
+        first = min(max((first + end - wide) // 2, 0), size - wide)
+        found.append(slice(first, first + wide))
+    return (found[0], found[1], found[2])
 
 
 def fitted(p: Tensor, image: Tensor, mixture: Mixture | None = None) -> Fit | None:

@@ -182,8 +182,8 @@ class ParametricMap:
 
 @dataclass(frozen=True)
 class Segment:
-    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type; ``color``: red, green, blue (None: one
-    of the writer's own)."""
+    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type; ``color``: red, green, blue; without
+    one the writer chooses."""
 
     number: int
     label: str

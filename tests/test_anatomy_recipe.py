@@ -134,7 +134,7 @@ def _untaught() -> TwoLooks:
 
 def test_an_untaught_second_look_believes_what_it_is_told() -> None:
     told = torch.rand(1, COUNT + 1, 16, 16, 16, generator=seeded(1)).softmax(dim=1)
-    found = _untaught().again(told).softmax(dim=1)
+    found = _untaught().again(told, functional.avg_pool3d(told, 2)).softmax(dim=1)
     expected = told + LEAST_PROBABILITY
     assert torch.allclose(found, expected / expected.sum(dim=1, keepdim=True), atol=1e-5)
 
@@ -163,6 +163,20 @@ def test_the_second_look_sees_what_the_image_says_of_the_first() -> None:
     assert torch.allclose(found.sum(dim=0), torch.ones(64, 64, 64), atol=1e-4)
     before = functional.interpolate(first[None], scale_factor=2, mode="trilinear")[0].argmax(0)
     assert _mean_dice(found.argmax(0), head.structure) > _mean_dice(before, head.structure) + 0.1
+
+
+def test_nothing_is_looked_at_again_far_from_the_brain() -> None:
+    """An image grows by air on one side: the answer is the same, and background there."""
+    head = heads.phantom((64, 64, 64), 3.0)
+    image = (0.2 + 0.03 * head.structure.float() + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0.25, 0.8)
+    first = anatomy._shares(head.structure[None].long(), 2)[0]
+    settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
+    model = registry.Model("anatomy", "1", "", {}, _untaught(), settings, "cpu")
+    found = look_again(first, image, model)
+    air = functional.one_hot(torch.zeros(32, 32, 16, dtype=torch.int64), COUNT + 1).movedim(-1, 0).float()
+    wider = look_again(torch.cat([first, air], 3), functional.pad(image, (0, 32), value=0.25), model)
+    assert torch.equal(wider[..., :64], found)
+    assert torch.equal(wider[0, ..., 64:], torch.ones(64, 64, 32))
 
 
 def test_who_looks_once_does_not_look_again(tmp_path: Path) -> None:

@@ -109,3 +109,16 @@ def test_a_finer_lattice_has_the_densities_of_the_one_it_was_fitted_to() -> None
 def test_a_mixture_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="a mixture has"):
         Mixture(**wrong)
+
+
+def test_the_box_holds_all_that_may_be_a_structure_and_is_as_wide_as_asked() -> None:
+    background = torch.ones(32, 24, 16)
+    background[5:9, 0:2, 15] = 0.5
+    background[20, 7, 3] = 0.97
+    near = mixture.box(background, 4)
+    assert [part.stop - part.start for part in near] == [16, 8, 16]
+    assert int((background[near] < 1).sum()) == int((background < 1).sum()) == 9
+
+
+def test_the_box_is_everything_where_nothing_is() -> None:
+    assert mixture.box(torch.ones(8, 6, 4), 4) == (slice(0, 8), slice(0, 6), slice(0, 4))

@@ -64,7 +64,7 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=15000, first_steps=13000,
+        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=17000, first_steps=13000,
         restarts=(13000,), batch=1, learning_rate=3e-3, warmup=50, ema=0.995, checkpoint_every=250, validate_every=500,
     ),
     "gpu": Configuration(
@@ -124,7 +124,7 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
     """Cross-entropy, of the first network balanced at first, + w (1 - mean soft Dice)."""
     if float(drawn["stage"]) >= 1:
-        return _second_loss(_again(network, drawn["image"]), drawn["structure"], c)
+        return _second_loss(*_again(network, drawn["image"], drawn["structure"]), c)
     log_p = functional.log_softmax(network(drawn["image"]).float(), dim=1)
     shares = _shares(drawn["structure"], c.coarsen)
     size = shares.sum(dim=(0, 2, 3, 4))
@@ -137,15 +137,20 @@ def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tens
     return cross_entropy + c.dice_weight * (1 - _mean_dice(overlap, p.sum(dim=(0, 2, 3, 4)), size))
 
 
-def _again(network: nn.Module, image: Tensor) -> Tensor:
-    """The second network's logits; nothing is learned of the first."""
+def _again(network: nn.Module, image: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:
+    """The second network's logits about the brain and the part of ``structure`` that they are of; nothing is learned of
+    the first."""
     if not isinstance(network, TwoLooks):
         raise TypeError(f"{type(network).__name__} looks once")
     with torch.no_grad():
         p = functional.softmax(network(image).float(), dim=1)
-        p = functional.interpolate(p, image.shape[2:], mode="trilinear", align_corners=False)
-        told = [mixture.posterior(each, x[0], MIXTURE) for each, x in zip(p, image, strict=True)]
-    return network.again(torch.stack(told))
+        near = mixture.box(p[:, 0].amin(dim=0), network.second.stride)
+        fine = tuple(slice(2 * part.start, 2 * part.stop) for part in near)
+        p = p[(slice(None), slice(None), *near)]
+        image, structure = image[(slice(None), slice(None), *fine)], structure[(slice(None), *fine)]
+        prior = functional.interpolate(p, image.shape[2:], mode="trilinear", align_corners=False)
+        told = [mixture.posterior(each, x[0], MIXTURE) for each, x in zip(prior, image, strict=True)]
+    return network.again(torch.stack(told), p), structure
 
 
 def _second_loss(logits: Tensor, structure: Tensor, c: Configuration) -> Tensor:
@@ -194,7 +199,8 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         image = drawn["image"].to(next(network.parameters()).device)
         found = network(image).argmax(1).cpu()
         scores.append(dice(found[0], _shares(drawn["structure"], c.coarsen).argmax(1)[0]))
-        again.append(dice(_again(network, image).argmax(1).cpu()[0], drawn["structure"][0]))
+        logits, structure = _again(network, image, drawn["structure"])
+        again.append(dice(logits.argmax(1).cpu()[0], structure[0]))
     metrics = {"dice": _mean(scores), "dice_again": _mean(again)}
     for name in ("cerebral white matter", "frontal cortex", "hippocampus"):
         values = [s[number(name)] for s in scores if number(name) in s]

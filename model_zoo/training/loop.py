@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import deterministic
 from torch.utils.data import DataLoader, Dataset
 
+from model_zoo.heap import reused
 from model_zoo.registry import memory_format
 from model_zoo.training import checkpoint, parallel
 from model_zoo.training.checkpoint import Checkpoint
@@ -60,6 +61,7 @@ def learning_rate(c: Configuration, step: int) -> float:
     return c.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - c.warmup) / max(1, steps - c.warmup)))
 
 
+@reused()
 def train(
     recipe: Recipe[C],
     c: C,

@@ -1,0 +1,41 @@
+"""What is freed stays with the process while it computes, and goes back at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_FAULTS = """
+import resource
+import torch
+from model_zoo.heap import reused
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident_mb():
+    with open("/proc/self/statm") as status:
+        return int(status.read().split()[1]) * resource.getpagesize() // 2**20
+
+alone = faults()
+with reused() as told:
+    faults(), faults()
+    within = faults()
+    during = resident_mb()
+print(told, alone, within, during, resident_mb())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is told")
+def test_volumes_one_after_the_other_ask_for_no_new_pages() -> None:
+    """64 MiB each."""
+    done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True, timeout=120)
+    told, alone, within, during_mb, after_mb = done.stdout.split()
+    assert told == "True"
+    assert int(within) < int(alone) / 10
+    assert int(after_mb) < int(during_mb) - 60
