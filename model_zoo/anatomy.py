@@ -3,7 +3,7 @@
 The network sees a window of isotropic LPS voxels with the brain in its middle, whose 0.5th to 99.5th percentile is 0 to
 1: laid about the head first, then about the brain that was found. A network of two looks (``networks.two_looks``) then
 corrects, on voxels of half the size, what a Gaussian mixture fitted to the image makes of that. The mean over the image
-and its mirror image is taken (structures are bilateral).
+and its mirror image is taken (structures are bilateral), and over four offsets of the first network's lattice.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ VERTEX_TO_MIDDLE_MM = 82.0
 """From the skin at the vertex to the middle of the brain's box."""
 CENTRED_MM = 6.0
 PASSES = 3
+OFFSETS = 4
+"""One voxel more each along k, j and i: the shipped network's first level has every fourth. What comes round from the
+window's other side is far from the brain. Chosen on the validation subjects: mean Dice 0.812 (0.810)
+over ten scans."""
 
 
 def find(
@@ -56,7 +60,17 @@ def find(
         if brain is None or off * spacing_mm <= CENTRED_MM or step == PASSES - 1:
             break
         middle = [b + s for b, s in zip(brain, start, strict=True)]
-    return p.add_(_probabilities(model, x.flip(-1)).flip(-1)).div_(2), start
+    return _mean_answer(model, x), start
+
+
+def _mean_answer(model: Model, x: Tensor) -> Tensor:
+    """Over the image and its mirror image, each at ``OFFSETS`` places of the network's coarse lattice."""
+    answers = []
+    for n in range(OFFSETS):
+        moved = x.roll((n, n, n), dims=(-3, -2, -1))
+        p = _probabilities(model, moved) + _probabilities(model, moved.flip(-1)).flip(-1)
+        answers.append(p.roll((-n, -n, -n), dims=(-3, -2, -1)))
+    return torch.stack(answers).sum(dim=0).div_(2 * OFFSETS)
 
 
 def looks_twice(model: Model) -> bool:
