@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model_zoo import similarity
-from model_zoo.evaluation import dir_cases, evaluator
+from model_zoo.evaluation import dir_cases, dir_contrast, evaluator
 from model_zoo.evaluation import synthetic_dir as evaluation
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.registry import Model
@@ -67,6 +67,27 @@ def test_artefacts_fool_a_copy_of_flair_and_not_the_truth(case: dir_cases.Case) 
     right = evaluation._fooled(case.dir, torch.zeros_like(case.mask), case)
     assert fooled["bright"] == fooled["called"] == fooled["count"] > 0
     assert right["bright"] == right["called"] == 0
+
+
+def test_contrast_to_noise_is_what_was_put_in(case: dir_cases.Case) -> None:
+    noise = torch.randn(case.dir.shape, generator=seeded(4))
+    image = 0.1 * noise + 1.5 * case.mask.float()
+    quiet = 0.05 * noise + 1.5 * case.mask.float()
+    found = dir_contrast.contrasts({"image": image, "quiet": quiet}, case)
+    values = np.array([v for place in found["image"].values() for v in place])
+    assert len(values) == len(case.lesions)
+    assert np.median(values[:, 0]) == pytest.approx(1.5, abs=0.05)
+    assert np.median(values[:, 1]) == pytest.approx(15, rel=0.1)
+    assert np.nanmedian(values[:, 2]) == pytest.approx(15, rel=0.15)
+    twice = np.array([v for place in found["quiet"].values() for v in place])
+    assert np.median(twice[:, 1]) == pytest.approx(2 * np.median(values[:, 1]), rel=0.05)
+
+
+def test_the_acquired_dir_has_the_noise_of_the_flair(case: dir_cases.Case) -> None:
+    e = case.examination
+    noise = (dir_contrast.acquired(case) - case.dir)[case.cortex & (case.dir > 0.7)]
+    absolute = float(noise.std()) * e.unit / e.flair_level
+    assert absolute == pytest.approx(0.02 * float(case.flair[case.brain].mean()), rel=0.1)
 
 
 def test_a_quick_evaluation_fills_every_table() -> None:

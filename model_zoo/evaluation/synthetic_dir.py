@@ -6,7 +6,7 @@ brain. A lesion is found where any voxel of it is segmented; a component that to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from model_zoo import registry, similarity
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.anatomy import label
 from model_zoo.evaluation.dir_cases import Case, affine_fit, as_the_node, build, cases, dictionary, polynomial_fit
+from model_zoo.evaluation.dir_contrast import Contrasts, acquired, contrasts, table
 from model_zoo.lesion_decision import Decision
 from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.registry import Model
@@ -51,6 +52,7 @@ class _Scored:
     numbers: dict[str, Values]
     found: dict[str, Values]
     artefacts: dict[str, Values]
+    contrasts: Contrasts
     sd: dict[str, float] = field(default_factory=dict)
     prediction: SyntheticDir | None = None
 
@@ -65,7 +67,13 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
         case = build(subject, kind, count, root)
         structure = case.structure if quick else _anatomy(case)
         scored.append(_score(model, as_the_node(case, structure), structure, passes))
-    tables = (_methods(scored), _lesions(scored), _places(scored), _artefacts(scored), _uncertainty(scored))
+    tables = (
+        _methods(scored),
+        _lesions(scored),
+        table([s.contrasts for s in scored]),
+        _artefacts(scored),
+        _uncertainty(scored),
+    )
     worst = min(scored, key=lambda s: s.numbers[OURS]["psnr_db"])
     pictures = () if quick else tuple(_pictures(scored, worst))
     return Evaluation(
@@ -118,9 +126,16 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         {name: _image_numbers(x, case) for name, x in images.items()},
         {name: _found(mask, case) for name, mask in segmented.items()},
         {name: _fooled(images[name], segmented[name], case) for name in (OURS, ALONE)},
+        contrasts(_shown(case, images), case),
         _sd_numbers(both, case) if passes > 1 else {},
         both,
     )
+
+
+def _shown(case: Case, images: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What lesions are looked for on."""
+    true = {"true DIR": case.dir, "true DIR as acquired": acquired(case)}
+    return true | {name: images[name] for name in (OURS, ALONE)} | {"FLAIR": case.flair}
 
 
 def _decided(p: SyntheticDir, case: Case, structure: Tensor) -> Tensor:
@@ -192,23 +207,6 @@ def _fooled(x: Tensor, mask: Tensor, case: Case) -> Values:
     return {"count": float(len(numbers)), "bright": float(sum(bright)), "called": float(sum(called))}
 
 
-def _contrast_to_noise(x: Tensor, case: Case, place: str) -> list[float]:
-    """Per lesion of a place: (mean - mean of its surroundings) / sd of the surroundings, brain within 2 to 5 mm."""
-    image, usable = x.numpy(), (case.brain & ~case.mask).numpy()
-    found = []
-    for lesion in case.lesions:
-        if lesion.location != place:
-            continue
-        box = tuple(slice(max(0, int(c) - 16), int(c) + 17) for c in lesion.centre)
-        inside = case.labels[box] == lesion.label
-        distance = ndimage.distance_transform_edt(~inside)
-        around = usable[box] & (distance >= 2) & (distance <= 5) & (case.structure.numpy()[box] != 13)
-        if around.sum() > 20:
-            near = image[box][around]
-            found.append(float((image[box][inside].mean() - near.mean()) / max(near.std(), 1e-3)))
-    return found
-
-
 def _sd_numbers(p: SyntheticDir, case: Case) -> dict[str, float]:
     """Rank correlation of the sd and its parts with the absolute error, and the mean sd in lesions and artefacts."""
     brain = case.brain.numpy()
@@ -255,22 +253,6 @@ def _lesions(scored: Sequence[_Scored]) -> Table:
 
 def _count(scored: Sequence[_Scored]) -> int:
     return sum(len(s.case.lesions) for s in scored)
-
-
-def _places(scored: Sequence[_Scored]) -> Table:
-    """Contrast-to-noise of lesions by location: the true DIR, this one, FLAIR."""
-    chosen: dict[str, Callable[[_Scored], Tensor]] = {
-        "true DIR": lambda s: s.case.dir,
-        OURS: lambda s: s.images[OURS],
-        ALONE: lambda s: s.images[ALONE],
-        "FLAIR": lambda s: s.case.flair,
-    }
-    rows: Rows = []
-    for name, image in chosen.items():
-        values = [[v for s in scored for v in _contrast_to_noise(image(s), s.case, place)] for place in LOCATIONS]
-        rows.append((name, *(float(np.median(v)) if v else float("nan") for v in values)))
-    note = "Median over lesions; surroundings are the brain without lesions and outer fluid within 2 to 5 mm."
-    return Table("Contrast-to-noise ratio of lesions by location", ("image", *LOCATIONS), tuple(rows), note)
 
 
 def _artefacts(scored: Sequence[_Scored]) -> Table:

@@ -29,7 +29,6 @@ from model_zoo.deviation import HOLD_ABOVE
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate import ms
 from model_zoo.simulate.acquisition import uniform
-from model_zoo.simulate.heads import smooth_field_3d
 from model_zoo.structures import CORTEX
 from model_zoo.synthetic_dir import (
     CHANNELS,
@@ -47,6 +46,7 @@ from model_zoo.synthetic_dir import (
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.dir_losses import emphasis, maps_losses, mean_of, segmentation_loss
+from model_zoo.training.labels import misplaced
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration"]
@@ -170,7 +170,9 @@ def _examined(source: Source, c: Configuration, which: int) -> _Examined:
         "emphasis": emphasis(lesions),
         "brain": patient.head.structure > 0,
     }
-    whole = _prepared(found.flair, found.t1w, _misplaced(patient.head.structure, generator)) | truth
+    # off by tenths of a voxel to two voxels: no segmentation is exact
+    structure = misplaced(patient.head.structure, uniform(generator, 0.0, 1.2), WARP_CELLS, generator)
+    whole = _prepared(found.flair, found.t1w, structure) | truth
     d = e.dir
     protocol = torch.tensor([d.tr_ms, d.ti1_ms, d.ti2_ms, d.te_ms, e.unit])
     special = (lesions.extent > 0.5) | (patient.artefact > 0.1)
@@ -223,18 +225,6 @@ def _item(c: Configuration, cut: dict[str, Tensor], generator: torch.Generator) 
     turned = [axis for axis in (1, 2, 3) if uniform(generator, 0, 1) < 0.5]
     flipped = {name: value.flip(turned).contiguous() for name, value in item.items()}
     return flipped | {"levels": cut[f"levels{kind}"]}
-
-
-def _misplaced(structure: Tensor, generator: torch.Generator) -> Tensor:
-    """Borders off by some tenths of a voxel to two voxels, smoothly and along each axis: no segmentation is exact."""
-    shape = (structure.shape[0], structure.shape[1], structure.shape[2])
-    sd = uniform(generator, 0.0, 1.2)
-    flat = torch.zeros(shape, dtype=torch.int64)
-    for axis, n in enumerate(shape):
-        place = torch.arange(n).view([-1 if a == axis else 1 for a in range(3)])
-        off = sd * smooth_field_3d(shape, WARP_CELLS, generator)
-        flat = flat * n + (place + off).round().clamp(0, n - 1).long()
-    return structure.flatten()[flat]
 
 
 def _box(c: Configuration, examined: _Examined, generator: torch.Generator) -> tuple[slice, slice, slice]:

@@ -1,0 +1,96 @@
+"""How well lesions stand out on synthetic DIR, on the true one and on FLAIR: contrast, and contrast over noise.
+
+CNR as of an acquired image (Finck et al., Invest. Radiol. 55, 2020):
+
+    (mean of the lesion - mean of normal-appearing white matter) / sd of normal-appearing white matter,
+
+that white matter at least 3 mm inside, without lesions and the FLAIR's artefacts. The true DIR has it twice: as the
+simulator makes it, without noise, when only tissue's texture bounds it, and as it would be acquired (``acquired``).
+"Local": (mean of the lesion - mean of its surroundings) / sd of these, all brain without lesions and outer fluid within
+2 to 5 mm: how far a lesion stands out of what is about it, folds of bright cortex on DIR included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from model_zoo.evaluation import Table
+from model_zoo.evaluation.dir_cases import Case
+from model_zoo.lesion_locations import LOCATIONS
+from model_zoo.structures import number
+from model_zoo.training.recipe import seeded
+
+__all__ = ["Contrasts", "acquired", "contrasts", "table"]
+
+INSIDE_MM, ARTEFACT_MM = 3, 2
+NEAR_MM, FAR_MM = 2, 5
+REACH = 16
+
+Contrasts = dict[str, dict[str, list[tuple[float, float, float]]]]
+"""By image and location of every lesion: contrast with white matter, CNR, local CNR (nan with hardly surroundings)."""
+
+
+def acquired(case: Case) -> Tensor:
+    """The true DIR (k, j, i) with the noise of the examination's FLAIR: same voxels, same receiver, Rician."""
+    e = case.examination
+    sd = e.flair_scan.noise_sd * float(case.flair[case.brain].mean()) * e.flair_level / e.unit
+    real, imaginary = sd * torch.randn((2, *case.dir.shape), generator=seeded(3))
+    return torch.hypot(case.dir + real, imaginary) * case.brain
+
+
+def contrasts(images: Mapping[str, Tensor], case: Case) -> Contrasts:
+    """Of every lesion on every image (k, j, i) of a case."""
+    voxels = {name: x.numpy() for name, x in images.items()}
+    white = _white_matter(case)
+    found: Contrasts = {name: {place: [] for place in LOCATIONS} for name in images}
+    for lesion in case.lesions:
+        box = tuple(slice(max(0, int(c) - REACH), int(c) + REACH + 1) for c in lesion.centre)
+        inside = case.labels[box] == lesion.label
+        around = _surroundings(case, box, inside)
+        for name, x in voxels.items():
+            values, near = x[box][inside], x[box][around]
+            contrast = float(values.mean() - x[white].mean())
+            local = float((values.mean() - near.mean()) / max(near.std(), 1e-3)) if len(near) > 20 else float("nan")
+            found[name][lesion.location].append((contrast, contrast / max(float(x[white].std()), 1e-3), local))
+    return found
+
+
+def _white_matter(case: Case) -> NDArray[np.bool_]:
+    """Normal-appearing, away from everything else."""
+    artefact = ndimage.binary_dilation(case.artefact > 0, iterations=ARTEFACT_MM)
+    found: NDArray[np.bool_] = ndimage.binary_erosion(case.white_matter.numpy(), iterations=INSIDE_MM) & ~artefact
+    return found
+
+
+def _surroundings(case: Case, box: tuple[slice, ...], inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    usable = case.brain & ~case.mask & (case.structure != number("csf"))
+    distance = ndimage.distance_transform_edt(~inside)
+    found: NDArray[np.bool_] = usable.numpy()[box] & (distance >= NEAR_MM) & (distance <= FAR_MM)
+    return found
+
+
+def table(cases: list[Contrasts]) -> Table:
+    """Medians over the lesions of all cases by image, measure and location."""
+    rows: list[tuple[str | float, ...]] = []
+    for at, measure in enumerate(("contrast", "CNR", "local CNR")):
+        for name in cases[0]:
+            found = [[v[at] for c in cases for v in c[name][place]] for place in LOCATIONS]
+            everywhere = [v for values in found for v in values]
+            rows.append((f"{measure}, {name}", *(_median(v) for v in (*found, everywhere))))
+    columns = ("measure and image", *LOCATIONS, "all lesions")
+    note = (
+        "Medians over lesions. CNR: contrast with normal-appearing white matter over its standard deviation; local "
+        f"CNR: with the brain within {NEAR_MM} to {FAR_MM} mm. The acquired DIR has the noise of the FLAIR."
+    )
+    return Table("Contrast and contrast-to-noise ratio of lesions by location", columns, tuple(rows), note)
+
+
+def _median(values: list[float]) -> float:
+    known = [v for v in values if not np.isnan(v)]
+    return float(np.median(known)) if known else float("nan")
