@@ -3,10 +3,10 @@
     python -m benchmarks.latency [--pipeline pet_synthesis ...]
 
 The studies: a real T1w DICOM series (``mri/t1-dicom-studyforrest``, 384 slices); the average FDG brain written as a PET
-series of 2 mm, and a real whole body (``pet/tcia-sts001-fdg-wholebody``); a real FLAIR and T1w of 1 mm
-(``mri/ms-3t-t1-flair-mni``, patient 07) written as DICOM; 20 simulated slices of 256 x 256 with 8 coils at K = 4 (DDS,
-50 steps). Start of Python and loading of the weights are in the time. Limits are those that the node promises on two
-cores.
+series of 2 mm, alone and with the T1w of another head, and a real whole body (``pet/tcia-sts001-fdg-wholebody``); a
+real FLAIR and T1w of 1 mm (``mri/ms-3t-t1-flair-mni``, patient 07) written as DICOM; 20 simulated slices of 256 x 256
+with 8 coils at K = 4 (DDS, 50 steps). Start of Python and loading of the weights are in the time. Limits are those that
+the node promises on two cores.
 """
 
 from __future__ import annotations
@@ -60,6 +60,12 @@ def _brain_pet(folder: Path) -> list[str]:
     return [str(folder)]
 
 
+def _brain_pet_and_t1w(folder: Path) -> list[str]:
+    _brain_pet(folder / "pet")
+    _write_mr(folder / "t1w", read("07").t1w, "t1w")
+    return [str(folder / "pet"), "--with", f"mr={folder / 't1w'}"]
+
+
 def _whole_body(folder: Path) -> list[str]:
     unpacked(anatomy.data_root() / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", folder)
     return [str(folder)]
@@ -100,6 +106,7 @@ STUDIES = (
     Study("anatomy", "T1w, 384 slices", 180, _t1w),
     Study("pet_synthesis", "T1w, 384 slices; 8 samples of 4 steps", 180, _t1w),
     Study("standard_dose_pet", "brain, 91 slices of 2 mm", 120, _brain_pet),
+    Study("standard_dose_pet", "the same with a T1w of 1 mm", 120, _brain_pet_and_t1w),
     Study("standard_dose_pet", "whole body, 267 slices", 120, _whole_body),
     Study("synthetic_dir", "FLAIR + T1w of 1 mm, N = 20", 300, _flair_and_t1w),
     Study("mri_reconstruction", "20 slices of 256², 8 coils, K = 4", 600, _kspace),

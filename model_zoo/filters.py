@@ -1,4 +1,4 @@
-"""Classical denoising of volumes, the baselines of the standard-dose model: Gaussian and non-local means."""
+"""Classical denoising of volumes: Gaussian, non-local means, and regression on the shares of an anatomy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_zoo.simulate.pet.projector import blur
+from model_zoo.simulate.pet.projector import FWHM, blur
 
-__all__ = ["gaussians", "non_local_means"]
+__all__ = ["gaussians", "local_regression", "non_local_means"]
 
 
 def gaussians(x: Tensor, fwhms_mm: tuple[float, ...], spacing_mm: float) -> list[Tensor]:
@@ -34,9 +34,61 @@ def non_local_means(x: Tensor, strengths: tuple[float, ...], noise_sd: Tensor, *
             continue
         moved = padded[d[0] : d[0] + x.shape[0], d[1] : d[1] + x.shape[1], d[2] : d[2] + x.shape[2]]
         squared = ((x - moved) / noise_sd) ** 2
-        distance = functional.avg_pool3d(squared[None], 3, stride=1, padding=1)[0]
+        distance = _box(squared)
         for total, weight, h in zip(totals, weights, strengths, strict=True):
             w = torch.exp((2 - distance).clamp(max=0) / h**2)
             total += w * moved
             weight += w
     return [total / weight for total, weight in zip(totals, weights, strict=True)]
+
+
+def _box(x: Tensor) -> Tensor:
+    """Means over 3^3 voxels of ``x`` (k, j, i), zero outside."""
+    for axis in range(3):
+        n = x.shape[axis]
+        total = x.clone()
+        total.narrow(axis, 1, n - 1).add_(x.narrow(axis, 0, n - 1))
+        total.narrow(axis, 0, n - 1).add_(x.narrow(axis, 1, n - 1))
+        x = total
+    return x / 27
+
+
+def local_regression(x: Tensor, shares: Tensor, sd_voxels: float, *, ridge: float = 1e-3) -> Tensor:
+    """``x`` (k, j, i) explained about every voxel by ``shares`` (r, k, j, i) of tissues, which sum to 1:
+
+        x_hat(v) = sum_r a_r(v) F_r(v),    a(v) = argmin_a sum_u g(u - v) (x(u) - a . F(u))^2 + ridge t(v) |a - m(v)|^2
+
+    g a Gaussian of ``sd_voxels``, m its mean of x and t its mean of |F|^2. Every tissue has an activity of its own that
+    varies slowly; a tissue that is not about v has the mean. With one share, which is 1 everywhere, it is the Gaussian.
+    """
+    fwhm, unit = sd_voxels * FWHM, (1.0, 1.0, 1.0)
+    mean = blur(x, fwhm, unit, normalised=True)
+    r = len(shares)
+    if r == 1:
+        return mean
+    A = x.new_empty((r, r, *x.shape))
+    for p in range(r):
+        A[p, p:] = blur(shares[p] * shares[p:], fwhm, unit, normalised=True)
+    b = blur(shares * x, fwhm, unit, normalised=True)
+    weight = ridge * sum(A[p, p] for p in range(r))
+    for p in range(r):
+        A[p, p] += weight
+    return (_solved(A, b + weight * mean) * shares).sum(dim=0)
+
+
+def _solved(A: Tensor, b: Tensor) -> Tensor:
+    """a with A a = b for symmetric positive definite A (r, r, ...), of which the upper half is read and overwritten.
+
+    Gaussian elimination of all voxels at once: the systems are small and many.
+    """
+    r = len(b)
+    for p in range(r):
+        for q in range(p + 1, r):
+            factor = A[p, q] / A[p, p]
+            A[q, q:] -= factor * A[p, q:]
+            b[q] -= factor * b[p]
+    for p in reversed(range(r)):
+        for q in range(p + 1, r):
+            b[p] -= A[p, q] * b[q]
+        b[p] /= A[p, p]
+    return b

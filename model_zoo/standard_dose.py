@@ -2,20 +2,20 @@
 
 Images are divided by one robust scale of the low-dose image (``scale_of``), never by their own extremes. OSEM noise
 grows with activity, sd ~ x^0.7, so the network sees and predicts in units of the noise, and it chooses voxel by voxel
-between the low-dose image and blurred copies of it before it adds a residual:
+between the low-dose image and smoother copies of it before it adds a residual:
 
     amplitude A = nu (S_2 + 0.01)^0.7,    mean = sum_n w_n S_n + A r,    scale of the Laplace density b = A exp(s)
 
-with S_0 = x_L, S_n the copies blurred by Gaussians of 1, 2 and 4 voxels sd, nu the median of |x_L - S_2| / (S_2 +
-0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs. Conditions: log dose fraction, ln nu,
-voxel size; region maps where there are any. The standard deviation reported is that of the Laplace density, sqrt(2) b,
-and refers to the noise-free image at the same resolution.
+with S_0 = x_L, S_1 to S_3 its Gaussians of 1, 2 and 4 voxels sd, S_4 and S_5 its regressions on the anatomy about every
+voxel (``filters.local_regression``; windows of 1.5 and 3 voxels sd), S_6 and S_7 its non-local means of two strengths,
+nu the median of |x_L - S_2| / (S_2 + 0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs.
+Conditions: log dose fraction, ln nu, voxel size; region maps where there are any. The anatomy is those maps, blurred to
+the resolution of PET, and what is left of 1; without any, S_4 and S_5 are Gaussians. The standard deviation reported is
+that of the Laplace density, sqrt(2) b, and refers to the noise-free image at the same resolution.
 
-What the network has taken away should be noise. Where it is too much to be noise, it is given back (``give_back``):
-small hot lesions are few among the voxels of a training, and lose a fifth of their peak otherwise.
-
-Where the bundle says so (``non_local_means``), the answer is the mean of that and of non-local means of the low-dose
-image: the two err in different places, so their mean is nearer the truth, above all in bodies, whose organs are even.
+What the network has taken away should be noise, which has no mean: its regression on the anatomy, in windows that grow
+as the dose falls, goes back, so that a tissue keeps its activity. Where what is left is too much to be noise, it is
+given back as well (``give_back``): small hot lesions are few among the voxels of a training and lose of their peak otherwise.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from model_zoo import filters
 from model_zoo.simulate.pet.projector import FWHM, blur
 
 __all__ = [
+    "BANDS",
     "EMBEDDING",
     "HALO",
     "IN_CHANNELS",
@@ -46,7 +47,9 @@ __all__ = [
     "scale_of",
 ]
 
-IN_CHANNELS, OUT_CHANNELS, EMBEDDING = 5, 6, 8
+IN_CHANNELS, OUT_CHANNELS, EMBEDDING = 9, 10, 8
+BANDS = 3
+"""Of the input channels the first; their sum is the image less its widest Gaussian, over the amplitude."""
 LARGEST_VOXELS = 4_000_000
 """Of a slab: with its neighbours about 2 GB of activations."""
 HALO = 24
@@ -54,6 +57,12 @@ HALO = 24
 the training it saw no farther."""
 _FLOOR, _POWER = 0.01, 0.7
 _SD_VOXELS = (1.0, 2.0, 4.0)
+_WINDOWS_VOXELS = (1.5, 3.0)
+_STRENGTHS = (0.5, 1.25)
+_PET_FWHM_MM = 7.0
+"""Resolution of a reconstructed PET image, which its anatomy is blurred to."""
+_NORMAL = 1.4826
+"""Standard deviation of a normal density over its median absolute deviation."""
 _GIVE_BACK_SD_VOXELS = (1.0, 0.5)
 _SIGNIFICANT = 4.0
 """Of the noise's standard deviations. Chosen on other objects than those of the evaluation: at a tenth of the dose
@@ -64,7 +73,7 @@ _LOG_B = (-6.0, 2.0)
 
 @dataclass(frozen=True)
 class Prepared:
-    """Of scaled low-dose images: ``inputs`` (b, 5, k, j, i), ``copies`` S_0 to S_3 (b, 4, k, j, i), ``amplitude``
+    """Of scaled low-dose images: ``inputs`` (b, 9, k, j, i), ``copies`` S_0 to S_7 (b, 8, k, j, i), ``amplitude``
 
     (b, 1, k, j, i) and ``embedding`` (b, 8).
     """
@@ -88,16 +97,44 @@ def scale_of(low: Tensor) -> float:
     return max(float(body.kthvalue(rank).values), float(torch.finfo(torch.float32).tiny))
 
 
-def prepare(low: Tensor, dose: Tensor, spacing_mm: Tensor) -> Prepared:
-    """From ``low`` (b, 1, k, j, i) in units of its scale, ``dose`` fractions (b,) and voxel sizes (b,)."""
-    copies = torch.cat([low.float(), *(_smooth(low, sd) for sd in _SD_VOXELS)], dim=1)
-    smooth = copies[:, 2:3].clamp_min(0)
+def prepare(low: Tensor, dose: Tensor, spacing_mm: Tensor, maps: Tensor | None = None) -> Prepared:
+    """From ``low`` (b, 1, k, j, i) in units of its scale, ``dose`` fractions (b,) and voxel sizes (b,).
+
+    ``maps``: shares of regions (b, r, k, j, i), all zero for an image that comes without; None where none has any.
+    """
+    low = low.float()
+    gaussians = torch.cat([low, *(_smooth(low, sd) for sd in _SD_VOXELS)], dim=1)
+    smooth = gaussians[:, 2:3].clamp_min(0)
+    amplitude, nu = _amplitude(low, smooth)
+    known = [None] * len(low) if maps is None else list(maps)
+    explained = torch.stack(
+        [_explained(x[0], m, float(mm), _WINDOWS_VOXELS) for x, m, mm in zip(low, known, spacing_mm, strict=True)]
+    )
+    noise_sd = _NORMAL * amplitude
+    alike = [torch.stack(filters.non_local_means(x[0], _STRENGTHS, sd[0])) for x, sd in zip(low, noise_sd, strict=True)]
+    smoother = torch.cat([explained, torch.stack(alike)], dim=1)
+    bands = (gaussians[:, :-1] - gaussians[:, 1:]) / amplitude
+    found = (smoother - smooth) / amplitude
+    inputs = torch.cat([bands, found, smooth, (smooth + _FLOOR).sqrt()], dim=1)
+    return Prepared(inputs, torch.cat([gaussians, smoother], dim=1), amplitude, _embedding(dose, nu, spacing_mm))
+
+
+def _explained(low: Tensor, maps: Tensor | None, spacing_mm: float, windows: Sequence[float]) -> Tensor:
+    """What the anatomy explains of an image (k, j, i) in windows of these voxels sd: (w, k, j, i).
+
+    ``maps``: regions (r, k, j, i), or None.
+    """
+    there = low.new_zeros((0, *low.shape)) if maps is None else maps[maps.flatten(1).any(dim=1)].float()
+    shares = torch.cat([there, 1 - there.sum(dim=0, keepdim=True)])
+    shares = blur(shares, _PET_FWHM_MM, (spacing_mm,) * 3, normalised=True)
+    return torch.stack([filters.local_regression(low, shares, sd) for sd in windows])
+
+
+def _amplitude(low: Tensor, smooth: Tensor) -> tuple[Tensor, Tensor]:
+    """A (b, 1, k, j, i) and nu (b,) of scaled images, of which ``smooth`` is S_2 without its negatives."""
     expected = (smooth + _FLOOR) ** _POWER
     nu = torch.stack([_noise_level(d, s, e) for d, s, e in zip(low, smooth, expected, strict=True)])
-    amplitude = expected * nu[:, None, None, None, None]
-    bands = (copies[:, :-1] - copies[:, 1:]) / amplitude
-    inputs = torch.cat([bands, smooth, (smooth + _FLOOR).sqrt()], dim=1)
-    return Prepared(inputs, copies, amplitude, _embedding(dose, nu, spacing_mm))
+    return expected * nu[:, None, None, None, None], nu
 
 
 def _noise_level(low: Tensor, smooth: Tensor, expected: Tensor) -> Tensor:
@@ -115,7 +152,7 @@ def _embedding(dose: Tensor, nu: Tensor, spacing_mm: Tensor) -> Tensor:
 
 
 def interpret(output: Tensor, copies: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
-    """``(mean, s)`` from the network's output (b, 6, k, j, i): mean in units of ``copies``, b = amplitude exp(s)."""
+    """``(mean, s)`` from the network's output (b, 10, k, j, i): mean in units of ``copies``, b = amplitude exp(s)."""
     output = output.float()
     weights = torch.softmax(output[:, 2:], dim=1)
     mean = (weights * copies).sum(dim=1, keepdim=True) + amplitude * output[:, :1]
@@ -130,24 +167,22 @@ def restore(
     *,
     spacing_mm: float,
     regions: Tensor | None = None,
-    averaged: bool = False,
     bf16: bool = True,
     largest: int = LARGEST_VOXELS,
     progress: Callable[[float], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
     """``(mean, sd)`` of a whole low-dose image (k, j, i), both in its units (SUV, Bq/ml); mean is not negative.
 
-    ``averaged``: with non-local means; sd is the network's (and that of what was given back), not narrowed for them.
-    ``regions``: one-hot maps (r, k, j, i) in the order of ``low_dose.REGIONS``, or None. The network's device and the
-    image's must be the same. Scale and noise level are those of the whole image; the network, which has no statistics
-    over space, sees slabs of about ``largest`` voxels that overlap by ``HALO`` slices on either side.
+    ``regions``: shares of the regions that the network knows (r, k, j, i), in its order, or None. The network's device
+    and the image's must be the same. Scale and noise level are those of the whole image; the network, which has no
+    statistics over space, sees slabs of about ``largest`` voxels that overlap by ``HALO`` slices on either side.
     """
     stride = int(network.stride)  # type: ignore[arg-type]  # a module's attributes are untyped
     scale = scale_of(low)
     padding = [n for size in reversed(low.shape) for n in (0, -size % stride)]
     scaled = functional.pad(low[None, None].float() / scale, padding, mode="replicate")
-    prepared = prepare(scaled, low.new_tensor([dose]), low.new_tensor([spacing_mm]))
-    maps = None if regions is None else functional.pad(regions[None].float(), padding)
+    maps = None if regions is None else functional.pad(regions[None].float(), padding, mode="replicate")
+    prepared = prepare(scaled, low.new_tensor([dose]), low.new_tensor([spacing_mm]), maps)
     mean, sd = torch.empty_like(scaled[0, 0]), torch.empty_like(scaled[0, 0])
     for core, seen in _slabs(scaled.shape[2:], stride, largest):
         with torch.autocast(low.device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -159,10 +194,9 @@ def restore(
         found, s = interpret(output[:, :, inner], prepared.copies[:, :, core], amplitude)
         mean[core], sd[core] = found[0, 0], math.sqrt(2) * (amplitude * s.exp())[0, 0]
         progress(core.stop / len(mean))
-    filtered = _filtered(scaled[0, 0], mean, 1.4826 * prepared.amplitude[0, 0], dose) if averaged else None
+    known = None if maps is None else maps[0]
+    mean += _explained(scaled[0, 0] - mean, known, spacing_mm, [_window_voxels(dose, known is not None)])[0]
     mean, sd = give_back(scaled[0, 0], mean, sd)
-    if filtered is not None:
-        mean = 0.5 * (mean + filtered)
     k, j, i = low.shape
     return scale * mean[:k, :j, :i].clamp_min(0), scale * sd[:k, :j, :i]
 
@@ -187,21 +221,17 @@ def _sd_of(method_noise: Tensor, mean: Tensor) -> Tensor:
     level = (_smooth(mean[None, None], 1.0)[0, 0].clamp_min(0) + _FLOOR) ** _POWER
     wide = _smooth(mean[None, None], 2.0)[0, 0]
     body = wide > 0.25 * wide.mean()
-    return 1.4826 * level * (method_noise.abs() / level)[body].median() if bool(body.any()) else level
+    return _NORMAL * level * (method_noise.abs() / level)[body].median() if bool(body.any()) else level
 
 
-def _filtered(low: Tensor, mean: Tensor, noise_sd: Tensor, dose: float) -> Tensor:
-    """Non-local means of ``low`` (k, j, i) over its scale, of strength 1 at half the dose and 1.5 at a tenth.
+def _window_voxels(dose: float, told: bool) -> float:
+    """Sd of the window in which a tissue keeps its activity: 2, 3.2 and 5.3 voxels at 50, 10 and 2 % of the dose;
+    without an anatomy, when it blurs borders, 1.2, 1.9 and 3.2.
 
-    ``noise_sd``: as ``noise_sd`` tells it, which takes fine structure for noise where there is little; therefore no
-    more than three times what the network, whose answer is ``mean``, has taken away.
-    Chosen on other objects than those of the evaluation, strengths among 1 to 2.5 at three doses, bounds among 2 to 4:
-    averaged with them, torsos gain 1.8, 0.9 and 0.4 dB at 50, 10 and 2 % of the dose, brains 0.5, 0.2 and 0.0 dB, and
-    SUVpeak of lesions from 1 ml on is 6 % too low at a tenth of the dose instead of 9 %.
+    Chosen on other objects than those of the evaluation among 1 to 5 voxels. At a tenth of the dose brains gain 0.5 dB
+    by it without an anatomy.
     """
-    strength = 1 + 0.5 * math.log(0.5 / dose) / math.log(5)
-    bound = torch.minimum(noise_sd, 3 * _sd_of(low - mean, mean)).clamp_min(1e-6)
-    return filters.non_local_means(low, (strength,), bound)[0]
+    return (2.0 if told else 1.2) * (0.5 / dose) ** 0.3
 
 
 def _slabs(shape: Sequence[int], stride: int, largest: int) -> Iterator[tuple[slice, slice]]:
@@ -214,13 +244,10 @@ def _slabs(shape: Sequence[int], stride: int, largest: int) -> Iterator[tuple[sl
 
 
 def noise_sd(low: Tensor) -> Tensor:
-    """Standard deviation of the noise of each voxel of a low-dose image (k, j, i) by its own model, in its units.
-
-    1.4826 is that of a normal density over its median absolute deviation.
-    """
+    """Standard deviation of the noise of each voxel of a low-dose image (k, j, i) by its own model, in its units."""
     scale = scale_of(low)
-    nothing = low.new_ones(1)
-    return 1.4826 * scale * prepare(low[None, None].float() / scale, nothing, nothing).amplitude[0, 0]
+    scaled = low[None, None].float() / scale
+    return _NORMAL * scale * _amplitude(scaled, _smooth(scaled, _SD_VOXELS[1]).clamp_min(0))[0][0, 0]
 
 
 def _smooth(x: Tensor, sd_voxels: float) -> Tensor:

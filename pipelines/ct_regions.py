@@ -59,13 +59,13 @@ class Tissues:
         return f"Tissues by CT number, from the CT of the examination (Dice of the bodies {self.dice:.2f}).{agent}"
 
     def maps(self, names: Sequence[str], onto: Grid) -> Tensor:
-        """Tissues of that name (r, k, j, i) on a lattice; zero where a name is none by CT."""
+        """Shares of the tissues of that name (r, k, j, i) on a lattice; zero where a name is none by CT."""
         found = torch.zeros((len(names), *onto.shape))
         for tissue in CT_TISSUES:
             if tissue.name in names:
                 mask = torch.from_numpy(self.on_pet == tissue.number).float()[None]
                 found[names.index(tissue.name)] = resampling.sample(mask, self.grid, onto)[0]
-        return found.round()
+        return found
 
     def structures(self) -> list[Region]:
         """Every tissue on the PET's grid."""

@@ -72,7 +72,7 @@ class Regions:
             if tissue in names:
                 mask = torch.from_numpy(np.isin(self.labels, numbers)).float()[None]
                 shares[names.index(tissue)] = resampling.sample(mask, self.grid, onto)[0]
-        return shares.round()
+        return shares
 
     def structures(self) -> list[Region]:
         """Every structure, and the brain as a whole, on the PET's grid."""

@@ -172,7 +172,6 @@ def _restore(pet: Volume, laid: Laid, model: Model, options: Options, progress: 
         options.dose_fraction,
         spacing_mm=spacing_mm,
         regions=_told(laid, lattice, model),
-        averaged=model.settings.get("non_local_means", False),
         progress=progress,
     )
     noise_sd = _back(lattice, standard_dose.noise_sd(low), linear=True)
@@ -186,10 +185,14 @@ def _back(lattice: Isotropic, x: Tensor, *, linear: bool = False) -> NDArray[np.
 
 
 def _told(laid: Laid, lattice: Isotropic, model: Model) -> Tensor | None:
-    """Region maps in the network's order, where it knows any of those that lie upon the PET."""
+    """Region maps in the network's order, where it knows any of those that lie upon the PET; the MR's go first."""
     names = list(model.settings.get("regions", ()))
-    maps = [each.maps(names, lattice.grid) for each in laid if each.lies_upon and set(each.names) & set(names)]
-    return torch.stack(maps).sum(dim=0).to(model.device) if maps else None
+    told: Tensor | None = None
+    for each in laid:
+        if each.lies_upon and set(each.names) & set(names):
+            maps = each.maps(names, lattice.grid)
+            told = maps if told is None else told + maps * (1 - told.sum(dim=0))
+    return None if told is None else told.to(model.device)
 
 
 def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Options) -> _Result:

@@ -22,6 +22,7 @@ from model_zoo import ct_tissues, registry
 from model_zoo.simulate.anatomy import data_root
 from model_zoo.simulate.pet.projector import blur
 from model_zoo.simulate.pet.torso import ORGANS, Torso, random_torso
+from model_zoo.standard_dose import OUT_CHANNELS
 from model_zoo.training.recipe import seeded
 from pipelines import ct_regions, standard_dose_pet
 from pipelines.contract import Case, Grid, Measurement, Note, Refused, Volume
@@ -67,7 +68,7 @@ class Recorder(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, tokens: None, maps: Tensor | None) -> Tensor:
         self.told.append(maps)
-        answer = torch.zeros(len(x), 6, *x.shape[2:])
+        answer = torch.zeros(len(x), OUT_CHANNELS, *x.shape[2:])
         answer[:, 2] = 60.0
         return answer
 
@@ -132,7 +133,7 @@ def test_a_network_is_told_the_tissues_that_it_knows_and_only_those(ct: Volume, 
     seen = maps[0, :, : PET_GRID.shape[0], : PET_GRID.shape[1], : PET_GRID.shape[2]].numpy()
     assert not seen[0].any()
     for number in range(1, 5):
-        assert np.array_equal(seen[number] > 0, found.on_pet == number)
+        assert np.array_equal(seen[number] > 0.5, found.on_pet == number)
     ignorant, silent = _model("liver", "bone")
     again = _run(ignorant, pet, ct)
     assert silent.told == [None]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from model_zoo import registry
 from model_zoo.simulate.pet.low_dose import REGIONS
+from model_zoo.standard_dose import OUT_CHANNELS
 from model_zoo.structures import TISSUE_GROUPS
 from pipelines import head_regions, standard_dose_pet
 from pipelines.contract import Case, Measurement, Note, Volume
@@ -70,7 +71,7 @@ class Recorder(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, tokens: None, maps: Tensor | None) -> Tensor:
         self.told.append(maps)
-        answer = torch.zeros(len(x), 6, *x.shape[2:])
+        answer = torch.zeros(len(x), OUT_CHANNELS, *x.shape[2:])
         answer[:, 2] = 60.0
         return answer
 
@@ -91,7 +92,7 @@ def test_an_mr_of_the_head_tells_the_network_its_tissues_and_the_report_its_stru
     assert maps.shape[1] == len(REGIONS)
     structure = phantom()[1]
     truth = torch.from_numpy(np.isin(structure, TISSUE_GROUPS["grey matter"]))
-    grey = maps[0, REGIONS.index("grey matter"), : len(structure)] > 0
+    grey = maps[0, REGIONS.index("grey matter"), : len(structure)] > 0.5
     assert float((grey & truth).sum() * 2 / (grey.sum() + truth.sum())) > 0.9
     assert not maps[0, REGIONS.index("liver")].any()
     means = {f.group: f.value for f in findings if isinstance(f, Measurement) and f.name == "SUVmean"}

@@ -16,8 +16,10 @@ from model_zoo import filters, registry, standard_dose
 from model_zoo.evaluation import evaluator, image_quality
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import low_dose
+from model_zoo.simulate.pet.projector import FWHM, blur
 from model_zoo.simulate.pet.torso import random_torso
 from model_zoo.training import checkpoint, load, loop, manifest, recipe, standard_dose_pet
+from model_zoo.training.labels import misplaced
 from model_zoo.training.recipe import seeded
 from model_zoo.training.standard_dose_pet import RECIPE, batch, loss, make_network
 
@@ -31,7 +33,7 @@ class Nothing(nn.Module):
     stride = 4
 
     def forward(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
-        answer = torch.zeros(len(x), 6, *x.shape[2:])
+        answer = torch.zeros(len(x), standard_dose.OUT_CHANNELS, *x.shape[2:])
         answer[:, 2] = 30.0  # all weight on the image itself
         return answer
 
@@ -61,7 +63,7 @@ def test_a_batch_depends_on_its_generator_alone() -> None:
     one, again, other = (batch(SMOKE, PHANTOM, seeded(1, step)) for step in (5, 5, 6))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["low"], other["low"])
-    assert one["inputs"].shape == (2, 5, 16, 16, 16)
+    assert one["inputs"].shape == (2, standard_dose.IN_CHANNELS, 16, 16, 16)
     assert all(bool(value.isfinite().all()) for value in one.values())
 
 
@@ -122,25 +124,53 @@ def test_what_the_network_is_shown_does_not_depend_on_the_unit() -> None:
     assert torch.allclose(mean, low, atol=1e-5)
 
 
-class Taking(Nothing):
-    """A network that answers with the image blurred by a voxel."""
+class Choosing(Nothing):
+    """A network that chooses the copy ``which``."""
+
+    def __init__(self, which: int) -> None:
+        super().__init__()
+        self.which = which
 
     def forward(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
-        return super().forward(x, *conditions).roll(1, dims=1)
+        answer = torch.zeros(len(x), standard_dose.OUT_CHANNELS, *x.shape[2:])
+        answer[:, 2 + self.which] = 30.0
+        return answer
 
 
-def test_a_bundle_may_average_its_network_with_non_local_means_in_any_unit() -> None:
-    low = low_dose.surrogate_pair(_torso(spacing_mm=4.0), 0.1, seeded(1), noise=0.1).low
+def test_the_network_may_choose_what_the_anatomy_explains_in_any_unit() -> None:
+    truth = torch.ones(24, 32, 32)
+    truth[:, :, 16:] = 3.0
+    low = truth + 0.3 * truth**0.7 * torch.randn(truth.shape, generator=seeded(5))
+    maps = torch.stack([(truth > 2).float(), torch.zeros_like(truth)])
 
-    def answer(image: Tensor, network: nn.Module, averaged: bool) -> Tensor:
-        return standard_dose.restore(network, image, 0.1, spacing_mm=4.0, bf16=False, averaged=averaged)[0]
+    def error(which: int, regions: Tensor | None, unit: float = 1.0) -> float:
+        mean, _ = standard_dose.restore(Choosing(which), unit * low, 0.1, spacing_mm=8.0, bf16=False, regions=regions)
+        return float((mean / unit - truth).square().mean().sqrt())
 
-    alone, mean = answer(low, Taking(), False), answer(low, Taking(), True)
-    (filtered,) = filters.non_local_means(low, (1.5,), standard_dose.noise_sd(low))
-    assert torch.allclose(mean, 0.5 * (alone + filtered), atol=0.02 * float(low.max()))
-    assert float((mean - alone).abs().max()) > 0.05 * float(low.max())
-    assert torch.allclose(answer(2.5e4 * low, Taking(), True), 2.5e4 * mean, rtol=1e-3, atol=2.5)
-    assert torch.allclose(answer(low, Nothing(), True), low, atol=1e-3), "nothing taken away, nothing to be filtered"
+    told, untold, image = error(5, maps), error(5, None), error(0, None)
+    assert told < 0.7 * untold
+    assert told < 0.5 * image
+    assert error(5, maps, 2.5e4) == pytest.approx(told, rel=1e-3)
+    assert error(5, torch.zeros_like(maps)) == pytest.approx(untold, rel=1e-5)
+
+
+class Lowering(Choosing):
+    """A network that makes everything lower by half an amplitude."""
+
+    def forward(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
+        answer = super().forward(x, *conditions)
+        answer[:, 0] = -0.5
+        return answer
+
+
+def test_every_tissue_keeps_its_activity() -> None:
+    truth = torch.ones(24, 32, 32)
+    truth[:, :, 16:] = 3.0
+    low = truth + 0.2 * truth**0.7 * torch.randn(truth.shape, generator=seeded(6))
+    maps = (truth > 2).float()[None]
+    mean, _ = standard_dose.restore(Lowering(1), low, 0.1, spacing_mm=8.0, bf16=False, regions=maps)
+    for tissue in (truth > 2, truth < 2):
+        assert float(mean[tissue].mean() / low[tissue].mean()) == pytest.approx(1, abs=0.02)
 
 
 def test_one_hot_voxel_does_not_rescale_the_patient() -> None:
@@ -192,7 +222,7 @@ def test_regions_that_are_not_told_change_nothing() -> None:
             nn.init.normal_(block.conv2.weight, std=0.1)  # type: ignore[union-attr, arg-type]
     c = replace(SMOKE, region_weight=0.0)
     told = {"told": torch.ones(2)}, {"told": torch.zeros(2)}
-    moved = {"regions": (drawn["regions"] + 1) % 13}
+    moved = {"regions": (drawn["regions"] + 1) % 17}
     silent, silent_moved = (float(loss(network, drawn | told[1] | m, c).detach()) for m in ({}, moved))
     spoken, spoken_moved = (float(loss(network, drawn | told[0] | m, c).detach()) for m in ({}, moved))
     assert silent == silent_moved
@@ -201,7 +231,7 @@ def test_regions_that_are_not_told_change_nothing() -> None:
 
 def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None:
     drawn = batch(SMOKE, PHANTOM, seeded(3))
-    true = drawn | {"copies": drawn["target"].repeat(1, 4, 1, 1, 1)}
+    true = drawn | {"copies": drawn["target"].repeat(1, 8, 1, 1, 1)}
     c = replace(SMOKE, gradient_weight=0.0, region_weight=0.0)
     assert float(loss(Nothing(), true, c)) == pytest.approx(0, abs=1e-6)
     for weighted in (replace(c, gradient_weight=1.0), replace(c, region_weight=1.0), replace(c, structure_weight=1.0)):
@@ -246,6 +276,49 @@ def test_non_local_means_keeps_an_edge_that_a_gaussian_of_the_same_noise_does_no
     assert float(means[flat].std()) < 0.15
     edge = (slice(2, -2), slice(2, -2), slice(11, 13))
     assert float((means - x)[edge].abs().mean()) < 0.5 * float((blurred - x)[edge].abs().mean())
+
+
+def test_local_regression_is_the_weighted_least_squares_of_every_voxel() -> None:
+    generator = seeded(7)
+    x, shares = torch.rand(9, 10, 11, generator=generator), torch.rand(3, 9, 10, 11, generator=generator)
+    shares = shares / shares.sum(dim=0)
+    found = filters.local_regression(x, shares, 1.5, ridge=0.01)
+    for v in ((4, 5, 6), (0, 9, 3)):
+        weights = torch.ones(())
+        for axis, n in enumerate(x.shape):
+            point = torch.zeros([n if a == axis else 1 for a in range(3)])
+            point.flatten()[v[axis]] = 1.0
+            # a blur's row: what a voxel takes of every other along an axis
+            rows = [blur(torch.eye(n)[m].view(point.shape), 1.5 * FWHM, (1.0,) * 3, normalised=True) for m in range(n)]
+            taken = torch.stack([row.flatten()[v[axis]] for row in rows]).view(point.shape)
+            weights = weights * taken
+        w, F = weights.flatten().double(), shares.flatten(1).T.double()
+        m = (w * x.flatten()).sum()
+        A = F.T @ (w[:, None] * F)
+        ridge = 0.01 * torch.diagonal(A).sum()
+        a = torch.linalg.solve(A + ridge * torch.eye(3, dtype=torch.float64), F.T @ (w * x.flatten()) + ridge * m)
+        assert float(found[v]) == pytest.approx(float(a @ shares[(slice(None), *v)].double()), rel=1e-4)
+
+
+def test_local_regression_keeps_an_edge_that_the_anatomy_has_and_is_a_gaussian_without() -> None:
+    x = torch.ones(16, 24, 24)
+    x[:, :, 12:] = 4.0
+    shares = torch.stack([(x == 1).float(), (x == 4).float()])
+    noisy = x + 0.5 * torch.randn(x.shape, generator=seeded(8))
+    found = filters.local_regression(noisy, shares, 3.0)
+    gaussian = filters.local_regression(noisy, torch.ones(1, *x.shape), 3.0)
+    assert float((found - x).square().mean().sqrt()) < 0.1
+    assert torch.equal(gaussian, blur(noisy, 3.0 * FWHM, (1.0,) * 3, normalised=True))
+    assert float((gaussian - x).square().mean().sqrt()) > 0.3
+
+
+def test_what_a_network_is_told_of_borders_is_off_by_what_is_asked() -> None:
+    labels = torch.arange(32, dtype=torch.uint8).expand(32, 32, 32).contiguous()
+    assert torch.equal(misplaced(labels, 0.0, 4, seeded(1)), labels)
+    off = misplaced(labels, 1.5, 4, seeded(1)).float() - labels
+    inside = off[:, :, 8:24]
+    assert 0.4 < float(inside.square().mean().sqrt()) < 2.0
+    assert torch.equal(misplaced(labels, 1.5, 4, seeded(1)), misplaced(labels, 1.5, 4, seeded(1)))
 
 
 def test_a_users_reconstructed_pairs_make_batches_too(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_first_stage_asks_for_the_image_less_its_widest_blur(drawn: dict[str
     for weights in (*network.decode_low.parameters(), *network.decode_standard.parameters()):  # type: ignore[union-attr]
         torch.nn.init.zeros_(weights)
     low = drawn["low"]
-    widest = drawn["copies"][:, 3:]
+    widest = drawn["copies"][:, 3:4]
     detail = (low - widest) / drawn["amplitude"]
     assert torch.allclose(drawn["inputs_low"][: len(low), :3].sum(dim=1, keepdim=True), detail, atol=1e-3)
     wanted = sum(float(drawn[f"inputs_{name}"][:, :3].sum(dim=1).square().mean()) for name in ("low", "standard"))
@@ -152,7 +152,7 @@ def test_a_users_rows_may_lack_a_partner_and_every_stage_reads_what_it_can(tmp_p
     }
     assert lines == {"low": [2, 3], "standard": [2, 4], "low standard": [2]}
     drawn = batch(SMOKE, found.train, seeded(4))
-    assert drawn["inputs_low"].shape == (3, 5, 16, 16, 16)
+    assert drawn["inputs_low"].shape == (3, 9, 16, 16, 16)
     for stage in (FIRST, SECOND):
         assert bool(loss(make_network(SMOKE), drawn | stage, SMOKE).isfinite())
     with pytest.raises(ValueError, match="no row of a split has low and standard"):
@@ -185,6 +185,10 @@ def test_labels_by_ct_are_those_of_the_attenuation_map_and_the_bundle_names_them
     told = standard_dose_pet.inference(c)
     assert told["regions"] == list(ct_tissues.NAMES)
     assert told["network_def"]["maps"] == 4
+    both = replace(c, labels="both")
+    numbers = {int(standard_dose_pet._torso(both, body, 1, seeded(n)).regions.max()) for n in range(8)}
+    assert numbers == {int(low_dose.torso(body, 1).regions.max()), len(low_dose.REGIONS) + 4}
+    assert standard_dose_pet.inference(both)["regions"] == [*low_dose.REGIONS, *ct_tissues.NAMES]
 
 
 def test_fields_of_a_configuration_are_set_by_name_and_kind() -> None:

@@ -65,7 +65,8 @@ class Configuration(recipe.Configuration):
 CONFIGURATIONS = {
     "cpu": Configuration(
         channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=17000, first_steps=13000,
-        restarts=(13000,), batch=1, learning_rate=3e-3, warmup=50, ema=0.995, checkpoint_every=250, validate_every=500,
+        restarts=(13000,), batch=1, learning_rate=3e-3, warmup=50, ema=0.995, workers=1, checkpoint_every=250,
+        validate_every=1000,
     ),
     "gpu": Configuration(
         channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=40000, first_steps=24000,

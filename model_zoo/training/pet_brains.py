@@ -1,4 +1,4 @@
-"""A random brain for PET recipes: a head of the source, a patient of the disease model, a tracer."""
+"""A random brain for PET: a head of the source, a patient of the disease model, a tracer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet import disease, low_dose
 from model_zoo.simulate.pet.activity import activity
 from model_zoo.simulate.pet.low_dose import Object
 from model_zoo.simulate.pet.tracers import TRACERS
 from model_zoo.training.recipe import Source
 
-__all__ = ["random_brain"]
+__all__ = ["injected", "random_brain", "random_head"]
 
 BRAIN_MM = 208.0
 FDG_SHARE = 0.5
@@ -34,8 +35,20 @@ def random_brain(
         at = int(torch.randint(len(others), (1,), generator=generator))
         tracer = "FDG" if float(torch.rand(1, generator=generator)) < FDG_SHARE else others[at]
     patient = patient or disease.sample(generator)
+    head = random_head(source, generator, patient, spacing_mm=spacing_mm, finer=finer)
+    return injected(head, generator, patient, tracer=tracer, finer=finer)
+
+
+def random_head(
+    source: Source, generator: torch.Generator, patient: disease.Patient, *, spacing_mm: float, finer: int
+) -> Head:
+    """The patient's head in a cube of 208 mm, ``finer`` times as fine as an image of ``spacing_mm``."""
     n = 2 * math.ceil(BRAIN_MM / spacing_mm / 2) * finer
-    head = source.head(generator, shape=(n, n, n), spacing_mm=spacing_mm / finer, **_atrophied(source, patient))
+    return source.head(generator, shape=(n, n, n), spacing_mm=spacing_mm / finer, **_atrophied(source, patient))
+
+
+def injected(head: Head, generator: torch.Generator, patient: disease.Patient, *, tracer: str, finer: int) -> Object:
+    """The patient's head with a tracer."""
     kind = TRACERS[tracer]
     image = activity(head, kind, patient.state(kind.target), generator, fwhm_mm=0.0, noise=0.0)
     return low_dose.brain(head, image, finer)

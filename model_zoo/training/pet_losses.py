@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_zoo.simulate.pet.low_dose import REGIONS
-
 __all__ = ["region_bias", "structural_consistency"]
 
 
@@ -15,8 +13,8 @@ def region_bias(mean: Tensor, target: Tensor, regions: Tensor) -> Tensor:
     """Mean over items and the regions present (the rest of the body is one) of |mean error| / mean of the target."""
     found = []
     for m, t, r in zip(mean[:, 0], target[:, 0], regions.long(), strict=True):
-        index = torch.where(t > 0.25 * t.mean(), r, len(REGIONS) + 1).flatten()
-        size = len(REGIONS) + 2
+        outside = int(r.max()) + 1
+        index, size = torch.where(t > 0.25 * t.mean(), r, outside).flatten(), outside + 1
         error, total = (torch.zeros(size, device=t.device).index_add(0, index, x.flatten()) for x in (m - t, t))
         there = torch.bincount(index, minlength=size)[:-1] >= 8
         found.append((error[:-1].abs() / total[:-1].clamp_min(1e-6))[there].mean())

@@ -29,10 +29,11 @@ from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.counts import Scan
 from model_zoo.simulate.pet.low_dose import REGIONS, Object, Pair, Reconstruction
-from model_zoo.simulate.pet.torso import random_torso
+from model_zoo.simulate.pet.torso import Torso, random_torso
 from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare, scale_of
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
+from model_zoo.training.labels import misplaced
 from model_zoo.training.pet_brains import random_brain
 from model_zoo.training.pet_losses import region_bias, structural_consistency
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
@@ -42,6 +43,7 @@ __all__ = [
     "region_maps", "validate",
 ]  # fmt: skip
 
+WARP_CELLS = 4
 POOLED_LESIONS = 24
 """In a torso of the pool: each is one of few."""
 
@@ -52,8 +54,9 @@ class Configuration(recipe.Configuration):
 
     ``brains``: share of brains among the objects, the rest are torsos. ``doses``: limits of the log-uniform fraction.
     ``pool``: scans, projected when first needed, and ``pool_share`` of the objects that come from them.
-    ``told``: share of items that are shown region maps, of ``labels`` "anatomy" (``low_dose.REGIONS``) or "ct"
-    (``ct_tissues``, from the attenuation map). ``target``: one of ``low_dose.TARGETS``.
+    ``told``: share of items that are shown region maps, of ``labels`` "anatomy" (``low_dose.REGIONS``), "ct"
+    (``ct_tissues``, from the attenuation map) or "both" (half of the torsos by CT, else anatomy). ``misplaced_mm``:
+    largest sd of their borders' displacement. ``target``: one of ``low_dose.TARGETS``.
     ``about_lesions``: share of patches, where an object has lesions.
     """
 
@@ -70,8 +73,9 @@ class Configuration(recipe.Configuration):
     pool_share: float = 0.95
     about_lesions: float = 0.6
     pool_slices: int = 64
-    told: float = 0.5
-    labels: Literal["anatomy", "ct"] = "anatomy"
+    told: float = 0.6
+    labels: Literal["anatomy", "ct", "both"] = "both"
+    misplaced_mm: float = 1.5
     target: str = "expected"
     gradient_weight: float = 0.1
     region_weight: float = 0.05
@@ -80,8 +84,8 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(32, 64, 128), blocks=2, refine=24, patch=32, steps=4500, batch=8, patches_per_object=4,
-        learning_rate=2e-3, warmup=40, ema=0.995, checkpoint_every=50, validate_every=300,
+        channels=(32, 64, 128), blocks=2, refine=24, patch=32, steps=3600, batch=8, patches_per_object=4, pool=240,
+        learning_rate=2e-3, warmup=40, ema=0.995, workers=1, checkpoint_every=50, validate_every=300,
     ),
     "gpu": Configuration(
         channels=(40, 80, 160), blocks=2, patch=48, steps=12000, batch=16, patches_per_object=4, learning_rate=1.5e-3,
@@ -104,23 +108,37 @@ def make_network(c: Configuration) -> nn.Module:
 
 def names_of(c: Configuration) -> tuple[str, ...]:
     """The regions that the network may be told, in the order of their numbers."""
-    return ct_tissues.NAMES if c.labels == "ct" else REGIONS
+    return {"anatomy": REGIONS, "ct": ct_tissues.NAMES, "both": REGIONS + ct_tissues.NAMES}[c.labels]
 
 
-def _labelled(c: Configuration, found: Object) -> Object:
-    return low_dose.by_attenuation(found) if c.labels == "ct" else found
+def _labelled(c: Configuration, found: Object, *, by_ct: bool) -> Object:
+    """The object with regions that have the numbers of ``names_of``: its own, or the tissues of its attenuation map."""
+    if not by_ct:
+        return found
+    found = low_dose.by_attenuation(found)
+    before = names_of(c).index(ct_tissues.NAMES[0])
+    return replace(found, regions=torch.where(found.regions > 0, found.regions + before, found.regions))
+
+
+def _brain(c: Configuration, source: Source, generator: torch.Generator, spacing_mm: float, finer: int) -> Object:
+    return _labelled(c, random_brain(source, generator, spacing_mm=spacing_mm, finer=finer), by_ct=c.labels == "ct")
+
+
+def _torso(c: Configuration, body: Torso, finer: int, generator: torch.Generator) -> Object:
+    by_ct = c.labels == "ct" or (c.labels == "both" and _uniform(generator) < 0.5)
+    return _labelled(c, low_dose.torso(body, finer), by_ct=by_ct)
 
 
 def _object(c: Configuration, source: Source, generator: torch.Generator) -> Object:
     spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
     if _uniform(generator) < c.brains:
         finer = 2 if spacing_mm >= 4 else 1
-        return _labelled(c, random_brain(source, generator, spacing_mm=spacing_mm, finer=finer))
+        return _brain(c, source, generator, spacing_mm, finer)
     n = c.patch * 3 // 2
     place = [(2 * _uniform(generator) - 1) * reach for reach in (90.0, 60.0)]
     middle_mm = (place[0], place[1], 40.0 + 460.0 * _uniform(generator))
     body = random_torso(generator, shape=(n, n, n), spacing_mm=spacing_mm, middle_mm=middle_mm)
-    return _labelled(c, low_dose.torso(body, 1))
+    return _torso(c, body, 1, generator)
 
 
 def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -129,8 +147,8 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
     i) with ``told`` (b,): 1 where the network may see them.
     """
     drawn = items(c, source, generator)
-    shown = prepare(drawn["low"], drawn.pop("dose"), drawn.pop("spacing_mm"))
-    return drawn | vars(shown)
+    maps = region_maps(drawn["regions"], drawn["told"], c)
+    return drawn | vars(prepare(drawn["low"], drawn.pop("dose"), drawn.pop("spacing_mm"), maps))
 
 
 def items(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -138,7 +156,8 @@ def items(c: Configuration, source: Source, generator: torch.Generator) -> dict[
     found: list[dict[str, Tensor]] = []
     while len(found) < c.batch:
         pairs = _pairs(c, source, generator)
-        found += [_item(c, pair, generator) for pair in pairs[: c.batch - len(found)]]
+        scales = {id(pair): scale_of(pair.low) for pair in pairs}
+        found += [_item(c, pair, scales[id(pair)], generator) for pair in pairs[: c.batch - len(found)]]
     return {name: torch.stack([item[name] for item in found]) for name in found[0]}
 
 
@@ -181,14 +200,13 @@ def _pooled(c: Configuration, source: Source, index: int) -> _Pooled:
     generator = seeded(c.seed, 10**8, index)
     spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
     if _uniform(generator) < c.brains:
-        found = random_brain(source, generator, spacing_mm=spacing_mm, finer=2)
+        found = _brain(c, source, generator, spacing_mm, 2)
     else:
         spacing_mm = max(spacing_mm, 3.0)
         j, i = (4 * math.ceil(side / spacing_mm / 2) for side in (300.0, 420.0))
         shape = (2 * c.pool_slices, j, i)
-        found = low_dose.torso(
-            random_torso(generator, shape=shape, spacing_mm=spacing_mm / 2, lesions=POOLED_LESIONS), 2
-        )
+        body = random_torso(generator, shape=shape, spacing_mm=spacing_mm / 2, lesions=POOLED_LESIONS)
+        found = _torso(c, body, 2, generator)
     made = Reconstruction(
         iterations=2 + int(torch.randint(3, (1,), generator=generator)),
         psf_fwhm_mm=4.5 if _uniform(generator) < 0.3 else 0.0,
@@ -197,7 +215,6 @@ def _pooled(c: Configuration, source: Source, index: int) -> _Pooled:
     psf_fwhm_mm = 4.0 + 2.0 * _uniform(generator)
     scan = low_dose.scanned(found, _log_uniform((1e7, 2e8), generator), generator, psf_fwhm_mm=psf_fwhm_mm)
     none = found.activity.new_zeros(0)  # it is projected: its fine lattice, times the pool, would fill the memory
-    found = _labelled(c, found)
     return _Pooled(replace(found, activity=none, mu_per_cm=none), scan, made, made(scan.expected, scan))
 
 
@@ -223,12 +240,17 @@ def _cohort_pair(c: Configuration, cohort: Cohort, generator: torch.Generator) -
     return Pair(low, standard, regions, none, row.numbers.get("dose", 1.0), spacing_mm)
 
 
-def _item(c: Configuration, pair: Pair, generator: torch.Generator) -> dict[str, Tensor]:
-    """A random patch, flipped, over the scale of its image, or up to four times that: a bladder may lie outside it."""
+def _item(c: Configuration, pair: Pair, scale: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """A random patch, flipped, over the scale of its image, or up to four times that: a bladder may lie outside it.
+
+    Its regions are those of another examination, registered and segmented: their borders are off.
+    """
     cut = _place(c, pair, generator)
     sides = [axis for axis in (1, 2) if _uniform(generator) < 0.5]
     low, target, regions = (_padded(x[cut], c.patch).flip(sides) for x in (pair.low, pair.target, pair.regions))
-    scale = scale_of(pair.low) * (4.0 ** _uniform(generator) if _uniform(generator) < 0.5 else 1.0)
+    off_mm = c.misplaced_mm * _uniform(generator)
+    regions = misplaced(regions, off_mm / pair.spacing_mm, WARP_CELLS, generator)
+    scale *= 4.0 ** _uniform(generator) if _uniform(generator) < 0.5 else 1.0
     return {
         "low": low[None] / scale,
         "target": target[None] / scale,
@@ -344,7 +366,6 @@ def inference(c: Configuration) -> dict[str, Any]:
         "regions": list(names_of(c)),
         "doses": list(c.doses),
         "spacings_mm": [min(c.spacings_mm), max(c.spacings_mm)],
-        "non_local_means": True,
     }
 
 

@@ -27,16 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo.networks.dose_transfer import DoseTransfer
-from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare
+from model_zoo.standard_dose import BANDS, EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare
 from model_zoo.training import standard_dose_pet
 from model_zoo.training.pet_losses import structural_consistency
 from model_zoo.training.recipe import Recipe, Source
 from model_zoo.training.standard_dose_pet import fidelity, items, names_of, region_maps
 
 __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "autoencoding", "batch", "holding", "loss", "make_network"]
-
-BANDS = 3
-"""Of what the network is shown the first channels, whose sum is the image less its widest blur over the amplitude."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +100,8 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
         lone = items(others, holding(source, name), generator)
         both = {key: torch.cat([pairs[key], lone[key]]) for key in pairs}
         dose = both["dose"] if name == "low" else torch.ones_like(both["dose"])
-        shown = prepare(both[image], dose, both["spacing_mm"])
+        maps = region_maps(both["regions"], both["told"], c)
+        shown = prepare(both[image], dose, both["spacing_mm"], maps)
         drawn |= {f"inputs_{name}": shown.inputs, f"embedding_{name}": shown.embedding}
         drawn |= {f"regions_{name}": both["regions"], f"told_{name}": both["told"]}
         if name == "low":

@@ -1,0 +1,125 @@
+"""What the standard-dose model is measured on: held-out brains and unseen torsos, with what MR or CT tell.
+
+A head's labels are those that the shipped anatomy model finds in its simulated T1w of 1.5 mm, off by up to 1 mm along
+each axis as a registration leaves them; a torso's are its tissues by CT number. The object's own are the best possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model_zoo import ct_tissues, registry
+from model_zoo.evaluation.anatomy import label
+from model_zoo.simulate import anatomy
+from model_zoo.simulate.heads import Head
+from model_zoo.simulate.mr import TissueParameters
+from model_zoo.simulate.pet import disease, low_dose
+from model_zoo.simulate.pet.disease import Patient
+from model_zoo.simulate.pet.low_dose import REGIONS, Object
+from model_zoo.simulate.pet.torso import random_torso
+from model_zoo.simulate.sequences import random_sequence
+from model_zoo.simulate.volumes import Scan, normalised, scanned, signal_volume, tissue_maps
+from model_zoo.structures import COUNT, STRUCTURES
+from model_zoo.training.pet_brains import injected, random_head
+from model_zoo.training.recipe import Source, seeded
+
+__all__ = ["REFERENCE_SUV", "SEED", "Case", "cases", "quick_cases", "region_maps", "shares_of"]
+
+REFERENCE_SUV = {"FDG": 6.0, "florbetapir": 1.2, "flortaucipir": 1.0}
+"""SUV of the reference region, which turns the simulated ratio into SUV: plausible, not measured."""
+SEED = 20_260
+NAMES = REGIONS + ct_tissues.NAMES
+HEAD_MM = 3.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """``kind``: "brain" or "torso"; ``name``: tracer or part of the body; ``groups``: of the subgroup table.
+
+    ``told``: share of each voxel that belongs to each region of NAMES by MR or CT (r, k, j, i).
+    """
+
+    kind: str
+    name: str
+    groups: tuple[str, ...]
+    found: Object
+    told: Tensor
+    seed: int
+
+
+def cases(root: Path | None) -> Iterator[Case]:
+    """Two held-out heads with three tracers each, three torsos that no training seed draws."""
+    for at, (subject, tracer) in enumerate((s, t) for t in REFERENCE_SUV for s in anatomy.TEST):
+        generator = seeded(SEED, at)
+        patient = disease.sample(generator)
+        head = random_head(Source((subject,), root), generator, patient, spacing_mm=HEAD_MM, finer=2)
+        found = injected(head, generator, patient, tracer=tracer, finer=2)
+        told = _by_mr(head, found, seeded(SEED, at, 2))
+        yield Case("brain", tracer, _groups(tracer, patient), _in_suv(found, REFERENCE_SUV[tracer]), told, SEED + at)
+    for at, z_mm in enumerate((110.0, 290.0, 420.0)):
+        body = random_torso(
+            seeded(SEED, 100 + at), shape=(96, 160, 216), spacing_mm=2.0, middle_mm=(0.0, 0.0, z_mm), lesions=8
+        )
+        part = ("pelvis", "abdomen", "thorax")[at]
+        found = low_dose.torso(body, 2)
+        yield Case("torso", part, ("torso", f"torso, {part}"), found, _by_ct(found), SEED + 100 + at)
+
+
+def quick_cases() -> Iterator[Case]:
+    """One small torso."""
+    body = random_torso(seeded(SEED), shape=(24, 80, 104), spacing_mm=4.0, middle_mm=(0.0, 0.0, 290.0), lesions=4)
+    found = low_dose.torso(body, 2)
+    yield Case("torso", "abdomen", ("torso",), found, _by_ct(found), SEED)
+
+
+def shares_of(labels: Tensor, finer: int = 1) -> Tensor:
+    """Shares of the regions of NAMES (r, k, j, i) in blocks of finer^3 of ``labels``, numbered as they are, from 1."""
+    masks = ((labels == number).float() for number in range(1, len(NAMES) + 1))
+    return torch.stack([functional.avg_pool3d(mask[None], finer)[0] for mask in masks])
+
+
+def region_maps(shares: Tensor, names: Sequence[str]) -> Tensor | None:
+    """Those of ``names``, in their order; None for a network that knows no regions."""
+    return None if not names else shares[[NAMES.index(name) for name in names]]
+
+
+def _groups(tracer: str, patient: Patient) -> tuple[str, ...]:
+    age = "below 73 years" if patient.age_years < 73 else "73 years and above"
+    loss = "below" if patient.atrophy.hippocampus < 0.1 else "from"
+    return "brain", f"brain, {tracer}", f"brain, {age}", f"brain, hippocampal loss {loss} 10 %"
+
+
+def _in_suv(found: Object, factor: float) -> Object:
+    return Object(factor * found.activity, found.mu_per_cm, found.regions, found.lesion, found.spacing_mm, found.finer)
+
+
+def _by_ct(found: Object) -> Tensor:
+    hu = ct_tissues.hounsfield(found.mu_per_cm.cpu().numpy())
+    tissues = torch.from_numpy(ct_tissues.without_skin(ct_tissues.classify(hu)))
+    return shares_of(torch.where(tissues > 0, tissues + len(REGIONS), tissues), found.finer)
+
+
+def _by_mr(head: Head, found: Object, generator: torch.Generator) -> Tensor:
+    """Tissues by the structures that the anatomy model finds in an MPRAGE; the true ones where none is shipped."""
+    try:
+        model = registry.load("anatomy")
+    except registry.BundleError:
+        return shares_of(found.regions)
+    p = TissueParameters.table().regional(generator, COUNT + 1)
+    t1w = signal_volume(tissue_maps(head, p, generator), random_sequence("mprage", generator), head)
+    t1w = normalised(scanned(t1w, head, Scan((head.spacing_mm,) * 3), generator))
+    fine = round(found.spacing_mm)
+    shape = [fine * n for n in found.regions.shape]
+    at_1_mm = functional.interpolate(t1w[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
+    off = (torch.randint(3, (3,), generator=generator) - 1).tolist()
+    structures = label(model, at_1_mm).roll(off, (0, 1, 2))
+    of_structure = torch.zeros(COUNT + 1, dtype=torch.uint8)
+    for structure in STRUCTURES:
+        of_structure[structure.number] = 1 + REGIONS.index(structure.tissue)
+    return shares_of(of_structure[structures.long()], fine)
