@@ -107,7 +107,9 @@ def _answers(
 
     wide = filters.gaussians(low, (12.0,), spacing_mm)[0].clamp_min(0.02 * float(reference.max()))
     noise_sd = wide**0.7 * ((low - wide)[inside].abs() / wide[inside] ** 0.7).median() * 1.48
-    shares = {OURS: None, TOLD: case.told, KNOWING: shares_of(case.found.regions)}
+    shares = {OURS: None, TOLD: case.told}
+    if dose == SHOWN_DOSE:
+        shares[KNOWING] = shares_of(case.found.regions)
     ours = {name: restored(known) for name, known in shares.items()}
     answers = {
         "low dose": low,
@@ -121,9 +123,9 @@ def _dose_tables(results: Sequence[_Result]) -> Iterator[Table]:
     for kind in ("brain", "torso"):
         rows: list[tuple[str | float, ...]] = []
         for dose in sorted({r.dose for r in results}):
+            found = [r for r in results if r.dose == dose and r.case.kind == kind]
             for method in METHODS:
-                found = [r for r in results if r.dose == dose and r.case.kind == kind]
-                if found:
+                if found and method in found[0].answers:
                     rows.append((f"{100 * dose:g} %, {method}", *_scores(found, method)))
         if rows:
             columns = ("dose and method", "PSNR dB", "SSIM", "NRMSE", "total activity ratio")
