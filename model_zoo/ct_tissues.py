@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["CT_TISSUES", "LUNG", "NAMES", "CtTissue", "classify", "hounsfield", "without_skin"]
+__all__ = ["BONE", "CT_TISSUES", "LUNG", "NAMES", "CtTissue", "classify", "hounsfield", "without_skin"]
 
-LUNG = 1
+LUNG, BONE = 1, 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ CT_TISSUES = (
     CtTissue(LUNG, "lung by CT", -950.0, "39607008", "Lung"),
     CtTissue(2, "fat by CT", -190.0, "55603005", "Adipose tissue"),
     CtTissue(3, "soft tissue by CT", -30.0, "87784001", "Soft tissue"),
-    CtTissue(4, "bone by CT", 150.0, "272673000", "Bone"),
+    CtTissue(BONE, "bone by CT", 150.0, "272673000", "Bone"),
 )
 """In order of their numbers, from 1."""
 

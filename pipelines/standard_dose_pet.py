@@ -192,7 +192,7 @@ def _told(laid: Laid, lattice: Isotropic, model: Model) -> Tensor | None:
         if each.lies_upon and set(each.names) & set(names):
             maps = each.maps(names, lattice.grid)
             told = maps if told is None else told + maps * (1 - told.sum(dim=0))
-    return None if told is None else told.to(model.device)
+    return told.to(model.device) if told is not None and bool(told.any()) else None
 
 
 def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Options) -> _Result:

@@ -115,6 +115,25 @@ def test_the_tissues_of_a_ct_lie_where_the_body_has_them(torso: Torso, ct: Volum
     assert found.lies_upon
 
 
+def test_a_network_is_told_nothing_of_the_head_by_ct() -> None:
+    """A skull of 10 cm radius above a torso: told is what is farther than 4 cm from where bone encloses much."""
+    grid = lattice("axial", (100, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0))
+    k, j, i = (4.0 * x for x in np.ogrid[:100, :60, :60])
+    from_middle = np.sqrt((k - 280) ** 2 + (j - 120) ** 2 + (i - 120) ** 2)
+    labels = np.where(from_middle < 104, 3, 0).astype(np.uint8)
+    labels[(from_middle > 92) & (from_middle <= 100)] = 4
+    labels[:40, 10:50, 5:55] = 3
+    labels[:40, 40:44, 28:32] = 4  # a spine
+    found = ct_regions.Tissues(labels, grid, 1.0, True)
+    maps = found.maps(list(ct_tissues.NAMES), grid)
+    told = maps.sum(dim=(0, 2, 3)) > 0
+    assert bool(told[:34].all())
+    assert not bool(told[42:].any())
+    assert "nothing by CT" in found.words
+    torso = ct_regions.Tissues(labels[:40], lattice("axial", (40, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0)), 1.0, True)
+    assert "nothing by CT" not in torso.words
+
+
 def test_couch_and_air_about_the_body_are_no_tissue(ct: Volume, pet: Volume) -> None:
     with_couch = ct.data.copy()
     with_couch[:, -4:-3, 10:-10] = 100.0  # a shell
