@@ -194,7 +194,7 @@ def restore(
         found, s = interpret(output[:, :, inner], prepared.copies[:, :, core], amplitude)
         mean[core], sd[core] = found[0, 0], math.sqrt(2) * (amplitude * s.exp())[0, 0]
         progress(core.stop / len(mean))
-    known = None if maps is None else maps[0]
+    known = maps[0] if maps is not None and bool(maps.any()) else None
     mean += _explained(scaled[0, 0] - mean, known, spacing_mm, [_window_voxels(dose, known is not None)])[0]
     mean, sd = give_back(scaled[0, 0], mean, sd)
     k, j, i = low.shape

@@ -31,9 +31,8 @@ from model_zoo.simulate.pet.counts import Scan
 from model_zoo.simulate.pet.low_dose import REGIONS, Object, Pair, Reconstruction
 from model_zoo.simulate.pet.torso import Torso, random_torso
 from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare, scale_of
-from model_zoo.training import recipe
+from model_zoo.training import labels, recipe
 from model_zoo.training.cohort import Cohort
-from model_zoo.training.labels import misplaced
 from model_zoo.training.pet_brains import random_brain
 from model_zoo.training.pet_losses import region_bias, structural_consistency
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
@@ -44,8 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 WARP_CELLS = 4
-POOLED_LESIONS = 24
-"""In a torso of the pool: each is one of few."""
+POOLED_LESIONS = 24  # in a torso of the pool: each is one of few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,8 @@ class Configuration(recipe.Configuration):
     ``pool``: scans, projected when first needed, and ``pool_share`` of the objects that come from them.
     ``told``: share of items that are shown region maps, of ``labels`` "anatomy" (``low_dose.REGIONS``), "ct"
     (``ct_tissues``, from the attenuation map) or "both" (half of the torsos by CT, else anatomy). ``misplaced_mm``:
-    largest sd of their borders' displacement. ``target``: one of ``low_dose.TARGETS``.
-    ``about_lesions``: share of patches, where an object has lesions.
+    largest sd of their borders' displacement. ``target``: one of ``low_dose.TARGETS``. ``about_lesions``: share of
+    patches, where an object has lesions.
     """
 
     channels: tuple[int, ...]
@@ -111,22 +109,15 @@ def names_of(c: Configuration) -> tuple[str, ...]:
     return {"anatomy": REGIONS, "ct": ct_tissues.NAMES, "both": REGIONS + ct_tissues.NAMES}[c.labels]
 
 
-def _labelled(c: Configuration, found: Object, *, by_ct: bool) -> Object:
-    """The object with regions that have the numbers of ``names_of``: its own, or the tissues of its attenuation map."""
-    if not by_ct:
-        return found
-    found = low_dose.by_attenuation(found)
-    before = names_of(c).index(ct_tissues.NAMES[0])
-    return replace(found, regions=torch.where(found.regions > 0, found.regions + before, found.regions))
-
-
 def _brain(c: Configuration, source: Source, generator: torch.Generator, spacing_mm: float, finer: int) -> Object:
-    return _labelled(c, random_brain(source, generator, spacing_mm=spacing_mm, finer=finer), by_ct=c.labels == "ct")
+    found = random_brain(source, generator, spacing_mm=spacing_mm, finer=finer)
+    return labels.by_ct(found, names_of(c)) if c.labels == "ct" else found
 
 
 def _torso(c: Configuration, body: Torso, finer: int, generator: torch.Generator) -> Object:
+    found = low_dose.torso(body, finer)
     by_ct = c.labels == "ct" or (c.labels == "both" and _uniform(generator) < 0.5)
-    return _labelled(c, low_dose.torso(body, finer), by_ct=by_ct)
+    return labels.by_ct(found, names_of(c)) if by_ct else found
 
 
 def _object(c: Configuration, source: Source, generator: torch.Generator) -> Object:
@@ -226,15 +217,13 @@ def _counted(c: Configuration, p: _Pooled, generator: torch.Generator) -> Pair:
     )
 
 
-_IMAGES = ("low", "standard")
-
-
 def _cohort_pair(c: Configuration, cohort: Cohort, generator: torch.Generator) -> Pair:
     """Where a row has one image only, it stands for both (rows of this recipe have both)."""
     row = cohort.row(generator)
     spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
     found = cohort.patch(row, list(row.images), (c.patch,) * 3, spacing_mm, generator)
-    low, standard = (found[name if name in found else other] for name, other in (_IMAGES, _IMAGES[::-1]))
+    low = found["low" if "low" in found else "standard"]
+    standard = found["standard" if "standard" in found else "low"]
     none = torch.zeros_like(low)
     regions = found.get("regions", none).round().clamp(0, len(names_of(c))).to(torch.uint8)
     return Pair(low, standard, regions, none, row.numbers.get("dose", 1.0), spacing_mm)
@@ -248,8 +237,8 @@ def _item(c: Configuration, pair: Pair, scale: float, generator: torch.Generator
     cut = _place(c, pair, generator)
     sides = [axis for axis in (1, 2) if _uniform(generator) < 0.5]
     low, target, regions = (_padded(x[cut], c.patch).flip(sides) for x in (pair.low, pair.target, pair.regions))
-    off_mm = c.misplaced_mm * _uniform(generator)
-    regions = misplaced(regions, off_mm / pair.spacing_mm, WARP_CELLS, generator)
+    off_voxels = c.misplaced_mm * _uniform(generator) / pair.spacing_mm
+    regions = labels.misplaced(regions, off_voxels, WARP_CELLS, generator)
     scale *= 4.0 ** _uniform(generator) if _uniform(generator) < 0.5 else 1.0
     return {
         "low": low[None] / scale,
