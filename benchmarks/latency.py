@@ -45,6 +45,10 @@ class Study:
     write: Callable[[Path], list[str]]
 
 
+def _of_the_study(_: int, ds: Dataset) -> None:
+    ds.StudyInstanceUID = "1.2.826.0.1.3680043.8.498.7"
+
+
 def _t1w(folder: Path) -> list[str]:
     unpacked(anatomy.data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", folder)
     return [str(folder)]
@@ -56,7 +60,7 @@ def _brain_pet(folder: Path) -> list[str]:
     data = np.ascontiguousarray(image.transpose(2, 1, 0)[:, ::-1, ::-1])
     k, j, i = data.shape
     grid = Grid((k, j, i), np.array([[2.0, 0, 0, -i], [0, 2.0, 0, -j], [0, 0, 2.0, -k], [0, 0, 0, 1.0]]))
-    write_pet(folder, grid, 8000 * data / np.quantile(data, 0.99))
+    write_pet(folder, grid, 8000 * data / np.quantile(data, 0.99), edit=_of_the_study)
     return [str(folder)]
 
 
@@ -81,9 +85,9 @@ def _flair_and_t1w(folder: Path) -> list[str]:
 def _write_mr(folder: Path, volume: Volume, name: str) -> None:
     times = {"flair": ("8000", "330", "2400"), "t1w": ("2000", "20", "800")}[name]
 
-    def edit(_: int, ds: Dataset) -> None:
+    def edit(k: int, ds: Dataset) -> None:
         ds.RepetitionTime, ds.EchoTime, ds.InversionTime = times
-        ds.StudyInstanceUID = "1.2.826.0.1.3680043.8.498.7"
+        _of_the_study(k, ds)
         ds.SeriesDescription, ds.MRAcquisitionType = name, "3D"
 
     data = np.clip(volume.data * (4000 / np.quantile(volume.data, 0.999)), 0, 65535)

@@ -22,7 +22,7 @@ from model_zoo.structures import number
 
 __all__ = ["ALLEN", "LABELS", "mni_coordinates", "sample_mni", "structure_map"]
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 SPACING_MM = 2.0
 LEAST_OVERLAP = 0.8
 
@@ -171,13 +171,17 @@ def _check_overlap(subject: str, fixed: Any, warped: Any) -> None:
 
 
 def _affine(fixed: Any, moving: Any) -> Any:
-    """Fixed to moving: the boxes of the two brains laid on each other, then refined by cross-correlation."""
+    """Fixed to moving: the boxes of the two brains laid on each other, then refined by cross-correlation.
+
+    The voxels that are asked have a fixed seed: by the clock's, which is the default, one registration in five of a
+    label map ended 5 mm from the others.
+    """
     import SimpleITK as sitk  # noqa: N813
 
     registration = sitk.ImageRegistrationMethod()
     registration.SetMetricAsCorrelation()
     registration.SetMetricSamplingStrategy(registration.REGULAR)
-    registration.SetMetricSamplingPercentage(0.2)
+    registration.SetMetricSamplingPercentage(0.2, seed=1)
     registration.SetInterpolator(sitk.sitkLinear)
     registration.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 100)
     registration.SetOptimizerScalesFromPhysicalShift()
