@@ -25,7 +25,7 @@ from model_zoo.simulate.pet.low_dose import REGIONS, Object
 from model_zoo.simulate.pet.torso import random_torso
 from model_zoo.simulate.sequences import random_sequence
 from model_zoo.simulate.volumes import Scan, normalised, scanned, signal_volume, tissue_maps
-from model_zoo.structures import COUNT, STRUCTURES
+from model_zoo.structures import COUNT
 from model_zoo.training.pet_brains import injected, random_head
 from model_zoo.training.recipe import Source, seeded
 
@@ -119,7 +119,4 @@ def _by_mr(head: Head, found: Object, generator: torch.Generator) -> Tensor:
     at_1_mm = functional.interpolate(t1w[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
     off = (torch.randint(3, (3,), generator=generator) - 1).tolist()
     structures = label(model, at_1_mm).roll(off, (0, 1, 2))
-    of_structure = torch.zeros(COUNT + 1, dtype=torch.uint8)
-    for structure in STRUCTURES:
-        of_structure[structure.number] = 1 + REGIONS.index(structure.tissue)
-    return shares_of(of_structure[structures.long()], fine)
+    return shares_of(low_dose.regions_of(structures), fine)

@@ -129,8 +129,7 @@ def _dose_tables(results: Sequence[_Result]) -> Iterator[Table]:
                     rows.append((f"{100 * dose:g} %, {method}", *_scores(found, method)))
         if rows:
             columns = ("dose and method", "PSNR dB", "SSIM", "NRMSE", "total activity ratio")
-            note = NOTE
-            yield Table(f"Image quality by dose, {kind}", columns, tuple(rows), note)
+            yield Table(f"Image quality by dose, {kind}", columns, tuple(rows), NOTE)
 
 
 def _scores(found: Sequence[_Result], method: str) -> tuple[float, ...]:

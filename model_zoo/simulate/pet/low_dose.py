@@ -34,6 +34,7 @@ __all__ = [
     "brain",
     "by_attenuation",
     "osem_pair",
+    "regions_of",
     "scanned",
     "surrogate_pair",
     "torso",
@@ -114,10 +115,7 @@ def brain(head: Head, activity: Tensor, finer: int) -> Object:
     names = list(anatomy.TISSUES)
     mu = torch.full((len(names),), _MU_SOFT)
     mu[names.index("air")], mu[names.index("bone")] = 0.0, _MU_BONE
-    of_structure = torch.zeros(len(STRUCTURES) + 1, dtype=torch.uint8)
-    for structure in STRUCTURES:
-        of_structure[structure.number] = 1 + REGIONS.index(structure.tissue)
-    regions = of_structure[_nearest(head.structure, finer).to(torch.int64)]
+    regions = regions_of(_nearest(head.structure, finer))
     return Object(
         activity,
         mu[head.tissue.to(torch.int64)],
@@ -126,6 +124,14 @@ def brain(head: Head, activity: Tensor, finer: int) -> Object:
         head.spacing_mm * finer,
         finer,
     )
+
+
+def regions_of(structure: Tensor) -> Tensor:
+    """Number of the region, uint8, that each structure of the head belongs to; 0 for none."""
+    of_structure = torch.zeros(len(STRUCTURES) + 1, dtype=torch.uint8)
+    for each in STRUCTURES:
+        of_structure[each.number] = 1 + REGIONS.index(each.tissue)
+    return of_structure[structure.to(torch.int64)]
 
 
 def torso(body: Torso, finer: int) -> Object:
