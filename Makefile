@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
+PROCESSES ?= 2
 
 .PHONY: demo test lint bench peers viewer clean
 
@@ -15,7 +16,7 @@ demo: $(INSTALLED) viewer
 	$(BIN)/dicomnode demo $(if $(KEEP),--keep)
 
 test: $(INSTALLED) peers viewer lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ PATIENT: dict[str, Any] = {"PatientName": "Müller^Jürgen", "PatientID": "4711-
 def configured(folder: Path, *found: Peer, **options: Any) -> Config:
     """Two peers of one address: one is for copies, one for the clinic."""
     return Config(
-        node=NodeConfig(data_dir=folder / "data", network_timeout_s=5),
+        node=NodeConfig(data_dir=folder / "data"),
         delivery=DeliveryConfig(backoff_s=10),
         peers=found,
         deidentify=(write_profile(folder, **options),),

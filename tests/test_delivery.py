@@ -30,7 +30,7 @@ Sessions = sessionmaker[Session]
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    node = NodeConfig(data_dir=tmp_path / "data", network_timeout_s=5)
+    node = NodeConfig(data_dir=tmp_path / "data")
     return Config(node=node, delivery=DeliveryConfig(backoff_s=10, backoff_max_s=80, breaker_open_s=30))
 
 

@@ -194,7 +194,7 @@ def _an_output(config: Config, ds: Dataset) -> OutputFile:
 def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire(
     sessions: sessionmaker[Session], now: datetime, storescp: StoreScp, tmp_path: Path
 ) -> None:
-    config = Config(node=NodeConfig(data_dir=tmp_path / "data", network_timeout_s=5), peers=(storescp.peer,))
+    config = Config(node=NodeConfig(data_dir=tmp_path / "data"), peers=(storescp.peer,))
     good, bad = _object("MR"), _object("page")
     of_site = replace(PROVENANCE, pipeline="site_pipeline", model_name="site-model")
     these = found(grid("axial", 1))

@@ -43,7 +43,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def told_by(folder: Path, **notifications: Any) -> Config:
     return Config(
-        node=NodeConfig(data_dir=folder / "data", network_timeout_s=5),
+        node=NodeConfig(data_dir=folder / "data"),
         delivery=DeliveryConfig(backoff_s=10, backoff_max_s=80, give_up_after_h=72),
         notifications=NotificationsConfig.model_validate(notifications),
         path=folder / "node.toml",

@@ -63,7 +63,7 @@ def taking(port: int, *refused: str) -> Iterator[list[str]]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return Config(node=NodeConfig(data_dir=tmp_path / "data", network_timeout_s=5))
+    return Config(node=NodeConfig(data_dir=tmp_path / "data"))
 
 
 def peer(name: str = "pacs", port: int | None = None, **wanted: Any) -> Peer:
