@@ -16,7 +16,7 @@ that of the Laplace density, sqrt(2) b, and refers to the noise-free image at th
 What the network has taken away should be noise, which has no mean: its regression on the anatomy, in windows that grow
 as the dose falls, goes back, so that a tissue keeps its activity. Where what is left is too much to be noise, it is
 given back as well (``give_back``): small hot lesions are few among the voxels of a training and lose of their peak
-otherwise.
+otherwise. What the network has left of the noise, a fraction of it, non-local means of its answer take away.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ _GIVE_BACK_SD_VOXELS = (1.0, 0.5)
 _SIGNIFICANT = 4.0
 """Of the noise's standard deviations. Chosen on other objects than those of the evaluation: at a tenth of the dose
 SUVpeak of lesions below 1 ml is 14 % too low without and 11 % with it (by CT: 17 and 14), and no PSNR is lost."""
+_REACH_VOXELS = 3
+"""How far non-local means of the answer look."""
 _LOG_B = (-6.0, 2.0)
 
 
@@ -195,8 +197,11 @@ def restore(
         mean[core], sd[core] = found[0, 0], math.sqrt(2) * (amplitude * s.exp())[0, 0]
         progress(core.stop / len(mean))
     known = maps[0] if maps is not None and bool(maps.any()) else None
-    mean += _explained(scaled[0, 0] - mean, known, spacing_mm, [_window_voxels(dose, known is not None)])[0]
+    told = known is not None
+    mean += _explained(scaled[0, 0] - mean, known, spacing_mm, [_window_voxels(dose, told)])[0]
     mean, sd = give_back(scaled[0, 0], mean, sd)
+    left_sd = _left(dose, told) * _NORMAL * prepared.amplitude[0, 0]
+    mean = filters.non_local_means(mean, (1.0,), left_sd, reach=_REACH_VOXELS)[0]
     k, j, i = low.shape
     return scale * mean[:k, :j, :i].clamp_min(0), scale * sd[:k, :j, :i]
 
@@ -232,6 +237,16 @@ def _window_voxels(dose: float, told: bool) -> float:
     by it without an anatomy.
     """
     return (2.0 if told else 1.2) * math.pow(0.5 / dose, 0.3)
+
+
+def _left(dose: float, told: bool) -> float:
+    """Share of the image's noise that the network leaves: 0.22, 0.3 and 0.41 at 50, 10 and 2 % of the dose; without an
+    anatomy, when detail is taken for noise sooner, two thirds of it.
+
+    Chosen on other objects than those of the evaluation among 0.1 to 0.7: at a tenth of the dose torsos gain 0.6 dB
+    by it, brains 0.3 and without an anatomy 0.2 (FDG loses 0.1). Lesions lose another 0.5 % of their SUVpeak.
+    """
+    return (0.3 if told else 0.2) * math.pow(0.1 / dose, 0.2)
 
 
 def _slabs(shape: Sequence[int], stride: int, largest: int) -> Iterator[tuple[slice, slice]]:

@@ -114,6 +114,13 @@ def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
         low_dose.surrogate_pair(found, 0.5, seeded(2), noise=0.1, target="other")
 
 
+@pytest.fixture
+def as_the_network_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of what the network leaves of the noise is taken away."""
+    monkeypatch.setattr(standard_dose, "_left", lambda dose, told: 1e-3)
+
+
+@pytest.mark.usefixtures("as_the_network_answers")
 def test_what_the_network_is_shown_does_not_depend_on_the_unit() -> None:
     low = low_dose.surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
     assert standard_dose.scale_of(2.5e4 * low) == pytest.approx(2.5e4 * standard_dose.scale_of(low), rel=1e-4)
@@ -171,6 +178,19 @@ def test_every_tissue_keeps_its_activity() -> None:
     mean, _ = standard_dose.restore(Lowering(1), low, 0.1, spacing_mm=8.0, bf16=False, regions=maps)
     for tissue in (truth > 2, truth < 2):
         assert float(mean[tissue].mean() / low[tissue].mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_noise_that_the_network_leaves_is_taken_away_and_an_edge_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = torch.ones(24, 32, 32)
+    truth[:, :, 16:] = 4.0
+    low = truth + 0.3 * truth**0.7 * torch.randn(truth.shape, generator=seeded(9))
+    found, _ = standard_dose.restore(Choosing(1), low, 0.1, spacing_mm=8.0, bf16=False)
+    monkeypatch.setattr(standard_dose, "_left", lambda dose, told: 1e-3)
+    before, _ = standard_dose.restore(Choosing(1), low, 0.1, spacing_mm=8.0, bf16=False)
+    for flat in (slice(0, 10), slice(22, 32)):
+        assert float((found - truth)[..., flat].std()) < 0.6 * float((before - truth)[..., flat].std())
+    steepest = [float(x.diff(dim=2).mean(dim=(0, 1)).max()) for x in (found, before)]
+    assert steepest[0] == pytest.approx(steepest[1], rel=0.05)
 
 
 def test_one_hot_voxel_does_not_rescale_the_patient() -> None:
@@ -242,6 +262,7 @@ def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None
     assert only == pytest.approx(0.1, rel=1e-3)
 
 
+@pytest.mark.usefixtures("as_the_network_answers")
 def test_the_evaluation_makes_its_tables_and_a_network_that_does_nothing_ties_with_the_low_dose() -> None:
     model = registry.Model("standard_dose_pet", "0", "", {}, Nothing(), {}, "cpu")
     found = evaluator("standard_dose_pet")(model, root=None, quick=True, progress=lambda share, word: None)
