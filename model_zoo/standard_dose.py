@@ -16,7 +16,8 @@ that of the Laplace density, sqrt(2) b, and refers to the noise-free image at th
 What the network has taken away should be noise, which has no mean: its regression on the anatomy, in windows that grow
 as the dose falls, goes back, so that a tissue keeps its activity. Where what is left is too much to be noise, it is
 given back as well (``give_back``): small hot lesions are few among the voxels of a training and lose of their peak
-otherwise. What the network has left of the noise, a fraction of it, non-local means of its answer take away.
+otherwise. What the network has left of the noise, a fraction of it, non-local means of its answer take away; with an
+anatomy every tissue is then given its activity once more.
 """
 
 from __future__ import annotations
@@ -197,13 +198,28 @@ def restore(
         mean[core], sd[core] = found[0, 0], math.sqrt(2) * (amplitude * s.exp())[0, 0]
         progress(core.stop / len(mean))
     known = maps[0] if maps is not None and bool(maps.any()) else None
-    told = known is not None
-    mean += _explained(scaled[0, 0] - mean, known, spacing_mm, [_window_voxels(dose, told)])[0]
-    mean, sd = give_back(scaled[0, 0], mean, sd)
-    left_sd = _left(dose, told) * _NORMAL * prepared.amplitude[0, 0]
-    mean = filters.non_local_means(mean, (1.0,), left_sd, reach=_REACH_VOXELS)[0]
+    mean, sd = _finished(scaled[0, 0], mean, sd, prepared.amplitude[0, 0], known, dose=dose, spacing_mm=spacing_mm)
     k, j, i = low.shape
     return scale * mean[:k, :j, :i].clamp_min(0), scale * sd[:k, :j, :i]
+
+
+def _finished(
+    low: Tensor, mean: Tensor, sd: Tensor, amplitude: Tensor, known: Tensor | None, *, dose: float, spacing_mm: float
+) -> tuple[Tensor, Tensor]:
+    """The network's ``(mean, sd)`` (k, j, i) with what it took and should not, and without what it left of the noise.
+
+    ``known``: regions (r, k, j, i), or None. The last step keeps regions within 3 % on other objects than those of the
+    evaluation (kidneys 1.5 instead of 2.3 %) for 0.04 dB.
+    """
+    told = known is not None
+    windows = [_window_voxels(dose, told)]
+    mean = mean + _explained(low - mean, known, spacing_mm, windows)[0]
+    mean, sd = give_back(low, mean, sd)
+    left_sd = _left(dose, told) * _NORMAL * amplitude
+    mean = filters.non_local_means(mean, (1.0,), left_sd, reach=_REACH_VOXELS)[0]
+    if told:
+        mean = mean + _explained(low - mean, known, spacing_mm, windows)[0]
+    return mean, sd
 
 
 def give_back(low: Tensor, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
