@@ -143,6 +143,7 @@ def test_couch_and_air_about_the_body_are_no_tissue(ct: Volume, pet: Volume) -> 
     assert float((bare.on_pet != couched.on_pet).mean()) < 1e-3
 
 
+@pytest.mark.usefixtures("as_the_network_answers")
 def test_a_network_is_told_the_tissues_that_it_knows_and_only_those(ct: Volume, pet: Volume) -> None:
     knows, told = _model("liver", *ct_tissues.NAMES)
     findings = _run(knows, pet, ct)

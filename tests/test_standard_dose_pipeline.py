@@ -101,6 +101,7 @@ def _run(model: registry.Model, pet: Volume, facts: dict[str, Any] | None = None
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("as_the_network_answers")
 def test_a_network_that_changes_nothing_gives_the_input_back(identity: registry.Model) -> None:
     pet = Volume(_body(_grid()), _grid(), "Bq/ml")
     found = _run(identity, pet)

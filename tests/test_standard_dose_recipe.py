@@ -114,12 +114,6 @@ def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
         low_dose.surrogate_pair(found, 0.5, seeded(2), noise=0.1, target="other")
 
 
-@pytest.fixture
-def as_the_network_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of what the network leaves of the noise is taken away."""
-    monkeypatch.setattr(standard_dose, "_left", lambda dose, told: 1e-3)
-
-
 @pytest.mark.usefixtures("as_the_network_answers")
 def test_what_the_network_is_shown_does_not_depend_on_the_unit() -> None:
     low = low_dose.surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
