@@ -17,6 +17,8 @@ import typer
 from dicomnode.errors import ConfigError, NodeError, NotFound
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from model_zoo.training.loop import Progress
     from model_zoo.training.recipe import Recipe, Sources
 
@@ -36,6 +38,9 @@ def train(
     configuration: Annotated[str, typer.Option(help="cpu, gpu, or smoke (seconds, to see that it runs).")] = "cpu",
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1 …")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Folder of a bundle of this recipe whose weights to go on from.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the configuration's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that draw batches ahead.")] = None,
     changed: Annotated[
@@ -58,7 +63,11 @@ def train(
     try:
         _check_device(device)
         sources = _sources(found, data, manifest, phantom)
-        _run(found, chosen, folder, sources, device, resume, version)
+        weights = None
+        if start is not None:
+            words, weights = _first_weights(found, start)
+            chosen = replace(chosen, start=words)
+        _run(found, chosen, folder, sources, device, resume, version, weights)
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         if isinstance(error, NodeError):
             raise
@@ -141,13 +150,45 @@ def _sources(recipe: Recipe[Any], data: Path | None, table: Path | None, phantom
         raise ConfigError(f"{table}: {len(error.problems)} thing(s) to put right, nothing was trained") from error
 
 
-def _run(recipe: Recipe[Any], c: Any, folder: Path, sources: Sources, device: str, resume: bool, version: str) -> None:
+def _first_weights(recipe: Recipe[Any], folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """The weights of the bundle in ``folder``, and what a bundle made from them says of their origin."""
+    from model_zoo import registry
+
+    try:
+        facts = registry.read_facts(folder)
+        if facts.metadata.get("recipe") != recipe.name:
+            raise ConfigError(f"--from {folder}: made by the recipe {facts.metadata.get('recipe')}, not {recipe.name}")
+        weights = registry.load_from(facts).network.state_dict()
+    except registry.BundleError as error:
+        raise ConfigError(f"--from {folder}: {error}") from error
+    trained_on = facts.metadata.get("trained_on", "unknown data")
+    return f"{facts.name} {facts.version} ({facts.digest}), trained on {trained_on}", weights
+
+
+def _run(
+    recipe: Recipe[Any],
+    c: Any,
+    folder: Path,
+    sources: Sources,
+    device: str,
+    resume: bool,
+    version: str,
+    weights: dict[str, Tensor] | None,
+) -> None:
     from model_zoo.training import bundle, loop
 
     first = int(os.environ.get("RANK", "0")) == 0  # torchrun's word: the first process tells and writes
     with _progress(first) as (report, progress):
         run = loop.train(
-            recipe, c, folder, sources=sources, device=device, resume=resume, report=report, progress=progress
+            recipe,
+            c,
+            folder,
+            sources=sources,
+            device=device,
+            resume=resume,
+            weights=weights,
+            report=report,
+            progress=progress,
         )
     if first:
         bundle.write(recipe, run, folder / "bundle", version=version, made_on=datetime.now(UTC).date())

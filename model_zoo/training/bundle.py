@@ -21,7 +21,7 @@ from model_zoo.training import checkpoint
 from model_zoo.training.checkpoint import Checkpoint
 from model_zoo.training.recipe import PHANTOM, Recipe
 
-__all__ = ["LARGEST_BYTES", "source_commit", "write"]
+__all__ = ["LARGEST_BYTES", "origin", "source_commit", "write"]
 
 LARGEST_BYTES = 16_000_000
 """What a bundle's weights may take: they are kept with the source."""
@@ -55,8 +55,8 @@ def write(
     facts["weights_sha256"] = weights_digest(bundle / WEIGHTS)
     _write_json(bundle / "configs" / "inference.json", recipe.inference(configuration))
     _write_json(bundle / "configs" / "metadata.json", facts)
-    origin = SIMULATION_ONLY if state.data in ("simulation", PHANTOM) else f"Trained on {facts['trained_on']}."
-    (bundle / "docs" / "README.md").write_text(CARD.format_map(facts | {"origin": origin}))
+    said = SIMULATION_ONLY if _simulated(facts["trained_on"]) else f"Trained on {facts['trained_on']}."
+    (bundle / "docs" / "README.md").write_text(CARD.format_map(facts | {"origin": said}))
     shutil.copyfile(_licence(), bundle / "LICENSE")
 
 
@@ -93,7 +93,7 @@ def _metadata(recipe: Recipe[Any], state: Checkpoint, version: str, made_on: dat
         "name": recipe.bundle,
         "version": version,
         **recipe.facts,
-        **_origin(state.data),
+        **origin(state.data, recipe.facts["trained_on"], configuration.get("start", "")),
         "recipe": recipe.name,
         "configuration": configuration,
         "seed": configuration["seed"],
@@ -106,16 +106,23 @@ def _metadata(recipe: Recipe[Any], state: Checkpoint, version: str, made_on: dat
     }
 
 
-def _origin(data: str) -> dict[str, str]:
-    """What replaces the recipe's words on its training data where they were not the simulated subjects."""
-    if data == "simulation":
-        return {}
-    if data == PHANTOM:
-        return {"trained_on": "simulation only (a phantom of ellipsoids: to see that the recipe runs)"}
+def origin(data: str, simulation: str, start: str) -> dict[str, str]:
+    """What replaces the recipe's words on its training data, ``simulation``, where there were others, now or when the
+    weights were trained that the run started from."""
+    phantom = "simulation only (a phantom of ellipsoids: to see that the recipe runs)"
+    trained_on = {"simulation": simulation, PHANTOM: phantom}.get(data, f"a user's data set ({data})")
+    if start and not (_simulated(trained_on) and ", trained on simulation only" in start):
+        trained_on = f"{start}; then {trained_on}"
+    if _simulated(trained_on):
+        return {"trained_on": trained_on}
     return {
-        "trained_on": f"a user's data set ({data})",
+        "trained_on": trained_on,
         "data_licence": "that of the user's data set; weights may carry traces of it",
     }
+
+
+def _simulated(trained_on: str) -> bool:
+    return trained_on.startswith("simulation only")
 
 
 def _licence() -> Path:

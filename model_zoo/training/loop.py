@@ -70,22 +70,23 @@ def train(
     sources: Sources,
     device: str = "cpu",
     resume: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
     report: Callable[[dict[str, float]], None] = lambda line: None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Path:
-    """Train to ``c.steps`` and return the path of the last checkpoint.
+    """Train to ``c.steps``, from ``weights`` where there are any, and return the path of the last checkpoint.
 
     Writes below ``out``: ``checkpoint.pt``, ``log.jsonl`` (one line per checkpoint, also given to ``report``) and,
     where the package is installed, ``tensorboard/``. Under ``torchrun`` every process calls this with the same
     arguments; the first one writes. Raises FileExistsError when ``out`` holds a run already and ``resume`` is not asked
     for or another process trains there, ValueError when that run is of another recipe, configuration, data set or
-    number of processes, FloatingPointError when the loss is not finite.
+    number of processes or ``weights`` do not fit, FloatingPointError when the loss is not finite.
     """
     if c.workers and c.draw_on_device:
         raise ValueError("workers draw on the CPU: choose workers=0 or draw_on_device=False")
     out.mkdir(parents=True, exist_ok=True)
     with parallel.world(device) as world, _alone(out, world.first), _deterministic():
-        run = _start(recipe, c, world)
+        run = _start(recipe, c, world, weights)
         first = _restore(run, out / checkpoint.NAME, sources.train.data, resume)
         world.wait()
         log = _Log(out, first, report) if world.first else None
@@ -148,9 +149,11 @@ class _Objective(nn.Module):
         return self._loss(self.network, batch, self._c)
 
 
-def _start(recipe: Recipe[C], c: C, world: parallel.World) -> _Run:
+def _start(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[str, Tensor] | None) -> _Run:
     torch.manual_seed(c.seed)
     network = recipe.make_network(c)
+    if weights is not None:
+        _load(network, weights)
     network.to(world.device, memory_format=memory_format(network))  # type: ignore[call-overload]  # unknown to the stubs
     network.train()
     objective: nn.Module = _Objective(network, recipe.loss, c)
@@ -162,6 +165,14 @@ def _start(recipe: Recipe[C], c: C, world: parallel.World) -> _Run:
     )
     average = {name: p.detach().clone() for name, p in network.named_parameters()}
     return _Run(recipe, c, world, network, objective, optimiser, average)
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the weights to go on from do not fit this configuration ({reason})") from error
 
 
 def _restore(run: _Run, path: Path, data: str, resume: bool) -> int:

@@ -36,7 +36,8 @@ class Configuration:
     again, for recipes that train one part after the other. ``checkpoint_every``: steps between checkpoints and log
     lines; ``validate_every``: between validations, 0 for every checkpoint. ``workers``: processes that draw batches
     ahead. ``bf16``: autocast. ``draw_on_device``: the generator that ``Recipe.batch`` gets lives on the training
-    device, for recipes whose simulator runs there; it excludes ``workers``.
+    device, for recipes whose simulator runs there; it excludes ``workers``. ``start``: of the bundle whose weights are
+    the first, where it is not nothing: name, version, digest and what it was trained on.
     """
 
     steps: int
@@ -50,6 +51,7 @@ class Configuration:
     clip: float = 1.0
     bf16: bool = True
     draw_on_device: bool = False
+    start: str = ""
     checkpoint_every: int = field(default=250, compare=False)
     validate_every: int = field(default=0, compare=False)
     workers: int = field(default=0, compare=False)
