@@ -66,6 +66,13 @@ def test_it_learns_and_is_resumed_with_the_same_start_only(first: Path, tmp_path
         (SIMULATED, "simulation", SIMULATED, RECIPE.facts["data_licence"]),
         (SIMULATED, "cohort 77", f"mri_prior 1 (aa), trained on {SIMULATED}; then a user's data set (cohort 77)", None),
         ("scans", "simulation", f"mri_prior 1 (aa), trained on scans; then {SIMULATED}", None),
+        (
+            f"mri_prior 0 (bb), trained on {SIMULATED}; then a user's data set (cohort 7)",
+            "simulation",
+            f"mri_prior 1 (aa), trained on mri_prior 0 (bb), trained on {SIMULATED}; "
+            f"then a user's data set (cohort 7); then {SIMULATED}",
+            None,
+        ),
         (None, "cohort 77", "a user's data set (cohort 77)", None),
     ],
 )

@@ -111,7 +111,8 @@ def origin(data: str, simulation: str, start: str) -> dict[str, str]:
     weights were trained that the run started from."""
     phantom = "simulation only (a phantom of ellipsoids: to see that the recipe runs)"
     trained_on = {"simulation": simulation, PHANTOM: phantom}.get(data, f"a user's data set ({data})")
-    if start and not (_simulated(trained_on) and ", trained on simulation only" in start):
+    before = start.partition(", trained on ")[2]
+    if start and not (_simulated(trained_on) and _simulated(before)):
         trained_on = f"{start}; then {trained_on}"
     if _simulated(trained_on):
         return {"trained_on": trained_on}
