@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model_zoo import residual_shift
 from model_zoo.deviation import HOLD_ABOVE
 from model_zoo.simulate.pet.activity import composite_suvr, suvr
-from model_zoo.simulate.pet.tracers import TRACERS
+from model_zoo.simulate.pet.tracers import COMPOSITES, TRACERS
 from model_zoo.structures import CORTEX, COUNT, STRUCTURES, number
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Covariates",
     "anatomical_noise",
     "by_own_reference",
+    "composite_sd",
     "composites",
     "expected",
     "likeliest",
@@ -40,6 +41,7 @@ __all__ = [
     "samples",
     "scales",
     "sizes",
+    "stated_sd",
     "t1w_scaled",
     "tissue_indices",
     "tokens",
@@ -180,6 +182,13 @@ def expected(network: nn.Module, c: Conditions) -> Tensor:
     return residual_shift.posterior_mean(lambda x, eta: _estimate(network, c, x, eta, quiet=True)[0], _start(c))
 
 
+def stated_sd(network: nn.Module, c: Conditions, covariates: Covariates) -> Tensor:
+    """Standard deviation of SUVR by structure (2, COUNT) that the network has learned to state beside its mean, of the
+    first item."""
+    log_sd = _estimate(network, c, _start(c), 1.0, quiet=True)[1][0]
+    return log_sd.float().exp() * torch.tensor(scales(covariates), device=log_sd.device)[:, None]
+
+
 def samples(network: nn.Module, c: Conditions, etas: Sequence[float], generator: torch.Generator) -> Tensor:
     """One sample of p(x0 | conditions) per item: (b, 2, k, j, i); len(etas) evaluations.
 
@@ -244,6 +253,16 @@ def regional(images: Tensor, c: Covariates, structure: Tensor) -> Tensor:
 def composites(by_structure: Tensor) -> Tensor:
     """The one number per tracer (..., 2) from SUVR by structure (..., 2, COUNT)."""
     return torch.stack([composite_suvr(by_structure[..., at, :], target) for at, target in enumerate(TARGETS)], dim=-1)
+
+
+def composite_sd(by_structure: Tensor) -> Tensor:
+    """Standard deviation of ``composites`` (2,) from those by structure (2, COUNT), which have the share ``COMMON`` of
+    their variance in common."""
+    found = []
+    for sd, target in zip(by_structure, TARGETS, strict=True):
+        weighted = torch.stack([share * sd[number(name) - 1] for name, share in COMPOSITES[target].items()])
+        found.append((COMMON * weighted.sum().square() + (1 - COMMON) * weighted.square().sum()).sqrt())
+    return torch.stack(found)
 
 
 def sizes() -> list[tuple[list[int], float]]:

@@ -1,8 +1,9 @@
 """What a synthetic amyloid and tau PET says in numbers: SUVR by region, Centiloid, the probability of amyloid.
 
-Values are those of the delivered image, the posterior mean. Intervals: the K samples' standard deviation times
-Student's t with K - 1 degrees of freedom, about that mean; of a share of the samples, Jeffreys' (Beta) interval, which
-says how much K samples can tell. Both hold as far as the model's posterior does: the evaluation in its card tests that.
+Values are those of the delivered image, the posterior mean. Intervals: normal about that mean, with the standard
+deviation that the network has learned to state beside it (a few samples tell it worse: by the card's table, intervals
+from theirs hold less of the true posterior); of a share of the samples, Jeffreys' (Beta) interval, which says how much
+K samples can tell. Both hold as far as the model's posterior does: the evaluation in its card tests that.
 
 Centiloid (Klunk et al., Alzheimers Dement. 11, 2015) of the neocortical SUVR by the whole cerebellum: PiB
 100 (SUVR - 1.009) / 1.067; florbetapir 175 SUVR - 182 (Navitsky et al., Alzheimers Dement. 14, 2018).
@@ -16,7 +17,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from model_zoo.pet_synthesis import TARGETS, Covariates, composites
+from model_zoo.pet_synthesis import TARGETS, Covariates, composite_sd, composites
 from model_zoo.simulate.pet.tracers import centiloid
 from model_zoo.structures import STRUCTURES, Structure
 from pipelines.contract import Code, Finding, Interval, Measurement, Note
@@ -40,47 +41,48 @@ class Choices(Protocol):
     def abstain_between(self) -> tuple[float, float]: ...
 
 
-def measure(one: Tensor, sampled: Tensor, c: Covariates, options: Choices) -> list[Finding]:
-    """Of SUVR by structure: ``one`` (2, COUNT) of the delivered images, ``sampled`` (K, 2, COUNT) of the samples."""
+def measure(one: Tensor, sd: Tensor, sampled: Tensor, c: Covariates, options: Choices) -> list[Finding]:
+    """Of SUVR by structure: ``one`` (2, COUNT) of the delivered images, ``sd`` (2, COUNT) as the network states it,
+    ``sampled`` (K, 2, COUNT) of the samples."""
     found: list[Finding] = []
     for at, target in enumerate(TARGETS):
-        found += [_regional(s, target, one[at], sampled[:, at]) for s in REGIONS if not one[at, s.number - 1].isnan()]
-    middle, drawn = composites(one), composites(sampled)
+        found += [_regional(s, target, one[at], sd[at]) for s in REGIONS if not one[at, s.number - 1].isnan()]
+    middle, spread = composites(one), composite_sd(sd)
     for at, target in enumerate(TARGETS):
         found.append(
             Measurement(
                 f"{target} composite SUVR", float(middle[at]), "{SUVr}", f"Mean of the {COMPOSITE[target]}",
-                quantity=SUVR, intervals=_intervals(middle[at], drawn[:, at]),
+                quantity=SUVR, intervals=_intervals(middle[at], spread[at]),
             )
         )  # fmt: skip
-    return [*found, *_amyloid(float(middle[0]), drawn[:, 0], c, options)]
+    return [*found, *_amyloid(float(middle[0]), float(spread[0]), composites(sampled)[:, 0], c, options)]
 
 
-def _regional(s: Structure, target: str, one: Tensor, sampled: Tensor) -> Measurement:
-    value, drawn = one[s.number - 1], sampled[:, s.number - 1]
+def _regional(s: Structure, target: str, one: Tensor, sd: Tensor) -> Measurement:
+    value = one[s.number - 1]
     site = Code(s.code_value, s.code_scheme, s.code_meaning)
     return Measurement(
         f"{target} SUVR of {s.name}", float(value), "{SUVr}", group=s.name, site=site, quantity=SUVR,
-        intervals=_intervals(value, drawn),
+        intervals=_intervals(value, sd[s.number - 1]),
     )  # fmt: skip
 
 
-def _intervals(middle: Tensor, drawn: Tensor) -> tuple[Interval, ...]:
+def _intervals(middle: Tensor, sd: Tensor) -> tuple[Interval, ...]:
     """Of SUVR, which is never negative."""
-    found = (interval(float(middle), drawn, level) for level in LEVELS)
+    found = (interval(float(middle), float(sd), level) for level in LEVELS)
     return tuple(Interval(each.level, max(each.low, 0.0), each.high) for each in found)
 
 
-def interval(middle: float, drawn: Tensor, level: float) -> Interval:
-    """About ``middle``, by Student's t from the standard deviation of ``drawn`` (K,)."""
-    half = float(drawn.std()) * float(stats.t.ppf((1 + level) / 2, len(drawn) - 1))
+def interval(middle: float, sd: float, level: float) -> Interval:
+    """The central one of a normal density."""
+    half = sd * float(stats.norm.ppf((1 + level) / 2))
     return Interval(level, middle - half, middle + half)
 
 
-def _amyloid(suvr: float, drawn: Tensor, c: Covariates, options: Choices) -> list[Finding]:
+def _amyloid(suvr: float, sd: float, drawn: Tensor, c: Covariates, options: Choices) -> list[Finding]:
     tracer = c.amyloid_tracer or "florbetapir"
     loads = torch.tensor([centiloid(tracer, float(each)) for each in drawn])
-    load = centiloid(tracer, suvr)
+    load, load_sd = centiloid(tracer, suvr), sd * (centiloid(tracer, 1.0) - centiloid(tracer, 0.0))
     positive = int((loads >= options.positive_centiloid).sum())
     p, (low, high) = positive / len(loads), options.abstain_between
     abstains = low <= p <= high
@@ -89,7 +91,7 @@ def _amyloid(suvr: float, drawn: Tensor, c: Covariates, options: Choices) -> lis
     return [
         Measurement(
             "Centiloid", load, "{CL}", f"Of the neocortical SUVR by whole cerebellum, {tracer}", quantity=CENTILOID,
-            intervals=tuple(interval(load, loads, level) for level in LEVELS),
+            intervals=tuple(interval(load, load_sd, level) for level in LEVELS),
         ),
         Measurement(
             "probability of amyloid", p, "1",

@@ -99,12 +99,13 @@ class Options(BaseModel):
 @dataclass(frozen=True)
 class Estimate:
     """Amyloid and tau in SUVR on the network's lattice: ``mean`` and ``sd`` (2, k, j, i); by structure ``one``
-    (2, COUNT) of the mean and ``sampled`` (K, 2, COUNT); ``factors`` (2,): what the reference regions had before;
-    ``outside`` (2,): activity in the cerebrospinal fluid over that in the brain."""
+    (2, COUNT) of the mean, ``stated_sd`` (2, COUNT) beside it and ``sampled`` (K, 2, COUNT); ``factors`` (2,): what the
+    reference regions had before; ``outside`` (2,): activity in the cerebrospinal fluid over that in the brain."""
 
     mean: Tensor
     sd: Tensor
     one: Tensor
+    stated_sd: Tensor
     sampled: Tensor
     factors: Tensor
     outside: Tensor
@@ -123,7 +124,9 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     progress(0.9, "own grid")
     shown = _Shown(t1w, subject, options, withheld=model.simulation_only and options.clinical_numbers == "withhold")
     images = [*_images(found, shown), *_what_ifs(subject, covariates, model, shown)]
-    numbers = [] if shown.withheld else pet_numbers.measure(found.one, found.sampled, covariates, options)
+    numbers = (
+        [] if shown.withheld else pet_numbers.measure(found.one, found.stated_sd, found.sampled, covariates, options)
+    )
     notes = _notes(stated, options, model, shown.withheld)
     return [*images, *numbers, *_quality(found, options), *anatomy.unusual(structures, t1w, model, seed), *notes]
 
@@ -154,6 +157,7 @@ def estimate(
     etas = SCHEDULES.get(options.steps, [1.0])
     x0 = _computed(model, lambda: pet_synthesis.expected(model.network, given))
     mean, factors, one = _read(x0, subject, covariates)
+    stated_sd = _computed(model, lambda: pet_synthesis.stated_sd(model.network, given, covariates))
     images, sampled = [], []
     for n in range(options.samples):
         progress(n / options.samples)
@@ -162,7 +166,8 @@ def estimate(
         image, _, by_structure = _read(drawn, subject, covariates)
         images.append(image)
         sampled.append(by_structure)
-    return Estimate(mean, mean_and_sd(images)[1], one, torch.stack(sampled), factors, _outside(mean, subject))
+    sd, by_structure = mean_and_sd(images)[1], torch.stack(sampled)
+    return Estimate(mean, sd, one, stated_sd, by_structure, factors, _outside(mean, subject))
 
 
 def _outside(mean: Tensor, subject: Subject) -> Tensor:

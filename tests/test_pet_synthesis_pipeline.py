@@ -17,6 +17,7 @@ from dicomnode.reading import volumes
 from model_zoo import pet_synthesis as network
 from model_zoo import registry
 from model_zoo.simulate.pet.activity import block_fractions
+from model_zoo.simulate.pet.tracers import COMPOSITES
 from model_zoo.structures import COUNT, number
 from model_zoo.training.pet_synthesis import RECIPE
 from pipelines import pet_lattice, pet_numbers, pet_synthesis
@@ -170,12 +171,30 @@ def test_regions_have_sites_codes_units_and_ordered_intervals(patients_model: re
     assert load == pytest.approx(175 * suvr - 182)
 
 
-def test_intervals_are_students_t_about_the_mean() -> None:
-    drawn = torch.tensor([1.0, 1.2, 1.4, 1.0, 1.2])
-    found = pet_numbers.interval(1.3, drawn, 0.95)
-    half = 2.7764 * float(drawn.std())  # t of 4 degrees of freedom, table
-    assert found.low == pytest.approx(1.3 - half, abs=1e-3)
-    assert found.high == pytest.approx(1.3 + half, abs=1e-3)
+def test_intervals_are_those_of_the_stated_sd_about_the_mean() -> None:
+    sd = torch.full((2, COUNT), 0.1)
+    one = torch.full((2, COUNT), 1.3)
+    sampled = one + 0.01 * torch.randn((4, 2, COUNT), generator=torch.Generator().manual_seed(1))
+    measured = _measured(pet_numbers.measure(one, sd, sampled, network.Covariates(), pet_synthesis.Options()))
+    together = float(network.composite_sd(sd)[0])
+    for name, spread in (
+        ("tau SUVR of temporal cortex", 0.1),
+        ("amyloid composite SUVR", together),
+        ("Centiloid", 175 * together),
+    ):
+        for found, z in zip(measured[name].intervals, (1.2816, 1.9600), strict=True):  # normal density, table
+            assert found.high - measured[name].value == pytest.approx(z * spread, rel=1e-3), name
+            assert measured[name].value - found.low == pytest.approx(z * spread, rel=1e-3), name
+
+
+def test_the_composite_s_sd_is_that_of_structures_with_a_common_part() -> None:
+    sd = 0.05 + torch.rand((2, COUNT), generator=torch.Generator().manual_seed(2)) / 10
+    for at, target in enumerate(network.TARGETS):
+        w = torch.zeros(COUNT)
+        for name, share in COMPOSITES[target].items():
+            w[number(name) - 1] = share
+        covariance = network.COMMON * sd[at][:, None] * sd[at] + (1 - network.COMMON) * torch.diag(sd[at] ** 2)
+        assert float(network.composite_sd(sd)[at]) == pytest.approx(float((w @ covariance @ w).sqrt()), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +203,8 @@ def test_intervals_are_students_t_about_the_mean() -> None:
 )
 def test_inside_the_band_nothing_is_said_of_amyloid(loads: tuple[float, ...], p: float, status: str) -> None:
     regions = torch.tensor(loads)[:, None, None].expand(8, 2, COUNT)
-    found = pet_numbers.measure(regions.mean(0), regions, network.Covariates(), pet_synthesis.Options())
+    sd = torch.full((2, COUNT), 0.1)
+    found = pet_numbers.measure(regions.mean(0), sd, regions, network.Covariates(), pet_synthesis.Options())
     measured = _measured(found)
     probability = measured["probability of amyloid"]
     assert probability.value == p

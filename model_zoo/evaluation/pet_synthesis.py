@@ -20,11 +20,9 @@ from model_zoo import pet_synthesis
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.image_quality import psnr_db, ssim
 from model_zoo.evaluation.pet_baselines import Baselines, composites, regional
-from model_zoo.pet_synthesis import COMMON, SCHEDULES, TARGETS, Conditions, Covariates, tokens
+from model_zoo.pet_synthesis import SCHEDULES, TARGETS, Conditions, Covariates, composite_sd, tokens
 from model_zoo.registry import Model
 from model_zoo.simulate import anatomy
-from model_zoo.simulate.pet.tracers import COMPOSITES
-from model_zoo.structures import number
 from model_zoo.training import pet_synthesis as training
 from model_zoo.training.pet_synthesis import Subject
 from model_zoo.training.recipe import Source, seeded
@@ -40,7 +38,7 @@ ONE, FOUR, FOUR_MEAN, FIFTEEN = (
     "ours, 15 steps, a sample",
 )
 REGRESSION, POPULATION = "regression on covariates", "population mean"
-AS_DELIVERED = "1 step, sd of samples of 4 steps"
+AS_DELIVERED, SAMPLED_SD = "1 step, learned sd", "1 step, sd of samples of 4 steps"
 METHODS = (ONE, FOUR, FOUR_MEAN, FIFTEEN, REGRESSION, POPULATION)
 
 
@@ -60,13 +58,13 @@ FULL, QUICK = _Plan(8, 2, 6, 24, 6), _Plan(1, 2, 2, 2, 8)
 
 @dataclass(frozen=True)
 class _Result:
-    """One subject with every method's SUVR images (2, k, j, i), the samples' composites (draws, 2), the learned sd of
+    """One subject with every method's SUVR images (2, k, j, i), the samples' composites (draws, 2), the stated sd of
     the composite (2,), and what the exact posterior says of the composite: draws (n, 2) of equal weight."""
 
     subject: Subject
     images: dict[str, Tensor]
     sampled: Tensor
-    learned_sd: Tensor
+    stated_sd: Tensor
     exact: Tensor
 
 
@@ -145,21 +143,9 @@ def _result(model: Model, subject: Subject, fit: Baselines, plan: _Plan, seed: i
         POPULATION: fit.population(subject),
     }
     sampled = torch.stack([composites(regional(subject, image)) for image in four])
-    return _Result(subject, images, sampled, _learned_sd(model, subject), fit.exact(subject, seed))
-
-
-def _learned_sd(model: Model, subject: Subject) -> Tensor:
-    """Sd (2,) of the composite SUVR that the network states with its one-step mean."""
-    c = _conditions(subject, subject.covariates)
-    one = torch.ones(1)
     with torch.no_grad():
-        log_sd = model.network(c.y0.expand(-1, 2, -1, -1, -1), c.y0, one, one, c.tokens, c.maps)[1][0]
-    sd = log_sd.exp() * torch.tensor(pet_synthesis.scales(subject.covariates))[:, None]
-    found = []
-    for at, target in enumerate(TARGETS):
-        weighted = torch.stack([share * sd[at, number(name) - 1] for name, share in COMPOSITES[target].items()])
-        found.append((COMMON * weighted.sum().square() + (1 - COMMON) * weighted.square().sum()).sqrt())
-    return torch.stack(found)
+        stated = composite_sd(pet_synthesis.stated_sd(network, c, subject.covariates))
+    return _Result(subject, images, sampled, stated, fit.exact(subject, seed))
 
 
 def _error(result: _Result, method: str, at: int) -> float:
@@ -203,9 +189,9 @@ def _quality(results: Sequence[_Result], at: int) -> Table:
 
 
 def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]:
-    """Central interval of the composite SUVR: from samples (Student's t) about their mean or, as
+    """Central interval of the composite SUVR: from samples (Student's t) about their mean or about the one-step mean;
 
-    the pipeline delivers it, about the one-step mean; from the learned sd; or of the exact posterior."""
+    about that from the sd that the network states, as the pipeline delivers it; or of the exact posterior."""
     from scipy.stats import norm, t
 
     tail = (1 + level) / 2
@@ -216,32 +202,36 @@ def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]
         n = len(r.sampled)
         middle, half = r.sampled[:, at].mean(), r.sampled[:, at].std() * math.sqrt(1 + 1 / n) * t.ppf(tail, n - 1)
     else:
-        middle, half = composites(regional(r.subject, r.images[ONE]))[at], r.learned_sd[at] * norm.ppf(tail)
-        if kind == AS_DELIVERED:
+        middle, half = composites(regional(r.subject, r.images[ONE]))[at], r.stated_sd[at] * norm.ppf(tail)
+        if kind == SAMPLED_SD:
             half = r.sampled[:, at].std() * t.ppf(tail, len(r.sampled) - 1)
     return float(middle - half), float(middle + half)
 
 
-def _coverage(results: Sequence[_Result], kind: str, level: float, at: int) -> tuple[float, float]:
-    """Share of true composites inside the interval, and the interval's mean width."""
-    inside, widths = [], []
+def _coverage(results: Sequence[_Result], kind: str, level: float, at: int) -> tuple[float, float, float]:
+    """Share of true composites inside the interval, share of the exact posterior's draws, and the mean width."""
+    inside, of_exact, widths = [], [], []
     for r in results:
         low, high = _bounds(r, kind, level, at)
         truth = float(composites(regional(r.subject, r.subject.pet))[at])
         inside.append(float(low <= truth <= high))
+        of_exact.append(float(((r.exact[:, at] >= low) & (r.exact[:, at] <= high)).float().mean()))
         widths.append(high - low)
-    return _mean(inside), _mean(widths)
+    return _mean(inside), _mean(of_exact), _mean(widths)
 
 
 def _intervals(results: Sequence[_Result]) -> Table:
     rows: list[tuple[str | float, ...]] = []
-    for kind in ("4 steps", AS_DELIVERED, "1 step, learned sd", "exact posterior"):
+    for kind in ("4 steps", SAMPLED_SD, AS_DELIVERED, "exact posterior"):
         for level in (0.80, 0.95):
             cells = [value for at in range(len(TARGETS)) for value in _coverage(results, kind, level, at)]
             rows.append((f"{kind}, {level:.0%}", *(round(value, 3) for value in cells)))
-    columns = ("interval of the composite SUVR", "amyloid: covers", "amyloid: width", "tau: covers", "tau: width")
-    error = math.sqrt(0.16 / len(results))
-    return Table("Intervals against the truth", columns, tuple(rows), f"Sampling error of a share of 0.8: {error:.2f}.")
+    names = (f"{target}: {name}" for target in TARGETS for name in ("truths inside", "exact posterior inside", "width"))
+    note = (
+        f"Sampling error of a share of 0.8 of the truths: {math.sqrt(0.16 / len(results)):.2f}; a truth is one "
+        "draw of the patient's exact posterior, whose draws the next column counts."
+    )
+    return Table("Intervals of the composite SUVR", ("interval", *names), tuple(rows), note)
 
 
 def _wrong_covariates(c: Covariates) -> dict[str, Covariates]:
