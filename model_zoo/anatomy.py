@@ -27,7 +27,7 @@ from model_zoo.structures import BRAIN
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["find", "keep_largest", "look_again", "looks_twice", "window"]
+__all__ = ["after_mixture", "find", "keep_largest", "look_again", "looks_twice", "window"]
 
 CRANIUM_MM = 120.0
 """From the vertex down: where the head is widest, and no neck."""
@@ -91,7 +91,7 @@ def look_again(p: Tensor, image: Tensor, model: Model) -> Tensor:
     near = mixture.box(p[0], 2 * network.second.stride)
     fine = tuple(slice(2 * part.start, 2 * part.stop) for part in near)
     p = p[(slice(None), *near)]
-    told = _told(p, normalised(image, *_percentiles(model))[fine], m)
+    told = after_mixture(p, normalised(image, *_percentiles(model))[fine], m)
     prior = functional.avg_pool3d(p[None], 2)
     for corner in product((0, 1), repeat=3):
         part = (slice(None), *(slice(first, None, 2) for first in corner))
@@ -111,14 +111,11 @@ def _laid_in(told: Tensor, near: tuple[slice, ...], shape: torch.Size) -> Tensor
     return found
 
 
-def _told(p: Tensor, x: Tensor, m: Mixture) -> Tensor:
+def after_mixture(p: Tensor, x: Tensor, m: Mixture) -> Tensor:
     """The mixture's posterior on the lattice of ``x``, twice as fine as that of its prior ``p``."""
     fit = mixture.fitted(p, x[::2, ::2, ::2].contiguous(), m)
-    density = mixture.densities(fit, x, m)
     found = functional.interpolate(p[None], scale_factor=2, mode="trilinear", align_corners=False)[0]
-    for each, g in zip(found, mixture.group_of().tolist(), strict=True):
-        each.clamp_min_(0).add_(mixture.LEAST_PRIOR).mul_(density[g])
-    return found.div_(found.sum(dim=0))
+    return mixture.weighted(found, mixture.densities(fit, x, m))
 
 
 def keep_largest(p: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model_zoo.structures import COUNT, number
 
-__all__ = ["GROUPS", "LEAST_PRIOR", "Fit", "Mixture", "box", "densities", "fitted", "group_of", "posterior"]
+__all__ = ["GROUPS", "LEAST_PRIOR", "Fit", "Mixture", "box", "densities", "fitted", "group_of", "posterior", "weighted"]
 
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("cerebral white matter", "cerebellar white matter"),
@@ -37,6 +37,8 @@ LEAST_PRIOR = 1e-7
 NEAR = 0.98
 """Largest probability of background of voxels that may be something else; the mixture is fitted to these."""
 _FEWEST_VOXELS = 1000
+_LEAST_MASS = 20
+"""Voxels of a group below which its Gaussians stay as they are."""
 _SQRT_TWO_PI = math.sqrt(2 * math.pi)
 
 
@@ -60,11 +62,12 @@ class Mixture:
 
 @dataclass
 class Fit:
-    """Per group means, standard deviations and weights of its Gaussians; coefficients of the field."""
+    """Means, standard deviations and weights of the Gaussians, each (gaussian,): one of each group, then those of the
+    background; coefficients of the field."""
 
-    means: list[Tensor]
-    sds: list[Tensor]
-    shares: list[Tensor]
+    means: Tensor
+    sds: Tensor
+    shares: Tensor
     field: Tensor
 
 
@@ -96,11 +99,9 @@ def fitted(p: Tensor, image: Tensor, mixture: Mixture | None = None) -> Fit | No
     groups = groups / groups.sum(dim=0)
     basis = torch.stack([each[_thinned(m)].flatten()[near] for each in _basis(image.shape, m.order, image.device)])
     fit = _start(groups, y, m, len(basis))
+    prior = groups[_owner(m, some.device)]
     for _ in range(m.iterations):
-        corrected = y / (1 + fit.field @ basis).clamp(0.5, 2)
-        _update(fit, groups, corrected, m)
-        if m.order:
-            fit.field = _solved(fit, groups, y, corrected, basis, m)
+        _improve(fit, prior, y, basis, m)
     return fit
 
 
@@ -108,9 +109,15 @@ def posterior(p: Tensor, image: Tensor, mixture: Mixture | None = None) -> Tenso
     """Class probabilities (class, k, j, i) given their prior ``p`` of the same shape and the image (k, j, i) in [0, 1]:
     ``p`` itself where that holds hardly any brain."""
     m = mixture or Mixture()
-    fit = fitted(p, image, m)
-    found = (p.clamp_min(0) + LEAST_PRIOR) * densities(fit, image, m)[group_of(p.device)]
-    return found.div_(found.sum(dim=0))
+    return weighted(p.clone(), densities(fitted(p, image, m), image, m))
+
+
+def weighted(p: Tensor, densities: Tensor) -> Tensor:
+    """Class probabilities ``p`` (class, k, j, i) times ``densities`` (group, k, j, i), normalised, in place."""
+    p.clamp_min_(0).add_(LEAST_PRIOR)
+    for each, g in zip(p, group_of().tolist(), strict=True):
+        each.mul_(densities[g])
+    return p.div_(p.sum(dim=0))
 
 
 def densities(fit: Fit | None, image: Tensor, mixture: Mixture) -> Tensor:
@@ -119,7 +126,11 @@ def densities(fit: Fit | None, image: Tensor, mixture: Mixture) -> Tensor:
     if fit is None:
         return image.new_ones(len(GROUPS) + 1, *image.shape)
     corrected = image / _field(fit.field, image.shape, mixture.order)
-    return torch.stack([_density(corrected, fit, g) for g in range(len(GROUPS) + 1)]) + mixture.outlier
+    found = torch.full((len(GROUPS) + 1, *image.shape), mixture.outlier, device=image.device)
+    gaussians = torch.stack([fit.means, fit.sds, fit.shares]).T.tolist()
+    for g, (mean, sd, share) in zip(_owner(mixture).tolist(), gaussians, strict=True):
+        found[g] += torch.exp(((corrected - mean) / sd).square_().mul_(-0.5)).mul_(share / (_SQRT_TWO_PI * sd))
+    return found
 
 
 def group_of(device: torch.device | str = "cpu") -> Tensor:
@@ -134,59 +145,48 @@ def _thinned(m: Mixture) -> tuple[slice, slice, slice]:
     return (slice(m.thin // 2, None, m.thin),) * 3
 
 
+def _owner(m: Mixture, device: torch.device | str = "cpu") -> Tensor:
+    """The group of each Gaussian."""
+    groups = len(GROUPS) + 1
+    return torch.arange(groups - 1 + m.components, device=device).clamp_(max=groups - 1)
+
+
 def _start(groups: Tensor, y: Tensor, m: Mixture, terms: int) -> Fit:
-    fit = Fit([], [], [], y.new_zeros(terms))
-    for g, w in enumerate(groups):
-        mean = (w * y).sum() / w.sum()
-        sd = ((w * (y - mean) ** 2).sum() / w.sum()).sqrt().clamp_min(m.least_sd)
-        n = m.components if g == len(GROUPS) else 1
-        spread = torch.linspace(-1.2, 1.2, n, device=y.device) if n > 1 else y.new_zeros(1)
-        fit.means.append(mean + spread * sd)
-        fit.sds.append((sd / n).expand(n).clone())
-        fit.shares.append(y.new_full((n,), 1 / n))
-    return fit
+    owner, mass = _owner(m, y.device), groups.sum(dim=1)
+    means = groups @ y / mass
+    sds = ((groups * (y - means[:, None]) ** 2).sum(dim=1) / mass).sqrt().clamp_min(m.least_sd)
+    spread, share = y.new_zeros(len(owner)), y.new_ones(len(owner))
+    if m.components > 1:
+        spread[len(GROUPS) :] = torch.linspace(-1.2, 1.2, m.components, device=y.device)
+    share[len(GROUPS) :] = 1 / m.components
+    return Fit(means[owner] + spread * sds[owner], sds[owner] * share, share, y.new_zeros(terms))
 
 
-def _gaussians(y: Tensor, fit: Fit, g: int) -> Tensor:
-    """Weighted densities of the group's Gaussians (component, ...)."""
-    mean, sd, share = (t.view(-1, *[1] * y.dim()) for t in (fit.means[g], fit.sds[g], fit.shares[g]))
-    found: Tensor = share * torch.exp(-0.5 * ((y - mean) / sd) ** 2) / (_SQRT_TWO_PI * sd)
-    return found
+def _improve(fit: Fit, prior: Tensor, y: Tensor, basis: Tensor, m: Mixture) -> None:
+    """One expectation, then of what it gives the Gaussians and the field after them (expectation conditional
+    maximisation); ``prior`` (gaussian, voxel)."""
+    off = y / (1 + fit.field @ basis).clamp(0.5, 2) - fit.means[:, None]
+    r = torch.exp((off / fit.sds[:, None]).square_().mul_(-0.5))
+    r *= prior * (fit.shares / (_SQRT_TWO_PI * fit.sds))[:, None]
+    r /= r.sum(dim=0) + m.outlier
+    mass = r.sum(dim=1)
+    moved = (r * off).sum(dim=1) / mass.clamp_min(1)
+    variance = (r * off.square_()).sum(dim=1) / mass.clamp_min(1) - moved.square()
+    sds = variance.clamp_min(m.least_sd**2).sqrt()
+    owner = _owner(m, y.device)
+    of_group = torch.zeros(len(GROUPS) + 1, device=y.device).index_add_(0, owner, mass)[owner]
+    enough = of_group >= _LEAST_MASS
+    fit.means = torch.where(enough, fit.means + moved, fit.means)
+    fit.sds = torch.where(enough, sds, fit.sds)
+    fit.shares = torch.where(enough, mass / of_group, fit.shares)
+    fit.field = _field_of(fit, r[: len(GROUPS)], y, basis)
 
 
-def _density(y: Tensor, fit: Fit, g: int) -> Tensor:
-    """Of the whole group; one Gaussian at a time, for y is large."""
-    found = torch.zeros_like(y)
-    for mean, sd, share in zip(fit.means[g].tolist(), fit.sds[g].tolist(), fit.shares[g].tolist(), strict=True):
-        found += torch.exp(((y - mean) / sd).square_().mul_(-0.5)).mul_(share / (_SQRT_TWO_PI * sd))
-    return found
-
-
-def _responsibilities(fit: Fit, groups: Tensor, y: Tensor, m: Mixture) -> list[Tensor]:
-    """Per group (component, voxel): how much each Gaussian explains each voxel; the rest is the outliers'."""
-    parts = [groups[g] * _gaussians(y, fit, g) for g in range(len(groups))]
-    total = sum((part.sum(dim=0) for part in parts), torch.full_like(y, m.outlier))
-    return [part / total for part in parts]
-
-
-def _update(fit: Fit, groups: Tensor, y: Tensor, m: Mixture) -> None:
-    for g, r in enumerate(_responsibilities(fit, groups, y, m)):
-        mass = r.sum(dim=1)
-        if float(mass.sum()) < 20:
-            continue
-        fit.means[g] = (r * y).sum(dim=1) / mass.clamp_min(1)
-        variance = (r * (y - fit.means[g][:, None]) ** 2).sum(dim=1) / mass.clamp_min(1)
-        fit.sds[g] = variance.sqrt().clamp_min(m.least_sd)
-        fit.shares[g] = mass / mass.sum()
-
-
-def _solved(fit: Fit, groups: Tensor, y: Tensor, corrected: Tensor, basis: Tensor, m: Mixture) -> Tensor:
+def _field_of(fit: Fit, r: Tensor, y: Tensor, basis: Tensor) -> Tensor:
     """Coefficients a of f = 1 + a . basis that minimise sum r (y - mu f)^2 / sd^2 over the tissues, lightly damped."""
-    weight, pull = torch.zeros_like(y), torch.zeros_like(y)
-    for g, r in enumerate(_responsibilities(fit, groups, corrected, m)[: len(GROUPS)]):
-        mean, sd = fit.means[g][0], fit.sds[g][0]
-        weight += r[0] * (mean / sd) ** 2
-        pull += r[0] * mean * (y - mean) / sd**2
+    means, sds = fit.means[: len(r)], fit.sds[: len(r)]
+    weight = (means / sds).square() @ r
+    pull = (means / sds.square()) @ r * y - weight
     normal = (basis * weight) @ basis.T
     damping = 1e-3 * weight.sum() * torch.eye(len(basis), device=y.device)
     found: Tensor = torch.linalg.solve(normal + damping, basis @ pull)

@@ -107,7 +107,9 @@ def test_the_first_network_learns_first_and_the_second_after_it(step: int, learn
     network = anatomy.make_network(SMOKE)
     source = replace(simulated(phantom=True).train, step=step)
     names, parameters = zip(*network.named_parameters(), strict=True)
-    loss = anatomy.loss(network, anatomy.batch(SMOKE, source, seeded(0, step)), SMOKE)
+    with torch.no_grad():
+        prepared = anatomy.prepare(network, anatomy.batch(SMOKE, source, seeded(0, step)), SMOKE)
+    loss = anatomy.loss(network, prepared, SMOKE)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     moved = [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
     assert moved

@@ -104,6 +104,25 @@ def test_the_command_goes_on_from_a_killed_run(tmp_path: Path) -> None:
     )
 
 
+def test_a_step_ahead_is_prepared_by_the_network_of_the_last_restart_whatever_happens_meanwhile(tmp_path: Path) -> None:
+    """Validated, which puts averaged weights in place, at every step, stopped within the second part and resumed."""
+    found = training.load("anatomy")
+    c = replace(found.configurations["smoke"], steps=8, checkpoint_every=8)
+    often = replace(c, checkpoint_every=1)
+    sources = recipe.simulated(phantom=True)
+
+    def stop(progress: loop.Progress) -> None:
+        raise InterruptedError(progress.step)
+
+    once = checkpoint.read(loop.train(found, c, tmp_path / "once", sources=sources))
+    with pytest.raises(InterruptedError, match="5"):
+        loop.train(found, often, tmp_path / "often", sources=sources, progress=stop)
+    assert checkpoint.read(tmp_path / "often" / checkpoint.NAME).step == 4
+    resumed = checkpoint.read(loop.train(found, often, tmp_path / "often", sources=sources, resume=True))
+    assert resumed.step == once.step == 8
+    assert all(torch.equal(once.average[name], value) for name, value in resumed.average.items())
+
+
 @EVERY
 def test_a_recipe_s_bundle_loads_and_says_what_it_is(name: str, tmp_path: Path) -> None:
     found = training.load(name)

@@ -8,7 +8,7 @@ they show gross failure, not accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from model_zoo.anatomy import find, keep_largest, look_again, looks_twice, window
+from model_zoo.anatomy import after_mixture, find, keep_largest, look_again, looks_twice, window
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
+from model_zoo.mixture import Mixture
 from model_zoo.registry import Model
 from model_zoo.simulate import anatomy, heads, sequences
+from model_zoo.simulate.acquisition import at_resolution
 from model_zoo.simulate.heads import Atrophy, Head, Variation
 from model_zoo.simulate.lesions import healed, random_lesions
 from model_zoo.simulate.mr import TissueParameters
@@ -81,12 +84,12 @@ class _Scored:
 def label(model: Model, image: Tensor) -> Tensor:
     """Structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS, as the pipeline finds them."""
     shrink = round(float(model.settings["spacing_mm"]))
-    p, start = find(torch.nn.functional.avg_pool3d(image[None], shrink)[0].to(model.device), model)
+    p, start = find(functional.avg_pool3d(image[None], shrink)[0].to(model.device), model)
     first, shape = [shrink * s for s in start], [shrink * n for n in p.shape[1:]]
     if looks_twice(model):
         p = look_again(p, window(image.to(model.device), first, shape), model)
     else:
-        p = torch.nn.functional.interpolate(p[None], scale_factor=shrink, mode="trilinear", align_corners=False)[0]
+        p = functional.interpolate(p[None], scale_factor=shrink, mode="trilinear", align_corners=False)[0]
     keep_largest(p)
     return window(p.argmax(dim=0).to(torch.uint8).cpu(), [-s for s in first], image.shape)
 
@@ -104,6 +107,8 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     real = [] if quick else _real(model, root or anatomy.data_root())
     baseline = None if quick else _baseline(root)
     tables = [_by_kind(scored, baseline), _by_structure(scored), _by_group(scored)]
+    if not quick:
+        tables += _limits(scored, model)
     if real:
         tables.append(_real_table(real))
     pictures = [] if quick else [*_pictures(scored), _real_picture(real)]
@@ -194,6 +199,53 @@ def _by_group(scored: Sequence[_Scored]) -> Table:
     ]
     rows = [(name, *_cells(s.scores for s in chosen)) for name, chosen in groups if chosen]
     return Table("Dice by subgroup", ("subgroup", *GROUP_COLUMNS), tuple(rows))
+
+
+def _limits(scored: Sequence[_Scored], model: Model) -> list[Table]:
+    """What Dice the scans' resolution and their contrast let one hope for."""
+    coarse = [s for s in scored if s.kind.scan != SHARP]
+    note = (
+        "Dice with the truth of the truth itself, brought to the scan's resolution and back as the image is, without "
+        "noise: the tissue and in it the structure with the largest share. No bound, but what no contrast shows."
+    )
+    title = "What the resolution leaves of the truth"
+    tables = [_limit(title, note, coarse, lambda s: _resolved(s.truth, s.kind.scan))]
+    if looks_twice(model):
+        note = (
+            "Dice where the first network's answer is replaced by the true shares of the structures in the voxels of "
+            "its lattice: what the image's intensities add to these, without a second look. No bound either."
+        )
+        title = "What a first look without error would give"
+        tables.append(_limit(title, note, scored, lambda s: _rightly_placed(s, model)))
+    return tables
+
+
+def _limit(title: str, note: str, scored: Sequence[_Scored], found: Callable[[_Scored], Tensor]) -> Table:
+    rows = []
+    for name in dict.fromkeys(s.kind.name for s in scored):
+        cells = _cells([_groups(found(s), s.truth) for s in scored if s.kind.name == name])
+        rows.append((name, *cells))
+    return Table(title, ("scan", *GROUP_COLUMNS), tuple(rows), note)
+
+
+def _rightly_placed(s: _Scored, model: Model) -> Tensor:
+    """The likeliest structures after the true shares on the first network's lattice, of twice the image's spacing."""
+    step = 2 * round(float(model.settings["spacing_mm"]))
+    shares = [functional.avg_pool3d((s.truth == n).float()[None], step) for n in range(COUNT + 1)]
+    p = functional.interpolate(torch.stack(shares, dim=1), scale_factor=2, mode="trilinear", align_corners=False)
+    told = after_mixture(p[0], s.image, Mixture(**model.settings["mixture"]))
+    return told.argmax(dim=0).to(s.truth.dtype)
+
+
+def _resolved(truth: Tensor, scan: Scan) -> Tensor:
+    """The structure of most of what a voxel of ``scan`` holds, among those of the tissue that it holds most of."""
+    tissues = [(0,), *TISSUE_GROUPS.values()]
+    order = torch.tensor([n for numbers in tissues for n in numbers])
+    shares = [at_resolution((truth == n).float(), scan.spacing_mm, 0.0, seeded(2026)) for n in order.tolist()]
+    parts = torch.split(torch.stack(shares), [len(numbers) for numbers in tissues])
+    winner = torch.stack([part.sum(dim=0) for part in parts]).argmax(dim=0)
+    in_tissue = torch.cat([part.masked_fill(winner != n, -1) for n, part in enumerate(parts)])
+    return order.to(truth.dtype)[in_tissue.argmax(dim=0)]
 
 
 def _baseline(root: Path | None) -> list[dict[int, float]]:

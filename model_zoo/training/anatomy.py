@@ -64,9 +64,9 @@ class Configuration(recipe.Configuration):
 
 CONFIGURATIONS = {
     "cpu": Configuration(
-        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=17000, first_steps=13000,
-        restarts=(13000,), batch=1, learning_rate=3e-3, warmup=50, ema=0.995, workers=1, checkpoint_every=250,
-        validate_every=1000,
+        channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=13500, first_steps=10400,
+        restarts=(10400,), batch=1, learning_rate=3e-3, warmup=50, ema=0.995, threads=1, workers=1,
+        checkpoint_every=250, validate_every=1000,
     ),
     "gpu": Configuration(
         channels=(64, 96, 128), blocks=2, shape=(80, 112, 80), spacing_mm=2.0, steps=40000, first_steps=24000,
@@ -122,10 +122,26 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
     return contrast_agnostic(Head(lookup[structure.long()], structure, c.spacing_mm, row.subject), generator), structure
 
 
+def prepare(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> dict[str, Tensor]:
+    """For the second network: about the brain ``prior``, the first's answer, ``told``, what the mixture makes of it,
+    and the part of ``structure`` that these are of. For the first network the batch as it is."""
+    if float(drawn["stage"]) < 1:
+        return drawn
+    image, structure = drawn["image"], drawn["structure"]
+    p = functional.softmax(network(image).float(), dim=1)
+    near = mixture.box(p[:, 0].amin(dim=0), _twice(network).second.stride)
+    fine = tuple(slice(2 * part.start, 2 * part.stop) for part in near)
+    p = p[(slice(None), slice(None), *near)]
+    image, structure = image[(slice(None), slice(None), *fine)], structure[(slice(None), *fine)]
+    prior = functional.interpolate(p, image.shape[2:], mode="trilinear", align_corners=False)
+    told = [mixture.posterior(each, x[0], MIXTURE) for each, x in zip(prior, image, strict=True)]
+    return {"prior": p, "told": torch.stack(told), "structure": structure}
+
+
 def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
     """Cross-entropy, of the first network balanced at first, + w (1 - mean soft Dice)."""
-    if float(drawn["stage"]) >= 1:
-        return _second_loss(*_again(network, drawn["image"], drawn["structure"]), c)
+    if "told" in drawn:
+        return _second_loss(_again(network, drawn), drawn["structure"], c)
     log_p = functional.log_softmax(network(drawn["image"]).float(), dim=1)
     shares = _shares(drawn["structure"], c.coarsen)
     size = shares.sum(dim=(0, 2, 3, 4))
@@ -138,20 +154,15 @@ def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tens
     return cross_entropy + c.dice_weight * (1 - _mean_dice(overlap, p.sum(dim=(0, 2, 3, 4)), size))
 
 
-def _again(network: nn.Module, image: Tensor, structure: Tensor) -> tuple[Tensor, Tensor]:
-    """The second network's logits about the brain and the part of ``structure`` that they are of; nothing is learned of
-    the first."""
+def _again(network: nn.Module, prepared: dict[str, Tensor]) -> Tensor:
+    """The second network's logits."""
+    return _twice(network).again(prepared["told"], prepared["prior"])
+
+
+def _twice(network: nn.Module) -> TwoLooks:
     if not isinstance(network, TwoLooks):
         raise TypeError(f"{type(network).__name__} looks once")
-    with torch.no_grad():
-        p = functional.softmax(network(image).float(), dim=1)
-        near = mixture.box(p[:, 0].amin(dim=0), network.second.stride)
-        fine = tuple(slice(2 * part.start, 2 * part.stop) for part in near)
-        p = p[(slice(None), slice(None), *near)]
-        image, structure = image[(slice(None), slice(None), *fine)], structure[(slice(None), *fine)]
-        prior = functional.interpolate(p, image.shape[2:], mode="trilinear", align_corners=False)
-        told = [mixture.posterior(each, x[0], MIXTURE) for each, x in zip(prior, image, strict=True)]
-    return network.again(torch.stack(told), p), structure
+    return network
 
 
 def _second_loss(logits: Tensor, structure: Tensor, c: Configuration) -> Tensor:
@@ -200,8 +211,8 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         image = drawn["image"].to(next(network.parameters()).device)
         found = network(image).argmax(1).cpu()
         scores.append(dice(found[0], _shares(drawn["structure"], c.coarsen).argmax(1)[0]))
-        logits, structure = _again(network, image, drawn["structure"])
-        again.append(dice(logits.argmax(1).cpu()[0], structure[0]))
+        seen = prepare(network, drawn | {"image": image, "stage": torch.tensor(1.0)}, c)
+        again.append(dice(_again(network, seen).argmax(1).cpu()[0], seen["structure"][0]))
     metrics = {"dice": _mean(scores), "dice_again": _mean(again)}
     for name in ("cerebral white matter", "frontal cortex", "hippocampus"):
         values = [s[number(name)] for s in scores if number(name) in s]
@@ -239,6 +250,7 @@ RECIPE = Recipe(
     configurations=CONFIGURATIONS,
     make_network=make_network,
     batch=batch,
+    prepare=prepare,
     loss=loss,
     validate=validate,
     inference=inference,

@@ -7,15 +7,18 @@ Hutter 2019), linear warm-up, half cosine to zero, gradients clipped by their no
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from model_zoo.heap import reused
 from model_zoo.registry import memory_format
 from model_zoo.training import checkpoint, parallel
 from model_zoo.training.checkpoint import Checkpoint
-from model_zoo.training.recipe import C, Configuration, Recipe, Source, Sources, seeded
+from model_zoo.training.recipe import C, Configuration, Prepare, Recipe, Source, Sources, seeded
 
 __all__ = ["LOG", "Progress", "learning_rate", "train"]
 
@@ -85,13 +88,13 @@ def train(
     if c.workers and c.draw_on_device:
         raise ValueError("workers draw on the CPU: choose workers=0 or draw_on_device=False")
     out.mkdir(parents=True, exist_ok=True)
-    with parallel.world(device) as world, _alone(out, world.first), _deterministic():
+    with parallel.world(device) as world, _alone(out, world.first), _deterministic(), _threads(c.threads):
         run = _start(recipe, c, world, weights)
         first = _restore(run, out / checkpoint.NAME, sources.train.data, resume)
         world.wait()
         log = _Log(out, first, report) if world.first else None
         run.clock.start(first)
-        for step, batch in enumerate(_batches(run, sources.train, first), first):
+        for step, batch in enumerate(_prepared(run, sources.train, first), first):
             _step(run, step, batch)
             done = step + 1
             if done % PROGRESS_EVERY == 0 or done == c.steps:
@@ -161,7 +164,7 @@ def _start(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[str,
         own = [world.device] if world.device.type == "cuda" else None
         objective = DistributedDataParallel(objective, device_ids=own, find_unused_parameters=True)
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=c.weight_decay
+        network.parameters(), lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=c.weight_decay, fused=True
     )
     average = {name: p.detach().clone() for name, p in network.named_parameters()}
     return _Run(recipe, c, world, network, objective, optimiser, average)
@@ -220,6 +223,32 @@ def _batches(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor
         ahead = iter(DataLoader(drawn, batch_size=None, sampler=steps, num_workers=run.c.workers, pin_memory=pinned))
     for batch in ahead:
         yield {name: value.to(run.world.device, non_blocking=True) for name, value in batch.items()}
+
+
+def _prepared(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor]]:
+    """``_batches`` as ``Recipe.prepare`` makes them, one step ahead, with the network as it was at the last restart."""
+    batches, step = _batches(run, source, first), first
+    for end in (*run.c.restarts, run.c.steps):
+        part = islice(batches, max(0, end - step))
+        step = max(step, end)
+        yield from part if run.recipe.prepare is None else _one_ahead(run, run.recipe.prepare, part)
+
+
+def _one_ahead(run: _Run, prepare: Prepare, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    network = copy.deepcopy(run.network).eval()
+
+    def prepared(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad(), run.autocast():
+            return prepare(network, batch, run.c)
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future[dict[str, Tensor]]] = deque()
+        for batch in batches:
+            waiting.append(thread.submit(prepared, batch))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        for last in waiting:
+            yield last.result()
 
 
 def _step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
@@ -321,6 +350,17 @@ def _alone(out: Path, first: bool) -> Iterator[None]:
         except BlockingIOError as error:
             raise FileExistsError(f"{out}: another process trains there") from error
         yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """``count`` threads for each operation; as many as torch has where it is 0."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

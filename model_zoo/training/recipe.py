@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
     from model_zoo.training.cohort import Cohort
 
-__all__ = ["Column", "Configuration", "Recipe", "Source", "Sources", "seeded", "simulated"]
+__all__ = ["Column", "Configuration", "Prepare", "Recipe", "Source", "Sources", "seeded", "simulated"]
 
 PHANTOM = "phantom"
 
@@ -35,9 +35,10 @@ class Configuration:
     decay of the averaged weights, which are what is shipped. ``restarts``: steps at which warm-up and cosine begin
     again, for recipes that train one part after the other. ``checkpoint_every``: steps between checkpoints and log
     lines; ``validate_every``: between validations, 0 for every checkpoint. ``workers``: processes that draw batches
-    ahead. ``bf16``: autocast. ``draw_on_device``: the generator that ``Recipe.batch`` gets lives on the training
-    device, for recipes whose simulator runs there; it excludes ``workers``. ``start``: of the bundle whose weights are
-    the first, where it is not nothing: name, version, digest and what it was trained on.
+    ahead. ``threads``: of each operation on a CPU, 0 for as many as torch takes; two threads on a core that a worker
+    needs wait for it at every operation. ``bf16``: autocast. ``draw_on_device``: the generator that ``Recipe.batch``
+    gets lives on the training device, for recipes whose simulator runs there; it excludes ``workers``. ``start``: of
+    the bundle whose weights are the first, where it is not nothing: name, version, digest and what it was trained on.
     """
 
     steps: int
@@ -49,6 +50,7 @@ class Configuration:
     restarts: tuple[int, ...] = ()
     weight_decay: float = 1e-4
     clip: float = 1.0
+    threads: int = 0
     bf16: bool = True
     draw_on_device: bool = False
     start: str = ""
@@ -151,6 +153,7 @@ def simulated(root: Path | None = None, *, phantom: bool = False) -> Sources:
 
 
 C = TypeVar("C", bound=Configuration)
+Prepare = Callable[[nn.Module, dict[str, Tensor], Any], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,9 @@ class Recipe(Generic[C]):
 
     ``make_network(c)``: the untrained network; the loop has seeded torch before.
     ``batch(c, source, generator)``: tensors of one step, on the generator's device.
+    ``prepare(network, batch, c)``: the batch with what a network that no longer learns makes of it, where a recipe
+    trains one part after the other: called without gradients, a step ahead beside the training, with a copy of the
+    network as it was at the last of the configuration's ``restarts``.
     ``loss(network, batch, c)``: a scalar, called under autocast with the batch on the network's device, to which the
     loop adds ``progress``, the share of steps done; torch's own generator is seeded per step, for dropout.
     ``validate(network, c, source)``: numbers for the log and the metadata, called in evaluation mode under autocast
@@ -180,6 +186,7 @@ class Recipe(Generic[C]):
     validate: Callable[[nn.Module, C, Source], dict[str, float]]
     inference: Callable[[C], dict[str, Any]]
     facts: Mapping[str, Any]
+    prepare: Prepare | None = None
     columns: tuple[Column, ...] = ()
 
 
