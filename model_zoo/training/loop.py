@@ -226,7 +226,8 @@ def _batches(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor
 
 
 def _prepared(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor]]:
-    """``_batches`` as ``Recipe.prepare`` makes them, one step ahead, with the network as it was at the last restart."""
+    """``_batches`` as ``Recipe.prepare`` makes them, one step ahead, with the network of when this part of the training
+    began or was resumed: in both what has ended its training is the same."""
     batches, step = _batches(run, source, first), first
     for end in (*run.c.restarts, run.c.steps):
         part = islice(batches, max(0, end - step))

@@ -167,7 +167,7 @@ class Recipe(Generic[C]):
     ``batch(c, source, generator)``: tensors of one step, on the generator's device.
     ``prepare(network, batch, c)``: the batch with what a network that no longer learns makes of it, where a recipe
     trains one part after the other: called without gradients, a step ahead beside the training, with a copy of the
-    network as it was at the last of the configuration's ``restarts``.
+    network as it was at the last of the configuration's ``restarts`` or when the run was resumed.
     ``loss(network, batch, c)``: a scalar, called under autocast with the batch on the network's device, to which the
     loop adds ``progress``, the share of steps done; torch's own generator is seeded per step, for dropout.
     ``validate(network, c, source)``: numbers for the log and the metadata, called in evaluation mode under autocast
