@@ -40,7 +40,12 @@ def _facts(edit: Edit, slices: int = 3) -> dict[str, Any]:
 
 def _all(**values: Any) -> Edit:
     """Set on all slices; None deletes. Attributes of the tracer go into its item."""
-    return lambda headers: [_put(ds, values) for ds in headers] and None
+
+    def edit(headers: list[Dataset]) -> None:
+        for ds in headers:
+            _put(ds, values)
+
+    return edit
 
 
 def _put(ds: Dataset, values: dict[str, Any]) -> None:
@@ -86,7 +91,7 @@ ONE_HOUR: dict[str, Edit] = {
     "UTC, west": _all(**{DT: "20260101170000+0000", "TimezoneOffsetFromUTC": "-0500"}),
     "another zone": _all(**{DT: "20260101163000+0530", "TimezoneOffsetFromUTC": "+0100"}),
     "same zone in both": _all(**{DT: "20260101120000-0500", "TimezoneOffsetFromUTC": "-0500"}),
-    "date and time without a zone take that of the header": _all(**{DT: "20260101120000", "TimezoneOffsetFromUTC": "+0100"}),
+    "date and time in the zone of the header": _all(**{DT: "20260101120000", "TimezoneOffsetFromUTC": "+0100"}),
     "another zone and day": _all(**{
         DT: "20260101233000+0000", TM: "003000", "TimezoneOffsetFromUTC": "+0100", "SeriesDate": "20260102",
         "AcquisitionDate": "20260102", "SeriesTime": "013000", "AcquisitionTime": "013000",
@@ -101,7 +106,9 @@ ONE_HOUR: dict[str, Edit] = {
         {"AcquisitionTime": "235900"}, {"AcquisitionDate": "20260102", "AcquisitionTime": "000500"},
         {"AcquisitionDate": "20260102", "AcquisitionTime": "001000"}, SeriesTime="235900", **{TM: "225900"},
     ),
-    "fractions": _all(**{DT: "20260101120000.500000", TM: "120000.5", "SeriesTime": "130000.50", "AcquisitionTime": "130000.5"}),
+    "fractions": _all(**{
+        DT: "20260101120000.500000", TM: "120000.5", "SeriesTime": "130000.50", "AcquisitionTime": "130000.5"
+    }),
     "minutes alone": _all(**{TM: "1200", "SeriesTime": "1300"}),
     "seconds left out of one": _all(**{DT: "202601011200", TM: "120040"}),
     "series time after the slices": _all(**LATE),
@@ -144,7 +151,7 @@ REASONS: dict[str, tuple[Edit, str]] = {
         _all(**{DT: "20260101110000+0000", "TimezoneOffsetFromUTC": "CET"}), r"\(0008,0201\), .*cannot be read"
     ),
     "zones of slices": (
-        lambda headers: [_all(TimezoneOffsetFromUTC="+0100")(headers), _one(1, TimezoneOffsetFromUTC="+0200")(headers)][0],
+        _beds(*({"TimezoneOffsetFromUTC": zone} for zone in ("+0100", "+0200", "+0100"))),
         r"slices differ in Timezone Offset From UTC \(0008,0201\)",
     ),
     "GE's own time in UTC": (_ge("20260101120000+0000", **LATE), r"\(0008,0201\)"),
@@ -176,7 +183,7 @@ REASONS: dict[str, tuple[Edit, str]] = {
     "injection dates of slices": (_one(1, **{DT: "20260101120000"}), r"Start DateTime \(0018,1078\)"),
     "series times of slices": (_one(1, SeriesTime="130100"), r"differ in Series Time \(0008,0031\)"),
     "reference times at odds, late series": (
-        _beds({"FrameReferenceTime": "300000"}, {"FrameReferenceTime": "900000"}, {"FrameReferenceTime": "900000"}, **LATE),
+        _beds(*({"FrameReferenceTime": time} for time in ("300000", "900000", "900000")), **LATE),
         r"Frame Reference Time \(0054,1300\) do not lead to one start",
     ),
     "GE's later bed alone, late series": (
@@ -218,7 +225,12 @@ def test_a_long_half_life_with_its_day_has_an_suv() -> None:
 @pytest.mark.parametrize("case", ["a zone and no zone of the header", "blanked", "no injection", "hours alone"])
 def test_decay_corrected_to_the_injection_no_time_matters(case: str) -> None:
     edit, _ = REASONS[case]
-    found = _facts(lambda headers: [edit(headers), _all(DecayCorrection="ADMIN")(headers)][0])
+
+    def both(headers: list[Dataset]) -> None:
+        edit(headers)
+        _all(DecayCorrection="ADMIN")(headers)
+
+    found = _facts(both)
     assert found["suv_bw_per_unit"] == pytest.approx(2e-4)
 
 
@@ -242,5 +254,6 @@ def test_moments_know_their_precision_and_zone() -> None:
     precise = [combine("20260101", text, None) for text in ("12", "1200", "120000", "120000.1")]
     assert [each.precision_s for each in precise if each] == [3600, 60, 0, 0]
     zoned, plain = (parse_datetime(text, None) for text in ("20260101120000-0130", "20260101120000"))
-    assert isinstance(zoned, Moment) and isinstance(plain, Moment)
+    assert isinstance(zoned, Moment)
+    assert isinstance(plain, Moment)
     assert (seconds_between(zoned, plain), zoned.offset) == (None, timedelta(minutes=-90))

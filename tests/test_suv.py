@@ -175,7 +175,9 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "Philips several": (
         {"units": "CNTS", "suv_per_count": 5e-4, "differing": frozenset({"(7053,1000)"})}, "differ in Philips' factors"
     ),
-    "Philips of a weight in grams": ({"units": "CNTS", "suv_per_count": 5e-4, "weight_kg": 7e4}, "no weight of a person"),
+    "Philips of a weight in grams": (
+        {"units": "CNTS", "suv_per_count": 5e-4, "weight_kg": 7e4}, "no weight of a person"
+    ),
     "a perfusion map": ({"units": "MLMINML"}, "MLMINML, not an activity"),
     "no units": ({"units": ""}, "not stated"),
     "lean body mass": ({"units": "GML", "suv_type": "LBM"}, "SUV by LBM"),
@@ -195,8 +197,9 @@ def test_what_is_missing_or_impossible_gives_a_reason_and_no_factor(what: str) -
 
 def test_philips_factors_stand_in_where_a_header_leaves_something_out() -> None:
     philips = replace(STATED, units="CNTS", suv_per_count=5.6e-4, bq_ml_per_count=2.0)
-    for missing in ("dose_bq", "weight_kg", "half_life_s", "decay_s"):
-        assert suv.factor(replace(philips, **{missing: None})).bw_per_unit == 2.8e-4
+    left_out: list[dict[str, Any]] = [{"dose_bq": None}, {"weight_kg": None}, {"half_life_s": None}, {"decay_s": None}]
+    for missing in left_out:
+        assert suv.factor(replace(philips, **missing)).bw_per_unit == 2.8e-4
 
 
 def test_a_size_in_centimetres_says_nothing_of_the_weight() -> None:

@@ -179,11 +179,13 @@ def values(frame: Frame, pixels: NDArray[Any]) -> NDArray[np.float32]:
     if mapping is not None:
         return _mapped(mapping, pixels)
     place = frame.item("PixelValueTransformationSequence") or frame.header
-    fault = pet.scale_fault(frame, place) if frame.get("Modality") == "PT" else ""
-    if fault:
-        raise InputRefused(f"{name(frame.header)}: {fault}")
-    found = np.asarray(apply_modality_lut(pixels, place), np.float64) * (pet.philips_factor(frame) or 1.0)
-    return found.astype(np.float32)
+    if frame.get("Modality") == "PT":
+        fault = pet.scale_fault(frame, place)
+        if fault:
+            raise InputRefused(f"{name(frame.header)}: {fault}")
+        slope, intercept = pet.scale(frame, place)
+        return (pixels * slope + intercept).astype(np.float32)
+    return np.asarray(apply_modality_lut(pixels, place), np.float64).astype(np.float32)
 
 
 def unit(frame: Frame) -> str:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DECAY_TO_DATETIME", "UCUM", "check", "corrections", "decay_correction", "different", "is_enhanced", "mapping",
-    "philips_factor", "philips_factors", "scale_fault", "series_type", "suv_type", "title", "unit", "unit_fault",
-    "units",
+    "philips_factor", "philips_factors", "scale", "scale_fault", "series_type", "suv_type", "title", "unit",
+    "unit_fault", "units",
 ]  # fmt: skip
 
 UCUM = MappingProxyType({
@@ -36,10 +36,14 @@ UCUM = MappingProxyType({
 })  # fmt: skip
 """Defined Terms of Units (0054,1001), PS3.3 C.8.9.1.1.3, and their UCUM codes (PS3.16 CID 84)."""
 SUV_TYPES = MappingProxyType({
-    "{SUVbw}g/ml": "BW", "{SUVlbm}g/ml": "LBM", "{SUVlbm(Janma)}g/ml": "LBMJANMA", "{SUVlbm(James128)}g/ml":
-    "LBMJAMES128", "{SUVibw}g/ml": "IBW", "{SUVbsa}cm2/ml": "BSA",
+    code: kind
+    for unit, mark, kind in (
+        ("g/ml", "{SUVbw}", "BW"), ("g/ml", "{SUVlbm}", "LBM"), ("g/ml", "{SUVlbm(Janma)}", "LBMJANMA"),
+        ("g/ml", "{SUVlbm(James128)}", "LBMJAMES128"), ("g/ml", "{SUVibw}", "IBW"), ("cm2/ml", "{SUVbsa}", "BSA"),
+    )
+    for code in (unit + mark, mark + unit)  # as PS3.16 CID 85 has it today, and as it had it
 })  # fmt: skip
-"""Codes of a real world value mapping (PS3.16 CID 85) that say which SUV it gives; the values are SUV Types."""
+"""UCUM codes of a real world value mapping that say which SUV it gives; the values are SUV Types."""
 DECAY_TO_DATETIME = "DATETIME"
 """Stands for START or ADMIN where Decay Correction DateTime (0018,9701) states the moment itself."""
 
@@ -143,6 +147,15 @@ def scale_fault(frame: Frame, place: Dataset) -> str:
     if intercept and not is_enhanced(frame):
         return f"{title('RescaleIntercept')} of PET is {intercept:g}; it has to be 0 (PS3.3 C.8.9.4)"
     return ""
+
+
+def scale(frame: Frame, place: Dataset) -> tuple[float, float]:
+    """Return slope and intercept from stored values to ``unit``, once ``scale_fault`` finds no fault.
+
+    An intercept that is not stated is 0, as it has to be; pydicom would then leave the slope out too.
+    """
+    factor = philips_factor(frame) or 1.0
+    return factor * float(place.RescaleSlope), factor * (_number(place.get("RescaleIntercept")) or 0.0)
 
 
 def mapping(frame: Frame) -> Dataset | None:

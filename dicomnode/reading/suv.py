@@ -159,17 +159,15 @@ def _patient(stated: Stated) -> str:
 
 def _dose(stated: Stated) -> str:
     if SOURCES in stated.differing:
-        return (
-            "Radiopharmaceutical Information Sequence (0054,0016) has several items: which of the doses it is is open"
-        )
+        return "Radiopharmaceutical Information Sequence (0054,0016) has several items, and so several doses"
     if "RadionuclideTotalDose" in stated.differing:
         return _several("RadionuclideTotalDose")
     if not stated.dose_bq or stated.dose_bq < 0:
         return _Missing("Radionuclide Total Dose (0018,1074) is not stated or zero")
     if stated.dose_bq < DOSES_BQ[0]:
         return (
-            f"Radionuclide Total Dose (0018,1074) of {stated.dose_bq:g} Bq is none of a person; it may have been written "
-            "in MBq or kBq"
+            f"Radionuclide Total Dose (0018,1074) of {stated.dose_bq:g} Bq is none of a person; it may have been "
+            "written in MBq or kBq"
         )
     if stated.dose_bq > DOSES_BQ[1]:
         return f"Radionuclide Total Dose (0018,1074) of {stated.dose_bq:g} Bq is more than any person gets"

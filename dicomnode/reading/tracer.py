@@ -41,11 +41,11 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         "dose_bq": _number(source.get("RadionuclideTotalDose")) if one and _OF_THE_TRACER[0] not in differing else None,
         "half_life_s": half_life_s if one else None,
         "uptake_s": elapsed.uptake_s if one and _is_likely(elapsed.uptake_s, half_life_s) else None,
-        "series_type": pet.series_type(frames[0]),
+        "series_type": pet.series_type(frames[0]) or None,
     }
     factor = suv.factor(_stated(frames, source, found, elapsed, differing if one else {*differing, suv.SOURCES}))
     known = {"suv_bw_per_unit": factor.bw_per_unit, "suv_unknown_because": factor.unknown_because}
-    return {fact: value for fact, value in (found | known).items() if value or fact == "corrections" and value == ()}
+    return {fact: value for fact, value in (found | known).items() if value or value == ()}
 
 
 def _sources(frame: Frame) -> Sequence[Dataset]:
