@@ -39,6 +39,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _t1w(k: int, ds: Dataset) -> None:
     """What the contract asks for."""
     ds.InversionTime, ds.PatientAge = "900", "071Y"
+    ds.PatientBirthDate = "19550131"
 
 
 def _sent(folder: Path) -> list[Path]:
