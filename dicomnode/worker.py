@@ -17,6 +17,7 @@ from pydicom import Dataset
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs, keywords
+from db.clock_jumps import ClockWatch
 from db.jobs import LeaseLost, OutputFile
 from db.models import Job
 from dicomnode import processing
@@ -133,7 +134,9 @@ def work(
     ``may_take``: whether this host is well enough to take one.
     """
     taken, lacking, load_model = 0, Lacking(sessions, config, worker, now), Warm(config.worker.warm_models)
+    watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=False)
     while not stop.is_set():
+        watch.look()
         job_id = _take(sessions, config, lacking, worker, stop, now) if may_take() else None
         if job_id is not None:
             taken += 1

@@ -18,7 +18,7 @@ __all__ = ["JsonLines", "TextLines", "begin"]
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _NUMBERED = re.compile(r"\b(job|study|instance|worker|delivery|notification|search|result) (\d+)\b")
-_LIBRARIES = ("pynetdicom", "pydicom", "highdicom", "apscheduler", "alembic", "matplotlib")
+_LIBRARIES = ("pynetdicom", "pydicom", "highdicom", "alembic", "matplotlib")
 
 
 class TextLines(logging.Formatter):
