@@ -29,7 +29,7 @@ def of(engine: Engine) -> Callable[[], datetime]:
 
 
 class DatabaseClock:
-    """Asks every five seconds and counts on from there; from whatever thread. The first call raises where nobody answers."""
+    """Asks every five seconds and counts on from there, on any thread. The first call raises where nobody answers."""
 
     def __init__(
         self,

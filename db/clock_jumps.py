@@ -1,7 +1,7 @@
 """Keep leases and due times right when the clock is set (NTP, a restored snapshot, a machine that slept).
 
-Moments in rows are compared with the clock. After it was set by an hour, a lease would lapse at once or hold for an hour too
-long, a delivery would wait for an hour, and a study that is still being received would be complete.
+Moments in rows are compared with the clock. After it was set by an hour, a lease would lapse at once or hold for an
+hour too long, a delivery would wait for an hour, and a study that is still being received would be complete.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _OPEN: tuple[tuple[Any, tuple[Any, ...], tuple[str, ...]], ...] = (
 class ClockWatch:
     """Compare the clock with the monotonic one, and mend the rows when it was set.
 
-    ``moves_rows``: whether this process shifts the open rows, which one process of a database does; every process renews leases,
-    which may be done twice.
+    ``moves_rows``: whether this process shifts the open rows, which one process of a database does; every process
+    grants the leases anew, which may be done twice.
     """
 
     def __init__(

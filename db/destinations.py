@@ -24,7 +24,7 @@ _CLASSES = "destination classes"
 
 @dataclass(frozen=True)
 class Breaker:
-    """``failures`` in a row, the last one at ``failed_at``; nothing is sent before ``open_until``, and then little, to try.
+    """``failures`` in a row, the last one at ``failed_at``; nothing is sent before ``open_until``, and then little.
 
     After the clock was set back to before ``failed_at`` it counts as closed: the time that is left is not known.
     """

@@ -47,6 +47,7 @@ Clock = Callable[[], datetime]
 
 def prepare(config: Config) -> None:
     """Folders and the newest schema: what every part of the node relies on."""
+    config.data_dir.mkdir(parents=True, exist_ok=True)
     config.spool_dir.mkdir(parents=True, exist_ok=True)
     engine = engines.connect(config.database_url)
     migrations.upgrade(engine)

@@ -1,7 +1,7 @@
 """Run the sweeps of a node, each on a thread of its own, once a second by the monotonic clock.
 
-APScheduler is not used: its triggers compute the next run from the wall clock, and a clock that is set back by an hour stops
-them for that hour.
+APScheduler is not used: its triggers compute the next run from the wall clock, and a clock that is set back by an hour
+stops them for that hour.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Sweeps:
             self._run(name, sweep)
 
     def _run(self, name: str, sweep: Callable[[], int]) -> None:
-        """Run one sweep; after a failure it is tried again in a second, and its error's own words may name a patient."""
+        """Run one sweep. It is tried again after a failure, whose own words may name a patient and are not logged."""
         try:
             self._before()
             if done := sweep():

@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -177,6 +178,14 @@ def _study_state(node: Node, uid: str) -> StudyState | None:
         return row.state if row else None
 
 
+def _is_routed(node: Node, uid: str) -> bool:
+    return _study_state(node, uid) is StudyState.ROUTED
+
+
+def _has_noticed(node: Node, times: int) -> bool:
+    return node.log.count("the clock was set by") == times
+
+
 def test_a_running_node_goes_on_when_its_clock_is_set(node_with_a_clock: tuple[Node, Path], tmp_path: Path) -> None:
     node, setting = node_with_a_clock
     web = node.log.split("web ")[1].split("/,")[0]
@@ -185,8 +194,8 @@ def test_a_running_node_goes_on_when_its_clock_is_set(node_with_a_clock: tuple[N
         write_instance(path, study_uid=uid, series_uid=f"{uid}.2")
         assert [each.status for each in peers.store(node.peer, [path], calling_aet="TEST")] == [0]
         setting.write_text(offset)
-        wait_for(lambda: node.log.count("the clock was set by") == number + 1, "it notices", within_s=20)
+        wait_for(partial(_has_noticed, node, number + 1), "it notices", within_s=20)
         assert _study_state(node, uid) is StudyState.RECEIVING
-        wait_for(lambda uid=uid: _study_state(node, uid) is StudyState.ROUTED, "routed", within_s=20)  # type: ignore[misc]
+        wait_for(partial(_is_routed, node, uid), "routed", within_s=20)
         assert httpx.get(f"{web}/readyz").json()["status"] == "ok"
     assert node.stop() == 0

@@ -12,7 +12,7 @@ __all__ = ["Beat", "Pulse"]
 
 @dataclass(frozen=True)
 class Beat:
-    """A sweep's last success by the monotonic clock, or its registration when it had none, and how often it has failed."""
+    """A sweep's last success by the monotonic clock, or its registration when it had none; how often it has failed."""
 
     patience_s: float
     succeeded_at_s: float
