@@ -185,12 +185,14 @@ def _workers(config: Config) -> Check | str:
     """Those that say they are alive, on whatever host, have left their mark in this spool."""
     from db import workers
     from dicomnode.storage import shared
+    from dicomnode.storage.high_water import check_nothing_lost
 
     with _reading(config) as session:
         if session is None:
             return "none is known without a database of this version"
         alive = workers.alive(session, since=datetime.now(UTC) - _ALIVE)
         shared.look_for_newest(session, config.spool_dir)
+        check_nothing_lost(session, config.spool_dir)
     if elsewhere := sorted(row.name for row in alive if not shared.is_marked(config.spool_dir, row.name)):
         return Check("workers", "failed", f"{', '.join(elsewhere)}: alive, and not on this spool: [spool] dir")
     hosts = sorted({row.host for row in alive})

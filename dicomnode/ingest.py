@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import studies
+from db import audit, studies
 from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
@@ -23,6 +23,7 @@ from dicomnode.datasets.encoded import OpenFile, file_meta, open_source, read_fi
 from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
 from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
+from dicomnode.storage.high_water import HighWater
 
 if TYPE_CHECKING:
     from dicomnode.config import SpoolConfig
@@ -78,6 +79,7 @@ class Ledger:
     ) -> None:
         self.root, self.sessions, self.now = root, sessions, now
         self.meters = meters or Meters()
+        self._high_water = HighWater(root)
         self._lock = threading.Lock()
         self._waiting: list[_Entry] = []
         self._busy = False
@@ -136,6 +138,8 @@ class Ledger:
                 if entry.error is None:
                     self._commit([entry], leader, writer)
         else:
+            if (head := audit.newest_written(session)) is not None:
+                self._high_water.raise_to(*head)
             for entry, answer in zip(batch, answers, strict=True):
                 entry.answer = answer
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -20,6 +21,7 @@ from db import clock as clocks
 from db import clock_jumps, jobs, migrations
 from db import engine as engines
 from db.clock_jumps import ClockWatch
+from db.models import Chain
 from dicomnode import completion, delivery, routing
 from dicomnode.awaited import fetching
 from dicomnode.backfill import Backfill
@@ -28,6 +30,7 @@ from dicomnode.dimse import scp
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.notifications import notification
+from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from dicomnode.storage.retention import Retention
 from dicomnode.sweeps import Sweeps
 
@@ -60,6 +63,8 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
     now = clocks.of(engine)  # the one clock; everything below is handed its moments
+    with sessions() as session:
+        check_nothing_lost(session, config.spool_dir)
     _mend_lost_time(sessions, config, now())
     delivery.resume(sessions, now=now())
     notification.resume(sessions, now=now())
@@ -111,11 +116,20 @@ def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, 
         "notifications": lambda: notification.notify_due(sessions, config, now=now()),
         "retention": lambda: retention.step(now=now()),
         "backfill": Backfill(sessions, config.spool_dir).step,
+        "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),
     }
     for name in sweeps:
         pulse.watch(name, _PATIENCE_S.get(name, 60.0))
     watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=True)
     return Sweeps(sweeps, pulse=pulse, before=watch.look)
+
+
+def _raise_high_water(sessions: sessionmaker[Session], mark: HighWater) -> int:
+    """Follow what other commits than those of received instances wrote."""
+    with engines.readers(sessions.kw["bind"])() as session:
+        head = session.get_one(Chain, 1)
+    mark.raise_to(head.seq, head.hash)
+    return 0
 
 
 def _mend_lost_time(sessions: sessionmaker[Session], config: Config, now: datetime) -> None:

@@ -85,7 +85,7 @@ class Window:
     def read(self, at: int, count: int) -> bytes:
         offset = at - self._at
         if offset < 0 or offset + count > len(self._block):
-            self._block = self._content.read(self._start + at, min(max(count, _WINDOW), self.size - at))
+            self._block = self._content.read(self._start + at, min(max(count, _WINDOW), max(self.size - at, 0)))
             self._at, offset = at, 0
         return self._block[offset : offset + count]
 
