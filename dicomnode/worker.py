@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pydicom import Dataset
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs, keywords
@@ -53,6 +54,8 @@ __all__ = [
 log = logging.getLogger("dicomnode.worker")
 
 Clock = Callable[[], datetime]
+
+_DATABASE_PAUSE_S = 2.0
 
 
 class Interrupted(Exception):
@@ -136,15 +139,24 @@ def work(
     taken, lacking, load_model = 0, Lacking(sessions, config, worker, now), Warm(config.worker.warm_models)
     watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=False)
     while not stop.is_set():
-        watch.look()
-        job_id = _take(sessions, config, lacking, worker, stop, now) if may_take() else None
-        if job_id is not None:
-            taken += 1
-            run_job(sessions, config, job_id, worker=worker, stop=stop, now=now, load_model=load_model)
-        elif once:
-            break
-        else:
-            stop.wait(config.worker.poll_s)
+        try:
+            watch.look()
+            job_id = _take(sessions, config, lacking, worker, stop, now) if may_take() else None
+            if job_id is not None:
+                taken += 1
+                run_job(sessions, config, job_id, worker=worker, stop=stop, now=now, load_model=load_model)
+            elif once:
+                break
+            else:
+                stop.wait(config.worker.poll_s)
+        except (
+            InterfaceError,
+            OperationalError,
+        ) as error:  # it restarts; the lease of a job in hand lapses, and the job is taken again
+            if once:
+                raise
+            log.error("the database does not answer (%s); asked again in %g s", type(error).__name__, _DATABASE_PAUSE_S)
+            stop.wait(_DATABASE_PAUSE_S)
     return taken
 
 
