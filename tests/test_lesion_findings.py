@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model_zoo.structures import number
-from pipelines import dir_support, lesions
+from pipelines import dir_support, lesion_segments, lesions
 from pipelines.contract import Finding, Grid, Measurement, Note
 from pipelines.dir_estimate import Estimate
 from pipelines.lesions import Thresholds
@@ -101,7 +101,7 @@ def test_without_lesions_the_answer_is_none_and_a_valid_segmentation() -> None:
     e = _estimate()
     found = lesions.find(e, Thresholds())
     assert _values(lesions.measure(found, Thresholds()))["lesions"] == 0
-    segmentation = lesions.segmentation(found, e, e.grid, 1.0)
+    segmentation = lesion_segments.segmentation(found, e, Thresholds(), e.grid, 1.0)
     assert not segmentation.labels.any()
     assert len(segmentation.segments) == 4
 
@@ -110,7 +110,7 @@ def test_a_lesion_thinner_than_a_slice_keeps_its_peak_in_the_segmentation() -> N
     e = _estimate((slice(30, 32), slice(30, 34), slice(30, 34)))
     found = lesions.find(e, Thresholds())
     thick = Grid((8, 40, 40), np.diag([1.0, 1.0, 5.0, 1.0]) + np.array([[0, 0, 0, 0]] * 2 + [[0, 0, 0, 2], [0] * 4]))
-    labels = lesions.segmentation(found, e, thick, 5.0).labels
+    labels = lesion_segments.segmentation(found, e, Thresholds(), thick, 5.0).labels
     assert (labels > 0).sum() == 1
     assert labels[6, 30:34, 30:34].any()
 

@@ -33,7 +33,7 @@ NEWER_THAN_DCIODVFY = "(0008,001c)"
 WITH_REPORT = ResultsConfig()
 CEREBELLUM = Code("113305005", "SCT", "Cerebellum")
 SUVR = Code("126406", "DCM", "SUVratio")
-UNITS = ("{SUVr}", "%", "ml", "Bq/ml", "1", "{SUVbw}g/ml")
+UNITS = ("{SUVr}", "%", "ml", "Bq/ml", "1", "g/ml{SUVbw}")
 HELD = Verdict(Outcome.HOLD, ("chi-square is 3, above the limit of 2", "flair: Echo Time (0018,0081) is 120 ms"))
 
 

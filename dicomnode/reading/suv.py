@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 __all__ = ["UNIT", "Factor", "Stated", "factor"]
 
-UNIT = "{SUVbw}g/ml"
+UNIT = "g/ml{SUVbw}"
 """UCUM, as PS3.16 CID 85 has it."""
 
 MOST_HALF_LIVES = 10.0
