@@ -1,8 +1,8 @@
 """The structures that the anatomy model tells apart: one numbered table for simulator, network, pipelines and results.
 
 Left and right share a number. Codes are SNOMED CT and DICOM ones of PS3.16 CID 7140 and 7153; where neither list holds
-exactly what is segmented the code is ours (scheme ``99DICOMNODE``). The code of a region of the cortex says which region
-it is, a lobe or a gyrus, of whose tissue only the cortex is meant. White-matter lesions count as white matter.
+exactly what is segmented the code is ours (scheme ``99DICOMNODE``). The code of a region of the cortex names a lobe or
+gyri, of whose tissue only the cortex is meant. White-matter lesions count as white matter.
 """
 
 from __future__ import annotations

@@ -218,10 +218,8 @@ def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     on = f"on isotropic voxels of {anatomy.grid.spacing_mm[0]:g} mm"
     brain_ml, intracranial_ml = anatomy.volume_ml(*BRAIN), anatomy.volume_ml(*range(1, COUNT + 1))
     found: list[Finding] = [
-        Measurement("brain volume", brain_ml, "ml", f"Without outer CSF, {on}", site=BRAIN_CODE, quantity=VOLUME),
-        Measurement(
-            "intracranial volume", intracranial_ml, "ml", f"Brain and CSF, {on}", site=CRANIAL_CAVITY, quantity=VOLUME
-        ),
+        Measurement("brain volume", brain_ml, "ml", f"Without outer CSF, {on}", site=BRAIN_CODE),
+        Measurement("intracranial volume", intracranial_ml, "ml", f"Brain and CSF, {on}", site=CRANIAL_CAVITY),
     ]
     found += [Measurement(f"{name} volume", anatomy.volume_ml(*own), "ml") for name, own in TISSUE_GROUPS.items()]
     doubtful = []

@@ -234,7 +234,7 @@ class Measurement:
 
     ``group``: the region or lesion that it belongs to, empty for the whole result; ``site``: that region's code;
     ``quantity``: what was measured, coded where a code exists; ``derivation``: how one number was made of the many of
-    the region (CID 7464), such as their mean. In one group no two measurements have the same of these three.
+    the region (CID 7464), such as their mean. In one group no two measurements have the same of both.
     """
 
     name: str

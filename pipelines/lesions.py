@@ -206,8 +206,8 @@ def measure(found: Found, t: Thresholds) -> list[Finding]:
     for place in PLACES:
         own_ml = sum(lesion.volume_mm3 for lesion in found.lesions if lesion.place is place) / 1000
         count, site = float(counts[place.name]), place.site
-        results.append(Measurement(f"{place.name} lesions", count, "1", site=site, quantity=NUMBER_OF_LESIONS))
-        results.append(Measurement(f"{place.name} lesion volume", own_ml, "ml", site=site, quantity=VOLUME))
+        results.append(Measurement(f"{place.name} lesions", count, "1", site=site))
+        results.append(Measurement(f"{place.name} lesion volume", own_ml, "ml", site=site))
     for lesion in found.lesions[: t.told]:
         results += _told(lesion, t)
     if rest := found.lesions[t.told :]:
