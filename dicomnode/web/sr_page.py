@@ -26,7 +26,7 @@ body { font: 15px/1.45 sans-serif; margin: 0 auto; max-width: 70em; padding: 1em
 h1 { font-size: 1.5em; margin: .6em 0 .3em; } h2, h3, h4, h5 { font-size: 1.1em; margin: 1em 0 .3em; }
 section section { border-left: 3px solid #d5dde5; padding-left: 1em; margin: .6em 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1em 1em; margin: .3em 0; }
-dt { color: #51606e; } dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; }
+dt { color: #51606e; } dd { margin: 0; overflow-wrap: anywhere; } .value { white-space: pre-line; }
 table { border-collapse: collapse; margin: .5em 0; } td, th { border: 1px solid #d5dde5; padding: .25em .6em; }
 th { background: #eef2f6; text-align: left; } td { vertical-align: top; overflow-wrap: anywhere; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
