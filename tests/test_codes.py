@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.sr._concepts_dict import concepts  # the table behind pydicom's public codes
@@ -20,7 +21,8 @@ STANDARD = ("DCM", "SCT", "UCUM", "LN")
 
 
 def _meanings(scheme: str, value: str) -> list[str]:
-    listed = [each[value][0] for each in concepts[scheme].values() if value in each]
+    table: Any = concepts[scheme]
+    listed = [each[value][0] for each in table.values() if value in each]
     return [meaning.partition(" (")[0].casefold() for meaning in listed]
 
 
@@ -32,7 +34,7 @@ def _literals() -> Iterator[tuple[str, Code]]:
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Code":
                     words = [each.value for each in node.args[:3] if isinstance(each, ast.Constant)]
                     if len(words) == 3:
-                        yield path.name, Code(*map(str, words))
+                        yield path.name, Code(str(words[0]), str(words[1]), str(words[2]))
 
 
 def _tables() -> Iterator[tuple[str, Code]]:

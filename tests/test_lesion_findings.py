@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,8 +160,8 @@ def _turned(shape: tuple[int, int, int], degrees: float) -> Grid:
 
 def _with_putamina(e: Estimate, degrees: float = 0.0) -> Estimate:
     """Putamina of 1.3 ml whose middles are 48 mm apart, in a head twice as wide as ``_estimate`` has it."""
-    wide = {name: np.concatenate([getattr(e, name)] * 2, axis=2) for name in ("flair", "t1w", "structure", "dir", "sd",
-                                                                             "epistemic", "lesion")}  # fmt: skip
+    arrays = ("flair", "t1w", "structure", "dir", "sd", "epistemic", "lesion")
+    wide: dict[str, Any] = {name: np.concatenate([getattr(e, name)] * 2, axis=2) for name in arrays}
     for start in (12, 60):
         wide["structure"][14:26, 14:26, start : start + 9] = number("putamen")
     shape = wide["structure"].shape

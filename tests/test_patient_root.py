@@ -124,14 +124,14 @@ def test_findscu_goes_down_from_the_patient_to_an_image(start: Start, tmp_path: 
     assert [patient[keyword].value for keyword in COUNTS] == [2, 2, 2]
     both = found_by_findscu(receiver, tmp_path / "2", "PATIENT", "PatientID=B-1", root="-P")
     assert sorted(each.IssuerOfPatientID for each in both) == ["North", "South"]
-    keys = ("PatientID=A-1", "StudyInstanceUID")
-    studies = found_by_findscu(receiver, tmp_path / "3", "STUDY", *keys, root="-P")
+    ids = ("PatientID=A-1", "StudyInstanceUID")
+    studies = found_by_findscu(receiver, tmp_path / "3", "STUDY", *ids, root="-P")
     assert {(each.PatientID, each.StudyInstanceUID) for each in studies} == {("A-1", "1.2.7"), ("A-1", STUDY)}
     keys = ("PatientID=A-1", "StudyInstanceUID=1.2.7", "SeriesInstanceUID=1.2.7.1", "SOPInstanceUID")
     (image,) = found_by_findscu(receiver, tmp_path / "4", "IMAGE", *keys, root="-P")
     assert (image.PatientID, image.SeriesInstanceUID) == ("A-1", "1.2.7.1")
-    keys = ("PatientID=B-1", "StudyInstanceUID=1.2.7", "SeriesInstanceUID")
-    assert found_by_findscu(receiver, tmp_path / "5", "SERIES", *keys, root="-P") == []
+    of_another = ("PatientID=B-1", "StudyInstanceUID=1.2.7", "SeriesInstanceUID")
+    assert found_by_findscu(receiver, tmp_path / "5", "SERIES", *of_another, root="-P") == []
 
 
 def test_getscu_and_movescu_take_all_of_a_patient(start: Start, storescp: StoreScp, tmp_path: Path) -> None:
