@@ -18,7 +18,16 @@ from db.keywords import Kind
 from db.models import Instance, Job, Output, Series, Study
 from db.states import JobState
 
-__all__ = ["Wanted", "new_results", "received_images", "received_series", "result_images", "result_series", "studies"]
+__all__ = [
+    "Wanted",
+    "new_results",
+    "patients",
+    "received_images",
+    "received_series",
+    "result_images",
+    "result_series",
+    "studies",
+]
 
 Condition = ColumnElement[bool]
 
@@ -65,6 +74,16 @@ class Wanted:
 def studies(wanted: Wanted) -> Select[Any]:
     """Ids, the newest first."""
     return select(Study.id).where(Study.expired_at.is_(None), *_study(wanted)).order_by(Study.id.desc())
+
+
+def patients(wanted: Wanted) -> Select[Any]:
+    """Of each patient, an identifier with its issuer, the id of the newest study, by which the patient is described.
+
+    Studies without a Patient ID are of nobody knows whom, and of no patient here.
+    """
+    here = (Study.expired_at.is_(None), Study.patient_id != "")
+    newest = select(func.max(Study.id)).where(*here).group_by(Study.patient_id, Study.issuer_of_patient_id)
+    return studies(wanted).where(Study.id.in_(newest))
 
 
 def received_series(wanted: Wanted) -> Select[Any]:

@@ -12,6 +12,7 @@ __all__ = [
     "IMAGE",
     "IMAGE_KEPT",
     "OF_STUDY_ROWS",
+    "PATIENT",
     "RESULT_KEPT",
     "SERIES",
     "STUDY",
@@ -66,6 +67,18 @@ STUDY: Mapping[str, Kind] = {
     "NumberOfStudyRelatedInstances": Kind.TOLD,
 }
 
+PATIENT: Mapping[str, Kind] = {
+    "PatientID": Kind.TEXT,
+    "IssuerOfPatientID": Kind.TEXT,
+    "PatientName": Kind.NAME,
+    "PatientBirthDate": Kind.DATE,
+    "PatientSex": Kind.CODE,
+    "NumberOfPatientRelatedStudies": Kind.TOLD,
+    "NumberOfPatientRelatedSeries": Kind.TOLD,
+    "NumberOfPatientRelatedInstances": Kind.TOLD,
+}
+"""At the level of patients; below it these are keys of the study, without the counts."""
+
 SERIES: Mapping[str, Kind] = {
     "SeriesInstanceUID": Kind.UID,
     "Modality": Kind.CODE,
@@ -114,6 +127,9 @@ COUNTS = frozenset(
         "NumberOfStudyRelatedSeries",
         "NumberOfStudyRelatedInstances",
         "NumberOfSeriesRelatedInstances",
+        "NumberOfPatientRelatedStudies",
+        "NumberOfPatientRelatedSeries",
+        "NumberOfPatientRelatedInstances",
     }
 )
 """What other rows have to be looked at for."""
