@@ -11,6 +11,7 @@ __all__ = [
     "COUNTS",
     "IMAGE",
     "IMAGE_KEPT",
+    "KINDS",
     "OF_STUDY_ROWS",
     "RESULT_KEPT",
     "SERIES",
@@ -106,6 +107,8 @@ IMAGE: Mapping[str, Kind] = {
     "BitsAllocated": Kind.NUMBER,
     "NumberOfFrames": Kind.NUMBER,
 }
+
+KINDS: Mapping[str, Kind] = {**STUDY, **SERIES, **IMAGE}
 
 COUNTS = frozenset(
     {
