@@ -36,7 +36,7 @@ def check(keyword: str, kind: Kind, value: str) -> None:
         raise BadValue(f"{keyword} lists more than {_MOST[kind]} values; ask for them in parts")
     if any(len(each) > _LONGEST for each in values):
         raise BadValue(f"{keyword} is longer than {_LONGEST} characters")
-    if "\0" in value or not value.isascii() and re.search("[\ud800-\udfff]", value):
+    if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
         raise BadValue(f"{keyword} has a character that no value has")
 
 

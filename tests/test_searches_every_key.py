@@ -120,10 +120,14 @@ def test_no_value_of_a_key_breaks_a_search(held: sessionmaker[Session], level: L
     """It is matched, or refused with the key's name and without the value."""
     for keyword in OWN_KEYS[level]:
         for value in ODD_VALUES:
-            try:
-                search(held, Query(level, {keyword: value}, combined=True, fuzzy=len(value) > 1, limit=5))
-            except BadValue as refused:
-                assert keyword in str(refused)
-                assert len(str(refused)) < 200
-            except Exception as error:
-                pytest.fail(f"{keyword}, {value[:20]!r}: {type(error).__name__} {str(error)[:80]}")
+            refusal = refused(held, Query(level, {keyword: value}, combined=True, fuzzy=len(value) > 1, limit=5))
+            assert not refusal or (keyword in refusal and len(refusal) < 200), (keyword, value[:20], refusal)
+
+
+def refused(held: sessionmaker[Session], query: Query) -> str:
+    """Why the catalogue refuses a query; empty where it answers."""
+    try:
+        search(held, query)
+    except BadValue as refusal:
+        return str(refusal)
+    return ""
