@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from db import finding, keywords, tallies
+from db import finding, keywords, matching, tallies
 from db.finding import Wanted
 from db.matching import BadValue
 from db.models import Instance, Job, Output, Series, Study
@@ -147,7 +147,10 @@ _Statement = Select[Any]
 
 def _wanted(session: Session, query: Query) -> Wanted:
     states = (JobState.DONE, JobState.HELD) if query.include_held else (JobState.DONE,)
-    keys = {keyword: value for keyword, value in query.keys.items() if value.strip("*")}  # only stars: any value
+    keys = {keyword: value for keyword, value in query.keys.items() if value.strip("*\\ ")}  # only stars: any value
+    for keyword, value in keys.items():
+        if keyword in keywords.KINDS:
+            matching.check(keyword, keywords.KINDS[keyword], value)
     dialect = session.get_bind().dialect.name
     return Wanted(keys, states, dialect, combined=query.combined, fuzzy=query.fuzzy)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, String, and_, cast, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, String, cast, func, literal_column, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from db import keywords, matching
@@ -166,13 +166,16 @@ def _of_study(wanted: Wanted, keyword: str) -> Condition:
     if keyword in keywords.COUNTS:
         return _somewhere(wanted, keyword)
     if keyword in _FOLDED and wanted.fuzzy:
-        return matching.fuzzy_name(_FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
+        return matching.fuzzy_name(keyword, _FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
     column = _FOLDED.get(keyword) or getattr(Study, keywords.OF_STUDY_ROWS[keyword])
     return wanted.condition(keyword, keywords.STUDY[keyword], column)
 
 
 def _somewhere(wanted: Wanted, keyword: str) -> Condition:
-    """ModalitiesInStudy and SOPClassesInStudy: something in the study has one of them."""
+    """ModalitiesInStudy and SOPClassesInStudy: something in the study has one of them.
+
+    Only the study is the one of the statement around it, which may look at series and jobs, too.
+    """
     results = select(Job.study_id).join(Output, Output.job_id == Job.id)
     if keyword == "ModalitiesInStudy":
         received = select(Series.study_id).where(wanted.condition(keyword, Kind.CODE, Series.modality))
@@ -182,8 +185,9 @@ def _somewhere(wanted: Wanted, keyword: str) -> Condition:
         of_class = wanted.condition(keyword, Kind.UID, Instance.sop_class_uid)
         received = select(Series.study_id).join(Instance).where(of_class, Instance.expired_at.is_(None))
         results = results.where(wanted.condition(keyword, Kind.UID, Output.sop_class_uid))
-    in_job = and_(Job.study_id == Study.id, *_told(wanted.states))
-    return or_(received.where(Series.study_id == Study.id).exists(), results.where(in_job).exists())
+    received = received.where(Series.study_id == Study.id).correlate(Study)
+    results = results.where(Job.study_id == Study.id, *_told(wanted.states)).correlate(Study)
+    return or_(received.exists(), results.exists())
 
 
 def _series(wanted: Wanted) -> list[Condition]:

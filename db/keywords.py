@@ -11,6 +11,7 @@ __all__ = [
     "COUNTS",
     "IMAGE",
     "IMAGE_KEPT",
+    "KINDS",
     "OF_STUDY_ROWS",
     "PATIENT",
     "RESULT_KEPT",
@@ -119,6 +120,8 @@ IMAGE: Mapping[str, Kind] = {
     "BitsAllocated": Kind.NUMBER,
     "NumberOfFrames": Kind.NUMBER,
 }
+
+KINDS: Mapping[str, Kind] = {**STUDY, **SERIES, **IMAGE}
 
 COUNTS = frozenset(
     {

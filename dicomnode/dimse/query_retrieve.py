@@ -211,7 +211,10 @@ class _Exchange:
         """What the identifier names; None where it was too much, which is answered. Raises IdentifierRefused."""
         asked = self.asked()
         with self.service.readers() as session:
-            found = _objects(session, asked)
+            try:
+                found = _objects(session, asked)
+            except BadValue as exc:
+                raise CannotUnderstand(str(exc)) from exc
         if len(found) > _MOST_SUBOPERATIONS:
             self.respond(_TOO_MANY, comment="more instances than one retrieval can count")
             return None
