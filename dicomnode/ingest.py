@@ -34,6 +34,7 @@ SUCCESS = 0x0000
 _log = logging.getLogger(__name__)
 _BLOCK = 1 << 20
 _LARGE = 8 << 20
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,17 @@ def receive_instance(
     _check_announced(facts, announced)
     registration, file = ledger.register(facts, writer, sender)
     if registration.kind != "conflict":
+        _tell_what_is_not_indexed(facts, registration)
         return registration
     return _settle_conflict(ledger, Arrival(facts, file, sender), registration)
+
+
+def _tell_what_is_not_indexed(facts: InstanceFacts, registration: Registration) -> None:
+    """Name the attributes that are in the file only, so that searches and routes do not see them."""
+    if registration.kind == "new" and (tags := headers.not_indexed(facts)):
+        more = f" and {len(tags) - _MOST_NAMED} more" if len(tags) > _MOST_NAMED else ""
+        named = ", ".join(tags[:_MOST_NAMED])
+        _log.warning("instance %d is stored; not indexed for their values: %s%s", registration.instance_id, named, more)
 
 
 class Reception:

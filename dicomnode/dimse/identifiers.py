@@ -17,7 +17,7 @@ from pynetdicom.dsutils import decode, encode
 
 from db import catalogue
 from db.catalogue import Level
-from dicomnode.datasets.headers import decoded, encodings_of
+from dicomnode.datasets.character_sets import decoded, encodings_of
 from dicomnode.errors import CannotUnderstand, IdentifierRefused
 
 __all__ = ["Asked", "answer", "encoded", "read", "unique"]
