@@ -114,6 +114,7 @@ class UpperLayer(DULServiceProvider):  # type: ignore[misc]
             except TimeoutError:
                 pass
             except (ConnectionLostError, OSError):
+                self.silence = "closed the connection without an association request"
                 self.happens("Evt17")
         primitive = super().receive_pdu(wait=False)
         if wait and not isinstance(primitive, A_ASSOCIATE):
