@@ -17,7 +17,7 @@ from pynetdicom.dsutils import decode, encode
 
 from db import catalogue
 from db.catalogue import Level
-from dicomnode.datasets.headers import decoded, encodings_of
+from dicomnode.datasets.character_sets import decoded, encodings_of
 from dicomnode.errors import CannotUnderstand, IdentifierRefused
 
 __all__ = ["PATIENT_ROOT", "STUDY_ROOT", "Asked", "answer", "encoded", "patient", "read", "unique"]

@@ -159,7 +159,10 @@ def _attend(assoc: Association, run: Callable[[], None], listener: _Listener) ->
             return
         run()
         if assoc.requestor.primitive is None:
-            reception.turn_away(address, "silent", "made no association request in time")
+            reception.turn_away(address, "silent", assoc.dul.silence)
+    except Exception as error:  # its own words may be the caller's
+        _log.error("an association with %s broke off with %s", address, type(error).__name__)
+        assoc.dul.stop_dul()
     finally:
         assoc.visit.end()
 
@@ -252,6 +255,10 @@ class _Reception:
         """On an A-ASSOCIATE-RQ: refuse it, or support the storage contexts that it proposes."""
         assoc, meters = event.assoc, self._ledger.meters
         sender = _sender(assoc)
+        if assoc.dul.refusal is not None:
+            meters.association_refused(None)
+            self._complaints.say(sender.address, f"an association was refused: {assoc.dul.refusal.what}")
+            return _reject(assoc, assoc.dul.refusal.why)
         if not self.config.allows(sender.ae_title, sender.address):
             meters.association_refused(None)
             self._complaints.say(sender.address, "an association was refused: not among the senders")
