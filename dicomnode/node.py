@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def prepare(config: Config) -> None:
 
 def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: threading.Event) -> None:
     """Receive, route, run and deliver until ``stop`` is set; then let what is in flight come to a clean end."""
+    _raise_open_files()
     prepare(config)
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
@@ -90,6 +92,12 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
         sweeps.stop()
         crew.wait(DRAIN_S)
         engine.dispose()
+
+
+def _raise_open_files() -> None:
+    """As many files and connections as the system grants us."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
