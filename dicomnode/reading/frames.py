@@ -22,6 +22,7 @@ from pydicom.pixels.utils import pixel_array
 
 from dicomnode.errors import InputRefused
 from dicomnode.reading import pet
+from dicomnode.reading.unreadable import decode
 
 __all__ = ["Frame", "frames_of", "header", "name", "stored", "unit", "values"]
 
@@ -105,7 +106,7 @@ class Frame:
 
 
 def header(path: Path) -> Dataset:
-    """The data set without its pixels, every element decoded. Raises InputRefused.
+    """The data set without its pixels, every element decoded (``unreadable.decode``). Raises InputRefused.
 
     pydicom's warnings quote values, which may be a patient's, and are about what does not concern us here.
     """
@@ -113,8 +114,7 @@ def header(path: Path) -> Dataset:
         warnings.simplefilter("ignore")
         try:
             ds = dcmread(path, stop_before_pixels=True)
-            for _ in ds.iterall():
-                pass
+            decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
     return ds
