@@ -13,11 +13,11 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dicomnode.datasets.encoded import OpenFile, open_source, read_file_meta, walk
 from dicomnode.errors import InputRefused
+from dicomnode.reading import decoding
 
 __all__ = ["PIXELS", "Pixels", "array", "as_stored", "decoded", "is_decodable", "layout", "whole"]
 
@@ -113,18 +113,15 @@ def decoded(pixels: Pixels, index: int) -> bytes:
     """Frame ``index`` (from 0) uncompressed and little endian, colours as RGB. Raises InputRefused."""
     if pixels.is_plain:
         return as_stored(pixels, index)
-    found = array(pixels, index)
+    found = decoding.cells(pixels.path, index)
     return np.ascontiguousarray(found, found.dtype.newbyteorder("<")).tobytes()
 
 
 def array(pixels: Pixels, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """Frame ``index`` (from 0) decoded: (row, column), or (row, column, sample) in RGB. Raises InputRefused."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote values
-        try:
-            return pixel_array(pixels.path, index=index)
-        except (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
-            raise InputRefused(f"frame {index + 1} cannot be decoded ({type(error).__name__})") from None
+    if not pixels.is_encapsulated and (index + 1) * pixels.frame_bits > 8 * pixels.length:
+        raise InputRefused(f"the pixels end before frame {index + 1} does")
+    return decoding.one_frame(pixels.path, index)
 
 
 def _native(pixels: Pixels, fd: int, index: int) -> bytes:
