@@ -91,7 +91,7 @@ def _components(frames: Sequence[Frame], image_type: Any) -> dict[str, Any]:
     if len(found) > 1:
         raise InputRefused(f"the slices show several components of the signal: {', '.join(sorted(found - {''}))}")
     shown = found.pop()
-    words = tuple(np.atleast_1d(image_type))
+    words = tuple(map(str, np.atleast_1d(image_type)))
     return {"image_type": (*words, shown)} if shown not in ("", "MAGNITUDE", *words) else {}
 
 

@@ -95,7 +95,7 @@ class Frame:
         """``count`` finite numbers, or None."""
         value = self.get(keyword)
         value = [value] if count == 1 and value is not None and not isinstance(value, Iterable) else value
-        if value is None or isinstance(value, str) or len(value) != count:
+        if not isinstance(value, Iterable) or isinstance(value, str) or len(list(value)) != count:
             return None
         try:
             found = np.array([float(each) for each in value])
