@@ -53,6 +53,8 @@ CRANIAL_CAVITY = Code("1101003", "SCT", "Cranial Cavity")
 
 HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "CEREB", "CRANI", "NEURO")
 """One of these must be in the body part, where one is stated."""
+NO_MAGNITUDES = frozenset({"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY"})
+"""None of these may be in the image type."""
 SMALLEST_EXTENT_MM = 100.0
 LARGEST_SPACING_MM = 8.0
 LABEL_SPACING_MM = 1.0
@@ -135,8 +137,8 @@ def check(head: Volume, facts: object = None) -> None:
         raise Refused(f"anatomy reads MR images of the head; this one's modality is {modality}")
     if part and not any(word in part for word in HEAD_WORDS):
         raise Refused(f"anatomy reads MR images of the head; this one's body part is {part}")
-    if {"P", "PHASE", "PHASE MAP"} & set(np.atleast_1d(told.get("image_type", ()))):
-        raise Refused("this is a phase image; anatomy needs magnitudes")
+    if parts := NO_MAGNITUDES & {str(each) for each in np.atleast_1d(told.get("image_type", ()))}:
+        raise Refused(f"this is no magnitude but a phase image or part of the signal ({min(parts)})")
     extent_mm = [n * spacing for n, spacing in zip(head.grid.shape, head.grid.spacing_mm, strict=True)]
     if min(extent_mm) < SMALLEST_EXTENT_MM:
         told_mm = " x ".join(f"{each:.0f}" for each in extent_mm)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dicomnode import decoding
 from dicomnode.datasets.encoded import Element, OpenFile, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import codestreams
+from dicomnode.reading.decoding import one_frame
 
 __all__ = ["PIXELS", "Pixels", "array", "as_stored", "decoded", "element", "is_decodable", "layout", "sent", "whole"]
 
@@ -183,7 +182,7 @@ def decoded(pixels: Pixels, index: int) -> bytes:
     """Frame ``index`` (from 0) uncompressed and little endian, colours as RGB. Raises InputRefused."""
     if pixels.is_plain:
         return as_stored(pixels, index)
-    found = array(pixels, index)
+    found = decoding.cells(pixels.path, index)
     return np.ascontiguousarray(found, found.dtype.newbyteorder("<")).tobytes()
 
 
@@ -193,12 +192,9 @@ def array(pixels: Pixels, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np
         raise InputRefused(f"a frame of {pixels.rows} x {pixels.columns} is more than is decoded here")
     if pixels.is_encapsulated:
         codestreams.check(as_stored(pixels, index), pixels.rows, pixels.columns, pixels.samples)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote values
-        try:
-            return pixel_array(pixels.path, index=index)
-        except (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
-            raise InputRefused(f"frame {index + 1} cannot be decoded ({type(error).__name__})") from None
+    elif (index + 1) * pixels.frame_bits > 8 * pixels.length:
+        raise InputRefused(f"the pixels end before frame {index + 1} does")
+    return one_frame(pixels.path, index)
 
 
 def _in_bytes(pixels: Pixels, index: int) -> tuple[int, int]:
