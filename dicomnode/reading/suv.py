@@ -16,7 +16,7 @@ from dicomnode.reading.radionuclides import half_life_fault
 
 __all__ = ["MOST_HALF_LIVES", "SOURCES", "UNIT", "Factor", "Stated", "factor"]
 
-UNIT = "{SUVbw}g/ml"
+UNIT = "g/ml{SUVbw}"
 """UCUM, as PS3.16 CID 85 has it."""
 
 MOST_HALF_LIVES = 10.0
