@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_zoo import monai_rules
+from model_zoo.offline import offline
 from model_zoo.registry import BundleError, Model
 
 __all__ = ["Steps", "built", "evaluated", "innermost", "quiet", "steps"]
@@ -51,9 +52,11 @@ def built(called: str, settings: Mapping[str, Any], device: str, *, trusted: boo
         raise BundleError(f"{called} {WITHOUT_MONAI}") from None
     content = monai_rules.prepared(settings, trusted=trusted) | {"device": f"$torch.device('{device}')"}
     try:
-        with quiet():
+        with offline(called), quiet():
             parser = ConfigParser(content)
             found = {root: parser.get_parsed_content(root) for root in monai_rules.ROOTS if root in content}
+    except BundleError:
+        raise
     except Exception as error:  # whatever MONAI's classes make of arguments that they do not take
         raise BundleError(f"{called}: {monai_rules.INFERENCE} cannot be used ({innermost(error)})") from None
     before, after = found.get("preprocessing"), found.get("postprocessing")

@@ -10,6 +10,7 @@ digest of the configuration, or not at all.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "is_arithmetic",
     "prepared",
     "used",
+    "without_downloads",
 ]
 
 ROOTS = ("preprocessing", "inferer", "postprocessing")
@@ -49,6 +51,10 @@ _KNOWN_TRANSFORMS = frozenset({
 })  # fmt: skip
 _KNOWN_INFERERS = frozenset({"SimpleInferer", "SliceInferer", "SlidingWindowInferer", "SlidingWindowInfererAdapt"})
 _DIRECTIVES = frozenset({"_target_", "_disabled_", "_desc_"})
+_DOWNLOADS: Mapping[str, Any] = {"pretrained": False, "pretrained_url": None, "weights": None, "checkpoint": None}
+"""Arguments of MONAI's networks that load weights of others, by name, and the value that loads none."""
+_ALWAYS_DOWNLOADS = frozenset({"Transchex"})
+_ADDRESS = "://"
 _SIGNS = ("$", "@", "%", "#", "::")
 
 
@@ -112,6 +118,20 @@ def first_wrong(settings: Mapping[str, Any]) -> str:
     return next((words for name, part in used(settings).items() for words in _wrong(name, part)), "")
 
 
+def without_downloads(called: str, network: type, definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network so that it loads no weights but the bundle's, whatever its defaults are.
+
+    Raises BundleError for a network that always loads others, and for an address among the arguments.
+    """
+    if network.__name__ in _ALWAYS_DOWNLOADS:
+        raise BundleError(f"{called}: the network {network.__name__} always downloads weights; it is not built here")
+    taken = inspect.signature(network).parameters
+    found = {**definition, **{name: off for name, off in _DOWNLOADS.items() if name in taken}}
+    if addresses := [text for text in _strings(found) if _ADDRESS in text]:
+        raise BundleError(f"{called}: network_def holds the address {addresses[0]!r}; nothing is downloaded")
+    return found
+
+
 def _wrong(where: str, part: Any) -> Iterator[str]:
     if isinstance(part, Mapping):
         for key, each in part.items():
@@ -122,6 +142,8 @@ def _wrong(where: str, part: Any) -> Iterator[str]:
     elif isinstance(part, list):
         for at, each in enumerate(part):
             yield from _wrong(f"{where}[{at}]", each)
+    elif isinstance(part, str) and _ADDRESS in part and not where.endswith("._desc_"):
+        yield f"{where} = {part!r} is an address, and nothing is downloaded"
     elif isinstance(part, str) and (why := expressions.wrong(part)):
         yield f"{where} = {part!r} is {why}" if not part.startswith("$") else f"{where} = {part!r} holds {why}"
 

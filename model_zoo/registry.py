@@ -238,15 +238,18 @@ def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Modul
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from model_zoo.monai_rules import without_downloads
+    from model_zoo.offline import offline
+
     kind = _kind(called, definition.pop("_target_", None))
     if words := _expressions(definition):
         raise BundleError(
             f"{called}: network_def holds {words[0]!r}; only plain values are taken, nothing is evaluated"
         )
-    if "pretrained" in definition:
-        definition["pretrained"] = False  # the weights are the bundle's; nothing is downloaded
+    definition = without_downloads(called, kind, definition)
     try:
-        network: nn.Module = kind(**definition)
+        with offline(called):
+            network: nn.Module = kind(**definition)
         found = load_file(weights)
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()}, strict=True)
     except (TypeError, ValueError, RuntimeError, SafetensorError) as error:

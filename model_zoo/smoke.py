@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model_zoo import monai_config, monai_rules, registry
+from model_zoo.offline import offline
 from model_zoo.registry import BundleError, BundleFacts, Model
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run(facts: BundleFacts, device: str, *, trusted_code: bool = False) -> Ran:
     if monai_rules.has_code(model.settings):
         monai_config.built(called, model.settings, device, trusted=trusted_code)
     try:
-        with torch.inference_mode():
+        with offline(called), torch.inference_mode():
             found = model.network(*(each.to(device) for each in inputs))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_zoo import monai_config, monai_rules, registry
+from model_zoo.offline import offline
 from model_zoo.registry import BundleError
 from pipelines import BUNDLE, bundle_findings, bundle_volumes
 from pipelines.contract import Case, Finding, Input, Note, Pipeline, Progress, Refused, Volume
@@ -79,13 +80,16 @@ def _answer(image: Any, steps: Steps, model: Model, progress: Progress) -> Any:
     """What postprocessing makes of the network's answer, (c, i, j, k) with its affine."""
     called = f"{model.name}@{model.version}"
     try:
-        data = steps.preprocessing({steps.image: image})
+        with offline(called):
+            data = steps.preprocessing({steps.image: image})
         ready = data[steps.image]
         progress(0.2, "network")
-        answer = steps.inferer(ready[None].to(model.device), model.network)
+        with offline(called):
+            answer = steps.inferer(ready[None].to(model.device), model.network)
         progress(0.7, "postprocessing")
         data[steps.pred] = bundle_volumes.in_place(answer, ready)
-        return steps.postprocessing(data)[steps.pred]
+        with offline(called):
+            return steps.postprocessing(data)[steps.pred]
     except torch.OutOfMemoryError:
         raise  # another attempt may find room
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
