@@ -1,17 +1,20 @@
 """Codes for the structures that bundles of others name: SNOMED CT where the name is known exactly, else just "label".
 
-Sides and numbers are left out of the comparison ("left kidney", "rib_left_3"): the code names the kind of structure,
-the segment's label keeps the words. A name that merely contains a known one ("liver vessel") gets no code of it.
+Sides and numbers are left out of the comparison ("left kidney", "rib_left_3"): the code names the kind of structure
+with the side as modifier, the segment's label keeps the words. A name that merely contains a known one ("liver vessel")
+gets no code of it.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import MappingProxyType
 
 from model_zoo.structures import STRUCTURES
 from pipelines.codes import ANATOMICAL_STRUCTURE, SPATIAL, code_of_structure
 from pipelines.contract import Code
+from pipelines.laterality import LEFT, RIGHT
 
 __all__ = ["UNKNOWN", "category_of", "code_of"]
 
@@ -42,21 +45,29 @@ _SAME = MappingProxyType({
     "tumor core": "tumor", "tumour": "tumor", "tumour core": "tumor", "urinary bladder": "bladder",
     "vertebrae": "vertebra", "whole tumor": "tumor", "whole tumour": "tumor",
 })  # fmt: skip
+_SIDES = MappingProxyType({"left": LEFT, "l": LEFT, "right": RIGHT, "r": RIGHT})
 _SIDE_OR_NUMBER = re.compile(r"left|right|l|r|[a-z]?\d+")
 _OURS = MappingProxyType({s.name: code_of_structure(s) for s in STRUCTURES})
 
 
 def code_of(name: str) -> Code:
     """What the structure is, or ``UNKNOWN``."""
-    for term in (_plain(name), _without_side(name)):
-        term = _SAME.get(term, term)
-        if term in _ANATOMY:
-            return Code(_ANATOMY[term], "SCT", term.capitalize())
-        if term in _ABNORMAL:
-            return Code(_ABNORMAL[term][0], "SCT", _ABNORMAL[term][1])
-        if term in _OURS:
-            return _OURS[term]
-    return UNKNOWN
+    found = _code_of_term(_plain(name))
+    if found == UNKNOWN:
+        found = _code_of_term(_without_side(name))
+        sides = {_SIDES[word] for word in _plain(name).split() if word in _SIDES}
+        if found != UNKNOWN and len(sides) == 1:
+            found = replace(found, modifiers=(*found.modifiers, *sides))
+    return found
+
+
+def _code_of_term(term: str) -> Code:
+    term = _SAME.get(term, term)
+    if term in _ANATOMY:
+        return Code(_ANATOMY[term], "SCT", term.capitalize())
+    if term in _ABNORMAL:
+        return Code(_ABNORMAL[term][0], "SCT", _ABNORMAL[term][1])
+    return _OURS.get(term, UNKNOWN)
 
 
 def category_of(name: str) -> Code:

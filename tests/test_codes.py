@@ -94,6 +94,19 @@ def test_suv_has_the_standard_s_codes_and_unit() -> None:
         "mean": "373098007", "max": "56851009", "peak": "126031"}  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "meaning", "modifiers"),
+    [
+        ("left kidney", "Kidney", ["Left"]), ("rib_right_3", "Rib", ["Right"]), ("kidney", "Kidney", []),
+        ("Left Atrium", "Left atrium", []), ("left right lung", "Lung", []), ("liver vessel", "Label of a model", []),
+        ("frontal cortex left", "Cerebral cortex", ["Frontal lobe", "Left"]),
+    ],
+)  # fmt: skip
+def test_a_bundle_s_label_has_its_side_as_modifier(name: str, meaning: str, modifiers: list[str]) -> None:
+    code = bundle_codes.code_of(name)
+    assert (code.meaning, [each.meaning for each in code.modifiers]) == (meaning, modifiers)
+
+
 def test_places_of_lesions_are_told_apart_by_their_sites() -> None:
     sites = [place.site for place in lesions.PLACES]
     assert len({(site, site.modifiers) for site in sites}) == len(sites)

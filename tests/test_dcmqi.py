@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dicomnode.config import ResultsConfig
 from tests.findings import CONFIG, Found, found, grid, save, written
 from tests.scanner import ORIENTATIONS
+from tests.test_results_agreement import lesion_objects
 
 IS_SR, IS_SEG = "88.34", "66.4"
 
@@ -63,6 +64,23 @@ def test_a_segmentation_is_read_where_it_lies(orientation: str, tmp_path: Path) 
     assert int(sitk.GetArrayFromImage(image).sum()) == int(these.labels.sum())
     told = json.loads((tmp_path / "meta.json").read_text())["segmentAttributes"][0][0]
     assert told["SegmentLabel"] == "Low confidence"
+
+
+def test_a_lesion_of_a_report_is_read_with_its_finding_site_and_segment(tmp_path: Path) -> None:
+    mask, report = lesion_objects("binary")
+    _run("tid1500reader", "--inputDICOM", str(save(report, tmp_path)), "--outputMetadata", str(tmp_path / "sr.json"))
+    groups = json.loads((tmp_path / "sr.json").read_text())["Measurements"]
+    told = {group["TrackingIdentifier"]: group for group in groups}
+    for item in mask.SegmentSequence:
+        group = told[item.TrackingID]
+        assert group["TrackingUniqueIdentifier"] == item.TrackingUID
+        assert group["Finding"]["CodeMeaning"] == "Lesion of Brain"
+        assert group["FindingSite"]["CodeMeaning"] == "Cerebral White Matter"
+        assert group["Laterality"]["CodeMeaning"] == {1: "Left", 2: "Right"}[item.SegmentNumber]
+        assert group["segmentationSOPInstanceUID"] == mask.SOPInstanceUID
+        assert group["ReferencedSegment"] == item.SegmentNumber
+        (volume,) = group["measurementItems"]
+        assert (volume["quantity"]["CodeValue"], volume["units"]["CodeValue"]) == ("118565006", "mm3")
 
 
 def test_a_report_s_numbers_are_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +25,8 @@ from pipelines.lesions import LESION_OF_BRAIN, MORPHOLOGY, PLACES
 from pipelines.quality import Outcome, Verdict
 from pipelines.uptake import Scale
 from tests.dciodvfy import find_errors
-from tests.findings import NOW, PROVENANCE, found, grid, source
+from tests.findings import NOW, PROVENANCE, found, grid, save, source
+from tests.identifying import deidentifier
 
 WHERE = grid("axial")
 VOXEL_MM3 = float(np.prod(WHERE.spacing_mm))
@@ -53,7 +55,7 @@ def _lesions() -> list[Finding]:
 
 
 @cache
-def _objects(kind: str) -> tuple[Dataset, Dataset]:
+def lesion_objects(kind: str) -> tuple[Dataset, Dataset]:
     """The segmentation of the lesions and the report, read back."""
     config = ResultsConfig.model_validate({"segmentation_kind": kind})
     made = results.write([*found(WHERE).findings, *_lesions()], [source("mr")], PROVENANCE, config, NOW)
@@ -74,7 +76,7 @@ def _concept(code: Code) -> Concept:
 
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_a_structure_has_one_tracking_uid_and_one_set_of_codes(kind: str) -> None:
-    mask, report = _objects(kind)
+    mask, report = lesion_objects(kind)
     segments = {item.SegmentNumber: item for item in mask.SegmentSequence}
     groups = _groups(report)
     assert len(groups) == 2
@@ -94,7 +96,7 @@ def test_a_structure_has_one_tracking_uid_and_one_set_of_codes(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_references_lead_from_the_report_to_the_segmentation_and_its_series(kind: str) -> None:
-    mask, report = _objects(kind)
+    mask, report = lesion_objects(kind)
     for group in _groups(report):
         (reference,) = group.referenced_segment[0].ReferencedSOPSequence
         assert reference.ReferencedSOPClassUID == mask.SOPClassUID
@@ -106,7 +108,7 @@ def test_references_lead_from_the_report_to_the_segmentation_and_its_series(kind
 
 
 def test_volumes_and_points_of_the_report_are_those_of_the_segments() -> None:
-    mask, report = _objects("binary")
+    mask, report = lesion_objects("binary")
     volume = hd.seg.Segmentation.from_dataset(mask).get_volume(combine_segments=True, allow_missing_positions=True)
     labels = np.asarray(volume.array)
     for group in _groups(report):
@@ -124,7 +126,7 @@ def test_volumes_and_points_of_the_report_are_those_of_the_segments() -> None:
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_no_dciodvfy_finds_an_error_but_the_one_of_label_maps(kind: str, tmp_path: Path) -> None:
     """dciodvfy does not count Label Map Segmentation among what Referenced Segment Number is for."""
-    for n, ds in enumerate(_objects(kind)):
+    for n, ds in enumerate(lesion_objects(kind)):
         errors = find_errors(ds, tmp_path / f"{n}.dcm")
         if kind == "labelmap":
             errors = [e for e in errors if "ReferencedSegmentNumber" not in e and not e.startswith("/usr/bin")]
@@ -132,7 +134,7 @@ def test_no_dciodvfy_finds_an_error_but_the_one_of_label_maps(kind: str, tmp_pat
 
 
 def test_a_segmentation_has_an_empty_creator_s_name_and_says_what_its_segments_are() -> None:
-    mask, _ = _objects("binary")
+    mask, _ = lesion_objects("binary")
     assert mask["ContentCreatorName"].is_empty
     assert [item.SegmentLabel for item in mask.SegmentSequence] == ["Lesion 1", "Lesion 2"]
 
@@ -194,6 +196,17 @@ def test_a_group_that_several_segments_bear_the_name_of_is_refused() -> None:
     number = Measurement("volume", 1.0, "ml", group="part")
     with pytest.raises(InputRefused, match="2 segments are called 'part'"):
         results.write([*found(WHERE).findings, *masks, number], [source("mr")], PROVENANCE, ResultsConfig(), NOW)
+
+
+def test_identifiers_still_agree_in_a_de_identified_copy(tmp_path: Path) -> None:
+    paths = [save(deepcopy(ds), tmp_path, f"{n}.dcm") for n, ds in enumerate(lesion_objects("binary"))]
+    mask, report = (deidentifier().read(path) for path in paths)
+    segments = {str(item.TrackingUID) for item in mask.SegmentSequence}
+    assert {group.tracking_uid for group in _groups(report)} == segments
+    assert segments.isdisjoint({str(item.TrackingUID) for item in lesion_objects("binary")[0].SegmentSequence})
+    for group in _groups(report):
+        (point,) = [item for item in group[0].ContentSequence if item.ValueType == "SCOORD3D"]
+        assert point.ReferencedFrameOfReferenceUID == mask.FrameOfReferenceUID
 
 
 def test_a_site_with_two_sides_is_no_site() -> None:

@@ -185,6 +185,14 @@ def test_a_value_that_is_missing_is_said_to_be_with_its_reason(tmp_path: Path) -
     assert "Not a number" in page.rows[1][3]
 
 
+def test_who_verified_a_report_is_told(tmp_path: Path) -> None:
+    observer = Dataset()
+    observer.VerifyingObserverName, observer.VerifyingOrganization = "House^Gregory", "Princeton"
+    observer.VerificationDateTime = "20260102030405"
+    page = _page(_document(tmp_path, VerificationFlag="VERIFIED", VerifyingObserverSequence=[observer]))
+    assert "House^Gregory, Princeton, 20260102030405" in page.text
+
+
 def test_an_item_by_reference_leads_to_the_item(tmp_path: Path) -> None:
     reference = _item("", ReferencedContentItemIdentifier=[1, 1])
     del reference.ValueType, reference.ConceptNameCodeSequence

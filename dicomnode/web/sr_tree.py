@@ -6,7 +6,6 @@ bound is refused rather than shown in part.
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,9 +27,10 @@ MOST_ITEMS = 20_000
 MOST_CHARACTERS = 4_000_000
 MOST_NUMBERS = 30
 """Coordinates of one item that are shown; a contour may have thousands."""
-_BREAKS = frozenset("\n\t")
-_HIDDEN = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_CONTROLS = [code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"]
+_TURNING = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 """What turns the direction of writing: text after it would not stand where it is read."""
+_SHOWN_AS_SPACE = dict.fromkeys((*_CONTROLS, *_TURNING), " ")
 _UNREADABLE = (InvalidDicomError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError,
                EOFError, OSError, RecursionError, OverflowError)  # fmt: skip
 
@@ -86,7 +86,8 @@ def read(path: Path) -> Report:
 def _report(ds: Dataset) -> Report:
     reader = _Reader()
     root = reader.item(ds, "1", 0)
-    about = [(title, plain(_stated(ds, keyword))) for title, keyword in _ABOUT.items()]
+    about = [(title, _plain(_stated(ds, keyword))) for title, keyword in _ABOUT.items()]
+    about.append(("Verified by", _plain("; ".join(map(_observer, ds.get("VerifyingObserverSequence") or [])))))
     told = tuple((title, value) for title, value in about if value)
     return Report(root.name.meaning or "Structured report", told, root, ds.get("SyntheticData") == "YES")
 
@@ -100,9 +101,15 @@ _ABOUT = MappingProxyType({
 })  # fmt: skip
 
 
-def plain(text: str) -> str:
+def _observer(item: Dataset) -> str:
+    """Who verified the report, of whom, and when (PS3.3 C.17.2)."""
+    keywords = ("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime")
+    return ", ".join(filter(None, (_stated(item, keyword) for keyword in keywords)))
+
+
+def _plain(text: str) -> str:
     """Without the characters that a reader cannot see: controls, and what turns the direction of writing."""
-    return "".join(c if c in _BREAKS or (unicodedata.category(c) != "Cc" and c not in _HIDDEN) else " " for c in text)
+    return text.translate(_SHOWN_AS_SPACE)
 
 
 class _Reader:
@@ -146,7 +153,7 @@ class _Reader:
         self._characters += len(text)
         if self._characters > MOST_CHARACTERS:
             raise InputRefused(f"this report has more than {MOST_CHARACTERS} characters; retrieve the instance itself")
-        return plain(text)
+        return _plain(text)
 
 
 _Value = tuple[str, str, Dataset]
