@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +19,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dicomnode import decoding
-from dicomnode.datasets.encoded import Element, OpenFile, open_source, read_file_meta, walk
+from dicomnode.datasets.encoded import Element, OpenFile, Source, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import codestreams
 
@@ -34,6 +36,9 @@ _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS = (
 )  # fmt: skip
 _LAID_OUT = frozenset({_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS})
 _LONGEST_VALUE = 64
+_MOST_VALUES = 64 << 20
+"""Of a frame that is decoded: decoders take several times four bytes for each."""
+_inflating = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -98,20 +103,24 @@ def layout(path: Path) -> Pixels | None:
 
 
 def _look(path: Path) -> _Look:
-    values: dict[int, bytes] = {}
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         content = OpenFile(file.fileno())
         try:
             syntax, start = read_file_meta(content, size)
-            source = open_source(content, start, size, syntax)
-            for each in walk(source, syntax):
-                if each.tag in PIXELS:
-                    return _Look(syntax, start, each, values)
-                if each.tag in _LAID_OUT:
-                    values[each.tag] = source.read(each.at, min(each.length, _LONGEST_VALUE))
+            with _inflating if syntax == DeflatedExplicitVRLittleEndian else nullcontext():  # it takes memory
+                return _walked(open_source(content, start, size, syntax), syntax, start)
         except CannotUnderstand as error:
             raise InputRefused(str(error)) from None
+
+
+def _walked(source: Source, syntax: str, start: int) -> _Look:
+    values: dict[int, bytes] = {}
+    for each in walk(source, syntax):
+        if each.tag in PIXELS:
+            return _Look(syntax, start, each, values)
+        if each.tag in _LAID_OUT:
+            values[each.tag] = source.read(each.at, min(each.length, _LONGEST_VALUE))
     return _Look(syntax, start, None, values)
 
 
@@ -189,7 +198,8 @@ def decoded(pixels: Pixels, index: int) -> bytes:
 
 def array(pixels: Pixels, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """Frame ``index`` (from 0) decoded: (row, column), or (row, column, sample) in RGB. Raises InputRefused."""
-    if pixels.frame_bits > 8 * decoding.LARGEST_ANSWER:
+    values = pixels.rows * pixels.columns * pixels.samples
+    if values > _MOST_VALUES or pixels.frame_bits > 8 * decoding.LARGEST_ANSWER:
         raise InputRefused(f"a frame of {pixels.rows} x {pixels.columns} is more than is decoded here")
     if pixels.is_encapsulated:
         codestreams.check(as_stored(pixels, index), pixels.rows, pixels.columns, pixels.samples)

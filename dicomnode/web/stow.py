@@ -41,6 +41,7 @@ _DICOM = "application/dicom"
 _UID = re.compile(r"[0-9.]{1,64}")
 _LONGEST_META = 1 << 16
 _BATCH = 1 << 20
+_MOST_PARTS = 20_000
 _CLASS, _INSTANCE = 0x00020002, 0x00020003
 # PS3.18 table I.2-2 and PS3.7 C: failure reasons
 _CANNOT_UNDERSTAND, _SOP_CLASS, _TRANSFER_SYNTAX = 0xC000, 0x0122, 0xC122
@@ -130,6 +131,12 @@ class _Store:
             self._open.discard()
 
     def _next(self, content_type: str) -> _Incoming:
+        if len(self.outcomes) >= _MOST_PARTS:
+            kept = sum(not each.status for each in self.outcomes)
+            raise HTTPException(
+                413,
+                f"a body may have {_MOST_PARTS} parts; {kept} whole instances are stored: send the others in another",
+            )
         self._open = _Incoming(self, content_type)
         return self._open
 
