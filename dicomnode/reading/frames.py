@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,8 +21,10 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
 from dicomnode.errors import InputRefused
+from dicomnode.reading import pet
+from dicomnode.reading.unreadable import decode
 
-__all__ = ["Frame", "frames_of", "header", "name", "philips_pet", "stored", "unit", "values"]
+__all__ = ["Frame", "frames_of", "header", "name", "stored", "unit", "values"]
 
 _MACROS = MappingProxyType({
     "PixelSpacing": "PixelMeasuresSequence",
@@ -48,9 +50,7 @@ _MACROS = MappingProxyType({
 })  # fmt: skip
 """Keyword to the functional group that holds it."""
 
-_PET_UNITS = MappingProxyType({"BQML": "Bq/ml", "GML": "g/ml", "CNTS": "{counts}", "PROPCNTS": "{counts}", "1": "1"})
-_PHILIPS_PET = (0x7053, "Philips PET Private Group")
-_SUV_SCALE, _ACTIVITY_SCALE = 0x00, 0x09  # SUV and activity concentration (Bq/ml) per count
+_UNASSIGNED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
 _NO_UNIT = frozenset({"1", "US", "no units"})
 
 
@@ -67,7 +67,7 @@ class Frame:
         """The value for this frame, or ``default`` where it is absent or empty."""
         macro = _MACROS.get(keyword, "")
         places = [item for group in self.groups for item in group.get(macro) or [] if macro]
-        for place in (*places, self.header):
+        for place in (*places, self.header, *self.unassigned()):
             value = place.get(keyword)
             if value is not None and value != "":
                 return value
@@ -75,11 +75,17 @@ class Frame:
 
     def item(self, sequence: str) -> Dataset | None:
         """The first item of a functional group or of a sequence at the top."""
-        for place in (*self.groups, self.header):
+        for place in (*self.groups, self.header, *self.unassigned()):
             if place.get(sequence):
                 found: Dataset = place[sequence].value[0]
                 return found
         return None
+
+    def unassigned(self) -> Iterator[Dataset]:
+        """What a legacy converted object keeps of its source and has no place for (PS3.3 C.7.6.16.2.25)."""
+        for group in self.groups:
+            for keyword in _UNASSIGNED:
+                yield from group.get(keyword) or ()
 
     def numbers(self, keyword: str, count: int) -> NDArray[np.float64] | None:
         """``count`` finite numbers, or None."""
@@ -100,7 +106,7 @@ class Frame:
 
 
 def header(path: Path) -> Dataset:
-    """The data set without its pixels, every element decoded. Raises InputRefused.
+    """The data set without its pixels, every element decoded (``unreadable.decode``). Raises InputRefused.
 
     pydicom's warnings quote values, which may be a patient's, and are about what does not concern us here.
     """
@@ -108,8 +114,7 @@ def header(path: Path) -> Dataset:
         warnings.simplefilter("ignore")
         try:
             ds = dcmread(path, stop_before_pixels=True)
-            for _ in ds.iterall():
-                pass
+            decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
     return ds
@@ -174,27 +179,34 @@ def values(frame: Frame, pixels: NDArray[Any]) -> NDArray[np.float32]:
     if mapping is not None:
         return _mapped(mapping, pixels)
     place = frame.item("PixelValueTransformationSequence") or frame.header
-    found = np.asarray(apply_modality_lut(pixels, place), np.float64) * (_philips_factor(frame.header) or 1.0)
-    return found.astype(np.float32)
+    if frame.get("Modality") == "PT":
+        fault = pet.scale_fault(frame, place)
+        if fault:
+            raise InputRefused(f"{name(frame.header)}: {fault}")
+        slope, intercept = pet.scale(frame, place)
+        return (pixels * slope + intercept).astype(np.float32)
+    return np.asarray(apply_modality_lut(pixels, place), np.float64).astype(np.float32)
 
 
 def unit(frame: Frame) -> str:
-    """UCUM code of what ``values`` gives. Raises InputRefused for PET without Units."""
+    """UCUM code of what ``values`` gives. Raises InputRefused for PET in no known unit."""
+    if frame.get("Modality") == "PT":
+        fault = pet.unit_fault(frame)
+        if fault:
+            raise InputRefused(f"{name(frame.header)}: {fault}")
+        return pet.unit(frame)
     mapping = _mapping(frame)
     if mapping is not None:
         return str(mapping.MeasurementUnitsCodeSequence[0].CodeValue)
-    if frame.get("Modality") == "PT":
-        stated = str(frame.get("Units", ""))
-        if not stated:
-            raise InputRefused(f"{name(frame.header)}: PET without Units (0054,1001)")
-        return "Bq/ml" if _philips_factor(frame.header) else _PET_UNITS.get(stated, f"{{{stated}}}")
     return "[hnsf'U]" if frame.get("Modality") == "CT" else "1"
 
 
 def _mapping(frame: Frame) -> Dataset | None:
-    """The real world value mapping to use; of PET none, whose mappings are SUVs beside its own unit."""
+    """The real world value mapping to use."""
+    if frame.get("Modality") == "PT":
+        return pet.mapping(frame)
     mapping = frame.item("RealWorldValueMappingSequence")
-    if mapping is None or frame.get("Modality") == "PT":
+    if mapping is None:
         return None
     codes: Sequence[Dataset] = mapping.get("MeasurementUnitsCodeSequence") or []
     return mapping if codes and codes[0].get("CodeValue", "1") not in _NO_UNIT else None
@@ -207,20 +219,3 @@ def _mapped(mapping: Dataset, pixels: NDArray[Any]) -> NDArray[np.float32]:
     table = np.asarray(mapping.RealWorldValueLUTData, np.float32)
     index = pixels.astype(np.int64) - int(mapping.RealWorldValueFirstValueMapped)
     return table[np.clip(index, 0, len(table) - 1)]
-
-
-def philips_pet(ds: Dataset) -> tuple[float | None, float | None]:
-    """SUV per count (7053,1000) and Bq/ml per count (7053,1009) of Philips' PET, each positive or None."""
-    return _philips_number(ds, _SUV_SCALE), _philips_number(ds, _ACTIVITY_SCALE)
-
-
-def _philips_number(ds: Dataset, element: int) -> float | None:
-    try:
-        factor = float(ds.private_block(*_PHILIPS_PET)[element].value)
-    except (KeyError, TypeError, ValueError):
-        return None
-    return factor if math.isfinite(factor) and factor > 0 else None
-
-
-def _philips_factor(ds: Dataset) -> float | None:
-    return philips_pet(ds)[1] if ds.get("Modality") == "PT" and ds.get("Units") == "CNTS" else None

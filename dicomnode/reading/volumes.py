@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import acquisition
+from dicomnode.reading import acquisition, pet
 from dicomnode.reading.frames import Frame, frames_of, header, name, stored, unit, values
 from pipelines.contract import Grid, Volume
 
@@ -66,10 +66,11 @@ def read(paths: Sequence[Path]) -> Series:
     files = [(path, header(path)) for path in paths]
     _check_kind([ds for _, ds in files])
     stack = _stack([frame for _, ds in files for frame in frames_of(ds)])
-    data = _data(stack, {id(ds): path for path, ds in files})
+    pet.check(stack.frames)
     units = {unit(frame) for frame in stack.frames}
     if len(units) > 1:
         raise InputRefused(f"the slices are in several units: {', '.join(sorted(units))}")
+    data = _data(stack, {id(ds): path for path, ds in files})
     facts = acquisition.facts(stack.frames) | {
         "spacing_mm": stack.grid.spacing_mm,
         "slice_thickness_mm": stack.thickness_mm,

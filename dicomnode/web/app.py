@@ -40,7 +40,7 @@ def create_app(
     Raises ConfigError when the token cannot be read.
     """
     token = access.read_token(config, now)
-    meters, pulse = meters or Meters(), pulse or Pulse(now)
+    meters, pulse = meters or Meters(), pulse or Pulse()
     app = FastAPI(title="dicomnode", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(health.router(config, sessions, pulse))
     app.include_router(metrics.router(config, sessions, now=now, meters=meters, pulse=pulse))

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from db.catalogue import StoredObject
 from dicomnode import decoding
 from dicomnode.errors import InputRefused
-from dicomnode.web import dicom_json, media_types, multipart, pixels
+from dicomnode.web import dicom_json, media_types, multipart, pixels, sr_page, sr_tree
 from dicomnode.web.holdings import Holdings, representative
 from dicomnode.web.media_types import Accepted, Form
 from dicomnode.web.multipart import Part
@@ -58,11 +58,13 @@ def all_of(path: Path, stored: StoredObject, wanted: Sequence[Accepted], locatio
 
 
 def rendered(holdings: Holdings, request: Request) -> Response:
-    """One frame through its window; of an instance the first. A report on paper is its PDF."""
+    """One frame through its window; of an instance the first. A report on paper is its PDF, one in items a page."""
     path = request.path_params
     stored = holdings.one(path["study"], path["series"], path["instance"])
     if stored.sop_class_uid == EncapsulatedPDFStorage:
         return _pdf(holdings.path(stored), request)
+    if sr_tree.is_report(stored.sop_class_uid):
+        return _report(holdings.path(stored), request)
     return _picture(holdings, request, stored, _wanted_frame(request) or 1, small=False)
 
 
@@ -105,6 +107,15 @@ def _pdf(path: Path, request: Request) -> Response:
     if not any(each.covers(_PDF) for each in media_types.accepted(request)):
         raise HTTPException(406, f"an encapsulated document comes as {_PDF}")
     return Response(decoding.whole(dicom_json.bulk, path, "00420011"), media_type=_PDF)
+
+
+def _report(path: Path, request: Request) -> Response:
+    if not any(each.covers(sr_page.MEDIA_TYPE) for each in media_types.accepted(request)):
+        raise HTTPException(406, f"a structured report comes as {sr_page.MEDIA_TYPE}")
+    try:
+        return sr_page.page(path)
+    except InputRefused as error:
+        raise HTTPException(406, str(error)) from None
 
 
 def _picture_type(request: Request) -> str:
