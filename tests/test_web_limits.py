@@ -149,7 +149,8 @@ def test_those_that_listen_at_once_are_counted(web: Web, monkeypatch: pytest.Mon
 PATHS = [
     "/jobs/{}", "/jobs/{}/depth", "/jobs/{}/pictures/1.2", "/jobs/1/pictures/1.2?at={}", "/?page={}",
     "/jobs/1/pictures/1.2?at=-{}", "/jobs/1/pictures/1.2?size={}", "/jobs?page={}", "/hold?page={}",
-    "/system?before={}", "/failures?page={}", "/system?before=-{}", "/?done=release-{}", "/studies/{}", "/studies/{}/thumbnail",
+    "/system?before={}", "/failures?page={}", "/system?before=-{}", "/?done=release-{}", "/studies/{}",
+    "/studies/{}/thumbnail",
     "/api/jobs/{}", "/api/jobs?limit={}", "/api/jobs?offset={}", "/api/studies?limit={}", "/api/studies?offset={}",
     "/api/studies/{}", "/models/x?page={}",
 ]  # fmt: skip
