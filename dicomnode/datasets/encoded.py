@@ -28,6 +28,7 @@ __all__ = [
     "Window",
     "dictionary_vr",
     "file_meta",
+    "inflated_pieces",
     "open_source",
     "read_file_meta",
     "walk",
@@ -95,7 +96,7 @@ class Inflated:
 
     def __init__(self, raw: Source) -> None:
         head, self.size = bytearray(), 0
-        for piece in _inflated_pieces(raw):
+        for piece in inflated_pieces(raw):
             self.size += len(piece)
             head += piece[: max(0, _INFLATE_AT_MOST - len(head))]
         self._head = bytes(head)
@@ -276,7 +277,8 @@ def dictionary_vr(tag: int) -> str:
         return "UN"
 
 
-def _inflated_pieces(raw: Source) -> Iterator[bytes]:
+def inflated_pieces(raw: Source) -> Iterator[bytes]:
+    """A deflated data set in pieces of at most 1 MiB. Raises CannotUnderstand."""
     inflate, at = zlib.decompressobj(-zlib.MAX_WBITS), 0
     while not inflate.eof:
         pending = inflate.unconsumed_tail
