@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -152,3 +153,89 @@ def test_options_and_what_is_not_allowed_tell_the_methods(node: Web, path: str, 
     for method in ("DELETE", "PUT"):
         answer = node.client.request(method, path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+
+
+ODD = (
+    "-1", "%00", "%FF", "%ED%A0%80", "%D9%A1", "..", "*", "%5C", "a" * 2000, "9" * 19, "9" * 5000, "1e999", "1,2", "",
+)  # fmt: skip
+PATHS = [
+    "/dicom-web/studies/{}", "/dicom-web/studies/{}/series", "/dicom-web/studies/{}/metadata", f"{ROOT}/series/{{}}",
+    f"{ROOT}/series/{{}}/instances", f"{SERIES}/instances/{{}}", f"{SERIES}/instances/{{}}/rendered",
+    f"{INSTANCE}/frames/{{}}", f"{INSTANCE}/frames/{{}}/rendered", f"{INSTANCE}/frames/{{}}/thumbnail",
+    f"{INSTANCE}/bulkdata/{{}}", f"{INSTANCE}/bulkdata/00282000/{{}}/00100010", f"{INSTANCE}/rendered?window={{}}",
+    f"{INSTANCE}/rendered?window=1,{{}},linear", f"{INSTANCE}/rendered?viewport={{}}",
+    f"{INSTANCE}/rendered?quality={{}}",
+    f"{INSTANCE}/rendered?viewport=10,{{}}", f"{ROOT}/thumbnail?viewport={{}}", f"{ROOT}?accept={{}}",
+    "/dicom-web/studies?limit={}", "/dicom-web/series?offset={}", "/dicom-web/instances?InstanceNumber={}",
+    "/dicom-web/instances?Rows={}", "/dicom-web/series?ModalitiesInStudy={}", "/dicom-web/studies?StudyDate={}",
+    "/dicom-web/studies?StudyTime={}&StudyDate={}", "/dicom-web/studies?PatientName={}&fuzzymatching=true",
+    "/dicom-web/studies?includefield={}", "/dicom-web/studies?{}=1", "/dicom-web/studies?{}", "/review/dicom-web/{}",
+    "/studies/{}", "/studies/{}/thumbnail", "/studies/{}/series/1.2/thumbnail", "/jobs/{}", "/jobs/{}/depth",
+    "/jobs/{}/pictures/1.2", "/jobs/1/pictures/{}", "/jobs/1/pictures/1.2?at={}", "/jobs/1/pictures/1.2?size={}",
+    "/api/studies/{}", "/api/studies/{}/explain", "/api/jobs/{}", "/api/jobs?limit={}", "/api/jobs?offset={}",
+    "/api/jobs?state={}", "/api/studies?offset={}", "/api/models/{}", "/?page={}", "/?q={}", "/failures?page={}",
+    "/system?before={}", "/models/{}", "/ohif/{}", "/static/{}", "/{}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_address_breaks_the_node(node: Web, path: str) -> None:
+    for odd in ODD:
+        answer = node.client.get(path.replace("{}", odd))
+        assert answer.status_code < 500, (path, odd[:20], answer.text)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Accept": odd} for odd in (
+            "", ",", ";", "a", "*/*;q=nan", "*/*;q=", "multipart/related", 'multipart/related; type="', "x" * 5000,
+            "\xff",
+            "application/dicom;q=1;q=2", "application/dicom; transfer-syntax=" + "9" * 5000, ",".join(["*/*"] * 1000),
+        )
+    ] + [
+        {"Range": "bytes=\xff-"}, {"If-Range": "\xff"}, {"Authorization": "Bearer \xff"},
+        {"Cookie": "dicomnode=\xff.x"},
+        {"Accept-Charset": "x"}, {"Origin": "\xff"}, {"X-Forwarded-Proto": "x"},
+    ],
+)  # fmt: skip
+def test_no_header_breaks_the_node(node: Web, headers: dict[str, str]) -> None:
+    for path in (INSTANCE, f"{INSTANCE}/frames/1", f"{INSTANCE}/rendered", "/dicom-web/studies", "/"):
+        request = node.client.build_request("GET", path)
+        request.headers = httpx.Headers(
+            [(b"host", request.headers["host"].encode())]
+            + [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        )
+        assert node.client.send(request).status_code < 500
+
+
+CONTENT_TYPES = (
+    'multipart/related; type="application/dicom"; boundary=b',
+    'multipart/related; boundary="b',
+    "multipart/related;;",
+    'multipart/related; type="application/dicom"; boundary="' + "b" * 5000 + '"',
+    "\xff",
+    "",
+    "application/dicom",
+)
+BODIES = (
+    b"",
+    b"--b--",
+    b"--b",
+    b"--b\r\n",
+    b"--b\r\n\r\n--b--",
+    b"--b\r\n: x\r\n\r\n\r\n--b--",
+    b"\r\n--b\r\nA: b\r\n\r\n" * 5,
+    b"--b\r\nContent-Type: \xff\r\n\r\n" + b"\0" * 128 + b"DICM\r\n--b--",
+    b"--b\r\n" + b"X" * 100_000,
+    b"-" * 200_000,
+    b"--b\r\n\r\n" + b"\0" * 128 + b"DICM\2\0\x10\0UI\x06\x001.2.3\0" + b"\xff" * 999 + b"\r\n--b--",
+)
+
+
+@pytest.mark.parametrize("content_type", CONTENT_TYPES)
+def test_no_body_breaks_the_node(node: Web, content_type: str) -> None:
+    for content in BODIES:
+        headers = {"Content-Type": content_type.encode("latin-1")}
+        answer = node.client.post("/dicom-web/studies", content=content, headers=headers)
+        assert 400 <= answer.status_code < 500, (content[:40], answer.text)

@@ -21,7 +21,7 @@ from dicomnode.web.desk import Desk
 __all__ = ["router"]
 
 Limit = Annotated[int | None, Query(ge=1, le=100_000)]
-Offset = Annotated[int, Query(ge=0)]
+Offset = Annotated[int, Query(ge=0, le=10**15)]
 
 
 def router(desk: Desk) -> APIRouter:
@@ -75,7 +75,7 @@ def _add_rows(routes: APIRouter, desk: Desk) -> None:
         with desk.readers() as session:
             return _json(listings.jobs(session, state, limit=limit, offset=offset))
 
-    @routes.get("/jobs/{id:int}")
+    @routes.get("/jobs/{id:row}")
     def job(id: int) -> Response:
         with desk.readers() as session, _or_404():
             return _json(listings.job_facts(session, listings.job(session, id)))

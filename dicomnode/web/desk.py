@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
@@ -35,6 +36,15 @@ _TOLD = {
     "close": "The study is taken as complete.",
 }
 _DONE = re.compile(r"([a-z]+)-(\d{1,18})")
+
+
+class RowConvertor(IntegerConvertor):
+    """The number of a row in a path, as ``{id:row}``: one that no row can have is no path of ours, so it is 404."""
+
+    regex = "[0-9]{1,18}"
+
+
+register_url_convertor("row", RowConvertor())
 
 
 @dataclass(frozen=True)

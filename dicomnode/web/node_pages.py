@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse
@@ -41,7 +41,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
             return _peers(session, desk, "", {name: answer})
 
     @routes.get("/system")
-    def system(before: int | None = None) -> HTMLResponse:
+    def system(before: Annotated[int | None, Query(le=10**18)] = None) -> HTMLResponse:
         with desk.readers() as session:
             return _system(session, desk, before)
 

@@ -36,7 +36,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
     def of_series(uid: str, series_uid: str) -> Response:
         return _thumbnail(desk, uid, checked_uid(series_uid))
 
-    @routes.get("/jobs/{id:int}/pictures/{series_uid}")
+    @routes.get("/jobs/{id:row}/pictures/{series_uid}")
     def of_job(
         id: int,
         series_uid: str,
@@ -49,7 +49,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
             raise HTTPException(404, "there is nothing to draw")
         return Response(content, media_type="image/jpeg", headers=_KEEP_A_WHILE)
 
-    @routes.get("/jobs/{id:int}/depth")
+    @routes.get("/jobs/{id:row}/depth")
     def depth(id: int) -> dict[str, int]:
         with desk.readers() as session:
             return {"slices": figures.depth(session, desk.config.spool_dir, id)}
