@@ -135,8 +135,8 @@ def _accepts(assoc: Association, stored: StoredObject, syntax: str) -> bool:
 
 
 def _uncompressed(assoc: Association, stored: StoredObject, path: Path) -> Any:
-    """The data set in a syntax that every DICOM application takes. Raises ValueError, InputRefused, NodeBusy and whatever
-    pydicom does."""
+    """The data set in a syntax that every DICOM application takes. Raises ValueError, NodeError and whatever pydicom
+    does."""
     if not any(_accepts(assoc, stored, str(uid)) for uid in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)):
         raise ValueError("the receiver takes no transfer syntax that this can be sent in")
     if not UID(stored.transfer_syntax_uid).is_encapsulated:

@@ -11,15 +11,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dicomnode import decoding
-from dicomnode.datasets.encoded import Element, OpenFile, Source, open_source, read_file_meta, walk
+from dicomnode.datasets import inflating
+from dicomnode.datasets.encoded import Element, OpenFile, Source, Window, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import codestreams
 
@@ -56,6 +59,8 @@ class Pixels:
     columns: int
     samples: int
     bits: int
+    deflated_at: int | None = None
+    """Where in the file the deflated data set begins in which ``at`` counts, where it is deflated (PS3.5 A.5)."""
 
     @property
     def frame_bits(self) -> int:
@@ -69,9 +74,8 @@ class Pixels:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the file's bytes are what Explicit VR Little Endian would have."""
-        swapped = self.transfer_syntax_uid in (ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
-        return not self.is_encapsulated and not swapped
+        """Whether the bytes of the data set are what Explicit VR Little Endian would have."""
+        return not self.is_encapsulated and self.transfer_syntax_uid != ExplicitVRBigEndian
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,11 @@ def layout(path: Path) -> Pixels | None:
     found = _look(path)
     if found.element is None:
         return None
-    tag, vr, at, length = found.element
-    return _checked(Pixels(path, found.transfer_syntax_uid, tag, vr, found.start + at, length, *_numbers(found, tag)))
+    syntax, (tag, vr, at, length) = found.transfer_syntax_uid, found.element
+    deflated = syntax == DeflatedExplicitVRLittleEndian
+    place = (at, length) if deflated else (found.start + at, length)
+    deflated_at = found.start if deflated else None
+    return _checked(Pixels(path, syntax, tag, vr, *place, *_numbers(found, tag), deflated_at=deflated_at))
 
 
 def _look(path: Path) -> _Look:
@@ -166,8 +173,7 @@ def sent(pixels: Pixels, index: int, *, decode: bool) -> Iterator[bytes]:
     if decode and not pixels.is_plain:
         yield from decoding.sent(decoding.pieces(decoded, pixels, index))
     elif not pixels.is_encapsulated and pixels.frame_bits % 8 == 0:
-        at, size = _in_bytes(pixels, index)
-        yield from _read(pixels.path, at, size)
+        yield from whole(pixels, *_in_bytes(pixels, index))
     elif pixels.length <= _SMALL:
         yield from decoding.sent([as_stored(pixels, index)])
     else:
@@ -176,9 +182,9 @@ def sent(pixels: Pixels, index: int, *, decode: bool) -> Iterator[bytes]:
 
 def as_stored(pixels: Pixels, index: int) -> bytes:
     """Frame ``index`` (from 0) as its file has it, without the item headers. Raises InputRefused."""
+    if not pixels.is_encapsulated:
+        return _native(pixels, index)
     with pixels.path.open("rb") as file:
-        if not pixels.is_encapsulated:
-            return _native(pixels, file.fileno(), index)
         file.seek(pixels.at)
         try:
             return get_frame(file, index, number_of_frames=pixels.frames)
@@ -206,23 +212,24 @@ def array(pixels: Pixels, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote values
         try:
-            return pixel_array(pixels.path, index=index)
+            # pydicom looks for a frame at its place in the file, which a deflated data set does not have
+            source = pixels.path if pixels.deflated_at is None else dcmread(pixels.path)
+            return pixel_array(source, index=index)
         except (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
             raise InputRefused(f"frame {index + 1} cannot be decoded ({type(error).__name__})") from None
 
 
 def _in_bytes(pixels: Pixels, index: int) -> tuple[int, int]:
-    """Offset in the file and number of the bytes that a native frame lies in. Raises InputRefused."""
+    """The first of the bytes that a native frame lies in, and the one after the last. Raises InputRefused."""
     begin, end = index * pixels.frame_bits // 8, -(-(index + 1) * pixels.frame_bits // 8)
     if end > pixels.length:
         raise InputRefused(f"the pixels end before frame {index + 1} does")
-    return pixels.at + begin, end - begin
+    return begin, end
 
 
-def _native(pixels: Pixels, fd: int, index: int) -> bytes:
+def _native(pixels: Pixels, index: int) -> bytes:
     """A frame starts at any bit when its bits fill no whole byte; alone, it starts at the first one."""
-    at, size = _in_bytes(pixels, index)
-    found = os.pread(fd, size, at)
+    found = b"".join(whole(pixels, *_in_bytes(pixels, index)))
     if pixels.frame_bits % 8 == 0:
         return found
     first = index * pixels.frame_bits % 8
@@ -230,14 +237,25 @@ def _native(pixels: Pixels, fd: int, index: int) -> bytes:
     return np.packbits(bits[first : first + pixels.frame_bits], bitorder="little").tobytes()
 
 
-def whole(pixels: Pixels) -> Iterator[bytes]:
-    """Native pixels as they lie in the file, in pieces."""
-    yield from _read(pixels.path, pixels.at, pixels.length)
-
-
-def _read(path: Path, at: int, left: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(at)
+def whole(pixels: Pixels, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Native pixels as they lie in the data set, in pieces: all bytes of them or those from ``start`` to ``stop``."""
+    first, left = pixels.at + start, (pixels.length if stop is None else stop) - start
+    with pixels.path.open("rb") as file:
+        if pixels.deflated_at is not None:
+            yield from _inflated(file, pixels.deflated_at, first, first + left)
+            return
+        file.seek(first)
         while left and (piece := file.read(min(left, _BLOCK))):
             left -= len(piece)
             yield piece
+
+
+def _inflated(file: BinaryIO, deflated_at: int, first: int, last: int) -> Iterator[bytes]:
+    """Those bytes of a deflated data set; what lies before them has to be inflated, too."""
+    at, size = 0, os.fstat(file.fileno()).st_size
+    for piece in inflating.pieces(Window(OpenFile(file.fileno()), deflated_at, size).read):
+        if wanted := piece[max(first - at, 0) : max(last - at, 0)]:
+            yield wanted
+        at += len(piece)
+        if at >= last:
+            return

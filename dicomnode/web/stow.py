@@ -205,9 +205,7 @@ def _answer(holdings: Holdings, request: Request, outcomes: Sequence[_Stored]) -
             for each in stored
             for place in [places.get(each.sop_instance_uid)]
         ),
-        "0008119A": _sequence(
-            {"00081197": _element("US", each.status)} for each in failed if not each.sop_instance_uid
-        ),
+        "0008119A": _sequence({"00081197": _element("US", each.status)} for each in nameless),
     }
     told = {tag: element for tag, element in found.items() if element["vr"] != "SQ" or "Value" in element}
     return JSONResponse(told, _status(stored, failed), media_type=dicom_json.MEDIA_TYPE)
