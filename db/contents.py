@@ -66,14 +66,15 @@ class Parcel:
     delivered_at: datetime | None
 
 
-def received(session: Session, study_id: int) -> list[ReceivedSeries]:
-    """In the order in which they came."""
+def received(session: Session, study_id: int, *, limit: int) -> list[ReceivedSeries]:
+    """The first ones, in the order in which they came."""
     query = (
         select(Series, func.count(Instance.id), func.coalesce(func.sum(Instance.size_bytes), 0))
         .join(Instance, Instance.series_id == Series.id, isouter=True)
         .where(Series.study_id == study_id)
         .group_by(Series.id)
         .order_by(Series.id)
+        .limit(limit)
     )
     return [ReceivedSeries(row, count, int(size)) for row, count, size in session.execute(query)]
 

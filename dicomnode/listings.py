@@ -66,11 +66,12 @@ def study(session: Session, uid: str) -> Study:
     return found
 
 
-def study_facts(session: Session, found: Study) -> dict[str, Any]:
-    """One study with its series and jobs."""
+def study_facts(session: Session, found: Study, *, most_series: int | None = None) -> dict[str, Any]:
+    """One study with its series, or so many of them, and jobs."""
     count = func.count(Instance.id)
     of_study = select(Series, count).join(Instance, isouter=True).where(Series.study_id == found.id)
-    series = [_series(row, number) for row, number in session.execute(of_study.group_by(Series.id).order_by(Series.id))]
+    rows = session.execute(of_study.group_by(Series.id).order_by(Series.id).limit(most_series))
+    series = [_series(row, number) for row, number in rows]
     with_results = selectinload(Job.outputs).selectinload(Output.deliveries)
     mine = select(Job).where(Job.study_id == found.id).order_by(Job.id).options(with_results)
     return _row(found, _OF_STUDY) | {"series": series, "jobs": [_brief(each) for each in session.scalars(mine)]}

@@ -32,6 +32,7 @@ _WAIT_S = 20.0
 _WORK_S = 30.0
 _MOST_WORK = 1000
 _MOST_RESIDENT = 400 << 20
+_MOST_CULPRITS, _REMEMBERED_S = 1000, 600.0
 _PIECE = 1 << 20
 _HEAD = struct.Struct("<cQ")
 _ERRORS = {b"I": InputRefused, b"N": NotFound}
@@ -47,15 +48,34 @@ class Pool:
         self._free = threading.BoundedSemaphore(_CHILDREN)
         self._idle: list[_Child] = []
         self._waiting = 0
+        self._culprits: dict[str, tuple[float, str]] = {}
 
     def run(self, function: Work, *arguments: object) -> list[bytes]:
-        """What the function gives, in pieces of a MiB. Raises InputRefused, NotFound, NodeBusy."""
+        """What the function gives, in pieces of a MiB. Raises InputRefused, NotFound, NodeBusy.
+
+        What has cost a child its life is refused for a while without another one.
+        """
+        culprit = str(arguments[:1])
+        self._check(culprit)
         request = pickle.dumps((function, arguments))
         self._wait_for_turn()
         try:
-            return self._ask(request)
+            self._check(culprit)
+            return self._ask(request, culprit)
         finally:
             self._free.release()
+
+    def _check(self, culprit: str) -> None:
+        with self._lock:
+            until, why = self._culprits.get(culprit, (0.0, ""))
+        if time.monotonic() < until:
+            raise InputRefused(why)
+
+    def _remember(self, culprit: str, why: str) -> None:
+        with self._lock:
+            while len(self._culprits) >= _MOST_CULPRITS:
+                del self._culprits[next(iter(self._culprits))]
+            self._culprits[culprit] = time.monotonic() + _REMEMBERED_S, why
 
     def close(self) -> None:
         """End the children that are idle."""
@@ -77,14 +97,16 @@ class Pool:
             with self._lock:
                 self._waiting -= 1
 
-    def _ask(self, request: bytes) -> list[bytes]:
+    def _ask(self, request: bytes, culprit: str) -> list[bytes]:
         with self._lock:
             child = self._idle.pop() if self._idle else None
         child = child or _Child()
         try:
             kind, answer = child.ask(request)
-        except BaseException:
+        except BaseException as error:
             child.end()
+            if isinstance(error, InputRefused):
+                self._remember(culprit, str(error))
             raise
         self._put(child)
         if kind in _ERRORS:

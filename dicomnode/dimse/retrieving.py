@@ -6,6 +6,7 @@ can; what cannot be sent counts as failed and is named in the last response.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from db.catalogue import StoredObject
 from dicomnode import gate
 from dicomnode.errors import NodeError
 from dicomnode.storage import spool
+from dicomnode.web import pixels
+from dicomnode.web.convert import explicit_little_endian
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Tally", "batches", "contexts", "send"]
 
 _log = logging.getLogger(__name__)
+_MOST_DECOMPRESSED = 256 << 20
 _MAX_CONTEXTS = 128  # PS3.8 9.3.2.2
 _NAMED_FAILURES = 1000  # a value of VR UI has no room for more than about so many UIDs (PS3.5 7.1.2)
 
@@ -131,10 +135,13 @@ def _accepts(assoc: Association, stored: StoredObject, syntax: str) -> bool:
 
 
 def _uncompressed(assoc: Association, stored: StoredObject, path: Path) -> Any:
-    """The data set in a syntax that every DICOM application takes. Raises ValueError and whatever pydicom does."""
+    """The data set in a syntax that every DICOM application takes. Raises ValueError, NodeError and whatever pydicom
+    does."""
     if not any(_accepts(assoc, stored, str(uid)) for uid in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)):
         raise ValueError("the receiver takes no transfer syntax that this can be sent in")
-    ds = dcmread(path)
-    if UID(stored.transfer_syntax_uid).is_encapsulated:
-        ds.decompress(generate_instance_uid=False)
-    return ds
+    if not UID(stored.transfer_syntax_uid).is_encapsulated:
+        return dcmread(path)
+    place = pixels.layout(path)
+    if place is not None and place.frames * place.frame_bits > 8 * _MOST_DECOMPRESSED:
+        raise ValueError("decompressed, it is larger than what is sent so")
+    return dcmread(io.BytesIO(b"".join(explicit_little_endian(path))))

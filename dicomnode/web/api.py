@@ -16,16 +16,17 @@ from db.states import JobState
 from dicomnode import listings
 from dicomnode.errors import NotFound
 from dicomnode.monitoring.status import status as measure
-from dicomnode.web.desk import Desk
+from dicomnode.web.desk import LARGEST_NUMBER, Desk
 
 __all__ = ["router"]
 
-Limit = Annotated[int | None, Query(ge=1, le=100_000)]
-Offset = Annotated[int, Query(ge=0)]
+_MOST = 10_000
+Limit = Annotated[int, Query(ge=1, le=_MOST)]
+Offset = Annotated[int, Query(ge=0, le=LARGEST_NUMBER)]
 
 
 def router(desk: Desk) -> APIRouter:
-    """Read only; ``limit`` and ``offset`` page through what is long."""
+    """Read only; ``limit`` and ``offset`` page through what is long: no list has more than 10 000 rows."""
     routes = APIRouter(prefix="/api")
     _add_rows(routes, desk)
 
@@ -56,14 +57,14 @@ def router(desk: Desk) -> APIRouter:
 
 def _add_rows(routes: APIRouter, desk: Desk) -> None:
     @routes.get("/studies")
-    def studies(limit: Limit = None, offset: Offset = 0) -> Response:
+    def studies(limit: Limit = _MOST, offset: Offset = 0) -> Response:
         with desk.readers() as session:
             return _json(listings.studies(session, limit=limit, offset=offset))
 
     @routes.get("/studies/{uid}")
     def study(uid: str) -> Response:
         with desk.readers() as session, _or_404():
-            return _json(listings.study_facts(session, listings.study(session, uid)))
+            return _json(listings.study_facts(session, listings.study(session, uid), most_series=_MOST))
 
     @routes.get("/studies/{uid}/explain")
     def explain(uid: str) -> Response:
@@ -71,11 +72,11 @@ def _add_rows(routes: APIRouter, desk: Desk) -> None:
             return _json(listings.explained(session, listings.study(session, uid), desk.config))
 
     @routes.get("/jobs")
-    def jobs(state: JobState | None = None, limit: Limit = None, offset: Offset = 0) -> Response:
+    def jobs(state: JobState | None = None, limit: Limit = _MOST, offset: Offset = 0) -> Response:
         with desk.readers() as session:
             return _json(listings.jobs(session, state, limit=limit, offset=offset))
 
-    @routes.get("/jobs/{id:int}")
+    @routes.get("/jobs/{id:row}")
     def job(id: int) -> Response:
         with desk.readers() as session, _or_404():
             return _json(listings.job_facts(session, listings.job(session, id)))

@@ -40,7 +40,7 @@ Form = Annotated[dict[str, str], Depends(read_form)]
 def add(routes: APIRouter, desk: Desk) -> None:
     """The addresses that forms are sent to."""
 
-    @routes.post("/jobs/{id:int}/{decision}")
+    @routes.post("/jobs/{id:row}/{decision}")
     def decide(id: int, decision: str, form: Form) -> Response:
         there = back(form, f"/jobs/{id}")
         if decision not in _DECISIONS:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
@@ -19,8 +20,10 @@ from db import overview, trail
 from dicomnode.config import Config
 from dicomnode.web import pages
 
-__all__ = ["Desk", "back", "checked_uid", "page_number", "read_form", "told"]
+__all__ = ["LARGEST_NUMBER", "Desk", "back", "checked_uid", "page_number", "read_form", "told"]
 
+LARGEST_NUMBER = 2**63 - 1
+"""Of a row: what databases take."""
 _LONGEST_FORM = 1 << 14
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _OWN_PAGES = re.compile(r"/|/(?:hold|failures|peers|system|jobs(?:/\d+)?|studies/[0-9.]{1,64})")
@@ -35,6 +38,15 @@ _TOLD = {
     "close": "The study is taken as complete.",
 }
 _DONE = re.compile(r"([a-z]+)-(\d{1,18})")
+
+
+class _RowNumber(IntegerConvertor):
+    """``{id:row}`` in a path: the number of a row, of no more digits than databases take."""
+
+    regex = "[0-9]{1,18}"
+
+
+register_url_convertor("row", _RowNumber())
 
 
 @dataclass(frozen=True)

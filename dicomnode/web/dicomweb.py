@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import engine as engines
 from dicomnode.config import Config
 from dicomnode.monitoring.meters import Meters
-from dicomnode.web import qido, stow, wado
+from dicomnode.web import methods, qido, stow, wado
 from dicomnode.web.holdings import Holdings
 
 __all__ = ["REVIEW", "ROOT", "router"]
@@ -36,4 +36,5 @@ def router(
     wado.add(routes, holdings)
     if not review:
         stow.add(routes, holdings, config, sessions, now=now, meters=meters)
+    methods.add_options(routes)
     return routes

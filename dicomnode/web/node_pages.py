@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse
@@ -16,12 +16,13 @@ from db.models import Delivery, Event, Quarantine
 from db.states import DeliveryState, QuarantineState
 from dicomnode.monitoring import status
 from dicomnode.web import decisions, words
-from dicomnode.web.desk import Desk, told
+from dicomnode.web.desk import LARGEST_NUMBER, Desk, told
 
 __all__ = ["add"]
 
 _EVENTS = 300
 _QUARANTINED = 50
+Before = Annotated[int | None, Query(ge=0, le=LARGEST_NUMBER)]
 
 
 def add(routes: APIRouter, desk: Desk) -> None:
@@ -41,7 +42,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
             return _peers(session, desk, "", {name: answer})
 
     @routes.get("/system")
-    def system(before: int | None = None) -> HTMLResponse:
+    def system(before: Before = None) -> HTMLResponse:
         with desk.readers() as session:
             return _system(session, desk, before)
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from db import contents, studies
 from dicomnode.storage import spool
 from dicomnode.web import figures, pictures
-from dicomnode.web.desk import Desk, checked_uid
+from dicomnode.web.desk import LARGEST_NUMBER, Desk, checked_uid
 
 __all__ = ["add"]
 
@@ -38,11 +38,11 @@ def add(routes: APIRouter, desk: Desk) -> None:
     def of_series(uid: str, series_uid: str) -> Response:
         return _thumbnail(desk, uid, checked_uid(series_uid))
 
-    @routes.get("/jobs/{id:int}/pictures/{series_uid}")
+    @routes.get("/jobs/{id:row}/pictures/{series_uid}")
     def of_job(
         id: int,
         series_uid: str,
-        at: int | None = None,
+        at: Annotated[int | None, Query(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)] = None,
         size: Annotated[int, Query(ge=_SIZES[0], le=_SIZES[1])] = 384,
     ) -> Response:
         content = figures.drawn(desk.readers, desk.config.spool_dir, id, checked_uid(series_uid), at, size)
@@ -50,7 +50,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
             raise HTTPException(404, "there is nothing to draw")
         return Response(content, media_type="image/jpeg", headers=_KEEP_A_WHILE)
 
-    @routes.get("/jobs/{id:int}/depth")
+    @routes.get("/jobs/{id:row}/depth")
     def depth(id: int) -> dict[str, int]:
         return {"slices": figures.depth(desk.readers, desk.config.spool_dir, id)}
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from pydicom.encaps import get_frame
@@ -15,7 +18,8 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 
 from dicomnode import decoding
-from dicomnode.datasets.encoded import Element, OpenFile, open_source, read_file_meta, walk
+from dicomnode.datasets import inflating
+from dicomnode.datasets.encoded import Element, OpenFile, Source, Window, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import codestreams
 from dicomnode.reading.decoding import one_frame
@@ -33,6 +37,9 @@ _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS = (
 )  # fmt: skip
 _LAID_OUT = frozenset({_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS})
 _LONGEST_VALUE = 64
+_MOST_VALUES = 64 << 20
+"""Of a frame that is decoded: decoders take several times four bytes for each."""
+_inflating = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Pixels:
     columns: int
     samples: int
     bits: int
+    deflated_at: int | None = None
+    """Where in the file the deflated data set begins in which ``at`` counts, where it is deflated (PS3.5 A.5)."""
 
     @property
     def frame_bits(self) -> int:
@@ -63,9 +72,8 @@ class Pixels:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the file's bytes are what Explicit VR Little Endian would have."""
-        swapped = self.transfer_syntax_uid in (ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
-        return not self.is_encapsulated and not swapped
+        """Whether the bytes of the data set are what Explicit VR Little Endian would have."""
+        return not self.is_encapsulated and self.transfer_syntax_uid != ExplicitVRBigEndian
 
 
 @dataclass(frozen=True)
@@ -92,25 +100,32 @@ def layout(path: Path) -> Pixels | None:
     found = _look(path)
     if found.element is None:
         return None
-    tag, vr, at, length = found.element
-    return _checked(Pixels(path, found.transfer_syntax_uid, tag, vr, found.start + at, length, *_numbers(found, tag)))
+    syntax, (tag, vr, at, length) = found.transfer_syntax_uid, found.element
+    deflated = syntax == DeflatedExplicitVRLittleEndian
+    place = (at, length) if deflated else (found.start + at, length)
+    deflated_at = found.start if deflated else None
+    return _checked(Pixels(path, syntax, tag, vr, *place, *_numbers(found, tag), deflated_at=deflated_at))
 
 
 def _look(path: Path) -> _Look:
-    values: dict[int, bytes] = {}
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         content = OpenFile(file.fileno())
         try:
             syntax, start = read_file_meta(content, size)
-            source = open_source(content, start, size, syntax)
-            for each in walk(source, syntax):
-                if each.tag in PIXELS:
-                    return _Look(syntax, start, each, values)
-                if each.tag in _LAID_OUT:
-                    values[each.tag] = source.read(each.at, min(each.length, _LONGEST_VALUE))
+            with _inflating if syntax == DeflatedExplicitVRLittleEndian else nullcontext():  # it takes memory
+                return _walked(open_source(content, start, size, syntax), syntax, start)
         except CannotUnderstand as error:
             raise InputRefused(str(error)) from None
+
+
+def _walked(source: Source, syntax: str, start: int) -> _Look:
+    values: dict[int, bytes] = {}
+    for each in walk(source, syntax):
+        if each.tag in PIXELS:
+            return _Look(syntax, start, each, values)
+        if each.tag in _LAID_OUT:
+            values[each.tag] = source.read(each.at, min(each.length, _LONGEST_VALUE))
     return _Look(syntax, start, None, values)
 
 
@@ -156,8 +171,7 @@ def sent(pixels: Pixels, index: int, *, decode: bool) -> Iterator[bytes]:
     if decode and not pixels.is_plain:
         yield from decoding.sent(decoding.pieces(decoded, pixels, index))
     elif not pixels.is_encapsulated and pixels.frame_bits % 8 == 0:
-        at, size = _in_bytes(pixels, index)
-        yield from _read(pixels.path, at, size)
+        yield from whole(pixels, *_in_bytes(pixels, index))
     elif pixels.length <= _SMALL:
         yield from decoding.sent([as_stored(pixels, index)])
     else:
@@ -166,9 +180,9 @@ def sent(pixels: Pixels, index: int, *, decode: bool) -> Iterator[bytes]:
 
 def as_stored(pixels: Pixels, index: int) -> bytes:
     """Frame ``index`` (from 0) as its file has it, without the item headers. Raises InputRefused."""
+    if not pixels.is_encapsulated:
+        return _native(pixels, index)
     with pixels.path.open("rb") as file:
-        if not pixels.is_encapsulated:
-            return _native(pixels, file.fileno(), index)
         file.seek(pixels.at)
         try:
             return get_frame(file, index, number_of_frames=pixels.frames)
@@ -188,7 +202,8 @@ def decoded(pixels: Pixels, index: int) -> bytes:
 
 def array(pixels: Pixels, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """Frame ``index`` (from 0) decoded: (row, column), or (row, column, sample) in RGB. Raises InputRefused."""
-    if pixels.frame_bits > 8 * decoding.LARGEST_ANSWER:
+    values = pixels.rows * pixels.columns * pixels.samples
+    if values > _MOST_VALUES or pixels.frame_bits > 8 * decoding.LARGEST_ANSWER:
         raise InputRefused(f"a frame of {pixels.rows} x {pixels.columns} is more than is decoded here")
     if pixels.is_encapsulated:
         codestreams.check(as_stored(pixels, index), pixels.rows, pixels.columns, pixels.samples)
@@ -198,17 +213,16 @@ def array(pixels: Pixels, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np
 
 
 def _in_bytes(pixels: Pixels, index: int) -> tuple[int, int]:
-    """Offset in the file and number of the bytes that a native frame lies in. Raises InputRefused."""
+    """The first of the bytes that a native frame lies in, and the one after the last. Raises InputRefused."""
     begin, end = index * pixels.frame_bits // 8, -(-(index + 1) * pixels.frame_bits // 8)
     if end > pixels.length:
         raise InputRefused(f"the pixels end before frame {index + 1} does")
-    return pixels.at + begin, end - begin
+    return begin, end
 
 
-def _native(pixels: Pixels, fd: int, index: int) -> bytes:
+def _native(pixels: Pixels, index: int) -> bytes:
     """A frame starts at any bit when its bits fill no whole byte; alone, it starts at the first one."""
-    at, size = _in_bytes(pixels, index)
-    found = os.pread(fd, size, at)
+    found = b"".join(whole(pixels, *_in_bytes(pixels, index)))
     if pixels.frame_bits % 8 == 0:
         return found
     first = index * pixels.frame_bits % 8
@@ -216,14 +230,25 @@ def _native(pixels: Pixels, fd: int, index: int) -> bytes:
     return np.packbits(bits[first : first + pixels.frame_bits], bitorder="little").tobytes()
 
 
-def whole(pixels: Pixels) -> Iterator[bytes]:
-    """Native pixels as they lie in the file, in pieces."""
-    yield from _read(pixels.path, pixels.at, pixels.length)
-
-
-def _read(path: Path, at: int, left: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(at)
+def whole(pixels: Pixels, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Native pixels as they lie in the data set, in pieces: all bytes of them or those from ``start`` to ``stop``."""
+    first, left = pixels.at + start, (pixels.length if stop is None else stop) - start
+    with pixels.path.open("rb") as file:
+        if pixels.deflated_at is not None:
+            yield from _inflated(file, pixels.deflated_at, first, first + left)
+            return
+        file.seek(first)
         while left and (piece := file.read(min(left, _BLOCK))):
             left -= len(piece)
             yield piece
+
+
+def _inflated(file: BinaryIO, deflated_at: int, first: int, last: int) -> Iterator[bytes]:
+    """Those bytes of a deflated data set; what lies before them has to be inflated, too."""
+    at, size = 0, os.fstat(file.fileno()).st_size
+    for piece in inflating.pieces(Window(OpenFile(file.fileno()), deflated_at, size).read):
+        if wanted := piece[max(first - at, 0) : max(last - at, 0)]:
+            yield wanted
+        at += len(piece)
+        if at >= last:
+            return

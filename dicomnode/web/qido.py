@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from db import catalogue
 from db.catalogue import BadValue, Level, Match, Query
-from dicomnode.web import dicom_json, media_types, query_parameters
+from dicomnode.web import dicom_json, media_types, methods, query_parameters
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.query_parameters import Asked
 
@@ -51,29 +51,21 @@ _UIDS = MappingProxyType(
 def add(routes: APIRouter, holdings: Holdings) -> None:
     """The six searches (PS3.18 table 10.6.1-1)."""
 
-    @routes.get("/studies")
-    def studies(request: Request) -> Response:
-        return _answer(holdings, request, "STUDY", {})
+    def at(path: str, level: Level) -> None:
+        methods.add_get(routes, path, lambda request: _answer(holdings, request, level, _fixed(request)))
 
-    @routes.get("/series")
-    def series(request: Request) -> Response:
-        return _answer(holdings, request, "SERIES", {})
+    at("/studies", "STUDY")
+    at("/series", "SERIES")
+    at("/instances", "IMAGE")
+    at("/studies/{study}/series", "SERIES")
+    at("/studies/{study}/instances", "IMAGE")
+    at("/studies/{study}/series/{series}/instances", "IMAGE")
 
-    @routes.get("/instances")
-    def instances(request: Request) -> Response:
-        return _answer(holdings, request, "IMAGE", {})
 
-    @routes.get("/studies/{study}/series")
-    def series_of_study(request: Request, study: str) -> Response:
-        return _answer(holdings, request, "SERIES", {"StudyInstanceUID": study})
-
-    @routes.get("/studies/{study}/instances")
-    def instances_of_study(request: Request, study: str) -> Response:
-        return _answer(holdings, request, "IMAGE", {"StudyInstanceUID": study})
-
-    @routes.get("/studies/{study}/series/{series}/instances")
-    def instances_of_series(request: Request, study: str, series: str) -> Response:
-        return _answer(holdings, request, "IMAGE", {"StudyInstanceUID": study, "SeriesInstanceUID": series})
+def _fixed(request: Request) -> dict[str, str]:
+    """The keys that the path states."""
+    names = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
+    return {names[name]: uid for name, uid in request.path_params.items()}
 
 
 def _answer(holdings: Holdings, request: Request, level: Level, path: dict[str, str]) -> Response:

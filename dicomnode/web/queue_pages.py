@@ -42,7 +42,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
         with desk.readers() as session:
             return _jobs(session, desk, wanted, page_number(page), told(done))
 
-    @routes.get("/jobs/{id:int}")
+    @routes.get("/jobs/{id:row}")
     def job(id: int, done: str = "") -> HTMLResponse:
         with desk.readers() as session:
             found = session.get(Job, id, options=[joinedload(Job.study)])

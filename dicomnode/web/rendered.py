@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from dicomnode.web import pixels
 __all__ = ["Asked", "BadQuery", "picture"]
 
 _WINDOW = re.compile(r"(-?[\d.]+(?:e-?\d+)?),(-?[\d.]+(?:e-?\d+)?)(?:,([a-z-]+))?", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]{1,4}")
 _FUNCTIONS = frozenset({"linear", "linear-exact", "sigmoid"})
 _LARGEST = 4096
 _LOWEST, _HIGHEST = 0.5, 99.5
@@ -51,7 +53,7 @@ class Asked:
         if "viewport" in query:
             size = _size(query["viewport"])
         quality = query.get("quality", "90")
-        if not quality.isdecimal() or not 1 <= int(quality) <= 100:
+        if not _NUMBER.fullmatch(quality) or not 1 <= int(quality) <= 100:
             raise BadQuery("quality is a number from 1 to 100")
         return cls(media_type, window, size, int(quality))
 
@@ -142,15 +144,15 @@ def _window(text: str) -> tuple[float, float, str]:
     try:
         centre, width = (float(part) for part in parts.groups()[:2]) if parts else (0.0, 0.0)
     except ValueError:
-        width = 0.0
+        centre = width = 0.0
     function = (parts.group(3) or "linear").lower() if parts else ""
-    if width <= 0 or function not in _FUNCTIONS:
+    if not (width > 0 and math.isfinite(centre) and math.isfinite(width)) or function not in _FUNCTIONS:
         raise BadQuery("window is a centre, a width above zero and linear, linear-exact or sigmoid, with commas")
     return centre, width, function
 
 
 def _size(text: str) -> tuple[int, int]:
     numbers = text.split(",")[:2]
-    if len(numbers) != 2 or not all(part.isdecimal() and 1 <= int(part) <= _LARGEST for part in numbers):
+    if len(numbers) != 2 or not all(_NUMBER.fullmatch(part) and 1 <= int(part) <= _LARGEST for part in numbers):
         raise BadQuery(f"viewport is a width and a height from 1 to {_LARGEST}")
     return int(numbers[0]), int(numbers[1])

@@ -9,8 +9,9 @@ from itertools import groupby
 from pathlib import Path
 
 from markupsafe import Markup
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
+from dicomnode import decoding
 from dicomnode.results import label
 from dicomnode.web import sr_tree
 from dicomnode.web.pages import render
@@ -40,11 +41,15 @@ _POLICY = "; ".join((
 
 
 def page(path: Path) -> Response:
-    """Show the report in a file. Raises InputRefused."""
+    """Show the report in a file. Raises InputRefused, NodeBusy."""
+    return HTMLResponse(decoding.whole(_drawn, path), headers={"Content-Security-Policy": _POLICY})
+
+
+def _drawn(path: Path) -> bytes:
     report = sr_tree.read(path)
-    answer = render("sr.html", report=report, marks=label.TEXT, style=Markup(_STYLE), heading=_heading, runs=_runs)
-    answer.headers["Content-Security-Policy"] = _POLICY
-    return answer
+    return bytes(
+        render("sr.html", report=report, marks=label.TEXT, style=Markup(_STYLE), heading=_heading, runs=_runs).body
+    )
 
 
 def _heading(item: Item) -> str:

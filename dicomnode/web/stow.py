@@ -41,6 +41,7 @@ _DICOM = "application/dicom"
 _UID = re.compile(r"[0-9.]{1,64}")
 _LONGEST_META = 1 << 16
 _BATCH = 1 << 20
+_MOST_PARTS = 20_000
 _CLASS, _INSTANCE = 0x00020002, 0x00020003
 # PS3.18 table I.2-2 and PS3.7 C: failure reasons
 _CANNOT_UNDERSTAND, _SOP_CLASS, _TRANSFER_SYNTAX = 0xC000, 0x0122, 0xC122
@@ -130,6 +131,12 @@ class _Store:
             self._open.discard()
 
     def _next(self, content_type: str) -> _Incoming:
+        if len(self.outcomes) >= _MOST_PARTS:
+            kept = sum(not each.status for each in self.outcomes)
+            raise HTTPException(
+                413,
+                f"a body may have {_MOST_PARTS} parts; {kept} whole instances are stored: send the others in another",
+            )
         self._open = _Incoming(self, content_type)
         return self._open
 
@@ -198,9 +205,7 @@ def _answer(holdings: Holdings, request: Request, outcomes: Sequence[_Stored]) -
             for each in stored
             for place in [places.get(each.sop_instance_uid)]
         ),
-        "0008119A": _sequence(
-            {"00081197": _element("US", each.status)} for each in failed if not each.sop_instance_uid
-        ),
+        "0008119A": _sequence({"00081197": _element("US", each.status)} for each in nameless),
     }
     told = {tag: element for tag, element in found.items() if element["vr"] != "SQ" or "Value" in element}
     return JSONResponse(told, _status(stored, failed), media_type=dicom_json.MEDIA_TYPE)

@@ -23,6 +23,8 @@ from dicomnode.web.viewer import link
 __all__ = ["JobCard", "add", "cards"]
 
 _SHOWN_NUMBERS = 6
+_SHOWN_SERIES = 200
+_SHOWN_JOBS = 50
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,10 @@ def cards(session: Session, desk: Desk, jobs: list[Job], typical: dict[str, floa
 def _page(session: Session, desk: Desk, study: Study, told: str) -> HTMLResponse:
     tally = overview.tallies(session, [study.id])[study.id]
     typical = overview.typical_s(session)
-    mine = select(Job).where(Job.study_id == study.id).order_by(Job.id.desc())
-    shown = cards(session, desk, list(session.scalars(mine)), typical)
+    mine = select(Job).where(Job.study_id == study.id).order_by(Job.id.desc()).limit(_SHOWN_JOBS + 1)
+    jobs = list(session.scalars(mine))
+    shown = cards(session, desk, jobs[:_SHOWN_JOBS], typical)
+    series = contents.received(session, study.id, limit=_SHOWN_SERIES + 1)
     verdicts = routing.explain_study(session, study, desk.config.routes)
     routed = {card.job.route for card in shown}
     return desk.page(
@@ -107,7 +111,9 @@ def _page(session: Session, desk: Desk, study: Study, told: str) -> HTMLResponse
         study=study,
         tally=tally,
         way=journey.way(study, tally, typical, desk.now()),
-        series=contents.received(session, study.id),
+        series=series[:_SHOWN_SERIES],
+        has_more_series=len(series) > _SHOWN_SERIES,
+        has_more_jobs=len(jobs) > _SHOWN_JOBS,
         cards=shown,
         verdicts=sorted(verdicts, key=lambda each: (each.route not in routed, not each.matched)),
         events=trail.of_study(session, study.id),

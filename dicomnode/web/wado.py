@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -14,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from db.catalogue import StoredObject
 from dicomnode import decoding
 from dicomnode.errors import InputRefused, NotFound
-from dicomnode.web import dicom_json, media_types, multipart, pixels, wado_frames
+from dicomnode.web import dicom_json, media_types, methods, multipart, pixels, ranges, wado_frames
 from dicomnode.web.convert import explicit_little_endian
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.media_types import Accepted, Form
@@ -36,9 +37,7 @@ def add(routes: APIRouter, holdings: Holdings) -> None:
     """Every resource below a root."""
 
     def at(path: str, answer: Answer) -> None:
-        @routes.get(path)
-        def endpoint(request: Request) -> Response:
-            return answer(holdings, request)
+        methods.add_get(routes, path, lambda request: answer(holdings, request))
 
     for level in (_STUDY, _SERIES, _INSTANCE):
         at(level, _instances)
@@ -65,9 +64,7 @@ def _instances(holdings: Holdings, request: Request) -> Response:
     if not forms:
         raise HTTPException(406, "none of the instances can be sent in an accepted media type and transfer syntax")
     if not forms[0][1].multipart:
-        stored, form = forms[0]
-        content = multipart.begun(_content(holdings.path(stored), stored, form))
-        return StreamingResponse(content, media_type=form.content_type)
+        return _alone(request, holdings.path(forms[0][0]), *forms[0])
     parts = (
         Part(form.content_type, holdings.url_of(request, stored), _content(holdings.path(stored), stored, form))
         for stored, form in forms
@@ -80,15 +77,32 @@ def _form(stored: StoredObject, wanted: Sequence[Accepted]) -> Form | None:
     return media_types.form_of_instance(syntax, wanted, convertible=pixels.is_decodable(syntax))
 
 
+def _alone(request: Request, path: Path, stored: StoredObject, form: Form) -> Response:
+    """One instance without an envelope."""
+    if form.transfer_syntax_uid != stored.transfer_syntax_uid:
+        return StreamingResponse(multipart.begun(_converted(path)), media_type=form.content_type)
+    return ranges.answer(request, path.stat().st_size, partial(_file, path), form.content_type)
+
+
 def _content(path: Path, stored: StoredObject, form: Form) -> Iterator[bytes]:
     if form.transfer_syntax_uid != stored.transfer_syntax_uid:
-        try:
-            yield from explicit_little_endian(path)
-        except InputRefused as error:
-            raise HTTPException(406, str(error)) from None
-        return
+        yield from _converted(path)
+    else:
+        yield from _file(path, 0, path.stat().st_size)
+
+
+def _converted(path: Path) -> Iterator[bytes]:
+    try:
+        yield from explicit_little_endian(path)
+    except InputRefused as error:
+        raise HTTPException(406, str(error)) from None
+
+
+def _file(path: Path, start: int, stop: int) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        file.seek(start)
+        while block := file.read(min(_BLOCK, stop - start)):
+            start += len(block)
             yield block
 
 
@@ -115,7 +129,7 @@ def _bulkdata(holdings: Holdings, request: Request) -> Response:
     location = str(request.url.path)
     wanted = media_types.accepted(request)
     if place in _PIXELS:
-        return wado_frames.all_of(path, stored, wanted, location)
+        return wado_frames.all_of(request, path, stored, wanted)
     try:
         value = decoding.whole(dicom_json.bulk, path, place)
     except NotFound as error:
@@ -123,7 +137,7 @@ def _bulkdata(holdings: Holdings, request: Request) -> Response:
     kind = _PDF if stored.sop_class_uid == EncapsulatedPDFStorage and place == "00420011" else _OCTETS
     for each in wanted:
         if not each.multipart and each.media_type in (kind, _OCTETS):
-            return Response(value, media_type=each.media_type)
+            return ranges.of_bytes(request, value, each.media_type)
         if each.covers(_OCTETS):
             return multipart.answer([Part(_OCTETS, location, [value])], _OCTETS)
     raise HTTPException(406, f"this bulk data comes as {_OCTETS}" + (f" or {kind}" if kind != _OCTETS else ""))

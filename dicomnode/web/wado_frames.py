@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydicom.uid import UID, EncapsulatedPDFStorage
@@ -14,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from db.catalogue import StoredObject
 from dicomnode import decoding
 from dicomnode.errors import InputRefused
-from dicomnode.web import dicom_json, media_types, multipart, pixels, sr_page, sr_tree
+from dicomnode.web import dicom_json, media_types, multipart, pixels, ranges, sr_page, sr_tree
 from dicomnode.web.holdings import Holdings, representative
 from dicomnode.web.media_types import Accepted, Form
 from dicomnode.web.multipart import Part
@@ -22,7 +23,8 @@ from dicomnode.web.pixels import Pixels
 
 __all__ = ["all_of", "frames", "rendered", "thumbnail"]
 
-_LIST = re.compile(r"\d{1,7}(,\d{1,7})*")
+_LIST = re.compile(r"[0-9]{1,7}(,[0-9]{1,7})*")
+_NUMBER = re.compile(r"[0-9]{1,7}")
 _PICTURES = ("image/jpeg", "image/png")
 _PDF = "application/pdf"
 _THUMBNAIL = (128, 128)
@@ -36,22 +38,21 @@ def frames(holdings: Holdings, request: Request) -> Response:
     if not form.multipart:
         if len(numbers) > 1:
             raise HTTPException(406, "several frames come as multipart/related")
-        content = multipart.begun(_frames(pictures, numbers[0], form))
-        return StreamingResponse(content, media_type=form.content_type)
+        return ranges.of_bytes(request, b"".join(_frames(pictures, numbers[0], form)), form.content_type)
     where = request.url.path.rpartition("/")[0]
     return _answer(pictures, numbers, form, [f"{where}/{number}" for number in numbers])
 
 
-def all_of(path: Path, stored: StoredObject, wanted: Sequence[Accepted], location: str) -> Response:
+def all_of(request: Request, path: Path, stored: StoredObject, wanted: Sequence[Accepted]) -> Response:
     """The pixels as bulk data: one part, or where they are compressed one for each frame."""
     found = pixels.layout(path)
     if found is None:
         raise HTTPException(404, "the instance has no pixels")
-    form = _form(stored, wanted)
+    form, location = _form(stored, wanted), request.url.path
     if found.is_plain and form.multipart:
         return multipart.answer([Part(form.content_type, location, pixels.whole(found))], form.media_type)
     if found.is_plain:
-        return StreamingResponse(pixels.whole(found), media_type=form.content_type)
+        return ranges.answer(request, found.length, partial(pixels.whole, found), form.content_type)
     if not form.multipart:
         raise HTTPException(406, "compressed pixels come as multipart/related")
     return _answer(found, range(1, found.frames + 1), form, [location] * found.frames)
@@ -174,6 +175,6 @@ def _wanted_frame(request: Request) -> int | None:
     text = request.path_params.get("frames")
     if text is None:
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= 9_999_999:
+    if not _NUMBER.fullmatch(text) or int(text) < 1:
         raise HTTPException(400, "one frame, a number from 1")
     return int(text)

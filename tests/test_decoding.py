@@ -1,0 +1,186 @@
+"""Decoding in processes of their own: what goes wrong there stays there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLossless, JPEGLSLossless
+
+from dicomnode import decoding
+from dicomnode.decoding import pool as pools
+from dicomnode.decoding.budget import Budget
+from dicomnode.decoding.kept import Kept
+from dicomnode.decoding.pool import Pool
+from dicomnode.errors import InputRefused, NodeBusy
+from dicomnode.reading import codestreams
+from dicomnode.web import pixels
+from tests.peers.files import write_instance
+from tests.peers.process import wait_for
+from tests.web_node import Web, web
+
+__all__ = ["web"]
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    made = Pool()
+    yield made
+    made.close()
+
+
+def test_an_answer_comes_back_whole(pool: Pool) -> None:
+    assert b"".join(pool.run(bytes, 5_000_001)) == bytes(5_000_001)
+
+
+def test_a_decoder_that_crashes_costs_its_answer_only_and_is_not_asked_again(pool: Pool) -> None:
+    with pytest.raises(InputRefused, match="ended the process"):
+        pool.run(os.abort)  # type: ignore[arg-type]
+    assert b"".join(pool.run(bytes, 3)) == bytes(3)
+    (child,) = pool._idle
+    with pytest.raises(InputRefused, match="ended the process"):
+        pool.run(os.abort)  # type: ignore[arg-type]
+    assert pool._idle == [child]
+    assert child._process.poll() is None
+
+
+def test_memory_has_a_limit(pool: Pool) -> None:
+    with pytest.raises(InputRefused, match="more memory"):
+        pool.run(bytes, 2 << 30)
+    assert pool._idle, "the process itself goes on"
+
+
+def test_an_answer_has_a_limit(pool: Pool) -> None:
+    with pytest.raises(InputRefused, match="128 MiB"):
+        pool.run(bytes, decoding.LARGEST_ANSWER + 1)
+
+
+def test_time_has_a_limit(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.run(bytes, 1)
+    monkeypatch.setattr(pools, "_WORK_S", 0.2)
+    with pytest.raises(InputRefused, match="takes more than"):
+        pool.run(time.sleep, 60)  # type: ignore[arg-type]
+
+
+def test_a_refusal_in_the_child_is_told_in_its_words(pool: Pool, tmp_path: Path) -> None:
+    write_instance(tmp_path / "a.dcm", NumberOfFrames=77)
+    with pytest.raises(InputRefused, match="77 frames of 16 x 16 are announced"):
+        pool.run(pixels.layout, tmp_path / "a.dcm")  # type: ignore[arg-type]
+
+
+def test_children_end_with_the_one_that_asks_them() -> None:
+    code = (
+        "import os; from dicomnode.decoding.pool import Pool; pool = Pool(); pool.run(bytes, 1);"
+        "print(pool._idle[0]._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    child = Path(f"/proc/{int(done.stdout)}/stat")
+    wait_for(lambda: not child.exists() or child.read_text().split()[2] == "Z", "the child has gone", within_s=20)
+
+
+def test_what_is_too_much_is_told_to_come_again_and_health_answers(web: Web, tmp_path: Path) -> None:
+    ds = write_instance(tmp_path / "a.dcm")
+    assert web.store([tmp_path / "a.dcm"]).status_code == 200
+    where = f"/dicom-web/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}/instances/{ds.SOPInstanceUID}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pools, "_WAIT_S", 0.05)
+        while decoding._pool._free.acquire(blocking=False):
+            pass
+        try:
+            for path in (f"{where}/rendered", f"{where}/thumbnail", f"/studies/{ds.StudyInstanceUID}/thumbnail"):
+                answer = web.get(path)
+                assert answer.status_code == 503
+                assert answer.headers["retry-after"]
+            for path in ("/healthz", "/readyz", "/", f"{where}/frames/1"):  # native frames need no decoding
+                assert web.get(path).status_code == 200
+        finally:
+            for _ in range(pools._CHILDREN):
+                decoding._pool._free.release()
+    assert web.get(f"{where}/rendered").status_code == 200, "being busy is not remembered"
+
+
+def test_bytes_on_their_way_have_a_limit_and_are_given_back() -> None:
+    budget = Budget(100)
+    first = budget.sent([b"a" * 60])
+    assert next(first) == b"a" * 60
+    assert budget.left == 40
+    later = threading.Thread(target=lambda: list(budget.sent([b"b" * 60])))
+    later.start()
+    first.close()  # its client has gone
+    later.join(10)
+    assert not later.is_alive()
+    assert budget.left == 100
+
+
+def test_answers_are_remembered_up_to_a_number_of_bytes() -> None:
+    kept, made = Kept(100_000), []
+
+    def make() -> bytes:
+        made.append(1)
+        return bytes(10_000)
+
+    for key in (1, 1, *range(2, 30), 1):
+        kept.get(key, make)
+    assert len(made) == 30  # once for each, and 1 again after it was let go
+    assert kept._bytes <= 100_000
+
+
+def test_refusals_are_remembered_and_busyness_is_not() -> None:
+    kept, tries = Kept(100_000), iter([NodeBusy("later"), InputRefused("never")])
+
+    def refuse() -> bytes:
+        raise next(tries)
+
+    with pytest.raises(NodeBusy):
+        kept.get(1, refuse)
+    for _ in range(2):
+        with pytest.raises(InputRefused, match="never"):
+            kept.get(1, refuse)
+
+
+SIZ = b"".join(number.to_bytes(4, "big") for number in (900, 700, 100, 100))
+"""Where a JPEG 2000 image ends and begins on its grid: 600 rows and 800 columns."""
+
+
+@pytest.mark.parametrize(
+    ("syntax", "head"),
+    [
+        (JPEG2000Lossless, b"\xff\x4f\xff\x51\0\x29\0\0" + SIZ + bytes(16) + b"\0\1"),
+        (JPEGLSLossless, b"\xff\xd8\xff\xf7\0\x0b\x08\x02\x58\x03\x20\x01"),
+        (JPEGLossless, b"\xff\xd8\xff\xe0\0\x04ab\xff\xff\xc3\0\x0b\x08\x02\x58\x03\x20\x01"),
+    ],
+)
+def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(tmp_path: Path, syntax: UID, head: bytes) -> None:
+    assert codestreams.size_of(head) == (600, 800, 1)
+    write_instance(tmp_path / "a.dcm", transfer_syntax_uid=syntax, PixelData=encapsulate([head + b"\0" * 50]))
+    place = pixels.layout(tmp_path / "a.dcm")
+    assert place is not None
+    with pytest.raises(InputRefused, match="is 600 x 800 x 1, its header announces 16 x 16 x 1"):
+        pixels.array(place, 0)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\xff\xd8", b"\xff\xd8\xff\xc3\0", b"\xff\x4f\xff\x51\0", b"\0" * 64])
+def test_a_codestream_that_says_no_size_is_left_to_its_decoder(damaged: bytes) -> None:
+    assert codestreams.size_of(damaged) is None
+
+
+@pytest.mark.parametrize("frames", ["0", "1", " 1 "])
+def test_frames_that_there_are_bytes_for_are_taken(tmp_path: Path, frames: str) -> None:
+    write_instance(tmp_path / "a.dcm", NumberOfFrames=frames)
+    place = pixels.layout(tmp_path / "a.dcm")
+    assert place is not None
+    assert place.frames == 1
+
+
+@pytest.mark.parametrize("frames", [2, 2_000_000_000, -1])
+def test_frames_that_there_are_no_bytes_for_are_refused(tmp_path: Path, frames: int) -> None:
+    write_instance(tmp_path / "a.dcm", NumberOfFrames=frames)
+    with pytest.raises(InputRefused, match=f"{frames} frames of 16 x 16 are announced"):
+        pixels.layout(tmp_path / "a.dcm")
