@@ -18,6 +18,7 @@ from pynetdicom.dsutils import decode, encode
 from db import catalogue
 from db.catalogue import Level
 from dicomnode.datasets.character_sets import decoded, encodings_of
+from dicomnode.dimse import bounds
 from dicomnode.errors import CannotUnderstand, IdentifierRefused
 
 __all__ = ["PATIENT_ROOT", "STUDY_ROOT", "Asked", "answer", "encoded", "patient", "read", "unique"]
@@ -50,8 +51,9 @@ class Asked:
 
 def read(content: BytesIO | None, syntax: UID, levels: tuple[Level, ...] = STUDY_ROOT) -> Asked:
     """Decodes an identifier. Raises IdentifierRefused or CannotUnderstand."""
+    plain = BytesIO(bounds.checked(content.getvalue() if content else b"", syntax))
     try:
-        ds = decode(content or BytesIO(), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+        ds = decode(plain, syntax.is_implicit_VR, syntax.is_little_endian, False)
         raw = {int(tag): ds.get_item(tag) for tag in ds.keys()}  # noqa: SIM118 a data set's iterator decodes values
     except Exception as exc:  # whatever broken bytes make the decoder raise
         raise CannotUnderstand("the identifier cannot be decoded") from exc
@@ -64,6 +66,8 @@ def read(content: BytesIO | None, syntax: UID, levels: tuple[Level, ...] = STUDY
         if tag & 0xFFFF  # group lengths ask for nothing
     }
     keys = {keyword: text for keyword, text in texts.items() if keyword in known and text is not None}
+    for keyword, text in keys.items():
+        bounds.check_value(keyword, text)
     return Asked(level, keys, character_set, further=bool(texts.keys() - keys.keys() - _OURS), levels=levels)
 
 

@@ -321,13 +321,8 @@ def _objects(session: Session, asked: Asked) -> list[StoredObject]:
     studies = identifiers.unique(asked, "STUDY", several=asked.level == "STUDY")
     series = identifiers.unique(asked, "SERIES", several=asked.level == "SERIES") if asked.level != "STUDY" else ()
     images = identifiers.unique(asked, "IMAGE", several=True) if asked.level == "IMAGE" else ()
-    return [
-        stored
-        for study in studies
-        for stored in catalogue.objects(
-            session, study_uid=study, series_uids=series, sop_instance_uids=images, patient=patient
-        )
-    ]
+    together = "\\".join(studies)  # a list of UIDs is matched as one
+    return catalogue.objects(session, study_uid=together, series_uids=series, sop_instance_uids=images, patient=patient)
 
 
 def _check_patient(session: Session, patient: dict[str, str]) -> None:
