@@ -27,7 +27,8 @@ from model_zoo import deviation
 from model_zoo.anatomy import find, keep_largest, look_again, looks_twice
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
-from pipelines.codes import VOLUME
+from pipelines.codes import ANATOMICAL_STRUCTURE, MEAN, PROBABILITY, VOLUME, code_of_structure
+from pipelines.codes import BRAIN as BRAIN_CODE
 from pipelines.contract import (
     Case,
     Code,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PIPELINE", "Anatomy", "Options", "check", "measure", "run", "segment", "unusual"]
 
-ANATOMICAL_STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
+CRANIAL_CAVITY = Code("1101003", "SCT", "Cranial Cavity")
 
 HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "CEREB", "CRANI", "NEURO")
 """One of these must be in the body part, where one is stated."""
@@ -213,7 +214,7 @@ def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentat
     segments = []
     for n, s in enumerate(options.wanted, start=1):
         lookup[s.number] = n
-        kind = Code(s.code_value, s.code_scheme, s.code_meaning)
+        kind = code_of_structure(s)
         segments.append(Segment(n, s.name.capitalize(), ANATOMICAL_STRUCTURE, kind, s.tissue, COLORS[s.name]))
     thickness = head.slice_thickness_mm or head.grid.spacing_mm[0]
     return Segmentation(
@@ -224,18 +225,19 @@ def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentat
 def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     """Volumes in millilitres and confidences, with what they mean."""
     on = f"on isotropic voxels of {anatomy.grid.spacing_mm[0]:g} mm"
+    brain_ml, intracranial_ml = anatomy.volume_ml(*BRAIN), anatomy.volume_ml(*range(1, COUNT + 1))
     found: list[Finding] = [
-        Measurement("brain volume", anatomy.volume_ml(*BRAIN), "ml", f"Without outer CSF, {on}"),
-        Measurement("intracranial volume", anatomy.volume_ml(*range(1, COUNT + 1)), "ml", f"Brain and CSF, {on}"),
+        Measurement("brain volume", brain_ml, "ml", f"Without outer CSF, {on}", site=BRAIN_CODE),
+        Measurement("intracranial volume", intracranial_ml, "ml", f"Brain and CSF, {on}", site=CRANIAL_CAVITY),
     ]
     found += [Measurement(f"{name} volume", anatomy.volume_ml(*own), "ml") for name, own in TISSUE_GROUPS.items()]
     doubtful = []
     for s in options.wanted:
         sure = anatomy.sureness(s)
-        label, site = s.name.capitalize(), Code(s.code_value, s.code_scheme, s.code_meaning)
+        label, site = s.name.capitalize(), code_of_structure(s)
         ml, meaning = anatomy.volume_ml(s.number), "Mean of the largest class probability"
-        found.append(Measurement("volume", ml, "ml", group=label, site=site, quantity=VOLUME))
-        found.append(Measurement("confidence", sure, "1", meaning, group=label, site=site))
+        found.append(Measurement("volume", ml, "ml", f"Counted {on}", label, site, VOLUME))
+        found.append(Measurement("confidence", sure, "1", meaning, label, site, PROBABILITY, derivation=MEAN))
         doubtful += [s.name] if sure < options.least_confidence else []
     meaning = f"Mean largest class probability below {options.least_confidence:g} or nothing found: "
     found.append(

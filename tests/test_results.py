@@ -314,7 +314,7 @@ def test_what_cannot_be_stored_truly_is_refused() -> None:
 
 def test_inputs_of_two_studies_or_none_are_refused() -> None:
     these = found(grid("axial", 1))
-    with pytest.raises(InputRefused, match="differ in StudyInstanceUID"):
+    with pytest.raises(InputRefused, match="differ in Study Instance UID"):
         written(these, CONFIG, source(), source("mr", StudyInstanceUID="1.2.3"))
     with pytest.raises(InputRefused, match="no input"):
         results.write(these.findings, [], PROVENANCE, CONFIG, NOW)

@@ -102,7 +102,8 @@ def is_lossy(header: Dataset) -> bool:
 
 
 def _syntax(header: Dataset) -> UID:
-    return UID(header.file_meta.get("TransferSyntaxUID") or "")
+    meta = getattr(header, "file_meta", None) or Dataset()
+    return UID(meta.get("TransferSyntaxUID") or "")
 
 
 def _check_length(ds: Dataset) -> None:

@@ -4,9 +4,8 @@ the functional groups of an enhanced one (PS3.3 C.7.6.16).
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,9 +20,10 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import lookup
+from dicomnode.reading import lookup, pet
+from dicomnode.reading.unreadable import decode
 
-__all__ = ["Frame", "count", "frames_of", "header", "name", "philips_pet", "unit", "values"]
+__all__ = ["Frame", "count", "frames_of", "header", "name", "unit", "values"]
 
 _MACROS = MappingProxyType({
     "PixelSpacing": "PixelMeasuresSequence",
@@ -54,12 +54,8 @@ _FRAME_TYPE = frozenset(
     {"FrameType", "ComplexImageComponent", "VolumetricProperties", "VolumeBasedCalculationTechnique"}
 )
 _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
-_CONVERTED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
-"""Where legacy converted objects keep what has no functional group of its own."""
 
-_PET_UNITS = MappingProxyType({"BQML": "Bq/ml", "GML": "g/ml", "CNTS": "{counts}", "PROPCNTS": "{counts}", "1": "1"})
-_PHILIPS_PET = (0x7053, "Philips PET Private Group")
-_SUV_SCALE, _ACTIVITY_SCALE = 0x00, 0x09  # SUV and activity concentration (Bq/ml) per count
+_UNASSIGNED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
 _GROUPS = frozenset({*_MACROS.values(), *_FRAME_TYPES, "FrameVOILUTSequence"}) - {"FrameAnatomySequence"}
 """Functional groups of which a frame has one, with one item."""
 
@@ -76,8 +72,8 @@ class Frame:
     def get(self, keyword: str, default: Any = None) -> Any:
         """The value for this frame, or ``default`` where it is absent or empty."""
         macros = _FRAME_TYPES if keyword in _FRAME_TYPE else (_MACROS[keyword],) if keyword in _MACROS else ()
-        places = [item for macro in (*macros, *_CONVERTED) for group in self.groups for item in group.get(macro) or ()]
-        for place in (*places, self.header):
+        places = [item for macro in macros for group in self.groups for item in group.get(macro) or ()]
+        for place in (*places, self.header, *self.unassigned()):
             value = place.get(keyword)
             if value is not None and value != "":
                 return value
@@ -85,11 +81,17 @@ class Frame:
 
     def item(self, sequence: str) -> Dataset | None:
         """The first item of a functional group or of a sequence at the top."""
-        for place in (*self.groups, self.header):
+        for place in (*self.groups, self.header, *self.unassigned()):
             if place.get(sequence):
                 found: Dataset = place[sequence].value[0]
                 return found
         return None
+
+    def unassigned(self) -> Iterator[Dataset]:
+        """What a legacy converted object keeps of its source and has no place for (PS3.3 C.7.6.16.2.25)."""
+        for group in self.groups:
+            for keyword in _UNASSIGNED:
+                yield from group.get(keyword) or ()
 
     def numbers(self, keyword: str, count: int) -> NDArray[np.float64] | None:
         """``count`` finite numbers, or None."""
@@ -110,7 +112,7 @@ class Frame:
 
 
 def header(path: Path) -> Dataset:
-    """The data set without its pixels, every element decoded. Raises InputRefused.
+    """The data set without its pixels, every element decoded (``unreadable.decode``). Raises InputRefused.
 
     pydicom's warnings quote values, which may be a patient's, and are about what does not concern us here.
     """
@@ -119,8 +121,7 @@ def header(path: Path) -> Dataset:
         try:
             _check_syntax(path)
             ds = dcmread(path, stop_before_pixels=True)
-            for _ in ds.iterall():
-                pass
+            decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
     return ds
@@ -190,20 +191,31 @@ def values(frame: Frame, pixels: NDArray[Any], padded: NDArray[np.bool_] | None 
     lookup.check_colours(frame.header, pixels, where)
     if mappings:
         return lookup.mapped(mappings, pixels, padded, where).astype(np.float32)
-    found = lookup.rescaled(pixels, _transformation(frame), where)
-    return (found * (_philips_factor(frame.header) or 1.0)).astype(np.float32)
+    if frame.get("Modality") == "PT":
+        return _activity(frame, pixels)
+    return lookup.rescaled(pixels, _transformation(frame), where).astype(np.float32)
 
 
 def unit(frame: Frame) -> str:
-    """UCUM code of what ``values`` gives. Raises InputRefused for PET without Units, and for CT of another quantity."""
+    """UCUM code of what ``values`` gives. Raises InputRefused for PET in no known unit, and for CT of another
+    quantity."""
+    if frame.get("Modality") == "PT":
+        fault = pet.unit_fault(frame)
+        if fault:
+            raise InputRefused(f"{name(frame.header)}: {fault}")
+        return pet.unit(frame)
     if mappings := _mappings(frame):
         return lookup.unit_of(mappings[0])
-    if frame.get("Modality") == "PT":
-        stated = str(frame.get("Units", ""))
-        if not stated:
-            raise InputRefused(f"{name(frame.header)}: PET without Units (0054,1001)")
-        return "Bq/ml" if _philips_factor(frame.header) else _PET_UNITS.get(stated, f"{{{stated}}}")
     return _hounsfield(frame) if frame.get("Modality") == "CT" else "1"
+
+
+def _activity(frame: Frame, pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Stored values of PET in its own unit."""
+    place = _transformation(frame)
+    if fault := pet.scale_fault(frame, place):
+        raise InputRefused(f"{name(frame.header)}: {fault}")
+    slope, intercept = pet.scale(frame, place)
+    return (pixels * slope + intercept).astype(np.float32)
 
 
 def _hounsfield(frame: Frame) -> str:
@@ -223,26 +235,10 @@ def _transformation(frame: Frame) -> Dataset:
 
 
 def _mappings(frame: Frame) -> list[Dataset]:
-    """The real world value mappings to use; of PET none, whose mappings are SUVs beside its own unit."""
+    """The real world value mappings to use."""
     if frame.get("Modality") == "PT":
-        return []
+        used = pet.mapping(frame)
+        return [used] if used is not None else []
     place = next((each for each in (*frame.groups, frame.header) if each.get("RealWorldValueMappingSequence")), None)
     stated = place.RealWorldValueMappingSequence if place is not None else []
     return lookup.mapping_with_unit(stated, name(frame.header))
-
-
-def philips_pet(ds: Dataset) -> tuple[float | None, float | None]:
-    """SUV per count (7053,1000) and Bq/ml per count (7053,1009) of Philips' PET, each positive or None."""
-    return _philips_number(ds, _SUV_SCALE), _philips_number(ds, _ACTIVITY_SCALE)
-
-
-def _philips_number(ds: Dataset, element: int) -> float | None:
-    try:
-        factor = float(ds.private_block(*_PHILIPS_PET)[element].value)
-    except (KeyError, TypeError, ValueError):
-        return None
-    return factor if math.isfinite(factor) and factor > 0 else None
-
-
-def _philips_factor(ds: Dataset) -> float | None:
-    return philips_pet(ds)[1] if ds.get("Modality") == "PT" and ds.get("Units") == "CNTS" else None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import acquisition, agreement, kinds, padding
+from dicomnode.reading import acquisition, agreement, kinds, padding, pet
 from dicomnode.reading.decoding import stored
 from dicomnode.reading.frames import Frame, frames_of, header, name, unit, values
 from pipelines.contract import Grid, Volume
@@ -70,6 +70,7 @@ def read(paths: Sequence[Path]) -> Series:
     for frame in frames:
         kinds.check_frame(frame)
     stack = _stack(frames)
+    pet.check(stack.frames)
     agreement.check(stack.frames)
     units = {unit(frame) for frame in stack.frames}
     if len(units) > 1:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -17,13 +19,13 @@ from pydicom.uid import (
     EncapsulatedPDFStorage,
     KeyObjectSelectionDocumentStorage,
     RawDataStorage,
-    SegmentationStorage,
 )
-from pydicom.valuerep import validate_value
 
 from dicomnode import uids
 from dicomnode.datasets import part10
-from dicomnode.errors import InputRefused
+from dicomnode.datasets.validity import knows_character_set
+from dicomnode.results import laterality
+from dicomnode.results.inherited import TYPE_2, Inherited, inherit, moment
 from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
 
@@ -51,22 +53,13 @@ _SOURCE_IMAGE = ("121322", "DCM", "Source image for image processing operation")
 _SOURCE_RAW_DATA = ("128226", "DCM", "Source raw data")  # PS3.16 CID 7013
 _LONGEST = {"LO": 64, "ST": 1024}  # PS3.5 6.2
 
-_KEPT = (
-    "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize",
-    "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod", "ClinicalTrialSponsorName",
-    "ClinicalTrialProtocolID", "ClinicalTrialSubjectID",
-    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
-    "StudyDescription", "BodyPartExamined", "Laterality", "PatientPosition", "PositionReferenceIndicator",
-    "TimezoneOffsetFromUTC",
-)  # fmt: skip
 DOCUMENTS = frozenset({Comprehensive3DSRStorage, KeyObjectSelectionDocumentStorage, EncapsulatedPDFStorage})
 """Trees of words and numbers, or pages of them: neither pixels nor a place in the patient."""
 _OF_A_DOCUMENT = ("series_instance_uid", "series_number", "sop_instance_uid", "instance_number", "manufacturer")
-_OF_IMAGES = ("BodyPartExamined", "Laterality", "PatientPosition", "PositionReferenceIndicator")
-_TYPE_2 = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
-)  # fmt: skip
+_OF_THE_BODY = ("BodyPartExamined", "Laterality", "ImageLaterality")
+_OF_THE_PLACE = (*_OF_THE_BODY, "PatientPosition", "PositionReferenceIndicator")
+_IDENTIFYING_GROUPS = frozenset({0x0010, 0x0012, 0x0032, 0x0038, 0x0040})
+"""Patient, trial, order, visit and procedure."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +75,17 @@ class Context:
     priors: Sequence[Dataset] = ()
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise InputRefused("results: no input instance to derive from")
-        for keyword in ("StudyInstanceUID", "PatientID"):
-            if len({str(source.get(keyword, "")) for source in self.sources}) > 1:
-                raise InputRefused(f"results: the inputs differ in {keyword}; a result belongs to one study")
-        for keyword in ("PatientID", "IssuerOfPatientID"):
-            if len({str(each.get(keyword) or "") for each in self.inputs}) > 1 and self.priors:
-                raise InputRefused(f"results: the earlier examination differs in {keyword}; it must be of the patient")
+        _ = self.inherited  # raises InputRefused
+
+    @cached_property
+    def inherited(self) -> Inherited:
+        """What all results take over of the sources."""
+        return inherit(self.sources, self.priors)
+
+    @property
+    def moment(self) -> datetime:
+        """``now`` in the time zone of the times that are taken over."""
+        return moment(self.inherited.common, self.now)
 
     @property
     def inputs(self) -> list[Dataset]:
@@ -117,17 +113,16 @@ class Context:
 
     @property
     def frame_of_reference_uid(self) -> UID:
-        """That of the sources; one of the results' own when they state none or several."""
-        stated = {str(source.get("FrameOfReferenceUID", "") or "") for source in self.sources} - {""}
-        if len(stated) == 1:
-            return UID(stated.pop())
+        """That of the series whose grid the results lie on; one of the results' own where it states none or several."""
+        if stated := self.inherited.of_images.get("FrameOfReferenceUID"):
+            return UID(stated)
         inputs = sorted(str(source.SOPInstanceUID) for source in self.sources)
         return uids.derive("frame of reference", *inputs, prefix=self.config.uid_prefix)
 
     @property
     def modality(self) -> str:
-        modalities = {str(source.get("Modality", "OT")) for source in self.sources}
-        return modalities.pop() if len(modalities) == 1 else "OT"
+        """That of the series whose grid the results lie on."""
+        return str(self.inherited.of_images.get("Modality") or "OT")
 
 
 @dataclass(frozen=True)
@@ -180,8 +175,9 @@ def document_of(context: Context, name: str, number: int) -> dict[str, Any]:
 
 
 def nameless(images: Sequence[Dataset], context: Context) -> list[Dataset]:
-    """The headers as highdicom should see them: it quotes names that it finds odd in warnings, checks character sets,
-    and wants a frame of reference. ``complete`` puts in what is left out here.
+    """The headers as highdicom should see them: it copies what it finds of patient and study, fails where a type 2
+    attribute is absent, quotes names that it finds odd in warnings, checks character sets, and wants a frame of
+    reference. ``complete`` puts in what is left out here.
     """
     frame_of_reference_uid = context.frame_of_reference_uid
     return [_nameless(image, frame_of_reference_uid) for image in images]
@@ -189,10 +185,12 @@ def nameless(images: Sequence[Dataset], context: Context) -> list[Dataset]:
 
 def _nameless(image: Dataset, frame_of_reference_uid: UID) -> Dataset:
     header = Dataset()
-    header.update(image)
+    for tag in image.keys():  # noqa: SIM118 a data set's iterator decodes values
+        if tag.group not in _IDENTIFYING_GROUPS:
+            header[tag] = image.get_item(tag)
     header.add_new("SpecificCharacterSet", "CS", "ISO_IR 192")  # a new element: the old one belongs to the image
-    header.add_new("PatientName", "PN", "")
-    header.add_new("ReferringPhysicianName", "PN", "")
+    for keyword in TYPE_2:
+        header.add_new(keyword, dictionary_VR(keyword), "")
     header.add_new("FrameOfReferenceUID", "UI", frame_of_reference_uid)
     return header
 
@@ -204,11 +202,9 @@ def complete(ds: Dataset, context: Context, series: Series) -> None:
     _identify(ds, context, series)
     _equip(ds, context)
     _mark(ds, context)
-    if "ImageOrientationPatient" in ds or "SharedFunctionalGroupsSequence" in ds:
-        ds.FrameOfReferenceUID = context.frame_of_reference_uid
-        _organize(ds, context.uid("dimensions", series.name))
     if not _is_document(ds):
-        _say_laterality(ds)
+        _place(ds, context, series)
+        laterality.say(ds)
         _derive(ds, context, series)
     record(ds, context.provenance, context.measurements, comments=not _is_document(ds))
     if ds.SpecificCharacterSet is None:
@@ -229,50 +225,32 @@ def _words(ds: Dataset) -> list[str]:
 
 
 def _identify(ds: Dataset, context: Context, series: Series) -> None:
-    source = context.sources[0]
-    left_out = _OF_IMAGES if _is_document(ds) else ()
-    for keyword in (each for each in _KEPT if each not in left_out):
-        if keyword in source and not _may_stand(source[keyword]):
-            ds.pop(keyword, None)
-        elif keyword in source:
-            value = source[keyword].value
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they would quote the patient's values
-                setattr(ds, keyword, str(value) if source[keyword].VR == "PN" else value)
-    for keyword in _TYPE_2:
-        if keyword not in ds and keyword not in left_out:
-            setattr(ds, keyword, "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they would quote the patient's values
+        ds.update(deepcopy(context.inherited.common))
     ds.SeriesInstanceUID = context.uid("series", series.name)
     ds.SOPInstanceUID = context.uid("instance", series.name)
     ds.SeriesNumber = series.number
     ds.InstanceNumber = 1
     ds.SeriesDescription = _cut(f"SYN {series.description}", "LO")
-    date, time = context.now.strftime("%Y%m%d"), context.now.strftime("%H%M%S")
+    date, time = context.moment.strftime("%Y%m%d"), context.moment.strftime("%H%M%S")
     ds.SeriesDate = ds.ContentDate = ds.InstanceCreationDate = date
     ds.SeriesTime = ds.ContentTime = ds.InstanceCreationTime = time
 
 
-def _may_stand(element: DataElement) -> bool:
-    """Not so an optional value of the source that breaks its VR; what identifies patient and study stands as it is."""
-    if element.keyword in _TYPE_2 or element.VR in ("UI", "PN") or element.is_empty:
-        return True
-    values = element.value if element.VM > 1 else [element.value]
-    try:
-        for value in values:
-            validate_value(element.VR, str(value), RAISE)
-    except ValueError:
-        return False
-    return True
-
-
-def _say_laterality(ds: Dataset) -> None:
-    """PS3.3 C.7.3.1: type 2C, empty only where a paired body part cannot be ruled out; not in a segmentation."""
-    if ds.get("Laterality"):
-        return
-    if "Laterality" in ds:
-        del ds.Laterality
-    if not ds.get("BodyPartExamined") and ds.SOPClassUID != SegmentationStorage:
-        ds.Laterality = ""
+def _place(ds: Dataset, context: Context, series: Series) -> None:
+    """What part of the body is shown and where; a page of a report lies nowhere in the patient."""
+    of_images = context.inherited.of_images
+    lies = "ImageOrientationPatient" in ds or "SharedFunctionalGroupsSequence" in ds
+    for keyword in _OF_THE_PLACE if lies else _OF_THE_BODY:
+        if keyword in of_images:
+            ds[keyword] = deepcopy(of_images[keyword])
+    if lies:
+        ds.FrameOfReferenceUID = context.frame_of_reference_uid
+        ds.setdefault("PositionReferenceIndicator", DataElement("PositionReferenceIndicator", "LO", ""))
+        _organize(ds, context.uid("dimensions", series.name))
+    if "LossyImageCompression" in ds:
+        ds.update(deepcopy(context.inherited.lossy))
 
 
 def _organize(ds: Dataset, uid: UID) -> None:
@@ -302,7 +280,7 @@ def _mark(ds: Dataset, context: Context) -> None:
     equipment.ManufacturerModelName = _cut(f"{made_by.model_name} {made_by.model_version}", "LO")
     equipment.SoftwareVersions = list(ds.SoftwareVersions)
     equipment.DeviceSerialNumber = ds.DeviceSerialNumber
-    equipment.ContributionDateTime = context.now.strftime("%Y%m%d%H%M%S%z")
+    equipment.ContributionDateTime = context.moment.strftime("%Y%m%d%H%M%S%z")
     done = "Reported" if _is_document(ds) else "Pixels synthesised"
     equipment.ContributionDescription = _cut(
         f"{done} by {made_by.pipeline} with model {made_by.model_name} {made_by.model_version}, weights "
@@ -363,9 +341,11 @@ def _study_item(study_uid: str, instances: Mapping[str, list[Dataset]]) -> Datas
 def _character_set(sources: Sequence[Dataset], texts: Sequence[str]) -> Any:
     """That of the inputs, as long as it can hold the words of the result."""
     stated = [source.get("SpecificCharacterSet") for source in sources]
+    known = all(not each or knows_character_set(source) for each, source in zip(stated, sources, strict=True))
     same = all(other == stated[0] for other in stated)
-    return stated[0] if same and all(text.isascii() for text in texts) else "ISO_IR 192"
+    return stated[0] if known and same and all(text.isascii() for text in texts) else "ISO_IR 192"
 
 
 def _cut(text: str, vr: str) -> str:
-    return text.replace("\\", "/")[: _LONGEST[vr]].rstrip()
+    words = " ".join(text.split()) if vr == "LO" else text
+    return words.replace("\\", "/")[: _LONGEST[vr]].rstrip()

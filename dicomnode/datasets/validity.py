@@ -1,0 +1,113 @@
+"""Whether an element holds what the standard allows there (PS3.5 6.2, PS3.6). Nothing here quotes a value."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+from pydicom.charset import python_encoding
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VM, dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
+from pydicom.valuerep import validate_value
+
+__all__ = ["fault", "knows_character_set", "title"]
+
+_TEXT = frozenset(
+    {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
+)
+_BEYOND_ASCII = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+_LINES = frozenset({"LT", "ST", "UT"})
+_TM = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?(\.\d{1,6})?")
+_COMPONENTS, _GROUPS = 5, 3
+_ALLOWED: Mapping[str, re.Pattern[str]] = MappingProxyType({
+    "PatientSex": re.compile("[MFO]"), "PatientIdentityRemoved": re.compile("YES|NO"), "Laterality": re.compile("[LR]"),
+    "ImageLaterality": re.compile("[LRUB]"), "LossyImageCompression": re.compile("00|01"),
+    "TimezoneOffsetFromUTC": re.compile(r"\+(0\d|1[0-3])[0-5]\d|\+1400|-(?!0000)(0\d|1[01])[0-5]\d|-1200"),
+})  # fmt: skip
+"""Of attributes with enumerated values (PS3.3) and of the offset's range (C.12.1.1.8)."""
+
+
+def title(keyword: str) -> str:
+    """How messages call an attribute: its name and tag."""
+    tag = Tag(tag_for_keyword(keyword) or 0)
+    return f"{dictionary_description(tag)} {tag}"
+
+
+def fault(element: DataElement, *, declared: bool = True) -> str:
+    """Say what is wrong with an element of the data dictionary; an empty string where nothing is.
+
+    ``declared``: whether the header names a character set that is known, beyond which text has to be ASCII.
+    """
+    if element.is_empty:
+        return ""
+    vr = dictionary_VR(element.tag)
+    if vr == "SQ" or element.VR == "SQ":
+        return _fault_of_items(element, declared) if vr == element.VR else "has the wrong VR"
+    if vr not in _TEXT:
+        return "" if element.VR in vr.split(" or ") else "has the wrong VR"
+    values = list(element.value) if isinstance(element.value, MultiValue | list) else [element.value]
+    most = dictionary_VM(element.tag).split("-")[-1]
+    if most.isdigit() and len(values) > int(most):
+        return "has too many values"
+    return next((why for each in values if (why := _fault_of_text(vr, element.keyword, each, declared))), "")
+
+
+def knows_character_set(ds: Dataset) -> bool:
+    """Return whether a data set names character sets, and only such as are known."""
+    stated = ds.get("SpecificCharacterSet")
+    terms = [stated] if isinstance(stated, str) else list(stated or [])
+    return any(terms) and all(term in python_encoding for term in terms)
+
+
+def _fault_of_items(element: DataElement, declared: bool) -> str:
+    for item in element.value:
+        for each in item:
+            if dictionary_has_tag(each.tag) and (why := fault(each, declared=declared)):
+                return f"has an item whose {title(each.keyword)} {why}"
+    return ""
+
+
+def _fault_of_text(vr: str, keyword: str, value: Any, declared: bool) -> str:
+    if isinstance(value, bytes):
+        return "has the wrong VR"
+    text = str(value)
+    if "\ufffd" in text or (vr in _BEYOND_ASCII and not declared and not text.isascii()):
+        return "holds characters that its character set does not have"
+    if any(unicodedata.category(each) == "Cc" and not (vr in _LINES and each in "\t\n\f\r") for each in text):
+        return "holds control characters"
+    if not _is_valid(vr, text) or (keyword in _ALLOWED and not _ALLOWED[keyword].fullmatch(text)):
+        return f"holds no valid value (VR {vr})"
+    return ""
+
+
+def _is_valid(vr: str, text: str) -> bool:
+    if vr == "DA":
+        return _is_date(text)
+    if vr == "TM":
+        return _TM.fullmatch(text.rstrip()) is not None
+    if vr == "PN":
+        groups = text.split("=")
+        if len(groups) > _GROUPS or any(group.count("^") >= _COMPONENTS for group in groups):
+            return False
+    if vr == "UI":  # a component with a leading zero is not allowed, and is common
+        return len(text) <= 64 and re.fullmatch(r"\d+(\.\d+)*", text) is not None
+    try:
+        validate_value(vr, text, RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return len(text) == 8 and text.isdigit() and bool(datetime.strptime(text, "%Y%m%d"))
+    except ValueError:
+        return False
