@@ -53,6 +53,8 @@ CRANIAL_CAVITY = Code("1101003", "SCT", "Cranial Cavity")
 
 HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "CEREB", "CRANI", "NEURO")
 """One of these must be in the body part, where one is stated."""
+LEAST_CONFIDENCE = 0.7
+"""Mean of the largest class probability of a structure, below which it is of low confidence."""
 NO_MAGNITUDES = frozenset({"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY"})
 """None of these may be in the image type."""
 SMALLEST_EXTENT_MM = 100.0
@@ -78,7 +80,7 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     structures: tuple[str, ...] = ()
-    least_confidence: float = Field(default=0.7, ge=0, le=1)
+    least_confidence: float = Field(default=LEAST_CONFIDENCE, ge=0, le=1)
 
     @field_validator("structures")
     @classmethod
@@ -113,6 +115,11 @@ class Anatomy:
         """On the image's own grid, where one of the named structures is; without names, the brain."""
         return np.isin(self.own_labels, [number(name) for name in names] or BRAIN)
 
+    def sureness(self, structure: Structure) -> float:
+        """Mean of the largest class probability where it was found; zero where nothing was."""
+        here = self.labels == structure.number
+        return float(self.confidence[here].mean()) if here.any() else 0.0
+
     def volume_ml(self, *numbers: int) -> float:
         """Of the structures with these numbers together."""
         return float(np.isin(self.labels, numbers).sum() * np.prod(self.grid.spacing_mm) / 1000)
@@ -126,7 +133,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     check(head, case.facts)
     anatomy = segment(head, model, progress)
     found = [_segmentation(anatomy, head, options), *measure(anatomy, options)]
-    return [*found, *unusual(anatomy, head, model, seed)]
+    return [*found, *unusual(anatomy, head, model, seed, options.least_confidence)]
 
 
 def check(head: Volume, facts: object = None) -> None:
@@ -226,8 +233,7 @@ def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     found += [Measurement(f"{name} volume", anatomy.volume_ml(*own), "ml") for name, own in TISSUE_GROUPS.items()]
     doubtful = []
     for s in options.wanted:
-        here = anatomy.labels == s.number
-        sure = float(anatomy.confidence[here].mean()) if here.any() else 0.0
+        sure = anatomy.sureness(s)
         label, site = s.name.capitalize(), code_of_structure(s)
         ml, meaning = anatomy.volume_ml(s.number), "Mean of the largest class probability"
         found.append(Measurement("volume", ml, "ml", f"Counted {on}", label, site, VOLUME))
@@ -242,15 +248,22 @@ def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     return found
 
 
-def unusual(anatomy: Anatomy, head: Volume, model: Model, seed: int) -> list[Finding]:
-    """How far the head lies from those that the models were trained on, by its structures and, where the prior is at
-    hand (helper ``mri_prior``), by its image."""
+def unusual(
+    anatomy: Anatomy, head: Volume, model: Model, seed: int, least_confidence: float = LEAST_CONFIDENCE
+) -> list[Finding]:
+    """How far the head lies from those that the models were trained on, by its structures, by how many of them are sure
+    and, where the prior is at hand (helper ``mri_prior``), by its image."""
+    doubtful = sum(anatomy.sureness(s) < least_confidence for s in STRUCTURES)
     volumes_ml = {s.number: anatomy.volume_ml(s.number) for s in STRUCTURES}
     found: list[Finding] = [
         Measurement(
             "anatomy deviation", deviation.anatomy_score(volumes_ml), "1",
             "Departure of the structures' volumes from the simulated heads of the training; about 1 is usual",
-        )
+        ),
+        Measurement(
+            "share of structures of low confidence", doubtful / len(STRUCTURES), "1",
+            f"Of all structures: mean largest class probability below {least_confidence:g} or nothing found",
+        ),
     ]  # fmt: skip
     if prior := model.helpers.get("mri_prior"):
         score = deviation.denoising_score(prior.denoiser, _from_zero(head)[0].to(prior.device), seed)

@@ -29,7 +29,7 @@ from dicomnode.reading import volumes
 from dicomnode.results import marking
 from model_zoo import registry
 from model_zoo.structures import COUNT, STRUCTURES, number
-from pipelines import anatomy
+from pipelines import anatomy, quality
 from pipelines.codes import code_of_structure
 from pipelines.contract import Case, Finding, Grid, Measurement, Refused, Segmentation, Volume
 from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
@@ -150,6 +150,18 @@ def test_structures_of_low_confidence_are_named(model: registry.Model) -> None:
     assert flag.value == COUNT
     assert "hippocampus" in flag.description
     assert _run(model, least_confidence=0.0)[1]["structures of low confidence"].value == 0
+
+
+@pytest.mark.parametrize("structures", [(), ("hippocampus",)])
+def test_an_anatomy_that_is_mostly_unsure_is_held(structures: tuple[str, ...], model: registry.Model) -> None:
+    limits = quality.limits_of(next(each for each in registry.installed() if each.name == "anatomy").metadata)
+    outcomes = {}
+    for least in (0.0, 1.0):
+        measured = _run(model, least_confidence=least, structures=structures)[1]
+        outcomes[least] = quality.judge([measured["share of structures of low confidence"]], limits)
+    assert outcomes[0.0].outcome is quality.Outcome.ACCEPT
+    assert outcomes[1.0].outcome is quality.Outcome.HOLD
+    assert outcomes[1.0].reason == "share of structures of low confidence is 1, above the limit of 0.5"
 
 
 def test_some_structures_only_are_numbered_anew(model: registry.Model) -> None:

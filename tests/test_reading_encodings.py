@@ -264,7 +264,7 @@ def test_floating_point_pixels(keyword: str, bits: int, tmp_path: Path) -> None:
 def test_an_icon_is_not_the_image(tmp_path: Path) -> None:
     def edit(_: int, ds: Dataset) -> None:
         icon = item(Rows=2, Columns=2, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0)
-        icon.update({"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelData": bytes(4)})
+        icon.SamplesPerPixel, icon.PhotometricInterpretation, icon.PixelData = 1, "MONOCHROME2", bytes(4)
         icon["PixelData"].VR = "OB"
         ds.IconImageSequence = [icon]
 

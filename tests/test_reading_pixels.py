@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
@@ -24,7 +25,7 @@ RIM = np.zeros(SHAPE, bool)
 RIM[:, :2] = True
 
 
-def _read(paths: list[Path]) -> np.ndarray[Any, Any]:
+def _read(paths: list[Path]) -> NDArray[np.float32]:
     return volumes.read(paths).volume.data
 
 
@@ -36,8 +37,8 @@ def _both(*edits: Edit) -> Edit:
     return edit
 
 
-def _padded(value: int, dtype: type[np.integer[Any]] = np.int16) -> np.ndarray[Any, Any]:
-    data = ramp(np.uint16, 3000).astype(dtype) + dtype(5)
+def _padded(value: int, dtype: type[np.integer[Any]] = np.int16) -> NDArray[Any]:
+    data: NDArray[Any] = ramp(np.uint16, 3000).astype(dtype) + dtype(5)
     data[RIM] = value
     return data
 
