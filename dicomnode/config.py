@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
@@ -49,7 +51,17 @@ def _keyword(value: str) -> str:
     return value
 
 
+def _zone(value: str) -> str:
+    try:
+        if value:
+            ZoneInfo(value)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError(f"{value!r} is no time zone of the IANA database, such as 'Europe/Berlin'") from None
+    return value
+
+
 Seconds = Annotated[float, Field(gt=0)]
+TimeZone = Annotated[str, AfterValidator(_zone)]
 Keyword = Annotated[str, AfterValidator(_keyword)]
 Match = dict[Keyword, Annotated[Condition, BeforeValidator(conditions.parse)]]
 
@@ -65,7 +77,12 @@ class NodeConfig(Section):
     max_pdu: int = Field(default=131072, ge=4096, le=4294967294)
     network_timeout_s: Seconds = 60.0
     log_format: Literal["text", "json"] = "text"
+    timezone: TimeZone = ""
     tls: TlsConfig | None = None
+
+    def local(self, moment: datetime) -> datetime:
+        """A moment in the zone of ``timezone``, or in the machine's."""
+        return moment.astimezone(ZoneInfo(self.timezone) if self.timezone else None)
 
 
 class DatabaseConfig(Section):

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 from sqlalchemy import select
@@ -303,7 +304,8 @@ def test_results_with_a_prior_belong_to_the_present_study() -> None:
 
 @pytest.mark.parametrize("other", [{"PatientID": "4712"}, {"IssuerOfPatientID": "CLINIC"}])
 def test_a_prior_of_another_patient_is_refused(other: dict[str, str]) -> None:
-    with pytest.raises(InputRefused, match=f"earlier examination differs in {dictionary_description(next(iter(other)))}") as refused:
+    called = dictionary_description(next(iter(other)))
+    with pytest.raises(InputRefused, match=f"earlier examination differs in {called}") as refused:
         results.write(
             found(grid("axial")).findings,
             [source("mr")],

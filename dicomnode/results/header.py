@@ -22,10 +22,10 @@ from pydicom.uid import (
 )
 
 from dicomnode import uids
-from dicomnode.datasets import part10
+from dicomnode.datasets import laterality, part10
 from dicomnode.datasets.validity import knows_character_set
-from dicomnode.results import laterality
-from dicomnode.results.inherited import TYPE_2, Inherited, inherit, moment
+from dicomnode.datasets.zone import moment
+from dicomnode.results.inherited import TYPE_2, Inherited, inherit
 from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
 

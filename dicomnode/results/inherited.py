@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
 from itertools import chain
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -22,7 +21,7 @@ from dicomnode.datasets.validity import fault, knows_character_set, title
 from dicomnode.errors import InputRefused
 from dicomnode.reading.unreadable import emptied
 
-__all__ = ["TYPE_2", "Inherited", "inherit", "moment"]
+__all__ = ["TYPE_2", "Inherited", "inherit"]
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 _IDENTITY = (
@@ -95,15 +94,6 @@ def inherit(sources: Sequence[Dataset], priors: Sequence[Dataset] = ()) -> Inher
     first = [each for each in sources if each.SeriesInstanceUID == sources[0].SeriesInstanceUID]
     of_main = _Taking(first, taking.notes)
     return Inherited(common, of_main.of(_OF_IMAGES), _lossy([*sources, *priors]), tuple(dict.fromkeys(taking.notes)))
-
-
-def moment(common: Dataset, now: datetime) -> datetime:
-    """``now`` in the time zone of the sources' other times, if they state it (0008,0201)."""
-    offset = str(common.get("TimezoneOffsetFromUTC") or "")
-    if not offset:
-        return now
-    minutes = int(offset[1:3]) * 60 + int(offset[3:])
-    return now.astimezone(timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes)))
 
 
 @dataclass(frozen=True)
