@@ -126,11 +126,11 @@ def process(
     options = options_of(pipeline, task.options, config.quality)
     progress(0.0, "reading")
     loaded = _load(pipeline, task.inputs)
+    notes = inherit(loaded.sources, loaded.priors).notes
     name = task.model or pipeline.bundle
     model = models.load(
         name, pipeline.helpers, config, digest=task.model_digest, pinned=task.helper_models, load_one=load_model
     )
-    notes = inherit(loaded.sources, loaded.priors).notes
     doubts = quality.admit(loaded.case, model.metadata, pipeline.inputs[0].name, options)
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
     site.check_findings(pipeline, findings)

@@ -192,6 +192,7 @@ def _nameless(image: Dataset, frame_of_reference_uid: UID) -> Dataset:
     for keyword in TYPE_2:
         header.add_new(keyword, dictionary_VR(keyword), "")
     header.add_new("FrameOfReferenceUID", "UI", frame_of_reference_uid)
+    header.add_new("SliceThickness", "DS", "1")  # of type 2; ``planes.measure`` writes that of the finding
     return header
 
 
