@@ -28,7 +28,7 @@ from dicomnode.deployment import models, site
 from dicomnode.deployment.models import bundle_named, model_named
 from dicomnode.deployment.pipeline_names import named as pipeline_named
 from dicomnode.errors import ConfigError, InputRefused
-from dicomnode.reading import covariates, frames, unreadable, volumes
+from dicomnode.reading import covariates, frames, volumes
 from dicomnode.results.inherited import inherit
 from dicomnode.results.preferences import ResultsConfig
 from dicomnode.results.provenance import Provenance
@@ -272,7 +272,6 @@ def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, An
 
 def _header(ds: Dataset) -> Dataset:
     """Without private elements: the payload is large, and no result repeats it."""
-    unreadable.decode(ds)
     ds.remove_private_tags()
     return ds
 

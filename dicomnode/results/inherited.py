@@ -12,14 +12,13 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from dicomnode.datasets.validity import fault, knows_character_set, title
 from dicomnode.errors import InputRefused
-from dicomnode.reading.unreadable import emptied
 
 __all__ = ["TYPE_2", "Inherited", "inherit"]
 
@@ -93,6 +92,8 @@ def inherit(sources: Sequence[Dataset], priors: Sequence[Dataset] = ()) -> Inher
             setattr(common, keyword, "")
     first = [each for each in sources if each.SeriesInstanceUID == sources[0].SeriesInstanceUID]
     of_main = _Taking(first, taking.notes)
+    if why := of_main.fault("SliceThickness"):
+        taking.notes.append(f"{title('SliceThickness')} of the input {why}; it counts as not stated")
     return Inherited(common, of_main.of(_OF_IMAGES), _lossy([*sources, *priors]), tuple(dict.fromkeys(taking.notes)))
 
 
@@ -110,7 +111,7 @@ class _Taking:
 
     def _one(self, keyword: str) -> DataElement | None:
         """The element that the sources agree in; None where there is none."""
-        if why := self._fault(keyword):
+        if why := self.fault(keyword):
             if keyword in _NEEDED:
                 raise InputRefused(f"{title(keyword)} of the input {why}; a result without it could not be filed")
             self.notes.append(f"{title(keyword)} of the input {why}; it is left empty")
@@ -125,11 +126,9 @@ class _Taking:
             return None
         return _copied(next(iter(stated.values()))) if stated else None
 
-    def _fault(self, keyword: str) -> str:
-        tag, seen = tag_for_keyword(keyword), set()
+    def fault(self, keyword: str) -> str:
+        seen = set()
         for source in self.sources:
-            if tag in emptied(source):
-                return f"holds no valid value (VR {dictionary_VR(keyword)})"
             if not _states(source, keyword):
                 continue
             element, declared = source[keyword], knows_character_set(source)
