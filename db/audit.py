@@ -22,10 +22,11 @@ from sqlalchemy.orm import Session
 from db.models import Chain, Event
 from db.states import check_move
 
-__all__ = ["GENESIS", "Break", "append", "move", "verify"]
+__all__ = ["GENESIS", "Break", "append", "move", "newest_written", "verify"]
 
 GENESIS = "0" * 64
 _PENDING = "audit.pending"
+_WRITTEN = "audit.written"
 
 
 _HEAD = select(Chain.seq, Chain.hash).where(Chain.id == 1).with_for_update()
@@ -69,6 +70,12 @@ def move(session: Session, row: _Stateful, new_state: StrEnum, *, reason: str, n
     append(session, subject=row.__tablename__, subject_id=row.id, event="moved", detail=detail, now=now)
 
 
+def newest_written(session: Session) -> tuple[int, str] | None:
+    """Return number and hash of the last event that a commit of this session wrote; None where it wrote none."""
+    written: tuple[int, str] | None = session.info.get(_WRITTEN)
+    return written
+
+
 def verify(session: Session) -> Break | None:
     """Walk the whole chain; None when every link and the head hold."""
     head = session.get_one(Chain, 1)
@@ -104,6 +111,7 @@ def _write_pending(session: Session) -> None:
         previous = digest
     connection.execute(_INSERT, pending)
     connection.execute(_MOVE_HEAD, {"head_seq": seq, "head_hash": previous})
+    session.info[_WRITTEN] = seq, previous
 
 
 @event.listens_for(Session, "after_rollback")

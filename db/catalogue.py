@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from db import finding, keywords, tallies
+from db import finding, keywords, matching, tallies
 from db.finding import Wanted
 from db.matching import BadValue
 from db.models import Instance, Job, Output, Series, Study
@@ -23,7 +24,7 @@ from db.states import JobState
 
 __all__ = ["BadValue", "Level", "Match", "Query", "StoredObject", "count", "objects", "scan", "search", "supported"]
 
-Level = Literal["STUDY", "SERIES", "IMAGE"]
+Level = Literal["PATIENT", "STUDY", "SERIES", "IMAGE"]
 
 _GROUP = 200
 """So many matches are loaded at once."""
@@ -37,7 +38,8 @@ class Query:
     ``?`` in text; ``from-to``, ``from-`` and ``-to`` for dates and times; empty for any. Keys of the level and of the
     levels above it are matched (relational); those that ``supported`` does not name are ignored, so ask it first.
     ``wanted``: keywords that cost a look at other rows and are therefore told only on demand: ModalitiesInStudy,
-    SOPClassesInStudy, NumberOfStudyRelatedSeries, NumberOfStudyRelatedInstances, NumberOfSeriesRelatedInstances.
+    SOPClassesInStudy, NumberOfStudyRelatedSeries, NumberOfStudyRelatedInstances, NumberOfSeriesRelatedInstances,
+    and at PATIENT level NumberOfPatientRelatedStudies, ...Series and ...Instances.
     Asking for them at a lower level is allowed (the study's counts with each series).
     ``combined``: StudyDate and StudyTime are one moment (PS3.4 C.2.2.2.5; always so in QIDO-RS).
     ``fuzzy``: every word of a person's name must begin some word of the name.
@@ -83,7 +85,9 @@ class Match:
 
 def supported(level: Level) -> frozenset[str]:
     """The keywords that can be matched or are told at this level, those of the levels above included."""
-    levels = (keywords.STUDY, keywords.SERIES, keywords.IMAGE)[: get_args(Level).index(level) + 1]
+    if level == "PATIENT":
+        return frozenset(keywords.PATIENT)
+    levels = (keywords.STUDY, keywords.SERIES, keywords.IMAGE)[: get_args(Level).index(level)]
     return frozenset(keyword for each in levels for keyword in each)
 
 
@@ -112,13 +116,21 @@ def count(session: Session, query: Query) -> int:
 def objects(
     session: Session,
     *,
-    study_uid: str,
+    study_uid: str = "",
     series_uids: Sequence[str] = (),
     sop_instance_uids: Sequence[str] = (),
+    patient: Mapping[str, str] = MappingProxyType({}),
     include_held: bool = False,
 ) -> list[StoredObject]:
-    """The instances of a study, of some of its series, or some of their instances, for retrieval."""
+    """The instances of a study, of some of its series, or some of their instances, for retrieval.
+
+    ``patient``: keys of the patient that they must be of; without a study, all instances of that patient.
+    Raises ValueError for neither a study nor a patient.
+    """
+    if not study_uid and not patient:
+        raise ValueError("instances are retrieved of a study or of a patient")
     keys = {
+        **patient,
         "StudyInstanceUID": study_uid,
         "SeriesInstanceUID": "\\".join(series_uids),
         "SOPInstanceUID": "\\".join(sop_instance_uids),
@@ -135,13 +147,18 @@ _Statement = Select[Any]
 
 def _wanted(session: Session, query: Query) -> Wanted:
     states = (JobState.DONE, JobState.HELD) if query.include_held else (JobState.DONE,)
-    keys = {keyword: value for keyword, value in query.keys.items() if value.strip("*")}  # only stars: any value
+    keys = {keyword: value for keyword, value in query.keys.items() if value.strip("*\\ ")}  # only stars: any value
+    for keyword, value in keys.items():
+        if keyword in keywords.KINDS:
+            matching.check(keyword, keywords.KINDS[keyword], value)
     dialect = session.get_bind().dialect.name
     return Wanted(keys, states, dialect, combined=query.combined, fuzzy=query.fuzzy)
 
 
 def _statements(level: Level, wanted: Wanted) -> tuple[_Statement, _Statement | None]:
     """Of what was received, and of new results. A study is always received: results belong to one."""
+    if level == "PATIENT":
+        return finding.patients(wanted), None
     if level == "STUDY":
         return finding.studies(wanted), None
     if level == "SERIES":
@@ -166,9 +183,11 @@ def _load(seen: tallies.Seen, query: Query, rows: Sequence[_Row]) -> list[Match]
     """The matches of some rows in their order; what was deleted meanwhile is left out."""
     ids = {kind: [id for result, id in rows if result is kind] for kind in (False, True)}
     found: dict[_Row, tuple[int, Match]] = {}
-    if query.level == "STUDY":
+    if query.level in ("PATIENT", "STUDY"):
         for study in seen.session.scalars(select(Study).where(Study.id.in_(ids[False]))):
-            found[False, study.id] = study.id, Match("STUDY", _of_study(study))
+            told = _of_study(study)
+            attributes = keywords.taken(told, keywords.PATIENT) if query.level == "PATIENT" else told
+            found[False, study.id] = study.id, Match(query.level, attributes)
     elif query.level == "SERIES":
         for series, study in seen.session.execute(_with_study(select(Series, Study), Series.id, ids[False])):
             found[False, series.id] = study.id, Match("SERIES", _of_study(study) | _of_series(series))
@@ -246,9 +265,10 @@ def _counted(seen: tallies.Seen, query: Query, found: Sequence[tuple[int, Match]
     """With what other rows have to be looked at for, as far as it is wanted."""
     if not query.wanted & keywords.COUNTS:
         return [match for _, match in found]
-    of_studies = tallies.of_studies(seen, (id for id, _ in found), query.wanted)
+    tally = tallies.of_patients if query.level == "PATIENT" else tallies.of_studies
+    of_studies = tally(seen, [id for id, _ in found], query.wanted)
     pairs = [(id, str(match.attributes.get("SeriesInstanceUID", ""))) for id, match in found]
-    in_series = "NumberOfSeriesRelatedInstances" in query.wanted and query.level != "STUDY"
+    in_series = "NumberOfSeriesRelatedInstances" in query.wanted and query.level in ("SERIES", "IMAGE")
     of_series = tallies.of_series(seen, pairs) if in_series else {}
     return [
         Match(

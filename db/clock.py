@@ -19,7 +19,7 @@ __all__ = ["DatabaseClock", "of"]
 
 log = logging.getLogger("dicomnode.clock")
 
-_EVERY_S = 60.0
+_EVERY_S = 5.0
 _WORTH_SAYING_S = 2.0
 
 
@@ -29,7 +29,7 @@ def of(engine: Engine) -> Callable[[], datetime]:
 
 
 class DatabaseClock:
-    """Asks once a minute and counts on from there; from whatever thread. The first call raises where nobody answers."""
+    """Asks every five seconds and counts on from there, on any thread. The first call raises where nobody answers."""
 
     def __init__(
         self,

@@ -24,23 +24,29 @@ _CLASSES = "destination classes"
 
 @dataclass(frozen=True)
 class Breaker:
-    """``failures`` in a row; nothing is sent before ``open_until``, and then little, to try."""
+    """``failures`` in a row, the last one at ``failed_at``; nothing is sent before ``open_until``, and then little.
+
+    After the clock was set back to before ``failed_at`` it counts as closed: the time that is left is not known.
+    """
 
     failures: int = 0
     open_until: datetime | None = None
+    failed_at: datetime | None = None
 
     def is_open(self, now: datetime) -> bool:
-        return self.open_until is not None and now < self.open_until
+        if self.open_until is None or (self.failed_at is not None and now < self.failed_at):
+            return False
+        return now < self.open_until
 
 
 def breaker(session: Session, destination: str) -> Breaker:
     """The breaker as the last attempt left it."""
-    mine = select(Event.detail).where(Event.subject == _SUBJECT, Event.subject_id == destination)
-    detail = session.scalars(mine.order_by(Event.seq.desc()).limit(1)).first()
-    if not detail or not detail.get("failures"):
+    mine = select(Event.detail, Event.at).where(Event.subject == _SUBJECT, Event.subject_id == destination)
+    newest = session.execute(mine.order_by(Event.seq.desc()).limit(1)).first()
+    if newest is None or not newest.detail.get("failures"):
         return Breaker()
-    until = detail.get("open_until")
-    return Breaker(int(detail["failures"]), datetime.fromisoformat(until) if until else None)
+    until = newest.detail.get("open_until")
+    return Breaker(int(newest.detail["failures"]), datetime.fromisoformat(until) if until else None, newest.at)
 
 
 def failed(
@@ -54,7 +60,7 @@ def failed(
         until = now + timedelta(seconds=min(open_s * 2.0**doublings, open_max_s))
     detail = {"failures": failures, "open_until": until.isoformat() if until else None}
     audit.append(session, subject=_SUBJECT, subject_id=destination, event="unreachable", detail=detail, now=now)
-    return Breaker(failures, until)
+    return Breaker(failures, until, now)
 
 
 def taken(session: Session, destination: str) -> frozenset[str] | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, String, and_, cast, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, String, cast, func, literal_column, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from db import keywords, matching
@@ -18,7 +18,16 @@ from db.keywords import Kind
 from db.models import Instance, Job, Output, Series, Study
 from db.states import JobState
 
-__all__ = ["Wanted", "new_results", "received_images", "received_series", "result_images", "result_series", "studies"]
+__all__ = [
+    "Wanted",
+    "new_results",
+    "patients",
+    "received_images",
+    "received_series",
+    "result_images",
+    "result_series",
+    "studies",
+]
 
 Condition = ColumnElement[bool]
 
@@ -65,6 +74,16 @@ class Wanted:
 def studies(wanted: Wanted) -> Select[Any]:
     """Ids, the newest first."""
     return select(Study.id).where(Study.expired_at.is_(None), *_study(wanted)).order_by(Study.id.desc())
+
+
+def patients(wanted: Wanted) -> Select[Any]:
+    """Of each patient, an identifier with its issuer, the id of the newest study, by which the patient is described.
+
+    Studies without a Patient ID are of nobody knows whom, and of no patient here.
+    """
+    here = (Study.expired_at.is_(None), Study.patient_id != "")
+    newest = select(func.max(Study.id)).where(*here).group_by(Study.patient_id, Study.issuer_of_patient_id)
+    return studies(wanted).where(Study.id.in_(newest))
 
 
 def received_series(wanted: Wanted) -> Select[Any]:
@@ -147,13 +166,16 @@ def _of_study(wanted: Wanted, keyword: str) -> Condition:
     if keyword in keywords.COUNTS:
         return _somewhere(wanted, keyword)
     if keyword in _FOLDED and wanted.fuzzy:
-        return matching.fuzzy_name(_FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
+        return matching.fuzzy_name(keyword, _FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
     column = _FOLDED.get(keyword) or getattr(Study, keywords.OF_STUDY_ROWS[keyword])
     return wanted.condition(keyword, keywords.STUDY[keyword], column)
 
 
 def _somewhere(wanted: Wanted, keyword: str) -> Condition:
-    """ModalitiesInStudy and SOPClassesInStudy: something in the study has one of them."""
+    """ModalitiesInStudy and SOPClassesInStudy: something in the study has one of them.
+
+    Only the study is the one of the statement around it, which may look at series and jobs, too.
+    """
     results = select(Job.study_id).join(Output, Output.job_id == Job.id)
     if keyword == "ModalitiesInStudy":
         received = select(Series.study_id).where(wanted.condition(keyword, Kind.CODE, Series.modality))
@@ -163,8 +185,9 @@ def _somewhere(wanted: Wanted, keyword: str) -> Condition:
         of_class = wanted.condition(keyword, Kind.UID, Instance.sop_class_uid)
         received = select(Series.study_id).join(Instance).where(of_class, Instance.expired_at.is_(None))
         results = results.where(wanted.condition(keyword, Kind.UID, Output.sop_class_uid))
-    in_job = and_(Job.study_id == Study.id, *_told(wanted.states))
-    return or_(received.where(Series.study_id == Study.id).exists(), results.where(in_job).exists())
+    received = received.where(Series.study_id == Study.id).correlate(Study)
+    results = results.where(Job.study_id == Study.id, *_told(wanted.states)).correlate(Study)
+    return or_(received.exists(), results.exists())
 
 
 def _series(wanted: Wanted) -> list[Condition]:

@@ -11,7 +11,9 @@ __all__ = [
     "COUNTS",
     "IMAGE",
     "IMAGE_KEPT",
+    "KINDS",
     "OF_STUDY_ROWS",
+    "PATIENT",
     "RESULT_KEPT",
     "SERIES",
     "STUDY",
@@ -66,6 +68,18 @@ STUDY: Mapping[str, Kind] = {
     "NumberOfStudyRelatedInstances": Kind.TOLD,
 }
 
+PATIENT: Mapping[str, Kind] = {
+    "PatientID": Kind.TEXT,
+    "IssuerOfPatientID": Kind.TEXT,
+    "PatientName": Kind.NAME,
+    "PatientBirthDate": Kind.DATE,
+    "PatientSex": Kind.CODE,
+    "NumberOfPatientRelatedStudies": Kind.TOLD,
+    "NumberOfPatientRelatedSeries": Kind.TOLD,
+    "NumberOfPatientRelatedInstances": Kind.TOLD,
+}
+"""At the level of patients; below it these are keys of the study, without the counts."""
+
 SERIES: Mapping[str, Kind] = {
     "SeriesInstanceUID": Kind.UID,
     "Modality": Kind.CODE,
@@ -107,6 +121,8 @@ IMAGE: Mapping[str, Kind] = {
     "NumberOfFrames": Kind.NUMBER,
 }
 
+KINDS: Mapping[str, Kind] = {**STUDY, **SERIES, **IMAGE}
+
 COUNTS = frozenset(
     {
         "ModalitiesInStudy",
@@ -114,6 +130,9 @@ COUNTS = frozenset(
         "NumberOfStudyRelatedSeries",
         "NumberOfStudyRelatedInstances",
         "NumberOfSeriesRelatedInstances",
+        "NumberOfPatientRelatedStudies",
+        "NumberOfPatientRelatedSeries",
+        "NumberOfPatientRelatedInstances",
     }
 )
 """What other rows have to be looked at for."""

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, func, or_
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, func, or_, true
 
 from db.keywords import Kind, folded
 
-__all__ = ["BadValue", "condition", "fuzzy_name", "moment"]
+__all__ = ["BadValue", "check", "condition", "fuzzy_name", "moment"]
 
 Column = SQLColumnExpression[Any]
 Condition = ColumnElement[bool]
 
-_DATE = re.compile(r"\d{4}(\d{2}(\d{2})?)?")
-_TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
+_DATE = re.compile(r"\d{4}(\d{2}(\d{2})?)?", re.ASCII)
+_TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d{1,12}", re.ASCII)
+_LONGEST = 1024
+"""No value that is kept is longer (dicomnode/datasets/headers.py)."""
+_MOST = {Kind.UID: 10_000, Kind.CODE: 100}
+"""Values of one list."""
+_MOST_WORDS = 20
 _LAST_TIME = "235959999999"
 
 
 class BadValue(ValueError):
     """A value that cannot be matched against, such as a date that is none; the message names the keyword only."""
+
+
+def check(keyword: str, kind: Kind, value: str) -> None:
+    """Raises BadValue for a value that no attribute can have, and for one that asks for more than a search may take."""
+    values = _several(value) if kind in _MOST else [value]
+    if kind in _MOST and len(values) > _MOST[kind]:
+        raise BadValue(f"{keyword} lists more than {_MOST[kind]} values; ask for them in parts")
+    if any(len(each) > _LONGEST for each in values):
+        raise BadValue(f"{keyword} is longer than {_LONGEST} characters")
+    if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
+        raise BadValue(f"{keyword} has a character that no value has")
 
 
 def condition(keyword: str, kind: Kind, column: Column, value: str, dialect: str) -> Condition:
@@ -41,11 +57,16 @@ def condition(keyword: str, kind: Kind, column: Column, value: str, dialect: str
     return _text(column, value, dialect)
 
 
-def fuzzy_name(column: Column, value: str, dialect: str) -> Condition:
-    """Every word begins a word of the name, in whatever order (PS3.18 8.3.4.2 leaves the algorithm to us)."""
+def fuzzy_name(keyword: str, column: Column, value: str, dialect: str) -> Condition:
+    """Every word begins a word of the name, in whatever order (PS3.18 8.3.4.2 leaves the algorithm to us).
+
+    Without any word every name matches. Raises BadValue.
+    """
     words = [word for word in re.split(r"[\s^=,*?]+", folded(value)) if word]
+    if len(words) > _MOST_WORDS:
+        raise BadValue(f"{keyword} has more than {_MOST_WORDS} words")
     begins = [[_like(column, f"*{mark}{_literal(word)}*", dialect) for mark in ("=", "^", " ")] for word in words]
-    return or_(*begins[0]) if len(begins) == 1 else _all([or_(*each) for each in begins])
+    return and_(true(), *(or_(*each) for each in begins))
 
 
 def moment(dates: Column, times: Column, date: str, time: str) -> Condition:
@@ -59,13 +80,6 @@ def moment(dates: Column, times: Column, date: str, time: str) -> Condition:
 
 def _several(value: str) -> list[str]:
     return [part.strip() for part in value.split("\\") if part.strip()]
-
-
-def _all(conditions: Sequence[Condition]) -> Condition:
-    found = conditions[0]
-    for each in conditions[1:]:
-        found = found & each
-    return found
 
 
 def _text(column: Column, value: str, dialect: str) -> Condition:
@@ -136,7 +150,6 @@ def _bounds(keyword: str, value: str, form: re.Pattern[str]) -> tuple[str, str]:
 
 
 def _number(keyword: str, value: str) -> str:
-    try:
-        return str(int(value))
-    except ValueError:
-        raise BadValue(f"{keyword} is no whole number") from None
+    if not _NUMBER.fullmatch(value.strip()):
+        raise BadValue(f"{keyword} is no whole number")
+    return str(int(value))

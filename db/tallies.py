@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import String, cast, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import String, and_, cast, func, select
+from sqlalchemy.orm import Session, aliased
 
 from db.finding import new_results
-from db.models import Instance, Job, Output, Series
+from db.models import Instance, Job, Output, Series, Study
 from db.states import JobState
 
-__all__ = ["Seen", "of_series", "of_studies"]
+__all__ = ["Seen", "of_patients", "of_series", "of_studies"]
 
 _HELD = Series.expired_at.is_(None)
 
@@ -26,6 +26,10 @@ class Seen:
     states: tuple[JobState, ...]
 
 
+_Count = Callable[[Seen, Sequence[int]], Mapping[int, int]]
+_PART = 1000
+
+
 def of_studies(seen: Seen, ids: Iterable[int], wanted: Iterable[str]) -> dict[int, dict[str, Any]]:
     """Per study the values of those keywords that are wanted and ours to count."""
     ids = sorted(set(ids))
@@ -33,6 +37,36 @@ def of_studies(seen: Seen, ids: Iterable[int], wanted: Iterable[str]) -> dict[in
     for keyword in sorted(_OF_STUDIES.keys() & set(wanted)):
         for id, value in _OF_STUDIES[keyword](seen, ids).items():
             found[id][keyword] = value
+    return found
+
+
+def of_patients(seen: Seen, ids: Iterable[int], wanted: Iterable[str]) -> dict[int, dict[str, Any]]:
+    """The same per patient, each named by the id of one of its studies."""
+    studies = _studies_of_patients(seen, sorted(set(ids)))
+    every = [study for own in studies.values() for study in own]
+    counts = {keyword: _in_parts(seen, every, _OF_PATIENTS[keyword]) for keyword in _OF_PATIENTS.keys() & set(wanted)}
+    return {
+        patient: {keyword: sum(each[study] for study in own) for keyword, each in counts.items()}
+        for patient, own in studies.items()
+    }
+
+
+def _studies_of_patients(seen: Seen, ids: Sequence[int]) -> dict[int, list[int]]:
+    other = aliased(Study)
+    same_id = other.patient_id == Study.patient_id
+    same_issuer = other.issuer_of_patient_id == Study.issuer_of_patient_id
+    pairs = select(Study.id, other.id).join(other, and_(same_id, same_issuer)).where(Study.id.in_(ids))
+    found: dict[int, list[int]] = {id: [] for id in ids}
+    for patient, study in seen.session.execute(pairs.where(other.expired_at.is_(None))):
+        found[patient].append(study)
+    return found
+
+
+def _in_parts(seen: Seen, ids: Sequence[int], count: _Count) -> dict[int, int]:
+    """Few enough ids for one statement at a time."""
+    found: dict[int, int] = {}
+    for start in range(0, len(ids), _PART):
+        found |= count(seen, ids[start : start + _PART])
     return found
 
 
@@ -104,3 +138,9 @@ _OF_STUDIES: Mapping[str, Callable[[Seen, Sequence[int]], Mapping[int, Any]]] = 
     "NumberOfStudyRelatedSeries": _series,
     "NumberOfStudyRelatedInstances": _instances,
 }
+_OF_PATIENTS: Mapping[str, _Count] = {
+    "NumberOfPatientRelatedStudies": lambda seen, ids: dict.fromkeys(ids, 1),
+    "NumberOfPatientRelatedSeries": _series,
+    "NumberOfPatientRelatedInstances": _instances,
+}
+"""By what each study of a patient is counted."""

@@ -19,7 +19,7 @@ from db import engine as engines
 from db import migrations
 from dicomnode.config import Config, Peer, Route
 from dicomnode.dimse import tls
-from dicomnode.errors import NodeError, NotSent
+from dicomnode.errors import ConfigError, NodeError, NotSent
 from dicomnode.notifications.config import EmailConfig, WebhookConfig
 from dicomnode.storage import spool
 
@@ -43,6 +43,8 @@ def run(config: Config) -> Iterator[Check]:
     """Every check, in the order in which work would meet them."""
     yield Check("configuration", "ok", str(config.path))
     yield from _senders(config)
+    yield _guarded("DICOM port", lambda: _dicom_port(config))
+    yield _guarded("data folder", lambda: _data_folder(config))
     yield _guarded("spool", lambda: _spool(config))
     yield _guarded("database", lambda: _database(config))
     yield _guarded("workers", lambda: _workers(config))
@@ -65,6 +67,8 @@ def run(config: Config) -> Iterator[Check]:
     for route in config.routes:
         yield _guarded(f"route {route.name}", partial(_route, config, route))
     yield _guarded("deployed models", lambda: _deployed(config))
+    if config.models.trusted_keys:
+        yield _guarded("trusted keys", lambda: _trusted_keys(config))
 
 
 def _guarded(what: str, look: Callable[[], Check | str]) -> Check:
@@ -84,6 +88,55 @@ def _senders(config: Config) -> Iterator[Check]:
         yield Check("senders", "ok", f"{len(config.senders)} may send")
     else:
         yield Check("senders", "warning", "none is listed: anybody who reaches the port may send")
+
+
+def _dicom_port(config: Config) -> Check | str:
+    """Whether the node can listen where [node] says, or does so already."""
+    from dicomnode.dimse import peers
+
+    node = config.node
+    where = f"{node.ae_title} at {node.host}:{node.port}"
+    if (taken := _reason_not_free(node.host, node.port)) is None:
+        return f"{where}, free"
+    if node.tls is not None and node.tls.port is None:  # its certificate need not name the address that is asked here
+        return Check("DICOM port", "warning", f"{where}: {taken}; well if this node is running, else set another")
+    here = "127.0.0.1" if node.host in ("0.0.0.0", "::", "") else node.host
+    itself = Peer(name="node", ae_title=node.ae_title, host=here, port=node.port)
+    try:
+        peers.echo(itself, calling_aet=node.ae_title, timeout_s=ECHO_TIMEOUT_S)
+    except NodeError:
+        return Check("DICOM port", "failed", f"{where}: {taken}, by another program; set another [node] port")
+    return f"{where}, where a node answers C-ECHO"
+
+
+def _reason_not_free(host: str, port: int) -> str | None:
+    """Return why nobody can listen there, or None."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
+
+
+def _data_folder(config: Config) -> str:
+    """The folder of rows and files can be made and written."""
+    folder = config.data_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"[node] data_dir: {folder} cannot be written by this account")
+    return str(folder)
+
+
+def _trusted_keys(config: Config) -> str:
+    """Every key that [models] trusts can be read."""
+    from model_zoo import signing
+
+    for file in config.models.trusted_keys:
+        signing.read_key(config.path.parent / file)
+    return f"{len(config.models.trusted_keys)} keys read"
 
 
 def _spool(config: Config) -> str:
@@ -132,12 +185,14 @@ def _workers(config: Config) -> Check | str:
     """Those that say they are alive, on whatever host, have left their mark in this spool."""
     from db import workers
     from dicomnode.storage import shared
+    from dicomnode.storage.high_water import check_nothing_lost
 
     with _reading(config) as session:
         if session is None:
             return "none is known without a database of this version"
         alive = workers.alive(session, since=datetime.now(UTC) - _ALIVE)
         shared.look_for_newest(session, config.spool_dir)
+        check_nothing_lost(session, config.spool_dir)
     if elsewhere := sorted(row.name for row in alive if not shared.is_marked(config.spool_dir, row.name)):
         return Check("workers", "failed", f"{', '.join(elsewhere)}: alive, and not on this spool: [spool] dir")
     hosts = sorted({row.host for row in alive})
@@ -204,15 +259,8 @@ def _web(config: Config) -> Check | str:
     token = access.read_token(config, lambda: datetime.now(UTC))
     asks = "asks for its token" if token else "loopback only, no token"
     where = f"{config.web.host}:{config.web.port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            config.web.host, config.web.port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-    except OSError as error:
-        return Check("web", "warning", f"{where}: {error.strerror}; well if this node is running, else set another")
+    if taken := _reason_not_free(config.web.host, config.web.port):
+        return Check("web", "warning", f"{where}: {taken}; well if this node is running, else set another")
     return f"{'https' if config.web.certificate_file else 'http'}://{where}, {asks}"
 
 

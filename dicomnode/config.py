@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
@@ -19,8 +19,9 @@ from dicomnode.dimse.config import AETitle, LimitsConfig, Peer, Port, SenderConf
 from dicomnode.engines.config import WorkerConfig
 from dicomnode.errors import ConfigError
 from dicomnode.notifications.config import NotificationsConfig
+from dicomnode.quantities import Count, Days, Hours, PathText, Seconds, TimeZone
 from dicomnode.results.preferences import ResultsConfig, Section
-from dicomnode.storage.retention_config import Days, RetentionConfig
+from dicomnode.storage.retention_config import RetentionConfig
 from dicomnode.web.config import WebConfig
 
 __all__ = [
@@ -51,17 +52,6 @@ def _keyword(value: str) -> str:
     return value
 
 
-def _zone(value: str) -> str:
-    try:
-        if value:
-            ZoneInfo(value)
-    except (ValueError, OSError, ZoneInfoNotFoundError):
-        raise ValueError(f"{value!r} is no time zone of the IANA database, such as 'Europe/Berlin'") from None
-    return value
-
-
-Seconds = Annotated[float, Field(gt=0)]
-TimeZone = Annotated[str, AfterValidator(_zone)]
 Keyword = Annotated[str, AfterValidator(_keyword)]
 Match = dict[Keyword, Annotated[Condition, BeforeValidator(conditions.parse)]]
 
@@ -73,7 +63,7 @@ class NodeConfig(Section):
     host: str = "0.0.0.0"
     port: Port = 11112
     data_dir: Path = Path("data")
-    max_associations: int = Field(default=32, ge=1)
+    max_associations: Count = 32
     max_pdu: int = Field(default=131072, ge=4096, le=4294967294)
     network_timeout_s: Seconds = 60.0
     log_format: Literal["text", "json"] = "text"
@@ -102,7 +92,7 @@ class DatabaseConfig(Section):
 class SpoolConfig(Section):
     """Where files are (empty: under data_dir), and when their disk is too full to take more."""
 
-    dir: str = ""
+    dir: PathText = ""
     min_free_gb: float = Field(default=1.0, ge=0)
     refuse_at_percent: float = Field(default=95.0, gt=0, le=100)
 
@@ -112,6 +102,14 @@ class CompletionConfig(Section):
 
     quiet_s: Seconds = 60.0
     maximum_s: Seconds = 3600.0
+
+    @model_validator(mode="after")
+    def _quiet_before_the_maximum(self) -> Self:
+        if self.quiet_s > self.maximum_s:
+            raise ValueError(
+                f"quiet_s = {self.quiet_s:g} is above maximum_s = {self.maximum_s:g}: it would never count"
+            )
+        return self
 
 
 class Route(Section):
@@ -127,7 +125,7 @@ class Route(Section):
     prior_from: str = ""
     prior_wait_s: Seconds = 300.0
     destinations: tuple[str, ...] = ()
-    priority: int = 0
+    priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
     model: str = ""
     refusal_note: bool | None = None
     keep_sources_days: Days | None = None
@@ -140,8 +138,8 @@ class DeliveryConfig(Section):
 
     backoff_s: Seconds = 5.0
     backoff_max_s: Seconds = 600.0
-    give_up_after_h: Seconds = 72.0
-    breaker_failures: int = Field(default=3, ge=1)
+    give_up_after_h: Hours = 72.0
+    breaker_failures: Count = 3
     breaker_open_s: Seconds = 30.0
 
 
@@ -276,12 +274,7 @@ class Config(Section):
 
 def load(path: Path) -> Config:
     """Read and check the file; ConfigError names the line and, for an unknown key, the nearest known one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: run 'dicomnode init' or name another with --config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {type(error).__name__}") from None
+    text = _text(path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -296,6 +289,25 @@ def load(path: Path) -> Config:
     for where, wrong in _wrong_names(config):
         raise ConfigError(f"{path}, line {toml_lines.line_of(text, where)}: {wrong}")
     return config
+
+
+def _text(path: Path) -> str:
+    """Return the text of the file without a byte order mark. Raises ConfigError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: run 'dicomnode init' or name another with --config") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        byte = content[error.start]
+        raise ConfigError(f"{path}, line {line}: byte 0x{byte:02x} is no UTF-8; save the file as UTF-8") from None
+    if not text.strip():
+        raise ConfigError(f"{path} is empty: 'dicomnode init' writes one with every key")
+    return text
 
 
 def _wrong_names(config: Config) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -333,6 +345,10 @@ def _explain(path: Path, text: str, error: ValidationError) -> str:
         message = f"unknown key {where[-1]!r}{_suggestion(where)}"
     elif first["type"] == "missing":
         message = f"{where[-1]!r} is missing"
+    elif first["type"] == "tuple_type" and len(where) == 1:
+        message = f"there may be several: write [[{name}]]"
+    elif first["type"] == "model_type" and len(where) == 1:
+        message = f"there is one: write [{name}]"
     else:
         message = first["msg"].removeprefix("Value error, ")
     more = f" (and {len(others)} more)" if others else ""

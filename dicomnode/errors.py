@@ -8,6 +8,7 @@
     ├── GeometryError          the geometry of images is missing, contradicts itself or is not supported
     ├── NotMarked              a result lacks a mark that says it is synthetic
     ├── NotSent                a notification was not taken; ``reached`` says whether its receiver answered
+    ├── NodeBusy               the node does as much as it may; the same may be asked again soon
     ├── StorageDamaged         a file differs from what its row says
     ├── RefusedObject          an instance is not accepted; ``dicom_status`` says how
     │   ├── OutOfSpace             0xA700  the disk is nearly full
@@ -37,6 +38,7 @@ __all__ = [
     "IdentifierRefused",
     "InputRefused",
     "MismatchedClass",
+    "NodeBusy",
     "NodeError",
     "NotAllowed",
     "NotFound",
@@ -92,6 +94,12 @@ class NotSent(NodeError):
     def __init__(self, message: str, *, reached: bool) -> None:
         super().__init__(message)
         self.reached = reached
+
+
+class NodeBusy(NodeError):
+    """The node does as much as it may."""
+
+    retry: ClassVar[bool] = True
 
 
 class StorageDamaged(NodeError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import studies
+from db import audit, studies
 from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
-from dicomnode.datasets import headers
-from dicomnode.datasets.encoded import OpenFile, file_meta, open_source, read_file_meta
+from dicomnode.datasets import headers, sameness
+from dicomnode.datasets.encoded import file_meta, open_source
 from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
 from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
+from dicomnode.storage.high_water import HighWater
 
 if TYPE_CHECKING:
     from dicomnode.config import SpoolConfig
@@ -32,8 +34,8 @@ __all__ = ["Announced", "Ledger", "Reception", "receive_instance"]
 SUCCESS = 0x0000
 
 _log = logging.getLogger(__name__)
-_BLOCK = 1 << 20
 _LARGE = 8 << 20
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,14 @@ class Ledger:
     ) -> None:
         self.root, self.sessions, self.now = root, sessions, now
         self.meters = meters or Meters()
+        self._high_water = HighWater(root)
         self._lock = threading.Lock()
         self._waiting: list[_Entry] = []
         self._busy = False
 
-    def register(self, facts: InstanceFacts, writer: spool.Writer, sender: Sender) -> tuple[Registration, StoredFile]:
+    def register(self, arrival: Arrival, writer: spool.Writer) -> Registration:
         """Returns when the file is durable and the commit that holds its row and its event is done."""
-        entry = _Entry(Arrival(facts, writer.finish(), sender))
+        entry = _Entry(arrival)
         if writer.size_bytes > _LARGE:  # nobody else's rows wait for this one
             entry.make_durable(writer)
         with self._lock:
@@ -100,7 +103,7 @@ class Ledger:
         if entry.error is not None:
             raise entry.error
         assert entry.answer is not None
-        return entry.answer, entry.arrival.file
+        return entry.answer
 
     def _commit_waiting(self, leader: _Entry, writer: spool.Writer) -> None:
         """One transaction for all that wait; then the next of those that came meanwhile takes the lead."""
@@ -136,8 +139,38 @@ class Ledger:
                 if entry.error is None:
                     self._commit([entry], leader, writer)
         else:
+            if (head := audit.newest_written(session)) is not None:
+                self._high_water.raise_to(*head)
             for entry, answer in zip(batch, answers, strict=True):
                 entry.answer = answer
+
+
+class _UnderWay:
+    """The contents that are on their way into the rows at this moment, by their digests."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: Counter[str] = Counter()
+
+    @contextmanager
+    def of(self, sha256: str) -> Iterator[None]:
+        """While inside, nobody else removes the file of that content."""
+        with self._lock:
+            self._found[sha256] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._found -= Counter((sha256,))
+
+    @contextmanager
+    def nobody_with(self, sha256: str) -> Iterator[bool]:
+        """Whether nobody brings that content; while inside, nobody begins to."""
+        with self._lock:
+            yield not self._found[sha256]
+
+
+_under_way = _UnderWay()
 
 
 def receive_instance(
@@ -151,10 +184,24 @@ def receive_instance(
     source = open_source(writer, data_set_at, writer.size_bytes, announced.transfer_syntax_uid)
     facts = headers.facts(source, announced.transfer_syntax_uid)
     _check_announced(facts, announced)
-    registration, file = ledger.register(facts, writer, sender)
-    if registration.kind != "conflict":
-        return registration
-    return _settle_conflict(ledger, Arrival(facts, file, sender), registration)
+    arrival = Arrival(facts, writer.finish(), sender)
+    with _under_way.of(arrival.file.sha256):
+        registration = ledger.register(arrival, writer)
+        is_conflict = registration.kind == "conflict"
+        if is_conflict:
+            registration = _settle_conflict(ledger, arrival, writer, registration)
+    if is_conflict:
+        _remove_unless_referred_to(ledger, arrival.file)
+    _tell_what_is_not_indexed(facts, registration)
+    return registration
+
+
+def _tell_what_is_not_indexed(facts: InstanceFacts, registration: Registration) -> None:
+    """Name the attributes that are in the file only, so that searches and routes do not see them."""
+    if registration.kind == "new" and (tags := headers.not_indexed(facts)):
+        more = f" and {len(tags) - _MOST_NAMED} more" if len(tags) > _MOST_NAMED else ""
+        named = ", ".join(tags[:_MOST_NAMED])
+        _log.warning("instance %d is stored; not indexed for their values: %s%s", registration.instance_id, named, more)
 
 
 class Reception:
@@ -231,19 +278,23 @@ def _check_announced(facts: InstanceFacts, announced: Announced) -> None:
         raise MismatchedClass("the data set is of another study than the request")
 
 
-def _settle_conflict(ledger: Ledger, arrival: Arrival, registration: Registration) -> Registration:
-    """The files differ; if only in what we wrote before the data set (the sender's AE title), it is the same object."""
+def _settle_conflict(
+    ledger: Ledger, arrival: Arrival, writer: spool.Writer, registration: Registration
+) -> Registration:
+    """The files differ; it is the same object if they do so in encoding only, and in what we wrote before it."""
     with ledger.sessions() as session:
         known = session.get_one(Instance, registration.instance_id)
-        first = ledger.root / known.relative_path
-        same_syntax = known.transfer_syntax_uid == arrival.facts.transfer_syntax_uid and known.expired_at is None
-    second = spool.path(ledger.root, arrival.file)
-    if same_syntax and _same_data_set(first, second):
-        _remove_unless_referred_to(ledger, arrival.file)
+        first, is_held = ledger.root / known.relative_path, known.expired_at is None
+    if is_held and _is_same(first, writer):
         return Registration("duplicate", registration.instance_id)
     reason = f"instance {registration.instance_id} has the same SOP Instance UID and other content"
     _quarantine(ledger, arrival, reason)
     raise DuplicateConflict(f"{reason}; this one is in quarantine")
+
+
+def _is_same(first: Path, writer: spool.Writer) -> bool:
+    with first.open("rb") as one, writer.opened() as other:
+        return sameness.is_same(one, other)
 
 
 def _quarantine(ledger: Ledger, arrival: Arrival, reason: str) -> None:
@@ -260,21 +311,10 @@ def _quarantine(ledger: Ledger, arrival: Arrival, reason: str) -> None:
 
 
 def _remove_unless_referred_to(ledger: Ledger, file: StoredFile) -> None:
-    with ledger.sessions.begin() as session:
+    with _under_way.nobody_with(file.sha256) as is_free, ledger.sessions.begin() as session:
         referring = [
             session.scalar(select(table.id).where(table.sha256 == file.sha256).limit(1))
             for table in (Instance, Output, Quarantine)
         ]
-        if not any(referring):
+        if is_free and not any(referring):
             spool.path(ledger.root, file).unlink(missing_ok=True)
-
-
-def _same_data_set(first: Path, second: Path) -> bool:
-    with first.open("rb") as one, second.open("rb") as other:
-        for file in (one, other):
-            _, start = read_file_meta(OpenFile(file.fileno()), os.fstat(file.fileno()).st_size)
-            file.seek(start)
-        while block := one.read(_BLOCK):
-            if block != other.read(_BLOCK):
-                return False
-        return not other.read(1)

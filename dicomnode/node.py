@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import clock as clocks
+from db import clock_jumps, jobs, migrations
 from db import engine as engines
-from db import jobs, migrations
+from db.clock_jumps import ClockWatch
+from db.models import Chain
 from dicomnode import completion, delivery, routing
 from dicomnode.awaited import fetching
 from dicomnode.backfill import Backfill
@@ -31,16 +31,17 @@ from dicomnode.dimse import scp
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.notifications import notification
+from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from dicomnode.storage.retention import Retention
+from dicomnode.sweeps import Sweeps
 
 if TYPE_CHECKING:
     from dicomnode.web.server import Server as WebServer
 
-__all__ = ["Crew", "make_clock", "prepare", "serve", "stop_on_signals"]
+__all__ = ["Crew", "make_sweeps", "prepare", "serve", "stop_on_signals"]
 
 log = logging.getLogger("dicomnode.node")
 
-SWEEP_S = 1.0
 DRAIN_S = 20.0
 _PATIENCE_S = dict.fromkeys(("delivery", "fetching", "notifications", "retention"), 1800.0)
 """What waits for others' machines, or deletes much, may take long; the rest has to succeed every minute."""
@@ -50,6 +51,7 @@ Clock = Callable[[], datetime]
 
 def prepare(config: Config) -> None:
     """Folders and the newest schema: what every part of the node relies on."""
+    config.data_dir.mkdir(parents=True, exist_ok=True)
     config.spool_dir.mkdir(parents=True, exist_ok=True)
     engine = engines.connect(config.database_url)
     migrations.upgrade(engine)
@@ -58,20 +60,24 @@ def prepare(config: Config) -> None:
 
 def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: threading.Event) -> None:
     """Receive, route, run and deliver until ``stop`` is set; then let what is in flight come to a clean end."""
+    _raise_open_files()
     prepare(config)
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
     now = clocks.of(engine)  # the one clock; everything below is handed its moments
+    with sessions() as session:
+        check_nothing_lost(session, config.spool_dir)
+    _mend_lost_time(sessions, config, now())
     delivery.resume(sessions, now=now())
     notification.resume(sessions, now=now())
-    meters, pulse = Meters(), Pulse(now)
+    meters, pulse = Meters(), Pulse()
     server = scp.start(config, now=now, meters=meters)
-    clock = make_clock(sessions, config, now=now, pulse=pulse)
+    sweeps = make_sweeps(sessions, config, now=now, pulse=pulse)
     crew = Crew(config, sessions, workers, now)
     pulse.expected_workers, pulse.count_workers = workers, crew.count
     web = None
     try:
-        clock.start()
+        sweeps.start()
         web = _start_web(config, sessions, meters, pulse, now) if config.web.enabled else None
         crew.start()
         ready(_ready_line(config, server, workers, web.address if web else ""))
@@ -83,9 +89,15 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
         if web is not None:
             web.stop()
         server.stop(DRAIN_S)
-        clock.shutdown(wait=True)
+        sweeps.stop()
         crew.wait(DRAIN_S)
         engine.dispose()
+
+
+def _raise_open_files() -> None:
+    """As many files and connections as the system grants us."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
@@ -100,10 +112,8 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(which, handler)
 
 
-def make_clock(
-    sessions: sessionmaker[Session], config: Config, *, now: Clock, pulse: Pulse | None = None
-) -> BackgroundScheduler:
-    """The sweeps, each on a thread of its own: a slow destination does not hold up completion, nor the other way."""
+def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, pulse: Pulse) -> Sweeps:
+    """Return the sweeps of a node, which follow the clock when it is set."""
     retention = Retention(sessions, config)
     sweeps: dict[str, Callable[[], int]] = {
         "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
@@ -114,16 +124,30 @@ def make_clock(
         "notifications": lambda: notification.notify_due(sessions, config, now=now()),
         "retention": lambda: retention.step(now=now()),
         "backfill": Backfill(sessions, config.spool_dir).step,
+        "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),
     }
-    executors = {name: ThreadPoolExecutor(1) for name in sweeps}
-    defaults = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
-    scheduler = BackgroundScheduler(executors=executors, job_defaults=defaults, timezone=UTC)
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of every sweep that is longer than its interval
-    pulse = pulse or Pulse(now)
-    for name, sweep in sweeps.items():
+    for name in sweeps:
         pulse.watch(name, _PATIENCE_S.get(name, 60.0))
-        scheduler.add_job(_guarded, "interval", (name, sweep, pulse), seconds=SWEEP_S, id=name, executor=name)
-    return scheduler
+    watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=True)
+    return Sweeps(sweeps, pulse=pulse, before=watch.look)
+
+
+def _raise_high_water(sessions: sessionmaker[Session], mark: HighWater) -> int:
+    """Follow what other commits than those of received instances wrote."""
+    with engines.readers(sessions.kw["bind"])() as session:
+        head = session.get_one(Chain, 1)
+    mark.raise_to(head.seq, head.hash)
+    return 0
+
+
+def _mend_lost_time(sessions: sessionmaker[Session], config: Config, now: datetime) -> None:
+    """Move what is open back with a clock that was set back while the node was down."""
+    with sessions.begin() as session:
+        lost = clock_jumps.time_lost(session, now=now)
+        if lost <= -clock_jumps.TOLERANCE:
+            log.warning("the clock is %.0f s behind the newest event; due times follow it", -lost.total_seconds())
+            clock_jumps.shift_open_rows(session, lost)
+            clock_jumps.grant_leases(session, lease_s=config.worker.lease_s, now=now)
 
 
 class Crew:
@@ -202,18 +226,6 @@ def _expire_leases(sessions: sessionmaker[Session], config: Config, now: datetim
     for job in lapsed:
         log.warning("job %d: lease lapsed; now %s", job.id, job.state)
     return len(lapsed)
-
-
-def _guarded(name: str, sweep: Callable[[], int], pulse: Pulse) -> None:
-    """The door of every sweep: it is tried again in a second, and its error's own words may name a patient."""
-    try:
-        if done := sweep():
-            log.info("%s: %d", name, done)
-        pulse.succeeded(name)
-    except Exception as error:
-        pulse.failed(name)
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        log.error("%s: %s in %s, line %s", name, type(error).__name__, Path(last.filename).name, last.lineno)
 
 
 def _start_web(config: Config, sessions: sessionmaker[Session], meters: Meters, pulse: Pulse, now: Clock) -> WebServer:

@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pydicom import Dataset
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import jobs, keywords
+from db.clock_jumps import ClockWatch
 from db.jobs import LeaseLost, OutputFile
 from db.models import Job
 from dicomnode import processing
@@ -28,6 +29,7 @@ from dicomnode.deployment.comparing import Finished
 from dicomnode.deployment.warm import Warm
 from dicomnode.engines.lacking import Lacking
 from dicomnode.errors import InputRefused, NodeError, NotAllowed
+from dicomnode.lease import Interrupted, Lease
 from dicomnode.processing import Produced, Task
 from dicomnode.results import negotiation, renditions
 from dicomnode.results.negotiation import Chosen
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = [
     "KEY_OBJECT",
     "REFUSAL_NOTE",
-    "Interrupted",
     "encoded",
     "kind_of",
     "outputs_of",
@@ -53,69 +54,7 @@ log = logging.getLogger("dicomnode.worker")
 
 Clock = Callable[[], datetime]
 
-
-class Interrupted(Exception):
-    """The worker was told to stop in the middle of a job."""
-
-
-class _Lease:
-    """Renews a job's lease from a thread of its own, and tells the job when it must stop."""
-
-    def __init__(
-        self,
-        sessions: sessionmaker[Session],
-        config: Config,
-        job_id: int,
-        worker: str,
-        stop: threading.Event,
-        now: Clock,
-    ) -> None:
-        self._sessions, self._config, self._now = sessions, config, now
-        self._job_id, self._worker, self._stop = job_id, worker, stop
-        self._done, self._lost = threading.Event(), threading.Event()
-        self._progress = (0.0, "")
-        self._thread = threading.Thread(target=self._keep, name=f"lease of job {job_id}", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def progress(self, fraction: float, step: str) -> None:
-        """What a pipeline calls; raises when the work is of no use any more."""
-        self._progress = (fraction, step)
-        if self._lost.is_set():
-            raise LeaseLost(f"job {self._job_id} was cancelled or taken by another worker")
-        if self._stop.is_set():
-            raise Interrupted
-
-    def _keep(self) -> None:
-        lease_s = self._config.worker.lease_s
-        while not self._done.wait(min(2.0, lease_s / 3)):
-            try:
-                held = self._renew(lease_s)
-            except Exception as error:  # the database may come back before the lease lapses
-                log.warning("lease of job %d not renewed: %s", self._job_id, type(error).__name__)
-                continue
-            if not held:
-                self._lost.set()
-                return
-
-    def _renew(self, lease_s: float) -> bool:
-        fraction, step = self._progress
-        with self._sessions.begin() as session:
-            return jobs.renew(
-                session,
-                job_id=self._job_id,
-                worker=self._worker,
-                lease_s=lease_s,
-                fraction=fraction,
-                step=step,
-                now=self._now(),
-            )
+_DATABASE_PAUSE_S = 2.0
 
 
 def work(
@@ -133,15 +72,26 @@ def work(
     ``may_take``: whether this host is well enough to take one.
     """
     taken, lacking, load_model = 0, Lacking(sessions, config, worker, now), Warm(config.worker.warm_models)
+    watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=False)
     while not stop.is_set():
-        job_id = _take(sessions, config, lacking, worker, stop, now) if may_take() else None
-        if job_id is not None:
-            taken += 1
-            run_job(sessions, config, job_id, worker=worker, stop=stop, now=now, load_model=load_model)
-        elif once:
-            break
-        else:
-            stop.wait(config.worker.poll_s)
+        try:
+            watch.look()
+            job_id = _take(sessions, config, lacking, worker, stop, now) if may_take() else None
+            if job_id is not None:
+                taken += 1
+                run_job(sessions, config, job_id, worker=worker, stop=stop, now=now, load_model=load_model)
+            elif once:
+                break
+            else:
+                stop.wait(config.worker.poll_s)
+        except (
+            InterfaceError,
+            OperationalError,
+        ) as error:  # it restarts; the lease of a job in hand lapses, and the job is taken again
+            if once:
+                raise
+            log.error("the database does not answer (%s); asked again in %g s", type(error).__name__, _DATABASE_PAUSE_S)
+            stop.wait(_DATABASE_PAUSE_S)
     return taken
 
 
@@ -160,7 +110,7 @@ def _take(
             job = jobs.claim(session, worker=worker, lease_s=config.worker.lease_s, but=lacking.known(), now=now())
         if job is None:
             return None
-        with _Lease(sessions, config, job.id, worker, stop, now):  # to read large weights takes its time
+        with Lease(sessions, config, job.id, worker, stop, now):  # to read large weights takes its time
             why = lacking.why(job)
         if not why:
             return job.id
@@ -188,7 +138,7 @@ def run_job(
         with sessions() as session:
             job = session.get_one(Job, job_id)
             task, route, to = task_of(job, config), job.route, list(job.destinations)
-        with _Lease(sessions, config, job_id, worker, stop, now) as lease:
+        with Lease(sessions, config, job_id, worker, stop, now) as lease:
             try:
                 ended = _finish(sessions, config, job_id, worker, task, to, lease, now, load_model)
             except (Refused, InputRefused) as refusal:
@@ -211,7 +161,7 @@ def _finish(
     worker: str,
     task: Task,
     to: Sequence[str],
-    lease: _Lease,
+    lease: Lease,
     now: Clock,
     load_model: Callable[..., Model] | None,
 ) -> str:
@@ -251,7 +201,7 @@ def _compare(
     worker: str,
     task: Task,
     other: Finished,
-    lease: _Lease,
+    lease: Lease,
     now: Clock,
     load_model: Callable[..., Model] | None,
 ) -> str:

@@ -35,7 +35,7 @@ class CtTissue:
 
 CT_TISSUES = (
     CtTissue(LUNG, "lung by CT", -950.0, "39607008", "Lung"),
-    CtTissue(2, "fat by CT", -190.0, "55603005", "Adipose tissue"),
+    CtTissue(2, "fat by CT", -190.0, "55603005", "Fat"),
     CtTissue(3, "soft tissue by CT", -30.0, "87784001", "Soft tissue"),
     CtTissue(BONE, "bone by CT", 150.0, "272673000", "Bone"),
 )

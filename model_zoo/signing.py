@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from model_zoo.registry import BundleError, weights_digest
 
-__all__ = ["LIST", "SIGNATURE", "check"]
+__all__ = ["LIST", "SIGNATURE", "check", "read_key"]
 
 LIST = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.sig"
@@ -36,7 +36,7 @@ def check(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
         raise BundleError(f"{SIGNATURE} signs {LIST}, which is not there")
     content, octets = listed.read_bytes(), signature.read_bytes()
     for path in trusted:
-        if _is_signed_by(_key(path), content, octets):
+        if _is_signed_by(read_key(path), content, octets):
             return path.name
     raise BundleError(f"the signature is by none of the {len(trusted)} keys in [models] trusted_keys")
 
@@ -69,10 +69,13 @@ def _is_signed_by(key: Ed25519PublicKey, content: bytes, signature: bytes) -> bo
     return True
 
 
-def _key(path: Path) -> Ed25519PublicKey:
+def read_key(path: Path) -> Ed25519PublicKey:
+    """Return the public key in a file that the site trusts. Raises BundleError."""
     try:
         key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise BundleError(f"[models] trusted_keys: {path}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
         raise BundleError(f"[models] trusted_keys: {path.name} holds no public key in PEM") from error
     if not isinstance(key, Ed25519PublicKey):
         raise BundleError(f"[models] trusted_keys: {path.name} is no Ed25519 key: 'openssl genpkey' makes one")

@@ -1,7 +1,8 @@
 """The structures that the anatomy model tells apart: one numbered table for simulator, network, pipelines and results.
 
-Left and right share a number. Codes are SNOMED CT and DICOM ones of PS3.16 CID 7140 and of the lobes; where neither
-list holds the structure the code is ours (scheme ``99DICOMNODE``). White-matter lesions count as white matter.
+Left and right share a number. Codes are SNOMED CT and DICOM ones of PS3.16 CID 7140 and 7153; where neither list holds
+exactly what is segmented the code is ours (scheme ``99DICOMNODE``). The code of a region of the cortex names a lobe or
+gyri, of whose tissue only the cortex is meant. White-matter lesions count as white matter.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ class Structure:
     code_scheme: str
     code_meaning: str
 
+    @property
+    def is_part_of_cortex(self) -> bool:
+        """Whether the code names the region of which the structure is the cerebral cortex."""
+        return self.number in CORTEX and self.name != "insula"
+
 
 def _table(*rows: tuple[str, str, str, str, str]) -> tuple[Structure, ...]:
     return tuple(Structure(number, *row) for number, row in enumerate(rows, start=1))
@@ -30,27 +36,27 @@ def _table(*rows: tuple[str, str, str, str, str]) -> tuple[Structure, ...]:
 STRUCTURES = _table(
     ("cerebral white matter", "white matter", "68523003", "SCT", "Cerebral White Matter"),
     ("frontal cortex", "grey matter", "83251001", "SCT", "Frontal lobe"),
-    ("sensorimotor cortex", "grey matter", "SENSORIMOTOR", "99DICOMNODE", "Sensorimotor cortex"),
+    ("sensorimotor cortex", "grey matter", "SENSORIMOTOR", "99DICOMNODE", "Precentral and postcentral gyrus"),
     ("parietal cortex", "grey matter", "16630005", "SCT", "Parietal lobe"),
     ("precuneus", "grey matter", "PRECUNEUS", "99DICOMNODE", "Precuneus"),
-    ("cingulate cortex", "grey matter", "CINGULATE", "99DICOMNODE", "Cingulate cortex"),
+    ("cingulate cortex", "grey matter", "CINGULATE", "99DICOMNODE", "Cingulate gyrus"),
     ("temporal cortex", "grey matter", "78277001", "SCT", "Temporal lobe"),
     (
         "parahippocampal cortex",
         "grey matter",
         "PARAHIPPOCAMPAL",
         "99DICOMNODE",
-        "Parahippocampal and entorhinal cortex",
+        "Parahippocampal and entorhinal gyrus",
     ),
     ("occipital cortex", "grey matter", "31065004", "SCT", "Occipital lobe"),
     ("insula", "grey matter", "36169008", "SCT", "Insula"),
     ("lateral ventricles", "csf", "66720007", "SCT", "Lateral Ventricle"),
     ("third and fourth ventricles", "csf", "VENTRICLES34", "99DICOMNODE", "Third and fourth ventricles"),
-    ("csf", "csf", "65216001", "SCT", "Cerebrospinal Fluid"),
+    ("csf", "csf", "33930006", "SCT", "Cranial Subarachnoid Space"),
     ("cerebellar cortex", "grey matter", "25991003", "SCT", "Cerebellar Cortex"),
     ("cerebellar white matter", "white matter", "33060004", "SCT", "Cerebellar White Matter"),
     ("thalamus", "grey matter", "42695009", "SCT", "Thalamus"),
-    ("caudate", "grey matter", "11000004", "SCT", "Caudate Nucleus"),
+    ("caudate", "grey matter", "CAUDATEACCUMBENS", "99DICOMNODE", "Caudate nucleus and nucleus accumbens"),
     ("putamen", "grey matter", "89278009", "SCT", "Putamen"),
     ("pallidum", "grey matter", "14738005", "SCT", "Globus Pallidus"),
     ("hippocampus", "grey matter", "5366008", "SCT", "Hippocampus"),

@@ -27,7 +27,8 @@ from model_zoo import deviation
 from model_zoo.anatomy import find, keep_largest, look_again, looks_twice
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
-from pipelines.codes import VOLUME
+from pipelines.codes import ANATOMICAL_STRUCTURE, MEAN, PROBABILITY, VOLUME, code_of_structure
+from pipelines.codes import BRAIN as BRAIN_CODE
 from pipelines.contract import (
     Case,
     Code,
@@ -48,10 +49,12 @@ if TYPE_CHECKING:
 
 __all__ = ["PIPELINE", "Anatomy", "Options", "check", "measure", "run", "segment", "unusual"]
 
-ANATOMICAL_STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
+CRANIAL_CAVITY = Code("1101003", "SCT", "Cranial Cavity")
 
 HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "CEREB", "CRANI", "NEURO")
 """One of these must be in the body part, where one is stated."""
+NO_MAGNITUDES = frozenset({"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY"})
+"""None of these may be in the image type."""
 SMALLEST_EXTENT_MM = 100.0
 LARGEST_SPACING_MM = 8.0
 LABEL_SPACING_MM = 1.0
@@ -134,8 +137,8 @@ def check(head: Volume, facts: object = None) -> None:
         raise Refused(f"anatomy reads MR images of the head; this one's modality is {modality}")
     if part and not any(word in part for word in HEAD_WORDS):
         raise Refused(f"anatomy reads MR images of the head; this one's body part is {part}")
-    if {"P", "PHASE", "PHASE MAP"} & set(np.atleast_1d(told.get("image_type", ()))):
-        raise Refused("this is a phase image; anatomy needs magnitudes")
+    if parts := NO_MAGNITUDES & {str(each) for each in np.atleast_1d(told.get("image_type", ()))}:
+        raise Refused(f"this is no magnitude but a phase image or part of the signal ({min(parts)})")
     extent_mm = [n * spacing for n, spacing in zip(head.grid.shape, head.grid.spacing_mm, strict=True)]
     if min(extent_mm) < SMALLEST_EXTENT_MM:
         told_mm = " x ".join(f"{each:.0f}" for each in extent_mm)
@@ -204,7 +207,7 @@ def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentat
     segments = []
     for n, s in enumerate(options.wanted, start=1):
         lookup[s.number] = n
-        kind = Code(s.code_value, s.code_scheme, s.code_meaning)
+        kind = code_of_structure(s)
         segments.append(Segment(n, s.name.capitalize(), ANATOMICAL_STRUCTURE, kind, s.tissue, COLORS[s.name]))
     thickness = head.slice_thickness_mm or head.grid.spacing_mm[0]
     return Segmentation(
@@ -215,19 +218,20 @@ def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentat
 def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     """Volumes in millilitres and confidences, with what they mean."""
     on = f"on isotropic voxels of {anatomy.grid.spacing_mm[0]:g} mm"
+    brain_ml, intracranial_ml = anatomy.volume_ml(*BRAIN), anatomy.volume_ml(*range(1, COUNT + 1))
     found: list[Finding] = [
-        Measurement("brain volume", anatomy.volume_ml(*BRAIN), "ml", f"Without outer CSF, {on}"),
-        Measurement("intracranial volume", anatomy.volume_ml(*range(1, COUNT + 1)), "ml", f"Brain and CSF, {on}"),
+        Measurement("brain volume", brain_ml, "ml", f"Without outer CSF, {on}", site=BRAIN_CODE),
+        Measurement("intracranial volume", intracranial_ml, "ml", f"Brain and CSF, {on}", site=CRANIAL_CAVITY),
     ]
     found += [Measurement(f"{name} volume", anatomy.volume_ml(*own), "ml") for name, own in TISSUE_GROUPS.items()]
     doubtful = []
     for s in options.wanted:
         here = anatomy.labels == s.number
         sure = float(anatomy.confidence[here].mean()) if here.any() else 0.0
-        label, site = s.name.capitalize(), Code(s.code_value, s.code_scheme, s.code_meaning)
+        label, site = s.name.capitalize(), code_of_structure(s)
         ml, meaning = anatomy.volume_ml(s.number), "Mean of the largest class probability"
-        found.append(Measurement("volume", ml, "ml", group=label, site=site, quantity=VOLUME))
-        found.append(Measurement("confidence", sure, "1", meaning, group=label, site=site))
+        found.append(Measurement("volume", ml, "ml", f"Counted {on}", label, site, VOLUME))
+        found.append(Measurement("confidence", sure, "1", meaning, label, site, PROBABILITY, derivation=MEAN))
         doubtful += [s.name] if sure < options.least_confidence else []
     meaning = f"Mean largest class probability below {options.least_confidence:g} or nothing found: "
     found.append(

@@ -10,14 +10,13 @@ import re
 from types import MappingProxyType
 
 from model_zoo.structures import STRUCTURES
-from pipelines.codes import SPATIAL
+from pipelines.codes import ANATOMICAL_STRUCTURE, SPATIAL, code_of_structure
 from pipelines.contract import Code
 
 __all__ = ["UNKNOWN", "category_of", "code_of"]
 
 UNKNOWN = Code("LABEL", "99DICOMNODE", "Label of a model")
 """Where nobody said in codes what a label is."""
-ANATOMICAL_STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
 ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 
 _ANATOMY = MappingProxyType({
@@ -44,7 +43,7 @@ _SAME = MappingProxyType({
     "vertebrae": "vertebra", "whole tumor": "tumor", "whole tumour": "tumor",
 })  # fmt: skip
 _SIDE_OR_NUMBER = re.compile(r"left|right|l|r|[a-z]?\d+")
-_OURS = MappingProxyType({s.name: Code(s.code_value, s.code_scheme, s.code_meaning) for s in STRUCTURES})
+_OURS = MappingProxyType({s.name: code_of_structure(s) for s in STRUCTURES})
 
 
 def code_of(name: str) -> Code:

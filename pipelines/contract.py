@@ -142,11 +142,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Code:
-    """A coded concept: value, coding scheme designator, meaning (PS3.16)."""
+    """A coded concept: value, coding scheme designator, meaning (PS3.16).
+
+    ``modifiers``: what narrows the concept: a side of CID 244, or the part of it that is meant.
+    """
 
     value: str
     scheme: str
     meaning: str
+    modifiers: tuple[Code, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,11 @@ class ParametricMap:
 @dataclass(frozen=True)
 class Segment:
     """One label of a segmentation: ``number`` from 1; SNOMED CT category and type; ``color``: red, green, blue; without
-    one the writer chooses."""
+    one the writer chooses.
+
+    ``site``: where in the body a finding lies (a structure is its own site); ``centre_mm``: the voxel in the middle of
+    it (x, y, z) in LPS, on which a viewer can mark it. The report's group of the same name tells both.
+    """
 
     number: int
     label: str
@@ -191,6 +199,8 @@ class Segment:
     type: Code
     description: str = ""
     color: tuple[int, int, int] | None = None
+    site: Code | None = None
+    centre_mm: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -223,7 +233,8 @@ class Measurement:
     """A number about the result: ``unit`` in UCUM.
 
     ``group``: the region or lesion that it belongs to, empty for the whole result; ``site``: that region's code;
-    ``quantity``: what was measured, coded where a code exists.
+    ``quantity``: what was measured, coded where a code exists; ``derivation``: how one number was made of the many of
+    the region (CID 7464), such as their mean. In one group no two measurements have the same of both.
     """
 
     name: str
@@ -234,6 +245,7 @@ class Measurement:
     site: Code | None = None
     quantity: Code | None = None
     intervals: tuple[Interval, ...] = ()
+    derivation: Code | None = None
 
 
 @dataclass(frozen=True)

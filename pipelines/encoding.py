@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model_zoo import classical, coils
@@ -20,6 +21,17 @@ CALIBRATION = 24
 """Side of the calibration block used, at most; ESPIRiT needs at least MIN_CALIBRATION."""
 MIN_CALIBRATION = 12
 PRESCAN = "noise pre-scan"
+FINEST = 1e-3
+"""Noise over the image's 99th percentile, at least: errors of the coils' maps and of single precision are larger than
+noise below it, and a solver that tried to reach it would diverge."""
+_ROUNDING = 2.0**-24
+"""Of the largest sample: noise below it is not told from the rounding of single precision."""
+_MAGNITUDES = (1e-15, 1e15)
+"""Largest sample, between: its square stays within single precision."""
+_INDEPENDENT = 1e-5
+"""Smallest eigenvalue of the correlation of the coils' noise, at least."""
+_LOUDEST = 10.0
+"""Noise of the pre-scan over what the image's samples can hold of it, at most."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +114,7 @@ def check(k: KSpace, *, borrows: bool = False) -> None:
     silent = np.flatnonzero(~np.abs(k.samples).any(axis=(1, 2, 3)))
     if silent.size:
         raise Refused(f"k-space: all samples of slice {silent[0] + 1} of {slices} are zero")
-    if k.noise is not None and (k.noise.ndim != 2 or k.noise.shape[0] != count):
-        raise Refused(f"k-space: {count} coils, but the noise pre-scan has shape {k.noise.shape}")
+    _check_coils(k)
     if count > 1 and k.calibration is None:
         raise Refused(f"k-space: {count} coils, but no fully sampled calibration lines about the centre of k-space")
     if min(k.encoded_fov_mm) <= 0 or min(k.grid.spacing_mm) <= 0:
@@ -112,6 +123,53 @@ def check(k: KSpace, *, borrows: bool = False) -> None:
         )
     if count > 1 and not borrows:
         _check_calibration(k)
+
+
+def _check_coils(k: KSpace) -> None:
+    """Every coil received something of its own, at magnitudes that single precision can square, and so did its noise
+    scan."""
+    largest = np.abs(k.samples).max(axis=(0, 2, 3))
+    for coil in np.flatnonzero(largest == 0):
+        raise Refused(f"k-space: coil {coil + 1} of {len(largest)} received nothing: all its samples are zero")
+    low, high = _MAGNITUDES
+    if not low <= largest.max() <= high:
+        raise Refused(f"k-space: the largest sample is {largest.max():.3g}; {low:g} to {high:g} can be reconstructed")
+    _check_copies(k.samples)
+    if k.noise is not None:
+        _check_noise(k, k.noise)
+
+
+def _check_copies(samples: NDArray[np.complex64]) -> None:
+    for coil in range(1, samples.shape[1]):
+        for other in range(coil):
+            if np.array_equal(samples[:, coil], samples[:, other]):
+                raise Refused(f"k-space: coils {other + 1} and {coil + 1} hold the same samples")
+
+
+def _check_noise(k: KSpace, noise: NDArray[np.complex64]) -> None:
+    count = k.samples.shape[1]
+    if noise.ndim != 2 or noise.shape[0] != count:
+        raise Refused(f"k-space: {count} coils, but the noise pre-scan has shape {noise.shape}")
+    if not _measured(k):
+        return
+    scaled = torch.from_numpy(noise).to(torch.complex128)
+    sd = scaled.abs().pow(2).mean(dim=1).sqrt()
+    if not torch.isfinite(sd).all() or not bool((sd > 0).all()):
+        raise Refused("k-space: the noise pre-scan of a coil holds only zeros, or numbers that are not finite")
+    correlation = coils.noise_covariance(scaled / sd[:, None])
+    if float(torch.linalg.eigvalsh(2 * correlation)[0]) < _INDEPENDENT:
+        raise Refused("k-space: the coils' noise in the pre-scan is not independent: one coil repeats others")
+    ratio = sd / 2**0.5 / coils.noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask)).clamp_min(1e-30)
+    if float(ratio.max()) > _LOUDEST:
+        raise Refused(
+            f"k-space: the noise pre-scan is {float(ratio.max()):.0f} times louder than the weakest samples of the "
+            "image: its scale or bandwidth is not that of the image"
+        )
+
+
+def _measured(k: KSpace) -> bool:
+    """Whether the noise pre-scan is long enough to give a covariance."""
+    return k.noise is not None and k.noise.shape[1] >= 8 * k.noise.shape[0]
 
 
 def _check_calibration(k: KSpace) -> None:
@@ -146,9 +204,13 @@ def prepare_all(images: Sequence[KSpace], *, coil_energy: float = 0.99) -> list[
 
 
 def _lender(images: Sequence[KSpace]) -> KSpace:
-    return max(
-        images, key=lambda k: 0.0 if k.calibration is None else float((np.abs(_centre(k, k.samples)) ** 2).sum())
-    )
+    return max(images, key=_calibration_energy)
+
+
+def _calibration_energy(k: KSpace) -> float:
+    if k.calibration is None:
+        return 0.0
+    return float((np.abs(_centre(k, k.samples)).astype(np.float64) ** 2).sum())
 
 
 def _alike(k: KSpace, other: KSpace) -> bool:
@@ -176,7 +238,15 @@ def _problem(k: KSpace, receiver: _Receiver) -> Problem:
     level = _level(A, y)
     gain = level[:, None, None] * _unwhitened_rss(W, maps)
     physical = float(covariance.diagonal().real.mean().sqrt())
-    return Problem(A, y / level[:, None, None, None], sigma / level, gain, physical, receiver.maps_from, noise_from)
+    return Problem(
+        A,
+        y / level[:, None, None, None],
+        (sigma / level).clamp_min(FINEST),
+        gain,
+        physical,
+        receiver.maps_from,
+        noise_from,
+    )
 
 
 def _unwhitened_rss(W: Tensor, maps: Tensor) -> Tensor:
@@ -189,17 +259,11 @@ def _unwhitened_rss(W: Tensor, maps: Tensor) -> Tensor:
 
 def _noise(k: KSpace) -> tuple[Tensor, str]:
     """Covariance of the noise per real component, complex128 (coil, coil), and what it comes from."""
-    if k.noise is not None and k.noise.shape[1] >= 8 * k.noise.shape[0]:
-        covariance = coils.noise_covariance(torch.from_numpy(k.noise))
-        source = PRESCAN
-    else:
-        level = coils.noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask))
-        covariance = torch.diag(level.to(torch.complex128) ** 2)
-        source = "outer k-space and edges of the field of view"
-    physical = float(covariance.diagonal().real.mean().sqrt())
-    if not physical > 1e-12 * float(np.abs(k.samples).max()):
-        raise Refused("k-space: no noise found in the data and no noise pre-scan sent; its level must be known")
-    return covariance, source
+    if k.noise is not None and _measured(k):
+        return coils.noise_covariance(torch.from_numpy(k.noise)), PRESCAN
+    level = coils.noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask))
+    level = level.clamp_min(_ROUNDING * float(np.abs(k.samples).max()))
+    return torch.diag(level.to(torch.complex128) ** 2), "outer k-space and edges of the field of view"
 
 
 def _sides(k: KSpace) -> tuple[int, int]:

@@ -21,7 +21,9 @@ from torch.nn import functional
 
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS
 from pipelines import anatomy, resampling
-from pipelines.contract import Code, Grid, Progress, Volume
+from pipelines.codes import BRAIN as BRAIN_CODE
+from pipelines.codes import code_of_structure
+from pipelines.contract import Grid, Progress, Volume
 from pipelines.uptake import Region
 
 if TYPE_CHECKING:
@@ -76,11 +78,8 @@ class Regions:
 
     def structures(self) -> list[Region]:
         """Every structure, and the brain as a whole, on the PET's grid."""
-        found = [
-            Region(s.name, self.on_pet == s.number, Code(s.code_value, s.code_scheme, s.code_meaning))
-            for s in STRUCTURES
-        ]
-        return [Region("brain", np.isin(self.on_pet, BRAIN), Code("12738006", "SCT", "Brain")), *found]
+        found = [Region(s.name, self.on_pet == s.number, code_of_structure(s)) for s in STRUCTURES]
+        return [Region("brain", np.isin(self.on_pet, BRAIN), BRAIN_CODE), *found]
 
 
 def regions_of(mr: Volume, pet: Volume, model: Model, progress: Progress) -> Regions:

@@ -20,11 +20,13 @@ from scipy import ndimage
 from model_zoo import lesion_locations
 from model_zoo.lesion_decision import Decision
 from model_zoo.structures import number
-from pipelines.codes import STANDARD_DEVIATION, VOLUME
-from pipelines.contract import Code, Finding, Grid, Measurement, Note, Segment, Segmentation
-from pipelines.dir_estimate import Estimate, on_grid
+from pipelines.codes import BRAIN, CEREBRAL_CORTEX, MEAN, NUMBER_OF_LESIONS, PROBABILITY, VOLUME
+from pipelines.contract import Code, Finding, Grid, Measurement, Note
+from pipelines.dir_estimate import Estimate
+from pipelines.laterality import Midplane, find_midplane
 
 __all__ = [
+    "LESION_OF_BRAIN",
     "MORPHOLOGY",
     "PLACES",
     "Found",
@@ -34,12 +36,10 @@ __all__ = [
     "around",
     "find",
     "measure",
-    "segmentation",
 ]
 
 MORPHOLOGY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 LESION_OF_BRAIN = Code("301766008", "SCT", "Lesion of Brain")
-PROBABILITY = Code("122157", "DCM", "Probability")
 LEAST_SURROUNDINGS = 20
 DECISION = Decision()
 
@@ -55,14 +55,29 @@ class Place:
     color: tuple[int, int, int]
 
 
+def _white_matter(where: Code) -> Code:
+    return Code("68523003", "SCT", "Cerebral White Matter", (where,))
+
+
+def _brain(where: Code) -> Code:
+    return Code(BRAIN.value, BRAIN.scheme, BRAIN.meaning, (where,))
+
+
+_SITES = MappingProxyType({
+    "juxtacortical": _white_matter(Code("JUXTACORTICAL", "99DICOMNODE", "Juxtacortical")),
+    "cortical": CEREBRAL_CORTEX,
+    "periventricular": _white_matter(Code("PERIVENTRICULAR", "99DICOMNODE", "Periventricular")),
+    "infratentorial": _brain(Code("INFRATENTORIAL", "99DICOMNODE", "Infratentorial")),
+    "deep": _white_matter(Code("795002", "SCT", "Deep")),
+})  # fmt: skip
+"""Finding site of a lesion by its location: a structure of the standard's and, as modifier, the part of it."""
+
 PLACES = (
     Place(1, "juxtacortical", ("juxtacortical", "cortical"),
-          Code("JUXTACORTICAL", "99DICOMNODE", "Juxtacortical white matter and cortex"), (230, 159, 0)),
-    Place(2, "periventricular", ("periventricular",),
-          Code("PERIVENTRICULAR", "99DICOMNODE", "Periventricular white matter"), (86, 180, 233)),
-    Place(3, "infratentorial", ("infratentorial",),
-          Code("INFRATENTORIAL", "99DICOMNODE", "Brain stem and cerebellum"), (204, 121, 167)),
-    Place(4, "deep", ("deep",), Code("68523003", "SCT", "Cerebral White Matter"), (0, 158, 115)),
+          _brain(Code("JUXTAORCORTICAL", "99DICOMNODE", "Juxtacortical or cortical")), (230, 159, 0)),
+    Place(2, "periventricular", ("periventricular",), _SITES["periventricular"], (86, 180, 233)),
+    Place(3, "infratentorial", ("infratentorial",), _SITES["infratentorial"], (204, 121, 167)),
+    Place(4, "deep", ("deep",), _SITES["deep"], (0, 158, 115)),
 )  # fmt: skip
 """Those by which multiple sclerosis is diagnosed; cortical lesions count with the juxtacortical ones, as in the
 McDonald criteria 2017."""
@@ -80,13 +95,16 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Lesion:
-    """``number``: in the label map, the largest being 1; ``peak``: its likeliest voxel (k, j, i); sd, contrast and the
+    """``number``: in the label map, the largest being 1; ``site``: with its side where that is certain; ``peak``: its
+    likeliest voxel (k, j, i); ``centre_mm``: its voxel nearest to its centre of mass, LPS; sd, contrast and the
     probability that it exceeds the threshold; None where nothing is around it."""
 
     number: int
     place: Place
+    site: Code
     volume_mm3: float
     peak: tuple[int, int, int]
+    centre_mm: tuple[float, float, float]
     probability: float
     mean_sd: float
     contrast: float | None
@@ -113,7 +131,8 @@ def find(e: Estimate, t: Thresholds) -> Found:
         renumbered[lesion.label] = n
     labels = renumbered[decided.labels]
     boxes = ndimage.find_objects(labels, max_label=len(order))
-    lesions = tuple(_lesion(n, lesion, labels, boxes[n - 1], e, t) for n, lesion in enumerate(order, start=1))
+    plane = find_midplane(e.structure, e.grid)
+    lesions = tuple(_lesion(n, lesion, labels, boxes[n - 1], e, t, plane) for n, lesion in enumerate(order, start=1))
     return Found(labels, lesions, decided.unsure, decided.unsupported)
 
 
@@ -124,6 +143,7 @@ def _lesion(
     box: tuple[slice, ...],
     e: Estimate,
     t: Thresholds,
+    plane: Midplane | None,
 ) -> Lesion:
     inside = labels[box] == n
     p = np.where(inside, e.lesion[box], -1)
@@ -132,10 +152,29 @@ def _lesion(
     near = around(labels, n, box, e)
     contrast = float(e.dir[box][inside].mean() - near.mean()) if len(near) >= LEAST_SURROUNDINGS else None
     exceeds = None if contrast is None else _normal((contrast - t.contrast) / max(sd, 1e-3))
+    points_mm = _points_mm(inside, box, e.grid)
+    site = _sided(_SITES[lesion.location], plane.side_of(points_mm) if plane else None)
     return Lesion(
-        n, _PLACE_OF[lesion.location], lesion.volume_mm3, (peak[0], peak[1], peak[2]),
+        n, _PLACE_OF[lesion.location], site, lesion.volume_mm3, (peak[0], peak[1], peak[2]), _middle_mm(points_mm),
         float(e.lesion[box][inside].mean()), sd, contrast, exceeds,
     )  # fmt: skip
+
+
+def _points_mm(inside: NDArray[np.bool_], box: tuple[slice, ...], grid: Grid) -> NDArray[np.float64]:
+    """Centres (n, 3) of the voxels of a box that are inside, LPS."""
+    k, j, i = (at + s.start for at, s in zip(np.nonzero(inside), box, strict=True))
+    return np.asarray(np.stack([i, j, k, np.ones_like(i)], axis=1) @ grid.affine_mm[:3].T)
+
+
+def _middle_mm(points_mm: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The point nearest to their mean, which itself may lie outside of a bent lesion."""
+    distance_mm = np.linalg.norm(points_mm - points_mm.mean(axis=0), axis=1)
+    x, y, z = points_mm[distance_mm.argmin()]
+    return float(x), float(y), float(z)
+
+
+def _sided(site: Code, side: Code | None) -> Code:
+    return site if side is None else Code(site.value, site.scheme, site.meaning, (*site.modifiers, side))
 
 
 def around(labels: NDArray[np.int32], n: int, box: tuple[slice, ...], e: Estimate) -> NDArray[np.float32]:
@@ -152,27 +191,6 @@ def _normal(z: float) -> float:
     return 0.5 * (1 + math.erf(z / math.sqrt(2)))
 
 
-def segmentation(found: Found, e: Estimate, onto: Grid, thickness_mm: float) -> Segmentation:
-    """Lesions by place on another lattice: voxels at least half of which are lesion, and of each lesion its peak."""
-    place_of = np.zeros(len(found.lesions) + 1, np.uint8)
-    for lesion in found.lesions:
-        place_of[lesion.number] = lesion.place.number
-    fine = place_of[found.labels]
-    share = on_grid(np.stack([fine == place.number for place in PLACES]).astype(np.float32), e.grid, onto)
-    labels = np.where(share.sum(axis=0) >= 0.5, share.argmax(axis=0) + 1, 0).astype(np.uint8)
-    to_index = np.linalg.solve(onto.affine_mm, e.grid.affine_mm)
-    for lesion in found.lesions:
-        k, j, i = lesion.peak
-        at = tuple(int(n) for n in np.rint(to_index @ [i, j, k, 1])[2::-1])
-        if all(0 <= a < n for a, n in zip(at, onto.shape, strict=True)) and not labels[at]:
-            labels[at] = lesion.place.number
-    segments = tuple(
-        Segment(p.number, f"{p.name.capitalize()} lesions", MORPHOLOGY, LESION_OF_BRAIN, p.site.meaning, p.color)
-        for p in PLACES
-    )
-    return Segmentation("lesions", labels, onto, segments, "Lesions by location, from synthetic DIR", thickness_mm)
-
-
 def measure(found: Found, t: Thresholds) -> list[Finding]:
     """Counts and volumes by place, then the largest lesions one by one; the rest in a sentence."""
     counts = Counter(lesion.place.name for lesion in found.lesions)
@@ -180,15 +198,16 @@ def measure(found: Found, t: Thresholds) -> list[Finding]:
     d = t.decision
     asked = f"Connected parts of at least {d.smallest_mm3:g} mm3 where the lesion probability exceeds {d.probability:g}"
     results: list[Finding] = [
-        Measurement("lesions", float(len(found.lesions)), "1", asked),
+        Measurement("lesions", float(len(found.lesions)), "1", asked, quantity=NUMBER_OF_LESIONS),
         Measurement("lesion load", load_ml, "ml", quantity=VOLUME),
         Measurement("unsure parts", float(found.unsure), "1", f"Left out: mean lesion probability below {d.sure:g}"),
         Measurement("lesions without support", float(found.dropped), "1", f"Left out: FLAIR {d.flair:g} sd or less up"),
     ]
     for place in PLACES:
         own_ml = sum(lesion.volume_mm3 for lesion in found.lesions if lesion.place is place) / 1000
-        results.append(Measurement(f"{place.name} lesions", float(counts[place.name]), "1"))
-        results.append(Measurement(f"{place.name} lesion volume", own_ml, "ml"))
+        count, site = float(counts[place.name]), place.site
+        results.append(Measurement(f"{place.name} lesions", count, "1", site=site))
+        results.append(Measurement(f"{place.name} lesion volume", own_ml, "ml", site=site))
     for lesion in found.lesions[: t.told]:
         results += _told(lesion, t)
     if rest := found.lesions[t.told :]:
@@ -198,15 +217,17 @@ def measure(found: Found, t: Thresholds) -> list[Finding]:
 
 
 def _told(lesion: Lesion, t: Thresholds) -> list[Finding]:
-    group, site = f"lesion {lesion.number}", lesion.place.site
+    group, site = f"lesion {lesion.number}", lesion.site
 
-    def number_of(name: str, value: float, unit: str, words: str = "", code: Code | None = None) -> Measurement:
-        return Measurement(name, value, unit, words, group, site, code)
+    def number_of(
+        name: str, value: float, unit: str, words: str = "", code: Code | None = None, derivation: Code | None = None
+    ) -> Measurement:
+        return Measurement(name, value, unit, words, group, site, code, (), derivation)
 
     found: list[Finding] = [
         number_of("volume", lesion.volume_mm3, "mm3", f"{lesion.place.name.capitalize()} lesion", VOLUME),
-        number_of("mean lesion probability", lesion.probability, "1", code=PROBABILITY),
-        number_of("mean standard deviation", lesion.mean_sd, "1", "In units of grey matter", STANDARD_DEVIATION),
+        number_of("mean lesion probability", lesion.probability, "1", code=PROBABILITY, derivation=MEAN),
+        number_of("mean standard deviation", lesion.mean_sd, "1", "That the network states, in units of grey matter"),
     ]
     if lesion.contrast is not None and lesion.exceeds is not None:
         words = "Mean DIR less that of the tissue 2 to 5 mm around, in units of grey matter"

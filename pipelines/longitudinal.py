@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model_zoo.structures import CORTEX, number
-from pipelines.codes import VOLUME
 from pipelines.contract import (
     Code,
     Finding,
@@ -83,9 +82,9 @@ def change(present: Estimate, c: Change, onto: Grid, thickness_mm: float) -> lis
         Image("subtraction", difference, "Synthetic DIR, present less earlier", thickness_mm),
         Segmentation("new lesions", labels, onto, SEGMENTS, "New and enlarged lesions since the earlier", thickness_mm),
         Measurement("new lesions", float(c.counts[0]), "1", f"Earlier examination moved by {moved}"),
-        Measurement("volume of new lesions", volume_ml[0], "ml", quantity=VOLUME),
+        Measurement("volume of new lesions", volume_ml[0], "ml"),
         Measurement("enlarged lesions", float(c.counts[1]), "1"),
-        Measurement("volume of enlargement", volume_ml[1], "ml", quantity=VOLUME),
+        Measurement("volume of enlargement", volume_ml[1], "ml"),
     ]
 
 

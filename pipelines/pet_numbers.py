@@ -20,11 +20,16 @@ from torch import Tensor
 from model_zoo.pet_synthesis import TARGETS, Covariates, composite_sd, composites
 from model_zoo.simulate.pet.tracers import centiloid
 from model_zoo.structures import STRUCTURES, Structure
+from pipelines.codes import code_of_structure
 from pipelines.contract import Code, Finding, Interval, Measurement, Note
 
 __all__ = ["LEVELS", "REGIONS", "SUVR", "Choices", "interval", "measure"]
 
-SUVR = Code("SUVR", "99DICOMNODE", "Standardized uptake value ratio")
+SUVR = {
+    "amyloid": Code("SUVR_AMYLOID", "99DICOMNODE", "Standardized uptake value ratio of amyloid PET"),
+    "tau": Code("SUVR_TAU", "99DICOMNODE", "Standardized uptake value ratio of tau PET"),
+}
+"""By target: two numbers of one region are two quantities. DICOM has no code for them; 126401 to 126406 are SUVs."""
 CENTILOID = Code("CENTILOID", "99DICOMNODE", "Centiloid")
 LEVELS = (0.80, 0.95)
 REGIONS = tuple(s for s in STRUCTURES if s.tissue != "csf")
@@ -52,17 +57,16 @@ def measure(one: Tensor, sd: Tensor, sampled: Tensor, c: Covariates, options: Ch
         found.append(
             Measurement(
                 f"{target} composite SUVR", float(middle[at]), "{SUVr}", f"Mean of the {COMPOSITE[target]}",
-                quantity=SUVR, intervals=_intervals(middle[at], spread[at]),
+                quantity=SUVR[target], intervals=_intervals(middle[at], spread[at]),
             )
         )  # fmt: skip
     return [*found, *_amyloid(float(middle[0]), float(spread[0]), composites(sampled)[:, 0], c, options)]
 
 
 def _regional(s: Structure, target: str, one: Tensor, sd: Tensor) -> Measurement:
-    value = one[s.number - 1]
-    site = Code(s.code_value, s.code_scheme, s.code_meaning)
+    value, site = one[s.number - 1], code_of_structure(s)
     return Measurement(
-        f"{target} SUVR of {s.name}", float(value), "{SUVr}", group=s.name, site=site, quantity=SUVR,
+        f"{target} SUVR of {s.name}", float(value), "{SUVr}", group=s.name, site=site, quantity=SUVR[target],
         intervals=_intervals(value, sd[s.number - 1]),
     )  # fmt: skip
 

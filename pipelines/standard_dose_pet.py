@@ -289,7 +289,7 @@ def _suv_factor(facts: Mapping[str, Any]) -> list[Finding]:
 
 def _scale(pet: Volume, facts: Mapping[str, Any]) -> Scale:
     if facts.get("suv_bw_per_unit"):
-        return Scale(float(facts["suv_bw_per_unit"]), "{SUVbw}g/ml", "SUV")
+        return Scale.suv(float(facts["suv_bw_per_unit"]))
     return Scale(1.0, pet.unit, "activity ")
 
 

@@ -26,7 +26,7 @@ from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
 from model_zoo.simulate.sequences import Dir
 from model_zoo.structures import CORTEX, number
 from model_zoo.synthetic_dir import CLIP, rendered
-from pipelines import anatomy, dir_support, lesions, longitudinal, quality
+from pipelines import anatomy, dir_support, lesion_segments, lesions, longitudinal, quality
 from pipelines.codes import STANDARD_DEVIATION
 from pipelines.contract import (
     Case,
@@ -69,7 +69,7 @@ class Options(BaseModel):
     lesion_sure: float = Field(default=0.85, ge=0, le=1)
     lesion_flair: float = Field(default=2.5, ge=0)
     lesion_contrast: float = Field(default=0.3, ge=0)
-    lesions_told: int = Field(default=40, ge=0)
+    lesions_told: int = Field(default=40, ge=0, le=200)
 
     @property
     def thresholds(self) -> lesions.Thresholds:
@@ -88,7 +88,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     thickness_mm = flair.slice_thickness_mm or flair.grid.spacing_mm[0]
     results = [
         *_images(e, flair, thickness_mm, options),
-        lesions.segmentation(found, e, flair.grid, thickness_mm),
+        lesion_segments.segmentation(found, e, options.thresholds, flair.grid, thickness_mm),
         *lesions.measure(found, options.thresholds),
         *dir_support.support(e),
         *_told(e, options),

@@ -9,17 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
+from pipelines.codes import MAXIMUM, MEAN, PEAK, SUV_BW, SUV_BW_UNIT
 from pipelines.contract import Code, Finding, Grid, Measurement, Volume
 
 __all__ = ["Region", "Scale", "ball_means", "body_of", "compare", "grown"]
 
 PEAK_ML = 1.0
 LEAST_VOXELS = 8
+
+_DERIVATIONS = MappingProxyType({"mean": MEAN, "max": MAXIMUM, "peak": PEAK})
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -36,11 +40,18 @@ class Region:
 
 @dataclass(frozen=True)
 class Scale:
-    """What numbers are told in: ``factor`` per unit of the image gives ``unit``; names begin with ``word``."""
+    """What numbers are told in: ``factor`` per unit of the image gives ``unit``; names begin with ``word``;
+    ``quantity``: its code."""
 
     factor: float
     unit: str
     word: str
+    quantity: Code | None = None
+
+    @classmethod
+    def suv(cls, factor: float) -> Scale:
+        """Return the scale of the standardized uptake value by body weight."""
+        return cls(factor, SUV_BW_UNIT, "SUV", SUV_BW)
 
 
 def body_of(image: Volume) -> Mask:
@@ -85,7 +96,10 @@ def _ball(grid: Grid, ml: float) -> Array:
 def compare(
     before: Array, after: Array, peaks: tuple[Array, Array], regions: list[Region], scale: Scale
 ) -> list[Finding]:
-    """Mean, maximum and peak of each region after and before, and the bias of the mean and peak in percent."""
+    """Mean, maximum and peak of each region after and before, and the bias of the mean and peak in percent.
+
+    Only the numbers of the result have the standard's codes: a reader of codes finds one mean of a region, not two.
+    """
     found: list[Finding] = []
     for region in regions:
         if int(region.mask.sum()) >= LEAST_VOXELS:
@@ -109,7 +123,8 @@ def _told(region: Region, values: Mapping[str, tuple[float, float]], scale: Scal
         called = f"{scale.word}{name}"
         what = "Mean over a ball of 1 ml, highest in the region" if name == "peak" else ""
         group, site = region.name, region.site
-        yield Measurement(called, scale.factor * after, scale.unit, what, group, site)
+        derivation = _DERIVATIONS[name] if scale.quantity else None
+        yield Measurement(called, scale.factor * after, scale.unit, what, group, site, scale.quantity, (), derivation)
         yield Measurement(f"{called} of the input", scale.factor * before, scale.unit, what, group, site)
         if name != "max":  # of noise the maximum is no estimate of anything
             bias = 100 * (after / before - 1) if before > 0 else math.nan

@@ -25,6 +25,25 @@ class Server:
     """A running server; its superuser needs no password, on loopback only."""
 
     port: int
+    data: Path
+
+    def stop(self) -> None:
+        """End every connection at once, as a restart does."""
+        _run("pg_ctl", "-D", self.data, "-m", "fast", "-w", "stop")
+
+    def start(self) -> None:
+        """Start as before."""
+        _run(
+            "pg_ctl",
+            "-D",
+            self.data,
+            "-l",
+            self.data.parent / "log",
+            "-w",
+            "-o",
+            _options(self.port, self.data),
+            "start",
+        )
 
     @contextmanager
     def database(self) -> Iterator[str]:
@@ -57,18 +76,21 @@ def running() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="dicomnode-postgresql-"))
     if os.getuid() == 0:
         shutil.chown(folder, "postgres")
-    data, port = folder / "data", _free_port()
-    settings = f"listen_addresses=127.0.0.1 unix_socket_directories={folder} max_connections=200 fsync=off"
-    options = " ".join([f"-p {port}", *(f"-c {setting}" for setting in settings.split())])
+    server = Server(_free_port(), folder / "data")
     try:
-        _run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
-        _run("pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", options, "start")
+        _run("initdb", "-D", server.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        server.start()
         try:
-            yield Server(port)
+            yield server
         finally:
-            _run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+            _run("pg_ctl", "-D", server.data, "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _options(port: int, data: Path) -> str:
+    settings = f"listen_addresses=127.0.0.1 unix_socket_directories={data.parent} max_connections=200 fsync=off"
+    return " ".join([f"-p {port}", *(f"-c {setting}" for setting in settings.split())])
 
 
 def _run(program: str, *arguments: str | Path) -> None:

@@ -30,6 +30,7 @@ from dicomnode.results import marking
 from model_zoo import registry
 from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines import anatomy
+from pipelines.codes import code_of_structure
 from pipelines.contract import Case, Finding, Grid, Measurement, Refused, Segmentation, Volume
 from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
 from tests.findings import NOW
@@ -130,7 +131,7 @@ def test_every_structure_is_named_coded_coloured_and_measured(model: registry.Mo
     segmentation, measured = _run(model)
     _, structure = phantom()
     assert [segment.number for segment in segmentation.segments] == list(range(1, COUNT + 1))
-    assert [segment.type.value for segment in segmentation.segments] == [s.code_value for s in STRUCTURES]
+    assert [segment.type for segment in segmentation.segments] == [code_of_structure(s) for s in STRUCTURES]
     assert len({segment.color for segment in segmentation.segments}) == COUNT
     assert segmentation.slice_thickness_mm == 1.5
     for s in STRUCTURES:

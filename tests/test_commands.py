@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from db import jobs, studies
 from db.models import Job
 from db.states import JobState
 from dicomnode import cli, config, node
-from tests.peers import write_config
+from tests.peers import Node, write_config
 from tests.peers.kspaces import raw_data
 from tests.rows import a_job, an_arrival
 
@@ -105,6 +106,41 @@ def test_check_reports_what_is_wrong_and_fails(tmp_path: Path, capsys: pytest.Ca
     assert "no pipeline is named 'no_such'" in checks["route r"]["detail"]
     assert checks["senders"]["result"] == "warning"
     assert checks["spool"]["result"] == "ok"
+
+
+def test_check_names_the_port_that_another_program_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = write_config(tmp_path, node={"port": port})
+        assert run(path, "check", "--json") == 1
+        checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+        assert checks["DICOM port"]["result"] == "failed"
+        assert f"DICOMNODE at 127.0.0.1:{port}: Address already in use" in checks["DICOM port"]["detail"]
+        assert run(path, "serve", "--workers", "0") == 1
+        assert f"port = {port} (DICOM): Address already in use; set another" in capsys.readouterr().err
+
+
+def test_check_sees_a_running_node(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with Node(write_config(tmp_path, node={"port": port}), "serve", "--workers", "0") as running:
+        checks = {check["what"]: check for check in json.loads(running.command("check", "--json").stdout)}
+    assert checks["DICOM port"] == {
+        "what": "DICOM port", "result": "ok", "detail": f"DICOMNODE at 127.0.0.1:{port}, where a node answers C-ECHO",
+    }  # fmt: skip
+
+
+def test_check_reads_the_trusted_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(write_config(tmp_path, models={"trusted_keys": ["none.pem"]}), "check", "--json") == 1
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["trusted keys"]["result"] == "failed"
+    assert f"{tmp_path / 'none.pem'}: No such file or directory" in checks["trusted keys"]["detail"]
+
+
+def test_a_spool_elsewhere_needs_no_data_folder_beforehand(tmp_path: Path) -> None:
+    path = write_config(tmp_path, spool={"dir": "elsewhere"})
+    node.prepare(config.load(path))
+    assert (tmp_path / "data" / "node.sqlite").is_file()
 
 
 def test_status_counts(config_path: Path, job_id: int, capsys: pytest.CaptureFixture[str]) -> None:

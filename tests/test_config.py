@@ -82,6 +82,25 @@ def test_init_writes_the_shipped_file() -> None:
         (_PEER + _ROUTE + 'match = {}\nmodle = "x"\n', "line 9: routes.1.modle: unknown key 'modle'; did you mean"),
         ('[[senders]]\nae_title = "A"\naddresses = ["10.0.0.0/33"]\n', "line 3: senders.1.addresses.1:"),
         ("[node\n", "line 1"),
+        ("[completion]\nmaximum_s = inf\n", "line 2: completion.maximum_s: Input should be a finite number"),
+        ("[completion]\nmaximum_s = 1e12\n", "line 2: completion.maximum_s: Input should be less than or equal to"),
+        ("[completion]\nquiet_s = nan\n", "line 2: completion.quiet_s: Input should be"),
+        ("[completion]\nquiet_s = 7200\n", "line 1: completion: quiet_s = 7200 is above maximum_s = 3600"),
+        ("[delivery]\ngive_up_after_h = 1e30\n", "line 2: delivery.give_up_after_h: Input should be less than"),
+        ("[retention]\nsources_days = 1e9\n", "line 2: retention.sources_days: Input should be less than"),
+        ("[worker]\nlease_s = inf\n", "line 2: worker.lease_s: Input should be"),
+        ("[spool]\nmin_free_gb = inf\n", "line 2: spool.min_free_gb: Input should be a finite number"),
+        (f"[worker]\nattempts = {10**30}\n", "line 2: worker.attempts: Input should be less than or equal to"),
+        ('[results]\nuid_prefix = "abc"\n', "line 2: results.uid_prefix: 'abc' is not a UID root"),
+        ('[worker]\ndevice = "gpu"\n', 'line 2: worker.device: a device is "auto", "cpu", "cuda", "cuda:0"'),
+        ('[node]\ndata_dir = "~/data"\n', "line 2: node.data_dir: '~' is not expanded: write the whole path"),
+        ('[spool]\ndir = "~/spool"\n', "line 2: spool.dir: '~' is not expanded"),
+        ('[models]\ntrusted_keys = ["a.pem", "~/b.pem"]\n', "line 2: models.trusted_keys: '~' is not expanded"),
+        (_PEER.replace("[[peers]]", "[peers]"), "line 1: peers: there may be several: write [[peers]]"),
+        (_ROUTE.replace("[[routes]]", "[routes]"), "line 1: routes: there may be several: write [[routes]]"),
+        ("[[node]]\n", "line 1: node: there is one: write [node]"),
+        ("", "is empty: 'dicomnode init' writes one with every key"),
+        ("\n \n", "is empty"),
         ('path = "x"\n', "unknown key 'path'"),
     ],
 )
@@ -90,6 +109,19 @@ def test_mistake_is_named_with_its_line(tmp_path: Path, text: str, message: str)
         configuration.load(write(tmp_path, text))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_bytes('[node]\n# Büro\nae_title = "A"\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="line 2: byte 0xfc is no UTF-8; save the file as UTF-8"):
+        configuration.load(path)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_bytes('[node]\r\nae_title = "A"\r\n'.encode("utf-8-sig"))
+    assert configuration.load(path).node.ae_title == "A"
 
 
 def test_missing_file_says_what_to_do(tmp_path: Path) -> None:

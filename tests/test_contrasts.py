@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ismrmrd
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
@@ -27,8 +28,13 @@ def prior() -> None:
 
 
 def _echoes(acquisition: Any) -> None:
+    """The second echo is half as bright; the noise is that of the noise scan."""
+    if acquisition.isFlagSet(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
+        return
     acquisition.idx.contrast, acquisition.idx.average = acquisition.idx.average, 0
-    acquisition.data[:] /= 1 + acquisition.idx.contrast
+    seed = (acquisition.idx.contrast, acquisition.idx.slice, acquisition.idx.kspace_encode_step_1)
+    noise = np.random.default_rng(seed).normal(size=(*acquisition.data.shape, 2))
+    acquisition.data[:] = acquisition.data / (1 + acquisition.idx.contrast) + noise @ [1, 1j]
 
 
 def _raw_data(folder: Path) -> Path:

@@ -32,7 +32,7 @@ E4 = ("APOE-E4-ALLELES", "99DICOMNODE", "Number of APOE e4 alleles")
 
 def image(**values: Any) -> Dataset:
     """A T1w's header."""
-    return source("mr", PatientAge="071Y", **values)
+    return source("mr", **{"PatientAge": "071Y", "PatientBirthDate": "19550301"} | values)
 
 
 def from_report(tmp_path: Path, *items: Dataset, header: Dataset | None = None) -> Covariates:
@@ -64,6 +64,45 @@ def test_without_a_readable_age_birth_and_study_dates_tell_it(age: str | None) -
     assert found.value == pytest.approx(76.0, abs=0.05)
     assert "Birth Date" in found.where
     assert ("is no Age String" in found.where) == (age == "42")
+
+
+def test_age_and_dates_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InputRefused, match=r"age is 71 in Patient's Age \(0010,1010\), but 56.8 in .* \(0010,0030\)"):
+        covariates.resolve([image(PatientBirthDate="19700131")])
+
+
+@pytest.mark.parametrize("born", ["19000101", "20260101", "", "1955", None])
+def test_dates_that_make_no_adult_do_not_touch_a_stated_age(born: str | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ds = image(PatientBirthDate=born)
+    assert covariates.resolve([ds]).age_years == Stated(71.0, "Patient's Age (0010,1010)")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"PatientSex": "F"}, r"sex is M in Patient's Sex \(0010,0040\), but F"), ({"PatientAge": "068Y"}, "age is 71")],
+)
+def test_images_that_differ_in_the_patient_are_refused(values: dict[str, str], words: str) -> None:
+    with pytest.raises(InputRefused, match=words):
+        covariates.resolve([image(), image(**values)])
+
+
+def test_an_image_without_age_and_sex_leaves_them_to_the_others() -> None:
+    found = covariates.resolve([source("mr", PatientBirthDate="", PatientSex=""), image()])
+    assert (found.age_years.value, found.sex.value) == (71, "M")
+
+
+@pytest.mark.parametrize(("age", "years"), [("071Y", 71), ("850M", 850 / 12), ("999W", 999 * 7 / 365.25)])
+def test_an_age_in_months_or_weeks_is_years(age: str, years: float) -> None:
+    assert covariates.resolve([image(PatientAge=age, PatientBirthDate="")]).age_years.value == pytest.approx(years)
+
+
+@pytest.mark.parametrize("sex", ["X", "MALE", "1"])
+def test_a_sex_that_no_code_has_is_unknown_and_not_quoted(sex: str) -> None:
+    assert covariates.resolve([image(PatientSex=sex)]).sex == Stated(
+        None, "Patient's Sex (0010,0040) is none of F, M and O"
+    )
 
 
 def test_a_patient_of_whom_nothing_is_known_is_unknown_with_the_reason() -> None:

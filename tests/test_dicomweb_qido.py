@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ PATIENTS = (
 )
 
 
-@pytest.fixture
-def held(web: Web, tmp_path: Path) -> Web:
-    """Three studies of two series of two instances each."""
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """Three studies of two series of two instances each; the searches of all tests change nothing of them."""
+    tmp_path = tmp_path_factory.mktemp("held")
     paths = []
     for study, (name, patient, date, time, modality) in enumerate(PATIENTS, 1):
         for series in (1, 2):
@@ -36,8 +38,9 @@ def held(web: Web, tmp_path: Path) -> Web:
                     SeriesNumber=series, InstanceNumber=number, StudyDescription=f"Study {study}", StudyID=str(study),
                     SOPInstanceUID=f"{ROOT}.{study}.{series}.{number}",
                 )  # fmt: skip
-    assert web.store(paths).status_code == 200
-    return web
+    with Web(tmp_path / "node") as web:
+        assert web.store(paths).status_code == 200
+        yield web
 
 
 def tag(keyword: str) -> str:
@@ -176,18 +179,47 @@ def test_nothing_found_is_204(held: Web) -> None:
     assert (answer.status_code, answer.content) == (204, b"")
 
 
-def test_what_cannot_be_matched_is_said_in_a_warning(held: Web) -> None:
-    answer = held.get("/dicom-web/studies?PatientWeight=70")
-    assert answer.status_code == 200
-    assert "PatientWeight" in answer.headers["warning"]
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("PatientWeight=70", "PatientWeight"),
+        ("Nonsense=1", "Nonsense"),
+        ("0010=1", "0010"),
+        ("a.b.c=1", "a.b.c"),
+        ("includefield=Nonsense", "Nonsense"),
+        ("emptyvaluematching=true", "emptyvaluematching"),
+        ("multiplevaluematching=true", "multiplevaluematching"),
+        ("%3Cscript%3E=1", "others"),
+        ("a%0d%0aSet-Cookie:%20b=1", "others"),
+        (f"{'x' * 3000}=1", "others"),
+        ("&".join(f"x{number}=1" for number in range(100)), "others"),
+    ],
+)
+def test_what_is_not_supported_is_ignored_and_said_in_a_warning(held: Web, query: str, named: str) -> None:
+    """PS3.18 8.3.1: an origin server ignores parameters that it does not support."""
+    answer = held.get(f"/dicom-web/studies?PatientID=A-1&{query}")
+    assert [value(row, "PatientID") for row in answer.json()] == ["A-1"]
+    assert answer.headers["warning"].startswith('299 dicomnode: "these parameters are not supported')
+    assert named in answer.headers["warning"]
+    assert len(answer.headers["warning"]) < 300
+    assert "<" not in answer.headers["warning"]
+    assert "set-cookie" not in answer.headers
+
+
+def test_what_is_done_in_any_case_needs_no_warning(held: Web) -> None:
+    query = "emptyvaluematching=false&multiplevaluematching=false"
+    assert "warning" not in held.get(f"/dicom-web/studies?{query}").headers
 
 
 @pytest.mark.parametrize(
     "query",
     [
-        "Nonsense=1", "0010=1", "limit=x", "limit=-1", "offset=1.5", "fuzzymatching=maybe", "includefield=Nonsense",
-        "PatientID=1&PatientID=2", "StudyDate=tomorrow", "StudyDate=20260101-x", f"limit={'9' * 40}", "a.b.c=1",
-        "%3Cscript%3E=1", f"{'x' * 3000}=1",
+        "limit=x", "limit=-1", "offset=1.5", "fuzzymatching=maybe", "PatientID=1&PatientID=2", "limit=1&limit=2",
+        "PatientID=1&00100020=2", "StudyDate=tomorrow", "StudyDate=20260101-x", f"limit={'9' * 40}",
+        f"limit={'9' * 5000}", f"offset={'9' * 5000}", "limit=%D9%A1", "PatientName=%FF", "%FF=1", "PatientID=a%00b",
+        f"PatientName={'a+' * 1000}&fuzzymatching=true", f"PatientID={'x' * 2000}", f"PatientID={'x' * 20_000}",
+        "&".join(f"x{number}=1" for number in range(300)), "includefield=" + ",".join(["Rows"] * 600),
+        f"ModalitiesInStudy={'%5C'.join(['MR'] * 200)}",
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_400(held: Web, query: str) -> None:
@@ -195,6 +227,11 @@ def test_what_is_not_understood_is_400(held: Web, query: str) -> None:
     assert answer.status_code == 400, answer.text
     assert answer.headers["content-type"].startswith("text/plain")
     assert "<script>" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/studies/x/series", "/studies/1.2%5C1.3/series", f"/studies/{'1' * 65}/instances"])
+def test_a_search_below_what_is_no_uid_is_404(held: Web, path: str) -> None:
+    assert held.get(f"/dicom-web{path}").status_code == 404
 
 
 def test_a_query_against_its_path_is_400(held: Web) -> None:

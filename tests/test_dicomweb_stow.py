@@ -22,7 +22,8 @@ __all__ = ["web"]
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 STUDIES = "/dicom-web/studies"
 PREAMBLE = b"\0" * 128 + b"DICM"
-REASON, FAILED, STORED = "00081197", "00081198", "00081199"
+REASON, FAILED, STORED, OTHER = "00081197", "00081198", "00081199", "0008119A"
+WHERE = "00081190"
 
 
 def some(folder: Path, count: int, **attributes: Any) -> list[Path]:
@@ -31,8 +32,8 @@ def some(folder: Path, count: int, **attributes: Any) -> list[Path]:
     return [folder / f"{number}.dcm" for number in range(count)]
 
 
-def reasons(answer: Any) -> list[int]:
-    return [item[REASON]["Value"][0] for item in answer.json()[FAILED]["Value"]]
+def reasons(answer: Any, sequence: str = FAILED) -> list[int]:
+    return [item[REASON]["Value"][0] for item in answer.json()[sequence]["Value"]]
 
 
 @pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian])
@@ -110,7 +111,9 @@ def test_some_failures_are_202_with_both_lists(web: Web, tmp_path: Path) -> None
 def test_what_is_no_dicom_is_reported_as_such(web: Web, content: bytes) -> None:
     answer = web.client.post(STUDIES, content=body([content]), headers=DICOM)
     assert answer.status_code == 409
-    assert reasons(answer) == [0xC000]
+    assert reasons(answer, OTHER) == [0xC000]  # PS3.18 I.2: without UIDs it cannot be among the failed instances
+    assert FAILED not in answer.json()
+    assert answer.json()[WHERE] == {"vr": "UR"}
     assert web.rows() == web.files_left() == []
 
 
@@ -188,7 +191,10 @@ def test_a_client_that_breaks_off_leaves_nothing_half(web: Web, tmp_path: Path) 
         ({"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, 415),
         ({}, 415),
         ({"Content-Type": 'multipart/related; type="application/dicom"'}, 400),
-        ({"Content-Type": f'multipart/related; type="application/dicom"; boundary={"x" * 71}'}, 400),
+        ({"Content-Type": f'multipart/related; type="application/dicom"; boundary={"x" * 201}'}, 400),
+        ({"Content-Type": 'multipart/related; type="application/dicom"; boundary="x "'}, 400),
+        (DICOM | {"Content-Encoding": "gzip"}, 415),
+        (DICOM | {"Content-Encoding": "zstd"}, 415),
         ({"Content-Type": 'multipart/related; type="application/dicom"; boundary=another'}, 400),
         (DICOM | {"Accept": "application/dicom+xml"}, 406),
     ],
@@ -198,6 +204,64 @@ def test_a_request_of_another_kind_is_refused(web: Web, tmp_path: Path, headers:
     answer = web.client.post(STUDIES, content=content, headers=headers)
     assert answer.status_code == status
     assert web.rows() == []
+
+
+def wrapped(content: bytes, boundary: bytes, *, before: bytes = b"", blanks: bytes = b"", after: bytes = b"") -> bytes:
+    """One part as a message of that boundary, with what RFC 2046 allows around it."""
+    head = b"--" + boundary + blanks + b"\r\nContent-Type: application/dicom\r\n\r\n"
+    return before + head + content + b"\r\n--" + boundary + b"--" + after
+
+
+@pytest.mark.parametrize("step", [1 << 20, 11])
+@pytest.mark.parametrize(
+    ("boundary", "around"),
+    [
+        ("x" * 73, {}),  # Orthanc's plug-in
+        ("x" * 200, {}),
+        ('"a (quoted) boundary, with/blanks: and=more?"', {}),
+        ("b", {"before": b"This is a message in parts.\r\n--bb\r\nNot yet.\r\n"}),
+        ("b", {"before": b"\r\n"}),
+        ("b", {"blanks": b" \t  "}),
+        ("b", {"after": b" \t\r\nThis is the end.\r\n--b\r\n\r\nNothing."}),
+        ("b", {"before": b"--x\r\n", "blanks": b" ", "after": b"\r\n"}),
+    ],
+)
+def test_a_message_may_look_as_the_rfc_allows(
+    web: Web, tmp_path: Path, boundary: str, around: dict[str, bytes], step: int
+) -> None:
+    (path,) = some(tmp_path, 1)
+    content = wrapped(path.read_bytes(), boundary.strip('"').encode(), **around)
+    headers = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'}
+    pieces = (content[at : at + step] for at in range(0, len(content), step))
+    answer = web.client.post(STUDIES, content=pieces, headers=headers)
+    assert answer.status_code == 200, answer.text
+    (row,) = web.rows()
+    assert dcmread(web.config.spool_dir / row.relative_path) == dcmread(path)
+
+
+def test_lines_that_end_without_a_carriage_return_are_refused(web: Web, tmp_path: Path) -> None:
+    """Where pixels may hold any byte, a lone line feed cannot end a line."""
+    (path,) = some(tmp_path, 1)
+    content = wrapped(path.read_bytes(), b"b").replace(b"\r\n", b"\n")
+    headers = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}
+    assert web.client.post(STUDIES, content=content, headers=headers).status_code == 400
+    assert web.rows() == []
+
+
+def test_the_answer_names_the_study_where_it_is_one(web: Web, tmp_path: Path) -> None:
+    first, other = some(tmp_path, 1), some(tmp_path / "other", 1, study_uid="1.2.9")
+    assert web.store(first).json()[WHERE]["Value"] == [f"{web.address}{STUDIES}/{STUDY}"]
+    assert web.store([*first, *other]).json()[WHERE] == {"vr": "UR"}
+
+
+def test_what_has_no_uids_fails_apart_from_what_has(web: Web, tmp_path: Path) -> None:
+    good, bad = some(tmp_path, 2)
+    content = body([good.read_bytes(), bad.read_bytes()[:-100], b"not DICOM"])
+    answer = web.client.post(STUDIES, content=content, headers=DICOM)
+    assert answer.status_code == 202
+    assert (reasons(answer), reasons(answer, OTHER)) == ([0xC000], [0xC000])
+    assert answer.json()[FAILED]["Value"][0]["00081155"]["Value"] == [dcmread(bad).SOPInstanceUID]
+    assert answer.json()[OTHER]["Value"][0].keys() == {REASON}
 
 
 def test_a_part_of_another_type_fails_alone(web: Web, tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from model_zoo.structures import number
-from pipelines import dir_support, lesions
+from pipelines import dir_support, lesion_segments, lesions
 from pipelines.contract import Finding, Grid, Measurement, Note
 from pipelines.dir_estimate import Estimate
+from pipelines.laterality import LEFT, RIGHT, find_midplane
 from pipelines.lesions import Thresholds
 
 SHAPE = (40, 40, 40)
@@ -101,7 +103,7 @@ def test_without_lesions_the_answer_is_none_and_a_valid_segmentation() -> None:
     e = _estimate()
     found = lesions.find(e, Thresholds())
     assert _values(lesions.measure(found, Thresholds()))["lesions"] == 0
-    segmentation = lesions.segmentation(found, e, e.grid, 1.0)
+    segmentation = lesion_segments.segmentation(found, e, Thresholds(), e.grid, 1.0)
     assert not segmentation.labels.any()
     assert len(segmentation.segments) == 4
 
@@ -110,7 +112,7 @@ def test_a_lesion_thinner_than_a_slice_keeps_its_peak_in_the_segmentation() -> N
     e = _estimate((slice(30, 32), slice(30, 34), slice(30, 34)))
     found = lesions.find(e, Thresholds())
     thick = Grid((8, 40, 40), np.diag([1.0, 1.0, 5.0, 1.0]) + np.array([[0, 0, 0, 0]] * 2 + [[0, 0, 0, 2], [0] * 4]))
-    labels = lesions.segmentation(found, e, thick, 5.0).labels
+    labels = lesion_segments.segmentation(found, e, Thresholds(), thick, 5.0).labels
     assert (labels > 0).sum() == 1
     assert labels[6, 30:34, 30:34].any()
 
@@ -145,3 +147,74 @@ def test_a_lesion_that_dir_does_not_show_lowers_the_share() -> None:
     e.dir[_box(30, 14, 30)] = 0.1
     assert _values(dir_support.support(e))["share of FLAIR's bright spots shown"] == 0.5
     assert "share of FLAIR's bright spots shown" not in _values(dir_support.support(_estimate()))
+
+
+def _turned(shape: tuple[int, int, int], degrees: float) -> Grid:
+    """A head's grid, turned about the feet-head axis, its middle far from the origin."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    affine = np.eye(4)
+    affine[:2, :2] = [[c, -s], [s, c]]
+    affine[:3, 3] = [40.0, -70.0, 30.0]
+    return Grid(shape, affine)
+
+
+def _with_putamina(e: Estimate, degrees: float = 0.0) -> Estimate:
+    """Putamina of 1.3 ml whose middles are 48 mm apart, in a head twice as wide as ``_estimate`` has it."""
+    arrays = ("flair", "t1w", "structure", "dir", "sd", "epistemic", "lesion")
+    wide: dict[str, Any] = {name: np.concatenate([getattr(e, name)] * 2, axis=2) for name in arrays}
+    for start in (12, 60):
+        wide["structure"][14:26, 14:26, start : start + 9] = number("putamen")
+    shape = wide["structure"].shape
+    return replace(e, grid=_turned((shape[0], shape[1], shape[2]), degrees), **wide)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 20.0, -35.0])
+def test_a_lesion_has_a_side_however_the_head_is_turned(degrees: float) -> None:
+    """+x is left, and a higher column lies farther left; the lesion stands in both halves of the doubled head."""
+    e = _with_putamina(_estimate(_box(30, 30, 15)), degrees)
+    found = lesions.find(e, Thresholds())
+    sides = {lesion.peak[2] > 40: [m for m in lesion.site.modifiers if m in (LEFT, RIGHT)] for lesion in found.lesions}
+    assert sides == {True: [LEFT], False: [RIGHT]}
+
+
+def test_a_lesion_on_the_midline_has_no_side() -> None:
+    e = _with_putamina(_estimate())
+    e.lesion[30:34, 30:34, 36:46], e.flair[30:34, 30:34, 36:46] = 0.9, 2.0
+    (lesion,) = lesions.find(e, Thresholds()).lesions
+    assert not {LEFT, RIGHT} & set(lesion.site.modifiers)
+
+
+def test_without_two_putamina_nothing_has_a_side() -> None:
+    e = _with_putamina(_estimate())
+    assert find_midplane(e.structure, e.grid) is not None
+    e.structure[:, :, 60:][e.structure[:, :, 60:] == number("putamen")] = number("cerebral white matter")
+    assert find_midplane(e.structure, e.grid) is None
+    assert find_midplane(_estimate().structure, e.grid) is None
+
+
+def test_the_middle_of_a_lesion_is_one_of_its_voxels() -> None:
+    e = _estimate(_box(30, 26, 14, 3), _box(30, 26, 17, 3), _box(30, 29, 17, 3))
+    (lesion,) = lesions.find(e, Thresholds()).lesions
+    i, j, k = (round(each) for each in lesion.centre_mm)
+    assert lesions.find(e, Thresholds()).labels[k, j, i] == 1
+
+
+def test_each_lesion_is_a_segment_with_the_name_of_its_measurements() -> None:
+    e = _estimate(_box(30, 30, 30, 3), _box(30, 14, 30, 5), _box(26, 20, 20))
+    found = lesions.find(e, Thresholds(told=2))
+    told = lesion_segments.segmentation(found, e, Thresholds(told=2), e.grid, 1.0)
+    assert [segment.label for segment in told.segments] == ["Lesion 1", "Lesion 2", "Further deep lesions"]
+    groups = {m.group for m in lesions.measure(found, Thresholds(told=2)) if isinstance(m, Measurement) and m.group}
+    assert groups == {segment.label.lower() for segment in told.segments[:2]}
+    for lesion in found.lesions:
+        assert (told.labels[found.labels == lesion.number] == lesion.number).all()
+    assert (told.segments[0].site, told.segments[0].centre_mm) == (found.lesions[0].site, found.lesions[0].centre_mm)
+    assert told.segments[0].color == found.lesions[0].place.color
+
+
+def test_of_two_lesions_in_one_thick_voxel_the_larger_keeps_it() -> None:
+    e = _estimate((slice(30, 34), slice(30, 34), slice(30, 34)), (slice(30, 33), slice(30, 33), slice(26, 29)))
+    thick = Grid((8, 4, 4), np.diag([10.0, 10.0, 5.0, 1.0]))
+    told = lesion_segments.segmentation(lesions.find(e, Thresholds()), e, Thresholds(), thick, 5.0)
+    assert told.labels[6, 3, 3] == 1
+    assert (told.labels > 0).sum() == 1

@@ -109,7 +109,7 @@ def test_samples_to_discard_are_not_measured_ones(tmp_path: Path) -> None:
 def test_averages_are_averaged_and_the_noise_scan_is_scaled_with_them(tmp_path: Path) -> None:
     def number(acquisition: Any) -> None:
         if not acquisition.isFlagSet(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
-            acquisition.data[:] = 1 + 2 * acquisition.idx.average
+            acquisition.data[:] = 3.7 + 0.2 * acquisition.idx.average
 
     scan = Scan(averages=4, noise_samples=70_000 // 2, edit=number)
     kspace, facts = mrd.to_kspace(acquire(scan, tmp_path / "a.h5"))
@@ -169,7 +169,7 @@ def test_calibration_lines_of_a_separate_scan_are_left_out_and_told(tmp_path: Pa
     scan.points_mm = [scan.place_mm(0, 0, 0)]
     kspace, facts = mrd.to_kspace(acquire(scan, tmp_path / "a.h5"))
     assert kspace.mask[0, :, 0].tolist() == [True, False] * 10
-    assert facts["calibration_lines_of_separate_scan"] == 10
+    assert facts["calibration_lines_left_out"] == 10
     assert facts["acceleration_stated"] == (2, 1)
 
 

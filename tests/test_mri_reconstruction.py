@@ -313,6 +313,53 @@ def test_a_calibration_block_that_was_not_sampled_is_refused() -> None:
     assert "calibration" in refused(replace(k, mask=holes))
 
 
+def silenced(array: NDArray[np.complex64], coil: int) -> NDArray[np.complex64]:
+    array = array.copy()
+    array[..., coil, :, :][:] = 0
+    return array
+
+
+def test_a_coil_without_signal_or_with_another_ones_is_refused_by_number() -> None:
+    k = acquired()
+    assert "coil 3 of 4 received nothing" in refused(replace(k, samples=silenced(k.samples, 2)))
+    copied = k.samples.copy()
+    copied[:, 2] = copied[:, 1]
+    assert "coils 2 and 3 hold the same samples" in refused(replace(k, samples=copied))
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_samples_that_single_precision_cannot_square_are_refused(factor: float) -> None:
+    k = acquired(prescan=False)
+    assert "the largest sample is" in refused(replace(k, samples=(k.samples * factor).astype(np.complex64)))
+
+
+def test_a_noise_scan_that_cannot_be_of_this_image_is_refused() -> None:
+    k = acquired()
+    assert k.noise is not None
+    silent, copied = k.noise.copy(), k.noise.copy()
+    silent[2], copied[2] = 0, k.noise[1]
+    assert "holds only zeros" in refused(replace(k, noise=silent))
+    assert "one coil repeats others" in refused(replace(k, noise=copied))
+    assert "times louder than the weakest samples" in refused(replace(k, noise=100 * k.noise))
+
+
+@pytest.mark.parametrize("rows", [slice(24, None), slice(0, 40)], ids=["late lines", "early lines"])
+def test_partial_fourier_without_any_noise_is_reconstructed(rows: slice) -> None:
+    """The noise found in such data is the rounding of single precision, which no solver can reach."""
+    mask = np.zeros((2, *SHAPE), np.bool_)
+    mask[:, rows] = True
+    y = centred_fft(_maps(4) * truth()[:, None]).numpy()
+    k = replace(
+        acquired(prescan=False),
+        samples=(y * mask[:, None]).astype(np.complex64),
+        mask=mask,
+        calibration=((24, 40), (0, SHAPE[1])),
+    )
+    reference = truth().abs().numpy()
+    found = image(reconstruct(k, recon.Options(steps=2, mean_steps=4, samples=2)))
+    assert np.linalg.norm(found - reference) < 0.15 * np.linalg.norm(reference)
+
+
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(pydantic.ValidationError):
         recon.Options.model_validate({"sampler": "dds"})

@@ -304,8 +304,9 @@ def test_results_with_a_prior_belong_to_the_present_study() -> None:
 
 @pytest.mark.parametrize("other", [{"PatientID": "4712"}, {"IssuerOfPatientID": "CLINIC"}])
 def test_a_prior_of_another_patient_is_refused(other: dict[str, str]) -> None:
-    called = dictionary_description(next(iter(other)))
-    with pytest.raises(InputRefused, match=f"earlier examination differs in {called}") as refused:
+    with pytest.raises(
+        InputRefused, match=f"earlier examination differs in {dictionary_description(next(iter(other)))}"
+    ) as refused:
         results.write(
             found(grid("axial")).findings,
             [source("mr")],

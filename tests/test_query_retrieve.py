@@ -115,17 +115,17 @@ def add_result(receiver: Receiver, folder: Path, *, held_because: str = "", mark
     return ds
 
 
-def dcmtk(program: str, receiver: Receiver, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [installed(f"/usr/bin/{program}", "dcmtk"), "-v", "-S", "-aec", receiver.config.node.ae_title]
+def dcmtk(program: str, receiver: Receiver, *arguments: str, root: str = "-S") -> subprocess.CompletedProcess[str]:
+    command = [installed(f"/usr/bin/{program}", "dcmtk"), "-v", root, "-aec", receiver.config.node.ae_title]
     command += [*arguments, "127.0.0.1", str(receiver.port)]
     environment = os.environ | {"TCP_NODELAY": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
 
 
-def found_by_findscu(receiver: Receiver, folder: Path, level: str, *keys: str) -> list[Dataset]:
+def found_by_findscu(receiver: Receiver, folder: Path, level: str, *keys: str, root: str = "-S") -> list[Dataset]:
     folder.mkdir(parents=True)
     wanted = [each for key in (f"QueryRetrieveLevel={level}", *keys) for each in ("-k", key)]
-    done = dcmtk("findscu", receiver, "-X", "-od", str(folder), *wanted)
+    done = dcmtk("findscu", receiver, "-X", "-od", str(folder), *wanted, root=root)
     assert done.returncode == 0, done.stderr
     return [dcmread(path, force=True) for path in sorted(folder.glob("rsp*.dcm"))]
 
@@ -268,6 +268,7 @@ def ask(
     syntax: UID = ExplicitVRLittleEndian,
     before: Callable[[Any, int], None] = lambda assoc, number: None,
     ae_title: str = "ANYBODY",
+    model: str = "",
 ) -> list[tuple[Dataset, Dataset]]:
     """Every response with its identifier; ``before`` is called with the association and the number of each."""
     identifier = Dataset()
@@ -276,11 +277,14 @@ def ask(
         tag = tag_for_keyword(keyword)
         assert tag is not None
         identifier.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=pydicom_config.IGNORE))
-    model = {
-        "find": FIND,
-        "get": StudyRootQueryRetrieveInformationModelGet,
-        "move": StudyRootQueryRetrieveInformationModelMove,
-    }[service]
+    model = (
+        model
+        or {
+            "find": FIND,
+            "get": StudyRootQueryRetrieveInformationModelGet,
+            "move": StudyRootQueryRetrieveInformationModelMove,
+        }[service]
+    )
     more: list[Any] = [build_role(MRImageStorage, scp_role=True)]
     if flags:
         more.append(SOPClassExtendedNegotiation())

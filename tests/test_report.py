@@ -68,7 +68,7 @@ def drawn_up(
         Measurement("total activity ratio", 0.9951, "1"),
         Measurement("broken", float("nan"), "1"),
         *(
-            Measurement(f"SUVmean of region {n}", 1.234 * n, "{SUVbw}g/ml", group=f"region {n}",
+            Measurement(f"SUVmean of region {n}", 1.234 * n, "g/ml{SUVbw}", group=f"region {n}",
                         intervals=(Interval(0.5, n, 1.3 * n), Interval(0.95, 0.9 * n, 1.5 * n)))
             for n in range(1, regions)
         ),
@@ -88,7 +88,7 @@ def test_the_page_says_what_it_must() -> None:
     lines = {f"{number.group} {number.name}".strip(): number for number in made.numbers}
     assert lines["total activity ratio"].value == "0.995"
     assert lines["broken"].value == "not a number"
-    assert (lines["region 2 SUVmean"].value, lines["region 2 SUVmean"].more) == ("2.47 SUVbw g/ml", "1.8 to 3 (95 %)")
+    assert (lines["region 2 SUVmean"].value, lines["region 2 SUVmean"].more) == ("2.47 g/ml SUVbw", "1.8 to 3 (95 %)")
     assert any("ab" * 32 in line for line in made.provenance)
     assert "research use only" in made.fine_print
 

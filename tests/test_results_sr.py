@@ -32,8 +32,8 @@ from tests.peers.process import installed
 NEWER_THAN_DCIODVFY = "(0008,001c)"
 WITH_REPORT = ResultsConfig()
 CEREBELLUM = Code("113305005", "SCT", "Cerebellum")
-SUVR = Code("126406", "DCM", "SUVratio")
-UNITS = ("{SUVr}", "%", "ml", "Bq/ml", "1", "{SUVbw}g/ml")
+SUV = Code("126401", "DCM", "SUVbw")
+UNITS = ("{SUVr}", "%", "ml", "Bq/ml", "1", "g/ml{SUVbw}")
 HELD = Verdict(Outcome.HOLD, ("chi-square is 3, above the limit of 2", "flair: Echo Time (0018,0081) is 120 ms"))
 
 
@@ -117,9 +117,9 @@ def _number(item: Dataset) -> float:
 
 def test_a_number_carries_its_code_its_description_and_its_intervals(tmp_path: Path) -> None:
     intervals = (Interval(0.8, 1.1, 1.5), Interval(0.95, 1.0, 1.7))
-    given = Measurement("SUVR mean", 1.3, "{SUVr}", "cerebellar grey matter", "precuneus", CEREBELLUM, SUVR, intervals)
+    given = Measurement("SUVR mean", 1.3, "{SUVr}", "cerebellar grey matter", "precuneus", CEREBELLUM, SUV, intervals)
     group = content(report(given), tmp_path).get_image_measurement_groups()[1]
-    (read,) = group.get_measurements(name=Concept("126406", "DCM", "SUVratio"))
+    (read,) = group.get_measurements(name=Concept("126401", "DCM", "SUVbw"))
     said = _properties(read[0])
     assert said["Comment"].TextValue == "SUVR mean: cerebellar grey matter"
     limits = {name: _number(item) for name, item in said.items() if "interval" in name}

@@ -199,7 +199,7 @@ def test_suv_is_measured_where_it_is_known_and_the_reason_told_where_not(blur: r
     known = _run(blur, pet)
     unknown = _run(blur, pet, {"units": "BQML", "suv_unknown_because": "Patient's Weight (0010,1030) is not stated"})
     suv, activity = known.grouped["body", "SUVmean"], unknown.grouped["body", "activity mean"]
-    assert (suv.unit, activity.unit) == ("{SUVbw}g/ml", "Bq/ml")
+    assert (suv.unit, activity.unit) == ("g/ml{SUVbw}", "Bq/ml")
     assert suv.value == pytest.approx(2.5e-4 * activity.value)
     assert suv.site is not None
     assert "Weight (0010,1030) is not stated" in unknown.notes["SUV"]
@@ -323,7 +323,7 @@ def test_the_report_of_a_job_has_suv_and_an_odd_dose_or_tracer_holds_it(bundles:
     produced = _processed(paths, bundles)
     told = {m["name"]: m for m in produced.report["measurements"]}
     assert told["SUVbw factor"]["value"] == pytest.approx(FACTOR, rel=1e-6)
-    assert told["SUVmean"]["unit"] == "{SUVbw}g/ml"
+    assert told["SUVmean"]["unit"] == "g/ml{SUVbw}"
     assert produced.held_because == ""
     assert "dose over standard dose" in _processed(paths, bundles, dose_fraction=0.9).held_because
 

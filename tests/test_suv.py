@@ -103,6 +103,7 @@ def test_without_decay_correction_the_factor_is_that_of_one_frames_mean(kit: Pat
     headers = _instances(kit / "pet" / "suv-metadata-vendors" / "GE_MEDICAL_AND_BQML-instances.json")
     for ds in headers:
         ds.DecayCorrection = "NONE"
+        ds.CorrectedImage.remove("DECY")
     found = acquisition.facts([Frame(ds, 0) for ds in headers])["suv_bw_per_unit"]
     middle = 52e3 / (152022720 * 2 ** -((4281 + 60) / 6586.2))
     assert found == pytest.approx(middle, rel=1e-5)
@@ -137,20 +138,52 @@ def test_admin_takes_the_dose_as_injected_and_start_what_is_left() -> None:
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "no weight": ({"weight_kg": None}, r"Weight \(0010,1030\) is not stated"),
     "weight in grams": ({"weight_kg": 70e3}, "no weight of a person"),
+    "several weights": ({"differing": frozenset({"PatientWeight"})}, r"differ in Patient's Weight \(0010,1030\)"),
+    "weight in pounds": ({"weight_kg": 264.0, "size_m": 1.6}, r"264 kg and Patient's Size .* of 1\.6 m are not of one"),
+    "weight in stones": ({"weight_kg": 11.0, "size_m": 1.75}, "or not in these units"),
     "no dose": ({"dose_bq": None}, r"Dose \(0018,1074\) is not stated or zero"),
     "dose in MBq": ({"dose_bq": 370.0}, "may have been written in MBq"),
+    "dose in kBq": ({"dose_bq": 370e3}, "may have been written in MBq or kBq"),
+    "dose in mBq": ({"dose_bq": 370e9}, "more than any person gets"),
+    "several doses": ({"differing": frozenset({"RadionuclideTotalDose"})}, "differ in Radionuclide Total Dose"),
+    "several tracers": ({"differing": frozenset({suv.SOURCES})}, r"Sequence \(0054,0016\) has several items"),
     "no half-life": ({"half_life_s": None}, "Half Life"),
+    "half-life in minutes": ({"half_life_s": 109.77}, "109.77 s is that of no radionuclide of PET"),
+    "half-life of another": ({"nuclide": ("C-105A1", "SRT")}, "6586.2 s, but .* says 11C"),
+    "several half-lives": ({"differing": frozenset({"RadionuclideHalfLife"})}, "differ in Radionuclide Half Life"),
+    "several nuclides": ({"differing": frozenset({"RadionuclideCodeSequence"})}, r"\(0054,0300\)"),
     "no times": ({"decay_s": None}, "times of injection and scan are not stated"),
+    "times that say two things": ({"decay_s": None, "time_fault": "they contradict"}, "they contradict"),
     "injected after the scan": ({"decay_s": -300.0}, r"injection is 5\.0 minutes after the scan"),
     "injected days before": ({"decay_s": 2 * 86400.0}, r"48\.0 hours \(26 half-lives\) before"),
     "no attenuation correction": ({"corrections": ("DECY",)}, "attenuation"),
+    "no corrections stated": ({"corrections": None}, "attenuation"),
+    "attenuation at odds": ({"attenuation_method": "NONE"}, r"Method \(0054,1101\) is NONE"),
     "decay at odds": ({"corrections": ("ATTN",)}, "has no DECY"),
+    "no decay at odds": ({"decay_correction": "NONE"}, "is NONE, but Corrected Image .* has DECY"),
     "no decay correction": ({"decay_correction": ""}, "Decay Correction .* not stated"),
     "plain counts": ({"units": "CNTS"}, "CNTS without Philips' private factors"),
+    "counts without attenuation": (
+        {"units": "CNTS", "suv_per_count": 5e-4, "bq_ml_per_count": 2.0, "corrections": ("DECY",)}, "attenuation"
+    ),
+    "Philips at odds": (
+        {"units": "CNTS", "suv_per_count": 5.64e-4, "bq_ml_per_count": 2.0}, "make 0.000282 .* make 0.0002763"
+    ),
+    "Philips at odds in Bq/ml": (
+        {"suv_per_count": 5.64e-4, "bq_ml_per_count": 2.0}, "make 0.000282 .* make 0.0002763"
+    ),
+    "Philips several": (
+        {"units": "CNTS", "suv_per_count": 5e-4, "differing": frozenset({"(7053,1000)"})}, "differ in Philips' factors"
+    ),
+    "Philips of a weight in grams": (
+        {"units": "CNTS", "suv_per_count": 5e-4, "weight_kg": 7e4}, "no weight of a person"
+    ),
     "a perfusion map": ({"units": "MLMINML"}, "MLMINML, not an activity"),
     "no units": ({"units": ""}, "not stated"),
     "lean body mass": ({"units": "GML", "suv_type": "LBM"}, "SUV by LBM"),
-}
+    "no measure of the body": ({"units": "GML"}, "nothing says by which measure"),
+    "SUV without attenuation": ({"units": "GML", "suv_type": "BW", "corrections": ("DECY",)}, "attenuation"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REASONS)
@@ -162,11 +195,23 @@ def test_what_is_missing_or_impossible_gives_a_reason_and_no_factor(what: str) -
         raise ValueError(found.unknown_because)
 
 
+def test_philips_factors_stand_in_where_a_header_leaves_something_out() -> None:
+    philips = replace(STATED, units="CNTS", suv_per_count=5.6e-4, bq_ml_per_count=2.0)
+    left_out: list[dict[str, Any]] = [{"dose_bq": None}, {"weight_kg": None}, {"half_life_s": None}, {"decay_s": None}]
+    for missing in left_out:
+        assert suv.factor(replace(philips, **missing)).bw_per_unit == 2.8e-4
+
+
+def test_a_size_in_centimetres_says_nothing_of_the_weight() -> None:
+    assert suv.factor(replace(STATED, size_m=175.0)) == suv.factor(STATED)
+
+
 def test_facts_have_the_factor_or_the_reason_and_never_a_date(kit: Path) -> None:
     (ds, *_) = _instances(kit / "pet" / "suv-metadata-vendors" / "SIEMENS-instances.json")
     known = acquisition.facts([Frame(ds, 0)])
     assert "suv_unknown_because" not in known
-    ds.RadiopharmaceuticalInformationSequence[0].RadiopharmaceuticalStartDateTime = "20201217115900"
+    source = ds.RadiopharmaceuticalInformationSequence[0]
+    source.RadiopharmaceuticalStartDateTime, source.RadiopharmaceuticalStartTime = "20201217115900", "115900"
     unknown = acquisition.facts([Frame(ds, 0)])
     assert "suv_bw_per_unit" not in unknown
     assert "uptake_s" not in unknown

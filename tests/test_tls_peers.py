@@ -196,7 +196,7 @@ def test_metrics_tell_how_long_certificates_last(
     issued = authority.issue("measured", days=10)
     config = Config(node=NodeConfig(tls=issued.tls(None), data_dir=tmp_path), path=tmp_path / "node.toml")
     registry = CollectorRegistry()
-    Gauges(config, sessions, lambda: datetime.now(UTC), Pulse(lambda: datetime.now(UTC))).register(registry)
+    Gauges(config, sessions, lambda: datetime.now(UTC), Pulse()).register(registry)
     told = generate_latest(registry).decode()
     left_s = float(told.split('dicomnode_certificate_seconds_left{of="node.tls"} ')[1].split("\n")[0])
     assert abs(left_s - timedelta(days=10).total_seconds()) < 60

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from db import workers
+from dicomnode.config import load
+from dicomnode.node import prepare
 from tests import fleet, postgresql
-from tests.peers import Node, StoreScp, wait_for
+from tests.peers import Node, StoreScp, a_route, wait_for, write_config
+from tests.peers.kspaces import raw_data
+from tests.test_node import put
 
 STUDIES = 200
 KILL_EVERY = 25
@@ -36,6 +41,27 @@ def test_every_study_ends_once_while_workers_are_killed(
                 fleet.each_ended_once(session, site.spool_dir, STUDIES)
             fleet.each_arrived_once(receiver, storescp.files(), STUDIES)
             assert receiver.stop() == 0
+
+
+def test_a_worker_outlives_a_restart_of_the_database(tmp_path: Path, now: datetime) -> None:
+    if missing := postgresql.missing():
+        pytest.skip(missing)
+    with postgresql.running() as server, server.database() as url:
+        path = write_config(tmp_path, database={"url": url}, routes=[a_route(steps=2, mean_steps=2, samples=2)])
+        prepare(load(path))
+        with Node(path, "work") as running:
+            wait_for(lambda: _has_reported(running), "it works", within_s=60)
+            server.stop()
+            wait_for(lambda: "the database does not answer" in running.log, "it notices", within_s=30)
+            server.start()
+            put(running, raw_data(tmp_path / "raw.dcm", now), now)
+            assert running.wait_for_job("done").attempts == 1
+            assert running.stop() == 0
+
+
+def _has_reported(running: Node) -> bool:
+    with running.sessions() as session:
+        return bool(workers.alive(session, since=datetime.now(UTC) - timedelta(minutes=1)))
 
 
 def _kill_now_and_then(receiver: Node, hosts: list[Node]) -> list[int]:

@@ -18,13 +18,16 @@ app = typer.Typer()
 
 @app.command()
 def verify(ctx: typer.Context) -> None:
-    """Walk the whole chain of hashes; exit 1 at the first event that was changed, removed or slipped in."""
+    """Walk the whole chain of hashes; exit 1 at the first event that was changed, removed, slipped in or lost."""
     from db import audit, trail
     from db.engine import readers
     from dicomnode.errors import StorageDamaged
+    from dicomnode.storage.high_water import check_nothing_lost
 
-    with readers(context.engine(context.config(ctx)))() as session:
+    config = context.config(ctx)
+    with readers(context.engine(config))() as session:
         broken, events = audit.verify(session), trail.head(session)
+        check_nothing_lost(session, config.spool_dir)
     if broken is not None:
         raise StorageDamaged(f"audit trail: event {broken.seq} {broken.why}; keep the database as it is")
     print(f"the audit trail of {events} events holds")

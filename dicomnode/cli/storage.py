@@ -31,6 +31,7 @@ def verify(
 
     from db.engine import readers
     from dicomnode.storage import verification
+    from dicomnode.storage.high_water import check_nothing_lost
 
     config = context.config(ctx)
     sessions = readers(context.engine(config))
@@ -43,6 +44,8 @@ def verify(
         )
     _print(found, as_json)
     typer.echo(f"{total} rows with files looked at, {len(found)} wrong", err=True)
+    with sessions() as session:
+        check_nothing_lost(session, config.spool_dir)
     if found:
         raise typer.Exit(1)
 
@@ -56,16 +59,33 @@ def orphans(
     """Rows without files and files without rows; exit 1 if a row has no file."""
     from db.engine import readers, sessions
     from dicomnode.storage import verification
+    from dicomnode.storage.high_water import check_nothing_lost
 
     config, now = context.config(ctx), datetime.now(UTC)
     engine = context.engine(config)
     found = list(verification.orphans(readers(engine), config.spool_dir, now=now))
     _print(found, as_json)
     if remove:
+        with readers(engine)() as session:
+            check_nothing_lost(session, config.spool_dir)
         gone = verification.remove_orphans(sessions(engine), config.spool_dir, found, now=now)
         typer.echo(f"{gone} files without rows deleted", err=True)
     if any(each.what == "missing" for each in found):
         raise typer.Exit(1)
+
+
+@app.command()
+def adopt(ctx: typer.Context, as_json: context.AsJson = False) -> None:
+    """Take files without rows back into the database, after rows were lost; 'serve' starts again then."""
+    from db.engine import sessions
+    from dicomnode import node
+    from dicomnode.storage import adoption
+
+    config = context.config(ctx)
+    node.prepare(config)
+    found = list(adoption.adopt(sessions(context.engine(config)), config.spool_dir, now=datetime.now(UTC)))
+    context.print_rows([asdict(each) for each in found], ["file", "outcome", "reason"], as_json=as_json)
+    typer.echo(f"{sum(each.outcome == 'adopted' for each in found)} of {len(found)} files adopted", err=True)
 
 
 def _print(found: list[Found], as_json: bool) -> None:

@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from pydicom.datadict import dictionary_VR
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from dicomnode.datasets import inflating
 from dicomnode.errors import CannotUnderstand
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 __all__ = [
+    "MOST_ELEMENTS",
+    "MOST_NESTED",
     "Element",
     "Inflated",
     "OpenFile",
     "Readable",
     "Source",
     "Window",
+    "check_size",
     "dictionary_vr",
     "file_meta",
     "open_source",
     "read_file_meta",
+    "tag_name",
     "walk",
 ]
 
@@ -43,10 +48,11 @@ _SHORT_VRS = {
         *("LT", "PN", "SH", "SL", "SS", "ST", "TM", "UI", "UL", "US"),
     )
 }
-_DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, UID("1.2.840.10008.1.2.4.95"), UID("1.2.840.10008.1.2.4.205")})
 _WINDOW = 64 * 1024
 _INFLATE_AT_MOST = 32 * 1024 * 1024
 _DEEPEST = 64
+MOST_ELEMENTS = 100_000
+MOST_NESTED = 4_000_000
 
 
 class Readable(Protocol):
@@ -85,7 +91,8 @@ class Window:
     def read(self, at: int, count: int) -> bytes:
         offset = at - self._at
         if offset < 0 or offset + count > len(self._block):
-            self._block = self._content.read(self._start + at, min(max(count, _WINDOW), self.size - at))
+            most = max(0, self.size - at)
+            self._block = self._content.read(self._start + at, min(max(count, _WINDOW), most))
             self._at, offset = at, 0
         return self._block[offset : offset + count]
 
@@ -95,7 +102,7 @@ class Inflated:
 
     def __init__(self, raw: Source) -> None:
         head, self.size = bytearray(), 0
-        for piece in _inflated_pieces(raw):
+        for piece in inflating.pieces(raw.read):
             self.size += len(piece)
             head += piece[: max(0, _INFLATE_AT_MOST - len(head))]
         self._head = bytes(head)
@@ -130,28 +137,33 @@ _EXPLICIT_LITTLE, _EXPLICIT_BIG, _IMPLICIT_LITTLE = _Syntax(True, "<"), _Syntax(
 def open_source(content: Readable, start: int, stop: int, transfer_syntax_uid: str) -> Source:
     """The data set that lies between two offsets."""
     window = Window(content, start, stop)
-    return Inflated(window) if transfer_syntax_uid in _DEFLATED else window
+    return Inflated(window) if inflating.is_deflated(transfer_syntax_uid) else window
 
 
 def walk(source: Source, transfer_syntax_uid: str) -> Iterator[Element]:
     """The top-level elements in their order.
 
-    Raises CannotUnderstand, naming the element, when the bytes are not a data set or end before it does.
+    Raises CannotUnderstand, naming the element, when the bytes are not a data set, end before it does, or hold more
+    elements than ``MOST_ELEMENTS`` and, in sequences of undefined length, ``MOST_NESTED``.
     """
-    syntax, at = _syntax(transfer_syntax_uid), 0
+    syntax, at, found, nested = _syntax(transfer_syntax_uid), 0, 0, _Nested(source)
     while at < source.readable:
-        at = yield from _plain_elements(source, at, syntax)
+        for element in _plain_elements(source, at, syntax):
+            yield element
+            at, found = element.at + element.length, found + 1
+            if found > MOST_ELEMENTS:
+                raise CannotUnderstand(f"the data set has more than {MOST_ELEMENTS} elements outside of sequences")
         if source.size - at < 8 and not any(source.read(at, source.size - at)):
             return  # some writers pad a data set to an even block with zeros
         if at < source.readable:
-            element, at = _element(source, at, syntax, 0)
+            element, at = nested.element(at, syntax, 0)
             yield element
 
 
-def _plain_elements(source: Source, at: int, syntax: _Syntax) -> Generator[Element, None, int]:
-    """The elements from an offset on whose headers need no second look, and the offset of the first that does.
+def _plain_elements(source: Source, at: int, syntax: _Syntax) -> Iterator[Element]:
+    """The elements from an offset on whose headers need no second look.
 
-    Every instance goes through here, element by element, so it is written for speed: ``_element`` says the same.
+    Every instance goes through here, element by element, so it is written for speed: ``_Nested`` says the same.
     """
     block = source.read(at, min(_WINDOW, source.readable - at))
     first, last, here = at, len(block) - 12, 0
@@ -169,7 +181,6 @@ def _plain_elements(source: Source, at: int, syntax: _Syntax) -> Generator[Eleme
             break
         yield Element(group << 16 | number, name, first + here + header, length)
         here = end
-    return first + here
 
 
 def file_meta(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str, source_ae_title: str) -> bytes:
@@ -188,13 +199,27 @@ def file_meta(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid:
     return b"\0" * 128 + b"DICM" + _explicit(0x0000, b"UL", struct.pack("<L", len(body))) + body
 
 
+def check_size(path: Path, *, at_most: int = inflating.MOST_INFLATED) -> None:
+    """Raise CannotUnderstand where a file's data set is deflated, and inflates to more than ``at_most`` bytes.
+
+    Ask it before a library that inflates without a bound reads the file.
+    """
+    with path.open("rb") as file:
+        content, size = OpenFile(file.fileno()), file.seek(0, 2)
+        transfer_syntax_uid, start = read_file_meta(content, size)
+        if inflating.is_deflated(transfer_syntax_uid):
+            for _ in inflating.pieces(Window(content, start, size).read, at_most=at_most):
+                pass
+
+
 def read_file_meta(content: Readable, size: int) -> tuple[str, int]:
     """The transfer syntax UID of a Part 10 file, and the offset of its data set."""
     source, at, transfer_syntax_uid = Window(content, 0, size), 132, ""
+    nested = _Nested(source)
     if source.read(128, 4) != b"DICM":
         raise CannotUnderstand("the file is not a DICOM file: it has no DICM prefix")
     while source.read(at, 2) == b"\2\0":
-        element, at = _element(source, at, _EXPLICIT_LITTLE, 0)
+        element, at = nested.element(at, _EXPLICIT_LITTLE, 0)
         if element.tag == 0x00020010:
             transfer_syntax_uid = source.read(element.at, element.length).decode("ascii", "replace").strip("\0 ")
     if not transfer_syntax_uid:
@@ -208,23 +233,61 @@ def _syntax(transfer_syntax_uid: str) -> _Syntax:
     return _EXPLICIT_BIG if transfer_syntax_uid == ExplicitVRBigEndian else _EXPLICIT_LITTLE
 
 
-def _element(source: Source, at: int, syntax: _Syntax, depth: int) -> tuple[Element, int]:
-    """The element at an offset, and the offset after it."""
-    head = source.read(at, 12)
-    if len(head) < 8:
-        raise CannotUnderstand(f"the data set ends inside an element's header at byte {at}")
-    tag, vr, length, header = _header(head, syntax)
-    value_at = at + header
-    if length == _UNDEFINED:
-        # PS3.5 6.2.2 note 2: an unknown VR of undefined length is a sequence in Implicit VR Little Endian
-        inner = _IMPLICIT_LITTLE if vr == "UN" else syntax
-        end = _after_items(source, value_at, inner, tag, depth + 1)
-    else:
-        end = value_at + length
-    if end > source.size:
-        missing = end - source.size
-        raise CannotUnderstand(f"the data set ends inside {_name(tag)}: {missing} of {length} bytes are missing")
-    return Element(tag, vr, value_at, end - value_at), end
+class _Nested:
+    """Elements one by one, and what is in them as far as their ends have to be looked for; so many and no more."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._found = source, 0
+
+    def element(self, at: int, syntax: _Syntax, depth: int) -> tuple[Element, int]:
+        """The element at an offset, and the offset after it."""
+        head = self._source.read(at, 12)
+        if len(head) < 8:
+            raise CannotUnderstand(f"the data set ends inside an element's header at byte {at}")
+        tag, vr, length, header = _header(head, syntax)
+        self._count(tag)
+        value_at = at + header
+        if length == _UNDEFINED:
+            # PS3.5 6.2.2 note 2: an unknown VR of undefined length is a sequence in Implicit VR Little Endian
+            inner = _IMPLICIT_LITTLE if vr == "UN" else syntax
+            end = self._after_items(value_at, inner, tag, depth + 1)
+        else:
+            end = value_at + length
+        if end > self._source.size:
+            missing = end - self._source.size
+            raise CannotUnderstand(f"the data set ends inside {tag_name(tag)}: {missing} of {length} bytes are missing")
+        return Element(tag, vr, value_at, end - value_at), end
+
+    def _after_items(self, at: int, syntax: _Syntax, owner: int, depth: int) -> int:
+        """The offset after the delimiter of a sequence, or of encapsulated pixels, of undefined length (PS3.5 7.5)."""
+        if depth > _DEEPEST:
+            raise CannotUnderstand(f"sequences are nested more than {_DEEPEST} deep in {tag_name(owner)}")
+        while True:
+            head = self._source.read(at, 8)
+            if len(head) < 8:
+                raise CannotUnderstand(f"the data set ends inside {tag_name(owner)}: its delimiter is missing")
+            group, number, length = syntax.implicit.unpack(head)
+            tag, at = group << 16 | number, at + 8
+            if tag == _SEQUENCE_END:
+                return at
+            if tag != _ITEM:
+                wrong = f"{tag_name(tag)} stands in {tag_name(owner)} at byte {at - 8} where an item belongs"
+                raise CannotUnderstand(wrong)
+            self._count(owner)
+            at = self._after_item(at, syntax, owner, depth) if length == _UNDEFINED else at + length
+
+    def _after_item(self, at: int, syntax: _Syntax, owner: int, depth: int) -> int:
+        while True:
+            if at >= self._source.readable:
+                raise CannotUnderstand(f"the data set ends inside an item of {tag_name(owner)}")
+            element, at = self.element(at, syntax, depth)
+            if element.tag == _ITEM_END:
+                return at
+
+    def _count(self, tag: int) -> None:
+        self._found += 1
+        if self._found > MOST_NESTED:
+            raise CannotUnderstand(f"the data set has more than {MOST_NESTED} nested elements, up to {tag_name(tag)}")
 
 
 def _header(head: bytes, syntax: _Syntax) -> tuple[int, str, int, int]:
@@ -236,35 +299,9 @@ def _header(head: bytes, syntax: _Syntax) -> tuple[int, str, int, int]:
             return tag, _SHORT_VRS[vr], length, 8
         if vr in _LONG_VRS or (vr.isalpha() and vr.isupper()):
             if len(head) < 12:
-                raise CannotUnderstand(f"the data set ends inside the header of {_name(tag)}")
+                raise CannotUnderstand(f"the data set ends inside the header of {tag_name(tag)}")
             return tag, vr.decode("ascii"), syntax.long.unpack_from(head, 8)[0], 12
     return tag, dictionary_vr(tag), syntax.long.unpack_from(head, 4)[0], 8
-
-
-def _after_items(source: Source, at: int, syntax: _Syntax, owner: int, depth: int) -> int:
-    """The offset after the delimiter of a sequence, or of encapsulated pixels, of undefined length (PS3.5 7.5)."""
-    if depth > _DEEPEST:
-        raise CannotUnderstand(f"sequences are nested more than {_DEEPEST} deep in {_name(owner)}")
-    while True:
-        head = source.read(at, 8)
-        if len(head) < 8:
-            raise CannotUnderstand(f"the data set ends inside {_name(owner)}: its delimiter is missing")
-        group, number, length = syntax.implicit.unpack(head)
-        tag, at = group << 16 | number, at + 8
-        if tag == _SEQUENCE_END:
-            return at
-        if tag != _ITEM:
-            raise CannotUnderstand(f"{_name(tag)} stands in {_name(owner)} at byte {at - 8} where an item belongs")
-        at = _after_item(source, at, syntax, owner, depth) if length == _UNDEFINED else at + length
-
-
-def _after_item(source: Source, at: int, syntax: _Syntax, owner: int, depth: int) -> int:
-    while True:
-        if at >= source.readable:
-            raise CannotUnderstand(f"the data set ends inside an item of {_name(owner)}")
-        element, at = _element(source, at, syntax, depth)
-        if element.tag == _ITEM_END:
-            return at
 
 
 @lru_cache(maxsize=4096)
@@ -274,22 +311,6 @@ def dictionary_vr(tag: int) -> str:
         return dictionary_VR(tag)
     except KeyError:
         return "UN"
-
-
-def _inflated_pieces(raw: Source) -> Iterator[bytes]:
-    inflate, at = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while not inflate.eof:
-        pending = inflate.unconsumed_tail
-        if not pending:
-            pending = raw.read(at, min(_WINDOW, raw.size - at))
-            at += len(pending)
-        try:
-            piece = inflate.decompress(pending, 1 << 20)
-        except zlib.error as exc:
-            raise CannotUnderstand(f"the data set cannot be inflated: {exc}") from exc
-        if not piece and not pending:
-            raise CannotUnderstand("the deflated data set ends too early")
-        yield piece
 
 
 def _explicit(number: int, vr: bytes, value: bytes) -> bytes:
@@ -303,5 +324,6 @@ def _even(text: str, pad: bytes) -> bytes:
     return value + pad * (len(value) % 2)
 
 
-def _name(tag: int) -> str:
+def tag_name(tag: int) -> str:
+    """A tag as the standard writes it."""
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"

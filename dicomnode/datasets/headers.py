@@ -5,31 +5,40 @@ from __future__ import annotations
 import math
 import re
 import struct
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
 from pydicom.uid import ExplicitVRBigEndian
-from pydicom.valuerep import TEXT_VR_DELIMS
 
 from db.studies import InstanceFacts
-from dicomnode.datasets.encoded import OpenFile, Source, dictionary_vr, open_source, read_file_meta, walk
+from dicomnode.datasets.character_sets import decoded, encodings_of
+from dicomnode.datasets.encoded import (
+    OpenFile,
+    Source,
+    dictionary_vr,
+    open_source,
+    read_file_meta,
+    tag_name,
+    walk,
+)
 from dicomnode.errors import CannotUnderstand
 
-__all__ = ["decoded", "encodings_of", "facts", "read"]
+__all__ = ["facts", "not_indexed", "read"]
 
-_LONGEST_VALUE = 1024
-_CHARACTER_SET = 0x00080005
+_LONGEST_VALUE = 1024  # bytes, encoded and in UTF-8: an index row of PostgreSQL takes 2704
+_NOTHING = b"\0 \\^="
+_CHARACTER_SET = "SpecificCharacterSet"
 _PIXELS = 0x7FE00000
 _TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _ASCII = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})
-_DECIMAL: dict[str, Callable[[str], float]] = {"DS": float, "IS": lambda text: int(float(text))}
+_DECIMAL = frozenset({"DS", "IS"})
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LARGEST_WHOLE = 2**53  # what a JSON number says exactly
 _BINARY = {"FD": "d", "FL": "f", "SL": "l", "SS": "h", "SV": "q", "UL": "L", "US": "H", "UV": "Q"}
-_SHORT = _TEXT | _ASCII | _DECIMAL.keys() | _BINARY.keys()
+_SHORT = _TEXT | _ASCII | _DECIMAL | _BINARY.keys()
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")  # a component with a leading zero is not allowed, and is common
 
 Value = str | float | list[str] | list[float]
@@ -69,94 +78,104 @@ def facts(source: Source, transfer_syntax_uid: str) -> InstanceFacts:
     )
 
 
+def not_indexed(facts: InstanceFacts) -> list[str]:
+    """The tags of attributes that rows were to have, and cannot: too long, twice, or without a usable value."""
+    attributes = facts.attributes
+    return [tag_name(tag) for tag in sorted(attributes.left_out)] if isinstance(attributes, _Attributes) else []
+
+
+@lru_cache(maxsize=8192)
+def _indexed_as(tag: int) -> str:
+    """The keyword of a standard element; empty for private, unknown and repeating ones.
+
+    The elements of a repeating group (60xx, 50xx, 7Fxx, 0020,31xx) share one keyword, so none can be found by it.
+    """
+    keyword = keyword_for_tag(tag)
+    return keyword if keyword and tag_for_keyword(keyword) == tag else ""
+
+
 class _Attributes(Mapping[str, Value]):
-    """Keyword to value of the standard elements that are short text or numbers; decoded when they are looked at."""
+    """Keyword to value of the standard elements that are short text or numbers; decoded when they are looked at.
+
+    ``left_out``: the tags of those that turned out to be of no use.
+    """
 
     def __init__(self, source: Source, transfer_syntax_uid: str) -> None:
         self._order = ">" if transfer_syntax_uid == ExplicitVRBigEndian else "<"
-        self._raw: dict[int, tuple[str, bytes]] = {}
+        self._raw: dict[str, tuple[str, bytes]] = {}
+        self.left_out: set[int] = set()
         for tag, vr, at, length in walk(source, transfer_syntax_uid):
             if vr == "UN":  # a sender that did not know the element; we may (PS3.5 6.2.2)
                 vr = dictionary_vr(tag)
-            if vr in _SHORT and length <= _LONGEST_VALUE and tag < _PIXELS:
-                self._raw[tag] = vr, source.read(at, length)
+            if vr in _SHORT and tag < _PIXELS and (keyword := _indexed_as(tag)):
+                self._keep(tag, keyword, (vr, source.read(at, length) if length <= _LONGEST_VALUE else None))
         character_set = self._raw.get(_CHARACTER_SET, ("", b""))[1]
         self._encodings = encodings_of(character_set.decode("ascii", "replace"))
 
     def __getitem__(self, keyword: str) -> Value:
-        tag = tag_for_keyword(keyword)
-        value = self._value(tag) if tag in self._raw else None
-        if value is None:
+        vr, raw = self._raw[keyword]
+        value = _value(vr, raw, self._order, self._encodings)
+        if value is None or len(_stated(value)) > _LONGEST_VALUE:
+            if raw.strip(_NOTHING):
+                self.left_out.add(tag_for_keyword(keyword) or 0)
             raise KeyError(keyword)
         return value
 
     def __iter__(self) -> Iterator[str]:
-        for tag in self._raw:
-            keyword = keyword_for_tag(tag)
-            if keyword and self._value(tag) is not None:
-                yield keyword
+        return (keyword for keyword in self._raw if self.get(keyword) is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def _value(self, tag: int) -> Value | None:
-        vr, raw = self._raw[tag]
-        return _value(vr, raw, self._order, self._encodings)
+    def _keep(self, tag: int, keyword: str, found: tuple[str, bytes | None]) -> None:
+        """One element's VR and bytes, unless it is too long or stands twice: neither value is the right one then."""
+        vr, raw = found
+        if raw is None or (tag in self.left_out) or self._raw.setdefault(keyword, (vr, raw)) != found:
+            self._raw.pop(keyword, None)
+            self.left_out.add(tag)
+
+
+def _stated(value: Value) -> bytes:
+    parts = value if isinstance(value, list) else [value]
+    return b"\\".join(part.encode() for part in parts if isinstance(part, str))
 
 
 def _value(vr: str, raw: bytes, order: str, encodings: tuple[str, ...]) -> Value | None:
-    code = _BINARY.get(vr)
-    if code:
-        count = len(raw) // struct.calcsize(order + code)
-        numbers = struct.unpack_from(f"{order}{count}{code}", raw)
-        return _single([number for number in numbers if math.isfinite(number)])
+    if code := _BINARY.get(vr):
+        return _single(_finite(raw, order + code))
     text = decoded(raw, encodings if vr in _TEXT else ("ascii",)).replace("\0", "")
     if vr in ("LT", "ST", "UT", "UR"):  # PS3.5 6.2: never several values
         return text.rstrip() or None
     if vr == "PN":
         return _single([part.rstrip(" =") for part in text.split("\\")])  # trailing component groups are empty
     parts = [part.strip() for part in text.split("\\")]
-    number = _DECIMAL.get(vr)
-    return _single(_numbers(parts, number) or parts) if number else _single(parts)
+    return _single((_numbers(parts, vr) or parts) if vr in _DECIMAL else parts)
 
 
-def _numbers(parts: list[str], number: Callable[[str], float]) -> list[float]:
-    """The numbers, or nothing when one of them is not finite or not a number."""
-    try:
-        numbers = [number(part) for part in parts]
-    except (ValueError, OverflowError):
+def _finite(raw: bytes, form: str) -> list[float]:
+    """The numbers, or nothing when one of them is not finite or incomplete: no other may take its place."""
+    size = struct.calcsize(form)
+    numbers = [number for (number,) in struct.iter_unpack(form, raw[: len(raw) // size * size])]
+    return numbers if len(raw) % size == 0 and all(map(math.isfinite, numbers)) else []
+
+
+def _numbers(parts: list[str], vr: str) -> list[float]:
+    """The numbers, or nothing when one of them is none that a JSON number can say."""
+    if not all(_NUMBER.fullmatch(part) for part in parts):
         return []
-    return numbers if all(map(math.isfinite, numbers)) else []
+    numbers = [float(part) for part in parts]
+    if not all(map(math.isfinite, numbers)):
+        return []
+    if vr == "DS":
+        return numbers
+    whole = all(number.is_integer() and abs(number) < _LARGEST_WHOLE for number in numbers)
+    return [int(number) for number in numbers] if whole else []
 
 
 def _single(values: list[Any]) -> Value | None:
     if len(values) > 1:
-        return values
+        return values if any(value != "" for value in values) else None
     return values[0] if values and values[0] != "" else None
-
-
-def decoded(raw: bytes, encodings: tuple[str, ...]) -> str:
-    """Text in the encodings of a data set; what they cannot say becomes a replacement character."""
-    if raw.isascii() and b"\x1b" not in raw:
-        return raw.decode("ascii")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a wrong character set must not cost us the instance
-        try:
-            return decode_bytes(raw, list(encodings), set(TEXT_VR_DELIMS))
-        except (LookupError, ValueError):
-            return raw.decode("ascii", "replace")
-
-
-@lru_cache(maxsize=64)
-def encodings_of(character_set: str) -> tuple[str, ...]:
-    """Python's names for a Specific Character Set (0008,0005), its terms separated by backslashes."""
-    terms = [term.strip(" \0") for term in character_set.split("\\")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return tuple(convert_encodings(terms))
-        except (LookupError, ValueError):
-            return ("iso8859",)
 
 
 def _required_uid(values: Mapping[str, Value], keyword: str) -> str:

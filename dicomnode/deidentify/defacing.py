@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.deidentify import faces
 from dicomnode.errors import InputRefused
-from dicomnode.reading import frames, volumes
+from dicomnode.reading import decoding, frames, volumes
 from dicomnode.results.preferences import ResultsConfig, WithoutFaces
 from dicomnode.results.provenance import Provenance
 from pipelines import face
@@ -78,13 +78,15 @@ class FaceOfSeries:
         """From the pixels of the data set of that file, which is uncompressed then. Raises InputRefused."""
         try:
             ds.decompress(generate_instance_uid=False) if ds.file_meta.TransferSyntaxUID.is_encapsulated else None
-            pixels = np.array(ds.pixel_array)
+            stack = decoding.stored(ds, ds).copy()
+        except InputRefused:
+            raise
         except Exception as error:  # whatever a decoder raises
             raise InputRefused(f"face: an instance's pixels cannot be decoded ({type(error).__name__})") from None
-        stack = pixels if pixels.ndim == 3 else pixels[None]
         for number in range(len(stack)):
             stack[number][self.planes[path, number]] = self.fill
         ds.PixelData = stack.astype(stack.dtype.newbyteorder("<")).tobytes()
+        ds.HighBit = ds.BitsStored - 1
         ds["PixelData"].VR = "OW" if ds.BitsAllocated > 8 else "OB"
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         for keyword in ("SmallestImagePixelValue", "LargestImagePixelValue"):
@@ -101,7 +103,7 @@ def series(paths: Sequence[Path], model: Model) -> FaceOfSeries:
     least = []
     for path in paths:
         header = frames.header(path)
-        least.append(int(frames.stored(path, header).min()))
+        least.append(int(decoding.stored(path, header).min()))
         for frame in frames.frames_of(header):
             position = frame.numbers("ImagePositionPatient", 3)
             if position is None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from dicomnode.quantities import Count, Seconds
 from dicomnode.results.preferences import Preferences, Section
 
 __all__ = ["AETitle", "LimitsConfig", "Peer", "Port", "SenderConfig", "TlsConfig", "TlsVersion"]
@@ -57,7 +58,7 @@ class SenderConfig(_Rates):
 
     ae_title: AETitle
     addresses: tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(ip_network)], ...] = ()
-    max_associations: int | None = Field(default=None, ge=1)
+    max_associations: Count | None = None
 
     def sends_from(self, address: str) -> bool:
         """Whether it may be there."""
@@ -72,8 +73,8 @@ class LimitsConfig(_Rates):
     """What holds for every sender. ``associations_per_address``: so many of [node] max_associations can one machine
     have; ``request_timeout_s``: so long a caller has for the handshake of TLS, and then for its association request."""
 
-    associations_per_address: int = Field(default=16, ge=1)
-    request_timeout_s: float = Field(default=15.0, gt=0)
+    associations_per_address: Count = 16
+    request_timeout_s: Seconds = 15.0
 
 
 class Peer(Preferences):

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from pydicom import config as pydicom_config
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
@@ -17,30 +17,38 @@ from pynetdicom.dsutils import decode, encode
 
 from db import catalogue
 from db.catalogue import Level
-from dicomnode.datasets.headers import decoded, encodings_of
+from dicomnode.datasets.character_sets import decoded, encodings_of
 from dicomnode.errors import CannotUnderstand, IdentifierRefused
 
-__all__ = ["Asked", "answer", "encoded", "read", "unique"]
+__all__ = ["PATIENT_ROOT", "STUDY_ROOT", "Asked", "answer", "encoded", "patient", "read", "unique"]
 
 _TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _PLAIN = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"})
 _BINARY = {"SL": "l", "SS": "h", "UL": "L", "US": "H"}
 _OURS = frozenset({"RetrieveAETitle", "InstanceAvailability", "SpecificCharacterSet", "QueryRetrieveLevel"})
 _UTF_8 = "ISO_IR 192"
-_UNIQUE = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
+_UNIQUE = {
+    "PATIENT": "PatientID", "STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID",
+}  # fmt: skip
+
+PATIENT_ROOT: tuple[Level, ...] = get_args(Level)
+"""Levels of the information models (PS3.4 C.6.1, C.6.2)."""
+STUDY_ROOT = PATIENT_ROOT[1:]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A level and keywords with the value to match as text, empty for any; ``further``: keys that we do not know."""
+    """A level and keywords with the value to match as text, empty for any; ``further``: keys that we do not know;
+    ``levels``: those of the information model."""
 
     level: Level
     keys: Mapping[str, str] = field(repr=False)
     character_set: str = ""
     further: bool = False
+    levels: tuple[Level, ...] = STUDY_ROOT
 
 
-def read(content: BytesIO | None, syntax: UID) -> Asked:
+def read(content: BytesIO | None, syntax: UID, levels: tuple[Level, ...] = STUDY_ROOT) -> Asked:
     """Decodes an identifier. Raises IdentifierRefused or CannotUnderstand."""
     try:
         ds = decode(content or BytesIO(), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
@@ -48,7 +56,7 @@ def read(content: BytesIO | None, syntax: UID) -> Asked:
     except Exception as exc:  # whatever broken bytes make the decoder raise
         raise CannotUnderstand("the identifier cannot be decoded") from exc
     character_set = _plain(raw.get(0x00080005))
-    level = _level(_plain(raw.get(0x00080052)))
+    level = _level(_plain(raw.get(0x00080052)), levels)
     known, encodings = catalogue.supported(level), encodings_of(character_set)
     texts = {
         keyword_for_tag(tag) or str(tag): _text(tag, element, syntax, encodings)
@@ -56,7 +64,7 @@ def read(content: BytesIO | None, syntax: UID) -> Asked:
         if tag & 0xFFFF  # group lengths ask for nothing
     }
     keys = {keyword: text for keyword, text in texts.items() if keyword in known and text is not None}
-    return Asked(level, keys, character_set, further=bool(texts.keys() - keys.keys() - _OURS))
+    return Asked(level, keys, character_set, further=bool(texts.keys() - keys.keys() - _OURS), levels=levels)
 
 
 def unique(asked: Asked, level: Level, *, several: bool = False) -> tuple[str, ...]:
@@ -68,9 +76,22 @@ def unique(asked: Asked, level: Level, *, several: bool = False) -> tuple[str, .
     return uids
 
 
+def patient(asked: Asked) -> dict[str, str]:
+    """The keys of the one patient that the identifier names. Raises IdentifierRefused for none, or a pattern.
+
+    IssuerOfPatientID is no unique key of the standard's, but with it a Patient ID is one patient's.
+    """
+    keys = {keyword: asked.keys.get(keyword, "") for keyword in ("PatientID", "IssuerOfPatientID")}
+    if not keys["PatientID"] or any(set(value) & set("*?\\") for value in keys.values()):
+        raise IdentifierRefused("PatientID is not one value, or IssuerOfPatientID is a pattern")
+    return {keyword: value for keyword, value in keys.items() if value}
+
+
 def answer(asked: Asked, found: Mapping[str, Any], ae_title: str) -> Dataset:
     """A match as it is told: what was asked for as far as it is known, the unique keys, and who has it."""
-    unique_keys = [_UNIQUE[level] for level in get_args(Level)[: get_args(Level).index(asked.level) + 1]]
+    unique_keys = [_UNIQUE[level] for level in asked.levels[: asked.levels.index(asked.level) + 1]]
+    if asked.levels is PATIENT_ROOT and found.get("IssuerOfPatientID"):
+        unique_keys.append("IssuerOfPatientID")
     values = {keyword: found.get(keyword, "") for keyword in [*asked.keys, *unique_keys]}
     told = {"QueryRetrieveLevel": asked.level, "RetrieveAETitle": ae_title, "InstanceAvailability": "ONLINE"}
     ds = Dataset()
@@ -89,10 +110,10 @@ def encoded(ds: Dataset, syntax: UID) -> BytesIO:
     return BytesIO(content)
 
 
-def _level(stated: str) -> Level:
-    if stated not in get_args(Level):
-        raise IdentifierRefused("QueryRetrieveLevel is none of STUDY, SERIES and IMAGE")
-    return cast(Level, stated)
+def _level(stated: str, levels: tuple[Level, ...]) -> Level:
+    if stated not in levels:
+        raise IdentifierRefused(f"QueryRetrieveLevel is none of {', '.join(levels[:-1])} and {levels[-1]}")
+    return stated
 
 
 def _plain(element: Any) -> str:

@@ -24,13 +24,14 @@ from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu import P_DATA_TF
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 
+from dicomnode.dimse import requests
 from dicomnode.dimse.wire import ConnectionLostError, Wire
 
 __all__ = ["Messages", "Sink", "StoreRequest", "UpperLayer", "take_over"]
 
-_P_DATA_TF = 0x04
+_ASSOCIATE_RQ, _P_DATA_TF = 0x01, 0x04
 _LONGEST_OTHER_PDU = 1 << 20
 _LONGEST_COMMAND = 1 << 16
 _LONGEST_IDENTIFIER = 1 << 24
@@ -64,7 +65,10 @@ class Sink(Protocol):
 
 
 class UpperLayer(DULServiceProvider):  # type: ignore[misc]
-    """pynetdicom's upper layer, driven by the association's thread."""
+    """pynetdicom's upper layer, driven by the association's thread.
+
+    ``refusal``: why the request that came has to be refused; ``silence``: why none was understood.
+    """
 
     def __init__(self, assoc: Association) -> None:
         threaded = assoc.dul
@@ -73,6 +77,8 @@ class UpperLayer(DULServiceProvider):  # type: ignore[misc]
         self.wire = Wire(self.socket.socket)
         self._idle_timer.timeout = assoc.network_timeout
         self.artim_timer.timeout = assoc.acse_timeout
+        self.refusal: requests.Refusal | None = None
+        self.silence = "made no association request in time"
 
     @property
     def transfers_data(self) -> bool:
@@ -108,8 +114,12 @@ class UpperLayer(DULServiceProvider):  # type: ignore[misc]
             except TimeoutError:
                 pass
             except (ConnectionLostError, OSError):
+                self.silence = "closed the connection without an association request"
                 self.happens("Evt17")
-        return super().receive_pdu(wait=False)
+        primitive = super().receive_pdu(wait=False)
+        if wait and not isinstance(primitive, A_ASSOCIATE):
+            return None  # pynetdicom waits so for the association request alone, and would take an abort for one
+        return primitive
 
     def header(self) -> tuple[int, int]:
         """Type and length of the next PDU."""
@@ -124,10 +134,17 @@ class UpperLayer(DULServiceProvider):  # type: ignore[misc]
     def take_pdu(self, kind: int, length: int) -> None:
         """The rest of a PDU for pynetdicom, whose header was read."""
         if not 1 <= kind <= 7 or length > _LONGEST_OTHER_PDU:
+            self.silence = "sent what is no PDU of an association request"
             return self.happens("Evt19")
-        encoded = bytearray(struct.pack(">BBL", kind, 0, length) + self.wire.take(length))
+        content = self.wire.take(length)
+        encoded = struct.pack(">BBL", kind, 0, length) + content
         try:
-            pdu, event = self._decode_pdu(encoded)
+            if kind == _ASSOCIATE_RQ:
+                encoded, self.refusal = requests.tidied(content, self.assoc.ae.ae_title)
+            pdu, event = self._decode_pdu(bytearray(encoded))
+        except requests.UnreadableError as exc:
+            self.silence = f"sent {exc}"
+            return self.happens("Evt19")
         except Exception:  # whatever a malformed PDU makes pynetdicom's decoder raise
             return self.happens("Evt19")
         self._recv_pdu.put(pdu)

@@ -1,4 +1,4 @@
-"""Query/Retrieve as SCP, study root (PS3.4 C.4, C.6.2): what the node holds, found and given to who may send to it.
+"""Query/Retrieve as SCP, patient and study root (PS3.4 C.4, C.6): what the node holds, for who may send to it.
 
 pynetdicom's own service encodes every data set anew and looks for a C-CANCEL in a thread that we do not have, so the
 requests are served here: ``take_requests`` puts this before pynetdicom's services.
@@ -22,6 +22,9 @@ from pydicom.uid import (
 from pynetdicom import build_context
 from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE
 from pynetdicom.sop_class import (
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelMove,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
@@ -29,13 +32,13 @@ from pynetdicom.sop_class import (
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import catalogue
-from db.catalogue import BadValue, Query, StoredObject
+from db.catalogue import BadValue, Level, Query, StoredObject
 from dicomnode.config import Config, Peer
 from dicomnode.dimse import identifiers, retrieving
 from dicomnode.dimse.associations import association
-from dicomnode.dimse.identifiers import Asked
+from dicomnode.dimse.identifiers import PATIENT_ROOT, STUDY_ROOT, Asked
 from dicomnode.dimse.retrieving import Tally
-from dicomnode.errors import CannotUnderstand, NodeError, NotAllowed, PeerError
+from dicomnode.errors import CannotUnderstand, IdentifierRefused, NodeError, NotAllowed, PeerError
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -51,11 +54,21 @@ _TOO_MANY, _UNKNOWN_DESTINATION = 0xA701, 0xA801  # PS3.4 C.4.2.1.5
 _MOST_SUBOPERATIONS = 65535  # what a count of VR US can say
 _LONGEST_COMMENT = 64
 _SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian]
-_MODELS: dict[type[Any], UID] = {
-    C_FIND: StudyRootQueryRetrieveInformationModelFind,
-    C_GET: StudyRootQueryRetrieveInformationModelGet,
-    C_MOVE: StudyRootQueryRetrieveInformationModelMove,
+_MODELS: dict[type[Any], dict[UID, tuple[Level, ...]]] = {
+    C_FIND: {
+        StudyRootQueryRetrieveInformationModelFind: STUDY_ROOT,
+        PatientRootQueryRetrieveInformationModelFind: PATIENT_ROOT,
+    },
+    C_GET: {
+        StudyRootQueryRetrieveInformationModelGet: STUDY_ROOT,
+        PatientRootQueryRetrieveInformationModelGet: PATIENT_ROOT,
+    },
+    C_MOVE: {
+        StudyRootQueryRetrieveInformationModelMove: STUDY_ROOT,
+        PatientRootQueryRetrieveInformationModelMove: PATIENT_ROOT,
+    },
 }
+"""By message, the information models with their levels."""
 # PS3.4 C.5.1.1.1: relational queries, combined date and time, fuzzy names; then time zones and a second model
 _EXTENDED = (1, 1, 1, 0, 0)
 
@@ -92,14 +105,16 @@ class Service:
 
 def supported_contexts() -> list[PresentationContext]:
     """Those that are accepted from everybody who may associate."""
-    return [build_context(model, _SYNTAXES) for model in _MODELS.values()]
+    return [build_context(model, _SYNTAXES) for models in _MODELS.values() for model in models]
 
 
 def extended(proposed: dict[UID, bytes]) -> dict[UID, bytes]:
     """The answer to SOP Class Extended Negotiation: what was proposed and is done here."""
-    model = _MODELS[C_FIND]
-    flags = bytes(a & b for a, b in zip(proposed.get(model, b""), _EXTENDED, strict=False))
-    return {model: flags} if flags else {}
+    answers = {
+        model: bytes(a & b for a, b in zip(proposed.get(model, b""), _EXTENDED, strict=False))
+        for model in _MODELS[C_FIND]
+    }
+    return {model: flags for model, flags in answers.items() if flags}
 
 
 def take_requests(assoc: Association, service: Service) -> None:
@@ -108,7 +123,8 @@ def take_requests(assoc: Association, service: Service) -> None:
 
     def serve(message: Any, context_id: int) -> None:
         context = assoc._accepted_cx.get(context_id)
-        if context is None or context.abstract_syntax != _MODELS.get(type(message)) or not message.is_valid_request:
+        models = _MODELS.get(type(message), {})
+        if context is None or context.abstract_syntax not in models or not message.is_valid_request:
             others(message, context_id)
             return
         assoc.dimse.cancel_req = {}
@@ -126,6 +142,7 @@ class _Exchange:
     def __init__(self, service: Service, assoc: Association, request: Any, context: PresentationContext) -> None:
         self.service, self.assoc, self.request, self.context = service, assoc, request, context
         self.syntax: UID = context.transfer_syntax[0]
+        self.model = UID(context.abstract_syntax or "")
 
     def serve(self) -> None:
         """The door: whatever happens, the requester is answered if it is still there."""
@@ -152,8 +169,9 @@ class _Exchange:
 
     def find(self) -> None:
         """C-FIND: one pending response for each match."""
-        asked = identifiers.read(self.request.Identifier, self.syntax)
-        query = _query(asked, extended(self.assoc.requestor.sop_class_extended))
+        asked = self.asked()
+        negotiated = extended(self.assoc.requestor.sop_class_extended)
+        query = _query(asked, negotiated.get(self.model, b""))
         status = _PENDING_IN_PART if asked.further else _PENDING
         with self.service.readers() as session:
             for match in _matches(session, query):
@@ -161,6 +179,10 @@ class _Exchange:
                 told = identifiers.answer(asked, match.attributes, self.service.ae_title)
                 self.respond(status, identifier=identifiers.encoded(told, self.syntax))
         self.respond(_SUCCESS)
+
+    def asked(self) -> Asked:
+        """The identifier of the request. Raises IdentifierRefused or CannotUnderstand."""
+        return identifiers.read(self.request.Identifier, self.syntax, _MODELS[type(self.request)][self.model])
 
     def get(self) -> None:
         """C-GET: back over the association on which it was asked."""
@@ -187,9 +209,12 @@ class _Exchange:
 
     def objects(self) -> list[StoredObject] | None:
         """What the identifier names; None where it was too much, which is answered. Raises IdentifierRefused."""
-        asked = identifiers.read(self.request.Identifier, self.syntax)
+        asked = self.asked()
         with self.service.readers() as session:
-            found = _objects(session, asked)
+            try:
+                found = _objects(session, asked)
+            except BadValue as exc:
+                raise CannotUnderstand(str(exc)) from exc
         if len(found) > _MOST_SUBOPERATIONS:
             self.respond(_TOO_MANY, comment="more instances than one retrieval can count")
             return None
@@ -267,11 +292,13 @@ def _count(response: Any, tally: Tally, remaining: bool) -> None:
     response.NumberOfWarningSuboperations = tally.warned
 
 
-def _query(asked: Asked, negotiated: dict[UID, bytes]) -> Query:
+def _query(asked: Asked, negotiated: bytes) -> Query:
     """Without relational queries the unique keys of the levels above are needed (PS3.4 C.4.1.2.2.1)."""
-    flags = [bool(flag) for flag in negotiated.get(_MODELS[C_FIND], b"")]
+    flags = [bool(flag) for flag in negotiated]
     relational, combined, fuzzy = (flags + [False] * 3)[:3]
-    if not relational and asked.level != "STUDY":
+    if not relational and asked.levels is PATIENT_ROOT and asked.level != "PATIENT":
+        identifiers.patient(asked)
+    if not relational and asked.level in ("SERIES", "IMAGE"):
         identifiers.unique(asked, "STUDY")
     if not relational and asked.level == "IMAGE":
         identifiers.unique(asked, "SERIES")
@@ -287,11 +314,23 @@ def _matches(session: Session, query: Query) -> Iterator[catalogue.Match]:
 
 def _objects(session: Session, asked: Asked) -> list[StoredObject]:
     """One or several of the level, one of each above (PS3.4 C.4.2.2.1)."""
+    patient = identifiers.patient(asked) if asked.levels is PATIENT_ROOT else {}
+    if asked.level == "PATIENT":
+        _check_patient(session, patient)
+        return catalogue.objects(session, patient=patient)
     studies = identifiers.unique(asked, "STUDY", several=asked.level == "STUDY")
     series = identifiers.unique(asked, "SERIES", several=asked.level == "SERIES") if asked.level != "STUDY" else ()
     images = identifiers.unique(asked, "IMAGE", several=True) if asked.level == "IMAGE" else ()
     return [
         stored
         for study in studies
-        for stored in catalogue.objects(session, study_uid=study, series_uids=series, sop_instance_uids=images)
+        for stored in catalogue.objects(
+            session, study_uid=study, series_uids=series, sop_instance_uids=images, patient=patient
+        )
     ]
+
+
+def _check_patient(session: Session, patient: dict[str, str]) -> None:
+    """Raises IdentifierRefused where the keys are those of several patients: nobody gets another's images with his."""
+    if catalogue.count(session, Query("PATIENT", patient)) > 1:
+        raise IdentifierRefused("PatientID is of several issuers: name one in IssuerOfPatientID, or studies")

@@ -26,7 +26,7 @@ from db.studies import Sender
 from dicomnode.config import Config
 from dicomnode.dimse import pdata, query_retrieve, tls
 from dicomnode.dimse.limits import Complaints, Doors, Measured, Rates, plain_address
-from dicomnode.errors import OutOfSpace
+from dicomnode.errors import ConfigError, OutOfSpace
 from dicomnode.ingest import Announced, Ledger, Reception
 from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
@@ -159,7 +159,10 @@ def _attend(assoc: Association, run: Callable[[], None], listener: _Listener) ->
             return
         run()
         if assoc.requestor.primitive is None:
-            reception.turn_away(address, "silent", "made no association request in time")
+            reception.turn_away(address, "silent", assoc.dul.silence)
+    except Exception as error:  # its own words may be the caller's
+        _log.error("an association with %s broke off with %s", address, type(error).__name__)
+        assoc.dul.stop_dul()
     finally:
         assoc.visit.end()
 
@@ -252,6 +255,10 @@ class _Reception:
         """On an A-ASSOCIATE-RQ: refuse it, or support the storage contexts that it proposes."""
         assoc, meters = event.assoc, self._ledger.meters
         sender = _sender(assoc)
+        if assoc.dul.refusal is not None:
+            meters.association_refused(None)
+            self._complaints.say(sender.address, f"an association was refused: {assoc.dul.refusal.what}")
+            return _reject(assoc, assoc.dul.refusal.why)
         if not self.config.allows(sender.ae_title, sender.address):
             meters.association_refused(None)
             self._complaints.say(sender.address, "an association was refused: not among the senders")
@@ -284,14 +291,20 @@ class _Reception:
         return Measured(open_reception, allowance, self._ledger.meters, self.closing.wait)
 
     def _listen_at(self, port: int, served: tls.Served | None) -> _Listener:
-        ae = _application_entity(self.config)
-        listener: _Listener = ae.make_server(
-            (self.config.node.host, port),
-            contexts=[build_context(Verification), *query_retrieve.supported_contexts()],
-            evt_handlers=[(evt.EVT_REQUESTED, self.admit), (evt.EVT_SOP_EXTENDED, _extended)],
-            server_class=_Listener,
-            request_handler=_Handler,
-        )
+        """Return a listener at the port. Raises ConfigError where the address cannot be had."""
+        ae, host = _application_entity(self.config), self.config.node.host
+        try:
+            listener: _Listener = ae.make_server(
+                (host, port),
+                contexts=[build_context(Verification), *query_retrieve.supported_contexts()],
+                evt_handlers=[(evt.EVT_REQUESTED, self.admit), (evt.EVT_SOP_EXTENDED, _extended)],
+                server_class=_Listener,
+                request_handler=_Handler,
+            )
+        except OSError as error:
+            section = "[node.tls]" if served and port != self.config.node.port else "[node]"
+            why = error.strerror or type(error).__name__
+            raise ConfigError(f"{section} host = {host!r}, port = {port} (DICOM): {why}; set another") from None
         listener.reception, listener.served = self, served
         listener._gc = [0, 299]  # pynetdicom collects garbage every so many polls; a full collection takes 0.1 s
         ae._servers.append(listener)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dicomnode.quantities import Count, Seconds
 from dicomnode.results.preferences import Section
 
 __all__ = ["WorkerConfig"]
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+        raise ValueError('a device is "auto", "cpu", "cuda", "cuda:0" (the number of a GPU) or "mps"')
+    return value
+
+
+Device = Annotated[str, AfterValidator(_device)]
 
 
 def _host(value: str) -> str:
@@ -24,12 +35,12 @@ class WorkerConfig(Section):
     worker with its share of a GPU, and there are so many as jobs ask for, within bounds.
     """
 
-    device: str = "auto"
-    concurrency: int = Field(default=1, ge=0)
-    lease_s: float = Field(default=60.0, ge=1)
-    attempts: int = Field(default=3, ge=1)
-    backoff_s: float = Field(default=5.0, ge=0)
-    poll_s: float = Field(default=1.0, gt=0)
+    device: Device = "auto"
+    concurrency: int = Field(default=1, ge=0, le=1000)
+    lease_s: Annotated[Seconds, Field(ge=1)] = 60.0
+    attempts: Count = 3
+    backoff_s: float = Field(default=5.0, ge=0, le=86400)
+    poll_s: Seconds = 1.0
     host: Annotated[str, AfterValidator(_host)] = ""
     warm_models: int = Field(default=4, ge=0)
     engine: Literal["processes", "ray"] = "processes"
@@ -37,8 +48,8 @@ class WorkerConfig(Section):
     gpus_per_model: float = Field(default=1.0, gt=0)
     cpus_per_model: float = Field(default=1.0, gt=0)
     min_workers: int = Field(default=1, ge=0)
-    max_workers: int = Field(default=4, ge=1)
-    idle_s: float = Field(default=300.0, gt=0)
+    max_workers: Count = 4
+    idle_s: Seconds = 300.0
 
     @model_validator(mode="after")
     def _can_be(self) -> Self:

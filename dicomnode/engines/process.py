@@ -16,6 +16,7 @@ from db import clock, jobs, workers
 from db import engine as engines
 from dicomnode.config import Config
 from dicomnode.monitoring import gpus
+from dicomnode.storage.high_water import check_nothing_lost
 from dicomnode.storage.shared import Mark, look_for_newest
 
 __all__ = ["Guard", "name_of", "work"]
@@ -33,7 +34,7 @@ def name_of(config: Config) -> str:
 def work(config: Config, *, once: bool, stop: threading.Event) -> int:
     """Take jobs until told to stop, or with ``once`` until none is waiting; the number of jobs taken.
 
-    Raises ConfigError where this host's spool is not that of the database.
+    Raises ConfigError where this host's spool is not that of the database, StorageDamaged where that lost rows.
     """
     from dicomnode import worker
 
@@ -42,6 +43,7 @@ def work(config: Config, *, once: bool, stop: threading.Event) -> int:
         now, sessions, name = clock.of(engine), engines.sessions(engine), name_of(config)
         with engines.readers(engine)() as session:
             look_for_newest(session, config.spool_dir)
+            check_nothing_lost(session, config.spool_dir)
         mark = Mark(config.spool_dir, name)
         with _reporting(sessions, name, mark, now):
             may_take = Guard(mark).may_take

@@ -10,15 +10,17 @@ import logging
 import re
 import sys
 import traceback
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 __all__ = ["JsonLines", "TextLines", "begin"]
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _NUMBERED = re.compile(r"\b(job|study|instance|worker|delivery|notification|search|result) (\d+)\b")
-_LIBRARIES = ("pynetdicom", "pydicom", "highdicom", "apscheduler", "alembic", "matplotlib")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LIBRARIES = ("pynetdicom", "pydicom", "highdicom", "alembic", "matplotlib")
 
 
 class TextLines(logging.Formatter):
@@ -26,6 +28,10 @@ class TextLines(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__(_TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line, whatever a caller has put into it."""
+        return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
         return _where(ei[1])
@@ -56,6 +62,19 @@ def begin(kind: Literal["text", "json"] = "text") -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.showwarning = _tell_kind
+
+
+def _tell_kind(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A library's warning without its words, which may quote a data set."""
+    logging.getLogger(__name__).debug("%s in %s, line %d", category.__name__, Path(filename).name, lineno)
 
 
 def _where(error: BaseException) -> str:

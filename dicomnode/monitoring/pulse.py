@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 __all__ = ["Beat", "Pulse"]
 
 
 @dataclass(frozen=True)
 class Beat:
-    """A sweep's last success, or its registration when it had none, and how often it has failed."""
+    """A sweep's last success by the monotonic clock, or its registration when it had none; how often it has failed."""
 
     patience_s: float
-    succeeded_at: datetime
+    succeeded_at_s: float
     failures: int = 0
 
 
@@ -25,8 +25,8 @@ class Pulse:
     ``expected_workers`` and ``count_workers``: how many local workers there should be, and are.
     """
 
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        self._now, self._lock = now, threading.Lock()
+    def __init__(self, passed_s: Callable[[], float] = time.monotonic) -> None:
+        self._passed_s, self._lock = passed_s, threading.Lock()
         self._beats: dict[str, Beat] = {}
         self.expected_workers = 0
         self.count_workers: Callable[[], int] = lambda: 0
@@ -34,19 +34,19 @@ class Pulse:
     def watch(self, name: str, patience_s: float) -> None:
         """That sweep has to succeed at least so often."""
         with self._lock:
-            self._beats[name] = Beat(patience_s, self._now())
+            self._beats[name] = Beat(patience_s, self._passed_s())
 
     def succeeded(self, name: str) -> None:
         """The sweep has come to its end."""
         with self._lock:
             beat = self._beats[name]
-            self._beats[name] = Beat(beat.patience_s, self._now(), beat.failures)
+            self._beats[name] = Beat(beat.patience_s, self._passed_s(), beat.failures)
 
     def failed(self, name: str) -> None:
         """The sweep broke off; it is tried again."""
         with self._lock:
             beat = self._beats[name]
-            self._beats[name] = Beat(beat.patience_s, beat.succeeded_at, beat.failures + 1)
+            self._beats[name] = Beat(beat.patience_s, beat.succeeded_at_s, beat.failures + 1)
 
     def beats(self) -> dict[str, Beat]:
         """By sweep."""
@@ -55,7 +55,7 @@ class Pulse:
 
     def age_s(self, beat: Beat) -> float:
         """How long ago its last success was."""
-        return (self._now() - beat.succeeded_at).total_seconds()
+        return self._passed_s() - beat.succeeded_at_s
 
     def late(self) -> list[str]:
         """The sweeps that have not succeeded for longer than may be."""

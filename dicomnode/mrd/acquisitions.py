@@ -14,6 +14,7 @@ import h5py
 import ismrmrd
 import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype
+from numpy.lib.recfunctions import require_fields
 from numpy.typing import NDArray
 
 from pipelines.contract import Refused
@@ -22,6 +23,7 @@ __all__ = ["HEAD", "MRD", "flagged", "read", "read_header", "write"]
 
 HEAD: np.dtype[np.void] = acquisition_header_dtype
 _DECLARED_ASCII = re.compile(rb"^(<\?xml[^>]*encoding=[\"'])(?:us-)?ascii", re.IGNORECASE)
+_VERSION = 1
 _GROUP = "dataset"  # what ismrmrd's own tools write; a file may name it otherwise
 
 
@@ -44,13 +46,12 @@ def flagged(heads: NDArray[np.void], *flags: int) -> NDArray[np.bool_]:
 def read(source: Path | bytes | BinaryIO) -> MRD:
     """The content of an MRD file (HDF5). Raises ``Refused`` when it is not one."""
     with _opened(source) as group:
-        header = _header(_own(group, "xml")[0])
+        header = _header(_xml(group))
         records = _own(group, "data")[:]
     if records.dtype.names is None or set(records.dtype.names) != {"head", "traj", "data"}:
         raise Refused("k-space: the table 'data' does not hold ISMRMRD acquisitions (head, traj, data)")
-    if set(HEAD.names or ()) - set(records["head"].dtype.names or ()):
-        raise Refused("k-space: the acquisition headers lack fields of the ISMRMRD format")
-    heads = records["head"].astype(HEAD)
+    heads = _heads(records["head"])
+    _check_trajectories(heads, records["traj"])
     pairs = zip(heads, records["data"], strict=True)
     return MRD(header, heads, [_samples(number, head, data) for number, (head, data) in enumerate(pairs)])
 
@@ -58,7 +59,35 @@ def read(source: Path | bytes | BinaryIO) -> MRD:
 def read_header(source: Path | bytes | BinaryIO) -> ismrmrd.xsd.ismrmrdHeader:
     """The XML header alone."""
     with _opened(source) as group:
-        return _header(_own(group, "xml")[0])
+        return _header(_xml(group))
+
+
+def _heads(found: NDArray[np.void]) -> NDArray[np.void]:
+    """The fixed headers, field by field by name: a file may hold them in another order."""
+    counters = found["idx"].dtype if "idx" in (found.dtype.names or ()) else np.dtype([])
+    if set(HEAD.names or ()) - set(found.dtype.names or ()) or set(HEAD["idx"].names or ()) - set(counters.names or ()):
+        raise Refused("k-space: the acquisition headers lack fields of the ISMRMRD format")
+    heads: NDArray[np.void] = require_fields(found, HEAD)
+    if heads["version"].max() > _VERSION:
+        raise Refused(f"k-space: acquisition headers of version {heads['version'].max()}; version {_VERSION} is read")
+    return heads
+
+
+def _check_trajectories(heads: NDArray[np.void], trajectories: Any) -> None:
+    for number, (head, trajectory) in enumerate(zip(heads, trajectories, strict=True)):
+        announced = int(head["trajectory_dimensions"]) * int(head["number_of_samples"])
+        if np.size(trajectory) != announced:
+            raise Refused(
+                f"k-space: acquisition {number} holds {np.size(trajectory)} numbers of a trajectory, its header says "
+                f"{announced}"
+            )
+
+
+def _xml(group: h5py.Group) -> Any:
+    table = _own(group, "xml")
+    if table.shape != (1,):
+        raise Refused(f"k-space: {table.size} XML headers in the file, exactly one is needed")
+    return table[0]
 
 
 @contextmanager
@@ -92,8 +121,6 @@ def _dataset(file: h5py.File) -> h5py.Group:
         and isinstance(file[name], h5py.Group)
         and {"xml", "data"} <= set(file[name])
     ]
-    if _GROUP in groups:
-        return file[_GROUP]
     if len(groups) != 1:
         raise Refused(f"k-space: {len(groups)} groups with 'xml' and 'data' in the file, exactly one is needed")
     return file[groups[0]]

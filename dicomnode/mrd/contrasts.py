@@ -35,7 +35,12 @@ def _labelled(
         if len(values) == 1:
             continue
         words.append(f"{counter} {values.index(value) + 1} of {len(values)}")
-        if counter == "contrast" and len(facts["te_ms"]) == len(values):
-            facts["te_ms"] = (facts["te_ms"][values.index(value)],)
+        if counter == "contrast":
+            facts["te_ms"] = _echo_time(facts["te_ms"], values, value)
     label = ", ".join(words)
     return replace(kspace, label=label), facts | {"image": label}
+
+
+def _echo_time(stated: tuple[float, ...], contrasts: Sequence[int], contrast: int) -> tuple[float, ...]:
+    """The header's echo times are in the order of the contrast counter; none where it does not state one for each."""
+    return (stated[contrast],) if len(stated) > max(contrasts) else ()

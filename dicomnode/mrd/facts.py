@@ -83,7 +83,15 @@ def identity(header: ismrmrd.xsd.ismrmrdHeader) -> dict[str, str]:
             value = getattr(part, field) if part else None
             if value is not None:
                 found[keyword] = _text(keyword, value)
+    if _table_moved(header):
+        found.pop("FrameOfReferenceUID", None)
     return found
+
+
+def _table_moved(header: ismrmrd.xsd.ismrmrdHeader) -> bool:
+    """Positions count from the isocentre: after the table has moved, that is another frame of reference."""
+    moved = header.measurementInformation.relativeTablePosition if header.measurementInformation else None
+    return moved is not None and (moved.x, moved.y, moved.z) != (0, 0, 0)
 
 
 def _text(keyword: str, value: Any) -> str:

@@ -17,11 +17,17 @@ from dicomnode.mrd.calibration import calibration_block
 from dicomnode.mrd.facts import acquisition_facts
 from dicomnode.mrd.geometry import directions, grid, stack
 from dicomnode.mrd.lines import Lines, choose, noise
+from dicomnode.mrd.repeats import Place, check_repeats
 from pipelines.contract import Grid, KSpace, Refused
 
 __all__ = ["to_kspace"]
 
 _FOV_TOLERANCE = 1e-3
+_THICKNESS_TOLERANCE = 0.01
+_MOST_OVERLAP = 1.5
+"""Slice thickness over the distance of slices, at most."""
+_OFF_CENTRE = 16.0
+"""Energy of a sample far from the centre of k-space over the largest near it, at most."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,10 @@ def to_kspace(
     """k-space of one image, and the facts of its acquisition (no patient data).
 
     2D: a = ky -> rows, b = kx -> columns, slices along slice_dir. 3D: inverse FFT along the fully sampled readout
-    gives slices along read_dir, in-plane a = ky -> rows, b = kz -> columns. Averages are averaged. Readout
-    oversampling is removed when every line is complete. A file with several encodings, contrasts, phases, repetitions
-    or sets holds several images: the keyword says which, none said is refused. Raises ``Refused`` for whatever
-    contradicts itself or cannot be reconstructed honestly.
+    gives slices along read_dir, in-plane a = ky -> rows, b = kz -> columns. Averages that agree to within their noise
+    are averaged. Readout oversampling is removed when every line is complete. A file with several encodings,
+    contrasts, phases, repetitions or sets holds several images: the keyword says which, none said is refused. Raises
+    ``Refused`` for whatever contradicts itself or cannot be reconstructed honestly.
     """
     lines = choose(
         mrd, {"encoding": encoding, "contrast": contrast, "phase": phase, "repetition": repetition, "set": set}
@@ -87,11 +93,16 @@ def to_kspace(
     _check_slices(lines, np.unique(heads["idx"]["slice"]).tolist())
     frame = directions(heads)
     counters, first_mm, spacing_mm = stack(heads, frame["slice_dir"], encoded.fov_mm[2])
-    raw = _place(mrd, lines, encoded, counters)
-    flagged_at = _positions(mrd, lines, encoded)
-    is_3d = encoded.n[2] > 1
+    is_3d = _has_partitions(encoded, heads)
     if is_3d and len(counters) > 1:
         raise Refused(f"k-space: {len(counters)} slabs of a 3D encoding; each is an image of its own")
+    if not is_3d:
+        _check_thickness(encoded, recon, spacing_mm if len(counters) > 1 else None)
+    prescan = noise(mrd, lines)
+    steps = np.stack([_steps(lines, heads, axis, encoded.n[axis]) for axis in (1, 2)], axis=1)
+    raw = _place(mrd, lines, encoded, counters, steps, prescan)
+    _check_centre(raw)
+    flagged_at = np.unique(steps[np.isin(lines.image, lines.calibration)], axis=0)
     build = _volume if is_3d else _slices
     found = build(raw, _Geometry(encoded, recon, tuple(frame.values()), first_mm, spacing_mm))
     times = raw.count[raw.count > 0]
@@ -102,7 +113,7 @@ def to_kspace(
         found.grid,
         found.slice_thickness_mm,
         calibration=calibration_block(found.mask, flagged_at if is_3d else flagged_at[:, :1]),
-        noise=noise(mrd, lines, int(times.min())),
+        noise=None if prescan is None else prescan / np.float32(np.sqrt(times.min())),
     )
     facts = acquisition_facts(mrd.header, lines, kspace) | {
         "dimensions": "3D" if is_3d else "2D",
@@ -138,6 +149,50 @@ def _spaces(lines: Lines) -> tuple[_Space, _Space]:
     return encoded, recon
 
 
+def _has_partitions(encoded: _Space, heads: NDArray[np.void]) -> bool:
+    """Whether the acquisition is 3D: the header's matrix says so, and what was acquired agrees."""
+    for axis, n, name in ((1, encoded.n[1], "y"), (2, encoded.n[2], "z")):
+        steps = np.unique(heads["idx"][f"kspace_encode_step_{axis}"])
+        if n > 1 and len(steps) == 1:
+            raise Refused(
+                f"k-space: encodedSpace matrixSize {name} is {n}, but every acquisition has kspace_encode_step_{axis} "
+                f"= {steps[0]}: the matrix contradicts what was acquired"
+            )
+    if encoded.n[1] == 1:
+        raise Refused("k-space header: encodedSpace matrixSize y is 1: no phase encoding, no image")
+    return encoded.n[2] > 1
+
+
+def _check_thickness(encoded: _Space, recon: _Space, spacing_mm: float | None) -> None:
+    """fieldOfView_mm z of a 2D encoding is the thickness of a slice; some write the extent of the stack."""
+    thickness, wanted = encoded.fov_mm[2], recon.fov_mm[2]
+    if abs(thickness - wanted) > _THICKNESS_TOLERANCE * thickness:
+        raise Refused(
+            f"k-space header: the slice thickness (fieldOfView_mm z of a 2D encoding) is {thickness} mm in "
+            f"encodedSpace and {wanted} mm in reconSpace"
+        )
+    if spacing_mm is not None and thickness > _MOST_OVERLAP * spacing_mm:
+        raise Refused(
+            f"k-space header: fieldOfView_mm z is {thickness} mm, but the slices are {spacing_mm:.4g} mm apart: for a "
+            "2D encoding it is the thickness of a slice, not the extent of the stack"
+        )
+
+
+def _check_centre(raw: _Raw) -> None:
+    """The centre of k-space holds most of the energy of any object: far from it the counters or limits are wrong."""
+    energy = (np.abs(raw.samples).astype(np.float64) ** 2).sum(axis=(0, 1))
+    for axis, where in enumerate(("kspace_encoding_step_2", "kspace_encoding_step_1", "center_sample")):
+        profile = energy.max(axis=tuple({0, 1, 2} - {axis}))
+        n = len(profile)
+        width = max(n // 8, 2)
+        near = profile[max(n // 2 - width, 0) : n // 2 + width + 1].max()
+        if profile.max() > _OFF_CENTRE * near:
+            raise Refused(
+                f"k-space: the strongest samples lie at {int(profile.argmax()) - n // 2:+d} from the stated centre of "
+                f"k-space ({where}) in a matrix of {n}: the stated centre is wrong"
+            )
+
+
 def _check_slices(lines: Lines, counters: list[int]) -> None:
     limit = lines.encoding.encodingLimits.slice
     if limit is None:
@@ -157,6 +212,11 @@ def _steps(lines: Lines, heads: NDArray[np.void], axis: int, n: int) -> NDArray[
     """Index in k-space of each acquisition along phase encoding ``axis`` (1 or 2)."""
     steps: NDArray[np.intp] = heads["idx"][f"kspace_encode_step_{axis}"].astype(np.intp)
     limit = getattr(lines.encoding.encodingLimits, f"kspace_encoding_step_{axis}")
+    if limit is None and (steps.min() > 0 or steps.max() < n - 1):
+        raise Refused(
+            f"k-space: encodingLimits do not state kspace_encoding_step_{axis}, and the steps {steps.min()} to "
+            f"{steps.max()} do not fill the matrix of {n}: which of them is the centre is not known"
+        )
     low, high, centre = (limit.minimum, limit.maximum, limit.center) if limit else (0, n - 1, n // 2)
     if high - low + 1 > n or not low <= centre <= high:
         raise Refused(
@@ -173,37 +233,48 @@ def _steps(lines: Lines, heads: NDArray[np.void], axis: int, n: int) -> NDArray[
     return index
 
 
-def _positions(mrd: MRD, lines: Lines, encoded: _Space) -> NDArray[np.intp]:
-    """Positions (line y, partition z) of the acquisitions flagged as calibration."""
-    if lines.calibration.size == 0:
-        return np.empty((0, 2), np.intp)
-    heads = mrd.heads[lines.calibration]
-    return np.unique(
-        np.stack([_steps(lines, heads, 1, encoded.n[1]), _steps(lines, heads, 2, encoded.n[2])], axis=1), axis=0
-    )
+def _columns(mrd: MRD, lines: Lines, nx: int) -> tuple[slice, slice]:
+    """Which samples of every line are kept, and the columns that they fill."""
+    row = int(lines.image[0])
+    head = mrd.heads[row]
+    length, centre = int(head["number_of_samples"]), int(head["center_sample"])
+    first, last = int(head["discard_pre"]), length - int(head["discard_post"])
+    start = nx // 2 - centre + first
+    stop = start + last - first
+    if last <= first or start < 0 or stop > nx or not first <= centre < last:
+        raise Refused(f"k-space: acquisition {row} covers columns {start} to {stop} of a matrix of {nx} columns")
+    if nx // 2 - centre > 0 and nx // 2 - centre + length < nx:
+        raise Refused(
+            f"k-space: encodedSpace matrixSize x is {nx}, but lines of {length} samples with center_sample {centre} "
+            "reach neither end of it: the matrix contradicts what was acquired"
+        )
+    return slice(first, last), slice(start, stop)
 
 
-def _place(mrd: MRD, lines: Lines, encoded: _Space, counters: list[int]) -> _Raw:
+def _place(
+    mrd: MRD,
+    lines: Lines,
+    encoded: _Space,
+    counters: list[int],
+    steps: NDArray[np.intp],
+    prescan: NDArray[np.complex64] | None,
+) -> _Raw:
+    """``steps`` (acquisition, 2): line and partition of each."""
     heads = mrd.heads[lines.image]
     nx, ny, nz = encoded.n
-    ys, zs = _steps(lines, heads, 1, ny), _steps(lines, heads, 2, nz)
     place_of = {counter: place for place, counter in enumerate(counters)}
     slices = [place_of[int(counter)] for counter in heads["idx"]["slice"]]
+    kept, columns = _columns(mrd, lines, nx)
+    rows_at: dict[Place, list[int]] = {}
+    for row, k, (y, z) in zip(lines.image.tolist(), slices, steps.tolist(), strict=True):
+        rows_at.setdefault((k, z, y), []).append(row)
+    check_repeats(mrd.samples, rows_at, prescan)
     samples = np.zeros((len(counters), lines.coils, nz, ny, nx), np.complex64)
     count = np.zeros((len(counters), nz, ny, nx), np.uint16)
-    extents: dict[tuple[int, int, int], tuple[int, int]] = {}
-    for row, head, k, z, y in zip(lines.image, heads, slices, zs, ys, strict=True):
-        first, last = int(head["discard_pre"]), int(head["number_of_samples"]) - int(head["discard_post"])
-        start = nx // 2 - int(head["center_sample"]) + first
-        stop = start + last - first
-        if last <= first or start < 0 or stop > nx:
-            raise Refused(f"k-space: acquisition {row} covers columns {start} to {stop} of a matrix of {nx} columns")
-        if extents.setdefault((k, int(z), int(y)), (start, stop)) != (start, stop):
-            raise Refused(f"k-space: line {y}, partition {z}, slice {k} was read twice with different lengths")
-        samples[k, :, z, y, start:stop] += mrd.samples[row][:, first:last]
-        count[k, z, y, start:stop] += 1
+    for (k, z, y), rows in rows_at.items():
+        samples[k, :, z, y, columns] = sum(mrd.samples[row][:, kept] for row in rows) / np.float32(len(rows))
+        count[k, z, y, columns] = len(rows)
     count *= samples.any(axis=(0, 1, 2, 3))  # columns that are zero in every line and coil were filled, not measured
-    samples /= np.maximum(count, 1)[:, None]
     return _Raw(samples, count)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode.mrd.acquisitions import MRD, flagged
+from dicomnode.mrd.agreement import check_channels, check_flags, check_limits, check_shared
 from pipelines.contract import Refused
 
 __all__ = ["COUNTERS", "Lines", "choose", "images", "noise"]
@@ -31,6 +32,8 @@ _NOT_IMAGE = (
     ismrmrd.ACQ_IS_PHASE_STABILIZATION_REFERENCE,
     ismrmrd.ACQ_IS_PHASE_STABILIZATION,
 )
+_WITHIN = ("embedded", "interleaved")
+_APART = ("separate", "external")
 _CALIBRATION = (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION, ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
 
 
@@ -45,29 +48,43 @@ class Lines:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Usable:
+    """Which acquisitions may fill k-space of one encoding; ``calibrate``: those among them that calibrate only."""
+
+    rows: NDArray[np.bool_]
+    calibrate: NDArray[np.bool_]
+    number: int
+    zeros: int
+
+
 def choose(mrd: MRD, wanted: dict[str, int | None]) -> Lines:
     """The acquisitions of one image; ``wanted`` holds "encoding" and the ``COUNTERS``, None for "the only one".
 
-    Calibration-only lines fill k-space when they belong to this acquisition (mode embedded, interleaved or not
-    stated); those of a separate scan may differ in contrast and are left out, and the facts say so.
+    Lines that calibrate only fill k-space where the header says that they belong to this acquisition (calibration mode
+    embedded or interleaved) and they have the image's counters. Those of a separate scan or of another contrast are
+    left out, and the facts say so.
     """
-    heads = mrd.heads
-    usable, number, left_out, silent = _usable(mrd, wanted.get("encoding"))
-    encoding = mrd.header.encoding[number]
-    for counter in COUNTERS:
-        usable &= _chosen(heads, usable, counter, wanted.get(counter))
-    image = np.flatnonzero(usable)
-    if image.size == 0:
+    found = _usable(mrd, wanted.get("encoding"))
+    encoding = mrd.header.encoding[found.number]
+    imaging, chosen = found.rows & ~found.calibrate, np.ones(len(mrd.heads), np.bool_)
+    for counter in _counters(mrd):
+        chosen &= _chosen(mrd.heads, imaging & chosen, counter, wanted.get(counter))
+    kept = found.rows & chosen
+    if _calibration_mode(encoding) in _APART:
+        kept &= ~found.calibrate
+    image = np.flatnonzero(kept)
+    if not (imaging & chosen).any():
         raise Refused("k-space: the sampling mask is empty: no acquisition holds samples of an image")
     _check(mrd, image, encoding)
     facts = {
         "calibration_mode": _calibration_mode(encoding),
-        "calibration_lines_of_separate_scan": left_out,
+        "calibration_lines_left_out": int((found.calibrate & ~kept).sum()),
         "acquisitions": int(image.size),
-        "acquisitions_all_zero": silent,
+        "acquisitions_all_zero": found.zeros,
     }
-    calibration = image[flagged(heads[image], *_CALIBRATION)]
-    return Lines(image, calibration, encoding, int(heads["active_channels"][image[0]]), facts)
+    calibration = image[flagged(mrd.heads[image], *_CALIBRATION)]
+    return Lines(image, calibration, encoding, int(mrd.heads["active_channels"][image[0]]), facts)
 
 
 def images(mrd: MRD) -> list[dict[str, int]]:
@@ -75,50 +92,74 @@ def images(mrd: MRD) -> list[dict[str, int]]:
 
     Phases and repetitions are moments in time, and are not told apart here.
     """
-    usable = _usable(mrd, None)[0]
-    found = np.unique(np.stack([mrd.heads["idx"][name][usable] for name in SEPARATE], axis=1), axis=0).tolist()
+    usable = _usable(mrd, None)
+    imaging = usable.rows & ~usable.calibrate
+    found = np.unique(np.stack([mrd.heads["idx"][name][imaging] for name in SEPARATE], axis=1), axis=0).tolist()
     if len(found) > MOST_IMAGES:
         raise Refused(f"k-space: {len(found)} images (contrasts, sets) in one acquisition; {MOST_IMAGES} at most")
     return [dict(zip(SEPARATE, values, strict=True)) for values in found] if len(found) > 1 else []
 
 
-def _usable(mrd: MRD, wanted: int | None) -> tuple[NDArray[np.bool_], int, int, int]:
-    """Which acquisitions may fill k-space of the encoding, its number, and how many were left out as calibration of a
-    separate scan and as zeros."""
+def _usable(mrd: MRD, wanted: int | None) -> _Usable:
     heads = mrd.heads
     silent = np.array([not samples.any() for samples in mrd.samples])
     usable = ~flagged(heads, ismrmrd.ACQ_IS_NOISE_MEASUREMENT, *_NOT_IMAGE) & ~silent
-    number = _encoding_number(mrd, usable, wanted)
+    calibrate = flagged(heads, _CALIBRATION[0]) & ~flagged(heads, _CALIBRATION[1])
+    number = _encoding_number(mrd, usable & ~calibrate, wanted)
     usable &= heads["encoding_space_ref"] == number
-    left_out = 0
-    if _calibration_mode(mrd.header.encoding[number]) in ("separate", "external"):
-        only_calibration = flagged(heads, _CALIBRATION[0]) & ~flagged(heads, _CALIBRATION[1])
-        left_out = int((usable & only_calibration).sum())
-        usable &= ~only_calibration
-    return usable, number, left_out, int(silent.sum())
+    mode = _calibration_mode(mrd.header.encoding[number])
+    if mode not in (*_WITHIN, *_APART) and (usable & calibrate).any():
+        raise Refused(
+            "k-space: the file holds lines for calibration only, and the header does not say whether they belong to "
+            "the image; state parallelImaging calibrationMode (embedded or separate)"
+        )
+    return _Usable(usable, usable & calibrate, number, int(silent.sum()))
 
 
-def noise(mrd: MRD, lines: Lines, averages: int) -> NDArray[np.complex64] | None:
-    """Noise pre-scan, complex64 (coil, n), scaled to the variance of the image's samples; None when not sent.
+def _counters(mrd: MRD) -> tuple[str, ...]:
+    """The counters of which one image has exactly one value: the diffusion weighting may be told by another one."""
+    sequence = mrd.header.sequenceParameters
+    dimension = sequence.diffusionDimension.value if sequence and sequence.diffusionDimension else None
+    return (*COUNTERS, dimension) if dimension in ("average", "segment") else COUNTERS
+
+
+def noise(mrd: MRD, lines: Lines) -> NDArray[np.complex64] | None:
+    """Noise pre-scan, complex64 (coil, n), scaled to the variance of one line of the image; None when not sent.
 
     The variance of white noise grows with the receiver bandwidth, 1 / dwell time; the filter of the noise scan passes
-    ``relativeReceiverNoiseBandwidth`` of it; an average of n has 1 / n of it.
+    ``relativeReceiverNoiseBandwidth`` of it.
     """
     flagged_rows = np.flatnonzero(flagged(mrd.heads, ismrmrd.ACQ_IS_NOISE_MEASUREMENT))
     rows = [row for row in flagged_rows.tolist() if mrd.samples[row].any()]
     if not rows:
         return None
-    _check_finite(mrd, rows)
     _check_coils(mrd, rows, lines.coils)
-    dwell_us = float(mrd.heads["sample_time_us"][lines.image[0]])
+    _check_finite(mrd, rows)
+    check_flags(mrd.heads, rows)
+    check_channels(mrd.heads, int(lines.image[0]), rows)
+    dwell_us, passed = float(mrd.heads["sample_time_us"][lines.image[0]]), _bandwidth(mrd)
+    scales = [np.sqrt(_dwell_ratio(float(mrd.heads["sample_time_us"][row]), dwell_us) / passed) for row in rows]
+    return np.concatenate([mrd.samples[row] * np.float32(scale) for row, scale in zip(rows, scales, strict=True)], 1)
+
+
+def _bandwidth(mrd: MRD) -> float:
     system = mrd.header.acquisitionSystemInformation
-    passed = (system.relativeReceiverNoiseBandwidth if system else None) or 1.0
-    scans = []
-    for row in rows:
-        dwell_noise_us = float(mrd.heads["sample_time_us"][row])
-        ratio = dwell_noise_us / dwell_us if dwell_noise_us > 0 and dwell_us > 0 else 1.0
-        scans.append(mrd.samples[row] * np.float32(np.sqrt(ratio / passed / averages)))
-    return np.concatenate(scans, axis=1)
+    stated = system.relativeReceiverNoiseBandwidth if system else None
+    if stated is not None and not 0 < stated < np.inf:
+        raise Refused(f"k-space header: relativeReceiverNoiseBandwidth {stated} is not a positive number")
+    return 1.0 if stated is None else stated
+
+
+def _dwell_ratio(of_noise_us: float, of_image_us: float) -> float:
+    """Zero stands for a dwell time that is not stated; where neither is, they are taken as equal."""
+    if of_noise_us == of_image_us == 0:
+        return 1.0
+    if not (0 < of_noise_us < np.inf and 0 < of_image_us < np.inf):
+        raise Refused(
+            f"k-space: sample_time_us is {of_noise_us:g} in the noise scan and {of_image_us:g} in the image; the level "
+            "of the noise cannot be told from it"
+        )
+    return of_noise_us / of_image_us
 
 
 def _encoding_number(mrd: MRD, usable: NDArray[np.bool_], wanted: int | None) -> int:
@@ -148,7 +189,10 @@ def _chosen(heads: NDArray[np.void], usable: NDArray[np.bool_], counter: str, wa
         )
     if wanted is not None and wanted not in present:
         raise Refused(f"k-space: no acquisition with {counter} {wanted}; there are {present[:8]}")
-    return values == wanted if wanted is not None else np.ones(len(values), np.bool_)
+    if wanted is None and not present:
+        return np.ones(len(values), np.bool_)
+    chosen: NDArray[np.bool_] = values == (present[0] if wanted is None else wanted)
+    return chosen
 
 
 def _calibration_mode(encoding: ismrmrd.xsd.encodingType) -> str | None:
@@ -175,6 +219,9 @@ def _check(mrd: MRD, image: NDArray[np.intp], encoding: ismrmrd.xsd.encodingType
             f"k-space: the header says {stated} receiver channels, the acquisitions hold {heads['active_channels'][0]}"
         )
     _check_finite(mrd, image.tolist())
+    check_flags(mrd.heads, image.tolist())
+    check_shared(mrd.heads, image.tolist())
+    check_limits(encoding, heads)
 
 
 def _check_coils(mrd: MRD, rows: Sequence[int], coils: int) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from dicomnode.quantities import Seconds
 from dicomnode.results.preferences import Section
 
 __all__ = [
@@ -57,7 +58,6 @@ def checked_address(value: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 MailAddress = Annotated[str, AfterValidator(_mail_address)]
 WebAddress = Annotated[str, AfterValidator(checked_address)]
-Seconds = Annotated[float, Field(gt=0)]
 
 
 class _Told(Section):

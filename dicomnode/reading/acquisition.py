@@ -11,16 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomnode.reading import tracer
+from dicomnode.errors import InputRefused
+from dicomnode.reading import decoding, kinds, tracer
 from dicomnode.reading.frames import Frame
 
-__all__ = ["facts", "plane"]
+__all__ = ["component", "facts", "plane"]
 
 _NUMBERS = MappingProxyType({
     "tr_ms": "RepetitionTime", "te_ms": "EchoTime", "ti_ms": "InversionTime", "flip_angle_deg": "FlipAngle",
     "field_strength_t": "MagneticFieldStrength", "diffusion_b_value": "DiffusionBValue",
     "echo_train_length": "EchoTrainLength",
     "weight_kg": "PatientWeight", "size_m": "PatientSize",
+})  # fmt: skip
+_GE_COMPONENT = (0x0043, "GEMS_PARM_01", 0x2F)
+_COMPONENTS = ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY")
+_COMPONENT_WORDS = MappingProxyType({
+    "P": "PHASE", "PHASE": "PHASE", "PHASE MAP": "PHASE", "R": "REAL", "REAL": "REAL", "I": "IMAGINARY",
+    "IMAGINARY": "IMAGINARY", "M": "MAGNITUDE", "MAGNITUDE": "MAGNITUDE",
 })  # fmt: skip
 _POSITIVE = ("weight_kg", "size_m", "field_strength_t")  # zero stands for unknown
 _WORDS = MappingProxyType({
@@ -33,27 +40,63 @@ _WORDS = MappingProxyType({
 
 
 def facts(frames: Sequence[Frame]) -> dict[str, Any]:
-    """What is stated, by name with the unit in it; absent where nothing is. Of enhanced MR the effective times."""
-    first = frames[0]
+    """What is stated, by name with the unit in it; absent where nothing is. Of enhanced MR the effective times.
+
+    The frames agree on each fact (``agreement``), but not all of them need state it.
+    """
     found: dict[str, Any] = {}
     for fact, keyword in _WORDS.items():
-        value = first.get(keyword)
+        value = _stated(frames, keyword)
         if value is not None:
             found[fact] = str(value) if isinstance(value, str) else tuple(map(str, value))
     for fact, keyword in _NUMBERS.items():
-        number = first.number_of(keyword)
+        number = next((each for frame in frames if (each := frame.number_of(keyword)) is not None), None)
         if number is not None and (number > 0 or fact not in _POSITIVE):
             found[fact] = number
-    found |= _enhanced(first)
-    orientation = first.numbers("ImageOrientationPatient", 6)
+    found |= _enhanced(frames) | _components(frames, found.get("image_type", ()))
+    orientation = frames[0].numbers("ImageOrientationPatient", 6)
     if orientation is not None:
         found["plane"] = plane(orientation.reshape(2, 3))
-    age = _age_years(str(first.get("PatientAge", "")))
+    age = _age_years(str(_stated(frames, "PatientAge") or ""))
     if age is not None:
         found["age_years"] = age
-    if first.get("ContrastBolusAgent"):
+    if frames[0].get("ContrastBolusAgent"):
         found["contrast_agent"] = True
+    if any(decoding.is_lossy(frame.header) for frame in frames):
+        found["lossy_compressed"] = True
     return found | (tracer.facts(frames) if found.get("modality") == "PT" else {})
+
+
+def component(frame: Frame) -> str:
+    """Which part of the complex signal an MR frame shows, as DICOM's word (PS3.3 C.8.13.3.1.1); empty: not stated.
+
+    GE says so in a private element only, Siemens and Philips in Image Type.
+    """
+    if stated := str(frame.get("ComplexImageComponent") or ""):
+        return stated
+    group, creator, element = _GE_COMPONENT
+    try:
+        number = int(np.atleast_1d(frame.header.private_block(group, creator)[element].value)[0])
+    except (KeyError, TypeError, ValueError, IndexError):
+        number = -1
+    if number in range(len(_COMPONENTS)):
+        return _COMPONENTS[number]
+    words = kinds.words_of(frame.get("FrameType"), frame.get("ImageType"))
+    return next((meaning for word, meaning in _COMPONENT_WORDS.items() if word in words), "")
+
+
+def _components(frames: Sequence[Frame], image_type: Any) -> dict[str, Any]:
+    """Image Type with the component of the signal, where that is not the magnitude and no word of it says so."""
+    found = {component(frame) for frame in frames}
+    if len(found) > 1:
+        raise InputRefused(f"the slices show several components of the signal: {', '.join(sorted(found - {''}))}")
+    shown = found.pop()
+    words = tuple(map(str, np.atleast_1d(image_type)))
+    return {"image_type": (*words, shown)} if shown not in ("", "MAGNITUDE", *words) else {}
+
+
+def _stated(frames: Sequence[Frame], keyword: str) -> Any:
+    return next((value for frame in frames if (value := frame.get(keyword)) is not None), None)
 
 
 def plane(directions: NDArray[np.float64]) -> str:
@@ -65,16 +108,20 @@ def plane(directions: NDArray[np.float64]) -> str:
     return word if abs(normal[axis]) > np.cos(np.radians(5)) else f"oblique {word}"
 
 
-def _enhanced(frame: Frame) -> dict[str, Any]:
+def _enhanced(frames: Sequence[Frame]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    te, ti = frame.number_of("EffectiveEchoTime"), frame.get("InversionTimes")
+    te = next((each for frame in frames if (each := frame.number_of("EffectiveEchoTime")) is not None), None)
     if te is not None:
         found["te_ms"] = te
-    if ti is not None:
-        found["ti_ms"] = float(np.atleast_1d(ti)[0])
-    region = frame.get("AnatomicRegionSequence")
-    if region and region[0].get("CodeMeaning"):
-        found["region"] = str(region[0].CodeMeaning)
+    inversions = _stated(frames, "InversionTimes")
+    if inversions is not None:
+        times = tuple(float(each) for each in np.atleast_1d(inversions))
+        found |= {"ti_ms": times[0]} if len(times) == 1 else {"inversion_times_ms": times}
+    regions = {
+        str(each[0].get("CodeMeaning") or "") for frame in frames if (each := frame.get("AnatomicRegionSequence"))
+    }
+    if len(regions) == 1 and any(regions):
+        found["region"] = regions.pop()
     return found
 
 

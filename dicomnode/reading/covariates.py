@@ -112,7 +112,8 @@ def resolve(headers: Sequence[Dataset], paths: Sequence[Path] = ()) -> Covariate
     study.
     """
     found: dict[str, list[Stated[Any]]] = {name: [] for name in ITEMS}
-    for name, stated in (*_of_header(headers[0]), *(each for path in paths for each in _of_file(path, headers[0]))):
+    from_headers = (each for ds in headers for each in _of_header(ds))
+    for name, stated in (*from_headers, *(each for path in paths for each in _of_file(path, headers[0]))):
         found[name].append(stated)
     return Covariates(**{name: _one(name, stated) for name, stated in found.items()})
 
@@ -158,28 +159,42 @@ def _checked(name: str, value: Any, where: str) -> Stated[Any]:
 
 
 def _of_header(ds: Dataset) -> Iterator[tuple[str, Stated[Any]]]:
-    yield "age_years", _age(ds)
+    for age in _ages(ds):
+        yield "age_years", age
     where = "Patient's Sex (0010,0040)"
-    sex = str(ds.get("PatientSex") or "")
+    sex = str(ds.get("PatientSex") or "").strip()
     if sex in ("M", "F"):
         yield "sex", Stated(sex, where)
+    elif sex in ("", "O"):
+        yield "sex", Stated(None, f"{where} is {'O, neither F nor M' if sex else 'empty'}")
     else:
-        yield "sex", Stated(None, f"{where} is {'O, neither F nor M' if sex == 'O' else 'empty'}")
+        yield "sex", Stated(None, f"{where} is none of F, M and O")
 
 
-def _age(ds: Dataset) -> Stated[Any]:
-    """Patient's Age, else the years between birth and study. Scanners also write what is no Age String ("42")."""
-    where = "Patient's Age (0010,1010)"
+def _ages(ds: Dataset) -> Iterator[Stated[Any]]:
+    """Patient's Age, and the years between birth and study, which have to agree with it (``_one``).
+
+    Scanners also write what is no Age String ("42"). Dates that make no adult count where there is no age: those of
+    de-identified images are often made up.
+    """
+    where, dates = "Patient's Age (0010,1010)", "Patient's Birth Date (0010,0030) and Study Date (0008,0020)"
     text = str(ds.get("PatientAge") or "").strip()
-    stated = _AGE.fullmatch(text)
+    stated, elapsed = _AGE.fullmatch(text), _years_since_birth(ds)
     if stated:
-        return _checked("age_years", int(stated[1]) / _PER_YEAR[stated[2]], where)
+        yield _checked("age_years", int(stated[1]) / _PER_YEAR[stated[2]], where)
+        if elapsed is not None and AGES_YEARS[0] <= elapsed <= AGES_YEARS[1]:
+            yield Stated(elapsed, dates)
+        return
     missing = f"{where} is no Age String" if text else f"{where} is not stated"
+    if elapsed is None:
+        yield Stated(None, f"{missing}, nor are birth and study dates")
+    else:
+        yield _checked("age_years", elapsed, f"{dates}; {missing}")
+
+
+def _years_since_birth(ds: Dataset) -> float | None:
     born, studied = (_date(ds.get(keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
-    if born is None or studied is None:
-        return Stated(None, f"{missing}, nor are birth and study dates")
-    dates = f"Patient's Birth Date (0010,0030) and Study Date (0008,0020); {missing}"
-    return _checked("age_years", round((studied - born).days / 365.25, 1), dates)
+    return None if born is None or studied is None else round((studied - born).days / 365.25, 1)
 
 
 def _date(value: Any) -> date | None:

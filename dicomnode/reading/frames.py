@@ -4,9 +4,8 @@ the functional groups of an enhanced one (PS3.3 C.7.6.16).
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels.processing import apply_modality_lut
-from pydicom.pixels.utils import pixel_array
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID
 
 from dicomnode.errors import InputRefused
+from dicomnode.reading import lookup, pet
 from dicomnode.reading.unreadable import decode
 
-__all__ = ["Frame", "frames_of", "header", "name", "philips_pet", "stored", "unit", "values"]
+__all__ = ["Frame", "count", "frames_of", "header", "name", "unit", "values"]
 
 _MACROS = MappingProxyType({
     "PixelSpacing": "PixelMeasuresSequence",
@@ -31,8 +31,6 @@ _MACROS = MappingProxyType({
     "SpacingBetweenSlices": "PixelMeasuresSequence",
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
-    "FrameType": "MRImageFrameTypeSequence",
-    "ComplexImageComponent": "MRImageFrameTypeSequence",
     "EffectiveEchoTime": "MREchoSequence",
     "RepetitionTime": "MRTimingAndRelatedParametersSequence",
     "FlipAngle": "MRTimingAndRelatedParametersSequence",
@@ -46,13 +44,20 @@ _MACROS = MappingProxyType({
     "FrameAcquisitionDuration": "FrameContentSequence",
     "NominalCardiacTriggerDelayTime": "CardiacSynchronizationSequence",
     "AnatomicRegionSequence": "FrameAnatomySequence",
+    "EchoTrainLength": "MRTimingAndRelatedParametersSequence",
+    "RescaleType": "PixelValueTransformationSequence",
+    "ConvolutionKernel": "CTReconstructionSequence",
+    "KVP": "CTXRayDetailsSequence",
 })  # fmt: skip
 """Keyword to the functional group that holds it."""
+_FRAME_TYPE = frozenset(
+    {"FrameType", "ComplexImageComponent", "VolumetricProperties", "VolumeBasedCalculationTechnique"}
+)
+_FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
 
-_PET_UNITS = MappingProxyType({"BQML": "Bq/ml", "GML": "g/ml", "CNTS": "{counts}", "PROPCNTS": "{counts}", "1": "1"})
-_PHILIPS_PET = (0x7053, "Philips PET Private Group")
-_SUV_SCALE, _ACTIVITY_SCALE = 0x00, 0x09  # SUV and activity concentration (Bq/ml) per count
-_NO_UNIT = frozenset({"1", "US", "no units"})
+_UNASSIGNED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
+_GROUPS = frozenset({*_MACROS.values(), *_FRAME_TYPES, "FrameVOILUTSequence"}) - {"FrameAnatomySequence"}
+"""Functional groups of which a frame has one, with one item."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ class Frame:
 
     def get(self, keyword: str, default: Any = None) -> Any:
         """The value for this frame, or ``default`` where it is absent or empty."""
-        macro = _MACROS.get(keyword, "")
-        places = [item for group in self.groups for item in group.get(macro) or [] if macro]
-        for place in (*places, self.header):
+        macros = _FRAME_TYPES if keyword in _FRAME_TYPE else (_MACROS[keyword],) if keyword in _MACROS else ()
+        places = [item for macro in macros for group in self.groups for item in group.get(macro) or ()]
+        for place in (*places, self.header, *self.unassigned()):
             value = place.get(keyword)
             if value is not None and value != "":
                 return value
@@ -76,17 +81,23 @@ class Frame:
 
     def item(self, sequence: str) -> Dataset | None:
         """The first item of a functional group or of a sequence at the top."""
-        for place in (*self.groups, self.header):
+        for place in (*self.groups, self.header, *self.unassigned()):
             if place.get(sequence):
                 found: Dataset = place[sequence].value[0]
                 return found
         return None
 
+    def unassigned(self) -> Iterator[Dataset]:
+        """What a legacy converted object keeps of its source and has no place for (PS3.3 C.7.6.16.2.25)."""
+        for group in self.groups:
+            for keyword in _UNASSIGNED:
+                yield from group.get(keyword) or ()
+
     def numbers(self, keyword: str, count: int) -> NDArray[np.float64] | None:
         """``count`` finite numbers, or None."""
         value = self.get(keyword)
         value = [value] if count == 1 and value is not None and not isinstance(value, Iterable) else value
-        if value is None or isinstance(value, str) or len(value) != count:
+        if not isinstance(value, Iterable) or isinstance(value, str) or len(list(value)) != count:
             return None
         try:
             found = np.array([float(each) for each in value])
@@ -108,11 +119,19 @@ def header(path: Path) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            _check_syntax(path)
             ds = dcmread(path, stop_before_pixels=True)
             decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
     return ds
+
+
+def _check_syntax(path: Path) -> None:
+    """What a private transfer syntax does with bytes and pixels only its maker knows."""
+    syntax = UID(read_file_meta_info(path).get("TransferSyntaxUID") or "")
+    if syntax and syntax.is_private:
+        raise InputRefused(f"an instance is in a private transfer syntax ({syntax}), which nothing here reads")
 
 
 def name(ds: Dataset) -> str:
@@ -122,105 +141,104 @@ def name(ds: Dataset) -> str:
 
 
 def frames_of(ds: Dataset) -> list[Frame]:
-    """The frames of one instance in stored order. Raises InputRefused when the functional groups are not as many."""
-    count = _count(ds)
+    """The frames of one instance in stored order. Raises InputRefused where functional groups do not tell of each frame
+    exactly once."""
+    number = count(ds)
     each = ds.get("PerFrameFunctionalGroupsSequence") or []
+    shared = tuple(ds.get("SharedFunctionalGroupsSequence") or [])
     if not each:
-        return [Frame(ds, number) for number in range(count)]
-    if len(each) != count:
-        raise InputRefused(f"{name(ds)}: {count} frames, but functional groups for {len(each)}")
-    shared = tuple(ds.get("SharedFunctionalGroupsSequence") or [])[:1]
-    return [Frame(ds, number, (group, *shared)) for number, group in enumerate(each)]
+        return [Frame(ds, n, shared[:1]) for n in range(number)]
+    if len(each) != number:
+        raise InputRefused(f"{name(ds)}: {number} frames, but functional groups for {len(each)}")
+    if len(shared) > 1:
+        raise InputRefused(f"{name(ds)}: Shared Functional Groups Sequence (5200,9229) has {len(shared)} items")
+    for group in (*each, *shared):
+        _check_groups(ds, group, shared)
+    return [Frame(ds, n, (group, *shared)) for n, group in enumerate(each)]
 
 
-def _count(ds: Dataset) -> int:
+def _check_groups(ds: Dataset, group: Dataset, shared: tuple[Dataset, ...]) -> None:
+    """A group of one frame must not stand with another one that is shared, nor have several items (C.7.6.16.1)."""
+    for element in group:
+        if element.keyword not in _GROUPS:
+            continue
+        if len(element.value) > 1:
+            raise InputRefused(f"{name(ds)}: {element.name} {element.tag} has {len(element.value)} items in one group")
+        if shared and group is not shared[0] and element.keyword in shared[0] and shared[0][element.tag] != element:
+            raise InputRefused(f"{name(ds)}: {element.name} {element.tag} is shared by all frames and another in one")
+
+
+def count(ds: Dataset) -> int:
+    """How many frames an instance has. Raises InputRefused."""
     try:
-        return max(int(ds.get("NumberOfFrames") or 1), 1)
+        found = int(ds.get("NumberOfFrames") or 1)
     except (TypeError, ValueError):
         raise InputRefused(f"{name(ds)}: NumberOfFrames is no number") from None
+    if found < 1:
+        raise InputRefused(f"{name(ds)}: Number of Frames (0028,0008) is {found}")
+    return found
 
 
-def stored(path: Path, ds: Dataset) -> NDArray[Any]:
-    """Stored pixel values (frame, row, column), of any transfer syntax that pydicom's plug-ins decode.
-
-    Raises InputRefused when there are too few bytes, or nothing decodes them.
-    """
-    syntax = ds.file_meta.get("TransferSyntaxUID")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            pixels = pixel_array(path)
-        except (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
-            told = str(error).splitlines()[0] if isinstance(error, ValueError | RuntimeError) else type(error).__name__
-            syntax_name = syntax.name if syntax else "unknown transfer syntax"
-            raise InputRefused(
-                f"{name(ds)}: the pixels are damaged, incomplete or not to be decoded ({syntax_name}): {told}"
-            ) from None
-    shape = (_count(ds), int(ds.Rows), int(ds.Columns))
-    if pixels.size != math.prod(shape):
-        raise InputRefused(f"{name(ds)}: {pixels.size} pixels decoded, {shape} announced")
-    return pixels.reshape(shape)
-
-
-def values(frame: Frame, pixels: NDArray[Any]) -> NDArray[np.float32]:
-    """Stored values (row, column) of one frame in the unit that ``unit`` names.
+def values(frame: Frame, pixels: NDArray[Any], padded: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Stored values (row, column) of one frame in the unit that ``unit`` names; ``padded`` ones have no meaning.
 
     By the real world value mapping where that says more than "no units" (PS3.3 C.7.6.16.2.11), else by the Modality
     LUT or rescale (C.11.1), which every viewer applies. PET is rescaled to its Units; Philips' counts become activity
     by its private factor. Philips' private MR scale (2005,100E), which makes series comparable with each other, is
-    not applied: what viewers show is what is computed on.
+    not applied: what viewers show is what is computed on. Raises InputRefused where a value has no or two meanings.
     """
-    mapping = _mapping(frame)
-    if mapping is not None:
-        return _mapped(mapping, pixels)
-    place = frame.item("PixelValueTransformationSequence") or frame.header
-    found = np.asarray(apply_modality_lut(pixels, place), np.float64) * (_philips_factor(frame.header) or 1.0)
-    return found.astype(np.float32)
+    mappings, where = _mappings(frame), name(frame.header)
+    lookup.check_colours(frame.header, pixels, where)
+    if mappings:
+        return lookup.mapped(mappings, pixels, padded, where).astype(np.float32)
+    if frame.get("Modality") == "PT":
+        return _activity(frame, pixels)
+    return lookup.rescaled(pixels, _transformation(frame), where).astype(np.float32)
 
 
 def unit(frame: Frame) -> str:
-    """UCUM code of what ``values`` gives. Raises InputRefused for PET without Units."""
-    mapping = _mapping(frame)
-    if mapping is not None:
-        return str(mapping.MeasurementUnitsCodeSequence[0].CodeValue)
+    """UCUM code of what ``values`` gives. Raises InputRefused for PET in no known unit, and for CT of another
+    quantity."""
     if frame.get("Modality") == "PT":
-        stated = str(frame.get("Units", ""))
-        if not stated:
-            raise InputRefused(f"{name(frame.header)}: PET without Units (0054,1001)")
-        return "Bq/ml" if _philips_factor(frame.header) else _PET_UNITS.get(stated, f"{{{stated}}}")
-    return "[hnsf'U]" if frame.get("Modality") == "CT" else "1"
+        fault = pet.unit_fault(frame)
+        if fault:
+            raise InputRefused(f"{name(frame.header)}: {fault}")
+        return pet.unit(frame)
+    if mappings := _mappings(frame):
+        return lookup.unit_of(mappings[0])
+    return _hounsfield(frame) if frame.get("Modality") == "CT" else "1"
 
 
-def _mapping(frame: Frame) -> Dataset | None:
-    """The real world value mapping to use; of PET none, whose mappings are SUVs beside its own unit."""
-    mapping = frame.item("RealWorldValueMappingSequence")
-    if mapping is None or frame.get("Modality") == "PT":
-        return None
-    codes: Sequence[Dataset] = mapping.get("MeasurementUnitsCodeSequence") or []
-    return mapping if codes and codes[0].get("CodeValue", "1") not in _NO_UNIT else None
+def _activity(frame: Frame, pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Stored values of PET in its own unit."""
+    place = _transformation(frame)
+    if fault := pet.scale_fault(frame, place):
+        raise InputRefused(f"{name(frame.header)}: {fault}")
+    slope, intercept = pet.scale(frame, place)
+    return (pixels * slope + intercept).astype(np.float32)
 
 
-def _mapped(mapping: Dataset, pixels: NDArray[Any]) -> NDArray[np.float32]:
-    if "RealWorldValueSlope" in mapping:
-        slope, intercept = float(mapping.RealWorldValueSlope), float(mapping.RealWorldValueIntercept)
-        return (pixels * slope + intercept).astype(np.float32)
-    table = np.asarray(mapping.RealWorldValueLUTData, np.float32)
-    index = pixels.astype(np.int64) - int(mapping.RealWorldValueFirstValueMapped)
-    return table[np.clip(index, 0, len(table) - 1)]
+def _hounsfield(frame: Frame) -> str:
+    place = _transformation(frame)
+    tables = place.get("ModalityLUTSequence") or []
+    kind = str((tables[0].get("ModalityLUTType") if tables else place.get("RescaleType")) or "HU")
+    if kind != "HU" or not (tables or "RescaleSlope" in place):
+        raise InputRefused(
+            f"{name(frame.header)}: CT whose values are not in Hounsfield units by Rescale Type (0028,1054) {kind} and "
+            "Rescale Slope (0028,1053)"
+        )
+    return "[hnsf'U]"
 
 
-def philips_pet(ds: Dataset) -> tuple[float | None, float | None]:
-    """SUV per count (7053,1000) and Bq/ml per count (7053,1009) of Philips' PET, each positive or None."""
-    return _philips_number(ds, _SUV_SCALE), _philips_number(ds, _ACTIVITY_SCALE)
+def _transformation(frame: Frame) -> Dataset:
+    return frame.item("PixelValueTransformationSequence") or frame.header
 
 
-def _philips_number(ds: Dataset, element: int) -> float | None:
-    try:
-        factor = float(ds.private_block(*_PHILIPS_PET)[element].value)
-    except (KeyError, TypeError, ValueError):
-        return None
-    return factor if math.isfinite(factor) and factor > 0 else None
-
-
-def _philips_factor(ds: Dataset) -> float | None:
-    return philips_pet(ds)[1] if ds.get("Modality") == "PT" and ds.get("Units") == "CNTS" else None
+def _mappings(frame: Frame) -> list[Dataset]:
+    """The real world value mappings to use."""
+    if frame.get("Modality") == "PT":
+        used = pet.mapping(frame)
+        return [used] if used is not None else []
+    place = next((each for each in (*frame.groups, frame.header) if each.get("RealWorldValueMappingSequence")), None)
+    stated = place.RealWorldValueMappingSequence if place is not None else []
+    return lookup.mapping_with_unit(stated, name(frame.header))

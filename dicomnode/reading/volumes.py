@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import acquisition
-from dicomnode.reading.frames import Frame, frames_of, header, name, stored, unit, values
+from dicomnode.reading import acquisition, agreement, kinds, padding, pet
+from dicomnode.reading.decoding import stored
+from dicomnode.reading.frames import Frame, frames_of, header, name, unit, values
 from pipelines.contract import Grid, Volume
 
 __all__ = ["DRIFT", "UNEVEN", "Series", "read"]
@@ -64,12 +65,18 @@ class _Stack:
 def read(paths: Sequence[Path]) -> Series:
     """One volume from the files of one series. Raises InputRefused."""
     files = [(path, header(path)) for path in paths]
-    _check_kind([ds for _, ds in files])
-    stack = _stack([frame for _, ds in files for frame in frames_of(ds)])
-    data = _data(stack, {id(ds): path for path, ds in files})
+    _check_instances([ds for _, ds in files])
+    frames = [frame for _, ds in files for frame in frames_of(ds)]
+    for frame in frames:
+        kinds.check_frame(frame)
+    stack = _stack(frames)
+    pet.check(stack.frames)
+    agreement.check(stack.frames)
     units = {unit(frame) for frame in stack.frames}
     if len(units) > 1:
         raise InputRefused(f"the slices are in several units: {', '.join(sorted(units))}")
+    data, padded = _data(stack, {id(ds): path for path, ds in files})
+    padding.fill(data, padded, min(units))
     facts = acquisition.facts(stack.frames) | {
         "spacing_mm": stack.grid.spacing_mm,
         "slice_thickness_mm": stack.thickness_mm,
@@ -80,29 +87,14 @@ def read(paths: Sequence[Path]) -> Series:
     return Series(Volume(data, stack.grid, units.pop(), stack.thickness_mm), facts, _headers(stack))
 
 
-def _check_kind(headers: Sequence[Dataset]) -> None:
+def _check_instances(headers: Sequence[Dataset]) -> None:
     if not headers:
         raise InputRefused("the series has no instance")
     if len({ds.get("SeriesInstanceUID") for ds in headers}) > 1:
         raise InputRefused("the files are of several series; one at a time makes a volume")
     for ds in headers:
-        kinds = [str(kind).upper() for kind in np.atleast_1d(ds.get("ImageType") or [])]
-        if not ds.get("Rows") or not ds.get("Columns"):
-            raise InputRefused(f"{name(ds)} is no image ({_class(ds)})")
-        if ds.get("SamplesPerPixel", 1) != 1 or not str(ds.get("PhotometricInterpretation")).startswith("MONOCHROME"):
-            raise InputRefused(f"{name(ds)} is a colour image ({ds.get('PhotometricInterpretation')}); no quantity")
-        if "MOSAIC" in kinds:
-            raise InputRefused(
-                f"{name(ds)} is a mosaic: a whole volume tiled into one image, whose geometry stands in private "
-                "elements only; send the series as single slices or enhanced multi-frame"
-            )
-        if "LOCALIZER" in kinds:
-            raise InputRefused(f"{name(ds)} is a localiser; no volume")
-
-
-def _class(ds: Dataset) -> str:
-    uid = ds.get("SOPClassUID")
-    return str(uid.name) if uid else "unknown SOP class"
+        kinds.check(ds)
+    agreement.check_concatenations(headers)
 
 
 def _stack(frames: list[Frame]) -> _Stack:
@@ -136,8 +128,8 @@ def _geometry(frame: Frame, keyword: str, count: int) -> NDArray[np.float64]:
     found = frame.numbers(keyword, count)
     if found is None:
         raise InputRefused(
-            f"{name(frame.header)} ({_class(frame.header)}) has no usable {keyword}: without it nobody knows where "
-            "in the patient its pixels lie"
+            f"{name(frame.header)} ({kinds.class_name(frame.header)}) has no usable {keyword}: without it nobody "
+            "knows where in the patient its pixels lie"
         )
     return found
 
@@ -210,7 +202,7 @@ def _check_tilt(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> 
 def _step(frames: Sequence[Frame], along: NDArray[np.float64], thickness: float | None) -> tuple[float, float]:
     """Distance between slices, and the largest departure of any from its regular place, in millimetres."""
     if len(along) == 1:
-        step = frames[0].number_of("SpacingBetweenSlices") or thickness
+        step = abs(frames[0].number_of("SpacingBetweenSlices") or 0.0) or thickness  # signed in NM only (C.8.4.15.1)
         if not step or step <= 0:
             raise InputRefused(f"{name(frames[0].header)}: one slice without SliceThickness; its depth is unknown")
         return step, 0.0
@@ -231,20 +223,21 @@ def _step(frames: Sequence[Frame], along: NDArray[np.float64], thickness: float 
     return float((along[-1] - along[0]) / (len(along) - 1)), unevenness
 
 
-def _data(stack: _Stack, path_of: dict[int, Path]) -> NDArray[np.float32]:
-    """Real-world values (k, j, i); instances are decoded one at a time."""
-    data = np.empty(stack.grid.shape, np.float32)
+def _data(stack: _Stack, path_of: dict[int, Path]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Real-world values (k, j, i) and where they are padding; instances are decoded one at a time."""
+    data, padded = np.empty(stack.grid.shape, np.float32), np.zeros(stack.grid.shape, bool)
     places: dict[int, list[tuple[int, Frame]]] = {}
     for k, frame in enumerate(stack.frames):
         places.setdefault(id(frame.header), []).append((k, frame))
     for key, held in places.items():
         pixels = stored(path_of[key], held[0][1].header)
         for k, frame in held:
-            data[k] = values(frame, pixels[frame.number])
-            if not np.isfinite(data[k]).all():
-                count = int((~np.isfinite(data[k])).sum())
+            padded[k] = padding.find(frame.header, pixels[frame.number])
+            data[k] = values(frame, pixels[frame.number], padded[k])
+            count = int((~np.isfinite(data[k]) & ~padded[k]).sum())
+            if count:
                 raise InputRefused(f"{name(frame.header)}, slice {k + 1}: {count} pixels are not finite numbers")
-    return data
+    return data, padded
 
 
 def _headers(stack: _Stack) -> list[Dataset]:

@@ -200,7 +200,7 @@ def _figures(value: float) -> str:
 
 def _unit(unit: str) -> str:
     """UCUM for a reader: annotations stand for themselves."""
-    return "" if unit == "1" else unit.replace("{", "").replace("}", " ").strip()
+    return "" if unit == "1" else unit.replace("{", " ").replace("}", " ").strip()
 
 
 def _interval(interval: Interval) -> str:

@@ -49,7 +49,7 @@ def write(
     those of earlier examinations; ``page``: the drawn report (``config.report_page``). A held result has a Key Object
     note (``config.key_object``). Raises ``GeometryError`` or ``InputRefused``.
     """
-    from dicomnode.results import key_object, sr  # highdicom: the gate before the wire does without it
+    from dicomnode.results import groups, key_object, sr  # highdicom: the gate before the wire does without it
     from dicomnode.results import page as pages
 
     measurements = tuple(
@@ -66,7 +66,7 @@ def write(
             if isinstance(finding, Segmentation):
                 masks.append((finding, written[-1]))
     if config.report:
-        made = sr.Written(tuple(written), tuple(masks))
+        made = groups.Written(tuple(written), tuple(masks))
         written.append(sr.write(findings, made, context, next(numbers), verdict, doubts))
     if page is not None:
         drawn = pages.write(page, context, next(numbers))
@@ -86,10 +86,10 @@ def refusal(
     priors: Sequence[Dataset] = (),
 ) -> Dataset:
     """The note that nothing was made of these sources, and why."""
-    from dicomnode.results import sr
+    from dicomnode.results import groups, sr
 
     context = Context(tuple(sources), provenance, (), config, now, tuple(priors))
-    return sr.write((), sr.Written(), context, config.series_number_base, Verdict(Outcome.REFUSE, (reason,)))
+    return sr.write((), groups.Written(), context, config.series_number_base, Verdict(Outcome.REFUSE, (reason,)))
 
 
 def key_note(

@@ -21,6 +21,8 @@ __all__ = [
     "SCHEME_IDENTIFICATION",
     "coded",
     "evaluation",
+    "finding_site",
+    "item_of",
     "measurement",
     "named",
     "not_a_number",
@@ -34,7 +36,8 @@ _LONGEST_MEANING = 64  # PS3.5 6.2, LO
 _LONGEST_VALUE = 16  # SH
 _BELOW = Code("371885007", "SCT", "-, range of lower measurement uncertainty")  # PS3.16 CID 225
 _ABOVE = Code("371886008", "SCT", "+, range of upper measurement uncertainty")
-_UNIT_MEANINGS = {"1": "no units", "%": "percent"}
+_UNIT_MEANINGS = {unit.value: unit.meaning for unit in (getattr(codes.UCUM, name) for name in codes.UCUM.dir())}
+_SIDES = (codes.cid244.Left, codes.cid244.Right, codes.cid244.Bilateral)
 
 
 def _scheme_identification() -> Dataset:
@@ -66,6 +69,23 @@ def coded(code: contract.Code) -> Code:
     return Code(code.value, code.scheme, _cut(code.meaning))
 
 
+def item_of(code: contract.Code) -> Dataset:
+    """An item of a code sequence."""
+    item: Dataset = hd.sr.CodedConcept.from_code(coded(code))
+    return item
+
+
+def finding_site(site: contract.Code) -> hd.sr.FindingSite:
+    """A site with its side and the part of it that is meant. Raises ValueError for two modifiers of a kind."""
+    modifiers = [coded(each) for each in site.modifiers]
+    sides = [each for each in modifiers if each in _SIDES]
+    parts = [each for each in modifiers if each not in _SIDES]
+    if len(sides) > 1 or len(parts) > 1:
+        raise ValueError(f"finding site {site.meaning} has {len(sides)} sides and {len(parts)} further modifiers")
+    side, part = next(iter(sides), None), next(iter(parts), None)
+    return hd.sr.FindingSite(coded(site), laterality=side, topographical_modifier=part)
+
+
 def text(name: Code, words: str, relation: RelationshipTypeValues = RelationshipTypeValues.HAS_PROPERTIES) -> Dataset:
     """A TEXT item."""
     item: Dataset = hd.sr.TextContentItem(name=name, value=words, relationship_type=relation)
@@ -80,7 +100,13 @@ def measurement(m: Measurement) -> hd.sr.Measurement | hd.sr.QualitativeEvaluati
     """
     if not math.isfinite(m.value):
         return evaluation(_concept(m), not_a_number(m.value), [_comment(m)])
-    item = hd.sr.Measurement(name=_concept(m), value=float(m.value), unit=_unit(m.unit))
+    item = hd.sr.Measurement(
+        name=_concept(m),
+        value=float(m.value),
+        unit=_unit(m.unit),
+        derivation=coded(m.derivation) if m.quantity and m.derivation else None,
+        finding_sites=[finding_site(m.site)] if m.site else None,
+    )
     _append(item, [text(COMMENT, _comment(m))] if _comment(m) else [])
     widest = max(m.intervals, key=lambda each: each.level, default=None)
     for interval in m.intervals:

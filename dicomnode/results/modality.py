@@ -21,6 +21,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import MRImageStorage, PositronEmissionTomographyImageStorage, RawDataStorage
 
 from dicomnode.datasets.validity import fault
+from dicomnode.reading import pet
 from dicomnode.reading.frames import frames_of
 from dicomnode.results import image as images_of
 from dicomnode.results import planes
@@ -30,7 +31,7 @@ from pipelines.contract import Grid, Image
 
 __all__ = ["possible", "write"]
 
-_UNITS = MappingProxyType({"Bq/ml": "BQML", "g/ml": "GML", "{counts}": "CNTS"})
+_UNITS = MappingProxyType({code: term for term, code in pet.UCUM.items()})
 _NEEDED = ("SeriesType", "DecayCorrection", "RadiopharmaceuticalInformationSequence")
 _OF_PET_SERIES = (
     "SeriesDate", "SeriesTime", "SeriesType", "CountsSource", "CorrectedImage", "DecayCorrection", "SUVType",
@@ -142,7 +143,7 @@ def _tells(source: Dataset) -> bool:
 
 def _units(image: Image, source: Dataset) -> str:
     stated = str(source.get("Units", ""))
-    return _UNITS.get(image.volume.unit, stated if image.volume.unit in (f"{{{stated}}}", "1") else "")
+    return stated if image.volume.unit == "1" else _UNITS.get(image.volume.unit, "")
 
 
 def _pet(ds: Dataset, image: Image, context: Context) -> _Facts:

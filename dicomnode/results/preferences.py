@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dicomnode.quantities import check_written_out
 
 __all__ = ["ImageKind", "Preferences", "ResultsConfig", "Section", "SegmentationKind", "WithoutFaces"]
 
@@ -16,7 +18,22 @@ PageKind = Literal["pdf", "sc"]
 class Section(BaseModel):
     """A table of node.toml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _paths_are_written_out(cls, value: Any) -> Any:
+        return check_written_out(value)
+
+
+def _uid_root(value: str) -> str:
+    from dicomnode import uids
+
+    if value:
+        uids.derive("", prefix=value)
+    return value
 
 
 class Preferences(Section):
@@ -44,8 +61,8 @@ class ResultsConfig(Section):
     report: bool = True
     report_page: tuple[PageKind, ...] = ()
     key_object: bool = False
-    series_number_base: int = Field(default=9000, ge=1)
-    uid_prefix: str = ""
+    series_number_base: int = Field(default=9000, ge=1, le=2_000_000_000)
+    uid_prefix: Annotated[str, AfterValidator(_uid_root)] = ""
 
     @model_validator(mode="after")
     def _some_image(self) -> Self:

@@ -8,9 +8,9 @@ import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 
 from dicomnode.errors import InputRefused
+from dicomnode.results import concepts
 from dicomnode.results.header import Context, Series, complete, instance_of, nameless
 from dicomnode.results.planes import arranged, measure
 from pipelines import contract
@@ -43,6 +43,7 @@ def write(
         segment_descriptions=[_segment(segment, context, finding.name) for segment in finding.segments],
         omit_empty_frames=bool(labels.any()),
         content_label="SEGMENTATION",
+        content_creator_name="",
         content_description=finding.description[:64],
         **instance_of(context, name, number),
     )
@@ -70,14 +71,27 @@ def _segment(segment: contract.Segment, context: Context, name: str) -> hd.seg.S
         version=made_by.model_version[:64],
         family=codes.cid7162.ArtificialIntelligence,
     )
-    return hd.seg.SegmentDescription(
+    description = hd.seg.SegmentDescription(
         segment_number=segment.number,
         segment_label=segment.label[:64],
-        segmented_property_category=Code(segment.category.value, segment.category.scheme, segment.category.meaning),
-        segmented_property_type=Code(segment.type.value, segment.type.scheme, segment.type.meaning),
+        segmented_property_category=concepts.coded(segment.category),
+        segmented_property_type=concepts.coded(segment.type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
         tracking_uid=context.uid("tracking", name, str(segment.number)),
-        tracking_id=f"{name} {segment.number}"[:64],
+        tracking_id=segment.label[:64],
+        anatomic_regions=[concepts.coded(segment.site)] if segment.site else None,
         display_color=hd.color.CIELabColor.from_rgb(*(segment.color or _COLORS[(segment.number - 1) % len(_COLORS)])),
     )
+    _narrow(description.SegmentedPropertyTypeCodeSequence, "SegmentedPropertyTypeModifierCodeSequence", segment.type)
+    if segment.site:
+        _narrow(description.AnatomicRegionSequence, "AnatomicRegionModifierSequence", segment.site)
+    if segment.description:
+        description.SegmentDescription = segment.description[:1024]
+    return description
+
+
+def _narrow(sequence: Sequence[Dataset], keyword: str, code: contract.Code) -> None:
+    """Put the modifiers of a code into its one item."""
+    if code.modifiers:
+        setattr(sequence[0], keyword, [concepts.item_of(each) for each in code.modifiers])

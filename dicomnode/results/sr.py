@@ -9,7 +9,6 @@ nobody.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import highdicom as hd
 from highdicom.sr import RelationshipTypeValues
@@ -21,27 +20,17 @@ from pydicom.uid import RawDataStorage
 from dicomnode import uids
 from dicomnode.errors import InputRefused
 from dicomnode.results import concepts
-from dicomnode.results.concepts import coded, evaluation, private, text
+from dicomnode.results.concepts import private, text
+from dicomnode.results.groups import Written, groups
 from dicomnode.results.header import MANUFACTURER, Context, Series, complete, document_of
 from dicomnode.results.provenance import sentences
-from pipelines.contract import Finding, Measurement, Note, Segment, Segmentation
+from pipelines.contract import Finding
 from pipelines.quality import Outcome, Verdict
 
-__all__ = ["WHOLE", "Written", "device", "evidence", "write"]
+__all__ = ["device", "evidence", "write"]
 
-WHOLE = "Whole result"
-"""Tracking identifier of the group of what belongs to no region."""
-
-_GATE = private("GATE", "Output gate")
-_CONTRACT = private("CONTRACT", "Input contract of the model")
 _RESULT = private("RESULT", "Result of this job")
 _EARLIER = private("EARLIER", "Earlier examination")
-_OUTCOMES = {
-    Outcome.ACCEPT: private("ACCEPT", "Accepted"),
-    Outcome.HOLD: private("HOLD", "Held for a person's decision"),
-    Outcome.REFUSE: private("REFUSE", "Refused"),
-}
-_KEPT, _DOUBTED = private("KEPT", "Kept"), private("DOUBTED", "Doubted")
 _PROCEDURES = {
     "MR": codes.cid100.MRIUnspecifiedBodyRegion,
     "PT": codes.cid100.PETUnspecifiedBodyRegion,
@@ -49,14 +38,6 @@ _PROCEDURES = {
     "NM": codes.cid100.NMUnspecifiedBodyRegion,
 }
 _ENGLISH = Code("en", "RFC5646", "English")
-
-
-@dataclass(frozen=True)
-class Written:
-    """What is reported on: the job's result objects, and which of them holds which segmentation."""
-
-    objects: Sequence[Dataset] = ()
-    masks: Sequence[tuple[Segmentation, Dataset]] = ()
 
 
 def write(
@@ -76,10 +57,10 @@ def write(
     description = f"Not processed: {context.provenance.pipeline}" if refused else "Measurements"
     words = [f"Not processed: {reason}" for reason in verdict.reasons] if refused else []
     name = "\n".join(("report", verdict.outcome, *verdict.reasons, *doubts, context.config.forms)).rstrip("\n")
-    groups = _groups(findings, written, context, verdict, doubts, name)
+    content = groups(findings, written, context, verdict, doubts, name)
     ds: Dataset = hd.sr.Comprehensive3DSR(
         evidence=[evidence(each) for each in (*context.inputs, *written.objects)],
-        content=_report(groups, written, context, words),
+        content=_report(content, written, context, words),
         is_complete=True,
         is_final=False,
         is_verified=False,
@@ -104,13 +85,13 @@ def evidence(instance: Dataset) -> Dataset:
 
 
 def _report(
-    groups: Sequence[hd.sr.Template], written: Written, context: Context, words: Sequence[str]
+    content_groups: Sequence[hd.sr.Template], written: Written, context: Context, words: Sequence[str]
 ) -> hd.sr.MeasurementReport:
     """TID 1500, extended by the words that every viewer shall show first."""
     report = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=device(context)),
         procedure_reported=_PROCEDURES.get(context.modality, codes.cid100.ImagingProcedure),
-        imaging_measurements=groups,
+        imaging_measurements=content_groups,
         language_of_content_item_and_descendants=hd.sr.LanguageOfContentItemAndDescendants(
             hd.sr.CodedConcept(_ENGLISH.value, _ENGLISH.scheme_designator, _ENGLISH.meaning)
         ),
@@ -167,105 +148,3 @@ def _image(name: Code, instance: Dataset) -> Dataset:
         relationship_type=RelationshipTypeValues.CONTAINS,
     )
     return item
-
-
-def _groups(
-    findings: Sequence[Finding],
-    written: Written,
-    context: Context,
-    verdict: Verdict,
-    doubts: Sequence[str],
-    name: str,
-) -> list[hd.sr.Template]:
-    """The whole result, then each group in the order in which the pipeline first names it."""
-    by_name: dict[str, list[Measurement]] = {"": []}
-    for finding in findings:
-        if isinstance(finding, Measurement):
-            by_name.setdefault(finding.group, []).append(finding)
-    notes = [finding for finding in findings if isinstance(finding, Note)]
-    whole = _whole(by_name.pop(""), notes, context, verdict, doubts, name)
-    return [whole, *(_region(group, found, written, context) for group, found in by_name.items())]
-
-
-def _whole(
-    measurements: Sequence[Measurement],
-    notes: Sequence[Note],
-    context: Context,
-    verdict: Verdict,
-    doubts: Sequence[str],
-    name: str,
-) -> hd.sr.Template:
-    evaluations = [evaluation(_GATE, _OUTCOMES[verdict.outcome], verdict.reasons)]
-    if verdict.outcome is not Outcome.REFUSE:
-        evaluations.append(evaluation(_CONTRACT, _DOUBTED if doubts else _KEPT, doubts))
-    group = hd.sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=_tracking(WHOLE, context.uid("tracking", name)),
-        algorithm_id=_algorithm(context),
-        **_items(measurements, evaluations),
-    )
-    for note in notes:
-        group[0].ContentSequence.append(
-            text(concepts.named("N", note.name), note.text or "-", RelationshipTypeValues.CONTAINS)
-        )
-    return group
-
-
-def _region(name: str, measurements: Sequence[Measurement], written: Written, context: Context) -> hd.sr.Template:
-    sites = {m.site: None for m in measurements if m.site}
-    facts = {
-        "tracking_identifier": _tracking(name, context.uid("tracking", "group", name)),
-        "algorithm_id": _algorithm(context),
-        "finding_sites": [hd.sr.FindingSite(anatomic_location=coded(site)) for site in sites],
-        **_items(measurements, []),
-    }
-    found = _segment(name, written)
-    if found is None:
-        return hd.sr.MeasurementsAndQualitativeEvaluations(**facts)
-    segment, mask = found
-    return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-        referenced_segment=_referenced(segment, mask),
-        finding_category=coded(segment.category),
-        finding_type=coded(segment.type),
-        **facts,
-    )
-
-
-def _items(
-    measurements: Sequence[Measurement], evaluations: Sequence[hd.sr.QualitativeEvaluation]
-) -> dict[str, list[hd.sr.Template]]:
-    items = [concepts.measurement(m) for m in measurements]
-    numbers = [item for item in items if isinstance(item, hd.sr.Measurement)]
-    others = [item for item in items if not isinstance(item, hd.sr.Measurement)]
-    return {"measurements": numbers, "qualitative_evaluations": [*evaluations, *others]}
-
-
-def _tracking(name: str, uid: str) -> hd.sr.TrackingIdentifier:
-    return hd.sr.TrackingIdentifier(uid=uid, identifier=name)
-
-
-def _algorithm(context: Context) -> hd.sr.AlgorithmIdentification:
-    made_by = context.provenance
-    return hd.sr.AlgorithmIdentification(
-        name=f"{made_by.pipeline} {made_by.model_name}",
-        version=made_by.model_version,
-        family=codes.cid7162.ArtificialIntelligence,
-    )
-
-
-def _segment(name: str, written: Written) -> tuple[Segment, Dataset] | None:
-    """The segment that bears the group's name."""
-    for finding, mask in written.masks:
-        for segment in finding.segments:
-            if segment.label.casefold() == name.casefold():
-                return segment, mask
-    return None
-
-
-def _referenced(segment: Segment, mask: Dataset) -> hd.sr.ReferencedSegment:
-    series = mask.ReferencedSeriesSequence[0]
-    return hd.sr.ReferencedSegment(
-        sop_class_uid=mask.SOPClassUID,
-        sop_instance_uid=mask.SOPInstanceUID,
-        segment_number=segment.number,
-        source_series=hd.sr.SourceSeriesForSegmentation(referenced_series_instance_uid=series.SeriesInstanceUID),
-    )

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
+from dicomnode.quantities import Days
 from dicomnode.results.preferences import Section
 
-__all__ = ["Days", "RetentionConfig"]
-
-Days = Annotated[float, Field(ge=0)]
+__all__ = ["RetentionConfig"]
 
 
 class RetentionConfig(Section):

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from db.studies import StoredFile
 from dicomnode.errors import OutOfSpace
@@ -75,6 +75,11 @@ class Writer:
         sha256 = self._digest.hexdigest()
         return StoredFile(sha256, self._written, f"{sha256[:2]}/{sha256}.dcm")
 
+    def opened(self) -> BinaryIO:
+        """What was written, to be read; also when it is committed, and if somebody else has removed it since."""
+        self._flush()
+        return os.fdopen(os.dup(self._fd), "rb")
+
     def commit(self) -> StoredFile:
         """Make the file durable under its final name; when this returns, a power cut cannot take it back."""
         stored = self.finish()
@@ -83,7 +88,7 @@ class Writer:
             os.fsync(self._fd)
             self._rename(final)
             _sync_folder(final.parent)
-        self._close()
+        self._name = ""
         return stored
 
     def _flush(self) -> None:
@@ -112,15 +117,13 @@ class Writer:
             os.rename(self._name, final)
 
     def discard(self) -> None:
-        """Forget what was written."""
+        """Forget what was written, unless it was committed."""
         if self._fd >= 0:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._name)
-            self._close()
-
-    def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
+            if self._name:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._name)
+            os.close(self._fd)
+            self._fd = -1
 
     def __enter__(self) -> Writer:
         return self

@@ -19,7 +19,7 @@ from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from dicomnode.storage import spool
 
-__all__ = ["Claim", "Found", "claims", "count_claims", "orphans", "remove_orphans", "verify"]
+__all__ = ["Claim", "Found", "claims", "count_claims", "look", "orphans", "remove_orphans", "verify"]
 
 _BLOCK = 1 << 20
 _ROWS = 1000
@@ -89,7 +89,7 @@ def verify(
     known: dict[str, Wrong | None] = {}
     for claim in claims(readers):
         if claim.sha256 not in known:
-            known[claim.sha256] = _look(spool.path(root, claim.sha256), claim.sha256)
+            known[claim.sha256] = look(spool.path(root, claim.sha256), claim.sha256)
             read += claim.size_bytes
             if bytes_per_s and (ahead_s := read / bytes_per_s - (time.monotonic() - started)) > 0:
                 wait(ahead_s)
@@ -98,14 +98,14 @@ def verify(
         seen(claim)
 
 
-def orphans(readers: sessionmaker[Session], root: Path, *, now: datetime) -> Iterator[Found]:
+def orphans(readers: sessionmaker[Session], root: Path, *, now: datetime, fresh_too: bool = False) -> Iterator[Found]:
     """Rows without files, files without rows, and what is no file of ours; nothing is read. What was written within the
-    last hour is left out: its row may be on its way."""
+    last hour is left out unless ``fresh_too``: its row may be on its way."""
     for claim in claims(readers):
         if not spool.path(root, claim.sha256).is_file() and _still(readers, claim):
             yield Found("missing", f"{claim.table} {claim.id}", claim.sha256, claim.size_bytes)
     for path in sorted(root.glob("*/*")):
-        if path.parent.name == "incoming" or spool.is_fresh(path, now=now):
+        if path.parent.name == "incoming" or (not fresh_too and spool.is_fresh(path, now=now)):
             continue
         name = str(path.relative_to(root))
         if path.suffix != ".dcm" or not _STORED.fullmatch(path.stem) or path.parent.name != path.stem[:2]:
@@ -148,7 +148,8 @@ def _is_claimed(readers: sessionmaker[Session], sha256: str) -> bool:
     return False
 
 
-def _look(path: Path, sha256: str) -> Wrong | None:
+def look(path: Path, sha256: str) -> Wrong | None:
+    """Return what is wrong with the content of a file, or None."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

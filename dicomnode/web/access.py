@@ -1,15 +1,16 @@
 """Who may use the web: whoever shows the token, or, where there is none, this machine only.
 
 A token comes as ``Authorization: Bearer ...`` or as the cookie that the form at /login sets. The cookie holds no token,
-but a moment and its keyed digest, so it ends by itself. Pages of other sites can make a browser send requests to a
-server on loopback: without a token, requests must name this machine as their host, and those that change something must
-come from a page of ours.
+but the name of a session, which this process keeps until somebody logs out, its time is over or the node ends. Pages of
+other sites can make a browser send requests to a server on loopback: without a token, requests must name this machine
+as their host, and those that change something must come from a page of ours.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -32,34 +33,47 @@ COOKIE = "dicomnode"
 STAY = timedelta(hours=12)
 _SHORTEST_TOKEN = 16
 _LONGEST_FORM = 4096
+_MOST_SESSIONS = 1000
 _HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 Clock = Callable[[], datetime]
 
 
 class Token:
-    """The secret, and the cookies that stand for it."""
+    """The secret, and the sessions of those who have shown it."""
 
     def __init__(self, secret: str, now: Clock) -> None:
         self._secret, self._now = secret.encode(), now
+        self._sessions: dict[bytes, datetime] = {}
 
     def is_it(self, shown: str) -> bool:
         """Whether somebody showed the token itself; takes as long for a wrong one as for the right one."""
         return hmac.compare_digest(shown.encode(), self._secret)
 
-    def cookie(self) -> str:
-        """A cookie that holds for STAY from now."""
-        until = str(int((self._now() + STAY).timestamp()))
-        return f"{until}.{self._digest(until)}"
+    def begin(self) -> str:
+        """A cookie that holds for STAY from now, or until its session is ended."""
+        now = self._now()
+        for name in [name for name, until in self._sessions.items() if until <= now]:
+            del self._sessions[name]
+        if len(self._sessions) >= _MOST_SESSIONS:
+            del self._sessions[next(iter(self._sessions))]
+        cookie = secrets.token_urlsafe(32)
+        self._sessions[_digest(cookie)] = now + STAY
+        return cookie
 
     def is_cookie(self, shown: str) -> bool:
         """Whether it is one of ours, and its time is not over."""
-        until, _, digest = shown.partition(".")
-        genuine = hmac.compare_digest(digest.encode(), self._digest(until).encode())
-        return genuine and self._now().timestamp() < int(until)
+        until = self._sessions.get(_digest(shown))
+        return until is not None and self._now() < until
 
-    def _digest(self, until: str) -> str:
-        return hmac.new(self._secret, f"dicomnode cookie {until}".encode(), hashlib.sha256).hexdigest()
+    def end(self, shown: str) -> None:
+        """The cookie opens nothing any more."""
+        self._sessions.pop(_digest(shown), None)
+
+
+def _digest(cookie: str) -> bytes:
+    """What is looked up is no part of the cookie: how long that takes tells nothing of it."""
+    return hashlib.sha256(cookie.encode("utf-8", "surrogateescape")).digest()
 
 
 def read_token(config: Config, now: Clock) -> Token | None:
@@ -92,6 +106,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
+        if not _is_host(headers.get("host", "")):
+            return PlainTextResponse("the Host header names no host\n", 400)
         if self._token is None and not _is_loopback(headers.get("host", ""), self._host):
             return PlainTextResponse("this node answers on its own machine only, under its own name\n", 403)
         if scope["method"] not in _HARMLESS and not _same_site(headers):
@@ -104,7 +120,11 @@ class Guard:
         kind, _, shown = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and token.is_it(shown.strip()):
             return True
-        return token.is_cookie(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""))
+        return token.is_cookie(_cookie(headers))
+
+
+def _cookie(headers: Headers) -> str:
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
 
 
 def _ask(scope: Scope, headers: Headers) -> Response:
@@ -139,11 +159,13 @@ def router(token: Token | None) -> APIRouter:
         if token is not None:
             secure = request.url.scheme == "https"
             age_s = int(STAY.total_seconds())
-            answer.set_cookie(COOKIE, token.cookie(), age_s, httponly=True, samesite="strict", secure=secure)
+            answer.set_cookie(COOKIE, token.begin(), age_s, httponly=True, samesite="strict", secure=secure)
         return answer
 
     @routes.post("/logout")
-    def log_out() -> Response:
+    def log_out(request: Request) -> Response:
+        if token is not None:
+            token.end(_cookie(request.headers))
         answer = RedirectResponse("/login", 303)
         answer.delete_cookie(COOKIE)
         return answer
@@ -156,6 +178,15 @@ def _local(path: str) -> str:
     if not path.startswith("/") or path[1:2] in ("/", "\\") or not path.isprintable():
         return "/"
     return path
+
+
+def _is_host(host: str) -> bool:
+    """Whether it can be a part of an address at all."""
+    try:
+        urlsplit(f"//{host}").port  # noqa: B018  # reading it checks it
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str, configured: str) -> bool:
@@ -172,5 +203,5 @@ def _same_site(headers: Headers) -> bool:
     """Browsers say where a request comes from; programs say nothing."""
     origin = headers.get("origin")
     if origin is not None:
-        return urlsplit(origin).netloc == headers.get("host", "")
+        return origin.partition("://")[2] == headers.get("host", "")
     return headers.get("sec-fetch-site", "none") in ("none", "same-origin")

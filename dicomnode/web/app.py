@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from dicomnode.config import Config
-from dicomnode.errors import NodeError
+from dicomnode.errors import InputRefused, NodeBusy, NodeError
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.web import access, dashboard, dicomweb, health, metrics, viewer
@@ -40,7 +40,7 @@ def create_app(
     Raises ConfigError when the token cannot be read.
     """
     token = access.read_token(config, now)
-    meters, pulse = meters or Meters(), pulse or Pulse(now)
+    meters, pulse = meters or Meters(), pulse or Pulse()
     app = FastAPI(title="dicomnode", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(health.router(config, sessions, pulse))
     app.include_router(metrics.router(config, sessions, now=now, meters=meters, pulse=pulse))
@@ -52,6 +52,8 @@ def create_app(
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _misunderstood)
+    app.add_exception_handler(InputRefused, _not_drawn)
+    app.add_exception_handler(NodeBusy, _busy)
     app.add_exception_handler(NodeError, _failed)
     # the last one added is outermost
     app.add_middleware(access.Guard, token=token, host=config.web.host)
@@ -70,6 +72,15 @@ def _misunderstood(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     wrong = ", ".join(sorted({str(each["loc"][-1]) for each in error.errors()}))
     return PlainTextResponse(f"not understood: {wrong}\n", 400)
+
+
+def _not_drawn(_: Request, error: Exception) -> Response:
+    """What is stored cannot be given in any form that was asked for."""
+    return PlainTextResponse(f"{error}\n", 406)
+
+
+def _busy(_: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"{error}\n", 503, {"Retry-After": "10"})
 
 
 def _failed(_: Request, error: Exception) -> Response:

@@ -7,9 +7,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from dicomnode.dimse.config import TlsVersion
+from dicomnode.dimse.config import Port, TlsVersion
 from dicomnode.dimse.tls import Identity
 from dicomnode.notifications.config import WebAddress, is_loopback
+from dicomnode.quantities import PathText
 from dicomnode.results.preferences import Section
 
 __all__ = ["WebConfig"]
@@ -22,11 +23,11 @@ class WebConfig(Section):
 
     enabled: bool = True
     host: str = "127.0.0.1"
-    port: int = Field(default=8104, ge=0, le=65535)
+    port: Port = 8104
     token_file: Path | None = None
     max_store_gb: float = Field(default=16.0, gt=0)
     mask_names: bool = False
-    viewer_dir: str = ""
+    viewer_dir: PathText = ""
     public_url: WebAddress | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None

@@ -11,7 +11,6 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
+from dicomnode import decoding
 from dicomnode.errors import NotFound
 from dicomnode.web import pixels
 
@@ -51,19 +51,19 @@ _NUMBERS: dict[str, Callable[[Any], int | float]] = dict.fromkeys(("DS", "FD", "
 Elements = dict[str, dict[str, Any]]
 
 
-def metadata(path: Path, bulk_uri: str) -> str:
-    """The file's data set as a JSON object; the URI of an element's bulk is ``bulk_uri``, a slash and its place."""
-    return _metadata(path).replace(_PLACE, json.dumps(bulk_uri)[1:-1])
+def metadata(path: Path, bulk_uri: str) -> bytes:
+    """The file's data set as a JSON object; the URI of an element's bulk is ``bulk_uri``, a slash and its place. Raises
+    InputRefused, NodeBusy."""
+    return decoding.kept(_metadata, path).replace(_PLACE.encode(), json.dumps(bulk_uri)[1:-1].encode())
 
 
-@lru_cache(maxsize=1024)
-def _metadata(path: Path) -> str:
+def _metadata(path: Path) -> bytes:
     ds = _header(path)
     found = _elements(ds, "")
-    if place := pixels.layout(path):
+    if place := pixels.element(path):
         name = f"{place.tag:08X}"
         found[name] = {"vr": place.vr, "BulkDataURI": f"{_PLACE}/{name}"}
-    return json.dumps(dict(sorted(found.items())), allow_nan=False, separators=(",", ":"))
+    return json.dumps(dict(sorted(found.items())), allow_nan=False, separators=(",", ":")).encode()
 
 
 def bulk(path: Path, place: str) -> bytes:

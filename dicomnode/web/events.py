@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from db import overview, trail
 from db.models import Job
@@ -68,29 +68,25 @@ class News:
 
     async def listen(self) -> AsyncIterator[bytes]:
         """Until the client goes or the node stops."""
-        self.listeners += 1
         self._start()
         jobs: dict[int, tuple[int, str, str]] = {}
-        try:
-            while self._head is None and not self._closed:
-                await self._told.wait()
+        while self._head is None and not self._closed:
+            await self._told.wait()
+        heard = self._round
+        yield b"retry: 3000\n" + _message("hello", {"seq": self._head})
+        while not self._closed:
+            told = self._told
+            topics = sorted(topic for topic, at in self._changed.items() if at > heard)
             heard = self._round
-            yield b"retry: 3000\n" + _message("hello", {"seq": self._head})
-            while not self._closed:
-                told = self._told
-                topics = sorted(topic for topic, at in self._changed.items() if at > heard)
-                heard = self._round
-                if topics:
-                    yield _message("changed", {"topics": topics})
-                if self._running != jobs:
-                    jobs = self._running
-                    yield _message("progress", {str(id): facts for id, facts in jobs.items()})
-                try:
-                    await asyncio.wait_for(told.wait(), _ALIVE_S)
-                except TimeoutError:
-                    yield b": alive\n\n"
-        finally:
-            self.listeners -= 1
+            if topics:
+                yield _message("changed", {"topics": topics})
+            if self._running != jobs:
+                jobs = self._running
+                yield _message("progress", {str(id): facts for id, facts in jobs.items()})
+            try:
+                await asyncio.wait_for(told.wait(), _ALIVE_S)
+            except TimeoutError:
+                yield b": alive\n\n"
 
     def _start(self) -> None:
         if self._watcher is None or self._watcher.done():
@@ -139,9 +135,24 @@ def router(news: News) -> APIRouter:
         request.app.state.news = news
         if not news.is_open:
             return PlainTextResponse("too many listen already\n", 503, {"Retry-After": "30"})
-        return StreamingResponse(news.listen(), media_type="text/event-stream", headers=_HEADERS)
+        return _Listening(news)
 
     return routes
+
+
+class _Listening(StreamingResponse):
+    """One listener, counted before anything is waited for."""
+
+    def __init__(self, news: News) -> None:
+        super().__init__(news.listen(), media_type="text/event-stream", headers=_HEADERS)
+        self._news = news
+        news.listeners += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._news.listeners -= 1
 
 
 def close(app: ASGIApp) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from db import contents
 from db.contents import Made
@@ -55,10 +55,12 @@ def of_job(job_id: int, taken: Sequence[tuple[str, Series]], made: Sequence[Made
     return [*sources[:1], *_paired(results), *sources[1:]][:_MOST]
 
 
-def drawn(session: Session, spool_dir: Path, job_id: int, figure_uid: str, at: int | None, size: int) -> bytes | None:
+def drawn(
+    readers: sessionmaker[Session], spool_dir: Path, job_id: int, figure_uid: str, at: int | None, size: int
+) -> bytes | None:
     """The picture of a job's series at slice ``at`` of its reference series (None: the middle); None: none to draw."""
-    kind, own = _series(session, spool_dir, job_id, figure_uid)
-    reference = _reference(session, spool_dir, job_id)
+    kind, own = _series(readers, spool_dir, job_id, figure_uid)
+    reference = _reference(readers, spool_dir, job_id)
     if not own:
         return None
     place = _slice(reference or own, at)
@@ -67,21 +69,23 @@ def drawn(session: Session, spool_dir: Path, job_id: int, figure_uid: str, at: i
         if kind == "parametric map":
             return pictures.in_colours(shown.path, shown.index, size)
         if kind == "segmentation":
-            return _masks(session, spool_dir, job_id, own, shown, size)
+            return _masks(readers, spool_dir, job_id, own, shown, size)
         return pictures.as_it_is(shown.path, shown.index, size)
     except InputRefused:
         return None
 
 
-def depth(session: Session, spool_dir: Path, job_id: int) -> int:
+def depth(readers: sessionmaker[Session], spool_dir: Path, job_id: int) -> int:
     """How many slices there are to look at."""
-    return len(_reference(session, spool_dir, job_id))
+    return len(_reference(readers, spool_dir, job_id))
 
 
-def _masks(session: Session, spool_dir: Path, job_id: int, own: Sequence[Plane], shown: Plane, size: int) -> bytes:
+def _masks(
+    readers: sessionmaker[Session], spool_dir: Path, job_id: int, own: Sequence[Plane], shown: Plane, size: int
+) -> bytes:
     masks = tuple(plane for plane in own if abs(plane.height_mm - shown.height_mm) < 1e-3)
     uid = _referenced(shown.path)
-    ground = _series(session, spool_dir, job_id, uid)[1] if uid else ()
+    ground = _series(readers, spool_dir, job_id, uid)[1] if uid else ()
     return pictures.overlaid(masks, pictures.nearest(ground, shown), size)
 
 
@@ -98,20 +102,22 @@ def _slice(planes: Sequence[Plane], at: int | None) -> Plane:
     return planes[len(planes) // 2 if at is None else min(max(at, 0), len(planes) - 1)]
 
 
-def _reference(session: Session, spool_dir: Path, job_id: int) -> Sequence[Plane]:
+def _reference(readers: sessionmaker[Session], spool_dir: Path, job_id: int) -> Sequence[Plane]:
     """The slices that all pictures of a job follow: those of its first image, else those of its source."""
-    made = contents.made(session, [job_id]).get(job_id, [])
+    with readers() as session:
+        made = contents.made(session, [job_id]).get(job_id, [])
+        taken = [series.series_uid for _, series in contents.input_series(session, [job_id]).get(job_id, [])]
     images = [each.series_uid for each in made if each.kind in ("image", "labelled image")]
-    taken = contents.input_series(session, [job_id]).get(job_id, [])
-    for uid in [*images, *(series.series_uid for _, series in taken)]:
-        if found := _series(session, spool_dir, job_id, uid)[1]:
+    for uid in [*images, *taken]:
+        if found := _series(readers, spool_dir, job_id, uid)[1]:
             return found
     return ()
 
 
-def _series(session: Session, spool_dir: Path, job_id: int, uid: str) -> tuple[str, Sequence[Plane]]:
+def _series(readers: sessionmaker[Session], spool_dir: Path, job_id: int, uid: str) -> tuple[str, Sequence[Plane]]:
     """Kind and planes of a series that a job took or made."""
-    files = contents.files_of(session, job_id, uid)
+    with readers() as session:  # it is not kept while files are read
+        files = contents.files_of(session, job_id, uid)
     paths = tuple(spool.path(spool_dir, sha256) for _, sha256 in files)
     return (files[0][0] if files else ""), pictures.planes(paths)
 

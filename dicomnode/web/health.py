@@ -6,8 +6,10 @@ a clock runs in this process, every sweep has succeeded lately; where it starts 
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import APIRouter
 from sqlalchemy import text
@@ -45,16 +47,22 @@ def router(config: Config, sessions: sessionmaker[Session], pulse: Pulse) -> API
         parts["workers"] = lambda: _look_at_workers(pulse)
 
     @routes.get("/healthz")
-    def healthz() -> JSONResponse:
+    async def healthz() -> JSONResponse:  # on the event loop: it waits for no thread
         return JSONResponse({"status": "ok"})
 
+    looking = ThreadPoolExecutor(1, "readyz")
+
     @routes.get("/readyz")
-    def readyz() -> JSONResponse:
-        found = {name: _well(look) for name, look in parts.items()}
+    async def readyz() -> JSONResponse:  # on a thread of its own: those of the pages may all be busy
+        found = await asyncio.get_running_loop().run_in_executor(looking, _looked, parts)
         ready = set(found.values()) == {"ok"}
         return JSONResponse({"status": "ok" if ready else "failed"} | found, 200 if ready else 503)
 
     return routes
+
+
+def _looked(parts: Mapping[str, Callable[[], None]]) -> dict[str, str]:
+    return {name: _well(look) for name, look in parts.items()}
 
 
 def _well(look: Callable[[], None]) -> str:

@@ -19,11 +19,11 @@ from dicomnode import gate
 from dicomnode.errors import NotMarked, StorageDamaged
 from dicomnode.storage import spool
 
-__all__ = ["Holdings", "representative", "whole_url"]
+__all__ = ["Holdings", "checked_uid", "representative", "whole_url"]
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Holdings:
         with self.readers() as session:
             found = catalogue.objects(
                 session,
-                study_uid=_checked(study_uid),
-                series_uids=(_checked(series_uid),) if series_uid else (),
-                sop_instance_uids=(_checked(sop_instance_uid),) if sop_instance_uid else (),
+                study_uid=checked_uid(study_uid),
+                series_uids=(checked_uid(series_uid),) if series_uid else (),
+                sop_instance_uids=(checked_uid(sop_instance_uid),) if sop_instance_uid else (),
                 include_held=self.include_held,
             )
         leaving = [each for each in found if self._may_leave(each)]
@@ -88,7 +88,8 @@ def whole_url(request: Request) -> str:
     return f"{request.url.scheme}://{host}"
 
 
-def _checked(uid: str) -> str:
+def checked_uid(uid: str) -> str:
+    """Raises 404 for a part of a path that is no UID."""
     if not _UID.fullmatch(uid) or len(uid) > 64:
         raise HTTPException(404, "no such thing here: that is no UID")
     return uid

@@ -17,7 +17,9 @@ from starlette.responses import StreamingResponse
 __all__ = ["Part", "Parts", "Receiver", "answer", "begun", "boundary_of"]
 
 _PARAMETER = re.compile(r';\s*([\w-]+)\s*=\s*("[^"]*"|[^;\s]*)')
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,199}[0-9A-Za-z'()+_,./:=?-]")
+"""RFC 2046 5.1.1, but longer than its 70 characters: Orthanc's plug-in sends 73."""
+_LONGEST_PREAMBLE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Opener(Protocol):
     def __call__(self, content_type: str) -> Receiver: ...
 
 
+_NO_MESSAGE = HTTPException(400, "the body is not a multipart message with the boundary it announced")
+
+
 class Parts:
     """Takes a body in pieces and gives the content of each part to a receiver of its own."""
 
@@ -84,6 +89,9 @@ class Parts:
         self._open, self._receiver = opened, None  # type: tuple[Opener, Receiver | None]
         self._name, self._value = bytearray(), bytearray()
         self._content_type = ""
+        self._delimiter = b"--" + boundary
+        self._first = re.compile(rb"\r\n" + re.escape(self._delimiter) + rb"(?:[ \t]*(\r\n)|(?=--))")
+        self._preamble: bytearray | None = bytearray(b"\r\n")
         self.is_whole = False
         self._parser = MultipartParser(
             boundary,
@@ -104,9 +112,20 @@ class Parts:
         if self.is_whole:
             return  # what follows the last boundary is to be ignored (RFC 2046 5.1.1)
         try:
-            self._parser.write(piece)
+            self._parser.write(piece if self._preamble is None else self._after_preamble(self._preamble, piece))
         except FormParserError:
-            raise HTTPException(400, "the body is not a multipart message with the boundary it announced") from None
+            raise _NO_MESSAGE from None
+
+    def _after_preamble(self, preamble: bytearray, piece: bytes) -> bytes:
+        """The body from its first delimiter on, without the blanks that may follow it (RFC 2046 5.1.1)."""
+        preamble += piece
+        found = self._first.search(preamble)
+        if found is None and len(preamble) > _LONGEST_PREAMBLE:
+            raise _NO_MESSAGE
+        if found is None:
+            return b""
+        self._preamble = None
+        return self._delimiter + (found[1] or b"") + bytes(preamble[found.end() :])
 
     def _begin(self) -> None:
         self._content_type = ""

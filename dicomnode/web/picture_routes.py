@@ -23,6 +23,8 @@ _EMPTY = (
 """Where there is nothing to draw: a report, raw data."""
 _KEEP_A_WHILE = {"Cache-Control": "private, max-age=60"}
 _SIZES = (64, 1024)
+_TRIED = 8
+"""Files of which the first that can be drawn is shown."""
 
 
 def add(routes: APIRouter, desk: Desk) -> None:
@@ -43,31 +45,29 @@ def add(routes: APIRouter, desk: Desk) -> None:
         at: int | None = None,
         size: Annotated[int, Query(ge=_SIZES[0], le=_SIZES[1])] = 384,
     ) -> Response:
-        with desk.readers() as session:
-            content = figures.drawn(session, desk.config.spool_dir, id, checked_uid(series_uid), at, size)
+        content = figures.drawn(desk.readers, desk.config.spool_dir, id, checked_uid(series_uid), at, size)
         if content is None:
             raise HTTPException(404, "there is nothing to draw")
         return Response(content, media_type="image/jpeg", headers=_KEEP_A_WHILE)
 
     @routes.get("/jobs/{id:int}/depth")
     def depth(id: int) -> dict[str, int]:
-        with desk.readers() as session:
-            return {"slices": figures.depth(session, desk.config.spool_dir, id)}
+        return {"slices": figures.depth(desk.readers, desk.config.spool_dir, id)}
 
 
 def _thumbnail(desk: Desk, uid: str, series_uid: str = "") -> Response:
     with desk.readers() as session:
-        content = _middle(session, desk, uid, series_uid)
+        files = _middle(session, uid, series_uid)
+    paths = (spool.path(desk.config.spool_dir, sha256) for sha256 in files[:_TRIED])
+    content = next(filter(None, map(pictures.thumbnail, paths)), None)
     if content is None:
         return Response(_EMPTY, media_type="image/svg+xml", headers=_KEEP_A_WHILE)
     return Response(content, media_type="image/jpeg", headers=_KEEP_A_WHILE)
 
 
-def _middle(session: Session, desk: Desk, uid: str, series_uid: str) -> bytes | None:
+def _middle(session: Session, uid: str, series_uid: str) -> list[str]:
+    """The files that show most of it, the best first. Raises 404."""
     study = studies.by_uid(session, checked_uid(uid))
     if study is None:
         raise HTTPException(404, "no such study here")
-    for sha256 in contents.middle_files(session, study.id, series_uid):
-        if content := pictures.thumbnail(spool.path(desk.config.spool_dir, sha256)):
-            return content
-    return None
+    return list(contents.middle_files(session, study.id, series_uid))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from dicomnode import decoding
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames
 from dicomnode.web import pixels, rendered
@@ -27,6 +29,10 @@ _LABELS = (
 )  # fmt: skip
 """Distinct for people with a colour vision deficiency, as far as so many can be (Okabe and Ito's first)."""
 _OPACITY = 0.45
+_TOGETHER = 100
+"""Files whose planes are asked for at once."""
+_MOST_PLANES = 20_000
+_MOST_MASKS = 256
 
 Triple = tuple[float, float, float]
 
@@ -48,22 +54,25 @@ class Plane:
         return float(np.dot(self.position_mm, self.normal))
 
 
-@lru_cache(maxsize=512)
 def thumbnail(path: Path) -> bytes | None:
-    """The middle frame of a file, small; None when it holds nothing to draw."""
+    """The middle frame of a file, small; None when it holds nothing that can be drawn. Raises NodeBusy."""
     try:
-        place = pixels.layout(path)
-        if place is None:
-            return None
-        return rendered.picture(path, place.frames // 2, rendered.Asked(size=_THUMBNAIL, quality=85))
-    except (InputRefused, OSError):
+        return decoding.kept(_thumbnail, path) or None
+    except InputRefused:
         return None
 
 
 @lru_cache(maxsize=32)
 def planes(paths: tuple[Path, ...]) -> tuple[Plane, ...]:
-    """Those of a series' files, along the first one's normal; files without pixels or place are left out."""
-    found = [plane for path in paths for plane in _planes_of(path)]
+    """Those of a series' files, along the first one's normal; files without pixels or place are left out.
+
+    A series of more planes than anybody looks at has none. Raises NodeBusy.
+    """
+    found: list[Plane] = []
+    for at in range(0, len(paths), _TOGETHER):
+        found += _asked(paths[at : at + _TOGETHER])
+        if len(found) > _MOST_PLANES:
+            return ()
     if not found:
         return ()
     normal = found[0].normal
@@ -79,15 +88,35 @@ def nearest(found: Sequence[Plane], place: Plane) -> Plane | None:
     )
 
 
-@lru_cache(maxsize=512)
 def as_it_is(path: Path, index: int, size: int) -> bytes:
-    """A frame in grey, or in its own colours, ``size`` pixels wide. Raises InputRefused."""
+    """A frame in grey, or in its own colours, ``size`` pixels wide. Raises InputRefused, NodeBusy."""
+    return decoding.kept(_as_it_is, path, index, size)
+
+
+def in_colours(path: Path, index: int, size: int) -> bytes:
+    """A map in matplotlib's magma: dark where it is small. Raises InputRefused, NodeBusy."""
+    return decoding.kept(_in_colours, path, index, size)
+
+
+def overlaid(masks: tuple[Plane, ...], ground: Plane | None, size: int) -> bytes:
+    """Masks in colours on the image that they lie on, or on black. Raises InputRefused, NodeBusy."""
+    if len(masks) > _MOST_MASKS:
+        raise InputRefused(f"{len(masks)} masks at one place are more than are shown")
+    return decoding.kept(_overlaid, masks, ground, size)
+
+
+def _thumbnail(path: Path) -> bytes:
+    place = pixels.layout(path)
+    if place is None:
+        return b""
+    return rendered.picture(path, place.frames // 2, rendered.Asked(size=_THUMBNAIL, quality=85))
+
+
+def _as_it_is(path: Path, index: int, size: int) -> bytes:
     return rendered.picture(path, index, rendered.Asked(size=_wide(size), quality=90))
 
 
-@lru_cache(maxsize=256)
-def in_colours(path: Path, index: int, size: int) -> bytes:
-    """A map in matplotlib's magma: dark where it is small. Raises InputRefused."""
+def _in_colours(path: Path, index: int, size: int) -> bytes:
     from matplotlib import colormaps
     from PIL import Image
 
@@ -95,9 +124,7 @@ def in_colours(path: Path, index: int, size: int) -> bytes:
     return _jpeg(Image.fromarray(table[_grey(path, index, size)]))
 
 
-@lru_cache(maxsize=256)
-def overlaid(masks: tuple[Plane, ...], ground: Plane | None, size: int) -> bytes:
-    """Masks in colours on the image that they lie on, or on black. Raises InputRefused."""
+def _overlaid(masks: tuple[Plane, ...], ground: Plane | None, size: int) -> bytes:
     from PIL import Image
 
     labels = [_labels(mask) for mask in masks]
@@ -119,14 +146,38 @@ def _wide(size: int) -> tuple[int, int]:
     return size, 4 * size
 
 
-def _planes_of(path: Path) -> list[Plane]:
+def _asked(paths: Sequence[Path]) -> list[Plane]:
+    """The planes of some files; where one of them cannot be read at all, those of the others."""
     try:
-        if pixels.layout(path) is None:
-            return []
+        rows = json.loads(decoding.whole(_planes, tuple(paths)))
+    except InputRefused:
+        middle = len(paths) // 2
+        return _asked(paths[:middle]) + _asked(paths[middle:]) if middle else []
+    return [
+        Plane(paths[of], index, _triple(position), _triple(normal), segment)
+        for of, index, position, normal, segment in rows
+    ]
+
+
+def _planes(paths: tuple[Path, ...]) -> bytes:
+    """As rows of numbers, of which the first says whose file it is."""
+    rows = [
+        (of, plane.index, plane.position_mm, plane.normal, plane.segment)
+        for of, path in enumerate(paths)
+        for plane in _planes_of(path)
+    ]
+    return json.dumps(rows).encode()
+
+
+def _planes_of(path: Path) -> Iterator[Plane]:
+    try:
+        place = pixels.layout(path)
+        if place is None or place.frames > _MOST_PLANES:
+            return
         found = frames.frames_of(frames.header(path))
     except (InputRefused, OSError):
-        return []
-    return [plane for frame in found if (plane := _plane(path, frame)) is not None]
+        return
+    yield from (plane for frame in found if (plane := _plane(path, frame)) is not None)
 
 
 def _plane(path: Path, frame: frames.Frame) -> Plane | None:
@@ -139,7 +190,7 @@ def _plane(path: Path, frame: frames.Frame) -> Plane | None:
     return Plane(path, frame.number, _triple(position), _triple(normal), segment)
 
 
-def _triple(values: NDArray[np.float64]) -> Triple:
+def _triple(values: Sequence[float] | NDArray[np.float64]) -> Triple:
     return float(values[0]), float(values[1]), float(values[2])
 
 

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter
-from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from db import catalogue
 from db.catalogue import BadValue, Level, Match, Query
-from dicomnode.web import dicom_json, media_types
+from dicomnode.web import dicom_json, media_types, query_parameters
 from dicomnode.web.holdings import Holdings
+from dicomnode.web.query_parameters import Asked
 
 __all__ = ["add"]
 
-MOST = 10_000
-"""Answers of one request; more come page by page."""
-
-_TAG = re.compile(r"[0-9A-Fa-f]{8}")
-_CONTROLS = frozenset({"accept", "charset", "fuzzymatching", "includefield", "limit", "offset"})
 _STUDY = (
     "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "TimezoneOffsetFromUTC", "StudyDescription",
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID",
@@ -54,19 +46,6 @@ _UIDS = MappingProxyType(
         "IMAGE": ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
     }
 )
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A query string as it was understood; ``ignored``: what cannot be matched here."""
-
-    keys: dict[str, str] = field(repr=False)
-    fields: tuple[str, ...]
-    everything: bool
-    fuzzy: bool
-    limit: int
-    offset: int
-    ignored: tuple[str, ...]
 
 
 def add(routes: APIRouter, holdings: Holdings) -> None:
@@ -99,7 +78,7 @@ def add(routes: APIRouter, holdings: Holdings) -> None:
 
 def _answer(holdings: Holdings, request: Request, level: Level, path: dict[str, str]) -> Response:
     media_types.accepts_json(request)
-    asked = _understood(request, level, path)
+    asked = query_parameters.read(request, level, path)
     told = _told(level, path, asked)
     query = Query(
         level,
@@ -131,7 +110,7 @@ def _row(holdings: Holdings, request: Request, match: Match, told: Iterable[str]
     return dicom_json.of_keywords(known)
 
 
-def _told(level: Level, path: dict[str, str], asked: _Asked) -> tuple[str, ...]:
+def _told(level: Level, path: dict[str, str], asked: Asked) -> tuple[str, ...]:
     """What is told without being asked for: the level's own, and of the levels that the path does not fix theirs."""
     names: tuple[str, ...] = (*_UIDS[level], *_COUNTED[level])
     if "StudyInstanceUID" not in path:
@@ -144,60 +123,9 @@ def _told(level: Level, path: dict[str, str], asked: _Asked) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*names, *(name for name in asked_for if name in catalogue.supported(level)))))
 
 
-def _understood(request: Request, level: Level, path: dict[str, str]) -> _Asked:
-    """Raises 400 on what is no attribute, or stands there twice."""
-    given = request.query_params.multi_items()
-    repeated = [name for name, count in Counter(name for name, _ in given).items() if count > 1]
-    if set(repeated) - {"includefield"}:
-        raise HTTPException(400, "a parameter stands there more than once")
-    query = request.query_params
-    fields = [name for value in query.getlist("includefield") for name in value.split(",")]
-    keys = {_keyword(name): value for name, value in given if name not in _CONTROLS}
-    can = catalogue.supported(level)
-    matched = {name: _value(name, value) for name, value in keys.items() if name in can}
-    if any(matched.get(name, uid) != uid for name, uid in path.items()):
-        raise HTTPException(400, "the query names another study or series than the path")
-    return _Asked(
-        matched | path,
-        tuple(_keyword(name) for name in fields if name not in ("all", "")),
-        "all" in fields,
-        _flag(query.get("fuzzymatching", "false")),
-        min(_number("limit", query.get("limit", str(MOST))), MOST),
-        _number("offset", query.get("offset", "0")),
-        tuple(sorted(set(keys) - can)),
-    )
-
-
-def _keyword(name: str) -> str:
-    """Of a keyword, a tag, or a path of them into sequences, which nothing here can match."""
-    parts = [keyword_for_tag(int(part, 16)) if _TAG.fullmatch(part) else part for part in name.split(".")]
-    if len(name) > 256 or any(not part or tag_for_keyword(part) is None for part in parts):
-        raise HTTPException(400, "a parameter of the query is neither a DICOM attribute nor one of QIDO-RS")
-    return ".".join(parts)
-
-
-def _value(keyword: str, value: str) -> str:
-    """Lists of UIDs come with commas (PS3.18 8.3.4.1)."""
-    return value.replace(",", "\\") if dictionary_VR(tag_for_keyword(keyword) or 0) == "UI" else value
-
-
-def _number(name: str, value: str) -> int:
-    if not value.isdecimal() or len(value) > 12:
-        raise HTTPException(400, f"{name} is a whole number from 0")
-    return int(value)
-
-
-def _flag(value: str) -> bool:
-    if value not in ("true", "false"):
-        raise HTTPException(400, "fuzzymatching is true or false")
-    return value == "true"
-
-
-def _warnings(request: Request, asked: _Asked, *, more: bool) -> dict[str, str]:
+def _warnings(request: Request, asked: Asked, *, more: bool) -> dict[str, str]:
     """PS3.18 8.3.4.4 and 10.6.3.2: what was ignored, and that there is more."""
-    said = []
-    if asked.ignored:
-        said.append(f"these attributes are not matched: {', '.join(asked.ignored)}")
+    said = [f"these parameters are not supported and were ignored: {', '.join(asked.ignored)}"] if asked.ignored else []
     if more and "limit" not in request.query_params:
         said.append("there are more results that can be requested")
     return {"Warning": f'299 dicomnode: "{"; ".join(said)}"'} if said else {}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import frames
+from dicomnode.reading import frames, padding
 from dicomnode.web import pixels
 
 __all__ = ["Asked", "BadQuery", "picture"]
@@ -89,8 +89,10 @@ def _bytes(frame: frames.Frame, found: NDArray[Any], asked: Asked) -> NDArray[np
         return found.astype(np.uint8)
     place = frame.item("PixelValueTransformationSequence") or frame.header
     grey = np.asarray(apply_modality_lut(found, place), np.float64)
-    shown = _windowed(grey, asked.window or _stated(frame) or _range(grey))
-    return 255 - shown if photometric == "MONOCHROME1" else shown
+    padded = padding.find(frame.header, found)
+    shown = _windowed(grey, asked.window or _stated(frame) or _range(grey[~padded]))
+    shown = 255 - shown if photometric == "MONOCHROME1" else shown
+    return np.where(padded, np.uint8(0), shown)
 
 
 def _windowed(grey: Grey, window: tuple[float, float, str]) -> NDArray[np.uint8]:

@@ -3,11 +3,13 @@ certificate, which is read anew when its files change."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import ssl
 import threading
 import time
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -15,29 +17,36 @@ from starlette.types import ASGIApp
 from dicomnode.dimse.tls import Identity, Served
 from dicomnode.errors import ConfigError, NodeError
 from dicomnode.web import events
+from dicomnode.web.connections import Caller, Callers, Listener, Reserve, most_connections
 
 __all__ = ["Server", "start"]
 
 _START_S = 30.0
+_HANDSHAKE_S = 15.0
+_KEEP_ALIVE_S = 20
+_TAKEN_AT_ONCE = 32
 
 
 class Server:
     """A web server that answers; ``address`` is where."""
 
-    def __init__(self, app: ASGIApp, sock: socket.socket, identity: Identity | None = None) -> None:
+    def __init__(self, app: ASGIApp, sock: Listener, identity: Identity | None = None) -> None:
         host, port = sock.getsockname()[:2]
         self.port: int = port
         scheme = "http" if identity is None else "https"
         self.address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         logging.getLogger("uvicorn.access").disabled = True  # it would hold search keys, which name patients
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each request that is none
+        callers = sock.callers
         config = uvicorn.Config(
-            app, access_log=False, log_config=None, server_header=False, lifespan="off", timeout_keep_alive=30,
-            timeout_graceful_shutdown=5,
+            Reserve(app, callers), access_log=False, log_config=None, server_header=False, lifespan="off",
+            timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=5, ws="none",
+            http=type("CallerHere", (Caller,), {"callers": callers}),
         )  # fmt: skip
         config.load()
         config.ssl = None if identity is None else _context(Served(identity))
         self._app = app
-        self._server = uvicorn.Server(config)
+        self._server = _Uvicorn(config)
         self._thread = threading.Thread(target=self._server.run, args=([sock],), name="web", daemon=True)
 
     def start(self) -> None:
@@ -54,6 +63,27 @@ class Server:
         events.close(self._app)
         self._server.should_exit = True
         self._thread.join()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Takes few connections at a time, so that none is above a limit for long, and waits for no slow handshake."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        secured: dict[str, Any] = {"ssl_handshake_timeout": _HANDSHAKE_S} if self.config.ssl else {}
+
+        def caller() -> asyncio.Protocol:
+            http: Any = self.config.http_protocol_class
+            protocol: asyncio.Protocol = http(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
+            )
+            return protocol
+
+        self.servers = [
+            await loop.create_server(caller, sock=sock, ssl=self.config.ssl, backlog=_TAKEN_AT_ONCE, **secured)
+            for sock in sockets or ()
+        ]
+        self.started = True
 
 
 def start(app: ASGIApp, host: str, port: int, identity: Identity | None = None) -> Server:
@@ -81,11 +111,12 @@ def _context(served: Served) -> ssl.SSLContext:
     return listening
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> Listener:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    sock = socket.socket(family, kind, protocol)
+    sock = Listener(family, kind, protocol)
+    sock.callers = Callers(most_connections())
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)

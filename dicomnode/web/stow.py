@@ -6,7 +6,7 @@ An instance is reported as stored when it is durable. A body that breaks off cos
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from db import catalogue
-from db.catalogue import Query
+from db.catalogue import Query, StoredObject
 from db.studies import Sender
 from dicomnode.config import Config, SpoolConfig
 from dicomnode.datasets.encoded import Window, read_file_meta, walk
@@ -150,7 +150,9 @@ def add(
     async def store(request: Request) -> Response:
         media_types.accepts_json(request)
         boundary = boundary_of(request.headers.get("content-type", ""), _DICOM)
-        if int(request.headers.get("content-length", "0")) > longest:
+        _check_coding(request)
+        length = request.headers.get("content-length", "0")
+        if len(length) > 18 or not length.isdecimal() or int(length) > longest:
             raise _too_long(longest)
         sender = Sender(SENDER, request.client.host if request.client else "")
         incoming = _Store(ledger, config.spool, sender, request.path_params.get("study", ""), boundary)
@@ -185,17 +187,23 @@ def _answer(holdings: Holdings, request: Request, outcomes: Sequence[_Stored]) -
     """The Store Instances Response (PS3.18 table 10.5.3-1 and annex I)."""
     stored = [each for each in outcomes if each.status == 0]
     failed = [each for each in outcomes if each.status != 0]
-    found: dict[str, Any] = {}
-    study = request.path_params.get("study")
-    if study and stored:
-        found["00081190"] = {"vr": "UR", "Value": [holdings.url(request, study)]}
-    if failed:
-        found["00081198"] = {"vr": "SQ", "Value": [_item(each, "00081197", "US", each.status) for each in failed]}
-    if stored:
-        urls = _urls(holdings, request, [each.sop_instance_uid for each in stored])
-        items = [_item(each, "00081190", "UR", urls.get(each.sop_instance_uid)) for each in stored]
-        found["00081199"] = {"vr": "SQ", "Value": items}
-    return JSONResponse(found, _status(stored, failed), media_type=dicom_json.MEDIA_TYPE)
+    places = _places(holdings, [each.sop_instance_uid for each in stored])
+    studies = sorted({place.study_uid for place in places.values()})
+    nameless = [each for each in failed if not each.sop_instance_uid]
+    found: dict[str, Any] = {
+        "00081190": _element("UR", holdings.url(request, *studies) if len(studies) == 1 else None),
+        "00081198": _sequence(_item(each, "00081197", "US", each.status) for each in failed if each.sop_instance_uid),
+        "00081199": _sequence(
+            _item(each, "00081190", "UR", place and holdings.url_of(request, place))
+            for each in stored
+            for place in [places.get(each.sop_instance_uid)]
+        ),
+        "0008119A": _sequence(
+            {"00081197": _element("US", each.status)} for each in failed if not each.sop_instance_uid
+        ),
+    }
+    told = {tag: element for tag, element in found.items() if element["vr"] != "SQ" or "Value" in element}
+    return JSONResponse(told, _status(stored, failed), media_type=dicom_json.MEDIA_TYPE)
 
 
 def _status(stored: Sequence[_Stored], failed: Sequence[_Stored]) -> int:
@@ -207,22 +215,30 @@ def _status(stored: Sequence[_Stored], failed: Sequence[_Stored]) -> int:
 
 
 def _item(each: _Stored, tag: str, vr: str, value: str | int | None) -> dict[str, Any]:
-    item: dict[str, Any] = {}
-    for name, uid in (("00081150", each.sop_class_uid), ("00081155", each.sop_instance_uid)):
-        item[name] = {"vr": "UI", "Value": [uid]} if uid else {"vr": "UI"}
-    item[tag] = {"vr": vr} if value is None else {"vr": vr, "Value": [value]}
-    return item
+    return {
+        "00081150": _element("UI", each.sop_class_uid),
+        "00081155": _element("UI", each.sop_instance_uid),
+        tag: _element(vr, value),
+    }
 
 
-def _urls(holdings: Holdings, request: Request, uids: Sequence[str]) -> dict[str, str]:
-    """Where they can be had from now on."""
-    found: dict[str, str] = {}
+def _element(vr: str, value: str | int | None) -> dict[str, Any]:
+    return {"vr": vr} if value is None else {"vr": vr, "Value": [value]}
+
+
+def _sequence(items: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {"vr": "SQ", "Value": found} if (found := list(items)) else {"vr": "SQ"}
+
+
+def _places(holdings: Holdings, uids: Sequence[str]) -> dict[str, StoredObject]:
+    """Where instances can be had from now on, by their UIDs."""
+    found: dict[str, StoredObject] = {}
     with holdings.readers() as session:
         for at in range(0, len(uids), 500):
             query = Query("IMAGE", {"SOPInstanceUID": "\\".join(uids[at : at + 500])})
             for match in catalogue.search(session, query):
                 if match.stored is not None:
-                    found[match.stored.sop_instance_uid] = holdings.url_of(request, match.stored)
+                    found[match.stored.sop_instance_uid] = match.stored
     return found
 
 
@@ -245,6 +261,12 @@ def _unwanted(announced: Announced) -> int:
     if announced.transfer_syntax_uid not in scp.TRANSFER_SYNTAXES:
         return _TRANSFER_SYNTAX
     return 0 if scp.is_storage(announced.sop_class_uid) else _SOP_CLASS
+
+
+def _check_coding(request: Request) -> None:
+    """Raises 415 for a body that is compressed (RFC 9110 8.4)."""
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise HTTPException(415, "the body must come without a Content-Encoding", {"Accept-Encoding": "identity"})
 
 
 def _too_long(longest: int) -> HTTPException:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from db.catalogue import StoredObject
+from dicomnode import decoding
 from dicomnode.errors import InputRefused, NotFound
 from dicomnode.web import dicom_json, media_types, multipart, pixels, wado_frames
 from dicomnode.web.convert import explicit_little_endian
@@ -82,7 +83,7 @@ def _form(stored: StoredObject, wanted: Sequence[Accepted]) -> Form | None:
 def _content(path: Path, stored: StoredObject, form: Form) -> Iterator[bytes]:
     if form.transfer_syntax_uid != stored.transfer_syntax_uid:
         try:
-            yield explicit_little_endian(path)
+            yield from explicit_little_endian(path)
         except InputRefused as error:
             raise HTTPException(406, str(error)) from None
         return
@@ -95,15 +96,16 @@ def _metadata(holdings: Holdings, request: Request) -> Response:
     media_types.accepts_json(request)
     found = _found(holdings, request)
 
-    def pieces() -> Iterator[str]:
-        before = "["
+    def pieces() -> Iterator[bytes]:
+        before = b"["
         for stored in found:
             told = dicom_json.metadata(holdings.path(stored), f"{holdings.url_of(request, stored)}/bulkdata")
-            yield before + told
-            before = ",\n"
-        yield "]"
+            yield before
+            yield from decoding.sent([told])
+            before = b",\n"
+        yield b"]"
 
-    return StreamingResponse(pieces(), media_type=dicom_json.MEDIA_TYPE)
+    return StreamingResponse(multipart.begun(pieces(), 2), media_type=dicom_json.MEDIA_TYPE)
 
 
 def _bulkdata(holdings: Holdings, request: Request) -> Response:
@@ -115,7 +117,7 @@ def _bulkdata(holdings: Holdings, request: Request) -> Response:
     if place in _PIXELS:
         return wado_frames.all_of(path, stored, wanted, location)
     try:
-        value = dicom_json.bulk(path, place)
+        value = decoding.whole(dicom_json.bulk, path, place)
     except NotFound as error:
         raise HTTPException(404, str(error)) from None
     kind = _PDF if stored.sop_class_uid == EncapsulatedPDFStorage and place == "00420011" else _OCTETS

@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from db.catalogue import StoredObject
+from dicomnode import decoding
 from dicomnode.errors import InputRefused
-from dicomnode.web import dicom_json, media_types, multipart, pixels
+from dicomnode.web import dicom_json, media_types, multipart, pixels, sr_page, sr_tree
 from dicomnode.web.holdings import Holdings, representative
 from dicomnode.web.media_types import Accepted, Form
 from dicomnode.web.multipart import Part
@@ -35,7 +36,8 @@ def frames(holdings: Holdings, request: Request) -> Response:
     if not form.multipart:
         if len(numbers) > 1:
             raise HTTPException(406, "several frames come as multipart/related")
-        return Response(_frame(pictures, numbers[0] - 1, form), media_type=form.content_type)
+        content = multipart.begun(_frames(pictures, numbers[0], form))
+        return StreamingResponse(content, media_type=form.content_type)
     where = request.url.path.rpartition("/")[0]
     return _answer(pictures, numbers, form, [f"{where}/{number}" for number in numbers])
 
@@ -56,11 +58,13 @@ def all_of(path: Path, stored: StoredObject, wanted: Sequence[Accepted], locatio
 
 
 def rendered(holdings: Holdings, request: Request) -> Response:
-    """One frame through its window; of an instance the first. A report on paper is its PDF."""
+    """One frame through its window; of an instance the first. A report on paper is its PDF, one in items a page."""
     path = request.path_params
     stored = holdings.one(path["study"], path["series"], path["instance"])
     if stored.sop_class_uid == EncapsulatedPDFStorage:
         return _pdf(holdings.path(stored), request)
+    if sr_tree.is_report(stored.sop_class_uid):
+        return _report(holdings.path(stored), request)
     return _picture(holdings, request, stored, _wanted_frame(request) or 1, small=False)
 
 
@@ -90,18 +94,28 @@ def _picture(holdings: Holdings, request: Request, stored: StoredObject, number:
     if small and "viewport" not in query:
         query["viewport"] = ",".join(map(str, _THUMBNAIL))
     try:
-        content = drawing.picture(holdings.path(stored), number - 1, drawing.Asked.of(query, media_type))
+        asked = drawing.Asked.of(query, media_type)
+        content = decoding.pieces(drawing.picture, holdings.path(stored), number - 1, asked)
     except drawing.BadQuery as error:
         raise HTTPException(400, str(error)) from None
     except InputRefused as error:
         raise HTTPException(406, str(error)) from None
-    return Response(content, media_type=media_type)
+    return StreamingResponse(multipart.begun(decoding.sent(content)), media_type=media_type)
 
 
 def _pdf(path: Path, request: Request) -> Response:
     if not any(each.covers(_PDF) for each in media_types.accepted(request)):
         raise HTTPException(406, f"an encapsulated document comes as {_PDF}")
-    return Response(dicom_json.bulk(path, "00420011"), media_type=_PDF)
+    return Response(decoding.whole(dicom_json.bulk, path, "00420011"), media_type=_PDF)
+
+
+def _report(path: Path, request: Request) -> Response:
+    if not any(each.covers(sr_page.MEDIA_TYPE) for each in media_types.accepted(request)):
+        raise HTTPException(406, f"a structured report comes as {sr_page.MEDIA_TYPE}")
+    try:
+        return sr_page.page(path)
+    except InputRefused as error:
+        raise HTTPException(406, str(error)) from None
 
 
 def _picture_type(request: Request) -> str:
@@ -138,13 +152,8 @@ def _answer(found: Pixels, numbers: Sequence[int], form: Form, locations: Sequen
 
 
 def _frames(found: Pixels, number: int, form: Form) -> Iterator[bytes]:
-    yield _frame(found, number - 1, form)
-
-
-def _frame(found: Pixels, index: int, form: Form) -> bytes:
-    as_it_is = form.transfer_syntax_uid == found.transfer_syntax_uid
     try:
-        return pixels.as_stored(found, index) if as_it_is else pixels.decoded(found, index)
+        yield from pixels.sent(found, number - 1, decode=form.transfer_syntax_uid != found.transfer_syntax_uid)
     except InputRefused as error:
         raise HTTPException(406, str(error)) from None
 

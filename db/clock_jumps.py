@@ -1,0 +1,99 @@
+"""Keep leases and due times right when the clock is set (NTP, a restored snapshot, a machine that slept).
+
+Moments in rows are compared with the clock. After it was set by an hour, a lease would lapse at once or hold for an
+hour too long, a delivery would wait for an hour, and a study that is still being received would be complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from db.models import Delivery, Event, Job, Notification, PriorSearch, Study
+from db.states import DeliveryState, JobState, NotificationState, SearchState, StudyState
+
+__all__ = ["ClockWatch", "grant_leases", "shift_open_rows", "time_lost"]
+
+log = logging.getLogger("dicomnode.clock")
+
+TOLERANCE = timedelta(seconds=5)
+"""NTP slews by far less between two looks; a smaller step does no harm to leases and quiet times."""
+
+_LEASED: tuple[tuple[Any, Any], ...] = (
+    (Job, JobState.RUNNING),
+    (Delivery, DeliveryState.SENDING),
+    (Notification, NotificationState.SENDING),
+)
+_OPEN: tuple[tuple[Any, tuple[Any, ...], tuple[str, ...]], ...] = (
+    (Study, (StudyState.RECEIVING, StudyState.COMPLETE), ("opened_at", "last_received_at", "completed_at")),
+    (Job, (JobState.READY,), ("not_before",)),
+    (Delivery, (DeliveryState.WAITING,), ("not_before", "created_at")),
+    (Notification, (NotificationState.WAITING,), ("not_before", "created_at")),
+    (PriorSearch, (SearchState.WANTED, SearchState.FETCHING), ("not_before", "created_at", "found_at")),
+)
+
+
+class ClockWatch:
+    """Compare the clock with the monotonic one, and mend the rows when it was set.
+
+    ``moves_rows``: whether this process shifts the open rows, which one process of a database does; every process
+    grants the leases anew, which may be done twice.
+    """
+
+    def __init__(
+        self,
+        sessions: sessionmaker[Session],
+        now: Callable[[], datetime],
+        *,
+        lease_s: float,
+        moves_rows: bool,
+        passed_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sessions, self._now, self._lease_s, self._moves_rows = sessions, now, lease_s, moves_rows
+        self._passed_s, self._lock = passed_s, threading.Lock()
+        self._seen = now(), passed_s()
+
+    def look(self) -> None:
+        """Mend the rows if the clock was set since the last look; call it before what compares rows with the clock."""
+        with self._lock:
+            now, passed_s = self._now(), self._passed_s()
+            jump = now - self._seen[0] - timedelta(seconds=passed_s - self._seen[1])
+            if abs(jump) >= TOLERANCE:
+                self._mend(jump, now)
+            self._seen = now, passed_s
+
+    def _mend(self, jump: timedelta, now: datetime) -> None:
+        with self._sessions.begin() as session:
+            grant_leases(session, lease_s=self._lease_s, now=now)
+            if self._moves_rows:
+                shift_open_rows(session, jump)
+        log.warning("the clock was set by %+.0f s; leases and due times follow it", jump.total_seconds())
+
+
+def time_lost(session: Session, *, now: datetime) -> timedelta:
+    """Return by how much the clock is behind the newest event, as a negative time; zero where it is not."""
+    newest = session.scalar(select(Event.at).order_by(Event.seq.desc()).limit(1))
+    return min(now - newest, timedelta(0)) if newest is not None else timedelta(0)
+
+
+def grant_leases(session: Session, *, lease_s: float, now: datetime) -> None:
+    """Give everybody who works on something a whole lease from now on."""
+    for table, state in _LEASED:
+        for row in session.scalars(select(table).where(table.state == state).with_for_update(skip_locked=True)):
+            row.leased_until = now + timedelta(seconds=lease_s)
+
+
+def shift_open_rows(session: Session, jump: timedelta) -> None:
+    """Move the moments of what is not ended by as much as the clock was set."""
+    for table, states, columns in _OPEN:
+        for row in session.scalars(select(table).where(table.state.in_(states)).with_for_update(skip_locked=True)):
+            for column in columns:
+                if (moment := getattr(row, column)) is not None:
+                    setattr(row, column, moment + jump)

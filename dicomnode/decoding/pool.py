@@ -1,0 +1,160 @@
+"""The children that decode: how many, how long they have, and what becomes of one that fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from dicomnode.errors import InputRefused, NodeBusy, NotFound
+
+__all__ = ["LARGEST_ANSWER", "Pool", "Work"]
+
+Work = Callable[..., bytes]
+"""A function at the top of a module; arguments and result cross to another process."""
+
+LARGEST_ANSWER = 128 << 20
+"""Bytes of an answer; a frame that has more is not decoded."""
+
+_log = logging.getLogger(__name__)
+_CHILDREN = 2
+_MOST_WAITING = 24
+_WAIT_S = 20.0
+_WORK_S = 30.0
+_MOST_WORK = 1000
+_MOST_RESIDENT = 400 << 20
+_PIECE = 1 << 20
+_HEAD = struct.Struct("<cQ")
+_ERRORS = {b"I": InputRefused, b"N": NotFound}
+# One thread: threads of numerical libraries cost address space, which is limited, and the cores are the receiver's.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class Pool:
+    """A few children, started when they are needed; ``run`` can be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free = threading.BoundedSemaphore(_CHILDREN)
+        self._idle: list[_Child] = []
+        self._waiting = 0
+
+    def run(self, function: Work, *arguments: object) -> list[bytes]:
+        """What the function gives, in pieces of a MiB. Raises InputRefused, NotFound, NodeBusy."""
+        request = pickle.dumps((function, arguments))
+        self._wait_for_turn()
+        try:
+            return self._ask(request)
+        finally:
+            self._free.release()
+
+    def close(self) -> None:
+        """End the children that are idle."""
+        with self._lock:
+            children, self._idle = self._idle, []
+        for child in children:
+            child.end()
+
+    def _wait_for_turn(self) -> None:
+        busy = NodeBusy("the node decodes as much as it may; ask again in a while")
+        with self._lock:
+            if self._waiting >= _MOST_WAITING:
+                raise busy
+            self._waiting += 1
+        try:
+            if not self._free.acquire(timeout=_WAIT_S):
+                raise busy
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def _ask(self, request: bytes) -> list[bytes]:
+        with self._lock:
+            child = self._idle.pop() if self._idle else None
+        child = child or _Child()
+        try:
+            kind, answer = child.ask(request)
+        except BaseException:
+            child.end()
+            raise
+        self._put(child)
+        if kind in _ERRORS:
+            raise _ERRORS[kind](b"".join(answer).decode("utf-8", "replace")[:500])
+        return answer
+
+    def _put(self, child: _Child) -> None:
+        if child.is_spent:
+            child.end()
+            return
+        with self._lock:
+            self._idle.append(child)
+
+
+class _Child:
+    """One process, and the socket to it."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "dicomnode.decoding.child", str(theirs.fileno())]
+        with theirs:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=os.environ | _ENVIRONMENT
+            )
+        self._done = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has done enough, or kept too much, to be replaced."""
+        try:
+            pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            pages = 0
+        return self._done >= _MOST_WORK or pages * os.sysconf("SC_PAGE_SIZE") > _MOST_RESIDENT
+
+    def ask(self, request: bytes) -> tuple[bytes, list[bytes]]:
+        """The kind of its answer, and the answer. Raises InputRefused when the child is of no more use."""
+        self._done += 1
+        deadline = time.monotonic() + _WORK_S
+        try:
+            self._socket.settimeout(_WORK_S)
+            self._socket.sendall(struct.pack("<Q", len(request)) + request)
+            kind, size = _HEAD.unpack(b"".join(self._receive(_HEAD.size, deadline)))
+            if size <= LARGEST_ANSWER:
+                return kind, self._receive(size, deadline)
+        except TimeoutError:
+            raise _given_up(f"it takes more than {_WORK_S:g} s") from None
+        except OSError:
+            raise _given_up("it ended the process that decodes") from None
+        raise _given_up(f"the answer has more than {LARGEST_ANSWER >> 20} MiB")
+
+    def end(self) -> None:
+        """Kill it; it holds nothing that matters."""
+        self._socket.close()
+        with suppress(OSError):
+            self._process.kill()
+        self._process.wait()
+
+    def _receive(self, size: int, deadline: float) -> list[bytes]:
+        pieces: list[bytes] = []
+        while size:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            piece = self._socket.recv(min(size, _PIECE))
+            if not piece:
+                raise ConnectionResetError
+            pieces.append(piece)
+            size -= len(piece)
+        return pieces
+
+
+def _given_up(why: str) -> InputRefused:
+    _log.error("decoding: a process is given up: %s", why)
+    return InputRefused(f"it cannot be decoded: {why}")

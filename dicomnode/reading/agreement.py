@@ -1,0 +1,97 @@
+"""What must be the same on all slices of a volume: its frame of reference, its echo, its patient, every fact of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.dataset import Dataset
+
+from dicomnode.errors import InputRefused
+from dicomnode.reading.frames import Frame
+
+__all__ = ["check", "check_concatenations", "named"]
+
+_IDENTITIES = (
+    "StudyInstanceUID", "PatientID", "IssuerOfPatientID", "FrameOfReferenceUID", "PatientAge", "PatientSex",
+    "PatientWeight", "PatientSize",
+)  # fmt: skip
+"""Whose values no message quotes."""
+_EVERYWHERE = ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Modality", "Units", "RescaleType")
+"""Stated on all slices or on none; of the others some may be silent."""
+_NUMBERS = (
+    "SliceThickness", "EchoTime", "EffectiveEchoTime", "RepetitionTime", "InversionTime", "InversionTimes", "FlipAngle",
+    "DiffusionBValue", "MagneticFieldStrength", "EchoTrainLength", "KVP",
+)  # fmt: skip
+_WORDS = (
+    "Modality", "SOPClassUID", "PhotometricInterpretation", "RescaleType", "Units", "ImageType", "FrameType",
+    "ComplexImageComponent", "EchoNumbers", "StackID", "TemporalPositionIdentifier", "TemporalPositionIndex",
+    "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "PatientPosition", "MRAcquisitionType",
+    "ScanningSequence", "SequenceVariant", "ConvolutionKernel", "DecayCorrection", "CorrectedImage",
+)  # fmt: skip
+_PRESENT = ("RescaleSlope", "ModalityLUTSequence", "RealWorldValueMappingSequence", "ContrastBolusAgent")
+"""Whose values may differ, but not whether there is one."""
+_RELATIVE = 1e-3
+
+
+def check(frames: Sequence[Frame]) -> None:
+    """Raise InputRefused for the first attribute that differs among the frames of a volume."""
+    for keyword in (*_IDENTITIES, *_WORDS, *_NUMBERS):
+        stated = [frame.get(keyword) for frame in frames]
+        found = {_plain(each) for each in stated if each is not None}
+        found |= {None} if None in stated and keyword in _EVERYWHERE else set()
+        if len(found) > 1 and not (keyword in _NUMBERS and _nearly(found)):
+            quoted = "" if keyword in _IDENTITIES else f" ({_quoted(found)})"
+            raise InputRefused(f"{named(keyword)} differs among the slices{quoted}; a volume has one")
+    for keyword in _PRESENT:
+        if len({_has(frame, keyword) for frame in frames}) > 1:
+            raise InputRefused(f"some slices have {named(keyword)} and others have none")
+
+
+def check_concatenations(headers: Iterable[Dataset]) -> None:
+    """Raise InputRefused where a part of a concatenation is missing (PS3.3 C.7.6.16.2.2.4)."""
+    parts: dict[str, list[Dataset]] = {}
+    for ds in headers:
+        if uid := ds.get("ConcatenationUID"):
+            parts.setdefault(str(uid), []).append(ds)
+    for held in parts.values():
+        numbers = {int(ds.get("InConcatenationNumber") or 0) for ds in held}
+        total = max(int(ds.get("InConcatenationTotalNumber") or 0) for ds in held)
+        if numbers != set(range(1, max(total, *numbers) + 1)):
+            raise InputRefused(
+                f"parts of a concatenation are missing: {len(numbers)} of {max(total, *numbers)} are there, by "
+                "In-concatenation Number (0020,9162)"
+            )
+
+
+def named(keyword: str) -> str:
+    """Name and tag of an attribute, as messages have them."""
+    tag = tag_for_keyword(keyword) or 0
+    return f"{dictionary_description(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def _has(frame: Frame, keyword: str) -> bool:
+    place = frame.item("PixelValueTransformationSequence") if keyword == "RescaleSlope" else None
+    return bool(place) or (frame.get(keyword) is not None and frame.get(keyword) != [])
+
+
+def _plain(value: Any) -> Any:
+    """Something that can be in a set; numbers as numbers, whatever they were written as."""
+    if isinstance(value, str | float | int):
+        return value
+    return tuple(_plain(each) for each in value)
+
+
+def _nearly(found: Iterable[Any]) -> bool:
+    """Whether numbers, or lists of them, are the same but for rounding."""
+    lists = [np.atleast_1d(np.asarray(each, np.float64)) for each in found]
+    if len({each.shape for each in lists}) > 1:
+        return False
+    return bool(np.allclose(lists, lists[0], rtol=_RELATIVE, atol=0))
+
+
+def _quoted(found: Iterable[Any]) -> str:
+    told = ["\\".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in found if each is not None]
+    return ", ".join(sorted(told)[:4])

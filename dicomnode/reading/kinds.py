@@ -1,0 +1,139 @@
+"""Images that make no volume though they have pixels and places: tiles, projections, colours, animals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from dicomnode.errors import InputRefused
+from dicomnode.reading.frames import Frame, name
+
+__all__ = ["check", "check_frame", "class_name", "words_of"]
+
+_TILES = ("MOSAIC", "VFRAME")
+_PROJECTIONS = ("PROJECTION IMAGE", "MIP", "MINIP", "MNIP")
+_VOLUMETRIC = ("NONE", "MPR", "MIXED")
+_CSA = 0x0029, "SIEMENS CSA HEADER", 0x10
+_IMAGES_IN_TILES = ((0x0019, "SIEMENS MR HEADER", 0x0A), (0x0065, "Image Private Header", 0x50))
+_TILED_BY = ("SIEMENS", "UIH")
+_MOST_INTERPOLATED = 2.5
+"""Largest ratio of image to Acquisition Matrix, both ways, that the scanners of ``_TILED_BY`` interpolate to."""
+_LARGEST_FIELD_MM = 700.0
+"""No magnet's bore is wider: an image that is larger both ways shows its field of view several times."""
+
+
+def check(ds: Dataset) -> None:
+    """Raise InputRefused for an instance of which no frame is a plane of a volume."""
+    if not ds.get("Rows") or not ds.get("Columns"):
+        raise InputRefused(f"{name(ds)} is no image ({class_name(ds)})")
+    photometric = str(ds.get("PhotometricInterpretation"))
+    if ds.get("SamplesPerPixel", 1) != 1 or not photometric.startswith("MONOCHROME"):
+        raise InputRefused(f"{name(ds)} is a colour image ({photometric}); no quantity")
+    if ds.get("Modality") == "MR" and (photometric == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE"):
+        raise InputRefused(
+            f"{name(ds)}: Photometric Interpretation (0028,0004) or Presentation LUT Shape (2050,0020) shows large "
+            "values dark; whether they are inverted signals, nobody can tell"
+        )
+    if str(ds.get("AnatomicalOrientationType") or "BIPED") != "BIPED":
+        raise InputRefused(f"{name(ds)}: Anatomical Orientation Type (0010,2210) is an animal's, with other directions")
+    _check_tiles(ds)
+    _check_aspect(ds)
+
+
+def check_frame(frame: Frame) -> None:
+    """Raise InputRefused for a frame that shows what lies along lines of sight, or on a curved surface."""
+    kinds = words_of(frame.get("FrameType"), frame.get("ImageType"))
+    if "LOCALIZER" in kinds:
+        raise InputRefused(f"{name(frame.header)} is a localiser; no volume")
+    technique = str(frame.get("VolumeBasedCalculationTechnique") or "NONE")
+    if technique not in _VOLUMETRIC or frame.get("VolumetricProperties") == "SAMPLED" or kinds & set(_PROJECTIONS):
+        raise InputRefused(
+            f"{name(frame.header)} is a projection or rendering ({technique}) of a volume, no slice of it"
+        )
+
+
+def class_name(ds: Dataset) -> str:
+    """How messages call its SOP class."""
+    uid = ds.get("SOPClassUID")
+    return str(uid.name) if uid else "unknown SOP class"
+
+
+def words_of(*values: Any) -> set[str]:
+    """The words of Image Type and the like, in capitals."""
+    return {str(word).upper() for value in values for word in np.atleast_1d(value or [])}
+
+
+def _check_tiles(ds: Dataset) -> None:
+    """A frame with a place of its own is no tile, whatever word its object inherited."""
+    if ds.get("PerFrameFunctionalGroupsSequence"):
+        return
+    reasons = (
+        ("Image Type (0008,0008) says so", bool(words_of(ds.get("ImageType")) & set(_TILES))),
+        ("a private element counts the images in it", any(_private_number(ds, *each) > 1 for each in _IMAGES_IN_TILES)),
+        ("the private CSA header counts the images in it", _counted_by_csa(ds)),
+        ("it is several times as large as Acquisition Matrix (0018,1310) both ways", _is_beyond_matrix(ds)),
+        (f"its Pixel Spacing (0028,0030) makes it larger than {_LARGEST_FIELD_MM:g} mm both ways", _is_too_large(ds)),
+    )
+    for reason, holds in reasons:
+        if holds:
+            raise InputRefused(
+                f"{name(ds)} is a mosaic ({reason}): a whole volume tiled into one image, whose geometry stands in "
+                "private elements only; send the series as single slices or enhanced multi-frame"
+            )
+
+
+def _private_number(ds: Dataset, group: int, creator: str, element: int) -> float:
+    try:
+        return float(ds.private_block(group, creator)[element].value)
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
+def _counted_by_csa(ds: Dataset) -> bool:
+    """Whether the CSA image header has a value for NumberOfImagesInMosaic: its tag is there in every image."""
+    group, creator, element = _CSA
+    try:
+        content = ds.private_block(group, creator)[element].value
+    except KeyError:
+        return False
+    at = content.find(b"NumberOfImagesInMosaic\0") if isinstance(content, bytes) else -1
+    if at < 0:
+        return False
+    items = content[at + 84 : at + 84 + 16 + 8]  # name (64), VM, VR, type, items, 77; then four lengths and the value
+    return any(48 < byte < 58 for byte in items[16:])
+
+
+def _is_beyond_matrix(ds: Dataset) -> bool:
+    matrix = [int(each) for each in _numbers(ds.get("AcquisitionMatrix")) if each > 0]
+    maker = str(ds.get("Manufacturer") or "").upper()
+    if len(matrix) != 2 or not any(each in maker for each in _TILED_BY):
+        return False
+    return min(int(ds.Rows), int(ds.Columns)) >= _MOST_INTERPOLATED * max(matrix)
+
+
+def _is_too_large(ds: Dataset) -> bool:
+    spacing = _numbers(ds.get("PixelSpacing"))
+    if len(spacing) != 2 or ds.get("Modality") != "MR":
+        return False
+    return min(int(ds.Rows) * spacing[0], int(ds.Columns) * spacing[1]) > _LARGEST_FIELD_MM
+
+
+def _check_aspect(ds: Dataset) -> None:
+    """Pixel Aspect Ratio must not stand beside a Pixel Spacing that says something else (C.7.6.3.1.7)."""
+    spacing, aspect = _numbers(ds.get("PixelSpacing")), _numbers(ds.get("PixelAspectRatio"))
+    if len(spacing) != 2 or len(aspect) != 2 or min(*spacing, *aspect) <= 0:
+        return
+    if abs(spacing[0] / spacing[1] / (aspect[0] / aspect[1]) - 1) > 0.01:
+        raise InputRefused(
+            f"{name(ds)}: Pixel Aspect Ratio (0028,0034) and Pixel Spacing (0028,0030) contradict each other"
+        )
+
+
+def _numbers(value: Any) -> list[float]:
+    try:
+        return [float(each) for each in value] if isinstance(value, Iterable) and not isinstance(value, str) else []
+    except (TypeError, ValueError):
+        return []

@@ -1,0 +1,73 @@
+"""Take files of the spool that no row names back into the database, as if they were received once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydicom import dcmread
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import studies
+from db.models import Chain
+from db.studies import InstanceFacts, Sender, StoredFile
+from dicomnode.datasets import headers
+from dicomnode.deidentify import ours
+from dicomnode.errors import NodeError
+from dicomnode.storage import spool, verification
+from dicomnode.storage.high_water import HighWater
+
+__all__ = ["Adopted", "adopt"]
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What became of one file: ``reason`` says why it was left or put in quarantine."""
+
+    file: str
+    outcome: Literal["adopted", "quarantined", "left"]
+    reason: str = ""
+
+
+def adopt(sessions: sessionmaker[Session], root: Path, *, now: datetime) -> Iterator[Adopted]:
+    """Register every file without a row, then set the mark of the spool to what the database holds.
+
+    Results of this node are left: the jobs of the studies that are routed again make them anew.
+    """
+    for found in verification.orphans(sessions, root, now=now, fresh_too=True):
+        if found.what == "no row":
+            yield _adopt_file(sessions, root, found, now)
+    with sessions() as session:
+        head = session.get_one(Chain, 1)
+        HighWater(root).reset(head.seq, head.hash)
+
+
+def _adopt_file(sessions: sessionmaker[Session], root: Path, found: verification.Found, now: datetime) -> Adopted:
+    digest = Path(found.file).stem
+    path = spool.path(root, digest)
+    if verification.look(path, digest) is not None:
+        return Adopted(found.file, "left", "its content is not what its name says")
+    try:
+        facts = headers.read(path)
+    except NodeError as error:
+        return Adopted(found.file, "left", str(error))
+    header = dcmread(path, stop_before_pixels=True)
+    if ours.is_ours(header):
+        return Adopted(found.file, "left", "a result of this node: its job makes it again")
+    sender = Sender(str(header.file_meta.get("SourceApplicationEntityTitle", "")), "adopted")
+    return _register(sessions, facts, StoredFile(digest, found.size_bytes, found.file), sender, now)
+
+
+def _register(
+    sessions: sessionmaker[Session], facts: InstanceFacts, file: StoredFile, sender: Sender, now: datetime
+) -> Adopted:
+    with sessions.begin() as session:
+        done = studies.register_instance(session, facts=facts, file=file, sender=sender, now=now)
+        if done.kind != "conflict":
+            return Adopted(file.relative_path, "adopted")
+        reason = f"instance {done.instance_id} has the same SOP Instance UID and other content"
+        studies.quarantine(session, file=file, reason=reason, facts=facts, sender=sender, now=now)
+    return Adopted(file.relative_path, "quarantined", reason)

@@ -1,0 +1,122 @@
+"""Instances whose pixels are encoded as senders encode them, for what is read of pixels and positions."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, CTImageStorage, ExplicitVRBigEndian, JPEG2000Lossless, JPEGLosslessSV1
+
+from pipelines.contract import Grid
+from tests.peers.process import installed
+from tests.scanner import lattice
+from tests.series import write_slices
+
+__all__ = ["SHAPE", "as_ct", "edited", "encoded", "grid", "item", "ramp", "recoded", "series", "written"]
+
+SHAPE = (4, 8, 6)
+Edit = Callable[[int, Dataset], None]
+
+
+def grid(shape: tuple[int, int, int] = SHAPE) -> Grid:
+    """An axial stack."""
+    return lattice("axial", shape, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
+
+
+def ramp(dtype: type[np.integer[Any]] = np.uint16, most: int = 3000) -> NDArray[np.integer[Any]]:
+    """Values from 0, or from -most where they are signed."""
+    low = -most if np.issubdtype(dtype, np.signedinteger) else 0
+    return np.random.default_rng(7).integers(low, most, SHAPE).astype(dtype)
+
+
+def series(folder: Path, data: NDArray[np.generic], edit: Edit = lambda k, ds: None) -> list[Path]:
+    """Single slices with those stored values; slice k of the volume is data[k]."""
+    return write_slices(folder, grid(data.shape), data, edit=edit)
+
+
+def edited(**values: object) -> Edit:
+    """An edit that sets attributes of every slice; None removes one."""
+
+    def edit(_: int, ds: Dataset) -> None:
+        for keyword, value in values.items():
+            if value is None:
+                ds.pop(keyword, None)
+            else:
+                setattr(ds, keyword, value)
+
+    return edit
+
+
+def item(**values: object) -> Dataset:
+    """An item of a sequence."""
+    ds = Dataset()
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+def as_ct(_: int, ds: Dataset) -> None:
+    """A slice of a CT, in Hounsfield units."""
+    ds.SOPClassUID, ds.Modality, ds.KVP = CTImageStorage, "CT", "120"
+    ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = "1", "-1024", "HU"
+    for keyword in ("RepetitionTime", "EchoTime", "MagneticFieldStrength"):
+        ds.pop(keyword, None)
+
+
+def encoded(path: Path, syntax: UID) -> None:
+    """Write a file again in another uncompressed or deflated transfer syntax, as pydicom writes it."""
+    ds = dcmread(path)
+    cells = np.frombuffer(ds.PixelData, f"<u{ds.BitsAllocated // 8}")
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    ds.PixelData = cells.astype(f"{order}u{ds.BitsAllocated // 8}").tobytes()
+    ds["PixelData"].VR = "OW" if ds.BitsAllocated > 8 else "OB"
+    written(ds, path, syntax)
+
+
+def written(ds: Dataset, path: Path, syntax: UID) -> None:
+    """Write a data set in an uncompressed transfer syntax, whatever it was read from; its pixels are as they are."""
+    fresh = Dataset({element.tag: element for element in ds})
+    fresh.file_meta = ds.file_meta
+    fresh.file_meta.TransferSyntaxUID = syntax
+    implicit = syntax.is_private or syntax.is_implicit_VR
+    fresh.save_as(path, implicit_vr=implicit, little_endian=syntax != ExplicitVRBigEndian, enforce_file_format=True)
+
+
+def recoded(path: Path, syntax: UID, **header: object) -> None:
+    """Compress a file, then state other attributes than the encoder wrote."""
+    if syntax == JPEGLosslessSV1:
+        _by_dcmtk(path)
+    ds = dcmread(path)
+    if syntax == JPEG2000Lossless:
+        _by_openjpeg(ds)
+    elif syntax != JPEGLosslessSV1:
+        ds.compress(syntax, generate_instance_uid=False)
+    for keyword, value in header.items():
+        setattr(ds, keyword, value)
+    ds.save_as(path, enforce_file_format=True)
+
+
+def _by_dcmtk(path: Path) -> None:
+    subprocess.run([installed("/usr/bin/dcmcjpeg", "dcmtk"), "+e1", path, path], check=True, capture_output=True)
+
+
+def _by_openjpeg(ds: Dataset) -> None:
+    """Pillow writes unsigned samples of as many bits as the cells have."""
+    frames = ds.pixel_array.reshape(-1, ds.Rows, ds.Columns).view(np.uint16)
+    found = []
+    for frame in frames:
+        file = io.BytesIO()
+        Image.fromarray(frame).save(file, "JPEG2000", no_jp2=True)
+        found.append(file.getvalue())
+    ds.PixelData = encapsulate(found)
+    ds["PixelData"].is_undefined_length, ds["PixelData"].VR = True, "OB"
+    ds.file_meta.TransferSyntaxUID = JPEG2000Lossless

@@ -1,0 +1,99 @@
+"""Every code of the standard's schemes means what the standard's own lists say, and stands for what is measured."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.sr._concepts_dict import concepts  # the table behind pydicom's public codes
+
+from model_zoo.ct_tissues import CT_TISSUES
+from model_zoo.structures import CORTEX, STRUCTURES, Structure
+from pipelines import bundle_codes, codes, lesions, uptake
+from pipelines.contract import Code
+from pipelines.uptake import Scale
+
+ROOT = Path(__file__).parent.parent
+STANDARD = ("DCM", "SCT", "UCUM", "LN")
+
+
+def _meanings(scheme: str, value: str) -> list[str]:
+    table: Any = concepts[scheme]
+    listed = [each[value][0] for each in table.values() if value in each]
+    return [meaning.partition(" (")[0].casefold() for meaning in listed]
+
+
+def _literals() -> Iterator[tuple[str, Code]]:
+    """Every ``Code("value", "scheme", "meaning")`` of the sources."""
+    for folder in ("pipelines", "model_zoo", "dicomnode"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Code":
+                    words = [each.value for each in node.args[:3] if isinstance(each, ast.Constant)]
+                    if len(words) == 3:
+                        yield path.name, Code(str(words[0]), str(words[1]), str(words[2]))
+
+
+def _tables() -> Iterator[tuple[str, Code]]:
+    for s in STRUCTURES:
+        yield s.name, Code(s.code_value, s.code_scheme, s.code_meaning)
+    for tissue in CT_TISSUES:
+        yield tissue.name, Code(tissue.code_value, "SCT", tissue.code_meaning)
+    for name in [*bundle_codes._ANATOMY, *bundle_codes._ABNORMAL]:
+        yield f"bundle label {name}", bundle_codes.code_of(name)
+
+
+def test_codes_of_standard_schemes_are_in_the_standard_with_their_meaning() -> None:
+    found = [*_literals(), *_tables()]
+    assert len(found) > 90
+    wrong = [
+        f"{where}: {code}"
+        for where, code in found
+        if code.scheme in STANDARD and code.meaning.casefold() not in _meanings(code.scheme, code.value)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=lambda s: s.name)
+def test_a_structure_has_the_code_of_what_is_segmented(structure: Structure) -> None:
+    """Only cortex of a lobe is segmented, never the lobe; every structure is told from every other."""
+    code = codes.code_of_structure(structure)
+    if structure.number in CORTEX and structure.name != "insula":
+        assert (code.value, code.meaning) == ("40146001", "Cerebral cortex")
+        (region,) = code.modifiers
+        assert region.meaning != structure.name
+    else:
+        assert "lobe" not in code.meaning.casefold()
+        assert code.modifiers == ()
+    assert [s.name for s in STRUCTURES if codes.code_of_structure(s) == code] == [structure.name]
+
+
+def test_what_holds_two_structures_has_no_code_of_one() -> None:
+    """Accumbens counts as caudate, entorhinal cortex as parahippocampal; csf is that outside of the ventricles."""
+    coded = {s.name: codes.code_of_structure(s) for s in STRUCTURES}
+    assert coded["caudate"].meaning == "Caudate nucleus and nucleus accumbens"
+    assert coded["third and fourth ventricles"].meaning == "Third and fourth ventricles"
+    assert coded["parahippocampal cortex"].modifiers[0].meaning == "Parahippocampal and entorhinal gyrus"
+    assert coded["csf"].meaning == "Cranial Subarachnoid Space"
+
+
+def test_private_codes_fit_their_value_representation() -> None:
+    for where, code in [*_literals(), *_tables()]:
+        assert len(code.value) <= 16 or code.scheme in STANDARD, where
+        assert len(code.meaning) <= 64, where
+
+
+def test_suv_has_the_standard_s_codes_and_unit() -> None:
+    scale = Scale.suv(2.0)
+    assert (scale.unit, scale.quantity) == ("g/ml{SUVbw}", Code("126401", "DCM", "SUVbw"))
+    assert _meanings("UCUM", scale.unit) == ["standardized uptake value body weight"]
+    assert {name: code.value for name, code in uptake._DERIVATIONS.items()} == {
+        "mean": "373098007", "max": "56851009", "peak": "126031"}  # fmt: skip
+
+
+def test_places_of_lesions_are_told_apart_by_their_sites() -> None:
+    sites = [place.site for place in lesions.PLACES]
+    assert len({(site, site.modifiers) for site in sites}) == len(sites)

@@ -1,0 +1,241 @@
+"""What each attribute of a classic PET series changes: the values, the SUV, a refusal, or nothing (docs/reading.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from dicomnode.errors import InputRefused
+from dicomnode.reading import pet, tracer, volumes
+from dicomnode.reading.frames import Frame
+from pipelines.contract import Grid
+from tests.pet_series import DOSE_BQ, FACTOR, HALF_LIFE_S, write_pet
+
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # what some headers hold is what is tested
+
+GRID = Grid((4, 6, 5), np.diag([2.0, 2.0, 3.0, 1.0]))
+BQ_ML = np.random.default_rng(5).uniform(0, 3e4, GRID.shape).astype(np.float32)
+Edit = Callable[[int, Dataset], None]
+
+
+def _read(tmp_path: Path, edit: Edit) -> volumes.Series:
+    return volumes.read(write_pet(tmp_path / "pet", GRID, BQ_ML, edit=edit))
+
+
+def _put(ds: Dataset, keyword: str, value: Any) -> None:
+    of_the_tracer = keyword.startswith("Radio") and keyword != "RadiopharmaceuticalInformationSequence"
+    place = ds.RadiopharmaceuticalInformationSequence[0] if of_the_tracer else ds
+    if value is None:
+        delattr(place, keyword)
+    else:
+        setattr(place, keyword, value)
+
+
+def _all(**values: Any) -> Edit:
+    return lambda _, ds: [_put(ds, keyword, value) for keyword, value in values.items()].clear()
+
+
+def _third(**values: Any) -> Edit:
+    """Set on one of the four slices."""
+    return lambda k, ds: [_put(ds, keyword, value) for keyword, value in values.items() if k == 2].clear()
+
+
+def _philips(*slices: int, suv: float = 2 * FACTOR, bq_ml: float = 2.0) -> Edit:
+    """Counts with Philips' factors on some slices."""
+
+    def edit(k: int, ds: Dataset) -> None:
+        ds.Units = "CNTS"
+        if k in slices:
+            block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
+            block.add_new(0x00, "DS", f"{suv:.8g}")
+            block.add_new(0x09, "DS", f"{bq_ml:.8g}")
+
+    return edit
+
+
+def _two_tracers(_: int, ds: Dataset) -> None:
+    other = Dataset()
+    other.RadionuclideTotalDose, other.RadionuclideHalfLife = "100000000", "6586.2"
+    ds.RadiopharmaceuticalInformationSequence.append(other)
+
+
+def _coded(value: str, scheme: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, "something"
+    return item
+
+
+def _lut(_: int, ds: Dataset) -> None:
+    item = Dataset()
+    item.ModalityLUTType = "US"
+    item.add_new(0x00283002, "US", [2, 0, 16])
+    item.add_new(0x00283006, "US", [0, 1])
+    ds.ModalityLUTSequence = [item]
+
+
+def test_the_example_is_read_as_its_closed_form_says(tmp_path: Path) -> None:
+    series = _read(tmp_path, _all())
+    np.testing.assert_allclose(series.volume.data, BQ_ML, atol=0.5)
+    assert series.volume.unit == "Bq/ml"
+    assert series.facts["suv_bw_per_unit"] == pytest.approx(1000 * 70 / (DOSE_BQ * 2 ** (-3600 / HALF_LIFE_S)))
+
+
+REFUSALS: dict[str, tuple[Edit, str]] = {
+    "Rescale Slope missing": (_all(RescaleSlope=None), r"without a readable Rescale Slope \(0028,1053\)"),
+    "Rescale Slope empty": (_all(RescaleSlope=""), r"without a readable Rescale Slope"),
+    "Rescale Slope missing on one slice": (_third(RescaleSlope=None), r"Rescale Slope \(0028,1053\)"),
+    "Rescale Slope 0": (_all(RescaleSlope="0"), "Rescale Slope .* of PET is 0; it has to be above 0"),
+    "Rescale Slope below 0": (_third(RescaleSlope="-1"), "Rescale Slope .* of PET is -1"),
+    "Rescale Intercept": (_third(RescaleIntercept="-100"), r"Intercept \(0028,1052\) of PET is -100; it has to be 0"),
+    "Modality LUT": (_lut, r"Modality LUT Sequence \(0028,3000\)"),
+    "Units missing": (_all(Units=None), r"PET without Units \(0054,1001\)"),
+    "Units empty": (_all(Units=""), r"PET without Units \(0054,1001\)"),
+    "Units unknown": (_all(Units="KBQML"), r"Units \(0054,1001\) of PET are 'KBQML', which .* does not define"),
+    "Units of slices": (_third(Units="GML"), r"Units \(0054,1001\).*BQML, GML"),
+    "Units of one UCUM code": (_third(Units="PROPCNTS"), r"Units \(0054,1001\)"),
+    "SUV Type of slices": (
+        lambda k, ds: _all(Units="GML", SUVType="LBM" if k else "BW")(k, ds), r"SUV Type \(0054,1006\): BW, LBM"
+    ),
+    "Philips' factors on some slices": (_philips(0, 1), "several units"),
+    "Decay Correction of slices": (_third(DecayCorrection="ADMIN"), r"Decay Correction \(0054,1102\).*ADMIN, START"),
+    "Corrected Image of slices": (_third(CorrectedImage=["DECY", "ATTN"]), r"Corrected Image \(0028,0051\)"),
+    "Counts Source transmission": (_all(CountsSource="TRANSMISSION"), r"Counts Source \(0054,1002\) is TRANSMISSION"),
+    "Counts Source of slices": (_third(CountsSource="TRANSMISSION"), r"Counts Source \(0054,1002\)"),
+    "Series Type reprojection": (_all(SeriesType=["STATIC", "REPROJECTION"]), r"Series Type \(0054,1000\) is REPROJ"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_leaves_the_values_open_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    edit, words = REFUSALS[case]
+    with pytest.raises(InputRefused, match=words):
+        _read(tmp_path, edit)
+
+
+REASONS: dict[str, tuple[Edit, str]] = {
+    "two tracers": (_two_tracers, r"Information Sequence \(0054,0016\) has several items"),
+    "two tracers on one slice": (lambda k, ds: _two_tracers(k, ds) if k == 2 else None, r"\(0054,0016\)"),
+    "no tracer": (_all(RadiopharmaceuticalInformationSequence=[]), r"Dose \(0018,1074\) is not stated"),
+    "dose of slices": (_third(RadionuclideTotalDose="340000000"), r"differ in Radionuclide Total Dose \(0018,1074\)"),
+    "dose in MBq": (_all(RadionuclideTotalDose="350"), r"\(0018,1074\) of 350 Bq is none of a person"),
+    "dose in kBq": (_all(RadionuclideTotalDose="350000"), r"\(0018,1074\) of 350000 Bq is none of a person"),
+    "half-life of slices": (_third(RadionuclideHalfLife="6588"), r"differ in Radionuclide Half Life \(0018,1075\)"),
+    "half-life in minutes": (_all(RadionuclideHalfLife="109.77"), r"\(0018,1075\) of 109.77 s is that of no"),
+    "half-life of another nuclide": (
+        _all(RadionuclideCodeSequence=[_coded("C-105A1", "SRT")]), r"\(0054,0300\) says 11C, whose half-life is 1221.8"
+    ),
+    "nuclide of slices": (
+        _third(RadionuclideCodeSequence=[_coded("C-111A1", "SRT")]), r"differ in Radionuclide Code Sequence \(0054,03"
+    ),
+    "weight missing": (_all(PatientWeight=None), r"Patient's Weight \(0010,1030\) is not stated"),
+    "weight in grams": (_all(PatientWeight="70000"), r"\(0010,1030\) of 70000 kg is no weight"),
+    "weight in pounds": (
+        _all(PatientWeight="264", PatientSize="1.6"), r"\(0010,1030\) of 264 kg and .* \(0010,1020\) of 1.6 m"
+    ),
+    "Corrected Image missing": (_all(CorrectedImage=None), r"Corrected Image \(0028,0051\) does not say"),
+    "Corrected Image without ATTN": (_all(CorrectedImage=["DECY"]), r"Corrected Image \(0028,0051\) does not say"),
+    "Corrected Image without DECY": (_all(CorrectedImage=["ATTN"]), r"\(0028,0051\) has no DECY"),
+    "Attenuation Correction Method": (_all(AttenuationCorrectionMethod="None"), r"Method \(0054,1101\) is NONE"),
+    "Attenuation Correction Method of slices": (
+        _third(AttenuationCorrectionMethod="CT"), r"\(0054,1101\) is NONE, or not the same for all slices"
+    ),
+    "Decay Correction missing": (_all(DecayCorrection=None), r"Decay Correction \(0054,1102\) is not stated"),
+    "Decay Correction unknown": (_all(DecayCorrection="SCAN"), r"Decay Correction \(0054,1102\) is SCAN"),
+    "SUV by lean body mass": (_all(Units="GML", SUVType="LBM"), r"SUV by LBM \(SUV Type \(0054,1006\)\)"),
+    "counts": (_all(Units="CNTS"), r"\(7053,1000\) or \(7053,1009\), not an activity"),
+    "Philips' factors of slices": (
+        lambda k, ds: _philips(k, suv=(2.0 + 0.1 * k) * FACTOR)(k, ds), r"differ in Philips' factors \(7053,1000\)"
+    ),
+    "Philips' factors at odds": (_philips(0, 1, 2, 3, suv=2.2 * FACTOR), r"Philips' factors .* but weight, dose"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_what_leaves_the_suv_open_gives_a_reason_by_name(case: str, tmp_path: Path) -> None:
+    edit, words = REASONS[case]
+    found = _read(tmp_path, edit).facts
+    assert "suv_bw_per_unit" not in found
+    with pytest.raises(ValueError, match=words):
+        raise ValueError(found["suv_unknown_because"])
+
+
+NOTHING: dict[str, Edit] = {
+    "Rescale Intercept missing": _all(RescaleIntercept=None),
+    "Counts Source": _all(CountsSource="EMISSION"),
+    "Decay Factor": _all(DecayFactor="1.15"),
+    "Dose Calibration Factor": _all(DoseCalibrationFactor="164"),
+    "Slice Sensitivity Factor": _third(SliceSensitivityFactor="3.5"),
+    "Scatter Fraction Factor": _third(ScatterFractionFactor="0.3"),
+    "Dead Time Factor": _third(DeadTimeFactor="1.2"),
+    "counts accumulated": _third(PrimaryPromptsCountsAccumulated="10", SecondaryCountsAccumulated=["3"]),
+    "Image Index and numbers of slices": _all(ImageIndex=7, NumberOfSlices=3, NumberOfTimeSlices=2),
+    "methods": _all(RandomsCorrectionMethod="DLYD", ScatterCorrectionMethod="model", ReconstructionMethod="OSEM",
+                    ConvolutionKernel="none", AttenuationCorrectionMethod="CT-derived mu-map"),
+    "field of view": _all(ReconstructionDiameter="600", FieldOfViewShape="CYLINDRICAL RING", GantryDetectorTilt="5"),
+    "detector": _all(AxialMash=["3", "2"], TransverseMash="2", CoincidenceWindowWidth="5", CollimatorType="NONE"),
+    "conditions": _all(AcquisitionStartCondition="MANU", AcquisitionTerminationCondition="TIME"),
+    "gating flags": _all(BeatRejectionFlag="N", HeartRate="60", NominalInterval="1000", LowRRValue="900"),
+    "volume, route and end of the injection": _all(
+        RadiopharmaceuticalVolume="5", RadiopharmaceuticalRoute="IV", RadiopharmaceuticalStopTime="121000"
+    ),
+    "SUV Type of an activity": _all(SUVType="LBM"),
+    "size in centimetres": _all(PatientSize="175"),
+    "body mass index": _all(PatientBodyMassIndex="50"),
+    "code of the nuclide": _all(RadionuclideCodeSequence=[_coded("77004003", "SCT")]),
+    "old code of the nuclide": _all(RadionuclideCodeSequence=[_coded("C-111A1", "SNM3")]),
+    "code of an unknown nuclide": _all(RadionuclideCodeSequence=[_coded("X", "99LOCAL")]),
+    "half-life rounded": _all(RadionuclideHalfLife="6586.2001953125"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_what_changes_nothing_is_ignored(case: str, tmp_path: Path) -> None:
+    series = _read(tmp_path, NOTHING[case])
+    np.testing.assert_allclose(series.volume.data, BQ_ML, atol=0.5)
+    assert series.facts["suv_bw_per_unit"] == pytest.approx(FACTOR)
+
+
+@pytest.mark.parametrize(
+    ("case", "fact"),
+    [("two tracers", "dose_bq"), ("dose of slices", "dose_bq"), ("half-life of slices", "half_life_s")],
+)
+def test_what_is_not_one_is_no_fact(case: str, fact: str, tmp_path: Path) -> None:
+    assert fact not in _read(tmp_path, REASONS[case][0]).facts
+
+
+def test_two_weights_give_a_reason(tmp_path: Path) -> None:
+    paths = write_pet(tmp_path, GRID, BQ_ML, edit=_third(PatientWeight="71"))
+    found = tracer.facts([Frame(dcmread(path), 0) for path in paths])
+    assert found["suv_unknown_because"] == "the slices differ in Patient's Weight (0010,1030)"
+
+
+@pytest.mark.parametrize(("term", "code"), pet.UCUM.items())
+def test_every_unit_of_the_standard_has_its_ucum_code(term: str, code: str, tmp_path: Path) -> None:
+    series = _read(tmp_path, _all(Units=term))
+    assert (series.volume.unit, series.facts["units"]) == (code, term)
+    assert ("suv_bw_per_unit" in series.facts) == (term in ("BQML", "GML"))
+
+
+def test_philips_factors_that_agree_give_activity_and_suv(tmp_path: Path) -> None:
+    series = _read(tmp_path, _philips(0, 1, 2, 3))
+    assert series.volume.unit == "Bq/ml"
+    np.testing.assert_allclose(series.volume.data, 2 * BQ_ML, atol=1)
+    assert series.facts["suv_bw_per_unit"] == pytest.approx(FACTOR)
+
+
+def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
+    slopes: dict[int, float] = {}
+
+    def halved(k: int, ds: Dataset) -> None:
+        slopes[k] = float(ds.RescaleSlope)
+        ds.RescaleSlope = f"{slopes[k] / (k + 1):.9g}"
+
+    data = _read(tmp_path, halved).volume.data
+    np.testing.assert_allclose(data * np.arange(1, 5)[:, None, None], BQ_ML, atol=0.5)
+    assert len(set(slopes.values())) == 4

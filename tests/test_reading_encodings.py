@@ -1,0 +1,287 @@
+"""Stored values from every encoding: transfer syntaxes, bits in their cells, lengths, fragments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from dicomnode.errors import InputRefused
+from dicomnode.reading import decoding, frames, volumes
+from tests import pixel_files
+from tests.pixel_files import SHAPE, edited, encoded, item, ramp, recoded, series, written
+from tests.series import write_enhanced
+
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+CODED = (RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless)
+
+
+def _read(paths: list[Path]) -> np.ndarray[Any, Any]:
+    return volumes.read(paths).volume.data
+
+
+@pytest.mark.parametrize("syntax", NATIVE, ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32])
+def test_native_transfer_syntaxes(syntax: UID, dtype: type[Any], tmp_path: Path) -> None:
+    data = ramp(dtype, 120 if dtype is np.uint8 else 3000)
+    bits = np.dtype(dtype).itemsize * 8
+    paths = series(tmp_path, data, edited(BitsAllocated=bits, BitsStored=bits, HighBit=bits - 1))
+    for path in paths:
+        encoded(path, syntax)
+    assert np.array_equal(_read(paths), data)
+
+
+def test_bytes_in_big_endian_words(tmp_path: Path) -> None:
+    data = ramp(np.uint8, 250)
+    paths = series(tmp_path, data, edited(BitsAllocated=8, BitsStored=8, HighBit=7))
+    for path in paths:
+        ds = dcmread(path)
+        ds.PixelData = np.frombuffer(ds.PixelData, "u2").byteswap().tobytes()
+        ds["PixelData"].VR = "OW"
+        written(ds, path, ExplicitVRBigEndian)
+    assert np.array_equal(_read(paths), data)
+
+
+@pytest.mark.parametrize("syntax", CODED, ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_compressed_transfer_syntaxes(syntax: UID, dtype: type[Any], tmp_path: Path) -> None:
+    data = ramp(dtype, 2000)
+    paths = series(tmp_path, data, edited(BitsStored=12, HighBit=11))
+    for path in paths:
+        recoded(path, syntax)
+    assert np.array_equal(_read(paths), data)
+
+
+UNDECODED = {
+    "HTJ2K": "1.2.840.10008.1.2.4.201",
+    "JPEG XL": "1.2.840.10008.1.2.4.110",
+    "MPEG": "1.2.840.10008.1.2.4.102",
+    "JPIP": "1.2.840.10008.1.2.4.94",
+    "JPEG Extended of 12 bits": "1.2.840.10008.1.2.4.51",
+}
+
+
+@pytest.mark.parametrize("syntax", UNDECODED.values(), ids=UNDECODED)
+def test_what_nothing_decodes_is_refused(syntax: str, tmp_path: Path) -> None:
+    paths = series(tmp_path, ramp(most=2000), edited(BitsStored=12, HighBit=11))
+    for path in paths:
+        recoded(path, RLELossless)
+        ds = dcmread(path)
+        ds.file_meta.TransferSyntaxUID = UID(syntax)
+        ds.save_as(path, enforce_file_format=True)
+    with pytest.raises(InputRefused, match="not to be decoded"):
+        _read(paths)
+
+
+def test_a_private_transfer_syntax_is_refused(tmp_path: Path) -> None:
+    paths = series(tmp_path, ramp())
+    for path in paths:  # GE: implicit, pixels big endian
+        written(dcmread(path), path, UID("1.2.840.113619.5.2"))
+    with pytest.raises(InputRefused, match=r"private transfer syntax \(1.2.840.113619.5.2\)"):
+        _read(paths)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless], ids=lambda u: u.keyword)
+def test_pixels_are_shifted_down_from_high_bit(syntax: UID, dtype: type[Any], tmp_path: Path) -> None:
+    data = ramp(dtype, 2000)
+    paths = series(tmp_path, (data << 4).astype(dtype), edited(BitsStored=12, HighBit=15))
+    for path in paths:
+        recoded(path, syntax, BitsStored=12, HighBit=15) if syntax == RLELossless else encoded(path, syntax)
+    assert np.array_equal(_read(paths), data)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1], ids=lambda uid: uid.keyword)
+def test_a_shift_in_compressed_samples_is_refused(syntax: UID, tmp_path: Path) -> None:
+    paths = series(tmp_path, (ramp(most=2000) << 4).astype(np.uint16))
+    for path in paths:
+        recoded(path, syntax, BitsStored=12, HighBit=15)
+    with pytest.raises(InputRefused, match=r"High Bit \(0028,0102\) is 15 with Bits Stored \(0028,0101\) 12"):
+        _read(paths)
+
+
+def test_compressed_samples_of_more_than_bits_stored_are_refused(tmp_path: Path) -> None:
+    for folder, most in (("within", 4000), ("beyond", 60000)):
+        data = ramp(most=most)
+        paths = series(tmp_path / folder, data)
+        for path in paths:
+            recoded(path, JPEG2000Lossless, BitsStored=12, HighBit=11)
+        if folder == "within":
+            assert np.array_equal(_read(paths), data)
+        else:
+            with pytest.raises(InputRefused, match="values of more than 12 Bits Stored"):
+                _read(paths)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_bits_beside_bits_stored_are_dropped(dtype: type[Any], tmp_path: Path) -> None:
+    data = ramp(dtype, 2000)
+    cells = (data.astype(np.int64) & 0x0FFF) | 0xA000
+    paths = series(tmp_path, cells.astype(np.uint16), edited(BitsStored=12, HighBit=11,
+                                                             PixelRepresentation=int(dtype is np.int16)))  # fmt: skip
+    assert np.array_equal(_read(paths), data)
+
+
+def _overlay(position: int) -> Callable[[int, Dataset], None]:
+    def edit(_: int, ds: Dataset) -> None:
+        ds.BitsStored, ds.HighBit = 12, 11
+        ds.add_new(0x60000010, "US", SHAPE[1])
+        ds.add_new(0x60000011, "US", SHAPE[2])
+        ds.add_new(0x60000100, "US", 16)
+        ds.add_new(0x60000102, "US", position)
+
+    return edit
+
+
+def test_an_overlay_in_unused_bits_is_no_part_of_the_values(tmp_path: Path) -> None:
+    data = ramp(most=4000)
+    cells = data | (1 << 13)
+    assert np.array_equal(_read(series(tmp_path / "beside", cells, _overlay(13))), data)
+    with pytest.raises(InputRefused, match=r"Overlay Bit Position \(6000,0102\) 11 lies among the bits"):
+        _read(series(tmp_path / "among", data, _overlay(11)))
+
+
+IMPOSSIBLE: dict[str, dict[str, object]] = {
+    "High Bit below Bits Stored": {"BitsStored": 12, "HighBit": 10},
+    "High Bit beyond the cell": {"BitsStored": 12, "HighBit": 16},
+    "no High Bit": {"BitsStored": 12, "HighBit": None},
+    "no bits": {"BitsStored": 0, "HighBit": 11},
+    "no Bits Stored": {"BitsStored": None},
+    "packed": {"BitsAllocated": 12, "BitsStored": 12, "HighBit": 11},
+    "no sign": {"PixelRepresentation": None},
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_bits_that_say_nothing_are_refused(case: str, tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match=r"instance 4: (Bits Allocated|the pixels are damaged)"):
+        _read(series(tmp_path, ramp(), edited(**IMPOSSIBLE[case])))
+
+
+def test_a_missing_high_bit_of_full_cells_is_their_last(tmp_path: Path) -> None:
+    assert np.array_equal(_read(series(tmp_path, ramp(), edited(HighBit=None))), ramp())
+
+
+def test_slices_may_differ_in_sign_and_bits(tmp_path: Path) -> None:
+    data = ramp(np.int16, 1000)
+
+    def edit(k: int, ds: Dataset) -> None:
+        if k % 2:
+            ds.PixelRepresentation, ds.PixelData = 0, (data[k] + 1000).astype(np.uint16).tobytes()
+            ds.BitsStored, ds.HighBit = 12, 11
+        ds.RescaleSlope, ds.RescaleIntercept = "1", "-1000" if k % 2 else "0"
+
+    assert np.array_equal(_read(series(tmp_path, data, edit)), data)
+
+
+@pytest.mark.parametrize("count", [-2, 2, 40])
+def test_pixels_of_another_length_are_refused(count: int, tmp_path: Path) -> None:
+    def edit(_: int, ds: Dataset) -> None:
+        ds.PixelData = ds.PixelData[:count] if count < 0 else ds.PixelData + bytes(count)
+        ds.add_new(0xFFFCFFFC, "OB", bytes(200))  # what follows must not be taken for pixels
+
+    with pytest.raises(InputRefused, match="instance 4: the pixels are damaged"):
+        _read(series(tmp_path, ramp(), edit))
+
+
+def test_the_padding_of_an_odd_length_is_no_pixel(tmp_path: Path) -> None:
+    data = np.random.default_rng(1).integers(0, 250, (3, 5, 7)).astype(np.uint8)
+
+    def edit(k: int, ds: Dataset) -> None:
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
+        ds.PixelData += b"\0"
+        ds["PixelData"].VR = "OB"
+
+    assert np.array_equal(_read(series(tmp_path, data, edit)), data)
+
+
+@pytest.mark.parametrize("kind", ["no offsets", "offsets", "extended offsets", "two fragments a frame"])
+def test_fragments_and_offset_tables(kind: str, tmp_path: Path) -> None:
+    data = ramp(most=4000)
+    path = write_enhanced(tmp_path / "e.dcm", pixel_files.grid(), data, list(range(SHAPE[0])))
+    recoded(path, RLELossless)
+    ds = dcmread(path)
+    found = [bytes(frame) for frame in generate_frames(ds.PixelData, number_of_frames=SHAPE[0])]
+    if kind == "extended offsets":
+        ds.PixelData, ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = encapsulate_extended(found)
+    else:
+        fragments = 2 if kind == "two fragments a frame" else 1
+        ds.PixelData = encapsulate(found, fragments_per_frame=fragments, has_bot=kind != "no offsets")
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(path, enforce_file_format=True)
+    assert np.array_equal(_read([path]), data)
+
+
+def test_more_frames_than_announced_are_refused(tmp_path: Path) -> None:
+    path = write_enhanced(tmp_path / "e.dcm", pixel_files.grid(), ramp(), list(range(SHAPE[0])))
+    recoded(path, RLELossless)
+    ds = dcmread(path)
+    found = [bytes(frame) for frame in generate_frames(ds.PixelData, number_of_frames=SHAPE[0])]
+    ds.PixelData = encapsulate([*found, found[0]])
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(path, enforce_file_format=True)
+    with pytest.raises(InputRefused, match="240 pixels decoded"):
+        _read([path])
+
+
+@pytest.mark.parametrize(("keyword", "bits"), [("FloatPixelData", 32), ("DoubleFloatPixelData", 64)])
+def test_floating_point_pixels(keyword: str, bits: int, tmp_path: Path) -> None:
+    data = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
+
+    def edit(k: int, ds: Dataset) -> None:
+        for gone in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+            delattr(ds, gone)
+        ds.BitsAllocated = bits
+        setattr(ds, keyword, data[k].astype(f"<f{bits // 8}").tobytes())
+
+    paths = series(tmp_path, ramp(), edit)
+    assert np.array_equal(_read(paths), data)
+    ds = dcmread(paths[0])
+    ds.PixelData = ramp()[0].tobytes()
+    ds["PixelData"].VR = "OW"
+    ds.save_as(paths[0], enforce_file_format=True)
+    with pytest.raises(InputRefused, match="damaged"):
+        _read(paths)
+
+
+def test_an_icon_is_not_the_image(tmp_path: Path) -> None:
+    def edit(_: int, ds: Dataset) -> None:
+        icon = item(Rows=2, Columns=2, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0)
+        icon.update({"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelData": bytes(4)})
+        icon["PixelData"].VR = "OB"
+        ds.IconImageSequence = [icon]
+
+    assert np.array_equal(_read(series(tmp_path, ramp(), edit)), ramp())
+
+
+@pytest.mark.parametrize(("syntax", "stated", "expected"), [
+    (ExplicitVRLittleEndian, "01", True), (ExplicitVRLittleEndian, "00", None), (RLELossless, None, None),
+])  # fmt: skip
+def test_a_lossy_compression_is_a_fact(syntax: UID, stated: str | None, expected: bool | None, tmp_path: Path) -> None:
+    paths = series(tmp_path, ramp(most=4000), edited(LossyImageCompression=stated, BitsStored=12, HighBit=11))
+    for path in paths:
+        recoded(path, syntax) if syntax.is_encapsulated else None
+    assert volumes.read(paths).facts.get("lossy_compressed") == expected
+
+
+def test_a_lossy_transfer_syntax_is_a_fact_though_unstated(kit: Path) -> None:
+    header = frames.header(kit / "dicom" / "pydicom-test-files" / "JPEGLSNearLossless_16.dcm")
+    header.pop("LossyImageCompression", None)
+    assert decoding.is_lossy(header)

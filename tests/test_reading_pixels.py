@@ -1,0 +1,397 @@
+"""What stored values mean: padding, rescale, lookup tables, real world values, photometric interpretation."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from dicomnode.errors import InputRefused
+from dicomnode.reading import volumes
+from dicomnode.web import rendered
+from tests.pixel_files import SHAPE, Edit, as_ct, edited, encoded, grid, item, ramp, series
+from tests.series import write_enhanced
+
+RIM = np.zeros(SHAPE, bool)
+RIM[:, :2] = True
+
+
+def _read(paths: list[Path]) -> np.ndarray[Any, Any]:
+    return volumes.read(paths).volume.data
+
+
+def _both(*edits: Edit) -> Edit:
+    def edit(k: int, ds: Dataset) -> None:
+        for each in edits:
+            each(k, ds)
+
+    return edit
+
+
+def _padded(value: int, dtype: type[np.integer[Any]] = np.int16) -> np.ndarray[Any, Any]:
+    data = ramp(np.uint16, 3000).astype(dtype) + dtype(5)
+    data[RIM] = value
+    return data
+
+
+@pytest.mark.parametrize("vr", ["US", "SS"])
+def test_padding_of_mr_becomes_zero_whichever_vr_it_has(vr: str, tmp_path: Path) -> None:
+    def pad(_: int, ds: Dataset) -> None:
+        ds.add_new(0x00280120, vr, -32768 if vr == "SS" else 32768)
+
+    data = _padded(-32768)
+    found = _read(series(tmp_path, data, pad))
+    assert np.array_equal(found[~RIM], data[~RIM])
+    assert (found[RIM] == max(0, data[~RIM].min())).all()
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian], ids=lambda uid: uid.keyword)
+def test_padding_is_found_in_other_encodings(syntax: Any, tmp_path: Path) -> None:
+    paths = series(tmp_path, _padded(-2000), edited(PixelPaddingValue=-2000))
+    for path in paths:
+        encoded(path, syntax)
+    assert _read(paths).min() >= 0
+
+
+def test_padding_of_ct_becomes_air_and_is_found_before_the_rescale(tmp_path: Path) -> None:
+    data = _padded(-2000)
+    data[0, 5, 5] = 0
+    found = _read(series(tmp_path, data, _both(as_ct, edited(PixelPaddingValue=-2000))))
+    assert np.array_equal(found[~RIM], data[~RIM] - 1024)
+    assert (found[RIM] == -1000).all()
+
+
+def test_padding_becomes_a_value_within_the_measured_range(tmp_path: Path) -> None:
+    data = _padded(0, np.uint16) + np.uint16(1000)
+    data[RIM] = 0
+    found = _read(series(tmp_path, data, edited(PixelPaddingValue=0)))
+    assert (found[RIM] == data[~RIM].min()).all()
+
+
+def test_a_range_of_padding(tmp_path: Path) -> None:
+    data = _padded(-32768)
+    data[:, 1] = -30000
+    found = _read(series(tmp_path, data, edited(PixelPaddingValue=-32768, PixelPaddingRangeLimit=-30000)))
+    assert found.min() == max(0, data[~RIM].min())
+    with pytest.raises(InputRefused, match=r"Range Limit \(0028,0121\) without a Pixel Padding Value"):
+        _read(series(tmp_path / "alone", data, edited(PixelPaddingRangeLimit=-30000)))
+
+
+def test_padding_of_fewer_bits_than_its_cell(tmp_path: Path) -> None:
+    data = (_padded(0) % 2000).astype(np.int16)
+    data[RIM] = -2000
+    bits = {"BitsStored": 12, "HighBit": 11}
+    zero_filled = (data.astype(np.int64) & 0x0FFF).astype(np.int16)
+    for value in (-2000, 63536, 2096):  # signed, the same two bytes unsigned, its twelve bits alone
+        stated = DataElement(0x00280120, "SS" if value < 0 else "US", value)
+        pad = _both(edited(**bits), lambda _, ds, stated=stated: ds.add(stated))  # type: ignore[misc]
+        found = _read(series(tmp_path / str(value), zero_filled, pad))
+        assert (found[RIM] >= 0).all(), value
+        assert np.array_equal(found[~RIM], data[~RIM]), value
+
+
+def test_padding_beyond_bits_stored_is_refused_where_pixels_hold_it(tmp_path: Path) -> None:
+    data = (_padded(0, np.uint16) % 4000).astype(np.uint16)
+    bits = {"BitsStored": 12, "HighBit": 11, "PixelPaddingValue": 63536}
+    assert np.array_equal(_read(series(tmp_path / "none", data, edited(**bits))), data)
+    data[RIM] = 63536
+    with pytest.raises(InputRefused, match=r"Pixel Padding Value \(0028,0120\) 63536, which 12 Bits Stored"):
+        _read(series(tmp_path / "some", data, edited(**bits)))
+
+
+def test_a_series_of_padding_and_a_padding_value_that_is_none_are_refused(tmp_path: Path) -> None:
+    data = np.full(SHAPE, -9, np.int16)
+    with pytest.raises(InputRefused, match="every pixel of the series is padding"):
+        _read(series(tmp_path / "all", data, edited(PixelPaddingValue=-9)))
+    with pytest.raises(InputRefused, match="no single number"):
+        _read(series(tmp_path / "two", data, edited(PixelPaddingValue=[-9, -8])))
+
+
+@pytest.mark.parametrize(("bits", "value"), [(32, -1e30), (32, float("nan")), (64, -1e30)])
+@pytest.mark.parametrize("limited", [False, True])
+def test_padding_of_floating_point_pixels(bits: int, value: float, limited: bool, tmp_path: Path) -> None:
+    kind = "Float" if bits == 32 else "DoubleFloat"
+    data = np.random.default_rng(2).normal(size=SHAPE)
+    data[RIM] = value
+
+    def edit(k: int, ds: Dataset) -> None:
+        for gone in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+            delattr(ds, gone)
+        ds.BitsAllocated = bits
+        setattr(ds, f"{kind}PixelData", data[k].astype(f"<f{bits // 8}").tobytes())
+        stated = float(np.float32(value)) if bits == 32 else value
+        setattr(ds, f"{kind}PixelPaddingValue", stated)
+        if limited and np.isfinite(value):
+            setattr(ds, f"{kind}PixelPaddingRangeLimit", stated / 10)
+
+    found = _read(series(tmp_path, ramp(), edit))
+    assert np.array_equal(found[~RIM], data[~RIM].astype(np.float32))
+    assert (found[RIM] == 0).all()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_in_pictures_and_does_not_make_their_window(photometric: str, tmp_path: Path) -> None:
+    data, plain = _padded(-32768), _padded(5)
+    common = {"PhotometricInterpretation": photometric}
+    bare, padded = (
+        series(tmp_path / name, each, edited(**common, **more))[0]
+        for name, each, more in (("bare", plain[:, 2:], {}), ("padded", data, {"PixelPaddingValue": -32768}))
+    )
+    expected, shown = (
+        np.asarray(Image.open(io.BytesIO(rendered.picture(path, 0, rendered.Asked("image/png")))))
+        for path in (bare, padded)
+    )
+    assert np.array_equal(shown[2:], expected)
+    assert (shown[:2] == 0).all()
+
+
+def test_pictures_show_the_bits_that_high_bit_says(tmp_path: Path) -> None:
+    data = ramp(most=4000)
+    low = series(tmp_path / "low", data, edited(BitsStored=12, HighBit=11))[0]
+    high = series(tmp_path / "high", (data << 4).astype(np.uint16), edited(BitsStored=12, HighBit=15))[0]
+    pictures = [
+        rendered.picture(path, 0, rendered.Asked("image/png", window=(2000.0, 4000.0, "linear")))
+        for path in (low, high)
+    ]
+    assert pictures[0] == pictures[1]
+
+
+WRONG_LINES: dict[str, dict[str, object]] = {
+    "slope of zero": {"RescaleSlope": "0", "RescaleIntercept": "0"},
+    "slope alone": {"RescaleSlope": "2"},
+    "intercept alone": {"RescaleIntercept": "-1024"},
+    "several": {"RescaleSlope": ["1", "2"], "RescaleIntercept": "0"},
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LINES)
+def test_a_rescale_that_is_no_line_is_refused(case: str, tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match=r"Rescale Slope \(0028,1053\) and Intercept"):
+        _read(series(tmp_path, ramp(), edited(**WRONG_LINES[case])))
+
+
+@pytest.mark.parametrize("kind", ["US", "OD", "Z_EFF", "MGML", "HU_MOD"])
+def test_ct_of_another_quantity_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match=rf"not in Hounsfield units by Rescale Type \(0028,1054\) {kind}"):
+        _read(series(tmp_path, ramp(), _both(as_ct, edited(RescaleType=kind))))
+
+
+def test_ct_without_rescale_is_refused_and_without_its_type_is_hounsfield(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="not in Hounsfield units"):
+        _read(series(tmp_path / "none", ramp(), _both(as_ct, edited(RescaleSlope=None, RescaleIntercept=None))))
+    volume = volumes.read(series(tmp_path / "type", ramp(), _both(as_ct, edited(RescaleType=None)))).volume
+    assert volume.unit == "[hnsf'U]"
+    assert np.array_equal(volume.data, ramp().astype(np.float32) - 1024)
+
+
+def _table(first: int, bits: int, data: Any, vr: str = "US", count: int | None = None) -> Edit:
+    def edit(k: int, ds: Dataset) -> None:
+        table = item(ModalityLUTType="US")
+        table.add_new(0x00283002, vr, [len(data) if count is None else count, first, bits])
+        packed = bits == 8 and isinstance(data, bytes)
+        table.add_new(0x00283006, "OW", data if packed else np.asarray(data, "<u2").tobytes())
+        ds.ModalityLUTSequence = [table]
+
+    return edit
+
+
+@pytest.mark.parametrize(("dtype", "first", "vr"), [
+    (np.uint16, 100, "US"), (np.int16, -50, "SS"), (np.int16, 65486, "US"), (np.uint16, 40000, "US"),
+])  # fmt: skip
+def test_a_modality_table_maps_from_its_first_value(dtype: Any, first: int, vr: str, tmp_path: Path) -> None:
+    start = first - 65536 if dtype is np.int16 and first > 32767 else first
+    data = np.random.default_rng(1).integers(start - 20, start + 120, SHAPE).astype(dtype)
+    table = np.arange(100) ** 2
+    found = _read(series(tmp_path, data, _table(first, 16, table, vr)))
+    assert np.array_equal(found, table[np.clip(data.astype(int) - start, 0, 99)])
+
+
+@pytest.mark.parametrize("count", [100, 101])
+def test_a_modality_table_of_bytes_is_packed_or_in_words(count: int, tmp_path: Path) -> None:
+    table = np.random.default_rng(3).integers(0, 256, count)
+    data = np.random.default_rng(1).integers(0, count, SHAPE).astype(np.uint16)
+    packed = table.astype(np.uint8).tobytes() + bytes(count % 2)
+    for name, entries in (("packed", packed), ("words", table)):
+        found = _read(series(tmp_path / name, data, _table(0, 8, entries, count=count)))
+        assert np.array_equal(found, table[data]), name
+
+
+def test_a_modality_table_of_65536_entries_says_zero(tmp_path: Path) -> None:
+    table = np.arange(65536)[::-1]
+    found = _read(series(tmp_path, ramp(), _table(0, 16, table, count=0)))
+    assert np.array_equal(found, table[ramp()])
+
+
+def test_a_modality_table_in_big_endian(tmp_path: Path) -> None:
+    table = np.arange(3000) * 7
+    paths = series(tmp_path, ramp(), _table(0, 16, table))
+    for path in paths:
+        ds = dcmread(path)
+        entries = ds.ModalityLUTSequence[0]
+        entries.LUTData = np.asarray(table, ">u2").tobytes()
+        ds.save_as(path, enforce_file_format=True)
+        encoded(path, ExplicitVRBigEndian)
+    assert np.array_equal(_read(paths), table[ramp()])
+
+
+def _twice(edit: Edit) -> Edit:
+    def edited_twice(k: int, ds: Dataset) -> None:
+        edit(k, ds)
+        ds.ModalityLUTSequence.append(ds.ModalityLUTSequence[0])
+
+    return edited_twice
+
+
+WRONG_TABLES: dict[str, tuple[Edit, str]] = {
+    "two tables": (_twice(_table(0, 16, np.arange(9))), "more than one Modality LUT"),
+    "table and rescale": (_both(_table(0, 16, np.arange(9)), edited(RescaleSlope="1", RescaleIntercept="0")),
+                          "more than one Modality LUT or rescale"),
+    "too few entries": (_table(0, 16, np.arange(9), count=12), r"LUT Data \(0028,3006\) does not have the 12 entries"),
+    "entries of 32 bits": (_table(0, 32, np.arange(9)), "entries of 32 bits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_TABLES)
+def test_a_modality_table_with_two_readings_is_refused(case: str, tmp_path: Path) -> None:
+    edit, reason = WRONG_TABLES[case]
+    with pytest.raises(InputRefused, match=reason):
+        _read(series(tmp_path, ramp(), edit))
+
+
+def _mapping(unit: str = "mm2/s", scheme: str = "UCUM", **values: Any) -> Dataset:
+    code = item(CodeValue=unit, CodingSchemeDesignator=scheme, CodeMeaning=unit)
+    first, last = values.pop("span", (0, 4095))
+    line = {} if "RealWorldValueLUTData" in values else {"RealWorldValueSlope": 1e-3, "RealWorldValueIntercept": 0.0}
+    found = item(MeasurementUnitsCodeSequence=[code], **(line | values))
+    if first is not None:
+        found.add_new(0x00409216, "SS" if first < 0 else "US", first)
+        found.add_new(0x00409211, "SS" if last < 0 else "US", last)
+    return found
+
+
+def _mapped(*mappings: Dataset) -> Edit:
+    return edited(RealWorldValueMappingSequence=list(mappings))
+
+
+def test_real_world_values_by_table_and_by_two_lines(tmp_path: Path) -> None:
+    table = _mapping(RealWorldValueLUTData=(np.arange(4096) ** 2 * 1e-6).tolist())
+    assert np.allclose(_read(series(tmp_path / "table", ramp(), _mapped(table))), ramp().astype(float) ** 2 * 1e-6)
+    lines = _mapping(span=(0, 999)), _mapping(span=(1000, 4095), RealWorldValueSlope=2e-3)
+    found = _read(series(tmp_path / "lines", ramp(), _mapped(*lines)))
+    assert np.allclose(found, ramp() * np.where(ramp() < 1000, 1e-3, 2e-3))
+
+
+def test_a_signed_range_of_real_world_values_written_unsigned(tmp_path: Path) -> None:
+    mapping = _mapping(span=(65536 - 3000, 3000))
+    assert np.allclose(_read(series(tmp_path, ramp(np.int16), _mapped(mapping))), ramp(np.int16) * 1e-3)
+
+
+def test_a_mapping_without_a_ucum_unit_is_not_used(tmp_path: Path) -> None:
+    for name, mapping in (
+        ("none", _mapping("1")),
+        ("scheme", _mapping("furlong", "99X")),
+        ("US", _mapping("no units")),
+    ):
+        volume = volumes.read(series(tmp_path / name, ramp(), _mapped(mapping))).volume
+        assert volume.unit == "1", name
+        assert np.array_equal(volume.data, ramp()), name
+
+
+def test_a_mapping_to_the_unit_is_chosen_among_several(tmp_path: Path) -> None:
+    volume = volumes.read(series(tmp_path, ramp(), _mapped(_mapping("1"), _mapping()))).volume
+    assert volume.unit == "mm2/s"
+    assert np.allclose(volume.data, ramp() * 1e-3)
+
+
+WRONG_MAPPINGS: dict[str, tuple[Edit, str]] = {
+    "outside of the range": (_mapped(_mapping(span=(0, 100))), "pixels lie outside of the stored values"),
+    "several units": (_mapped(_mapping(), _mapping("ms")), r"to several units \(mm2/s, ms\)"),
+    "same values twice": (_mapped(_mapping(), _mapping(RealWorldValueSlope=2e-3)), "two real world value mappings"),
+    "half a line": (_mapped(_mapping(RealWorldValueIntercept=None)), "not exactly one of line and table"),
+    "short table": (_mapped(_mapping(RealWorldValueLUTData=[1.0, 2.0])), "does not have an entry for each"),
+    "half a range": (_mapped(_mapping(span=(None, None), RealWorldValueFirstValueMapped=0)),
+                     "does not say for which stored values"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_MAPPINGS)
+def test_a_mapping_with_no_or_two_readings_is_refused(case: str, tmp_path: Path) -> None:
+    edit, reason = WRONG_MAPPINGS[case]
+    with pytest.raises(InputRefused, match=reason):
+        _read(series(tmp_path, ramp(), edit))
+
+
+def test_padding_needs_no_real_world_value(tmp_path: Path) -> None:
+    data = ramp()
+    data[RIM] = 9999
+    found = _read(series(tmp_path, data, _both(_mapped(_mapping()), edited(PixelPaddingValue=9999))))
+    assert np.allclose(found[~RIM], data[~RIM] * 1e-3)
+    assert found[RIM].max() <= found[~RIM].min()
+
+
+def test_frames_of_ct_have_their_own_transformation(tmp_path: Path) -> None:
+    def edit(number: int, group: Dataset) -> None:
+        group.PixelValueTransformationSequence = [
+            item(RescaleSlope="2", RescaleIntercept=f"{-1000 - number}", RescaleType="HU")
+        ]
+
+    path = write_enhanced(tmp_path / "e.dcm", grid(), ramp(), list(range(SHAPE[0])), edit)
+    ds = dcmread(path)
+    ds.Modality, ds.SOPClassUID = "CT", "1.2.840.10008.5.1.4.1.1.2.1"
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.save_as(path)
+    volume = volumes.read([path]).volume
+    assert volume.unit == "[hnsf'U]"
+    assert np.array_equal(volume.data, ramp() * 2.0 - 1000 - np.arange(SHAPE[0])[:, None, None])
+
+
+PHOTOMETRIC: dict[str, tuple[dict[str, object], str]] = {
+    "MONOCHROME1 of MR": ({"PhotometricInterpretation": "MONOCHROME1"}, "whether they are inverted signals"),
+    "inverse": ({"PresentationLUTShape": "INVERSE"}, "whether they are inverted signals"),
+    "palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour image"),
+    "RGB by planes": (
+        {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 1},
+        "colour image",
+    ),
+    "YBR": ({"PhotometricInterpretation": "YBR_FULL_422", "SamplesPerPixel": 3}, "colour image"),
+    "none": ({"PhotometricInterpretation": None}, "colour image"),
+}
+
+
+@pytest.mark.parametrize("case", PHOTOMETRIC)
+def test_values_that_are_no_signal_are_refused(case: str, tmp_path: Path) -> None:
+    values, reason = PHOTOMETRIC[case]
+    with pytest.raises(InputRefused, match=reason):
+        _read(series(tmp_path, ramp(), edited(**values)))
+
+
+def test_monochrome1_of_ct_is_in_hounsfield_units_all_the_same(tmp_path: Path) -> None:
+    found = _read(series(tmp_path, ramp(), _both(as_ct, edited(PhotometricInterpretation="MONOCHROME1"))))
+    assert np.array_equal(found, ramp().astype(np.float32) - 1024)
+
+
+def _coloured(first: int) -> Edit:
+    return edited(PixelPresentation="COLOR", RedPaletteColorLookupTableDescriptor=[256, first, 16])
+
+
+def test_values_that_are_colours_over_the_image_are_refused(tmp_path: Path) -> None:
+    assert np.array_equal(_read(series(tmp_path / "scale", ramp(), _coloured(0))), ramp())
+    assert np.array_equal(_read(series(tmp_path / "beyond", ramp(), _coloured(3500))), ramp())
+    with pytest.raises(InputRefused, match="pixels are colours"):
+        _read(series(tmp_path / "over", ramp(), _coloured(2000)))
+
+
+@pytest.mark.parametrize("keyword", [
+    "WindowCenter", "SmallestImagePixelValue", "LargestImagePixelValue", "PixelIntensityRelationshipSign",
+])  # fmt: skip
+def test_what_is_for_display_or_summary_changes_no_value(keyword: str, tmp_path: Path) -> None:
+    extra: dict[str, object] = {keyword: 7, "WindowWidth": 3} if keyword == "WindowCenter" else {keyword: 7}
+    assert np.array_equal(_read(series(tmp_path, ramp(), edited(**extra))), ramp())

@@ -1,0 +1,133 @@
+"""Every key that a search can name, at every level that knows it: it finds what has its value, and never breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from db import catalogue, jobs, keywords, migrations, studies
+from db import engine as engines
+from db.catalogue import BadValue, Level, Match, Query
+from db.jobs import OutputFile
+from db.keywords import Kind
+from db.studies import StoredFile
+from tests.postgresql import Server
+from tests.rows import a_job, an_arrival
+
+NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+LEVELS = get_args(Level)
+_STATED: Mapping[Kind, tuple[Any, Any]] = {
+    Kind.TEXT: ("First one", "Second one"),
+    Kind.CODE: ("ONE", "TWO"),
+    Kind.NAME: ("First^One", "Second^Two"),
+    Kind.DATE: ("20260101", "20260202"),
+    Kind.TIME: ("081500", "2359"),
+    Kind.NUMBER: (1, 22),
+    Kind.UID: ("1.2.100", "1.2.200"),
+    Kind.TOLD: ("+0100", "+0200"),
+}
+OWN_KEYS = {"STUDY": keywords.STUDY, "SERIES": keywords.SERIES, "IMAGE": keywords.IMAGE}
+ODD_VALUES = (
+    "**", "A*", "\\", "ONE\\TWO", "-", "20260101-", "-2359", "x-y", "[", "%_'\"", "=", "?", "A\0B", "\ud800",
+    "\U0010ffff", "9" * 5000, "1_0", "\u0661", "*a" * 300, "\\".join(["ONE"] * 3000), "\\".join(["1.2"] * 70_000),
+    "w " * 500,
+)  # fmt: skip
+
+
+def stated(number: int) -> dict[str, Any]:
+    """A value of every keyword that a header can state; the two differ in each."""
+    said = {
+        keyword: _STATED[kind][number] for keyword, kind in keywords.KINDS.items() if keyword not in keywords.COUNTS
+    }
+    return said | {"SyntheticData": ("NO", "YES")[number]}
+
+
+def arrive(session: Session, study: str, series: str, number: int) -> None:
+    said = stated(number)
+    arrival = an_arrival(study, series, 1 + number, attributes=said, sop_class_uid=f"1.2.840.{number}")
+    facts = replace(
+        arrival.facts, patient_id=said["PatientID"], patient_name=said["PatientName"], study_date=said["StudyDate"],
+        accession_number=said["AccessionNumber"], study_description=said["StudyDescription"], modality=said["Modality"],
+    )  # fmt: skip
+    studies.register_instance(session, facts=facts, file=arrival.file, sender=arrival.sender, now=NOW)
+
+
+def add_result(session: Session) -> None:
+    """A series that the node made, in the first study, which says of itself what the second one says."""
+    a_job(session, NOW, study="1.2.1")
+    job = jobs.claim(session, worker="w", lease_s=60, now=NOW)
+    assert job is not None
+    file = StoredFile("f" * 64, 10, f"ff/{'f' * 64}.dcm")
+    kept = keywords.taken(stated(1), keywords.RESULT_KEPT)
+    output = OutputFile("1.2.1.9001.1", "1.2.840.9", "1.2.1.9001", "image", file, attributes=kept)
+    jobs.finish(session, job_id=job.id, worker="w", outputs=[output], report={}, now=NOW)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def held(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sessionmaker[Session]]:
+    """Two studies of two series that differ in every attribute, and a result, on either database."""
+    with ExitStack() as stack:
+        folder: Path = tmp_path_factory.mktemp("searches")
+        url = f"sqlite:///{folder / 'node.sqlite'}"
+        if request.param == "postgresql":
+            server: Server = request.getfixturevalue("postgresql_server")
+            url = stack.enter_context(server.database())
+        engine = engines.connect(url)
+        stack.callback(engine.dispose)
+        migrations.upgrade(engine)
+        with engines.sessions(engine).begin() as session:
+            for study, number in (("1.2.1", 0), ("1.2.2", 1)):
+                arrive(session, study, "1", number)
+                arrive(session, study, "2", 1 - number)
+            add_result(session)
+        yield engines.readers(engine)
+
+
+def search(held: sessionmaker[Session], query: Query) -> list[Match]:
+    with held() as session:
+        return catalogue.search(session, query)
+
+
+def uids(match: Match) -> tuple[Any, ...]:
+    return tuple(match.attributes.get(name) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+
+
+def values(match: Match, keyword: str) -> list[str]:
+    told = match.attributes[keyword]
+    return [str(each) for each in (told if isinstance(told, list) else [told])]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_key_finds_exactly_what_has_its_value(held: sessionmaker[Session], level: Level) -> None:
+    everything = search(held, Query(level, {}, frozenset(keywords.COUNTS)))
+    for keyword in sorted(catalogue.supported(level)):
+        told_only = keywords.KINDS[keyword] is Kind.TOLD
+        for value in {value for match in everything for value in values(match, keyword)}:
+            found = [uids(match) for match in search(held, Query(level, {keyword: value}))]
+            expected = [uids(match) for match in everything if told_only or value in values(match, keyword)]
+            assert found == expected, (keyword, value)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_value_of_a_key_breaks_a_search(held: sessionmaker[Session], level: Level) -> None:
+    """It is matched, or refused with the key's name and without the value."""
+    for keyword in OWN_KEYS[level]:
+        for value in ODD_VALUES:
+            refusal = refused(held, Query(level, {keyword: value}, combined=True, fuzzy=len(value) > 1, limit=5))
+            assert not refusal or (keyword in refusal and len(refusal) < 200), (keyword, value[:20], refusal)
+
+
+def refused(held: sessionmaker[Session], query: Query) -> str:
+    """Why the catalogue refuses a query; empty where it answers."""
+    try:
+        search(held, query)
+    except BadValue as refusal:
+        return str(refusal)
+    return ""

@@ -1,0 +1,248 @@
+"""A structured report of any sender is a page: readable, whole, and harmless."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian
+
+from dicomnode import results
+from dicomnode.config import ResultsConfig
+from dicomnode.errors import InputRefused
+from dicomnode.web import sr_page, sr_tree
+from pipelines.codes import MEAN, SUV_BW, SUV_BW_UNIT
+from pipelines.contract import Code, Measurement, Note
+from pipelines.quality import Outcome, Verdict
+from tests.findings import NOW, PROVENANCE, save, source
+from tests.web_node import Web, web
+
+__all__ = ["web"]
+
+LIVER = Code("10200004", "SCT", "Liver")
+EVIL = '<script>alert(1)</script><img src="http://evil.example/x" onerror="alert(1)">&"\''
+TAGS = {
+    "html", "head", "meta", "title", "style", "body", "p", "h1", "h2", "h3", "h4", "h5", "dl", "dt", "dd", "main",
+    "section", "span", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "a",
+}  # fmt: skip
+URL = "/dicom-web/studies/1.2.3/series/1.2.3.1/instances/1.2.3.4/rendered"
+
+
+class Page(HTMLParser):
+    """Tags, their attributes, the text, and the rows of tables."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[tuple[str, str]] = set()
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._in_cell = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {(name, value or "") for name, value in attrs}
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_cell = self._in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_cell:
+            self.rows[-1][-1] += data
+
+
+def _code(value: str, meaning: str, scheme: str = "99TEST") -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
+
+
+def _item(kind: str, meaning: str = "Something", *children: Dataset, **values: Any) -> Dataset:
+    item = Dataset()
+    item.ValueType, item.RelationshipType, item.ConceptNameCodeSequence = kind, "CONTAINS", [_code("1", meaning)]
+    if children:
+        item.ContentSequence = list(children)
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def _document(folder: Path, *children: Dataset, title: str = "A report", **values: Any) -> Path:
+    """A report of another sender."""
+    ds = _item("CONTAINER", title, *children)
+    del ds.RelationshipType
+    ds.SOPClassUID, ds.SOPInstanceUID = ComprehensiveSRStorage, "1.2.3.4"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3", "1.2.3.1"
+    ds.SpecificCharacterSet, ds.Modality = "ISO_IR 192", "SR"
+    ds.PatientName, ds.PatientID = "Müller^Jörg", "4711"
+    for keyword, value in values.items():
+        setattr(ds, keyword, value)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return save(ds, folder, "sr.dcm")
+
+
+def _page(path: Path) -> Page:
+    return Page(bytes(sr_page.page(path).body).decode())
+
+
+def _number(value: str, unit: str, *children: Dataset) -> Dataset:
+    measured = Dataset()
+    measured.NumericValue, measured.MeasurementUnitsCodeSequence = value, [_code(unit, f"meaning of {unit}", "UCUM")]
+    return _item("NUM", "Diameter", *children, MeasuredValueSequence=[measured])
+
+
+def test_a_report_of_the_node_is_read_in_a_browser(tmp_path: Path) -> None:
+    suv = Measurement("SUVmean", 2.5, SUV_BW_UNIT, "Of the liver", "liver", LIVER, SUV_BW, derivation=MEAN)
+    held = Verdict(Outcome.HOLD, ("x is 3",))
+    config = ResultsConfig(key_object=False)
+    (report,) = results.write([suv, Note("age", "72 years")], [source("mr")], PROVENANCE, config, NOW, held)
+    page = _page(save(report, tmp_path))
+    assert page.text.index("SYNTHETIC - RESEARCH USE ONLY") < page.text.index("Müller^Jörg")
+    (row,) = [row for row in page.rows if row[0].startswith("SUVbw")]
+    quantity, value, unit, further = (" ".join(cell.split()) for cell in row)
+    assert (quantity, value) == ("SUVbw (DCM 126401)", "2.5")
+    assert unit == "Standardized Uptake Value body weight (UCUM g/ml{SUVbw})"
+    assert "Mean (SCT 373098007)" in further
+    assert "SUVmean: Of the liver" in further
+    for words in ("UNVERIFIED", "PRELIMINARY", "Held for a person's decision", "x is 3", "72 years", "liver"):
+        assert words in page.text, words
+
+
+def test_rendered_answers_with_the_page_by_default(web: Web, tmp_path: Path) -> None:
+    path = _document(tmp_path, _item("TEXT", "Impression", TextValue="No change."))
+    assert web.store([path]).status_code == 200
+    for accept in ("*/*", "text/html", "text/html,application/xhtml+xml,image/avif,*/*;q=0.8", "text/*"):
+        answer = web.get(URL, accept)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8"), accept
+        assert "No change." in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "script-src" not in answer.headers["content-security-policy"]
+    refused = web.get(URL, "image/png")
+    assert (refused.status_code, refused.text.strip()) == (406, "a structured report comes as text/html")
+
+
+def _told(item: Dataset) -> list[str]:
+    """Every value of the tree as the file has it."""
+    own = [str(item.get(keyword, "")) for keyword in ("TextValue", "UID", "PersonName", "Date")]
+    own += [code.CodeMeaning for code in item.get("ConceptCodeSequence", [])]
+    own += [str(each.NumericValue) for each in item.get("MeasuredValueSequence", [])]
+    return [word for word in own if word] + [word for child in item.get("ContentSequence", []) for word in _told(child)]
+
+
+@pytest.mark.parametrize("name", ["highdicom-test-files/sr_document.dcm", "pydicom-test-files/test-SR.dcm"])
+def test_reports_of_others_are_shown_whole(kit: Path, name: str) -> None:
+    path = kit / "dicom" / name
+    page, words = _page(path), _told(dcmread(path))
+    assert len(words) > 5
+    shown = " ".join(page.text.split())
+    assert [word for word in words if " ".join(word.split()) not in shown] == []
+    assert "SYNTHETIC" not in page.text
+
+
+def _evil_items() -> list[Dataset]:
+    measured = _number("1", EVIL)
+    measured.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeMeaning = EVIL
+    image = Dataset()
+    image.ReferencedSOPInstanceUID, image.ReferencedSOPClassUID = EVIL, EVIL
+    return [
+        _item("TEXT", EVIL, TextValue=EVIL), _item("CODE", EVIL, ConceptCodeSequence=[_code(EVIL, EVIL, EVIL)]),
+        _item("PNAME", EVIL, PersonName=EVIL), measured, _item("IMAGE", EVIL, ReferencedSOPSequence=[image]),
+        _item("SCOORD3D", EVIL, GraphicType=EVIL, GraphicData=[1.0, 2.0, 3.0]), _item(EVIL, EVIL),
+        _item("CONTAINER", EVIL, _item("TEXT", EVIL, TextValue=EVIL)),
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_sender_wrote_is_shown_and_never_run(tmp_path: Path) -> None:
+    page = _page(_document(tmp_path, *_evil_items(), title=EVIL, PatientName=EVIL, PatientID=EVIL, Manufacturer=EVIL))
+    assert page.tags <= TAGS
+    assert {name for name, _ in page.attributes} <= {"lang", "charset", "name", "content", "class", "id", "href"}
+    assert all(value.startswith("#i") for name, value in page.attributes if name == "href")
+    assert page.text.count(EVIL) > 10
+
+
+def test_characters_that_turn_or_hide_text_do_not_come_through(tmp_path: Path) -> None:
+    page = _page(_document(tmp_path, _item("TEXT", TextValue="no\u202e tumour\x07 seen\nsecond line")))
+    assert "no  tumour  seen\nsecond line" in page.text
+
+
+def test_a_value_that_is_missing_is_said_to_be_with_its_reason(tmp_path: Path) -> None:
+    empty = _item("NUM", "Diameter", NumericValueQualifierCodeSequence=[_code("114000", "Not a number", "DCM")])
+    page = _page(_document(tmp_path, empty, _number("12.5", "mm")))
+    assert [row[1] for row in page.rows[1:]] == ["no value", "12.5"]
+    assert "Not a number" in page.rows[1][3]
+
+
+def test_an_item_by_reference_leads_to_the_item(tmp_path: Path) -> None:
+    reference = _item("", ReferencedContentItemIdentifier=[1, 1])
+    del reference.ValueType, reference.ConceptNameCodeSequence
+    page = _page(_document(tmp_path, _item("TEXT", TextValue="first"), _number("1", "mm", reference)))
+    assert {("href", "#i1.1"), ("id", "i1.1")} <= page.attributes
+
+
+def test_a_contour_of_thousands_of_points_is_told_by_its_first(tmp_path: Path) -> None:
+    page = _page(
+        _document(tmp_path, _item("SCOORD", GraphicType="POLYLINE", GraphicData=[float(n) for n in range(90)]))
+    )
+    assert "POLYLINE 0, 1, 2" in page.text
+    assert "and 60 further numbers" in page.text
+
+
+def _nested(depth: int) -> Dataset:
+    item = _item("TEXT", TextValue="deepest")
+    for _ in range(depth):
+        item = _item("CONTAINER", "Level", item)
+    return item
+
+
+def _bytes_nested(depth: int, document: bytes) -> bytes:
+    """A Content Sequence in an item of one, of undefined lengths; no writer is needed that nests so deeply."""
+    begin = b"\x40\x00\x30\xa7SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    end = b"\xfe\xff\x0d\xe0\x00\x00\x00\x00\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+    return document + begin * depth + end * depth
+
+
+@pytest.mark.parametrize("depth", [sr_tree.DEEPEST + 1, 1500])
+def test_a_report_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Path) -> None:
+    assert "deepest" in _page(_document(tmp_path, _nested(sr_tree.DEEPEST - 1))).text
+    deep = tmp_path / "deep.dcm"
+    deep.write_bytes(_bytes_nested(depth, _document(tmp_path).read_bytes()))
+    with pytest.raises(InputRefused, match=r"more than 50 levels|RecursionError"):
+        sr_page.page(deep)
+
+
+def test_a_report_of_too_many_items_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sr_tree, "MOST_ITEMS", 100)
+    _page(_document(tmp_path, *[_item("TEXT", TextValue="x") for _ in range(99)]))
+    with pytest.raises(InputRefused, match="more than 100 content items"):
+        sr_page.page(_document(tmp_path, *[_item("TEXT", TextValue="x") for _ in range(100)]))
+
+
+def test_a_report_of_too_many_characters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sr_tree, "MOST_CHARACTERS", 1000)
+    with pytest.raises(InputRefused, match="more than 1000 characters"):
+        sr_page.page(_document(tmp_path, _item("TEXT", TextValue="x" * 1000)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_tree_is_refused_in_one_sentence(web: Web, tmp_path: Path) -> None:
+    path = _document(tmp_path)
+    ds = dcmread(path)
+    ds.add_new("ContentSequence", "LO", "no sequence")
+    ds.save_as(path)
+    assert web.store([path]).status_code == 200
+    answer = web.get(URL, "text/html")
+    assert answer.status_code == 406
+    assert answer.text.startswith("this is no structured report that can be shown")
