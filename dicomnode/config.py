@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
@@ -17,7 +19,7 @@ from dicomnode.dimse.config import AETitle, LimitsConfig, Peer, Port, SenderConf
 from dicomnode.engines.config import WorkerConfig
 from dicomnode.errors import ConfigError
 from dicomnode.notifications.config import NotificationsConfig
-from dicomnode.quantities import Count, Days, Hours, PathText, Seconds
+from dicomnode.quantities import Count, Days, Hours, PathText, Seconds, TimeZone
 from dicomnode.results.preferences import ResultsConfig, Section
 from dicomnode.storage.retention_config import RetentionConfig
 from dicomnode.web.config import WebConfig
@@ -65,7 +67,12 @@ class NodeConfig(Section):
     max_pdu: int = Field(default=131072, ge=4096, le=4294967294)
     network_timeout_s: Seconds = 60.0
     log_format: Literal["text", "json"] = "text"
+    timezone: TimeZone = ""
     tls: TlsConfig | None = None
+
+    def local(self, moment: datetime) -> datetime:
+        """A moment in the zone of ``timezone``, or in the machine's."""
+        return moment.astimezone(ZoneInfo(self.timezone) if self.timezone else None)
 
 
 class DatabaseConfig(Section):

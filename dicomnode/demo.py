@@ -117,7 +117,7 @@ class Demo:
         file.unlink(missing_ok=True)
         mrd.write(kspace, file)
         facts = {"PatientName": "DEMO^KSPACE", "PatientID": "DEMO", "StudyDescription": "dicomnode demo"}
-        ds = mrd.wrap(file.read_bytes(), now=datetime.now(UTC), facts=facts)
+        ds = mrd.wrap(file.read_bytes(), now=datetime.now(UTC).astimezone(), facts=facts)
         wrapped = self.folder / "kspace.dcm"
         ds.save_as(wrapped, enforce_file_format=True)
         return wrapped

@@ -22,12 +22,14 @@ from pydicom import Dataset, dcmread
 
 from dicomnode import mrd
 from dicomnode.config import Config, QualityConfig
+from dicomnode.datasets.zone import moment
 from dicomnode.deidentify import faces
 from dicomnode.deployment import models, site
 from dicomnode.deployment.models import bundle_named, model_named
 from dicomnode.deployment.pipeline_names import named as pipeline_named
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.reading import covariates, frames, volumes
+from dicomnode.results.inherited import inherit
 from dicomnode.results.preferences import ResultsConfig
 from dicomnode.results.provenance import Provenance
 from dicomnode.routing import MAIN_INPUT
@@ -124,6 +126,7 @@ def process(
     options = options_of(pipeline, task.options, config.quality)
     progress(0.0, "reading")
     loaded = _load(pipeline, task.inputs)
+    notes = inherit(loaded.sources, loaded.priors).notes
     name = task.model or pipeline.bundle
     model = models.load(
         name, pipeline.helpers, config, digest=task.model_digest, pinned=task.helper_models, load_one=load_model
@@ -131,6 +134,7 @@ def process(
     doubts = quality.admit(loaded.case, model.metadata, pipeline.inputs[0].name, options)
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
     site.check_findings(pipeline, findings)
+    findings = [*findings, *(Note("header of the input", note) for note in notes)]
     verdict = _judged(findings, model, doubts, config.quality)
     progress(0.95, "writing")
     parameters = options.model_dump(mode="json") | _helpers(model) | dict(loaded.case.facts.get("covariates", {}))
@@ -139,7 +143,9 @@ def process(
         _made_by(task, model, parameters, model.device), facts=_plain(loaded.case.facts), title=pipeline.title
     )
     wanted = dict.fromkeys([config.results, *forms])
-    written = _write(findings, loaded, made_by, list(wanted), task.created_at, verdict, doubts, config)
+    written = _write(
+        findings, loaded, made_by, list(wanted), config.node.local(task.created_at), verdict, doubts, config
+    )
     report = _report(task, model, options, findings, loaded.case.facts)
     report |= {"verdict": str(verdict.outcome), "reasons": list(verdict.reasons)}
     report["seconds"] = round(time.monotonic() - started, 3)
@@ -155,7 +161,7 @@ def refusal_note(task: Task, reason: str, config: Config) -> Dataset:
     facts = bundle_named(task.model or pipeline.bundle, config)
     made_by = _made_by(task, facts, task.options, "none: nothing was computed")
     sources, priors = _headers(pipeline, task.inputs)
-    ds = results.refusal(reason, sources, made_by, config.results, task.created_at, priors)
+    ds = results.refusal(reason, sources, made_by, config.results, config.node.local(task.created_at), priors)
     marking.check(ds)
     return ds
 
@@ -169,7 +175,8 @@ def key_note(task: Task, reason: str, config: Config) -> Dataset:
     made_by = _made_by(
         task, bundle_named(task.model or pipeline.bundle, config), task.options, "none: nothing was computed"
     )
-    ds = results.key_note(reason, _headers(pipeline, task.inputs)[0], made_by, config.results, task.created_at)
+    now = config.node.local(task.created_at)
+    ds = results.key_note(reason, _headers(pipeline, task.inputs)[0], made_by, config.results, now)
     marking.check(ds)
     return ds
 
@@ -291,7 +298,8 @@ def _write(
 
     page = None
     if any(form.report_page for form in forms):
-        page = sheet.drawn(findings, loaded.case, loaded.sources, made_by, now, verdict, doubts)
+        at = moment(inherit(loaded.sources).common, now)
+        page = sheet.drawn(findings, loaded.case, loaded.sources, made_by, at, verdict, doubts)
     written = {}
     for form in forms:
         shown, by = defacing.shown(form, findings, loaded.case, made_by, partial(model_named, "anatomy", config))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field
 
-__all__ = ["Count", "Days", "Hours", "PathText", "Seconds", "check_written_out"]
+__all__ = ["Count", "Days", "Hours", "PathText", "Seconds", "TimeZone", "check_written_out"]
 
 _YEARS = 10
 _DAYS = 366 * _YEARS
@@ -33,3 +34,16 @@ def _check_text(value: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_check_text)]
+
+
+def _check_zone(value: str) -> str:
+    try:
+        if value:
+            ZoneInfo(value)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError(f"{value!r} is no time zone of the IANA database, such as 'Europe/Berlin'") from None
+    return value
+
+
+TimeZone = Annotated[str, AfterValidator(_check_zone)]
+"""Empty: the machine's."""

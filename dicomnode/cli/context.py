@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from dicomnode.config import Config
 
-__all__ = ["AsJson", "as_text", "config", "engine", "log_to_stderr", "print_json", "print_rows"]
+__all__ = ["AsJson", "as_text", "config", "config_if_any", "engine", "log_to_stderr", "print_json", "print_rows"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -27,6 +28,15 @@ def config(ctx: typer.Context) -> Config:
 
     path: Path = ctx.find_root().obj
     return load(path)
+
+
+def config_if_any(ctx: typer.Context) -> Config:
+    """The node's configuration where there is one, for what can be done without."""
+    from dicomnode.config import Config
+
+    path: Path = ctx.find_root().obj
+    named = "DICOMNODE_CONFIG" in os.environ or path != Path("node.toml")
+    return config(ctx) if named or path.exists() else Config()
 
 
 def engine(config: Config) -> Engine:

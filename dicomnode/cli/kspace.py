@@ -27,9 +27,9 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 @app.command()
-def wrap(file: _Source, out: Path, stated: _Stated = None) -> None:
+def wrap(ctx: typer.Context, file: _Source, out: Path, stated: _Stated = None) -> None:
     """Put an MRD file into a DICOM Raw Data object."""
-    _wrap(file, out, stated)
+    _wrap(ctx, file, out, stated)
     print(out)
 
 
@@ -97,7 +97,7 @@ def send(
     from dicomnode.cli.send import send_files
 
     with TemporaryDirectory() as folder:
-        objects = _objects(files, Path(folder), stated)
+        objects = _objects(ctx, files, Path(folder), stated)
         results = send_files(ctx, objects, to)
     counts = Counter(str(result.outcome) for result in results)
     print(f"{to}: {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items()))}")
@@ -108,12 +108,12 @@ def send(
         raise typer.Exit(1)
 
 
-def _objects(files: Sequence[Path], folder: Path, stated: list[str] | None) -> list[Path]:
+def _objects(ctx: typer.Context, files: Sequence[Path], folder: Path, stated: list[str] | None) -> list[Path]:
     objects = []
     for number, file in enumerate(files):
         if _is_mrd(file):
             objects.append(folder / f"{number}.dcm")
-            _wrap(file, objects[-1], stated)
+            _wrap(ctx, file, objects[-1], stated)
         elif stated:
             raise typer.BadParameter(f"{file} is a DICOM object already", param_hint="--set")
         else:
@@ -121,12 +121,13 @@ def _objects(files: Sequence[Path], folder: Path, stated: list[str] | None) -> l
     return objects
 
 
-def _wrap(file: Path, out: Path, stated: list[str] | None) -> None:
+def _wrap(ctx: typer.Context, file: Path, out: Path, stated: list[str] | None) -> None:
     from dicomnode import mrd
 
     facts = dict(_pair(each) for each in stated or [])
+    now = context.config_if_any(ctx).node.local(datetime.now(UTC))
     with file.open("rb") as stream:
-        mrd.wrap(stream, now=datetime.now(UTC), facts=facts).save_as(out, enforce_file_format=True)
+        mrd.wrap(stream, now=now, facts=facts).save_as(out, enforce_file_format=True)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -44,7 +43,7 @@ def run(
     """Run a pipeline on a folder, without network and database."""
     from dicomnode import processing
 
-    config = _config(ctx)
+    config = context.config_if_any(ctx)
     options = dict(_option(text) for text in option or [])
     out_dir.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -85,15 +84,6 @@ def _run_one(
         ds.save_as(target, enforce_file_format=True)
         rows.append({"kind": worker.kind_of(ds), "file": str(target), **produced.report})
     return rows
-
-
-def _config(ctx: typer.Context) -> Config:
-    """The node's configuration where there is one; a folder can be processed without."""
-    from dicomnode.config import Config
-
-    path: Path = ctx.find_root().obj
-    named = "DICOMNODE_CONFIG" in os.environ or path != Path("node.toml")
-    return context.config(ctx) if named or path.exists() else Config()
 
 
 def _inputs(source: Path, folder: Path, wanted: Sequence[Input], with_: list[str]) -> list[Inputs]:

@@ -24,7 +24,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RawDataStorage
 
 from dicomnode import uids
-from dicomnode.datasets import part10
+from dicomnode.datasets import laterality, part10
+from dicomnode.datasets.validity import fault
+from dicomnode.datasets.zone import moment
 from dicomnode.mrd.acquisitions import read_header
 from dicomnode.mrd.facts import identity
 from pipelines.contract import Refused
@@ -60,6 +62,7 @@ _OTHERS = (
     "BodyPartExamined",
     "SeriesDate",
     "SeriesTime",
+    "TimezoneOffsetFromUTC",
     "PatientPosition",
     "SeriesNumber",
     "ProtocolName",
@@ -145,17 +148,17 @@ def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
     key = (study_uid, stated.get("PatientID", ""), digest)
     for keyword, value in stated.items():
         _state(ds, keyword, value)
-    if ds.get("BodyPartExamined") and not ds.Laterality:
-        del ds.Laterality  # PS3.3 C.7.3.1: type 2C, empty only where a paired body part cannot be ruled out
     ds.StudyInstanceUID = study_uid
     ds.SeriesInstanceUID = uids.derive("series of raw data", *key)
     ds.FrameOfReferenceUID = stated.get("FrameOfReferenceUID") or uids.derive("frame of reference of raw data", *key)
     ds.SOPClassUID = RawDataStorage
+    laterality.say(ds)
     ds.SOPInstanceUID = uids.derive("raw data", *key, *(f"{k}={v}" for k, v in sorted(stated.items())))
     ds.Modality = "MR"
     ds.InstanceNumber = "1"
     ds.SeriesNumber = stated.get("SeriesNumber", "1")
-    ds.ContentDate, ds.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    local = moment(ds, now)
+    ds.ContentDate, ds.ContentTime = local.strftime("%Y%m%d"), local.strftime("%H%M%S")
     ds.AcquisitionContextSequence = []
     ds.CreatorVersionUID = CREATOR_VERSION_UID
     part10.describe(ds)
@@ -164,6 +167,9 @@ def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
 
 def _state(ds: Dataset, keyword: str, value: str) -> None:
     try:
-        ds.add(DataElement(keyword, dictionary_VR(keyword), value, validation_mode=config.RAISE))
+        element = DataElement(keyword, dictionary_VR(keyword), value, validation_mode=config.RAISE)
     except (ValueError, TypeError) as error:
         raise Refused(f"raw data: what was given as {keyword} is not valid there (PS3.5 6.2)") from error
+    if why := fault(element):
+        raise Refused(f"raw data: what was given as {keyword} {why}")
+    ds.add(element)

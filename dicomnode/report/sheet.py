@@ -162,7 +162,7 @@ def _subtitle(sources: Sequence[Dataset], now: datetime, *, identify: bool) -> s
     of = f"{date[:4]}-{date[4:6]}-{date[6:8]}" if len(date) == 8 else "unknown date"
     parts = [f"Study of {of}", str(first.get("Modality") or ""), str(first.get("BodyPartExamined") or "").lower()]
     parts += [str(first.get("StudyDescription") or "") if identify else ""]
-    parts += [f"computed {now:%Y-%m-%d %H:%M} UTC"]
+    parts += [f"computed {now:%Y-%m-%d %H:%M} (UTC{now:%z})"]
     if identify:
         name = str(first.get("PatientName") or "").replace("^", " ").strip()
         parts.insert(0, f"{name}, ID {first.get('PatientID', '')}, born {first.get('PatientBirthDate', '')}")

@@ -17,10 +17,12 @@ from db.models import Job, Output, Study
 from db.states import JobState
 from dicomnode import processing, worker
 from dicomnode.config import Config
+from dicomnode.datasets.zone import moment
 from dicomnode.errors import NotFound
 from dicomnode.processing import Task
 from dicomnode.reading import frames, volumes
 from dicomnode.results.image import DERIVATION
+from dicomnode.results.inherited import inherit
 from dicomnode.results.page import Page
 from dicomnode.results.provenance import Provenance, recorded
 from dicomnode.storage import spool
@@ -76,7 +78,8 @@ def read(job: Job, config: Config) -> Told:
     reasons = tuple(map(str, job.report.get("reasons", ())))
     verdict = Verdict(Outcome(job.report.get("verdict", "accept")), reasons)
     made_by = replace(_made_by(dcmread(next(iter(paths.values()))), task), title=pipeline.title)
-    return Told(findings, case, sources, made_by, job.created_at, verdict)
+    now = moment(inherit(sources).common, config.node.local(job.created_at))
+    return Told(findings, case, sources, made_by, now, verdict)
 
 
 def page_of(job: Job, config: Config, kind: str, *, identify: bool = False) -> bytes:

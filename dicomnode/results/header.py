@@ -22,10 +22,10 @@ from pydicom.uid import (
 )
 
 from dicomnode import uids
-from dicomnode.datasets import part10
+from dicomnode.datasets import laterality, part10
 from dicomnode.datasets.validity import knows_character_set
-from dicomnode.results import laterality
-from dicomnode.results.inherited import TYPE_2, Inherited, inherit, moment
+from dicomnode.datasets.zone import moment
+from dicomnode.results.inherited import TYPE_2, Inherited, inherit
 from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
 
@@ -192,6 +192,7 @@ def _nameless(image: Dataset, frame_of_reference_uid: UID) -> Dataset:
     for keyword in TYPE_2:
         header.add_new(keyword, dictionary_VR(keyword), "")
     header.add_new("FrameOfReferenceUID", "UI", frame_of_reference_uid)
+    header.add_new("SliceThickness", "DS", "1")  # of type 2; ``planes.measure`` writes that of the finding
     return header
 
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
 from itertools import chain
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from dicomnode.datasets.validity import fault, knows_character_set, title
 from dicomnode.errors import InputRefused
-from dicomnode.reading.unreadable import emptied
 
-__all__ = ["TYPE_2", "Inherited", "inherit", "moment"]
+__all__ = ["TYPE_2", "Inherited", "inherit"]
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 _IDENTITY = (
@@ -94,16 +92,9 @@ def inherit(sources: Sequence[Dataset], priors: Sequence[Dataset] = ()) -> Inher
             setattr(common, keyword, "")
     first = [each for each in sources if each.SeriesInstanceUID == sources[0].SeriesInstanceUID]
     of_main = _Taking(first, taking.notes)
+    if why := of_main.fault("SliceThickness"):
+        taking.notes.append(f"{title('SliceThickness')} of the input {why}; it counts as not stated")
     return Inherited(common, of_main.of(_OF_IMAGES), _lossy([*sources, *priors]), tuple(dict.fromkeys(taking.notes)))
-
-
-def moment(common: Dataset, now: datetime) -> datetime:
-    """``now`` in the time zone of the sources' other times, if they state it (0008,0201)."""
-    offset = str(common.get("TimezoneOffsetFromUTC") or "")
-    if not offset:
-        return now
-    minutes = int(offset[1:3]) * 60 + int(offset[3:])
-    return now.astimezone(timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,7 @@ class _Taking:
 
     def _one(self, keyword: str) -> DataElement | None:
         """The element that the sources agree in; None where there is none."""
-        if why := self._fault(keyword):
+        if why := self.fault(keyword):
             if keyword in _NEEDED:
                 raise InputRefused(f"{title(keyword)} of the input {why}; a result without it could not be filed")
             self.notes.append(f"{title(keyword)} of the input {why}; it is left empty")
@@ -135,11 +126,9 @@ class _Taking:
             return None
         return _copied(next(iter(stated.values()))) if stated else None
 
-    def _fault(self, keyword: str) -> str:
-        tag, seen = tag_for_keyword(keyword), set()
+    def fault(self, keyword: str) -> str:
+        seen = set()
         for source in self.sources:
-            if tag in emptied(source):
-                return f"holds no valid value (VR {dictionary_VR(keyword)})"
             if not _states(source, keyword):
                 continue
             element, declared = source[keyword], knows_character_set(source)

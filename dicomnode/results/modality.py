@@ -20,6 +20,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import MRImageStorage, PositronEmissionTomographyImageStorage, RawDataStorage
 
+from dicomnode.datasets.validity import fault
 from dicomnode.reading import pet
 from dicomnode.reading.frames import frames_of
 from dicomnode.results import image as images_of
@@ -35,13 +36,14 @@ _NEEDED = ("SeriesType", "DecayCorrection", "RadiopharmaceuticalInformationSeque
 _OF_PET_SERIES = (
     "SeriesDate", "SeriesTime", "SeriesType", "CountsSource", "CorrectedImage", "DecayCorrection", "SUVType",
     "RandomsCorrectionMethod", "AttenuationCorrectionMethod", "ScatterCorrectionMethod", "CollimatorType",
-    "ReconstructionMethod", "ConvolutionKernel", "NumberOfTimeSlices",
+    "ReconstructionMethod", "ConvolutionKernel",
     "RadiopharmaceuticalInformationSequence", "PatientOrientationCodeSequence", "PatientGantryRelationshipCodeSequence",
 )  # fmt: skip
 """Series Date and Time among them: decay is corrected to them (PS3.3 C.8.9.1.1.4)."""
 _OF_PET_SLICES = (
     "FrameReferenceTime", "ActualFrameDuration", "DecayFactor", "AcquisitionDate", "AcquisitionTime", "FrameTime",
 )  # fmt: skip
+_ONE_VOLUME = (["STATIC"], ["WHOLE BODY"], ["DYNAMIC"])
 _FULL_SCALE = 32767
 _LYING = codes.cid19.Recumbent
 _LIES = {"S": codes.cid20.Supine, "P": codes.cid20.Prone, "DR": codes.cid20.RightLateralDecubitus,
@@ -57,7 +59,7 @@ def possible(image: Image, context: Context) -> bool:
     """Whether an object of the image's modality can be made of it without inventing a fact."""
     if image.modality == "PT":
         sources = _pet_of(context, image.volume.grid)
-        return bool(sources) and _units(image, sources[0]) != "" and all(_tells(source) for source in sources)
+        return bool(sources) and _units(image, sources[0]) != "" and _tell(sources)
     if image.modality == "MR":
         return all(source.SOPClassUID == RawDataStorage for source in context.sources) and context.modality == "MR"
     return False
@@ -117,9 +119,26 @@ def _pet_of(context: Context, grid: Grid) -> list[Dataset]:
     return sorted(shown, key=lambda each: float(np.dot(along, np.array(each.ImagePositionPatient, float))))
 
 
+def _tell(sources: Sequence[Dataset]) -> bool:
+    """Whether each says what a PET image must say and only the scanner knows, and all say the same of the series.
+
+    Nought is a Frame Reference Time. A gated or reprojected series has facts that one volume does not keep, and what
+    breaks its rules is not copied.
+    """
+    first = sources[0]
+    kind = list(first.get("SeriesType") or [])
+    return (
+        kind[:1] in _ONE_VOLUME
+        and kind[1:] == ["IMAGE"]
+        and all(_tells(each) for each in sources)
+        and all(each.get(keyword) == first.get(keyword) for each in sources for keyword in (*_OF_PET_SERIES, "Units"))
+    )
+
+
 def _tells(source: Dataset) -> bool:
-    """All that a PET image must say and that only the scanner knows; nought is a Frame Reference Time."""
-    return all(source.get(keyword) for keyword in _NEEDED) and source.get("FrameReferenceTime") is not None
+    copied = [keyword for keyword in (*_OF_PET_SERIES, *_OF_PET_SLICES) if keyword in source]
+    stated = all(source.get(keyword) for keyword in _NEEDED) and source.get("FrameReferenceTime") is not None
+    return stated and not any(fault(source[keyword]) for keyword in copied)
 
 
 def _units(image: Image, source: Dataset) -> str:
@@ -134,6 +153,8 @@ def _pet(ds: Dataset, image: Image, context: Context) -> _Facts:
     series = _copied(sources[0], _OF_PET_SERIES)
     series.Units = _units(image, sources[0])
     series.NumberOfSlices = len(sources)
+    if series.SeriesType[0] == "DYNAMIC":
+        series.NumberOfTimeSlices = 1  # PS3.3 C.8.9.1: 1C, of dynamic series only; the result is one of theirs
     series.CountsSource = series.get("CountsSource") or "EMISSION"  # what attenuation was corrected for
     for item in series.RadiopharmaceuticalInformationSequence:
         if "RadionuclideCodeSequence" not in item:

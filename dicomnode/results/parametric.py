@@ -19,7 +19,7 @@ from pipelines.contract import Image, ParametricMap
 
 __all__ = ["of_image", "write"]
 
-_STANDARD_DEVIATION = ("113061", "DCM")
+_STANDARD_DEVIATIONS = (("386136009", "SCT"), ("113061", "DCM"))
 _PERCENTILES = (0.5, 99.5)
 
 
@@ -108,4 +108,4 @@ def _unit(unit: str) -> Code:
 
 def _contrast(finding: ParametricMap) -> str:
     """Image Type value 4 (PS3.3 C.8.16.1.4)."""
-    return "STD_DEVIATION" if (finding.quantity.value, finding.quantity.scheme) == _STANDARD_DEVIATION else "QUANTITY"
+    return "STD_DEVIATION" if (finding.quantity.value, finding.quantity.scheme) in _STANDARD_DEVIATIONS else "QUANTITY"
