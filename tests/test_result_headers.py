@@ -135,6 +135,7 @@ def test_offsets_that_differ_are_two_readings_of_every_time() -> None:
         inherit(sources)
     some = [source("mr", 1, TimezoneOffsetFromUTC="+0100"), source("mr", 2)]
     assert "TimezoneOffsetFromUTC" not in inherit(some).common
+    assert inherit(some).moment(NOW).isoformat() == "2026-11-20T10:30:15+01:00"
 
 
 ODD: Mapping[str, tuple[str, bytes]] = {
