@@ -22,7 +22,6 @@ from pydicom import Dataset, dcmread
 
 from dicomnode import mrd
 from dicomnode.config import Config, QualityConfig
-from dicomnode.datasets.zone import moment
 from dicomnode.deidentify import faces
 from dicomnode.deployment import models, site
 from dicomnode.deployment.models import bundle_named, model_named
@@ -298,7 +297,7 @@ def _write(
 
     page = None
     if any(form.report_page for form in forms):
-        at = moment(inherit(loaded.sources).common, now)
+        at = inherit(loaded.sources).moment(now)
         page = sheet.drawn(findings, loaded.case, loaded.sources, made_by, at, verdict, doubts)
     written = {}
     for form in forms:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,13 @@ from tests.bundles import levels, phantom, upright, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW
 from tests.peers.kspaces import raw_data
-from tests.peers.process import installed
 from tests.pet_bundle import taken, write_pet_bundle
 from tests.pet_series import write_pet
 from tests.pet_series import write_pet_bundle as write_dose_bundle
 from tests.scanner import lattice
 from tests.series import write_slices
 
-__all__ = ["FORMS", "PIPELINES", "Made", "errors_in", "made"]
+__all__ = ["FORMS", "PIPELINES", "Made", "made"]
 
 PIPELINES = ("mri_reconstruction", "pet_synthesis", "standard_dose_pet", "synthetic_dir", "anatomy")
 FORMS: Mapping[str, ResultsConfig] = {
@@ -35,8 +33,6 @@ FORMS: Mapping[str, ResultsConfig] = {
     "parametric": ResultsConfig(image_kind="parametric", segmentation_kind="labelmap"),
     "modality": ResultsConfig(image_kind="modality"),
 }
-NEWER_THAN_DCIODVFY = "(0008,001c)"
-"""Synthetic Data, of 2023; Debian's build knows the standard of 2022."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +55,6 @@ def made(pipeline: str, folder: Path) -> Made:
     task = processing.Task(f"key of {pipeline}", pipeline, "", options, inputs, 1, NOW)
     produced = processing.process(task, config, progress=lambda done, step: None, forms=list(FORMS.values()))
     return Made(produced, inputs["match"])
-
-
-def errors_in(ds: Dataset, path: Path) -> list[str]:
-    """What dciodvfy calls an error in the object, saved as the node saves it."""
-    ds.save_as(path, enforce_file_format=True)
-    program = installed("/usr/bin/dciodvfy", "dicom3tools")
-    told = subprocess.run([program, "-new", str(path)], capture_output=True, text=True, timeout=60, check=False)
-    return [line for line in told.stderr.splitlines() if line.startswith("Error") and NEWER_THAN_DCIODVFY not in line]
 
 
 def _inputs(pipeline: str, folder: Path) -> tuple[dict[str, list[Path]], dict[str, Any]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from dicomnode import mrd
 from dicomnode.cli import main
 from dicomnode.mrd.raw_data import PRIVATE_CREATOR
 from pipelines.contract import Grid, Refused
+from tests.dciodvfy import find_errors
 from tests.scanner import ORIENTATIONS, Scan, acquire
 
 KIT = "kspace/sigpy-brain-8ch/cartesian_ksp.npy"
@@ -109,14 +109,22 @@ def test_raw_data_of_others_is_refused(tmp_path: Path, now: datetime) -> None:
         mrd.unwrap(Dataset())
 
 
-@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="Debian package dicom3tools is not installed")
-@pytest.mark.parametrize("facts", [{}, {"BodyPartExamined": ""}])
+@pytest.mark.parametrize("facts", [{}, {"BodyPartExamined": ""}, {"BodyPartExamined": "KNEE"}])
 def test_dciodvfy_finds_no_error_in_raw_data(facts: dict[str, str], tmp_path: Path, now: datetime) -> None:
-    path = tmp_path / "raw.dcm"
-    mrd.wrap(_mrd_bytes(tmp_path), now=now, facts=facts).save_as(path, enforce_file_format=True)
-    report = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False).stderr
-    assert "RawData" in report
-    assert "Error" not in report
+    assert find_errors(mrd.wrap(_mrd_bytes(tmp_path), now=now, facts=facts), tmp_path / "raw.dcm") == []
+
+
+def test_raw_data_say_when_they_were_made_in_the_zone_of_their_other_times(tmp_path: Path, now: datetime) -> None:
+    ds = mrd.wrap(_mrd_bytes(tmp_path), now=now, facts={"TimezoneOffsetFromUTC": "+0900"})
+    assert (ds.TimezoneOffsetFromUTC, ds.ContentDate, ds.ContentTime) == ("+0900", "20261120", "170000")
+    local = mrd.wrap(_mrd_bytes(tmp_path), now=now.astimezone(ZoneInfo("Europe/Berlin")))
+    assert (local.ContentTime, "TimezoneOffsetFromUTC" in local) == ("090000", False)
+
+
+@pytest.mark.parametrize(("keyword", "value"), [("PatientSex", "W"), ("StudyDate", "20260231"), ("StudyTime", "10:11")])
+def test_raw_data_state_nothing_that_breaks_its_rules(keyword: str, value: str, tmp_path: Path, now: datetime) -> None:
+    with pytest.raises(Refused, match=f"what was given as {keyword}"):
+        mrd.wrap(_mrd_bytes(tmp_path), now=now, facts={keyword: value})
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)

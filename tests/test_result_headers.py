@@ -87,6 +87,21 @@ def test_every_object_of_a_job_says_the_same_of_patient_and_study(tmp_path: Path
     assert all(ds.PatientWeight == 71.5 and ds.IssuerOfPatientID == "CLINIC" for ds in objects)
 
 
+def test_nothing_else_of_the_sources_series_and_equipment_is_said_of_the_results(tmp_path: Path) -> None:
+    stated = {
+        "InstitutionName": "Clinic", "InstitutionAddress": "Street", "StationName": "MR1", "OperatorsName": "Op^A",
+        "ProtocolName": "protocol", "OtherPatientIDs": "77", "PatientComments": "told", "SoftwareVersions": "VE11",
+        "PerformedProcedureStepID": "PPS", "ClinicalTrialSeriesID": "series", "SequenceName": "tfl3d",
+    }  # fmt: skip
+
+    def edit(_: int, ds: Dataset) -> None:
+        for keyword, value in stated.items():
+            setattr(ds, keyword, value)
+
+    for ds in every_kind(on_grid(tmp_path, edit)):
+        assert [keyword for keyword, value in stated.items() if str(ds.get(keyword)) == value] == []
+
+
 @pytest.mark.parametrize(
     ("offset", "date", "time"), [("+0900", "20261120", "183015"), ("-1130", "20261119", "220015"),
      (None, "20261120", "093015")],
@@ -120,6 +135,7 @@ def test_offsets_that_differ_are_two_readings_of_every_time() -> None:
         inherit(sources)
     some = [source("mr", 1, TimezoneOffsetFromUTC="+0100"), source("mr", 2)]
     assert "TimezoneOffsetFromUTC" not in inherit(some).common
+    assert inherit(some).moment(NOW).isoformat() == "2026-11-20T10:30:15+01:00"
 
 
 ODD: Mapping[str, tuple[str, bytes]] = {

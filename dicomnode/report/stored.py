@@ -17,7 +17,6 @@ from db.models import Job, Output, Study
 from db.states import JobState
 from dicomnode import processing, worker
 from dicomnode.config import Config
-from dicomnode.datasets.zone import moment
 from dicomnode.errors import NotFound
 from dicomnode.processing import Task
 from dicomnode.reading import frames, volumes
@@ -78,7 +77,7 @@ def read(job: Job, config: Config) -> Told:
     reasons = tuple(map(str, job.report.get("reasons", ())))
     verdict = Verdict(Outcome(job.report.get("verdict", "accept")), reasons)
     made_by = replace(_made_by(dcmread(next(iter(paths.values()))), task), title=pipeline.title)
-    now = moment(inherit(sources).common, config.node.local(job.created_at))
+    now = inherit(sources).moment(config.node.local(job.created_at))
     return Told(findings, case, sources, made_by, now, verdict)
 
 

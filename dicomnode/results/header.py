@@ -24,7 +24,6 @@ from pydicom.uid import (
 from dicomnode import uids
 from dicomnode.datasets import laterality, part10
 from dicomnode.datasets.validity import knows_character_set
-from dicomnode.datasets.zone import moment
 from dicomnode.results.inherited import TYPE_2, Inherited, inherit
 from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
@@ -85,7 +84,7 @@ class Context:
     @property
     def moment(self) -> datetime:
         """``now`` in the time zone of the times that are taken over."""
-        return moment(self.inherited.common, self.now)
+        return self.inherited.moment(self.now)
 
     @property
     def inputs(self) -> list[Dataset]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import chain
 
 from pydicom.datadict import dictionary_VR
@@ -18,6 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from dicomnode.datasets.validity import fault, knows_character_set, title
+from dicomnode.datasets.zone import moment
 from dicomnode.errors import InputRefused
 
 __all__ = ["TYPE_2", "Inherited", "inherit"]
@@ -69,12 +71,17 @@ _LOSSY: Mapping[str, str] = {
 @dataclass(frozen=True)
 class Inherited:
     """``common``: what every object says, ``of_images``: of the series whose grid the results lie on, ``lossy``: the
-    compression that the sources went through; ``notes``: what was left out and why."""
+    compression that the sources went through, ``zone``: the offset of their times, if any states it; ``notes``: what was left out and why."""
 
     common: Dataset
     of_images: Dataset
     lossy: Dataset
+    zone: Dataset
     notes: tuple[str, ...]
+
+    def moment(self, now: datetime) -> datetime:
+        """Return ``now`` in the time zone that the sources state; as it is where they state none."""
+        return moment(self.zone, now)
 
 
 def inherit(sources: Sequence[Dataset], priors: Sequence[Dataset] = ()) -> Inherited:
@@ -94,7 +101,17 @@ def inherit(sources: Sequence[Dataset], priors: Sequence[Dataset] = ()) -> Inher
     of_main = _Taking(first, taking.notes)
     if why := of_main.fault("SliceThickness"):
         taking.notes.append(f"{title('SliceThickness')} of the input {why}; it counts as not stated")
-    return Inherited(common, of_main.of(_OF_IMAGES), _lossy([*sources, *priors]), tuple(dict.fromkeys(taking.notes)))
+    of_images, lossy = of_main.of(_OF_IMAGES), _lossy([*sources, *priors])
+    return Inherited(common, of_images, lossy, _zone(taking), tuple(dict.fromkeys(taking.notes)))
+
+
+def _zone(taking: _Taking) -> Dataset:
+    """That of any source; ``common`` has it only where all state it, for it would speak of the others' times."""
+    found = Dataset()
+    stated = [each for each in taking.sources if _states(each, "TimezoneOffsetFromUTC")]
+    if stated and not taking.fault("TimezoneOffsetFromUTC"):
+        found.TimezoneOffsetFromUTC = stated[0].TimezoneOffsetFromUTC
+    return found
 
 
 @dataclass(frozen=True)
