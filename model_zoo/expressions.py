@@ -26,6 +26,9 @@ _NODES: tuple[type[ast.AST], ...] = (
     ast.Div, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.BitOr, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt,
     ast.GtE, ast.In, ast.NotIn, ast.Is, ast.IsNot, ast.ListComp, ast.GeneratorExp, ast.comprehension, ast.Invert,
 )  # fmt: skip
+_LONGEST = 4000
+_LARGEST = 100_000
+"""Whole number in an expression that makes lists or texts; numbers of voxels and grey levels are below it."""
 _BUILTINS = frozenset({
     "abs", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed", "round",
     "sorted", "sum", "tuple", "zip",
@@ -73,6 +76,8 @@ def _normal(text: str) -> str:
 
 
 def _wrong_expression(text: str) -> str:
+    if len(text) > _LONGEST:
+        return f"an expression of more than {_LONGEST} letters"
     numbered = iter(range(len(text)))
     written = REFERENCE.sub(lambda _: f"{_STAND_IN}{next(numbered)}", text)
     if _STAND_IN in text or "@" in written:
@@ -81,7 +86,7 @@ def _wrong_expression(text: str) -> str:
         tree = ast.parse(written.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "an import or a statement" if re.match(r"\s*(import|from)\b", text) else "no Python expression"
-    return next(_wrong_nodes(tree), "")
+    return next(_wrong_nodes(tree), "") or _wrong_size(tree)
 
 
 def _wrong_nodes(tree: ast.Expression) -> Iterator[str]:
@@ -102,6 +107,36 @@ def _wrong_nodes(tree: ast.Expression) -> Iterator[str]:
             yield from _wrong_attribute(node, parents.get(node))
         elif isinstance(node, ast.Call):
             yield from _wrong_call(node)
+
+
+def _wrong_size(tree: ast.Expression) -> str:
+    """In words, what could make more values than a machine holds: repetitions of repetitions, and large numbers."""
+    nodes = list(ast.walk(tree))
+    loops = sum(isinstance(node, ast.comprehension) for node in nodes)
+    ranges = sum(isinstance(node, ast.Name) and node.id == "range" for node in nodes)
+    repeats = sum(isinstance(node, ast.BinOp) and _repeats(node) for node in nodes)
+    if any(isinstance(node, ast.BinOp) and _formats(node) for node in nodes):
+        return "a text with % after it"
+    if max(loops, ranges, repeats) > 1 or (repeats and loops + ranges):
+        return "more than one repetition"
+    large = any(isinstance(node, ast.Constant) and type(node.value) is int and node.value > _LARGEST for node in nodes)
+    return f"a repetition with a number above {_LARGEST}" if large and loops + ranges + repeats else ""
+
+
+def _formats(node: ast.BinOp) -> bool:
+    """Whether it may write a number into a text, as wide as the text says."""
+    return isinstance(node.op, ast.Mod) and any(
+        isinstance(part, ast.Constant) and isinstance(part.value, str | bytes) for part in ast.walk(node.left)
+    )
+
+
+def _repeats(node: ast.BinOp) -> bool:
+    """Whether it multiplies a list or a text."""
+    return isinstance(node.op, ast.Mult) and any(
+        isinstance(part, ast.List | ast.Tuple | ast.ListComp)
+        or (isinstance(part, ast.Constant) and isinstance(part.value, str | bytes))
+        for part in ast.walk(node)
+    )
 
 
 def _wrong_name(node: ast.Name, parent: ast.AST | None, own: set[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_zoo import monai_rules, registry, signing, state_dicts, unpacking
+from model_zoo import monai_rules, plain_values, registry, signing, state_dicts, unpacking
 from model_zoo.registry import MANIFEST, WEIGHTS, BundleError, BundleFacts
 
 __all__ = ["Policy", "Staged", "remove", "staged"]
@@ -141,24 +141,21 @@ def _write_as_json(inference: Path) -> None:
     if not found:
         raise BundleError("the bundle holds no configs/inference.json, nor one in YAML")
     try:
-        import yaml
+        inference.write_text(json.dumps(plain_values.from_yaml(found[0]), indent=2) + "\n")
     except ModuleNotFoundError:
         raise BundleError(f"configs/{found[0].name} needs PyYAML: pip install 'dicomnode[monai]'") from None
-    try:
-        inference.write_text(json.dumps(yaml.safe_load(found[0].read_text(encoding="utf-8")), indent=2) + "\n")
-    except (yaml.YAMLError, OSError, TypeError, ValueError, RecursionError) as error:
-        raise BundleError(f"configs/{found[0].name} cannot be read ({type(error).__name__})") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise BundleError(f"configs/{found[0].name} cannot be read ({error})") from None
 
 
 def _complete_metadata(bundle: Path, name: str, converted_from: str) -> None:
     """What a bundle of ours says already stays as it is; of others the digest is that of the converted weights."""
     path = bundle / "configs" / "metadata.json"
     try:
-        metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        metadata: dict[str, Any] = plain_values.from_json(path)
     except (OSError, ValueError) as error:
-        raise BundleError(f"configs/metadata.json cannot be read ({type(error).__name__})") from None
-    if not isinstance(metadata, dict):
-        raise BundleError("configs/metadata.json is no table of keys and values")
+        raise BundleError(f"configs/metadata.json cannot be read ({error})") from None
+    _check_metadata(metadata)
     if not converted_from and "weights_sha256" in metadata:
         return
     if not _NAME.fullmatch(str(metadata.get("name", ""))):
@@ -169,6 +166,21 @@ def _complete_metadata(bundle: Path, name: str, converted_from: str) -> None:
     metadata["weights_sha256"] = registry.weights_digest(bundle / WEIGHTS)
     metadata |= {"converted_from": converted_from} if converted_from else {}
     path.write_text(json.dumps(metadata, indent=2) + "\n")
+
+
+def _check_metadata(metadata: object) -> None:
+    """The kinds of values that everything else relies on."""
+    if not isinstance(metadata, dict):
+        raise BundleError("configs/metadata.json is no table of keys and values")
+    for key in ("name", "version"):
+        if not isinstance(metadata.get(key, ""), str | int | float):
+            raise BundleError(f"configs/metadata.json: {key} is no text")
+    declared = metadata.get("network_data_format", {})
+    if not isinstance(declared, dict) or not all(
+        isinstance(side, dict) and all(isinstance(each, dict) for each in side.values())
+        for side in (declared.get(name, {}) for name in ("inputs", "outputs"))
+    ):
+        raise BundleError("configs/metadata.json: network_data_format is no table of inputs and outputs")
 
 
 def _first_line(path: Path) -> str:

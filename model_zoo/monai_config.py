@@ -72,7 +72,7 @@ def evaluated(definition: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     """
     arguments = {key: value for key, value in definition.items() if key != "_target_"}
     others = monai_rules.behind(arguments, settings)
-    if not monai_rules.is_arithmetic([arguments, *others.values()]):
+    if monai_rules.swells({"": arguments, **others}) or not monai_rules.is_arithmetic([arguments, *others.values()]):
         return dict(definition)
     try:
         from monai.bundle import ConfigParser

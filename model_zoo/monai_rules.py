@@ -28,6 +28,7 @@ __all__ = [
     "has_code",
     "is_arithmetic",
     "prepared",
+    "swells",
     "used",
     "without_downloads",
 ]
@@ -55,6 +56,8 @@ _DOWNLOADS: Mapping[str, Any] = {"pretrained": False, "pretrained_url": None, "w
 """Arguments of MONAI's networks that load weights of others, by name, and the value that loads none."""
 _ALWAYS_DOWNLOADS = frozenset({"Transchex"})
 _ADDRESS = "://"
+_MOST_PARTS = 200
+_MOST_VALUES = 100_000
 _SIGNS = ("$", "@", "%", "#", "::")
 
 
@@ -86,6 +89,20 @@ def behind(part: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def swells(parts: Mapping[str, Any]) -> bool:
+    """Whether there are too many of these parts that refer to each other, or too much when all is written out."""
+    if len(parts) > _MOST_PARTS:
+        return True
+    own = {name: sum(1 for _ in _strings(part)) + 1 for name, part in parts.items()}
+    named = {name: _named_in(part) for name, part in parts.items()}
+    sizes = dict(own)
+    for _ in parts:  # the longest way from one part to another passes each at most once
+        sizes = {name: own[name] + sum(sizes.get(other, 0) for other in named[name]) for name in parts}
+        if max(sizes.values()) > _MOST_VALUES:
+            return True
+    return False
+
+
 def is_arithmetic(part: Any) -> bool:
     """Whether nothing in it makes an object, and nothing that it evaluates is more than harmless."""
     if isinstance(part, Mapping):
@@ -115,6 +132,8 @@ def check(called: str, settings: Mapping[str, Any], digest_of_configuration: str
 
 def first_wrong(settings: Mapping[str, Any]) -> str:
     """The first thing that is used and not known, in words; empty where there is none."""
+    if swells(used(settings)):
+        return f"its references stand for more than {_MOST_VALUES} values, or for {_MOST_PARTS} parts"
     return next((words for name, part in used(settings).items() for words in _wrong(name, part)), "")
 
 

@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model_zoo import plain_values
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -122,7 +124,7 @@ def weights_digest(path: Path) -> str:
 def read_facts(path: Path) -> BundleFacts:
     """Metadata of the bundle at ``path``; raises BundleError where a file or a key is missing."""
     try:
-        metadata = json.loads((path / "configs" / "metadata.json").read_text())
+        metadata = plain_values.from_json(path / "configs" / "metadata.json")
         name, version, digest = (str(metadata[key]) for key in ("name", "version", "weights_sha256"))
         return BundleFacts(path, name, version, digest, metadata)
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -217,7 +219,9 @@ def load_from(facts: BundleFacts, *, device: str = "cpu", bf16: bool = False) ->
 def definition_of(facts: BundleFacts) -> tuple[dict[str, Any], dict[str, Any]]:
     """``network_def`` of inference.json, and the rest of it. Raises BundleError."""
     try:
-        settings = json.loads((facts.path / "configs" / "inference.json").read_text())
+        settings = plain_values.from_json(facts.path / "configs" / "inference.json")
+        if not isinstance(settings, dict) or not isinstance(settings["network_def"], dict):
+            raise ValueError("it is no table with a table 'network_def'")
         return dict(settings.pop("network_def")), settings
     except (OSError, KeyError, TypeError, ValueError) as error:
         called = f"{facts.name}@{facts.version}"
@@ -235,9 +239,9 @@ def _plain(definition: dict[str, Any], settings: Mapping[str, Any]) -> dict[str,
 
 def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Module:
     """The network of ``definition`` with its weights in float32."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from model_zoo.building import no_larger_than
     from model_zoo.monai_rules import without_downloads
     from model_zoo.offline import offline
 
@@ -248,11 +252,13 @@ def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Modul
         )
     definition = without_downloads(called, kind, definition)
     try:
-        with offline(called):
+        with offline(called), no_larger_than(called, weights):
             network: nn.Module = kind(**definition)
         found = load_file(weights)
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()}, strict=True)
-    except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # whatever a network makes of arguments that it does not take
         reason = " ".join(str(error).split())[:300]
         raise BundleError(f"{called}: the weights and inference.json do not fit together ({reason})") from error
     return network

@@ -20,12 +20,16 @@ __all__ = ["LIST", "SIGNATURE", "check", "read_key"]
 
 LIST = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.sig"
+_LONGEST_LIST = 2_000_000
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(.+)")
 
 
 def check(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
     """The name of the key that signed the bundle, empty where none did. Raises BundleError, with the reason."""
     listed, signature = folder / LIST, folder / SIGNATURE
+    for name in (LIST, SIGNATURE):
+        if elsewhere := [path for path in folder.rglob(name) if path.parent != folder]:
+            raise BundleError(f"{elsewhere[0].relative_to(folder)}: {name} belongs beside configs, not in a folder")
     if required and not (listed.is_file() and signature.is_file()):
         raise BundleError(f"the bundle is not signed ({LIST} and {SIGNATURE}), and [models] require_signature is set")
     if listed.is_file():
@@ -42,6 +46,8 @@ def check(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
 
 
 def _check_list(folder: Path, listed: Path) -> None:
+    if listed.stat().st_size > _LONGEST_LIST:
+        raise BundleError(f"{LIST} has more than {_LONGEST_LIST // 1_000_000} MB: no list of a bundle's files has")
     lines = listed.read_text(errors="replace").splitlines()
     matches = [_LINE.fullmatch(line) for line in lines]
     stated = {match[2]: match[1] for match in matches if match}
@@ -50,7 +56,7 @@ def _check_list(folder: Path, listed: Path) -> None:
     there = {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (LIST, SIGNATURE)
+        if path.is_file() and path not in (listed, folder / SIGNATURE)
     }
     if missing := sorted(stated.keys() - there):
         raise BundleError(f"{LIST} names {missing[0]}, which is not there")

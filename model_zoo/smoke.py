@@ -6,6 +6,7 @@ MONAI's metadata declare the shape (``network_data_format``); our own networks a
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ __all__ = ["Ran", "devices", "run"]
 
 _ABOUT = 32
 """Where the metadata leave the size open, about so many voxels each way."""
+
+_MOST_VALUES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ def run(facts: BundleFacts, device: str, *, trusted_code: bool = False) -> Ran:
     try:
         with offline(called), torch.inference_mode():
             found = model.network(*(each.to(device) for each in inputs))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except BundleError:
+        raise
+    except Exception as error:  # whatever a network makes of an input that does not fit
         reason = " ".join(str(error).split())[:300]
         raise BundleError(f"{called} does not run on {device}: {reason}") from None
     tensors = _tensors(found)
@@ -75,10 +80,18 @@ def _inputs(facts: BundleFacts, model: Model) -> list[Tensor]:
     if not declared:
         return _own(facts, definition, settings, model)
     called = f"{facts.name}@{facts.version}"
-    return [
-        torch.zeros(1, int(each["num_channels"]), *(_size(called, size) for size in each["spatial_shape"]))
-        for each in declared
-    ]
+    return [torch.zeros(_shape(called, each)) for each in declared]
+
+
+def _shape(called: str, declared: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of one image, with its channels: no more values than any machine has room for."""
+    channels, sizes = declared.get("num_channels"), declared["spatial_shape"]
+    if not isinstance(channels, int) or not isinstance(sizes, list) or not 1 <= len(sizes) <= 3:
+        raise BundleError(f"{called}: metadata.json declares no num_channels and spatial_shape that are understood")
+    shape = (1, channels, *(_size(called, size) for size in sizes))
+    if min(shape) < 1 or math.prod(shape) > _MOST_VALUES:
+        raise BundleError(f"{called}: metadata.json declares an input of {' x '.join(map(str, shape))} values")
+    return shape
 
 
 def _own(facts: BundleFacts, definition: Mapping[str, Any], settings: Mapping[str, Any], model: Model) -> list[Tensor]:
@@ -115,7 +128,7 @@ def _size(called: str, stated: object) -> int:
         return _ABOUT
     if multiple := re.fullmatch(r"(?:(\d+)\*n|n\*(\d+)|(\d+))", words):
         base = int(next(group for group in multiple.groups() if group))
-        return base if multiple[3] else base * max(1, round(_ABOUT / base))
+        return base if multiple[3] or not base else base * max(1, round(_ABOUT / base))
     raise BundleError(f"{called}: metadata.json declares the size {stated!r}, which is not understood")
 
 

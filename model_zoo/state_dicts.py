@@ -18,6 +18,7 @@ __all__ = ["convert", "refuse_disguise"]
 
 _WRAPPED = ("state_dict", "model_state_dict", "model", "network")
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_MOST_SWELLING = 16
 _LONGEST_HEADER = 100_000_000
 
 
@@ -30,9 +31,24 @@ def convert(source: Path, target: Path) -> int:
     from safetensors.torch import save_file
 
     tensors = _tensors(source.name, _read(source))
-    save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, target)
+    _check_size(source, tensors)
+    try:
+        save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, target)
+    except Exception as error:  # kinds of tensors and names that safetensors do not have
+        raise BundleError(f"{source.name}: its tensors cannot be stored ({_reason(error)})") from None
     target.chmod(0o644)
     return len(tensors)
+
+
+def _check_size(source: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A tensor may repeat one number endlessly, in a small file."""
+    total = sum(value.numel() * value.element_size() for value in tensors.values())
+    if total > _MOST_SWELLING * source.stat().st_size:
+        raise BundleError(f"{source.name}: its tensors would take {total / 1e6:.3g} MB, more than the file can hold")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def refuse_disguise(path: Path, called: str) -> None:
@@ -49,8 +65,7 @@ def _read(source: Path) -> Any:
     import torch
 
     if zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            inner = {name.partition("/")[2] for name in archive.namelist()}
+        inner = _names(source)
         if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
             raise BundleError(
                 f"{source.name} is TorchScript, a program: bring the state dict that it was made from instead"
@@ -61,21 +76,32 @@ def _read(source: Path) -> Any:
         named = _GLOBAL.search(str(error))
         wanted = f"it asks for {named[1]}" if named else "it holds more than tensors"
         raise BundleError(f"{source.name} was not read: {wanted}, and only state dicts are taken") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BundleError(f"{source.name} cannot be read as a state dict ({type(error).__name__}: {reason})") from None
+    except Exception as error:  # a door: damaged files fail in many ways
+        raise BundleError(f"{source.name} cannot be read as a state dict ({_reason(error)})") from None
+
+
+def _names(source: Path) -> set[str]:
+    """The names in the archive without its folder; one that swells when it is read is refused."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise BundleError(f"{source.name} cannot be read as a state dict ({_reason(error)})") from None
+    if total > _MOST_SWELLING * source.stat().st_size:
+        raise BundleError(f"{source.name}: its archive would take {total / 1e6:.3g} MB, more than the file can hold")
+    return {name.partition("/")[2] for name in names}
 
 
 def _tensors(called: str, content: Any) -> dict[str, Tensor]:
     import torch
 
-    if isinstance(content, Mapping):
-        for name in _WRAPPED:
-            if isinstance(content.get(name), Mapping):
-                return _tensors(called, content[name])
+    for _ in _WRAPPED:
+        wrapped = [content[name] for name in _WRAPPED if isinstance(content, Mapping) and name in content]
+        content = next((each for each in wrapped if isinstance(each, Mapping)), content)
     if not isinstance(content, Mapping) or not content:
         raise BundleError(f"{called} holds no state dict")
     wrong = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if wrong:
-        raise BundleError(f"{called} holds no state dict: {wrong[0]!r} is not a tensor")
+        raise BundleError(f"{called} holds no state dict: {wrong[0][:64]!r} is not a tensor")
     return dict(content)

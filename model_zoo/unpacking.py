@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -15,6 +18,13 @@ __all__ = ["MOST_FILES", "copy", "name_of"]
 
 MOST_FILES = 2000
 _CHUNK = 1 << 20
+_MOST_SWELLING = 100
+_ALWAYS_ALLOWED = 10_000_000
+_VOUCHES = ("SHA256SUMS", "SHA256SUMS.sig")
+_UNREADABLE = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError,
+    struct.error,
+)  # fmt: skip
 _METADATA = PurePosixPath("configs/metadata.json")
 
 
@@ -73,9 +83,18 @@ def _files(source: Path) -> Iterator[Path]:
 def _copy_zip(source: Path, target: Path, max_bytes: int) -> None:
     try:
         with zipfile.ZipFile(source) as archive:
+            _check_swelling(archive, source.stat().st_size)
             _extract(archive, target, max_bytes)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise BundleError(f"{source.name}: the zip cannot be read ({error})") from None
+    except _UNREADABLE as error:
+        reason = f"{type(error).__name__}: {error.strerror}" if isinstance(error, OSError) else error
+        raise BundleError(f"{source.name}: the zip cannot be read ({reason})") from None
+
+
+def _check_swelling(archive: zipfile.ZipFile, size: int) -> None:
+    """Weights hardly get smaller in a zip: what gets so much larger is there to fill the disk."""
+    total = sum(info.file_size for info in archive.infolist())
+    if total > _MOST_SWELLING * size + _ALWAYS_ALLOWED:
+        raise BundleError(f"the zip of {size / 1e6:.3g} MB would become {total / 1e6:.3g} MB: no bundle does")
 
 
 def _extract(archive: zipfile.ZipFile, target: Path, max_bytes: int) -> None:
@@ -89,6 +108,8 @@ def _extract(archive: zipfile.ZipFile, target: Path, max_bytes: int) -> None:
     top, left = _top(archive), max_bytes
     for info in members:
         path = PurePosixPath(info.filename)
+        if not path.is_relative_to(top) and path.name in _VOUCHES:
+            raise BundleError(f"the zip holds {path} outside of the bundle's folder {top}: it belongs into it")
         if not path.is_relative_to(top) or any(part.startswith(".") for part in path.parts):
             continue
         place = target / path.relative_to(top)

@@ -1,0 +1,48 @@
+"""A network is not built larger than its weights: a number in a configuration could ask for more than a machine has."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_zoo.registry import BundleError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["no_larger_than"]
+
+_SPARE = 4
+"""A network may build layers and replace them."""
+_SMALL = (1_000, 1_000_000)
+"""Tensors and values that are always allowed."""
+
+
+@contextmanager
+def no_larger_than(called: str, weights: Path) -> Iterator[None]:
+    """Raise BundleError as soon as what this thread builds has several times the tensors or values of the weights."""
+    from safetensors import safe_open
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    with safe_open(weights, framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  # it is no mapping
+    most = (_SPARE * len(shapes) + _SMALL[0], _SPARE * sum(map(math.prod, shapes)) + _SMALL[1])
+    mine, built = threading.get_ident(), [0, 0]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or threading.get_ident() != mine:
+            return
+        built[0] += 1
+        built[1] += parameter.numel()
+        if built[0] > most[0] or built[1] > most[1]:
+            raise BundleError(f"{called}: network_def asks for a network several times as large as its weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
