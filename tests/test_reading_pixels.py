@@ -13,12 +13,12 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from dicomnode.errors import InputRefused
 from dicomnode.reading import volumes
-from dicomnode.web import rendered
-from tests.pixel_files import SHAPE, Edit, as_ct, edited, encoded, grid, item, ramp, series
+from dicomnode.web import pixels, rendered
+from tests.pixel_files import SHAPE, Edit, as_ct, edited, encoded, grid, item, ramp, recoded, series
 from tests.series import write_enhanced
 
 RIM = np.zeros(SHAPE, bool)
@@ -163,6 +163,16 @@ def test_pictures_show_the_bits_that_high_bit_says(tmp_path: Path) -> None:
         for path in (low, high)
     ]
     assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, RLELossless], ids=lambda uid: uid.keyword)
+def test_a_frame_for_a_client_keeps_the_bits_that_its_header_speaks_of(syntax: UID, tmp_path: Path) -> None:
+    shifted = (ramp(most=4000) << 4).astype(np.uint16)
+    path = series(tmp_path, shifted, edited(BitsStored=12, HighBit=15))[0]
+    recoded(path, syntax) if syntax == RLELossless else encoded(path, syntax)
+    place = pixels.layout(path)
+    assert place is not None
+    assert pixels.decoded(place, 0) == shifted[0].tobytes()
 
 
 WRONG_LINES: dict[str, dict[str, object]] = {
