@@ -13,12 +13,13 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
+from dicomnode.deidentify.defacing import FaceOfSeries
 from dicomnode.errors import InputRefused
-from dicomnode.reading import volumes
-from dicomnode.web import rendered
-from tests.pixel_files import SHAPE, Edit, as_ct, edited, encoded, grid, item, ramp, series
+from dicomnode.reading import decoding, frames, volumes
+from dicomnode.web import pixels, rendered
+from tests.pixel_files import SHAPE, Edit, as_ct, edited, encoded, grid, item, ramp, recoded, series
 from tests.series import write_enhanced
 
 RIM = np.zeros(SHAPE, bool)
@@ -163,6 +164,25 @@ def test_pictures_show_the_bits_that_high_bit_says(tmp_path: Path) -> None:
         for path in (low, high)
     ]
     assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRBigEndian, RLELossless], ids=lambda uid: uid.keyword)
+def test_a_frame_for_a_client_keeps_the_bits_that_its_header_speaks_of(syntax: UID, tmp_path: Path) -> None:
+    shifted = (ramp(most=4000) << 4).astype(np.uint16)
+    path = series(tmp_path, shifted, edited(BitsStored=12, HighBit=15))[0]
+    recoded(path, syntax) if syntax == RLELossless else encoded(path, syntax)
+    place = pixels.layout(path)
+    assert place is not None
+    assert pixels.decoded(place, 0) == shifted[0].tobytes()
+
+
+def test_a_copy_without_face_keeps_the_other_values_whatever_high_bit_was(tmp_path: Path) -> None:
+    data = ramp(most=4000)
+    path = series(tmp_path, (data << 4).astype(np.uint16), edited(BitsStored=12, HighBit=15))[0]
+    copy = dcmread(path)
+    FaceOfSeries({(path, 0): RIM[0]}, 7).remove(path, copy)
+    copy.save_as(path, enforce_file_format=True)
+    assert np.array_equal(decoding.stored(path, frames.header(path))[0], np.where(RIM[0], 7, data[0]))
 
 
 WRONG_LINES: dict[str, dict[str, object]] = {

@@ -22,7 +22,7 @@ from dicomnode.datasets import inflating
 from dicomnode.datasets.encoded import Element, OpenFile, Source, Window, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import codestreams
-from dicomnode.reading.decoding import one_frame
+from dicomnode.reading.decoding import cells, one_frame
 
 __all__ = ["PIXELS", "Pixels", "array", "as_stored", "decoded", "element", "is_decodable", "layout", "sent", "whole"]
 
@@ -196,12 +196,19 @@ def decoded(pixels: Pixels, index: int) -> bytes:
     """Frame ``index`` (from 0) uncompressed and little endian, colours as RGB. Raises InputRefused."""
     if pixels.is_plain:
         return as_stored(pixels, index)
-    found = decoding.cells(pixels.path, index)
+    _check(pixels, index)
+    found = cells(pixels.path, index)
     return np.ascontiguousarray(found, found.dtype.newbyteorder("<")).tobytes()
 
 
 def array(pixels: Pixels, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """Frame ``index`` (from 0) decoded: (row, column), or (row, column, sample) in RGB. Raises InputRefused."""
+    _check(pixels, index)
+    return one_frame(pixels.path, index)
+
+
+def _check(pixels: Pixels, index: int) -> None:
+    """Refuse a frame that would not fit, or of which bytes are missing. Raises InputRefused."""
     values = pixels.rows * pixels.columns * pixels.samples
     if values > _MOST_VALUES or pixels.frame_bits > 8 * decoding.LARGEST_ANSWER:
         raise InputRefused(f"a frame of {pixels.rows} x {pixels.columns} is more than is decoded here")
@@ -209,7 +216,6 @@ def array(pixels: Pixels, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np
         codestreams.check(as_stored(pixels, index), pixels.rows, pixels.columns, pixels.samples)
     elif (index + 1) * pixels.frame_bits > 8 * pixels.length:
         raise InputRefused(f"the pixels end before frame {index + 1} does")
-    return one_frame(pixels.path, index)
 
 
 def _in_bytes(pixels: Pixels, index: int) -> tuple[int, int]:
