@@ -29,6 +29,7 @@ from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 
 from dicomnode.dimse import requests
+from dicomnode.dimse.limits import plain_address
 from dicomnode.dimse.wire import ConnectionLostError, Wire
 
 __all__ = ["Messages", "Sink", "StoreRequest", "UpperLayer", "take_over"]
@@ -227,7 +228,7 @@ class Messages(DIMSEServiceProvider):  # type: ignore[misc]
                 self._discard()
 
     def _complain(self) -> None:
-        address = self.assoc.requestor.address
+        address = plain_address(self.assoc.requestor.address)
         _log.warning("%s: an association was aborted: what it sent is no message of PS3.7 and PS3.8", address)
 
     def _lost(self) -> None:
