@@ -15,6 +15,7 @@ from db.models import Series, Study
 from dicomnode.datasets import headers
 from dicomnode.datasets.character_sets import encodings_of
 from dicomnode.datasets.encoded import Window, open_source, walk
+from dicomnode.errors import CannotUnderstand
 from dicomnode.monitoring import log_lines
 from tests.receivers import Receiver, an_instance, instances, receiver, start
 from tests.sending import Encoded, store_all
@@ -165,6 +166,23 @@ def test_of_two_values_neither_is_taken(an_instance: Encoded) -> None:
     facts = headers.facts(open_source(_Bytes(twice), 0, len(twice), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
     assert facts.patient_id == ""
     assert headers.not_indexed(facts) == ["(0010,0020)"]
+
+
+def test_of_two_uids_neither_places_the_object(an_instance: Encoded) -> None:
+    at = an_instance.data_set.index(b"\x20\0\x0d\0UI")
+    twice = an_instance.data_set[:at] + _element(0x0020000D, b"UI", b"1.2.3") + an_instance.data_set[at:]
+    with pytest.raises(CannotUnderstand, match="StudyInstanceUID"):
+        headers.facts(open_source(_Bytes(twice), 0, len(twice), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+
+
+def test_code_extensions_are_honoured(an_instance: Encoded) -> None:
+    """The Japanese name of PS3.5 H.3.1."""
+    name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    raw = b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B"
+    each = _with(an_instance, 0x00080005, b"CS", b"\\ISO 2022 IR 87")
+    content = _with(each, 0x00100010, b"PN", raw).data_set
+    facts = headers.facts(open_source(_Bytes(content), 0, len(content), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+    assert facts.patient_name == name
 
 
 def test_a_log_line_is_one_line_and_a_warning_keeps_its_words_to_itself(

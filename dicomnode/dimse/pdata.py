@@ -11,6 +11,7 @@ association's parts are exchanged for ones that run in the association's own thr
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
 import threading
@@ -23,13 +24,17 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 
 from dicomnode.dimse import requests
+from dicomnode.dimse.limits import plain_address
 from dicomnode.dimse.wire import ConnectionLostError, Wire
 
 __all__ = ["Messages", "Sink", "StoreRequest", "UpperLayer", "take_over"]
+
+_log = logging.getLogger(__name__)
 
 _ASSOCIATE_RQ, _P_DATA_TF = 0x01, 0x04
 _LONGEST_OTHER_PDU = 1 << 20
@@ -157,7 +162,10 @@ class UpperLayer(DULServiceProvider):  # type: ignore[misc]
 
     def _settle(self) -> None:
         while not self.event_queue.empty() or self._process_recv_primitive():
-            self.state_machine.do_action(self.event_queue.get(block=False))
+            try:
+                self.state_machine.do_action(self.event_queue.get(block=False))
+            except InvalidEventError:
+                self.to_provider_queue.queue.clear()  # what we wanted to say, too late for the peer
             if self.state_machine.current_state == "Sta1":
                 self.to_provider_queue.queue.clear()
                 self.event_queue.queue.clear()
@@ -211,12 +219,17 @@ class Messages(DIMSEServiceProvider):  # type: ignore[misc]
         except TimeoutError:
             self._discard()  # pynetdicom's idle timer has run out, too, and ends the association
         except ProtocolError:
+            self._complain()
             upper.happens("Evt19")
         except (ConnectionLostError, OSError):
             self._lost()
         finally:
             if not upper.transfers_data:
                 self._discard()
+
+    def _complain(self) -> None:
+        address = plain_address(self.assoc.requestor.address)
+        _log.warning("%s: an association was aborted: what it sent is no message of PS3.7 and PS3.8", address)
 
     def _lost(self) -> None:
         self._discard()
@@ -281,6 +294,8 @@ class Messages(DIMSEServiceProvider):  # type: ignore[misc]
             self.receive_primitive(primitive)
         except (KeyError, ValueError, AttributeError, TypeError) as exc:  # a command that is none
             raise ProtocolError from exc
+        if not self._upper.event_queue.empty():  # the same, found by pynetdicom
+            self._complain()
         self._upper._settle()
 
     def _finish_store(self) -> None:

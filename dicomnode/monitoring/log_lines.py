@@ -62,6 +62,7 @@ def begin(kind: Literal["text", "json"] = "text") -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its errors quote messages; the SCP tells of them
     warnings.showwarning = _tell_kind
 
 
