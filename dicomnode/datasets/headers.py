@@ -13,8 +13,9 @@ from typing import Any
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import TEXT_VR_DELIMS
+from pydicom.values import convert_SQ
 
 from db.studies import InstanceFacts
 from dicomnode.datasets.encoded import OpenFile, Source, dictionary_vr, open_source, read_file_meta, walk
@@ -25,6 +26,10 @@ __all__ = ["decoded", "encodings_of", "facts", "read"]
 _LONGEST_VALUE = 1024
 _CHARACTER_SET = 0x00080005
 _PIXELS = 0x7FE00000
+_REQUESTS = 0x00400275
+_OF_REQUESTS = ("ScheduledProcedureStepID", "RequestedProcedureID")
+_LONGEST_SEQUENCE = 1 << 16
+_BROKEN = (AttributeError, EOFError, KeyError, NotImplementedError, OSError, TypeError, ValueError, struct.error)
 _TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _ASCII = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})
 _DECIMAL: dict[str, Callable[[str], float]] = {"DS": float, "IS": lambda text: int(float(text))}
@@ -32,7 +37,7 @@ _BINARY = {"FD": "d", "FL": "f", "SL": "l", "SS": "h", "SV": "q", "UL": "L", "US
 _SHORT = _TEXT | _ASCII | _DECIMAL.keys() | _BINARY.keys()
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")  # a component with a leading zero is not allowed, and is common
 
-Value = str | float | list[str] | list[float]
+Value = str | float | list[str] | list[float] | list[dict[str, str]]
 
 
 def read(path: Path) -> InstanceFacts:
@@ -70,15 +75,20 @@ def facts(source: Source, transfer_syntax_uid: str) -> InstanceFacts:
 
 
 class _Attributes(Mapping[str, Value]):
-    """Keyword to value of the standard elements that are short text or numbers; decoded when they are looked at."""
+    """Keyword to value of the standard elements that are short text or numbers; decoded when they are looked at.
+
+    Of sequences only the Request Attributes: what of each item searches match (PS3.18 table 10.6.1-5).
+    """
 
     def __init__(self, source: Source, transfer_syntax_uid: str) -> None:
         self._order = ">" if transfer_syntax_uid == ExplicitVRBigEndian else "<"
         self._raw: dict[int, tuple[str, bytes]] = {}
+        self._implicit = transfer_syntax_uid == ImplicitVRLittleEndian
         for tag, vr, at, length in walk(source, transfer_syntax_uid):
             if vr == "UN":  # a sender that did not know the element; we may (PS3.5 6.2.2)
                 vr = dictionary_vr(tag)
-            if vr in _SHORT and length <= _LONGEST_VALUE and tag < _PIXELS:
+            is_short = vr in _SHORT and length <= _LONGEST_VALUE and tag < _PIXELS
+            if is_short or (tag == _REQUESTS and vr == "SQ" and length <= _LONGEST_SEQUENCE):
                 self._raw[tag] = vr, source.read(at, length)
         character_set = self._raw.get(_CHARACTER_SET, ("", b""))[1]
         self._encodings = encodings_of(character_set.decode("ascii", "replace"))
@@ -101,7 +111,21 @@ class _Attributes(Mapping[str, Value]):
 
     def _value(self, tag: int) -> Value | None:
         vr, raw = self._raw[tag]
+        if vr == "SQ":
+            return _requests(raw, self._implicit, self._order == "<", self._encodings) or None
         return _value(vr, raw, self._order, self._encodings)
+
+
+def _requests(raw: bytes, implicit: bool, little_endian: bool, encodings: tuple[str, ...]) -> list[dict[str, str]]:
+    """What the items say of the request; nothing where they cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote values
+        try:
+            items = convert_SQ(raw, implicit, little_endian, list(encodings))
+            stated = [{name: str(item.get(name) or "").strip() for name in _OF_REQUESTS} for item in items]
+        except _BROKEN:
+            return []
+    return [kept for item in stated if (kept := {name: text for name, text in item.items() if text})]
 
 
 def _value(vr: str, raw: bytes, order: str, encodings: tuple[str, ...]) -> Value | None:
