@@ -69,6 +69,20 @@ def test_a_deflated_instance_is_drawn_like_a_plain_one(node: Web, resource: str)
     assert np.ptp(np.asarray(Image.open(io.BytesIO(pictures[1].content)))) > 100
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*, image/jpeg;q=0", "image/png"),
+        ("image/*, image/jpeg;q=0", "image/png"),
+        ("image/png;q=0.5, image/jpeg;q=0.1", "image/png"),
+        ("image/*, image/png;q=0", "image/jpeg"),
+    ],
+)
+def test_a_type_that_is_refused_does_not_come_by_a_wider_range(node: Web, accept: str, kind: str) -> None:
+    assert node.get(f"{INSTANCE}/rendered", accept).headers["content-type"] == kind
+    assert node.get(f"{INSTANCE}/rendered", "image/*, image/jpeg;q=0, image/png;q=0").status_code == 406
+
+
 WHOLE = [
     (INSTANCE, "application/dicom"),
     (DEFLATED, "application/dicom"),
