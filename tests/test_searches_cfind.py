@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
@@ -42,7 +42,7 @@ def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_pa
             for keyword in sorted(each for each in catalogue.supported(level) if "." not in each):
                 universal = Dataset()
                 universal.QueryRetrieveLevel = level
-                universal.add(DataElement(tag_for_keyword(keyword), dictionary_VR(tag_for_keyword(keyword)), None))
+                universal.add(DataElement(keyword, dictionary_VR(keyword), None))
                 told = find(universal)
                 assert all(keyword in each for each in told), keyword
                 assert len(told) == {"STUDY": 1, "SERIES": 2, "IMAGE": 2}[level], keyword
