@@ -10,7 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, String, cast, func, literal_column, or_, select
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    String,
+    cast,
+    column,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+)
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from db import keywords, matching
@@ -167,8 +180,8 @@ def _of_study(wanted: Wanted, keyword: str) -> Condition:
         return _somewhere(wanted, keyword)
     if keyword in _FOLDED and wanted.fuzzy:
         return matching.fuzzy_name(keyword, _FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
-    column = _FOLDED.get(keyword) or getattr(Study, keywords.OF_STUDY_ROWS[keyword])
-    return wanted.condition(keyword, keywords.STUDY[keyword], column)
+    stated = _FOLDED.get(keyword) or getattr(Study, keywords.OF_STUDY_ROWS[keyword])
+    return wanted.condition(keyword, keywords.STUDY[keyword], stated)
 
 
 def _somewhere(wanted: Wanted, keyword: str) -> Condition:
@@ -194,8 +207,29 @@ def _series(wanted: Wanted) -> list[Condition]:
     return [
         wanted.condition(keyword, kind, _OF_SERIES.get(keyword, _word(Series.attributes, keyword)))
         for keyword, kind in keywords.SERIES.items()
-        if wanted.keys.get(keyword) and kind is not Kind.TOLD
+        if wanted.keys.get(keyword) and kind is not Kind.TOLD and keywords.IN_SEQUENCES not in keyword
+    ] + _of_items(wanted, Series.attributes)
+
+
+def _of_items(wanted: Wanted, attributes: InstrumentedAttribute[Any]) -> list[Condition]:
+    """That some item of a sequence has all the keys that are asked of it."""
+    asked: dict[str, list[str]] = {}
+    for keyword in wanted.keys.keys() & keywords.SERIES.keys():
+        sequence, inside, name = keyword.partition(keywords.IN_SEQUENCES)
+        if inside and wanted.keys[keyword]:
+            asked.setdefault(sequence, []).append(name)
+    return [_some_item(wanted, attributes, sequence, names) for sequence, names in asked.items()]
+
+
+def _some_item(wanted: Wanted, attributes: InstrumentedAttribute[Any], sequence: str, names: list[str]) -> Condition:
+    unfold = func.json_each if wanted.dialect == "sqlite" else func.json_array_elements
+    item = unfold(attributes[sequence]).table_valued(column("value", JSON), name="item")
+    conditions = [
+        wanted.condition(keyword, keywords.SERIES[keyword], cast(item.c.value[name].as_string(), String))
+        for name in names
+        for keyword in [f"{sequence}{keywords.IN_SEQUENCES}{name}"]
     ]
+    return select(literal(1)).select_from(item).where(*conditions).correlate(attributes.class_).exists()
 
 
 def _image(wanted: Wanted) -> list[Condition]:
@@ -212,8 +246,8 @@ def _kept(wanted: Wanted, kinds: Mapping[str, Kind]) -> list[Condition]:
     return [
         wanted.condition(keyword, kind, _OF_RESULTS.get(keyword, _word(Output.attributes, keyword)))
         for keyword, kind in kinds.items()
-        if wanted.keys.get(keyword) and kind is not Kind.TOLD
-    ]
+        if wanted.keys.get(keyword) and kind is not Kind.TOLD and keywords.IN_SEQUENCES not in keyword
+    ] + (_of_items(wanted, Output.attributes) if kinds is keywords.SERIES else [])
 
 
 def _word(attributes: InstrumentedAttribute[Any], keyword: str) -> ColumnElement[str]:

@@ -11,6 +11,7 @@ __all__ = [
     "COUNTS",
     "IMAGE",
     "IMAGE_KEPT",
+    "IN_SEQUENCES",
     "KINDS",
     "OF_STUDY_ROWS",
     "PATIENT",
@@ -80,6 +81,10 @@ PATIENT: Mapping[str, Kind] = {
 }
 """At the level of patients; below it these are keys of the study, without the counts."""
 
+IN_SEQUENCES = "."
+"""Stands in a key between a sequence and an attribute of its items, of which one must match all keys of the sequence
+(PS3.4 C.2.2.2.6)."""
+
 SERIES: Mapping[str, Kind] = {
     "SeriesInstanceUID": Kind.UID,
     "Modality": Kind.CODE,
@@ -103,6 +108,9 @@ SERIES: Mapping[str, Kind] = {
     "PerformedProcedureStepStartDate": Kind.DATE,
     "PerformedProcedureStepStartTime": Kind.TIME,
     "PerformedProcedureStepDescription": Kind.TEXT,
+    "RequestAttributesSequence": Kind.TOLD,
+    "RequestAttributesSequence.ScheduledProcedureStepID": Kind.TEXT,
+    "RequestAttributesSequence.RequestedProcedureID": Kind.TEXT,
     "TimezoneOffsetFromUTC": Kind.TOLD,
     "NumberOfSeriesRelatedInstances": Kind.TOLD,
 }

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
 
+from db import catalogue
+from db.catalogue import Level
 from tests.findings import found, grid, written
 from tests.peers.files import write_instance
 from tests.web_node import Web, web
@@ -32,11 +35,13 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
         for series in (1, 2):
             for number in (1, 2):
                 paths.append(tmp_path / f"{study}{series}{number}.dcm")
+                item = Dataset()
+                item.ScheduledProcedureStepID, item.RequestedProcedureID = f"STEP{study}", f"PROC{series}"
                 write_instance(
                     paths[-1], study_uid=f"{ROOT}.{study}", series_uid=f"{ROOT}.{study}.{series}", PatientName=name,
                     PatientID=patient, StudyDate=date, StudyTime=time, Modality="SR" if series == 2 else modality,
                     SeriesNumber=series, InstanceNumber=number, StudyDescription=f"Study {study}", StudyID=str(study),
-                    SOPInstanceUID=f"{ROOT}.{study}.{series}.{number}",
+                    SOPInstanceUID=f"{ROOT}.{study}.{series}.{number}", RequestAttributesSequence=[item],
                 )  # fmt: skip
     with Web(tmp_path / "node") as web:
         assert web.store(paths).status_code == 200
@@ -118,6 +123,48 @@ def test_series_and_instances_are_matched_across_the_levels(held: Web) -> None:
     assert len(ask(held, "SeriesNumber=1", f"/studies/{ROOT}.1/series")) == 1
     assert len(ask(held, f"SOPInstanceUID={ROOT}.1.2.1", f"/studies/{ROOT}.1/instances")) == 1
     assert ask(held, f"SeriesInstanceUID={ROOT}.2.1", f"/studies/{ROOT}.1/series") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("RequestAttributesSequence.ScheduledProcedureStepID=STEP1", 2),
+        ("00400275.00401001=PROC1", 3),
+        ("00400275.00400009=STEP?&RequestAttributesSequence.RequestedProcedureID=PROC2", 3),
+        ("00400275.00400009=STEP9", 0),
+        ("ModalitiesInStudy=CT", 2),
+        ("ModalitiesInStudy=CT,PT", 0),
+        ("ModalitiesInStudy=CT%5CPT", 4),
+    ],
+)
+def test_series_are_matched_by_their_request_and_their_study(held: Web, query: str, count: int) -> None:
+    assert len(ask(held, query, "/series")) == count
+    assert len(ask(held, query, "/instances")) == 2 * count
+
+
+def test_a_series_is_told_with_its_request(held: Web) -> None:
+    (row,) = ask(held, "SeriesNumber=2", f"/studies/{ROOT}.1/series")
+    (item,) = row[tag("RequestAttributesSequence")]["Value"]
+    assert value(item, "ScheduledProcedureStepID") == "STEP1"
+    assert value(item, "RequestedProcedureID") == "PROC2"
+
+
+RESOURCES: tuple[tuple[Level, str], ...] = (
+    ("STUDY", "/studies"), ("SERIES", "/series"), ("IMAGE", "/instances"), ("SERIES", f"/studies/{ROOT}.1/series"),
+    ("IMAGE", f"/studies/{ROOT}.1/instances"), ("IMAGE", f"/studies/{ROOT}.1/series/{ROOT}.1.1/instances"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("level", "path"), RESOURCES)
+def test_every_key_can_be_asked_for_at_every_resource(held: Web, level: Level, path: str) -> None:
+    fixed = [name for name in ("StudyInstanceUID", "SeriesInstanceUID") if path.count(f"/{ROOT}.1") > (name[1] == "e")]
+    for keyword in sorted(catalogue.supported(level)):
+        for asked in ("", "*") if keyword not in fixed else (f"{ROOT}.1",):
+            if asked == f"{ROOT}.1" and keyword == "SeriesInstanceUID":
+                asked = f"{ROOT}.1.1"
+            answer = held.get(f"/dicom-web{path}?{keyword}={asked}&limit=1")
+            assert answer.status_code == 200, (keyword, answer.text)
+            assert "." in keyword or tag(keyword) in answer.json()[0], keyword
 
 
 def test_a_study_is_told_with_everything_that_must_be(held: Web) -> None:

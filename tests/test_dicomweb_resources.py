@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -28,7 +30,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     """A plain and a deflated instance of three frames, in one study."""
     folder = tmp_path_factory.mktemp("resources")
     for name, series, uid in (("plain", "1.2.3.4", "1.2.3.4.5"), ("deflated", "1.2.3.6", "1.2.3.6.1")):
-        more = {"transfer_syntax_uid": DeflatedExplicitVRLittleEndian} if name == "deflated" else {}
+        more: dict[str, Any] = {"transfer_syntax_uid": DeflatedExplicitVRLittleEndian} if name == "deflated" else {}
         write_instance(
             folder / f"{name}.dcm", study_uid="1.2.3", series_uid=series, SOPInstanceUID=uid, NumberOfFrames=3,
             sop_class_uid=MultiFrameGrayscaleWordSecondaryCaptureImageStorage, Rows=12, Columns=10, WindowCenter="2048",
@@ -40,7 +42,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 
 def stored(node: Web, number: int) -> bytes:
-    return (node.config.spool_dir / node.rows()[number].relative_path).read_bytes()
+    path: Path = node.config.spool_dir / node.rows()[number].relative_path
+    return path.read_bytes()
 
 
 def test_frames_of_a_deflated_instance_are_native(node: Web) -> None:
@@ -67,6 +70,20 @@ def test_a_deflated_instance_is_drawn_like_a_plain_one(node: Web, resource: str)
     assert [each.status_code for each in pictures] == [200, 200]
     assert pictures[0].content == pictures[1].content
     assert np.ptp(np.asarray(Image.open(io.BytesIO(pictures[1].content)))) > 100
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*, image/jpeg;q=0", "image/png"),
+        ("image/*, image/jpeg;q=0", "image/png"),
+        ("image/png;q=0.5, image/jpeg;q=0.1", "image/png"),
+        ("image/*, image/png;q=0", "image/jpeg"),
+    ],
+)
+def test_a_type_that_is_refused_does_not_come_by_a_wider_range(node: Web, accept: str, kind: str) -> None:
+    assert node.get(f"{INSTANCE}/rendered", accept).headers["content-type"] == kind
+    assert node.get(f"{INSTANCE}/rendered", "image/*, image/jpeg;q=0, image/png;q=0").status_code == 406
 
 
 WHOLE = [
@@ -236,6 +253,6 @@ BODIES = (
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
 def test_no_body_breaks_the_node(node: Web, content_type: str) -> None:
     for content in BODIES:
-        headers = {"Content-Type": content_type.encode("latin-1")}
+        headers = {b"Content-Type": content_type.encode("latin-1")}
         answer = node.client.post("/dicom-web/studies", content=content, headers=headers)
         assert 400 <= answer.status_code < 500, (content[:40], answer.text)

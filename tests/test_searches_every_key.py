@@ -43,10 +43,13 @@ ODD_VALUES = (
 
 def stated(number: int) -> dict[str, Any]:
     """A value of every keyword that a header can state; the two differ in each."""
-    said = {
-        keyword: _STATED[kind][number] for keyword, kind in keywords.KINDS.items() if keyword not in keywords.COUNTS
-    }
-    return said | {"SyntheticData": ("NO", "YES")[number]}
+    plain = [keyword for keyword in keywords.KINDS if keyword not in keywords.COUNTS and "." not in keyword]
+    said = {keyword: _STATED[keywords.KINDS[keyword]][number] for keyword in plain}
+    items = [
+        {"ScheduledProcedureStepID": f"STEP{each}", "RequestedProcedureID": f"PROC{each}"}
+        for each in (number, number + 2)
+    ]
+    return said | {"SyntheticData": ("NO", "YES")[number], "RequestAttributesSequence": items}
 
 
 def arrive(session: Session, study: str, series: str, number: int) -> None:
@@ -100,6 +103,9 @@ def uids(match: Match) -> tuple[Any, ...]:
 
 
 def values(match: Match, keyword: str) -> list[str]:
+    sequence, inside, name = keyword.partition(".")
+    if inside:
+        return [str(item[name]) for item in match.attributes[sequence]]
     told = match.attributes[keyword]
     return [str(each) for each in (told if isinstance(told, list) else [told])]
 
@@ -131,3 +137,18 @@ def refused(held: sessionmaker[Session], query: Query) -> str:
     except BadValue as refusal:
         return str(refusal)
     return ""
+
+
+@pytest.mark.parametrize(("step", "procedure", "found"), [
+    ("STEP0", "PROC0", 2), ("STEP0", "PROC2", 0), ("STEP0", "PROC1", 0), ("STEP*", "", 5), ("STEP?", "PROC1", 3),
+    ("", "PROC9", 0),
+])  # fmt: skip
+def test_one_item_of_a_sequence_must_have_all_its_keys(
+    held: sessionmaker[Session], step: str, procedure: str, found: int
+) -> None:
+    """PS3.4 C.2.2.2.6: each series has two items, and no item mixes them."""
+    keys = {
+        "RequestAttributesSequence.ScheduledProcedureStepID": step,
+        "RequestAttributesSequence.RequestedProcedureID": procedure,
+    }
+    assert len(search(held, Query("SERIES", keys))) == found

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
-from pydicom.uid import ExplicitVRBigEndian
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.values import convert_SQ
 
 from db.studies import InstanceFacts
 from dicomnode.datasets.character_sets import decoded, encodings_of
@@ -32,6 +33,10 @@ _LONGEST_VALUE = 1024  # bytes, encoded and in UTF-8: an index row of PostgreSQL
 _NOTHING = b"\0 \\^="
 _CHARACTER_SET = "SpecificCharacterSet"
 _PIXELS = 0x7FE00000
+_REQUESTS = 0x00400275
+_OF_REQUESTS = ("ScheduledProcedureStepID", "RequestedProcedureID")
+_LONGEST_SEQUENCE = 1 << 16
+_BROKEN = (AttributeError, EOFError, KeyError, NotImplementedError, OSError, TypeError, ValueError, struct.error)
 _TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _ASCII = frozenset({"AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"})
 _DECIMAL = frozenset({"DS", "IS"})
@@ -41,7 +46,7 @@ _BINARY = {"FD": "d", "FL": "f", "SL": "l", "SS": "h", "SV": "q", "UL": "L", "US
 _SHORT = _TEXT | _ASCII | _DECIMAL | _BINARY.keys()
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")  # a component with a leading zero is not allowed, and is common
 
-Value = str | float | list[str] | list[float]
+Value = str | float | list[str] | list[float] | list[dict[str, str]]
 
 
 def read(path: Path) -> InstanceFacts:
@@ -97,24 +102,29 @@ def _indexed_as(tag: int) -> str:
 class _Attributes(Mapping[str, Value]):
     """Keyword to value of the standard elements that are short text or numbers; decoded when they are looked at.
 
-    ``left_out``: the tags of those that turned out to be of no use.
+    ``left_out``: the tags of those that turned out to be of no use. Of sequences only the Request Attributes: what of
+    each item searches match (PS3.18 table 10.6.1-5).
     """
 
     def __init__(self, source: Source, transfer_syntax_uid: str) -> None:
         self._order = ">" if transfer_syntax_uid == ExplicitVRBigEndian else "<"
         self._raw: dict[str, tuple[str, bytes]] = {}
+        self._implicit = transfer_syntax_uid == ImplicitVRLittleEndian
         self.left_out: set[int] = set()
         for tag, vr, at, length in walk(source, transfer_syntax_uid):
             if vr == "UN":  # a sender that did not know the element; we may (PS3.5 6.2.2)
                 vr = dictionary_vr(tag)
             if vr in _SHORT and tag < _PIXELS and (keyword := _indexed_as(tag)):
                 self._keep(tag, keyword, (vr, source.read(at, length) if length <= _LONGEST_VALUE else None))
+            elif tag == _REQUESTS and vr == "SQ":
+                content = source.read(at, length) if length <= _LONGEST_SEQUENCE else None
+                self._keep(tag, "RequestAttributesSequence", (vr, content))
         character_set = self._raw.get(_CHARACTER_SET, ("", b""))[1]
         self._encodings = encodings_of(character_set.decode("ascii", "replace"))
 
     def __getitem__(self, keyword: str) -> Value:
         vr, raw = self._raw[keyword]
-        value = _value(vr, raw, self._order, self._encodings)
+        value = self._value(vr, raw)
         if value is None or len(_stated(value)) > _LONGEST_VALUE:
             if raw.strip(_NOTHING):
                 self.left_out.add(tag_for_keyword(keyword) or 0)
@@ -127,6 +137,11 @@ class _Attributes(Mapping[str, Value]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def _value(self, vr: str, raw: bytes) -> Value | None:
+        if vr == "SQ":
+            return _requests(raw, self._implicit, self._order == "<", self._encodings) or None
+        return _value(vr, raw, self._order, self._encodings)
+
     def _keep(self, tag: int, keyword: str, found: tuple[str, bytes | None]) -> None:
         """One element's VR and bytes, unless it is too long or stands twice: neither value is the right one then."""
         vr, raw = found
@@ -138,6 +153,18 @@ class _Attributes(Mapping[str, Value]):
 def _stated(value: Value) -> bytes:
     parts = value if isinstance(value, list) else [value]
     return b"\\".join(part.encode() for part in parts if isinstance(part, str))
+
+
+def _requests(raw: bytes, implicit: bool, little_endian: bool, encodings: tuple[str, ...]) -> list[dict[str, str]]:
+    """What the items say of the request; nothing where they cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote values
+        try:
+            items = convert_SQ(raw, implicit, little_endian, list(encodings))
+            stated = [{name: str(item.get(name) or "").strip() for name in _OF_REQUESTS} for item in items]
+        except _BROKEN:
+            return []
+    return [kept for item in stated if (kept := {name: text for name, text in item.items() if text})]
 
 
 def _value(vr: str, raw: bytes, order: str, encodings: tuple[str, ...]) -> Value | None:

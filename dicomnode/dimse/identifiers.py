@@ -17,6 +17,7 @@ from pynetdicom.dsutils import decode, encode
 
 from db import catalogue
 from db.catalogue import Level
+from db.keywords import IN_SEQUENCES
 from dicomnode.datasets.character_sets import decoded, encodings_of
 from dicomnode.dimse import bounds
 from dicomnode.errors import CannotUnderstand, IdentifierRefused
@@ -27,6 +28,7 @@ _TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _PLAIN = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"})
 _BINARY = {"SL": "l", "SS": "h", "UL": "L", "US": "H"}
 _OURS = frozenset({"RetrieveAETitle", "InstanceAvailability", "SpecificCharacterSet", "QueryRetrieveLevel"})
+_REQUESTS = "RequestAttributesSequence"
 _UTF_8 = "ISO_IR 192"
 _UNIQUE = {
     "PATIENT": "PatientID", "STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID",
@@ -65,10 +67,25 @@ def read(content: BytesIO | None, syntax: UID, levels: tuple[Level, ...] = STUDY
         for tag, element in raw.items()
         if tag & 0xFFFF  # group lengths ask for nothing
     }
+    texts |= _of_requests(ds)
     keys = {keyword: text for keyword, text in texts.items() if keyword in known and text is not None}
     for keyword, text in keys.items():
         bounds.check_value(keyword, text)
     return Asked(level, keys, character_set, further=bool(texts.keys() - keys.keys() - _OURS), levels=levels)
+
+
+def _of_requests(ds: Dataset) -> dict[str, str]:
+    """The keys inside the Request Attributes Sequence, which has one item in an identifier (PS3.4 C.2.2.2.6)."""
+    if _REQUESTS not in ds:
+        return {}
+    try:
+        items = list(ds[_REQUESTS].value or ())
+        keys = {element.keyword or str(element.tag): str(element.value or "") for item in items for element in item}
+    except Exception as exc:  # whatever broken bytes make the decoder raise
+        raise CannotUnderstand("the identifier cannot be decoded") from exc
+    if len(items) > 1:
+        raise IdentifierRefused(f"{_REQUESTS} has more than one item")
+    return {_REQUESTS: ""} | {f"{_REQUESTS}{IN_SEQUENCES}{name}": text.strip() for name, text in keys.items()}
 
 
 def unique(asked: Asked, level: Level, *, several: bool = False) -> tuple[str, ...]:
@@ -96,7 +113,8 @@ def answer(asked: Asked, found: Mapping[str, Any], ae_title: str) -> Dataset:
     unique_keys = [_UNIQUE[level] for level in asked.levels[: asked.levels.index(asked.level) + 1]]
     if asked.levels is PATIENT_ROOT and found.get("IssuerOfPatientID"):
         unique_keys.append("IssuerOfPatientID")
-    values = {keyword: found.get(keyword, "") for keyword in [*asked.keys, *unique_keys]}
+    asked_for = [keyword for keyword in asked.keys if IN_SEQUENCES not in keyword]
+    values = {keyword: found.get(keyword, "") for keyword in [*asked_for, *unique_keys]}
     told = {"QueryRetrieveLevel": asked.level, "RetrieveAETitle": ae_title, "InstanceAvailability": "ONLINE"}
     ds = Dataset()
     if character_set := _character_set(values, asked.character_set):
@@ -157,11 +175,20 @@ def _element(keyword: str, value: Any) -> DataElement:
     tag = tag_for_keyword(keyword)
     assert tag is not None  # keywords are ours or the catalogue's
     vr = dictionary_VR(tag)
+    if vr == "SQ":
+        return DataElement(tag, vr, [_item(each) for each in value or ()])
     if vr in ("DS", "IS"):
         value = [str(each) for each in value] if isinstance(value, list) else str(value)
     if vr in _BINARY and value == "":
         value = None
     return DataElement(tag, vr, value, validation_mode=pydicom_config.IGNORE)
+
+
+def _item(values: Mapping[str, str]) -> Dataset:
+    ds = Dataset()
+    for keyword, value in values.items():
+        ds.add(_element(keyword, value))
+    return ds
 
 
 def _character_set(values: Mapping[str, Any], asked: str) -> str:

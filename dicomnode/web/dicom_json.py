@@ -98,6 +98,8 @@ def element(vr: str, value: Any) -> dict[str, Any]:
     """One element of a dictionary VR; without a value where it is empty or none of that VR."""
     vr = vr.partition(" or ")[0]
     values = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
+    if vr == "SQ":
+        return {"vr": vr, "Value": [of_keywords(item) for item in values]} if values else {"vr": vr}
     try:
         told = [_NUMBERS[vr](each) for each in values] if vr in _NUMBERS else [_text(vr, each) for each in values]
     except (OverflowError, ValueError):

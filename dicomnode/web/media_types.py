@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -36,17 +36,22 @@ MEDIA_TYPE_OF = MappingProxyType(
 
 @dataclass(frozen=True)
 class Accepted:
-    """One media range of an Accept header; of a multipart one the type of its parts, ``*/*`` where it names none."""
+    """One media range of an Accept header; of a multipart one the type of its parts, ``*/*`` where it names none.
+
+    ``refused``: whether multipart, and the media type, of ranges of that header with ``q=0``.
+    """
 
     media_type: str
     multipart: bool
     transfer_syntax_uid: str = ""
     weight: float = 1.0
+    refused: frozenset[tuple[bool, str]] = frozenset()
 
     def covers(self, media_type: str) -> bool:
-        """Whether that media type is in this range."""
+        """Whether that media type is in this range, and not refused by a narrower one (RFC 9110 12.5.1)."""
         family = media_type.partition("/")[0]
-        return self.media_type in (media_type, f"{family}/*", "*/*")
+        is_inside = self.media_type in (media_type, f"{family}/*", "*/*")
+        return is_inside and (self.multipart, media_type) not in self.refused
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ def accepted(request: Request) -> list[Accepted]:
     if len(text) > _LONGEST_HEADER:
         raise HTTPException(400, "the Accept header is too long")
     ranges = [_range(item) for item in _ITEM.findall(text)] or [Accepted("*/*", False)]
-    return sorted((each for each in ranges if each.weight > 0), key=lambda each: -each.weight)
+    refused = frozenset((each.multipart, each.media_type) for each in ranges if each.weight <= 0)
+    wanted = [replace(each, refused=refused) for each in ranges if each.weight > 0]
+    return sorted(wanted, key=lambda each: -each.weight)
 
 
 def accepts_json(request: Request) -> None:

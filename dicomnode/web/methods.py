@@ -34,7 +34,7 @@ def add_options(routes: APIRouter) -> None:
     methods: dict[str, set[str]] = {}
     for route in routes.routes:
         if isinstance(route, APIRoute):
-            methods.setdefault(route.path.removeprefix(routes.prefix), {"OPTIONS"}).update(route.methods)
+            methods.setdefault(route.path.removeprefix(routes.prefix), {"OPTIONS"}).update(route.methods or ())
     for path, known in methods.items():
         routes.add_api_route(path, _options(known), methods=sorted(_KNOWN - known | {"OPTIONS"}))
 

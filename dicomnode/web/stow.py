@@ -201,7 +201,7 @@ def _answer(holdings: Holdings, request: Request, outcomes: Sequence[_Stored]) -
         "00081190": _element("UR", holdings.url(request, *studies) if len(studies) == 1 else None),
         "00081198": _sequence(_item(each, "00081197", "US", each.status) for each in failed if each.sop_instance_uid),
         "00081199": _sequence(
-            _item(each, "00081190", "UR", place and holdings.url_of(request, place))
+            _item(each, "00081190", "UR", holdings.url_of(request, place) if place else None)
             for each in stored
             for place in [places.get(each.sop_instance_uid)]
         ),

@@ -1,0 +1,72 @@
+"""C-FIND by every key that the node knows, and by what a series says of the request that it was made for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import build_context
+from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
+
+from db import catalogue
+from db.catalogue import Level
+from dicomnode.dimse.associations import association
+from tests.receivers import Start, start
+from tests.test_query_retrieve import FIND, STUDY, found_by_findscu, give, here
+
+__all__ = ["start"]
+
+
+def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_path: Path) -> None:
+    """Each level's keys and those above it, in relational queries over one association."""
+    receiver = start()
+    item = Dataset()
+    item.ScheduledProcedureStepID, item.RequestedProcedureID = "STEP1", "PROC1"
+    series = {"series_uid": f"{STUDY}.2", "Modality": "CT", "RequestAttributesSequence": [item]}
+    give(receiver, tmp_path / "in", {}, series)
+    flags = SOPClassExtendedNegotiation()
+    flags.sop_class_uid, flags.service_class_application_information = FIND, b"\1\0\0"
+    contexts = [build_context(FIND, ExplicitVRLittleEndian)]
+    with association(here(receiver), contexts, calling_aet="ANYBODY", timeout_s=20, roles=[flags]) as assoc:
+
+        def find(keys: Dataset) -> list[Dataset]:
+            *found, (last, _) = assoc.send_c_find(keys, FIND)
+            assert (last.Status, {status.Status for status, _ in found} - {0xFF00}) == (0x0000, set())
+            return [answer for _, answer in found if answer is not None]
+
+        for level in get_args(Level):
+            for keyword in sorted(each for each in catalogue.supported(level) if "." not in each):
+                universal = Dataset()
+                universal.QueryRetrieveLevel = level
+                universal.add(DataElement(keyword, dictionary_VR(keyword), None))
+                told = find(universal)
+                assert all(keyword in each for each in told), keyword
+                assert len(told) == {"STUDY": 1, "SERIES": 2, "IMAGE": 2}[level], keyword
+                for each in told:
+                    universal.add(each[keyword])
+                    assert each in find(universal), (level, keyword)
+
+
+def test_findscu_finds_a_series_by_its_request_and_its_study(start: Start, tmp_path: Path) -> None:
+    receiver = start()
+    item, other = Dataset(), Dataset()
+    item.ScheduledProcedureStepID, item.RequestedProcedureID = "STEP1", "PRÖC1"
+    other.ScheduledProcedureStepID, other.RequestedProcedureID = "STEP2", "PROC2"
+    give(receiver, tmp_path / "in", {}, {"series_uid": f"{STUDY}.2", "RequestAttributesSequence": [item, other]})
+
+    def found(name: str, *keys: str) -> list[Dataset]:
+        return found_by_findscu(receiver, tmp_path / name, "SERIES", f"StudyInstanceUID={STUDY}", *keys)
+
+    sequence = "RequestAttributesSequence[0]"
+    (series,) = found("1", f"{sequence}.ScheduledProcedureStepID=STEP?", f"{sequence}.RequestedProcedureID")
+    assert series.SeriesInstanceUID == f"{STUDY}.2"
+    assert [each.ScheduledProcedureStepID for each in series.RequestAttributesSequence] == ["STEP1", "STEP2"]
+    assert series.RequestAttributesSequence[0].RequestedProcedureID == "PRÖC1"
+    mixed = (f"{sequence}.ScheduledProcedureStepID=STEP1", f"{sequence}.RequestedProcedureID=PROC2")
+    assert found("2", *mixed) == []
+    assert len(found("3", "ModalitiesInStudy=MR")) == 2
+    assert found("4", "ModalitiesInStudy=CT") == []
