@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -161,7 +162,7 @@ def send(port: int, ds: Dataset, title: str = "BOMBER") -> int:
         assoc.release()
 
 
-def bomb(folder: Path, *, syntax: UID = ExplicitVRLittleEndian, **attributes: object) -> Dataset:
+def bomb(folder: Path, *, syntax: UID = ExplicitVRLittleEndian, **attributes: Any) -> Dataset:
     """An instance in a study of its own."""
     uid = generate_uid()
     return write_instance(

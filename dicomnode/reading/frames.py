@@ -51,6 +51,8 @@ _MACROS = MappingProxyType({
 """Keyword to the functional group that holds it."""
 
 _UNASSIGNED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
+_MOST_INFLATED = 1032
+"""Bytes that one byte of a deflated data set can stand for (RFC 1951)."""
 _NO_UNIT = frozenset({"1", "US", "no units"})
 
 
@@ -117,6 +119,8 @@ def header(path: Path) -> Dataset:
             decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
+    if _count(ds) > _MOST_INFLATED * path.stat().st_size:
+        raise InputRefused(f"{name(ds)}: {ds.NumberOfFrames} frames are announced, more than the file's bytes can hold")
     return ds
 
 
