@@ -79,7 +79,7 @@ def _form(stored: StoredObject, wanted: Sequence[Accepted]) -> Form | None:
 
 
 def _alone(request: Request, path: Path, stored: StoredObject, form: Form) -> Response:
-    """One instance without an envelope; of a large one that is converted the length is not known before, so no range."""
+    """One instance without an envelope; a large one that is converted comes without ranges."""
     if form.transfer_syntax_uid != stored.transfer_syntax_uid:
         place = pixels.layout(path)
         if place is None or place.frames * place.frame_bits <= 8 * _SMALL:
