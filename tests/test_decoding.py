@@ -20,7 +20,7 @@ from dicomnode.decoding.budget import Budget
 from dicomnode.decoding.kept import Kept
 from dicomnode.decoding.pool import Pool
 from dicomnode.errors import InputRefused, NodeBusy
-from dicomnode.reading import codestreams
+from dicomnode.reading import codestreams, frames
 from dicomnode.web import pixels
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
@@ -42,11 +42,11 @@ def test_an_answer_comes_back_whole(pool: Pool) -> None:
 
 def test_a_decoder_that_crashes_costs_its_answer_only_and_is_not_asked_again(pool: Pool) -> None:
     with pytest.raises(InputRefused, match="ended the process"):
-        pool.run(os.abort)  # type: ignore[arg-type]
+        pool.run(os.abort)
     assert b"".join(pool.run(bytes, 3)) == bytes(3)
     (child,) = pool._idle
     with pytest.raises(InputRefused, match="ended the process"):
-        pool.run(os.abort)  # type: ignore[arg-type]
+        pool.run(os.abort)
     assert pool._idle == [child]
     assert child._process.poll() is None
 
@@ -171,16 +171,22 @@ def test_a_codestream_that_says_no_size_is_left_to_its_decoder(damaged: bytes) -
     assert codestreams.size_of(damaged) is None
 
 
-@pytest.mark.parametrize("frames", ["0", "1", " 1 "])
-def test_frames_that_there_are_bytes_for_are_taken(tmp_path: Path, frames: str) -> None:
-    write_instance(tmp_path / "a.dcm", NumberOfFrames=frames)
+@pytest.mark.parametrize("number", ["0", "1", " 1 "])
+def test_frames_that_there_are_bytes_for_are_taken(tmp_path: Path, number: str) -> None:
+    write_instance(tmp_path / "a.dcm", NumberOfFrames=number)
     place = pixels.layout(tmp_path / "a.dcm")
     assert place is not None
     assert place.frames == 1
 
 
-@pytest.mark.parametrize("frames", [2, 2_000_000_000, -1])
-def test_frames_that_there_are_no_bytes_for_are_refused(tmp_path: Path, frames: int) -> None:
-    write_instance(tmp_path / "a.dcm", NumberOfFrames=frames)
-    with pytest.raises(InputRefused, match=f"{frames} frames of 16 x 16 are announced"):
+@pytest.mark.parametrize("number", [2, 2_000_000_000, -1])
+def test_frames_that_there_are_no_bytes_for_are_refused(tmp_path: Path, number: int) -> None:
+    write_instance(tmp_path / "a.dcm", NumberOfFrames=number)
+    with pytest.raises(InputRefused, match=f"{number} frames of 16 x 16 are announced"):
         pixels.layout(tmp_path / "a.dcm")
+
+
+def test_a_header_of_more_frames_than_its_file_has_bytes_is_refused(tmp_path: Path) -> None:
+    write_instance(tmp_path / "a.dcm", NumberOfFrames=2_000_000_000)
+    with pytest.raises(InputRefused, match="2000000000 frames are announced"):
+        frames.header(tmp_path / "a.dcm")

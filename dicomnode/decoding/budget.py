@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from dicomnode.errors import NodeBusy
 
@@ -26,7 +26,7 @@ class Budget:
         """Bytes that nobody has."""
         return self._left
 
-    def sent(self, pieces: list[bytes]) -> Iterator[bytes]:
+    def sent(self, pieces: list[bytes]) -> Generator[bytes, None, None]:
         """The pieces, at most a MiB each, which are let go one by one. Raises NodeBusy before the first."""
         size = min(sum(map(len, pieces)), self._total)
         self._take(size)

@@ -56,7 +56,6 @@ def _limit() -> None:
     most = pages * os.sysconf("SC_PAGE_SIZE") + _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(5)  # reception comes first
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 

@@ -27,6 +27,7 @@ _STUDY = "/studies/{study}"
 _SERIES = _STUDY + "/series/{series}"
 _INSTANCE = _SERIES + "/instances/{instance}"
 _BLOCK = 1 << 20
+_SMALL = 16 << 20
 _DICOM, _OCTETS, _PDF = "application/dicom", "application/octet-stream", "application/pdf"
 _PIXELS = frozenset(f"{tag:08X}" for tag in pixels.PIXELS)
 
@@ -78,8 +79,11 @@ def _form(stored: StoredObject, wanted: Sequence[Accepted]) -> Form | None:
 
 
 def _alone(request: Request, path: Path, stored: StoredObject, form: Form) -> Response:
-    """One instance without an envelope."""
+    """One instance without an envelope; a large one that is converted comes without ranges."""
     if form.transfer_syntax_uid != stored.transfer_syntax_uid:
+        place = pixels.layout(path)
+        if place is None or place.frames * place.frame_bits <= 8 * _SMALL:
+            return ranges.of_bytes(request, b"".join(_converted(path)), form.content_type)
         return StreamingResponse(multipart.begun(_converted(path)), media_type=form.content_type)
     return ranges.answer(request, path.stat().st_size, partial(_file, path), form.content_type)
 
