@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 from pydicom.uid import (
@@ -28,7 +29,7 @@ from pydicom.uid import (
 )
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import padding
+from dicomnode.reading import codestreams, padding
 from dicomnode.reading.frames import count, name
 
 __all__ = ["cells", "is_lossy", "one_frame", "stored"]
@@ -85,8 +86,8 @@ def _decoded(source: Path | Dataset, header: Dataset, index: int | None) -> Pixe
         try:
             if isinstance(source, Path) and (index is None or syntax == DeflatedExplicitVRLittleEndian):
                 source = dcmread(source)
-            if isinstance(source, Dataset) and not syntax.is_encapsulated:
-                _check_length(source)
+            if isinstance(source, Dataset):
+                _check_sizes(source) if syntax.is_encapsulated else _check_length(source)
             return pixel_array(source, index=index, correct_unused_bits=False)
         except _FAILURES as error:
             told = str(error).splitlines()[0] if isinstance(error, ValueError | RuntimeError) else type(error).__name__
@@ -104,6 +105,12 @@ def is_lossy(header: Dataset) -> bool:
 def _syntax(header: Dataset) -> UID:
     meta = getattr(header, "file_meta", None) or Dataset()
     return UID(meta.get("TransferSyntaxUID") or "")
+
+
+def _check_sizes(ds: Dataset) -> None:
+    """Compressed frames must be of the size that the header announces: a decoder makes room for what they say."""
+    for frame in generate_frames(ds.PixelData, number_of_frames=count(ds)):
+        codestreams.check(frame, int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1))
 
 
 def _check_length(ds: Dataset) -> None:

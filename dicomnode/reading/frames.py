@@ -126,7 +126,7 @@ def header(path: Path) -> Dataset:
             decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
-    if _count(ds) > _MOST_INFLATED * path.stat().st_size:
+    if count(ds) > _MOST_INFLATED * path.stat().st_size:
         raise InputRefused(f"{name(ds)}: {ds.NumberOfFrames} frames are announced, more than the file's bytes can hold")
     return ds
 
