@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
@@ -16,12 +17,27 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, CTImageStorage, ExplicitVRBigEndian, JPEG2000Lossless, JPEGLosslessSV1
 
+from dicomnode.errors import InputRefused
+from dicomnode.reading import volumes
 from pipelines.contract import Grid
 from tests.peers.process import installed
 from tests.scanner import lattice
 from tests.series import write_slices
 
-__all__ = ["SHAPE", "as_ct", "edited", "encoded", "grid", "item", "ramp", "recoded", "series", "written"]
+__all__ = [
+    "SHAPE",
+    "as_ct",
+    "edited",
+    "encoded",
+    "grid",
+    "item",
+    "private",
+    "ramp",
+    "recoded",
+    "refused",
+    "series",
+    "written",
+]
 
 SHAPE = (4, 8, 6)
 Edit = Callable[[int, Dataset], None]
@@ -62,6 +78,22 @@ def item(**values: object) -> Dataset:
     for keyword, value in values.items():
         setattr(ds, keyword, value)
     return ds
+
+
+def private(group: int, creator: str, element: int, vr: str, value: Any) -> Edit:
+    """An edit that sets a private element of every slice."""
+
+    def edit(_: int, ds: Dataset) -> None:
+        ds.private_block(group, creator, create=True).add_new(element, vr, value)
+
+    return edit
+
+
+def refused(paths: list[Path], reason: str) -> None:
+    """Check that the files make no volume, with that reason and without a word of the patient."""
+    with pytest.raises(InputRefused, match=reason) as refused:
+        volumes.read(paths)
+    assert all(word not in str(refused.value) for word in ("Müller", "4711", "1970"))
 
 
 def as_ct(_: int, ds: Dataset) -> None:

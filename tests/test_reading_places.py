@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,20 +13,13 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from dicomnode.errors import InputRefused
 from dicomnode.reading import volumes
 from pipelines import anatomy
 from pipelines.contract import Grid, Refused
-from tests.pixel_files import SHAPE, Edit, as_ct, edited, grid, item, ramp, series
+from tests.pixel_files import SHAPE, Edit, as_ct, edited, grid, item, private, ramp, refused, series
 from tests.series import unpacked, write_enhanced, write_slices
 
 ORDER = list(range(SHAPE[0]))
-
-
-def _refused(paths: list[Path], reason: str) -> None:
-    with pytest.raises(InputRefused, match=reason) as refused:
-        volumes.read(paths)
-    assert all(word not in str(refused.value) for word in ("Müller", "4711", "1970"))
 
 
 def _last(**values: object) -> Edit:
@@ -88,7 +80,7 @@ def test_what_a_volume_has_one_of_is_the_same_on_all_slices(keyword: str, tmp_pa
     tag = Dataset()
     setattr(tag, keyword, one)
     group, element = next(iter(tag)).tag.group, next(iter(tag)).tag.element
-    _refused(series(tmp_path, ramp(), edit), rf"\({group:04X},{element:04X}\) differs among the slices")
+    refused(series(tmp_path, ramp(), edit), rf"\({group:04X},{element:04X}\) differs among the slices")
 
 
 def test_numbers_may_differ_by_their_rounding_and_be_left_out(tmp_path: Path) -> None:
@@ -104,7 +96,7 @@ def test_numbers_may_differ_by_their_rounding_and_be_left_out(tmp_path: Path) ->
 
 @pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "Modality", "PatientID", "StudyInstanceUID"])
 def test_some_things_are_on_all_slices_or_on_none(keyword: str, tmp_path: Path) -> None:
-    _refused(series(tmp_path / "some", ramp(), _last(**{keyword: None})), "differs among the slices")
+    refused(series(tmp_path / "some", ramp(), _last(**{keyword: None})), "differs among the slices")
     assert volumes.read(series(tmp_path / "none", ramp(), edited(FrameOfReferenceUID=None))).volume.data.any()
 
 
@@ -113,14 +105,14 @@ def test_some_slices_with_and_some_without_are_refused(keyword: str, tmp_path: P
     values: dict[str, object] = {"ContrastBolusAgent": "Gd"}
     if keyword == "RescaleSlope":
         values = {"RescaleSlope": "2", "RescaleIntercept": "0"}
-    _refused(series(tmp_path, ramp(), _last(**values)), "some slices have .* and others have none")
+    refused(series(tmp_path, ramp(), _last(**values)), "some slices have .* and others have none")
 
 
 def test_slices_of_two_rescale_types_are_refused(tmp_path: Path) -> None:
     def edit(k: int, ds: Dataset) -> None:
         ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = "1", "0", "US" if k else "OD"
 
-    _refused(series(tmp_path, ramp(), edit), r"Rescale Type \(0028,1054\) differs")
+    refused(series(tmp_path, ramp(), edit), r"Rescale Type \(0028,1054\) differs")
 
 
 KINDS: dict[str, tuple[dict[str, object], str]] = {
@@ -146,7 +138,7 @@ KINDS: dict[str, tuple[dict[str, object], str]] = {
 @pytest.mark.parametrize("case", KINDS)
 def test_what_has_no_plane_in_a_patient_is_refused(case: str, tmp_path: Path) -> None:
     values, reason = KINDS[case]
-    _refused(series(tmp_path, ramp(), edited(**values)), reason)
+    refused(series(tmp_path, ramp(), edited(**values)), reason)
 
 
 IGNORED: dict[str, object] = {
@@ -174,69 +166,6 @@ def test_the_depth_of_one_slice_is_a_magnitude(between: str, thickness: str, dep
 def test_rows_and_columns_have_their_own_spacing(tmp_path: Path) -> None:
     affine = volumes.read(series(tmp_path, ramp())).volume.grid.affine_mm
     assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), (0.9, 1.25, 3.5))
-
-
-def _tiles(**values: object) -> Edit:
-    return edited(**values)
-
-
-def _csa(count: bytes) -> Edit:
-    def edit(_: int, ds: Dataset) -> None:
-        value = len(count).to_bytes(4, "little") * 4 + count
-        header = b"NumberOfImagesInMosaic".ljust(64, b"\0") + bytes(20) + value + bytes(16)
-        ds.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", header)
-
-    return edit
-
-
-def _private(group: int, creator: str, element: int, vr: str, value: Any) -> Edit:
-    def edit(_: int, ds: Dataset) -> None:
-        ds.private_block(group, creator, create=True).add_new(element, vr, value)
-
-    return edit
-
-
-TILES: dict[str, Edit] = {
-    "Image Type": edited(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]),
-    "UIH's word": edited(ImageType=["ORIGINAL", "PRIMARY", "M", "VFRAME"]),
-    "Siemens' count": _private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 36),
-    "UIH's count": _private(0x0065, "Image Private Header", 0x50, "DS", "20"),
-    "the CSA header": _csa(b"36      "),
-    "the acquisition matrix": edited(Manufacturer="SIEMENS", AcquisitionMatrix=[2, 0, 0, 2]),
-    "UIH's acquisition matrix": edited(Manufacturer="UIH", AcquisitionMatrix=[0, 2, 2, 0]),
-    "the field of view": edited(PixelSpacing=["120", "120"]),
-}
-
-
-@pytest.mark.parametrize("case", TILES)
-def test_tiles_are_known_by_whatever_is_left_of_them(case: str, tmp_path: Path) -> None:
-    _refused(series(tmp_path, ramp(), TILES[case]), "instance 4 is a mosaic")
-
-
-NO_TILES: dict[str, Edit] = {
-    "one image": _private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 1),
-    "an empty count": _csa(b""),
-    "interpolated": edited(Manufacturer="SIEMENS", AcquisitionMatrix=[0, 4, 3, 0]),
-    "another maker's": edited(Manufacturer="GE MEDICAL SYSTEMS", AcquisitionMatrix=[0, 2, 2, 0]),
-    "long": edited(PixelSpacing=["200", "10"]),
-}
-
-
-@pytest.mark.parametrize("case", NO_TILES)
-def test_other_images_are_no_tiles(case: str, tmp_path: Path) -> None:
-    assert np.array_equal(volumes.read(series(tmp_path, ramp(), NO_TILES[case])).volume.data, ramp())
-
-
-@pytest.mark.parametrize("left", ["all but the word", "no private elements", "no private elements nor matrix"])
-def test_a_real_mosaic_that_lost_its_word_is_refused(left: str, kit: Path, tmp_path: Path) -> None:
-    ds = dcmread(sorted((kit / "dicom" / "transfer-syntaxes-mosaic").glob("*.dcm"))[0])
-    ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]
-    if left != "all but the word":
-        ds.remove_private_tags()
-    if left.endswith("matrix"):
-        del ds.AcquisitionMatrix
-    ds.save_as(tmp_path / "a.dcm")
-    _refused([tmp_path / "a.dcm"], "is a mosaic")
 
 
 def _enhanced(
@@ -293,7 +222,7 @@ FRAMES: dict[str, tuple[Edit, str]] = {
 @pytest.mark.parametrize("case", FRAMES)
 def test_frames_that_disagree_or_say_nothing_are_refused(case: str, tmp_path: Path) -> None:
     edit, reason = FRAMES[case]
-    _refused(_enhanced(tmp_path / "e.dcm", edit), reason)
+    refused(_enhanced(tmp_path / "e.dcm", edit), reason)
 
 
 def _shared_twice(ds: Dataset) -> None:
@@ -318,7 +247,7 @@ WHOLE: dict[str, tuple[Callable[[Dataset], None], str]] = {
 @pytest.mark.parametrize("case", WHOLE)
 def test_objects_without_whole_groups_are_refused(case: str, tmp_path: Path) -> None:
     change, reason = WHOLE[case]
-    _refused(_enhanced(tmp_path / "e.dcm", whole=change), reason)
+    refused(_enhanced(tmp_path / "e.dcm", whole=change), reason)
 
 
 def test_a_group_of_each_frame_and_one_shared_that_say_the_same(tmp_path: Path) -> None:
@@ -352,7 +281,7 @@ def test_attributes_that_a_legacy_conversion_left_over_are_read(tmp_path: Path) 
     def echoes(number: int, group: Dataset) -> None:
         group.UnassignedPerFrameConvertedAttributesSequence = [item(EchoNumbers=1 + number % 2)]
 
-    _refused(_enhanced(tmp_path / "f.dcm", echoes), r"Echo Number\(s\) \(0018,0086\) differs")
+    refused(_enhanced(tmp_path / "f.dcm", echoes), r"Echo Number\(s\) \(0018,0086\) differs")
 
 
 def test_a_concatenation_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -367,15 +296,15 @@ def test_a_concatenation_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
         ds.save_as(path)
         paths.append(path)
     assert np.array_equal(volumes.read(paths).volume.data, ramp())
-    _refused(paths[:1], "parts of a concatenation are missing: 1 of 2")
-    _refused(paths[1:], "parts of a concatenation are missing: 1 of 2")
+    refused(paths[:1], "parts of a concatenation are missing: 1 of 2")
+    refused(paths[1:], "parts of a concatenation are missing: 1 of 2")
 
 
 COMPONENTS: dict[str, tuple[Edit, str]] = {
     "Complex Image Component": (edited(ComplexImageComponent="PHASE"), "PHASE"),
     "of the signal's real part": (edited(ComplexImageComponent="REAL"), "REAL"),
-    "GE's private element": (_private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 1), "PHASE"),
-    "GE's imaginary part": (_private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 3), "IMAGINARY"),
+    "GE's private element": (private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 1), "PHASE"),
+    "GE's imaginary part": (private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 3), "IMAGINARY"),
     "Siemens' word": (edited(ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]), "P"),
     "Philips' word": (edited(ImageType=["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"]), "PHASE MAP"),
 }
@@ -392,13 +321,13 @@ def test_what_is_no_magnitude_is_told_and_taken_for_none(case: str, tmp_path: Pa
 
 def test_slices_of_two_components_by_a_private_element_are_refused(tmp_path: Path) -> None:
     def edit(k: int, ds: Dataset) -> None:
-        _private(0x0043, "GEMS_PARM_01", 0x2F, "SS", k % 2)(k, ds)
+        private(0x0043, "GEMS_PARM_01", 0x2F, "SS", k % 2)(k, ds)
 
-    _refused(series(tmp_path, ramp(), edit), "several components of the signal: MAGNITUDE, PHASE")
+    refused(series(tmp_path, ramp(), edit), "several components of the signal: MAGNITUDE, PHASE")
 
 
 def test_a_magnitude_is_told_as_it_was(tmp_path: Path) -> None:
-    ge = _private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 0)
+    ge = private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 0)
     assert volumes.read(series(tmp_path, ramp(), ge)).facts["image_type"] == ("ORIGINAL", "PRIMARY", "M")
 
 
@@ -412,13 +341,13 @@ def test_several_inversions_of_one_image_are_not_one_inversion_time(tmp_path: Pa
 
 
 def test_philips_private_scale_is_not_applied(tmp_path: Path) -> None:
-    scale = _private(0x2005, "Philips MR Imaging DD 001", 0x0E, "FL", 0.01)
+    scale = private(0x2005, "Philips MR Imaging DD 001", 0x0E, "FL", 0.01)
     assert np.array_equal(volumes.read(series(tmp_path, ramp(), scale)).volume.data, ramp())
 
 
 def test_a_real_tilted_gantry_is_refused(kit: Path, tmp_path: Path) -> None:
     paths = unpacked(kit / "dicom" / "ct-gantry-tilt-ge" / "ge_ct_tilt.tar.xz", tmp_path)
-    _refused(paths, "gantry tilt|slices are missing|uneven")
+    refused(paths, "gantry tilt|slices are missing|uneven")
 
 
 def _philips(kit: Path, name: str, folder: Path) -> list[Path]:
@@ -429,7 +358,7 @@ def _philips(kit: Path, name: str, folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", ["2001_WIP_fcMRI_Field_Mapping_e2_phMag"])
 def test_real_enhanced_objects_of_several_volumes_are_refused(name: str, kit: Path, tmp_path: Path) -> None:
-    _refused(_philips(kit, name, tmp_path), "lie at only")
+    refused(_philips(kit, name, tmp_path), "lie at only")
 
 
 def test_a_real_enhanced_object_is_what_dcm2niix_made_of_it(kit: Path, tmp_path: Path) -> None:
@@ -447,4 +376,4 @@ def test_a_sheared_ct_is_refused_whatever_its_tilt_says(tmp_path: Path) -> None:
         ds.GantryDetectorTilt = "0"
         ds.ImagePositionPatient = [0, 0.9 * k, 3.5 * k]
 
-    _refused(write_slices(tmp_path, Grid(SHAPE, grid().affine_mm), ramp(), edit=edit), "gantry tilt or a sheared stack")
+    refused(write_slices(tmp_path, Grid(SHAPE, grid().affine_mm), ramp(), edit=edit), "gantry tilt or a sheared stack")

@@ -1,0 +1,67 @@
+"""Grey or colour, and what is for display only: photometric interpretation, palettes, windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from dicomnode.errors import InputRefused
+from dicomnode.reading import volumes
+from tests.pixel_files import Edit, as_ct, edited, ramp, series
+
+
+def _read(paths: list[Path]) -> NDArray[np.float32]:
+    return volumes.read(paths).volume.data
+
+
+def _inverted_ct(k: int, ds: Dataset) -> None:
+    as_ct(k, ds)
+    ds.PhotometricInterpretation = "MONOCHROME1"
+
+
+PHOTOMETRIC: dict[str, tuple[dict[str, object], str]] = {
+    "MONOCHROME1 of MR": ({"PhotometricInterpretation": "MONOCHROME1"}, "whether they are inverted signals"),
+    "inverse": ({"PresentationLUTShape": "INVERSE"}, "whether they are inverted signals"),
+    "palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour image"),
+    "RGB by planes": (
+        {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3, "PlanarConfiguration": 1},
+        "colour image",
+    ),
+    "YBR": ({"PhotometricInterpretation": "YBR_FULL_422", "SamplesPerPixel": 3}, "colour image"),
+    "none": ({"PhotometricInterpretation": None}, "colour image"),
+}
+
+
+@pytest.mark.parametrize("case", PHOTOMETRIC)
+def test_values_that_are_no_signal_are_refused(case: str, tmp_path: Path) -> None:
+    values, reason = PHOTOMETRIC[case]
+    with pytest.raises(InputRefused, match=reason):
+        _read(series(tmp_path, ramp(), edited(**values)))
+
+
+def test_monochrome1_of_ct_is_in_hounsfield_units_all_the_same(tmp_path: Path) -> None:
+    found = _read(series(tmp_path, ramp(), _inverted_ct))
+    assert np.array_equal(found, ramp().astype(np.float32) - 1024)
+
+
+def _coloured(first: int) -> Edit:
+    return edited(PixelPresentation="COLOR", RedPaletteColorLookupTableDescriptor=[256, first, 16])
+
+
+def test_values_that_are_colours_over_the_image_are_refused(tmp_path: Path) -> None:
+    assert np.array_equal(_read(series(tmp_path / "scale", ramp(), _coloured(0))), ramp())
+    assert np.array_equal(_read(series(tmp_path / "beyond", ramp(), _coloured(3500))), ramp())
+    with pytest.raises(InputRefused, match="pixels are colours"):
+        _read(series(tmp_path / "over", ramp(), _coloured(2000)))
+
+
+@pytest.mark.parametrize("keyword", [
+    "WindowCenter", "SmallestImagePixelValue", "LargestImagePixelValue", "PixelIntensityRelationshipSign",
+])  # fmt: skip
+def test_what_is_for_display_or_summary_changes_no_value(keyword: str, tmp_path: Path) -> None:
+    extra: dict[str, object] = {keyword: 7, "WindowWidth": 3} if keyword == "WindowCenter" else {keyword: 7}
+    assert np.array_equal(_read(series(tmp_path, ramp(), edited(**extra))), ramp())
