@@ -18,6 +18,8 @@ __all__ = ["MOST_FILES", "copy", "name_of"]
 
 MOST_FILES = 2000
 _CHUNK = 1 << 20
+_DEEPEST = 16
+"""Folders in folders."""
 _MOST_SWELLING = 100
 _ALWAYS_ALLOWED = 10_000_000
 _VOUCHES = ("SHA256SUMS", "SHA256SUMS.sig")
@@ -99,6 +101,8 @@ def _check_swelling(archive: zipfile.ZipFile, size: int) -> None:
 
 def _extract(archive: zipfile.ZipFile, target: Path, max_bytes: int) -> None:
     members = [info for info in archive.infolist() if not info.is_dir()]
+    if len(archive.infolist()) > 2 * MOST_FILES:
+        raise BundleError(f"the zip holds {len(archive.infolist())} names: no bundle has so many")
     if len(members) > MOST_FILES:
         raise BundleError(f"the zip holds {len(members)} files: no bundle has more than {MOST_FILES}")
     if sum(info.file_size for info in members) > max_bytes:
@@ -124,6 +128,8 @@ def _check_member(info: zipfile.ZipInfo) -> None:
     path = PurePosixPath(info.filename)
     if path.is_absolute() or ".." in path.parts or "\\" in info.orig_filename or ":" in info.filename or not path.parts:
         raise BundleError(f"the zip holds the name {info.orig_filename!r}, which leads out of its folder")
+    if not info.filename.isprintable() or len(path.parts) > _DEEPEST:
+        raise BundleError(f"the zip holds the name {info.filename[:80]!r}, which no bundle has")
     mode = info.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
         raise BundleError(f"the zip holds {path}, a link or no plain file")
@@ -133,7 +139,11 @@ def _top(archive: zipfile.ZipFile) -> PurePosixPath:
     """The folder in the zip that is the bundle."""
     found = [PurePosixPath(name) for name in archive.namelist() if name.endswith(str(_METADATA))]
     above = sorted({path.parent.parent for path in found if path.is_relative_to(path.parent.parent)}, key=str)
-    return min(above, key=lambda path: len(path.parts), default=PurePosixPath())
+    highest = min((len(path.parts) for path in above), default=0)
+    tops = [path for path in above if len(path.parts) == highest]
+    if len(tops) > 1:
+        raise BundleError(f"the zip holds {len(tops)} bundles ({tops[0]}, {tops[1]}): bring one at a time")
+    return tops[0] if tops else PurePosixPath()
 
 
 def _copy_file(reader: IO[bytes], place: Path, left: int, max_bytes: int) -> int:

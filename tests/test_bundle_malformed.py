@@ -254,6 +254,9 @@ NAMES = {
     "configs/inference.json": "twice",
     "configs/metadata.json/x": "cannot be read",
     "d" * 300: "cannot be read",
+    "docs/a\nb.md": "which no bundle has",
+    "docs/\u202ed.md": "which no bundle has",
+    "d/" * 100 + "x": "which no bundle has",
     "docs/SHA256SUMS": "belongs beside configs",
     "docs/SHA256SUMS.sig": "belongs beside configs",
 }
@@ -274,6 +277,16 @@ def test_a_list_in_a_folder_vouches_for_nothing_and_is_refused(bundle: Path, tmp
     source = copied(bundle, tmp_path)
     (source / "docs" / "SHA256SUMS").write_text("x")
     assert "docs/SHA256SUMS: SHA256SUMS belongs beside configs" in refusal(source, tmp_path)
+
+
+def test_two_bundles_in_a_zip_are_refused(bundle: Path, tmp_path: Path) -> None:
+    source = zipped(bundle, tmp_path / "b.zip", ("other/configs/metadata.json", b"{}"), above="spleen/")
+    assert "the zip holds 2 bundles (other, spleen)" in refusal(source, tmp_path)
+
+
+def test_a_zip_of_endless_folders_is_refused(bundle: Path, tmp_path: Path) -> None:
+    source = zipped(bundle, tmp_path / "b.zip", *((f"docs/{n}/", b"") for n in range(5000)))
+    assert "names: no bundle has so many" in refusal(source, tmp_path)
 
 
 def test_a_zip_that_swells_is_refused_before_it_is_read(bundle: Path, tmp_path: Path) -> None:
