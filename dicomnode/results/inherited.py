@@ -71,7 +71,8 @@ _LOSSY: Mapping[str, str] = {
 @dataclass(frozen=True)
 class Inherited:
     """``common``: what every object says, ``of_images``: of the series whose grid the results lie on, ``lossy``: the
-    compression that the sources went through, ``zone``: the offset of their times, if any states it; ``notes``: what was left out and why."""
+    compression that the sources went through, ``zone``: the offset of their times, if any states it; ``notes``: what
+    was left out and why."""
 
     common: Dataset
     of_images: Dataset
