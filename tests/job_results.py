@@ -77,8 +77,7 @@ def _inputs(pipeline: str, folder: Path) -> tuple[dict[str, list[Path]], dict[st
 
 
 def _t1w(_: int, ds: Dataset) -> None:
-    ds.InversionTime, ds.PatientAge = "900", "071Y"
-    ds.PatientBirthDate = "19550131"
+    ds.InversionTime, ds.PatientAge, ds.PatientBirthDate = "900", "071Y", "19540615"
 
 
 def _pet(folder: Path) -> list[Path]:

@@ -38,12 +38,21 @@ def _put(ds: Dataset, keyword: str, value: Any) -> None:
 
 
 def _all(**values: Any) -> Edit:
-    return lambda _, ds: [_put(ds, keyword, value) for keyword, value in values.items()].clear()
+    def edit(_: int, ds: Dataset) -> None:
+        for keyword, value in values.items():
+            _put(ds, keyword, value)
+
+    return edit
 
 
 def _third(**values: Any) -> Edit:
     """Set on one of the four slices."""
-    return lambda k, ds: [_put(ds, keyword, value) for keyword, value in values.items() if k == 2].clear()
+
+    def edit(k: int, ds: Dataset) -> None:
+        if k == 2:
+            _all(**values)(k, ds)
+
+    return edit
 
 
 def _philips(*slices: int, suv: float = 2 * FACTOR, bq_ml: float = 2.0) -> Edit:

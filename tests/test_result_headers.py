@@ -139,34 +139,23 @@ def test_offsets_that_differ_are_two_readings_of_every_time() -> None:
 
 
 ODD: Mapping[str, tuple[str, bytes]] = {
-    "birth date with dots": ("PatientBirthDate", b"19.01.1970"),
-    "birth year": ("PatientBirthDate", b"1970"),
-    "birth date that is none": ("PatientBirthDate", b"19700231"),
-    "sex in German": ("PatientSex", b"W "),
-    "sex in words": ("PatientSex", b"male"),
-    "two sexes": ("PatientSex", b"M\\F "),
+    "birth date with dots": ("PatientBirthDate", b"19.01.1970"), "birth year": ("PatientBirthDate", b"1970"),
+    "birth date that is none": ("PatientBirthDate", b"19700231"), "sex in German": ("PatientSex", b"W "),
+    "sex in words": ("PatientSex", b"male"), "two sexes": ("PatientSex", b"M\\F "),
     "study date with dots": ("StudyDate", b"2026.01.01"),
     "study date as a range": ("StudyDate", b"20260101-20260102 "),
-    "study time with colons": ("StudyTime", b"12:00:00"),
-    "impossible study time": ("StudyTime", b"256199"),
-    "long study ID": ("StudyID", b"x" * 30),
-    "two accession numbers in one": ("AccessionNumber", b"1\\2 "),
-    "control characters": ("StudyDescription", b"head\x07\x01"),
-    "long description": ("StudyDescription", b"x" * 100),
+    "study time with colons": ("StudyTime", b"12:00:00"), "impossible study time": ("StudyTime", b"256199"),
+    "long study ID": ("StudyID", b"x" * 30), "two accession numbers in one": ("AccessionNumber", b"1\\2 "),
+    "control characters": ("StudyDescription", b"head\x07\x01"), "long description": ("StudyDescription", b"x" * 100),
     "name of too many components": ("PatientName", b"a^b^c^d^e^f^g "),
     "name of too many groups": ("PatientName", b"a=b=c=d "),
     "name in bytes of an unknown set": ("ReferringPhysicianName", "Müller^Jörg".encode("latin-1") + b" "),
-    "age": ("PatientAge", b"42"),
-    "weight": ("PatientWeight", b"70kg"),
-    "size": ("PatientSize", b"1,80"),
-    "offset": ("TimezoneOffsetFromUTC", b"+9:00 "),
-    "offset that is none": ("TimezoneOffsetFromUTC", b"+9900 "),
-    "body part": ("BodyPartExamined", b"Head & neck"),
-    "laterality": ("Laterality", b"links "),
-    "modality": ("Modality", b"m.r."),
-    "position": ("PatientPosition", b"head first supine "),
+    "age": ("PatientAge", b"42"), "weight": ("PatientWeight", b"70kg"), "size": ("PatientSize", b"1,80"),
+    "offset": ("TimezoneOffsetFromUTC", b"+9:00 "), "offset that is none": ("TimezoneOffsetFromUTC", b"+9900 "),
+    "body part": ("BodyPartExamined", b"Head & neck"), "laterality": ("Laterality", b"links "),
+    "modality": ("Modality", b"m.r."), "position": ("PatientPosition", b"head first supine "),
     "identity removed": ("PatientIdentityRemoved", b"MAYBE "),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ODD)
