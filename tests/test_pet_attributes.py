@@ -28,31 +28,24 @@ def _read(tmp_path: Path, edit: Edit) -> volumes.Series:
     return volumes.read(write_pet(tmp_path / "pet", GRID, BQ_ML, edit=edit))
 
 
-def _put(ds: Dataset, keyword: str, value: Any) -> None:
-    of_the_tracer = keyword.startswith("Radio") and keyword != "RadiopharmaceuticalInformationSequence"
-    place = ds.RadiopharmaceuticalInformationSequence[0] if of_the_tracer else ds
-    if value is None:
-        delattr(place, keyword)
-    else:
-        setattr(place, keyword, value)
+def _put(ds: Dataset, values: dict[str, Any]) -> None:
+    """Set, or delete for None; attributes of the tracer in its item."""
+    for keyword, value in values.items():
+        of_the_tracer = keyword.startswith("Radio") and keyword != "RadiopharmaceuticalInformationSequence"
+        place = ds.RadiopharmaceuticalInformationSequence[0] if of_the_tracer else ds
+        if value is None:
+            delattr(place, keyword)
+        else:
+            setattr(place, keyword, value)
 
 
 def _all(**values: Any) -> Edit:
-    def edit(_: int, ds: Dataset) -> None:
-        for keyword, value in values.items():
-            _put(ds, keyword, value)
-
-    return edit
+    return lambda _, ds: _put(ds, values)
 
 
 def _third(**values: Any) -> Edit:
     """Set on one of the four slices."""
-
-    def edit(k: int, ds: Dataset) -> None:
-        if k == 2:
-            _all(**values)(k, ds)
-
-    return edit
+    return lambda k, ds: _put(ds, values if k == 2 else {})
 
 
 def _philips(*slices: int, suv: float = 2 * FACTOR, bq_ml: float = 2.0) -> Edit:

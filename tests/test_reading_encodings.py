@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import decoding, frames, volumes
+from dicomnode.reading import frames, stored_values, volumes
 from tests import pixel_files
 from tests.pixel_files import SHAPE, edited, encoded, item, ramp, recoded, series, written
 from tests.series import write_enhanced
@@ -284,4 +284,4 @@ def test_a_lossy_compression_is_a_fact(syntax: UID, stated: str | None, expected
 def test_a_lossy_transfer_syntax_is_a_fact_though_unstated(kit: Path) -> None:
     header = frames.header(kit / "dicom" / "pydicom-test-files" / "JPEGLSNearLossless_16.dcm")
     header.pop("LossyImageCompression", None)
-    assert decoding.is_lossy(header)
+    assert stored_values.is_lossy(header)

@@ -17,7 +17,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELos
 
 from dicomnode.deidentify.defacing import FaceOfSeries
 from dicomnode.errors import InputRefused
-from dicomnode.reading import decoding, frames, volumes
+from dicomnode.reading import frames, stored_values, volumes
 from dicomnode.web import pixels, rendered
 from tests.pixel_files import SHAPE, Edit, as_ct, edited, encoded, grid, item, ramp, recoded, series
 from tests.series import write_enhanced
@@ -182,7 +182,7 @@ def test_a_copy_without_face_keeps_the_other_values_whatever_high_bit_was(tmp_pa
     copy = dcmread(path)
     FaceOfSeries({(path, 0): RIM[0]}, 7).remove(path, copy)
     copy.save_as(path, enforce_file_format=True)
-    assert np.array_equal(decoding.stored(path, frames.header(path))[0], np.where(RIM[0], 7, data[0]))
+    assert np.array_equal(stored_values.stored(path, frames.header(path))[0], np.where(RIM[0], 7, data[0]))
 
 
 WRONG_LINES: dict[str, dict[str, object]] = {

@@ -280,7 +280,7 @@ def _no_units(_: int, ds: Dataset) -> None:
     del ds.Units
 
 
-@_mistake("several units")
+@_mistake(r"Units \(0054,1001\): BQML, GML")
 def _units_that_change(k: int, ds: Dataset) -> None:
     ds.Units = "BQML" if k < 12 else "GML"
 

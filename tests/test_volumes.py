@@ -15,7 +15,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import decoding, frames, volumes
+from dicomnode.reading import frames, stored_values, volumes
 from pipelines.contract import Grid, Volume
 from tests.scanner import ORIENTATIONS, lattice
 from tests.series import unpacked, write_enhanced, write_slices
@@ -338,7 +338,7 @@ def test_echoes_of_a_real_field_map_are_told_apart(kit: Path) -> None:
 
 def test_a_real_mosaic_is_decoded_alike_from_every_transfer_syntax_and_refused(kit: Path) -> None:
     paths = sorted((kit / "dicom" / "transfer-syntaxes-mosaic").glob("*.dcm"))
-    decoded = [decoding.stored(path, frames.header(path)) for path in paths]
+    decoded = [stored_values.stored(path, frames.header(path)) for path in paths]
     assert all(np.array_equal(each, decoded[0]) for each in decoded)
     for path in paths:
         with pytest.raises(InputRefused, match="is a mosaic"):

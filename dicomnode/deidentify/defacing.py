@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.deidentify import faces
 from dicomnode.errors import InputRefused
-from dicomnode.reading import decoding, frames, volumes
+from dicomnode.reading import frames, stored_values, volumes
 from dicomnode.results.preferences import ResultsConfig, WithoutFaces
 from dicomnode.results.provenance import Provenance
 from pipelines import face
@@ -78,7 +78,7 @@ class FaceOfSeries:
         """From the pixels of the data set of that file, which is uncompressed then. Raises InputRefused."""
         try:
             ds.decompress(generate_instance_uid=False) if ds.file_meta.TransferSyntaxUID.is_encapsulated else None
-            stack = decoding.stored(ds, ds).copy()
+            stack = stored_values.stored(ds, ds).copy()
         except InputRefused:
             raise
         except Exception as error:  # whatever a decoder raises
@@ -103,7 +103,7 @@ def series(paths: Sequence[Path], model: Model) -> FaceOfSeries:
     least = []
     for path in paths:
         header = frames.header(path)
-        least.append(int(decoding.stored(path, header).min()))
+        least.append(int(stored_values.stored(path, header).min()))
         for frame in frames.frames_of(header):
             position = frame.numbers("ImagePositionPatient", 3)
             if position is None:

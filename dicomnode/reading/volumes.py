@@ -18,8 +18,8 @@ from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
 from dicomnode.reading import acquisition, agreement, kinds, padding, pet
-from dicomnode.reading.decoding import stored
 from dicomnode.reading.frames import Frame, frames_of, header, name, unit, values
+from dicomnode.reading.stored_values import stored
 from pipelines.contract import Grid, Volume
 
 __all__ = ["DRIFT", "UNEVEN", "Series", "read"]

@@ -22,7 +22,7 @@ from dicomnode.datasets import inflating
 from dicomnode.datasets.encoded import Element, OpenFile, Source, Window, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import codestreams
-from dicomnode.reading.decoding import cells, one_frame
+from dicomnode.reading.stored_values import cells, one_frame
 
 __all__ = ["PIXELS", "Pixels", "array", "as_stored", "decoded", "element", "is_decodable", "layout", "sent", "whole"]
 
