@@ -41,3 +41,9 @@ def test_every_row_names_tests_that_exist() -> None:
         missing += [f"{row[0]}: {file}::{test}" for file, test in named if test not in _tests_in(file)]
         missing += [f"{row[0]}: no test"] if not named else []
     assert missing == []
+
+
+def test_the_page_counts_its_rows_and_tests() -> None:
+    rows = _rows()
+    tests = {reference for row in rows for reference in REFERENCE.findall(row[-1])}
+    assert f"{len(rows)} rows, {len(tests)} tests." in PAGE.read_text()
