@@ -108,6 +108,14 @@ def test_pixels_are_shifted_down_from_high_bit(syntax: UID, dtype: type[Any], tm
     assert np.array_equal(_read(paths), data)
 
 
+def test_bits_below_the_values_that_no_overlay_explains_are_refused(tmp_path: Path) -> None:
+    """Values that lie in the low bits, with a High Bit that speaks of the high ones."""
+    for dtype in (np.uint16, np.int16):
+        paths = series(tmp_path / dtype.__name__, ramp(dtype, 2000), edited(BitsStored=12, HighBit=15))
+        with pytest.raises(InputRefused, match=r"High Bit \(0028,0102\) is 15 .* the bits below hold something"):
+            _read(paths)
+
+
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1], ids=lambda uid: uid.keyword)
 def test_a_shift_in_compressed_samples_is_refused(syntax: UID, tmp_path: Path) -> None:
     paths = series(tmp_path, (ramp(most=2000) << 4).astype(np.uint16))
