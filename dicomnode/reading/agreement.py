@@ -35,6 +35,8 @@ _UNORDERED = ("CorrectedImage", "ScanningSequence", "SequenceVariant")
 """Whose words may stand in any order."""
 _PRESENT = ("RescaleSlope", "ModalityLUTSequence", "RealWorldValueMappingSequence", "ContrastBolusAgent")
 """Whose values may differ, but not whether there is one."""
+_TRIGGERS = frozenset({"CG", "PPG", "RG"})
+"""Scan Options (0018,0022) with which the heart or the breath sets the time between excitations."""
 _RELATIVE = 1e-3
 
 
@@ -44,6 +46,8 @@ def check(frames: Sequence[Frame]) -> None:
         stated = [frame.get(keyword) for frame in frames]
         found = {_plain(each, keyword in _UNORDERED) for each in stated if each is not None}
         found |= {None} if None in stated and keyword in _EVERYWHERE else set()
+        if keyword == "RepetitionTime" and all(_is_triggered(frame) for frame in frames):
+            continue
         if len(found) > 1 and not (keyword in _NUMBERS and _nearly(found)):
             quoted = "" if keyword in _IDENTITIES else f" ({_quoted(found)})"
             raise InputRefused(f"{named(keyword)} differs among the slices{quoted}; a volume has one")
@@ -72,6 +76,10 @@ def named(keyword: str) -> str:
     """Name and tag of an attribute, as messages have them."""
     tag = tag_for_keyword(keyword) or 0
     return f"{dictionary_description(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def _is_triggered(frame: Frame) -> bool:
+    return not _TRIGGERS.isdisjoint(np.atleast_1d(frame.get("ScanOptions") or []).tolist())
 
 
 def _has(frame: Frame, keyword: str) -> bool:

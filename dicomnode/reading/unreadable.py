@@ -1,4 +1,4 @@
-"""Elements whose bytes cannot be decoded at all: refused by their tag, or left out where only their maker reads them."""
+"""Elements whose bytes cannot be decoded: refused by their tag, or left out where only their maker reads them."""
 
 from __future__ import annotations
 
