@@ -28,6 +28,7 @@ from pydicom.uid import (
 from db.models import Quarantine
 from dicomnode import decoding
 from dicomnode.datasets import sameness, samples
+from dicomnode.decoding import pool
 from dicomnode.errors import InputRefused, NodeBusy
 from tests.peers.files import write_instance
 from tests.peers.process import installed
@@ -284,6 +285,24 @@ def test_a_codestream_larger_than_its_header_is_not_decoded_to_compare_it(tmp_pa
         samples.alike(str(tmp_path / "a.dcm"), str(tmp_path / "b.dcm"))
 
 
+def test_those_who_look_at_pictures_keep_no_sender_waiting(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "a.dcm")
+    sent = [encoded(tmp_path / "a.dcm"), encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))]
+
+    monkeypatch.setattr(pool, "_WAIT_S", 0.05)
+    taken = 0
+    while decoding._pool._free.acquire(blocking=False):
+        taken += 1
+    try:
+        answers = store_all(receiver.port, sent, tmp_path / "out")
+    finally:
+        for _ in range(taken):
+            decoding._pool._free.release()
+    assert [answer.Status for answer in answers] == [0, 0]
+
+
 def test_what_cannot_be_compared_now_leaves_nothing_and_can_be_sent_again(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +314,7 @@ def test_what_cannot_be_compared_now_leaves_nothing_and_can_be_sent_again(
         raise NodeBusy("the node decodes as much as it may; ask again in a while")
 
     with monkeypatch.context() as busy:
-        busy.setattr(decoding, "whole", refuse)
+        busy.setattr(decoding, "received", refuse)
         answers = store_all(receiver.port, [first, other], tmp_path / "out")
     assert [answer.Status for answer in answers] == [0, NodeBusy.dicom_status]
     assert len(receiver.files()) == 1

@@ -263,6 +263,6 @@ def _decode_alike(first: Path, second: Path) -> bool:
     try:
         for each in (first, second):
             samples.check_size(str(each))
-        return bool(decoding.whole(samples.alike, str(second), str(first)))  # the newer first: it may be what does harm
+        return bool(decoding.received(samples.alike, str(second), str(first)))  # the newer first: it may do harm
     except InputRefused:
         return False
