@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.dataset import Dataset
 
+from dicomnode.datasets.titles import title
 from dicomnode.errors import InputRefused
 from dicomnode.reading.frames import Frame
 
-__all__ = ["check", "check_concatenations", "named"]
+__all__ = ["check", "check_concatenations"]
 
 _IDENTITIES = (
     "StudyInstanceUID", "PatientID", "IssuerOfPatientID", "FrameOfReferenceUID", "PatientAge", "PatientSex",
@@ -44,10 +44,10 @@ def check(frames: Sequence[Frame]) -> None:
         found |= {None} if None in stated and keyword in _EVERYWHERE else set()
         if len(found) > 1 and not (keyword in _NUMBERS and _nearly(found)):
             quoted = "" if keyword in _IDENTITIES else f" ({_quoted(found)})"
-            raise InputRefused(f"{named(keyword)} differs among the slices{quoted}; a volume has one")
+            raise InputRefused(f"{title(keyword)} differs among the slices{quoted}; a volume has one")
     for keyword in _PRESENT:
         if len({_has(frame, keyword) for frame in frames}) > 1:
-            raise InputRefused(f"some slices have {named(keyword)} and others have none")
+            raise InputRefused(f"some slices have {title(keyword)} and others have none")
 
 
 def check_concatenations(headers: Iterable[Dataset]) -> None:
@@ -64,12 +64,6 @@ def check_concatenations(headers: Iterable[Dataset]) -> None:
                 f"parts of a concatenation are missing: {len(numbers)} of {max(total, *numbers)} are there, by "
                 "In-concatenation Number (0020,9162)"
             )
-
-
-def named(keyword: str) -> str:
-    """Name and tag of an attribute, as messages have them."""
-    tag = tag_for_keyword(keyword) or 0
-    return f"{dictionary_description(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
 def _has(frame: Frame, keyword: str) -> bool:

@@ -18,7 +18,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-from dicomnode.datasets.validity import fault, knows_character_set, title
+from dicomnode.datasets.titles import title
+from dicomnode.datasets.validity import fault, knows_character_set
 from dicomnode.datasets.zone import moment
 from dicomnode.errors import InputRefused
 
