@@ -34,8 +34,7 @@ _WORDS = MappingProxyType({
     "modality": "Modality", "manufacturer": "Manufacturer", "model": "ManufacturerModelName",
     "body_part": "BodyPartExamined", "image_type": "ImageType", "acquisition_type": "MRAcquisitionType",
     "scanning_sequence": "ScanningSequence", "sequence_variant": "SequenceVariant",
-    "patient_position": "PatientPosition", "units": "Units", "decay_correction": "DecayCorrection",
-    "corrections": "CorrectedImage", "sex": "PatientSex",
+    "patient_position": "PatientPosition", "sex": "PatientSex",
 })  # fmt: skip
 
 

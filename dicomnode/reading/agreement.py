@@ -1,4 +1,7 @@
-"""What must be the same on all slices of a volume: its frame of reference, its echo, its patient, every fact of it."""
+"""What must be the same on all slices of a volume: its frame of reference, its echo, its patient, every fact of it.
+
+What only PET states (unit, corrections) is compared by ``pet.check``.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ _IDENTITIES = (
     "PatientWeight", "PatientSize",
 )  # fmt: skip
 """Whose values no message quotes."""
-_EVERYWHERE = ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Modality", "Units", "RescaleType")
+_EVERYWHERE = ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Modality", "RescaleType")
 """Stated on all slices or on none; of the others some may be silent."""
 _NUMBERS = (
     "SliceThickness", "EchoTime", "EffectiveEchoTime", "RepetitionTime", "InversionTime", "InversionTimes", "FlipAngle",
     "DiffusionBValue", "MagneticFieldStrength", "EchoTrainLength", "KVP",
 )  # fmt: skip
 _WORDS = (
-    "Modality", "SOPClassUID", "PhotometricInterpretation", "RescaleType", "Units", "ImageType", "FrameType",
+    "Modality", "SOPClassUID", "PhotometricInterpretation", "RescaleType", "ImageType", "FrameType",
     "ComplexImageComponent", "EchoNumbers", "StackID", "TemporalPositionIdentifier", "TemporalPositionIndex",
     "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "PatientPosition", "MRAcquisitionType",
-    "ScanningSequence", "SequenceVariant", "ConvolutionKernel", "DecayCorrection", "CorrectedImage",
+    "ScanningSequence", "SequenceVariant", "ConvolutionKernel",
 )  # fmt: skip
 _PRESENT = ("RescaleSlope", "ModalityLUTSequence", "RealWorldValueMappingSequence", "ContrastBolusAgent")
 """Whose values may differ, but not whether there is one."""
