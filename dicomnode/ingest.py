@@ -20,7 +20,7 @@ from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
 from dicomnode.datasets import headers, sameness
-from dicomnode.datasets.encoded import file_meta, open_source
+from dicomnode.datasets.encoded import file_meta
 from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
 from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
@@ -181,8 +181,7 @@ def receive_instance(
     Raises RefusedObject: CannotUnderstand or MismatchedClass, after which nothing of it is kept, or
     DuplicateConflict, after which it is in quarantine.
     """
-    source = open_source(writer, data_set_at, writer.size_bytes, announced.transfer_syntax_uid)
-    facts = headers.facts(source, announced.transfer_syntax_uid)
+    facts = headers.read_between(writer, data_set_at, writer.size_bytes, announced.transfer_syntax_uid)
     _check_announced(facts, announced)
     arrival = Arrival(facts, writer.finish(), sender)
     with _under_way.of(arrival.file.sha256):

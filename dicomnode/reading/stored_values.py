@@ -25,7 +25,7 @@ from dicomnode.datasets import inflating
 from dicomnode.datasets.lossy import transfer_syntax
 from dicomnode.errors import InputRefused
 from dicomnode.reading import codestreams, padding
-from dicomnode.reading.frames import count, name
+from dicomnode.reading.frames import check_syntax, count, name
 
 __all__ = ["cells", "one_frame", "stored"]
 
@@ -70,6 +70,7 @@ def cells(path: Path, index: int) -> Pixels:
 def _pixel_header(path: Path) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        check_syntax(path)
         return dcmread(path, stop_before_pixels=True, specific_tags=[BaseTag(tag) for tag in _NEEDED if tag])
 
 
