@@ -143,7 +143,7 @@ def _sample(cells: Pixels, header: Dataset, bits: int, high: int) -> Pixels:
     if high != bits - 1:
         raise InputRefused(
             f"{name(header)}: High Bit (0028,0102) is {high} with Bits Stored (0028,0101) {bits} in compressed pixels: "
-            "whether the samples were shifted before they were compressed, nobody can tell"
+            "it is not known whether the samples were shifted before they were compressed"
         )
     unused = cells.dtype.itemsize * 8 - bits
     found: Pixels = (cells << unused) >> unused
