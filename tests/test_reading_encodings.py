@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -23,8 +24,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicomnode.datasets import lossy
 from dicomnode.errors import InputRefused
-from dicomnode.reading import frames, stored_values, volumes
+from dicomnode.reading import frames, volumes
 from tests import pixel_files
 from tests.pixel_files import SHAPE, edited, encoded, item, ramp, recoded, series, written
 from tests.series import write_enhanced
@@ -292,7 +294,7 @@ def test_a_lossy_compression_is_a_fact(syntax: UID, stated: str | None, expected
 def test_a_lossy_transfer_syntax_is_a_fact_though_unstated(kit: Path) -> None:
     header = frames.header(kit / "dicom" / "pydicom-test-files" / "JPEGLSNearLossless_16.dcm")
     header.pop("LossyImageCompression", None)
-    assert stored_values.is_lossy(header)
+    assert lossy.is_lossy(header)
 
 
 def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
@@ -318,3 +320,11 @@ def test_elements_that_cannot_be_decoded(vr: bytes, nested: bool, tmp_path: Path
     assert np.array_equal(_read(_with_bytes(tmp_path / "private", 0x00191001, vr, nested)), ramp())
     with pytest.raises(InputRefused, match=r"its element \(0018,9073\) cannot be decoded"):
         _read(_with_bytes(tmp_path / "public", 0x00189073, vr, nested))
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(None, True), ("01", True), ("00", False)])
+def test_jpeg_2000_that_says_it_is_lossless_is_believed(stated: str | None, expected: bool) -> None:
+    header = item(LossyImageCompression=stated)
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = JPEG2000
+    assert lossy.is_lossy(header) == expected

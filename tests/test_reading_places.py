@@ -63,8 +63,6 @@ ONE_PER_VOLUME: dict[str, tuple[object, object]] = {
     "PhotometricInterpretation": ("MONOCHROME2", "MONOCHROME1"),
     "ConvolutionKernel": ("soft", "bone"),
     "KVP": ("80", "120"),
-    "DecayCorrection": ("START", "NONE"),
-    "CorrectedImage": (["ATTN"], ["ATTN", "DECY"]),
 }
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomnode.datasets.lossy import is_lossy
 from dicomnode.errors import InputRefused
-from dicomnode.reading import kinds, stored_values, tracer
+from dicomnode.reading import kinds, tracer
 from dicomnode.reading.frames import Frame
 
 __all__ = ["component", "facts", "plane"]
@@ -36,8 +37,7 @@ _WORDS = MappingProxyType({
     "modality": "Modality", "manufacturer": "Manufacturer", "model": "ManufacturerModelName",
     "body_part": "BodyPartExamined", "image_type": "ImageType", "acquisition_type": "MRAcquisitionType",
     "scanning_sequence": "ScanningSequence", "sequence_variant": "SequenceVariant",
-    "patient_position": "PatientPosition", "units": "Units", "decay_correction": "DecayCorrection",
-    "corrections": "CorrectedImage", "sex": "PatientSex",
+    "patient_position": "PatientPosition", "sex": "PatientSex",
 })  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         found["age_years"] = age
     if frames[0].get("ContrastBolusAgent"):
         found["contrast_agent"] = True
-    if any(stored_values.is_lossy(frame.header) for frame in frames):
+    if any(is_lossy(frame.header) for frame in frames):
         found["lossy_compressed"] = True
     return found | (tracer.facts(frames) if found.get("modality") == "PT" else {})
 

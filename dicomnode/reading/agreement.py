@@ -1,4 +1,7 @@
-"""What must be the same on all slices of a volume: its frame of reference, its echo, its patient, every fact of it."""
+"""What must be the same on all slices of a volume: its frame of reference, its echo, its patient, every fact of it.
+
+What only PET states (unit, corrections) is compared by ``pet.check``.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,30 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.dataset import Dataset
 
+from dicomnode.datasets.titles import title
 from dicomnode.errors import InputRefused
 from dicomnode.reading.frames import Frame
 
-__all__ = ["check", "check_concatenations", "named"]
+__all__ = ["check", "check_concatenations"]
 
 _IDENTITIES = (
     "StudyInstanceUID", "PatientID", "IssuerOfPatientID", "FrameOfReferenceUID", "PatientAge", "PatientSex",
     "PatientWeight", "PatientSize",
 )  # fmt: skip
 """Whose values no message quotes."""
-_EVERYWHERE = ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Modality", "Units", "RescaleType")
+_EVERYWHERE = ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Modality", "RescaleType")
 """Stated on all slices or on none; of the others some may be silent."""
 _NUMBERS = (
     "SliceThickness", "EchoTime", "EffectiveEchoTime", "RepetitionTime", "InversionTime", "InversionTimes", "FlipAngle",
     "DiffusionBValue", "MagneticFieldStrength", "EchoTrainLength", "KVP",
 )  # fmt: skip
 _WORDS = (
-    "Modality", "SOPClassUID", "PhotometricInterpretation", "RescaleType", "Units", "ImageType", "FrameType",
+    "Modality", "SOPClassUID", "PhotometricInterpretation", "RescaleType", "ImageType", "FrameType",
     "ComplexImageComponent", "EchoNumbers", "StackID", "TemporalPositionIdentifier", "TemporalPositionIndex",
     "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "PatientPosition", "MRAcquisitionType",
-    "ScanningSequence", "SequenceVariant", "ConvolutionKernel", "DecayCorrection", "CorrectedImage",
+    "ScanningSequence", "SequenceVariant", "ConvolutionKernel",
 )  # fmt: skip
 _UNORDERED = ("CorrectedImage", "ScanningSequence", "SequenceVariant")
 """Whose words may stand in any order."""
@@ -50,10 +53,10 @@ def check(frames: Sequence[Frame]) -> None:
             continue
         if len(found) > 1 and not (keyword in _NUMBERS and _nearly(found)):
             quoted = "" if keyword in _IDENTITIES else f" ({_quoted(found)})"
-            raise InputRefused(f"{named(keyword)} differs among the slices{quoted}; a volume has one")
+            raise InputRefused(f"{title(keyword)} differs among the slices{quoted}; a volume has one")
     for keyword in _PRESENT:
         if len({_has(frame, keyword) for frame in frames}) > 1:
-            raise InputRefused(f"some slices have {named(keyword)} and others have none")
+            raise InputRefused(f"some slices have {title(keyword)} and others have none")
 
 
 def check_concatenations(headers: Iterable[Dataset]) -> None:
@@ -70,12 +73,6 @@ def check_concatenations(headers: Iterable[Dataset]) -> None:
                 f"parts of a concatenation are missing: {len(numbers)} of {max(total, *numbers)} are there, by "
                 "In-concatenation Number (0020,9162)"
             )
-
-
-def named(keyword: str) -> str:
-    """Name and tag of an attribute, as messages have them."""
-    tag = tag_for_keyword(keyword) or 0
-    return f"{dictionary_description(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
 def _is_triggered(frame: Frame) -> bool:

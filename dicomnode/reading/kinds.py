@@ -39,7 +39,7 @@ def check(ds: Dataset) -> None:
     if ds.get("Modality") == "MR" and (photometric == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE"):
         raise InputRefused(
             f"{name(ds)}: Photometric Interpretation (0028,0004) or Presentation LUT Shape (2050,0020) shows large "
-            "values dark; whether they are inverted signals, nobody can tell"
+            "values dark; it is not known whether they are inverted signals"
         )
     if str(ds.get("AnatomicalOrientationType") or "BIPED") != "BIPED":
         raise InputRefused(f"{name(ds)}: Anatomical Orientation Type (0010,2210) is an animal's, with other directions")
