@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
+from db import audit
 from db.models import Delivery, Event, Job, Notification, PriorSearch, Study
 from db.states import DeliveryState, JobState, NotificationState, SearchState, StudyState
 
@@ -73,7 +74,7 @@ class ClockWatch:
         with self._sessions.begin() as session:
             grant_leases(session, lease_s=self._lease_s, now=now)
             if self._moves_rows:
-                shift_open_rows(session, jump)
+                shift_open_rows(session, jump, now=now)
         log.warning("the clock was set by %+.0f s; leases and due times follow it", jump.total_seconds())
 
 
@@ -90,10 +91,15 @@ def grant_leases(session: Session, *, lease_s: float, now: datetime) -> None:
             row.leased_until = now + timedelta(seconds=lease_s)
 
 
-def shift_open_rows(session: Session, jump: timedelta) -> None:
-    """Move the moments of what is not ended by as much as the clock was set."""
+def shift_open_rows(session: Session, jump: timedelta, *, now: datetime) -> None:
+    """Move the moments of what is not ended by as much as the clock was set.
+
+    The event tells it, and is the newest one then, so that ``time_lost`` does not find the same time once more.
+    """
     for table, states, columns in _OPEN:
         for row in session.scalars(select(table).where(table.state.in_(states)).with_for_update(skip_locked=True)):
             for column in columns:
                 if (moment := getattr(row, column)) is not None:
                     setattr(row, column, moment + jump)
+    detail = {"reason": f"by {jump.total_seconds():+.0f} s"}
+    audit.append(session, subject="clock", subject_id="", event="set", detail=detail, now=now)

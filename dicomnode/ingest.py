@@ -179,18 +179,22 @@ def receive_instance(
     """Take in the Part 10 file that ``writer`` holds; when this returns, its bytes and its row are durable.
 
     Raises RefusedObject: CannotUnderstand or MismatchedClass, after which nothing of it is kept, or
-    DuplicateConflict, after which it is in quarantine.
+    DuplicateConflict, after which it is in quarantine; NodeBusy where it cannot be compared with the one that is held,
+    after which nothing of it is kept either.
     """
     facts = headers.read_between(writer, data_set_at, writer.size_bytes, announced.transfer_syntax_uid)
     _check_announced(facts, announced)
     arrival = Arrival(facts, writer.finish(), sender)
-    with _under_way.of(arrival.file.sha256):
-        registration = ledger.register(arrival, writer)
-        is_conflict = registration.kind == "conflict"
+    is_conflict = False
+    try:
+        with _under_way.of(arrival.file.sha256):
+            registration = ledger.register(arrival, writer)
+            is_conflict = registration.kind == "conflict"
+            if is_conflict:
+                registration = _settle_conflict(ledger, arrival, registration)
+    finally:
         if is_conflict:
-            registration = _settle_conflict(ledger, arrival, writer, registration)
-    if is_conflict:
-        _remove_unless_referred_to(ledger, arrival.file)
+            _remove_unless_referred_to(ledger, arrival.file)
     _tell_what_is_not_indexed(facts, registration)
     return registration
 
@@ -277,23 +281,16 @@ def _check_announced(facts: InstanceFacts, announced: Announced) -> None:
         raise MismatchedClass("the data set is of another study than the request")
 
 
-def _settle_conflict(
-    ledger: Ledger, arrival: Arrival, writer: spool.Writer, registration: Registration
-) -> Registration:
+def _settle_conflict(ledger: Ledger, arrival: Arrival, registration: Registration) -> Registration:
     """The files differ; it is the same object if they do so in encoding only, and in what we wrote before it."""
     with ledger.sessions() as session:
         known = session.get_one(Instance, registration.instance_id)
         first, is_held = ledger.root / known.relative_path, known.expired_at is None
-    if is_held and _is_same(first, writer):
+    if is_held and sameness.is_same(first, spool.path(ledger.root, arrival.file)):
         return Registration("duplicate", registration.instance_id)
     reason = f"instance {registration.instance_id} has the same SOP Instance UID and other content"
     _quarantine(ledger, arrival, reason)
     raise DuplicateConflict(f"{reason}; this one is in quarantine")
-
-
-def _is_same(first: Path, writer: spool.Writer) -> bool:
-    with first.open("rb") as one, writer.opened() as other:
-        return sameness.is_same(one, other)
 
 
 def _quarantine(ledger: Ledger, arrival: Arrival, reason: str) -> None:

@@ -146,7 +146,7 @@ def _mend_lost_time(sessions: sessionmaker[Session], config: Config, now: dateti
         lost = clock_jumps.time_lost(session, now=now)
         if lost <= -clock_jumps.TOLERANCE:
             log.warning("the clock is %.0f s behind the newest event; due times follow it", -lost.total_seconds())
-            clock_jumps.shift_open_rows(session, lost)
+            clock_jumps.shift_open_rows(session, lost, now=now)
             clock_jumps.grant_leases(session, lease_s=config.worker.lease_s, now=now)
 
 

@@ -33,7 +33,8 @@ class Receiver:
             return list(session.scalars(select(table)))
 
     def files(self) -> list[Path]:
-        return sorted(path for path in self.config.spool_dir.rglob("*") if path.is_file())
+        found = (path for path in self.config.spool_dir.rglob("*") if path.is_file())
+        return sorted(path for path in found if path.name != "high-water")
 
     def data_set(self, row: Instance) -> bytes:
         return encoded(self.config.spool_dir / row.relative_path).data_set

@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import clock_jumps, deliveries, destinations, jobs, studies
 from db.clock_jumps import ClockWatch
-from db.models import Delivery, Study
+from db.models import Delivery, Event, Study
 from db.states import DeliveryState, JobState, StudyState
 from dicomnode.dimse import peers
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.sweeps import Sweeps
+from dicomnode.web import words
 from tests.peers import Node, wait_for, write_config
 from tests.peers.files import write_instance
 from tests.peers.process import installed
@@ -128,6 +129,24 @@ def test_a_clock_that_is_behind_the_newest_event_was_set_back(sessions: sessionm
     with sessions() as session:
         assert clock_jumps.time_lost(session, now=now + HOUR) == timedelta(0)
         assert clock_jumps.time_lost(session, now=now - HOUR) == -HOUR
+
+
+def test_lost_time_is_mended_once(sessions: sessionmaker[Session], now: datetime) -> None:
+    clock = _Clock(now)
+    watch = _watch(sessions, clock)
+    with sessions.begin() as session:
+        studies.register_instances(session, [an_arrival()], now=now)
+    clock.now -= HOUR
+    watch.look()
+    with sessions.begin() as session:
+        assert clock_jumps.time_lost(session, now=clock.now) == timedelta(0)  # a restart does not move rows again
+        clock_jumps.shift_open_rows(session, -HOUR, now=now - 2 * HOUR)
+    with sessions() as session:
+        assert clock_jumps.time_lost(session, now=now - 2 * HOUR) == timedelta(0)
+        assert session.scalars(select(Study.last_received_at)).one() == now - 2 * HOUR
+        newest = session.scalars(select(Event).order_by(Event.seq.desc())).first()
+        assert newest is not None
+        assert words.happened(newest) == "Clock set: by -3600 s"
 
 
 def test_a_destination_is_tried_when_nobody_knows_how_long_it_was_to_be_left_alone(

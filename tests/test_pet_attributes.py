@@ -128,7 +128,7 @@ REASONS: dict[str, tuple[Edit, str]] = {
     "half-life of slices": (_third(RadionuclideHalfLife="6588"), r"differ in Radionuclide Half Life \(0018,1075\)"),
     "half-life in minutes": (_all(RadionuclideHalfLife="109.77"), r"\(0018,1075\) of 109.77 s is that of no"),
     "half-life of another nuclide": (
-        _all(RadionuclideCodeSequence=[_coded("C-105A1", "SRT")]), r"\(0054,0300\) says 11C, whose half-life is 1221.8"
+        _all(RadionuclideCodeSequence=[_coded("C-105A1", "SRT")]), r"\(0054,0300\) says Carbon-11, whose half-life"
     ),
     "nuclide of slices": (
         _third(RadionuclideCodeSequence=[_coded("C-111A1", "SRT")]), r"differ in Radionuclide Code Sequence \(0054,03"

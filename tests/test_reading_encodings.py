@@ -110,6 +110,14 @@ def test_pixels_are_shifted_down_from_high_bit(syntax: UID, dtype: type[Any], tm
     assert np.array_equal(_read(paths), data)
 
 
+def test_bits_below_the_values_that_no_overlay_explains_are_refused(tmp_path: Path) -> None:
+    """Values that lie in the low bits, with a High Bit that speaks of the high ones."""
+    for dtype in (np.uint16, np.int16):
+        paths = series(tmp_path / dtype.__name__, ramp(dtype, 2000), edited(BitsStored=12, HighBit=15))
+        with pytest.raises(InputRefused, match=r"High Bit \(0028,0102\) is 15 .* the bits below hold something"):
+            _read(paths)
+
+
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1], ids=lambda uid: uid.keyword)
 def test_a_shift_in_compressed_samples_is_refused(syntax: UID, tmp_path: Path) -> None:
     paths = series(tmp_path, (ramp(most=2000) << 4).astype(np.uint16))
@@ -295,3 +303,28 @@ def test_jpeg_2000_that_says_it_is_lossless_is_believed(stated: str | None, expe
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = JPEG2000
     assert lossy.is_lossy(header) == expected
+
+
+def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
+    """Files with an element of four bytes, whatever its VR needs, at the top or in an item of a sequence."""
+
+    def edit(_: int, ds: Dataset) -> None:
+        place = Dataset() if nested else ds
+        place.add_new(0x00190010, "LO", "ACME")
+        place.add_new(tag, "LO", "Q7Q7")
+        if nested:
+            ds.RequestAttributesSequence = [place]
+
+    paths = series(folder, ramp(), edit)
+    for path in paths:
+        assert path.read_bytes().count(b"LO\4\0Q7Q7") == 1
+        path.write_bytes(path.read_bytes().replace(b"LO\4\0Q7Q7", vr + b"\4\0Q7Q7"))
+    return paths
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["at the top", "in a sequence"])
+@pytest.mark.parametrize("vr", [b"FD", b"XX"], ids=["too few bytes", "no VR"])
+def test_elements_that_cannot_be_decoded(vr: bytes, nested: bool, tmp_path: Path) -> None:
+    assert np.array_equal(_read(_with_bytes(tmp_path / "private", 0x00191001, vr, nested)), ramp())
+    with pytest.raises(InputRefused, match=r"its element \(0018,9073\) cannot be decoded"):
+        _read(_with_bytes(tmp_path / "public", 0x00189073, vr, nested))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import threading
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 import gdcm  # type: ignore[import-untyped]
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
@@ -23,7 +26,10 @@ from pydicom.uid import (
 )
 
 from db.models import Quarantine
-from dicomnode.datasets import sameness
+from dicomnode import decoding
+from dicomnode.datasets import sameness, samples
+from dicomnode.decoding import pool
+from dicomnode.errors import InputRefused, NodeBusy
 from tests.peers.files import write_instance
 from tests.peers.process import installed
 from tests.receivers import Receiver, an_instance, instances, receiver, start
@@ -146,8 +152,7 @@ def test_another_encoding_is_the_same_object(tmp_path: Path, name: str) -> None:
     other = _ENCODINGS[name](path, tmp_path / "b.dcm")
     assert other.read_bytes() != path.read_bytes()
     for first, second in ((path, other), (other, path)):
-        with first.open("rb") as one, second.open("rb") as two:
-            assert sameness.is_same(one, two)
+        assert sameness.is_same(first, second)
 
 
 _CHANGES: dict[str, Callable[[Dataset], None]] = {
@@ -172,8 +177,7 @@ def test_other_content_is_another_object_in_every_encoding(tmp_path: Path, chang
     _CHANGES[change](ds)
     ds.save_as(changed, enforce_file_format=True)
     other = _ENCODINGS[name](changed, tmp_path / "c.dcm")
-    with path.open("rb") as one, other.open("rb") as two:
-        assert not sameness.is_same(one, two)
+    assert not sameness.is_same(path, other)
 
 
 def test_colours_by_planes_and_by_a_reversible_transform_are_the_same(tmp_path: Path) -> None:
@@ -185,8 +189,7 @@ def test_colours_by_planes_and_by_a_reversible_transform_are_the_same(tmp_path: 
     ds.save_as(path, enforce_file_format=True)
     for name in ("RLE", "JPEG 2000", "RLE by DCMTK", "JPEG by DCMTK"):
         _ENCODINGS[name](path, other)
-        with path.open("rb") as one, other.open("rb") as two:
-            assert sameness.is_same(one, two)
+        assert sameness.is_same(path, other)
 
 
 def test_the_same_object_in_another_encoding_is_a_success_and_the_first_bytes_stay(
@@ -236,7 +239,85 @@ def test_more_than_can_be_compared_is_another_object(tmp_path: Path, monkeypatch
     path = tmp_path / "a.dcm"
     _write(path)
     other = _ENCODINGS["RLE"](path, tmp_path / "b.dcm")
-    for bound, least in (("_MOST_TOKENS", 10), ("_MOST_DECODED", 1000)):
-        with monkeypatch.context() as bounded, path.open("rb") as one, other.open("rb") as two:
-            bounded.setattr(sameness, bound, least)
-            assert not sameness.is_same(one, two)
+    for module, bound, least in ((sameness, "_MOST_TOKENS", 10), (samples, "_MOST_DECODED", 1000)):
+        with monkeypatch.context() as bounded:
+            bounded.setattr(module, bound, least)
+            assert not sameness.is_same(path, other)
+
+
+def _with_pixels(path: Path, to: Path, stored: np.ndarray, more: bytes = b"") -> Path:
+    ds = dcmread(path)
+    ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 12, 11, int(stored.dtype.kind == "i")
+    ds.PixelData = stored.tobytes() + more
+    ds.save_as(to)
+    return to
+
+
+@pytest.mark.parametrize("name", ["RLE", "JPEG-LS", "JPEG-LS by DCMTK"])
+def test_bits_beside_the_samples_and_pixels_of_no_frame_are_content(tmp_path: Path, name: str) -> None:
+    _write(tmp_path / "a.dcm")
+    plain = _with_pixels(tmp_path / "a.dcm", tmp_path / "plain.dcm", PIXELS)
+    overlaid = _with_pixels(tmp_path / "a.dcm", tmp_path / "overlaid.dcm", PIXELS | 0x8000)
+    longer = _with_pixels(tmp_path / "a.dcm", tmp_path / "longer.dcm", PIXELS, PIXELS[0].tobytes())
+    compressed = _ENCODINGS[name](plain, tmp_path / "compressed.dcm")
+    assert sameness.is_same(compressed, plain)
+    assert not sameness.is_same(compressed, overlaid)
+    assert not sameness.is_same(compressed, longer)
+
+
+@pytest.mark.parametrize("name", ["RLE", "JPEG-LS", "JPEG-LS by DCMTK", "JPEG 2000"])
+def test_signed_samples_are_the_same_whoever_compressed_them(tmp_path: Path, name: str) -> None:
+    _write(tmp_path / "a.dcm")
+    signed = _with_pixels(tmp_path / "a.dcm", tmp_path / "signed.dcm", PIXELS.astype(np.int16) - 2000)
+    assert sameness.is_same(_ENCODINGS[name](signed, tmp_path / "b.dcm"), signed)
+
+
+def test_a_codestream_larger_than_its_header_is_not_decoded_to_compare_it(tmp_path: Path) -> None:
+    _write(tmp_path / "a.dcm", NumberOfFrames=1, PixelData=PIXELS[0].tobytes())
+    content = io.BytesIO()
+    Image.new("L", (16_000, 16_000)).save(content, "JPEG2000", no_jp2=True)
+    ds = dcmread(tmp_path / "a.dcm")
+    ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    ds.PixelData = encapsulate([content.getvalue()])
+    ds.save_as(tmp_path / "b.dcm")
+    assert not sameness.is_same(tmp_path / "a.dcm", tmp_path / "b.dcm")
+    with pytest.raises(InputRefused, match="is 16000 x 16000 x 1, its header announces 32 x 32 x 1"):
+        samples.alike(str(tmp_path / "a.dcm"), str(tmp_path / "b.dcm"))
+
+
+def test_those_who_look_at_pictures_keep_no_sender_waiting(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "a.dcm")
+    sent = [encoded(tmp_path / "a.dcm"), encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))]
+
+    monkeypatch.setattr(pool, "_WAIT_S", 0.05)
+    taken = 0
+    while decoding._pool._free.acquire(blocking=False):
+        taken += 1
+    try:
+        answers = store_all(receiver.port, sent, tmp_path / "out")
+    finally:
+        for _ in range(taken):
+            decoding._pool._free.release()
+    assert [answer.Status for answer in answers] == [0, 0]
+
+
+def test_what_cannot_be_compared_now_leaves_nothing_and_can_be_sent_again(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "a.dcm")
+    first = encoded(tmp_path / "a.dcm")
+    other = encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))
+
+    def refuse(*_: object) -> bytes:
+        raise NodeBusy("the node decodes as much as it may; ask again in a while")
+
+    with monkeypatch.context() as busy:
+        busy.setattr(decoding, "received", refuse)
+        answers = store_all(receiver.port, [first, other], tmp_path / "out")
+    assert [answer.Status for answer in answers] == [0, NodeBusy.dicom_status]
+    assert len(receiver.files()) == 1
+    assert receiver.rows(Quarantine) == []
+    (again,) = store_all(receiver.port, [other], tmp_path / "out")
+    assert again.Status == 0

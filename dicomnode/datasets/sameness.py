@@ -12,21 +12,20 @@ import struct
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import zip_longest
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from pydicom import dcmread
-from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from dicomnode.datasets import inflating
+from dicomnode import decoding
+from dicomnode.datasets import inflating, samples
 from dicomnode.datasets.encoded import OpenFile, dictionary_vr, read_file_meta
-from dicomnode.errors import CannotUnderstand
+from dicomnode.errors import CannotUnderstand, InputRefused
 
 __all__ = ["is_same"]
 
 _MOST_TOKENS = 1_000_000
-_MOST_DECODED = 512 << 20
 _DEEPEST = 64
 _PIECE = 1 << 20
 _SHORT = 1 << 16
@@ -34,7 +33,6 @@ _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _ITEM_LITTLE = b"\xfe\xff\x00\xe0"
 _PIXEL_DATA = 0x7FE00010
-_SIZES = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames")
 _OF_NO_ACCOUNT = frozenset({0x00080001, 0x7FE00001, 0x7FE00002, 0xFFFCFFFC})  # lengths, offsets and padding
 _INTERPRETATION, _PLANAR = 0x00280004, 0x00280006
 _LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
@@ -67,12 +65,13 @@ class _Coding(NamedTuple):
 _IMPLICIT_LITTLE = _Coding(False, "<")
 
 
-def is_same(first: BinaryIO, second: BinaryIO) -> bool:
-    """Whether two Part 10 files, open for reading, hold the same object."""
+def is_same(first: Path, second: Path) -> bool:
+    """Whether two Part 10 files hold the same object. Raises NodeBusy where pixels cannot be decoded now."""
     try:
-        if _bytes_alike(first, second):
-            return True
-        to_decode = _compare_tokens(first, second)
+        with first.open("rb") as one, second.open("rb") as other:
+            if _bytes_alike(one, other):
+                return True
+            to_decode = _compare_tokens(one, other)
         return to_decode is not None and (not to_decode or _decode_alike(first, second))
     except CannotUnderstand:
         return False
@@ -259,23 +258,11 @@ def _swapped(piece: bytes, width: int) -> bytes:
     return np.frombuffer(piece, f"u{width}").byteswap().tobytes()
 
 
-def _decode_alike(first: BinaryIO, second: BinaryIO) -> bool:
-    """Whether all samples are equal. Raises CannotUnderstand where they are too many, or cannot be decoded."""
+def _decode_alike(first: Path, second: Path) -> bool:
+    """Whether all samples are equal; not where they are too many, or cannot be decoded. Raises NodeBusy."""
     try:
-        frames = [_frames(each) for each in (first, second)]
-        return all(a is not None and b is not None and np.array_equal(a, b) for a, b in zip_longest(*frames))
-    except CannotUnderstand:
-        raise
-    except Exception as exc:  # whatever damaged pixels make a decoder raise
-        raise CannotUnderstand("the pixels cannot be decoded") from exc
-
-
-def _frames(file: BinaryIO) -> Iterator[np.ndarray]:
-    """One after the other, colours as they are stored."""
-    file.seek(0)
-    ds = dcmread(file, stop_before_pixels=True, specific_tags=list(_SIZES))
-    rows, columns, samples, bits, frames = (int(ds.get(keyword) or 1) for keyword in _SIZES)
-    if rows * columns * samples * (bits + 7) // 8 * frames > _MOST_DECODED:
-        raise CannotUnderstand("the pixels are too many to compare")
-    file.seek(0)
-    return iter_pixels(file, raw=True)
+        for each in (first, second):
+            samples.check_size(str(each))
+        return bool(decoding.received(samples.alike, str(second), str(first)))  # the newer first: it may do harm
+    except InputRefused:
+        return False

@@ -13,9 +13,9 @@ from dicomnode.decoding.budget import Budget
 from dicomnode.decoding.kept import Kept
 from dicomnode.decoding.pool import LARGEST_ANSWER, Pool, Work
 
-__all__ = ["LARGEST_ANSWER", "kept", "pieces", "sent", "whole"]
+__all__ = ["LARGEST_ANSWER", "kept", "pieces", "received", "sent", "whole"]
 
-_pool = Pool()
+_pool, _receiving = Pool(), Pool(children=1)
 _kept = Kept(64 << 20)
 _budget = Budget(256 << 20)
 
@@ -28,11 +28,17 @@ sent = _budget.sent
 NodeBusy."""
 
 atexit.register(_pool.close)
+atexit.register(_receiving.close)
 
 
 def whole(function: Work, *arguments: object) -> bytes:
     """What the function gives. Raises as ``pieces`` does."""
     return b"".join(_pool.run(function, *arguments))
+
+
+def received(function: Work, *arguments: object) -> bytes:
+    """The same for reception, in a child of its own: no sender waits for those who look at pictures."""
+    return b"".join(_receiving.run(function, *arguments))
 
 
 def kept(function: Work, *arguments: object) -> bytes:

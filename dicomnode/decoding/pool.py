@@ -43,9 +43,9 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 class Pool:
     """A few children, started when they are needed; ``run`` can be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, children: int = _CHILDREN) -> None:
         self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(_CHILDREN)
+        self._free = threading.BoundedSemaphore(children)
         self._idle: list[_Child] = []
         self._waiting = 0
         self._culprits: dict[str, tuple[float, str]] = {}

@@ -30,6 +30,8 @@ _COMPONENT_WORDS = MappingProxyType({
     "P": "PHASE", "PHASE": "PHASE", "PHASE MAP": "PHASE", "R": "REAL", "REAL": "REAL", "I": "IMAGINARY",
     "IMAGINARY": "IMAGINARY", "M": "MAGNITUDE", "MAGNITUDE": "MAGNITUDE",
 })  # fmt: skip
+_SAME = 1e-3
+"""Relative; what differs more, such as the repetition times of a triggered acquisition, is no fact of the volume."""
 _POSITIVE = ("weight_kg", "size_m", "field_strength_t")  # zero stands for unknown
 _WORDS = MappingProxyType({
     "modality": "Modality", "manufacturer": "Manufacturer", "model": "ManufacturerModelName",
@@ -50,9 +52,13 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         if value is not None:
             found[fact] = str(value) if isinstance(value, str) else tuple(map(str, value))
     for fact, keyword in _NUMBERS.items():
-        number = next((each for frame in frames if (each := frame.number_of(keyword)) is not None), None)
-        if number is not None and (number > 0 or fact not in _POSITIVE):
-            found[fact] = number
+        numbers = [each for frame in frames if (each := frame.number_of(keyword)) is not None]
+        if (
+            numbers
+            and np.allclose(numbers, numbers[0], rtol=_SAME, atol=0)
+            and (numbers[0] > 0 or fact not in _POSITIVE)
+        ):
+            found[fact] = numbers[0]
     found |= _enhanced(frames) | _components(frames, found.get("image_type", ()))
     orientation = frames[0].numbers("ImageOrientationPatient", 6)
     if orientation is not None:

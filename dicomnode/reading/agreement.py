@@ -34,8 +34,12 @@ _WORDS = (
     "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "PatientPosition", "MRAcquisitionType",
     "ScanningSequence", "SequenceVariant", "ConvolutionKernel",
 )  # fmt: skip
+_UNORDERED = ("ScanningSequence", "SequenceVariant")
+"""Whose words may stand in any order."""
 _PRESENT = ("RescaleSlope", "ModalityLUTSequence", "RealWorldValueMappingSequence", "ContrastBolusAgent")
 """Whose values may differ, but not whether there is one."""
+_TRIGGERS = frozenset({"CG", "PPG", "RG"})
+"""Scan Options (0018,0022) with which the heart or the breath sets the time between excitations."""
 _RELATIVE = 1e-3
 
 
@@ -43,8 +47,10 @@ def check(frames: Sequence[Frame]) -> None:
     """Raise InputRefused for the first attribute that differs among the frames of a volume."""
     for keyword in (*_IDENTITIES, *_WORDS, *_NUMBERS):
         stated = [frame.get(keyword) for frame in frames]
-        found = {_plain(each) for each in stated if each is not None}
+        found = {_plain(each, keyword in _UNORDERED) for each in stated if each is not None}
         found |= {None} if None in stated and keyword in _EVERYWHERE else set()
+        if keyword == "RepetitionTime" and all(_is_triggered(frame) for frame in frames):
+            continue
         if len(found) > 1 and not (keyword in _NUMBERS and _nearly(found)):
             quoted = "" if keyword in _IDENTITIES else f" ({_quoted(found)})"
             raise InputRefused(f"{title(keyword)} differs among the slices{quoted}; a volume has one")
@@ -69,16 +75,21 @@ def check_concatenations(headers: Iterable[Dataset]) -> None:
             )
 
 
+def _is_triggered(frame: Frame) -> bool:
+    return not _TRIGGERS.isdisjoint(np.atleast_1d(frame.get("ScanOptions") or []).tolist())
+
+
 def _has(frame: Frame, keyword: str) -> bool:
     place = frame.item("PixelValueTransformationSequence") if keyword == "RescaleSlope" else None
     return bool(place) or (frame.get(keyword) is not None and frame.get(keyword) != [])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, unordered: bool = False) -> Any:
     """Something that can be in a set; numbers as numbers, whatever they were written as."""
     if isinstance(value, str | float | int):
         return value
-    return tuple(_plain(each) for each in value)
+    found = tuple(_plain(each) for each in value)
+    return tuple(sorted(found)) if unordered else found
 
 
 def _nearly(found: Iterable[Any]) -> bool:

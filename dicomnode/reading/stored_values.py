@@ -122,8 +122,28 @@ def _values(cells: Pixels, header: Dataset) -> Pixels:
     if header.get("SamplesPerPixel", 1) == 1:
         _check_overlays(header, bits, high)
         padding.check_cells(header, cells, bits)
+    _check_shift(cells, header, high + 1 - bits)
     width = cells.dtype.itemsize * 8
     return cells if bits == width else (cells << (width - 1 - high)) >> (width - bits)
+
+
+def _check_shift(cells: Pixels, header: Dataset, shift: int) -> None:
+    """Bits below the values hold nothing but a stated overlay; else they may be the values, and High Bit wrong."""
+    if shift and (cells & ((1 << shift) - 1)).any() and not _overlaid(header):
+        raise InputRefused(
+            f"{name(header)}: High Bit (0028,0102) is {header.HighBit} with Bits Stored (0028,0101) "
+            f"{header.BitsStored}, but the bits below hold something: it is not known whether they are part of the "
+            "values"
+        )
+
+
+def _overlaid(header: Dataset) -> bool:
+    """Whether an overlay lies in the cells of the pixels (retired)."""
+    return any(
+        int(element.value or 1) > 1
+        for group in _OVERLAYS
+        if (element := header.get((group, _OVERLAY_BITS))) is not None
+    )
 
 
 def _bits(header: Dataset, allocated: int) -> tuple[int, int]:

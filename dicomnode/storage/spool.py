@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from db.studies import StoredFile
 from dicomnode.errors import OutOfSpace
@@ -74,11 +74,6 @@ class Writer:
         self._start_writing()
         sha256 = self._digest.hexdigest()
         return StoredFile(sha256, self._written, f"{sha256[:2]}/{sha256}.dcm")
-
-    def opened(self) -> BinaryIO:
-        """What was written, to be read; also when it is committed, and if somebody else has removed it since."""
-        self._flush()
-        return os.fdopen(os.dup(self._fd), "rb")
 
     def commit(self) -> StoredFile:
         """Make the file durable under its final name; when this returns, a power cut cannot take it back."""

@@ -18,7 +18,7 @@ _STATES = MappingProxyType({
 _SUBJECTS = MappingProxyType({
     "studies": "Study", "jobs": "Job", "deliveries": "Delivery", "instances": "Instance", "quarantine": "Quarantine",
     "prior_searches": "Search at a peer", "destination": "Destination", "results": "Result",
-    "models": "Model",
+    "models": "Model", "clock": "Clock",
 })  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def happened(event: Event) -> str:
     """An event of the audit trail as a sentence."""
     detail = event.detail
     subject = _SUBJECTS.get(event.subject, event.subject)
-    who = subject if event.subject == "studies" else f"{subject} {event.subject_id}"
+    who = subject if event.subject == "studies" else f"{subject} {event.subject_id}".strip()
     if event.event == "moved":
         why = f": {detail['reason']}" if detail.get("reason") else ""
         return f"{who} {_state(str(detail.get('from', '')))} → {_state(str(detail.get('to', '')))}{why}"
