@@ -297,6 +297,14 @@ def test_a_lossy_transfer_syntax_is_a_fact_though_unstated(kit: Path) -> None:
     assert lossy.is_lossy(header)
 
 
+@pytest.mark.parametrize(("stated", "expected"), [(None, True), ("01", True), ("00", False)])
+def test_jpeg_2000_that_says_it_is_lossless_is_believed(stated: str | None, expected: bool) -> None:
+    header = item(LossyImageCompression=stated)
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = JPEG2000
+    assert lossy.is_lossy(header) == expected
+
+
 def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
     """Files with an element of four bytes, whatever its VR needs, at the top or in an item of a sequence."""
 
@@ -320,11 +328,3 @@ def test_elements_that_cannot_be_decoded(vr: bytes, nested: bool, tmp_path: Path
     assert np.array_equal(_read(_with_bytes(tmp_path / "private", 0x00191001, vr, nested)), ramp())
     with pytest.raises(InputRefused, match=r"its element \(0018,9073\) cannot be decoded"):
         _read(_with_bytes(tmp_path / "public", 0x00189073, vr, nested))
-
-
-@pytest.mark.parametrize(("stated", "expected"), [(None, True), ("01", True), ("00", False)])
-def test_jpeg_2000_that_says_it_is_lossless_is_believed(stated: str | None, expected: bool) -> None:
-    header = item(LossyImageCompression=stated)
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = JPEG2000
-    assert lossy.is_lossy(header) == expected

@@ -34,7 +34,7 @@ _WORDS = (
     "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "PatientPosition", "MRAcquisitionType",
     "ScanningSequence", "SequenceVariant", "ConvolutionKernel",
 )  # fmt: skip
-_UNORDERED = ("CorrectedImage", "ScanningSequence", "SequenceVariant")
+_UNORDERED = ("ScanningSequence", "SequenceVariant")
 """Whose words may stand in any order."""
 _PRESENT = ("RescaleSlope", "ModalityLUTSequence", "RealWorldValueMappingSequence", "ContrastBolusAgent")
 """Whose values may differ, but not whether there is one."""

@@ -60,7 +60,7 @@ _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFram
 _UNASSIGNED = ("UnassignedPerFrameConvertedAttributesSequence", "UnassignedSharedConvertedAttributesSequence")
 _GROUPS = frozenset({*_MACROS.values(), *_FRAME_TYPES, "FrameVOILUTSequence"}) - {"FrameAnatomySequence"}
 """Functional groups of which a frame has one, with one item."""
-_MOST_INFLATED = 1032
+_MOST_SWELLING = 1032
 """Bytes that one byte of a deflated data set can stand for (RFC 1951)."""
 
 
@@ -128,7 +128,7 @@ def header(path: Path) -> Dataset:
             decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
-    if count(ds) > _MOST_INFLATED * path.stat().st_size:
+    if count(ds) > _MOST_SWELLING * path.stat().st_size:
         raise InputRefused(f"{name(ds)}: {ds.NumberOfFrames} frames are announced, more than the file's bytes can hold")
     return ds
 

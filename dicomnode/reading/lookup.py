@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
 
-__all__ = ["check_colours", "mapped", "mapping_with_unit", "rescaled", "unit_of"]
+__all__ = ["check_colours", "finite", "mapped", "mapping_with_unit", "rescaled", "unit_of"]
 
 _NO_UNIT = frozenset({"1", "US", "no units"})
 _DEPTHS = range(8, 17)
@@ -35,7 +35,7 @@ def rescaled(pixels: NDArray[Any], place: Dataset, where: str) -> Values:
         return _looked_up(pixels, tables[0], where)
     if line == [None, None]:
         return np.asarray(pixels, np.float64)
-    slope, intercept = (_finite(each) for each in line)
+    slope, intercept = (finite(each) for each in line)
     if slope is None or intercept is None or slope == 0:
         raise InputRefused(
             f"{where}: Rescale Slope (0028,1053) and Intercept (0028,1052) are not two numbers, the slope not zero"
@@ -133,7 +133,7 @@ def _span(mapping: Dataset, pixels: NDArray[Any], where: str) -> tuple[float, fl
     ]
     if ends == [None, None] and "RealWorldValueLUTData" not in mapping:
         return -math.inf, math.inf
-    first, last = (_finite(each) for each in ends)
+    first, last = (finite(each) for each in ends)
     if first is None or last is None:
         raise InputRefused(f"{where}: a real world value mapping (0040,9096) does not say for which stored values")
     if pixels.dtype.kind == "i" and pixels.dtype.itemsize <= 2:
@@ -143,7 +143,7 @@ def _span(mapping: Dataset, pixels: NDArray[Any], where: str) -> tuple[float, fl
 
 def _transformed(mapping: Dataset, pixels: NDArray[Any], first: float, last: float, where: str) -> Values:
     table = mapping.get("RealWorldValueLUTData")
-    line = [_finite(mapping.get(f"RealWorldValue{word}")) for word in ("Slope", "Intercept")]
+    line = [finite(mapping.get(f"RealWorldValue{word}")) for word in ("Slope", "Intercept")]
     if (table is None) == (None in line):
         raise InputRefused(f"{where}: a real world value mapping (0040,9096) has not exactly one of line and table")
     if table is None:
@@ -156,7 +156,8 @@ def _transformed(mapping: Dataset, pixels: NDArray[Any], first: float, last: flo
     return np.asarray(table, np.float64)[(pixels - int(first)).astype(np.int64)]
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """Return a value of a header as a number; None where it is no finite one."""
     try:
         found = float(value)
     except (TypeError, ValueError):

@@ -7,16 +7,16 @@ attributes in its functional groups of unassigned attributes, where ``Frame.get`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedPETImageStorage
 
 from dicomnode.datasets.titles import title
 from dicomnode.errors import InputRefused
+from dicomnode.reading.lookup import finite
 
 if TYPE_CHECKING:
     from dicomnode.reading.frames import Frame
@@ -130,7 +130,7 @@ def scale_fault(frame: Frame, place: Dataset) -> str:
     """Return why the rescale at ``place`` gives no values, or "" (PS3.3 C.8.9.4: slope type 1, intercept 0)."""
     if place.get("ModalityLUTSequence"):
         return "PET with a Modality LUT Sequence (0028,3000), which its class does not have"
-    slope, intercept = (_number(place.get(keyword)) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = (finite(place.get(keyword)) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if slope is None:
         return f"PET without a readable {title('RescaleSlope')}: stored values are in no unit"
     if slope <= 0:
@@ -148,7 +148,7 @@ def scale(frame: Frame, place: Dataset) -> tuple[float, float]:
     An intercept that is not stated is 0, as it has to be; pydicom would then leave the slope out too.
     """
     factor = philips_factor(frame) or 1.0
-    return factor * float(place.RescaleSlope), factor * (_number(place.get("RescaleIntercept")) or 0.0)
+    return factor * float(place.RescaleSlope), factor * (finite(place.get("RescaleIntercept")) or 0.0)
 
 
 def mapping(frame: Frame) -> Dataset | None:
@@ -238,7 +238,7 @@ def _term(item: Dataset) -> str:
 def _philips_number(frame: Frame, element: int) -> float | None:
     for place in _private_places(frame):
         try:
-            factor = _number(place.private_block(*_PHILIPS)[element].value)
+            factor = finite(place.private_block(*_PHILIPS)[element].value)
         except KeyError:
             continue
         return factor if factor and factor > 0 else None
@@ -248,11 +248,3 @@ def _philips_number(frame: Frame, element: int) -> float | None:
 def _private_places(frame: Frame) -> Iterator[Dataset]:
     yield frame.header
     yield from frame.unassigned()
-
-
-def _number(value: Any) -> float | None:
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        return None
-    return found if math.isfinite(found) else None

@@ -132,8 +132,8 @@ def _check_shift(cells: Pixels, header: Dataset, shift: int) -> None:
     if shift and (cells & ((1 << shift) - 1)).any() and not _overlaid(header):
         raise InputRefused(
             f"{name(header)}: High Bit (0028,0102) is {header.HighBit} with Bits Stored (0028,0101) "
-            f"{header.BitsStored}, but the bits below hold something: whether they are part of the values, nobody can "
-            "tell"
+            f"{header.BitsStored}, but the bits below hold something: it is not known whether they are part of the "
+            "values"
         )
 
 

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 
 from dicomnode.reading import decay_times, pet, suv
 from dicomnode.reading.frames import Frame
+from dicomnode.reading.lookup import finite
 
 __all__ = ["facts"]
 
@@ -126,9 +127,5 @@ def _stated(
 
 
 def _number(value: Any) -> float | None:
-    """Finite, or None; zero stands for unknown."""
-    try:
-        found = float(value or 0)
-    except (TypeError, ValueError):
-        return None
-    return found if found and math.isfinite(found) else None
+    """Zero stands for unknown."""
+    return finite(value) or None
