@@ -92,7 +92,7 @@ def studies(wanted: Wanted) -> Select[Any]:
 def patients(wanted: Wanted) -> Select[Any]:
     """Of each patient, an identifier with its issuer, the id of the newest study, by which the patient is described.
 
-    Studies without a Patient ID are of nobody knows whom, and of no patient here.
+    A study without a Patient ID is of no patient here.
     """
     here = (Study.expired_at.is_(None), Study.patient_id != "")
     newest = select(func.max(Study.id)).where(*here).group_by(Study.patient_id, Study.issuer_of_patient_id)

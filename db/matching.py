@@ -22,6 +22,8 @@ _LONGEST = 1024
 _MOST = {Kind.UID: 10_000, Kind.CODE: 100}
 """Values of one list."""
 _MOST_WORDS = 20
+_MOST_ASTERISKS = 6
+"""A database tries every place of each."""
 _LAST_TIME = "235959999999"
 
 
@@ -36,6 +38,8 @@ def check(keyword: str, kind: Kind, value: str) -> None:
         raise BadValue(f"{keyword} lists more than {_MOST[kind]} values; ask for them in parts")
     if any(len(each) > _LONGEST for each in values):
         raise BadValue(f"{keyword} is longer than {_LONGEST} characters")
+    if any(len(re.findall(r"\*+", each)) > _MOST_ASTERISKS for each in values if "*" in each):
+        raise BadValue(f"{keyword} has more than {_MOST_ASTERISKS} asterisks in a value")
     if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
         raise BadValue(f"{keyword} has a character that no value has")
 

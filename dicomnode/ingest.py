@@ -20,7 +20,7 @@ from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
 from dicomnode.datasets import headers, sameness
-from dicomnode.datasets.encoded import file_meta, open_source
+from dicomnode.datasets.encoded import file_meta
 from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
 from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
@@ -182,8 +182,7 @@ def receive_instance(
     DuplicateConflict, after which it is in quarantine; NodeBusy where it cannot be compared with the one that is held,
     after which nothing of it is kept either.
     """
-    source = open_source(writer, data_set_at, writer.size_bytes, announced.transfer_syntax_uid)
-    facts = headers.facts(source, announced.transfer_syntax_uid)
+    facts = headers.read_between(writer, data_set_at, writer.size_bytes, announced.transfer_syntax_uid)
     _check_announced(facts, announced)
     arrival = Arrival(facts, writer.finish(), sender)
     is_conflict = False

@@ -27,7 +27,7 @@ from dicomnode.deployment import models, site
 from dicomnode.deployment.models import bundle_named, model_named
 from dicomnode.deployment.pipeline_names import named as pipeline_named
 from dicomnode.errors import ConfigError, InputRefused
-from dicomnode.reading import covariates, frames, volumes
+from dicomnode.reading import covariates, frames, unreadable, volumes
 from dicomnode.results.inherited import inherit
 from dicomnode.results.preferences import ResultsConfig
 from dicomnode.results.provenance import Provenance
@@ -264,6 +264,7 @@ def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, An
     if len(paths) != 1:
         raise InputRefused(f"one acquisition is one Raw Data object; {len(paths)} instances were given")
     ds = dcmread(paths[0])
+    unreadable.decode(ds)
     if not mrd.recognise(ds):
         raise InputRefused("the instance is no ISMRMRD/MRD in Raw Data Storage; 'dicomnode kspace wrap' makes one")
     return mrd.to_images(mrd.read(mrd.unwrap(ds))), [_header(ds)]

@@ -266,7 +266,7 @@ def test_what_is_done_in_any_case_needs_no_warning(held: Web) -> None:
         f"limit={'9' * 5000}", f"offset={'9' * 5000}", "limit=%D9%A1", "PatientName=%FF", "%FF=1", "PatientID=a%00b",
         f"PatientName={'a+' * 1000}&fuzzymatching=true", f"PatientID={'x' * 2000}", f"PatientID={'x' * 20_000}",
         "&".join(f"x{number}=1" for number in range(300)), "includefield=" + ",".join(["Rows"] * 600),
-        f"ModalitiesInStudy={'%5C'.join(['MR'] * 200)}",
+        f"ModalitiesInStudy={'%5C'.join(['MR'] * 200)}", "PatientID=*a*b*c*d*e*f*g*", "PatientName=*a*b*c*d*e*f*g*",
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_400(held: Web, query: str) -> None:

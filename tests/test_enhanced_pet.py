@@ -318,4 +318,4 @@ def test_a_mapping_to_suv_beside_the_units_of_a_converted_series_is_not_its_unit
 def test_a_code_of_another_nuclide_is_told(tmp_path: Path) -> None:
     carbon = coded("40565003", "SCT", "11C")
     found = _enhanced(tmp_path, _of_agent(RadionuclideCodeSequence=[carbon])).facts
-    assert "says 11C, whose half-life is 1221.8 s" in found["suv_unknown_because"]
+    assert "says Carbon-11, whose half-life is 1221.8 s" in found["suv_unknown_because"]

@@ -37,7 +37,7 @@ def test_a_matrix_with_twice_the_columns_acquired_is_refused(tmp_path: Path) -> 
     assert "matrixSize x is 48, but lines of 24 samples" in refused(tmp_path, edit_header=oversampled)
 
 
-COUNTERS = ("average", "contrast", "phase", "repetition", "set", "segment", *(f"user_{n}" for n in range(8)))
+COUNTERS = ("average", "contrast", "phase", "repetition", "set", *(f"user_{n}" for n in range(8)))
 
 
 @pytest.mark.parametrize("counter", COUNTERS)
@@ -54,6 +54,17 @@ def test_a_counter_outside_its_limits_is_refused(counter: str, tmp_path: Path) -
 
     reason = refused(tmp_path, edit_header=limit, edit=count)
     assert f"counter '{counter}' runs from 2 to 2, the header allows 0 to 1" in reason
+
+
+def test_echoes_counted_as_segments_beyond_their_limit_are_of_one_image(tmp_path: Path) -> None:
+    def limit(header: Any) -> None:
+        header.encoding[0].encodingLimits.segment = xsd.limitType(minimum=0, maximum=0)
+
+    def count(acquisition: Any) -> None:
+        acquisition.idx.segment = acquisition.idx.kspace_encode_step_1 % 4
+
+    counted, plain = (mrd.to_kspace(measured(tmp_path, edit_header=limit, **how))[0] for how in ({"edit": count}, {}))
+    assert same(counted, plain)
 
 
 def test_more_samples_than_the_limits_of_the_readout_are_refused(tmp_path: Path) -> None:

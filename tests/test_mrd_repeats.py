@@ -99,6 +99,12 @@ def test_averages_that_differ_beyond_noise_are_refused(
     assert kspace.samples[0, 0, 10, 12] == pytest.approx(1.005, abs=4 * level)
 
 
+def test_averages_that_drifted_a_little_are_averaged(tmp_path: Path) -> None:
+    kspace, facts = mrd.to_kspace(measured(tmp_path, averages=2, edit=_averages(1.0, 0.001, 0.12)))
+    assert facts["averages"] == (2, 2)
+    assert abs(kspace.samples[0, 0, 10, 12]) == pytest.approx(np.cos(0.06), abs=0.004)
+
+
 def test_a_copy_of_a_line_is_no_average(tmp_path: Path) -> None:
     assert "acquisitions 0 and 20 hold the same samples" in refused(tmp_path, averages=2)
 

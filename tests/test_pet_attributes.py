@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import pet, tracer, volumes
-from dicomnode.reading.frames import Frame
+from dicomnode.reading import pet, volumes
 from pipelines.contract import Grid
 from tests.pet_series import DOSE_BQ, FACTOR, HALF_LIFE_S, write_pet
 
@@ -130,7 +128,7 @@ REASONS: dict[str, tuple[Edit, str]] = {
     "half-life of slices": (_third(RadionuclideHalfLife="6588"), r"differ in Radionuclide Half Life \(0018,1075\)"),
     "half-life in minutes": (_all(RadionuclideHalfLife="109.77"), r"\(0018,1075\) of 109.77 s is that of no"),
     "half-life of another nuclide": (
-        _all(RadionuclideCodeSequence=[_coded("C-105A1", "SRT")]), r"\(0054,0300\) says 11C, whose half-life is 1221.8"
+        _all(RadionuclideCodeSequence=[_coded("C-105A1", "SRT")]), r"\(0054,0300\) says Carbon-11, whose half-life"
     ),
     "nuclide of slices": (
         _third(RadionuclideCodeSequence=[_coded("C-111A1", "SRT")]), r"differ in Radionuclide Code Sequence \(0054,03"
@@ -187,6 +185,7 @@ NOTHING: dict[str, Edit] = {
         RadiopharmaceuticalVolume="5", RadiopharmaceuticalRoute="IV", RadiopharmaceuticalStopTime="121000"
     ),
     "SUV Type of an activity": _all(SUVType="LBM"),
+    "order of the corrections": _third(CorrectedImage=["NORM", "RAN", "SCAT", "ATTN", "DECY"]),
     "size in centimetres": _all(PatientSize="175"),
     "body mass index": _all(PatientBodyMassIndex="50"),
     "code of the nuclide": _all(RadionuclideCodeSequence=[_coded("77004003", "SCT")]),
@@ -211,9 +210,12 @@ def test_what_is_not_one_is_no_fact(case: str, fact: str, tmp_path: Path) -> Non
     assert fact not in _read(tmp_path, REASONS[case][0]).facts
 
 
-def test_two_weights_give_a_reason(tmp_path: Path) -> None:
-    paths = write_pet(tmp_path, GRID, BQ_ML, edit=_third(PatientWeight="71"))
-    found = tracer.facts([Frame(dcmread(path), 0) for path in paths])
+def test_two_weights_are_refused_and_one_that_some_slices_lack_gives_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputRefused, match=r"Patient's Weight \(0010,1030\) differs among the slices; a volume has one"
+    ):
+        _read(tmp_path / "two", _third(PatientWeight="71"))
+    found = _read(tmp_path / "some", _third(PatientWeight=None)).facts
     assert found["suv_unknown_because"] == "the slices differ in Patient's Weight (0010,1030)"
 
 

@@ -32,7 +32,7 @@ PHOTOMETRIC: dict[str, tuple[dict[str, object], str]] = {
         "colour image",
     ),
     "YBR": ({"PhotometricInterpretation": "YBR_FULL_422", "SamplesPerPixel": 3}, "colour image"),
-    "none": ({"PhotometricInterpretation": None}, "colour image"),
+    "none": ({"PhotometricInterpretation": None}, r"has no Photometric Interpretation \(0028,0004\)"),
 }
 
 

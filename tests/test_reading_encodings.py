@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -23,8 +24,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicomnode.datasets import lossy
 from dicomnode.errors import InputRefused
-from dicomnode.reading import frames, stored_values, volumes
+from dicomnode.reading import frames, volumes
 from tests import pixel_files
 from tests.pixel_files import SHAPE, edited, encoded, item, ramp, recoded, series, written
 from tests.series import write_enhanced
@@ -106,6 +108,14 @@ def test_pixels_are_shifted_down_from_high_bit(syntax: UID, dtype: type[Any], tm
     for path in paths:
         recoded(path, syntax, BitsStored=12, HighBit=15) if syntax == RLELossless else encoded(path, syntax)
     assert np.array_equal(_read(paths), data)
+
+
+def test_bits_below_the_values_that_no_overlay_explains_are_refused(tmp_path: Path) -> None:
+    """Values that lie in the low bits, with a High Bit that speaks of the high ones."""
+    for dtype in (np.uint16, np.int16):
+        paths = series(tmp_path / dtype.__name__, ramp(dtype, 2000), edited(BitsStored=12, HighBit=15))
+        with pytest.raises(InputRefused, match=r"High Bit \(0028,0102\) is 15 .* the bits below hold something"):
+            _read(paths)
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1], ids=lambda uid: uid.keyword)
@@ -284,4 +294,37 @@ def test_a_lossy_compression_is_a_fact(syntax: UID, stated: str | None, expected
 def test_a_lossy_transfer_syntax_is_a_fact_though_unstated(kit: Path) -> None:
     header = frames.header(kit / "dicom" / "pydicom-test-files" / "JPEGLSNearLossless_16.dcm")
     header.pop("LossyImageCompression", None)
-    assert stored_values.is_lossy(header)
+    assert lossy.is_lossy(header)
+
+
+def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
+    """Files with an element of four bytes, whatever its VR needs, at the top or in an item of a sequence."""
+
+    def edit(_: int, ds: Dataset) -> None:
+        place = Dataset() if nested else ds
+        place.add_new(0x00190010, "LO", "ACME")
+        place.add_new(tag, "LO", "Q7Q7")
+        if nested:
+            ds.RequestAttributesSequence = [place]
+
+    paths = series(folder, ramp(), edit)
+    for path in paths:
+        assert path.read_bytes().count(b"LO\4\0Q7Q7") == 1
+        path.write_bytes(path.read_bytes().replace(b"LO\4\0Q7Q7", vr + b"\4\0Q7Q7"))
+    return paths
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["at the top", "in a sequence"])
+@pytest.mark.parametrize("vr", [b"FD", b"XX"], ids=["too few bytes", "no VR"])
+def test_elements_that_cannot_be_decoded(vr: bytes, nested: bool, tmp_path: Path) -> None:
+    assert np.array_equal(_read(_with_bytes(tmp_path / "private", 0x00191001, vr, nested)), ramp())
+    with pytest.raises(InputRefused, match=r"its element \(0018,9073\) cannot be decoded"):
+        _read(_with_bytes(tmp_path / "public", 0x00189073, vr, nested))
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(None, True), ("01", True), ("00", False)])
+def test_jpeg_2000_that_says_it_is_lossless_is_believed(stated: str | None, expected: bool) -> None:
+    header = item(LossyImageCompression=stated)
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = JPEG2000
+    assert lossy.is_lossy(header) == expected

@@ -195,8 +195,11 @@ WRONG_LINES: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("case", WRONG_LINES)
 def test_a_rescale_that_is_no_line_is_refused(case: str, tmp_path: Path) -> None:
+    paths = series(tmp_path, ramp(), edited(**WRONG_LINES[case]))
     with pytest.raises(InputRefused, match=r"Rescale Slope \(0028,1053\) and Intercept"):
-        _read(series(tmp_path, ramp(), edited(**WRONG_LINES[case])))
+        _read(paths)
+    with pytest.raises(InputRefused, match=r"Rescale Slope \(0028,1053\) and Intercept"):
+        rendered.picture(paths[0], 0, rendered.Asked())
 
 
 @pytest.mark.parametrize("kind", ["US", "OD", "Z_EFF", "MGML", "HU_MOD"])

@@ -28,8 +28,8 @@ TILES: dict[str, Edit] = {
     "Siemens' count": private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 36),
     "UIH's count": private(0x0065, "Image Private Header", 0x50, "DS", "20"),
     "the CSA header": _csa(b"36      "),
-    "the acquisition matrix": edited(Manufacturer="SIEMENS", AcquisitionMatrix=[2, 0, 0, 2]),
-    "UIH's acquisition matrix": edited(Manufacturer="UIH", AcquisitionMatrix=[0, 2, 2, 0]),
+    "the acquisition matrix": edited(Manufacturer="SIEMENS", AcquisitionMatrix=[2, 0, 0, 2], PixelSpacing=["60", "60"]),
+    "UIH's acquisition matrix": edited(Manufacturer="UIH", AcquisitionMatrix=[0, 2, 2, 0], PixelSpacing=["60", "60"]),
     "the field of view": edited(PixelSpacing=["120", "120"]),
 }
 
@@ -42,7 +42,10 @@ def test_tiles_are_known_by_whatever_is_left_of_them(case: str, tmp_path: Path) 
 NO_TILES: dict[str, Edit] = {
     "one image": private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 1),
     "an empty count": _csa(b""),
-    "interpolated": edited(Manufacturer="SIEMENS", AcquisitionMatrix=[0, 4, 3, 0]),
+    "interpolated": edited(Manufacturer="SIEMENS", AcquisitionMatrix=[0, 4, 3, 0], PixelSpacing=["60", "60"]),
+    "one head, strongly interpolated": edited(
+        Manufacturer="SIEMENS", AcquisitionMatrix=[0, 2, 2, 0], PixelSpacing=["40", "40"]
+    ),
     "another maker's": edited(Manufacturer="GE MEDICAL SYSTEMS", AcquisitionMatrix=[0, 2, 2, 0]),
     "long": edited(PixelSpacing=["200", "10"]),
 }

@@ -7,6 +7,9 @@ import threading
 import time
 import tracemalloc
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicomnode.datasets import encoded as encoding
 from dicomnode.datasets import headers, inflating
-from dicomnode.errors import CannotUnderstand
+from dicomnode.errors import CannotUnderstand, InputRefused
+from dicomnode.reading import frames, stored_values
 from tests.receivers import Receiver, an_instance, instances, receiver, start
 from tests.sending import Encoded, sender_to, store_all
 
@@ -113,6 +117,31 @@ def test_a_deflated_object_is_stored_unless_it_inflates_beyond_the_bound(receive
     assert [answer.Status for answer in answers] == [0, 0xC000]
     assert answers[1].ErrorComment == f"the data set inflates to more than {inflating.MOST_INFLATED} bytes"
     assert [row.sop_instance_uid for row in receiver.rows()] == [good.sop_instance_uid]
+
+
+def test_of_many_deflated_objects_one_at_a_time_is_held_in_memory(tmp_path: Path) -> None:
+    paths = [_bomb(each, 40).save(tmp_path / f"{n}.dcm") for n, each in enumerate(instances(tmp_path / "folder", 5))]
+    tracemalloc.start()
+    try:
+        with ThreadPoolExecutor(len(paths)) as pool:
+            assert len({facts.sop_instance_uid for facts in pool.map(headers.read, paths)}) == len(paths)
+        assert tracemalloc.get_traced_memory()[1] < 80_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_inflates_beyond_the_bound_is_not_read_as_an_image(tmp_path: Path) -> None:
+    (each,) = instances(tmp_path / "folder", 1)
+    path = _bomb(each, 300).save(tmp_path / "a.dcm")
+    readers: list[Callable[[Path], object]] = [frames.header, partial(stored_values.one_frame, index=0)]
+    for read in readers:
+        tracemalloc.start()
+        try:
+            with pytest.raises(InputRefused, match="inflates to more than"):
+                read(path)
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_file_is_inflated_no_further_than_asked(tmp_path: Path) -> None:

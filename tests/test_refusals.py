@@ -229,7 +229,7 @@ def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime
 
 def test_a_refusal_holds_where_no_note_can_be_written(tmp_path: Path, now: datetime) -> None:
     running = _of_one_study(tmp_path, now, routes=[a_route(**FAST)], quality={"refusal_note": True})
-    (stored,) = [path for path in running.config.spool_dir.rglob("*") if path.is_file()]
+    (stored,) = [path for path in running.config.spool_dir.glob("*/*") if path.is_file()]
     ds = dcmread(stored)
     ds.remove_private_tags()
     del ds.CreatorVersionUID, ds.SeriesInstanceUID  # no MRD any more, and nothing to refer to

@@ -19,7 +19,7 @@ from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 
 from dicomnode import processing, results
 from dicomnode.config import Config, NodeConfig
-from dicomnode.datasets.validity import title
+from dicomnode.datasets.titles import title
 from dicomnode.deployment import models
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, volumes

@@ -149,7 +149,7 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "several tracers": ({"differing": frozenset({suv.SOURCES})}, r"Sequence \(0054,0016\) has several items"),
     "no half-life": ({"half_life_s": None}, "Half Life"),
     "half-life in minutes": ({"half_life_s": 109.77}, "109.77 s is that of no radionuclide of PET"),
-    "half-life of another": ({"nuclide": ("C-105A1", "SRT")}, "6586.2 s, but .* says 11C"),
+    "half-life of another": ({"nuclide": ("C-105A1", "SRT")}, "6586.2 s, but .* says Carbon-11"),
     "several half-lives": ({"differing": frozenset({"RadionuclideHalfLife"})}, "differ in Radionuclide Half Life"),
     "several nuclides": ({"differing": frozenset({"RadionuclideCodeSequence"})}, r"\(0054,0300\)"),
     "no times": ({"decay_s": None}, "times of injection and scan are not stated"),

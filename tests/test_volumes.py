@@ -348,3 +348,18 @@ def test_a_real_mosaic_is_decoded_alike_from_every_transfer_syntax_and_refused(k
 def test_real_colour_is_refused(kit: Path) -> None:
     with pytest.raises(InputRefused, match="colour image"):
         volumes.read([kit / "dicom" / "siemens-xa30-enhanced" / "dwi_colour_fa.dcm"])
+
+
+@pytest.mark.parametrize("options", ["RG", ["CG", "FS"], "FS"])
+def test_the_repetition_times_of_triggered_slices_may_differ_and_are_no_fact(
+    options: str | list[str], tmp_path: Path
+) -> None:
+    def beating(k: int, ds: Dataset) -> None:
+        ds.ScanOptions, ds.RepetitionTime = options, f"{1800 + 70 * (k % 3)}"
+
+    paths = write_slices(tmp_path, _grid("axial"), _stored(), edit=beating)
+    if options == "FS":
+        with pytest.raises(InputRefused, match=r"Repetition Time \(0018,0080\) differs among the slices"):
+            volumes.read(paths)
+    else:
+        assert "tr_ms" not in volumes.read(paths).facts

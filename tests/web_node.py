@@ -89,7 +89,7 @@ class Web:
 
     def files_left(self) -> list[Path]:
         """Every file in the spool, half ones included."""
-        return sorted(path for path in self.config.spool_dir.rglob("*") if path.is_file())
+        return sorted(path for path in self.config.spool_dir.glob("*/*") if path.is_file())
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         wait_for(condition, "the server has seen it", within_s=10)

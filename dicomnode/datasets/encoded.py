@@ -98,18 +98,21 @@ class Window:
 
 
 class Inflated:
-    """A deflated data set (PS3.5 A.5): inflated to its end to check it, of which only the beginning is kept."""
+    """A deflated data set (PS3.5 A.5): inflated to its end to check it, of which only the beginning is kept.
+
+    That takes 32 MiB: keep it no longer than ``inflating.turn``.
+    """
 
     def __init__(self, raw: Source) -> None:
         head, self.size = bytearray(), 0
         for piece in inflating.pieces(raw.read):
             self.size += len(piece)
             head += piece[: max(0, _INFLATE_AT_MOST - len(head))]
-        self._head = bytes(head)
+        self._head = head
         self.readable = len(head)
 
     def read(self, at: int, count: int) -> bytes:
-        return self._head[at : at + count]
+        return bytes(self._head[at : at + count])
 
 
 class Element(NamedTuple):

@@ -16,9 +16,11 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 from pydicom.values import convert_SQ
 
 from db.studies import InstanceFacts
+from dicomnode.datasets import inflating
 from dicomnode.datasets.character_sets import decoded, encodings_of
 from dicomnode.datasets.encoded import (
     OpenFile,
+    Readable,
     Source,
     dictionary_vr,
     open_source,
@@ -28,7 +30,7 @@ from dicomnode.datasets.encoded import (
 )
 from dicomnode.errors import CannotUnderstand
 
-__all__ = ["facts", "not_indexed", "read"]
+__all__ = ["facts", "not_indexed", "read", "read_between"]
 
 _LONGEST_VALUE = 1024  # bytes, encoded and in UTF-8: an index row of PostgreSQL takes 2704
 _NOTHING = b"\0 \\^="
@@ -59,7 +61,13 @@ def read(path: Path) -> InstanceFacts:
         size = file.seek(0, 2)
         content = OpenFile(file.fileno())
         transfer_syntax_uid, start = read_file_meta(content, size)
-        return facts(open_source(content, start, size, transfer_syntax_uid), transfer_syntax_uid)
+        return read_between(content, start, size, transfer_syntax_uid)
+
+
+def read_between(content: Readable, start: int, stop: int, transfer_syntax_uid: str) -> InstanceFacts:
+    """The facts of the data set that lies between two offsets. Raises CannotUnderstand as ``facts`` does."""
+    with inflating.turn(transfer_syntax_uid):
+        return facts(open_source(content, start, stop, transfer_syntax_uid), transfer_syntax_uid)
 
 
 def facts(source: Source, transfer_syntax_uid: str) -> InstanceFacts:

@@ -6,20 +6,23 @@ is in the spool from before inflates it further than that.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dicomnode.errors import CannotUnderstand
 
-__all__ = ["MOST_INFLATED", "inflated", "is_deflated", "pieces"]
+__all__ = ["MOST_INFLATED", "inflated", "is_deflated", "pieces", "turn"]
 
 MOST_INFLATED = 256 << 20
 """Bytes of a data set, inflated."""
 _DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, UID("1.2.840.10008.1.2.4.95"), UID("1.2.840.10008.1.2.4.205")})
 _READ = 64 * 1024
 _PIECE = 1 << 20
+_turn = threading.Lock()
 
 Read = Callable[[int, int], bytes]
 """The deflated bytes: so many at an offset."""
@@ -28,6 +31,14 @@ Read = Callable[[int, int], bytes]
 def is_deflated(transfer_syntax_uid: str) -> bool:
     """Whether data sets of that transfer syntax are deflated."""
     return transfer_syntax_uid in _DEFLATED
+
+
+def turn(transfer_syntax_uid: str) -> AbstractContextManager[object]:
+    """Return what to hold while the beginning of an inflated data set is kept: one at a time is, of all threads.
+
+    Whatever is not deflated does not wait.
+    """
+    return _turn if is_deflated(transfer_syntax_uid) else nullcontext()
 
 
 def pieces(read: Read, *, at_most: int = MOST_INFLATED) -> Iterator[bytes]:

@@ -11,14 +11,15 @@ from typing import Any
 
 from pydicom.charset import python_encoding
 from pydicom.config import RAISE
-from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VM, dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.tag import Tag
 from pydicom.valuerep import validate_value
 
-__all__ = ["fault", "knows_character_set", "title"]
+from dicomnode.datasets.titles import title
+
+__all__ = ["fault", "knows_character_set"]
 
 _TEXT = frozenset(
     {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
@@ -33,12 +34,6 @@ _ALLOWED: Mapping[str, re.Pattern[str]] = MappingProxyType({
     "TimezoneOffsetFromUTC": re.compile(r"\+(0\d|1[0-3])[0-5]\d|\+1400|-(?!0000)(0\d|1[01])[0-5]\d|-1200"),
 })  # fmt: skip
 """Of attributes with enumerated values (PS3.3) and of the offset's range (C.12.1.1.8)."""
-
-
-def title(keyword: str) -> str:
-    """How messages call an attribute: its name and tag."""
-    tag = Tag(tag_for_keyword(keyword) or 0)
-    return f"{dictionary_description(tag)} {tag}"
 
 
 def fault(element: DataElement, *, declared: bool = True) -> str:

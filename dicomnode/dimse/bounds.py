@@ -1,8 +1,6 @@
-"""How much one query or retrieval may ask: its size, its elements, its values, and the wildcards of a value."""
+"""How large the identifier of a query or retrieval may be; ``db.matching.check`` bounds its values."""
 
 from __future__ import annotations
-
-import re
 
 from pydicom.uid import UID
 
@@ -10,12 +8,10 @@ from dicomnode.datasets import inflating
 from dicomnode.datasets.encoded import Window, tag_name, walk
 from dicomnode.errors import CannotUnderstand
 
-__all__ = ["check_value", "checked"]
+__all__ = ["checked"]
 
 _MOST_BYTES = 1 << 20
 _MOST_ELEMENTS = 1000
-_MOST_VALUES = 10_000
-_MOST_ASTERISKS = 6  # a database tries every place of each
 
 
 class _Held:
@@ -41,11 +37,3 @@ def checked(content: bytes, syntax: UID) -> bytes:
         if element.vr == "SQ" and element.length > _MOST_BYTES >> 4:
             raise CannotUnderstand(f"{tag_name(element.tag)} of the identifier is too large")
     return content
-
-
-def check_value(keyword: str, value: str) -> None:
-    """Raise CannotUnderstand for a value that is a longer list, or a more branching pattern, than a search may take."""
-    if value.count("\\") >= _MOST_VALUES:
-        raise CannotUnderstand(f"{keyword} lists more than {_MOST_VALUES} values")
-    if any(len(re.findall(r"\*+", each)) > _MOST_ASTERISKS for each in value.split("\\") if "*" in each):
-        raise CannotUnderstand(f"{keyword} has more than {_MOST_ASTERISKS} asterisks in a value")

@@ -69,8 +69,6 @@ def read(content: BytesIO | None, syntax: UID, levels: tuple[Level, ...] = STUDY
     }
     texts |= _of_requests(ds)
     keys = {keyword: text for keyword, text in texts.items() if keyword in known and text is not None}
-    for keyword, text in keys.items():
-        bounds.check_value(keyword, text)
     return Asked(level, keys, character_set, further=bool(texts.keys() - keys.keys() - _OURS), levels=levels)
 
 

@@ -20,6 +20,7 @@ from pynetdicom import build_context
 
 from db.catalogue import StoredObject
 from dicomnode import gate
+from dicomnode.datasets.encoded import check_size
 from dicomnode.errors import NodeError
 from dicomnode.storage import spool
 from dicomnode.web import pixels
@@ -140,6 +141,7 @@ def _uncompressed(assoc: Association, stored: StoredObject, path: Path) -> Any:
     if not any(_accepts(assoc, stored, str(uid)) for uid in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)):
         raise ValueError("the receiver takes no transfer syntax that this can be sent in")
     if not UID(stored.transfer_syntax_uid).is_encapsulated:
+        check_size(path)
         return dcmread(path)
     place = pixels.layout(path)
     if place is not None and place.frames * place.frame_bits > 8 * _MOST_DECOMPRESSED:

@@ -26,7 +26,8 @@ _SHARED = (
 )
 _TOLERANCE = 1e-3
 """For times in microseconds and positions in mm; whole numbers must be equal."""
-_LIMITED = ("average", "contrast", "phase", "repetition", "set", "segment")
+_LIMITED = ("average", "contrast", "phase", "repetition", "set")
+"""Segments tell no images apart, and converters state one segment where the echoes of a train are counted."""
 _USERS = 8
 _COMPRESSED = range(ismrmrd.ACQ_COMPRESSION1, ismrmrd.ACQ_COMPRESSION4 + 1)
 _UNDEFINED = range(ismrmrd.ACQ_IS_PHASE_STABILIZATION + 1, ismrmrd.ACQ_COMPRESSION1)

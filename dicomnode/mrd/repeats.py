@@ -15,8 +15,9 @@ __all__ = ["Place", "check_repeats"]
 Place = tuple[int, int, int]
 """Slice, partition, line."""
 
-_TOLERANCE = 0.05
-"""Drift between averages, as part of the line's root mean square, that is averaged whatever the noise is."""
+_TOLERANCE = 0.1
+"""Drift between averages, as part of the line's root mean square, that is averaged whatever the noise is: of two
+averages 8 degrees of phase, as the drift of the field gives them between minutes, or 14 % of the amplitude."""
 _CERTAIN = 6.0
 """Standard deviations of the energy of noise above which a difference is no noise."""
 _MOST_NOISE = 0.25

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomnode.datasets.lossy import is_lossy
 from dicomnode.errors import InputRefused
-from dicomnode.reading import kinds, stored_values, tracer
+from dicomnode.reading import kinds, tracer
 from dicomnode.reading.frames import Frame
 
 __all__ = ["component", "facts", "plane"]
@@ -29,13 +30,14 @@ _COMPONENT_WORDS = MappingProxyType({
     "P": "PHASE", "PHASE": "PHASE", "PHASE MAP": "PHASE", "R": "REAL", "REAL": "REAL", "I": "IMAGINARY",
     "IMAGINARY": "IMAGINARY", "M": "MAGNITUDE", "MAGNITUDE": "MAGNITUDE",
 })  # fmt: skip
+_SAME = 1e-3
+"""Relative; what differs more, such as the repetition times of a triggered acquisition, is no fact of the volume."""
 _POSITIVE = ("weight_kg", "size_m", "field_strength_t")  # zero stands for unknown
 _WORDS = MappingProxyType({
     "modality": "Modality", "manufacturer": "Manufacturer", "model": "ManufacturerModelName",
     "body_part": "BodyPartExamined", "image_type": "ImageType", "acquisition_type": "MRAcquisitionType",
     "scanning_sequence": "ScanningSequence", "sequence_variant": "SequenceVariant",
-    "patient_position": "PatientPosition", "units": "Units", "decay_correction": "DecayCorrection",
-    "corrections": "CorrectedImage", "sex": "PatientSex",
+    "patient_position": "PatientPosition", "sex": "PatientSex",
 })  # fmt: skip
 
 
@@ -50,9 +52,13 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         if value is not None:
             found[fact] = str(value) if isinstance(value, str) else tuple(map(str, value))
     for fact, keyword in _NUMBERS.items():
-        number = next((each for frame in frames if (each := frame.number_of(keyword)) is not None), None)
-        if number is not None and (number > 0 or fact not in _POSITIVE):
-            found[fact] = number
+        numbers = [each for frame in frames if (each := frame.number_of(keyword)) is not None]
+        if (
+            numbers
+            and np.allclose(numbers, numbers[0], rtol=_SAME, atol=0)
+            and (numbers[0] > 0 or fact not in _POSITIVE)
+        ):
+            found[fact] = numbers[0]
     found |= _enhanced(frames) | _components(frames, found.get("image_type", ()))
     orientation = frames[0].numbers("ImageOrientationPatient", 6)
     if orientation is not None:
@@ -62,7 +68,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         found["age_years"] = age
     if frames[0].get("ContrastBolusAgent"):
         found["contrast_agent"] = True
-    if any(stored_values.is_lossy(frame.header) for frame in frames):
+    if any(is_lossy(frame.header) for frame in frames):
         found["lossy_compressed"] = True
     return found | (tracer.facts(frames) if found.get("modality") == "PT" else {})
 

@@ -1,4 +1,7 @@
-"""What must be the same on all slices of a volume: its frame of reference, its echo, its patient, every fact of it."""
+"""What must be the same on all slices of a volume: its frame of reference, its echo, its patient, every fact of it.
+
+What only PET states (unit, corrections) is compared by ``pet.check``.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,37 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.dataset import Dataset
 
+from dicomnode.datasets.titles import title
 from dicomnode.errors import InputRefused
 from dicomnode.reading.frames import Frame
 
-__all__ = ["check", "check_concatenations", "named"]
+__all__ = ["check", "check_concatenations"]
 
 _IDENTITIES = (
     "StudyInstanceUID", "PatientID", "IssuerOfPatientID", "FrameOfReferenceUID", "PatientAge", "PatientSex",
     "PatientWeight", "PatientSize",
 )  # fmt: skip
 """Whose values no message quotes."""
-_EVERYWHERE = ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Modality", "Units", "RescaleType")
+_EVERYWHERE = ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Modality", "RescaleType")
 """Stated on all slices or on none; of the others some may be silent."""
 _NUMBERS = (
     "SliceThickness", "EchoTime", "EffectiveEchoTime", "RepetitionTime", "InversionTime", "InversionTimes", "FlipAngle",
     "DiffusionBValue", "MagneticFieldStrength", "EchoTrainLength", "KVP",
 )  # fmt: skip
 _WORDS = (
-    "Modality", "SOPClassUID", "PhotometricInterpretation", "RescaleType", "Units", "ImageType", "FrameType",
+    "Modality", "SOPClassUID", "PhotometricInterpretation", "RescaleType", "ImageType", "FrameType",
     "ComplexImageComponent", "EchoNumbers", "StackID", "TemporalPositionIdentifier", "TemporalPositionIndex",
     "Manufacturer", "ManufacturerModelName", "BodyPartExamined", "PatientPosition", "MRAcquisitionType",
-    "ScanningSequence", "SequenceVariant", "ConvolutionKernel", "DecayCorrection", "CorrectedImage",
+    "ScanningSequence", "SequenceVariant", "ConvolutionKernel",
 )  # fmt: skip
+_UNORDERED = ("CorrectedImage", "ScanningSequence", "SequenceVariant")
+"""Whose words may stand in any order."""
 _PRESENT = ("RescaleSlope", "ModalityLUTSequence", "RealWorldValueMappingSequence", "ContrastBolusAgent")
 """Whose values may differ, but not whether there is one."""
+_TRIGGERS = frozenset({"CG", "PPG", "RG"})
+"""Scan Options (0018,0022) with which the heart or the breath sets the time between excitations."""
 _RELATIVE = 1e-3
 
 
@@ -40,14 +47,16 @@ def check(frames: Sequence[Frame]) -> None:
     """Raise InputRefused for the first attribute that differs among the frames of a volume."""
     for keyword in (*_IDENTITIES, *_WORDS, *_NUMBERS):
         stated = [frame.get(keyword) for frame in frames]
-        found = {_plain(each) for each in stated if each is not None}
+        found = {_plain(each, keyword in _UNORDERED) for each in stated if each is not None}
         found |= {None} if None in stated and keyword in _EVERYWHERE else set()
+        if keyword == "RepetitionTime" and all(_is_triggered(frame) for frame in frames):
+            continue
         if len(found) > 1 and not (keyword in _NUMBERS and _nearly(found)):
             quoted = "" if keyword in _IDENTITIES else f" ({_quoted(found)})"
-            raise InputRefused(f"{named(keyword)} differs among the slices{quoted}; a volume has one")
+            raise InputRefused(f"{title(keyword)} differs among the slices{quoted}; a volume has one")
     for keyword in _PRESENT:
         if len({_has(frame, keyword) for frame in frames}) > 1:
-            raise InputRefused(f"some slices have {named(keyword)} and others have none")
+            raise InputRefused(f"some slices have {title(keyword)} and others have none")
 
 
 def check_concatenations(headers: Iterable[Dataset]) -> None:
@@ -66,10 +75,8 @@ def check_concatenations(headers: Iterable[Dataset]) -> None:
             )
 
 
-def named(keyword: str) -> str:
-    """Name and tag of an attribute, as messages have them."""
-    tag = tag_for_keyword(keyword) or 0
-    return f"{dictionary_description(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})"
+def _is_triggered(frame: Frame) -> bool:
+    return not _TRIGGERS.isdisjoint(np.atleast_1d(frame.get("ScanOptions") or []).tolist())
 
 
 def _has(frame: Frame, keyword: str) -> bool:
@@ -77,11 +84,12 @@ def _has(frame: Frame, keyword: str) -> bool:
     return bool(place) or (frame.get(keyword) is not None and frame.get(keyword) != [])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, unordered: bool = False) -> Any:
     """Something that can be in a set; numbers as numbers, whatever they were written as."""
     if isinstance(value, str | float | int):
         return value
-    return tuple(_plain(each) for each in value)
+    found = tuple(_plain(each) for each in value)
+    return tuple(sorted(found)) if unordered else found
 
 
 def _nearly(found: Iterable[Any]) -> bool:

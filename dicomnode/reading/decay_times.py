@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from pydicom.dataset import Dataset
 
+from dicomnode.datasets.titles import title
 from dicomnode.reading import pet
 from dicomnode.reading.frames import Frame
 from dicomnode.reading.moments import Moment, combine, in_zone, parse_datetime, parse_offset, seconds_between
@@ -37,21 +38,21 @@ _NOT_STATED = ""
 _FAULTS = MappingProxyType({
     "times": "without decay correction the slices have to be of one time, and theirs give no single one",
     "zone": "only one of the times of injection and scan has an offset from UTC; "
-    f"{pet.title('TimezoneOffsetFromUTC')}, which would tell, is not stated or cannot be read",
-    "two": f"{pet.title('RadiopharmaceuticalStartDateTime')} and {pet.title('RadiopharmaceuticalStartTime')} "
+    f"{title('TimezoneOffsetFromUTC')}, which would tell, is not stated or cannot be read",
+    "two": f"{title('RadiopharmaceuticalStartDateTime')} and {title('RadiopharmaceuticalStartTime')} "
     "contradict each other",
-    "unreadable": f"{pet.title('RadiopharmaceuticalStartDateTime')} is no date with a time of day",
-    "unreadable time": f"{pet.title('RadiopharmaceuticalStartTime')} is no time of day",
-    "day": f"{pet.title('RadiopharmaceuticalStartTime')} has no date, and with so long a half-life it may be of "
+    "unreadable": f"{title('RadiopharmaceuticalStartDateTime')} is no date with a time of day",
+    "unreadable time": f"{title('RadiopharmaceuticalStartTime')} is no time of day",
+    "day": f"{title('RadiopharmaceuticalStartTime')} has no date, and with so long a half-life it may be of "
     "several days",
     "blank": "injection and scan are both stated as midnight: the times were blanked",
     "early": "the start of the series lies more than 6 hours before its first slice; one of the times is wrong",
-    "spread": f"the Series Time is that of a reconstruction, and the slices' {pet.title('FrameReferenceTime')} do not "
+    "spread": f"the Series Time is that of a reconstruction, and the slices' {title('FrameReferenceTime')} do not "
     "lead to one start of the scan",
     "coarse": "the times of injection or scan leave out minutes or seconds that matter for so short a half-life",
-    "datetime": f"{pet.title('DecayCorrected')} is YES, but {pet.title('DecayCorrectionDateTime')} is not stated",
-    "at odds": f"{pet.title('DecayCorrectionDateTime')} is not the start of the scan, as "
-    f"{pet.title('DecayCorrection')} has it",
+    "datetime": f"{title('DecayCorrected')} is YES, but {title('DecayCorrectionDateTime')} is not stated",
+    "at odds": f"{title('DecayCorrectionDateTime')} is not the start of the scan, as "
+    f"{title('DecayCorrection')} has it",
 })  # fmt: skip
 
 
@@ -100,10 +101,10 @@ def _to_datetime_s(frame: Frame, source: Dataset, half_life_s: float | None, off
 def _check_one(frames: Sequence[Frame], differing: Collection[str]) -> None:
     for keyword in _ONE_OF_SERIES:
         if pet.different(frames, keyword):
-            raise _Unclear(f"the slices differ in {pet.title(keyword)}")
+            raise _Unclear(f"the slices differ in {title(keyword)}")
     for keyword in _ONE_OF_TRACER:
         if keyword in differing:
-            raise _Unclear(f"the slices differ in {pet.title(keyword)}")
+            raise _Unclear(f"the slices differ in {title(keyword)}")
 
 
 def _waited(source: Dataset, start: Moment, half_life_s: float | None, offset: timedelta | None) -> float:

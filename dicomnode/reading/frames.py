@@ -19,11 +19,13 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
-from dicomnode.errors import InputRefused
+from dicomnode.datasets import inflating
+from dicomnode.datasets.encoded import check_size
+from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import lookup, pet
 from dicomnode.reading.unreadable import decode
 
-__all__ = ["Frame", "count", "frames_of", "header", "name", "unit", "values"]
+__all__ = ["Frame", "check_syntax", "count", "frames_of", "header", "name", "unit", "values"]
 
 _MACROS = MappingProxyType({
     "PixelSpacing": "PixelMeasuresSequence",
@@ -121,7 +123,7 @@ def header(path: Path) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            _check_syntax(path)
+            check_syntax(path)
             ds = dcmread(path, stop_before_pixels=True)
             decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
@@ -131,11 +133,16 @@ def header(path: Path) -> Dataset:
     return ds
 
 
-def _check_syntax(path: Path) -> None:
-    """What a private transfer syntax does with bytes and pixels only its maker knows."""
+def check_syntax(path: Path) -> None:
+    """Refuse a private transfer syntax, which only its maker can read, and what inflates beyond the bound."""
     syntax = UID(read_file_meta_info(path).get("TransferSyntaxUID") or "")
     if syntax and syntax.is_private:
         raise InputRefused(f"an instance is in a private transfer syntax ({syntax}), which nothing here reads")
+    try:
+        if inflating.is_deflated(syntax):
+            check_size(path)
+    except CannotUnderstand as error:
+        raise InputRefused(f"an instance cannot be read: {error}") from None
 
 
 def name(ds: Dataset) -> str:

@@ -21,6 +21,8 @@ _IMAGES_IN_TILES = ((0x0019, "SIEMENS MR HEADER", 0x0A), (0x0065, "Image Private
 _TILED_BY = ("SIEMENS", "UIH")
 _MOST_INTERPOLATED = 2.5
 """Largest ratio of image to Acquisition Matrix, both ways, that the scanners of ``_TILED_BY`` interpolate to."""
+_SMALLEST_TILED_MM = 330.0
+"""Less than three tiles of a head, both ways; an image that is no larger may be one head, interpolated as strongly."""
 _LARGEST_FIELD_MM = 700.0
 """No magnet's bore is wider: an image that is larger both ways shows its field of view several times."""
 
@@ -29,13 +31,15 @@ def check(ds: Dataset) -> None:
     """Raise InputRefused for an instance of which no frame is a plane of a volume."""
     if not ds.get("Rows") or not ds.get("Columns"):
         raise InputRefused(f"{name(ds)} is no image ({class_name(ds)})")
-    photometric = str(ds.get("PhotometricInterpretation"))
+    photometric = str(ds.get("PhotometricInterpretation") or "")
+    if not photometric:
+        raise InputRefused(f"{name(ds)} ({class_name(ds)}) has no Photometric Interpretation (0028,0004): no image")
     if ds.get("SamplesPerPixel", 1) != 1 or not photometric.startswith("MONOCHROME"):
         raise InputRefused(f"{name(ds)} is a colour image ({photometric}); no quantity")
     if ds.get("Modality") == "MR" and (photometric == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE"):
         raise InputRefused(
             f"{name(ds)}: Photometric Interpretation (0028,0004) or Presentation LUT Shape (2050,0020) shows large "
-            "values dark; whether they are inverted signals, nobody can tell"
+            "values dark; it is not known whether they are inverted signals"
         )
     if str(ds.get("AnatomicalOrientationType") or "BIPED") != "BIPED":
         raise InputRefused(f"{name(ds)}: Anatomical Orientation Type (0010,2210) is an animal's, with other directions")
@@ -111,14 +115,18 @@ def _is_beyond_matrix(ds: Dataset) -> bool:
     maker = str(ds.get("Manufacturer") or "").upper()
     if len(matrix) != 2 or not any(each in maker for each in _TILED_BY):
         return False
-    return min(int(ds.Rows), int(ds.Columns)) >= _MOST_INTERPOLATED * max(matrix)
+    beyond = min(int(ds.Rows), int(ds.Columns)) >= _MOST_INTERPOLATED * max(matrix)
+    return beyond and _field_mm(ds) >= _SMALLEST_TILED_MM
 
 
 def _is_too_large(ds: Dataset) -> bool:
+    return ds.get("Modality") == "MR" and _field_mm(ds) > _LARGEST_FIELD_MM
+
+
+def _field_mm(ds: Dataset) -> float:
+    """The lesser side of the image; zero where its Pixel Spacing says nothing."""
     spacing = _numbers(ds.get("PixelSpacing"))
-    if len(spacing) != 2 or ds.get("Modality") != "MR":
-        return False
-    return min(int(ds.Rows) * spacing[0], int(ds.Columns) * spacing[1]) > _LARGEST_FIELD_MM
+    return min(int(ds.Rows) * spacing[0], int(ds.Columns) * spacing[1]) if len(spacing) == 2 else 0.0
 
 
 def _check_aspect(ds: Dataset) -> None:

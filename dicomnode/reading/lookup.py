@@ -94,8 +94,8 @@ def mapping_with_unit(mappings: Sequence[Dataset], where: str) -> list[Dataset]:
     units = sorted({unit_of(each) for each in found})
     if len(units) > 1:
         raise InputRefused(
-            f"{where}: real world value mappings (0040,9096) to several units ({', '.join(units)}); which "
-            "one is meant, nobody can tell"
+            f"{where}: real world value mappings (0040,9096) to several units ({', '.join(units)}); it "
+            "is not known which one is meant"
         )
     return found
 

@@ -49,7 +49,7 @@ def check_cells(header: Dataset, cells: NDArray[Any], bits: int) -> None:
     if not low <= value <= high and (cells.view(np.uint16) == value % _WORD).any():
         raise InputRefused(
             f"{name(header)}: pixels hold the Pixel Padding Value (0028,0120) {value}, which {bits} Bits Stored "
-            "(0028,0101) do not: whether they are padding or cut values, nobody can tell"
+            "(0028,0101) do not hold: it is not known whether these pixels are padding or cut values"
         )
 
 

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 from pydicom.uid import EnhancedPETImageStorage
 
+from dicomnode.datasets.titles import title
 from dicomnode.errors import InputRefused
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DECAY_TO_DATETIME", "UCUM", "check", "corrections", "decay_correction", "different", "is_enhanced", "mapping",
-    "philips_factor", "philips_factors", "scale", "scale_fault", "series_type", "suv_type", "title", "unit",
+    "philips_factor", "philips_factors", "scale", "scale_fault", "series_type", "suv_type", "unit",
     "unit_fault", "units",
 ]  # fmt: skip
 
@@ -60,12 +59,6 @@ _CORRECTIONS = MappingProxyType({
 """Of Enhanced PET (C.8.22.4), and the terms of Corrected Image (0028,0051) that say the same."""
 _PHILIPS = (0x7053, "Philips PET Private Group")
 _SUV_SCALE, _ACTIVITY_SCALE = 0x00, 0x09  # SUV and activity concentration (Bq/ml) per count
-
-
-def title(keyword: str) -> str:
-    """Return an attribute's name and tag as messages give them."""
-    tag = Tag(tag_for_keyword(keyword) or 0)
-    return f"{dictionary_description(tag)} ({tag.group:04X},{tag.element:04X})"
 
 
 def check(frames: Sequence[Frame]) -> None:

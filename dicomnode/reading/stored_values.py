@@ -19,25 +19,19 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from pydicom.uid import RLELossless
 
+from dicomnode.datasets import inflating
+from dicomnode.datasets.lossy import transfer_syntax
 from dicomnode.errors import InputRefused
 from dicomnode.reading import codestreams, padding
-from dicomnode.reading.frames import count, name
+from dicomnode.reading.frames import check_syntax, count, name
 
-__all__ = ["cells", "is_lossy", "one_frame", "stored"]
+__all__ = ["cells", "one_frame", "stored"]
 
 Pixels = NDArray[Any]
 
 _FAILURES = (AttributeError, EOFError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError)
-_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _OVERLAYS = range(0x6000, 0x6020, 2)
 _OVERLAY_BITS, _OVERLAY_POSITION = 0x0100, 0x0102
 _NEEDED = (
@@ -76,15 +70,16 @@ def cells(path: Path, index: int) -> Pixels:
 def _pixel_header(path: Path) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        check_syntax(path)
         return dcmread(path, stop_before_pixels=True, specific_tags=[BaseTag(tag) for tag in _NEEDED if tag])
 
 
 def _decoded(source: Path | Dataset, header: Dataset, index: int | None) -> Pixels:
-    syntax = _syntax(header)
+    syntax = transfer_syntax(header)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote values
         try:
-            if isinstance(source, Path) and (index is None or syntax == DeflatedExplicitVRLittleEndian):
+            if isinstance(source, Path) and (index is None or inflating.is_deflated(syntax)):
                 source = dcmread(source)
             if isinstance(source, Dataset):
                 _check_sizes(source) if syntax.is_encapsulated else _check_length(source)
@@ -95,16 +90,6 @@ def _decoded(source: Path | Dataset, header: Dataset, index: int | None) -> Pixe
                 f"{name(header)}: the pixels are damaged, incomplete or not to be decoded "
                 f"({syntax.name or 'unknown transfer syntax'}): {told}"
             ) from None
-
-
-def is_lossy(header: Dataset) -> bool:
-    """Whether the pixels have lost something to a compression, now or before (PS3.3 C.7.6.1.1.5)."""
-    return header.get("LossyImageCompression") == "01" or _syntax(header) in _LOSSY
-
-
-def _syntax(header: Dataset) -> UID:
-    meta = getattr(header, "file_meta", None) or Dataset()
-    return UID(meta.get("TransferSyntaxUID") or "")
 
 
 def _check_sizes(ds: Dataset) -> None:
@@ -127,7 +112,7 @@ def _check_length(ds: Dataset) -> None:
 
 def _values(cells: Pixels, header: Dataset) -> Pixels:
     """What of each cell is the value."""
-    syntax = _syntax(header)
+    syntax = transfer_syntax(header)
     allocated = int(header.get("BitsAllocated") or 0)
     if cells.dtype.kind == "f" or allocated == 1:
         return cells
@@ -137,8 +122,28 @@ def _values(cells: Pixels, header: Dataset) -> Pixels:
     if header.get("SamplesPerPixel", 1) == 1:
         _check_overlays(header, bits, high)
         padding.check_cells(header, cells, bits)
+    _check_shift(cells, header, high + 1 - bits)
     width = cells.dtype.itemsize * 8
     return cells if bits == width else (cells << (width - 1 - high)) >> (width - bits)
+
+
+def _check_shift(cells: Pixels, header: Dataset, shift: int) -> None:
+    """Bits below the values hold nothing but a stated overlay; else they may be the values, and High Bit wrong."""
+    if shift and (cells & ((1 << shift) - 1)).any() and not _overlaid(header):
+        raise InputRefused(
+            f"{name(header)}: High Bit (0028,0102) is {header.HighBit} with Bits Stored (0028,0101) "
+            f"{header.BitsStored}, but the bits below hold something: whether they are part of the values, nobody can "
+            "tell"
+        )
+
+
+def _overlaid(header: Dataset) -> bool:
+    """Whether an overlay lies in the cells of the pixels (retired)."""
+    return any(
+        int(element.value or 1) > 1
+        for group in _OVERLAYS
+        if (element := header.get((group, _OVERLAY_BITS))) is not None
+    )
 
 
 def _bits(header: Dataset, allocated: int) -> tuple[int, int]:
@@ -158,7 +163,7 @@ def _sample(cells: Pixels, header: Dataset, bits: int, high: int) -> Pixels:
     if high != bits - 1:
         raise InputRefused(
             f"{name(header)}: High Bit (0028,0102) is {high} with Bits Stored (0028,0101) {bits} in compressed pixels: "
-            "whether the samples were shifted before they were compressed, nobody can tell"
+            "it is not known whether the samples were shifted before they were compressed"
         )
     unused = cells.dtype.itemsize * 8 - bits
     found: Pixels = (cells << unused) >> unused

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dicomnode.datasets.titles import title
 from dicomnode.reading.radionuclides import half_life_fault
 
 __all__ = ["MOST_HALF_LIVES", "SOURCES", "UNIT", "Factor", "Stated", "factor"]
@@ -31,14 +32,6 @@ PHILIPS_AGREE = 0.01
 """Relative; Philips rounds its factors to three digits."""
 SOURCES = "RadiopharmaceuticalInformationSequence"
 _DECAYED = ("START", "ADMIN", "DATETIME")
-_TITLES = {
-    "PatientWeight": "Patient's Weight (0010,1030)",
-    "RadionuclideTotalDose": "Radionuclide Total Dose (0018,1074)",
-    "RadionuclideHalfLife": "Radionuclide Half Life (0018,1075)",
-    "RadionuclideCodeSequence": "Radionuclide Code Sequence (0054,0300)",
-    "AttenuationCorrectionMethod": "Attenuation Correction Method (0054,1101)",
-    "(7053,1000)": "Philips' factors (7053,1000) and (7053,1009)",
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ def _by_closed_form(stated: Stated) -> Factor:
     if theirs is None:
         return Factor(ours, reason)
     if "(7053,1000)" in stated.differing:
-        return Factor(None, _several("(7053,1000)"))
+        return Factor(None, "the slices differ in Philips' factors (7053,1000) and (7053,1009)")
     if ours is not None and stated.bq_ml_per_count and abs(theirs / ours - 1) > PHILIPS_AGREE:
         return Factor(
             None,
@@ -198,7 +191,7 @@ def _elapsed(stated: Stated, half_life_s: float) -> str:
 
 
 def _several(keyword: str) -> str:
-    return f"the slices differ in {_TITLES[keyword]}"
+    return f"the slices differ in {title(keyword)}"
 
 
 def _left_bq(stated: Stated) -> float:

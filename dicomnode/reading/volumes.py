@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.uid import RawDataStorage
 
 from dicomnode.errors import InputRefused
 from dicomnode.reading import acquisition, agreement, kinds, padding, pet
@@ -64,7 +65,7 @@ class _Stack:
 
 def read(paths: Sequence[Path]) -> Series:
     """One volume from the files of one series. Raises InputRefused."""
-    files = [(path, header(path)) for path in paths]
+    files = _without_raw_data([(path, header(path)) for path in paths])
     _check_instances([ds for _, ds in files])
     frames = [frame for _, ds in files for frame in frames_of(ds)]
     for frame in frames:
@@ -85,6 +86,11 @@ def read(paths: Sequence[Path]) -> Series:
         "uneven_steps_mm": stack.unevenness_mm,
     }
     return Series(Volume(data, stack.grid, units.pop(), stack.thickness_mm), facts, _headers(stack))
+
+
+def _without_raw_data(files: list[tuple[Path, Dataset]]) -> list[tuple[Path, Dataset]]:
+    """Those that are not Raw Data, which Philips' scanners send in the series of the images that they made of it."""
+    return [each for each in files if each[1].get("SOPClassUID") != RawDataStorage] or files
 
 
 def _check_instances(headers: Sequence[Dataset]) -> None:

@@ -7,7 +7,7 @@ What breaks its rules, or differs where it may be left out, is left empty (type 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,9 +16,10 @@ from itertools import chain
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-from dicomnode.datasets.validity import fault, knows_character_set, title
+from dicomnode.datasets import lossy
+from dicomnode.datasets.titles import title
+from dicomnode.datasets.validity import fault, knows_character_set
 from dicomnode.datasets.zone import moment
 from dicomnode.errors import InputRefused
 
@@ -61,11 +62,6 @@ TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-_LOSSY: Mapping[str, str] = {
-    JPEGBaseline8Bit: "ISO_10918_1", JPEGExtended12Bit: "ISO_10918_1", JPEGLSNearLossless: "ISO_14495_1",
-    JPEG2000: "ISO_15444_1",
-}  # fmt: skip
-"""Transfer syntaxes that lose, and their Lossy Image Compression Method (PS3.3 C.7.6.1.1.5.1)."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +98,8 @@ def inherit(sources: Sequence[Dataset], priors: Sequence[Dataset] = ()) -> Inher
     of_main = _Taking(first, taking.notes)
     if why := of_main.fault("SliceThickness"):
         taking.notes.append(f"{title('SliceThickness')} of the input {why}; it counts as not stated")
-    of_images, lossy = of_main.of(_OF_IMAGES), _lossy([*sources, *priors])
-    return Inherited(common, of_images, lossy, _zone(taking), tuple(dict.fromkeys(taking.notes)))
+    of_images, lost = of_main.of(_OF_IMAGES), _lossy([*sources, *priors])
+    return Inherited(common, of_images, lost, _zone(taking), tuple(dict.fromkeys(taking.notes)))
 
 
 def _zone(taking: _Taking) -> Dataset:
@@ -233,7 +229,7 @@ def _complete_trial(common: Dataset, notes: list[str]) -> None:
 def _lossy(sources: Sequence[Dataset]) -> Dataset:
     """Lossy Image Compression, and where it is 01 ratio and method of the source that lost most (PS3.3 C.7.6.1.1.5)."""
     found = Dataset()
-    losing = [each for each in sources if each.get("LossyImageCompression") == "01" or _syntax(each) in _LOSSY]
+    losing = [each for each in sources if lossy.is_lossy(each)]
     found.LossyImageCompression = "01" if losing else "00"
     ratios = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
     stated = [each for each in losing if all(_states(each, k) and not fault(each[k]) for k in ratios)]
@@ -241,7 +237,7 @@ def _lossy(sources: Sequence[Dataset]) -> Dataset:
         most = max(stated, key=lambda each: _largest(each, ratios[0]))
         for keyword in ratios:
             found[keyword] = _copied(most[keyword])
-    elif methods := {_LOSSY[_syntax(each)] for each in losing if _syntax(each) in _LOSSY}:
+    elif methods := {lossy.method(each) for each in losing} - {""}:
         found.LossyImageCompressionMethod = sorted(methods)
     return found
 
@@ -249,8 +245,3 @@ def _lossy(sources: Sequence[Dataset]) -> Dataset:
 def _largest(ds: Dataset, keyword: str) -> float:
     value = ds[keyword].value
     return max(float(each) for each in ([value] if ds[keyword].VM == 1 else value))
-
-
-def _syntax(ds: Dataset) -> str:
-    meta = getattr(ds, "file_meta", None)
-    return str(meta.get("TransferSyntaxUID") or "") if meta is not None else ""

@@ -14,9 +14,10 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from dicomnode import decoding
+from dicomnode.datasets import inflating
 from dicomnode.errors import InputRefused
 from dicomnode.web import pixels
 from dicomnode.web.pixels import Pixels
@@ -40,7 +41,7 @@ def explicit_little_endian(path: Path) -> Iterator[bytes]:
     """The whole file in pieces, decompressed where it was compressed; the same instance. Raises InputRefused and
     NodeBusy, where they can be known before the first piece."""
     place = pixels.layout(path)
-    if place is None or place.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+    if place is None or inflating.is_deflated(place.transfer_syntax_uid):
         yield from decoding.sent(decoding.pieces(_rewritten, path))
         return
     decode = place.is_encapsulated or place.transfer_syntax_uid == ExplicitVRBigEndian

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
+from pydicom.uid import UID, ExplicitVRBigEndian
 
 from dicomnode import decoding
 from dicomnode.datasets import inflating
@@ -39,7 +37,6 @@ _LAID_OUT = frozenset({_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS})
 _LONGEST_VALUE = 64
 _MOST_VALUES = 64 << 20
 """Of a frame that is decoded: decoders take several times four bytes for each."""
-_inflating = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def layout(path: Path) -> Pixels | None:
     if found.element is None:
         return None
     syntax, (tag, vr, at, length) = found.transfer_syntax_uid, found.element
-    deflated = syntax == DeflatedExplicitVRLittleEndian
+    deflated = inflating.is_deflated(syntax)
     place = (at, length) if deflated else (found.start + at, length)
     deflated_at = found.start if deflated else None
     return _checked(Pixels(path, syntax, tag, vr, *place, *_numbers(found, tag), deflated_at=deflated_at))
@@ -113,7 +110,7 @@ def _look(path: Path) -> _Look:
         content = OpenFile(file.fileno())
         try:
             syntax, start = read_file_meta(content, size)
-            with _inflating if syntax == DeflatedExplicitVRLittleEndian else nullcontext():  # it takes memory
+            with inflating.turn(syntax):
                 return _walked(open_source(content, start, size, syntax), syntax, start)
         except CannotUnderstand as error:
             raise InputRefused(str(error)) from None

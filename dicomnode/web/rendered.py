@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.processing import apply_color_lut
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading import frames, padding
+from dicomnode.reading import frames, lookup, padding
 from dicomnode.web import pixels
 
 __all__ = ["Asked", "BadQuery", "picture"]
@@ -90,7 +90,7 @@ def _bytes(frame: frames.Frame, found: NDArray[Any], asked: Asked) -> NDArray[np
     if found.ndim == 3:
         return found.astype(np.uint8)
     place = frame.item("PixelValueTransformationSequence") or frame.header
-    grey = np.asarray(apply_modality_lut(found, place), np.float64)
+    grey = lookup.rescaled(found, place, frames.name(frame.header))
     padded = padding.find(frame.header, found)
     shown = _windowed(grey, asked.window or _stated(frame) or _range(grey[~padded]))
     shown = 255 - shown if photometric == "MONOCHROME1" else shown

@@ -1,0 +1,15 @@
+"""How messages call an attribute."""
+
+from __future__ import annotations
+
+from pydicom.datadict import dictionary_description, tag_for_keyword
+
+from dicomnode.datasets.encoded import tag_name
+
+__all__ = ["title"]
+
+
+def title(keyword: str) -> str:
+    """Return name and tag of an attribute, such as ``Patient ID (0010,0020)``."""
+    tag = tag_for_keyword(keyword) or 0
+    return f"{dictionary_description(tag)} {tag_name(tag)}"
