@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,23 @@ def test_children_end_with_the_one_that_asks_them() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     child = Path(f"/proc/{int(done.stdout)}/stat")
     wait_for(lambda: not child.exists() or child.read_text().split()[2] == "Z", "the child has gone", within_s=20)
+
+
+def test_closing_ends_a_child_at_its_work(pool: Pool) -> None:
+    with ThreadPoolExecutor(1) as other:
+        asked = other.submit(pool.run, time.sleep, 60)  # type: ignore[arg-type]
+        wait_for(lambda: pool._busy, "a child is at work")
+        (child,) = pool._busy
+        pool.close()
+        with pytest.raises(InputRefused, match="ended the process"):
+            asked.result(20)
+    assert child._process.poll() is not None
+
+
+def test_a_child_at_endless_work_ends_without_a_parent() -> None:
+    code = "from dicomnode.decoding import child; child._CPU_S = 1; child._limit_time()\nwhile True: pass"
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == -signal.SIGXCPU
 
 
 def test_what_is_too_much_is_told_to_come_again_and_health_answers(web: Web, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class Pool:
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(children)
         self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
         self._waiting = 0
         self._culprits: dict[str, tuple[float, str]] = {}
 
@@ -78,11 +79,13 @@ class Pool:
             self._culprits[culprit] = time.monotonic() + _REMEMBERED_S, why
 
     def close(self) -> None:
-        """End the children that are idle."""
+        """End the children; what is asked of them is lost."""
         with self._lock:
-            children, self._idle = self._idle, []
-        for child in children:
+            idle, self._idle, busy = self._idle, [], set(self._busy)
+        for child in idle:
             child.end()
+        for child in busy:
+            child.kill()
 
     def _wait_for_turn(self) -> None:
         busy = NodeBusy("the node decodes as much as it may; ask again in a while")
@@ -98,13 +101,11 @@ class Pool:
                 self._waiting -= 1
 
     def _ask(self, request: bytes, culprit: str) -> list[bytes]:
-        with self._lock:
-            child = self._idle.pop() if self._idle else None
-        child = child or _Child()
+        child = self._take()
         try:
             kind, answer = child.ask(request)
         except BaseException as error:
-            child.end()
+            self._drop(child)
             if isinstance(error, InputRefused):
                 self._remember(culprit, str(error))
             raise
@@ -113,12 +114,26 @@ class Pool:
             raise _ERRORS[kind](b"".join(answer).decode("utf-8", "replace")[:500])
         return answer
 
+    def _take(self) -> _Child:
+        with self._lock:
+            child = self._idle.pop() if self._idle else None
+        child = child or _Child()
+        with self._lock:
+            self._busy.add(child)
+        return child
+
     def _put(self, child: _Child) -> None:
         if child.is_spent:
-            child.end()
+            self._drop(child)
             return
         with self._lock:
+            self._busy.remove(child)
             self._idle.append(child)
+
+    def _drop(self, child: _Child) -> None:
+        with self._lock:
+            self._busy.remove(child)
+        child.end()
 
 
 class _Child:
@@ -161,9 +176,13 @@ class _Child:
     def end(self) -> None:
         """Kill it; it holds nothing that matters."""
         self._socket.close()
+        self.kill()
+        self._process.wait()
+
+    def kill(self) -> None:
+        """Whoever waits for its answer gets none, and ends it."""
         with suppress(OSError):
             self._process.kill()
-        self._process.wait()
 
     def _receive(self, size: int, deadline: float) -> list[bytes]:
         pieces: list[bytes] = []
