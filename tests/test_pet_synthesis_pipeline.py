@@ -161,7 +161,7 @@ def test_regions_have_sites_codes_units_and_ordered_intervals(patients_model: re
     frontal = measured["amyloid SUVR of frontal cortex"]
     assert (frontal.group, frontal.unit) == ("frontal cortex", "{SUVr}")
     assert frontal.site is not None
-    assert frontal.site.value == "83251001"
+    assert (frontal.site.value, [each.value for each in frontal.site.modifiers]) == ("40146001", ["83251001"])
     for name in ("amyloid SUVR of frontal cortex", "tau SUVR of temporal cortex", "tau composite SUVR", "Centiloid"):
         each = measured[name]
         eighty, ninety_five = each.intervals
