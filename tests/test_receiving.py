@@ -254,7 +254,7 @@ def test_every_transfer_syntax_is_negotiated_and_no_service_that_is_not_offered(
 ) -> None:
     assert len(scp.TRANSFER_SYNTAXES) > 40
     wanted = [an_instance.but(transfer_syntax_uid=uid) for uid in sorted(scp.TRANSFER_SYNTAXES)]
-    find = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.2.1.1")  # patient root
+    find = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.2.3.1")  # patient/study only, retired
     with sender_to(receiver.port, [*wanted, find]) as assoc:
         assert [context.abstract_syntax for context in assoc.rejected_contexts] == [find.sop_class_uid]
 
