@@ -32,11 +32,12 @@ _LEASED: tuple[tuple[Any, Any], ...] = (
     (Delivery, DeliveryState.SENDING),
     (Notification, NotificationState.SENDING),
 )
+_AGE = "created_at"
 _OPEN: tuple[tuple[Any, tuple[Any, ...], tuple[str, ...]], ...] = (
     (Study, (StudyState.RECEIVING, StudyState.COMPLETE), ("opened_at", "last_received_at", "completed_at")),
     (Job, (JobState.READY,), ("not_before",)),
-    (Delivery, (DeliveryState.WAITING,), ("not_before", "created_at")),
-    (Notification, (NotificationState.WAITING,), ("not_before", "created_at")),
+    (Delivery, (DeliveryState.WAITING,), ("not_before", _AGE)),
+    (Notification, (NotificationState.WAITING,), ("not_before", _AGE)),
     (PriorSearch, (SearchState.WANTED, SearchState.FETCHING), ("not_before", "created_at", "found_at")),
 )
 
@@ -91,6 +92,11 @@ def grant_leases(session: Session, *, lease_s: float, now: datetime) -> None:
             row.leased_until = now + timedelta(seconds=lease_s)
 
 
+def _makes_older(table: Any, column: str, jump: timedelta) -> bool:
+    """Whether a delivery or notification would be given up early if the clock is put right while the node is down."""
+    return table in (Delivery, Notification) and column == _AGE and jump < timedelta(0)
+
+
 def shift_open_rows(session: Session, jump: timedelta, *, now: datetime) -> None:
     """Move the moments of what is not ended by as much as the clock was set.
 
@@ -99,7 +105,7 @@ def shift_open_rows(session: Session, jump: timedelta, *, now: datetime) -> None
     for table, states, columns in _OPEN:
         for row in session.scalars(select(table).where(table.state.in_(states)).with_for_update(skip_locked=True)):
             for column in columns:
-                if (moment := getattr(row, column)) is not None:
+                if (moment := getattr(row, column)) is not None and not _makes_older(table, column, jump):
                     setattr(row, column, moment + jump)
     detail = {"reason": f"by {jump.total_seconds():+.0f} s"}
     audit.append(session, subject="clock", subject_id="", event="set", detail=detail, now=now)

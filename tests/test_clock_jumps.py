@@ -108,7 +108,7 @@ def test_a_delivery_waits_as_long_as_it_was_meant_to(
             assert len(taken) == expected
     with sessions() as session:
         row = session.scalars(select(Delivery)).one()
-        assert (row.state, row.created_at) == (DeliveryState.SENDING, now + jump)
+        assert (row.state, row.created_at) == (DeliveryState.SENDING, now + max(jump, timedelta(0)))
 
 
 def test_small_corrections_change_no_row(sessions: sessionmaker[Session], now: datetime) -> None:
