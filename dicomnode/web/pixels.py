@@ -7,11 +7,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian
 
@@ -180,13 +181,34 @@ def as_stored(pixels: Pixels, index: int) -> bytes:
     if not pixels.is_encapsulated:
         return _native(pixels, index)
     with pixels.path.open("rb") as file:
-        file.seek(pixels.at)
         try:
-            return get_frame(file, index, number_of_frames=pixels.frames)
+            places = _places(pixels.path, pixels.at, pixels.frames, os.fstat(file.fileno()).st_mtime_ns)
+            file.seek(pixels.at)
+            return get_frame(file, index, number_of_frames=pixels.frames, extended_offsets=places)
         except (ValueError, EOFError, IndexError) as error:
             raise InputRefused(
                 f"frame {index + 1} cannot be found among the fragments ({type(error).__name__})"
             ) from None
+
+
+@lru_cache(maxsize=8)
+def _places(path: Path, at: int, frames: int, written_ns: int) -> tuple[list[int], list[int]] | None:
+    """Offsets and lengths of the frames of a file that has one fragment for each and no offset table, else None.
+
+    Without, each frame of a long list would be looked for among all fragments.
+    """
+    with path.open("rb") as file:
+        file.seek(at)
+        if parse_basic_offsets(file):
+            return None
+        first = file.tell()
+        count, starts = parse_fragments(file)
+        if count != frames:
+            return None
+        file.seek(starts[-1] + 4)
+        last = int.from_bytes(file.read(4), "little")
+    lengths = [after - start - 8 for start, after in pairwise(starts)]
+    return [start - first for start in starts], [*lengths, last]
 
 
 def decoded(pixels: Pixels, index: int) -> bytes:
