@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model_zoo import pet_synthesis, registry
 from model_zoo.evaluation.pet_synthesis import MEASURES, held_out, measures
 from model_zoo.pet_synthesis import COVARIATES, TARGETS, TOKEN_WIDTH
+from model_zoo.precision import autocast
 from model_zoo.simulate import anatomy
 from model_zoo.training import checkpoint, loop
 from model_zoo.training import pet_synthesis as recipe
@@ -79,7 +80,7 @@ def _report(network: PlainUNet) -> None:
     model = registry.load("pet_synthesis")
     found: list[list[tuple[float, ...]]] = [[], []]
     for subject in held_out(model, Source(anatomy.TEST)):
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad(), autocast("cpu"):
             x0 = network(subject.y0[None, None], pet_synthesis.tokens(subject.covariates)[None])
         image = pet_synthesis.by_own_reference(x0.float(), subject.covariates, subject.structure)[0][0]
         for at in range(len(TARGETS)):

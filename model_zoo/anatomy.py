@@ -21,6 +21,7 @@ from torch.nn import functional
 from model_zoo import mixture
 from model_zoo.mixture import Mixture
 from model_zoo.networks.two_looks import TwoLooks
+from model_zoo.precision import autocast
 from model_zoo.simulate.volumes import normalised
 from model_zoo.structures import BRAIN
 
@@ -96,7 +97,7 @@ def look_again(p: Tensor, image: Tensor, model: Model) -> Tensor:
     for corner in product((0, 1), repeat=3):
         part = (slice(None), *(slice(first, None, 2) for first in corner))
         x = told[part][None].contiguous()
-        with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16):
+        with torch.no_grad(), autocast(x.device.type):
             found = functional.softmax(network.again(x, prior), dim=1)
             found += functional.softmax(network.again(x.flip(-1), prior.flip(-1)), dim=1).flip(-1)
         told[part] = found[0] / 2

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_zoo.precision import autocast
+
 __all__ = ["Denoiser", "training_loss"]
 
 
@@ -49,7 +51,7 @@ class Denoiser:
         channels = functional.pad(
             torch.stack([x.real, x.imag], dim=1), (before[0], pad_x - before[0], before[1], pad_y - before[1])
         )
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with autocast(x.device.type, enabled=self.bf16):
             out = self.denoise_channels(channels, level)
         out = out[:, :, before[1] : before[1] + ny, before[0] : before[0] + nx]
         return torch.complex(out[:, 0].contiguous(), out[:, 1].contiguous())

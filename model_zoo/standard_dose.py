@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo import filters
+from model_zoo.precision import autocast
 from model_zoo.simulate.pet.projector import FWHM, blur
 
 __all__ = [
@@ -191,7 +192,7 @@ def restore(
     prepared = prepare(scaled, low.new_tensor([dose]), low.new_tensor([spacing_mm]), maps)
     mean, sd = torch.empty_like(scaled[0, 0]), torch.empty_like(scaled[0, 0])
     for core, seen in _slabs(scaled.shape[2:], stride, largest):
-        with torch.autocast(low.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(low.device.type, enabled=bf16):
             output = network(
                 prepared.inputs[:, :, seen], prepared.embedding, None, None if maps is None else maps[:, :, seen]
             )

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from model_zoo import bias_field
 from model_zoo.networks.volume_unet import dropout_active
+from model_zoo.precision import autocast
 from model_zoo.simulate.anatomy import tissue_of
 from model_zoo.simulate.mr import TissueParameters
 from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
@@ -245,7 +246,7 @@ def _passes(network: nn.Module, x: Tensor, told: Tensor, passes: int, turned: bo
     flips = [axes for n in range(4) for axes in combinations((2, 3, 4), n)]
     for n in range(passes):
         axes = flips[n % len(flips)] if turned else ()
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with autocast(x.device.type, enabled=bf16):
             y = network(x.flip(axes), told)
         yield decoded(y.flip(axes), x)
 

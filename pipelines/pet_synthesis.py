@@ -29,6 +29,7 @@ from torch import Tensor
 
 from model_zoo import pet_synthesis
 from model_zoo.pet_synthesis import SCHEDULES, TARGETS
+from model_zoo.precision import autocast
 from model_zoo.simulate.pet.tracers import TRACERS
 from model_zoo.uncertainty import mean_and_sd
 from pipelines import anatomy, contract, pet_numbers, resampling
@@ -179,7 +180,7 @@ def _outside(mean: Tensor, subject: Subject) -> Tensor:
 
 def _computed(model: Model, work: Callable[[], Tensor]) -> Tensor:
     """In bfloat16, as in training, where the network's convolutions are."""
-    with torch.no_grad(), torch.autocast(torch.device(model.device).type, dtype=torch.bfloat16):
+    with torch.no_grad(), autocast(torch.device(model.device).type):
         return work().float().cpu()
 
 

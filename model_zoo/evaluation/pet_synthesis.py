@@ -21,6 +21,7 @@ from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.image_quality import psnr_db, ssim
 from model_zoo.evaluation.pet_baselines import Baselines, composites, regional
 from model_zoo.pet_synthesis import SCHEDULES, TARGETS, Conditions, Covariates, composite_sd, tokens
+from model_zoo.precision import autocast
 from model_zoo.registry import Model
 from model_zoo.simulate import anatomy
 from model_zoo.training import pet_synthesis as training
@@ -120,7 +121,7 @@ def _one_step(model: Model, subject: Subject, covariates: Covariates) -> Tensor:
 
 
 def _run(work: Callable[[], Tensor]) -> Tensor:
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.no_grad(), autocast("cpu"):
         return work()
 
 

@@ -29,6 +29,7 @@ from torch.utils import deterministic
 from torch.utils.data import DataLoader, Dataset
 
 from model_zoo.heap import reused
+from model_zoo.precision import autocast
 from model_zoo.registry import memory_format
 from model_zoo.training import checkpoint, parallel
 from model_zoo.training.checkpoint import Checkpoint
@@ -138,7 +139,7 @@ class _Run:
     clock: _Clock = field(default_factory=_Clock)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.c.bf16)
+        return autocast(self.world.device.type, enabled=self.c.bf16)
 
 
 class _Objective(nn.Module):

@@ -1,0 +1,33 @@
+"""Networks run in bfloat16 only where the processor is fast in it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from model_zoo import precision
+
+
+def _seconds(enabled: bool) -> float:
+    layer, x = torch.nn.Conv3d(8, 8, 3, padding=1), torch.ones(1, 8, 24, 24, 24)
+    with torch.no_grad(), precision.autocast("cpu", enabled=enabled):
+        layer(x)
+        begin = time.perf_counter()
+        layer(x)
+        return time.perf_counter() - begin
+
+
+def test_a_convolution_is_not_slower_by_orders_of_magnitude() -> None:
+    assert _seconds(True) < 20 * _seconds(False) + 0.1
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_the_precision_is_that_of_the_processor(has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device_type: has_it)
+    with torch.no_grad(), precision.autocast("cpu"):
+        found = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert found.dtype == (torch.bfloat16 if has_it else torch.float32)
+    with precision.autocast("cpu", enabled=False):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
