@@ -179,6 +179,9 @@ NOTHING: dict[str, Edit] = {
                     ConvolutionKernel="none", AttenuationCorrectionMethod="CT-derived mu-map"),
     "field of view": _all(ReconstructionDiameter="600", FieldOfViewShape="CYLINDRICAL RING", GantryDetectorTilt="5"),
     "detector": _all(AxialMash=["3", "2"], TransverseMash="2", CoincidenceWindowWidth="5", CollimatorType="NONE"),
+    "acceptance and elements": _all(AxialAcceptance="24", DetectorElementSize=["4", "4"], ScanArc="360"),
+    "energy windows": _all(EnergyWindowRangeSequence=[Dataset()], EnergyWindowLowerLimit="435"),
+    "drug of an intervention": _all(InterventionSequence=[Dataset()], InterventionDrugName="FUROSEMIDE"),
     "conditions": _all(AcquisitionStartCondition="MANU", AcquisitionTerminationCondition="TIME"),
     "gating flags": _all(BeatRejectionFlag="N", HeartRate="60", NominalInterval="1000", LowRRValue="900"),
     "volume, route and end of the injection": _all(
