@@ -283,11 +283,14 @@ def _profile(config: Config, name: str) -> str:
 def _device(config: Config) -> Check | str:
     import torch
 
+    from model_zoo import precision
+
     wanted = config.worker.device
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted.startswith("cuda") and not cuda:
         return Check("device", "failed", f"worker.device is {wanted!r}, and torch sees no CUDA device")
-    return f"{wanted}: {cuda} CUDA devices, {os.cpu_count()} CPU cores"
+    numbers = "bfloat16" if precision.has_bfloat16("cuda" if cuda and wanted != "cpu" else "cpu") else "float32"
+    return f"{wanted}: {cuda} CUDA devices, {os.cpu_count()} CPU cores, networks in {numbers}"
 
 
 def _deployed(config: Config) -> Check | str:

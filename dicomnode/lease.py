@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 class Lease:
-    """Renews a job's lease from a thread of its own, and tells the job when it must stop."""
+    """The lease of a job: a thread renews it, and ``progress`` raises when the job must stop."""
 
     def __init__(
         self,

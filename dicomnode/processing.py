@@ -139,7 +139,7 @@ def process(
     parameters = options.model_dump(mode="json") | _helpers(model) | dict(loaded.case.facts.get("covariates", {}))
     parameters |= site.origin(task.pipeline, config)
     made_by = replace(
-        _made_by(task, model, parameters, model.device), facts=_plain(loaded.case.facts), title=pipeline.title
+        _made_by(task, model, parameters, _device_name(model)), facts=_plain(loaded.case.facts), title=pipeline.title
     )
     wanted = dict.fromkeys([config.results, *forms])
     written = _write(
@@ -311,6 +311,12 @@ def _write(
     return written
 
 
+def _device_name(model: Model) -> str:
+    from model_zoo import precision
+
+    return precision.device_name(model.device)
+
+
 def _made_by(task: Task, model: Model | BundleFacts, parameters: Mapping[str, Any], device: str) -> Provenance:
     return Provenance(
         model_name=model.name,
@@ -344,7 +350,7 @@ def _report(
     return {
         "model": f"{model.name}@{model.version}",
         "digest": model.digest,
-        "device": model.device,
+        "device": _device_name(model),
         "seed": task.seed,
         "options": options.model_dump(mode="json"),
         "measurements": [_measured(found) for found in findings if isinstance(found, Measurement)],

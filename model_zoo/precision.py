@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-__all__ = ["autocast", "has_bfloat16"]
+__all__ = ["autocast", "device_name", "has_bfloat16"]
 
 
 @cache
@@ -22,3 +22,8 @@ def has_bfloat16(device_type: str) -> bool:
 def autocast(device_type: str, *, enabled: bool = True) -> torch.autocast:
     """Return a context in which networks run in bfloat16, where it is ``enabled`` and the device has it."""
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=enabled and has_bfloat16(device_type))
+
+
+def device_name(device: str) -> str:
+    """Return how provenance names a device: results of one without bfloat16 differ from others' in the last digits."""
+    return device if has_bfloat16(torch.device(device).type) else f"{device} without bfloat16"

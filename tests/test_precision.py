@@ -31,3 +31,11 @@ def test_the_precision_is_that_of_the_processor(has_it: bool, monkeypatch: pytes
     assert found.dtype == (torch.bfloat16 if has_it else torch.float32)
     with precision.autocast("cpu", enabled=False):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("has_it", "name"), [(True, "cpu"), (False, "cpu without bfloat16")])
+def test_provenance_names_a_processor_without_bfloat16(
+    has_it: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device_type: has_it)
+    assert precision.device_name("cpu") == name

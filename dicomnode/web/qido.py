@@ -16,7 +16,7 @@ from db import catalogue
 from db.catalogue import BadValue, Level, Match, Query
 from dicomnode.web import dicom_json, media_types, methods, query_parameters
 from dicomnode.web.holdings import Holdings
-from dicomnode.web.query_parameters import Asked
+from dicomnode.web.query_parameters import SearchParameters
 
 __all__ = ["add"]
 
@@ -70,27 +70,30 @@ def _fixed(request: Request) -> dict[str, str]:
 
 def _answer(holdings: Holdings, request: Request, level: Level, path: dict[str, str]) -> Response:
     media_types.accepts_json(request)
-    asked = query_parameters.read(request, level, path)
-    told = _told(level, path, asked)
+    parameters = query_parameters.read(request, level, path)
+    told = _told(level, path, parameters)
     query = Query(
         level,
-        asked.keys,
+        parameters.keys,
         wanted=frozenset(told) & _ON_DEMAND,
         include_held=holdings.include_held,
         combined=True,
-        fuzzy=asked.fuzzy,
-        limit=asked.limit + 1,
-        offset=asked.offset,
+        fuzzy=parameters.fuzzy,
+        limit=parameters.limit + 1,
+        offset=parameters.offset,
     )
     try:
         with holdings.readers() as session:
             found = catalogue.search(session, query)
     except BadValue as error:
         raise HTTPException(400, str(error)) from None
-    headers = _warnings(request, asked, more=len(found) > asked.limit)
-    if not found[: asked.limit]:
+    headers = _warnings(request, parameters, more=len(found) > parameters.limit)
+    page = found[: parameters.limit]
+    if not page:
         return Response(None, 204, headers)
-    rows = [_row(holdings, request, match, None if asked.everything else told) for match in found[: asked.limit]]
+    rows = [
+        _row(holdings, request, match, None if parameters.everything else told) for match in found[: parameters.limit]
+    ]
     return Response(json.dumps(rows, allow_nan=False), 200, headers, dicom_json.MEDIA_TYPE)
 
 
@@ -102,7 +105,7 @@ def _row(holdings: Holdings, request: Request, match: Match, told: Iterable[str]
     return dicom_json.of_keywords(known)
 
 
-def _told(level: Level, path: dict[str, str], asked: Asked) -> tuple[str, ...]:
+def _told(level: Level, path: dict[str, str], parameters: SearchParameters) -> tuple[str, ...]:
     """What is told without being asked for: the level's own, and of the levels that the path does not fix theirs."""
     names: tuple[str, ...] = (*_UIDS[level], *_COUNTED[level])
     if "StudyInstanceUID" not in path:
@@ -111,13 +114,17 @@ def _told(level: Level, path: dict[str, str], asked: Asked) -> tuple[str, ...]:
         names += _SERIES
     if level == "IMAGE":
         names += _IMAGE
-    asked_for = (*asked.keys, *asked.fields)
+    asked_for = (*parameters.keys, *parameters.fields)
     return tuple(dict.fromkeys((*names, *(name for name in asked_for if name in catalogue.supported(level)))))
 
 
-def _warnings(request: Request, asked: Asked, *, more: bool) -> dict[str, str]:
+def _warnings(request: Request, parameters: SearchParameters, *, more: bool) -> dict[str, str]:
     """PS3.18 8.3.4.4 and 10.6.3.2: what was ignored, and that there is more."""
-    said = [f"these parameters are not supported and were ignored: {', '.join(asked.ignored)}"] if asked.ignored else []
+    said = (
+        [f"these parameters are not supported and were ignored: {', '.join(parameters.ignored)}"]
+        if parameters.ignored
+        else []
+    )
     if more and "limit" not in request.query_params:
         said.append("there are more results that can be requested")
     return {"Warning": f'299 dicomnode: "{"; ".join(said)}"'} if said else {}

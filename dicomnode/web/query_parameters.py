@@ -16,7 +16,7 @@ from db import catalogue
 from db.catalogue import Level
 from dicomnode.web.holdings import checked_uid
 
-__all__ = ["Asked", "read"]
+__all__ = ["SearchParameters", "read"]
 
 _MOST_ANSWERS = 10_000
 """Answers of one request; more come page by page."""
@@ -32,7 +32,7 @@ _AS_ALWAYS = frozenset({("emptyvaluematching", "false"), ("multiplevaluematching
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchParameters:
     """A query string as it was understood; ``ignored``: names of parameters and fields that are not supported."""
 
     keys: dict[str, str] = field(repr=False)
@@ -44,12 +44,12 @@ class Asked:
     ignored: tuple[str, ...]
 
 
-def read(request: Request, level: Level, path: dict[str, str]) -> Asked:
+def read(request: Request, level: Level, path: dict[str, str]) -> SearchParameters:
     """The query of a search at a level, below the UIDs of its path.
 
     Raises 400 for a value that cannot be followed and for what stands there twice, 404 for a path without a UID.
     """
-    given = _given(request)
+    given = _decode_parameters(request)
     query = {name: value for name, value in given if name in _CONTROLS}
     keys = [(_keyword(name), name, value) for name, value in given if name not in _CONTROLS]
     _check_once([name for name in query if name != "includefield"], given)
@@ -62,18 +62,18 @@ def read(request: Request, level: Level, path: dict[str, str]) -> Asked:
         raise HTTPException(400, f"includefield names more than {_MOST_FIELDS} attributes")
     wanted = {part: _keyword(part) for part in fields if part != "all"}
     unknown = [name for keyword, name, value in keys if keyword not in can and (name, value) not in _AS_ALWAYS]
-    return Asked(
+    return SearchParameters(
         _with_path(dict(known), path),
         tuple(keyword for keyword in wanted.values() if keyword in can),
         "all" in fields,
         _flag(query.get("fuzzymatching", "false")),
         min(_number("limit", query.get("limit", str(_MOST_ANSWERS))), _MOST_ANSWERS),
         _number("offset", query.get("offset", "0")),
-        _named([*unknown, *(part for part, keyword in wanted.items() if not keyword)]),
+        _harmless_names([*unknown, *(part for part, keyword in wanted.items() if not keyword)]),
     )
 
 
-def _given(request: Request) -> list[tuple[str, str]]:
+def _decode_parameters(request: Request) -> list[tuple[str, str]]:
     """Names and values in their order. Raises 400 for too much of them, and for bytes that are not UTF-8."""
     raw: bytes = request.scope["query_string"]
     if len(raw) > _LONGEST_QUERY:
@@ -126,7 +126,7 @@ def _flag(value: str) -> bool:
     return value == "true"
 
 
-def _named(names: Sequence[str]) -> tuple[str, ...]:
+def _harmless_names(names: Sequence[str]) -> tuple[str, ...]:
     """Names that can stand in a header; of what a name should not hold, and of many, only that there are more."""
     harmless = sorted({name for name in names if _HARMLESS_NAME.fullmatch(name)})[:_MOST_NAMED]
     return (*harmless, "others") if len(harmless) < len(set(names)) else tuple(harmless)

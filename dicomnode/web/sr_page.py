@@ -42,10 +42,10 @@ _POLICY = "; ".join((
 
 def page(path: Path) -> Response:
     """Show the report in a file. Raises InputRefused, NodeBusy."""
-    return HTMLResponse(decoding.whole(_drawn, path), headers={"Content-Security-Policy": _POLICY})
+    return HTMLResponse(decoding.whole(_render_page, path), headers={"Content-Security-Policy": _POLICY})
 
 
-def _drawn(path: Path) -> bytes:
+def _render_page(path: Path) -> bytes:
     report = sr_tree.read(path)
     return bytes(
         render("sr.html", report=report, marks=label.TEXT, style=Markup(_STYLE), heading=_heading, runs=_runs).body
