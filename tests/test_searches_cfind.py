@@ -11,30 +11,33 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import build_context
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
+from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind
 
 from db import catalogue
 from db.catalogue import Level
 from dicomnode.dimse.associations import association
 from tests.receivers import Start, start
-from tests.test_query_retrieve import FIND, STUDY, found_by_findscu, give, here
+from tests.test_query_retrieve import STUDY, found_by_findscu, give, here
 
 __all__ = ["start"]
 
+PATIENT_ROOT = PatientRootQueryRetrieveInformationModelFind
+
 
 def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_path: Path) -> None:
-    """Each level's keys and those above it, in relational queries over one association."""
+    """Each level's keys and those above it, in relational queries of the Patient Root over one association."""
     receiver = start()
     item = Dataset()
     item.ScheduledProcedureStepID, item.RequestedProcedureID = "STEP1", "PROC1"
     series = {"series_uid": f"{STUDY}.2", "Modality": "CT", "RequestAttributesSequence": [item]}
     give(receiver, tmp_path / "in", {}, series)
     flags = SOPClassExtendedNegotiation()
-    flags.sop_class_uid, flags.service_class_application_information = FIND, b"\1\0\0"
-    contexts = [build_context(FIND, ExplicitVRLittleEndian)]
+    flags.sop_class_uid, flags.service_class_application_information = PATIENT_ROOT, b"\1\0\0"
+    contexts = [build_context(PATIENT_ROOT, ExplicitVRLittleEndian)]
     with association(here(receiver), contexts, calling_aet="ANYBODY", timeout_s=20, roles=[flags]) as assoc:
 
         def find(keys: Dataset) -> list[Dataset]:
-            *found, (last, _) = assoc.send_c_find(keys, FIND)
+            *found, (last, _) = assoc.send_c_find(keys, PATIENT_ROOT)
             assert (last.Status, {status.Status for status, _ in found} - {0xFF00}) == (0x0000, set())
             return [answer for _, answer in found if answer is not None]
 
@@ -45,7 +48,7 @@ def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_pa
                 universal.add(DataElement(keyword, dictionary_VR(keyword), None))
                 told = find(universal)
                 assert all(keyword in each for each in told), keyword
-                assert len(told) == {"STUDY": 1, "SERIES": 2, "IMAGE": 2}[level], keyword
+                assert len(told) == {"PATIENT": 1, "STUDY": 1, "SERIES": 2, "IMAGE": 2}[level], keyword
                 for each in told:
                     universal.add(each[keyword])
                     assert each in find(universal), (level, keyword)
