@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 from db import engine as engines
 from db import migrations
 from dicomnode.config import Config, Peer, Route
+from dicomnode.config.notifications import EmailConfig, WebhookConfig
 from dicomnode.dimse import tls
 from dicomnode.errors import ConfigError, NodeError, NotSent
-from dicomnode.notifications.config import EmailConfig, WebhookConfig
 from dicomnode.storage import spool
 
 __all__ = ["Check", "run"]

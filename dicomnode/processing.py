@@ -22,6 +22,7 @@ from pydicom import Dataset, dcmread
 
 from dicomnode import mrd
 from dicomnode.config import Config, QualityConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.deidentify import faces
 from dicomnode.deployment import models, site
 from dicomnode.deployment.models import bundle_named, model_named
@@ -29,7 +30,6 @@ from dicomnode.deployment.pipeline_names import named as pipeline_named
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.reading import covariates, frames, unreadable, volumes
 from dicomnode.results.inherited import inherit
-from dicomnode.results.preferences import ResultsConfig
 from dicomnode.results.provenance import Provenance
 from dicomnode.routing import MAIN_INPUT
 from model_zoo.heap import reused

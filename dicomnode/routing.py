@@ -23,8 +23,8 @@ from db.states import StudyState
 from db.studies import InstanceFacts
 from dicomnode.awaited import missing_series, priors
 from dicomnode.awaited.received import Received, received
-from dicomnode.conditions import Condition, matches
 from dicomnode.config import Config, Route
+from dicomnode.config.conditions import Condition, matches
 
 __all__ = [
     "MAIN_INPUT",

@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from dicomnode.config import Config
+from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify.copying import Deidentifier
-from dicomnode.deidentify.profile import DeidentifyConfig
 from dicomnode.deidentify.secret import Secret
 
 __all__ = ["configured", "deidentifier", "left", "write_profile"]

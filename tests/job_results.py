@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 
 from dicomnode import processing
 from dicomnode.config import Config
+from dicomnode.config.results import ResultsConfig
 from dicomnode.processing import Produced
-from dicomnode.results.preferences import ResultsConfig
 from tests.bundles import levels, phantom, upright, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW

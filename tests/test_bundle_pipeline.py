@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
 from dicomnode.config import Config, NodeConfig
+from dicomnode.config.models import ModelsConfig
 from dicomnode.deployment import pipeline_names
-from dicomnode.deployment.config import ModelsConfig
 from dicomnode.errors import ConfigError
 from dicomnode.reading import volumes
 from model_zoo import installing, monai_config, registry, smoke

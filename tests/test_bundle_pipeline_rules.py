@@ -12,8 +12,8 @@ import pytest
 
 from dicomnode import cli
 from dicomnode.config import Config, NodeConfig
+from dicomnode.config.models import ModelsConfig
 from dicomnode.deployment import models
-from dicomnode.deployment.config import ModelsConfig
 from model_zoo import expressions, installing, monai_config, monai_rules, registry, smoke
 from model_zoo.installing import Policy
 from model_zoo.registry import BundleError

@@ -19,11 +19,11 @@ from pydicom.uid import MRImageStorage
 
 from dicomnode import config as configuration
 from dicomnode import results
+from dicomnode.config.results import ResultsConfig
 from dicomnode.deidentify import copying, method, pseudonyms, secret, values
 from dicomnode.deidentify.secret import Secret
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.results import marking
-from dicomnode.results.preferences import ResultsConfig
 from dicomnode.results.provenance import recorded
 from tests.findings import NOW, PROVENANCE, found, grid, save, source
 from tests.identifying import configured, deidentifier, left

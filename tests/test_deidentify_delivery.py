@@ -19,12 +19,12 @@ from db.jobs import OutputFile
 from db.states import DeliveryState
 from dicomnode import cli
 from dicomnode.config import Config, DeliveryConfig, NodeConfig, Peer
+from dicomnode.config.results import WithoutFaces
 from dicomnode.delivery import deliver_due
 from dicomnode.dimse import peers, queries
 from dicomnode.dimse.peers import Outcome
 from dicomnode.errors import PeerRefused
 from dicomnode.results import marking
-from dicomnode.results.preferences import WithoutFaces
 from dicomnode.storage import spool
 from tests.identifying import deidentifier, left, write_profile
 from tests.peers import Answering, Orthanc, StoreScp, write_config, write_instance, write_result

@@ -12,9 +12,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicomnode import cli
+from dicomnode.config.results import ResultsConfig, WithoutFaces
 from dicomnode.deidentify import defacing
 from dicomnode.reading import volumes
-from dicomnode.results.preferences import ResultsConfig, WithoutFaces
 from model_zoo import registry
 from model_zoo.registry import Model
 from model_zoo.structures import number

@@ -28,11 +28,11 @@ from db.models import Delivery
 from db.states import DeliveryState
 from dicomnode import results, worker
 from dicomnode.config import Config, NodeConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.delivery import deliver_due
 from dicomnode.errors import NotMarked
 from dicomnode.results import label, marking
 from dicomnode.results.page import Page
-from dicomnode.results.preferences import ResultsConfig
 from dicomnode.storage import spool
 from pipelines.contract import Image, Volume
 from pipelines.quality import Outcome, Verdict

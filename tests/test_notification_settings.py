@@ -18,9 +18,9 @@ import pytest
 from dicomnode import checks, cli, node
 from dicomnode import config as configuration
 from dicomnode.config import Config
+from dicomnode.config.notifications import EventKind
 from dicomnode.errors import ConfigError, NotFound, NotSent
 from dicomnode.notifications import notices, notification
-from dicomnode.notifications.config import EventKind
 from tests.peers import write_config
 from tests.peers.hook import Hook
 from tests.peers.mailbox import Mailbox

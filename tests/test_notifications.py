@@ -21,9 +21,9 @@ from db.models import Job, Notification
 from db.states import JobState, NotificationState
 from db.studies import StoredFile
 from dicomnode.config import Config, DeliveryConfig, NodeConfig
+from dicomnode.config.notifications import NotificationsConfig
 from dicomnode.delivery import deliver_due
 from dicomnode.notifications import notices, notification
-from dicomnode.notifications.config import NotificationsConfig
 from dicomnode.notifications.notification import notify_due
 from tests.peers import Answering, free_port
 from tests.peers.hook import Hook

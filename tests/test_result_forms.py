@@ -27,10 +27,10 @@ from db.models import Delivery, Event, Job, Output
 from db.states import DeliveryState, JobState
 from dicomnode import results, worker
 from dicomnode.config import Config, NodeConfig, Peer
+from dicomnode.config.results import Preferences, ResultsConfig
 from dicomnode.delivery import deliver_due
 from dicomnode.processing import Produced
 from dicomnode.results import negotiation, renditions
-from dicomnode.results.preferences import Preferences, ResultsConfig
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import free_port

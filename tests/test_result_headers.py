@@ -19,6 +19,7 @@ from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 
 from dicomnode import processing, results
 from dicomnode.config import Config, NodeConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.datasets.titles import title
 from dicomnode.deployment import models
 from dicomnode.errors import InputRefused
@@ -26,7 +27,6 @@ from dicomnode.reading import frames, volumes
 from dicomnode.results import marking
 from dicomnode.results.inherited import TYPE_2, inherit
 from dicomnode.results.page import Page
-from dicomnode.results.preferences import ResultsConfig
 from pipelines.contract import Image, ParametricMap, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.dciodvfy import find_errors

@@ -21,9 +21,9 @@ from pydicom.uid import (
 )
 
 from dicomnode import results
+from dicomnode.config.results import ResultsConfig
 from dicomnode.reading import volumes
 from dicomnode.results import marking
-from dicomnode.results.preferences import ResultsConfig
 from pipelines.contract import Image, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.dciodvfy import DEBIAN, find_errors

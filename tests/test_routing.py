@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import studies
 from db.models import Job, Output, Study
 from db.states import JobState, StudyState
-from dicomnode import completion, conditions, routing
-from dicomnode.config import Config, Route
+from dicomnode import completion, routing
+from dicomnode.config import Config, Route, conditions
 from dicomnode.routing import Seen
 from tests.rows import RAW_DATA_STORAGE, an_arrival
 

@@ -11,8 +11,8 @@ from pynetdicom.presentation import build_context
 
 from db.studies import Sender
 from dicomnode.config import Config, LimitsConfig, NodeConfig, SenderConfig
+from dicomnode.config.network import Peer
 from dicomnode.dimse.associations import association
-from dicomnode.dimse.config import Peer
 from dicomnode.dimse.limits import STRANGERS, Complaints, Doors, Measured, Pace, Rates
 from dicomnode.errors import PeerRefused
 from dicomnode.monitoring.meters import Meters

@@ -22,8 +22,8 @@ from pydicom.dataset import Dataset
 
 from dicomnode import checks, processing, results
 from dicomnode.config import Config, NodeConfig, load
+from dicomnode.config.models import PipelinesConfig
 from dicomnode.deployment import pipeline_names, site
-from dicomnode.deployment.config import PipelinesConfig
 from dicomnode.errors import ConfigError, NotMarked
 from dicomnode.reading import volumes
 from dicomnode.results import marking

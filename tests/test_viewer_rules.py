@@ -19,9 +19,9 @@ from pydicom.uid import (
 )
 
 from dicomnode import results
+from dicomnode.config.results import ResultsConfig
 from dicomnode.reading.frames import frames_of
 from dicomnode.results.page import Page
-from dicomnode.results.preferences import ResultsConfig
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.job_results import FORMS
 from tests.scanner import ORIENTATIONS

@@ -14,8 +14,8 @@ from db import searches
 from db.models import PriorSearch, Study
 from db.states import SearchPurpose, SearchState
 from dicomnode.awaited.received import Received, received
-from dicomnode.conditions import matches
 from dicomnode.config import Route
+from dicomnode.config.conditions import matches
 
 __all__ = ["explain", "holds_up", "lacking", "overdue_at"]
 

@@ -19,8 +19,8 @@ from db import searches
 from db.models import Instance, Job, JobInput, Series, Study
 from db.states import SearchState, StudyState
 from dicomnode.awaited.received import Received, received
-from dicomnode.conditions import matches
 from dicomnode.config import Route
+from dicomnode.config.conditions import matches
 
 __all__ = ["Examination", "Prior", "examination", "explain", "holds_up", "look", "present"]
 

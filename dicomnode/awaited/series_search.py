@@ -13,8 +13,8 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from dicomnode.conditions import Condition
 from dicomnode.config import Peer
+from dicomnode.config.conditions import Condition
 from dicomnode.dimse import queries
 from dicomnode.errors import PeerRefused
 

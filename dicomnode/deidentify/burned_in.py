@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from dicomnode.deidentify.profile import DeidentifyConfig
+from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.errors import InputRefused
 
 __all__ = ["check"]

@@ -19,8 +19,8 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
+from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify import ours, private, table, values
-from dicomnode.deidentify.profile import DeidentifyConfig
 from dicomnode.deidentify.secret import Secret, Subject
 from dicomnode.deidentify.table import Action
 

@@ -12,10 +12,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicomnode.config.deidentify import DeidentifyConfig, kept_apart, named
 from dicomnode.deidentify import burned_in, method, ours, pseudonyms, secret
 from dicomnode.deidentify.cleaning import Cleaner, identifying
 from dicomnode.deidentify.faces import check as check_face
-from dicomnode.deidentify.profile import DeidentifyConfig, kept_apart, named
 from dicomnode.deidentify.secret import Secret
 from dicomnode.errors import InputRefused, NodeError
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME

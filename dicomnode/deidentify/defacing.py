@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicomnode.config.results import ResultsConfig, WithoutFaces
 from dicomnode.deidentify import faces
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, stored_values, volumes
-from dicomnode.results.preferences import ResultsConfig, WithoutFaces
 from dicomnode.results.provenance import Provenance
 from pipelines import face
 from pipelines.contract import Case, Finding, Image, ParametricMap, Refused, Volume

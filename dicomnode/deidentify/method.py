@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from pydicom.dataset import Dataset
 
-from dicomnode.deidentify.profile import DeidentifyConfig
+from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify.table import EDITION
 
 __all__ = ["state", "states"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from dicomnode.deidentify.profile import DeidentifyConfig
+from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify.values import OLDEST_YEARS, without
 from dicomnode.reading import covariates
 from dicomnode.results import provenance

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from pydicom.tag import BaseTag
 
-from dicomnode.deidentify.profile import DeidentifyConfig
+from dicomnode.config.deidentify import DeidentifyConfig
 
 __all__ = ["EDITION", "Action", "Row", "action", "row", "rows"]
 

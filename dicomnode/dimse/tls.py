@@ -20,7 +20,7 @@ from dicomnode.errors import ConfigError
 
 if TYPE_CHECKING:
     from dicomnode.config import Config, Peer, TlsConfig
-    from dicomnode.dimse.config import TlsVersion
+    from dicomnode.config.network import TlsVersion
 
 __all__ = [
     "SUITES",

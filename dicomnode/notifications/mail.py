@@ -11,8 +11,8 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from pathlib import Path
 
+from dicomnode.config.notifications import SmtpConfig
 from dicomnode.errors import NotSent
-from dicomnode.notifications.config import SmtpConfig
 
 __all__ = ["greet", "message", "send"]
 

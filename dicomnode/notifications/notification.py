@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from db import jobs, notifications
 from dicomnode.backoff import backoff
+from dicomnode.config.notifications import EmailConfig, SmtpConfig, WebhookConfig, checked_address, encrypted
 from dicomnode.errors import ConfigError, NodeError, NotFound, NotSent
 from dicomnode.notifications import mail, notices, webhook
-from dicomnode.notifications.config import EmailConfig, SmtpConfig, WebhookConfig, checked_address, encrypted
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker

@@ -19,8 +19,8 @@ from pipelines.contract import Finding, Grid, Image, Measurement, ParametricMap,
 from pipelines.quality import Outcome, Verdict
 
 if TYPE_CHECKING:
+    from dicomnode.config.results import ImageKind, ResultsConfig
     from dicomnode.results.page import Page
-    from dicomnode.results.preferences import ImageKind, ResultsConfig
 
 __all__ = ["Provenance", "key_note", "refusal", "write"]
 

@@ -29,7 +29,7 @@ from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
 
 if TYPE_CHECKING:
-    from dicomnode.results.preferences import ResultsConfig
+    from dicomnode.config.results import ResultsConfig
 
 __all__ = [
     "DOCUMENTS",

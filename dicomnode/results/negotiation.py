@@ -28,9 +28,9 @@ from pydicom.uid import (
 from pynetdicom import build_context
 
 from db import destinations
+from dicomnode.config.results import ResultsConfig
 from dicomnode.dimse.associations import association
 from dicomnode.errors import ConfigError, PeerError
-from dicomnode.results.preferences import ResultsConfig
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydicom import Dataset
 
-from dicomnode.results.preferences import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 
 if TYPE_CHECKING:
     from dicomnode.processing import Produced

@@ -21,7 +21,7 @@ from db.models import Delivery, Job, Study
 from db.states import DeliveryState, JobState
 from dicomnode.awaited.priors import Examination, examination, present
 from dicomnode.awaited.received import received
-from dicomnode.conditions import matches
+from dicomnode.config.conditions import matches
 from dicomnode.storage import spool
 
 if TYPE_CHECKING:

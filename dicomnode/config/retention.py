@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dicomnode.quantities import Days
-from dicomnode.results.preferences import Section
+from dicomnode.config.quantities import Days
+from dicomnode.config.results import Section
 
 __all__ = ["RetentionConfig"]
 

@@ -7,11 +7,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from dicomnode.dimse.config import Port, TlsVersion
+from dicomnode.config.network import Port, TlsVersion
+from dicomnode.config.notifications import WebAddress, is_loopback
+from dicomnode.config.quantities import PathText
+from dicomnode.config.results import Section
 from dicomnode.dimse.tls import Identity
-from dicomnode.notifications.config import WebAddress, is_loopback
-from dicomnode.quantities import PathText
-from dicomnode.results.preferences import Section
 
 __all__ = ["WebConfig"]
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from dicomnode.quantities import Count, Seconds
-from dicomnode.results.preferences import Preferences, Section
+from dicomnode.config.quantities import Count, Seconds
+from dicomnode.config.results import Preferences, Section
 
 __all__ = ["AETitle", "LimitsConfig", "Peer", "Port", "SenderConfig", "TlsConfig", "TlsVersion"]
 

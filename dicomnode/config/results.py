@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dicomnode.quantities import check_written_out
+from dicomnode.config.quantities import check_written_out
 
 __all__ = ["ImageKind", "Preferences", "ResultsConfig", "Section", "SegmentationKind", "WithoutFaces"]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dicomnode.results.preferences import Section
+from dicomnode.config.results import Section
 
 __all__ = ["ModelsConfig", "PipelinesConfig"]
 

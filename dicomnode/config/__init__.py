@@ -11,18 +11,18 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from dicomnode import conditions, toml_lines
-from dicomnode.conditions import Condition
-from dicomnode.deidentify import profile as deidentification
-from dicomnode.deployment.config import ModelsConfig, PipelinesConfig
-from dicomnode.dimse.config import AETitle, LimitsConfig, Peer, Port, SenderConfig, TlsConfig
-from dicomnode.engines.config import WorkerConfig
+from dicomnode.config import conditions, toml_lines
+from dicomnode.config import deidentify as deidentification
+from dicomnode.config.conditions import Condition
+from dicomnode.config.models import ModelsConfig, PipelinesConfig
+from dicomnode.config.network import AETitle, LimitsConfig, Peer, Port, SenderConfig, TlsConfig
+from dicomnode.config.notifications import NotificationsConfig
+from dicomnode.config.quantities import Count, Days, Hours, PathText, Seconds, TimeZone
+from dicomnode.config.results import ResultsConfig, Section
+from dicomnode.config.retention import RetentionConfig
+from dicomnode.config.web import WebConfig
+from dicomnode.config.worker import WorkerConfig
 from dicomnode.errors import ConfigError
-from dicomnode.notifications.config import NotificationsConfig
-from dicomnode.quantities import Count, Days, Hours, PathText, Seconds, TimeZone
-from dicomnode.results.preferences import ResultsConfig, Section
-from dicomnode.storage.retention_config import RetentionConfig
-from dicomnode.web.config import WebConfig
 
 __all__ = [
     "CompletionConfig",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from dicomnode.results.preferences import ResultsConfig, Section, WithoutFaces
+from dicomnode.config.results import ResultsConfig, Section, WithoutFaces
 
 if TYPE_CHECKING:
     from dicomnode.config import Config, Peer

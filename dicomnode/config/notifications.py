@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from dicomnode.quantities import Seconds
-from dicomnode.results.preferences import Section
+from dicomnode.config.quantities import Seconds
+from dicomnode.config.results import Section
 
 __all__ = [
     "EmailConfig",

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dicomnode.quantities import Count, Seconds
-from dicomnode.results.preferences import Section
+from dicomnode.config.quantities import Count, Seconds
+from dicomnode.config.results import Section
 
 __all__ = ["WorkerConfig"]
 
