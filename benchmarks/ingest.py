@@ -181,7 +181,7 @@ def orthanc(root: Path) -> Iterator[Receiver]:
 def _serve(root: Path, ready: Connection) -> None:
     from db import engine, migrations
     from dicomnode.config import Config, NodeConfig
-    from dicomnode.dimse import scp
+    from dicomnode.ingest import scp
 
     done = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: done.set())

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session
 
 from db import engine as engines
 from db import migrations
+from dicomnode import tls
 from dicomnode.config import Config, Peer, Route
 from dicomnode.config.notifications import EmailConfig, WebhookConfig
-from dicomnode.dimse import tls
 from dicomnode.errors import ConfigError, NodeError, NotSent
 from dicomnode.storage import spool
 

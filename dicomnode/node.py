@@ -27,7 +27,7 @@ from dicomnode import completion, delivery, routing
 from dicomnode.awaited import fetching
 from dicomnode.backfill import Backfill
 from dicomnode.config import Config
-from dicomnode.dimse import scp
+from dicomnode.ingest import scp
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.notifications import notification

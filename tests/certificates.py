@@ -22,7 +22,7 @@ from db import engine as engines
 from db.models import Instance
 from dicomnode import node
 from dicomnode.config import Config, NodeConfig, SpoolConfig, TlsConfig
-from dicomnode.dimse import scp
+from dicomnode.ingest import scp
 from dicomnode.monitoring.meters import Meters
 
 __all__ = ["Authority", "Issued", "Serving", "serving"]

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from db import engine as engines
 from db.models import Instance
 from dicomnode.config import Config, DatabaseConfig, NodeConfig, SpoolConfig
-from dicomnode.dimse import scp
+from dicomnode.ingest import scp
 from tests.peers.files import write_instance
 from tests.sending import Encoded, encoded
 

@@ -55,7 +55,7 @@ def test_the_import_check_sees_nested_imports(tmp_path: Path) -> None:
     assert _imports(sample) == {"dicomnode", "db"}
 
 
-@pytest.mark.parametrize("module", ["dicomnode.node", "dicomnode.dimse.scp", "dicomnode.cli"])
+@pytest.mark.parametrize("module", ["dicomnode.node", "dicomnode.ingest.scp", "dicomnode.cli"])
 def test_the_receiver_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'highdicom', 'monai', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
-from dicomnode.dimse import requests
+from dicomnode.ingest import requests
 from tests.peers.process import wait_for
 from tests.receivers import Start, start
 
@@ -195,7 +195,7 @@ def test_a_request_that_cannot_be_served_is_refused_with_the_reason(
     request, why, told = _REFUSED[name]
     answer = _answer(start().port, request.encoded())
     assert (answer[0], tuple(answer[7:10])) == (REJECTED, why)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "dicomnode.dimse.scp"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "dicomnode.ingest.scp"]
     assert told in line
     assert "\n" not in line
 
@@ -225,7 +225,7 @@ def test_what_is_no_request_ends_in_an_abort_and_one_log_line(
     answer = _answer(receiver.port, _UNREADABLE[name])
     assert answer[:1] in ((b"",) if name == "an abort before a request" else (bytes([ABORTED]),))
     wait_for(lambda: not receiver.server.active_associations, "the connection is given up")
-    lines = [record.getMessage() for record in caplog.records if record.name == "dicomnode.dimse.scp"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "dicomnode.ingest.scp"]
     assert len(lines) == 1
     assert lines[0].startswith("127.0.0.1: ")
 

@@ -25,9 +25,10 @@ from pynetdicom.presentation import AllStoragePresentationContexts
 
 from dicomnode import node
 from dicomnode.config import Config, NodeConfig, Peer, TlsConfig
-from dicomnode.dimse import peers, queries, scp
+from dicomnode.dimse import peers, queries
 from dicomnode.dimse.peers import Outcome
 from dicomnode.errors import PeerRefused, PeerUnreachable
+from dicomnode.ingest import scp
 from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance
 from tests.peers.process import installed
 

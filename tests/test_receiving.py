@@ -16,8 +16,9 @@ from sqlalchemy import Engine, text
 from db.models import Event, Quarantine, Series, Study
 from dicomnode.config import Peer, SenderConfig, SpoolConfig
 from dicomnode.datasets.headers import read
-from dicomnode.dimse import peers, scp
+from dicomnode.dimse import peers
 from dicomnode.errors import CannotUnderstand, PeerRefused
+from dicomnode.ingest import scp
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
 from tests.receivers import Receiver, Start, an_instance, instances, receiver, start

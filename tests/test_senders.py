@@ -13,8 +13,8 @@ from db.studies import Sender
 from dicomnode.config import Config, LimitsConfig, NodeConfig, SenderConfig
 from dicomnode.config.network import Peer
 from dicomnode.dimse.associations import association
-from dicomnode.dimse.limits import STRANGERS, Complaints, Doors, Measured, Pace, Rates
 from dicomnode.errors import PeerRefused
+from dicomnode.ingest.limits import STRANGERS, Complaints, Doors, Measured, Pace, Rates
 from dicomnode.monitoring.meters import Meters
 from tests.certificates import Serving, serving
 from tests.peers import wait_for

@@ -17,8 +17,9 @@ from pynetdicom import evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
+from dicomnode import tls
 from dicomnode.config.network import Peer
-from dicomnode.dimse import queries, tls
+from dicomnode.dimse import queries
 from dicomnode.dimse.associations import association
 from dicomnode.errors import ConfigError, PeerUnreachable
 from tests.certificates import Authority, Issued, Serving, serving

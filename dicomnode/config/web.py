@@ -11,7 +11,7 @@ from dicomnode.config.network import Port, TlsVersion
 from dicomnode.config.notifications import WebAddress, is_loopback
 from dicomnode.config.quantities import PathText
 from dicomnode.config.results import Section
-from dicomnode.dimse.tls import Identity
+from dicomnode.tls import Identity
 
 __all__ = ["WebConfig"]
 

@@ -21,8 +21,8 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import P_DATA, MaximumLengthNotification
 
-from dicomnode.dimse.tls import ClientContext, client_context, close
 from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
+from dicomnode.tls import ClientContext, client_context, close
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association

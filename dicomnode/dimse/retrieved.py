@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from db.studies import Sender
-from dicomnode.ingest import Announced, Ledger, Reception
+from dicomnode.ingest.ingest import Announced, Ledger, Reception
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event

@@ -17,8 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import destinations, queues, trail, workers
+from dicomnode import tls
 from dicomnode.config import Config
-from dicomnode.dimse import tls
 from dicomnode.errors import ConfigError, OutOfSpace
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.storage import spool

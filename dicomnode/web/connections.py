@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dicomnode.dimse.limits import plain_address
+from dicomnode.ingest.limits import plain_address
 
 __all__ = ["Caller", "Callers", "Listener", "Reserve", "most_connections"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from dicomnode.dimse.tls import Identity, Served
 from dicomnode.errors import ConfigError, NodeError
+from dicomnode.tls import Identity, Served
 from dicomnode.web import events
 from dicomnode.web.connections import Caller, Callers, Listener, Reserve, most_connections
 

@@ -24,9 +24,9 @@ from db.catalogue import Query, StoredObject
 from db.studies import Sender
 from dicomnode.config import Config, SpoolConfig
 from dicomnode.datasets.encoded import Window, read_file_meta, walk
-from dicomnode.dimse import scp
 from dicomnode.errors import CannotUnderstand, OutOfSpace
-from dicomnode.ingest import Announced, Ledger, Reception
+from dicomnode.ingest import scp
+from dicomnode.ingest.ingest import Announced, Ledger, Reception
 from dicomnode.monitoring.meters import Meters
 from dicomnode.web import dicom_json, media_types
 from dicomnode.web.holdings import Holdings

@@ -23,11 +23,13 @@ from pynetdicom.transport import AssociationServer, RequestHandler
 
 from db import engine
 from db.studies import Sender
+from dicomnode import tls
 from dicomnode.config import Config
-from dicomnode.dimse import pdata, query_retrieve, tls
-from dicomnode.dimse.limits import Complaints, Doors, Measured, Rates, plain_address
+from dicomnode.dimse import query_retrieve
 from dicomnode.errors import ConfigError, OutOfSpace
-from dicomnode.ingest import Announced, Ledger, Reception
+from dicomnode.ingest import pdata
+from dicomnode.ingest.ingest import Announced, Ledger, Reception
+from dicomnode.ingest.limits import Complaints, Doors, Measured, Rates, plain_address
 from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME

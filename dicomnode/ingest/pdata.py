@@ -28,9 +28,9 @@ from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 
-from dicomnode.dimse import requests
-from dicomnode.dimse.limits import plain_address
-from dicomnode.dimse.wire import ConnectionLostError, Wire
+from dicomnode.ingest import requests
+from dicomnode.ingest.limits import plain_address
+from dicomnode.ingest.wire import ConnectionLostError, Wire
 
 __all__ = ["Messages", "Sink", "StoreRequest", "UpperLayer", "take_over"]
 

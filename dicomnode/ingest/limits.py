@@ -22,7 +22,7 @@ from dicomnode.monitoring.meters import Meters
 if TYPE_CHECKING:
     from db.studies import Sender
     from dicomnode.config import Config
-    from dicomnode.dimse.pdata import Sink
+    from dicomnode.ingest.pdata import Sink
 
 __all__ = ["Allowance", "Complaints", "Doors", "Measured", "Pace", "Rates", "Visit", "plain_address"]
 
