@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicomnode.dimse import bounds
 from dicomnode.errors import CannotUnderstand
+from dicomnode.query import bounds
 from tests.peers.files import write_instance
 from tests.receivers import Receiver, start
 from tests.sending import encoded, store_all

@@ -25,12 +25,12 @@ from db import engine
 from db.studies import Sender
 from dicomnode import tls
 from dicomnode.config import Config
-from dicomnode.dimse import query_retrieve
 from dicomnode.errors import ConfigError, OutOfSpace
 from dicomnode.ingest import pdata
 from dicomnode.ingest.ingest import Announced, Ledger, Reception
 from dicomnode.ingest.limits import Complaints, Doors, Measured, Rates, plain_address
 from dicomnode.monitoring.meters import Meters
+from dicomnode.query import query_retrieve
 from dicomnode.storage import spool
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 

@@ -34,11 +34,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import catalogue
 from db.catalogue import BadValue, Level, Query, StoredObject
 from dicomnode.config import Config, Peer
-from dicomnode.dimse import identifiers, retrieving
 from dicomnode.dimse.associations import association
-from dicomnode.dimse.identifiers import PATIENT_ROOT, STUDY_ROOT, Asked
-from dicomnode.dimse.retrieving import Tally
 from dicomnode.errors import CannotUnderstand, IdentifierRefused, NodeError, NotAllowed, PeerError
+from dicomnode.query import identifiers, retrieving
+from dicomnode.query.identifiers import PATIENT_ROOT, STUDY_ROOT, Asked
+from dicomnode.query.retrieving import Tally
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association

@@ -19,8 +19,8 @@ from db import catalogue
 from db.catalogue import Level
 from db.keywords import IN_SEQUENCES
 from dicomnode.datasets.character_sets import decoded, encodings_of
-from dicomnode.dimse import bounds
 from dicomnode.errors import CannotUnderstand, IdentifierRefused
+from dicomnode.query import bounds
 
 __all__ = ["PATIENT_ROOT", "STUDY_ROOT", "Asked", "answer", "encoded", "patient", "read", "unique"]
 
