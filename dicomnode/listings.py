@@ -16,8 +16,8 @@ from db import deployments as deployment_rows
 from db import studies as study_rows
 from db.models import Deployment, Instance, Job, JobInput, Output, Series, Study
 from db.states import JobState
-from dicomnode import routing
 from dicomnode.errors import NotFound
+from dicomnode.routing import routing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

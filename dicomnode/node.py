@@ -23,14 +23,14 @@ from db import clock_jumps, jobs, migrations
 from db import engine as engines
 from db.clock_jumps import ClockWatch
 from db.models import Chain
-from dicomnode import completion, delivery, routing
-from dicomnode.awaited import fetching
+from dicomnode import delivery
 from dicomnode.backfill import Backfill
 from dicomnode.config import Config
 from dicomnode.ingest import scp
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.notifications import notification
+from dicomnode.routing import completion, prefetch, routing
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from dicomnode.storage.retention import Retention
 from dicomnode.sweeps import Sweeps
@@ -118,7 +118,7 @@ def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, 
     sweeps: dict[str, Callable[[], int]] = {
         "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
         "routing": lambda: routing.route_complete(sessions, config, now=now()),
-        "fetching": lambda: fetching.fetch_wanted(sessions, config, now=now),
+        "fetching": lambda: prefetch.fetch_wanted(sessions, config, now=now),
         "leases": lambda: _expire_leases(sessions, config, now()),
         "delivery": lambda: delivery.deliver_due(sessions, config, now=now()),
         "notifications": lambda: notification.notify_due(sessions, config, now=now()),

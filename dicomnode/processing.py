@@ -31,7 +31,7 @@ from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.reading import covariates, frames, unreadable, volumes
 from dicomnode.results.inherited import inherit
 from dicomnode.results.provenance import Provenance
-from dicomnode.routing import MAIN_INPUT
+from dicomnode.routing.routing import MAIN_INPUT
 from model_zoo.heap import reused
 from pipelines import quality
 from pipelines.contract import (

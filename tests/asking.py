@@ -16,9 +16,9 @@ from db import engine as engines
 from db import jobs, studies
 from db.models import Job, PriorSearch, Study
 from db.states import StudyState
-from dicomnode import completion, routing, uids
-from dicomnode.awaited import fetching
+from dicomnode import uids
 from dicomnode.config import DeliveryConfig, Peer, Route
+from dicomnode.routing import completion, prefetch, routing
 from tests import receivers
 from tests.peers import Orthanc, QueryScp, write_instance
 from tests.receivers import Receiver
@@ -129,7 +129,7 @@ def route(node: Receiver, at: datetime | None = None) -> int:
 
 def fetch(node: Receiver, at: datetime | None = None) -> int:
     clock = (lambda: at) if at else now
-    return fetching.fetch_wanted(sessions(node), node.config, now=clock, generator=random.Random(1))
+    return prefetch.fetch_wanted(sessions(node), node.config, now=clock, generator=random.Random(1))
 
 
 def inputs(node: Receiver) -> dict[str, int]:

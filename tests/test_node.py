@@ -16,9 +16,10 @@ from db import engine as engines
 from db import studies
 from db.models import Job, Study
 from db.states import JobState, StudyState
-from dicomnode import cli, completion, node, routing, worker
+from dicomnode import cli, node, worker
 from dicomnode.datasets import headers
 from dicomnode.dimse import peers
+from dicomnode.routing import completion, routing
 from dicomnode.storage import spool
 from tests.peers import Node, StoreScp, a_route, wait_for, write_config
 from tests.peers.kspaces import raw_data

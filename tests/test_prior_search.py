@@ -15,9 +15,8 @@ from db import engine as engines
 from db import searches, studies
 from db.models import Instance, Job, PriorSearch, Study
 from db.states import SearchState, StudyState
-from dicomnode import completion, routing
-from dicomnode.awaited import fetching
 from dicomnode.config import Config, Peer, Route
+from dicomnode.routing import completion, prefetch, routing
 from tests import receivers
 from tests.peers import Answering, Orthanc, write_instance
 from tests.receivers import Receiver
@@ -74,7 +73,7 @@ def sessions(node: Receiver) -> sessionmaker[Session]:
 def sweep(node: Receiver, config: Config | None = None) -> int:
     """Route, fetch what that asks for, route: the number of jobs."""
     made = routing.route_complete(sessions(node), config or node.config, now=now())
-    fetching.fetch_wanted(sessions(node), config or node.config, now=now)
+    prefetch.fetch_wanted(sessions(node), config or node.config, now=now)
     return made + routing.route_complete(sessions(node), config or node.config, now=now())
 
 

@@ -17,10 +17,10 @@ from db import searches, studies
 from db.models import Event, Job, PriorSearch, Study
 from db.states import JobState, SearchState, StudyState
 from db.studies import Arrival
-from dicomnode import completion, results, routing
-from dicomnode.awaited import fetching
+from dicomnode import results
 from dicomnode.config import Config, Peer, ResultsConfig, Route
 from dicomnode.errors import InputRefused
+from dicomnode.routing import completion, prefetch, routing
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import free_port
 from tests.rows import an_arrival
@@ -221,7 +221,7 @@ def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -
     config = a_config(prior_from="pacs")
     arrive(sessions, now, an_image("1.9", "20260101"))
     assert route(sessions, config, now) == 0
-    assert fetching.fetch_wanted(sessions, config, now=lambda: now) == 0
+    assert prefetch.fetch_wanted(sessions, config, now=lambda: now) == 0
     assert route(sessions, config, now) == 1
     assert set(inputs(sessions, "1.9")) == {"match"}
     told = why(sessions, config, "1.9")
@@ -238,7 +238,7 @@ def test_a_study_waits_no_longer_for_a_peer_than_it_may(sessions: Sessions, now:
     arrive(sessions, now, an_image("1.9", "20260101"))
     assert route(sessions, config, now) == 0
     assert route(sessions, config, now + timedelta(seconds=10)) == 1
-    fetching.fetch_wanted(sessions, config, now=lambda: now + timedelta(seconds=11))
+    prefetch.fetch_wanted(sessions, config, now=lambda: now + timedelta(seconds=11))
     assert "peer pacs: study 1 waits no longer" in why(sessions, config, "1.9")
 
 
@@ -248,7 +248,7 @@ def test_a_revision_asks_once(sessions: Sessions, now: datetime) -> None:
         arrive(sessions, now, an_image("1.9", "20260101", number=number))
         for _ in range(3):
             route(sessions, config, now)
-            fetching.fetch_wanted(sessions, config, now=lambda: now)
+            prefetch.fetch_wanted(sessions, config, now=lambda: now)
     with sessions() as session:
         assert [search.revision for search in session.scalars(select(PriorSearch))] == [1, 2]
 

@@ -19,9 +19,9 @@ from db.models import Event, Instance, Job, Output, Series, Study
 from db.states import JobState, StudyState
 from db.studies import Arrival, InstanceFacts, Sender
 from dicomnode import worker
-from dicomnode.awaited.received import received
 from dicomnode.config import Config, NodeConfig
 from dicomnode.errors import NotAllowed
+from dicomnode.routing.received import received
 from dicomnode.storage import spool
 from dicomnode.storage.retention import Retention, remove_files, why_kept
 

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import studies
 from db.models import Job, Output, Study
 from db.states import JobState, StudyState
-from dicomnode import completion, routing
 from dicomnode.config import Config, Route, conditions
-from dicomnode.routing import Seen
+from dicomnode.routing import completion, routing
+from dicomnode.routing.routing import Seen
 from tests.rows import RAW_DATA_STORAGE, an_arrival
 
 FLAIR = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "SliceThickness": 3.0, "ImageType": ["ORIGINAL", "PRIMARY"]}

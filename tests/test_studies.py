@@ -12,9 +12,9 @@ from db import audit, studies
 from db.models import Event, Instance, Quarantine, Series, Study
 from db.states import StudyState
 from db.studies import Registration, Sender, StoredFile
-from dicomnode import completion
 from dicomnode.config import CompletionConfig
 from dicomnode.errors import NotAllowed, NotFound
+from dicomnode.routing import completion
 from tests.rows import an_arrival
 
 RULE = CompletionConfig(quiet_s=10, maximum_s=60)

@@ -139,7 +139,8 @@ def _fetch_into_node(config: Config, peer: Peer, study_uid: str, who: dict[str, 
     from datetime import UTC, datetime
 
     from db.engine import sessions
-    from dicomnode.dimse import queries, retrieved
+    from dicomnode.dimse import queries
+    from dicomnode.routing import retrieved
 
     engine = context.engine(config)
     take = retrieved.taker(config, sessions(engine), peer, lambda: datetime.now(UTC))

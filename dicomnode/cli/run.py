@@ -89,7 +89,7 @@ def _run_one(
 def _inputs(source: Path, folder: Path, wanted: Sequence[Input], with_: list[str]) -> list[Inputs]:
     """What the pipeline takes, one task each: acquisitions of k-space, or series of images with what goes with them."""
     from dicomnode.errors import NotFound
-    from dicomnode.routing import MAIN_INPUT
+    from dicomnode.routing.routing import MAIN_INPUT
     from pipelines.contract import Covariates, KSpace
 
     further = _further(with_, [each.name for each in wanted[1:]])

@@ -78,7 +78,7 @@ def explain(
 def close(ctx: typer.Context, uid: StudyUid) -> None:
     """Take a study as complete now, without waiting."""
     from db.engine import sessions
-    from dicomnode import completion
+    from dicomnode.routing import completion
 
     with sessions(context.engine(context.config(ctx))).begin() as session:
         study = completion.close(session, uid, now=datetime.now(UTC))
@@ -131,8 +131,9 @@ def report(
 
 def _explained(config: Config, what: str) -> list[dict[str, Any]]:
     from db.engine import readers
-    from dicomnode import listings, routing
+    from dicomnode import listings
     from dicomnode.datasets import headers
+    from dicomnode.routing import routing
 
     if Path(what).is_file():
         verdicts = routing.explain_file(headers.read(Path(what)), config.routes)

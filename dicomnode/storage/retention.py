@@ -19,9 +19,9 @@ from db import engine as engines
 from db import notifications, retention
 from db.models import Delivery, Job, Study
 from db.states import DeliveryState, JobState
-from dicomnode.awaited.priors import Examination, examination, present
-from dicomnode.awaited.received import received
 from dicomnode.config.conditions import matches
+from dicomnode.routing.priors import Examination, examination, present
+from dicomnode.routing.received import received
 from dicomnode.storage import spool
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from starlette.responses import RedirectResponse, Response
 from db import deliveries, jobs
 from db.models import Delivery, Job
 from db.states import DeliveryState, MoveRefused
-from dicomnode import completion
 from dicomnode.checks import ECHO_TIMEOUT_S
 from dicomnode.dimse import peers
 from dicomnode.errors import NodeError, NotAllowed, NotFound
+from dicomnode.routing import completion
 from dicomnode.web.desk import Desk, back, checked_uid, read_form
 from dicomnode.web.words import FILTERS
 

@@ -14,7 +14,7 @@ from db import contents, overview, studies, trail
 from db.contents import Made, Parcel
 from db.models import Job, Study
 from db.states import JobState
-from dicomnode import routing
+from dicomnode.routing import routing
 from dicomnode.web import journey, report_page
 from dicomnode.web.desk import Desk, checked_uid, told
 from dicomnode.web.journey import Running

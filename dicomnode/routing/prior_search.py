@@ -8,11 +8,11 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from dicomnode.awaited import series_search
-from dicomnode.awaited.priors import Examination, examination
 from dicomnode.config import Peer, Route
 from dicomnode.dimse import queries
 from dicomnode.errors import NotFound
+from dicomnode.routing import series_search
+from dicomnode.routing.priors import Examination, examination
 
 __all__ = ["find"]
 

@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 from db import searches
 from db.models import Instance, Job, JobInput, Series, Study
 from db.states import SearchState, StudyState
-from dicomnode.awaited.received import Received, received
 from dicomnode.config import Route
 from dicomnode.config.conditions import matches
+from dicomnode.routing.received import Received, received
 
 __all__ = ["Examination", "Prior", "examination", "explain", "holds_up", "look", "present"]
 

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from db import searches
 from db.models import PriorSearch, Study
 from db.states import SearchPurpose, SearchState
-from dicomnode.awaited.received import Received, received
 from dicomnode.config import Route
 from dicomnode.config.conditions import matches
+from dicomnode.routing.received import Received, received
 
 __all__ = ["explain", "holds_up", "lacking", "overdue_at"]
 

@@ -20,15 +20,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import searches
 from db.models import Instance, PriorSearch, Series, Study
 from db.states import SearchPurpose, SearchState
-from dicomnode.awaited import missing_series, prior_search, series_search
-from dicomnode.awaited.priors import Examination, present
-from dicomnode.awaited.received import received
-from dicomnode.awaited.series_search import Match
 from dicomnode.backoff import backoff
 from dicomnode.config import Config, Peer, Route
-from dicomnode.dimse import queries, retrieved
+from dicomnode.dimse import queries
 from dicomnode.dimse.queries import Fetched
 from dicomnode.errors import NodeError, NotFound, PeerError, PeerRefused
+from dicomnode.routing import missing_series, prior_search, retrieved, series_search
+from dicomnode.routing.priors import Examination, present
+from dicomnode.routing.received import received
+from dicomnode.routing.series_search import Match
 
 __all__ = ["fetch_wanted"]
 

@@ -21,10 +21,10 @@ from db.deployments import Version
 from db.models import Job, Series, Study
 from db.states import StudyState
 from db.studies import InstanceFacts
-from dicomnode.awaited import missing_series, priors
-from dicomnode.awaited.received import Received, received
 from dicomnode.config import Config, Route
 from dicomnode.config.conditions import Condition, matches
+from dicomnode.routing import missing_series, priors
+from dicomnode.routing.received import Received, received
 
 __all__ = [
     "MAIN_INPUT",
