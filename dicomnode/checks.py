@@ -223,7 +223,7 @@ def _peer(config: Config, peer: Peer) -> Check:
 
 def _kinds(config: Config, peer: Peer) -> str:
     """What it gets instead of the kinds of results that are wanted for it."""
-    from dicomnode.results import negotiation
+    from dicomnode.delivery import negotiation
 
     try:
         taken = negotiation.ask(peer, config)

@@ -23,9 +23,9 @@ from db import clock_jumps, jobs, migrations
 from db import engine as engines
 from db.clock_jumps import ClockWatch
 from db.models import Chain
-from dicomnode import delivery
 from dicomnode.backfill import Backfill
 from dicomnode.config import Config
+from dicomnode.delivery import delivery
 from dicomnode.ingest import scp
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.pulse import Pulse

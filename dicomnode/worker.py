@@ -24,6 +24,8 @@ from dicomnode import processing
 from dicomnode.config import Config
 from dicomnode.datasets import headers
 from dicomnode.datasets.objects import KEY_OBJECT, REFUSAL_NOTE, encoded, kind_of
+from dicomnode.delivery import negotiation
+from dicomnode.delivery.negotiation import Chosen
 from dicomnode.deployment import comparing
 from dicomnode.deployment.comparing import Finished
 from dicomnode.deployment.warm import Warm
@@ -31,8 +33,7 @@ from dicomnode.engines.lacking import Lacking
 from dicomnode.errors import InputRefused, NodeError, NotAllowed
 from dicomnode.lease import Interrupted, Lease
 from dicomnode.processing import Produced, Task
-from dicomnode.results import negotiation, renditions
-from dicomnode.results.negotiation import Chosen
+from dicomnode.results import renditions
 from dicomnode.storage import spool
 from pipelines.contract import Refused
 

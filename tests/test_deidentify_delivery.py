@@ -20,7 +20,7 @@ from db.states import DeliveryState
 from dicomnode import cli
 from dicomnode.config import Config, DeliveryConfig, NodeConfig, Peer
 from dicomnode.config.results import WithoutFaces
-from dicomnode.delivery import deliver_due
+from dicomnode.delivery.delivery import deliver_due
 from dicomnode.dimse import peers, queries
 from dicomnode.dimse.peers import Outcome
 from dicomnode.errors import PeerRefused

@@ -17,10 +17,10 @@ from db import deliveries, destinations, jobs
 from db.jobs import OutputFile
 from db.models import Delivery
 from db.states import DeliveryState
-from dicomnode import delivery
 from dicomnode.backoff import backoff
 from dicomnode.config import Config, DeliveryConfig, NodeConfig, Peer
-from dicomnode.delivery import deliver_due
+from dicomnode.delivery import delivery
+from dicomnode.delivery.delivery import deliver_due
 from dicomnode.storage import spool
 from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance, write_result
 from tests.rows import a_job

@@ -29,7 +29,7 @@ from db.states import DeliveryState
 from dicomnode import results, worker
 from dicomnode.config import Config, NodeConfig
 from dicomnode.config.results import ResultsConfig
-from dicomnode.delivery import deliver_due
+from dicomnode.delivery.delivery import deliver_due
 from dicomnode.errors import NotMarked
 from dicomnode.results import label, marking
 from dicomnode.results.page import Page

@@ -22,7 +22,7 @@ from db.states import JobState, NotificationState
 from db.studies import StoredFile
 from dicomnode.config import Config, DeliveryConfig, NodeConfig
 from dicomnode.config.notifications import NotificationsConfig
-from dicomnode.delivery import deliver_due
+from dicomnode.delivery.delivery import deliver_due
 from dicomnode.notifications import notices, notification
 from dicomnode.notifications.notification import notify_due
 from tests.peers import Answering, free_port

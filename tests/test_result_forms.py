@@ -28,9 +28,10 @@ from db.states import DeliveryState, JobState
 from dicomnode import results, worker
 from dicomnode.config import Config, NodeConfig, Peer
 from dicomnode.config.results import Preferences, ResultsConfig
-from dicomnode.delivery import deliver_due
+from dicomnode.delivery import negotiation
+from dicomnode.delivery.delivery import deliver_due
 from dicomnode.processing import Produced
-from dicomnode.results import negotiation, renditions
+from dicomnode.results import renditions
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import free_port

@@ -19,8 +19,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import build_context
 
 from db.catalogue import StoredObject
-from dicomnode import gate
 from dicomnode.datasets.encoded import check_size
+from dicomnode.delivery import gate
 from dicomnode.errors import NodeError
 from dicomnode.storage import spool
 from dicomnode.web import pixels

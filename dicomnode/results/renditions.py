@@ -11,8 +11,8 @@ from pydicom import Dataset
 from dicomnode.config.results import ResultsConfig
 
 if TYPE_CHECKING:
+    from dicomnode.delivery.negotiation import Chosen
     from dicomnode.processing import Produced
-    from dicomnode.results.negotiation import Chosen
 
 __all__ = ["Assigned", "assigned"]
 

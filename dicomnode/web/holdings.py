@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from db import catalogue
 from db.catalogue import StoredObject
-from dicomnode import gate
+from dicomnode.delivery import gate
 from dicomnode.errors import NotMarked, StorageDamaged
 from dicomnode.storage import spool
 

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 from pydicom.uid import UID
 
 from db import deliveries, destinations, jobs
-from dicomnode import gate
 from dicomnode.backoff import backoff
 from dicomnode.deidentify import outgoing
+from dicomnode.delivery import gate, negotiation
 from dicomnode.dimse import peers
 from dicomnode.dimse.peers import Outcome, StoreResult
 from dicomnode.errors import ConfigError, InputRefused, NotAllowed, NotMarked, PeerError, StorageDamaged
-from dicomnode.results import negotiation
 from dicomnode.storage import spool
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["deliver_due", "resume"]
 
-log = logging.getLogger("dicomnode.delivery")
+log = logging.getLogger("dicomnode.delivery.delivery")
 
 _BATCH = 100
 _PROBE = 5  # more than one, so that an object which breaks every association does not hold up the others
