@@ -200,7 +200,7 @@ def _workers(config: Config) -> Check | str:
 
 
 def _ray(config: Config) -> Check | str:
-    from dicomnode.engines import ray_actors
+    from dicomnode.execution import ray_actors
 
     found = f"Ray {ray_actors.imported().__version__} at {config.worker.ray_address or 'this machine alone'}"
     if config.worker.ray_address and config.database_url.startswith("sqlite"):
@@ -321,8 +321,8 @@ def _site_pipeline(config: Config, name: str) -> str:
 
 
 def _route(config: Config, route: Route) -> str:
-    from dicomnode import processing
     from dicomnode.deployment import models
+    from dicomnode.execution import processing
     from model_zoo import registry
     from pipelines import quality
 

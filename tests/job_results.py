@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dicomnode import processing
 from dicomnode.config import Config
 from dicomnode.config.results import ResultsConfig
-from dicomnode.processing import Produced
+from dicomnode.execution import processing
+from dicomnode.execution.processing import Produced
 from tests.bundles import levels, phantom, upright, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW

@@ -20,9 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 from scipy import ndimage
 
-from dicomnode import processing
 from dicomnode.cli import main
 from dicomnode.config import Config, ResultsConfig
+from dicomnode.execution import processing
 from dicomnode.reading import volumes
 from dicomnode.results import marking
 from model_zoo import registry

@@ -18,8 +18,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, SegmentationStorage
 
-from dicomnode import checks, processing
+from dicomnode import checks
 from dicomnode.config import load
+from dicomnode.execution import processing
 from dicomnode.reading import volumes
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded

@@ -12,8 +12,9 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
-from dicomnode import mrd, processing
+from dicomnode import mrd
 from dicomnode.config import Config
+from dicomnode.execution import processing
 from model_zoo import registry
 from tests.findings import NOW
 from tests.scanner import Scan, acquire

@@ -16,8 +16,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 from torch import Tensor, nn
 
-from dicomnode import processing, uids
+from dicomnode import uids
 from dicomnode.config import Config
+from dicomnode.execution import processing
 from model_zoo import ct_tissues, registry
 from model_zoo.simulate.anatomy import data_root
 from model_zoo.simulate.pet.projector import blur

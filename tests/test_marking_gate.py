@@ -26,11 +26,12 @@ from db import jobs
 from db.jobs import OutputFile
 from db.models import Delivery
 from db.states import DeliveryState
-from dicomnode import results, worker
+from dicomnode import results
 from dicomnode.config import Config, NodeConfig
 from dicomnode.config.results import ResultsConfig
 from dicomnode.delivery.delivery import deliver_due
 from dicomnode.errors import NotMarked
+from dicomnode.execution import worker
 from dicomnode.results import label, marking
 from dicomnode.results.page import Page
 from dicomnode.storage import spool

@@ -266,7 +266,7 @@ def test_a_json_line_has_the_numbers_and_not_the_words_of_an_error() -> None:
         raise ValueError("Geheim^Name")
     except ValueError as error:
         kind = (type(error), error, error.__traceback__)
-    record = logging.LogRecord("dicomnode.worker", logging.INFO, "", 1, "job %d: by worker %d", (12, 7), kind)
+    record = logging.LogRecord("dicomnode.execution.worker", logging.INFO, "", 1, "job %d: by worker %d", (12, 7), kind)
     line = json.loads(JsonLines().format(record))
     assert (line["job"], line["worker"], line["level"]) == (12, 7, "info")
     assert line["error"].startswith("ValueError in test_metrics.py, line")

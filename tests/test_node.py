@@ -16,9 +16,10 @@ from db import engine as engines
 from db import studies
 from db.models import Job, Study
 from db.states import JobState, StudyState
-from dicomnode import cli, node, worker
+from dicomnode import cli, node
 from dicomnode.datasets import headers
 from dicomnode.dimse import peers
+from dicomnode.execution import worker
 from dicomnode.routing import completion, routing
 from dicomnode.storage import spool
 from tests.peers import Node, StoreScp, a_route, wait_for, write_config

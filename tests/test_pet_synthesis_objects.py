@@ -11,10 +11,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicomnode import processing
 from dicomnode.cli import main
 from dicomnode.config import Config
 from dicomnode.errors import InputRefused
+from dicomnode.execution import processing
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded
 from pipelines.contract import Refused

@@ -15,8 +15,8 @@ from sqlalchemy import update
 
 from db import engine as engines
 from db.models import Job
-from dicomnode.engines import ray_actors
 from dicomnode.errors import ConfigError
+from dicomnode.execution import ray_actors
 from tests import fleet, postgresql
 from tests.peers import Node, wait_for
 from tests.peers.ray_cluster import RayCluster, descendants, missing

@@ -20,9 +20,10 @@ from db.jobs import OutputFile
 from db.models import Delivery, Job, Output
 from db.states import JobState, MoveRefused
 from db.studies import StoredFile
-from dicomnode import cli, worker
+from dicomnode import cli
 from dicomnode.config import Config
 from dicomnode.dimse import peers
+from dicomnode.execution import worker
 from dicomnode.results import marking
 from model_zoo.registry import BUNDLES
 from tests.peers import Node, Orthanc, a_route, wait_for, write_config

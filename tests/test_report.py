@@ -17,7 +17,8 @@ from pydicom.uid import EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 from db.models import Job
 from dicomnode.cli import main
 from dicomnode.config import Peer
-from dicomnode.report import layout, planes, sheet, stored, text
+from dicomnode.execution import stored
+from dicomnode.report import layout, planes, sheet, text
 from dicomnode.results import label, marking
 from dicomnode.results.page import Page
 from pipelines.contract import (

@@ -25,13 +25,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import destinations, jobs
 from db.models import Delivery, Event, Job, Output
 from db.states import DeliveryState, JobState
-from dicomnode import results, worker
+from dicomnode import results
 from dicomnode.config import Config, NodeConfig, Peer
 from dicomnode.config.results import Preferences, ResultsConfig
 from dicomnode.delivery import negotiation
 from dicomnode.delivery.delivery import deliver_due
-from dicomnode.processing import Produced
-from dicomnode.results import renditions
+from dicomnode.execution import renditions, worker
+from dicomnode.execution.processing import Produced
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import free_port

@@ -17,12 +17,13 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 
-from dicomnode import processing, results
+from dicomnode import results
 from dicomnode.config import Config, NodeConfig
 from dicomnode.config.results import ResultsConfig
 from dicomnode.datasets.titles import title
 from dicomnode.deployment import models
 from dicomnode.errors import InputRefused
+from dicomnode.execution import processing
 from dicomnode.reading import frames, volumes
 from dicomnode.results import marking
 from dicomnode.results.inherited import TYPE_2, inherit

@@ -14,9 +14,10 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as Concept
 
-from dicomnode import results, worker
+from dicomnode import results
 from dicomnode.config import ResultsConfig
 from dicomnode.errors import InputRefused
+from dicomnode.execution import worker
 from dicomnode.results import concepts, marking
 from pipelines.codes import MAXIMUM, MEAN, PEAK, SUV_BW, SUV_BW_UNIT, VOLUME
 from pipelines.contract import Code, Finding, Measurement, Segment, Segmentation

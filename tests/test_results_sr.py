@@ -19,9 +19,10 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as Concept
 from pydicom.uid import Comprehensive3DSRStorage
 
-from dicomnode import results, worker
+from dicomnode import results
 from dicomnode.config import ResultsConfig
 from dicomnode.errors import InputRefused, NotMarked
+from dicomnode.execution import worker
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded
 from pipelines.contract import Code, Finding, Interval, Measurement, Note, Segment, Segmentation

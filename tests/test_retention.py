@@ -18,9 +18,9 @@ from db.jobs import OutputFile
 from db.models import Event, Instance, Job, Output, Series, Study
 from db.states import JobState, StudyState
 from db.studies import Arrival, InstanceFacts, Sender
-from dicomnode import worker
 from dicomnode.config import Config, NodeConfig
 from dicomnode.errors import NotAllowed
+from dicomnode.execution import worker
 from dicomnode.routing.received import received
 from dicomnode.storage import spool
 from dicomnode.storage.retention import Retention, remove_files, why_kept

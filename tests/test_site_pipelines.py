@@ -20,11 +20,12 @@ from pydantic import BaseModel, ConfigDict
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicomnode import checks, processing, results
+from dicomnode import checks, results
 from dicomnode.config import Config, NodeConfig, load
 from dicomnode.config.models import PipelinesConfig
 from dicomnode.deployment import pipeline_names, site
 from dicomnode.errors import ConfigError, NotMarked
+from dicomnode.execution import processing
 from dicomnode.reading import volumes
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded

@@ -17,9 +17,9 @@ from pydicom.dataset import Dataset
 from scipy import ndimage
 from torch import nn
 
-from dicomnode import processing
 from dicomnode.config import Config
 from dicomnode.errors import InputRefused
+from dicomnode.execution import processing
 from model_zoo import registry, standard_dose
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from pydicom.uid import SegmentationStorage
 
-from dicomnode import processing
 from dicomnode.config import Config
 from dicomnode.errors import InputRefused
+from dicomnode.execution import processing
 from model_zoo import bias_field, registry
 from model_zoo.structures import number
 from pipelines import resampling, synthetic_dir

@@ -18,11 +18,11 @@ from db import clock, jobs, migrations, workers
 from db import engine as engines
 from db.models import Instance, Job
 from db.states import JobState
-from dicomnode import checks, config, worker
+from dicomnode import checks, config
 from dicomnode.config import Config
-from dicomnode.deployment.warm import Warm
-from dicomnode.engines import process
 from dicomnode.errors import ConfigError
+from dicomnode.execution import process, worker
+from dicomnode.execution.model_cache import Warm
 from dicomnode.storage import shared
 from dicomnode.storage.shared import Mark
 from model_zoo import registry

@@ -16,9 +16,10 @@ from db.jobs import OutputFile
 from db.models import Job, Study
 from db.states import StudyState
 from db.studies import Arrival, Sender
-from dicomnode import results, uids, worker
+from dicomnode import results, uids
 from dicomnode.config import ResultsConfig
 from dicomnode.datasets import headers
+from dicomnode.execution import worker
 from dicomnode.results.page import Page
 from dicomnode.results.planes import shown_by
 from dicomnode.storage import spool

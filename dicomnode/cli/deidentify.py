@@ -90,8 +90,8 @@ def _copied(
 
 def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> FaceOfSeries | None:
     """Where the face is in an MR series that may show one, if the profile wants none."""
-    from dicomnode import processing
     from dicomnode.deidentify import faces
+    from dicomnode.execution import processing
     from dicomnode.reading import frames
 
     if not deidentifier.profile.deface:

@@ -41,7 +41,7 @@ def run(
     as_json: context.AsJson = False,
 ) -> None:
     """Run a pipeline on a folder, without network and database."""
-    from dicomnode import processing
+    from dicomnode.execution import processing
 
     config = context.config_if_any(ctx)
     options = dict(_option(text) for text in option or [])
@@ -63,7 +63,7 @@ def _run_one(
     options: dict[str, Any],
     config: Config,
 ) -> list[dict[str, Any]]:
-    from dicomnode import processing, worker
+    from dicomnode.execution import processing, worker
 
     content = [(name, *sorted(map(_digest, paths))) for name, paths in sorted(inputs.items())]
     key = hashlib.sha256(repr([content, pipeline, model, sorted(options.items())]).encode()).hexdigest()

@@ -18,7 +18,8 @@ def serve(
     ] = None,
 ) -> None:
     """Receive, route, run and deliver, until told to stop."""
-    from dicomnode import engines, node
+    from dicomnode import node
+    from dicomnode.execution import engines
 
     config = context.config(ctx)
     context.log_to_stderr(config)
@@ -33,7 +34,8 @@ def work(
     parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Take jobs until told to stop; with [worker] engine = "ray", see to it that its actors do."""
-    from dicomnode import engines, node
+    from dicomnode import node
+    from dicomnode.execution import engines
 
     config = context.config(ctx)
     context.log_to_stderr(config)

@@ -95,7 +95,7 @@ def replay(
     """Run the study's finished jobs again, deliver nothing, and say what differs."""
     from db.engine import readers
     from dicomnode import listings
-    from dicomnode.deployment import replaying
+    from dicomnode.execution import replaying
 
     config = context.config(ctx)
     context.log_to_stderr(config)
@@ -116,7 +116,7 @@ def report(
     """The page on a study's result: pictures, numbers with intervals, verdict, what made it."""
     from db.engine import readers
     from dicomnode import listings
-    from dicomnode.report import stored
+    from dicomnode.execution import stored
 
     kind = out.suffix.lower().removeprefix(".")
     if kind not in ("pdf", "png"):

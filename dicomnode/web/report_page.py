@@ -47,7 +47,7 @@ def version(session: Session, study: Study) -> Version:
 
 def kept(config: Config, study: Study, kind: str) -> Response | None:
     """The page of the newest job, where it is one of its results."""
-    from dicomnode.report import stored  # brings readers of results with it, which a receiver does not need
+    from dicomnode.execution import stored  # brings readers of results with it, which a receiver does not need
 
     try:
         content = stored.kept_page(stored.job_of(study, None), config, kind)

@@ -60,13 +60,13 @@ class Actor:
 
     def name(self) -> str:
         """How it signs its leases."""
-        from dicomnode.engines import process
+        from dicomnode.execution import process
 
         return process.name_of(self._config)
 
     def work(self) -> int:
         """Take jobs until told to stop."""
-        from dicomnode.engines import process
+        from dicomnode.execution import process
 
         return process.work(self._config, once=False, stop=self._stop)
 

@@ -17,12 +17,12 @@ def run(config: Config, *, once: bool, parent: int | None, stop: threading.Event
 
     With Ray this process only sees to it that there are actors that take them, except with ``once``.
     """
-    from dicomnode.engines import process
+    from dicomnode.execution import process
 
     if parent is not None:
         threading.Thread(target=_stop_with, args=(parent, stop), name="parent watch", daemon=True).start()
     if config.worker.engine == "ray" and not once:
-        from dicomnode.engines import ray_actors
+        from dicomnode.execution import ray_actors
 
         ray_actors.drive(config, stop=stop)
         return 0

@@ -17,8 +17,8 @@ from db import workers
 from db.jobs import Needs
 from db.models import Job
 from dicomnode.config import Config
-from dicomnode.deployment import warm
 from dicomnode.errors import ConfigError
+from dicomnode.execution import model_cache
 
 if TYPE_CHECKING:
     from model_zoo.registry import BundleFacts
@@ -38,7 +38,7 @@ class Lacking:
         self._sessions, self._config, self._now = sessions, config, now
         self._host = worker.rpartition(":")[0]
         self._known: dict[Needs, datetime] = {}
-        self._verified: dict[Path, warm.Stamp] = {}
+        self._verified: dict[Path, model_cache.Stamp] = {}
 
     def known(self) -> set[Needs]:
         """What to ask for no job of, for now."""
@@ -76,7 +76,7 @@ class Lacking:
     def _verify(self, facts: BundleFacts) -> None:
         from model_zoo import registry
 
-        stamp = warm.stamp(facts)
+        stamp = model_cache.stamp(facts)
         if self._verified.get(facts.path) != stamp:
             registry.verify(facts)
             self._verified[facts.path] = stamp

@@ -17,7 +17,7 @@ from dicomnode.config import Config
 
 __all__ = ["Interrupted", "Lease"]
 
-log = logging.getLogger("dicomnode.worker")
+log = logging.getLogger("dicomnode.execution.worker")
 
 Clock = Callable[[], datetime]
 

@@ -10,12 +10,11 @@ from sqlalchemy.orm import Session
 
 from db.models import Study
 from db.states import JobState
-from dicomnode import processing, worker
 from dicomnode.config import Config
-from dicomnode.deployment import comparing
-from dicomnode.deployment.comparing import Finished
 from dicomnode.errors import NotFound
-from dicomnode.processing import Produced, Task
+from dicomnode.execution import comparing, processing, worker
+from dicomnode.execution.comparing import Finished
+from dicomnode.execution.processing import Produced, Task
 
 __all__ = ["COLUMNS", "Done", "compare", "finished"]
 

@@ -12,7 +12,7 @@ from dicomnode.config.results import ResultsConfig
 
 if TYPE_CHECKING:
     from dicomnode.delivery.negotiation import Chosen
-    from dicomnode.processing import Produced
+    from dicomnode.execution.processing import Produced
 
 __all__ = ["Assigned", "assigned"]
 

@@ -23,7 +23,7 @@ from dicomnode.storage import spool
 
 if TYPE_CHECKING:
     from db.models import Job, Output
-    from dicomnode.processing import Produced, Task
+    from dicomnode.execution.processing import Produced, Task
 
 __all__ = ["Finished", "finished", "numbers", "of_refused", "results", "seconds", "with_produced"]
 

@@ -15,10 +15,10 @@ from pydicom.uid import EncapsulatedPDFStorage, ParametricMapStorage, SecondaryC
 
 from db.models import Job, Output, Study
 from db.states import JobState
-from dicomnode import processing, worker
 from dicomnode.config import Config
 from dicomnode.errors import NotFound
-from dicomnode.processing import Task
+from dicomnode.execution import processing, worker
+from dicomnode.execution.processing import Task
 from dicomnode.reading import frames, volumes
 from dicomnode.results.image import DERIVATION
 from dicomnode.results.inherited import inherit

@@ -20,20 +20,18 @@ from db import jobs, keywords
 from db.clock_jumps import ClockWatch
 from db.jobs import LeaseLost, OutputFile
 from db.models import Job
-from dicomnode import processing
 from dicomnode.config import Config
 from dicomnode.datasets import headers
 from dicomnode.datasets.objects import KEY_OBJECT, REFUSAL_NOTE, encoded, kind_of
 from dicomnode.delivery import negotiation
 from dicomnode.delivery.negotiation import Chosen
-from dicomnode.deployment import comparing
-from dicomnode.deployment.comparing import Finished
-from dicomnode.deployment.warm import Warm
-from dicomnode.engines.lacking import Lacking
 from dicomnode.errors import InputRefused, NodeError, NotAllowed
-from dicomnode.lease import Interrupted, Lease
-from dicomnode.processing import Produced, Task
-from dicomnode.results import renditions
+from dicomnode.execution import comparing, processing, renditions
+from dicomnode.execution.comparing import Finished
+from dicomnode.execution.host_capabilities import Lacking
+from dicomnode.execution.lease import Interrupted, Lease
+from dicomnode.execution.model_cache import Warm
+from dicomnode.execution.processing import Produced, Task
 from dicomnode.storage import spool
 from pipelines.contract import Refused
 
@@ -51,7 +49,7 @@ __all__ = [
     "work",
 ]
 
-log = logging.getLogger("dicomnode.worker")
+log = logging.getLogger("dicomnode.execution.worker")
 
 Clock = Callable[[], datetime]
 

@@ -21,7 +21,7 @@ from dicomnode.storage.shared import Mark, look_for_newest
 
 __all__ = ["Guard", "name_of", "work"]
 
-log = logging.getLogger("dicomnode.worker")
+log = logging.getLogger("dicomnode.execution.worker")
 
 _REPORT_S = 10.0
 
@@ -36,7 +36,7 @@ def work(config: Config, *, once: bool, stop: threading.Event) -> int:
 
     Raises ConfigError where this host's spool is not that of the database, StorageDamaged where that lost rows.
     """
-    from dicomnode import worker
+    from dicomnode.execution import worker
 
     engine = engines.connect(config.database_url)
     try:
