@@ -23,16 +23,16 @@ from db import clock_jumps, jobs, migrations
 from db import engine as engines
 from db.clock_jumps import ClockWatch
 from db.models import Chain
-from dicomnode.backfill import Backfill
 from dicomnode.config import Config
 from dicomnode.delivery import delivery
 from dicomnode.ingest import scp
+from dicomnode.maintenance.backfill import Backfill
+from dicomnode.maintenance.retention import Retention
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.pulse import Pulse
 from dicomnode.notifications import notification
 from dicomnode.routing import completion, prefetch, routing
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
-from dicomnode.storage.retention import Retention
 from dicomnode.sweeps import Sweeps
 
 if TYPE_CHECKING:

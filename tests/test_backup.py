@@ -22,7 +22,8 @@ from db.models import Instance
 from dicomnode import config, node
 from dicomnode.dimse import peers
 from dicomnode.errors import NotAllowed, StorageDamaged
-from dicomnode.storage import backup, spool
+from dicomnode.maintenance import backup
+from dicomnode.storage import spool
 from tests import postgresql
 from tests.peers import Node, write_config
 from tests.peers.files import write_instance

@@ -22,7 +22,7 @@ from db.jobs import OutputFile
 from db.models import Instance, Job, Output, Study
 from db.states import JobState
 from db.studies import Arrival, StoredFile
-from dicomnode.backfill import Backfill
+from dicomnode.maintenance.backfill import Backfill
 from dicomnode.storage import spool
 from tests.peers import write_instance
 from tests.rows import a_job, an_arrival

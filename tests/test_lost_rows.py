@@ -15,7 +15,8 @@ from db.models import Chain, Instance, Quarantine
 from dicomnode.datasets import headers
 from dicomnode.dimse import peers
 from dicomnode.errors import StorageDamaged
-from dicomnode.storage import adoption, spool
+from dicomnode.maintenance import adoption
+from dicomnode.storage import spool
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from tests.peers import Node, write_config
 from tests.peers.files import write_instance, write_result

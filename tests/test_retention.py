@@ -21,9 +21,9 @@ from db.studies import Arrival, InstanceFacts, Sender
 from dicomnode.config import Config, NodeConfig
 from dicomnode.errors import NotAllowed
 from dicomnode.execution import worker
+from dicomnode.maintenance.retention import Retention, remove_files, why_kept
 from dicomnode.routing.received import received
 from dicomnode.storage import spool
-from dicomnode.storage.retention import Retention, remove_files, why_kept
 
 ROUTE = {"name": "flair", "pipeline": "nothing", "match": {"Modality": "MR"}}
 CLASS = "1.2.840.10008.5.1.4.1.1.4"

@@ -17,8 +17,9 @@ from db.models import Instance, Job, Quarantine, Study
 from db.states import MoveRefused, QuarantineState
 from db.studies import InstanceFacts, Sender, StoredFile
 from dicomnode import cli
-from dicomnode.storage import spool, verification
-from dicomnode.storage.retention import remove_files
+from dicomnode.maintenance import verification
+from dicomnode.maintenance.retention import remove_files
+from dicomnode.storage import spool
 from tests.peers import write_config
 from tests.peers.files import write_instance
 from tests.rows import a_job

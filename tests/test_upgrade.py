@@ -21,7 +21,8 @@ from db import engine as engines
 from db.models import Base, Instance, Output, Study
 from db.studies import StoredFile
 from dicomnode.dimse import peers
-from dicomnode.storage import spool, verification
+from dicomnode.maintenance import verification
+from dicomnode.storage import spool
 from tests.peers import Node, wait_for, write_config, write_instance, write_result
 
 Rows = Mapping[str, list[tuple[Any, ...]]]

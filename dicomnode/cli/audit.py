@@ -43,7 +43,7 @@ def export(
     hash."""
     from db.engine import readers
     from dicomnode import listings
-    from dicomnode.storage import evidence
+    from dicomnode.maintenance import evidence
 
     with readers(context.engine(context.config(ctx)))() as session:
         facts = evidence.of_study(session, listings.study(session, study), now=datetime.now(UTC))

@@ -17,7 +17,7 @@ def backup(
     ctx: typer.Context, folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for it.")]
 ) -> None:
     """Back up database, spool and models of a node, which may run meanwhile."""
-    from dicomnode.storage.backup import create
+    from dicomnode.maintenance.backup import create
 
     facts = create(context.config(ctx), folder, now=lambda: datetime.now(UTC))
     print(f"{folder}: {facts['files']} files, {facts['bytes'] / 1e9:.3f} GB, schema {facts['schema']}")
@@ -25,7 +25,7 @@ def backup(
 
 def restore(ctx: typer.Context, folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backup.")]) -> None:
     """Fill the empty data folder and database that node.toml names with a backup."""
-    from dicomnode.storage import backup
+    from dicomnode.maintenance import backup
 
     facts = backup.restore(context.config(ctx), folder)
     print(f"{facts['files']} files and the database of {facts['ended_at']} restored; next: 'dicomnode storage verify'")

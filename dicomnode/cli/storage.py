@@ -11,7 +11,7 @@ import typer
 from dicomnode.cli import context
 
 if TYPE_CHECKING:
-    from dicomnode.storage.verification import Found
+    from dicomnode.maintenance.verification import Found
 
 __all__ = ["app"]
 
@@ -30,7 +30,7 @@ def verify(
     from rich.progress import Progress
 
     from db.engine import readers
-    from dicomnode.storage import verification
+    from dicomnode.maintenance import verification
     from dicomnode.storage.high_water import check_nothing_lost
 
     config = context.config(ctx)
@@ -58,7 +58,7 @@ def orphans(
 ) -> None:
     """Rows without files and files without rows; exit 1 if a row has no file."""
     from db.engine import readers, sessions
-    from dicomnode.storage import verification
+    from dicomnode.maintenance import verification
     from dicomnode.storage.high_water import check_nothing_lost
 
     config, now = context.config(ctx), datetime.now(UTC)
@@ -79,7 +79,7 @@ def adopt(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     """Take files without rows back into the database, after rows were lost; 'serve' starts again then."""
     from db.engine import sessions
     from dicomnode import node
-    from dicomnode.storage import adoption
+    from dicomnode.maintenance import adoption
 
     config = context.config(ctx)
     node.prepare(config)

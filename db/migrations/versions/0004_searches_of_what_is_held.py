@@ -1,7 +1,7 @@
 """What searches match: more of a study's attributes, some of each instance's and result's.
 
 Studies are described from the first of their series here and now; the attributes of instances and results need their
-files and stay empty until the node has read them (dicomnode/backfill.py).
+files and stay empty until the node has read them (dicomnode/maintenance/backfill.py).
 """
 
 from __future__ import annotations

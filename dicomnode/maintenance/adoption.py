@@ -17,7 +17,8 @@ from db.studies import InstanceFacts, Sender, StoredFile
 from dicomnode.datasets import headers
 from dicomnode.deidentify import ours
 from dicomnode.errors import NodeError
-from dicomnode.storage import spool, verification
+from dicomnode.maintenance import verification
+from dicomnode.storage import spool
 from dicomnode.storage.high_water import HighWater
 
 __all__ = ["Adopted", "adopt"]
