@@ -209,7 +209,7 @@ def test_run_check_and_the_pages_know_the_example(with_example: Path, storescp: 
 def test_an_object_that_lost_its_marks_does_not_leave_the_job(
     with_example: Path, storescp: StoreScp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same gate as for our own pipelines, between the writer and the spool; dicomnode/delivery/gate.py is the next."""
+    """The same gate as for our own pipelines, between the writer and the spool; delivery/gate.py is the next."""
     config = load(_served(tmp_path / "node", storescp))
     write = results.write
 
