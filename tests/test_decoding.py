@@ -17,13 +17,14 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLossless, JPEGLSLossless
 
 from dicomnode import decoding
+from dicomnode.datasets import codestreams
 from dicomnode.decoding import pool as pools
 from dicomnode.decoding.budget import Budget
 from dicomnode.decoding.kept import Kept
 from dicomnode.decoding.pool import Pool
 from dicomnode.errors import InputRefused, NodeBusy
-from dicomnode.reading import codestreams, frames
-from dicomnode.web import pixels
+from dicomnode.reading import frames
+from dicomnode.transcoding import pixels
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
 from tests.web_node import Web, web

@@ -10,7 +10,7 @@ import pytest
 from pydicom.encaps import encapsulate, parse_fragments
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, RLELossless
 
-from dicomnode.web import pixels
+from dicomnode.transcoding import pixels
 from tests.peers.files import write_instance
 
 FRAMES = 40

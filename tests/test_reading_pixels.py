@@ -18,7 +18,8 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELos
 from dicomnode.deidentify.defacing import FaceOfSeries
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, stored_values, volumes
-from dicomnode.web import pixels, rendered
+from dicomnode.transcoding import pixels
+from dicomnode.web import rendered
 from tests.pixel_files import SHAPE, Edit, as_ct, edited, encoded, grid, item, ramp, recoded, series
 from tests.series import write_enhanced
 

@@ -18,8 +18,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels
 
+from dicomnode.datasets import codestreams
 from dicomnode.errors import InputRefused
-from dicomnode.reading import codestreams
 
 __all__ = ["alike", "check_size"]
 

@@ -48,7 +48,12 @@ def _load() -> None:
     """Everything that decoding needs, so that the limit is for the work alone."""
     import PIL.Image
 
-    for name in ("dicomnode.web.pictures", "dicomnode.web.convert", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"):
+    for name in (
+        "dicomnode.web.pictures",
+        "dicomnode.transcoding.convert",
+        "PIL.JpegImagePlugin",
+        "PIL.PngImagePlugin",
+    ):
         importlib.import_module(name)
     warnings.simplefilter("ignore")  # they quote values
     PIL.Image.MAX_IMAGE_PIXELS = None  # sizes are checked before

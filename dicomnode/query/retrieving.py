@@ -23,8 +23,8 @@ from dicomnode.datasets.encoded import check_size
 from dicomnode.delivery import gate
 from dicomnode.errors import NodeError
 from dicomnode.storage import spool
-from dicomnode.web import pixels
-from dicomnode.web.convert import explicit_little_endian
+from dicomnode.transcoding import pixels
+from dicomnode.transcoding.convert import explicit_little_endian
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association

@@ -21,10 +21,10 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 from pydicom.uid import RLELossless
 
-from dicomnode.datasets import inflating
+from dicomnode.datasets import codestreams, inflating
 from dicomnode.datasets.lossy import transfer_syntax
 from dicomnode.errors import InputRefused
-from dicomnode.reading import codestreams, padding
+from dicomnode.reading import padding
 from dicomnode.reading.frames import check_syntax, count, name
 
 __all__ = ["cells", "one_frame", "stored"]

@@ -22,7 +22,7 @@ from pydicom.tag import BaseTag
 
 from dicomnode import decoding
 from dicomnode.errors import NotFound
-from dicomnode.web import pixels
+from dicomnode.transcoding import pixels
 
 __all__ = ["MEDIA_TYPE", "bulk", "element", "metadata", "of_keywords"]
 

@@ -16,7 +16,8 @@ from pydicom.dataset import Dataset
 from dicomnode import decoding
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames
-from dicomnode.web import pixels, rendered
+from dicomnode.transcoding import pixels
+from dicomnode.web import rendered
 
 __all__ = ["Plane", "as_it_is", "in_colours", "nearest", "overlaid", "planes", "thumbnail"]
 

@@ -17,7 +17,7 @@ from pydicom.pixels.processing import apply_color_lut
 
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, lookup, padding
-from dicomnode.web import pixels
+from dicomnode.transcoding import pixels
 
 __all__ = ["Asked", "BadQuery", "picture"]
 

@@ -15,8 +15,9 @@ from starlette.responses import Response, StreamingResponse
 from db.catalogue import StoredObject
 from dicomnode import decoding
 from dicomnode.errors import InputRefused, NotFound
-from dicomnode.web import dicom_json, media_types, methods, multipart, pixels, ranges, wado_frames
-from dicomnode.web.convert import explicit_little_endian
+from dicomnode.transcoding import pixels
+from dicomnode.transcoding.convert import explicit_little_endian
+from dicomnode.web import dicom_json, media_types, methods, multipart, ranges, wado_frames
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.media_types import Accepted, Form
 from dicomnode.web.multipart import Part

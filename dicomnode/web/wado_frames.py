@@ -15,11 +15,12 @@ from starlette.responses import Response, StreamingResponse
 from db.catalogue import StoredObject
 from dicomnode import decoding
 from dicomnode.errors import InputRefused
-from dicomnode.web import dicom_json, media_types, multipart, pixels, ranges, sr_page, sr_tree
+from dicomnode.transcoding import pixels
+from dicomnode.transcoding.pixels import Pixels
+from dicomnode.web import dicom_json, media_types, multipart, ranges, sr_page, sr_tree
 from dicomnode.web.holdings import Holdings, representative
 from dicomnode.web.media_types import Accepted, Form
 from dicomnode.web.multipart import Part
-from dicomnode.web.pixels import Pixels
 
 __all__ = ["all_of", "frames", "rendered", "thumbnail"]
 

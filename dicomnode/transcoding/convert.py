@@ -19,8 +19,8 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 from dicomnode import decoding
 from dicomnode.datasets import inflating
 from dicomnode.errors import InputRefused
-from dicomnode.web import pixels
-from dicomnode.web.pixels import Pixels
+from dicomnode.transcoding import pixels
+from dicomnode.transcoding.pixels import Pixels
 
 __all__ = ["explicit_little_endian"]
 

@@ -17,10 +17,9 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ExplicitVRBigEndian
 
 from dicomnode import decoding
-from dicomnode.datasets import inflating
+from dicomnode.datasets import codestreams, inflating
 from dicomnode.datasets.encoded import Element, OpenFile, Source, Window, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, InputRefused
-from dicomnode.reading import codestreams
 from dicomnode.reading.stored_values import cells, one_frame
 
 __all__ = ["PIXELS", "Pixels", "array", "as_stored", "decoded", "element", "is_decodable", "layout", "sent", "whole"]
