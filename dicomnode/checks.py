@@ -25,7 +25,6 @@ from dicomnode.storage import spool
 
 __all__ = ["Check", "run"]
 
-ECHO_TIMEOUT_S = 5.0
 SOON = timedelta(days=30)
 _ALIVE = timedelta(seconds=60)
 
@@ -103,7 +102,7 @@ def _dicom_port(config: Config) -> Check | str:
     here = "127.0.0.1" if node.host in ("0.0.0.0", "::", "") else node.host
     itself = Peer(name="node", ae_title=node.ae_title, host=here, port=node.port)
     try:
-        peers.echo(itself, calling_aet=node.ae_title, timeout_s=ECHO_TIMEOUT_S)
+        peers.echo(itself, calling_aet=node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S)
     except NodeError:
         return Check("DICOM port", "failed", f"{where}: {taken}, by another program; set another [node] port")
     return f"{where}, where a node answers C-ECHO"
@@ -213,7 +212,7 @@ def _peer(config: Config, peer: Peer) -> Check:
 
     destination = any(peer.name in route.destinations for route in config.routes)
     try:
-        seconds = peers.echo(peer, calling_aet=config.node.ae_title, timeout_s=ECHO_TIMEOUT_S, tls=config.tls)
+        seconds = peers.echo(peer, calling_aet=config.node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=config.tls)
     except NodeError as error:
         return Check(f"peer {peer.name}", "failed" if destination else "warning", str(error))
     answered = f"answered C-ECHO in {1000 * seconds:.0f} ms"

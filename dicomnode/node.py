@@ -23,6 +23,7 @@ from db import clock_jumps, jobs, migrations
 from db import engine as engines
 from db.clock_jumps import ClockWatch
 from db.models import Chain
+from dicomnode import tls
 from dicomnode.config import Config
 from dicomnode.delivery import delivery
 from dicomnode.ingest import scp
@@ -233,12 +234,12 @@ def _start_web(config: Config, sessions: sessionmaker[Session], meters: Meters, 
     from dicomnode.web.app import create_app
 
     app = create_app(config, sessions, now=now, meters=meters, pulse=pulse)
-    return server.start(app, config.web.host, config.web.port, config.web.identity(config.path.parent))
+    return server.start(app, config.web.host, config.web.port, tls.web_identity(config))
 
 
 def _ready_line(config: Config, server: scp.Server, workers: int, web: str) -> str:
     node = config.node
-    tls = {None: "", server.port: " over TLS"}.get(server.tls_port, f" and over TLS at {server.tls_port}")
+    over = {None: "", server.port: " over TLS"}.get(server.tls_port, f" and over TLS at {server.tls_port}")
     where = f"web {web}/, " if web else ""
     here = f"DICOM {node.ae_title}@{node.host}:{server.port},"
-    return f"ready: {here}{tls and tls + ','} {where}{workers} local workers, data in {config.data_dir}"
+    return f"ready: {here}{over and over + ','} {where}{workers} local workers, data in {config.data_dir}"

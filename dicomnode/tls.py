@@ -31,6 +31,7 @@ __all__ = [
     "close",
     "identities",
     "node_identity",
+    "web_identity",
     "why",
 ]
 
@@ -207,7 +208,7 @@ def identities(config: Config) -> Iterator[Identity]:
     """Every certificate of ours."""
     if config.tls is not None:
         yield node_identity(config.tls)
-    if (web := config.web.identity(config.path.parent)) is not None:
+    if (web := web_identity(config)) is not None:
         yield web
     for peer in config.peers:
         if (own := _of_peer(peer)) is not None:
@@ -241,6 +242,15 @@ def _restrict(context: ssl.SSLContext, minimum: TlsVersion) -> None:
     context.minimum_version = _VERSIONS[minimum]
     context.set_ciphers(":".join(SUITES))
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+
+
+def web_identity(config: Config) -> Identity | None:
+    """Return the certificate that browsers are shown, or None where [web] names none."""
+    web, folder = config.web, config.path.parent
+    if web.certificate_file is None or web.key_file is None:
+        return None
+    files = folder / web.certificate_file, folder / web.key_file
+    return Identity("web", *files, minimum_version=web.minimum_version)
 
 
 def node_identity(tls: TlsConfig) -> Identity:

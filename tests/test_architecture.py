@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,60 @@ def test_a_floor_imports_only_itself_and_what_stands_below(floor: str) -> None:
 def test_only_the_node_knows_dicom(floor: str) -> None:
     wrong = {str(f.relative_to(ROOT)): sorted(_imports(f) & NO_DICOM) for f in _files(floor)}
     assert {f: names for f, names in wrong.items() if names} == {}
+
+
+def _modules() -> dict[str, Path]:
+    """Return every module of the four folders by its dotted name."""
+    parts = {path: path.relative_to(ROOT).with_suffix("").parts for floor in FLOORS for path in _files(floor)}
+    return {".".join(names[:-1] if names[-1] == "__init__" else names): path for path, names in parts.items()}
+
+
+def _package(module: str) -> str:
+    """Return the package of a module below its top folder; a module that lies there itself is one."""
+    return ".".join(module.split(".")[:2])
+
+
+def _imported_modules(path: Path, modules: Mapping[str, Path]) -> set[str]:
+    """Return the modules of ours that a file imports, nested imports and type-checking ones included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {full if full in modules else node.module for full in names.values()}
+    return found & set(modules)
+
+
+def _package_imports() -> dict[str, set[str]]:
+    modules = _modules()
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        imported = {_package(each) for each in _imported_modules(path, modules)} - {_package(module)}
+        found.setdefault(_package(module), set()).update(imported)
+    return found
+
+
+def test_no_package_imports_one_that_imports_it() -> None:
+    """In all four folders, through any number of others."""
+    try:
+        order = list(TopologicalSorter(_package_imports()).static_order())
+    except CycleError as error:
+        pytest.fail("packages import each other: " + " <- ".join(error.args[1]))
+    assert {"dicomnode.config", "dicomnode.ingest", "pipelines.contract", "model_zoo.training", "db.models"} <= set(
+        order
+    )
+
+
+def test_inference_imports_no_simulator() -> None:
+    modules = _modules()
+    makers = ("model_zoo.simulate", "model_zoo.training", "model_zoo.evaluation", "dicomnode.cli", "dicomnode.demo")
+    inference = {name: path for name, path in modules.items() if not name.startswith(makers)}
+    wrong = {
+        name: sorted(each for each in _imported_modules(path, modules) if each.startswith(makers[:3]))
+        for name, path in inference.items()
+    }
+    assert {name: found for name, found in wrong.items() if found} == {}
 
 
 def test_the_import_check_sees_nested_imports(tmp_path: Path) -> None:

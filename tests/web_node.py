@@ -19,7 +19,7 @@ from db import engine as engines
 from db import jobs, keywords
 from db.jobs import OutputFile
 from db.models import Instance, Quarantine, Study
-from dicomnode import node
+from dicomnode import node, tls
 from dicomnode.config import Config, NodeConfig, SpoolConfig, WebConfig
 from dicomnode.datasets import headers
 from dicomnode.storage import spool
@@ -56,7 +56,7 @@ class Web:
         self.engine = engines.connect(self.config.database_url)
         self.sessions = engines.sessions(self.engine)
         app = create_app(self.config, self.sessions, now=lambda: self.now)
-        identity = self.config.web.identity(self.folder)
+        identity = tls.web_identity(self.config)
         self._server = server.start(app, self.config.web.host, 0, identity)
         self.port, self.address = self._server.port, self._server.address
         self.client = httpx.Client(base_url=self.address, timeout=30)

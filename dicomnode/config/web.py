@@ -11,7 +11,6 @@ from dicomnode.config.network import Port, TlsVersion
 from dicomnode.config.notifications import WebAddress, is_loopback
 from dicomnode.config.quantities import PathText
 from dicomnode.config.results import Section
-from dicomnode.tls import Identity
 
 __all__ = ["WebConfig"]
 
@@ -49,10 +48,3 @@ class WebConfig(Section):
     def on_loopback(self) -> bool:
         """Whether nobody but this machine reaches it."""
         return is_loopback(self.host)
-
-    def identity(self, folder: Path) -> Identity | None:
-        """The certificate that browsers are shown, if any; paths are relative to the folder."""
-        if self.certificate_file is None or self.key_file is None:
-            return None
-        files = folder / self.certificate_file, folder / self.key_file
-        return Identity("web", *files, minimum_version=self.minimum_version)

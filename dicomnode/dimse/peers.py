@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 
     from dicomnode.config import Config, TlsConfig
 
-__all__ = ["TIMEOUT_S", "Outcome", "StoreResult", "dicom_files", "echo", "named", "store"]
+__all__ = ["ECHO_TIMEOUT_S", "TIMEOUT_S", "Outcome", "StoreResult", "dicom_files", "echo", "named", "store"]
 
 TIMEOUT_S = 60.0
+ECHO_TIMEOUT_S = 5.0
 
 _MAX_CONTEXTS = 127  # 128 odd numbers below 256 (PS3.8 9.3.2.2), one of them for Verification
 _SILENT_ASSOCIATIONS = 2

@@ -16,7 +16,6 @@ from starlette.responses import RedirectResponse, Response
 from db import deliveries, jobs
 from db.models import Delivery, Job
 from db.states import DeliveryState, MoveRefused
-from dicomnode.checks import ECHO_TIMEOUT_S
 from dicomnode.dimse import peers
 from dicomnode.errors import NodeError, NotAllowed, NotFound
 from dicomnode.routing import completion
@@ -62,7 +61,7 @@ def echo(desk: Desk, name: str) -> tuple[bool, str]:
     """C-ECHO now: whether the peer answers, and what there is to say. Raises ConfigError for a name nobody has."""
     peer, node = desk.config.peer(name), desk.config.node
     try:
-        took_s = peers.echo(peer, calling_aet=node.ae_title, timeout_s=ECHO_TIMEOUT_S, tls=desk.config.tls)
+        took_s = peers.echo(peer, calling_aet=node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=desk.config.tls)
     except NodeError as error:
         return False, str(error)
     return True, f"answered in {took_s * 1000:.0f} ms"
