@@ -17,8 +17,8 @@ from db.states import (
     JobState,
     NotificationState,
     QuarantineState,
-    SearchPurpose,
-    SearchState,
+    RetrievalPurpose,
+    RetrievalState,
     StudyState,
 )
 
@@ -52,14 +52,14 @@ class Moment(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _checked(states: type[StrEnum]) -> Enum:
+def _checked(states: type[StrEnum], name: str = "") -> Enum:
     """A column of the enum's values (SQLAlchemy would store the names), checked by the database."""
     return Enum(
         states,
         native_enum=False,
         create_constraint=True,
         length=16,
-        name=states.__name__.lower(),
+        name=name or states.__name__.lower(),
         values_callable=lambda kind: [member.value for member in kind],
     )
 
@@ -84,6 +84,6 @@ class Base(DeclarativeBase):
         DeploymentMode: _checked(DeploymentMode),
         NotificationState: _checked(NotificationState),
         QuarantineState: _checked(QuarantineState),
-        SearchPurpose: _checked(SearchPurpose),
-        SearchState: _checked(SearchState),
+        RetrievalPurpose: _checked(RetrievalPurpose, "searchpurpose"),
+        RetrievalState: _checked(RetrievalState, "searchstate"),
     }

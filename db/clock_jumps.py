@@ -17,8 +17,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit
-from db.models import Delivery, Event, Job, Notification, PriorSearch, Study
-from db.states import DeliveryState, JobState, NotificationState, SearchState, StudyState
+from db.models import Delivery, Event, Job, Notification, Retrieval, Study
+from db.states import DeliveryState, JobState, NotificationState, RetrievalState, StudyState
 
 __all__ = ["ClockWatch", "grant_leases", "shift_open_rows", "time_lost"]
 
@@ -38,7 +38,7 @@ _OPEN: tuple[tuple[Any, tuple[Any, ...], tuple[str, ...]], ...] = (
     (Job, (JobState.READY,), ("not_before",)),
     (Delivery, (DeliveryState.WAITING,), ("not_before", _AGE)),
     (Notification, (NotificationState.WAITING,), ("not_before", _AGE)),
-    (PriorSearch, (SearchState.WANTED, SearchState.FETCHING), ("not_before", "created_at", "found_at")),
+    (Retrieval, (RetrievalState.WANTED, RetrievalState.FETCHING), ("not_before", "created_at", "found_at")),
 )
 
 

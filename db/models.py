@@ -19,8 +19,8 @@ from db.states import (
     JobState,
     NotificationState,
     QuarantineState,
-    SearchPurpose,
-    SearchState,
+    RetrievalPurpose,
+    RetrievalState,
     StudyState,
 )
 
@@ -36,8 +36,8 @@ __all__ = [
     "Moment",
     "Notification",
     "Output",
-    "PriorSearch",
     "Quarantine",
+    "Retrieval",
     "Series",
     "Study",
 ]
@@ -278,7 +278,7 @@ class Notification(Base):
     __table_args__ = (UniqueConstraint("job_id", "event", "name", "run_at"), Index(None, "state", "not_before"))
 
 
-class PriorSearch(Base):
+class Retrieval(Base):
     """The search at a peer for what a route wants of a study's revision: the earlier examination, or series that it
     lacks here. ``prior_study_uid``: the earlier study that the peer named. ``series_uids``: those that are fetched;
     ``arrived_uids``: those of them that are here whole. ``not_before``: when a peer that failed is asked again."""
@@ -290,14 +290,14 @@ class PriorSearch(Base):
     revision: Mapped[int]
     route: Mapped[str]
     peer: Mapped[str]
-    state: Mapped[SearchState] = mapped_column(default=SearchState.WANTED)
+    state: Mapped[RetrievalState] = mapped_column(default=RetrievalState.WANTED)
     prior_study_uid: Mapped[Uid] = mapped_column(default="", index=True)
     series_uids: Mapped[list[str]]
     reason: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime]
     found_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
-    purpose: Mapped[SearchPurpose] = mapped_column(default=SearchPurpose.PRIOR, server_default="prior")
+    purpose: Mapped[RetrievalPurpose] = mapped_column(default=RetrievalPurpose.PRIOR, server_default="prior")
     arrived_uids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     attempts: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     not_before: Mapped[datetime | None]

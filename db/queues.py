@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db.models import Delivery, Job, Notification, PriorSearch, Quarantine, Study
-from db.states import DeliveryState, JobState, NotificationState, QuarantineState, SearchState, StudyState
+from db.models import Delivery, Job, Notification, Quarantine, Retrieval, Study
+from db.states import DeliveryState, JobState, NotificationState, QuarantineState, RetrievalState, StudyState
 
 __all__ = ["deliveries", "jobs", "notifications", "oldest_s", "quarantined", "searches", "studies"]
 
@@ -17,7 +17,7 @@ _STUDIES = (StudyState.RECEIVING, StudyState.COMPLETE)
 _JOBS = (JobState.READY, JobState.RUNNING, JobState.HELD, JobState.REFUSED, JobState.DEAD)
 _DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.GIVEN_UP)
 _NOTIFICATIONS = (NotificationState.WAITING, NotificationState.SENDING, NotificationState.GIVEN_UP)
-_SEARCHES = (SearchState.WANTED, SearchState.FETCHING)
+_SEARCHES = (RetrievalState.WANTED, RetrievalState.FETCHING)
 
 _OLDEST: tuple[tuple[str, Any, Any, Any], ...] = (
     ("study_receiving", Study.opened_at, Study.state, StudyState.RECEIVING),
@@ -27,7 +27,7 @@ _OLDEST: tuple[tuple[str, Any, Any, Any], ...] = (
     ("job_held", Job.finished_at, Job.state, JobState.HELD),
     ("delivery_waiting", Delivery.created_at, Delivery.state, DeliveryState.WAITING),
     ("notification_waiting", Notification.created_at, Notification.state, NotificationState.WAITING),
-    ("search_open", PriorSearch.created_at, PriorSearch.state, SearchState.WANTED),
+    ("search_open", Retrieval.created_at, Retrieval.state, RetrievalState.WANTED),
 )
 
 
@@ -55,8 +55,8 @@ def notifications(session: Session) -> dict[tuple[str, ...], int]:
 
 def searches(session: Session) -> dict[tuple[str, ...], int]:
     """Open ones, by peer and state."""
-    among = (PriorSearch.state, _SEARCHES)
-    return _words(_counted(session, PriorSearch.peer, PriorSearch.state, among=among))
+    among = (Retrieval.state, _SEARCHES)
+    return _words(_counted(session, Retrieval.peer, Retrieval.state, among=among))
 
 
 def quarantined(session: Session) -> int:

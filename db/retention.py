@@ -16,8 +16,8 @@ from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db import audit
-from db.models import Instance, Job, JobInput, Output, PriorSearch, Quarantine, Series, Study
-from db.states import JobState, QuarantineState, SearchState, StudyState
+from db.models import Instance, Job, JobInput, Output, Quarantine, Retrieval, Series, Study
+from db.states import JobState, QuarantineState, RetrievalState, StudyState
 
 __all__ = [
     "candidates",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _AT_WORK = (JobState.READY, JobState.RUNNING, JobState.HELD, JobState.DEAD)
-_OPEN = (SearchState.WANTED, SearchState.FETCHING)
+_OPEN = (RetrievalState.WANTED, RetrievalState.FETCHING)
 
 
 def candidates(session: Session, *, after: int, limit: int, quiet_since: datetime) -> list[int]:
@@ -72,8 +72,8 @@ def is_input_elsewhere(session: Session, study: Study) -> bool:
 
 def has_open_searches(session: Session, study: Study) -> bool:
     """Whether something is being fetched for it, or it is what is fetched."""
-    mine = or_(PriorSearch.study_id == study.id, PriorSearch.prior_study_uid == study.study_uid)
-    return session.scalar(select(PriorSearch.id).where(mine, PriorSearch.state.in_(_OPEN)).limit(1)) is not None
+    mine = or_(Retrieval.study_id == study.id, Retrieval.prior_study_uid == study.study_uid)
+    return session.scalar(select(Retrieval.id).where(mine, Retrieval.state.in_(_OPEN)).limit(1)) is not None
 
 
 def expire_sources(session: Session, study: Study, *, reason: str, now: datetime) -> int:

@@ -14,8 +14,8 @@ __all__ = [
     "MoveRefused",
     "NotificationState",
     "QuarantineState",
-    "SearchPurpose",
-    "SearchState",
+    "RetrievalPurpose",
+    "RetrievalState",
     "StudyState",
     "check_move",
 ]
@@ -82,14 +82,14 @@ class QuarantineState(StrEnum):
     DISCARDED = "discarded"
 
 
-class SearchPurpose(StrEnum):
+class RetrievalPurpose(StrEnum):
     """What a study's search at a peer is for: an earlier examination, or series that the study lacks here."""
 
     PRIOR = "prior"
     SERIES = "series"
 
 
-class SearchState(StrEnum):
+class RetrievalState(StrEnum):
     """A study's search at a peer: to be asked for, on its way, all here, or none came."""
 
     WANTED = "wanted"
@@ -142,10 +142,10 @@ _QUARANTINE = {
 }
 
 _SEARCH = {
-    SearchState.WANTED: {SearchState.FETCHING, SearchState.ENDED},
-    SearchState.FETCHING: {SearchState.ARRIVED, SearchState.ENDED},
-    SearchState.ARRIVED: set[SearchState](),
-    SearchState.ENDED: set[SearchState](),
+    RetrievalState.WANTED: {RetrievalState.FETCHING, RetrievalState.ENDED},
+    RetrievalState.FETCHING: {RetrievalState.ARRIVED, RetrievalState.ENDED},
+    RetrievalState.ARRIVED: set[RetrievalState](),
+    RetrievalState.ENDED: set[RetrievalState](),
 }
 
 MOVES: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
@@ -154,7 +154,7 @@ MOVES: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
     DeliveryState: _DELIVERY,
     NotificationState: _NOTIFICATION,
     QuarantineState: _QUARANTINE,
-    SearchState: _SEARCH,
+    RetrievalState: _SEARCH,
 }
 
 

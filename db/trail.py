@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
-from db.models import Chain, Delivery, Event, Instance, Job, Notification, Output, PriorSearch, Series
+from db.models import Chain, Delivery, Event, Instance, Job, Notification, Output, Retrieval, Series
 
 __all__ = ["head", "latest", "of_study", "subjects_since", "whole_study"]
 
@@ -30,7 +30,7 @@ def of_study(session: Session, study_id: int, *, limit: int = 200) -> Sequence[E
     """What happened to a study, its jobs and their deliveries, the newest first; single arrivals are left out."""
     jobs = select(Job.id).where(Job.study_id == study_id)
     deliveries = select(Delivery.id).join(Output, Delivery.output_id == Output.id).where(Output.job_id.in_(jobs))
-    searches = select(PriorSearch.id).where(PriorSearch.study_id == study_id)
+    searches = select(Retrieval.id).where(Retrieval.study_id == study_id)
     rows = {"jobs": jobs, "deliveries": deliveries, "prior_searches": searches}
     mine = [(Event.subject == name) & Event.subject_id.in_(_as_words(session, ids)) for name, ids in rows.items()]
     own = (Event.subject == "studies") & (Event.subject_id == str(study_id))
@@ -43,7 +43,7 @@ def whole_study(session: Session, study_id: int) -> Sequence[Event]:
     jobs = select(Job.id).where(Job.study_id == study_id)
     deliveries = select(Delivery.id).join(Output, Delivery.output_id == Output.id).where(Output.job_id.in_(jobs))
     told = select(Notification.id).where(Notification.job_id.in_(jobs))
-    searches = select(PriorSearch.id).where(PriorSearch.study_id == study_id)
+    searches = select(Retrieval.id).where(Retrieval.study_id == study_id)
     rows = {"instances": instances, "jobs": jobs, "deliveries": deliveries, "notifications": told,
             "prior_searches": searches}  # fmt: skip
     found: list[Event] = []

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
 from db import jobs, studies
-from db.models import Job, PriorSearch, Study
+from db.models import Job, Retrieval, Study
 from db.states import StudyState
 from dicomnode import uids
 from dicomnode.config import DeliveryConfig, Peer, Route
@@ -149,9 +149,9 @@ def why(node: Receiver) -> str:
     return told
 
 
-def search(node: Receiver) -> PriorSearch:
-    (row,) = node.rows(PriorSearch)
-    assert isinstance(row, PriorSearch)
+def search(node: Receiver) -> Retrieval:
+    (row,) = node.rows(Retrieval)
+    assert isinstance(row, Retrieval)
     return row
 
 

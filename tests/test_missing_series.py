@@ -9,9 +9,9 @@ import pytest
 from pydicom import dcmread
 from sqlalchemy import select
 
-from db import searches
-from db.models import Event, Instance, Job, Output, PriorSearch
-from db.states import SearchPurpose, SearchState, StudyState
+from db import retrievals
+from db.models import Event, Instance, Job, Output, Retrieval
+from db.states import RetrievalPurpose, RetrievalState, StudyState
 from dicomnode.config import Peer
 from tests import asking as asks
 from tests.asking import (
@@ -57,7 +57,7 @@ def test_what_is_missing_comes_from_the_archive_and_the_study_is_routed_once(
     assert len(node.rows(Instance)) == 3 + 3 * came
     told = f"{3 * came} instances in {came} series from archive by C-MOVE"
     assert f"missing series from peer archive: {told}" in why(node)
-    assert (route(node), fetch(node), search(node).state) == (0, 0, SearchState.ARRIVED)
+    assert (route(node), fetch(node), search(node).state) == (0, 0, RetrievalState.ARRIVED)
 
 
 def test_an_archive_that_has_none_holds_nothing_up(tmp_path: Path, archive: Archive, asking: Ask) -> None:
@@ -101,7 +101,7 @@ def test_an_archive_that_is_down_is_asked_again(tmp_path: Path, dcmqrscp: QueryS
     assert "not asked yet; peer archive" in why(node)
     dcmqrscp.start()
     with sessions(node).begin() as session:
-        session.query(PriorSearch).one().not_before = now()
+        session.query(Retrieval).one().not_before = now()
     assert (fetch(node), route(node)) == (1, 1)
     assert inputs(node)["t1w"] == 3
 
@@ -116,7 +116,7 @@ def test_an_archive_that_stays_down_is_waited_for_no_longer_than_said(
     begun = search(node).created_at
     for after_s in range(0, 30, 5):
         route(node, begun + timedelta(seconds=after_s))
-        assert (state(node) is StudyState.ROUTED) == (search(node).state is SearchState.ENDED)
+        assert (state(node) is StudyState.ROUTED) == (search(node).state is RetrievalState.ENDED)
         fetch(node, begun + timedelta(seconds=after_s))
     assert 2 <= search(node).attempts <= 4
     assert inputs(node) == {"match": 3, "revision": 1}
@@ -129,7 +129,7 @@ def test_the_time_is_over_also_while_the_archive_is_silent(tmp_path: Path, dcmqr
     route(node)
     begun = search(node).created_at
     assert (route(node, begun + timedelta(seconds=24)), route(node, begun + timedelta(seconds=25))) == (0, 1)
-    assert (fetch(node, begun + timedelta(seconds=25)), search(node).state) == (0, SearchState.ENDED)
+    assert (fetch(node, begun + timedelta(seconds=25)), search(node).state) == (0, RetrievalState.ENDED)
 
 
 def test_a_series_that_arrives_by_itself_is_not_fetched(tmp_path: Path, dcmqrscp: QueryScp, asking: Ask) -> None:
@@ -157,8 +157,8 @@ def test_a_search_that_a_stop_interrupted_after_the_find_goes_on_with_the_move(
     send(node, *a_series(tmp_path / "flair", "AX FLAIR", 1))
     route(node)
     with sessions(node).begin() as session:
-        row = session.query(PriorSearch).one()
-        searches.fetching(session, row, series_uids=[str(dcmread(t1w[0]).SeriesInstanceUID)], now=now())
+        row = session.query(Retrieval).one()
+        retrievals.fetching(session, row, series_uids=[str(dcmread(t1w[0]).SeriesInstanceUID)], now=now())
     if by_itself:
         send(node, *t1w[:by_itself])  # and quiet since: the clock has closed the revision
     assert route(node) == 0
@@ -175,7 +175,7 @@ def test_two_routes_that_want_the_same_series_get_it_once(tmp_path: Path, dcmqrs
     with sessions(node)() as session:
         taken = {job.route: sorted({each.name for each in job.inputs}) for job in session.query(Job)}
         assert taken == {"dir": ["match", "t1w"], "other": ["anatomy", "match"]}
-        reasons = {row.reason for row in session.query(PriorSearch)}
+        reasons = {row.reason for row in session.query(Retrieval)}
         routed = session.scalars(select(Event).where(Event.subject == "studies", Event.event == "moved")).all()
     assert reasons == {"3 instances in 1 series from archive by C-MOVE", "all are here by now"}
     assert [event.detail["to"] for event in routed].count("routed") == 1
@@ -201,7 +201,7 @@ def test_a_prior_and_a_missing_series_are_fetched_for_one_job(tmp_path: Path, dc
     send(node, *a_series(tmp_path / "flair", "AX FLAIR", 1))
     assert (route(node), fetch(node), route(node), fetch(node)) == (0, 2, 1, 0)
     assert inputs(node) == {"match": 3, "t1w": 3, "prior_flair": 3, "revision": 2}
-    assert {row.purpose for row in node.rows(PriorSearch)} == {SearchPurpose.PRIOR, SearchPurpose.SERIES}
+    assert {row.purpose for row in node.rows(Retrieval)} == {RetrievalPurpose.PRIOR, RetrievalPurpose.SERIES}
 
 
 def test_half_a_series_is_no_input_until_the_rest_is_sent(tmp_path: Path, dcmqrscp: QueryScp, asking: Ask) -> None:
@@ -210,8 +210,8 @@ def test_half_a_series_is_no_input_until_the_rest_is_sent(tmp_path: Path, dcmqrs
     send(node, *a_series(tmp_path / "flair", "AX FLAIR", 1))
     route(node)
     with sessions(node).begin() as session:
-        row = session.query(PriorSearch).one()
-        searches.fetching(session, row, series_uids=[str(dcmread(t1w[0]).SeriesInstanceUID)], now=now())
+        row = session.query(Retrieval).one()
+        retrievals.fetching(session, row, series_uids=[str(dcmread(t1w[0]).SeriesInstanceUID)], now=now())
     send(node, *t1w[:2])
     assert fetch(node) == 0  # the archive has lost it
     assert search(node).attempts == 1
@@ -220,7 +220,7 @@ def test_half_a_series_is_no_input_until_the_rest_is_sent(tmp_path: Path, dcmqrs
     assert inputs(node) == {"match": 3, "revision": 2}
     assert "1 series that did not come whole are not used" in why(node)
     with sessions(node).begin() as session:  # the search ended then, in the tests' time
-        session.query(PriorSearch).one().ended_at = now()
+        session.query(Retrieval).one().ended_at = now()
     send(node, t1w[2])
     route(node)
     with sessions(node)() as session:
@@ -284,7 +284,7 @@ def test_a_node_that_was_killed_between_find_and_move_fetches_when_it_is_back(
 
         def fetching() -> bool:
             with node.sessions() as session:
-                return bool(session.query(PriorSearch).filter_by(state=SearchState.FETCHING, attempts=1).count())
+                return bool(session.query(Retrieval).filter_by(state=RetrievalState.FETCHING, attempts=1).count())
 
         flair = [encoded(path) for path in a_series(tmp_path / "flair", "AX FLAIR", 1)]
         store_all(node.port, flair, tmp_path / "sent")

@@ -12,9 +12,9 @@ from pydicom.uid import generate_uid
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
-from db import searches, studies
-from db.models import Instance, Job, PriorSearch, Study
-from db.states import SearchState, StudyState
+from db import retrievals, studies
+from db.models import Instance, Job, Retrieval, Study
+from db.states import RetrievalState, StudyState
 from dicomnode.config import Config, Peer, Route
 from dicomnode.routing import completion, prefetch, routing
 from tests import receivers
@@ -84,9 +84,9 @@ def prior_of(node: Receiver) -> set[str]:
         return {each.instance.series.study.study_uid for each in job.inputs if each.name == "prior_flair"}
 
 
-def search(node: Receiver) -> PriorSearch:
-    (row,) = node.rows(PriorSearch)
-    assert isinstance(row, PriorSearch)
+def search(node: Receiver) -> Retrieval:
+    (row,) = node.rows(Retrieval)
+    assert isinstance(row, Retrieval)
     return row
 
 
@@ -103,7 +103,7 @@ def test_the_newest_that_matches_is_fetched_and_its_other_series_are_not(
     send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
     assert sweep(node) == 1
     assert prior_of(node) == {"1.2.2"}
-    assert search(node).state is SearchState.ARRIVED
+    assert search(node).state is RetrievalState.ARRIVED
     assert len(node.rows(Instance)) == 6 + 3
     assert {study.study_uid: study.state for study in node.rows(Study)} == {
         "1.2.9": StudyState.ROUTED,
@@ -119,7 +119,7 @@ def test_a_prior_that_is_here_is_taken_without_asking(tmp_path: Path, orthanc: O
     send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
     assert sweep(node) == 1
     assert prior_of(node) == {"1.2.2"}
-    assert node.rows(PriorSearch) == []
+    assert node.rows(Retrieval) == []
 
 
 def test_a_search_goes_on_where_a_stop_interrupted_it(tmp_path: Path, orthanc: Orthanc, node: Receiver) -> None:
@@ -130,8 +130,8 @@ def test_a_search_goes_on_where_a_stop_interrupted_it(tmp_path: Path, orthanc: O
     routing.route_complete(sessions(node), node.config, now=now())
     with sessions(node).begin() as session:  # it had been found, and one image had come
         series_uid = dcmread(paths[0]).SeriesInstanceUID
-        row = session.query(PriorSearch).one()
-        searches.fetching(session, row, prior_study_uid="1.2.2", series_uids=[series_uid], now=now())
+        row = session.query(Retrieval).one()
+        retrievals.fetching(session, row, prior_study_uid="1.2.2", series_uids=[series_uid], now=now())
     store_all(node.port, [encoded(paths[0])], tmp_path / "half", ae_title="ORTHANC")
     assert sweep(node) == 1
     assert prior_of(node) == {"1.2.2"}

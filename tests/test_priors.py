@@ -13,9 +13,9 @@ from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import searches, studies
-from db.models import Event, Job, PriorSearch, Study
-from db.states import JobState, SearchState, StudyState
+from db import retrievals, studies
+from db.models import Event, Job, Retrieval, Study
+from db.states import JobState, RetrievalState, StudyState
 from db.studies import Arrival
 from dicomnode import results
 from dicomnode.config import Config, Peer, ResultsConfig, Route
@@ -229,8 +229,8 @@ def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -
     assert "cannot be reached" in told
     assert PATIENT["PatientID"] not in told
     with sessions() as session:
-        (search,) = session.scalars(select(PriorSearch)).all()
-        assert search.state is SearchState.ENDED
+        (search,) = session.scalars(select(Retrieval)).all()
+        assert search.state is RetrievalState.ENDED
 
 
 def test_a_study_waits_no_longer_for_a_peer_than_it_may(sessions: Sessions, now: datetime) -> None:
@@ -250,7 +250,7 @@ def test_a_revision_asks_once(sessions: Sessions, now: datetime) -> None:
             route(sessions, config, now)
             prefetch.fetch_wanted(sessions, config, now=lambda: now)
     with sessions() as session:
-        assert [search.revision for search in session.scalars(select(PriorSearch))] == [1, 2]
+        assert [search.revision for search in session.scalars(select(Retrieval))] == [1, 2]
 
 
 def test_what_is_only_fetched_to_compare_gives_no_work_and_half_of_it_is_no_prior(
@@ -260,8 +260,8 @@ def test_what_is_only_fetched_to_compare_gives_no_work_and_half_of_it_is_no_prio
     arrive(sessions, now, an_image("1.9", "20260101"))
     route(sessions, config, now)
     with sessions.begin() as session:
-        search = session.scalars(select(PriorSearch)).one()
-        searches.fetching(session, search, prior_study_uid="1.1", series_uids=["1.1.1"], now=now)
+        search = session.scalars(select(Retrieval)).one()
+        retrievals.fetching(session, search, prior_study_uid="1.1", series_uids=["1.1.1"], now=now)
     arrive(sessions, now, an_image("1.1", "20250101"))  # half of it, and then a long silence
     assert route(sessions, config, now) == 0
     assert (state(sessions, "1.1"), state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
@@ -269,7 +269,7 @@ def test_what_is_only_fetched_to_compare_gives_no_work_and_half_of_it_is_no_prio
     assert route(sessions, config, later) == 1
     assert set(inputs(sessions, "1.9")) == {"match"}
     with sessions.begin() as session:
-        searches.end(session, session.scalars(select(PriorSearch)).one(), reason="it broke off", now=later)
+        retrievals.end(session, session.scalars(select(Retrieval)).one(), reason="it broke off", now=later)
     arrive(sessions, later + timedelta(seconds=1), an_image("1.1", "20250101", number=2))  # somebody sends it
     assert route(sessions, config, later) == 0  # a revision of its own: the peer is asked for its prior
     assert state(sessions, "1.1") is StudyState.COMPLETE

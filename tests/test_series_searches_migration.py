@@ -10,8 +10,8 @@ from sqlalchemy.exc import IntegrityError
 
 from db import engine as engines
 from db import migrations
-from db.models import PriorSearch, Study
-from db.states import SearchPurpose
+from db.models import Retrieval, Study
+from db.states import RetrievalPurpose
 
 
 def test_what_was_searched_before_was_a_prior_and_only_those_go_back(engine: Engine, now: datetime) -> None:
@@ -20,7 +20,7 @@ def test_what_was_searched_before_was_a_prior_and_only_those_go_back(engine: Eng
         session.add(study)
         session.flush()
         both = {"study_id": study.id, "revision": 1, "route": "r", "peer": "pacs", "series_uids": [], "created_at": now}
-        session.add_all(PriorSearch(purpose=purpose, **both) for purpose in SearchPurpose)
+        session.add_all(Retrieval(purpose=purpose, **both) for purpose in RetrievalPurpose)
     migrations.downgrade(engine, "0007")
     assert "purpose" not in {column["name"] for column in inspect(engine).get_columns("prior_searches")}
     again = text("INSERT INTO prior_searches (study_id, revision, route, peer, state, prior_study_uid, series_uids,"
@@ -33,5 +33,5 @@ def test_what_was_searched_before_was_a_prior_and_only_those_go_back(engine: Eng
         connection.execute(wrong)
     migrations.upgrade(engine)
     with engines.readers(engine)() as session:
-        (search,) = session.scalars(select(PriorSearch)).all()
-        assert (search.purpose, search.attempts, search.not_before) == (SearchPurpose.PRIOR, 0, None)
+        (search,) = session.scalars(select(Retrieval)).all()
+        assert (search.purpose, search.attempts, search.not_before) == (RetrievalPurpose.PRIOR, 0, None)

@@ -10,17 +10,17 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from db import searches
-from db.models import PriorSearch, Study
-from db.states import SearchPurpose, SearchState
+from db import retrievals
+from db.models import Retrieval, Study
+from db.states import RetrievalPurpose, RetrievalState
 from dicomnode.config import Route
 from dicomnode.config.conditions import matches
 from dicomnode.routing.received import Received, received
 
 __all__ = ["explain", "holds_up", "lacking", "overdue_at"]
 
-_SERIES = SearchPurpose.SERIES
-_OPEN = {SearchState.WANTED: "not asked yet", SearchState.FETCHING: "on their way"}
+_SERIES = RetrievalPurpose.SERIES
+_OPEN = {RetrievalState.WANTED: "not asked yet", RetrievalState.FETCHING: "on their way"}
 
 
 def lacking(route: Route, series: Sequence[Received]) -> list[str]:
@@ -28,7 +28,7 @@ def lacking(route: Route, series: Sequence[Received]) -> list[str]:
     return [name for name, match in route.with_.items() if not any(matches(match, s.attributes) for s in series)]
 
 
-def overdue_at(search: PriorSearch, route: Route) -> datetime:
+def overdue_at(search: Retrieval, route: Route) -> datetime:
     """From then on the study waits no longer for the search."""
     return search.created_at + timedelta(seconds=route.with_wait_s)
 
@@ -43,21 +43,21 @@ def holds_up(session: Session, study: Study, routes: Sequence[Route], *, now: da
 
 def explain(session: Session, study: Study, route: Route) -> str:
     """What became of the route's newest search; "" without one."""
-    search = searches.newest(session, study, route.name, _SERIES) if route.with_from else None
+    search = retrievals.newest(session, study, route.name, _SERIES) if route.with_from else None
     if search is None:
         return ""
     told = [word for word in (_OPEN.get(search.state), search.reason) if word]
-    in_part = len(searches.unfinished(session, study) & set(search.series_uids))
+    in_part = len(retrievals.unfinished(session, study) & set(search.series_uids))
     if in_part and search.state not in _OPEN:
         told.append(f"{in_part} series that did not come whole are not used")
     return f"missing series from peer {search.peer}: {'; '.join(told)}"
 
 
 def _waits(session: Session, study: Study, route: Route, series: Sequence[Received], now: datetime) -> bool:
-    search = searches.search_for(session, study, route.name, _SERIES)
+    search = retrievals.search_for(session, study, route.name, _SERIES)
     if search is not None:
         return search.state in _OPEN and now < overdue_at(search, route)
     if not lacking(route, series):
         return False
-    searches.want(session, study, route=route.name, peer=route.with_from, purpose=_SERIES, now=now)
+    retrievals.want(session, study, route=route.name, peer=route.with_from, purpose=_SERIES, now=now)
     return True

@@ -1,6 +1,6 @@
 """Fetching what routing waits for: C-FIND at the route's peer, C-MOVE to ourselves, C-GET where that brings nothing.
 
-What is wanted and how far it came stands in rows (db/searches.py): a search that a stop interrupted is taken up again,
+Rows (db/retrievals.py) hold each retrieval and its progress: one that a stop interrupted is continued,
 and one whose study waits no longer ends. A peer that has none is no error: the study goes without. One that is down is
 asked again with back-off for series that the study lacks, and once for an earlier study.
 """
@@ -17,9 +17,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import searches
-from db.models import Instance, PriorSearch, Series, Study
-from db.states import SearchPurpose, SearchState
+from db import retrievals
+from db.models import Instance, Retrieval, Series, Study
+from db.states import RetrievalPurpose, RetrievalState
 from dicomnode.backoff import backoff
 from dicomnode.config import Config, Peer, Route
 from dicomnode.dimse import queries
@@ -51,7 +51,7 @@ class _Wanted:
     route: Route
     peer: Peer
     study_uid: str
-    state: SearchState
+    state: RetrievalState
     holding_uid: str
     series_uids: tuple[str, ...]
     now: Examination | None = None
@@ -63,7 +63,7 @@ def fetch_wanted(
 ) -> int:
     """Take every open search as far as it goes, one after the other; the number of those that brought all."""
     with sessions() as session:
-        ids = searches.open_ids(session, now=now())
+        ids = retrievals.open_ids(session, now=now())
     return sum(_search(sessions, config, id, now, generator or random.Random()) for id in ids)
 
 
@@ -71,43 +71,43 @@ def _search(sessions: sessionmaker[Session], config: Config, id: int, now: Clock
     """The door of one search: whatever goes wrong ends or postpones it, for a study waits for that."""
     try:
         with sessions() as session:
-            wanted = _read(session, config, session.get_one(PriorSearch, id), now())
-        if wanted.state is SearchState.WANTED:
+            wanted = _read(session, config, session.get_one(Retrieval, id), now())
+        if wanted.state is RetrievalState.WANTED:
             wanted = _find(sessions, wanted, config, now)
         reason = _fetch(sessions, wanted, config, now)
     except Exception as error:
         why = str(error) if isinstance(error, NodeError) else f"the search broke off with {type(error).__name__}"
         _log.warning("search %d: %s", id, why)
         with sessions.begin() as session:
-            search = session.get_one(PriorSearch, id)
+            search = session.get_one(Retrieval, id)
             wait = backoff(search.attempts + 1, config.delivery, generator)
             _failed(session, search, config, why, now() + wait if isinstance(error, PeerError) else None, now())
         return False
     with sessions.begin() as session:
-        searches.arrived(session, session.get_one(PriorSearch, id), reason=reason, now=now())
+        retrievals.arrived(session, session.get_one(Retrieval, id), reason=reason, now=now())
     return True
 
 
 def _failed(
-    session: Session, search: PriorSearch, config: Config, why: str, again: datetime | None, now: datetime
+    session: Session, search: Retrieval, config: Config, why: str, again: datetime | None, now: datetime
 ) -> None:
     """Once more at ``again``, where the study still waits by then."""
-    lasting = search.purpose is SearchPurpose.SERIES and search.attempts + 1 < _ATTEMPTS
+    lasting = search.purpose is RetrievalPurpose.SERIES and search.attempts + 1 < _ATTEMPTS
     if again and lasting and again < missing_series.overdue_at(search, _route(config, search)):
-        searches.postpone(session, search, reason=why, not_before=again, now=now)
+        retrievals.postpone(session, search, reason=why, not_before=again, now=now)
     else:
-        searches.end(session, search, reason=why, now=now)
+        retrievals.end(session, search, reason=why, now=now)
 
 
-def _read(session: Session, config: Config, search: PriorSearch, now: datetime) -> _Wanted:
+def _read(session: Session, config: Config, search: Retrieval, now: datetime) -> _Wanted:
     """Raises NotFound where nobody waits for it any more."""
     study, route = search.study, _route(config, search)
-    if not searches.is_awaited(session, search):
+    if not retrievals.is_awaited(session, search):
         raise NotFound(f"study {study.id} waits no longer")
     left = tuple(uid for uid in search.series_uids if uid not in (search.arrived_uids or ()))
     holding = search.prior_study_uid or study.study_uid
     wanted = _Wanted(search.id, route, config.peer(search.peer), study.study_uid, search.state, holding, left)
-    if search.purpose is SearchPurpose.SERIES:
+    if search.purpose is RetrievalPurpose.SERIES:
         return _read_series(session, study, search, wanted, now)
     if now >= (study.completed_at or now) + timedelta(seconds=route.prior_wait_s):
         raise NotFound(f"not asked within {route.prior_wait_s:g} s")
@@ -117,19 +117,19 @@ def _read(session: Session, config: Config, search: PriorSearch, now: datetime) 
     return replace(wanted, now=who)
 
 
-def _read_series(session: Session, study: Study, search: PriorSearch, wanted: _Wanted, now: datetime) -> _Wanted:
+def _read_series(session: Session, study: Study, search: Retrieval, wanted: _Wanted, now: datetime) -> _Wanted:
     if now >= missing_series.overdue_at(search, wanted.route):
         last = f": {search.reason}" if search.reason else ""
         raise NotFound(f"not here within {wanted.route.with_wait_s:g} s{last}")
     lacking = missing_series.lacking(wanted.route, received(session, study))
-    if not lacking and search.state is SearchState.WANTED:
+    if not lacking and search.state is RetrievalState.WANTED:
         raise NotFound("all are here by now")
     return replace(wanted, matches={name: wanted.route.with_[name] for name in lacking})
 
 
-def _route(config: Config, search: PriorSearch) -> Route:
+def _route(config: Config, search: Retrieval) -> Route:
     """The route as it is configured now. Raises NotFound."""
-    series = search.purpose is SearchPurpose.SERIES
+    series = search.purpose is RetrievalPurpose.SERIES
     for route in config.routes:
         if route.name == search.route and (route.with_ if series else route.prior):
             return route
@@ -151,17 +151,17 @@ def _find(sessions: sessionmaker[Session], wanted: _Wanted, config: Config, now:
         if not series_uids:
             raise NotFound(f"none there for {', '.join(lacking)}")
     with sessions.begin() as session:
-        search = session.get_one(PriorSearch, wanted.id)
+        search = session.get_one(Retrieval, wanted.id)
         if wanted.matches is not None:
             series_uids = _not_here(session, search.study, wanted.matches, series_uids)
-        searches.fetching(session, search, prior_study_uid=prior_uid, series_uids=series_uids, now=now())
+        retrievals.fetching(session, search, prior_study_uid=prior_uid, series_uids=series_uids, now=now())
     return replace(wanted, holding_uid=prior_uid or wanted.study_uid, series_uids=series_uids)
 
 
 def _not_here(session: Session, study: Study, lacking: Iterable[str], series_uids: tuple[str, ...]) -> tuple[str, ...]:
     """Those that neither are here whole nor were made here. Raises NotFound without any."""
     here = set(session.scalars(select(Series.series_uid).where(Series.study_id == study.id)))
-    known = here - searches.unfinished(session, study) | searches.made_here(session, series_uids)
+    known = here - retrievals.unfinished(session, study) | retrievals.made_here(session, series_uids)
     left = tuple(uid for uid in series_uids if uid not in known)
     if not left:
         raise NotFound(f"none there for {', '.join(lacking)} besides what is known here")
@@ -178,11 +178,11 @@ def _fetch(sessions: sessionmaker[Session], wanted: _Wanted, config: Config, now
             refused.append(error)
             continue
         with sessions.begin() as session:
-            searches.came(session, session.get_one(PriorSearch, wanted.id), series_uid)
+            retrievals.came(session, session.get_one(Retrieval, wanted.id), series_uid)
     if refused:
         raise refused[0]
     with sessions() as session:
-        fetched = session.get_one(PriorSearch, wanted.id).series_uids
+        fetched = session.get_one(Retrieval, wanted.id).series_uids
         here = sum(_count(session, wanted, uid) for uid in fetched)
     by = f" by {' and '.join(sorted(ways))}" if ways else ""
     return f"{here} instances in {len(fetched)} series from {wanted.peer.name}{by}"

@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db import searches
+from db import retrievals
 from db.models import Instance, Job, JobInput, Series, Study
-from db.states import SearchState, StudyState
+from db.states import RetrievalState, StudyState
 from dicomnode.config import Route
 from dicomnode.config.conditions import matches
 from dicomnode.routing.received import Received, received
@@ -125,7 +125,7 @@ def explain(session: Session, study: Study, route: Route) -> str:
     taken = _taken(session, study, route)
     if taken:
         return f"prior: {taken}"
-    search = searches.search_for(session, study, route.name)
+    search = retrievals.search_for(session, study, route.name)
     found = look(session, study, route)
     if found.inputs:
         late = " came too late; a new revision of this study takes it" if study.state is StudyState.ROUTED else ""
@@ -137,15 +137,15 @@ def explain(session: Session, study: Study, route: Route) -> str:
 def _waits(session: Session, study: Study, route: Route, now: datetime) -> bool:
     if now >= (study.completed_at or now) + timedelta(seconds=route.prior_wait_s):
         return False
-    search = searches.search_for(session, study, route.name)
-    if search is not None and search.state in (SearchState.WANTED, SearchState.FETCHING):
+    search = retrievals.search_for(session, study, route.name)
+    if search is not None and search.state in (RetrievalState.WANTED, RetrievalState.FETCHING):
         return True
     found = look(session, study, route)
     if found.arriving or found.inputs or search is not None or not route.prior_from:
         return found.arriving
     if isinstance(present(received(session, study)), str):
         return False
-    searches.want(session, study, route=route.name, peer=route.prior_from, now=now)
+    retrievals.want(session, study, route=route.name, peer=route.prior_from, now=now)
     return True
 
 
@@ -165,14 +165,14 @@ def _earlier(session: Session, study: Study, now: Examination) -> list[tuple[Stu
 def _is_arriving(session: Session, candidate: Study) -> bool:
     if candidate.state is StudyState.RECEIVING:
         return True
-    fetching = any(each.state is SearchState.FETCHING for each in searches.that_fetched(session, candidate))
-    return fetching and searches.is_brought(session, candidate)
+    fetching = any(each.state is RetrievalState.FETCHING for each in retrievals.that_fetched(session, candidate))
+    return fetching and retrievals.is_brought(session, candidate)
 
 
 def _is_partial(session: Session, candidate: Study) -> bool:
     """Whether it is here only because of searches of which none brought all."""
-    states = {each.state for each in searches.that_fetched(session, candidate)}
-    return bool(states) and SearchState.ARRIVED not in states and searches.is_brought(session, candidate)
+    states = {each.state for each in retrievals.that_fetched(session, candidate)}
+    return bool(states) and RetrievalState.ARRIVED not in states and retrievals.is_brought(session, candidate)
 
 
 def _inputs(route: Route, series: Sequence[Received]) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import audit, deployments, jobs, searches
+from db import audit, deployments, jobs, retrievals
 from db.deployments import Version
 from db.models import Job, Series, Study
 from db.states import StudyState
@@ -88,7 +88,7 @@ def explain(routes: Sequence[Route], series: Sequence[Seen]) -> list[Verdict]:
 
 def explain_study(session: Session, study: Study, routes: Sequence[Route]) -> list[Verdict]:
     """``explain`` for a study that is here."""
-    whole = Series.series_uid.not_in(searches.unfinished(session, study))
+    whole = Series.series_uid.not_in(retrievals.unfinished(session, study))
     rows = session.scalars(select(Series).where(Series.study_id == study.id, whole).order_by(Series.id))
     verdicts = explain(routes, [Seen(row.series_uid, row.attributes) for row in rows])
     return [_with_searches(session, study, each, route) for each, route in zip(verdicts, routes, strict=True)]
@@ -112,7 +112,7 @@ def route_complete(sessions: sessionmaker[Session], config: Config, *, now: date
             study = session.scalar(oldest.with_for_update(skip_locked=True))
             if study is None:
                 return made
-            if not searches.is_brought(session, study) and _held_up(session, study, config.routes, now):
+            if not retrievals.is_brought(session, study) and _held_up(session, study, config.routes, now):
                 held_up.add(study.id)
             else:
                 made += len(route_study(session, study, config.routes, notify=config.told_of, now=now))
@@ -125,7 +125,7 @@ def route_study(
 
     ``notify``: by route who is told of which events of its jobs.
     """
-    if searches.is_brought(session, study):
+    if retrievals.is_brought(session, study):
         audit.move(
             session, study, StudyState.ROUTED, reason="fetched to be compared with, not to be worked on", now=now
         )

@@ -13,8 +13,8 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from db import audit, studies
-from db.models import Instance, Output, PriorSearch, Series, Study
-from db.states import SearchPurpose, SearchState, StudyState
+from db.models import Instance, Output, Retrieval, Series, Study
+from db.states import RetrievalPurpose, RetrievalState, StudyState
 
 __all__ = [
     "arrived",
@@ -34,7 +34,7 @@ __all__ = [
     "want",
 ]
 
-_OPEN = (SearchState.WANTED, SearchState.FETCHING)
+_OPEN = (RetrievalState.WANTED, RetrievalState.FETCHING)
 
 
 def want(
@@ -43,12 +43,12 @@ def want(
     *,
     route: str,
     peer: str,
-    purpose: SearchPurpose = SearchPurpose.PRIOR,
+    purpose: RetrievalPurpose = RetrievalPurpose.PRIOR,
     now: datetime,
-) -> PriorSearch:
+) -> Retrieval:
     """The peer is to be asked, once per occasion, route and purpose."""
     revision = occasion(session, study)
-    search = PriorSearch(
+    search = Retrieval(
         study_id=study.id,
         revision=revision,
         route=route,
@@ -65,17 +65,17 @@ def want(
 
 
 def search_for(
-    session: Session, study: Study, route: str, purpose: SearchPurpose = SearchPurpose.PRIOR
-) -> PriorSearch | None:
+    session: Session, study: Study, route: str, purpose: RetrievalPurpose = RetrievalPurpose.PRIOR
+) -> Retrieval | None:
     """The search that stands for this revision of the study."""
-    mine = (PriorSearch.study_id == study.id, PriorSearch.route == route, PriorSearch.purpose == purpose)
-    return session.scalar(select(PriorSearch).where(*mine, PriorSearch.revision == occasion(session, study)))
+    mine = (Retrieval.study_id == study.id, Retrieval.route == route, Retrieval.purpose == purpose)
+    return session.scalar(select(Retrieval).where(*mine, Retrieval.revision == occasion(session, study)))
 
 
-def newest(session: Session, study: Study, route: str, purpose: SearchPurpose) -> PriorSearch | None:
+def newest(session: Session, study: Study, route: str, purpose: RetrievalPurpose) -> Retrieval | None:
     """The last search of that route, for whatever revision."""
-    mine = (PriorSearch.study_id == study.id, PriorSearch.route == route, PriorSearch.purpose == purpose)
-    return session.scalar(select(PriorSearch).where(*mine).order_by(PriorSearch.id.desc()).limit(1))
+    mine = (Retrieval.study_id == study.id, Retrieval.route == route, Retrieval.purpose == purpose)
+    return session.scalar(select(Retrieval).where(*mine).order_by(Retrieval.id.desc()).limit(1))
 
 
 def occasion(session: Session, study: Study) -> int:
@@ -92,7 +92,7 @@ def occasion(session: Session, study: Study) -> int:
     return newest_sent
 
 
-def is_awaited(session: Session, search: PriorSearch) -> bool:
+def is_awaited(session: Session, search: Retrieval) -> bool:
     """Whether the study still waits for it: it is not routed, and nobody has sent more of it."""
     study = search.study
     return study.state is not StudyState.ROUTED and occasion(session, study) == search.revision
@@ -100,14 +100,14 @@ def is_awaited(session: Session, search: PriorSearch) -> bool:
 
 def open_ids(session: Session, *, now: datetime) -> list[int]:
     """Those that are not at their end and whose time has come, the oldest first."""
-    due = or_(PriorSearch.not_before.is_(None), PriorSearch.not_before <= now)
-    query = select(PriorSearch.id).where(PriorSearch.state.in_(_OPEN), due)
-    return list(session.scalars(query.order_by(PriorSearch.id)))
+    due = or_(Retrieval.not_before.is_(None), Retrieval.not_before <= now)
+    query = select(Retrieval.id).where(Retrieval.state.in_(_OPEN), due)
+    return list(session.scalars(query.order_by(Retrieval.id)))
 
 
-def that_fetched(session: Session, prior: Study) -> list[PriorSearch]:
+def that_fetched(session: Session, prior: Study) -> list[Retrieval]:
     """The searches that fetched this study as an earlier one, or do."""
-    return list(session.scalars(select(PriorSearch).where(PriorSearch.prior_study_uid == prior.study_uid)))
+    return list(session.scalars(select(Retrieval).where(Retrieval.prior_study_uid == prior.study_uid)))
 
 
 def unfinished(session: Session, study: Study) -> frozenset[str]:
@@ -128,33 +128,33 @@ def made_here(session: Session, series_uids: Collection[str]) -> set[str]:
 
 
 def fetching(
-    session: Session, search: PriorSearch, *, prior_study_uid: str = "", series_uids: Sequence[str], now: datetime
+    session: Session, search: Retrieval, *, prior_study_uid: str = "", series_uids: Sequence[str], now: datetime
 ) -> None:
     """The peer has named series, of an earlier study if that is given; what comes of them from now on comes for this
     search."""
     search.prior_study_uid, search.series_uids, search.found_at = prior_study_uid, list(series_uids), now
     what = "an earlier study, " if prior_study_uid else ""
     reason = f"peer {search.peer} has {what}{len(series_uids)} series"
-    audit.move(session, search, SearchState.FETCHING, reason=reason, now=now)
+    audit.move(session, search, RetrievalState.FETCHING, reason=reason, now=now)
 
 
-def came(session: Session, search: PriorSearch, series_uid: str) -> None:
+def came(session: Session, search: Retrieval, series_uid: str) -> None:
     """That series is here whole: it is not fetched again."""
     search.arrived_uids = [*(search.arrived_uids or ()), series_uid]
 
 
-def postpone(session: Session, search: PriorSearch, *, reason: str, not_before: datetime, now: datetime) -> None:
+def postpone(session: Session, search: Retrieval, *, reason: str, not_before: datetime, now: datetime) -> None:
     """The peer failed, for the reason: it is asked again later."""
     search.attempts, search.not_before, search.reason = search.attempts + 1, not_before, reason
     detail = {"reason": reason, "attempts": search.attempts}
     audit.append(session, subject="prior_searches", subject_id=search.id, event="postponed", detail=detail, now=now)
 
 
-def arrived(session: Session, search: PriorSearch, *, reason: str, now: datetime) -> None:
+def arrived(session: Session, search: Retrieval, *, reason: str, now: datetime) -> None:
     """All is here: the study that came, or the revision of its own that came so, is complete."""
     search.ended_at, search.reason = now, reason
-    audit.move(session, search, SearchState.ARRIVED, reason=reason, now=now)
-    if search.purpose is SearchPurpose.SERIES:
+    audit.move(session, search, RetrievalState.ARRIVED, reason=reason, now=now)
+    if search.purpose is RetrievalPurpose.SERIES:
         _close_what_came(session, search, now)
         return
     prior = studies.by_uid(session, search.prior_study_uid)
@@ -162,22 +162,22 @@ def arrived(session: Session, search: PriorSearch, *, reason: str, now: datetime
         studies.close(session, prior, reason=reason, now=now)
 
 
-def end(session: Session, search: PriorSearch, *, reason: str, now: datetime) -> None:
+def end(session: Session, search: Retrieval, *, reason: str, now: datetime) -> None:
     """None came, for the reason."""
     search.ended_at, search.reason = now, reason
-    audit.move(session, search, SearchState.ENDED, reason=reason, now=now)
-    if search.purpose is SearchPurpose.SERIES:
+    audit.move(session, search, RetrievalState.ENDED, reason=reason, now=now)
+    if search.purpose is RetrievalPurpose.SERIES:
         _close_what_came(session, search, now)
 
 
 def is_brought(session: Session, study: Study) -> bool:
     """Whether every instance of the study came while a search fetched it: nobody has sent it to be processed."""
     during = (
-        select(PriorSearch.id)
+        select(Retrieval.id)
         .where(
-            PriorSearch.prior_study_uid == study.study_uid,
-            PriorSearch.found_at <= Instance.received_at,
-            or_(PriorSearch.ended_at.is_(None), PriorSearch.ended_at >= Instance.received_at),
+            Retrieval.prior_study_uid == study.study_uid,
+            Retrieval.found_at <= Instance.received_at,
+            or_(Retrieval.ended_at.is_(None), Retrieval.ended_at >= Instance.received_at),
         )
         .exists()
     )
@@ -185,26 +185,24 @@ def is_brought(session: Session, study: Study) -> bool:
     return session.scalar(sent.limit(1)) is None
 
 
-def _close_what_came(session: Session, search: PriorSearch, now: datetime) -> None:
+def _close_what_came(session: Session, search: Retrieval, now: datetime) -> None:
     """Close a revision of nothing but what searches brought, once none of them is on its way any more."""
     study = session.get_one(Study, search.study_id, with_for_update=True, populate_existing=True)
-    others = (PriorSearch.study_id == study.id, PriorSearch.state.in_(_OPEN), PriorSearch.id != search.id)
-    series = PriorSearch.purpose == SearchPurpose.SERIES
+    others = (Retrieval.study_id == study.id, Retrieval.state.in_(_OPEN), Retrieval.id != search.id)
+    series = Retrieval.purpose == RetrievalPurpose.SERIES
     if study.state is not StudyState.RECEIVING or study.revision <= search.revision:
         return
-    if occasion(session, study) == search.revision and not session.scalar(
-        select(PriorSearch.id).where(*others, series)
-    ):
+    if occasion(session, study) == search.revision and not session.scalar(select(Retrieval.id).where(*others, series)):
         studies.close(session, study, reason=f"fetched: {search.reason}", now=now)
 
 
-def _series_searches(session: Session, study: Study) -> Sequence[PriorSearch]:
+def _series_searches(session: Session, study: Study) -> Sequence[Retrieval]:
     """Those for the study's own series that have found some."""
-    mine = (PriorSearch.study_id == study.id, PriorSearch.purpose == SearchPurpose.SERIES)
-    return session.scalars(select(PriorSearch).where(*mine, PriorSearch.found_at.is_not(None))).all()
+    mine = (Retrieval.study_id == study.id, Retrieval.purpose == RetrievalPurpose.SERIES)
+    return session.scalars(select(Retrieval).where(*mine, Retrieval.found_at.is_not(None))).all()
 
 
-def _was_brought(fetched: Sequence[PriorSearch], series_uid: str, at: datetime) -> bool:
+def _was_brought(fetched: Sequence[Retrieval], series_uid: str, at: datetime) -> bool:
     return any(
         each.found_at is not None and each.found_at <= at <= (each.ended_at or at) and series_uid in each.series_uids
         for each in fetched
