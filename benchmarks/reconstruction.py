@@ -34,7 +34,7 @@ from model_zoo.simulate import anatomy
 from model_zoo.simulate.kspace import acquire
 from pipelines import mri_reconstruction as recon
 from pipelines.contract import Grid, KSpace
-from pipelines.encoding import Problem, prepare
+from pipelines.encoding import Problem, prepare_image
 
 PATIENTS = ("6A", "6B", "7A", "S6A")
 SEQUENCES = ("GRE", "FSE", "FLAIR")
@@ -126,7 +126,7 @@ def methods(model: registry.Model, names: list[str], options: recon.Options) -> 
         "zero-filled": lambda p: Answer(classical.zero_filled(p.A, p.y)),
         "cg-sense": lambda p: Answer(classical.cg_sense(p.A, p.y, ridge=0.01)),
         "ours: DDS posterior mean": lambda p: Answer(
-            recon.estimate(p, model, options), options.mean_steps, lambda: deviation(p, model, options)
+            recon.estimate_slices(p, model, options), options.mean_steps, lambda: deviation(p, model, options)
         ),
     }
     adaptive = options.model_copy(update={"solver": "adadiff"})
@@ -134,7 +134,7 @@ def methods(model: registry.Model, names: list[str], options: recon.Options) -> 
     for measured in ("exactly", "within noise"):
         kept = options.model_copy(update={"measured": measured})
         found[f"ours: DDS posterior mean, samples kept {measured}"] = lambda p, o=kept: Answer(  # type: ignore[misc]
-            recon.estimate(p, model, o), o.mean_steps
+            recon.estimate_slices(p, model, o), o.mean_steps
         )
     for w in WEIGHTS:
         found[f"l1-wavelet (sigpy)@{w:g}"] = lambda p, w=w: Answer(sigpy_wavelet(p, w))  # type: ignore[misc]
@@ -148,8 +148,8 @@ def methods(model: registry.Model, names: list[str], options: recon.Options) -> 
 
 
 def sampled(p: Problem, model: registry.Model, options: recon.Options, count: int) -> Answer:
-    images = [recon.draw(p, model, options, [1000 * n + i for i in range(len(p.y))]) for n in range(count)]
-    evaluations = count * (recon.evaluations(options) - options.mean_steps) // options.samples
+    images = [recon.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]) for n in range(count)]
+    evaluations = count * (recon.count_evaluations(options) - options.mean_steps) // options.samples
     image = images[0] if count == 1 else torch.stack(images).mean(dim=0)
     return Answer(
         image, evaluations, None if count == 1 else lambda: uncertainty.mean_and_sd(x.abs() for x in images)[1]
@@ -157,14 +157,15 @@ def sampled(p: Problem, model: registry.Model, options: recon.Options, count: in
 
 
 def adapted(p: Problem, model: registry.Model, options: recon.Options) -> Answer:
-    prior, how = recon.adapted(p, model, options, seed=1)
+    prior, how = recon.adapt_prior(p, model, options, seed=1)
     print(f"held-out chi-square {how.before:.3f} -> {how.after:.3f} in {how.steps} steps", flush=True)
-    return Answer(recon.estimate(p, prior, options), options.rapid_steps + round(how.evaluations / len(p.y)))
+    return Answer(recon.estimate_slices(p, prior, options), options.rapid_steps + round(how.evaluations / len(p.y)))
 
 
 def deviation(p: Problem, model: registry.Model, options: recon.Options) -> Tensor:
     draws = (
-        recon.draw(p, model, options, [1000 * n + i for i in range(len(p.y))]).abs() for n in range(options.samples)
+        recon.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]).abs()
+        for n in range(options.samples)
     )
     return uncertainty.mean_and_sd(draws)[1]
 
@@ -215,7 +216,7 @@ def measure(scans: Iterator[Scan], every: dict[str, Method], store: Path) -> dic
         if not missing:
             continue
         with torch.no_grad():
-            problem = prepare(scan.kspace)
+            problem = prepare_image(scan.kspace)
             for name in missing:
                 began = time.perf_counter()
                 answer = every[name](problem)

@@ -332,6 +332,6 @@ def _route(config: Config, route: Route) -> str:
     for facts in bundles:
         registry.verify(facts)
         models.check_steps(facts, config)
-        quality.rules_of(facts.metadata)
+        quality.read_input_rules(facts.metadata)
     called = ", ".join(f"{facts.name}@{facts.version}" for facts in bundles)
     return f"{pipeline.name} with {called}, digest verified"

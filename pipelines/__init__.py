@@ -11,9 +11,9 @@ from pipelines.contract import Pipeline
 if TYPE_CHECKING:
     from model_zoo.registry import BundleFacts
 
-__all__ = ["BUNDLE", "BUNDLES", "MODULES", "load", "of_bundle"]
+__all__ = ["BUNDLES", "BUNDLE_PREFIX", "MODULES", "load", "load_bundle"]
 
-BUNDLE = "bundle:"
+BUNDLE_PREFIX = "bundle:"
 """Before the name of a bundle that brings its own way from an image to a result, as MONAI's do."""
 
 MODULES = MappingProxyType(
@@ -46,7 +46,7 @@ def load(name: str) -> Pipeline:
     return pipeline
 
 
-def of_bundle(facts: BundleFacts) -> Pipeline:
-    """The pipeline that a bundle of MONAI's layout is; ``BUNDLE`` and its name is what it is called."""
+def load_bundle(facts: BundleFacts) -> Pipeline:
+    """The pipeline that a bundle of MONAI's layout is; ``BUNDLE_PREFIX`` and its name is what it is called."""
     pipeline: Pipeline = importlib.import_module("pipelines.bundle").of(facts)
     return pipeline

@@ -27,7 +27,7 @@ from model_zoo import deviation
 from model_zoo.anatomy import find, keep_largest, look_again, looks_twice
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
-from pipelines.codes import ANATOMICAL_STRUCTURE, MEAN, PROBABILITY, VOLUME, code_of_structure
+from pipelines.codes import ANATOMICAL_STRUCTURE, MEAN, PROBABILITY, VOLUME, encode_structure
 from pipelines.codes import BRAIN as BRAIN_CODE
 from pipelines.contract import (
     Case,
@@ -47,7 +47,16 @@ from pipelines.contract import (
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["PIPELINE", "Anatomy", "Options", "check", "measure", "run", "segment", "unusual"]
+__all__ = [
+    "PIPELINE",
+    "Anatomy",
+    "Options",
+    "check_head",
+    "measure_structures",
+    "run",
+    "score_out_of_distribution",
+    "segment_head",
+]
 
 CRANIAL_CAVITY = Code("1101003", "SCT", "Cranial Cavity")
 
@@ -130,13 +139,13 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     head = case["head"]
     if not isinstance(head, Volume):
         raise Refused("anatomy takes an MR image, not k-space")
-    check(head, case.facts)
-    anatomy = segment(head, model, progress)
-    found = [_segmentation(anatomy, head, options), *measure(anatomy, options)]
-    return [*found, *unusual(anatomy, head, model, seed, options.least_confidence)]
+    check_head(head, case.facts)
+    anatomy = segment_head(head, model, progress)
+    found = [_segmentation(anatomy, head, options), *measure_structures(anatomy, options)]
+    return [*found, *score_out_of_distribution(anatomy, head, model, seed, options.least_confidence)]
 
 
-def check(head: Volume, facts: object = None) -> None:
+def check_head(head: Volume, facts: object = None) -> None:
     """Raise Refused unless the image can be one of a whole brain, as far as its header and its lattice tell."""
     told = facts if isinstance(facts, dict | MappingProxyType) else {}
     modality, part = str(told.get("modality", "MR")), str(told.get("body_part", "")).upper()
@@ -158,17 +167,17 @@ def check(head: Volume, facts: object = None) -> None:
         raise Refused("the image is uniform or holds values that are no numbers")
 
 
-def segment(volume: Volume, model: Model, progress: Progress = lambda fraction, step: None) -> Anatomy:
+def segment_head(volume: Volume, model: Model, progress: Progress = lambda fraction, step: None) -> Anatomy:
     """Labels of ``volume`` on isotropic LPS voxels and on its own grid. Raises Refused for an empty image."""
     with torch.no_grad():
         progress(0.0, "resampling")
         data = _from_zero(volume).to(model.device)
         p, grid = _found(data, volume.grid, model, progress)
-        fine = resampling.upright(grid, float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM)))
+        fine = resampling.axis_aligned(grid, float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM)))
         if looks_twice(model):
             progress(0.5, "second look")
-            fine = resampling.upright(grid, float(model.settings["spacing_mm"]) / 2)
-            p, grid = look_again(p, resampling.sample(data, volume.grid, fine)[0], model), fine
+            fine = resampling.axis_aligned(grid, float(model.settings["spacing_mm"]) / 2)
+            p, grid = look_again(p, resampling.resample(data, volume.grid, fine)[0], model), fine
         progress(0.6, "structures")
         kept = keep_largest(p).cpu().numpy()
         labels, confidence = _brought(p, kept, grid, fine, lambda done: progress(0.6 + 0.1 * done, "structures"))
@@ -184,13 +193,13 @@ def _from_zero(volume: Volume) -> Tensor:
 
 def _found(data: Tensor, own: Grid, model: Model, progress: Progress) -> tuple[Tensor, Grid]:
     """Class probabilities (class, k, j, i) of a window about the brain, and its grid."""
-    whole = resampling.upright(own, float(model.settings["spacing_mm"]))
-    image = resampling.sample(data, own, whole)[0]
+    whole = resampling.axis_aligned(own, float(model.settings["spacing_mm"]))
+    image = resampling.resample(data, own, whole)[0]
     try:
         p, start = find(image, model, lambda done: progress(0.1 + 0.4 * done, "finding the brain"))
     except ValueError as error:
         raise Refused(str(error)) from error
-    return p, resampling.part(whole, start, (p.shape[1], p.shape[2], p.shape[3]))
+    return p, resampling.subgrid(whole, start, (p.shape[1], p.shape[2], p.shape[3]))
 
 
 def _brought(
@@ -198,10 +207,10 @@ def _brought(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """The likeliest class of each voxel of ``onto`` and its probability, averaged over the voxel's extent."""
     labels, confidence = np.zeros(onto.shape, np.uint8), np.zeros(onto.shape, np.float32)
-    (k, j, i), shape = resampling.box(mask, grid, onto)
-    for first, last in resampling.slabs(shape):
-        slab = resampling.part(onto, (k + first, j, i), (last - first, shape[1], shape[2]))
-        share, label = resampling.sample(p, grid, slab).max(dim=0)
+    (k, j, i), shape = resampling.bounding_box(mask, grid, onto)
+    for first, last in resampling.iterate_slabs(shape):
+        slab = resampling.subgrid(onto, (k + first, j, i), (last - first, shape[1], shape[2]))
+        share, label = resampling.resample(p, grid, slab).max(dim=0)
         here = (slice(k + first, k + last), slice(j, j + shape[1]), slice(i, i + shape[2]))
         labels[here], confidence[here] = label.to(torch.uint8).cpu().numpy(), share.cpu().numpy()
         progress(last / shape[0])
@@ -214,7 +223,7 @@ def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentat
     segments = []
     for n, s in enumerate(options.wanted, start=1):
         lookup[s.number] = n
-        kind = code_of_structure(s)
+        kind = encode_structure(s)
         segments.append(Segment(n, s.name.capitalize(), ANATOMICAL_STRUCTURE, kind, s.tissue, COLORS[s.name]))
     thickness = head.slice_thickness_mm or head.grid.spacing_mm[0]
     return Segmentation(
@@ -222,7 +231,7 @@ def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentat
     )
 
 
-def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
+def measure_structures(anatomy: Anatomy, options: Options) -> list[Finding]:
     """Volumes in millilitres and confidences, with what they mean."""
     on = f"on isotropic voxels of {anatomy.grid.spacing_mm[0]:g} mm"
     brain_ml, intracranial_ml = anatomy.volume_ml(*BRAIN), anatomy.volume_ml(*range(1, COUNT + 1))
@@ -234,7 +243,7 @@ def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     doubtful = []
     for s in options.wanted:
         sure = anatomy.sureness(s)
-        label, site = s.name.capitalize(), code_of_structure(s)
+        label, site = s.name.capitalize(), encode_structure(s)
         ml, meaning = anatomy.volume_ml(s.number), "Mean of the largest class probability"
         found.append(Measurement("volume", ml, "ml", f"Counted {on}", label, site, VOLUME))
         found.append(Measurement("confidence", sure, "1", meaning, label, site, PROBABILITY, derivation=MEAN))
@@ -248,7 +257,7 @@ def measure(anatomy: Anatomy, options: Options) -> list[Finding]:
     return found
 
 
-def unusual(
+def score_out_of_distribution(
     anatomy: Anatomy, head: Volume, model: Model, seed: int, least_confidence: float = LEAST_CONFIDENCE
 ) -> list[Finding]:
     """How far the head lies from those that the models were trained on, by its structures, by how many of them are sure

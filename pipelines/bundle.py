@@ -19,14 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_zoo import monai_config, monai_rules, registry
 from model_zoo.offline import offline
 from model_zoo.registry import BundleError
-from pipelines import BUNDLE, bundle_findings, bundle_volumes
+from pipelines import BUNDLE_PREFIX, bundle_findings, bundle_volumes
 from pipelines.contract import Case, Finding, Input, Note, Pipeline, Progress, Refused, Volume
 
 if TYPE_CHECKING:
     from model_zoo.monai_config import Steps
     from model_zoo.registry import BundleFacts, Model
 
-__all__ = ["Options", "of", "run"]
+__all__ = ["Options", "make_pipeline", "run"]
 
 _UNCERTAINTY = (
     "Unknown. The bundle states none, and this node does not know how often it is wrong on images such as this one: "
@@ -48,13 +48,13 @@ class Options(BaseModel):
     unit: str = ""
 
 
-def of(facts: BundleFacts) -> Pipeline:
+def make_pipeline(facts: BundleFacts) -> Pipeline:
     """The pipeline that this bundle is. Raises BundleError where it does not say how to come to a result."""
     called = f"{facts.name}@{facts.version}"
     if not monai_rules.has_code(registry.definition_of(facts)[1]):
         raise BundleError(f"{called}: {monai_rules.INFERENCE} has no inferer, so it is no pipeline of its own")
     return Pipeline(
-        name=f"{BUNDLE}{facts.name}",
+        name=f"{BUNDLE_PREFIX}{facts.name}",
         title=str(facts.metadata.get("task") or facts.metadata.get("title") or facts.name),
         inputs=tuple(Input(name, Volume) for name in _channels(facts.metadata)),
         bundle=facts.name,
@@ -69,10 +69,10 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     steps = monai_config.steps(model)
     progress(0.05, "preprocessing")
     with torch.inference_mode(), monai_config.quiet():
-        pred = _answer(bundle_volumes.to_monai(volumes), steps, model, progress)
+        pred = _answer(bundle_volumes.make_tensor(volumes), steps, model, progress)
     progress(0.9, "on the image's lattice")
-    answer = bundle_findings.declared(model.metadata, options.gives, options.labels, options.unit)
-    found = bundle_findings.made(pred, volumes[0], answer)
+    answer = bundle_findings.read_output_format(model.metadata, options.gives, options.labels, options.unit)
+    found = bundle_findings.make_findings(pred, volumes[0], answer)
     return [*found, *_notes(model)]
 
 
@@ -87,7 +87,7 @@ def _answer(image: Any, steps: Steps, model: Model, progress: Progress) -> Any:
         with offline(called):
             answer = steps.inferer(ready[None].to(model.device), model.network)
         progress(0.7, "postprocessing")
-        data[steps.pred] = bundle_volumes.in_place(answer, ready)
+        data[steps.pred] = bundle_volumes.restore_affine(answer, ready)
         with offline(called):
             return steps.postprocessing(data)[steps.pred]
     except torch.OutOfMemoryError:
@@ -98,7 +98,7 @@ def _answer(image: Any, steps: Steps, model: Model, progress: Progress) -> Any:
 
 def _channels(metadata: Mapping[str, Any]) -> list[str]:
     """The names of what goes in, in the order of the network's channels."""
-    declared = bundle_findings.format_of(metadata, "inputs")
+    declared = bundle_findings.read_tensor_format(metadata, "inputs")
     count = int(declared.get("num_channels", 1))
     if count == 1:
         return ["image"]
@@ -117,12 +117,12 @@ def _volumes(case: Case, metadata: Mapping[str, Any]) -> list[Volume]:
             raise Refused(f"{name}: this bundle takes images, not k-space")
         if found and case.facts.get(name, {}).get("same_frame") is False:
             raise Refused(f"{name} is of another frame of reference than {names[0]}, and a bundle registers nothing")
-        found.append(bundle_volumes.on_lattice(volume, found[0].grid) if found else volume)
+        found.append(bundle_volumes.resample_volume(volume, found[0].grid) if found else volume)
     return found
 
 
 def _check_modality(facts: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    wanted = str(bundle_findings.format_of(metadata, "inputs").get("modality", "")).upper()
+    wanted = str(bundle_findings.read_tensor_format(metadata, "inputs").get("modality", "")).upper()
     wanted, stated = _SAME_MODALITY.get(wanted, wanted), str(facts.get("modality", ""))
     if wanted in ("CT", "MR", "PT") and stated and stated != wanted:
         raise Refused(f"image: Modality (0008,0060) is {stated}; this bundle takes {wanted}")

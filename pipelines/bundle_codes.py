@@ -12,13 +12,13 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from model_zoo.structures import STRUCTURES
-from pipelines.codes import ANATOMICAL_STRUCTURE, SPATIAL, code_of_structure
+from pipelines.codes import ANATOMICAL_STRUCTURE, SPATIAL, encode_structure
 from pipelines.contract import Code
 from pipelines.laterality import LEFT, RIGHT
 
-__all__ = ["UNKNOWN", "category_of", "code_of"]
+__all__ = ["UNCODED", "categorise_label", "encode_label"]
 
-UNKNOWN = Code("LABEL", "99DICOMNODE", "Label of a model")
+UNCODED = Code("LABEL", "99DICOMNODE", "Label of a model")
 """Where nobody said in codes what a label is."""
 ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 
@@ -47,16 +47,16 @@ _SAME = MappingProxyType({
 })  # fmt: skip
 _SIDES = MappingProxyType({"left": LEFT, "l": LEFT, "right": RIGHT, "r": RIGHT})
 _SIDE_OR_NUMBER = re.compile(r"left|right|l|r|[a-z]?\d+")
-_OURS = MappingProxyType({s.name: code_of_structure(s) for s in STRUCTURES})
+_OURS = MappingProxyType({s.name: encode_structure(s) for s in STRUCTURES})
 
 
-def code_of(name: str) -> Code:
-    """What the structure is, or ``UNKNOWN``."""
+def encode_label(name: str) -> Code:
+    """What the structure is, or ``UNCODED``."""
     found = _code_of_term(_plain(name))
-    if found == UNKNOWN:
+    if found == UNCODED:
         found = _code_of_term(_without_side(name))
         sides = {_SIDES[word] for word in _plain(name).split() if word in _SIDES}
-        if found != UNKNOWN and len(sides) == 1:
+        if found != UNCODED and len(sides) == 1:
             found = replace(found, modifiers=(*found.modifiers, *sides))
     return found
 
@@ -67,13 +67,13 @@ def _code_of_term(term: str) -> Code:
         return Code(_ANATOMY[term], "SCT", term.capitalize())
     if term in _ABNORMAL:
         return Code(_ABNORMAL[term][0], "SCT", _ABNORMAL[term][1])
-    return _OURS.get(term, UNKNOWN)
+    return _OURS.get(term, UNCODED)
 
 
-def category_of(name: str) -> Code:
+def categorise_label(name: str) -> Code:
     """Anatomy, something abnormal, or merely a place."""
-    code = code_of(name)
-    if code == UNKNOWN:
+    code = encode_label(name)
+    if code == UNCODED:
         return SPATIAL
     return ABNORMAL_STRUCTURE if code.value in {value for value, _ in _ABNORMAL.values()} else ANATOMICAL_STRUCTURE
 

@@ -18,7 +18,7 @@ from pipelines import bundle_codes, bundle_volumes
 from pipelines.codes import VOLUME
 from pipelines.contract import Finding, Image, Measurement, Note, Refused, Segment, Segmentation, Volume
 
-__all__ = ["Answer", "declared", "format_of", "made"]
+__all__ = ["OutputFormat", "make_findings", "read_output_format", "read_tensor_format"]
 
 _BACKGROUND = ("background", "other", "void", "bg")
 _LABELS = ("segmentation", "label", "labels", "one-hot", "onehot")
@@ -28,7 +28,7 @@ _UNNAMED = "label "
 
 
 @dataclass(frozen=True)
-class Answer:
+class OutputFormat:
     """``labels``: whether labels come out, else images. ``channels``: what each channel of the network is; ``names``:
     of label numbers, where somebody said them; ``unit``: of images, UCUM."""
 
@@ -47,7 +47,7 @@ class _Layer:
     labels: NDArray[np.uint8]
 
 
-def format_of(metadata: Mapping[str, Any], side: str) -> Mapping[str, Any]:
+def read_tensor_format(metadata: Mapping[str, Any], side: str) -> Mapping[str, Any]:
     """MONAI's declaration of the tensor that goes in ("inputs") or comes out; empty where there is none.
 
     Raises Refused where there are several: which is the image nobody says.
@@ -59,9 +59,9 @@ def format_of(metadata: Mapping[str, Any], side: str) -> Mapping[str, Any]:
     return found.get("image") or found.get("pred") or next(iter(found.values()), {})
 
 
-def declared(metadata: Mapping[str, Any], gives: str, labels: Mapping[str, str], unit: str) -> Answer:
+def read_output_format(metadata: Mapping[str, Any], gives: str, labels: Mapping[str, str], unit: str) -> OutputFormat:
     """What comes out, by the metadata or by what a route says instead. Raises Refused where neither tells."""
-    stated = format_of(metadata, "outputs")
+    stated = read_tensor_format(metadata, "outputs")
     kind = str(stated.get("format", "")).lower()
     if not gives and (not kind or any(word in kind for word in _NO_PICTURE)):
         raise Refused(
@@ -75,20 +75,22 @@ def declared(metadata: Mapping[str, Any], gives: str, labels: Mapping[str, str],
     except ValueError:
         raise Refused(f"option labels: {', '.join(labels)} are not all numbers") from None
     title = str(metadata.get("task") or metadata.get("name", "bundle"))
-    return Answer(title, gives == "labels" if gives else kind in _LABELS, channels, names, unit or _unit(kind) or "1")
+    return OutputFormat(
+        title, gives == "labels" if gives else kind in _LABELS, channels, names, unit or _unit(kind) or "1"
+    )
 
 
-def made(pred: Any, source: Volume, answer: Answer) -> list[Finding]:
+def make_findings(pred: Any, source: Volume, answer: OutputFormat) -> list[Finding]:
     """The findings of ``pred``, a MetaTensor (c, i, j, k), on the lattice of ``source``. Raises Refused."""
     if pred.ndim != 4:
         raise Refused(f"the bundle gives an array of {pred.ndim} axes; channels and three of space are wanted")
-    data = bundle_volumes.array_on(pred, source.grid, labels=answer.labels)
+    data = bundle_volumes.resample_tensor(pred, source.grid, labels=answer.labels)
     if not np.isfinite(data).all():
         raise Refused("the bundle gives values that are no numbers")
     return _segmentations(data, source, answer) if answer.labels else _images(data, source, answer)
 
 
-def _images(data: NDArray[np.float32], source: Volume, answer: Answer) -> list[Finding]:
+def _images(data: NDArray[np.float32], source: Volume, answer: OutputFormat) -> list[Finding]:
     named = answer.channels if len(answer.channels) == len(data) else tuple(f"channel {n}" for n in range(len(data)))
     found: list[Finding] = []
     for name, values in zip(named, data, strict=True):
@@ -98,7 +100,7 @@ def _images(data: NDArray[np.float32], source: Volume, answer: Answer) -> list[F
     return found
 
 
-def _segmentations(data: NDArray[np.float32], source: Volume, answer: Answer) -> list[Finding]:
+def _segmentations(data: NDArray[np.float32], source: Volume, answer: OutputFormat) -> list[Finding]:
     """One segmentation, or one for each structure where they overlap; each structure's volume; what has no name."""
     layers = [_numbered(data[0], answer)] if len(data) == 1 else _by_channel(data, answer)
     found: list[Finding] = [_segmentation(each, source, answer, alone=len(layers) > 1) for each in layers]
@@ -108,8 +110,8 @@ def _segmentations(data: NDArray[np.float32], source: Volume, answer: Answer) ->
         voxels = np.bincount(layer.labels.ravel(), minlength=len(layer.names) + 1)[1:]
         number_found += int((voxels > 0).sum())
         for name, count in zip(layer.names, voxels, strict=True):
-            kind = bundle_codes.code_of(name)
-            site = kind if kind != bundle_codes.UNKNOWN else None
+            kind = bundle_codes.encode_label(name)
+            site = kind if kind != bundle_codes.UNCODED else None
             ml = float(count) * voxel_ml
             found.append(Measurement("volume", ml, "ml", group=_words(name), site=site, quantity=VOLUME))
     found.append(Measurement("segments found", float(number_found), "1"))
@@ -119,9 +121,9 @@ def _segmentations(data: NDArray[np.float32], source: Volume, answer: Answer) ->
     return found
 
 
-def _segmentation(layer: _Layer, source: Volume, answer: Answer, *, alone: bool) -> Segmentation:
+def _segmentation(layer: _Layer, source: Volume, answer: OutputFormat, *, alone: bool) -> Segmentation:
     segments = tuple(
-        Segment(number, _words(name), bundle_codes.category_of(name), bundle_codes.code_of(name))
+        Segment(number, _words(name), bundle_codes.categorise_label(name), bundle_codes.encode_label(name))
         for number, name in enumerate(layer.names, start=1)
     )
     called = layer.names[0] if alone else "segmentation"
@@ -129,7 +131,7 @@ def _segmentation(layer: _Layer, source: Volume, answer: Answer, *, alone: bool)
     return Segmentation(called, layer.labels, source.grid, segments, described, _thickness_mm(source))
 
 
-def _numbered(data: NDArray[np.float32], answer: Answer) -> _Layer:
+def _numbered(data: NDArray[np.float32], answer: OutputFormat) -> _Layer:
     """A label map, its labels numbered without gaps. Declared structures are there though nothing of them was found."""
     if (data != np.round(data)).any() or data.min() < 0 or data.max() > _MOST:
         values = f"{data.min():g} to {data.max():g}"
@@ -147,7 +149,7 @@ def _numbered(data: NDArray[np.float32], answer: Answer) -> _Layer:
     return _Layer(_distinct(names), lookup[data.astype(np.uint8)])
 
 
-def _names(answer: Answer) -> dict[int, str]:
+def _names(answer: OutputFormat) -> dict[int, str]:
     """Label numbers are channel numbers only where the largest channel was taken, of which the first is background."""
     if answer.names:
         return dict(answer.names)
@@ -158,7 +160,7 @@ def _names(answer: Answer) -> dict[int, str]:
     return {}
 
 
-def _by_channel(data: NDArray[np.float32], answer: Answer) -> list[_Layer]:
+def _by_channel(data: NDArray[np.float32], answer: OutputFormat) -> list[_Layer]:
     """A mask for each channel: together where no voxel is in two, else each for itself."""
     if not all(np.isin(each, (0, 1)).all() for each in data):
         raise Refused("the bundle gives channels that are no masks of 0 and 1; its postprocessing needs AsDiscreted")

@@ -18,14 +18,14 @@ from pipelines.contract import Grid, Refused, Volume
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["array_on", "grid_of", "in_place", "on_lattice", "to_monai"]
+__all__ = ["make_tensor", "read_grid", "resample_tensor", "resample_volume", "restore_affine"]
 
 _OTHER_SYSTEM = np.diag([-1.0, -1.0, 1.0, 1.0])
 """LPS to RAS, and back."""
 _SAME_PLACE_MM = 1e-3
 
 
-def to_monai(volumes: Sequence[Volume]) -> Any:
+def make_tensor(volumes: Sequence[Volume]) -> Any:
     """A MetaTensor (i, j, k), as MONAI's reader gives one file, or (c, i, j, k) of several on one lattice."""
     from monai.data import MetaTensor
     from monai.utils import SpaceKeys
@@ -42,7 +42,7 @@ def to_monai(volumes: Sequence[Volume]) -> Any:
     return MetaTensor(torch.from_numpy(data if several else data[0]), affine=affine, meta=meta)
 
 
-def in_place(answer: Any, image: Any) -> Any:
+def restore_affine(answer: Any, image: Any) -> Any:
     """The network's answer, a batch of one, laid where ``image`` (c, i, j, k) lies. Raises Refused where it cannot."""
     from monai.data import MetaTensor
 
@@ -57,33 +57,33 @@ def in_place(answer: Any, image: Any) -> Any:
     return MetaTensor(found.float().cpu(), affine=image.affine.cpu().clone(), meta=dict(image.meta))
 
 
-def grid_of(tensor: Any) -> Grid:
+def read_grid(tensor: Any) -> Grid:
     """Our lattice of a MetaTensor (c, i, j, k)."""
     i, j, k = (int(n) for n in tensor.shape[-3:])
     return Grid((k, j, i), _OTHER_SYSTEM @ np.asarray(tensor.affine.cpu(), np.float64))
 
 
-def array_on(tensor: Any, grid: Grid, *, labels: bool) -> NDArray[np.float32]:
+def resample_tensor(tensor: Any, grid: Grid, *, labels: bool) -> NDArray[np.float32]:
     """The tensor (c, i, j, k) as (c, k, j, i) on ``grid``: as it is where it lies there, else interpolated.
 
     Labels (one channel) go to the voxels of which they fill more than half.
     """
-    own = grid_of(tensor)
+    own = read_grid(tensor)
     data = np.ascontiguousarray(np.asarray(tensor.cpu(), np.float32).transpose(0, 3, 2, 1))
     if _same(own, grid):
         return data
     if labels and data.shape[0] == 1:
         whole = data[0].astype(np.uint8)
-        return resampling.labels_on(whole, own, grid, int(whole.max()))[None].astype(np.float32)
-    found = resampling.sample(torch.from_numpy(data), own, grid).numpy()
+        return resampling.resample_labels(whole, own, grid, int(whole.max()))[None].astype(np.float32)
+    found = resampling.resample(torch.from_numpy(data), own, grid).numpy()
     return (found > 0.5).astype(np.float32) if labels else found
 
 
-def on_lattice(volume: Volume, grid: Grid) -> Volume:
+def resample_volume(volume: Volume, grid: Grid) -> Volume:
     """The volume on another lattice of the same patient, linearly."""
     if _same(volume.grid, grid):
         return volume
-    data = resampling.sample(torch.from_numpy(volume.data)[None], volume.grid, grid)[0].numpy()
+    data = resampling.resample(torch.from_numpy(volume.data)[None], volume.grid, grid)[0].numpy()
     return Volume(data, grid, volume.unit, volume.slice_thickness_mm)
 
 

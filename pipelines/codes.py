@@ -20,7 +20,7 @@ __all__ = [
     "SUV_BW",
     "SUV_BW_UNIT",
     "VOLUME",
-    "code_of_structure",
+    "encode_structure",
 ]
 
 STANDARD_DEVIATION = Code("386136009", "SCT", "Standard Deviation")
@@ -42,7 +42,7 @@ CEREBRAL_CORTEX = Code("40146001", "SCT", "Cerebral cortex")
 LOW_CONFIDENCE = Code("LOWCONF", "99DICOMNODE", "Low-confidence region of a result")
 
 
-def code_of_structure(structure: Structure) -> Code:
+def encode_structure(structure: Structure) -> Code:
     """Return the code of a structure; a region of the cortex is cerebral cortex with the region as modifier."""
     code = Code(structure.code_value, structure.code_scheme, structure.code_meaning)
     if not structure.is_part_of_cortex:

@@ -40,7 +40,7 @@ __all__ = [
     "Refused",
     "Segment",
     "Segmentation",
-    "Stated",
+    "Sourced",
     "Volume",
 ]
 
@@ -107,7 +107,7 @@ class KSpace:
 
 
 @dataclass(frozen=True)
-class Stated(Generic[T]):
+class Sourced(Generic[T]):
     """A value and where it was found; None: unknown, and ``where`` says why."""
 
     value: T | None = None
@@ -119,11 +119,11 @@ class Covariates:
     """What is known of the patient beside the images: ``sex`` "F" or "M"; ``e4_alleles``: of APOE, 0 to 2; ``mmse``:
     points of 30; ``ptau217_pg_ml``: of plasma."""
 
-    age_years: Stated[float] = Stated()
-    sex: Stated[str] = Stated()
-    e4_alleles: Stated[int] = Stated()
-    mmse: Stated[int] = Stated()
-    ptau217_pg_ml: Stated[float] = Stated()
+    age_years: Sourced[float] = Sourced()
+    sex: Sourced[str] = Sourced()
+    e4_alleles: Sourced[int] = Sourced()
+    mmse: Sourced[int] = Sourced()
+    ptau217_pg_ml: Sourced[float] = Sourced()
 
 
 @dataclass(frozen=True)

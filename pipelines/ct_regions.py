@@ -20,9 +20,9 @@ from torch import Tensor
 from model_zoo.ct_tissues import BONE, CT_TISSUES, LUNG, NAMES, classify, without_skin
 from pipelines import resampling
 from pipelines.contract import Code, Grid, Refused, Volume
-from pipelines.uptake import Region, body_of
+from pipelines.uptake import Region, find_body
 
-__all__ = ["Tissues", "tissues_of"]
+__all__ = ["CtTissues", "find_ct_tissues"]
 
 LEAST_DICE = 0.75
 ENCLOSED_MM2 = 4000.0
@@ -30,7 +30,7 @@ BEYOND_SKULL_MM = 40.0
 
 
 @dataclass(frozen=True)
-class Tissues:
+class CtTissues:
     """``on_pet`` uint8 (k, j, i): numbers of ``CT_TISSUES`` on ``grid``, the PET's. ``dice``: of the two bodies.
 
     ``same_frame``: whether both name one frame of reference; None where it is not known. ``contrast``: agent was given.
@@ -43,7 +43,7 @@ class Tissues:
     contrast: bool = False
 
     @property
-    def lies_upon(self) -> bool:
+    def is_registered(self) -> bool:
         return self.dice >= LEAST_DICE and self.same_frame is not False
 
     @property
@@ -55,7 +55,7 @@ class Tissues:
     def words(self) -> str:
         if self.same_frame is False:
             return "The CT has another frame of reference (0020,0052) than the PET and was not used."
-        if not self.lies_upon:
+        if not self.is_registered:
             return f"The body of the CT does not lie upon that of the PET (Dice {self.dice:.2f}): it was not used."
         agent = " Contrast agent was given: bone may hold vessels." if self.contrast else ""
         head = " Of the head the network was told nothing by CT." if _of_the_head(self.on_pet, self.grid).any() else ""
@@ -74,7 +74,7 @@ class Tissues:
         for tissue in CT_TISSUES:
             if tissue.name in names:
                 mask = torch.from_numpy((self.on_pet == tissue.number) & torso).float()[None]
-                found[names.index(tissue.name)] = resampling.sample(mask, self.grid, onto)[0]
+                found[names.index(tissue.name)] = resampling.resample(mask, self.grid, onto)[0]
         return found
 
     def structures(self) -> list[Region]:
@@ -85,18 +85,18 @@ class Tissues:
         ]
 
 
-def tissues_of(ct: Volume, pet: Volume, facts: Mapping[str, Any]) -> Tissues:
+def find_ct_tissues(ct: Volume, pet: Volume, facts: Mapping[str, Any]) -> CtTissues:
     """Classify ``ct`` (``facts``: of its series) and lay it upon ``pet``. Raises Refused where it is no CT in HU."""
     if facts.get("modality", "CT") != "CT" or ct.unit != "[hnsf'U]":
         raise Refused(f"the input ct is {facts.get('modality', 'an image')} in {ct.unit}, not a CT in Hounsfield units")
-    labels = resampling.labels_on(classify(ct.data), ct.grid, pet.grid, len(NAMES))
-    seen = body_of(pet)
+    labels = resampling.resample_labels(classify(ct.data), ct.grid, pet.grid, len(NAMES))
+    seen = find_body(pet)
     labels[(labels == LUNG) & ~seen] = 0  # the foam of the couch has its CT number
     labels = without_skin(labels)
     body = _body(labels, seen)
     labels[~body] = 0
     dice = _dice(body, seen, _field(ct.grid, pet.grid))
-    return Tissues(labels, pet.grid, dice, facts.get("same_frame"), bool(facts.get("contrast_agent")))
+    return CtTissues(labels, pet.grid, dice, facts.get("same_frame"), bool(facts.get("contrast_agent")))
 
 
 def _of_the_head(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.bool_]:

@@ -19,19 +19,19 @@ from model_zoo.structures import BRAIN
 from model_zoo.synthetic_dir import SyntheticDir, predict, prepared
 from pipelines import anatomy, resampling
 from pipelines.contract import Finding, Grid, Progress, Refused, Volume
-from pipelines.registration import Registered, rigid
+from pipelines.registration import Registration, register_rigid
 
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["Estimate", "Passes", "estimate", "on_grid"]
+__all__ = ["DirEstimate", "DropoutPasses", "estimate_dir", "resample_map"]
 
 MARGIN = 6
 """Voxels about the brain that the network sees as well."""
 
 
 @dataclass(frozen=True)
-class Passes:
+class DropoutPasses:
     """How the network is asked: how often, whether each pass sees another flip, from which seed."""
 
     count: int
@@ -40,7 +40,7 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class DirEstimate:
     """On ``grid``, isotropic LPS about the brain, each (k, j, i): ``flair`` and ``t1w`` in units of white matter,
     ``structure`` numbers of ``model_zoo.structures`` (0 outside), what was predicted; ``registered``: of the T1w;
     ``unusual``: how far the head lies from those of the training."""
@@ -54,7 +54,7 @@ class Estimate:
     epistemic: NDArray[np.float32]
     lesion: NDArray[np.float32]
     maps: NDArray[np.float32]
-    registered: Registered | None
+    registered: Registration | None
     unusual: tuple[Finding, ...] = ()
 
     @property
@@ -66,14 +66,16 @@ class Estimate:
         return np.isin(self.structure, BRAIN)
 
 
-def estimate(flair: Volume, t1w: Volume | None, model: Model, passes: Passes, progress: Progress) -> Estimate:
+def estimate_dir(
+    flair: Volume, t1w: Volume | None, model: Model, passes: DropoutPasses, progress: Progress
+) -> DirEstimate:
     """Raises Refused where the images do not lie on each other or hold no brain."""
     progress(0.0, "registration")
-    registered = rigid(flair, t1w, passes.seed, name="the T1w") if t1w else None
+    registered = register_rigid(flair, t1w, passes.seed, name="the T1w") if t1w else None
     head = registered.volume if registered else flair
     progress(0.1, "anatomy")
-    found = anatomy.segment(head, model.helpers["anatomy"], lambda done, step: progress(0.1 + 0.15 * done, step))
-    structure, grid = _about_brain(found, resampling.upright(flair.grid, float(model.settings["spacing_mm"])))
+    found = anatomy.segment_head(head, model.helpers["anatomy"], lambda done, step: progress(0.1 + 0.15 * done, step))
+    structure, grid = _about_brain(found, resampling.axis_aligned(flair.grid, float(model.settings["spacing_mm"])))
     progress(0.25, "preparing")
     structure = structure * (_sampled(Volume(np.ones_like(flair.data), flair.grid), grid) > 0.5)
     try:
@@ -88,13 +90,13 @@ def estimate(flair: Volume, t1w: Volume | None, model: Model, passes: Passes, pr
         generator=torch.Generator().manual_seed(passes.seed),
     )  # fmt: skip
     made = _estimate(p, grid, scaled_flair, scaled_t1w, structure, registered)
-    return replace(made, unusual=tuple(anatomy.unusual(found, head, model, passes.seed)))
+    return replace(made, unusual=tuple(anatomy.score_out_of_distribution(found, head, model, passes.seed)))
 
 
-def on_grid(x: NDArray[np.float32], grid: Grid, onto: Grid) -> NDArray[np.float32]:
+def resample_map(x: NDArray[np.float32], grid: Grid, onto: Grid) -> NDArray[np.float32]:
     """(..., k, j, i) of an estimate at the voxels of another lattice: averaged over their extent, 0 outside."""
     stacked = torch.from_numpy(np.ascontiguousarray(x.reshape(-1, *grid.shape), np.float32))
-    found = resampling.sample(stacked, grid, onto).numpy()
+    found = resampling.resample(stacked, grid, onto).numpy()
     return np.asarray(found.reshape(*x.shape[:-3], *onto.shape))
 
 
@@ -126,7 +128,7 @@ def _about_brain(found: anatomy.Anatomy, whole: Grid) -> tuple[NDArray[np.uint8]
     stops = [min(int(at.max()) + MARGIN + 1, n) for at, n in zip(there, labels.shape, strict=True)]
     k, j, i = (slice(a, b) for a, b in zip(starts, stops, strict=True))
     part = np.ascontiguousarray(labels[k, j, i])
-    return part, resampling.part(whole, (starts[0], starts[1], starts[2]), part.shape)
+    return part, resampling.subgrid(whole, (starts[0], starts[1], starts[2]), part.shape)
 
 
 def _looked_up(labels: NDArray[np.uint8], grid: Grid, onto: Grid) -> NDArray[np.uint8]:
@@ -141,7 +143,7 @@ def _looked_up(labels: NDArray[np.uint8], grid: Grid, onto: Grid) -> NDArray[np.
 
 
 def _sampled(volume: Volume, grid: Grid) -> NDArray[np.float32]:
-    return np.asarray(resampling.sample(torch.from_numpy(volume.data)[None], volume.grid, grid)[0].numpy())
+    return np.asarray(resampling.resample(torch.from_numpy(volume.data)[None], volume.grid, grid)[0].numpy())
 
 
 def _prepared(volume: Volume, grid: Grid, structure: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -159,9 +161,11 @@ def _estimate(
     flair: NDArray[np.float32],
     t1w: NDArray[np.float32] | None,
     structure: NDArray[np.uint8],
-    registered: Registered | None,
-) -> Estimate:
+    registered: Registration | None,
+) -> DirEstimate:
     """Zero outside the head's structures, where nothing was learned."""
     inside = structure > 0
     dir_, sd, epistemic, lesion = (x.cpu().numpy() * inside for x in (p.dir, p.sd, p.epistemic, p.lesion))
-    return Estimate(grid, flair, t1w, structure, dir_, sd, epistemic, lesion, p.maps.float().cpu().numpy(), registered)
+    return DirEstimate(
+        grid, flair, t1w, structure, dir_, sd, epistemic, lesion, p.maps.float().cpu().numpy(), registered
+    )

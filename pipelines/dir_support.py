@@ -14,9 +14,9 @@ from scipy import ndimage
 from model_zoo.lesion_decision import departure, levels
 from model_zoo.structures import number
 from pipelines.contract import Finding, Measurement
-from pipelines.dir_estimate import Estimate
+from pipelines.dir_estimate import DirEstimate
 
-__all__ = ["flair_bright", "support", "unsupported"]
+__all__ = ["find_bright_flair", "find_unsupported", "measure_support"]
 
 BRIGHT = 0.5
 SUPPORT = 1.0
@@ -26,17 +26,17 @@ SPOT_MM3 = 15.0
 WHITE = ("cerebral white matter", "cerebellar white matter", "brain stem")
 
 
-def support(e: Estimate) -> list[Finding]:
+def measure_support(e: DirEstimate) -> list[Finding]:
     """Volume and number of bright spots without support; share of FLAIR's bright spots that are shown, if any."""
     volume_mm3 = e.spacing_mm**3
-    alone = unsupported(e)
+    alone = find_unsupported(e)
     spots, count = _spots(alone, e)
     words = f"DIR {BRIGHT:g} above its structure where neither FLAIR is bright nor T1w dark"
     found: list[Finding] = [
         Measurement("bright without support", float(count), "1", f"{words}: parts of {SPOT_MM3:g} mm3 or more"),
         Measurement("volume bright without support", float((spots > 0).sum()) * volume_mm3 / 1000, "ml", words),
     ]
-    bright, count = _spots(flair_bright(e), e)
+    bright, count = _spots(find_bright_flair(e), e)
     if count:
         excess = ndimage.mean(_excess(e.dir, e), bright, range(1, count + 1))
         shown = float((np.asarray(excess) > BRIGHT / 2).mean())
@@ -48,7 +48,7 @@ def support(e: Estimate) -> list[Finding]:
     return found
 
 
-def unsupported(e: Estimate) -> NDArray[np.bool_]:
+def find_unsupported(e: DirEstimate) -> NDArray[np.bool_]:
     """Where DIR is bright and nothing in the inputs says why."""
     supported = departure(e.flair, e.structure) > SUPPORT
     if e.t1w is not None:
@@ -56,13 +56,13 @@ def unsupported(e: Estimate) -> NDArray[np.bool_]:
     return e.brain & (_excess(e.dir, e) > BRIGHT) & ~supported
 
 
-def flair_bright(e: Estimate) -> NDArray[np.bool_]:
+def find_bright_flair(e: DirEstimate) -> NDArray[np.bool_]:
     """White matter, a voxel away from all else, that is far brighter than white matter is."""
     white = np.isin(e.structure, [number(name) for name in WHITE])
     return np.asarray(ndimage.binary_erosion(white), np.bool_) & (departure(e.flair, e.structure) > FLAIR_BRIGHT)
 
 
-def _spots(mask: NDArray[np.bool_], e: Estimate) -> tuple[NDArray[np.int32], int]:
+def _spots(mask: NDArray[np.bool_], e: DirEstimate) -> tuple[NDArray[np.int32], int]:
     """Connected parts that are large enough, numbered anew."""
     labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
@@ -72,6 +72,6 @@ def _spots(mask: NDArray[np.bool_], e: Estimate) -> tuple[NDArray[np.int32], int
     return kept[labels], len(large)
 
 
-def _excess(x: NDArray[np.float32], e: Estimate) -> NDArray[np.float32]:
+def _excess(x: NDArray[np.float32], e: DirEstimate) -> NDArray[np.float32]:
     """Above the median of the voxel's own structure."""
     return np.asarray(x - levels(x, e.structure)[0][e.structure])

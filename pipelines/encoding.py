@@ -15,7 +15,7 @@ from model_zoo import classical, coils
 from model_zoo.operators import Fourier
 from pipelines.contract import KSpace, Refused
 
-__all__ = ["Problem", "check", "check_all", "prepare", "prepare_all"]
+__all__ = ["Problem", "check_acquisition", "check_kspace", "prepare_acquisition", "prepare_image"]
 
 CALIBRATION = 24
 """Side of the calibration block used, at most; ESPIRiT needs at least MIN_CALIBRATION."""
@@ -88,7 +88,7 @@ class _Receiver:
     maps_from: str
 
 
-def check_all(images: Sequence[KSpace]) -> None:
+def check_acquisition(images: Sequence[KSpace]) -> None:
     """Raise Refused unless every image of the acquisition can be reconstructed honestly.
 
     One without calibration lines may use the maps of another on the same lattice.
@@ -96,10 +96,10 @@ def check_all(images: Sequence[KSpace]) -> None:
     lender = _lender(images)
     for k in images:
         borrows = k is not lender and lender.calibration is not None and _alike(k, lender)
-        check(replace(k, calibration=lender.calibration) if borrows else k, borrows=borrows)
+        check_kspace(replace(k, calibration=lender.calibration) if borrows else k, borrows=borrows)
 
 
-def check(k: KSpace, *, borrows: bool = False) -> None:
+def check_kspace(k: KSpace, *, borrows: bool = False) -> None:
     """Raise Refused unless the k-space can be reconstructed honestly; ``borrows``: with the maps of another image."""
     if k.samples.ndim != 4 or k.mask.shape != (k.samples.shape[0], *k.samples.shape[2:]):
         raise Refused(f"k-space: samples {k.samples.shape} and sampling mask {k.mask.shape} contradict each other")
@@ -183,17 +183,17 @@ def _check_calibration(k: KSpace) -> None:
         raise Refused(f"k-space: the calibration block {k.calibration} was not fully sampled")
 
 
-def prepare(k: KSpace, *, coil_energy: float = 0.99) -> Problem:
+def prepare_image(k: KSpace, *, coil_energy: float = 0.99) -> Problem:
     """Whiten, compress to ``coil_energy`` of the calibration block's energy, estimate maps, scale.
 
     Scale: the prior expects a 99th percentile of magnitude of one. That of the zero-filled image is biased by aliasing
     and noise, so it is taken from a regularised CG-SENSE image.
     """
-    return prepare_all([k], coil_energy=coil_energy)[0]
+    return prepare_acquisition([k], coil_energy=coil_energy)[0]
 
 
-def prepare_all(images: Sequence[KSpace], *, coil_energy: float = 0.99) -> list[Problem]:
-    """:func:`prepare` for the images (contrasts, sets) of one acquisition, with the maps of one of them.
+def prepare_acquisition(images: Sequence[KSpace], *, coil_energy: float = 0.99) -> list[Problem]:
+    """:func:`prepare_image` for the images (contrasts, sets) of one acquisition, with the maps of one of them.
 
     The coils see the same object from the same places whatever the contrast: maps come from the image with the most
     signal in its calibration block, and serve all that share its lattice.

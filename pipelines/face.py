@@ -26,7 +26,7 @@ from pipelines.contract import Grid, Progress, Refused, Volume
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["LEAST_CONFIDENCE", "MARGIN_MM", "Kept", "find", "outside"]
+__all__ = ["LEAST_CONFIDENCE", "MARGIN_MM", "FaceMask", "find_face", "make_face_mask"]
 
 MARGIN_MM = 10.0
 LEAST_CONFIDENCE = 0.7
@@ -41,7 +41,7 @@ _BORDER = 2
 
 
 @dataclass(frozen=True)
-class Kept:
+class FaceMask:
     """``share`` float32 (k, j, i) on ``grid``: 1 where the image stays, 0 where the face may be, and outside of it."""
 
     share: NDArray[np.float32]
@@ -51,30 +51,30 @@ class Kept:
         """On any lattice (k, j, i): where an image loses its values."""
         found = np.zeros(grid.shape, np.bool_)
         share = torch.from_numpy(self.share)[None]
-        for first, last in resampling.slabs(grid.shape):
-            slab = resampling.part(grid, (first, 0, 0), (last - first, *grid.shape[1:]))
-            found[first:last] = (resampling.sample(share, self.grid, slab)[0] < 0.5).numpy()
+        for first, last in resampling.iterate_slabs(grid.shape):
+            slab = resampling.subgrid(grid, (first, 0, 0), (last - first, *grid.shape[1:]))
+            found[first:last] = (resampling.resample(share, self.grid, slab)[0] < 0.5).numpy()
         return found
 
 
-def find(head: Volume, model: Model, facts: object = None, progress: Progress = lambda f, step: None) -> Kept:
+def find_face(head: Volume, model: Model, facts: object = None, progress: Progress = lambda f, step: None) -> FaceMask:
     """What stays of an MR image of a head, by the bundle ``anatomy``. Raises Refused where that is doubtful."""
-    anatomy.check(head, facts)
-    found = anatomy.segment(head, model, progress)
+    anatomy.check_head(head, facts)
+    found = anatomy.segment_head(head, model, progress)
     _doubt(found)
-    return outside(found.own_labels > 0, head.grid)
+    return make_face_mask(found.own_labels > 0, head.grid)
 
 
-def outside(inner: NDArray[np.bool_], grid: Grid) -> Kept:
+def make_face_mask(inner: NDArray[np.bool_], grid: Grid) -> FaceMask:
     """For a mask (k, j, i) of brain and fluid on ``grid``."""
-    whole = resampling.upright(grid, _SPACING_MM)
+    whole = resampling.axis_aligned(grid, _SPACING_MM)
     k, j, i = whole.shape
-    bordered = resampling.part(whole, (-_BORDER,) * 3, (k + 2 * _BORDER, j + 2 * _BORDER, i + 2 * _BORDER))
-    here = resampling.sample(torch.from_numpy(inner.astype(np.float32))[None], grid, bordered)[0].numpy() > 0
+    bordered = resampling.subgrid(whole, (-_BORDER,) * 3, (k + 2 * _BORDER, j + 2 * _BORDER, i + 2 * _BORDER))
+    here = resampling.resample(torch.from_numpy(inner.astype(np.float32))[None], grid, bordered)[0].numpy() > 0
     near = ndimage.distance_transform_edt(~here, sampling=bordered.spacing_mm) <= MARGIN_MM
     centre = _centre(here, bordered)
     ahead = _along(bordered) > centre @ _NORMAL
-    return Kept((near | ~ahead).astype(np.float32), bordered)
+    return FaceMask((near | ~ahead).astype(np.float32), bordered)
 
 
 def _doubt(found: Anatomy) -> None:

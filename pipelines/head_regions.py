@@ -22,14 +22,14 @@ from torch.nn import functional
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS
 from pipelines import anatomy, resampling
 from pipelines.codes import BRAIN as BRAIN_CODE
-from pipelines.codes import code_of_structure
+from pipelines.codes import encode_structure
 from pipelines.contract import Grid, Progress, Volume
 from pipelines.uptake import Region
 
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["Regions", "regions_of", "rigid"]
+__all__ = ["HeadRegions", "find_head_regions", "register_to_pet"]
 
 COARSE_MM = 5.0
 AROUND_MM = 20.0
@@ -39,7 +39,7 @@ LARGEST_SHIFT_MM = 40.0
 
 
 @dataclass(frozen=True)
-class Regions:
+class HeadRegions:
     """``labels`` uint8 (k, j, i) on ``grid``, which was moved onto the PET; ``on_pet``: the same on the PET's grid.
 
     ``explained``: R^2; ``shift_mm``: how far the brain's middle was moved. ``lies_upon``: whether to be used.
@@ -52,7 +52,7 @@ class Regions:
     shift_mm: float
 
     @property
-    def lies_upon(self) -> bool:
+    def is_registered(self) -> bool:
         return self.explained >= LEAST_EXPLAINED and self.shift_mm <= LARGEST_SHIFT_MM
 
     @property
@@ -63,7 +63,7 @@ class Regions:
     @property
     def words(self) -> str:
         told = f"moved by {self.shift_mm:.1f} mm the tissues explain {100 * self.explained:.0f} % of the PET's variance"
-        if self.lies_upon:
+        if self.is_registered:
             return f"Regions are the structures of the MR, which was registered rigidly: {told}."
         return f"The MR could not be laid upon the PET ({told}): no regions were used."
 
@@ -73,33 +73,33 @@ class Regions:
         for tissue, numbers in TISSUE_GROUPS.items():
             if tissue in names:
                 mask = torch.from_numpy(np.isin(self.labels, numbers)).float()[None]
-                shares[names.index(tissue)] = resampling.sample(mask, self.grid, onto)[0]
+                shares[names.index(tissue)] = resampling.resample(mask, self.grid, onto)[0]
         return shares
 
     def structures(self) -> list[Region]:
         """Every structure, and the brain as a whole, on the PET's grid."""
-        found = [Region(s.name, self.on_pet == s.number, code_of_structure(s)) for s in STRUCTURES]
+        found = [Region(s.name, self.on_pet == s.number, encode_structure(s)) for s in STRUCTURES]
         return [Region("brain", np.isin(self.on_pet, BRAIN), BRAIN_CODE), *found]
 
 
-def regions_of(mr: Volume, pet: Volume, model: Model, progress: Progress) -> Regions:
+def find_head_regions(mr: Volume, pet: Volume, model: Model, progress: Progress) -> HeadRegions:
     """Find the structures of ``mr`` and lay them upon ``pet``. Raises Refused where ``mr`` is no image of a head."""
-    anatomy.check(mr)
-    found = anatomy.segment(mr, model, lambda done, step: progress(0.8 * done, step))
+    anatomy.check_head(mr)
+    found = anatomy.segment_head(mr, model, lambda done, step: progress(0.8 * done, step))
     progress(0.8, "registration")
-    movement, explained, shift_mm = rigid(found.labels, found.grid, pet)
+    movement, explained, shift_mm = register_to_pet(found.labels, found.grid, pet)
     moved = Grid(found.grid.shape, movement @ found.grid.affine_mm)
-    on_pet = resampling.labels_on(found.labels, moved, pet.grid, COUNT)
-    return Regions(found.labels, moved, on_pet, explained, shift_mm)
+    on_pet = resampling.resample_labels(found.labels, moved, pet.grid, COUNT)
+    return HeadRegions(found.labels, moved, on_pet, explained, shift_mm)
 
 
-def rigid(labels: NDArray[np.uint8], grid: Grid, pet: Volume) -> tuple[NDArray[np.float64], float, float]:
+def register_to_pet(labels: NDArray[np.uint8], grid: Grid, pet: Volume) -> tuple[NDArray[np.float64], float, float]:
     """``(movement, R^2, shift in mm)``: the movement (4, 4) in LPS mm takes ``labels`` to the PET."""
     tissues = torch.stack([torch.from_numpy(np.isin(labels, own)).float() for own in TISSUE_GROUPS.values()])
     middle = _middle_mm(labels, grid)
     window = _window(labels, grid)
-    image = resampling.sample(torch.from_numpy(pet.data)[None], pet.grid, window)[0]
-    coarse = resampling.sample(tissues, grid, window)
+    image = resampling.resample(torch.from_numpy(pet.data)[None], pet.grid, window)[0]
+    coarse = resampling.resample(tissues, grid, window)
     blurred = torch.from_numpy(_blurred(coarse.numpy()))
     best = np.zeros(6)
     for wider_mm, fine in ((8.0, 0.1), (0.0, 0.02)):

@@ -17,7 +17,15 @@ from pipelines.encoding import Problem
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["Options", "adapted", "draw", "estimate", "estimate_volume", "evaluations", "is_volume"]
+__all__ = [
+    "Options",
+    "adapt_prior",
+    "count_evaluations",
+    "draw_samples",
+    "estimate_slices",
+    "estimate_volume",
+    "is_volume",
+]
 
 TERMINAL_SD = 0.05
 """Largest error of an estimate that terminal consistency corrects for, in units of the 99th percentile."""
@@ -59,7 +67,7 @@ class Options(BaseModel):
     adaptation_rate: float = Field(default=5e-4, gt=0, le=0.1)
 
 
-def adapted(problem: Problem, model: Model, options: Options, seed: int) -> tuple[Model, adaptation.Adaptation]:
+def adapt_prior(problem: Problem, model: Model, options: Options, seed: int) -> tuple[Model, adaptation.Adaptation]:
     """The model with its prior adapted to this acquisition, and how that went; ``model`` itself stays as it is."""
     count = min(len(problem.y), ADAPTED_SLICES)
     part = problem.of([(2 * n + 1) * len(problem.y) // (2 * count) for n in range(count)]).to(model.device)
@@ -92,7 +100,7 @@ def is_volume(k: KSpace) -> bool:
     return len(k.samples) > 1 and spacing <= THIN_MM and spacing <= k.slice_thickness_mm * (1 + GAP)
 
 
-def estimate(problem: Problem, model: Model, options: Options) -> Tensor:
+def estimate_slices(problem: Problem, model: Model, options: Options) -> Tensor:
     """Posterior-mean estimate (slice, a, b), scaled: annealed without injected noise, then kept to the data."""
     D, A, y = _inside(model.denoiser, problem.A), problem.A, problem.y
     correct = samplers.correction(A, y, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data)
@@ -101,7 +109,10 @@ def estimate(problem: Problem, model: Model, options: Options) -> Tensor:
 
 
 def estimate_volume(problem: Problem, model: Model, options: Options) -> Tensor:
-    """:func:`estimate` with total variation across the slices; the denoiser sees ``options.batch`` slices at a time."""
+    """Do :func:`estimate_slices` with total variation across the slices.
+
+    The denoiser sees ``options.batch`` slices at a time.
+    """
     ones = [problem.slices(i, i + 1) for i in range(len(problem.y))]
     start = torch.cat([classical.cg_sense(one.A, one.y, ridge=0.05) for one in ones])
     D = coupling.Differences(coupling.comparable(start, problem.gain))
@@ -120,7 +131,7 @@ def estimate_volume(problem: Problem, model: Model, options: Options) -> Tensor:
     return torch.cat(kept)
 
 
-def draw(problem: Problem, model: Model, options: Options, seeds: list[int]) -> Tensor:
+def draw_samples(problem: Problem, model: Model, options: Options, seeds: list[int]) -> Tensor:
     """One posterior sample per slice and seed; ``problem`` holds one slice per seed."""
     D, A, y = _inside(model.denoiser, problem.A), problem.A, problem.y
     noise = samplers.noise_source(seeds)
@@ -156,7 +167,7 @@ def _keep_measured(problem: Problem, x: Tensor, measured: str) -> Tensor:
     return uncertainty.within_noise(A, y, x, sigma_y, limit=(TERMINAL_SD / sigma_y) ** 2)
 
 
-def evaluations(options: Options) -> int:
+def count_evaluations(options: Options) -> int:
     """Calls of the denoiser per slice, without those of an adaptation."""
     n = options.steps
     each = {"dds": n, "adadiff": n, "dps": n, "score_mri": 2 * n - 1, "ald": 3 * n + 1}[options.solver]

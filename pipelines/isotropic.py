@@ -18,11 +18,11 @@ from torch import Tensor
 
 from pipelines.contract import Grid
 
-__all__ = ["Isotropic", "isotropic"]
+__all__ = ["IsotropicTransform", "make_isotropic_transform"]
 
 
 @dataclass(frozen=True)
-class Isotropic:
+class IsotropicTransform:
     """``grid``: isotropic voxels whose axes are the image's, in the order that is nearest to the patient's z, y, x.
 
     ``order``: axes (of k, j, i) of the image in that order. ``to``: matrices from them; ``fro`` and ``fro_linear``:
@@ -47,7 +47,7 @@ class Isotropic:
         return found.permute(*range(lead), *(lead + self.order.index(axis) for axis in range(3))).contiguous()
 
 
-def isotropic(grid: Grid, spacing_mm: float) -> Isotropic:
+def make_isotropic_transform(grid: Grid, spacing_mm: float) -> IsotropicTransform:
     """Voxels of ``spacing_mm`` that cover those of ``grid``, about the same centre."""
     order = _order(grid)
     counts, own_mm = [grid.shape[axis] for axis in order], [grid.spacing_mm[axis] for axis in order]
@@ -58,7 +58,9 @@ def isotropic(grid: Grid, spacing_mm: float) -> Isotropic:
     to = [_averaged(n, _places(m, n, spacing_mm / mm), spacing_mm / mm) for n, mm, m in axes]
     fro = [_spline(m, at, 3) for m, at in zip(shape, places, strict=True)]
     linear = [_spline(m, at, 1) for m, at in zip(shape, places, strict=True)]
-    return Isotropic(lattice, order, (to[0], to[1], to[2]), (fro[0], fro[1], fro[2]), (linear[0], linear[1], linear[2]))
+    return IsotropicTransform(
+        lattice, order, (to[0], to[1], to[2]), (fro[0], fro[1], fro[2]), (linear[0], linear[1], linear[2])
+    )
 
 
 def _order(grid: Grid) -> tuple[int, int, int]:

@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.contract import Grid, Segment, Segmentation
-from pipelines.dir_estimate import Estimate, on_grid
-from pipelines.lesions import LESION_OF_BRAIN, MORPHOLOGY, PLACES, Found, Lesion, Place, Thresholds
+from pipelines.dir_estimate import DirEstimate, resample_map
+from pipelines.lesions import LESION_OF_BRAIN, MORPHOLOGY, PLACES, Lesion, LesionMap, Place, Thresholds
 
-__all__ = ["segmentation"]
+__all__ = ["make_segmentation"]
 
 DESCRIPTION = "Lesions by location, from synthetic DIR"
 
 Labels = NDArray[np.uint8]
 
 
-def segmentation(found: Found, e: Estimate, t: Thresholds, onto: Grid, thickness_mm: float) -> Segmentation:
+def make_segmentation(found: LesionMap, e: DirEstimate, t: Thresholds, onto: Grid, thickness_mm: float) -> Segmentation:
     """Return the lesions on another lattice: voxels at least half of which are lesion, and of each lesion its peak.
 
     Lesions have the number and the name of their group in the report. Without lesions there is a segment of each place.
@@ -48,12 +48,12 @@ def _of_place(place: Place, number: int, word: str) -> Segment:
     return Segment(number, label, MORPHOLOGY, LESION_OF_BRAIN, label, place.color, place.site)
 
 
-def _numbers_on(found: Found, e: Estimate, onto: Grid) -> NDArray[np.int32]:
+def _numbers_on(found: LesionMap, e: DirEstimate, onto: Grid) -> NDArray[np.int32]:
     """Each voxel's lesion number on another lattice."""
     numbers = np.zeros(onto.shape, np.int32)
     if not found.lesions:
         return numbers
-    share = on_grid((found.labels > 0).astype(np.float32)[None], e.grid, onto)[0]
+    share = resample_map((found.labels > 0).astype(np.float32)[None], e.grid, onto)[0]
     places = np.nonzero(share >= 0.5)
     nearest = ndimage.distance_transform_edt(found.labels == 0, return_distances=False, return_indices=True)
     numbers[places] = found.labels[tuple(nearest[(slice(None), *_indices(places, onto, e.grid))])]

@@ -22,20 +22,20 @@ from model_zoo.lesion_decision import Decision
 from model_zoo.structures import number
 from pipelines.codes import BRAIN, CEREBRAL_CORTEX, MEAN, NUMBER_OF_LESIONS, PROBABILITY, VOLUME
 from pipelines.contract import Code, Finding, Grid, Measurement, Note
-from pipelines.dir_estimate import Estimate
+from pipelines.dir_estimate import DirEstimate
 from pipelines.laterality import Midplane, find_midplane
 
 __all__ = [
     "LESION_OF_BRAIN",
     "MORPHOLOGY",
     "PLACES",
-    "Found",
     "Lesion",
+    "LesionMap",
     "Place",
     "Thresholds",
-    "around",
-    "find",
-    "measure",
+    "find_lesions",
+    "measure_lesions",
+    "surrounding_dir",
 ]
 
 MORPHOLOGY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -112,7 +112,7 @@ class Lesion:
 
 
 @dataclass(frozen=True)
-class Found:
+class LesionMap:
     """Lesions by descending volume; ``labels`` int32 (k, j, i): their numbers; how many parts were ``unsure`` and how
     many of the others had no support."""
 
@@ -122,7 +122,7 @@ class Found:
     dropped: int = 0
 
 
-def find(e: Estimate, t: Thresholds) -> Found:
+def find_lesions(e: DirEstimate, t: Thresholds) -> LesionMap:
     """The lesions of an estimate."""
     decided = t.decision.decide(e.lesion, e.flair, e.structure, e.spacing_mm)
     order = sorted(decided.lesions, key=lambda lesion: (-lesion.volume_mm3, lesion.label))
@@ -133,7 +133,7 @@ def find(e: Estimate, t: Thresholds) -> Found:
     boxes = ndimage.find_objects(labels, max_label=len(order))
     plane = find_midplane(e.structure, e.grid)
     lesions = tuple(_lesion(n, lesion, labels, boxes[n - 1], e, t, plane) for n, lesion in enumerate(order, start=1))
-    return Found(labels, lesions, decided.unsure, decided.unsupported)
+    return LesionMap(labels, lesions, decided.unsure, decided.unsupported)
 
 
 def _lesion(
@@ -141,7 +141,7 @@ def _lesion(
     lesion: lesion_locations.Lesion,
     labels: NDArray[np.int32],
     box: tuple[slice, ...],
-    e: Estimate,
+    e: DirEstimate,
     t: Thresholds,
     plane: Midplane | None,
 ) -> Lesion:
@@ -149,7 +149,7 @@ def _lesion(
     p = np.where(inside, e.lesion[box], -1)
     peak = [int(at) + s.start for at, s in zip(np.unravel_index(p.argmax(), p.shape), box, strict=True)]
     sd = float(e.sd[box][inside].mean())
-    near = around(labels, n, box, e)
+    near = surrounding_dir(labels, n, box, e)
     contrast = float(e.dir[box][inside].mean() - near.mean()) if len(near) >= LEAST_SURROUNDINGS else None
     exceeds = None if contrast is None else _normal((contrast - t.contrast) / max(sd, 1e-3))
     points_mm = _points_mm(inside, box, e.grid)
@@ -177,7 +177,7 @@ def _sided(site: Code, side: Code | None) -> Code:
     return site if side is None else Code(site.value, site.scheme, site.meaning, (*site.modifiers, side))
 
 
-def around(labels: NDArray[np.int32], n: int, box: tuple[slice, ...], e: Estimate) -> NDArray[np.float32]:
+def surrounding_dir(labels: NDArray[np.int32], n: int, box: tuple[slice, ...], e: DirEstimate) -> NDArray[np.float32]:
     """DIR of the brain tissue, without any lesion, 2 to 5 mm around lesion ``n`` that lies in ``box``."""
     wide = math.ceil(6 / e.spacing_mm)
     near = tuple(slice(max(0, s.start - wide), s.stop + wide) for s in box)
@@ -191,7 +191,7 @@ def _normal(z: float) -> float:
     return 0.5 * (1 + math.erf(z / math.sqrt(2)))
 
 
-def measure(found: Found, t: Thresholds) -> list[Finding]:
+def measure_lesions(found: LesionMap, t: Thresholds) -> list[Finding]:
     """Counts and volumes by place, then the largest lesions one by one; the rest in a sentence."""
     counts = Counter(lesion.place.name for lesion in found.lesions)
     load_ml = sum(lesion.volume_mm3 for lesion in found.lesions) / 1000

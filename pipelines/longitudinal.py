@@ -26,13 +26,13 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
-from pipelines.dir_estimate import Estimate, on_grid
-from pipelines.lesions import MORPHOLOGY, Found, Thresholds
-from pipelines.registration import Limits, Registered, rigid
+from pipelines.dir_estimate import DirEstimate, resample_map
+from pipelines.lesions import MORPHOLOGY, LesionMap, Thresholds
+from pipelines.registration import PlausibleMotion, Registration, register_rigid
 
-__all__ = ["Change", "change", "compare"]
+__all__ = ["Change", "compare_examinations", "report_change"]
 
-ANOTHER_VISIT = Limits(shift_mm=1500.0, turn_degrees=60.0)
+ANOTHER_VISIT = PlausibleMotion(shift_mm=1500.0, turn_degrees=60.0)
 """Another visit has another frame of reference: where the head lies says nothing, how it is turned a little."""
 NEW, ENLARGED = 1, 2
 SEGMENTS = (
@@ -52,17 +52,17 @@ class Change:
     difference: NDArray[np.float32]
     labels: NDArray[np.uint8]
     counts: tuple[int, int]
-    registered: Registered
+    registered: Registration
 
 
-def compare(
-    present: Estimate, found: Found, earlier: Estimate, earlier_found: Found, t: Thresholds, seed: int
+def compare_examinations(
+    present: DirEstimate, found: LesionMap, earlier: DirEstimate, earlier_found: LesionMap, t: Thresholds, seed: int
 ) -> Change:
     """Raises Refused where the examinations cannot be laid on each other."""
-    registered = rigid(_brain(present), _brain(earlier), seed, ANOTHER_VISIT, name="the earlier FLAIR")
+    registered = register_rigid(_brain(present), _brain(earlier), seed, ANOTHER_VISIT, name="the earlier FLAIR")
     grid = registered.follow(earlier.grid)
     before = np.stack([earlier.dir, earlier.sd, earlier_found.labels > 0, earlier.brain]).astype(np.float32)
-    dir_, sd, lesion, known = on_grid(before, grid, present.grid)
+    dir_, sd, lesion, known = resample_map(before, grid, present.grid)
     both = present.brain & (known > 0.5)
     difference = np.where(both, present.dir - _alike(dir_, present, both), 0).astype(np.float32)
     doubt = np.sqrt(present.sd**2 + sd**2)
@@ -71,11 +71,11 @@ def compare(
     return Change(difference, labels, counts, registered)
 
 
-def change(present: Estimate, c: Change, onto: Grid, thickness_mm: float) -> list[Finding]:
+def report_change(present: DirEstimate, c: Change, onto: Grid, thickness_mm: float) -> list[Finding]:
     """The difference as an image, what is new as a segmentation, and their numbers."""
-    share = on_grid(np.stack([c.labels == NEW, c.labels == ENLARGED]).astype(np.float32), present.grid, onto)
+    share = resample_map(np.stack([c.labels == NEW, c.labels == ENLARGED]).astype(np.float32), present.grid, onto)
     labels = np.where(share.sum(axis=0) >= 0.5, share.argmax(axis=0) + 1, 0).astype(np.uint8)
-    difference = Volume(on_grid(c.difference, present.grid, onto), onto)
+    difference = Volume(resample_map(c.difference, present.grid, onto), onto)
     volume_ml = [float((c.labels == n).sum()) * present.spacing_mm**3 / 1000 for n in (NEW, ENLARGED)]
     moved = f"{c.registered.shift_mm:.1f} mm and {c.registered.turn_degrees:.1f} degrees, from {c.registered.start}"
     return [
@@ -88,11 +88,11 @@ def change(present: Estimate, c: Change, onto: Grid, thickness_mm: float) -> lis
     ]
 
 
-def _brain(e: Estimate) -> Volume:
+def _brain(e: DirEstimate) -> Volume:
     return Volume((e.flair * e.brain).astype(np.float32), e.grid)
 
 
-def _alike(dir_: NDArray[np.float32], present: Estimate, both: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _alike(dir_: NDArray[np.float32], present: DirEstimate, both: NDArray[np.bool_]) -> NDArray[np.float32]:
     """The earlier DIR with the present one's medians of white matter and cortex."""
     white = both & (present.structure == number("cerebral white matter"))
     grey = both & np.isin(present.structure, CORTEX)
@@ -106,7 +106,7 @@ def _alike(dir_: NDArray[np.float32], present: Estimate, both: NDArray[np.bool_]
 
 
 def _classified(
-    grown: NDArray[np.bool_], lesion: NDArray[np.bool_], present: Estimate, t: Thresholds
+    grown: NDArray[np.bool_], lesion: NDArray[np.bool_], present: DirEstimate, t: Thresholds
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Parts that are large enough: new, or enlarged where they touch an earlier lesion."""
     parts, count = ndimage.label(grown, np.ones((3, 3, 3)))

@@ -44,8 +44,16 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
-from pipelines.encoding import Problem, check_all, prepare_all
-from pipelines.inversion import Options, adapted, draw, estimate, estimate_volume, evaluations, is_volume
+from pipelines.encoding import Problem, check_acquisition, prepare_acquisition
+from pipelines.inversion import (
+    Options,
+    adapt_prior,
+    count_evaluations,
+    draw_samples,
+    estimate_slices,
+    estimate_volume,
+    is_volume,
+)
 
 if TYPE_CHECKING:
     from model_zoo.adaptation import Adaptation
@@ -54,19 +62,19 @@ if TYPE_CHECKING:
 __all__ = [
     "PIPELINE",
     "Options",
-    "adapted",
-    "draw",
-    "estimate",
+    "adapt_prior",
+    "count_evaluations",
+    "draw_samples",
+    "estimate_slices",
     "estimate_volume",
-    "evaluations",
+    "find_low_confidence",
+    "interpolate",
     "is_volume",
-    "low_confidence",
-    "on_grid",
     "run",
 ]
 
 
-def on_grid(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
+def interpolate(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
     """Images (slice, a, b) over ``fov_mm`` evaluated at the pixels of ``grid``: crop, and zero-fill interpolation.
 
     x(r) = sum_k X_k exp(2 pi i k r / fov), exact for any pixel size; pixel n // 2 of either lattice is the same point.
@@ -107,11 +115,11 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     images = [k for k in case.inputs.values() if isinstance(k, KSpace)]
     if not images:
         raise Refused("mri_reconstruction takes k-space, not an image")
-    check_all(images)
+    check_acquisition(images)
     progress(0.0, "coils")
     found: list[Finding] = []
     with torch.no_grad():
-        problems = prepare_all(images, coil_energy=options.coil_energy)
+        problems = prepare_acquisition(images, coil_energy=options.coil_energy)
         for n, (k, problem) in enumerate(zip(images, problems, strict=True)):
             found += _image(
                 k, problem, model, options, seed if n == 0 else _seed(seed, -n), _part(progress, n, len(images))
@@ -129,7 +137,7 @@ def _image(k: KSpace, problem: Problem, model: Model, options: Options, seed: in
     prior, adaptations = model, 0
     if options.solver == "adadiff":
         progress(0.02, _words("adaptation", k))
-        prior, how = adapted(problem, model, options, _seed(seed, -1))
+        prior, how = adapt_prior(problem, model, options, _seed(seed, -1))
         adaptations = how.evaluations
         extra = _adaptation(how)
     volume = None
@@ -140,12 +148,12 @@ def _image(k: KSpace, problem: Problem, model: Model, options: Options, seed: in
     for i in range(len(problem.y)):
         progress(0.05 + 0.9 * i / len(problem.y), _words(f"slice {i + 1} of {len(problem.y)}", k))
         one = problem.slices(i, i + 1).to(model.device)
-        x = estimate(one, prior, options) if volume is None else volume[i : i + 1]
+        x = estimate_slices(one, prior, options) if volume is None else volume[i : i + 1]
         slices.append(_slice(one, x, k, model, options, _seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
     sd = Volume(uncertainty.pooled(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
-    calls = evaluations(options) + adaptations / len(slices)
+    calls = count_evaluations(options) + adaptations / len(slices)
     fit = [*_measurements(k, problem, calls, [s.chi_square for s in slices]), *extra]
     return [*_findings(k, image, sd, options), *(replace(m, group=k.label) for m in fit)]
 
@@ -172,12 +180,12 @@ def _sample_magnitudes(one: Problem, k: KSpace, model: Model, options: Options, 
     for start in range(0, options.samples, options.batch):
         part = seeds[start : start + options.batch]
         many = one.repeat(len(part))
-        yield from _delivered(many, draw(many, model, options, part), k)
+        yield from _delivered(many, draw_samples(many, model, options, part), k)
 
 
 def _delivered(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
     """Magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
-    return on_grid((x * problem.gain).cpu(), k.encoded_fov_mm, k.grid).abs()
+    return interpolate((x * problem.gain).cpu(), k.encoded_fov_mm, k.grid).abs()
 
 
 def _seed(seed: int, index: int) -> int:
@@ -185,7 +193,7 @@ def _seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
 
 
-def low_confidence(image: NDArray[np.float32], sd: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
+def find_low_confidence(image: NDArray[np.float32], sd: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
     """1 inside the object where sd exceeds ``threshold`` times the signal, taken as a quarter of its 99th percentile
     where it is less."""
     level = float(np.quantile(image, 0.99))
@@ -199,7 +207,7 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
         1, "Low confidence", SPATIAL, LOW_CONFIDENCE,
         f"Standard deviation above {options.low_confidence:g} of the signal",
     )  # fmt: skip
-    labels = low_confidence(image.data, sd.data, options.low_confidence)
+    labels = find_low_confidence(image.data, sd.data, options.low_confidence)
     return [
         Image(
             name, image, _titled(k, f"MR reconstruction with a diffusion prior ({options.solver})"),

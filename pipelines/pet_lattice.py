@@ -20,7 +20,7 @@ from pipelines.contract import Grid, Refused, Volume
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["Subject", "prepare"]
+__all__ = ["Subject", "prepare_subject"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Subject:
         return Conditions(*(x.to(device) for x in (self.y0[None, None], tokens[None], self.maps[None])))
 
 
-def prepare(t1w: Volume, structures: Anatomy, model: Model) -> Subject:
+def prepare_subject(t1w: Volume, structures: Anatomy, model: Model) -> Subject:
     """T1w and structures on the network's lattice, averaged over its voxels."""
     grid = _lattice(structures, model)
     maps = torch.stack([_fraction(structures, number, grid) for number in range(1, COUNT + 1)])
-    image = resampling.sample(torch.from_numpy(t1w.data)[None], t1w.grid, grid)[0]
+    image = resampling.resample(torch.from_numpy(t1w.data)[None], t1w.grid, grid)[0]
     within = maps.sum(0) > 0.5
     if not bool(within.any()):
         raise Refused("no brain was found in the T1w image")
@@ -84,9 +84,9 @@ def _fraction(structures: Anatomy, number: int, grid: Grid) -> Tensor:
     """Share of the structure in each voxel (k, j, i)."""
     mask = structures.labels == number
     found = torch.zeros(grid.shape)
-    start, shape = resampling.box(mask, structures.grid, grid)
+    start, shape = resampling.bounding_box(mask, structures.grid, grid)
     if min(shape) > 0:
         k, j, i = (slice(s, s + n) for s, n in zip(start, shape, strict=True))
         one = torch.from_numpy(mask.astype(np.float32))[None]
-        found[k, j, i] = resampling.sample(one, structures.grid, resampling.part(grid, start, shape))[0]
+        found[k, j, i] = resampling.resample(one, structures.grid, resampling.subgrid(grid, start, shape))[0]
     return found

@@ -20,12 +20,12 @@ from torch import Tensor
 from model_zoo.pet_synthesis import TARGETS, Covariates, composite_sd, composites
 from model_zoo.simulate.pet.tracers import centiloid
 from model_zoo.structures import STRUCTURES, Structure
-from pipelines.codes import code_of_structure
+from pipelines.codes import encode_structure
 from pipelines.contract import Code, Finding, Interval, Measurement, Note
 
-__all__ = ["LEVELS", "REGIONS", "SUVR", "Choices", "interval", "measure"]
+__all__ = ["LEVELS", "REGIONS", "SUVR_CODES", "AmyloidOptions", "measure_pet", "normal_interval"]
 
-SUVR = {
+SUVR_CODES = {
     "amyloid": Code("SUVR_AMYLOID", "99DICOMNODE", "Standardized uptake value ratio of amyloid PET"),
     "tau": Code("SUVR_TAU", "99DICOMNODE", "Standardized uptake value ratio of tau PET"),
 }
@@ -36,7 +36,7 @@ REGIONS = tuple(s for s in STRUCTURES if s.tissue != "csf")
 COMPOSITE = {"amyloid": "neocortex (frontal, parietal, temporal, cingulate, precuneus)", "tau": "temporal meta-region"}
 
 
-class Choices(Protocol):
+class AmyloidOptions(Protocol):
     """What of the pipeline's options matters here."""
 
     @property
@@ -46,7 +46,7 @@ class Choices(Protocol):
     def abstain_between(self) -> tuple[float, float]: ...
 
 
-def measure(one: Tensor, sd: Tensor, sampled: Tensor, c: Covariates, options: Choices) -> list[Finding]:
+def measure_pet(one: Tensor, sd: Tensor, sampled: Tensor, c: Covariates, options: AmyloidOptions) -> list[Finding]:
     """Of SUVR by structure: ``one`` (2, COUNT) of the delivered images, ``sd`` (2, COUNT) as the network states it,
     ``sampled`` (K, 2, COUNT) of the samples."""
     found: list[Finding] = []
@@ -57,33 +57,33 @@ def measure(one: Tensor, sd: Tensor, sampled: Tensor, c: Covariates, options: Ch
         found.append(
             Measurement(
                 f"{target} composite SUVR", float(middle[at]), "{SUVr}", f"Mean of the {COMPOSITE[target]}",
-                quantity=SUVR[target], intervals=_intervals(middle[at], spread[at]),
+                quantity=SUVR_CODES[target], intervals=_intervals(middle[at], spread[at]),
             )
         )  # fmt: skip
     return [*found, *_amyloid(float(middle[0]), float(spread[0]), composites(sampled)[:, 0], c, options)]
 
 
 def _regional(s: Structure, target: str, one: Tensor, sd: Tensor) -> Measurement:
-    value, site = one[s.number - 1], code_of_structure(s)
+    value, site = one[s.number - 1], encode_structure(s)
     return Measurement(
-        f"{target} SUVR of {s.name}", float(value), "{SUVr}", group=s.name, site=site, quantity=SUVR[target],
+        f"{target} SUVR of {s.name}", float(value), "{SUVr}", group=s.name, site=site, quantity=SUVR_CODES[target],
         intervals=_intervals(value, sd[s.number - 1]),
     )  # fmt: skip
 
 
 def _intervals(middle: Tensor, sd: Tensor) -> tuple[Interval, ...]:
     """Of SUVR, which is never negative."""
-    found = (interval(float(middle), float(sd), level) for level in LEVELS)
+    found = (normal_interval(float(middle), float(sd), level) for level in LEVELS)
     return tuple(Interval(each.level, max(each.low, 0.0), each.high) for each in found)
 
 
-def interval(middle: float, sd: float, level: float) -> Interval:
+def normal_interval(middle: float, sd: float, level: float) -> Interval:
     """The central one of a normal density."""
     half = sd * float(stats.norm.ppf((1 + level) / 2))
     return Interval(level, middle - half, middle + half)
 
 
-def _amyloid(suvr: float, sd: float, drawn: Tensor, c: Covariates, options: Choices) -> list[Finding]:
+def _amyloid(suvr: float, sd: float, drawn: Tensor, c: Covariates, options: AmyloidOptions) -> list[Finding]:
     tracer = c.amyloid_tracer or "florbetapir"
     loads = torch.tensor([centiloid(tracer, float(each)) for each in drawn])
     load, load_sd = centiloid(tracer, suvr), sd * (centiloid(tracer, 1.0) - centiloid(tracer, 0.0))
@@ -95,7 +95,7 @@ def _amyloid(suvr: float, sd: float, drawn: Tensor, c: Covariates, options: Choi
     return [
         Measurement(
             "Centiloid", load, "{CL}", f"Of the neocortical SUVR by whole cerebellum, {tracer}", quantity=CENTILOID,
-            intervals=tuple(interval(load, load_sd, level) for level in LEVELS),
+            intervals=tuple(normal_interval(load, load_sd, level) for level in LEVELS),
         ),
         Measurement(
             "probability of amyloid", p, "1",

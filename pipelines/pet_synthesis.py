@@ -47,14 +47,23 @@ from pipelines.contract import (
     Refused,
     Volume,
 )
-from pipelines.pet_lattice import Subject, prepare
+from pipelines.pet_lattice import Subject, prepare_subject
 
 if TYPE_CHECKING:
     from typing import Self
 
     from model_zoo.registry import Model
 
-__all__ = ["PIPELINE", "WINDOWS_MIN", "Estimate", "Options", "estimate", "known", "run", "what_if"]
+__all__ = [
+    "PIPELINE",
+    "WINDOWS_MIN",
+    "Options",
+    "PetEstimate",
+    "estimate_pet",
+    "estimate_what_if",
+    "network_covariates",
+    "run",
+]
 
 WINDOWS_MIN = MappingProxyType(
     {"florbetapir": (50, 70), "PiB": (50, 70), "flortaucipir": (80, 100), "MK-6240": (90, 110)}
@@ -98,7 +107,7 @@ class Options(BaseModel):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PetEstimate:
     """Amyloid and tau in SUVR on the network's lattice: ``mean`` and ``sd`` (2, k, j, i); by structure ``one``
     (2, COUNT) of the mean, ``stated_sd`` (2, COUNT) beside it and ``sampled`` (K, 2, COUNT); ``factors`` (2,): what the
     reference regions had before; ``outside`` (2,): activity in the cerebrospinal fluid over that in the brain."""
@@ -117,22 +126,30 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     t1w, stated = case["t1w"], case.inputs.get("covariates", contract.Covariates())
     if not isinstance(t1w, Volume) or not isinstance(stated, contract.Covariates):
         raise Refused("pet_synthesis takes a T1w image and covariates")
-    anatomy.check(t1w, case.facts)
-    structures = anatomy.segment(t1w, model.helpers["anatomy"], lambda done, step: progress(0.6 * done, step))
-    subject = prepare(t1w, structures, model)
-    covariates = known(stated, options)
-    found = estimate(subject, covariates, model, options, seed, lambda done: progress(0.6 + 0.3 * done, "samples"))
+    anatomy.check_head(t1w, case.facts)
+    structures = anatomy.segment_head(t1w, model.helpers["anatomy"], lambda done, step: progress(0.6 * done, step))
+    subject = prepare_subject(t1w, structures, model)
+    covariates = network_covariates(stated, options)
+    found = estimate_pet(subject, covariates, model, options, seed, lambda done: progress(0.6 + 0.3 * done, "samples"))
     progress(0.9, "own grid")
     shown = _Shown(t1w, subject, options, withheld=model.simulation_only and options.clinical_numbers == "withhold")
     images = [*_images(found, shown), *_what_ifs(subject, covariates, model, shown)]
     numbers = (
-        [] if shown.withheld else pet_numbers.measure(found.one, found.stated_sd, found.sampled, covariates, options)
+        []
+        if shown.withheld
+        else pet_numbers.measure_pet(found.one, found.stated_sd, found.sampled, covariates, options)
     )
     notes = _notes(stated, options, model, shown.withheld)
-    return [*images, *numbers, *_quality(found, options), *anatomy.unusual(structures, t1w, model, seed), *notes]
+    return [
+        *images,
+        *numbers,
+        *_quality(found, options),
+        *anatomy.score_out_of_distribution(structures, t1w, model, seed),
+        *notes,
+    ]
 
 
-def known(stated: contract.Covariates, options: Options) -> pet_synthesis.Covariates:
+def network_covariates(stated: contract.Covariates, options: Options) -> pet_synthesis.Covariates:
     """What the network is told."""
     return pet_synthesis.Covariates(
         options.amyloid_tracer,
@@ -145,14 +162,14 @@ def known(stated: contract.Covariates, options: Options) -> pet_synthesis.Covari
     )
 
 
-def estimate(
+def estimate_pet(
     subject: Subject,
     covariates: pet_synthesis.Covariates,
     model: Model,
     options: Options,
     seed: int,
     progress: Callable[[float], None] = lambda done: None,
-) -> Estimate:
+) -> PetEstimate:
     """The posterior mean and ``options.samples`` samples."""
     given = subject.given(covariates, model.device)
     etas = SCHEDULES.get(options.steps, [1.0])
@@ -168,7 +185,7 @@ def estimate(
         images.append(image)
         sampled.append(by_structure)
     sd, by_structure = mean_and_sd(images)[1], torch.stack(sampled)
-    return Estimate(mean, sd, one, stated_sd, by_structure, factors, _outside(mean, subject))
+    return PetEstimate(mean, sd, one, stated_sd, by_structure, factors, _outside(mean, subject))
 
 
 def _outside(mean: Tensor, subject: Subject) -> Tensor:
@@ -197,7 +214,7 @@ def _seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
 
 
-def what_if(subject: Subject, covariates: pet_synthesis.Covariates, mmse: int, model: Model) -> Tensor:
+def estimate_what_if(subject: Subject, covariates: pet_synthesis.Covariates, mmse: int, model: Model) -> Tensor:
     """The posterior mean in SUVR (2, k, j, i) if the MMSE were another one."""
     other = replace(covariates, mmse=float(mmse))
     x0 = _computed(model, lambda: pet_synthesis.expected(model.network, subject.given(other, model.device)))
@@ -229,15 +246,15 @@ class _Shown:
         """Images (n, k, j, i) of the network's lattice on the T1w's, zero outside the head."""
         grid, own = self.t1w.grid, self.subject.grid
         data = np.zeros((len(images), *grid.shape), np.float32)
-        (k, j, i), shape = resampling.box(self.subject.inside.numpy(), own, grid)
-        for first, last in resampling.slabs(shape):
-            slab = resampling.part(grid, (k + first, j, i), (last - first, shape[1], shape[2]))
-            sampled = resampling.sample(images, own, slab).numpy()
+        (k, j, i), shape = resampling.bounding_box(self.subject.inside.numpy(), own, grid)
+        for first, last in resampling.iterate_slabs(shape):
+            slab = resampling.subgrid(grid, (k + first, j, i), (last - first, shape[1], shape[2]))
+            sampled = resampling.resample(images, own, slab).numpy()
             data[:, k + first : k + last, j : j + shape[1], i : i + shape[2]] = sampled
         return [Volume(each, grid, self.unit) for each in data]
 
 
-def _images(found: Estimate, shown: _Shown) -> list[Finding]:
+def _images(found: PetEstimate, shown: _Shown) -> list[Finding]:
     mean, sd = shown.volumes(found.mean), shown.volumes(found.sd)
     images: list[Finding] = []
     for at, (target, tracer) in enumerate(zip(TARGETS, shown.options.tracers, strict=True)):
@@ -258,12 +275,14 @@ def _what_ifs(subject: Subject, covariates: pet_synthesis.Covariates, model: Mod
         if mmse == covariates.mmse:
             continue
         words = f"WHAT IF MMSE {mmse} (not this patient's value)"
-        for target, volume in zip(TARGETS, shown.volumes(what_if(subject, covariates, mmse, model)), strict=True):
+        for target, volume in zip(
+            TARGETS, shown.volumes(estimate_what_if(subject, covariates, mmse, model)), strict=True
+        ):
             images.append(Image(f"{target} PET {words}", volume, f"{words}: {target} PET", shown.thickness_mm))
     return images
 
 
-def _quality(found: Estimate, options: Options) -> list[Finding]:
+def _quality(found: PetEstimate, options: Options) -> list[Finding]:
     """What the output gate looks at."""
     told: list[Finding] = []
     for at, (target, tracer) in enumerate(zip(TARGETS, options.tracers, strict=True)):

@@ -23,7 +23,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipelines.contract import Case, KSpace, Measurement, Refused, Volume
 
-__all__ = ["FACTS", "Limits", "Outcome", "Rule", "Verdict", "admit", "judge", "limits_of", "rules_of"]
+__all__ = [
+    "FACTS",
+    "InputRule",
+    "Outcome",
+    "OutputLimits",
+    "Verdict",
+    "check_input",
+    "judge_result",
+    "read_input_rules",
+    "read_output_limits",
+]
 
 FACTS = MappingProxyType({
     "modality": ("Modality", "(0008,0060)", ""),
@@ -54,7 +64,7 @@ FACTS = MappingProxyType({
 """What a rule may speak of: its name for a person, where a DICOM header has it, and its unit."""
 
 
-class Rule(BaseModel):
+class InputRule(BaseModel):
     """What one fact may be: within ``between``, or containing one of the words ``one_of``, or none of ``none_of``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +77,7 @@ class Rule(BaseModel):
     otherwise: Literal["refuse", "hold"] = "refuse"
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> Rule:
+    def _says_one_thing(self) -> InputRule:
         if self.fact not in FACTS:
             raise ValueError(f"no fact is named {self.fact!r}; there are: {', '.join(FACTS)}")
         if sum(map(bool, (self.between, self.one_of, self.none_of))) != 1:
@@ -90,7 +100,7 @@ class Rule(BaseModel):
         return f"none of {', '.join(self.none_of)}" if self.none_of else f"one of {', '.join(self.one_of)}"
 
 
-class Limits(BaseModel):
+class OutputLimits(BaseModel):
     """Of measurements, by name: beyond them a result is held for a person, or refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,9 +110,9 @@ class Limits(BaseModel):
     refuse_above: dict[str, float] = Field(default_factory=dict)
     refuse_below: dict[str, float] = Field(default_factory=dict)
 
-    def overridden(self, other: Limits) -> Limits:
+    def overridden(self, other: OutputLimits) -> OutputLimits:
         """These with those of ``other`` in place of or beside them."""
-        return Limits(**{name: getattr(self, name) | getattr(other, name) for name in type(self).model_fields})
+        return OutputLimits(**{name: getattr(self, name) | getattr(other, name) for name in type(self).model_fields})
 
 
 class Outcome(StrEnum):
@@ -125,24 +135,24 @@ class Verdict:
         return "; ".join(self.reasons)
 
 
-def rules_of(metadata: Mapping[str, Any]) -> dict[str, list[Rule]]:
+def read_input_rules(metadata: Mapping[str, Any]) -> dict[str, list[InputRule]]:
     """The input contract of a bundle. Raises Refused for one that nobody can apply."""
     try:
         stated = dict(metadata.get("input_contract", {}))
-        return {name: [Rule.model_validate(rule) for rule in rules] for name, rules in stated.items()}
+        return {name: [InputRule.model_validate(rule) for rule in rules] for name, rules in stated.items()}
     except (ValidationError, TypeError, ValueError) as error:
         raise Refused(f"the input contract of {_called(metadata)} cannot be read: {_first(error)}") from None
 
 
-def limits_of(metadata: Mapping[str, Any]) -> Limits:
+def read_output_limits(metadata: Mapping[str, Any]) -> OutputLimits:
     """The output limits of a bundle. Raises Refused for some that nobody can apply."""
     try:
-        return Limits.model_validate(metadata.get("output_limits", {}))
+        return OutputLimits.model_validate(metadata.get("output_limits", {}))
     except ValidationError as error:
         raise Refused(f"the output limits of {_called(metadata)} cannot be read: {_first(error)}") from None
 
 
-def admit(case: Case, metadata: Mapping[str, Any], main: str, options: Any = None) -> tuple[str, ...]:
+def check_input(case: Case, metadata: Mapping[str, Any], main: str, options: Any = None) -> tuple[str, ...]:
     """Why the result of this case is to be held: the rules that it breaks. Raises Refused for those that refuse.
 
     ``main``: the input whose facts stand at the top of ``case.facts``. Options of the same name stand for facts that
@@ -150,7 +160,7 @@ def admit(case: Case, metadata: Mapping[str, Any], main: str, options: Any = Non
     """
     broken = [
         (rule, _sentence(rule, name, value, metadata))
-        for name, rules in rules_of(metadata).items()
+        for name, rules in read_input_rules(metadata).items()
         if name in case.inputs
         for facts in [_facts(case, name, main, options)]
         for rule in rules
@@ -163,7 +173,7 @@ def admit(case: Case, metadata: Mapping[str, Any], main: str, options: Any = Non
     return tuple(words for _, words in broken)
 
 
-def judge(measurements: Iterable[Measurement], limits: Limits, held: Sequence[str] = ()) -> Verdict:
+def judge_result(measurements: Iterable[Measurement], limits: OutputLimits, held: Sequence[str] = ()) -> Verdict:
     """The verdict on a result; ``held``: what speaks for holding it already. A value that is no number is held."""
     measured = {m.name: m.value for m in measurements if not m.group}
 
@@ -196,7 +206,7 @@ def _facts(case: Case, name: str, main: str, options: Any) -> dict[str, Any]:
     return found | {key: value for key, value in chosen.items() if value is not None}
 
 
-def _sentence(rule: Rule, name: str, value: Any, metadata: Mapping[str, Any]) -> str:
+def _sentence(rule: InputRule, name: str, value: Any, metadata: Mapping[str, Any]) -> str:
     meaning, where, unit = FACTS[rule.fact]
     unit = f" {unit}" if unit else ""
     stated = "is not stated" if value is None else f"is {_shown(value)}{unit}"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.contract import Grid, Refused, Volume
 
-__all__ = ["Limits", "Registered", "moved_mm_and_degrees", "rigid"]
+__all__ = ["PlausibleMotion", "Registration", "measure_motion", "register_rigid"]
 
 BINS = 32
 WORKING_MM = 2.0
@@ -36,7 +36,7 @@ LEAST_OVERLAP = 0.3
 
 
 @dataclass(frozen=True)
-class Limits:
+class PlausibleMotion:
     """What is believed: how far the middle of the fixed image moves, how far it turns, and how much is in common.
 
     ``mutual_information``: in nats; images of different things have hardly any.
@@ -48,7 +48,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Registered:
+class Registration:
     """``volume``: the moving image where the fixed one has it; ``shift_mm`` of the fixed image's middle and
     ``turn_degrees``, against the headers; ``mutual_information`` in nats; ``start``: what led there.
 
@@ -67,16 +67,16 @@ class Registered:
         return Grid(grid.shape, self.correction_mm @ grid.affine_mm)
 
 
-def rigid(
-    fixed: Volume, moving: Volume, seed: int, limits: Limits | None = None, *, name: str = "the moving image"
-) -> Registered:
+def register_rigid(
+    fixed: Volume, moving: Volume, seed: int, limits: PlausibleMotion | None = None, *, name: str = "the moving image"
+) -> Registration:
     """``moving`` where ``fixed`` has it. Raises Refused where no start leads to a plausible place.
 
     Any two contrasts of one head, any lattices. ``name``: of the moving image in a refusal.
     """
-    limits = limits or Limits()
+    limits = limits or PlausibleMotion()
     target, image = _itk(fixed), _itk(moving)
-    found: list[Registered] = []
+    found: list[Registration] = []
     reasons: list[str] = []
     for start, transform in _starts(target, image):
         try:
@@ -94,7 +94,7 @@ def rigid(
     return found[0]
 
 
-def moved_mm_and_degrees(correction_mm: NDArray[np.float64], middle_mm: NDArray[np.float64]) -> tuple[float, float]:
+def measure_motion(correction_mm: NDArray[np.float64], middle_mm: NDArray[np.float64]) -> tuple[float, float]:
     """How far a rigid 4 x 4 moves a point, and by what angle it turns."""
     shift = correction_mm[:3, :3] @ middle_mm + correction_mm[:3, 3] - middle_mm
     cosine = (np.trace(correction_mm[:3, :3]) - 1) / 2
@@ -113,14 +113,14 @@ def _starts(fixed: sitk.Image, moving: sitk.Image) -> list[tuple[str, sitk.Euler
 
 def _registered(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, words: str, volume: Volume, seed: int
-) -> Registered:
+) -> Registration:
     transform, value = _optimised(fixed, moving, start, seed)
     to_moving = _matrix(transform)
     correction = np.asarray(np.linalg.inv(to_moving), np.float64)
     middle = np.array(fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()]))
-    shift_mm, turn_degrees = moved_mm_and_degrees(to_moving, middle)
+    shift_mm, turn_degrees = measure_motion(to_moving, middle)
     placed = replace(volume, grid=Grid(volume.grid.shape, correction @ volume.grid.affine_mm))
-    return Registered(placed, shift_mm, turn_degrees, value, words, correction)
+    return Registration(placed, shift_mm, turn_degrees, value, words, correction)
 
 
 def _optimised(
@@ -167,7 +167,7 @@ def _overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Euler3DTrans
     return float(covered[bright].mean()) if bright.any() else 0.0
 
 
-def _implausible(found: Registered, limits: Limits) -> str:
+def _implausible(found: Registration, limits: PlausibleMotion) -> str:
     """Why this is not believed; empty where it is."""
     if found.mutual_information < limits.mutual_information:
         return (

@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from pipelines.contract import Grid
 
-__all__ = ["box", "labels_on", "part", "sample", "slabs", "upright"]
+__all__ = ["axis_aligned", "bounding_box", "iterate_slabs", "resample", "resample_labels", "subgrid"]
 
 _VOXELS_AT_ONCE = 1_000_000
 
 
-def upright(grid: Grid, spacing_mm: float) -> Grid:
+def axis_aligned(grid: Grid, spacing_mm: float) -> Grid:
     """The lattice of isotropic voxels along the patient's axes (LPS) that just covers the voxels of ``grid``."""
     low, high = _extent_mm(grid)
     i, j, k = np.maximum(np.ceil((high - low) / spacing_mm - 1e-3), 1).astype(int)
@@ -37,14 +37,14 @@ def _extent_mm(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return places.min(axis=0), places.max(axis=0)
 
 
-def part(grid: Grid, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
+def subgrid(grid: Grid, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
     """The lattice of ``shape`` whose first voxel is voxel ``start`` (k, j, i) of ``grid``; either may lie outside."""
     affine = grid.affine_mm.copy()
     affine[:, 3] = grid.affine_mm @ [start[2], start[1], start[0], 1]
     return Grid(shape, affine)
 
 
-def box(mask: NDArray[np.bool_], grid: Grid, onto: Grid) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def bounding_box(mask: NDArray[np.bool_], grid: Grid, onto: Grid) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Start and shape (k, j, i) of the voxels of ``onto`` that can touch a voxel of ``grid`` where ``mask`` is true.
 
     The shape is zero where the mask is empty or lies outside.
@@ -61,14 +61,14 @@ def box(mask: NDArray[np.bool_], grid: Grid, onto: Grid) -> tuple[tuple[int, int
     return (int(start[0]), int(start[1]), int(start[2])), (int(shape[0]), int(shape[1]), int(shape[2]))
 
 
-def slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
+def iterate_slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
     """Ranges of slices that hold about a million voxels each."""
     thick = max(_VOXELS_AT_ONCE // max(shape[1] * shape[2], 1), 1)
     for start in range(0, shape[0], thick):
         yield start, min(start + thick, shape[0])
 
 
-def sample(x: Tensor, grid: Grid, onto: Grid) -> Tensor:
+def resample(x: Tensor, grid: Grid, onto: Grid) -> Tensor:
     """``x`` float (c, k, j, i) on ``grid`` -> (c, k, j, i) on ``onto``, on the device of ``x``."""
     counts = [max(round(b / a), 1) for a, b in zip(_own_spacing(grid, onto), onto.spacing_mm, strict=True)]
     found = x.new_zeros((x.shape[0], *onto.shape))
@@ -78,17 +78,17 @@ def sample(x: Tensor, grid: Grid, onto: Grid) -> Tensor:
     return found / float(np.prod(counts))
 
 
-def labels_on(labels: NDArray[np.uint8], grid: Grid, onto: Grid, count: int) -> NDArray[np.uint8]:
+def resample_labels(labels: NDArray[np.uint8], grid: Grid, onto: Grid, count: int) -> NDArray[np.uint8]:
     """The label, of 1 to ``count``, that more than half of each voxel of ``onto`` has, or 0."""
     found = np.zeros(onto.shape, np.uint8)
-    (k, j, i), shape = box(labels > 0, grid, onto)
+    (k, j, i), shape = bounding_box(labels > 0, grid, onto)
     if 0 in shape:
         return found
-    there = part(onto, (k, j, i), shape)
+    there = subgrid(onto, (k, j, i), shape)
     best = torch.full(shape, 0.5)
     here = np.zeros(shape, np.uint8)
     for number in range(1, count + 1):
-        share = sample(torch.from_numpy(labels == number).float()[None], grid, there)[0]
+        share = resample(torch.from_numpy(labels == number).float()[None], grid, there)[0]
         here[(share > best).numpy()] = number
         best = torch.maximum(best, share)
     found[k : k + shape[0], j : j + shape[1], i : i + shape[2]] = here

@@ -44,15 +44,15 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
-from pipelines.ct_regions import Tissues, tissues_of
-from pipelines.head_regions import Regions, regions_of
-from pipelines.isotropic import Isotropic, isotropic
-from pipelines.uptake import Region, Scale, ball_means, body_of, compare, grown
+from pipelines.ct_regions import CtTissues, find_ct_tissues
+from pipelines.head_regions import HeadRegions, find_head_regions
+from pipelines.isotropic import IsotropicTransform, make_isotropic_transform
+from pipelines.uptake import Region, Scale, average_over_ball, compare_uptake, dilate, find_body
 
 if TYPE_CHECKING:
     from model_zoo.registry import Model
 
-__all__ = ["PIPELINE", "Options", "check", "run"]
+__all__ = ["PIPELINE", "Options", "check_pet", "run"]
 
 BODY = Code("38266002", "SCT", "Entire body")
 
@@ -77,7 +77,7 @@ class Options(BaseModel):
     low_confidence: float = Field(default=0.15, gt=0)
 
 
-Laid = list[Regions | Tissues]
+Laid = list[HeadRegions | CtTissues]
 """Regions by other images of the study, whether or not they lie upon the PET."""
 
 
@@ -111,11 +111,11 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     pet = case["pet"]
     if not isinstance(pet, Volume):
         raise Refused("standard_dose_pet takes a PET image")
-    check(pet, case.facts)
+    check_pet(pet, case.facts)
     laid = _laid(case, pet, model, progress)
     restored = _restore(pet, laid, model, options, lambda done: progress(0.3 + 0.5 * done, "restoring"))
     progress(0.8, "measuring")
-    body = body_of(pet)
+    body = find_body(pet)
     result = _kept(pet, restored, body, options)
     return [
         *_images(pet, result, options),
@@ -124,7 +124,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     ]
 
 
-def check(pet: Volume, facts: Mapping[str, Any]) -> None:
+def check_pet(pet: Volume, facts: Mapping[str, Any]) -> None:
     """Raise Refused unless the image can be one frame of activity, as far as its header tells."""
     if facts.get("modality", "PT") != "PT":
         raise Refused(f"standard_dose_pet takes PET; the Modality (0008,0060) of this series is {facts['modality']}")
@@ -148,10 +148,12 @@ def _laid(case: Case, pet: Volume, model: Model, progress: Progress) -> Laid:
     found: Laid = []
     mr, ct = case.inputs.get("mr"), case.inputs.get("ct")
     if isinstance(mr, Volume):
-        found.append(regions_of(mr, pet, model.helpers["anatomy"], lambda done, step: progress(0.25 * done, step)))
+        found.append(
+            find_head_regions(mr, pet, model.helpers["anatomy"], lambda done, step: progress(0.25 * done, step))
+        )
     if isinstance(ct, Volume):
         progress(0.25, "tissues by CT")
-        found.append(tissues_of(ct, pet, case.facts.get("ct", {})))
+        found.append(find_ct_tissues(ct, pet, case.facts.get("ct", {})))
     return found
 
 
@@ -163,7 +165,7 @@ def _spacing_mm(grid: Grid, model: Model) -> float:
 
 
 def _restore(pet: Volume, laid: Laid, model: Model, options: Options, progress: Callable[[float], None]) -> _Restored:
-    lattice = isotropic(pet.grid, _spacing_mm(pet.grid, model))
+    lattice = make_isotropic_transform(pet.grid, _spacing_mm(pet.grid, model))
     spacing_mm = lattice.grid.spacing_mm[0]
     low = lattice.there(torch.from_numpy(pet.data).to(model.device))
     mean, sd = standard_dose.restore(
@@ -179,17 +181,17 @@ def _restore(pet: Volume, laid: Laid, model: Model, options: Options, progress: 
     return _Restored(mean_there, _back(lattice, sd, linear=True), noise_sd, spacing_mm)
 
 
-def _back(lattice: Isotropic, x: Tensor, *, linear: bool = False) -> NDArray[np.float32]:
+def _back(lattice: IsotropicTransform, x: Tensor, *, linear: bool = False) -> NDArray[np.float32]:
     found: NDArray[np.float32] = lattice.back(x.float(), linear=linear).cpu().numpy()
     return found
 
 
-def _told(laid: Laid, lattice: Isotropic, model: Model) -> Tensor | None:
+def _told(laid: Laid, lattice: IsotropicTransform, model: Model) -> Tensor | None:
     """Region maps in the network's order, where it knows any of those that lie upon the PET; the MR's go first."""
     names = list(model.settings.get("regions", ()))
     told: Tensor | None = None
     for each in laid:
-        if each.lies_upon and set(each.names) & set(names):
+        if each.is_registered and set(each.names) & set(names):
             maps = each.maps(names, lattice.grid)
             told = maps if told is None else told + maps * (1 - told.sum(dim=0))
     return told.to(model.device) if told is not None and bool(told.any()) else None
@@ -197,7 +199,7 @@ def _told(laid: Laid, lattice: Isotropic, model: Model) -> Tensor | None:
 
 def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Options) -> _Result:
     """Activity of the body as it was, then the blend. Errors of network and noise add, for they are not independent."""
-    wide = grown(body, pet.grid, SPILL_MM)
+    wide = dilate(body, pet.grid, SPILL_MM)
     before, after = (float(x[wide].sum(dtype=np.float64)) for x in (pet.data, restored.mean))
     if before <= 0 or after <= 0:
         raise Refused("no activity is left in the body; this is no image of a tracer")
@@ -209,7 +211,10 @@ def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Op
 
 
 def _regions(body: NDArray[np.bool_], laid: Laid) -> list[Region]:
-    return [Region("body", body, BODY), *(region for each in laid if each.lies_upon for region in each.structures())]
+    return [
+        Region("body", body, BODY),
+        *(region for each in laid if each.is_registered for region in each.structures()),
+    ]
 
 
 def _images(pet: Volume, result: _Result, options: Options) -> list[Finding]:
@@ -240,11 +245,11 @@ def _images(pet: Volume, result: _Result, options: Options) -> list[Finding]:
 def _measurements(
     pet: Volume, restored: _Restored, result: _Result, regions: list[Region], facts: Mapping[str, Any], options: Options
 ) -> list[Finding]:
-    peaks = ball_means(pet.data, pet.grid), ball_means(result.image, pet.grid)
+    peaks = average_over_ball(pet.data, pet.grid), average_over_ball(result.image, pet.grid)
     return [
         *_of_the_whole(pet, restored, result, peaks, options),
         *_suv_factor(facts),
-        *compare(pet.data, result.image, peaks, regions, _scale(pet, facts)),
+        *compare_uptake(pet.data, result.image, peaks, regions, _scale(pet, facts)),
     ]
 
 

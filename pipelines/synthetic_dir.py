@@ -41,7 +41,7 @@ from pipelines.contract import (
     Refused,
     Volume,
 )
-from pipelines.dir_estimate import Estimate, Passes, estimate, on_grid
+from pipelines.dir_estimate import DirEstimate, DropoutPasses, estimate_dir, resample_map
 
 if TYPE_CHECKING:
     from model_zoo.registry import Model
@@ -82,22 +82,22 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     flair, t1w = _examination(case, "", case.facts, model, options)
     prior = _prior(case, model, options)
     share = 0.5 if prior else 1.0
-    passes = Passes(options.passes, options.turned, seed)
-    e = estimate(flair, t1w, model, passes, lambda done, step: progress(share * done, step))
-    found = lesions.find(e, options.thresholds)
+    passes = DropoutPasses(options.passes, options.turned, seed)
+    e = estimate_dir(flair, t1w, model, passes, lambda done, step: progress(share * done, step))
+    found = lesions.find_lesions(e, options.thresholds)
     thickness_mm = flair.slice_thickness_mm or flair.grid.spacing_mm[0]
     results = [
         *_images(e, flair, thickness_mm, options),
-        lesion_segments.segmentation(found, e, options.thresholds, flair.grid, thickness_mm),
-        *lesions.measure(found, options.thresholds),
-        *dir_support.support(e),
+        lesion_segments.make_segmentation(found, e, options.thresholds, flair.grid, thickness_mm),
+        *lesions.measure_lesions(found, options.thresholds),
+        *dir_support.measure_support(e),
         *_told(e, options),
     ]
     if prior:
-        before = estimate(*prior, model, passes, lambda done, step: progress(0.5 + 0.5 * done, f"prior: {step}"))
-        earlier = lesions.find(before, options.thresholds)
-        changed = longitudinal.compare(e, found, before, earlier, options.thresholds, seed)
-        results += longitudinal.change(e, changed, flair.grid, thickness_mm)
+        before = estimate_dir(*prior, model, passes, lambda done, step: progress(0.5 + 0.5 * done, f"prior: {step}"))
+        earlier = lesions.find_lesions(before, options.thresholds)
+        changed = longitudinal.compare_examinations(e, found, before, earlier, options.thresholds, seed)
+        results += longitudinal.report_change(e, changed, flair.grid, thickness_mm)
     return results
 
 
@@ -108,14 +108,14 @@ def _examination(
     flair, t1w = _volume(case, f"{prefix}flair"), _volume(case, f"{prefix}t1w")
     if flair is None:
         raise Refused("synthetic_dir needs a FLAIR; a T1w alone does not say what DIR shows")
-    anatomy.check(flair, dict(facts))
+    anatomy.check_head(flair, dict(facts))
     if t1w is not None:
-        anatomy.check(t1w, facts.get(f"{prefix}t1w"))
+        anatomy.check_head(t1w, facts.get(f"{prefix}t1w"))
     else:
         rules = model.metadata.get("input_contract_without_t1w", ALONE)
         alone = {**model.metadata, "input_contract": {"flair": list(rules)}}
         try:
-            quality.admit(Case({"flair": flair}, facts), alone, "flair", options)
+            quality.check_input(Case({"flair": flair}, facts), alone, "flair", options)
         except Refused as error:
             raise Refused(f"FLAIR without T1w: {error}") from error
     return flair, t1w
@@ -129,7 +129,9 @@ def _prior(case: Case, model: Model, options: Options) -> tuple[Volume, Volume |
     facts = dict(case.facts.get("prior_flair", {}))
     try:
         inputs = {"flair": prior} | ({"t1w": t1w} if (t1w := _volume(case, "prior_t1w")) else {})
-        quality.admit(Case(inputs, facts | {"t1w": case.facts.get("prior_t1w", {})}), model.metadata, "flair", options)
+        quality.check_input(
+            Case(inputs, facts | {"t1w": case.facts.get("prior_t1w", {})}), model.metadata, "flair", options
+        )
         return _examination(case, "prior_", facts | {"prior_t1w": case.facts.get("prior_t1w", {})}, model, options)
     except Refused as error:
         raise Refused(f"the earlier examination: {error}") from error
@@ -142,12 +144,12 @@ def _volume(case: Case, name: str) -> Volume | None:
     return found
 
 
-def _images(e: Estimate, flair: Volume, thickness_mm: float, options: Options) -> list[Finding]:
+def _images(e: DirEstimate, flair: Volume, thickness_mm: float, options: Options) -> list[Finding]:
     """DIR, its standard deviation and what else was asked for, on the FLAIR's grid."""
     source = "FLAIR and T1w" if e.t1w is not None else "FLAIR alone"
 
     def brought(x: NDArray[np.float32]) -> Volume:
-        return Volume(on_grid(x, e.grid, flair.grid), flair.grid)
+        return Volume(resample_map(x, e.grid, flair.grid), flair.grid)
 
     words = f"Standard deviation of synthetic DIR: {options.passes} passes and the learned error; grey matter is 1"
     found: list[Finding] = [
@@ -165,7 +167,7 @@ def _images(e: Estimate, flair: Volume, thickness_mm: float, options: Options) -
     return found
 
 
-def _rendered(e: Estimate, options: Options) -> tuple[NDArray[np.float32], Dir]:
+def _rendered(e: DirEstimate, options: Options) -> tuple[NDArray[np.float32], Dir]:
     """DIR by its equation on the predicted maps, the mean of their cortex being 1; the sequence."""
     white, grey = e.structure == number("cerebral white matter"), np.isin(e.structure, CORTEX)
     sequence = Dir.nulling(DIR_TR_MS, float(1000 * np.exp(np.median(e.maps[1][white]))), te_ms=DIR_TE_MS)
@@ -178,7 +180,7 @@ def _rendered(e: Estimate, options: Options) -> tuple[NDArray[np.float32], Dir]:
     return np.asarray(np.clip(x / level, 0, CLIP) * (e.structure > 0), np.float32), sequence
 
 
-def _told(e: Estimate, options: Options) -> list[Finding]:
+def _told(e: DirEstimate, options: Options) -> list[Finding]:
     """How sure the result is as a whole, and what was done."""
     brain, cortex = e.brain, np.isin(e.structure, CORTEX)
     found: list[Finding] = [

@@ -18,7 +18,7 @@ from scipy import ndimage, signal
 from pipelines.codes import MAXIMUM, MEAN, PEAK, SUV_BW, SUV_BW_UNIT
 from pipelines.contract import Code, Finding, Grid, Measurement, Volume
 
-__all__ = ["Region", "Scale", "ball_means", "body_of", "compare", "grown"]
+__all__ = ["Region", "Scale", "average_over_ball", "compare_uptake", "dilate", "find_body"]
 
 PEAK_ML = 1.0
 LEAST_VOXELS = 8
@@ -54,7 +54,7 @@ class Scale:
         return cls(factor, SUV_BW_UNIT, "SUV", SUV_BW)
 
 
-def body_of(image: Volume) -> Mask:
+def find_body(image: Volume) -> Mask:
     """Where the body is: above a quarter of the mean of the whole, blurred by 6 mm (sd), without small islands, with
     what it encloses in each slice."""
     blurred = ndimage.gaussian_filter(image.data, [6.0 / mm for mm in image.grid.spacing_mm], mode="nearest")
@@ -66,13 +66,13 @@ def body_of(image: Volume) -> Mask:
     return np.stack([ndimage.binary_fill_holes(plane) for plane in kept])
 
 
-def grown(mask: Mask, grid: Grid, by_mm: float) -> Mask:
+def dilate(mask: Mask, grid: Grid, by_mm: float) -> Mask:
     """With all voxels that are at most so far from it."""
     far: Mask = ndimage.distance_transform_edt(~mask, sampling=grid.spacing_mm) <= by_mm
     return far
 
 
-def ball_means(x: Array, grid: Grid, ml: float = PEAK_ML) -> Array:
+def average_over_ball(x: Array, grid: Grid, ml: float = PEAK_ML) -> Array:
     """Mean over a ball of ``ml`` about each voxel; outside of the array lies nothing."""
     ball = _ball(grid, ml)
     total = signal.oaconvolve(x, ball, mode="same")
@@ -93,7 +93,7 @@ def _ball(grid: Grid, ml: float) -> Array:
     return np.asarray(share / share.sum(), np.float32)
 
 
-def compare(
+def compare_uptake(
     before: Array, after: Array, peaks: tuple[Array, Array], regions: list[Region], scale: Scale
 ) -> list[Finding]:
     """Mean, maximum and peak of each region after and before, and the bias of the mean and peak in percent.

@@ -28,7 +28,7 @@ from dicomnode.results import marking
 from model_zoo import registry
 from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines import anatomy, quality
-from pipelines.codes import code_of_structure
+from pipelines.codes import encode_structure
 from pipelines.contract import Case, Finding, Grid, Measurement, Refused, Segmentation, Volume
 from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
 from tests.dciodvfy import find_errors
@@ -79,7 +79,7 @@ def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 def test_on_the_networks_own_lattice_every_voxel_is_right(model: registry.Model) -> None:
     image, structure = _lopsided()
-    found = anatomy.segment(Volume(image, upright()), model)
+    found = anatomy.segment_head(Volume(image, upright()), model)
     assert np.array_equal(found.own_labels, structure)
     assert found.volume_ml(number("csf")) == pytest.approx((structure == number("csf")).sum() * ML)
     assert found.mask("csf").sum() == (structure == number("csf")).sum()
@@ -96,7 +96,7 @@ def test_structures_are_found_where_they_are_in_any_orientation(
     grid = about_the_centre(orientation, spacing_mm)
     structure = _lopsided()[1]
     truth = _taken(structure, grid)
-    found = anatomy.segment(Volume(levels(truth), grid), model)
+    found = anatomy.segment_head(Volume(levels(truth), grid), model)
     assert _dice(found.own_labels > 0, truth > 0) > 0.9
     for name in LARGE:
         assert _dice(found.own_labels == number(name), truth == number(name)) > 0.6, name
@@ -107,7 +107,7 @@ def test_structures_are_found_where_they_are_in_any_orientation(
 def test_what_hangs_apart_from_the_brain_is_dropped(model: registry.Model) -> None:
     image, structure = phantom()
     image[:3, :3, :3] = 1.0
-    found = anatomy.segment(Volume(image, upright()), model)
+    found = anatomy.segment_head(Volume(image, upright()), model)
     assert np.array_equal(found.own_labels, structure)
 
 
@@ -129,7 +129,7 @@ def test_every_structure_is_named_coded_coloured_and_measured(model: registry.Mo
     segmentation, measured = _run(model)
     _, structure = phantom()
     assert [segment.number for segment in segmentation.segments] == list(range(1, COUNT + 1))
-    assert [segment.type for segment in segmentation.segments] == [code_of_structure(s) for s in STRUCTURES]
+    assert [segment.type for segment in segmentation.segments] == [encode_structure(s) for s in STRUCTURES]
     assert len({segment.color for segment in segmentation.segments}) == COUNT
     assert segmentation.slice_thickness_mm == 1.5
     for s in STRUCTURES:
@@ -152,11 +152,11 @@ def test_structures_of_low_confidence_are_named(model: registry.Model) -> None:
 
 @pytest.mark.parametrize("structures", [(), ("hippocampus",)])
 def test_an_anatomy_that_is_mostly_unsure_is_held(structures: tuple[str, ...], model: registry.Model) -> None:
-    limits = quality.limits_of(next(each for each in registry.installed() if each.name == "anatomy").metadata)
+    limits = quality.read_output_limits(next(each for each in registry.installed() if each.name == "anatomy").metadata)
     outcomes = {}
     for least in (0.0, 1.0):
         measured = _run(model, least_confidence=least, structures=structures)[1]
-        outcomes[least] = quality.judge([measured["share of structures of low confidence"]], limits)
+        outcomes[least] = quality.judge_result([measured["share of structures of low confidence"]], limits)
     assert outcomes[0.0].outcome is quality.Outcome.ACCEPT
     assert outcomes[1.0].outcome is quality.Outcome.HOLD
     assert outcomes[1.0].reason == "share of structures of low confidence is 1, above the limit of 0.5"
@@ -318,7 +318,7 @@ def shipped() -> registry.Model:
 
 def _plausible(found: anatomy.Anatomy) -> None:
     """Volumes of a living adult, generously."""
-    measured = {name: m.value for name, m in _by_name(anatomy.measure(found, anatomy.Options())).items()}
+    measured = {name: m.value for name, m in _by_name(anatomy.measure_structures(found, anatomy.Options())).items()}
     assert 900 < measured["brain volume"] < 1800
     assert measured["brain volume"] < measured["intracranial volume"] < 2200
     assert 300 < measured["volume of cerebral white matter"] < 750
@@ -331,8 +331,8 @@ def _plausible(found: anatomy.Anatomy) -> None:
 
 def test_a_real_t1w_scan_gets_plausible_volumes(shipped: registry.Model, kit: Path, tmp_path: Path) -> None:
     series = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
-    anatomy.check(series.volume, series.facts)
-    found = anatomy.segment(series.volume, shipped)
+    anatomy.check_head(series.volume, series.facts)
+    found = anatomy.segment_head(series.volume, shipped)
     _plausible(found)
     own_ml = found.mask().sum() * np.prod(series.volume.grid.spacing_mm) / 1000
     assert own_ml == pytest.approx(found.volume_ml(*(s.number for s in STRUCTURES if s.name != "csf")), rel=0.02)
@@ -346,7 +346,7 @@ def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: registry.Mo
     affine[:3, 3] += affine[:3, 2] * 3
     affine[:3, 2] *= 7
     thick = Volume(data.astype(np.float32), Grid(data.shape, affine))
-    one, other = (anatomy.segment(volume, shipped) for volume in (thin, thick))
+    one, other = (anatomy.segment_head(volume, shipped) for volume in (thin, thick))
     _plausible(other)
     middle = one.own_labels[3 : count * 7 : 7]
     brain = [s.number for s in STRUCTURES if s.name != "csf"]
@@ -355,8 +355,8 @@ def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: registry.Mo
 
 def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: registry.Model, kit: Path) -> None:
     series = volumes.read([kit / "dicom" / "siemens-xa30-enhanced" / "t1w_mprage_defaced.dcm"])
-    anatomy.check(series.volume, series.facts)
-    _plausible(anatomy.segment(series.volume, shipped))
+    anatomy.check_head(series.volume, series.facts)
+    _plausible(anatomy.segment_head(series.volume, shipped))
 
 
 def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
@@ -369,8 +369,8 @@ def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
 
 def test_the_same_network_for_a_scaled_image(model: registry.Model) -> None:
     image, _ = phantom()
-    one = anatomy.segment(Volume(image, upright()), model)
-    other = anatomy.segment(replace(Volume(image, upright()), data=image * 40 + 1000), model)
+    one = anatomy.segment_head(Volume(image, upright()), model)
+    other = anatomy.segment_head(replace(Volume(image, upright()), data=image * 40 + 1000), model)
     assert np.array_equal(one.own_labels, other.own_labels)
 
 

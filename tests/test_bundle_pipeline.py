@@ -119,7 +119,7 @@ def test_an_image_lies_in_monais_patient_where_itk_and_nifti_say(orientation: st
     SimpleITK.WriteImage(reader.Execute(), str(tmp_path / "image.nii.gz"))
     with monai_config.quiet():
         expected = LoadImage(image_only=True)(tmp_path / "image.nii.gz")
-    ours = bundle_volumes.to_monai([volumes.read(files).volume])
+    ours = bundle_volumes.make_tensor([volumes.read(files).volume])
     between = np.linalg.solve(np.asarray(expected.affine), np.asarray(ours.affine))
     places = np.array([[0, 0, 0, 1], [9, 6, 4, 1], [10, 7, 11, 1], [25, 29, 17, 1]])
     for i, j, k, _ in places:
@@ -135,10 +135,10 @@ def test_a_preprocessing_that_turns_to_ras_shows_the_network_a_patient_in_ras(or
     on = grid(orientation)
     volume = Volume(image(), on)
     with monai_config.quiet():
-        turned = Orientation(axcodes="RAS")(bundle_volumes.to_monai([volume])[None])
+        turned = Orientation(axcodes="RAS")(bundle_volumes.make_tensor([volume])[None])
     axes = np.asarray(turned.affine)[:3, :3] / np.linalg.norm(np.asarray(turned.affine)[:3, :3], axis=0)
     assert (np.diag(axes) > 0.4).all(), "right, anterior and superior"
-    lps = bundle_volumes.grid_of(turned).affine_mm
+    lps = bundle_volumes.read_grid(turned).affine_mm
     assert lps[0, 0] < 0
     assert lps[1, 1] < 0
     assert lps[2, 2] > 0
@@ -199,7 +199,7 @@ def test_numbers_that_no_channel_stands_for_get_no_channels_name(tmp_path: Path)
     found = run(model, *(np.resize(image(n), (16, 32, 24)) for n in range(4)), on=_even(), modality="MR")
     (mask,) = segmentations(found)
     assert {segment.label for segment in mask.segments} <= {"Label 1", "Label 2", "Label 4"}
-    assert all(segment.type == bundle_codes.UNKNOWN for segment in mask.segments)
+    assert all(segment.type == bundle_codes.UNCODED for segment in mask.segments)
     assert any(isinstance(each, Note) and each.name == "labels without a name" for each in found)
 
 
@@ -324,11 +324,11 @@ def test_codes_are_those_of_the_standard_and_a_name_that_only_contains_one_has_n
     table = bundle_codes._ANATOMY
     sct = {each.value: each for each in (codes.SCT.Spleen, codes.SCT.Kidney, codes.SCT.InferiorVenaCava)}
     assert {table["spleen"], table["kidney"], table["inferior vena cava"]} == set(sct)
-    assert [bundle_codes.code_of(name).meaning for name in ORGANS] == ["Spleen", "Kidney", "Kidney", "Vertebra"]
-    assert bundle_codes.code_of("hippocampus").value == "5366008"
-    assert bundle_codes.code_of("Tumour core").value == "108369006"
+    assert [bundle_codes.encode_label(name).meaning for name in ORGANS] == ["Spleen", "Kidney", "Kidney", "Vertebra"]
+    assert bundle_codes.encode_label("hippocampus").value == "5366008"
+    assert bundle_codes.encode_label("Tumour core").value == "108369006"
     for name in ("liver vessel", "heart atrium appendage", "something", ""):
-        assert bundle_codes.code_of(name) == bundle_codes.UNKNOWN
+        assert bundle_codes.encode_label(name) == bundle_codes.UNCODED
 
 
 def test_every_code_of_the_table_is_in_the_dictionary_of_the_standard() -> None:

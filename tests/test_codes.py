@@ -43,7 +43,7 @@ def _tables() -> Iterator[tuple[str, Code]]:
     for tissue in CT_TISSUES:
         yield tissue.name, Code(tissue.code_value, "SCT", tissue.code_meaning)
     for name in [*bundle_codes._ANATOMY, *bundle_codes._ABNORMAL]:
-        yield f"bundle label {name}", bundle_codes.code_of(name)
+        yield f"bundle label {name}", bundle_codes.encode_label(name)
 
 
 def test_codes_of_standard_schemes_are_in_the_standard_with_their_meaning() -> None:
@@ -60,7 +60,7 @@ def test_codes_of_standard_schemes_are_in_the_standard_with_their_meaning() -> N
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda s: s.name)
 def test_a_structure_has_the_code_of_what_is_segmented(structure: Structure) -> None:
     """Only cortex of a lobe is segmented, never the lobe; every structure is told from every other."""
-    code = codes.code_of_structure(structure)
+    code = codes.encode_structure(structure)
     if structure.number in CORTEX and structure.name != "insula":
         assert (code.value, code.meaning) == ("40146001", "Cerebral cortex")
         (region,) = code.modifiers
@@ -68,12 +68,12 @@ def test_a_structure_has_the_code_of_what_is_segmented(structure: Structure) -> 
     else:
         assert "lobe" not in code.meaning.casefold()
         assert code.modifiers == ()
-    assert [s.name for s in STRUCTURES if codes.code_of_structure(s) == code] == [structure.name]
+    assert [s.name for s in STRUCTURES if codes.encode_structure(s) == code] == [structure.name]
 
 
 def test_what_holds_two_structures_has_no_code_of_one() -> None:
     """Accumbens counts as caudate, entorhinal cortex as parahippocampal; csf is that outside of the ventricles."""
-    coded = {s.name: codes.code_of_structure(s) for s in STRUCTURES}
+    coded = {s.name: codes.encode_structure(s) for s in STRUCTURES}
     assert coded["caudate"].meaning == "Caudate nucleus and nucleus accumbens"
     assert coded["third and fourth ventricles"].meaning == "Third and fourth ventricles"
     assert coded["parahippocampal cortex"].modifiers[0].meaning == "Parahippocampal and entorhinal gyrus"
@@ -103,7 +103,7 @@ def test_suv_has_the_standard_s_codes_and_unit() -> None:
     ],
 )  # fmt: skip
 def test_a_bundle_s_label_has_its_side_as_modifier(name: str, meaning: str, modifiers: list[str]) -> None:
-    code = bundle_codes.code_of(name)
+    code = bundle_codes.encode_label(name)
     assert (code.meaning, [each.meaning for each in code.modifiers]) == (meaning, modifiers)
 
 

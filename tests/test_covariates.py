@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
 from dicomnode.reading import covariates
-from pipelines.contract import Covariates, Stated
+from pipelines.contract import Covariates, Sourced
 from tests.covariate_reports import (
     APOE_GENOTYPE,
     MMSE,
@@ -48,9 +48,9 @@ def from_sidecar(tmp_path: Path, header: Dataset | None = None, **values: Any) -
 
 def test_age_and_sex_stand_in_the_header_and_the_rest_is_unknown() -> None:
     found = covariates.resolve([image()])
-    assert found.age_years == Stated(71.0, "Patient's Age (0010,1010)")
-    assert found.sex == Stated("M", "Patient's Sex (0010,0040)")
-    assert found.e4_alleles == found.mmse == found.ptau217_pg_ml == Stated(None, "not stated")
+    assert found.age_years == Sourced(71.0, "Patient's Age (0010,1010)")
+    assert found.sex == Sourced("M", "Patient's Sex (0010,0040)")
+    assert found.e4_alleles == found.mmse == found.ptau217_pg_ml == Sourced(None, "not stated")
 
 
 @pytest.mark.parametrize("age", [None, "", "42"])
@@ -76,7 +76,7 @@ def test_dates_that_make_no_adult_do_not_touch_a_stated_age(born: str | None) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ds = image(PatientBirthDate=born)
-    assert covariates.resolve([ds]).age_years == Stated(71.0, "Patient's Age (0010,1010)")
+    assert covariates.resolve([ds]).age_years == Sourced(71.0, "Patient's Age (0010,1010)")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_an_age_in_months_or_weeks_is_years(age: str, years: float) -> None:
 
 @pytest.mark.parametrize("sex", ["X", "MALE", "1"])
 def test_a_sex_that_no_code_has_is_unknown_and_not_quoted(sex: str) -> None:
-    assert covariates.resolve([image(PatientSex=sex)]).sex == Stated(
+    assert covariates.resolve([image(PatientSex=sex)]).sex == Sourced(
         None, "Patient's Sex (0010,0040) is none of F, M and O"
     )
 
@@ -109,7 +109,7 @@ def test_a_patient_of_whom_nothing_is_known_is_unknown_with_the_reason() -> None
     found = covariates.resolve([source("mr", PatientBirthDate="", PatientSex="O")])
     assert found.age_years.value is None
     assert "nor are birth and study dates" in found.age_years.where
-    assert found.sex == Stated(None, "Patient's Sex (0010,0040) is O, neither F nor M")
+    assert found.sex == Sourced(None, "Patient's Sex (0010,0040) is O, neither F nor M")
 
 
 def test_a_report_gives_what_the_header_has_not(tmp_path: Path) -> None:
@@ -134,12 +134,12 @@ def test_a_sidecar_gives_the_same_and_null_is_unknown(tmp_path: Path) -> None:
     found = from_sidecar(tmp_path, blank, age_years=68.5, sex="F", e4_alleles=2, mmse=29, ptau217_pg_ml=None)
     assert (found.age_years.value, found.sex.value, found.e4_alleles.value, found.mmse.value) == (68.5, "F", 2, 29)
     assert found.mmse.where == "covariates.json"
-    assert found.ptau217_pg_ml == Stated()
+    assert found.ptau217_pg_ml == Sourced()
 
 
 def test_another_report_of_the_study_is_no_covariate(tmp_path: Path) -> None:
     dose = number(("113839", "DCM", "Dose"), 3.2, "mGy")
-    assert from_report(tmp_path, dose).mmse == Stated()
+    assert from_report(tmp_path, dose).mmse == Sourced()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from model_zoo.standard_dose import OUT_CHANNELS
 from model_zoo.training.recipe import seeded
 from pipelines import ct_regions, standard_dose_pet
 from pipelines.contract import Case, Grid, Measurement, Note, Refused, Volume
-from pipelines.uptake import body_of
+from pipelines.uptake import find_body
 from tests.bundles import write_anatomy_bundle
 from tests.findings import NOW
 from tests.pet_series import write_pet, write_pet_bundle
@@ -105,7 +105,7 @@ def test_the_layer_between_air_and_tissue_is_no_lung() -> None:
 
 
 def test_the_tissues_of_a_ct_lie_where_the_body_has_them(torso: Torso, ct: Volume, pet: Volume) -> None:
-    found = ct_regions.tissues_of(ct, pet, {"same_frame": True})
+    found = ct_regions.find_ct_tissues(ct, pet, {"same_frame": True})
     organ = torso.organ.numpy().reshape(30, 2, 52, 2, 70, 2)
     truth = {1: ["lungs"], 2: ["fat"], 4: ["spine", "bone"]}
     for number, organs in truth.items():
@@ -113,7 +113,7 @@ def test_the_tissues_of_a_ct_lie_where_the_body_has_them(torso: Torso, ct: Volum
         dice = 2 * ((found.on_pet == number) & there).sum() / ((found.on_pet == number).sum() + there.sum())
         assert dice > 0.9, organs
     assert found.dice > 0.9
-    assert found.lies_upon
+    assert found.is_registered
 
 
 def test_a_network_is_told_nothing_of_the_head_by_ct() -> None:
@@ -125,13 +125,13 @@ def test_a_network_is_told_nothing_of_the_head_by_ct() -> None:
     labels[(from_middle > 92) & (from_middle <= 100)] = 4
     labels[:40, 10:50, 5:55] = 3
     labels[:40, 40:44, 28:32] = 4  # a spine
-    found = ct_regions.Tissues(labels, grid, 1.0, True)
+    found = ct_regions.CtTissues(labels, grid, 1.0, True)
     maps = found.maps(list(ct_tissues.NAMES), grid)
     told = maps.sum(dim=(0, 2, 3)) > 0
     assert bool(told[:34].all())
     assert not bool(told[42:].any())
     assert "nothing by CT" in found.words
-    torso = ct_regions.Tissues(labels[:40], lattice("axial", (40, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0)), 1.0, True)
+    torso = ct_regions.CtTissues(labels[:40], lattice("axial", (40, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0)), 1.0, True)
     assert "nothing by CT" not in torso.words
 
 
@@ -139,8 +139,8 @@ def test_couch_and_air_about_the_body_are_no_tissue(ct: Volume, pet: Volume) -> 
     with_couch = ct.data.copy()
     with_couch[:, -4:-3, 10:-10] = 100.0  # a shell
     with_couch[:, -3:, 10:-10] = -900.0  # on foam
-    bare = ct_regions.tissues_of(ct, pet, {})
-    couched = ct_regions.tissues_of(replace(ct, data=with_couch), pet, {})
+    bare = ct_regions.find_ct_tissues(ct, pet, {})
+    couched = ct_regions.find_ct_tissues(replace(ct, data=with_couch), pet, {})
     assert float((bare.on_pet != couched.on_pet).mean()) < 1e-3
 
 
@@ -150,7 +150,7 @@ def test_a_network_is_told_the_tissues_that_it_knows_and_only_those(ct: Volume, 
     findings = _run(knows, pet, ct)
     (maps,) = told.told
     assert maps is not None
-    found = ct_regions.tissues_of(ct, pet, {})
+    found = ct_regions.find_ct_tissues(ct, pet, {})
     seen = maps[0, :, : PET_GRID.shape[0], : PET_GRID.shape[1], : PET_GRID.shape[2]].numpy()
     assert not seen[0].any()
     for number in range(1, 5):
@@ -232,11 +232,11 @@ def test_the_body_of_the_kit_s_whole_body_pet_is_found_in_a_ct_made_of_it(tmp_pa
     except FileNotFoundError as error:
         pytest.skip(str(error))
     pet = volumes.read(unpacked(archive, tmp_path)).volume
-    body = body_of(pet)
+    body = find_body(pet)
     finer = pet.grid.affine_mm @ np.diag([0.5, 0.5, 1, 1])
     finer[:3, 3] = (pet.grid.affine_mm @ [-0.25, -0.25, 0, 1])[:3]
     water: NDArray[np.float32] = np.where(body.repeat(2, axis=1).repeat(2, axis=2), 0, -1000).astype(np.float32)
     k, j, i = pet.grid.shape
-    found = ct_regions.tissues_of(Volume(water, Grid((k, 2 * j, 2 * i), finer), "[hnsf'U]"), pet, {})
+    found = ct_regions.find_ct_tissues(Volume(water, Grid((k, 2 * j, 2 * i), finer), "[hnsf'U]"), pet, {})
     assert found.dice > 0.97
     assert float((found.on_pet == 3).mean() / body.mean()) == pytest.approx(1, abs=0.05)

@@ -71,7 +71,7 @@ def test_what_goes_is_the_same_place_in_the_patient_in_any_orientation(orientati
     middle = grid.affine_mm[:3, :3] @ [31.5, 29.5, 24.5]
     grid.affine_mm[:3, 3] = -middle
     brain = ball(grid, (0, 0, 0), 50)
-    removed = face.outside(brain, grid).removed(grid)
+    removed = face.make_face_mask(brain, grid).removed(grid)
     nose, chin, hair, neck = ((0, -85, -25), (0, -50, -80), (0, 60, 60), (0, 30, 65))
     assert not (removed & brain).any()
     assert not (removed & ball(grid, (0, 0, 0), 57)).any(), "nor what is within the margin"
@@ -85,16 +85,16 @@ def test_what_goes_is_the_same_place_in_the_patient_in_any_orientation(orientati
 
 def test_the_brain_of_the_phantom_stays_and_its_nose_goes(model: Model) -> None:
     volume = head()
-    kept = face.find(volume, model)
+    kept = face.find_face(volume, model)
     removed = kept.removed(volume.grid)
-    found = anatomy.segment(volume, model)
+    found = anatomy.segment_head(volume, model)
     assert not (removed & found.mask()).any()
     assert removed[NOSE].all()
     assert not removed[HAIR].any()
 
 
 def test_the_same_image_loses_the_same(model: Model) -> None:
-    one, two = (face.find(head(), model).share for _ in range(2))
+    one, two = (face.find_face(head(), model).share for _ in range(2))
     assert np.array_equal(one, two)
 
 
@@ -102,12 +102,12 @@ def test_doubt_about_the_anatomy_is_a_refusal(model: Model) -> None:
     volume = head()
     upside_down = Grid(volume.grid.shape, volume.grid.affine_mm @ np.diag([1.0, -1, -1, 1]))
     with pytest.raises(Refused, match="do not lie as the header says"):
-        face.find(replace(volume, grid=upside_down), model)
+        face.find_face(replace(volume, grid=upside_down), model)
     tiny = Grid(volume.grid.shape, np.diag([0.6, 0.6, 0.6, 1.0]) @ volume.grid.affine_mm)
     with pytest.raises(Refused):
-        face.find(replace(volume, grid=tiny), model)
+        face.find_face(replace(volume, grid=tiny), model)
     with pytest.raises(Refused, match="body part is KNEE"):
-        face.find(volume, model, {"modality": "MR", "body_part": "KNEE"})
+        face.find_face(volume, model, {"modality": "MR", "body_part": "KNEE"})
 
 
 def findings(volume: Volume) -> list[Finding]:

@@ -11,7 +11,7 @@ import pytest
 from model_zoo.structures import number
 from pipelines import dir_support, lesion_segments, lesions
 from pipelines.contract import Finding, Grid, Measurement, Note
-from pipelines.dir_estimate import Estimate
+from pipelines.dir_estimate import DirEstimate
 from pipelines.laterality import LEFT, RIGHT, find_midplane
 from pipelines.lesions import Thresholds
 
@@ -19,7 +19,9 @@ SHAPE = (40, 40, 40)
 GREY, WHITE = 1.2, 1.0
 
 
-def _estimate(*boxes: tuple[slice, slice, slice], flair: float = 2.0, dir_: float = 1.5, sd: float = 0.2) -> Estimate:
+def _estimate(
+    *boxes: tuple[slice, slice, slice], flair: float = 2.0, dir_: float = 1.5, sd: float = 0.2
+) -> DirEstimate:
     """White matter in a shell of cortex, brain stem below, a ventricle in the middle; lesions in boxes."""
     structure = np.full(SHAPE, number("cerebral white matter"), np.uint8)
     structure[:, :6], structure[:6] = number("frontal cortex"), number("brain stem")
@@ -32,7 +34,7 @@ def _estimate(*boxes: tuple[slice, slice, slice], flair: float = 2.0, dir_: floa
     for box in boxes:
         level[box], shown[box], lesion[box] = flair, dir_, 0.9
     f32 = np.float32
-    return Estimate(
+    return DirEstimate(
         Grid(SHAPE, np.eye(4)), level.astype(f32), (2 - level).astype(f32), structure, shown.astype(f32),
         np.full(SHAPE, sd, f32), np.zeros(SHAPE, f32), lesion.astype(f32), np.zeros((3, *SHAPE), f32), None,
     )  # fmt: skip
@@ -57,21 +59,23 @@ def _values(findings: list[Finding], group: str = "") -> dict[str, float]:
     ],
 )
 def test_a_lesion_has_the_place_where_it_lies(box: tuple[slice, slice, slice], place: str) -> None:
-    found = lesions.find(_estimate(box), Thresholds())
+    found = lesions.find_lesions(_estimate(box), Thresholds())
     assert [lesion.place.name for lesion in found.lesions] == [place]
-    assert _values(lesions.measure(found, Thresholds()))[f"{place} lesions"] == 1
+    assert _values(lesions.measure_lesions(found, Thresholds()))[f"{place} lesions"] == 1
 
 
 def test_the_largest_comes_first_and_too_small_ones_never() -> None:
     e = _estimate(_box(30, 30, 30, 3), _box(30, 14, 30, 5), _box(12, 30, 12, 2))
-    found = lesions.find(e, Thresholds())
+    found = lesions.find_lesions(e, Thresholds())
     assert [lesion.volume_mm3 for lesion in found.lesions] == [125, 27]
     assert (found.labels == 1).sum() == 125
     assert found.labels[13, 31, 13] == 0
 
 
 def test_contrast_and_its_probability_follow_from_the_values() -> None:
-    told = lesions.measure(lesions.find(_estimate(_box(30, 30, 30), sd=0.6), Thresholds()), Thresholds())
+    told = lesions.measure_lesions(
+        lesions.find_lesions(_estimate(_box(30, 30, 30), sd=0.6), Thresholds()), Thresholds()
+    )
     lesion = _values(told, "lesion 1")
     assert lesion["contrast"] == pytest.approx(1.5, abs=0.01)
     assert lesion["mean standard deviation"] == pytest.approx(0.6, abs=1e-4)
@@ -79,47 +83,47 @@ def test_contrast_and_its_probability_follow_from_the_values() -> None:
 
 
 def test_what_flair_does_not_show_is_counted_as_without_support() -> None:
-    found = lesions.find(_estimate(_box(30, 30, 30), flair=1.02), Thresholds())
+    found = lesions.find_lesions(_estimate(_box(30, 30, 30), flair=1.02), Thresholds())
     assert (found.lesions, found.unsure, found.dropped) == ((), 0, 1)
-    assert _values(lesions.measure(found, Thresholds()))["lesions without support"] == 1
+    assert _values(lesions.measure_lesions(found, Thresholds()))["lesions without support"] == 1
 
 
 def test_a_brain_stem_that_is_bright_as_a_whole_supports_no_lesion() -> None:
     e = _estimate(_box(1, 20, 20), flair=1.4)
-    assert len(lesions.find(e, Thresholds()).lesions) == 1
+    assert len(lesions.find_lesions(e, Thresholds()).lesions) == 1
     bright = np.where(e.structure == number("brain stem"), np.maximum(e.flair, 1.4), e.flair)
-    found = lesions.find(replace(e, flair=bright), Thresholds())
+    found = lesions.find_lesions(replace(e, flair=bright), Thresholds())
     assert (found.lesions, found.dropped) == ((), 1)
 
 
 def test_a_part_of_which_the_network_is_not_sure_is_told_but_no_lesion() -> None:
     e = _estimate(_box(30, 30, 30))
-    found = lesions.find(replace(e, lesion=e.lesion * 0.8), Thresholds())
+    found = lesions.find_lesions(replace(e, lesion=e.lesion * 0.8), Thresholds())
     assert (found.lesions, found.unsure, found.dropped) == ((), 1, 0)
-    assert _values(lesions.measure(found, Thresholds()))["unsure parts"] == 1
+    assert _values(lesions.measure_lesions(found, Thresholds()))["unsure parts"] == 1
 
 
 def test_without_lesions_the_answer_is_none_and_a_valid_segmentation() -> None:
     e = _estimate()
-    found = lesions.find(e, Thresholds())
-    assert _values(lesions.measure(found, Thresholds()))["lesions"] == 0
-    segmentation = lesion_segments.segmentation(found, e, Thresholds(), e.grid, 1.0)
+    found = lesions.find_lesions(e, Thresholds())
+    assert _values(lesions.measure_lesions(found, Thresholds()))["lesions"] == 0
+    segmentation = lesion_segments.make_segmentation(found, e, Thresholds(), e.grid, 1.0)
     assert not segmentation.labels.any()
     assert len(segmentation.segments) == 4
 
 
 def test_a_lesion_thinner_than_a_slice_keeps_its_peak_in_the_segmentation() -> None:
     e = _estimate((slice(30, 32), slice(30, 34), slice(30, 34)))
-    found = lesions.find(e, Thresholds())
+    found = lesions.find_lesions(e, Thresholds())
     thick = Grid((8, 40, 40), np.diag([1.0, 1.0, 5.0, 1.0]) + np.array([[0, 0, 0, 0]] * 2 + [[0, 0, 0, 2], [0] * 4]))
-    labels = lesion_segments.segmentation(found, e, Thresholds(), thick, 5.0).labels
+    labels = lesion_segments.make_segmentation(found, e, Thresholds(), thick, 5.0).labels
     assert (labels > 0).sum() == 1
     assert labels[6, 30:34, 30:34].any()
 
 
 def test_the_rest_of_a_long_list_is_a_sentence() -> None:
     e = _estimate(*(_box(30, j, i, 3) for j in (12, 20, 28) for i in (10, 20, 30)))
-    told = lesions.measure(lesions.find(e, Thresholds(told=2)), Thresholds(told=2))
+    told = lesions.measure_lesions(lesions.find_lesions(e, Thresholds(told=2)), Thresholds(told=2))
     assert {f.group for f in told if isinstance(f, Measurement)} == {"", "lesion 1", "lesion 2"}
     (note,) = [f for f in told if isinstance(f, Note)]
     assert note.text == "7 further lesions of at most 27 mm3 are in the segmentation only"
@@ -127,8 +131,8 @@ def test_the_rest_of_a_long_list_is_a_sentence() -> None:
 
 def test_dir_that_is_bright_without_a_reason_is_found() -> None:
     honest = _estimate(_box(30, 30, 30))
-    assert _values(dir_support.support(honest))["bright without support"] == 0
-    invented = _values(dir_support.support(_estimate(_box(30, 30, 30), flair=WHITE)))
+    assert _values(dir_support.measure_support(honest))["bright without support"] == 0
+    invented = _values(dir_support.measure_support(_estimate(_box(30, 30, 30), flair=WHITE)))
     assert invented["bright without support"] == 1
     assert invented["volume bright without support"] == pytest.approx(0.064)
 
@@ -137,16 +141,16 @@ def test_a_dark_t1w_is_support_enough() -> None:
     e = _estimate(_box(30, 30, 30), flair=WHITE)
     dark = (2 - e.flair).copy()
     dark[_box(30, 30, 30)] = 0.4
-    assert _values(dir_support.support(replace(e, t1w=dark)))["bright without support"] == 0
-    assert _values(dir_support.support(replace(e, t1w=None)))["bright without support"] == 1
+    assert _values(dir_support.measure_support(replace(e, t1w=dark)))["bright without support"] == 0
+    assert _values(dir_support.measure_support(replace(e, t1w=None)))["bright without support"] == 1
 
 
 def test_a_lesion_that_dir_does_not_show_lowers_the_share() -> None:
     e = _estimate(_box(30, 30, 30), _box(30, 14, 30))
-    assert _values(dir_support.support(e))["share of FLAIR's bright spots shown"] == 1
+    assert _values(dir_support.measure_support(e))["share of FLAIR's bright spots shown"] == 1
     e.dir[_box(30, 14, 30)] = 0.1
-    assert _values(dir_support.support(e))["share of FLAIR's bright spots shown"] == 0.5
-    assert "share of FLAIR's bright spots shown" not in _values(dir_support.support(_estimate()))
+    assert _values(dir_support.measure_support(e))["share of FLAIR's bright spots shown"] == 0.5
+    assert "share of FLAIR's bright spots shown" not in _values(dir_support.measure_support(_estimate()))
 
 
 def _turned(shape: tuple[int, int, int], degrees: float) -> Grid:
@@ -158,7 +162,7 @@ def _turned(shape: tuple[int, int, int], degrees: float) -> Grid:
     return Grid(shape, affine)
 
 
-def _with_putamina(e: Estimate, degrees: float = 0.0) -> Estimate:
+def _with_putamina(e: DirEstimate, degrees: float = 0.0) -> DirEstimate:
     """Putamina of 1.3 ml whose middles are 48 mm apart, in a head twice as wide as ``_estimate`` has it."""
     arrays = ("flair", "t1w", "structure", "dir", "sd", "epistemic", "lesion")
     wide: dict[str, Any] = {name: np.concatenate([getattr(e, name)] * 2, axis=2) for name in arrays}
@@ -172,7 +176,7 @@ def _with_putamina(e: Estimate, degrees: float = 0.0) -> Estimate:
 def test_a_lesion_has_a_side_however_the_head_is_turned(degrees: float) -> None:
     """+x is left, and a higher column lies farther left; the lesion stands in both halves of the doubled head."""
     e = _with_putamina(_estimate(_box(30, 30, 15)), degrees)
-    found = lesions.find(e, Thresholds())
+    found = lesions.find_lesions(e, Thresholds())
     sides = {lesion.peak[2] > 40: [m for m in lesion.site.modifiers if m in (LEFT, RIGHT)] for lesion in found.lesions}
     assert sides == {True: [LEFT], False: [RIGHT]}
 
@@ -180,7 +184,7 @@ def test_a_lesion_has_a_side_however_the_head_is_turned(degrees: float) -> None:
 def test_a_lesion_on_the_midline_has_no_side() -> None:
     e = _with_putamina(_estimate())
     e.lesion[30:34, 30:34, 36:46], e.flair[30:34, 30:34, 36:46] = 0.9, 2.0
-    (lesion,) = lesions.find(e, Thresholds()).lesions
+    (lesion,) = lesions.find_lesions(e, Thresholds()).lesions
     assert not {LEFT, RIGHT} & set(lesion.site.modifiers)
 
 
@@ -194,17 +198,19 @@ def test_without_two_putamina_nothing_has_a_side() -> None:
 
 def test_the_middle_of_a_lesion_is_one_of_its_voxels() -> None:
     e = _estimate(_box(30, 26, 14, 3), _box(30, 26, 17, 3), _box(30, 29, 17, 3))
-    (lesion,) = lesions.find(e, Thresholds()).lesions
+    (lesion,) = lesions.find_lesions(e, Thresholds()).lesions
     i, j, k = (round(each) for each in lesion.centre_mm)
-    assert lesions.find(e, Thresholds()).labels[k, j, i] == 1
+    assert lesions.find_lesions(e, Thresholds()).labels[k, j, i] == 1
 
 
 def test_each_lesion_is_a_segment_with_the_name_of_its_measurements() -> None:
     e = _estimate(_box(30, 30, 30, 3), _box(30, 14, 30, 5), _box(26, 20, 20))
-    found = lesions.find(e, Thresholds(told=2))
-    told = lesion_segments.segmentation(found, e, Thresholds(told=2), e.grid, 1.0)
+    found = lesions.find_lesions(e, Thresholds(told=2))
+    told = lesion_segments.make_segmentation(found, e, Thresholds(told=2), e.grid, 1.0)
     assert [segment.label for segment in told.segments] == ["Lesion 1", "Lesion 2", "Further deep lesions"]
-    groups = {m.group for m in lesions.measure(found, Thresholds(told=2)) if isinstance(m, Measurement) and m.group}
+    groups = {
+        m.group for m in lesions.measure_lesions(found, Thresholds(told=2)) if isinstance(m, Measurement) and m.group
+    }
     assert groups == {segment.label.lower() for segment in told.segments[:2]}
     for lesion in found.lesions:
         assert (told.labels[found.labels == lesion.number] == lesion.number).all()
@@ -215,6 +221,6 @@ def test_each_lesion_is_a_segment_with_the_name_of_its_measurements() -> None:
 def test_of_two_lesions_in_one_thick_voxel_the_larger_keeps_it() -> None:
     e = _estimate((slice(30, 34), slice(30, 34), slice(30, 34)), (slice(30, 33), slice(30, 33), slice(26, 29)))
     thick = Grid((8, 4, 4), np.diag([10.0, 10.0, 5.0, 1.0]))
-    told = lesion_segments.segmentation(lesions.find(e, Thresholds()), e, Thresholds(), thick, 5.0)
+    told = lesion_segments.make_segmentation(lesions.find_lesions(e, Thresholds()), e, Thresholds(), thick, 5.0)
     assert told.labels[6, 3, 3] == 1
     assert (told.labels > 0).sum() == 1

@@ -155,7 +155,7 @@ def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
     found = recon.run(Case({"kspace": k}), counted, options, 1, lambda done, word: None)
     assert calls == 2 * number(found, "denoiser evaluations")
     if solver != "adadiff":
-        assert calls == 2 * recon.evaluations(options)
+        assert calls == 2 * recon.count_evaluations(options)
 
 
 def test_an_adapted_prior_is_told_of_and_the_model_stays_as_it_was() -> None:
@@ -214,22 +214,22 @@ def test_contrasts_are_images_of_their_own_with_maps_of_the_one_that_has_calibra
 
 def test_a_contrast_with_lines_of_its_own_lends_its_maps_and_keeps_its_own_noise() -> None:
     first, second = contrasts()
-    one, two = encoding.prepare_all([first, second])
-    (alone,) = encoding.prepare_all([first])
+    one, two = encoding.prepare_acquisition([first, second])
+    (alone,) = encoding.prepare_acquisition([first])
     torch.testing.assert_close(one.A.maps, alone.A.maps)
     torch.testing.assert_close(two.A.maps, alone.A.maps)
     louder = replace(second, noise=2 * second.noise)  # type: ignore[operator, arg-type]  # it was sent
-    quiet, loud = encoding.prepare_all([first, second])[1], encoding.prepare_all([first, louder])[1]
+    quiet, loud = encoding.prepare_acquisition([first, second])[1], encoding.prepare_acquisition([first, louder])[1]
     torch.testing.assert_close(loud.sigma_y, 2 * quiet.sigma_y)
     torch.testing.assert_close(loud.gain, quiet.gain)
 
 
 def test_a_contrast_on_another_lattice_needs_calibration_lines_of_its_own() -> None:
     first, second = contrasts()
-    encoding.check_all([first, second])
+    encoding.check_acquisition([first, second])
     moved = replace(second, encoded_fov_mm=(150.0, 150.0))
     with pytest.raises(Refused, match="calibration"):
-        encoding.check_all([first, moved])
+        encoding.check_acquisition([first, moved])
 
 
 def test_measured_samples_are_kept_within_their_noise() -> None:
@@ -259,7 +259,7 @@ def test_delivered_grid_may_crop_the_field_of_view_and_be_finer() -> None:
 
 def test_resampling_to_the_encoded_lattice_changes_nothing() -> None:
     x = truth()
-    y = recon.on_grid(x, (192.0, 180.0), grid((2, *SHAPE)))
+    y = recon.interpolate(x, (192.0, 180.0), grid((2, *SHAPE)))
     torch.testing.assert_close(y, x, atol=2e-3, rtol=1e-4)
 
 
@@ -273,7 +273,7 @@ def test_progress_rises_to_the_end() -> None:
 
 def refused(k: KSpace) -> str:
     with pytest.raises(Refused) as info:
-        encoding.check(k)
+        encoding.check_kspace(k)
     return str(info.value)
 
 

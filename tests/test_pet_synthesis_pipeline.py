@@ -32,15 +32,15 @@ from pipelines.contract import (
     Note,
     ParametricMap,
     Refused,
-    Stated,
+    Sourced,
     Volume,
 )
-from pipelines.quality import judge, limits_of
+from pipelines.quality import judge_result, read_output_limits
 from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
 from tests.pet_bundle import FINE, painted, taken, write_pet_bundle
 from tests.series import unpacked
 
-PATIENT = Covariates(Stated(71.0, "a header"), Stated("F", "a header"), mmse=Stated(24, "a report"))
+PATIENT = Covariates(Sourced(71.0, "a header"), Sourced("F", "a header"), mmse=Sourced(24, "a report"))
 PATIENTS = "scans of patients"
 FACTS = {"modality": "MR", "body_part": "HEAD"}
 
@@ -110,7 +110,7 @@ def test_the_lattice_holds_the_fractions_that_training_has(model: registry.Model
     labels[5:53, 3:59, 8:56] = structure
     grid = Grid((60, 62, 58), np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0]))
     t1w = Volume(levels(labels), grid)
-    subject = pet_lattice.prepare(t1w, Anatomy(labels, np.ones(labels.shape, np.float32), grid, labels), model)
+    subject = pet_lattice.prepare_subject(t1w, Anatomy(labels, np.ones(labels.shape, np.float32), grid, labels), model)
     start = np.linalg.solve(grid.affine_mm, subject.grid.affine_mm[:, 3])[2::-1] - (FINE - 1) / 2
     assert np.allclose(start, np.round(start))
     k, j, i = (int(s) for s in start)
@@ -126,7 +126,7 @@ def test_the_lattice_holds_the_fractions_that_training_has(model: registry.Model
 def test_a_head_larger_than_the_networks_box_is_not_cut(model: registry.Model) -> None:
     small = replace(model, settings={**model.settings, "shape": [8, 8, 8]})
     labels = phantom()[1]
-    subject = pet_lattice.prepare(
+    subject = pet_lattice.prepare_subject(
         Volume(phantom()[0], upright()), Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels), small
     )
     found_ml = float(subject.maps.sum()) * (FINE * SPACING_MM) ** 3
@@ -175,7 +175,7 @@ def test_intervals_are_those_of_the_stated_sd_about_the_mean() -> None:
     sd = torch.full((2, COUNT), 0.1)
     one = torch.full((2, COUNT), 1.3)
     sampled = one + 0.01 * torch.randn((4, 2, COUNT), generator=torch.Generator().manual_seed(1))
-    measured = _measured(pet_numbers.measure(one, sd, sampled, network.Covariates(), pet_synthesis.Options()))
+    measured = _measured(pet_numbers.measure_pet(one, sd, sampled, network.Covariates(), pet_synthesis.Options()))
     together = float(network.composite_sd(sd)[0])
     for name, spread in (
         ("tau SUVR of temporal cortex", 0.1),
@@ -204,7 +204,7 @@ def test_the_composite_s_sd_is_that_of_structures_with_a_common_part() -> None:
 def test_inside_the_band_nothing_is_said_of_amyloid(loads: tuple[float, ...], p: float, status: str) -> None:
     regions = torch.tensor(loads)[:, None, None].expand(8, 2, COUNT)
     sd = torch.full((2, COUNT), 0.1)
-    found = pet_numbers.measure(regions.mean(0), sd, regions, network.Covariates(), pet_synthesis.Options())
+    found = pet_numbers.measure_pet(regions.mean(0), sd, regions, network.Covariates(), pet_synthesis.Options())
     measured = _measured(found)
     probability = measured["probability of amyloid"]
     assert probability.value == p
@@ -220,7 +220,7 @@ def test_every_output_limit_of_the_recipe_is_measured(model: registry.Model) -> 
     for limits in network.OUTPUT_LIMITS.values():
         assert set(limits) <= set(measured) | {"denoising deviation"}  # the prior is not at hand in this test
     factor = Measurement("reference factor of tau PET", 0.8, "1")
-    assert judge([factor], limits_of(RECIPE.facts)).outcome == "hold"
+    assert judge_result([factor], read_output_limits(RECIPE.facts)).outcome == "hold"
 
 
 CLINICAL = ("SUVR", "Centiloid", "probability of amyloid", "amyloid status")
@@ -278,12 +278,12 @@ def test_what_if_images_say_so_and_leave_out_the_patients_own_score(model: regis
 def test_what_if_differs_by_the_score_alone(model: registry.Model) -> None:
     labels = phantom()[1]
     structures = Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels)
-    subject = pet_lattice.prepare(Volume(phantom()[0], upright()), structures, model)
+    subject = pet_lattice.prepare_subject(Volume(phantom()[0], upright()), structures, model)
     options = pet_synthesis.Options(samples=2)
-    covariates = pet_synthesis.known(PATIENT, options)
-    found = pet_synthesis.estimate(subject, covariates, model, options, 1)
-    assert torch.equal(pet_synthesis.what_if(subject, covariates, 24, model), found.mean)
-    assert not torch.equal(pet_synthesis.what_if(subject, covariates, 10, model), found.mean)
+    covariates = pet_synthesis.network_covariates(PATIENT, options)
+    found = pet_synthesis.estimate_pet(subject, covariates, model, options, 1)
+    assert torch.equal(pet_synthesis.estimate_what_if(subject, covariates, 24, model), found.mean)
+    assert not torch.equal(pet_synthesis.estimate_what_if(subject, covariates, 10, model), found.mean)
 
 
 def test_covariates_and_where_they_are_from_are_noted(model: registry.Model) -> None:

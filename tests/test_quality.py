@@ -12,7 +12,7 @@ import pytest
 from model_zoo import registry, training
 from pipelines import quality
 from pipelines.contract import Case, Grid, Measurement, Refused, Volume
-from pipelines.quality import Limits, Outcome
+from pipelines.quality import Outcome, OutputLimits
 
 FLAIR = {"modality": "MR", "ti_ms": 2100.0, "te_ms": 120.0, "image_type": ("ORIGINAL", "PRIMARY")}
 
@@ -34,12 +34,12 @@ def test_what_keeps_every_rule_is_admitted_without_doubt() -> None:
         {"fact": "image_type", "none_of": ["PHASE"]},
         {"fact": "coverage_mm", "between": [10, 400]},
     ]
-    assert quality.admit(case(), bundle(*rules), "flair") == ()
+    assert quality.check_input(case(), bundle(*rules), "flair") == ()
 
 
 def test_a_refusal_names_the_value_the_range_and_the_tag() -> None:
     with pytest.raises(Refused) as refused:
-        quality.admit(case(ti_ms=900.0), bundle({"fact": "ti_ms", "between": [1500, 3000]}), "flair")
+        quality.check_input(case(ti_ms=900.0), bundle({"fact": "ti_ms", "between": [1500, 3000]}), "flair")
     assert str(refused.value) == (
         "flair: Inversion Time (0018,0082) is 900 ms; synthetic_dir 1.0.0 takes 1500 to 3000 ms"
     )
@@ -48,11 +48,11 @@ def test_a_refusal_names_the_value_the_range_and_the_tag() -> None:
 def test_every_broken_rule_is_told_not_only_the_first() -> None:
     rules: list[dict[str, Any]] = [{"fact": "ti_ms", "between": [1500, 3000]}, {"fact": "modality", "one_of": ["MR"]}]
     with pytest.raises(Refused, match=r"0018,0082.*0008,0060"):
-        quality.admit(case(ti_ms=900.0, modality="CT"), bundle(*rules), "flair")
+        quality.check_input(case(ti_ms=900.0, modality="CT"), bundle(*rules), "flair")
 
 
 def test_a_rule_may_hold_instead_of_refusing() -> None:
-    doubts = quality.admit(case(), bundle({"fact": "te_ms", "between": [200, 300], "otherwise": "hold"}), "flair")
+    doubts = quality.check_input(case(), bundle({"fact": "te_ms", "between": [200, 300], "otherwise": "hold"}), "flair")
     assert len(doubts) == 1
     assert "Echo Time (0018,0081) is 120 ms" in doubts[0]
 
@@ -62,19 +62,19 @@ def test_a_fact_that_is_not_stated_breaks_only_a_rule_that_needs_it(needed: bool
     rule = {"fact": "field_strength_t", "between": [1, 3], "needed": needed}
     if needed:
         with pytest.raises(Refused, match=r"Magnetic Field Strength \(0018,0087\) is not stated"):
-            quality.admit(case(), bundle(rule), "flair")
+            quality.check_input(case(), bundle(rule), "flair")
     else:
-        assert quality.admit(case(), bundle(rule), "flair") == ()
+        assert quality.check_input(case(), bundle(rule), "flair") == ()
 
 
 def test_the_lattice_is_a_fact_too() -> None:
     with pytest.raises(Refused, match=r"smallest extent .* is 5 mm"):
-        quality.admit(case(0.5), bundle({"fact": "coverage_mm", "between": [100, 400]}), "flair")
+        quality.check_input(case(0.5), bundle({"fact": "coverage_mm", "between": [100, 400]}), "flair")
 
 
 def test_words_are_found_inside_of_what_the_header_says_whatever_their_case() -> None:
     rule = {"fact": "manufacturer", "one_of": ["siemens"]}
-    assert quality.admit(case(manufacturer="SIEMENS Healthineers"), bundle(rule), "flair") == ()
+    assert quality.check_input(case(manufacturer="SIEMENS Healthineers"), bundle(rule), "flair") == ()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_words_are_found_inside_of_what_the_header_says_whatever_their_case() ->
 )
 def test_a_contract_that_cannot_be_applied_admits_nothing(rule: dict[str, Any]) -> None:
     with pytest.raises(Refused, match="input contract of synthetic_dir"):
-        quality.admit(case(), bundle(rule), "flair")
+        quality.check_input(case(), bundle(rule), "flair")
 
 
 @pytest.mark.parametrize(
@@ -96,28 +96,30 @@ def test_a_contract_that_cannot_be_applied_admits_nothing(rule: dict[str, Any]) 
     [(1.0, Outcome.ACCEPT), (3.0, Outcome.HOLD), (9.0, Outcome.REFUSE), (math.nan, Outcome.REFUSE)],
 )
 def test_the_gate_accepts_holds_or_refuses(value: float, outcome: Outcome) -> None:
-    limits = Limits(hold_above={"chi-square": 2.0}, refuse_above={"chi-square": 5.0})
-    verdict = quality.judge([Measurement("chi-square", value, "1")], limits)
+    limits = OutputLimits(hold_above={"chi-square": 2.0}, refuse_above={"chi-square": 5.0})
+    verdict = quality.judge_result([Measurement("chi-square", value, "1")], limits)
     assert verdict.outcome is outcome
     assert bool(verdict.reason) is (outcome is not Outcome.ACCEPT)
 
 
 def test_a_value_may_be_too_small() -> None:
-    verdict = quality.judge([Measurement("coverage", 0.2, "1")], Limits(hold_below={"coverage": 0.9}))
+    verdict = quality.judge_result([Measurement("coverage", 0.2, "1")], OutputLimits(hold_below={"coverage": 0.9}))
     assert verdict.reasons == ("coverage is 0.2, below the limit of 0.9",)
 
 
 def test_a_limit_speaks_of_the_whole_result_not_of_one_region() -> None:
-    limits = Limits(hold_above={"SUVR": 1.0})
-    assert quality.judge([Measurement("SUVR", 2.0, "{SUVr}", group="precuneus")], limits).outcome is Outcome.ACCEPT
+    limits = OutputLimits(hold_above={"SUVR": 1.0})
+    assert (
+        quality.judge_result([Measurement("SUVR", 2.0, "{SUVr}", group="precuneus")], limits).outcome is Outcome.ACCEPT
+    )
 
 
 def test_doubts_about_the_input_hold_the_result() -> None:
-    assert quality.judge([], Limits(), ["te_ms is odd"]).outcome is Outcome.HOLD
+    assert quality.judge_result([], OutputLimits(), ["te_ms is odd"]).outcome is Outcome.HOLD
 
 
 def test_the_nodes_limits_replace_those_of_the_bundle() -> None:
-    both = Limits(hold_above={"a": 1.0, "b": 2.0}).overridden(Limits(hold_above={"a": 5.0}))
+    both = OutputLimits(hold_above={"a": 1.0, "b": 2.0}).overridden(OutputLimits(hold_above={"a": 5.0}))
     assert both.hold_above == {"a": 5.0, "b": 2.0}
 
 
@@ -125,8 +127,8 @@ def test_every_shipped_bundle_has_a_contract_that_can_be_applied() -> None:
     found = registry.installed()
     assert found
     for facts in found:
-        assert quality.rules_of(facts.metadata), facts.name
-        quality.limits_of(facts.metadata)
+        assert quality.read_input_rules(facts.metadata), facts.name
+        quality.read_output_limits(facts.metadata)
 
 
 def test_shipped_bundles_state_the_contract_and_limits_of_their_recipes() -> None:

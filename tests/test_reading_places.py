@@ -320,7 +320,7 @@ def test_what_is_no_magnitude_is_told_and_taken_for_none(case: str, tmp_path: Pa
     found = volumes.read(series(tmp_path, ramp(), edit))
     assert word in found.facts["image_type"]
     with pytest.raises(Refused, match="no magnitude"):
-        anatomy.check(found.volume, found.facts)
+        anatomy.check_head(found.volume, found.facts)
 
 
 def test_slices_of_two_components_by_a_private_element_are_refused(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def _seen(structure: NDArray[np.uint8], contrast: int, onto: Grid, motion: NDArr
     level[0] = 0
     head = _upright()
     moved = Grid(head.shape, motion @ head.affine_mm)
-    data = resampling.sample(torch.from_numpy(level[structure])[None], moved, onto)[0].numpy()
+    data = resampling.resample(torch.from_numpy(level[structure])[None], moved, onto)[0].numpy()
     noise = np.random.default_rng(7 + contrast).normal(0, 0.02, data.shape)
     return Volume((1000 * np.abs(data + noise)).astype(np.float32), onto)
 
@@ -64,11 +64,11 @@ def _motion(degrees: tuple[float, float, float], shift_mm: tuple[float, float, f
     return found
 
 
-def _off(found: registration.Registered, motion: NDArray[np.float64]) -> tuple[float, float]:
+def _off(found: registration.Registration, motion: NDArray[np.float64]) -> tuple[float, float]:
     """What is left of the motion: millimetres 50 mm off the middle at most, degrees."""
     rest = found.correction_mm @ motion
     middle = (_upright().affine_mm @ [48, 56, 48, 1])[:3]
-    moved = [registration.moved_mm_and_degrees(rest, middle + step) for step in (0, [50, 0, 0], [0, 50, 0], [0, 0, 50])]
+    moved = [registration.measure_motion(rest, middle + step) for step in (0, [50, 0, 0], [0, 50, 0], [0, 0, 50])]
     return max(mm for mm, _ in moved), moved[0][1]
 
 
@@ -90,7 +90,7 @@ def test_a_known_motion_is_found_to_a_third_of_a_millimetre(
     motion = _motion(degrees, shift_mm)
     fixed = _seen(structure, FLAIR_ORDER, _grid(orientation, spacing_mm), np.eye(4))
     moving = _seen(structure, T1W_ORDER, _grid("axial", (1.5, 2.0, 1.5)), motion)
-    found = registration.rigid(fixed, moving, 1)
+    found = registration.register_rigid(fixed, moving, 1)
     off_mm, off_degrees = _off(found, motion)
     assert off_mm < 0.3
     assert off_degrees < 0.3
@@ -104,17 +104,17 @@ def test_headers_that_say_nothing_are_got_over(structure: NDArray[np.uint8]) -> 
     fixed = _seen(structure, FLAIR_ORDER, _grid("axial", (2.0, 2.0, 2.0)), np.eye(4))
     moving = _seen(structure, T1W_ORDER, _grid("axial", (2.0, 2.0, 2.0)), np.eye(4))
     away = Volume(moving.data, Grid(moving.grid.shape, motion @ moving.grid.affine_mm))
-    found = registration.rigid(fixed, away, 1, registration.Limits(shift_mm=1000))
+    found = registration.register_rigid(fixed, away, 1, registration.PlausibleMotion(shift_mm=1000))
     assert max(_off(found, motion)) < 0.3
     assert found.start == "the centres of mass"
     with pytest.raises(Refused, match=r"it would move by 5\d\d mm .*; believed are 40 mm and 30 degrees"):
-        registration.rigid(fixed, away, 1, name="the T1w")
+        registration.register_rigid(fixed, away, 1, name="the T1w")
 
 
 def test_the_same_seed_gives_the_same_place(structure: NDArray[np.uint8]) -> None:
     fixed = _seen(structure, FLAIR_ORDER, _grid("axial", (4.0, 4.0, 4.0)), np.eye(4))
     moving = _seen(structure, T1W_ORDER, _grid("axial", (4.0, 4.0, 4.0)), _motion((2, 1, 0), (1, 2, 3)))
-    one, same, other = (registration.rigid(fixed, moving, seed) for seed in (5, 5, 6))
+    one, same, other = (registration.register_rigid(fixed, moving, seed) for seed in (5, 5, 6))
     assert np.array_equal(one.correction_mm, same.correction_mm)
     assert not np.array_equal(one.correction_mm, other.correction_mm)
 
@@ -123,6 +123,6 @@ def test_noise_is_no_head(structure: NDArray[np.uint8]) -> None:
     fixed = _seen(structure, FLAIR_ORDER, _grid("axial", (4.0, 4.0, 4.0)), np.eye(4))
     noise = np.random.default_rng(3).normal(500, 100, fixed.data.shape).astype(np.float32)
     with pytest.raises(Refused, match=r"the T1w cannot be laid on the other one: .*not the same head, or no image"):
-        registration.rigid(fixed, Volume(noise, fixed.grid), 1, name="the T1w")
+        registration.register_rigid(fixed, Volume(noise, fixed.grid), 1, name="the T1w")
     with pytest.raises(Refused, match="uniform"):
-        registration.rigid(fixed, Volume(np.ones_like(noise), fixed.grid), 1)
+        registration.register_rigid(fixed, Volume(np.ones_like(noise), fixed.grid), 1)

@@ -21,7 +21,7 @@ def test_a_thick_slice_gets_what_fills_most_of_it() -> None:
     p[1, 2:4] = 1  # a third of the first slice, at its very centre
     p[1, 7:12] = 1  # most of the second
     p[0] = 1 - p[1]
-    found = resampling.sample(p, fine, Grid((2, 8, 8), thick_affine))
+    found = resampling.resample(p, fine, Grid((2, 8, 8), thick_affine))
     assert torch.allclose(found[1, 0], torch.tensor(1 / 3), atol=1e-6)
     assert torch.allclose(found[1, 1], torch.tensor(5 / 6), atol=1e-6)
 
@@ -29,21 +29,21 @@ def test_a_thick_slice_gets_what_fills_most_of_it() -> None:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_sampling_agrees_with_scipy(orientation: str) -> None:
     grid = lattice(orientation, (9, 11, 13), (1.1, 0.9, 1.3), (-4, 2, 7))
-    onto = resampling.upright(grid, 1.0)
+    onto = resampling.axis_aligned(grid, 1.0)
     data = torch.rand(2, *grid.shape, generator=torch.Generator().manual_seed(3))
     to_index = np.linalg.solve(grid.affine_mm, onto.affine_mm)
     k, j, i = np.indices(onto.shape).reshape(3, -1)
     at = (to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1]
     expected = [ndimage.map_coordinates(each, at, order=1, mode="grid-constant").reshape(onto.shape) for each in data]
-    assert np.abs(resampling.sample(data, grid, onto).numpy() - np.stack(expected)).max() < 1e-4
+    assert np.abs(resampling.resample(data, grid, onto).numpy() - np.stack(expected)).max() < 1e-4
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_upright_lattice_covers_every_voxel_and_little_more(orientation: str) -> None:
     grid = lattice(orientation, (9, 11, 13), (2.1, 0.9, 1.3), (-4, 2, 7))
-    onto = resampling.upright(grid, 1.0)
+    onto = resampling.axis_aligned(grid, 1.0)
     ones = torch.ones(1, *onto.shape)
-    assert resampling.sample(ones, onto, grid).min() > 0.5
+    assert resampling.resample(ones, onto, grid).min() > 0.5
     assert np.allclose(onto.affine_mm[:3, :3], np.eye(3))
     i, j, k, _ = (np.linalg.solve(onto.affine_mm, grid.affine_mm) @ [[0, 12], [0, 10], [0, 8], [1, 1]]).round()
     assert min(i.min(), j.min(), k.min()) >= 0
@@ -54,11 +54,11 @@ def test_the_box_holds_every_voxel_that_the_mask_touches(orientation: str) -> No
     grid, onto = upright(), about_the_centre(orientation, (3.0, 4.0, 5.0))
     mask = np.zeros(grid.shape, bool)
     mask[20:25, 15:22, 30:33] = True
-    start, shape = resampling.box(mask, grid, onto)
-    touched = resampling.sample(torch.from_numpy(mask[None]).float(), grid, onto)[0].numpy() > 0
+    start, shape = resampling.bounding_box(mask, grid, onto)
+    touched = resampling.resample(torch.from_numpy(mask[None]).float(), grid, onto)[0].numpy() > 0
     inside = np.zeros(onto.shape, bool)
     inside[tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))] = True
     assert touched.any()
     assert not (touched & ~inside).any()
     assert inside.sum() < 0.05 * inside.size
-    assert resampling.box(np.zeros(grid.shape, bool), grid, onto)[1] == (0, 0, 0)
+    assert resampling.bounding_box(np.zeros(grid.shape, bool), grid, onto)[1] == (0, 0, 0)

@@ -162,11 +162,11 @@ def test_a_region_of_the_cortex_is_cortex_in_both(tmp_path: Path) -> None:
 
 def test_suv_of_a_region_has_one_mean_one_maximum_and_one_peak_in_codes() -> None:
     """The input's numbers beside it have codes of our own: a reader of codes takes them for nothing else."""
-    from pipelines.uptake import Region, compare
+    from pipelines.uptake import Region, compare_uptake
 
     before = np.full((4, 4, 4), 2.0, np.float32)
     region = Region("liver", np.ones((4, 4, 4), bool), LIVER)
-    numbers = compare(before, before + 1, (before, before + 1), [region], Scale.suv(0.5))
+    numbers = compare_uptake(before, before + 1, (before, before + 1), [region], Scale.suv(0.5))
     (ds,) = results.write(numbers, [source("mr")], PROVENANCE, ResultsConfig(), NOW)
     read = hd.sr.Comprehensive3DSR.from_dataset(ds).content
     group = read.get_image_measurement_groups()[1]

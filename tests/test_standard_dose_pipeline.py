@@ -138,7 +138,7 @@ def test_noise_falls_and_the_uncertain_region_is_where_the_sd_is_large(blur: reg
     found = _run(blur, pet, low_confidence=0.1)
     flat = (slice(4, 20), slice(18, 24), slice(12, 18))
     assert found.image[flat].std() < 0.3 * pet.data[flat].std()
-    body = uptake.body_of(pet)
+    body = uptake.find_body(pet)
     level = 0.5 * found.image[body].mean()
     assert np.array_equal(found.low == 1, body & (found.sd > 0.1 * np.maximum(found.image, level)))
     assert not _run(blur, pet, low_confidence=50.0).low.any()
@@ -166,7 +166,7 @@ def _restored(pet: Volume, mean: Array) -> standard_dose_pet._Restored:
 
 
 def _measured(pet: Volume, mean: Array) -> dict[str, float]:
-    options, body = standard_dose_pet.Options(), uptake.body_of(pet)
+    options, body = standard_dose_pet.Options(), uptake.find_body(pet)
     restored = _restored(pet, mean)
     result = standard_dose_pet._kept(pet, restored, body, options)
     found = standard_dose_pet._measurements(pet, restored, result, [uptake.Region("body", body)], FACTS, options)

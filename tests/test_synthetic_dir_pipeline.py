@@ -140,7 +140,7 @@ def test_inversion_times_may_be_chosen(model: registry.Model) -> None:
 @pytest.mark.parametrize("orientation", ["sagittal", "oblique"])
 def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: registry.Model) -> None:
     grid = about_the_centre(orientation, (6.0, 2.5, 2.5))
-    flair = resampling.sample(torch.from_numpy(_flair("large"))[None], upright(), grid)[0].numpy()
+    flair = resampling.resample(torch.from_numpy(_flair("large"))[None], upright(), grid)[0].numpy()
     found = _run(model, {"flair": Volume(flair, grid, slice_thickness_mm=6.0), "t1w": _t1w()})
     segmentation, image = _the(found, Segmentation, "lesions"), _the(found, Image, "DIR")
     assert image.volume.data.shape == segmentation.labels.shape == grid.shape

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines import uptake
-from pipelines.isotropic import isotropic
+from pipelines.isotropic import make_isotropic_transform
 from tests.scanner import lattice
 
 GRID = lattice("axial", (24, 40, 44), (3.0, 3.0, 3.0), (-60.0, -55.0, 12.0))
@@ -24,7 +24,7 @@ def _hot_spot(sd_mm: float, shape: tuple[int, int, int], spacing_mm: tuple[float
 def test_the_spline_keeps_the_peak_that_linear_interpolation_takes() -> None:
     grid = lattice("axial", (21, 25, 25), (3.3, 4.7, 4.7), (0.0, 0.0, 0.0))
     x = _hot_spot(3.0, grid.shape, grid.spacing_mm)
-    there = isotropic(grid, 2.5)
+    there = make_isotropic_transform(grid, 2.5)
     cubic, linear = (there.back(there.there(x), linear=each) for each in (False, True))
     assert float(cubic.max() / x.max()) == pytest.approx(1, abs=0.03)
     assert float(linear.max() / x.max()) < 0.97
@@ -32,7 +32,7 @@ def test_the_spline_keeps_the_peak_that_linear_interpolation_takes() -> None:
 
 def test_isotropic_voxels_of_the_right_size_are_left_alone() -> None:
     x = torch.rand(GRID.shape)
-    lattice_of = isotropic(GRID, 3.0)
+    lattice_of = make_isotropic_transform(GRID, 3.0)
     assert torch.equal(lattice_of.there(x), x)
     assert torch.equal(lattice_of.back(x), x)
     assert np.allclose(lattice_of.grid.affine_mm, GRID.affine_mm)
@@ -41,7 +41,7 @@ def test_isotropic_voxels_of_the_right_size_are_left_alone() -> None:
 def test_coarser_voxels_hold_the_mean_of_finer_ones() -> None:
     grid = lattice("axial", (40, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     white = torch.randn(grid.shape, generator=torch.Generator().manual_seed(1))
-    coarse = isotropic(grid, 3.0).there(white)
+    coarse = make_isotropic_transform(grid, 3.0).there(white)
     assert float(coarse.std()) == pytest.approx(27**-0.5, rel=0.25)
 
 
@@ -54,6 +54,6 @@ def test_the_peak_is_the_mean_over_a_millilitre(spacing_mm: tuple[float, float, 
     grid = lattice("axial", (40, 40, 40), spacing_mm, (0.0, 0.0, 0.0))
     k, j, i = (np.indices(grid.shape) - 19.5) * np.array(spacing_mm)[:, None, None, None]
     hot = (k**2 + j**2 + i**2 < 14**2).astype(np.float32)
-    peak = float(uptake.ball_means(hot, grid).max())
+    peak = float(uptake.average_over_ball(hot, grid).max())
     assert peak == pytest.approx(1, abs=1e-3)
-    assert uptake.ball_means(np.ones_like(hot), grid).min() == pytest.approx(1, abs=1e-3)
+    assert uptake.average_over_ball(np.ones_like(hot), grid).min() == pytest.approx(1, abs=1e-3)

@@ -241,7 +241,7 @@ def _undeployed(config: Config, bundle: str) -> list[str]:
     from dicomnode.errors import NodeError
 
     mine = [name for name, own in pipelines.BUNDLES.items() if own == bundle]
-    own = f"{pipelines.BUNDLE}{bundle}"
+    own = f"{pipelines.BUNDLE_PREFIX}{bundle}"
     mine += [own] if any(route.pipeline == own for route in config.routes) else []
     try:
         engine = context.engine(config)

@@ -37,7 +37,7 @@ def shown(
     if not isinstance(form, WithoutFaces):
         return findings, made_by
     try:
-        kept = face.find(_head(findings, case), model())
+        kept = face.find_face(_head(findings, case), model())
     except Refused as refusal:
         _log.warning("no face is taken away: %s", refusal)
         return findings, made_by
@@ -60,7 +60,7 @@ def _head(findings: Sequence[Finding], case: Case) -> Volume:
     raise Refused("no MR image shows where it is")
 
 
-def _cleared(finding: Image | ParametricMap, kept: face.Kept) -> Finding:
+def _cleared(finding: Image | ParametricMap, kept: face.FaceMask) -> Finding:
     volume = finding.volume
     data = volume.data.copy()
     data[kept.removed(volume.grid)] = data.min()
@@ -97,7 +97,7 @@ class FaceOfSeries:
 def series(paths: Sequence[Path], model: Model) -> FaceOfSeries:
     """Where the face is in the slices of one MR series. Raises InputRefused or Refused."""
     found = volumes.read(paths)
-    removed = face.find(found.volume, model, found.facts).removed(found.volume.grid)
+    removed = face.find_face(found.volume, model, found.facts).removed(found.volume.grid)
     to_index = np.linalg.inv(found.volume.grid.affine_mm)
     planes: dict[tuple[Path, int], NDArray[np.bool_]] = {}
     least = []

@@ -118,5 +118,7 @@ def _check_fits(bundle: str, pipeline: str) -> None:
     import pipelines
 
     if not pipeline_names.may_use(pipeline, bundle):
-        others = [name for name, own in pipelines.BUNDLES.items() if own == bundle] or [f"{pipelines.BUNDLE}{bundle}"]
+        others = [name for name, own in pipelines.BUNDLES.items() if own == bundle] or [
+            f"{pipelines.BUNDLE_PREFIX}{bundle}"
+        ]
         raise NotAllowed(f"{bundle} is the model of {', '.join(others)}, not of {pipeline}")

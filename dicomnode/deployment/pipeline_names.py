@@ -27,7 +27,7 @@ def names(config: Config) -> list[str]:
     for facts in models.installed(config):
         try:
             if monai_rules.has_code(registry.definition_of(facts)[1]):
-                found.add(f"{pipelines.BUNDLE}{facts.name}")
+                found.add(f"{pipelines.BUNDLE_PREFIX}{facts.name}")
         except BundleError:
             continue  # 'models verify' tells of it
     return sorted(found)
@@ -37,10 +37,10 @@ def check(name: str, config: Config) -> None:
     """Raise ConfigError unless there is such a pipeline; nothing is imported."""
     if name in config.pipelines.site:
         site.entry_point(name, config)
-    elif name == pipelines.BUNDLE.rstrip(":"):
-        raise ConfigError(f"the pipeline is written with its bundle: {pipelines.BUNDLE}NAME")
+    elif name == pipelines.BUNDLE_PREFIX.rstrip(":"):
+        raise ConfigError(f"the pipeline is written with its bundle: {pipelines.BUNDLE_PREFIX}NAME")
     elif name not in pipelines.MODULES and not _bundle(name):
-        known = ", ".join([*sorted({*pipelines.MODULES, *config.pipelines.site}), f"{pipelines.BUNDLE}NAME"])
+        known = ", ".join([*sorted({*pipelines.MODULES, *config.pipelines.site}), f"{pipelines.BUNDLE_PREFIX}NAME"])
         raise ConfigError(f"no pipeline is named {name!r}; there are: {known}")
 
 
@@ -53,7 +53,7 @@ def named(name: str, config: Config, model: str = "") -> Pipeline:
     if name in config.pipelines.site:
         return site.load(name, config)
     if bundle := _bundle(name):
-        return pipelines.of_bundle(models.bundle_named(model or bundle, config))
+        return pipelines.load_bundle(models.bundle_named(model or bundle, config))
     return pipelines.load(name)
 
 
@@ -70,4 +70,4 @@ def may_use(pipeline: str, bundle: str) -> bool:
 
 
 def _bundle(name: str) -> str:
-    return name.removeprefix(pipelines.BUNDLE) if name.startswith(pipelines.BUNDLE) else ""
+    return name.removeprefix(pipelines.BUNDLE_PREFIX) if name.startswith(pipelines.BUNDLE_PREFIX) else ""

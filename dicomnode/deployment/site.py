@@ -28,7 +28,7 @@ def entry_point(name: str, config: Config) -> EntryPoint:
     """The one of that name, not imported. Raises ConfigError where it is not named, not installed or not alone."""
     if name not in config.pipelines.site:
         raise ConfigError(f"{config.path}: [pipelines] site does not name {name!r}")
-    if name in pipelines.MODULES or name.startswith(pipelines.BUNDLE):
+    if name in pipelines.MODULES or name.startswith(pipelines.BUNDLE_PREFIX):
         raise ConfigError(f"the site pipeline {name!r} has the name of one of the node's own: give it another")
     found = list(entry_points(group=GROUP, name=name))
     if not found:

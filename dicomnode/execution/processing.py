@@ -130,7 +130,7 @@ def process(
     model = models.load(
         name, pipeline.helpers, config, digest=task.model_digest, pinned=task.helper_models, load_one=load_model
     )
-    doubts = quality.admit(loaded.case, model.metadata, pipeline.inputs[0].name, options)
+    doubts = quality.check_input(loaded.case, model.metadata, pipeline.inputs[0].name, options)
     findings = pipeline.run(loaded.case, model, options, task.seed, _between(progress, 0.02, 0.95))
     site.check_findings(pipeline, findings)
     findings = [*findings, *(Note("header of the input", note) for note in notes)]
@@ -371,9 +371,9 @@ def _measured(m: Measurement) -> dict[str, Any]:
 
 def _judged(findings: Sequence[Finding], model: Model, doubts: Sequence[str], config: QualityConfig) -> quality.Verdict:
     """The gate's verdict. Raises Refused where the result may not go out at all."""
-    own = quality.Limits(**{name: getattr(config, name) for name in quality.Limits.model_fields})
-    limits = quality.limits_of(model.metadata).overridden(own)
-    verdict = quality.judge([found for found in findings if isinstance(found, Measurement)], limits, doubts)
+    own = quality.OutputLimits(**{name: getattr(config, name) for name in quality.OutputLimits.model_fields})
+    limits = quality.read_output_limits(model.metadata).overridden(own)
+    verdict = quality.judge_result([found for found in findings if isinstance(found, Measurement)], limits, doubts)
     if verdict.outcome is quality.Outcome.REFUSE:
         raise Refused(f"the result is refused: {verdict.reason}")
     return verdict

@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from dicomnode.errors import InputRefused
-from pipelines.contract import Covariates, Stated
+from pipelines.contract import Covariates, Sourced
 
 __all__ = ["ITEMS", "SIDECAR", "Item", "in_words", "resolve"]
 
@@ -111,7 +111,7 @@ def resolve(headers: Sequence[Dataset], paths: Sequence[Path] = ()) -> Covariate
     Raises InputRefused for a value that cannot be, for two that contradict each other, and for a report of another
     study.
     """
-    found: dict[str, list[Stated[Any]]] = {name: [] for name in ITEMS}
+    found: dict[str, list[Sourced[Any]]] = {name: [] for name in ITEMS}
     from_headers = (each for ds in headers for each in _of_header(ds))
     for name, stated in (*from_headers, *(each for path in paths for each in _of_file(path, headers[0]))):
         found[name].append(stated)
@@ -128,11 +128,11 @@ def in_words(covariates: Covariates) -> dict[str, str]:
     return told
 
 
-def _one(name: str, stated: Sequence[Stated[Any]]) -> Stated[Any]:
+def _one(name: str, stated: Sequence[Sourced[Any]]) -> Sourced[Any]:
     """The first that has a value, if the others agree."""
     known = [each for each in stated if each.value is not None]
     if not known:
-        return stated[0] if stated else Stated()
+        return stated[0] if stated else Sourced()
     for other in known[1:]:
         if not _agree(name, known[0].value, other.value):
             one, two = (f"{_shown(each.value)} in {each.where}" for each in (known[0], other))
@@ -148,30 +148,30 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _checked(name: str, value: Any, where: str) -> Stated[Any]:
+def _checked(name: str, value: Any, where: str) -> Sourced[Any]:
     item = ITEMS[name]
     try:
-        return Stated(item.read(value), where)
+        return Sourced(item.read(value), where)
     except ValueError as error:
         raise InputRefused(
             f"covariates: {item.title} is {str(value)[:40]!r} in {where}; it has to be {error}"
         ) from None
 
 
-def _of_header(ds: Dataset) -> Iterator[tuple[str, Stated[Any]]]:
+def _of_header(ds: Dataset) -> Iterator[tuple[str, Sourced[Any]]]:
     for age in _ages(ds):
         yield "age_years", age
     where = "Patient's Sex (0010,0040)"
     sex = str(ds.get("PatientSex") or "").strip()
     if sex in ("M", "F"):
-        yield "sex", Stated(sex, where)
+        yield "sex", Sourced(sex, where)
     elif sex in ("", "O"):
-        yield "sex", Stated(None, f"{where} is {'O, neither F nor M' if sex else 'empty'}")
+        yield "sex", Sourced(None, f"{where} is {'O, neither F nor M' if sex else 'empty'}")
     else:
-        yield "sex", Stated(None, f"{where} is none of F, M and O")
+        yield "sex", Sourced(None, f"{where} is none of F, M and O")
 
 
-def _ages(ds: Dataset) -> Iterator[Stated[Any]]:
+def _ages(ds: Dataset) -> Iterator[Sourced[Any]]:
     """Patient's Age, and the years between birth and study, which have to agree with it (``_one``).
 
     Scanners also write what is no Age String ("42"). Dates that make no adult count where there is no age: those of
@@ -183,11 +183,11 @@ def _ages(ds: Dataset) -> Iterator[Stated[Any]]:
     if stated:
         yield _checked("age_years", int(stated[1]) / _PER_YEAR[stated[2]], where)
         if elapsed is not None and AGES_YEARS[0] <= elapsed <= AGES_YEARS[1]:
-            yield Stated(elapsed, dates)
+            yield Sourced(elapsed, dates)
         return
     missing = f"{where} is no Age String" if text else f"{where} is not stated"
     if elapsed is None:
-        yield Stated(None, f"{missing}, nor are birth and study dates")
+        yield Sourced(None, f"{missing}, nor are birth and study dates")
     else:
         yield _checked("age_years", elapsed, f"{dates}; {missing}")
 
@@ -204,7 +204,7 @@ def _date(value: Any) -> date | None:
         return None
 
 
-def _of_file(path: Path, image: Dataset) -> Iterator[tuple[str, Stated[Any]]]:
+def _of_file(path: Path, image: Dataset) -> Iterator[tuple[str, Sourced[Any]]]:
     if path.suffix == ".json":
         yield from _of_sidecar(path)
         return
@@ -220,7 +220,7 @@ def _of_file(path: Path, image: Dataset) -> Iterator[tuple[str, Stated[Any]]]:
     yield from _of_items(ds)
 
 
-def _of_sidecar(path: Path) -> Iterator[tuple[str, Stated[Any]]]:
+def _of_sidecar(path: Path) -> Iterator[tuple[str, Sourced[Any]]]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -234,7 +234,7 @@ def _of_sidecar(path: Path) -> Iterator[tuple[str, Stated[Any]]]:
             yield name, _checked(name, value, path.name)
 
 
-def _of_items(ds: Dataset) -> Iterator[tuple[str, Stated[Any]]]:
+def _of_items(ds: Dataset) -> Iterator[tuple[str, Sourced[Any]]]:
     """Content items with a code of ours, wherever they stand in the tree; one without a value states nothing."""
     for item in ds.get("ContentSequence") or []:
         for name, each in ITEMS.items():

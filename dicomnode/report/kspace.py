@@ -19,17 +19,17 @@ def zero_filled(kspace: KSpace, grid: Grid, plane: Plane) -> NDArray[np.float32]
     None where the slice cannot be prepared alone, as with coil maps that are another image's.
     """
     from model_zoo import classical
-    from pipelines.encoding import prepare
-    from pipelines.mri_reconstruction import on_grid
+    from pipelines.encoding import prepare_image
+    from pipelines.mri_reconstruction import interpolate
 
     at = slice(plane.index, plane.index + 1)
     affine = grid.affine_mm.copy()
     affine[:3, 3] += plane.index * affine[:3, 2]
     one = replace(kspace, samples=kspace.samples[at], mask=kspace.mask[at], grid=Grid((1, *grid.shape[1:]), affine))
     try:
-        problem = prepare(one)
+        problem = prepare_image(one)
     except Refused:
         return None
     image = classical.zero_filled(problem.A, problem.y) * problem.gain
-    values = on_grid(image, one.encoded_fov_mm, one.grid).abs().numpy()
+    values = interpolate(image, one.encoded_fov_mm, one.grid).abs().numpy()
     return sampled(values, one.grid, plane)

@@ -52,8 +52,8 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     head = case["head"]
     if not isinstance(head, Volume):
         raise Refused("ventricle_share takes an MR image, not k-space")
-    anatomy.check(head, case.facts)
-    found = anatomy.segment(head, model, progress)
+    anatomy.check_head(head, case.facts)
+    found = anatomy.segment_head(head, model, progress)
     ventricles_ml, cavity_ml = found.volume_ml(number(VENTRICLES)), found.volume_ml(*range(1, COUNT + 1))
     if not cavity_ml:
         raise Refused("no brain was found in this image")
