@@ -1,4 +1,7 @@
-"""Imports of the four top folders, and the floors of their packages; ``python -m tests.package_floors`` prints them for ARCHITECTURE.md."""
+"""Imports of the four top folders and the floors of their packages.
+
+``python -m tests.package_floors`` prints the table of ARCHITECTURE.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import ast
 from collections.abc import Mapping
 from functools import cache
 from graphlib import TopologicalSorter
+from itertools import groupby
 from pathlib import Path
 
 __all__ = [
@@ -69,23 +73,24 @@ def package_imports() -> Mapping[str, set[str]]:
 
 def floors(folder: str) -> Mapping[str, int]:
     """Return the floor of each package of a folder: one above the highest package of the folder that it imports."""
+    imports = {
+        name: {each for each in others if each.startswith(f"{folder}.")}
+        for name, others in package_imports().items()
+        if name.startswith(f"{folder}.")
+    }
     floor_of: dict[str, int] = {}
-    for name in TopologicalSorter(package_imports()).static_order():
-        if name.startswith(f"{folder}."):
-            below = [floor_of[each] for each in package_imports()[name] if each in floor_of]
-            floor_of[name] = 1 + max(below, default=0)
+    for name in TopologicalSorter(imports).static_order():
+        floor_of[name] = 1 + max((floor_of[each] for each in imports[name]), default=0)
     return floor_of
 
 
 def floors_table() -> str:
     """Return the table of ARCHITECTURE.md: the packages of dicomnode by floor, the highest first."""
-    by_floor: dict[int, list[str]] = {}
-    for name, floor in floors("dicomnode").items():
-        by_floor.setdefault(floor, []).append(name.removeprefix("dicomnode."))
-    rows = [
-        f"| {floor} | {', '.join(f'`{name}`' for name in sorted(by_floor[floor]))} |"
-        for floor in sorted(by_floor)[::-1]
-    ]
+    rows = []
+    by_floor = sorted(floors("dicomnode").items(), key=lambda item: (-item[1], item[0]))
+    for floor, group in groupby(by_floor, key=lambda item: item[1]):
+        names = ", ".join(f"`{name.removeprefix('dicomnode.')}`" for name, _ in group)
+        rows.append(f"| {floor} | {names} |")
     return "\n".join(["| floor | packages and modules |", "| --- | --- |", *rows])
 
 
