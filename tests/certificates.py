@@ -20,10 +20,10 @@ from sqlalchemy import select
 
 from db import engine as engines
 from db.models import Instance
-from dicomnode import node
 from dicomnode.config import Config, NodeConfig, SpoolConfig, TlsConfig
 from dicomnode.ingest import scp
 from dicomnode.monitoring.meters import Meters
+from tests import databases
 
 __all__ = ["Authority", "Issued", "Serving", "serving"]
 
@@ -124,7 +124,7 @@ def serving(folder: Path, tls: TlsConfig | None = None, **sections: Any) -> Iter
     stated = {"host": "127.0.0.1", "port": 0, "data_dir": folder / "data", "tls": tls} | sections.pop("node", {})
     sections.setdefault("spool", SpoolConfig(min_free_gb=0, refuse_at_percent=100))
     config = Config(node=NodeConfig(**stated), path=folder / "node.toml", **sections)
-    node.prepare(config)
+    databases.prepare(config)
     found = Serving(config, Meters())
     found.server = scp.start(config, meters=found.meters)
     try:

@@ -11,12 +11,20 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
-from db import migrations
 from model_zoo import standard_dose
 from model_zoo.simulate.anatomy import data_root
-from tests import postgresql
+from tests import databases, postgresql
 
-__all__ = ["as_the_network_answers", "database_url", "engine", "kit", "now", "postgresql_server", "sessions"]
+__all__ = [
+    "as_the_network_answers",
+    "database_url",
+    "empty_database_url",
+    "engine",
+    "kit",
+    "now",
+    "postgresql_server",
+    "sessions",
+]
 
 pytest_plugins = ["tests.peers.fixtures"]
 
@@ -32,7 +40,17 @@ def postgresql_server() -> Iterator[postgresql.Server]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database: every test that takes it runs on both kinds."""
+    """A database of the newest schema without rows: every test that takes it runs on both kinds."""
+    if request.param == "sqlite":
+        yield databases.migrated_sqlite(tmp_path / "node.sqlite")
+        return
+    with databases.migrated_postgresql(request.getfixturevalue("postgresql_server")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without tables, of both kinds."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'node.sqlite'}"
         return
@@ -45,7 +63,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 def engine(database_url: str) -> Iterator[Engine]:
     """An engine on a database with our tables."""
     engine = engines.connect(database_url)
-    migrations.upgrade(engine)
     yield engine
     engine.dispose()
 

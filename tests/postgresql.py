@@ -45,13 +45,18 @@ class Server:
             "start",
         )
 
+    def create(self, name: str, template: str = "template1") -> str:
+        """Create a database as a copy of the template; return its URL."""
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+
     @contextmanager
-    def database(self) -> Iterator[str]:
-        """The URL of a new, empty database, which is dropped afterwards."""
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """Yield the URL of a new database, which is dropped afterwards; it is empty unless a template is given."""
         name = f"test_{next(_NUMBERS)}"
-        self._execute(f"CREATE DATABASE {name}")
+        url = self.create(name, template)
         try:
-            yield f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+            yield url
         finally:
             self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -15,6 +15,7 @@ import pytest
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
 from dicomnode.ingest import requests
+from tests import databases
 from tests.peers.process import wait_for
 from tests.receivers import Start, start
 
@@ -101,7 +102,7 @@ def no_traceback(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixtu
 @pytest.fixture(scope="module")
 def database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One kind of database is enough here: nothing is stored."""
-    return f"sqlite:///{tmp_path_factory.mktemp('database') / 'node.sqlite'}"
+    return databases.migrated_sqlite(tmp_path_factory.mktemp("database") / "node.sqlite")
 
 
 _ROLE = _item(0x54, struct.pack(">H", len(MR)) + MR + b"\1\1")

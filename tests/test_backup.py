@@ -19,12 +19,12 @@ from sqlalchemy.engine import URL
 
 from db import engine as engines
 from db.models import Instance
-from dicomnode import config, node
+from dicomnode import config
 from dicomnode.dimse import peers
 from dicomnode.errors import NotAllowed, StorageDamaged
 from dicomnode.maintenance import backup
 from dicomnode.storage import spool
-from tests import postgresql
+from tests import databases, postgresql
 from tests.peers import Node, write_config
 from tests.peers.files import write_instance
 
@@ -109,7 +109,7 @@ def test_a_backup_of_a_running_node_is_restored_whole(tmp_path: Path, database_u
 def filled(tmp_path: Path) -> config.Config:
     """A node with three files, on SQLite."""
     loaded = config.load(write_config(tmp_path / "node"))
-    node.prepare(loaded)
+    databases.prepare(loaded)
     spool.prepare(loaded.spool_dir)
     for word in (b"one", b"two", b"three"):
         spool.write(loaded.spool_dir, word)

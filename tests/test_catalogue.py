@@ -24,6 +24,7 @@ from db.states import JobState
 from db.studies import Arrival, StoredFile
 from dicomnode.maintenance.backfill import Backfill
 from dicomnode.storage import spool
+from tests import databases
 from tests.peers import write_instance
 from tests.rows import a_job, an_arrival
 
@@ -464,8 +465,7 @@ def test_rows_of_before_are_found_by_what_their_series_said(engine: Engine, now:
 
 def test_a_page_of_a_full_node_is_quick(tmp_path: Path) -> None:
     size = queries.Size(studies=200, rows=20_000, page=50)
-    database = engines.connect(f"sqlite:///{tmp_path / 'full.sqlite'}")
-    migrations.upgrade(database)
+    database = engines.connect(databases.migrated_sqlite(tmp_path / "full.sqlite"))
     queries.seed(database, size)
     with engines.readers(database)() as session:
         took = {name: min(seconds(page, session) for _ in range(3)) for name, page in queries.pages(size).items()}

@@ -18,6 +18,7 @@ from db import jobs, studies
 from db.models import Job
 from db.states import JobState
 from dicomnode import cli, config, node
+from tests import databases
 from tests.peers import Node, write_config
 from tests.peers.kspaces import raw_data
 from tests.rows import a_job, an_arrival
@@ -27,7 +28,7 @@ from tests.rows import a_job, an_arrival
 def config_path(tmp_path: Path) -> Path:
     route = {"name": "flair", "pipeline": "mri_reconstruction", "match": {"SeriesDescription": "~FLAIR"}}
     path = write_config(tmp_path, routes=[route])
-    node.prepare(config.load(path))
+    databases.prepare(config.load(path))
     return path
 
 

@@ -18,6 +18,7 @@ from db import engine as engines
 from db import jobs, migrations, workers
 from dicomnode.cli import COMMANDS
 from dicomnode.web import ohif
+from tests import databases
 from tests.peers import write_config
 from tests.web_node import Web, web
 
@@ -303,9 +304,7 @@ def test_a_container_of_a_node_is_as_healthy_as_readyz_says(web: Web) -> None:
 def test_a_container_of_a_worker_is_healthy_while_it_reports(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     assert healthy("worker", DICOMNODE_CONFIG=str(path)) == 1  # there is no database
-    engine = engines.connect(f"sqlite:///{tmp_path / 'data' / 'node.sqlite'}")
-    (tmp_path / "data").mkdir(exist_ok=True)
-    migrations.upgrade(engine)
+    engine = engines.connect(databases.migrated_sqlite(tmp_path / "data" / "node.sqlite"))
     assert healthy("worker", DICOMNODE_CONFIG=str(path)) == 1
     with engines.sessions(engine).begin() as session:
         workers.report(session, "elsewhere:7", gpus={}, now=datetime.now(UTC))

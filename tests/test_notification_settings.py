@@ -15,12 +15,13 @@ from typing import Any, get_args
 
 import pytest
 
-from dicomnode import checks, cli, node
+from dicomnode import checks, cli
 from dicomnode import config as configuration
 from dicomnode.config import Config
 from dicomnode.config.notifications import EventKind
 from dicomnode.errors import ConfigError, NotFound, NotSent
 from dicomnode.notifications import notices, notification
+from tests import databases
 from tests.peers import write_config
 from tests.peers.hook import Hook
 from tests.peers.mailbox import Mailbox
@@ -277,7 +278,7 @@ def test_a_recipient_that_the_server_refuses_keeps_the_mail_from_nobody_else(tmp
 def test_the_command_sends_one_and_lists_all(tmp_path: Path, capsys: pytest.CaptureFixture[str], now: datetime) -> None:
     with Hook() as hook:
         config = by_hook(tmp_path, hook.url)
-        node.prepare(config)
+        databases.prepare(config)
 
         def run(*words: str) -> int:
             return cli.main(["--config", str(config.path), "notifications", *words])

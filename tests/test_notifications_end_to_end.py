@@ -11,10 +11,11 @@ from pydicom import dcmread
 
 from db import engine as engines
 from db import jobs
-from dicomnode import cli, node
+from dicomnode import cli
 from dicomnode import config as configuration
 from dicomnode.dimse import peers
 from dicomnode.notifications.notification import notify_due
+from tests import databases
 from tests.peers import Node, StoreScp, a_route, wait_for, write_config
 from tests.peers.hook import Hook, Post
 from tests.peers.kspaces import raw_data
@@ -99,7 +100,7 @@ def test_a_node_that_is_killed_before_it_has_noted_the_answer_tells_it_again(tmp
     with Hook(kill_the_node) as hook:
         told = {"webhook": [{"name": "web", "url": hook.url, "events": ALL}]}
         running = Node(write_config(tmp_path, notifications=told), "serve", "--workers", "0")
-        node.prepare(running.config)
+        databases.prepare(running.config)
         engine = engines.connect(running.config.database_url)
         with engines.sessions(engine).begin() as session:
             job = a_job(session, datetime.now(UTC), notify={"web": ["failed"]})

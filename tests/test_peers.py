@@ -23,12 +23,12 @@ from pydicom.uid import (
 from pynetdicom import evt
 from pynetdicom.presentation import AllStoragePresentationContexts
 
-from dicomnode import node
 from dicomnode.config import Config, NodeConfig, Peer, TlsConfig
 from dicomnode.dimse import peers, queries
 from dicomnode.dimse.peers import Outcome
 from dicomnode.errors import PeerRefused, PeerUnreachable
 from dicomnode.ingest import scp
+from tests import databases
 from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance
 from tests.peers.process import installed
 
@@ -318,7 +318,7 @@ def test_a_peer_over_tls_must_have_a_certificate_that_is_trusted(tmp_path: Path)
     subprocess.run([program, *request], check=True, capture_output=True)
     tls = TlsConfig(certificate_file=certificate, key_file=key, ca_file=certificate)
     config = Config(node=NodeConfig(host="127.0.0.1", port=0, data_dir=tmp_path / "data", tls=tls))
-    node.prepare(config)
+    databases.prepare(config)
     server = scp.start(config)
     try:
         peer = Peer(name="node", ae_title="DICOMNODE", host="localhost", port=server.port, tls=True)

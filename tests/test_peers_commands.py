@@ -10,10 +10,10 @@ from pydicom import dcmread
 from sqlalchemy import select
 
 from db import engine as engines
-from db import migrations
 from db.models import Instance
 from dicomnode.cli import main
 from dicomnode.config import Peer, load
+from tests import databases
 from tests.peers import Orthanc, StoreScp, free_port, write_config, write_instance
 
 
@@ -104,9 +104,8 @@ def test_fetch_brings_a_study_into_a_folder(tmp_path: Path, node_toml: Path, ort
 def test_fetch_brings_a_study_into_the_node(tmp_path: Path, node_toml: Path, orthanc: Orthanc) -> None:
     orthanc.upload(_written(tmp_path / "a.dcm", "1.2.3.1", "Müller^Jürgen"))
     config = load(node_toml)
-    config.data_dir.mkdir(parents=True)
+    databases.prepare(config)
     engine = engines.connect(config.database_url)
-    migrations.upgrade(engine)
     assert run(node_toml, "peers", "fetch", "pacs", "1.2.3.1") == 0
     with engines.sessions(engine)() as session:
         (instance,) = session.scalars(select(Instance))

@@ -20,6 +20,7 @@ from dicomnode.datasets import encoded as encoding
 from dicomnode.datasets import headers, inflating
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import frames, stored_values
+from tests import databases
 from tests.receivers import Receiver, an_instance, instances, receiver, start
 from tests.sending import Encoded, sender_to, store_all
 
@@ -33,7 +34,7 @@ _ITEM, _ITEM_END = b"\xfe\xff\x00\xe0\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\0\0\0
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
     """SQLite has the one write lock that others could have to wait for."""
-    return f"sqlite:///{tmp_path / 'node.sqlite'}"
+    return databases.migrated_sqlite(tmp_path / "node.sqlite")
 
 
 def _before_pixels(each: Encoded, content: bytes) -> Encoded:

@@ -12,12 +12,13 @@ from typing import Any, get_args
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import catalogue, jobs, keywords, migrations, studies
+from db import catalogue, jobs, keywords, studies
 from db import engine as engines
 from db.catalogue import BadValue, Level, Match, Query
 from db.jobs import OutputFile
 from db.keywords import Kind
 from db.studies import StoredFile
+from tests import databases
 from tests.postgresql import Server
 from tests.rows import a_job, an_arrival
 
@@ -78,13 +79,12 @@ def held(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Two studies of two series that differ in every attribute, and a result, on either database."""
     with ExitStack() as stack:
         folder: Path = tmp_path_factory.mktemp("searches")
-        url = f"sqlite:///{folder / 'node.sqlite'}"
+        url = databases.migrated_sqlite(folder / "node.sqlite")
         if request.param == "postgresql":
             server: Server = request.getfixturevalue("postgresql_server")
-            url = stack.enter_context(server.database())
+            url = stack.enter_context(databases.migrated_postgresql(server))
         engine = engines.connect(url)
         stack.callback(engine.dispose)
-        migrations.upgrade(engine)
         with engines.sessions(engine).begin() as session:
             for study, number in (("1.2.1", 0), ("1.2.2", 1)):
                 arrive(session, study, "1", number)

@@ -39,9 +39,9 @@ STATES = {
 
 
 @pytest.fixture
-def first(database_url: str) -> Iterator[Engine]:
+def first(empty_database_url: str) -> Iterator[Engine]:
     """A database as the first release made it."""
-    engine = engines.connect(database_url)
+    engine = engines.connect(empty_database_url)
     alembic = Alembic()
     alembic.set_main_option("script_location", str(Path(migrations.__file__).parent))
     alembic.set_main_option("path_separator", "os")
@@ -53,9 +53,9 @@ def first(database_url: str) -> Iterator[Engine]:
 
 
 def test_nothing_is_lost_on_the_way_up_and_down_and_the_node_serves_it(
-    first: Engine, database_url: str, tmp_path: Path, now: datetime
+    first: Engine, empty_database_url: str, tmp_path: Path, now: datetime
 ) -> None:
-    node = Node(write_config(tmp_path, database={"url": database_url}), "serve", "--workers", "0")
+    node = Node(write_config(tmp_path, database={"url": empty_database_url}), "serve", "--workers", "0")
     source, result = _fill(first, node.config.spool_dir, tmp_path, now)
     columns = _columns(first)
     before = _rows(first, columns)

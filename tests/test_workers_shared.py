@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import clock, jobs, migrations, workers
+from db import clock, jobs, workers
 from db import engine as engines
 from db.models import Instance, Job
 from db.states import JobState
@@ -35,10 +35,7 @@ A_MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def site(tmp_path: Path, database_url: str) -> fleet.Site:
-    """Hosts on an empty database of either kind."""
-    engine = engines.connect(database_url)
-    migrations.upgrade(engine)
-    engine.dispose()
+    """Hosts on a database of either kind that holds no rows."""
     return fleet.Site(tmp_path, database_url)
 
 

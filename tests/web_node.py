@@ -19,12 +19,13 @@ from db import engine as engines
 from db import jobs, keywords
 from db.jobs import OutputFile
 from db.models import Instance, Quarantine, Study
-from dicomnode import node, tls
+from dicomnode import tls
 from dicomnode.config import Config, NodeConfig, SpoolConfig, WebConfig
 from dicomnode.datasets import headers
 from dicomnode.storage import spool
 from dicomnode.web import server
 from dicomnode.web.app import create_app
+from tests import databases
 from tests.peers.process import wait_for
 
 __all__ = ["BOUNDARY", "DICOM", "LIMITS", "Web", "body", "part10", "web"]
@@ -52,7 +53,7 @@ class Web:
             path=self.folder / "node.toml",
             **self.sections,
         )
-        node.prepare(self.config)
+        databases.prepare(self.config)
         self.engine = engines.connect(self.config.database_url)
         self.sessions = engines.sessions(self.engine)
         app = create_app(self.config, self.sessions, now=lambda: self.now)
