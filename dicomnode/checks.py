@@ -305,7 +305,7 @@ def _deployed(config: Config) -> Check | str:
             return "none is known without a database of this version"
         rows = [row for row in deployments.history(session) if row.ended_at is None]
     for row in rows:
-        facts = models.bundle_named(deployments.called(row), config)
+        facts = models.find_bundle(deployments.called(row), config)
         registry.verify(facts)
         if facts.digest != row.digest:
             return Check("deployed models", "failed", f"{deployments.called(row)} has other weights than were deployed")
@@ -316,22 +316,22 @@ def _deployed(config: Config) -> Check | str:
 def _site_pipeline(config: Config, name: str) -> str:
     from dicomnode.deployment import site
 
-    return f"{site.load(name, config).title}: {site.origin(name, config)['site pipeline']}"
+    return f"{site.load_pipeline(name, config).title}: {site.describe_origin(name, config)['site pipeline']}"
 
 
 def _route(config: Config, route: Route) -> str:
-    from dicomnode.deployment import models
+    from dicomnode.deployment import models, pipeline_names
     from dicomnode.execution import processing
     from model_zoo import registry
     from pipelines import quality
 
-    pipeline = processing.pipeline_named(route.pipeline, config, route.model)
+    pipeline = pipeline_names.resolve_pipeline(route.pipeline, config, route.model)
     processing.options_of(pipeline, route.options, config.quality)
     names = (route.model or pipeline.bundle, *pipeline.helpers)
-    bundles = [processing.bundle_named(name, config) for name in names]
+    bundles = [models.find_bundle(name, config) for name in names]
     for facts in bundles:
         registry.verify(facts)
-        models.check_steps(facts, config)
+        models.check_monai_configuration(facts, config)
         quality.read_input_rules(facts.metadata)
     called = ", ".join(f"{facts.name}@{facts.version}" for facts in bundles)
     return f"{pipeline.name} with {called}, digest verified"

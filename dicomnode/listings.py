@@ -133,7 +133,7 @@ def models(config: Config | None = None) -> list[dict[str, Any]]:
     from dicomnode.deployment import models as bundles
     from model_zoo import registry
 
-    return [_model(facts) for facts in (registry.installed() if config is None else bundles.installed(config))]
+    return [_model(facts) for facts in (registry.installed() if config is None else bundles.list_bundles(config))]
 
 
 def model(name: str, config: Config | None = None) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def model(name: str, config: Config | None = None) -> dict[str, Any]:
     from model_zoo import registry
 
     bundle, _, version = name.partition("@")
-    facts = registry.find(bundle, version or None) if config is None else bundles.bundle_named(name, config)
+    facts = registry.find(bundle, version or None) if config is None else bundles.find_bundle(name, config)
     return {**facts.metadata, "folder": str(facts.path)}
 
 

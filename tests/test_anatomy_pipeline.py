@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from dicomnode.cli import main
 from dicomnode.config import Config, ResultsConfig
+from dicomnode.deployment import models
 from dicomnode.execution import processing
 from dicomnode.reading import volumes
 from dicomnode.results import marking
@@ -361,10 +362,10 @@ def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: registry.Model
 
 def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}})
-    assert processing.bundle_named("anatomy", config).version == "0.0.1"
-    assert processing.bundle_named("mri_prior", config).path.parent == registry.BUNDLES
+    assert models.find_bundle("anatomy", config).version == "0.0.1"
+    assert models.find_bundle("mri_prior", config).path.parent == registry.BUNDLES
     with pytest.raises(registry.BundleError, match=r"no bundle anatomy@9"):
-        processing.bundle_named("anatomy@9", config)
+        models.find_bundle("anatomy@9", config)
 
 
 def test_the_same_network_for_a_scaled_image(model: registry.Model) -> None:

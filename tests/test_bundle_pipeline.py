@@ -299,25 +299,25 @@ def test_the_pipeline_takes_its_inputs_and_its_title_from_the_bundle(tmp_path: P
     config = _config(tmp_path)
     installed(write_brats_bundle(tmp_path / "source" / "brats", to_one_map=True), config.models_dir)
     installed(write_spleen_bundle(tmp_path / "source" / "spleen"), config.models_dir)
-    brats = pipeline_names.named("bundle:brats", config)
+    brats = pipeline_names.resolve_pipeline("bundle:brats", config)
     assert [each.name for each in brats.inputs] == list(CHANNELS)
     assert all(each.required for each in brats.inputs)
     assert (brats.bundle, brats.title) == ("brats", "Multimodal Brain Tumor segmentation")
-    names = pipeline_names.names(config)
+    names = pipeline_names.list_pipelines(config)
     assert {"bundle:brats", "bundle:spleen", "anatomy"} <= set(names)
     assert "bundle:anatomy" not in names, "ours are pipelines of their own"
     for wrong, said in (("bundle", "bundle:NAME"), ("bundles:x", "no pipeline is named 'bundles:x'")):
         with pytest.raises(ConfigError, match=said):
-            pipeline_names.named(wrong, config)
+            pipeline_names.resolve_pipeline(wrong, config)
     with pytest.raises(BundleError, match="no bundle nobody"):
-        pipeline_names.named("bundle:nobody", config)
+        pipeline_names.resolve_pipeline("bundle:nobody", config)
 
 
 def test_a_version_goes_with_the_pipeline_of_its_own_bundle_only() -> None:
-    assert pipeline_names.may_use("bundle:spleen", "spleen")
-    assert not pipeline_names.may_use("bundle:spleen", "liver")
-    assert not pipeline_names.may_use("anatomy", "mri_prior")
-    assert pipeline_names.may_use("a site's own", "anatomy")
+    assert pipeline_names.allows_bundle("bundle:spleen", "spleen")
+    assert not pipeline_names.allows_bundle("bundle:spleen", "liver")
+    assert not pipeline_names.allows_bundle("anatomy", "mri_prior")
+    assert pipeline_names.allows_bundle("a site's own", "anatomy")
 
 
 def test_codes_are_those_of_the_standard_and_a_name_that_only_contains_one_has_none() -> None:

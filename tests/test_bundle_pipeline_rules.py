@@ -138,7 +138,7 @@ def test_a_configuration_that_was_changed_on_the_disk_is_looked_at_again_when_it
     laid = config.models_dir / "zoo"
     with installing.staged(write_spleen_bundle(tmp_path / "good" / "zoo"), config.models_dir, Policy()) as staged:
         staged.commit()
-    facts = models.bundle_named("zoo", config)
+    facts = models.find_bundle("zoo", config)
     (facts.path / "installed.json").unlink()  # as if somebody laid it there by hand
     (facts.path / "configs" / "inference.json").write_bytes((source / "configs" / "inference.json").read_bytes())
     assert facts.path.is_relative_to(laid)

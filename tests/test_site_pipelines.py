@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "covariates first": (replace(GOOD, inputs=(Input("age", Covariates),)), "has covariates as its first input"),
     "an input twice": (replace(GOOD, inputs=GOOD.inputs * 2), "has two inputs named 'image'"),
     "options of any kind": (replace(GOOD, options_type=Loose), "takes unknown keys"),
-    "no options": (replace(GOOD, options_type=dict), "which is no pydantic model"),
+    "no options": (replace(GOOD, options_type=dict), "is not a pydantic model"),
     "run of three": (replace(GOOD, run=THREE), "does not take"),
 }
 
@@ -104,41 +104,41 @@ def test_what_is_no_pipeline_is_refused_with_what_it_lacks(
 
     monkeypatch.setattr(site_test_wrong, "PIPELINE", value)
     with pytest.raises(ConfigError, match=f"the site pipeline 'mine'.*{said}"):
-        pipeline_names.named("mine", naming("mine"))
+        pipeline_names.resolve_pipeline("mine", naming("mine"))
 
 
 def test_only_what_node_toml_names_is_looked_at(packages: Path) -> None:
     package(packages, "mine", "site_test_loud:PIPELINE", "raise SystemExit('imported')\n")
     with pytest.raises(ConfigError, match=r"no pipeline is named 'mine'; there are: anatomy.*bundle:NAME"):
-        pipeline_names.named("mine", naming())
-    assert "mine" not in pipeline_names.names(naming())
-    assert "mine" in pipeline_names.names(naming("mine")), "by its name, without importing it"
+        pipeline_names.resolve_pipeline("mine", naming())
+    assert "mine" not in pipeline_names.list_pipelines(naming())
+    assert "mine" in pipeline_names.list_pipelines(naming("mine")), "by its name, without importing it"
 
 
 def test_what_is_named_and_not_installed_is_said_with_what_is(packages: Path) -> None:
     package(packages, "mine", "site_test_some:PIPELINE")
     with pytest.raises(ConfigError, match=r"names 'other'.*no installed package.*\(there: mine\).*pip install"):
-        pipeline_names.check("other", naming("other"))
+        pipeline_names.check_pipeline("other", naming("other"))
 
 
 def test_two_packages_that_claim_a_name_are_both_told(packages: Path) -> None:
     package(packages, "mine", "site_test_one:PIPELINE", called="group-a")
     package(packages, "mine", "site_test_two:PIPELINE", called="group-b")
     with pytest.raises(ConfigError, match=r"several packages claim.*group-a 1\.0.*group-b 1\.0"):
-        pipeline_names.check("mine", naming("mine"))
+        pipeline_names.check_pipeline("mine", naming("mine"))
 
 
 @pytest.mark.parametrize("name", ["anatomy", "bundle:anatomy"])
 def test_a_name_of_ours_is_not_taken(name: str, packages: Path) -> None:
     package(packages, name.replace(":", "_"), "site_test_shadow:PIPELINE")
     with pytest.raises(ConfigError, match="has the name of one of the node's own"):
-        pipeline_names.named(name, naming(name))
+        pipeline_names.resolve_pipeline(name, naming(name))
 
 
 def test_an_import_that_fails_says_where_and_why(packages: Path) -> None:
     package(packages, "mine", "site_test_broken:PIPELINE", "import a_library_that_nobody_has\n")
     with pytest.raises(ConfigError, match=r"site_test_broken:PIPELINE\) cannot be imported: ModuleNotFoundError"):
-        pipeline_names.named("mine", naming("mine"))
+        pipeline_names.resolve_pipeline("mine", naming("mine"))
     found = {each.what: each for each in checks.run(naming("mine", folder=packages.parent))}
     assert found["site pipeline mine"].result == "failed"
 

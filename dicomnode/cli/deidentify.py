@@ -91,7 +91,7 @@ def _copied(
 def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> FaceOfSeries | None:
     """Where the face is in an MR series that may show one, if the profile wants none."""
     from dicomnode.deidentify import faces
-    from dicomnode.execution import processing
+    from dicomnode.deployment import models
     from dicomnode.reading import frames
 
     if not deidentifier.profile.deface:
@@ -101,4 +101,4 @@ def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> 
         return None
     from dicomnode.deidentify import defacing
 
-    return defacing.series(files, processing.model_named("anatomy", config))
+    return defacing.series(files, models.load_without_helpers("anatomy", config))

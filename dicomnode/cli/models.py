@@ -62,7 +62,7 @@ def verify(
 
     config = _config(ctx)
     bundle, _, version = name.partition("@")
-    there = registry.installed() if config is None else models.installed(config)
+    there = registry.installed() if config is None else models.list_bundles(config)
     chosen = [f for f in there if bundle in ("", f.name) and version in ("", f.version)]
     unreadable = [] if config is None or name else registry.damaged(config.models_dir)
     if not chosen and not unreadable:
@@ -86,7 +86,7 @@ def install(
     from model_zoo import installing, smoke
 
     config = context.config(ctx)
-    with installing.staged(path, config.models_dir, deploying.policy(config)) as staged:
+    with installing.staged(path, config.models_dir, deploying.build_policy(config)) as staged:
         _introduce(staged)
         if not yes and sys.stdin.isatty():
             typer.confirm("Install it?", abort=True)
@@ -94,7 +94,7 @@ def install(
             ran = smoke.run(staged.facts, device, trusted_code=staged.trusted_code)
             print(f"ran on {ran.device} in {ran.seconds:.1f} s: {' x '.join(map(str, ran.shape))} zeros, finite output")
         facts = staged.commit()
-    _remember(config, staged, facts, who or deploying.user())
+    _remember(config, staged, facts, who or deploying.identify_user())
     called = f"{facts.name}@{facts.version}"
     print(f"installed {called}; 'dicomnode models deploy {called} --pipeline P' puts it to use")
     for pipeline in _undeployed(config, facts.name):
@@ -110,7 +110,7 @@ def remove(ctx: typer.Context, name: Version, who: Who = "") -> None:
     config = context.config(ctx)
     _check_version(name)
     with sessions(context.engine(config)).begin() as session:
-        deploying.remove(session, config, model=name, who=who or deploying.user(), now=datetime.now(UTC))
+        deploying.remove(session, config, model=name, who=who or deploying.identify_user(), now=datetime.now(UTC))
     print(f"removed {name}")
 
 
@@ -152,8 +152,8 @@ def deploy(
     _check_version(name)
     with sessions(_database(config)).begin() as session:
         row = deploying.deploy(
-            session, config, model=name, pipeline=pipeline, mode=mode, percent=share, who=who or deploying.user(),
-            why=why, now=datetime.now(UTC),
+            session, config, model=name, pipeline=pipeline, mode=mode, percent=share,
+            who=who or deploying.identify_user(), why=why, now=datetime.now(UTC),
         )  # fmt: skip
         digest = row.digest
     part = f" for {share:g} % of the studies" if share is not None else ""
@@ -172,7 +172,7 @@ def rollback(ctx: typer.Context, pipeline: PipelineName, who: Who = "", why: Why
     config = context.config(ctx)
     with sessions(_database(config)).begin() as session:
         row = deploying.rollback(
-            session, config, pipeline=pipeline, who=who or deploying.user(), why=why, now=datetime.now(UTC)
+            session, config, pipeline=pipeline, who=who or deploying.identify_user(), why=why, now=datetime.now(UTC)
         )
         told = f"{pipeline}: {deployments.called(row)} is the current version, weights SHA-256 {row.digest}"
     print(told)
@@ -280,7 +280,7 @@ def _remember(config: Config, staged: Staged, facts: BundleFacts, who: str) -> N
     except NodeError:
         return
     with sessions(engine).begin() as session:
-        deploying.installed(session, facts, signed_by=staged.signed_by, who=who, now=datetime.now(UTC))
+        deploying.record_installation(session, facts, signed_by=staged.signed_by, who=who, now=datetime.now(UTC))
 
 
 def _verified(facts: BundleFacts) -> dict[str, Any]:

@@ -41,14 +41,14 @@ def run(
     as_json: context.AsJson = False,
 ) -> None:
     """Run a pipeline on a folder, without network and database."""
-    from dicomnode.execution import processing
+    from dicomnode.deployment import pipeline_names
 
     config = context.config_if_any(ctx)
     options = dict(_option(text) for text in option or [])
     out_dir.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        wanted = processing.pipeline_named(pipeline, config, model).inputs
+        wanted = pipeline_names.resolve_pipeline(pipeline, config, model).inputs
         for inputs in _inputs(in_dir, Path(folder), wanted, with_ or []):
             rows += _run_one(inputs, out_dir, pipeline, model, seed, options, config)
     context.print_rows(rows, ["kind", "file", "seconds"], as_json=as_json)

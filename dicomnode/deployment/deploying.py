@@ -1,6 +1,7 @@
-"""Which version of a model a pipeline uses, decided by a person: the rows, and the bundles that they name.
+"""Deployment, rollback and removal of model versions, as a person decides them.
 
-What is deployed is here and whole, in the very weights that the row names; what something needs is not removed.
+A deployed bundle is installed and verified, with exactly the weights that its row names. A bundle that is in use is
+not removed.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
     from model_zoo.installing import Policy
     from model_zoo.registry import BundleFacts
 
-__all__ = ["deploy", "installed", "policy", "remove", "rollback", "user"]
+__all__ = ["build_policy", "deploy", "identify_user", "record_installation", "remove", "rollback"]
 
 
-def user() -> str:
-    """Who sits at this command line, as the machine knows them."""
+def identify_user() -> str:
+    """Return the login name of the user at this command line, or "unknown"."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as in containers
         return "unknown"
 
 
-def policy(config: Config) -> Policy:
-    """What [models] demands of bundles."""
+def build_policy(config: Config) -> Policy:
+    """Return the requirements of [models] on bundles that are installed."""
     from model_zoo.installing import Policy
 
     own = config.models
@@ -42,8 +43,8 @@ def policy(config: Config) -> Policy:
     return Policy(int(own.max_bundle_gb * 1e9), keys, own.require_signature, own.trusted_code)
 
 
-def installed(session: Session, facts: BundleFacts, *, signed_by: str, who: str, now: datetime) -> None:
-    """Say in the audit trail that a bundle was installed."""
+def record_installation(session: Session, facts: BundleFacts, *, signed_by: str, who: str, now: datetime) -> None:
+    """Write the installation of a bundle to the audit trail."""
     detail = {"digest": facts.digest, "signed_by": signed_by, "who": who}
     audit.append(
         session, subject="models", subject_id=f"{facts.name}@{facts.version}", event="installed", detail=detail, now=now
@@ -62,17 +63,18 @@ def deploy(
     why: str = "",
     now: datetime,
 ) -> Deployment:
-    """From the next routed study on, the pipeline uses NAME@VERSION, or as ``mode`` says.
+    """Deploy NAME@VERSION for a pipeline, from the next routed study on.
 
-    Raises BundleError for a bundle that is not here or not whole, ConfigError for a pipeline that nobody has.
+    ``mode``: for all studies, for a share of ``percent`` of them, or as the shadow of the current version.
+    Raises BundleError for a bundle that is missing or damaged, ConfigError for an unknown pipeline.
     """
     from model_zoo import registry
 
-    pipeline_names.check(pipeline, config)
+    pipeline_names.check_pipeline(pipeline, config)
     if mode is DeploymentMode.SHARE and not (percent is not None and 0 < percent < 100):
-        raise NotAllowed("a share is between 0 and 100 percent of the studies, and neither of them")
-    facts = models.bundle_named(model, config)
-    _check_fits(facts.name, pipeline)
+        raise NotAllowed("a share is more than 0 and less than 100 percent of the studies")
+    facts = models.find_bundle(model, config)
+    _check_bundle_fits(facts.name, pipeline)
     registry.verify(facts)
     try:
         return deployments.deploy(
@@ -84,40 +86,40 @@ def deploy(
 
 
 def rollback(session: Session, config: Config, *, pipeline: str, who: str, why: str = "", now: datetime) -> Deployment:
-    """Back to the version before, at once. Raises NotAllowed where there is none, BundleError where it is damaged."""
+    """Deploy the previous version again. Raises NotAllowed where there is none, BundleError where it is damaged."""
     from model_zoo import registry
     from model_zoo.registry import BundleError
 
-    pipeline_names.check(pipeline, config)
+    pipeline_names.check_pipeline(pipeline, config)
     try:
         row = deployments.rollback(session, pipeline=pipeline, who=who, why=why, now=now)
     except MoveRefused as error:
         raise NotAllowed(str(error)) from None
-    facts = models.bundle_named(deployments.called(row), config)
+    facts = models.find_bundle(deployments.called(row), config)
     registry.verify(facts)
     if facts.digest != row.digest:
-        raise BundleError(f"{deployments.called(row)} is not in the weights {row.digest} that were deployed")
+        raise BundleError(f"{deployments.called(row)} does not have the weights {row.digest} that were deployed")
     return row
 
 
 def remove(session: Session, config: Config, *, model: str, who: str, now: datetime) -> None:
-    """Take an installed bundle away. Raises NotAllowed while something needs it."""
+    """Remove an installed bundle. Raises NotAllowed while it is in use."""
     from model_zoo import installing
 
-    facts = models.bundle_named(model, config)
+    facts = models.find_bundle(model, config)
     if needed := deployments.named_by(session, facts.name, facts.version):
         raise NotAllowed(f"{facts.name}@{facts.version} is {needed[0]}: deploy another first")
-    called = f"{facts.name}@{facts.version}"
+    name = f"{facts.name}@{facts.version}"
     detail = {"digest": facts.digest, "who": who}
-    audit.append(session, subject="models", subject_id=called, event="removed", detail=detail, now=now)
+    audit.append(session, subject="models", subject_id=name, event="removed", detail=detail, now=now)
     installing.remove(facts, config.models_dir)
 
 
-def _check_fits(bundle: str, pipeline: str) -> None:
-    """A site's own names say nothing; one of ours for another pipeline is a slip."""
+def _check_bundle_fits(bundle: str, pipeline: str) -> None:
+    """Raise NotAllowed where the bundle is the model of another of the node's own pipelines."""
     import pipelines
 
-    if not pipeline_names.may_use(pipeline, bundle):
+    if not pipeline_names.allows_bundle(pipeline, bundle):
         others = [name for name, own in pipelines.BUNDLES.items() if own == bundle] or [
             f"{pipelines.BUNDLE_PREFIX}{bundle}"
         ]

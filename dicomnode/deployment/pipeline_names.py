@@ -1,6 +1,6 @@
-"""What a route may name as its pipeline: one of ours, a site's that node.toml names, or ``bundle:NAME``.
+"""The pipeline names that a route may use: the node's own, a site's from node.toml, or ``bundle:NAME``.
 
-Names alone are known without importing a pipeline, so that the receiver and the pages can speak of them.
+Names are listed and checked without importing a pipeline, so that the receiver and the web pages can use them.
 """
 
 from __future__ import annotations
@@ -15,59 +15,61 @@ from dicomnode.errors import ConfigError
 if TYPE_CHECKING:
     from pipelines.contract import Pipeline
 
-__all__ = ["check", "may_use", "named", "names"]
+__all__ = ["allows_bundle", "check_pipeline", "list_pipelines", "resolve_pipeline"]
 
 
-def names(config: Config) -> list[str]:
-    """Ours, the site's, and every bundle that says how to come from an image to a result."""
+def list_pipelines(config: Config) -> list[str]:
+    """Return the names of the node's own pipelines, the site's, and all bundles with pre- and postprocessing steps."""
     from model_zoo import monai_rules, registry
     from model_zoo.registry import BundleError
 
-    found = {*pipelines.MODULES, *config.pipelines.site}
-    for facts in models.installed(config):
+    names = {*pipelines.MODULES, *config.pipelines.site}
+    for facts in models.list_bundles(config):
         try:
             if monai_rules.has_code(registry.definition_of(facts)[1]):
-                found.add(f"{pipelines.BUNDLE_PREFIX}{facts.name}")
+                names.add(f"{pipelines.BUNDLE_PREFIX}{facts.name}")
         except BundleError:
-            continue  # 'models verify' tells of it
-    return sorted(found)
+            continue  # 'models verify' reports it
+    return sorted(names)
 
 
-def check(name: str, config: Config) -> None:
-    """Raise ConfigError unless there is such a pipeline; nothing is imported."""
+def check_pipeline(name: str, config: Config) -> None:
+    """Raise ConfigError unless a pipeline of that name exists. The pipeline is not imported."""
     if name in config.pipelines.site:
-        site.entry_point(name, config)
+        site.find_entry_point(name, config)
     elif name == pipelines.BUNDLE_PREFIX.rstrip(":"):
-        raise ConfigError(f"the pipeline is written with its bundle: {pipelines.BUNDLE_PREFIX}NAME")
-    elif name not in pipelines.MODULES and not _bundle(name):
+        raise ConfigError(f"the pipeline needs the name of its bundle: {pipelines.BUNDLE_PREFIX}NAME")
+    elif name not in pipelines.MODULES and not _bundle_name(name):
         known = ", ".join([*sorted({*pipelines.MODULES, *config.pipelines.site}), f"{pipelines.BUNDLE_PREFIX}NAME"])
         raise ConfigError(f"no pipeline is named {name!r}; there are: {known}")
 
 
-def named(name: str, config: Config, model: str = "") -> Pipeline:
-    """The pipeline itself, imported; ``model``: NAME@VERSION of the job, for a pipeline that is made from its bundle.
+def resolve_pipeline(name: str, config: Config, model: str = "") -> Pipeline:
+    """Import and return the pipeline of that name.
 
-    Raises ConfigError, and BundleError where there is no such bundle.
+    ``model``: NAME@VERSION of the job, for a pipeline that is built from its bundle.
+    Raises ConfigError, and BundleError for an unknown bundle.
     """
-    check(name, config)
+    check_pipeline(name, config)
     if name in config.pipelines.site:
-        return site.load(name, config)
-    if bundle := _bundle(name):
-        return pipelines.load_bundle(models.bundle_named(model or bundle, config))
+        return site.load_pipeline(name, config)
+    if bundle := _bundle_name(name):
+        return pipelines.load_bundle(models.find_bundle(model or bundle, config))
     return pipelines.load(name)
 
 
-def may_use(pipeline: str, bundle: str) -> bool:
-    """One of our pipelines goes with its own bundle and with those of other names, not with another pipeline's.
+def allows_bundle(pipeline: str, bundle: str) -> bool:
+    """Return whether a bundle may be deployed for a pipeline.
 
-    ``bundle:NAME`` goes with the versions of NAME; a site's pipeline with any.
+    ``bundle:NAME`` allows the versions of NAME, and a site's pipeline any bundle. One of the node's own pipelines
+    allows its own bundle and a site's, but not the bundle of another of the node's own pipelines.
     """
-    if own := _bundle(pipeline):
+    if own := _bundle_name(pipeline):
         return own == bundle
     if pipeline not in pipelines.MODULES:
         return True
     return bundle not in pipelines.BUNDLES.values() or pipelines.BUNDLES[pipeline] == bundle
 
 
-def _bundle(name: str) -> str:
-    return name.removeprefix(pipelines.BUNDLE_PREFIX) if name.startswith(pipelines.BUNDLE_PREFIX) else ""
+def _bundle_name(pipeline: str) -> str:
+    return pipeline.removeprefix(pipelines.BUNDLE_PREFIX) if pipeline.startswith(pipelines.BUNDLE_PREFIX) else ""

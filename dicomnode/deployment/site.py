@@ -1,6 +1,6 @@
-"""Pipelines that a site adds: entry points of the group ``dicomnode.pipelines``, of which node.toml names the wanted.
+"""Pipelines that a site adds: entry points of the group ``dicomnode.pipelines`` that node.toml enables.
 
-Which there are is read from the installed packages' metadata, without importing them. Only the process that runs a job,
+They are listed from the metadata of the installed packages, without importing them. Only the process that runs a job,
 or a command that needs the pipeline itself, imports one; the receiver never does.
 """
 
@@ -19,13 +19,16 @@ from dicomnode.config import Config
 from dicomnode.errors import ConfigError
 from pipelines.contract import Covariates, Finding, Input, Pipeline
 
-__all__ = ["GROUP", "check_findings", "entry_point", "load", "origin"]
+__all__ = ["GROUP", "check_findings", "describe_origin", "find_entry_point", "load_pipeline"]
 
 GROUP = "dicomnode.pipelines"
 
 
-def entry_point(name: str, config: Config) -> EntryPoint:
-    """The one of that name, not imported. Raises ConfigError where it is not named, not installed or not alone."""
+def find_entry_point(name: str, config: Config) -> EntryPoint:
+    """Return the entry point of that name without importing it.
+
+    Raises ConfigError where node.toml does not name it, no package has it, or several packages do.
+    """
     if name not in config.pipelines.site:
         raise ConfigError(f"{config.path}: [pipelines] site does not name {name!r}")
     if name in pipelines.MODULES or name.startswith(pipelines.BUNDLE_PREFIX):
@@ -37,68 +40,69 @@ def entry_point(name: str, config: Config) -> EntryPoint:
             f"[pipelines] site names {name!r}, and no installed package has it as an entry point of the group {GROUP} "
             f"(there: {others}); 'pip install' its package where the workers run"
         )
-    if len({each.value for each in found}) > 1 or len({_package(each) for each in found}) > 1:
-        claims = "; ".join(sorted(f"{_package(each)} ({each.value})" for each in found))
+    if len({each.value for each in found}) > 1 or len({_package_of(each) for each in found}) > 1:
+        claims = "; ".join(sorted(f"{_package_of(each)} ({each.value})" for each in found))
         raise ConfigError(f"several packages claim the site pipeline {name!r}: {claims}. Uninstall all but one")
     return found[0]
 
 
-def load(name: str, config: Config) -> Pipeline:
-    """Import it, and look whether it is what a pipeline has to be. Raises ConfigError."""
-    found = entry_point(name, config)
+def load_pipeline(name: str, config: Config) -> Pipeline:
+    """Import a site's pipeline and check its contract. Raises ConfigError."""
+    entry_point = find_entry_point(name, config)
     try:
-        pipeline = found.load()
-    except Exception as error:  # it is somebody else's program: whatever its import does
+        pipeline = entry_point.load()
+    except Exception as error:  # a foreign module may raise anything
         raise ConfigError(
-            f"the site pipeline {name!r} ({found.value}) cannot be imported: {type(error).__name__}: {error}"
+            f"the site pipeline {name!r} ({entry_point.value}) cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    if wrong := _wrong(name, pipeline):
-        raise ConfigError(f"the site pipeline {name!r} ({found.value}) {wrong}")
+    if violation := _find_violation(name, pipeline):
+        raise ConfigError(f"the site pipeline {name!r} ({entry_point.value}) {violation}")
     assert isinstance(pipeline, Pipeline)
     return pipeline
 
 
-def origin(name: str, config: Config) -> dict[str, str]:
-    """What stands in each result beside the model: package, version and SHA-256 of the file; nothing for our own."""
+def describe_origin(name: str, config: Config) -> dict[str, str]:
+    """Return package, version and SHA-256 of a site pipeline's file, for each result; {} for the node's own."""
     if name not in config.pipelines.site:
         return {}
-    found = entry_point(name, config)
-    file = Path(str(import_module(found.module).__file__))
+    entry_point = find_entry_point(name, config)
+    file = Path(str(import_module(entry_point.module).__file__))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {"site pipeline": f"{_package(found)}, {file.name} SHA-256 {digest}"}
+    return {"site pipeline": f"{_package_of(entry_point)}, {file.name} SHA-256 {digest}"}
 
 
-def check_findings(pipeline: Pipeline, found: Any) -> None:
-    """Raise ConfigError unless every one is a finding: of these alone the node makes objects, and marks them."""
-    if not isinstance(found, list | tuple):
-        raise ConfigError(f"pipeline {pipeline.name} gave {type(found).__name__} instead of a list of findings")
-    for each in found:
+def check_findings(pipeline: Pipeline, findings: Any) -> None:
+    """Raise ConfigError unless a pipeline returned a list of findings, which alone become marked result objects."""
+    if not isinstance(findings, list | tuple):
+        raise ConfigError(f"pipeline {pipeline.name} gave {type(findings).__name__} instead of a list of findings")
+    for each in findings:
         if not isinstance(each, get_args(Finding)):
             raise ConfigError(f"pipeline {pipeline.name} gave {type(each).__name__}, which is no finding")
 
 
-def _package(found: EntryPoint) -> str:
-    return f"{found.dist.name} {found.dist.version}" if found.dist else "a package without a name"
+def _package_of(entry_point: EntryPoint) -> str:
+    dist = entry_point.dist
+    return f"{dist.name} {dist.version}" if dist else "a package without a name"
 
 
-def _wrong(name: str, pipeline: Any) -> str:
-    """The first thing in which it is no pipeline."""
+def _find_violation(name: str, pipeline: Any) -> str:
+    """Return the first violation of the contract of pipelines, or "" without one."""
     if not isinstance(pipeline, Pipeline):
         return f"is {type(pipeline).__name__}, not a pipelines.contract.Pipeline: name the value, as in module:PIPELINE"
     if pipeline.name != name:
         return f"calls itself {pipeline.name!r}: entry point and Pipeline(name=...) have the same name"
     if not pipeline.bundle:
-        return "names no bundle: every result says which model made it"
-    if wrong := _wrong_inputs(pipeline.inputs):
-        return wrong
+        return "names no bundle: every result has to name the model that made it"
+    if violation := _find_violation_of_inputs(pipeline.inputs):
+        return violation
     if not hasattr(pipeline.options_type, "model_fields"):
-        return "has options_type, which is no pydantic model"
+        return "has an options_type that is not a pydantic model"
     if pipeline.options_type.model_config.get("extra") != "forbid":
-        return "has options_type that takes unknown keys: model_config = ConfigDict(frozen=True, extra='forbid')"
-    return _wrong_run(pipeline.run)
+        return "has an options_type that takes unknown keys: model_config = ConfigDict(frozen=True, extra='forbid')"
+    return _find_violation_of_run(pipeline.run)
 
 
-def _wrong_inputs(inputs: Iterable[Any]) -> str:
+def _find_violation_of_inputs(inputs: Iterable[Any]) -> str:
     inputs = tuple(inputs)
     if not inputs or not all(isinstance(each, Input) for each in inputs):
         return "has no inputs: inputs=(Input('image', Volume),)"
@@ -108,9 +112,9 @@ def _wrong_inputs(inputs: Iterable[Any]) -> str:
     return f"has two inputs named {names[0]!r}" if len(set(names)) < len(names) else ""
 
 
-def _wrong_run(run: Any) -> str:
+def _find_violation_of_run(run: Any) -> str:
     try:
         inspect.signature(run).bind("case", "model", "options", 0, print)
     except (TypeError, ValueError):
-        return "has run that does not take (case, model, options, seed, progress)"
+        return "has a run that does not take (case, model, options, seed, progress)"
     return ""

@@ -56,16 +56,16 @@ class Lacking:
 
     def _missing(self, job: Job) -> str:
         from dicomnode.deployment import pipeline_names
-        from dicomnode.deployment.models import bundle_named
+        from dicomnode.deployment.models import find_bundle
         from model_zoo.registry import BundleError
 
         try:
-            pipeline = pipeline_names.named(job.pipeline, self._config, job.model)
-            facts = bundle_named(job.model or pipeline.bundle, self._config)
+            pipeline = pipeline_names.resolve_pipeline(job.pipeline, self._config, job.model)
+            facts = find_bundle(job.model or pipeline.bundle, self._config)
             if job.model_digest and facts.digest != job.model_digest:
                 return f"{job.model} is here with other weights than were deployed"
             pinned = job.helper_models or {}
-            for each in (facts, *(bundle_named(pinned.get(name, name), self._config) for name in pipeline.helpers)):
+            for each in (facts, *(find_bundle(pinned.get(name, name), self._config) for name in pipeline.helpers)):
                 self._verify(each)
         except (BundleError, ConfigError) as error:
             return str(error)

@@ -25,8 +25,8 @@ from dicomnode.config import Config, QualityConfig
 from dicomnode.config.results import ResultsConfig
 from dicomnode.deidentify import faces
 from dicomnode.deployment import models, site
-from dicomnode.deployment.models import bundle_named, model_named
-from dicomnode.deployment.pipeline_names import named as pipeline_named
+from dicomnode.deployment.models import find_bundle, load_without_helpers
+from dicomnode.deployment.pipeline_names import resolve_pipeline
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.reading import covariates, frames, unreadable, volumes
 from dicomnode.results.inherited import inherit
@@ -56,12 +56,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Produced",
     "Task",
-    "bundle_named",
     "key_note",
     "loaded",
-    "model_named",
     "options_of",
-    "pipeline_named",
     "process",
     "refusal_note",
     "seed_from",
@@ -121,7 +118,7 @@ def process(
     Raises Refused or a NodeError when another attempt is useless.
     """
     started = time.monotonic()
-    pipeline = pipeline_named(task.pipeline, config, task.model)
+    pipeline = resolve_pipeline(task.pipeline, config, task.model)
     options = options_of(pipeline, task.options, config.quality)
     progress(0.0, "reading")
     loaded = _load(pipeline, task.inputs)
@@ -137,7 +134,7 @@ def process(
     verdict = _judged(findings, model, doubts, config.quality)
     progress(0.95, "writing")
     parameters = options.model_dump(mode="json") | _helpers(model) | dict(loaded.case.facts.get("covariates", {}))
-    parameters |= site.origin(task.pipeline, config)
+    parameters |= site.describe_origin(task.pipeline, config)
     made_by = replace(
         _made_by(task, model, parameters, _device_name(model)), facts=_plain(loaded.case.facts), title=pipeline.title
     )
@@ -156,8 +153,8 @@ def refusal_note(task: Task, reason: str, config: Config) -> Dataset:
     from dicomnode import results
     from dicomnode.results import marking
 
-    pipeline = pipeline_named(task.pipeline, config, task.model)
-    facts = bundle_named(task.model or pipeline.bundle, config)
+    pipeline = resolve_pipeline(task.pipeline, config, task.model)
+    facts = find_bundle(task.model or pipeline.bundle, config)
     made_by = _made_by(task, facts, task.options, "none: nothing was computed")
     sources, priors = _headers(pipeline, task.inputs)
     ds = results.refusal(reason, sources, made_by, config.results, config.node.local(task.created_at), priors)
@@ -170,9 +167,9 @@ def key_note(task: Task, reason: str, config: Config) -> Dataset:
     from dicomnode import results
     from dicomnode.results import marking
 
-    pipeline = pipeline_named(task.pipeline, config, task.model)
+    pipeline = resolve_pipeline(task.pipeline, config, task.model)
     made_by = _made_by(
-        task, bundle_named(task.model or pipeline.bundle, config), task.options, "none: nothing was computed"
+        task, find_bundle(task.model or pipeline.bundle, config), task.options, "none: nothing was computed"
     )
     now = config.node.local(task.created_at)
     ds = results.key_note(reason, _headers(pipeline, task.inputs)[0], made_by, config.results, now)
@@ -302,7 +299,9 @@ def _write(
         page = sheet.drawn(findings, loaded.case, loaded.sources, made_by, at, verdict, doubts)
     written = {}
     for form in forms:
-        shown, by = defacing.shown(form, findings, loaded.case, made_by, partial(model_named, "anatomy", config))
+        shown, by = defacing.shown(
+            form, findings, loaded.case, made_by, partial(load_without_helpers, "anatomy", config)
+        )
         written[form] = results.write(shown, loaded.sources, by, form, now, verdict, doubts, loaded.priors, page)
         for ds in written[form]:
             if by is not made_by:

@@ -16,6 +16,7 @@ from pydicom.uid import EncapsulatedPDFStorage, ParametricMapStorage, SecondaryC
 from db.models import Job, Output, Study
 from db.states import JobState
 from dicomnode.config import Config
+from dicomnode.deployment import pipeline_names
 from dicomnode.errors import NotFound
 from dicomnode.execution import processing, worker
 from dicomnode.execution.processing import Task
@@ -69,7 +70,7 @@ def job_of(study: Study, number: int | None) -> Job:
 def read(job: Job, config: Config) -> Told:
     """From the spool and the row. Raises InputRefused where a file can no longer be read."""
     task = worker.task_of(job, config)
-    pipeline = processing.pipeline_named(job.pipeline, config, job.model)
+    pipeline = pipeline_names.resolve_pipeline(job.pipeline, config, job.model)
     case, sources = processing.loaded(pipeline, task.inputs)
     own = [output for output in job.outputs if not output.rendition]
     paths = {output.sop_instance_uid: spool.path(config.spool_dir, output.sha256) for output in own}

@@ -40,10 +40,10 @@ def add(routes: APIRouter, desk: Desk) -> None:
     def overview(done: str = "") -> HTMLResponse:
         with desk.readers() as session:
             history = listings.deployments(session)
-            names = pipeline_names.names(desk.config)
+            names = pipeline_names.list_pipelines(desk.config)
             compared = {name: listings.comparisons(session, name, limit=_SHOWN) for name in names}
             return desk.page(
-                session, "models.html", bundles=models.installed(desk.config), used=_used(desk.config),
+                session, "models.html", bundles=models.list_bundles(desk.config), used=_used(desk.config),
                 in_force=[row for row in history if row["ended_at"] is None], history=history[:_SHOWN],
                 compared={name: rows for name, rows in compared.items() if rows}, told=told(done),
             )  # fmt: skip
@@ -61,7 +61,9 @@ def add(routes: APIRouter, desk: Desk) -> None:
                 facts=facts,
                 card=_card(facts),
                 modes=modes,
-                pipelines=[p for p in pipeline_names.names(desk.config) if pipeline_names.may_use(p, facts.name)],
+                pipelines=[
+                    p for p in pipeline_names.list_pipelines(desk.config) if pipeline_names.allows_bundle(p, facts.name)
+                ],
             )
 
     @routes.get("/models/{name}/{picture}.png")
@@ -121,7 +123,7 @@ def _percent(text: str) -> float | None:
 
 
 def _bundle(desk: Desk, name: str) -> BundleFacts | None:
-    return next((each for each in models.installed(desk.config) if f"{each.name}@{each.version}" == name), None)
+    return next((each for each in models.list_bundles(desk.config) if f"{each.name}@{each.version}" == name), None)
 
 
 def _used(config: Config) -> dict[str, list[str]]:
