@@ -48,5 +48,5 @@ def load(name: str) -> Pipeline:
 
 def load_bundle(facts: BundleFacts) -> Pipeline:
     """The pipeline that a bundle of MONAI's layout is; ``BUNDLE_PREFIX`` and its name is what it is called."""
-    pipeline: Pipeline = importlib.import_module("pipelines.bundle").of(facts)
+    pipeline: Pipeline = importlib.import_module("pipelines.bundle").make_pipeline(facts)
     return pipeline
