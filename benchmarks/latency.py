@@ -28,6 +28,7 @@ from pydicom.dataset import Dataset
 from benchmarks.real_dir import read
 from benchmarks.reconstruction import undersampled
 from dicomnode import mrd
+from model_zoo.data_kit import data_root
 from model_zoo.simulate import anatomy
 from model_zoo.simulate.kspace import acquire
 from pipelines.contract import Grid, Volume
@@ -50,12 +51,12 @@ def _of_the_study(_: int, ds: Dataset) -> None:
 
 
 def _t1w(folder: Path) -> list[str]:
-    unpacked(anatomy.data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", folder)
+    unpacked(data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", folder)
     return [str(folder)]
 
 
 def _brain_pet(folder: Path) -> list[str]:
-    image = np.asarray(nibabel.load(anatomy.data_root() / "pet" / "fdg-brain-template-chinese" / "CN_PET_TEMPLATE.nii")
+    image = np.asarray(nibabel.load(data_root() / "pet" / "fdg-brain-template-chinese" / "CN_PET_TEMPLATE.nii")
                        .dataobj, np.float32)  # fmt: skip
     data = np.ascontiguousarray(image.transpose(2, 1, 0)[:, ::-1, ::-1])
     k, j, i = data.shape
@@ -71,7 +72,7 @@ def _brain_pet_and_t1w(folder: Path) -> list[str]:
 
 
 def _whole_body(folder: Path) -> list[str]:
-    unpacked(anatomy.data_root() / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", folder)
+    unpacked(data_root() / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", folder)
     return [str(folder)]
 
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model_zoo.imaging import blur
 from model_zoo.simulate.pet.counts import Scan, draw, thin
 from model_zoo.simulate.pet.low_dose import Object, Reconstruction, scanned, torso
-from model_zoo.simulate.pet.projector import blur, projector
+from model_zoo.simulate.pet.projector import projector
 from model_zoo.simulate.pet.surrogate import POWER, low_dose
 from model_zoo.simulate.pet.torso import ORGANS, random_torso
 from model_zoo.training.recipe import seeded

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from model_zoo import registry
-from model_zoo.simulate.anatomy import data_root
+from model_zoo.bundle import Model
+from model_zoo.data_kit import data_root
 from model_zoo.structures import number
 from pipelines import anatomy, synthetic_dir
 from pipelines.contract import Case, Finding, Grid, Image, Segmentation, Volume
@@ -83,7 +84,7 @@ def run(patient: Patient, passes: int) -> list[Finding]:
     return synthetic_dir.run(case, loaded(), synthetic_dir.Options(passes=passes), 1, lambda done, step: None)
 
 
-def loaded() -> registry.Model:
+def loaded() -> Model:
     """The shipped bundle with those that it asks for."""
     model = registry.load("synthetic_dir")
     return replace(model, helpers={name: registry.load(name) for name in synthetic_dir.PIPELINE.helpers})

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from benchmarks.real_dir import Mask, auc, loaded, touched, volume
-from model_zoo.simulate.anatomy import data_root
+from model_zoo.data_kit import data_root
 from pipelines import synthetic_dir
 from pipelines.contract import Case, Finding, Image, Segmentation, Volume
 

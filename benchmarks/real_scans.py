@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.sequences import Mprage
+from model_zoo.physics.tissues import TISSUES
+from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate import anatomy, heads, ms, regions
-from model_zoo.simulate.anatomy import TISSUES
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.lesions import SEVERITIES
-from model_zoo.simulate.mr import TissueParameters
 from model_zoo.simulate.pet.activity import activity
-from model_zoo.simulate.pet.tracers import TRACERS
-from model_zoo.simulate.sequences import Mprage
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, STRUCTURES, number
 from model_zoo.training.recipe import seeded

@@ -29,6 +29,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from model_zoo import classical, masks, registry, uncertainty
+from model_zoo.bundle import Model
+from model_zoo.data_kit import data_root
 from model_zoo.operators import centred_ifft
 from model_zoo.simulate import anatomy
 from model_zoo.simulate.kspace import acquire
@@ -120,7 +122,7 @@ def undersampled(
     return KSpace(samples, mask, (float(na), float(nb)), grid, 5.0, block, noise)
 
 
-def methods(model: registry.Model, names: list[str], options: recon.Options) -> dict[str, Method]:
+def methods(model: Model, names: list[str], options: recon.Options) -> dict[str, Method]:
     """Every method by name; a baseline with a weight appears once per weight as ``name@weight``."""
     found: dict[str, Method] = {
         "zero-filled": lambda p: Answer(classical.zero_filled(p.A, p.y)),
@@ -147,7 +149,7 @@ def methods(model: registry.Model, names: list[str], options: recon.Options) -> 
     return {n: m for n, m in found.items() if not names or any(n.startswith(wanted) for wanted in names)}
 
 
-def sampled(p: Problem, model: registry.Model, options: recon.Options, count: int) -> Answer:
+def sampled(p: Problem, model: Model, options: recon.Options, count: int) -> Answer:
     images = [recon.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]) for n in range(count)]
     evaluations = count * (recon.count_evaluations(options) - options.mean_steps) // options.samples
     image = images[0] if count == 1 else torch.stack(images).mean(dim=0)
@@ -156,13 +158,13 @@ def sampled(p: Problem, model: registry.Model, options: recon.Options, count: in
     )
 
 
-def adapted(p: Problem, model: registry.Model, options: recon.Options) -> Answer:
+def adapted(p: Problem, model: Model, options: recon.Options) -> Answer:
     prior, how = recon.adapt_prior(p, model, options, seed=1)
     print(f"held-out chi-square {how.before:.3f} -> {how.after:.3f} in {how.steps} steps", flush=True)
     return Answer(recon.estimate_slices(p, prior, options), options.rapid_steps + round(how.evaluations / len(p.y)))
 
 
-def deviation(p: Problem, model: registry.Model, options: recon.Options) -> Tensor:
+def deviation(p: Problem, model: Model, options: recon.Options) -> Tensor:
     draws = (
         recon.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]).abs()
         for n in range(options.samples)
@@ -295,7 +297,7 @@ def main() -> None:
     for which in arguments.sets or ("real", "simulated"):
         if which == "real":
             patients, R = arguments.patient or list(PATIENTS), arguments.acceleration or [2.0, 3.0, 4.0]
-            scans = real_scans(anatomy.data_root(), patients, arguments.slices, R)
+            scans = real_scans(data_root(), patients, arguments.slices, R)
         else:
             R = arguments.acceleration or [4.0, 8.0]
             scans = simulated_scans(arguments.subject or list(anatomy.TEST), min(arguments.slices, 4), R)

@@ -20,15 +20,17 @@ from numpy.typing import NDArray
 
 from benchmarks.real_scans import Scanned, contrast_ranges, fdg, raw, real, simulated
 from model_zoo import masks
+from model_zoo.data_kit import data_root
 from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.lesion_locations import lesions as located
-from model_zoo.simulate import anatomy, coils, heads, ms, patient_lesions, volumes
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.sequences import Dir, Flair, Mprage, SpinEcho
+from model_zoo.physics.sequences import Sequence as PulseSequence
+from model_zoo.physics.tissues import TISSUES
+from model_zoo.simulate import coils, heads, ms, patient_lesions, volumes
 from model_zoo.simulate.heads import Atrophy, Head
 from model_zoo.simulate.kspace import acquire
 from model_zoo.simulate.lesions import from_mask, random_lesions
-from model_zoo.simulate.mr import TissueParameters
-from model_zoo.simulate.sequences import Dir, Flair, Mprage, SpinEcho
-from model_zoo.simulate.sequences import Sequence as PulseSequence
 from model_zoo.simulate.slices import smooth_phase
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import COUNT, number
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=pages, default=list(pages))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    root = anatomy.data_root()
+    root = data_root()
     for name in given.only:
         figure = pages[name](root)
         figure.savefig(given.out / f"simulation-{name}.png", dpi=70, bbox_inches="tight", metadata={"Software": None})
@@ -145,7 +147,7 @@ def _cut(x: torch.Tensor, name: str) -> NDArray[np.float32]:
 def _contrasts(named: dict[str, PulseSequence]) -> str:
     """Signals of the main tissues by sequence, as a table."""
     table, names = TissueParameters.table(), ("white matter", "cortex", "thalamus", "csf", "lesion")
-    index = [list(anatomy.TISSUES).index(name) for name in names]
+    index = [list(TISSUES).index(name) for name in names]
     lines = ["| sequence | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for name, sequence in named.items():
         lines.append(f"| {name} | " + " | ".join(f"{abs(float(sequence.signal(table)[n])):.3f}" for n in index) + " |")

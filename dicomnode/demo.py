@@ -100,7 +100,7 @@ class Demo:
 
     def kspace(self) -> tuple[MRD, str]:
         """Real k-space of the data kit, else k-space simulated from the MNI152 template; with a sentence on which."""
-        from model_zoo.simulate.anatomy import data_root
+        from model_zoo.data_kit import data_root
 
         try:
             source = data_root() / "kspace" / "sigpy-brain-8ch" / "cartesian_ksp.npy"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from dicomnode.config import Config
-    from model_zoo.registry import BundleFacts
+    from model_zoo.bundle import BundleFacts
 
 __all__ = [
     "became",

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo import mixture
+from model_zoo.imaging import scale_between_quantiles
 from model_zoo.mixture import Mixture
 from model_zoo.networks.two_looks import TwoLooks
 from model_zoo.precision import autocast
-from model_zoo.simulate.volumes import normalised
 from model_zoo.structures import BRAIN
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = ["after_mixture", "find", "keep_largest", "look_again", "looks_twice", "window"]
 
@@ -92,7 +92,7 @@ def look_again(p: Tensor, image: Tensor, model: Model) -> Tensor:
     near = mixture.box(p[0], 2 * network.second.stride)
     fine = tuple(slice(2 * part.start, 2 * part.stop) for part in near)
     p = p[(slice(None), *near)]
-    told = after_mixture(p, normalised(image, *_percentiles(model))[fine], m)
+    told = after_mixture(p, scale_between_quantiles(image, *_percentiles(model))[fine], m)
     prior = functional.avg_pool3d(p[None], 2)
     for corner in product((0, 1), repeat=3):
         part = (slice(None), *(slice(first, None, 2) for first in corner))
@@ -172,7 +172,7 @@ def _window(image: Tensor, middle: list[float], model: Model) -> tuple[tuple[int
     """First index (k, j, i) and values (1, 1, k, j, i) in [0, 1] of the network's window about ``middle``."""
     shape = [int(n) for n in model.settings["shape"]]
     start = [round(m - (n - 1) / 2) for m, n in zip(middle, shape, strict=True)]
-    x = normalised(window(image, start, shape), *_percentiles(model))[None, None]
+    x = scale_between_quantiles(window(image, start, shape), *_percentiles(model))[None, None]
     return (start[0], start[1], start[2]), x.contiguous(memory_format=torch.channels_last_3d)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_zoo.registry import BundleError
+from model_zoo.bundle import BundleError
 
 if TYPE_CHECKING:
     from torch import nn

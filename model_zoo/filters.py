@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_zoo.simulate.pet.projector import FWHM, blur
+from model_zoo.imaging import FWHM, blur
 
 __all__ = ["gaussians", "local_regression", "non_local_means"]
 

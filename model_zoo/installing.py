@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from model_zoo import monai_rules, plain_values, registry, signing, state_dicts, unpacking
-from model_zoo.registry import MANIFEST, WEIGHTS, BundleError, BundleFacts
+from model_zoo.bundle import BundleError, BundleFacts, weights_digest
+from model_zoo.registry import MANIFEST, WEIGHTS
 
 __all__ = ["Policy", "Staged", "remove", "staged"]
 
@@ -163,7 +164,7 @@ def _complete_metadata(bundle: Path, name: str, converted_from: str) -> None:
     metadata["version"] = str(metadata.get("version", ""))
     metadata.setdefault("licence", _first_line(bundle / "LICENSE"))
     metadata.setdefault("trained_on", str(metadata.get("data_source", "")) or "not stated")
-    metadata["weights_sha256"] = registry.weights_digest(bundle / WEIGHTS)
+    metadata["weights_sha256"] = weights_digest(bundle / WEIGHTS)
     metadata |= {"converted_from": converted_from} if converted_from else {}
     path.write_text(json.dumps(metadata, indent=2) + "\n")
 
@@ -201,7 +202,7 @@ def _check_new(facts: BundleFacts, root: Path) -> None:
 def _write_manifest(bundle: Staged) -> None:
     path = bundle.facts.path
     files = sorted(each for each in path.rglob("*") if each.is_file() and each.name != MANIFEST)
-    digests = {str(each.relative_to(path)): registry.weights_digest(each) for each in files}
+    digests = {str(each.relative_to(path)): weights_digest(each) for each in files}
     content = {"files": digests, "signed_by": bundle.signed_by, "converted_from": bundle.converted_from}
     (path / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
     for each in (*files, path / MANIFEST):

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_zoo import monai_rules
+from model_zoo.bundle import BundleError, Model
 from model_zoo.offline import offline
-from model_zoo.registry import BundleError, Model
 
 __all__ = ["Steps", "built", "evaluated", "innermost", "quiet", "steps"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model_zoo import expressions
-from model_zoo.registry import BundleError, weights_digest
+from model_zoo.bundle import BundleError, weights_digest
 
 __all__ = [
     "INFERENCE",

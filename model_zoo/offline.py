@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from model_zoo.registry import BundleError
+from model_zoo.bundle import BundleError
 
 __all__ = ["offline"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo import residual_shift
-from model_zoo.deviation import HOLD_ABOVE
-from model_zoo.simulate.pet.activity import composite_suvr, suvr
-from model_zoo.simulate.pet.tracers import COMPOSITES, TRACERS
+from model_zoo.out_of_distribution import HOLD_ABOVE
+from model_zoo.physics.suvr import composite_suvr, suvr
+from model_zoo.physics.tracers import COMPOSITES, TRACERS
 from model_zoo.structures import CORTEX, COUNT, STRUCTURES, number
 
 __all__ = [

@@ -9,31 +9,25 @@ those that ``installing`` has put there, with the digest of every file in ``inst
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_zoo import plain_values
+from model_zoo.bundle import BundleError, BundleFacts, Model, weights_digest
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from model_zoo.denoisers import Denoiser
 
 __all__ = [
     "BUNDLES",
     "MANIFEST",
     "NETWORKS",
     "WEIGHTS",
-    "BundleError",
-    "BundleFacts",
-    "Model",
     "by_version",
     "damaged",
     "definition_of",
@@ -44,7 +38,6 @@ __all__ = [
     "memory_format",
     "read_facts",
     "verify",
-    "weights_digest",
 ]
 
 BUNDLES = Path(__file__).parent / "bundles"
@@ -62,63 +55,6 @@ NETWORKS = frozenset(
     }
 )
 """What ``network_def`` may name as ``_target_``, beside MONAI's networks: a configuration cannot call anything else."""
-
-
-class BundleError(Exception):
-    """A bundle is missing, damaged or not what its metadata says. The message says which and where."""
-
-
-@dataclass(frozen=True)
-class BundleFacts:
-    """What a bundle says of itself: read without torch."""
-
-    path: Path
-    name: str
-    version: str
-    digest: str
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A verified bundle with its network on a device, in evaluation mode, without gradients.
-
-    ``settings``: ``inference.json`` without ``network_def``. ``bf16``: run the denoiser's network in bfloat16.
-    ``helpers``: further models that its pipeline uses, by bundle. ``trusted_code``: the site has allowed what its
-    configuration evaluates.
-    """
-
-    name: str
-    version: str
-    digest: str
-    metadata: Mapping[str, Any]
-    network: nn.Module
-    settings: Mapping[str, Any]
-    device: str
-    bf16: bool = False
-    helpers: Mapping[str, Model] = field(default_factory=dict)
-    trusted_code: bool = False
-
-    @property
-    def simulation_only(self) -> bool:
-        """Whether no patient's image was in the training: its numbers then say nothing about patients."""
-        return str(self.metadata.get("trained_on", "")).startswith("simulation only")
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """The network as D(x, sigma). Raises BundleError where the bundle holds no denoiser."""
-        from model_zoo.denoisers import Denoiser
-
-        if "sigma_data" not in self.settings:
-            raise BundleError(f"{self.name}@{self.version} is not a denoiser: inference.json has no sigma_data")
-        stride = int(self.network.stride)  # type: ignore[arg-type]  # a module's attributes are untyped
-        return Denoiser(self.network, float(self.settings["sigma_data"]), stride, bf16=self.bf16)
-
-
-def weights_digest(path: Path) -> str:
-    """SHA-256 of a weights file, in hexadecimal."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def read_facts(path: Path) -> BundleFacts:

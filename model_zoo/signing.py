@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from model_zoo.registry import BundleError, weights_digest
+from model_zoo.bundle import BundleError, weights_digest
 
 __all__ = ["LIST", "SIGNATURE", "check", "read_key"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model_zoo import monai_config, monai_rules, registry
+from model_zoo.bundle import BundleError, BundleFacts, Model
 from model_zoo.offline import offline
-from model_zoo.registry import BundleError, BundleFacts, Model
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo import filters
+from model_zoo.imaging import FWHM, blur
 from model_zoo.precision import autocast
-from model_zoo.simulate.pet.projector import FWHM, blur
 
 __all__ = [
     "BANDS",

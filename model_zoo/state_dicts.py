@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_zoo.registry import BundleError
+from model_zoo.bundle import BundleError
 
 if TYPE_CHECKING:
     from torch import Tensor

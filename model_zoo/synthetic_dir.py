@@ -22,11 +22,10 @@ from torch.nn import functional
 
 from model_zoo import bias_field
 from model_zoo.networks.volume_unet import dropout_active
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir, Sequence
+from model_zoo.physics.tissues import tissue_of
 from model_zoo.precision import autocast
-from model_zoo.simulate.anatomy import tissue_of
-from model_zoo.simulate.mr import TissueParameters
-from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
-from model_zoo.simulate.sequences import Dir, Sequence
 from model_zoo.structures import STRUCTURES, number
 
 __all__ = [

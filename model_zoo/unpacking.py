@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from model_zoo.registry import BundleError
+from model_zoo.bundle import BundleError
 
 __all__ = ["MOST_FILES", "copy", "name_of"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipelines.contract import Pipeline
 
 if TYPE_CHECKING:
-    from model_zoo.registry import BundleFacts
+    from model_zoo.bundle import BundleFacts
 
 __all__ = ["BUNDLES", "BUNDLE_PREFIX", "MODULES", "load", "load_bundle"]
 

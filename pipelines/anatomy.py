@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from model_zoo import deviation
+from model_zoo import out_of_distribution
 from model_zoo.anatomy import find, keep_largest, look_again, looks_twice
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
@@ -45,7 +45,7 @@ from pipelines.contract import (
 )
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = [
     "PIPELINE",
@@ -266,7 +266,7 @@ def score_out_of_distribution(
     volumes_ml = {s.number: anatomy.volume_ml(s.number) for s in STRUCTURES}
     found: list[Finding] = [
         Measurement(
-            "anatomy deviation", deviation.anatomy_score(volumes_ml), "1",
+            "anatomy deviation", out_of_distribution.anatomy_score(volumes_ml), "1",
             "Departure of the structures' volumes from the simulated heads of the training; about 1 is usual",
         ),
         Measurement(
@@ -275,7 +275,7 @@ def score_out_of_distribution(
         ),
     ]  # fmt: skip
     if prior := model.helpers.get("mri_prior"):
-        score = deviation.denoising_score(prior.denoiser, _from_zero(head)[0].to(prior.device), seed)
+        score = out_of_distribution.denoising_score(prior.denoiser, _from_zero(head)[0].to(prior.device), seed)
         words = "By how many standard deviations the prior of MR images recovers this one worse than simulated ones"
         found.append(Measurement("denoising deviation", score, "1", words))
     return found

@@ -17,14 +17,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_zoo import monai_config, monai_rules, registry
+from model_zoo.bundle import BundleError
 from model_zoo.offline import offline
-from model_zoo.registry import BundleError
 from pipelines import BUNDLE_PREFIX, bundle_findings, bundle_volumes
 from pipelines.contract import Case, Finding, Input, Note, Pipeline, Progress, Refused, Volume
 
 if TYPE_CHECKING:
+    from model_zoo.bundle import BundleFacts, Model
     from model_zoo.monai_config import Steps
-    from model_zoo.registry import BundleFacts, Model
 
 __all__ = ["Options", "make_pipeline", "run"]
 

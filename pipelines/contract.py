@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = [
     "Case",

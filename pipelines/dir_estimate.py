@@ -22,7 +22,7 @@ from pipelines.contract import Finding, Grid, Progress, Refused, Volume
 from pipelines.registration import Registration, register_rigid
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = ["DirEstimate", "DropoutPasses", "estimate_dir", "resample_map"]
 

@@ -24,7 +24,7 @@ from pipelines.anatomy import Anatomy
 from pipelines.contract import Grid, Progress, Refused, Volume
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = ["LEAST_CONFIDENCE", "MARGIN_MM", "FaceMask", "find_face", "make_face_mask"]
 

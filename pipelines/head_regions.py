@@ -27,7 +27,7 @@ from pipelines.contract import Grid, Progress, Volume
 from pipelines.uptake import Region
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = ["HeadRegions", "find_head_regions", "register_to_pet"]
 

@@ -15,7 +15,7 @@ from pipelines.contract import KSpace
 from pipelines.encoding import Problem
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = [
     "Options",

@@ -57,7 +57,7 @@ from pipelines.inversion import (
 
 if TYPE_CHECKING:
     from model_zoo.adaptation import Adaptation
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = [
     "PIPELINE",

@@ -18,7 +18,7 @@ from pipelines.anatomy import Anatomy
 from pipelines.contract import Grid, Refused, Volume
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = ["Subject", "prepare_subject"]
 

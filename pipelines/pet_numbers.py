@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from model_zoo.pet_synthesis import TARGETS, Covariates, composite_sd, composites
-from model_zoo.simulate.pet.tracers import centiloid
+from model_zoo.physics.tracers import centiloid
 from model_zoo.structures import STRUCTURES, Structure
 from pipelines.codes import encode_structure
 from pipelines.contract import Code, Finding, Interval, Measurement, Note

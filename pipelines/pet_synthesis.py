@@ -29,8 +29,8 @@ from torch import Tensor
 
 from model_zoo import pet_synthesis
 from model_zoo.pet_synthesis import SCHEDULES, TARGETS
+from model_zoo.physics.tracers import TRACERS
 from model_zoo.precision import autocast
-from model_zoo.simulate.pet.tracers import TRACERS
 from model_zoo.uncertainty import mean_and_sd
 from pipelines import anatomy, contract, pet_numbers, resampling
 from pipelines.codes import STANDARD_DEVIATION
@@ -52,7 +52,7 @@ from pipelines.pet_lattice import Subject, prepare_subject
 if TYPE_CHECKING:
     from typing import Self
 
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = [
     "PIPELINE",

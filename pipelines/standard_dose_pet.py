@@ -50,7 +50,7 @@ from pipelines.isotropic import IsotropicTransform, make_isotropic_transform
 from pipelines.uptake import Region, Scale, average_over_ball, compare_uptake, dilate, find_body
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = ["PIPELINE", "Options", "check_pet", "run"]
 

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_zoo.lesion_decision import Decision
-from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
-from model_zoo.simulate.sequences import Dir
+from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir
 from model_zoo.structures import CORTEX, number
 from model_zoo.synthetic_dir import CLIP, rendered
 from pipelines import anatomy, dir_support, lesion_segments, lesions, longitudinal, quality
@@ -44,7 +43,7 @@ from pipelines.contract import (
 from pipelines.dir_estimate import DirEstimate, DropoutPasses, estimate_dir, resample_map
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = ["PIPELINE", "Options", "run"]
 

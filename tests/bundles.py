@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from model_zoo.bundle import weights_digest
 from model_zoo.networks.volume_unet import VolumeUNet
-from model_zoo.registry import WEIGHTS, weights_digest
+from model_zoo.registry import WEIGHTS
 from model_zoo.simulate import heads
 from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines.contract import Grid

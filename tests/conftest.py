@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import engine as engines
 from model_zoo import standard_dose
-from model_zoo.simulate.anatomy import data_root
+from model_zoo.data_kit import data_root
 from tests import databases, postgresql
 
 __all__ = [

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from safetensors.torch import save_file
 
+from model_zoo.bundle import weights_digest
 from model_zoo.networks.volume_unet import VolumeUNet
-from model_zoo.registry import WEIGHTS, weights_digest
+from model_zoo.registry import WEIGHTS
 from model_zoo.structures import COUNT, STRUCTURES
 from pipelines.contract import Grid
 from tests.bundles import SPACING_MM, phantom, upright

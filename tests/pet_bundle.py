@@ -17,9 +17,10 @@ from scipy import ndimage
 from torch import nn
 
 from model_zoo import pet_synthesis
+from model_zoo.bundle import weights_digest
 from model_zoo.networks.pet_unet import PetUNet
-from model_zoo.registry import WEIGHTS, weights_digest
-from model_zoo.simulate.pet.tracers import TRACERS, uptake
+from model_zoo.physics.tracers import TRACERS, uptake
+from model_zoo.registry import WEIGHTS
 from model_zoo.structures import COUNT, number
 from model_zoo.training.pet_synthesis import RECIPE
 from pipelines.contract import Grid

@@ -14,8 +14,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import PositronEmissionTomographyImageStorage
 from safetensors.torch import save_file
 
+from model_zoo.bundle import weights_digest
 from model_zoo.networks.volume_unet import VolumeUNet
-from model_zoo.registry import WEIGHTS, weights_digest
+from model_zoo.registry import WEIGHTS
 from model_zoo.simulate.pet.low_dose import REGIONS
 from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS
 from model_zoo.training.standard_dose_pet import RECIPE

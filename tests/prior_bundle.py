@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from model_zoo.bundle import weights_digest
 from model_zoo.networks.local_unet import LocalUNet
-from model_zoo.registry import WEIGHTS, weights_digest
+from model_zoo.registry import WEIGHTS
 
 __all__ = ["write_monai_bundle", "write_prior_bundle", "zipped"]
 

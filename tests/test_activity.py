@@ -8,18 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_zoo.physics.suvr import composite_suvr, suvr
+from model_zoo.physics.tracers import REGIONS, TRACERS, composite, uptake
 from model_zoo.simulate import heads
-from model_zoo.simulate.pet.activity import (
-    EXTRA,
-    activity,
-    binding_regions,
-    block_fractions,
-    composite_suvr,
-    majority,
-    suvr,
-    true_uptake,
-)
-from model_zoo.simulate.pet.tracers import REGIONS, TRACERS, composite, uptake
+from model_zoo.simulate.pet.activity import EXTRA, activity, binding_regions, block_fractions, majority, true_uptake
 from model_zoo.structures import COUNT, number
 
 

@@ -18,7 +18,7 @@ from pydicom.uid import SegmentationStorage
 from dicomnode.reading import volumes
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded
-from model_zoo.simulate.anatomy import data_root
+from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
 from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
 from tests.peers import Node, Orthanc, wait_for, write_config

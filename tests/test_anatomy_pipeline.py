@@ -27,6 +27,7 @@ from dicomnode.execution import processing
 from dicomnode.reading import volumes
 from dicomnode.results import marking
 from model_zoo import registry
+from model_zoo.bundle import BundleError, Model
 from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines import anatomy, quality
 from pipelines.codes import encode_structure
@@ -51,7 +52,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(bundles: Path) -> registry.Model:
+def model(bundles: Path) -> Model:
     return registry.load("anatomy", root=bundles / "models")
 
 
@@ -78,7 +79,7 @@ def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return float(2 * (a & b).sum() / max(a.sum() + b.sum(), 1))
 
 
-def test_on_the_networks_own_lattice_every_voxel_is_right(model: registry.Model) -> None:
+def test_on_the_networks_own_lattice_every_voxel_is_right(model: Model) -> None:
     image, structure = _lopsided()
     found = anatomy.segment_head(Volume(image, upright()), model)
     assert np.array_equal(found.own_labels, structure)
@@ -92,7 +93,7 @@ def test_on_the_networks_own_lattice_every_voxel_is_right(model: registry.Model)
 @pytest.mark.parametrize("spacing_mm", [(3.1, 2.7, 2.9), (6.0, 2.5, 2.5)], ids=["thin slices", "thick slices"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_structures_are_found_where_they_are_in_any_orientation(
-    orientation: str, spacing_mm: tuple[float, float, float], model: registry.Model
+    orientation: str, spacing_mm: tuple[float, float, float], model: Model
 ) -> None:
     grid = about_the_centre(orientation, spacing_mm)
     structure = _lopsided()[1]
@@ -105,14 +106,14 @@ def test_structures_are_found_where_they_are_in_any_orientation(
         assert 0.6 < share < 1.4, name
 
 
-def test_what_hangs_apart_from_the_brain_is_dropped(model: registry.Model) -> None:
+def test_what_hangs_apart_from_the_brain_is_dropped(model: Model) -> None:
     image, structure = phantom()
     image[:3, :3, :3] = 1.0
     found = anatomy.segment_head(Volume(image, upright()), model)
     assert np.array_equal(found.own_labels, structure)
 
 
-def _run(model: registry.Model, **options: Any) -> tuple[Segmentation, dict[str, Measurement]]:
+def _run(model: Model, **options: Any) -> tuple[Segmentation, dict[str, Measurement]]:
     image, _ = phantom()
     case = Case({"head": Volume(image, upright(), slice_thickness_mm=1.5)}, {"modality": "MR", "body_part": "BRAIN"})
     findings = anatomy.run(case, model, anatomy.Options(**options), 0, lambda fraction, step: None)
@@ -126,7 +127,7 @@ def _by_name(findings: list[Finding]) -> dict[str, Measurement]:
     return {f"{m.name} of {m.group.lower()}" if m.group else m.name: m for m in found}
 
 
-def test_every_structure_is_named_coded_coloured_and_measured(model: registry.Model) -> None:
+def test_every_structure_is_named_coded_coloured_and_measured(model: Model) -> None:
     segmentation, measured = _run(model)
     _, structure = phantom()
     assert [segment.number for segment in segmentation.segments] == list(range(1, COUNT + 1))
@@ -144,7 +145,7 @@ def test_every_structure_is_named_coded_coloured_and_measured(model: registry.Mo
     assert tissues == pytest.approx(measured["intracranial volume"].value)
 
 
-def test_structures_of_low_confidence_are_named(model: registry.Model) -> None:
+def test_structures_of_low_confidence_are_named(model: Model) -> None:
     flag = _run(model, least_confidence=1.0)[1]["structures of low confidence"]
     assert flag.value == COUNT
     assert "hippocampus" in flag.description
@@ -152,7 +153,7 @@ def test_structures_of_low_confidence_are_named(model: registry.Model) -> None:
 
 
 @pytest.mark.parametrize("structures", [(), ("hippocampus",)])
-def test_an_anatomy_that_is_mostly_unsure_is_held(structures: tuple[str, ...], model: registry.Model) -> None:
+def test_an_anatomy_that_is_mostly_unsure_is_held(structures: tuple[str, ...], model: Model) -> None:
     limits = quality.read_output_limits(next(each for each in registry.installed() if each.name == "anatomy").metadata)
     outcomes = {}
     for least in (0.0, 1.0):
@@ -163,7 +164,7 @@ def test_an_anatomy_that_is_mostly_unsure_is_held(structures: tuple[str, ...], m
     assert outcomes[1.0].reason == "share of structures of low confidence is 1, above the limit of 0.5"
 
 
-def test_some_structures_only_are_numbered_anew(model: registry.Model) -> None:
+def test_some_structures_only_are_numbered_anew(model: Model) -> None:
     segmentation, measured = _run(model, structures=("hippocampus", "insula"))
     _, structure = phantom()
     assert [(s.number, s.label) for s in segmentation.segments] == [(1, "Insula"), (2, "Hippocampus")]
@@ -186,7 +187,7 @@ def test_some_structures_only_are_numbered_anew(model: registry.Model) -> None:
     ],
 )
 def test_what_is_no_image_of_a_head_is_refused(
-    facts: dict[str, Any], change: dict[str, Any], reason: str, model: registry.Model
+    facts: dict[str, Any], change: dict[str, Any], reason: str, model: Model
 ) -> None:
     image, _ = phantom()
     k, j, i = change.get("spacing_mm", (4.0, 4.0, 4.0))
@@ -310,10 +311,10 @@ def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def shipped() -> registry.Model:
+def shipped() -> Model:
     try:
         return registry.load("anatomy")
-    except registry.BundleError as error:
+    except BundleError as error:
         pytest.skip(f"no trained anatomy model: {error}")
 
 
@@ -330,7 +331,7 @@ def _plausible(found: anatomy.Anatomy) -> None:
     assert 4 < measured["volume of putamen"] < 18
 
 
-def test_a_real_t1w_scan_gets_plausible_volumes(shipped: registry.Model, kit: Path, tmp_path: Path) -> None:
+def test_a_real_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path, tmp_path: Path) -> None:
     series = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
     anatomy.check_head(series.volume, series.facts)
     found = anatomy.segment_head(series.volume, shipped)
@@ -339,7 +340,7 @@ def test_a_real_t1w_scan_gets_plausible_volumes(shipped: registry.Model, kit: Pa
     assert own_ml == pytest.approx(found.volume_ml(*(s.number for s in STRUCTURES if s.name != "csf")), rel=0.02)
 
 
-def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: registry.Model, kit: Path, tmp_path: Path) -> None:
+def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: Model, kit: Path, tmp_path: Path) -> None:
     thin = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path)).volume
     count = thin.grid.shape[0] // 7
     data = thin.data[: count * 7].reshape(count, 7, *thin.data.shape[1:]).mean(axis=1)
@@ -354,7 +355,7 @@ def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: registry.Mo
     assert _dice(np.isin(middle, brain), np.isin(other.own_labels, brain)) > 0.9
 
 
-def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: registry.Model, kit: Path) -> None:
+def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path) -> None:
     series = volumes.read([kit / "dicom" / "siemens-xa30-enhanced" / "t1w_mprage_defaced.dcm"])
     anatomy.check_head(series.volume, series.facts)
     _plausible(anatomy.segment_head(series.volume, shipped))
@@ -364,11 +365,11 @@ def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}})
     assert models.find_bundle("anatomy", config).version == "0.0.1"
     assert models.find_bundle("mri_prior", config).path.parent == registry.BUNDLES
-    with pytest.raises(registry.BundleError, match=r"no bundle anatomy@9"):
+    with pytest.raises(BundleError, match=r"no bundle anatomy@9"):
         models.find_bundle("anatomy@9", config)
 
 
-def test_the_same_network_for_a_scaled_image(model: registry.Model) -> None:
+def test_the_same_network_for_a_scaled_image(model: Model) -> None:
     image, _ = phantom()
     one = anatomy.segment_head(Volume(image, upright()), model)
     other = anatomy.segment_head(replace(Volume(image, upright()), data=image * 40 + 1000), model)

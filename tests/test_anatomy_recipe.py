@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from model_zoo import registry
 from model_zoo.anatomy import look_again, looks_twice
+from model_zoo.bundle import Model
 from model_zoo.evaluation.anatomy import label
 from model_zoo.mixture import GROUPS
 from model_zoo.networks.two_looks import LEAST_PROBABILITY, TwoLooks
@@ -160,7 +161,7 @@ def test_the_second_look_sees_what_the_image_says_of_the_first() -> None:
     image = (level[head.structure.long()] + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0, 1)
     first = anatomy._shares(head.structure[None].long(), 2)[0].roll((1, 1), dims=(2, 3))
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
-    model = registry.Model("anatomy", "1", "", {}, _untaught(), settings, "cpu")
+    model = Model("anatomy", "1", "", {}, _untaught(), settings, "cpu")
     found = look_again(first, image, model)
     assert torch.allclose(found.sum(dim=0), torch.ones(64, 64, 64), atol=1e-4)
     before = functional.interpolate(first[None], scale_factor=2, mode="trilinear")[0].argmax(0)
@@ -173,7 +174,7 @@ def test_nothing_is_looked_at_again_far_from_the_brain() -> None:
     image = (0.2 + 0.03 * head.structure.float() + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0.25, 0.8)
     first = anatomy._shares(head.structure[None].long(), 2)[0]
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
-    model = registry.Model("anatomy", "1", "", {}, _untaught(), settings, "cpu")
+    model = Model("anatomy", "1", "", {}, _untaught(), settings, "cpu")
     found = look_again(first, image, model)
     air = functional.one_hot(torch.zeros(32, 32, 16, dtype=torch.int64), COUNT + 1).movedim(-1, 0).float()
     wider = look_again(torch.cat([first, air], 3), functional.pad(image, (0, 32), value=0.25), model)

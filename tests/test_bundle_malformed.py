@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from model_zoo import smoke
+from model_zoo.bundle import BundleError
 from model_zoo.installing import Policy, staged
-from model_zoo.registry import BundleError
 from tests.monai_bundles import write_spleen_bundle
 
 pytest.importorskip("monai")

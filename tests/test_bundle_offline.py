@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from model_zoo import monai_rules, registry, smoke
+from model_zoo.bundle import BundleError
 from model_zoo.installing import Policy, staged
 from model_zoo.offline import offline
-from model_zoo.registry import BundleError
 from pipelines.contract import Grid, Volume
 from tests.monai_bundles import write_doubling_bundle, write_spleen_bundle
 

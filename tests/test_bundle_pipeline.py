@@ -21,8 +21,8 @@ from dicomnode.deployment import pipeline_names
 from dicomnode.errors import ConfigError
 from dicomnode.reading import volumes
 from model_zoo import installing, monai_config, registry, smoke
+from model_zoo.bundle import BundleError, BundleFacts, Model
 from model_zoo.installing import Policy
-from model_zoo.registry import BundleError, Model
 from pipelines import bundle, bundle_codes, bundle_volumes
 from pipelines.contract import (
     Case,
@@ -64,7 +64,7 @@ def grid(orientation: str = "oblique") -> Grid:
     return lattice(orientation, SHAPE, SPACING_MM, (-40, 25, 100))
 
 
-def installed(source: Path, root: Path, policy: Policy = Policy()) -> registry.BundleFacts:
+def installed(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
     with installing.staged(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu", trusted_code=staged.trusted_code)
         return staged.commit()

@@ -15,8 +15,8 @@ from dicomnode.config import Config, NodeConfig
 from dicomnode.config.models import ModelsConfig
 from dicomnode.deployment import models
 from model_zoo import expressions, installing, monai_config, monai_rules, registry, smoke
+from model_zoo.bundle import BundleError, BundleFacts
 from model_zoo.installing import Policy
-from model_zoo.registry import BundleError
 from tests.monai_bundles import transform, write_spleen_bundle
 from tests.peers import write_config
 
@@ -69,7 +69,7 @@ def adding(**arguments: Any) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["preprocessing"]["transforms"].append(transform(**arguments))
 
 
-def install(source: Path, root: Path, policy: Policy = Policy()) -> registry.BundleFacts:
+def install(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
     with installing.staged(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu", trusted_code=staged.trusted_code)
         return staged.commit()

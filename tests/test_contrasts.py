@@ -16,6 +16,7 @@ from dicomnode import mrd
 from dicomnode.config import Config
 from dicomnode.execution import processing
 from model_zoo import registry
+from model_zoo.bundle import BundleError
 from tests.findings import NOW
 from tests.scanner import Scan, acquire
 
@@ -24,7 +25,7 @@ from tests.scanner import Scan, acquire
 def prior() -> None:
     try:
         registry.load("mri_prior")
-    except registry.BundleError as error:
+    except BundleError as error:
         pytest.skip(f"the prior is not installed: {error}")
 
 

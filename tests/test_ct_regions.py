@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from dicomnode import uids
 from dicomnode.config import Config
 from dicomnode.execution import processing
-from model_zoo import ct_tissues, registry
-from model_zoo.simulate.anatomy import data_root
-from model_zoo.simulate.pet.projector import blur
+from model_zoo import ct_tissues
+from model_zoo.bundle import Model
+from model_zoo.data_kit import data_root
+from model_zoo.imaging import blur
 from model_zoo.simulate.pet.torso import ORGANS, Torso, random_torso
 from model_zoo.standard_dose import OUT_CHANNELS
 from model_zoo.training.recipe import seeded
@@ -74,13 +75,13 @@ class Recorder(nn.Module):
         return answer
 
 
-def _model(*regions: str) -> tuple[registry.Model, Recorder]:
+def _model(*regions: str) -> tuple[Model, Recorder]:
     recorder = Recorder()
     settings = {"regions": list(regions), "spacings_mm": [PET_MM, PET_MM]}
-    return registry.Model("standard_dose_pet", "0", "", {}, recorder, settings, "cpu"), recorder
+    return Model("standard_dose_pet", "0", "", {}, recorder, settings, "cpu"), recorder
 
 
-def _run(model: registry.Model, pet: Volume, ct: Volume, **facts: Any) -> list[Any]:
+def _run(model: Model, pet: Volume, ct: Volume, **facts: Any) -> list[Any]:
     case = Case({"pet": pet, "ct": ct}, FACTS | {"ct": {"modality": "CT", "same_frame": True} | facts})
     return standard_dose_pet.run(case, model, standard_dose_pet.Options(), 0, lambda done, step: None)
 

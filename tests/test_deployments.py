@@ -22,7 +22,8 @@ from dicomnode.config import load
 from dicomnode.deployment import models
 from dicomnode.dimse import peers
 from dicomnode.results import provenance
-from model_zoo.registry import WEIGHTS, BundleError, weights_digest
+from model_zoo.bundle import BundleError, weights_digest
+from model_zoo.registry import WEIGHTS
 from tests.peers import Node, StoreScp, a_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 from tests.prior_bundle import write_prior_bundle

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model_zoo.physics.tracers import TRACERS, composite
 from model_zoo.simulate.heads import Atrophy
 from model_zoo.simulate.pet.disease import (
     DIAGNOSES,
@@ -15,7 +16,6 @@ from model_zoo.simulate.pet.disease import (
     posterior,
     sample,
 )
-from model_zoo.simulate.pet.tracers import TRACERS, composite
 
 ANCHORS = {"CN": (1.12, 1.18, 29.1), "MCI": (1.22, 1.33, 28.0), "AD": (1.40, 1.60, 23.0)}
 """Amyloid SUVR, tau SUVR and MMSE by group: ResDM paper, table 1."""

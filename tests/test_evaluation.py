@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dicomnode import cli
 from model_zoo import evaluation, registry, training
+from model_zoo.bundle import BundleFacts
 from model_zoo.evaluation import Evaluation, Picture, Table, report
 from model_zoo.training import bundle, loop, recipe
 
@@ -61,7 +62,7 @@ def test_a_card_says_what_it_is_how_good_where_it_fails_and_that_it_was_trained_
 def test_a_site_s_own_weights_are_not_said_to_be_simulated(made: Path, result: Evaluation) -> None:
     facts = registry.read_facts(made)
     own = {**facts.metadata, "trained_on": "a user's data set (cohort abc)"}
-    card = report.card(result, registry.BundleFacts(facts.path, facts.name, facts.version, facts.digest, own))
+    card = report.card(result, BundleFacts(facts.path, facts.name, facts.version, facts.digest, own))
     assert "trained on a user's data set" in card
     assert "simulation only" not in card
 

@@ -16,7 +16,7 @@ from dicomnode.config.results import ResultsConfig, WithoutFaces
 from dicomnode.deidentify import defacing
 from dicomnode.reading import volumes
 from model_zoo import registry
-from model_zoo.registry import Model
+from model_zoo.bundle import Model
 from model_zoo.structures import number
 from pipelines import anatomy, face
 from pipelines.contract import Case, Finding, Grid, Image, Measurement, Refused, Segmentation, Volume

@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from model_zoo import registry
+from model_zoo.bundle import Model
 from model_zoo.simulate.pet.low_dose import REGIONS
 from model_zoo.standard_dose import OUT_CHANNELS
 from model_zoo.structures import TISSUE_GROUPS
@@ -27,7 +28,7 @@ FACTS = {"modality": "PT", "units": "BQML", "corrections": ("ATTN", "DECY"), "su
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> registry.Model:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     root: Path = tmp_path_factory.mktemp("models")
     write_pet_bundle(root)
     write_anatomy_bundle(root)
@@ -76,7 +77,7 @@ class Recorder(nn.Module):
         return answer
 
 
-def _with_mr(model: registry.Model, pet: Volume) -> tuple[list[Any], Recorder]:
+def _with_mr(model: Model, pet: Volume) -> tuple[list[Any], Recorder]:
     image, _ = phantom()
     recorder = Recorder()
     case = Case({"pet": pet, "mr": Volume(image, upright())}, FACTS)
@@ -85,7 +86,7 @@ def _with_mr(model: registry.Model, pet: Volume) -> tuple[list[Any], Recorder]:
     return standard_dose_pet.run(case, told, options, 0, lambda done, step: None), recorder
 
 
-def test_an_mr_of_the_head_tells_the_network_its_tissues_and_the_report_its_structures(model: registry.Model) -> None:
+def test_an_mr_of_the_head_tells_the_network_its_tissues_and_the_report_its_structures(model: Model) -> None:
     findings, recorder = _with_mr(model, _head_pet())
     (maps,) = recorder.told
     assert maps is not None
@@ -101,7 +102,7 @@ def test_an_mr_of_the_head_tells_the_network_its_tissues_and_the_report_its_stru
     assert any("registered rigidly" in f.text for f in findings if isinstance(f, Note))
 
 
-def test_an_mr_that_does_not_fit_the_pet_is_not_used_and_that_is_said(model: registry.Model) -> None:
+def test_an_mr_that_does_not_fit_the_pet_is_not_used_and_that_is_said(model: Model) -> None:
     structure = phantom()[1]
     generator = np.random.default_rng(2)
     noise = ndimage.gaussian_filter(generator.normal(size=structure.shape), 2)

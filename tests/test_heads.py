@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model_zoo.simulate import anatomy, heads, regions
+from model_zoo.physics.tissues import TISSUES
+from model_zoo.simulate import heads, regions
 from model_zoo.simulate.heads import Atrophy, Variation
 from model_zoo.structures import BRAIN, CORTEX, COUNT, STRUCTURES, TISSUE_GROUPS, number
 
@@ -115,7 +116,7 @@ def test_the_same_seed_gives_the_same_head_and_another_one_another(kit: Path) ->
 def test_the_face_is_removed_and_the_brain_is_not(kit: Path) -> None:
     plain, bare = (heads.plain_head(SUBJECT, shape=(224, 256, 224), face=face, root=kit) for face in (True, False))
     assert torch.equal(plain.structure, bare.structure)
-    eye = list(anatomy.TISSUES).index("eye")
+    eye = list(TISSUES).index("eye")
     assert bool((plain.tissue == eye).any())
     assert not bool((bare.tissue == eye).any())
     removed = (plain.tissue > 0) & (bare.tissue == 0)

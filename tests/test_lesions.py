@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model_zoo.lesion_locations import lesions as located
-from model_zoo.simulate import heads, lesions, mr, patient_lesions
+from model_zoo.physics import mr
+from model_zoo.simulate import heads, lesions, patient_lesions
 from model_zoo.structures import CORTEX, COUNT, number
 
 SHAPE = (96, 112, 96)

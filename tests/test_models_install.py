@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from dicomnode import cli
 from dicomnode.cli import main
 from model_zoo import installing, registry, smoke, state_dicts
+from model_zoo.bundle import BundleError, BundleFacts, weights_digest
 from model_zoo.installing import Policy
-from model_zoo.registry import MANIFEST, WEIGHTS, BundleError, BundleFacts
+from model_zoo.registry import MANIFEST, WEIGHTS
 from tests.peers import write_config
 from tests.peers.process import installed
 from tests.prior_bundle import write_monai_bundle, write_prior_bundle, zipped
@@ -117,7 +118,7 @@ def _network_of_nobody(source: Path, _: Path) -> Path:
 def _not_finite(source: Path, _: Path) -> Path:
     save_file({k: v * float("nan") for k, v in load_file(source / WEIGHTS).items()}, source / WEIGHTS)
     metadata = source / "configs" / "metadata.json"
-    digest = registry.weights_digest(source / WEIGHTS)
+    digest = weights_digest(source / WEIGHTS)
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"weights_sha256": digest}))
     return source
 
@@ -286,7 +287,7 @@ def test_the_command_shows_licence_and_use_and_a_refusal_is_one_line(
 
     assert command("install", str(source), "--yes") == 0
     told = capsys.readouterr().out
-    for word in ("Tests only.", "Apache-2.0", registry.weights_digest(source / WEIGHTS), "ran on cpu", "finite"):
+    for word in ("Tests only.", "Apache-2.0", weights_digest(source / WEIGHTS), "ran on cpu", "finite"):
         assert word in told
     assert command("list", "--json") == 0
     listed = [(row["name"], row["version"]) for row in json.loads(capsys.readouterr().out)]

@@ -8,9 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model_zoo.simulate import acquisition, anatomy, axes, heads, mr, volumes
+from model_zoo.physics import mr
+from model_zoo.physics.sequences import Dir, Flair, Mprage, Sequence, SpinEcho, dir_nulls, flair_null
+from model_zoo.physics.tissues import TISSUES
+from model_zoo.simulate import acquisition, axes, heads, volumes
+from model_zoo.simulate.contrasts import random_sequence
 from model_zoo.simulate.lesions import SEVERITIES
-from model_zoo.simulate.sequences import Dir, Flair, Mprage, Sequence, SpinEcho, dir_nulls, flair_null, random_sequence
 from model_zoo.structures import COUNT, number
 
 TABLE = {
@@ -92,7 +95,7 @@ def test_nulling_another_white_matter_moves_the_times() -> None:
 
 def test_a_subject_s_tissues_move_together() -> None:
     table = mr.TissueParameters.table()
-    white, cortex = (list(anatomy.TISSUES).index(name) for name in ("white matter", "cortex"))
+    white, cortex = (list(TISSUES).index(name) for name in ("white matter", "cortex"))
     t1 = torch.stack([table.regional(torch.Generator().manual_seed(s), COUNT + 1).t1_ms[:, 1] for s in range(300)])
     assert float((t1[:, cortex] / t1[:, white]).log().std()) == pytest.approx(0.06, rel=0.15)
     assert float(t1[:, white].log().std()) == pytest.approx(0.09, rel=0.15)
@@ -100,7 +103,7 @@ def test_a_subject_s_tissues_move_together() -> None:
 
 def test_regions_of_one_tissue_spread_less_than_subjects_do() -> None:
     table = mr.TissueParameters.table()
-    cortex = list(anatomy.TISSUES).index("cortex")
+    cortex = list(TISSUES).index("cortex")
     draws = torch.stack(
         [table.regional(torch.Generator().manual_seed(s), COUNT + 1).t1_ms[cortex] for s in range(300)]
     ).log()
@@ -191,7 +194,7 @@ def test_contrast_agnostic_images_fill_zero_to_one_and_repeat_by_seed(seed: int)
 @pytest.mark.parametrize("name", ["mprage", "t2w", "pd", "flair", "dir"])
 def test_random_protocols_give_signal_from_brain(name: str) -> None:
     p = mr.TissueParameters.table()
-    cortex = list(anatomy.TISSUES).index("cortex")
+    cortex = list(TISSUES).index("cortex")
     signals = [abs(float(random_sequence(name, torch.Generator().manual_seed(s)).signal(p)[cortex])) for s in range(20)]
     assert min(signals) > 0.005
     assert len(set(signals)) == 20
@@ -204,7 +207,7 @@ def test_an_unknown_sequence_is_refused() -> None:
 
 def test_t2w_shows_csf_brightest_and_t1w_white_matter() -> None:
     p = mr.TissueParameters.table()
-    names = list(anatomy.TISSUES)
+    names = list(TISSUES)
     brain = [names.index(n) for n in ("white matter", "cortex", "csf")]
     t1w, t2w = (s.signal(p).abs()[brain].argmax() for s in (Mprage(), SpinEcho()))
     assert int(t1w) == 0

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import pipelines
 from model_zoo import masks, registry
+from model_zoo.bundle import BundleError, Model
 from model_zoo.operators import centred_fft, centred_ifft
 from pipelines import encoding
 from pipelines import mri_reconstruction as recon
@@ -23,10 +24,10 @@ QUICK = recon.Options(steps=4, mean_steps=4, samples=3)
 
 
 @cache
-def prior() -> registry.Model:
+def prior() -> Model:
     try:
         return registry.load("mri_prior")
-    except registry.BundleError as error:
+    except BundleError as error:
         pytest.skip(f"the prior is not installed: {error}")
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_zoo.imaging import FWHM, blur
 from model_zoo.simulate.pet.counts import Scan, acquire, draw, thin
 from model_zoo.simulate.pet.osem import osem
-from model_zoo.simulate.pet.projector import FWHM, Geometry, Projector, blur, projector
+from model_zoo.simulate.pet.projector import Geometry, Projector, projector
 from model_zoo.simulate.pet.surrogate import low_and_standard, low_dose
 from model_zoo.simulate.pet.torso import ORGANS, random_torso
 

@@ -19,7 +19,8 @@ from dicomnode.reading import volumes
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded
 from model_zoo import registry
-from model_zoo.simulate.anatomy import data_root
+from model_zoo.bundle import BundleError
+from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
 from tests.bundles import about_the_centre, levels, write_anatomy_bundle
 from tests.covariate_reports import APOE_GENOTYPE, MMSE, number, report, save, text
@@ -133,7 +134,7 @@ def _real(folder: Path) -> list[Path]:
     try:
         archive = data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz"
         registry.find("pet_synthesis")
-    except (FileNotFoundError, registry.BundleError) as error:
+    except (FileNotFoundError, BundleError) as error:
         pytest.skip(str(error))
     volume = volumes.read(unpacked(archive, folder / "kit")).volume
     data = np.ascontiguousarray(volume.data[::4, ::3, ::3])

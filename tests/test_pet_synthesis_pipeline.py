@@ -16,8 +16,9 @@ from scipy import ndimage
 from dicomnode.reading import volumes
 from model_zoo import pet_synthesis as network
 from model_zoo import registry
+from model_zoo.bundle import BundleError, Model
+from model_zoo.physics.tracers import COMPOSITES
 from model_zoo.simulate.pet.activity import block_fractions
-from model_zoo.simulate.pet.tracers import COMPOSITES
 from model_zoo.structures import COUNT, number
 from model_zoo.training.pet_synthesis import RECIPE
 from pipelines import pet_lattice, pet_numbers, pet_synthesis
@@ -55,19 +56,19 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(bundles: Path) -> registry.Model:
+def model(bundles: Path) -> Model:
     helpers = {"anatomy": registry.load("anatomy", root=bundles / "models")}
     return replace(registry.load("pet_synthesis", root=bundles / "models"), helpers=helpers)
 
 
 @pytest.fixture(scope="module")
-def patients_model(model: registry.Model) -> registry.Model:
+def patients_model(model: Model) -> Model:
     """As if it had been trained on patients."""
     return replace(model, metadata={**model.metadata, "trained_on": PATIENTS})
 
 
 def _run(
-    model: registry.Model, *, covariates: Covariates = PATIENT, seed: int = 1, grid: Grid | None = None, **options: Any
+    model: Model, *, covariates: Covariates = PATIENT, seed: int = 1, grid: Grid | None = None, **options: Any
 ) -> list[Finding]:
     onto = grid or upright()
     t1w = Volume(levels(taken(onto)), onto, slice_thickness_mm=2.5)
@@ -88,7 +89,7 @@ def _notes(findings: list[Finding]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique, left-handed"])
-def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model: registry.Model) -> None:
+def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model: Model) -> None:
     grid = about_the_centre(orientation, (5.0, 2.5, 2.5))
     truth = taken(grid)
     for target, tracer in (("amyloid", "florbetapir"), ("tau", "flortaucipir")):
@@ -104,7 +105,7 @@ def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model
         assert float(np.abs(volume.data[~far]).max()) < 0.02
 
 
-def test_the_lattice_holds_the_fractions_that_training_has(model: registry.Model) -> None:
+def test_the_lattice_holds_the_fractions_that_training_has(model: Model) -> None:
     _, structure = phantom()
     labels = np.zeros((60, 62, 58), np.uint8)
     labels[5:53, 3:59, 8:56] = structure
@@ -123,7 +124,7 @@ def test_the_lattice_holds_the_fractions_that_training_has(model: registry.Model
     assert float(subject.y0.max()) == 1.0
 
 
-def test_a_head_larger_than_the_networks_box_is_not_cut(model: registry.Model) -> None:
+def test_a_head_larger_than_the_networks_box_is_not_cut(model: Model) -> None:
     small = replace(model, settings={**model.settings, "shape": [8, 8, 8]})
     labels = phantom()[1]
     subject = pet_lattice.prepare_subject(
@@ -134,7 +135,7 @@ def test_a_head_larger_than_the_networks_box_is_not_cut(model: registry.Model) -
     assert all(n % int(model.network.stride) == 0 for n in subject.grid.shape)  # type: ignore[arg-type]
 
 
-def test_images_and_maps_carry_units_and_thickness(patients_model: registry.Model) -> None:
+def test_images_and_maps_carry_units_and_thickness(patients_model: Model) -> None:
     found = _run(patients_model, samples=3)
     assert set(_images(found)) == {"amyloid PET", "tau PET"}
     maps = [each for each in found if isinstance(each, ParametricMap)]
@@ -148,7 +149,7 @@ def test_images_and_maps_carry_units_and_thickness(patients_model: registry.Mode
     assert float(maps[0].volume.data.max()) > 0.02
 
 
-def test_one_is_the_reference_region_of_the_delivered_image(patients_model: registry.Model) -> None:
+def test_one_is_the_reference_region_of_the_delivered_image(patients_model: Model) -> None:
     found = _run(patients_model, samples=2)
     measured = _measured(found)
     assert measured["tau SUVR of cerebellar cortex"].value == pytest.approx(1.0, abs=1e-4)
@@ -156,7 +157,7 @@ def test_one_is_the_reference_region_of_the_delivered_image(patients_model: regi
     assert 0.2 < measured["activity outside the brain of amyloid PET"].value < 0.9
 
 
-def test_regions_have_sites_codes_units_and_ordered_intervals(patients_model: registry.Model) -> None:
+def test_regions_have_sites_codes_units_and_ordered_intervals(patients_model: Model) -> None:
     measured = _measured(_run(patients_model, samples=4))
     frontal = measured["amyloid SUVR of frontal cortex"]
     assert (frontal.group, frontal.unit) == ("frontal cortex", "{SUVr}")
@@ -214,7 +215,7 @@ def test_inside_the_band_nothing_is_said_of_amyloid(loads: tuple[float, ...], p:
     assert 0 <= ninety_five.low <= eighty.low <= p <= eighty.high <= ninety_five.high <= 1
 
 
-def test_every_output_limit_of_the_recipe_is_measured(model: registry.Model) -> None:
+def test_every_output_limit_of_the_recipe_is_measured(model: Model) -> None:
     measured = _measured(_run(model, samples=2))
     assert RECIPE.facts["output_limits"] == network.OUTPUT_LIMITS
     for limits in network.OUTPUT_LIMITS.values():
@@ -226,7 +227,7 @@ def test_every_output_limit_of_the_recipe_is_measured(model: registry.Model) -> 
 CLINICAL = ("SUVR", "Centiloid", "probability of amyloid", "amyloid status")
 
 
-def test_simulation_trained_weights_give_images_but_no_clinical_numbers(model: registry.Model) -> None:
+def test_simulation_trained_weights_give_images_but_no_clinical_numbers(model: Model) -> None:
     found = _run(model, samples=2)
     assert [name for name in _measured(found) if any(word in name for word in CLINICAL)] == []
     notes = _notes(found)
@@ -239,9 +240,7 @@ def test_simulation_trained_weights_give_images_but_no_clinical_numbers(model: r
     assert "reference factor of tau PET" in _measured(found)
 
 
-def test_a_site_may_ask_for_the_numbers_and_is_told_what_they_are_worth(
-    model: registry.Model, patients_model: registry.Model
-) -> None:
+def test_a_site_may_ask_for_the_numbers_and_is_told_what_they_are_worth(model: Model, patients_model: Model) -> None:
     asked = _run(model, samples=2, clinical_numbers="give")
     assert "Centiloid" in _measured(asked)
     assert "say nothing of this patient" in _notes(asked)["clinical numbers"]
@@ -252,7 +251,7 @@ def _arrays(findings: list[Finding]) -> dict[str, NDArray[np.float32]]:
     return {each.name: each.volume.data for each in findings if isinstance(each, Image | ParametricMap)}
 
 
-def test_the_same_seed_gives_the_same_and_another_one_other_samples(model: registry.Model) -> None:
+def test_the_same_seed_gives_the_same_and_another_one_other_samples(model: Model) -> None:
     one, again, other = (_arrays(_run(model, samples=2, seed=seed)) for seed in (1, 1, 2))
     assert all(np.array_equal(one[name], again[name]) for name in one)
     assert np.array_equal(one["amyloid PET"], other["amyloid PET"])
@@ -260,13 +259,13 @@ def test_the_same_seed_gives_the_same_and_another_one_other_samples(model: regis
 
 
 @pytest.mark.parametrize("steps", [1, 4, 15])
-def test_samples_of_any_number_of_steps_spread(steps: int, patients_model: registry.Model) -> None:
+def test_samples_of_any_number_of_steps_spread(steps: int, patients_model: Model) -> None:
     found = _run(patients_model, samples=12, steps=steps)
     eighty = _measured(found)["tau composite SUVR"].intervals[0]
     assert 0.02 < eighty.high - eighty.low < 3
 
 
-def test_what_if_images_say_so_and_leave_out_the_patients_own_score(model: registry.Model) -> None:
+def test_what_if_images_say_so_and_leave_out_the_patients_own_score(model: Model) -> None:
     found = _images(_run(model, samples=2, what_if_mmse=(18, 24, 30)))
     words = [f"WHAT IF MMSE {n} (not this patient's value)" for n in (18, 30)]
     assert set(found) == {"amyloid PET", "tau PET"} | {f"{t} PET {w}" for t in ("amyloid", "tau") for w in words}
@@ -275,7 +274,7 @@ def test_what_if_images_say_so_and_leave_out_the_patients_own_score(model: regis
         assert not np.array_equal(found[f"tau PET {word}"].volume.data, found["tau PET"].volume.data)
 
 
-def test_what_if_differs_by_the_score_alone(model: registry.Model) -> None:
+def test_what_if_differs_by_the_score_alone(model: Model) -> None:
     labels = phantom()[1]
     structures = Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels)
     subject = pet_lattice.prepare_subject(Volume(phantom()[0], upright()), structures, model)
@@ -286,7 +285,7 @@ def test_what_if_differs_by_the_score_alone(model: registry.Model) -> None:
     assert not torch.equal(pet_synthesis.estimate_what_if(subject, covariates, 10, model), found.mean)
 
 
-def test_covariates_and_where_they_are_from_are_noted(model: registry.Model) -> None:
+def test_covariates_and_where_they_are_from_are_noted(model: Model) -> None:
     notes = _notes(_run(model, samples=2))
     assert notes["covariate: age"] == "71 years (a header)"
     assert notes["covariate: MMSE"] == "24 points (a report)"
@@ -294,7 +293,7 @@ def test_covariates_and_where_they_are_from_are_noted(model: registry.Model) -> 
     assert notes["tau tracer"] == "flortaucipir, as 80 to 100 minutes after injection (option)"
 
 
-def test_a_patient_of_whom_nothing_is_known_gets_an_image_of_its_own(model: registry.Model) -> None:
+def test_a_patient_of_whom_nothing_is_known_gets_an_image_of_its_own(model: Model) -> None:
     blank, informed = (_images(_run(model, samples=2, covariates=each)) for each in (Covariates(), PATIENT))
     assert not np.array_equal(blank["tau PET"].volume.data, informed["tau PET"].volume.data)
 
@@ -314,7 +313,7 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any], words: st
         pet_synthesis.Options(**wrong)
 
 
-def test_a_head_without_a_cerebellum_is_refused(model: registry.Model) -> None:
+def test_a_head_without_a_cerebellum_is_refused(model: Model) -> None:
     labels = phantom()[1]
     labels[np.isin(labels, [number("cerebellar cortex"), number("cerebellar white matter")])] = 0
     case = Case({"t1w": Volume(levels(labels), upright())}, FACTS)
@@ -325,7 +324,7 @@ def test_a_head_without_a_cerebellum_is_refused(model: registry.Model) -> None:
 def test_the_shipped_model_makes_a_plausible_pet_of_a_real_t1w(kit: Path, tmp_path: Path) -> None:
     try:
         models = registry.load("pet_synthesis"), registry.load("anatomy")
-    except registry.BundleError as error:
+    except BundleError as error:
         pytest.skip(f"a trained model is missing: {error}")
     series = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
     thin = series.volume

@@ -172,8 +172,8 @@ def test_simulated_subjects_on_real_anatomy_carry_their_patients_state(kit: Path
 
 
 def test_the_quick_evaluation_fills_every_table_and_picture(tmp_path: Path) -> None:
+    from model_zoo.bundle import Model
     from model_zoo.evaluation.pet_synthesis import METHODS, evaluate
-    from model_zoo.registry import Model
 
     c = replace(SMOKE, spacing_mm=6.0, shape=(24, 32, 24))
     torch.manual_seed(0)
@@ -194,9 +194,9 @@ def table(tmp_path: Path) -> Path:
     import nibabel
     import numpy as np
 
+    from model_zoo.physics.tracers import TRACERS
     from model_zoo.simulate import heads
     from model_zoo.simulate.pet.activity import activity
-    from model_zoo.simulate.pet.tracers import TRACERS
 
     head = heads.phantom((44, 52, 44), 5.0)
     pet = activity(head, TRACERS["PiB"], 80.0, seeded(1))
@@ -216,7 +216,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_a_user_s_pet_becomes_suvr_by_its_own_reference_and_a_missing_tracer_is_marked(table: Path) -> None:
-    from model_zoo.simulate.pet.activity import composite_suvr
+    from model_zoo.physics.suvr import composite_suvr
     from model_zoo.training import manifest
 
     sources = manifest.sources(manifest.read(table, training.RECIPE.columns))

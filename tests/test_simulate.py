@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from model_zoo.operators import centred_fft, centred_ifft
-from model_zoo.simulate import anatomy, coils, mr, slices
+from model_zoo.physics import mr
+from model_zoo.physics.tissues import TISSUES
+from model_zoo.simulate import anatomy, coils, slices
 from model_zoo.simulate.kspace import acquire
 
 
@@ -50,7 +52,7 @@ def test_mprage_equals_its_cycle_played_until_steady() -> None:
 
 def test_signals_of_the_tissue_table_order_as_stated() -> None:
     p = mr.TissueParameters.table()
-    names = list(anatomy.TISSUES)
+    names = list(TISSUES)
     t1w = mr.mprage(p, 2300, 900, math.radians(9), 7.1, 176)
     flair = mr.flair(p, 5000, 1660, 120)
     t1 = dict(zip(names, t1w.tolist(), strict=True))

@@ -21,6 +21,7 @@ from dicomnode.config import Config
 from dicomnode.errors import InputRefused
 from dicomnode.execution import processing
 from model_zoo import registry, standard_dose
+from model_zoo.bundle import Model
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS
 from pipelines import standard_dose_pet, uptake
@@ -44,13 +45,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def blur(bundles: Path) -> registry.Model:
+def blur(bundles: Path) -> Model:
     helper = registry.load("anatomy", root=bundles / "models")
     return replace(registry.load("standard_dose_pet", root=bundles / "models"), helpers={"anatomy": helper})
 
 
 @pytest.fixture(scope="module")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> registry.Model:
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Model:
     root = tmp_path_factory.mktemp("identity")
     write_pet_bundle(root, copy=0)
     return registry.load("standard_dose_pet", root=root)
@@ -85,7 +86,7 @@ class Found:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def _run(model: registry.Model, pet: Volume, facts: dict[str, Any] | None = None, **options: Any) -> Found:
+def _run(model: Model, pet: Volume, facts: dict[str, Any] | None = None, **options: Any) -> Found:
     case = Case({"pet": pet}, FACTS if facts is None else facts)
     findings = standard_dose_pet.run(case, model, standard_dose_pet.Options(**options), 0, lambda done, step: None)
     (image,) = [f.volume for f in findings if isinstance(f, Image)]
@@ -102,7 +103,7 @@ def _run(model: registry.Model, pet: Volume, facts: dict[str, Any] | None = None
 
 
 @pytest.mark.usefixtures("as_the_network_answers")
-def test_a_network_that_changes_nothing_gives_the_input_back(identity: registry.Model) -> None:
+def test_a_network_that_changes_nothing_gives_the_input_back(identity: Model) -> None:
     pet = Volume(_body(_grid()), _grid(), "Bq/ml")
     found = _run(identity, pet)
     assert np.allclose(found.image, pet.data, rtol=1e-4, atol=2.0)
@@ -113,7 +114,7 @@ def test_a_network_that_changes_nothing_gives_the_input_back(identity: registry.
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_what_is_hot_stays_where_it_is_in_any_orientation(orientation: str, identity: registry.Model) -> None:
+def test_what_is_hot_stays_where_it_is_in_any_orientation(orientation: str, identity: Model) -> None:
     grid = about_the_centre(orientation, (3.3, 4.7, 4.7))
     pet = Volume(_body(grid, noise=0.0), grid, "Bq/ml")
     found = _run(identity, pet)
@@ -125,7 +126,7 @@ def test_what_is_hot_stays_where_it_is_in_any_orientation(orientation: str, iden
     assert float(np.abs(found.image - pet.data)[ndimage.binary_erosion(body, iterations=2)].max()) < 500
 
 
-def test_the_unit_does_not_matter(blur: registry.Model) -> None:
+def test_the_unit_does_not_matter(blur: Model) -> None:
     low = _body(_grid())
     one, other = (_run(blur, Volume(c * low, _grid(), unit)) for c, unit in ((np.float32(1), "Bq/ml"), (2e-4, "g/ml")))
     assert np.allclose(other.image, 2e-4 * one.image, rtol=1e-3, atol=1e-3)
@@ -133,7 +134,7 @@ def test_the_unit_does_not_matter(blur: registry.Model) -> None:
     assert np.array_equal(other.low, one.low)
 
 
-def test_noise_falls_and_the_uncertain_region_is_where_the_sd_is_large(blur: registry.Model) -> None:
+def test_noise_falls_and_the_uncertain_region_is_where_the_sd_is_large(blur: Model) -> None:
     pet = Volume(_body(_grid()), _grid(), "Bq/ml")
     found = _run(blur, pet, low_confidence=0.1)
     flat = (slice(4, 20), slice(18, 24), slice(12, 18))
@@ -144,7 +145,7 @@ def test_noise_falls_and_the_uncertain_region_is_where_the_sd_is_large(blur: reg
     assert not _run(blur, pet, low_confidence=50.0).low.any()
 
 
-def test_the_blend_mixes_image_and_input_and_their_doubt(blur: registry.Model) -> None:
+def test_the_blend_mixes_image_and_input_and_their_doubt(blur: Model) -> None:
     pet = Volume(_body(_grid()), _grid(), "Bq/ml")
     whole, part, none = (_run(blur, pet, blend=w) for w in (1.0, 0.25, 0.0))
     assert np.allclose(part.image, 0.75 * pet.data + 0.25 * whole.image, rtol=1e-4, atol=1)
@@ -194,7 +195,7 @@ def test_activity_invented_inside_or_outside_the_body_shows_in_the_numbers() -> 
     assert _measured(pet, inside)["largest local change"] > 20 > 1 > honest["largest local change"]
 
 
-def test_suv_is_measured_where_it_is_known_and_the_reason_told_where_not(blur: registry.Model) -> None:
+def test_suv_is_measured_where_it_is_known_and_the_reason_told_where_not(blur: Model) -> None:
     pet = Volume(_body(_grid()), _grid(), "Bq/ml")
     known = _run(blur, pet)
     unknown = _run(blur, pet, {"units": "BQML", "suv_unknown_because": "Patient's Weight (0010,1030) is not stated"})
@@ -208,7 +209,7 @@ def test_suv_is_measured_where_it_is_known_and_the_reason_told_where_not(blur: r
     assert "Corrected Image (0028,0051) is not stated" in unknown.notes["attenuation"]
 
 
-def test_the_note_says_where_the_dose_fraction_came_from(blur: registry.Model) -> None:
+def test_the_note_says_where_the_dose_fraction_came_from(blur: Model) -> None:
     pet = Volume(_body(_grid()), _grid(), "Bq/ml")
     assert "the default" in _run(blur, pet).notes["dose fraction"]
     assert "0.25 of the standard dose: set for this route" in _run(blur, pet, dose_fraction=0.25).notes["dose fraction"]
@@ -228,13 +229,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_no_frame_of_activity_is_refused(what: str, blur: registry.Model) -> None:
+def test_what_is_no_frame_of_activity_is_refused(what: str, blur: Model) -> None:
     facts, words = REFUSED[what]
     with pytest.raises(Refused, match=words):
         _run(blur, Volume(_body(_grid()), _grid(), "Bq/ml"), FACTS | facts)
 
 
-def test_an_image_without_activity_is_refused(blur: registry.Model) -> None:
+def test_an_image_without_activity_is_refused(blur: Model) -> None:
     empty = np.zeros((24, 40, 44), np.float32)
     with pytest.raises(Refused, match="holds no activity"):
         _run(blur, Volume(empty, _grid(), "Bq/ml"))

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_zoo import filters, registry, standard_dose
+from model_zoo import filters, standard_dose
+from model_zoo.bundle import Model
 from model_zoo.evaluation import evaluator, image_quality
+from model_zoo.imaging import FWHM, blur
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import low_dose
-from model_zoo.simulate.pet.projector import FWHM, blur
 from model_zoo.simulate.pet.torso import random_torso
 from model_zoo.training import checkpoint, load, loop, manifest, recipe, standard_dose_pet
 from model_zoo.training.labels import misplaced
@@ -258,7 +259,7 @@ def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None
 
 @pytest.mark.usefixtures("as_the_network_answers")
 def test_the_evaluation_makes_its_tables_and_a_network_that_does_nothing_ties_with_the_low_dose() -> None:
-    model = registry.Model("standard_dose_pet", "0", "", {}, Nothing(), {}, "cpu")
+    model = Model("standard_dose_pet", "0", "", {}, Nothing(), {}, "cpu")
     found = evaluator("standard_dose_pet")(model, root=None, quick=True, progress=lambda share, word: None)
     quality = next(table for table in found.tables if table.title == "Image quality by dose, torso")
     scores = {str(row[0]): row[1:] for row in quality.rows}

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from model_zoo import similarity
+from model_zoo.bundle import Model
 from model_zoo.evaluation import dir_cases, dir_contrast, evaluator
 from model_zoo.evaluation import synthetic_dir as evaluation
 from model_zoo.networks.volume_unet import VolumeUNet
-from model_zoo.registry import Model
 from model_zoo.training.recipe import seeded
 
 

@@ -17,6 +17,7 @@ from dicomnode.config import Config
 from dicomnode.errors import InputRefused
 from dicomnode.execution import processing
 from model_zoo import bias_field, registry
+from model_zoo.bundle import Model
 from model_zoo.structures import number
 from pipelines import resampling, synthetic_dir
 from pipelines.contract import (
@@ -47,7 +48,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(bundles: Path) -> registry.Model:
+def model(bundles: Path) -> Model:
     own, anatomy = (registry.load(name, root=bundles / "models") for name in ("synthetic_dir", "anatomy"))
     return replace(own, helpers={"anatomy": anatomy})
 
@@ -60,7 +61,7 @@ def _t1w() -> Volume:
     return Volume(phantom()[0], upright())
 
 
-def _run(model: registry.Model, inputs: Mapping[str, Volume], **options: Any) -> list[Finding]:
+def _run(model: Model, inputs: Mapping[str, Volume], **options: Any) -> list[Finding]:
     facts = {**FACTS, "prior_flair": dict(FACTS)}
     chosen = synthetic_dir.Options(**({"passes": 1} | options))
     return synthetic_dir.run(Case(dict(inputs), facts), model, chosen, 1, lambda fraction, step: None)
@@ -76,7 +77,7 @@ def _the(findings: list[Finding], kind: type, name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def findings(model: registry.Model) -> list[Finding]:
+def findings(model: Model) -> list[Finding]:
     return _run(model, {"flair": Volume(_flair(), upright()), "t1w": _t1w()}, rendered=True, epistemic=True)
 
 
@@ -117,7 +118,7 @@ def test_lesions_are_counted_measured_and_placed(findings: list[Finding]) -> Non
     assert largest["mean standard deviation"].value == pytest.approx(2**0.5 * np.exp(-5), rel=0.01)
 
 
-def test_more_lesions_than_are_told_are_in_the_segmentation(model: registry.Model) -> None:
+def test_more_lesions_than_are_told_are_in_the_segmentation(model: Model) -> None:
     found = _run(model, {"flair": Volume(_flair(), upright()), "t1w": _t1w()}, lesions_told=1)
     assert not _measured(found, "lesion 2")
     assert _the(found, Note, "lesions").text.startswith("2 further lesions of at most 512 mm3")
@@ -131,14 +132,14 @@ def test_the_maps_say_what_they_are(findings: list[Finding]) -> None:
     assert "TI" in _the(findings, Image, "rendered DIR").description
 
 
-def test_inversion_times_may_be_chosen(model: registry.Model) -> None:
+def test_inversion_times_may_be_chosen(model: Model) -> None:
     inputs = {"flair": Volume(_flair(), upright()), "t1w": _t1w()}
     found = _run(model, inputs, rendered=True, rendered_ti_ms=(3000, 400))
     assert "TI 3000 and 400 ms" in _the(found, Image, "rendered DIR").description
 
 
 @pytest.mark.parametrize("orientation", ["sagittal", "oblique"])
-def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: registry.Model) -> None:
+def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: Model) -> None:
     grid = about_the_centre(orientation, (6.0, 2.5, 2.5))
     flair = resampling.resample(torch.from_numpy(_flair("large"))[None], upright(), grid)[0].numpy()
     found = _run(model, {"flair": Volume(flair, grid, slice_thickness_mm=6.0), "t1w": _t1w()})
@@ -151,7 +152,7 @@ def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: registry
     assert np.linalg.norm(off) < 3
 
 
-def test_t1w_that_lies_elsewhere_is_laid_on_the_flair(model: registry.Model) -> None:
+def test_t1w_that_lies_elsewhere_is_laid_on_the_flair(model: Model) -> None:
     away = upright()
     away.affine_mm[:3, 3] += (7, -5, 6)
     found = _run(model, {"flair": Volume(_flair(), upright()), "t1w": Volume(phantom()[0], away)})
@@ -159,7 +160,7 @@ def test_t1w_that_lies_elsewhere_is_laid_on_the_flair(model: registry.Model) -> 
     assert _measured(found)["lesions"].value == len(LESIONS)
 
 
-def test_flair_alone_is_a_weaker_result_that_says_so(model: registry.Model) -> None:
+def test_flair_alone_is_a_weaker_result_that_says_so(model: Model) -> None:
     alone = Volume(phantom()[0], upright())
     found = _run(model, {"flair": alone})
     assert "No T1w" in _the(found, Note, "inputs").text
@@ -167,13 +168,13 @@ def test_flair_alone_is_a_weaker_result_that_says_so(model: registry.Model) -> N
     assert "T1w shifted" not in _measured(found)
 
 
-def test_flair_alone_has_a_contract_of_its_own(model: registry.Model) -> None:
+def test_flair_alone_has_a_contract_of_its_own(model: Model) -> None:
     thick = Volume(phantom()[0], Grid(phantom()[0].shape, np.diag([4, 4, 5, 1.0])))
     with pytest.raises(Refused, match=r"FLAIR without T1w: flair: largest voxel spacing .* is 5 mm"):
         _run(model, {"flair": thick})
 
 
-def test_a_new_lesion_is_found_against_the_prior(model: registry.Model) -> None:
+def test_a_new_lesion_is_found_against_the_prior(model: Model) -> None:
     moved = upright()
     moved.affine_mm[:3, 3] += (9, 4, -6)
     before = Volume(_flair("large", "third"), moved)
@@ -194,14 +195,14 @@ def test_a_new_lesion_is_found_against_the_prior(model: registry.Model) -> None:
     assert abs(difference[lesion_mask("large")].mean()) < 0.3
 
 
-def test_a_prior_outside_the_contract_is_refused_as_the_earlier_one(model: registry.Model) -> None:
+def test_a_prior_outside_the_contract_is_refused_as_the_earlier_one(model: Model) -> None:
     inputs = {"flair": Volume(_flair(), upright()), "t1w": _t1w(), "prior_flair": Volume(_flair(), upright())}
     facts = {**FACTS, "prior_flair": {"modality": "MR", "ti_ms": 900.0}}
     with pytest.raises(Refused, match=r"the earlier examination: flair: Inversion Time \(0018,0082\) is 900 ms"):
         synthetic_dir.run(Case(inputs, facts), model, synthetic_dir.Options(passes=1), 1, lambda fraction, step: None)
 
 
-def test_a_t1w_alone_is_refused(model: registry.Model) -> None:
+def test_a_t1w_alone_is_refused(model: Model) -> None:
     with pytest.raises(Refused, match="needs a FLAIR; a T1w alone does not say what DIR shows"):
         _run(model, {"t1w": _t1w()})
 

@@ -14,10 +14,10 @@ from scipy import ndimage
 from model_zoo import registry
 from model_zoo import synthetic_dir as sd
 from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.sequences import Dir
 from model_zoo.simulate import heads, ms
 from model_zoo.simulate.lesions import Lesions
-from model_zoo.simulate.mr import TissueParameters
-from model_zoo.simulate.sequences import Dir
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, COUNT, number
 from model_zoo.training import bundle, checkpoint, loop

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model_zoo.simulate.pet.tracers import (
+from model_zoo.physics.tracers import (
     ASSUMED,
     COMPOSITES,
     REGIONS,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from model_zoo import registry
+from model_zoo.bundle import BundleError
 from model_zoo.denoisers import Denoiser, training_loss
 from model_zoo.networks.local_unet import LocalUNet
 from model_zoo.training import bundle, checkpoint, loop, mri_prior, recipe
@@ -201,7 +202,7 @@ def test_a_changed_weights_file_is_refused_by_its_digest(made: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
-    with pytest.raises(registry.BundleError, match="SHA-256"):
+    with pytest.raises(BundleError, match="SHA-256"):
         registry.load("mri_prior", root=made)
 
 
@@ -210,12 +211,12 @@ def test_an_unknown_network_is_refused(made: Path) -> None:
     inference = json.loads(path.read_text())
     inference["network_def"]["_target_"] = "os.system"
     path.write_text(json.dumps(inference))
-    with pytest.raises(registry.BundleError, match=r"does not know the network 'os\.system'"):
+    with pytest.raises(BundleError, match=r"does not know the network 'os\.system'"):
         registry.load("mri_prior", root=made)
 
 
 def test_a_missing_bundle_is_named_with_what_there_is(made: Path) -> None:
-    with pytest.raises(registry.BundleError, match=r"no bundle other; installed: mri_prior@9\.1\.0"):
+    with pytest.raises(BundleError, match=r"no bundle other; installed: mri_prior@9\.1\.0"):
         registry.find("other", root=made)
 
 

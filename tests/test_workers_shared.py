@@ -26,6 +26,7 @@ from dicomnode.execution.model_cache import Warm
 from dicomnode.storage import shared
 from dicomnode.storage.shared import Mark
 from model_zoo import registry
+from model_zoo.bundle import BundleError, BundleFacts, Model
 from tests import fleet
 from tests.prior_bundle import write_prior_bundle
 from tests.rows import a_job
@@ -177,7 +178,7 @@ def test_a_warm_model_is_loaded_once_and_again_when_a_file_of_it_changed(tmp_pat
     facts = registry.read_facts(write_prior_bundle(tmp_path / "mri_prior", "1.0.0"))
     calls: list[str] = []
 
-    def load(facts: registry.BundleFacts, *, device: str) -> registry.Model:
+    def load(facts: BundleFacts, *, device: str) -> Model:
         calls.append(facts.version)
         return registry.load_from(facts, device=device)
 
@@ -187,7 +188,7 @@ def test_a_warm_model_is_loaded_once_and_again_when_a_file_of_it_changed(tmp_pat
     with (facts.path / registry.WEIGHTS).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
-    with pytest.raises(registry.BundleError, match="SHA-256"):
+    with pytest.raises(BundleError, match="SHA-256"):
         warm(facts, device="cpu")
     assert calls == ["1.0.0", "1.0.0"]
 

@@ -110,7 +110,7 @@ def _one_line(error: Exception) -> str:
 
     from db.jobs import LeaseLost
     from db.states import MoveRefused
-    from model_zoo.registry import BundleError
+    from model_zoo.bundle import BundleError
     from pipelines.contract import Refused
 
     if isinstance(error, NodeError | MoveRefused | LeaseLost | Refused | BundleError):

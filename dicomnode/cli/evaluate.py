@@ -13,8 +13,8 @@ import typer
 from dicomnode.errors import ConfigError, NodeError, NotAllowed, NotFound
 
 if TYPE_CHECKING:
+    from model_zoo.bundle import BundleFacts
     from model_zoo.evaluation import Evaluation, Progress
-    from model_zoo.registry import BundleFacts
 
 __all__ = ["evaluate"]
 

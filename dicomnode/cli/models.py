@@ -12,11 +12,12 @@ import typer
 
 from dicomnode.cli import context
 from dicomnode.errors import NotAllowed, NotFound, StorageDamaged
+from model_zoo.bundle import BundleError, weights_digest
 
 if TYPE_CHECKING:
     from dicomnode.config import Config
+    from model_zoo.bundle import BundleFacts
     from model_zoo.installing import Staged
-    from model_zoo.registry import BundleFacts
 
 __all__ = ["app"]
 
@@ -120,12 +121,12 @@ def convert(
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
 ) -> None:
     """Write a state dict as safetensors. Whatever would run code when it is read is refused, and not read."""
-    from model_zoo import registry, state_dicts
+    from model_zoo import state_dicts
 
     if target.exists():
         raise NotAllowed(f"{target} is there already")
     count = state_dicts.convert(source, target)
-    print(f"{count} tensors in {target}, SHA-256 {registry.weights_digest(target)}")
+    print(f"{count} tensors in {target}, SHA-256 {weights_digest(target)}")
 
 
 @app.command()
@@ -288,7 +289,7 @@ def _verified(facts: BundleFacts) -> dict[str, Any]:
 
     try:
         registry.verify(facts)
-    except registry.BundleError as error:
+    except BundleError as error:
         return {"name": facts.name, "version": facts.version, "state": "damaged", "reason": str(error)}
     return {"name": facts.name, "version": facts.version, "state": "ok", "reason": ""}
 

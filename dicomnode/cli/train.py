@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dicomnode.errors import ConfigError, NodeError, NotFound
+from model_zoo.bundle import BundleError
+from model_zoo.data_kit import data_root
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,12 +138,11 @@ def _check_device(device: str) -> None:
 
 
 def _sources(recipe: Recipe[Any], data: Path | None, table: Path | None, phantom: bool) -> Sources:
-    from model_zoo.simulate import anatomy
     from model_zoo.training import manifest
     from model_zoo.training.recipe import simulated
 
     if table is None:
-        return simulated(None if phantom else data or anatomy.data_root(), phantom=phantom)
+        return simulated(None if phantom else data or data_root(), phantom=phantom)
     try:
         return manifest.sources(manifest.read(table, recipe.columns))
     except manifest.ManifestError as error:
@@ -159,7 +160,7 @@ def _first_weights(recipe: Recipe[Any], folder: Path) -> tuple[str, dict[str, Te
         if facts.metadata.get("recipe") != recipe.name:
             raise ConfigError(f"--from {folder}: made by the recipe {facts.metadata.get('recipe')}, not {recipe.name}")
         weights = registry.load_from(facts).network.state_dict()
-    except registry.BundleError as error:
+    except BundleError as error:
         raise ConfigError(f"--from {folder}: {error}") from error
     trained_on = facts.metadata.get("trained_on", "unknown data")
     return f"{facts.name} {facts.version} ({facts.digest}), trained on {trained_on}", weights

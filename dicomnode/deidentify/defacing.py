@@ -22,7 +22,7 @@ from pipelines import face
 from pipelines.contract import Case, Finding, Image, ParametricMap, Refused, Volume
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = ["FaceOfSeries", "series", "shown"]
 

@@ -20,8 +20,8 @@ from dicomnode.deployment import models, pipeline_names
 from dicomnode.errors import NotAllowed
 
 if TYPE_CHECKING:
+    from model_zoo.bundle import BundleFacts
     from model_zoo.installing import Policy
-    from model_zoo.registry import BundleFacts
 
 __all__ = ["build_policy", "deploy", "identify_user", "record_installation", "remove", "rollback"]
 
@@ -88,7 +88,7 @@ def deploy(
 def rollback(session: Session, config: Config, *, pipeline: str, who: str, why: str = "", now: datetime) -> Deployment:
     """Deploy the previous version again. Raises NotAllowed where there is none, BundleError where it is damaged."""
     from model_zoo import registry
-    from model_zoo.registry import BundleError
+    from model_zoo.bundle import BundleError
 
     pipeline_names.check_pipeline(pipeline, config)
     try:

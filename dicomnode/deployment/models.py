@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dicomnode.config import Config
 
 if TYPE_CHECKING:
-    from model_zoo.registry import BundleFacts, Model
+    from model_zoo.bundle import BundleFacts, Model
 
 __all__ = ["check_monai_configuration", "find_bundle", "list_bundles", "load", "load_without_helpers"]
 
@@ -60,7 +60,7 @@ def load(
     Raises BundleError where the installed weights are not those that were deployed.
     """
     from model_zoo import registry
-    from model_zoo.registry import BundleError
+    from model_zoo.bundle import BundleError
 
     device = _choose_device(config.worker.device)
     facts = find_bundle(name, config)

@@ -21,7 +21,7 @@ __all__ = ["allows_bundle", "check_pipeline", "list_pipelines", "resolve_pipelin
 def list_pipelines(config: Config) -> list[str]:
     """Return the names of the node's own pipelines, the site's, and all bundles with pre- and postprocessing steps."""
     from model_zoo import monai_rules, registry
-    from model_zoo.registry import BundleError
+    from model_zoo.bundle import BundleError
 
     names = {*pipelines.MODULES, *config.pipelines.site}
     for facts in models.list_bundles(config):

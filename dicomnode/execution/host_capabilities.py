@@ -21,7 +21,7 @@ from dicomnode.errors import ConfigError
 from dicomnode.execution import model_cache
 
 if TYPE_CHECKING:
-    from model_zoo.registry import BundleFacts
+    from model_zoo.bundle import BundleFacts
 
 __all__ = ["Lacking"]
 
@@ -57,7 +57,7 @@ class Lacking:
     def _missing(self, job: Job) -> str:
         from dicomnode.deployment import pipeline_names
         from dicomnode.deployment.models import find_bundle
-        from model_zoo.registry import BundleError
+        from model_zoo.bundle import BundleError
 
         try:
             pipeline = pipeline_names.resolve_pipeline(job.pipeline, self._config, job.model)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from model_zoo.registry import BundleFacts, Model
+    from model_zoo.bundle import BundleFacts, Model
 
 __all__ = ["Stamp", "Warm", "stamp"]
 

@@ -51,7 +51,7 @@ from pipelines.contract import (
 )
 
 if TYPE_CHECKING:
-    from model_zoo.registry import BundleFacts, Model
+    from model_zoo.bundle import BundleFacts, Model
 
 __all__ = [
     "Produced",

@@ -36,7 +36,7 @@ from dicomnode.storage import spool
 from pipelines.contract import Refused
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 __all__ = [
     "KEY_OBJECT",
@@ -326,7 +326,7 @@ def _fail(
 
 def _judge(error: Exception) -> tuple[str, bool]:
     """The reason in words that name no patient, and whether another attempt may help."""
-    from model_zoo.registry import BundleError
+    from model_zoo.bundle import BundleError
 
     if isinstance(error, BundleError):
         return str(error), False

@@ -41,7 +41,7 @@ def router(desk: Desk) -> APIRouter:
 
     @routes.get("/models/{name}")
     def model(name: str) -> Response:
-        from model_zoo.registry import BundleError
+        from model_zoo.bundle import BundleError
 
         try:
             return _json(listings.model(name, desk.config))

@@ -22,7 +22,7 @@ from dicomnode.config import Config
 from dicomnode.deployment import deploying, models, pipeline_names
 from dicomnode.errors import NodeError
 from dicomnode.web.desk import Desk, read_form, told
-from model_zoo.registry import BundleError, BundleFacts
+from model_zoo.bundle import BundleError, BundleFacts
 
 __all__ = ["add"]
 

@@ -32,7 +32,7 @@ from pipelines.contract import (
 )
 
 if TYPE_CHECKING:
-    from model_zoo.registry import Model
+    from model_zoo.bundle import Model
 
 VENTRICLES = "lateral ventricles"
 LATERAL_VENTRICLE = Code("66720007", "SCT", "Lateral Ventricle")

@@ -19,16 +19,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo.anatomy import after_mixture, find, keep_largest, look_again, looks_twice, window
+from model_zoo.bundle import Model
+from model_zoo.data_kit import data_root
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
+from model_zoo.imaging import scale_between_quantiles
 from model_zoo.mixture import Mixture
-from model_zoo.registry import Model
-from model_zoo.simulate import anatomy, heads, sequences
+from model_zoo.physics import sequences
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.sequences import Flair, Mprage, SpinEcho
+from model_zoo.simulate import anatomy, heads
 from model_zoo.simulate.acquisition import at_resolution
 from model_zoo.simulate.heads import Atrophy, Head, Variation
 from model_zoo.simulate.lesions import healed, random_lesions
-from model_zoo.simulate.mr import TissueParameters
-from model_zoo.simulate.sequences import Flair, Mprage, SpinEcho
-from model_zoo.simulate.volumes import Scan, contrast_agnostic, normalised, scanned, signal_volume, tissue_maps
+from model_zoo.simulate.volumes import Scan, contrast_agnostic, scanned, signal_volume, tissue_maps
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, number
 from model_zoo.training.anatomy import dice
 from model_zoo.training.recipe import seeded
@@ -104,7 +107,7 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
             progress((n + m / len(subjects)) / (len(kinds) + 2), kind.name)
             scored.append(_score(model, kind, subject, seeded(2026, n, m), root))
     progress(len(kinds) / (len(kinds) + 2), "real scans")
-    real = [] if quick else _real(model, root or anatomy.data_root())
+    real = [] if quick else _real(model, root or data_root())
     baseline = None if quick else _baseline(root)
     tables = [_by_kind(scored, baseline), _by_structure(scored), _by_group(scored)]
     if not quick:
@@ -140,7 +143,7 @@ def _scan(head: Head, kind: Kind, generator: torch.Generator) -> Tensor:
     maps = tissue_maps(healed(head), TissueParameters.table().regional(generator, COUNT + 1), generator)
     if kind.lesions:
         maps = random_lesions(head, generator, count=kind.lesions).applied(maps)
-    return normalised(scanned(signal_volume(maps, kind.sequence, head), head, kind.scan, generator))
+    return scale_between_quantiles(scanned(signal_volume(maps, kind.sequence, head), head, kind.scan, generator))
 
 
 def _groups(found: Tensor, truth: Tensor) -> dict[int, float]:
@@ -309,7 +312,7 @@ def _real(model: Model, root: Path) -> list[_Real]:
     found = []
     for path in template.scans(root):
         image, brain, tissue = template.masked_scan(path, root)
-        labels = label(model, normalised(image))
+        labels = label(model, scale_between_quantiles(image))
         ours_tissue = torch.isin(labels, torch.tensor(TISSUE_NUMBERS, dtype=labels.dtype))
         ours_brain = _filled(labels)
         name = f"{path.parent.name} {path.name.removesuffix('.nii.gz')}"

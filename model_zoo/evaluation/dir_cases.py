@@ -16,11 +16,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from model_zoo.lesion_locations import Lesion, lesions
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import anatomy, heads, ms
-from model_zoo.simulate.anatomy import TISSUES
 from model_zoo.simulate.heads import Atrophy, Variation
 from model_zoo.simulate.lesions import SEVERITIES
-from model_zoo.simulate.mr import TissueParameters
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, number
 from model_zoo.synthetic_dir import CLIP, prepared, scaled, white_matter_level

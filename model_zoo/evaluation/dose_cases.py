@@ -15,16 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo import ct_tissues, registry
+from model_zoo.bundle import BundleError
 from model_zoo.evaluation.anatomy import label
+from model_zoo.imaging import scale_between_quantiles
+from model_zoo.physics.mr import TissueParameters
 from model_zoo.simulate import anatomy
+from model_zoo.simulate.contrasts import random_sequence
 from model_zoo.simulate.heads import Head
-from model_zoo.simulate.mr import TissueParameters
 from model_zoo.simulate.pet import disease, low_dose
 from model_zoo.simulate.pet.disease import Patient
 from model_zoo.simulate.pet.low_dose import REGIONS, Object
 from model_zoo.simulate.pet.torso import random_torso
-from model_zoo.simulate.sequences import random_sequence
-from model_zoo.simulate.volumes import Scan, normalised, scanned, signal_volume, tissue_maps
+from model_zoo.simulate.volumes import Scan, scanned, signal_volume, tissue_maps
 from model_zoo.structures import COUNT
 from model_zoo.training.pet_brains import injected, random_head
 from model_zoo.training.recipe import Source, seeded
@@ -109,11 +111,11 @@ def _by_mr(head: Head, found: Object, generator: torch.Generator) -> Tensor:
     """Tissues by the structures that the anatomy model finds in an MPRAGE; the true ones where none is shipped."""
     try:
         model = registry.load("anatomy")
-    except registry.BundleError:
+    except BundleError:
         return shares_of(found.regions)
     p = TissueParameters.table().regional(generator, COUNT + 1)
     t1w = signal_volume(tissue_maps(head, p, generator), random_sequence("mprage", generator), head)
-    t1w = normalised(scanned(t1w, head, Scan((head.spacing_mm,) * 3), generator))
+    t1w = scale_between_quantiles(scanned(t1w, head, Scan((head.spacing_mm,) * 3), generator))
     fine = round(found.spacing_mm)
     shape = [fine * n for n in found.regions.shape]
     at_1_mm = functional.interpolate(t1w[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from model_zoo import classical
+from model_zoo.bundle import Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.operators import Fourier
-from model_zoo.registry import Model
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.sequences import Flair, Mprage, SpinEcho
+from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import anatomy, heads
-from model_zoo.simulate.mr import TissueParameters
-from model_zoo.simulate.sequences import Flair, Mprage, SpinEcho
 from model_zoo.simulate.slices import random_slice
 from model_zoo.training.recipe import seeded
 
@@ -202,7 +203,7 @@ def _load(subject: str, root: Path | None) -> str:
     """Lesion load of a test subject's map, for the name of its row."""
     if subject not in anatomy.TEST:
         return ""
-    lesion = anatomy.tissue_map(subject, root) == list(anatomy.TISSUES).index("lesion")
+    lesion = anatomy.tissue_map(subject, root) == list(TISSUES).index("lesion")
     return f", lesions of {float(lesion.sum()) / 1000:.1f} ml"
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from model_zoo import pet_synthesis
 from model_zoo.pet_synthesis import Covariates, composites, tokens
+from model_zoo.physics.tracers import TRACERS, composite
 from model_zoo.simulate.pet import disease
 from model_zoo.simulate.pet.disease import Observed
-from model_zoo.simulate.pet.tracers import TRACERS, composite
 from model_zoo.structures import COUNT
 from model_zoo.training.pet_synthesis import Subject
 from model_zoo.training.recipe import seeded

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from model_zoo import pet_synthesis
+from model_zoo.bundle import Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.image_quality import psnr_db, ssim
 from model_zoo.evaluation.pet_baselines import Baselines, composites, regional
 from model_zoo.pet_synthesis import SCHEDULES, TARGETS, Conditions, Covariates, composite_sd, tokens
 from model_zoo.precision import autocast
-from model_zoo.registry import Model
 from model_zoo.simulate import anatomy
 from model_zoo.training import pet_synthesis as training
 from model_zoo.training.pet_synthesis import Subject

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from model_zoo.bundle import SIMULATION_ONLY, BundleFacts
 from model_zoo.evaluation import Evaluation, Picture, Table
-from model_zoo.registry import WEIGHTS, BundleFacts
+from model_zoo.registry import WEIGHTS
 
-__all__ = ["SIMULATION_ONLY", "card", "markdown", "write", "write_into_bundle"]
+__all__ = ["card", "markdown", "write", "write_into_bundle"]
 
-SIMULATION_ONLY = "These weights were trained on simulation only. They have not been validated on patients."
 RESEARCH = "Research use only, not for diagnosis."
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo import filters, standard_dose
+from model_zoo.bundle import Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.dose_cases import Case, cases, quick_cases, region_maps, shares_of
 from model_zoo.evaluation.image_quality import bias_percent, nrmse, psnr_db, ssim, suv_peak
-from model_zoo.registry import Model
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.counts import draw, thin
 from model_zoo.simulate.pet.low_dose import REGIONS, Reconstruction

@@ -19,15 +19,14 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from model_zoo import registry, similarity
+from model_zoo.bundle import BundleError, Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.anatomy import label
 from model_zoo.evaluation.dir_cases import Case, affine_fit, as_the_node, build, cases, dictionary, polynomial_fit
 from model_zoo.evaluation.dir_contrast import Contrasts, acquired, contrasts, table
 from model_zoo.lesion_decision import Decision
 from model_zoo.lesion_locations import LOCATIONS
-from model_zoo.registry import Model
-from model_zoo.simulate.ms import DIR_TE_MS, DIR_TR_MS
-from model_zoo.simulate.sequences import Dir
+from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir
 from model_zoo.synthetic_dir import CLIP, SyntheticDir, first_guess, predict, rendered
 from model_zoo.training.recipe import seeded
 
@@ -85,7 +84,7 @@ def _anatomy(case: Case) -> Tensor:
     """Structures as the shipped anatomy model finds them in the T1w, or the true ones where none is shipped."""
     try:
         model = registry.load("anatomy")
-    except registry.BundleError:
+    except BundleError:
         return case.structure
     return label(model, case.t1w / CLIP)
 

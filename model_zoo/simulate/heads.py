@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import anatomy, regions
 from model_zoo.structures import CORTEX, COUNT, number
 
@@ -70,7 +71,7 @@ class Variation:
 
 @dataclass(frozen=True)
 class Head:
-    """One simulated subject: ``tissue`` (index into ``anatomy.TISSUES``) and ``structure`` (0 or a structure's number).
+    """One simulated subject: ``tissue`` (index into ``tissues.TISSUES``) and ``structure`` (0 or a structure's number).
 
     Both uint8 (k, j, i) on an isotropic lattice of ``spacing_mm``, LPS.
     """
@@ -217,7 +218,7 @@ def _pull_back(
         lost = torch.from_numpy(source.pial)[index] & _patches(
             shape, spacing_mm, atrophy.cortex / source.pial_share, generator
         )
-        tissue[lost], structure[lost] = list(anatomy.TISSUES).index("csf"), number("csf")
+        tissue[lost], structure[lost] = list(TISSUES).index("csf"), number("csf")
     return Head(tissue, structure, spacing_mm, subject, atrophy)
 
 
@@ -276,7 +277,7 @@ def _face(tissue: NDArray[np.uint8], structure: NDArray[np.uint8]) -> NDArray[np
 
     and below the top of the eyes, and everything within 25 mm in front of the eyes. Eyes go too.
     """
-    names = list(anatomy.TISSUES)
+    names = list(TISSUES)
     eyes = np.nonzero(tissue == names.index("eye"))
     k, j, _ = np.ogrid[: tissue.shape[0], : tissue.shape[1], : tissue.shape[2]]
     below = k <= int(eyes[0].max()) + 12
@@ -390,7 +391,7 @@ def phantom(shape: tuple[int, int, int] = (96, 112, 96), spacing_mm: float = 2.0
     axes = [torch.linspace(-1, 1, n) for n in shape]
     k, j, i = torch.meshgrid(*axes, indexing="ij")
     tissue, structure = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)
-    names = list(anatomy.TISSUES)
+    names = list(TISSUES)
     for tissue_name, structure_name, centre, half in _PHANTOM:
         inside = sum(((a - c) / h) ** 2 for a, c, h in zip((k, j, i), centre, half, strict=True)) <= 1
         tissue[inside] = names.index(tissue_name)

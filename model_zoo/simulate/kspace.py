@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from model_zoo.operators import centred_fft
-from model_zoo.simulate import anatomy, mr
+from model_zoo.physics import mr
+from model_zoo.physics.tissues import TISSUES
+from model_zoo.simulate import anatomy
 from model_zoo.simulate.coils import sensitivities
 from model_zoo.simulate.slices import (
     FINER,
@@ -78,7 +80,7 @@ def acquire(
         images.append(crop_kspace(complex_x, shape))
         coil_images.append(crop_kspace(maps * complex_x, shape))
     reference = torch.stack(images)
-    white = float(signal[list(anatomy.TISSUES).index("white matter")])
+    white = float(signal[list(TISSUES).index("white matter")])
     covariance = _covariance(coils, rng) * 2 * (white / snr) ** 2
     colour = np.linalg.cholesky(covariance)
     clean = centred_fft(torch.stack(coil_images)).numpy()

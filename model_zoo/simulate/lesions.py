@@ -20,10 +20,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import axes
 from model_zoo.simulate.acquisition import uniform
-from model_zoo.simulate.anatomy import TISSUES
-from model_zoo.simulate.mr import TissueParameters
 from model_zoo.structures import CORTEX, number
 
 if TYPE_CHECKING:

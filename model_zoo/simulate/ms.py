@@ -12,19 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model_zoo.physics.mr import TissueParameters
+from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir, Sequence, SpinEcho
+from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import axes, patient_lesions
 from model_zoo.simulate.acquisition import uniform
-from model_zoo.simulate.anatomy import TISSUES
+from model_zoo.simulate.contrasts import random_sequence
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.lesions import Lesions, artefacts, from_mask, healed, random_lesions
-from model_zoo.simulate.mr import TissueParameters
-from model_zoo.simulate.sequences import Dir, Sequence, SpinEcho, random_sequence
 from model_zoo.simulate.volumes import Scan, random_scan, scanned, signal_volume, tissue_maps
 from model_zoo.structures import CORTEX, COUNT, number
 
-__all__ = ["DIR_TE_MS", "DIR_TR_MS", "Examination", "Images", "Patient", "examination", "images", "random_patient"]
+__all__ = ["Examination", "Images", "Patient", "examination", "images", "random_patient"]
 
-DIR_TR_MS, DIR_TE_MS = 7500.0, 120.0
 NAWM = (900 / 850, 75 / 70, 0.72 / 0.70)
 """T1, T2 and PD of the normal-appearing white matter of MS patients relative to healthy white matter."""
 

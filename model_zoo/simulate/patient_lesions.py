@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_zoo.simulate import anatomy
+from model_zoo.data_kit import data_root
 from model_zoo.structures import number
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _mask(patient: str, root: Path | None) -> tuple[NDArray[np.bool_], NDArray[n
 
 @lru_cache(maxsize=2)
 def _template_box(root: Path | None) -> Box:
-    folder = (root or anatomy.data_root()) / "anatomy" / "mni152-2009a"
+    folder = (root or data_root()) / "anatomy" / "mni152-2009a"
     grey, first_mm = _lps(folder / "mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz")
     white, _ = _lps(folder / "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz")
     low, high = _brain_box(torch.from_numpy(grey | white))
@@ -85,7 +85,7 @@ def _lps(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def _folder(root: Path | None) -> Path:
-    folder = (root or anatomy.data_root()) / "anatomy" / "ms-lesion-masks-mni"
+    folder = (root or data_root()) / "anatomy" / "ms-lesion-masks-mni"
     if not folder.is_dir():
         raise FileNotFoundError(f"no lesion masks at {folder}")
     return folder

@@ -4,7 +4,7 @@ The label maps hold no cortical parcellation. The ICBM 2009a grey- and white-mat
 Allen Human Reference Atlas (Ding et al. 2016) lies, is registered to a subject's own tissues (affine, then symmetric
 diffeomorphic demons, SimpleITK); a cortical voxel takes the region of the nearest cortical voxel of the warped atlas.
 The division follows the template's folding, not the subject's: borders between regions are smooth and some millimetres
-uncertain. Registered coordinates are cached (``anatomy.cache_root``), since they take about half a minute.
+uncertain. Registered coordinates are cached (``data_kit.cache_root``), since they take about half a minute.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_zoo.data_kit import cache_root, data_root
 from model_zoo.simulate import anatomy
 from model_zoo.structures import number
 
@@ -87,7 +88,7 @@ def _cortical_regions(subject: str, root: Path | None, cortex: NDArray[np.bool_]
     """The region number of each cortical voxel, in the order of ``cortex``'s True voxels."""
     from scipy import ndimage
 
-    folder = (root or anatomy.data_root()) / "anatomy" / "allen-human-reference-atlas-mni"
+    folder = (root or data_root()) / "anatomy" / "allen-human-reference-atlas-mni"
     lookup = np.zeros(256, np.uint8)
     for name, indices in ALLEN.items():
         lookup[list(indices)] = number(name)
@@ -120,7 +121,7 @@ def mni_coordinates(subject: str, root: Path | None = None) -> NDArray[np.float3
 
     Voxel n of this lattice lies between voxels 2 n and 2 n + 1 of the 1 mm lattice.
     """
-    cached = anatomy.cache_root() / "regions" / f"v{CACHE_VERSION}-{subject}.npy"
+    cached = cache_root() / "regions" / f"v{CACHE_VERSION}-{subject}.npy"
     if cached.is_file():
         found: NDArray[np.float16] = np.load(cached)
     else:
@@ -137,7 +138,7 @@ def _register(subject: str, root: Path | None) -> NDArray[np.float32]:
     import SimpleITK as sitk  # noqa: N813
 
     fixed = _subject_image(anatomy.label_map(subject, root))
-    moving = _template_image((root or anatomy.data_root()) / "anatomy" / "mni152-2009a")
+    moving = _template_image((root or data_root()) / "anatomy" / "mni152-2009a")
     affine = _affine(fixed, moving)
     near = sitk.Resample(moving, fixed, affine, sitk.sitkLinear, 0.0)
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()

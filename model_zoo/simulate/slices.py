@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo.operators import centred_fft, centred_ifft
-from model_zoo.simulate.mr import random_contrast
+from model_zoo.simulate.contrasts import random_contrast
 
 __all__ = [
     "FINER",

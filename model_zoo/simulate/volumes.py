@@ -5,8 +5,8 @@ equation, partial volume by a blur of the signal, magnitude, then what the scan 
 
 The contrast-agnostic images follow SynthSeg (Billot et al., Med. Image Anal. 86, 2023): random intensities per tissue,
 random bias, resolution and noise. Two thirds of the contrasts follow the signal equations with random tissue
-parameters and protocols (``mr.random_contrast``), the others are free random values, so that no sequence is outside
-what was seen.
+parameters and protocols (``contrasts.random_contrast``), the others are free random values, so that no sequence is
+outside the training data.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from model_zoo.imaging import scale_between_quantiles
+from model_zoo.physics.mr import TissueParameters, look_up
+from model_zoo.physics.sequences import Dir, Flair, Sequence
+from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import axes
 from model_zoo.simulate.acquisition import at_resolution, bias, gibbs, log_uniform, moved, texture, uniform
-from model_zoo.simulate.anatomy import TISSUES
-from model_zoo.simulate.mr import TissueParameters, look_up, random_contrast
-from model_zoo.simulate.sequences import Dir, Flair, Sequence
+from model_zoo.simulate.contrasts import random_contrast
 from model_zoo.structures import COUNT
 
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
 
-__all__ = ["Scan", "contrast_agnostic", "normalised", "random_scan", "scanned", "signal_volume", "tissue_maps"]
+__all__ = ["Scan", "contrast_agnostic", "random_scan", "scanned", "signal_volume", "tissue_maps"]
 
 CLASSES = COUNT + 1
 FAT_LEFT = 0.15
@@ -132,14 +134,7 @@ def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: b
     spacing_mm, noise_sd = _any_protocol(generator, thick_slices)
     level = float(x[structure > 0].mean()) if bool(structure.any()) else 1.0
     x = at_resolution(x, tuple(s / head.spacing_mm for s in spacing_mm), noise_sd * level, generator)
-    return normalised(x) ** log_uniform(generator, 0.7, 1.4)
-
-
-def normalised(x: Tensor, low: float = 0.005, high: float = 0.995) -> Tensor:
-    """``x`` from its ``low`` to its ``high`` quantile scaled to [0, 1] and clipped; every 31st voxel is asked."""
-    sample = x.flatten()[::31].sort().values
-    floor, ceiling = sample[int(low * (len(sample) - 1))], sample[int(high * (len(sample) - 1))]
-    return ((x - floor) / (ceiling - floor).clamp(min=1e-6)).clamp(0, 1)
+    return scale_between_quantiles(x) ** log_uniform(generator, 0.7, 1.4)
 
 
 def _intensities(generator: torch.Generator) -> Tensor:

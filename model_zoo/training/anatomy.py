@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo import mixture
-from model_zoo.deviation import HOLD_ABOVE
+from model_zoo.imaging import scale_between_quantiles
 from model_zoo.mixture import Mixture
 from model_zoo.networks.two_looks import TwoLooks
 from model_zoo.networks.volume_unet import space_to_depth
-from model_zoo.simulate.anatomy import tissue_of
+from model_zoo.out_of_distribution import HOLD_ABOVE
+from model_zoo.physics.tissues import tissue_of
 from model_zoo.simulate.heads import Head, Variation
-from model_zoo.simulate.volumes import contrast_agnostic, normalised
+from model_zoo.simulate.volumes import contrast_agnostic
 from model_zoo.structures import COUNT, STRUCTURES, number
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
@@ -115,7 +116,7 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
     found = cohort.patch(row, names, c.shape, c.spacing_mm, generator)
     structure = found["structures"].round().clamp(0, COUNT).to(torch.uint8)
     if "image" in found:
-        return normalised(found["image"]), structure
+        return scale_between_quantiles(found["image"]), structure
     lookup = torch.zeros(COUNT + 1, dtype=torch.uint8)
     for s in STRUCTURES:
         lookup[s.number] = tissue_of(s.name)

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model_zoo.evaluation.report import SIMULATION_ONLY
-from model_zoo.registry import BUNDLES, WEIGHTS, weights_digest
+from model_zoo.bundle import SIMULATION_ONLY, weights_digest
+from model_zoo.registry import BUNDLES, WEIGHTS
 from model_zoo.training import checkpoint
 from model_zoo.training.checkpoint import Checkpoint
 from model_zoo.training.recipe import PHANTOM, Recipe

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model_zoo.physics.mr import TissueParameters, dir_
 from model_zoo.simulate.lesions import Lesions
-from model_zoo.simulate.mr import TissueParameters, dir_
 from model_zoo.synthetic_dir import CLIP, Output
 
 __all__ = ["emphasis", "maps_losses", "mean_of", "segmentation_loss"]

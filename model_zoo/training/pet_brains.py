@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet import disease, low_dose
 from model_zoo.simulate.pet.activity import activity
 from model_zoo.simulate.pet.low_dose import Object
-from model_zoo.simulate.pet.tracers import TRACERS
 from model_zoo.training.recipe import Source
 
 __all__ = ["injected", "random_brain", "random_head"]

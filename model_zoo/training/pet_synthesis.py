@@ -31,14 +31,15 @@ from torch.nn import functional
 from model_zoo import pet_synthesis, residual_shift
 from model_zoo.networks.pet_unet import PetUNet
 from model_zoo.pet_synthesis import COVARIATES, TARGETS, Conditions, Covariates
+from model_zoo.physics.mr import TissueParameters, look_up
+from model_zoo.physics.suvr import suvr
+from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate import acquisition
+from model_zoo.simulate.contrasts import random_sequence
 from model_zoo.simulate.heads import Head
-from model_zoo.simulate.mr import TissueParameters, look_up
 from model_zoo.simulate.pet import disease
-from model_zoo.simulate.pet.activity import activity, binding_regions, block_fractions, majority, suvr
+from model_zoo.simulate.pet.activity import activity, binding_regions, block_fractions, majority
 from model_zoo.simulate.pet.disease import Observed, Patient
-from model_zoo.simulate.pet.tracers import TRACERS
-from model_zoo.simulate.sequences import random_sequence
 from model_zoo.structures import COUNT
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort, Row

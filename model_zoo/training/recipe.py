@@ -96,7 +96,7 @@ class Column:
 class Source:
     """Where a batch comes from: simulated heads of ``subjects``, or a user's ``cohort`` when there is one.
 
-    ``root``: the data kit's folder (None: ``anatomy.data_root()``). ``phantom``: nested ellipsoids instead of label
+    ``root``: the data kit's folder (None: ``data_kit.data_root()``). ``phantom``: nested ellipsoids instead of label
     maps, for running a recipe where there is no kit. ``step``: of the training, for recipes that keep what they made
     for some steps; it makes no other source.
     """

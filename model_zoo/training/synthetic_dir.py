@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo import similarity
-from model_zoo.deviation import HOLD_ABOVE
 from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.out_of_distribution import HOLD_ABOVE
+from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS
 from model_zoo.simulate import ms
 from model_zoo.simulate.acquisition import uniform
 from model_zoo.structures import CORTEX
@@ -260,7 +261,7 @@ def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> d
     k, j, i = (slice(a, a + c.patch) for a in start)
     cut = {name: _filled(x, c.patch) for name, x in _cut(found, (k, j, i), generator.device).items()}
     known = torch.tensor([0.0, float("lesions" in row.images)])
-    protocol = torch.tensor([ms.DIR_TR_MS, 2600.0, 550.0, ms.DIR_TE_MS, 0.03])
+    protocol = torch.tensor([DIR_TR_MS, 2600.0, 550.0, DIR_TE_MS, 0.03])
     return _item(c, cut, generator) | {"known": known, "protocol": protocol}
 
 
@@ -327,7 +328,7 @@ def inference(c: Configuration) -> dict[str, Any]:
         "channels": list(CHANNELS),
         "clip": CLIP,
         "passes": 20,
-        "dir": {"tr_ms": ms.DIR_TR_MS, "te_ms": ms.DIR_TE_MS, "nulls": "white matter and CSF of the subject"},
+        "dir": {"tr_ms": DIR_TR_MS, "te_ms": DIR_TE_MS, "nulls": "white matter and CSF of the subject"},
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode import mrd
-from model_zoo.simulate.anatomy import data_root
+from model_zoo.data_kit import data_root
 from pipelines.contract import Grid
 from tests import scanner
 

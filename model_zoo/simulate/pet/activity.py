@@ -12,24 +12,20 @@ and, by the table, striatum, pallidum and nigra.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model_zoo.physics.suvr import reference_mean
+from model_zoo.physics.tracers import EXTRA_REGIONS, REGIONS, Tracer, uptake, uptake_sd
 from model_zoo.simulate.heads import Head, gaussian_blur_3d, smooth_field_3d
-from model_zoo.simulate.pet.tracers import COMPOSITES, EXTRA_REGIONS, REGIONS, Tracer, uptake, uptake_sd
 from model_zoo.structures import CORTEX, COUNT, STRUCTURES, number
 
 __all__ = [
-    "Regional",
     "activity",
     "binding_regions",
     "block_fractions",
-    "composite_suvr",
     "majority",
-    "suvr",
     "true_uptake",
 ]
 
@@ -149,7 +145,7 @@ def activity(
     grain = _blurred(torch.randn(shape, generator=generator), NOISE_FWHM_MM, head.spacing_mm * shrink)
     image = (image + noise * image.sqrt() * grain / grain.std()).clamp_min(0.0)
     structure = majority(head.structure, shrink) if structure is None else structure
-    return image / _reference_mean(image, structure, tracer)
+    return image / reference_mean(image, structure, tracer)
 
 
 def true_uptake(tracer: Tracer, state: float) -> Tensor:
@@ -198,43 +194,3 @@ def _subject_uptake(tracer: Tracer, state: float, generator: torch.Generator, sp
 def _blurred(image: Tensor, fwhm_mm: float, spacing_mm: float) -> Tensor:
     sigma = fwhm_mm / FWHM_PER_SD / spacing_mm
     return gaussian_blur_3d(image, (sigma, sigma, sigma))
-
-
-@dataclass(frozen=True)
-class Regional:
-    """Mean SUVR of each structure (COUNT,) in the order of their numbers, NaN where there is none, after division by
-
-    ``reference``: what the image's own reference region had (1.00 +- 0.05 in an SUVR image that is in order).
-    """
-
-    suvr: Tensor
-    reference: float
-
-
-def suvr(image: Tensor, structure: Tensor, tracer: Tracer) -> Regional:
-    """Regional SUVR of an image (k, j, i) with structure numbers on the same lattice, re-normalised by its reference.
-
-    Raises ValueError where the reference region is missing or holds nothing.
-    """
-    reference = _reference_mean(image, structure, tracer)
-    index = structure.flatten().to(torch.int64)
-    totals = torch.zeros(COUNT + 1).index_add_(0, index, image.flatten().to(torch.float32))
-    return Regional((totals / torch.bincount(index, minlength=COUNT + 1))[1:] / reference, reference)
-
-
-def _reference_mean(image: Tensor, structure: Tensor, tracer: Tracer) -> float:
-    chosen = torch.isin(structure, torch.tensor(tracer.reference_numbers, dtype=structure.dtype))
-    mean = float(image[chosen].mean()) if bool(chosen.any()) else 0.0
-    if mean <= 0:
-        raise ValueError(f"{tracer.name}: no activity in the reference region ({', '.join(tracer.reference)})")
-    return mean
-
-
-def composite_suvr(regional: Tensor, target: str) -> Tensor:
-    """The one number of a scan from regional values (..., COUNT): the mean over the target's composite regions that are
-    there, by their nominal shares."""
-    shares = torch.zeros(COUNT)
-    for name, share in COMPOSITES[target].items():
-        shares[number(name) - 1] = share
-    there = torch.where(regional.isnan(), torch.zeros(()), shares)
-    return (regional.nan_to_num() * there).sum(-1) / there.sum(-1)

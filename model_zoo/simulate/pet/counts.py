@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model_zoo.simulate.pet.projector import Geometry, blur, projector
+from model_zoo.imaging import blur
+from model_zoo.simulate.pet.projector import Geometry, projector
 
 __all__ = ["SCATTER_FWHM_MM", "Scan", "acquire", "draw", "thin"]
 

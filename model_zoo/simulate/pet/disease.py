@@ -28,8 +28,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from model_zoo.physics.tracers import TRACERS, composite
 from model_zoo.simulate.heads import Atrophy
-from model_zoo.simulate.pet.tracers import TRACERS, composite
 
 __all__ = [
     "COURSES",

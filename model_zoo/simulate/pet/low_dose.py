@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo import ct_tissues
-from model_zoo.simulate import anatomy
+from model_zoo.imaging import blur
+from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet.counts import Scan, acquire, draw, thin
 from model_zoo.simulate.pet.osem import osem
-from model_zoo.simulate.pet.projector import Geometry, blur
+from model_zoo.simulate.pet.projector import Geometry
 from model_zoo.simulate.pet.surrogate import low_and_standard, low_dose
 from model_zoo.simulate.pet.torso import ORGANS, Torso
 from model_zoo.structures import STRUCTURES
@@ -112,7 +113,7 @@ class Reconstruction:
 
 def brain(head: Head, activity: Tensor, finer: int) -> Object:
     """A head with ``activity`` (k, j, i) on its own lattice, which is ``finer`` times that of the image."""
-    names = list(anatomy.TISSUES)
+    names = list(TISSUES)
     mu = torch.full((len(names),), _MU_SOFT)
     mu[names.index("air")], mu[names.index("bone")] = 0.0, _MU_BONE
     regions = regions_of(_nearest(head.structure, finer))

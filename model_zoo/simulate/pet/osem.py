@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model_zoo.imaging import blur
 from model_zoo.simulate.pet.counts import Scan
-from model_zoo.simulate.pet.projector import blur, projector
+from model_zoo.simulate.pet.projector import projector
 
 __all__ = ["osem"]
 

@@ -1,4 +1,4 @@
-"""Parallel-beam PET projector, all slices at once (2.5-D), and the Gaussian resolution model.
+"""Parallel-beam PET projector, all slices at once (2.5-D).
 
 Volumes are (k, j, i); sinograms are (angle, bin, k). P rotates and sums: bin t of angle theta holds
 
@@ -22,10 +22,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-__all__ = ["FWHM", "Geometry", "Projector", "blur", "projector"]
-
-FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
-"""Full width at half maximum of a Gaussian over its standard deviation."""
+__all__ = ["Geometry", "Projector", "projector"]
 
 
 @dataclass(frozen=True)
@@ -119,27 +116,3 @@ def _torch_csr(matrix: csr_array, dtype: torch.dtype, device: torch.device | str
             device=device,
             check_invariants=False,
         )
-
-
-def blur(x: Tensor, fwhm_mm: float, spacing_mm: tuple[float, float, float], *, normalised: bool = False) -> Tensor:
-    """h * x: separable Gaussian of ``fwhm_mm`` over the last three axes, zero outside; its own transpose.
-
-    ``normalised`` divides by the kernel's weight inside the volume, which keeps constants constant up to the border
-    and gives the symmetry up: for post-filters, not for the resolution model.
-    """
-    if fwhm_mm <= 0:
-        return x
-    for axis, spacing in zip((-3, -2, -1), spacing_mm, strict=True):
-        G = _gaussian(x.shape[axis], fwhm_mm / FWHM / spacing, normalised).to(x)
-        x = torch.movedim(torch.movedim(x, axis, -1) @ G.T, -1, axis)
-    return x.contiguous()
-
-
-@lru_cache(maxsize=256)
-def _gaussian(n: int, sigma: float, normalised: bool) -> Tensor:
-    """Toeplitz matrix (n, n) of a Gaussian integrated over the samples' widths."""
-    d = torch.arange(n, dtype=torch.float64)
-    edges = (d[:, None] - d[None, :]) / (sigma * math.sqrt(2))
-    half = 0.5 / (sigma * math.sqrt(2))
-    G = 0.5 * (torch.erf(edges + half) - torch.erf(edges - half))
-    return G / G.sum(dim=1, keepdim=True) if normalised else G

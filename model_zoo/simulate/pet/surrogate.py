@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model_zoo.simulate.pet.projector import blur
+from model_zoo.imaging import blur
 
 __all__ = ["POWER", "correlated_noise", "low_and_standard", "low_dose"]
 

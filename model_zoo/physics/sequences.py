@@ -10,15 +10,15 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from model_zoo.simulate import mr
-from model_zoo.simulate.acquisition import uniform
+from model_zoo.physics import mr
 
-__all__ = ["Dir", "Flair", "Mprage", "Sequence", "SpinEcho", "dir_nulls", "flair_null", "random_sequence"]
+__all__ = ["DIR_TE_MS", "DIR_TR_MS", "Dir", "Flair", "Mprage", "Sequence", "SpinEcho", "dir_nulls", "flair_null"]
 
 CSF_T1_MS, WHITE_MATTER_T1_MS = 4300.0, 850.0
+DIR_TR_MS, DIR_TE_MS = 7500.0, 120.0
+"""Protocol of the double inversion recovery image that the synthetic DIR network estimates."""
 
 
 class Sequence(Protocol):
@@ -114,29 +114,3 @@ def dir_nulls(
         middle = 0.5 * (low + high)
         low, high = (middle, high) if white_matter(middle) < 0 else (low, middle)
     return ti1(high), high
-
-
-def random_sequence(name: str, generator: torch.Generator) -> Sequence:
-    """A protocol of the range met at 3 T: ``name`` is "mprage", "t2w", "pd", "flair" or "dir".
-
-    Inversion times of FLAIR and DIR lie within 3 % of the nulls for the nominal CSF and white matter.
-    Raises ValueError for another name.
-    """
-
-    def draw(low: float, high: float) -> float:
-        return uniform(generator, low, high)
-
-    if name == "mprage":
-        return Mprage(draw(1900, 2500), draw(850, 1100), draw(7, 11), draw(6.5, 7.5), int(draw(144, 192)))
-    if name == "t2w":
-        return SpinEcho(draw(3000, 8000), draw(75, 120))
-    if name == "pd":
-        return SpinEcho(draw(2200, 5000), draw(8, 25))
-    if name == "flair":
-        tr_ms = draw(4800, 11000)
-        return Flair(tr_ms, flair_null(tr_ms) * draw(0.97, 1.03), draw(90, 140))
-    if name == "dir":
-        tr_ms = draw(5000, 11000)
-        ti1_ms, ti2_ms = dir_nulls(tr_ms)
-        return Dir(tr_ms, ti1_ms * draw(0.97, 1.03), ti2_ms * draw(0.97, 1.03), draw(90, 140))
-    raise ValueError(f"no sequence {name!r}: mprage, t2w, pd, flair or dir")

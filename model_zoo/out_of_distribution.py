@@ -9,7 +9,7 @@ Denoising: how badly the prior of MR slices recovers the image from noise of a k
 on simulated scans: what it never saw, it takes away (Graham et al. 2023, denoising diffusion for out-of-distribution
 detection). The score counts standard deviations of the logarithm above the mean.
 
-``usual.json`` holds what is usual; ``python -m model_zoo.deviation`` makes it again.
+``reference_population.json`` holds both distributions; ``python -m model_zoo.training.reference_population`` makes it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,17 @@ from torch import Tensor
 from model_zoo.denoisers import Denoiser
 from model_zoo.structures import STRUCTURES
 
-__all__ = ["HOLD_ABOVE", "SEGMENTATION_SD", "USUAL", "anatomy_score", "denoising_error", "denoising_score", "shares"]
+__all__ = [
+    "HOLD_ABOVE",
+    "REFERENCE_POPULATION",
+    "SEGMENTATION_SD",
+    "anatomy_score",
+    "denoising_error",
+    "denoising_score",
+    "shares",
+]
 
-USUAL = Path(__file__).parent / "usual.json"
+REFERENCE_POPULATION = Path(__file__).parent / "reference_population.json"
 SEGMENTATION_SD = 0.2
 """Of the logarithm of a volume that the anatomy model finds."""
 SIGMA = 0.1
@@ -55,9 +63,9 @@ def shares(volumes_ml: Mapping[int, float]) -> NDArray[np.float64]:
 
 def anatomy_score(volumes_ml: Mapping[int, float]) -> float:
     """Root mean square departure of the structures' volumes (by number) from the simulated population's."""
-    usual = _usual()["anatomy"]
-    departure = shares(volumes_ml) - np.array(usual["mean"])
-    covariance = np.array(usual["covariance"]) + SEGMENTATION_SD**2 * np.eye(len(departure))
+    reference = _reference_population()["anatomy"]
+    departure = shares(volumes_ml) - np.array(reference["mean"])
+    covariance = np.array(reference["covariance"]) + SEGMENTATION_SD**2 * np.eye(len(departure))
     return float(np.sqrt(departure @ np.linalg.solve(covariance, departure) / len(departure)))
 
 
@@ -78,8 +86,8 @@ def denoising_error(D: Denoiser, image: Tensor, seed: int) -> float:
 
 def denoising_score(D: Denoiser, image: Tensor, seed: int) -> float:
     """Standard deviations by which ln ``denoising_error`` lies above that of simulated scans."""
-    usual = _usual()["denoising"]
-    return (math.log(denoising_error(D, image, seed)) - float(usual["mean"])) / float(usual["sd"])
+    reference = _reference_population()["denoising"]
+    return (math.log(denoising_error(D, image, seed)) - float(reference["mean"])) / float(reference["sd"])
 
 
 def _slices(image: Tensor) -> Tensor:
@@ -93,35 +101,6 @@ def _slices(image: Tensor) -> Tensor:
 
 
 @cache
-def _usual() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(USUAL.read_text())
+def _reference_population() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(REFERENCE_POPULATION.read_text())
     return found
-
-
-def _population(count: int, seed: int) -> dict[str, Any]:
-    """Of simulated heads with the disease model's atrophy, and their scans in contrasts of any kind."""
-    from model_zoo import registry
-    from model_zoo.simulate.pet import disease
-    from model_zoo.simulate.volumes import contrast_agnostic
-    from model_zoo.training.recipe import seeded, simulated
-
-    source, D = simulated().train, registry.load("mri_prior").denoiser
-    logs, errors = [], []
-    for n in range(count):
-        generator = seeded(seed, n)
-        head = source.head(generator, atrophy=disease.sample(generator).atrophy)
-        logs.append(shares(dict(enumerate(torch.bincount(head.structure.flatten().long()).tolist()))))
-        if n % 4 == 0:
-            errors.append(math.log(denoising_error(D, contrast_agnostic(head, generator), n)))
-    x = np.stack(logs)
-    return {
-        "count": count,
-        "seed": seed,
-        "structures": [s.name for s in STRUCTURES],
-        "anatomy": {"mean": x.mean(axis=0).round(4).tolist(), "covariance": np.cov(x.T).round(5).tolist()},
-        "denoising": {"sigma": SIGMA, "mean": round(float(np.mean(errors)), 4), "sd": round(float(np.std(errors)), 4)},
-    }
-
-
-if __name__ == "__main__":
-    USUAL.write_text(json.dumps(_population(200, 2026), indent=1) + "\n")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_zoo import deviation, registry
+from model_zoo import out_of_distribution, registry
 from model_zoo.structures import COUNT, number
 
 RNG = np.random.default_rng(5)
@@ -16,14 +16,14 @@ RNG = np.random.default_rng(5)
 
 def usual_head() -> dict[int, float]:
     """Volumes in ml as the population has them, found with the error that the score expects."""
-    usual = json.loads(deviation.USUAL.read_text())["anatomy"]
-    covariance = np.array(usual["covariance"]) + deviation.SEGMENTATION_SD**2 * np.eye(COUNT)
+    usual = json.loads(out_of_distribution.REFERENCE_POPULATION.read_text())["anatomy"]
+    covariance = np.array(usual["covariance"]) + out_of_distribution.SEGMENTATION_SD**2 * np.eye(COUNT)
     drawn = RNG.multivariate_normal(usual["mean"], covariance)
     return {n: 1500 * float(v) for n, v in enumerate(np.exp(drawn), start=1)}
 
 
 def test_usual_heads_score_about_one() -> None:
-    scores = [deviation.anatomy_score(usual_head()) for _ in range(50)]
+    scores = [out_of_distribution.anatomy_score(usual_head()) for _ in range(50)]
     assert 0.8 < float(np.median(scores)) < 1.3
     assert max(scores) < 2
 
@@ -31,7 +31,7 @@ def test_usual_heads_score_about_one() -> None:
 def test_the_score_does_not_depend_on_the_size_of_the_head() -> None:
     head = usual_head()
     larger = {n: 1.3 * v for n, v in head.items()}
-    assert deviation.anatomy_score(larger) == pytest.approx(deviation.anatomy_score(head))
+    assert out_of_distribution.anatomy_score(larger) == pytest.approx(out_of_distribution.anatomy_score(head))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_score_does_not_depend_on_the_size_of_the_head() -> None:
 def test_a_head_that_lacks_or_swells_a_structure_scores_higher(structure: str, factor: float) -> None:
     head = usual_head()
     odd = head | {number(structure): factor * head[number(structure)]}
-    assert deviation.anatomy_score(odd) > 1.5 * deviation.anatomy_score(head)
+    assert out_of_distribution.anatomy_score(odd) > 1.5 * out_of_distribution.anatomy_score(head)
 
 
 def test_the_prior_takes_away_what_it_never_saw() -> None:
@@ -48,9 +48,9 @@ def test_the_prior_takes_away_what_it_never_saw() -> None:
     smooth = torch.zeros(8, 64, 64)
     smooth[:, 16:48, 16:48] = 1.0
     checks = smooth * (torch.arange(64) % 2)
-    assert deviation.denoising_error(D, checks, 1) > 3 * deviation.denoising_error(D, smooth, 1)
+    assert out_of_distribution.denoising_error(D, checks, 1) > 3 * out_of_distribution.denoising_error(D, smooth, 1)
 
 
 def test_an_image_of_nothing_is_told() -> None:
     with pytest.raises(ValueError, match="hold nothing"):
-        deviation.denoising_error(registry.load("mri_prior").denoiser, torch.zeros(8, 16, 16), 1)
+        out_of_distribution.denoising_error(registry.load("mri_prior").denoiser, torch.zeros(8, 16, 16), 1)

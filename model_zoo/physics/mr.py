@@ -1,4 +1,4 @@
-"""MR signal equations and the random contrasts that a reconstruction prior has to know.
+"""MR signal equations and the relaxation times and proton densities of tissue.
 
 Times in milliseconds, angles in radians, signals as fractions of the equilibrium magnetisation times PD. All functions
 broadcast over tensors.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_zoo.simulate.anatomy import TISSUES
+from model_zoo.physics.tissues import TISSUES
 
 __all__ = [
     "TISSUE_TABLE",
@@ -24,7 +24,6 @@ __all__ = [
     "flair",
     "look_up",
     "mprage",
-    "random_contrast",
     "spgr",
     "spin_echo",
 ]
@@ -156,32 +155,3 @@ def mprage(p: TissueParameters, tr_ms: float, ti_ms: float, flip_rad: float, tau
     steady = (offset * e_d + 1 - e_d) / (1 - gain * e_d)
     at_centre = train(-e_a * steady, 1 - e_a, n // 2)
     return p.pd * (at_centre[0] + at_centre[1]) * math.sin(flip_rad)
-
-
-def random_contrast(generator: torch.Generator) -> Tensor:
-    """Magnitude signal per tissue class (classes,) of a random sequence with random tissue, air zero, maximum 1."""
-
-    def uniform(low: float, high: float) -> float:
-        return float(torch.empty(1).uniform_(low, high, generator=generator))
-
-    p = TissueParameters.table().randomised(generator)
-    kind = int(torch.randint(6, (1,), generator=generator))
-    if kind == 0:
-        signal = spgr(p, uniform(6, 300), uniform(2, 15), math.radians(uniform(6, 80)))
-    elif kind == 1:
-        signal = spin_echo(p, uniform(350, 900), uniform(8, 25))
-    elif kind == 2:
-        signal = spin_echo(p, uniform(1800, 8000), uniform(20, 130))
-    elif kind == 3:
-        tr_ms = uniform(4000, 11000)
-        signal = flair(p, tr_ms, uniform(0.24, 0.36) * tr_ms, uniform(60, 140))
-    elif kind == 4:
-        signal = mprage(p, uniform(1900, 2600), uniform(800, 1100), math.radians(uniform(7, 12)), 7.1, 176)
-    else:
-        signal = torch.rand(len(p.pd), generator=generator)
-        signal[0] = 0.0
-    magnitude = signal.abs()
-    if uniform(0, 1) < 0.5:  # fat suppression, more or less complete
-        for name in ("fat", "marrow"):
-            magnitude[list(TISSUES).index(name)] *= uniform(0.1, 0.7)
-    return magnitude / magnitude.max().clamp(min=1e-6)

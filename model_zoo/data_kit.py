@@ -1,0 +1,25 @@
+"""Folders outside the source tree: the data kit that recipes and evaluations read, and the cache of derived data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["cache_root", "data_root"]
+
+
+def data_root() -> Path:
+    """The data kit's folder: ``DICOMNODE_DATA``, else ``../shared/data`` beside the project.
+
+    Raises FileNotFoundError where neither exists.
+    """
+    root = Path(os.environ.get("DICOMNODE_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
+    if not root.is_dir():
+        raise FileNotFoundError(f"no data kit at {root}: set DICOMNODE_DATA to its folder")
+    return root
+
+
+def cache_root() -> Path:
+    """Where derived data that take long to make are kept: ``DICOMNODE_CACHE``, else the user's cache folder."""
+    given = os.environ.get("DICOMNODE_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dicomnode"
