@@ -22,7 +22,6 @@ __all__ = ["make_tensor", "read_grid", "resample_tensor", "resample_volume", "re
 
 _OTHER_SYSTEM = np.diag([-1.0, -1.0, 1.0, 1.0])
 """LPS to RAS, and back."""
-_SAME_PLACE_MM = 1e-3
 
 
 def make_tensor(volumes: Sequence[Volume]) -> Any:
@@ -70,7 +69,7 @@ def resample_tensor(tensor: Any, grid: Grid, *, labels: bool) -> NDArray[np.floa
     """
     own = read_grid(tensor)
     data = np.ascontiguousarray(np.asarray(tensor.cpu(), np.float32).transpose(0, 3, 2, 1))
-    if _same(own, grid):
+    if own.matches(grid):
         return data
     if labels and data.shape[0] == 1:
         whole = data[0].astype(np.uint8)
@@ -80,12 +79,8 @@ def resample_tensor(tensor: Any, grid: Grid, *, labels: bool) -> NDArray[np.floa
 
 
 def resample_volume(volume: Volume, grid: Grid) -> Volume:
-    """The volume on another lattice of the same patient, linearly."""
-    if _same(volume.grid, grid):
+    """Resample the volume linearly to another grid of the same patient."""
+    if volume.grid.matches(grid):
         return volume
     data = resampling.resample(torch.from_numpy(volume.data)[None], volume.grid, grid)[0].numpy()
     return Volume(data, grid, volume.unit, volume.slice_thickness_mm)
-
-
-def _same(one: Grid, other: Grid) -> bool:
-    return one.shape == other.shape and np.allclose(one.affine_mm, other.affine_mm, rtol=0, atol=_SAME_PLACE_MM)

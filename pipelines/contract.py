@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model_zoo.grid import Grid
+
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
@@ -55,20 +57,6 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A voxel lattice in the patient: ``shape`` is (k, j, i); ``affine_mm`` maps (i, j, k, 1) to LPS mm."""
-
-    shape: tuple[int, int, int]
-    affine_mm: NDArray[np.float64]
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance between voxel centres along (k, j, i)."""
-        i, j, k = np.linalg.norm(self.affine_mm[:3, :3], axis=0)
-        return float(k), float(j), float(i)
-
-
-@dataclass(frozen=True)
 class Volume:
     """An image: ``data`` float32 (k, j, i) on ``grid``, in ``unit`` (UCUM).
 
@@ -91,7 +79,7 @@ class KSpace:
     as found in the data: ((a0, a1), (b0, b1)); None when there is none.
     ``noise``: complex64 (coil, n) of a noise pre-scan at the same receiver bandwidth; None when not sent.
     ``encoded_fov_mm``: field of view (a, b) that the samples encode.
-    ``grid``: the lattice of the image to deliver (may be smaller in field of view and finer than what is encoded).
+    ``grid``: that of the image to deliver (may be smaller in field of view and finer than what is encoded).
     ``slice_thickness_mm``: nominal thickness of the excited slice, which may differ from the spacing.
     ``label``: which image of the acquisition this is ("contrast 2 of 3"); empty where it is the only one.
     """

@@ -215,8 +215,8 @@ def _calibration_energy(k: KSpace) -> float:
 
 def _alike(k: KSpace, other: KSpace) -> bool:
     """Whether the coils' maps of one are those of the other: the same coils over the same slices and field of view."""
-    same_place = k.grid.shape == other.grid.shape and np.allclose(k.grid.affine_mm, other.grid.affine_mm, atol=1e-3)
-    return same_place and k.samples.shape == other.samples.shape and k.encoded_fov_mm == other.encoded_fov_mm
+    same_samples = k.samples.shape == other.samples.shape
+    return same_samples and k.encoded_fov_mm == other.encoded_fov_mm and k.grid.matches(other.grid)
 
 
 def _receiver(k: KSpace, coil_energy: float) -> _Receiver:

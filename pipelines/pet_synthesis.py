@@ -47,7 +47,7 @@ from pipelines.contract import (
     Refused,
     Volume,
 )
-from pipelines.pet_lattice import Subject, prepare_subject
+from pipelines.pet_subject import Subject, prepare_subject
 
 if TYPE_CHECKING:
     from typing import Self

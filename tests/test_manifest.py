@@ -160,32 +160,32 @@ def test_images_of_a_row_on_different_lattices_are_refused_unless_stated(tmp_pat
     stated = table(tmp_path, *(f"{row},yes" for row in rows), header="subject,split,image,lesions,age,resample")
     cohort = manifest.read(stated, COLUMNS)
     moved = cohort.volume(cohort.rows[0], "lesions")
-    assert moved.lattice.same(cohort.volume(cohort.rows[0], "image").lattice)
+    assert moved.grid.matches(cohort.volume(cohort.rows[0], "image").grid)
 
 
 def test_a_nifti_volume_comes_in_lps_with_its_spacing(tmp_path: Path) -> None:
-    volume = images.load(nifti(tmp_path / "a.nii.gz"))
+    volume = images.read_volume(nifti(tmp_path / "a.nii.gz"))
     i, j, k = SHAPE_IJK
     assert volume.values.shape == (k, j, i)
-    assert volume.lattice.spacing_mm == pytest.approx((2.0, 1.0, 1.0))
+    assert volume.grid.spacing_mm == pytest.approx((2.0, 1.0, 1.0))
     along_left = volume.values[0, 0]
     assert torch.allclose(along_left.diff(), torch.ones(i - 1))  # RAS x falls by a millimetre a voxel towards the left
-    assert volume.lattice.same(images.lattice(tmp_path / "a.nii.gz"))
+    assert volume.grid.matches(images.read_grid(tmp_path / "a.nii.gz"))
 
 
 def test_a_dicom_series_is_read_in_the_order_of_its_positions_and_rescaled(tmp_path: Path) -> None:
     values = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(5, 6, 7)
     folder = dicom_series(tmp_path / "series", values, slope=0.5)
-    volume = images.load(folder)
+    volume = images.read_volume(folder)
     np.testing.assert_allclose(volume.values.numpy(), 0.5 * values)
-    assert volume.lattice.spacing_mm == pytest.approx((3.0, 1.5, 1.25))
-    assert volume.lattice.same(images.lattice(folder))
+    assert volume.grid.spacing_mm == pytest.approx((3.0, 1.5, 1.25))
+    assert volume.grid.matches(images.read_grid(folder))
 
 
 def test_a_dicom_series_with_a_missing_slice_is_refused(tmp_path: Path) -> None:
     folder = dicom_series(tmp_path / "series", np.zeros((6, 4, 4), np.uint16), gap_at=2)
     with pytest.raises(ValueError, match="not evenly spaced: is one missing"):
-        images.lattice(folder)
+        images.read_grid(folder)
 
 
 def test_patches_of_a_row_show_the_same_place_at_the_asked_spacing(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from model_zoo.physics.tracers import COMPOSITES
 from model_zoo.simulate.pet.activity import block_fractions
 from model_zoo.structures import COUNT, number
 from model_zoo.training.pet_synthesis import RECIPE
-from pipelines import pet_lattice, pet_numbers, pet_synthesis
+from pipelines import pet_numbers, pet_subject, pet_synthesis
 from pipelines.anatomy import Anatomy
 from pipelines.contract import (
     Case,
@@ -111,7 +111,7 @@ def test_the_lattice_holds_the_fractions_that_training_has(model: Model) -> None
     labels[5:53, 3:59, 8:56] = structure
     grid = Grid((60, 62, 58), np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0]))
     t1w = Volume(levels(labels), grid)
-    subject = pet_lattice.prepare_subject(t1w, Anatomy(labels, np.ones(labels.shape, np.float32), grid, labels), model)
+    subject = pet_subject.prepare_subject(t1w, Anatomy(labels, np.ones(labels.shape, np.float32), grid, labels), model)
     start = np.linalg.solve(grid.affine_mm, subject.grid.affine_mm[:, 3])[2::-1] - (FINE - 1) / 2
     assert np.allclose(start, np.round(start))
     k, j, i = (int(s) for s in start)
@@ -127,7 +127,7 @@ def test_the_lattice_holds_the_fractions_that_training_has(model: Model) -> None
 def test_a_head_larger_than_the_networks_box_is_not_cut(model: Model) -> None:
     small = replace(model, settings={**model.settings, "shape": [8, 8, 8]})
     labels = phantom()[1]
-    subject = pet_lattice.prepare_subject(
+    subject = pet_subject.prepare_subject(
         Volume(phantom()[0], upright()), Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels), small
     )
     found_ml = float(subject.maps.sum()) * (FINE * SPACING_MM) ** 3
@@ -277,7 +277,7 @@ def test_what_if_images_say_so_and_leave_out_the_patients_own_score(model: Model
 def test_what_if_differs_by_the_score_alone(model: Model) -> None:
     labels = phantom()[1]
     structures = Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels)
-    subject = pet_lattice.prepare_subject(Volume(phantom()[0], upright()), structures, model)
+    subject = pet_subject.prepare_subject(Volume(phantom()[0], upright()), structures, model)
     options = pet_synthesis.Options(samples=2)
     covariates = pet_synthesis.network_covariates(PATIENT, options)
     found = pet_synthesis.estimate_pet(subject, covariates, model, options, 1)

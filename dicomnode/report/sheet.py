@@ -238,16 +238,12 @@ def _words(case: Case) -> str:
 def _of(image: Image, candidates: Sequence[Any]) -> Any:
     """The map or segmentation that belongs to an image: named so, or else the first on its grid."""
     named = [each for each in candidates if each.of == image.name or each.name.endswith(f"of {image.name}")]
-    there = [each for each in candidates if not each.of and _same(_grid(each), image.volume.grid)]
+    there = [each for each in candidates if not each.of and _grid(each).matches(image.volume.grid)]
     return next(iter(named or there), None)
 
 
 def _grid(finding: ParametricMap | Segmentation) -> Grid:
     return finding.grid if isinstance(finding, Segmentation) else finding.volume.grid
-
-
-def _same(one: Grid, other: Grid) -> bool:
-    return one.shape == other.shape and bool(np.allclose(one.affine_mm, other.affine_mm, rtol=0, atol=1e-3))
 
 
 def _weight(volume: Volume, mask: Segmentation | None) -> NDArray[np.float32]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import numpy as np
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import GeometryError
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from dicomnode.results.page import Page
 
 __all__ = ["Provenance", "key_note", "refusal", "write"]
-
-_SAME_PLACE_MM = 1e-3
 
 
 def write(
@@ -159,9 +156,6 @@ def _overlay(finding: ParametricMap | Segmentation, images: Sequence[_Shown], co
 def _image_on(grid: Grid, images: Sequence[_Shown], name: str) -> _Shown | None:
     """The image of that name on the grid, or the first there where no name is given."""
     for shown in images:
-        other = shown.picture.volume.grid
-        if name not in ("", shown.picture.name):
-            continue
-        if other.shape == grid.shape and np.allclose(other.affine_mm, grid.affine_mm, rtol=0, atol=_SAME_PLACE_MM):
+        if name in ("", shown.picture.name) and shown.picture.volume.grid.matches(grid):
             return shown
     return None

@@ -17,8 +17,8 @@ from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, Sec
 
 from dicomnode.errors import InputRefused
 from dicomnode.results import label
+from dicomnode.results.frame_geometry import FrameGeometry, decimal
 from dicomnode.results.header import Context, Series, complete
-from dicomnode.results.lattice import Lattice, decimal, lattice_of
 from pipelines.contract import Image
 
 __all__ = ["DERIVATION", "checked", "show", "window_of", "write"]
@@ -47,8 +47,8 @@ def write(image: Image, context: Context, number: int, *, labelled: bool, single
 
     Raises ``GeometryError`` or ``InputRefused`` for what cannot be stored truly.
     """
-    lattice = lattice_of(image.volume.grid)
-    stored = _quantised(lattice.arrange(checked(image)))
+    geometry = FrameGeometry.from_grid(image.volume.grid)
+    stored = _quantised(geometry.arrange(checked(image)))
     frames = label.enlarge(stored.frames, _ink(stored)) if labelled else stored.frames
     kind = "labelled" if labelled else "clean"
     ds = Dataset()
@@ -60,7 +60,7 @@ def write(image: Image, context: Context, number: int, *, labelled: bool, single
     ds.PatientOrientation = ""
     ds.LossyImageCompression = "00"
     _pixels(ds, frames, stored, image.volume.unit)
-    _functional_groups(ds, lattice, image.slice_thickness_mm)
+    _functional_groups(ds, geometry, image.slice_thickness_mm)
     words = f"{image.description} (labelled)" if labelled else image.description
     note = " The label lies in added rows below the image." if labelled else ""
     name = f"{image.name}/{kind}/single" if single else f"{image.name}/{kind}"
@@ -144,18 +144,18 @@ def show(ds: Dataset, window: tuple[float, float], slope: float) -> None:
     ds.WindowCenter, ds.WindowWidth = decimal((low + high) / 2 + 0.5), decimal(max(high - low, slope) + 1)
 
 
-def _functional_groups(ds: Dataset, lattice: Lattice, thickness_mm: float) -> None:
-    between, rows, columns = lattice.spacing_mm
+def _functional_groups(ds: Dataset, geometry: FrameGeometry, thickness_mm: float) -> None:
+    between, rows, columns = geometry.spacing_mm
     measures, orientation, shared = Dataset(), Dataset(), Dataset()
     measures.PixelSpacing = [decimal(rows), decimal(columns)]
     measures.SliceThickness = decimal(thickness_mm)
     measures.SpacingBetweenSlices = decimal(between)
-    orientation.ImageOrientationPatient = [decimal(value) for value in lattice.orientation]
+    orientation.ImageOrientationPatient = [decimal(value) for value in geometry.orientation]
     shared.PixelMeasuresSequence = [measures]
     shared.PlaneOrientationSequence = [orientation]
     ds.SharedFunctionalGroupsSequence = [shared]
-    ds.PerFrameFunctionalGroupsSequence = [_frame(n, position) for n, position in enumerate(lattice.positions_mm, 1)]
-    if len(lattice.positions_mm) > 1:
+    ds.PerFrameFunctionalGroupsSequence = [_frame(n, position) for n, position in enumerate(geometry.positions_mm, 1)]
+    if len(geometry.positions_mm) > 1:
         ds.FrameIncrementPointer = Tag("PerFrameFunctionalGroupsSequence")  # PS3.3 C.7.6.6
     organization, index = Dataset(), Dataset()
     index.DimensionIndexPointer = Tag("ImagePositionPatient")

@@ -25,8 +25,8 @@ from dicomnode.reading import pet
 from dicomnode.reading.frames import frames_of
 from dicomnode.results import image as images_of
 from dicomnode.results import planes
+from dicomnode.results.frame_geometry import FrameGeometry, decimal
 from dicomnode.results.header import Context, Series, code, complete
-from dicomnode.results.lattice import Lattice, decimal, lattice_of
 from pipelines.contract import Grid, Image
 
 __all__ = ["possible", "write"]
@@ -67,15 +67,15 @@ def possible(image: Image, context: Context) -> bool:
 
 def write(image: Image, context: Context, number: int) -> list[Dataset]:
     """The instances of one series, clean. Raises ``GeometryError`` or ``InputRefused``."""
-    lattice = lattice_of(image.volume.grid)
+    geometry = FrameGeometry.from_grid(image.volume.grid)
     ds = Dataset()
     ds.Modality = image.modality
     ds.BurnedInAnnotation, ds.LossyImageCompression, ds.PatientOrientation = "NO", "00", ""
-    ds.ImageOrientationPatient = [decimal(value) for value in lattice.orientation]
-    _, rows, columns = lattice.spacing_mm
+    ds.ImageOrientationPatient = [decimal(value) for value in geometry.orientation]
+    _, rows, columns = geometry.spacing_mm
     ds.PixelSpacing, ds.SliceThickness = [decimal(rows), decimal(columns)], decimal(image.slice_thickness_mm)
-    ds.SpacingBetweenSlices = decimal(lattice.spacing_mm[0])
-    stored = _stored(ds, lattice, image)
+    ds.SpacingBetweenSlices = decimal(geometry.spacing_mm[0])
+    stored = _stored(ds, geometry, image)
     slices = _pet(ds, image, context) if image.modality == "PT" else _mr(ds, context, len(stored))
     name = f"{image.name}/clean/modality"
     complete(ds, context, Series(name, number, image.description, f"{image.description}.", images_of.DERIVATION))
@@ -84,7 +84,7 @@ def write(image: Image, context: Context, number: int) -> list[Dataset]:
         _orient(ds)
     elif "PatientPosition" not in ds:
         ds.PatientPosition = ""
-    return _instances(ds, context, name, lattice, stored, slices.of_each)
+    return _instances(ds, context, name, geometry, stored, slices.of_each)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Facts:
     of_each: Sequence[Dataset]
 
 
-def _stored(ds: Dataset, lattice: Lattice, image: Image) -> np.ndarray[Any, np.dtype[np.int16]]:
+def _stored(ds: Dataset, geometry: FrameGeometry, image: Image) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Signed, with one slope for all slices and no intercept (PS3.3 C.8.9.4.1.4)."""
     data = images_of.checked(image)
     largest = float(np.abs(data).max())
@@ -105,7 +105,7 @@ def _stored(ds: Dataset, lattice: Lattice, image: Image) -> np.ndarray[Any, np.d
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
     ds.RescaleIntercept, ds.RescaleSlope = "0", slope
     images_of.show(ds, images_of.window_of(data), float(slope))
-    values = np.round(lattice.arrange(data).astype(np.float64) / float(slope))
+    values = np.round(geometry.arrange(data).astype(np.float64) / float(slope))
     return np.clip(values, -_FULL_SCALE, _FULL_SCALE).astype("<i2")
 
 
@@ -115,7 +115,7 @@ def _pet_of(context: Context, grid: Grid) -> list[Dataset]:
     shown = planes.shown_by(pet, grid)
     if len(shown) != grid.shape[0] or any(len(frames_of(each)) != 1 for each in shown):
         return []
-    along = np.cross(*np.reshape(lattice_of(grid).orientation, (2, 3)))
+    along = np.cross(*np.reshape(FrameGeometry.from_grid(grid).orientation, (2, 3)))
     return sorted(shown, key=lambda each: float(np.dot(along, np.array(each.ImagePositionPatient, float))))
 
 
@@ -215,10 +215,10 @@ def _copied(source: Dataset, keywords: Sequence[str]) -> Dataset:
 
 
 def _instances(
-    header: Dataset, context: Context, name: str, lattice: Lattice, stored: Any, facts: Sequence[Dataset]
+    header: Dataset, context: Context, name: str, geometry: FrameGeometry, stored: Any, facts: Sequence[Dataset]
 ) -> list[Dataset]:
     instances = []
-    for number, (pixels, position, own) in enumerate(zip(stored, lattice.positions_mm, facts, strict=True), 1):
+    for number, (pixels, position, own) in enumerate(zip(stored, geometry.positions_mm, facts, strict=True), 1):
         one = deepcopy(header)
         one.update(own)
         one.InstanceNumber = number

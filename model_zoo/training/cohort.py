@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model_zoo.grid import Grid
 from model_zoo.training import images
-from model_zoo.training.images import Lattice, Volume
+from model_zoo.training.images import Volume
 
 __all__ = ["Cohort", "Row"]
 
@@ -24,7 +25,7 @@ CACHE_BYTES = 4 * 2**30
 class Row:
     """One line of a manifest: ``line`` in the file, paths of images, numbers and words by their columns' names.
 
-    ``labels``: those of ``images`` that hold whole numbers. ``resample``: images go to the first one's lattice.
+    ``labels``: those of ``images`` that hold whole numbers. ``resample``: images go to the first one's grid.
     """
 
     line: int
@@ -58,7 +59,7 @@ class Cohort:
     def volume(self, row: Row, column: str, spacing_mm: float | None = None) -> Volume:
         """One image of a row, float32 (k, j, i) LPS in its own units, cached; read-only.
 
-        ``spacing_mm``: None for the lattice of the file; else isotropic voxels of that size over the row's first image,
+        ``spacing_mm``: None for the grid of the file; else isotropic voxels of that size over the row's first image,
         smoothed before where that is coarser than the file (labels: the nearest voxel). Raises KeyError where the row
         has no such image.
         """
@@ -90,11 +91,11 @@ class Cohort:
 
     def _read(self, row: Row, column: str, spacing_mm: float | None) -> Volume:
         try:
-            found = images.load(row.images[column])
+            found = images.read_volume(row.images[column])
             labels, first = column in row.labels, next(iter(row.images))
             if spacing_mm is None and not row.resample:
                 return found
-            target = images.lattice(row.images[first])
+            target = images.read_grid(row.images[first])
             if spacing_mm is not None:
                 target = _isotropic(target, spacing_mm)
             smooth = found if labels else _smoothed(found, target)
@@ -108,25 +109,25 @@ class Cohort:
             self._cache.popitem(last=False)
 
 
-def _isotropic(lattice: Lattice, spacing_mm: float) -> Lattice:
+def _isotropic(grid: Grid, spacing_mm: float) -> Grid:
     """The same box in voxels of ``spacing_mm``, centred."""
-    own = np.array(lattice.spacing_mm[::-1])
-    size = np.array(lattice.shape[::-1])
+    own = np.array(grid.spacing_mm[::-1])
+    size = np.array(grid.shape[::-1])
     new = np.maximum(1, np.round(size * own / spacing_mm)).astype(int)
-    axes = lattice.affine[:3, :3] / own
-    centre = lattice.affine[:3, :3] @ ((size - 1) / 2) + lattice.affine[:3, 3]
+    axes = grid.affine_mm[:3, :3] / own
+    centre = grid.affine_mm[:3, :3] @ ((size - 1) / 2) + grid.affine_mm[:3, 3]
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing_mm
     affine[:3, 3] = centre - affine[:3, :3] @ ((new - 1) / 2)
     i, j, k = (int(n) for n in new)
-    return Lattice((k, j, i), affine)
+    return Grid((k, j, i), affine)
 
 
-def _smoothed(volume: Volume, target: Lattice) -> Volume:
+def _smoothed(volume: Volume, target: Grid) -> Volume:
     """Blurred by what the wider voxels of ``target`` lack, as a Gaussian of full width at half maximum one voxel."""
     from model_zoo.simulate.heads import gaussian_blur_3d
 
-    own, wanted = np.array(volume.lattice.spacing_mm), np.array(target.spacing_mm)
+    own, wanted = np.array(volume.grid.spacing_mm), np.array(target.spacing_mm)
     sigma = np.sqrt(np.maximum(0.0, wanted**2 - own**2)) / 2.355 / own
     if float(sigma.max()) < 0.2:
         return volume

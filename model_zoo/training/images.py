@@ -1,6 +1,6 @@
 """Volumes of a user's data set, read by SimpleITK: a NIfTI file, or a folder that holds one DICOM series.
 
-Arrays are (k, j, i), LPS: axes towards superior, posterior and left. An oblique acquisition keeps its lattice, with its
+Arrays are (k, j, i), LPS: axes towards superior, posterior and left. An oblique acquisition keeps its grid, with its
 axes ordered and flipped to the nearest of these directions.
 """
 
@@ -12,47 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Lattice", "Volume", "lattice", "load", "resample"]
+from model_zoo.grid import Grid
+
+__all__ = ["Volume", "read_grid", "read_volume", "resample"]
 
 TOLERANCE_MM = 0.1
 SUFFIXES = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
-class Lattice:
-    """Where voxels are: ``shape`` (k, j, i); ``affine`` (4, 4) from (i, j, k, 1) to LPS millimetres."""
-
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Along (k, j, i)."""
-        i, j, k = (float(np.linalg.norm(self.affine[:3, axis])) for axis in range(3))
-        return k, j, i
-
-    def same(self, other: Lattice) -> bool:
-        """Whether every voxel of the two lies at the same place, within a tenth of a millimetre."""
-        corners = np.array(np.meshgrid(*([0, n - 1] for n in self.shape[::-1]), [1], indexing="ij")).reshape(4, -1)
-        apart = np.abs((self.affine - other.affine) @ corners).max()
-        return self.shape == other.shape and bool(apart < TOLERANCE_MM)
-
-
-@dataclass(frozen=True)
 class Volume:
-    """``values`` float32 (k, j, i) in the file's own units, on ``lattice``."""
+    """``values`` float32 (k, j, i) in the file's own units, on ``grid``."""
 
     values: Tensor
-    lattice: Lattice
+    grid: Grid
 
 
-def lattice(path: Path) -> Lattice:
+def read_grid(path: Path) -> Grid:
     """Geometry of an image, read from headers. Raises ValueError saying what is wrong with it."""
     if path.is_dir():
-        return _series_lattice(path)
+        return _series_grid(path)
     reader = _toolkit().ImageFileReader()
     reader.SetFileName(str(_nifti(path)))
     try:
@@ -67,7 +48,7 @@ def lattice(path: Path) -> Lattice:
     return _oriented(_empty(*header))
 
 
-def load(path: Path) -> Volume:
+def read_volume(path: Path) -> Volume:
     """The image, turned to LPS. Raises ValueError saying what is wrong with it."""
     sitk = _toolkit()
     try:
@@ -87,13 +68,13 @@ def load(path: Path) -> Volume:
     return Volume(values, _of(image))
 
 
-def resample(volume: Volume, target: Lattice, *, labels: bool) -> Volume:
+def resample(volume: Volume, target: Grid, *, labels: bool) -> Volume:
     """``volume`` on ``target``: trilinear, or the nearest voxel for labels; outside it is the lowest value there is."""
     sitk = _toolkit()
     outside = 0.0 if labels else float(volume.values.min())
     how = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
     image = sitk.GetImageFromArray(volume.values.numpy())
-    _place(image, volume.lattice)
+    _place(image, volume.grid)
     empty = sitk.Image([int(n) for n in target.shape[::-1]], sitk.sitkUInt8)
     _place(empty, target)
     found = sitk.Resample(image, empty, sitk.Transform(), how, outside)
@@ -125,7 +106,7 @@ def _series(folder: Path) -> list[str]:
     return list(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
 
 
-def _series_lattice(folder: Path) -> Lattice:
+def _series_grid(folder: Path) -> Grid:
     """Geometry of a series; refuses one with a gap, as a missing slice leaves, and one of tilted slices."""
     reader = _toolkit().ImageFileReader()
     origins, headers = [], []
@@ -138,7 +119,7 @@ def _series_lattice(folder: Path) -> Lattice:
         headers.append((reader.GetSize()[:2], reader.GetSpacing()[:2], reader.GetDirection()))
         origins.append(np.array(reader.GetOrigin()))
     if len(origins) < 2:
-        return lattice_of_one(reader)
+        return _single_file_grid(reader)
     if any(header != headers[0] for header in headers):
         raise ValueError("the slices of the series differ in size, pixel spacing or orientation")
     steps = np.diff(origins, axis=0)
@@ -154,7 +135,7 @@ def _series_lattice(folder: Path) -> Lattice:
     return _oriented(image)
 
 
-def lattice_of_one(reader: Any) -> Lattice:
+def _single_file_grid(reader: Any) -> Grid:
     """Geometry of a series of one file, which holds a volume by itself or is a single slice."""
     if reader.GetDimension() != 3 or reader.GetSize()[2] < 2:
         raise ValueError("the series is a single slice")
@@ -170,20 +151,20 @@ def _empty(size: Any, spacing: Any, origin: Any, direction: Any) -> Any:
     return image
 
 
-def _oriented(image: Any) -> Lattice:
+def _oriented(image: Any) -> Grid:
     return _of(_toolkit().DICOMOrient(image, "LPS"))
 
 
-def _of(image: Any) -> Lattice:
+def _of(image: Any) -> Grid:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     i, j, k = image.GetSize()
-    return Lattice((k, j, i), affine)
+    return Grid((k, j, i), affine)
 
 
-def _place(image: Any, at: Lattice) -> None:
-    spacing = np.array(at.spacing_mm[::-1])
+def _place(image: Any, grid: Grid) -> None:
+    spacing = np.array(grid.spacing_mm[::-1])
     image.SetSpacing(spacing.tolist())
-    image.SetOrigin(at.affine[:3, 3].tolist())
-    image.SetDirection((at.affine[:3, :3] / spacing).flatten().tolist())
+    image.SetOrigin(grid.affine_mm[:3, 3].tolist())
+    image.SetDirection((grid.affine_mm[:3, :3] / spacing).flatten().tolist())

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from model_zoo.grid import Grid
 from model_zoo.training import images
 from model_zoo.training.cohort import Cohort, Row
 from model_zoo.training.recipe import Column, Source, Sources
@@ -135,16 +136,16 @@ def _number(text: str, column: str, wrong: Callable[[str, str], None]) -> float:
 
 def _check_images(paths: Mapping[str, Path], resampled: bool, wrong: Callable[[str, str], None]) -> None:
     """Every image can be read, and all lie on the first one's lattice unless they are to be resampled to it."""
-    first: tuple[str, images.Lattice] | None = None
+    first: tuple[str, Grid] | None = None
     for column, path in paths.items():
         try:
-            lattice = images.lattice(path)
+            grid = images.read_grid(path)
         except ValueError as error:
             wrong(column, f"{path}: {error}")
             continue
         if first is None:
-            first = column, lattice
-        elif not resampled and not lattice.same(first[1]):
+            first = column, grid
+        elif not resampled and not grid.matches(first[1]):
             wrong(column, f'{path} is not on the lattice of "{first[0]}"; if they are registered, say resample = yes')
 
 

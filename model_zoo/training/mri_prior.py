@@ -86,7 +86,7 @@ def _slice(source: Source, generator: torch.Generator) -> Tensor:
 def _measured_slice(cohort: Cohort, generator: torch.Generator) -> Tensor:
     """A slice of a user's magnitude volume, across its longest voxel side, with the phase of a simulated one."""
     volume = cohort.volume(cohort.row(generator), "image")
-    spacing_mm = volume.lattice.spacing_mm
+    spacing_mm = volume.grid.spacing_mm
     coarsest = max(range(3), key=lambda axis: spacing_mm[axis])
     isotropic = spacing_mm[coarsest] < 1.5 * min(spacing_mm)
     axis = int(torch.randint(3, (1,), generator=generator)) if isotropic else coarsest

@@ -1,4 +1,4 @@
-"""A head as the network of ``pet_synthesis`` sees it: T1w and structures on its lattice, as in its training."""
+"""A head as the network of ``pet_synthesis`` sees it: T1w and structures on its grid, as in its training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Subject", "prepare_subject"]
 
 @dataclass(frozen=True)
 class Subject:
-    """A head on the network's lattice: ``y0`` the scaled T1w and ``structure`` the numbers (k, j, i), ``maps``
+    """A head on the network's grid: ``y0`` the scaled T1w and ``structure`` the numbers (k, j, i), ``maps``
     (23, k, j, i) the fractions of the structures."""
 
     grid: Grid
@@ -44,8 +44,8 @@ class Subject:
 
 
 def prepare_subject(t1w: Volume, structures: Anatomy, model: Model) -> Subject:
-    """T1w and structures on the network's lattice, averaged over its voxels."""
-    grid = _lattice(structures, model)
+    """Bring T1w and structures to the network's grid, averaged over its voxels."""
+    grid = _network_grid(structures, model)
     maps = torch.stack([_fraction(structures, number, grid) for number in range(1, COUNT + 1)])
     image = resampling.resample(torch.from_numpy(t1w.data)[None], t1w.grid, grid)[0]
     within = maps.sum(0) > 0.5
@@ -54,7 +54,7 @@ def prepare_subject(t1w: Volume, structures: Anatomy, model: Model) -> Subject:
     return Subject(grid, pet_synthesis.t1w_scaled(image, within), maps, pet_synthesis.likeliest(maps))
 
 
-def _lattice(structures: Anatomy, model: Model) -> Grid:
+def _network_grid(structures: Anatomy, model: Model) -> Grid:
     """Voxels of the bundle's spacing about the middle of the head: of the bundle's shape, larger where it would cut.
 
     The first voxel's border is one of the labels' voxels, so that whole ones are averaged.
