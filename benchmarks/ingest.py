@@ -180,7 +180,8 @@ def orthanc(root: Path) -> Iterator[Receiver]:
 
 def _serve(root: Path, ready: Connection) -> None:
     from db import engine, migrations
-    from dicomnode.config import Config, NodeConfig
+    from dicomnode.config import Config
+    from dicomnode.config.node import NodeConfig
     from dicomnode.ingest import scp
 
     done = threading.Event()

@@ -53,7 +53,7 @@ def run(config: Config) -> Iterator[Check]:
         yield _peer(config, peer)
     for identity in tls.identities(config):
         yield _guarded(f"certificate of {identity.where}", partial(_certificate, identity))
-    for told in config.notifications.everybody:
+    for told in config.notifications.recipients:
         yield _guarded(f"notification {told.name}", partial(_notification, config, told))
     if config.web.enabled:
         yield _guarded("web", lambda: _web(config))
@@ -134,7 +134,7 @@ def _trusted_keys(config: Config) -> str:
     from model_zoo import signing
 
     for file in config.models.trusted_keys:
-        signing.read_key(config.path.parent / file)
+        signing.read_key(file)
     return f"{len(config.models.trusted_keys)} keys read"
 
 
@@ -212,7 +212,9 @@ def _peer(config: Config, peer: Peer) -> Check:
 
     destination = any(peer.name in route.destinations for route in config.routes)
     try:
-        seconds = peers.echo(peer, calling_aet=config.node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=config.tls)
+        seconds = peers.echo(
+            peer, calling_aet=config.node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=config.node.tls
+        )
     except NodeError as error:
         return Check(f"peer {peer.name}", "failed" if destination else "warning", str(error))
     answered = f"answered C-ECHO in {1000 * seconds:.0f} ms"
@@ -266,7 +268,7 @@ def _web(config: Config) -> Check | str:
 def _viewer(config: Config) -> Check:
     from dicomnode.web import ohif
 
-    where = ohif.folder(config)
+    where = ohif.folder(config.web)
     if ohif.installed(where) is None:
         return Check("viewer", "warning", f"not in {where}: 'dicomnode viewer install' brings it")
     return Check("viewer", "ok", f"{ohif.PACKAGE} {ohif.VERSION} in {where}")

@@ -234,7 +234,7 @@ def _start_web(config: Config, sessions: sessionmaker[Session], meters: Meters, 
     from dicomnode.web.app import create_app
 
     app = create_app(config, sessions, now=now, meters=meters, pulse=pulse)
-    return server.start(app, config.web.host, config.web.port, tls.web_identity(config))
+    return server.start(app, config.web.host, config.web.port, tls.web_identity(config.web))
 
 
 def _ready_line(config: Config, server: scp.Server, workers: int, web: str) -> str:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 from dicomnode.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dicomnode.config import Config, Peer, TlsConfig
-    from dicomnode.config.network import TlsVersion
+    from dicomnode.config import Config, Peer
+    from dicomnode.config.tls import TlsConfig, TlsVersion
+    from dicomnode.config.web import WebConfig
 
 __all__ = [
     "SUITES",
@@ -206,9 +207,9 @@ def client_context(peer: Peer, ours: TlsConfig | None) -> ClientContext:
 
 def identities(config: Config) -> Iterator[Identity]:
     """Every certificate of ours."""
-    if config.tls is not None:
-        yield node_identity(config.tls)
-    if (web := web_identity(config)) is not None:
+    if config.node.tls is not None:
+        yield node_identity(config.node.tls)
+    if (web := web_identity(config.web)) is not None:
         yield web
     for peer in config.peers:
         if (own := _of_peer(peer)) is not None:
@@ -244,13 +245,11 @@ def _restrict(context: ssl.SSLContext, minimum: TlsVersion) -> None:
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
 
 
-def web_identity(config: Config) -> Identity | None:
+def web_identity(web: WebConfig) -> Identity | None:
     """Return the certificate that browsers are shown, or None where [web] names none."""
-    web, folder = config.web, config.path.parent
     if web.certificate_file is None or web.key_file is None:
         return None
-    files = folder / web.certificate_file, folder / web.key_file
-    return Identity("web", *files, minimum_version=web.minimum_version)
+    return Identity("web", web.certificate_file, web.key_file, minimum_version=web.minimum_version)
 
 
 def node_identity(tls: TlsConfig) -> Identity:

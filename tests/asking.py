@@ -17,7 +17,8 @@ from db import jobs, studies
 from db.models import Job, Retrieval, Study
 from db.states import StudyState
 from dicomnode import uids
-from dicomnode.config import DeliveryConfig, Peer, Route
+from dicomnode.config import Peer, Route
+from dicomnode.config.delivery import DeliveryConfig
 from dicomnode.routing import completion, prefetch, routing
 from tests import receivers
 from tests.peers import Orthanc, QueryScp, write_instance

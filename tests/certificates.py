@@ -20,7 +20,10 @@ from sqlalchemy import select
 
 from db import engine as engines
 from db.models import Instance
-from dicomnode.config import Config, NodeConfig, SpoolConfig, TlsConfig
+from dicomnode.config import Config
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.spool import SpoolConfig
+from dicomnode.config.tls import TlsConfig
 from dicomnode.ingest import scp
 from dicomnode.monitoring.meters import Meters
 from tests import databases
@@ -123,7 +126,7 @@ def serving(folder: Path, tls: TlsConfig | None = None, **sections: Any) -> Iter
     """With sections of node.toml by name."""
     stated = {"host": "127.0.0.1", "port": 0, "data_dir": folder / "data", "tls": tls} | sections.pop("node", {})
     sections.setdefault("spool", SpoolConfig(min_free_gb=0, refuse_at_percent=100))
-    config = Config(node=NodeConfig(**stated), path=folder / "node.toml", **sections)
+    config = Config(node=NodeConfig(**stated), path=folder / "node.toml", **sections).with_absolute_paths(folder)
     databases.prepare(config)
     found = Serving(config, Meters())
     found.server = scp.start(config, meters=found.meters)

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import MRImageStorage, RawDataStorage
 
 from dicomnode import results, uids
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from pipelines.contract import (
     Code,
     Finding,

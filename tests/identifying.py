@@ -92,4 +92,5 @@ def _values(ds: Dataset) -> Iterator[str]:
 
 def configured(folder: Path, **options: Any) -> Config:
     """A node's configuration in ``folder`` with the profile."""
-    return Config(path=folder / "node.toml", deidentify=(write_profile(folder, **options),))
+    profile = write_profile(folder, **options)
+    return Config(path=folder / "node.toml", deidentify=(profile,)).with_absolute_paths(folder)

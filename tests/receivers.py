@@ -12,7 +12,10 @@ from sqlalchemy import Engine, select
 
 from db import engine as engines
 from db.models import Instance
-from dicomnode.config import Config, DatabaseConfig, NodeConfig, SpoolConfig
+from dicomnode.config import Config
+from dicomnode.config.database import DatabaseConfig
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.spool import SpoolConfig
 from dicomnode.ingest import scp
 from tests.peers.files import write_instance
 from tests.sending import Encoded, encoded

@@ -21,7 +21,8 @@ from pydicom.uid import SegmentationStorage
 from scipy import ndimage
 
 from dicomnode.cli import main
-from dicomnode.config import Config, ResultsConfig
+from dicomnode.config import Config
+from dicomnode.config.results import ResultsConfig
 from dicomnode.deployment import models
 from dicomnode.execution import processing
 from dicomnode.reading import volumes

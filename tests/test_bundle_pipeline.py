@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 
-from dicomnode.config import Config, NodeConfig
+from dicomnode.config import Config
 from dicomnode.config.models import ModelsConfig
+from dicomnode.config.node import NodeConfig
 from dicomnode.deployment import pipeline_names
 from dicomnode.errors import ConfigError
 from dicomnode.reading import volumes

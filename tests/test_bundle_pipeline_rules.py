@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from dicomnode import cli
-from dicomnode.config import Config, NodeConfig
+from dicomnode.config import Config
 from dicomnode.config.models import ModelsConfig
+from dicomnode.config.node import NodeConfig
 from dicomnode.deployment import models
 from model_zoo import expressions, installing, monai_config, monai_rules, registry, smoke
 from model_zoo.bundle import BundleError, BundleFacts

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dicomnode import config as configuration
+from dicomnode.config.section import Section
 from dicomnode.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -31,13 +33,15 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_every_key_is_documented_in_the_shipped_file() -> None:
-    values = tomllib.loads(uncommented())
-    for section, keys in configuration.documented_keys().items():
-        table = values
-        for part in section.split(".") if section else []:
-            inner = table[part]
-            table = inner[0] if isinstance(inner, list) else inner
-        assert sorted(table) == sorted(keys), f"[{section}] in node.toml"
+    pending: list[tuple[str, Any, type[Section]]] = [("", tomllib.loads(uncommented()), configuration.Config)]
+    while pending:
+        name, table, section = pending.pop()
+        kinds = section.list_keys()
+        assert sorted(table) == sorted(kinds), f"[{name}] in node.toml"
+        for key, kind in kinds.items():
+            if kind is not None:
+                inner = table[key][0] if isinstance(table[key], list) else table[key]
+                pending.append((f"{name}.{key}".strip("."), inner, kind))
 
 
 def test_shipped_file_is_valid_also_with_everything_switched_on(tmp_path: Path) -> None:
@@ -50,9 +54,11 @@ def test_commented_out_values_are_the_defaults() -> None:
     values = tomllib.loads(uncommented())
     for section in ("spool", "completion", "delivery", "results", "quality", "worker"):
         own = SHIPPED.read_text().split(f"[{section}]\n")[1].split("\n[")[0]
-        for key, value in values[section].items():
+        usual = getattr(default, section)
+        written = type(usual).model_validate(values[section])
+        for key in values[section]:
             if f"# {key} = " in own:
-                assert getattr(getattr(default, section), key) == value, f"{section}.{key}"
+                assert getattr(usual, key) == getattr(written, key), f"{section}.{key}"
     assert shipped.worker == default.worker
 
 
@@ -155,7 +161,7 @@ def test_sender_is_known_by_title_and_address(tmp_path: Path) -> None:
 
 def test_certificates_are_found_beside_the_file_that_names_them(tmp_path: Path) -> None:
     text = '[node.tls]\ncertificate_file = "node.crt"\nkey_file = "/etc/node.key"\n'
-    tls = configuration.load(write(tmp_path, text)).tls
+    tls = configuration.load(write(tmp_path, text)).node.tls
     assert tls is not None
     assert tls.certificate_file == tmp_path / "node.crt"
     assert tls.key_file == Path("/etc/node.key")

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its usual name
 from numpy.typing import NDArray
 
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from tests.findings import CONFIG, Found, found, grid, save, written
 from tests.scanner import ORIENTATIONS
 from tests.test_results_agreement import lesion_objects

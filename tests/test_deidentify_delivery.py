@@ -18,8 +18,10 @@ from db import jobs
 from db.jobs import OutputFile
 from db.states import DeliveryState
 from dicomnode import cli
-from dicomnode.config import Config, DeliveryConfig, NodeConfig, Peer
-from dicomnode.config.results import WithoutFaces
+from dicomnode.config import Config, Peer
+from dicomnode.config.delivery import DeliveryConfig
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.results import DefacedResultsConfig
 from dicomnode.delivery.delivery import deliver_due
 from dicomnode.dimse import peers, queries
 from dicomnode.dimse.peers import Outcome
@@ -46,7 +48,7 @@ def configured(folder: Path, *found: Peer, **options: Any) -> Config:
         peers=found,
         deidentify=(write_profile(folder, **options),),
         path=folder / "node.toml",
-    )
+    ).with_absolute_paths(folder)
 
 
 def research(peer: Peer, name: str = "research") -> Peer:
@@ -137,7 +139,7 @@ def test_an_image_with_a_face_is_given_up_where_none_is_wanted(
     a_result(sessions, config, ["research"], now)
     assert deliver_due(sessions, config, now=now) == 0
     assert "may show a face" in rows(sessions)[0].reason
-    assert isinstance(config.results_for("research"), WithoutFaces)
+    assert isinstance(config.results_for("research"), DefacedResultsConfig)
 
 
 def test_report_pages_are_not_even_made_for_a_research_destination(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_nothing_but_a_copy_passes_the_last_door(tmp_path: Path, storescp: Store
     write_instance(original, **PATIENT, ImagePositionPatient=[0, 0, 0])
     write_instance(other, **PATIENT, PatientIdentityRemoved="YES", DeidentificationMethod="of another program")
     deidentifier().read(original).save_as(copy, enforce_file_format=True)
-    told = peers.store(config.peer("research"), [original, other, copy], calling_aet="NODE")
+    told = peers.store(config.find_peer("research"), [original, other, copy], calling_aet="NODE")
     assert [each.outcome for each in told] == [Outcome.UNREADABLE, Outcome.UNREADABLE, Outcome.STORED]
     assert "gets only what is de-identified" in told[0].text
     assert [ds.SOPInstanceUID for ds in storescp.datasets()] == [dcmread(copy).SOPInstanceUID]

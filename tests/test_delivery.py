@@ -18,7 +18,9 @@ from db.jobs import OutputFile
 from db.models import Delivery
 from db.states import DeliveryState
 from dicomnode.backoff import backoff
-from dicomnode.config import Config, DeliveryConfig, NodeConfig, Peer
+from dicomnode.config import Config, Peer
+from dicomnode.config.delivery import DeliveryConfig
+from dicomnode.config.node import NodeConfig
 from dicomnode.delivery import delivery
 from dicomnode.delivery.delivery import deliver_due
 from dicomnode.storage import spool

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from db.models import Instance, Study
-from dicomnode.config import SpoolConfig
+from dicomnode.config.spool import SpoolConfig
 from tests.peers.files import write_instance
 from tests.web_node import BOUNDARY, DICOM, LIMITS, Web, body, web
 

@@ -12,7 +12,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicomnode import cli
-from dicomnode.config.results import ResultsConfig, WithoutFaces
+from dicomnode.config.results import DefacedResultsConfig, ResultsConfig
 from dicomnode.deidentify import defacing
 from dicomnode.reading import volumes
 from model_zoo import registry
@@ -118,7 +118,7 @@ def findings(volume: Volume) -> list[Finding]:
 def test_a_form_without_faces_has_none_in_its_images(model: Model) -> None:
     volume = head()
     case, made = Case({"head": volume}, {"modality": "MR"}), findings(volume)
-    shown, by = defacing.shown(WithoutFaces(), made, case, PROVENANCE, lambda: model)
+    shown, by = defacing.shown(DefacedResultsConfig(), made, case, PROVENANCE, lambda: model)
     picture = shown[0]
     assert isinstance(picture, Image)
     assert picture.volume.data[5, 2, 24] == volume.data.min() < volume.data[5, 2, 24]
@@ -130,7 +130,7 @@ def test_a_form_without_faces_has_none_in_its_images(model: Model) -> None:
 def test_without_a_look_at_the_head_nothing_is_said_to_be_removed(model: Model) -> None:
     volume = head()
     case, made = Case({"pet": volume}, {"modality": "PT"}), findings(volume)
-    assert defacing.shown(WithoutFaces(), made, case, PROVENANCE, lambda: model) == (made, PROVENANCE)
+    assert defacing.shown(DefacedResultsConfig(), made, case, PROVENANCE, lambda: model) == (made, PROVENANCE)
 
 
 def test_the_command_takes_the_face_out_of_a_series(

@@ -28,7 +28,10 @@ _CODE = """
 import sys
 from pathlib import Path
 from dicomnode import node
-from dicomnode.config import Config, NodeConfig, SpoolConfig, TlsConfig
+from dicomnode.config import Config
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.spool import SpoolConfig
+from dicomnode.config.tls import TlsConfig
 from dicomnode.dimse import scp
 from dicomnode.monitoring.meters import Meters
 from prometheus_client import generate_latest

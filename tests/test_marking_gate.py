@@ -27,7 +27,8 @@ from db.jobs import OutputFile
 from db.models import Delivery
 from db.states import DeliveryState
 from dicomnode import results
-from dicomnode.config import Config, NodeConfig
+from dicomnode.config import Config
+from dicomnode.config.node import NodeConfig
 from dicomnode.config.results import ResultsConfig
 from dicomnode.delivery.delivery import deliver_due
 from dicomnode.errors import NotMarked
@@ -53,7 +54,7 @@ def _objects() -> dict[str, Dataset]:
     hold = Verdict(Outcome.HOLD, ("why",))
 
     def written(**wanted: object) -> list[Dataset]:
-        config = ResultsConfig().changed(wanted)
+        config = ResultsConfig().with_values(wanted)
         return results.write([image, *these.findings[1:]], [source()], PROVENANCE, config, NOW, hold, page=PAGE)
 
     plain = written(report_page=("sc", "pdf"), key_object=True)

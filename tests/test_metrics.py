@@ -22,7 +22,9 @@ from db import deliveries, destinations, jobs, migrations, notifications, studie
 from db import engine as engines
 from db.jobs import OutputFile
 from db.studies import StoredFile
-from dicomnode.config import Config, NodeConfig, Peer, SpoolConfig
+from dicomnode.config import Config, Peer
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.spool import SpoolConfig
 from dicomnode.monitoring import gpus
 from dicomnode.monitoring.followed import Followed
 from dicomnode.monitoring.gauges import Gauges

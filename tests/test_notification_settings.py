@@ -109,7 +109,7 @@ def test_who_is_told_goes_by_the_route(tmp_path: Path) -> None:
     every = [HOOK, HOOK | {"name": "one", "routes": ["flair"], "events": ["delivered"]}]
     config = configuration.load(write_config(tmp_path, notifications={"webhook": every}, routes=[ROUTE, other]))
     usual = ("held", "failed", "refused")
-    assert config.told_of == {"flair": {"ward": usual, "one": ("delivered",)}, "other": {"ward": usual}}
+    assert config.recipients_by_route == {"flair": {"ward": usual, "one": ("delivered",)}, "other": {"ward": usual}}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_check_tells_what_each_does_and_what_would_not_arrive(tmp_path: Path) ->
     assert result == "ok"
     assert detail.startswith("POST to host.example, not signed, on held, failed, refused, without patient data")
     result, detail = checked(by_hook(tmp_path, "https://host.example/", secret_file="none.secret"))
-    assert (result, detail) == ("failed", "secret_file: none.secret cannot be read (FileNotFoundError)")
+    assert (result, detail) == ("failed", f"secret_file: {tmp_path / 'none.secret'} cannot be read (FileNotFoundError)")
 
 
 def test_the_receiver_can_verify_who_called_and_that_nothing_was_changed(tmp_path: Path, now: datetime) -> None:
@@ -296,7 +296,7 @@ def test_the_command_sends_one_and_lists_all(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_nobody_is_told_by_default() -> None:
-    assert Config().notifications.everybody == ()
+    assert Config().notifications.recipients == ()
     with pytest.raises(NotFound):
         notification.send_test("ward", Config(), now=datetime.now())
 

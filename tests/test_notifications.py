@@ -20,7 +20,9 @@ from db.jobs import OutputFile
 from db.models import Job, Notification
 from db.states import JobState, NotificationState
 from db.studies import StoredFile
-from dicomnode.config import Config, DeliveryConfig, NodeConfig
+from dicomnode.config import Config
+from dicomnode.config.delivery import DeliveryConfig
+from dicomnode.config.node import NodeConfig
 from dicomnode.config.notifications import NotificationsConfig
 from dicomnode.delivery.delivery import deliver_due
 from dicomnode.notifications import notices, notification
@@ -47,7 +49,7 @@ def told_by(folder: Path, **notifications: Any) -> Config:
         delivery=DeliveryConfig(backoff_s=10, backoff_max_s=80, give_up_after_h=72),
         notifications=NotificationsConfig.model_validate(notifications),
         path=folder / "node.toml",
-    )
+    ).with_absolute_paths(folder)
 
 
 def by_hook(folder: Path, url: str, **settings: Any) -> Config:

@@ -23,7 +23,9 @@ from pydicom.uid import (
 from pynetdicom import evt
 from pynetdicom.presentation import AllStoragePresentationContexts
 
-from dicomnode.config import Config, NodeConfig, Peer, TlsConfig
+from dicomnode.config import Config, Peer
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.tls import TlsConfig
 from dicomnode.dimse import peers, queries
 from dicomnode.dimse.peers import Outcome
 from dicomnode.errors import PeerRefused, PeerUnreachable

@@ -18,7 +18,8 @@ from db.models import Event, Job, Retrieval, Study
 from db.states import JobState, RetrievalState, StudyState
 from db.studies import Arrival
 from dicomnode import results
-from dicomnode.config import Config, Peer, ResultsConfig, Route
+from dicomnode.config import Config, Peer, Route
+from dicomnode.config.results import ResultsConfig
 from dicomnode.errors import InputRefused
 from dicomnode.routing import completion, prefetch, routing
 from tests.findings import NOW, PROVENANCE, found, grid, source

@@ -38,7 +38,8 @@ from pynetdicom.sop_class import (
 from db import engine as engines
 from db import jobs, keywords, studies
 from db.models import Instance
-from dicomnode.config import Peer, SenderConfig
+from dicomnode.config import Peer
+from dicomnode.config.senders import SenderConfig
 from dicomnode.datasets import headers
 from dicomnode.dimse import queries
 from dicomnode.dimse.associations import association

@@ -14,7 +14,9 @@ from pynetdicom.presentation import AllStoragePresentationContexts
 from sqlalchemy import Engine, text
 
 from db.models import Event, Quarantine, Series, Study
-from dicomnode.config import Peer, SenderConfig, SpoolConfig
+from dicomnode.config import Peer
+from dicomnode.config.senders import SenderConfig
+from dicomnode.config.spool import SpoolConfig
 from dicomnode.datasets.headers import read
 from dicomnode.dimse import peers
 from dicomnode.errors import CannotUnderstand, PeerRefused

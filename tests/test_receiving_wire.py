@@ -172,7 +172,9 @@ import sys, threading, signal
 from pathlib import Path
 from db import engine, migrations
 from dicomnode.dimse import scp
-from dicomnode.config import Config, NodeConfig, SpoolConfig
+from dicomnode.config import Config
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.spool import SpoolConfig
 root = Path(sys.argv[1])
 limits = SpoolConfig(min_free_gb=0, refuse_at_percent=100)
 config = Config(node=NodeConfig(host="127.0.0.1", port=0, data_dir=root), spool=limits, path=root / "node.toml")

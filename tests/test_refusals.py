@@ -137,8 +137,8 @@ def _counts(engine: Engine, *tables: str) -> list[int]:
 def test_the_route_has_the_last_word_on_notes(node: bool, route: bool | None, told: bool) -> None:
     routes = [a_route() | ({} if route is None else {"refusal_note": route})]
     config = Config.model_validate({"quality": {"refusal_note": node}, "routes": routes})
-    assert config.notes_refusals("kspace") is told
-    assert config.notes_refusals("a route that has gone") is node
+    assert config.sends_refusal_notes("kspace") is told
+    assert config.sends_refusal_notes("a route that has gone") is node
 
 
 def _of_one_study(folder: Path, now: datetime, **sections: Any) -> Node:

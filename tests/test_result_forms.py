@@ -26,7 +26,8 @@ from db import destinations, jobs
 from db.models import Delivery, Event, Job, Output
 from db.states import DeliveryState, JobState
 from dicomnode import results
-from dicomnode.config import Config, NodeConfig, Peer
+from dicomnode.config import Config, Peer
+from dicomnode.config.node import NodeConfig
 from dicomnode.config.results import Preferences, ResultsConfig
 from dicomnode.delivery import negotiation
 from dicomnode.delivery.delivery import deliver_due
@@ -122,7 +123,7 @@ def sent_to(sessions: Sessions, name: str, *states: DeliveryState) -> list[str]:
 def test_the_first_kind_that_is_taken_is_chosen_and_said(
     wanted: dict[str, Any], refused: list[str], kinds: tuple[str, str], why: str
 ) -> None:
-    own = ResultsConfig().preferring(Preferences(**wanted))
+    own = ResultsConfig().with_overrides(Preferences(**wanted))
     chosen = negotiation.choose(own, EVERYTHING - set(refused))
     assert (chosen.results.image_kind, chosen.results.segmentation_kind, chosen.spare) == (*kinds, None)
     assert why in chosen.why

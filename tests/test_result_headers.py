@@ -18,7 +18,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 
 from dicomnode import results
-from dicomnode.config import Config, NodeConfig
+from dicomnode.config import Config
+from dicomnode.config.node import NodeConfig
 from dicomnode.config.results import ResultsConfig
 from dicomnode.datasets.titles import title
 from dicomnode.deployment import models
@@ -46,7 +47,7 @@ def every_kind(sources: Sequence[Dataset], now: datetime = NOW) -> list[Dataset]
     findings, held = found(GRID).findings, Verdict(Outcome.HOLD, ("chi-square is 3",))
     objects: list[Dataset] = []
     for each in FORMS.values():
-        form = each.changed({"report_page": ("sc", "pdf"), "key_object": True})
+        form = each.with_values({"report_page": ("sc", "pdf"), "key_object": True})
         objects += results.write(findings, sources, PROVENANCE, form, now, held, page=PAGE)
         objects += results.write(findings[1:3], sources, PROVENANCE, form, now)
     objects.append(results.refusal("no reason", sources, PROVENANCE, ResultsConfig(), now))
@@ -123,7 +124,7 @@ def test_times_are_in_the_zone_that_the_source_states(offset: str | None, date: 
 
 
 def test_without_an_offset_in_the_source_times_are_those_of_the_nodes_zone() -> None:
-    now = NodeConfig(timezone="Asia/Tokyo").local(NOW)
+    now = NodeConfig(timezone="Asia/Tokyo").to_local_time(NOW)
     (ds, *_) = results.write(found(GRID).findings, [source("mr")], PROVENANCE, ResultsConfig(report=False), now)
     assert (ds.ContentDate, ds.ContentTime) == ("20261120", "183015")
     assert ds.ContributingEquipmentSequence[0].ContributionDateTime == "20261120183015+0900"

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode import results
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.errors import GeometryError, InputRefused
 from dicomnode.results import image, label, marking
 from dicomnode.results.provenance import recorded

@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code as Concept
 
 from dicomnode import results
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.errors import InputRefused
 from dicomnode.execution import worker
 from dicomnode.results import concepts, marking

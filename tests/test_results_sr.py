@@ -20,7 +20,7 @@ from pydicom.sr.coding import Code as Concept
 from pydicom.uid import Comprehensive3DSRStorage
 
 from dicomnode import results
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.errors import InputRefused, NotMarked
 from dicomnode.execution import worker
 from dicomnode.results import marking

@@ -18,7 +18,8 @@ from db.jobs import OutputFile
 from db.models import Event, Instance, Job, Output, Series, Study
 from db.states import JobState, StudyState
 from db.studies import Arrival, InstanceFacts, Sender
-from dicomnode.config import Config, NodeConfig
+from dicomnode.config import Config
+from dicomnode.config.node import NodeConfig
 from dicomnode.errors import NotAllowed
 from dicomnode.execution import worker
 from dicomnode.maintenance.retention import Retention, remove_files, why_kept

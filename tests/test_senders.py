@@ -10,8 +10,10 @@ from pydicom.uid import UID
 from pynetdicom.presentation import build_context
 
 from db.studies import Sender
-from dicomnode.config import Config, LimitsConfig, NodeConfig, SenderConfig
-from dicomnode.config.network import Peer
+from dicomnode.config import Config, Peer
+from dicomnode.config.limits import LimitsConfig
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.senders import SenderConfig
 from dicomnode.dimse.associations import association
 from dicomnode.errors import PeerRefused
 from dicomnode.ingest.limits import STRANGERS, Complaints, Doors, Measured, Pace, Rates

@@ -21,8 +21,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicomnode import checks, results
-from dicomnode.config import Config, NodeConfig, load
-from dicomnode.config.models import PipelinesConfig
+from dicomnode.config import Config, load
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.pipelines import PipelinesConfig
 from dicomnode.deployment import pipeline_names, site
 from dicomnode.errors import ConfigError, NotMarked
 from dicomnode.execution import processing

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.config import SpoolConfig
+from dicomnode.config.spool import SpoolConfig
 from dicomnode.errors import OutOfSpace
 from dicomnode.storage import spool
 

@@ -12,7 +12,7 @@ from db import audit, studies
 from db.models import Event, Instance, Quarantine, Series, Study
 from db.states import StudyState
 from db.studies import Registration, Sender, StoredFile
-from dicomnode.config import CompletionConfig
+from dicomnode.config.completion import CompletionConfig
 from dicomnode.errors import NotAllowed, NotFound
 from dicomnode.routing import completion
 from tests.rows import an_arrival

@@ -18,7 +18,7 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
 from dicomnode import tls
-from dicomnode.config.network import Peer
+from dicomnode.config import Peer
 from dicomnode.dimse import queries
 from dicomnode.dimse.associations import association
 from dicomnode.errors import ConfigError, PeerUnreachable

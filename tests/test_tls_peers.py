@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from dicomnode import checks
 from dicomnode import config as configuration
-from dicomnode.config import Config, NodeConfig, Peer, TlsConfig
+from dicomnode.config import Config, Peer
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.tls import TlsConfig
 from dicomnode.dimse import peers
 from dicomnode.errors import ConfigError, PeerUnreachable
 from dicomnode.monitoring.gauges import Gauges
@@ -144,7 +146,7 @@ def test_a_file_that_is_gone_makes_a_peer_unreachable_until_it_is_back(tmp_path:
 def test_files_of_a_peer_are_found_beside_the_configuration(tmp_path: Path) -> None:
     text = '[[peers]]\nname = "p"\nae_title = "P"\nport = 104\ntls = true\ntls_ca_file = "ca.crt"\n'
     (tmp_path / "node.toml").write_text(text)
-    assert configuration.load(tmp_path / "node.toml").peer("p").tls_ca_file == tmp_path / "ca.crt"
+    assert configuration.load(tmp_path / "node.toml").find_peer("p").tls_ca_file == tmp_path / "ca.crt"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from dicomnode.config import WebConfig
+from dicomnode.config.web import WebConfig
 from dicomnode.errors import ConfigError
 from tests.certificates import Authority, Issued
 from tests.peers.process import installed

@@ -38,7 +38,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, str]]:
     """A node with a head, results of it, and results that are held; and the study."""
-    where = ohif.folder(Config())
+    where = ohif.folder(Config().web)
     if ohif.installed(where) is None:
         pytest.skip(f"the viewer is not installed in {where}: 'dicomnode viewer install' (needs npm)")
     folder = tmp_path_factory.mktemp("viewed")
@@ -149,9 +149,9 @@ def test_the_viewers_folder_serves_its_files_and_nothing_else(shown: tuple[Web, 
     index = web.get("/viewer/")
     assert 'src="/viewer/app.bundle' in index.text
     assert "'unsafe-inline'" not in index.headers["content-security-policy"].split("style-src")[0]
-    script = next(path.name for path in ohif.folder(web.config).glob("app.bundle.*.js"))
+    script = next(path.name for path in ohif.folder(web.config.web).glob("app.bundle.*.js"))
     assert "immutable" in web.get(f"/viewer/{script}").headers["cache-control"]
-    wasm = next(path.name for path in ohif.folder(web.config).glob("*.wasm"))
+    wasm = next(path.name for path in ohif.folder(web.config.web).glob("*.wasm"))
     assert web.get(f"/viewer/{wasm}").headers["content-type"] == "application/wasm"
     assert "/dicom-web" in web.get("/viewer/app-config.js").text
     for path in ("/viewer/nothing.js", "/viewer/viewer.json", "/viewer/..%2f..%2f..%2fetc%2fpasswd.txt"):

@@ -109,7 +109,7 @@ def test_a_segmentation_says_its_series_and_each_frame_its_image(form: str) -> N
 def test_a_series_holds_one_volume_and_never_a_page_of_a_report(form: str) -> None:
     these = found(grid("axial"))
     page = Page(np.zeros((30, 20, 3), np.uint8), b"%PDF SYNTHETIC - RESEARCH USE ONLY\n%%EOF")
-    config = FORMS[form].changed({"report_page": ("sc", "pdf")})
+    config = FORMS[form].with_values({"report_page": ("sc", "pdf")})
     objects = results.write(these.findings, [source("mr")], PROVENANCE, config, NOW, page=page)
     for series in series_of(objects).values():
         shapes = {(ds.get("Rows"), ds.get("Columns"), ds.SOPClassUID, ds.Modality) for ds in series}

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from dicomnode import config as configuration
-from dicomnode.config import SpoolConfig, WebConfig
+from dicomnode.config.spool import SpoolConfig
+from dicomnode.config.web import WebConfig
 from dicomnode.errors import ConfigError
 from dicomnode.web import server
 from dicomnode.web.access import OPEN_PATHS
@@ -257,7 +258,7 @@ def test_loopback_needs_none(host: str) -> None:
     assert WebConfig(host=host).on_loopback
 
 
-@pytest.mark.parametrize(("content", "said"), [("short", "at least 16"), ("", "at least 16"), (None, "cannot be read")])
+@pytest.mark.parametrize(("content", "said"), [("short", "at least 16"), ("", "is empty"), (None, "cannot be read")])
 def test_a_token_that_is_none_is_said(tmp_path: Path, content: str | None, said: str) -> None:
     if content is not None:
         (tmp_path / "web.token").write_text(content)

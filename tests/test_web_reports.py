@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian
 
 from dicomnode import results
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.errors import InputRefused
 from dicomnode.web import sr_page, sr_tree
 from pipelines.codes import MEAN, SUV_BW, SUV_BW_UNIT

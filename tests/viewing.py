@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomnode import results
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.reading import frames
 from pipelines.contract import Code, Finding, Grid, Image, Measurement, ParametricMap, Segment, Segmentation, Volume
 from tests.bundles import phantom, upright

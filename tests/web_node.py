@@ -20,7 +20,10 @@ from db import jobs, keywords
 from db.jobs import OutputFile
 from db.models import Instance, Quarantine, Study
 from dicomnode import tls
-from dicomnode.config import Config, NodeConfig, SpoolConfig, WebConfig
+from dicomnode.config import Config
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.spool import SpoolConfig
+from dicomnode.config.web import WebConfig
 from dicomnode.datasets import headers
 from dicomnode.storage import spool
 from dicomnode.web import server
@@ -52,12 +55,12 @@ class Web:
             web=WebConfig(**{"port": 0} | self.settings),
             path=self.folder / "node.toml",
             **self.sections,
-        )
+        ).with_absolute_paths(self.folder)
         databases.prepare(self.config)
         self.engine = engines.connect(self.config.database_url)
         self.sessions = engines.sessions(self.engine)
         app = create_app(self.config, self.sessions, now=lambda: self.now)
-        identity = tls.web_identity(self.config)
+        identity = tls.web_identity(self.config.web)
         self._server = server.start(app, self.config.web.host, 0, identity)
         self.port, self.address = self._server.port, self._server.address
         self.client = httpx.Client(base_url=self.address, timeout=30)

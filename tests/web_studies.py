@@ -17,7 +17,7 @@ from db.models import Job, Study
 from db.states import StudyState
 from db.studies import Arrival, Sender
 from dicomnode import results, uids
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from dicomnode.datasets import headers
 from dicomnode.execution import worker
 from dicomnode.results.page import Page

@@ -125,7 +125,7 @@ def _wrap(ctx: typer.Context, file: Path, out: Path, stated: list[str] | None) -
     from dicomnode import mrd
 
     facts = dict(_pair(each) for each in stated or [])
-    now = context.config_if_any(ctx).node.local(datetime.now(UTC))
+    now = context.config_if_any(ctx).node.to_local_time(datetime.now(UTC))
     with file.open("rb") as stream:
         mrd.wrap(stream, now=now, facts=facts).save_as(out, enforce_file_format=True)
 

@@ -87,7 +87,7 @@ def install(
     from model_zoo import installing, smoke
 
     config = context.config(ctx)
-    with installing.staged(path, config.models_dir, deploying.build_policy(config)) as staged:
+    with installing.staged(path, config.models_dir, deploying.build_policy(config.models)) as staged:
         _introduce(staged)
         if not yes and sys.stdin.isatty():
             typer.confirm("Install it?", abort=True)

@@ -103,7 +103,7 @@ def _asked(ctx: typer.Context, name: str) -> tuple[Peer, dict[str, Any]]:
     return peers.named(name, config), {
         "calling_aet": config.node.ae_title,
         "timeout_s": config.node.network_timeout_s,
-        "tls": config.tls,
+        "tls": config.node.tls,
     }
 
 

@@ -60,7 +60,7 @@ def send_files(ctx: typer.Context, files: Sequence[Path], to: str) -> list[Store
             calling_aet=config.node.ae_title,
             on_result=lambda result: advance(),
             timeout_s=config.node.network_timeout_s,
-            tls=config.tls,
+            tls=config.node.tls,
         )
 
 

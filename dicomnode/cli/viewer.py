@@ -29,7 +29,7 @@ def install(
     """Install the viewer's prebuilt files from its npm package."""
     from dicomnode.web import ohif
 
-    where = into or ohif.folder(context.config(ctx))
+    where = into or ohif.folder(context.config(ctx).web)
     if package is None and ohif.installed(where):
         print(f"{ohif.PACKAGE} {ohif.VERSION} is in {where} already")
         return
@@ -44,7 +44,7 @@ def show(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     from dicomnode.errors import NotFound
     from dicomnode.web import ohif
 
-    where = ohif.folder(context.config(ctx))
+    where = ohif.folder(context.config(ctx).web)
     found = ohif.installed(where)
     if found is None:
         raise NotFound(f"no viewer {ohif.VERSION} in {where}: 'dicomnode viewer install'")

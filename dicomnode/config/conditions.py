@@ -31,22 +31,22 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition on one attribute; ``text`` is how it was written."""
+    """A condition on one attribute; ``text`` is its spelling in the file."""
 
     kind: Literal["any", "regex", "<", "<=", ">", ">=", "exists", "absent"]
     operands: tuple[Scalar, ...]
     text: str
 
     def holds(self, value: Any) -> bool:
-        """Whether the value of an attribute (None: the data set has none) satisfies the condition."""
-        values = _values(value)
+        """Return whether the value of an attribute (None: the data set has none) satisfies the condition."""
+        values = _list_values(value)
         match self.kind:
             case "exists":
                 return bool(values)
             case "absent":
                 return not values
             case "any":
-                return any(_equal(one, operand) for one in values for operand in self.operands)
+                return any(_is_equal(one, operand) for one in values for operand in self.operands)
             case "regex":
                 return any(re.search(str(self.operands[0]), str(one)) for one in values)
             case comparison:
@@ -54,16 +54,16 @@ class Condition:
 
 
 def matches(match: Mapping[str, Condition], attributes: Mapping[str, Any]) -> bool:
-    """Whether all conditions hold on one series."""
+    """Return whether all conditions hold on the attributes of one series."""
     return all(condition.holds(attributes.get(keyword)) for keyword, condition in match.items())
 
 
 def parse(raw: Any) -> Condition:
-    """A condition as node.toml writes it; ValueError says what is wrong with it."""
+    """Return the condition that node.toml writes so. Raises ValueError with the reason."""
     if isinstance(raw, Condition):
         return raw
     if isinstance(raw, list):
-        return _any_of(raw)
+        return _parse_list(raw)
     if not isinstance(raw, str | int | float):
         raise ValueError("a condition is a value, a list of values or a string")
     if not isinstance(raw, str):
@@ -71,20 +71,20 @@ def parse(raw: Any) -> Condition:
     if raw in ("exists", "absent"):
         return Condition("exists" if raw == "exists" else "absent", (), raw)
     if raw.startswith("~"):
-        return _regex(raw)
+        return _parse_regex(raw)
     for sign in _COMPARISONS:
         if raw.startswith(sign):
-            return _comparison(sign, raw)
+            return _parse_comparison(sign, raw)
     return Condition("any", (raw,), raw)
 
 
-def _any_of(raw: list[Any]) -> Condition:
+def _parse_list(raw: list[Any]) -> Condition:
     if not raw or not all(isinstance(one, str | int | float) for one in raw):
         raise ValueError("a list of a condition holds values, at least one")
     return Condition("any", tuple(raw), "any of " + ", ".join(map(str, raw)))
 
 
-def _regex(raw: str) -> Condition:
+def _parse_regex(raw: str) -> Condition:
     try:
         re.compile(raw[1:])
     except re.error as error:
@@ -92,7 +92,7 @@ def _regex(raw: str) -> Condition:
     return Condition("regex", (raw[1:],), raw)
 
 
-def _comparison(sign: str, raw: str) -> Condition:
+def _parse_comparison(sign: str, raw: str) -> Condition:
     try:
         bound = float(raw[len(sign) :])
     except ValueError:
@@ -100,12 +100,12 @@ def _comparison(sign: str, raw: str) -> Condition:
     return Condition(sign, (bound,), raw)  # type: ignore[arg-type]
 
 
-def _values(value: Any) -> list[Any]:
+def _list_values(value: Any) -> list[Any]:
     several: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
     return [one for one in several if one is not None and one != ""]
 
 
-def _equal(value: Any, operand: Scalar) -> bool:
+def _is_equal(value: Any, operand: Scalar) -> bool:
     if isinstance(operand, bool) or isinstance(value, bool):
         return str(value).lower() == str(operand).lower()
     if isinstance(operand, int | float):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dicomnode.config.quantities import Days
-from dicomnode.config.results import Section
+from dicomnode.config.section import Section
+from dicomnode.config.value_types import Days
 
 __all__ = ["RetentionConfig"]
 
 
 class RetentionConfig(Section):
-    """How long what is delivered stays here, in days; 0: for ever. Routes may say otherwise for theirs.
+    """Days after which delivered sources and results are deleted; 0: never. A route may set its own.
 
-    ``unrouted_days``: studies that no route took. ``priors_days``: bounds how long an examination stays only because a
-    route may want it as the earlier one; 0: as long as it is the newest.
+    ``unrouted_days``: for studies that no route took. ``priors_days``: the longest that an examination stays only
+    because a route may compare with it as the prior; 0: as long as it is the newest.
     """
 
     sources_days: Days = 0.0
@@ -22,5 +22,5 @@ class RetentionConfig(Section):
 
     @property
     def deletes(self) -> bool:
-        """Whether anything is ever deleted by these."""
+        """True where any of these days deletes anything."""
         return bool(self.sources_days or self.results_days or self.unrouted_days)

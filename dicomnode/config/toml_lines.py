@@ -1,4 +1,4 @@
-"""Where in a TOML file a key stands: the parser of the standard library does not say."""
+"""Line numbers of keys in a TOML file, which the parser of the standard library does not give."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ __all__ = ["line_of"]
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\]]+?)\s*\]\]?")
 _KEY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+?)\s*=")
 
-Where = tuple[str | int, ...]
+Place = tuple[str | int, ...]
 
 
-def line_of(text: str, where: Sequence[str | int]) -> int:
-    """The line (from 1) of the deepest part of the path that has a line of its own."""
-    wanted, best, best_line = tuple(where), 0, 1
-    table: Where = ()
-    counts: dict[Where, int] = {}
+def line_of(text: str, place: Sequence[str | int]) -> int:
+    """Return the line (from 1) of the deepest part of ``place`` that has a line of its own."""
+    keys, best, best_line = tuple(place), 0, 1
+    table: Place = ()
+    counts: dict[Place, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
-            table = here = _table(header, counts)
+            table = here = _table_path(header, counts)
         elif key := _KEY.match(line):
-            here = table + _parts(key[1])
+            here = table + _split_key(key[1])
         else:
             continue
-        if len(here) > best and wanted[: len(here)] == here:
+        if len(here) > best and keys[: len(here)] == here:
             best, best_line = len(here), number
     return best_line
 
 
-def _table(header: re.Match[str], counts: dict[Where, int]) -> Where:
-    """The path of a table, with the number of its element where it is an array of tables."""
-    path: Where = ()
-    *outer, last = _parts(header[2])
+def _table_path(header: re.Match[str], counts: dict[Place, int]) -> Place:
+    """Return the path of a table, with the number of its element where it is an array of tables."""
+    path: Place = ()
+    *outer, last = _split_key(header[2])
     for part in outer:
         path = (*path, part)
         if path in counts:
@@ -45,5 +45,5 @@ def _table(header: re.Match[str], counts: dict[Where, int]) -> Where:
     return path
 
 
-def _parts(dotted: str) -> tuple[str, ...]:
+def _split_key(dotted: str) -> tuple[str, ...]:
     return tuple(part.strip().strip("\"'") for part in dotted.split("."))

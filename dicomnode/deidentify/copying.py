@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomnode.config.deidentify import DeidentifyConfig, kept_apart, named
+from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify import burned_in, method, ours, pseudonyms, secret
 from dicomnode.deidentify.cleaning import Cleaner, identifying
 from dicomnode.deidentify.faces import check as check_face
@@ -78,9 +78,8 @@ class Deidentifier:
 
 def opened(config: Config, name: str) -> Deidentifier:
     """The profile of that name, ready. Raises ConfigError."""
-    profile = named(config, name)
-    key = secret.load(kept_apart(config, profile.key_file))
-    return Deidentifier(profile, key, kept_apart(config, profile.map_file) if profile.map_file else None)
+    profile = config.find_profile(name)
+    return Deidentifier(profile, secret.load(profile.key_file), profile.map_file)
 
 
 def _describe(ds: Dataset) -> None:

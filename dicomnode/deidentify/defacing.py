@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomnode.config.results import ResultsConfig, WithoutFaces
+from dicomnode.config.results import DefacedResultsConfig, ResultsConfig
 from dicomnode.deidentify import faces
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, stored_values, volumes
@@ -34,7 +34,7 @@ def shown(
 ) -> tuple[Sequence[Finding], Provenance]:
     """The findings for a form, and their provenance, which is another one where faces were taken out of images and
     maps. Where it is doubtful where the face is, both stay, and their images go to nobody who wants no faces."""
-    if not isinstance(form, WithoutFaces):
+    if not isinstance(form, DefacedResultsConfig):
         return findings, made_by
     try:
         kept = face.find_face(_head(findings, case), model())

@@ -107,7 +107,7 @@ class _Courier:
             calling_aet=self.config.node.ae_title,
             on_result=record,
             timeout_s=self.config.node.network_timeout_s,
-            tls=self.config.tls,
+            tls=self.config.node.tls,
         )
         self._log(peer, results)
         self._tell_breaker(peer, results)

@@ -74,21 +74,26 @@ def ask(peer: Peer, config: Config) -> frozenset[str]:
     """The SOP classes of results that the peer takes now. Raises PeerUnreachable or PeerRefused."""
     classes = sorted(CHOICES | {str(each) for uids in _PAGES.values() for each in uids})
     contexts = [build_context(each, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]) for each in classes]
-    timeout_s = min(TIMEOUT_S, config.node.network_timeout_s)
-    with association(peer, contexts, calling_aet=config.node.ae_title, timeout_s=timeout_s, tls=config.tls) as assoc:
+    node = config.node
+    timeout_s = min(TIMEOUT_S, node.network_timeout_s)
+    with association(
+        peer, contexts, calling_aet=config.node.ae_title, timeout_s=timeout_s, tls=config.node.tls
+    ) as assoc:
         return frozenset(str(context.abstract_syntax) for context in assoc.accepted_contexts)
 
 
 def choose(wanted: ResultsConfig, taken: frozenset[str] | None) -> Chosen:
     """By what is taken; without an answer what is wanted, and the plainest kinds as a spare."""
     if taken is None:
-        spare = wanted.changed(dict(_PLAINEST))
-        return Chosen(wanted, spare if spare.forms != wanted.forms else None, "it does not answer and never did")
+        spare = wanted.with_values(dict(_PLAINEST))
+        return Chosen(
+            wanted, spare if spare.rendition_key != wanted.rendition_key else None, "it does not answer and never did"
+        )
     image, why_image = _first((wanted.image_kind, "multiframe", "single"), _IMAGES, taken)
     labelled, _ = _first((wanted.labelled_kind, "multiframe", "single"), _IMAGES, taken)
     mask, why_mask = _first((wanted.segmentation_kind, "binary", "labelmap"), _SEGMENTATIONS, taken)
     pages = [_first((page, "sc", "pdf"), _PAGES, taken) for page in wanted.report_page]
-    changed = wanted.changed({
+    changed = wanted.with_values({
         "image_kind": image, "labelled_kind": labelled, "segmentation_kind": mask,
         "report_page": tuple(dict.fromkeys(page for page, _ in pages)),
     })  # fmt: skip
@@ -102,7 +107,7 @@ def for_job(
     found: dict[str, Chosen] = {}
     for name in names:
         try:
-            peer, wanted = config.peer(name), config.results_for(name)
+            peer, wanted = config.find_peer(name), config.results_for(name)
         except ConfigError:
             found[name] = Chosen(config.results, None, "no peer of that name is configured")
             continue

@@ -16,6 +16,7 @@ from db import audit, deployments
 from db.models import Deployment
 from db.states import DeploymentMode, MoveRefused
 from dicomnode.config import Config
+from dicomnode.config.models import ModelsConfig
 from dicomnode.deployment import models, pipeline_names
 from dicomnode.errors import NotAllowed
 
@@ -34,13 +35,12 @@ def identify_user() -> str:
         return "unknown"
 
 
-def build_policy(config: Config) -> Policy:
+def build_policy(models: ModelsConfig) -> Policy:
     """Return the requirements of [models] on bundles that are installed."""
     from model_zoo.installing import Policy
 
-    own = config.models
-    keys = tuple(config.path.parent / file for file in own.trusted_keys)
-    return Policy(int(own.max_bundle_gb * 1e9), keys, own.require_signature, own.trusted_code)
+    max_bytes = int(models.max_bundle_gb * 1e9)
+    return Policy(max_bytes, models.trusted_keys, models.require_signature, models.trusted_code)
 
 
 def record_installation(session: Session, facts: BundleFacts, *, signed_by: str, who: str, now: datetime) -> None:

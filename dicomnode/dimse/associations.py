@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContext
 
-    from dicomnode.config import Peer, TlsConfig
+    from dicomnode.config import Peer
+    from dicomnode.config.tls import TlsConfig
 
 __all__ = ["association"]
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContext
 
-    from dicomnode.config import Config, TlsConfig
+    from dicomnode.config import Config
+    from dicomnode.config.tls import TlsConfig
 
 __all__ = ["ECHO_TIMEOUT_S", "TIMEOUT_S", "Outcome", "StoreResult", "dicom_files", "echo", "named", "store"]
 
@@ -109,7 +110,7 @@ def echo(peer: Peer, *, calling_aet: str, timeout_s: float = TIMEOUT_S, tls: Tls
 def named(words: str, config: Config) -> Peer:
     """The configured peer of that name, or the one at ``host:port:AET``. Raises ConfigError."""
     if words in {peer.name for peer in config.peers} or words.count(":") < 2:
-        return config.peer(words)
+        return config.find_peer(words)
     host, port, ae_title = words.rsplit(":", 2)
     try:
         return Peer(name=words, host=host.strip("[]"), port=int(port), ae_title=ae_title)

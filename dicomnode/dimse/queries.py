@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from pynetdicom.association import Association
 
-    from dicomnode.config import Peer, TlsConfig
+    from dicomnode.config import Peer
+    from dicomnode.config.tls import TlsConfig
 
 __all__ = ["LEVELS", "Fetched", "fetch", "find", "move"]
 

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from pydicom import Dataset, dcmread
 
 from dicomnode import mrd
-from dicomnode.config import Config, QualityConfig
+from dicomnode.config import Config
+from dicomnode.config.quality import QualityConfig
 from dicomnode.config.results import ResultsConfig
 from dicomnode.deidentify import faces
 from dicomnode.deployment import models, site
@@ -140,7 +141,7 @@ def process(
     )
     wanted = dict.fromkeys([config.results, *forms])
     written = _write(
-        findings, loaded, made_by, list(wanted), config.node.local(task.created_at), verdict, doubts, config
+        findings, loaded, made_by, list(wanted), config.node.to_local_time(task.created_at), verdict, doubts, config
     )
     report = _report(task, model, options, findings, loaded.case.facts)
     report |= {"verdict": str(verdict.outcome), "reasons": list(verdict.reasons)}
@@ -157,7 +158,7 @@ def refusal_note(task: Task, reason: str, config: Config) -> Dataset:
     facts = find_bundle(task.model or pipeline.bundle, config)
     made_by = _made_by(task, facts, task.options, "none: nothing was computed")
     sources, priors = _headers(pipeline, task.inputs)
-    ds = results.refusal(reason, sources, made_by, config.results, config.node.local(task.created_at), priors)
+    ds = results.refusal(reason, sources, made_by, config.results, config.node.to_local_time(task.created_at), priors)
     marking.check(ds)
     return ds
 
@@ -171,7 +172,7 @@ def key_note(task: Task, reason: str, config: Config) -> Dataset:
     made_by = _made_by(
         task, find_bundle(task.model or pipeline.bundle, config), task.options, "none: nothing was computed"
     )
-    now = config.node.local(task.created_at)
+    now = config.node.to_local_time(task.created_at)
     ds = results.key_note(reason, _headers(pipeline, task.inputs)[0], made_by, config.results, now)
     marking.check(ds)
     return ds

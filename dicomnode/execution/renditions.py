@@ -39,5 +39,5 @@ def assigned(produced: Produced, own: ResultsConfig, chosen: Mapping[str, Chosen
             uid = ds.SOPInstanceUID
             get = tuple(name for name, each in chosen.items() if uid in members[each.results])
             spare = tuple(name for name, each in chosen.items() if each.spare and uid in members[each.spare])
-            found.setdefault(uid, Assigned(ds, "" if form == own else form.forms or "other", get, spare))
+            found.setdefault(uid, Assigned(ds, "" if form == own else form.rendition_key or "other", get, spare))
     return list(found.values())

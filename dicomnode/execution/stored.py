@@ -78,7 +78,7 @@ def read(job: Job, config: Config) -> Told:
     reasons = tuple(map(str, job.report.get("reasons", ())))
     verdict = Verdict(Outcome(job.report.get("verdict", "accept")), reasons)
     made_by = replace(_made_by(dcmread(next(iter(paths.values()))), task), title=pipeline.title)
-    now = inherit(sources).moment(config.node.local(job.created_at))
+    now = inherit(sources).moment(config.node.to_local_time(job.created_at))
     return Told(findings, case, sources, made_by, now, verdict)
 
 

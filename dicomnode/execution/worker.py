@@ -243,11 +243,11 @@ def _refuse(
     other = _beside(sessions, config, job_id)
     if (
         other is None
-        and config.notes_refusals(route)
+        and config.sends_refusal_notes(route)
         and (note := _note(processing.refusal_note, task, reason, config))
     ):
         outputs.append(_store(config.spool_dir, note, REFUSAL_NOTE))
-    marked = tuple(name for name in to if config.marks_refusals(name))
+    marked = tuple(name for name in to if config.sends_key_objects(name))
     if marked and (note := _note(processing.key_note, task, reason, config)):
         outputs.append(replace(_store(config.spool_dir, note), destinations=marked))
     report: dict[str, Any] = {"verdict": "refuse", "reasons": [reason]}

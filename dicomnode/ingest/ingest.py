@@ -27,7 +27,7 @@ from dicomnode.storage import spool
 from dicomnode.storage.high_water import HighWater
 
 if TYPE_CHECKING:
-    from dicomnode.config import SpoolConfig
+    from dicomnode.config.spool import SpoolConfig
 
 __all__ = ["Announced", "Ledger", "Reception", "receive_instance"]
 

@@ -63,7 +63,7 @@ class Doors:
 
     def associate(self, visit: Visit, sender: Sender) -> bool:
         """Whether the visitor may have an association."""
-        listed = self._config.sender(sender.ae_title, sender.address)
+        listed = self._config.find_sender(sender.ae_title, sender.address)
         most, name = listed.max_associations if listed else None, _name(self._config, sender)
         with self._lock:
             if self._associations.total() >= self._most or self._associations[visit.place] >= self._most_here:
@@ -85,7 +85,7 @@ class Doors:
 
     def _place(self, address: str) -> str:
         senders = self._config.senders
-        if senders and not any(sender.sends_from(address) for sender in senders):
+        if senders and not any(sender.allows_address(address) for sender in senders):
             return STRANGERS
         parsed = ip_address(address)  # a machine has a whole /64 of IPv6
         return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
@@ -166,7 +166,7 @@ class Rates:
             return self._of[name]
 
     def _allowance(self, sender: Sender) -> Allowance:
-        listed, general = self._config.sender(sender.ae_title, sender.address), self._config.limits
+        listed, general = self._config.find_sender(sender.ae_title, sender.address), self._config.limits
 
         def stated(key: str) -> float | None:
             own: float | None = getattr(listed, key, None)
@@ -263,7 +263,7 @@ def plain_address(address: str) -> str:
 
 def _name(config: Config, sender: Sender) -> str:
     """By its entry in [[senders]]; where none is listed titles are anybody's, and it goes by its address."""
-    listed = config.sender(sender.ae_title, sender.address)
+    listed = config.find_sender(sender.ae_title, sender.address)
     return sender.address if listed is None else f"sender {config.senders.index(listed)}"
 
 

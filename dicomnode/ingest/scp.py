@@ -236,7 +236,7 @@ class _Reception:
 
     def listen(self) -> list[_Listener]:
         """At one port, or at two: [node] port, and that of [node.tls]."""
-        node, secured = self.config.node, self.config.tls
+        node, secured = self.config.node, self.config.node.tls
         served = tls.Served(tls.node_identity(secured)) if secured else None
         if secured is None or secured.port is None:
             return [self._listen_at(node.port, served)]

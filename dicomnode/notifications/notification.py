@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 from db import jobs, notifications
 from dicomnode.backoff import backoff
-from dicomnode.config.notifications import EmailConfig, SmtpConfig, WebhookConfig, checked_address, encrypted
+from dicomnode.config.notifications import EmailConfig, SmtpConfig, WebhookConfig
+from dicomnode.config.secrets import read_secret, read_text
+from dicomnode.config.web_address import check_web_address, is_encrypted
 from dicomnode.errors import ConfigError, NodeError, NotFound, NotSent
 from dicomnode.notifications import mail, notices, webhook
 
@@ -50,7 +52,7 @@ def notify_due(
         notifications.expire_leases(session, now=now)
         too_old = now - timedelta(hours=config.delivery.give_up_after_h)
         notifications.given_up(session, created_before=too_old, now=now)
-        claimed = [(told, messenger.claim(session, told)) for told in config.notifications.everybody]
+        claimed = [(told, messenger.claim(session, told)) for told in config.notifications.recipients]
     work = [(told, batch) for told, batch in claimed if batch]
     if not work:
         return 0
@@ -66,7 +68,7 @@ def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
 
 def send(told: Told, config: Config, facts: Facts, created_at: datetime) -> str:
     """Send one; what is to be remembered of it. Raises NotSent, or ConfigError for what a person has to mend."""
-    template = _template(told, config)
+    template = _read_template(told)
     event_id = str(facts["id"])
     if isinstance(told, EmailConfig):
         smtp = _smtp(config)
@@ -78,26 +80,26 @@ def send(told: Told, config: Config, facts: Facts, created_at: datetime) -> str:
             event_id=event_id,
             created_at=created_at,
         )
-        return mail.send(letter, smtp, password=_password(smtp, config), ca_file=_beside(config, smtp.ca_file))
+        return mail.send(letter, smtp, password=_read_password(smtp), ca_file=_check_readable(smtp.ca_file))
     body = notices.as_json(facts, template)
-    stated = webhook.headers(str(facts["event"]), event_id, body, _secret(told, config))
-    ca_file = _beside(config, told.ca_file)
-    webhook.post(_url(told, config), body, stated, timeout_s=told.timeout_s, ca_file=ca_file)
+    stated = webhook.headers(str(facts["event"]), event_id, body, _read_signing_secret(told))
+    ca_file = _check_readable(told.ca_file)
+    webhook.post(_read_url(told), body, stated, timeout_s=told.timeout_s, ca_file=ca_file)
     return ""
 
 
 def send_test(name: str, config: Config, *, now: datetime) -> str:
     """Send a notification of nothing; what is to be remembered of it. Raises NotFound, NotSent, ConfigError."""
-    for told in config.notifications.everybody:
+    for told in config.notifications.recipients:
         if told.name == name:
             return send(told, config, _example(told, config, "test", now), now)
-    known = ", ".join(told.name for told in config.notifications.everybody) or "none"
+    known = ", ".join(told.name for told in config.notifications.recipients) or "none"
     raise NotFound(f"no notification is named {name!r} in {config.path} (there: {known})")
 
 
 def check(told: Told, config: Config, *, now: datetime) -> str:
     """What it does, in words, after a look at its files, its template and its server. Raises NodeError."""
-    template = _template(told, config)
+    template = _read_template(told)
     for event in told.events:
         made = _example(told, config, event, now)
         if isinstance(told, EmailConfig):
@@ -107,10 +109,10 @@ def check(told: Told, config: Config, *, now: datetime) -> str:
     words = f"on {', '.join(told.events)}, {'with' if told.patient_data else 'without'} patient data"
     if isinstance(told, EmailConfig):
         smtp = _smtp(config)
-        mail.greet(smtp, password=_password(smtp, config), ca_file=_beside(config, smtp.ca_file))
+        mail.greet(smtp, password=_read_password(smtp), ca_file=_check_readable(smtp.ca_file))
         return f"e-mail to {len(told.to)} by {smtp.host}:{smtp.port}, {words}"
-    signed = "signed" if _secret(told, config) else "not signed"
-    return f"POST to {webhook.place(_url(told, config))}, {signed}, {words}; 'dicomnode notifications test' sends one"
+    signed = "signed" if _read_signing_secret(told) else "not signed"
+    return f"POST to {webhook.place(_read_url(told))}, {signed}, {words}; 'dicomnode notifications test' sends one"
 
 
 class _Messenger:
@@ -178,48 +180,33 @@ def _smtp(config: Config) -> SmtpConfig:
     return config.notifications.smtp
 
 
-def _url(told: WebhookConfig, config: Config) -> str:
-    """The address of the file, if one is named: it is held to the same as one in node.toml."""
+def _read_url(told: WebhookConfig) -> str:
+    """Return ``url``, or the address in ``url_file``, which must meet the same rules. Raises ConfigError."""
     if told.url_file is None:
         return str(told.url)
     try:
-        url = checked_address(_line(told.url_file, config, "url_file"))
+        url = check_web_address(read_secret(told.url_file, "url_file"))
     except ValueError as error:
         raise ConfigError(f"url_file: {told.url_file.name}: {error}") from None
-    if told.patient_data and not encrypted(url):
+    if told.patient_data and not is_encrypted(url):
         raise ConfigError(f"url_file: {told.url_file.name}: patient data are not sent without TLS")
     return url
 
 
-def _secret(told: WebhookConfig, config: Config) -> bytes | None:
-    return None if told.secret_file is None else _line(told.secret_file, config, "secret_file").encode()
+def _read_signing_secret(told: WebhookConfig) -> bytes | None:
+    return None if told.secret_file is None else read_secret(told.secret_file, "secret_file").encode()
 
 
-def _password(smtp: SmtpConfig, config: Config) -> str:
-    return "" if smtp.password_file is None else _line(smtp.password_file, config, "password_file")
+def _read_password(smtp: SmtpConfig) -> str:
+    return "" if smtp.password_file is None else read_secret(smtp.password_file, "password_file")
 
 
-def _template(told: Told, config: Config) -> str | None:
-    return None if told.template_file is None else _read(told.template_file, config, "template_file")
+def _read_template(told: Told) -> str | None:
+    return None if told.template_file is None else read_text(told.template_file, "template_file")
 
 
-def _line(file: Path, config: Config, key: str) -> str:
-    text = _read(file, config, key).strip()
-    if not text:
-        raise ConfigError(f"{key}: {file.name} is empty")
-    return text
-
-
-def _read(file: Path, config: Config, key: str) -> str:
-    try:
-        return (config.path.parent / file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{key}: {file.name} cannot be read ({type(error).__name__})") from None
-
-
-def _beside(config: Config, file: Path | None) -> Path | None:
-    """From anywhere; a file that nobody can read is found before it is used."""
-    if file is None:
-        return None
-    _read(file, config, "ca_file")
-    return config.path.parent / file
+def _check_readable(ca_file: Path | None) -> Path | None:
+    """Return the file, or None. Raises ConfigError where it cannot be read."""
+    if ca_file is not None:
+        read_text(ca_file, "ca_file")
+    return ca_file

@@ -230,7 +230,7 @@ class _Exchange:
                 retrieving.contexts(batch),
                 calling_aet=config.node.ae_title,
                 timeout_s=config.node.network_timeout_s,
-                tls=config.tls,
+                tls=config.node.tls,
             ) as assoc:
                 self.transfer(tally, batch, assoc, originator)
         except PeerError as exc:

@@ -56,7 +56,7 @@ def write(
     refused = verdict.outcome is Outcome.REFUSE
     description = f"Not processed: {context.provenance.pipeline}" if refused else "Measurements"
     words = [f"Not processed: {reason}" for reason in verdict.reasons] if refused else []
-    name = "\n".join(("report", verdict.outcome, *verdict.reasons, *doubts, context.config.forms)).rstrip("\n")
+    name = "\n".join(("report", verdict.outcome, *verdict.reasons, *doubts, context.config.rendition_key)).rstrip("\n")
     content = groups(findings, written, context, verdict, doubts, name)
     ds: Dataset = hd.sr.Comprehensive3DSR(
         evidence=[evidence(each) for each in (*context.inputs, *written.objects)],

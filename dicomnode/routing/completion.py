@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import studies
 from db.models import Study
 from db.states import StudyState
-from dicomnode.config import CompletionConfig
+from dicomnode.config.completion import CompletionConfig
 from dicomnode.errors import NotAllowed, NotFound
 
 __all__ = ["close", "close_studies"]

@@ -106,7 +106,7 @@ def _read(session: Session, config: Config, search: Retrieval, now: datetime) ->
         raise NotFound(f"study {study.id} waits no longer")
     left = tuple(uid for uid in search.series_uids if uid not in (search.arrived_uids or ()))
     holding = search.prior_study_uid or study.study_uid
-    wanted = _Wanted(search.id, route, config.peer(search.peer), study.study_uid, search.state, holding, left)
+    wanted = _Wanted(search.id, route, config.find_peer(search.peer), study.study_uid, search.state, holding, left)
     if search.purpose is RetrievalPurpose.SERIES:
         return _read_series(session, study, search, wanted, now)
     if now >= (study.completed_at or now) + timedelta(seconds=route.prior_wait_s):
@@ -225,4 +225,4 @@ def _count(session: Session, wanted: _Wanted, series_uid: str) -> int:
 
 def _asking(config: Config) -> dict[str, Any]:
     node = config.node
-    return {"calling_aet": node.ae_title, "timeout_s": node.network_timeout_s, "tls": config.tls}
+    return {"calling_aet": node.ae_title, "timeout_s": node.network_timeout_s, "tls": config.node.tls}

@@ -115,7 +115,7 @@ def route_complete(sessions: sessionmaker[Session], config: Config, *, now: date
             if not retrievals.is_brought(session, study) and _held_up(session, study, config.routes, now):
                 held_up.add(study.id)
             else:
-                made += len(route_study(session, study, config.routes, notify=config.told_of, now=now))
+                made += len(route_study(session, study, config.routes, notify=config.recipients_by_route, now=now))
 
 
 def route_study(

@@ -24,7 +24,7 @@ from db.studies import StoredFile
 from dicomnode.errors import OutOfSpace
 
 if TYPE_CHECKING:
-    from dicomnode.config import SpoolConfig
+    from dicomnode.config.spool import SpoolConfig
 
 __all__ = ["Writer", "check_space", "is_fresh", "open_writer", "path", "prepare", "remove", "sweep", "write"]
 

@@ -23,6 +23,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dicomnode.config import Config
+from dicomnode.config.secrets import read_secret
 from dicomnode.errors import ConfigError
 from dicomnode.web import pages
 
@@ -80,11 +81,8 @@ def read_token(config: Config, now: Clock) -> Token | None:
     """The token that the configuration names a file of. Raises ConfigError when the file holds none."""
     if config.web.token_file is None:
         return None
-    path = config.path.parent / config.web.token_file
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"web.token_file: {path} cannot be read ({type(error).__name__})") from None
+    path = config.web.token_file
+    secret = read_secret(path, "web.token_file")
     if len(secret) < _SHORTEST_TOKEN or not secret.isascii() or not secret.isprintable():
         wanted = f"a token of at least {_SHORTEST_TOKEN} printable ASCII characters"
         raise ConfigError(f"web.token_file: {path} must hold {wanted}; 'openssl rand -hex 32' makes one")

@@ -59,9 +59,9 @@ def add(routes: APIRouter, desk: Desk) -> None:
 
 def echo(desk: Desk, name: str) -> tuple[bool, str]:
     """C-ECHO now: whether the peer answers, and what there is to say. Raises ConfigError for a name nobody has."""
-    peer, node = desk.config.peer(name), desk.config.node
+    peer, node = desk.config.find_peer(name), desk.config.node
     try:
-        took_s = peers.echo(peer, calling_aet=node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=desk.config.tls)
+        took_s = peers.echo(peer, calling_aet=node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=desk.config.node.tls)
     except NodeError as error:
         return False, str(error)
     return True, f"answered in {took_s * 1000:.0f} ms"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from dicomnode.errors import NodeError, NotFound
 
 if TYPE_CHECKING:
-    from dicomnode.config import Config
+    from dicomnode.config.web import WebConfig
 
 __all__ = ["BASE", "FACTS", "PACKAGE", "VERSION", "Viewer", "fetch", "folder", "install", "installed"]
 
@@ -52,10 +52,10 @@ class Viewer:
     folder: str
 
 
-def folder(config: Config) -> Path:
-    """Where the viewer is, or would be: ``[web] viewer_dir``, else beside this Python's packages."""
-    if config.web.viewer_dir:
-        return (config.path.parent / config.web.viewer_dir).resolve()
+def folder(web: WebConfig) -> Path:
+    """Return the folder of the viewer, installed or not: ``[web] viewer_dir``, else beside this Python's packages."""
+    if web.viewer_dir is not None:
+        return web.viewer_dir.resolve()
     return Path(sys.prefix) / "share" / "dicomnode" / "viewer"
 
 

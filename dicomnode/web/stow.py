@@ -22,7 +22,8 @@ from starlette.responses import JSONResponse, Response
 from db import catalogue
 from db.catalogue import Query, StoredObject
 from db.studies import Sender
-from dicomnode.config import Config, SpoolConfig
+from dicomnode.config import Config
+from dicomnode.config.spool import SpoolConfig
 from dicomnode.datasets.encoded import Window, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, OutOfSpace
 from dicomnode.ingest import scp

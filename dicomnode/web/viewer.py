@@ -41,7 +41,7 @@ def link(study_uid: str, series_uid: str = "", *, review: bool = False) -> str:
 def router(config: Config) -> APIRouter:
     """The viewer's files and pages."""
     routes = APIRouter()
-    where = ohif.folder(config)
+    where = ohif.folder(config.web)
 
     @routes.get("/viewer")
     def front(request: Request) -> Response:

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from dicomnode import results
-from dicomnode.config import ResultsConfig
+from dicomnode.config.results import ResultsConfig
 from pipelines.contract import Grid, Image, Volume
 
 __all__ = ["write_instance", "write_result"]

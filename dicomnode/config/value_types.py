@@ -1,4 +1,4 @@
-"""The bounded values of node.toml: a duration that the calendar cannot hold is refused when the file is read."""
+"""Types of values in node.toml: a duration that the calendar cannot hold is refused when the file is read."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-__all__ = ["Count", "Days", "Hours", "PathText", "Seconds", "TimeZone", "check_written_out"]
+__all__ = ["AETitle", "Count", "Days", "Hours", "OptionalPath", "Port", "Seconds", "TimeZone", "check_written_out"]
 
 _YEARS = 10
 _DAYS = 366 * _YEARS
@@ -18,6 +18,7 @@ Hours = Annotated[float, Field(gt=0, le=_DAYS * 24)]
 Days = Annotated[float, Field(ge=0, le=_DAYS)]
 """Zero stands for ever."""
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 def check_written_out(value: Any) -> Any:
@@ -28,12 +29,8 @@ def check_written_out(value: Any) -> Any:
     return value
 
 
-def _check_text(value: str) -> str:
-    check_written_out(Path(value))
-    return value
-
-
-PathText = Annotated[str, AfterValidator(_check_text)]
+OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: None if value == "" else value)]
+"""An empty text stands for None."""
 
 
 def _check_zone(value: str) -> str:
@@ -46,4 +43,15 @@ def _check_zone(value: str) -> str:
 
 
 TimeZone = Annotated[str, AfterValidator(_check_zone)]
-"""Empty: the machine's."""
+"""An empty text stands for the zone of the machine."""
+
+
+def _normalize_ae_title(value: str) -> str:
+    # PS3.5 6.2, AE: at most 16 characters of the default repertoire, no backslash, not only spaces
+    title = value.strip()
+    if not 1 <= len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
+    return title
+
+
+AETitle = Annotated[str, AfterValidator(_normalize_ae_title)]

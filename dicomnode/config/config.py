@@ -1,0 +1,129 @@
+"""All sections of node.toml together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field
+
+from dicomnode.config.completion import CompletionConfig
+from dicomnode.config.database import DatabaseConfig
+from dicomnode.config.deidentify import DeidentifyConfig
+from dicomnode.config.delivery import DeliveryConfig
+from dicomnode.config.limits import LimitsConfig
+from dicomnode.config.models import ModelsConfig
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.notifications import NotificationsConfig
+from dicomnode.config.peers import Peer
+from dicomnode.config.pipelines import PipelinesConfig
+from dicomnode.config.quality import QualityConfig
+from dicomnode.config.results import ResultsConfig
+from dicomnode.config.retention import RetentionConfig
+from dicomnode.config.routes import Route
+from dicomnode.config.section import Section
+from dicomnode.config.senders import SenderConfig
+from dicomnode.config.spool import SpoolConfig
+from dicomnode.config.web import WebConfig
+from dicomnode.config.worker import WorkerConfig
+from dicomnode.errors import ConfigError
+
+__all__ = ["Config"]
+
+
+class Config(Section):
+    """The whole of node.toml. ``path``: the file itself; after ``load`` all paths are absolute."""
+
+    node: NodeConfig = NodeConfig()
+    senders: tuple[SenderConfig, ...] = ()
+    limits: LimitsConfig = LimitsConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    spool: SpoolConfig = SpoolConfig()
+    completion: CompletionConfig = CompletionConfig()
+    peers: tuple[Peer, ...] = ()
+    routes: tuple[Route, ...] = ()
+    worker: WorkerConfig = WorkerConfig()
+    delivery: DeliveryConfig = DeliveryConfig()
+    results: ResultsConfig = ResultsConfig()
+    quality: QualityConfig = QualityConfig()
+    retention: RetentionConfig = RetentionConfig()
+    web: WebConfig = WebConfig()
+    models: ModelsConfig = ModelsConfig()
+    pipelines: PipelinesConfig = PipelinesConfig()
+    notifications: NotificationsConfig = NotificationsConfig()
+    deidentify: tuple[DeidentifyConfig, ...] = ()
+    path: Path = Field(default=Path("node.toml"), exclude=True)
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder of the database, the spool and the node's own bundles."""
+        return self.node.data_dir.resolve()
+
+    @property
+    def models_dir(self) -> Path:
+        """The folder of the node's own bundles, which come before the shipped ones of the same name."""
+        return self.data_dir / "models"
+
+    @property
+    def spool_dir(self) -> Path:
+        """The root of the spool."""
+        return self.spool.dir.resolve() if self.spool.dir else self.data_dir / "spool"
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL with its password, which never appears in messages."""
+        return self.database.read_url(self.data_dir)
+
+    @property
+    def routed_keywords(self) -> frozenset[str]:
+        """The keywords of all attributes on which some route has a condition."""
+        matches = [{"": route.match} | route.with_ | route.prior for route in self.routes]
+        return frozenset(keyword for by_input in matches for match in by_input.values() for keyword in match)
+
+    @property
+    def recipients_by_route(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+        """By route the names of the recipients of notifications, each with the events that it is notified of."""
+        return self.notifications.group_by_route([route.name for route in self.routes])
+
+    def sends_refusal_notes(self, route: str) -> bool:
+        """Return whether the destinations of a route get a note on each refused job.
+
+        A route that is no longer in the file follows [quality].
+        """
+        own = [each.refusal_note for each in self.routes if each.name == route]
+        return self.quality.refusal_note if own in ([], [None]) else bool(own[0])
+
+    def sends_key_objects(self, destination: str) -> bool:
+        """Return whether a destination gets a Key Object note on refused studies; False if it is no peer now."""
+        return any(peer.name == destination and self.results.with_overrides(peer).key_object for peer in self.peers)
+
+    def results_for(self, destination: str) -> ResultsConfig:
+        """Return the results section with the preferences and the de-identification of a destination."""
+        peer = self.find_peer(destination)
+        results = self.results.with_overrides(peer)
+        profile = next((each for each in self.deidentify if each.name == peer.deidentify), None)
+        return results if profile is None else profile.restrict_results(results)
+
+    def find_peer(self, name: str) -> Peer:
+        """Return the peer of that name. Raises ConfigError."""
+        for peer in self.peers:
+            if peer.name == name:
+                return peer
+        known = ", ".join(peer.name for peer in self.peers) or "none"
+        raise ConfigError(f"no peer is named {name!r} in {self.path} (there: {known})")
+
+    def find_profile(self, name: str) -> DeidentifyConfig:
+        """Return the de-identification profile of that name. Raises ConfigError."""
+        for profile in self.deidentify:
+            if profile.name == name:
+                return profile
+        known = ", ".join(profile.name for profile in self.deidentify) or "none"
+        raise ConfigError(f"no [[deidentify]] is named {name!r} in {self.path} (there: {known})")
+
+    def allows(self, ae_title: str, address: str) -> bool:
+        """Return whether an application entity may send to this node; without [[senders]] any may."""
+        return not self.senders or self.find_sender(ae_title, address) is not None
+
+    def find_sender(self, ae_title: str, address: str) -> SenderConfig | None:
+        """Return the first of [[senders]] with that title and address, or None."""
+        return next((sender for sender in self.senders if sender.matches(ae_title, address)), None)
