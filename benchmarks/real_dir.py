@@ -94,7 +94,7 @@ def score(patient: Patient, findings: Sequence[Finding]) -> list[str]:
     """Load in ml, AUCs, and how the lesions found meet those of the raters (components of at least 15 voxels)."""
     dir_, found = _dir(findings), _lesions(findings) > 0
     model = registry.load("anatomy")
-    white = anatomy.segment_head(patient.t1w, model).own_labels == number("cerebral white matter")
+    white = anatomy.segment_head(patient.t1w, model).image_labels == number("cerebral white matter")
     lesions = patient.lesions
     ring = ndimage.binary_dilation(lesions, iterations=NEAR_MM) & ~ndimage.binary_dilation(lesions)
     ring &= dir_ > 0

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["BUNDLES", "BUNDLE_PREFIX", "MODULES", "load", "load_bundle"]
 
 BUNDLE_PREFIX = "bundle:"
-"""Before the name of a bundle that brings its own way from an image to a result, as MONAI's do."""
+"""Prefix of a pipeline that is a bundle with inference steps of its own, as MONAI's bundles are: ``bundle:NAME``."""
 
 MODULES = MappingProxyType(
     {
@@ -35,11 +35,11 @@ BUNDLES = MappingProxyType(
         "synthetic_dir": "synthetic_dir",
     }
 )
-"""By pipeline the ``bundle`` of its module, for those who may not import torch to ask."""
+"""Bundle of each pipeline, as its module states it; readable without importing torch."""
 
 
 def load(name: str) -> Pipeline:
-    """The pipeline of that name; raises KeyError naming those there are."""
+    """Return the pipeline of that name. Raises KeyError that lists the known names."""
     if name not in MODULES:
         raise KeyError(f"no pipeline {name!r}; there are: {', '.join(sorted(MODULES))}")
     pipeline: Pipeline = importlib.import_module(MODULES[name]).PIPELINE
@@ -47,6 +47,6 @@ def load(name: str) -> Pipeline:
 
 
 def load_bundle(facts: BundleFacts) -> Pipeline:
-    """The pipeline that a bundle of MONAI's layout is; ``BUNDLE_PREFIX`` and its name is what it is called."""
+    """Return the pipeline that a bundle of MONAI's layout defines; its name is ``BUNDLE_PREFIX`` and the bundle's."""
     pipeline: Pipeline = importlib.import_module("pipelines.bundle").make_pipeline(facts)
     return pipeline

@@ -1,13 +1,13 @@
-"""Any MR image of the head to its structures: where each lies, how large it is, and how sure the network is.
+"""Structures of the brain from any MR image of the head: place, volume and the confidence of the network.
 
 Input: ``head`` (:class:`pipelines.contract.Volume`), any contrast, orientation and resolution that covers the brain.
 Output: one segmentation of the 23 structures of ``model_zoo.structures`` on the image's own grid, their volumes in
 millilitres with those of brain and cranial cavity, and per structure the mean of the largest class probability.
 
 Model: bundle ``anatomy``, 3D U-Nets trained on simulation only after SynthSeg (Billot et al., Med. Image Anal. 86,
-2023), used as ``model_zoo.anatomy`` says, which looks again at 1 mm. Probabilities, not labels, are brought to the own
-grid, averaged over the extent of thick slices, and to isotropic 1 mm, where volumes are counted, so that they do not
-depend on the slices' thickness.
+2023), applied as ``model_zoo.anatomy`` describes, with a refinement at 1 mm. Probabilities, not labels, are resampled
+to the image's own grid, averaged over the extent of thick slices, and to isotropic 1 mm, where volumes are counted, so
+that they do not depend on the slices' thickness.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ __all__ = [
 CRANIAL_CAVITY = Code("1101003", "SCT", "Cranial Cavity")
 
 HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "CEREB", "CRANI", "NEURO")
-"""One of these must be in the body part, where one is stated."""
+"""Words of which the body part, where stated, must contain one."""
 LEAST_CONFIDENCE = 0.7
-"""Mean of the largest class probability of a structure, below which it is of low confidence."""
+"""Least mean of the largest class probability of a structure that is not of low confidence."""
 NO_MAGNITUDES = frozenset({"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY"})
-"""None of these may be in the image type."""
+"""Values of the image type that mark an image as no magnitude."""
 SMALLEST_EXTENT_MM = 100.0
 LARGEST_SPACING_MM = 8.0
 LABEL_SPACING_MM = 1.0
@@ -80,11 +80,11 @@ COLORS = MappingProxyType({
     "hippocampus": (220, 216, 20), "amygdala": (103, 255, 255), "brain stem": (119, 159, 176),
     "ventral diencephalon": (165, 42, 42),
 })  # fmt: skip
-"""Red, green, blue: what viewers are asked to show."""
+"""Recommended display colours (red, green, blue)."""
 
 
 class Options(BaseModel):
-    """What a route may set. ``structures``: names of those to deliver; empty: all."""
+    """Options of a route. ``structures``: names of the structures to deliver; all where empty."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,7 +102,7 @@ class Options(BaseModel):
         return names
 
     @property
-    def wanted(self) -> tuple[Structure, ...]:
+    def selected_structures(self) -> tuple[Structure, ...]:
         return tuple(s for s in STRUCTURES if not self.structures or s.name in self.structures)
 
 
@@ -111,31 +111,31 @@ class Anatomy:
     """Structures of one head.
 
     ``labels`` uint8 and ``confidence`` float32 (the largest class probability) (k, j, i) on ``grid``, isotropic LPS of
-    1 mm about the brain; ``own_labels`` uint8 (k, j, i) on the grid of the image. 0 is background, else a structure's
+    1 mm about the brain; ``image_labels`` uint8 (k, j, i) on the grid of the image. 0 is background, else a structure's
     number.
     """
 
     labels: NDArray[np.uint8]
     confidence: NDArray[np.float32]
     grid: Grid
-    own_labels: NDArray[np.uint8]
+    image_labels: NDArray[np.uint8]
 
     def mask(self, *names: str) -> NDArray[np.bool_]:
-        """On the image's own grid, where one of the named structures is; without names, the brain."""
-        return np.isin(self.own_labels, [number(name) for name in names] or BRAIN)
+        """Return the mask of the named structures, or of the brain without names, on the image's own grid."""
+        return np.isin(self.image_labels, [number(name) for name in names] or BRAIN)
 
-    def sureness(self, structure: Structure) -> float:
-        """Mean of the largest class probability where it was found; zero where nothing was."""
-        here = self.labels == structure.number
-        return float(self.confidence[here].mean()) if here.any() else 0.0
+    def mean_confidence(self, structure: Structure) -> float:
+        """Return the mean of the largest class probability in the structure; zero where it was not found."""
+        mask = self.labels == structure.number
+        return float(self.confidence[mask].mean()) if mask.any() else 0.0
 
     def volume_ml(self, *numbers: int) -> float:
-        """Of the structures with these numbers together."""
+        """Return the volume of the structures with these numbers together."""
         return float(np.isin(self.labels, numbers).sum() * np.prod(self.grid.spacing_mm) / 1000)
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
-    """Segment and measure; only the noise that the prior is tested with is random."""
+    """Segment and measure. Only the noise by which the prior is tested is random."""
     head = case["head"]
     if not isinstance(head, Volume):
         raise Refused("anatomy takes an MR image, not k-space")
@@ -146,19 +146,19 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
 
 
 def check_head(head: Volume, facts: object = None) -> None:
-    """Raise Refused unless the image can be one of a whole brain, as far as its header and its lattice tell."""
-    told = facts if isinstance(facts, dict | MappingProxyType) else {}
-    modality, part = str(told.get("modality", "MR")), str(told.get("body_part", "")).upper()
+    """Raise Refused unless header and grid allow the image to be one of a whole brain."""
+    header = facts if isinstance(facts, dict | MappingProxyType) else {}
+    modality, body_part = str(header.get("modality", "MR")), str(header.get("body_part", "")).upper()
     if modality != "MR":
         raise Refused(f"anatomy reads MR images of the head; this one's modality is {modality}")
-    if part and not any(word in part for word in HEAD_WORDS):
-        raise Refused(f"anatomy reads MR images of the head; this one's body part is {part}")
-    if parts := NO_MAGNITUDES & {str(each) for each in np.atleast_1d(told.get("image_type", ()))}:
+    if body_part and not any(known in body_part for known in HEAD_WORDS):
+        raise Refused(f"anatomy reads MR images of the head; this one's body part is {body_part}")
+    if parts := NO_MAGNITUDES & {str(each) for each in np.atleast_1d(header.get("image_type", ()))}:
         raise Refused(f"this is no magnitude but a phase image or part of the signal ({min(parts)})")
     extent_mm = [n * spacing for n, spacing in zip(head.grid.shape, head.grid.spacing_mm, strict=True)]
     if min(extent_mm) < SMALLEST_EXTENT_MM:
-        told_mm = " x ".join(f"{each:.0f}" for each in extent_mm)
-        raise Refused(f"the image covers {told_mm} mm; a brain needs at least {SMALLEST_EXTENT_MM:g} mm each way")
+        extent = " x ".join(f"{each:.0f}" for each in extent_mm)
+        raise Refused(f"the image covers {extent} mm; a brain needs at least {SMALLEST_EXTENT_MM:g} mm each way")
     if max(head.grid.spacing_mm) > LARGEST_SPACING_MM:
         raise Refused(
             f"slices {max(head.grid.spacing_mm):.1f} mm apart are too coarse; at most {LARGEST_SPACING_MM:g} mm"
@@ -168,117 +168,128 @@ def check_head(head: Volume, facts: object = None) -> None:
 
 
 def segment_head(volume: Volume, model: Model, progress: Progress = lambda fraction, step: None) -> Anatomy:
-    """Labels of ``volume`` on isotropic LPS voxels and on its own grid. Raises Refused for an empty image."""
+    """Segment ``volume`` on isotropic LPS voxels and on its own grid. Raises Refused for an empty image."""
     with torch.no_grad():
         progress(0.0, "resampling")
-        data = _from_zero(volume).to(model.device)
-        p, grid = _found(data, volume.grid, model, progress)
+        data = _shift_air_to_zero(volume).to(model.device)
+        p, grid = _find_brain(data, volume.grid, model, progress)
         fine = resampling.axis_aligned(grid, float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM)))
         if looks_twice(model):
             progress(0.5, "second look")
             fine = resampling.axis_aligned(grid, float(model.settings["spacing_mm"]) / 2)
             p, grid = look_again(p, resampling.resample(data, volume.grid, fine)[0], model), fine
         progress(0.6, "structures")
-        kept = keep_largest(p).cpu().numpy()
-        labels, confidence = _brought(p, kept, grid, fine, lambda done: progress(0.6 + 0.1 * done, "structures"))
-        own, _ = _brought(p, kept, grid, volume.grid, lambda done: progress(0.7 + 0.3 * done, "own grid"))
-    return Anatomy(labels, confidence, fine, own)
+        brain_mask = keep_largest(p).cpu().numpy()
+        labels, confidence = _resample_classes(
+            p, brain_mask, grid, fine, lambda done: progress(0.6 + 0.1 * done, "structures")
+        )
+        image_labels, _ = _resample_classes(
+            p, brain_mask, grid, volume.grid, lambda done: progress(0.7 + 0.3 * done, "own grid")
+        )
+    return Anatomy(labels, confidence, fine, image_labels)
 
 
-def _from_zero(volume: Volume) -> Tensor:
-    """The image (1, k, j, i), air about zero, so that what lies outside of it is air."""
+def _shift_air_to_zero(volume: Volume) -> Tensor:
+    """Return the image (1, k, j, i) with air at about zero, so that the zeros outside of it are air."""
     floor = np.float32(np.quantile(volume.data.ravel()[::7], 0.005))
     return torch.from_numpy(volume.data - floor)[None]
 
 
-def _found(data: Tensor, own: Grid, model: Model, progress: Progress) -> tuple[Tensor, Grid]:
-    """Class probabilities (class, k, j, i) of a window about the brain, and its grid."""
-    whole = resampling.axis_aligned(own, float(model.settings["spacing_mm"]))
-    image = resampling.resample(data, own, whole)[0]
+def _find_brain(data: Tensor, own: Grid, model: Model, progress: Progress) -> tuple[Tensor, Grid]:
+    """Return the class probabilities (class, k, j, i) of a window about the brain, and its grid."""
+    coarse = resampling.axis_aligned(own, float(model.settings["spacing_mm"]))
+    image = resampling.resample(data, own, coarse)[0]
     try:
         p, start = find(image, model, lambda done: progress(0.1 + 0.4 * done, "finding the brain"))
     except ValueError as error:
         raise Refused(str(error)) from error
-    return p, resampling.subgrid(whole, start, (p.shape[1], p.shape[2], p.shape[3]))
+    return p, resampling.subgrid(coarse, start, (p.shape[1], p.shape[2], p.shape[3]))
 
 
-def _brought(
+def _resample_classes(
     p: Tensor, mask: NDArray[np.bool_], grid: Grid, onto: Grid, progress: Callable[[float], None]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The likeliest class of each voxel of ``onto`` and its probability, averaged over the voxel's extent."""
+    """Return the likeliest class of each voxel of ``onto`` and its probability, averaged over the voxel's extent."""
     labels, confidence = np.zeros(onto.shape, np.uint8), np.zeros(onto.shape, np.float32)
     (k, j, i), shape = resampling.bounding_box(mask, grid, onto)
     for first, last in resampling.iterate_slabs(shape):
         slab = resampling.subgrid(onto, (k + first, j, i), (last - first, shape[1], shape[2]))
         share, label = resampling.resample(p, grid, slab).max(dim=0)
-        here = (slice(k + first, k + last), slice(j, j + shape[1]), slice(i, i + shape[2]))
-        labels[here], confidence[here] = label.to(torch.uint8).cpu().numpy(), share.cpu().numpy()
+        slab_slices = (slice(k + first, k + last), slice(j, j + shape[1]), slice(i, i + shape[2]))
+        labels[slab_slices], confidence[slab_slices] = label.to(torch.uint8).cpu().numpy(), share.cpu().numpy()
         progress(last / shape[0])
     return labels, confidence
 
 
 def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentation:
-    """Segments are numbered from 1 without gaps, in the order of the table."""
+    """Return the segmentation, its segments numbered from 1 without gaps in the order of the table."""
     lookup = np.zeros(COUNT + 1, np.uint8)
     segments = []
-    for n, s in enumerate(options.wanted, start=1):
+    for n, s in enumerate(options.selected_structures, start=1):
         lookup[s.number] = n
         kind = encode_structure(s)
         segments.append(Segment(n, s.name.capitalize(), ANATOMICAL_STRUCTURE, kind, s.tissue, COLORS[s.name]))
     thickness = head.slice_thickness_mm or head.grid.spacing_mm[0]
     return Segmentation(
-        "anatomy", lookup[anatomy.own_labels], head.grid, tuple(segments), "Structures of the brain", thickness
+        "anatomy", lookup[anatomy.image_labels], head.grid, tuple(segments), "Structures of the brain", thickness
     )
 
 
 def measure_structures(anatomy: Anatomy, options: Options) -> list[Finding]:
-    """Volumes in millilitres and confidences, with what they mean."""
+    """Return volumes in millilitres and confidences, with their meanings."""
     on = f"on isotropic voxels of {anatomy.grid.spacing_mm[0]:g} mm"
     brain_ml, intracranial_ml = anatomy.volume_ml(*BRAIN), anatomy.volume_ml(*range(1, COUNT + 1))
-    found: list[Finding] = [
+    measurements: list[Finding] = [
         Measurement("brain volume", brain_ml, "ml", f"Without outer CSF, {on}", site=BRAIN_CODE),
         Measurement("intracranial volume", intracranial_ml, "ml", f"Brain and CSF, {on}", site=CRANIAL_CAVITY),
     ]
-    found += [Measurement(f"{name} volume", anatomy.volume_ml(*own), "ml") for name, own in TISSUE_GROUPS.items()]
-    doubtful = []
-    for s in options.wanted:
-        sure = anatomy.sureness(s)
+    measurements += [
+        Measurement(f"{name} volume", anatomy.volume_ml(*own), "ml") for name, own in TISSUE_GROUPS.items()
+    ]
+    uncertain = []
+    for s in options.selected_structures:
+        confidence = anatomy.mean_confidence(s)
         label, site = s.name.capitalize(), encode_structure(s)
         ml, meaning = anatomy.volume_ml(s.number), "Mean of the largest class probability"
-        found.append(Measurement("volume", ml, "ml", f"Counted {on}", label, site, VOLUME))
-        found.append(Measurement("confidence", sure, "1", meaning, label, site, PROBABILITY, derivation=MEAN))
-        doubtful += [s.name] if sure < options.least_confidence else []
+        measurements.append(Measurement("volume", ml, "ml", f"Counted {on}", label, site, VOLUME))
+        measurements.append(
+            Measurement("confidence", confidence, "1", meaning, label, site, PROBABILITY, derivation=MEAN)
+        )
+        uncertain += [s.name] if confidence < options.least_confidence else []
     meaning = f"Mean largest class probability below {options.least_confidence:g} or nothing found: "
-    found.append(
+    measurements.append(
         Measurement(
-            "structures of low confidence", float(len(doubtful)), "1", meaning + (", ".join(doubtful) or "none")
+            "structures of low confidence", float(len(uncertain)), "1", meaning + (", ".join(uncertain) or "none")
         )
     )
-    return found
+    return measurements
 
 
 def score_out_of_distribution(
     anatomy: Anatomy, head: Volume, model: Model, seed: int, least_confidence: float = LEAST_CONFIDENCE
 ) -> list[Finding]:
-    """How far the head lies from those that the models were trained on, by its structures, by how many of them are sure
-    and, where the prior is at hand (helper ``mri_prior``), by its image."""
-    doubtful = sum(anatomy.sureness(s) < least_confidence for s in STRUCTURES)
+    """Measure how far the head departs from those of the training.
+
+    The measures are the volumes of its structures, the share of structures of low confidence and, where the prior is
+    loaded (helper ``mri_prior``), the prior's error on the image.
+    """
+    uncertain = sum(anatomy.mean_confidence(s) < least_confidence for s in STRUCTURES)
     volumes_ml = {s.number: anatomy.volume_ml(s.number) for s in STRUCTURES}
-    found: list[Finding] = [
+    measurements: list[Finding] = [
         Measurement(
             "anatomy deviation", out_of_distribution.anatomy_score(volumes_ml), "1",
             "Departure of the structures' volumes from the simulated heads of the training; about 1 is usual",
         ),
         Measurement(
-            "share of structures of low confidence", doubtful / len(STRUCTURES), "1",
+            "share of structures of low confidence", uncertain / len(STRUCTURES), "1",
             f"Of all structures: mean largest class probability below {least_confidence:g} or nothing found",
         ),
     ]  # fmt: skip
     if prior := model.helpers.get("mri_prior"):
-        score = out_of_distribution.denoising_score(prior.denoiser, _from_zero(head)[0].to(prior.device), seed)
-        words = "By how many standard deviations the prior of MR images recovers this one worse than simulated ones"
-        found.append(Measurement("denoising deviation", score, "1", words))
-    return found
+        score = out_of_distribution.denoising_score(prior.denoiser, _shift_air_to_zero(head)[0].to(prior.device), seed)
+        meaning = "By how many standard deviations the prior of MR images recovers this one worse than simulated ones"
+        measurements.append(Measurement("denoising deviation", score, "1", meaning))
+    return measurements
 
 
 PIPELINE = Pipeline(

@@ -1,4 +1,4 @@
-"""What a pipeline takes and what it gives: arrays with geometry and units, never a data set, never a patient.
+"""Inputs and findings of a pipeline: arrays with geometry and units, never a data set, never a patient.
 
 Conventions, stated once:
 
@@ -49,18 +49,18 @@ __all__ = [
 T = TypeVar("T")
 
 Progress = Callable[[float, str], None]
-"""Called with the done fraction in [0, 1] and a short word for the step; may raise to cancel."""
+"""Callback with the fraction done in [0, 1] and a short name of the step; may raise to cancel."""
 
 
 class Refused(Exception):
-    """The input cannot be processed honestly. The message says what, where and why, for a person to read."""
+    """Refusal of an input that cannot be processed honestly. The message says for a person what, where and why."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """An image: ``data`` float32 (k, j, i) on ``grid``, in ``unit`` (UCUM).
+    """Image: ``data`` float32 (k, j, i) on ``grid``, in ``unit`` (UCUM).
 
-    ``slice_thickness_mm``: nominal thickness of a slice, which may differ from the spacing; None: the spacing.
+    ``slice_thickness_mm``: nominal thickness of a slice, which may differ from the spacing; None means the spacing.
     """
 
     data: NDArray[np.float32]
@@ -74,14 +74,14 @@ class KSpace:
     """Cartesian multi-coil k-space, slice by slice in-plane.
 
     ``samples``: complex64 (slice, coil, a, b), exactly zero where nothing was acquired.
-    ``mask``: bool (slice, a, b), True where a sample was acquired (read from the data, never assumed).
+    ``mask``: bool (slice, a, b), True where a sample was acquired (as read from the data, never assumed).
     ``calibration``: per image axis the half-open range (start, stop) of the fully sampled block about the centre,
-    as found in the data: ((a0, a1), (b0, b1)); None when there is none.
-    ``noise``: complex64 (coil, n) of a noise pre-scan at the same receiver bandwidth; None when not sent.
+    as found in the data: ((a0, a1), (b0, b1)); None without such a block.
+    ``noise``: complex64 (coil, n) of a noise pre-scan at the same receiver bandwidth; None where none was sent.
     ``encoded_fov_mm``: field of view (a, b) that the samples encode.
-    ``grid``: that of the image to deliver (may be smaller in field of view and finer than what is encoded).
+    ``grid``: grid of the image to deliver (its field of view may be smaller and its pixels finer than encoded).
     ``slice_thickness_mm``: nominal thickness of the excited slice, which may differ from the spacing.
-    ``label``: which image of the acquisition this is ("contrast 2 of 3"); empty where it is the only one.
+    ``label``: name of this image within the acquisition ("contrast 2 of 3"); empty for the only image.
     """
 
     samples: NDArray[np.complex64]
@@ -96,16 +96,19 @@ class KSpace:
 
 @dataclass(frozen=True)
 class Sourced(Generic[T]):
-    """A value and where it was found; None: unknown, and ``where`` says why."""
+    """Value with its source; None is an unknown value, and ``source`` says why."""
 
     value: T | None = None
-    where: str = "not stated"
+    source: str = "not stated"
 
 
 @dataclass(frozen=True)
 class Covariates:
-    """What is known of the patient beside the images: ``sex`` "F" or "M"; ``e4_alleles``: of APOE, 0 to 2; ``mmse``:
-    points of 30; ``ptau217_pg_ml``: of plasma."""
+    """Facts on the patient besides the images.
+
+    ``sex``: "F" or "M"; ``e4_alleles``: APOE e4 alleles, 0 to 2; ``mmse``: points out of 30; ``ptau217_pg_ml``: in
+    plasma.
+    """
 
     age_years: Sourced[float] = Sourced()
     sex: Sourced[str] = Sourced()
@@ -116,9 +119,9 @@ class Covariates:
 
 @dataclass(frozen=True)
 class Case:
-    """One study as a pipeline sees it: named inputs and acquisition facts (no identity).
+    """One study as a pipeline sees it: named inputs and acquisition facts, without identity.
 
-    ``facts``: those of the pipeline's first input, and under the name of each further input its own.
+    ``facts``: facts of the pipeline's first input, and under the name of each further input that input's facts.
     """
 
     inputs: Mapping[str, Volume | KSpace | Covariates]
@@ -130,9 +133,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Code:
-    """A coded concept: value, coding scheme designator, meaning (PS3.16).
+    """Coded concept: value, coding scheme designator, meaning (PS3.16).
 
-    ``modifiers``: what narrows the concept: a side of CID 244, or the part of it that is meant.
+    ``modifiers``: codes that narrow the concept: a side of CID 244, or a part of the structure.
     """
 
     value: str
@@ -143,11 +146,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Image:
-    """A generated or reconstructed image series, to be stored clean and with the synthetic label in its pixels.
+    """Generated or reconstructed image series, to be stored clean and with the synthetic label in its pixels.
 
     ``modality``: "PT" or "MR" where the image shows what the input's own scan measured, of the same tracer or from its
     own k-space, and in the same quantity; it may then be stored as an object of that modality and be compared with the
-    input. Empty for anything that a model made of another contrast or modality.
+    input. Empty for any image that a model made from another contrast or modality.
     """
 
     name: str
@@ -159,9 +162,9 @@ class Image:
 
 @dataclass(frozen=True)
 class ParametricMap:
-    """A float map in real-world units (uncertainty, ratio) on the grid of its image.
+    """Float map in real-world units (uncertainty, ratio) on the grid of its image.
 
-    ``of``: that image's name, where several are on one grid.
+    ``image_name``: name of that image, where several images share one grid.
     """
 
     name: str
@@ -169,16 +172,16 @@ class ParametricMap:
     quantity: Code
     description: str
     slice_thickness_mm: float
-    of: str = ""
+    image_name: str = ""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type; ``color``: red, green, blue; without
-    one the writer chooses.
+    """One label of a segmentation: ``number`` from 1; SNOMED CT category and type.
 
-    ``site``: where in the body a finding lies (a structure is its own site); ``centre_mm``: the voxel in the middle of
-    it (x, y, z) in LPS, on which a viewer can mark it. The report's group of the same name tells both.
+    ``color``: red, green, blue; the writer chooses one for None. ``site``: place of a finding in the body (a structure
+    is its own site); ``centre_mm``: the voxel in its middle (x, y, z) in LPS, on which a viewer can mark it. The
+    report's group of the same name states both.
     """
 
     number: int
@@ -193,9 +196,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Label array uint8 (k, j, i): 0 background, else the number of one of ``segments``. May be all zero.
+    """Label array uint8 (k, j, i): 0 is background, else the number of one of ``segments``; may be all zero.
 
-    ``of``: the name of its image, where several are on one grid.
+    ``image_name``: name of its image, where several images share one grid.
     """
 
     name: str
@@ -204,12 +207,12 @@ class Segmentation:
     segments: tuple[Segment, ...]
     description: str
     slice_thickness_mm: float
-    of: str = ""
+    image_name: str = ""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a quantity lies with probability ``level``."""
+    """Range in which a quantity lies with probability ``level``."""
 
     level: float
     low: float
@@ -218,11 +221,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number about the result: ``unit`` in UCUM.
+    """Number about the result; ``unit`` in UCUM.
 
-    ``group``: the region or lesion that it belongs to, empty for the whole result; ``site``: that region's code;
-    ``quantity``: what was measured, coded where a code exists; ``derivation``: how one number was made of the many of
-    the region (CID 7464), such as their mean. In one group no two measurements have the same of both.
+    ``group``: region or lesion that the number belongs to, empty for the whole result; ``site``: code of that region;
+    ``quantity``: code of the measured quantity, where one exists; ``derivation``: how one number was made from the many
+    of the region (CID 7464), such as their mean. No two measurements of a group share both quantity and derivation.
     """
 
     name: str
@@ -238,7 +241,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the result says in words: a covariate that was used, a number withheld, an abstention."""
+    """Statement of the result in words: a covariate that was used, a number withheld, an abstention."""
 
     name: str
     text: str
@@ -249,22 +252,22 @@ Finding = Image | ParametricMap | Segmentation | Measurement | Note
 
 @dataclass(frozen=True)
 class Input:
-    """An input that a pipeline takes by name; one of covariates is there even when nothing was sent for it.
+    """Input that a pipeline takes by name; covariates are always passed, even when nothing was sent for them.
 
-    ``earlier``: it is of an earlier examination of the same patient, from another study than the results belong to.
+    ``is_prior``: the input comes from a prior examination of the patient, not from the study of the results.
     """
 
     name: str
     kind: type[Volume] | type[KSpace] | type[Covariates]
     required: bool = True
-    earlier: bool = False
+    is_prior: bool = False
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One clinical question. ``run(case, model, options, seed, progress)`` gives findings.
+    """One clinical question. ``run(case, model, options, seed, progress)`` returns findings.
 
-    ``bundle``: its own model; ``helpers``: bundles of others that it uses, which the node puts into ``model.helpers``.
+    ``bundle``: its own model; ``helpers``: further bundles that it uses, which the node puts into ``model.helpers``.
     ``options`` is an instance of ``options_type`` (a frozen pydantic model with defaults, unknown keys refused), which
     the node fills from the route.
     """

@@ -1,8 +1,8 @@
-"""Lung, fat, soft tissue and bone of the CT of a PET/CT, laid upon its PET.
+"""Lung, fat, soft tissue and bone from the CT of a PET/CT, on the grid of its PET.
 
-Nothing is moved: the two scans of one examination share a frame of reference, and a CT of another one is not used.
-Whether the bodies of both lie upon each other is seen in the images (Dice, where the CT reaches). Tissues are those of
-``model_zoo.ct_tissues``: they hold for regional numbers, and for a network that was trained with them.
+The CT is not moved: the two scans of one examination share a frame of reference, and a CT of another frame is not used.
+The images show whether the two bodies coincide (Dice, within the CT's field of view). The tissues are those of
+``model_zoo.ct_tissues``; they serve for regional numbers, and for a network that was trained with them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ BEYOND_SKULL_MM = 40.0
 
 @dataclass(frozen=True)
 class CtTissues:
-    """``on_pet`` uint8 (k, j, i): numbers of ``CT_TISSUES`` on ``grid``, the PET's. ``dice``: of the two bodies.
+    """Tissues by CT number on a PET.
 
-    ``same_frame``: whether both name one frame of reference; None where it is not known. ``contrast``: agent was given.
+    ``on_pet`` uint8 (k, j, i): numbers of ``CT_TISSUES`` on ``grid``, the PET's. ``dice``: of the two bodies.
+    ``same_frame``: True where both name one frame of reference; None where unknown. ``contrast``: True where a contrast
+    agent was given.
     """
 
     on_pet: NDArray[np.uint8]
@@ -44,41 +46,43 @@ class CtTissues:
 
     @property
     def is_registered(self) -> bool:
+        """True where CT and PET coincide well enough for the tissues to be used."""
         return self.dice >= LEAST_DICE and self.same_frame is not False
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What a network may know of it."""
+    def tissue_names(self) -> tuple[str, ...]:
+        """Names of the tissues that a network may be given."""
         return NAMES
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         if self.same_frame is False:
             return "The CT has another frame of reference (0020,0052) than the PET and was not used."
         if not self.is_registered:
             return f"The body of the CT does not lie upon that of the PET (Dice {self.dice:.2f}): it was not used."
         agent = " Contrast agent was given: bone may hold vessels." if self.contrast else ""
-        head = " Of the head the network was told nothing by CT." if _of_the_head(self.on_pet, self.grid).any() else ""
+        has_head = bool(_find_head_planes(self.on_pet, self.grid).any())
+        head = " Of the head the network was told nothing by CT." if has_head else ""
         return (
             f"Tissues by CT number, from the CT of the examination (Dice of the bodies {self.dice:.2f}).{agent}{head}"
         )
 
-    def maps(self, names: Sequence[str], onto: Grid) -> Tensor:
-        """Shares of the tissues of that name (r, k, j, i) on a lattice; zero where a name is none by CT, and in heads.
+    def resample_fractions(self, names: Sequence[str], onto: Grid) -> Tensor:
+        """Return the fractions (r, k, j, i) of the named tissues on a grid; zero for other names, and in heads.
 
-        Networks learn CT numbers in torsos: told that all within a skull is one soft tissue, they make the brain one
-        (2 dB worse than told nothing at half the dose, 1 dB at a tenth).
+        Networks learn CT numbers in torsos: a map with one soft tissue within the skull makes them restore the brain as
+        one tissue (2 dB worse than without maps at half the dose, 1 dB at a tenth).
         """
-        found = torch.zeros((len(names), *onto.shape))
-        torso = ~_of_the_head(self.on_pet, self.grid)[:, None, None]
+        fractions = torch.zeros((len(names), *onto.shape))
+        torso = ~_find_head_planes(self.on_pet, self.grid)[:, None, None]
         for tissue in CT_TISSUES:
             if tissue.name in names:
                 mask = torch.from_numpy((self.on_pet == tissue.number) & torso).float()[None]
-                found[names.index(tissue.name)] = resampling.resample(mask, self.grid, onto)[0]
-        return found
+                fractions[names.index(tissue.name)] = resampling.resample(mask, self.grid, onto)[0]
+        return fractions
 
-    def structures(self) -> list[Region]:
-        """Every tissue on the PET's grid."""
+    def list_regions(self) -> list[Region]:
+        """Return every tissue on the PET's grid."""
         return [
             Region(each.name, self.on_pet == each.number, Code(each.code_value, "SCT", each.code_meaning))
             for each in CT_TISSUES
@@ -86,40 +90,43 @@ class CtTissues:
 
 
 def find_ct_tissues(ct: Volume, pet: Volume, facts: Mapping[str, Any]) -> CtTissues:
-    """Classify ``ct`` (``facts``: of its series) and lay it upon ``pet``. Raises Refused where it is no CT in HU."""
+    """Classify ``ct`` on the grid of ``pet``. Raises Refused where it is no CT in HU.
+
+    ``facts``: facts of the CT series.
+    """
     if facts.get("modality", "CT") != "CT" or ct.unit != "[hnsf'U]":
         raise Refused(f"the input ct is {facts.get('modality', 'an image')} in {ct.unit}, not a CT in Hounsfield units")
     labels = resampling.resample_labels(classify(ct.data), ct.grid, pet.grid, len(NAMES))
-    seen = find_body(pet)
-    labels[(labels == LUNG) & ~seen] = 0  # the foam of the couch has its CT number
+    pet_body = find_body(pet)
+    labels[(labels == LUNG) & ~pet_body] = 0  # the foam of the couch has its CT number
     labels = without_skin(labels)
-    body = _body(labels, seen)
+    body = _find_body(labels, pet_body)
     labels[~body] = 0
-    dice = _dice(body, seen, _field(ct.grid, pet.grid))
+    dice = _dice(body, pet_body, _field_of_view(ct.grid, pet.grid))
     return CtTissues(labels, pet.grid, dice, facts.get("same_frame"), bool(facts.get("contrast_agent")))
 
 
-def _of_the_head(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.bool_]:
-    """Planes (k,) within 4 cm of one on which bone encloses at least 40 cm^2: the skull, and no other bone."""
+def _find_head_planes(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.bool_]:
+    """Return the planes (k,) within 4 cm of one on which bone encloses at least 40 cm^2, as only the skull does."""
     area_mm2 = grid.spacing_mm[1] * grid.spacing_mm[2]
     bone = labels == BONE
     enclosed = [ndimage.binary_fill_holes(ndimage.binary_closing(plane)) & ~plane for plane in bone]
     skull = np.array([plane.sum() * area_mm2 >= ENCLOSED_MM2 for plane in enclosed])
     reach = round(BEYOND_SKULL_MM / grid.spacing_mm[0])
-    found: NDArray[np.bool_] = ndimage.binary_dilation(skull, iterations=reach) if reach else skull
-    return found
+    planes: NDArray[np.bool_] = ndimage.binary_dilation(skull, iterations=reach) if reach else skull
+    return planes
 
 
-def _body(labels: NDArray[np.uint8], seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pieces of tissue, with what they enclose in each slice, that lie in the PET's body: the couch does not."""
+def _find_body(labels: NDArray[np.uint8], pet_body: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pieces of tissue, filled slice by slice, that lie in the PET's body, as the couch does not."""
     filled = np.stack([ndimage.binary_fill_holes(plane) for plane in labels > 0])
     pieces, count = ndimage.label(ndimage.binary_opening(filled, np.ones((1, 3, 3), bool)))
-    shares = np.asarray(ndimage.mean(seen, pieces, range(1, count + 1)))
+    shares = np.asarray(ndimage.mean(pet_body, pieces, range(1, count + 1)))
     return np.isin(pieces, 1 + np.flatnonzero(shares > 0.5))
 
 
-def _field(ct: Grid, onto: Grid) -> NDArray[np.bool_]:
-    """Where the CT reaches."""
+def _field_of_view(ct: Grid, onto: Grid) -> NDArray[np.bool_]:
+    """Return the mask of the voxels of ``onto`` that lie in the field of view of the CT."""
     to_ct = np.linalg.solve(ct.affine_mm, onto.affine_mm)
     k, j, i = np.ogrid[tuple(slice(n) for n in onto.shape)]
     reached = np.ones(onto.shape, bool)
@@ -129,7 +136,7 @@ def _field(ct: Grid, onto: Grid) -> NDArray[np.bool_]:
     return reached
 
 
-def _dice(body: NDArray[np.bool_], seen: NDArray[np.bool_], field: NDArray[np.bool_]) -> float:
-    """Of the two bodies within the field; 0 where it holds neither."""
-    sizes = int((body & field).sum()) + int((seen & field).sum())
-    return 2 * int((body & seen & field).sum()) / sizes if sizes else 0.0
+def _dice(body: NDArray[np.bool_], pet_body: NDArray[np.bool_], field: NDArray[np.bool_]) -> float:
+    """Return the Dice coefficient of the two bodies within the field; 0 where it holds neither."""
+    sizes = int((body & field).sum()) + int((pet_body & field).sum())
+    return 2 * int((body & pet_body & field).sum()) / sizes if sizes else 0.0

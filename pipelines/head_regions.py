@@ -1,8 +1,8 @@
-"""Structures of the head from an MR, laid upon a PET of the same head by a rigid movement.
+"""Structures of the head from an MR, registered rigidly to a PET of the same head.
 
-The movement is the one for which three tissues, moved and blurred as PET is, explain the PET best: the share R^2 of its
-variance that a linear fit on them leaves no residual of (a correlation ratio, Roche et al. 1998). The fit takes any
-tracer, for it assumes nothing of which tissue is brighter.
+The motion is the one for which three tissues, moved and blurred as PET is, explain the PET best: the share R^2 of its
+variance that a linear fit on them explains (a correlation ratio, Roche et al. 1998). The fit takes any tracer, for it
+assumes no order of brightness among the tissues.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.uptake import Region
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
-__all__ = ["HeadRegions", "find_head_regions", "register_to_pet"]
+__all__ = ["HeadRegions", "centre_of_mass_mm", "find_head_regions", "register_to_pet", "rigid_motion"]
 
 COARSE_MM = 5.0
 AROUND_MM = 20.0
@@ -40,9 +40,10 @@ LARGEST_SHIFT_MM = 40.0
 
 @dataclass(frozen=True)
 class HeadRegions:
-    """``labels`` uint8 (k, j, i) on ``grid``, which was moved onto the PET; ``on_pet``: the same on the PET's grid.
+    """Structures of a head, registered to a PET.
 
-    ``explained``: R^2; ``shift_mm``: how far the brain's middle was moved. ``lies_upon``: whether to be used.
+    ``labels`` uint8 (k, j, i) on ``grid``, which was moved onto the PET; ``on_pet``: the same on the PET's grid.
+    ``explained``: R^2; ``shift_mm``: displacement of the brain's middle.
     """
 
     labels: NDArray[np.uint8]
@@ -53,22 +54,25 @@ class HeadRegions:
 
     @property
     def is_registered(self) -> bool:
+        """True where the registration is good enough for the regions to be used."""
         return self.explained >= LEAST_EXPLAINED and self.shift_mm <= LARGEST_SHIFT_MM
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What a network may know of it."""
+    def tissue_names(self) -> tuple[str, ...]:
+        """Names of the tissues that a network may be given."""
         return tuple(TISSUE_GROUPS)
 
     @property
-    def words(self) -> str:
-        told = f"moved by {self.shift_mm:.1f} mm the tissues explain {100 * self.explained:.0f} % of the PET's variance"
+    def description(self) -> str:
+        facts = (
+            f"moved by {self.shift_mm:.1f} mm the tissues explain {100 * self.explained:.0f} % of the PET's variance"
+        )
         if self.is_registered:
-            return f"Regions are the structures of the MR, which was registered rigidly: {told}."
-        return f"The MR could not be laid upon the PET ({told}): no regions were used."
+            return f"Regions are the structures of the MR, which was registered rigidly: {facts}."
+        return f"The MR could not be laid upon the PET ({facts}): no regions were used."
 
-    def maps(self, names: Sequence[str], onto: Grid) -> Tensor:
-        """Shares of the tissues of that name (r, k, j, i) on a lattice; zero where a name is no tissue of the head."""
+    def resample_fractions(self, names: Sequence[str], onto: Grid) -> Tensor:
+        """Return the fractions (r, k, j, i) of the named tissues on a grid; zero for names that are no head tissue."""
         shares = torch.zeros((len(names), *onto.shape))
         for tissue, numbers in TISSUE_GROUPS.items():
             if tissue in names:
@@ -76,50 +80,53 @@ class HeadRegions:
                 shares[names.index(tissue)] = resampling.resample(mask, self.grid, onto)[0]
         return shares
 
-    def structures(self) -> list[Region]:
-        """Every structure, and the brain as a whole, on the PET's grid."""
-        found = [Region(s.name, self.on_pet == s.number, encode_structure(s)) for s in STRUCTURES]
-        return [Region("brain", np.isin(self.on_pet, BRAIN), BRAIN_CODE), *found]
+    def list_regions(self) -> list[Region]:
+        """Return the brain as a whole and every structure, on the PET's grid."""
+        regions = [Region(s.name, self.on_pet == s.number, encode_structure(s)) for s in STRUCTURES]
+        return [Region("brain", np.isin(self.on_pet, BRAIN), BRAIN_CODE), *regions]
 
 
 def find_head_regions(mr: Volume, pet: Volume, model: Model, progress: Progress) -> HeadRegions:
-    """Find the structures of ``mr`` and lay them upon ``pet``. Raises Refused where ``mr`` is no image of a head."""
+    """Find the structures of ``mr`` and register them to ``pet``. Raises Refused where ``mr`` is no image of a head."""
     anatomy.check_head(mr)
-    found = anatomy.segment_head(mr, model, lambda done, step: progress(0.8 * done, step))
+    head = anatomy.segment_head(mr, model, lambda done, step: progress(0.8 * done, step))
     progress(0.8, "registration")
-    movement, explained, shift_mm = register_to_pet(found.labels, found.grid, pet)
-    moved = Grid(found.grid.shape, movement @ found.grid.affine_mm)
-    on_pet = resampling.resample_labels(found.labels, moved, pet.grid, COUNT)
-    return HeadRegions(found.labels, moved, on_pet, explained, shift_mm)
+    motion, explained, shift_mm = register_to_pet(head.labels, head.grid, pet)
+    moved = Grid(head.grid.shape, motion @ head.grid.affine_mm)
+    on_pet = resampling.resample_labels(head.labels, moved, pet.grid, COUNT)
+    return HeadRegions(head.labels, moved, on_pet, explained, shift_mm)
 
 
 def register_to_pet(labels: NDArray[np.uint8], grid: Grid, pet: Volume) -> tuple[NDArray[np.float64], float, float]:
-    """``(movement, R^2, shift in mm)``: the movement (4, 4) in LPS mm takes ``labels`` to the PET."""
+    """Return ``(motion, R^2, shift in mm)``; the motion (4, 4) in LPS mm takes ``labels`` to the PET."""
     tissues = torch.stack([torch.from_numpy(np.isin(labels, own)).float() for own in TISSUE_GROUPS.values()])
-    middle = _middle_mm(labels, grid)
-    window = _window(labels, grid)
+    middle = centre_of_mass_mm(labels, grid)
+    window = _coarse_window(labels, grid)
     image = resampling.resample(torch.from_numpy(pet.data)[None], pet.grid, window)[0]
     coarse = resampling.resample(tissues, grid, window)
-    blurred = torch.from_numpy(_blurred(coarse.numpy()))
+    blurred = torch.from_numpy(_blur_as_pet(coarse.numpy()))
     best = np.zeros(6)
-    for wider_mm, fine in ((8.0, 0.1), (0.0, 0.02)):
-        y, x = _wider(image[None], wider_mm)[0], _wider(blurred, wider_mm)
+    for blur_mm, tolerance in ((8.0, 0.1), (0.0, 0.02)):
+        y, x = _blur(image[None], blur_mm)[0], _blur(blurred, blur_mm)
 
-        def unexplained(p: NDArray[np.float64], x: Tensor = x, y: Tensor = y) -> float:
-            return 1 - _explained(x, y, window, np.asarray(np.linalg.inv(_movement(p, middle)), np.float64))
+        def residual_variance(p: NDArray[np.float64], x: Tensor = x, y: Tensor = y) -> float:
+            return 1 - _explained_variance(x, y, window, np.asarray(np.linalg.inv(rigid_motion(p, middle)), np.float64))
 
-        best = optimize.minimize(unexplained, best, method="Powell", options={"xtol": fine, "ftol": 1e-4 * fine}).x
-    return _movement(best, middle), 1 - unexplained(best), float(np.linalg.norm(best[:3]) * 10)
+        best = optimize.minimize(
+            residual_variance, best, method="Powell", options={"xtol": tolerance, "ftol": 1e-4 * tolerance}
+        ).x
+    return rigid_motion(best, middle), 1 - residual_variance(best), float(np.linalg.norm(best[:3]) * 10)
 
 
-def _middle_mm(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.float64]:
-    k, j, i = (float(places.mean()) for places in np.nonzero(labels))
+def centre_of_mass_mm(labels: NDArray[np.uint8], grid: Grid) -> NDArray[np.float64]:
+    """Return the mean place (x, y, z) of all labelled voxels, LPS."""
+    k, j, i = (float(index.mean()) for index in np.nonzero(labels))
     return np.asarray((grid.affine_mm @ [i, j, k, 1])[:3])
 
 
-def _window(labels: NDArray[np.uint8], grid: Grid) -> Grid:
-    """Coarse voxels about the brain and what lies around it."""
-    k, j, i = (np.array([places.min(), places.max()]) for places in np.nonzero(labels))
+def _coarse_window(labels: NDArray[np.uint8], grid: Grid) -> Grid:
+    """Return the grid of coarse voxels about the brain and its surroundings."""
+    k, j, i = (np.array([index.min(), index.max()]) for index in np.nonzero(labels))
     corners = grid.affine_mm @ np.array(np.meshgrid(i, j, k, [1], indexing="ij")).reshape(4, -1)
     low, high = corners[:3].min(axis=1) - AROUND_MM, corners[:3].max(axis=1) + AROUND_MM
     n = np.ceil((high - low) / COARSE_MM).astype(int) + 1
@@ -128,18 +135,21 @@ def _window(labels: NDArray[np.uint8], grid: Grid) -> Grid:
     return Grid((int(n[2]), int(n[1]), int(n[0])), affine)
 
 
-def _blurred(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _blur_as_pet(x: NDArray[np.float32]) -> NDArray[np.float32]:
     sd = PET_FWHM_MM / 2.355 / COARSE_MM
     return np.asarray(ndimage.gaussian_filter(x, (0, sd, sd, sd)), np.float32)
 
 
-def _wider(x: Tensor, sd_mm: float) -> Tensor:
+def _blur(x: Tensor, sd_mm: float) -> Tensor:
     sd = sd_mm / COARSE_MM
     return torch.from_numpy(ndimage.gaussian_filter(x.numpy(), (0, sd, sd, sd))) if sd_mm else x
 
 
-def _movement(p: NDArray[np.float64], middle: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of six numbers near one: shifts in cm, rotations about the patient's axes through ``middle`` in tenths of rad."""
+def rigid_motion(p: NDArray[np.float64], middle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rigid motion (4, 4) of six parameters of order one.
+
+    ``p``: shifts in cm, then rotations about the patient's axes through ``middle`` in tenths of a radian.
+    """
     (a, b, c), r = p[3:] / 10, np.eye(4)
     x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
     y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
@@ -149,9 +159,9 @@ def _movement(p: NDArray[np.float64], middle: NDArray[np.float64]) -> NDArray[np
     return r
 
 
-def _explained(x: Tensor, y: Tensor, window: Grid, back: NDArray[np.float64]) -> float:
-    """R^2 of ``y`` (k, j, i) on a constant and ``x`` (t, k, j, i) read at the places that ``back`` leads to."""
-    to_index = np.linalg.inv(window.affine_mm) @ back @ window.affine_mm
+def _explained_variance(x: Tensor, y: Tensor, window: Grid, inverse: NDArray[np.float64]) -> float:
+    """Return R^2 of ``y`` (k, j, i) on a constant and ``x`` (t, k, j, i), sampled at the places ``inverse`` maps to."""
+    to_index = np.linalg.inv(window.affine_mm) @ inverse @ window.affine_mm
     size = np.array(window.shape[::-1])
     scaled = np.diag([*(2 / (size - 1)), 1.0])
     scaled[:3, 3] = -1

@@ -216,11 +216,11 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
         ParametricMap(
             _words("standard deviation", k), sd, STANDARD_DEVIATION,
             _titled(k, f"Standard deviation of {options.samples} posterior samples, pooled over neighbours"),
-            k.slice_thickness_mm, of=name,
+            k.slice_thickness_mm, image_name=name,
         ),
         Segmentation(
             _words("low confidence", k), labels, k.grid, (segment,),
-            _titled(k, "Region where the data leave the image uncertain"), k.slice_thickness_mm, of=name,
+            _titled(k, "Region where the data leave the image uncertain"), k.slice_thickness_mm, image_name=name,
         ),
     ]  # fmt: skip
 

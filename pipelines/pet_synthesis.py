@@ -305,7 +305,7 @@ def _notes(stated: contract.Covariates, options: Options, model: Model, withheld
     for name, (title, unit) in TITLES.items():
         each = getattr(stated, name)
         value = "unknown" if each.value is None else f"{each.value:g} {unit}" if unit else str(each.value)
-        notes.append(Note(f"covariate: {title}", f"{value} ({each.where})"))
+        notes.append(Note(f"covariate: {title}", f"{value} ({each.source})"))
     for target, tracer in zip(TARGETS, options.tracers, strict=True):
         low, high = WINDOWS_MIN[tracer]
         notes.append(Note(f"{target} tracer", f"{tracer}, as {low} to {high} minutes after injection (option)"))

@@ -1,4 +1,4 @@
-"""Arrays from one lattice to another, linearly, anywhere in the patient.
+"""Linear resampling of arrays from one grid to another, anywhere in the patient.
 
 A coarse voxel is the mean over its extent, a fine one the value at its centre; outside the array values are zero.
 """
@@ -21,7 +21,7 @@ _VOXELS_AT_ONCE = 1_000_000
 
 
 def axis_aligned(grid: Grid, spacing_mm: float) -> Grid:
-    """The lattice of isotropic voxels along the patient's axes (LPS) that just covers the voxels of ``grid``."""
+    """Return the grid of isotropic voxels along the patient's axes (LPS) that just covers the voxels of ``grid``."""
     low, high = _extent_mm(grid)
     i, j, k = np.maximum(np.ceil((high - low) / spacing_mm - 1e-3), 1).astype(int)
     affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
@@ -30,7 +30,7 @@ def axis_aligned(grid: Grid, spacing_mm: float) -> Grid:
 
 
 def _extent_mm(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Smallest and largest LPS coordinates of the voxels, borders included."""
+    """Return the smallest and largest LPS coordinates of the voxels, borders included."""
     k, j, i = grid.shape
     corners = np.array([[x, y, z, 1] for x in (-0.5, i - 0.5) for y in (-0.5, j - 0.5) for z in (-0.5, k - 0.5)])
     places = (corners @ grid.affine_mm.T)[:, :3]
@@ -38,14 +38,14 @@ def _extent_mm(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def subgrid(grid: Grid, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Grid:
-    """The lattice of ``shape`` whose first voxel is voxel ``start`` (k, j, i) of ``grid``; either may lie outside."""
+    """Return the grid of ``shape`` whose first voxel is voxel ``start`` (k, j, i) of ``grid``; it may reach outside."""
     affine = grid.affine_mm.copy()
     affine[:, 3] = grid.affine_mm @ [start[2], start[1], start[0], 1]
     return Grid(shape, affine)
 
 
 def bounding_box(mask: NDArray[np.bool_], grid: Grid, onto: Grid) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Start and shape (k, j, i) of the voxels of ``onto`` that can touch a voxel of ``grid`` where ``mask`` is true.
+    """Return start and shape (k, j, i) of the box in ``onto`` that can touch a voxel of ``grid`` inside ``mask``.
 
     The shape is zero where the mask is empty or lies outside.
     """
@@ -53,57 +53,59 @@ def bounding_box(mask: NDArray[np.bool_], grid: Grid, onto: Grid) -> tuple[tuple
         return (0, 0, 0), (0, 0, 0)
     ends = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))[[0, -1]] for axis in (2, 1, 0)]
     corners = np.array(np.meshgrid(*[(low - 1, high + 1) for low, high in ends], [1], indexing="ij")).reshape(4, -1)
-    found = (np.linalg.inv(onto.affine_mm) @ grid.affine_mm @ corners)[:3][::-1]
+    indices = (np.linalg.inv(onto.affine_mm) @ grid.affine_mm @ corners)[:3][::-1]
     size = np.array(onto.shape)
-    start = np.clip(np.floor(found.min(axis=1)).astype(int), 0, size)
-    stop = np.clip(np.ceil(found.max(axis=1)).astype(int) + 1, 0, size)
+    start = np.clip(np.floor(indices.min(axis=1)).astype(int), 0, size)
+    stop = np.clip(np.ceil(indices.max(axis=1)).astype(int) + 1, 0, size)
     shape = stop - start if (stop > start).all() else np.zeros(3, int)
     return (int(start[0]), int(start[1]), int(start[2])), (int(shape[0]), int(shape[1]), int(shape[2]))
 
 
 def iterate_slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
-    """Ranges of slices that hold about a million voxels each."""
+    """Yield ranges of slices that hold about a million voxels each."""
     thick = max(_VOXELS_AT_ONCE // max(shape[1] * shape[2], 1), 1)
     for start in range(0, shape[0], thick):
         yield start, min(start + thick, shape[0])
 
 
 def resample(x: Tensor, grid: Grid, onto: Grid) -> Tensor:
-    """``x`` float (c, k, j, i) on ``grid`` -> (c, k, j, i) on ``onto``, on the device of ``x``."""
-    counts = [max(round(b / a), 1) for a, b in zip(_own_spacing(grid, onto), onto.spacing_mm, strict=True)]
-    found = x.new_zeros((x.shape[0], *onto.shape))
+    """Resample ``x``, float (c, k, j, i) on ``grid``, to (c, k, j, i) on ``onto``, on the device of ``x``."""
+    counts = [max(round(b / a), 1) for a, b in zip(_spacing_along(grid, onto), onto.spacing_mm, strict=True)]
+    total = x.new_zeros((x.shape[0], *onto.shape))
     for offset in np.ndindex(*counts):
         shift = [(n + 0.5) / count - 0.5 for n, count in zip(offset, counts, strict=True)]
-        found += functional.grid_sample(x[None], _places(grid, onto, shift, x), mode="bilinear", align_corners=True)[0]
-    return found / float(np.prod(counts))
+        total += functional.grid_sample(
+            x[None], _sampling_places(grid, onto, shift, x), mode="bilinear", align_corners=True
+        )[0]
+    return total / float(np.prod(counts))
 
 
 def resample_labels(labels: NDArray[np.uint8], grid: Grid, onto: Grid, count: int) -> NDArray[np.uint8]:
-    """The label, of 1 to ``count``, that more than half of each voxel of ``onto`` has, or 0."""
-    found = np.zeros(onto.shape, np.uint8)
+    """Return the label, from 1 to ``count``, that fills more than half of each voxel of ``onto``, or 0."""
+    result = np.zeros(onto.shape, np.uint8)
     (k, j, i), shape = bounding_box(labels > 0, grid, onto)
     if 0 in shape:
-        return found
-    there = subgrid(onto, (k, j, i), shape)
+        return result
+    box = subgrid(onto, (k, j, i), shape)
     best = torch.full(shape, 0.5)
-    here = np.zeros(shape, np.uint8)
+    labels_in_box = np.zeros(shape, np.uint8)
     for number in range(1, count + 1):
-        share = resample(torch.from_numpy(labels == number).float()[None], grid, there)[0]
-        here[(share > best).numpy()] = number
+        share = resample(torch.from_numpy(labels == number).float()[None], grid, box)[0]
+        labels_in_box[(share > best).numpy()] = number
         best = torch.maximum(best, share)
-    found[k : k + shape[0], j : j + shape[1], i : i + shape[2]] = here
-    return found
+    result[k : k + shape[0], j : j + shape[1], i : i + shape[2]] = labels_in_box
+    return result
 
 
-def _own_spacing(grid: Grid, onto: Grid) -> list[float]:
-    """Distance between planes of ``grid`` along each axis (k, j, i) of ``onto``, in millimetres."""
+def _spacing_along(grid: Grid, onto: Grid) -> list[float]:
+    """Return the distance in millimetres between planes of ``grid`` along each axis (k, j, i) of ``onto``."""
     axes = onto.affine_mm[:3, :3] / np.linalg.norm(onto.affine_mm[:3, :3], axis=0)
     steps = np.linalg.solve(grid.affine_mm[:3, :3], axes)  # voxels of grid per millimetre
     return [float(1 / np.abs(steps[:, axis]).max()) for axis in (2, 1, 0)]
 
 
-def _places(grid: Grid, onto: Grid, shift: list[float], like: Tensor) -> Tensor:
-    """Where the voxels of ``onto``, moved by ``shift`` of a voxel (k, j, i), lie in ``grid``: for grid_sample."""
+def _sampling_places(grid: Grid, onto: Grid, shift: list[float], like: Tensor) -> Tensor:
+    """Return for grid_sample where the voxels of ``onto``, moved by ``shift`` of a voxel (k, j, i), lie in ``grid``."""
     to_index = np.linalg.solve(grid.affine_mm, onto.affine_mm)
     scale = 2 / np.maximum(np.array(grid.shape[::-1]) - 1, 1)
     matrix = torch.as_tensor(to_index[:3, :3] * scale[:, None], dtype=torch.float32, device=like.device)

@@ -167,7 +167,7 @@ def _spacing_mm(grid: Grid, model: Model) -> float:
 def _restore(pet: Volume, laid: Laid, model: Model, options: Options, progress: Callable[[float], None]) -> _Restored:
     lattice = make_isotropic_transform(pet.grid, _spacing_mm(pet.grid, model))
     spacing_mm = lattice.grid.spacing_mm[0]
-    low = lattice.there(torch.from_numpy(pet.data).to(model.device))
+    low = lattice.to_isotropic(torch.from_numpy(pet.data).to(model.device))
     mean, sd = standard_dose.restore(
         model.network,
         low,
@@ -182,7 +182,7 @@ def _restore(pet: Volume, laid: Laid, model: Model, options: Options, progress: 
 
 
 def _back(lattice: IsotropicTransform, x: Tensor, *, linear: bool = False) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = lattice.back(x.float(), linear=linear).cpu().numpy()
+    found: NDArray[np.float32] = lattice.from_isotropic(x.float(), linear=linear).cpu().numpy()
     return found
 
 
@@ -191,8 +191,8 @@ def _told(laid: Laid, lattice: IsotropicTransform, model: Model) -> Tensor | Non
     names = list(model.settings.get("regions", ()))
     told: Tensor | None = None
     for each in laid:
-        if each.is_registered and set(each.names) & set(names):
-            maps = each.maps(names, lattice.grid)
+        if each.is_registered and set(each.tissue_names) & set(names):
+            maps = each.resample_fractions(names, lattice.grid)
             told = maps if told is None else told + maps * (1 - told.sum(dim=0))
     return told.to(model.device) if told is not None and bool(told.any()) else None
 
@@ -213,7 +213,7 @@ def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Op
 def _regions(body: NDArray[np.bool_], laid: Laid) -> list[Region]:
     return [
         Region("body", body, BODY),
-        *(region for each in laid if each.is_registered for region in each.structures()),
+        *(region for each in laid if each.is_registered for region in each.list_regions()),
     ]
 
 
@@ -318,7 +318,7 @@ def _notes(facts: Mapping[str, Any], options: Options, laid: Laid) -> list[Findi
             Note("attenuation", "Corrected Image (0028,0051) is not stated; attenuation correction is assumed.")
         )
     none = "No MR of the head and no CT came with the study: the network was told no regions."
-    return [*found, Note("regions", " ".join(each.words for each in laid) or none)]
+    return [*found, Note("regions", " ".join(each.description for each in laid) or none)]
 
 
 PIPELINE = Pipeline(

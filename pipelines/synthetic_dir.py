@@ -94,8 +94,8 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     ]
     if prior:
         before = estimate_dir(*prior, model, passes, lambda done, step: progress(0.5 + 0.5 * done, f"prior: {step}"))
-        earlier = lesions.find_lesions(before, options.thresholds)
-        changed = longitudinal.compare_examinations(e, found, before, earlier, options.thresholds, seed)
+        is_prior = lesions.find_lesions(before, options.thresholds)
+        changed = longitudinal.compare_examinations(e, found, before, is_prior, options.thresholds, seed)
         results += longitudinal.report_change(e, changed, flair.grid, thickness_mm)
     return results
 
@@ -204,8 +204,8 @@ PIPELINE = Pipeline(
     inputs=(
         Input("flair", Volume),
         Input("t1w", Volume, required=False),
-        Input("prior_flair", Volume, required=False, earlier=True),
-        Input("prior_t1w", Volume, required=False, earlier=True),
+        Input("prior_flair", Volume, required=False, is_prior=True),
+        Input("prior_t1w", Volume, required=False, is_prior=True),
     ),
     bundle="synthetic_dir",
     options_type=Options,

@@ -83,7 +83,7 @@ def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 def test_on_the_networks_own_lattice_every_voxel_is_right(model: Model) -> None:
     image, structure = _lopsided()
     found = anatomy.segment_head(Volume(image, upright()), model)
-    assert np.array_equal(found.own_labels, structure)
+    assert np.array_equal(found.image_labels, structure)
     assert found.volume_ml(number("csf")) == pytest.approx((structure == number("csf")).sum() * ML)
     assert found.mask("csf").sum() == (structure == number("csf")).sum()
     assert not (found.mask() & (structure == number("csf"))).any()
@@ -100,9 +100,9 @@ def test_structures_are_found_where_they_are_in_any_orientation(
     structure = _lopsided()[1]
     truth = _taken(structure, grid)
     found = anatomy.segment_head(Volume(levels(truth), grid), model)
-    assert _dice(found.own_labels > 0, truth > 0) > 0.9
+    assert _dice(found.image_labels > 0, truth > 0) > 0.9
     for name in LARGE:
-        assert _dice(found.own_labels == number(name), truth == number(name)) > 0.6, name
+        assert _dice(found.image_labels == number(name), truth == number(name)) > 0.6, name
         share = found.volume_ml(number(name)) / ((structure == number(name)).sum() * ML)
         assert 0.6 < share < 1.4, name
 
@@ -111,7 +111,7 @@ def test_what_hangs_apart_from_the_brain_is_dropped(model: Model) -> None:
     image, structure = phantom()
     image[:3, :3, :3] = 1.0
     found = anatomy.segment_head(Volume(image, upright()), model)
-    assert np.array_equal(found.own_labels, structure)
+    assert np.array_equal(found.image_labels, structure)
 
 
 def _run(model: Model, **options: Any) -> tuple[Segmentation, dict[str, Measurement]]:
@@ -351,9 +351,9 @@ def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: Model, kit:
     thick = Volume(data.astype(np.float32), Grid(data.shape, affine))
     one, other = (anatomy.segment_head(volume, shipped) for volume in (thin, thick))
     _plausible(other)
-    middle = one.own_labels[3 : count * 7 : 7]
+    middle = one.image_labels[3 : count * 7 : 7]
     brain = [s.number for s in STRUCTURES if s.name != "csf"]
-    assert _dice(np.isin(middle, brain), np.isin(other.own_labels, brain)) > 0.9
+    assert _dice(np.isin(middle, brain), np.isin(other.image_labels, brain)) > 0.9
 
 
 def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path) -> None:
@@ -374,7 +374,7 @@ def test_the_same_network_for_a_scaled_image(model: Model) -> None:
     image, _ = phantom()
     one = anatomy.segment_head(Volume(image, upright()), model)
     other = anatomy.segment_head(replace(Volume(image, upright()), data=image * 40 + 1000), model)
-    assert np.array_equal(one.own_labels, other.own_labels)
+    assert np.array_equal(one.image_labels, other.image_labels)
 
 
 def test_run_takes_every_series_of_a_folder_and_leaves_what_is_no_image(

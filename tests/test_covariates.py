@@ -62,8 +62,8 @@ def test_without_a_readable_age_birth_and_study_dates_tell_it(age: str | None) -
             ds.PatientAge = age
     found = covariates.resolve([ds]).age_years
     assert found.value == pytest.approx(76.0, abs=0.05)
-    assert "Birth Date" in found.where
-    assert ("is no Age String" in found.where) == (age == "42")
+    assert "Birth Date" in found.source
+    assert ("is no Age String" in found.source) == (age == "42")
 
 
 def test_age_and_dates_that_contradict_each_other_are_refused() -> None:
@@ -108,7 +108,7 @@ def test_a_sex_that_no_code_has_is_unknown_and_not_quoted(sex: str) -> None:
 def test_a_patient_of_whom_nothing_is_known_is_unknown_with_the_reason() -> None:
     found = covariates.resolve([source("mr", PatientBirthDate="", PatientSex="O")])
     assert found.age_years.value is None
-    assert "nor are birth and study dates" in found.age_years.where
+    assert "nor are birth and study dates" in found.age_years.source
     assert found.sex == Sourced(None, "Patient's Sex (0010,0040) is O, neither F nor M")
 
 
@@ -119,8 +119,8 @@ def test_a_report_gives_what_the_header_has_not(tmp_path: Path) -> None:
         container(text(APOE_GENOTYPE, "ε3/ε4"), number(PTAU217, 0.62, "pg/mL")),
     )
     assert (found.mmse.value, found.e4_alleles.value, found.ptau217_pg_ml.value) == (24, 1, 0.62)
-    assert found.mmse.where == "report, MMSE (72106-8, LN)"
-    assert found.age_years.where == "Patient's Age (0010,1010)"
+    assert found.mmse.source == "report, MMSE (72106-8, LN)"
+    assert found.age_years.source == "Patient's Age (0010,1010)"
 
 
 @pytest.mark.parametrize(("genotype", "alleles"), [("e3/e4", 1), ("E4E4", 2), ("APOE 3/3", 0), ("24", 1)])
@@ -133,7 +133,7 @@ def test_a_sidecar_gives_the_same_and_null_is_unknown(tmp_path: Path) -> None:
     blank = source("mr", PatientBirthDate="", PatientSex="")
     found = from_sidecar(tmp_path, blank, age_years=68.5, sex="F", e4_alleles=2, mmse=29, ptau217_pg_ml=None)
     assert (found.age_years.value, found.sex.value, found.e4_alleles.value, found.mmse.value) == (68.5, "F", 2, 29)
-    assert found.mmse.where == "covariates.json"
+    assert found.mmse.source == "covariates.json"
     assert found.ptau217_pg_ml == Sourced()
 
 

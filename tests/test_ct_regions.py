@@ -127,13 +127,13 @@ def test_a_network_is_told_nothing_of_the_head_by_ct() -> None:
     labels[:40, 10:50, 5:55] = 3
     labels[:40, 40:44, 28:32] = 4  # a spine
     found = ct_regions.CtTissues(labels, grid, 1.0, True)
-    maps = found.maps(list(ct_tissues.NAMES), grid)
+    maps = found.resample_fractions(list(ct_tissues.NAMES), grid)
     told = maps.sum(dim=(0, 2, 3)) > 0
     assert bool(told[:34].all())
     assert not bool(told[42:].any())
-    assert "nothing by CT" in found.words
+    assert "nothing by CT" in found.description
     torso = ct_regions.CtTissues(labels[:40], lattice("axial", (40, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0)), 1.0, True)
-    assert "nothing by CT" not in torso.words
+    assert "nothing by CT" not in torso.description
 
 
 def test_couch_and_air_about_the_body_are_no_tissue(ct: Volume, pet: Volume) -> None:

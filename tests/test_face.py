@@ -71,7 +71,7 @@ def test_what_goes_is_the_same_place_in_the_patient_in_any_orientation(orientati
     middle = grid.affine_mm[:3, :3] @ [31.5, 29.5, 24.5]
     grid.affine_mm[:3, 3] = -middle
     brain = ball(grid, (0, 0, 0), 50)
-    removed = face.make_face_mask(brain, grid).removed(grid)
+    removed = face.make_face_mask(brain, grid).find_removed_voxels(grid)
     nose, chin, hair, neck = ((0, -85, -25), (0, -50, -80), (0, 60, 60), (0, 30, 65))
     assert not (removed & brain).any()
     assert not (removed & ball(grid, (0, 0, 0), 57)).any(), "nor what is within the margin"
@@ -86,7 +86,7 @@ def test_what_goes_is_the_same_place_in_the_patient_in_any_orientation(orientati
 def test_the_brain_of_the_phantom_stays_and_its_nose_goes(model: Model) -> None:
     volume = head()
     kept = face.find_face(volume, model)
-    removed = kept.removed(volume.grid)
+    removed = kept.find_removed_voxels(volume.grid)
     found = anatomy.segment_head(volume, model)
     assert not (removed & found.mask()).any()
     assert removed[NOSE].all()

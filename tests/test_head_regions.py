@@ -51,8 +51,8 @@ def _head_pet(movement: NDArray[np.float64] | None = None, levels_of: tuple[floa
 @pytest.mark.parametrize("levels_of", [(8.0, 2.0, 0.5), (1.0, 1.6, 0.5)], ids=["FDG", "amyloid tracer"])
 def test_the_registration_finds_how_the_head_moved(levels_of: tuple[float, ...]) -> None:
     _, structure = phantom()
-    middle = head_regions._middle_mm(structure, upright())
-    true = head_regions._movement(np.array([0.7, -0.5, 0.9, 0.8, -0.5, 0.6]), middle)
+    middle = head_regions.centre_of_mass_mm(structure, upright())
+    true = head_regions.rigid_motion(np.array([0.7, -0.5, 0.9, 0.8, -0.5, 0.6]), middle)
     found, explained, shift_mm = head_regions.register_to_pet(structure, upright(), _head_pet(true, levels_of))
     corners = np.array([[x, y, z, 1] for x in (-60, 60) for y in (-70, 70) for z in (-50, 50)]).T + [[0]] * 4
     corners[:3] += middle[:, None].astype(int)

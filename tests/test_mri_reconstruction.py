@@ -208,7 +208,7 @@ def test_contrasts_are_images_of_their_own_with_maps_of_the_one_that_has_calibra
     weaker, stronger = (f.volume.data.sum() for f in pictures)
     assert weaker / stronger == pytest.approx(0.5, rel=0.1)
     for kind in (ParametricMap, Segmentation):
-        assert [f.of for f in found if isinstance(f, kind)] == [f.name for f in pictures]
+        assert [f.image_name for f in found if isinstance(f, kind)] == [f.name for f in pictures]
     fits = {f.group: f.value for f in found if isinstance(f, Measurement) and f.name == "chi-square"}
     assert fits[""] == max(fits["contrast 1 of 2"], fits["contrast 2 of 2"])
 

@@ -25,7 +25,7 @@ def test_the_spline_keeps_the_peak_that_linear_interpolation_takes() -> None:
     grid = lattice("axial", (21, 25, 25), (3.3, 4.7, 4.7), (0.0, 0.0, 0.0))
     x = _hot_spot(3.0, grid.shape, grid.spacing_mm)
     there = make_isotropic_transform(grid, 2.5)
-    cubic, linear = (there.back(there.there(x), linear=each) for each in (False, True))
+    cubic, linear = (there.from_isotropic(there.to_isotropic(x), linear=each) for each in (False, True))
     assert float(cubic.max() / x.max()) == pytest.approx(1, abs=0.03)
     assert float(linear.max() / x.max()) < 0.97
 
@@ -33,15 +33,15 @@ def test_the_spline_keeps_the_peak_that_linear_interpolation_takes() -> None:
 def test_isotropic_voxels_of_the_right_size_are_left_alone() -> None:
     x = torch.rand(GRID.shape)
     lattice_of = make_isotropic_transform(GRID, 3.0)
-    assert torch.equal(lattice_of.there(x), x)
-    assert torch.equal(lattice_of.back(x), x)
+    assert torch.equal(lattice_of.to_isotropic(x), x)
+    assert torch.equal(lattice_of.from_isotropic(x), x)
     assert np.allclose(lattice_of.grid.affine_mm, GRID.affine_mm)
 
 
 def test_coarser_voxels_hold_the_mean_of_finer_ones() -> None:
     grid = lattice("axial", (40, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     white = torch.randn(grid.shape, generator=torch.Generator().manual_seed(1))
-    coarse = make_isotropic_transform(grid, 3.0).there(white)
+    coarse = make_isotropic_transform(grid, 3.0).to_isotropic(white)
     assert float(coarse.std()) == pytest.approx(27**-0.5, rel=0.25)
 
 

@@ -63,7 +63,7 @@ def _head(findings: Sequence[Finding], case: Case) -> Volume:
 def _cleared(finding: Image | ParametricMap, kept: face.FaceMask) -> Finding:
     volume = finding.volume
     data = volume.data.copy()
-    data[kept.removed(volume.grid)] = data.min()
+    data[kept.find_removed_voxels(volume.grid)] = data.min()
     return replace(finding, volume=replace(volume, data=data))
 
 
@@ -97,7 +97,7 @@ class FaceOfSeries:
 def series(paths: Sequence[Path], model: Model) -> FaceOfSeries:
     """Where the face is in the slices of one MR series. Raises InputRefused or Refused."""
     found = volumes.read(paths)
-    removed = face.find_face(found.volume, model, found.facts).removed(found.volume.grid)
+    removed = face.find_face(found.volume, model, found.facts).find_removed_voxels(found.volume.grid)
     to_index = np.linalg.inv(found.volume.grid.affine_mm)
     planes: dict[tuple[Path, int], NDArray[np.bool_]] = {}
     least = []

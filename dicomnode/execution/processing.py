@@ -184,7 +184,7 @@ def _headers(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> tuple[
     for number, wanted in enumerate(pipeline.inputs):
         if wanted.kind is not Covariates:
             paths = inputs.get(MAIN_INPUT if number == 0 else wanted.name, ())
-            found[wanted.earlier].extend(frames.header(path) for path in paths)
+            found[wanted.is_prior].extend(frames.header(path) for path in paths)
     return found
 
 
@@ -234,9 +234,9 @@ def _load(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> _Loaded:
         for place, (array, found) in enumerate(loaded):
             name = f"{wanted.name} {place + 1}" if place else wanted.name
             arrays[name] = array
-            frame = {"same_frame": _one_frame(headers, sources)} if number and not wanted.earlier else {}
+            frame = {"same_frame": _one_frame(headers, sources)} if number and not wanted.is_prior else {}
             facts |= {name: found | frame} if number or place else found
-        (priors if wanted.earlier else sources).extend(headers)
+        (priors if wanted.is_prior else sources).extend(headers)
     return _Loaded(Case(arrays, facts), sources, priors)
 
 
@@ -356,7 +356,9 @@ def _report(
         "measurements": [_measured(found) for found in findings if isinstance(found, Measurement)],
         "images": [{"name": each.name, "modality": each.modality} for each in findings if isinstance(each, Image)],
         "overlays": [
-            {"name": each.name, "of": each.of} for each in findings if isinstance(each, ParametricMap | Segmentation)
+            {"name": each.name, "of": each.image_name}
+            for each in findings
+            if isinstance(each, ParametricMap | Segmentation)
         ],
         "notes": [{"name": found.name, "text": found.text} for found in findings if isinstance(found, Note)],
         "acquisition": _plain(facts),

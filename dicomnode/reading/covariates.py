@@ -124,7 +124,7 @@ def in_words(covariates: Covariates) -> dict[str, str]:
     for field in fields(covariates):
         item, stated = ITEMS[field.name], getattr(covariates, field.name)
         value = "unknown" if stated.value is None else f"{_shown(stated.value)} {item.unit}".rstrip()
-        told[item.title] = f"{value} ({stated.where})"
+        told[item.title] = f"{value} ({stated.source})"
     return told
 
 
@@ -135,7 +135,7 @@ def _one(name: str, stated: Sequence[Sourced[Any]]) -> Sourced[Any]:
         return stated[0] if stated else Sourced()
     for other in known[1:]:
         if not _agree(name, known[0].value, other.value):
-            one, two = (f"{_shown(each.value)} in {each.where}" for each in (known[0], other))
+            one, two = (f"{_shown(each.value)} in {each.source}" for each in (known[0], other))
             raise InputRefused(f"covariates: {ITEMS[name].title} is {one}, but {two}")
     return known[0]
 

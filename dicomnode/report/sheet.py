@@ -237,8 +237,8 @@ def _words(case: Case) -> str:
 
 def _of(image: Image, candidates: Sequence[Any]) -> Any:
     """The map or segmentation that belongs to an image: named so, or else the first on its grid."""
-    named = [each for each in candidates if each.of == image.name or each.name.endswith(f"of {image.name}")]
-    there = [each for each in candidates if not each.of and _grid(each).matches(image.volume.grid)]
+    named = [each for each in candidates if each.image_name == image.name or each.name.endswith(f"of {image.name}")]
+    there = [each for each in candidates if not each.image_name and _grid(each).matches(image.volume.grid)]
     return next(iter(named or there), None)
 
 

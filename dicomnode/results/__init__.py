@@ -142,7 +142,7 @@ def _overlay(finding: ParametricMap | Segmentation, images: Sequence[_Shown], co
     from dicomnode.results import parametric, planes, seg
 
     grid = finding.grid if isinstance(finding, Segmentation) else finding.volume.grid
-    shown = _image_on(grid, images, finding.of)
+    shown = _image_on(grid, images, finding.image_name)
     instances = shown.instances if shown else planes.shown_by(context.sources, grid)
     if not instances:
         where = f"its grid of {grid.shape}, and no series of the sources"
