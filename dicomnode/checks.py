@@ -277,7 +277,7 @@ def _viewer(config: Config) -> Check:
 def _profile(config: Config, name: str) -> str:
     from dicomnode.deidentify import copying
 
-    found = copying.opened(config, name)
+    found = copying.open_deidentifier(config, name)
     return f"key read; {f'who is who is in {found.map_file}' if found.map_file else 'nobody writes down who is who'}"
 
 

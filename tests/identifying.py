@@ -1,4 +1,4 @@
-"""What identifies a patient in a data set, and whether any of it is in the bytes of another; profiles to try."""
+"""Search for values that identify a patient in the bytes of a copy; profiles for the tests."""
 
 from __future__ import annotations
 
@@ -15,46 +15,50 @@ from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify.copying import Deidentifier
 from dicomnode.deidentify.secret import Secret
 
-__all__ = ["configured", "deidentifier", "left", "write_profile"]
+__all__ = ["find_identifiers_left", "load_config", "make_deidentifier", "write_profile"]
 
 _BULK = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "SpectroscopyData")
 _IDENTIFIERS = frozenset({
     "PatientID", "AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddress", "StationName",
     "DeviceSerialNumber", "OtherPatientIDs", "PerformedProcedureStepID", "RequestedProcedureID",
 })  # fmt: skip
-_STAYS = frozenset({"CodingSchemeUID", "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "SeriesNumber"})
-"""What no profile touches: code systems, equipment and numbers; a value that stands there is no find."""
-_WORDS = frozenset({"patient", "test"})
+_UNCHANGED_ELEMENTS = frozenset(
+    {"CodingSchemeUID", "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "SeriesNumber"}
+)
+"""Elements that no profile changes: code systems, equipment and numbers; a value in one of them is no find."""
+_CODE_WORDS = frozenset({"patient", "test"})
 """Parts of names of the kit's files that are words of codes and descriptions, too."""
 
 
-def deidentifier(key: bytes = b"sixteen bytes or more", map_file: Path | None = None, **options: Any) -> Deidentifier:
-    """A profile named "research" with these options."""
+def make_deidentifier(
+    key: bytes = b"sixteen bytes or more", map_file: Path | None = None, **options: Any
+) -> Deidentifier:
+    """Return a deidentifier with a profile named "research" and these options."""
     profile = DeidentifyConfig(name="research", key_file=Path("research.key"), **options)
     return Deidentifier(profile, Secret(key), map_file)
 
 
 def write_profile(folder: Path, **options: Any) -> DeidentifyConfig:
-    """The same with its key in a file beside the configuration."""
+    """Write the key of a profile named "research" into the folder and return the profile."""
     key = folder / "research.key"
     key.touch(0o600)
     key.write_bytes(b"sixteen bytes or more")
     return DeidentifyConfig(name="research", key_file=key, **options)
 
 
-def left(original: Dataset, copy: Dataset) -> set[str]:
-    """Names, identifiers, dates and UIDs of the original that stand in the encoded copy, its pixels aside."""
+def find_identifiers_left(original: Dataset, copy: Dataset) -> set[str]:
+    """Return names, identifiers, dates and UIDs of the original that the encoded copy contains, pixels excluded."""
     content = _without_bulk(copy)
-    staying = [str(element.value) for element in copy.iterall() if element.keyword in _STAYS]
-    found = {value for value in _identifying(original) if _encoded(value) & _substrings(content, value)}
+    staying = [str(element.value) for element in copy.iterall() if element.keyword in _UNCHANGED_ELEMENTS]
+    found = {value for value in _collect_identifying(original) if _encode_value(value) & _substrings(content, value)}
     return {value for value in found if not any(value in each for each in staying)}
 
 
 def _substrings(content: bytes, value: str) -> set[bytes]:
-    return {each for each in _encoded(value) if each in content}
+    return {each for each in _encode_value(value) if each in content}
 
 
-def _encoded(value: str) -> set[bytes]:
+def _encode_value(value: str) -> set[bytes]:
     return {value.encode(each, "replace") for each in ("utf-8", "latin-1", "iso2022_jp", "euc_kr") if value}
 
 
@@ -66,7 +70,7 @@ def _without_bulk(ds: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _identifying(ds: Dataset) -> set[str]:
+def _collect_identifying(ds: Dataset) -> set[str]:
     return {value for value in _values(ds) if "?" not in value}
 
 
@@ -80,7 +84,7 @@ def _values(ds: Dataset) -> Iterator[str]:
                 yield from (
                     part
                     for part in text.replace("=", "^").split("^")
-                    if len(part) >= 3 and part.casefold() not in _WORDS
+                    if len(part) >= 3 and part.casefold() not in _CODE_WORDS
                 )
             elif element.VR == "UI" and not text.startswith("1.2.840.10008."):
                 yield text
@@ -90,7 +94,7 @@ def _values(ds: Dataset) -> Iterator[str]:
                 yield text
 
 
-def configured(folder: Path, **options: Any) -> Config:
-    """A node's configuration in ``folder`` with the profile."""
+def load_config(folder: Path, **options: Any) -> Config:
+    """Return a node's configuration in ``folder`` with the profile."""
     profile = write_profile(folder, **options)
     return Config(path=folder / "node.toml", deidentify=(profile,)).with_absolute_paths(folder)

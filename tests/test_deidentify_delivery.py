@@ -1,4 +1,4 @@
-"""Over the real wire: a research destination gets copies, each retry the same, and never what they were made of."""
+"""Deliveries over the network: a research destination gets copies, each retry the same, and never the originals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dicomnode.dimse.peers import Outcome
 from dicomnode.errors import PeerRefused
 from dicomnode.results import marking
 from dicomnode.storage import spool
-from tests.identifying import deidentifier, left, write_profile
+from tests.identifying import find_identifiers_left, make_deidentifier, write_profile
 from tests.peers import Answering, Orthanc, StoreScp, write_config, write_instance, write_result
 from tests.receivers import Start, start
 from tests.rows import a_job
@@ -40,8 +40,8 @@ Sessions = sessionmaker[Session]
 PATIENT: dict[str, Any] = {"PatientName": "Müller^Jürgen", "PatientID": "4711-geheim", "PatientBirthDate": "19700131"}
 
 
-def configured(folder: Path, *found: Peer, **options: Any) -> Config:
-    """Two peers of one address: one is for copies, one for the clinic."""
+def make_config(folder: Path, *found: Peer, **options: Any) -> Config:
+    """Return a configuration with two peers at one address: one for copies, one for the clinic."""
     return Config(
         node=NodeConfig(data_dir=folder / "data"),
         delivery=DeliveryConfig(backoff_s=10),
@@ -51,18 +51,18 @@ def configured(folder: Path, *found: Peer, **options: Any) -> Config:
     ).with_absolute_paths(folder)
 
 
-def research(peer: Peer, name: str = "research") -> Peer:
+def as_research_peer(peer: Peer, name: str = "research") -> Peer:
     return peer.model_copy(update={"name": name, "deidentify": "research"})
 
 
-def a_result(
+def make_result(
     sessions: Sessions,
     config: Config,
     to: list[str],
     now: datetime,
     edit: Callable[[Dataset], object] = lambda ds: None,
 ) -> Dataset:
-    """A finished job's one result, as it lies in the spool."""
+    """Store the single result of a finished job in the spool."""
     path = config.data_dir / "result.dcm"
     ds = write_result(path, **PATIENT)
     edit(ds)
@@ -79,12 +79,12 @@ def a_result(
 def test_a_research_destination_gets_a_copy_and_the_clinic_the_result(
     sessions: Sessions, tmp_path: Path, now: datetime, storescp: StoreScp, orthanc: Orthanc
 ) -> None:
-    config = configured(tmp_path, research(orthanc.peer), storescp.peer, dates="shift")
-    original = a_result(sessions, config, ["research", "storescp"], now)
+    config = make_config(tmp_path, as_research_peer(orthanc.peer), storescp.peer, dates="shift")
+    original = make_result(sessions, config, ["research", "storescp"], now)
     assert deliver_due(sessions, config, now=now) == 2
     (copy,), (clinical,) = orthanc.datasets(), storescp.datasets()
     assert (str(clinical.PatientName), clinical.SOPInstanceUID) == ("Müller^Jürgen", original.SOPInstanceUID)
-    assert left(original, copy) == set()
+    assert find_identifiers_left(original, copy) == set()
     assert copy.PixelData == original.PixelData
     marking.check(copy)
     assert list(config.data_dir.glob("outgoing-*")) == []
@@ -97,19 +97,19 @@ def test_a_retry_sends_the_same_copy(sessions: Sessions, tmp_path: Path, now: da
         return 0x0000
 
     with Answering(lose_the_first) as server:
-        config = configured(tmp_path, research(server.peer))
-        original = a_result(sessions, config, ["research"], now)
+        config = make_config(tmp_path, as_research_peer(server.peer))
+        original = make_result(sessions, config, ["research"], now)
         assert deliver_due(sessions, config, now=now) == 0
         assert deliver_due(sessions, config, now=now + timedelta(seconds=10)) == 1
     assert len(server.stored) == 3
-    assert set(server.stored) == {deidentifier().secret.uid(original.SOPInstanceUID)}
+    assert set(server.stored) == {make_deidentifier().secret.uid(original.SOPInstanceUID)}
 
 
 def test_without_its_key_nothing_goes_and_with_it_everything(
     sessions: Sessions, tmp_path: Path, now: datetime, storescp: StoreScp
 ) -> None:
-    config = configured(tmp_path, research(storescp.peer))
-    a_result(sessions, config, ["research"], now)
+    config = make_config(tmp_path, as_research_peer(storescp.peer))
+    make_result(sessions, config, ["research"], now)
     config.deidentify[0].key_file.chmod(0o644)
     assert deliver_due(sessions, config, now=now) == 0
     assert storescp.files() == []
@@ -124,8 +124,8 @@ def test_what_cannot_be_cleaned_is_given_up_with_the_reason(
     def as_page(ds: Dataset) -> None:
         ds.ImageType, ds.BurnedInAnnotation = ["DERIVED", "SECONDARY", "SYNTHETIC", "PAGE"], "YES"
 
-    config = configured(tmp_path, research(storescp.peer))
-    a_result(sessions, config, ["research"], now, as_page)
+    config = make_config(tmp_path, as_research_peer(storescp.peer))
+    make_result(sessions, config, ["research"], now, as_page)
     assert deliver_due(sessions, config, now=now) == 0
     assert storescp.files() == []
     assert states(sessions) == {DeliveryState.GIVEN_UP}
@@ -135,8 +135,8 @@ def test_what_cannot_be_cleaned_is_given_up_with_the_reason(
 def test_an_image_with_a_face_is_given_up_where_none_is_wanted(
     sessions: Sessions, tmp_path: Path, now: datetime, storescp: StoreScp
 ) -> None:
-    config = configured(tmp_path, research(storescp.peer), deface=True)
-    a_result(sessions, config, ["research"], now)
+    config = make_config(tmp_path, as_research_peer(storescp.peer), deface=True)
+    make_result(sessions, config, ["research"], now)
     assert deliver_due(sessions, config, now=now) == 0
     assert "may show a face" in rows(sessions)[0].reason
     assert isinstance(config.results_for("research"), DefacedResultsConfig)
@@ -144,24 +144,24 @@ def test_an_image_with_a_face_is_given_up_where_none_is_wanted(
 
 def test_report_pages_are_not_even_made_for_a_research_destination(tmp_path: Path) -> None:
     peer = Peer(name="research", ae_title="LAB", port=104, deidentify="research", report_page=("pdf", "sc"))
-    config = configured(tmp_path, peer)
+    config = make_config(tmp_path, peer)
     assert config.results_for("research").report_page == ()
 
 
 def test_nothing_but_a_copy_passes_the_last_door(tmp_path: Path, storescp: StoreScp) -> None:
-    config = configured(tmp_path, research(storescp.peer))
+    config = make_config(tmp_path, as_research_peer(storescp.peer))
     original, copy, other = tmp_path / "original.dcm", tmp_path / "copy.dcm", tmp_path / "other.dcm"
     write_instance(original, **PATIENT, ImagePositionPatient=[0, 0, 0])
     write_instance(other, **PATIENT, PatientIdentityRemoved="YES", DeidentificationMethod="of another program")
-    deidentifier().read(original).save_as(copy, enforce_file_format=True)
-    told = peers.store(config.find_peer("research"), [original, other, copy], calling_aet="NODE")
-    assert [each.outcome for each in told] == [Outcome.UNREADABLE, Outcome.UNREADABLE, Outcome.STORED]
-    assert "gets only what is de-identified" in told[0].text
+    make_deidentifier().read(original).save_as(copy, enforce_file_format=True)
+    outcomes = peers.store(config.find_peer("research"), [original, other, copy], calling_aet="NODE")
+    assert [each.outcome for each in outcomes] == [Outcome.UNREADABLE, Outcome.UNREADABLE, Outcome.STORED]
+    assert "gets only what is de-identified" in outcomes[0].text
     assert [ds.SOPInstanceUID for ds in storescp.datasets()] == [dcmread(copy).SOPInstanceUID]
 
 
 def test_a_research_destination_neither_asks_nor_is_moved_to(start: Start, tmp_path: Path, storescp: StoreScp) -> None:
-    peer = research(storescp.peer)
+    peer = as_research_peer(storescp.peer)
     receiver = start(peers=(peer,), deidentify=(write_profile(tmp_path),))
     here = Peer(name="node", ae_title=receiver.config.node.ae_title, port=receiver.port)
     with pytest.raises(PeerRefused, match="0xA801"):
@@ -178,10 +178,10 @@ def test_the_command_copies_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     write_instance(tmp_path / "in" / "2.dcm", **PATIENT, sop_class_uid=EncapsulatedPDFStorage)
     words = ["--config", str(config), "deidentify", str(tmp_path / "in"), str(tmp_path / "out")]
     assert cli.main([*words, "--profile", "research"]) == 1, "one of them is refused"
-    told = capsys.readouterr()
-    assert "1 copied" in told.out
-    assert "2.dcm: not de-identified: Encapsulated PDF Storage holds a document" in told.err
+    message = capsys.readouterr()
+    assert "1 copied" in message.out
+    assert "2.dcm: not de-identified: Encapsulated PDF Storage holds a document" in message.err
     (copy,) = (tmp_path / "out").iterdir()
-    assert left(dcmread(tmp_path / "in" / "1.dcm"), dcmread(copy)) == set()
+    assert find_identifiers_left(dcmread(tmp_path / "in" / "1.dcm"), dcmread(copy)) == set()
     assert cli.main([*words, "--profile", "nobody"]) == 1
     assert "is named 'nobody'" in capsys.readouterr().err

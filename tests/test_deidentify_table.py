@@ -1,4 +1,4 @@
-"""Every row of PS3.15 Table E.1-1, with the basic profile and with each option: the element does what the row says."""
+"""Every row of PS3.15 Table E.1-1, with the basic profile and each option: the element is treated as the row says."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
 from dicomnode.deidentify import table
-from dicomnode.deidentify.cleaning import Cleaner, identifying
-from dicomnode.deidentify.table import Row
-from tests.identifying import deidentifier
+from dicomnode.deidentify.cleaning import Cleaner, collect_identifiers
+from dicomnode.deidentify.table import TableRow
+from tests.identifying import make_deidentifier
 
 UID = "1.2.826.0.1.3680043.8.498.4711"
 VALUES: dict[str, Any] = {
@@ -33,46 +33,46 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dates": {"dates": "shift"},
     "descriptors": {"clean_descriptors": True},
 }
-KNOWN = sorted(tag for tag in table.rows() if "X" in tag or dictionary_has_tag(int(tag, 16)))
+KNOWN = sorted(tag for tag in table.load_rows() if "X" in tag or dictionary_has_tag(int(tag, 16)))
 
 
-def rows(*, option: str = "") -> list[Row]:
-    """Those of attributes that pydicom's dictionary knows: the others are removed, whatever the option."""
-    return [table.rows()[tag] for tag in KNOWN if not option or option in table.rows()[tag].options]
+def select_rows(*, option: str = "") -> list[TableRow]:
+    """Return the rows of attributes in pydicom's dictionary: the others are removed, whatever the option."""
+    return [table.load_rows()[tag] for tag in KNOWN if not option or option in table.load_rows()[tag].options]
 
 
-def tag_of(row: Row) -> int:
-    """An attribute of the row; for repeating groups one of the group."""
+def row_tag(row: TableRow) -> int:
+    """Return the tag of a row; for repeating groups that of one group."""
     return int(row.tag.replace("XXXXXX", "003000").replace("XX", "00"), 16)
 
 
-def a_data_set(row: Row) -> Dataset:
-    """One that has the element, with a value that nobody should see."""
-    ds, tag = Dataset(), tag_of(row)
+def make_data_set(row: TableRow) -> Dataset:
+    """Return a data set with the element and an identifying value in it."""
+    ds, tag = Dataset(), row_tag(row)
     vr = dictionary_VR(tag).split(" or ")[0]
-    value = VALUES[vr] if vr != "SQ" else Sequence([an_item()])
+    value = VALUES[vr] if vr != "SQ" else Sequence([make_item()])
     ds[tag] = DataElement(tag, vr, value, validation_mode=IGNORE)
     return ds
 
 
-def an_item() -> Dataset:
+def make_item() -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "secretive", "99SECRET", "secretive"
     item.ReferencedSOPInstanceUID = UID
     return item
 
 
-def cleaned(row: Row, **options: Any) -> tuple[DataElement, DataElement | None]:
-    """The element before and after."""
-    ds = a_data_set(row)
-    before = a_data_set(row)[tag_of(row)]
-    found = deidentifier(**options)
-    Cleaner(found.profile, found.secret, found.secret.subject(ds), identifying(ds, found.profile)).clean(ds)
-    return before, ds.get(Tag(tag_of(row)))
+def clean_element(row: TableRow, **options: Any) -> tuple[DataElement, DataElement | None]:
+    """Return the element of a row before and after cleaning."""
+    ds = make_data_set(row)
+    before = make_data_set(row)[row_tag(row)]
+    found = make_deidentifier(**options)
+    Cleaner(found.profile, found.secret, found.secret.subject(ds), collect_identifiers(ds, found.profile)).clean(ds)
+    return before, ds.get(Tag(row_tag(row)))
 
 
-def outcome(before: DataElement, after: DataElement | None) -> str:
-    """What the codes of Table E.1-1a call what happened."""
+def observed_action(before: DataElement, after: DataElement | None) -> str:
+    """Return the code of Table E.1-1a for the action that was taken."""
     if after is None:
         return "X"
     if after.is_empty:
@@ -85,18 +85,18 @@ def outcome(before: DataElement, after: DataElement | None) -> str:
 
 
 def test_the_table_is_all_there() -> None:
-    assert len(table.rows()) == 655
-    assert {row.basic for row in table.rows().values()} == {
+    assert len(table.load_rows()) == 655
+    assert {row.basic for row in table.load_rows().values()} == {
         "X", "Z", "D", "U", "Z/D", "X/Z", "X/D", "X/Z/D", "X/Z/U*",
     }  # fmt: skip
-    assert table.rows()["00100010"].basic == "Z"
-    assert table.row(Tag(0x60023000)) is table.rows()["60XX3000"]
-    assert table.row(Tag(0x00280010)) is None
+    assert table.load_rows()["00100010"].basic == "Z"
+    assert table.find_row(Tag(0x60023000)) is table.load_rows()["60XX3000"]
+    assert table.find_row(Tag(0x00280010)) is None
 
 
-@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.tag} {row.keyword}")
-def test_the_basic_profile_does_with_every_attribute_what_its_row_says(row: Row) -> None:
-    found = outcome(*cleaned(row))
+@pytest.mark.parametrize("row", select_rows(), ids=lambda row: f"{row.tag} {row.keyword}")
+def test_the_basic_profile_does_with_every_attribute_what_its_row_says(row: TableRow) -> None:
+    found = observed_action(*clean_element(row))
     if row.keyword == "ContentSequence":
         assert found == "U", "a content tree is cleaned (113104) rather than replaced by a dummy"
         return
@@ -106,11 +106,11 @@ def test_the_basic_profile_does_with_every_attribute_what_its_row_says(row: Row)
 
 @pytest.mark.parametrize(
     ("option", "row"),
-    [pytest.param(o, row, id=f"{o} {row.tag} {row.keyword}") for o in OPTIONS for row in rows(option=o)],
+    [pytest.param(o, row, id=f"{o} {row.tag} {row.keyword}") for o in OPTIONS for row in select_rows(option=o)],
 )
-def test_an_option_keeps_or_cleans_what_its_column_says(option: str, row: Row) -> None:
-    before, after = cleaned(row, **OPTIONS[option])
-    found = outcome(before, after)
+def test_an_option_keeps_or_cleans_what_its_column_says(option: str, row: TableRow) -> None:
+    before, after = clean_element(row, **OPTIONS[option])
+    found = observed_action(before, after)
     if row.options[option] == "K":
         assert after is not None
         assert found == "K" or (found == "U" and option != "uids"), "kept; UIDs in it are replaced all the same"
@@ -128,15 +128,15 @@ def test_an_option_keeps_or_cleans_what_its_column_says(option: str, row: Row) -
 
 @pytest.mark.parametrize("option", [name for name in OPTIONS if name != "uids"])
 def test_no_option_keeps_a_uid(option: str) -> None:
-    for row in rows():
+    for row in select_rows():
         if row.basic == "U" and option not in row.options:
-            before, after = cleaned(row, **OPTIONS[option])
-            assert outcome(before, after) == "U", row.keyword
+            before, after = clean_element(row, **OPTIONS[option])
+            assert observed_action(before, after) == "U", row.keyword
 
 
 def test_what_the_table_does_not_know_and_the_dictionary_neither_goes() -> None:
     ds = Dataset()
     ds.add_new(0x00100FFE, "LO", "secretive")
-    found = deidentifier()
+    found = make_deidentifier()
     Cleaner(found.profile, found.secret, found.secret.subject(ds), frozenset()).clean(ds)
     assert len(ds) == 0

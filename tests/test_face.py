@@ -118,19 +118,19 @@ def findings(volume: Volume) -> list[Finding]:
 def test_a_form_without_faces_has_none_in_its_images(model: Model) -> None:
     volume = head()
     case, made = Case({"head": volume}, {"modality": "MR"}), findings(volume)
-    shown, by = defacing.shown(DefacedResultsConfig(), made, case, PROVENANCE, lambda: model)
+    shown, by = defacing.remove_faces(DefacedResultsConfig(), made, case, PROVENANCE, lambda: model)
     picture = shown[0]
     assert isinstance(picture, Image)
     assert picture.volume.data[5, 2, 24] == volume.data.min() < volume.data[5, 2, 24]
     assert list(shown[1:]) == made[1:]
     assert by.parameters["face"] == "removed", "so that no UID is that of an image with a face"
-    assert defacing.shown(ResultsConfig(), made, case, PROVENANCE, lambda: model) == (made, PROVENANCE)
+    assert defacing.remove_faces(ResultsConfig(), made, case, PROVENANCE, lambda: model) == (made, PROVENANCE)
 
 
 def test_without_a_look_at_the_head_nothing_is_said_to_be_removed(model: Model) -> None:
     volume = head()
     case, made = Case({"pet": volume}, {"modality": "PT"}), findings(volume)
-    assert defacing.shown(DefacedResultsConfig(), made, case, PROVENANCE, lambda: model) == (made, PROVENANCE)
+    assert defacing.remove_faces(DefacedResultsConfig(), made, case, PROVENANCE, lambda: model) == (made, PROVENANCE)
 
 
 def test_the_command_takes_the_face_out_of_a_series(

@@ -15,7 +15,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
-from dicomnode.deidentify.defacing import FaceOfSeries
+from dicomnode.deidentify.defacing import SeriesFaceMask
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, stored_values, volumes
 from dicomnode.transcoding import pixels
@@ -181,7 +181,7 @@ def test_a_copy_without_face_keeps_the_other_values_whatever_high_bit_was(tmp_pa
     data = ramp(most=4000)
     path = series(tmp_path, (data << 4).astype(np.uint16), edited(BitsStored=12, HighBit=15))[0]
     copy = dcmread(path)
-    FaceOfSeries({(path, 0): RIM[0]}, 7).remove(path, copy)
+    SeriesFaceMask({(path, 0): RIM[0]}, 7).remove(path, copy)
     copy.save_as(path, enforce_file_format=True)
     assert np.array_equal(stored_values.stored(path, frames.header(path))[0], np.where(RIM[0], 7, data[0]))
 

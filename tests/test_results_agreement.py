@@ -27,7 +27,7 @@ from pipelines.quality import Outcome, Verdict
 from pipelines.uptake import Scale
 from tests.dciodvfy import find_errors
 from tests.findings import NOW, PROVENANCE, found, grid, save, source
-from tests.identifying import deidentifier
+from tests.identifying import make_deidentifier
 
 WHERE = grid("axial")
 VOXEL_MM3 = float(np.prod(WHERE.spacing_mm))
@@ -201,7 +201,7 @@ def test_a_group_that_several_segments_bear_the_name_of_is_refused() -> None:
 
 def test_identifiers_still_agree_in_a_de_identified_copy(tmp_path: Path) -> None:
     paths = [save(deepcopy(ds), tmp_path, f"{n}.dcm") for n, ds in enumerate(lesion_objects("binary"))]
-    mask, report = (deidentifier().read(path) for path in paths)
+    mask, report = (make_deidentifier().read(path) for path in paths)
     segments = {str(item.TrackingUID) for item in mask.SegmentSequence}
     assert {group.tracking_uid for group in _groups(report)} == segments
     assert segments.isdisjoint({str(item.TrackingUID) for item in lesion_objects("binary")[0].SegmentSequence})

@@ -13,7 +13,7 @@ from dicomnode.cli import context
 if TYPE_CHECKING:
     from dicomnode.config import Config
     from dicomnode.deidentify.copying import Deidentifier
-    from dicomnode.deidentify.defacing import FaceOfSeries
+    from dicomnode.deidentify.defacing import SeriesFaceMask
 
 __all__ = ["deidentify"]
 
@@ -30,7 +30,7 @@ def deidentify(
     from dicomnode.dimse import peers
 
     config = context.config(ctx)
-    deidentifier = copying.opened(config, profile)
+    deidentifier = copying.open_deidentifier(config, profile)
     files = list(peers.dicom_files([in_path]))
     if not files:
         raise typer.BadParameter(f"no DICOM file below {in_path}", param_hint="IN")
@@ -88,7 +88,7 @@ def _copied(
             yield told | {"outcome": "refused", "text": str(refusal)}
 
 
-def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> FaceOfSeries | None:
+def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> SeriesFaceMask | None:
     """Where the face is in an MR series that may show one, if the profile wants none."""
     from dicomnode.deidentify import faces
     from dicomnode.deployment import models
@@ -97,8 +97,8 @@ def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> 
     if not deidentifier.profile.deface:
         return None
     header = frames.header(files[0])
-    if header.get("Modality") != "MR" or not faces.may_show_a_face(header):
+    if header.get("Modality") != "MR" or not faces.may_show_face(header):
         return None
     from dicomnode.deidentify import defacing
 
-    return defacing.series(files, models.load_without_helpers("anatomy", config))
+    return defacing.locate_face(files, models.load_without_helpers("anatomy", config))

@@ -1,4 +1,4 @@
 """De-identification for research: PS3.15 Basic Application Level Confidentiality Profile with options.
 
-What leaves for a destination that has a profile is a copy, made when it is sent; what the node keeps stays as it is.
+A destination with a profile gets a copy, made when it is sent; the node's own files stay unchanged.
 """

@@ -1,4 +1,4 @@
-"""Files in, de-identified data sets out."""
+"""De-identified copies of files and data sets."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.config.deidentify import DeidentifyConfig
-from dicomnode.deidentify import burned_in, method, ours, pseudonyms, secret
-from dicomnode.deidentify.cleaning import Cleaner, identifying
-from dicomnode.deidentify.faces import check as check_face
+from dicomnode.deidentify import burned_in, method, own_results, pseudonyms, secret
+from dicomnode.deidentify.cleaning import Cleaner, collect_identifiers
+from dicomnode.deidentify.faces import check_face
 from dicomnode.deidentify.secret import Secret
 from dicomnode.errors import InputRefused, NodeError
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 if TYPE_CHECKING:
     from dicomnode.config import Config
-    from dicomnode.deidentify.defacing import FaceOfSeries
+    from dicomnode.deidentify.defacing import SeriesFaceMask
 
-__all__ = ["Deidentifier", "opened"]
+__all__ = ["Deidentifier", "open_deidentifier"]
 
 
 @dataclass(frozen=True)
 class Deidentifier:
-    """A profile with its key, and where it is written down who is who."""
+    """A profile with its key and its file of pseudonyms, None where none is kept."""
 
     profile: DeidentifyConfig
     secret: Secret
     map_file: Path | None = None
 
-    def read(self, path: Path, face: FaceOfSeries | None = None) -> Dataset:
-        """The copy of a file's data set, without the face where that is known. Raises InputRefused where it cannot be
-        made safe, or cannot be read."""
+    def read(self, path: Path, face: SeriesFaceMask | None = None) -> Dataset:
+        """Return the de-identified data set of a file, without the face where a mask of it is given.
+
+        Raises InputRefused where the file cannot be read or cannot be made safe.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they would quote the patient's values
             try:
@@ -46,44 +48,44 @@ class Deidentifier:
                 raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
             if face is not None:
                 face.remove(path, ds)
-        return self.copy(ds)
+        return self.deidentify(ds)
 
-    def copy(self, ds: Dataset) -> Dataset:
-        """The data set itself, changed; it has to be one of the caller's own."""
+    def deidentify(self, ds: Dataset) -> Dataset:
+        """De-identify a data set in place and return it. Raises InputRefused."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return self._copy(ds)
+                return self._deidentify(ds)
             except NodeError:
                 raise
             except Exception as error:  # whatever broken values make a decoder raise; its words may quote them
                 raise InputRefused(f"an instance cannot be de-identified ({type(error).__name__})") from None
 
-    def _copy(self, ds: Dataset) -> Dataset:
-        profile, own = self.profile, ours.is_ours(ds)
-        burned_in.check(ds, profile, ours=own)
+    def _deidentify(self, ds: Dataset) -> Dataset:
+        profile, is_own = self.profile, own_results.is_own_result(ds)
+        burned_in.check_burned_in(ds, profile, is_own=is_own)
         check_face(ds, profile)
         subject = self.secret.subject(ds, profile.pseudonym_prefix)
         if self.map_file is not None:
-            pseudonyms.note(self.map_file, ds, subject, self.secret)
-        words = identifying(ds, profile)
-        Cleaner(profile, self.secret, subject, words, own).clean(ds)
+            pseudonyms.record_subject(self.map_file, ds, subject, self.secret)
+        identifiers = collect_identifiers(ds, profile)
+        Cleaner(profile, self.secret, subject, identifiers, is_own).clean(ds)
         ds.PatientName = ds.PatientID = subject.pseudonym
-        if own:
-            ours.clean_record(ds, profile, words)
-        method.state(ds, profile, ours=own)
-        _describe(ds)
+        if is_own:
+            own_results.clean_record(ds, profile, identifiers)
+        method.record_method(ds, profile, is_own=is_own)
+        _set_file_meta(ds)
         return ds
 
 
-def opened(config: Config, name: str) -> Deidentifier:
-    """The profile of that name, ready. Raises ConfigError."""
+def open_deidentifier(config: Config, name: str) -> Deidentifier:
+    """Return a deidentifier with the profile of that name and its key. Raises ConfigError."""
     profile = config.find_profile(name)
-    return Deidentifier(profile, secret.load(profile.key_file), profile.map_file)
+    return Deidentifier(profile, secret.load_secret(profile.key_file), profile.map_file)
 
 
-def _describe(ds: Dataset) -> None:
-    """New meta information, which names no sender, and an empty preamble (PS3.10 7.1)."""
+def _set_file_meta(ds: Dataset) -> None:
+    """Write new file meta information, which names no sender, and an empty preamble (PS3.10 7.1)."""
     syntax = ds.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian) if hasattr(ds, "file_meta") else None
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = syntax or ExplicitVRLittleEndian

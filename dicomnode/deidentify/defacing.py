@@ -1,4 +1,4 @@
-"""Faces taken out of images of heads, where torch is at hand: in a worker for results, in the command for series."""
+"""Removal of faces from images of heads. Needs torch: runs in a worker for results, in the command for series."""
 
 from __future__ import annotations
 
@@ -24,29 +24,34 @@ from pipelines.contract import Case, Finding, Image, ParametricMap, Refused, Vol
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
-__all__ = ["FaceOfSeries", "series", "shown"]
+__all__ = ["SeriesFaceMask", "locate_face", "remove_faces"]
 
 _log = logging.getLogger(__name__)
 
 
-def shown(
-    form: ResultsConfig, findings: Sequence[Finding], case: Case, made_by: Provenance, model: Callable[[], Model]
+def remove_faces(
+    rendition: ResultsConfig, findings: Sequence[Finding], case: Case, made_by: Provenance, model: Callable[[], Model]
 ) -> tuple[Sequence[Finding], Provenance]:
-    """The findings for a form, and their provenance, which is another one where faces were taken out of images and
-    maps. Where it is doubtful where the face is, both stay, and their images go to nobody who wants no faces."""
-    if not isinstance(form, DefacedResultsConfig):
+    """Return findings without faces, and their provenance, where the rendition demands that; else both unchanged.
+
+    Where the face cannot be located, both stay unchanged too; ``faces.check_face`` then refuses such images to every
+    destination that demands images without faces.
+    """
+    if not isinstance(rendition, DefacedResultsConfig):
         return findings, made_by
     try:
-        kept = face.find_face(_head(findings, case), model())
+        face_region = face.find_face(_find_head_image(findings, case), model())
     except Refused as refusal:
-        _log.warning("no face is taken away: %s", refusal)
+        _log.warning("no face is removed: %s", refusal)
         return findings, made_by
-    cleared = [_cleared(each, kept) if isinstance(each, Image | ParametricMap) else each for each in findings]
+    cleared = [
+        _without_face(each, face_region) if isinstance(each, Image | ParametricMap) else each for each in findings
+    ]
     return cleared, replace(made_by, parameters=dict(made_by.parameters) | {"face": "removed"})
 
 
-def _head(findings: Sequence[Finding], case: Case) -> Volume:
-    """An MR image of the case, or one that was made of it. Raises Refused."""
+def _find_head_image(findings: Sequence[Finding], case: Case) -> Volume:
+    """Return an MR image of the case, or one that was computed from it. Raises Refused."""
     names = [name for name, each in case.inputs.items() if isinstance(each, Volume)]
     for at, name in enumerate(names):
         facts = case.facts.get(name) or (case.facts if at == 0 else {})
@@ -60,22 +65,25 @@ def _head(findings: Sequence[Finding], case: Case) -> Volume:
     raise Refused("no MR image shows where it is")
 
 
-def _cleared(finding: Image | ParametricMap, kept: face.FaceMask) -> Finding:
+def _without_face(finding: Image | ParametricMap, face_region: face.FaceMask) -> Finding:
     volume = finding.volume
     data = volume.data.copy()
-    data[kept.find_removed_voxels(volume.grid)] = data.min()
+    data[face_region.find_removed_voxels(volume.grid)] = data.min()
     return replace(finding, volume=replace(volume, data=data))
 
 
 @dataclass(frozen=True)
-class FaceOfSeries:
-    """``planes``: bool (row, column) by file and frame, true where it loses its values; ``fill``: their stored one."""
+class SeriesFaceMask:
+    """Pixels of a series that show the face.
+
+    ``planes``: bool (row, column) by file and frame, true in the face; ``fill``: the stored value that replaces them.
+    """
 
     planes: Mapping[tuple[Path, int], NDArray[np.bool_]]
     fill: int
 
     def remove(self, path: Path, ds: Dataset) -> None:
-        """From the pixels of the data set of that file, which is uncompressed then. Raises InputRefused."""
+        """Remove the face from the data set of a file; its pixels are uncompressed afterwards. Raises InputRefused."""
         try:
             ds.decompress(generate_instance_uid=False) if ds.file_meta.TransferSyntaxUID.is_encapsulated else None
             stack = stored_values.stored(ds, ds).copy()
@@ -91,11 +99,11 @@ class FaceOfSeries:
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         for keyword in ("SmallestImagePixelValue", "LargestImagePixelValue"):
             ds.pop(keyword, None)
-        faces.say(ds)
+        faces.mark_face_removed(ds)
 
 
-def series(paths: Sequence[Path], model: Model) -> FaceOfSeries:
-    """Where the face is in the slices of one MR series. Raises InputRefused or Refused."""
+def locate_face(paths: Sequence[Path], model: Model) -> SeriesFaceMask:
+    """Locate the face in the slices of one MR series. Raises InputRefused or Refused."""
     found = volumes.read(paths)
     removed = face.find_face(found.volume, model, found.facts).find_removed_voxels(found.volume.grid)
     to_index = np.linalg.inv(found.volume.grid.affine_mm)
@@ -109,4 +117,4 @@ def series(paths: Sequence[Path], model: Model) -> FaceOfSeries:
             if position is None:
                 raise InputRefused("face: a slice has no place in the patient")
             planes[path, frame.number] = removed[round(float((to_index @ [*position, 1])[2]))]
-    return FaceOfSeries(planes, min(least))
+    return SeriesFaceMask(planes, min(least))

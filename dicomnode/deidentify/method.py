@@ -1,4 +1,4 @@
-"""What a copy says of how it was de-identified (PS3.15 E.1.1 and E.3, codes of PS3.16 CID 7050)."""
+"""Attributes that record how a copy was de-identified (PS3.15 E.1.1 and E.3, codes of PS3.16 CID 7050)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify.table import EDITION
 
-__all__ = ["state", "states"]
+__all__ = ["is_deidentified_by", "record_method"]
 
 _BASIC = ("113100", "Basic Application Confidentiality Profile")
 _FACES = ("113102", "Clean Recognizable Visual Features Option")
@@ -23,51 +23,51 @@ _PRIVATE = ("113111", "Retain Safe Private Option")
 _INSTITUTION = ("113112", "Retain Institution Identity Option")
 
 
-def state(ds: Dataset, profile: DeidentifyConfig, *, ours: bool) -> None:
-    """Written last; codes of an earlier de-identification stay before ours."""
+def record_method(ds: Dataset, profile: DeidentifyConfig, *, is_own: bool) -> None:
+    """Record the method in a cleaned data set; codes of an earlier de-identification stay in front."""
     ds.PatientIdentityRemoved = "YES"
-    ds.DeidentificationMethod = [_program(), _by(profile.name), f"PS3.15 Table E.1-1 of {EDITION}"]
+    ds.DeidentificationMethod = [_program_line(), _profile_line(profile.name), f"PS3.15 Table E.1-1 of {EDITION}"]
     ds.LongitudinalTemporalInformationModified = "MODIFIED" if profile.dates == "shift" else "REMOVED"
     earlier = list(ds.get("DeidentificationMethodCodeSequence") or [])
-    stated = {str(item.get("CodeValue")) for item in earlier}
-    codes = [_code(*each) for each in _codes(ds, profile, ours=ours) if each[0] not in stated]
+    present = {str(item.get("CodeValue")) for item in earlier}
+    codes = [_code_item(*each) for each in _method_codes(ds, profile, is_own=is_own) if each[0] not in present]
     ds.DeidentificationMethodCodeSequence = [*earlier, *codes]
 
 
-def states(ds: Dataset, profile_name: str) -> bool:
-    """Whether it says that it is a copy by that profile."""
+def is_deidentified_by(ds: Dataset, profile_name: str) -> bool:
+    """Return whether the data set states that it was de-identified by that profile."""
     methods = ds.get("DeidentificationMethod") or []
     methods = [methods] if isinstance(methods, str) else methods
-    return bool(ds.get("PatientIdentityRemoved") == "YES" and _by(profile_name) in list(methods))
+    return bool(ds.get("PatientIdentityRemoved") == "YES" and _profile_line(profile_name) in list(methods))
 
 
-def _codes(ds: Dataset, profile: DeidentifyConfig, *, ours: bool) -> list[tuple[str, str]]:
+def _method_codes(ds: Dataset, profile: DeidentifyConfig, *, is_own: bool) -> list[tuple[str, str]]:
     chosen = {
         _BASIC: True,
         _FACES: ds.get("RecognizableVisualFeatures") == "NO" and profile.deface,
         _STRUCTURED: "ContentSequence" in ds,
-        _DESCRIPTORS: profile.clean_descriptors or ours,
+        _DESCRIPTORS: profile.clean_descriptors or is_own,
         _DATES: profile.dates == "shift",
         _PATIENT: profile.patient_characteristics,
         _DEVICE: profile.device,
         _UIDS: profile.retain_uids,
-        _PRIVATE: profile.private == "safe" or ours,
+        _PRIVATE: profile.private == "safe" or is_own,
         _INSTITUTION: profile.institution,
     }
     return [code for code, on in chosen.items() if on]
 
 
-def _code(value: str, meaning: str) -> Dataset:
+def _code_item(value: str, meaning: str) -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
     return item
 
 
-def _by(profile_name: str) -> str:
+def _profile_line(profile_name: str) -> str:
     return f"profile {profile_name}"
 
 
-def _program() -> str:
+def _program_line() -> str:
     try:
         return f"dicomnode {version('dicomnode')}"[:64]
     except PackageNotFoundError:  # run from a source tree that is not installed

@@ -1,4 +1,4 @@
-"""On the way to a destination: a copy where it has a profile, and a last look that nothing else goes there."""
+"""Copies on the way to a destination with a profile, and the last check that only such copies go there."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from dicomnode.deidentify import method
 if TYPE_CHECKING:
     from dicomnode.config import Config, Peer
 
-__all__ = ["copies", "is_copy"]
+__all__ = ["is_deidentified_copy", "outgoing_copies"]
 
-_LOOKED_AT = ["PatientIdentityRemoved", "DeidentificationMethod"]
+_TAGS_READ = ["PatientIdentityRemoved", "DeidentificationMethod"]
 
 
 @contextmanager
-def copies(peer: Peer, config: Config) -> Iterator[Callable[[Path], Path]]:
-    """A function from what the node keeps to what the peer gets: the file itself, or a copy that lasts as long as this
-    context. The same file gives the same copy, so a retry sends the same UIDs. It raises InputRefused, ConfigError or
-    NotMarked."""
+def outgoing_copies(peer: Peer, config: Config) -> Iterator[Callable[[Path], Path]]:
+    """Yield a function from a file of the spool to the file that the peer gets: the same, or a de-identified copy.
+
+    Copies last as long as this context. The same file gives the same copy, so a retry sends the same UIDs. The
+    function raises InputRefused, ConfigError or NotMarked.
+    """
     if not peer.deidentify:
         yield lambda path: path
         return
@@ -34,19 +36,19 @@ def copies(peer: Peer, config: Config) -> Iterator[Callable[[Path], Path]]:
 
     with tempfile.TemporaryDirectory(prefix="outgoing-", dir=config.data_dir) as folder:
 
-        def copied(path: Path) -> Path:
-            ds = copying.opened(config, peer.deidentify).read(path)
+        def copy(path: Path) -> Path:
+            ds = copying.open_deidentifier(config, peer.deidentify).read(path)
             marking.check(ds)
             target = Path(folder) / f"{ds.SOPInstanceUID}.dcm"
             ds.save_as(target, enforce_file_format=True)
             return target
 
-        yield copied
+        yield copy
 
 
-def is_copy(path: Path, profile_name: str) -> bool:
-    """Whether the file says that it is a copy by that profile."""
+def is_deidentified_copy(path: Path, profile_name: str) -> bool:
+    """Return whether the file states that it was de-identified by that profile."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ds = dcmread(path, stop_before_pixels=True, specific_tags=list(_LOOKED_AT))
-    return method.states(ds, profile_name)
+        ds = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS_READ))
+    return method.is_deidentified_by(ds, profile_name)

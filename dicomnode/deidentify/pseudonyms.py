@@ -1,7 +1,7 @@
-"""Who is who, for those who may know: a file of its own, apart from the node's database and its spool.
+"""The map file of pseudonyms and patients, apart from the node's database and its spool.
 
-A pseudonym follows from the key, so no copy needs this file. It is for the way back, from a subject to a patient, and
-lies where a backup of the node's data does not take it along (node.toml is refused otherwise).
+A pseudonym is derived from the key, so no copy needs this file. It leads from a subject back to the patient, and lies
+where a backup of the node's data does not include it (node.toml is refused otherwise).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from dicomnode.deidentify.secret import Secret, Subject, identity
+from dicomnode.deidentify.secret import Secret, Subject, identify_patient
 from dicomnode.errors import ConfigError, NotAllowed
 
-__all__ = ["note", "patient_of"]
+__all__ = ["find_patient", "record_subject"]
 
 _TABLES = """
 create table if not exists subjects (pseudonym text primary key, issuer text not null, patient_id text not null);
@@ -25,12 +25,14 @@ create table if not exists studies (study_uid text primary key, pseudonym text n
 """
 
 
-def note(path: Path, ds: Dataset, subject: Subject, secret: Secret) -> None:
-    """Write down the patient and the study of a data set that is about to be copied. Raises NotAllowed where two
-    patients would be one subject."""
-    issuer, patient_id = identity(ds)
+def record_subject(path: Path, ds: Dataset, subject: Subject, secret: Secret) -> None:
+    """Record the patient and the study of a data set that is about to be copied.
+
+    Raises NotAllowed where two patients would be one subject.
+    """
+    issuer, patient_id = identify_patient(ds)
     original = str(ds.get("StudyInstanceUID") or "")
-    with closing(_open(path)) as file, file:
+    with closing(_open_map_file(path)) as file, file:
         file.execute("insert or ignore into subjects values (?, ?, ?)", (subject.pseudonym, issuer, patient_id))
         found = file.execute(
             "select issuer, patient_id from subjects where pseudonym = ?", (subject.pseudonym,)
@@ -42,15 +44,15 @@ def note(path: Path, ds: Dataset, subject: Subject, secret: Secret) -> None:
         )
 
 
-def patient_of(path: Path, pseudonym: str) -> tuple[str, str] | None:
-    """Issuer and Patient ID of a subject."""
-    with closing(_open(path)) as file:
+def find_patient(path: Path, pseudonym: str) -> tuple[str, str] | None:
+    """Return issuer and Patient ID of a subject, or None."""
+    with closing(_open_map_file(path)) as file:
         found = file.execute("select issuer, patient_id from subjects where pseudonym = ?", (pseudonym,)).fetchone()
     return (found[0].removeprefix("issuer "), found[1]) if found else None
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Made for its owner's eyes only; refused where others may look."""
+def _open_map_file(path: Path) -> sqlite3.Connection:
+    """Open the map file, made readable for its owner only. Raises ConfigError where others can read it."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         mode = path.stat().st_mode

@@ -89,7 +89,7 @@ class _Courier:
 
     def send(self, peer: Peer, batch: Sequence[Due]) -> int:
         """Check, send and record one batch; returns how many are there now."""
-        with outgoing.copies(peer, self.config) as copied:
+        with outgoing.outgoing_copies(peer, self.config) as copied:
             by_path: dict[Path, list[Due]] = {}
             for due in self._wanted(peer, batch):
                 if path := self._fit(due, copied):

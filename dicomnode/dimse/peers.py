@@ -178,7 +178,7 @@ def _read(path: Path, profile: str = "") -> _Instance | StoreResult:
         return StoreResult(path, "", Outcome.UNREADABLE, None, "not a DICOM file with its meta information")
     if uids[1] == MediaStorageDirectoryStorage:
         return StoreResult(path, "", Outcome.UNREADABLE, None, "a DICOMDIR, which C-STORE does not carry")
-    if profile and not outgoing.is_copy(path, profile):
+    if profile and not outgoing.is_deidentified_copy(path, profile):
         text = f"not sent: the peer gets only what is de-identified; 'dicomnode deidentify --profile {profile}' copies"
         return StoreResult(path, "", Outcome.UNREADABLE, None, text)
     return _Instance(path, *uids)

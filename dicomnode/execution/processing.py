@@ -291,22 +291,22 @@ def _write(
     """The objects in each form; the page of the report, where any has one, is drawn once."""
     from dicomnode import results
     from dicomnode.deidentify import defacing
-    from dicomnode.report import sheet
+    from dicomnode.report import rendering
     from dicomnode.results import marking
 
     page = None
     if any(form.report_page for form in forms):
         at = inherit(loaded.sources).moment(now)
-        page = sheet.drawn(findings, loaded.case, loaded.sources, made_by, at, verdict, doubts)
+        page = rendering.render(findings, loaded.case, loaded.sources, made_by, at, verdict, doubts)
     written = {}
     for form in forms:
-        shown, by = defacing.shown(
+        shown, by = defacing.remove_faces(
             form, findings, loaded.case, made_by, partial(load_without_helpers, "anatomy", config)
         )
         written[form] = results.write(shown, loaded.sources, by, form, now, verdict, doubts, loaded.priors, page)
         for ds in written[form]:
             if by is not made_by:
-                faces.say(ds)
+                faces.mark_face_removed(ds)
             marking.check(ds)
     return written
 

@@ -87,15 +87,15 @@ def page_of(job: Job, config: Config, kind: str, *, identify: bool = False) -> b
 
     Raises InputRefused where a file can no longer be read.
     """
-    from dicomnode.report import layout, sheet
+    from dicomnode.report import layout, rendering
 
     if not identify and (kept := kept_page(job, config, kind)):
         return kept
     told = read(job, config)
-    made = sheet.compose(
+    page = rendering.render(
         told.findings, told.case, told.sources, told.made_by, told.now, told.verdict, identify=identify
     )
-    return layout.encoded(layout.page(made, told.now), kind)
+    return layout.encode_page(page, kind)
 
 
 def kept_page(job: Job, config: Config, kind: str) -> bytes | None:
@@ -108,7 +108,7 @@ def kept_page(job: Job, config: Config, kind: str) -> bytes | None:
             ds = dcmread(spool.path(config.spool_dir, output.sha256))
             if kind == "pdf":
                 return bytes(ds.EncapsulatedDocument[: ds.EncapsulatedDocumentLength])
-            return layout.encoded(Page(ds.pixel_array, b""), kind)
+            return layout.encode_page(Page(ds.pixel_array, b""), kind)
     return None
 
 

@@ -15,7 +15,7 @@ from db import studies
 from db.models import Chain
 from db.studies import InstanceFacts, Sender, StoredFile
 from dicomnode.datasets import headers
-from dicomnode.deidentify import ours
+from dicomnode.deidentify import own_results
 from dicomnode.errors import NodeError
 from dicomnode.maintenance import verification
 from dicomnode.storage import spool
@@ -56,7 +56,7 @@ def _adopt_file(sessions: sessionmaker[Session], root: Path, found: verification
     except NodeError as error:
         return Adopted(found.file, "left", str(error))
     header = dcmread(path, stop_before_pixels=True)
-    if ours.is_ours(header):
+    if own_results.is_own_result(header):
         return Adopted(found.file, "left", "a result of this node: its job makes it again")
     sender = Sender(str(header.file_meta.get("SourceApplicationEntityTitle", "")), "adopted")
     return _register(sessions, facts, StoredFile(digest, found.size_bytes, found.file), sender, now)

@@ -1,4 +1,4 @@
-"""The zero-filled image of k-space, for the page: what a scanner would show without a model. Brings torch with it."""
+"""The zero-filled image of k-space for the report page: the scanner's image without a model. Imports torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomnode.report.planes import Plane, sampled
+from dicomnode.report.planes import ReportPlane, sample_on_plane
 from pipelines.contract import Grid, KSpace, Refused
 
-__all__ = ["zero_filled"]
+__all__ = ["reconstruct_zero_filled"]
 
 
-def zero_filled(kspace: KSpace, grid: Grid, plane: Plane) -> NDArray[np.float32] | None:
-    """Magnitude of the slice that the plane shows, on the plane's pixels, in the units of the reconstruction.
+def reconstruct_zero_filled(kspace: KSpace, grid: Grid, plane: ReportPlane) -> NDArray[np.float32] | None:
+    """Reconstruct the magnitude of the slice that a plane shows, on its pixels, in the units of the reconstruction.
 
-    None where the slice cannot be prepared alone, as with coil maps that are another image's.
+    Returns None where the slice cannot be prepared alone, as with coil maps of another image.
     """
     from model_zoo import classical
     from pipelines.encoding import prepare_image
@@ -32,4 +32,4 @@ def zero_filled(kspace: KSpace, grid: Grid, plane: Plane) -> NDArray[np.float32]
         return None
     image = classical.zero_filled(problem.A, problem.y) * problem.gain
     values = interpolate(image, one.encoded_fov_mm, one.grid).abs().numpy()
-    return sampled(values, one.grid, plane)
+    return sample_on_plane(values, one.grid, plane)

@@ -1,42 +1,42 @@
-"""How wide words are in the page's letters, and where they are broken or cut to fit."""
+"""Width of text in the page's font, and wrapping and shortening of text to a width."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-__all__ = ["LEADING", "MM_OF_POINT", "broken", "shortened"]
+__all__ = ["LEADING", "MM_OF_POINT", "shorten", "wrap"]
 
 MM_OF_POINT = 25.4 / 72
 LEADING = 1.32
-"""From line to line, over the size of the letters."""
-_MEASURED = 100.0
+"""Distance of lines as a multiple of the font size."""
+_MEASURING_SIZE = 100.0
 
 
-def broken(words: str, width_mm: float, size: float, bold: bool) -> list[str]:
-    """Words in lines no longer than the width, by the font's own measures; a word too long for a line is cut."""
+def wrap(text: str, width_mm: float, size: float, bold: bool) -> list[str]:
+    """Wrap text into lines no longer than the width, by the font's own metrics; a word too long for a line is cut."""
     lines: list[str] = []
-    for word in " ".join(words.split()).split(" "):
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and width_mm_of(longer, size, bold) <= width_mm:
+    for part in " ".join(text.split()).split(" "):
+        longer = f"{lines[-1]} {part}" if lines else part
+        if lines and measure_width_mm(longer, size, bold) <= width_mm:
             lines[-1] = longer
             continue
-        while width_mm_of(word, size, bold) > width_mm:
+        while measure_width_mm(part, size, bold) > width_mm:
             fits = next(
-                n for n in range(len(word) - 1, 0, -1) if n == 1 or width_mm_of(word[:n], size, bold) <= width_mm
+                n for n in range(len(part) - 1, 0, -1) if n == 1 or measure_width_mm(part[:n], size, bold) <= width_mm
             )
-            lines, word = [*lines, word[:fits]], word[fits:]
-        lines.append(word)
+            lines, part = [*lines, part[:fits]], part[fits:]
+        lines.append(part)
     return lines
 
 
-def shortened(words: str, width_mm: float, size: float, *, bold: bool = False) -> str:
-    """As much of the words as fits, with dots for the rest."""
-    if width_mm_of(words, size, bold) <= width_mm:
-        return words
-    while words and width_mm_of(f"{words}…", size, bold) > width_mm:
-        words = words[:-1]
-    return f"{words.rstrip()}…"
+def shorten(text: str, width_mm: float, size: float, *, bold: bool = False) -> str:
+    """Shorten text to the width, with an ellipsis in place of the rest."""
+    if measure_width_mm(text, size, bold) <= width_mm:
+        return text
+    while text and measure_width_mm(f"{text}…", size, bold) > width_mm:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 
 @cache
@@ -47,9 +47,9 @@ def _font(bold: bool) -> Any:
 
 
 @cache
-def width_mm_of(words: str, size: float, bold: bool) -> float:
-    """Measured large, where letters are not fitted to pixels."""
+def measure_width_mm(text: str, size: float, bold: bool) -> float:
+    """Measure the width of text, at a large size, where glyphs are not fitted to pixels."""
     font = _font(bold)
-    font.set_size(_MEASURED, 72)
-    font.set_text(words, 0.0)
-    return float(font.get_width_height()[0]) / 64 * MM_OF_POINT * size / _MEASURED
+    font.set_size(_MEASURING_SIZE, 72)
+    font.set_text(text, 0.0)
+    return float(font.get_width_height()[0]) / 64 * MM_OF_POINT * size / _MEASURING_SIZE
