@@ -146,7 +146,7 @@ def _study(id: int, studies: int, chance: random.Random) -> Iterator[tuple[Any, 
     state = StudyState.ROUTED if id < studies - 5 else StudyState.RECEIVING
     yield Study, {
         "id": id, "study_uid": f"2.25.{id}", "state": state, "revision": 1, "patient_id": f"P{id:07}",
-        "patient_name": name, "patient_folded": keywords.folded(name), "study_date": at.strftime("%Y%m%d"),
+        "patient_name": name, "patient_folded": keywords.fold_name(name), "study_date": at.strftime("%Y%m%d"),
         "study_time": "081500", "study_description": f"MR head {'FLAIR' if id % 3 else 'T1w'}", "opened_at": at,
         "last_received_at": at, "completed_at": at, "completed_by": "quiet for 60 s",
     }  # fmt: skip

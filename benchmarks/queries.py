@@ -178,7 +178,7 @@ def _study(study: int, at: datetime) -> dict[str, Any]:
     name = f"{_SURNAMES[study % len(_SURNAMES)]}^Jürgen{study}"
     return {
         "id": study, "study_uid": _uid(study), "state": "routed", "revision": 1, "patient_id": f"P{study}",
-        "patient_name": name, "patient_folded": keywords.folded(name), "accession_number": f"A{study}",
+        "patient_name": name, "patient_folded": keywords.fold_name(name), "accession_number": f"A{study}",
         "study_date": at.strftime("%Y%m%d"), "study_time": at.strftime("%H%M%S"), "study_id": str(study),
         "study_description": "Head", "patient_birth_date": "19600101", "patient_sex": "O",
         "referring_physician_name": "", "referring_physician_folded": "", "issuer_of_patient_id": "",

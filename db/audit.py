@@ -20,9 +20,9 @@ from sqlalchemy import Table, bindparam, event, insert, select, update
 from sqlalchemy.orm import Session
 
 from db.models import Chain, Event
-from db.states import check_move
+from db.states import check_transition
 
-__all__ = ["GENESIS", "Break", "append", "move", "newest_written", "verify"]
+__all__ = ["GENESIS", "Break", "append", "newest_written", "transition", "verify"]
 
 GENESIS = "0" * 64
 _PENDING = "audit.pending"
@@ -61,10 +61,10 @@ def append(
     )
 
 
-def move(session: Session, row: _Stateful, new_state: StrEnum, *, reason: str, now: datetime) -> None:
+def transition(session: Session, row: _Stateful, new_state: StrEnum, *, reason: str, now: datetime) -> None:
     """Change a row's state if the table of moves has it, and say so in the same transaction."""
     old_state = row.state
-    check_move(old_state, new_state)
+    check_transition(old_state, new_state)
     row.state = new_state
     detail = {"from": str(old_state), "to": str(new_state), "reason": reason}
     append(session, subject=row.__tablename__, subject_id=row.id, event="moved", detail=detail, now=now)

@@ -22,14 +22,14 @@ from db.states import (
     StudyState,
 )
 
-__all__ = ["BIG", "Base", "Digest", "Later", "Moment", "Pk", "Uid"]
+__all__ = ["BIG", "Base", "Digest", "Moment", "OptionalText", "Pk", "Uid"]
 
 BIG = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY is SQLite's row id
 
 Pk = Annotated[int, mapped_column(BIG, primary_key=True)]
 Uid = Annotated[str, mapped_column(String(64))]
 Digest = Annotated[str, mapped_column(String(64))]
-Later = Annotated[str, mapped_column(default="", server_default=text("''"))]
+OptionalText = Annotated[str, mapped_column(default="", server_default=text("''"))]
 """Text that tables have got after their first rows."""
 
 

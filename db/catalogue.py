@@ -17,12 +17,23 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from db import finding, keywords, matching, tallies
-from db.finding import Wanted
+from db.finding import Criteria
 from db.matching import BadValue
 from db.models import Instance, Job, Output, Series, Study
 from db.states import JobState
 
-__all__ = ["BadValue", "Level", "Match", "Query", "StoredObject", "count", "objects", "scan", "search", "supported"]
+__all__ = [
+    "BadValue",
+    "Level",
+    "Match",
+    "Query",
+    "StoredObject",
+    "count",
+    "find_objects",
+    "scan",
+    "search",
+    "supported_keywords",
+]
 
 Level = Literal["PATIENT", "STUDY", "SERIES", "IMAGE"]
 
@@ -83,7 +94,7 @@ class Match:
     stored: StoredObject | None = None
 
 
-def supported(level: Level) -> frozenset[str]:
+def supported_keywords(level: Level) -> frozenset[str]:
     """The keywords that can be matched or are told at this level, those of the levels above included."""
     if level == "PATIENT":
         return frozenset(keywords.PATIENT)
@@ -104,7 +115,7 @@ def scan(session: Session, query: Query) -> Iterator[Match]:
     wanted = _wanted(session, query)
     rows = iter(_page(session, query, *_statements(query.level, wanted)))
     while group := list(islice(rows, _GROUP)):
-        yield from _load(tallies.Seen(session, wanted.states), query, group)
+        yield from _load(tallies.CountScope(session, wanted.states), query, group)
 
 
 def count(session: Session, query: Query) -> int:
@@ -113,7 +124,7 @@ def count(session: Session, query: Query) -> int:
     return sum(_number_of(session, statement) for statement in statements if statement is not None)
 
 
-def objects(
+def find_objects(
     session: Session,
     *,
     study_uid: str = "",
@@ -145,25 +156,25 @@ _Row = tuple[bool, int]
 _Statement = Select[Any]
 
 
-def _wanted(session: Session, query: Query) -> Wanted:
+def _wanted(session: Session, query: Query) -> Criteria:
     states = (JobState.DONE, JobState.HELD) if query.include_held else (JobState.DONE,)
     keys = {keyword: value for keyword, value in query.keys.items() if value.strip("*\\ ")}  # only stars: any value
     for keyword, value in keys.items():
         if keyword in keywords.KINDS:
-            matching.check(keyword, keywords.KINDS[keyword], value)
+            matching.check_value(keyword, keywords.KINDS[keyword], value)
     dialect = session.get_bind().dialect.name
-    return Wanted(keys, states, dialect, combined=query.combined, fuzzy=query.fuzzy)
+    return Criteria(keys, states, dialect, combined=query.combined, fuzzy=query.fuzzy)
 
 
-def _statements(level: Level, wanted: Wanted) -> tuple[_Statement, _Statement | None]:
+def _statements(level: Level, wanted: Criteria) -> tuple[_Statement, _Statement | None]:
     """Of what was received, and of new results. A study is always received: results belong to one."""
     if level == "PATIENT":
-        return finding.patients(wanted), None
+        return finding.select_patients(wanted), None
     if level == "STUDY":
-        return finding.studies(wanted), None
+        return finding.select_studies(wanted), None
     if level == "SERIES":
-        return finding.received_series(wanted), finding.result_series(wanted)
-    return finding.received_images(wanted), finding.result_images(wanted)
+        return finding.select_received_series(wanted), finding.select_result_series(wanted)
+    return finding.select_received_images(wanted), finding.select_result_images(wanted)
 
 
 def _page(session: Session, query: Query, received: _Statement, results: _Statement | None) -> list[_Row]:
@@ -179,14 +190,14 @@ def _number_of(session: Session, statement: _Statement) -> int:
     return session.scalar(select(func.count()).select_from(statement.order_by(None).subquery())) or 0
 
 
-def _load(seen: tallies.Seen, query: Query, rows: Sequence[_Row]) -> list[Match]:
+def _load(seen: tallies.CountScope, query: Query, rows: Sequence[_Row]) -> list[Match]:
     """The matches of some rows in their order; what was deleted meanwhile is left out."""
     ids = {kind: [id for result, id in rows if result is kind] for kind in (False, True)}
     found: dict[_Row, tuple[int, Match]] = {}
     if query.level in ("PATIENT", "STUDY"):
         for study in seen.session.scalars(select(Study).where(Study.id.in_(ids[False]))):
             told = _of_study(study)
-            attributes = keywords.taken(told, keywords.PATIENT) if query.level == "PATIENT" else told
+            attributes = keywords.pick(told, keywords.PATIENT) if query.level == "PATIENT" else told
             found[False, study.id] = study.id, Match(query.level, attributes)
     elif query.level == "SERIES":
         for series, study in seen.session.execute(_with_study(select(Series, Study), Series.id, ids[False])):
@@ -210,12 +221,12 @@ def _results(ids: Sequence[int]) -> Any:
 
 
 def _of_study(study: Study) -> dict[str, Any]:
-    values = {keyword: getattr(study, column) for keyword, column in keywords.OF_STUDY_ROWS.items()}
+    values = {keyword: getattr(study, column) for keyword, column in keywords.STUDY_COLUMNS.items()}
     return {keyword: value for keyword, value in values.items() if value}
 
 
 def _of_series(series: Series) -> dict[str, Any]:
-    values = keywords.taken(series.attributes, keywords.SERIES)
+    values = keywords.pick(series.attributes, keywords.SERIES)
     return (
         values | {"SeriesInstanceUID": series.series_uid} | ({"Modality": series.modality} if series.modality else {})
     )
@@ -236,7 +247,7 @@ def _image(row: Instance, series: Series, study: Study) -> Match:
 
 def _result(level: Level, row: Output, study: Study, held: bool) -> Match:
     kept = row.attributes or {}
-    series = keywords.taken(kept, keywords.SERIES) | {"SeriesInstanceUID": row.series_uid}
+    series = keywords.pick(kept, keywords.SERIES) | {"SeriesInstanceUID": row.series_uid}
     if level == "SERIES":
         return Match("SERIES", _of_study(study) | series)
     stored = StoredObject(
@@ -254,22 +265,22 @@ def _result(level: Level, row: Output, study: Study, held: bool) -> Match:
 
 
 def _of_image(stored: StoredObject, kept: Mapping[str, Any] | None) -> dict[str, Any]:
-    return keywords.taken(kept or {}, keywords.IMAGE_KEPT) | {
+    return keywords.pick(kept or {}, keywords.IMAGE_STORED) | {
         "SOPInstanceUID": stored.sop_instance_uid,
         "SOPClassUID": stored.sop_class_uid,
         "AvailableTransferSyntaxUID": stored.transfer_syntax_uid,
     }
 
 
-def _counted(seen: tallies.Seen, query: Query, found: Sequence[tuple[int, Match]]) -> list[Match]:
+def _counted(seen: tallies.CountScope, query: Query, found: Sequence[tuple[int, Match]]) -> list[Match]:
     """With what other rows have to be looked at for, as far as it is wanted."""
     if not query.wanted & keywords.COUNTS:
         return [match for _, match in found]
-    tally = tallies.of_patients if query.level == "PATIENT" else tallies.of_studies
+    tally = tallies.count_in_patients if query.level == "PATIENT" else tallies.count_in_studies
     of_studies = tally(seen, [id for id, _ in found], query.wanted)
     pairs = [(id, str(match.attributes.get("SeriesInstanceUID", ""))) for id, match in found]
     in_series = "NumberOfSeriesRelatedInstances" in query.wanted and query.level in ("SERIES", "IMAGE")
-    of_series = tallies.of_series(seen, pairs) if in_series else {}
+    of_series = tallies.count_in_series(seen, pairs) if in_series else {}
     return [
         Match(
             match.level,

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-__all__ = ["DatabaseClock", "of"]
+__all__ = ["DatabaseClock", "make_clock"]
 
 log = logging.getLogger("dicomnode.clock")
 
@@ -23,7 +23,7 @@ _EVERY_S = 5.0
 _WORTH_SAYING_S = 2.0
 
 
-def of(engine: Engine) -> Callable[[], datetime]:
+def make_clock(engine: Engine) -> Callable[[], datetime]:
     """The moment now, UTC, as everybody sees it who shares the database."""
     return DatabaseClock(engine) if engine.dialect.name == "postgresql" else lambda: datetime.now(UTC)
 

@@ -20,7 +20,7 @@ from db import audit
 from db.models import Delivery, Event, Job, Notification, Retrieval, Study
 from db.states import DeliveryState, JobState, NotificationState, RetrievalState, StudyState
 
-__all__ = ["ClockWatch", "grant_leases", "shift_open_rows", "time_lost"]
+__all__ = ["ClockWatch", "grant_leases", "measure_time_lost", "shift_open_rows"]
 
 log = logging.getLogger("dicomnode.clock")
 
@@ -62,8 +62,8 @@ class ClockWatch:
         self._passed_s, self._lock = passed_s, threading.Lock()
         self._seen = now(), passed_s()
 
-    def look(self) -> None:
-        """Mend the rows if the clock was set since the last look; call it before what compares rows with the clock."""
+    def check(self) -> None:
+        """Correct the rows if the clock was set since the last call; call this before comparing rows with the clock."""
         with self._lock:
             now, passed_s = self._now(), self._passed_s()
             jump = now - self._seen[0] - timedelta(seconds=passed_s - self._seen[1])
@@ -79,7 +79,7 @@ class ClockWatch:
         log.warning("the clock was set by %+.0f s; leases and due times follow it", jump.total_seconds())
 
 
-def time_lost(session: Session, *, now: datetime) -> timedelta:
+def measure_time_lost(session: Session, *, now: datetime) -> timedelta:
     """Return by how much the clock is behind the newest event, as a negative time; zero where it is not."""
     newest = session.scalar(select(Event.at).order_by(Event.seq.desc()).limit(1))
     return min(now - newest, timedelta(0)) if newest is not None else timedelta(0)

@@ -13,16 +13,16 @@ from db.models import Delivery, Instance, Job, JobInput, Output, Series
 from db.states import DeliveryState, JobState
 
 __all__ = [
-    "Made",
-    "Parcel",
+    "DeliverySummary",
     "ReceivedSeries",
-    "files_of",
-    "held",
-    "input_series",
-    "made",
-    "middle_files",
-    "parcels",
-    "received",
+    "ResultSeries",
+    "find_middle_files",
+    "list_files",
+    "list_input_series",
+    "list_jobs",
+    "list_received_series",
+    "list_results",
+    "summarize_deliveries",
 ]
 
 _OWN = Output.rendition == ""
@@ -41,7 +41,7 @@ class ReceivedSeries:
 
 
 @dataclass(frozen=True)
-class Made:
+class ResultSeries:
     """One series of results of a job; ``modality`` and ``description`` empty where its row does not tell."""
 
     job_id: int
@@ -54,7 +54,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class DeliverySummary:
     """A job's results for one destination: how many are in which state, and what the last trouble was."""
 
     job_id: int
@@ -66,7 +66,7 @@ class Parcel:
     delivered_at: datetime | None
 
 
-def received(session: Session, study_id: int, *, limit: int) -> list[ReceivedSeries]:
+def list_received_series(session: Session, study_id: int, *, limit: int) -> list[ReceivedSeries]:
     """The first ones, in the order in which they came."""
     query = (
         select(Series, func.count(Instance.id), func.coalesce(func.sum(Instance.size_bytes), 0))
@@ -79,22 +79,22 @@ def received(session: Session, study_id: int, *, limit: int) -> list[ReceivedSer
     return [ReceivedSeries(row, count, int(size)) for row, count, size in session.execute(query)]
 
 
-def made(session: Session, job_ids: Sequence[int]) -> dict[int, list[Made]]:
+def list_results(session: Session, job_ids: Sequence[int]) -> dict[int, list[ResultSeries]]:
     """By job, its series in the order in which they were written."""
     query = select(Output).where(Output.job_id.in_(job_ids), _OWN).order_by(Output.id)
     series: dict[tuple[int, str], list[Output]] = {}
     for output in session.scalars(query):
         series.setdefault((output.job_id, output.series_uid), []).append(output)
-    found: dict[int, list[Made]] = {}
+    found: dict[int, list[ResultSeries]] = {}
     for (job_id, uid), outputs in series.items():
         kept = outputs[0].attributes or {}
         words, modality = str(kept.get("SeriesDescription", "")), str(kept.get("Modality", ""))
-        one = Made(job_id, uid, outputs[0].kind, words, modality, len(outputs), outputs[0].sha256)
+        one = ResultSeries(job_id, uid, outputs[0].kind, words, modality, len(outputs), outputs[0].sha256)
         found.setdefault(job_id, []).append(one)
     return found
 
 
-def input_series(session: Session, job_ids: Sequence[int]) -> dict[int, list[tuple[str, Series]]]:
+def list_input_series(session: Session, job_ids: Sequence[int]) -> dict[int, list[tuple[str, Series]]]:
     """By job, the series that it took, each under the name of the input; the one that the route matched first."""
     query = (
         select(JobInput.job_id, JobInput.name, func.min(JobInput.id), Series)
@@ -110,7 +110,7 @@ def input_series(session: Session, job_ids: Sequence[int]) -> dict[int, list[tup
     return found
 
 
-def files_of(session: Session, job_id: int, series_uid: str) -> list[tuple[str, str]]:
+def list_files(session: Session, job_id: int, series_uid: str) -> list[tuple[str, str]]:
     """Kind ("" for an input) and SHA-256 of a job's files of one series, taken or made."""
     here = (Output.job_id == job_id, Output.series_uid == series_uid, Output.expired_at.is_(None))
     outputs = select(Output.kind, Output.sha256).where(*here, _OWN)
@@ -123,7 +123,7 @@ def files_of(session: Session, job_id: int, series_uid: str) -> list[tuple[str, 
     return [(kind, sha256) for kind, sha256 in found]
 
 
-def middle_files(session: Session, study_id: int, series_uid: str = "", *, limit: int = 4) -> list[str]:
+def find_middle_files(session: Session, study_id: int, series_uid: str = "", *, limit: int = 4) -> list[str]:
     """SHA-256 of the instance in the middle of each series (or of that one), received ones first, then results."""
     counted = select(Series.id, func.count(Instance.id)).join(Instance).where(Series.study_id == study_id, _HELD)
     counted = counted.where(Series.series_uid == series_uid if series_uid else Series.modality.not_in(_NO_PICTURES))
@@ -138,19 +138,19 @@ def middle_files(session: Session, study_id: int, series_uid: str = "", *, limit
     return found + (shown[len(shown) // 2 :] if series_uid else shown)
 
 
-def parcels(session: Session, job_ids: Sequence[int]) -> dict[int, list[Parcel]]:
+def summarize_deliveries(session: Session, job_ids: Sequence[int]) -> dict[int, list[DeliverySummary]]:
     """By job, what became of its results at each destination."""
     query = select(Output.job_id, Delivery).join(Delivery, Delivery.output_id == Output.id)
     rows: dict[tuple[int, str], list[Delivery]] = {}
     for job_id, delivery in session.execute(query.where(Output.job_id.in_(job_ids)).order_by(Delivery.id)):
         rows.setdefault((job_id, delivery.destination), []).append(delivery)
-    found: dict[int, list[Parcel]] = {}
+    found: dict[int, list[DeliverySummary]] = {}
     for (job_id, destination), mine in rows.items():
         found.setdefault(job_id, []).append(_parcel(job_id, destination, mine))
     return found
 
 
-def _parcel(job_id: int, destination: str, rows: Sequence[Delivery]) -> Parcel:
+def _parcel(job_id: int, destination: str, rows: Sequence[Delivery]) -> DeliverySummary:
     states: dict[DeliveryState, int] = {}
     for row in rows:
         states[row.state] = states.get(row.state, 0) + 1
@@ -159,12 +159,12 @@ def _parcel(job_id: int, destination: str, rows: Sequence[Delivery]) -> Parcel:
     there = [row.delivered_at for row in rows if row.delivered_at is not None]
     reason = next((row.reason for row in reversed(open_rows) if row.reason), "")
     attempts = max((row.attempts for row in rows), default=0)
-    return Parcel(
+    return DeliverySummary(
         job_id, destination, states, reason, attempts, min(waiting, default=None), max(there, default=None)
     )  # fmt: skip
 
 
-def held(session: Session, state: Sequence[JobState], *, limit: int, offset: int = 0) -> list[Job]:
+def list_jobs(session: Session, state: Sequence[JobState], *, limit: int, offset: int = 0) -> list[Job]:
     """Jobs in those states with their studies, the oldest first."""
     query = select(Job).where(Job.state.in_(state)).options(selectinload(Job.study)).order_by(Job.finished_at, Job.id)
     return list(session.scalars(query.limit(limit).offset(offset)))

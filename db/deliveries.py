@@ -14,24 +14,24 @@ from db.models import Delivery, Output
 from db.states import DeliveryState
 
 __all__ = [
-    "Due",
-    "abandon",
-    "counts",
-    "delivered",
-    "due",
+    "ClaimedDelivery",
+    "claim_due",
+    "count_by_state",
     "expire_leases",
-    "failed",
     "fall_back",
-    "given_up",
+    "find_spare_classes",
+    "give_up_old",
+    "mark_delivered",
+    "mark_failed",
+    "reclaim",
     "retry",
-    "with_spares",
 ]
 
 _UNFINISHED = (DeliveryState.WAITING, DeliveryState.SENDING)
 
 
 @dataclass(frozen=True)
-class Due:
+class ClaimedDelivery:
     """A delivery that its claimer has to make, as plain values: no session is open while the network is used."""
 
     delivery_id: int
@@ -46,7 +46,7 @@ class Due:
     created_at: datetime
 
 
-def due(
+def claim_due(
     session: Session,
     *,
     worker: str,
@@ -55,7 +55,7 @@ def due(
     now: datetime,
     destination: str | None = None,
     skip: Sequence[str] = (),
-) -> list[Due]:
+) -> list[ClaimedDelivery]:
     """Claim waiting deliveries whose time has come, oldest first; ``skip`` names destinations to leave alone."""
     query = select(Delivery).where(Delivery.state == DeliveryState.WAITING, Delivery.not_before <= now)
     if destination is not None:
@@ -67,16 +67,16 @@ def due(
     return [_take(session, row, worker, lease_s, now) for row in rows]
 
 
-def delivered(session: Session, delivery_id: int, *, worker: str, now: datetime) -> None:
+def mark_delivered(session: Session, delivery_id: int, *, worker: str, now: datetime) -> None:
     """The destination has it."""
     row = _mine(session, delivery_id, worker)
     if row is not None:
-        audit.move(session, row, DeliveryState.DELIVERED, reason=f"at {row.destination}", now=now)
+        audit.transition(session, row, DeliveryState.DELIVERED, reason=f"at {row.destination}", now=now)
         row.delivered_at, row.leased_until, row.reason = now, None, ""
-        notifications.object_delivered(session, row.output.job_id, now=now)
+        notifications.notify_delivered(session, row.output.job_id, now=now)
 
 
-def failed(
+def mark_failed(
     session: Session, delivery_id: int, *, worker: str, reason: str, retry_at: datetime | None, now: datetime
 ) -> None:
     """It is not there: try again at ``retry_at``, or never when that is None."""
@@ -87,11 +87,11 @@ def failed(
     if retry_at is None:
         _give_up(session, row, reason, now)
         return
-    audit.move(session, row, DeliveryState.WAITING, reason=reason, now=now)
+    audit.transition(session, row, DeliveryState.WAITING, reason=reason, now=now)
     row.not_before = retry_at
 
 
-def with_spares(session: Session, destination: str, job_ids: Collection[int]) -> dict[int, set[str]]:
+def find_spare_classes(session: Session, destination: str, job_ids: Collection[int]) -> dict[int, set[str]]:
     """By job the SOP classes that lie ready for the destination, should it not take what is for it."""
     query = select(Output).where(Output.job_id.in_(job_ids), Output.spare_for.is_not(None))
     found: dict[int, set[str]] = {}
@@ -111,10 +111,10 @@ def fall_back(session: Session, job_id: int, destination: str, *, reason: str, n
         for row in rows:
             if not spare and output.destinations is not None and row.state in _UNFINISHED:
                 row.reason, row.leased_until = reason, None
-                audit.move(session, row, DeliveryState.GIVEN_UP, reason=reason, now=now)
+                audit.transition(session, row, DeliveryState.GIVEN_UP, reason=reason, now=now)
 
 
-def given_up(session: Session, *, created_before: datetime, now: datetime) -> int:
+def give_up_old(session: Session, *, created_before: datetime, now: datetime) -> int:
     """Give up on everything that has waited since before ``created_before``."""
     query = select(Delivery).where(Delivery.state == DeliveryState.WAITING, Delivery.created_at < created_before)
     rows = session.scalars(query.order_by(Delivery.id).with_for_update(skip_locked=True)).all()
@@ -129,29 +129,29 @@ def expire_leases(session: Session, *, now: datetime) -> int:
     query = select(Delivery).where(Delivery.state == DeliveryState.SENDING, Delivery.leased_until < now)
     rows = session.scalars(query.order_by(Delivery.id).with_for_update(skip_locked=True)).all()
     for row in rows:
-        audit.move(session, row, DeliveryState.WAITING, reason="its sender stopped", now=now)
+        audit.transition(session, row, DeliveryState.WAITING, reason="its sender stopped", now=now)
         row.leased_until = None
     return len(rows)
 
 
-def abandon(session: Session, *, machine: str, now: datetime) -> int:
+def reclaim(session: Session, *, machine: str, now: datetime) -> int:
     """Take back what earlier processes of this machine were sending, without waiting for their leases."""
     mine = Delivery.worker.startswith(f"{machine}:", autoescape=True)
     query = select(Delivery).where(Delivery.state == DeliveryState.SENDING, mine).order_by(Delivery.id)
     rows = session.scalars(query.with_for_update(skip_locked=True)).all()
     for row in rows:
-        audit.move(session, row, DeliveryState.WAITING, reason="its sender stopped", now=now)
+        audit.transition(session, row, DeliveryState.WAITING, reason="its sender stopped", now=now)
         row.leased_until = None
     return len(rows)
 
 
 def retry(session: Session, row: Delivery, *, reason: str, now: datetime) -> None:
     """Start again with one that was given up."""
-    audit.move(session, row, DeliveryState.WAITING, reason=reason, now=now)
+    audit.transition(session, row, DeliveryState.WAITING, reason=reason, now=now)
     row.attempts, row.not_before, row.created_at = 0, now, now
 
 
-def counts(session: Session) -> dict[str, dict[DeliveryState, int]]:
+def count_by_state(session: Session) -> dict[str, dict[DeliveryState, int]]:
     """Per destination the number of deliveries in each state."""
     query = select(Delivery.destination, Delivery.state, func.count()).group_by(Delivery.destination, Delivery.state)
     found: dict[str, dict[DeliveryState, int]] = {}
@@ -160,12 +160,12 @@ def counts(session: Session) -> dict[str, dict[DeliveryState, int]]:
     return found
 
 
-def _take(session: Session, row: Delivery, worker: str, lease_s: float, now: datetime) -> Due:
+def _take(session: Session, row: Delivery, worker: str, lease_s: float, now: datetime) -> ClaimedDelivery:
     row.worker, row.leased_until = worker, now + timedelta(seconds=lease_s)
     row.attempts += 1
-    audit.move(session, row, DeliveryState.SENDING, reason=f"attempt {row.attempts}, {worker}", now=now)
+    audit.transition(session, row, DeliveryState.SENDING, reason=f"attempt {row.attempts}, {worker}", now=now)
     output: Output = row.output
-    return Due(
+    return ClaimedDelivery(
         delivery_id=row.id,
         job_id=output.job_id,
         destination=row.destination,
@@ -180,8 +180,8 @@ def _take(session: Session, row: Delivery, worker: str, lease_s: float, now: dat
 
 
 def _give_up(session: Session, row: Delivery, reason: str, now: datetime) -> None:
-    audit.move(session, row, DeliveryState.GIVEN_UP, reason=reason, now=now)
-    notifications.object_given_up(session, row.output.job_id, row.destination, reason=reason, now=now)
+    audit.transition(session, row, DeliveryState.GIVEN_UP, reason=reason, now=now)
+    notifications.notify_given_up(session, row.output.job_id, row.destination, reason=reason, now=now)
 
 
 def _mine(session: Session, delivery_id: int, worker: str) -> Delivery | None:

@@ -17,19 +17,19 @@ from sqlalchemy.orm import Session
 
 from db import audit, jobs
 from db.models import Deployment, Job
-from db.states import DeploymentMode, JobState, MoveRefused
+from db.states import DeploymentMode, InvalidTransition, JobState
 
 __all__ = [
     "Choice",
     "Version",
-    "called",
     "choose",
-    "current_by_bundle",
     "deploy",
-    "history",
-    "in_force",
+    "find_current_by_bundle",
+    "find_in_force",
+    "format_model",
     "is_in_share",
-    "named_by",
+    "list_history",
+    "list_uses",
     "rollback",
 ]
 
@@ -50,24 +50,24 @@ class Choice:
     shadow: Version | None
 
 
-def called(row: Deployment) -> str:
+def format_model(row: Deployment) -> str:
     """NAME@VERSION."""
     return f"{row.name}@{row.version}"
 
 
-def in_force(session: Session, pipeline: str, *, lock: bool = False) -> dict[DeploymentMode, Deployment]:
+def find_in_force(session: Session, pipeline: str, *, lock: bool = False) -> dict[DeploymentMode, Deployment]:
     """What the pipeline uses now, by mode; ``lock``: nobody else changes it before this transaction ends."""
     query = select(Deployment).where(Deployment.pipeline == pipeline, Deployment.ended_at.is_(None))
     return {row.mode: row for row in session.scalars(query.with_for_update() if lock else query)}
 
 
-def history(session: Session, pipeline: str = "") -> Sequence[Deployment]:
+def list_history(session: Session, pipeline: str = "") -> Sequence[Deployment]:
     """Every deployment of the pipeline, or of all; the newest first."""
     query = select(Deployment).order_by(Deployment.id.desc())
     return session.scalars(query.where(Deployment.pipeline == pipeline) if pipeline else query).all()
 
 
-def named_by(session: Session, name: str, version: str) -> list[str]:
+def list_uses(session: Session, name: str, version: str) -> list[str]:
     """In words, who still needs that version: what is in force, what a rollback goes back to, jobs that wait."""
     found = []
     for row in session.scalars(select(Deployment).where(Deployment.ended_at.is_(None)).order_by(Deployment.id)):
@@ -90,7 +90,7 @@ def is_in_share(pipeline: str, study_uid: str, percent: float) -> bool:
 
 def choose(session: Session, pipeline: str, study_uid: str) -> Choice | None:
     """What the study is worked on with; None where no version was ever deployed for the pipeline."""
-    rows = in_force(session, pipeline)
+    rows = find_in_force(session, pipeline)
     current, share = rows.get(DeploymentMode.CURRENT), rows.get(DeploymentMode.SHARE)
     if current is None:
         return None
@@ -101,10 +101,12 @@ def choose(session: Session, pipeline: str, study_uid: str) -> Choice | None:
     return Choice(used, beside if beside != used else None)
 
 
-def current_by_bundle(session: Session) -> dict[str, str]:
+def find_current_by_bundle(session: Session) -> dict[str, str]:
     """By bundle NAME@VERSION of what is deployed as current: pipelines that use the bundle as a helper use it, too."""
     mine = (Deployment.ended_at.is_(None), Deployment.mode == DeploymentMode.CURRENT)
-    return {row.name: called(row) for row in session.scalars(select(Deployment).where(*mine).order_by(Deployment.id))}
+    return {
+        row.name: format_model(row) for row in session.scalars(select(Deployment).where(*mine).order_by(Deployment.id))
+    }
 
 
 def deploy(
@@ -122,15 +124,19 @@ def deploy(
 ) -> Deployment:
     """Use that version from the next routed study on. A new current version ends the pipeline's shadow and share.
 
-    Raises MoveRefused where there is no current version beside which a shadow or share could run, or it is the same.
+    Raises InvalidTransition where no current version is deployed, or the version is the current one already.
     """
-    rows = in_force(session, pipeline, lock=True)
+    rows = find_in_force(session, pipeline, lock=True)
     current = rows.get(DeploymentMode.CURRENT)
     if mode is not DeploymentMode.CURRENT:
         if current is None:
-            raise MoveRefused(f"no version is deployed for {pipeline}: deploy the current one first, then a {mode}")
+            raise InvalidTransition(
+                f"no version is deployed for {pipeline}: deploy the current one first, then a {mode}"
+            )
         if (current.name, current.version) == (name, version):
-            raise MoveRefused(f"{name}@{version} is the current version of {pipeline}: nothing to compare it with")
+            raise InvalidTransition(
+                f"{name}@{version} is the current version of {pipeline}: nothing to compare it with"
+            )
     row = Deployment(
         pipeline=pipeline, name=name, version=version, digest=digest, mode=mode, percent=percent, who=who, why=why,
         started_at=now, replaced_id=_before(current, name, version) if mode is DeploymentMode.CURRENT else None,
@@ -144,12 +150,12 @@ def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: d
     """Take back the newest step: a share, or else the current version, which gives way to the one before.
 
     A shadow ends with it, and waiting jobs of the version that is withdrawn go to the one in force. Returns what is in
-    force now. Raises MoveRefused where there is nothing to go back to.
+    force now. Raises InvalidTransition where there is nothing to go back to.
     """
-    rows = in_force(session, pipeline, lock=True)
+    rows = find_in_force(session, pipeline, lock=True)
     current, share = rows.pop(DeploymentMode.CURRENT, None), rows.pop(DeploymentMode.SHARE, None)
     if current is None:
-        raise MoveRefused(f"no version is deployed for {pipeline}: nothing to go back to")
+        raise InvalidTransition(f"no version is deployed for {pipeline}: nothing to go back to")
     shadow = list(rows.values())
     told = f"rolled back by {who}"
     if share is not None:
@@ -158,10 +164,10 @@ def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: d
         return current
     before = session.get(Deployment, current.replaced_id) if current.replaced_id else None
     if before is None:
-        raise MoveRefused(f"{called(current)} is the first version of {pipeline}: nothing to go back to")
+        raise InvalidTransition(f"{format_model(current)} is the first version of {pipeline}: nothing to go back to")
     row = Deployment(
         pipeline=pipeline, name=before.name, version=before.version, digest=before.digest, mode=DeploymentMode.CURRENT,
-        who=who, why=why or f"rollback from {called(current)}", started_at=now, replaced_id=before.replaced_id,
+        who=who, why=why or f"rollback from {format_model(current)}", started_at=now, replaced_id=before.replaced_id,
     )  # fmt: skip
     _replace(session, [current, *shadow], row, told, now)
     _reassign(session, current, row, shadow, now)
@@ -176,7 +182,7 @@ def _before(current: Deployment | None, name: str, version: str) -> int | None:
 
 
 def _version(row: Deployment) -> Version:
-    return Version(called(row), row.digest)
+    return Version(format_model(row), row.digest)
 
 
 def _replace(session: Session, ended: Sequence[Deployment], row: Deployment, told: str, now: datetime) -> None:
@@ -184,7 +190,7 @@ def _replace(session: Session, ended: Sequence[Deployment], row: Deployment, tol
     session.flush()  # at most one of a mode is in force, also between two statements
     session.add(row)
     session.flush()
-    detail: dict[str, Any] = {"pipeline": row.pipeline, "model": called(row), "digest": row.digest}
+    detail: dict[str, Any] = {"pipeline": row.pipeline, "model": format_model(row), "digest": row.digest}
     detail |= {"mode": str(row.mode), "percent": row.percent, "who": row.who, "why": row.why}
     audit.append(session, subject="deployments", subject_id=row.id, event="deployed", detail=detail, now=now)
 
@@ -194,7 +200,7 @@ def _end(session: Session, rows: Sequence[Deployment], told: str, now: datetime)
         row.ended_at, row.ended_by = now, told
         detail = {
             "pipeline": row.pipeline,
-            "model": called(row),
+            "model": format_model(row),
             "mode": str(row.mode),
             "by": told,
         }
@@ -210,7 +216,7 @@ def _reassign(
         if job.state is not JobState.READY:
             continue  # its shadow has gone with another of these
         if job.shadow_of_id is not None:
-            if job.model in {called(withdrawn), *map(called, shadows)}:
+            if job.model in {format_model(withdrawn), *map(format_model, shadows)}:
                 jobs.cancel(session, job, reason="its version was rolled back", now=now)
-        elif job.model == called(withdrawn) and job.model_digest:  # else the route names that version itself
-            jobs.reassign(session, job, model=called(to), digest=to.digest, now=now)
+        elif job.model == format_model(withdrawn) and job.model_digest:  # else the route names that version itself
+            jobs.reassign(session, job, model=format_model(to), digest=to.digest, now=now)

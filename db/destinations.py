@@ -16,7 +16,14 @@ from db import audit
 from db.models import Delivery, Event
 from db.states import DeliveryState
 
-__all__ = ["Breaker", "breaker", "failed", "learned", "succeeded", "taken"]
+__all__ = [
+    "Breaker",
+    "find_accepted_classes",
+    "load_breaker",
+    "record_accepted_classes",
+    "record_failure",
+    "record_success",
+]
 
 _SUBJECT = "destination"
 _CLASSES = "destination classes"
@@ -39,7 +46,7 @@ class Breaker:
         return now < self.open_until
 
 
-def breaker(session: Session, destination: str) -> Breaker:
+def load_breaker(session: Session, destination: str) -> Breaker:
     """The breaker as the last attempt left it."""
     mine = select(Event.detail, Event.at).where(Event.subject == _SUBJECT, Event.subject_id == destination)
     newest = session.execute(mine.order_by(Event.seq.desc()).limit(1)).first()
@@ -49,11 +56,11 @@ def breaker(session: Session, destination: str) -> Breaker:
     return Breaker(int(newest.detail["failures"]), datetime.fromisoformat(until) if until else None, newest.at)
 
 
-def failed(
+def record_failure(
     session: Session, destination: str, *, threshold: int, open_s: float, open_max_s: float, now: datetime
 ) -> Breaker:
     """One more failure in a row: from ``threshold`` on the breaker opens, twice as long each time."""
-    failures = breaker(session, destination).failures + 1
+    failures = load_breaker(session, destination).failures + 1
     until = None
     if failures >= threshold:
         doublings = min(failures - threshold, 30)
@@ -63,23 +70,23 @@ def failed(
     return Breaker(failures, until, now)
 
 
-def taken(session: Session, destination: str) -> frozenset[str] | None:
+def find_accepted_classes(session: Session, destination: str) -> frozenset[str] | None:
     """The SOP classes that the destination took when it was last asked; None: it never was."""
     mine = select(Event.detail).where(Event.subject == _CLASSES, Event.subject_id == destination)
     detail = session.scalars(mine.order_by(Event.seq.desc()).limit(1)).first()
     return None if detail is None else frozenset(map(str, detail.get("taken", ())))
 
 
-def learned(session: Session, destination: str, classes: Collection[str], *, now: datetime) -> None:
+def record_accepted_classes(session: Session, destination: str, classes: Collection[str], *, now: datetime) -> None:
     """What it takes of what it was asked for, on record when it is news."""
-    if taken(session, destination) != frozenset(classes):
+    if find_accepted_classes(session, destination) != frozenset(classes):
         detail = {"taken": sorted(classes)}
         audit.append(session, subject=_CLASSES, subject_id=destination, event="negotiated", detail=detail, now=now)
 
 
-def succeeded(session: Session, destination: str, *, now: datetime) -> None:
+def record_success(session: Session, destination: str, *, now: datetime) -> None:
     """It answers. After failures the breaker closes and what waited for the destination is due at once."""
-    if not breaker(session, destination).failures:
+    if not load_breaker(session, destination).failures:
         return
     audit.append(session, subject=_SUBJECT, subject_id=destination, event="reachable", detail={"failures": 0}, now=now)
     waiting = update(Delivery).where(Delivery.state == DeliveryState.WAITING, Delivery.destination == destination)

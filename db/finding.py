@@ -32,14 +32,14 @@ from db.models import Instance, Job, Output, Series, Study
 from db.states import JobState
 
 __all__ = [
-    "Wanted",
-    "new_results",
-    "patients",
-    "received_images",
-    "received_series",
-    "result_images",
-    "result_series",
-    "studies",
+    "Criteria",
+    "select_new_results",
+    "select_patients",
+    "select_received_images",
+    "select_received_series",
+    "select_result_images",
+    "select_result_series",
+    "select_studies",
 ]
 
 Condition = ColumnElement[bool]
@@ -71,7 +71,7 @@ _OF_SERIES: Mapping[str, InstrumentedAttribute[str]] = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Criteria:
     """Keys with a value, in which states a job's results are seen, and how the database spells a pattern."""
 
     keys: Mapping[str, str]
@@ -81,39 +81,41 @@ class Wanted:
     fuzzy: bool = False
 
     def condition(self, keyword: str, kind: Kind, column: SQLColumnExpression[Any]) -> Condition:
-        return matching.condition(keyword, kind, column, self.keys[keyword], self.dialect)
+        return matching.make_condition(keyword, kind, column, self.keys[keyword], self.dialect)
 
 
-def studies(wanted: Wanted) -> Select[Any]:
+def select_studies(wanted: Criteria) -> Select[Any]:
     """Ids, the newest first."""
     return select(Study.id).where(Study.expired_at.is_(None), *_study(wanted)).order_by(Study.id.desc())
 
 
-def patients(wanted: Wanted) -> Select[Any]:
+def select_patients(wanted: Criteria) -> Select[Any]:
     """Of each patient, an identifier with its issuer, the id of the newest study, by which the patient is described.
 
     A study without a Patient ID is of no patient here.
     """
     here = (Study.expired_at.is_(None), Study.patient_id != "")
     newest = select(func.max(Study.id)).where(*here).group_by(Study.patient_id, Study.issuer_of_patient_id)
-    return studies(wanted).where(Study.id.in_(newest))
+    return select_studies(wanted).where(Study.id.in_(newest))
 
 
-def received_series(wanted: Wanted) -> Select[Any]:
+def select_received_series(wanted: Criteria) -> Select[Any]:
     """Ids of series of which something was received."""
     found = _in_studies(select(Series.id), wanted).where(Series.expired_at.is_(None), *_series(wanted))
     return found.order_by(Series.study_id, Series.id)
 
 
-def result_series(wanted: Wanted) -> Select[Any]:
+def select_result_series(wanted: Criteria) -> Select[Any]:
     """For each series that holds new results only, the id of its first one."""
     same = (Series.study_id == Job.study_id, Series.series_uid == Output.series_uid, Series.expired_at.is_(None))
     known = select(Series.id).where(*same).exists()
-    found = new_results(select(func.min(Output.id)), wanted.states).where(~known, *_kept(wanted, keywords.SERIES))
+    found = select_new_results(select(func.min(Output.id)), wanted.states).where(
+        ~known, *_kept(wanted, keywords.SERIES)
+    )
     return _of_jobs(found, wanted).group_by(Job.study_id, Output.series_uid).order_by(func.min(Output.id))
 
 
-def received_images(wanted: Wanted) -> Select[Any]:
+def select_received_images(wanted: Criteria) -> Select[Any]:
     """Ids of received instances. Without keys of studies or series one index gives them in their order."""
     above = [*_study(wanted), *_series(wanted)]
     found = select(Instance.id).where(Instance.expired_at.is_(None), *_image(wanted))
@@ -123,14 +125,14 @@ def received_images(wanted: Wanted) -> Select[Any]:
     return found.order_by(Instance.series_id, Instance.id)
 
 
-def result_images(wanted: Wanted) -> Select[Any]:
+def select_result_images(wanted: Criteria) -> Select[Any]:
     """Ids of new results."""
     conditions = [*_kept(wanted, keywords.SERIES), *_kept(wanted, keywords.IMAGE)]
-    found = new_results(select(Output.id), wanted.states).where(*conditions)
+    found = select_new_results(select(Output.id), wanted.states).where(*conditions)
     return _of_jobs(found, wanted).order_by(Output.id)
 
 
-def new_results(statement: Any, states: Sequence[JobState]) -> Select[Any]:
+def select_new_results(statement: Any, states: Sequence[JobState]) -> Select[Any]:
     """A selection from outputs and their jobs, of results that are seen and were not sent back."""
     back = (Instance.sop_instance_uid == Output.sop_instance_uid, Instance.expired_at.is_(None))
     returned = select(Instance.id).where(*back).exists()
@@ -154,37 +156,37 @@ def _told(states: Sequence[JobState]) -> tuple[Condition, ...]:
     return Job.state.in_(states), Job.shadow_of_id.is_(None), Output.rendition == "", Output.expired_at.is_(None)
 
 
-def _in_studies(statement: Select[Any], wanted: Wanted) -> Select[Any]:
+def _in_studies(statement: Select[Any], wanted: Criteria) -> Select[Any]:
     """Joined with studies only where their keys matter."""
     conditions = _study(wanted)
     return statement.join(Study, Series.study_id == Study.id).where(*conditions) if conditions else statement
 
 
-def _of_jobs(statement: Select[Any], wanted: Wanted) -> Select[Any]:
+def _of_jobs(statement: Select[Any], wanted: Criteria) -> Select[Any]:
     conditions = _study(wanted)
     return statement.join(Study, Job.study_id == Study.id).where(*conditions) if conditions else statement
 
 
-def _study(wanted: Wanted) -> list[Condition]:
+def _study(wanted: Criteria) -> list[Condition]:
     conditions: list[Condition] = []
     asked = [keyword for keyword in keywords.STUDY if wanted.keys.get(keyword)]
     if wanted.combined and {"StudyDate", "StudyTime"} <= set(asked):
         asked = [keyword for keyword in asked if keyword not in ("StudyDate", "StudyTime")]
         both = wanted.keys["StudyDate"], wanted.keys["StudyTime"]
-        conditions.append(matching.moment(Study.study_date, Study.study_time, *both))
+        conditions.append(matching.make_moment_condition(Study.study_date, Study.study_time, *both))
     return conditions + [_of_study(wanted, keyword) for keyword in asked if keywords.STUDY[keyword] is not Kind.TOLD]
 
 
-def _of_study(wanted: Wanted, keyword: str) -> Condition:
+def _of_study(wanted: Criteria, keyword: str) -> Condition:
     if keyword in keywords.COUNTS:
         return _somewhere(wanted, keyword)
     if keyword in _FOLDED and wanted.fuzzy:
-        return matching.fuzzy_name(keyword, _FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
-    stated = _FOLDED.get(keyword) or getattr(Study, keywords.OF_STUDY_ROWS[keyword])
+        return matching.make_fuzzy_condition(keyword, _FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
+    stated = _FOLDED.get(keyword) or getattr(Study, keywords.STUDY_COLUMNS[keyword])
     return wanted.condition(keyword, keywords.STUDY[keyword], stated)
 
 
-def _somewhere(wanted: Wanted, keyword: str) -> Condition:
+def _somewhere(wanted: Criteria, keyword: str) -> Condition:
     """ModalitiesInStudy and SOPClassesInStudy: something in the study has one of them.
 
     Only the study is the one of the statement around it, which may look at series and jobs, too.
@@ -203,7 +205,7 @@ def _somewhere(wanted: Wanted, keyword: str) -> Condition:
     return or_(received.exists(), results.exists())
 
 
-def _series(wanted: Wanted) -> list[Condition]:
+def _series(wanted: Criteria) -> list[Condition]:
     return [
         wanted.condition(keyword, kind, _OF_SERIES.get(keyword, _word(Series.attributes, keyword)))
         for keyword, kind in keywords.SERIES.items()
@@ -211,7 +213,7 @@ def _series(wanted: Wanted) -> list[Condition]:
     ] + _of_items(wanted, Series.attributes)
 
 
-def _of_items(wanted: Wanted, attributes: InstrumentedAttribute[Any]) -> list[Condition]:
+def _of_items(wanted: Criteria, attributes: InstrumentedAttribute[Any]) -> list[Condition]:
     """That some item of a sequence has all the keys that are asked of it."""
     asked: dict[str, list[str]] = {}
     for keyword in wanted.keys.keys() & keywords.SERIES.keys():
@@ -221,7 +223,7 @@ def _of_items(wanted: Wanted, attributes: InstrumentedAttribute[Any]) -> list[Co
     return [_some_item(wanted, attributes, sequence, names) for sequence, names in asked.items()]
 
 
-def _some_item(wanted: Wanted, attributes: InstrumentedAttribute[Any], sequence: str, names: list[str]) -> Condition:
+def _some_item(wanted: Criteria, attributes: InstrumentedAttribute[Any], sequence: str, names: list[str]) -> Condition:
     unfold = func.json_each if wanted.dialect == "sqlite" else func.json_array_elements
     item = unfold(attributes[sequence]).table_valued(column("value", JSON), name="item")
     conditions = [
@@ -232,7 +234,7 @@ def _some_item(wanted: Wanted, attributes: InstrumentedAttribute[Any], sequence:
     return select(literal(1)).select_from(item).where(*conditions).correlate(attributes.class_).exists()
 
 
-def _image(wanted: Wanted) -> list[Condition]:
+def _image(wanted: Criteria) -> list[Condition]:
     indexed = {**_OF_INSTANCES, "InstanceNumber": literal_column(_INSTANCE_NUMBER[wanted.dialect], String())}
     return [
         wanted.condition(keyword, kind, indexed.get(keyword, _word(Instance.attributes, keyword)))
@@ -241,7 +243,7 @@ def _image(wanted: Wanted) -> list[Condition]:
     ]
 
 
-def _kept(wanted: Wanted, kinds: Mapping[str, Kind]) -> list[Condition]:
+def _kept(wanted: Criteria, kinds: Mapping[str, Kind]) -> list[Condition]:
     """On a result, whose attributes of series and instance stand in its own row."""
     return [
         wanted.condition(keyword, kind, _OF_RESULTS.get(keyword, _word(Output.attributes, keyword)))

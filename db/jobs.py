@@ -16,14 +16,13 @@ from sqlalchemy.orm import Session, aliased
 
 from db import audit, notifications
 from db.models import Delivery, Instance, Job, JobInput, Output
-from db.states import JobState, MoveRefused
+from db.states import InvalidTransition, JobState
 from db.studies import StoredFile
 
 __all__ = [
     "LeaseLost",
     "Needs",
     "OutputFile",
-    "abandon",
     "cancel",
     "claim",
     "discard",
@@ -31,12 +30,13 @@ __all__ = [
     "expire_leases",
     "fail",
     "finish",
-    "give_back",
     "reassign",
+    "reclaim",
     "refuse",
     "release",
     "renew",
     "retry",
+    "return_to_queue",
     "worker_name",
 ]
 
@@ -53,7 +53,7 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A result object in the spool; ``attributes`` are what it is found by (``keywords.RESULT_KEPT``).
+    """A result object in the spool; ``attributes`` are what it is found by (``keywords.RESULT_STORED``).
 
     ``rendition``, ``destinations``, ``spare_for``: as in the row. ``at_once``: delivered though the job is held.
     """
@@ -170,7 +170,7 @@ def claim(session: Session, *, worker: str, lease_s: float, but: Collection[Need
     job.worker, job.leased_until = worker, now + timedelta(seconds=lease_s)
     job.attempts += 1
     job.started_at, job.progress, job.step = now, 0.0, ""
-    audit.move(session, job, JobState.RUNNING, reason=f"attempt {job.attempts}, {worker}", now=now)
+    audit.transition(session, job, JobState.RUNNING, reason=f"attempt {job.attempts}, {worker}", now=now)
     return job
 
 
@@ -259,7 +259,7 @@ def expire_leases(session: Session, *, attempts: int, now: datetime) -> list[Job
     return jobs
 
 
-def abandon(session: Session, *, worker: str, attempts: int, now: datetime) -> list[Job]:
+def reclaim(session: Session, *, worker: str, attempts: int, now: datetime) -> list[Job]:
     """Take back the jobs of a worker that is known to have died, without waiting for its lease."""
     jobs = list(session.scalars(select(Job).where(Job.state == JobState.RUNNING, Job.worker == worker)))
     for job in jobs:
@@ -268,7 +268,7 @@ def abandon(session: Session, *, worker: str, attempts: int, now: datetime) -> l
     return jobs
 
 
-def give_back(session: Session, *, job_id: int, worker: str, reason: str = "", now: datetime) -> None:
+def return_to_queue(session: Session, *, job_id: int, worker: str, reason: str = "", now: datetime) -> None:
     """The worker was told to stop, or cannot: the job waits again, and this attempt does not count."""
     job = _mine(session, job_id, worker)
     job.attempts -= 1
@@ -278,7 +278,7 @@ def give_back(session: Session, *, job_id: int, worker: str, reason: str = "", n
 
 def retry(session: Session, job: Job, *, reason: str, now: datetime) -> None:
     """A refused, dead or cancelled job runs again, with all its attempts."""
-    audit.move(session, job, JobState.READY, reason=reason, now=now)
+    audit.transition(session, job, JobState.READY, reason=reason, now=now)
     job.attempts, job.not_before, job.finished_at, job.reason = 0, now, None, ""
 
 
@@ -290,7 +290,7 @@ def cancel(session: Session, job: Job, *, reason: str, now: datetime) -> None:
 def release(session: Session, job: Job, *, reason: str, now: datetime) -> None:
     """Held results are good: deliver them."""
     if job.state is not JobState.HELD:
-        raise MoveRefused(f"job {job.id} is {job.state}; only held results can be released")
+        raise InvalidTransition(f"job {job.id} is {job.state}; only held results can be released")
     _end(session, job, JobState.DONE, reason=reason, now=now)
     _deliver(session, job, now)
 
@@ -338,9 +338,9 @@ def _mine(session: Session, job_id: int, worker: str) -> Job:
 
 
 def _end(session: Session, job: Job, state: JobState, *, reason: str, now: datetime) -> None:
-    audit.move(session, job, state, reason=reason, now=now)
+    audit.transition(session, job, state, reason=reason, now=now)
     job.reason, job.finished_at, job.leased_until = reason, now, None
-    notifications.job_ended(session, job, now=now)
+    notifications.notify_job_ended(session, job, now=now)
     if state is JobState.CANCELLED:
         beside = select(Job).where(Job.shadow_of_id == job.id, Job.state == JobState.READY)
         for shadow in session.scalars(beside):
@@ -351,7 +351,7 @@ def _again_or_dead(session: Session, job: Job, *, reason: str, again: bool, back
     if not again:
         _end(session, job, JobState.DEAD, reason=reason, now=now)
         return
-    audit.move(session, job, JobState.READY, reason=reason, now=now)
+    audit.transition(session, job, JobState.READY, reason=reason, now=now)
     job.reason, job.leased_until = reason, None
     job.not_before = now + timedelta(seconds=backoff_s)
 

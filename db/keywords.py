@@ -10,18 +10,18 @@ from typing import Any
 __all__ = [
     "COUNTS",
     "IMAGE",
-    "IMAGE_KEPT",
+    "IMAGE_STORED",
     "IN_SEQUENCES",
     "KINDS",
-    "OF_STUDY_ROWS",
     "PATIENT",
-    "RESULT_KEPT",
+    "RESULT_STORED",
     "SERIES",
     "STUDY",
+    "STUDY_COLUMNS",
     "Kind",
-    "folded",
-    "taken",
-    "worded",
+    "fold_name",
+    "join_values",
+    "pick",
 ]
 
 
@@ -38,7 +38,7 @@ class Kind(StrEnum):
     TOLD = "told"
 
 
-OF_STUDY_ROWS: Mapping[str, str] = {
+STUDY_COLUMNS: Mapping[str, str] = {
     "StudyInstanceUID": "study_uid",
     "StudyDate": "study_date",
     "StudyTime": "study_time",
@@ -55,7 +55,7 @@ OF_STUDY_ROWS: Mapping[str, str] = {
 """Keyword to the column of a study; a study is described by its first instance."""
 
 STUDY: Mapping[str, Kind] = {
-    **dict.fromkeys(OF_STUDY_ROWS, Kind.TEXT),
+    **dict.fromkeys(STUDY_COLUMNS, Kind.TEXT),
     "StudyInstanceUID": Kind.UID,
     "StudyDate": Kind.DATE,
     "StudyTime": Kind.TIME,
@@ -145,27 +145,27 @@ COUNTS = frozenset(
 )
 """What other rows have to be looked at for."""
 
-IMAGE_KEPT = tuple(IMAGE.keys() - {"SOPInstanceUID", "SOPClassUID", "AvailableTransferSyntaxUID"})
+IMAGE_STORED = tuple(IMAGE.keys() - {"SOPInstanceUID", "SOPClassUID", "AvailableTransferSyntaxUID"})
 """Kept with each instance."""
 
-RESULT_KEPT = (*IMAGE_KEPT, *(SERIES.keys() - COUNTS - {"SeriesInstanceUID"}))
+RESULT_STORED = (*IMAGE_STORED, *(SERIES.keys() - COUNTS - {"SeriesInstanceUID"}))
 """Kept with each result, whose series has no row of its own."""
 
 
-def taken(attributes: Mapping[str, Any], keywords: Iterable[str]) -> dict[str, Any]:
+def pick(attributes: Mapping[str, Any], keywords: Iterable[str]) -> dict[str, Any]:
     """Those attributes that are there, in a fixed order."""
     found = {keyword: attributes.get(keyword) for keyword in sorted(keywords)}
     return {keyword: value for keyword, value in found.items() if value not in (None, "")}
 
 
-def worded(value: Any) -> str:
+def join_values(value: Any) -> str:
     """A value as text, several separated by backslashes."""
     if value is None:
         return ""
     return "\\".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def folded(name: str) -> str:
+def fold_name(name: str) -> str:
     """A person's name as it is matched: without regard to case, each component group between equals signs.
 
     Trailing delimiters are left out (PS3.5 6.2.1.1); an empty name stays empty.

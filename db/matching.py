@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, SQLColumnExpression, and_, func, or_, true
 
-from db.keywords import Kind, folded
+from db.keywords import Kind, fold_name
 
-__all__ = ["BadValue", "check", "condition", "fuzzy_name", "moment"]
+__all__ = ["BadValue", "check_value", "make_condition", "make_fuzzy_condition", "make_moment_condition"]
 
 Column = SQLColumnExpression[Any]
 Condition = ColumnElement[bool]
@@ -31,7 +31,7 @@ class BadValue(ValueError):
     """A value that cannot be matched against, such as a date that is none; the message names the keyword only."""
 
 
-def check(keyword: str, kind: Kind, value: str) -> None:
+def check_value(keyword: str, kind: Kind, value: str) -> None:
     """Raises BadValue for a value that no attribute can have, and for one that asks for more than a search may take."""
     values = _several(value) if kind in _MOST else [value]
     if kind in _MOST and len(values) > _MOST[kind]:
@@ -44,7 +44,7 @@ def check(keyword: str, kind: Kind, value: str) -> None:
         raise BadValue(f"{keyword} has a character that no value has")
 
 
-def condition(keyword: str, kind: Kind, column: Column, value: str, dialect: str) -> Condition:
+def make_condition(keyword: str, kind: Kind, column: Column, value: str, dialect: str) -> Condition:
     """The value, which is not empty, against a column of text (of ``folded`` names for names)."""
     if kind is Kind.UID:
         return column.in_(_several(value))
@@ -61,19 +61,19 @@ def condition(keyword: str, kind: Kind, column: Column, value: str, dialect: str
     return _text(column, value, dialect)
 
 
-def fuzzy_name(keyword: str, column: Column, value: str, dialect: str) -> Condition:
+def make_fuzzy_condition(keyword: str, column: Column, value: str, dialect: str) -> Condition:
     """Every word begins a word of the name, in whatever order (PS3.18 8.3.4.2 leaves the algorithm to us).
 
     Without any word every name matches. Raises BadValue.
     """
-    words = [word for word in re.split(r"[\s^=,*?]+", folded(value)) if word]
+    words = [word for word in re.split(r"[\s^=,*?]+", fold_name(value)) if word]
     if len(words) > _MOST_WORDS:
         raise BadValue(f"{keyword} has more than {_MOST_WORDS} words")
     begins = [[_like(column, f"*{mark}{_literal(word)}*", dialect) for mark in ("=", "^", " ")] for word in words]
     return and_(true(), *(or_(*each) for each in begins))
 
 
-def moment(dates: Column, times: Column, date: str, time: str) -> Condition:
+def make_moment_condition(dates: Column, times: Column, date: str, time: str) -> Condition:
     """Date and time ranges taken as one (PS3.4 C.2.2.2.5): a bound without date has no time either."""
     first_day, last_day = _dates("StudyDate", date)
     begin, end = _times("StudyTime", time)
@@ -95,7 +95,7 @@ def _text(column: Column, value: str, dialect: str) -> Condition:
 
 def _name(column: Column, value: str, dialect: str) -> Condition:
     """One component group matches any group of the name; several match from the first on."""
-    wanted = folded(value)
+    wanted = fold_name(value)
     pattern = f"{_wild(wanted)}*" if "=" in value else f"*{_wild(wanted)}*"
     return _like(column, pattern, dialect)
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from db.base import BIG, Base, Digest, Later, Moment, Pk, Uid
+from db.base import BIG, Base, Digest, Moment, OptionalText, Pk, Uid
 from db.states import (
     DeliveryState,
     DeploymentMode,
@@ -62,14 +62,14 @@ class Study(Base):
     accession_number: Mapped[str] = mapped_column(default="")
     study_date: Mapped[str] = mapped_column(default="")
     study_description: Mapped[str] = mapped_column(default="")
-    study_time: Mapped[Later]
-    study_id: Mapped[Later]
-    referring_physician_name: Mapped[Later]
-    referring_physician_folded: Mapped[Later]
-    patient_folded: Mapped[Later]
-    issuer_of_patient_id: Mapped[Later]
-    patient_birth_date: Mapped[Later]
-    patient_sex: Mapped[Later]
+    study_time: Mapped[OptionalText]
+    study_id: Mapped[OptionalText]
+    referring_physician_name: Mapped[OptionalText]
+    referring_physician_folded: Mapped[OptionalText]
+    patient_folded: Mapped[OptionalText]
+    issuer_of_patient_id: Mapped[OptionalText]
+    patient_birth_date: Mapped[OptionalText]
+    patient_sex: Mapped[OptionalText]
     opened_at: Mapped[datetime]
     last_received_at: Mapped[datetime]
     completed_at: Mapped[datetime | None]
@@ -108,7 +108,7 @@ class Series(Base):
 class Instance(Base):
     """One acknowledged SOP instance and its file in the spool.
 
-    ``attributes``: ``keywords.IMAGE_KEPT``; none in rows of before, until ``backfill`` has read the file again.
+    ``attributes``: ``keywords.IMAGE_STORED``; none in rows of before, until ``backfill`` has read the file again.
     """
 
     __tablename__ = "instances"
@@ -169,7 +169,7 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
-    model_digest: Mapped[Later]
+    model_digest: Mapped[OptionalText]
     helper_models: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     shadow_of_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"), index=True)
 
@@ -197,7 +197,7 @@ class JobInput(Base):
 
 
 class Output(Base):
-    """A result object and its file in the spool. ``attributes``: ``keywords.RESULT_KEPT``, as with instances.
+    """A result object and its file in the spool. ``attributes``: ``keywords.RESULT_STORED``, as with instances.
 
     ``rendition``: empty for the node's own, which searches find; else the form that some destination wants instead.
     ``destinations``: those of the job's that it is for, None: all. ``spare_for``: those that get it if they turn out
@@ -218,7 +218,7 @@ class Output(Base):
     created_at: Mapped[datetime]
     transfer_syntax_uid: Mapped[Uid] = mapped_column(default=_EXPLICIT, server_default=_EXPLICIT)
     attributes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    rendition: Mapped[Later]
+    rendition: Mapped[OptionalText]
     destinations: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     spare_for: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     expired_at: Mapped[datetime | None]

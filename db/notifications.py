@@ -20,19 +20,19 @@ from db.models import Delivery, Job, Notification, Output, Study
 from db.states import DeliveryState, JobState, NotificationState
 
 __all__ = [
-    "Due",
+    "ClaimedNotification",
     "Subject",
-    "abandon",
-    "counts",
-    "due",
+    "claim_due",
+    "count_by_state",
     "expire_leases",
-    "failed",
-    "given_up",
+    "give_up_old",
     "is_replaced",
-    "job_ended",
-    "object_delivered",
-    "object_given_up",
-    "sent",
+    "mark_failed",
+    "mark_sent",
+    "notify_delivered",
+    "notify_given_up",
+    "notify_job_ended",
+    "reclaim",
 ]
 
 _ENDS = MappingProxyType({JobState.HELD: "held", JobState.REFUSED: "refused", JobState.DEAD: "failed"})
@@ -52,7 +52,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Due:
+class ClaimedNotification:
     """A notification that its claimer has to send, as plain values: no session is open while the network is used."""
 
     notification_id: int
@@ -69,13 +69,13 @@ class Due:
     subject: Subject = field(repr=False)
 
 
-def job_ended(session: Session, job: Job, *, now: datetime) -> None:
+def notify_job_ended(session: Session, job: Job, *, now: datetime) -> None:
     """Tell of a job that is held, refused or dead; one that is done is told of when its results are delivered."""
     if event := _ENDS.get(job.state):
         _tell(session, job, event, job.reason, now)
 
 
-def object_delivered(session: Session, job_id: int, *, now: datetime) -> None:
+def notify_delivered(session: Session, job_id: int, *, now: datetime) -> None:
     """Tell of a job all of whose results are where they belong, if they are now."""
     job = _locked(session, job_id, "delivered")
     if job is None or _unfinished(session, job_id):
@@ -90,14 +90,16 @@ def object_delivered(session: Session, job_id: int, *, now: datetime) -> None:
     _tell(session, job, "delivered", f"{count} objects at {', '.join(there)}", now)
 
 
-def object_given_up(session: Session, job_id: int, destination: str, *, reason: str, now: datetime) -> None:
+def notify_given_up(session: Session, job_id: int, destination: str, *, reason: str, now: datetime) -> None:
     """Tell of a job one of whose results will not reach its destination."""
     job = _locked(session, job_id, "failed")
     if job is not None:
         _tell(session, job, "failed", f"not delivered to {destination}: {reason}", now)
 
 
-def due(session: Session, *, name: str, worker: str, lease_s: float, limit: int, now: datetime) -> list[Due]:
+def claim_due(
+    session: Session, *, name: str, worker: str, lease_s: float, limit: int, now: datetime
+) -> list[ClaimedNotification]:
     """Claim what waits for that name and whose time has come, oldest first."""
     query = select(Notification).where(
         Notification.state == NotificationState.WAITING, Notification.not_before <= now, Notification.name == name
@@ -106,15 +108,15 @@ def due(session: Session, *, name: str, worker: str, lease_s: float, limit: int,
     return [_take(session, row, worker, lease_s, now) for row in rows]
 
 
-def sent(session: Session, notification_id: int, *, worker: str, note: str = "", now: datetime) -> None:
+def mark_sent(session: Session, notification_id: int, *, worker: str, note: str = "", now: datetime) -> None:
     """Its receiver has it; ``note``: what is to be remembered of that."""
     row = _mine(session, notification_id, worker)
     if row is not None:
-        audit.move(session, row, NotificationState.SENT, reason=note or f"to {row.name}", now=now)
+        audit.transition(session, row, NotificationState.SENT, reason=note or f"to {row.name}", now=now)
         row.sent_at, row.leased_until, row.reason = now, None, note
 
 
-def failed(
+def mark_failed(
     session: Session, notification_id: int, *, worker: str, reason: str, retry_at: datetime, now: datetime
 ) -> None:
     """Its receiver has not taken it: try again at ``retry_at``."""
@@ -124,14 +126,14 @@ def failed(
         row.reason, row.not_before = reason, retry_at
 
 
-def given_up(session: Session, *, created_before: datetime, now: datetime) -> int:
+def give_up_old(session: Session, *, created_before: datetime, now: datetime) -> int:
     """Give up on everything that has waited since before ``created_before``."""
     waiting = Notification.state == NotificationState.WAITING
     query = select(Notification).where(waiting, Notification.created_at < created_before).order_by(Notification.id)
     rows = session.scalars(query.with_for_update(skip_locked=True)).all()
     for row in rows:
         row.reason = f"given up: {row.reason or 'never tried'}"
-        audit.move(session, row, NotificationState.GIVEN_UP, reason=row.reason, now=now)
+        audit.transition(session, row, NotificationState.GIVEN_UP, reason=row.reason, now=now)
     return len(rows)
 
 
@@ -144,7 +146,7 @@ def expire_leases(session: Session, *, now: datetime) -> int:
     return len(rows)
 
 
-def abandon(session: Session, *, machine: str, now: datetime) -> int:
+def reclaim(session: Session, *, machine: str, now: datetime) -> int:
     """Take back what earlier processes of this machine were sending, without waiting for their leases."""
     mine = Notification.worker.startswith(f"{machine}:", autoescape=True)
     query = select(Notification).where(Notification.state == NotificationState.SENDING, mine)
@@ -154,7 +156,7 @@ def abandon(session: Session, *, machine: str, now: datetime) -> int:
     return len(rows)
 
 
-def counts(session: Session) -> dict[str, dict[NotificationState, int]]:
+def count_by_state(session: Session) -> dict[str, dict[NotificationState, int]]:
     """Per name the number of notifications in each state."""
     query = select(Notification.name, Notification.state, func.count())
     found: dict[str, dict[NotificationState, int]] = {}
@@ -212,12 +214,12 @@ def is_replaced(row: Delivery, rows: Collection[Delivery]) -> bool:
     )
 
 
-def _take(session: Session, row: Notification, worker: str, lease_s: float, now: datetime) -> Due:
+def _take(session: Session, row: Notification, worker: str, lease_s: float, now: datetime) -> ClaimedNotification:
     row.worker, row.leased_until = worker, now + timedelta(seconds=lease_s)
     row.attempts += 1
-    audit.move(session, row, NotificationState.SENDING, reason=f"attempt {row.attempts}, {worker}", now=now)
+    audit.transition(session, row, NotificationState.SENDING, reason=f"attempt {row.attempts}, {worker}", now=now)
     job = row.job
-    return Due(
+    return ClaimedNotification(
         notification_id=row.id,
         name=row.name,
         event=row.event,
@@ -238,7 +240,7 @@ def _subject(study: Study) -> Subject:
 
 
 def _wait(session: Session, row: Notification, reason: str, now: datetime) -> None:
-    audit.move(session, row, NotificationState.WAITING, reason=reason, now=now)
+    audit.transition(session, row, NotificationState.WAITING, reason=reason, now=now)
     row.leased_until = None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session, defer
 
-from db.keywords import folded
+from db.keywords import fold_name
 from db.models import Delivery, Instance, Job, Output, Series, Study
 from db.states import DeliveryState, JobState, StudyState
 
@@ -25,14 +25,14 @@ __all__ = [
     "StudyFilter",
     "StudyPage",
     "Tally",
-    "attention",
+    "count_jobs_by_state",
+    "count_needing_attention",
+    "count_stages",
     "count_studies",
-    "job_page",
-    "jobs_by_state",
-    "stage_counts",
-    "study_page",
-    "tallies",
-    "typical_s",
+    "estimate_durations_s",
+    "load_job_page",
+    "load_study_page",
+    "load_tallies",
 ]
 
 _RECENT_JOBS = 400
@@ -95,18 +95,18 @@ class StudyPage:
     tallies: dict[int, Tally]
 
 
-def study_page(session: Session, wanted: StudyFilter, *, limit: int, offset: int) -> StudyPage:
+def load_study_page(session: Session, wanted: StudyFilter, *, limit: int, offset: int) -> StudyPage:
     """The studies that were last active, the newest first."""
     query = select(Study).where(*_conditions(wanted)).order_by(Study.last_received_at.desc(), Study.id.desc())
     studies = session.scalars(query.limit(limit).offset(offset)).all()
-    return StudyPage(studies, tallies(session, [study.id for study in studies]))
+    return StudyPage(studies, load_tallies(session, [study.id for study in studies]))
 
 
 def _conditions(wanted: StudyFilter) -> list[ColumnElement[bool]]:
     found = [_in_stage(wanted.stage)] if wanted.stage else []
     if wanted.patient:
         by_id = Study.patient_id.icontains(wanted.patient, autoescape=True)
-        name = folded(wanted.patient).strip("=")
+        name = fold_name(wanted.patient).strip("=")
         by_name = Study.patient_folded.contains(name, autoescape=True)
         found.append(or_(by_id, by_name) if wanted.by_name and name else by_id)
     if wanted.description:
@@ -144,7 +144,7 @@ def count_studies(session: Session, wanted: StudyFilter) -> int:
     return session.scalar(select(func.count(Study.id)).where(*_conditions(wanted))) or 0
 
 
-def tallies(session: Session, study_ids: Sequence[int]) -> dict[int, Tally]:
+def load_tallies(session: Session, study_ids: Sequence[int]) -> dict[int, Tally]:
     """By study."""
     rows: dict[int, list[tuple[str, int, int]]] = {}
     of_series = (
@@ -188,7 +188,7 @@ def _deliveries(session: Session, study_ids: Sequence[int]) -> dict[int, dict[De
     return found
 
 
-def stage_counts(session: Session) -> dict[Stage, int]:
+def count_stages(session: Session) -> dict[Stage, int]:
     """Of studies, for the stages that somebody waits in."""
     studies = _by_state(session, select(Study.state, func.count()).group_by(Study.state))
     unfinished = Job.state.in_([state for states in _OF_JOBS.values() for state in states] + [JobState.DEAD])
@@ -199,7 +199,7 @@ def stage_counts(session: Session) -> dict[Stage, int]:
     return counts | {Stage.FAILED: count_studies(session, StudyFilter(Stage.FAILED))}
 
 
-def attention(session: Session) -> dict[str, int]:
+def count_needing_attention(session: Session) -> dict[str, int]:
     """How many results wait for a person (``held``); how many jobs failed or reached no destination (``failed``)."""
     states = (JobState.HELD, JobState.DEAD, JobState.REFUSED)
     query = select(Job.state, func.count()).where(Job.state.in_(states)).group_by(Job.state)
@@ -210,7 +210,7 @@ def attention(session: Session) -> dict[str, int]:
     return {"held": jobs.get(JobState.HELD, 0), "failed": failed}
 
 
-def job_page(session: Session, state: JobState | None, *, limit: int, offset: int) -> list[tuple[Job, Study]]:
+def load_job_page(session: Session, state: JobState | None, *, limit: int, offset: int) -> list[tuple[Job, Study]]:
     """Jobs with their studies, the newest first."""
     query = _briefly(select(Job, Study).join(Study, Job.study_id == Study.id))
     query = query.where(*([Job.state == state] if state else [])).order_by(Job.id.desc())
@@ -222,12 +222,12 @@ def _briefly(query: Any) -> Any:
     return query.options(defer(Job.report), defer(Job.options))
 
 
-def jobs_by_state(session: Session) -> dict[JobState, int]:
+def count_jobs_by_state(session: Session) -> dict[JobState, int]:
     """How many jobs there are in each state."""
     return _by_state(session, select(Job.state, func.count()).group_by(Job.state))
 
 
-def typical_s(session: Session) -> dict[str, float]:
+def estimate_durations_s(session: Session) -> dict[str, float]:
     """By pipeline: how many seconds its latest jobs took, half of them less."""
     newest = select(Job.id).order_by(Job.id.desc()).limit(_RECENT_JOBS)  # alone, so that the key's order is used
     query = select(Job.pipeline, Job.started_at, Job.finished_at).where(

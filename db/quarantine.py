@@ -14,13 +14,13 @@ from sqlalchemy.orm import Session
 
 from db import audit, studies
 from db.models import Instance, Quarantine, Series
-from db.states import MoveRefused, QuarantineState
+from db.states import InvalidTransition, QuarantineState
 from db.studies import InstanceFacts, Registration, Sender, StoredFile
 
-__all__ = ["discard", "listed", "release"]
+__all__ = ["discard", "list_files", "release"]
 
 
-def listed(session: Session, state: QuarantineState | None) -> Sequence[Quarantine]:
+def list_files(session: Session, state: QuarantineState | None) -> Sequence[Quarantine]:
     """Those in the state, or all, the oldest first."""
     query = select(Quarantine).order_by(Quarantine.id)
     return session.scalars(query if state is None else query.where(Quarantine.state == state)).all()
@@ -28,24 +28,24 @@ def listed(session: Session, state: QuarantineState | None) -> Sequence[Quaranti
 
 def discard(session: Session, row: Quarantine, *, reason: str, now: datetime) -> None:
     """It is wanted by nobody."""
-    audit.move(session, row, QuarantineState.DISCARDED, reason=reason, now=now)
+    audit.transition(session, row, QuarantineState.DISCARDED, reason=reason, now=now)
 
 
 def release(session: Session, row: Quarantine, facts: InstanceFacts, *, reason: str, now: datetime) -> Registration:
     """It is the instance: registered like one that has just come, after what is there has made way for it.
 
-    Raises MoveRefused where its SOP Instance UID is that of an instance in another series.
+    Raises InvalidTransition where its SOP Instance UID is that of an instance in another series.
     """
     file = StoredFile(row.sha256, row.size_bytes, row.relative_path)
     sender = Sender(row.sender_ae_title, row.sender_address)
-    audit.move(session, row, QuarantineState.RELEASED, reason=reason, now=now)
+    audit.transition(session, row, QuarantineState.RELEASED, reason=reason, now=now)
     session.flush()
     there = session.scalar(select(Instance).where(Instance.sop_instance_uid == facts.sop_instance_uid))
     if there is not None:
         _make_way(session, there, row.id, now)
     done = studies.register_instance(session, facts=facts, file=file, sender=sender, now=now)
     if done.kind != "new":
-        raise MoveRefused(f"quarantine {row.id}: instance {done.instance_id} has its UID in another series")
+        raise InvalidTransition(f"quarantine {row.id}: instance {done.instance_id} has its UID in another series")
     return done
 
 

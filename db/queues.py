@@ -11,7 +11,15 @@ from sqlalchemy.orm import Session
 from db.models import Delivery, Job, Notification, Quarantine, Retrieval, Study
 from db.states import DeliveryState, JobState, NotificationState, QuarantineState, RetrievalState, StudyState
 
-__all__ = ["deliveries", "jobs", "notifications", "oldest_s", "quarantined", "searches", "studies"]
+__all__ = [
+    "count_deliveries",
+    "count_jobs",
+    "count_notifications",
+    "count_quarantined",
+    "count_retrievals",
+    "count_studies",
+    "measure_oldest_s",
+]
 
 _STUDIES = (StudyState.RECEIVING, StudyState.COMPLETE)
 _JOBS = (JobState.READY, JobState.RUNNING, JobState.HELD, JobState.REFUSED, JobState.DEAD)
@@ -31,41 +39,41 @@ _OLDEST: tuple[tuple[str, Any, Any, Any], ...] = (
 )
 
 
-def studies(session: Session) -> dict[str, int]:
+def count_studies(session: Session) -> dict[str, int]:
     """Not yet routed, by state."""
     counted = _counted(session, Study.state, among=(Study.state, _STUDIES))
     return {str(state): counted.get((state,), 0) for state in _STUDIES}
 
 
-def jobs(session: Session) -> dict[tuple[str, ...], int]:
+def count_jobs(session: Session) -> dict[tuple[str, ...], int]:
     """By pipeline, model and state."""
     return _words(_counted(session, Job.pipeline, Job.model, Job.state, among=(Job.state, _JOBS)))
 
 
-def deliveries(session: Session) -> dict[tuple[str, ...], int]:
+def count_deliveries(session: Session) -> dict[tuple[str, ...], int]:
     """By destination and state."""
     return _words(_counted(session, Delivery.destination, Delivery.state, among=(Delivery.state, _DELIVERIES)))
 
 
-def notifications(session: Session) -> dict[tuple[str, ...], int]:
+def count_notifications(session: Session) -> dict[tuple[str, ...], int]:
     """By name and state."""
     among = (Notification.state, _NOTIFICATIONS)
     return _words(_counted(session, Notification.name, Notification.state, among=among))
 
 
-def searches(session: Session) -> dict[tuple[str, ...], int]:
+def count_retrievals(session: Session) -> dict[tuple[str, ...], int]:
     """Open ones, by peer and state."""
     among = (Retrieval.state, _SEARCHES)
     return _words(_counted(session, Retrieval.peer, Retrieval.state, among=among))
 
 
-def quarantined(session: Session) -> int:
+def count_quarantined(session: Session) -> int:
     """What waits in quarantine for a person."""
     kept = Quarantine.state == QuarantineState.KEPT
     return session.scalar(select(func.count(Quarantine.id)).where(kept)) or 0
 
 
-def oldest_s(session: Session, *, now: datetime) -> dict[str, float]:
+def measure_oldest_s(session: Session, *, now: datetime) -> dict[str, float]:
     """By what waits, for how long the oldest of it has; 0 where nothing does."""
     found: dict[str, float] = {}
     for what, since, state, waiting in _OLDEST:

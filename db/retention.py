@@ -20,23 +20,23 @@ from db.models import Instance, Job, JobInput, Output, Quarantine, Retrieval, Se
 from db.states import JobState, QuarantineState, RetrievalState, StudyState
 
 __all__ = [
-    "candidates",
-    "claimed",
     "expire_results",
     "expire_sources",
-    "has_open_searches",
+    "find_claimed",
+    "has_open_retrievals",
     "has_sources",
     "is_input_elsewhere",
-    "locked",
-    "removed",
-    "to_remove",
+    "list_candidates",
+    "list_removable",
+    "lock_study",
+    "mark_removed",
 ]
 
 _AT_WORK = (JobState.READY, JobState.RUNNING, JobState.HELD, JobState.DEAD)
 _OPEN = (RetrievalState.WANTED, RetrievalState.FETCHING)
 
 
-def candidates(session: Session, *, after: int, limit: int, quiet_since: datetime) -> list[int]:
+def list_candidates(session: Session, *, after: int, limit: int, quiet_since: datetime) -> list[int]:
     """Routed studies that hold something and were quiet since then, by number."""
     query = select(Study.id).where(
         Study.id > after,
@@ -47,7 +47,7 @@ def candidates(session: Session, *, after: int, limit: int, quiet_since: datetim
     return list(session.scalars(query.order_by(Study.id).limit(limit)))
 
 
-def locked(session: Session, study_id: int) -> Study | None:
+def lock_study(session: Session, study_id: int) -> Study | None:
     """The study, if it is still routed: no instance of it comes in before this transaction ends."""
     query = select(Study).where(Study.id == study_id, Study.state == StudyState.ROUTED)
     return session.scalar(query.with_for_update())
@@ -70,7 +70,7 @@ def is_input_elsewhere(session: Session, study: Study) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
-def has_open_searches(session: Session, study: Study) -> bool:
+def has_open_retrievals(session: Session, study: Study) -> bool:
     """Whether something is being fetched for it, or it is what is fetched."""
     mine = or_(Retrieval.study_id == study.id, Retrieval.prior_study_uid == study.study_uid)
     return session.scalar(select(Retrieval.id).where(mine, Retrieval.state.in_(_OPEN)).limit(1)) is not None
@@ -100,7 +100,7 @@ def expire_results(session: Session, job: Job, *, reason: str, now: datetime) ->
     return len(here)
 
 
-def to_remove(session: Session, *, limit: int, skip: Collection[str] = ()) -> list[str]:
+def list_removable(session: Session, *, limit: int, skip: Collection[str] = ()) -> list[str]:
     """SHA-256 of content to which some row has lost its claim, and whose row does not yet say that it is gone."""
     found: set[str] = set()
     for query in _losers():
@@ -109,7 +109,7 @@ def to_remove(session: Session, *, limit: int, skip: Collection[str] = ()) -> li
     return sorted(found)[:limit]
 
 
-def claimed(session: Session, digests: Collection[str]) -> set[str]:
+def find_claimed(session: Session, digests: Collection[str]) -> set[str]:
     """Those that some row still claims."""
     kept = Quarantine.state == QuarantineState.KEPT  # asked first: what is released from there becomes an instance's
     found = set(session.scalars(select(Quarantine.sha256).where(Quarantine.sha256.in_(digests), kept)))
@@ -119,7 +119,7 @@ def claimed(session: Session, digests: Collection[str]) -> set[str]:
     return found
 
 
-def removed(session: Session, digests: Sequence[str], *, gone: Collection[str], now: datetime) -> None:
+def mark_removed(session: Session, digests: Sequence[str], *, gone: Collection[str], now: datetime) -> None:
     """No expired row has a file under these any more; ``gone``: those whose file is deleted, for the audit trail."""
     for table in (Instance, Output):
         lost = (table.sha256.in_(digests), table.expired_at.is_not(None), table.removed_at.is_(None))

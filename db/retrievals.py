@@ -17,27 +17,27 @@ from db.models import Instance, Output, Retrieval, Series, Study
 from db.states import RetrievalPurpose, RetrievalState, StudyState
 
 __all__ = [
-    "arrived",
-    "came",
-    "end",
-    "fetching",
-    "is_awaited",
-    "is_brought",
-    "made_here",
-    "newest",
-    "occasion",
-    "open_ids",
+    "find_current",
+    "find_newest",
+    "find_own_results",
+    "find_partial_series",
+    "is_prefetched_only",
+    "is_still_needed",
+    "list_due_ids",
+    "list_fetching",
+    "mark_arrived",
+    "mark_ended",
+    "mark_series_arrived",
     "postpone",
-    "search_for",
-    "that_fetched",
-    "unfinished",
-    "want",
+    "request",
+    "source_revision",
+    "start_fetching",
 ]
 
 _OPEN = (RetrievalState.WANTED, RetrievalState.FETCHING)
 
 
-def want(
+def request(
     session: Session,
     study: Study,
     *,
@@ -47,7 +47,7 @@ def want(
     now: datetime,
 ) -> Retrieval:
     """The peer is to be asked, once per occasion, route and purpose."""
-    revision = occasion(session, study)
+    revision = source_revision(session, study)
     search = Retrieval(
         study_id=study.id,
         revision=revision,
@@ -64,21 +64,21 @@ def want(
     return search
 
 
-def search_for(
+def find_current(
     session: Session, study: Study, route: str, purpose: RetrievalPurpose = RetrievalPurpose.PRIOR
 ) -> Retrieval | None:
     """The search that stands for this revision of the study."""
     mine = (Retrieval.study_id == study.id, Retrieval.route == route, Retrieval.purpose == purpose)
-    return session.scalar(select(Retrieval).where(*mine, Retrieval.revision == occasion(session, study)))
+    return session.scalar(select(Retrieval).where(*mine, Retrieval.revision == source_revision(session, study)))
 
 
-def newest(session: Session, study: Study, route: str, purpose: RetrievalPurpose) -> Retrieval | None:
+def find_newest(session: Session, study: Study, route: str, purpose: RetrievalPurpose) -> Retrieval | None:
     """The last search of that route, for whatever revision."""
     mine = (Retrieval.study_id == study.id, Retrieval.route == route, Retrieval.purpose == purpose)
     return session.scalar(select(Retrieval).where(*mine).order_by(Retrieval.id.desc()).limit(1))
 
 
-def occasion(session: Session, study: Study) -> int:
+def source_revision(session: Session, study: Study) -> int:
     """The newest revision of the study that holds more than searches for its series brought, and our own results."""
     fetched = _series_searches(session, study)
     if not fetched:
@@ -92,25 +92,25 @@ def occasion(session: Session, study: Study) -> int:
     return newest_sent
 
 
-def is_awaited(session: Session, search: Retrieval) -> bool:
+def is_still_needed(session: Session, search: Retrieval) -> bool:
     """Whether the study still waits for it: it is not routed, and nobody has sent more of it."""
     study = search.study
-    return study.state is not StudyState.ROUTED and occasion(session, study) == search.revision
+    return study.state is not StudyState.ROUTED and source_revision(session, study) == search.revision
 
 
-def open_ids(session: Session, *, now: datetime) -> list[int]:
+def list_due_ids(session: Session, *, now: datetime) -> list[int]:
     """Those that are not at their end and whose time has come, the oldest first."""
     due = or_(Retrieval.not_before.is_(None), Retrieval.not_before <= now)
     query = select(Retrieval.id).where(Retrieval.state.in_(_OPEN), due)
     return list(session.scalars(query.order_by(Retrieval.id)))
 
 
-def that_fetched(session: Session, prior: Study) -> list[Retrieval]:
+def list_fetching(session: Session, prior: Study) -> list[Retrieval]:
     """The searches that fetched this study as an earlier one, or do."""
     return list(session.scalars(select(Retrieval).where(Retrieval.prior_study_uid == prior.study_uid)))
 
 
-def unfinished(session: Session, study: Study) -> frozenset[str]:
+def find_partial_series(session: Session, study: Study) -> frozenset[str]:
     """The series of which searches brought all that is here, and none the whole."""
     fetched = _series_searches(session, study)
     whole = {uid for each in fetched for uid in each.arrived_uids or ()}
@@ -122,12 +122,12 @@ def unfinished(session: Session, study: Study) -> frozenset[str]:
     return frozenset(begun - {uid for uid, at in here if not _was_brought(fetched, uid, at)})
 
 
-def made_here(session: Session, series_uids: Collection[str]) -> set[str]:
+def find_own_results(session: Session, series_uids: Collection[str]) -> set[str]:
     """Those of the series that are results of this node."""
     return set(session.scalars(select(Output.series_uid).where(Output.series_uid.in_(series_uids))))
 
 
-def fetching(
+def start_fetching(
     session: Session, search: Retrieval, *, prior_study_uid: str = "", series_uids: Sequence[str], now: datetime
 ) -> None:
     """The peer has named series, of an earlier study if that is given; what comes of them from now on comes for this
@@ -135,10 +135,10 @@ def fetching(
     search.prior_study_uid, search.series_uids, search.found_at = prior_study_uid, list(series_uids), now
     what = "an earlier study, " if prior_study_uid else ""
     reason = f"peer {search.peer} has {what}{len(series_uids)} series"
-    audit.move(session, search, RetrievalState.FETCHING, reason=reason, now=now)
+    audit.transition(session, search, RetrievalState.FETCHING, reason=reason, now=now)
 
 
-def came(session: Session, search: Retrieval, series_uid: str) -> None:
+def mark_series_arrived(session: Session, search: Retrieval, series_uid: str) -> None:
     """That series is here whole: it is not fetched again."""
     search.arrived_uids = [*(search.arrived_uids or ()), series_uid]
 
@@ -150,27 +150,27 @@ def postpone(session: Session, search: Retrieval, *, reason: str, not_before: da
     audit.append(session, subject="prior_searches", subject_id=search.id, event="postponed", detail=detail, now=now)
 
 
-def arrived(session: Session, search: Retrieval, *, reason: str, now: datetime) -> None:
+def mark_arrived(session: Session, search: Retrieval, *, reason: str, now: datetime) -> None:
     """All is here: the study that came, or the revision of its own that came so, is complete."""
     search.ended_at, search.reason = now, reason
-    audit.move(session, search, RetrievalState.ARRIVED, reason=reason, now=now)
+    audit.transition(session, search, RetrievalState.ARRIVED, reason=reason, now=now)
     if search.purpose is RetrievalPurpose.SERIES:
         _close_what_came(session, search, now)
         return
-    prior = studies.by_uid(session, search.prior_study_uid)
+    prior = studies.find_by_uid(session, search.prior_study_uid)
     if prior is not None and prior.state is StudyState.RECEIVING:
         studies.close(session, prior, reason=reason, now=now)
 
 
-def end(session: Session, search: Retrieval, *, reason: str, now: datetime) -> None:
+def mark_ended(session: Session, search: Retrieval, *, reason: str, now: datetime) -> None:
     """None came, for the reason."""
     search.ended_at, search.reason = now, reason
-    audit.move(session, search, RetrievalState.ENDED, reason=reason, now=now)
+    audit.transition(session, search, RetrievalState.ENDED, reason=reason, now=now)
     if search.purpose is RetrievalPurpose.SERIES:
         _close_what_came(session, search, now)
 
 
-def is_brought(session: Session, study: Study) -> bool:
+def is_prefetched_only(session: Session, study: Study) -> bool:
     """Whether every instance of the study came while a search fetched it: nobody has sent it to be processed."""
     during = (
         select(Retrieval.id)
@@ -192,7 +192,9 @@ def _close_what_came(session: Session, search: Retrieval, now: datetime) -> None
     series = Retrieval.purpose == RetrievalPurpose.SERIES
     if study.state is not StudyState.RECEIVING or study.revision <= search.revision:
         return
-    if occasion(session, study) == search.revision and not session.scalar(select(Retrieval.id).where(*others, series)):
+    if source_revision(session, study) == search.revision and not session.scalar(
+        select(Retrieval.id).where(*others, series)
+    ):
         studies.close(session, study, reason=f"fetched: {search.reason}", now=now)
 
 

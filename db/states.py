@@ -7,21 +7,21 @@ from enum import StrEnum
 from typing import Any
 
 __all__ = [
-    "MOVES",
+    "TRANSITIONS",
     "DeliveryState",
     "DeploymentMode",
+    "InvalidTransition",
     "JobState",
-    "MoveRefused",
     "NotificationState",
     "QuarantineState",
     "RetrievalPurpose",
     "RetrievalState",
     "StudyState",
-    "check_move",
+    "check_transition",
 ]
 
 
-class MoveRefused(Exception):
+class InvalidTransition(Exception):
     """A row may not go from its state to the one asked for."""
 
 
@@ -148,7 +148,7 @@ _SEARCH = {
     RetrievalState.ENDED: set[RetrievalState](),
 }
 
-MOVES: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
+TRANSITIONS: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
     StudyState: _STUDY,
     JobState: _JOB,
     DeliveryState: _DELIVERY,
@@ -158,8 +158,8 @@ MOVES: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
 }
 
 
-def check_move(old: StrEnum, new: StrEnum) -> None:
+def check_transition(old: StrEnum, new: StrEnum) -> None:
     """Refuse a move that the table of the state's kind does not have."""
-    if new not in MOVES[type(old)][old]:
-        allowed = ", ".join(sorted(MOVES[type(old)][old])) or "nothing"
-        raise MoveRefused(f"{type(old).__name__} {old} may not become {new}, only {allowed}")
+    if new not in TRANSITIONS[type(old)][old]:
+        allowed = ", ".join(sorted(TRANSITIONS[type(old)][old])) or "nothing"
+        raise InvalidTransition(f"{type(old).__name__} {old} may not become {new}, only {allowed}")

@@ -23,10 +23,10 @@ __all__ = [
     "Registration",
     "Sender",
     "StoredFile",
-    "by_uid",
     "close",
-    "described",
-    "due_for_completion",
+    "find_by_uid",
+    "lock_due_for_completion",
+    "make_search_columns",
     "quarantine",
     "register_instance",
     "register_instances",
@@ -160,12 +160,12 @@ def quarantine(
     return row.id
 
 
-def by_uid(session: Session, study_uid: str) -> Study | None:
+def find_by_uid(session: Session, study_uid: str) -> Study | None:
     """The study with that Study Instance UID."""
     return session.scalar(select(Study).where(Study.study_uid == study_uid))
 
 
-def due_for_completion(session: Session, *, quiet_s: float, maximum_s: float, now: datetime) -> list[Study]:
+def lock_due_for_completion(session: Session, *, quiet_s: float, maximum_s: float, now: datetime) -> list[Study]:
     """Receiving studies that were quiet for long enough, or open for too long; locked until the commit."""
     quiet = Study.last_received_at <= now - timedelta(seconds=quiet_s)
     old = Study.opened_at <= now - timedelta(seconds=maximum_s)
@@ -173,22 +173,22 @@ def due_for_completion(session: Session, *, quiet_s: float, maximum_s: float, no
     return list(session.scalars(query.with_for_update(skip_locked=True)))
 
 
-def described(attributes: Mapping[str, Any], patient_name: str) -> dict[str, str]:
+def make_search_columns(attributes: Mapping[str, Any], patient_name: str) -> dict[str, str]:
     """The columns of a study that only searches use, from the attributes of its first instance."""
     columns = {
-        column: keywords.worded(attributes.get(keyword))
-        for keyword, column in keywords.OF_STUDY_ROWS.items()
+        column: keywords.join_values(attributes.get(keyword))
+        for keyword, column in keywords.STUDY_COLUMNS.items()
         if column in _SEARCHED
     }
-    columns["patient_folded"] = keywords.folded(patient_name)
-    columns["referring_physician_folded"] = keywords.folded(columns["referring_physician_name"])
+    columns["patient_folded"] = keywords.fold_name(patient_name)
+    columns["referring_physician_folded"] = keywords.fold_name(columns["referring_physician_name"])
     return columns
 
 
 def close(session: Session, study: Study, *, reason: str, now: datetime) -> None:
     """The study's revision is complete."""
     study.completed_at, study.completed_by = now, reason
-    audit.move(session, study, StudyState.COMPLETE, reason=reason, now=now)
+    audit.transition(session, study, StudyState.COMPLETE, reason=reason, now=now)
 
 
 def _register(session: Session, studies: dict[str, _Open], arrival: Arrival, now: datetime) -> Registration:
@@ -237,7 +237,7 @@ def _new_study(session: Session, facts: InstanceFacts, now: datetime) -> _Open:
         "accession_number": facts.accession_number,
         "study_date": facts.study_date,
         "study_description": facts.study_description,
-        **described(facts.attributes, facts.patient_name),
+        **make_search_columns(facts.attributes, facts.patient_name),
         "opened_at": now,
         "last_received_at": now,
         "completed_by": "",
@@ -263,7 +263,7 @@ def _instance_values(arrival: Arrival, series_id: int, revision: int, now: datet
         "sender_ae_title": sender.ae_title,
         "sender_address": sender.address,
         "received_at": now,
-        "attributes": keywords.taken(facts.attributes, keywords.IMAGE_KEPT),
+        "attributes": keywords.pick(facts.attributes, keywords.IMAGE_STORED),
     }
 
 
@@ -309,7 +309,7 @@ def _reopen(session: Session, study: _Open, now: datetime) -> None:
     row = session.get_one(Study, study.id, populate_existing=True)
     row.revision += 1
     row.opened_at, row.completed_at, row.completed_by = now, None, ""
-    audit.move(session, row, StudyState.RECEIVING, reason=f"late instance opens revision {row.revision}", now=now)
+    audit.transition(session, row, StudyState.RECEIVING, reason=f"late instance opens revision {row.revision}", now=now)
     session.flush()
     study.state, study.revision = row.state, row.revision
 

@@ -9,28 +9,28 @@ from typing import Any
 from sqlalchemy import String, and_, cast, func, select
 from sqlalchemy.orm import Session, aliased
 
-from db.finding import new_results
+from db.finding import select_new_results
 from db.models import Instance, Job, Output, Series, Study
 from db.states import JobState
 
-__all__ = ["Seen", "of_patients", "of_series", "of_studies"]
+__all__ = ["CountScope", "count_in_patients", "count_in_series", "count_in_studies"]
 
 _HELD = Series.expired_at.is_(None)
 
 
 @dataclass(frozen=True)
-class Seen:
+class CountScope:
     """In which states of their jobs results are counted."""
 
     session: Session
     states: tuple[JobState, ...]
 
 
-_Count = Callable[[Seen, Sequence[int]], Mapping[int, int]]
+_Count = Callable[[CountScope, Sequence[int]], Mapping[int, int]]
 _PART = 1000
 
 
-def of_studies(seen: Seen, ids: Iterable[int], wanted: Iterable[str]) -> dict[int, dict[str, Any]]:
+def count_in_studies(seen: CountScope, ids: Iterable[int], wanted: Iterable[str]) -> dict[int, dict[str, Any]]:
     """Per study the values of those keywords that are wanted and ours to count."""
     ids = sorted(set(ids))
     found: dict[int, dict[str, Any]] = {id: {} for id in ids}
@@ -40,7 +40,7 @@ def of_studies(seen: Seen, ids: Iterable[int], wanted: Iterable[str]) -> dict[in
     return found
 
 
-def of_patients(seen: Seen, ids: Iterable[int], wanted: Iterable[str]) -> dict[int, dict[str, Any]]:
+def count_in_patients(seen: CountScope, ids: Iterable[int], wanted: Iterable[str]) -> dict[int, dict[str, Any]]:
     """The same per patient, each named by the id of one of its studies."""
     studies = _studies_of_patients(seen, sorted(set(ids)))
     every = [study for own in studies.values() for study in own]
@@ -51,7 +51,7 @@ def of_patients(seen: Seen, ids: Iterable[int], wanted: Iterable[str]) -> dict[i
     }
 
 
-def _studies_of_patients(seen: Seen, ids: Sequence[int]) -> dict[int, list[int]]:
+def _studies_of_patients(seen: CountScope, ids: Sequence[int]) -> dict[int, list[int]]:
     other = aliased(Study)
     same_id = other.patient_id == Study.patient_id
     same_issuer = other.issuer_of_patient_id == Study.issuer_of_patient_id
@@ -62,7 +62,7 @@ def _studies_of_patients(seen: Seen, ids: Sequence[int]) -> dict[int, list[int]]
     return found
 
 
-def _in_parts(seen: Seen, ids: Sequence[int], count: _Count) -> dict[int, int]:
+def _in_parts(seen: CountScope, ids: Sequence[int], count: _Count) -> dict[int, int]:
     """Few enough ids for one statement at a time."""
     found: dict[int, int] = {}
     for start in range(0, len(ids), _PART):
@@ -70,14 +70,14 @@ def _in_parts(seen: Seen, ids: Sequence[int], count: _Count) -> dict[int, int]:
     return found
 
 
-def of_series(seen: Seen, pairs: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
+def count_in_series(seen: CountScope, pairs: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
     """How many instances each series holds, by the study's id and the series' UID."""
     uids = sorted({uid for _, uid in pairs})
     received = select(Series.study_id, Series.series_uid, func.count(Instance.id)).join(Instance)
     received = received.where(Series.series_uid.in_(uids), Instance.expired_at.is_(None)).group_by(
         Series.study_id, Series.series_uid
     )
-    results = new_results(select(Job.study_id, Output.series_uid, func.count(Output.id)), seen.states)
+    results = select_new_results(select(Job.study_id, Output.series_uid, func.count(Output.id)), seen.states)
     results = results.where(Output.series_uid.in_(uids)).group_by(Job.study_id, Output.series_uid)
     found: dict[tuple[int, str], int] = {}
     for statement in (received, results):
@@ -86,13 +86,13 @@ def of_series(seen: Seen, pairs: Sequence[tuple[int, str]]) -> dict[tuple[int, s
     return found
 
 
-def _instances(seen: Seen, ids: Sequence[int]) -> dict[int, int]:
+def _instances(seen: CountScope, ids: Sequence[int]) -> dict[int, int]:
     received = (
         select(Series.study_id, func.count(Instance.id))
         .join(Instance)
         .where(Series.study_id.in_(ids), Instance.expired_at.is_(None))
     )
-    results = new_results(select(Job.study_id, func.count(Output.id)), seen.states).where(Job.study_id.in_(ids))
+    results = select_new_results(select(Job.study_id, func.count(Output.id)), seen.states).where(Job.study_id.in_(ids))
     found = dict.fromkeys(ids, 0)
     for statement in (received.group_by(Series.study_id), results.group_by(Job.study_id)):
         for study, number in seen.session.execute(statement):
@@ -100,30 +100,30 @@ def _instances(seen: Seen, ids: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def _series(seen: Seen, ids: Sequence[int]) -> dict[int, int]:
+def _series(seen: CountScope, ids: Sequence[int]) -> dict[int, int]:
     received = select(Series.study_id, Series.series_uid).where(Series.study_id.in_(ids), _HELD)
-    results = new_results(select(Job.study_id, Output.series_uid), seen.states).where(Job.study_id.in_(ids))
+    results = select_new_results(select(Job.study_id, Output.series_uid), seen.states).where(Job.study_id.in_(ids))
     return {study: len(uids) for study, uids in _united(seen, ids, received, results).items()}
 
 
-def _modalities(seen: Seen, ids: Sequence[int]) -> dict[int, list[str]]:
+def _modalities(seen: CountScope, ids: Sequence[int]) -> dict[int, list[str]]:
     received = select(Series.study_id, Series.modality).where(Series.study_id.in_(ids), _HELD)
     modality = cast(Output.attributes["Modality"].as_string(), String)
-    results = new_results(select(Job.study_id, modality), seen.states).where(Job.study_id.in_(ids))
+    results = select_new_results(select(Job.study_id, modality), seen.states).where(Job.study_id.in_(ids))
     return _united(seen, ids, received, results)
 
 
-def _classes(seen: Seen, ids: Sequence[int]) -> dict[int, list[str]]:
+def _classes(seen: CountScope, ids: Sequence[int]) -> dict[int, list[str]]:
     received = (
         select(Series.study_id, Instance.sop_class_uid)
         .join(Instance)
         .where(Series.study_id.in_(ids), Instance.expired_at.is_(None))
     )
-    results = new_results(select(Job.study_id, Output.sop_class_uid), seen.states).where(Job.study_id.in_(ids))
+    results = select_new_results(select(Job.study_id, Output.sop_class_uid), seen.states).where(Job.study_id.in_(ids))
     return _united(seen, ids, received, results)
 
 
-def _united(seen: Seen, ids: Sequence[int], *statements: Any) -> dict[int, list[str]]:
+def _united(seen: CountScope, ids: Sequence[int], *statements: Any) -> dict[int, list[str]]:
     """Per study the distinct words that the statements give, sorted."""
     found: dict[int, set[str]] = {id: set() for id in ids}
     for statement in statements:
@@ -132,7 +132,7 @@ def _united(seen: Seen, ids: Sequence[int], *statements: Any) -> dict[int, list[
     return {study: sorted(words) for study, words in found.items()}
 
 
-_OF_STUDIES: Mapping[str, Callable[[Seen, Sequence[int]], Mapping[int, Any]]] = {
+_OF_STUDIES: Mapping[str, Callable[[CountScope, Sequence[int]], Mapping[int, Any]]] = {
     "ModalitiesInStudy": _modalities,
     "SOPClassesInStudy": _classes,
     "NumberOfStudyRelatedSeries": _series,

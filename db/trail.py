@@ -10,23 +10,23 @@ from sqlalchemy.orm import Session
 
 from db.models import Chain, Delivery, Event, Instance, Job, Notification, Output, Retrieval, Series
 
-__all__ = ["head", "latest", "of_study", "subjects_since", "whole_study"]
+__all__ = ["find_subjects_since", "list_all_study_events", "list_latest", "list_study_events", "read_head"]
 
 _AT_ONCE = 500
 
 
-def head(session: Session) -> int:
+def read_head(session: Session) -> int:
     """The number of the last event."""
     return session.get_one(Chain, 1, populate_existing=True).seq
 
 
-def latest(session: Session, *, before: int | None = None, limit: int = 100) -> Sequence[Event]:
+def list_latest(session: Session, *, before: int | None = None, limit: int = 100) -> Sequence[Event]:
     """The last events, or those before a number; the newest first."""
     query = select(Event).order_by(Event.seq.desc()).limit(limit)
     return session.scalars(query if before is None else query.where(Event.seq < before)).all()
 
 
-def of_study(session: Session, study_id: int, *, limit: int = 200) -> Sequence[Event]:
+def list_study_events(session: Session, study_id: int, *, limit: int = 200) -> Sequence[Event]:
     """What happened to a study, its jobs and their deliveries, the newest first; single arrivals are left out."""
     jobs = select(Job.id).where(Job.study_id == study_id)
     deliveries = select(Delivery.id).join(Output, Delivery.output_id == Output.id).where(Output.job_id.in_(jobs))
@@ -37,7 +37,7 @@ def of_study(session: Session, study_id: int, *, limit: int = 200) -> Sequence[E
     return session.scalars(select(Event).where(or_(own, *mine)).order_by(Event.seq.desc()).limit(limit)).all()
 
 
-def whole_study(session: Session, study_id: int) -> Sequence[Event]:
+def list_all_study_events(session: Session, study_id: int) -> Sequence[Event]:
     """Everything that happened to a study and all that belongs to it, in its order."""
     instances = select(Instance.id).join(Series).where(Series.study_id == study_id)
     jobs = select(Job.id).where(Job.study_id == study_id)
@@ -59,7 +59,7 @@ def _of_rows(session: Session, subject: str, ids: Sequence[str]) -> Iterator[Eve
         yield from session.scalars(select(Event).where(*mine))
 
 
-def subjects_since(session: Session, seq: int, *, limit: int = 1000) -> frozenset[str]:
+def find_subjects_since(session: Session, seq: int, *, limit: int = 1000) -> frozenset[str]:
     """Of what kinds of rows the events after that number tell."""
     newest = select(Event.subject).where(Event.seq > seq).order_by(Event.seq.desc()).limit(limit).subquery()
     return frozenset(session.scalars(select(newest.c.subject).distinct()))

@@ -16,7 +16,7 @@ from db.base import Base, Pk
 from db.models import Job
 from db.states import JobState
 
-__all__ = ["Worker", "alive", "at_work", "forget", "jobs_waiting", "report"]
+__all__ = ["Worker", "count_startable_jobs", "find_busy", "forget", "list_alive", "report"]
 
 _KEPT = timedelta(days=1)
 
@@ -53,18 +53,18 @@ def forget(session: Session, name: str) -> None:
     session.execute(delete(Worker).where(Worker.name == name))
 
 
-def alive(session: Session, *, since: datetime) -> list[Worker]:
+def list_alive(session: Session, *, since: datetime) -> list[Worker]:
     """Those that have said so since then, the last to say so last."""
     return list(session.scalars(select(Worker).where(Worker.seen_at >= since).order_by(Worker.seen_at, Worker.id)))
 
 
-def at_work(session: Session, names: Sequence[str]) -> set[str]:
+def find_busy(session: Session, names: Sequence[str]) -> set[str]:
     """Those of these workers that have a job in hand."""
     held = select(Job.worker).where(Job.state == JobState.RUNNING, Job.worker.in_(names))
     return set(session.scalars(held)) if names else set()
 
 
-def jobs_waiting(session: Session, *, now: datetime) -> int:
+def count_startable_jobs(session: Session, *, now: datetime) -> int:
     """For how many jobs a worker could begin at once."""
     due = (Job.state == JobState.READY, Job.not_before <= now)
     return session.scalar(select(func.count(Job.id)).where(*due)) or 0

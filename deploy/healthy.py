@@ -37,7 +37,7 @@ def worker_is_alive(config_file: Path, *, now: datetime) -> bool:
     found = config.load(config_file)
     host = found.worker.host or socket.gethostname()
     with engines.readers(engines.connect(found.database_url))() as session:
-        return any(worker.host == host for worker in workers.alive(session, since=now - SILENCE))
+        return any(worker.host == host for worker in workers.list_alive(session, since=now - SILENCE))
 
 
 def main(arguments: list[str]) -> int:

@@ -27,7 +27,7 @@ def at_work(engine: Engine, *, now: datetime) -> list[str]:
     if migrations.current(engine) != migrations.head():
         return []
     with engines.readers(engine)() as session:
-        return [worker.name for worker in workers.alive(session, since=now - SILENCE)]
+        return [worker.name for worker in workers.list_alive(session, since=now - SILENCE)]
 
 
 def main(arguments: list[str]) -> int:

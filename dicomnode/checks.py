@@ -189,8 +189,8 @@ def _workers(config: Config) -> Check | str:
     with _reading(config) as session:
         if session is None:
             return "none is known without a database of this version"
-        alive = workers.alive(session, since=datetime.now(UTC) - _ALIVE)
-        shared.look_for_newest(session, config.spool_dir)
+        alive = workers.list_alive(session, since=datetime.now(UTC) - _ALIVE)
+        shared.check_spool_matches_database(session, config.spool_dir)
         check_nothing_lost(session, config.spool_dir)
     if elsewhere := sorted(row.name for row in alive if not shared.is_marked(config.spool_dir, row.name)):
         return Check("workers", "failed", f"{', '.join(elsewhere)}: alive, and not on this spool: [spool] dir")
@@ -305,13 +305,15 @@ def _deployed(config: Config) -> Check | str:
     with _reading(config) as session:
         if session is None:
             return "none is known without a database of this version"
-        rows = [row for row in deployments.history(session) if row.ended_at is None]
+        rows = [row for row in deployments.list_history(session) if row.ended_at is None]
     for row in rows:
-        facts = models.find_bundle(deployments.called(row), config)
+        facts = models.find_bundle(deployments.format_model(row), config)
         registry.verify(facts)
         if facts.digest != row.digest:
-            return Check("deployed models", "failed", f"{deployments.called(row)} has other weights than were deployed")
-    told = ", ".join(f"{deployments.called(row)} {row.mode} of {row.pipeline}" for row in rows)
+            return Check(
+                "deployed models", "failed", f"{deployments.format_model(row)} has other weights than were deployed"
+            )
+    told = ", ".join(f"{deployments.format_model(row)} {row.mode} of {row.pipeline}" for row in rows)
     return told or "none: each pipeline uses the newest version of its bundle"
 
 

@@ -60,7 +60,7 @@ def studies(session: Session, *, limit: int | None = None, offset: int = 0) -> l
 
 def study(session: Session, uid: str) -> Study:
     """The study of that UID. Raises NotFound."""
-    found = study_rows.by_uid(session, uid)
+    found = study_rows.find_by_uid(session, uid)
     if found is None:
         raise NotFound(f"no study {uid}: 'dicomnode studies list' shows all")
     return found
@@ -148,7 +148,7 @@ def model(name: str, config: Config | None = None) -> dict[str, Any]:
 
 def deployments(session: Session, pipeline: str = "", *, in_force: bool = False) -> list[dict[str, Any]]:
     """Who deployed what when, of one pipeline or of all; the newest first."""
-    found = deployment_rows.history(session, pipeline)
+    found = deployment_rows.list_history(session, pipeline)
     return [_deployment(row) for row in found if row.ended_at is None or not in_force]
 
 
@@ -197,7 +197,7 @@ def _job(found: Job) -> dict[str, Any]:
 
 def _deployment(row: Deployment) -> dict[str, Any]:
     names = ("id", "pipeline", "digest", "mode", "percent", "who", "why", "started_at", "ended_at", "ended_by")
-    return {"model": deployment_rows.called(row)} | {name: getattr(row, name) for name in names}
+    return {"model": deployment_rows.format_model(row)} | {name: getattr(row, name) for name in names}
 
 
 def _comparison(found: Job) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from dicomnode.ingest import scp
 from dicomnode.maintenance.backfill import Backfill
 from dicomnode.maintenance.retention import Retention
 from dicomnode.monitoring.meters import Meters
-from dicomnode.monitoring.pulse import Pulse
+from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.notifications import notification
 from dicomnode.routing import completion, prefetch, routing
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
@@ -65,21 +65,21 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     prepare(config)
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
-    now = clocks.of(engine)  # the one clock; everything below is handed its moments
+    now = clocks.make_clock(engine)  # the one clock; everything below is handed its moments
     with sessions() as session:
         check_nothing_lost(session, config.spool_dir)
     _mend_lost_time(sessions, config, now())
     delivery.resume(sessions, now=now())
     notification.resume(sessions, now=now())
-    meters, pulse = Meters(), Pulse()
+    meters, sweep_health = Meters(), SweepHealth()
     server = scp.start(config, now=now, meters=meters)
-    sweeps = make_sweeps(sessions, config, now=now, pulse=pulse)
+    sweeps = make_sweeps(sessions, config, now=now, sweep_health=sweep_health)
     crew = Crew(config, sessions, workers, now)
-    pulse.expected_workers, pulse.count_workers = workers, crew.count
+    sweep_health.expected_workers, sweep_health.count_workers = workers, crew.count
     web = None
     try:
         sweeps.start()
-        web = _start_web(config, sessions, meters, pulse, now) if config.web.enabled else None
+        web = _start_web(config, sessions, meters, sweep_health, now) if config.web.enabled else None
         crew.start()
         ready(_ready_line(config, server, workers, web.address if web else ""))
         while not stop.wait(0.5):
@@ -113,7 +113,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(which, handler)
 
 
-def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, pulse: Pulse) -> Sweeps:
+def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, sweep_health: SweepHealth) -> Sweeps:
     """Return the sweeps of a node, which follow the clock when it is set."""
     retention = Retention(sessions, config)
     sweeps: dict[str, Callable[[], int]] = {
@@ -128,9 +128,9 @@ def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, 
         "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),
     }
     for name in sweeps:
-        pulse.watch(name, _PATIENCE_S.get(name, 60.0))
+        sweep_health.watch(name, _PATIENCE_S.get(name, 60.0))
     watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=True)
-    return Sweeps(sweeps, pulse=pulse, before=watch.look)
+    return Sweeps(sweeps, sweep_health=sweep_health, before=watch.check)
 
 
 def _raise_high_water(sessions: sessionmaker[Session], mark: HighWater) -> int:
@@ -144,7 +144,7 @@ def _raise_high_water(sessions: sessionmaker[Session], mark: HighWater) -> int:
 def _mend_lost_time(sessions: sessionmaker[Session], config: Config, now: datetime) -> None:
     """Move what is open back with a clock that was set back while the node was down."""
     with sessions.begin() as session:
-        lost = clock_jumps.time_lost(session, now=now)
+        lost = clock_jumps.measure_time_lost(session, now=now)
         if lost <= -clock_jumps.TOLERANCE:
             log.warning("the clock is %.0f s behind the newest event; due times follow it", -lost.total_seconds())
             clock_jumps.shift_open_rows(session, lost, now=now)
@@ -209,7 +209,7 @@ class Crew:
     def _abandon(self, pid: int) -> None:
         with self._sessions.begin() as session:
             name = jobs.worker_name(pid, self._config.worker.host)
-            lost = jobs.abandon(session, worker=name, attempts=self._config.worker.attempts, now=self._now())
+            lost = jobs.reclaim(session, worker=name, attempts=self._config.worker.attempts, now=self._now())
         for job in lost:
             log.error("job %d: its worker died; now %s", job.id, job.state)
 
@@ -229,11 +229,13 @@ def _expire_leases(sessions: sessionmaker[Session], config: Config, now: datetim
     return len(lapsed)
 
 
-def _start_web(config: Config, sessions: sessionmaker[Session], meters: Meters, pulse: Pulse, now: Clock) -> WebServer:
+def _start_web(
+    config: Config, sessions: sessionmaker[Session], meters: Meters, sweep_health: SweepHealth, now: Clock
+) -> WebServer:
     from dicomnode.web import server
     from dicomnode.web.app import create_app
 
-    app = create_app(config, sessions, now=now, meters=meters, pulse=pulse)
+    app = create_app(config, sessions, now=now, meters=meters, sweep_health=sweep_health)
     return server.start(app, config.web.host, config.web.port, tls.web_identity(config.web))
 
 

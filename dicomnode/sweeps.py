@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dicomnode.monitoring.pulse import Pulse
+from dicomnode.monitoring.sweep_health import SweepHealth
 
 __all__ = ["Sweeps"]
 
@@ -31,11 +31,11 @@ class Sweeps:
         self,
         sweeps: Mapping[str, Callable[[], int]],
         *,
-        pulse: Pulse,
+        sweep_health: SweepHealth,
         before: Callable[[], None],
         pause_s: float = PAUSE_S,
     ) -> None:
-        self._pulse, self._before, self._pause_s = pulse, before, pause_s
+        self._health, self._before, self._pause_s = sweep_health, before, pause_s
         self._ended = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(name, sweep), name=f"sweep {name}", daemon=True)
@@ -64,8 +64,8 @@ class Sweeps:
             self._before()
             if done := sweep():
                 log.info("%s: %d", name, done)
-            self._pulse.succeeded(name)
+            self._health.record_success(name)
         except Exception as error:
-            self._pulse.failed(name)
+            self._health.record_failure(name)
             last = traceback.extract_tb(error.__traceback__)[-1]
             log.error("%s: %s in %s, line %s", name, type(error).__name__, Path(last.filename).name, last.lineno)

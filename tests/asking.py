@@ -95,7 +95,7 @@ def asking(start: receivers.Start) -> Ask:
 
 def an_earlier_job(session: Session) -> Job:
     """Whose report the archive has."""
-    study = studies.by_uid(session, STUDY)
+    study = studies.find_by_uid(session, STUDY)
     assert study is not None
     job = jobs.enqueue(
         session,
@@ -143,7 +143,7 @@ def inputs(node: Receiver) -> dict[str, int]:
 
 def why(node: Receiver) -> str:
     with sessions(node)() as session:
-        study = studies.by_uid(session, STUDY)
+        study = studies.find_by_uid(session, STUDY)
         assert study is not None
         told = routing.explain_study(session, study, node.config.routes)[0].why
     assert "geheim" not in told

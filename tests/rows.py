@@ -43,7 +43,7 @@ def an_arrival(
 def a_job(session: Session, now: datetime, *, study: str = "1.2.1", **changes: Any) -> Job:
     """A waiting job on a study of one instance."""
     registration = studies.register_instances(session, [an_arrival(study)], now=now)[0]
-    row = studies.by_uid(session, study)
+    row = studies.find_by_uid(session, study)
     assert row is not None
     assert registration.instance_id is not None
     values: dict[str, Any] = {

@@ -311,14 +311,14 @@ def test_a_result_belongs_to_its_study(sessions: sessionmaker[Session], now: dat
         )
         assert series.attributes["SeriesDescription"] == "SYN lesions"
         assert series.attributes["NumberOfSeriesRelatedInstances"] == 2
-        found = catalogue.objects(session, study_uid="1.2.1")
+        found = catalogue.find_objects(session, study_uid="1.2.1")
         assert [(each.sop_instance_uid, each.is_result) for each in found] == [
             ("1.2.1.1.1", False),
             ("1.2.1.9001.1", True),
             ("1.2.1.9001.2", True),
         ]
-        assert catalogue.objects(session, study_uid="1.2.2") == []
-        (one,) = catalogue.objects(session, study_uid="1.2.1", sop_instance_uids=("1.2.1.9001.2",))
+        assert catalogue.find_objects(session, study_uid="1.2.2") == []
+        (one,) = catalogue.find_objects(session, study_uid="1.2.1", sop_instance_uids=("1.2.1.9001.2",))
         assert one.sop_class_uid == SEG
 
 
@@ -326,21 +326,21 @@ def test_held_results_are_seen_only_by_who_asks_for_them(sessions: sessionmaker[
     with sessions.begin() as session:
         job = finish(session, now, result("1.2.1.9001.1"), held_because="uncertain")
     with sessions() as session:
-        assert [each.is_result for each in catalogue.objects(session, study_uid="1.2.1")] == [False]
+        assert [each.is_result for each in catalogue.find_objects(session, study_uid="1.2.1")] == [False]
         for level in ("SERIES", "IMAGE"):
             assert catalogue.count(session, Query(level)) == 1
             assert catalogue.count(session, Query(level, include_held=True)) == 2
         assert catalogue.count(session, Query("STUDY", {"ModalitiesInStudy": "SEG"})) == 0
         (study,) = catalogue.search(session, Query("STUDY", {}, frozenset(keywords.COUNTS)))
         assert study.attributes["NumberOfStudyRelatedInstances"] == 1
-        assert [each.is_held for each in catalogue.objects(session, study_uid="1.2.1", include_held=True)] == [
+        assert [each.is_held for each in catalogue.find_objects(session, study_uid="1.2.1", include_held=True)] == [
             False,
             True,
         ]
     with sessions.begin() as session:
         jobs.release(session, session.get_one(Job, job.id), reason="good", now=now)
     with sessions() as session:
-        assert [each.is_held for each in catalogue.objects(session, study_uid="1.2.1")] == [False, False]
+        assert [each.is_held for each in catalogue.find_objects(session, study_uid="1.2.1")] == [False, False]
 
 
 def test_discarded_and_refused_results_are_not_found(sessions: sessionmaker[Session], now: datetime) -> None:
@@ -353,7 +353,7 @@ def test_discarded_and_refused_results_are_not_found(sessions: sessionmaker[Sess
         note = [result("1.2.1.9002.1")]
         jobs.refuse(session, job_id=claimed.id, worker="w", reason="dose", outputs=note, report={}, now=now)
     with sessions() as session:
-        assert len(catalogue.objects(session, study_uid="1.2.1", include_held=True)) == 1
+        assert len(catalogue.find_objects(session, study_uid="1.2.1", include_held=True)) == 1
 
 
 def test_a_result_that_an_archive_sent_back_is_one_instance(sessions: sessionmaker[Session], now: datetime) -> None:
@@ -366,7 +366,7 @@ def test_a_result_that_an_archive_sent_back_is_one_instance(sessions: sessionmak
         assert study.attributes["NumberOfStudyRelatedInstances"] == 3
         counted = catalogue.search(session, Query("SERIES", {}, frozenset({"NumberOfSeriesRelatedInstances"})))
         assert [match.attributes["NumberOfSeriesRelatedInstances"] for match in counted] == [1, 2]
-        returned, ours = catalogue.objects(session, study_uid="1.2.1", series_uids=("1.2.1.9001",))
+        returned, ours = catalogue.find_objects(session, study_uid="1.2.1", series_uids=("1.2.1.9001",))
         assert (returned.sop_instance_uid, returned.is_result) == ("1.2.1.9001.1", False)
         assert (ours.sop_instance_uid, ours.is_result) == ("1.2.1.9001.2", True)
 
@@ -484,8 +484,8 @@ def seconds(page: Callable[[Session], int], session: Session) -> float:
 def test_an_instance_is_found_by_its_number_without_a_look_at_every_row(engine: Engine) -> None:
     """The index is on an expression, which serves only a search that is written in the same words."""
     sqlite = engine.dialect.name == "sqlite"
-    wanted = finding.Wanted({"InstanceNumber": "3"}, (JobState.DONE,), engine.dialect.name)
-    words = finding.received_images(wanted).compile(engine)
+    wanted = finding.Criteria({"InstanceNumber": "3"}, (JobState.DONE,), engine.dialect.name)
+    words = finding.select_received_images(wanted).compile(engine)
     with engine.connect() as connection:
         if not sqlite:
             connection.execute(text("SET LOCAL enable_seqscan = off"))  # which suits an empty table better

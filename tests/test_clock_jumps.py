@@ -19,7 +19,7 @@ from db.clock_jumps import ClockWatch
 from db.models import Delivery, Event, Study
 from db.states import DeliveryState, JobState, StudyState
 from dicomnode.dimse import peers
-from dicomnode.monitoring.pulse import Pulse
+from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.sweeps import Sweeps
 from dicomnode.web import words
 from tests.peers import Node, wait_for, write_config
@@ -60,11 +60,11 @@ def test_a_lease_neither_lapses_nor_holds_longer(
         a_job(session, now)
         assert jobs.claim(session, worker="w", lease_s=60, now=now) is not None
     clock.now += jump
-    watch.look()
+    watch.check()
     with sessions.begin() as session:
         assert jobs.expire_leases(session, attempts=3, now=clock.now) == []
     clock.wait(61)
-    watch.look()
+    watch.check()
     with sessions.begin() as session:
         assert [job.state for job in jobs.expire_leases(session, attempts=3, now=clock.now)] == [JobState.READY]
 
@@ -78,12 +78,12 @@ def test_a_study_is_complete_after_its_quiet_time_and_not_before(
     with sessions.begin() as session:
         studies.register_instances(session, [an_arrival()], now=now)
     clock.now += jump
-    watch.look()
+    watch.check()
     for waited_s, due in ((30, 0), (31, 1)):
         clock.wait(waited_s)
-        watch.look()
+        watch.check()
         with sessions.begin() as session:
-            found = studies.due_for_completion(session, quiet_s=60, maximum_s=3600, now=clock.now)
+            found = studies.lock_due_for_completion(session, quiet_s=60, maximum_s=3600, now=clock.now)
             assert len(found) == due
 
 
@@ -102,9 +102,9 @@ def test_a_delivery_waits_as_long_as_it_was_meant_to(
     clock.now += jump
     for waited_s, expected in ((10, 0), (11, 1)):
         clock.wait(waited_s)
-        watch.look()
+        watch.check()
         with sessions.begin() as session:
-            taken = deliveries.due(session, destination="pacs", worker="w", lease_s=60, limit=9, now=clock.now)
+            taken = deliveries.claim_due(session, destination="pacs", worker="w", lease_s=60, limit=9, now=clock.now)
             assert len(taken) == expected
     with sessions() as session:
         row = session.scalars(select(Delivery)).one()
@@ -117,18 +117,18 @@ def test_small_corrections_change_no_row(sessions: sessionmaker[Session], now: d
     with sessions.begin() as session:
         studies.register_instances(session, [an_arrival()], now=now)
     clock.now += timedelta(seconds=2)
-    watch.look()
+    watch.check()
     with sessions() as session:
         assert session.scalars(select(Study.last_received_at)).one() == now
 
 
 def test_a_clock_that_is_behind_the_newest_event_was_set_back(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        assert clock_jumps.time_lost(session, now=now) == timedelta(0)
+        assert clock_jumps.measure_time_lost(session, now=now) == timedelta(0)
         studies.register_instances(session, [an_arrival()], now=now)
     with sessions() as session:
-        assert clock_jumps.time_lost(session, now=now + HOUR) == timedelta(0)
-        assert clock_jumps.time_lost(session, now=now - HOUR) == -HOUR
+        assert clock_jumps.measure_time_lost(session, now=now + HOUR) == timedelta(0)
+        assert clock_jumps.measure_time_lost(session, now=now - HOUR) == -HOUR
 
 
 def test_lost_time_is_mended_once(sessions: sessionmaker[Session], now: datetime) -> None:
@@ -137,12 +137,14 @@ def test_lost_time_is_mended_once(sessions: sessionmaker[Session], now: datetime
     with sessions.begin() as session:
         studies.register_instances(session, [an_arrival()], now=now)
     clock.now -= HOUR
-    watch.look()
+    watch.check()
     with sessions.begin() as session:
-        assert clock_jumps.time_lost(session, now=clock.now) == timedelta(0)  # a restart does not move rows again
+        assert clock_jumps.measure_time_lost(session, now=clock.now) == timedelta(
+            0
+        )  # a restart does not move rows again
         clock_jumps.shift_open_rows(session, -HOUR, now=now - 2 * HOUR)
     with sessions() as session:
-        assert clock_jumps.time_lost(session, now=now - 2 * HOUR) == timedelta(0)
+        assert clock_jumps.measure_time_lost(session, now=now - 2 * HOUR) == timedelta(0)
         assert session.scalars(select(Study.last_received_at)).one() == now - 2 * HOUR
         newest = session.scalars(select(Event).order_by(Event.seq.desc())).first()
         assert newest is not None
@@ -153,9 +155,9 @@ def test_a_destination_is_tried_when_nobody_knows_how_long_it_was_to_be_left_alo
     sessions: sessionmaker[Session], now: datetime
 ) -> None:
     with sessions.begin() as session:
-        destinations.failed(session, "pacs", threshold=1, open_s=30, open_max_s=60, now=now)
+        destinations.record_failure(session, "pacs", threshold=1, open_s=30, open_max_s=60, now=now)
     with sessions() as session:
-        found = destinations.breaker(session, "pacs")
+        found = destinations.load_breaker(session, "pacs")
     assert found.is_open(now + timedelta(seconds=29))
     assert not found.is_open(now + timedelta(seconds=31))
     assert not found.is_open(now - HOUR)
@@ -169,14 +171,14 @@ def test_sweeps_repeat_and_go_on_after_a_failure() -> None:
         ran.release()
         raise OSError("no disk")
 
-    pulse = Pulse()
-    pulse.watch("broken", 60)
-    sweeps = Sweeps({"broken": fail}, pulse=pulse, before=looked.set, pause_s=0.01)
+    sweep_health = SweepHealth()
+    sweep_health.watch("broken", 60)
+    sweeps = Sweeps({"broken": fail}, sweep_health=sweep_health, before=looked.set, pause_s=0.01)
     sweeps.start()
     assert all(ran.acquire(timeout=10) for _ in range(3))
     sweeps.stop()
     assert looked.is_set()
-    assert pulse.beats()["broken"].failures >= 3
+    assert sweep_health.heartbeats()["broken"].failures >= 3
 
 
 @pytest.fixture
@@ -193,7 +195,7 @@ def node_with_a_clock(tmp_path: Path) -> Iterator[tuple[Node, Path]]:
 
 def _study_state(node: Node, uid: str) -> StudyState | None:
     with node.sessions() as session:
-        row = studies.by_uid(session, uid)
+        row = studies.find_by_uid(session, uid)
         return row.state if row else None
 
 

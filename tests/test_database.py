@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import audit, jobs, migrations, studies
 from db.engine import connect, readers
 from db.models import Base, Event, Job, Study
-from db.states import MOVES, JobState, MoveRefused, StudyState
+from db.states import TRANSITIONS, InvalidTransition, JobState, StudyState
 from tests.rows import a_job, an_arrival
 
 
@@ -89,13 +89,13 @@ def test_reader_does_not_wait_for_a_writer(engine: Engine, sessions: sessionmake
 def test_forbidden_move_changes_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
         job = a_job(session, now)
-        with pytest.raises(MoveRefused, match="ready may not become done"):
-            audit.move(session, job, JobState.DONE, reason="no", now=now)
+        with pytest.raises(InvalidTransition, match="ready may not become done"):
+            audit.transition(session, job, JobState.DONE, reason="no", now=now)
         assert job.state is JobState.READY
 
 
 def test_every_state_has_its_moves() -> None:
-    for states, moves in MOVES.items():
+    for states, moves in TRANSITIONS.items():
         assert set(moves) == set(states)
 
 
@@ -139,7 +139,7 @@ def test_removed_event_breaks_the_chain(
 def test_study_states_are_a_closed_table(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
         studies.register_instances(session, [an_arrival()], now=now)
-        study = studies.by_uid(session, "1.2.1")
+        study = studies.find_by_uid(session, "1.2.1")
         assert study is not None
-        with pytest.raises(MoveRefused):
-            audit.move(session, study, StudyState.ROUTED, reason="not complete yet", now=now)
+        with pytest.raises(InvalidTransition):
+            audit.transition(session, study, StudyState.ROUTED, reason="not complete yet", now=now)

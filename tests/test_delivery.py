@@ -154,7 +154,7 @@ def test_the_breaker_spares_a_dead_peer_and_not_the_others(
         now += timedelta(seconds=80)
     now -= timedelta(seconds=80)
     with sessions() as session:
-        assert destinations.breaker(session, "down").open_until == now + timedelta(seconds=30)
+        assert destinations.load_breaker(session, "down").open_until == now + timedelta(seconds=30)
     finish_job(sessions, config, ["down", "storescp"], now, study="1.2.2")
     attempts = [row.attempts for row in rows(sessions)]
     assert deliver_due(sessions, config, now=now + timedelta(seconds=29)) == 1
@@ -214,7 +214,7 @@ def test_what_a_dead_sender_had_taken_is_sent_when_its_lease_lapses(
     config = with_peers(config, storescp.peer)
     finish_job(sessions, config, ["storescp"], now)
     with sessions.begin() as session:
-        assert deliveries.due(session, worker="dead", lease_s=60, limit=10, now=now)
+        assert deliveries.claim_due(session, worker="dead", lease_s=60, limit=10, now=now)
     assert deliver_due(sessions, config, now=now + timedelta(seconds=59)) == 0
     assert deliver_due(sessions, config, now=now + timedelta(seconds=61)) == 1
 
@@ -226,7 +226,7 @@ def test_a_node_that_starts_again_sends_at_once_what_it_was_sending(
     finish_job(sessions, config, ["storescp"], now)
     with sessions.begin() as session:
         predecessor = jobs.worker_name(1)
-        assert deliveries.due(session, worker=predecessor, lease_s=3600, limit=10, now=now)
+        assert deliveries.claim_due(session, worker=predecessor, lease_s=3600, limit=10, now=now)
     assert delivery.resume(sessions, now=now) == 1
     assert deliver_due(sessions, config, now=now) == 1
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from db import audit, deployments, jobs
 from db.models import Deployment, Event, Job, Output
-from db.states import DeploymentMode, JobState, MoveRefused
+from db.states import DeploymentMode, InvalidTransition, JobState
 from dicomnode import cli, uids
 from dicomnode.config import load
 from dicomnode.deployment import models
@@ -74,10 +74,10 @@ def test_the_newest_current_version_is_used_and_ends_trials(sessions: sessionmak
 
 def test_a_trial_needs_a_current_version_and_another(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        with pytest.raises(MoveRefused, match="no version is deployed"):
+        with pytest.raises(InvalidTransition, match="no version is deployed"):
             deploy(session, "2", now, SHADOW)
         deploy(session, "1", now)
-        with pytest.raises(MoveRefused, match=r"m@1 is the current version"):
+        with pytest.raises(InvalidTransition, match=r"m@1 is the current version"):
             deploy(session, "1", now, SHARE, 50)
 
 
@@ -93,17 +93,17 @@ def test_a_share_takes_its_percentage_of_studies_and_always_the_same_ones() -> N
 
 def test_rollback_goes_back_step_by_step_and_no_further(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        with pytest.raises(MoveRefused, match="nothing to go back to"):
+        with pytest.raises(InvalidTransition, match="nothing to go back to"):
             rollback(session, now)
         for version in "123":
             deploy(session, version, now)
         deploy(session, "3", now)
         deploy(session, "4", now, SHARE, 50)
         assert rollback(session, now) == "3", "the share was the last step"
-        assert SHARE not in deployments.in_force(session, PIPELINE)
+        assert SHARE not in deployments.find_in_force(session, PIPELINE)
         assert rollback(session, now) == "2"
         assert rollback(session, now) == "1"
-        with pytest.raises(MoveRefused, match=r"m@1 is the first version"):
+        with pytest.raises(InvalidTransition, match=r"m@1 is the first version"):
             rollback(session, now)
 
 
@@ -113,7 +113,7 @@ def test_history_says_who_and_when_and_so_does_the_audit_trail(sessions: session
         deploy(session, "1", now)
         deploy(session, "2", later)
     with sessions.begin() as session:
-        newest, oldest = deployments.history(session, PIPELINE)
+        newest, oldest = deployments.list_history(session, PIPELINE)
         assert (newest.version, newest.who, newest.started_at, newest.ended_at) == ("2", "Ada", later, None)
         assert (oldest.ended_at, oldest.ended_by) == (later, "m@2 deployed as current")
         events = session.query(Event).filter_by(subject="deployments").order_by(Event.seq).all()
@@ -145,11 +145,11 @@ def test_what_is_needed_is_named(sessions: sessionmaker[Session], now: datetime)
     with sessions.begin() as session:
         for version in "123":
             deploy(session, version, now)
-        assert deployments.named_by(session, "m", "3") == [f"the current version of {PIPELINE}"]
-        assert deployments.named_by(session, "m", "2") == [f"what a rollback goes back to of {PIPELINE}"]
-        assert deployments.named_by(session, "m", "1") == []
+        assert deployments.list_uses(session, "m", "3") == [f"the current version of {PIPELINE}"]
+        assert deployments.list_uses(session, "m", "2") == [f"what a rollback goes back to of {PIPELINE}"]
+        assert deployments.list_uses(session, "m", "1") == []
         a_job(session, now, model="m@1")
-        assert deployments.named_by(session, "m", "1") == ["1 jobs that have not ended"]
+        assert deployments.list_uses(session, "m", "1") == ["1 jobs that have not ended"]
 
 
 def test_rollback_takes_waiting_jobs_along_and_leaves_running_ones(
@@ -221,7 +221,7 @@ def test_helpers_follow_what_is_deployed_and_weights_must_be_those_that_were(
     with sessions.begin() as session:
         for version in "21":
             deploy(session, version, now)
-        assert deployments.current_by_bundle(session) == {"m": "m@1"}
+        assert deployments.find_current_by_bundle(session) == {"m": "m@1"}
     config = load(write_config(tmp_path))
     for version in ("10.0.0", "11.0.0"):
         write_prior_bundle(config.models_dir / "mri_prior" / version, version)

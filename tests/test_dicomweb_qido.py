@@ -158,7 +158,7 @@ RESOURCES: tuple[tuple[Level, str], ...] = (
 @pytest.mark.parametrize(("level", "path"), RESOURCES)
 def test_every_key_can_be_asked_for_at_every_resource(held: Web, level: Level, path: str) -> None:
     fixed = [name for name in ("StudyInstanceUID", "SeriesInstanceUID") if path.count(f"/{ROOT}.1") > (name[1] == "e")]
-    for keyword in sorted(catalogue.supported(level)):
+    for keyword in sorted(catalogue.supported_keywords(level)):
         for asked in ("", "*") if keyword not in fixed else (f"{ROOT}.1",):
             if asked == f"{ROOT}.1" and keyword == "SeriesInstanceUID":
                 asked = f"{ROOT}.1.1"

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import audit, deliveries, jobs
 from db.jobs import LeaseLost, OutputFile
 from db.models import Delivery, Job, Output
-from db.states import DeliveryState, JobState, MoveRefused
+from db.states import DeliveryState, InvalidTransition, JobState
 from db.studies import StoredFile
 from tests.rows import a_job
 
@@ -149,7 +149,7 @@ def test_worker_that_keeps_dying_kills_the_job_in_the_end(sessions: sessionmaker
     for _ in range(3):
         assert claim(sessions, now) == job_id
         with sessions.begin() as session:
-            jobs.abandon(session, worker="w", attempts=3, now=now)
+            jobs.reclaim(session, worker="w", attempts=3, now=now)
     assert load(sessions, job_id).state is JobState.DEAD
     assert "died in attempt 3" in load(sessions, job_id).reason
 
@@ -168,7 +168,7 @@ def test_job_given_back_keeps_its_attempts(sessions: sessionmaker[Session], now:
     job_id = make(sessions, now)
     claim(sessions, now)
     with sessions.begin() as session:
-        jobs.give_back(session, job_id=job_id, worker="w", now=now)
+        jobs.return_to_queue(session, job_id=job_id, worker="w", now=now)
     assert (load(sessions, job_id).state, load(sessions, job_id).attempts) == (JobState.READY, 0)
 
 
@@ -197,7 +197,7 @@ def test_held_results_are_delivered_when_released(sessions: sessionmaker[Session
 def test_only_held_results_can_be_released(sessions: sessionmaker[Session], now: datetime) -> None:
     job_id = make(sessions, now)
     claim(sessions, now)
-    with sessions.begin() as session, pytest.raises(MoveRefused, match="only held"):
+    with sessions.begin() as session, pytest.raises(InvalidTransition, match="only held"):
         jobs.release(session, session.get_one(Job, job_id), reason="no", now=now)
 
 
@@ -215,16 +215,16 @@ def test_delivery_is_claimed_once_and_survives_its_sender(sessions: sessionmaker
     claim(sessions, now)
     finish(sessions, job_id, now)
     with sessions.begin() as session:
-        first = deliveries.due(session, worker="a", lease_s=60, limit=10, now=now)
+        first = deliveries.claim_due(session, worker="a", lease_s=60, limit=10, now=now)
         assert [due.destination for due in first] == ["pacs"]
-        assert deliveries.due(session, worker="b", lease_s=60, limit=10, now=now) == []
+        assert deliveries.claim_due(session, worker="b", lease_s=60, limit=10, now=now) == []
     later = now + timedelta(seconds=61)
     with sessions.begin() as session:
         assert deliveries.expire_leases(session, now=later) == 1
-        again = deliveries.due(session, worker="b", lease_s=60, limit=10, now=later)
-        deliveries.delivered(session, again[0].delivery_id, worker="a", now=later)
+        again = deliveries.claim_due(session, worker="b", lease_s=60, limit=10, now=later)
+        deliveries.mark_delivered(session, again[0].delivery_id, worker="a", now=later)
         assert session.query(Delivery).one().state is DeliveryState.SENDING
-        deliveries.delivered(session, again[0].delivery_id, worker="b", now=later)
+        deliveries.mark_delivered(session, again[0].delivery_id, worker="b", now=later)
     with sessions() as session:
         assert session.query(Delivery).one().delivered_at == later
         assert audit.verify(session) is None

@@ -26,11 +26,11 @@ from dicomnode.config import Config, Peer
 from dicomnode.config.node import NodeConfig
 from dicomnode.config.spool import SpoolConfig
 from dicomnode.monitoring import gpus
-from dicomnode.monitoring.followed import Followed
+from dicomnode.monitoring.audit_counters import AuditCounters
 from dicomnode.monitoring.gauges import Gauges
 from dicomnode.monitoring.log_lines import JsonLines, TextLines
 from dicomnode.monitoring.meters import Meters
-from dicomnode.monitoring.pulse import Pulse
+from dicomnode.monitoring.sweep_health import SweepHealth
 from tests.peers import Node, wait_for, write_config
 from tests.peers.files import write_instance
 from tests.rows import a_job
@@ -119,11 +119,11 @@ def test_the_way_of_a_study_is_counted_wherever_its_worker_is(
     engine: Engine, sessions: sessionmaker[Session], now: datetime
 ) -> None:
     meters = Meters()
-    followed = Followed(engines.readers(engine), meters.registry)
-    followed.catch_up()
+    counters = AuditCounters(engines.readers(engine), meters.registry)
+    counters.update()
     with sessions.begin() as session:
         job = a_job(session, now, pipeline="anatomy", model="m@1")
-        row = studies.by_uid(session, "1.2.1")
+        row = studies.find_by_uid(session, "1.2.1")
         assert row is not None
         studies.close(session, row, reason="quiet", now=now + timedelta(seconds=40))
     with sessions.begin() as session:
@@ -135,11 +135,11 @@ def test_the_way_of_a_study_is_counted_wherever_its_worker_is(
             now=now + timedelta(seconds=170),
         )  # fmt: skip
     with sessions.begin() as session:
-        (due,) = deliveries.due(session, worker="w", lease_s=60, limit=9, now=now + timedelta(seconds=170))
+        (due,) = deliveries.claim_due(session, worker="w", lease_s=60, limit=9, now=now + timedelta(seconds=170))
     with sessions.begin() as session:
-        deliveries.delivered(session, due.delivery_id, worker="w", now=now + timedelta(seconds=175))
-    followed.catch_up()
-    followed.catch_up()  # nothing is counted twice
+        deliveries.mark_delivered(session, due.delivery_id, worker="w", now=now + timedelta(seconds=175))
+    counters.update()
+    counters.update()  # nothing is counted twice
     found = collected(meters)
     assert value(found, "jobs_ended_total", pipeline="anatomy", model="m@1", state="done") == 1
     assert value(found, "gate_verdicts_total", pipeline="anatomy", verdict="accept") == 1
@@ -165,13 +165,13 @@ def test_queues_breakers_workers_and_gpus_are_told_as_they_are(
     with sessions.begin() as session:
         a_job(session, now - timedelta(seconds=90), pipeline="anatomy", model="m@1")
     with sessions.begin() as session:
-        destinations.failed(session, "pacs", threshold=1, open_s=30, open_max_s=60, now=now)
+        destinations.record_failure(session, "pacs", threshold=1, open_s=30, open_max_s=60, now=now)
         gpu = {"0": {"name": "H", "use": 0.5, "memory_used": 10.0, "memory_total": 100.0}}
         workers.report(session, "there:1", gpus=gpu, now=now)
         workers.report(session, "there:2", gpus=gpu, now=now)
         workers.report(session, "silent:3", gpus=gpu, now=now - timedelta(seconds=300))
-    meters, pulse = Meters(), Pulse()
-    Gauges(config, engines.readers(engine), lambda: now, pulse).register(meters.registry)
+    meters, sweep_health = Meters(), SweepHealth()
+    Gauges(config, engines.readers(engine), lambda: now, sweep_health).register(meters.registry)
     found = collected(meters)
     assert value(found, "jobs", pipeline="anatomy", model="m@1", state="ready") == 1
     assert value(found, "oldest_seconds", what="job_ready") == 90
@@ -231,16 +231,16 @@ def test_a_database_of_another_version_is_not_ready(web: Web) -> None:
 
 def test_a_sweep_without_success_is_late_and_one_that_fails_is_counted() -> None:
     clock = [0.0]
-    pulse = Pulse(lambda: clock[0])
-    pulse.watch("routing", 60)
-    pulse.watch("delivery", 1800)
+    sweep_health = SweepHealth(lambda: clock[0])
+    sweep_health.watch("routing", 60)
+    sweep_health.watch("delivery", 1800)
     clock[0] += 61
-    assert pulse.late() == ["routing"]
-    pulse.failed("routing")
-    assert pulse.late() == ["routing"]
-    pulse.succeeded("routing")
-    assert pulse.late() == []
-    assert pulse.beats()["routing"].failures == 1
+    assert sweep_health.list_late() == ["routing"]
+    sweep_health.record_failure("routing")
+    assert sweep_health.list_late() == ["routing"]
+    sweep_health.record_success("routing")
+    assert sweep_health.list_late() == []
+    assert sweep_health.heartbeats()["routing"].failures == 1
 
 
 def test_a_running_node_tells_of_its_clock_and_its_workers(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_json_line_has_the_numbers_and_not_the_words_of_an_error() -> None:
 
 def test_what_nvidia_smi_says_is_read_also_where_it_does_not_know() -> None:
     told = "0, NVIDIA H200, 45, 1024, 143771\n1, NVIDIA H200 MIG 1g, [N/A], 12, 16000\nno devices were found\n"
-    found = gpus.parsed(told)
+    found = gpus.parse_gpus(told)
     assert found["0"] == {"name": "NVIDIA H200", "use": 0.45, "memory_used": 2.0**30, "memory_total": 143771 * 2.0**20}
     assert "use" not in found["1"]
     assert set(found) == {"0", "1"}
@@ -285,17 +285,17 @@ def test_what_nvidia_smi_says_is_read_also_where_it_does_not_know() -> None:
 
 def test_notifications_are_counted(engine: Engine, sessions: sessionmaker[Session], now: datetime) -> None:
     meters = Meters()
-    followed = Followed(engines.readers(engine), meters.registry)
-    followed.catch_up()
+    counters = AuditCounters(engines.readers(engine), meters.registry)
+    counters.update()
     with sessions.begin() as session:
         a_job(session, now, notify={"chat": ["failed"]})
         job = jobs.claim(session, worker="w", lease_s=60, now=now)
         assert job is not None
         jobs.fail(session, job_id=job.id, worker="w", reason="broken", retry=False, attempts=1, now=now)
     with sessions.begin() as session:
-        (due,) = notifications.due(session, name="chat", worker="w", lease_s=60, limit=9, now=now)
-        notifications.sent(session, due.notification_id, worker="w", now=now)
-    followed.catch_up()
+        (due,) = notifications.claim_due(session, name="chat", worker="w", lease_s=60, limit=9, now=now)
+        notifications.mark_sent(session, due.notification_id, worker="w", now=now)
+    counters.update()
     found = collected(meters)
     assert value(found, "notifications_tried_total", name="chat", outcome="sent") == 1
     assert value(found, "jobs_ended_total", pipeline="nothing", model="", state="dead") == 1

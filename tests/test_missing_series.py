@@ -158,7 +158,7 @@ def test_a_search_that_a_stop_interrupted_after_the_find_goes_on_with_the_move(
     route(node)
     with sessions(node).begin() as session:
         row = session.query(Retrieval).one()
-        retrievals.fetching(session, row, series_uids=[str(dcmread(t1w[0]).SeriesInstanceUID)], now=now())
+        retrievals.start_fetching(session, row, series_uids=[str(dcmread(t1w[0]).SeriesInstanceUID)], now=now())
     if by_itself:
         send(node, *t1w[:by_itself])  # and quiet since: the clock has closed the revision
     assert route(node) == 0
@@ -211,7 +211,7 @@ def test_half_a_series_is_no_input_until_the_rest_is_sent(tmp_path: Path, dcmqrs
     route(node)
     with sessions(node).begin() as session:
         row = session.query(Retrieval).one()
-        retrievals.fetching(session, row, series_uids=[str(dcmread(t1w[0]).SeriesInstanceUID)], now=now())
+        retrievals.start_fetching(session, row, series_uids=[str(dcmread(t1w[0]).SeriesInstanceUID)], now=now())
     send(node, *t1w[:2])
     assert fetch(node) == 0  # the archive has lost it
     assert search(node).attempts == 1

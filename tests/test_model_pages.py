@@ -42,7 +42,7 @@ def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> Non
     answer = site.client.post(f"/models/rollback/{PIPELINE}", data={"who": "GH"})
     assert answer.headers["location"].startswith("/models?done=rollback-")
     with site.sessions() as session:
-        current = deployments.in_force(session, PIPELINE)[DeploymentMode.CURRENT]
+        current = deployments.find_in_force(session, PIPELINE)[DeploymentMode.CURRENT]
         assert (current.version, current.who) == ("10.0.0", "GH at the dashboard")
         assert session.query(Event).filter_by(subject="deployments").count() == 5
 
@@ -65,7 +65,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
     assert answer.status_code == status
     assert said in answer.text
     with site.sessions() as session:
-        assert deployments.history(session) == []
+        assert deployments.list_history(session) == []
 
 
 def test_the_form_offers_only_pipelines_that_the_bundle_is_for(site: Web) -> None:

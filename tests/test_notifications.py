@@ -160,15 +160,15 @@ def test_two_destinations_that_end_at_the_same_time_make_one_notification(
 ) -> None:
     finish_job(sessions, told_by(tmp_path), ["one", "other"], now, notify=EVERYTHING)
     with sessions.begin() as session:
-        first, second = deliveries.due(session, worker="w", lease_s=9, limit=9, now=now)
+        first, second = deliveries.claim_due(session, worker="w", lease_s=9, limit=9, now=now)
 
     def end_the_second() -> None:
         with sessions.begin() as session:
-            deliveries.delivered(session, second.delivery_id, worker="w", now=now)
+            deliveries.mark_delivered(session, second.delivery_id, worker="w", now=now)
 
     later = threading.Thread(target=end_the_second)
     with sessions.begin() as session:
-        deliveries.delivered(session, first.delivery_id, worker="w", now=now)
+        deliveries.mark_delivered(session, first.delivery_id, worker="w", now=now)
         later.start()
         later.join(0.5)
         assert later.is_alive(), "it waits for what the first one says of the job"
@@ -181,9 +181,9 @@ def test_a_result_that_is_given_up_is_a_failure_and_never_delivered(
 ) -> None:
     finish_job(sessions, told_by(tmp_path), ["down", "up"], now, count=2, notify=EVERYTHING)
     with sessions.begin() as session:
-        for due in deliveries.due(session, worker="w", lease_s=9, limit=9, destination="up", now=now):
-            deliveries.delivered(session, due.delivery_id, worker="w", now=now)
-        deliveries.given_up(session, created_before=now + timedelta(1), now=now)
+        for due in deliveries.claim_due(session, worker="w", lease_s=9, limit=9, destination="up", now=now):
+            deliveries.mark_delivered(session, due.delivery_id, worker="w", now=now)
+        deliveries.give_up_old(session, created_before=now + timedelta(1), now=now)
     (row,) = rows(sessions)
     assert (row.event, row.told) == ("failed", "not delivered to down: given up: never tried")
 
@@ -198,8 +198,8 @@ def test_a_destination_that_got_another_kind_instead_has_the_results(sessions: S
         ]
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)
         deliveries.fall_back(session, job.id, "pacs", reason="does not take it", now=now)
-        (due,) = deliveries.due(session, worker="w", lease_s=9, limit=9, now=now)
-        deliveries.delivered(session, due.delivery_id, worker="w", now=now)
+        (due,) = deliveries.claim_due(session, worker="w", lease_s=9, limit=9, now=now)
+        deliveries.mark_delivered(session, due.delivery_id, worker="w", now=now)
     assert [(row.event, row.told) for row in rows(sessions)] == [("delivered", "1 objects at pacs")]
 
 
@@ -207,8 +207,8 @@ def test_held_results_are_told_as_delivered_after_their_release(sessions: Sessio
     job_id = ended(sessions, "held", now)
     with sessions.begin() as session:
         jobs.release(session, session.get_one(Job, job_id), reason="seen", now=now)
-        (due,) = deliveries.due(session, worker="w", lease_s=9, limit=9, now=now)
-        deliveries.delivered(session, due.delivery_id, worker="w", now=now)
+        (due,) = deliveries.claim_due(session, worker="w", lease_s=9, limit=9, now=now)
+        deliveries.mark_delivered(session, due.delivery_id, worker="w", now=now)
     assert [row.event for row in rows(sessions)] == ["held", "delivered"]
 
 
@@ -270,8 +270,8 @@ def test_what_was_sent_but_not_recorded_is_sent_again_under_its_id(
         config = by_hook(tmp_path, hook.url)
         ended(sessions, "held", now)
         with sessions.begin() as session:
-            (due,) = notifications.due(session, name="ward", worker="dead", lease_s=60, limit=9, now=now)
-        facts = notices.facts(due, config, patient_data=False)
+            (due,) = notifications.claim_due(session, name="ward", worker="dead", lease_s=60, limit=9, now=now)
+        facts = notices.make_facts(due, config, patient_data=False)
         notification.send(config.notifications.webhook[0], config, facts, due.created_at)
         assert notify_due(sessions, config, now=now + timedelta(seconds=59)) == 0
         assert notify_due(sessions, config, now=now + timedelta(seconds=61)) == 1
@@ -300,7 +300,7 @@ def test_a_node_that_starts_again_sends_at_once_what_it_was_sending(
     ended(sessions, "held", now)
     with sessions.begin() as session:
         worker = jobs.worker_name(1)
-        assert notifications.due(session, name="ward", worker=worker, lease_s=3600, limit=9, now=now)
+        assert notifications.claim_due(session, name="ward", worker=worker, lease_s=3600, limit=9, now=now)
     assert notification.resume(sessions, now=now) == 1
     with Hook() as hook:
         assert notify_due(sessions, by_hook(tmp_path, hook.url), now=now) == 1

@@ -193,10 +193,10 @@ def test_a_log_line_is_one_line_and_a_warning_keeps_its_words_to_itself(
     assert line.endswith("said: a\\nERROR forged\\x1b[1m\\u2028")
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    log_lines.begin()
+    log_lines.set_up_logging()
     with warnings.catch_warnings(), caplog.at_level(logging.DEBUG):
         warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", log_lines._tell_kind)
+        monkeypatch.setattr(warnings, "showwarning", log_lines._log_category)
         warnings.warn("patient\nforged", stacklevel=1)
     assert "UserWarning" in caplog.text
     assert "forged" not in caplog.text

@@ -54,20 +54,20 @@ def test_a_stage_holds_the_studies_that_stand_there(
     sessions: sessionmaker[Session], made: dict[str, int], stage: Stage, names: set[str]
 ) -> None:
     with sessions() as session:
-        found = overview.study_page(session, StudyFilter(stage), limit=10, offset=0)
+        found = overview.load_study_page(session, StudyFilter(stage), limit=10, offset=0)
         assert {job.id for tally in found.tallies.values() for job in tally.jobs} == {made[name] for name in names}
         assert overview.count_studies(session, StudyFilter(stage)) == len(names)
 
 
 def test_counts_and_tallies_add_up(sessions: sessionmaker[Session], made: dict[str, int]) -> None:
     with sessions() as session:
-        assert overview.attention(session) == {"held": 1, "failed": 1}
-        counts = overview.stage_counts(session)
+        assert overview.count_needing_attention(session) == {"held": 1, "failed": 1}
+        counts = overview.count_stages(session)
         assert (counts[Stage.HELD], counts[Stage.FAILED], counts[Stage.WAITING]) == (1, 1, 1)
-        page = overview.study_page(session, StudyFilter(), limit=2, offset=1)
+        page = overview.load_study_page(session, StudyFilter(), limit=2, offset=1)
         assert [study.study_uid for study in page.studies] == ["1.2.2", "1.2.1"]
         assert {(each.series, each.instances, each.modalities) for each in page.tallies.values()} == {(1, 1, ("MR",))}
-        assert overview.typical_s(session) == {"nothing": 40.0}
+        assert overview.estimate_durations_s(session) == {"nothing": 40.0}
 
 
 def test_a_search_takes_signs_of_patterns_as_they_are(sessions: sessionmaker[Session], made: dict[str, int]) -> None:
@@ -99,45 +99,45 @@ def test_a_job_that_was_replaced_is_no_part_of_the_study(
             )
         )
     with sessions() as session:
-        assert [job.key for job in overview.tallies(session, [study])[study].jobs] == [key]
+        assert [job.key for job in overview.load_tallies(session, [study])[study].jobs] == [key]
 
 
 def test_what_was_made_and_where_it_is_told_by_series_and_destination(
     sessions: sessionmaker[Session], made: dict[str, int], now: datetime
 ) -> None:
     with sessions.begin() as session:
-        due = deliveries.due(session, worker="w", lease_s=60, limit=9, now=now + timedelta(hours=1))
-        deliveries.failed(session, due[0].delivery_id, worker="w", reason="away", retry_at=None, now=now)
+        due = deliveries.claim_due(session, worker="w", lease_s=60, limit=9, now=now + timedelta(hours=1))
+        deliveries.mark_failed(session, due[0].delivery_id, worker="w", reason="away", retry_at=None, now=now)
     with sessions() as session:
         done = session.get_one(Job, made["done"])
-        assert [each.series_uid for each in contents.made(session, [done.id])[done.id]] == ["1.2.9"]
-        parcel = contents.parcels(session, [done.id])[done.id][0]
+        assert [each.series_uid for each in contents.list_results(session, [done.id])[done.id]] == ["1.2.9"]
+        parcel = contents.summarize_deliveries(session, [done.id])[done.id][0]
         assert (parcel.states, parcel.reason) == ({DeliveryState.GIVEN_UP: 1}, "away")
-        assert contents.input_series(session, [done.id])[done.id][0][1].series_uid == "1.2.0.1"
-        assert [each.instances for each in contents.received(session, done.study_id, limit=9)] == [1]
-        assert contents.files_of(session, done.id, "1.2.9") == [("image", "ab" * 32)]
-        assert len(contents.middle_files(session, done.study_id)) == 2
-        assert len(contents.middle_files(session, done.study_id, "1.2.0.1")) == 1
-        assert [job.id for job in contents.held(session, (JobState.HELD,), limit=5)] == [made["held"]]
+        assert contents.list_input_series(session, [done.id])[done.id][0][1].series_uid == "1.2.0.1"
+        assert [each.instances for each in contents.list_received_series(session, done.study_id, limit=9)] == [1]
+        assert contents.list_files(session, done.id, "1.2.9") == [("image", "ab" * 32)]
+        assert len(contents.find_middle_files(session, done.study_id)) == 2
+        assert len(contents.find_middle_files(session, done.study_id, "1.2.0.1")) == 1
+        assert [job.id for job in contents.list_jobs(session, (JobState.HELD,), limit=5)] == [made["held"]]
 
 
 def test_the_trail_tells_what_is_new_and_what_happened_to_a_study(
     sessions: sessionmaker[Session], made: dict[str, int], now: datetime
 ) -> None:
     with sessions() as session:
-        before = trail.head(session)
-        assert trail.subjects_since(session, before) == frozenset()
+        before = trail.read_head(session)
+        assert trail.find_subjects_since(session, before) == frozenset()
     with sessions.begin() as session:
-        study = studies.by_uid(session, "1.2.0")
+        study = studies.find_by_uid(session, "1.2.0")
         assert study is not None
         studies.close(session, study, reason="quiet", now=now)
-        audit.move(session, study, StudyState.ROUTED, reason="", now=now)
+        audit.transition(session, study, StudyState.ROUTED, reason="", now=now)
     with sessions() as session:
-        assert trail.subjects_since(session, before) == {"studies"}
-        told = trail.of_study(session, study.id)
+        assert trail.find_subjects_since(session, before) == {"studies"}
+        told = trail.list_study_events(session, study.id)
         assert {each.subject for each in told} == {"studies", "jobs"}
         assert [each.seq for each in told] == sorted((each.seq for each in told), reverse=True)
-        assert trail.latest(session, before=before, limit=1)[0].seq == before - 1
+        assert trail.list_latest(session, before=before, limit=1)[0].seq == before - 1
 
 
 def test_listings_name_no_patient_and_ask_in_few_queries(sessions: sessionmaker[Session], made: dict[str, int]) -> None:

@@ -98,10 +98,10 @@ def test_patients_are_matched_by_their_own_keys(
 
 def test_all_of_a_patient_is_retrieved_and_nothing_of_another(patients: sessionmaker[Session]) -> None:
     with patients() as session:
-        edgar = catalogue.objects(session, patient={"PatientID": "A-1", "IssuerOfPatientID": "North"})
-        wrong = catalogue.objects(session, study_uid="1.2.3", patient={"PatientID": "A-2"})
+        edgar = catalogue.find_objects(session, patient={"PatientID": "A-1", "IssuerOfPatientID": "North"})
+        wrong = catalogue.find_objects(session, study_uid="1.2.3", patient={"PatientID": "A-2"})
         with pytest.raises(ValueError, match="of a study or of a patient"):
-            catalogue.objects(session)
+            catalogue.find_objects(session)
     assert [stored.sop_instance_uid for stored in edgar] == ["1.2.3.1.1", "1.2.3.1.2"]
     assert wrong == []
 

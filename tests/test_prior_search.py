@@ -131,7 +131,7 @@ def test_a_search_goes_on_where_a_stop_interrupted_it(tmp_path: Path, orthanc: O
     with sessions(node).begin() as session:  # it had been found, and one image had come
         series_uid = dcmread(paths[0]).SeriesInstanceUID
         row = session.query(Retrieval).one()
-        retrievals.fetching(session, row, prior_study_uid="1.2.2", series_uids=[series_uid], now=now())
+        retrievals.start_fetching(session, row, prior_study_uid="1.2.2", series_uids=[series_uid], now=now())
     store_all(node.port, [encoded(paths[0])], tmp_path / "half", ae_title="ORTHANC")
     assert sweep(node) == 1
     assert prior_of(node) == {"1.2.2"}
@@ -151,7 +151,7 @@ def test_whatever_the_archive_does_the_study_goes_on_with_the_reason(
     assert prior_of(node) == set()
     assert reason in search(node).reason
     with sessions(node)() as session:
-        study = studies.by_uid(session, "1.2.9")
+        study = studies.find_by_uid(session, "1.2.9")
         assert study is not None
         told = routing.explain_study(session, study, node.config.routes)[0].why
     assert reason in told

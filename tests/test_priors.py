@@ -77,14 +77,14 @@ def inputs(sessions: Sessions, study: str) -> dict[str, list[str]]:
 
 def why(sessions: Sessions, config: Config, study: str) -> str:
     with sessions() as session:
-        row = studies.by_uid(session, study)
+        row = studies.find_by_uid(session, study)
         assert row is not None
         return routing.explain_study(session, row, config.routes)[0].why
 
 
 def state(sessions: Sessions, study: str) -> StudyState:
     with sessions() as session:
-        row = studies.by_uid(session, study)
+        row = studies.find_by_uid(session, study)
         assert row is not None
         return row.state
 
@@ -262,7 +262,7 @@ def test_what_is_only_fetched_to_compare_gives_no_work_and_half_of_it_is_no_prio
     route(sessions, config, now)
     with sessions.begin() as session:
         search = session.scalars(select(Retrieval)).one()
-        retrievals.fetching(session, search, prior_study_uid="1.1", series_uids=["1.1.1"], now=now)
+        retrievals.start_fetching(session, search, prior_study_uid="1.1", series_uids=["1.1.1"], now=now)
     arrive(sessions, now, an_image("1.1", "20250101"))  # half of it, and then a long silence
     assert route(sessions, config, now) == 0
     assert (state(sessions, "1.1"), state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
@@ -270,7 +270,7 @@ def test_what_is_only_fetched_to_compare_gives_no_work_and_half_of_it_is_no_prio
     assert route(sessions, config, later) == 1
     assert set(inputs(sessions, "1.9")) == {"match"}
     with sessions.begin() as session:
-        retrievals.end(session, session.scalars(select(Retrieval)).one(), reason="it broke off", now=later)
+        retrievals.mark_ended(session, session.scalars(select(Retrieval)).one(), reason="it broke off", now=later)
     arrive(sessions, later + timedelta(seconds=1), an_image("1.1", "20250101", number=2))  # somebody sends it
     assert route(sessions, config, later) == 0  # a revision of its own: the peer is asked for its prior
     assert state(sessions, "1.1") is StudyState.COMPLETE

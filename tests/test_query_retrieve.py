@@ -93,10 +93,10 @@ def add_result(receiver: Receiver, folder: Path, *, held_because: str = "", mark
         str(ds.SeriesInstanceUID),
         "image",
         file,
-        attributes=keywords.taken(facts.attributes, keywords.RESULT_KEPT),
+        attributes=keywords.pick(facts.attributes, keywords.RESULT_STORED),
     )
     with engines.sessions(receiver.engine).begin() as session:
-        study = studies.by_uid(session, STUDY)
+        study = studies.find_by_uid(session, STUDY)
         assert study is not None
         taken = [row.id for series in study.series for row in series.instances]
         job = jobs.enqueue(

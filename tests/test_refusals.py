@@ -18,7 +18,7 @@ from db import audit, jobs, migrations
 from db import engine as engines
 from db.jobs import OutputFile
 from db.models import Delivery, Job, Output
-from db.states import JobState, MoveRefused
+from db.states import InvalidTransition, JobState
 from db.studies import StoredFile
 from dicomnode import cli
 from dicomnode.config import Config
@@ -90,7 +90,7 @@ def test_a_refused_job_may_run_again_and_its_note_is_not_doubled(
 def test_a_refused_job_can_be_put_away_but_not_released(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
         job = refuse(session, a_job(session, now), now)
-        with pytest.raises(MoveRefused, match="only held"):
+        with pytest.raises(InvalidTransition, match="only held"):
             jobs.release(session, job, reason="no", now=now)
         jobs.discard(session, job, reason="seen", now=now)
         assert job.state is JobState.CANCELLED

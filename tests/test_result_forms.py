@@ -215,16 +215,16 @@ def test_what_a_peer_took_is_remembered_while_it_is_down(sessions: Sessions, con
     chosen = negotiation.for_job(sessions, config, ["old"], now=now)["old"]
     assert (chosen.results.image_kind, chosen.spare) == ("single", None)
     with sessions() as session:
-        assert MULTIFRAME not in (destinations.taken(session, "old") or set())
+        assert MULTIFRAME not in (destinations.find_accepted_classes(session, "old") or set())
 
 
 def test_the_circuit_breaker_and_what_is_taken_do_not_mix(sessions: Sessions, now: datetime) -> None:
     with sessions.begin() as session:
-        destinations.failed(session, "pacs", threshold=1, open_s=30, open_max_s=60, now=now)
-        destinations.learned(session, "pacs", {MULTIFRAME}, now=now)
+        destinations.record_failure(session, "pacs", threshold=1, open_s=30, open_max_s=60, now=now)
+        destinations.record_accepted_classes(session, "pacs", {MULTIFRAME}, now=now)
     with sessions() as session:
-        assert destinations.breaker(session, "pacs").failures == 1
-        assert destinations.taken(session, "pacs") == frozenset({MULTIFRAME})
+        assert destinations.load_breaker(session, "pacs").failures == 1
+        assert destinations.find_accepted_classes(session, "pacs") == frozenset({MULTIFRAME})
 
 
 def test_a_held_result_waits_and_its_key_object_note_does_not(

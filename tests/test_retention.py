@@ -22,7 +22,7 @@ from dicomnode.config import Config
 from dicomnode.config.node import NodeConfig
 from dicomnode.errors import NotAllowed
 from dicomnode.execution import worker
-from dicomnode.maintenance.retention import Retention, remove_files, why_kept
+from dicomnode.maintenance.retention import Retention, explain_kept, remove_files
 from dicomnode.routing.received import received
 from dicomnode.storage import spool
 
@@ -66,10 +66,10 @@ class House:
                 )  # fmt: skip
                 arrival = Arrival(facts, self.file(content), Sender("S", "127.0.0.1"))
                 studies.register_instances(session, [arrival], now=self.now)
-            row = studies.by_uid(session, study)
+            row = studies.find_by_uid(session, study)
             assert row is not None
             studies.close(session, row, reason="quiet", now=self.now)
-            audit.move(session, row, StudyState.ROUTED, reason="routed", now=self.now)
+            audit.transition(session, row, StudyState.ROUTED, reason="routed", now=self.now)
             return row
 
     def job(self, study: Study, *contents: str, to: Sequence[str] = ("pacs",), held: str = "", **changes: Any) -> int:
@@ -92,8 +92,8 @@ class House:
 
     def deliver(self) -> None:
         with self.sessions.begin() as session:
-            for due in deliveries.due(session, worker="w", lease_s=60, limit=99, now=self.now):
-                deliveries.delivered(session, due.delivery_id, worker="w", now=self.now)
+            for due in deliveries.claim_due(session, worker="w", lease_s=60, limit=99, now=self.now):
+                deliveries.mark_delivered(session, due.delivery_id, worker="w", now=self.now)
 
     def pass_days(self, days: float, config: Config | None = None) -> None:
         """And the clock has walked over everything."""
@@ -152,12 +152,12 @@ def test_what_is_not_delivered_stays(house: House, why: str) -> None:
         house.job(study, held="look" if why == "held" else "", to=() if why == "nowhere" else ("pacs",))
     if why == "given up":
         with house.sessions.begin() as session:
-            (due,) = deliveries.due(session, worker="w", lease_s=60, limit=9, now=house.now)
-            deliveries.failed(session, due.delivery_id, worker="w", reason="no", retry_at=None, now=house.now)
+            (due,) = deliveries.claim_due(session, worker="w", lease_s=60, limit=9, now=house.now)
+            deliveries.mark_failed(session, due.delivery_id, worker="w", reason="no", retry_at=None, now=house.now)
     if why in ("another study", "running"):
         with house.sessions.begin() as session:
             ids = list(session.scalars(select(Instance.id)))
-            other = studies.by_uid(session, study.study_uid) if why == "running" else None
+            other = studies.find_by_uid(session, study.study_uid) if why == "running" else None
             target = other or Study(study_uid="1.9", opened_at=house.now, last_received_at=house.now)
             session.add(target)
             session.flush()
@@ -171,7 +171,7 @@ def test_what_is_not_delivered_stays(house: House, why: str) -> None:
     house.pass_days(15)
     assert house.files() == before
     with house.sessions() as session:
-        assert why_kept(session, session.get_one(Study, study.id), house.config, now=house.now)
+        assert explain_kept(session, session.get_one(Study, study.id), house.config, now=house.now)
 
 
 def test_studies_that_no_route_took_have_a_time_of_their_own(house: House) -> None:
@@ -225,7 +225,7 @@ def test_a_crash_between_rows_and_files_is_made_good(house: House) -> None:
         raise SystemExit("killed")
 
     with house.sessions.begin() as session:
-        study = retention.locked(session, 1)
+        study = retention.lock_study(session, 1)
         assert study is not None
         retention.expire_sources(session, study, reason="r", now=house.now)
     with pytest.raises(SystemExit):
@@ -247,7 +247,7 @@ def test_a_crash_between_rows_and_files_is_made_good(house: House) -> None:
 def test_a_file_that_was_written_lately_stays_until_it_is_older(house: House) -> None:
     study = house.arrives()
     with house.sessions.begin() as session:
-        row = retention.locked(session, study.id)
+        row = retention.lock_study(session, study.id)
         assert row is not None
         retention.expire_sources(session, row, reason="r", now=house.now)
     path = next(house.config.spool_dir.rglob("*.dcm"))

@@ -42,7 +42,7 @@ def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_pa
             return [answer for _, answer in found if answer is not None]
 
         for level in get_args(Level):
-            for keyword in sorted(each for each in catalogue.supported(level) if "." not in each):
+            for keyword in sorted(each for each in catalogue.supported_keywords(level) if "." not in each):
                 universal = Dataset()
                 universal.QueryRetrieveLevel = level
                 universal.add(DataElement(keyword, dictionary_VR(keyword), None))

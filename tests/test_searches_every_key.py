@@ -69,7 +69,7 @@ def add_result(session: Session) -> None:
     job = jobs.claim(session, worker="w", lease_s=60, now=NOW)
     assert job is not None
     file = StoredFile("f" * 64, 10, f"ff/{'f' * 64}.dcm")
-    kept = keywords.taken(stated(1), keywords.RESULT_KEPT)
+    kept = keywords.pick(stated(1), keywords.RESULT_STORED)
     output = OutputFile("1.2.1.9001.1", "1.2.840.9", "1.2.1.9001", "image", file, attributes=kept)
     jobs.finish(session, job_id=job.id, worker="w", outputs=[output], report={}, now=NOW)
 
@@ -118,7 +118,7 @@ def values(match: Match, keyword: str) -> list[str]:
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_key_finds_exactly_what_has_its_value(held: sessionmaker[Session], level: Level) -> None:
     everything = search(held, Query(level, {}, frozenset(keywords.COUNTS)))
-    for keyword in sorted(catalogue.supported(level)):
+    for keyword in sorted(catalogue.supported_keywords(level)):
         told_only = kind_of(keyword) is Kind.TOLD
         for value in {value for match in everything for value in values(match, keyword)}:
             found = [uids(match) for match in search(held, Query(level, {keyword: value}))]

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import audit, jobs, quarantine, studies
 from db import engine as engines
 from db.models import Instance, Job, Quarantine, Study
-from db.states import MoveRefused, QuarantineState
+from db.states import InvalidTransition, QuarantineState
 from db.studies import InstanceFacts, Sender, StoredFile
 from dicomnode import cli
 from dicomnode.maintenance import verification
@@ -86,7 +86,7 @@ def test_orphans_are_told_both_ways_and_only_files_of_ours_without_any_row_are_d
     for path in (spool.path(root, kept), spool.path(root, orphan), strange):
         make_old(path)
     real_now = datetime.now(UTC)
-    found = list(verification.orphans(engines.readers(engine), root, now=real_now))
+    found = list(verification.find_orphans(engines.readers(engine), root, now=real_now))
     assert {(each.what, each.row, each.file) for each in found} == {
         ("missing", "instances 2", lost.sha256),
         ("no row", "", orphan.relative_path),
@@ -106,7 +106,7 @@ def test_a_row_that_came_meanwhile_saves_its_file(
 ) -> None:
     orphan = spool.write(root, b"late")
     make_old(spool.path(root, orphan))
-    found = list(verification.orphans(engines.readers(engine), root, now=datetime.now(UTC)))
+    found = list(verification.find_orphans(engines.readers(engine), root, now=datetime.now(UTC)))
     assert [each.what for each in found] == ["no row"]
     registered(sessions, root, 1, b"late", now)
     make_old(spool.path(root, orphan))
@@ -176,7 +176,7 @@ def test_a_uid_that_is_in_another_series_is_not_released(sessions: sessionmaker[
         number = studies.quarantine(
             session, file=StoredFile("b" * 64, 1, "bb/b.dcm"), reason="r", facts=facts, sender=SENDER, now=now
         )
-    with pytest.raises(MoveRefused, match="in another series"), sessions.begin() as session:
+    with pytest.raises(InvalidTransition, match="in another series"), sessions.begin() as session:
         quarantine.release(session, session.get_one(Quarantine, number), facts, reason="r", now=now)
     with sessions() as session:
         assert session.get_one(Quarantine, number).state is QuarantineState.KEPT

@@ -20,7 +20,7 @@ from dicomnode.config.tls import TlsConfig
 from dicomnode.dimse import peers
 from dicomnode.errors import ConfigError, PeerUnreachable
 from dicomnode.monitoring.gauges import Gauges
-from dicomnode.monitoring.pulse import Pulse
+from dicomnode.monitoring.sweep_health import SweepHealth
 from tests.certificates import Authority, Issued, serving
 from tests.peers.files import write_instance
 from tests.peers.orthanc import Orthanc
@@ -198,7 +198,7 @@ def test_metrics_tell_how_long_certificates_last(
     issued = authority.issue("measured", days=10)
     config = Config(node=NodeConfig(tls=issued.tls(None), data_dir=tmp_path), path=tmp_path / "node.toml")
     registry = CollectorRegistry()
-    Gauges(config, sessions, lambda: datetime.now(UTC), Pulse()).register(registry)
+    Gauges(config, sessions, lambda: datetime.now(UTC), SweepHealth()).register(registry)
     told = generate_latest(registry).decode()
     left_s = float(told.split('dicomnode_certificate_seconds_left{of="node.tls"} ')[1].split("\n")[0])
     assert abs(left_s - timedelta(days=10).total_seconds()) < 60

@@ -61,7 +61,7 @@ def test_a_worker_outlives_a_restart_of_the_database(tmp_path: Path, now: dateti
 
 def _has_reported(running: Node) -> bool:
     with running.sessions() as session:
-        return bool(workers.alive(session, since=datetime.now(UTC) - timedelta(minutes=1)))
+        return bool(workers.list_alive(session, since=datetime.now(UTC) - timedelta(minutes=1)))
 
 
 def _kill_now_and_then(receiver: Node, hosts: list[Node]) -> list[int]:

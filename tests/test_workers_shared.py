@@ -24,7 +24,7 @@ from dicomnode.errors import ConfigError
 from dicomnode.execution import process, worker
 from dicomnode.execution.model_cache import Warm
 from dicomnode.storage import shared
-from dicomnode.storage.shared import Mark
+from dicomnode.storage.shared import SpoolMarker
 from model_zoo import registry
 from model_zoo.bundle import BundleError, BundleFacts, Model
 from tests import fleet
@@ -116,7 +116,7 @@ def test_a_worker_takes_no_job_while_its_mark_is_not_in_the_spool(
 ) -> None:
     a_prior_job(rows, "mri_prior@9.0.0", "")
     own = config.load(site.host("a"))
-    mark = Mark(own.spool_dir, "a:1")
+    mark = SpoolMarker(own.spool_dir, "a:1")
     mark.set()
     guard = process.Guard(mark)
     own.spool_dir.rename(site.root / "unmounted")
@@ -141,10 +141,10 @@ def test_check_names_the_host_that_works_on_another_spool(site: fleet.Site, rows
     own = config.load(site.host("receiver"))
     for name in ("a", "b"):
         is_alive(rows, name)
-        Mark(own.spool_dir, f"{name}:1").set()
+        SpoolMarker(own.spool_dir, f"{name}:1").set()
     found = {each.what: each for each in checks.run(own)}
     assert (found["workers"].result, found["workers"].detail) == ("ok", "2 on 2 hosts, on this spool: a, b")
-    Mark(own.spool_dir, "b:1").remove()
+    SpoolMarker(own.spool_dir, "b:1").remove()
     found = {each.what: each for each in checks.run(own)}
     assert found["workers"].result == "failed"
     assert "b:1" in found["workers"].detail
@@ -156,7 +156,7 @@ def test_a_host_whose_clock_runs_ahead_takes_no_job_from_a_living_worker(
 ) -> None:
     a_prior_job(rows, "mri_prior@9.0.0", "")
     engine = engines.connect(database_url)
-    now, ahead = clock.of(engine), _an_hour_ahead(engine)
+    now, ahead = clock.make_clock(engine), _an_hour_ahead(engine)
     with rows.begin() as session:
         assert jobs.claim(session, worker="a:1", lease_s=60, now=now()) is not None
         assert jobs.expire_leases(session, attempts=3, now=ahead()) == []
@@ -232,7 +232,7 @@ def _give_a_file(session: Session, own: Config) -> None:
 def _an_hour_ahead(engine: Engine) -> Callable[[], datetime]:
     """A host's clock that is wrong; of SQLite there is only one, which counts."""
     if engine.dialect.name == "sqlite":
-        return clock.of(engine)
+        return clock.make_clock(engine)
     return clock.DatabaseClock(engine, own=lambda: datetime.now(UTC) + timedelta(hours=1))
 
 

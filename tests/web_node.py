@@ -124,7 +124,7 @@ class Web:
         return OutputFile(
             sop_instance_uid=facts.sop_instance_uid, sop_class_uid=facts.sop_class_uid, series_uid=facts.series_uid,
             kind="image", file=stored, transfer_syntax_uid=facts.transfer_syntax_uid,
-            attributes=keywords.taken(facts.attributes, keywords.RESULT_KEPT),
+            attributes=keywords.pick(facts.attributes, keywords.RESULT_STORED),
         )  # fmt: skip
 
 

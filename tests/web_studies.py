@@ -141,7 +141,7 @@ def receive(web: Web, instances: Sequence[Dataset]) -> int:
         arrivals.append(Arrival(facts, stored, Sender("MR1", "127.0.0.1")))
     with web.sessions.begin() as session:
         studies.register_instances(session, arrivals, now=web.now)
-        study = studies.by_uid(session, instances[0].StudyInstanceUID)
+        study = studies.find_by_uid(session, instances[0].StudyInstanceUID)
         assert study is not None
         return study.id
 
@@ -152,7 +152,7 @@ def routed(web: Web, study_id: int, *, destinations: Sequence[str] = ("pacs",), 
         study = session.get_one(Study, study_id)
         if study.state is StudyState.RECEIVING:
             studies.close(session, study, reason="quiet for 60 s", now=web.now)
-            audit.move(session, study, StudyState.ROUTED, reason="flair-to-dir", now=web.now)
+            audit.transition(session, study, StudyState.ROUTED, reason="flair-to-dir", now=web.now)
         instances = [row.id for series in study.series for row in series.instances]
         values: dict[str, Any] = {"route": "flair-to-dir", "pipeline": "synthetic_dir", "options": {}} | changes
         job = jobs.enqueue(
@@ -214,10 +214,10 @@ def everything(web: Web) -> Mapping[str, int]:
         _end(web, name, made[name], images)
     receive(web, series_of("unrouted", description="localizer"))
     with web.sessions.begin() as session:
-        study = studies.by_uid(session, uid_of("unrouted"))
+        study = studies.find_by_uid(session, uid_of("unrouted"))
         assert study is not None
         studies.close(session, study, reason="quiet for 60 s", now=web.now)
-        audit.move(session, study, StudyState.ROUTED, reason="nothing new to do", now=web.now)
+        audit.transition(session, study, StudyState.ROUTED, reason="nothing new to do", now=web.now)
     made["running"] = routed(web, receive(web, series_of("running")))
     assert claimed(web) == made["running"]
     web.now += timedelta(seconds=30)
@@ -225,7 +225,7 @@ def everything(web: Web) -> Mapping[str, int]:
     made["waiting"] = routed(web, receive(web, series_of("waiting", PatientName=MARKUP, StudyDescription=MARKUP)))
     receive(web, series_of("complete"))
     with web.sessions.begin() as session:
-        study = studies.by_uid(session, uid_of("complete"))
+        study = studies.find_by_uid(session, uid_of("complete"))
         assert study is not None
         studies.close(session, study, reason="quiet for 60 s", now=web.now)
     receive(web, series_of("receiving")[:5])
@@ -257,13 +257,13 @@ def _end(web: Web, name: str, job_id: int, images: Sequence[Dataset]) -> None:
 
 def _deliver(web: Web, name: str) -> None:
     with web.sessions.begin() as session:
-        due = deliveries.due(session, worker="w:1", lease_s=60, limit=100, now=web.now)
+        due = deliveries.claim_due(session, worker="w:1", lease_s=60, limit=100, now=web.now)
         for one in due:
             if name == "delivered" or one.destination == "research":
-                deliveries.delivered(session, one.delivery_id, worker="w:1", now=web.now)
+                deliveries.mark_delivered(session, one.delivery_id, worker="w:1", now=web.now)
             else:
                 why, later = "no association: connection refused", web.now + timedelta(minutes=5)
-                deliveries.failed(
+                deliveries.mark_failed(
                     session, one.delivery_id, worker="w:1", reason=why, now=web.now,
                     retry_at=None if name == "given up" else later,
                 )  # fmt: skip
@@ -274,5 +274,5 @@ def _output(web: Web, ds: Dataset) -> OutputFile:
     facts = headers.read(spool.path(web.config.spool_dir, stored))
     return OutputFile(
         sop_instance_uid=facts.sop_instance_uid, sop_class_uid=facts.sop_class_uid, series_uid=facts.series_uid,
-        kind=worker.kind_of(ds), file=stored, attributes=keywords.taken(facts.attributes, keywords.RESULT_KEPT),
+        kind=worker.kind_of(ds), file=stored, attributes=keywords.pick(facts.attributes, keywords.RESULT_STORED),
     )  # fmt: skip

@@ -109,11 +109,11 @@ def _one_line(error: Exception) -> str:
     from sqlalchemy.exc import DBAPIError
 
     from db.jobs import LeaseLost
-    from db.states import MoveRefused
+    from db.states import InvalidTransition
     from model_zoo.bundle import BundleError
     from pipelines.contract import Refused
 
-    if isinstance(error, NodeError | MoveRefused | LeaseLost | Refused | BundleError):
+    if isinstance(error, NodeError | InvalidTransition | LeaseLost | Refused | BundleError):
         return " ".join(str(error).split())
     if isinstance(error, DBAPIError):
         return f"the database does not answer or refuses ({type(error).__name__}): run 'dicomnode check'"

@@ -26,7 +26,7 @@ def verify(ctx: typer.Context) -> None:
 
     config = context.config(ctx)
     with readers(context.engine(config))() as session:
-        broken, events = audit.verify(session), trail.head(session)
+        broken, events = audit.verify(session), trail.read_head(session)
         check_nothing_lost(session, config.spool_dir)
     if broken is not None:
         raise StorageDamaged(f"audit trail: event {broken.seq} {broken.why}; keep the database as it is")
@@ -46,7 +46,7 @@ def export(
     from dicomnode.maintenance import evidence
 
     with readers(context.engine(context.config(ctx)))() as session:
-        facts = evidence.of_study(session, listings.study(session, study), now=datetime.now(UTC))
+        facts = evidence.collect_evidence(session, listings.study(session, study), now=datetime.now(UTC))
     if out is None:
         context.print_json(facts)
         return

@@ -57,7 +57,7 @@ def log_to_stderr(config: Config) -> None:
     """Our own lines, as [node] log_format says."""
     from dicomnode.monitoring import log_lines
 
-    log_lines.begin(config.node.log_format)
+    log_lines.set_up_logging(config.node.log_format)
 
 
 def print_json(value: Any) -> None:

@@ -175,7 +175,7 @@ def rollback(ctx: typer.Context, pipeline: PipelineName, who: Who = "", why: Why
         row = deploying.rollback(
             session, config, pipeline=pipeline, who=who or deploying.identify_user(), why=why, now=datetime.now(UTC)
         )
-        told = f"{pipeline}: {deployments.called(row)} is the current version, weights SHA-256 {row.digest}"
+        told = f"{pipeline}: {deployments.format_model(row)} is the current version, weights SHA-256 {row.digest}"
     print(told)
 
 
@@ -249,7 +249,7 @@ def _undeployed(config: Config, bundle: str) -> list[str]:
     except NodeError:
         return mine
     with readers(engine)() as session:
-        return [name for name in mine if DeploymentMode.CURRENT not in deployments.in_force(session, name)]
+        return [name for name in mine if DeploymentMode.CURRENT not in deployments.find_in_force(session, name)]
 
 
 def _check_version(name: str) -> None:

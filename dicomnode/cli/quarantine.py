@@ -40,7 +40,7 @@ def list_kept(
     if state not in (*QuarantineState, "all"):
         raise typer.BadParameter(f"no state {state!r}; there is: {', '.join(QuarantineState)}, all")
     with readers(context.engine(context.config(ctx)))() as session:
-        rows = quarantine.listed(session, None if state == "all" else QuarantineState(state))
+        rows = quarantine.list_files(session, None if state == "all" else QuarantineState(state))
         facts = [_facts(row) for row in rows]
     context.print_rows(facts, ["id", "state", "received_at", "sender_ae_title", "reason"], as_json=as_json)
 

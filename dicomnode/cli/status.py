@@ -15,7 +15,7 @@ __all__ = ["status"]
 def status(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     """Studies, jobs and deliveries by state; the oldest waiting; the disk; the last errors."""
     from db.engine import readers
-    from dicomnode.monitoring.status import status as measure
+    from dicomnode.monitoring.status import collect_status as measure
 
     config = context.config(ctx)
     with readers(context.engine(config))() as session:

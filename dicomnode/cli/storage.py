@@ -11,7 +11,7 @@ import typer
 from dicomnode.cli import context
 
 if TYPE_CHECKING:
-    from dicomnode.maintenance.verification import Found
+    from dicomnode.maintenance.verification import Discrepancy
 
 __all__ = ["app"]
 
@@ -63,7 +63,7 @@ def orphans(
 
     config, now = context.config(ctx), datetime.now(UTC)
     engine = context.engine(config)
-    found = list(verification.orphans(readers(engine), config.spool_dir, now=now))
+    found = list(verification.find_orphans(readers(engine), config.spool_dir, now=now))
     _print(found, as_json)
     if remove:
         with readers(engine)() as session:
@@ -88,5 +88,5 @@ def adopt(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     typer.echo(f"{sum(each.outcome == 'adopted' for each in found)} of {len(found)} files adopted", err=True)
 
 
-def _print(found: list[Found], as_json: bool) -> None:
+def _print(found: list[Discrepancy], as_json: bool) -> None:
     context.print_rows([asdict(each) for each in found], _COLUMNS, as_json=as_json)

@@ -30,7 +30,7 @@ from dicomnode.storage import spool
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
-    from db.deliveries import Due
+    from db.deliveries import ClaimedDelivery
     from dicomnode.config import Config, Peer
 
 __all__ = ["deliver_due", "resume"]
@@ -49,7 +49,7 @@ def deliver_due(
     with sessions.begin() as session:
         deliveries.expire_leases(session, now=now)
         too_old = now - timedelta(hours=config.delivery.give_up_after_h)
-        deliveries.given_up(session, created_before=too_old, now=now)
+        deliveries.give_up_old(session, created_before=too_old, now=now)
         claimed = [(peer, courier.claim(session, peer)) for peer in config.peers]
     work = [(peer, batch) for peer, batch in claimed if batch]
     if not work:
@@ -61,7 +61,7 @@ def deliver_due(
 def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
     """When the node starts: take back what its predecessor was sending when it died."""
     with sessions.begin() as session:
-        return deliveries.abandon(session, machine=socket.gethostname(), now=now)
+        return deliveries.reclaim(session, machine=socket.gethostname(), now=now)
 
 
 class _Courier:
@@ -73,12 +73,12 @@ class _Courier:
         self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
         self.worker = jobs.worker_name(os.getpid())
 
-    def claim(self, session: Session, peer: Peer) -> list[Due]:
+    def claim(self, session: Session, peer: Peer) -> list[ClaimedDelivery]:
         """A batch under a lease; a few objects where the breaker was open, to see whether the peer is back."""
-        breaker = destinations.breaker(session, peer.name)
+        breaker = destinations.load_breaker(session, peer.name)
         if breaker.is_open(self.now):
             return []
-        return deliveries.due(
+        return deliveries.claim_due(
             session,
             worker=self.worker,
             lease_s=60.0 + 3 * self.config.node.network_timeout_s,
@@ -87,16 +87,16 @@ class _Courier:
             destination=peer.name,
         )
 
-    def send(self, peer: Peer, batch: Sequence[Due]) -> int:
+    def send(self, peer: Peer, batch: Sequence[ClaimedDelivery]) -> int:
         """Check, send and record one batch; returns how many are there now."""
         with outgoing.outgoing_copies(peer, self.config) as copied:
-            by_path: dict[Path, list[Due]] = {}
+            by_path: dict[Path, list[ClaimedDelivery]] = {}
             for due in self._wanted(peer, batch):
                 if path := self._fit(due, copied):
                     by_path.setdefault(path, []).append(due)
             return self._store(peer, by_path) if by_path else 0
 
-    def _store(self, peer: Peer, by_path: Mapping[Path, Sequence[Due]]) -> int:
+    def _store(self, peer: Peer, by_path: Mapping[Path, Sequence[ClaimedDelivery]]) -> int:
         def record(result: StoreResult) -> None:
             for due in by_path[result.path]:
                 self._record(due, result)
@@ -113,11 +113,11 @@ class _Courier:
         self._tell_breaker(peer, results)
         return sum(len(by_path[result.path]) for result in results if result.stored)
 
-    def _wanted(self, peer: Peer, batch: Sequence[Due]) -> Sequence[Due]:
+    def _wanted(self, peer: Peer, batch: Sequence[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
         """Without those of jobs that ended when nobody knew what the peer takes, if it turns out to take the spare
         kinds only: these are due instead. Asked before anything is sent, for results refer to each other."""
         with self.sessions() as session:
-            spares = deliveries.with_spares(session, peer.name, {due.job_id for due in batch})
+            spares = deliveries.find_spare_classes(session, peer.name, {due.job_id for due in batch})
         if not spares:
             return batch
         try:
@@ -127,13 +127,13 @@ class _Courier:
         refused = {due.job_id: due.sop_class_uid for due in batch if due.sop_class_uid in negotiation.CHOICES - taken}
         falling = {job_id: uid for job_id, uid in refused.items() if spares.get(job_id, set()) & taken}
         with self.sessions.begin() as session:
-            destinations.learned(session, peer.name, taken, now=self.now)
+            destinations.record_accepted_classes(session, peer.name, taken, now=self.now)
             for job_id, uid in falling.items():
                 reason = f"not sent: {peer.name} does not take {UID(uid).name}; what it takes is sent instead"
                 deliveries.fall_back(session, job_id, peer.name, reason=reason, now=self.now)
         return [due for due in batch if due.job_id not in falling]
 
-    def _fit(self, due: Due, copied: Callable[[Path], Path]) -> Path | None:
+    def _fit(self, due: ClaimedDelivery, copied: Callable[[Path], Path]) -> Path | None:
         """What to send, if the file is what its row says and carries every mark: the file, or its copy."""
         path = spool.path(self.config.spool_dir, due.sha256)
         try:
@@ -145,20 +145,20 @@ class _Courier:
             self._failed(due, f"not sent: {exc}", retry_at=self._later(due))
         return None
 
-    def _record(self, due: Due, result: StoreResult) -> None:
+    def _record(self, due: ClaimedDelivery, result: StoreResult) -> None:
         if not result.stored:
             self._failed(due, result.text, retry_at=self._later(due))
             return
         with self.sessions.begin() as session:
-            deliveries.delivered(session, due.delivery_id, worker=self.worker, now=self.now)
+            deliveries.mark_delivered(session, due.delivery_id, worker=self.worker, now=self.now)
 
-    def _failed(self, due: Due, reason: str, *, retry_at: datetime | None) -> None:
+    def _failed(self, due: ClaimedDelivery, reason: str, *, retry_at: datetime | None) -> None:
         with self.sessions.begin() as session:
-            deliveries.failed(
+            deliveries.mark_failed(
                 session, due.delivery_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now
             )
 
-    def _later(self, due: Due) -> datetime:
+    def _later(self, due: ClaimedDelivery) -> datetime:
         return self.now + backoff(due.attempts, self.config.delivery, self.generator)
 
     @staticmethod
@@ -177,9 +177,9 @@ class _Courier:
         limits = self.config.delivery
         with self.sessions.begin() as session:
             if any(result.status is not None for result in tried):
-                destinations.succeeded(session, peer.name, now=self.now)
+                destinations.record_success(session, peer.name, now=self.now)
                 return
-            destinations.failed(
+            destinations.record_failure(
                 session,
                 peer.name,
                 threshold=limits.breaker_failures,

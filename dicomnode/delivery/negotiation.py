@@ -127,9 +127,9 @@ def _taken(sessions: sessionmaker[Session], config: Config, peer: Peer, now: dat
         taken = ask(peer, config)
     except PeerError:
         with sessions() as session:
-            return destinations.taken(session, peer.name)
+            return destinations.find_accepted_classes(session, peer.name)
     with sessions.begin() as session:
-        destinations.learned(session, peer.name, taken, now=now)
+        destinations.record_accepted_classes(session, peer.name, taken, now=now)
     return taken
 
 

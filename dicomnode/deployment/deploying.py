@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db import audit, deployments
 from db.models import Deployment
-from db.states import DeploymentMode, MoveRefused
+from db.states import DeploymentMode, InvalidTransition
 from dicomnode.config import Config
 from dicomnode.config.models import ModelsConfig
 from dicomnode.deployment import models, pipeline_names
@@ -81,7 +81,7 @@ def deploy(
             session, pipeline=pipeline, name=facts.name, version=facts.version, digest=facts.digest, mode=mode,
             percent=percent if mode is DeploymentMode.SHARE else None, who=who, why=why, now=now,
         )  # fmt: skip
-    except MoveRefused as error:
+    except InvalidTransition as error:
         raise NotAllowed(str(error)) from None
 
 
@@ -93,12 +93,12 @@ def rollback(session: Session, config: Config, *, pipeline: str, who: str, why: 
     pipeline_names.check_pipeline(pipeline, config)
     try:
         row = deployments.rollback(session, pipeline=pipeline, who=who, why=why, now=now)
-    except MoveRefused as error:
+    except InvalidTransition as error:
         raise NotAllowed(str(error)) from None
-    facts = models.find_bundle(deployments.called(row), config)
+    facts = models.find_bundle(deployments.format_model(row), config)
     registry.verify(facts)
     if facts.digest != row.digest:
-        raise BundleError(f"{deployments.called(row)} does not have the weights {row.digest} that were deployed")
+        raise BundleError(f"{deployments.format_model(row)} does not have the weights {row.digest} that were deployed")
     return row
 
 
@@ -107,7 +107,7 @@ def remove(session: Session, config: Config, *, model: str, who: str, now: datet
     from model_zoo import installing
 
     facts = models.find_bundle(model, config)
-    if needed := deployments.named_by(session, facts.name, facts.version):
+    if needed := deployments.list_uses(session, facts.name, facts.version):
         raise NotAllowed(f"{facts.name}@{facts.version} is {needed[0]}: deploy another first")
     name = f"{facts.name}@{facts.version}"
     detail = {"digest": facts.digest, "who": who}

@@ -83,4 +83,4 @@ class Lacking:
 
     def _is_another_alive(self) -> bool:
         with self._sessions() as session:
-            return any(row.host != self._host for row in workers.alive(session, since=self._now() - _ALIVE))
+            return any(row.host != self._host for row in workers.list_alive(session, since=self._now() - _ALIVE))

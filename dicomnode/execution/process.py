@@ -17,7 +17,7 @@ from db import engine as engines
 from dicomnode.config import Config
 from dicomnode.monitoring import gpus
 from dicomnode.storage.high_water import check_nothing_lost
-from dicomnode.storage.shared import Mark, look_for_newest
+from dicomnode.storage.shared import SpoolMarker, check_spool_matches_database
 
 __all__ = ["Guard", "name_of", "work"]
 
@@ -40,11 +40,11 @@ def work(config: Config, *, once: bool, stop: threading.Event) -> int:
 
     engine = engines.connect(config.database_url)
     try:
-        now, sessions, name = clock.of(engine), engines.sessions(engine), name_of(config)
+        now, sessions, name = clock.make_clock(engine), engines.sessions(engine), name_of(config)
         with engines.readers(engine)() as session:
-            look_for_newest(session, config.spool_dir)
+            check_spool_matches_database(session, config.spool_dir)
             check_nothing_lost(session, config.spool_dir)
-        mark = Mark(config.spool_dir, name)
+        mark = SpoolMarker(config.spool_dir, name)
         with _reporting(sessions, name, mark, now):
             may_take = Guard(mark).may_take
             return worker.work(sessions, config, worker=name, stop=stop, once=once, may_take=may_take, now=now)
@@ -55,7 +55,7 @@ def work(config: Config, *, once: bool, stop: threading.Event) -> int:
 class Guard:
     """No job is taken while the worker's mark is not in the spool."""
 
-    def __init__(self, mark: Mark) -> None:
+    def __init__(self, mark: SpoolMarker) -> None:
         self._mark, self._was_there = mark, True
 
     def may_take(self) -> bool:
@@ -70,7 +70,9 @@ class Guard:
 
 
 @contextmanager
-def _reporting(sessions: sessionmaker[Session], name: str, mark: Mark, now: Callable[[], datetime]) -> Iterator[None]:
+def _reporting(
+    sessions: sessionmaker[Session], name: str, mark: SpoolMarker, now: Callable[[], datetime]
+) -> Iterator[None]:
     """While inside, the worker of that name says every now and then that it is alive, and which GPUs it sees."""
     done = threading.Event()
 
@@ -78,7 +80,7 @@ def _reporting(sessions: sessionmaker[Session], name: str, mark: Mark, now: Call
         while True:
             mark.renew()
             with suppress(SQLAlchemyError), sessions.begin() as session:
-                workers.report(session, name, gpus=gpus.seen(), now=now())
+                workers.report(session, name, gpus=gpus.read_gpus(), now=now())
             if done.wait(_REPORT_S):
                 return
 

@@ -55,7 +55,7 @@ class Actor:
         from dicomnode.monitoring import log_lines
 
         self._config = load(Path(os.environ.get("DICOMNODE_CONFIG") or config_path))
-        log_lines.begin(self._config.node.log_format)
+        log_lines.set_up_logging(self._config.node.log_format)
         self._stop = threading.Event()
 
     def name(self) -> str:
@@ -101,7 +101,7 @@ def drive(config: Config, *, stop: threading.Event) -> None:
     """See to the actors until told to stop. Raises where the cluster is gone: whoever started this starts it again."""
     engine = engines.connect(config.database_url)
     try:
-        now = clock.of(engine)
+        now = clock.make_clock(engine)
         with _connected(config) as ray:
             fleet = Fleet(ray, config, engines.sessions(engine), now)
             try:
@@ -154,7 +154,10 @@ class Fleet:
         self._bury()
         try:
             with self._sessions() as session:
-                waiting, busy = workers.jobs_waiting(session, now=self._now()), workers.at_work(session, self.names)
+                waiting, busy = (
+                    workers.count_startable_jobs(session, now=self._now()),
+                    workers.find_busy(session, self.names),
+                )
         except SQLAlchemyError as error:
             log.warning("the database does not answer: %s", type(error).__name__)
             return
@@ -232,7 +235,7 @@ class Fleet:
         try:
             with self._sessions.begin() as session:
                 attempts = self._config.worker.attempts
-                lost = jobs.abandon(session, worker=hand.name, attempts=attempts, now=self._now())
+                lost = jobs.reclaim(session, worker=hand.name, attempts=attempts, now=self._now())
         except SQLAlchemyError as error:  # then its lease lapses
             log.warning("what %s had in hand waits for its lease: %s", hand.name, type(error).__name__)
             return

@@ -74,7 +74,7 @@ def work(
     watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=False)
     while not stop.is_set():
         try:
-            watch.look()
+            watch.check()
             job_id = _take(sessions, config, lacking, worker, stop, now) if may_take() else None
             if job_id is not None:
                 taken += 1
@@ -115,7 +115,7 @@ def _take(
             return job.id
         log.warning("job %d: not for this host; %s", job.id, why)
         with suppress(LeaseLost), sessions.begin() as session:
-            jobs.give_back(session, job_id=job.id, worker=worker, reason=why, now=now())
+            jobs.return_to_queue(session, job_id=job.id, worker=worker, reason=why, now=now())
 
 
 def run_job(
@@ -145,7 +145,7 @@ def run_job(
         log.info("job %d: %s", job_id, ended)
     except Interrupted:
         with sessions.begin() as session:
-            jobs.give_back(session, job_id=job_id, worker=worker, now=now())
+            jobs.return_to_queue(session, job_id=job_id, worker=worker, now=now())
         log.info("job %d: given back", job_id)
     except LeaseLost as error:
         log.warning("job %d: %s", job_id, error)
@@ -298,7 +298,7 @@ def _store(root: Path, ds: Dataset, kind: str = "") -> OutputFile:
         kind=kind or kind_of(ds),
         file=file,
         transfer_syntax_uid=facts.transfer_syntax_uid,
-        attributes=keywords.taken(facts.attributes, keywords.RESULT_KEPT),
+        attributes=keywords.pick(facts.attributes, keywords.RESULT_STORED),
     )
 
 

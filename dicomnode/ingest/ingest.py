@@ -239,13 +239,13 @@ class Reception:
             assert self._writer is not None
             size_bytes = self._writer.size_bytes
             done = receive_instance(self._ledger, self._writer, self._data_set_at, self._announced, self._sender)
-            self._ledger.meters.received("new" if done.kind == "new" else "duplicate", size_bytes)
+            self._ledger.meters.count_received("new" if done.kind == "new" else "duplicate", size_bytes)
         except NodeError as exc:
-            self._ledger.meters.refused(exc)
+            self._ledger.meters.count_refused(exc)
             _log.warning("an instance from %s was refused: %s", self._sender.address, exc)
             return exc.dicom_status, str(exc)
         except Exception as exc:  # the wire must be answered whatever broke; never with a success
-            self._ledger.meters.refused(exc)
+            self._ledger.meters.count_refused(exc)
             _log.error("an instance from %s could not be kept: %s", self._sender.address, type(exc).__name__)
             return NodeError.dicom_status, "the node could not keep the instance; send it again"
         finally:

@@ -217,7 +217,7 @@ class Measured:
     def finish(self) -> tuple[int, str]:
         """The status to answer with, and a comment."""
         if self._refusal is not None:
-            self._meters.refused(self._refusal)
+            self._meters.count_refused(self._refusal)
             return self._refusal.dicom_status, str(self._refusal)
         assert self._sink is not None  # there is a refusal without
         return self._sink.finish()

@@ -250,7 +250,7 @@ class _Reception:
     def turn_away(self, address: str, reason: str, what: str) -> None:
         """Somebody does not get in: counted, and told in the log."""
         if not self.closing.is_set():
-            self._ledger.meters.turned_away(reason)
+            self._ledger.meters.count_refused_connection(reason)
             self._complaints.say(address, what)
 
     def admit(self, event: evt.Event) -> None:
@@ -258,11 +258,11 @@ class _Reception:
         assoc, meters = event.assoc, self._ledger.meters
         sender = _sender(assoc)
         if assoc.dul.refusal is not None:
-            meters.association_refused(None)
+            meters.count_refused_association(None)
             self._complaints.say(sender.address, f"an association was refused: {assoc.dul.refusal.what}")
             return _reject(assoc, assoc.dul.refusal.why)
         if not self.config.allows(sender.ae_title, sender.address):
-            meters.association_refused(None)
+            meters.count_refused_association(None)
             self._complaints.say(sender.address, "an association was refused: not among the senders")
             return _reject(assoc, _CALLING_AE_TITLE_NOT_RECOGNISED)
         if not assoc.visit.associate(sender):
@@ -271,7 +271,7 @@ class _Reception:
         try:
             spool.check_space(self.config.spool_dir, self.config.spool)
         except OutOfSpace as exc:
-            meters.association_refused(exc)
+            meters.count_refused_association(exc)
             self._complaints.say(sender.address, f"an association was refused: {exc}", logging.ERROR)
             return _reject(assoc, _TEMPORARY_CONGESTION)
         proposed = assoc.requestor.primitive.presentation_context_definition_list

@@ -21,11 +21,11 @@ from dicomnode.maintenance import verification
 from dicomnode.storage import spool
 from dicomnode.storage.high_water import HighWater
 
-__all__ = ["Adopted", "adopt"]
+__all__ = ["AdoptionResult", "adopt"]
 
 
 @dataclass(frozen=True)
-class Adopted:
+class AdoptionResult:
     """What became of one file: ``reason`` says why it was left or put in quarantine."""
 
     file: str
@@ -33,12 +33,12 @@ class Adopted:
     reason: str = ""
 
 
-def adopt(sessions: sessionmaker[Session], root: Path, *, now: datetime) -> Iterator[Adopted]:
+def adopt(sessions: sessionmaker[Session], root: Path, *, now: datetime) -> Iterator[AdoptionResult]:
     """Register every file without a row, then set the mark of the spool to what the database holds.
 
     Results of this node are left: the jobs of the studies that are routed again make them anew.
     """
-    for found in verification.orphans(sessions, root, now=now, fresh_too=True):
+    for found in verification.find_orphans(sessions, root, now=now, fresh_too=True):
         if found.what == "no row":
             yield _adopt_file(sessions, root, found, now)
     with sessions() as session:
@@ -46,29 +46,31 @@ def adopt(sessions: sessionmaker[Session], root: Path, *, now: datetime) -> Iter
         HighWater(root).reset(head.seq, head.hash)
 
 
-def _adopt_file(sessions: sessionmaker[Session], root: Path, found: verification.Found, now: datetime) -> Adopted:
+def _adopt_file(
+    sessions: sessionmaker[Session], root: Path, found: verification.Discrepancy, now: datetime
+) -> AdoptionResult:
     digest = Path(found.file).stem
     path = spool.path(root, digest)
-    if verification.look(path, digest) is not None:
-        return Adopted(found.file, "left", "its content is not what its name says")
+    if verification.check_content(path, digest) is not None:
+        return AdoptionResult(found.file, "left", "its content is not what its name says")
     try:
         facts = headers.read(path)
     except NodeError as error:
-        return Adopted(found.file, "left", str(error))
+        return AdoptionResult(found.file, "left", str(error))
     header = dcmread(path, stop_before_pixels=True)
     if own_results.is_own_result(header):
-        return Adopted(found.file, "left", "a result of this node: its job makes it again")
+        return AdoptionResult(found.file, "left", "a result of this node: its job makes it again")
     sender = Sender(str(header.file_meta.get("SourceApplicationEntityTitle", "")), "adopted")
     return _register(sessions, facts, StoredFile(digest, found.size_bytes, found.file), sender, now)
 
 
 def _register(
     sessions: sessionmaker[Session], facts: InstanceFacts, file: StoredFile, sender: Sender, now: datetime
-) -> Adopted:
+) -> AdoptionResult:
     with sessions.begin() as session:
         done = studies.register_instance(session, facts=facts, file=file, sender=sender, now=now)
         if done.kind != "conflict":
-            return Adopted(file.relative_path, "adopted")
+            return AdoptionResult(file.relative_path, "adopted")
         reason = f"instance {done.instance_id} has the same SOP Instance UID and other content"
         studies.quarantine(session, file=file, reason=reason, facts=facts, sender=sender, now=now)
-    return Adopted(file.relative_path, "quarantined", reason)
+    return AdoptionResult(file.relative_path, "quarantined", reason)

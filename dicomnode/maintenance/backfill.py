@@ -25,8 +25,8 @@ __all__ = ["Backfill"]
 _log = logging.getLogger(__name__)
 _ROWS = 500
 _KEPT: dict[type[Instance] | type[Output], Sequence[str]] = {
-    Instance: keywords.IMAGE_KEPT,
-    Output: keywords.RESULT_KEPT,
+    Instance: keywords.IMAGE_STORED,
+    Output: keywords.RESULT_STORED,
 }
 
 
@@ -66,7 +66,7 @@ class Backfill:
     def _read(self, sha256: str, kept: Sequence[str]) -> dict[str, Any]:
         """Nothing where the file cannot be read."""
         try:
-            return keywords.taken(headers.read(spool.path(self._root, sha256)).attributes, kept)
+            return keywords.pick(headers.read(spool.path(self._root, sha256)).attributes, kept)
         except (OSError, CannotUnderstand) as exc:
             _log.warning("the file %s could not be read again: %s", sha256, type(exc).__name__)
             return {}

@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 from db import audit, trail
 from db.models import Chain, Event, Instance, Job, Output, Study
 
-__all__ = ["of_study"]
+__all__ = ["collect_evidence"]
 
 
-def of_study(session: Session, study: Study, *, now: datetime) -> dict[str, Any]:
+def collect_evidence(session: Session, study: Study, *, now: datetime) -> dict[str, Any]:
     """As plain values."""
     broken = audit.verify(session)
     head = session.get_one(Chain, 1)
@@ -30,7 +30,7 @@ def of_study(session: Session, study: Study, *, now: datetime) -> dict[str, Any]
         "revision": study.revision,
         "instances": [_instance(row) for series in study.series for row in series.instances],
         "jobs": [_job(job) for job in study.jobs],
-        "events": [_event(event) for event in trail.whole_study(session, study.id)],
+        "events": [_event(event) for event in trail.list_all_study_events(session, study.id)],
     }
 
 

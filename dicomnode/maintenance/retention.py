@@ -27,7 +27,7 @@ from dicomnode.storage import spool
 if TYPE_CHECKING:
     from dicomnode.config import Config, Route
 
-__all__ = ["Retention", "remove_files", "why_kept"]
+__all__ = ["Retention", "explain_kept", "remove_files"]
 
 _log = logging.getLogger(__name__)
 _STUDIES = 20
@@ -66,7 +66,7 @@ class Retention:
             return 0
         with self._sessions() as session:
             quiet = now - timedelta(days=days)
-            ids = retention.candidates(session, after=self._after, limit=_STUDIES, quiet_since=quiet)
+            ids = retention.list_candidates(session, after=self._after, limit=_STUDIES, quiet_since=quiet)
         self._after = ids[-1] if ids else 0
         if not ids:
             self._not_before, self._files_left = now + _EVERY, True
@@ -87,18 +87,18 @@ def remove_files(
     count, waiting = 0, set[str]()
     while True:
         with sessions() as session:
-            digests = retention.to_remove(session, limit=_FILES, skip=waiting)
-            claimed = retention.claimed(session, digests)
+            digests = retention.list_removable(session, limit=_FILES, skip=waiting)
+            claimed = retention.find_claimed(session, digests)
         if not digests:
             return count
         gone = {each for each in digests if each not in claimed and remove(config.spool_dir, each, now=now)}
         waiting |= set(digests) - claimed - gone
         with sessions.begin() as session:
-            retention.removed(session, sorted(gone | claimed), gone=gone, now=now)
+            retention.mark_removed(session, sorted(gone | claimed), gone=gone, now=now)
         count += len(gone)
 
 
-def why_kept(session: Session, study: Study, config: Config, *, now: datetime) -> str:
+def explain_kept(session: Session, study: Study, config: Config, *, now: datetime) -> str:
     """Why the study's sources stay; empty when they may go."""
     jobs = [job for job in study.jobs if job.state is not JobState.CANCELLED]
     waiting = [job for job in jobs if not is_settled(job)]
@@ -106,7 +106,7 @@ def why_kept(session: Session, study: Study, config: Config, *, now: datetime) -
         return f"job {waiting[0].id} is {waiting[0].state} and not delivered"
     if retention.is_input_elsewhere(session, study):
         return "a job of another study takes it"
-    if retention.has_open_searches(session, study):
+    if retention.has_open_retrievals(session, study):
         return "something is being fetched"
     days = _source_days(config, jobs)
     if not days or now < _since(study, jobs) + timedelta(days=days):
@@ -136,7 +136,7 @@ def _expire_study(sessions: sessionmaker[Session], config: Config, study_id: int
             return 0
     count = 0
     with sessions.begin() as session:
-        found = retention.locked(session, study_id)
+        found = retention.lock_study(session, study_id)
         for job in found.jobs if found else ():
             if _is_due(session, job, config, now):
                 count += retention.expire_results(session, job, reason=_REASON, now=now)
@@ -148,7 +148,7 @@ def _expire_study(sessions: sessionmaker[Session], config: Config, study_id: int
 
 
 def _may_go(session: Session, study: Study, config: Config, now: datetime) -> bool:
-    return retention.has_sources(session, study) and not why_kept(session, study, config, now=now)
+    return retention.has_sources(session, study) and not explain_kept(session, study, config, now=now)
 
 
 def _is_due(session: Session, job: Job, config: Config, now: datetime) -> bool:

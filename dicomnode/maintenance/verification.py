@@ -19,7 +19,16 @@ from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from dicomnode.storage import spool
 
-__all__ = ["Claim", "Found", "claims", "count_claims", "look", "orphans", "remove_orphans", "verify"]
+__all__ = [
+    "Claim",
+    "Discrepancy",
+    "check_content",
+    "count_claims",
+    "find_orphans",
+    "iterate_claims",
+    "remove_orphans",
+    "verify",
+]
 
 _BLOCK = 1 << 20
 _ROWS = 1000
@@ -30,7 +39,7 @@ _HELD: Mapping[type[Instance | Output | Quarantine], Any] = {
 }
 _STORED = re.compile(r"[0-9a-f]{64}")
 
-Wrong = Literal["missing", "damaged", "unreadable", "no row", "not ours"]
+DiscrepancyKind = Literal["missing", "damaged", "unreadable", "no row", "not ours"]
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,16 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Found:
+class Discrepancy:
     """Something that is not as it should be: ``row`` as "instances 12", empty where there is none."""
 
-    what: Wrong
+    what: DiscrepancyKind
     row: str
     file: str
     size_bytes: int
 
 
-def claims(readers: sessionmaker[Session]) -> Iterator[Claim]:
+def iterate_claims(readers: sessionmaker[Session]) -> Iterator[Claim]:
     """Every row that has a file, those that share one included; no transaction is open between the pieces, for one of
     hours would keep SQLite from ever emptying its log."""
     for table, has_file in _HELD.items():
@@ -83,38 +92,40 @@ def verify(
     bytes_per_s: float | None = None,
     seen: Callable[[Claim], None] = lambda claim: None,
     wait: Callable[[float], None] = time.sleep,
-) -> Iterator[Found]:
+) -> Iterator[Discrepancy]:
     """Read every file that a row claims; what is missing or differs from its name. ``bytes_per_s``: no faster."""
     started, read = time.monotonic(), 0
-    known: dict[str, Wrong | None] = {}
-    for claim in claims(readers):
+    known: dict[str, DiscrepancyKind | None] = {}
+    for claim in iterate_claims(readers):
         if claim.sha256 not in known:
-            known[claim.sha256] = look(spool.path(root, claim.sha256), claim.sha256)
+            known[claim.sha256] = check_content(spool.path(root, claim.sha256), claim.sha256)
             read += claim.size_bytes
             if bytes_per_s and (ahead_s := read / bytes_per_s - (time.monotonic() - started)) > 0:
                 wait(ahead_s)
         if (wrong := known[claim.sha256]) is not None and _still(readers, claim):
-            yield Found(wrong, f"{claim.table} {claim.id}", claim.sha256, claim.size_bytes)
+            yield Discrepancy(wrong, f"{claim.table} {claim.id}", claim.sha256, claim.size_bytes)
         seen(claim)
 
 
-def orphans(readers: sessionmaker[Session], root: Path, *, now: datetime, fresh_too: bool = False) -> Iterator[Found]:
+def find_orphans(
+    readers: sessionmaker[Session], root: Path, *, now: datetime, fresh_too: bool = False
+) -> Iterator[Discrepancy]:
     """Rows without files, files without rows, and what is no file of ours; nothing is read. What was written within the
     last hour is left out unless ``fresh_too``: its row may be on its way."""
-    for claim in claims(readers):
+    for claim in iterate_claims(readers):
         if not spool.path(root, claim.sha256).is_file() and _still(readers, claim):
-            yield Found("missing", f"{claim.table} {claim.id}", claim.sha256, claim.size_bytes)
+            yield Discrepancy("missing", f"{claim.table} {claim.id}", claim.sha256, claim.size_bytes)
     for path in sorted(root.glob("*/*")):
         if path.parent.name == "incoming" or (not fresh_too and spool.is_fresh(path, now=now)):
             continue
         name = str(path.relative_to(root))
         if path.suffix != ".dcm" or not _STORED.fullmatch(path.stem) or path.parent.name != path.stem[:2]:
-            yield Found("not ours", "", name, path.stat().st_size)
+            yield Discrepancy("not ours", "", name, path.stat().st_size)
         elif not _is_claimed(readers, path.stem):
-            yield Found("no row", "", name, path.stat().st_size)
+            yield Discrepancy("no row", "", name, path.stat().st_size)
 
 
-def remove_orphans(sessions: sessionmaker[Session], root: Path, found: list[Found], *, now: datetime) -> int:
+def remove_orphans(sessions: sessionmaker[Session], root: Path, found: list[Discrepancy], *, now: datetime) -> int:
     """Delete the files without rows, and say so in the audit trail; how many went. What is not ours stays."""
     gone = []
     for each in found:
@@ -148,7 +159,7 @@ def _is_claimed(readers: sessionmaker[Session], sha256: str) -> bool:
     return False
 
 
-def look(path: Path, sha256: str) -> Wrong | None:
+def check_content(path: Path, sha256: str) -> DiscrepancyKind | None:
     """Return what is wrong with the content of a file, or None."""
     digest = hashlib.sha256()
     try:

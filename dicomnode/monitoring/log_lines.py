@@ -1,6 +1,6 @@
-"""What our log lines look like: text, or one JSON object per line with the numbers of the rows that they tell of.
+"""Format of the log lines: text, or one JSON object per line with the numbers of the rows that the line names.
 
-Neither shows an exception's own words, which may quote a patient: only its kind and where it came from.
+Neither shows the message of an exception, which may quote a patient: only its class and where it was raised.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-__all__ = ["JsonLines", "TextLines", "begin"]
+__all__ = ["JsonLines", "TextLines", "set_up_logging"]
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _NUMBERED = re.compile(r"\b(job|study|instance|worker|delivery|notification|search|result) (\d+)\b")
@@ -24,21 +24,24 @@ _LIBRARIES = ("pynetdicom", "pydicom", "highdicom", "alembic", "matplotlib")
 
 
 class TextLines(logging.Formatter):
-    """For people."""
+    """Formatter of text lines, for people."""
 
     def __init__(self) -> None:
         super().__init__(_TEXT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """One line, whatever a caller has put into it."""
-        return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().formatMessage(record))
+        """Return one line: control characters, line breaks included, are escaped."""
+        return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
-        return _where(ei[1])
+        return _describe_origin(ei[1])
 
 
 class JsonLines(logging.Formatter):
-    """For machines: ``at``, ``level``, ``logger``, ``message``, ``process``, and ``job``, ``study`` ... by number."""
+    """Formatter of JSON lines, for machines.
+
+    Keys: ``at``, ``level``, ``logger``, ``message``, ``process``, and ``job``, ``study`` and others by row number.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -51,22 +54,25 @@ class JsonLines(logging.Formatter):
         }
         line |= {what: int(number) for what, number in reversed(_NUMBERED.findall(message))}
         if record.exc_info and record.exc_info[1] is not None:
-            line["error"] = _where(record.exc_info[1])
+            line["error"] = _describe_origin(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False)
 
 
-def begin(kind: Literal["text", "json"] = "text") -> None:
-    """Our own lines to stderr: libraries log data sets, and what they say is wrong is in our errors and rows."""
+def set_up_logging(kind: Literal["text", "json"] = "text") -> None:
+    """Send log lines to stderr in that format, and silence the libraries, whose lines quote data sets.
+
+    An error that a library reports is in the node's own errors and rows.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if kind == "json" else TextLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its errors quote messages; the SCP tells of them
-    warnings.showwarning = _tell_kind
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its errors quote messages; the SCP logs them itself
+    warnings.showwarning = _log_category
 
 
-def _tell_kind(
+def _log_category(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -74,11 +80,11 @@ def _tell_kind(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A library's warning without its words, which may quote a data set."""
+    """Log the category and place of a library's warning, without its message, which may quote a data set."""
     logging.getLogger(__name__).debug("%s in %s, line %d", category.__name__, Path(filename).name, lineno)
 
 
-def _where(error: BaseException) -> str:
+def _describe_origin(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"

@@ -1,6 +1,6 @@
-"""What a process counts while it receives, for /metrics: in a registry of the node's own, never a patient's word.
+"""Counters of a receiving process for /metrics, in the node's own registry and without patient data.
 
-Labels come from lists of ours, so their number is bounded whatever is sent.
+Labels come from fixed lists, so their number is bounded, whatever a sender sends.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _REASONS: dict[type[Exception], str] = {
 }
 _OTHER = "not_kept"
 _UNKNOWN = "unknown_sender"
-_AT_THE_DOOR = ("too_many_associations", "too_many_connections", "tls", "silent")
-"""Why a connection came to nothing: above a limit, no TLS as we want it, no association request in time."""
+_BEFORE_ASSOCIATION = ("too_many_associations", "too_many_connections", "tls", "silent")
+"""Reasons why a connection ended before an association: a limit, a failed TLS handshake, no request in time."""
 
 
 class Meters:
-    """Counters of one process; Prometheus takes a restart for what it is."""
+    """Counters of one process; Prometheus recognizes a restart by their return to zero."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -44,26 +44,26 @@ class Meters:
         self._associations = Counter(
             "dicomnode_associations_refused", "Associations that were refused.", ["reason"], registry=self.registry
         )
-        for reason in (*_REASONS.values(), _OTHER):  # so that the first one is an increase
+        for reason in (*_REASONS.values(), _OTHER):  # so that the first event is an increase
             self._refused.labels(reason)
-        for reason in (_UNKNOWN, "out_of_space", *_AT_THE_DOOR):
+        for reason in (_UNKNOWN, "out_of_space", *_BEFORE_ASSOCIATION):
             self._associations.labels(reason)
         for outcome in ("new", "duplicate"):
             self._instances.labels(outcome)
 
-    def received(self, outcome: str, size_bytes: int) -> None:
-        """An instance was acknowledged."""
+    def count_received(self, outcome: str, size_bytes: int) -> None:
+        """Count an acknowledged instance."""
         self._instances.labels(outcome).inc()
         self._bytes.inc(size_bytes)
 
-    def refused(self, error: Exception) -> None:
-        """An instance was not."""
+    def count_refused(self, error: Exception) -> None:
+        """Count an instance that was refused with that error."""
         self._refused.labels(_REASONS.get(type(error), _OTHER)).inc()
 
-    def association_refused(self, error: NodeError | None) -> None:
-        """An association was not accepted: by the error, or for who asked for it."""
+    def count_refused_association(self, error: NodeError | None) -> None:
+        """Count an association that was rejected with the error, or, where that is None, as its sender is unknown."""
         self._associations.labels(_UNKNOWN if error is None else _REASONS.get(type(error), _OTHER)).inc()
 
-    def turned_away(self, reason: str) -> None:
-        """A connection came to nothing before an association was accepted."""
-        self._associations.labels(reason if reason in _AT_THE_DOOR else _OTHER).inc()
+    def count_refused_connection(self, reason: str) -> None:
+        """Count a connection that ended before an association was accepted."""
+        self._associations.labels(reason if reason in _BEFORE_ASSOCIATION else _OTHER).inc()

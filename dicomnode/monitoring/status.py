@@ -1,4 +1,4 @@
-"""What the node is doing, in numbers: for ``dicomnode status`` and the dashboard."""
+"""Counts of the node's work for ``dicomnode status`` and the dashboard."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from db.models import Delivery, Instance, Job, Notification, Quarantine, Study
 from db.states import DeliveryState, JobState, NotificationState, QuarantineState
 from dicomnode.config import Config
 
-__all__ = ["status"]
+__all__ = ["collect_status"]
 
 
-def status(session: Session, config: Config, *, now: datetime) -> dict[str, Any]:
-    """Counts by state, the oldest waiting work, the disk, and the last things that went wrong."""
+def collect_status(session: Session, config: Config, *, now: datetime) -> dict[str, Any]:
+    """Return counts by state, the age of the oldest waiting work, the disk's use and the last errors."""
     return {
         "studies": _by_state(session, Study),
         "instances": session.scalar(select(func.count(Instance.id))),
@@ -28,11 +28,11 @@ def status(session: Session, config: Config, *, now: datetime) -> dict[str, Any]
         "jobs": _by_state(session, Job),
         "deliveries": {
             destination: {str(state): count for state, count in states.items()}
-            for destination, states in deliveries.counts(session).items()
+            for destination, states in deliveries.count_by_state(session).items()
         },
         "notifications": {
             name: {str(state): count for state, count in states.items()}
-            for name, states in notifications.counts(session).items()
+            for name, states in notifications.count_by_state(session).items()
         },
         "oldest_waiting_s": {
             "job": _age_s(session, Job, JobState.READY, now),
@@ -63,16 +63,16 @@ def _disk(config: Config) -> dict[str, float]:
 
 
 def _last_errors(session: Session, limit: int = 5) -> list[dict[str, Any]]:
-    ended_badly = (JobState.DEAD, JobState.REFUSED)
+    unsuccessful = (JobState.DEAD, JobState.REFUSED)
     jobs = session.scalars(
-        select(Job).where(Job.state.in_(ended_badly)).order_by(Job.finished_at.desc(), Job.id.desc()).limit(limit)
+        select(Job).where(Job.state.in_(unsuccessful)).order_by(Job.finished_at.desc(), Job.id.desc()).limit(limit)
     )
     failed = Delivery.reason != "", Delivery.state != DeliveryState.DELIVERED
     sends = session.scalars(select(Delivery).where(*failed).order_by(Delivery.id.desc()).limit(limit))
-    not_told = Notification.reason != "", Notification.state != NotificationState.SENT
-    untold = session.scalars(select(Notification).where(*not_told).order_by(Notification.id.desc()).limit(limit))
+    unsent = Notification.reason != "", Notification.state != NotificationState.SENT
+    notices = session.scalars(select(Notification).where(*unsent).order_by(Notification.id.desc()).limit(limit))
     return (
         [{"what": f"job {job.id}", "reason": job.reason} for job in jobs]
         + [{"what": f"delivery {send.id} to {send.destination}", "reason": send.reason} for send in sends]
-        + [{"what": f"notification {each.id} to {each.name}", "reason": each.reason} for each in untold]
+        + [{"what": f"notification {each.id} to {each.name}", "reason": each.reason} for each in notices]
     )

@@ -14,10 +14,10 @@ from pathlib import Path
 from dicomnode.config.notifications import SmtpConfig
 from dicomnode.errors import NotSent
 
-__all__ = ["greet", "message", "send"]
+__all__ = ["check_server", "make_message", "send"]
 
 
-def message(
+def make_message(
     *, sender: str, to: Sequence[str], subject: str, text: str, event_id: str, created_at: datetime
 ) -> EmailMessage:
     """The same event makes the same Message-ID, by which a receiver knows what it has got before."""
@@ -40,7 +40,7 @@ def send(mail: EmailMessage, smtp: SmtpConfig, *, password: str, ca_file: Path |
     return f"the server refused {len(refused)} of its recipients" if refused else ""
 
 
-def greet(smtp: SmtpConfig, *, password: str, ca_file: Path | None) -> None:
+def check_server(smtp: SmtpConfig, *, password: str, ca_file: Path | None) -> None:
     """See whether the server would take something. Raises NotSent."""
     try:
         with _session(smtp, password, ca_file) as server:

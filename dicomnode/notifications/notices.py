@@ -15,11 +15,20 @@ from types import MappingProxyType
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from db.notifications import Due, Subject
+from db.notifications import ClaimedNotification, Subject
 from dicomnode.config import Config
 from dicomnode.errors import ConfigError
 
-__all__ = ["NAMES", "PATIENT_NAMES", "Facts", "as_json", "as_text", "example", "facts", "subject_line"]
+__all__ = [
+    "NAMES",
+    "PATIENT_NAMES",
+    "Facts",
+    "make_example",
+    "make_facts",
+    "make_subject_line",
+    "render_json",
+    "render_text",
+]
 
 NAMES = ("id", "event", "at", "node", "job", "route", "pipeline", "model", "reason", "link", "summary")
 """What a template may use."""
@@ -69,7 +78,7 @@ _SHORTEST = 4
 _LONGEST_REASON = 2000
 
 
-def facts(due: Due, config: Config, *, patient_data: bool) -> Facts:
+def make_facts(due: ClaimedNotification, config: Config, *, patient_data: bool) -> Facts:
     """What there is to say."""
     found: dict[str, str | int] = {
         "id": due.event_id,
@@ -87,7 +96,7 @@ def facts(due: Due, config: Config, *, patient_data: bool) -> Facts:
     return found | ({name: getattr(due.subject, name) for name in PATIENT_NAMES} if patient_data else {})
 
 
-def example(config: Config, event: str, event_id: str, at: str, *, patient_data: bool) -> Facts:
+def make_example(config: Config, event: str, event_id: str, at: str, *, patient_data: bool) -> Facts:
     """Facts of no job, for a test; the reason holds what a template has to escape."""
     found: dict[str, str | int] = dict.fromkeys(NAMES, "")
     found |= {"id": event_id, "event": event, "at": at, "node": config.node.ae_title, "job": 0}
@@ -96,18 +105,18 @@ def example(config: Config, event: str, event_id: str, at: str, *, patient_data:
     return found | (dict.fromkeys(PATIENT_NAMES, "test") if patient_data else {})
 
 
-def subject_line(told: Facts) -> str:
+def make_subject_line(told: Facts) -> str:
     """On one line, whatever the names of nodes and routes hold."""
     words = f"{told['node']}: {told['event']}, job {told['job']}, {told['route']}"
     return " ".join("".join(c if c.isprintable() else " " for c in words).split())
 
 
-def as_text(told: Facts, template: str | None) -> str:
+def render_text(told: Facts, template: str | None) -> str:
     """The template's words, or the node's own. Raises ConfigError for a template that does not work."""
     return _rendered(_DEFAULT if template is None else template, told)
 
 
-def as_json(told: Facts, template: str | None) -> bytes:
+def render_json(told: Facts, template: str | None) -> bytes:
     """The JSON that the template makes, or all facts. Raises ConfigError for a template that makes none."""
     if template is None:
         return json.dumps(dict(told), ensure_ascii=False).encode()

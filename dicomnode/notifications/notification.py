@@ -29,7 +29,7 @@ from dicomnode.notifications import mail, notices, webhook
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
-    from db.notifications import Due
+    from db.notifications import ClaimedNotification
     from dicomnode.config import Config
     from dicomnode.notifications.notices import Facts
 
@@ -37,7 +37,7 @@ __all__ = ["check", "notify_due", "resume", "send", "send_test"]
 
 log = logging.getLogger("dicomnode.notifications.notification")
 
-Told = EmailConfig | WebhookConfig
+Receiver = EmailConfig | WebhookConfig
 
 _BATCH = 20
 _TEST = uuid.UUID("a9d2a0e5-7d0c-5a63-8c0e-3f3a5b9d1f52")
@@ -51,7 +51,7 @@ def notify_due(
     with sessions.begin() as session:
         notifications.expire_leases(session, now=now)
         too_old = now - timedelta(hours=config.delivery.give_up_after_h)
-        notifications.given_up(session, created_before=too_old, now=now)
+        notifications.give_up_old(session, created_before=too_old, now=now)
         claimed = [(told, messenger.claim(session, told)) for told in config.notifications.recipients]
     work = [(told, batch) for told, batch in claimed if batch]
     if not work:
@@ -63,26 +63,26 @@ def notify_due(
 def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
     """When the node starts: take back what its predecessor was sending when it died."""
     with sessions.begin() as session:
-        return notifications.abandon(session, machine=socket.gethostname(), now=now)
+        return notifications.reclaim(session, machine=socket.gethostname(), now=now)
 
 
-def send(told: Told, config: Config, facts: Facts, created_at: datetime) -> str:
+def send(told: Receiver, config: Config, facts: Facts, created_at: datetime) -> str:
     """Send one; what is to be remembered of it. Raises NotSent, or ConfigError for what a person has to mend."""
     template = _read_template(told)
     event_id = str(facts["id"])
     if isinstance(told, EmailConfig):
         smtp = _smtp(config)
-        letter = mail.message(
+        letter = mail.make_message(
             sender=smtp.from_,
             to=told.to,
-            subject=notices.subject_line(facts),
-            text=notices.as_text(facts, template),
+            subject=notices.make_subject_line(facts),
+            text=notices.render_text(facts, template),
             event_id=event_id,
             created_at=created_at,
         )
         return mail.send(letter, smtp, password=_read_password(smtp), ca_file=_check_readable(smtp.ca_file))
-    body = notices.as_json(facts, template)
-    stated = webhook.headers(str(facts["event"]), event_id, body, _read_signing_secret(told))
+    body = notices.render_json(facts, template)
+    stated = webhook.make_headers(str(facts["event"]), event_id, body, _read_signing_secret(told))
     ca_file = _check_readable(told.ca_file)
     webhook.post(_read_url(told), body, stated, timeout_s=told.timeout_s, ca_file=ca_file)
     return ""
@@ -97,22 +97,22 @@ def send_test(name: str, config: Config, *, now: datetime) -> str:
     raise NotFound(f"no notification is named {name!r} in {config.path} (there: {known})")
 
 
-def check(told: Told, config: Config, *, now: datetime) -> str:
+def check(told: Receiver, config: Config, *, now: datetime) -> str:
     """What it does, in words, after a look at its files, its template and its server. Raises NodeError."""
     template = _read_template(told)
     for event in told.events:
         made = _example(told, config, event, now)
         if isinstance(told, EmailConfig):
-            notices.as_text(made, template)
+            notices.render_text(made, template)
         else:
-            notices.as_json(made, template)
+            notices.render_json(made, template)
     words = f"on {', '.join(told.events)}, {'with' if told.patient_data else 'without'} patient data"
     if isinstance(told, EmailConfig):
         smtp = _smtp(config)
-        mail.greet(smtp, password=_read_password(smtp), ca_file=_check_readable(smtp.ca_file))
+        mail.check_server(smtp, password=_read_password(smtp), ca_file=_check_readable(smtp.ca_file))
         return f"e-mail to {len(told.to)} by {smtp.host}:{smtp.port}, {words}"
     signed = "signed" if _read_signing_secret(told) else "not signed"
-    return f"POST to {webhook.place(_read_url(told))}, {signed}, {words}; 'dicomnode notifications test' sends one"
+    return f"POST to {webhook.host_of(_read_url(told))}, {signed}, {words}; 'dicomnode notifications test' sends one"
 
 
 class _Messenger:
@@ -124,15 +124,15 @@ class _Messenger:
         self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
         self.worker = jobs.worker_name(os.getpid())
 
-    def claim(self, session: Session, told: Told) -> list[Due]:
+    def claim(self, session: Session, told: Receiver) -> list[ClaimedNotification]:
         """A batch under a lease; should a slow receiver outlast it, it gets some twice."""
         timeout_s = told.timeout_s if isinstance(told, WebhookConfig) else _smtp(self.config).timeout_s
         lease_s = 60.0 + _BATCH * timeout_s
-        return notifications.due(
+        return notifications.claim_due(
             session, name=told.name, worker=self.worker, lease_s=lease_s, limit=_BATCH, now=self.now
         )
 
-    def send(self, told: Told, batch: Sequence[Due]) -> int:
+    def send(self, told: Receiver, batch: Sequence[ClaimedNotification]) -> int:
         """Send and record one by one; after one that its receiver did not even answer, the others wait too."""
         taken, silent = 0, ""
         for due in batch:
@@ -140,7 +140,7 @@ class _Messenger:
                 self._failed(due, silent)
                 continue
             try:
-                facts = notices.facts(due, self.config, patient_data=told.patient_data)
+                facts = notices.make_facts(due, self.config, patient_data=told.patient_data)
                 note = send(told, self.config, facts, due.created_at)
             except NodeError as error:
                 self._failed(due, str(error))
@@ -153,25 +153,25 @@ class _Messenger:
                 self._sent(due, note)
         return taken
 
-    def _sent(self, due: Due, note: str) -> None:
+    def _sent(self, due: ClaimedNotification, note: str) -> None:
         if note:
             log.warning("notification %d to %s: %s", due.notification_id, due.name, note)
         with self.sessions.begin() as session:
-            notifications.sent(session, due.notification_id, worker=self.worker, note=note, now=self.now)
+            notifications.mark_sent(session, due.notification_id, worker=self.worker, note=note, now=self.now)
 
-    def _failed(self, due: Due, reason: str) -> None:
+    def _failed(self, due: ClaimedNotification, reason: str) -> None:
         log.warning("notification %d to %s: %s", due.notification_id, due.name, reason)
         retry_at = self.now + backoff(due.attempts, self.config.delivery, self.generator)
         with self.sessions.begin() as session:
-            notifications.failed(
+            notifications.mark_failed(
                 session, due.notification_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now
             )
 
 
-def _example(told: Told, config: Config, event: str, now: datetime) -> Facts:
+def _example(told: Receiver, config: Config, event: str, now: datetime) -> Facts:
     event_id = str(uuid.uuid5(_TEST, f"{told.name} {now.isoformat()}"))
     at = now.isoformat(timespec="seconds")
-    return notices.example(config, event, event_id, at, patient_data=told.patient_data)
+    return notices.make_example(config, event, event_id, at, patient_data=told.patient_data)
 
 
 def _smtp(config: Config) -> SmtpConfig:
@@ -201,7 +201,7 @@ def _read_password(smtp: SmtpConfig) -> str:
     return "" if smtp.password_file is None else read_secret(smtp.password_file, "password_file")
 
 
-def _read_template(told: Told) -> str | None:
+def _read_template(told: Receiver) -> str | None:
     return None if told.template_file is None else read_text(told.template_file, "template_file")
 
 

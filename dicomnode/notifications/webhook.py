@@ -15,19 +15,19 @@ from urllib.parse import urlsplit
 
 from dicomnode.errors import NotSent
 
-__all__ = ["headers", "place", "post", "signature"]
+__all__ = ["host_of", "make_headers", "post", "sign"]
 
 
-def signature(body: bytes, secret: bytes) -> str:
+def sign(body: bytes, secret: bytes) -> str:
     """What the header ``Dicomnode-Signature`` says: HMAC-SHA256 (RFC 2104) over the body's bytes."""
     return f"sha256={hmac.new(secret, body, hashlib.sha256).hexdigest()}"
 
 
-def headers(event: str, event_id: str, body: bytes, secret: bytes | None) -> dict[str, str]:
+def make_headers(event: str, event_id: str, body: bytes, secret: bytes | None) -> dict[str, str]:
     """The same event has the same ID, by which a receiver knows what it has got before."""
     stated = {"Content-Type": "application/json", "User-Agent": "dicomnode"}
     stated |= {"Dicomnode-Event": event, "Dicomnode-Event-Id": event_id}
-    return stated if secret is None else stated | {"Dicomnode-Signature": signature(body, secret)}
+    return stated if secret is None else stated | {"Dicomnode-Signature": sign(body, secret)}
 
 
 def post(url: str, body: bytes, stated: Mapping[str, str], *, timeout_s: float, ca_file: Path | None) -> None:
@@ -40,9 +40,9 @@ def post(url: str, body: bytes, stated: Mapping[str, str], *, timeout_s: float, 
     except urllib.error.HTTPError as error:
         error.close()
         more = ", a redirection, which is not followed" if 300 <= error.code < 400 else ""
-        raise NotSent(f"{place(url)} answers {error.code}{more}", reached=True) from None
+        raise NotSent(f"{host_of(url)} answers {error.code}{more}", reached=True) from None
     except (OSError, http.client.HTTPException) as error:
-        raise NotSent(f"{place(url)}: {_why(error)}", reached=False) from None
+        raise NotSent(f"{host_of(url)}: {_why(error)}", reached=False) from None
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):
@@ -60,7 +60,7 @@ class _NoRedirection(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def place(url: str) -> str:
+def host_of(url: str) -> str:
     """The host: a path may be a secret."""
     return urlsplit(url).netloc
 

@@ -1,4 +1,4 @@
-"""How large the identifier of a query or retrieval may be; ``db.matching.check`` bounds its values."""
+"""How large the identifier of a query or retrieval may be; ``db.matching.check_value`` bounds its values."""
 
 from __future__ import annotations
 

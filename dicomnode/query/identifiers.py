@@ -61,7 +61,7 @@ def read(content: BytesIO | None, syntax: UID, levels: tuple[Level, ...] = STUDY
         raise CannotUnderstand("the identifier cannot be decoded") from exc
     character_set = _plain(raw.get(0x00080005))
     level = _level(_plain(raw.get(0x00080052)), levels)
-    known, encodings = catalogue.supported(level), encodings_of(character_set)
+    known, encodings = catalogue.supported_keywords(level), encodings_of(character_set)
     texts = {
         keyword_for_tag(tag) or str(tag): _text(tag, element, syntax, encodings)
         for tag, element in raw.items()

@@ -317,12 +317,14 @@ def _objects(session: Session, asked: Asked) -> list[StoredObject]:
     patient = identifiers.patient(asked) if asked.levels is PATIENT_ROOT else {}
     if asked.level == "PATIENT":
         _check_patient(session, patient)
-        return catalogue.objects(session, patient=patient)
+        return catalogue.find_objects(session, patient=patient)
     studies = identifiers.unique(asked, "STUDY", several=asked.level == "STUDY")
     series = identifiers.unique(asked, "SERIES", several=asked.level == "SERIES") if asked.level != "STUDY" else ()
     images = identifiers.unique(asked, "IMAGE", several=True) if asked.level == "IMAGE" else ()
     together = "\\".join(studies)  # a list of UIDs is matched as one
-    return catalogue.objects(session, study_uid=together, series_uids=series, sop_instance_uids=images, patient=patient)
+    return catalogue.find_objects(
+        session, study_uid=together, series_uids=series, sop_instance_uids=images, patient=patient
+    )
 
 
 def _check_patient(session: Session, patient: dict[str, str]) -> None:

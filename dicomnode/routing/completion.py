@@ -18,7 +18,7 @@ __all__ = ["close", "close_studies"]
 def close_studies(sessions: sessionmaker[Session], rule: CompletionConfig, *, now: datetime) -> int:
     """Close every study that the rule takes as complete; the number of them."""
     with sessions.begin() as session:
-        due = studies.due_for_completion(session, quiet_s=rule.quiet_s, maximum_s=rule.maximum_s, now=now)
+        due = studies.lock_due_for_completion(session, quiet_s=rule.quiet_s, maximum_s=rule.maximum_s, now=now)
         for study in due:
             studies.close(session, study, reason=_evidence(study, rule, now), now=now)
         return len(due)
@@ -26,7 +26,7 @@ def close_studies(sessions: sessionmaker[Session], rule: CompletionConfig, *, no
 
 def close(session: Session, study_uid: str, *, now: datetime) -> Study:
     """Close a study by hand, without waiting."""
-    study = studies.by_uid(session, study_uid)
+    study = studies.find_by_uid(session, study_uid)
     if study is None:
         raise NotFound(f"no study with the UID {study_uid}")
     if study.state is not StudyState.RECEIVING:

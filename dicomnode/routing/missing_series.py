@@ -43,21 +43,21 @@ def holds_up(session: Session, study: Study, routes: Sequence[Route], *, now: da
 
 def explain(session: Session, study: Study, route: Route) -> str:
     """What became of the route's newest search; "" without one."""
-    search = retrievals.newest(session, study, route.name, _SERIES) if route.with_from else None
+    search = retrievals.find_newest(session, study, route.name, _SERIES) if route.with_from else None
     if search is None:
         return ""
     told = [word for word in (_OPEN.get(search.state), search.reason) if word]
-    in_part = len(retrievals.unfinished(session, study) & set(search.series_uids))
+    in_part = len(retrievals.find_partial_series(session, study) & set(search.series_uids))
     if in_part and search.state not in _OPEN:
         told.append(f"{in_part} series that did not come whole are not used")
     return f"missing series from peer {search.peer}: {'; '.join(told)}"
 
 
 def _waits(session: Session, study: Study, route: Route, series: Sequence[Received], now: datetime) -> bool:
-    search = retrievals.search_for(session, study, route.name, _SERIES)
+    search = retrievals.find_current(session, study, route.name, _SERIES)
     if search is not None:
         return search.state in _OPEN and now < overdue_at(search, route)
     if not lacking(route, series):
         return False
-    retrievals.want(session, study, route=route.name, peer=route.with_from, purpose=_SERIES, now=now)
+    retrievals.request(session, study, route=route.name, peer=route.with_from, purpose=_SERIES, now=now)
     return True

@@ -63,7 +63,7 @@ def fetch_wanted(
 ) -> int:
     """Take every open search as far as it goes, one after the other; the number of those that brought all."""
     with sessions() as session:
-        ids = retrievals.open_ids(session, now=now())
+        ids = retrievals.list_due_ids(session, now=now())
     return sum(_search(sessions, config, id, now, generator or random.Random()) for id in ids)
 
 
@@ -84,7 +84,7 @@ def _search(sessions: sessionmaker[Session], config: Config, id: int, now: Clock
             _failed(session, search, config, why, now() + wait if isinstance(error, PeerError) else None, now())
         return False
     with sessions.begin() as session:
-        retrievals.arrived(session, session.get_one(Retrieval, id), reason=reason, now=now())
+        retrievals.mark_arrived(session, session.get_one(Retrieval, id), reason=reason, now=now())
     return True
 
 
@@ -96,13 +96,13 @@ def _failed(
     if again and lasting and again < missing_series.overdue_at(search, _route(config, search)):
         retrievals.postpone(session, search, reason=why, not_before=again, now=now)
     else:
-        retrievals.end(session, search, reason=why, now=now)
+        retrievals.mark_ended(session, search, reason=why, now=now)
 
 
 def _read(session: Session, config: Config, search: Retrieval, now: datetime) -> _Wanted:
     """Raises NotFound where nobody waits for it any more."""
     study, route = search.study, _route(config, search)
-    if not retrievals.is_awaited(session, search):
+    if not retrievals.is_still_needed(session, search):
         raise NotFound(f"study {study.id} waits no longer")
     left = tuple(uid for uid in search.series_uids if uid not in (search.arrived_uids or ()))
     holding = search.prior_study_uid or study.study_uid
@@ -154,14 +154,14 @@ def _find(sessions: sessionmaker[Session], wanted: _Wanted, config: Config, now:
         search = session.get_one(Retrieval, wanted.id)
         if wanted.matches is not None:
             series_uids = _not_here(session, search.study, wanted.matches, series_uids)
-        retrievals.fetching(session, search, prior_study_uid=prior_uid, series_uids=series_uids, now=now())
+        retrievals.start_fetching(session, search, prior_study_uid=prior_uid, series_uids=series_uids, now=now())
     return replace(wanted, holding_uid=prior_uid or wanted.study_uid, series_uids=series_uids)
 
 
 def _not_here(session: Session, study: Study, lacking: Iterable[str], series_uids: tuple[str, ...]) -> tuple[str, ...]:
     """Those that neither are here whole nor were made here. Raises NotFound without any."""
     here = set(session.scalars(select(Series.series_uid).where(Series.study_id == study.id)))
-    known = here - retrievals.unfinished(session, study) | retrievals.made_here(session, series_uids)
+    known = here - retrievals.find_partial_series(session, study) | retrievals.find_own_results(session, series_uids)
     left = tuple(uid for uid in series_uids if uid not in known)
     if not left:
         raise NotFound(f"none there for {', '.join(lacking)} besides what is known here")
@@ -178,7 +178,7 @@ def _fetch(sessions: sessionmaker[Session], wanted: _Wanted, config: Config, now
             refused.append(error)
             continue
         with sessions.begin() as session:
-            retrievals.came(session, session.get_one(Retrieval, wanted.id), series_uid)
+            retrievals.mark_series_arrived(session, session.get_one(Retrieval, wanted.id), series_uid)
     if refused:
         raise refused[0]
     with sessions() as session:

@@ -125,7 +125,7 @@ def explain(session: Session, study: Study, route: Route) -> str:
     taken = _taken(session, study, route)
     if taken:
         return f"prior: {taken}"
-    search = retrievals.search_for(session, study, route.name)
+    search = retrievals.find_current(session, study, route.name)
     found = look(session, study, route)
     if found.inputs:
         late = " came too late; a new revision of this study takes it" if study.state is StudyState.ROUTED else ""
@@ -137,7 +137,7 @@ def explain(session: Session, study: Study, route: Route) -> str:
 def _waits(session: Session, study: Study, route: Route, now: datetime) -> bool:
     if now >= (study.completed_at or now) + timedelta(seconds=route.prior_wait_s):
         return False
-    search = retrievals.search_for(session, study, route.name)
+    search = retrievals.find_current(session, study, route.name)
     if search is not None and search.state in (RetrievalState.WANTED, RetrievalState.FETCHING):
         return True
     found = look(session, study, route)
@@ -145,7 +145,7 @@ def _waits(session: Session, study: Study, route: Route, now: datetime) -> bool:
         return found.arriving
     if isinstance(present(received(session, study)), str):
         return False
-    retrievals.want(session, study, route=route.name, peer=route.prior_from, now=now)
+    retrievals.request(session, study, route=route.name, peer=route.prior_from, now=now)
     return True
 
 
@@ -165,14 +165,14 @@ def _earlier(session: Session, study: Study, now: Examination) -> list[tuple[Stu
 def _is_arriving(session: Session, candidate: Study) -> bool:
     if candidate.state is StudyState.RECEIVING:
         return True
-    fetching = any(each.state is RetrievalState.FETCHING for each in retrievals.that_fetched(session, candidate))
-    return fetching and retrievals.is_brought(session, candidate)
+    fetching = any(each.state is RetrievalState.FETCHING for each in retrievals.list_fetching(session, candidate))
+    return fetching and retrievals.is_prefetched_only(session, candidate)
 
 
 def _is_partial(session: Session, candidate: Study) -> bool:
     """Whether it is here only because of searches of which none brought all."""
-    states = {each.state for each in retrievals.that_fetched(session, candidate)}
-    return bool(states) and RetrievalState.ARRIVED not in states and retrievals.is_brought(session, candidate)
+    states = {each.state for each in retrievals.list_fetching(session, candidate)}
+    return bool(states) and RetrievalState.ARRIVED not in states and retrievals.is_prefetched_only(session, candidate)
 
 
 def _inputs(route: Route, series: Sequence[Received]) -> dict[str, list[int]]:

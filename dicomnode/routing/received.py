@@ -26,7 +26,7 @@ class Received:
 def received(session: Session, study: Study) -> list[Received]:
     """The study's series without those that nobody may take: our results that an archive sent back, and what a search
     has brought in part only, and of what retention has taken away any part."""
-    in_part = retrievals.unfinished(session, study)
+    in_part = retrievals.find_partial_series(session, study)
     ours = select(Output.id).where(Output.sop_instance_uid == Instance.sop_instance_uid).exists()
     query = select(Series, Instance).join(Instance).where(Series.study_id == study.id, ~ours)
     found: dict[int, Received] = {}

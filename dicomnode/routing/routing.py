@@ -88,7 +88,7 @@ def explain(routes: Sequence[Route], series: Sequence[Seen]) -> list[Verdict]:
 
 def explain_study(session: Session, study: Study, routes: Sequence[Route]) -> list[Verdict]:
     """``explain`` for a study that is here."""
-    whole = Series.series_uid.not_in(retrievals.unfinished(session, study))
+    whole = Series.series_uid.not_in(retrievals.find_partial_series(session, study))
     rows = session.scalars(select(Series).where(Series.study_id == study.id, whole).order_by(Series.id))
     verdicts = explain(routes, [Seen(row.series_uid, row.attributes) for row in rows])
     return [_with_searches(session, study, each, route) for each, route in zip(verdicts, routes, strict=True)]
@@ -112,7 +112,7 @@ def route_complete(sessions: sessionmaker[Session], config: Config, *, now: date
             study = session.scalar(oldest.with_for_update(skip_locked=True))
             if study is None:
                 return made
-            if not retrievals.is_brought(session, study) and _held_up(session, study, config.routes, now):
+            if not retrievals.is_prefetched_only(session, study) and _held_up(session, study, config.routes, now):
                 held_up.add(study.id)
             else:
                 made += len(route_study(session, study, config.routes, notify=config.recipients_by_route, now=now))
@@ -125,8 +125,8 @@ def route_study(
 
     ``notify``: by route who is told of which events of its jobs.
     """
-    if retrievals.is_brought(session, study):
-        audit.move(
+    if retrievals.is_prefetched_only(session, study):
+        audit.transition(
             session, study, StudyState.ROUTED, reason="fetched to be compared with, not to be worked on", now=now
         )
         return []
@@ -140,7 +140,7 @@ def route_study(
         told = "".join(f"; {each}" for each in (missing_series.explain(session, study, route), _of(prior)) if each)
         reasons += [f"{job.route} (job {job.id}{told})" for job in new if job.shadow_of_id is None]
         made += new
-    audit.move(session, study, StudyState.ROUTED, reason=", ".join(reasons) or "nothing new to do", now=now)
+    audit.transition(session, study, StudyState.ROUTED, reason=", ".join(reasons) or "nothing new to do", now=now)
     return made
 
 
@@ -156,7 +156,7 @@ def _enqueue(
     """The route's jobs, on the model that it names or that is deployed for its pipeline, each with its shadow."""
     chosen = None if route.model else deployments.choose(session, route.pipeline, study.study_uid)
     version = chosen.version if chosen else Version(route.model, "")
-    helpers = deployments.current_by_bundle(session)
+    helpers = deployments.find_current_by_bundle(session)
 
     def enqueue(unit: list[int], use: Version, **how: Any) -> Job | None:
         return jobs.enqueue(

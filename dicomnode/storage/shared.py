@@ -19,14 +19,14 @@ from db.models import Instance
 from dicomnode.errors import ConfigError
 from dicomnode.storage import spool
 
-__all__ = ["Mark", "is_marked", "look_for_newest"]
+__all__ = ["SpoolMarker", "check_spool_matches_database", "is_marked"]
 
 _SUFFIX = ".worker"
 _KEPT_S = 86400.0
 _LOOKED_AT = 20
 
 
-class Mark:
+class SpoolMarker:
     """A worker's own file in the spool."""
 
     def __init__(self, root: Path, name: str) -> None:
@@ -61,7 +61,7 @@ def is_marked(root: Path, name: str) -> bool:
     return _path(root, name).exists()
 
 
-def look_for_newest(session: Session, root: Path) -> None:
+def check_spool_matches_database(session: Session, root: Path) -> None:
     """Raise ConfigError where the newest files that rows name are not in this spool, not one of them."""
     rows = select(Instance.sha256).where(Instance.removed_at.is_(None)).order_by(Instance.id.desc()).limit(_LOOKED_AT)
     named = session.scalars(rows).all()

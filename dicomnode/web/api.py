@@ -15,7 +15,7 @@ from starlette.responses import Response
 from db.states import JobState
 from dicomnode import listings
 from dicomnode.errors import NotFound
-from dicomnode.monitoring.status import status as measure
+from dicomnode.monitoring.status import collect_status as measure
 from dicomnode.web.desk import LARGEST_NUMBER, Desk
 
 __all__ = ["router"]

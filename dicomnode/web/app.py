@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from dicomnode.config import Config
 from dicomnode.errors import InputRefused, NodeBusy, NodeError
 from dicomnode.monitoring.meters import Meters
-from dicomnode.monitoring.pulse import Pulse
+from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.web import access, dashboard, dicomweb, health, metrics, viewer
 from dicomnode.web.security import Door, SecureHeaders
 
@@ -32,18 +32,18 @@ def create_app(
     *,
     now: Callable[[], datetime],
     meters: Meters | None = None,
-    pulse: Pulse | None = None,
+    sweep_health: SweepHealth | None = None,
 ) -> FastAPI:
     """Everything under ``/``. ``sessions`` write; readers are made from their engine.
 
-    ``meters``: what the receiver of this process counts; ``pulse``: of the clock and the workers that run beside it.
+    ``meters``: what the receiver of this process counts; ``sweep_health``: of its sweeps and local workers.
     Raises ConfigError when the token cannot be read.
     """
     token = access.read_token(config, now)
-    meters, pulse = meters or Meters(), pulse or Pulse()
+    meters, sweep_health = meters or Meters(), sweep_health or SweepHealth()
     app = FastAPI(title="dicomnode", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(health.router(config, sessions, pulse))
-    app.include_router(metrics.router(config, sessions, now=now, meters=meters, pulse=pulse))
+    app.include_router(health.router(config, sessions, sweep_health))
+    app.include_router(metrics.router(config, sessions, now=now, meters=meters, sweep_health=sweep_health))
     app.include_router(access.router(token))
     app.include_router(dicomweb.router(config, sessions, now=now, meters=meters))
     app.include_router(dicomweb.router(config, sessions, now=now, review=True))

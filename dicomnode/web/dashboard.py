@@ -107,13 +107,13 @@ def _studies(desk: Desk, asked: Asked, told: str) -> HTMLResponse:
         total = overview.count_studies(session, wanted)
         pages = max(1, -(-total // PER_PAGE))
         asked = replace(asked, page=min(asked.page, pages))
-        found = overview.study_page(session, wanted, limit=PER_PAGE, offset=(asked.page - 1) * PER_PAGE)
-        typical = overview.typical_s(session)
+        found = overview.load_study_page(session, wanted, limit=PER_PAGE, offset=(asked.page - 1) * PER_PAGE)
+        typical = overview.estimate_durations_s(session)
         shown = [
             (study, found.tallies[study.id], journey.way(study, found.tallies[study.id], typical, now))
             for study in found.studies
         ]
-        counts = overview.stage_counts(session)
+        counts = overview.count_stages(session)
         return desk.page(
             session, "studies.html", shown=shown, total=total, pages=pages, asked=asked, stages=_STAGES, counts=counts,
             told=told, per_page=PER_PAGE,

@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 
 from db import deliveries, jobs
 from db.models import Delivery, Job
-from db.states import DeliveryState, MoveRefused
+from db.states import DeliveryState, InvalidTransition
 from dicomnode.dimse import peers
 from dicomnode.errors import NodeError, NotAllowed, NotFound
 from dicomnode.routing import completion
@@ -86,7 +86,7 @@ def _decide(session: Session, desk: Desk, id: int, decision: str, form: dict[str
         raise NotFound(f"There is no job {id}.")
     try:
         _DECISIONS[decision](session, job, reason=_said(_PAST[decision], form), now=desk.now())
-    except MoveRefused:
+    except InvalidTransition:
         state = FILTERS["state"](job.state)
         raise NotAllowed(f"Job {id} is {state} and cannot be {_PAST[decision]}: somebody was first.") from None
 

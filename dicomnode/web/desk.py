@@ -67,8 +67,8 @@ class Desk:
         frame = {
             "now": self.now(),
             "mask": self.config.web.mask_names,
-            "nav": overview.attention(session),
-            "seq": trail.head(session),
+            "nav": overview.count_needing_attention(session),
+            "seq": trail.read_head(session),
             "ae_title": self.config.node.ae_title,
             "asks_for_token": self.config.web.token_file is not None,
             "told": "",

@@ -102,13 +102,13 @@ class News:
 
     def _look(self) -> Seen:
         with self._readers() as session:
-            head = trail.head(session)
+            head = trail.read_head(session)
             changed = frozenset[str]()
             if self._head is not None and head != self._head:
-                changed = trail.subjects_since(session, self._head)
+                changed = trail.find_subjects_since(session, self._head)
             running = session.scalars(select(Job).where(Job.state == JobState.RUNNING)).all()
             if running and (changed or not self._typical):
-                self._typical = overview.typical_s(session)
+                self._typical = overview.estimate_durations_s(session)
             at_work = [journey.running(job, self._typical, self._now()) for job in running]
         return head, changed, {each.job_id: (each.percent, each.step, each.words) for each in at_work}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import contents
-from db.contents import Made
+from db.contents import ResultSeries
 from db.models import Series
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames
@@ -38,7 +38,7 @@ class Figure:
         return f"/jobs/{self.job_id}/pictures/{self.series_uid}"
 
 
-def of_job(job_id: int, taken: Sequence[tuple[str, Series]], made: Sequence[Made]) -> list[Figure]:
+def of_job(job_id: int, taken: Sequence[tuple[str, Series]], made: Sequence[ResultSeries]) -> list[Figure]:
     """The source first; of each image its labelled twin where there is one, which says in its pixels what it is."""
     sources = [
         Figure(job_id, series.series_uid, "source", _source_words(name, series))
@@ -105,8 +105,8 @@ def _slice(planes: Sequence[Plane], at: int | None) -> Plane:
 def _reference(readers: sessionmaker[Session], spool_dir: Path, job_id: int) -> Sequence[Plane]:
     """The slices that all pictures of a job follow: those of its first image, else those of its source."""
     with readers() as session:
-        made = contents.made(session, [job_id]).get(job_id, [])
-        taken = [series.series_uid for _, series in contents.input_series(session, [job_id]).get(job_id, [])]
+        made = contents.list_results(session, [job_id]).get(job_id, [])
+        taken = [series.series_uid for _, series in contents.list_input_series(session, [job_id]).get(job_id, [])]
     images = [each.series_uid for each in made if each.kind in ("image", "labelled image")]
     for uid in [*images, *taken]:
         if found := _series(readers, spool_dir, job_id, uid)[1]:
@@ -117,7 +117,7 @@ def _reference(readers: sessionmaker[Session], spool_dir: Path, job_id: int) -> 
 def _series(readers: sessionmaker[Session], spool_dir: Path, job_id: int, uid: str) -> tuple[str, Sequence[Plane]]:
     """Kind and planes of a series that a job took or made."""
     with readers() as session:  # it is not kept while files are read
-        files = contents.files_of(session, job_id, uid)
+        files = contents.list_files(session, job_id, uid)
     paths = tuple(spool.path(spool_dir, sha256) for _, sha256 in files)
     return (files[0][0] if files else ""), pictures.planes(paths)
 

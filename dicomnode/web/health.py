@@ -21,7 +21,7 @@ from db import engine as engines
 from db import migrations
 from dicomnode.config import Config
 from dicomnode.errors import OutOfSpace
-from dicomnode.monitoring.pulse import Pulse
+from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.storage import spool
 
 __all__ = ["router"]
@@ -31,7 +31,7 @@ class _NotWell(Exception):
     """A part answers, and is not as it should be."""
 
 
-def router(config: Config, sessions: sessionmaker[Session], pulse: Pulse) -> APIRouter:
+def router(config: Config, sessions: sessionmaker[Session], sweep_health: SweepHealth) -> APIRouter:
     """Both answer without a token, and say nothing but what is well and what is not."""
     routes = APIRouter()
     readers = engines.readers(sessions.kw["bind"])
@@ -41,10 +41,10 @@ def router(config: Config, sessions: sessionmaker[Session], pulse: Pulse) -> API
         "spool": lambda: _write_to_spool(config),
         "disk": lambda: spool.check_space(config.spool_dir, config.spool),
     }
-    if pulse.beats():
-        parts["clock"] = lambda: _look_at_clock(pulse)
-    if pulse.expected_workers:
-        parts["workers"] = lambda: _look_at_workers(pulse)
+    if sweep_health.heartbeats():
+        parts["clock"] = lambda: _look_at_clock(sweep_health)
+    if sweep_health.expected_workers:
+        parts["workers"] = lambda: _look_at_workers(sweep_health)
 
     @routes.get("/healthz")
     async def healthz() -> JSONResponse:  # on the event loop: it waits for no thread
@@ -80,13 +80,13 @@ def _ask_database(readers: sessionmaker[Session], revision: str | None) -> None:
             raise _NotWell("the database is of another version")
 
 
-def _look_at_clock(pulse: Pulse) -> None:
-    if late := pulse.late():
+def _look_at_clock(sweep_health: SweepHealth) -> None:
+    if late := sweep_health.list_late():
         raise _NotWell(f"{', '.join(late)}: no success for too long")
 
 
-def _look_at_workers(pulse: Pulse) -> None:
-    if not pulse.count_workers():
+def _look_at_workers(sweep_health: SweepHealth) -> None:
+    if not sweep_health.count_workers():
         raise _NotWell("no local worker runs")
 
 

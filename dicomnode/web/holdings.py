@@ -38,7 +38,7 @@ class Holdings:
     def find(self, study_uid: str, series_uid: str = "", sop_instance_uid: str = "") -> list[StoredObject]:
         """The instances there, each with its file and free to leave. Raises 404 when there is none."""
         with self.readers() as session:
-            found = catalogue.objects(
+            found = catalogue.find_objects(
                 session,
                 study_uid=checked_uid(study_uid),
                 series_uids=(checked_uid(series_uid),) if series_uid else (),

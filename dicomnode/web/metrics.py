@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from db import engine as engines
 from dicomnode.config import Config
-from dicomnode.monitoring.followed import Followed
+from dicomnode.monitoring.audit_counters import AuditCounters
 from dicomnode.monitoring.gauges import Gauges
 from dicomnode.monitoring.meters import Meters
-from dicomnode.monitoring.pulse import Pulse
+from dicomnode.monitoring.sweep_health import SweepHealth
 
 __all__ = ["router"]
 
@@ -26,20 +26,25 @@ _log = logging.getLogger(__name__)
 
 
 def router(
-    config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime], meters: Meters, pulse: Pulse
+    config: Config,
+    sessions: sessionmaker[Session],
+    *,
+    now: Callable[[], datetime],
+    meters: Meters,
+    sweep_health: SweepHealth,
 ) -> APIRouter:
     """Answers without a token: numbers, names of the configuration, and nothing of a patient."""
     routes = APIRouter()
     readers = engines.readers(sessions.kw["bind"])
-    Gauges(config, readers, now, pulse).register(meters.registry)
-    followed = Followed(readers, meters.registry)
+    Gauges(config, readers, now, sweep_health).register(meters.registry)
+    counters = AuditCounters(readers, meters.registry)
     with suppress(SQLAlchemyError):
-        followed.catch_up()
+        counters.update()
 
     @routes.get("/metrics")
     def metrics() -> Response:
         try:
-            followed.catch_up()
+            counters.update()
         except SQLAlchemyError as error:
             _log.warning("metrics: the database does not answer (%s)", type(error).__name__)
         return Response(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)

@@ -48,7 +48,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
 
 
 def _peers(session: Session, desk: Desk, told: str, echoed: dict[str, tuple[bool, str]]) -> HTMLResponse:
-    counts = deliveries.counts(session)
+    counts = deliveries.count_by_state(session)
     waiting: Any = select(Delivery.destination, func.min(Delivery.created_at)).group_by(Delivery.destination)
     oldest = dict(session.execute(waiting.where(Delivery.state == DeliveryState.WAITING)).all())
     shown: list[dict[str, Any]] = [
@@ -56,7 +56,7 @@ def _peers(session: Session, desk: Desk, told: str, echoed: dict[str, tuple[bool
             "peer": peer,
             "counts": counts.get(peer.name, {}),
             "oldest": oldest.get(peer.name),
-            "breaker": destinations.breaker(session, peer.name),
+            "breaker": destinations.load_breaker(session, peer.name),
             "routes": [route.name for route in desk.config.routes if peer.name in route.destinations],
             "echo": echoed.get(peer.name),
         }
@@ -66,10 +66,10 @@ def _peers(session: Session, desk: Desk, told: str, echoed: dict[str, tuple[bool
 
 
 def _system(session: Session, desk: Desk, before: int | None) -> HTMLResponse:
-    events = trail.latest(session, before=before, limit=_EVENTS)
+    events = trail.list_latest(session, before=before, limit=_EVENTS)
     kept = select(Quarantine).where(Quarantine.state == QuarantineState.KEPT).order_by(Quarantine.id.desc())
     return desk.page(
-        session, "system.html", measured=status.status(session, desk.config, now=desk.now()),
+        session, "system.html", measured=status.collect_status(session, desk.config, now=desk.now()),
         quarantined=session.scalars(kept.limit(_QUARANTINED)).all(),
         told=[(group[0].at, _in_a_line(group)) for group in _together(events)], before=before,
         older=events[-1].seq if len(events) == _EVENTS else None, spool=desk.config.spool,

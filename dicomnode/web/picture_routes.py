@@ -67,7 +67,7 @@ def _thumbnail(desk: Desk, uid: str, series_uid: str = "") -> Response:
 
 def _middle(session: Session, uid: str, series_uid: str) -> list[str]:
     """The files that show most of it, the best first. Raises 404."""
-    study = studies.by_uid(session, checked_uid(uid))
+    study = studies.find_by_uid(session, checked_uid(uid))
     if study is None:
         raise HTTPException(404, "no such study here")
-    return list(contents.middle_files(session, study.id, series_uid))
+    return list(contents.find_middle_files(session, study.id, series_uid))

@@ -115,7 +115,7 @@ def _told(level: Level, path: dict[str, str], parameters: SearchParameters) -> t
     if level == "IMAGE":
         names += _IMAGE
     asked_for = (*parameters.keys, *parameters.fields)
-    return tuple(dict.fromkeys((*names, *(name for name in asked_for if name in catalogue.supported(level)))))
+    return tuple(dict.fromkeys((*names, *(name for name in asked_for if name in catalogue.supported_keywords(level)))))
 
 
 def _warnings(request: Request, parameters: SearchParameters, *, more: bool) -> dict[str, str]:

@@ -53,7 +53,7 @@ def read(request: Request, level: Level, path: dict[str, str]) -> SearchParamete
     query = {name: value for name, value in given if name in _CONTROLS}
     keys = [(_keyword(name), name, value) for name, value in given if name not in _CONTROLS]
     _check_once([name for name in query if name != "includefield"], given)
-    can = catalogue.supported(level)
+    can = catalogue.supported_keywords(level)
     known = [(keyword, _value(keyword, value)) for keyword, _, value in keys if keyword in can]
     if len(dict(known)) < len(known):
         raise HTTPException(400, "an attribute stands there more than once")

@@ -52,11 +52,11 @@ def add(routes: APIRouter, desk: Desk) -> None:
 
 
 def _hold(session: Session, desk: Desk, page: int, told: str) -> HTMLResponse:
-    total = overview.jobs_by_state(session).get(JobState.HELD, 0)
+    total = overview.count_jobs_by_state(session).get(JobState.HELD, 0)
     pages = max(1, -(-total // _HELD_PER_PAGE))
     page = min(page, pages)
-    held = contents.held(session, (JobState.HELD,), limit=_HELD_PER_PAGE, offset=(page - 1) * _HELD_PER_PAGE)
-    taken = contents.input_series(session, [job.id for job in held])
+    held = contents.list_jobs(session, (JobState.HELD,), limit=_HELD_PER_PAGE, offset=(page - 1) * _HELD_PER_PAGE)
+    taken = contents.list_input_series(session, [job.id for job in held])
     shown = [
         {
             "card": card,
@@ -64,14 +64,14 @@ def _hold(session: Session, desk: Desk, page: int, told: str) -> HTMLResponse:
             "figures": figures.of_job(card.job.id, taken.get(card.job.id, []), card.made),
             "review": link(card.job.study.study_uid, review=True),
         }
-        for card in cards(session, desk, held, overview.typical_s(session))
+        for card in cards(session, desk, held, overview.estimate_durations_s(session))
     ]
     return desk.page(session, "hold.html", shown=shown, total=total, page=page, pages=pages, told=told)
 
 
 def _failures(session: Session, desk: Desk, page: int, told: str) -> HTMLResponse:
     states = (JobState.DEAD, JobState.REFUSED)
-    counts = overview.jobs_by_state(session)
+    counts = overview.count_jobs_by_state(session)
     total = sum(counts.get(state, 0) for state in states)
     pages = max(1, -(-total // _PER_PAGE))
     page = min(page, pages)
@@ -91,12 +91,12 @@ def _failures(session: Session, desk: Desk, page: int, told: str) -> HTMLRespons
 
 
 def _jobs(session: Session, desk: Desk, state: JobState | None, page: int, told: str) -> HTMLResponse:
-    counts = overview.jobs_by_state(session)
+    counts = overview.count_jobs_by_state(session)
     total = sum(counts.values()) if state is None else counts.get(state, 0)
     pages = max(1, -(-total // _PER_PAGE))
     page = min(page, pages)
-    typical = overview.typical_s(session)
-    found = overview.job_page(session, state, limit=_PER_PAGE, offset=(page - 1) * _PER_PAGE)
+    typical = overview.estimate_durations_s(session)
+    found = overview.load_job_page(session, state, limit=_PER_PAGE, offset=(page - 1) * _PER_PAGE)
     shown: list[tuple[Job, Study, Any]] = [
         (job, study, journey.running(job, typical, desk.now()) if job.state is JobState.RUNNING else None)
         for job, study in found
@@ -108,8 +108,8 @@ def _jobs(session: Session, desk: Desk, state: JobState | None, page: int, told:
 
 
 def _job(session: Session, desk: Desk, job: Job, told: str) -> HTMLResponse:
-    taken = contents.input_series(session, [job.id]).get(job.id, [])
-    card = cards(session, desk, [job], overview.typical_s(session))[0]
+    taken = contents.list_input_series(session, [job.id]).get(job.id, [])
+    card = cards(session, desk, [job], overview.estimate_durations_s(session))[0]
     facts = {key: value for key, value in job.report.items() if key not in ("measurements", "notes", "reasons")}
     return desk.page(
         session, "job.html", card=card, study=job.study, taken=taken, facts=facts,

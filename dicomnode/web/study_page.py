@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse, Response
 
 from db import contents, overview, studies, trail
-from db.contents import Made, Parcel
+from db.contents import DeliverySummary, ResultSeries
 from db.models import Job, Study
 from db.states import JobState
 from dicomnode.routing import routing
@@ -33,8 +33,8 @@ class JobCard:
 
     job: Job
     running: Running | None
-    made: tuple[Made, ...]
-    parcels: tuple[Parcel, ...]
+    made: tuple[ResultSeries, ...]
+    parcels: tuple[DeliverySummary, ...]
     usual_s: float | None
 
     @property
@@ -61,7 +61,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
     @routes.get("/studies/{uid}")
     def show(uid: str, done: str = "") -> HTMLResponse:
         with desk.readers() as session:
-            study = studies.by_uid(session, checked_uid(uid))
+            study = studies.find_by_uid(session, checked_uid(uid))
             if study is not None:
                 return _page(session, desk, study, told(done))
         return desk.trouble(404, "No study of that UID is here.")
@@ -69,7 +69,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
     @routes.get("/studies/{uid}/report.{kind}")
     def report(uid: str, kind: str) -> Response:
         with desk.readers() as session:
-            study = studies.by_uid(session, checked_uid(uid))
+            study = studies.find_by_uid(session, checked_uid(uid))
             if study is None or kind not in report_page.KINDS:
                 return desk.trouble(404, "No such report is here.")
             if (page := report_page.kept(desk.config, study, kind)) is not None:
@@ -83,7 +83,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
 def cards(session: Session, desk: Desk, jobs: list[Job], typical: dict[str, float]) -> list[JobCard]:
     """For jobs with their reports loaded."""
     ids = [job.id for job in jobs]
-    made, parcels = contents.made(session, ids), contents.parcels(session, ids)
+    made, parcels = contents.list_results(session, ids), contents.summarize_deliveries(session, ids)
     return [
         JobCard(
             job,
@@ -97,12 +97,12 @@ def cards(session: Session, desk: Desk, jobs: list[Job], typical: dict[str, floa
 
 
 def _page(session: Session, desk: Desk, study: Study, told: str) -> HTMLResponse:
-    tally = overview.tallies(session, [study.id])[study.id]
-    typical = overview.typical_s(session)
+    tally = overview.load_tallies(session, [study.id])[study.id]
+    typical = overview.estimate_durations_s(session)
     mine = select(Job).where(Job.study_id == study.id).order_by(Job.id.desc()).limit(_SHOWN_JOBS + 1)
     jobs = list(session.scalars(mine))
     shown = cards(session, desk, jobs[:_SHOWN_JOBS], typical)
-    series = contents.received(session, study.id, limit=_SHOWN_SERIES + 1)
+    series = contents.list_received_series(session, study.id, limit=_SHOWN_SERIES + 1)
     verdicts = routing.explain_study(session, study, desk.config.routes)
     routed = {card.job.route for card in shown}
     return desk.page(
@@ -116,7 +116,7 @@ def _page(session: Session, desk: Desk, study: Study, told: str) -> HTMLResponse
         has_more_jobs=len(jobs) > _SHOWN_JOBS,
         cards=shown,
         verdicts=sorted(verdicts, key=lambda each: (each.route not in routed, not each.matched)),
-        events=trail.of_study(session, study.id),
+        events=trail.list_study_events(session, study.id),
         viewer=link(study.study_uid),
         review=link(study.study_uid, review=True),
         has_held=any(card.job.state is JobState.HELD for card in shown),
