@@ -1,11 +1,11 @@
-"""Any MONAI bundle for segmentation or from image to image, by its own configuration: the pipeline ``bundle:NAME``.
+"""Pipeline ``bundle:NAME``: any MONAI bundle for segmentation or image-to-image, run by its own configuration.
 
-Input: one volume for each channel that the bundle's metadata declare, under the channel's name ("image" where there is
-one). Output: a segmentation whose segments are the declared channels, with volumes in millilitres, or an image for each
-channel that comes out. Steps: ``preprocessing``, ``inferer`` and ``postprocessing`` of configs/inference.json
-(``model_zoo.monai_config``) on arrays with their place in the patient, never on files; what comes out is brought to the
-lattice of the first input. Nothing is random, so the seed is not used. A bundle of others states no uncertainty, and
-none is made up: the result says so.
+Input: one volume for each channel that the bundle's metadata declare, under the channel's name ("image" for a single
+channel). Output: a segmentation whose segments are the declared channels, with volumes in millilitres, or an image for
+each output channel. Steps: ``preprocessing``, ``inferer`` and ``postprocessing`` of configs/inference.json
+(``model_zoo.monai_config``) on arrays with their affine, never on files; the output is resampled to the grid of the
+first input. No step is random, so the seed is not used. A third party's bundle states no uncertainty, and none is
+invented: the result says so.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _SAME_MODALITY = {"MRI": "MR", "PET": "PT", "CTA": "CT"}
 
 
 class Options(BaseModel):
-    """What a route may set where the bundle's metadata do not tell, or tell it wrong.
+    """Options of a route, for facts that the bundle's metadata omit or state wrongly.
 
-    ``gives``: what comes out; ``labels``: names of label numbers; ``unit``: of images that come out, in UCUM.
+    ``gives``: kind of the output; ``labels``: names of label numbers; ``unit``: unit of output images in UCUM.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,14 +49,14 @@ class Options(BaseModel):
 
 
 def make_pipeline(facts: BundleFacts) -> Pipeline:
-    """The pipeline that this bundle is. Raises BundleError where it does not say how to come to a result."""
-    called = f"{facts.name}@{facts.version}"
+    """Return the pipeline that this bundle defines. Raises BundleError for a bundle without an inferer."""
+    bundle = f"{facts.name}@{facts.version}"
     if not monai_rules.has_code(registry.definition_of(facts)[1]):
-        raise BundleError(f"{called}: {monai_rules.INFERENCE} has no inferer, so it is no pipeline of its own")
+        raise BundleError(f"{bundle}: {monai_rules.INFERENCE} has no inferer, so it is no pipeline of its own")
     return Pipeline(
         name=f"{BUNDLE_PREFIX}{facts.name}",
         title=str(facts.metadata.get("task") or facts.metadata.get("title") or facts.name),
-        inputs=tuple(Input(name, Volume) for name in _channels(facts.metadata)),
+        inputs=tuple(Input(name, Volume) for name in _input_names(facts.metadata)),
         bundle=facts.name,
         options_type=Options,
         run=run,
@@ -64,40 +64,40 @@ def make_pipeline(facts: BundleFacts) -> Pipeline:
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
-    """Raises Refused for images that the bundle is not for, BundleError where its configuration does not fit."""
-    volumes = _volumes(case, model.metadata)
+    """Run the bundle. Raises Refused for images outside its use, BundleError where its configuration does not fit."""
+    volumes = _collect_volumes(case, model.metadata)
     steps = monai_config.steps(model)
     progress(0.05, "preprocessing")
     with torch.inference_mode(), monai_config.quiet():
-        pred = _answer(bundle_volumes.make_tensor(volumes), steps, model, progress)
+        pred = _infer(bundle_volumes.make_tensor(volumes), steps, model, progress)
     progress(0.9, "on the image's lattice")
-    answer = bundle_findings.read_output_format(model.metadata, options.gives, options.labels, options.unit)
-    found = bundle_findings.make_findings(pred, volumes[0], answer)
-    return [*found, *_notes(model)]
+    output_format = bundle_findings.read_output_format(model.metadata, options.gives, options.labels, options.unit)
+    findings = bundle_findings.make_findings(pred, volumes[0], output_format)
+    return [*findings, *_notes(model)]
 
 
-def _answer(image: Any, steps: Steps, model: Model, progress: Progress) -> Any:
-    """What postprocessing makes of the network's answer, (c, i, j, k) with its affine."""
-    called = f"{model.name}@{model.version}"
+def _infer(image: Any, steps: Steps, model: Model, progress: Progress) -> Any:
+    """Return the postprocessed output of the network, (c, i, j, k) with its affine."""
+    bundle = f"{model.name}@{model.version}"
     try:
-        with offline(called):
+        with offline(bundle):
             data = steps.preprocessing({steps.image: image})
         ready = data[steps.image]
         progress(0.2, "network")
-        with offline(called):
-            answer = steps.inferer(ready[None].to(model.device), model.network)
+        with offline(bundle):
+            output = steps.inferer(ready[None].to(model.device), model.network)
         progress(0.7, "postprocessing")
-        data[steps.pred] = bundle_volumes.restore_affine(answer, ready)
-        with offline(called):
+        data[steps.pred] = bundle_volumes.restore_affine(output, ready)
+        with offline(bundle):
             return steps.postprocessing(data)[steps.pred]
     except torch.OutOfMemoryError:
         raise  # another attempt may find room
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise BundleError(f"{called} does not run on this image: {monai_config.innermost(error)}") from error
+        raise BundleError(f"{bundle} does not run on this image: {monai_config.innermost(error)}") from error
 
 
-def _channels(metadata: Mapping[str, Any]) -> list[str]:
-    """The names of what goes in, in the order of the network's channels."""
+def _input_names(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the names of the inputs, in the order of the network's channels."""
     declared = bundle_findings.read_tensor_format(metadata, "inputs")
     count = int(declared.get("num_channels", 1))
     if count == 1:
@@ -106,26 +106,26 @@ def _channels(metadata: Mapping[str, Any]) -> list[str]:
     return names if all(names) and len(set(names)) == count else [f"image {n + 1}" for n in range(count)]
 
 
-def _volumes(case: Case, metadata: Mapping[str, Any]) -> list[Volume]:
-    """Of the declared modality, in one frame of reference, on the lattice of the first."""
-    names = _channels(metadata)
+def _collect_volumes(case: Case, metadata: Mapping[str, Any]) -> list[Volume]:
+    """Return the inputs on the grid of the first. Raises Refused for another modality or frame of reference."""
+    names = _input_names(metadata)
     _check_modality(case.facts, metadata)
-    found: list[Volume] = []
+    volumes: list[Volume] = []
     for name in names:
         volume = case[name]
         if not isinstance(volume, Volume):
             raise Refused(f"{name}: this bundle takes images, not k-space")
-        if found and case.facts.get(name, {}).get("same_frame") is False:
+        if volumes and case.facts.get(name, {}).get("same_frame") is False:
             raise Refused(f"{name} is of another frame of reference than {names[0]}, and a bundle registers nothing")
-        found.append(bundle_volumes.resample_volume(volume, found[0].grid) if found else volume)
-    return found
+        volumes.append(bundle_volumes.resample_volume(volume, volumes[0].grid) if volumes else volume)
+    return volumes
 
 
 def _check_modality(facts: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    wanted = str(bundle_findings.read_tensor_format(metadata, "inputs").get("modality", "")).upper()
-    wanted, stated = _SAME_MODALITY.get(wanted, wanted), str(facts.get("modality", ""))
-    if wanted in ("CT", "MR", "PT") and stated and stated != wanted:
-        raise Refused(f"image: Modality (0008,0060) is {stated}; this bundle takes {wanted}")
+    expected = str(bundle_findings.read_tensor_format(metadata, "inputs").get("modality", "")).upper()
+    expected, actual = _SAME_MODALITY.get(expected, expected), str(facts.get("modality", ""))
+    if expected in ("CT", "MR", "PT") and actual and actual != expected:
+        raise Refused(f"image: Modality (0008,0060) is {actual}; this bundle takes {expected}")
 
 
 def _notes(model: Model) -> list[Finding]:

@@ -1,8 +1,8 @@
-"""Codes for the structures that bundles of others name: SNOMED CT where the name is known exactly, else just "label".
+"""Codes for the structures that third parties' bundles name: SNOMED CT for exactly known names, else just "label".
 
 Sides and numbers are left out of the comparison ("left kidney", "rib_left_3"): the code names the kind of structure
-with the side as modifier, the segment's label keeps the words. A name that merely contains a known one ("liver vessel")
-gets no code of it.
+with the side as modifier, and the segment's label keeps the words. A name that merely contains a known one ("liver
+vessel") gets no code of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipelines.laterality import LEFT, RIGHT
 __all__ = ["UNCODED", "categorise_label", "encode_label"]
 
 UNCODED = Code("LABEL", "99DICOMNODE", "Label of a model")
-"""Where nobody said in codes what a label is."""
+"""Code of a label whose structure is not known."""
 ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 
 _ANATOMY = MappingProxyType({
@@ -51,14 +51,14 @@ _OURS = MappingProxyType({s.name: encode_structure(s) for s in STRUCTURES})
 
 
 def encode_label(name: str) -> Code:
-    """What the structure is, or ``UNCODED``."""
-    found = _code_of_term(_plain(name))
-    if found == UNCODED:
-        found = _code_of_term(_without_side(name))
-        sides = {_SIDES[word] for word in _plain(name).split() if word in _SIDES}
-        if found != UNCODED and len(sides) == 1:
-            found = replace(found, modifiers=(*found.modifiers, *sides))
-    return found
+    """Return the code of the structure, or ``UNCODED``."""
+    code = _code_of_term(_plain(name))
+    if code == UNCODED:
+        code = _code_of_term(_without_side(name))
+        sides = {_SIDES[term] for term in _plain(name).split() if term in _SIDES}
+        if code != UNCODED and len(sides) == 1:
+            code = replace(code, modifiers=(*code.modifiers, *sides))
+    return code
 
 
 def _code_of_term(term: str) -> Code:
@@ -71,7 +71,7 @@ def _code_of_term(term: str) -> Code:
 
 
 def categorise_label(name: str) -> Code:
-    """Anatomy, something abnormal, or merely a place."""
+    """Return the category of the label: anatomical, abnormal, or merely spatial."""
     code = encode_label(name)
     if code == UNCODED:
         return SPATIAL
@@ -83,4 +83,4 @@ def _plain(name: str) -> str:
 
 
 def _without_side(name: str) -> str:
-    return " ".join(word for word in _plain(name).split() if not _SIDE_OR_NUMBER.fullmatch(word))
+    return " ".join(term for term in _plain(name).split() if not _SIDE_OR_NUMBER.fullmatch(term))

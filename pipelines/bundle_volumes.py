@@ -1,4 +1,4 @@
-"""Volumes to MONAI's tensors and back. MONAI's patient axes are RAS+, ours LPS+: two signs, and nothing is flipped.
+"""Conversion of volumes to MONAI's tensors and back. MONAI's patient axes are RAS+, ours LPS+: two signs, no flips.
 
 A MetaTensor's affine maps its array indices to millimetres, so with the array's axes as (i, j, k) it is our affine with
 the signs of its first two rows changed.
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["make_tensor", "read_grid", "resample_tensor", "resample_volume", "restore_affine"]
 
 _OTHER_SYSTEM = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""LPS to RAS, and back."""
+"""Conversion from LPS to RAS and back."""
 
 
 def make_tensor(volumes: Sequence[Volume]) -> Any:
-    """A MetaTensor (i, j, k), as MONAI's reader gives one file, or (c, i, j, k) of several on one lattice."""
+    """Return a MetaTensor (i, j, k), as MONAI's reader returns one file, or (c, i, j, k) of several on one lattice."""
     from monai.data import MetaTensor
     from monai.utils import SpaceKeys
 
@@ -41,41 +41,41 @@ def make_tensor(volumes: Sequence[Volume]) -> Any:
     return MetaTensor(torch.from_numpy(data if several else data[0]), affine=affine, meta=meta)
 
 
-def restore_affine(answer: Any, image: Any) -> Any:
-    """The network's answer, a batch of one, laid where ``image`` (c, i, j, k) lies. Raises Refused where it cannot."""
+def restore_affine(output: Any, image: Any) -> Any:
+    """Return the network's output, a batch of one, with the affine of ``image`` (c, i, j, k). Raises Refused."""
     from monai.data import MetaTensor
 
-    if isinstance(answer, dict):
-        answer = next(iter(answer.values()))
-    if isinstance(answer, list | tuple):
-        answer = answer[0]
-    found = answer.as_tensor()[0] if isinstance(answer, MetaTensor) else answer[0]
-    if found.shape[1:] != image.shape[1:]:
-        given, asked = tuple(found.shape[1:]), tuple(image.shape[1:])
-        raise Refused(f"the network answers {given} voxels to {asked}: where they lie is unknown")
-    return MetaTensor(found.float().cpu(), affine=image.affine.cpu().clone(), meta=dict(image.meta))
+    if isinstance(output, dict):
+        output = next(iter(output.values()))
+    if isinstance(output, list | tuple):
+        output = output[0]
+    tensor = output.as_tensor()[0] if isinstance(output, MetaTensor) else output[0]
+    if tensor.shape[1:] != image.shape[1:]:
+        output_shape, input_shape = tuple(tensor.shape[1:]), tuple(image.shape[1:])
+        raise Refused(f"the network answers {output_shape} voxels to {input_shape}: where they lie is unknown")
+    return MetaTensor(tensor.float().cpu(), affine=image.affine.cpu().clone(), meta=dict(image.meta))
 
 
 def read_grid(tensor: Any) -> Grid:
-    """Our lattice of a MetaTensor (c, i, j, k)."""
+    """Return the grid (LPS) of a MetaTensor (c, i, j, k)."""
     i, j, k = (int(n) for n in tensor.shape[-3:])
     return Grid((k, j, i), _OTHER_SYSTEM @ np.asarray(tensor.affine.cpu(), np.float64))
 
 
 def resample_tensor(tensor: Any, grid: Grid, *, labels: bool) -> NDArray[np.float32]:
-    """The tensor (c, i, j, k) as (c, k, j, i) on ``grid``: as it is where it lies there, else interpolated.
+    """Return the tensor (c, i, j, k) as (c, k, j, i) on ``grid``, interpolated only where the grids differ.
 
-    Labels (one channel) go to the voxels of which they fill more than half.
+    Labels (one channel) take the voxels that they fill by more than half.
     """
     own = read_grid(tensor)
     data = np.ascontiguousarray(np.asarray(tensor.cpu(), np.float32).transpose(0, 3, 2, 1))
     if own.matches(grid):
         return data
     if labels and data.shape[0] == 1:
-        whole = data[0].astype(np.uint8)
-        return resampling.resample_labels(whole, own, grid, int(whole.max()))[None].astype(np.float32)
-    found = resampling.resample(torch.from_numpy(data), own, grid).numpy()
-    return (found > 0.5).astype(np.float32) if labels else found
+        label_map = data[0].astype(np.uint8)
+        return resampling.resample_labels(label_map, own, grid, int(label_map.max()))[None].astype(np.float32)
+    resampled = resampling.resample(torch.from_numpy(data), own, grid).numpy()
+    return (resampled > 0.5).astype(np.float32) if labels else resampled
 
 
 def resample_volume(volume: Volume, grid: Grid) -> Volume:

@@ -1,4 +1,4 @@
-"""Coded concepts that several pipelines speak of."""
+"""Coded concepts that several pipelines use."""
 
 from __future__ import annotations
 

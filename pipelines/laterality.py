@@ -1,7 +1,7 @@
-"""Which half of the head something lies in, measured from the plane midway between the two putamina.
+"""Side of a finding in the head, measured from the plane midway between the two putamina.
 
-The plane follows the head however it is turned. A side is told only of what lies wholly on it, farther from the plane
-than the plane is known; of anything else nothing is told.
+The plane follows the head however it is rotated. A side is stated only for findings that lie completely on it, farther
+from the plane than the plane's uncertainty; for others none is stated.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ RIGHT = Code("24028007", "SCT", "Right")  # PS3.16 CID 244
 
 MARGIN_MM = 5.0
 APART_MM = (35.0, 75.0)
-"""How far the middles of two putamina lie apart; in adults about 50 mm."""
+"""Plausible distances between the centres of the two putamina; in adults about 50 mm."""
 LARGEST_RATIO = 2.0
 SMALLEST_MM3 = 500.0
 STEEPEST = 0.7
-"""Least component along the patient's left-right axis of a plane's normal: heads turned by up to 45 degrees."""
+"""Least component of the normal along the patient's left-right axis: heads rotated by up to 45 degrees."""
 
 Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Midplane:
-    """A point on the plane and its unit normal, which points to the patient's left; LPS, millimetres."""
+    """Point on the plane and its unit normal, which points to the patient's left; LPS, millimetres."""
 
     point_mm: Points
     normal: Points
 
-    def side_of(self, points_mm: Points) -> Code | None:
+    def find_side(self, points_mm: Points) -> Code | None:
         """Return the side on which all points (n, 3) lie, or None."""
         distance_mm = (points_mm - self.point_mm) @ self.normal
         if distance_mm.min() > MARGIN_MM:

@@ -153,7 +153,7 @@ def _lesion(
     contrast = float(e.dir[box][inside].mean() - near.mean()) if len(near) >= LEAST_SURROUNDINGS else None
     exceeds = None if contrast is None else _normal((contrast - t.contrast) / max(sd, 1e-3))
     points_mm = _points_mm(inside, box, e.grid)
-    site = _sided(_SITES[lesion.location], plane.side_of(points_mm) if plane else None)
+    site = _sided(_SITES[lesion.location], plane.find_side(points_mm) if plane else None)
     return Lesion(
         n, _PLACE_OF[lesion.location], site, lesion.volume_mm3, (peak[0], peak[1], peak[2]), _middle_mm(points_mm),
         float(e.lesion[box][inside].mean()), sd, contrast, exceeds,

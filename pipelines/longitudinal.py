@@ -32,7 +32,7 @@ from pipelines.registration import PlausibleMotion, Registration, register_rigid
 
 __all__ = ["Change", "compare_examinations", "report_change"]
 
-ANOTHER_VISIT = PlausibleMotion(shift_mm=1500.0, turn_degrees=60.0)
+ANOTHER_VISIT = PlausibleMotion(shift_mm=1500.0, rotation_degrees=60.0)
 """Another visit has another frame of reference: where the head lies says nothing, how it is turned a little."""
 NEW, ENLARGED = 1, 2
 SEGMENTS = (
@@ -60,7 +60,7 @@ def compare_examinations(
 ) -> Change:
     """Raises Refused where the examinations cannot be laid on each other."""
     registered = register_rigid(_brain(present), _brain(earlier), seed, ANOTHER_VISIT, name="the earlier FLAIR")
-    grid = registered.follow(earlier.grid)
+    grid = registered.apply_correction(earlier.grid)
     before = np.stack([earlier.dir, earlier.sd, earlier_found.labels > 0, earlier.brain]).astype(np.float32)
     dir_, sd, lesion, known = resample_map(before, grid, present.grid)
     both = present.brain & (known > 0.5)
@@ -77,7 +77,7 @@ def report_change(present: DirEstimate, c: Change, onto: Grid, thickness_mm: flo
     labels = np.where(share.sum(axis=0) >= 0.5, share.argmax(axis=0) + 1, 0).astype(np.uint8)
     difference = Volume(resample_map(c.difference, present.grid, onto), onto)
     volume_ml = [float((c.labels == n).sum()) * present.spacing_mm**3 / 1000 for n in (NEW, ENLARGED)]
-    moved = f"{c.registered.shift_mm:.1f} mm and {c.registered.turn_degrees:.1f} degrees, from {c.registered.start}"
+    moved = f"{c.registered.shift_mm:.1f} mm and {c.registered.rotation_degrees:.1f} degrees, from {c.registered.start}"
     return [
         Image("subtraction", difference, "Synthetic DIR, present less earlier", thickness_mm),
         Segmentation("new lesions", labels, onto, SEGMENTS, "New and enlarged lesions since the earlier", thickness_mm),

@@ -1,13 +1,13 @@
-"""May this input go into that model, and may what came of it go out: the input contract and the output gate.
+"""Input contract and output gate: whether an input may enter a model, and whether its result may leave the node.
 
 Both are data in a bundle's ``metadata.json``, so that another model brings its own:
 
     "input_contract": {"flair": [{"fact": "ti_ms", "between": [1500, 3000], "otherwise": "refuse"}, ...]},
     "output_limits": {"hold_above": {"chi-square": 2.0}, "refuse_below": {...}}
 
-A rule speaks of one fact of one input. A fact that the header does not state breaks no rule unless it is ``needed``.
+A rule restricts one fact of one input. A fact that the header does not state breaks no rule unless it is ``needed``.
 A broken rule refuses the input, or holds the result for a person. The node's configuration adds to the output limits
-and replaces those of the same measurement.
+and replaces limits of the same measurement.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ FACTS = MappingProxyType({
     "coarsest_spacing_mm": ("largest voxel spacing", "(0020,0032), (0028,0030)", "mm"),
     "finest_spacing_mm": ("smallest voxel spacing", "(0020,0032), (0028,0030)", "mm"),
 })  # fmt: skip
-"""What a rule may speak of: its name for a person, where a DICOM header has it, and its unit."""
+"""Facts that a rule may restrict: displayed name, DICOM attribute, unit."""
 
 
 class InputRule(BaseModel):
-    """What one fact may be: within ``between``, or containing one of the words ``one_of``, or none of ``none_of``."""
+    """Allowed values of a fact: within ``between``, containing a word of ``one_of``, or equal to none of ``none_of``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,7 +77,7 @@ class InputRule(BaseModel):
     otherwise: Literal["refuse", "hold"] = "refuse"
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> InputRule:
+    def _check_consistency(self) -> InputRule:
         if self.fact not in FACTS:
             raise ValueError(f"no fact is named {self.fact!r}; there are: {', '.join(FACTS)}")
         if sum(map(bool, (self.between, self.one_of, self.none_of))) != 1:
@@ -87,21 +87,21 @@ class InputRule(BaseModel):
     def allows(self, value: Any) -> bool:
         if self.between:
             return bool(self.between[0] <= float(value) <= self.between[1])
-        stated = [str(each).casefold() for each in np.atleast_1d(value)]
+        values = [str(each).casefold() for each in np.atleast_1d(value)]
         if self.none_of:
-            return not any(word.casefold() == each for word in self.none_of for each in stated)
-        return any(word.casefold() in each for word in self.one_of for each in stated)
+            return not any(term.casefold() == each for term in self.none_of for each in values)
+        return any(term.casefold() in each for term in self.one_of for each in values)
 
     @property
     def allowed(self) -> str:
-        """In words."""
+        """The allowed values in words."""
         if self.between:
             return f"{self.between[0]:g} to {self.between[1]:g}"
         return f"none of {', '.join(self.none_of)}" if self.none_of else f"one of {', '.join(self.one_of)}"
 
 
 class OutputLimits(BaseModel):
-    """Of measurements, by name: beyond them a result is held for a person, or refused."""
+    """Limits of measurements by name; a result beyond them is held for a person, or refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -110,13 +110,13 @@ class OutputLimits(BaseModel):
     refuse_above: dict[str, float] = Field(default_factory=dict)
     refuse_below: dict[str, float] = Field(default_factory=dict)
 
-    def overridden(self, other: OutputLimits) -> OutputLimits:
-        """These with those of ``other`` in place of or beside them."""
+    def with_overrides(self, other: OutputLimits) -> OutputLimits:
+        """Return these limits with those of ``other`` added, or in their place for the same measurement."""
         return OutputLimits(**{name: getattr(self, name) | getattr(other, name) for name in type(self).model_fields})
 
 
 class Outcome(StrEnum):
-    """What becomes of a result."""
+    """Decision on a result."""
 
     ACCEPT = "accept"
     HOLD = "hold"
@@ -125,7 +125,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's decision and why; ``reasons`` is empty where it accepts."""
+    """The gate's decision and its reasons; ``reasons`` is empty for an accepted result."""
 
     outcome: Outcome = Outcome.ACCEPT
     reasons: tuple[str, ...] = field(default=())
@@ -136,33 +136,33 @@ class Verdict:
 
 
 def read_input_rules(metadata: Mapping[str, Any]) -> dict[str, list[InputRule]]:
-    """The input contract of a bundle. Raises Refused for one that nobody can apply."""
+    """Return the input contract of a bundle. Raises Refused for a malformed one."""
     try:
-        stated = dict(metadata.get("input_contract", {}))
-        return {name: [InputRule.model_validate(rule) for rule in rules] for name, rules in stated.items()}
+        contract = dict(metadata.get("input_contract", {}))
+        return {name: [InputRule.model_validate(rule) for rule in rules] for name, rules in contract.items()}
     except (ValidationError, TypeError, ValueError) as error:
-        raise Refused(f"the input contract of {_called(metadata)} cannot be read: {_first(error)}") from None
+        raise Refused(f"the input contract of {_model_name(metadata)} cannot be read: {_first_error(error)}") from None
 
 
 def read_output_limits(metadata: Mapping[str, Any]) -> OutputLimits:
-    """The output limits of a bundle. Raises Refused for some that nobody can apply."""
+    """Return the output limits of a bundle. Raises Refused for malformed ones."""
     try:
         return OutputLimits.model_validate(metadata.get("output_limits", {}))
     except ValidationError as error:
-        raise Refused(f"the output limits of {_called(metadata)} cannot be read: {_first(error)}") from None
+        raise Refused(f"the output limits of {_model_name(metadata)} cannot be read: {_first_error(error)}") from None
 
 
 def check_input(case: Case, metadata: Mapping[str, Any], main: str, options: Any = None) -> tuple[str, ...]:
-    """Why the result of this case is to be held: the rules that it breaks. Raises Refused for those that refuse.
+    """Return the reasons to hold the result of this case: the broken rules. Raises Refused for rules that refuse.
 
-    ``main``: the input whose facts stand at the top of ``case.facts``. Options of the same name stand for facts that
-    no header has.
+    ``main``: name of the input whose facts are at the top level of ``case.facts``. Options of the same name replace
+    facts that no header states.
     """
     broken = [
-        (rule, _sentence(rule, name, value, metadata))
+        (rule, _describe_violation(rule, name, value, metadata))
         for name, rules in read_input_rules(metadata).items()
         if name in case.inputs
-        for facts in [_facts(case, name, main, options)]
+        for facts in [_collect_facts(case, name, main, options)]
         for rule in rules
         for value in [facts.get(rule.fact)]
         if (value is None and rule.needed) or (value is not None and not rule.allows(value))
@@ -173,57 +173,62 @@ def check_input(case: Case, metadata: Mapping[str, Any], main: str, options: Any
     return tuple(words for _, words in broken)
 
 
-def judge_result(measurements: Iterable[Measurement], limits: OutputLimits, held: Sequence[str] = ()) -> Verdict:
-    """The verdict on a result; ``held``: what speaks for holding it already. A value that is no number is held."""
+def judge_result(
+    measurements: Iterable[Measurement], limits: OutputLimits, hold_reasons: Sequence[str] = ()
+) -> Verdict:
+    """Return the verdict on a result. A value that is not a number is held.
+
+    ``hold_reasons``: reasons to hold the result that are known already.
+    """
     measured = {m.name: m.value for m in measurements if not m.group}
 
     def beyond(limit: Mapping[str, float], above: bool) -> list[str]:
-        word = "above" if above else "below"
+        relation = "above" if above else "below"
         return [
-            f"{name} is {value:.4g}, {word} the limit of {limit[name]:g}"
+            f"{name} is {value:.4g}, {relation} the limit of {limit[name]:g}"
             for name, value in measured.items()
             if name in limit and not (value <= limit[name] if above else value >= limit[name])
         ]
 
     refuse = [*beyond(limits.refuse_above, True), *beyond(limits.refuse_below, False)]
-    hold = [*held, *beyond(limits.hold_above, True), *beyond(limits.hold_below, False)]
+    hold = [*hold_reasons, *beyond(limits.hold_above, True), *beyond(limits.hold_below, False)]
     if refuse:
         return Verdict(Outcome.REFUSE, (*refuse, *hold))
     return Verdict(Outcome.HOLD, tuple(hold)) if hold else Verdict()
 
 
-def _facts(case: Case, name: str, main: str, options: Any) -> dict[str, Any]:
-    stated = case.facts if name == main else case.facts.get(name, {})
-    found = {key: value for key, value in stated.items() if key in FACTS}
+def _collect_facts(case: Case, name: str, main: str, options: Any) -> dict[str, Any]:
+    known = case.facts if name == main else case.facts.get(name, {})
+    facts = {key: value for key, value in known.items() if key in FACTS}
     volume = case[name]
     if isinstance(volume, Volume):
         spacing = volume.grid.spacing_mm
-        found["coverage_mm"] = min(n * mm for n, mm in zip(volume.grid.shape, spacing, strict=True))
-        found |= {"coarsest_spacing_mm": max(spacing), "finest_spacing_mm": min(spacing)}
+        facts["coverage_mm"] = min(n * mm for n, mm in zip(volume.grid.shape, spacing, strict=True))
+        facts |= {"coarsest_spacing_mm": max(spacing), "finest_spacing_mm": min(spacing)}
     elif isinstance(volume, KSpace):
-        found["acceleration"] = volume.mask.size / max(int(volume.mask.sum()), 1)
+        facts["acceleration"] = volume.mask.size / max(int(volume.mask.sum()), 1)
     chosen = {key: getattr(options, key, None) for key in FACTS}
-    return found | {key: value for key, value in chosen.items() if value is not None}
+    return facts | {key: value for key, value in chosen.items() if value is not None}
 
 
-def _sentence(rule: InputRule, name: str, value: Any, metadata: Mapping[str, Any]) -> str:
+def _describe_violation(rule: InputRule, name: str, value: Any, metadata: Mapping[str, Any]) -> str:
     meaning, where, unit = FACTS[rule.fact]
     unit = f" {unit}" if unit else ""
-    stated = "is not stated" if value is None else f"is {_shown(value)}{unit}"
-    return f"{name}: {meaning} {where} {stated}; {_called(metadata)} takes {rule.allowed}{unit}"
+    statement = "is not stated" if value is None else f"is {_format_value(value)}{unit}"
+    return f"{name}: {meaning} {where} {statement}; {_model_name(metadata)} takes {rule.allowed}{unit}"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "\\".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _called(metadata: Mapping[str, Any]) -> str:
+def _model_name(metadata: Mapping[str, Any]) -> str:
     return f"{metadata.get('name', 'the model')} {metadata.get('version', '')}".rstrip()
 
 
-def _first(error: Exception) -> str:
+def _first_error(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

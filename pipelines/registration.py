@@ -1,9 +1,9 @@
-"""Where an image lies in the patient as another one has it: six numbers, by mutual information.
+"""Rigid registration of two images by mutual information.
 
-The result is the moving image itself on another lattice: its voxels keep their values, their places are turned and
-shifted, so that whoever samples it interpolates once. Mutual information after Mattes et al., IEEE Trans. Med. Imaging
-22, 2003, from coarse to fine; starts are the places that the headers state and the images' centres of mass. Nothing
-depends on threads or on the clock.
+The result is the moving image on another grid: its voxels keep their values, and their places are rotated and shifted,
+so that a later resampling interpolates only once. Mutual information after Mattes et al., IEEE Trans. Med. Imaging 22,
+2003, from coarse to fine, started from the positions in the headers and then from the images' centres of mass. The
+result depends neither on threads nor on the clock.
 """
 
 from __future__ import annotations
@@ -22,111 +22,112 @@ __all__ = ["PlausibleMotion", "Registration", "measure_motion", "register_rigid"
 
 BINS = 32
 WORKING_MM = 2.0
-"""Finer images are averaged to about this."""
+"""Spacing to which finer images are averaged."""
 LEVELS = ((4, 4.0), (2, 2.0), (1, 0.0))
-"""Of the images' resolution: every how many voxels, smoothed by how many mm."""
+"""Resolution levels: shrink factor, smoothing in mm (sd)."""
 POINTS = 60_000
-"""Drawn on each level, or all voxels where there are fewer."""
+"""Number of sample points on each level, or all voxels where the image has fewer."""
 STEPS = 150
-"""At most, on each level."""
+"""Largest number of optimiser steps on each level."""
 HEAD_RADIUS_MM = 80.0
-"""What a radian weighs against a millimetre."""
+"""Weight of a radian against a millimetre."""
 LEAST_OVERLAP = 0.3
 """Share of the fixed image's bright voxels that the moving image must cover."""
 
 
 @dataclass(frozen=True)
 class PlausibleMotion:
-    """What is believed: how far the middle of the fixed image moves, how far it turns, and how much is in common.
+    """Limits of a plausible registration: shift of the fixed image's middle, rotation, and mutual information.
 
-    ``mutual_information``: in nats; images of different things have hardly any.
+    ``mutual_information``: least value in nats; images of different objects share hardly any.
     """
 
     shift_mm: float = 40.0
-    turn_degrees: float = 30.0
+    rotation_degrees: float = 30.0
     mutual_information: float = 0.08
 
 
 @dataclass(frozen=True)
 class Registration:
-    """``volume``: the moving image where the fixed one has it; ``shift_mm`` of the fixed image's middle and
-    ``turn_degrees``, against the headers; ``mutual_information`` in nats; ``start``: what led there.
+    """Result of a rigid registration.
 
-    ``correction_mm``: 4 x 4, from places as the moving image's header has them to the fixed one's.
+    ``volume``: the moving image at its registered position; ``shift_mm`` of the fixed image's middle and
+    ``rotation_degrees``, against the headers; ``mutual_information`` in nats; ``start``: name of the start used.
+    ``correction_mm``: 4 x 4, from positions as the moving image's header states them to the fixed image's.
     """
 
     volume: Volume
     shift_mm: float
-    turn_degrees: float
+    rotation_degrees: float
     mutual_information: float
     start: str
     correction_mm: NDArray[np.float64]
 
-    def follow(self, grid: Grid) -> Grid:
-        """Another lattice of the moving image's examination, moved likewise."""
+    def apply_correction(self, grid: Grid) -> Grid:
+        """Return another grid of the moving image's examination, moved by the same correction."""
         return Grid(grid.shape, self.correction_mm @ grid.affine_mm)
 
 
 def register_rigid(
     fixed: Volume, moving: Volume, seed: int, limits: PlausibleMotion | None = None, *, name: str = "the moving image"
 ) -> Registration:
-    """``moving`` where ``fixed`` has it. Raises Refused where no start leads to a plausible place.
+    """Register ``moving`` rigidly to ``fixed``. Raises Refused where no start leads to a plausible position.
 
-    Any two contrasts of one head, any lattices. ``name``: of the moving image in a refusal.
+    The images may be any two contrasts of one head on any grids. ``name``: name of the moving image in a refusal.
     """
     limits = limits or PlausibleMotion()
-    target, image = _itk(fixed), _itk(moving)
-    found: list[Registration] = []
+    target, image = _to_itk(fixed), _to_itk(moving)
+    plausible: list[Registration] = []
     reasons: list[str] = []
     for start, transform in _starts(target, image):
         try:
-            result = _registered(target, image, transform, start, moving, seed)
+            result = _register_from(target, image, transform, start, moving, seed)
         except RuntimeError as error:
             reasons.append(f"from {start}: {_last_line(error)}")
             continue
-        if reason := _implausible(result, limits):
+        if reason := _find_implausibility(result, limits):
             reasons.append(f"from {start}: {reason}")
         else:
-            found.append(result)
+            plausible.append(result)
             break
-    if not found:
+    if not plausible:
         raise Refused(f"{name} cannot be laid on the other one: {'; '.join(reasons)}")
-    return found[0]
+    return plausible[0]
 
 
 def measure_motion(correction_mm: NDArray[np.float64], middle_mm: NDArray[np.float64]) -> tuple[float, float]:
-    """How far a rigid 4 x 4 moves a point, and by what angle it turns."""
+    """Return the distance by which a rigid 4 x 4 moves a point, and its angle of rotation."""
     shift = correction_mm[:3, :3] @ middle_mm + correction_mm[:3, 3] - middle_mm
     cosine = (np.trace(correction_mm[:3, :3]) - 1) / 2
     return float(np.linalg.norm(shift)), float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
 def _starts(fixed: sitk.Image, moving: sitk.Image) -> list[tuple[str, sitk.Euler3DTransform]]:
-    """Where the headers say that it is; then, if that leads nowhere, the centres of mass on each other."""
+    """Return the starts, in order: the position in the headers, then the alignment of the centres of mass."""
     centre = _centre_of_mass(fixed)
-    stated, centred = sitk.Euler3DTransform(), sitk.Euler3DTransform()
-    for each in (stated, centred):
+    from_headers, from_centres = sitk.Euler3DTransform(), sitk.Euler3DTransform()
+    for each in (from_headers, from_centres):
         each.SetCenter(centre.tolist())
-    centred.SetTranslation((_centre_of_mass(moving) - centre).tolist())
-    return [("the place that its header states", stated), ("the centres of mass", centred)]
+    from_centres.SetTranslation((_centre_of_mass(moving) - centre).tolist())
+    return [("the place that its header states", from_headers), ("the centres of mass", from_centres)]
 
 
-def _registered(
-    fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, words: str, volume: Volume, seed: int
+def _register_from(
+    fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, start_name: str, volume: Volume, seed: int
 ) -> Registration:
-    transform, value = _optimised(fixed, moving, start, seed)
-    to_moving = _matrix(transform)
+    transform, value = _optimise(fixed, moving, start, seed)
+    to_moving = _to_matrix(transform)
     correction = np.asarray(np.linalg.inv(to_moving), np.float64)
     middle = np.array(fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()]))
-    shift_mm, turn_degrees = measure_motion(to_moving, middle)
+    shift_mm, rotation_degrees = measure_motion(to_moving, middle)
     placed = replace(volume, grid=Grid(volume.grid.shape, correction @ volume.grid.affine_mm))
-    return Registration(placed, shift_mm, turn_degrees, value, words, correction)
+    return Registration(placed, shift_mm, rotation_degrees, value, start_name, correction)
 
 
-def _optimised(
+def _optimise(
     fixed: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform, seed: int
 ) -> tuple[sitk.Euler3DTransform, float]:
-    """The transform from fixed to moving places, and the mutual information there."""
+    """Return the transform from fixed to moving positions, and its mutual information."""
     r = sitk.ImageRegistrationMethod()
     r.SetMetricAsMattesMutualInformation(BINS)
     r.SetMetricSamplingStrategy(r.RANDOM)
@@ -141,7 +142,7 @@ def _optimised(
     r.SetOptimizerScales([HEAD_RADIUS_MM**2] * 3 + [1.0] * 3)
     transform = sitk.Euler3DTransform(start)
     r.SetInitialTransform(transform, inPlace=True)
-    with _one_thread():
+    with _run_on_one_thread():
         r.Execute(fixed, moving)
     if _overlap(fixed, moving, transform) < LEAST_OVERLAP:
         raise RuntimeError("the images hardly overlap")
@@ -149,8 +150,11 @@ def _optimised(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in another order end elsewhere in the last digits; the metric heeds the global number only."""
+def _run_on_one_thread() -> Iterator[None]:
+    """Run ITK on one thread: sums in another order differ in the last digits.
+
+    The metric reads only the global number of threads.
+    """
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
@@ -160,30 +164,30 @@ def _one_thread() -> Iterator[None]:
 
 
 def _overlap(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Euler3DTransform) -> float:
-    """Share of the fixed image's bright voxels that lie within the moving image."""
+    """Return the share of the fixed image's bright voxels that lie within the moving image."""
     inside = sitk.Resample(moving * 0 + 1, fixed, transform, sitk.sitkNearestNeighbor, 0.0)
     values, covered = sitk.GetArrayViewFromImage(fixed), sitk.GetArrayViewFromImage(inside) > 0
     bright = values > 0.5 * values.mean()
     return float(covered[bright].mean()) if bright.any() else 0.0
 
 
-def _implausible(found: Registration, limits: PlausibleMotion) -> str:
-    """Why this is not believed; empty where it is."""
-    if found.mutual_information < limits.mutual_information:
+def _find_implausibility(r: Registration, limits: PlausibleMotion) -> str:
+    """Return the reason why a registration is implausible, or an empty string."""
+    if r.mutual_information < limits.mutual_information:
         return (
-            f"they share a mutual information of {found.mutual_information:.3f}, "
+            f"they share a mutual information of {r.mutual_information:.3f}, "
             f"less than {limits.mutual_information:g}: not the same head, or no image"
         )
-    if found.shift_mm > limits.shift_mm or found.turn_degrees > limits.turn_degrees:
+    if r.shift_mm > limits.shift_mm or r.rotation_degrees > limits.rotation_degrees:
         return (
-            f"it would move by {found.shift_mm:.0f} mm and {found.turn_degrees:.0f} degrees; believed are "
-            f"{limits.shift_mm:g} mm and {limits.turn_degrees:g} degrees"
+            f"it would move by {r.shift_mm:.0f} mm and {r.rotation_degrees:.0f} degrees; believed are "
+            f"{limits.shift_mm:g} mm and {limits.rotation_degrees:g} degrees"
         )
     return ""
 
 
-def _itk(volume: Volume) -> sitk.Image:
-    """The image with its place, averaged to voxels of about the working size, from 0 at its darkest percentile on."""
+def _to_itk(volume: Volume) -> sitk.Image:
+    """Return the image with its position, averaged to about the working spacing; its darkest percentile becomes 0."""
     low, high = np.quantile(volume.data.ravel()[::13], (0.01, 0.995))
     if not high > low:
         raise Refused("a uniform image cannot be laid on another one")
@@ -197,13 +201,13 @@ def _itk(volume: Volume) -> sitk.Image:
 
 
 def _orthonormal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The directions of the axes, made exactly perpendicular: headers round them."""
+    """Return the directions of the axes, made exactly perpendicular, because headers round them."""
     u, _, v = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
     return np.asarray(u @ v)
 
 
 def _centre_of_mass(image: sitk.Image) -> NDArray[np.float64]:
-    """In millimetres, LPS."""
+    """Return the centre of mass in LPS millimetres."""
     values = sitk.GetArrayViewFromImage(image)
     total = max(float(values.sum(dtype=np.float64)), 1e-9)
     index = [float((values.sum(axis=tuple(b for b in range(3) if b != a)) * np.arange(n)).sum() / total)
@@ -211,11 +215,11 @@ def _centre_of_mass(image: sitk.Image) -> NDArray[np.float64]:
     return np.array(image.TransformContinuousIndexToPhysicalPoint(index[::-1]))
 
 
-def _matrix(transform: sitk.Euler3DTransform) -> NDArray[np.float64]:
-    found = np.eye(4)
-    found[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
-    found[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    return found
+def _to_matrix(transform: sitk.Euler3DTransform) -> NDArray[np.float64]:
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    return matrix
 
 
 def _last_line(error: RuntimeError) -> str:

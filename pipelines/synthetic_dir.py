@@ -191,7 +191,9 @@ def _told(e: DirEstimate, options: Options) -> list[Finding]:
     ]
     if r := e.registered:
         found.append(Measurement("T1w shifted", r.shift_mm, "mm", f"Onto the FLAIR, from {r.start}"))
-        found.append(Measurement("T1w turned", r.turn_degrees, "deg", f"Mutual information {r.mutual_information:.2f}"))
+        found.append(
+            Measurement("T1w turned", r.rotation_degrees, "deg", f"Mutual information {r.mutual_information:.2f}")
+        )
     else:
         words = "No T1w: made from FLAIR alone, which tells lesions from artefacts and grey from white matter less well"
         found.append(Note("inputs", words))

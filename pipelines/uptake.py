@@ -1,4 +1,4 @@
-"""The numbers that PET is read by, before and after: mean, maximum and peak of regions, activity inside and outside.
+"""Regional uptake of PET before and after restoration: mean, maximum and peak of regions.
 
 Peak is the highest mean over a ball of 1 ml whose centre lies in the region (QIBA, EARL); voxels at the ball's surface
 count by their share in it.
@@ -18,7 +18,7 @@ from scipy import ndimage, signal
 from pipelines.codes import MAXIMUM, MEAN, PEAK, SUV_BW, SUV_BW_UNIT
 from pipelines.contract import Code, Finding, Grid, Measurement, Volume
 
-__all__ = ["Region", "Scale", "average_over_ball", "compare_uptake", "dilate", "find_body"]
+__all__ = ["Region", "Scale", "average_over_ball", "ball_weights", "compare_uptake", "dilate", "find_body"]
 
 PEAK_ML = 1.0
 LEAST_VOXELS = 8
@@ -31,7 +31,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Region:
-    """Where (k, j, i), what it is called and its code."""
+    """Region of an image: name, mask (k, j, i) and code."""
 
     name: str
     mask: Mask
@@ -40,12 +40,14 @@ class Region:
 
 @dataclass(frozen=True)
 class Scale:
-    """What numbers are told in: ``factor`` per unit of the image gives ``unit``; names begin with ``word``;
-    ``quantity``: its code."""
+    """Scale of the reported numbers.
+
+    ``factor`` per unit of the image gives ``unit``; names begin with ``prefix``; ``quantity``: code of the quantity.
+    """
 
     factor: float
     unit: str
-    word: str
+    prefix: str
     quantity: Code | None = None
 
     @classmethod
@@ -55,33 +57,36 @@ class Scale:
 
 
 def find_body(image: Volume) -> Mask:
-    """Where the body is: above a quarter of the mean of the whole, blurred by 6 mm (sd), without small islands, with
-    what it encloses in each slice."""
+    """Return the mask of the body.
+
+    It holds the voxels above a quarter of the image's mean after a blur of 6 mm (sd), without small islands, filled
+    slice by slice.
+    """
     blurred = ndimage.gaussian_filter(image.data, [6.0 / mm for mm in image.grid.spacing_mm], mode="nearest")
     labels, count = ndimage.label(blurred > 0.25 * blurred.mean())
     if count == 0:
         return np.zeros(image.data.shape, bool)
     sizes = np.bincount(labels.ravel())[1:]
-    kept = np.isin(labels, 1 + np.flatnonzero(sizes >= 0.02 * sizes.max()))
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in kept])
+    large = np.isin(labels, 1 + np.flatnonzero(sizes >= 0.02 * sizes.max()))
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in large])
 
 
 def dilate(mask: Mask, grid: Grid, by_mm: float) -> Mask:
-    """With all voxels that are at most so far from it."""
-    far: Mask = ndimage.distance_transform_edt(~mask, sampling=grid.spacing_mm) <= by_mm
-    return far
+    """Return the mask with all voxels at most ``by_mm`` away from it."""
+    dilated: Mask = ndimage.distance_transform_edt(~mask, sampling=grid.spacing_mm) <= by_mm
+    return dilated
 
 
 def average_over_ball(x: Array, grid: Grid, ml: float = PEAK_ML) -> Array:
-    """Mean over a ball of ``ml`` about each voxel; outside of the array lies nothing."""
-    ball = _ball(grid, ml)
+    """Return the mean over a ball of ``ml`` about each voxel; voxels outside the array do not count."""
+    ball = ball_weights(grid, ml)
     total = signal.oaconvolve(x, ball, mode="same")
     weight = signal.oaconvolve(np.ones_like(x), ball, mode="same")
     return np.asarray(total / np.maximum(weight, 1e-3), np.float32)
 
 
-def _ball(grid: Grid, ml: float) -> Array:
-    """Share of each voxel that lies in the ball, at five places along each axis; sum one."""
+def ball_weights(grid: Grid, ml: float) -> Array:
+    """Return the share of each voxel in the ball, from five places along each axis, normalised to sum one."""
     radius_mm = (3 / (4 * math.pi) * 1000 * ml) ** (1 / 3)
     axes = []
     for mm in grid.spacing_mm:
@@ -96,18 +101,18 @@ def _ball(grid: Grid, ml: float) -> Array:
 def compare_uptake(
     before: Array, after: Array, peaks: tuple[Array, Array], regions: list[Region], scale: Scale
 ) -> list[Finding]:
-    """Mean, maximum and peak of each region after and before, and the bias of the mean and peak in percent.
+    """Return mean, maximum and peak of each region after and before, and the bias of mean and peak in percent.
 
-    Only the numbers of the result have the standard's codes: a reader of codes finds one mean of a region, not two.
+    Only numbers of the result have the standard's codes, so that a reader of codes finds one mean of a region, not two.
     """
-    found: list[Finding] = []
+    measurements: list[Finding] = []
     for region in regions:
         if int(region.mask.sum()) >= LEAST_VOXELS:
-            told = {"mean": _means, "max": _maxima}
-            values = {name: of(before, after, region.mask) for name, of in told.items()}
+            statistics = {"mean": _means, "max": _maxima}
+            values = {name: statistic(before, after, region.mask) for name, statistic in statistics.items()}
             values["peak"] = _maxima(*peaks, region.mask)
-            found += _told(region, values, scale)
-    return found
+            measurements += _yield_measurements(region, values, scale)
+    return measurements
 
 
 def _means(before: Array, after: Array, mask: Mask) -> tuple[float, float]:
@@ -118,14 +123,18 @@ def _maxima(before: Array, after: Array, mask: Mask) -> tuple[float, float]:
     return float(before[mask].max()), float(after[mask].max())
 
 
-def _told(region: Region, values: Mapping[str, tuple[float, float]], scale: Scale) -> Iterator[Measurement]:
+def _yield_measurements(
+    region: Region, values: Mapping[str, tuple[float, float]], scale: Scale
+) -> Iterator[Measurement]:
     for name, (before, after) in values.items():
-        called = f"{scale.word}{name}"
-        what = "Mean over a ball of 1 ml, highest in the region" if name == "peak" else ""
+        title = f"{scale.prefix}{name}"
+        description = "Mean over a ball of 1 ml, highest in the region" if name == "peak" else ""
         group, site = region.name, region.site
         derivation = _DERIVATIONS[name] if scale.quantity else None
-        yield Measurement(called, scale.factor * after, scale.unit, what, group, site, scale.quantity, (), derivation)
-        yield Measurement(f"{called} of the input", scale.factor * before, scale.unit, what, group, site)
+        yield Measurement(
+            title, scale.factor * after, scale.unit, description, group, site, scale.quantity, (), derivation
+        )
+        yield Measurement(f"{title} of the input", scale.factor * before, scale.unit, description, group, site)
         if name != "max":  # of noise the maximum is no estimate of anything
             bias = 100 * (after / before - 1) if before > 0 else math.nan
-            yield Measurement(f"{called} bias", bias, "%", "Result against input", group, site)
+            yield Measurement(f"{title} bias", bias, "%", "Result against input", group, site)

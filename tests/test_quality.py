@@ -119,7 +119,7 @@ def test_doubts_about_the_input_hold_the_result() -> None:
 
 
 def test_the_nodes_limits_replace_those_of_the_bundle() -> None:
-    both = OutputLimits(hold_above={"a": 1.0, "b": 2.0}).overridden(OutputLimits(hold_above={"a": 5.0}))
+    both = OutputLimits(hold_above={"a": 1.0, "b": 2.0}).with_overrides(OutputLimits(hold_above={"a": 5.0}))
     assert both.hold_above == {"a": 5.0, "b": 2.0}
 
 

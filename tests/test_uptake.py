@@ -47,7 +47,7 @@ def test_coarser_voxels_hold_the_mean_of_finer_ones() -> None:
 
 @pytest.mark.parametrize("spacing_mm", [(3.0, 3.0, 3.0), (5.0, 2.7, 2.7), (1.5, 1.5, 1.5)])
 def test_the_peak_is_the_mean_over_a_millilitre(spacing_mm: tuple[float, float, float]) -> None:
-    ball = uptake._ball(lattice("axial", (9, 9, 9), spacing_mm, (0.0, 0.0, 0.0)), 1.0)
+    ball = uptake.ball_weights(lattice("axial", (9, 9, 9), spacing_mm, (0.0, 0.0, 0.0)), 1.0)
     ml = float(np.prod(spacing_mm)) / 1000
     assert ball.sum() == pytest.approx(1, rel=1e-5)
     assert ml / ball.max() == pytest.approx(1, rel=0.06)

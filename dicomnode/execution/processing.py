@@ -374,7 +374,7 @@ def _measured(m: Measurement) -> dict[str, Any]:
 def _judged(findings: Sequence[Finding], model: Model, doubts: Sequence[str], config: QualityConfig) -> quality.Verdict:
     """The gate's verdict. Raises Refused where the result may not go out at all."""
     own = quality.OutputLimits(**{name: getattr(config, name) for name in quality.OutputLimits.model_fields})
-    limits = quality.read_output_limits(model.metadata).overridden(own)
+    limits = quality.read_output_limits(model.metadata).with_overrides(own)
     verdict = quality.judge_result([found for found in findings if isinstance(found, Measurement)], limits, doubts)
     if verdict.outcome is quality.Outcome.REFUSE:
         raise Refused(f"the result is refused: {verdict.reason}")
