@@ -1,7 +1,8 @@
-"""One examination's synthetic DIR where the network works: on isotropic LPS voxels about the brain.
+"""Synthetic DIR of one examination on the network's grid: isotropic LPS voxels about the brain.
 
-The T1w is laid on the FLAIR, the anatomy found in it (in the FLAIR where there is none), both images freed of their
-bias fields and told in units of white matter; then the network's passes (``model_zoo.synthetic_dir``).
+The T1w is registered to the FLAIR, the anatomy is segmented in it (in the FLAIR where no T1w exists), both images are
+freed of their bias fields and scaled to units of white matter; then follow the network's passes
+(``model_zoo.synthetic_dir``).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["DirEstimate", "DropoutPasses", "estimate_dir", "resample_map"]
 
 MARGIN = 6
-"""Voxels about the brain that the network sees as well."""
+"""Margin about the brain, in voxels, that the network sees as well."""
 
 
 @dataclass(frozen=True)
 class DropoutPasses:
-    """How the network is asked: how often, whether each pass sees another flip, from which seed."""
+    """Passes through the network: their number, True in ``turned`` for another flip in each, and the seed."""
 
     count: int
     turned: bool
@@ -41,9 +42,12 @@ class DropoutPasses:
 
 @dataclass(frozen=True)
 class DirEstimate:
-    """On ``grid``, isotropic LPS about the brain, each (k, j, i): ``flair`` and ``t1w`` in units of white matter,
-    ``structure`` numbers of ``model_zoo.structures`` (0 outside), what was predicted; ``registered``: of the T1w;
-    ``unusual``: how far the head lies from those of the training."""
+    """Synthetic DIR of one examination; arrays (k, j, i) on ``grid``, isotropic LPS about the brain.
+
+    ``flair`` and ``t1w`` in units of white matter; ``structure``: numbers of ``model_zoo.structures`` (0 outside); then
+    the predictions; ``registration``: of the T1w; ``out_of_distribution``: measures of the head's departure from those
+    of the training.
+    """
 
     grid: Grid
     flair: NDArray[np.float32]
@@ -54,8 +58,8 @@ class DirEstimate:
     epistemic: NDArray[np.float32]
     lesion: NDArray[np.float32]
     maps: NDArray[np.float32]
-    registered: Registration | None
-    unusual: tuple[Finding, ...] = ()
+    registration: Registration | None
+    out_of_distribution: tuple[Finding, ...] = ()
 
     @property
     def spacing_mm(self) -> float:
@@ -69,70 +73,77 @@ class DirEstimate:
 def estimate_dir(
     flair: Volume, t1w: Volume | None, model: Model, passes: DropoutPasses, progress: Progress
 ) -> DirEstimate:
-    """Raises Refused where the images do not lie on each other or hold no brain."""
+    """Estimate the DIR of one examination. Raises Refused for images that cannot be registered or hold no brain."""
     progress(0.0, "registration")
-    registered = register_rigid(flair, t1w, passes.seed, name="the T1w") if t1w else None
-    head = registered.volume if registered else flair
+    registration = register_rigid(flair, t1w, passes.seed, name="the T1w") if t1w else None
+    head = registration.volume if registration else flair
     progress(0.1, "anatomy")
-    found = anatomy.segment_head(head, model.helpers["anatomy"], lambda done, step: progress(0.1 + 0.15 * done, step))
-    structure, grid = _about_brain(found, resampling.axis_aligned(flair.grid, float(model.settings["spacing_mm"])))
+    head_anatomy = anatomy.segment_head(
+        head, model.helpers["anatomy"], lambda done, step: progress(0.1 + 0.15 * done, step)
+    )
+    structure, grid = _crop_to_brain(
+        head_anatomy, resampling.axis_aligned(flair.grid, float(model.settings["spacing_mm"]))
+    )
     progress(0.25, "preparing")
-    structure = structure * (_sampled(Volume(np.ones_like(flair.data), flair.grid), grid) > 0.5)
+    structure = structure * (_resample(Volume(np.ones_like(flair.data), flair.grid), grid) > 0.5)
     try:
-        scaled_flair = _prepared(flair, grid, structure)
-        scaled_t1w = _prepared(registered.volume, grid, structure) if registered else None
+        scaled_flair = _prepare(flair, grid, structure)
+        scaled_t1w = _prepare(registration.volume, grid, structure) if registration else None
     except ValueError as error:
         raise Refused(f"no white matter is found where both images are: {error}") from error
-    shown = _Watched(model.network, passes.count, lambda done: progress(0.3 + 0.6 * done, "passes"))
+    network = _NetworkWithProgress(model.network, passes.count, lambda done: progress(0.3 + 0.6 * done, "passes"))
     p = predict(
-        shown, _on(model, scaled_flair), None if scaled_t1w is None else _on(model, scaled_t1w),
+        network, _to_device(model, scaled_flair), None if scaled_t1w is None else _to_device(model, scaled_t1w),
         torch.from_numpy(structure).to(model.device), passes=passes.count, turned=passes.turned,
         generator=torch.Generator().manual_seed(passes.seed),
     )  # fmt: skip
-    made = _estimate(p, grid, scaled_flair, scaled_t1w, structure, registered)
-    return replace(made, unusual=tuple(anatomy.score_out_of_distribution(found, head, model, passes.seed)))
+    result = _make_estimate(p, grid, scaled_flair, scaled_t1w, structure, registration)
+    return replace(
+        result, out_of_distribution=tuple(anatomy.score_out_of_distribution(head_anatomy, head, model, passes.seed))
+    )
 
 
 def resample_map(x: NDArray[np.float32], grid: Grid, onto: Grid) -> NDArray[np.float32]:
-    """(..., k, j, i) of an estimate at the voxels of another lattice: averaged over their extent, 0 outside."""
+    """Resample (..., k, j, i) of an estimate to another grid, averaged over the extent of its voxels, 0 outside."""
     stacked = torch.from_numpy(np.ascontiguousarray(x.reshape(-1, *grid.shape), np.float32))
-    found = resampling.resample(stacked, grid, onto).numpy()
-    return np.asarray(found.reshape(*x.shape[:-3], *onto.shape))
+    result = resampling.resample(stacked, grid, onto).numpy()
+    return np.asarray(result.reshape(*x.shape[:-3], *onto.shape))
 
 
-class _Watched(nn.Module):
-    """The network, telling after each pass how many of them are done."""
+class _NetworkWithProgress(nn.Module):
+    """Network that reports the fraction of passes done after each of them."""
 
-    def __init__(self, network: nn.Module, count: int, tell: Callable[[float], None]) -> None:
+    def __init__(self, network: nn.Module, count: int, report: Callable[[float], None]) -> None:
         super().__init__()
-        self.network, self.count, self.tell, self.done = network, count, tell, 0
+        self.network, self.count, self.report, self.done = network, count, report, 0
         self.stride = int(getattr(network, "stride", 1))
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        found: Tensor = self.network(x, told)
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        output: Tensor = self.network(x, condition)
         self.done += 1
-        self.tell(self.done / self.count)
-        return found
+        self.report(self.done / self.count)
+        return output
 
 
-def _about_brain(found: anatomy.Anatomy, whole: Grid) -> tuple[NDArray[np.uint8], Grid]:
-    """The structures in the box about them on the lattice ``whole``, upright as theirs. Raises Refused without brain.
+def _crop_to_brain(head: anatomy.Anatomy, flair_grid: Grid) -> tuple[NDArray[np.uint8], Grid]:
+    """Return the structures in the box about them, and its grid. Raises Refused without brain.
 
-    ``whole`` lies on the FLAIR's voxels where those are upright and of this size: nothing is then blurred.
+    ``flair_grid``: axis-aligned as the structures'; it has the FLAIR's own voxels where those are axis-aligned and of
+    this size, so that nothing is then blurred.
     """
-    labels = _looked_up(found.labels, found.grid, whole)
-    there = np.nonzero(labels)
-    if not len(there[0]):
+    labels = _nearest_labels(head.labels, head.grid, flair_grid)
+    inside = np.nonzero(labels)
+    if not len(inside[0]):
         raise Refused("the anatomy model finds no brain where the FLAIR is")
-    starts = [max(int(at.min()) - MARGIN, 0) for at in there]
-    stops = [min(int(at.max()) + MARGIN + 1, n) for at, n in zip(there, labels.shape, strict=True)]
+    starts = [max(int(at.min()) - MARGIN, 0) for at in inside]
+    stops = [min(int(at.max()) + MARGIN + 1, n) for at, n in zip(inside, labels.shape, strict=True)]
     k, j, i = (slice(a, b) for a, b in zip(starts, stops, strict=True))
-    part = np.ascontiguousarray(labels[k, j, i])
-    return part, resampling.subgrid(whole, (starts[0], starts[1], starts[2]), part.shape)
+    labels_in_box = np.ascontiguousarray(labels[k, j, i])
+    return labels_in_box, resampling.subgrid(flair_grid, (starts[0], starts[1], starts[2]), labels_in_box.shape)
 
 
-def _looked_up(labels: NDArray[np.uint8], grid: Grid, onto: Grid) -> NDArray[np.uint8]:
-    """The nearest label at each voxel of ``onto``, 0 outside; both lattices are upright."""
+def _nearest_labels(labels: NDArray[np.uint8], grid: Grid, onto: Grid) -> NDArray[np.uint8]:
+    """Return the nearest label at each voxel of ``onto``, 0 outside; both grids are axis-aligned."""
     axes = []
     for axis, n in enumerate(onto.shape):
         row = 2 - axis
@@ -142,30 +153,30 @@ def _looked_up(labels: NDArray[np.uint8], grid: Grid, onto: Grid) -> NDArray[np.
     return np.asarray(np.pad(labels, 1)[np.ix_(*axes)])
 
 
-def _sampled(volume: Volume, grid: Grid) -> NDArray[np.float32]:
+def _resample(volume: Volume, grid: Grid) -> NDArray[np.float32]:
     return np.asarray(resampling.resample(torch.from_numpy(volume.data)[None], volume.grid, grid)[0].numpy())
 
 
-def _prepared(volume: Volume, grid: Grid, structure: NDArray[np.uint8]) -> NDArray[np.float32]:
-    x = torch.from_numpy(_sampled(volume, grid))
+def _prepare(volume: Volume, grid: Grid, structure: NDArray[np.uint8]) -> NDArray[np.float32]:
+    x = torch.from_numpy(_resample(volume, grid))
     return np.asarray(prepared(x, torch.from_numpy(structure), grid.spacing_mm[0]).numpy())
 
 
-def _on(model: Model, x: NDArray[np.float32]) -> Tensor:
+def _to_device(model: Model, x: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(x).to(model.device)
 
 
-def _estimate(
+def _make_estimate(
     p: SyntheticDir,
     grid: Grid,
     flair: NDArray[np.float32],
     t1w: NDArray[np.float32] | None,
     structure: NDArray[np.uint8],
-    registered: Registration | None,
+    registration: Registration | None,
 ) -> DirEstimate:
-    """Zero outside the head's structures, where nothing was learned."""
+    """Return the estimate with predictions set to zero outside the head's structures, where nothing was learned."""
     inside = structure > 0
     dir_, sd, epistemic, lesion = (x.cpu().numpy() * inside for x in (p.dir, p.sd, p.epistemic, p.lesion))
     return DirEstimate(
-        grid, flair, t1w, structure, dir_, sd, epistemic, lesion, p.maps.float().cpu().numpy(), registered
+        grid, flair, t1w, structure, dir_, sd, epistemic, lesion, p.maps.float().cpu().numpy(), registration
     )

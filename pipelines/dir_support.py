@@ -1,8 +1,8 @@
-"""Is what a synthetic DIR shows in the images that it was made from, and does it show what they do.
+"""Consistency of a synthetic DIR with its inputs: bright spots without support in them, and spots that it misses.
 
 Bright without support: DIR above its structure's median by ``BRIGHT``, where neither FLAIR is brighter nor T1w darker
-than half of what is usual in that structure. Shown: of the spots of white matter that FLAIR shows bright, those that
-DIR shows bright too. Numbers are in units of grey matter (DIR) and of each structure's robust spread (FLAIR, T1w).
+than ``SUPPORT`` in that structure. Shown: the bright spots of white matter on FLAIR that are bright on DIR too. Numbers
+are in units of grey matter (DIR) and of each structure's robust spread (FLAIR, T1w).
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ __all__ = ["find_bright_flair", "find_unsupported", "measure_support"]
 
 BRIGHT = 0.5
 SUPPORT = 1.0
-"""Robust standard deviations from the structure's median that count as some support."""
+"""Least departure from the structure's median, in robust standard deviations, that counts as support."""
 FLAIR_BRIGHT = 4.0
 SPOT_MM3 = 15.0
 WHITE = ("cerebral white matter", "cerebellar white matter", "brain stem")
 
 
 def measure_support(e: DirEstimate) -> list[Finding]:
-    """Volume and number of bright spots without support; share of FLAIR's bright spots that are shown, if any."""
+    """Return volume and number of bright spots without support, and the share of FLAIR's bright spots shown, if any."""
     volume_mm3 = e.spacing_mm**3
-    alone = find_unsupported(e)
-    spots, count = _spots(alone, e)
-    words = f"DIR {BRIGHT:g} above its structure where neither FLAIR is bright nor T1w dark"
-    found: list[Finding] = [
-        Measurement("bright without support", float(count), "1", f"{words}: parts of {SPOT_MM3:g} mm3 or more"),
-        Measurement("volume bright without support", float((spots > 0).sum()) * volume_mm3 / 1000, "ml", words),
+    unsupported = find_unsupported(e)
+    spots, count = _label_spots(unsupported, e)
+    description = f"DIR {BRIGHT:g} above its structure where neither FLAIR is bright nor T1w dark"
+    measurements: list[Finding] = [
+        Measurement("bright without support", float(count), "1", f"{description}: parts of {SPOT_MM3:g} mm3 or more"),
+        Measurement("volume bright without support", float((spots > 0).sum()) * volume_mm3 / 1000, "ml", description),
     ]
-    bright, count = _spots(find_bright_flair(e), e)
+    bright, count = _label_spots(find_bright_flair(e), e)
     if count:
         excess = ndimage.mean(_excess(e.dir, e), bright, range(1, count + 1))
-        shown = float((np.asarray(excess) > BRIGHT / 2).mean())
-        words = "Of the bright spots of white matter on FLAIR, those that are bright on DIR"
-        found += [
+        shown_share = float((np.asarray(excess) > BRIGHT / 2).mean())
+        description = "Of the bright spots of white matter on FLAIR, those that are bright on DIR"
+        measurements += [
             Measurement("bright spots on FLAIR", float(count), "1", f"In white matter, {SPOT_MM3:g} mm3 or more"),
-            Measurement("share of FLAIR's bright spots shown", shown, "1", words),
+            Measurement("share of FLAIR's bright spots shown", shown_share, "1", description),
         ]
-    return found
+    return measurements
 
 
 def find_unsupported(e: DirEstimate) -> NDArray[np.bool_]:
-    """Where DIR is bright and nothing in the inputs says why."""
+    """Return the mask of voxels where DIR is bright and no input supports it."""
     supported = departure(e.flair, e.structure) > SUPPORT
     if e.t1w is not None:
         supported |= departure(e.t1w, e.structure) < -SUPPORT
@@ -57,21 +57,21 @@ def find_unsupported(e: DirEstimate) -> NDArray[np.bool_]:
 
 
 def find_bright_flair(e: DirEstimate) -> NDArray[np.bool_]:
-    """White matter, a voxel away from all else, that is far brighter than white matter is."""
+    """Return the mask of white matter, a voxel away from all else, that is far brighter on FLAIR than usual."""
     white = np.isin(e.structure, [number(name) for name in WHITE])
     return np.asarray(ndimage.binary_erosion(white), np.bool_) & (departure(e.flair, e.structure) > FLAIR_BRIGHT)
 
 
-def _spots(mask: NDArray[np.bool_], e: DirEstimate) -> tuple[NDArray[np.int32], int]:
-    """Connected parts that are large enough, numbered anew."""
+def _label_spots(mask: NDArray[np.bool_], e: DirEstimate) -> tuple[NDArray[np.int32], int]:
+    """Return the connected parts that are large enough, numbered from 1, and their number."""
     labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    kept = np.zeros(count + 1, np.int32)
+    new_number = np.zeros(count + 1, np.int32)
     large = [n for n in range(1, count + 1) if sizes[n] * e.spacing_mm**3 >= SPOT_MM3]
-    kept[large] = np.arange(1, len(large) + 1)
-    return kept[labels], len(large)
+    new_number[large] = np.arange(1, len(large) + 1)
+    return new_number[labels], len(large)
 
 
 def _excess(x: NDArray[np.float32], e: DirEstimate) -> NDArray[np.float32]:
-    """Above the median of the voxel's own structure."""
+    """Return the excess over the median of the voxel's own structure."""
     return np.asarray(x - levels(x, e.structure)[0][e.structure])

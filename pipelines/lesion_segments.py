@@ -1,4 +1,4 @@
-"""Lesions as a segmentation: a segment for each lesion that is told one by one, and one of the rest for each place."""
+"""Segmentation of lesions: a segment for each lesion listed one by one, and one of the rest for each place."""
 
 from __future__ import annotations
 
@@ -19,58 +19,62 @@ DESCRIPTION = "Lesions by location, from synthetic DIR"
 Labels = NDArray[np.uint8]
 
 
-def make_segmentation(found: LesionMap, e: DirEstimate, t: Thresholds, onto: Grid, thickness_mm: float) -> Segmentation:
-    """Return the lesions on another lattice: voxels at least half of which are lesion, and of each lesion its peak.
+def make_segmentation(
+    lesion_map: LesionMap, e: DirEstimate, t: Thresholds, onto: Grid, thickness_mm: float
+) -> Segmentation:
+    """Return the lesions on another grid: voxels that are lesion by at least half, and the peak of each lesion.
 
-    Lesions have the number and the name of their group in the report. Without lesions there is a segment of each place.
+    Lesions have the number and the name of their group in the report. Without lesions each place has an empty segment.
     """
-    told = found.lesions[: t.told]
-    rest = found.lesions[len(told) :]
-    places = [place for place in PLACES if not told or any(lesion.place is place for lesion in rest)]
-    number_of_rest = {place: len(told) + n for n, place in enumerate(places, start=1)}
-    number_of = np.zeros(len(found.lesions) + 1, np.uint8)
-    for lesion in found.lesions:
-        number_of[lesion.number] = lesion.number if lesion.number <= len(told) else number_of_rest[lesion.place]
-    labels = number_of[_numbers_on(found, e, onto)]
-    segments = [_of_lesion(lesion) for lesion in told]
-    segments += [_of_place(place, number, "Further" if told else "") for place, number in number_of_rest.items()]
+    listed = lesion_map.lesions[: t.max_listed]
+    rest = lesion_map.lesions[len(listed) :]
+    places = [place for place in PLACES if not listed or any(lesion.place is place for lesion in rest)]
+    number_of_rest = {place: len(listed) + n for n, place in enumerate(places, start=1)}
+    number_of = np.zeros(len(lesion_map.lesions) + 1, np.uint8)
+    for lesion in lesion_map.lesions:
+        number_of[lesion.number] = lesion.number if lesion.number <= len(listed) else number_of_rest[lesion.place]
+    labels = number_of[_resample_numbers(lesion_map, e, onto)]
+    segments = [_lesion_segment(lesion) for lesion in listed]
+    segments += [_place_segment(place, number, "Further" if listed else "") for place, number in number_of_rest.items()]
     return Segmentation("lesions", labels, onto, tuple(segments), DESCRIPTION, thickness_mm)
 
 
-def _of_lesion(lesion: Lesion) -> Segment:
+def _lesion_segment(lesion: Lesion) -> Segment:
     label, kind = f"Lesion {lesion.number}", f"{lesion.place.name.capitalize()} lesion"
     color, site = lesion.place.color, lesion.site
     return Segment(lesion.number, label, MORPHOLOGY, LESION_OF_BRAIN, kind, color, site, lesion.centre_mm)
 
 
-def _of_place(place: Place, number: int, word: str) -> Segment:
-    label = f"{word} {place.name} lesions".strip().capitalize()
+def _place_segment(place: Place, number: int, prefix: str) -> Segment:
+    label = f"{prefix} {place.name} lesions".strip().capitalize()
     return Segment(number, label, MORPHOLOGY, LESION_OF_BRAIN, label, place.color, place.site)
 
 
-def _numbers_on(found: LesionMap, e: DirEstimate, onto: Grid) -> NDArray[np.int32]:
-    """Each voxel's lesion number on another lattice."""
+def _resample_numbers(lesion_map: LesionMap, e: DirEstimate, onto: Grid) -> NDArray[np.int32]:
+    """Return each voxel's lesion number on another grid."""
     numbers = np.zeros(onto.shape, np.int32)
-    if not found.lesions:
+    if not lesion_map.lesions:
         return numbers
-    share = resample_map((found.labels > 0).astype(np.float32)[None], e.grid, onto)[0]
+    share = resample_map((lesion_map.labels > 0).astype(np.float32)[None], e.grid, onto)[0]
     places = np.nonzero(share >= 0.5)
-    nearest = ndimage.distance_transform_edt(found.labels == 0, return_distances=False, return_indices=True)
-    numbers[places] = found.labels[tuple(nearest[(slice(None), *_indices(places, onto, e.grid))])]
-    _keep_peaks(numbers, found.lesions, e.grid, onto)
+    nearest = ndimage.distance_transform_edt(lesion_map.labels == 0, return_distances=False, return_indices=True)
+    numbers[places] = lesion_map.labels[tuple(nearest[(slice(None), *_nearest_voxels(places, onto, e.grid))])]
+    _keep_peaks(numbers, lesion_map.lesions, e.grid, onto)
     return numbers
 
 
-def _indices(places: Sequence[NDArray[np.int64]], of: Grid, on: Grid) -> tuple[NDArray[np.int64], ...]:
-    """The voxels (k, j, i) of one lattice that lie nearest to the centres of those of another."""
+def _nearest_voxels(
+    places: Sequence[NDArray[np.int64]], from_grid: Grid, to_grid: Grid
+) -> tuple[NDArray[np.int64], ...]:
+    """Return the voxels (k, j, i) of ``to_grid`` that lie nearest to the centres of voxels of ``from_grid``."""
     k, j, i = places
-    to_index = np.linalg.solve(on.affine_mm, of.affine_mm)
-    found = np.rint(to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1].astype(np.int64)
-    return tuple(np.clip(at, 0, n - 1) for at, n in zip(found, on.shape, strict=True))
+    to_index = np.linalg.solve(to_grid.affine_mm, from_grid.affine_mm)
+    index = np.rint(to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1].astype(np.int64)
+    return tuple(np.clip(at, 0, n - 1) for at, n in zip(index, to_grid.shape, strict=True))
 
 
 def _keep_peaks(numbers: NDArray[np.int32], lesions: Sequence[Lesion], own: Grid, onto: Grid) -> None:
-    """Give each lesion that is thinner than a voxel the one of its peak, unless that is another's only one."""
+    """Give each lesion thinner than a voxel the voxel of its peak, unless that is another lesion's only one."""
     counts = np.bincount(numbers.ravel(), minlength=len(lesions) + 1)
     to_index = np.linalg.solve(onto.affine_mm, own.affine_mm)
     for lesion in lesions:

@@ -1,9 +1,9 @@
-"""What is new since an earlier examination: both synthetic DIRs by the same model, laid on each other and subtracted.
+"""New and enlarged lesions since a prior examination: both synthetic DIRs by one model, registered and subtracted.
 
-The earlier DIR is laid on the present one rigidly by the FLAIRs' brains, without bias fields and in units of white
-matter, then brought by a straight line to the present one's medians in white matter and cortex. Change is where the
-difference exceeds both examinations' uncertainty together and a threshold, and the present one shows a lesion: a new
-one, or a larger one where it touches a lesion of the earlier examination.
+The prior DIR is registered rigidly to the present one by the FLAIRs' brains, without bias fields and in units of white
+matter, then scaled linearly to the present one's medians in white matter and cortex. A voxel has changed where the
+difference exceeds the combined uncertainty of both examinations and a threshold, and the present DIR shows a lesion: a
+new one, or an enlarged one where it touches a lesion of the prior examination.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipelines.registration import PlausibleMotion, Registration, register_rigid
 __all__ = ["Change", "compare_examinations", "report_change"]
 
 ANOTHER_VISIT = PlausibleMotion(shift_mm=1500.0, rotation_degrees=60.0)
-"""Another visit has another frame of reference: where the head lies says nothing, how it is turned a little."""
+"""Limits for two visits, whose frames of reference differ: positions tell nothing, rotations a little."""
 NEW, ENLARGED = 1, 2
 SEGMENTS = (
     Segment(NEW, "New lesions", MORPHOLOGY, Code("NEWLESION", "99DICOMNODE", "New lesion of brain"),
@@ -46,38 +46,44 @@ SEGMENTS = (
 
 @dataclass(frozen=True)
 class Change:
-    """On the present estimate's grid (k, j, i): ``difference`` present less earlier, 0 where either is not known;
-    ``labels`` 1 new, 2 enlarged; ``counts`` of each; ``registered``: of the earlier examination."""
+    """Change on the present estimate's grid (k, j, i).
+
+    ``difference``: present less prior, 0 where either is unknown; ``labels``: 1 new, 2 enlarged; ``counts`` of each;
+    ``registration``: of the prior examination.
+    """
 
     difference: NDArray[np.float32]
     labels: NDArray[np.uint8]
     counts: tuple[int, int]
-    registered: Registration
+    registration: Registration
 
 
 def compare_examinations(
-    present: DirEstimate, found: LesionMap, earlier: DirEstimate, earlier_found: LesionMap, t: Thresholds, seed: int
+    present: DirEstimate, lesion_map: LesionMap, prior: DirEstimate, prior_lesions: LesionMap, t: Thresholds, seed: int
 ) -> Change:
-    """Raises Refused where the examinations cannot be laid on each other."""
-    registered = register_rigid(_brain(present), _brain(earlier), seed, ANOTHER_VISIT, name="the earlier FLAIR")
-    grid = registered.apply_correction(earlier.grid)
-    before = np.stack([earlier.dir, earlier.sd, earlier_found.labels > 0, earlier.brain]).astype(np.float32)
-    dir_, sd, lesion, known = resample_map(before, grid, present.grid)
-    both = present.brain & (known > 0.5)
-    difference = np.where(both, present.dir - _alike(dir_, present, both), 0).astype(np.float32)
-    doubt = np.sqrt(present.sd**2 + sd**2)
-    grown = (found.labels > 0) & both & (difference > t.contrast) & (difference > doubt)
-    labels, counts = _classified(grown, lesion > 0.25, present, t)
-    return Change(difference, labels, counts, registered)
+    """Compare two examinations. Raises Refused where they cannot be registered."""
+    registration = register_rigid(
+        _brain_volume(present), _brain_volume(prior), seed, ANOTHER_VISIT, name="the earlier FLAIR"
+    )
+    grid = registration.apply_correction(prior.grid)
+    prior_maps = np.stack([prior.dir, prior.sd, prior_lesions.labels > 0, prior.brain]).astype(np.float32)
+    dir_, sd, lesion, prior_brain = resample_map(prior_maps, grid, present.grid)
+    both = present.brain & (prior_brain > 0.5)
+    difference = np.where(both, present.dir - _match_medians(dir_, present, both), 0).astype(np.float32)
+    uncertainty = np.sqrt(present.sd**2 + sd**2)
+    changed = (lesion_map.labels > 0) & both & (difference > t.contrast) & (difference > uncertainty)
+    labels, counts = _classify_parts(changed, lesion > 0.25, present, t)
+    return Change(difference, labels, counts, registration)
 
 
 def report_change(present: DirEstimate, c: Change, onto: Grid, thickness_mm: float) -> list[Finding]:
-    """The difference as an image, what is new as a segmentation, and their numbers."""
+    """Return the difference as an image, new and enlarged lesions as a segmentation, and their measurements."""
     share = resample_map(np.stack([c.labels == NEW, c.labels == ENLARGED]).astype(np.float32), present.grid, onto)
     labels = np.where(share.sum(axis=0) >= 0.5, share.argmax(axis=0) + 1, 0).astype(np.uint8)
     difference = Volume(resample_map(c.difference, present.grid, onto), onto)
     volume_ml = [float((c.labels == n).sum()) * present.spacing_mm**3 / 1000 for n in (NEW, ENLARGED)]
-    moved = f"{c.registered.shift_mm:.1f} mm and {c.registered.rotation_degrees:.1f} degrees, from {c.registered.start}"
+    r = c.registration
+    moved = f"{r.shift_mm:.1f} mm and {r.rotation_degrees:.1f} degrees, from {r.start}"
     return [
         Image("subtraction", difference, "Synthetic DIR, present less earlier", thickness_mm),
         Segmentation("new lesions", labels, onto, SEGMENTS, "New and enlarged lesions since the earlier", thickness_mm),
@@ -88,12 +94,12 @@ def report_change(present: DirEstimate, c: Change, onto: Grid, thickness_mm: flo
     ]
 
 
-def _brain(e: DirEstimate) -> Volume:
+def _brain_volume(e: DirEstimate) -> Volume:
     return Volume((e.flair * e.brain).astype(np.float32), e.grid)
 
 
-def _alike(dir_: NDArray[np.float32], present: DirEstimate, both: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The earlier DIR with the present one's medians of white matter and cortex."""
+def _match_medians(dir_: NDArray[np.float32], present: DirEstimate, both: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the prior DIR scaled to the present one's medians of white matter and cortex."""
     white = both & (present.structure == number("cerebral white matter"))
     grey = both & np.isin(present.structure, CORTEX)
     if not white.any() or not grey.any():
@@ -105,11 +111,11 @@ def _alike(dir_: NDArray[np.float32], present: DirEstimate, both: NDArray[np.boo
     return np.asarray(target_low + (dir_ - low) * (target_high - target_low) / (high - low))
 
 
-def _classified(
-    grown: NDArray[np.bool_], lesion: NDArray[np.bool_], present: DirEstimate, t: Thresholds
+def _classify_parts(
+    changed: NDArray[np.bool_], lesion: NDArray[np.bool_], present: DirEstimate, t: Thresholds
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Parts that are large enough: new, or enlarged where they touch an earlier lesion."""
-    parts, count = ndimage.label(grown, np.ones((3, 3, 3)))
+    """Label parts that are large enough as new, or as enlarged where they touch a prior lesion."""
+    parts, count = ndimage.label(changed, np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     touching = set(np.unique(parts[ndimage.binary_dilation(lesion)]).tolist())
     kind = np.zeros(count + 1, np.uint8)

@@ -65,7 +65,7 @@ FACTS = MappingProxyType({
 
 
 class InputRule(BaseModel):
-    """Allowed values of a fact: within ``between``, containing a word of ``one_of``, or equal to none of ``none_of``."""
+    """Allowed values of a fact: within ``between``, containing a word of ``one_of``, or equal to no ``none_of``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

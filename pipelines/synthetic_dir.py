@@ -1,10 +1,10 @@
-"""FLAIR and T1w to double inversion recovery, with lesions, what is uncertain, and what is new since a prior.
+"""Double inversion recovery from FLAIR and T1w, with lesions, their uncertainty, and the change since a prior.
 
-Inputs: ``flair``; ``t1w`` (without it a weaker result under a contract of its own); ``prior_flair`` and ``prior_t1w``
-of an earlier examination. Output on the FLAIR's grid: DIR in units of grey matter (white matter and CSF are nulled:
-1 is normal cortex), its standard deviation, lesions by location with their uncertainty, checks of what DIR shows
-against what was seen; on request a DIR of any inversion times, rendered by the signal equation from predicted PD, T1
-and T2; with a prior, the difference and the new lesions.
+Inputs: ``flair``; ``t1w`` (without it the result is weaker and has a contract of its own); ``prior_flair`` and
+``prior_t1w`` of a prior examination. Output on the FLAIR's grid: DIR in units of grey matter (white matter and CSF are
+nulled: 1 is normal cortex), its standard deviation, lesions by location with their uncertainty, checks of the DIR
+against its inputs; on request a DIR of any inversion times, rendered by the signal equation from predicted PD, T1 and
+T2; with a prior, the difference and the new lesions.
 
 Model: bundle ``synthetic_dir`` with the bundle ``anatomy`` (``model_zoo.synthetic_dir``; Finck et al., Invest. Radiol.
 55, 2020, for the task; Gal & Ghahramani 2016 for dropout as uncertainty).
@@ -52,9 +52,11 @@ ALONE = ({"fact": "coarsest_spacing_mm", "between": [0.4, 3.5]},)
 
 
 class Options(BaseModel):
-    """What a route may set. ``rendered``: also the DIR of the predicted maps; ``rendered_ti_ms``: its TI1 (first to
-    second inversion) and TI2 (second inversion to excitation), None: those that null the subject's white matter and
-    CSF."""
+    """Options of a route.
+
+    ``rendered``: also deliver the DIR of the predicted maps; ``rendered_ti_ms``: its TI1 (first to second inversion)
+    and TI2 (second inversion to excitation); None means those that null the subject's white matter and CSF.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,33 +79,37 @@ class Options(BaseModel):
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
-    """DIR, its uncertainty, lesions, checks; the change since the prior where there is one."""
+    """Estimate DIR, measure its uncertainty, lesions and checks, and compare with the prior where one exists."""
     flair, t1w = _examination(case, "", case.facts, model, options)
-    prior = _prior(case, model, options)
+    prior = _prior_examination(case, model, options)
     share = 0.5 if prior else 1.0
     passes = DropoutPasses(options.passes, options.turned, seed)
     e = estimate_dir(flair, t1w, model, passes, lambda done, step: progress(share * done, step))
-    found = lesions.find_lesions(e, options.thresholds)
+    lesion_map = lesions.find_lesions(e, options.thresholds)
     thickness_mm = flair.slice_thickness_mm or flair.grid.spacing_mm[0]
-    results = [
+    findings = [
         *_images(e, flair, thickness_mm, options),
-        lesion_segments.make_segmentation(found, e, options.thresholds, flair.grid, thickness_mm),
-        *lesions.measure_lesions(found, options.thresholds),
+        lesion_segments.make_segmentation(lesion_map, e, options.thresholds, flair.grid, thickness_mm),
+        *lesions.measure_lesions(lesion_map, options.thresholds),
         *dir_support.measure_support(e),
-        *_told(e, options),
+        *_summarise(e, options),
     ]
     if prior:
-        before = estimate_dir(*prior, model, passes, lambda done, step: progress(0.5 + 0.5 * done, f"prior: {step}"))
-        is_prior = lesions.find_lesions(before, options.thresholds)
-        changed = longitudinal.compare_examinations(e, found, before, is_prior, options.thresholds, seed)
-        results += longitudinal.report_change(e, changed, flair.grid, thickness_mm)
-    return results
+        prior_estimate = estimate_dir(
+            *prior, model, passes, lambda done, step: progress(0.5 + 0.5 * done, f"prior: {step}")
+        )
+        prior_lesions = lesions.find_lesions(prior_estimate, options.thresholds)
+        change = longitudinal.compare_examinations(
+            e, lesion_map, prior_estimate, prior_lesions, options.thresholds, seed
+        )
+        findings += longitudinal.report_change(e, change, flair.grid, thickness_mm)
+    return findings
 
 
 def _examination(
     case: Case, prefix: str, facts: Mapping[str, Any], model: Model, options: Options
 ) -> tuple[Volume, Volume | None]:
-    """FLAIR and T1w of the present or the earlier examination. Raises Refused for what the model cannot take."""
+    """Return FLAIR and T1w of the present or prior examination. Raises Refused for unsuitable images."""
     flair, t1w = _volume(case, f"{prefix}flair"), _volume(case, f"{prefix}t1w")
     if flair is None:
         raise Refused("synthetic_dir needs a FLAIR; a T1w alone does not say what DIR shows")
@@ -120,8 +126,8 @@ def _examination(
     return flair, t1w
 
 
-def _prior(case: Case, model: Model, options: Options) -> tuple[Volume, Volume | None] | None:
-    """The earlier examination, admitted by the contract of the present one; None where there is none."""
+def _prior_examination(case: Case, model: Model, options: Options) -> tuple[Volume, Volume | None] | None:
+    """Return the prior examination, checked by the contract of the present one, or None."""
     prior = _volume(case, "prior_flair")
     if prior is None:
         return None
@@ -137,37 +143,37 @@ def _prior(case: Case, model: Model, options: Options) -> tuple[Volume, Volume |
 
 
 def _volume(case: Case, name: str) -> Volume | None:
-    found = case.inputs.get(name)
-    if found is not None and not isinstance(found, Volume):
+    volume = case.inputs.get(name)
+    if volume is not None and not isinstance(volume, Volume):
         raise Refused(f"synthetic_dir takes images; {name} is none")
-    return found
+    return volume
 
 
 def _images(e: DirEstimate, flair: Volume, thickness_mm: float, options: Options) -> list[Finding]:
-    """DIR, its standard deviation and what else was asked for, on the FLAIR's grid."""
+    """Return DIR, its standard deviation and the optional images, on the FLAIR's grid."""
     source = "FLAIR and T1w" if e.t1w is not None else "FLAIR alone"
 
-    def brought(x: NDArray[np.float32]) -> Volume:
+    def deliver(x: NDArray[np.float32]) -> Volume:
         return Volume(resample_map(x, e.grid, flair.grid), flair.grid)
 
     words = f"Standard deviation of synthetic DIR: {options.passes} passes and the learned error; grey matter is 1"
-    found: list[Finding] = [
-        Image("DIR", brought(e.dir), f"Synthetic DIR from {source}, grey matter is 1", thickness_mm),
-        ParametricMap("standard deviation", brought(e.sd), STANDARD_DEVIATION, words, thickness_mm),
+    findings: list[Finding] = [
+        Image("DIR", deliver(e.dir), f"Synthetic DIR from {source}, grey matter is 1", thickness_mm),
+        ParametricMap("standard deviation", deliver(e.sd), STANDARD_DEVIATION, words, thickness_mm),
     ]
     if options.epistemic:
         words = f"Standard deviation over {options.passes} dropout passes only; grey matter is 1"
-        own = brought(e.epistemic)
-        found.append(ParametricMap("epistemic standard deviation", own, STANDARD_DEVIATION, words, thickness_mm))
+        volume = deliver(e.epistemic)
+        findings.append(ParametricMap("epistemic standard deviation", volume, STANDARD_DEVIATION, words, thickness_mm))
     if options.rendered:
         x, sequence = _rendered(e, options)
         words = f"DIR rendered from predicted PD, T1, T2 at TI {sequence.ti1_ms:.0f} and {sequence.ti2_ms:.0f} ms"
-        found.append(Image("rendered DIR", brought(x), words, thickness_mm))
-    return found
+        findings.append(Image("rendered DIR", deliver(x), words, thickness_mm))
+    return findings
 
 
 def _rendered(e: DirEstimate, options: Options) -> tuple[NDArray[np.float32], Dir]:
-    """DIR by its equation on the predicted maps, the mean of their cortex being 1; the sequence."""
+    """Return DIR by its equation on the predicted maps, scaled to a mean of 1 in the cortex, and the sequence."""
     white, grey = e.structure == number("cerebral white matter"), np.isin(e.structure, CORTEX)
     sequence = Dir.nulling(DIR_TR_MS, float(1000 * np.exp(np.median(e.maps[1][white]))), te_ms=DIR_TE_MS)
     if options.rendered_ti_ms:
@@ -179,25 +185,25 @@ def _rendered(e: DirEstimate, options: Options) -> tuple[NDArray[np.float32], Di
     return np.asarray(np.clip(x / level, 0, CLIP) * (e.structure > 0), np.float32), sequence
 
 
-def _told(e: DirEstimate, options: Options) -> list[Finding]:
-    """How sure the result is as a whole, and what was done."""
+def _summarise(e: DirEstimate, options: Options) -> list[Finding]:
+    """Return the overall uncertainty and the facts of the processing."""
     brain, cortex = e.brain, np.isin(e.structure, CORTEX)
-    found: list[Finding] = [
-        *e.unusual,
+    findings: list[Finding] = [
+        *e.out_of_distribution,
         Measurement("mean standard deviation", float(e.sd[brain].mean()), "1", "In the brain, in units of grey matter"),
         Measurement("mean epistemic standard deviation", float(e.epistemic[brain].mean()), "1"),
         Measurement("cortex on DIR", float(np.median(e.dir[cortex])) if cortex.any() else 0.0, "1", "Expected: 1"),
         Measurement("dropout passes", float(options.passes), "1"),
     ]
-    if r := e.registered:
-        found.append(Measurement("T1w shifted", r.shift_mm, "mm", f"Onto the FLAIR, from {r.start}"))
-        found.append(
+    if r := e.registration:
+        findings.append(Measurement("T1w shifted", r.shift_mm, "mm", f"Onto the FLAIR, from {r.start}"))
+        findings.append(
             Measurement("T1w turned", r.rotation_degrees, "deg", f"Mutual information {r.mutual_information:.2f}")
         )
     else:
-        words = "No T1w: made from FLAIR alone, which tells lesions from artefacts and grey from white matter less well"
-        found.append(Note("inputs", words))
-    return found
+        text = "No T1w: made from FLAIR alone, which tells lesions from artefacts and grey from white matter less well"
+        findings.append(Note("inputs", text))
+    return findings
 
 
 PIPELINE = Pipeline(

@@ -73,10 +73,10 @@ def test_the_largest_comes_first_and_too_small_ones_never() -> None:
 
 
 def test_contrast_and_its_probability_follow_from_the_values() -> None:
-    told = lesions.measure_lesions(
+    findings = lesions.measure_lesions(
         lesions.find_lesions(_estimate(_box(30, 30, 30), sd=0.6), Thresholds()), Thresholds()
     )
-    lesion = _values(told, "lesion 1")
+    lesion = _values(findings, "lesion 1")
     assert lesion["contrast"] == pytest.approx(1.5, abs=0.01)
     assert lesion["mean standard deviation"] == pytest.approx(0.6, abs=1e-4)
     assert lesion["probability of contrast"] == pytest.approx(0.97725, abs=0.001)  # two standard deviations
@@ -123,9 +123,9 @@ def test_a_lesion_thinner_than_a_slice_keeps_its_peak_in_the_segmentation() -> N
 
 def test_the_rest_of_a_long_list_is_a_sentence() -> None:
     e = _estimate(*(_box(30, j, i, 3) for j in (12, 20, 28) for i in (10, 20, 30)))
-    told = lesions.measure_lesions(lesions.find_lesions(e, Thresholds(told=2)), Thresholds(told=2))
-    assert {f.group for f in told if isinstance(f, Measurement)} == {"", "lesion 1", "lesion 2"}
-    (note,) = [f for f in told if isinstance(f, Note)]
+    findings = lesions.measure_lesions(lesions.find_lesions(e, Thresholds(max_listed=2)), Thresholds(max_listed=2))
+    assert {f.group for f in findings if isinstance(f, Measurement)} == {"", "lesion 1", "lesion 2"}
+    (note,) = [f for f in findings if isinstance(f, Note)]
     assert note.text == "7 further lesions of at most 27 mm3 are in the segmentation only"
 
 
@@ -205,22 +205,27 @@ def test_the_middle_of_a_lesion_is_one_of_its_voxels() -> None:
 
 def test_each_lesion_is_a_segment_with_the_name_of_its_measurements() -> None:
     e = _estimate(_box(30, 30, 30, 3), _box(30, 14, 30, 5), _box(26, 20, 20))
-    found = lesions.find_lesions(e, Thresholds(told=2))
-    told = lesion_segments.make_segmentation(found, e, Thresholds(told=2), e.grid, 1.0)
-    assert [segment.label for segment in told.segments] == ["Lesion 1", "Lesion 2", "Further deep lesions"]
+    found = lesions.find_lesions(e, Thresholds(max_listed=2))
+    segmentation = lesion_segments.make_segmentation(found, e, Thresholds(max_listed=2), e.grid, 1.0)
+    assert [segment.label for segment in segmentation.segments] == ["Lesion 1", "Lesion 2", "Further deep lesions"]
     groups = {
-        m.group for m in lesions.measure_lesions(found, Thresholds(told=2)) if isinstance(m, Measurement) and m.group
+        m.group
+        for m in lesions.measure_lesions(found, Thresholds(max_listed=2))
+        if isinstance(m, Measurement) and m.group
     }
-    assert groups == {segment.label.lower() for segment in told.segments[:2]}
+    assert groups == {segment.label.lower() for segment in segmentation.segments[:2]}
     for lesion in found.lesions:
-        assert (told.labels[found.labels == lesion.number] == lesion.number).all()
-    assert (told.segments[0].site, told.segments[0].centre_mm) == (found.lesions[0].site, found.lesions[0].centre_mm)
-    assert told.segments[0].color == found.lesions[0].place.color
+        assert (segmentation.labels[found.labels == lesion.number] == lesion.number).all()
+    assert (segmentation.segments[0].site, segmentation.segments[0].centre_mm) == (
+        found.lesions[0].site,
+        found.lesions[0].centre_mm,
+    )
+    assert segmentation.segments[0].color == found.lesions[0].place.color
 
 
 def test_of_two_lesions_in_one_thick_voxel_the_larger_keeps_it() -> None:
     e = _estimate((slice(30, 34), slice(30, 34), slice(30, 34)), (slice(30, 33), slice(30, 33), slice(26, 29)))
     thick = Grid((8, 4, 4), np.diag([10.0, 10.0, 5.0, 1.0]))
-    told = lesion_segments.make_segmentation(lesions.find_lesions(e, Thresholds()), e, Thresholds(), thick, 5.0)
-    assert told.labels[6, 3, 3] == 1
-    assert (told.labels > 0).sum() == 1
+    segmentation = lesion_segments.make_segmentation(lesions.find_lesions(e, Thresholds()), e, Thresholds(), thick, 5.0)
+    assert segmentation.labels[6, 3, 3] == 1
+    assert (segmentation.labels > 0).sum() == 1
