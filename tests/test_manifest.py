@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+from dicomnode.reading import folders
 from model_zoo.training import images, loop, manifest, mri_prior
+from model_zoo.training.images import SeriesReader
 from model_zoo.training.recipe import Column
 
 COLUMNS = (
@@ -23,6 +25,7 @@ COLUMNS = (
     Column("age", "number"),
     Column("sex", "word", required=False),
 )
+SERIES = SeriesReader(folders.read_grid, folders.read_values)
 SHAPE_IJK = (20, 24, 16)
 
 
@@ -69,7 +72,7 @@ def table(folder: Path, *lines: str, header: str = "subject,split,image,age") ->
 
 def problems(path: Path) -> list[str]:
     with pytest.raises(manifest.ManifestError) as caught:
-        manifest.read(path, COLUMNS)
+        manifest.read(path, COLUMNS, SERIES)
     return list(caught.value.problems)
 
 
@@ -78,7 +81,7 @@ def test_a_table_becomes_rows_with_images_numbers_and_words(tmp_path: Path) -> N
     path = table(
         tmp_path, "s1,train,a.nii.gz,61.5,F", "s2,validation,a.nii.gz,70,", header="subject,split,image,age,sex"
     )
-    cohort = manifest.read(path, COLUMNS)
+    cohort = manifest.read(path, COLUMNS, SERIES)
     assert [row.subject for row in cohort.rows] == ["s1", "s2"]
     assert cohort.rows[0].numbers == {"age": 61.5}
     assert cohort.rows[0].words == {"sex": "F"}
@@ -134,7 +137,7 @@ def test_a_subject_in_two_splits_is_refused(tmp_path: Path) -> None:
 def test_a_subject_s_blank_rows_follow_its_stated_split(tmp_path: Path) -> None:
     nifti(tmp_path / "a.nii.gz")
     path = table(tmp_path, "s1,test,a.nii.gz,1", "s1,,a.nii.gz,2", "s2,train,a.nii.gz,1", "s3,validation,a.nii.gz,1")
-    assert [row.split for row in manifest.read(path, COLUMNS).rows] == ["test", "test", "train", "validation"]
+    assert [row.split for row in manifest.read(path, COLUMNS, SERIES).rows] == ["test", "test", "train", "validation"]
 
 
 def test_without_a_stated_split_a_subject_goes_by_the_hash_of_its_name() -> None:
@@ -156,7 +159,7 @@ def test_images_of_a_row_on_different_lattices_are_refused_unless_stated(tmp_pat
     rows = ("s1,train,a.nii.gz,l.nii.gz,1", "s2,validation,a.nii.gz,,1")
     (problem,) = problems(table(tmp_path, *rows, header="subject,split,image,lesions,age"))
     assert problem.startswith("line 2, column lesions: ")
-    assert 'not on the lattice of "image"' in problem
+    assert 'not on the grid of "image"' in problem
     stated = table(tmp_path, *(f"{row},yes" for row in rows), header="subject,split,image,lesions,age,resample")
     cohort = manifest.read(stated, COLUMNS)
     moved = cohort.volume(cohort.rows[0], "lesions")
@@ -176,16 +179,16 @@ def test_a_nifti_volume_comes_in_lps_with_its_spacing(tmp_path: Path) -> None:
 def test_a_dicom_series_is_read_in_the_order_of_its_positions_and_rescaled(tmp_path: Path) -> None:
     values = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(5, 6, 7)
     folder = dicom_series(tmp_path / "series", values, slope=0.5)
-    volume = images.read_volume(folder)
+    volume = images.read_volume(folder, SERIES)
     np.testing.assert_allclose(volume.values.numpy(), 0.5 * values)
     assert volume.grid.spacing_mm == pytest.approx((3.0, 1.5, 1.25))
-    assert volume.grid.matches(images.read_grid(folder))
+    assert volume.grid.matches(images.read_grid(folder, SERIES))
 
 
 def test_a_dicom_series_with_a_missing_slice_is_refused(tmp_path: Path) -> None:
     folder = dicom_series(tmp_path / "series", np.zeros((6, 4, 4), np.uint16), gap_at=2)
-    with pytest.raises(ValueError, match="not evenly spaced: is one missing"):
-        images.read_grid(folder)
+    with pytest.raises(ValueError, match="about 1 slices are missing"):
+        images.read_grid(folder, SERIES)
 
 
 def test_patches_of_a_row_show_the_same_place_at_the_asked_spacing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.torso import random_torso
 from model_zoo.training import checkpoint, load, loop, manifest, recipe, standard_dose_pet
-from model_zoo.training.labels import misplaced
+from model_zoo.training.labels import displace_labels
 from model_zoo.training.recipe import seeded
 from model_zoo.training.standard_dose_pet import RECIPE, batch, loss, make_network
 
@@ -330,11 +330,11 @@ def test_local_regression_keeps_an_edge_that_the_anatomy_has_and_is_a_gaussian_w
 
 def test_what_a_network_is_told_of_borders_is_off_by_what_is_asked() -> None:
     labels = torch.arange(32, dtype=torch.uint8).expand(32, 32, 32).contiguous()
-    assert torch.equal(misplaced(labels, 0.0, 4, seeded(1)), labels)
-    off = misplaced(labels, 1.5, 4, seeded(1)).float() - labels
+    assert torch.equal(displace_labels(labels, 0.0, 4, seeded(1)), labels)
+    off = displace_labels(labels, 1.5, 4, seeded(1)).float() - labels
     inside = off[:, :, 8:24]
     assert 0.4 < float(inside.square().mean().sqrt()) < 2.0
-    assert torch.equal(misplaced(labels, 1.5, 4, seeded(1)), misplaced(labels, 1.5, 4, seeded(1)))
+    assert torch.equal(displace_labels(labels, 1.5, 4, seeded(1)), displace_labels(labels, 1.5, 4, seeded(1)))
 
 
 def test_a_users_reconstructed_pairs_make_batches_too(tmp_path: Path) -> None:

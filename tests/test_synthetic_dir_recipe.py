@@ -23,7 +23,7 @@ from model_zoo.structures import CORTEX, COUNT, number
 from model_zoo.training import bundle, checkpoint, loop
 from model_zoo.training import synthetic_dir as recipe
 from model_zoo.training.dir_losses import emphasis
-from model_zoo.training.labels import misplaced
+from model_zoo.training.labels import displace_labels
 from model_zoo.training.recipe import seeded, simulated
 
 SMOKE = recipe.CONFIGURATIONS["smoke"]
@@ -304,7 +304,7 @@ def test_a_small_lesion_weighs_more_per_voxel_than_a_large_one() -> None:
 
 def test_borders_are_off_by_little_and_the_same_for_the_same_seed() -> None:
     structure = heads.phantom((64, 72, 64), 3.0).structure
-    found = [misplaced(structure, 0.8, recipe.WARP_CELLS, seeded(seed)) for seed in (3, 3, 4)]
+    found = [displace_labels(structure, 0.8, recipe.WARP_CELLS, seeded(seed)) for seed in (3, 3, 4)]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
     for moved in found:

@@ -139,12 +139,16 @@ def _check_device(device: str) -> None:
 
 def _sources(recipe: Recipe[Any], data: Path | None, table: Path | None, phantom: bool) -> Sources:
     from model_zoo.training import manifest
+    from model_zoo.training.images import SeriesReader
     from model_zoo.training.recipe import simulated
 
     if table is None:
         return simulated(None if phantom else data or data_root(), phantom=phantom)
+    from dicomnode.reading import folders
+
+    series = SeriesReader(folders.read_grid, folders.read_values)
     try:
-        return manifest.sources(manifest.read(table, recipe.columns))
+        return manifest.sources(manifest.read(table, recipe.columns, series))
     except manifest.ManifestError as error:
         for problem in error.problems:
             print(f"{table}: {problem}", file=sys.stderr)

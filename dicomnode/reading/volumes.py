@@ -23,7 +23,7 @@ from dicomnode.reading.frames import Frame, frames_of, header, name, unit, value
 from dicomnode.reading.stored_values import stored
 from pipelines.contract import Grid, Volume
 
-__all__ = ["DRIFT", "UNEVEN", "Series", "read"]
+__all__ = ["DRIFT", "UNEVEN", "Series", "read", "read_grid"]
 
 UNEVEN = 0.1
 """Largest departure of a step between slices from the median step, relative to it."""
@@ -64,15 +64,9 @@ class _Stack:
 
 
 def read(paths: Sequence[Path]) -> Series:
-    """One volume from the files of one series. Raises InputRefused."""
-    files = _without_raw_data([(path, header(path)) for path in paths])
-    _check_instances([ds for _, ds in files])
-    frames = [frame for _, ds in files for frame in frames_of(ds)]
-    for frame in frames:
-        kinds.check_frame(frame)
-    stack = _stack(frames)
-    pet.check(stack.frames)
-    agreement.check(stack.frames)
+    """Return the volume of the files of one series. Raises InputRefused."""
+    files = _read_headers(paths)
+    stack = _checked_stack(files)
     units = {unit(frame) for frame in stack.frames}
     if len(units) > 1:
         raise InputRefused(f"the slices are in several units: {', '.join(sorted(units))}")
@@ -86,6 +80,30 @@ def read(paths: Sequence[Path]) -> Series:
         "uneven_steps_mm": stack.unevenness_mm,
     }
     return Series(Volume(data, stack.grid, units.pop(), stack.thickness_mm), facts, _headers(stack))
+
+
+def read_grid(paths: Sequence[Path]) -> Grid:
+    """Return the grid of the files of one series, from headers only. Raises InputRefused.
+
+    What only pixels or facts show to be wrong is refused by ``read``.
+    """
+    return _checked_stack(_read_headers(paths)).grid
+
+
+def _read_headers(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
+    return _without_raw_data([(path, header(path)) for path in paths])
+
+
+def _checked_stack(files: Sequence[tuple[Path, Dataset]]) -> _Stack:
+    """Return the frames of the files as slices of one volume, once all that headers say is of one image."""
+    _check_instances([ds for _, ds in files])
+    frames = [frame for _, ds in files for frame in frames_of(ds)]
+    for frame in frames:
+        kinds.check_frame(frame)
+    stack = _stack(frames)
+    pet.check(stack.frames)
+    agreement.check(stack.frames)
+    return stack
 
 
 def _without_raw_data(files: list[tuple[Path, Dataset]]) -> list[tuple[Path, Dataset]]:

@@ -1,25 +1,39 @@
-"""Volumes of a user's data set, read by SimpleITK: a NIfTI file, or a folder that holds one DICOM series.
+"""Volumes of a user's data set: a NIfTI file, or a folder that holds one DICOM series.
 
 Arrays are (k, j, i), LPS: axes towards superior, posterior and left. An oblique acquisition keeps its grid, with its
-axes ordered and flipped to the nearest of these directions.
+axes ordered and flipped to the nearest of these directions. SimpleITK reads NIfTI; series come through the reader that
+the caller hands down (``SeriesReader``), so that a network is trained on the values that the node will show it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model_zoo.grid import Grid
 
-__all__ = ["Volume", "read_grid", "read_volume", "resample"]
+__all__ = ["SeriesReader", "Volume", "read_grid", "read_volume", "resample"]
 
-TOLERANCE_MM = 0.1
 SUFFIXES = (".nii", ".nii.gz")
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class SeriesReader:
+    """Functions that read a folder with one DICOM series: its grid from headers, its float32 values (k, j, i) with the
+    grid. Both raise ValueError saying what is wrong; they are module-level functions, for processes that draw batches.
+    """
+
+    read_grid: Callable[[Path], Grid]
+    read_values: Callable[[Path], tuple[NDArray[np.float32], Grid]]
 
 
 @dataclass(frozen=True)
@@ -30,10 +44,13 @@ class Volume:
     grid: Grid
 
 
-def read_grid(path: Path) -> Grid:
-    """Geometry of an image, read from headers. Raises ValueError saying what is wrong with it."""
+def read_grid(path: Path, series: SeriesReader | None = None) -> Grid:
+    """Return the grid of an image in LPS, from headers only. Raises ValueError saying what is wrong with the image."""
     if path.is_dir():
-        return _series_grid(path)
+        grid = _required(series).read_grid(path)
+        if grid.shape[0] < 2:
+            raise ValueError("the series is a single slice")
+        return _orient(None, grid)[1]
     reader = _toolkit().ImageFileReader()
     reader.SetFileName(str(_nifti(path)))
     try:
@@ -44,41 +61,38 @@ def read_grid(path: Path) -> Grid:
         raise ValueError(f"an image of 3 dimensions is needed, it has {reader.GetDimension()}")
     if reader.GetNumberOfComponents() != 1:
         raise ValueError("one value per voxel is needed, it has more")
-    header = reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
-    return _oriented(_empty(*header))
+    return _orient(None, _grid_of(reader))[1]
 
 
-def read_volume(path: Path) -> Volume:
-    """The image, turned to LPS. Raises ValueError saying what is wrong with it."""
-    sitk = _toolkit()
-    try:
-        if path.is_dir():
-            reader = sitk.ImageSeriesReader()
-            reader.SetFileNames(_series(path))
-            reader.SetOutputPixelType(sitk.sitkFloat32)
-            image = reader.Execute()
-        else:
-            image = sitk.ReadImage(str(_nifti(path)), sitk.sitkFloat32)
-    except RuntimeError as error:
-        raise ValueError("no image can be read from it") from error
-    image = sitk.DICOMOrient(image, "LPS")
-    values = torch.from_numpy(sitk.GetArrayFromImage(image))
-    if not bool(torch.isfinite(values).all()):
+def read_volume(path: Path, series: SeriesReader | None = None) -> Volume:
+    """Return the image, turned to LPS. Raises ValueError saying what is wrong with the image."""
+    values, grid = _required(series).read_values(path) if path.is_dir() else _read_nifti(path)
+    values, grid = _orient(values, grid)
+    if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
-    return Volume(values, _of(image))
+    return Volume(torch.from_numpy(values), grid)
 
 
 def resample(volume: Volume, target: Grid, *, labels: bool) -> Volume:
-    """``volume`` on ``target``: trilinear, or the nearest voxel for labels; outside it is the lowest value there is."""
+    """Return ``volume`` on ``target``: trilinear, or the nearest voxel for labels.
+
+    Voxels outside of the volume get its lowest value (labels: 0).
+    """
     sitk = _toolkit()
     outside = 0.0 if labels else float(volume.values.min())
     how = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
     image = sitk.GetImageFromArray(volume.values.numpy())
-    _place(image, volume.grid)
-    empty = sitk.Image([int(n) for n in target.shape[::-1]], sitk.sitkUInt8)
-    _place(empty, target)
-    found = sitk.Resample(image, empty, sitk.Transform(), how, outside)
-    return Volume(torch.from_numpy(sitk.GetArrayFromImage(found)), target)
+    _set_geometry(image, volume.grid)
+    reference = sitk.Image([int(n) for n in target.shape[::-1]], sitk.sitkUInt8)
+    _set_geometry(reference, target)
+    resampled = sitk.Resample(image, reference, sitk.Transform(), how, outside)
+    return Volume(torch.from_numpy(sitk.GetArrayFromImage(resampled)), target)
+
+
+def _required(series: SeriesReader | None) -> SeriesReader:
+    if series is None:
+        raise ValueError("it is a folder, and no reader of DICOM series was given; a NIfTI file can be read")
+    return series
 
 
 def _toolkit() -> Any:
@@ -97,65 +111,26 @@ def _nifti(path: Path) -> Path:
     return path
 
 
-def _series(folder: Path) -> list[str]:
-    """Files of the folder's one DICOM series, in the order of their positions."""
-    reader = _toolkit().ImageSeriesReader
-    series = reader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise ValueError(f"a folder with one DICOM series is needed, it has {len(series) or 'none'}")
-    return list(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
-
-
-def _series_grid(folder: Path) -> Grid:
-    """Geometry of a series; refuses one with a gap, as a missing slice leaves, and one of tilted slices."""
-    reader = _toolkit().ImageFileReader()
-    origins, headers = [], []
-    for name in _series(folder):
-        reader.SetFileName(name)
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise ValueError("a file of the series cannot be read") from error
-        headers.append((reader.GetSize()[:2], reader.GetSpacing()[:2], reader.GetDirection()))
-        origins.append(np.array(reader.GetOrigin()))
-    if len(origins) < 2:
-        return _single_file_grid(reader)
-    if any(header != headers[0] for header in headers):
-        raise ValueError("the slices of the series differ in size, pixel spacing or orientation")
-    steps = np.diff(origins, axis=0)
-    if np.abs(steps - steps[0]).max() > TOLERANCE_MM:
-        raise ValueError("the slices of the series are not evenly spaced: is one missing?")
-    size, spacing, direction = headers[0]
-    axes = np.array(direction).reshape(3, 3)
-    distance = float(np.linalg.norm(steps[0]))
-    if distance == 0 or np.abs(np.abs(axes[:, 2] @ steps[0]) - distance) > TOLERANCE_MM:
-        raise ValueError("the slices of the series are not stacked along their normal")
-    axes[:, 2] = steps[0] / distance
-    image = _empty((*size, len(origins)), (*spacing, distance), tuple(origins[0]), tuple(axes.flatten()))
-    return _oriented(image)
-
-
-def _single_file_grid(reader: Any) -> Grid:
-    """Geometry of a series of one file, which holds a volume by itself or is a single slice."""
-    if reader.GetDimension() != 3 or reader.GetSize()[2] < 2:
-        raise ValueError("the series is a single slice")
-    return _oriented(_empty(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()))
-
-
-def _empty(size: Any, spacing: Any, origin: Any, direction: Any) -> Any:
+def _read_nifti(path: Path) -> tuple[NDArray[np.float32], Grid]:
     sitk = _toolkit()
-    image = sitk.Image([int(n) for n in size], sitk.sitkUInt8)
-    image.SetSpacing([float(s) for s in spacing])
-    image.SetOrigin([float(o) for o in origin])
-    image.SetDirection([float(d) for d in direction])
-    return image
+    try:
+        image = sitk.ReadImage(str(_nifti(path)), sitk.sitkFloat32)
+    except RuntimeError as error:
+        raise ValueError("no image can be read from it") from error
+    return sitk.GetArrayFromImage(image), _grid_of(image)
 
 
-def _oriented(image: Any) -> Grid:
-    return _of(_toolkit().DICOMOrient(image, "LPS"))
+def _orient(values: NDArray[np.float32] | None, grid: Grid) -> tuple[Any, Grid]:
+    """Reorder and flip the axes to the nearest to superior, posterior and left; values (k, j, i) or None."""
+    to_lps = ornt_transform(io_orientation(_LPS_TO_RAS @ grid.affine_mm), axcodes2ornt("LPS"))
+    affine = grid.affine_mm @ inv_ornt_aff(to_lps, grid.shape[::-1])
+    i, j, k = (int(grid.shape[2 - int(axis)]) for axis in np.argsort(to_lps[:, 0]))
+    turned = None if values is None else np.ascontiguousarray(apply_orientation(values.T, to_lps).T)
+    return turned, Grid((k, j, i), affine)
 
 
-def _of(image: Any) -> Grid:
+def _grid_of(image: Any) -> Grid:
+    """Return the grid of a SimpleITK image, or of a reader that has read the image's header."""
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
@@ -163,7 +138,7 @@ def _of(image: Any) -> Grid:
     return Grid((k, j, i), affine)
 
 
-def _place(image: Any, grid: Grid) -> None:
+def _set_geometry(image: Any, grid: Grid) -> None:
     spacing = np.array(grid.spacing_mm[::-1])
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(grid.affine_mm[:3, 3].tolist())

@@ -115,13 +115,13 @@ def names_of(c: Configuration) -> tuple[str, ...]:
 
 def _brain(c: Configuration, source: Source, generator: torch.Generator, spacing_mm: float, finer: int) -> Object:
     found = random_brain(source, generator, spacing_mm=spacing_mm, finer=finer)
-    return labels.by_ct(found, names_of(c)) if c.labels == "ct" else found
+    return labels.label_tissues_by_ct(found, names_of(c)) if c.labels == "ct" else found
 
 
 def _torso(c: Configuration, body: Torso, finer: int, generator: torch.Generator) -> Object:
     found = low_dose.torso(body, finer)
     by_ct = c.labels == "ct" or (c.labels == "both" and _uniform(generator) < 0.5)
-    return labels.by_ct(found, names_of(c)) if by_ct else found
+    return labels.label_tissues_by_ct(found, names_of(c)) if by_ct else found
 
 
 def _object(c: Configuration, source: Source, generator: torch.Generator) -> Object:
@@ -238,7 +238,7 @@ def _item(c: Configuration, pair: Pair, scale: float, generator: torch.Generator
     sides = [axis for axis in (1, 2) if _uniform(generator) < 0.5]
     low, target, regions = (_padded(x[cut], c.patch).flip(sides) for x in (pair.low, pair.target, pair.regions))
     off_voxels = c.misplaced_mm * _uniform(generator) / pair.spacing_mm
-    regions = labels.misplaced(regions, off_voxels, WARP_CELLS, generator)
+    regions = labels.displace_labels(regions, off_voxels, WARP_CELLS, generator)
     scale *= 4.0 ** _uniform(generator) if _uniform(generator) < 0.5 else 1.0
     return {
         "low": low[None] / scale,

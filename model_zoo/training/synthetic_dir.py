@@ -47,7 +47,7 @@ from model_zoo.synthetic_dir import (
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.dir_losses import emphasis, maps_losses, mean_of, segmentation_loss
-from model_zoo.training.labels import misplaced
+from model_zoo.training.labels import displace_labels
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration"]
@@ -172,7 +172,7 @@ def _examined(source: Source, c: Configuration, which: int) -> _Examined:
         "brain": patient.head.structure > 0,
     }
     # off by tenths of a voxel to two voxels: no segmentation is exact
-    structure = misplaced(patient.head.structure, uniform(generator, 0.0, 1.2), WARP_CELLS, generator)
+    structure = displace_labels(patient.head.structure, uniform(generator, 0.0, 1.2), WARP_CELLS, generator)
     whole = _prepared(found.flair, found.t1w, structure) | truth
     d = e.dir
     protocol = torch.tensor([d.tr_ms, d.ti1_ms, d.ti2_ms, d.te_ms, e.unit])
