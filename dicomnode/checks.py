@@ -234,13 +234,13 @@ def _kinds(config: Config, peer: Peer) -> str:
 
 
 def _certificate(identity: tls.Identity) -> Check | str:
-    what, ends_at = f"certificate of {identity.where}", identity.ends_at()
+    what, ends_at = f"certificate of {identity.where}", identity.read_expiry()
     identity.server_context()
     left = ends_at - datetime.now(UTC)
     told = f"{identity.certificate_file} until {ends_at:%Y-%m-%d} ({left.days} days)"
     if left.total_seconds() < 0:
         return Check(what, "failed", f"{identity.certificate_file} has expired on {ends_at:%Y-%m-%d}")
-    if identity.key_is_open:
+    if identity.is_key_exposed:
         return Check(what, "warning", f"{told}; {identity.key_file} can be read by others: 'chmod 600' it")
     return Check(what, "warning" if left < SOON else "ok", told)
 

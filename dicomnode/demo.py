@@ -146,7 +146,7 @@ class Demo:
     def send(self, file: Path, node: Node) -> None:
         """C-STORE to the node. Raises NodeError when it does not take the file."""
         for result in peers.store(node.peer, [file], calling_aet="DEMOSCANNER", on_result=lambda _: None):
-            if not result.stored:
+            if not result.is_stored:
                 raise NodeError(f"the demo's node refused the k-space: {result.text}")
 
     def wait_for_results(self, node: Node, pacs: Node, watch: Watch, *, limit_s: float = FINISH_S) -> list[Received]:

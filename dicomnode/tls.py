@@ -1,6 +1,6 @@
-"""TLS as PS3.15 B.12 wants it (BCP 195: RFC 8996, RFC 9325): contexts made of files, and made anew when those change.
+"""TLS by PS3.15 B.12 (BCP 195: RFC 8996, RFC 9325): contexts made from files, and made anew when the files change.
 
-For DICOM in both roles and for the web. Messages name the file and what is wrong with it, never what it holds.
+The module serves DICOM in both roles and the web. Messages name the file and its fault, never its content.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ __all__ = [
     "SUITES",
     "ClientContext",
     "Identity",
-    "Served",
+    "ReloadingTlsContext",
     "client_context",
     "close",
+    "explain_failure",
     "identities",
     "node_identity",
     "web_identity",
-    "why",
 ]
 
 _log = logging.getLogger(__name__)
 
-# RFC 9325 4.2: with TLS 1.2, ephemeral keys on elliptic curves and AES-GCM. TLS 1.3 has no others than such.
+# RFC 9325 4.2: with TLS 1.2, ephemeral keys on elliptic curves and AES-GCM. TLS 1.3 has no other suites.
 SUITES = (
     "ECDHE-ECDSA-AES256-GCM-SHA384",
     "ECDHE-RSA-AES256-GCM-SHA384",
@@ -65,87 +65,93 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Identity:
-    """A certificate of ours and its key, with who is trusted. ``where``: the section of node.toml that names them."""
+    """A certificate of the node with its key and the authorities it trusts.
+
+    ``where``: the section of node.toml that names them; ``prefix``: the beginning of their keys there.
+    """
 
     where: str
     certificate_file: Path
     key_file: Path
     ca_file: Path | None = None
     minimum_version: TlsVersion = "1.2"
-    asks_client: bool = False
+    requires_client_certificate: bool = False
     prefix: str = ""
 
     @property
-    def key_is_open(self) -> bool:
-        """Whether others than its owner and its group can read the key, or its group can change it."""
+    def is_key_exposed(self) -> bool:
+        """True where users outside the key file's owner and group can read it, or its group can change it."""
         return bool(self.key_file.stat().st_mode & 0o027)
 
-    def ends_at(self) -> datetime:
-        """When the first certificate of the file ends. Raises ConfigError when it holds none."""
+    def read_expiry(self) -> datetime:
+        """Return the earliest expiry of the certificates in the file. Raises ConfigError where it holds none."""
         from cryptography import x509
 
         content = self._read("certificate_file", self.certificate_file)
         try:
             return min(each.not_valid_after_utc for each in x509.load_pem_x509_certificates(content))
         except ValueError:
-            raise self._wrong("certificate_file", self.certificate_file, "holds no certificate in PEM form") from None
+            raise self._error("certificate_file", self.certificate_file, "holds no certificate in PEM form") from None
 
     def server_context(self) -> ssl.SSLContext:
-        """For those who call us. Raises ConfigError for files that cannot be used."""
+        """Return a context for the server's side. Raises ConfigError for files that cannot be used."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _restrict(context, self.minimum_version)
         context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
-        self.load_into(context)
-        if self.asks_client:
-            self.trust_into(context)
+        self.load_certificate(context)
+        if self.requires_client_certificate:
+            self.load_authorities(context)
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def load_into(self, context: ssl.SSLContext) -> None:
-        """The certificate and its key. Raises ConfigError."""
-        self.ends_at()
+    def load_certificate(self, context: ssl.SSLContext) -> None:
+        """Load the certificate and its key into a context. Raises ConfigError."""
+        self.read_expiry()
         self._read("key_file", self.key_file)
         try:
             context.load_cert_chain(self.certificate_file, self.key_file, password=self._refuse_passphrase)
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise self._wrong("key_file", self.key_file, f"is not the key of {self.certificate_file}") from None
+                raise self._error("key_file", self.key_file, f"is not the key of {self.certificate_file}") from None
             if error.reason and error.reason.endswith("_TOO_SMALL"):
-                raise self._wrong("certificate_file", self.certificate_file, "has a key that is too short") from None
-            raise self._wrong("key_file", self.key_file, "holds no private key in PEM form") from None
+                raise self._error("certificate_file", self.certificate_file, "has a key that is too short") from None
+            raise self._error("key_file", self.key_file, "holds no private key in PEM form") from None
 
-    def trust_into(self, context: ssl.SSLContext) -> None:
-        """Those whom we trust; without a file, those whom this machine trusts. Raises ConfigError."""
+    def load_authorities(self, context: ssl.SSLContext) -> None:
+        """Load the trusted authorities into a context: those of the file, else of the system. Raises ConfigError."""
         if self.ca_file is None:
             context.load_default_certs(ssl.Purpose.SERVER_AUTH)
             return
-        _trust(context, f"{self.where}.{self.prefix}ca_file", self.ca_file)
+        _load_authorities(context, f"{self.where}.{self.prefix}ca_file", self.ca_file)
 
     def _read(self, key: str, path: Path) -> bytes:
         return _read(f"{self.where}.{self.prefix}{key}", path)
 
-    def _wrong(self, key: str, path: Path, what: str) -> ConfigError:
-        return ConfigError(f"{self.where}.{self.prefix}{key}: {path} {what}")
+    def _error(self, key: str, path: Path, fault: str) -> ConfigError:
+        return ConfigError(f"{self.where}.{self.prefix}{key}: {path} {fault}")
 
     def _refuse_passphrase(self) -> str:
-        raise self._wrong("key_file", self.key_file, "is encrypted: nobody is there to type a passphrase")
+        raise self._error("key_file", self.key_file, "is encrypted: nobody is there to type a passphrase")
 
 
-class Served:
-    """A server's context for connections that begin now."""
+class ReloadingTlsContext:
+    """A server's TLS context, made anew when its files change."""
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self._lock = threading.Lock()
-        self._made_of = self._stamps()
+        self._fingerprints = self._read_fingerprints()
         self._context = identity.server_context()
 
-    def context(self) -> ssl.SSLContext:
-        """Made anew when a file has changed; files that cannot be used leave the former one in force."""
+    def current(self) -> ssl.SSLContext:
+        """Return the context for a new connection, reloaded where a file has changed.
+
+        Unusable files leave the former context in force.
+        """
         with self._lock:
-            stamps = self._stamps()
-            if stamps != self._made_of:
-                self._made_of = stamps
+            fingerprints = self._read_fingerprints()
+            if fingerprints != self._fingerprints:
+                self._fingerprints = fingerprints
                 try:
                     self._context = self.identity.server_context()
                     _log.info("%s: the certificate was read anew", self.identity.where)
@@ -153,13 +159,13 @@ class Served:
                     _log.error("%s; the former certificate stays in force", error)
             return self._context
 
-    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
+    def _read_fingerprints(self) -> tuple[tuple[int, int, int] | None, ...]:
         files = self.identity.certificate_file, self.identity.key_file, self.identity.ca_file
-        return tuple(_stamp(file) for file in files if file is not None)
+        return tuple(_read_fingerprint(file) for file in files if file is not None)
 
 
 class ClientContext(ssl.SSLContext):
-    """For one connection to a peer; ``failure`` says why it did not come about, which pynetdicom keeps to itself."""
+    """TLS context of one connection to a peer; ``failure`` explains a failed handshake: pynetdicom does not."""
 
     failure: str = ""
 
@@ -169,50 +175,53 @@ class _ClientSocket(ssl.SSLSocket):
         try:
             super().connect(addr)
         except OSError:
-            self.close()  # pynetdicom does not where there is nothing to shut down
+            self.close()  # pynetdicom closes no socket without a connection
             raise
 
     def do_handshake(self, block: bool = False) -> None:
         try:
             super().do_handshake(block)
         except OSError as error:
-            cast(ClientContext, self.context).failure = why(error)
+            cast(ClientContext, self.context).failure = explain_failure(error)
             raise
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        # with TLS 1.3 a server that does not like our certificate says so after our side of the handshake is done
+        # with TLS 1.3 a server refuses our certificate after our side of the handshake is done
         try:
             return super().recv(buflen, flags)
         except ssl.SSLError as error:
-            cast(ClientContext, self.context).failure = why(error)
+            cast(ClientContext, self.context).failure = explain_failure(error)
             raise
 
 
 def client_context(peer: Peer, ours: TlsConfig | None) -> ClientContext:
-    """The peer's certificate is checked against the authorities that are stated for it, else against those of
-    [node.tls], else against the system's; we show the certificate that is stated. Raises ConfigError."""
+    """Return a context for a connection to the peer. Raises ConfigError.
+
+    The peer's certificate is checked against the authorities of the peer's section, else of [node.tls], else of the
+    system; our certificate is that of the peer's section, else of [node.tls].
+    """
     context = ClientContext(ssl.PROTOCOL_TLS_CLIENT)
     _restrict(context, ours.minimum_version if ours else "1.2")
     context.sslsocket_class = _ClientSocket
-    identity = _of_peer(peer) or (node_identity(ours) if ours else None)
+    identity = _peer_identity(peer) or (node_identity(ours) if ours else None)
     if identity is not None:
-        identity.load_into(context)
+        identity.load_certificate(context)
     authorities = peer.tls_ca_file or (ours.ca_file if ours else None)
     if authorities is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
-        _trust(context, f"ca_file for peer {peer.name}", authorities)
+        _load_authorities(context, f"ca_file for peer {peer.name}", authorities)
     return context
 
 
 def identities(config: Config) -> Iterator[Identity]:
-    """Every certificate of ours."""
+    """Yield every certificate of the node."""
     if config.node.tls is not None:
         yield node_identity(config.node.tls)
     if (web := web_identity(config.web)) is not None:
         yield web
     for peer in config.peers:
-        if (own := _of_peer(peer)) is not None:
+        if (own := _peer_identity(peer)) is not None:
             yield own
 
 
@@ -229,8 +238,8 @@ def close(sock: socket.socket) -> None:
     sock.close()
 
 
-def why(error: OSError) -> str:
-    """Why there is no TLS with the other side, in words."""
+def explain_failure(error: OSError) -> str:
+    """Return the reason why there is no TLS with the other side, as a phrase for a message."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -253,7 +262,7 @@ def web_identity(web: WebConfig) -> Identity | None:
 
 
 def node_identity(tls: TlsConfig) -> Identity:
-    """What [node.tls] says, with paths that hold from anywhere."""
+    """Return the certificate of [node.tls]."""
     return Identity(
         "node.tls",
         tls.certificate_file,
@@ -264,13 +273,13 @@ def node_identity(tls: TlsConfig) -> Identity:
     )
 
 
-def _of_peer(peer: Peer) -> Identity | None:
+def _peer_identity(peer: Peer) -> Identity | None:
     if peer.tls_certificate_file is None or peer.tls_key_file is None:
         return None
     return Identity(f"peer {peer.name}", peer.tls_certificate_file, peer.tls_key_file, prefix="tls_")
 
 
-def _trust(context: ssl.SSLContext, key: str, path: Path) -> None:
+def _load_authorities(context: ssl.SSLContext, key: str, path: Path) -> None:
     _read(key, path)
     try:
         context.load_verify_locations(path)
@@ -285,9 +294,9 @@ def _read(key: str, path: Path) -> bytes:
         raise ConfigError(f"{key}: {path} cannot be read ({error.strerror})") from None
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _read_fingerprint(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino

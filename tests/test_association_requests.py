@@ -1,4 +1,4 @@
-"""Association requests as peers word them: served, or refused with the reason of PS3.8; never a traceback."""
+"""Association requests, well formed or not: served, or refused with the reason of PS3.8; never a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,59 +17,33 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from dicomnode.ingest import requests
 from tests import databases
 from tests.peers.process import wait_for
+from tests.raw_associations import (
+    ABORTED,
+    ACCEPTED,
+    CONTEXT_NAME,
+    EXPLICIT,
+    MR,
+    REJECTED,
+    AssociateRequest,
+    context_item,
+    encode_item,
+    read_pdu,
+    read_results,
+    standard_user_items,
+)
 from tests.receivers import Start, start
 
 __all__ = ["start"]  # fixtures
 
-ACCEPTED, REJECTED, ABORTED = 2, 3, 7
-MR, EXPLICIT, IMPLICIT = b"1.2.840.10008.5.1.4.1.1.4", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2"
-CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"
-
-
-def _item(kind: int, value: bytes) -> bytes:
-    return struct.pack(">BBH", kind, 0, len(value)) + value
-
-
-def _context(number: int, abstract: tuple[bytes, ...] = (MR,), transfer: tuple[bytes, ...] = (EXPLICIT,)) -> bytes:
-    syntaxes = [_item(0x30, uid) for uid in abstract] + [_item(0x40, uid) for uid in transfer]
-    return _item(0x20, bytes((number, 0, 0, 0)) + b"".join(syntaxes))
-
-
-_LENGTH = _item(0x51, struct.pack(">L", 16384))
-_CLASS_UID = _item(0x52, b"1.2.3.4")
-_VERSION_NAME = _item(0x55, b"TEST_1")
-
-
-@dataclass(frozen=True)
-class Request:
-    """An A-ASSOCIATE-RQ, part by part."""
-
-    version: int = 1
-    called: bytes = b"DICOMNODE"
-    calling: bytes = b"SCANNER"
-    names: tuple[bytes, ...] = (CONTEXT_NAME,)
-    contexts: tuple[bytes, ...] = (_context(1),)
-    user: tuple[bytes, ...] = (_LENGTH, _CLASS_UID, _VERSION_NAME)
-    tail: bytes = b""
-
-    @property
-    def body(self) -> bytes:
-        titles = self.called.ljust(16)[:16] + self.calling.ljust(16)[:16]
-        items = [*(_item(0x10, name) for name in self.names), *self.contexts]
-        items += [_item(0x50, b"".join(self.user))] if self.user else []
-        return struct.pack(">HH", self.version, 0) + titles + bytes(32) + b"".join(items) + self.tail
-
-    def encoded(self) -> bytes:
-        return struct.pack(">BBL", 1, 0, len(self.body)) + self.body
+_LENGTH, _CLASS_UID, _VERSION_NAME = standard_user_items
 
 
 def _answer(port: int, request: bytes) -> bytes:
-    """The first PDU that comes back; empty where the connection ends without one."""
+    """Return the first PDU of the answer; empty where the connection ends without one."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
         sock.sendall(request)
         try:
-            head = sock.recv(6, socket.MSG_WAITALL)
-            pdu = head + sock.recv(struct.unpack(">BBL", head)[2], socket.MSG_WAITALL) if len(head) == 6 else b""
+            pdu = read_pdu(sock)
             if pdu[:1] == b"\2":
                 sock.sendall(b"\7\0\0\0\0\4\0\0\0\0")
         except ConnectionResetError:
@@ -77,89 +51,84 @@ def _answer(port: int, request: bytes) -> bytes:
         return pdu
 
 
-def _results(pdu: bytes) -> dict[int, int]:
-    """Presentation context ID to result in an A-ASSOCIATE-AC."""
-    found, at = {}, 74
-    while at < len(pdu):
-        kind, length = pdu[at], int.from_bytes(pdu[at + 2 : at + 4], "big")
-        if kind == 0x21:
-            found[pdu[at + 4]] = pdu[at + 6]
-        at += 4 + length
-    return found
-
-
 @pytest.fixture
 def no_traceback(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever a thread raises, or an association's door catches and tells as an error of ours, fails the test."""
+    """Fail the test where a thread raises, or the node logs an error of its own."""
     raised: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
     yield
     assert raised == []
-    told = [each for each in caplog.get_records("call") if each.levelno >= logging.ERROR]
-    assert [each.getMessage() for each in told if each.name.startswith("dicomnode")] == []
+    errors = [each for each in caplog.get_records("call") if each.levelno >= logging.ERROR]
+    assert [each.getMessage() for each in errors if each.name.startswith("dicomnode")] == []
 
 
 @pytest.fixture(scope="module")
 def database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One kind of database is enough here: nothing is stored."""
+    """Return an SQLite database: nothing is stored, so one kind is enough."""
     return databases.migrated_sqlite(tmp_path_factory.mktemp("database") / "node.sqlite")
 
 
-_ROLE = _item(0x54, struct.pack(">H", len(MR)) + MR + b"\1\1")
-_MENDED = {
-    "as it should be": Request(),
-    "called AE title blank": Request(called=b" " * 16),
-    "called AE title of NUL": Request(called=b"\0" * 16),
-    "called AE title not ASCII": Request(called="MÜLLER".encode("latin-1")),
-    "calling AE title with NUL at its end": Request(calling=b"SCANNER\0\0\0\0\0\0\0\0\0"),
-    "calling AE title behind spaces": Request(calling=b"  SCANNER"),
-    "further versions offered": Request(version=0x8003),
-    "version name over 16 characters": Request(user=(_LENGTH, _CLASS_UID, _item(0x55, b"A_VERSION_NAME_THAT_IS_LONG"))),
-    "version name empty": Request(user=(_LENGTH, _CLASS_UID, _item(0x55, b""))),
-    "version name not ASCII": Request(user=(_LENGTH, _CLASS_UID, _item(0x55, b"\xff\xfe\r\n"))),
-    "no maximum length": Request(user=(_CLASS_UID, _VERSION_NAME)),
-    "maximum length of two bytes": Request(user=(_item(0x51, b"\1\1"), _CLASS_UID)),
-    "no limit of length": Request(user=(_item(0x51, bytes(4)), _CLASS_UID)),
-    "no implementation class UID": Request(user=(_LENGTH,)),
-    "implementation class UID that is none": Request(user=(_LENGTH, _item(0x52, b"what\n"))),
-    "no user information": Request(user=()),
-    "UIDs ended by NUL": Request(contexts=(_context(1, (MR + b"\0",), (EXPLICIT + b"\0",)),)),
-    "UIDs ended by spaces": Request(names=(CONTEXT_NAME + b" ",), contexts=(_context(1, (MR + b" ",)),)),
-    "reserved item types": Request(user=(_LENGTH, _CLASS_UID, _item(0x7F, b"x")), tail=_item(0x99, b"abc")),
-    "zeros behind the last item": Request(tail=bytes(7)),
-    "role of both": Request(user=(_LENGTH, _CLASS_UID, _ROLE)),
-    "role of neither": Request(user=(_LENGTH, _CLASS_UID, _ROLE[:-2] + b"\0\0")),
-    "role of many": Request(user=(_LENGTH, _CLASS_UID, _ROLE[:-2] + b"\7\7")),
-    "role without a class": Request(user=(_LENGTH, _CLASS_UID, _item(0x54, b"\xff\xff"))),
-    "role twice": Request(user=(_LENGTH, _CLASS_UID, _ROLE, _ROLE)),
-    "window of four operations": Request(user=(_LENGTH, _CLASS_UID, _item(0x53, b"\0\4\0\4"))),
-    "window cut short": Request(user=(_LENGTH, _CLASS_UID, _item(0x53, b"\0"))),
-    "user identity": Request(user=(_LENGTH, _CLASS_UID, _item(0x58, b"\2\1\0\4USER\0\1x"))),
-    "user identity that is none": Request(user=(_LENGTH, _CLASS_UID, _item(0x58, b"\x77\xff\xff"))),
-    "common extended negotiation that is none": Request(user=(_LENGTH, _CLASS_UID, _item(0x57, b"\xff\xff\1"))),
-    "extended negotiation that is none": Request(user=(_LENGTH, _CLASS_UID, _item(0x56, b"\0\xff1"))),
-    "everything twice": Request(names=(CONTEXT_NAME,) * 2, user=(_LENGTH, _LENGTH, _CLASS_UID, _CLASS_UID)),
+_ROLE = encode_item(0x54, struct.pack(">H", len(MR)) + MR + b"\1\1")
+_CORRECTED = {
+    "as it should be": AssociateRequest(),
+    "called AE title blank": AssociateRequest(called=b" " * 16),
+    "called AE title of NUL": AssociateRequest(called=b"\0" * 16),
+    "called AE title not ASCII": AssociateRequest(called="MÜLLER".encode("latin-1")),
+    "calling AE title with NUL at its end": AssociateRequest(calling=b"SCANNER\0\0\0\0\0\0\0\0\0"),
+    "calling AE title behind spaces": AssociateRequest(calling=b"  SCANNER"),
+    "further versions offered": AssociateRequest(version=0x8003),
+    "version name over 16 characters": AssociateRequest(
+        user=(_LENGTH, _CLASS_UID, encode_item(0x55, b"A_VERSION_NAME_THAT_IS_LONG"))
+    ),
+    "version name empty": AssociateRequest(user=(_LENGTH, _CLASS_UID, encode_item(0x55, b""))),
+    "version name not ASCII": AssociateRequest(user=(_LENGTH, _CLASS_UID, encode_item(0x55, b"\xff\xfe\r\n"))),
+    "no maximum length": AssociateRequest(user=(_CLASS_UID, _VERSION_NAME)),
+    "maximum length of two bytes": AssociateRequest(user=(encode_item(0x51, b"\1\1"), _CLASS_UID)),
+    "no limit of length": AssociateRequest(user=(encode_item(0x51, bytes(4)), _CLASS_UID)),
+    "no implementation class UID": AssociateRequest(user=(_LENGTH,)),
+    "implementation class UID that is none": AssociateRequest(user=(_LENGTH, encode_item(0x52, b"what\n"))),
+    "no user information": AssociateRequest(user=()),
+    "UIDs ended by NUL": AssociateRequest(contexts=(context_item(1, (MR + b"\0",), (EXPLICIT + b"\0",)),)),
+    "UIDs ended by spaces": AssociateRequest(names=(CONTEXT_NAME + b" ",), contexts=(context_item(1, (MR + b" ",)),)),
+    "reserved item types": AssociateRequest(
+        user=(_LENGTH, _CLASS_UID, encode_item(0x7F, b"x")), tail=encode_item(0x99, b"abc")
+    ),
+    "zeros behind the last item": AssociateRequest(tail=bytes(7)),
+    "role of both": AssociateRequest(user=(_LENGTH, _CLASS_UID, _ROLE)),
+    "role of neither": AssociateRequest(user=(_LENGTH, _CLASS_UID, _ROLE[:-2] + b"\0\0")),
+    "role of many": AssociateRequest(user=(_LENGTH, _CLASS_UID, _ROLE[:-2] + b"\7\7")),
+    "role without a class": AssociateRequest(user=(_LENGTH, _CLASS_UID, encode_item(0x54, b"\xff\xff"))),
+    "role twice": AssociateRequest(user=(_LENGTH, _CLASS_UID, _ROLE, _ROLE)),
+    "window of four operations": AssociateRequest(user=(_LENGTH, _CLASS_UID, encode_item(0x53, b"\0\4\0\4"))),
+    "window cut short": AssociateRequest(user=(_LENGTH, _CLASS_UID, encode_item(0x53, b"\0"))),
+    "user identity": AssociateRequest(user=(_LENGTH, _CLASS_UID, encode_item(0x58, b"\2\1\0\4USER\0\1x"))),
+    "user identity that is none": AssociateRequest(user=(_LENGTH, _CLASS_UID, encode_item(0x58, b"\x77\xff\xff"))),
+    "common extended negotiation that is none": AssociateRequest(
+        user=(_LENGTH, _CLASS_UID, encode_item(0x57, b"\xff\xff\1"))
+    ),
+    "extended negotiation that is none": AssociateRequest(user=(_LENGTH, _CLASS_UID, encode_item(0x56, b"\0\xff1"))),
+    "everything twice": AssociateRequest(names=(CONTEXT_NAME,) * 2, user=(_LENGTH, _LENGTH, _CLASS_UID, _CLASS_UID)),
 }
 
 
 @pytest.mark.usefixtures("no_traceback")
 def test_a_request_with_one_reading_is_served(start: Start) -> None:
     receiver = start()
-    answers = {name: _answer(receiver.port, request.encoded()) for name, request in _MENDED.items()}
-    assert {name: (answer[0], _results(answer)) for name, answer in answers.items()} == dict.fromkeys(
+    answers = {name: _answer(receiver.port, request.encode()) for name, request in _CORRECTED.items()}
+    assert {name: (answer[0], read_results(answer)) for name, answer in answers.items()} == dict.fromkeys(
         answers, (ACCEPTED, {1: 0})
     )
 
 
 _UNSUPPORTED = {
-    "no abstract syntax": (_context(3, ()), 3),
-    "an abstract syntax that is no UID": (_context(3, (b"\xff\xfe\n",)), 3),
-    "two abstract syntaxes": (_context(3, (MR, b"1.2.840.10008.5.1.4.1.1.2")), 3),
-    "an abstract syntax of 70 characters": (_context(3, (b"1." * 34 + b"12",)), 3),
-    "no transfer syntax": (_context(3, (MR,), ()), 4),
-    "a transfer syntax that is no UID": (_context(3, (MR,), (b"what",)), 4),
-    "an unknown transfer syntax": (_context(3, (MR,), (b"1.2.3",)), 4),
-    "3000 unknown transfer syntaxes": (_context(3, (MR,), tuple(b"1.2.%d" % at for at in range(3000))), 4),
+    "no abstract syntax": (context_item(3, ()), 3),
+    "an abstract syntax that is no UID": (context_item(3, (b"\xff\xfe\n",)), 3),
+    "two abstract syntaxes": (context_item(3, (MR, b"1.2.840.10008.5.1.4.1.1.2")), 3),
+    "an abstract syntax of 70 characters": (context_item(3, (b"1." * 34 + b"12",)), 3),
+    "no transfer syntax": (context_item(3, (MR,), ()), 4),
+    "a transfer syntax that is no UID": (context_item(3, (MR,), (b"what",)), 4),
+    "an unknown transfer syntax": (context_item(3, (MR,), (b"1.2.3",)), 4),
+    "3000 unknown transfer syntaxes": (context_item(3, (MR,), tuple(b"1.2.%d" % at for at in range(3000))), 4),
 }
 
 
@@ -167,24 +136,28 @@ _UNSUPPORTED = {
 def test_a_context_that_cannot_be_used_does_not_cost_the_others(start: Start) -> None:
     receiver = start()
     for name, (context, result) in _UNSUPPORTED.items():
-        answer = _answer(receiver.port, Request(contexts=(_context(1), context)).encoded())
-        assert _results(answer) == {1: 0, 3: result}, name
+        answer = _answer(receiver.port, AssociateRequest(contexts=(context_item(1), context)).encode())
+        assert read_results(answer) == {1: 0, 3: result}, name
 
 
 _REFUSED = {
-    "calling AE title blank": (Request(calling=b" " * 16), (1, 1, 3), "calling AE title"),
-    "calling AE title of NUL": (Request(calling=b"\0" * 16), (1, 1, 3), "calling AE title"),
-    "calling AE title not ASCII": (Request(calling="MÜLLER".encode()), (1, 1, 3), "calling AE title"),
-    "calling AE title with a line feed": (Request(calling=b"A\nERROR"), (1, 1, 3), "calling AE title"),
-    "calling AE title of two values": (Request(calling=b"A\\B"), (1, 1, 3), "calling AE title"),
-    "another version": (Request(version=2), (1, 2, 2), "version"),
-    "no application context": (Request(names=()), (1, 1, 2), "application context"),
-    "another application context": (Request(names=(b"1.2.3",)), (1, 1, 2), "application context"),
-    "no presentation context": (Request(contexts=()), (1, 1, 1), "no presentation context"),
-    "even context ID": (Request(contexts=(_context(2),)), (1, 1, 1), "context ID"),
-    "context ID zero": (Request(contexts=(_context(0),)), (1, 1, 1), "context ID"),
-    "context ID twice": (Request(contexts=(_context(1), _context(1, (b"1.2.3",)))), (1, 1, 1), "context ID"),
-    "a PDU of one byte": (Request(user=(_item(0x51, b"\0\0\0\1"), _CLASS_UID)), (1, 1, 1), "16 bytes"),
+    "calling AE title blank": (AssociateRequest(calling=b" " * 16), (1, 1, 3), "calling AE title"),
+    "calling AE title of NUL": (AssociateRequest(calling=b"\0" * 16), (1, 1, 3), "calling AE title"),
+    "calling AE title not ASCII": (AssociateRequest(calling="MÜLLER".encode()), (1, 1, 3), "calling AE title"),
+    "calling AE title with a line feed": (AssociateRequest(calling=b"A\nERROR"), (1, 1, 3), "calling AE title"),
+    "calling AE title of two values": (AssociateRequest(calling=b"A\\B"), (1, 1, 3), "calling AE title"),
+    "another version": (AssociateRequest(version=2), (1, 2, 2), "version"),
+    "no application context": (AssociateRequest(names=()), (1, 1, 2), "application context"),
+    "another application context": (AssociateRequest(names=(b"1.2.3",)), (1, 1, 2), "application context"),
+    "no presentation context": (AssociateRequest(contexts=()), (1, 1, 1), "no presentation context"),
+    "even context ID": (AssociateRequest(contexts=(context_item(2),)), (1, 1, 1), "context ID"),
+    "context ID zero": (AssociateRequest(contexts=(context_item(0),)), (1, 1, 1), "context ID"),
+    "context ID twice": (
+        AssociateRequest(contexts=(context_item(1), context_item(1, (b"1.2.3",)))),
+        (1, 1, 1),
+        "context ID",
+    ),
+    "a PDU of one byte": (AssociateRequest(user=(encode_item(0x51, b"\0\0\0\1"), _CLASS_UID)), (1, 1, 1), "16 bytes"),
 }
 
 
@@ -193,21 +166,21 @@ _REFUSED = {
 def test_a_request_that_cannot_be_served_is_refused_with_the_reason(
     start: Start, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    request, why, told = _REFUSED[name]
-    answer = _answer(start().port, request.encoded())
-    assert (answer[0], tuple(answer[7:10])) == (REJECTED, why)
+    request, codes, explanation = _REFUSED[name]
+    answer = _answer(start().port, request.encode())
+    assert (answer[0], tuple(answer[7:10])) == (REJECTED, codes)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "dicomnode.ingest.scp"]
-    assert told in line
+    assert explanation in line
     assert "\n" not in line
 
 
 _UNREADABLE = {
     "no fixed fields": struct.pack(">BBL", 1, 0, 20) + bytes(20),
     "nothing": struct.pack(">BBL", 1, 0, 0),
-    "an item that is too long": Request(tail=b"\x20\0\xff\xff1").encoded(),
-    "a sub-item that is too long": Request(contexts=(_item(0x20, b"\1\0\0\0\x30\0\0\x99"),)).encoded(),
-    "a context without an ID": Request(contexts=(_item(0x20, b"\1"),)).encoded(),
-    "an end inside an item": Request(tail=b"\x20\0\1").encoded(),
+    "an item that is too long": AssociateRequest(tail=b"\x20\0\xff\xff1").encode(),
+    "a sub-item that is too long": AssociateRequest(contexts=(encode_item(0x20, b"\1\0\0\0\x30\0\0\x99"),)).encode(),
+    "a context without an ID": AssociateRequest(contexts=(encode_item(0x20, b"\1"),)).encode(),
+    "an end inside an item": AssociateRequest(tail=b"\x20\0\1").encode(),
     "another PDU": struct.pack(">BBL", 2, 0, 4) + bytes(4),
     "an unknown PDU": b"GET / HTTP/1.1\r\n\r\n",
     "a PDU of four gigabytes": b"\1\0\xff\xff\xff\xff",
@@ -231,41 +204,41 @@ def test_what_is_no_request_ends_in_an_abort_and_one_log_line(
     assert lines[0].startswith("127.0.0.1: ")
 
 
-def _mutated(moments: random.Random, request: Request) -> bytes:
-    """One request with a part exchanged, and some bytes of it after that."""
+def _mutate(rng: random.Random, request: AssociateRequest) -> bytes:
+    """Return a request with some parts replaced, and then some bytes."""
     values = [b"", b"\0" * 16, b"\xff" * 20, b"1.2.3", b"1" * 70, MR, CONTEXT_NAME, b"\0\1", b"\x10\0\0\5"]
     kinds = [0x10, 0x20, 0x21, 0x30, 0x40, 0x50, *range(0x51, 0x59), 0x99]
-    items = tuple(_item(moments.choice(kinds), moments.choice(values)) for _ in range(moments.randrange(4)))
+    items = tuple(encode_item(rng.choice(kinds), rng.choice(values)) for _ in range(rng.randrange(4)))
     contexts = tuple(
-        _context(
-            moments.randrange(256),
-            tuple(moments.choices(values, k=moments.randrange(3))),
-            tuple(moments.choices(values, k=moments.randrange(3))),
+        context_item(
+            rng.randrange(256),
+            tuple(rng.choices(values, k=rng.randrange(3))),
+            tuple(rng.choices(values, k=rng.randrange(3))),
         )
-        for _ in range(moments.randrange(5))
+        for _ in range(rng.randrange(5))
     )
     parts: dict[str, Any] = {
-        "version": moments.randrange(65536),
-        "called": moments.choice(values),
-        "calling": moments.choice(values),
-        "names": tuple(moments.choices(values, k=moments.randrange(3))),
+        "version": rng.randrange(65536),
+        "called": rng.choice(values),
+        "calling": rng.choice(values),
+        "names": tuple(rng.choices(values, k=rng.randrange(3))),
         "contexts": contexts,
         "user": items,
-        "tail": moments.choice(values),
+        "tail": rng.choice(values),
     }
-    chosen = moments.sample(sorted(parts), moments.randrange(1, 4))
-    content = bytearray(replace(request, **{name: parts[name] for name in chosen}).encoded())
-    for _ in range(moments.choice((0, 0, 1, 3))):
-        content[moments.randrange(6, len(content))] = moments.randrange(256)
+    chosen = rng.sample(sorted(parts), rng.randrange(1, 4))
+    content = bytearray(replace(request, **{name: parts[name] for name in chosen}).encode())
+    for _ in range(rng.choice((0, 0, 1, 3))):
+        content[rng.randrange(6, len(content))] = rng.randrange(256)
     return bytes(content)
 
 
 def test_every_request_that_can_be_read_is_one_that_pynetdicom_takes() -> None:
-    moments, read = random.Random(19), 0
+    rng, read = random.Random(19), 0
     for _ in range(4000):
-        mutated = _mutated(moments, Request(user=(_LENGTH, _CLASS_UID, _VERSION_NAME, _ROLE)))
+        mutated = _mutate(rng, AssociateRequest(user=(_LENGTH, _CLASS_UID, _VERSION_NAME, _ROLE)))
         try:
-            encoded, _ = requests.tidied(mutated[6:], "DICOMNODE")
+            encoded, _ = requests.normalise_request(mutated[6:], "DICOMNODE")
         except requests.UnreadableError:
             continue
         read += 1
@@ -274,15 +247,15 @@ def test_every_request_that_can_be_read_is_one_that_pynetdicom_takes() -> None:
         primitive = pdu.to_primitive()
         assert primitive.calling_ae_title
         assert all(context.context_id % 2 for context in primitive.presentation_context_definition_list)
-        assert requests.tidied(encoded[6:], "DICOMNODE")[0] == encoded
+        assert requests.normalise_request(encoded[6:], "DICOMNODE")[0] == encoded
     assert 1000 < read < 4000
 
 
 @pytest.mark.usefixtures("no_traceback")
 def test_no_request_brings_a_thread_down(start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    receiver, moments, answers = start(), random.Random(91), []
+    receiver, rng, answers = start(), random.Random(91), []
     for _ in range(250):
-        answers.append(_answer(receiver.port, _mutated(moments, Request()))[:1])
+        answers.append(_answer(receiver.port, _mutate(rng, AssociateRequest()))[:1])
     assert set(answers) == {bytes([kind]) for kind in (ACCEPTED, REJECTED, ABORTED)}
     wait_for(lambda: not receiver.server.active_associations, "all are over")
-    assert _results(_answer(receiver.port, Request().encoded())) == {1: 0}
+    assert read_results(_answer(receiver.port, AssociateRequest().encode())) == {1: 0}

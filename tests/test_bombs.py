@@ -31,9 +31,11 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-from pynetdicom import AE
+from pynetdicom import build_context
 from pynetdicom.sop_class import MRImageStorage
 
+from dicomnode.config import Peer
+from dicomnode.dimse.associations import association
 from tests.peers.files import write_instance
 from tests.peers.nodes import Node, write_config
 from tests.peers.process import wait_for
@@ -154,15 +156,11 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 
 def send(port: int, ds: Dataset, title: str = "BOMBER") -> int:
-    """By C-STORE; its status."""
-    ae = AE(title)
-    ae.add_requested_context(MRImageStorage, ds.file_meta.TransferSyntaxUID)
-    assoc = ae.associate("127.0.0.1", port)
-    assert assoc.is_established
-    try:
+    """Send an instance by C-STORE; return the status."""
+    peer = Peer(name="node", ae_title="DICOMNODE", port=port)
+    context = build_context(MRImageStorage, ds.file_meta.TransferSyntaxUID)
+    with association(peer, [context], calling_aet=title, timeout_s=120) as assoc:
         return int(assoc.send_c_store(ds).Status)
-    finally:
-        assoc.release()
 
 
 def bomb(folder: Path, *, syntax: UID = ExplicitVRLittleEndian, **attributes: Any) -> Dataset:

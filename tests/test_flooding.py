@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification
 
+from dicomnode.dimse.pynetdicom_adapter import replace_checkpoint
 from tests.certificates import Authority, Issued
 from tests.peers import wait_for
 from tests.peers.files import write_instance
@@ -32,7 +33,7 @@ from dicomnode.config import Config
 from dicomnode.config.node import NodeConfig
 from dicomnode.config.spool import SpoolConfig
 from dicomnode.config.tls import TlsConfig
-from dicomnode.dimse import scp
+from dicomnode.ingest import scp
 from dicomnode.monitoring.meters import Meters
 from prometheus_client import generate_latest
 root, certificate, key = map(Path, sys.argv[1:])
@@ -105,6 +106,11 @@ def flood(port: int, first_bytes: bytes = b"") -> Iterator[Sequence[socket.socke
         yield opened
 
 
+def _keep_answers(event: evt.Event) -> None:
+    """Let pynetdicom's requestor lose no answer."""
+    replace_checkpoint(event.assoc)
+
+
 def stored_by_another(running: Running, folder: Path, *, tls: bool) -> float:
     """Another machine sends an image; the seconds until it is acknowledged."""
     ds = write_instance(folder / "other.dcm")
@@ -117,6 +123,7 @@ def stored_by_another(running: Running, folder: Path, *, tls: bool) -> float:
         "127.0.0.1",
         running.tls_port if tls else running.port,
         bind_address=(OTHER, 0),
+        evt_handlers=[(evt.EVT_CONN_OPEN, _keep_answers)],
         tls_args=(context, "localhost") if tls else None,
     )
     assert assoc.is_established
@@ -157,7 +164,9 @@ def test_200_connections_that_say_nothing_keep_nobody_else_out(running: Running,
 def test_one_machine_gets_its_share_of_associations_and_no_more(running: Running, tmp_path: Path) -> None:
     ae = AE("FLOOD")
     ae.add_requested_context(Verification)
-    held = [ae.associate("127.0.0.1", running.port) for _ in range(FLOOD)]
+    held = [
+        ae.associate("127.0.0.1", running.port, evt_handlers=[(evt.EVT_CONN_OPEN, _keep_answers)]) for _ in range(FLOOD)
+    ]
     established = [assoc for assoc in held if assoc.is_established]
     try:
         assert len(established) == 16

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from db.models import Series, Study
 from dicomnode.datasets import headers
-from dicomnode.datasets.character_sets import encodings_of
+from dicomnode.datasets.character_sets import find_encodings
 from dicomnode.datasets.encoded import Window, open_source, walk
 from dicomnode.errors import CannotUnderstand
 from dicomnode.monitoring import log_lines
@@ -156,8 +156,8 @@ def test_a_character_set_that_is_none_costs_no_instance(
 
 
 def test_a_codec_of_python_is_no_character_set() -> None:
-    assert encodings_of("unicode_escape") == ("iso8859",)
-    assert encodings_of("ISO_IR 100\\utf_7") == ("latin_1", "iso8859")
+    assert find_encodings("unicode_escape") == ("iso8859",)
+    assert find_encodings("ISO_IR 100\\utf_7") == ("latin_1", "iso8859")
 
 
 def test_of_two_values_neither_is_taken(an_instance: Encoded) -> None:

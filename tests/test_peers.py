@@ -94,7 +94,7 @@ def test_every_uncompressed_syntax_is_sent_as_stored(tmp_path: Path, orthanc: Or
     path = tmp_path / "a.dcm"
     write_instance(path, transfer_syntax_uid=syntax, PixelData=b"\x01\x00" * 256)
     (result,) = peers.store(orthanc.peer, [path], calling_aet=AET)
-    assert result.stored, result.text
+    assert result.is_stored, result.text
     (received,) = orthanc.datasets()
     assert received.file_meta.TransferSyntaxUID == syntax
 
@@ -104,7 +104,7 @@ def test_explicit_is_transcoded_only_when_the_peer_takes_implicit_alone(tmp_path
     write_instance(path, PatientName="Müller^Jürgen")
     with StoreScp(tmp_path / "scp", "--implicit") as scp:
         (result,) = peers.store(scp.peer, [path], calling_aet=AET)
-        assert result.stored, result.text
+        assert result.is_stored, result.text
         (received,) = scp.datasets()
     assert received.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
     assert received.PatientName == "Müller^Jürgen"
@@ -145,7 +145,7 @@ def test_a_slow_peer_is_waited_for_and_a_slower_one_is_not(tmp_path: Path) -> No
     write_instance(path)
     with StoreScp(tmp_path / "scp", "--sleep-during", "1") as scp:
         (patient,) = peers.store(scp.peer, [path], calling_aet=AET, timeout_s=10)
-        assert patient.stored, patient.text
+        assert patient.is_stored, patient.text
         (impatient,) = peers.store(scp.peer, [path], calling_aet=AET, timeout_s=0.3)
         assert impatient.outcome is Outcome.UNANSWERED
 
@@ -162,7 +162,7 @@ def test_what_an_aborted_association_lost_is_sent_again(tmp_path: Path) -> None:
 
     with Answering(abort_once) as server:
         results = peers.store(server.peer, paths, calling_aet=AET, timeout_s=5)
-    assert all(r.stored for r in results)
+    assert all(r.is_stored for r in results)
     assert len(server.stored) == 7
     assert len(set(server.stored)) == 6
 
@@ -178,7 +178,7 @@ def test_an_instance_that_always_breaks_the_association_does_not_hold_up_the_oth
 
     with Answering(abort_on_one) as server:
         results = peers.store(server.peer, paths, calling_aet=AET, timeout_s=5)
-    assert [r.stored for r in results] == [True, False, True, True]
+    assert [r.is_stored for r in results] == [True, False, True, True]
 
 
 def test_a_warning_is_stored_and_a_failure_is_not(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_more_kinds_than_one_association_has_contexts_for(tmp_path: Path) -> Non
     with Answering(lambda event: 0x0000) as server:
         results = peers.store(server.peer, paths, calling_aet=AET)
     assert [r.path for r in results] == paths
-    assert all(r.stored for r in results)
+    assert all(r.is_stored for r in results)
     assert server.associations == 2
 
 
@@ -210,7 +210,7 @@ def test_three_hundred_sends_lose_no_response(tmp_path: Path, storescp: StoreScp
         write_instance(path)
     start = time.monotonic()
     results = peers.store(storescp.peer, paths, calling_aet=AET)
-    assert all(r.stored for r in results)
+    assert all(r.is_stored for r in results)
     assert len(storescp.files()) == 300
     assert time.monotonic() - start < 300 * 0.04, "Nagle's algorithm costs 40 ms for each"
 
@@ -223,7 +223,7 @@ from dicomnode.config import Peer
 peer = Peer(name="p", ae_title="STORESCP", host="127.0.0.1", port=int(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 (result,) = peers.store(peer, [Path(sys.argv[2])], calling_aet="NODE")
-assert result.stored, result
+assert result.is_stored, result
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -248,7 +248,7 @@ def test_a_peer_without_a_limit_on_fragments_still_gets_them(tmp_path: Path) -> 
 
     with Answering(keep, max_pdu=0) as server:
         (result,) = peers.store(server.peer, [path], calling_aet=AET)
-    assert result.stored
+    assert result.is_stored
     assert sizes[0] > 3_000_000
 
 
@@ -263,7 +263,7 @@ def test_a_peer_that_stops_reading_does_not_hold_the_sender(tmp_path: Path) -> N
 def test_find_by_name_and_with_other_letters(tmp_path: Path, orthanc: Orthanc) -> None:
     write_instance(tmp_path / "a.dcm", study_uid="1.2.3.1", PatientName="Müller^Jürgen", PatientID="A")
     write_instance(tmp_path / "b.dcm", study_uid="1.2.3.2", PatientName="Other", PatientID="B")
-    assert all(r.stored for r in peers.store(orthanc.peer, peers.dicom_files([tmp_path]), calling_aet=AET))
+    assert all(r.is_stored for r in peers.store(orthanc.peer, peers.find_dicom_files([tmp_path]), calling_aet=AET))
     studies = queries.find(orthanc.peer, {"PatientID": ""}, calling_aet=AET)
     assert {s.StudyInstanceUID for s in studies} == {"1.2.3.1", "1.2.3.2"}
     (study,) = queries.find(orthanc.peer, {"PatientName": "Müller*"}, calling_aet=AET)
@@ -286,7 +286,7 @@ def test_fetch_brings_every_instance_as_it_is_stored(tmp_path: Path, orthanc: Or
     ds.compress(JPEGLSLossless)
     ds.save_as(source / "c.dcm", enforce_file_format=True)
     write_instance(source / "other.dcm", study_uid="1.2.3.9")
-    assert all(r.stored for r in peers.store(orthanc.peer, peers.dicom_files([source]), calling_aet=AET))
+    assert all(r.is_stored for r in peers.store(orthanc.peer, peers.find_dicom_files([source]), calling_aet=AET))
     received: list[tuple[str, str]] = []
 
     def keep(event: evt.Event) -> int:
@@ -303,7 +303,7 @@ def test_fetch_brings_every_instance_as_it_is_stored(tmp_path: Path, orthanc: Or
 
 def test_move_sends_the_study_to_a_third(tmp_path: Path, orthanc: Orthanc, storescp: StoreScp) -> None:
     write_instance(tmp_path / "a.dcm", study_uid="1.2.3.1")
-    assert peers.store(orthanc.peer, [tmp_path / "a.dcm"], calling_aet=AET)[0].stored
+    assert peers.store(orthanc.peer, [tmp_path / "a.dcm"], calling_aet=AET)[0].is_stored
     orthanc.know(storescp.peer)
     moved = queries.move(orthanc.peer, "1.2.3.1", destination_aet=storescp.peer.ae_title, calling_aet=AET)
     assert moved.completed == 1
@@ -326,7 +326,7 @@ def test_a_peer_over_tls_must_have_a_certificate_that_is_trusted(tmp_path: Path)
         peer = Peer(name="node", ae_title="DICOMNODE", host="localhost", port=server.port, tls=True)
         write_instance(tmp_path / "a.dcm")
         (result,) = peers.store(peer, [tmp_path / "a.dcm"], calling_aet=AET, tls=tls)
-        assert result.stored, result.text
+        assert result.is_stored, result.text
         with pytest.raises(PeerUnreachable, match="certificate"):
             peers.echo(peer, calling_aet=AET, timeout_s=5)
         with pytest.raises(PeerUnreachable):

@@ -85,4 +85,4 @@ def test_wildcards_within_the_bound_are_matched(receiver: Receiver, tmp_path: Pa
 @pytest.mark.parametrize("content", [b"\x08\0\x20\0DA\0\0" * 1001, b"\x08\0\x40\x11SQ\0\0\0\0\2\0" + bytes(1 << 17)])
 def test_an_identifier_of_many_keys_or_items_is_not_decoded(content: bytes) -> None:
     with pytest.raises(CannotUnderstand):
-        bounds.checked(content, ExplicitVRLittleEndian)
+        bounds.check_identifier(content, ExplicitVRLittleEndian)

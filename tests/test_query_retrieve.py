@@ -213,7 +213,7 @@ def test_our_own_scu_gets_each_instance_as_it_is_stored(start: Start, tmp_path: 
         return 0x0000
 
     fetched = queries.fetch(here(receiver), STUDY, on_store=keep, calling_aet="ANYBODY")
-    assert fetched == queries.Fetched(completed=1)
+    assert fetched == queries.RetrievalCounts(completed=1)
     assert got == [stored.data_set]
 
 
@@ -233,7 +233,7 @@ def test_what_is_compressed_is_decompressed_for_who_takes_nothing_else(start: St
         stored = in_syntax(tmp_path / "one.dcm", JPEGLSLossless)
         assert store_all(receiver.port, [stored], tmp_path / "sent")[0].Status == 0
         moved = queries.move(here(receiver), STUDY, destination_aet="STORESCP", calling_aet="ANYBODY")
-        assert moved == queries.Fetched(completed=1)
+        assert moved == queries.RetrievalCounts(completed=1)
         (ds,) = scp.datasets()
     assert ds.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
     assert ds.SOPInstanceUID == stored.sop_instance_uid

@@ -102,7 +102,7 @@ def test_our_own_sender_sends(receiver: Receiver, tmp_path: Path) -> None:
     for path in paths:
         write_instance(path)
     peer = Peer(name="node", ae_title="DICOMNODE", port=receiver.port)
-    assert all(result.stored for result in peers.store(peer, paths, calling_aet="SENDER"))
+    assert all(result.is_stored for result in peers.store(peer, paths, calling_aet="SENDER"))
     assert len(receiver.rows()) == 3
 
 

@@ -155,7 +155,7 @@ def test_a_file_is_inflated_no_further_than_asked(tmp_path: Path) -> None:
         with pytest.raises(CannotUnderstand, match="inflates to more than 1048576 bytes"):
             encoding.check_size(path, at_most=1 << 20)
         with pytest.raises(CannotUnderstand):
-            inflating.inflated(_bomb(each, 40).data_set, at_most=1 << 20)
+            inflating.inflate(_bomb(each, 40).data_set, at_most=1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""The reader of the data transfer phase: every fragmentation is understood, every breach ends in an abort."""
+"""The data transfer phase: every fragmentation is understood, every breach of the protocol ends in an abort."""
 
 from __future__ import annotations
 
@@ -11,38 +11,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from pynetdicom.association import Association
 
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
+from tests.raw_associations import RawAssociation
 from tests.receivers import Receiver, Start, an_instance, instances, receiver, start
-from tests.sending import Encoded, dcmtk, encoded, p_data, raw_socket, sender_to, store_all, store_request
+from tests.sending import Encoded, dcmtk, encoded, p_data, sender_to, store_all, store_request
 
 __all__ = ["an_instance", "receiver", "start"]  # fixtures
 
 DATA, LAST_DATA, COMMAND, LAST_COMMAND = 0, 2, 1, 3
 
 
-def _context(assoc: Association, each: Encoded) -> int:
-    (context,) = [cx for cx in assoc.accepted_contexts if cx.abstract_syntax == each.sop_class_uid]
-    return int(context.context_id)
-
-
-def _status(assoc: Association) -> int:
-    """The status of the answer that pynetdicom has received to what was sent on the socket."""
-    assoc._reactor_checkpoint.clear()
-    wait_for(lambda: assoc._is_paused, "the reactor pauses")
-    answer = assoc.dimse.get_msg(block=True)[1]
-    assoc._reactor_checkpoint.set()
-    return int(answer.Status)
-
-
-def _pieces(data: bytes, size: int) -> Iterator[bytes]:
+def _split(data: bytes, size: int) -> Iterator[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
 
 
 def _in_fragments(each: Encoded, context: int, size: int, per_pdu: int) -> Iterable[bytes]:
-    command, data = list(_pieces(store_request(each), size)), list(_pieces(each.data_set, size))
+    command, data = list(_split(store_request(each), size)), list(_split(each.data_set, size))
     fragments = [(COMMAND, piece) for piece in command[:-1]] + [(LAST_COMMAND, command[-1])]
     fragments += [(DATA, piece) for piece in data[:-1]] + [(LAST_DATA, data[-1])]
     return (p_data(context, *fragments[at : at + per_pdu]) for at in range(0, len(fragments), per_pdu))
@@ -50,20 +36,19 @@ def _in_fragments(each: Encoded, context: int, size: int, per_pdu: int) -> Itera
 
 @pytest.mark.parametrize(("size", "per_pdu"), [(2, 1), (10, 7), (100, 1), (100, 100_000), (100_000, 2)])
 def test_every_fragmentation_is_understood(receiver: Receiver, an_instance: Encoded, size: int, per_pdu: int) -> None:
-    with sender_to(receiver.port, [an_instance]) as assoc:
-        for pdu in _in_fragments(an_instance, _context(assoc, an_instance), size, per_pdu):
-            raw_socket(assoc).sendall(pdu)
-        assert _status(assoc) == 0
+    with RawAssociation.open(receiver.port, an_instance) as assoc:
+        for pdu in _in_fragments(an_instance, assoc.context_id, size, per_pdu):
+            assoc.send(pdu)
+        assert assoc.read_response().Status == 0
     (row,) = receiver.rows()
     assert receiver.data_set(row) == an_instance.data_set
 
 
 def test_an_empty_last_fragment_is_understood(receiver: Receiver, an_instance: Encoded) -> None:
-    with sender_to(receiver.port, [an_instance]) as assoc:
-        context = _context(assoc, an_instance)
+    with RawAssociation.open(receiver.port, an_instance) as assoc:
         command = (LAST_COMMAND, store_request(an_instance))
-        raw_socket(assoc).sendall(p_data(context, command, (DATA, an_instance.data_set), (LAST_DATA, b"")))
-        assert _status(assoc) == 0
+        assoc.send(p_data(assoc.context_id, command, (DATA, an_instance.data_set), (LAST_DATA, b"")))
+        assert assoc.read_response().Status == 0
 
 
 def test_an_echo_between_instances_is_answered(receiver: Receiver, tmp_path: Path) -> None:
@@ -76,15 +61,11 @@ def test_an_echo_between_instances_is_answered(receiver: Receiver, tmp_path: Pat
 
 
 def test_the_answer_names_message_class_and_instance(receiver: Receiver, an_instance: Encoded) -> None:
-    with sender_to(receiver.port, [an_instance]) as assoc:
-        context = _context(assoc, an_instance)
+    with RawAssociation.open(receiver.port, an_instance) as assoc:
         for message_id in (1, 256, 65535):
-            pdus = p_data(context, (LAST_COMMAND, store_request(an_instance, message_id)))
-            raw_socket(assoc).sendall(pdus + p_data(context, (LAST_DATA, an_instance.data_set)))
-            assoc._reactor_checkpoint.clear()
-            wait_for(lambda: assoc._is_paused, "the reactor pauses")
-            answer = assoc.dimse.get_msg(block=True)[1]
-            assoc._reactor_checkpoint.set()
+            pdus = p_data(assoc.context_id, (LAST_COMMAND, store_request(an_instance, message_id)))
+            assoc.send(pdus + p_data(assoc.context_id, (LAST_DATA, an_instance.data_set)))
+            answer = assoc.read_response()
             assert answer.MessageIDBeingRespondedTo == message_id
             assert answer.AffectedSOPClassUID == an_instance.sop_class_uid
             assert answer.AffectedSOPInstanceUID == an_instance.sop_instance_uid
@@ -94,8 +75,8 @@ def test_the_answer_names_message_class_and_instance(receiver: Receiver, an_inst
 @pytest.mark.parametrize("part", [0.5, 1.0])
 def test_an_instance_cut_off_midway_leaves_nothing(receiver: Receiver, tmp_path: Path, how: str, part: float) -> None:
     (an_instance,) = instances(tmp_path / "folder", 1, frames_bytes=3_000_000)
-    with sender_to(receiver.port, [an_instance]) as assoc:
-        context, sock = _context(assoc, an_instance), raw_socket(assoc)
+    with RawAssociation.open(receiver.port, an_instance) as assoc:
+        context, sock = assoc.context_id, assoc.socket
         sock.sendall(p_data(context, (LAST_COMMAND, store_request(an_instance))))
         sock.sendall(p_data(context, (DATA, an_instance.data_set[: int(part * len(an_instance.data_set))])))
         wait_for(lambda: list((receiver.config.spool_dir / "incoming").iterdir()), "the file is begun")
@@ -112,11 +93,10 @@ def test_an_instance_cut_off_midway_leaves_nothing(receiver: Receiver, tmp_path:
 
 def test_a_peer_that_falls_silent_is_aborted_and_leaves_nothing(start: Start, an_instance: Encoded) -> None:
     receiver = start(node={"network_timeout_s": 0.5})
-    with sender_to(receiver.port, [an_instance]) as assoc:
-        context = _context(assoc, an_instance)
-        raw_socket(assoc).sendall(p_data(context, (LAST_COMMAND, store_request(an_instance))))
-        raw_socket(assoc).sendall(p_data(context, (DATA, an_instance.data_set))[:-5])
-        wait_for(lambda: assoc.is_aborted, "the receiver gives up")
+    with RawAssociation.open(receiver.port, an_instance) as assoc:
+        assoc.send(p_data(assoc.context_id, (LAST_COMMAND, store_request(an_instance))))
+        assoc.send(p_data(assoc.context_id, (DATA, an_instance.data_set))[:-5])
+        assert assoc.is_aborted()
     wait_for(lambda: not receiver.files(), "nothing is left")
 
 
@@ -140,9 +120,9 @@ def _breaches(each: Encoded, context: int) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("breach", list(_breaches(Encoded("1", "1", "1", b"12"), 1)))
 def test_a_breach_of_the_protocol_ends_in_an_abort(receiver: Receiver, an_instance: Encoded, breach: str) -> None:
-    with sender_to(receiver.port, [an_instance]) as assoc:
-        raw_socket(assoc).sendall(_breaches(an_instance, _context(assoc, an_instance))[breach])
-        wait_for(lambda: assoc.is_aborted, "the receiver aborts")
+    with RawAssociation.open(receiver.port, an_instance) as assoc:
+        assoc.send(_breaches(an_instance, assoc.context_id)[breach])
+        assert assoc.is_aborted()
     wait_for(lambda: not receiver.server.active_associations, "the receiver ends the association")
     assert receiver.rows() == receiver.files() == []
     assert dcmtk("echoscu", receiver.config, receiver.port, "").returncode == 0
@@ -159,11 +139,10 @@ def test_a_connection_that_says_nothing_or_nonsense_does_not_hold_others_up(star
 
 
 def test_a_class_other_than_the_contexts_is_refused(receiver: Receiver, an_instance: Encoded) -> None:
-    with sender_to(receiver.port, [an_instance]) as assoc:
-        context = _context(assoc, an_instance)
+    with RawAssociation.open(receiver.port, an_instance) as assoc:
         other = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.1.2")
-        raw_socket(assoc).sendall(p_data(context, (LAST_COMMAND, store_request(other)), (LAST_DATA, other.data_set)))
-        assert _status(assoc) == 0x0122
+        assoc.send(p_data(assoc.context_id, (LAST_COMMAND, store_request(other)), (LAST_DATA, other.data_set)))
+        assert assoc.read_response().Status == 0x0122
 
 
 def test_a_large_object_takes_little_memory(tmp_path: Path) -> None:
@@ -171,7 +150,7 @@ def test_a_large_object_takes_little_memory(tmp_path: Path) -> None:
 import sys, threading, signal
 from pathlib import Path
 from db import engine, migrations
-from dicomnode.dimse import scp
+from dicomnode.ingest import scp
 from dicomnode.config import Config
 from dicomnode.config.node import NodeConfig
 from dicomnode.config.spool import SpoolConfig

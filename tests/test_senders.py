@@ -16,7 +16,14 @@ from dicomnode.config.node import NodeConfig
 from dicomnode.config.senders import SenderConfig
 from dicomnode.dimse.associations import association
 from dicomnode.errors import PeerRefused
-from dicomnode.ingest.limits import STRANGERS, Complaints, Doors, Measured, Pace, Rates
+from dicomnode.ingest.limits import (
+    UNLISTED,
+    ConnectionLimiter,
+    RateLimitedSink,
+    RateLimiter,
+    SenderQuotas,
+    ThrottledLog,
+)
 from dicomnode.monitoring.meters import Meters
 from tests.certificates import Serving, serving
 from tests.peers import wait_for
@@ -119,17 +126,17 @@ def test_a_sender_that_is_a_little_too_fast_is_slowed_down_and_loses_nothing(tmp
 
 
 def test_a_pace_lets_a_burst_through_and_then_so_much_per_minute(clock: Clock) -> None:
-    pace = Pace(60, clock)
-    assert [pace.take(1) for _ in range(6)] == [0] * 6  # five seconds' worth, and the one that comes in time
-    assert pace.take(1) == pytest.approx(1)
+    limiter = RateLimiter(60, clock)
+    assert [limiter.reserve(1) for _ in range(6)] == [0] * 6  # five seconds' worth, and the one that comes in time
+    assert limiter.reserve(1) == pytest.approx(1)
     clock.now += 2
-    assert pace.take(1) == 0
+    assert limiter.reserve(1) == 0
     clock.now += 3600  # who was silent for an hour has no hour's worth saved up
-    assert [pace.take(1) for _ in range(7)] == pytest.approx([0] * 6 + [1])
+    assert [limiter.reserve(1) for _ in range(7)] == pytest.approx([0] * 6 + [1])
 
 
 def test_slowing_down_makes_the_stated_megabytes_per_minute(clock: Clock, tmp_path: Path) -> None:
-    rates = Rates(Config(limits=LimitsConfig(max_mb_per_minute=60)), clock)
+    quotas = SenderQuotas(Config(limits=LimitsConfig(max_mb_per_minute=60)), clock)
     kept: list[int] = []
 
     class Sink:
@@ -142,7 +149,7 @@ def test_slowing_down_makes_the_stated_megabytes_per_minute(clock: Clock, tmp_pa
         def discard(self) -> None:
             raise AssertionError
 
-    sink = Measured(Sink, rates.of(Sender("SCANNER", "10.0.0.1")), Meters(), clock.wait)
+    sink = RateLimitedSink(Sink, quotas.find(Sender("SCANNER", "10.0.0.1")), Meters(), clock.wait)
     began = clock.now
     for _ in range(100):
         sink.write(memoryview(bytes(1_000_000)))
@@ -154,11 +161,11 @@ def test_slowing_down_makes_the_stated_megabytes_per_minute(clock: Clock, tmp_pa
 
 def test_rates_are_of_a_sender_however_it_comes(clock: Clock) -> None:
     listed = SenderConfig(ae_title="SCANNER", max_objects_per_minute=6)
-    rates = Rates(Config(senders=(listed,)), clock)
-    assert rates.of(Sender("SCANNER", "10.0.0.1")) is rates.of(Sender("SCANNER", "10.0.0.2"))
-    anybody = Rates(Config(), clock)
-    assert anybody.of(Sender("A", "10.0.0.1")) is anybody.of(Sender("B", "10.0.0.1"))  # titles are free there
-    assert anybody.of(Sender("A", "10.0.0.1")) is not anybody.of(Sender("A", "10.0.0.2"))
+    quotas = SenderQuotas(Config(senders=(listed,)), clock)
+    assert quotas.find(Sender("SCANNER", "10.0.0.1")) is quotas.find(Sender("SCANNER", "10.0.0.2"))
+    anybody = SenderQuotas(Config(), clock)
+    assert anybody.find(Sender("A", "10.0.0.1")) is anybody.find(Sender("B", "10.0.0.1"))  # titles are free there
+    assert anybody.find(Sender("A", "10.0.0.1")) is not anybody.find(Sender("A", "10.0.0.2"))
 
 
 def test_a_sender_may_have_so_many_associations(tmp_path: Path, image: Encoded) -> None:
@@ -178,44 +185,44 @@ def test_a_sender_may_have_so_many_associations(tmp_path: Path, image: Encoded) 
 def test_addresses_that_no_sender_has_share_the_room_of_one() -> None:
     listed = SenderConfig.model_validate({"ae_title": "MR1", "addresses": ["10.1.0.0/16", "2001:db8::/32"]})
     config = Config(senders=(listed,), limits=LimitsConfig(associations_per_address=2))
-    doors = Doors(config)
-    strangers = [doors.enter(f"192.0.2.{number}") for number in range(10)]
-    assert [visit.place for visit in strangers if visit] == [STRANGERS] * 4
-    assert [bool(doors.enter("10.1.0.1")) for _ in range(5)] == [True] * 4 + [False]
-    assert doors.enter("10.1.0.2")
-    for visit in filter(None, strangers):
-        visit.end()
-    assert doors.enter("192.0.2.99")
+    limiter = ConnectionLimiter(config)
+    strangers = [limiter.open_connection(f"192.0.2.{number}") for number in range(10)]
+    assert [slot.machine for slot in strangers if slot] == [UNLISTED] * 4
+    assert [bool(limiter.open_connection("10.1.0.1")) for _ in range(5)] == [True] * 4 + [False]
+    assert limiter.open_connection("10.1.0.2")
+    for slot in filter(None, strangers):
+        slot.release()
+    assert limiter.open_connection("192.0.2.99")
 
 
 def test_a_machine_with_many_addresses_of_ipv6_is_one_machine() -> None:
-    doors = Doors(Config(limits=LimitsConfig(associations_per_address=1)))
-    assert [bool(doors.enter(f"2001:db8::{number}")) for number in range(1, 4)] == [True, True, False]
-    assert doors.enter("2001:db8:0:1::1")
+    limiter = ConnectionLimiter(Config(limits=LimitsConfig(associations_per_address=1)))
+    assert [bool(limiter.open_connection(f"2001:db8::{number}")) for number in range(1, 4)] == [True, True, False]
+    assert limiter.open_connection("2001:db8:0:1::1")
 
 
 def test_what_leaves_makes_room() -> None:
-    doors = Doors(Config(node=NodeConfig(max_associations=1)))
-    first, second = doors.enter("10.0.0.1"), doors.enter("10.0.0.2")
+    limiter = ConnectionLimiter(Config(node=NodeConfig(max_associations=1)))
+    first, second = limiter.open_connection("10.0.0.1"), limiter.open_connection("10.0.0.2")
     assert first
     assert second
-    assert first.associate(Sender("A", "10.0.0.1"))
-    assert not second.associate(Sender("B", "10.0.0.2"))
-    first.end()
-    assert second.associate(Sender("B", "10.0.0.2"))
+    assert first.open_association(Sender("A", "10.0.0.1"))
+    assert not second.open_association(Sender("B", "10.0.0.2"))
+    first.release()
+    assert second.open_association(Sender("B", "10.0.0.2"))
 
 
 def test_the_log_is_not_flooded(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    complaints = Complaints(logging.getLogger("flood"), clock)
+    log = ThrottledLog(logging.getLogger("flood"), clock)
     for _ in range(100):
-        complaints.say("10.0.0.1", "has too many connections")
-    complaints.say("10.0.0.2", "has too many connections")
+        log.write("10.0.0.1", "has too many connections")
+    log.write("10.0.0.2", "has too many connections")
     assert [record.message for record in caplog.records] == [
         "10.0.0.1: has too many connections",
         "10.0.0.2: has too many connections",
     ]
     clock.now += 61
-    complaints.say("10.0.0.1", "has too many connections")
+    log.write("10.0.0.1", "has too many connections")
     assert caplog.records[-1].message == "10.0.0.1: has too many connections (99 times more in the meantime)"
 
 

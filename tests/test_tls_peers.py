@@ -56,7 +56,7 @@ def test_an_archive_with_the_right_certificate_gets_the_object(
     write_instance(tmp_path / "a.dcm", frames_bytes=3_000_000)
     with archive(tmp_path / "scp", authority.issue("archive"), authority.file, profile) as scp:
         (result,) = peers.store(over_tls(scp), [tmp_path / "a.dcm"], calling_aet=AET, tls=ours.tls(authority.file))
-        assert result.stored, result.text
+        assert result.is_stored, result.text
         (received,) = scp.files()
         assert encoded(received).data_set == encoded(tmp_path / "a.dcm").data_set
 
@@ -82,7 +82,7 @@ def test_an_archive_with_a_wrong_certificate_gets_nothing_and_the_operator_the_r
     folder = tmp_path / "scp"
     with archive(folder, issued, authority.file, "-ic") if issued else StoreScp(folder) as scp:
         (result,) = peers.store(over_tls(scp), [tmp_path / "a.dcm"], calling_aet=AET, tls=ours.tls(authority.file))
-        assert not result.stored
+        assert not result.is_stored
         assert told in result.text
         assert scp.files() == []
 
@@ -122,7 +122,7 @@ def test_orthanc_and_the_node_send_to_each_other_with_certificates(
     with Orthanc(tmp_path / "orthanc", settings=settings) as orthanc, serving(tmp_path, tls) as receiver:
         peer = orthanc.peer.model_copy(update={"tls": True})
         (result,) = peers.store(peer, [tmp_path / "a.dcm"], calling_aet=AET, tls=tls)
-        assert result.stored, result.text
+        assert result.is_stored, result.text
         node = Peer(name="node", ae_title=AET, port=receiver.port, tls=True)
         orthanc.send(node, orthanc.instances())
         assert [row.sop_instance_uid for row in receiver.instances()] == [ds.SOPInstanceUID]

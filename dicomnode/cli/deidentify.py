@@ -31,7 +31,7 @@ def deidentify(
 
     config = context.config(ctx)
     deidentifier = copying.open_deidentifier(config, profile)
-    files = list(peers.dicom_files([in_path]))
+    files = list(peers.find_dicom_files([in_path]))
     if not files:
         raise typer.BadParameter(f"no DICOM file below {in_path}", param_hint="IN")
     out_dir.mkdir(parents=True, exist_ok=True)

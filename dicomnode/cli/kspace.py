@@ -102,9 +102,9 @@ def send(
     counts = Counter(str(result.outcome) for result in results)
     print(f"{to}: {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items()))}")
     for file, result in zip(files, results, strict=True):
-        if not result.stored:
+        if not result.is_stored:
             typer.echo(f"{file}: {result.text} {result.comment}".rstrip(), err=True)
-    if not all(result.stored for result in results):
+    if not all(result.is_stored for result in results):
         raise typer.Exit(1)
 
 

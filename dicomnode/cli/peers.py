@@ -100,7 +100,7 @@ def _asked(ctx: typer.Context, name: str) -> tuple[Peer, dict[str, Any]]:
     from dicomnode.dimse import peers
 
     config = context.config(ctx)
-    return peers.named(name, config), {
+    return peers.resolve_peer(name, config), {
         "calling_aet": config.node.ae_title,
         "timeout_s": config.node.network_timeout_s,
         "tls": config.node.tls,
@@ -143,7 +143,7 @@ def _fetch_into_node(config: Config, peer: Peer, study_uid: str, who: dict[str, 
     from dicomnode.routing import retrieved
 
     engine = context.engine(config)
-    take = retrieved.taker(config, sessions(engine), peer, lambda: datetime.now(UTC))
+    take = retrieved.store_handler(config, sessions(engine), peer, lambda: datetime.now(UTC))
     try:
         return queries.fetch(peer, study_uid, on_store=take, **who)
     finally:

@@ -29,12 +29,12 @@ def send(
     """Send files and folders to a peer by C-STORE."""
     from dicomnode.dimse import peers
 
-    files = list(peers.dicom_files(paths))
+    files = list(peers.find_dicom_files(paths))
     if not files:
         raise typer.BadParameter(f"no DICOM file below {', '.join(map(str, paths))}", param_hint="PATH")
     results = send_files(ctx, files, to)
     rows = [_row(result) for result in results]
-    failed = [row for row, result in zip(rows, results, strict=True) if not result.stored]
+    failed = [row for row, result in zip(rows, results, strict=True) if not result.is_stored]
     if as_json:
         context.print_json(rows)
     else:
@@ -52,7 +52,7 @@ def send_files(ctx: typer.Context, files: Sequence[Path], to: str) -> list[Store
     from dicomnode.dimse import peers
 
     config = Config() if _is_address(to) and not Path(ctx.find_root().obj).exists() else context.config(ctx)
-    peer = peers.named(to, config)
+    peer = peers.resolve_peer(to, config)
     with _progress(len(files), to) as advance:
         return peers.store(
             peer,

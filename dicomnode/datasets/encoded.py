@@ -100,12 +100,12 @@ class Window:
 class Inflated:
     """A deflated data set (PS3.5 A.5): inflated to its end to check it, of which only the beginning is kept.
 
-    That takes 32 MiB: keep it no longer than ``inflating.turn``.
+    That takes 32 MiB: keep it no longer than ``inflating.take_turn``.
     """
 
     def __init__(self, raw: Source) -> None:
         head, self.size = bytearray(), 0
-        for piece in inflating.pieces(raw.read):
+        for piece in inflating.inflate_pieces(raw.read):
             self.size += len(piece)
             head += piece[: max(0, _INFLATE_AT_MOST - len(head))]
         self._head = head
@@ -211,7 +211,7 @@ def check_size(path: Path, *, at_most: int = inflating.MOST_INFLATED) -> None:
         content, size = OpenFile(file.fileno()), file.seek(0, 2)
         transfer_syntax_uid, start = read_file_meta(content, size)
         if inflating.is_deflated(transfer_syntax_uid):
-            for _ in inflating.pieces(Window(content, start, size).read, at_most=at_most):
+            for _ in inflating.inflate_pieces(Window(content, start, size).read, at_most=at_most):
                 pass
 
 

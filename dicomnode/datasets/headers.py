@@ -17,7 +17,7 @@ from pydicom.values import convert_SQ
 
 from db.studies import InstanceFacts
 from dicomnode.datasets import inflating
-from dicomnode.datasets.character_sets import decoded, encodings_of
+from dicomnode.datasets.character_sets import decode_text, find_encodings
 from dicomnode.datasets.encoded import (
     OpenFile,
     Readable,
@@ -66,7 +66,7 @@ def read(path: Path) -> InstanceFacts:
 
 def read_between(content: Readable, start: int, stop: int, transfer_syntax_uid: str) -> InstanceFacts:
     """The facts of the data set that lies between two offsets. Raises CannotUnderstand as ``facts`` does."""
-    with inflating.turn(transfer_syntax_uid):
+    with inflating.take_turn(transfer_syntax_uid):
         return facts(open_source(content, start, stop, transfer_syntax_uid), transfer_syntax_uid)
 
 
@@ -129,7 +129,7 @@ class _Attributes(Mapping[str, Value]):
                 content = source.read(at, length) if length <= _LONGEST_SEQUENCE else None
                 self._keep(tag, "RequestAttributesSequence", (vr, content))
         character_set = self._raw.get(_CHARACTER_SET, ("", b""))[1]
-        self._encodings = encodings_of(character_set.decode("ascii", "replace"))
+        self._encodings = find_encodings(character_set.decode("ascii", "replace"))
 
     def __getitem__(self, keyword: str) -> Value:
         vr, raw = self._raw[keyword]
@@ -179,7 +179,7 @@ def _requests(raw: bytes, implicit: bool, little_endian: bool, encodings: tuple[
 def _value(vr: str, raw: bytes, order: str, encodings: tuple[str, ...]) -> Value | None:
     if code := _BINARY.get(vr):
         return _single(_finite(raw, order + code))
-    text = decoded(raw, encodings if vr in _TEXT else ("ascii",)).replace("\0", "")
+    text = decode_text(raw, encodings if vr in _TEXT else ("ascii",)).replace("\0", "")
     if vr in ("LT", "ST", "UT", "UR"):  # PS3.5 6.2: never several values
         return text.rstrip() or None
     if vr == "PN":

@@ -1,7 +1,7 @@
-"""Deflated data sets (PS3.5 A.5), inflated piece by piece and never beyond a bound.
+"""Deflated data sets (PS3.5 A.5), inflated piece by piece and never beyond a limit.
 
-A megabyte of deflate may stand for a gigabyte. What is over the bound is not received, and nobody who reads a file that
-is in the spool from before inflates it further than that.
+A deflated megabyte may hold a gigabyte. A data set over the limit is not received, and no reader of an older file in
+the spool inflates it further.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from dicomnode.errors import CannotUnderstand
 
-__all__ = ["MOST_INFLATED", "inflated", "is_deflated", "pieces", "turn"]
+__all__ = ["MOST_INFLATED", "inflate", "inflate_pieces", "is_deflated", "take_turn"]
 
 MOST_INFLATED = 256 << 20
-"""Bytes of a data set, inflated."""
+"""Largest inflated data set, in bytes."""
 _DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, UID("1.2.840.10008.1.2.4.95"), UID("1.2.840.10008.1.2.4.205")})
 _READ = 64 * 1024
 _PIECE = 1 << 20
-_turn = threading.Lock()
+_inflating = threading.Lock()
 
 Read = Callable[[int, int], bytes]
-"""The deflated bytes: so many at an offset."""
+"""Reader of the deflated bytes, called with offset and count."""
 
 
 def is_deflated(transfer_syntax_uid: str) -> bool:
-    """Whether data sets of that transfer syntax are deflated."""
+    """Return whether data sets of the transfer syntax are deflated."""
     return transfer_syntax_uid in _DEFLATED
 
 
-def turn(transfer_syntax_uid: str) -> AbstractContextManager[object]:
-    """Return what to hold while the beginning of an inflated data set is kept: one at a time is, of all threads.
+def take_turn(transfer_syntax_uid: str) -> AbstractContextManager[object]:
+    """Return the lock to hold while the beginning of an inflated data set is in memory: one at a time in the process.
 
-    Whatever is not deflated does not wait.
+    Data sets that are not deflated do not wait.
     """
-    return _turn if is_deflated(transfer_syntax_uid) else nullcontext()
+    return _inflating if is_deflated(transfer_syntax_uid) else nullcontext()
 
 
-def pieces(read: Read, *, at_most: int = MOST_INFLATED) -> Iterator[bytes]:
-    """The inflated data set, a megabyte at a time.
+def inflate_pieces(read: Read, *, at_most: int = MOST_INFLATED) -> Iterator[bytes]:
+    """Yield the inflated data set, a megabyte at a time.
 
     Raises CannotUnderstand where it cannot be inflated to its end, or its end is beyond ``at_most`` bytes.
     """
-    inflate, at, size = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
-    while not inflate.eof:
-        pending = inflate.unconsumed_tail
+    inflater, at, size = zlib.decompressobj(-zlib.MAX_WBITS), 0, 0
+    while not inflater.eof:
+        pending = inflater.unconsumed_tail
         if not pending:
             pending = read(at, _READ)
             at += len(pending)
         try:
-            piece = inflate.decompress(pending, _PIECE)
+            piece = inflater.decompress(pending, _PIECE)
         except zlib.error as exc:
             raise CannotUnderstand("the data set cannot be inflated") from exc
         if not piece and not pending:
@@ -64,6 +64,6 @@ def pieces(read: Read, *, at_most: int = MOST_INFLATED) -> Iterator[bytes]:
         yield piece
 
 
-def inflated(content: bytes, *, at_most: int = MOST_INFLATED) -> bytes:
-    """Deflated bytes in memory, inflated. Raises CannotUnderstand as ``pieces`` does."""
-    return b"".join(pieces(lambda at, count: content[at : at + count], at_most=at_most))
+def inflate(content: bytes, *, at_most: int = MOST_INFLATED) -> bytes:
+    """Inflate bytes in memory. Raises CannotUnderstand as ``inflate_pieces`` does."""
+    return b"".join(inflate_pieces(lambda at, count: content[at : at + count], at_most=at_most))

@@ -158,7 +158,7 @@ class _Opened:
 
     def tokens(self) -> Iterator[_Token]:
         """Element by element."""
-        pieces = inflating.pieces(self._read) if inflating.is_deflated(self.syntax) else self.blocks()
+        pieces = inflating.inflate_pieces(self._read) if inflating.is_deflated(self.syntax) else self.blocks()
         order = ">" if self.syntax == ExplicitVRBigEndian else "<"
         return _elements(_Reader(pieces), _Coding(self.syntax != ImplicitVRLittleEndian, order), None, 0)
 

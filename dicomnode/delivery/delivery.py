@@ -111,7 +111,7 @@ class _Courier:
         )
         self._log(peer, results)
         self._tell_breaker(peer, results)
-        return sum(len(by_path[result.path]) for result in results if result.stored)
+        return sum(len(by_path[result.path]) for result in results if result.is_stored)
 
     def _wanted(self, peer: Peer, batch: Sequence[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
         """Without those of jobs that ended when nobody knew what the peer takes, if it turns out to take the spare
@@ -146,7 +146,7 @@ class _Courier:
         return None
 
     def _record(self, due: ClaimedDelivery, result: StoreResult) -> None:
-        if not result.stored:
+        if not result.is_stored:
             self._failed(due, result.text, retry_at=self._later(due))
             return
         with self.sessions.begin() as session:
@@ -164,7 +164,7 @@ class _Courier:
     @staticmethod
     def _log(peer: Peer, results: Sequence[StoreResult]) -> None:
         """One line for a batch; a result's text holds statuses and addresses, its comment is left out."""
-        left = [result for result in results if not result.stored]
+        left = [result for result in results if not result.is_stored]
         log.info("delivery: %d of %d objects are at %s", len(results) - len(left), len(results), peer.name)
         if left:
             log.warning("delivery: %s to %s: %s", left[0].outcome, peer.name, left[0].text)

@@ -1,26 +1,26 @@
-"""Opening an association to a peer, with what pynetdicom 3.0.4 leaves out for a sender.
+"""Associations with peers, with additions that pynetdicom 3.0.4 lacks for a sender.
 
-Three things are added at the transport's opening, before pynetdicom's own threads use them:
+Three additions are made when the transport opens, before pynetdicom's own threads use them:
 
 - TCP_NODELAY: without it each C-STORE waits for the peer's delayed acknowledgement, about 40 ms.
-- ``_Checkpoint``: pynetdicom's own loses responses (see there).
-- ``_Outbox``: pynetdicom reads a file to send as fast as the disk gives it and queues all of it in memory.
+- ``ReactorCheckpoint``: pynetdicom's own event loses responses (see there).
+- ``_SendQueue``: pynetdicom reads a file to send as fast as the disk gives it and queues all of it in memory.
 """
 
 from __future__ import annotations
 
 import queue
 import socket
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pynetdicom import AE, _config, evt
+from pynetdicom import evt
 from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import P_DATA, MaximumLengthNotification
 
+from dicomnode.dimse.pynetdicom_adapter import SocketRecordingAE, replace_checkpoint, replace_socket_shutdown
 from dicomnode.errors import ConfigError, PeerRefused, PeerUnreachable
 from dicomnode.tls import ClientContext, client_context, close
 
@@ -33,43 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["association"]
 
-# Identifiers hold patient data, which never reaches a log; files are sent from disk in pieces, not decoded.
-_config.LOG_REQUEST_IDENTIFIERS = False
-_config.LOG_RESPONSE_IDENTIFIERS = False
-_config.STORE_SEND_CHUNKED_DATASET = True
-
 _CONNECT_S = 10.0
 _RECEIVE_PDU = 128 * 1024
 _SEND_PDU = 256 * 1024
 _QUEUED_PDUS = 32
 
 
-class _Checkpoint(threading.Event):
-    """Where the association's reactor thread waits while a request is under way; its answer is for the requester.
-
-    pynetdicom 3.0.4 (association.py, ``_run_reactor`` and ``send_c_store``) clears the event, looks at ``_is_paused``
-    and takes True for "the reactor stands still". If the event was set a moment before, the reactor may have left
-    ``wait`` already with the flag still True; it then takes the response from the queue, and the requester waits for
-    it until the DIMSE timeout. Here the flag is lowered before the event is looked at once more, so a reactor that
-    goes on has been seen by nobody as standing.
-    """
-
-    def __init__(self, assoc: Association) -> None:
-        super().__init__()
-        self._assoc = assoc
-        self.set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        while True:
-            passed = super().wait(timeout)
-            self._assoc._is_paused = False
-            if timeout is not None or self.is_set():
-                return passed
-            self._assoc._is_paused = True
-
-
-class _Outbox(queue.Queue[Any]):
-    """Primitives on their way to the wire; data wait here for room, so that a large file never lies in memory whole."""
+class _SendQueue(queue.Queue[Any]):
+    """Queue of primitives to send, limited for data, so that a large file is never in memory as a whole."""
 
     def __init__(self, assoc: Association) -> None:
         super().__init__()
@@ -85,8 +56,9 @@ class _Outbox(queue.Queue[Any]):
         super().put(item, block, timeout)
 
 
-class _AE(AE):  # type: ignore[misc, no-any-unimported, unused-ignore]
-    """Closes its sockets: pynetdicom does not where their shutdown fails, as when nothing was connected."""
+class _ClientAE(SocketRecordingAE):
+    """Application entity that closes its sockets: pynetdicom does not where their shutdown fails, as when nothing was
+    connected."""
 
     def __init__(self, ae_title: str, timeout_s: float) -> None:
         super().__init__(ae_title)
@@ -94,14 +66,9 @@ class _AE(AE):  # type: ignore[misc, no-any-unimported, unused-ignore]
         self.connection_timeout = min(timeout_s, _CONNECT_S)
         self.connected = False
         self.rejection: A_ASSOCIATE_RJ | None = None
-        self.sockets: list[socket.socket] = []
-
-    def _create_socket(self, *args: Any) -> Any:
-        created = super()._create_socket(*args)
-        self.sockets.append(created.socket)
-        return created
 
     def close(self, assoc: Association | None) -> None:
+        """Close all sockets, after the association's thread has had a second to end."""
         if assoc is not None and assoc.dul.is_alive():
             assoc.dul.join(1.0)
         for sock in self.sockets:
@@ -109,27 +76,27 @@ class _AE(AE):  # type: ignore[misc, no-any-unimported, unused-ignore]
 
 
 def _prepare(event: evt.Event, timeout_s: float) -> None:
-    """On EVT_CONN_OPEN, which runs in the thread that reads the outbox, while nothing is in it."""
+    """Prepare an association on EVT_CONN_OPEN, which runs in the thread that reads the send queue, still empty."""
     assoc = event.assoc
     sock = assoc.dul.socket.socket
     assoc.ae.connected = True
-    assoc.ae.sockets.append(sock)  # with TLS another one than was created
+    assoc.ae.sockets.append(sock)  # with TLS, another socket than the one created
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # pynetdicom clears the timeout after connecting: a peer that stops reading would hold the sender for ever.
     sock.settimeout(timeout_s)
-    assoc.dul.socket._shutdown_socket = partial(close, sock)
-    assoc._reactor_checkpoint = _Checkpoint(assoc)
-    assoc.dul.to_provider_queue = _Outbox(assoc)
+    replace_socket_shutdown(assoc, partial(close, sock))
+    replace_checkpoint(assoc)
+    assoc.dul.to_provider_queue = _SendQueue(assoc)
 
 
 def _note_rejection(event: evt.Event) -> None:
-    """On EVT_PDU_RECV. pynetdicom takes a rejection that comes at once for a connection that was never made."""
+    """Keep a rejection on EVT_PDU_RECV: pynetdicom takes one that comes at once for a connection never made."""
     if isinstance(event.pdu, A_ASSOCIATE_RJ):
         event.assoc.ae.rejection = event.pdu
 
 
 def _limit_fragments(event: evt.Event) -> None:
-    """A peer that sets no limit (0, PS3.8 D.1.1) would get a file as one fragment, read into memory whole."""
+    """Limit the PDU length where the peer sets no limit (0, PS3.8 D.1.1): a file would be read as one fragment."""
     for item in event.assoc.acceptor.user_information:
         if isinstance(item, MaximumLengthNotification) and not 0 < item.maximum_length_received <= _SEND_PDU:
             item.maximum_length_received = _SEND_PDU
@@ -146,13 +113,13 @@ def association(
     roles: Sequence[Any] = (),
     handlers: Sequence[Any] = (),
 ) -> Iterator[Association]:
-    """An established association, released at the end; over TLS where the peer asks for it.
+    """Open an association, released at the end; over TLS where the peer asks for it.
 
     Raises PeerUnreachable when there is no connection or no answer, PeerRefused when the peer rejects the association
     or every presentation context.
     """
-    context = _context(peer, tls)
-    ae = _AE(calling_aet, timeout_s)
+    context = _make_context(peer, tls)
+    ae = _ClientAE(calling_aet, timeout_s)
     own = [
         (evt.EVT_CONN_OPEN, _prepare, [timeout_s]),
         (evt.EVT_PDU_RECV, _note_rejection),
@@ -171,7 +138,7 @@ def association(
             tls_args=(context, peer.tls_server_name or peer.host) if context else None,
         )
         if not assoc.is_established:
-            raise _why_not(peer, assoc, context)
+            raise _explain_failure(peer, assoc, context)
         yield assoc
     except socket.gaierror as exc:
         raise PeerUnreachable(f"peer {peer.name}: the name {peer.host} does not resolve") from exc
@@ -181,19 +148,22 @@ def association(
         ae.close(assoc)
 
 
-def _context(peer: Peer, tls: TlsConfig | None) -> ClientContext | None:
-    """Files that cannot be used may be mended, and then the same work succeeds: to who calls, the peer is not there."""
+def _make_context(peer: Peer, tls: TlsConfig | None) -> ClientContext | None:
+    """Return the TLS context, or None for a peer without TLS.
+
+    Raises PeerUnreachable for unusable files: they may be corrected, and then the same work succeeds.
+    """
     try:
         return client_context(peer, tls) if peer.tls else None
     except ConfigError as exc:
         raise PeerUnreachable(f"peer {peer.name}: no TLS: {exc}") from None
 
 
-def _why_not(peer: Peer, assoc: Association, context: ClientContext | None) -> PeerRefused | PeerUnreachable:
+def _explain_failure(peer: Peer, assoc: Association, context: ClientContext | None) -> PeerRefused | PeerUnreachable:
     where = f"peer {peer.name} ({peer.ae_title}) at {peer.host}:{peer.port}"
     if assoc.ae.rejection is not None:
-        why = assoc.ae.rejection.reason_str
-        return PeerRefused(f"{where} rejected the association: {why}; do both sides know the AE titles?")
+        reason = assoc.ae.rejection.reason_str
+        return PeerRefused(f"{where} rejected the association: {reason}; do both sides know the AE titles?")
     if assoc.rejected_contexts:
         return PeerRefused(f"{where} accepts none of the SOP classes and transfer syntaxes that were offered")
     if context is not None and context.failure:

@@ -1,4 +1,4 @@
-"""What the node asks of other DICOM nodes: echo and store (service class user); see queries.py for find and fetch."""
+"""Verification and storage at other DICOM nodes, as service class user; queries.py has query and retrieval."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dicomnode.config import Config
     from dicomnode.config.tls import TlsConfig
 
-__all__ = ["ECHO_TIMEOUT_S", "TIMEOUT_S", "Outcome", "StoreResult", "dicom_files", "echo", "named", "store"]
+__all__ = ["ECHO_TIMEOUT_S", "TIMEOUT_S", "Outcome", "StoreResult", "echo", "find_dicom_files", "resolve_peer", "store"]
 
 TIMEOUT_S = 60.0
 ECHO_TIMEOUT_S = 5.0
@@ -49,6 +49,8 @@ _SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.4 B.2.3
 
 
 class Outcome(StrEnum):
+    """Outcome of sending one file."""
+
     STORED = "stored"
     REFUSED = "refused"
     UNANSWERED = "unanswered"
@@ -57,9 +59,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class StoreResult:
-    """What became of one file. ``status`` is None where the peer gave none: no answer is not success.
+    """Result of sending one file; ``status`` is None where the peer gave none: no answer is not success.
 
-    ``comment`` is in the peer's own words, which may tell of a patient: for who sends, never for a log or a row.
+    ``comment`` is the peer's own text, which may name a patient: it is shown to the user and never logged or stored.
     """
 
     path: Path
@@ -70,12 +72,15 @@ class StoreResult:
     comment: str = ""
 
     @property
-    def stored(self) -> bool:
+    def is_stored(self) -> bool:
+        """True where the peer has stored the instance."""
         return self.outcome is Outcome.STORED
 
 
 @dataclass(frozen=True)
 class _Instance:
+    """A file to send, with the identifiers of its file meta information."""
+
     path: Path
     sop_instance_uid: UID
     sop_class_uid: UID
@@ -87,7 +92,7 @@ class _Instance:
 
     @property
     def offers(self) -> dict[tuple[UID, UID], None]:
-        """The contexts to propose: as stored, and for uncompressed data the default syntax, PS3.5 10.1."""
+        """Contexts to propose: as stored, and for uncompressed data the default syntax (PS3.5 10.1)."""
         pairs = {self.as_stored: None}
         if self.transfer_syntax_uid in (ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian):
             pairs[(self.sop_class_uid, ImplicitVRLittleEndian)] = None
@@ -95,7 +100,7 @@ class _Instance:
 
 
 def echo(peer: Peer, *, calling_aet: str, timeout_s: float = TIMEOUT_S, tls: TlsConfig | None = None) -> float:
-    """C-ECHO; returns the seconds it took. Raises PeerUnreachable or PeerRefused."""
+    """Send a C-ECHO; return its duration in seconds. Raises PeerUnreachable or PeerRefused."""
     start = time.perf_counter()
     contexts = [build_context(Verification)]
     with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls) as assoc:
@@ -107,25 +112,25 @@ def echo(peer: Peer, *, calling_aet: str, timeout_s: float = TIMEOUT_S, tls: Tls
     return time.perf_counter() - start
 
 
-def named(words: str, config: Config) -> Peer:
-    """The configured peer of that name, or the one at ``host:port:AET``. Raises ConfigError."""
-    if words in {peer.name for peer in config.peers} or words.count(":") < 2:
-        return config.find_peer(words)
-    host, port, ae_title = words.rsplit(":", 2)
+def resolve_peer(name: str, config: Config) -> Peer:
+    """Return the configured peer of the name, or the peer at ``host:port:AET``. Raises ConfigError."""
+    if name in {peer.name for peer in config.peers} or name.count(":") < 2:
+        return config.find_peer(name)
+    host, port, ae_title = name.rsplit(":", 2)
     try:
-        return Peer(name=words, host=host.strip("[]"), port=int(port), ae_title=ae_title)
-    except ValueError:  # pydantic's own is one
-        raise ConfigError(f"{words!r} is no HOST:PORT:AE_TITLE") from None
+        return Peer(name=name, host=host.strip("[]"), port=int(port), ae_title=ae_title)
+    except ValueError:  # pydantic's ValidationError is one
+        raise ConfigError(f"{name!r} is no HOST:PORT:AE_TITLE") from None
 
 
-def dicom_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and the DICOM instances below the folders named, in order of their names."""
+def find_dicom_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield the given files, and the DICOM instances below the given folders in order of their names."""
     for path in paths:
         if not path.is_dir():
             yield path
             continue
         for below in sorted(p for p in path.rglob("*") if p.is_file()):
-            if isinstance(_read(below), _Instance):
+            if isinstance(_read_instance(below), _Instance):
                 yield below
 
 
@@ -138,37 +143,39 @@ def store(
     timeout_s: float = TIMEOUT_S,
     tls: TlsConfig | None = None,
 ) -> list[StoreResult]:
-    """C-STORE of files as they are stored; one result for each path, in their order.
+    """Send files by C-STORE, without transcoding; return one result for each path, in their order.
 
-    Nothing is raised for the peer's sake: an instance without an answer has the outcome UNANSWERED. Instances whose
-    association was lost are tried again on a new one, which is safe since their UIDs are the same.
+    A failure of the peer raises nothing: an instance without an answer has the outcome UNANSWERED. Instances whose
+    association was lost are sent again on a new one, which is safe since their UIDs are the same.
     """
     results: dict[Path, StoreResult] = {}
 
-    def keep(result: StoreResult) -> None:
+    def report(result: StoreResult) -> None:
         results[result.path] = result
         on_result(result)
 
     instances: dict[Path, _Instance] = {}
     ordered = list(dict.fromkeys(paths))
     for path in ordered:
-        read = _read(path, peer.deidentify)
-        if isinstance(read, StoreResult):
-            keep(read)
+        instance = _read_instance(path, peer.deidentify)
+        if isinstance(instance, StoreResult):
+            report(instance)
         else:
-            instances[path] = read
-    for batch in _batches(list(instances.values())):
+            instances[path] = instance
+    for batch in _make_batches(list(instances.values())):
         _store_batch(
             partial(association, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls),
             batch,
-            keep,
+            report,
         )
     return [results[path] for path in ordered]
 
 
-def _read(path: Path, profile: str = "") -> _Instance | StoreResult:
-    """What the association needs to know of a file, from its meta information (PS3.10 7.1). ``profile``: of a peer
-    that gets nothing but what was de-identified by it."""
+def _read_instance(path: Path, profile: str = "") -> _Instance | StoreResult:
+    """Return the instance by its file meta information (PS3.10 7.1), or the result for a file that is not sent.
+
+    ``profile``: de-identification profile of a peer that gets only copies made by it.
+    """
     try:
         meta = read_file_meta_info(path)
         uids = meta.MediaStorageSOPInstanceUID, meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
@@ -184,8 +191,8 @@ def _read(path: Path, profile: str = "") -> _Instance | StoreResult:
     return _Instance(path, *uids)
 
 
-def _batches(instances: list[_Instance]) -> Iterator[list[_Instance]]:
-    """Instances together that one association has contexts for, kinds kept together in the order of their first."""
+def _make_batches(instances: list[_Instance]) -> Iterator[list[_Instance]]:
+    """Yield batches with few enough contexts for one association; instances of one kind stay together."""
     kinds: dict[tuple[UID, UID], list[_Instance]] = {}
     for instance in instances:
         kinds.setdefault(instance.as_stored, []).append(instance)
@@ -204,69 +211,69 @@ def _batches(instances: list[_Instance]) -> Iterator[list[_Instance]]:
 def _store_batch(
     associate: Callable[[Sequence[PresentationContext]], AbstractContextManager[Association]],
     batch: list[_Instance],
-    keep: Callable[[StoreResult], None],
+    report: Callable[[StoreResult], None],
 ) -> None:
-    """Send over one association, and what it lost over another, until all is answered or the peer stays silent."""
+    """Send a batch over one association, and instances that it lost over another, until the peer stays silent."""
     pairs = {pair: None for instance in batch for pair in instance.offers}
-    # With Verification beside them, an association that takes none of the pairs still stands and says so for each.
+    # With Verification as well, a peer that takes none of the pairs still accepts the association and answers for each.
     contexts = [build_context(Verification), *(build_context(*pair) for pair in pairs)]
-    waiting, silent, why = batch, 0, "no answer"
+    waiting, silent, reason = batch, 0, "no answer"
     while waiting and silent < _SILENT_ASSOCIATIONS:
         before = len(waiting)
         try:
             with associate(contexts) as assoc:
-                waiting = _send_all(assoc, waiting, keep)
-            why = "no answer: the association was lost"
+                waiting = _send_all(assoc, waiting, report)
+            reason = "no answer: the association was lost"
         except (PeerRefused, PeerUnreachable) as exc:
-            why = str(exc)
+            reason = str(exc)
             break
         silent = silent + 1 if len(waiting) == before else 0
     for instance in waiting:
-        keep(StoreResult(instance.path, instance.sop_instance_uid, Outcome.UNANSWERED, None, why))
+        report(StoreResult(instance.path, instance.sop_instance_uid, Outcome.UNANSWERED, None, reason))
 
 
-def _send_all(assoc: Association, waiting: list[_Instance], keep: Callable[[StoreResult], None]) -> list[_Instance]:
-    """Returns what has no answer. The one that was on the wire when the association broke comes last next time."""
+def _send_all(assoc: Association, waiting: list[_Instance], report: Callable[[StoreResult], None]) -> list[_Instance]:
+    """Send instances; return those without an answer, last the one that was sent when the association broke."""
     accepted = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in assoc.accepted_contexts}
     for number, instance in enumerate(waiting):
         result = _send(assoc, accepted, instance, number)
         if result is None:
             return [*waiting[number + 1 :], instance]
-        keep(result)
+        report(result)
     return []
 
 
 def _send(assoc: Association, accepted: set[tuple[UID, UID]], instance: _Instance, number: int) -> StoreResult | None:
-    """One C-STORE; None when the association broke instead of an answer."""
-    told = StoreResult(instance.path, instance.sop_instance_uid, Outcome.REFUSED, _SOP_CLASS_NOT_SUPPORTED, "")
+    """Send one instance by C-STORE; return None where the association broke before an answer."""
+    result = StoreResult(instance.path, instance.sop_instance_uid, Outcome.REFUSED, _SOP_CLASS_NOT_SUPPORTED, "")
     content: Any = instance.path
     if instance.as_stored not in accepted:
         if not accepted.intersection(instance.offers):
             name, syntax = instance.sop_class_uid.name, instance.transfer_syntax_uid.name
-            return replace(told, text=f"the peer does not take {name} as {syntax}")
+            return replace(result, text=f"the peer does not take {name} as {syntax}")
         content = dcmread(instance.path)
     try:
         answer = assoc.send_c_store(content, msg_id=number % 65535 + 1)
     except OSError as exc:
         if exc.filename is not None:
-            return replace(told, outcome=Outcome.UNREADABLE, status=None, text=f"cannot be read: {exc.strerror}")
+            return replace(result, outcome=Outcome.UNREADABLE, status=None, text=f"cannot be read: {exc.strerror}")
         assoc.abort()
         return None
     except RuntimeError:  # the association is no longer established
         return None
     except (ValueError, AttributeError) as exc:
-        return replace(told, outcome=Outcome.UNREADABLE, status=None, text=f"cannot be sent: {type(exc).__name__}")
+        return replace(result, outcome=Outcome.UNREADABLE, status=None, text=f"cannot be sent: {type(exc).__name__}")
     if "Status" not in answer:
         return None
-    return _answered(told, answer)
+    return _read_answer(result, answer)
 
 
-def _answered(told: StoreResult, answer: Dataset) -> StoreResult:
-    """PS3.4 B.2.3: 0x0000 and the warnings 0xBxxx mean that the instance is stored."""
+def _read_answer(result: StoreResult, answer: Dataset) -> StoreResult:
+    """Complete the result by the response: 0x0000 and the warnings 0xBxxx mean stored (PS3.4 B.2.3)."""
     status = int(answer.Status)
-    told = replace(told, status=status, comment=str(answer.get("ErrorComment", "")))
+    result = replace(result, status=status, comment=str(answer.get("ErrorComment", "")))
     if status == 0x0000:
-        return replace(told, outcome=Outcome.STORED, text="stored")
+        return replace(result, outcome=Outcome.STORED, text="stored")
     if status >> 12 == 0xB:
-        return replace(told, outcome=Outcome.STORED, text=f"stored with warning 0x{status:04X}")
-    return replace(told, text=f"refused with status 0x{status:04X}")
+        return replace(result, outcome=Outcome.STORED, text=f"stored with warning 0x{status:04X}")
+    return replace(result, text=f"refused with status 0x{status:04X}")

@@ -8,8 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydicom.dataset import Dataset
-from pynetdicom import build_context, build_role, evt
-from pynetdicom._globals import ALL_TRANSFER_SYNTAXES
+from pynetdicom import ALL_TRANSFER_SYNTAXES, build_context, build_role, evt
 from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
     from dicomnode.config import Peer
     from dicomnode.config.tls import TlsConfig
 
-__all__ = ["LEVELS", "Fetched", "fetch", "find", "move"]
+__all__ = ["LEVELS", "RetrievalCounts", "fetch", "find", "move"]
 
 LEVELS = {
     "STUDY": ("StudyInstanceUID", "PatientID", "PatientName", "StudyDate", "StudyDescription", "ModalitiesInStudy"),
     "SERIES": ("SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription"),
     "IMAGE": ("SOPInstanceUID", "SOPClassUID", "InstanceNumber"),
 }
-"""What is asked back at each level when the caller names nothing else."""
+"""Return keys of each level, besides those of the caller."""
 
 _PENDING = (0xFF00, 0xFF01)  # PS3.4 C.4.1.1.4
 _TIMEOUT_S = 60.0
@@ -42,15 +41,15 @@ _STORAGE_CONTEXTS = 127  # of 128, one of them for C-GET itself
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """Sub-operations as the peer counted them (PS3.4 C.4.2.1.6)."""
+class RetrievalCounts:
+    """Counts of sub-operations from the peer's responses (PS3.4 C.4.2.1.6)."""
 
     completed: int = 0
     warned: int = 0
     failed: int = 0
 
-    def __add__(self, other: Fetched) -> Fetched:
-        return Fetched(self.completed + other.completed, self.warned + other.warned, self.failed + other.failed)
+    def __add__(self, other: RetrievalCounts) -> RetrievalCounts:
+        return RetrievalCounts(self.completed + other.completed, self.warned + other.warned, self.failed + other.failed)
 
 
 def find(
@@ -62,12 +61,15 @@ def find(
     timeout_s: float = _TIMEOUT_S,
     tls: TlsConfig | None = None,
 ) -> list[Dataset]:
-    """C-FIND: the matches. ``keys`` are DICOM keywords with the value to match, empty for one to be returned only."""
-    identifier = _identifier(level, {**dict.fromkeys(LEVELS[level], ""), **keys})
+    """Return the matches of a C-FIND.
+
+    ``keys``: DICOM keywords with the value to match, empty for a key that is only to be returned.
+    """
+    identifier = _make_identifier(level, {**dict.fromkeys(LEVELS[level], ""), **keys})
     model = StudyRootQueryRetrieveInformationModelFind
     contexts = [build_context(model)]
     with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls) as assoc:
-        return [match for match in _answers(peer, "C-FIND", assoc.send_c_find(identifier, model)) if match is not None]
+        return [match for match in _matches(peer, "C-FIND", assoc.send_c_find(identifier, model)) if match is not None]
 
 
 def fetch(
@@ -79,25 +81,26 @@ def fetch(
     series_uid: str = "",
     timeout_s: float = _TIMEOUT_S,
     tls: TlsConfig | None = None,
-) -> Fetched:
-    """C-GET of a study, series by series, or of one of them; ``on_store`` handles EVT_C_STORE and gives the status.
+) -> RetrievalCounts:
+    """Retrieve a study, or one of its series, by C-GET.
 
-    Which SOP classes a series holds is asked first, so that the contexts can offer every transfer syntax for them and
-    the peer can send each instance as it is stored.
+    ``on_store`` handles EVT_C_STORE and returns the status. A query for the SOP classes of each series precedes its
+    retrieval, so that the contexts can offer every transfer syntax for them and the peer can send each instance as it
+    is stored.
     """
-    fetched = Fetched()
-    ask = partial(find, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls)
+    counts = RetrievalCounts()
+    find_at_peer = partial(find, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls)
     associate = partial(association, peer, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls)
-    wanted = {"StudyInstanceUID": study_uid} | ({"SeriesInstanceUID": series_uid} if series_uid else {})
-    for series in ask(wanted, level="SERIES"):
+    unique = {"StudyInstanceUID": study_uid} | ({"SeriesInstanceUID": series_uid} if series_uid else {})
+    for series in find_at_peer(unique, level="SERIES"):
         unique = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": str(series.SeriesInstanceUID)}
-        images = ask(unique, level="IMAGE")
+        images = find_at_peer(unique, level="IMAGE")
         classes = sorted({str(image.SOPClassUID) for image in images if image.get("SOPClassUID")})
         if images and not classes:
             raise PeerRefused(f"peer {peer.name} does not tell the SOP classes of a series: fetch it by C-MOVE")
         if classes:
-            fetched += _get(peer, unique, classes, on_store, associate)
-    return fetched
+            counts += _get(peer, unique, classes, on_store, associate)
+    return counts
 
 
 def move(
@@ -109,14 +112,14 @@ def move(
     series_uid: str = "",
     timeout_s: float = _TIMEOUT_S,
     tls: TlsConfig | None = None,
-) -> Fetched:
-    """C-MOVE of a study, or of one of its series, to an application entity that the peer knows."""
+) -> RetrievalCounts:
+    """Let the peer send a study, or one of its series, to an application entity by C-MOVE."""
     model = StudyRootQueryRetrieveInformationModelMove
     unique = {"StudyInstanceUID": study_uid} | ({"SeriesInstanceUID": series_uid} if series_uid else {})
-    identifier = _identifier("SERIES" if series_uid else "STUDY", unique)
+    identifier = _make_identifier("SERIES" if series_uid else "STUDY", unique)
     contexts = [build_context(model)]
     with association(peer, contexts, calling_aet=calling_aet, timeout_s=timeout_s, tls=tls) as assoc:
-        return _count(peer, "C-MOVE", assoc.send_c_move(identifier, destination_aet, model))
+        return _read_counts(peer, "C-MOVE", assoc.send_c_move(identifier, destination_aet, model))
 
 
 def _get(
@@ -125,16 +128,16 @@ def _get(
     classes: list[str],
     on_store: Callable[[evt.Event], Any],
     associate: Callable[..., AbstractContextManager[Association]],
-) -> Fetched:
+) -> RetrievalCounts:
     model = StudyRootQueryRetrieveInformationModelGet
     syntaxes = ALL_TRANSFER_SYNTAXES[: _STORAGE_CONTEXTS // len(classes)]
     contexts = [build_context(model), *(build_context(uid, syntax) for uid in classes for syntax in syntaxes)]
     roles = [build_role(uid, scp_role=True) for uid in classes]
     with associate(contexts, roles=roles, handlers=[(evt.EVT_C_STORE, on_store)]) as assoc:
-        return _count(peer, "C-GET", assoc.send_c_get(_identifier("SERIES", unique), model))
+        return _read_counts(peer, "C-GET", assoc.send_c_get(_make_identifier("SERIES", unique), model))
 
 
-def _identifier(level: str, keys: Mapping[str, str]) -> Dataset:
+def _make_identifier(level: str, keys: Mapping[str, str]) -> Dataset:
     identifier = Dataset()
     identifier.QueryRetrieveLevel = level
     if not all(value.isascii() for value in keys.values()):
@@ -144,8 +147,8 @@ def _identifier(level: str, keys: Mapping[str, str]) -> Dataset:
     return identifier
 
 
-def _answers(peer: Peer, service: str, responses: Iterable[tuple[Dataset, Dataset | None]]) -> Iterator[Dataset | None]:
-    """The identifiers of pending responses; raises when the last response is not success or never comes."""
+def _matches(peer: Peer, service: str, responses: Iterable[tuple[Dataset, Dataset | None]]) -> Iterator[Dataset | None]:
+    """Yield the identifiers of pending responses. Raises where the last response is no success or does not come."""
     for status, identifier in responses:
         if "Status" not in status:
             raise PeerUnreachable(f"peer {peer.name} did not answer the {service}")
@@ -155,17 +158,17 @@ def _answers(peer: Peer, service: str, responses: Iterable[tuple[Dataset, Datase
             raise PeerRefused(f"peer {peer.name} ended the {service} with status 0x{status.Status:04X}")
 
 
-def _count(peer: Peer, service: str, responses: Iterable[tuple[Dataset, Dataset | None]]) -> Fetched:
+def _read_counts(peer: Peer, service: str, responses: Iterable[tuple[Dataset, Dataset | None]]) -> RetrievalCounts:
     last = Dataset()
     for last, _ in responses:
         if "Status" not in last:
             raise PeerUnreachable(f"peer {peer.name} broke off the {service}")
-    counts = Fetched(
+    counts = RetrievalCounts(
         int(last.get("NumberOfCompletedSuboperations") or 0),
         int(last.get("NumberOfWarningSuboperations") or 0),
         int(last.get("NumberOfFailedSuboperations") or 0),
     )
     # 0xB000: complete, some failed (PS3.4 C.4.3.1.4); the counts tell which.
-    if last.Status not in (0x0000, 0xB000) and counts == Fetched():
+    if last.Status not in (0x0000, 0xB000) and counts == RetrievalCounts():
         raise PeerRefused(f"peer {peer.name} ended the {service} with status 0x{last.Status:04X}")
     return counts

@@ -1,8 +1,8 @@
-"""Who gets in, and how much of the receiver one caller can have.
+"""Limits on connections, associations and data rates, by machine and by sender.
 
-A *connection* is counted from its acceptance, an *association* from its request. Of both a machine can have so many and
-no more, so that one which floods the port leaves room for the others. What is above a limit is refused while the
-sender still has it: nothing that was acknowledged is dropped, nothing that is refused was acknowledged.
+A *connection* is counted from its acceptance, an *association* from its request. The number of both is limited for each
+machine, so that a machine that floods the port leaves room for the others. Data above a limit are refused while the
+sender still has them: no acknowledged instance is dropped, and no refused instance was acknowledged.
 """
 
 from __future__ import annotations
@@ -24,91 +24,100 @@ if TYPE_CHECKING:
     from dicomnode.config import Config
     from dicomnode.ingest.pdata import Sink
 
-__all__ = ["Allowance", "Complaints", "Doors", "Measured", "Pace", "Rates", "Visit", "plain_address"]
+__all__ = [
+    "ConnectionLimiter",
+    "ConnectionSlot",
+    "RateLimitedSink",
+    "RateLimiter",
+    "SenderQuota",
+    "SenderQuotas",
+    "ThrottledLog",
+    "normalise_address",
+]
 
-STRANGERS = "elsewhere"
-"""All addresses together that no sender is listed at."""
+UNLISTED = "elsewhere"
+"""Common name of all addresses at which no sender is listed: they share the limits of one machine."""
 _CONNECTIONS_PER_ASSOCIATION = 2
-_PATIENCE_S = 10.0
-"""A sender is slowed down by as much; one that is further ahead is told to come again."""
+_LONGEST_DELAY_S = 10.0
+"""Longest time by which a sender is slowed down; beyond it, an object is refused as over the rate."""
 _BURST_S = 5.0
-_MOST_KEPT = 1000
+_LOG_INTERVAL_S = 60.0
+_MOST_ENTRIES = 1000
 
 Clock = Callable[[], float]
 
 
-class Doors:
-    """How many connections and associations there are, in all, by place and by sender; a *place* is a machine."""
+class ConnectionLimiter:
+    """Counts of open connections and associations: in all, by machine and by sender."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._most = config.node.max_associations
-        self._most_here = config.limits.associations_per_address
+        self._most_per_machine = config.limits.associations_per_address
         self._lock = threading.Lock()
         self._connections: Counter[str] = Counter()
         self._associations: Counter[str] = Counter()
         self._senders: Counter[str] = Counter()
 
-    def enter(self, address: str) -> Visit | None:
-        """A connection from there; None when there are too many."""
-        place = self._place(address)
+    def open_connection(self, address: str) -> ConnectionSlot | None:
+        """Return a slot for a connection from the address, or None where too many are open."""
+        machine = self._find_machine(address)
         with self._lock:
-            here, all_of_them = self._connections[place], self._connections.total()
-            if here >= _CONNECTIONS_PER_ASSOCIATION * self._most_here:
+            if self._connections[machine] >= _CONNECTIONS_PER_ASSOCIATION * self._most_per_machine:
                 return None
-            if all_of_them >= _CONNECTIONS_PER_ASSOCIATION * self._most:
+            if self._connections.total() >= _CONNECTIONS_PER_ASSOCIATION * self._most:
                 return None
-            self._connections[place] += 1
-        return Visit(self, place)
+            self._connections[machine] += 1
+        return ConnectionSlot(self, machine)
 
-    def associate(self, visit: Visit, sender: Sender) -> bool:
-        """Whether the visitor may have an association."""
+    def open_association(self, slot: ConnectionSlot, sender: Sender) -> bool:
+        """Return whether the connection may become an association, and count it if so."""
         listed = self._config.find_sender(sender.ae_title, sender.address)
-        most, name = listed.max_associations if listed else None, _name(self._config, sender)
+        most, name = listed.max_associations if listed else None, _find_name(self._config, sender)
         with self._lock:
-            if self._associations.total() >= self._most or self._associations[visit.place] >= self._most_here:
+            if self._associations.total() >= self._most or self._associations[slot.machine] >= self._most_per_machine:
                 return False
             if most is not None and self._senders[name] >= most:
                 return False
-            self._associations[visit.place] += 1
+            self._associations[slot.machine] += 1
             self._senders[name] += 1
-            visit.sender = name
+            slot.sender = name
             return True
 
-    def leave(self, visit: Visit) -> None:
-        """The connection has ended."""
+    def close_connection(self, slot: ConnectionSlot) -> None:
+        """Count the connection, and its association if it became one, as ended."""
         with self._lock:
-            _less(self._connections, visit.place)
-            if visit.sender is not None:
-                _less(self._associations, visit.place)
-                _less(self._senders, visit.sender)
+            _decrement(self._connections, slot.machine)
+            if slot.sender is not None:
+                _decrement(self._associations, slot.machine)
+                _decrement(self._senders, slot.sender)
 
-    def _place(self, address: str) -> str:
+    def _find_machine(self, address: str) -> str:
         senders = self._config.senders
         if senders and not any(sender.allows_address(address) for sender in senders):
-            return STRANGERS
+            return UNLISTED
         parsed = ip_address(address)  # a machine has a whole /64 of IPv6
         return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
 
 
-class Visit:
-    """One connection, as long as it lasts."""
+class ConnectionSlot:
+    """One counted connection, from its acceptance to its end."""
 
-    def __init__(self, doors: Doors, place: str) -> None:
-        self._doors, self.place = doors, place
+    def __init__(self, limiter: ConnectionLimiter, machine: str) -> None:
+        self._limiter, self.machine = limiter, machine
         self.sender: str | None = None
 
-    def associate(self, sender: Sender) -> bool:
-        """Whether it may become an association."""
-        return self._doors.associate(self, sender)
+    def open_association(self, sender: Sender) -> bool:
+        """Return whether the connection may become an association, and count it if so."""
+        return self._limiter.open_association(self, sender)
 
-    def end(self) -> None:
-        """It is over."""
-        self._doors.leave(self)
+    def release(self) -> None:
+        """Count the connection as ended."""
+        self._limiter.close_connection(self)
 
 
-class Pace:
-    """So much per minute: what comes sooner waits. A few seconds' worth may come at once."""
+class RateLimiter:
+    """Rate limit of an amount per minute, with a burst of a few seconds' worth."""
 
     def __init__(self, per_minute: float, clock: Clock = time.monotonic) -> None:
         self._seconds_each = 60 / per_minute
@@ -116,12 +125,12 @@ class Pace:
         self._paid_until = clock() - _BURST_S
 
     @property
-    def ahead_s(self) -> float:
-        """How long the next one would have to wait."""
+    def delay_s(self) -> float:
+        """Seconds that the next request would have to wait."""
         return max(0.0, self._paid_until - self._clock())
 
-    def take(self, amount: float) -> float:
-        """Take so much; the seconds to wait before."""
+    def reserve(self, amount: float) -> float:
+        """Reserve the amount; return the seconds to wait before it may be used."""
         with self._lock:
             now = self._clock()
             wait_s = max(0.0, self._paid_until - now)
@@ -130,100 +139,104 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Allowance:
-    """What one sender may send. ``max_object_bytes`` None: whatever it is."""
+class SenderQuota:
+    """Limits of one sender: size of an object in bytes, objects per minute, megabytes per minute; None: no limit."""
 
     max_object_bytes: float | None
-    objects: Pace | None
-    megabytes: Pace | None
+    objects: RateLimiter | None
+    megabytes: RateLimiter | None
 
     @property
-    def is_boundless(self) -> bool:
-        """Whether nothing limits it."""
+    def is_unlimited(self) -> bool:
+        """True where the sender has no limit at all."""
         return self.max_object_bytes is None and self.objects is None and self.megabytes is None
 
-    def check_pace(self) -> None:
-        """Raises OverRate when the sender is so far ahead that it had better come again."""
-        if any(pace is not None and pace.ahead_s > _PATIENCE_S for pace in (self.objects, self.megabytes)):
+    def check_rate(self) -> None:
+        """Raise OverRate where the sender would have to wait longer than it is slowed down."""
+        limiters = (self.objects, self.megabytes)
+        if any(limiter is not None and limiter.delay_s > _LONGEST_DELAY_S for limiter in limiters):
             raise OverRate("more per minute than this sender may send; send it again later")
 
 
-class Rates:
-    """The allowance of each sender, shared by all of its associations."""
+class SenderQuotas:
+    """The quota of each sender, shared by all of its associations."""
 
     def __init__(self, config: Config, clock: Clock = time.monotonic) -> None:
         self._config, self._clock, self._lock = config, clock, threading.Lock()
-        self._of: dict[str, Allowance] = {}
+        self._quotas: dict[str, SenderQuota] = {}
 
-    def of(self, sender: Sender) -> Allowance:
-        """What that sender may send."""
-        name = _name(self._config, sender)
+    def find(self, sender: Sender) -> SenderQuota:
+        """Return the quota of the sender."""
+        name = _find_name(self._config, sender)
         with self._lock:
-            if name not in self._of:
-                if len(self._of) >= _MOST_KEPT:
-                    self._of.clear()
-                self._of[name] = self._allowance(sender)
-            return self._of[name]
+            if name not in self._quotas:
+                if len(self._quotas) >= _MOST_ENTRIES:
+                    self._quotas.clear()
+                self._quotas[name] = self._make_quota(sender)
+            return self._quotas[name]
 
-    def _allowance(self, sender: Sender) -> Allowance:
+    def _make_quota(self, sender: Sender) -> SenderQuota:
         listed, general = self._config.find_sender(sender.ae_title, sender.address), self._config.limits
 
-        def stated(key: str) -> float | None:
+        def limit(key: str) -> float | None:
             own: float | None = getattr(listed, key, None)
             return own if own is not None else getattr(general, key)
 
-        size_mb, objects, megabytes = map(stated, ("max_object_mb", "max_objects_per_minute", "max_mb_per_minute"))
-        return Allowance(
+        size_mb, objects, megabytes = map(limit, ("max_object_mb", "max_objects_per_minute", "max_mb_per_minute"))
+        return SenderQuota(
             None if size_mb is None else size_mb * 1e6,
-            None if objects is None else Pace(objects, self._clock),
-            None if megabytes is None else Pace(megabytes, self._clock),
+            None if objects is None else RateLimiter(objects, self._clock),
+            None if megabytes is None else RateLimiter(megabytes, self._clock),
         )
 
 
-class Measured:
-    """A sink for what a sender sends within its allowance. It is slowed down by reading later; what is too large, or
-    too far ahead, is let pass and refused. ``wait``: returns after so many seconds, or when the node closes."""
+class RateLimitedSink:
+    """Sink that holds a sender to its quota.
+
+    The sender is slowed down by reading later. An object that is too large, or comes too fast, is read, dropped and
+    refused. ``wait`` returns after a number of seconds, or when the node closes.
+    """
 
     def __init__(
-        self, open_sink: Callable[[], Sink], allowance: Allowance, meters: Meters, wait: Callable[[float], object]
+        self, open_sink: Callable[[], Sink], quota: SenderQuota, meters: Meters, wait: Callable[[float], object]
     ) -> None:
-        self._allowance, self._meters, self._wait = allowance, meters, wait
+        self._quota, self._meters, self._wait = quota, meters, wait
         self._sink: Sink | None = None
         self._refusal: RefusedObject | None = None
         self._bytes = 0
         try:
-            allowance.check_pace()
+            quota.check_rate()
         except OverRate as error:
             self._refusal = error
             return
-        if allowance.objects is not None:
-            self._pause(allowance.objects.take(1))
+        if quota.objects is not None:
+            self._pause(quota.objects.reserve(1))
         self._sink = open_sink()
 
     def write(self, piece: memoryview) -> None:
-        """A piece of the data set."""
+        """Write the next piece of the encoded data set."""
         self._bytes += len(piece)
         if self._sink is None:
             return
-        most = self._allowance.max_object_bytes
+        most = self._quota.max_object_bytes
         if most is not None and self._bytes > most:
             self.discard()
             self._refusal = TooLarge(f"larger than the {most / 1e6:g} MB that are taken from this sender")
             return
-        if self._allowance.megabytes is not None:
-            self._pause(self._allowance.megabytes.take(len(piece) / 1e6))
+        if self._quota.megabytes is not None:
+            self._pause(self._quota.megabytes.reserve(len(piece) / 1e6))
         self._sink.write(piece)
 
     def finish(self) -> tuple[int, str]:
-        """The status to answer with, and a comment."""
+        """Finish the inner sink; return the DIMSE status and, for a failure, an error comment."""
         if self._refusal is not None:
             self._meters.count_refused(self._refusal)
             return self._refusal.dicom_status, str(self._refusal)
-        assert self._sink is not None  # there is a refusal without
+        assert self._sink is not None  # without a sink, a refusal was set
         return self._sink.finish()
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Remove what was received of the object."""
         if self._sink is not None:
             self._sink.discard()
             self._sink = None
@@ -233,41 +246,46 @@ class Measured:
             self._wait(wait_s)
 
 
-class Complaints:
-    """Log lines about callers: once a minute for each place and reason, with how many there were."""
+class ThrottledLog:
+    """Log of messages about callers: one line a minute for each address and message, with the number suppressed."""
 
     def __init__(self, log: logging.Logger, clock: Clock = time.monotonic) -> None:
         self._log, self._clock, self._lock = log, clock, threading.Lock()
-        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+        self._last: dict[tuple[str, str], tuple[float, int]] = {}
 
-    def say(self, address: str, what: str, level: int = logging.WARNING) -> None:
-        """``what`` ends in no full stop and names nobody."""
+    def write(self, address: str, message: str, level: int = logging.WARNING) -> None:
+        """Log the message unless it was logged for the address less than a minute ago.
+
+        ``message`` ends in no full stop and names no patient.
+        """
         with self._lock:
             now = self._clock()
-            said_at, unsaid = self._said.get((address, what), (now - 61, 0))
-            if now - said_at < 60:
-                self._said[address, what] = said_at, unsaid + 1
+            logged_at, suppressed = self._last.get((address, message), (float("-inf"), 0))
+            if now - logged_at < _LOG_INTERVAL_S:
+                self._last[address, message] = logged_at, suppressed + 1
                 return
-            if len(self._said) >= _MOST_KEPT:
-                self._said.clear()
-            self._said[address, what] = now, 0
-        self._log.log(level, "%s: %s%s", address, what, f" ({unsaid} times more in the meantime)" if unsaid else "")
+            if len(self._last) >= _MOST_ENTRIES:
+                self._last.clear()
+            self._last[address, message] = now, 0
+        count = f" ({suppressed} times more in the meantime)" if suppressed else ""
+        self._log.log(level, "%s: %s%s", address, message, count)
 
 
-def plain_address(address: str) -> str:
-    """An IPv4 address that came through an IPv6 socket, as IPv4."""
+def normalise_address(address: str) -> str:
+    """Return an IPv4 address that came through an IPv6 socket as plain IPv4, any other address unchanged."""
     parsed = ip_address(address)
     mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
     return str(mapped or parsed)
 
 
-def _name(config: Config, sender: Sender) -> str:
-    """By its entry in [[senders]]; where none is listed titles are anybody's, and it goes by its address."""
+def _find_name(config: Config, sender: Sender) -> str:
+    """Return the entry of a sender in [[senders]], or its address where no entry lists it: any caller may claim a
+    title that is not listed."""
     listed = config.find_sender(sender.ae_title, sender.address)
     return sender.address if listed is None else f"sender {config.senders.index(listed)}"
 
 
-def _less(counter: Counter[str], key: str) -> None:
+def _decrement(counter: Counter[str], key: str) -> None:
     counter[key] -= 1
     if counter[key] <= 0:
         del counter[key]

@@ -1,7 +1,7 @@
-"""Association requests as peers send them (PS3.8 9.3.2, annex D), told to pynetdicom as the standard has them.
+"""Normalisation of association requests (PS3.8 9.3.2, annex D) before pynetdicom decodes them.
 
-What a peer leaves out or words badly is mended where only one reading is left; where there is none the request is
-refused with a reason of table 9-21. What no acceptor needs (user identity, common extended negotiation) is left out.
+Missing or malformed items are corrected where only one reading is possible; otherwise the request is refused with a
+reason of table 9-21. Items that no acceptor needs (user identity, common extended negotiation) are left out.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Refusal", "UnreadableError", "tidied"]
+__all__ = ["Refusal", "UnreadableError", "normalise_request"]
 
 _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _NO_SUCH_ABSTRACT_SYNTAX = _APPLICATION_CONTEXT  # no service has it: the context gets result 3 of table 9-18
 _NO_SUCH_TRANSFER_SYNTAX = _APPLICATION_CONTEXT  # no data set has it: result 4
 _UNNAMED_IMPLEMENTATION = "2.25.0"
 _COMMON_PDU = 16384
-"""For a peer that states no maximum length: every implementation takes as much."""
+"""Maximum length for a peer that states none: every implementation takes as much."""
 _SHORTEST_PDU = 16
 _MOST_SYNTAXES = 200
 _LONGEST_INFORMATION = 256
 _LONGEST_VERSION_NAME = 16
-_FIXED = struct.Struct(">HH16s16s32s")
+_FIXED_FIELDS = struct.Struct(">HH16s16s32s")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _TITLE = re.compile(r"[ -\[\]-~]{1,16}")  # PS3.5 6.2, AE: no control characters, no backslash
 _PLACEHOLDER = "UNNAMED"
@@ -41,35 +41,37 @@ _ROLES = (b"\0\1", b"\1\0", b"\1\1")
 
 @dataclass(frozen=True)
 class Refusal:
-    """Result, source and reason of an A-ASSOCIATE-RJ, and the same in words."""
+    """Result, source and reason of an A-ASSOCIATE-RJ, with an explanation for the log."""
 
-    why: tuple[int, int, int]
-    what: str
+    codes: tuple[int, int, int]
+    explanation: str
 
 
 class UnreadableError(Exception):
-    """The bytes are no A-ASSOCIATE-RQ; the message says where they are not."""
+    """The bytes are no A-ASSOCIATE-RQ; the message says at which item."""
 
 
-def tidied(body: bytes, own_title: str) -> tuple[bytes, Refusal | None]:
-    """An A-ASSOCIATE-RQ PDU that pynetdicom takes, from the body of one that came, and why to refuse it, if one has to.
+def normalise_request(body: bytes, own_title: str) -> tuple[bytes, Refusal | None]:
+    """Return an A-ASSOCIATE-RQ PDU that pynetdicom decodes, and the refusal to answer with, if any.
 
-    Raises UnreadableError where the items of the request cannot be told apart.
+    ``body``: the received PDU without its header of six bytes.
+
+    Raises UnreadableError where the items of the request cannot be separated.
     """
-    if len(body) < _FIXED.size:
+    if len(body) < _FIXED_FIELDS.size:
         raise UnreadableError("an association request shorter than its fixed fields")
-    version, _, called, calling, _ = _FIXED.unpack_from(body)
-    items = list(_items(body[_FIXED.size :]))
-    contexts = [_Context.read(value) for kind, value in items if kind == _CONTEXT]
-    user = [item for kind, value in items if kind == _USER for item in _items(value)]
-    names = [_text(value) for kind, value in items if kind == 0x10]
-    refusal = _refusal(version, _text(calling), names, contexts, user)
-    kept = {context.id: context for context in contexts if context.id % 2}
+    version, _, called, calling, _ = _FIXED_FIELDS.unpack_from(body)
+    items = list(_split_items(body[_FIXED_FIELDS.size :]))
+    contexts = [_Context.decode(value) for kind, value in items if kind == _CONTEXT]
+    user = [item for kind, value in items if kind == _USER for item in _split_items(value)]
+    names = [_decode_text(value) for kind, value in items if kind == 0x10]
+    refusal = _find_refusal(version, _decode_text(calling), names, contexts, user)
+    usable = {context.id: context for context in contexts if context.id % 2}
     parts = [
-        _FIXED.pack(1, 0, _title(called, own_title), _title(calling, _PLACEHOLDER), b""),
-        _item(0x10, _APPLICATION_CONTEXT.encode()),
-        *(context.encoded() for context in kept.values()),
-        _item(_USER, b"".join(_user_items(user, {context.abstract for context in kept.values()}))),
+        _FIXED_FIELDS.pack(1, 0, _encode_ae_title(called, own_title), _encode_ae_title(calling, _PLACEHOLDER), b""),
+        _encode_item(0x10, _APPLICATION_CONTEXT.encode()),
+        *(context.encode() for context in usable.values()),
+        _encode_item(_USER, b"".join(_encode_user_items(user, {context.abstract for context in usable.values()}))),
     ]
     content = b"".join(parts)
     return struct.pack(">BBL", 1, 0, len(content)) + content, refusal
@@ -84,23 +86,25 @@ class _Context:
     transfer: tuple[str, ...]
 
     @classmethod
-    def read(cls, value: bytes) -> _Context:
-        """A context that does not name one abstract syntax and some transfer syntax is one that nobody supports."""
+    def decode(cls, value: bytes) -> _Context:
+        """Return a context; a missing or ambiguous abstract or transfer syntax becomes a UID that nothing supports."""
         if len(value) < 4:
             raise UnreadableError("an association request with a presentation context of no length")
-        items = list(_items(value[4:]))
-        abstract = {uid for kind, each in items if kind == _ABSTRACT and (uid := _uid(each))}
-        transfer = dict.fromkeys(uid for kind, each in items if kind == _TRANSFER and (uid := _uid(each)))
-        named = abstract.pop() if len(abstract) == 1 else _NO_SUCH_ABSTRACT_SYNTAX
-        return cls(value[0], named, tuple(transfer)[:_MOST_SYNTAXES] or (_NO_SUCH_TRANSFER_SYNTAX,))
+        items = list(_split_items(value[4:]))
+        abstract = {uid for kind, each in items if kind == _ABSTRACT and (uid := _parse_uid(each))}
+        transfer = dict.fromkeys(uid for kind, each in items if kind == _TRANSFER and (uid := _parse_uid(each)))
+        sop_class = abstract.pop() if len(abstract) == 1 else _NO_SUCH_ABSTRACT_SYNTAX
+        return cls(value[0], sop_class, tuple(transfer)[:_MOST_SYNTAXES] or (_NO_SUCH_TRANSFER_SYNTAX,))
 
-    def encoded(self) -> bytes:
-        """As an item of the request."""
-        syntaxes = b"".join(_item(_TRANSFER, uid.encode()) for uid in self.transfer)
-        return _item(_CONTEXT, bytes((self.id, 0, 0, 0)) + _item(_ABSTRACT, self.abstract.encode()) + syntaxes)
+    def encode(self) -> bytes:
+        """Return the context as an item of the request."""
+        syntaxes = b"".join(_encode_item(_TRANSFER, uid.encode()) for uid in self.transfer)
+        return _encode_item(
+            _CONTEXT, bytes((self.id, 0, 0, 0)) + _encode_item(_ABSTRACT, self.abstract.encode()) + syntaxes
+        )
 
 
-def _refusal(
+def _find_refusal(
     version: int, calling: str, names: list[str], contexts: list[_Context], user: list[tuple[int, bytes]]
 ) -> Refusal | None:
     if not version & 1:
@@ -114,46 +118,48 @@ def _refusal(
         return Refusal(_NO_REASON, "it proposes no presentation context")
     if len(set(ids)) < len(ids) or any(number % 2 == 0 for number in ids):
         return Refusal(_NO_REASON, "a presentation context ID is even, or stands twice")
-    if 0 < _maximum_length(user) < _SHORTEST_PDU:
+    if 0 < _find_maximum_length(user) < _SHORTEST_PDU:
         return Refusal(_NO_REASON, f"the peer takes less than {_SHORTEST_PDU} bytes in a PDU")
     return None
 
 
-def _user_items(items: list[tuple[int, bytes]], proposed: set[str]) -> Iterator[bytes]:
-    """The items of annex D that pynetdicom negotiates, each once, with those that have to be there."""
-    found = dict(reversed(items))
-    yield _item(_MAXIMUM_LENGTH, struct.pack(">L", _maximum_length(items)))
-    yield _item(_CLASS_UID, (_uid(found.get(_CLASS_UID, b"")) or _UNNAMED_IMPLEMENTATION).encode())
-    window = found.get(_WINDOW, b"")
+def _encode_user_items(items: list[tuple[int, bytes]], proposed: set[str]) -> Iterator[bytes]:
+    """Yield the items of annex D that pynetdicom negotiates, each once, the mandatory ones always."""
+    first = dict(reversed(items))
+    yield _encode_item(_MAXIMUM_LENGTH, struct.pack(">L", _find_maximum_length(items)))
+    yield _encode_item(_CLASS_UID, (_parse_uid(first.get(_CLASS_UID, b"")) or _UNNAMED_IMPLEMENTATION).encode())
+    window = first.get(_WINDOW, b"")
     if len(window) == 4:
-        yield _item(_WINDOW, window)
-    roles = _by_class(items, _ROLE, proposed)
-    yield from (_item(_ROLE, _long(uid) + rest[:2]) for uid, rest in roles.items() if rest[:2] in _ROLES)
-    version = _text(found.get(_VERSION_NAME, b""))[:_LONGEST_VERSION_NAME].strip()
+        yield _encode_item(_WINDOW, window)
+    roles = _group_by_class(items, _ROLE, proposed)
+    yield from (
+        _encode_item(_ROLE, _prefix_length(uid) + rest[:2]) for uid, rest in roles.items() if rest[:2] in _ROLES
+    )
+    version = _decode_text(first.get(_VERSION_NAME, b""))[:_LONGEST_VERSION_NAME].strip()
     if _TITLE.fullmatch(version):
-        yield _item(_VERSION_NAME, version.encode())
-    extended = _by_class(items, _EXTENDED, proposed)
-    yield from (_item(_EXTENDED, _long(uid) + rest) for uid, rest in extended.items())
+        yield _encode_item(_VERSION_NAME, version.encode())
+    extended = _group_by_class(items, _EXTENDED, proposed)
+    yield from (_encode_item(_EXTENDED, _prefix_length(uid) + rest) for uid, rest in extended.items())
 
 
-def _by_class(items: Iterable[tuple[int, bytes]], wanted: int, proposed: set[str]) -> dict[str, bytes]:
-    """What sub-items of a kind say of the SOP classes that are proposed (PS3.7 D.3.3.4, D.3.3.5)."""
-    said: dict[str, bytes] = {}
+def _group_by_class(items: Iterable[tuple[int, bytes]], item_type: int, proposed: set[str]) -> dict[str, bytes]:
+    """Return the content of the sub-items of a type for each proposed SOP class (PS3.7 D.3.3.4, D.3.3.5)."""
+    contents: dict[str, bytes] = {}
     for kind, value in items:
-        if kind == wanted and len(value) >= 2:
+        if kind == item_type and len(value) >= 2:
             end = 2 + int.from_bytes(value[:2], "big")
-            if (uid := _uid(value[2:end])) in proposed:
-                said.setdefault(uid, value[end : end + _LONGEST_INFORMATION])
-    return said
+            if (uid := _parse_uid(value[2:end])) in proposed:
+                contents.setdefault(uid, value[end : end + _LONGEST_INFORMATION])
+    return contents
 
 
-def _maximum_length(items: Iterable[tuple[int, bytes]]) -> int:
-    stated = [value for kind, value in items if kind == _MAXIMUM_LENGTH and len(value) == 4]
-    return int.from_bytes(stated[0], "big") if stated else _COMMON_PDU
+def _find_maximum_length(items: Iterable[tuple[int, bytes]]) -> int:
+    lengths = [value for kind, value in items if kind == _MAXIMUM_LENGTH and len(value) == 4]
+    return int.from_bytes(lengths[0], "big") if lengths else _COMMON_PDU
 
 
-def _items(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and value of each item. Zeros that fill up the end are none."""
+def _split_items(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and value of each item; zeros that pad the end are skipped."""
     at = 0
     while len(content) - at >= 4 or any(content[at:]):
         if len(content) - at < 4:
@@ -165,24 +171,24 @@ def _items(content: bytes) -> Iterator[tuple[int, bytes]]:
         yield kind, content[at - length : at]
 
 
-def _title(value: bytes, otherwise: str) -> bytes:
-    text = _text(value)
-    return (text if _TITLE.fullmatch(text) else otherwise).encode().ljust(16)
+def _encode_ae_title(value: bytes, default: str) -> bytes:
+    text = _decode_text(value)
+    return (text if _TITLE.fullmatch(text) else default).encode().ljust(16)
 
 
-def _uid(value: bytes) -> str:
-    """The UID, or nothing where it is none."""
-    text = _text(value)
+def _parse_uid(value: bytes) -> str:
+    """Return the UID, or an empty string where the value is none."""
+    text = _decode_text(value)
     return text if len(text) <= 64 and _UID.fullmatch(text) else ""
 
 
-def _text(value: bytes) -> str:
+def _decode_text(value: bytes) -> str:
     return value.decode("ascii", "replace").strip("\0 ")
 
 
-def _item(kind: int, value: bytes) -> bytes:
+def _encode_item(kind: int, value: bytes) -> bytes:
     return struct.pack(">BBH", kind, 0, len(value)) + value
 
 
-def _long(uid: str) -> bytes:
+def _prefix_length(uid: str) -> bytes:
     return struct.pack(">H", len(uid)) + uid.encode()

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 __all__ = ["ConnectionLostError", "Wire"]
 
 _BUFFER = 1 << 20
-_GLANCE_S = 0.5
+_POLL_S = 0.5
 
 
 class ConnectionLostError(Exception):
@@ -21,7 +21,7 @@ class ConnectionLostError(Exception):
 
 
 class Wire:
-    """The bytes that a peer sends; what is read ahead waits here."""
+    """Buffered reader of the bytes that a peer sends."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -31,8 +31,8 @@ class Wire:
         self._deadline: float | None = None
         self._woken = False
 
-    def pieces(self, count: int) -> Iterator[memoryview]:
-        """The next ``count`` bytes, as they arrive; a piece is valid until the next one is asked for."""
+    def read_pieces(self, count: int) -> Iterator[memoryview]:
+        """Yield the next ``count`` bytes as they arrive; a piece is valid until the next one is read."""
         while count:
             if self._begin == self._end:
                 self._fill()
@@ -41,12 +41,12 @@ class Wire:
             count -= len(piece)
             yield piece
 
-    def take(self, count: int) -> bytes:
-        """The next ``count`` bytes; for what is known to be short."""
-        return b"".join(map(bytes, self.pieces(count)))
+    def read(self, count: int) -> bytes:
+        """Return the next ``count`` bytes, which have to be few."""
+        return b"".join(map(bytes, self.read_pieces(count)))
 
     def has_more(self) -> bool:
-        """Whether something can be read without waiting."""
+        """Return whether bytes can be read without waiting."""
         if self._begin < self._end:
             return True
         if isinstance(self._sock, ssl.SSLSocket):
@@ -56,7 +56,7 @@ class Wire:
         return bool(waiting.poll(0))
 
     def settimeout(self, timeout_s: float | None) -> None:
-        """How long to wait for the peer, both ways; by the kernel's own timer, which saves a poll before each read."""
+        """Set the time to wait for the peer, both ways, by the kernel's own timer: it saves a poll before each read."""
         if timeout_s == self._timeout_s:
             return
         self._timeout_s = timeout_s
@@ -69,8 +69,8 @@ class Wire:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     @contextmanager
-    def all_within(self, timeout_s: float | None) -> Iterator[None]:
-        """While inside, everything has to come in that time: a peer that sends a byte now and then gains nothing."""
+    def deadline(self, timeout_s: float | None) -> Iterator[None]:
+        """Limit the time of all reads in the context together: a peer that sends a byte now and then gains nothing."""
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self.settimeout(timeout_s)
         try:
@@ -79,7 +79,7 @@ class Wire:
             self._deadline = None
 
     def wake(self) -> None:
-        """From another thread: let the one that waits for the peer find the connection lost."""
+        """Let the thread that waits for the peer find the connection lost; called from another thread."""
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.version() is not None:
             self._woken = True  # an end of the TCP stream would break TLS, and the A-ABORT could not be sent
         else:
@@ -87,7 +87,7 @@ class Wire:
                 socket.socket.shutdown(self._sock, socket.SHUT_RD)
 
     def _read_ahead(self, sock: ssl.SSLSocket) -> bool:
-        """What the TCP socket has may be half a record, or one that TLS keeps to itself: only reading tells."""
+        """Return whether a read gives bytes: the TCP socket may hold half a record, or one that TLS keeps to itself."""
         before = sock.gettimeout()
         sock.settimeout(0)
         try:
@@ -96,7 +96,7 @@ class Wire:
             self._begin = self._end = 0
             return False
         except OSError:
-            return True  # whoever reads next meets it, too
+            return True  # the next read meets the error, too
         finally:
             sock.settimeout(before)
         return True
@@ -116,11 +116,11 @@ class Wire:
             raise ConnectionLostError
 
     def _read_secured(self) -> int:
-        """Looks up every now and then whether it is woken."""
+        """Read, looking every half second whether ``wake`` was called."""
         until = float("inf") if self._timeout_s is None else time.monotonic() + self._timeout_s
         try:
             while not self._woken:
-                self._sock.settimeout(min(_GLANCE_S, max(0.001, until - time.monotonic())))
+                self._sock.settimeout(min(_POLL_S, max(0.001, until - time.monotonic())))
                 with suppress(TimeoutError):
                     return self._sock.recv_into(self._view)
                 if time.monotonic() >= until:

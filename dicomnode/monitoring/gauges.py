@@ -125,7 +125,7 @@ class Gauges(Collector):
         left: dict[tuple[str, ...], float] = {}
         for identity in tls.identities(self.config):
             with suppress(ConfigError):
-                left[identity.where,] = (identity.ends_at() - self.now()).total_seconds()
+                left[identity.where,] = (identity.read_expiry() - self.now()).total_seconds()
         return _gauge("certificate_seconds_left", "Until the certificate ends.", ["of"], left)
 
     def _sweeps(self) -> Iterator[Metric]:

@@ -1,7 +1,7 @@
-"""Query/Retrieve as SCP, patient and study root (PS3.4 C.4, C.6): what the node holds, for who may send to it.
+"""Query/Retrieve as SCP, patient and study root (PS3.4 C.4, C.6), for every application entity that may associate.
 
-pynetdicom's own service encodes every data set anew and looks for a C-CANCEL in a thread that we do not have, so the
-requests are served here: ``take_requests`` puts this before pynetdicom's services.
+pynetdicom's own service encodes every data set anew and looks for a C-CANCEL in a thread that is absent here, so the
+requests are served here: ``install`` puts this service before pynetdicom's.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ from db import catalogue
 from db.catalogue import BadValue, Level, Query, StoredObject
 from dicomnode.config import Config, Peer
 from dicomnode.dimse.associations import association
+from dicomnode.dimse.pynetdicom_adapter import accepted_context, hold_reactor, wrap_request_service
 from dicomnode.errors import CannotUnderstand, IdentifierRefused, NodeError, NotAllowed, PeerError
 from dicomnode.query import identifiers, retrieving
-from dicomnode.query.identifiers import PATIENT_ROOT, STUDY_ROOT, Asked
+from dicomnode.query.identifiers import PATIENT_ROOT, STUDY_ROOT, Identifier
 from dicomnode.query.retrieving import Tally
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContext
 
-__all__ = ["Service", "extended", "supported_contexts", "take_requests"]
+__all__ = ["QueryService", "install", "negotiate_extended", "supported_contexts"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,17 +69,17 @@ _MODELS: dict[type[Any], dict[UID, tuple[Level, ...]]] = {
         PatientRootQueryRetrieveInformationModelMove: PATIENT_ROOT,
     },
 }
-"""By message, the information models with their levels."""
+"""Information models with their levels, by the type of the message."""
 # PS3.4 C.5.1.1.1: relational queries, combined date and time, fuzzy names; then time zones and a second model
 _EXTENDED = (1, 1, 1, 0, 0)
 
 
-class _Lost(Exception):
-    """The requester is gone: nobody waits for an answer."""
+class _RequesterLost(Exception):
+    """The connection to the requester is lost, so no answer is sent."""
 
 
 class _Cancelled(Exception):
-    """A C-CANCEL came; ``tally``: how far the sub-operations were."""
+    """A C-CANCEL arrived; ``tally``: state of the sub-operations at that moment."""
 
     def __init__(self, tally: Tally | None) -> None:
         super().__init__()
@@ -86,30 +87,30 @@ class _Cancelled(Exception):
 
 
 @dataclass(frozen=True)
-class Service:
-    """What is needed to answer: the configuration, and sessions that only read."""
+class QueryService:
+    """Configuration and read-only database sessions that answer queries and retrievals."""
 
     config: Config
     readers: sessionmaker[Session]
 
     @property
     def root(self) -> Path:
-        """Where the files are."""
+        """Root folder of the spool."""
         return self.config.spool_dir
 
     @property
     def ae_title(self) -> str:
-        """Who has what is found."""
+        """AE title from which matches can be retrieved."""
         return self.config.node.ae_title
 
 
 def supported_contexts() -> list[PresentationContext]:
-    """Those that are accepted from everybody who may associate."""
+    """Return the query and retrieval contexts, accepted from every application entity that may associate."""
     return [build_context(model, _SYNTAXES) for models in _MODELS.values() for model in models]
 
 
-def extended(proposed: dict[UID, bytes]) -> dict[UID, bytes]:
-    """The answer to SOP Class Extended Negotiation: what was proposed and is done here."""
+def negotiate_extended(proposed: dict[UID, bytes]) -> dict[UID, bytes]:
+    """Return the answer to SOP Class Extended Negotiation: the proposed options that the node supports."""
     answers = {
         model: bytes(a & b for a, b in zip(proposed.get(model, b""), _EXTENDED, strict=False))
         for model in _MODELS[C_FIND]
@@ -117,82 +118,80 @@ def extended(proposed: dict[UID, bytes]) -> dict[UID, bytes]:
     return {model: flags for model, flags in answers.items() if flags}
 
 
-def take_requests(assoc: Association, service: Service) -> None:
+def install(assoc: Association, service: QueryService) -> None:
     """Serve the queries and retrievals of an association that has not started yet."""
-    others = assoc._serve_request
 
-    def serve(message: Any, context_id: int) -> None:
-        context = assoc._accepted_cx.get(context_id)
+    def serve(message: Any, context_id: int) -> bool:
+        context = accepted_context(assoc, context_id)
         models = _MODELS.get(type(message), {})
         if context is None or context.abstract_syntax not in models or not message.is_valid_request:
-            others(message, context_id)
-            return
+            return False
         assoc.dimse.cancel_req = {}
-        assoc._is_paused = True  # pynetdicom's send_c_store waits until its reactor stands still: it does, in here
-        _Exchange(service, assoc, message, context).serve()
-        assoc._is_paused = False
+        with hold_reactor(assoc):  # for the C-STOREs of a C-GET
+            _Exchange(service, assoc, message, context).serve()
         assoc.dimse.cancel_req = {}
+        return True
 
-    assoc._serve_request = serve
+    wrap_request_service(assoc, serve)
 
 
 class _Exchange:
-    """One request and its responses."""
+    """One query or retrieval request and its responses."""
 
-    def __init__(self, service: Service, assoc: Association, request: Any, context: PresentationContext) -> None:
+    def __init__(self, service: QueryService, assoc: Association, request: Any, context: PresentationContext) -> None:
         self.service, self.assoc, self.request, self.context = service, assoc, request, context
         self.syntax: UID = context.transfer_syntax[0]
         self.model = UID(context.abstract_syntax or "")
 
     def serve(self) -> None:
-        """The door: whatever happens, the requester is answered if it is still there."""
+        """Serve the request; answer every failure unless the connection is lost."""
         serve: Callable[[], None] = {C_FIND: self.find, C_GET: self.get, C_MOVE: self.move}[type(self.request)]
         try:
             self.check_requester()
             serve()
-        except _Lost:
+        except _RequesterLost:
             return
         except _Cancelled as exc:
             self.respond(_CANCELLED, exc.tally, remaining=True)
         except NodeError as exc:
             _log.info("a query or retrieval was refused: %s", exc)
             self.respond(exc.dicom_status, comment=str(exc))
-        except Exception as exc:  # its own words may name a patient
+        except Exception as exc:  # its message may name a patient
             _log.error("a query or retrieval broke off with %s", type(exc).__name__)
             self.respond(_UNABLE, comment="the node could not answer")
 
     def check_requester(self) -> None:
-        """Raises NotAllowed for a peer that gets de-identified copies only: it learns of no patient by asking."""
+        """Raise NotAllowed for a peer that gets de-identified copies only: a query would disclose patients."""
         title = self.assoc.requestor.primitive.calling_ae_title.strip()
         if any(peer.deidentify and peer.ae_title == title for peer in self.service.config.peers):
             raise NotAllowed("this peer gets de-identified copies only, and may not ask for what they were made of")
 
     def find(self) -> None:
-        """C-FIND: one pending response for each match."""
-        asked = self.asked()
-        negotiated = extended(self.assoc.requestor.sop_class_extended)
-        query = _query(asked, negotiated.get(self.model, b""))
-        status = _PENDING_IN_PART if asked.further else _PENDING
+        """Answer a C-FIND with one pending response for each match."""
+        identifier = self.read_identifier()
+        negotiated = negotiate_extended(self.assoc.requestor.sop_class_extended)
+        query = _make_query(identifier, negotiated.get(self.model, b""))
+        status = _PENDING_IN_PART if identifier.has_unknown_keys else _PENDING
         with self.service.readers() as session:
-            for match in _matches(session, query):
-                self.look()
-                told = identifiers.answer(asked, match.attributes, self.service.ae_title)
-                self.respond(status, identifier=identifiers.encoded(told, self.syntax))
+            for match in _find_matches(session, query):
+                self.receive_pending()
+                answer = identifiers.make_answer(identifier, match.attributes, self.service.ae_title)
+                self.respond(status, identifier=identifiers.encode(answer, self.syntax))
         self.respond(_SUCCESS)
 
-    def asked(self) -> Asked:
-        """The identifier of the request. Raises IdentifierRefused or CannotUnderstand."""
-        return identifiers.read(self.request.Identifier, self.syntax, _MODELS[type(self.request)][self.model])
+    def read_identifier(self) -> Identifier:
+        """Return the identifier of the request. Raises IdentifierRefused or CannotUnderstand."""
+        return identifiers.decode(self.request.Identifier, self.syntax, _MODELS[type(self.request)][self.model])
 
     def get(self) -> None:
-        """C-GET: back over the association on which it was asked."""
-        if (objects := self.objects()) is not None:
+        """Answer a C-GET: send the instances over the requester's association."""
+        if (objects := self.find_objects()) is not None:
             tally = Tally(len(objects))
             self.transfer(tally, objects, self.assoc, None)
             self.respond(tally.status, tally)
 
     def move(self) -> None:
-        """C-MOVE: to a configured peer, over associations of our own."""
+        """Answer a C-MOVE: send the instances to a configured peer, over associations of the node."""
         title = str(self.request.MoveDestination).strip()
         peer = next((peer for peer in self.service.config.peers if peer.ae_title == title), None)
         if peer is None:
@@ -201,33 +200,36 @@ class _Exchange:
         if peer.deidentify:
             self.respond(_UNKNOWN_DESTINATION, comment="the move destination gets de-identified copies only")
             return
-        if (objects := self.objects()) is not None:
+        if (objects := self.find_objects()) is not None:
             tally = Tally(len(objects))
-            for batch in retrieving.batches(objects):
+            for batch in retrieving.make_batches(objects):
                 self.move_batch(tally, batch, peer)
             self.respond(tally.status, tally)
 
-    def objects(self) -> list[StoredObject] | None:
-        """What the identifier names; None where it was too much, which is answered. Raises IdentifierRefused."""
-        asked = self.asked()
+    def find_objects(self) -> list[StoredObject] | None:
+        """Return the instances of the identifier, or None after answering that they are too many.
+
+        Raises IdentifierRefused or CannotUnderstand.
+        """
+        identifier = self.read_identifier()
         with self.service.readers() as session:
             try:
-                found = _objects(session, asked)
+                objects = _find_objects(session, identifier)
             except BadValue as exc:
                 raise CannotUnderstand(str(exc)) from exc
-        if len(found) > _MOST_SUBOPERATIONS:
+        if len(objects) > _MOST_SUBOPERATIONS:
             self.respond(_TOO_MANY, comment="more instances than one retrieval can count")
             return None
-        return found
+        return objects
 
     def move_batch(self, tally: Tally, batch: Sequence[StoredObject], peer: Peer) -> None:
-        """A batch over one association; where it breaks or never stood, what is left of the batch has failed."""
+        """Send a batch over one association; where it fails or breaks, the rest of the batch counts as failed."""
         config, left = self.service.config, tally.remaining - len(batch)
         originator = self.assoc.requestor.primitive.calling_ae_title.strip(), self.request.MessageID
         try:
             with association(
                 peer,
-                retrieving.contexts(batch),
+                retrieving.make_contexts(batch),
                 calling_aet=config.node.ae_title,
                 timeout_s=config.node.network_timeout_s,
                 tls=config.node.tls,
@@ -241,9 +243,9 @@ class _Exchange:
     def transfer(
         self, tally: Tally, objects: Sequence[StoredObject], to: Association, originator: tuple[str, int] | None
     ) -> None:
-        """Send one after the other and tell how far it is, until all are sent or the way is lost."""
+        """Send the objects, with a pending response after each, until all are sent or the association ends."""
         for stored in objects:
-            self.look(tally)
+            self.receive_pending(tally)
             if not to.is_established:
                 return
             number = tally.completed + tally.warned + tally.failed
@@ -252,10 +254,10 @@ class _Exchange:
             if tally.remaining:
                 self.respond(_PENDING, tally, remaining=True)
 
-    def look(self, tally: Tally | None = None) -> None:
-        """See what the requester has sent meanwhile. Raises _Cancelled or _Lost."""
-        if not self.assoc.dimse.look():
-            raise _Lost
+    def receive_pending(self, tally: Tally | None = None) -> None:
+        """Receive messages that the requester has sent meanwhile. Raises _Cancelled or _RequesterLost."""
+        if not self.assoc.dimse.receive_pending():
+            raise _RequesterLost
         if self.assoc.dimse.cancel_req.pop(self.request.MessageID, None) is not None:
             raise _Cancelled(tally)
 
@@ -268,7 +270,7 @@ class _Exchange:
         remaining: bool = False,
         comment: str = "",
     ) -> None:
-        """Send a response, with an Error Comment where something is wrong."""
+        """Send a response, with an Error Comment where ``comment`` is given."""
         response = type(self.request)()
         response.MessageIDBeingRespondedTo = self.request.MessageID
         response.AffectedSOPClassUID = self.request.AffectedSOPClassUID
@@ -277,14 +279,14 @@ class _Exchange:
         if comment:
             response.ErrorComment = comment[:_LONGEST_COMMENT]
         if tally is not None:
-            _count(response, tally, remaining)
+            _set_counts(response, tally, remaining)
             if status != _PENDING and tally.failures is not None:
-                response.Identifier = identifiers.encoded(tally.failures, self.syntax)
+                response.Identifier = identifiers.encode(tally.failures, self.syntax)
         self.assoc.dimse.send_msg(response, self.context.context_id)
 
 
-def _count(response: Any, tally: Tally, remaining: bool) -> None:
-    """Remaining is told while something is left to do, and when it was cancelled (PS3.4 C.4.2.1.6)."""
+def _set_counts(response: Any, tally: Tally, remaining: bool) -> None:
+    """Set the counts of sub-operations: Remaining only while some remain, or after a cancel (PS3.4 C.4.2.1.6)."""
     if remaining:
         response.NumberOfRemainingSuboperations = tally.remaining
     response.NumberOfCompletedSuboperations = tally.completed
@@ -292,42 +294,48 @@ def _count(response: Any, tally: Tally, remaining: bool) -> None:
     response.NumberOfWarningSuboperations = tally.warned
 
 
-def _query(asked: Asked, negotiated: bytes) -> Query:
-    """Without relational queries the unique keys of the levels above are needed (PS3.4 C.4.1.2.2.1)."""
+def _make_query(identifier: Identifier, negotiated: bytes) -> Query:
+    """Return the catalogue's query for an identifier.
+
+    Raises IdentifierRefused where, without relational queries, the unique key of a higher level is missing
+    (PS3.4 C.4.1.2.2.1).
+    """
     flags = [bool(flag) for flag in negotiated]
     relational, combined, fuzzy = (flags + [False] * 3)[:3]
-    if not relational and asked.levels is PATIENT_ROOT and asked.level != "PATIENT":
-        identifiers.patient(asked)
-    if not relational and asked.level in ("SERIES", "IMAGE"):
-        identifiers.unique(asked, "STUDY")
-    if not relational and asked.level == "IMAGE":
-        identifiers.unique(asked, "SERIES")
-    return Query(asked.level, asked.keys, frozenset(asked.keys), combined=combined, fuzzy=fuzzy)
+    if not relational and identifier.levels is PATIENT_ROOT and identifier.level != "PATIENT":
+        identifiers.require_patient(identifier)
+    if not relational and identifier.level in ("SERIES", "IMAGE"):
+        identifiers.require_uids(identifier, "STUDY")
+    if not relational and identifier.level == "IMAGE":
+        identifiers.require_uids(identifier, "SERIES")
+    return Query(identifier.level, identifier.keys, frozenset(identifier.keys), combined=combined, fuzzy=fuzzy)
 
 
-def _matches(session: Session, query: Query) -> Iterator[catalogue.Match]:
+def _find_matches(session: Session, query: Query) -> Iterator[catalogue.Match]:
     try:
         yield from catalogue.scan(session, query)
     except BadValue as exc:
         raise CannotUnderstand(str(exc)) from exc
 
 
-def _objects(session: Session, asked: Asked) -> list[StoredObject]:
-    """One or several of the level, one of each above (PS3.4 C.4.2.2.1)."""
-    patient = identifiers.patient(asked) if asked.levels is PATIENT_ROOT else {}
-    if asked.level == "PATIENT":
+def _find_objects(session: Session, identifier: Identifier) -> list[StoredObject]:
+    """Return the instances of one or several entities of the level, below one of each level above (PS3.4 C.4.2.2.1)."""
+    patient = identifiers.require_patient(identifier) if identifier.levels is PATIENT_ROOT else {}
+    if identifier.level == "PATIENT":
         _check_patient(session, patient)
         return catalogue.find_objects(session, patient=patient)
-    studies = identifiers.unique(asked, "STUDY", several=asked.level == "STUDY")
-    series = identifiers.unique(asked, "SERIES", several=asked.level == "SERIES") if asked.level != "STUDY" else ()
-    images = identifiers.unique(asked, "IMAGE", several=True) if asked.level == "IMAGE" else ()
-    together = "\\".join(studies)  # a list of UIDs is matched as one
+    studies = identifiers.require_uids(identifier, "STUDY", several=identifier.level == "STUDY")
+    series: tuple[str, ...] = ()
+    if identifier.level != "STUDY":
+        series = identifiers.require_uids(identifier, "SERIES", several=identifier.level == "SERIES")
+    images = identifiers.require_uids(identifier, "IMAGE", several=True) if identifier.level == "IMAGE" else ()
+    study_uid = "\\".join(studies)  # a list of UIDs is matched as one value
     return catalogue.find_objects(
-        session, study_uid=together, series_uids=series, sop_instance_uids=images, patient=patient
+        session, study_uid=study_uid, series_uids=series, sop_instance_uids=images, patient=patient
     )
 
 
 def _check_patient(session: Session, patient: dict[str, str]) -> None:
-    """Raises IdentifierRefused where the keys are those of several patients: nobody gets another's images with his."""
+    """Raise IdentifierRefused where the keys match several patients: their images must not be mixed."""
     if catalogue.count(session, Query("PATIENT", patient)) > 1:
         raise IdentifierRefused("PatientID is of several issuers: name one in IssuerOfPatientID, or studies")

@@ -23,7 +23,7 @@ from db.states import RetrievalPurpose, RetrievalState
 from dicomnode.backoff import backoff
 from dicomnode.config import Config, Peer, Route
 from dicomnode.dimse import queries
-from dicomnode.dimse.queries import Fetched
+from dicomnode.dimse.queries import RetrievalCounts
 from dicomnode.errors import NodeError, NotFound, PeerError, PeerRefused
 from dicomnode.routing import missing_series, prior_search, retrieved, series_search
 from dicomnode.routing.priors import Examination, present
@@ -197,7 +197,7 @@ def _fetch_one(sessions: sessionmaker[Session], wanted: _Wanted, series_uid: str
         _check(sessions, wanted, series_uid, moved, f"C-MOVE; where does it think the AE title {us} is?")
         return "C-MOVE"
     except PeerRefused as by_move:
-        take = retrieved.taker(config, sessions, wanted.peer, now)
+        take = retrieved.store_handler(config, sessions, wanted.peer, now)
         try:
             got = queries.fetch(wanted.peer, study_uid, series_uid=series_uid, on_store=take, **asking)
             _check(sessions, wanted, series_uid, got, "C-GET")
@@ -206,7 +206,9 @@ def _fetch_one(sessions: sessionmaker[Session], wanted: _Wanted, series_uid: str
             raise PeerRefused(f"{by_move}; {by_get}") from None
 
 
-def _check(sessions: sessionmaker[Session], wanted: _Wanted, series_uid: str, fetched: Fetched, how: str) -> None:
+def _check(
+    sessions: sessionmaker[Session], wanted: _Wanted, series_uid: str, fetched: RetrievalCounts, how: str
+) -> None:
     """What the peer says that it has sent has to be here. Raises PeerRefused."""
     sent = fetched.completed + fetched.warned
     if fetched.failed or not sent:

@@ -1,4 +1,4 @@
-"""What a peer sends on an association of ours (C-GET): into the node as if it had been sent here."""
+"""Reception of instances that a peer sends on an association of the node (C-GET)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from db.studies import Sender
-from dicomnode.ingest.ingest import Announced, Ledger, Reception
+from dicomnode.ingest.group_commit import Ledger
+from dicomnode.ingest.ingest import InstanceSink, StoreAnnouncement
 
 if TYPE_CHECKING:
     from pynetdicom.events import Event
@@ -15,23 +16,23 @@ if TYPE_CHECKING:
 
     from dicomnode.config import Config, Peer
 
-__all__ = ["taker"]
+__all__ = ["store_handler"]
 
 
-def taker(
+def store_handler(
     config: Config, sessions: sessionmaker[Session], peer: Peer, now: Callable[[], datetime]
 ) -> Callable[[Event], int]:
-    """A handler of EVT_C_STORE that answers with the status; Success means what it means in a C-STORE."""
+    """Return a handler of EVT_C_STORE that receives the instance and returns its status, as the storage SCP does."""
     config.spool_dir.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(config.spool_dir, sessions, now)
     sender = Sender(peer.ae_title, peer.host)
 
-    def take(event: Event) -> int:
+    def store(event: Event) -> int:
         request, syntax = event.request, event.context.transfer_syntax
-        announced = Announced(request.AffectedSOPClassUID, request.AffectedSOPInstanceUID, syntax)
-        reception = Reception(ledger, config.spool, announced, sender)
-        reception.write(request.DataSet.getbuffer())
-        status, _ = reception.finish()
+        announcement = StoreAnnouncement(request.AffectedSOPClassUID, request.AffectedSOPInstanceUID, syntax)
+        sink = InstanceSink(ledger, config.spool, announcement, sender)
+        sink.write(request.DataSet.getbuffer())
+        status, _ = sink.finish()
         return status
 
-    return take
+    return store

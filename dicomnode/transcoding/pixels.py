@@ -110,7 +110,7 @@ def _look(path: Path) -> _Look:
         content = OpenFile(file.fileno())
         try:
             syntax, start = read_file_meta(content, size)
-            with inflating.turn(syntax):
+            with inflating.take_turn(syntax):
                 return _walked(open_source(content, start, size, syntax), syntax, start)
         except CannotUnderstand as error:
             raise InputRefused(str(error)) from None
@@ -270,7 +270,7 @@ def whole(pixels: Pixels, start: int = 0, stop: int | None = None) -> Iterator[b
 def _inflated(file: BinaryIO, deflated_at: int, first: int, last: int) -> Iterator[bytes]:
     """Those bytes of a deflated data set; what lies before them has to be inflated, too."""
     at, size = 0, os.fstat(file.fileno()).st_size
-    for piece in inflating.pieces(Window(OpenFile(file.fileno()), deflated_at, size).read):
+    for piece in inflating.inflate_pieces(Window(OpenFile(file.fileno()), deflated_at, size).read):
         if wanted := piece[max(first - at, 0) : max(last - at, 0)]:
             yield wanted
         at += len(piece)

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dicomnode.ingest.limits import plain_address
+from dicomnode.ingest.limits import normalise_address
 
 __all__ = ["Caller", "Callers", "Listener", "Reserve", "most_connections"]
 
@@ -218,7 +218,7 @@ def _client(scope: Scope) -> str:
 def _place(address: str) -> str:
     """A machine: an IPv4 address, or a /64 of IPv6."""
     try:
-        plain = plain_address(address.partition("%")[0])
+        plain = normalise_address(address.partition("%")[0])
     except ValueError:  # what a proxy wrote
         return address
     return str(ip_network((plain, 64), strict=False)) if isinstance(ip_address(plain), IPv6Address) else plain

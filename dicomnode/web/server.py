@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dicomnode.errors import ConfigError, NodeError
-from dicomnode.tls import Identity, Served
+from dicomnode.tls import Identity, ReloadingTlsContext
 from dicomnode.web import events
 from dicomnode.web.connections import Caller, Callers, Listener, Reserve, most_connections
 
@@ -44,7 +44,7 @@ class Server:
             http=type("CallerHere", (Caller,), {"callers": callers}),
         )  # fmt: skip
         config.load()
-        config.ssl = None if identity is None else _context(Served(identity))
+        config.ssl = None if identity is None else _context(ReloadingTlsContext(identity))
         self._app = app
         self._server = _Uvicorn(config)
         self._thread = threading.Thread(target=self._server.run, args=([sock],), name="web", daemon=True)
@@ -100,13 +100,13 @@ def start(app: ASGIApp, host: str, port: int, identity: Identity | None = None) 
     return server
 
 
-def _context(served: Served) -> ssl.SSLContext:
+def _context(reloading: ReloadingTlsContext) -> ssl.SSLContext:
     """The listener keeps one context for ever; each handshake takes the newest from there."""
 
     def newest(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        connection.context = served.context()
+        connection.context = reloading.current()
 
-    listening = served.identity.server_context()
+    listening = reloading.identity.server_context()
     listening.sni_callback = newest
     return listening
 

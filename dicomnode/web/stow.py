@@ -27,7 +27,8 @@ from dicomnode.config.spool import SpoolConfig
 from dicomnode.datasets.encoded import Window, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, OutOfSpace
 from dicomnode.ingest import scp
-from dicomnode.ingest.ingest import Announced, Ledger, Reception
+from dicomnode.ingest.group_commit import Ledger
+from dicomnode.ingest.ingest import InstanceSink, StoreAnnouncement
 from dicomnode.monitoring.meters import Meters
 from dicomnode.web import dicom_json, media_types
 from dicomnode.web.holdings import Holdings
@@ -62,8 +63,8 @@ class _Incoming:
 
     def __init__(self, store: _Store, content_type: str) -> None:
         self._store, self._head = store, bytearray()
-        self._reception: Reception | None = None
-        self._announced = Announced("", "", "")
+        self._reception: InstanceSink | None = None
+        self._announced = StoreAnnouncement("", "", "")
         kind = content_type.partition(";")[0].strip().lower()
         self._failure = 0 if kind in (_DICOM, "") else _CANNOT_UNDERSTAND
 
@@ -97,7 +98,7 @@ class _Incoming:
             return
         self._failure = _unwanted(self._announced)
         if not self._failure:
-            self._reception = Reception(self._store.ledger, self._store.limits, self._announced, self._store.sender)
+            self._reception = InstanceSink(self._store.ledger, self._store.limits, self._announced, self._store.sender)
             self._reception.write(memoryview(self._head)[start:])
         self._head = bytearray()
 
@@ -248,7 +249,7 @@ def _places(holdings: Holdings, uids: Sequence[str]) -> dict[str, StoredObject]:
     return found
 
 
-def _announced(head: bytes, study_uid: str) -> tuple[Announced, int]:
+def _announced(head: bytes, study_uid: str) -> tuple[StoreAnnouncement, int]:
     """What a file's meta information says, and where its data set begins. Raises CannotUnderstand."""
     content = _Bytes(head)
     syntax, start = read_file_meta(content, len(head))
@@ -259,10 +260,10 @@ def _announced(head: bytes, study_uid: str) -> tuple[Announced, int]:
             uids[element.tag] = value.decode("ascii", "replace").strip("\0 ")
     if not all(_UID.fullmatch(uid) for uid in uids.values()):
         raise CannotUnderstand("the file meta information names no SOP class or instance")
-    return Announced(uids[_CLASS], uids[_INSTANCE], syntax, study_uid), start
+    return StoreAnnouncement(uids[_CLASS], uids[_INSTANCE], syntax, study_uid), start
 
 
-def _unwanted(announced: Announced) -> int:
+def _unwanted(announced: StoreAnnouncement) -> int:
     """The failure reason of what cannot be taken whatever its content."""
     if announced.transfer_syntax_uid not in scp.TRANSFER_SYNTAXES:
         return _TRANSFER_SYNTAX
