@@ -20,7 +20,7 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
 from dicomnode.config import Config, Peer
-from dicomnode.datasets.encoded import OpenFile, file_meta, read_file_meta
+from dicomnode.datasets.encoding import OpenFile, encode_file_meta, read_file_meta
 from dicomnode.dimse.associations import association
 from tests.peers.process import installed
 
@@ -51,7 +51,7 @@ class Encoded:
 
     def save(self, path: Path) -> Path:
         """As a Part 10 file, whatever its bytes are."""
-        meta = file_meta(
+        meta = encode_file_meta(
             sop_class_uid=self.sop_class_uid,
             sop_instance_uid=self.sop_instance_uid,
             transfer_syntax_uid=self.transfer_syntax_uid,

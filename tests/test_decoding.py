@@ -20,7 +20,7 @@ from dicomnode import decoding
 from dicomnode.datasets import codestreams
 from dicomnode.decoding import pool as pools
 from dicomnode.decoding.budget import Budget
-from dicomnode.decoding.kept import Kept
+from dicomnode.decoding.cache import AnswerCache
 from dicomnode.decoding.pool import Pool
 from dicomnode.errors import InputRefused, NodeBusy
 from dicomnode.reading import frames
@@ -75,7 +75,7 @@ def test_time_has_a_limit(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_refusal_in_the_child_is_told_in_its_words(pool: Pool, tmp_path: Path) -> None:
     write_instance(tmp_path / "a.dcm", NumberOfFrames=77)
     with pytest.raises(InputRefused, match="77 frames of 16 x 16 are announced"):
-        pool.run(pixels.layout, tmp_path / "a.dcm")  # type: ignore[arg-type]
+        pool.run(pixels.read_layout, tmp_path / "a.dcm")  # type: ignore[arg-type]
 
 
 def test_children_end_with_the_one_that_asks_them() -> None:
@@ -128,19 +128,19 @@ def test_what_is_too_much_is_told_to_come_again_and_health_answers(web: Web, tmp
 
 def test_bytes_on_their_way_have_a_limit_and_are_given_back() -> None:
     budget = Budget(100)
-    first = budget.sent([b"a" * 60])
+    first = budget.stream([b"a" * 60])
     assert next(first) == b"a" * 60
-    assert budget.left == 40
-    later = threading.Thread(target=lambda: list(budget.sent([b"b" * 60])))
+    assert budget.available == 40
+    later = threading.Thread(target=lambda: list(budget.stream([b"b" * 60])))
     later.start()
     first.close()  # its client has gone
     later.join(10)
     assert not later.is_alive()
-    assert budget.left == 100
+    assert budget.available == 100
 
 
 def test_answers_are_remembered_up_to_a_number_of_bytes() -> None:
-    kept, made = Kept(100_000), []
+    kept, made = AnswerCache(100_000), []
 
     def make() -> bytes:
         made.append(1)
@@ -153,7 +153,7 @@ def test_answers_are_remembered_up_to_a_number_of_bytes() -> None:
 
 
 def test_refusals_are_remembered_and_busyness_is_not() -> None:
-    kept, tries = Kept(100_000), iter([NodeBusy("later"), InputRefused("never")])
+    kept, tries = AnswerCache(100_000), iter([NodeBusy("later"), InputRefused("never")])
 
     def refuse() -> bytes:
         raise next(tries)
@@ -178,23 +178,23 @@ SIZ = b"".join(number.to_bytes(4, "big") for number in (900, 700, 100, 100))
     ],
 )
 def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(tmp_path: Path, syntax: UID, head: bytes) -> None:
-    assert codestreams.size_of(head) == (600, 800, 1)
+    assert codestreams.read_size(head) == (600, 800, 1)
     write_instance(tmp_path / "a.dcm", transfer_syntax_uid=syntax, PixelData=encapsulate([head + b"\0" * 50]))
-    place = pixels.layout(tmp_path / "a.dcm")
+    place = pixels.read_layout(tmp_path / "a.dcm")
     assert place is not None
     with pytest.raises(InputRefused, match="is 600 x 800 x 1, its header announces 16 x 16 x 1"):
-        pixels.array(place, 0)
+        pixels.decode_array(place, 0)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\xff\xd8", b"\xff\xd8\xff\xc3\0", b"\xff\x4f\xff\x51\0", b"\0" * 64])
 def test_a_codestream_that_says_no_size_is_left_to_its_decoder(damaged: bytes) -> None:
-    assert codestreams.size_of(damaged) is None
+    assert codestreams.read_size(damaged) is None
 
 
 @pytest.mark.parametrize("number", ["0", "1", " 1 "])
 def test_frames_that_there_are_bytes_for_are_taken(tmp_path: Path, number: str) -> None:
     write_instance(tmp_path / "a.dcm", NumberOfFrames=number)
-    place = pixels.layout(tmp_path / "a.dcm")
+    place = pixels.read_layout(tmp_path / "a.dcm")
     assert place is not None
     assert place.frames == 1
 
@@ -203,7 +203,7 @@ def test_frames_that_there_are_bytes_for_are_taken(tmp_path: Path, number: str) 
 def test_frames_that_there_are_no_bytes_for_are_refused(tmp_path: Path, number: int) -> None:
     write_instance(tmp_path / "a.dcm", NumberOfFrames=number)
     with pytest.raises(InputRefused, match=f"{number} frames of 16 x 16 are announced"):
-        pixels.layout(tmp_path / "a.dcm")
+        pixels.read_layout(tmp_path / "a.dcm")
 
 
 def test_a_header_of_more_frames_than_its_file_has_bytes_is_refused(tmp_path: Path) -> None:

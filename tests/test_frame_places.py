@@ -33,23 +33,23 @@ def _fragments(count: int) -> list[bytes]:
 @pytest.mark.parametrize("has_bot", [False, True], ids=["no offsets", "offsets"])
 def test_each_frame_is_its_own_fragment(has_bot: bool, tmp_path: Path) -> None:
     fragments = _fragments(FRAMES)
-    found = pixels.layout(_write(tmp_path / "a.dcm", fragments, FRAMES, has_bot=has_bot))
+    found = pixels.read_layout(_write(tmp_path / "a.dcm", fragments, FRAMES, has_bot=has_bot))
     assert found is not None
-    assert [pixels.as_stored(found, index) for index in (0, 7, FRAMES - 1)] == [fragments[n] for n in (0, 7, -1)]
+    assert [pixels.read_frame(found, index) for index in (0, 7, FRAMES - 1)] == [fragments[n] for n in (0, 7, -1)]
 
 
 def test_fragments_are_walked_once_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = pixels.layout(_write(tmp_path / "a.dcm", _fragments(FRAMES), FRAMES, has_bot=False))
+    found = pixels.read_layout(_write(tmp_path / "a.dcm", _fragments(FRAMES), FRAMES, has_bot=False))
     assert found is not None
     walk = Mock(wraps=parse_fragments)
     monkeypatch.setattr(pixels, "parse_fragments", walk)
     for index in range(FRAMES):
-        pixels.as_stored(found, index)
+        pixels.read_frame(found, index)
     assert walk.call_count == 1
 
 
 def test_several_fragments_are_one_frame(tmp_path: Path) -> None:
     fragments = _fragments(3)
-    found = pixels.layout(_write(tmp_path / "a.dcm", fragments, 1, has_bot=False))
+    found = pixels.read_layout(_write(tmp_path / "a.dcm", fragments, 1, has_bot=False))
     assert found is not None
-    assert pixels.as_stored(found, 0) == b"".join(fragments)
+    assert pixels.read_frame(found, 0) == b"".join(fragments)

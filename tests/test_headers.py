@@ -25,7 +25,7 @@ from pydicom.uid import (
 
 from db.studies import InstanceFacts
 from dicomnode.datasets import headers
-from dicomnode.datasets.encoded import OpenFile, Window, open_source, walk
+from dicomnode.datasets.encoding import OpenFile, Window, open_source, walk
 from dicomnode.errors import CannotUnderstand
 from tests.peers.files import write_instance
 from tests.sending import Encoded, encoded, kit_files

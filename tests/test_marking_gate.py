@@ -189,7 +189,7 @@ def test_a_class_that_the_node_never_writes_needs_every_mark_of_an_image(uid: st
 
 
 def _an_output(config: Config, ds: Dataset) -> OutputFile:
-    file = spool.write(config.spool_dir, worker.encoded(ds))
+    file = spool.write(config.spool_dir, worker.encode(ds))
     return OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, worker.kind_of(ds), file)
 
 

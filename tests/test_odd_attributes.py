@@ -14,7 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from db.models import Series, Study
 from dicomnode.datasets import headers
 from dicomnode.datasets.character_sets import find_encodings
-from dicomnode.datasets.encoded import Window, open_source, walk
+from dicomnode.datasets.encoding import Window, open_source, walk
 from dicomnode.errors import CannotUnderstand
 from dicomnode.monitoring import log_lines
 from tests.receivers import Receiver, an_instance, instances, receiver, start
@@ -163,16 +163,18 @@ def test_a_codec_of_python_is_no_character_set() -> None:
 def test_of_two_values_neither_is_taken(an_instance: Encoded) -> None:
     at = an_instance.data_set.index(b"\x10\0\x20\0LO")
     twice = an_instance.data_set[:at] + _element(0x00100020, b"LO", b"OTHER") + an_instance.data_set[at:]
-    facts = headers.facts(open_source(_Bytes(twice), 0, len(twice), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+    facts = headers.read_facts(
+        open_source(_Bytes(twice), 0, len(twice), ExplicitVRLittleEndian), ExplicitVRLittleEndian
+    )
     assert facts.patient_id == ""
-    assert headers.not_indexed(facts) == ["(0010,0020)"]
+    assert headers.list_unindexed(facts) == ["(0010,0020)"]
 
 
 def test_of_two_uids_neither_places_the_object(an_instance: Encoded) -> None:
     at = an_instance.data_set.index(b"\x20\0\x0d\0UI")
     twice = an_instance.data_set[:at] + _element(0x0020000D, b"UI", b"1.2.3") + an_instance.data_set[at:]
     with pytest.raises(CannotUnderstand, match="StudyInstanceUID"):
-        headers.facts(open_source(_Bytes(twice), 0, len(twice), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+        headers.read_facts(open_source(_Bytes(twice), 0, len(twice), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
 
 
 def test_code_extensions_are_honoured(an_instance: Encoded) -> None:
@@ -181,7 +183,9 @@ def test_code_extensions_are_honoured(an_instance: Encoded) -> None:
     raw = b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B"
     each = _with(an_instance, 0x00080005, b"CS", b"\\ISO 2022 IR 87")
     content = _with(each, 0x00100010, b"PN", raw).data_set
-    facts = headers.facts(open_source(_Bytes(content), 0, len(content), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+    facts = headers.read_facts(
+        open_source(_Bytes(content), 0, len(content), ExplicitVRLittleEndian), ExplicitVRLittleEndian
+    )
     assert facts.patient_name == name
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
+from dicomnode.datasets.moments import Moment, combine, parse_datetime, parse_offset, seconds_between
 from dicomnode.reading import acquisition
 from dicomnode.reading.frames import Frame
-from dicomnode.reading.moments import Moment, combine, parse_datetime, parse_offset, seconds_between
 from tests.pet_series import DOSE_BQ, FACTOR, WEIGHT_KG
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # what some headers hold is what is tested

@@ -172,9 +172,9 @@ def test_a_frame_for_a_client_keeps_the_bits_that_its_header_speaks_of(syntax: U
     shifted = (ramp(most=4000) << 4).astype(np.uint16)
     path = series(tmp_path, shifted, edited(BitsStored=12, HighBit=15))[0]
     recoded(path, syntax) if syntax == RLELossless else encoded(path, syntax)
-    place = pixels.layout(path)
+    place = pixels.read_layout(path)
     assert place is not None
-    assert pixels.decoded(place, 0) == shifted[0].tobytes()
+    assert pixels.decode_frame(place, 0) == shifted[0].tobytes()
 
 
 def test_a_copy_without_face_keeps_the_other_values_whatever_high_bit_was(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from dicomnode.datasets import encoded as encoding
-from dicomnode.datasets import headers, inflating
+from dicomnode.datasets import encoding, headers, inflating
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import frames, stored_values
 from tests import databases
@@ -148,12 +147,12 @@ def test_a_file_that_inflates_beyond_the_bound_is_not_read_as_an_image(tmp_path:
 def test_a_file_is_inflated_no_further_than_asked(tmp_path: Path) -> None:
     (each,) = instances(tmp_path / "folder", 1)
     path = _bomb(each, 40).save(tmp_path / "a.dcm")
-    encoding.check_size(path, at_most=50 << 20)
-    encoding.check_size(each.save(tmp_path / "plain.dcm"), at_most=1)  # is not deflated
+    encoding.check_inflated_size(path, at_most=50 << 20)
+    encoding.check_inflated_size(each.save(tmp_path / "plain.dcm"), at_most=1)  # is not deflated
     tracemalloc.start()
     try:
         with pytest.raises(CannotUnderstand, match="inflates to more than 1048576 bytes"):
-            encoding.check_size(path, at_most=1 << 20)
+            encoding.check_inflated_size(path, at_most=1 << 20)
         with pytest.raises(CannotUnderstand):
             inflating.inflate(_bomb(each, 40).data_set, at_most=1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000

@@ -304,4 +304,4 @@ def test_the_note_of_the_gates_refusal_reaches_the_pacs_once(tmp_path: Path, now
     reason = job.reason
     assert "above the limit of 1e-09" in reason
     assert _words_below("Refused", file) == [reason]
-    assert worker.encoded(dcmread(file)) == file.read_bytes()
+    assert worker.encode(dcmread(file)) == file.read_bytes()

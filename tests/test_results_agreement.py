@@ -63,7 +63,7 @@ def lesion_objects(kind: str) -> tuple[Dataset, Dataset]:
     for ds in made:
         marking.check(ds)
     mask, report = made[-2], made[-1]
-    return dcmread(BytesIO(worker.encoded(mask))), dcmread(BytesIO(worker.encoded(report)))
+    return dcmread(BytesIO(worker.encode(mask))), dcmread(BytesIO(worker.encode(report)))
 
 
 def _groups(report: Dataset) -> list[hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations]:

@@ -271,7 +271,7 @@ def test_it_says_that_it_is_preliminary_and_verified_by_nobody() -> None:
 def test_the_same_job_makes_the_same_bytes_and_another_verdict_another_object() -> None:
     given = regional(12, 3)
     first, again = report(*given), report(*given)
-    assert worker.encoded(first) == worker.encoded(again)
+    assert worker.encode(first) == worker.encode(again)
     held = report(*given, verdict=HELD)
     assert held.SOPInstanceUID != first.SOPInstanceUID
     assert held.SeriesInstanceUID != first.SeriesInstanceUID

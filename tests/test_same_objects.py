@@ -282,7 +282,7 @@ def test_a_codestream_larger_than_its_header_is_not_decoded_to_compare_it(tmp_pa
     ds.save_as(tmp_path / "b.dcm")
     assert not sameness.is_same(tmp_path / "a.dcm", tmp_path / "b.dcm")
     with pytest.raises(InputRefused, match="is 16000 x 16000 x 1, its header announces 32 x 32 x 1"):
-        samples.alike(str(tmp_path / "a.dcm"), str(tmp_path / "b.dcm"))
+        samples.compare_samples(str(tmp_path / "a.dcm"), str(tmp_path / "b.dcm"))
 
 
 def test_those_who_look_at_pictures_keep_no_sender_waiting(

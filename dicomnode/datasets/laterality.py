@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
-__all__ = ["say"]
+__all__ = ["set_laterality"]
 
 _SEGMENTATIONS = (SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7")
 _UNPAIRED = frozenset({
@@ -17,14 +17,14 @@ _UNPAIRED = frozenset({
     "SPINE", "SPLEEN", "SSPINE", "STERNUM", "STOMACH", "THYMUS", "THYROID", "TLSPINE", "TONGUE", "TRACHEA", "TSPINE",
     "URETHRA", "UTERUS", "VAGINA", "VULVA", "WHOLEBODY",
 })  # fmt: skip
-"""Of PS3.16 Annex L what a body has one of: any other word may mean one of a pair."""
+"""Body parts of PS3.16 Annex L that are not paired; any other term may mean one of a pair."""
 
 
-def say(ds: Dataset) -> None:
-    """Leave Laterality out where the body has one such part, and make it empty where a pair cannot be ruled out.
+def set_laterality(ds: Dataset) -> None:
+    """Leave Laterality out for an unpaired body part, and make it empty where a pair cannot be ruled out.
 
-    PS3.3 C.7.3.1 has it as type 2C: for paired parts, unless Image Laterality (0020,0062) says it. A segmentation has
-    none: which side a segment is on follows from where it lies.
+    PS3.3 C.7.3.1 requires it for paired parts without Image Laterality (0020,0062), type 2C. A segmentation has none:
+    the side of a segment follows from its position.
     """
     if str(ds.get("BodyPartExamined") or "") in _UNPAIRED or ds.SOPClassUID in _SEGMENTATIONS:
         ds.pop("Laterality", None)

@@ -1,4 +1,4 @@
-"""A result object: what listings call it, and its bytes."""
+"""Result objects: their kind for listings, and their bytes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import io
 
 from pydicom import Dataset
 
-__all__ = ["KEY_OBJECT", "REFUSAL_NOTE", "encoded", "kind_of"]
+__all__ = ["KEY_OBJECT", "REFUSAL_NOTE", "encode", "kind_of"]
 
 REFUSAL_NOTE = "refusal note"
-"""What listings call the report on a job that was refused."""
+"""Kind of the report on a refused job."""
 KEY_OBJECT = "key object note"
 _BY_MODALITY = {"SEG": "segmentation", "KO": KEY_OBJECT, "DOC": "report page (PDF)"}
 
 
 def kind_of(ds: Dataset) -> str:
-    """What listings call a result."""
+    """Return the kind of a result, as listings show it."""
     if ds.Modality in _BY_MODALITY:
         return _BY_MODALITY[ds.Modality]
     if "PAGE" in list(ds.get("ImageType") or []):
@@ -27,8 +27,8 @@ def kind_of(ds: Dataset) -> str:
     return "labelled image" if ds.get("BurnedInAnnotation") == "YES" else "image"
 
 
-def encoded(ds: Dataset) -> bytes:
-    """The result as a DICOM file; the same result gives the same bytes."""
+def encode(ds: Dataset) -> bytes:
+    """Return the result as a DICOM file; the same result gives the same bytes."""
     buffer = io.BytesIO()
     ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The file meta information of objects that the node makes (PS3.10 7.1)."""
+"""File meta information of objects that the node makes (PS3.10 7.1)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
-__all__ = ["describe"]
+__all__ = ["add_file_meta"]
 
 
-def describe(ds: Dataset) -> None:
-    """Gives a data set the meta information to be saved with, in Explicit VR Little Endian."""
+def add_file_meta(ds: Dataset) -> None:
+    """Add the file meta information to a data set, for Explicit VR Little Endian."""
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID

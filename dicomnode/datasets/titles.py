@@ -1,15 +1,15 @@
-"""How messages call an attribute."""
+"""Titles of attributes for messages."""
 
 from __future__ import annotations
 
 from pydicom.datadict import dictionary_description, tag_for_keyword
 
-from dicomnode.datasets.encoded import tag_name
+from dicomnode.datasets.encoding import format_tag
 
 __all__ = ["title"]
 
 
 def title(keyword: str) -> str:
-    """Return name and tag of an attribute, such as ``Patient ID (0010,0020)``."""
+    """Return the name and tag of an attribute, such as ``Patient ID (0010,0020)``."""
     tag = tag_for_keyword(keyword) or 0
-    return f"{dictionary_description(tag)} {tag_name(tag)}"
+    return f"{dictionary_description(tag)} {format_tag(tag)}"

@@ -1,4 +1,4 @@
-"""Whether an element holds what the standard allows there (PS3.5 6.2, PS3.6). Nothing here quotes a value."""
+"""Validation of elements by PS3.5 6.2 and PS3.6; no message quotes a value."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ from pydicom.multival import MultiValue
 from pydicom.valuerep import validate_value
 
 from dicomnode.datasets.titles import title
+from dicomnode.datasets.vrs import CHARACTER_SET_TEXT, TEXT
 
-__all__ = ["fault", "knows_character_set"]
+__all__ = ["find_fault", "has_known_character_set"]
 
-_TEXT = frozenset(
-    {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
-)
-_BEYOND_ASCII = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _LINES = frozenset({"LT", "ST", "UT"})
 _TM = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d|60)?)?(\.\d{1,6})?")
 _COMPONENTS, _GROUPS = 5, 3
@@ -33,48 +30,48 @@ _ALLOWED: Mapping[str, re.Pattern[str]] = MappingProxyType({
     "ImageLaterality": re.compile("[LRUB]"), "LossyImageCompression": re.compile("00|01"),
     "TimezoneOffsetFromUTC": re.compile(r"\+(0\d|1[0-3])[0-5]\d|\+1400|-(?!0000)(0\d|1[01])[0-5]\d|-1200"),
 })  # fmt: skip
-"""Of attributes with enumerated values (PS3.3) and of the offset's range (C.12.1.1.8)."""
+"""Enumerated values of attributes (PS3.3) and the range of the offset (C.12.1.1.8)."""
 
 
-def fault(element: DataElement, *, declared: bool = True) -> str:
-    """Say what is wrong with an element of the data dictionary; an empty string where nothing is.
+def find_fault(element: DataElement, *, declared: bool = True) -> str:
+    """Return the fault of an element of the data dictionary as a phrase for a message; empty where it has none.
 
-    ``declared``: whether the header names a character set that is known, beyond which text has to be ASCII.
+    ``declared``: True where the header names a known character set; otherwise, text has to be ASCII.
     """
     if element.is_empty:
         return ""
     vr = dictionary_VR(element.tag)
     if vr == "SQ" or element.VR == "SQ":
-        return _fault_of_items(element, declared) if vr == element.VR else "has the wrong VR"
-    if vr not in _TEXT:
+        return _find_fault_of_items(element, declared) if vr == element.VR else "has the wrong VR"
+    if vr not in TEXT:
         return "" if element.VR in vr.split(" or ") else "has the wrong VR"
     values = list(element.value) if isinstance(element.value, MultiValue | list) else [element.value]
     most = dictionary_VM(element.tag).split("-")[-1]
     if most.isdigit() and len(values) > int(most):
         return "has too many values"
-    return next((why for each in values if (why := _fault_of_text(vr, element.keyword, each, declared))), "")
+    return next((fault for each in values if (fault := _find_fault_of_text(vr, element.keyword, each, declared))), "")
 
 
-def knows_character_set(ds: Dataset) -> bool:
-    """Return whether a data set names character sets, and only such as are known."""
-    stated = ds.get("SpecificCharacterSet")
-    terms = [stated] if isinstance(stated, str) else list(stated or [])
+def has_known_character_set(ds: Dataset) -> bool:
+    """Return whether a data set names one or more character sets, all of them known."""
+    value = ds.get("SpecificCharacterSet")
+    terms = [value] if isinstance(value, str) else list(value or [])
     return any(terms) and all(term in python_encoding for term in terms)
 
 
-def _fault_of_items(element: DataElement, declared: bool) -> str:
+def _find_fault_of_items(element: DataElement, declared: bool) -> str:
     for item in element.value:
         for each in item:
-            if dictionary_has_tag(each.tag) and (why := fault(each, declared=declared)):
-                return f"has an item whose {title(each.keyword)} {why}"
+            if dictionary_has_tag(each.tag) and (fault := find_fault(each, declared=declared)):
+                return f"has an item whose {title(each.keyword)} {fault}"
     return ""
 
 
-def _fault_of_text(vr: str, keyword: str, value: Any, declared: bool) -> str:
+def _find_fault_of_text(vr: str, keyword: str, value: Any, declared: bool) -> str:
     if isinstance(value, bytes):
         return "has the wrong VR"
     text = str(value)
-    if "\ufffd" in text or (vr in _BEYOND_ASCII and not declared and not text.isascii()):
+    if "\ufffd" in text or (vr in CHARACTER_SET_TEXT and not declared and not text.isascii()):
         return "holds characters that its character set does not have"
     if any(unicodedata.category(each) == "Cc" and not (vr in _LINES and each in "\t\n\f\r") for each in text):
         return "holds control characters"

@@ -1,6 +1,6 @@
-"""``python -m dicomnode.decoding.child FD``: does what comes through the socket, one after the other, until it closes.
+"""``python -m dicomnode.decoding.child FD``: serves requests from a socket one after another, until it closes.
 
-The limits are set before anything is read, and cannot be taken back.
+The limits are set before anything is read, and cannot be raised again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dicomnode.errors import InputRefused, NotFound
 __all__ = ["main"]
 
 _MEMORY = 1200 << 20
-"""Bytes of address space beyond what the program itself takes."""
+"""Bytes of address space in addition to those of the program itself."""
 
 _CPU_S = 90
 
@@ -33,19 +33,19 @@ _BROKEN = (
 
 def main(fd: int) -> None:
     """Serve until the parent closes its end."""
-    _load()
-    _limit()
+    _import_decoders()
+    _limit_memory()
     with socket.socket(fileno=fd) as parent:
-        while request := _request(parent):
+        while request := _read_request(parent):
             _limit_time()
-            kind, content = _answer(request)
+            kind, content = _run_request(request)
             parent.sendall(struct.pack("<cQ", kind, len(content)))
             parent.sendall(content)
             del content
 
 
-def _load() -> None:
-    """Everything that decoding needs, so that the limit is for the work alone."""
+def _import_decoders() -> None:
+    """Import everything that decoding needs, so that the memory limit covers the work alone."""
     import PIL.Image
 
     for name in (
@@ -55,11 +55,11 @@ def _load() -> None:
         "PIL.PngImagePlugin",
     ):
         importlib.import_module(name)
-    warnings.simplefilter("ignore")  # they quote values
+    warnings.simplefilter("ignore")  # warnings quote values
     PIL.Image.MAX_IMAGE_PIXELS = None  # sizes are checked before
 
 
-def _limit() -> None:
+def _limit_memory() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -69,29 +69,29 @@ def _limit() -> None:
 
 
 def _limit_time() -> None:
-    """The parent waits no longer than this, and when it is gone nobody else would end what never ends."""
+    """Limit the CPU time of one request: without a parent, no other process ends endless work."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + _CPU_S, resource.RLIM_INFINITY))
 
 
-def _request(parent: socket.socket) -> bytes:
-    head = _take(parent, 8)
-    return _take(parent, struct.unpack("<Q", head)[0]) if head else b""
+def _read_request(parent: socket.socket) -> bytes:
+    head = _read_bytes(parent, 8)
+    return _read_bytes(parent, struct.unpack("<Q", head)[0]) if head else b""
 
 
-def _take(parent: socket.socket, size: int) -> bytes:
-    """So many bytes; none when the parent has gone."""
-    taken = b""
-    while len(taken) < size:
-        piece = parent.recv(size - len(taken))
+def _read_bytes(parent: socket.socket, size: int) -> bytes:
+    """Return the next ``size`` bytes, or no bytes where the parent has gone."""
+    content = b""
+    while len(content) < size:
+        piece = parent.recv(size - len(content))
         if not piece:
             return b""
-        taken += piece
-    return taken
+        content += piece
+    return content
 
 
-def _answer(request: bytes) -> tuple[bytes, bytes]:
-    """R and the result, I or N and the words of a refusal."""
+def _run_request(request: bytes) -> tuple[bytes, bytes]:
+    """Return R and the result, or I (InputRefused) or N (NotFound) and the message."""
     function, arguments = pickle.loads(request)
     try:
         return b"R", function(*arguments)

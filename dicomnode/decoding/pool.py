@@ -1,4 +1,4 @@
-"""The children that decode: how many, how long they have, and what becomes of one that fails."""
+"""Pool of child processes that decode, with limits on their number, their time and their memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Work = Callable[..., bytes]
 """A function at the top of a module; arguments and result cross to another process."""
 
 LARGEST_ANSWER = 128 << 20
-"""Bytes of an answer; a frame that has more is not decoded."""
+"""Largest answer in bytes; a larger frame is not decoded."""
 
 _log = logging.getLogger(__name__)
 _CHILDREN = 2
@@ -32,7 +32,7 @@ _WAIT_S = 30.0
 _WORK_S = 60.0
 _MOST_WORK = 1000
 _MOST_RESIDENT = 400 << 20
-_MOST_CULPRITS, _REMEMBERED_S = 1000, 600.0
+_MOST_CULPRITS, _REFUSAL_S = 1000, 600.0
 _PIECE = 1 << 20
 _HEAD = struct.Struct("<cQ")
 _ERRORS = {b"I": InputRefused, b"N": NotFound}
@@ -41,7 +41,7 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Pool:
-    """A few children, started when they are needed; ``run`` can be called from any thread."""
+    """Pool of child processes, started on demand; ``run`` can be called from any thread."""
 
     def __init__(self, children: int = _CHILDREN) -> None:
         self._lock = threading.Lock()
@@ -52,34 +52,34 @@ class Pool:
         self._culprits: dict[str, tuple[float, str]] = {}
 
     def run(self, function: Work, *arguments: object) -> list[bytes]:
-        """What the function gives, in pieces of a MiB. Raises InputRefused, NotFound, NodeBusy.
+        """Return the result of the function, in pieces of a MiB. Raises InputRefused, NotFound, NodeBusy.
 
-        What has cost a child its life is refused for a while without another one.
+        A first argument that ended a child is refused for ten minutes without starting another one.
         """
         culprit = str(arguments[:1])
-        self._check(culprit)
+        self._check_culprit(culprit)
         request = pickle.dumps((function, arguments))
         self._wait_for_turn()
         try:
-            self._check(culprit)
+            self._check_culprit(culprit)
             return self._ask(request, culprit)
         finally:
             self._free.release()
 
-    def _check(self, culprit: str) -> None:
+    def _check_culprit(self, culprit: str) -> None:
         with self._lock:
-            until, why = self._culprits.get(culprit, (0.0, ""))
+            until, reason = self._culprits.get(culprit, (0.0, ""))
         if time.monotonic() < until:
-            raise InputRefused(why)
+            raise InputRefused(reason)
 
-    def _remember(self, culprit: str, why: str) -> None:
+    def _add_culprit(self, culprit: str, reason: str) -> None:
         with self._lock:
             while len(self._culprits) >= _MOST_CULPRITS:
                 del self._culprits[next(iter(self._culprits))]
-            self._culprits[culprit] = time.monotonic() + _REMEMBERED_S, why
+            self._culprits[culprit] = time.monotonic() + _REFUSAL_S, reason
 
     def close(self) -> None:
-        """End the children; what is asked of them is lost."""
+        """End the children; answers under way are lost."""
         with self._lock:
             idle, self._idle, busy = self._idle, [], set(self._busy)
         for child in idle:
@@ -101,20 +101,20 @@ class Pool:
                 self._waiting -= 1
 
     def _ask(self, request: bytes, culprit: str) -> list[bytes]:
-        child = self._take()
+        child = self._take_child()
         try:
             kind, answer = child.ask(request)
         except BaseException as error:
-            self._drop(child)
+            self._drop_child(child)
             if isinstance(error, InputRefused):
-                self._remember(culprit, str(error))
+                self._add_culprit(culprit, str(error))
             raise
-        self._put(child)
+        self._put_child(child)
         if kind in _ERRORS:
             raise _ERRORS[kind](b"".join(answer).decode("utf-8", "replace")[:500])
         return answer
 
-    def _take(self) -> _Child:
+    def _take_child(self) -> _Child:
         with self._lock:
             child = self._idle.pop() if self._idle else None
         child = child or _Child()
@@ -122,22 +122,22 @@ class Pool:
             self._busy.add(child)
         return child
 
-    def _put(self, child: _Child) -> None:
+    def _put_child(self, child: _Child) -> None:
         if child.is_spent:
-            self._drop(child)
+            self._drop_child(child)
             return
         with self._lock:
             self._busy.remove(child)
             self._idle.append(child)
 
-    def _drop(self, child: _Child) -> None:
+    def _drop_child(self, child: _Child) -> None:
         with self._lock:
             self._busy.remove(child)
         child.end()
 
 
 class _Child:
-    """One process, and the socket to it."""
+    """One child process and the socket to it."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -146,20 +146,20 @@ class _Child:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=os.environ | _ENVIRONMENT
             )
-        self._done = 0
+        self._request_count = 0
 
     @property
     def is_spent(self) -> bool:
-        """Whether it has done enough, or kept too much, to be replaced."""
+        """True where the child has served so many requests, or holds so much memory, that it is replaced."""
         try:
             pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
         except (OSError, IndexError):
             pages = 0
-        return self._done >= _MOST_WORK or pages * os.sysconf("SC_PAGE_SIZE") > _MOST_RESIDENT
+        return self._request_count >= _MOST_WORK or pages * os.sysconf("SC_PAGE_SIZE") > _MOST_RESIDENT
 
     def ask(self, request: bytes) -> tuple[bytes, list[bytes]]:
-        """The kind of its answer, and the answer. Raises InputRefused when the child is of no more use."""
-        self._done += 1
+        """Return the kind of the answer and the answer. Raises InputRefused where the child can no longer be used."""
+        self._request_count += 1
         deadline = time.monotonic() + _WORK_S
         try:
             self._socket.settimeout(_WORK_S)
@@ -168,19 +168,19 @@ class _Child:
             if size <= LARGEST_ANSWER:
                 return kind, self._receive(size, deadline)
         except TimeoutError:
-            raise _given_up(f"it takes more than {_WORK_S:g} s") from None
+            raise _give_up(f"it takes more than {_WORK_S:g} s") from None
         except OSError:
-            raise _given_up("it ended the process that decodes") from None
-        raise _given_up(f"the answer has more than {LARGEST_ANSWER >> 20} MiB")
+            raise _give_up("it ended the process that decodes") from None
+        raise _give_up(f"the answer has more than {LARGEST_ANSWER >> 20} MiB")
 
     def end(self) -> None:
-        """Kill it; it holds nothing that matters."""
+        """Kill the child and wait for its end; it holds no state."""
         self._socket.close()
         self.kill()
         self._process.wait()
 
     def kill(self) -> None:
-        """Whoever waits for its answer gets none, and ends it."""
+        """Kill the process; the thread that waits for its answer gets none, and ends the child."""
         with suppress(OSError):
             self._process.kill()
 
@@ -196,6 +196,6 @@ class _Child:
         return pieces
 
 
-def _given_up(why: str) -> InputRefused:
-    _log.error("decoding: a process is given up: %s", why)
-    return InputRefused(f"it cannot be decoded: {why}")
+def _give_up(reason: str) -> InputRefused:
+    _log.error("decoding: a process is given up: %s", reason)
+    return InputRefused(f"it cannot be decoded: {reason}")

@@ -121,7 +121,7 @@ def _pairs(before: Sequence[Path], after: Sequence[Dataset]) -> Iterator[tuple[s
 
 
 def _difference(before: Path, after: Dataset) -> dict[str, Any]:
-    if before.read_bytes() == objects.encoded(after):
+    if before.read_bytes() == objects.encode(after):
         return _row("identical", 0.0)
     old = dcmread(before)
     if after.Modality == "SEG":

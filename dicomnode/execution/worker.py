@@ -22,7 +22,7 @@ from db.jobs import LeaseLost, OutputFile
 from db.models import Job
 from dicomnode.config import Config
 from dicomnode.datasets import headers
-from dicomnode.datasets.objects import KEY_OBJECT, REFUSAL_NOTE, encoded, kind_of
+from dicomnode.datasets.objects import KEY_OBJECT, REFUSAL_NOTE, encode, kind_of
 from dicomnode.delivery import negotiation
 from dicomnode.delivery.negotiation import Chosen
 from dicomnode.errors import InputRefused, NodeError, NotAllowed
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KEY_OBJECT",
     "REFUSAL_NOTE",
-    "encoded",
+    "encode",
     "kind_of",
     "outputs_of",
     "run_job",
@@ -289,7 +289,7 @@ def task_of(job: Job, config: Config) -> Task:
 
 
 def _store(root: Path, ds: Dataset, kind: str = "") -> OutputFile:
-    file = spool.write(root, encoded(ds))
+    file = spool.write(root, encode(ds))
     facts = headers.read(spool.path(root, file))
     return OutputFile(
         sop_instance_uid=ds.SOPInstanceUID,

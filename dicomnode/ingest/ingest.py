@@ -17,7 +17,7 @@ from db.models import Instance, Output, Quarantine
 from db.states import QuarantineState
 from db.studies import Arrival, InstanceFacts, Registration, Sender, StoredFile
 from dicomnode.datasets import headers, sameness
-from dicomnode.datasets.encoded import file_meta
+from dicomnode.datasets.encoding import encode_file_meta
 from dicomnode.errors import CannotUnderstand, DuplicateConflict, MismatchedClass, NodeError
 from dicomnode.ingest.group_commit import Ledger
 from dicomnode.storage import spool
@@ -101,7 +101,7 @@ def receive_instance(
 
 def _warn_of_unindexed_attributes(facts: InstanceFacts, registration: Registration) -> None:
     """Log the attributes that are in the file only, so that searches and routes do not see them."""
-    if registration.kind == "new" and (tags := headers.not_indexed(facts)):
+    if registration.kind == "new" and (tags := headers.list_unindexed(facts)):
         more = f" and {len(tags) - _MOST_LISTED_TAGS} more" if len(tags) > _MOST_LISTED_TAGS else ""
         listed = ", ".join(tags[:_MOST_LISTED_TAGS]) + more
         _log.warning("instance %d is stored; not indexed for their values: %s", registration.instance_id, listed)
@@ -164,7 +164,7 @@ class InstanceSink:
 
 
 def _file_meta(announcement: StoreAnnouncement, sender: Sender) -> bytes:
-    return file_meta(
+    return encode_file_meta(
         sop_class_uid=announcement.sop_class_uid,
         sop_instance_uid=announcement.sop_instance_uid,
         transfer_syntax_uid=announcement.transfer_syntax_uid,

@@ -25,8 +25,8 @@ from pydicom.uid import RawDataStorage
 
 from dicomnode import uids
 from dicomnode.datasets import laterality, part10
-from dicomnode.datasets.validity import fault
-from dicomnode.datasets.zone import moment
+from dicomnode.datasets.validity import find_fault
+from dicomnode.datasets.zone import convert_to_zone_of
 from dicomnode.mrd.acquisitions import read_header
 from dicomnode.mrd.facts import identity
 from pipelines.contract import Refused
@@ -152,16 +152,16 @@ def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
     ds.SeriesInstanceUID = uids.derive("series of raw data", *key)
     ds.FrameOfReferenceUID = stated.get("FrameOfReferenceUID") or uids.derive("frame of reference of raw data", *key)
     ds.SOPClassUID = RawDataStorage
-    laterality.say(ds)
+    laterality.set_laterality(ds)
     ds.SOPInstanceUID = uids.derive("raw data", *key, *(f"{k}={v}" for k, v in sorted(stated.items())))
     ds.Modality = "MR"
     ds.InstanceNumber = "1"
     ds.SeriesNumber = stated.get("SeriesNumber", "1")
-    local = moment(ds, now)
+    local = convert_to_zone_of(ds, now)
     ds.ContentDate, ds.ContentTime = local.strftime("%Y%m%d"), local.strftime("%H%M%S")
     ds.AcquisitionContextSequence = []
     ds.CreatorVersionUID = CREATOR_VERSION_UID
-    part10.describe(ds)
+    part10.add_file_meta(ds)
     return ds
 
 
@@ -170,6 +170,6 @@ def _state(ds: Dataset, keyword: str, value: str) -> None:
         element = DataElement(keyword, dictionary_VR(keyword), value, validation_mode=config.RAISE)
     except (ValueError, TypeError) as error:
         raise Refused(f"raw data: what was given as {keyword} is not valid there (PS3.5 6.2)") from error
-    if why := fault(element):
+    if why := find_fault(element):
         raise Refused(f"raw data: what was given as {keyword} {why}")
     ds.add(element)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydicom.uid import UID
 
 from dicomnode.datasets import inflating
-from dicomnode.datasets.encoded import Window, tag_name, walk
+from dicomnode.datasets.encoding import Window, format_tag, walk
 from dicomnode.errors import CannotUnderstand
 
 __all__ = ["check_identifier"]
@@ -35,5 +35,5 @@ def check_identifier(content: bytes, syntax: UID) -> bytes:
         if number > _MOST_ELEMENTS:
             raise CannotUnderstand(f"the identifier has more than {_MOST_ELEMENTS} keys")
         if element.vr == "SQ" and element.length > _MOST_BYTES >> 4:
-            raise CannotUnderstand(f"{tag_name(element.tag)} of the identifier is too large")
+            raise CannotUnderstand(f"{format_tag(element.tag)} of the identifier is too large")
     return content

@@ -19,7 +19,7 @@ from db import catalogue
 from db.catalogue import Level
 from db.keywords import IN_SEQUENCES
 from dicomnode.datasets.character_sets import decode_text, find_encodings
-from dicomnode.datasets.encoded import dictionary_vr
+from dicomnode.datasets.encoding import find_vr
 from dicomnode.errors import CannotUnderstand, IdentifierRefused
 from dicomnode.query import bounds
 
@@ -162,7 +162,7 @@ def _decode_value(tag: int, element: Any, syntax: UID, encodings: tuple[str, ...
     """Return the value as text, several values separated by backslashes; None for a VR without such a value."""
     if element.VR == "SQ":
         return None
-    vr = element.VR if element.VR not in (None, "UN") else dictionary_vr(tag)
+    vr = element.VR if element.VR not in (None, "UN") else find_vr(tag)
     raw = element.value or b""  # the decoder leaves some empty elements without bytes
     if vr in _TEXT:
         return decode_text(raw, encodings).strip("\0 ")

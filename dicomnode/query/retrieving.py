@@ -19,12 +19,12 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import build_context
 
 from db.catalogue import StoredObject
-from dicomnode.datasets.encoded import check_size
+from dicomnode.datasets.encoding import check_inflated_size
 from dicomnode.delivery import gate
 from dicomnode.errors import NodeError
 from dicomnode.storage import spool
 from dicomnode.transcoding import pixels
-from dicomnode.transcoding.convert import explicit_little_endian
+from dicomnode.transcoding.convert import convert_to_explicit_little_endian
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -148,9 +148,9 @@ def _decompress(assoc: Association, stored: StoredObject, path: Path) -> Any:
     if not any(_accepts(assoc, stored, str(uid)) for uid in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)):
         raise ValueError("the receiver takes no transfer syntax that this can be sent in")
     if not UID(stored.transfer_syntax_uid).is_encapsulated:
-        check_size(path)
+        check_inflated_size(path)
         return dcmread(path)
-    layout = pixels.layout(path)
+    layout = pixels.read_layout(path)
     if layout is not None and layout.frames * layout.frame_bits > 8 * _MOST_DECOMPRESSED:
         raise ValueError("decompressed, the instance is larger than the node sends")
-    return dcmread(io.BytesIO(b"".join(explicit_little_endian(path))))
+    return dcmread(io.BytesIO(b"".join(convert_to_explicit_little_endian(path))))

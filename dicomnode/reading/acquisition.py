@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomnode.datasets.ages import parse_age
 from dicomnode.datasets.lossy import is_lossy
 from dicomnode.errors import InputRefused
 from dicomnode.reading import kinds, tracer
@@ -63,7 +64,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
     orientation = frames[0].numbers("ImageOrientationPatient", 6)
     if orientation is not None:
         found["plane"] = plane(orientation.reshape(2, 3))
-    age = _age_years(str(_stated(frames, "PatientAge") or ""))
+    age = parse_age(str(_stated(frames, "PatientAge") or ""))
     if age is not None:
         found["age_years"] = age
     if frames[0].get("ContrastBolusAgent"):
@@ -129,9 +130,3 @@ def _enhanced(frames: Sequence[Frame]) -> dict[str, Any]:
     if len(regions) == 1 and any(regions):
         found["region"] = regions.pop()
     return found
-
-
-def _age_years(text: str) -> float | None:
-    """An Age String: three digits and D, W, M or Y (PS3.5 6.2)."""
-    years = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}.get(text[-1:])
-    return int(text[:-1]) * years if years and text[:-1].isdigit() else None

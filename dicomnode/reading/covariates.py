@@ -22,6 +22,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from dicomnode.datasets.ages import parse_age
 from dicomnode.errors import InputRefused
 from pipelines.contract import Covariates, Sourced
 
@@ -33,8 +34,6 @@ SAME_AGE_YEARS = 2.0
 """How far the ages of header and report may lie apart: they may be of different days."""
 PG_PER_ML = frozenset({"pg/mL", "pg/ml", "ng/L", "ng/l"})
 _MALE, _FEMALE = frozenset({"M", "248153007"}), frozenset({"F", "248152002"})
-_PER_YEAR = MappingProxyType({"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0})
-_AGE = re.compile(r"(\d{1,3})([DWMY])")  # PS3.5 6.2 has three digits
 _GENOTYPE = re.compile(r"(?:APOE\s*)?[eε]?([234])\s*[/, -]?\s*[eε]?([234])", re.IGNORECASE)
 
 
@@ -179,9 +178,9 @@ def _ages(ds: Dataset) -> Iterator[Sourced[Any]]:
     """
     where, dates = "Patient's Age (0010,1010)", "Patient's Birth Date (0010,0030) and Study Date (0008,0020)"
     text = str(ds.get("PatientAge") or "").strip()
-    stated, elapsed = _AGE.fullmatch(text), _years_since_birth(ds)
-    if stated:
-        yield _checked("age_years", int(stated[1]) / _PER_YEAR[stated[2]], where)
+    age, elapsed = parse_age(text), _years_since_birth(ds)
+    if age is not None:
+        yield _checked("age_years", age, where)
         if elapsed is not None and AGES_YEARS[0] <= elapsed <= AGES_YEARS[1]:
             yield Sourced(elapsed, dates)
         return

@@ -14,10 +14,10 @@ from types import MappingProxyType
 
 from pydicom.dataset import Dataset
 
+from dicomnode.datasets.moments import Moment, combine, in_zone, parse_datetime, parse_offset, seconds_between
 from dicomnode.datasets.titles import title
 from dicomnode.reading import pet
 from dicomnode.reading.frames import Frame
-from dicomnode.reading.moments import Moment, combine, in_zone, parse_datetime, parse_offset, seconds_between
 from dicomnode.reading.suv import MOST_HALF_LIVES
 
 __all__ = ["Elapsed", "elapsed"]

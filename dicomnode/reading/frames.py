@@ -20,7 +20,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
 from dicomnode.datasets import inflating
-from dicomnode.datasets.encoded import check_size
+from dicomnode.datasets.encoding import check_inflated_size
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import lookup, pet
 from dicomnode.reading.unreadable import decode
@@ -140,7 +140,7 @@ def check_syntax(path: Path) -> None:
         raise InputRefused(f"an instance is in a private transfer syntax ({syntax}), which nothing here reads")
     try:
         if inflating.is_deflated(syntax):
-            check_size(path)
+            check_inflated_size(path)
     except CannotUnderstand as error:
         raise InputRefused(f"an instance cannot be read: {error}") from None
 

@@ -22,7 +22,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import RLELossless
 
 from dicomnode.datasets import codestreams, inflating
-from dicomnode.datasets.lossy import transfer_syntax
+from dicomnode.datasets.lossy import find_transfer_syntax
 from dicomnode.errors import InputRefused
 from dicomnode.reading import padding
 from dicomnode.reading.frames import check_syntax, count, name
@@ -75,7 +75,7 @@ def _pixel_header(path: Path) -> Dataset:
 
 
 def _decoded(source: Path | Dataset, header: Dataset, index: int | None) -> Pixels:
-    syntax = transfer_syntax(header)
+    syntax = find_transfer_syntax(header)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote values
         try:
@@ -95,7 +95,7 @@ def _decoded(source: Path | Dataset, header: Dataset, index: int | None) -> Pixe
 def _check_sizes(ds: Dataset) -> None:
     """Compressed frames must be of the size that the header announces: a decoder makes room for what they say."""
     for frame in generate_frames(ds.PixelData, number_of_frames=count(ds)):
-        codestreams.check(frame, int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1))
+        codestreams.check_size(frame, int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1))
 
 
 def _check_length(ds: Dataset) -> None:
@@ -112,7 +112,7 @@ def _check_length(ds: Dataset) -> None:
 
 def _values(cells: Pixels, header: Dataset) -> Pixels:
     """What of each cell is the value."""
-    syntax = transfer_syntax(header)
+    syntax = find_transfer_syntax(header)
     allocated = int(header.get("BitsAllocated") or 0)
     if cells.dtype.kind == "f" or allocated == 1:
         return cells

@@ -23,7 +23,7 @@ from pydicom.uid import (
 
 from dicomnode import uids
 from dicomnode.datasets import laterality, part10
-from dicomnode.datasets.validity import knows_character_set
+from dicomnode.datasets.validity import has_known_character_set
 from dicomnode.results.inherited import TYPE_2, Inherited, inherit
 from dicomnode.results.provenance import Provenance, record
 from pipelines.contract import Measurement
@@ -204,12 +204,12 @@ def complete(ds: Dataset, context: Context, series: Series) -> None:
     _mark(ds, context)
     if not _is_document(ds):
         _place(ds, context, series)
-        laterality.say(ds)
+        laterality.set_laterality(ds)
         _derive(ds, context, series)
     record(ds, context.provenance, context.measurements, comments=not _is_document(ds))
     if ds.SpecificCharacterSet is None:
         del ds.SpecificCharacterSet
-    part10.describe(ds)
+    part10.add_file_meta(ds)
 
 
 def _is_document(ds: Dataset) -> bool:
@@ -341,7 +341,7 @@ def _study_item(study_uid: str, instances: Mapping[str, list[Dataset]]) -> Datas
 def _character_set(sources: Sequence[Dataset], texts: Sequence[str]) -> Any:
     """That of the inputs, as long as it can hold the words of the result."""
     stated = [source.get("SpecificCharacterSet") for source in sources]
-    known = all(not each or knows_character_set(source) for each, source in zip(stated, sources, strict=True))
+    known = all(not each or has_known_character_set(source) for each, source in zip(stated, sources, strict=True))
     same = all(other == stated[0] for other in stated)
     return stated[0] if known and same and all(text.isascii() for text in texts) else "ISO_IR 192"
 

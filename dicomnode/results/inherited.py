@@ -19,8 +19,8 @@ from pydicom.dataset import Dataset
 
 from dicomnode.datasets import lossy
 from dicomnode.datasets.titles import title
-from dicomnode.datasets.validity import fault, knows_character_set
-from dicomnode.datasets.zone import moment
+from dicomnode.datasets.validity import find_fault, has_known_character_set
+from dicomnode.datasets.zone import convert_to_zone_of
 from dicomnode.errors import InputRefused
 
 __all__ = ["TYPE_2", "Inherited", "inherit"]
@@ -78,7 +78,7 @@ class Inherited:
 
     def moment(self, now: datetime) -> datetime:
         """Return ``now`` in the time zone that the sources state; as it is where they state none."""
-        return moment(self.zone, now)
+        return convert_to_zone_of(self.zone, now)
 
 
 def inherit(sources: Sequence[Dataset], priors: Sequence[Dataset] = ()) -> Inherited:
@@ -145,10 +145,10 @@ class _Taking:
         for source in self.sources:
             if not _states(source, keyword):
                 continue
-            element, declared = source[keyword], knows_character_set(source)
+            element, declared = source[keyword], has_known_character_set(source)
             if (key := (element.VR, str(element.value), declared)) not in seen:
                 seen.add(key)
-                if why := fault(element, declared=declared):
+                if why := find_fault(element, declared=declared):
                     return why
         return ""
 
@@ -182,7 +182,7 @@ def _check_uids(instances: Sequence[Dataset]) -> None:
     for keyword, each in ((keyword, each) for each in instances for keyword in _UIDS):
         if not _states(each, keyword):
             raise InputRefused(f"an input states no {title(keyword)}; a result cannot refer to it")
-        if why := fault(each[keyword]):
+        if why := find_fault(each[keyword]):
             raise InputRefused(f"{title(keyword)} of an input {why}; a result cannot refer to it")
 
 
@@ -232,12 +232,12 @@ def _lossy(sources: Sequence[Dataset]) -> Dataset:
     losing = [each for each in sources if lossy.is_lossy(each)]
     found.LossyImageCompression = "01" if losing else "00"
     ratios = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
-    stated = [each for each in losing if all(_states(each, k) and not fault(each[k]) for k in ratios)]
+    stated = [each for each in losing if all(_states(each, k) and not find_fault(each[k]) for k in ratios)]
     if stated:
         most = max(stated, key=lambda each: _largest(each, ratios[0]))
         for keyword in ratios:
             found[keyword] = _copied(most[keyword])
-    elif methods := {lossy.method(each) for each in losing} - {""}:
+    elif methods := {lossy.compression_method(each) for each in losing} - {""}:
         found.LossyImageCompressionMethod = sorted(methods)
     return found
 

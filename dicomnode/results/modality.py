@@ -20,7 +20,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import MRImageStorage, PositronEmissionTomographyImageStorage, RawDataStorage
 
-from dicomnode.datasets.validity import fault
+from dicomnode.datasets.validity import find_fault
 from dicomnode.reading import pet
 from dicomnode.reading.frames import frames_of
 from dicomnode.results import image as images_of
@@ -138,7 +138,7 @@ def _tell(sources: Sequence[Dataset]) -> bool:
 def _tells(source: Dataset) -> bool:
     copied = [keyword for keyword in (*_OF_PET_SERIES, *_OF_PET_SLICES) if keyword in source]
     stated = all(source.get(keyword) for keyword in _NEEDED) and source.get("FrameReferenceTime") is not None
-    return stated and not any(fault(source[keyword]) for keyword in copied)
+    return stated and not any(find_fault(source[keyword]) for keyword in copied)
 
 
 def _units(image: Image, source: Dataset) -> str:

@@ -54,13 +54,13 @@ Elements = dict[str, dict[str, Any]]
 def metadata(path: Path, bulk_uri: str) -> bytes:
     """The file's data set as a JSON object; the URI of an element's bulk is ``bulk_uri``, a slash and its place. Raises
     InputRefused, NodeBusy."""
-    return decoding.kept(_metadata, path).replace(_PLACE.encode(), json.dumps(bulk_uri)[1:-1].encode())
+    return decoding.run_cached(_metadata, path).replace(_PLACE.encode(), json.dumps(bulk_uri)[1:-1].encode())
 
 
 def _metadata(path: Path) -> bytes:
     ds = _header(path)
     found = _elements(ds, "")
-    if place := pixels.element(path):
+    if place := pixels.find_element(path):
         name = f"{place.tag:08X}"
         found[name] = {"vr": place.vr, "BulkDataURI": f"{_PLACE}/{name}"}
     return json.dumps(dict(sorted(found.items())), allow_nan=False, separators=(",", ":")).encode()
@@ -126,7 +126,7 @@ def _elements(ds: Dataset, at: str) -> Elements:
         warnings.simplefilter("ignore")
         for raw in _raw(ds):
             name = f"{raw.tag:08X}"
-            if raw.tag.element == 0 or raw.tag in pixels.PIXELS:  # group lengths are not allowed (PS3.18 F.2.2)
+            if raw.tag.element == 0 or raw.tag in pixels.PIXEL_TAGS:  # group lengths are not allowed (PS3.18 F.2.2)
                 continue
             found[name] = _described(ds, raw, f"{at}{name}")
     return found

@@ -58,7 +58,7 @@ class Plane:
 def thumbnail(path: Path) -> bytes | None:
     """The middle frame of a file, small; None when it holds nothing that can be drawn. Raises NodeBusy."""
     try:
-        return decoding.kept(_thumbnail, path) or None
+        return decoding.run_cached(_thumbnail, path) or None
     except InputRefused:
         return None
 
@@ -91,23 +91,23 @@ def nearest(found: Sequence[Plane], place: Plane) -> Plane | None:
 
 def as_it_is(path: Path, index: int, size: int) -> bytes:
     """A frame in grey, or in its own colours, ``size`` pixels wide. Raises InputRefused, NodeBusy."""
-    return decoding.kept(_as_it_is, path, index, size)
+    return decoding.run_cached(_as_it_is, path, index, size)
 
 
 def in_colours(path: Path, index: int, size: int) -> bytes:
     """A map in matplotlib's magma: dark where it is small. Raises InputRefused, NodeBusy."""
-    return decoding.kept(_in_colours, path, index, size)
+    return decoding.run_cached(_in_colours, path, index, size)
 
 
 def overlaid(masks: tuple[Plane, ...], ground: Plane | None, size: int) -> bytes:
     """Masks in colours on the image that they lie on, or on black. Raises InputRefused, NodeBusy."""
     if len(masks) > _MOST_MASKS:
         raise InputRefused(f"{len(masks)} masks at one place are more than are shown")
-    return decoding.kept(_overlaid, masks, ground, size)
+    return decoding.run_cached(_overlaid, masks, ground, size)
 
 
 def _thumbnail(path: Path) -> bytes:
-    place = pixels.layout(path)
+    place = pixels.read_layout(path)
     if place is None:
         return b""
     return rendered.picture(path, place.frames // 2, rendered.Asked(size=_THUMBNAIL, quality=85))
@@ -150,7 +150,7 @@ def _wide(size: int) -> tuple[int, int]:
 def _asked(paths: Sequence[Path]) -> list[Plane]:
     """The planes of some files; where one of them cannot be read at all, those of the others."""
     try:
-        rows = json.loads(decoding.whole(_planes, tuple(paths)))
+        rows = json.loads(decoding.run(_planes, tuple(paths)))
     except InputRefused:
         middle = len(paths) // 2
         return _asked(paths[:middle]) + _asked(paths[middle:]) if middle else []
@@ -172,7 +172,7 @@ def _planes(paths: tuple[Path, ...]) -> bytes:
 
 def _planes_of(path: Path) -> Iterator[Plane]:
     try:
-        place = pixels.layout(path)
+        place = pixels.read_layout(path)
         if place is None or place.frames > _MOST_PLANES:
             return
         found = frames.frames_of(frames.header(path))
@@ -206,14 +206,14 @@ def _grey(path: Path, index: int, size: int) -> NDArray[np.uint8]:
 
 def _labels(mask: Plane) -> NDArray[np.uint8]:
     """Segment numbers (row, column); 0: none."""
-    found = np.asarray(pixels.array(_layout(mask.path), mask.index), np.int64)
+    found = np.asarray(pixels.decode_array(_layout(mask.path), mask.index), np.int64)
     if mask.segment:
         return np.where(found > 0, mask.segment % 256, 0).astype(np.uint8)
     return (found % 256).astype(np.uint8)
 
 
-def _layout(path: Path) -> pixels.Pixels:
-    place = pixels.layout(path)
+def _layout(path: Path) -> pixels.PixelLayout:
+    place = pixels.read_layout(path)
     if place is None:
         raise InputRefused("the instance has no pixels")
     return place

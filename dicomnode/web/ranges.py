@@ -33,7 +33,7 @@ def answer(request: Request, size: int, read: Callable[[int, int], Iterator[byte
 
 def of_bytes(request: Request, content: bytes, content_type: str) -> Response:
     """The same for what is in memory. Raises NodeBusy."""
-    return answer(request, len(content), lambda start, stop: decoding.sent([content[start:stop]]), content_type)
+    return answer(request, len(content), lambda start, stop: decoding.stream([content[start:stop]]), content_type)
 
 
 def _wanted(request: Request, size: int) -> tuple[int, int] | None:

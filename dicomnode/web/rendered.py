@@ -62,14 +62,14 @@ def picture(path: Path, index: int, asked: Asked) -> bytes:
     """Frame ``index`` (from 0) of a file as an encoded picture. Raises InputRefused when it has no such frame."""
     from PIL import Image
 
-    place = pixels.layout(path)
+    place = pixels.read_layout(path)
     if place is None or not 0 <= index < place.frames:
         raise InputRefused("there is no such frame to draw")
     ds = frames.header(path)
     frame = frames.frames_of(ds)[index]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawn = Image.fromarray(_bytes(frame, pixels.array(place, index), asked))
+        drawn = Image.fromarray(_bytes(frame, pixels.decode_array(place, index), asked))
     if asked.size is not None:
         scale = min(asked.size[0] / drawn.width, asked.size[1] / drawn.height)
         drawn = drawn.resize((max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale))))

@@ -42,7 +42,7 @@ _POLICY = "; ".join((
 
 def page(path: Path) -> Response:
     """Show the report in a file. Raises InputRefused, NodeBusy."""
-    return HTMLResponse(decoding.whole(_render_page, path), headers={"Content-Security-Policy": _POLICY})
+    return HTMLResponse(decoding.run(_render_page, path), headers={"Content-Security-Policy": _POLICY})
 
 
 def _render_page(path: Path) -> bytes:

@@ -24,7 +24,7 @@ from db.catalogue import Query, StoredObject
 from db.studies import Sender
 from dicomnode.config import Config
 from dicomnode.config.spool import SpoolConfig
-from dicomnode.datasets.encoded import Window, read_file_meta, walk
+from dicomnode.datasets.encoding import Window, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, OutOfSpace
 from dicomnode.ingest import scp
 from dicomnode.ingest.group_commit import Ledger

@@ -16,7 +16,7 @@ from db.catalogue import StoredObject
 from dicomnode import decoding
 from dicomnode.errors import InputRefused, NotFound
 from dicomnode.transcoding import pixels
-from dicomnode.transcoding.convert import explicit_little_endian
+from dicomnode.transcoding.convert import convert_to_explicit_little_endian
 from dicomnode.web import dicom_json, media_types, methods, multipart, ranges, wado_frames
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.media_types import Accepted, Form
@@ -30,7 +30,7 @@ _INSTANCE = _SERIES + "/instances/{instance}"
 _BLOCK = 1 << 20
 _SMALL = 16 << 20
 _DICOM, _OCTETS, _PDF = "application/dicom", "application/octet-stream", "application/pdf"
-_PIXELS = frozenset(f"{tag:08X}" for tag in pixels.PIXELS)
+_PIXELS = frozenset(f"{tag:08X}" for tag in pixels.PIXEL_TAGS)
 
 Answer = Callable[[Holdings, Request], Response]
 
@@ -82,7 +82,7 @@ def _form(stored: StoredObject, wanted: Sequence[Accepted]) -> Form | None:
 def _alone(request: Request, path: Path, stored: StoredObject, form: Form) -> Response:
     """One instance without an envelope; a large one that is converted comes without ranges."""
     if form.transfer_syntax_uid != stored.transfer_syntax_uid:
-        place = pixels.layout(path)
+        place = pixels.read_layout(path)
         if place is None or place.frames * place.frame_bits <= 8 * _SMALL:
             return ranges.of_bytes(request, b"".join(_converted(path)), form.content_type)
         return StreamingResponse(multipart.begun(_converted(path)), media_type=form.content_type)
@@ -98,7 +98,7 @@ def _content(path: Path, stored: StoredObject, form: Form) -> Iterator[bytes]:
 
 def _converted(path: Path) -> Iterator[bytes]:
     try:
-        yield from explicit_little_endian(path)
+        yield from convert_to_explicit_little_endian(path)
     except InputRefused as error:
         raise HTTPException(406, str(error)) from None
 
@@ -120,7 +120,7 @@ def _metadata(holdings: Holdings, request: Request) -> Response:
         for stored in found:
             told = dicom_json.metadata(holdings.path(stored), f"{holdings.url_of(request, stored)}/bulkdata")
             yield before
-            yield from decoding.sent([told])
+            yield from decoding.stream([told])
             before = b",\n"
         yield b"]"
 
@@ -136,7 +136,7 @@ def _bulkdata(holdings: Holdings, request: Request) -> Response:
     if place in _PIXELS:
         return wado_frames.all_of(request, path, stored, wanted)
     try:
-        value = decoding.whole(dicom_json.bulk, path, place)
+        value = decoding.run(dicom_json.bulk, path, place)
     except NotFound as error:
         raise HTTPException(404, str(error)) from None
     kind = _PDF if stored.sop_class_uid == EncapsulatedPDFStorage and place == "00420011" else _OCTETS

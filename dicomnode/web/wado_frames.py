@@ -16,7 +16,7 @@ from db.catalogue import StoredObject
 from dicomnode import decoding
 from dicomnode.errors import InputRefused
 from dicomnode.transcoding import pixels
-from dicomnode.transcoding.pixels import Pixels
+from dicomnode.transcoding.pixels import PixelLayout
 from dicomnode.web import dicom_json, media_types, multipart, ranges, sr_page, sr_tree
 from dicomnode.web.holdings import Holdings, representative
 from dicomnode.web.media_types import Accepted, Form
@@ -46,14 +46,14 @@ def frames(holdings: Holdings, request: Request) -> Response:
 
 def all_of(request: Request, path: Path, stored: StoredObject, wanted: Sequence[Accepted]) -> Response:
     """The pixels as bulk data: one part, or where they are compressed one for each frame."""
-    found = pixels.layout(path)
+    found = pixels.read_layout(path)
     if found is None:
         raise HTTPException(404, "the instance has no pixels")
     form, location = _form(stored, wanted), request.url.path
     if found.is_plain and form.multipart:
-        return multipart.answer([Part(form.content_type, location, pixels.whole(found))], form.media_type)
+        return multipart.answer([Part(form.content_type, location, pixels.read_native(found))], form.media_type)
     if found.is_plain:
-        return ranges.answer(request, found.length, partial(pixels.whole, found), form.content_type)
+        return ranges.answer(request, found.length, partial(pixels.read_native, found), form.content_type)
     if not form.multipart:
         raise HTTPException(406, "compressed pixels come as multipart/related")
     return _answer(found, range(1, found.frames + 1), form, [location] * found.frames)
@@ -74,11 +74,11 @@ def thumbnail(holdings: Holdings, request: Request) -> Response:
     """A small picture of a frame, or of the middle of an instance, a series or a study."""
     path = request.path_params
     found = holdings.find(path["study"], path.get("series", ""), path.get("instance", ""))
-    drawable = [each for each in found if pixels.layout(holdings.path(each)) is not None]
+    drawable = [each for each in found if pixels.read_layout(holdings.path(each)) is not None]
     if not drawable:
         raise HTTPException(404, "there are no pixels to draw")
     stored = representative(drawable)
-    place = pixels.layout(holdings.path(stored))
+    place = pixels.read_layout(holdings.path(stored))
     middle = place.frames // 2 + 1 if place else 1
     return _picture(holdings, request, stored, _wanted_frame(request) or middle, small=True)
 
@@ -87,7 +87,7 @@ def _picture(holdings: Holdings, request: Request, stored: StoredObject, number:
     from dicomnode.web import rendered as drawing
 
     media_type = _picture_type(request)
-    place = pixels.layout(holdings.path(stored))
+    place = pixels.read_layout(holdings.path(stored))
     if place is None:
         raise HTTPException(406, "an instance of this kind cannot be drawn")
     if number > place.frames:
@@ -97,18 +97,18 @@ def _picture(holdings: Holdings, request: Request, stored: StoredObject, number:
         query["viewport"] = ",".join(map(str, _THUMBNAIL))
     try:
         asked = drawing.Asked.of(query, media_type)
-        content = decoding.pieces(drawing.picture, holdings.path(stored), number - 1, asked)
+        content = decoding.run_in_pieces(drawing.picture, holdings.path(stored), number - 1, asked)
     except drawing.BadQuery as error:
         raise HTTPException(400, str(error)) from None
     except InputRefused as error:
         raise HTTPException(406, str(error)) from None
-    return StreamingResponse(multipart.begun(decoding.sent(content)), media_type=media_type)
+    return StreamingResponse(multipart.begun(decoding.stream(content)), media_type=media_type)
 
 
 def _pdf(path: Path, request: Request) -> Response:
     if not any(each.covers(_PDF) for each in media_types.accepted(request)):
         raise HTTPException(406, f"an encapsulated document comes as {_PDF}")
-    return Response(decoding.whole(dicom_json.bulk, path, "00420011"), media_type=_PDF)
+    return Response(decoding.run(dicom_json.bulk, path, "00420011"), media_type=_PDF)
 
 
 def _report(path: Path, request: Request) -> Response:
@@ -128,10 +128,10 @@ def _picture_type(request: Request) -> str:
     raise HTTPException(406, f"pictures come as {' or '.join(_PICTURES)}")
 
 
-def _place(holdings: Holdings, request: Request) -> tuple[StoredObject, Pixels]:
+def _place(holdings: Holdings, request: Request) -> tuple[StoredObject, PixelLayout]:
     path = request.path_params
     stored = holdings.one(path["study"], path["series"], path["instance"])
-    found = pixels.layout(holdings.path(stored))
+    found = pixels.read_layout(holdings.path(stored))
     if found is None:
         raise HTTPException(404, "the instance has no frames")
     return stored, found
@@ -145,7 +145,7 @@ def _form(stored: StoredObject, wanted: Sequence[Accepted]) -> Form:
     return form
 
 
-def _answer(found: Pixels, numbers: Sequence[int], form: Form, locations: Sequence[str]) -> Response:
+def _answer(found: PixelLayout, numbers: Sequence[int], form: Form, locations: Sequence[str]) -> Response:
     parts = (
         Part(form.content_type, location, _frames(found, number, form))
         for number, location in zip(numbers, locations, strict=True)
@@ -153,9 +153,9 @@ def _answer(found: Pixels, numbers: Sequence[int], form: Form, locations: Sequen
     return multipart.answer(parts, form.media_type)
 
 
-def _frames(found: Pixels, number: int, form: Form) -> Iterator[bytes]:
+def _frames(found: PixelLayout, number: int, form: Form) -> Iterator[bytes]:
     try:
-        yield from pixels.sent(found, number - 1, decode=form.transfer_syntax_uid != found.transfer_syntax_uid)
+        yield from pixels.stream_frame(found, number - 1, decode=form.transfer_syntax_uid != found.transfer_syntax_uid)
     except InputRefused as error:
         raise HTTPException(406, str(error)) from None
 

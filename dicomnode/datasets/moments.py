@@ -17,7 +17,7 @@ _WIDEST = timedelta(hours=14)
 
 @dataclass(frozen=True)
 class Moment:
-    """A point in time as a header states it.
+    """A point in time from a header.
 
     ``local`` has no zone; ``offset`` is its distance from UTC, None where the header does not state it. ``precision_s``
     is 3600 or 60 where minutes or seconds are left out.
@@ -35,11 +35,11 @@ def combine(date: Any, time: Any, offset: timedelta | None) -> Moment | None:
         return None
     hour, minute, second, fraction = clock.groups()
     try:
-        whole = datetime.strptime(f"{day}{hour}{minute or '00'}{second or '00'}", "%Y%m%d%H%M%S")
+        second_start = datetime.strptime(f"{day}{hour}{minute or '00'}{second or '00'}", "%Y%m%d%H%M%S")
     except ValueError:
         return None
     precision_s = 3600.0 if minute is None else 60.0 if second is None else 0.0
-    return Moment(whole + timedelta(seconds=float(f"0.{fraction or 0}")), offset, precision_s)
+    return Moment(second_start + timedelta(seconds=float(f"0.{fraction or 0}")), offset, precision_s)
 
 
 def parse_datetime(value: Any, offset: timedelta | None) -> Moment | None:

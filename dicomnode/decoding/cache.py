@@ -1,4 +1,4 @@
-"""Answers that are remembered, as many as a number of bytes allows."""
+"""Cache of answers, limited by their bytes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Hashable
 
 from dicomnode.errors import InputRefused
 
-__all__ = ["Kept"]
+__all__ = ["AnswerCache"]
 
-_OF_A_KEY = 512
+_ENTRY_BYTES = 512
 """Bytes that an entry takes besides its answer."""
 
 
-class Kept:
-    """The answers that were asked for last; refusals are answers too."""
+class AnswerCache:
+    """Cache of the answers used last; a refusal is an answer, too."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most, self._bytes = most_bytes, 0
@@ -23,17 +23,17 @@ class Kept:
         self._answers: OrderedDict[Hashable, bytes | str] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
-        """The answer of that key, made where it is not there. Raises InputRefused, also when it did so before."""
+        """Return the answer of the key, from the cache or by ``make``. Raises InputRefused, also from the cache."""
         with self._lock:
-            found = self._answers.get(key)
-            if found is not None:
+            answer = self._answers.get(key)
+            if answer is not None:
                 self._answers.move_to_end(key)
-        if found is None:
-            found = _made(make)
-            self._put(key, found)
-        if isinstance(found, str):
-            raise InputRefused(found)
-        return found
+        if answer is None:
+            answer = _make_answer(make)
+            self._put(key, answer)
+        if isinstance(answer, str):
+            raise InputRefused(answer)
+        return answer
 
     def _put(self, key: Hashable, answer: bytes | str) -> None:
         if len(answer) > self._most // 8:
@@ -45,7 +45,7 @@ class Kept:
                 self._bytes -= _size(self._answers.popitem(last=False)[1])
 
 
-def _made(make: Callable[[], bytes]) -> bytes | str:
+def _make_answer(make: Callable[[], bytes]) -> bytes | str:
     try:
         return make()
     except InputRefused as error:
@@ -53,4 +53,4 @@ def _made(make: Callable[[], bytes]) -> bytes | str:
 
 
 def _size(answer: bytes | str) -> int:
-    return len(answer) + _OF_A_KEY
+    return len(answer) + _ENTRY_BYTES
