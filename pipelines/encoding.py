@@ -1,4 +1,4 @@
-"""KSpace to a problem ready to solve: refuse bad data, whiten, compress coils, estimate maps, scale."""
+"""Preparation of k-space as a reconstruction problem: refuse bad data, whiten, compress coils, estimate maps, scale."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from pipelines.contract import KSpace, Refused
 __all__ = ["Problem", "check_acquisition", "check_kspace", "prepare_acquisition", "prepare_image"]
 
 CALIBRATION = 24
-"""Side of the calibration block used, at most; ESPIRiT needs at least MIN_CALIBRATION."""
+"""Largest side of the calibration block used; ESPIRiT needs at least MIN_CALIBRATION."""
 MIN_CALIBRATION = 12
 PRESCAN = "noise pre-scan"
 FINEST = 1e-3
-"""Noise over the image's 99th percentile, at least: errors of the coils' maps and of single precision are larger than
-noise below it, and a solver that tried to reach it would diverge."""
+"""Least noise over the image's 99th percentile.
+
+Errors of the coils' maps and of single precision exceed any smaller noise, and a solver aiming at it would diverge."""
 _ROUNDING = 2.0**-24
-"""Of the largest sample: noise below it is not told from the rounding of single precision."""
+"""Share of the largest sample below which noise cannot be distinguished from the rounding of single precision."""
 _MAGNITUDES = (1e-15, 1e15)
-"""Largest sample, between: its square stays within single precision."""
+"""Range of the largest sample: its square stays within single precision."""
 _INDEPENDENT = 1e-5
-"""Smallest eigenvalue of the correlation of the coils' noise, at least."""
+"""Least value of the smallest eigenvalue of the correlation of the coils' noise."""
 _LOUDEST = 10.0
-"""Noise of the pre-scan over what the image's samples can hold of it, at most."""
+"""Largest noise of the pre-scan over the noise that the image's samples can hold."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """k-space made ready: white noise of known level, few coils with maps, images with 99th percentile near one.
+    """Prepared k-space: white noise of known level, few coils with maps, images with a 99th percentile near one.
 
     ``A``, ``y`` (slice, coil, a, b); ``sigma_y`` (slice,). ``gain`` (slice, a, b) turns images back into the units of
     the samples: the root sum of squares of the coils as they were before whitening. ``noise_sd`` is the mean noise sd
@@ -60,28 +61,28 @@ class Problem:
         A = Fourier(self.A.maps[part], self.A.mask[part])
         return replace(self, A=A, y=self.y[part], sigma_y=self.sigma_y[part], gain=self.gain[part])
 
-    def of(self, chosen: Sequence[int]) -> Problem:
-        """These slices."""
-        one_by_one = [self.slices(i, i + 1) for i in chosen]
+    def select(self, indices: Sequence[int]) -> Problem:
+        """Return the problem of the slices at ``indices``."""
+        one_by_one = [self.slices(i, i + 1) for i in indices]
         A = Fourier(torch.cat([p.A.maps for p in one_by_one]), torch.cat([p.A.mask for p in one_by_one]))
         y, sigma_y, gain = (torch.cat([getattr(p, name) for p in one_by_one]) for name in ("y", "sigma_y", "gain"))
         return replace(self, A=A, y=y, sigma_y=sigma_y, gain=gain)
 
     def to(self, device: str) -> Problem:
-        """The same on a torch device."""
+        """Return the problem on a torch device."""
         y, sigma_y, gain = (t.to(device) for t in (self.y, self.sigma_y, self.gain))
         A = Fourier(self.A.maps.to(device), self.A.mask.to(device))
         return replace(self, A=A, y=y, sigma_y=sigma_y, gain=gain)
 
     def repeat(self, n: int) -> Problem:
-        """Every slice n times."""
+        """Return the problem with every slice repeated n times."""
         y, sigma_y, gain = (t.repeat_interleave(n, 0) for t in (self.y, self.sigma_y, self.gain))
         return replace(self, A=self.A.repeat(n), y=y, sigma_y=sigma_y, gain=gain)
 
 
 @dataclass(frozen=True)
-class _Receiver:
-    """The coils as they are used: ``W`` (virtual, coil) whitens and compresses, ``maps`` (slice, virtual, a, b)."""
+class _CoilModel:
+    """Coils as they are used: ``W`` (virtual, coil) whitens and compresses, ``maps`` (slice, virtual, a, b)."""
 
     W: Tensor
     maps: Tensor
@@ -93,10 +94,10 @@ def check_acquisition(images: Sequence[KSpace]) -> None:
 
     One without calibration lines may use the maps of another on the same lattice.
     """
-    lender = _lender(images)
+    map_source = _choose_map_source(images)
     for k in images:
-        borrows = k is not lender and lender.calibration is not None and _alike(k, lender)
-        check_kspace(replace(k, calibration=lender.calibration) if borrows else k, borrows=borrows)
+        borrows = k is not map_source and map_source.calibration is not None and _share_coil_maps(k, map_source)
+        check_kspace(replace(k, calibration=map_source.calibration) if borrows else k, borrows=borrows)
 
 
 def check_kspace(k: KSpace, *, borrows: bool = False) -> None:
@@ -126,8 +127,7 @@ def check_kspace(k: KSpace, *, borrows: bool = False) -> None:
 
 
 def _check_coils(k: KSpace) -> None:
-    """Every coil received something of its own, at magnitudes that single precision can square, and so did its noise
-    scan."""
+    """Raise Refused unless each coil, and its noise scan, received a signal of its own that float32 can square."""
     largest = np.abs(k.samples).max(axis=(0, 2, 3))
     for coil in np.flatnonzero(largest == 0):
         raise Refused(f"k-space: coil {coil + 1} of {len(largest)} received nothing: all its samples are zero")
@@ -150,7 +150,7 @@ def _check_noise(k: KSpace, noise: NDArray[np.complex64]) -> None:
     count = k.samples.shape[1]
     if noise.ndim != 2 or noise.shape[0] != count:
         raise Refused(f"k-space: {count} coils, but the noise pre-scan has shape {noise.shape}")
-    if not _measured(k):
+    if not _has_noise_covariance(k):
         return
     scaled = torch.from_numpy(noise).to(torch.complex128)
     sd = scaled.abs().pow(2).mean(dim=1).sqrt()
@@ -167,18 +167,20 @@ def _check_noise(k: KSpace, noise: NDArray[np.complex64]) -> None:
         )
 
 
-def _measured(k: KSpace) -> bool:
-    """Whether the noise pre-scan is long enough to give a covariance."""
+def _has_noise_covariance(k: KSpace) -> bool:
+    """Return whether the noise pre-scan is long enough for a covariance."""
     return k.noise is not None and k.noise.shape[1] >= 8 * k.noise.shape[0]
 
 
 def _check_calibration(k: KSpace) -> None:
-    if min(_sides(k)) < 4:
-        raise Refused(f"k-space: only {min(_sides(k))} calibration lines for several coils; at least 4 are needed")
+    if min(_calibration_sides(k)) < 4:
+        raise Refused(
+            f"k-space: only {min(_calibration_sides(k))} calibration lines for several coils; at least 4 are needed"
+        )
     ranges = zip(k.calibration or (), k.mask.shape[1:], strict=True)
     if any(start < 0 or stop > n for (start, stop), n in ranges):
         raise Refused(f"k-space: calibration lines {k.calibration} lie outside the matrix {k.mask.shape[1:]}")
-    (a0, a1), (b0, b1) = _block(k)
+    (a0, a1), (b0, b1) = _calibration_block(k)
     if not k.mask[:, a0:a1, b0:b1].all():
         raise Refused(f"k-space: the calibration block {k.calibration} was not fully sampled")
 
@@ -198,44 +200,50 @@ def prepare_acquisition(images: Sequence[KSpace], *, coil_energy: float = 0.99) 
     The coils see the same object from the same places whatever the contrast: maps come from the image with the most
     signal in its calibration block, and serve all that share its lattice.
     """
-    lender = _lender(images)
-    lent = _receiver(lender, coil_energy)
-    return [_problem(k, lent if _alike(k, lender) else _receiver(k, coil_energy)) for k in images]
+    map_source = _choose_map_source(images)
+    shared = _make_coil_model(map_source, coil_energy)
+    return [
+        _make_problem(k, shared if _share_coil_maps(k, map_source) else _make_coil_model(k, coil_energy))
+        for k in images
+    ]
 
 
-def _lender(images: Sequence[KSpace]) -> KSpace:
+def _choose_map_source(images: Sequence[KSpace]) -> KSpace:
     return max(images, key=_calibration_energy)
 
 
 def _calibration_energy(k: KSpace) -> float:
     if k.calibration is None:
         return 0.0
-    return float((np.abs(_centre(k, k.samples)).astype(np.float64) ** 2).sum())
+    return float((np.abs(_crop_to_calibration(k, k.samples)).astype(np.float64) ** 2).sum())
 
 
-def _alike(k: KSpace, other: KSpace) -> bool:
-    """Whether the coils' maps of one are those of the other: the same coils over the same slices and field of view."""
+def _share_coil_maps(k: KSpace, other: KSpace) -> bool:
+    """Return whether two images share coil maps: the same coils over the same slices and field of view."""
     same_samples = k.samples.shape == other.samples.shape
     return same_samples and k.encoded_fov_mm == other.encoded_fov_mm and k.grid.matches(other.grid)
 
 
-def _receiver(k: KSpace, coil_energy: float) -> _Receiver:
+def _make_coil_model(k: KSpace, coil_energy: float) -> _CoilModel:
     y = torch.from_numpy(k.samples)
-    W = coils.whitening(_noise(k)[0])
+    W = coils.whitening(_noise_covariance(k)[0])
     y = coils.mix(W, y)
     if y.shape[1] > 1:
-        M = coils.compression(_centre(k, y), energy=coil_energy)
+        M = coils.compression(_crop_to_calibration(k, y), energy=coil_energy)
         y, W = coils.mix(M, y), M @ W
-    return _Receiver(W, *_maps(k, y))
+    return _CoilModel(W, *_estimate_maps(k, y))
 
 
-def _problem(k: KSpace, receiver: _Receiver) -> Problem:
-    """Whitened by another image's noise, this one's is white still, and as strong as its bandwidth and averages say."""
-    W, maps = receiver.W, receiver.maps
-    covariance, noise_from = _noise(k)
+def _make_problem(k: KSpace, coil_model: _CoilModel) -> Problem:
+    """Return the problem of one image.
+
+    Whitened by another image's noise, this image's noise is still white; its level follows its bandwidth and averages.
+    """
+    W, maps = coil_model.W, coil_model.maps
+    covariance, noise_from = _noise_covariance(k)
     sigma = float((W @ covariance @ W.conj().T).diagonal().real.mean().sqrt())
     A, y = Fourier(maps, torch.from_numpy(k.mask)), coils.mix(W, torch.from_numpy(k.samples))
-    level = _level(A, y)
+    level = _signal_level(A, y)
     gain = level[:, None, None] * _unwhitened_rss(W, maps)
     physical = float(covariance.diagonal().real.mean().sqrt())
     return Problem(
@@ -244,62 +252,62 @@ def _problem(k: KSpace, receiver: _Receiver) -> Problem:
         (sigma / level).clamp_min(FINEST),
         gain,
         physical,
-        receiver.maps_from,
+        coil_model.maps_from,
         noise_from,
     )
 
 
 def _unwhitened_rss(W: Tensor, maps: Tensor) -> Tensor:
-    """sqrt(sum_c |(W^+ S)_c|^2): what normalising the maps has divided by, in the coils as they were received.
+    """Return sqrt(sum_c |(W^+ S)_c|^2), by which normalising the maps has divided, in the coils as received.
 
     Whitening with correlated noise changes the sum of squares from place to place, which would shade the image.
     """
     return coils.mix(torch.linalg.pinv(W), maps).abs().pow(2).sum(dim=1).sqrt()
 
 
-def _noise(k: KSpace) -> tuple[Tensor, str]:
-    """Covariance of the noise per real component, complex128 (coil, coil), and what it comes from."""
-    if k.noise is not None and _measured(k):
+def _noise_covariance(k: KSpace) -> tuple[Tensor, str]:
+    """Return the covariance of the noise per real component, complex128 (coil, coil), and its source."""
+    if k.noise is not None and _has_noise_covariance(k):
         return coils.noise_covariance(torch.from_numpy(k.noise)), PRESCAN
     level = coils.noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask))
     level = level.clamp_min(_ROUNDING * float(np.abs(k.samples).max()))
     return torch.diag(level.to(torch.complex128) ** 2), "outer k-space and edges of the field of view"
 
 
-def _sides(k: KSpace) -> tuple[int, int]:
+def _calibration_sides(k: KSpace) -> tuple[int, int]:
     if k.calibration is None:
         return 0, 0
     (a0, a1), (b0, b1) = k.calibration
     return min(a1 - a0, CALIBRATION), min(b1 - b0, CALIBRATION)
 
 
-def _block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The part of the calibration block that is used: centred, at most CALIBRATION on a side."""
-    found = []
-    for n, side, (start, stop) in zip(k.samples.shape[2:], _sides(k), k.calibration or (), strict=True):
+def _calibration_block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the used part of the calibration block: centred, at most CALIBRATION on a side."""
+    ranges = []
+    for n, side, (start, stop) in zip(k.samples.shape[2:], _calibration_sides(k), k.calibration or (), strict=True):
         first = min(max(n // 2 - side // 2, start), stop - side)
-        found.append((first, first + side))
-    return found[0], found[1]
+        ranges.append((first, first + side))
+    return ranges[0], ranges[1]
 
 
-def _centre(k: KSpace, y: Any) -> Any:
-    """The part of ``y``, an array or a tensor (..., a, b), that lies in the calibration block."""
-    (a0, a1), (b0, b1) = _block(k)
+def _crop_to_calibration(k: KSpace, y: Any) -> Any:
+    """Return the part of ``y``, an array or tensor (..., a, b), in the calibration block."""
+    (a0, a1), (b0, b1) = _calibration_block(k)
     return y[..., a0:a1, b0:b1]
 
 
-def _maps(k: KSpace, y: Tensor) -> tuple[Tensor, str]:
+def _estimate_maps(k: KSpace, y: Tensor) -> tuple[Tensor, str]:
     shape = (y.shape[2], y.shape[3])
     if y.shape[1] == 1:
         return torch.ones(len(y), 1, *shape, dtype=torch.complex64), "one coil"
-    block, calibration = _block(k), _centre(k, y)
-    if min(_sides(k)) >= MIN_CALIBRATION:
+    block, calibration = _calibration_block(k), _crop_to_calibration(k, y)
+    if min(_calibration_sides(k)) >= MIN_CALIBRATION:
         return torch.stack([coils.espirit(c, shape) for c in calibration]), "ESPIRiT"
     return torch.stack([coils.low_pass_maps(c, shape, block) for c in calibration]), "low-pass calibration images"
 
 
-def _level(A: Fourier, y: Tensor) -> Tensor:
-    """99th percentile of |x| per slice, from a regularised CG-SENSE image; at least a fifth of the largest slice's."""
+def _signal_level(A: Fourier, y: Tensor) -> Tensor:
+    """Return the 99th percentile of |x| per slice of a regularised CG-SENSE image, at least a fifth of the largest."""
     x = classical.cg_sense(A, y, ridge=0.05, iterations=8)
     level = torch.quantile(x.abs().flatten(1), 0.99, dim=1)
     return level.clamp_min(0.2 * float(level.max()))

@@ -1,4 +1,4 @@
-"""Solving for the image: estimate and posterior samples of a prepared problem, under a prior that may adapt to it."""
+"""Reconstruction of a prepared problem: estimate and posterior samples under a prior that may be adapted to it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ TERMINAL_SD = 0.05
 """Largest error of an estimate that terminal consistency corrects for, in units of the 99th percentile."""
 
 ADAPTED_SLICES = 4
-"""Slices that AdaDiff adapts the prior on, spread over the volume: the prior is one acquisition's, not one slice's."""
+"""Number of slices, spread over the volume, on which AdaDiff adapts the prior to the acquisition."""
 THIN_MM = 2.5
 GAP = 0.05
-"""Slices are coupled where they are at most ``THIN_MM`` apart with no gap between them above ``GAP`` of that."""
+"""Limits for the coupling of slices: spacing of at most ``THIN_MM``, gaps of at most ``GAP`` of the thickness."""
 
 
 class Options(BaseModel):
-    """What a route may set.
+    """Options of a route.
 
-    ``solver``: how samples are drawn; with "adadiff" by DDS under the prior as it was trained, while the estimate takes
+    ``solver``: sampler; "adadiff" draws samples by DDS under the prior as it was trained, while the estimate takes
     ``rapid_steps`` under the prior adapted by such reconstructions. ``across_slices``: weight of the coupling of
     neighbouring slices, one over the usual difference between them in units of the 99th percentile of magnitude; 0
     leaves every slice alone.
@@ -68,21 +68,21 @@ class Options(BaseModel):
 
 
 def adapt_prior(problem: Problem, model: Model, options: Options, seed: int) -> tuple[Model, adaptation.Adaptation]:
-    """The model with its prior adapted to this acquisition, and how that went; ``model`` itself stays as it is."""
+    """Return the model with its prior adapted to this acquisition, and the record of it; ``model`` is not changed."""
     count = min(len(problem.y), ADAPTED_SLICES)
-    part = problem.of([(2 * n + 1) * len(problem.y) // (2 * count) for n in range(count)]).to(model.device)
-    found = adaptation.adapt(
+    subset = problem.select([(2 * n + 1) * len(problem.y) // (2 * count) for n in range(count)]).to(model.device)
+    result = adaptation.adapt(
         model.network,
         lambda network: replace(model.denoiser, network=network),
-        part.A,
-        part.y,
+        subset.A,
+        subset.y,
         _mean_sigmas(options),
-        sigma_y=part.sigma_y,
+        sigma_y=subset.sigma_y,
         sigma_data=model.denoiser.sigma_data,
         settings=adaptation.Settings(options.adaptation_rank, options.adaptation_steps, options.adaptation_rate),
         generator=torch.Generator().manual_seed(seed),
     )
-    return replace(model, network=found.network), found
+    return replace(model, network=result.network), result
 
 
 def _mean_sigmas(options: Options) -> list[float]:
@@ -90,26 +90,29 @@ def _mean_sigmas(options: Options) -> list[float]:
 
 
 def _mean_steps(options: Options) -> int:
-    """An adapted prior is right for the steps that it was adapted in: more of them would overdo its corrections."""
+    """Return the number of steps of the estimate.
+
+    An adapted prior is right for its number of steps: more of them would overdo its corrections.
+    """
     return options.rapid_steps if options.solver == "adadiff" else options.mean_steps
 
 
 def is_volume(k: KSpace) -> bool:
-    """Whether its slices are thin and without gaps, so that neighbours show nearly the same."""
+    """Return whether the slices are thin and without gaps, so that neighbours show nearly the same."""
     spacing = k.grid.spacing_mm[0]
     return len(k.samples) > 1 and spacing <= THIN_MM and spacing <= k.slice_thickness_mm * (1 + GAP)
 
 
 def estimate_slices(problem: Problem, model: Model, options: Options) -> Tensor:
-    """Posterior-mean estimate (slice, a, b), scaled: annealed without injected noise, then kept to the data."""
-    D, A, y = _inside(model.denoiser, problem.A), problem.A, problem.y
+    """Return the scaled posterior mean (slice, a, b): annealed without injected noise, then data-consistent."""
+    D, A, y = _restrict_to_support(model.denoiser, problem.A), problem.A, problem.y
     correct = samplers.correction(A, y, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data)
     x = samplers.annealed(D, _mean_sigmas(options), classical.cg_sense(A, y, ridge=0.05), correct)
-    return _keep_measured(problem, x, options.measured)
+    return _enforce_data(problem, x, options.measured)
 
 
 def estimate_volume(problem: Problem, model: Model, options: Options) -> Tensor:
-    """Do :func:`estimate_slices` with total variation across the slices.
+    """Return the estimate as :func:`estimate_slices` does, with total variation across the slices.
 
     The denoiser sees ``options.batch`` slices at a time.
     """
@@ -127,13 +130,13 @@ def estimate_volume(problem: Problem, model: Model, options: Options) -> Tensor:
         )
 
     x = samplers.annealed(denoise, _mean_sigmas(options), start, correct)
-    kept = [_keep_measured(one, x[i : i + 1], options.measured) for i, one in enumerate(ones)]
-    return torch.cat(kept)
+    consistent = [_enforce_data(one, x[i : i + 1], options.measured) for i, one in enumerate(ones)]
+    return torch.cat(consistent)
 
 
 def draw_samples(problem: Problem, model: Model, options: Options, seeds: list[int]) -> Tensor:
-    """One posterior sample per slice and seed; ``problem`` holds one slice per seed."""
-    D, A, y = _inside(model.denoiser, problem.A), problem.A, problem.y
+    """Return one posterior sample per slice and seed; ``problem`` holds one slice per seed."""
+    D, A, y = _restrict_to_support(model.denoiser, problem.A), problem.A, problem.y
     noise = samplers.noise_source(seeds)
     sigmas = samplers.karras(options.sigma_max, options.sigma_min, options.steps)
     if options.solver in ("dds", "adadiff"):
@@ -144,17 +147,17 @@ def draw_samples(problem: Problem, model: Model, options: Options, seeds: list[i
         x = samplers.score_mri(D, A, y, sigmas, noise=noise)
     else:
         x = samplers.ald(D, A, y, sigmas, sigma_y=problem.sigma_y, noise=noise)
-    return _keep_measured(problem, x, options.measured)
+    return _enforce_data(problem, x, options.measured)
 
 
-def _inside(D: samplers.Denoiser, A: Fourier) -> samplers.Denoiser:
-    """D on the support of the maps and zero outside, where no coil sees an object and no data would hold it back."""
+def _restrict_to_support(D: samplers.Denoiser, A: Fourier) -> samplers.Denoiser:
+    """Return D on the support of the maps and zero outside, where no coil sees an object and no data constrain it."""
     inside = A.support > 0
     return lambda x, sigma: D(x, sigma) * inside
 
 
-def _keep_measured(problem: Problem, x: Tensor, measured: str) -> Tensor:
-    """Terminal consistency with the samples: within their noise (chi-square at most one), or exactly.
+def _enforce_data(problem: Problem, x: Tensor, measured: str) -> Tensor:
+    """Return ``x`` made consistent with the samples: within their noise (chi-square at most one), or exactly.
 
     "auto" keeps them exactly where one coil measured and the noise level is a guess: with one coil that amplifies no
     noise, while smoothing by a wrong level would take signal away. Several coils at high acceleration do amplify it.
@@ -168,7 +171,7 @@ def _keep_measured(problem: Problem, x: Tensor, measured: str) -> Tensor:
 
 
 def count_evaluations(options: Options) -> int:
-    """Calls of the denoiser per slice, without those of an adaptation."""
+    """Return the calls of the denoiser per slice, without those of an adaptation."""
     n = options.steps
     each = {"dds": n, "adadiff": n, "dps": n, "score_mri": 2 * n - 1, "ald": 3 * n + 1}[options.solver]
     return _mean_steps(options) + options.samples * each

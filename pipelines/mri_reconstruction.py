@@ -1,4 +1,4 @@
-"""Undersampled Cartesian k-space to an MR image, with what the data leave uncertain.
+"""MR image from undersampled Cartesian k-space, with its uncertainty.
 
 Input: ``kspace`` (:class:`pipelines.contract.KSpace`), any number of coils and slices; a 3D acquisition comes as
 slices, transformed along its readout. Further contrasts or sets of the acquisition come as further k-space ("kspace 2",
@@ -75,7 +75,7 @@ __all__ = [
 
 
 def interpolate(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
-    """Images (slice, a, b) over ``fov_mm`` evaluated at the pixels of ``grid``: crop, and zero-fill interpolation.
+    """Evaluate images (slice, a, b) over ``fov_mm`` at the pixels of ``grid``: crop, and zero-fill interpolation.
 
     x(r) = sum_k X_k exp(2 pi i k r / fov), exact for any pixel size; pixel n // 2 of either lattice is the same point.
     Amplitudes are those of the object, whatever the matrix.
@@ -83,8 +83,8 @@ def interpolate(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
     X = centred_fft(x)
     rows = _interpolation(X.shape[-2], fov_mm[0], grid.shape[1], grid.spacing_mm[1])
     columns = _interpolation(X.shape[-1], fov_mm[1], grid.shape[2], grid.spacing_mm[2])
-    found: Tensor = torch.einsum("ja,sab,ib->sji", rows, X, columns)
-    return found
+    result: Tensor = torch.einsum("ja,sab,ib->sji", rows, X, columns)
+    return result
 
 
 def _interpolation(n: int, fov_mm: float, count: int, spacing_mm: float) -> Tensor:
@@ -95,7 +95,7 @@ def _interpolation(n: int, fov_mm: float, count: int, spacing_mm: float) -> Tens
 
 
 def _encoded_pixel(k: KSpace) -> tuple[float, float]:
-    """Size of an encoded pixel in delivered pixels (j, i)."""
+    """Return the size of an encoded pixel in delivered pixels (j, i)."""
     (fov_a, fov_b), (na, nb) = k.encoded_fov_mm, k.mask.shape[1:]
     _, spacing_j, spacing_i = k.grid.spacing_mm
     return fov_a / na / spacing_j, fov_b / nb / spacing_i
@@ -103,7 +103,7 @@ def _encoded_pixel(k: KSpace) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Slice:
-    """One reconstructed slice on the delivered grid, in physical units: image, sd (j, i), and its chi-square."""
+    """Reconstructed slice on the delivered grid, in physical units: image, sd (j, i), and its chi-square."""
 
     image: Tensor
     sd: Tensor
@@ -117,92 +117,101 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
         raise Refused("mri_reconstruction takes k-space, not an image")
     check_acquisition(images)
     progress(0.0, "coils")
-    found: list[Finding] = []
+    findings: list[Finding] = []
     with torch.no_grad():
         problems = prepare_acquisition(images, coil_energy=options.coil_energy)
         for n, (k, problem) in enumerate(zip(images, problems, strict=True)):
-            found += _image(
-                k, problem, model, options, seed if n == 0 else _seed(seed, -n), _part(progress, n, len(images))
+            findings += _reconstruct_image(
+                k,
+                problem,
+                model,
+                options,
+                seed if n == 0 else _derive_seed(seed, -n),
+                _scale_progress(progress, n, len(images)),
             )
-    return [*found, *_overall(found)]
+    return [*findings, *_worst_fit(findings)]
 
 
-def _part(progress: Progress, n: int, count: int) -> Progress:
+def _scale_progress(progress: Progress, n: int, count: int) -> Progress:
     return lambda done, step: progress((n + done) / count, step)
 
 
-def _image(k: KSpace, problem: Problem, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
-    """The findings of one image."""
+def _reconstruct_image(
+    k: KSpace, problem: Problem, model: Model, options: Options, seed: int, progress: Progress
+) -> list[Finding]:
+    """Reconstruct one image and return its findings."""
     extra: list[Measurement] = []
-    prior, adaptations = model, 0
+    prior, adaptation_calls = model, 0
     if options.solver == "adadiff":
-        progress(0.02, _words("adaptation", k))
-        prior, how = adapt_prior(problem, model, options, _seed(seed, -1))
-        adaptations = how.evaluations
-        extra = _adaptation(how)
+        progress(0.02, _with_label("adaptation", k))
+        prior, adaptation = adapt_prior(problem, model, options, _derive_seed(seed, -1))
+        adaptation_calls = adaptation.evaluations
+        extra = _measure_adaptation(adaptation)
     volume = None
     if options.across_slices > 0 and is_volume(k):
-        progress(0.05, _words("estimate across slices", k))
+        progress(0.05, _with_label("estimate across slices", k))
         volume = estimate_volume(problem.to(model.device), prior, options)
     slices = []
     for i in range(len(problem.y)):
-        progress(0.05 + 0.9 * i / len(problem.y), _words(f"slice {i + 1} of {len(problem.y)}", k))
+        progress(0.05 + 0.9 * i / len(problem.y), _with_label(f"slice {i + 1} of {len(problem.y)}", k))
         one = problem.slices(i, i + 1).to(model.device)
         x = estimate_slices(one, prior, options) if volume is None else volume[i : i + 1]
-        slices.append(_slice(one, x, k, model, options, _seed(seed, i)))
+        slices.append(_reconstruct_slice(one, x, k, model, options, _derive_seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
     sd = Volume(uncertainty.pooled(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
-    calls = count_evaluations(options) + adaptations / len(slices)
+    calls = count_evaluations(options) + adaptation_calls / len(slices)
     fit = [*_measurements(k, problem, calls, [s.chi_square for s in slices]), *extra]
     return [*_findings(k, image, sd, options), *(replace(m, group=k.label) for m in fit)]
 
 
-def _slice(one: Problem, x: Tensor, k: KSpace, model: Model, options: Options, seed: int) -> _Slice:
-    """``x``: the estimate; the samples are drawn here."""
+def _reconstruct_slice(one: Problem, x: Tensor, k: KSpace, model: Model, options: Options, seed: int) -> _Slice:
+    """Draw the samples of one slice and return its image, sd and chi-square; ``x`` is the estimate."""
     chi_square = float(uncertainty.chi_square(one.A, x, one.y, one.sigma_y)[0])
-    image = _delivered(one, x, k)[0]
+    image = _to_delivered_grid(one, x, k)[0]
     _, sd = uncertainty.mean_and_sd(_sample_magnitudes(one, k, model, options, seed))
     return _Slice(image, sd, chi_square)
 
 
-def _words(name: str, k: KSpace) -> str:
+def _with_label(name: str, k: KSpace) -> str:
     return f"{name}, {k.label}" if k.label else name
 
 
-def _titled(k: KSpace, words: str) -> str:
-    """The label first: a series' description has 64 characters."""
+def _describe(k: KSpace, words: str) -> str:
+    """Return the description with the label first, because a series' description has 64 characters."""
     return f"{k.label}: {words}" if k.label else words
 
 
 def _sample_magnitudes(one: Problem, k: KSpace, model: Model, options: Options, seed: int) -> Iterator[Tensor]:
-    seeds = [_seed(seed, n) for n in range(options.samples)]
+    seeds = [_derive_seed(seed, n) for n in range(options.samples)]
     for start in range(0, options.samples, options.batch):
-        part = seeds[start : start + options.batch]
-        many = one.repeat(len(part))
-        yield from _delivered(many, draw_samples(many, model, options, part), k)
+        batch_seeds = seeds[start : start + options.batch]
+        repeated = one.repeat(len(batch_seeds))
+        yield from _to_delivered_grid(repeated, draw_samples(repeated, model, options, batch_seeds), k)
 
 
-def _delivered(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
-    """Magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
+def _to_delivered_grid(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
+    """Return the magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
     return interpolate((x * problem.gain).cpu(), k.encoded_fov_mm, k.grid).abs()
 
 
-def _seed(seed: int, index: int) -> int:
-    """A seed per slice and sample, the same however the work is split."""
+def _derive_seed(seed: int, index: int) -> int:
+    """Return a seed per slice and sample, the same for any division of the work."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
 
 
 def find_low_confidence(image: NDArray[np.float32], sd: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """1 inside the object where sd exceeds ``threshold`` times the signal, taken as a quarter of its 99th percentile
-    where it is less."""
+    """Return 1 inside the object where sd exceeds ``threshold`` times the signal, else 0.
+
+    A signal below a quarter of its 99th percentile counts as that quarter.
+    """
     level = float(np.quantile(image, 0.99))
     inside = image > 0.1 * level
     return (inside & (sd > threshold * np.maximum(image, 0.25 * level))).astype(np.uint8)
 
 
 def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Finding]:
-    name = _words("reconstruction", k)
+    name = _with_label("reconstruction", k)
     segment = Segment(
         1, "Low confidence", SPATIAL, LOW_CONFIDENCE,
         f"Standard deviation above {options.low_confidence:g} of the signal",
@@ -210,17 +219,17 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
     labels = find_low_confidence(image.data, sd.data, options.low_confidence)
     return [
         Image(
-            name, image, _titled(k, f"MR reconstruction with a diffusion prior ({options.solver})"),
+            name, image, _describe(k, f"MR reconstruction with a diffusion prior ({options.solver})"),
             k.slice_thickness_mm, modality="MR",
         ),
         ParametricMap(
-            _words("standard deviation", k), sd, STANDARD_DEVIATION,
-            _titled(k, f"Standard deviation of {options.samples} posterior samples, pooled over neighbours"),
+            _with_label("standard deviation", k), sd, STANDARD_DEVIATION,
+            _describe(k, f"Standard deviation of {options.samples} posterior samples, pooled over neighbours"),
             k.slice_thickness_mm, image_name=name,
         ),
         Segmentation(
-            _words("low confidence", k), labels, k.grid, (segment,),
-            _titled(k, "Region where the data leave the image uncertain"), k.slice_thickness_mm, image_name=name,
+            _with_label("low confidence", k), labels, k.grid, (segment,),
+            _describe(k, "Region where the data leave the image uncertain"), k.slice_thickness_mm, image_name=name,
         ),
     ]  # fmt: skip
 
@@ -243,7 +252,7 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
     ]  # fmt: skip
 
 
-def _adaptation(how: Adaptation) -> list[Measurement]:
+def _measure_adaptation(how: Adaptation) -> list[Measurement]:
     return [
         Measurement("adaptation steps", float(how.steps), "1", "Each with a gradient through the denoiser"),
         Measurement(
@@ -254,9 +263,9 @@ def _adaptation(how: Adaptation) -> list[Measurement]:
     ]  # fmt: skip
 
 
-def _overall(found: Sequence[Finding]) -> list[Finding]:
-    """Of several images the worst fit, for the gate, which judges the whole result."""
-    fits = [m for m in found if isinstance(m, Measurement) and m.group and m.name == "chi-square"]
+def _worst_fit(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the worst fit of several images, for the gate, which judges the complete result."""
+    fits = [m for m in findings if isinstance(m, Measurement) and m.group and m.name == "chi-square"]
     return [replace(max(fits, key=lambda m: m.value), group="", description="Of the worst image")] if fits else []
 
 

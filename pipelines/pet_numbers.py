@@ -1,9 +1,9 @@
-"""What a synthetic amyloid and tau PET says in numbers: SUVR by region, Centiloid, the probability of amyloid.
+"""Numbers of synthetic amyloid and tau PET: SUVR by region, Centiloid, probability of amyloid.
 
-Values are those of the delivered image, the posterior mean. Intervals: normal about that mean, with the standard
-deviation that the network has learned to state beside it (a few samples tell it worse: by the card's table, intervals
-from theirs hold less of the true posterior); of a share of the samples, Jeffreys' (Beta) interval, which says how much
-K samples can tell. Both hold as far as the model's posterior does: the evaluation in its card tests that.
+Values are those of the delivered image, the posterior mean. Intervals are normal about that mean, with the standard
+deviation that the network has learned to predict (a few samples estimate it worse: by the card's table, intervals from
+their spread hold less of the true posterior). For a share of the samples it is Jeffreys' (Beta) interval, which shows
+how much K samples can tell. Both are as valid as the model's posterior, which the evaluation in its card tests.
 
 Centiloid (Klunk et al., Alzheimers Dement. 11, 2015) of the neocortical SUVR by the whole cerebellum: PiB
 100 (SUVR - 1.009) / 1.067; florbetapir 175 SUVR - 182 (Navitsky et al., Alzheimers Dement. 14, 2018).
@@ -29,7 +29,7 @@ SUVR_CODES = {
     "amyloid": Code("SUVR_AMYLOID", "99DICOMNODE", "Standardized uptake value ratio of amyloid PET"),
     "tau": Code("SUVR_TAU", "99DICOMNODE", "Standardized uptake value ratio of tau PET"),
 }
-"""By target: two numbers of one region are two quantities. DICOM has no code for them; 126401 to 126406 are SUVs."""
+"""Quantity of each target: two numbers of one region are two quantities. DICOM has SUVs (126401 to 126406), no SUVR."""
 CENTILOID = Code("CENTILOID", "99DICOMNODE", "Centiloid")
 LEVELS = (0.80, 0.95)
 REGIONS = tuple(s for s in STRUCTURES if s.tissue != "csf")
@@ -37,7 +37,7 @@ COMPOSITE = {"amyloid": "neocortex (frontal, parietal, temporal, cingulate, prec
 
 
 class AmyloidOptions(Protocol):
-    """What of the pipeline's options matters here."""
+    """Options of the pipeline on the amyloid status."""
 
     @property
     def positive_centiloid(self) -> float: ...
@@ -46,52 +46,59 @@ class AmyloidOptions(Protocol):
     def abstain_between(self) -> tuple[float, float]: ...
 
 
-def measure_pet(one: Tensor, sd: Tensor, sampled: Tensor, c: Covariates, options: AmyloidOptions) -> list[Finding]:
-    """Of SUVR by structure: ``one`` (2, COUNT) of the delivered images, ``sd`` (2, COUNT) as the network states it,
-    ``sampled`` (K, 2, COUNT) of the samples."""
-    found: list[Finding] = []
+def measure_pet(mean: Tensor, sd: Tensor, samples: Tensor, c: Covariates, options: AmyloidOptions) -> list[Finding]:
+    """Return regional SUVR, composites and amyloid status, with intervals.
+
+    SUVR by structure: ``mean`` (2, COUNT) of the delivered images, ``sd`` (2, COUNT) as the network predicts it,
+    ``samples`` (K, 2, COUNT) of the samples.
+    """
+    findings: list[Finding] = []
     for at, target in enumerate(TARGETS):
-        found += [_regional(s, target, one[at], sd[at]) for s in REGIONS if not one[at, s.number - 1].isnan()]
-    middle, spread = composites(one), composite_sd(sd)
+        findings += [
+            _measure_region(s, target, mean[at], sd[at]) for s in REGIONS if not mean[at, s.number - 1].isnan()
+        ]
+    middle, spread = composites(mean), composite_sd(sd)
     for at, target in enumerate(TARGETS):
-        found.append(
+        findings.append(
             Measurement(
                 f"{target} composite SUVR", float(middle[at]), "{SUVr}", f"Mean of the {COMPOSITE[target]}",
-                quantity=SUVR_CODES[target], intervals=_intervals(middle[at], spread[at]),
+                quantity=SUVR_CODES[target], intervals=_suvr_intervals(middle[at], spread[at]),
             )
         )  # fmt: skip
-    return [*found, *_amyloid(float(middle[0]), float(spread[0]), composites(sampled)[:, 0], c, options)]
+    return [*findings, *_measure_amyloid(float(middle[0]), float(spread[0]), composites(samples)[:, 0], c, options)]
 
 
-def _regional(s: Structure, target: str, one: Tensor, sd: Tensor) -> Measurement:
-    value, site = one[s.number - 1], encode_structure(s)
+def _measure_region(s: Structure, target: str, mean: Tensor, sd: Tensor) -> Measurement:
+    value, site = mean[s.number - 1], encode_structure(s)
     return Measurement(
         f"{target} SUVR of {s.name}", float(value), "{SUVr}", group=s.name, site=site, quantity=SUVR_CODES[target],
-        intervals=_intervals(value, sd[s.number - 1]),
+        intervals=_suvr_intervals(value, sd[s.number - 1]),
     )  # fmt: skip
 
 
-def _intervals(middle: Tensor, sd: Tensor) -> tuple[Interval, ...]:
-    """Of SUVR, which is never negative."""
-    found = (normal_interval(float(middle), float(sd), level) for level in LEVELS)
-    return tuple(Interval(each.level, max(each.low, 0.0), each.high) for each in found)
+def _suvr_intervals(middle: Tensor, sd: Tensor) -> tuple[Interval, ...]:
+    """Return the intervals of an SUVR, cut at zero because it is never negative."""
+    intervals = (normal_interval(float(middle), float(sd), level) for level in LEVELS)
+    return tuple(Interval(interval.level, max(interval.low, 0.0), interval.high) for interval in intervals)
 
 
 def normal_interval(middle: float, sd: float, level: float) -> Interval:
-    """The central one of a normal density."""
+    """Return the central interval of a normal density."""
     half = sd * float(stats.norm.ppf((1 + level) / 2))
     return Interval(level, middle - half, middle + half)
 
 
-def _amyloid(suvr: float, sd: float, drawn: Tensor, c: Covariates, options: AmyloidOptions) -> list[Finding]:
+def _measure_amyloid(
+    suvr: float, sd: float, sample_suvr: Tensor, c: Covariates, options: AmyloidOptions
+) -> list[Finding]:
     tracer = c.amyloid_tracer or "florbetapir"
-    loads = torch.tensor([centiloid(tracer, float(each)) for each in drawn])
+    loads = torch.tensor([centiloid(tracer, float(each)) for each in sample_suvr])
     load, load_sd = centiloid(tracer, suvr), sd * (centiloid(tracer, 1.0) - centiloid(tracer, 0.0))
     positive = int((loads >= options.positive_centiloid).sum())
     p, (low, high) = positive / len(loads), options.abstain_between
     abstains = low <= p <= high
     status = "undetermined" if abstains else ("positive" if p > high else "negative")
-    why = f"; between {low:g} and {high:g} nothing is said" if abstains else ""
+    reason = f"; between {low:g} and {high:g} nothing is said" if abstains else ""
     return [
         Measurement(
             "Centiloid", load, "{CL}", f"Of the neocortical SUVR by whole cerebellum, {tracer}", quantity=CENTILOID,
@@ -100,15 +107,15 @@ def _amyloid(suvr: float, sd: float, drawn: Tensor, c: Covariates, options: Amyl
         Measurement(
             "probability of amyloid", p, "1",
             f"Share of {len(loads)} samples with {options.positive_centiloid:g} CL and more",
-            intervals=tuple(_of_share(positive, len(loads), level) for level in LEVELS),
+            intervals=tuple(_share_interval(positive, len(loads), level) for level in LEVELS),
         ),
         Measurement("amyloid status abstained", float(abstains), "1", f"1: the probability is in {low:g} to {high:g}"),
-        Note("amyloid status", f"{status}: probability of amyloid {p:.2f} from {len(loads)} samples{why}"),
+        Note("amyloid status", f"{status}: probability of amyloid {p:.2f} from {len(loads)} samples{reason}"),
     ]  # fmt: skip
 
 
-def _of_share(positive: int, count: int, level: float) -> Interval:
-    """Jeffreys' interval of a share, closed at 0 and 1 where none or all are positive."""
+def _share_interval(positive: int, count: int, level: float) -> Interval:
+    """Return Jeffreys' interval of a share, closed at 0 and 1 where none or all are positive."""
     beta = stats.beta(positive + 0.5, count - positive + 0.5)
     low = 0.0 if positive == 0 else float(beta.ppf((1 - level) / 2))
     high = 1.0 if positive == count else float(beta.ppf((1 + level) / 2))

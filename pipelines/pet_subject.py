@@ -1,4 +1,4 @@
-"""A head as the network of ``pet_synthesis`` sees it: T1w and structures on its grid, as in its training."""
+"""Head as the network of ``pet_synthesis`` sees it: T1w and structures on its grid, as in its training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Subject", "prepare_subject"]
 
 @dataclass(frozen=True)
 class Subject:
-    """A head on the network's grid: ``y0`` the scaled T1w and ``structure`` the numbers (k, j, i), ``maps``
+    """Head on the network's grid: ``y0`` the scaled T1w and ``structure`` the numbers (k, j, i), ``maps``
     (23, k, j, i) the fractions of the structures."""
 
     grid: Grid
@@ -35,18 +35,18 @@ class Subject:
 
     @property
     def inside(self) -> Tensor:
-        """Where any of the intracranial cavity is."""
+        """Mask of the intracranial cavity."""
         return self.maps.sum(0) > 0
 
-    def given(self, covariates: pet_synthesis.Covariates, device: str) -> Conditions:
+    def make_conditions(self, covariates: pet_synthesis.Covariates, device: str) -> Conditions:
         tokens = pet_synthesis.tokens(covariates)
         return Conditions(*(x.to(device) for x in (self.y0[None, None], tokens[None], self.maps[None])))
 
 
-def prepare_subject(t1w: Volume, structures: Anatomy, model: Model) -> Subject:
+def prepare_subject(t1w: Volume, head_anatomy: Anatomy, model: Model) -> Subject:
     """Bring T1w and structures to the network's grid, averaged over its voxels."""
-    grid = _network_grid(structures, model)
-    maps = torch.stack([_fraction(structures, number, grid) for number in range(1, COUNT + 1)])
+    grid = _network_grid(head_anatomy, model)
+    maps = torch.stack([_fraction(head_anatomy, number, grid) for number in range(1, COUNT + 1)])
     image = resampling.resample(torch.from_numpy(t1w.data)[None], t1w.grid, grid)[0]
     within = maps.sum(0) > 0.5
     if not bool(within.any()):
@@ -55,9 +55,9 @@ def prepare_subject(t1w: Volume, structures: Anatomy, model: Model) -> Subject:
 
 
 def _network_grid(structures: Anatomy, model: Model) -> Grid:
-    """Voxels of the bundle's spacing about the middle of the head: of the bundle's shape, larger where it would cut.
+    """Return the grid of the bundle's spacing and shape about the middle of the head, larger where it would cut.
 
-    The first voxel's border is one of the labels' voxels, so that whole ones are averaged.
+    The first voxel's border is a border of the labels' voxels, so that complete voxels are averaged.
     """
     spacing = float(model.settings["spacing_mm"])
     stride = int(model.network.stride)  # type: ignore[arg-type]  # a module's attributes are untyped
@@ -73,7 +73,7 @@ def _network_grid(structures: Anatomy, model: Model) -> Grid:
 
 
 def _ends(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
-    """First voxel along the axis, and the one after the last."""
+    """Return the first voxel of the mask along the axis, and the one after the last."""
     at = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
     if not at.size:
         raise Refused("no brain was found in the T1w image")
@@ -81,12 +81,14 @@ def _ends(mask: NDArray[np.bool_], axis: int) -> tuple[int, int]:
 
 
 def _fraction(structures: Anatomy, number: int, grid: Grid) -> Tensor:
-    """Share of the structure in each voxel (k, j, i)."""
+    """Return the share of the structure in each voxel (k, j, i)."""
     mask = structures.labels == number
-    found = torch.zeros(grid.shape)
+    fractions = torch.zeros(grid.shape)
     start, shape = resampling.bounding_box(mask, structures.grid, grid)
     if min(shape) > 0:
         k, j, i = (slice(s, s + n) for s, n in zip(start, shape, strict=True))
-        one = torch.from_numpy(mask.astype(np.float32))[None]
-        found[k, j, i] = resampling.resample(one, structures.grid, resampling.subgrid(grid, start, shape))[0]
-    return found
+        mask_tensor = torch.from_numpy(mask.astype(np.float32))[None]
+        fractions[k, j, i] = resampling.resample(mask_tensor, structures.grid, resampling.subgrid(grid, start, shape))[
+            0
+        ]
+    return fractions

@@ -1,13 +1,13 @@
-"""A T1w image to amyloid and tau PET: what the scans of patients like this one look like, and how far they differ.
+"""Amyloid and tau PET from a T1w image: the mean of the scans of similar patients, and their spread.
 
 Input: ``t1w`` (:class:`pipelines.contract.Volume`), MPRAGE-like, any orientation; ``covariates``
 (:class:`pipelines.contract.Covariates`), each of which may be unknown. Output, per tracer and on the T1w's own grid:
 the posterior mean in SUVR (one evaluation), the standard deviation of K samples, and by region SUVR with 80 and 95 %
 intervals, Centiloid and the probability of amyloid (``pipelines.pet_numbers``). What-if images: the same patient with
-another MMSE; the one-step mean draws no random numbers, so that nothing but the score differs.
+another MMSE; the one-step mean draws no random numbers, so that only the score differs.
 
-Weights trained on simulation only know an invented link from anatomy to pathology: their numbers are withheld, and
-images are in relative units, unless the site asks for them.
+Weights trained on simulation only have learned an invented link from anatomy to pathology: their numbers are withheld,
+and images are in relative units, unless the site asks for the numbers.
 
 Model: bundle ``pet_synthesis``, the residual-shift process of ``model_zoo.residual_shift`` (ResShift, Yue et al. 2023;
 ResDM in its corrected form) with the anatomy of the bundle ``anatomy``. The T1w and the structures are brought to the
@@ -68,7 +68,7 @@ __all__ = [
 WINDOWS_MIN = MappingProxyType(
     {"florbetapir": (50, 70), "PiB": (50, 70), "flortaucipir": (80, 100), "MK-6240": (90, 110)}
 )
-"""Minutes after injection: the one window per tracer that the models know."""
+"""Scan window of each tracer in minutes after injection, the only one that the models know."""
 TITLES = MappingProxyType({
     "age_years": ("age", "years"), "sex": ("sex", ""), "e4_alleles": ("APOE e4 alleles", ""),
     "mmse": ("MMSE", "points"), "ptau217_pg_ml": ("plasma p-tau217", "pg/ml"),
@@ -77,9 +77,10 @@ MMSE = Annotated[int, Field(ge=0, le=30)]
 
 
 class Options(BaseModel):
-    """What a route may set. ``steps``: evaluations per sample. ``abstain_between``: probabilities of amyloid, ends
+    """Options of a route.
 
-    included, of which nothing is said. ``what_if_mmse``: further images with the patient's MMSE replaced.
+    ``steps``: evaluations per sample. ``abstain_between``: range of the probability of amyloid, ends included, in which
+    no status is stated. ``what_if_mmse``: MMSE scores of further images, in place of the patient's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,7 +96,7 @@ class Options(BaseModel):
     clinical_numbers: Literal["withhold", "give"] = "withhold"
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
+    def _check_order(self) -> Self:
         low, high = self.abstain_between
         if not 0 <= low <= high <= 1:
             raise ValueError(f"abstain_between has to be two probabilities in order; it is {low:g} to {high:g}")
@@ -108,57 +109,62 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class PetEstimate:
-    """Amyloid and tau in SUVR on the network's lattice: ``mean`` and ``sd`` (2, k, j, i); by structure ``one``
-    (2, COUNT) of the mean, ``stated_sd`` (2, COUNT) beside it and ``sampled`` (K, 2, COUNT); ``factors`` (2,): what the
-    reference regions had before; ``outside`` (2,): activity in the cerebrospinal fluid over that in the brain."""
+    """Amyloid and tau in SUVR on the network's grid: ``mean`` and ``sd`` (2, k, j, i).
+
+    By structure: ``regional_mean`` (2, COUNT), the ``regional_sd`` (2, COUNT) that the network predicts, and
+    ``regional_samples`` (K, 2, COUNT); ``factors`` (2,): means of the reference regions before division; ``outside``
+    (2,): activity in the cerebrospinal fluid over that in the brain.
+    """
 
     mean: Tensor
     sd: Tensor
-    one: Tensor
-    stated_sd: Tensor
-    sampled: Tensor
+    regional_mean: Tensor
+    regional_sd: Tensor
+    regional_samples: Tensor
     factors: Tensor
     outside: Tensor
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
-    """Anatomy, lattice, posterior mean, samples, and what they say."""
-    t1w, stated = case["t1w"], case.inputs.get("covariates", contract.Covariates())
-    if not isinstance(t1w, Volume) or not isinstance(stated, contract.Covariates):
+    """Segment the anatomy, estimate the posterior mean and samples, and measure them."""
+    t1w, sourced = case["t1w"], case.inputs.get("covariates", contract.Covariates())
+    if not isinstance(t1w, Volume) or not isinstance(sourced, contract.Covariates):
         raise Refused("pet_synthesis takes a T1w image and covariates")
     anatomy.check_head(t1w, case.facts)
-    structures = anatomy.segment_head(t1w, model.helpers["anatomy"], lambda done, step: progress(0.6 * done, step))
-    subject = prepare_subject(t1w, structures, model)
-    covariates = network_covariates(stated, options)
-    found = estimate_pet(subject, covariates, model, options, seed, lambda done: progress(0.6 + 0.3 * done, "samples"))
+    head_anatomy = anatomy.segment_head(t1w, model.helpers["anatomy"], lambda done, step: progress(0.6 * done, step))
+    subject = prepare_subject(t1w, head_anatomy, model)
+    covariates = network_covariates(sourced, options)
+    e = estimate_pet(subject, covariates, model, options, seed, lambda done: progress(0.6 + 0.3 * done, "samples"))
     progress(0.9, "own grid")
-    shown = _Shown(t1w, subject, options, withheld=model.simulation_only and options.clinical_numbers == "withhold")
-    images = [*_images(found, shown), *_what_ifs(subject, covariates, model, shown)]
+    delivery = _Delivery(
+        t1w, subject, options, withheld=model.simulation_only and options.clinical_numbers == "withhold"
+    )
+    images = [*_images(e, delivery), *_what_if_images(subject, covariates, model, delivery)]
     numbers = (
         []
-        if shown.withheld
-        else pet_numbers.measure_pet(found.one, found.stated_sd, found.sampled, covariates, options)
+        if delivery.withheld
+        else pet_numbers.measure_pet(e.regional_mean, e.regional_sd, e.regional_samples, covariates, options)
     )
-    notes = _notes(stated, options, model, shown.withheld)
+    notes = _notes(sourced, options, model, delivery.withheld)
     return [
         *images,
         *numbers,
-        *_quality(found, options),
-        *anatomy.score_out_of_distribution(structures, t1w, model, seed),
+        *_measure_quality(e, options),
+        *anatomy.score_out_of_distribution(head_anatomy, t1w, model, seed),
         *notes,
     ]
 
 
-def network_covariates(stated: contract.Covariates, options: Options) -> pet_synthesis.Covariates:
-    """What the network is told."""
+def network_covariates(sourced: contract.Covariates, options: Options) -> pet_synthesis.Covariates:
+    """Return the covariates as the network takes them."""
     return pet_synthesis.Covariates(
         options.amyloid_tracer,
         options.tau_tracer,
-        stated.age_years.value,
-        stated.sex.value,
-        stated.e4_alleles.value,
-        None if stated.mmse.value is None else float(stated.mmse.value),
-        stated.ptau217_pg_ml.value,
+        sourced.age_years.value,
+        sourced.sex.value,
+        sourced.e4_alleles.value,
+        None if sourced.mmse.value is None else float(sourced.mmse.value),
+        sourced.ptau217_pg_ml.value,
     )
 
 
@@ -170,39 +176,39 @@ def estimate_pet(
     seed: int,
     progress: Callable[[float], None] = lambda done: None,
 ) -> PetEstimate:
-    """The posterior mean and ``options.samples`` samples."""
-    given = subject.given(covariates, model.device)
+    """Estimate the posterior mean and draw ``options.samples`` samples."""
+    conditions = subject.make_conditions(covariates, model.device)
     etas = SCHEDULES.get(options.steps, [1.0])
-    x0 = _computed(model, lambda: pet_synthesis.expected(model.network, given))
-    mean, factors, one = _read(x0, subject, covariates)
-    stated_sd = _computed(model, lambda: pet_synthesis.stated_sd(model.network, given, covariates))
-    images, sampled = [], []
+    x0 = _compute(model, lambda: pet_synthesis.expected(model.network, conditions))
+    mean, factors, regional_mean = _normalise(x0, subject, covariates)
+    regional_sd = _compute(model, lambda: pet_synthesis.stated_sd(model.network, conditions, covariates))
+    images, samples = [], []
     for n in range(options.samples):
         progress(n / options.samples)
-        generator = torch.Generator().manual_seed(_seed(seed, n))
-        drawn = _computed(model, lambda: pet_synthesis.samples(model.network, given, etas, generator))  # noqa: B023
-        image, _, by_structure = _read(drawn, subject, covariates)
+        generator = torch.Generator().manual_seed(_sample_seed(seed, n))
+        x0_sample = _compute(model, lambda: pet_synthesis.samples(model.network, conditions, etas, generator))  # noqa: B023
+        image, _, by_structure = _normalise(x0_sample, subject, covariates)
         images.append(image)
-        sampled.append(by_structure)
-    sd, by_structure = mean_and_sd(images)[1], torch.stack(sampled)
-    return PetEstimate(mean, sd, one, stated_sd, by_structure, factors, _outside(mean, subject))
+        samples.append(by_structure)
+    sd, by_structure = mean_and_sd(images)[1], torch.stack(samples)
+    return PetEstimate(mean, sd, regional_mean, regional_sd, by_structure, factors, _outside_ratio(mean, subject))
 
 
-def _outside(mean: Tensor, subject: Subject) -> Tensor:
-    """Mean in the cerebrospinal fluid, outside and in the ventricles, over that in the brain's tissue (2,)."""
+def _outside_ratio(mean: Tensor, subject: Subject) -> Tensor:
+    """Return the mean in the cerebrospinal fluid, outer and ventricular, over that in the brain's tissue (2,)."""
     grey, white, csf = (subject.maps[indices].sum(0) for indices in pet_synthesis.tissue_indices())
     fluid, brain = ((mean * w).sum(dim=(1, 2, 3)) / w.sum().clamp_min(1e-6) for w in (csf, grey + white))
     return fluid / brain.clamp_min(1e-6)
 
 
-def _computed(model: Model, work: Callable[[], Tensor]) -> Tensor:
-    """In bfloat16, as in training, where the network's convolutions are."""
+def _compute(model: Model, work: Callable[[], Tensor]) -> Tensor:
+    """Run ``work`` without gradients and, as in training, with bfloat16 convolutions where the processor has them."""
     with torch.no_grad(), autocast(torch.device(model.device).type):
         return work().float().cpu()
 
 
-def _read(x0: Tensor, subject: Subject, covariates: pet_synthesis.Covariates) -> tuple[Tensor, Tensor, Tensor]:
-    """SUVR within the head (2, k, j, i), the reference regions' factors (2,), SUVR by structure (2, COUNT)."""
+def _normalise(x0: Tensor, subject: Subject, covariates: pet_synthesis.Covariates) -> tuple[Tensor, Tensor, Tensor]:
+    """Return SUVR within the head (2, k, j, i), reference regions' factors (2,) and SUVR by structure (2, COUNT)."""
     try:
         (image,), (factors,) = pet_synthesis.by_own_reference(x0, covariates, subject.structure)
     except ValueError as error:
@@ -210,20 +216,20 @@ def _read(x0: Tensor, subject: Subject, covariates: pet_synthesis.Covariates) ->
     return image * subject.inside, factors, pet_synthesis.regional(image, covariates, subject.structure)
 
 
-def _seed(seed: int, index: int) -> int:
+def _sample_seed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:7], "big")
 
 
 def estimate_what_if(subject: Subject, covariates: pet_synthesis.Covariates, mmse: int, model: Model) -> Tensor:
-    """The posterior mean in SUVR (2, k, j, i) if the MMSE were another one."""
+    """Return the posterior mean in SUVR (2, k, j, i) for another MMSE."""
     other = replace(covariates, mmse=float(mmse))
-    x0 = _computed(model, lambda: pet_synthesis.expected(model.network, subject.given(other, model.device)))
-    return _read(x0, subject, other)[0]
+    x0 = _compute(model, lambda: pet_synthesis.expected(model.network, subject.make_conditions(other, model.device)))
+    return _normalise(x0, subject, other)[0]
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """How images are delivered: on the T1w's grid, in SUVR or, with numbers withheld, in relative units."""
+class _Delivery:
+    """Form of the delivered images: on the T1w's grid, in SUVR or, with numbers withheld, in relative units."""
 
     t1w: Volume
     subject: Subject
@@ -242,83 +248,89 @@ class _Shown:
     def thickness_mm(self) -> float:
         return self.t1w.slice_thickness_mm or self.t1w.grid.spacing_mm[0]
 
-    def volumes(self, images: Tensor) -> list[Volume]:
-        """Images (n, k, j, i) of the network's lattice on the T1w's, zero outside the head."""
+    def make_volumes(self, images: Tensor) -> list[Volume]:
+        """Return images (n, k, j, i) of the network's grid on the T1w's grid, zero outside the head."""
         grid, own = self.t1w.grid, self.subject.grid
         data = np.zeros((len(images), *grid.shape), np.float32)
         (k, j, i), shape = resampling.bounding_box(self.subject.inside.numpy(), own, grid)
         for first, last in resampling.iterate_slabs(shape):
             slab = resampling.subgrid(grid, (k + first, j, i), (last - first, shape[1], shape[2]))
-            sampled = resampling.resample(images, own, slab).numpy()
-            data[:, k + first : k + last, j : j + shape[1], i : i + shape[2]] = sampled
+            resampled = resampling.resample(images, own, slab).numpy()
+            data[:, k + first : k + last, j : j + shape[1], i : i + shape[2]] = resampled
         return [Volume(each, grid, self.unit) for each in data]
 
 
-def _images(found: PetEstimate, shown: _Shown) -> list[Finding]:
-    mean, sd = shown.volumes(found.mean), shown.volumes(found.sd)
+def _images(e: PetEstimate, delivery: _Delivery) -> list[Finding]:
+    mean, sd = delivery.make_volumes(e.mean), delivery.make_volumes(e.sd)
     images: list[Finding] = []
-    for at, (target, tracer) in enumerate(zip(TARGETS, shown.options.tracers, strict=True)):
-        words = f"{target.capitalize()} PET ({tracer}) from T1w, {shown.scale}"
-        images.append(Image(f"{target} PET", mean[at], words, shown.thickness_mm))
+    for at, (target, tracer) in enumerate(zip(TARGETS, delivery.options.tracers, strict=True)):
+        description = f"{target.capitalize()} PET ({tracer}) from T1w, {delivery.scale}"
+        images.append(Image(f"{target} PET", mean[at], description, delivery.thickness_mm))
     for at, target in enumerate(TARGETS):
-        words = f"Standard deviation of {target} PET, {shown.options.samples} samples, {shown.scale}"
+        description = f"Standard deviation of {target} PET, {delivery.options.samples} samples, {delivery.scale}"
         images.append(
-            ParametricMap(f"standard deviation of {target} PET", sd[at], STANDARD_DEVIATION, words, shown.thickness_mm)
+            ParametricMap(
+                f"standard deviation of {target} PET", sd[at], STANDARD_DEVIATION, description, delivery.thickness_mm
+            )
         )
     return images
 
 
-def _what_ifs(subject: Subject, covariates: pet_synthesis.Covariates, model: Model, shown: _Shown) -> list[Finding]:
-    """Named so that nobody takes them for this patient's; the patient's own score is left out."""
+def _what_if_images(
+    subject: Subject, covariates: pet_synthesis.Covariates, model: Model, delivery: _Delivery
+) -> list[Finding]:
+    """Return the what-if images, named so that they are not taken for this patient's; the own score is left out."""
     images: list[Finding] = []
-    for mmse in dict.fromkeys(shown.options.what_if_mmse):
+    for mmse in dict.fromkeys(delivery.options.what_if_mmse):
         if mmse == covariates.mmse:
             continue
         words = f"WHAT IF MMSE {mmse} (not this patient's value)"
         for target, volume in zip(
-            TARGETS, shown.volumes(estimate_what_if(subject, covariates, mmse, model)), strict=True
+            TARGETS, delivery.make_volumes(estimate_what_if(subject, covariates, mmse, model)), strict=True
         ):
-            images.append(Image(f"{target} PET {words}", volume, f"{words}: {target} PET", shown.thickness_mm))
+            images.append(Image(f"{target} PET {words}", volume, f"{words}: {target} PET", delivery.thickness_mm))
     return images
 
 
-def _quality(found: PetEstimate, options: Options) -> list[Finding]:
-    """What the output gate looks at."""
-    told: list[Finding] = []
+def _measure_quality(e: PetEstimate, options: Options) -> list[Finding]:
+    """Return the measurements that the output gate judges."""
+    measurements: list[Finding] = []
     for at, (target, tracer) in enumerate(zip(TARGETS, options.tracers, strict=True)):
         reference = " and ".join(TRACERS[tracer].reference)
-        told += [
+        measurements += [
             Measurement(
-                f"reference factor of {target} PET", float(found.factors[at]), "1",
+                f"reference factor of {target} PET", float(e.factors[at]), "1",
                 f"Mean in the reference region ({reference}) by which the image was divided; 1.00 +- 0.05 is expected",
             ),
             Measurement(
-                f"activity outside the brain of {target} PET", float(found.outside[at]), "1",
+                f"activity outside the brain of {target} PET", float(e.outside[at]), "1",
                 "Mean in the cerebrospinal fluid over that in the brain: nothing binds there, about 0.6 spills over",
             ),
         ]  # fmt: skip
-    return told
+    return measurements
 
 
-def _notes(stated: contract.Covariates, options: Options, model: Model, withheld: bool) -> list[Finding]:
+def _notes(sourced: contract.Covariates, options: Options, model: Model, withheld: bool) -> list[Finding]:
     notes: list[Finding] = []
     for name, (title, unit) in TITLES.items():
-        each = getattr(stated, name)
+        each = getattr(sourced, name)
         value = "unknown" if each.value is None else f"{each.value:g} {unit}" if unit else str(each.value)
         notes.append(Note(f"covariate: {title}", f"{value} ({each.source})"))
     for target, tracer in zip(TARGETS, options.tracers, strict=True):
         low, high = WINDOWS_MIN[tracer]
         notes.append(Note(f"{target} tracer", f"{tracer}, as {low} to {high} minutes after injection (option)"))
-    called = f"{model.name} {model.version}"
+    model_name = f"{model.name} {model.version}"
     if withheld:
         words = (
             "Withheld: SUVR by region, composites, Centiloid and the probability of amyloid. "
-            f"{called} was trained on simulation only, where the link from anatomy to pathology was invented; the "
+            f"{model_name} was trained on simulation only, where the link from anatomy to pathology was invented; the "
             'images are in relative units. clinical_numbers = "give" in [quality] asks for the numbers.'
         )
         notes.append(Note("clinical numbers", words))
     elif model.simulation_only:
-        words = f"Given because the site asks for them. {called} was trained on simulation only: they say nothing of"
+        words = (
+            f"Given because the site asks for them. {model_name} was trained on simulation only: they say nothing of"
+        )
         notes.append(Note("clinical numbers", f"{words} this patient."))
     return notes
 

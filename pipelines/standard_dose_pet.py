@@ -1,15 +1,16 @@
-"""Low-dose PET to the image that a standard dose would have given, in the input's own unit, with its uncertainty.
+"""Standard-dose PET from low-dose PET, in the input's own unit, with its uncertainty.
 
 Input: ``pet`` (:class:`pipelines.contract.Volume`), one attenuation-corrected frame in a unit proportional to activity;
-``mr`` (optional), an MR of the head of the same session, by whose structures the numbers are given and of whose tissues
-the network is told; ``ct`` (optional), the CT of the same examination, with its tissues by CT number likewise (the
-network is told of those that it was trained with). Output, on the grid and in the unit of ``pet``: the restored image,
-its standard deviation, the region where that is large, and SUVmean, SUVmax and SUVpeak before and after.
+``mr`` (optional), an MR of the head of the same session, whose structures are the regions of the numbers and whose
+tissues the network takes as region maps; ``ct`` (optional), the CT of the same examination, used likewise with its
+tissues by CT number (the network takes the tissues that it was trained with). Output, on the grid and in the unit of
+``pet``: the restored image, its standard deviation, the region where that is large, and SUVmean, SUVmax and SUVpeak
+before and after.
 
-Model: bundle ``standard_dose_pet``, trained on simulation as ``model_zoo.standard_dose`` says, after Jiang et al. The
-image goes to isotropic voxels that the network knows and back; the scale is a robust percentile of the low-dose image,
-so that its inverse is exact; total activity is that of the input to within 1 %. The dose fraction is an option: hardly
-a header states it.
+Model: bundle ``standard_dose_pet``, trained on simulation as ``model_zoo.standard_dose`` describes, after Jiang et al.
+The image is resampled to isotropic voxels that the network knows, and back; the scale is a robust percentile of the
+low-dose image, so that its inverse is exact; total activity equals the input's to within 1 %. The dose fraction is an
+option, because hardly a header states it.
 """
 
 from __future__ import annotations
@@ -57,18 +58,21 @@ __all__ = ["PIPELINE", "Options", "check_pet", "run"]
 BODY = Code("38266002", "SCT", "Entire body")
 
 LINEAR_UNITS = ("BQML", "GML", "CNTS", "CPS", "PROPCNTS", "PROPCPS", "CM2ML")
-"""Proportional to activity per volume; the others are fits, ratios or statistics."""
+"""Units proportional to activity per volume; the others are fits, ratios or statistics."""
 TOLERANCE = 0.01
-"""Of the total activity: beyond it the image is multiplied by one factor that restores it."""
+"""Largest relative error of the total activity; beyond it one factor on the image restores the activity."""
 SPILL_MM = 15.0
-"""How far the body's activity reaches beyond its edge."""
+"""Reach of the body's activity beyond its edge."""
 MOST_VOXELS = 16_000_000
 SPACINGS_MM = (2.0, 4.0)
 
 
 class Options(BaseModel):
-    """What a route may set. ``dose_fraction``: dose of the image over the standard dose; ``blend``: share of the
-    restored image, the rest is the input with its noise."""
+    """Options of a route.
+
+    ``dose_fraction``: dose of the image over the standard dose; ``blend``: share of the restored image, the rest being
+    the input with its noise.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,63 +81,66 @@ class Options(BaseModel):
     low_confidence: float = Field(default=0.15, gt=0)
 
 
-Laid = list[HeadRegions | CtTissues]
-"""Regions by other images of the study, whether or not they lie upon the PET."""
+RegionMaps = list[HeadRegions | CtTissues]
+"""Regions from other images of the study, registered to the PET or not."""
 
 
 @dataclass(frozen=True)
 class _Restored:
-    """On the grid of the input and in its unit (k, j, i): the network's image, its sd, and the noise's sd in the input.
+    """The network's image, its sd, and the sd of the input's noise, (k, j, i) on the input's grid and in its unit.
 
-    ``seen_mm``: spacing of the voxels that the network saw.
+    ``spacing_mm``: spacing of the voxels that the network saw.
     """
 
     mean: NDArray[np.float32]
     sd: NDArray[np.float32]
     noise_sd: NDArray[np.float32]
-    seen_mm: float
+    spacing_mm: float
 
 
 @dataclass(frozen=True)
 class _Result:
-    """``image`` and ``sd`` as delivered; ``body`` and, ``wide``, the body with its spill; ``correction``: the factor
-    that kept the activity."""
+    """Delivered result.
+
+    ``image`` and ``sd``; ``body`` and the ``spill_region``, the body with its spill; ``correction``: factor that
+    preserved the activity.
+    """
 
     image: NDArray[np.float32]
     sd: NDArray[np.float32]
     body: NDArray[np.bool_]
-    wide: NDArray[np.bool_]
+    spill_region: NDArray[np.bool_]
     correction: float
 
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
-    """Restore, keep the activity, blend, measure; nothing is random."""
+    """Restore, preserve the activity, blend and measure. No step is random."""
     pet = case["pet"]
     if not isinstance(pet, Volume):
         raise Refused("standard_dose_pet takes a PET image")
     check_pet(pet, case.facts)
-    laid = _laid(case, pet, model, progress)
-    restored = _restore(pet, laid, model, options, lambda done: progress(0.3 + 0.5 * done, "restoring"))
+    region_maps = _find_regions(case, pet, model, progress)
+    restored = _restore(pet, region_maps, model, options, lambda done: progress(0.3 + 0.5 * done, "restoring"))
     progress(0.8, "measuring")
     body = find_body(pet)
-    result = _kept(pet, restored, body, options)
+    result = _preserve_activity(pet, restored, body, options)
     return [
         *_images(pet, result, options),
-        *_measurements(pet, restored, result, _regions(body, laid), case.facts, options),
-        *_notes(case.facts, options, laid),
+        *_measure(pet, restored, result, _list_regions(body, region_maps), case.facts, options),
+        *_notes(case.facts, options, region_maps),
     ]
 
 
 def check_pet(pet: Volume, facts: Mapping[str, Any]) -> None:
-    """Raise Refused unless the image can be one frame of activity, as far as its header tells."""
+    """Raise Refused unless the header allows the image to be one frame of activity."""
     if facts.get("modality", "PT") != "PT":
         raise Refused(f"standard_dose_pet takes PET; the Modality (0008,0060) of this series is {facts['modality']}")
     units = str(facts.get("units", "BQML"))
     if units not in LINEAR_UNITS:
         raise Refused(f"Units (0054,1001) are {units}, not proportional to activity; needed is one of {LINEAR_UNITS}")
-    kind = [word.upper() for word in facts.get("series_type", ())]
-    if {"DYNAMIC", "GATED", "REPROJECTION"} & set(kind):
-        raise Refused(f"Series Type (0054,1000) is {'/'.join(kind)}; standard_dose_pet takes a static image")
+    series_type = [term.upper() for term in facts.get("series_type", ())]
+    if {"DYNAMIC", "GATED", "REPROJECTION"} & set(series_type):
+        raise Refused(f"Series Type (0054,1000) is {'/'.join(series_type)}; standard_dose_pet takes a static image")
     corrections = facts.get("corrections")
     if corrections is not None and "ATTN" not in corrections:
         raise Refused("Corrected Image (0028,0051) has no ATTN: without attenuation correction this is no activity")
@@ -143,77 +150,79 @@ def check_pet(pet: Volume, facts: Mapping[str, Any]) -> None:
         raise Refused("the image holds no activity, or values that are no numbers")
 
 
-def _laid(case: Case, pet: Volume, model: Model, progress: Progress) -> Laid:
-    """Structures of the head from the MR and tissues from the CT, where they came."""
-    found: Laid = []
+def _find_regions(case: Case, pet: Volume, model: Model, progress: Progress) -> RegionMaps:
+    """Return the structures of the head from the MR and the tissues from the CT, where they were sent."""
+    region_maps: RegionMaps = []
     mr, ct = case.inputs.get("mr"), case.inputs.get("ct")
     if isinstance(mr, Volume):
-        found.append(
+        region_maps.append(
             find_head_regions(mr, pet, model.helpers["anatomy"], lambda done, step: progress(0.25 * done, step))
         )
     if isinstance(ct, Volume):
         progress(0.25, "tissues by CT")
-        found.append(find_ct_tissues(ct, pet, case.facts.get("ct", {})))
-    return found
+        region_maps.append(find_ct_tissues(ct, pet, case.facts.get("ct", {})))
+    return region_maps
 
 
 def _spacing_mm(grid: Grid, model: Model) -> float:
-    """The image's finest, within what the network was trained on, unless that makes too many voxels."""
+    """Return the image's finest spacing within the range of training, coarser where that makes too many voxels."""
     least_mm, most_mm = map(float, model.settings.get("spacings_mm", SPACINGS_MM))
     affordable_mm = float((math.prod(grid.shape) * math.prod(grid.spacing_mm) / MOST_VOXELS) ** (1 / 3))
     return min(max(least_mm, min(grid.spacing_mm), affordable_mm), most_mm)
 
 
-def _restore(pet: Volume, laid: Laid, model: Model, options: Options, progress: Callable[[float], None]) -> _Restored:
-    lattice = make_isotropic_transform(pet.grid, _spacing_mm(pet.grid, model))
-    spacing_mm = lattice.grid.spacing_mm[0]
-    low = lattice.to_isotropic(torch.from_numpy(pet.data).to(model.device))
+def _restore(
+    pet: Volume, region_maps: RegionMaps, model: Model, options: Options, progress: Callable[[float], None]
+) -> _Restored:
+    isotropic = make_isotropic_transform(pet.grid, _spacing_mm(pet.grid, model))
+    spacing_mm = isotropic.grid.spacing_mm[0]
+    low = isotropic.to_isotropic(torch.from_numpy(pet.data).to(model.device))
     mean, sd = standard_dose.restore(
         model.network,
         low,
         options.dose_fraction,
         spacing_mm=spacing_mm,
-        regions=_told(laid, lattice, model),
+        regions=_resample_region_maps(region_maps, isotropic, model),
         progress=progress,
     )
-    noise_sd = _back(lattice, standard_dose.noise_sd(low), linear=True)
-    mean_there = np.maximum(_back(lattice, mean), 0)
-    return _Restored(mean_there, _back(lattice, sd, linear=True), noise_sd, spacing_mm)
+    noise_sd = _to_image_grid(isotropic, standard_dose.noise_sd(low), linear=True)
+    restored = np.maximum(_to_image_grid(isotropic, mean), 0)
+    return _Restored(restored, _to_image_grid(isotropic, sd, linear=True), noise_sd, spacing_mm)
 
 
-def _back(lattice: IsotropicTransform, x: Tensor, *, linear: bool = False) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = lattice.from_isotropic(x.float(), linear=linear).cpu().numpy()
-    return found
+def _to_image_grid(isotropic: IsotropicTransform, x: Tensor, *, linear: bool = False) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = isotropic.from_isotropic(x.float(), linear=linear).cpu().numpy()
+    return result
 
 
-def _told(laid: Laid, lattice: IsotropicTransform, model: Model) -> Tensor | None:
-    """Region maps in the network's order, where it knows any of those that lie upon the PET; the MR's go first."""
+def _resample_region_maps(region_maps: RegionMaps, isotropic: IsotropicTransform, model: Model) -> Tensor | None:
+    """Return the region maps in the network's order, or None where it knows no registered ones; the MR's go first."""
     names = list(model.settings.get("regions", ()))
-    told: Tensor | None = None
-    for each in laid:
+    fractions: Tensor | None = None
+    for each in region_maps:
         if each.is_registered and set(each.tissue_names) & set(names):
-            maps = each.resample_fractions(names, lattice.grid)
-            told = maps if told is None else told + maps * (1 - told.sum(dim=0))
-    return told.to(model.device) if told is not None and bool(told.any()) else None
+            maps = each.resample_fractions(names, isotropic.grid)
+            fractions = maps if fractions is None else fractions + maps * (1 - fractions.sum(dim=0))
+    return fractions.to(model.device) if fractions is not None and bool(fractions.any()) else None
 
 
-def _kept(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Options) -> _Result:
-    """Activity of the body as it was, then the blend. Errors of network and noise add, for they are not independent."""
-    wide = dilate(body, pet.grid, SPILL_MM)
-    before, after = (float(x[wide].sum(dtype=np.float64)) for x in (pet.data, restored.mean))
+def _preserve_activity(pet: Volume, restored: _Restored, body: NDArray[np.bool_], options: Options) -> _Result:
+    """Restore the body's activity, then blend. Errors of network and noise add, because they are not independent."""
+    spill_region = dilate(body, pet.grid, SPILL_MM)
+    before, after = (float(x[spill_region].sum(dtype=np.float64)) for x in (pet.data, restored.mean))
     if before <= 0 or after <= 0:
         raise Refused("no activity is left in the body; this is no image of a tracer")
     correction = before / after if abs(after / before - 1) > TOLERANCE else 1.0
     w = options.blend
     image = (1 - w) * pet.data + w * correction * restored.mean
     sd = w * correction * restored.sd + (1 - w) * restored.noise_sd
-    return _Result(image.astype(np.float32), sd.astype(np.float32), body, wide, correction)
+    return _Result(image.astype(np.float32), sd.astype(np.float32), body, spill_region, correction)
 
 
-def _regions(body: NDArray[np.bool_], laid: Laid) -> list[Region]:
+def _list_regions(body: NDArray[np.bool_], region_maps: RegionMaps) -> list[Region]:
     return [
         Region("body", body, BODY),
-        *(region for each in laid if each.is_registered for region in each.list_regions()),
+        *(region for each in region_maps if each.is_registered for region in each.list_regions()),
     ]
 
 
@@ -221,7 +230,7 @@ def _images(pet: Volume, result: _Result, options: Options) -> list[Finding]:
     thickness_mm = pet.slice_thickness_mm or pet.grid.spacing_mm[0]
     blended = f", blended with {100 * (1 - options.blend):.0f} % of the input" if options.blend < 1 else ""
     level = 0.5 * float(result.image[result.body].mean())
-    doubtful = result.body & (result.sd > options.low_confidence * np.maximum(result.image, level))
+    uncertain = result.body & (result.sd > options.low_confidence * np.maximum(result.image, level))
     segment = Segment(
         1, "Low confidence", SPATIAL, LOW_CONFIDENCE,
         f"Standard deviation above {options.low_confidence:g} of the activity, or of half the body's mean",
@@ -236,38 +245,38 @@ def _images(pet: Volume, result: _Result, options: Options) -> list[Finding]:
             "Standard deviation of the activity in a voxel", thickness_mm,
         ),
         Segmentation(
-            "low confidence", doubtful.astype(np.uint8), pet.grid, (segment,),
+            "low confidence", uncertain.astype(np.uint8), pet.grid, (segment,),
             "Region where the low dose leaves the activity uncertain", thickness_mm,
         ),
     ]  # fmt: skip
 
 
-def _measurements(
+def _measure(
     pet: Volume, restored: _Restored, result: _Result, regions: list[Region], facts: Mapping[str, Any], options: Options
 ) -> list[Finding]:
     peaks = average_over_ball(pet.data, pet.grid), average_over_ball(result.image, pet.grid)
     return [
-        *_of_the_whole(pet, restored, result, peaks, options),
+        *_measure_whole_image(pet, restored, result, peaks, options),
         *_suv_factor(facts),
         *compare_uptake(pet.data, result.image, peaks, regions, _scale(pet, facts)),
     ]
 
 
-def _of_the_whole(
+def _measure_whole_image(
     pet: Volume,
     restored: _Restored,
     result: _Result,
     peaks: tuple[NDArray[np.float32], NDArray[np.float32]],
     options: Options,
 ) -> list[Finding]:
-    total = float(pet.data[result.wide].sum(dtype=np.float64))
-    created = float((result.image - pet.data)[~result.wide].sum(dtype=np.float64)) / total
+    total = float(pet.data[result.spill_region].sum(dtype=np.float64))
+    created = float((result.image - pet.data)[~result.spill_region].sum(dtype=np.float64)) / total
     moved = np.abs(peaks[1] - peaks[0])[result.body] / np.maximum(restored.noise_sd[result.body], 1e-12)
     noise = float(np.median(restored.noise_sd[result.body] / np.maximum(peaks[0][result.body], 1e-12)))
-    kept = float(result.image[result.wide].sum(dtype=np.float64)) / total
+    activity_ratio = float(result.image[result.spill_region].sum(dtype=np.float64)) / total
     return [
         Measurement(
-            "total activity ratio", kept, "1", f"Result over input, in the body and {SPILL_MM:g} mm about it"
+            "total activity ratio", activity_ratio, "1", f"Result over input, in the body and {SPILL_MM:g} mm about it"
         ),
         Measurement("activity correction", result.correction, "1", "What the network's image was multiplied by"),
         Measurement(
@@ -280,12 +289,12 @@ def _of_the_whole(
         Measurement("noise of the input", 100 * noise, "%", "Standard deviation of a voxel over its surroundings"),
         Measurement("blend", options.blend, "1", "Share of the restored image; the rest is the input with its noise"),
         Measurement("dose fraction", options.dose_fraction, "1", "As the network was told"),
-        Measurement("voxels of the network", restored.seen_mm, "mm", "Isotropic spacing that it saw the image on"),
+        Measurement("voxels of the network", restored.spacing_mm, "mm", "Isotropic spacing that it saw the image on"),
     ]  # fmt: skip
 
 
 def _suv_factor(facts: Mapping[str, Any]) -> list[Finding]:
-    """What SUVs were made with, where they were made."""
+    """Return the factor of SUVs, where SUVs were computed."""
     value = facts.get("suv_bw_per_unit")
     return (
         [] if value is None else [Measurement("SUVbw factor", float(value), "1", "SUVbw (g/ml) per unit of the image")]
@@ -298,27 +307,27 @@ def _scale(pet: Volume, facts: Mapping[str, Any]) -> Scale:
     return Scale(1.0, pet.unit, "activity ")
 
 
-def _notes(facts: Mapping[str, Any], options: Options, laid: Laid) -> list[Finding]:
-    chosen = "set for this route" if "dose_fraction" in options.model_fields_set else "the default, as none was set"
-    found: list[Finding] = [
+def _notes(facts: Mapping[str, Any], options: Options, region_maps: RegionMaps) -> list[Finding]:
+    origin = "set for this route" if "dose_fraction" in options.model_fields_set else "the default, as none was set"
+    notes: list[Finding] = [
         Note(
             "dose fraction",
-            f"{options.dose_fraction:g} of the standard dose: {chosen}. No header states it; a wrong one means too "
+            f"{options.dose_fraction:g} of the standard dose: {origin}. No header states it; a wrong one means too "
             "much or too little smoothing.",
         )
     ]
     if facts.get("suv_bw_per_unit"):
         factor = float(facts["suv_bw_per_unit"])
-        found.append(Note("SUV", f"Standardised uptake by body weight: {factor:.6g} g/ml per unit of the image."))
+        notes.append(Note("SUV", f"Standardised uptake by body weight: {factor:.6g} g/ml per unit of the image."))
     else:
         reason = facts.get("suv_unknown_because") or "the header does not state what it takes"
-        found.append(Note("SUV", f"Not known, numbers are in the image's own unit: {reason}."))
+        notes.append(Note("SUV", f"Not known, numbers are in the image's own unit: {reason}."))
     if facts.get("corrections") is None:
-        found.append(
+        notes.append(
             Note("attenuation", "Corrected Image (0028,0051) is not stated; attenuation correction is assumed.")
         )
     none = "No MR of the head and no CT came with the study: the network was told no regions."
-    return [*found, Note("regions", " ".join(each.description for each in laid) or none)]
+    return [*notes, Note("regions", " ".join(each.description for each in region_maps) or none)]
 
 
 PIPELINE = Pipeline(

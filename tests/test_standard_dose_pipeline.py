@@ -169,8 +169,8 @@ def _restored(pet: Volume, mean: Array) -> standard_dose_pet._Restored:
 def _measured(pet: Volume, mean: Array) -> dict[str, float]:
     options, body = standard_dose_pet.Options(), uptake.find_body(pet)
     restored = _restored(pet, mean)
-    result = standard_dose_pet._kept(pet, restored, body, options)
-    found = standard_dose_pet._measurements(pet, restored, result, [uptake.Region("body", body)], FACTS, options)
+    result = standard_dose_pet._preserve_activity(pet, restored, body, options)
+    found = standard_dose_pet._measure(pet, restored, result, [uptake.Region("body", body)], FACTS, options)
     return {f.name: f.value for f in found if isinstance(f, Measurement)}
 
 
