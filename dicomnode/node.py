@@ -117,9 +117,9 @@ def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, 
     """Return the sweeps of a node, which follow the clock when it is set."""
     retention = Retention(sessions, config)
     sweeps: dict[str, Callable[[], int]] = {
-        "completion": lambda: completion.close_studies(sessions, config.completion, now=now()),
-        "routing": lambda: routing.route_complete(sessions, config, now=now()),
-        "fetching": lambda: prefetch.fetch_wanted(sessions, config, now=now),
+        "completion": lambda: completion.close_due_studies(sessions, config.completion, now=now()),
+        "routing": lambda: routing.route_complete_studies(sessions, config, now=now()),
+        "fetching": lambda: prefetch.run_pending_retrievals(sessions, config, now=now),
         "leases": lambda: _expire_leases(sessions, config, now()),
         "delivery": lambda: delivery.deliver_due(sessions, config, now=now()),
         "notifications": lambda: notification.notify_due(sessions, config, now=now()),

@@ -121,16 +121,16 @@ def send(node: Receiver, *paths: Path, complete: bool = True) -> None:
     store_all(node.port, [encoded(path) for path in paths], folder)
     if complete:
         with sessions(node).begin() as session:
-            completion.close(session, STUDY, now=now())
+            completion.close_study(session, STUDY, now=now())
 
 
 def route(node: Receiver, at: datetime | None = None) -> int:
-    return routing.route_complete(sessions(node), node.config, now=at or now())
+    return routing.route_complete_studies(sessions(node), node.config, now=at or now())
 
 
 def fetch(node: Receiver, at: datetime | None = None) -> int:
     clock = (lambda: at) if at else now
-    return prefetch.fetch_wanted(sessions(node), node.config, now=clock, generator=random.Random(1))
+    return prefetch.run_pending_retrievals(sessions(node), node.config, now=clock, generator=random.Random(1))
 
 
 def inputs(node: Receiver) -> dict[str, int]:

@@ -218,7 +218,7 @@ def test_half_a_series_is_no_input_until_the_rest_is_sent(tmp_path: Path, dcmqrs
     late = now() + timedelta(seconds=60)
     assert (fetch(node, late), route(node, late)) == (0, 1)
     assert inputs(node) == {"match": 3, "revision": 2}
-    assert "1 series that did not come whole are not used" in why(node)
+    assert "1 series arrived incomplete and are not used" in why(node)
     with sessions(node).begin() as session:  # the search ended then, in the tests' time
         session.query(Retrieval).one().ended_at = now()
     send(node, t1w[2])

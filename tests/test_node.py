@@ -17,9 +17,8 @@ from db import studies
 from db.models import Job, Study
 from db.states import JobState, StudyState
 from dicomnode import cli, node
-from dicomnode.datasets import headers
+from dicomnode.datasets import headers, objects
 from dicomnode.dimse import peers
-from dicomnode.execution import worker
 from dicomnode.routing import completion, routing
 from dicomnode.storage import spool
 from tests.peers import Node, StoreScp, a_route, wait_for, write_config
@@ -39,8 +38,8 @@ def put(running: Node, path: Path, now: datetime) -> None:
         facts = headers.read(path)
         studies.register_instance(session, facts=facts, file=file, sender=studies.Sender("T", "127.0.0.1"), now=now)
     with sessions.begin() as session:
-        completion.close(session, facts.study_uid, now=now)
-    routing.route_complete(sessions, running.config, now=now)
+        completion.close_study(session, facts.study_uid, now=now)
+    routing.route_complete_studies(sessions, running.config, now=now)
     engine.dispose()
 
 
@@ -79,7 +78,7 @@ def test_a_killed_worker_leaves_one_set_of_results(
         assert (job.state, job.attempts) == (JobState.DONE, 2)
         running.wait_until_delivered()
         assert running.stop() == 0
-    assert sorted(worker.kind_of(ds) for ds in storescp.datasets()) == KINDS
+    assert sorted(objects.kind_of(ds) for ds in storescp.datasets()) == KINDS
     with running.sessions() as session:
         study = session.scalars(select(Study)).one()
         assert study.state is StudyState.ROUTED

@@ -63,7 +63,7 @@ def send(node: Receiver, paths: list[Path]) -> None:
     with sessions(node).begin() as session:
         facts = session.query(Study).order_by(Study.id.desc()).first()
         assert facts is not None
-        completion.close(session, facts.study_uid, now=now())
+        completion.close_study(session, facts.study_uid, now=now())
 
 
 def sessions(node: Receiver) -> sessionmaker[Session]:
@@ -72,9 +72,9 @@ def sessions(node: Receiver) -> sessionmaker[Session]:
 
 def sweep(node: Receiver, config: Config | None = None) -> int:
     """Route, fetch what that asks for, route: the number of jobs."""
-    made = routing.route_complete(sessions(node), config or node.config, now=now())
-    prefetch.fetch_wanted(sessions(node), config or node.config, now=now)
-    return made + routing.route_complete(sessions(node), config or node.config, now=now())
+    made = routing.route_complete_studies(sessions(node), config or node.config, now=now())
+    prefetch.run_pending_retrievals(sessions(node), config or node.config, now=now)
+    return made + routing.route_complete_studies(sessions(node), config or node.config, now=now())
 
 
 def prior_of(node: Receiver) -> set[str]:
@@ -115,7 +115,7 @@ def test_a_prior_that_is_here_is_taken_without_asking(tmp_path: Path, orthanc: O
     for path in a_study(tmp_path / "newer", "1.2.3", "20251201"):
         orthanc.upload(path)
     send(node, a_study(tmp_path / "then", "1.2.2", "20250101", SeriesDescription="t2 flair"))
-    routing.route_complete(sessions(node), Config(), now=now())
+    routing.route_complete_studies(sessions(node), Config(), now=now())
     send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
     assert sweep(node) == 1
     assert prior_of(node) == {"1.2.2"}
@@ -127,7 +127,7 @@ def test_a_search_goes_on_where_a_stop_interrupted_it(tmp_path: Path, orthanc: O
     for path in paths:
         orthanc.upload(path)
     send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
-    routing.route_complete(sessions(node), node.config, now=now())
+    routing.route_complete_studies(sessions(node), node.config, now=now())
     with sessions(node).begin() as session:  # it had been found, and one image had come
         series_uid = dcmread(paths[0]).SeriesInstanceUID
         row = session.query(Retrieval).one()

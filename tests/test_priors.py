@@ -10,7 +10,7 @@ import pytest
 from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
 from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import retrievals, studies
@@ -58,11 +58,11 @@ def arrive(sessions: Sessions, now: datetime, *arrivals: Arrival, complete: bool
         studies.register_instances(session, arrivals, now=now)
     if complete:
         with sessions.begin() as session:
-            completion.close(session, arrivals[0].facts.study_uid, now=now)
+            completion.close_study(session, arrivals[0].facts.study_uid, now=now)
 
 
 def route(sessions: Sessions, config: Config, now: datetime) -> int:
-    return routing.route_complete(sessions, config, now=now)
+    return routing.route_complete_studies(sessions, config, now=now)
 
 
 def inputs(sessions: Sessions, study: str) -> dict[str, list[str]]:
@@ -99,6 +99,28 @@ def test_the_newest_earlier_study_is_an_input_of_the_job(sessions: Sessions, now
     assert inputs(sessions, "1.9") == {"match": ["1.9.1.1"], "prior_flair": ["1.2.1.1", "1.2.1.2"]}
     assert "prior: study 1.2 for prior_flair" in why(sessions, config, "1.9")
     assert "no prior: no earlier study of the patient is here" in why(sessions, config, "1.1")
+
+
+def test_routing_a_study_asks_the_database_once_for_each_fact(
+    engine: Engine, sessions: Sessions, now: datetime
+) -> None:
+    """Three routes and three earlier studies took 77 queries before StudySnapshot, 19 of them of series."""
+    both = [a_config(name=name).routes[0] for name in ("dir", "lesions")]
+    further = a_config(name="registration", with_={"t1w": T1W}, with_from="pacs", prior={}).routes[0]
+    config = a_config().model_copy(update={"routes": (*both, further)})
+    for study, date in (("1.1", "20230101"), ("1.2", "20250101"), ("1.3", "20240101")):
+        arrive(sessions, now, an_image(study, date), an_image(study, date, series="2", SeriesDescription="MPRAGE"))
+    route(sessions, config, now)
+    arrive(
+        sessions, now, an_image("1.9", "20260101"), an_image("1.9", "20260101", series="2", SeriesDescription="MPRAGE")
+    )
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    assert route(sessions, config, now) == 3
+    selects = [statement for statement in statements if statement.startswith("SELECT")]
+    assert len(selects) <= 43
+    of_series = [statement for statement in selects if "FROM series JOIN instances" in statement]
+    assert len(of_series) == 4, "the study's own series and those of each earlier study, once each"
 
 
 def test_every_series_comes_from_one_study(sessions: Sessions, now: datetime) -> None:
@@ -185,7 +207,7 @@ def test_an_earlier_study_that_is_arriving_is_waited_for(sessions: Sessions, now
     assert route(sessions, config, now) == 1
     assert (state(sessions, "1.8"), state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
     with sessions.begin() as session:
-        completion.close(session, "1.1", now=now)
+        completion.close_study(session, "1.1", now=now)
     assert route(sessions, config, now) == 2
     assert inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
 
@@ -222,7 +244,7 @@ def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -
     config = a_config(prior_from="pacs")
     arrive(sessions, now, an_image("1.9", "20260101"))
     assert route(sessions, config, now) == 0
-    assert prefetch.fetch_wanted(sessions, config, now=lambda: now) == 0
+    assert prefetch.run_pending_retrievals(sessions, config, now=lambda: now) == 0
     assert route(sessions, config, now) == 1
     assert set(inputs(sessions, "1.9")) == {"match"}
     told = why(sessions, config, "1.9")
@@ -239,7 +261,7 @@ def test_a_study_waits_no_longer_for_a_peer_than_it_may(sessions: Sessions, now:
     arrive(sessions, now, an_image("1.9", "20260101"))
     assert route(sessions, config, now) == 0
     assert route(sessions, config, now + timedelta(seconds=10)) == 1
-    prefetch.fetch_wanted(sessions, config, now=lambda: now + timedelta(seconds=11))
+    prefetch.run_pending_retrievals(sessions, config, now=lambda: now + timedelta(seconds=11))
     assert "peer pacs: study 1 waits no longer" in why(sessions, config, "1.9")
 
 
@@ -249,7 +271,7 @@ def test_a_revision_asks_once(sessions: Sessions, now: datetime) -> None:
         arrive(sessions, now, an_image("1.9", "20260101", number=number))
         for _ in range(3):
             route(sessions, config, now)
-            prefetch.fetch_wanted(sessions, config, now=lambda: now)
+            prefetch.run_pending_retrievals(sessions, config, now=lambda: now)
     with sessions() as session:
         assert [search.revision for search in session.scalars(select(Retrieval))] == [1, 2]
 

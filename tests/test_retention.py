@@ -21,9 +21,9 @@ from db.studies import Arrival, InstanceFacts, Sender
 from dicomnode.config import Config
 from dicomnode.config.node import NodeConfig
 from dicomnode.errors import NotAllowed
-from dicomnode.execution import worker
-from dicomnode.maintenance.retention import Retention, explain_kept, remove_files
-from dicomnode.routing.received import received
+from dicomnode.execution import job_run
+from dicomnode.maintenance.retention import Retention, remove_files, explain_kept
+from dicomnode.routing.study_snapshot import StudySnapshot
 from dicomnode.storage import spool
 
 ROUTE = {"name": "flair", "pipeline": "nothing", "match": {"Modality": "MR"}}
@@ -280,7 +280,7 @@ def test_what_is_sent_again_is_new_again_and_a_part_of_it_is_given_to_nobody(hou
     with house.sessions() as session:
         row = session.get_one(Study, study.id)
         assert (row.revision, row.expired_at) == (2, None)
-        assert received(session, row) == []
+        assert StudySnapshot(session, row).usable_series == []
         assert catalogue.count(session, Query("SERIES")) == 2
     house.pass_days(0)
     assert house.files() == 2  # "a" again, and the result
@@ -291,7 +291,7 @@ def test_a_job_on_what_is_gone_says_so(house: House) -> None:
     house.deliver()
     house.pass_days(11)
     with house.sessions() as session, pytest.raises(NotAllowed, match="deleted by retention; send it again"):
-        worker.task_of(session.get_one(Job, number), house.config)
+        job_run.build_task(session.get_one(Job, number), house.config)
 
 
 def test_a_study_that_is_arriving_again_is_not_touched(house: House) -> None:

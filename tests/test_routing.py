@@ -13,7 +13,7 @@ from db.models import Job, Output, Study
 from db.states import JobState, StudyState
 from dicomnode.config import Config, Route, conditions
 from dicomnode.routing import completion, routing
-from dicomnode.routing.routing import Seen
+from dicomnode.routing.routing import SeriesAttributes
 from tests.rows import RAW_DATA_STORAGE, an_arrival
 
 FLAIR = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "SliceThickness": 3.0, "ImageType": ["ORIGINAL", "PRIMARY"]}
@@ -62,21 +62,26 @@ def test_bad_condition_is_refused(condition: Any) -> None:
 
 def test_all_conditions_must_hold_on_one_series() -> None:
     route = a_route({"Modality": "MR", "SeriesDescription": "~FLAIR"})
-    assert routing.matches(route.match, FLAIR)
-    series = [Seen("1", {"Modality": "MR"}), Seen("2", {"Modality": "CT", "SeriesDescription": "FLAIR"})]
-    assert routing.explain([route], series)[0].matched == ()
+    assert conditions.matches(route.match, FLAIR)
+    series = [
+        SeriesAttributes("1", {"Modality": "MR"}),
+        SeriesAttributes("2", {"Modality": "CT", "SeriesDescription": "FLAIR"}),
+    ]
+    assert routing.explain_routes([route], series)[0].matched == ()
 
 
 def test_explain_names_the_attributes_that_matched() -> None:
     route = a_route({"Modality": "MR", "SeriesDescription": "~(?i)flair"})
-    verdict = routing.explain([route], [Seen("1.2", FLAIR)])[0]
+    verdict = routing.explain_routes([route], [SeriesAttributes("1.2", FLAIR)])[0]
     assert verdict.matched == ("1.2",)
     assert "SeriesDescription is 'AX FLAIR' (wanted ~(?i)flair)" in verdict.why
 
 
 def test_explain_names_what_the_nearest_series_failed_on() -> None:
     route = a_route({"Modality": "MR", "SliceThickness": "< 2", "EchoTime": "exists"})
-    verdict = routing.explain([route], [Seen("1", {"Modality": "CT"}), Seen("2", FLAIR)])[0]
+    verdict = routing.explain_routes(
+        [route], [SeriesAttributes("1", {"Modality": "CT"}), SeriesAttributes("2", FLAIR)]
+    )[0]
     assert verdict.matched == ()
     assert "Modality" not in verdict.why
     assert "SliceThickness is 3.0 (wanted < 2), EchoTime is absent (wanted exists)" in verdict.why
@@ -84,7 +89,7 @@ def test_explain_names_what_the_nearest_series_failed_on() -> None:
 
 def test_explain_says_which_further_series_is_missing() -> None:
     route = a_route({"Modality": "MR"}, **{"with": {"t1w": {"SeriesDescription": "~T1"}}})
-    assert "no series for t1w" in routing.explain([route], [Seen("1", FLAIR)])[0].why
+    assert "no series for t1w" in routing.explain_routes([route], [SeriesAttributes("1", FLAIR)])[0].why
 
 
 def arrive(sessions: sessionmaker[Session], now: datetime, *arrivals: studies.Arrival) -> None:
@@ -92,7 +97,7 @@ def arrive(sessions: sessionmaker[Session], now: datetime, *arrivals: studies.Ar
     with sessions.begin() as session:
         studies.register_instances(session, arrivals, now=now)
     with sessions.begin() as session:
-        completion.close(session, arrivals[0].facts.study_uid, now=now)
+        completion.close_study(session, arrivals[0].facts.study_uid, now=now)
 
 
 def all_jobs(sessions: sessionmaker[Session]) -> list[Job]:
@@ -106,13 +111,13 @@ def all_jobs(sessions: sessionmaker[Session]) -> list[Job]:
 def test_study_may_satisfy_several_routes(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(a_route({"Modality": "MR"}, name="a"), a_route({"SeriesDescription": "~FLAIR"}, name="b")))
     arrive(sessions, now, an_arrival(number=1), an_arrival(number=2))
-    assert routing.route_complete(sessions, config, now=now) == 2
+    assert routing.route_complete_studies(sessions, config, now=now) == 2
     assert [(job.route, len(job.inputs)) for job in all_jobs(sessions)] == [("a", 2), ("b", 2)]
 
 
 def test_study_without_a_match_is_routed_to_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     arrive(sessions, now, an_arrival())
-    assert routing.route_complete(sessions, Config(routes=(a_route({"Modality": "CT"}),)), now=now) == 0
+    assert routing.route_complete_studies(sessions, Config(routes=(a_route({"Modality": "CT"}),)), now=now) == 0
     with sessions() as session:
         assert session.query(Study).one().state is StudyState.ROUTED
 
@@ -121,22 +126,22 @@ def test_further_series_come_under_their_names(sessions: sessionmaker[Session], 
     route = a_route({"SeriesDescription": "~FLAIR"}, **{"with": {"t1w": {"SeriesDescription": "~T1"}}})
     t1w = an_arrival(series="2", attributes={"Modality": "MR", "SeriesDescription": "T1 MPRAGE"})
     arrive(sessions, now, an_arrival(), t1w)
-    routing.route_complete(sessions, Config(routes=(route,)), now=now)
+    routing.route_complete_studies(sessions, Config(routes=(route,)), now=now)
     assert [each.name for each in all_jobs(sessions)[0].inputs] == ["match", "t1w"]
 
 
 def test_each_raw_data_object_is_a_job_of_its_own(sessions: sessionmaker[Session], now: datetime) -> None:
     raw = [an_arrival(number=n, sop_class_uid=RAW_DATA_STORAGE) for n in (1, 2, 3)]
     arrive(sessions, now, *raw)
-    assert routing.route_complete(sessions, Config(routes=(a_route({"Modality": "MR"}),)), now=now) == 3
+    assert routing.route_complete_studies(sessions, Config(routes=(a_route({"Modality": "MR"}),)), now=now) == 3
 
 
 def test_late_image_supersedes_the_job_that_lacked_it(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(a_route({"Modality": "MR"}),))
     arrive(sessions, now, an_arrival(number=1))
-    routing.route_complete(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=now)
     arrive(sessions, now, an_arrival(number=2))
-    routing.route_complete(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=now)
     first, second = all_jobs(sessions)
     assert (first.state, first.reason) == (JobState.CANCELLED, f"superseded by job {second.id}")
     assert (second.revision, second.supersedes_id, len(second.inputs)) == (2, first.id, 2)
@@ -145,9 +150,9 @@ def test_late_image_supersedes_the_job_that_lacked_it(sessions: sessionmaker[Ses
 def test_late_raw_data_does_not_repeat_the_work_that_is_done(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(a_route({"Modality": "MR"}),))
     arrive(sessions, now, an_arrival(number=1, sop_class_uid=RAW_DATA_STORAGE))
-    routing.route_complete(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=now)
     arrive(sessions, now, an_arrival(number=2, sop_class_uid=RAW_DATA_STORAGE))
-    assert routing.route_complete(sessions, config, now=now) == 1
+    assert routing.route_complete_studies(sessions, config, now=now) == 1
     first, second = all_jobs(sessions)
     assert (first.state, second.state, second.supersedes_id) == (JobState.READY, JobState.READY, None)
 
@@ -155,7 +160,7 @@ def test_late_raw_data_does_not_repeat_the_work_that_is_done(sessions: sessionma
 def test_own_result_that_comes_back_starts_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(a_route({"Modality": "MR"}),))
     arrive(sessions, now, an_arrival())
-    routing.route_complete(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=now)
     result = an_arrival(series="9", number=1)
     with sessions.begin() as session:
         job = session.query(Job).one()
@@ -176,5 +181,5 @@ def test_own_result_that_comes_back_starts_nothing(sessions: sessionmaker[Sessio
     with sessions() as session:
         assert session.query(Study).one().state is StudyState.ROUTED
     arrive(sessions, now, an_arrival(number=2))
-    routing.route_complete(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=now)
     assert len(all_jobs(sessions)[-1].inputs) == 2

@@ -91,7 +91,7 @@ def test_quiet_study_is_closed_and_an_active_one_is_not(sessions: sessionmaker[S
     register(sessions, now, an_arrival("1.2.1"), an_arrival("1.2.2"))
     later = now + timedelta(seconds=9)
     register(sessions, later, an_arrival("1.2.2", number=2))
-    assert completion.close_studies(sessions, RULE, now=now + timedelta(seconds=10)) == 1
+    assert completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10)) == 1
     with sessions() as session:
         states = {study.study_uid: (study.state, study.completed_by) for study in session.query(Study)}
     assert states["1.2.1"] == (StudyState.COMPLETE, "quiet for 10 s")
@@ -103,24 +103,24 @@ def test_study_that_never_becomes_quiet_is_closed_at_the_maximum(
 ) -> None:
     for second in range(0, 61, 5):
         register(sessions, now + timedelta(seconds=second), an_arrival(number=second + 1))
-    assert completion.close_studies(sessions, RULE, now=now + timedelta(seconds=61)) == 1
+    assert completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=61)) == 1
     assert the_study(sessions).completed_by == "open for 60 s"
 
 
 def test_close_by_hand(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, an_arrival())
     with sessions.begin() as session:
-        completion.close(session, "1.2.1", now=now)
+        completion.close_study(session, "1.2.1", now=now)
     assert the_study(sessions).completed_by == "closed by hand"
     with sessions.begin() as session, pytest.raises(NotAllowed, match="complete already"):
-        completion.close(session, "1.2.1", now=now)
+        completion.close_study(session, "1.2.1", now=now)
     with sessions.begin() as session, pytest.raises(NotFound):
-        completion.close(session, "9.9", now=now)
+        completion.close_study(session, "9.9", now=now)
 
 
 def test_late_instance_opens_a_new_revision(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, an_arrival(number=1))
-    completion.close_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
     late = now + timedelta(seconds=30)
     register(sessions, late, an_arrival(number=2))
     study = the_study(sessions)
@@ -131,7 +131,7 @@ def test_late_instance_opens_a_new_revision(sessions: sessionmaker[Session], now
 
 def test_late_duplicate_opens_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, an_arrival())
-    completion.close_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
     register(sessions, now + timedelta(seconds=30), an_arrival())
     assert the_study(sessions).revision == 1
     assert the_study(sessions).state is StudyState.COMPLETE
@@ -139,6 +139,6 @@ def test_late_duplicate_opens_nothing(sessions: sessionmaker[Session], now: date
 
 def test_several_late_instances_in_one_batch_open_one_revision(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, an_arrival())
-    completion.close_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
     register(sessions, now + timedelta(seconds=30), *[an_arrival(number=n) for n in range(2, 6)])
     assert the_study(sessions).revision == 2

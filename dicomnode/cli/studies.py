@@ -81,7 +81,7 @@ def close(ctx: typer.Context, uid: StudyUid) -> None:
     from dicomnode.routing import completion
 
     with sessions(context.engine(context.config(ctx))).begin() as session:
-        study = completion.close(session, uid, now=datetime.now(UTC))
+        study = completion.close_study(session, uid, now=datetime.now(UTC))
     print(f"study {uid} is {study.state}, revision {study.revision}")
 
 

@@ -19,9 +19,8 @@ from db import engine as engines
 from db import notifications, retention
 from db.models import Delivery, Job, Study
 from db.states import DeliveryState, JobState
-from dicomnode.config.conditions import matches
-from dicomnode.routing.priors import Examination, examination, present
-from dicomnode.routing.received import received
+from dicomnode.routing.examination import Examination, read_examination
+from dicomnode.routing.study_snapshot import StudySnapshot
 from dicomnode.storage import spool
 
 if TYPE_CHECKING:
@@ -191,10 +190,10 @@ def _wanted_as_prior(session: Session, study: Study, config: Config, now: dateti
     bound = config.retention.priors_days
     if bound and now >= study.last_received_at + timedelta(days=bound):
         return ""
-    series = received(session, study)
-    mine = present(series)
+    snapshot = StudySnapshot(session, study)
+    mine = snapshot.examination
     for route in config.routes if isinstance(mine, Examination) else ():
-        wanted = any(matches(match, each.attributes) for match in route.prior.values() for each in series)
+        wanted = any(snapshot.has_match(conditions) for conditions in route.prior.values())
         if wanted and isinstance(mine, Examination) and not _has_newer(session, study, mine, route):
             return f"route {route.name!r} may want it as the earlier examination"
     return ""
@@ -204,8 +203,8 @@ def _has_newer(session: Session, study: Study, mine: Examination, route: Route) 
     first = next(iter(route.prior.values()))
     others = select(Study).where(Study.patient_id == study.patient_id, Study.id != study.id, Study.expired_at.is_(None))
     for other in session.scalars(others):
-        for each in received(session, other):
-            then = examination(each.attributes)
-            if then.is_of(mine) and mine.precedes(then) and matches(first, each.attributes):
+        for each in StudySnapshot(session, other).usable_series:
+            then = read_examination(each.attributes)
+            if then.is_same_patient(mine) and mine.precedes(then) and each.matches(first):
                 return True
     return False

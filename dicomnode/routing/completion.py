@@ -1,4 +1,4 @@
-"""When a study is complete: it was quiet for long enough, has been open for too long, or a person says so."""
+"""The completion of studies: after a quiet period, after a maximum duration, or by hand."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from db.states import StudyState
 from dicomnode.config.completion import CompletionConfig
 from dicomnode.errors import NotAllowed, NotFound
 
-__all__ = ["close", "close_studies"]
+__all__ = ["close_due_studies", "close_study"]
 
 
-def close_studies(sessions: sessionmaker[Session], rule: CompletionConfig, *, now: datetime) -> int:
-    """Close every study that the rule takes as complete; the number of them."""
+def close_due_studies(sessions: sessionmaker[Session], rule: CompletionConfig, *, now: datetime) -> int:
+    """Close every study that is complete by the rule, and return their number."""
     with sessions.begin() as session:
         due = studies.lock_due_for_completion(session, quiet_s=rule.quiet_s, maximum_s=rule.maximum_s, now=now)
         for study in due:
-            studies.close(session, study, reason=_evidence(study, rule, now), now=now)
+            studies.close(session, study, reason=_describe_reason(study, rule, now), now=now)
         return len(due)
 
 
-def close(session: Session, study_uid: str, *, now: datetime) -> Study:
+def close_study(session: Session, study_uid: str, *, now: datetime) -> Study:
     """Close a study by hand, without waiting."""
     study = studies.find_by_uid(session, study_uid)
     if study is None:
@@ -35,7 +35,7 @@ def close(session: Session, study_uid: str, *, now: datetime) -> Study:
     return study
 
 
-def _evidence(study: Study, rule: CompletionConfig, now: datetime) -> str:
+def _describe_reason(study: Study, rule: CompletionConfig, now: datetime) -> str:
     if now - study.last_received_at >= timedelta(seconds=rule.quiet_s):
         return f"quiet for {rule.quiet_s:g} s"
     return f"open for {rule.maximum_s:g} s"

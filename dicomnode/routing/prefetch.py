@@ -1,8 +1,8 @@
-"""Fetching what routing waits for: C-FIND at the route's peer, C-MOVE to ourselves, C-GET where that brings nothing.
+"""Retrieval of the series that routing waits for: C-FIND at the route's peer, C-MOVE to this node, then C-GET.
 
-Rows (db/retrievals.py) hold each retrieval and its progress: one that a stop interrupted is continued,
-and one whose study waits no longer ends. A peer that has none is no error: the study goes without. One that is down is
-asked again with back-off for series that the study lacks, and once for an earlier study.
+Rows (db/retrievals.py) hold each retrieval and its progress: one that a stop interrupted is continued, and one whose
+study no longer waits ends. A peer without such series is no error: the study is routed without them. A peer that is
+down is asked again with back-off for missing series, and only once for a prior examination.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from dicomnode.dimse import queries
 from dicomnode.dimse.queries import RetrievalCounts
 from dicomnode.errors import NodeError, NotFound, PeerError, PeerRefused
 from dicomnode.routing import missing_series, prior_search, retrieved, series_search
-from dicomnode.routing.priors import Examination, present
-from dicomnode.routing.received import received
-from dicomnode.routing.series_search import Match
+from dicomnode.routing.examination import Examination
+from dicomnode.routing.series_search import Conditions
+from dicomnode.routing.study_snapshot import StudySnapshot
 
-__all__ = ["fetch_wanted"]
+__all__ = ["run_pending_retrievals"]
 
 Clock = Callable[[], datetime]
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 8
-"""So often a peer that fails is asked for a study's missing series, if the time allows it."""
+"""The largest number of attempts at a failing peer for a study's missing series, as far as the time allows."""
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """A search as the network needs it: who asks whom for what.
+class _Request:
+    """A retrieval as the network needs it.
 
-    ``study_uid``: of the study that waits; ``holding_uid``: of the one whose series are fetched, once that is known.
-    ``now``: for an earlier examination, the present one; ``matches``: else what is lacking.
+    ``study_uid``: the waiting study; ``source_study_uid``: the study whose series are retrieved. For a prior
+    examination ``current`` is the examination of the waiting study; for missing series ``conditions`` are those of the
+    unmatched inputs, by input name.
     """
 
     id: int
@@ -52,179 +53,192 @@ class _Wanted:
     peer: Peer
     study_uid: str
     state: RetrievalState
-    holding_uid: str
+    source_study_uid: str
     series_uids: tuple[str, ...]
-    now: Examination | None = None
-    matches: Mapping[str, Match] | None = None
+    current: Examination | None = None
+    conditions: Mapping[str, Conditions] | None = None
 
 
-def fetch_wanted(
+def run_pending_retrievals(
     sessions: sessionmaker[Session], config: Config, *, now: Clock, generator: random.Random | None = None
 ) -> int:
-    """Take every open search as far as it goes, one after the other; the number of those that brought all."""
+    """Advance every open retrieval as far as possible, one after the other; return the number of those completed."""
     with sessions() as session:
         ids = retrievals.list_due_ids(session, now=now())
-    return sum(_search(sessions, config, id, now, generator or random.Random()) for id in ids)
+    return sum(_run(sessions, config, id, now, generator or random.Random()) for id in ids)
 
 
-def _search(sessions: sessionmaker[Session], config: Config, id: int, now: Clock, generator: random.Random) -> bool:
-    """The door of one search: whatever goes wrong ends or postpones it, for a study waits for that."""
+def _run(sessions: sessionmaker[Session], config: Config, id: int, now: Clock, generator: random.Random) -> bool:
+    """Run one retrieval and return whether it completed; any error ends or postpones it, because a study waits."""
     try:
         with sessions() as session:
-            wanted = _read(session, config, session.get_one(Retrieval, id), now())
-        if wanted.state is RetrievalState.WANTED:
-            wanted = _find(sessions, wanted, config, now)
-        reason = _fetch(sessions, wanted, config, now)
+            request = _load_request(session, config, session.get_one(Retrieval, id), now())
+        if request.state is RetrievalState.WANTED:
+            request = _find_series(sessions, request, config, now)
+        reason = _retrieve_all(sessions, request, config, now)
     except Exception as error:
-        why = str(error) if isinstance(error, NodeError) else f"the search broke off with {type(error).__name__}"
-        _log.warning("search %d: %s", id, why)
+        reason = str(error) if isinstance(error, NodeError) else f"the search broke off with {type(error).__name__}"
+        _log.warning("search %d: %s", id, reason)
         with sessions.begin() as session:
-            search = session.get_one(Retrieval, id)
-            wait = backoff(search.attempts + 1, config.delivery, generator)
-            _failed(session, search, config, why, now() + wait if isinstance(error, PeerError) else None, now())
+            retrieval = session.get_one(Retrieval, id)
+            wait = backoff(retrieval.attempts + 1, config.delivery, generator)
+            retry_at = now() + wait if isinstance(error, PeerError) else None
+            _record_failure(session, retrieval, config, reason, retry_at, now())
         return False
     with sessions.begin() as session:
         retrievals.mark_arrived(session, session.get_one(Retrieval, id), reason=reason, now=now())
     return True
 
 
-def _failed(
-    session: Session, search: Retrieval, config: Config, why: str, again: datetime | None, now: datetime
+def _record_failure(
+    session: Session, retrieval: Retrieval, config: Config, reason: str, retry_at: datetime | None, now: datetime
 ) -> None:
-    """Once more at ``again``, where the study still waits by then."""
-    lasting = search.purpose is RetrievalPurpose.SERIES and search.attempts + 1 < _ATTEMPTS
-    if again and lasting and again < missing_series.overdue_at(search, _route(config, search)):
-        retrievals.postpone(session, search, reason=why, not_before=again, now=now)
+    """Postpone the retrieval to ``retry_at`` where the study still waits by then, else end it."""
+    may_retry = retrieval.purpose is RetrievalPurpose.SERIES and retrieval.attempts + 1 < _ATTEMPTS
+    if retry_at and may_retry and retry_at < missing_series.wait_ends_at(retrieval, _find_route(config, retrieval)):
+        retrievals.postpone(session, retrieval, reason=reason, not_before=retry_at, now=now)
     else:
-        retrievals.mark_ended(session, search, reason=why, now=now)
+        retrievals.mark_ended(session, retrieval, reason=reason, now=now)
 
 
-def _read(session: Session, config: Config, search: Retrieval, now: datetime) -> _Wanted:
-    """Raises NotFound where nobody waits for it any more."""
-    study, route = search.study, _route(config, search)
-    if not retrievals.is_still_needed(session, search):
+def _load_request(session: Session, config: Config, retrieval: Retrieval, now: datetime) -> _Request:
+    """Read a retrieval from its row. Raises NotFound where its study no longer waits for it."""
+    study, route = retrieval.study, _find_route(config, retrieval)
+    if not retrievals.is_still_needed(session, retrieval):
         raise NotFound(f"study {study.id} waits no longer")
-    left = tuple(uid for uid in search.series_uids if uid not in (search.arrived_uids or ()))
-    holding = search.prior_study_uid or study.study_uid
-    wanted = _Wanted(search.id, route, config.find_peer(search.peer), study.study_uid, search.state, holding, left)
-    if search.purpose is RetrievalPurpose.SERIES:
-        return _read_series(session, study, search, wanted, now)
+    remaining = tuple(uid for uid in retrieval.series_uids if uid not in (retrieval.arrived_uids or ()))
+    source = retrieval.prior_study_uid or study.study_uid
+    peer = config.find_peer(retrieval.peer)
+    request = _Request(retrieval.id, route, peer, study.study_uid, retrieval.state, source, remaining)
+    snapshot = StudySnapshot(session, study)
+    if retrieval.purpose is RetrievalPurpose.SERIES:
+        return _load_series_request(snapshot, retrieval, request, now)
     if now >= (study.completed_at or now) + timedelta(seconds=route.prior_wait_s):
         raise NotFound(f"not asked within {route.prior_wait_s:g} s")
-    who = present(received(session, study))
-    if isinstance(who, str):
-        raise NotFound(who)
-    return replace(wanted, now=who)
+    if isinstance(snapshot.examination, str):
+        raise NotFound(snapshot.examination)
+    return replace(request, current=snapshot.examination)
 
 
-def _read_series(session: Session, study: Study, search: Retrieval, wanted: _Wanted, now: datetime) -> _Wanted:
-    if now >= missing_series.overdue_at(search, wanted.route):
-        last = f": {search.reason}" if search.reason else ""
-        raise NotFound(f"not here within {wanted.route.with_wait_s:g} s{last}")
-    lacking = missing_series.lacking(wanted.route, received(session, study))
-    if not lacking and search.state is RetrievalState.WANTED:
+def _load_series_request(snapshot: StudySnapshot, retrieval: Retrieval, request: _Request, now: datetime) -> _Request:
+    route = request.route
+    if now >= missing_series.wait_ends_at(retrieval, route):
+        last = f": {retrieval.reason}" if retrieval.reason else ""
+        raise NotFound(f"not here within {route.with_wait_s:g} s{last}")
+    unmatched = missing_series.unmatched_inputs(route, snapshot)
+    if not unmatched and retrieval.state is RetrievalState.WANTED:
         raise NotFound("all are here by now")
-    return replace(wanted, matches={name: wanted.route.with_[name] for name in lacking})
+    return replace(request, conditions={name: route.with_[name] for name in unmatched})
 
 
-def _route(config: Config, search: Retrieval) -> Route:
-    """The route as it is configured now. Raises NotFound."""
-    series = search.purpose is RetrievalPurpose.SERIES
+def _find_route(config: Config, retrieval: Retrieval) -> Route:
+    """Return the retrieval's route as it is configured now. Raises NotFound."""
+    is_series = retrieval.purpose is RetrievalPurpose.SERIES
     for route in config.routes:
-        if route.name == search.route and (route.with_ if series else route.prior):
+        if route.name == retrieval.route and (route.with_ if is_series else route.prior):
             return route
-    what = "further series" if series else "earlier study"
-    raise NotFound(f"route {search.route} wants no {what} any more")
+    subject = "further series" if is_series else "earlier study"
+    raise NotFound(f"route {retrieval.route} wants no {subject} any more")
 
 
-def _find(sessions: sessionmaker[Session], wanted: _Wanted, config: Config, now: Clock) -> _Wanted:
-    """Ask the peer, and write down what it names. Raises NotFound or PeerError."""
-    asking, prior_uid = _asking(config), ""
-    if wanted.now is not None:
-        prior_uid, series_uids = prior_search.find(
-            wanted.peer, wanted.route, wanted.study_uid, wanted.now, asking=asking
+def _find_series(sessions: sessionmaker[Session], request: _Request, config: Config, now: Clock) -> _Request:
+    """Query the peer for the series and record its answer. Raises NotFound or PeerError."""
+    requestor, prior_uid = _requestor(config), ""
+    if request.current is not None:
+        prior_uid, series_uids = prior_search.find_prior_study(
+            request.peer, request.route, request.study_uid, request.current, requestor=requestor
         )
     else:
-        lacking = wanted.matches or {}
-        named = series_search.find(wanted.peer, wanted.study_uid, lacking, asking=asking)
-        series_uids = tuple(dict.fromkeys(uid for uids in named.values() for uid in uids))
+        conditions = request.conditions or {}
+        candidates = series_search.find_candidate_series(
+            request.peer, request.study_uid, conditions, requestor=requestor
+        )
+        series_uids = tuple(dict.fromkeys(uid for uids in candidates.values() for uid in uids))
         if not series_uids:
-            raise NotFound(f"none there for {', '.join(lacking)}")
+            raise NotFound(f"none there for {', '.join(conditions)}")
     with sessions.begin() as session:
-        search = session.get_one(Retrieval, wanted.id)
-        if wanted.matches is not None:
-            series_uids = _not_here(session, search.study, wanted.matches, series_uids)
-        retrievals.start_fetching(session, search, prior_study_uid=prior_uid, series_uids=series_uids, now=now())
-    return replace(wanted, holding_uid=prior_uid or wanted.study_uid, series_uids=series_uids)
+        retrieval = session.get_one(Retrieval, request.id)
+        if request.conditions is not None:
+            series_uids = _select_missing(session, retrieval.study, request.conditions, series_uids)
+        retrievals.start_fetching(session, retrieval, prior_study_uid=prior_uid, series_uids=series_uids, now=now())
+    return replace(request, source_study_uid=prior_uid or request.study_uid, series_uids=series_uids)
 
 
-def _not_here(session: Session, study: Study, lacking: Iterable[str], series_uids: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that neither are here whole nor were made here. Raises NotFound without any."""
-    here = set(session.scalars(select(Series.series_uid).where(Series.study_id == study.id)))
-    known = here - retrievals.find_partial_series(session, study) | retrievals.find_own_results(session, series_uids)
-    left = tuple(uid for uid in series_uids if uid not in known)
-    if not left:
-        raise NotFound(f"none there for {', '.join(lacking)} besides what is known here")
-    return left
+def _select_missing(
+    session: Session, study: Study, names: Iterable[str], series_uids: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return the series that are neither complete here nor results of this node. Raises NotFound without any."""
+    stored = set(session.scalars(select(Series.series_uid).where(Series.study_id == study.id)))
+    known = stored - retrievals.find_partial_series(session, study) | retrievals.find_own_results(session, series_uids)
+    missing = tuple(uid for uid in series_uids if uid not in known)
+    if not missing:
+        raise NotFound(f"none there for {', '.join(names)} besides what is known here")
+    return missing
 
 
-def _fetch(sessions: sessionmaker[Session], wanted: _Wanted, config: Config, now: Clock) -> str:
-    """Series by series to our own receiver; in words what came. Raises PeerError."""
-    ways, refused = set[str](), list[PeerRefused]()
-    for series_uid in wanted.series_uids:
+def _retrieve_all(sessions: sessionmaker[Session], request: _Request, config: Config, now: Clock) -> str:
+    """Retrieve series by series to this node's receiver and describe the outcome. Raises PeerError."""
+    services, refusals = set[str](), list[PeerRefused]()
+    for series_uid in request.series_uids:
         try:
-            ways.add(_fetch_one(sessions, wanted, series_uid, config, now))
+            services.add(_retrieve_one(sessions, request, series_uid, config, now))
         except PeerRefused as error:  # the others may come all the same
-            refused.append(error)
+            refusals.append(error)
             continue
         with sessions.begin() as session:
-            retrievals.mark_series_arrived(session, session.get_one(Retrieval, wanted.id), series_uid)
-    if refused:
-        raise refused[0]
+            retrievals.mark_series_arrived(session, session.get_one(Retrieval, request.id), series_uid)
+    if refusals:
+        raise refusals[0]
     with sessions() as session:
-        fetched = session.get_one(Retrieval, wanted.id).series_uids
-        here = sum(_count(session, wanted, uid) for uid in fetched)
-    by = f" by {' and '.join(sorted(ways))}" if ways else ""
-    return f"{here} instances in {len(fetched)} series from {wanted.peer.name}{by}"
+        series_uids = session.get_one(Retrieval, request.id).series_uids
+        stored = sum(_count_instances(session, request, uid) for uid in series_uids)
+    by = f" by {' and '.join(sorted(services))}" if services else ""
+    return f"{stored} instances in {len(series_uids)} series from {request.peer.name}{by}"
 
 
-def _fetch_one(sessions: sessionmaker[Session], wanted: _Wanted, series_uid: str, config: Config, now: Clock) -> str:
-    """By C-MOVE; a peer that does not know us, or thinks that we are elsewhere, is asked by C-GET. Which it was."""
-    asking, us = _asking(config), config.node.ae_title
-    study_uid = wanted.holding_uid
+def _retrieve_one(
+    sessions: sessionmaker[Session], request: _Request, series_uid: str, config: Config, now: Clock
+) -> str:
+    """Retrieve a series and return the name of the service that delivered it.
+
+    C-MOVE comes first; C-GET follows where the peer does not know this node or sends to another address.
+    """
+    requestor, own_aet = _requestor(config), config.node.ae_title
+    study_uid = request.source_study_uid
     try:
-        moved = queries.move(wanted.peer, study_uid, series_uid=series_uid, destination_aet=us, **asking)
-        _check(sessions, wanted, series_uid, moved, f"C-MOVE; where does it think the AE title {us} is?")
+        moved = queries.move(request.peer, study_uid, series_uid=series_uid, destination_aet=own_aet, **requestor)
+        _check_arrival(sessions, request, series_uid, moved, f"C-MOVE; where does it think the AE title {own_aet} is?")
         return "C-MOVE"
-    except PeerRefused as by_move:
-        take = retrieved.store_handler(config, sessions, wanted.peer, now)
+    except PeerRefused as move_error:
+        store = retrieved.store_handler(config, sessions, request.peer, now)
         try:
-            got = queries.fetch(wanted.peer, study_uid, series_uid=series_uid, on_store=take, **asking)
-            _check(sessions, wanted, series_uid, got, "C-GET")
+            fetched = queries.fetch(request.peer, study_uid, series_uid=series_uid, on_store=store, **requestor)
+            _check_arrival(sessions, request, series_uid, fetched, "C-GET")
             return "C-GET"
-        except PeerRefused as by_get:
-            raise PeerRefused(f"{by_move}; {by_get}") from None
+        except PeerRefused as get_error:
+            raise PeerRefused(f"{move_error}; {get_error}") from None
 
 
-def _check(
-    sessions: sessionmaker[Session], wanted: _Wanted, series_uid: str, fetched: RetrievalCounts, how: str
+def _check_arrival(
+    sessions: sessionmaker[Session], request: _Request, series_uid: str, fetched: RetrievalCounts, service: str
 ) -> None:
-    """What the peer says that it has sent has to be here. Raises PeerRefused."""
+    """Raise PeerRefused unless all instances that the peer reports as sent are stored here."""
     sent = fetched.completed + fetched.warned
     if fetched.failed or not sent:
-        raise PeerRefused(f"peer {wanted.peer.name} gave {sent} of {sent + fetched.failed} instances by {how}")
+        raise PeerRefused(f"peer {request.peer.name} gave {sent} of {sent + fetched.failed} instances by {service}")
     with sessions() as session:
-        here = _count(session, wanted, series_uid)
-    if here < sent:
-        raise PeerRefused(f"peer {wanted.peer.name} sent {sent} instances, {here} are here, by {how}")
+        stored = _count_instances(session, request, series_uid)
+    if stored < sent:
+        raise PeerRefused(f"peer {request.peer.name} sent {sent} instances, {stored} are here, by {service}")
 
 
-def _count(session: Session, wanted: _Wanted, series_uid: str) -> int:
+def _count_instances(session: Session, request: _Request, series_uid: str) -> int:
     rows = select(func.count(Instance.id)).join(Series).join(Study)
-    mine = (Study.study_uid == wanted.holding_uid, Series.series_uid == series_uid)
-    return session.scalar(rows.where(*mine)) or 0
+    of_series = (Study.study_uid == request.source_study_uid, Series.series_uid == series_uid)
+    return session.scalar(rows.where(*of_series)) or 0
 
 
-def _asking(config: Config) -> dict[str, Any]:
+def _requestor(config: Config) -> dict[str, Any]:
+    """Return the arguments of this node as requestor, as ``dimse.queries`` takes them."""
     node = config.node
     return {"calling_aet": node.ae_title, "timeout_s": node.network_timeout_s, "tls": config.node.tls}

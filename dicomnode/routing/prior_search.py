@@ -1,4 +1,4 @@
-"""Which study at a peer is the earlier examination that a route compares with, and which of its series: C-FIND."""
+"""The search for a prior examination at a peer, and for its series that a route compares with: C-FIND."""
 
 from __future__ import annotations
 
@@ -12,45 +12,48 @@ from dicomnode.config import Peer, Route
 from dicomnode.dimse import queries
 from dicomnode.errors import NotFound
 from dicomnode.routing import series_search
-from dicomnode.routing.priors import Examination, examination
+from dicomnode.routing.examination import Examination, read_examination
 
-__all__ = ["find"]
+__all__ = ["find_prior_study"]
 
-_STUDIES = 10
-"""So many of the patient's earlier studies are looked into, the newest first."""
+_MAX_STUDIES = 10
+"""The number of the patient's earlier studies whose series are queried, the newest first."""
 
 
-def find(
-    peer: Peer, route: Route, study_uid: str, now: Examination, *, asking: Mapping[str, Any]
+def find_prior_study(
+    peer: Peer, route: Route, study_uid: str, current: Examination, *, requestor: Mapping[str, Any]
 ) -> tuple[str, tuple[str, ...]]:
-    """The newest study earlier than this one with what the route asks for first, and its series to fetch.
+    """Return the newest earlier study with a series for the route's first ``prior`` input, and its series to retrieve.
 
-    Raises NotFound, or PeerError.
+    ``current``: the examination of the study ``study_uid``. ``requestor``: see ``series_search``.
+    Raises NotFound or PeerError.
     """
-    asked = {
-        "PatientID": now.patient_id,
-        "StudyDate": f"-{now.date}",
+    keys = {
+        "PatientID": current.patient_id,
+        "StudyDate": f"-{current.date}",
         "StudyTime": "",
         "IssuerOfPatientID": "",
         "PatientBirthDate": "",
     }
-    found = [
+    earlier = [
         (then, str(answer.StudyInstanceUID))
-        for answer in queries.find(peer, asked, **asking)
-        for then in [_answered(answer, now)]
-        if then.is_of(now) and then.precedes(now)
+        for answer in queries.find(peer, keys, **requestor)
+        for then in [_read_answer(answer, current)]
+        if then.is_same_patient(current) and then.precedes(current)
     ]
-    newest_first = sorted(found, key=lambda each: (each[0].date, each[0].time), reverse=True)
+    newest_first = sorted(earlier, key=lambda each: (each[0].date, each[0].time), reverse=True)
     first = next(iter(route.prior))
-    for _, earlier in newest_first[:_STUDIES]:
-        named = series_search.find(peer, earlier, route.prior, asking=asking) if earlier != study_uid else {}
-        if named.get(first):
-            return earlier, tuple(dict.fromkeys(uid for uids in named.values() for uid in uids))
-    raise NotFound(f"{len(found)} earlier studies there, none with a series for {first}" if found else "none there")
+    for _, uid in newest_first[:_MAX_STUDIES]:
+        if uid == study_uid:
+            continue
+        candidates = series_search.find_candidate_series(peer, uid, route.prior, requestor=requestor)
+        if candidates.get(first):
+            return uid, tuple(dict.fromkeys(series for uids in candidates.values() for series in uids))
+    raise NotFound(f"{len(earlier)} earlier studies there, none with a series for {first}" if earlier else "none there")
 
 
-def _answered(answer: Dataset, now: Examination) -> Examination:
-    """An issuer that a peer does not tell is checked when the study is here."""
-    then = examination({name: answer.get(name) for name in ("PatientID", "IssuerOfPatientID", "PatientBirthDate",
-                                                            "StudyDate", "StudyTime")})  # fmt: skip
-    return then if then.issuer else replace(then, issuer=now.issuer)
+def _read_answer(answer: Dataset, current: Examination) -> Examination:
+    """Read an answer; an issuer that the peer leaves out is checked once the study is here."""
+    keywords = ("PatientID", "IssuerOfPatientID", "PatientBirthDate", "StudyDate", "StudyTime")
+    then = read_examination({keyword: answer.get(keyword) for keyword in keywords})
+    return then if then.issuer else replace(then, issuer=current.issuer)

@@ -1,8 +1,8 @@
-"""Which series of a study at a peer may be those that conditions describe: C-FIND, as far as the peer tells.
+"""The search for series of a study at a peer that may meet the conditions of a route: C-FIND.
 
-Asked are all attributes of the conditions; Modality, which every archive matches (PS3.4 C.6.2.1.3), goes along as a
-key. Attributes that the peer does not tell of its series are asked of their images. What it does not tell at all
-speaks against nothing: the series is judged again when it is here.
+The query names all attributes of the conditions; Modality, which every archive matches (PS3.4 C.6.2.1.3), is a
+matching key. Attributes that the peer does not return at the SERIES level are queried at the IMAGE level. An attribute
+that it does not return at all excludes nothing: the conditions are evaluated again once the series is here.
 """
 
 from __future__ import annotations
@@ -18,76 +18,85 @@ from dicomnode.config.conditions import Condition
 from dicomnode.dimse import queries
 from dicomnode.errors import PeerRefused
 
-__all__ = ["find"]
+__all__ = ["Conditions", "find_candidate_series"]
 
-Match = Mapping[str, Condition]
+Conditions = Mapping[str, Condition]
+"""Conditions by DICOM keyword."""
 
-_OF_IMAGES = frozenset({"SOPClassUID", "SOPInstanceUID", "InstanceNumber"})
-"""Keys of the level below, for which some refuse a query of series."""
+_IMAGE_LEVEL_KEYS = frozenset({"SOPClassUID", "SOPInstanceUID", "InstanceNumber"})
+"""Keys of the IMAGE level, for which some archives refuse a query at the SERIES level."""
 
 
-def find(
-    peer: Peer, study_uid: str, matches: Mapping[str, Match], *, asking: Mapping[str, Any]
+def find_candidate_series(
+    peer: Peer, study_uid: str, conditions_by_name: Mapping[str, Conditions], *, requestor: Mapping[str, Any]
 ) -> dict[str, tuple[str, ...]]:
-    """For each name the UIDs of the series that may match, in the order of their Series Numbers.
+    """Return for each name the UIDs of the series that may match, in the order of their Series Numbers.
 
-    ``asking``: who asks, as ``queries.find`` takes it. Raises PeerError.
+    ``requestor``: calling AE title, timeout and TLS, as ``queries.find`` takes them. Raises PeerError.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for name, match in matches.items():
-        answers = sorted(_series(peer, study_uid, match, asking), key=_place)
-        likely = [each for each in answers if _may_match(match, each)]
+    for name, conditions in conditions_by_name.items():
+        answers = sorted(_query_series(peer, study_uid, conditions, requestor), key=_sort_key)
+        possible = [each for each in answers if _may_match(conditions, each)]
         found[name] = tuple(
-            str(each.SeriesInstanceUID) for each in likely if _images_may_match(peer, study_uid, match, each, asking)
+            str(each.SeriesInstanceUID)
+            for each in possible
+            if _images_may_match(peer, study_uid, conditions, each, requestor)
         )
     return found
 
 
-def _series(peer: Peer, study_uid: str, match: Match, asking: Mapping[str, Any]) -> list[Dataset]:
-    of_all = {"StudyInstanceUID": study_uid} | _modality(match)
-    asked = dict.fromkeys(sorted(match.keys() - _OF_IMAGES), "") | of_all
+def _query_series(peer: Peer, study_uid: str, conditions: Conditions, requestor: Mapping[str, Any]) -> list[Dataset]:
+    required = {"StudyInstanceUID": study_uid} | _modality_key(conditions)
+    keys = dict.fromkeys(sorted(conditions.keys() - _IMAGE_LEVEL_KEYS), "") | required
     try:
-        return queries.find(peer, asked, level="SERIES", **asking)
+        return queries.find(peer, keys, level="SERIES", **requestor)
     except PeerRefused:  # a key that it does not know at this level
-        return queries.find(peer, of_all, level="SERIES", **asking)
+        return queries.find(peer, required, level="SERIES", **requestor)
 
 
-def _images_may_match(peer: Peer, study_uid: str, match: Match, series: Dataset, asking: Mapping[str, Any]) -> bool:
-    """Whether some image may match on what the series' answer left open; images that are not told of may."""
-    left = sorted(match.keys() - _stated(match, series).keys())
-    if not left:
+def _images_may_match(
+    peer: Peer, study_uid: str, conditions: Conditions, series: Dataset, requestor: Mapping[str, Any]
+) -> bool:
+    """Return whether some image may meet the conditions that the series' answer left open.
+
+    True where the peer returns no images or refuses the query.
+    """
+    open_keys = sorted(conditions.keys() - _returned_values(conditions, series).keys())
+    if not open_keys:
         return True
     unique = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": str(series.SeriesInstanceUID)}
     try:
-        images = queries.find(peer, dict.fromkeys(left, "") | unique, level="IMAGE", **asking)
+        images = queries.find(peer, dict.fromkeys(open_keys, "") | unique, level="IMAGE", **requestor)
     except PeerRefused:
         return True
-    return not images or any(_may_match({keyword: match[keyword] for keyword in left}, each) for each in images)
+    open_conditions = {keyword: conditions[keyword] for keyword in open_keys}
+    return not images or any(_may_match(open_conditions, each) for each in images)
 
 
-def _modality(match: Match) -> dict[str, str]:
-    """The key, where the condition is a single value that means the same in a query."""
-    condition = match.get("Modality")
+def _modality_key(conditions: Conditions) -> dict[str, str]:
+    """Return Modality as a matching key, where its condition is a single value that means the same in a query."""
+    condition = conditions.get("Modality")
     if condition is None or condition.kind != "any" or len(condition.operands) != 1:
         return {}
     value = condition.operands[0]
     return {"Modality": value} if isinstance(value, str) and not set(value) & set("*?\\") else {}
 
 
-def _may_match(match: Match, answer: Dataset) -> bool:
-    return all(match[keyword].holds(value) for keyword, value in _stated(match, answer).items())
+def _may_match(conditions: Conditions, answer: Dataset) -> bool:
+    return all(conditions[keyword].holds(value) for keyword, value in _returned_values(conditions, answer).items())
 
 
-def _stated(keywords: Iterable[str], answer: Dataset) -> dict[str, Any]:
-    """What the answer tells; an empty value is also that of a peer that does not know the attribute."""
-    values = {keyword: _plain(answer.get(keyword)) for keyword in keywords}
+def _returned_values(keywords: Iterable[str], answer: Dataset) -> dict[str, Any]:
+    """Return the values in an answer; empty ones are left out, because a peer that lacks the attribute sends them."""
+    values = {keyword: _to_plain(answer.get(keyword)) for keyword in keywords}
     return {keyword: value for keyword, value in values.items() if value not in (None, "", [])}
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     return [str(each) for each in value] if isinstance(value, MultiValue) else value
 
 
-def _place(answer: Dataset) -> tuple[bool, int, str]:
+def _sort_key(answer: Dataset) -> tuple[bool, int, str]:
     number = answer.get("SeriesNumber")
     return number is None, int(number or 0), str(answer.SeriesInstanceUID)

@@ -54,7 +54,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
     @routes.post("/studies/{uid}/close")
     def close(uid: str, form: Form) -> Response:
         there = f"/studies/{checked_uid(uid)}"
-        return _tried(desk, there, "close-1", lambda session: completion.close(session, uid, now=desk.now()))
+        return _tried(desk, there, "close-1", lambda session: completion.close_study(session, uid, now=desk.now()))
 
 
 def echo(desk: Desk, name: str) -> tuple[bool, str]:
