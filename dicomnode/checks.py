@@ -201,7 +201,7 @@ def _workers(config: Config) -> Check | str:
 def _ray(config: Config) -> Check | str:
     from dicomnode.execution import ray_actors
 
-    found = f"Ray {ray_actors.imported().__version__} at {config.worker.ray_address or 'this machine alone'}"
+    found = f"Ray {ray_actors.import_ray().__version__} at {config.worker.ray_address or 'this machine alone'}"
     if config.worker.ray_address and config.database_url.startswith("sqlite"):
         return Check("engine", "failed", f"{found}: other hosts cannot use SQLite; [database] url")
     return found

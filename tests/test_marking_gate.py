@@ -30,9 +30,9 @@ from dicomnode import results
 from dicomnode.config import Config
 from dicomnode.config.node import NodeConfig
 from dicomnode.config.results import ResultsConfig
+from dicomnode.datasets import objects
 from dicomnode.delivery.delivery import deliver_due
 from dicomnode.errors import NotMarked
-from dicomnode.execution import worker
 from dicomnode.results import label, marking
 from dicomnode.results.page import Page
 from dicomnode.storage import spool
@@ -189,8 +189,8 @@ def test_a_class_that_the_node_never_writes_needs_every_mark_of_an_image(uid: st
 
 
 def _an_output(config: Config, ds: Dataset) -> OutputFile:
-    file = spool.write(config.spool_dir, worker.encode(ds))
-    return OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, worker.kind_of(ds), file)
+    file = spool.write(config.spool_dir, objects.encode(ds))
+    return OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, objects.kind_of(ds), file)
 
 
 def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire(

@@ -100,7 +100,7 @@ def test_a_node_alone_brings_its_own_ray_and_takes_it_along(tmp_path: Path, now:
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'dicomnode\[ray\]'"):
-        ray_actors.imported()
+        ray_actors.import_ray()
 
 
 def _driver(site: fleet.Site, cluster: RayCluster, actors: int) -> Path:

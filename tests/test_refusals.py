@@ -22,8 +22,8 @@ from db.states import InvalidTransition, JobState
 from db.studies import StoredFile
 from dicomnode import cli
 from dicomnode.config import Config
+from dicomnode.datasets import objects
 from dicomnode.dimse import peers
-from dicomnode.execution import worker
 from dicomnode.results import marking
 from model_zoo.registry import BUNDLES
 from tests.peers import Node, Orthanc, a_route, wait_for, write_config
@@ -304,4 +304,4 @@ def test_the_note_of_the_gates_refusal_reaches_the_pacs_once(tmp_path: Path, now
     reason = job.reason
     assert "above the limit of 1e-09" in reason
     assert _words_below("Refused", file) == [reason]
-    assert worker.encode(dcmread(file)) == file.read_bytes()
+    assert objects.encode(dcmread(file)) == file.read_bytes()

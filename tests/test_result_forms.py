@@ -31,7 +31,7 @@ from dicomnode.config.node import NodeConfig
 from dicomnode.config.results import Preferences, ResultsConfig
 from dicomnode.delivery import negotiation
 from dicomnode.delivery.delivery import deliver_due
-from dicomnode.execution import renditions, worker
+from dicomnode.execution import job_run, renditions
 from dicomnode.execution.processing import Produced
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source
@@ -89,7 +89,7 @@ def end_job(
 
     forms = {form: made(form) for form in negotiation.forms(chosen) if form != config.results}
     produced = Produced(made(config.results), {}, held, forms)
-    outputs = worker.outputs_of(config, produced, chosen)
+    outputs = job_run.store_outputs(config, produced, chosen)
     with sessions.begin() as session:
         job = a_job(session, now, destinations=to)
         jobs.claim(session, worker="w", lease_s=60, now=now)

@@ -16,8 +16,8 @@ from pydicom.sr.coding import Code as Concept
 
 from dicomnode import results
 from dicomnode.config.results import ResultsConfig
+from dicomnode.datasets import objects
 from dicomnode.errors import InputRefused
-from dicomnode.execution import worker
 from dicomnode.results import concepts, marking
 from pipelines.codes import MAXIMUM, MEAN, PEAK, SUV_BW, SUV_BW_UNIT, VOLUME
 from pipelines.contract import Code, Finding, Measurement, Segment, Segmentation
@@ -63,7 +63,7 @@ def lesion_objects(kind: str) -> tuple[Dataset, Dataset]:
     for ds in made:
         marking.check(ds)
     mask, report = made[-2], made[-1]
-    return dcmread(BytesIO(worker.encode(mask))), dcmread(BytesIO(worker.encode(report)))
+    return dcmread(BytesIO(objects.encode(mask))), dcmread(BytesIO(objects.encode(report)))
 
 
 def _groups(report: Dataset) -> list[hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations]:

@@ -21,8 +21,8 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from dicomnode import results
 from dicomnode.config.results import ResultsConfig
+from dicomnode.datasets import objects
 from dicomnode.errors import InputRefused, NotMarked
-from dicomnode.execution import worker
 from dicomnode.results import marking
 from dicomnode.results.provenance import recorded
 from pipelines.contract import Code, Finding, Interval, Measurement, Note, Segment, Segmentation
@@ -265,13 +265,13 @@ def test_it_says_that_it_is_preliminary_and_verified_by_nobody() -> None:
     assert (ds.SOPClassUID, ds.Modality) == (Comprehensive3DSRStorage, "SR")
     assert (ds.CompletionFlag, ds.PreliminaryFlag, ds.VerificationFlag) == ("COMPLETE", "PRELIMINARY", "UNVERIFIED")
     assert ds.SeriesDescription == "SYN Measurements"
-    assert worker.kind_of(ds) == "report"
+    assert objects.kind_of(ds) == "report"
 
 
 def test_the_same_job_makes_the_same_bytes_and_another_verdict_another_object() -> None:
     given = regional(12, 3)
     first, again = report(*given), report(*given)
-    assert worker.encode(first) == worker.encode(again)
+    assert objects.encode(first) == objects.encode(again)
     held = report(*given, verdict=HELD)
     assert held.SOPInstanceUID != first.SOPInstanceUID
     assert held.SeriesInstanceUID != first.SeriesInstanceUID

@@ -22,7 +22,7 @@ from dicomnode.config import Config
 from dicomnode.config.node import NodeConfig
 from dicomnode.errors import NotAllowed
 from dicomnode.execution import job_run
-from dicomnode.maintenance.retention import Retention, remove_files, explain_kept
+from dicomnode.maintenance.retention import Retention, explain_kept, remove_files
 from dicomnode.routing.study_snapshot import StudySnapshot
 from dicomnode.storage import spool
 

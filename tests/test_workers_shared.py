@@ -21,8 +21,8 @@ from db.states import JobState
 from dicomnode import checks, config
 from dicomnode.config import Config
 from dicomnode.errors import ConfigError
-from dicomnode.execution import process, worker
-from dicomnode.execution.model_cache import Warm
+from dicomnode.execution import worker, worker_process
+from dicomnode.execution.model_cache import ModelCache
 from dicomnode.storage import shared
 from dicomnode.storage.shared import SpoolMarker
 from model_zoo import registry
@@ -56,7 +56,7 @@ def a_prior_job(rows: sessionmaker[Session], model: str, digest: str) -> int:
 
 def work_once(rows: sessionmaker[Session], own: Config, name: str, **more: Any) -> Job:
     """One host looks for work until none is waiting for it; the only job afterwards."""
-    worker.work(rows, own, worker=f"{name}:1", stop=threading.Event(), once=True, **more)
+    worker.run_worker(rows, own, worker=f"{name}:1", stop=threading.Event(), once=True, **more)
     with rows() as session:
         return session.scalars(select(Job)).one()
 
@@ -118,7 +118,7 @@ def test_a_worker_takes_no_job_while_its_mark_is_not_in_the_spool(
     own = config.load(site.host("a"))
     mark = SpoolMarker(own.spool_dir, "a:1")
     mark.set()
-    guard = process.Guard(mark)
+    guard = worker_process.SpoolGuard(mark)
     own.spool_dir.rename(site.root / "unmounted")
     mark.renew()
     assert work_once(rows, own, "a", may_take=guard.may_take).attempts == 0
@@ -132,7 +132,7 @@ def test_a_worker_does_not_start_on_a_spool_of_its_own(site: fleet.Site, rows: s
     a_prior_job(rows, "mri_prior@9.0.0", "")
     own = config.load(site.host("a"))
     with pytest.raises(ConfigError, match="is not the spool of this database"):
-        process.work(own, once=True, stop=threading.Event())
+        worker_process.run_worker_process(own, once=True, stop=threading.Event())
     with rows() as session:
         assert session.scalars(select(Job)).one().attempts == 0
 
@@ -182,7 +182,7 @@ def test_a_warm_model_is_loaded_once_and_again_when_a_file_of_it_changed(tmp_pat
         calls.append(facts.version)
         return registry.load_from(facts, device=device)
 
-    warm = Warm(2, load)
+    warm = ModelCache(2, load)
     assert warm(facts, device="cpu") is warm(facts, device="cpu")
     assert calls == ["1.0.0"]
     with (facts.path / registry.WEIGHTS).open("r+b") as file:
@@ -197,7 +197,7 @@ def test_of_more_models_than_are_kept_the_one_not_used_for_longest_goes(tmp_path
     found = [
         registry.read_facts(write_prior_bundle(tmp_path / v, v, seed=n)) for n, v in enumerate(("1.0", "2.0", "3.0"))
     ]
-    warm = Warm(2)
+    warm = ModelCache(2)
     first, second = (warm(facts, device="cpu") for facts in found[:2])
     assert warm(found[0], device="cpu") is first
     warm(found[2], device="cpu")

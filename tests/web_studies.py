@@ -18,8 +18,7 @@ from db.states import StudyState
 from db.studies import Arrival, Sender
 from dicomnode import results, uids
 from dicomnode.config.results import ResultsConfig
-from dicomnode.datasets import headers
-from dicomnode.execution import worker
+from dicomnode.datasets import headers, objects
 from dicomnode.results.page import Page
 from dicomnode.results.planes import shown_by
 from dicomnode.storage import spool
@@ -274,5 +273,5 @@ def _output(web: Web, ds: Dataset) -> OutputFile:
     facts = headers.read(spool.path(web.config.spool_dir, stored))
     return OutputFile(
         sop_instance_uid=facts.sop_instance_uid, sop_class_uid=facts.sop_class_uid, series_uid=facts.series_uid,
-        kind=worker.kind_of(ds), file=stored, attributes=keywords.pick(facts.attributes, keywords.RESULT_STORED),
+        kind=objects.kind_of(ds), file=stored, attributes=keywords.pick(facts.attributes, keywords.RESULT_STORED),
     )  # fmt: skip

@@ -63,7 +63,8 @@ def _run_one(
     options: dict[str, Any],
     config: Config,
 ) -> list[dict[str, Any]]:
-    from dicomnode.execution import processing, worker
+    from dicomnode.datasets import objects
+    from dicomnode.execution import processing
 
     content = [(name, *sorted(map(_digest, paths))) for name, paths in sorted(inputs.items())]
     key = hashlib.sha256(repr([content, pipeline, model, sorted(options.items())]).encode()).hexdigest()
@@ -82,7 +83,7 @@ def _run_one(
     for ds in produced.objects:
         target = out_dir / f"{ds.SOPInstanceUID}.dcm"
         ds.save_as(target, enforce_file_format=True)
-        rows.append({"kind": worker.kind_of(ds), "file": str(target), **produced.report})
+        rows.append({"kind": objects.kind_of(ds), "file": str(target), **produced.report})
     return rows
 
 

@@ -19,11 +19,11 @@ def serve(
 ) -> None:
     """Receive, route, run and deliver, until told to stop."""
     from dicomnode import node
-    from dicomnode.execution import engines
+    from dicomnode.execution import launch
 
     config = context.config(ctx)
     context.log_to_stderr(config)
-    size = engines.local_processes(config, config.worker.concurrency if workers is None else workers)
+    size = launch.count_local_processes(config, config.worker.concurrency if workers is None else workers)
     with node.stop_on_signals() as stop:
         node.serve(config, workers=size, ready=lambda line: print(line, flush=True), stop=stop)
 
@@ -35,12 +35,12 @@ def work(
 ) -> None:
     """Take jobs until told to stop; with [worker] engine = "ray", see to it that its actors do."""
     from dicomnode import node
-    from dicomnode.execution import engines
+    from dicomnode.execution import launch
 
     config = context.config(ctx)
     context.log_to_stderr(config)
     node.prepare(config)
     with node.stop_on_signals() as stop:
-        taken = engines.run(config, once=once, parent=parent, stop=stop)
+        taken = launch.run_workers(config, once=once, parent=parent, stop=stop)
     if once:
         print(f"{taken} jobs taken")

@@ -1,7 +1,7 @@
-"""What this host cannot run and another may: a pipeline or a bundle that is not here, or not as it was deployed.
+"""The capabilities of this host: the pipelines and bundles that it has, with the weights that were deployed.
 
-Such a job is given back with the reason in its row, and this host asks for no other that needs the same until it has
-looked again. Where no other host has a worker, the job is run into its end, which says the same.
+A job that needs others is given back with the reason in its row, and for a minute this host claims no job with the
+same needs. Where no other host has a worker, the job is run all the same and fails with that reason.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from dicomnode.execution import model_cache
 if TYPE_CHECKING:
     from model_zoo.bundle import BundleFacts
 
-__all__ = ["Lacking"]
+__all__ = ["HostCapabilities"]
 
-_LOOK_AGAIN = timedelta(seconds=60)
-_ALIVE = timedelta(seconds=60)
+_CHECK_AGAIN_AFTER = timedelta(seconds=60)
+_ALIVE_WITHIN = timedelta(seconds=60)
 
 
-class Lacking:
-    """One worker's knowledge of what its host lacks."""
+class HostCapabilities:
+    """The pipelines and bundles of a worker's host, as jobs need them."""
 
     def __init__(
         self, sessions: sessionmaker[Session], config: Config, worker: str, now: Callable[[], datetime]
     ) -> None:
         self._sessions, self._config, self._now = sessions, config, now
         self._host = worker.rpartition(":")[0]
-        self._known: dict[Needs, datetime] = {}
-        self._verified: dict[Path, model_cache.Stamp] = {}
+        self._unmet: dict[Needs, datetime] = {}
+        self._verified: dict[Path, model_cache.Fingerprint] = {}
 
-    def known(self) -> set[Needs]:
-        """What to ask for no job of, for now."""
-        since = self._now() - _LOOK_AGAIN
-        self._known = {needs: at for needs, at in self._known.items() if at > since}
-        return set(self._known)
+    def unmet_needs(self) -> set[Needs]:
+        """Return the pipelines and models of which this host claims no job for now."""
+        since = self._now() - _CHECK_AGAIN_AFTER
+        self._unmet = {needs: at for needs, at in self._unmet.items() if at > since}
+        return set(self._unmet)
 
-    def why(self, job: Job) -> str:
-        """Why another host should have that job; empty where this one can run it, or is the only one."""
-        reason = self._missing(job)
+    def reason_unable(self, job: Job) -> str:
+        """Return the reason to leave a job to another host; "" where this one can run it, or is the only one."""
+        reason = self._find_missing(job)
         if not reason or not self._is_another_alive():
             return ""
-        self._known[job.pipeline, job.model, job.model_digest] = self._now()
+        self._unmet[job.pipeline, job.model, job.model_digest] = self._now()
         return f"{self._host} cannot run it: {reason}"
 
-    def _missing(self, job: Job) -> str:
+    def _find_missing(self, job: Job) -> str:
         from dicomnode.deployment import pipeline_names
         from dicomnode.deployment.models import find_bundle
         from model_zoo.bundle import BundleError
@@ -63,24 +63,24 @@ class Lacking:
             pipeline = pipeline_names.resolve_pipeline(job.pipeline, self._config, job.model)
             facts = find_bundle(job.model or pipeline.bundle, self._config)
             if job.model_digest and facts.digest != job.model_digest:
-                return f"{job.model} is here with other weights than were deployed"
+                return f"the weights of {job.model} here are not those that were deployed"
             pinned = job.helper_models or {}
             for each in (facts, *(find_bundle(pinned.get(name, name), self._config) for name in pipeline.helpers)):
                 self._verify(each)
         except (BundleError, ConfigError) as error:
             return str(error)
-        except Exception:  # shows again when the job is run, which then ends with it
+        except Exception:  # it occurs again when the job is run, which then fails with it
             return ""
         return ""
 
     def _verify(self, facts: BundleFacts) -> None:
         from model_zoo import registry
 
-        stamp = model_cache.stamp(facts)
-        if self._verified.get(facts.path) != stamp:
+        fingerprint = model_cache.fingerprint(facts)
+        if self._verified.get(facts.path) != fingerprint:
             registry.verify(facts)
-            self._verified[facts.path] = stamp
+            self._verified[facts.path] = fingerprint
 
     def _is_another_alive(self) -> bool:
         with self._sessions() as session:
-            return any(row.host != self._host for row in workers.list_alive(session, since=self._now() - _ALIVE))
+            return any(row.host != self._host for row in workers.list_alive(session, since=self._now() - _ALIVE_WITHIN))

@@ -1,4 +1,7 @@
-"""What runs jobs: processes, or actors of Ray. The rows decide whose a job is; an engine may die at any moment."""
+"""The start of workers with the engine of [worker] engine: processes, or actors of Ray.
+
+The rows decide which worker has a job; an engine may die at any moment.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dicomnode.config import Config
 
-__all__ = ["local_processes", "run"]
+__all__ = ["count_local_processes", "run_workers"]
 
 
-def run(config: Config, *, once: bool, parent: int | None, stop: threading.Event) -> int:
-    """Take jobs until told to stop, or until the parent ends; the number of jobs taken in this process.
+def run_workers(config: Config, *, once: bool, parent: int | None, stop: threading.Event) -> int:
+    """Run jobs until ``stop`` is set or the parent process ends; return the number of jobs run in this process.
 
-    With Ray this process only sees to it that there are actors that take them, except with ``once``.
+    With Ray this process only keeps actors running that take jobs, except with ``once``.
     """
-    from dicomnode.execution import process
+    from dicomnode.execution import worker_process
 
     if parent is not None:
-        threading.Thread(target=_stop_with, args=(parent, stop), name="parent watch", daemon=True).start()
+        threading.Thread(target=_stop_with_parent, args=(parent, stop), name="parent watch", daemon=True).start()
     if config.worker.engine == "ray" and not once:
         from dicomnode.execution import ray_actors
 
-        ray_actors.drive(config, stop=stop)
+        ray_actors.run_actor_pool(config, stop=stop)
         return 0
-    return process.work(config, once=once, stop=stop)
+    return worker_process.run_worker_process(config, once=once, stop=stop)
 
 
-def local_processes(config: Config, wanted: int) -> int:
-    """How many processes ``serve`` starts: of Ray one, which asks for the actors."""
-    return min(1, wanted) if config.worker.engine == "ray" else wanted
+def count_local_processes(config: Config, requested: int) -> int:
+    """Return the number of processes that ``serve`` starts: with Ray at most one, which starts the actors."""
+    return min(1, requested) if config.worker.engine == "ray" else requested
 
 
-def _stop_with(parent: int, stop: threading.Event) -> None:
+def _stop_with_parent(parent: int, stop: threading.Event) -> None:
     while not stop.wait(1.0):
         if os.getppid() != parent:
             stop.set()

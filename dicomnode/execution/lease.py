@@ -1,4 +1,4 @@
-"""A worker's lease of one job: renewed from a thread of its own while the job runs."""
+"""The lease that a worker has on a job, renewed by a thread of its own while the job runs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Clock = Callable[[], datetime]
 
 
 class Interrupted(Exception):
-    """The worker was told to stop in the middle of a job."""
+    """The stop of a worker in the middle of a job."""
 
 
 class Lease:
-    """The lease of a job: a thread renews it, and ``progress`` raises when the job must stop."""
+    """The lease of a job: a thread renews it, and ``progress`` raises when the job has to stop."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Lease:
         self._job_id, self._worker, self._stop = job_id, worker, stop
         self._done, self._lost = threading.Event(), threading.Event()
         self._progress = (0.0, "")
-        self._thread = threading.Thread(target=self._keep, name=f"lease of job {job_id}", daemon=True)
+        self._thread = threading.Thread(target=self._renew_until_done, name=f"lease of job {job_id}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -53,22 +53,22 @@ class Lease:
         self._thread.join()
 
     def progress(self, fraction: float, step: str) -> None:
-        """What a pipeline calls; raises when the work is of no use any more."""
+        """Record a pipeline's progress. Raises LeaseLost or Interrupted when the job has to stop."""
         self._progress = (fraction, step)
         if self._lost.is_set():
             raise LeaseLost(f"job {self._job_id} was cancelled or taken by another worker")
         if self._stop.is_set():
             raise Interrupted
 
-    def _keep(self) -> None:
+    def _renew_until_done(self) -> None:
         lease_s = self._config.worker.lease_s
         while not self._done.wait(min(2.0, lease_s / 3)):
             try:
-                held = self._renew(lease_s)
+                is_held = self._renew(lease_s)
             except Exception as error:  # the database may come back before the lease lapses
                 log.warning("lease of job %d not renewed: %s", self._job_id, type(error).__name__)
                 continue
-            if not held:
+            if not is_held:
                 self._lost.set()
                 return
 

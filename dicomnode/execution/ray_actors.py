@@ -1,9 +1,9 @@
-"""Ray as the engine: every actor is a worker, with its share of a GPU and its models warm.
+"""Ray as the engine: every actor is a worker, with its share of a GPU and its models loaded.
 
-An actor claims, renews and commits as ``dicomnode work`` does, so the rows alone decide whose a job is and the most
-urgent study goes first, whatever dies: an actor, its machine, the cluster, or this driver. The driver only sees to it
-that there are as many actors as jobs ask for, and says of those that died what they had in hand; what nobody says, the
-lease does. An actor for which no machine has room waits in Ray, which is what makes KubeRay start one.
+An actor claims, renews and commits as ``dicomnode work`` does. The rows alone decide which worker has a job, and the
+most urgent study goes first, whatever dies: an actor, its machine, the cluster, or this driver. The driver keeps as
+many actors as the jobs need, and releases the jobs of actors that died; jobs that it cannot release are free when
+their leases lapse. An actor for which no machine has room waits in Ray, which makes KubeRay start a machine.
 
 ray is imported on use (``dicomnode[ray]``).
 """
@@ -32,22 +32,22 @@ from db import engine as engines
 from dicomnode.config import Config
 from dicomnode.errors import ConfigError
 
-__all__ = ["Actor", "Fleet", "drive", "imported"]
+__all__ = ["Actor", "ActorPool", "import_ray", "run_actor_pool"]
 
 log = logging.getLogger("dicomnode.ray")
 
-_TEND_S = 0.5
+_SUPERVISE_S = 0.5
 _PAUSE_S = 1.0
-"""After an actor died, before another is asked for: one that cannot even start is not started in a loop."""
+"""The pause after the death of an actor, so that one that cannot start is not started in a loop."""
 _DRAIN_S = 20.0
-_ALONE = {"include_dashboard": False, "object_store_memory": 100_000_000}
-"""Of a cluster of this machine's own: studies go by the spool, not by Ray's memory."""
+_LOCAL_CLUSTER = {"include_dashboard": False, "object_store_memory": 100_000_000}
+"""The options of a local cluster: studies pass through the spool, not through Ray's memory."""
 
 
 class Actor:
-    """What runs in the cluster: a worker, as ``dicomnode work`` is one.
+    """A worker in the cluster, like ``dicomnode work``.
 
-    The machine's own DICOMNODE_CONFIG names its configuration; else it lies where the driver's does.
+    DICOMNODE_CONFIG of the actor's machine names the configuration; without it, the path is the driver's.
     """
 
     def __init__(self, config_path: str) -> None:
@@ -59,36 +59,36 @@ class Actor:
         self._stop = threading.Event()
 
     def name(self) -> str:
-        """How it signs its leases."""
-        from dicomnode.execution import process
+        """Return the name with which this actor signs its leases."""
+        from dicomnode.execution import worker_process
 
-        return process.name_of(self._config)
+        return worker_process.build_worker_name(self._config)
 
     def work(self) -> int:
-        """Take jobs until told to stop."""
-        from dicomnode.execution import process
+        """Run jobs until stopped; return their number."""
+        from dicomnode.execution import worker_process
 
-        return process.work(self._config, once=False, stop=self._stop)
+        return worker_process.run_worker_process(self._config, once=False, stop=self._stop)
 
     def stop(self) -> None:
-        """Give the job back at its next step, take no other."""
+        """Give the job back at its next step, and take no other."""
         self._stop.set()
 
 
 @dataclass
-class _Hand:
-    """An actor as the driver sees it; ``name`` is empty until it has a place to run."""
+class _Handle:
+    """An actor and Ray's references to its results; ``name`` is empty until the actor runs."""
 
     actor: Any
-    named: Any
-    working: Any
+    name_ref: Any
+    work_ref: Any
     name: str = ""
 
 
-def imported() -> Any:
-    """The module ray. Raises ConfigError, naming the extra, where it is not installed."""
+def import_ray() -> Any:
+    """Import and return ray. Raises ConfigError with the name of the extra where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
-    # Ray would else hide all GPUs from an actor that asks for none; [worker] device says what is used.
+    # Otherwise Ray would hide all GPUs from an actor that asks for none; [worker] device says what is used.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -97,36 +97,36 @@ def imported() -> Any:
     return ray
 
 
-def drive(config: Config, *, stop: threading.Event) -> None:
-    """See to the actors until told to stop. Raises where the cluster is gone: whoever started this starts it again."""
+def run_actor_pool(config: Config, *, stop: threading.Event) -> None:
+    """Supervise the actors until ``stop`` is set. Raises where the cluster is gone; the parent then starts it again."""
     engine = engines.connect(config.database_url)
     try:
         now = clock.make_clock(engine)
-        with _connected(config) as ray:
-            fleet = Fleet(ray, config, engines.sessions(engine), now)
+        with _connect(config) as ray:
+            pool = ActorPool(ray, config, engines.sessions(engine), now)
             try:
-                while not stop.wait(_TEND_S):
-                    fleet.tend()
+                while not stop.wait(_SUPERVISE_S):
+                    pool.supervise()
             finally:
-                fleet.end(_DRAIN_S)
+                pool.shut_down(_DRAIN_S)
     finally:
         engine.dispose()
 
 
 @contextmanager
-def _connected(config: Config) -> Iterator[Any]:
-    """Ray, in the cluster that [worker] ray_address names, or in one of this machine's own."""
-    ray = imported()
+def _connect(config: Config) -> Iterator[Any]:
+    """Connect to the cluster that [worker] ray_address names, or start a local one; yield the module ray."""
+    ray = import_ray()
     if not config.worker.ray_address and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the user's home
-    asked_to_stop = signal.getsignal(signal.SIGTERM)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home directory
+    own_handler = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=config.worker.ray_address or "local",
         namespace="dicomnode",
         configure_logging=False,
-        **({} if config.worker.ray_address else _ALONE),
+        **({} if config.worker.ray_address else _LOCAL_CLUSTER),
     )
-    signal.signal(signal.SIGTERM, asked_to_stop)  # Ray's would end us in the middle
+    signal.signal(signal.SIGTERM, own_handler)  # Ray's would end this process in the middle of a job
     log.info("Ray %s: %d nodes", ray.__version__, len(ray.nodes()))
     try:
         yield ray
@@ -134,24 +134,24 @@ def _connected(config: Config) -> Iterator[Any]:
         ray.shutdown()
 
 
-class Fleet:
-    """The actors: as many as jobs ask for, within the bounds of [worker]."""
+class ActorPool:
+    """The actors of this driver, as many as the jobs need within the bounds of [worker]."""
 
     def __init__(self, ray: Any, config: Config, sessions: sessionmaker[Session], now: Callable[[], datetime]) -> None:
         self._ray, self._config, self._sessions, self._now = ray, config, sessions, now
-        self._hands: list[_Hand] = []
+        self._handles: list[_Handle] = []
         self._not_before = 0.0
         self._needed_at = time.monotonic()
 
     @property
     def names(self) -> list[str]:
-        """How those actors sign their leases that have begun."""
-        return [hand.name for hand in self._hands if hand.name]
+        """The names of the actors that run."""
+        return [handle.name for handle in self._handles if handle.name]
 
-    def tend(self) -> None:
-        """Replace the dead, start what is missing, and let go what nobody needed for long."""
-        self._learn_names()
-        self._bury()
+    def supervise(self) -> None:
+        """Remove actors that ended, start missing ones, and stop those that have long been idle."""
+        self._read_names()
+        self._remove_ended()
         try:
             with self._sessions() as session:
                 waiting, busy = (
@@ -162,88 +162,90 @@ class Fleet:
             log.warning("the database does not answer: %s", type(error).__name__)
             return
         own = self._config.worker
-        wanted = max(own.min_workers, min(own.max_workers, waiting + len(busy)))
-        if wanted >= len(self._hands):
+        target = max(own.min_workers, min(own.max_workers, waiting + len(busy)))
+        if target >= len(self._handles):
             self._needed_at = time.monotonic()
         if time.monotonic() >= self._not_before:
-            self._hands += [self._hire() for _ in range(wanted - len(self._hands))]
+            self._handles += [self._start_actor() for _ in range(target - len(self._handles))]
         if time.monotonic() - self._needed_at > own.idle_s:
-            self._dismiss([hand for hand in self._hands if hand.name not in busy][: len(self._hands) - wanted])
+            self._stop_actors([each for each in self._handles if each.name not in busy][: len(self._handles) - target])
 
-    def end(self, patience_s: float) -> None:
-        """Jobs in hand are given back; whoever does not end in time is killed, and its job taken from it."""
-        hands, self._hands = self._hands, []
-        for hand in hands:
-            hand.actor.stop.remote()
-        ended = self._ended(hands, patience_s)
-        for hand in hands:
-            self._ray.kill(hand.actor)
-            if hand.working not in ended:
-                self._abandon(hand)
+    def shut_down(self, timeout_s: float) -> None:
+        """Stop all actors, which give their jobs back; kill those that do not end in time, and release their jobs."""
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.actor.stop.remote()
+        ended = self._wait_for_end(handles, timeout_s)
+        for handle in handles:
+            self._ray.kill(handle.actor)
+            if handle.work_ref not in ended:
+                self._release_jobs(handle)
 
-    def _hire(self) -> _Hand:
+    def _start_actor(self) -> _Handle:
         own = self._config.worker
         remote = self._ray.remote(Actor).options(
-            num_cpus=own.cpus_per_model, num_gpus=self._gpus(), max_concurrency=3, max_restarts=0
+            num_cpus=own.cpus_per_model, num_gpus=self._gpu_share(), max_concurrency=3, max_restarts=0
         )
         actor = remote.remote(str(self._config.path))
-        return _Hand(actor, actor.name.remote(), actor.work.remote())
+        return _Handle(actor, actor.name.remote(), actor.work.remote())
 
-    def _gpus(self) -> float:
-        """The share of a GPU that an actor asks for; with "auto", if the cluster has any."""
+    def _gpu_share(self) -> float:
+        """Return the share of a GPU that an actor requests; with "auto", only if the cluster has any."""
         own = self._config.worker
-        wants = own.device == "cuda" or (own.device == "auto" and self._ray.cluster_resources().get("GPU", 0) > 0)
-        share = own.gpus_per_model if wants else 0.0
+        uses_gpu = own.device == "cuda" or (own.device == "auto" and self._ray.cluster_resources().get("GPU", 0) > 0)
+        share = own.gpus_per_model if uses_gpu else 0.0
         return share if share <= 1 else math.ceil(share)  # Ray takes parts of one GPU, or whole ones
 
-    def _bury(self) -> None:
-        """What an actor has left in hand is free at once."""
-        for working in self._ended(self._hands, 0):
-            hand = next(each for each in self._hands if each.working == working)
-            self._hands.remove(hand)
+    def _remove_ended(self) -> None:
+        """Remove the actors that ended, and release the jobs of those that died."""
+        for work_ref in self._wait_for_end(self._handles, 0):
+            handle = next(each for each in self._handles if each.work_ref == work_ref)
+            self._handles.remove(handle)
             self._not_before = time.monotonic() + _PAUSE_S
             try:
-                log.info("%s ended after %d jobs", hand.name or "an actor", self._ray.get(working))
-            except Exception as error:  # its own, or Ray's about it
-                log.error("%s died: %s", hand.name or "an actor", _said(error))
-                self._ray.kill(hand.actor)  # one that is only out of reach would be one too many
-                self._abandon(hand)
+                log.info("%s ended after %d jobs", handle.name or "an actor", self._ray.get(work_ref))
+            except Exception as error:  # of the actor, or of Ray about it
+                log.error("%s died: %s", handle.name or "an actor", _describe_error(error))
+                self._ray.kill(handle.actor)  # it may only be out of reach, and would be one too many
+                self._release_jobs(handle)
 
-    def _learn_names(self) -> None:
-        for hand in self._hands:
-            if not hand.name and self._ray.wait([hand.named], timeout=0)[0]:
+    def _read_names(self) -> None:
+        for handle in self._handles:
+            if not handle.name and self._ray.wait([handle.name_ref], timeout=0)[0]:
                 try:
-                    hand.name = self._ray.get(hand.named)
+                    handle.name = self._ray.get(handle.name_ref)
                 except Exception as error:
-                    log.error("an actor does not begin: %s", _said(error))
+                    log.error("an actor does not begin: %s", _describe_error(error))
 
-    def _ended(self, hands: Sequence[_Hand], patience_s: float) -> list[Any]:
-        if not hands:
+    def _wait_for_end(self, handles: Sequence[_Handle], timeout_s: float) -> list[Any]:
+        """Return the work references of the actors that ended within the time."""
+        if not handles:
             return []
-        working = [hand.working for hand in hands]
-        ended: list[Any] = self._ray.wait(working, num_returns=len(working), timeout=patience_s)[0]
+        work_refs = [handle.work_ref for handle in handles]
+        ended: list[Any] = self._ray.wait(work_refs, num_returns=len(work_refs), timeout=timeout_s)[0]
         return ended
 
-    def _dismiss(self, hands: Sequence[_Hand]) -> None:
-        for hand in hands:
-            hand.actor.stop.remote()
+    def _stop_actors(self, handles: Sequence[_Handle]) -> None:
+        for handle in handles:
+            handle.actor.stop.remote()
         self._needed_at = time.monotonic()
 
-    def _abandon(self, hand: _Hand) -> None:
-        if not hand.name:
+    def _release_jobs(self, handle: _Handle) -> None:
+        """Free the jobs of an actor that died; without the database they are free when their leases lapse."""
+        if not handle.name:
             return
         try:
             with self._sessions.begin() as session:
                 attempts = self._config.worker.attempts
-                lost = jobs.reclaim(session, worker=hand.name, attempts=attempts, now=self._now())
-        except SQLAlchemyError as error:  # then its lease lapses
-            log.warning("what %s had in hand waits for its lease: %s", hand.name, type(error).__name__)
+                lost = jobs.reclaim(session, worker=handle.name, attempts=attempts, now=self._now())
+        except SQLAlchemyError as error:
+            log.warning("the jobs of %s wait for the end of their leases: %s", handle.name, type(error).__name__)
             return
         for job in lost:
             log.error("job %d: its actor died; now %s", job.id, job.state)
 
 
-def _said(error: Exception) -> str:
-    """Our own errors name no patient; of others only what they are."""
+def _describe_error(error: Exception) -> str:
+    """Return the text of a ConfigError, which names no patient, or the type of any other error."""
     cause = getattr(error, "cause", None)
     return str(cause) if isinstance(cause, ConfigError) else type(error).__name__

@@ -12,7 +12,7 @@ from db.models import Study
 from db.states import JobState
 from dicomnode.config import Config
 from dicomnode.errors import NotFound
-from dicomnode.execution import comparing, processing, worker
+from dicomnode.execution import comparing, job_run, processing
 from dicomnode.execution.comparing import Finished
 from dicomnode.execution.processing import Produced, Task
 
@@ -37,7 +37,7 @@ def finished(session: Session, config: Config, study: Study, model: str) -> list
         raise NotFound(f"study {study.study_uid} has no finished job to run again")
     found = []
     for job in jobs:
-        task = worker.task_of(job, config)
+        task = job_run.build_task(job, config)
         own = str(job.report.get("model", task.model))
         again = replace(task, model=model or own, model_digest="" if model else task.model_digest)
         found.append(Done(comparing.finished(job, config), again, own))

@@ -18,7 +18,7 @@ from db.states import JobState
 from dicomnode.config import Config
 from dicomnode.deployment import pipeline_names
 from dicomnode.errors import NotFound
-from dicomnode.execution import processing, worker
+from dicomnode.execution import job_run, processing
 from dicomnode.execution.processing import Task
 from dicomnode.reading import frames, volumes
 from dicomnode.results.image import DERIVATION
@@ -69,7 +69,7 @@ def job_of(study: Study, number: int | None) -> Job:
 
 def read(job: Job, config: Config) -> Told:
     """From the spool and the row. Raises InputRefused where a file can no longer be read."""
-    task = worker.task_of(job, config)
+    task = job_run.build_task(job, config)
     pipeline = pipeline_names.resolve_pipeline(job.pipeline, config, job.model)
     case, sources = processing.loaded(pipeline, task.inputs)
     own = [output for output in job.outputs if not output.rendition]

@@ -1,4 +1,4 @@
-"""A worker in this process: what ``dicomnode work`` runs, and what a Ray actor runs."""
+"""A worker in this process, as ``dicomnode work`` and an actor of Ray run it."""
 
 from __future__ import annotations
 
@@ -19,64 +19,65 @@ from dicomnode.monitoring import gpus
 from dicomnode.storage.high_water import check_nothing_lost
 from dicomnode.storage.shared import SpoolMarker, check_spool_matches_database
 
-__all__ = ["Guard", "name_of", "work"]
+__all__ = ["SpoolGuard", "build_worker_name", "run_worker_process"]
 
 log = logging.getLogger("dicomnode.execution.worker")
 
 _REPORT_S = 10.0
 
 
-def name_of(config: Config) -> str:
-    """How the worker in this process signs its leases."""
+def build_worker_name(config: Config) -> str:
+    """Return the name with which the worker in this process signs its leases."""
     return jobs.worker_name(os.getpid(), config.worker.host)
 
 
-def work(config: Config, *, once: bool, stop: threading.Event) -> int:
-    """Take jobs until told to stop, or with ``once`` until none is waiting; the number of jobs taken.
+def run_worker_process(config: Config, *, once: bool, stop: threading.Event) -> int:
+    """Run jobs until ``stop`` is set, or with ``once`` until none is waiting; return the number of jobs run.
 
-    Raises ConfigError where this host's spool is not that of the database, StorageDamaged where that lost rows.
+    Raises ConfigError where this host's spool does not belong to the database, StorageDamaged where rows were lost.
     """
     from dicomnode.execution import worker
 
     engine = engines.connect(config.database_url)
     try:
-        now, sessions, name = clock.make_clock(engine), engines.sessions(engine), name_of(config)
+        now, sessions, name = clock.make_clock(engine), engines.sessions(engine), build_worker_name(config)
         with engines.readers(engine)() as session:
             check_spool_matches_database(session, config.spool_dir)
             check_nothing_lost(session, config.spool_dir)
         mark = SpoolMarker(config.spool_dir, name)
-        with _reporting(sessions, name, mark, now):
-            may_take = Guard(mark).may_take
-            return worker.work(sessions, config, worker=name, stop=stop, once=once, may_take=may_take, now=now)
+        with _report_regularly(sessions, name, mark, now):
+            may_take = SpoolGuard(mark).may_take
+            return worker.run_worker(sessions, config, worker=name, stop=stop, once=once, may_take=may_take, now=now)
     finally:
         engine.dispose()
 
 
-class Guard:
-    """No job is taken while the worker's mark is not in the spool."""
+class SpoolGuard:
+    """The check that this worker's mark is in the spool: no job is taken while it is missing."""
 
     def __init__(self, mark: SpoolMarker) -> None:
-        self._mark, self._was_there = mark, True
+        self._mark, self._was_present = mark, True
 
     def may_take(self) -> bool:
-        there = self._mark.is_there()
-        if there != self._was_there:
-            if there:
+        """Return whether a job may be taken; log when that changes."""
+        is_present = self._mark.is_there()
+        if is_present != self._was_present:
+            if is_present:
                 log.warning("the spool is back")
             else:
-                log.error("the spool is not the one that it was: is it mounted? No job is taken meanwhile")
-        self._was_there = there
-        return there
+                log.error("the spool is not the one of this worker's start: is it mounted? No job is taken meanwhile")
+        self._was_present = is_present
+        return is_present
 
 
 @contextmanager
 def _reporting(
     sessions: sessionmaker[Session], name: str, mark: SpoolMarker, now: Callable[[], datetime]
 ) -> Iterator[None]:
-    """While inside, the worker of that name says every now and then that it is alive, and which GPUs it sees."""
+    """Report the worker and its GPUs in the database every ten seconds, as long as the context is open."""
     done = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         while True:
             mark.renew()
             with suppress(SQLAlchemyError), sessions.begin() as session:
@@ -85,7 +86,7 @@ def _reporting(
                 return
 
     mark.set()
-    thread = threading.Thread(target=tell, name="report of the worker", daemon=True)
+    thread = threading.Thread(target=report, name="report of the worker", daemon=True)
     thread.start()
     try:
         yield

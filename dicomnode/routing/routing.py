@@ -115,7 +115,7 @@ def route_complete_studies(sessions: sessionmaker[Session], config: Config, *, n
             if not snapshot.is_prefetched_only and _must_wait(snapshot, config.routes, now):
                 waiting_ids.add(study.id)
             else:
-                new_jobs += len(_route_study(snapshot, config.routes, config.told_of, now))
+                new_jobs += len(_route_study(snapshot, config.routes, config.recipients_by_route, now))
 
 
 def _route_study(snapshot: StudySnapshot, routes: Sequence[Route], notify: Recipients, now: datetime) -> list[Job]:
