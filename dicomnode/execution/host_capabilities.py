@@ -63,7 +63,7 @@ class HostCapabilities:
             pipeline = pipeline_names.resolve_pipeline(job.pipeline, self._config, job.model)
             facts = find_bundle(job.model or pipeline.bundle, self._config)
             if job.model_digest and facts.digest != job.model_digest:
-                return f"the weights of {job.model} here are not those that were deployed"
+                return f"{job.model} has other weights here than were deployed"
             pinned = job.helper_models or {}
             for each in (facts, *(find_bundle(pinned.get(name, name), self._config) for name in pipeline.helpers)):
                 self._verify(each)
