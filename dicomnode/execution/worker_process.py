@@ -71,7 +71,7 @@ class SpoolGuard:
 
 
 @contextmanager
-def _reporting(
+def _report_regularly(
     sessions: sessionmaker[Session], name: str, mark: SpoolMarker, now: Callable[[], datetime]
 ) -> Iterator[None]:
     """Report the worker and its GPUs in the database every ten seconds, as long as the context is open."""
