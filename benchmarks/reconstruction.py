@@ -34,7 +34,7 @@ from model_zoo.data_kit import data_root
 from model_zoo.operators import centred_ifft
 from model_zoo.simulate import anatomy
 from model_zoo.simulate.kspace import acquire
-from pipelines import mri_reconstruction as recon
+from pipelines import inversion
 from pipelines.contract import Grid, KSpace
 from pipelines.encoding import Problem, prepare_image
 
@@ -122,13 +122,13 @@ def undersampled(
     return KSpace(samples, mask, (float(na), float(nb)), grid, 5.0, block, noise)
 
 
-def methods(model: Model, names: list[str], options: recon.Options) -> dict[str, Method]:
+def methods(model: Model, names: list[str], options: inversion.Options) -> dict[str, Method]:
     """Every method by name; a baseline with a weight appears once per weight as ``name@weight``."""
     found: dict[str, Method] = {
         "zero-filled": lambda p: Answer(classical.zero_filled(p.A, p.y)),
         "cg-sense": lambda p: Answer(classical.cg_sense(p.A, p.y, ridge=0.01)),
         "ours: DDS posterior mean": lambda p: Answer(
-            recon.estimate_slices(p, model, options), options.mean_steps, lambda: deviation(p, model, options)
+            inversion.estimate_slices(p, model, options), options.mean_steps, lambda: deviation(p, model, options)
         ),
     }
     adaptive = options.model_copy(update={"solver": "adadiff"})
@@ -136,7 +136,7 @@ def methods(model: Model, names: list[str], options: recon.Options) -> dict[str,
     for measured in ("exactly", "within noise"):
         kept = options.model_copy(update={"measured": measured})
         found[f"ours: DDS posterior mean, samples kept {measured}"] = lambda p, o=kept: Answer(  # type: ignore[misc]
-            recon.estimate_slices(p, model, o), o.mean_steps
+            inversion.estimate_slices(p, model, o), o.mean_steps
         )
     for w in WEIGHTS:
         found[f"l1-wavelet (sigpy)@{w:g}"] = lambda p, w=w: Answer(sigpy_wavelet(p, w))  # type: ignore[misc]
@@ -149,24 +149,24 @@ def methods(model: Model, names: list[str], options: recon.Options) -> dict[str,
     return {n: m for n, m in found.items() if not names or any(n.startswith(wanted) for wanted in names)}
 
 
-def sampled(p: Problem, model: Model, options: recon.Options, count: int) -> Answer:
-    images = [recon.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]) for n in range(count)]
-    evaluations = count * (recon.count_evaluations(options) - options.mean_steps) // options.samples
+def sampled(p: Problem, model: Model, options: inversion.Options, count: int) -> Answer:
+    images = [inversion.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]) for n in range(count)]
+    evaluations = count * (inversion.count_evaluations(options) - options.mean_steps) // options.samples
     image = images[0] if count == 1 else torch.stack(images).mean(dim=0)
     return Answer(
         image, evaluations, None if count == 1 else lambda: uncertainty.mean_and_sd(x.abs() for x in images)[1]
     )
 
 
-def adapted(p: Problem, model: Model, options: recon.Options) -> Answer:
-    prior, how = recon.adapt_prior(p, model, options, seed=1)
+def adapted(p: Problem, model: Model, options: inversion.Options) -> Answer:
+    prior, how = inversion.adapt_prior(p, model, options, seed=1)
     print(f"held-out chi-square {how.before:.3f} -> {how.after:.3f} in {how.steps} steps", flush=True)
-    return Answer(recon.estimate_slices(p, prior, options), options.rapid_steps + round(how.evaluations / len(p.y)))
+    return Answer(inversion.estimate_slices(p, prior, options), options.rapid_steps + round(how.evaluations / len(p.y)))
 
 
-def deviation(p: Problem, model: Model, options: recon.Options) -> Tensor:
+def deviation(p: Problem, model: Model, options: inversion.Options) -> Tensor:
     draws = (
-        recon.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]).abs()
+        inversion.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]).abs()
         for n in range(options.samples)
     )
     return uncertainty.mean_and_sd(draws)[1]
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="where to write the Markdown table; printed when not given")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    every = methods(registry.load(arguments.model, bf16=arguments.bf16), arguments.method, recon.Options())
+    every = methods(registry.load(arguments.model, bf16=arguments.bf16), arguments.method, inversion.Options())
     done: dict[str, Any] = {}
     for which in arguments.sets or ("real", "simulated"):
         if which == "real":

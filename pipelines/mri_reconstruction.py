@@ -59,19 +59,7 @@ if TYPE_CHECKING:
     from model_zoo.adaptation import Adaptation
     from model_zoo.bundle import Model
 
-__all__ = [
-    "PIPELINE",
-    "Options",
-    "adapt_prior",
-    "count_evaluations",
-    "draw_samples",
-    "estimate_slices",
-    "estimate_volume",
-    "find_low_confidence",
-    "interpolate",
-    "is_volume",
-    "run",
-]
+__all__ = ["PIPELINE", "find_low_confidence", "interpolate", "run"]
 
 
 def interpolate(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:

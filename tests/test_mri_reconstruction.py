@@ -13,14 +13,14 @@ import pipelines
 from model_zoo import masks, registry
 from model_zoo.bundle import BundleError, Model
 from model_zoo.operators import centred_fft, centred_ifft
-from pipelines import encoding
+from pipelines import encoding, inversion
 from pipelines import mri_reconstruction as recon
 from pipelines.contract import Case, Finding, Grid, Image, KSpace, Measurement, ParametricMap, Refused, Segmentation
 
 torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
 
 SHAPE = (64, 60)
-QUICK = recon.Options(steps=4, mean_steps=4, samples=3)
+QUICK = inversion.Options(steps=4, mean_steps=4, samples=3)
 
 
 @cache
@@ -74,7 +74,7 @@ def _maps(coils: int) -> torch.Tensor:
     return (S / S.abs().pow(2).sum(0).sqrt())[None]
 
 
-def reconstruct(k: KSpace, options: recon.Options = QUICK, seed: int = 5) -> list[Finding]:
+def reconstruct(k: KSpace, options: inversion.Options = QUICK, seed: int = 5) -> list[Finding]:
     return recon.PIPELINE.run(Case({"kspace": k}), prior(), options, seed, lambda done, word: None)
 
 
@@ -109,7 +109,7 @@ def test_the_image_is_in_the_units_of_the_samples_and_nearer_to_the_truth_than_z
     k = acquired(coils)
     reference = truth().abs().numpy()
     zero_filled = centred_ifft(torch.from_numpy(k.samples)).abs().pow(2).sum(1).sqrt().numpy()
-    x = image(reconstruct(k, recon.Options(samples=2, steps=2)))
+    x = image(reconstruct(k, inversion.Options(samples=2, steps=2)))
     assert np.linalg.norm(x - reference) < 0.9 * np.linalg.norm(zero_filled - reference)
     assert x.sum() / reference.sum() == pytest.approx(1.0, abs=0.06)
 
@@ -148,7 +148,7 @@ def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
             found: torch.Tensor = self.inner(x, c_noise)
             return found
 
-    options = recon.Options.model_validate(
+    options = inversion.Options.model_validate(
         {"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2, "adaptation_steps": 2, "rapid_steps": 2}
     )
     k = acquired(1)
@@ -156,7 +156,7 @@ def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
     found = recon.run(Case({"kspace": k}), counted, options, 1, lambda done, word: None)
     assert calls == 2 * number(found, "denoiser evaluations")
     if solver != "adadiff":
-        assert calls == 2 * recon.count_evaluations(options)
+        assert calls == 2 * inversion.count_evaluations(options)
 
 
 def test_an_adapted_prior_is_told_of_and_the_model_stays_as_it_was() -> None:
@@ -177,10 +177,10 @@ def thin(k: KSpace, spacing_mm: float = 1.0, thickness_mm: float = 1.0) -> KSpac
 
 def test_only_thin_slices_without_gaps_are_coupled() -> None:
     k = acquired(1)
-    assert not recon.is_volume(k)
-    assert recon.is_volume(thin(k))
-    assert not recon.is_volume(thin(k, spacing_mm=1.2))
-    assert not recon.is_volume(thin(k, spacing_mm=3.0, thickness_mm=3.0))
+    assert not inversion.is_volume(k)
+    assert inversion.is_volume(thin(k))
+    assert not inversion.is_volume(thin(k, spacing_mm=1.2))
+    assert not inversion.is_volume(thin(k, spacing_mm=3.0, thickness_mm=3.0))
 
 
 def test_coupling_changes_a_volume_and_can_be_switched_off() -> None:
@@ -234,7 +234,7 @@ def test_a_contrast_on_another_lattice_needs_calibration_lines_of_its_own() -> N
 
 
 def test_measured_samples_are_kept_within_their_noise() -> None:
-    found = reconstruct(acquired(1), recon.Options(samples=2, steps=2))
+    found = reconstruct(acquired(1), inversion.Options(samples=2, steps=2))
     assert number(found, "chi-square") < 1.5
 
 
@@ -357,13 +357,13 @@ def test_partial_fourier_without_any_noise_is_reconstructed(rows: slice) -> None
         calibration=((24, 40), (0, SHAPE[1])),
     )
     reference = truth().abs().numpy()
-    found = image(reconstruct(k, recon.Options(steps=2, mean_steps=4, samples=2)))
+    found = image(reconstruct(k, inversion.Options(steps=2, mean_steps=4, samples=2)))
     assert np.linalg.norm(found - reference) < 0.15 * np.linalg.norm(reference)
 
 
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(pydantic.ValidationError):
-        recon.Options.model_validate({"sampler": "dds"})
+        inversion.Options.model_validate({"sampler": "dds"})
 
 
 def test_pipelines_are_found_by_name() -> None:
