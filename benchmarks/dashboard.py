@@ -1,4 +1,4 @@
-"""How fast the dashboard's pages are with many studies: seconds per page over HTTP, the whole answer read.
+"""Speed of the dashboard's pages with many studies: seconds per page over HTTP, the complete response read.
 
     python -m benchmarks.dashboard [--studies 10000] [--repeats 15] [--database URL] [--json FILE]
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure(folder: Path, studies: int, repeats: int, url: str) -> list[dict[str, Any]]:
-    """Each page so many times, after once to warm up."""
+    """Time each page so many times, after one call to warm up."""
     peers = [{"name": "pacs", "ae_title": "PACS", "port": 4242}]
     route = {"name": "flair-to-dir", "pipeline": "synthetic_dir", "match": {"Modality": "MR"}, "destinations": ["pacs"]}
     values = {"node": {"data_dir": str(folder / "data")}, "database": {"url": url}, "peers": peers, "routes": [route]}
@@ -121,7 +121,7 @@ def _seconds(client: httpx.Client, path: str) -> float:
 
 
 def fill(engine: Engine, studies: int) -> None:
-    """Rows of so many studies, the same for the same number."""
+    """Write rows of so many studies, the same for the same number."""
     chance = random.Random(studies)
     for first in range(1, studies + 1, _BATCH):
         batch = range(first, min(first + _BATCH, studies + 1))

@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def measure_speed(root: Path, instances: int, repeats: int) -> list[Run]:
-    """The receivers take turns, so that whatever else the machine does meets both."""
+    """Measure the receivers in turns, so that any other load of the machine meets both."""
     template = _image(512, 512)
     runs = []
     with node(root / "node") as ours, orthanc(root / "orthanc") as theirs:
@@ -105,7 +105,7 @@ def measure_speed(root: Path, instances: int, repeats: int) -> list[Run]:
 
 
 def measure_memory(root: Path, megabytes: int) -> dict[str, float]:
-    """Peak resident memory of fresh receivers, in MB, after one object of that size."""
+    """Return the peak resident memory of fresh receivers, in MB, after one object of that size."""
     frames = max(1, megabytes * 1_000_000 // (512 * 512 * 2))
     large = _image(512, 512, frames=frames)
     peaks = {}
@@ -119,7 +119,7 @@ def measure_memory(root: Path, megabytes: int) -> dict[str, float]:
 
 
 def table(runs: list[Run]) -> str:
-    """Medians with their ranges, and the ratio, in Markdown."""
+    """Return medians with their ranges, and the ratio, in Markdown."""
     lines = ["| associations | node, instances/s | Orthanc, instances/s | node / Orthanc |"]
     lines.append("| --- | --- | --- | --- |")
     for associations in ASSOCIATIONS:
@@ -134,7 +134,7 @@ def table(runs: list[Run]) -> str:
 
 @contextmanager
 def node(root: Path) -> Iterator[Receiver]:
-    """This node's receiver, in a process of its own."""
+    """Run this node's receiver in a process of its own."""
     root.mkdir(parents=True)
     ready, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(root, theirs))
@@ -151,7 +151,7 @@ def node(root: Path) -> Iterator[Receiver]:
 
 @contextmanager
 def orthanc(root: Path) -> Iterator[Receiver]:
-    """Debian's Orthanc, which synchronises its files before it answers."""
+    """Run Debian's Orthanc, which synchronises its files before it answers."""
     storage = root / "storage"
     storage.mkdir(parents=True)
     port = _free_port()
@@ -210,7 +210,7 @@ def _rows(root: Path) -> int:
 
 
 def _stored_files(storage: Path) -> int:
-    """Orthanc keeps the instance, and beside it the JSON of its tags unless that is left in the file."""
+    """Return the number of stored files; Orthanc may keep the JSON of an instance's tags beside it."""
     return sum(1 for path in storage.glob("*/*/*") if _is_part10(path))
 
 
@@ -220,7 +220,7 @@ def _is_part10(path: Path) -> bool:
 
 
 def _send(receiver: Receiver, folders: list[Path]) -> float:
-    """Seconds until every association has sent its folder; ends the program if a status was not success."""
+    """Return the seconds until every association has sent its folder; end the program on any status but success."""
     options = ["-aet", "BENCH", "-aec", receiver.ae_title, "-R", "+sd", "+r", "127.0.0.1", str(receiver.port)]
     environment = os.environ | {"TCP_NODELAY": "1"}
     begin = time.perf_counter()
@@ -236,7 +236,7 @@ def _send(receiver: Receiver, folders: list[Path]) -> float:
 
 
 def _image(rows: int, columns: int, frames: int = 0) -> bytes:
-    """A Part 10 file of a bright disc in noise, 12 bits in 16, with UIDs that ``_write_fresh`` replaces."""
+    """Return a Part 10 file of a bright disc in noise, 12 bits in 16, with UIDs that ``_write_fresh`` replaces."""
     ds = Dataset()
     ds.SOPClassUID = MultiFrameGrayscaleWordSecondaryCaptureImageStorage if frames else MRImageStorage
     ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = _INSTANCE, _STUDY, _SERIES
@@ -261,7 +261,7 @@ def _image(rows: int, columns: int, frames: int = 0) -> bytes:
 
 
 def _write_fresh(root: Path, template: bytes, count: int, parts: int) -> list[Path]:
-    """``count`` files with new UIDs, one study, one folder and series per association.
+    """Return ``count`` files with new UIDs, one study, one folder and series per association.
 
     They are overwritten from run to run and not deleted, because a file system may take its time over new files when
     many were just deleted.

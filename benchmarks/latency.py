@@ -1,4 +1,4 @@
-"""How long a study takes and how much memory, DICOM in to DICOM out, by ``dicomnode run`` in a process of its own.
+"""Time and memory of a study, DICOM in to DICOM out, by ``dicomnode run`` in a process of its own.
 
     python -m benchmarks.latency [--pipeline pet_synthesis ...]
 

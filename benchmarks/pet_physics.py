@@ -63,7 +63,7 @@ def _times(found: Object, scan: Scan) -> None:
 
 
 def _recovery(found: Object, scan: Scan, organ: Tensor) -> None:
-    """Converged OSEM over the true activity, both at the same resolution, in the middle of large organs."""
+    """Print converged OSEM over the true activity, both at the same resolution, in the middle of large organs."""
     x = Reconstruction(iterations=16, subsets=8, post_fwhm_mm=5.0)(draw(scan.expected, seeded(2)), scan)
     truth = functional.avg_pool3d(found.activity[None], 2)[0]
     spacing = (found.spacing_mm,) * 3
@@ -85,7 +85,9 @@ def _replicates(scan: Scan, dose: float) -> Tensor:
 
 
 def _noise(found: Object, scan: Scan, dose: float) -> None:
-    """Variance law, correlation and skewness of OSEM replicates, and of the surrogate with the constants found."""
+    """Return the variance law, correlation and skewness of OSEM replicates, and of the surrogate with the constants
+    found.
+    """
     replicates = _replicates(scan, dose)
     x = RECONSTRUCT(scan.expected, scan)
     inside = (functional.avg_pool3d(found.mu_per_cm[None], 2)[0] > 0.02)[4:-4] & (x[4:-4] > 0.1)
@@ -111,7 +113,7 @@ def _noise(found: Object, scan: Scan, dose: float) -> None:
 
 
 def _law(replicates: Tensor, x: Tensor, inside: Tensor) -> tuple[float, float]:
-    """``(k, p)`` of variance = k x^p by least squares of logarithms; k for the surrogate's own p."""
+    """Return ``(k, p)`` of variance = k x^p by least squares of logarithms; k for the surrogate's own p."""
     variance, mean = replicates.var(dim=0)[inside].log().double(), x[inside].log().double()
     design = torch.stack([torch.ones_like(mean), mean], dim=1)
     power = float(torch.linalg.lstsq(design, variance[:, None]).solution[1, 0])

@@ -1,4 +1,4 @@
-"""How long one page takes of what a full node holds: the searches that C-FIND, QIDO-RS and the dashboard make.
+"""Time of one page of results from a full node: the searches that C-FIND, QIDO-RS and the dashboard make.
 
     python -m benchmarks.queries [--rows 1000000] [--studies 10000] [--page 100] [--repeats 5] [--url URL] [--keep FILE]
 
@@ -38,7 +38,7 @@ _STUDIES_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Size:
-    """How much the database is given, and how many matches a page has."""
+    """Size of the seeded database, and matches per page."""
 
     studies: int
     rows: int
@@ -93,7 +93,7 @@ def seed(database: Engine, size: Size) -> None:
 
 
 def pages(size: Size) -> dict[str, Callable[[Session], int]]:
-    """What is timed: a name, and a call that answers with the number of matches."""
+    """Yield the calls to be timed: a name, and a call that returns the number of matches."""
 
     def page(query: Query) -> Callable[[Session], int]:
         return lambda session: len(catalogue.search(session, query))
@@ -143,7 +143,7 @@ def pages(size: Size) -> dict[str, Callable[[Session], int]]:
 
 
 def table(database: Engine, size: Size, repeats: int) -> str:
-    """Medians and slowest runs, in Markdown."""
+    """Return medians and slowest runs, in Markdown."""
     lines = ["| search | matches | median, ms | slowest, ms |", "| --- | --- | --- | --- |"]
     for name, ask in pages(size).items():
         seconds, found = [], 0
@@ -161,7 +161,7 @@ def _uid(*numbers: int) -> str:
 
 
 def _rows_of(study: int, per_series: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a study, with ids that follow from its number."""
+    """Return the rows of a study, with ids that follow from its number."""
     at = _FIRST_DAY + timedelta(hours=4 * study)
     yield "studies", _study(study, at)
     for number in range(1, _SERIES_PER_STUDY + 1):

@@ -63,14 +63,14 @@ def main() -> None:
 
 
 def read(name: str) -> Patient:
-    """A patient of the kit."""
+    """Read a patient of the kit."""
     folder = data_root() / "mri" / "ms-3t-t1-flair-mni" / f"patient{name}"
     flair, t1w, lesions = (volume(folder / f"{image}.nii.gz") for image in ("FLAIR", "T1", "lesions"))
     return Patient(name, flair, t1w, lesions.data > 0.5)
 
 
 def volume(path: Path) -> Volume:
-    """A NIfTI file, LPS."""
+    """Read a NIfTI file, LPS."""
     image: Any = nibabel.load(path)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine  # NIfTI is RAS
     data = np.ascontiguousarray(np.asarray(image.dataobj, np.float32).transpose(2, 1, 0))
@@ -79,19 +79,19 @@ def volume(path: Path) -> Volume:
 
 
 def run(patient: Patient, passes: int) -> list[Finding]:
-    """What the pipeline makes of the patient."""
+    """Run the pipeline on the patient."""
     case = Case({"flair": patient.flair, "t1w": patient.t1w}, {"modality": "MR"})
     return synthetic_dir.run(case, loaded(), synthetic_dir.Options(passes=passes), 1, lambda done, step: None)
 
 
 def loaded() -> Model:
-    """The shipped bundle with those that it asks for."""
+    """Load the shipped bundle with its helpers."""
     model = registry.load("synthetic_dir")
     return replace(model, helpers={name: registry.load(name) for name in synthetic_dir.PIPELINE.helpers})
 
 
 def score(patient: Patient, findings: Sequence[Finding]) -> list[str]:
-    """Load in ml, AUCs, and how the lesions found meet those of the raters (components of at least 15 voxels)."""
+    """Return load in ml, AUCs, and the overlap of lesions found with the raters' (components of at least 15 voxels)."""
     dir_, found = _dir(findings), _lesions(findings) > 0
     model = registry.load("anatomy")
     white = anatomy.segment_head(patient.t1w, model).image_labels == number("cerebral white matter")
@@ -115,13 +115,13 @@ def _lesions(findings: Sequence[Finding]) -> NDArray[np.uint8]:
 
 
 def auc(above: NDArray[np.float32], below: NDArray[np.float32]) -> float:
-    """Probability that a value of ``above`` exceeds one of ``below`` (Mann-Whitney)."""
+    """Return the probability that a value of ``above`` exceeds one of ``below`` (Mann-Whitney)."""
     u = stats.mannwhitneyu(above, below).statistic
     return float(u / (above.size * below.size))
 
 
 def touched(parts: Mask, by: Mask, fewest: int = 15) -> str:
-    """How many connected parts of at least so many voxels the other mask touches, of how many."""
+    """Return how many connected parts of at least ``fewest`` voxels the other mask touches, and their number."""
     labels, count = ndimage.label(parts, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     large = [n for n in range(1, count + 1) if sizes[n] >= fewest]
@@ -130,7 +130,7 @@ def touched(parts: Mask, by: Mask, fewest: int = 15) -> str:
 
 
 def figure(shown: Sequence[tuple[Patient, Sequence[Finding]]]) -> Any:
-    """FLAIR, T1w, DIR and the lesions (found filled, consensus outlined) in the slice with most lesion."""
+    """Draw FLAIR, T1w, DIR and the lesions (found filled, consensus outlined) in the slice with most lesion."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(12, 4 * len(shown)), layout="constrained")
@@ -151,7 +151,9 @@ def figure(shown: Sequence[tuple[Patient, Sequence[Finding]]]) -> Any:
 
 
 def _origin(patient: Patient) -> Any:
-    """Anterior up: rows of an LPS image run to posterior, those of these volumes may run to anterior."""
+    """Return the origin that puts anterior up: rows of an LPS image run to posterior, these volumes' may run to
+    anterior.
+    """
     return "upper" if patient.flair.grid.affine_mm[1, 1] > 0 else "lower"
 
 

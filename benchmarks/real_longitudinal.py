@@ -73,7 +73,9 @@ def read(name: str) -> Visits:
 
 
 def _on_flair(folder: Path, path: Path, visit: int = 2) -> NDArray[Any]:
-    """An image of the common space at the voxels of a visit's FLAIR; the transform leads from there to the FLAIR."""
+    """Return an image of the common space at the voxels of a visit's FLAIR; the transform leads from there to the
+    FLAIR.
+    """
     flair = sitk.ReadImage(str(folder / f"study{visit}_FLAIR.nii.gz"), sitk.sitkFloat32)
     moved = sitk.ReadTransform(str(folder / f"study{visit}_FLAIR_to_common_space.txt")).GetInverse()
     found: NDArray[Any] = sitk.GetArrayFromImage(
@@ -83,14 +85,14 @@ def _on_flair(folder: Path, path: Path, visit: int = 2) -> NDArray[Any]:
 
 
 def run(visits: Visits, passes: int) -> list[Finding]:
-    """What the pipeline makes of both visits."""
+    """Run the pipeline on both visits."""
     options = synthetic_dir.Options(passes=passes)
     facts = {"modality": "MR", **{name: {"modality": "MR"} for name in ("t1w", "prior_flair", "prior_t1w")}}
     return synthetic_dir.run(Case(dict(visits.volumes), facts), loaded(), options, 1, lambda done, step: None)
 
 
 def score(visits: Visits, findings: Sequence[Finding]) -> list[str]:
-    """Change and brighter change in ml, AUCs, and how the parts found meet those of the raters."""
+    """Return change and brighter change in ml, AUCs, and the overlap of parts found with the raters'."""
     difference, found, flair = _difference(findings), _changed(findings) > 0, _flair_difference(visits)
     grid = visits.volumes["flair"].grid
     brighter = _brighter(visits.change, flair)
@@ -104,7 +106,7 @@ def score(visits: Visits, findings: Sequence[Finding]) -> list[str]:
 
 
 def _brighter(change: Mask, flair_difference: NDArray[np.float32]) -> Mask:
-    """The connected parts of a change that are brighter than before."""
+    """Return the connected parts of a change that are brighter than before."""
     parts, count = ndimage.label(change, np.ones((3, 3, 3)))
     numbers = np.arange(1, count + 1)
     rising = numbers[np.asarray(ndimage.mean(flair_difference, parts, numbers)) > 0]
@@ -112,7 +114,7 @@ def _brighter(change: Mask, flair_difference: NDArray[np.float32]) -> Mask:
 
 
 def _flair_difference(visits: Visits) -> NDArray[np.float32]:
-    """Second less first FLAIR by the kit's own transforms, each over its median of all that is bright."""
+    """Return second less first FLAIR by the kit's own transforms, each over its median of all that is bright."""
     folder = data_root() / "mri" / "ms-longitudinal-t1-flair" / f"patient{visits.name}"
     first, second = (sitk.ReadTransform(str(folder / f"study{visit}_FLAIR_to_common_space.txt")) for visit in (1, 2))
     both = sitk.CompositeTransform([first, second.GetInverse()])
@@ -133,7 +135,7 @@ def _changed(findings: Sequence[Finding]) -> NDArray[np.uint8]:
 
 
 def figure(shown: Sequence[tuple[Visits, Sequence[Finding]]]) -> Any:
-    """Second FLAIR, its DIR, the difference, and what was found (red) beside the raters' (yellow)."""
+    """Draw the second FLAIR, its DIR, the difference, and the parts found (red) beside the raters' (yellow)."""
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(12, 3.2 * len(shown)), layout="constrained")

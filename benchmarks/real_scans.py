@@ -1,4 +1,4 @@
-"""The kit's real scans on one footing with simulated ones: tissue masks, contrasts, noise, regional FDG uptake.
+"""Real scans of the kit on one footing with simulated ones: tissue masks, contrasts, noise, regional FDG uptake.
 
 Tissues are the three clusters of T1w intensity within the brain, lesions left out, in real and simulated scans alike:
 no mask of the simulator's own is used.
@@ -43,12 +43,14 @@ class Scanned:
     masks: dict[str, NDArray[np.bool_]]
 
     def contrast(self, image: str, tissue: str) -> float:
-        """Median of the tissue over that of white matter."""
+        """Return the median of the tissue over that of white matter."""
         values: Volume = getattr(self, image)
         return float(np.median(values[self.masks[tissue]])) if self.masks[tissue].sum() > 20 else float("nan")
 
     def noise(self, image: str) -> float:
-        """Standard deviation in eroded white matter about a local mean (3 mm), over the white matter's median."""
+        """Return the standard deviation in eroded white matter about a local mean (3 mm), over the white matter's
+        median.
+        """
         values: Volume = getattr(self, image)
         rest = values - ndimage.gaussian_filter(values, 3.0)
         return float(
@@ -56,7 +58,7 @@ class Scanned:
         )
 
     def sharpness(self, image: str) -> float:
-        """95th percentile of the gradient within the brain, in units of white matter per millimetre."""
+        """Return the 95th percentile of the gradient within the brain, in units of white matter per millimetre."""
         values: Volume = getattr(self, image)
         inside = ndimage.binary_erosion(values > 0.15, iterations=6)
         slope = np.sqrt(sum(g**2 for g in np.gradient(values)))
@@ -64,14 +66,14 @@ class Scanned:
 
 
 def real(patient: str, root: Path) -> Scanned:
-    """A patient of the 3 T collection: skull-stripped, bias-corrected, 1 mm."""
+    """Return a patient of the 3 T collection: skull-stripped, bias-corrected, 1 mm."""
     folder = root / "mri" / "ms-3t-t1-flair-mni" / f"patient{patient}"
     t1w, flair, lesion = (_lps(folder / f"{name}.nii.gz")[0] for name in ("T1", "FLAIR", "lesions"))
     return _classified(f"real {patient}", t1w, flair, t1w > 0.02 * np.percentile(t1w, 99), lesion > 0.5)
 
 
 def simulated(subject: str, seed: int, root: Path) -> Scanned:
-    """A simulated patient of the test subjects, 1 mm, skull-stripped, without bias as the real ones (N4) are."""
+    """Return a simulated patient of the test subjects, 1 mm, skull-stripped, without bias as the real ones (N4) are."""
     generator = seeded(77, seed)
     head = heads.plain_head(subject, shape=(168, 208, 168), root=root)
     patient = ms.random_patient(head, generator, count=30)
@@ -87,7 +89,7 @@ def simulated(subject: str, seed: int, root: Path) -> Scanned:
 
 
 def _classified(name: str, t1w: Volume, flair: Volume, brain: NDArray[np.bool_], lesion: NDArray[np.bool_]) -> Scanned:
-    """Tissue masks as the voxels within a quarter of the gap about the three means of T1w (k-means)."""
+    """Return the tissue masks as the voxels within a quarter of the gap about the three means of T1w (k-means)."""
     values = t1w[brain & ~lesion]
     centres = np.percentile(values, [5, 40, 85])
     for _ in range(40):
@@ -106,7 +108,7 @@ def _classified(name: str, t1w: Volume, flair: Volume, brain: NDArray[np.bool_],
 
 
 def contrast_ranges(draws: int = 400) -> dict[tuple[str, str], NDArray[np.float64]]:
-    """5th, 50th and 95th percentile of tissue over white matter among random examinations, by (image, tissue)."""
+    """Return the 5th, 50th and 95th percentile of tissue over white matter among examinations, by (image, tissue)."""
     at = {"grey matter": ("cortex", "frontal cortex"), "csf": ("csf", "lateral ventricles")}
     white = list(TISSUES).index("white matter"), number("cerebral white matter")
     lesion = TissueParameters(*(torch.tensor([v]) for v in SEVERITIES["typical"]))
@@ -124,18 +126,19 @@ def contrast_ranges(draws: int = 400) -> dict[tuple[str, str], NDArray[np.float6
 
 
 def raw(patient: str, image: str, root: Path) -> Volume:
-    """A raw clinical series with thick slices: its middle axial slices as they were measured, 99th percentile at 1."""
+    """Return a raw clinical series with thick slices: its middle axial slices as they were measured, 99th percentile at
+    1.
+    """
     values, _ = _lps(root / "mri" / "ms-longitudinal-t1-flair" / f"patient{patient}" / f"study1_{image}.nii.gz")
     scaled: Volume = values / np.percentile(values, 99)
     return scaled
 
 
 def fdg(root: Path, subject: str = "13") -> tuple[Volume, Volume, dict[str, tuple[float, float]]]:
-    """The real group mean laid on a subject, that subject simulated, 2 mm; and by structure (real, simulated) over the
-    mean of the cortex. Blurred by 11 mm: the group mean holds the scanner's and the group's blur.
+    """Return the real group mean laid on a subject, that subject simulated, 2 mm; and by structure (real, simulated).
 
-    The group mean is smaller than the MNI brain and its header is shifted against its own mask, so the box of its brain
-    is laid on the subject's.
+    Structures are over the mean of the cortex. Blurred by 11 mm: the group mean holds the scanner's and the group's
+    blur.
     """
     mean, _ = _lps(root / "pet" / "fdg-brain-template-chinese" / "CN_PET_TEMPLATE.nii")
     structure = regions.structure_map(subject, root)
@@ -149,7 +152,7 @@ def fdg(root: Path, subject: str = "13") -> tuple[Volume, Volume, dict[str, tupl
 
 
 def _boxed(values: Volume, own: NDArray[np.bool_], other: NDArray[np.bool_]) -> Volume:
-    """``values`` stretched along each axis so that the box of its mask ``own`` is that of ``other``; linear."""
+    """Stretch ``values`` along each axis so that the box of its mask ``own`` is that of ``other``; linear."""
     index = []
     for axis, n in enumerate(other.shape):
         (a, b), (c, d) = (_ends(mask, axis) for mask in (own, other))
@@ -159,7 +162,7 @@ def _boxed(values: Volume, own: NDArray[np.bool_], other: NDArray[np.bool_]) -> 
 
 
 def _ends(mask: NDArray[np.bool_], axis: int) -> tuple[float, float]:
-    """Between which planes along ``axis`` all but a hundredth of the mask on each side lies."""
+    """Return the planes along ``axis`` between which all but a hundredth of the mask on each side lies."""
     counts = np.cumsum(mask.sum(tuple(a for a in range(3) if a != axis)))
     low, high = np.interp([0.01 * counts[-1], 0.99 * counts[-1]], counts, np.arange(len(counts)))
     return float(low), float(high)
@@ -171,7 +174,7 @@ def _levelled(values: Volume, masks: dict[str, NDArray[np.bool_]]) -> Volume:
 
 
 def _lps(path: Path) -> tuple[Volume, NDArray[np.float64]]:
-    """Values (k, j, i) in LPS and the affine from (i, j, k) to RAS millimetres that belongs to them."""
+    """Return the values (k, j, i) in LPS and the affine from (i, j, k) to RAS millimetres that belongs to them."""
     image = nibabel.load(path)
     flipped = nibabel.as_closest_canonical(image)
     values = np.asarray(flipped.dataobj, np.float32)[::-1, ::-1].transpose(2, 1, 0)

@@ -109,7 +109,7 @@ def undersampled(
     *,
     lines: bool,
 ) -> KSpace:
-    """1D variable density, or 2D Poisson where R is too large for lines that keep the calibration."""
+    """Undersample 1D with variable density, or 2D Poisson where R is too large for lines that keep the calibration."""
     slices, _, na, nb = full.shape
     rng = np.random.default_rng(seed)
     draw = masks.gaussian_1d if lines else masks.poisson_2d
@@ -123,7 +123,7 @@ def undersampled(
 
 
 def methods(model: Model, names: list[str], options: inversion.Options) -> dict[str, Method]:
-    """Every method by name; a baseline with a weight appears once per weight as ``name@weight``."""
+    """Return every method by name; a baseline with a weight appears once per weight as ``name@weight``."""
     found: dict[str, Method] = {
         "zero-filled": lambda p: Answer(classical.zero_filled(p.A, p.y)),
         "cg-sense": lambda p: Answer(classical.cg_sense(p.A, p.y, ridge=0.01)),
@@ -230,7 +230,7 @@ def measure(scans: Iterator[Scan], every: dict[str, Method], store: Path) -> dic
 
 
 def table(done: dict[str, Any]) -> str:
-    """Markdown: means over volumes per set and acceleration; of a tuned method the weight best in mean PSNR."""
+    """Return Markdown: means over volumes per set and acceleration; of a tuned method the weight best in mean PSNR."""
     lines = []
     for set_name, R in sorted({tuple(key.split("/")[0:3:2]) for key in done}):
         rows = {key: value for key, value in done.items() if key.startswith(f"{set_name}/") and f"/{R}/" in key}
@@ -241,7 +241,7 @@ def table(done: dict[str, Any]) -> str:
 
 
 def _best(rows: dict[str, Any]) -> dict[str, list[Any]]:
-    """Values per method; of ``name@weight`` the weight with the best mean PSNR."""
+    """Return the values per method; of ``name@weight`` the weight with the best mean PSNR."""
     by_name: dict[str, list[Any]] = {}
     for key, value in rows.items():
         by_name.setdefault(key.split("/", 3)[3], []).append(value)

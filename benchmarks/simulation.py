@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _grid(rows: Sequence[Sequence[Panel]], width: float = 1.9) -> Figure:
-    """Images in rows; the figure's height follows the first image's shape."""
+    """Draw images in rows; the figure's height follows the first image's shape."""
     columns = max(len(row) for row in rows)
     height = width * rows[0][0][1].shape[0] / rows[0][0][1].shape[1] + 0.25
     figure = Figure(figsize=(width * columns, height * len(rows)), layout="constrained")
@@ -77,7 +77,7 @@ def _grey(title: str, image: Any, high: float | None = None) -> Panel:
 
 
 def _brain(title: str, image: Any, structure: Any) -> Panel:
-    """Grey values up to a little over those of the brain, so that fat does not darken it."""
+    """Return a panel of grey values up to a little over those of the brain, so that fat does not darken it."""
     inside = np.asarray(image)[np.asarray(structure) > 0]
     return _grey(title, image, 1.15 * float(np.percentile(inside, 99.5)))
 
@@ -91,7 +91,7 @@ def _volume_ml(head: Head, name: str) -> float:
 
 
 def _anatomy(root: Path) -> Figure:
-    """One map plain, deformed and atrophied, as structures and as a sharp T1w; volumes asked for and reached."""
+    """Draw one map plain, deformed and atrophied, as structures and as a sharp T1w; volumes asked for and reached."""
     plain = heads.plain_head("12", shape=SHAPE, root=root)
     strong = Atrophy(hippocampus=0.3, ventricles=0.8, cortex=0.12)
     others = {
@@ -121,7 +121,7 @@ def _signal(head: Head, sequence: PulseSequence, seed: int = 5, lesions: int = 0
 
 
 def _mr(root: Path) -> Figure:
-    """Five sequences of one head, what a scan does to one of them, and contrast-agnostic draws."""
+    """Draw five sequences of one head, what a scan does to one of them, and contrast-agnostic draws."""
     head = heads.plain_head("13", shape=SHAPE, root=root)
     named: dict[str, PulseSequence] = {
         "MPRAGE": Mprage(), "T2w": SpinEcho(), "PD": SpinEcho(3000, 15), "FLAIR": Flair(), "DIR": Dir()
@@ -145,7 +145,7 @@ def _cut(x: torch.Tensor, name: str) -> NDArray[np.float32]:
 
 
 def _contrasts(named: dict[str, PulseSequence]) -> str:
-    """Signals of the main tissues by sequence, as a table."""
+    """Return the signals of the main tissues by sequence, as a table."""
     table, names = TissueParameters.table(), ("white matter", "cortex", "thalamus", "csf", "lesion")
     index = [list(TISSUES).index(name) for name in names]
     lines = ["| sequence | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
@@ -155,7 +155,7 @@ def _contrasts(named: dict[str, PulseSequence]) -> str:
 
 
 def _lesions(root: Path) -> Figure:
-    """FLAIR, T1w, true DIR and the lesions of three simulated patients; volumes beside those of the real masks."""
+    """Draw FLAIR, T1w, true DIR and the lesions of three simulated patients; volumes beside those of the real masks."""
     rows = []
     for title, seed, patient in (("drawn", 1, ""), ("mask of patient 01", 2, "01"), ("artefacts (bright)", 3, "")):
         rows.append(_patient_row(title, seed, patient, root))
@@ -195,7 +195,7 @@ def _print_lesions(title: str, head: Head, drawn: Sequence[torch.Tensor]) -> Non
 
 
 def _coils(root: Path) -> Figure:
-    """Magnitude and phase of four of eight coils, an object's phase, four masks, a coil image before and after."""
+    """Draw magnitude and phase of four of eight coils, an object's phase, four masks, a coil image before and after."""
     y, x = np.meshgrid(np.linspace(-96, 96, 128), np.linspace(-80, 80, 128), indexing="ij")
     points = np.stack([x, y, np.zeros_like(x)], axis=-1)
     s = coils.sensitivities(points, 8, np.random.default_rng(1))
@@ -216,7 +216,7 @@ def _coils(root: Path) -> Figure:
 
 
 def _real(root: Path) -> Figure:
-    """Montage of T1w and FLAIR, real above simulated, and histograms per tissue."""
+    """Draw a montage of T1w and FLAIR, real above simulated, and histograms per tissue."""
     scanned = [real("07", root), real("19", root), simulated("13", 0, root), simulated("20", 1, root)]
     figure = Figure(figsize=(12.0, 12.5), layout="constrained")
     parts: Any = figure.subfigures(3, 1, height_ratios=(2.0, 1.0, 1.5))
@@ -243,7 +243,7 @@ def _montage(figure: Any, scanned: Sequence[Scanned]) -> None:
 
 
 def _raw_montage(figure: Any, root: Path) -> None:
-    """Raw clinical series of thick slices beside simulated ones of a whole head without its face."""
+    """Draw raw clinical series of thick slices beside simulated ones of a whole head without its face."""
     head = heads.plain_head("20", shape=(192, 224, 192), root=root)
     thick = Scan((4.0, 0.8, 0.8), noise_sd=0.04, bias=0.15)
     panels = []
@@ -289,7 +289,7 @@ def _print_real(scanned: Sequence[Scanned]) -> None:
 
 
 def _fdg(root: Path) -> Figure:
-    """The real group mean above a simulated one, and both by structure."""
+    """Draw the real group mean above a simulated one, and both by structure."""
     template, image, values = fdg(root)
     print("| FDG over the cortex's mean | real group mean | simulated |\n| --- | ---: | ---: |")
     for name, (a, b) in values.items():

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(count: int, studies: int, steps: int) -> Run:
-    """That many workers on a queue that is full before they go."""
+    """Measure ``count`` workers on a queue that is full before they start."""
     options = {"steps": steps, "mean_steps": steps}
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throughput-")))
@@ -75,7 +75,7 @@ def measure(count: int, studies: int, steps: int) -> Run:
 
 
 def _warm_worker(stack: ExitStack, site: fleet.Site, receiver: Node, files: list[Path]) -> Node:
-    """One that has run a job, and stands still until it is told to go on."""
+    """Start a worker that has run one job and waits for the signal to go on."""
     fleet.send_studies(receiver, files)
     worker = stack.enter_context(Node(site.host(f"host{len(files)}", lease_s=600), "work"))
     wait_for(lambda: fleet.ended(receiver) == len(files), "the first job", within_s=_PATIENCE_S)
@@ -84,7 +84,7 @@ def _warm_worker(stack: ExitStack, site: fleet.Site, receiver: Node, files: list
 
 
 def table(runs: list[Run]) -> str:
-    """In Markdown; the gain is over the first row."""
+    """Return the table in Markdown; the gain is over the first row."""
     lines = ["| workers | studies/min | gain | processor s per study |", "| ---: | ---: | ---: | ---: |"]
     for run in runs:
         gain = run.per_minute / runs[0].per_minute
@@ -93,7 +93,7 @@ def table(runs: list[Run]) -> str:
 
 
 def _processor_s(workers: list[Node]) -> float:
-    """Processor time that these processes have used so far (proc(5), utime and stime)."""
+    """Return the processor time that these processes have used so far (proc(5), utime and stime)."""
     fields = [Path(f"/proc/{node.program.pid}/stat").read_text().rpartition(")")[2].split() for node in workers]
     return sum(int(each[11]) + int(each[12]) for each in fields) / _TICKS_PER_S
 

@@ -51,20 +51,20 @@ def test_a_fit_undoes_an_affine_map(case: dir_cases.Case) -> None:
 
 
 def test_the_true_mask_finds_every_lesion_and_nothing_else(case: dir_cases.Case) -> None:
-    perfect = evaluation._found(case.mask, case)
-    nothing = evaluation._found(torch.zeros_like(case.mask), case)
+    perfect = evaluation.score_lesions(case.mask, case)
+    nothing = evaluation.score_lesions(torch.zeros_like(case.mask), case)
     assert perfect["recall"] == perfect["dice"] == 1.0
     assert perfect["false"] == 0
     assert nothing["recall"] == nothing["dice"] == 0.0
     everything = torch.zeros_like(case.mask)
     everything[2:5, 2:5, 2:5] = True
-    assert evaluation._found(everything, case)["false"] == 1
+    assert evaluation.score_lesions(everything, case)["false"] == 1
 
 
 def test_artefacts_fool_a_copy_of_flair_and_not_the_truth(case: dir_cases.Case) -> None:
     excess = case.dir + torch.from_numpy((case.artefact > 0).astype(np.float32))
-    fooled = evaluation._fooled(excess, torch.from_numpy(case.artefact > 0), case)
-    right = evaluation._fooled(case.dir, torch.zeros_like(case.mask), case)
+    fooled = evaluation.score_artefacts(excess, torch.from_numpy(case.artefact > 0), case)
+    right = evaluation.score_artefacts(case.dir, torch.zeros_like(case.mask), case)
     assert fooled["bright"] == fooled["called"] == fooled["count"] > 0
     assert right["bright"] == right["called"] == 0
 

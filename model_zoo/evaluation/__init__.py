@@ -1,4 +1,4 @@
-"""How good a bundle is, on held-out subjects: one module per bundle, whose ``evaluate`` makes the card's tables.
+"""Evaluation of bundles on held-out subjects: one module per bundle, whose ``evaluate`` makes the card's tables.
 
 ``evaluate(model, *, root, quick, progress) -> Evaluation``: ``root`` is the data kit's folder (None: its usual place),
 ``quick`` takes seconds and only shows that it runs, ``progress`` gets a fraction and a word. It reads the subjects of
@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model card says beyond its metadata.
+    """Content of a model card beyond its metadata.
 
     ``tables``: against named baselines, then by subgroup. ``metrics``: numbers that go into ``metadata.json``.
     ``failures``: where it fails, in Markdown; ``weaker``: what it does worse than one would wish, in Markdown.
@@ -61,13 +61,13 @@ class Evaluation:
 
 
 class Evaluate(Protocol):
-    """What a module of this package holds as ``evaluate``."""
+    """Signature of ``evaluate`` in a module of this package."""
 
     def __call__(self, model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation: ...
 
 
 def evaluator(bundle: str) -> Evaluate:
-    """The evaluation of a bundle, by its name. Raises LookupError where there is none."""
+    """Return the evaluation of a bundle by the bundle's name. Raises LookupError for bundles without one."""
     module = f"{__name__}.{bundle}"
     known = bundle.isidentifier() and find_spec(module) is not None
     found: Evaluate | None = getattr(import_module(module), "evaluate", None) if known else None

@@ -1,4 +1,4 @@
-"""How well the anatomy model finds structures: on simulated heads of held-out maps, and on real scans.
+"""Evaluation of the anatomy model: on simulated heads of held-out maps, and on real scans.
 
 Simulated: Dice against the head that the image was made of, per kind of scan, per structure and per subgroup, beside a
 baseline that takes the label map of another subject with its brain's box laid on this one's. Real: Dice of brain and of
@@ -85,7 +85,9 @@ class _Scored:
 
 
 def label(model: Model, image: Tensor) -> Tensor:
-    """Structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS, as the pipeline finds them."""
+    """Return the structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS, as the pipeline finds
+    them.
+    """
     shrink = round(float(model.settings["spacing_mm"]))
     p, start = find(functional.avg_pool3d(image[None], shrink)[0].to(model.device), model)
     first, shape = [shrink * s for s in start], [shrink * n for n in p.shape[1:]]
@@ -98,7 +100,7 @@ def label(model: Model, image: Tensor) -> Tensor:
 
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:
-    """Every kind of scan of both test subjects, then the kit's real scans; ``quick``: two kinds of one phantom."""
+    """Score every kind of scan of both test subjects and the kit's real scans; ``quick``: two kinds of one phantom."""
     kinds = KINDS[:2] if quick else KINDS
     subjects = (("phantom",) if quick else anatomy.TEST)  # fmt: skip
     scored: list[_Scored] = []
@@ -147,7 +149,9 @@ def _scan(head: Head, kind: Kind, generator: torch.Generator) -> Tensor:
 
 
 def _groups(found: Tensor, truth: Tensor) -> dict[int, float]:
-    """Dice per structure, and under negative keys of the brain (-1), grey matter, white matter and fluid (-2 to -4)."""
+    """Return the Dice per structure, and under negative keys of the brain (-1), grey matter, white matter and fluid (-2
+    to -4).
+    """
     scores = dice(found, truth)
     sets = (BRAIN, *(TISSUE_GROUPS[name] for name in ("grey matter", "white matter", "csf")))
     for key, numbers in enumerate(sets, start=1):
@@ -160,7 +164,7 @@ GROUP_COLUMNS = ("brain", "grey matter", "white matter", "csf", "mean of structu
 
 
 def _cells(scores: Iterable[dict[int, float]]) -> tuple[float | str, ...]:
-    """Means of the groups, of all structures, and the structure with the lowest mean."""
+    """Return the means of the groups, of all structures, and the structure with the lowest mean."""
     several = list(scores)
     mean = {n: float(np.mean([s[n] for s in several if n in s])) for n in several[0]}
     structures = {n: value for n, value in mean.items() if n > 0}
@@ -205,7 +209,7 @@ def _by_group(scored: Sequence[_Scored]) -> Table:
 
 
 def _limits(scored: Sequence[_Scored], model: Model) -> list[Table]:
-    """What Dice the scans' resolution and their contrast let one hope for."""
+    """Return the Dice that the scans' resolution and contrast allow."""
     coarse = [s for s in scored if s.kind.scan != SHARP]
     note = (
         "Dice with the truth of the truth itself, brought to the scan's resolution and back as the image is, without "
@@ -232,7 +236,7 @@ def _limit(title: str, note: str, scored: Sequence[_Scored], found: Callable[[_S
 
 
 def _rightly_placed(s: _Scored, model: Model) -> Tensor:
-    """The likeliest structures after the true shares on the first network's lattice, of twice the image's spacing."""
+    """Return the likeliest structures by true shares on the first network's lattice, of twice the image's spacing."""
     step = 2 * round(float(model.settings["spacing_mm"]))
     shares = [functional.avg_pool3d((s.truth == n).float()[None], step) for n in range(COUNT + 1)]
     p = functional.interpolate(torch.stack(shares, dim=1), scale_factor=2, mode="trilinear", align_corners=False)
@@ -241,7 +245,9 @@ def _rightly_placed(s: _Scored, model: Model) -> Tensor:
 
 
 def _resolved(truth: Tensor, scan: Scan) -> Tensor:
-    """The structure of most of what a voxel of ``scan`` holds, among those of the tissue that it holds most of."""
+    """Return for each voxel of ``scan`` the structure it holds most of, among those of the tissue that it holds most
+    of.
+    """
     tissues = [(0,), *TISSUE_GROUPS.values()]
     order = torch.tensor([n for numbers in tissues for n in numbers])
     shares = [at_resolution((truth == n).float(), scan.spacing_mm, 0.0, seeded(2026)) for n in order.tolist()]
@@ -252,7 +258,7 @@ def _resolved(truth: Tensor, scan: Scan) -> Tensor:
 
 
 def _baseline(root: Path | None) -> list[dict[int, float]]:
-    """Dice of a training subject's structures against each test subject's, brain boxes laid on each other."""
+    """Return the Dice of a training subject's structures against each test subject's, brain boxes aligned."""
     moving = heads.plain_head(BASELINE_SUBJECT, shape=SHAPE, root=root).structure
     found = []
     for subject in anatomy.TEST:
@@ -262,7 +268,7 @@ def _baseline(root: Path | None) -> list[dict[int, float]]:
 
 
 def _box_to_box(moving: Tensor, fixed: Tensor) -> Tensor:
-    """``moving`` stretched so that the box of its brain is that of ``fixed``; nearest voxel."""
+    """Stretch ``moving`` so that the box of its brain is that of ``fixed``; nearest voxel."""
     axes = []
     boxes = [_box(x) for x in (moving, fixed)]
     for axis, n in enumerate(fixed.shape):
@@ -306,7 +312,7 @@ class _Real:
 
 
 def _real(model: Model, root: Path) -> list[_Real]:
-    """Every scan of the two MS collections, with the template registered to it."""
+    """Return every scan of the two MS collections, with the template registered to it."""
     from model_zoo.evaluation import template
 
     found = []
@@ -333,7 +339,7 @@ TISSUE_NUMBERS = TISSUE_GROUPS["grey matter"] + TISSUE_GROUPS["white matter"]
 
 
 def _filled(labels: Tensor) -> Tensor:
-    """Brain with its sulci: every structure but fluid, closed by 4 mm, and filled."""
+    """Return the brain with its sulci: every structure but fluid, closed by 4 mm, and filled."""
     from scipy import ndimage
 
     inside = ((labels > 0) & (labels != number("csf"))).numpy()
@@ -378,7 +384,7 @@ def _real_picture(real: Sequence[_Real]) -> Picture:
 
 
 def _figure(rows: Sequence[Sequence[tuple[str, Tensor, str]]]) -> Any:
-    """Axial and sagittal planes through the middle of each panel, one row per list."""
+    """Return the axial and sagittal planes through the middle of each panel, one row per list."""
     from matplotlib.figure import Figure
 
     columns = 2 * len(rows[0])

@@ -68,14 +68,14 @@ class Case:
 
 
 def cases(quick: bool) -> list[tuple[str, str, int]]:
-    """Subject, kind and number of lesions of every case."""
+    """Return the subject, kind and number of lesions of every case."""
     if quick:
         return [("phantom", *KINDS[2])]
     return [(subject, kind, count) for subject in anatomy.TEST for kind, count in KINDS]
 
 
 def build(subject: str, kind: str, count: int, root: Path | None) -> Case:
-    """The case of that name; the same at every call."""
+    """Build the case of that name; the same at every call."""
     generator = seeded(2026, *(ord(letter) for letter in subject + kind))
     if subject == "phantom":
         head = heads.phantom((64, 80, 64), 2.4)
@@ -91,7 +91,7 @@ def build(subject: str, kind: str, count: int, root: Path | None) -> Case:
 
 
 def _cropped(patient: ms.Patient) -> ms.Patient:
-    """The patient in the box of the brain."""
+    """Return the patient in the box of the brain."""
     inside = torch.nonzero(patient.head.structure > 0)
     low, high = inside.amin(0).tolist(), inside.amax(0).tolist()
     k, j, i = (
@@ -113,17 +113,19 @@ def _case(subject: str, kind: str, patient: ms.Patient, e: ms.Examination, x: ms
 
 
 def as_the_node(case: Case, structure: Tensor) -> Case:
-    """The case with inputs as the pipeline prepares them where the anatomy is ``structure``."""
+    """Return the case with inputs as the pipeline prepares them where the anatomy is ``structure``."""
     return replace(case, flair=prepared(case.flair, structure), t1w=prepared(case.t1w, structure))
 
 
 def affine_fit(image: Tensor, case: Case) -> Tensor:
-    """a image + b with the least squared error against the case's own DIR in its brain."""
+    """Return a image + b with the least squared error against the case's own DIR in its brain."""
     return _fitted([image], case)
 
 
 def polynomial_fit(case: Case) -> Tensor:
-    """The cubic polynomial of FLAIR and T1w with the least squared error against the case's own DIR in its brain."""
+    """Return the cubic polynomial of FLAIR and T1w with the least squared error against the case's own DIR in its
+    brain.
+    """
     f, t = case.flair, case.t1w
     return _fitted([f, t, f * f, f * t, t * t, f**3, f * f * t, f * t * t, t**3], case)
 
@@ -138,7 +140,7 @@ def _fitted(terms: list[Tensor], case: Case) -> Tensor:
 
 
 def dictionary(case: Case, generator: torch.Generator, *, entries: int = 400_000, bins: int = 160) -> Tensor:
-    """DIR by lookup: the mean over simulated mixtures of two tissues that have a voxel's FLAIR and T1w.
+    """Return DIR by lookup: the mean over simulated mixtures of two tissues that have a voxel's FLAIR and T1w.
 
     Tissues are drawn with the simulator's spread and, for lesions, its line of severities; signals by the case's own
     protocols; a lattice of ``bins``^2 over [0, 4]^2, smoothed by the images' noise, empty cells by their neighbours.
@@ -167,7 +169,7 @@ def _cell(values: Tensor, bins: int) -> Tensor:
 
 
 def _tissues(n: int, generator: torch.Generator) -> TissueParameters:
-    """``n`` random tissues of the brain by how much of it they are, with the simulator's spread."""
+    """Return ``n`` random tissues of the brain by how much of it they are, with the simulator's spread."""
     shares = {
         "white matter": 0.4, "cortex": 0.35, "csf": 0.08, "thalamus": 0.02, "caudate": 0.01, "putamen": 0.01,
         "hippocampus": 0.02, "brain stem": 0.03, "cerebellar cortex": 0.05, "lesion": 0.03,

@@ -1,4 +1,4 @@
-"""How well lesions stand out on synthetic DIR, on the true one and on FLAIR: contrast, and contrast over noise.
+"""Contrast, and contrast over noise, of lesions on synthetic DIR, on the true DIR and on FLAIR.
 
 CNR as it is measured on acquired images (real ones: DIR 22.4, synthetic DIR 22.0, FLAIR 16.7, Finck et al. 2020):
 
@@ -37,7 +37,7 @@ Contrasts = dict[str, dict[str, list[tuple[float, float, float]]]]
 
 
 def acquired(case: Case) -> Tensor:
-    """The true DIR (k, j, i) with the noise of the examination's FLAIR: same voxels, same receiver, Rician."""
+    """Return the true DIR (k, j, i) with the noise of the examination's FLAIR: same voxels, same receiver, Rician."""
     e = case.examination
     sd = e.flair_scan.noise_sd * float(case.flair[case.brain].mean()) * e.flair_level / e.unit
     real, imaginary = sd * torch.randn((2, *case.dir.shape), generator=seeded(3))
@@ -45,7 +45,7 @@ def acquired(case: Case) -> Tensor:
 
 
 def contrasts(images: Mapping[str, Tensor], case: Case) -> Contrasts:
-    """Of every lesion on every image (k, j, i) of a case."""
+    """Measure every lesion on every image (k, j, i) of a case."""
     voxels = {name: x.numpy() for name, x in images.items()}
     white = _white_matter(case)
     found: Contrasts = {name: {place: [] for place in LOCATIONS} for name in images}
@@ -62,7 +62,7 @@ def contrasts(images: Mapping[str, Tensor], case: Case) -> Contrasts:
 
 
 def _white_matter(case: Case) -> NDArray[np.bool_]:
-    """Normal-appearing, away from everything else."""
+    """Return the normal-appearing white matter, away from everything else."""
     artefact = ndimage.binary_dilation(case.artefact > 0, iterations=ARTEFACT_MM)
     found: NDArray[np.bool_] = ndimage.binary_erosion(case.white_matter.numpy(), iterations=INSIDE_MM) & ~artefact
     return found
@@ -76,7 +76,7 @@ def _surroundings(case: Case, box: tuple[slice, ...], inside: NDArray[np.bool_])
 
 
 def table(cases: list[Contrasts]) -> Table:
-    """Medians over the lesions of all cases by image, measure and location."""
+    """Return the medians over the lesions of all cases by image, measure and location."""
     rows: list[tuple[str | float, ...]] = []
     for at, measure in enumerate(("contrast", "CNR", "local CNR")):
         for name in cases[0]:

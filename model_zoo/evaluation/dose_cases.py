@@ -1,4 +1,4 @@
-"""What the standard-dose model is measured on: held-out brains and unseen torsos, with what MR or CT tell.
+"""Test cases of the standard-dose model: held-out brains and unseen torsos, with region maps from MR or CT.
 
 A head's labels are those that the shipped anatomy model finds in its simulated T1w of 1.5 mm, off by up to 1 mm along
 each axis as a registration leaves them; a torso's are its tissues by CT number. The object's own are the best possible.
@@ -44,26 +44,26 @@ HEAD_MM = 3.0
 class Case:
     """``kind``: "brain" or "torso"; ``name``: tracer or part of the body; ``groups``: of the subgroup table.
 
-    ``told``: share of each voxel that belongs to each region of NAMES by MR or CT (r, k, j, i).
+    ``region_shares``: share of each voxel in each region of NAMES by MR or CT (r, k, j, i).
     """
 
     kind: str
     name: str
     groups: tuple[str, ...]
     found: Object
-    told: Tensor
+    region_shares: Tensor
     seed: int
 
 
 def cases(root: Path | None) -> Iterator[Case]:
-    """Two held-out heads with three tracers each, three torsos that no training seed draws."""
+    """Return two held-out heads with three tracers each, and three torsos that no training seed draws."""
     for at, (subject, tracer) in enumerate((s, t) for t in REFERENCE_SUV for s in anatomy.TEST):
         generator = seeded(SEED, at)
         patient = disease.sample(generator)
         head = random_head(Source((subject,), root), generator, patient, spacing_mm=HEAD_MM, finer=2)
         found = injected(head, generator, patient, tracer=tracer, finer=2)
-        told = _by_mr(head, found, seeded(SEED, at, 2))
-        yield Case("brain", tracer, _groups(tracer, patient), _in_suv(found, REFERENCE_SUV[tracer]), told, SEED + at)
+        shares = _by_mr(head, found, seeded(SEED, at, 2))
+        yield Case("brain", tracer, _groups(tracer, patient), _in_suv(found, REFERENCE_SUV[tracer]), shares, SEED + at)
     for at, z_mm in enumerate((110.0, 290.0, 420.0)):
         body = random_torso(
             seeded(SEED, 100 + at), shape=(96, 160, 216), spacing_mm=2.0, middle_mm=(0.0, 0.0, z_mm), lesions=8
@@ -74,20 +74,22 @@ def cases(root: Path | None) -> Iterator[Case]:
 
 
 def quick_cases() -> Iterator[Case]:
-    """One small torso."""
+    """Return one small torso."""
     body = random_torso(seeded(SEED), shape=(24, 80, 104), spacing_mm=4.0, middle_mm=(0.0, 0.0, 290.0), lesions=4)
     found = low_dose.torso(body, 2)
     yield Case("torso", "abdomen", ("torso",), found, _by_ct(found), SEED)
 
 
 def shares_of(labels: Tensor, finer: int = 1) -> Tensor:
-    """Shares of the regions of NAMES (r, k, j, i) in blocks of finer^3 of ``labels``, numbered as they are, from 1."""
+    """Return the shares of the regions of NAMES (r, k, j, i) in blocks of finer^3 of ``labels``, numbered as they are,
+    from 1.
+    """
     masks = ((labels == number).float() for number in range(1, len(NAMES) + 1))
     return torch.stack([functional.avg_pool3d(mask[None], finer)[0] for mask in masks])
 
 
 def region_maps(shares: Tensor, names: Sequence[str]) -> Tensor | None:
-    """Those of ``names``, in their order; None for a network that knows no regions."""
+    """Return the maps of ``names``, in their order, or None for a network without regions."""
     return None if not names else shares[[NAMES.index(name) for name in names]]
 
 
@@ -108,7 +110,7 @@ def _by_ct(found: Object) -> Tensor:
 
 
 def _by_mr(head: Head, found: Object, generator: torch.Generator) -> Tensor:
-    """Tissues by the structures that the anatomy model finds in an MPRAGE; the true ones where none is shipped."""
+    """Return tissues by the structures that the anatomy model finds in an MPRAGE, or the true ones without a model."""
     try:
         model = registry.load("anatomy")
     except BundleError:

@@ -1,4 +1,4 @@
-"""How close an image is to its reference, and the numbers that PET is read by. Volumes are (k, j, i)."""
+"""Similarity of an image to its reference, and uptake measures of PET. Volumes are (k, j, i)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ __all__ = ["bias_percent", "nrmse", "psnr_db", "ssim", "suv_peak"]
 
 
 def psnr_db(x: Tensor, reference: Tensor, inside: Tensor) -> float:
-    """``similarity.psnr`` over the voxels ``inside``, the reference's maximum as data range."""
+    """Return ``similarity.psnr`` over the voxels ``inside``, the reference's maximum as data range."""
     return similarity.psnr(x, reference, float(reference.max()), inside)
 
 
 def nrmse(x: Tensor, reference: Tensor, inside: Tensor) -> float:
-    """RMSE over the mean of the reference, both over the voxels ``inside``."""
+    """Return the RMSE over the mean of the reference, both over the voxels ``inside``."""
     return float((x - reference)[inside].square().mean().sqrt() / reference[inside].mean())
 
 
 def ssim(x: Tensor, reference: Tensor, inside: Tensor) -> float:
-    """``similarity.ssim`` over the voxels ``inside``, the reference's maximum as data range."""
+    """Return ``similarity.ssim`` over the voxels ``inside``, the reference's maximum as data range."""
     return similarity.ssim(x, reference, float(reference.max()), inside)
 
 
 def bias_percent(x: Tensor, reference: Tensor, inside: Tensor) -> float:
-    """100 (mean of x / mean of the reference - 1) over the voxels ``inside``."""
+    """Return 100 (mean of x / mean of the reference - 1) over the voxels ``inside``."""
     return 100 * (float(x[inside].mean() / reference[inside].mean()) - 1)
 
 
 def suv_peak(x: Tensor, inside: Tensor, spacing_mm: float) -> float:
-    """Highest mean over a ball of 1 ml whose centre is ``inside`` (PERCIST: Wahl et al. 2009)."""
+    """Return the highest mean over a ball of 1 ml whose centre is ``inside`` (PERCIST: Wahl et al. 2009)."""
     radius = (3 / (4 * math.pi) * 1000) ** (1 / 3) / spacing_mm
     n = math.ceil(radius)
     offset = torch.arange(-n, n + 1)

@@ -1,4 +1,4 @@
-"""How well the reconstruction prior denoises complex slices of held-out heads, beside filters that know the noise.
+"""Evaluation of the reconstruction prior: denoising of complex slices of held-out heads, beside filters of known noise.
 
 Slices: ``simulate.slices`` through the test subjects in clinical and in free contrasts, as their label maps are and
 with strong atrophy. Baselines: the local Wiener filter (Lee 1980) of known noise, and total variation (Rudin, Osher &
@@ -70,7 +70,9 @@ class _Scored:
 
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:
-    """Every contrast of both test subjects, two slices each; ``quick``: two slices of the phantom, two noise levels."""
+    """Score every contrast of both test subjects, two slices each; ``quick``: two slices of the phantom, two noise
+    levels.
+    """
     progress(0.0, "drawing slices")
     slices = list(_slices(root, quick))
     sigmas = SIGMAS[1:3] if quick else SIGMAS
@@ -93,7 +95,7 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
 
 
 def _slices(root: Path | None, quick: bool) -> Iterable[_Slice]:
-    """Two slices per subject and contrast, and one per contrast of the subject with strong atrophy."""
+    """Return two slices per subject and contrast, and one per contrast of the subject with strong atrophy."""
     subjects: Sequence[str] = ("phantom",) if quick else anatomy.TEST
     for m, subject in enumerate(subjects):
         plain = _phantom() if quick else anatomy.tissue_map(subject, root)
@@ -114,7 +116,7 @@ def _phantom() -> Tensor:
 
 
 def _signal(sequence: Any) -> Tensor | None:
-    """Magnitude per tissue class, the largest 1."""
+    """Return the magnitude per tissue class, the largest 1."""
     if sequence is None:
         return None
     magnitude: Tensor = sequence.signal(TissueParameters.table()).abs()
@@ -122,7 +124,7 @@ def _signal(sequence: Any) -> Tensor | None:
 
 
 def _scores(model: Model, slices: Sequence[_Slice], sigma: float, quick: bool) -> list[_Scored]:
-    """Every method on every slice; of a baseline the setting that is best over all of them."""
+    """Score every method on every slice; of a baseline the setting that is best over all of them."""
     noisy = [_noisy(each, sigma) for each in slices]
     found: dict[str, list[float]] = {"noisy": [_psnr(y, s.x0) for y, s in zip(noisy, slices, strict=True)]}
     settings: dict[str, list[Denoise]] = {
@@ -149,7 +151,7 @@ def _model(model: Model, y: Tensor, sigma: float) -> Tensor:
 
 
 def _wiener(window: int, y: Tensor, sigma: float) -> Tensor:
-    """Real and imaginary part by m + max(0, v - sigma^2) / v (y - m), m and v the mean and variance of a window."""
+    """Filter real and imaginary part by m + max(0, v - sigma^2) / v (y - m), m and v mean and variance of a window."""
     from scipy.signal import wiener
 
     parts = [wiener(part.numpy().astype(np.float64), window, noise=sigma**2) for part in (y.real, y.imag)]
@@ -157,7 +159,7 @@ def _wiener(window: int, y: Tensor, sigma: float) -> Tensor:
 
 
 def _total_variation(weight: float, y: Tensor, sigma: float) -> Tensor:
-    """With a fully sampled, unitary Fourier transform as the operator: denoising."""
+    """Denoise by total variation, with a fully sampled, unitary Fourier transform as the operator."""
     A = Fourier(torch.ones((1, 1, *y.shape), dtype=torch.complex64), torch.ones((1, *y.shape)))
     return classical.total_variation(A, A(y[None]), weight * sigma, iterations=40)[0]
 
@@ -167,7 +169,7 @@ def _psnr(x: Tensor, x0: Tensor) -> float:
 
 
 def _gain(s: _Scored) -> float:
-    """Decibels over the better baseline."""
+    """Return the gain in dB over the better baseline."""
     return s.psnr["this model"] - max(s.psnr["local Wiener"], s.psnr["total variation"])
 
 
@@ -200,7 +202,7 @@ def _by_group(scored: Sequence[_Scored], root: Path | None) -> Table:
 
 
 def _load(subject: str, root: Path | None) -> str:
-    """Lesion load of a test subject's map, for the name of its row."""
+    """Return the lesion load of a test subject's map, for the name of its row."""
     if subject not in anatomy.TEST:
         return ""
     lesion = anatomy.tissue_map(subject, root) == list(TISSUES).index("lesion")
@@ -235,7 +237,7 @@ LIMITS = """- Anatomy: adult heads. Other organs, children, implants and large r
 
 
 def _picture(model: Model, scored: _Scored, name: str, kind: str) -> Picture:
-    """Truth, noisy image, the better baseline, this model, and its error five times enlarged."""
+    """Return the truth, noisy image, the better baseline, this model, and its error five times enlarged."""
     from matplotlib.figure import Figure
 
     shown, sigma = scored.shown, scored.sigma

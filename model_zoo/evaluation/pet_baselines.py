@@ -1,4 +1,4 @@
-"""What is known of a PET without the MRI: regression on covariates, population means, and the exact posterior."""
+"""Predictions of a PET without the MRI: regression on covariates, population means, and the exact posterior."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Baselines", "composites", "regional", "tracer_names"]
 
 
 def tracer_names(subject: Subject) -> tuple[str, str]:
-    """Amyloid and tau tracer of its images."""
+    """Return the amyloid and tau tracers of the subject's images."""
     return subject.covariates.amyloid_tracer or "", subject.covariates.tau_tracer or ""
 
 
 def regional(subject: Subject, image: Tensor) -> Tensor:
-    """SUVR by structure (2, COUNT) of an image (2, k, j, i), by its own reference regions."""
+    """Return the SUVR by structure (2, COUNT) of an image (2, k, j, i), by its own reference regions."""
     return pet_synthesis.regional(image, subject.covariates, subject.structure)
 
 
@@ -46,7 +46,7 @@ class Baselines:
 
     @staticmethod
     def fitted(subjects: Sequence[Subject]) -> Baselines:
-        """Least squares with a little ridge; all covariates of ``subjects`` are known."""
+        """Fit by least squares with a little ridge; all covariates of ``subjects`` are known."""
         features = torch.stack([_features(s.covariates) for s in subjects])
         found = torch.stack([regional(s, s.pet) for s in subjects]).nan_to_num(1.0)
         ridge = 0.1 * torch.eye(features.shape[1])
@@ -60,15 +60,15 @@ class Baselines:
         return Baselines(weights.reshape(-1, 2, COUNT), found.mean(0), offset, slope, residual)
 
     def regression(self, subject: Subject) -> Tensor:
-        """SUVR image (2, k, j, i): each structure has the mean that its covariates predict."""
+        """Return the SUVR image (2, k, j, i): each structure has the mean that its covariates predict."""
         return _painted(subject, torch.einsum("f,fcr->cr", _features(subject.covariates), self.weights))
 
     def population(self, subject: Subject) -> Tensor:
-        """SUVR image (2, k, j, i): each structure has the mean of everybody."""
+        """Return the SUVR image (2, k, j, i): each structure has the mean of everybody."""
         return _painted(subject, self.means)
 
     def exact(self, subject: Subject, seed: int, count: int = 2000) -> Tensor:
-        """Draws (count, 2) of the image's composites from the disease model's posterior, true atrophy included."""
+        """Draw (count, 2) of the image's composites from the disease model's posterior, true atrophy included."""
         c, generator = subject.covariates, seeded(seed, 7)
         mmse = None if c.mmse is None else int(c.mmse)
         seen = Observed(c.age_years, c.sex, c.e4, mmse, c.ptau217_pg_ml, subject.patient.atrophy)
@@ -79,7 +79,7 @@ class Baselines:
 
 
 def _features(c: Covariates) -> Tensor:
-    """1 and the covariates, centred and scaled as the network gets them."""
+    """Return 1 and the covariates, centred and scaled as the network gets them."""
     return torch.cat([torch.ones(1), tokens(c)[2:, -1]])
 
 

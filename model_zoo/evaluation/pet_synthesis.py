@@ -1,4 +1,4 @@
-"""How well amyloid and tau PET are made up from a T1w: held-out anatomy, simulated patients, known truth.
+"""Evaluation of amyloid and tau PET from a T1w: held-out anatomy, simulated patients, known truth.
 
 The baselines see no image: a linear regression of each structure's mean on the covariates, and the population's means,
 both fitted on training anatomy and painted on the structures of the subject. "Exact posterior" is the best that anybody
@@ -70,7 +70,7 @@ class _Result:
 
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:
-    """Tables by steps and baseline, intervals, wrong covariates, subgroups; pictures. Fixed seeds, TEST anatomy."""
+    """Return tables by steps and baseline, intervals, wrong covariates, subgroups; pictures; seeds are fixed."""
     plan = QUICK if quick else FULL
     test, train = ((Source(s, root, phantom=quick)) for s in (anatomy.TEST, anatomy.TRAIN[:6]))
     progress(0.0, "fitting the baselines")
@@ -83,7 +83,7 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     progress(0.9, "other tracers, wrong covariates")
     others = _subjects(model, test, plan.heads, 1, SEED + 2, SECOND_TRACERS)
     tables = (
-        *(_quality(results, at) for at in range(len(TARGETS))), _intervals(results), _wrong(model, results),
+        *(_quality(results, at) for at in range(len(TARGETS))), _intervals(results), _covariate_errors(model, results),
         _by_tracer(model, others), _subgroups(results),
     )  # fmt: skip
     progress(1.0, "done")
@@ -91,14 +91,14 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
 
 
 def held_out(model: Model, test: Source, plan: _Plan = FULL) -> list[Subject]:
-    """The simulated patients on held-out anatomy that the tables are about, on the bundle's lattice."""
+    """Return the simulated patients on held-out anatomy that the tables are about, on the bundle's lattice."""
     return _subjects(model, test, plan.heads * len(anatomy.TEST), plan.patients, SEED + 1)
 
 
 def _subjects(
     model: Model, source: Source, heads: int, patients: int, seed: int, tracers: tuple[str, str] = FIRST_TRACERS
 ) -> list[Subject]:
-    """Simulated subjects on the bundle's lattice; heads take the source's subjects in turn."""
+    """Return simulated subjects on the bundle's lattice; heads take the source's subjects in turn."""
     k, j, i = model.settings["shape"]
     c = replace(training.CONFIGURATIONS["smoke"], spacing_mm=float(model.settings["spacing_mm"]), shape=(k, j, i))
     found: list[Subject] = []
@@ -115,7 +115,7 @@ def _conditions(subject: Subject, covariates: Covariates) -> Conditions:
 
 
 def _one_step(model: Model, subject: Subject, covariates: Covariates) -> Tensor:
-    """The posterior mean (2, k, j, i) in SUVR, given these covariates."""
+    """Return the posterior mean (2, k, j, i) in SUVR, given these covariates."""
     c = _conditions(subject, covariates)
     return _in_suvr(subject, _run(lambda: pet_synthesis.expected(model.network, c)))[0]
 
@@ -126,7 +126,7 @@ def _run(work: Callable[[], Tensor]) -> Tensor:
 
 
 def _in_suvr(subject: Subject, x0: Tensor) -> Tensor:
-    """Network images (b, 2, k, j, i) as SUVR by their own reference regions."""
+    """Return network images (b, 2, k, j, i) as SUVR by their own reference regions."""
     return pet_synthesis.by_own_reference(x0, subject.covariates, subject.structure)[0]
 
 
@@ -150,7 +150,7 @@ def _result(model: Model, subject: Subject, fit: Baselines, plan: _Plan, seed: i
 
 
 def _error(result: _Result, method: str, at: int) -> float:
-    """Composite SUVR of a method's image minus the true image's."""
+    """Return the composite SUVR of a method's image minus the true image's."""
     return _apart(result.subject, result.images[method], at)
 
 
@@ -162,7 +162,7 @@ MEASURES = ("PSNR dB", "SSIM", "MAE SUVR", "structures: mean |error| SUVR", "com
 
 
 def measures(subject: Subject, image: Tensor, at: int) -> tuple[float, ...]:
-    """``MEASURES`` of tracer ``at`` of an image (2, k, j, i) in SUVR against the truth, within the skull."""
+    """Return ``MEASURES`` of tracer ``at`` of an image (2, k, j, i) in SUVR against the truth, within the skull."""
     found, truth, inside = image[at], subject.pet[at], subject.maps.sum(0) > 0.5
     structures = (regional(subject, image) - regional(subject, subject.pet))[at].abs()
     return (
@@ -190,9 +190,11 @@ def _quality(results: Sequence[_Result], at: int) -> Table:
 
 
 def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]:
-    """Central interval of the composite SUVR: from samples (Student's t) about their mean or about the one-step mean;
+    """Return the central interval of the composite SUVR.
 
-    about that from the sd that the network states, as the pipeline delivers it; or of the exact posterior."""
+    It comes from samples (Student's t) about their mean or about the one-step mean; about that from the sd that the
+    network states, as the pipeline delivers it; or from the exact posterior.
+    """
     from scipy.stats import norm, t
 
     tail = (1 + level) / 2
@@ -210,7 +212,9 @@ def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]
 
 
 def _coverage(results: Sequence[_Result], kind: str, level: float, at: int) -> tuple[float, float, float]:
-    """Share of true composites inside the interval, share of the exact posterior's draws, and the mean width."""
+    """Return the share of true composites inside the interval, share of the exact posterior's draws, and the mean
+    width.
+    """
     inside, of_exact, widths = [], [], []
     for r in results:
         low, high = _bounds(r, kind, level, at)
@@ -250,7 +254,7 @@ def _wrong_covariates(c: Covariates) -> dict[str, Covariates]:
     }
 
 
-def _wrong(model: Model, results: Sequence[_Result]) -> Table:
+def _covariate_errors(model: Model, results: Sequence[_Result]) -> Table:
     errors: dict[str, list[Tensor]] = {}
     for r in results:
         truth = composites(regional(r.subject, r.subject.pet))

@@ -17,7 +17,7 @@ RESEARCH = "Research use only, not for diagnosis."
 
 
 def write(evaluation: Evaluation, facts: BundleFacts, folder: Path) -> None:
-    """``README.md`` (the card), ``metrics.json`` and the pictures into ``folder``."""
+    """Write ``README.md`` (the card), ``metrics.json`` and the pictures into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(card(evaluation, facts))
     (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n")
@@ -26,7 +26,7 @@ def write(evaluation: Evaluation, facts: BundleFacts, folder: Path) -> None:
 
 
 def write_into_bundle(evaluation: Evaluation, facts: BundleFacts) -> None:
-    """The card and its pictures into the bundle's ``docs``, the numbers into its ``metadata.json``."""
+    """Write the card and its pictures into the bundle's ``docs``, the numbers into its ``metadata.json``."""
     write(evaluation, facts, facts.path / "docs")
     (facts.path / "docs" / "metrics.json").unlink()
     path = facts.path / "configs" / "metadata.json"
@@ -34,7 +34,7 @@ def write_into_bundle(evaluation: Evaluation, facts: BundleFacts) -> None:
 
 
 def card(evaluation: Evaluation, facts: BundleFacts) -> str:
-    """The model card: what it is, what it was trained on, how good it is and for whom, where it fails."""
+    """Return the model card: use, training data, quality and for whom, failures."""
     m = facts.metadata
     simulated = "simulation only" in str(m["trained_on"])
     origin = SIMULATION_ONLY if simulated else f"These weights were trained on {m['trained_on']}."
@@ -58,7 +58,7 @@ def card(evaluation: Evaluation, facts: BundleFacts) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A table in Markdown, its note below."""
+    """Return a table in Markdown, its note below."""
     lines = [_line(table.columns), _line(["---"] + ["---:"] * (len(table.columns) - 1))]
     lines += [_line([_cell(cell) for cell in row]) for row in table.rows]
     return "\n".join(lines) + "\n" + (f"\n{table.note}\n" if table.note else "")
@@ -83,7 +83,7 @@ def _facts(facts: BundleFacts) -> str:
 
 
 def _network(facts: BundleFacts) -> str:
-    """Its class and size, from the bundle's own files."""
+    """Return the network's class and size, from the bundle's own files."""
     definition = json.loads((facts.path / "configs" / "inference.json").read_text())["network_def"]
     parameters = (facts.path / WEIGHTS).stat().st_size / 2  # two bytes each, and a header of no weight here
     return f"`{definition['_target_']}`, {parameters / 1e6:.1f} M parameters"
@@ -94,7 +94,7 @@ def _seed(m: Mapping[str, Any]) -> Any:
 
 
 def _words(value: Any) -> str:
-    """A table of the metadata as one cell."""
+    """Return a table of the metadata as one cell."""
     if isinstance(value, Mapping):
         return "; ".join(f"{name.replace('_', ' ')}: {_words(each)}" for name, each in value.items())
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""How well the standard-dose model restores PET: held-out brains and unseen torsos, projected, thinned, reconstructed.
+"""Evaluation of the standard-dose model: held-out brains and unseen torsos, projected, thinned, reconstructed.
 
 No inverse crime: objects are twice as fine as the images; counts are drawn, thinned and reconstructed by OSEM; nothing
 here comes from the surrogate that most training pairs do. The reference is the OSEM image of the expected counts: same
@@ -58,7 +58,7 @@ class _Result:
 
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:
-    """Tables by dose, region, lesion size and subgroup; calibration of the sd; pictures. Fixed seeds."""
+    """Return tables by dose, region, lesion size and subgroup; calibration of the sd; pictures. Fixed seeds."""
     listed = quick_cases() if quick else cases(root)
     doses = (SHOWN_DOSE,) if quick else DOSES
     results: list[_Result] = []
@@ -94,7 +94,7 @@ def _results(model: Model, case: Case, doses: Sequence[float]) -> Iterator[_Resu
 def _answers(
     model: Model, low: Tensor, dose: float, case: Case, reference: Tensor, inside: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every method's image and the model's sd; the classical ones at the strength that suits this image best."""
+    """Return every method's image and the model's sd; the classical ones at the strength that suits this image best."""
     spacing_mm = case.found.spacing_mm
 
     def error(x: Tensor) -> float:
@@ -108,7 +108,7 @@ def _answers(
 
     wide = filters.gaussians(low, (12.0,), spacing_mm)[0].clamp_min(0.02 * float(reference.max()))
     noise_sd = wide**0.7 * ((low - wide)[inside].abs() / wide[inside] ** 0.7).median() * 1.48
-    shares = {OURS: None, TOLD: case.told}
+    shares = {OURS: None, TOLD: case.region_shares}
     if dose == SHOWN_DOSE:
         shares[KNOWING] = shares_of(case.found.regions)
     ours = {name: restored(known) for name, known in shares.items()}
@@ -121,7 +121,7 @@ def _answers(
 
 
 def _non_local_means(low: Tensor, noise_sd: Tensor) -> Iterator[Tensor]:
-    """At every strength and reach."""
+    """Yield the filtered image at every strength and reach."""
     for reach in REACHES_VOXELS:
         yield from filters.non_local_means(low, STRENGTHS, noise_sd, reach=reach)
 
@@ -163,7 +163,7 @@ def _region_table(results: Sequence[_Result]) -> Table:
 
 
 def _lesions(r: _Result) -> Iterator[tuple[Tensor, float]]:
-    """Masks of lesions and their volumes in ml."""
+    """Return masks of lesions and their volumes in ml."""
     for number in range(1, 1 + int(r.case.found.lesion.max())):
         mask = r.case.found.lesion == number
         if bool(mask.any()):
@@ -233,7 +233,7 @@ def _metrics(results: Sequence[_Result]) -> dict[str, float]:
 
 
 def _gain(r: _Result, name: str = OURS) -> float:
-    """dB over the better classical filter."""
+    """Return the gain in dB over the better classical filter."""
     best = max(psnr_db(r.answers[m], r.reference, r.inside) for m in ("Gaussian", "non-local means"))
     return psnr_db(r.answers[name], r.reference, r.inside) - best
 
@@ -284,10 +284,10 @@ def _failures(results: Sequence[_Result]) -> str:
         f"- {r.case.kind}, {r.case.name}, {100 * r.dose:g} % dose: {_gain(r):+.2f} dB"
         for r in sorted(lost, key=_gain)[:8]
     ]
-    told = sum(_gain(r, TOLD) < 0 for r in results)
+    region_shares = sum(_gain(r, TOLD) < 0 for r in results)
     head = (
         f"A classical filter, tuned on the reference, beats the model in {len(lost)} of {len(results)} images, with "
-        f"MR or CT in {told}"
+        f"MR or CT in {region_shares}"
     )
     return head + (":\n\n" + "\n".join(lines) if lines else ".")
 

@@ -1,4 +1,4 @@
-"""How good synthetic DIR is on simulated patients of the test subjects, against lookup, image arithmetic and FLAIR.
+"""Evaluation of synthetic DIR on simulated patients of the test subjects, against lookup, image arithmetic and FLAIR.
 
 The reference is the simulator's DIR without noise, 1 in grey matter; PSNR and SSIM with a data range of 2 within the
 brain. A lesion is found where any voxel of it is segmented; a component that touches no lesion is a false one.
@@ -57,7 +57,9 @@ class _Scored:
 
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:
-    """Eight simulated examinations of the two test subjects (``quick``: one phantom), N = 20 passes on two of them."""
+    """Score eight simulated examinations of the two test subjects (``quick``: one phantom), N = 20 passes on two of
+    them.
+    """
     scored: list[_Scored] = []
     listed = cases(quick)
     for n, (subject, kind, count) in enumerate(listed):
@@ -81,7 +83,7 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
 
 
 def _anatomy(case: Case) -> Tensor:
-    """Structures as the shipped anatomy model finds them in the T1w, or the true ones where none is shipped."""
+    """Return structures as the shipped anatomy model finds them in the T1w, or the true ones where none is shipped."""
     try:
         model = registry.load("anatomy")
     except BundleError:
@@ -114,8 +116,8 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         "FLAIR": affine_fit(case.flair, case),
     }
     segmented = {
-        OURS: _decided(both, case, structure),
-        ALONE: _decided(alone, case, structure),
+        OURS: _decide_lesions(both, case, structure),
+        ALONE: _decide_lesions(alone, case, structure),
         "FLAIR + T1w, probability above 0.5": (both.lesion > 0.5) & case.brain,
         "FLAIR above its best threshold": _best_threshold(case),
     }
@@ -123,27 +125,27 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         case,
         images,
         {name: _image_numbers(x, case) for name, x in images.items()},
-        {name: _found(mask, case) for name, mask in segmented.items()},
-        {name: _fooled(images[name], segmented[name], case) for name in (OURS, ALONE)},
-        contrasts(_shown(case, images), case),
+        {name: score_lesions(mask, case) for name, mask in segmented.items()},
+        {name: score_artefacts(images[name], segmented[name], case) for name in (OURS, ALONE)},
+        contrasts(_search_region(case, images), case),
         _sd_numbers(both, case) if passes > 1 else {},
         both,
     )
 
 
-def _shown(case: Case, images: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What lesions are looked for on."""
+def _search_region(case: Case, images: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the region in which lesions are sought."""
     true = {"true DIR": case.dir, "true DIR as acquired": acquired(case)}
     return true | {name: images[name] for name in (OURS, ALONE)} | {"FLAIR": case.flair}
 
 
-def _decided(p: SyntheticDir, case: Case, structure: Tensor) -> Tensor:
-    """The lesions that the pipeline tells."""
+def _decide_lesions(p: SyntheticDir, case: Case, structure: Tensor) -> Tensor:
+    """Return the lesions that the pipeline reports."""
     return torch.from_numpy(Decision().decide(p.lesion.numpy(), case.flair.numpy(), structure.numpy()).mask)
 
 
 def _rendered(p: SyntheticDir, case: Case) -> Tensor:
-    """DIR by its equation on the predicted maps, with the white matter and grey matter that they themselves show."""
+    """Return DIR by its equation on the predicted maps, with their own white matter and grey matter."""
     t1_ms = 1000 * p.maps[1].exp()
     white = float(t1_ms[case.white_matter].median())
     x = rendered(p.maps, Dir.nulling(DIR_TR_MS, white, te_ms=DIR_TE_MS))
@@ -160,14 +162,14 @@ def _image_numbers(x: Tensor, case: Case) -> Values:
 
 
 def _components(mask: Tensor) -> tuple[NDArray[np.int32], list[int]]:
-    """Connected components of at least five voxels and their numbers."""
+    """Return the connected components of at least five voxels and their numbers."""
     labels, count = ndimage.label(mask.numpy(), np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     return labels, [n for n in range(1, count + 1) if sizes[n] >= SPECK_VOXELS]
 
 
-def _found(mask: Tensor, case: Case) -> Values:
-    """Lesions hit, by location, components that are none, and the Dice of the masks."""
+def score_lesions(mask: Tensor, case: Case) -> Values:
+    """Return lesions hit by location, components that are no lesion, and the Dice of the masks."""
     inside = mask.numpy()
     hit = {lesion.label for lesion in case.lesions} & set(np.unique(case.labels[inside]).tolist())
     labels, components = _components(mask)
@@ -186,10 +188,10 @@ def _found(mask: Tensor, case: Case) -> Values:
 
 
 def _best_threshold(case: Case) -> Tensor:
-    """FLAIR above the threshold with the best F1 of lesions on this very case, within white matter and lesions."""
+    """Return FLAIR above the threshold of the best F1 of lesions on this very case, within white matter and lesions."""
 
     def f1(mask: Tensor) -> float:
-        values = _found(mask, case)
+        values = score_lesions(mask, case)
         return 2 * values["recall"] * values["precision"] / max(1e-6, values["recall"] + values["precision"])
 
     where = case.white_matter | case.mask
@@ -197,8 +199,8 @@ def _best_threshold(case: Case) -> Tensor:
     return max(masks, key=f1)
 
 
-def _fooled(x: Tensor, mask: Tensor, case: Case) -> Values:
-    """Of the FLAIR artefacts: the share with a false bright spot on DIR, and with a segmented lesion."""
+def score_artefacts(x: Tensor, mask: Tensor, case: Case) -> Values:
+    """Return the share of FLAIR artefacts with a false bright spot on DIR, and with a segmented lesion."""
     excess, segmented = (x - case.dir).numpy(), mask.numpy()
     numbers = [n for n in range(1, int(case.artefact.max()) + 1) if (case.artefact == n).sum() >= SPECK_VOXELS]
     bright = [float(excess[case.artefact == n].mean()) > FALSE_BRIGHT for n in numbers]
@@ -207,7 +209,9 @@ def _fooled(x: Tensor, mask: Tensor, case: Case) -> Values:
 
 
 def _sd_numbers(p: SyntheticDir, case: Case) -> dict[str, float]:
-    """Rank correlation of the sd and its parts with the absolute error, and the mean sd in lesions and artefacts."""
+    """Return the rank correlation of the sd and its parts with the absolute error, and the mean sd in lesions and
+    artefacts.
+    """
     brain = case.brain.numpy()
     error = np.abs((p.dir - case.dir).numpy())[brain][::7]
     aleatoric = torch.sqrt((p.sd**2 - p.epistemic**2).clamp(min=0))
@@ -220,7 +224,7 @@ def _sd_numbers(p: SyntheticDir, case: Case) -> dict[str, float]:
 
 
 def _rank_correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Spearman's; not a number where one of them is constant."""
+    """Return Spearman's rank correlation; not a number where one input is constant."""
     return float(spearmanr(a, b).statistic) if np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
 
 
@@ -312,7 +316,7 @@ def _failures(scored: Sequence[_Scored], worst: _Scored) -> str:
 
 
 def _weaker(scored: Sequence[_Scored]) -> str:
-    """What won against the model, by PSNR or in lesions, and what the simulation cannot tell."""
+    """Return the methods that won against the model, by PSNR or in lesions, and the limits of the simulation."""
     lines = []
     for key, sign, word in (("psnr_db", 1, "PSNR"), ("mae_lesions", -1, "error in lesions")):
         means = {name: sign * _mean([s.numbers[name][key] for s in scored]) for name in scored[0].images}
@@ -337,7 +341,9 @@ def _pictures(scored: Sequence[_Scored], worst: _Scored) -> list[Picture]:
 
 
 def _figure(s: _Scored) -> Any:
-    """Two axial slices: inputs, true and synthetic DIR, error, sd, lesions true (red) and found (green)."""
+    """Return a figure of two axial slices: inputs, true and synthetic DIR, error, sd, lesions true (red) and found
+    (green).
+    """
     from matplotlib.figure import Figure
 
     load = s.case.mask.float().sum((1, 2)) + (torch.from_numpy(s.case.artefact) > 0).float().sum((1, 2))

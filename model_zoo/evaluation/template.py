@@ -16,7 +16,7 @@ COLLECTIONS = ("ms-3t-t1-flair-mni", "ms-longitudinal-t1-flair")
 
 
 def scans(root: Path) -> list[Path]:
-    """T1w and FLAIR images of the kit's MS collections, first visits only."""
+    """Return T1w and FLAIR images of the kit's MS collections, first visits only."""
     found = []
     for collection in COLLECTIONS:
         for pattern in ("*/T1.nii.gz", "*/FLAIR.nii.gz", "*/study1_T1W.nii.gz", "*/study1_FLAIR.nii.gz"):
@@ -25,7 +25,9 @@ def scans(root: Path) -> list[Path]:
 
 
 def masked_scan(path: Path, root: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """The scan at 1 mm, LPS: float (k, j, i); the template's brain and its grey plus white matter: bool (k, j, i)."""
+    """Return the scan at 1 mm, LPS: float (k, j, i); the template's brain and its grey plus white matter: bool (k, j,
+    i).
+    """
     import SimpleITK as sitk  # noqa: N813
 
     image = _one_mm(sitk.DICOMOrient(sitk.ReadImage(str(path), sitk.sitkFloat32), "LPS"))
@@ -65,7 +67,7 @@ def _one_mm(image: Any) -> Any:
 
 
 def _registered(image: Any, template: Any) -> Any:
-    """Scan to template: similarity from several heights, the best of them then affine, by Mattes mutual information.
+    """Register scan to template: similarity from several heights, the best then affine, by Mattes mutual information.
 
     Heads are smaller than the template, and fields of view end anywhere: hence the starts.
     """

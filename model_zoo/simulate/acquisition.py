@@ -1,4 +1,4 @@
-"""What a scan does to a perfect volume: bias field, resolution, slice profile, k-space edge, motion, Rician noise.
+"""Effects of a scan on a perfect volume: bias field, resolution, slice profile, k-space edge, motion, Rician noise.
 
 Every function takes a volume (k, j, i) and an explicit generator and works on the generator's device.
 """
@@ -18,37 +18,40 @@ Shape = tuple[int, int, int]
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:
-    """One number, uniform in [low, high)."""
+    """Return one number, uniform in [low, high)."""
     return float(torch.empty(1, device=generator.device).uniform_(low, high, generator=generator))
 
 
 def log_uniform(generator: torch.Generator, low: float, high: float) -> float:
-    """One number whose logarithm is uniform between those of ``low`` and ``high``."""
+    """Return one number whose logarithm is uniform between those of ``low`` and ``high``."""
     return float(low * (high / low) ** uniform(generator, 0.0, 1.0))
 
 
 def texture(shape: Shape, spacing_mm: float, generator: torch.Generator) -> Tensor:
-    """Tissue texture of mean 0 and variance 1, correlated over 2 to 4 mm."""
+    """Return a tissue texture of mean 0 and variance 1, correlated over 2 to 4 mm."""
     length_mm = uniform(generator, 2.0, 4.0)
     k, j, i = (max(4, round(n * spacing_mm / length_mm)) for n in shape)
     return axes.smooth_noise(shape, (k, j, i), generator)
 
 
 def bias(shape: Shape, strength: float, generator: torch.Generator) -> Tensor:
-    """Multiplicative receive bias exp(strength b), b a B-spline field of unit variance on 4 to 6 knots an axis."""
+    """Return a multiplicative receive bias exp(strength b), b a B-spline field of unit variance on 4 to 6 knots an
+    axis.
+    """
     knots = int(uniform(generator, 4, 7))
     return torch.exp(strength * axes.smooth_noise(shape, (knots, knots, knots), generator))
 
 
 def rician(x: Tensor, noise_sd: float, generator: torch.Generator) -> Tensor:
-    """|x + n|, n complex Gaussian with standard deviation ``noise_sd`` in each component: any shape."""
+    """Return |x + n|, n complex Gaussian with standard deviation ``noise_sd`` in each component: any shape."""
     noise = torch.randn((2, *x.shape), generator=generator, device=x.device).mul_(noise_sd)
     return torch.hypot(x + noise[0], noise[1])
 
 
 def at_resolution(x: Tensor, step: tuple[float, ...], noise_sd: float, generator: torch.Generator) -> Tensor:
-    """``x`` sampled every ``step`` voxels with Gaussian slice profiles of that width, Rician noise of ``noise_sd``
-    added there, interpolated linearly back to its own grid. Axes of a step up to 1.05 keep their samples."""
+    """Return ``x`` sampled every ``step`` voxels with Gaussian slice profiles of that width, Rician noise of
+    ``noise_sd`` added there, interpolated linearly back to its own grid. Axes of a step up to 1.05 keep their samples.
+    """
     back: list[Tensor | None] = []
     for axis, s in enumerate(step):
         if s <= 1.05:
@@ -66,7 +69,7 @@ def at_resolution(x: Tensor, step: tuple[float, ...], noise_sd: float, generator
 
 
 def gibbs(x: Tensor, keep: tuple[float, float, float]) -> Tensor:
-    """``x`` with only the central ``keep`` (0 to 1] of k-space along each axis: ringing at edges, magnitude."""
+    """Return ``x`` with only the central ``keep`` (0 to 1] of k-space along each axis: ringing at edges, magnitude."""
     kspace = torch.fft.fftn(x)
     for axis, share in enumerate(keep):
         if share < 1:
@@ -77,7 +80,8 @@ def gibbs(x: Tensor, keep: tuple[float, float, float]) -> Tensor:
 
 
 def moved(x: Tensor, poses: int, strength_mm: float, axis: int, generator: torch.Generator) -> Tensor:
-    """``x`` acquired while the head moves: consecutive bands of k-space lines along ``axis`` see different poses.
+    """Return ``x`` acquired while the head moves: consecutive bands of k-space lines along ``axis`` see different
+    poses.
 
     The cheap version: each pose is a translation of N(0, strength_mm) voxels along every axis, applied as the phase
     ramp exp(-2 pi i f . t) to its band, which ghosts and blurs as real motion does; rotations are left out. The band

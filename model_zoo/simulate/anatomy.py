@@ -25,7 +25,7 @@ TRAIN = ("01", "02", "03", "04", "05", "06", "08", "11", "12", "15", "17", "19")
 
 
 def label_map(subject: str, root: Path | None = None) -> NDArray[np.int16]:
-    """FreeSurfer and extra-cerebral labels of one subject: int16 (k, j, i) at 1 mm, LPS.
+    """Return the FreeSurfer and extra-cerebral labels of one subject: int16 (k, j, i) at 1 mm, LPS.
 
     ``root``: the data kit's folder, by default ``data_root()``. Raises FileNotFoundError where the map is not there.
     """
@@ -39,7 +39,8 @@ def label_map(subject: str, root: Path | None = None) -> NDArray[np.int16]:
 
 @lru_cache(maxsize=16)
 def tissue_map(subject: str, root: Path | None = None) -> torch.Tensor:
-    """Tissue classes of one subject: uint8 (k, j, i) at 1 mm, axes towards superior, posterior and left (LPS).
+    """Return the tissue classes of one subject: uint8 (k, j, i) at 1 mm, axes towards superior, posterior and left
+    (LPS).
 
     ``root``: the data kit's folder, by default ``data_root()``. Raises FileNotFoundError where the map is not there.
     """

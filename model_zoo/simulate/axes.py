@@ -16,7 +16,7 @@ __all__ = ["along", "blur", "gaussian", "interpolation", "slice_profile", "smoot
 
 
 def along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """``matrix`` (m, n) applied along ``axis`` (0, 1 or 2) of ``x`` (k, j, i), whose length there is n.
+    """Apply ``matrix`` (m, n) along ``axis`` (0, 1 or 2) of ``x`` (k, j, i), whose length there is n.
 
     In the precision of ``x`` even where the caller trains or validates under autocast.
     """
@@ -30,14 +30,16 @@ def along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def gaussian(n: int, sigma: float) -> Tensor:
-    """Gaussian blur of ``sigma`` samples as an (n, n) matrix; rows sum to one, so a constant stays at the borders."""
+    """Return the Gaussian blur of ``sigma`` samples as an (n, n) matrix; rows sum to one, so a constant stays at the
+    borders.
+    """
     d = torch.arange(n)[:, None] - torch.arange(n)[None, :]
     matrix = torch.exp(-0.5 * (d / max(sigma, 1e-3)) ** 2)
     return matrix / matrix.sum(1, keepdim=True)
 
 
 def blur(x: Tensor, sigma: tuple[float, float, float]) -> Tensor:
-    """``x`` (k, j, i) blurred by a Gaussian of ``sigma`` voxels along each axis; axes under 0.1 voxel are left."""
+    """Blur ``x`` (k, j, i) by a Gaussian of ``sigma`` voxels along each axis; axes under 0.1 voxel are left."""
     for axis, s in enumerate(sigma):
         if s >= 0.1:
             x = along(x, gaussian(x.shape[axis], round(s, 2)).to(x), axis)
@@ -45,8 +47,9 @@ def blur(x: Tensor, sigma: tuple[float, float, float]) -> Tensor:
 
 
 def slice_profile(n: int, step: float, thickness: float, shift: float) -> Tensor:
-    """Slices of a volume of ``n`` samples as an (m, n) matrix: one every ``step`` samples from ``shift``, Gaussian
-    profiles with a full width at half maximum of ``thickness`` (at least one sample is kept whole)."""
+    """Return the slices of a volume of ``n`` samples as an (m, n) matrix: one every ``step`` samples from ``shift``,
+    Gaussian profiles with a full width at half maximum of ``thickness`` (at least one sample is kept whole).
+    """
     centres = torch.arange(max(2, math.floor((n - 1 - shift) / step) + 1)) * step + shift
     sigma = max(math.sqrt(max(thickness**2 - 1.0, 0.0)) / 2.355, 0.3)
     matrix = torch.exp(-0.5 * ((torch.arange(n)[None, :] - centres[:, None]) / sigma) ** 2)
@@ -54,13 +57,17 @@ def slice_profile(n: int, step: float, thickness: float, shift: float) -> Tensor
 
 
 def interpolation(n: int, count: int, step: float, shift: float) -> Tensor:
-    """Linear interpolation from ``count`` samples at ``shift + step * a`` to 0 .. n - 1, held at the ends: (n, m)."""
+    """Return the linear interpolation from ``count`` samples at ``shift + step * a`` to 0 .. n - 1, held at the ends:
+    (n, m).
+    """
     position = ((torch.arange(n) - shift) / step).clamp(0, count - 1)
     return (1 - (position[:, None] - torch.arange(count)[None, :]).abs()).clamp(min=0)
 
 
 def spline(n: int, knots: int) -> Tensor:
-    """Cubic B-spline basis on ``knots`` (at least 4) equidistant knots over ``n`` samples: (n, knots), rows sum 1."""
+    """Return the cubic B-spline basis on ``knots`` (at least 4) equidistant knots over ``n`` samples: (n, knots), rows
+    sum 1.
+    """
     position = torch.linspace(1, knots - 2, n)[:, None]
     d = (position - torch.arange(knots)[None, :]).abs()
     inner, outer = 2 / 3 - d**2 + d**3 / 2, (2 - d).clamp(min=0) ** 3 / 6
@@ -69,7 +76,7 @@ def spline(n: int, knots: int) -> Tensor:
 
 
 def smooth_noise(shape: tuple[int, int, int], knots: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """A smooth random field (k, j, i) of mean 0 and variance near 1: white noise on B-spline knots.
+    """Return a smooth random field (k, j, i) of mean 0 and variance near 1: white noise on B-spline knots.
 
     Its correlation length is about 1.2 knot distances. Drawn and returned on the generator's device.
     """

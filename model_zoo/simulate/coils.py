@@ -24,7 +24,7 @@ __all__ = ["loop_field", "sensitivities"]
 def loop_field(
     rho_mm: NDArray[np.float64], z_mm: NDArray[np.float64], radius_mm: float
 ) -> tuple[NDArray[np.float64], ...]:
-    """(B_rho, B_z) of a circular loop at cylindrical coordinates of its frame, in units of mu0 I / (pi mm)."""
+    """Return (B_rho, B_z) of a circular loop at cylindrical coordinates of its frame, in units of mu0 I / (pi mm)."""
     a, rho = radius_mm, np.maximum(rho_mm, 1e-6)
     r2 = rho**2 + z_mm**2
     alpha2 = np.maximum(a**2 + r2 - 2 * a * rho, 1e-6)
@@ -39,7 +39,8 @@ def loop_field(
 def sensitivities(
     points_mm: NDArray[np.float64], coils: int, rng: np.random.Generator, *, cylinder_mm: float = 140.0
 ) -> NDArray[np.complex64]:
-    """Sensitivities (coils, ...) at ``points_mm`` (..., 3) about the head's centre, with sum_c |S_c|^2 = 1 everywhere.
+    """Return the sensitivities (coils, ...) at ``points_mm`` (..., 3) about the head's centre, with sum_c |S_c|^2 = 1
+    everywhere.
 
     The loops (radius 50 to 70 mm) sit evenly on a cylinder about z, each displaced by up to 10 mm and 10 degrees.
     """

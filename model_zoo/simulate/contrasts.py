@@ -16,7 +16,9 @@ __all__ = ["random_contrast", "random_sequence"]
 
 
 def random_contrast(generator: torch.Generator) -> Tensor:
-    """Magnitude signal per tissue class (classes,) of a random sequence with random tissue, air zero, maximum 1."""
+    """Return the magnitude signal per tissue class (classes,) of a random sequence with random tissue, air zero,
+    maximum 1.
+    """
 
     def uniform(low: float, high: float) -> float:
         return float(torch.empty(1).uniform_(low, high, generator=generator))
@@ -45,7 +47,7 @@ def random_contrast(generator: torch.Generator) -> Tensor:
 
 
 def random_sequence(name: str, generator: torch.Generator) -> Sequence:
-    """A protocol of the range met at 3 T: ``name`` is "mprage", "t2w", "pd", "flair" or "dir".
+    """Return a protocol of the range met at 3 T: ``name`` is "mprage", "t2w", "pd", "flair" or "dir".
 
     Inversion times of FLAIR and DIR lie within 3 % of the nulls for the nominal CSF and white matter.
     Raises ValueError for another name.

@@ -111,7 +111,8 @@ def random_head(
     offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     root: Path | None = None,
 ) -> Head:
-    """A random head on a lattice whose centre lies ``offset_mm`` (k, j, i) from the centre of the subject's brain.
+    """Return a random head on a lattice whose centre lies ``offset_mm`` (k, j, i) from the centre of the subject's
+    brain.
 
     ``atrophy``: None draws one. Raises FileNotFoundError where the data kit is missing.
     """
@@ -136,7 +137,7 @@ def plain_head(
     face: bool = False,
     root: Path | None = None,
 ) -> Head:
-    """The subject as its map holds it (with ``atrophy`` if given), its brain centred on the lattice."""
+    """Return the subject as its map holds it (with ``atrophy`` if given), its brain centred on the lattice."""
     source = _source(subject, face, root)
     at = _affine_coordinates(source, torch.eye(3), shape, spacing_mm, (0.0, 0.0, 0.0))
     generator = torch.Generator().manual_seed(0)
@@ -144,7 +145,7 @@ def plain_head(
 
 
 def _random_matrix(v: Variation, generator: torch.Generator) -> Tensor:
-    """Rotation, shear, scale and flip from lattice to source millimetres, axes (k, j, i)."""
+    """Return the rotation, shear, scale and flip from lattice to source millimetres, axes (k, j, i)."""
 
     def draw(width: float) -> Tensor:
         return (2 * torch.rand(3, generator=generator) - 1) * width
@@ -171,7 +172,7 @@ def _affine_coordinates(
     spacing_mm: float,
     offset_mm: tuple[float, float, float],
 ) -> Tensor:
-    """Source position (mm = voxels) of the nodes of a 2 mm lattice that spans ``shape``: (3, k, j, i)."""
+    """Return the source positions (mm = voxels) of the nodes of a 2 mm lattice that spans ``shape``: (3, k, j, i)."""
     nodes = [max(2, math.ceil(n * spacing_mm / HALF_MM)) for n in shape]
     axes = [
         torch.linspace(-0.5, 0.5, m) * ((n - 1) * spacing_mm) + o
@@ -184,7 +185,7 @@ def _affine_coordinates(
 def _elastic(
     nodes: torch.Size, shape: tuple[int, int, int], spacing_mm: float, sd_mm: float, generator: torch.Generator
 ) -> Tensor:
-    """Smooth displacement (3, *nodes) in millimetres: white noise on knots 24 to 48 mm apart, trilinear."""
+    """Return a smooth displacement (3, *nodes) in millimetres: white noise on knots 24 to 48 mm apart, trilinear."""
     apart = float(torch.empty(1).uniform_(24, 48, generator=generator))
     knots = [max(3, round(n * spacing_mm / apart) + 1) for n in shape]
     sd = sd_mm * float(torch.rand(1, generator=generator))
@@ -223,14 +224,14 @@ def _pull_back(
 
 
 def _patches(shape: tuple[int, int, int], spacing_mm: float, share: float, generator: torch.Generator) -> Tensor:
-    """True in about ``share`` of the voxels, in patches of about 4 mm: bool (k, j, i)."""
+    """Return a mask that is True in about ``share`` of the voxels, in patches of about 4 mm: bool (k, j, i)."""
     knots = tuple(max(2, round(n * spacing_mm / 4.0)) for n in shape)
     coarse = torch.rand((1, 1, *knots), generator=generator)
     return functional.interpolate(coarse, size=shape, mode="nearest")[0, 0] < share
 
 
 def _atrophy_displacement(source: _Source, at: Tensor, atrophy: Atrophy) -> Tensor:
-    """Sum of the structures' fields at the nodes, each scaled by its volume fraction: (3, k, j, i), mm."""
+    """Return the sum of the structures' fields at the nodes, each scaled by its volume fraction: (3, k, j, i), mm."""
     amounts = torch.tensor([-math.log1p(-atrophy.hippocampus), -math.log1p(atrophy.ventricles)])
     if not bool(amounts.any()):
         return torch.zeros_like(at)
@@ -265,7 +266,7 @@ def _source(subject: str, face: bool, root: Path | None) -> _Source:
 
 
 def _pial(structure: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Cortex that shares a face with cerebrospinal fluid."""
+    """Return the cortex that shares a face with cerebrospinal fluid."""
     from scipy import ndimage
 
     fluid = ndimage.binary_dilation(structure == number("csf"))
@@ -273,9 +274,10 @@ def _pial(structure: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _face(tissue: NDArray[np.uint8], structure: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """What could identify a person: all but brain and cerebrospinal fluid in front of the middle of the temporal poles
+    """Return the mask of what could identify a person.
 
-    and below the top of the eyes, and everything within 25 mm in front of the eyes. Eyes go too.
+    It holds all but brain and cerebrospinal fluid in front of the middle of the temporal poles and below the top of the
+    eyes, the eyes, and everything within 25 mm in front of the eyes.
     """
     names = list(TISSUES)
     eyes = np.nonzero(tissue == names.index("eye"))
@@ -286,13 +288,13 @@ def _face(tissue: NDArray[np.uint8], structure: NDArray[np.uint8]) -> NDArray[np
 
 
 def _atrophy_fields(structure: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Displacement in mm per volume fraction of hippocampus and ventricles: (2, 3, 128, 128, 128), 2 mm."""
+    """Return the displacement in mm per volume fraction of hippocampus and ventricles: (2, 3, 128, 128, 128), 2 mm."""
     half = structure[::2, ::2, ::2]
     return np.stack([_shrinking(half == number(name), reach_mm) for name, reach_mm in _MOVED])
 
 
 def _shrinking(mask: NDArray[np.bool_], reach_mm: float) -> NDArray[np.float32]:
-    """(V / S) n exp(-(d / L)^2) about the surface of ``mask``: float32 (3, k, j, i) in mm."""
+    """Return (V / S) n exp(-(d / L)^2) about the surface of ``mask``: float32 (3, k, j, i) in mm."""
     from scipy import ndimage
 
     d = ndimage.distance_transform_edt(~mask) - ndimage.distance_transform_edt(mask)
@@ -308,7 +310,7 @@ def _shrinking(mask: NDArray[np.bool_], reach_mm: float) -> NDArray[np.float32]:
 
 
 def gaussian_blur_3d(x: Tensor, sigma_vox: tuple[float, float, float]) -> Tensor:
-    """Separable Gaussian over the last three axes of a float tensor (..., k, j, i), edges replicated."""
+    """Blur the last three axes of a float tensor (..., k, j, i) by a separable Gaussian, edges replicated."""
     shape = x.shape
     y = x.reshape(-1, 1, *shape[-3:])
     for axis, sigma in enumerate(sigma_vox):
@@ -318,7 +320,7 @@ def gaussian_blur_3d(x: Tensor, sigma_vox: tuple[float, float, float]) -> Tensor
 
 
 def _blur_axis(y: Tensor, axis: int, sigma: float) -> Tensor:
-    """Weighted sum of shifted copies: faster than a one-channel convolution on a processor."""
+    """Return the weighted sum of shifted copies, faster than a one-channel convolution on a processor."""
     radius = max(1, math.ceil(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -335,13 +337,15 @@ def _blur_axis(y: Tensor, axis: int, sigma: float) -> Tensor:
 
 
 def smooth_field_3d(shape: tuple[int, int, int], cells: int, generator: torch.Generator) -> Tensor:
-    """A smooth random field (k, j, i), N(0, 1) at its ``cells``^3 knots, trilinear between them."""
+    """Return a smooth random field (k, j, i), N(0, 1) at its ``cells``^3 knots, trilinear between them."""
     coarse = torch.randn((1, 1, cells, cells, cells), generator=generator)
     return functional.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0, 0]
 
 
 def render(labels: Tensor, values: Tensor, *, blur_mm: float, spacing_mm: float, shrink: int = 1) -> Tensor:
-    """One value per label, blurred by a Gaussian of sd ``blur_mm``, averaged over blocks of ``shrink``^3: (k, j, i)."""
+    """Render one value per label, blurred by a Gaussian of sd ``blur_mm``, averaged over blocks of ``shrink``^3: (k, j,
+    i).
+    """
     image = values.to(torch.float32)[labels.to(torch.int64)]
     sigma = blur_mm / spacing_mm
     image = gaussian_blur_3d(image, (sigma, sigma, sigma))
@@ -349,7 +353,7 @@ def render(labels: Tensor, values: Tensor, *, blur_mm: float, spacing_mm: float,
 
 
 def fractions(labels: Tensor, classes: int, *, blur_mm: float, spacing_mm: float, shrink: int = 1) -> Tensor:
-    """Partial-volume fractions of ``classes`` labels: float (classes, k, j, i), summing to one."""
+    """Return the partial-volume fractions of ``classes`` labels: float (classes, k, j, i), summing to one."""
     eye = torch.eye(classes)
     return torch.stack([render(labels, row, blur_mm=blur_mm, spacing_mm=spacing_mm, shrink=shrink) for row in eye])
 
@@ -387,7 +391,7 @@ _PHANTOM: tuple[tuple[str, str, tuple[float, float, float], tuple[float, float, 
 
 
 def phantom(shape: tuple[int, int, int] = (96, 112, 96), spacing_mm: float = 2.0) -> Head:
-    """A head of ellipsoids with every structure in it, for tests and trials without the label maps: not anatomy."""
+    """Return a head of ellipsoids with every structure, for tests and trials without the label maps: not anatomy."""
     axes = [torch.linspace(-1, 1, n) for n in shape]
     k, j, i = torch.meshgrid(*axes, indexing="ij")
     tissue, structure = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)

@@ -115,12 +115,14 @@ def _axial_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], z_mm: fl
 
 
 def _white(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.complex128]:
-    """Complex noise of variance 1."""
+    """Return complex noise of variance 1."""
     return np.asarray((rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2))
 
 
 def _covariance(coils: int, rng: np.random.Generator) -> NDArray[np.complex128]:
-    """Unit diagonal, neighbours correlated by 0.1 to 0.3 with a random phase; Hermitian positive definite."""
+    """Return a Hermitian positive definite matrix of unit diagonal, neighbours correlated by 0.1 to 0.3 with random
+    phase.
+    """
     covariance = np.eye(coils, dtype=np.complex128)
     for c in range(coils if coils > 2 else 0):
         d = (c + 1) % coils

@@ -65,7 +65,7 @@ class Lesions:
         return self.extent > 0.5
 
     def applied(self, p: TissueParameters) -> TissueParameters:
-        """The maps (k, j, i) of ``p``, those of the ``healed`` head, with the lesions in them."""
+        """Return the maps (k, j, i) of ``p``, those of the ``healed`` head, with the lesions in them."""
         inside = self.label > 0
         e, core = self.extent[inside], self.core.to(self.extent)[self.label[inside].long()]
         changed = []
@@ -76,17 +76,17 @@ class Lesions:
         return TissueParameters(*changed)
 
     def redrawn(self, generator: torch.Generator) -> Lesions:
-        """The same shapes with new severities."""
+        """Return the same shapes with new severities."""
         core = [(1.0, 1.0, 1.0), *(_core(place, generator) for place in self.place)]
         return replace(self, core=torch.tensor(core, device=self.core.device))
 
     def cropped(self, box: tuple[slice, slice, slice]) -> Lesions:
-        """The same lesions in a part of the head."""
+        """Return the same lesions in a part of the head."""
         return Lesions(self.label[box], self.extent[box], self.core, self.place)
 
 
 def random_lesions(head: Head, generator: torch.Generator, *, count: int | None = None) -> Lesions:
-    """Lesions drawn from the generative model, and those of the label map itself, on the generator's device.
+    """Return lesions drawn from the generative model, and those of the label map itself, on the generator's device.
 
     ``count``: how many to draw, by default negative binomial with mean 25 (at most 90).
     """
@@ -101,23 +101,28 @@ def random_lesions(head: Head, generator: torch.Generator, *, count: int | None 
 
 
 def from_mask(head: Head, mask: Tensor, generator: torch.Generator) -> Lesions:
-    """A patient's lesions in ``head``: every connected component of ``mask`` (bool (k, j, i) on the head's grid) of at
-    least 10 mm3 gets a severity and a soft rim; parts outside white matter are dropped."""
+    """Return a patient's lesions in ``head``.
+
+    Each connected component of ``mask`` (bool (k, j, i) on the head's grid) of at least 10 mm3 gets a severity and a
+    soft rim; parts outside white matter are dropped.
+    """
     drawing = _Drawing(head, generator)
     drawing.add_mask(mask | (head.tissue == list(TISSUES).index("lesion")))
     return drawing.lesions()
 
 
 def healed(head: Head) -> Head:
-    """``head`` with white matter where its label map has lesions: what ``Lesions.applied`` is laid upon."""
+    """Return ``head`` with white matter where its label map has lesions, as ``Lesions.applied`` takes it."""
     names = list(TISSUES)
     lesion = head.tissue == names.index("lesion")
     return replace(head, tissue=torch.where(lesion, names.index("white matter"), head.tissue).to(torch.uint8))
 
 
 def artefacts(head: Head, generator: torch.Generator, *, most: int = 6) -> Tensor:
-    """FLAIR-bright artefacts without any change of tissue: float (k, j, i), to be added to a FLAIR image in units of
-    its white matter. Blobs like lesions in shape and strength (0.2 to 0.8), anywhere in white matter and cortex."""
+    """Return FLAIR-bright artefacts without any change of tissue: float (k, j, i), to be added to a FLAIR image in
+    units of its white matter. Blobs like lesions in shape and strength (0.2 to 0.8), anywhere in white matter and
+    cortex.
+    """
     added = torch.zeros(head.tissue.shape)
     places = candidates(head)
     for _ in range(int(torch.randint(most + 1, (1,), generator=_cpu(generator)))):
@@ -129,7 +134,7 @@ def artefacts(head: Head, generator: torch.Generator, *, most: int = 6) -> Tenso
 
 
 def candidates(head: Head) -> dict[str, Tensor]:
-    """Voxels (n, 3) where the centre of a lesion of each class may lie, from distances on a lattice of 2 mm."""
+    """Return the voxels (n, 3) where the centre of a lesion of each class may lie, by distances on a 2 mm lattice."""
     step = max(1, round(2.0 / head.spacing_mm))
     structure = head.structure[::step, ::step, ::step].cpu().numpy()
     mm = step * head.spacing_mm
@@ -159,7 +164,7 @@ class _Drawing:
         self.structure = head.structure.cpu()
 
     def add_ellipsoid(self, place: str, centres: Tensor) -> None:
-        """One lesion of that class; a place where too little of it fits is drawn again, up to five times."""
+        """Add one lesion of that class; where too little of it fits, its position is drawn again, up to five times."""
         towards = number("lateral ventricles") if place == "periventricular" else None
         volume_mm3 = _volume(self.generator) * (0.5 if place == "cortical" else 1.0)
         for _ in range(5):
@@ -208,7 +213,8 @@ class _Drawing:
 def _ellipsoid(
     head: Head, centres: Tensor, volume_mm3: float, towards: int | None, generator: torch.Generator
 ) -> tuple[tuple[slice, slice, slice], Tensor]:
-    """A box of the head and e(x) in it: 1 inside a warped ellipsoid, falling to 0 over a rim of about a millimetre.
+    """Return a box of the head and e(x) in it: 1 inside a warped ellipsoid, falling to 0 over a rim of about a
+    millimetre.
 
     ``towards``: the structure from which the long axis points away; None: any direction.
     """
@@ -234,7 +240,7 @@ def _ellipsoid(
 
 
 def _frame(direction: Tensor, generator: torch.Generator) -> Tensor:
-    """Orthonormal rows, the first along ``direction``."""
+    """Return orthonormal rows, the first along ``direction``."""
     q: Tensor = torch.linalg.qr(torch.stack([direction, *torch.randn((2, 3), generator=generator)], dim=1)).Q
     return q.T
 
@@ -245,7 +251,7 @@ def _around(box: list[slice] | tuple[slice, ...], shape: torch.Size, margin: int
 
 
 def _core(place: str, generator: torch.Generator) -> tuple[float, float, float]:
-    """T1, T2, PD of one lesion."""
+    """Return the T1, T2, PD of one lesion."""
     if place == "cortical":
         base = torch.tensor(SEVERITIES["cortical"]).log()
     else:
@@ -262,14 +268,14 @@ def _volume(generator: torch.Generator) -> float:
 
 
 def _count(generator: torch.Generator) -> int:
-    """Negative binomial as a Poisson of a gamma-distributed mean: variance mean + mean^2 / ``DISPERSION``."""
+    """Draw a negative binomial as a Poisson of a gamma-distributed mean: variance mean + mean^2 / ``DISPERSION``."""
     cpu = _cpu(generator)
     rate = torch._standard_gamma(torch.tensor([DISPERSION]), generator=cpu) * MEAN_COUNT / DISPERSION
     return min(int(torch.poisson(rate, generator=cpu)), MOST)
 
 
 def _cpu(generator: torch.Generator) -> torch.Generator:
-    """The generator itself where it is the CPU's, else one seeded from it: small draws are made on the CPU."""
+    """Return the generator itself if it is the CPU's, else one seeded from it: small draws are made on the CPU."""
     if generator.device.type == "cpu":
         return generator
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

@@ -40,7 +40,7 @@ class Patient:
     artefact: Tensor
 
     def cropped(self, box: Box) -> Patient:
-        """The same patient in a part of the head."""
+        """Return the same patient in a part of the head."""
         head = replace(self.head, tissue=self.head.tissue[box], structure=self.head.structure[box])
         return Patient(head, self.lesions.cropped(box), self.artefact[box])
 
@@ -79,7 +79,8 @@ class Images:
 def random_patient(
     head: Head, generator: torch.Generator, *, count: int | None = None, masks: float = 0.3, root: Path | None = None
 ) -> Patient:
-    """A patient with this head; ``masks``: how often lesions come from a real patient's mask (never a held-out one).
+    """Return a patient with this head; ``masks``: how often lesions come from a real patient's mask (never a held-out
+    one).
 
     ``count``: how many lesions, by default negative binomial; given, no mask is used.
     """
@@ -93,7 +94,7 @@ def random_patient(
 
 
 def examination(generator: torch.Generator) -> Examination:
-    """Tissue values with their spread, white matter mostly as in MS, protocols and acquisitions of a clinical day."""
+    """Draw tissue values with their spread, white matter mostly as in MS, clinical protocols and acquisitions."""
     p = TissueParameters.table()
     white, csf, cortex = (list(TISSUES).index(name) for name in ("white matter", "csf", "cortex"))
     if uniform(generator, 0, 1) < 0.7:
@@ -125,7 +126,7 @@ def examination(generator: torch.Generator) -> Examination:
 
 
 def images(patient: Patient, e: Examination, generator: torch.Generator) -> Images:
-    """What the examination ``e`` of ``patient`` shows, on the patient's grid; FLAIR alone carries the artefacts.
+    """Render the examination ``e`` of ``patient`` on the patient's grid; only FLAIR carries the artefacts.
 
     T1w is off by ``e.shift_mm`` along each axis: what a rigid registration leaves.
     """

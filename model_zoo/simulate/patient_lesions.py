@@ -30,13 +30,16 @@ Box = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def patients(root: Path | None = None) -> tuple[str, ...]:
-    """Numbers of the patients whose masks the data kit holds, such as "01". Raises FileNotFoundError without it."""
+    """Return the numbers of the patients whose masks the data kit holds, such as "01".
+
+    Raises FileNotFoundError without it.
+    """
     folder = _folder(root)
     return tuple(sorted(p.name[7:9] for p in folder.glob("patient*_lesions_mni.nii.gz")))
 
 
 def patient_mask(head: Head, patient: str, root: Path | None = None) -> Tensor:
-    """The patient's lesions on the head's grid: bool (k, j, i)."""
+    """Return the patient's lesions on the head's grid: bool (k, j, i)."""
     mask, first_mm = _mask(patient, root)
     low_mni, high_mni = _template_box(root)
     low, high = _brain_box((head.structure > 0) & (head.structure != number("csf")))
@@ -63,7 +66,7 @@ def _template_box(root: Path | None) -> Box:
 
 
 def _brain_box(brain: Tensor) -> Box:
-    """First and last percentile of the brain's voxels along each axis (k, j, i), in voxels."""
+    """Return the first and last percentile of the brain's voxels along each axis (k, j, i), in voxels."""
     mask = brain.cpu().numpy()
     ends = []
     for axis in range(3):
@@ -74,7 +77,9 @@ def _brain_box(brain: Tensor) -> Box:
 
 
 def _lps(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """A 1 mm NIfTI volume over half of its maximum: bool (k, j, i), LPS, and the position of its first voxel in mm."""
+    """Return a 1 mm NIfTI volume over half of its maximum: bool (k, j, i), LPS, and the position of its first voxel in
+    mm.
+    """
     import nibabel
 
     image = nibabel.as_closest_canonical(nibabel.load(path))

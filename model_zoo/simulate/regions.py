@@ -63,7 +63,7 @@ CORTEX_LABELS = (3, 42)
 
 @lru_cache(maxsize=16)
 def structure_map(subject: str, root: Path | None = None) -> NDArray[np.uint8]:
-    """Structure numbers of one subject: uint8 (256, 256, 256) on the lattice of ``anatomy.tissue_map``."""
+    """Return the structure numbers of one subject: uint8 (256, 256, 256) on the lattice of ``anatomy.tissue_map``."""
     labels = anatomy.label_map(subject, root)
     found = np.zeros(labels.shape, np.uint8)
     for name, values in LABELS.items():
@@ -74,7 +74,7 @@ def structure_map(subject: str, root: Path | None = None) -> NDArray[np.uint8]:
 
 
 def _without_strays(structure: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cerebrospinal fluid only within 12 mm of the brain and not below it: the maps hold strays and the spine."""
+    """Keep cerebrospinal fluid only within 12 mm of the brain and not below it: the maps hold strays and the spine."""
     from scipy import ndimage
 
     fluid = structure == number("csf")
@@ -85,7 +85,7 @@ def _without_strays(structure: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _cortical_regions(subject: str, root: Path | None, cortex: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The region number of each cortical voxel, in the order of ``cortex``'s True voxels."""
+    """Return the region number of each cortical voxel, in the order of ``cortex``'s True voxels."""
     from scipy import ndimage
 
     folder = (root or data_root()) / "anatomy" / "allen-human-reference-atlas-mni"
@@ -101,7 +101,9 @@ def _cortical_regions(subject: str, root: Path | None, cortex: NDArray[np.bool_]
 
 
 def sample_mni(path: Path, subject: str, root: Path | None = None, *, linear: bool = True) -> NDArray[np.float32]:
-    """A NIfTI volume in MNI coordinates, brought to a subject: float32 (128, 128, 128), 2 mm, zero outside of it."""
+    """Return a NIfTI volume in MNI coordinates, brought to a subject: float32 (128, 128, 128), 2 mm, zero outside of
+    it.
+    """
     import nibabel
     from scipy import ndimage
 
@@ -117,7 +119,8 @@ def sample_mni(path: Path, subject: str, root: Path | None = None, *, linear: bo
 
 @lru_cache(maxsize=16)
 def mni_coordinates(subject: str, root: Path | None = None) -> NDArray[np.float32]:
-    """MNI position (LPS mm) of every second voxel of a subject: float32 (3: x, y, z, k, j, i), (128, 128, 128) at 2 mm.
+    """Return the MNI position (LPS mm) of every second voxel of a subject: float32 (3: x, y, z, k, j, i), (128, 128,
+    128) at 2 mm.
 
     Voxel n of this lattice lies between voxels 2 n and 2 n + 1 of the 1 mm lattice.
     """
@@ -134,7 +137,9 @@ def mni_coordinates(subject: str, root: Path | None = None) -> NDArray[np.float3
 
 
 def _register(subject: str, root: Path | None) -> NDArray[np.float32]:
-    """Affine, then demons, of the template's tissues to the subject's; the MNI position of each fixed voxel."""
+    """Register the template's tissues to the subject's, affine, then demons; return the MNI position of each fixed
+    voxel.
+    """
     import SimpleITK as sitk  # noqa: N813
 
     fixed = _subject_image(anatomy.label_map(subject, root))
@@ -172,10 +177,10 @@ def _check_overlap(subject: str, fixed: Any, warped: Any) -> None:
 
 
 def _affine(fixed: Any, moving: Any) -> Any:
-    """Fixed to moving: the boxes of the two brains laid on each other, then refined by cross-correlation.
+    """Register fixed to moving: the boxes of the two brains are aligned, then refined by cross-correlation.
 
-    The voxels that are asked have a fixed seed: by the clock's, which is the default, one registration in five of a
-    label map ended 5 mm from the others.
+    The sampled voxels have a fixed seed: by the clock's, which is the default, one registration in five of a label map
+    ended 5 mm from the others.
     """
     import SimpleITK as sitk  # noqa: N813
 
@@ -204,7 +209,7 @@ def _boxes_matched(fixed: Any, moving: Any) -> Any:
 
 
 def _box_mm(image: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centre and size (x, y, z) in mm of what is brighter than a quarter."""
+    """Return centre and size (x, y, z) in mm of all that is brighter than a quarter."""
     import SimpleITK as sitk  # noqa: N813
 
     inside = np.argwhere(sitk.GetArrayFromImage(image) > 0.25)[:, ::-1]
@@ -216,7 +221,7 @@ def _box_mm(image: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _subject_image(labels: NDArray[np.int16]) -> Any:
-    """White matter 1, grey matter 0.5, else 0, at 2 mm, centred on the origin."""
+    """Return an image with white matter 1, grey matter 0.5, else 0, at 2 mm, centred on the origin."""
     import SimpleITK as sitk  # noqa: N813
 
     white = np.isin(labels, (2, 41, 25, 57, 77, 7, 46, 16, 28, 60, 13, 52))

@@ -37,13 +37,13 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 
 
 def smooth_field(shape: tuple[int, int], cells: int, generator: torch.Generator) -> Tensor:
-    """A random smooth field (ny, nx), about N(0, 1) at its knots: white noise on a coarse lattice, upsampled."""
+    """Return a random smooth field (ny, nx), about N(0, 1) at its knots: white noise on a coarse lattice, upsampled."""
     coarse = torch.randn((1, 1, cells, cells), generator=generator)
     return functional.interpolate(coarse, size=shape, mode="bicubic", align_corners=True)[0, 0]
 
 
 def random_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], generator: torch.Generator) -> Plane:
-    """A random plane through a (256, 256, 256) head at 1 mm: axial, sagittal or coronal, tilted, warped, zoomed."""
+    """Return a random plane of a (256, 256, 256) head at 1 mm: axial, sagittal or coronal, tilted, warped, zoomed."""
     axis = int(torch.randint(4, (1,), generator=generator)) % 3  # axial twice as often
     ny, nx = shape
     v, u = torch.meshgrid(
@@ -62,7 +62,8 @@ def random_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], generato
 
 
 def sample_plane(tissue: Tensor, plane: Plane, signal: Tensor, thickness_mm: float, slabs: int = 3) -> Tensor:
-    """Mean over ``slabs`` parallel planes within ``thickness_mm`` of the nearest label's signal: float (ny, nx).
+    """Return the mean over ``slabs`` parallel planes within ``thickness_mm`` of the nearest label's signal: float (ny,
+    nx).
 
     The signal is linear in tissue fractions, so averaging and blurring the signal equals rendering partial volumes.
     """
@@ -83,7 +84,7 @@ def sample_plane(tissue: Tensor, plane: Plane, signal: Tensor, thickness_mm: flo
 
 
 def gaussian_blur(image: Tensor, sigma_px: tuple[float, float]) -> Tensor:
-    """Separable Gaussian by the transfer function exp(-2 (pi f sigma)^2); real (ny, nx)."""
+    """Blur by the transfer function exp(-2 (pi f sigma)^2); real (ny, nx)."""
     fy, fx = (torch.fft.fftfreq(n) for n in image.shape)
     transfer = torch.exp(-2 * math.pi**2 * ((fy[:, None] * sigma_px[0]) ** 2 + (fx[None, :] * sigma_px[1]) ** 2))
     blurred: Tensor = torch.fft.ifft2(torch.fft.fft2(image) * transfer)
@@ -91,7 +92,7 @@ def gaussian_blur(image: Tensor, sigma_px: tuple[float, float]) -> Tensor:
 
 
 def crop_kspace(image: Tensor, shape: tuple[int, int], window: Tensor | None = None) -> Tensor:
-    """Complex (..., ny, nx) band-limited to ``shape`` about the centre of k-space, amplitude of the object kept."""
+    """Band-limit complex (..., ny, nx) to ``shape`` about the centre of k-space; the object's amplitude is kept."""
     kspace = centred_fft(image)
     ny, nx = kspace.shape[-2:]
     y0, x0 = ny // 2 - shape[0] // 2, nx // 2 - shape[1] // 2
@@ -102,7 +103,7 @@ def crop_kspace(image: Tensor, shape: tuple[int, int], window: Tensor | None = N
 
 
 def smooth_phase(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Object phase in radians (ny, nx): a random polynomial of third order and a smooth random field."""
+    """Return an object phase in radians (ny, nx): a random polynomial of third order and a smooth random field."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, shape[0]), torch.linspace(-1, 1, shape[1]), indexing="ij")
     phase = torch.full(shape, _uniform(generator, -math.pi, math.pi))
     strength = _uniform(generator, 0.0, 1.0) * math.pi
@@ -114,14 +115,14 @@ def smooth_phase(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
 
 
 def texture(shape: tuple[int, int], pixel_mm: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Multiplicative tissue texture exp(amplitude * noise correlated over 0.8 to 4 mm)."""
+    """Return a multiplicative tissue texture exp(amplitude * noise correlated over 0.8 to 4 mm)."""
     length_mm = _uniform(generator, 0.8, 4.0)
     noise = gaussian_blur(torch.randn(shape, generator=generator), (length_mm / pixel_mm[0], length_mm / pixel_mm[1]))
     return torch.exp(_uniform(generator, 0.0, 0.08) * noise / noise.std())
 
 
 def _focal_changes(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Random ellipses brighter or darker than their surroundings: pathology that no label map holds."""
+    """Return random ellipses brighter or darker than their surroundings: pathology that no label map holds."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, shape[0]), torch.linspace(-1, 1, shape[1]), indexing="ij")
     change = torch.zeros(shape)
     for _ in range(int(torch.randint(0, 6, (1,), generator=generator))):
@@ -134,7 +135,7 @@ def _focal_changes(shape: tuple[int, int], generator: torch.Generator) -> Tensor
 
 
 def random_slice(tissue: Tensor, generator: torch.Generator, signal: Tensor | None = None) -> Tensor:
-    """One complex slice (ny, nx) of a head, 99th percentile of the magnitude near 1, no noise.
+    """Return one complex slice (ny, nx) of a head, 99th percentile of the magnitude near 1, no noise.
 
     ``tissue``: uint8 (256, 256, 256) of ``anatomy.tissue_map``. Field of view 180 to 280 mm, pixels 0.9 to 2.2 mm.
     ``signal``: magnitude per tissue class (classes,); None for a random contrast.
@@ -158,7 +159,7 @@ def random_slice(tissue: Tensor, generator: torch.Generator, signal: Tensor | No
 
 
 def _window(shape: tuple[int, int], generator: torch.Generator) -> Tensor | None:
-    """None (sharp k-space edge) half of the time, else a Tukey window as scanners apply it."""
+    """Return None (sharp k-space edge) half of the time, else a Tukey window as scanners apply it."""
     if _uniform(generator, 0, 1) < 0.5:
         return None
     roll = _uniform(generator, 0.1, 0.6)

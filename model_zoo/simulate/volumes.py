@@ -38,7 +38,7 @@ FAT_LEFT = 0.15
 
 @dataclass(frozen=True)
 class Scan:
-    """How a volume is acquired.
+    """Acquisition of a volume.
 
     ``spacing_mm``: voxel (k, j, i); ``noise_sd``: of each component, in units of the brain's mean signal; ``bias``:
     strength of the receive field's logarithm; ``motion_mm``: sd of the head's shifts between ``poses`` bands of
@@ -54,7 +54,9 @@ class Scan:
 
 
 def random_scan(generator: torch.Generator, *, thick: float = 0.3, motion: float = 0.15) -> Scan:
-    """A clinical acquisition; ``thick`` and ``motion`` are the shares with slices of 2 to 6 mm and a moving head."""
+    """Return a clinical acquisition; ``thick`` and ``motion`` are the shares with slices of 2 to 6 mm and a moving
+    head.
+    """
     spacing_mm = [uniform(generator, 0.8, 1.2)] * 3
     if uniform(generator, 0, 1) < thick:
         spacing_mm[int(uniform(generator, 0, 3))] = uniform(generator, 2.0, 6.0)
@@ -72,7 +74,8 @@ def random_scan(generator: torch.Generator, *, thick: float = 0.3, motion: float
 def tissue_maps(
     head: Head, p: TissueParameters, generator: torch.Generator, *, texture_sd: float = 0.04
 ) -> TissueParameters:
-    """Maps (k, j, i) of T1, T2 and PD: those of ``p`` (classes, structures) with texture correlated over 2 to 4 mm.
+    """Return the maps (k, j, i) of T1, T2 and PD: those of ``p`` (classes, structures) with texture correlated over 2
+    to 4 mm.
 
     The texture is exp(texture_sd n), n of variance 1, of its own for T1, T2 and (half as strong) PD; fluid has none.
     """
@@ -91,7 +94,8 @@ def tissue_maps(
 def signal_volume(
     p: TissueParameters, sequence: Sequence, head: Head, *, blur_mm: float = 0.5, fat_left: float = FAT_LEFT
 ) -> Tensor:
-    """Magnitude (k, j, i) of a sequence on maps ``p`` of ``head``, partial volume by a Gaussian of ``blur_mm``.
+    """Return the magnitude (k, j, i) of a sequence on maps ``p`` of ``head``, partial volume by a Gaussian of
+    ``blur_mm``.
 
     FLAIR and DIR are fat-saturated: ``fat_left`` of the signal of fat and marrow remains.
     """
@@ -104,7 +108,7 @@ def signal_volume(
 
 
 def scanned(x: Tensor, head: Head, scan: Scan, generator: torch.Generator) -> Tensor:
-    """The magnitude image ``x`` (k, j, i) of ``head`` as ``scan`` acquires it, on the head's own grid."""
+    """Return the magnitude image ``x`` (k, j, i) of ``head`` as ``scan`` acquires it, on the head's own grid."""
     brain = head.structure.to(x.device) > 0
     level = float(x[brain].mean()) if bool(brain.any()) else float(x.mean())
     x = x * bias((x.shape[0], x.shape[1], x.shape[2]), scan.bias, generator)
@@ -117,7 +121,7 @@ def scanned(x: Tensor, head: Head, scan: Scan, generator: torch.Generator) -> Te
 
 
 def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: bool = True) -> Tensor:
-    """A random MR-like image of ``head``: float (k, j, i) in [0, 1] on the head's own grid.
+    """Return a random MR-like image of ``head``: float (k, j, i) in [0, 1] on the head's own grid.
 
     ``thick_slices``: two images in ten have slices of up to 6 mm along a random axis, two are low-field-like (up to
     2 x 2 x 5 mm and strongly noisy); both are interpolated back linearly. Sharp ones have at most 1.5 mm.
@@ -138,7 +142,7 @@ def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: b
 
 
 def _intensities(generator: torch.Generator) -> Tensor:
-    """Mean intensity per tissue and structure (classes, structures) in [0, 1]; air is dark."""
+    """Return the mean intensity per tissue and structure (classes, structures) in [0, 1]; air is dark."""
     device = generator.device
     if uniform(generator, 0, 1) < 0.65:
         seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
@@ -152,7 +156,7 @@ def _intensities(generator: torch.Generator) -> Tensor:
 
 
 def _any_protocol(generator: torch.Generator, thick_slices: bool) -> tuple[list[float], float]:
-    """Voxel size in mm along each axis and the noise's standard deviation in units of the brain's mean."""
+    """Return the voxel size in mm along each axis and the noise's standard deviation in units of the brain's mean."""
     kind = uniform(generator, 0, 1) if thick_slices else 0.0
     through = int(torch.randint(3, (1,), generator=generator, device=generator.device))
     if kind < 0.6:

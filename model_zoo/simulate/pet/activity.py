@@ -1,4 +1,4 @@
-"""From a head and a patient's state to the PET image of a tracer, in SUVR.
+"""PET image of a tracer, in SUVR, from a head and a patient's state.
 
     image = h * sum_r (v_r(state) + sd_r n_r) g(x) f_r(x) + noise,   divided by its mean in the reference region
 
@@ -72,11 +72,11 @@ NOISE_FWHM_MM = 5.0
 
 
 def binding_regions(head: Head) -> Tensor:
-    """Where each region of ``tracers.REGIONS`` is: uint8 (k, j, i), 0 air, else the region's place plus one."""
+    """Return the regions of ``tracers.REGIONS``: uint8 (k, j, i), 0 air, else the region's place plus one."""
     labels = head.structure.clone()
     labels[(head.structure == 0) & (head.tissue > 0)] = EXTRA["extracerebral"]
-    beside = (head.structure == number("thalamus")) | (head.structure == number("hippocampus"))
-    plexus = _dilated(beside, PLEXUS_MM / head.spacing_mm) & (head.structure == number("lateral ventricles"))
+    neighbours = (head.structure == number("thalamus")) | (head.structure == number("hippocampus"))
+    plexus = _dilated(neighbours, PLEXUS_MM / head.spacing_mm) & (head.structure == number("lateral ventricles"))
     labels[plexus] = EXTRA["choroid plexus"]
     outermost = _dilated(head.structure == 0, MENINGES_MM / head.spacing_mm) & (head.structure == number("csf"))
     labels[outermost] = EXTRA["meninges"]
@@ -84,7 +84,7 @@ def binding_regions(head: Head) -> Tensor:
 
 
 def _dilated(mask: Tensor, radius_vox: float) -> Tensor:
-    """The mask grown by a cube of that half width, at least one voxel."""
+    """Return the mask dilated by a cube of that half width, at least one voxel."""
     reach = max(1, round(radius_vox))
     grown = mask.to(torch.float32)[None, None]
     for axis in range(3):
@@ -95,7 +95,7 @@ def _dilated(mask: Tensor, radius_vox: float) -> Tensor:
 
 
 def block_fractions(labels: Tensor, classes: int, shrink: int) -> Tensor:
-    """Share of each label 0..classes-1 in blocks of ``shrink``^3 voxels: float (classes, k, j, i), coarse."""
+    """Return the share of each label 0..classes-1 in blocks of ``shrink``^3 voxels: float (classes, k, j, i)."""
     k, j, i = (n // shrink for n in labels.shape)
     blocks = labels[: k * shrink, : j * shrink, : i * shrink].reshape(k, shrink, j, shrink, i, shrink)
     blocks = blocks.permute(1, 3, 5, 0, 2, 4).reshape(shrink**3, -1).to(torch.int64)
@@ -105,7 +105,9 @@ def block_fractions(labels: Tensor, classes: int, shrink: int) -> Tensor:
 
 
 def majority(labels: Tensor, shrink: int) -> Tensor:
-    """The most frequent label of each block of ``shrink``^3 voxels: uint8 (k, j, i); the smaller one of two equals."""
+    """Return the most frequent label of each block of ``shrink``^3 voxels: uint8 (k, j, i); the smaller one of two
+    equals.
+    """
     if shrink == 1:
         return labels
     return block_fractions(labels, int(labels.max()) + 1, shrink).argmax(dim=0).to(torch.uint8)
@@ -124,7 +126,7 @@ def activity(
     noise: float = 0.03,
     spread: float = 1.0,
 ) -> Tensor:
-    """The SUVR image float (k, j, i) of one subject on the head's lattice, or one ``shrink`` times coarser.
+    """Return the SUVR image float (k, j, i) of one subject on the head's lattice, or one ``shrink`` times coarser.
 
     ``state``: the patient's, in the tracer's ``state_unit`` (``Patient.state(tracer.target)``). ``regions`` of
     ``binding_regions`` and ``structure``, the numbers on the delivered lattice, where the caller has them.
@@ -149,7 +151,8 @@ def activity(
 
 
 def true_uptake(tracer: Tracer, state: float) -> Tensor:
-    """Uptake (regions,) before partial volume whose image has the table's regional means: inverse of ``MIXING``, where
+    """Return the uptake (regions,) before partial volume whose image has the table's regional means: inverse of
+    ``MIXING``, where
 
     the table's numbers were measured on images.
 
@@ -182,7 +185,7 @@ def _mixing() -> Tensor:
 
 
 def _subject_uptake(tracer: Tracer, state: float, generator: torch.Generator, spread: float) -> Tensor:
-    """SUVR (regions,) of one subject: the state's, plus this subject's deviations; meninges bind or not."""
+    """Return the SUVR (regions,) of one subject: the state's, plus this subject's deviations; meninges bind or not."""
     values = true_uptake(tracer, state)
     values = values + spread * uptake_sd(tracer) * torch.randn(len(values), generator=generator)
     binds = float(torch.rand(1, generator=generator)) < tracer.meninges_probability

@@ -27,7 +27,7 @@ SCATTER_FWHM_MM = 250.0
 
 @dataclass(frozen=True)
 class Scan:
-    """What a reconstruction is told of a scan, and its expected prompts; all sinograms (angle, bin, k).
+    """Factors and background of a scan, and its expected prompts; all sinograms (angle, bin, k).
 
     ``factors`` is c n a, ``background`` r + s, ``expected`` ybar. ``slice_mm`` is the distance of slices and
     ``psf_fwhm_mm`` the resolution the data were made with.
@@ -41,7 +41,7 @@ class Scan:
     psf_fwhm_mm: float
 
     def at_dose(self, d: float) -> Scan:
-        """The same scan for the fraction ``d`` of its counts."""
+        """Return the same scan for the fraction ``d`` of its counts."""
         return replace(self, factors=d * self.factors, background=d * self.background, expected=d * self.expected)
 
 
@@ -59,7 +59,7 @@ def acquire(
     randoms_fraction: float = 0.2,
     efficiency_sd: float = 0.08,
 ) -> Scan:
-    """The scan of ``activity`` (k, j, i) behind ``mu_per_cm`` with ``counts`` prompts in all.
+    """Return the scan of ``activity`` (k, j, i) behind ``mu_per_cm`` with ``counts`` prompts in all.
 
     ``finer``: activity and mu have that many more voxels along each axis than the image that ``geometry`` and
     ``slice_mm`` describe, so that data and reconstruction do not share a grid. ``scatter_fraction`` is s / (t + s),
@@ -82,7 +82,9 @@ def acquire(
 
 
 def _slabs(x: Tensor, finer: int) -> Tensor:
-    """Means of ``finer`` neighbouring slices: exact before an in-plane projection, and cheaper than after it."""
+    """Return the means of ``finer`` neighbouring slices: exact before an in-plane projection, and cheaper than after
+    it.
+    """
     return x.reshape(-1, finer, *x.shape[1:]).mean(dim=1)
 
 
@@ -91,12 +93,13 @@ def _scattered(trues: Tensor, g: Geometry, slice_mm: float) -> Tensor:
 
 
 def draw(expected: Tensor, generator: torch.Generator) -> Tensor:
-    """Poisson counts with mean ``expected``, in its dtype."""
+    """Draw Poisson counts with mean ``expected``, in its dtype."""
     return torch.poisson(expected, generator=generator)
 
 
 def thin(y: Tensor, d: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``(low, rest)``: every event of ``y`` goes to ``low`` with probability ``d``, else to ``rest``; low + rest = y.
+    """Return ``(low, rest)``: each event of ``y`` goes to ``low`` with probability ``d``, else to ``rest``; low + rest
+    = y.
 
     Of Poisson data both are Poisson, with means d ybar and (1 - d) ybar, and independent (Raikov): ``low`` shares
     events with ``y`` and none with ``rest``. Raises ValueError unless 0 < d < 1.

@@ -82,7 +82,7 @@ class Patient:
     atrophy: Atrophy
 
     def state(self, target: str) -> float:
-        """The state that drives tracers of that target: amyloid, tau or metabolism."""
+        """Return the state that drives tracers of that target: amyloid, tau or metabolism."""
         return {"amyloid": self.amyloid_cl, "tau": self.tau_stage, "metabolism": self.neurodegeneration}[target]
 
     @property
@@ -119,11 +119,11 @@ class Population:
         return len(self.age_years)
 
     def where(self, chosen: Tensor) -> Population:
-        """Those of a mask or of indices."""
+        """Return the patients of a mask or of indices."""
         return Population(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
 
     def patient(self, index: int) -> Patient:
-        """One of them."""
+        """Return one patient."""
         p = {f.name: getattr(self, f.name)[index].item() for f in fields(self)}
         return Patient(
             age_years=p["age_years"],
@@ -148,7 +148,7 @@ def population(
     sex: str | None = None,
     e4: int | None = None,
 ) -> Population:
-    """``count`` independent draws of the whole model; the causes that are given are held at their value."""
+    """Draw ``count`` independent patients of the whole model; given causes are held at their value."""
 
     def normal(mean: float, sd: float) -> Tensor:
         return mean + sd * torch.randn(count, generator=generator)
@@ -188,18 +188,18 @@ def _log_ptau217(amyloid: Tensor, tau: Tensor, other: Tensor) -> Tensor:
 
 
 def _drop(impairment: Tensor) -> Tensor:
-    """Points of MMSE lost: few below an impairment of one half, then faster."""
+    """Return the points of MMSE lost: few below an impairment of one half, then faster."""
     return 0.6 * impairment + 13.0 * (impairment - 0.5).clamp_min(0.0) ** 1.3
 
 
 def sample(generator: torch.Generator) -> Patient:
-    """One patient."""
+    """Draw one patient."""
     return population(1, generator).patient(0)
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What is known of a patient; None where it is not. Units as in ``Patient``."""
+    """Known covariates of a patient; None where unknown. Units as in ``Patient``."""
 
     age_years: float | None = None
     sex: str | None = None
@@ -222,17 +222,17 @@ class Posterior:
         return float(1.0 / self.weights.square().sum())
 
     def suvr(self, tracer: str) -> Tensor:
-        """The composite SUVR (n,) of each draw for that tracer."""
+        """Return the composite SUVR (n,) of each draw for that tracer."""
         target = TRACERS[tracer].target
         state = {"amyloid": "amyloid_cl", "tau": "tau_stage", "metabolism": "neurodegeneration"}[target]
         return composite(TRACERS[tracer], getattr(self.population, state))
 
     def mean(self, values: Tensor) -> float:
-        """Posterior mean of a quantity (n,) of the draws."""
+        """Return the posterior mean of a quantity (n,) of the draws."""
         return float((self.weights * values).sum())
 
     def quantiles(self, values: Tensor, at: tuple[float, ...]) -> tuple[float, ...]:
-        """Posterior quantiles of a quantity (n,) of the draws: (0.1, 0.9) bound the central 80 %."""
+        """Return the posterior quantiles of a quantity (n,) of the draws: (0.1, 0.9) bound the central 80 %."""
         order = values.argsort()
         cumulative = self.weights[order].cumsum(0)
         found = torch.searchsorted(cumulative, torch.tensor(at, dtype=cumulative.dtype)).clamp(max=len(values) - 1)
@@ -240,7 +240,8 @@ class Posterior:
 
 
 def posterior(observed: Observed, generator: torch.Generator, *, count: int = 100_000) -> Posterior:
-    """p(latents | observed) by importance sampling: draws of the model given the causes, weighted by the likelihood.
+    """Return p(latents | observed) by importance sampling: draws of the model given the causes, weighted by the
+    likelihood.
 
     Exact as ``count`` grows. MMSE, p-tau217 and the three atrophies are independent given the latents, so the weight
     is the product of their densities. Atrophy is taken as known exactly; a T1w image tells less, so an interval from
@@ -265,7 +266,7 @@ def _log_normal(x: Tensor, mean: Tensor, sd: float) -> Tensor:
 
 
 def _log_score(mmse: int, mean: Tensor) -> Tensor:
-    """log P(score) of a normal rounded to whole points and cut to 0..30."""
+    """Return log P(score) of a normal rounded to whole points and cut to 0..30."""
 
     def below(edge: float) -> Tensor:
         found: Tensor = torch.special.ndtr((edge - mean.double()) / MMSE_SD)

@@ -1,4 +1,4 @@
-"""Pairs of a low-dose PET image and what it should have been, of brains and torsos, fast or through the full chain.
+"""Pairs of a low-dose PET image and its target, of brains and torsos, fast or through the full chain.
 
 ``surrogate_pair`` draws noise in the image (``surrogate``); ``osem_pair`` projects a finer object, draws counts, thins
 them and reconstructs both. The image that a pair aims at is the expectation of the reconstruction (infinite dose, same
@@ -65,7 +65,7 @@ _MU_BONE, _MU_SOFT = 0.13, 0.096
 
 @dataclass(frozen=True)
 class Object:
-    """What is scanned. ``activity`` and ``mu_per_cm``: (k, j, i) with ``finer`` voxels along each axis per voxel of the
+    """Scanned object. ``activity`` and ``mu_per_cm``: (k, j, i) with ``finer`` voxels along each axis per voxel of the
 
     image, whose isotropic ``spacing_mm``, ``regions`` (number in REGIONS or 0) and ``lesion`` (number or 0), both uint8
     (k, j, i), are those of the reconstruction.
@@ -93,7 +93,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How images are made of counts: OSEM's ``iterations`` and ``subsets``, resolution modelling, post-filter."""
+    """Settings of the reconstruction: OSEM's ``iterations`` and ``subsets``, resolution modelling, post-filter."""
 
     iterations: int = 3
     subsets: int = 8
@@ -112,7 +112,7 @@ class Reconstruction:
 
 
 def brain(head: Head, activity: Tensor, finer: int) -> Object:
-    """A head with ``activity`` (k, j, i) on its own lattice, which is ``finer`` times that of the image."""
+    """Return a head with ``activity`` (k, j, i) on its own lattice, which is ``finer`` times that of the image."""
     names = list(TISSUES)
     mu = torch.full((len(names),), _MU_SOFT)
     mu[names.index("air")], mu[names.index("bone")] = 0.0, _MU_BONE
@@ -128,7 +128,7 @@ def brain(head: Head, activity: Tensor, finer: int) -> Object:
 
 
 def regions_of(structure: Tensor) -> Tensor:
-    """Number of the region, uint8, that each structure of the head belongs to; 0 for none."""
+    """Return the number of the region, uint8, that each structure of the head belongs to; 0 for none."""
     of_structure = torch.zeros(len(STRUCTURES) + 1, dtype=torch.uint8)
     for each in STRUCTURES:
         of_structure[each.number] = 1 + REGIONS.index(each.tissue)
@@ -136,14 +136,14 @@ def regions_of(structure: Tensor) -> Tensor:
 
 
 def torso(body: Torso, finer: int) -> Object:
-    """A torso whose lattice is ``finer`` times that of the image."""
+    """Return a torso on a lattice ``finer`` times that of the image."""
     of_organ = torch.tensor([1 + REGIONS.index(o) if o in REGIONS else 0 for o in ORGANS], dtype=torch.uint8)
     regions = of_organ.to(body.organ.device)[_nearest(body.organ, finer).to(torch.int64)]
     return Object(body.activity, body.mu_per_cm, regions, _nearest(body.lesion, finer), body.spacing_mm * finer, finer)
 
 
 def by_attenuation(scanned_object: Object) -> Object:
-    """The same with regions by its attenuation map: numbers of ``ct_tissues``, as a CT of it would give them.
+    """Return the object with regions by its attenuation map: numbers of ``ct_tissues``, as its CT would give them.
 
     The attenuation map of a head has no fat: there it counts as soft tissue.
     """
@@ -167,7 +167,8 @@ def surrogate_pair(
     noise_fwhm_mm: float = 6.0,
     target: str = "expected",
 ) -> Pair:
-    """A pair without projection. ``noise``: coefficient of variation at dose 1 where activity is the body's mean;
+    """Return a pair without projection. ``noise``: coefficient of variation at dose 1 where activity is the body's
+    mean;
 
     it varies smoothly by about 30 % over the volume, as attenuation makes it. Raises ValueError for another ``target``
     than TARGETS.
@@ -190,7 +191,7 @@ def surrogate_pair(
 def scanned(
     scanned_object: Object, counts: float, generator: torch.Generator, *, psf_fwhm_mm: float = 4.5, angles: int = 72
 ) -> Scan:
-    """The scan of an object with ``counts`` prompts at dose 1, sampled as the image is."""
+    """Return the scan of an object with ``counts`` prompts at dose 1, sampled as the image is."""
     o = scanned_object
     shape = (o.activity.shape[1] // o.finer, o.activity.shape[2] // o.finer)
     g = Geometry(shape, o.spacing_mm, bins=max(shape), bin_mm=o.spacing_mm, angles=angles)
@@ -218,7 +219,7 @@ def osem_pair(
     target: str = "expected",
     expected: Tensor | None = None,
 ) -> Pair:
-    """A pair through counts and OSEM. ``expected``: the image of the expected counts, where it was made before.
+    """Return a pair through counts and OSEM. ``expected``: the image of the expected counts, where it was made before.
 
     Raises ValueError for another ``target`` than TARGETS.
     """

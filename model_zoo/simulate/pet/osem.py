@@ -28,7 +28,8 @@ def osem(
     psf_fwhm_mm: float = 0.0,
     post_fwhm_mm: float = 0.0,
 ) -> Tensor:
-    """Activity (k, j, i) on the image of ``scan.geometry`` from counts ``y`` (angle, bin, k), in the scan's units.
+    """Return the activity (k, j, i) on the image of ``scan.geometry`` from counts ``y`` (angle, bin, k), in the scan's
+    units.
 
     ``scan`` holds the factors and background of these counts: ``scan.at_dose(d)`` for thinned ones.
     ``psf_fwhm_mm`` > 0 models the resolution, which recovers edges and overshoots there (Gibbs).
@@ -40,12 +41,12 @@ def osem(
     tiny = torch.finfo(y.dtype).tiny
     operators = [projector(g, subset=s, subsets=subsets, dtype=y.dtype, device=y.device) for s in range(subsets)]
     sensitivity = [blur(P.T(scan.factors[s::subsets]), psf_fwhm_mm, spacing) for s, P in enumerate(operators)]
-    seen = torch.stack(sensitivity).amin(dim=0) > 0
-    x = seen * ((y - scan.background).sum().clamp_min(1.0) / (torch.stack(sensitivity).sum(dim=0) * seen).sum())
+    is_seen = torch.stack(sensitivity).amin(dim=0) > 0
+    x = is_seen * ((y - scan.background).sum().clamp_min(1.0) / (torch.stack(sensitivity).sum(dim=0) * is_seen).sum())
     for _ in range(iterations):
         for s in sorted(range(subsets), key=lambda s: s * _GOLDEN % 1):
             P, f, b = operators[s], scan.factors[s::subsets], scan.background[s::subsets]
             ybar = f * P(blur(x, psf_fwhm_mm, spacing)) + b
             ratio = f * (y[s::subsets] / ybar.clamp_min(tiny))
-            x = x * seen * blur(P.T(ratio), psf_fwhm_mm, spacing) / sensitivity[s].clamp_min(tiny)
+            x = x * is_seen * blur(P.T(ratio), psf_fwhm_mm, spacing) / sensitivity[s].clamp_min(tiny)
     return blur(x, post_fwhm_mm, spacing, normalised=True)

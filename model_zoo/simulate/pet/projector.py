@@ -27,7 +27,7 @@ __all__ = ["Geometry", "Projector", "projector"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """In a plane: ``shape`` (j, i) pixels of ``pixel_mm``, ``angles`` over half a turn, ``bins`` of ``bin_mm``.
+    """Plane geometry: ``shape`` (j, i) pixels of ``pixel_mm``, ``angles`` over half a turn, ``bins`` of ``bin_mm``.
 
     ``rays`` > 1 averages that many equidistant rays within each bin, for images finer than the bins.
     """
@@ -40,7 +40,7 @@ class Geometry:
     rays: int = 1
 
     def finer(self, factor: int) -> Geometry:
-        """The same bins over an image of ``factor`` times as many pixels along each axis."""
+        """Return the same bins over an image of ``factor`` times as many pixels along each axis."""
         shape = (self.shape[0] * factor, self.shape[1] * factor)
         return Geometry(shape, self.pixel_mm / factor, self.bins, self.bin_mm, self.angles, self.rays * factor)
 
@@ -54,12 +54,12 @@ class Projector:
     transposed: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """P x: (k, j, i) -> (angle, bin, k)."""
+        """Return P x: (k, j, i) -> (angle, bin, k)."""
         y: Tensor = self.matrix @ x.reshape(len(x), -1).T.contiguous()
         return y.reshape(-1, self.geometry.bins, len(x))
 
     def T(self, y: Tensor) -> Tensor:
-        """P^T y: (angle, bin, k) -> (k, j, i)."""
+        """Return P^T y: (angle, bin, k) -> (k, j, i)."""
         x: Tensor = self.transposed @ y.reshape(-1, y.shape[-1])
         return x.T.reshape(-1, *self.geometry.shape).contiguous()
 
@@ -73,7 +73,7 @@ def projector(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Projector:
-    """The projector of every ``subsets``-th angle from ``subset`` on; kept, since building it costs more than using it.
+    """Return the cached projector of every ``subsets``-th angle from ``subset`` on; building costs more than using it.
 
     Raises ValueError when ``subset`` is not one of ``subsets``.
     """
@@ -84,7 +84,7 @@ def projector(
 
 
 def _rotate_and_sum(g: Geometry, theta: np.ndarray[tuple[int], np.dtype[np.float64]]) -> csr_array:
-    """The matrix (angles * bins, pixels) of rotate-and-sum with bilinear weights."""
+    """Return the matrix (angles * bins, pixels) of rotate-and-sum with bilinear weights."""
     rays = (np.arange(g.bins * g.rays) - (g.bins * g.rays - 1) / 2) * g.bin_mm / g.rays
     depth = math.ceil(math.hypot(*g.shape))
     u = (np.arange(depth) - (depth - 1) / 2) * g.pixel_mm

@@ -38,7 +38,7 @@ def low_dose(
     reference: float = 1.0,
     power: float = POWER,
 ) -> Tensor:
-    """One image of dose fraction ``d`` whose expectation is ``x`` (k, j, i) >= 0.
+    """Return one image of dose fraction ``d`` whose expectation is ``x`` (k, j, i) >= 0.
 
     ``k``: variance over x at ``reference``, dose 1, in the units of x; a tensor (k, j, i) where it varies, as it does
     with attenuation. Raises ValueError unless 0 < d <= 1.
@@ -64,7 +64,7 @@ def low_and_standard(
     power: float = POWER,
     independent: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``(x_L, x_S)`` of dose ``d`` and of dose 1, which shares the events of x_L unless ``independent``.
+    """Return ``(x_L, x_S)`` of dose ``d`` and of dose 1, which shares the events of x_L unless ``independent``.
 
     Arguments and errors as for ``low_dose``; d < 1.
     """
@@ -81,14 +81,14 @@ def low_and_standard(
 def correlated_noise(
     shape: torch.Size | tuple[int, int, int], fwhm_mm: float, spacing_mm: float, generator: torch.Generator
 ) -> Tensor:
-    """Standard normal noise (k, j, i): white, blurred to ``fwhm_mm``, of unit variance at every voxel."""
+    """Return standard normal noise (k, j, i): white, blurred to ``fwhm_mm``, of unit variance at every voxel."""
     white = torch.randn(tuple(shape), generator=generator, device=generator.device)
     spacing = (spacing_mm,) * 3
     return blur(white, fwhm_mm, spacing) * _gain(tuple(shape), fwhm_mm, spacing_mm).to(white)
 
 
 def _gain(shape: tuple[int, ...], fwhm_mm: float, spacing_mm: float) -> Tensor:
-    """1 / sd of blurred white noise, which is the product over axes of the kernels' norms: (k, j, i)."""
+    """Return 1 / sd of blurred white noise, which is the product over axes of the kernels' norms: (k, j, i)."""
     gain = torch.ones(())
     for axis, n in enumerate(shape):
         eye = torch.eye(n).reshape(n, 1, 1, n)

@@ -120,7 +120,7 @@ def random_torso(
     middle_mm: tuple[float, float, float] | None = None,
     lesions: int | None = None,
 ) -> Torso:
-    """The part of a random torso inside a window of ``shape`` (k, j, i) with isotropic ``spacing_mm``.
+    """Return the part of a random torso inside a window of ``shape`` (k, j, i) with isotropic ``spacing_mm``.
 
     ``middle_mm`` (x, y, z): the window's middle; by default in the median plane at a random height. ``lesions``: their
     number in the window, drawn when None. Lesions are hot warped balls of 4 to 20 mm radius.
@@ -190,7 +190,7 @@ class _Canvas:
         self.within = torch.ones_like(x)
 
     def box(self, centre: tuple[float, ...], radii: tuple[float, ...]) -> tuple[slice, ...]:
-        """The voxels (k, j, i) that a shape can reach, the bend included."""
+        """Return the voxels (k, j, i) that a shape can reach, the bend included."""
         reach = 3 * BEND_SD_MM + 2 * self.spacing_mm
         sides = []
         for c, r, first in zip(reversed(centre), reversed(radii), self.first_mm, strict=True):
@@ -203,7 +203,9 @@ class _Canvas:
         self.paint(organ, suv, self.share(centre, radii, power, box), box)
 
     def share(self, centre: tuple[float, ...], radii: tuple[float, ...], power: int, box: tuple[slice, ...]) -> Tensor:
-        """Share of each voxel inside a superquadric, from the distance to its surface along the ray from its centre."""
+        """Return the share of each voxel inside a superquadric, from the distance to its surface along the ray from its
+        centre.
+        """
         d = self.points[(slice(None), *box)] - self.points.new_tensor(centre).reshape(3, 1, 1, 1)
         f = (d / self.points.new_tensor(radii).reshape(3, 1, 1, 1)) ** 2
         f = f.sum(dim=0).sqrt() if power == 2 else f.pow(power // 2).sum(dim=0).pow(1 / power)
@@ -218,14 +220,14 @@ class _Canvas:
 
 
 def _field(shape: torch.Size, cell: float, generator: torch.Generator, channels: int = 1) -> Tensor:
-    """Standard normal values every ``cell`` voxels, trilinear between: (channels, k, j, i)."""
+    """Return standard normal values every ``cell`` voxels, trilinear between: (channels, k, j, i)."""
     cells = tuple(max(2, math.ceil(n / cell) + 1) for n in shape)
     nodes = torch.randn((1, channels, *cells), generator=generator, device=generator.device)
     return functional.interpolate(nodes, size=tuple(shape), mode="trilinear", align_corners=True)[0]
 
 
 def _trunk(canvas: _Canvas, draw: _Draw, suv: dict[str, float]) -> None:
-    """Fat and muscle: an ellipse whose half axes follow the height; and the ribs, stripes in a shell of it."""
+    """Paint fat and muscle, an ellipse whose half axes follow the height, and the ribs, stripes in a shell of it."""
     x, y, z = canvas.points
     heights = z.new_tensor([0.0, 80.0, 220.0, 400.0, 520.0, 565.0, 620.0])
     widths = z.new_tensor([170.0, 172.0, 150.0, 165.0, 172.0, 80.0, 62.0])
@@ -245,7 +247,7 @@ def _trunk(canvas: _Canvas, draw: _Draw, suv: dict[str, float]) -> None:
 
 
 def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Linear between knots, constant beyond."""
+    """Interpolate linearly between knots, constant beyond."""
     right = torch.bucketize(at, knots).clamp(1, len(knots) - 1)
     low, high = knots[right - 1], knots[right]
     return torch.lerp(values[right - 1], values[right], ((at - low) / (high - low)).clamp(0, 1))
