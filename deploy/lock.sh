@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes deploy/requirements-{cpu,cuda,build}.txt: every package of the images (the node, its extras monai and ray) at its
+# Writes deploy/requirements-{cpu,cuda,build}.txt: every package of the images (the node and its extra ray) at its
 # version of constraints.txt, with the SHA-256 of what the indexes serve. pip refuses anything else when an image is built.
 #
 #   deploy/lock.sh                           needs uv (pip install uv), PyPI and TORCH_LINKS
@@ -25,5 +25,5 @@ lock() {
 }
 
 echo hatchling | lock requirements-build.txt -
-lock requirements-cuda.txt --extra monai --extra ray --constraint constraints.txt pyproject.toml
-lock requirements-cpu.txt --extra monai --extra ray --constraint "$pinned" --override "$cpu" --find-links "$torch_links" pyproject.toml
+lock requirements-cuda.txt --extra ray --constraint constraints.txt pyproject.toml
+lock requirements-cpu.txt --extra ray --constraint "$pinned" --override "$cpu" --find-links "$torch_links" pyproject.toml

@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again."""
+"""Exponential back-off with jitter between attempts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from datetime import timedelta
 from typing import Protocol
 
-__all__ = ["backoff"]
+__all__ = ["draw_backoff"]
 
 
 class _Limits(Protocol):
@@ -16,7 +16,7 @@ class _Limits(Protocol):
     def backoff_max_s(self) -> float: ...
 
 
-def backoff(attempts: int, limits: _Limits, generator: random.Random) -> timedelta:
-    """Twice as long after each attempt up to the maximum, and between half and all of that."""
+def draw_backoff(attempts: int, limits: _Limits, generator: random.Random) -> timedelta:
+    """Return a random wait after ``attempts`` failures: between half and all of backoff_s 2^(attempts - 1), bounded."""
     longest = min(limits.backoff_s * 2.0 ** min(attempts - 1, 30), limits.backoff_max_s)
     return timedelta(seconds=longest * generator.uniform(0.5, 1.0))

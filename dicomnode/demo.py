@@ -1,6 +1,6 @@
-"""The whole path of one study on loopback: a node, a small PACS (a second node, no workers), real k-space through both.
+"""The whole path of one study on loopback: a node, a small PACS (a second node, no workers), k-space through both.
 
-Everything happens over the wire and through the ordinary commands; what is shown is read back from the PACS.
+Everything happens over the wire and through the ordinary commands; the results are read back from the PACS.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomnode import mrd
 from dicomnode.config import Peer
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
 
     from dicomnode.mrd import MRD
 
-__all__ = ["Demo", "Node", "Received", "Watch"]
+__all__ = ["Demo", "Node", "ProgressCallback", "StoredResult"]
 
 START_S = 60.0
 FINISH_S = 900.0
+SIMULATED_HEAD = "simulated head of ellipsoids"
 RESULTS = 5
 """Clean images, labelled images, standard deviation, low-confidence region, report."""
 
-Watch = Callable[[float, str], None]
+ProgressCallback = Callable[[float, str], None]
 
 NODE_TOML = """\
 [node]
@@ -80,12 +82,13 @@ class Node:
 
     @property
     def peer(self) -> Peer:
+        """The node as a peer to send to."""
         return Peer(name=self.ae_title.lower(), ae_title=self.ae_title, port=self.port)
 
 
 @dataclass(frozen=True)
-class Received:
-    """A result object as the PACS holds it."""
+class StoredResult:
+    """A result object that the PACS holds."""
 
     sop_class_uid: str
     series_description: str
@@ -98,8 +101,8 @@ class Demo:
     def __init__(self, folder: Path, stop: threading.Event) -> None:
         self.folder, self._stop = folder, stop
 
-    def kspace(self) -> tuple[MRD, str]:
-        """Real k-space of the data kit, else k-space simulated from the MNI152 template; with a sentence on which."""
+    def make_kspace(self) -> tuple[MRD, str]:
+        """Return real k-space of the data kit, or else that of a simulated head, with a sentence on its origin."""
         from model_zoo.data_kit import data_root
 
         try:
@@ -108,10 +111,10 @@ class Demo:
             source = None
         if source is not None and source.is_file():
             return mrd.convert(source), "real 8-channel brain k-space, 12.4 % of its samples acquired (R = 8)"
-        return _from_template(), "no data kit here: 8-channel k-space simulated from the MNI152 template (R = 4)"
+        return _simulate_kspace(), f"no data kit on this machine: 8-channel k-space of a {SIMULATED_HEAD} (R = 4)"
 
-    def raw_data(self, kspace: MRD) -> Path:
-        """The k-space as an MRD file and, around it, a DICOM Raw Data file."""
+    def write_raw_data(self, kspace: MRD) -> Path:
+        """Write the k-space as an MRD file and, around it, a DICOM Raw Data file; return the latter."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "kspace.h5"
         file.unlink(missing_ok=True)
@@ -123,56 +126,60 @@ class Demo:
         return wrapped
 
     @contextmanager
-    def site(self, *, keep: bool = False) -> Iterator[tuple[Node, Node]]:
-        """The node and its PACS, running; stopped at the end unless ``keep`` or something went wrong before."""
+    def run_nodes(self, *, keep: bool = False) -> Iterator[tuple[Node, Node]]:
+        """Start the node and its PACS. Stop them at the end, unless ``keep`` is set and no error occurred."""
         nodes: list[Node] = []
         try:
-            pacs = _start(self.folder / "pacs", "DEMOPACS", workers=0)
+            pacs = _start_node(self.folder / "pacs", "DEMOPACS", workers=0)
             nodes.append(pacs)
-            self._end_if_told()
-            node = _start(self.folder / "node", "DICOMNODE", workers=1, more=ROUTE_TOML.format(pacs_port=pacs.port))
+            self._raise_if_stopped()
+            node = _start_node(
+                self.folder / "node", "DICOMNODE", workers=1, more=ROUTE_TOML.format(pacs_port=pacs.port)
+            )
             nodes.append(node)
-            self._end_if_told()
+            self._raise_if_stopped()
             yield node, pacs
-            self._end_if_told()
+            self._raise_if_stopped()
         except BaseException:
             keep = False
             raise
         finally:
             if not keep:
                 for running in reversed(nodes):
-                    _stop(running)
+                    _stop_node(running)
 
     def send(self, file: Path, node: Node) -> None:
-        """C-STORE to the node. Raises NodeError when it does not take the file."""
+        """Send the file to the node by C-STORE. Raises NodeError where it is refused."""
         for result in peers.store(node.peer, [file], calling_aet="DEMOSCANNER", on_result=lambda _: None):
             if not result.is_stored:
                 raise NodeError(f"the demo's node refused the k-space: {result.text}")
 
-    def wait_for_results(self, node: Node, pacs: Node, watch: Watch, *, limit_s: float = FINISH_S) -> list[Received]:
-        """Follow the study through the node until the PACS holds every result. Raises NodeError when it cannot."""
-        ours, theirs = _readers(node), _readers(pacs)
+    def wait_for_results(
+        self, node: Node, pacs: Node, report_progress: ProgressCallback, *, limit_s: float = FINISH_S
+    ) -> list[StoredResult]:
+        """Follow the study through the node until the PACS holds every result. Raises NodeError after ``limit_s``."""
+        ours, theirs = _open_database(node), _open_database(pacs)
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
-            held = _held(theirs, pacs)
-            if len(held) == RESULTS:
-                watch(1.0, "results in the PACS")
-                return held
-            watch(*_where(ours))
+            results = _list_results(theirs, pacs)
+            if len(results) == RESULTS:
+                report_progress(1.0, "results in the PACS")
+                return results
+            report_progress(*_find_progress(ours))
             self._stop.wait(0.3)
-            self._end_if_told()
+            self._raise_if_stopped()
         raise NodeError(
             f"demo: no complete result in the PACS after {limit_s:.0f} s; see the logs beside the two node.toml"
         )
 
-    def _end_if_told(self) -> None:
-        """Asked between the steps: an exception out of a signal handler may be lost, and with it the order to stop."""
+    def _raise_if_stopped(self) -> None:
+        """Raise KeyboardInterrupt between the steps: one raised in a signal handler may be lost."""
         if self._stop.is_set():
             raise KeyboardInterrupt
 
 
-def _where(sessions: sessionmaker[Session]) -> tuple[float, str]:
-    """How far the node has come with the demo's only study."""
+def _find_progress(sessions: sessionmaker[Session]) -> tuple[float, str]:
+    """Return the share of the work that the node has done on the demo's only study, and the step it is at."""
     from sqlalchemy import select
 
     from db.models import Job, Study
@@ -190,7 +197,7 @@ def _where(sessions: sessionmaker[Session]) -> tuple[float, str]:
         return 0.95 * job.progress, f"{job.pipeline}: {job.step or job.state.value}"
 
 
-def _held(sessions: sessionmaker[Session], pacs: Node) -> list[Received]:
+def _list_results(sessions: sessionmaker[Session], pacs: Node) -> list[StoredResult]:
     from sqlalchemy import select
 
     from db.models import Instance
@@ -199,22 +206,22 @@ def _held(sessions: sessionmaker[Session], pacs: Node) -> list[Received]:
     spool = config.load(pacs.config_file).spool_dir
     with sessions() as session:
         return [
-            Received(
+            StoredResult(
                 row.sop_class_uid, str(row.series.attributes.get("SeriesDescription", "")), spool / row.relative_path
             )
             for row in session.scalars(select(Instance).order_by(Instance.id))
         ]
 
 
-def _readers(node: Node) -> sessionmaker[Session]:
+def _open_database(node: Node) -> sessionmaker[Session]:
     from db import engine
     from dicomnode import config
 
     return engine.readers(engine.connect(config.load(node.config_file).database_url))
 
 
-def _start(folder: Path, ae_title: str, *, workers: int, more: str = "") -> Node:
-    """``dicomnode serve`` on a free loopback port; returns once it accepts associations."""
+def _start_node(folder: Path, ae_title: str, *, workers: int, more: str = "") -> Node:
+    """Run ``dicomnode serve`` on a free loopback port; return once it accepts associations."""
     folder.mkdir(parents=True, exist_ok=True)
     config_file, log_file = folder / "node.toml", folder / "node.log"
     config_file.write_text(NODE_TOML.format(ae_title=ae_title, port=0, data_dir=(folder / "data").as_posix()) + more)
@@ -224,15 +231,15 @@ def _start(folder: Path, ae_title: str, *, workers: int, more: str = "") -> Node
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
     line = process.stdout.readline() if process.stdout else ""
-    found = re.search(r":(\d+)\b", line)
-    if not line.startswith("ready") or found is None:
+    port = re.search(r":(\d+)\b", line)
+    if not line.startswith("ready") or port is None:
         process.kill()
         raise NodeError(f"demo: {ae_title} did not start; its log is {log_file}")
     web = re.search(r"web (\S+/),", line)
-    return Node(ae_title, int(found.group(1)), config_file, process, web.group(1) if web else "")
+    return Node(ae_title, int(port.group(1)), config_file, process, web.group(1) if web else "")
 
 
-def _stop(node: Node) -> None:
+def _stop_node(node: Node) -> None:
     if node.process.stdout:
         node.process.stdout.close()
     node.process.send_signal(signal.SIGTERM)
@@ -243,29 +250,45 @@ def _stop(node: Node) -> None:
         node.process.wait()
 
 
-def _from_template() -> MRD:
-    """One axial slice of the MNI152 template that nilearn carries, seen by eight simulated coils, 2D undersampled."""
+def _simulate_kspace() -> MRD:
+    """Return one axial slice of a simulated head, received by eight simulated coils, undersampled in two directions.
+
+    The head consists of ellipsoids (``model_zoo.simulate.heads``), in T1 contrast with the texture of tissue: it needs
+    neither a download nor a package beyond the core.
+    """
     import torch
-    from nilearn.datasets import load_mni152_template
 
     from model_zoo import masks
     from model_zoo.operators import centred_fft
     from model_zoo.simulate.coils import sensitivities
     from model_zoo.simulate.slices import smooth_phase
 
-    volume = np.asarray(load_mni152_template(resolution=1).dataobj, np.float32)  # R, A, S
-    image = np.ascontiguousarray(volume[::-1, ::-1, 95].T)  # rows to the back, columns to the left
-    image = np.pad(image, [(0, image.shape[0] % 2), (0, image.shape[1] % 2)])
+    image = _simulate_slice()
     rng = np.random.default_rng(7)
     j, i = np.meshgrid(*(np.arange(n) - n // 2 for n in image.shape), indexing="ij")
     points_mm = np.stack([i, j, np.zeros_like(i)], axis=-1).astype(np.float64)
     phase = np.exp(1j * smooth_phase(image.shape, torch.Generator().manual_seed(7)).numpy())
     coil_images = sensitivities(points_mm, 8, rng) * (image * phase)
     clean = centred_fft(torch.from_numpy(coil_images.astype(np.complex64))).numpy()
-    level = 0.01 * float(image.max())
+    level = 0.005 * float(image.max())
     noise = level * (rng.standard_normal((8, *image.shape, 2)) @ np.array([1, 1j]))
     prescan = level * (rng.standard_normal((8, 4096, 2)) @ np.array([1, 1j]))
     mask = masks.poisson_2d((image.shape[0], image.shape[1]), 4.0, 24, rng)
     samples = np.where(mask, clean + noise, 0)[None]
     grid = mrd.axial((1, *image.shape), (1.0, 1.0, 1.0))
     return mrd.from_array(samples, grid=grid, slice_thickness_mm=1.0, layout="3d plane", noise=prescan)
+
+
+def _simulate_slice() -> NDArray[np.float32]:
+    """Return an axial slice (256, 216) of the simulated head at 1 mm, rows to the back, columns to the left."""
+    import torch
+
+    from model_zoo.physics import mr
+    from model_zoo.simulate import heads
+    from model_zoo.simulate.slices import texture
+
+    tissue = heads.phantom((3, 480, 400), 0.5).tissue[1].long()  # the axial slice through the centre
+    signal = mr.mprage(mr.TissueParameters.table(), 2300, 900, 0.157, 7.1, 176).abs()
+    fine = signal[tissue] * texture((480, 400), (0.5, 0.5), torch.Generator().manual_seed(7))
+    image = torch.nn.functional.avg_pool2d(fine[None], 2)[0]
+    return np.asarray(torch.nn.functional.pad(image, (8, 8, 8, 8)).numpy(), np.float32)

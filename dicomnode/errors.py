@@ -1,29 +1,29 @@
-"""What can go wrong, as one tree.
+"""The errors of the node, as one tree.
 
     NodeError
     ├── ConfigError            node.toml cannot be used as written
-    ├── NotFound               nothing has that name, number or UID
-    ├── NotAllowed             the thing exists, but its state forbids what was asked
-    ├── InputRefused           an input cannot be processed honestly; the message is for a person to read
+    ├── NotFound               no object has that name, number or UID
+    ├── NotAllowed             the object exists, but its state forbids the request
+    ├── InputRefused           an input cannot be processed correctly; the message is for a person to read
     ├── GeometryError          the geometry of images is missing, contradicts itself or is not supported
     ├── NotMarked              a result lacks a mark that says it is synthetic
     ├── NotSent                a notification was not taken; ``reached`` says whether its receiver answered
-    ├── NodeBusy               the node does as much as it may; the same may be asked again soon
-    ├── StorageDamaged         a file differs from what its row says
+    ├── NodeBusy               the node is at its limits; the same request may succeed soon
+    ├── StorageDamaged         a file differs from its row
     ├── RefusedObject          an instance is not accepted; ``dicom_status`` says how
     │   ├── OutOfSpace             0xA700  the disk is nearly full
-    │   ├── OverRate               0xA700  more per minute than its sender may send
-    │   ├── TooLarge               0x0124  larger than its sender may send
+    │   ├── OverRate               0xA700  more per minute than the sender may send
+    │   ├── TooLarge               0x0124  larger than the sender may send
     │   ├── MismatchedClass        0xA900  the data set is not of the SOP class that was announced
     │   ├── CannotUnderstand       0xC000  the data set cannot be parsed
     │   └── DuplicateConflict      0xC111  same SOP Instance UID as before, other content
     ├── IdentifierRefused      0xA900  a query or retrieval lacks a key that its level demands
     └── PeerError              another application entity
         ├── PeerUnreachable        no association or no answer
-        └── PeerRefused            it answered, and said no
+        └── PeerRefused            the peer answered with a refusal
 
-``dicom_status`` is what a request is answered with when the error reaches the wire (PS3.4 B.2.3, C.4); ``retry`` says
-whether the same work may succeed later. Messages say what and where, never who.
+``dicom_status`` answers the request when the error reaches the wire (PS3.4 B.2.3, C.4); ``retry`` says whether the same
+work may succeed later. Messages name the fault and its place, never a patient.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = [
 
 
 class NodeError(Exception):
-    """Anything that this program says no with."""
+    """An error that the node foresees; its message is for the user."""
 
     dicom_status: ClassVar[int] = 0x0110  # PS3.7 C.4.2: processing failure
     retry: ClassVar[bool] = False
@@ -67,15 +67,15 @@ class ConfigError(NodeError):
 
 
 class NotFound(NodeError):
-    """Nothing has that name, number or UID."""
+    """No object has that name, number or UID."""
 
 
 class NotAllowed(NodeError):
-    """The thing exists, but its state forbids what was asked."""
+    """The object exists, but its state forbids the request."""
 
 
 class InputRefused(NodeError):
-    """An input cannot be processed honestly."""
+    """An input cannot be processed correctly."""
 
 
 class GeometryError(NodeError):
@@ -97,13 +97,13 @@ class NotSent(NodeError):
 
 
 class NodeBusy(NodeError):
-    """The node does as much as it may."""
+    """The node is at its limits."""
 
     retry: ClassVar[bool] = True
 
 
 class StorageDamaged(NodeError):
-    """A file differs from what its row says."""
+    """A file differs from its row."""
 
 
 class RefusedObject(NodeError):
@@ -120,14 +120,14 @@ class OutOfSpace(RefusedObject):
 
 
 class OverRate(RefusedObject):
-    """More per minute than its sender may send."""
+    """The sender sends more per minute than it may."""
 
     dicom_status: ClassVar[int] = 0xA700
     retry: ClassVar[bool] = True
 
 
 class TooLarge(RefusedObject):
-    """Larger than its sender may send."""
+    """The object is larger than its sender may send."""
 
     dicom_status: ClassVar[int] = 0x0124  # PS3.7 9.1.1.1.9: refused, not authorized
 
@@ -167,4 +167,4 @@ class PeerUnreachable(PeerError):
 
 
 class PeerRefused(PeerError):
-    """It answered, and said no."""
+    """The peer answered with a refusal."""

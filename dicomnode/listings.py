@@ -1,6 +1,6 @@
-"""What listings tell of rows: the same for the command line's ``--json`` and for the web's ``/api``.
+"""Rows of the database and of node.toml as listings: one form for the command line's ``--json`` and the web's ``/api``.
 
-No row here names a patient: studies are told by their UIDs.
+No listing names a patient: studies are identified by their UIDs.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from model_zoo.bundle import BundleFacts
 
 __all__ = [
-    "became",
-    "comparisons",
-    "deployments",
-    "explained",
-    "job",
-    "job_facts",
-    "jobs",
-    "model",
-    "models",
-    "peers",
-    "studies",
-    "study",
-    "study_facts",
+    "describe_job",
+    "describe_model",
+    "describe_study",
+    "explain_routes",
+    "find_job",
+    "find_study",
+    "list_comparisons",
+    "list_deployments",
+    "list_jobs",
+    "list_models",
+    "list_peers",
+    "list_studies",
+    "summarize_jobs",
 ]
 
 _OF_STUDY = ("id", "study_uid", "state", "revision", "opened_at", "last_received_at", "completed_at", "completed_by")
@@ -51,93 +51,98 @@ _OF_JOB = (
 _OF_MODEL = ("licence", "trained_on", "intended_use", "task")
 
 
-def studies(session: Session, *, limit: int | None = None, offset: int = 0) -> list[dict[str, Any]]:
-    """Every study, the newest last."""
+def list_studies(session: Session, *, limit: int | None = None, offset: int = 0) -> list[dict[str, Any]]:
+    """List every study, the newest last."""
     count = select(func.count(Instance.id)).join(Series).where(Series.study_id == Study.id).scalar_subquery()
-    found = session.execute(select(Study, count).order_by(Study.id).limit(limit).offset(offset))
-    return [_row(study, _OF_STUDY) | {"instances": count} for study, count in found]
+    rows = session.execute(select(Study, count).order_by(Study.id).limit(limit).offset(offset))
+    return [_select_columns(study, _OF_STUDY) | {"instances": count} for study, count in rows]
 
 
-def study(session: Session, uid: str) -> Study:
-    """The study of that UID. Raises NotFound."""
-    found = study_rows.find_by_uid(session, uid)
-    if found is None:
+def find_study(session: Session, uid: str) -> Study:
+    """Return the study of that UID. Raises NotFound."""
+    study = study_rows.find_by_uid(session, uid)
+    if study is None:
         raise NotFound(f"no study {uid}: 'dicomnode studies list' shows all")
-    return found
+    return study
 
 
-def study_facts(session: Session, found: Study, *, most_series: int | None = None) -> dict[str, Any]:
-    """One study with its series, or so many of them, and jobs."""
+def describe_study(session: Session, study: Study, *, most_series: int | None = None) -> dict[str, Any]:
+    """Describe one study with its jobs and its series, at most ``most_series`` of them."""
     count = func.count(Instance.id)
-    of_study = select(Series, count).join(Instance, isouter=True).where(Series.study_id == found.id)
+    of_study = select(Series, count).join(Instance, isouter=True).where(Series.study_id == study.id)
     rows = session.execute(of_study.group_by(Series.id).order_by(Series.id).limit(most_series))
-    series = [_series(row, number) for row, number in rows]
+    series = [_describe_series(row, number) for row, number in rows]
     with_results = selectinload(Job.outputs).selectinload(Output.deliveries)
-    mine = select(Job).where(Job.study_id == found.id).order_by(Job.id).options(with_results)
-    return _row(found, _OF_STUDY) | {"series": series, "jobs": [_brief(each) for each in session.scalars(mine)]}
+    mine = select(Job).where(Job.study_id == study.id).order_by(Job.id).options(with_results)
+    return _select_columns(study, _OF_STUDY) | {
+        "series": series,
+        "jobs": [_summarize_job(each) for each in session.scalars(mine)],
+    }
 
 
-def explained(session: Session, found: Study, config: Config) -> list[dict[str, Any]]:
-    """Per route which series of a study it takes, on which attributes, or why none; and what became of its jobs."""
-    told = became(session, found)
-    verdicts = routing.explain_study(session, found, config.routes)
-    return [asdict(verdict) | {"jobs": told.get(verdict.route, [])} for verdict in verdicts]
+def explain_routes(session: Session, study: Study, config: Config) -> list[dict[str, Any]]:
+    """Explain by route which series of a study match, on which attributes, or why none; with the state of its jobs."""
+    jobs_by_route = summarize_jobs(session, study)
+    verdicts = routing.explain_study(session, study, config.routes)
+    return [asdict(verdict) | {"jobs": jobs_by_route.get(verdict.route, [])} for verdict in verdicts]
 
 
-def became(session: Session, found: Study) -> dict[str, list[dict[str, Any]]]:
-    """By route: state, verdict and reason of a study's jobs."""
-    told: dict[str, list[dict[str, Any]]] = {}
-    for each in session.scalars(select(Job).where(Job.study_id == found.id).order_by(Job.id)):
+def summarize_jobs(session: Session, study: Study) -> dict[str, list[dict[str, Any]]]:
+    """Return by route the state, verdict and reason of a study's jobs."""
+    by_route: dict[str, list[dict[str, Any]]] = {}
+    for each in session.scalars(select(Job).where(Job.study_id == study.id).order_by(Job.id)):
         verdict = str(each.report.get("verdict", ""))
         facts = {"id": each.id, "state": str(each.state), "verdict": verdict, "reason": each.reason}
-        told.setdefault(each.route, []).append(facts)
-    return told
+        by_route.setdefault(each.route, []).append(facts)
+    return by_route
 
 
-def jobs(
+def list_jobs(
     session: Session, state: JobState | None = None, *, limit: int | None = None, offset: int = 0
 ) -> list[dict[str, Any]]:
-    """Every job, or those in a state; the newest last."""
+    """List every job, or those in a state; the newest last."""
     query = select(Job).options(joinedload(Job.study)).order_by(Job.id).limit(limit).offset(offset)
-    found = session.scalars(query if state is None else query.where(Job.state == state))
-    return [_job(each) for each in found]
+    rows = session.scalars(query if state is None else query.where(Job.state == state))
+    return [_describe_columns(each) for each in rows]
 
 
-def job(session: Session, id: int) -> Job:
-    """The job of that number. Raises NotFound."""
-    found = session.get(Job, id)
-    if found is None:
+def find_job(session: Session, id: int) -> Job:
+    """Return the job of that number. Raises NotFound."""
+    job = session.get(Job, id)
+    if job is None:
         raise NotFound(f"no job {id}: 'dicomnode jobs list' shows all")
-    return found
+    return job
 
 
-def job_facts(session: Session, found: Job) -> dict[str, Any]:
-    """One job: inputs, results, deliveries, and what its run reports."""
-    inputs = select(JobInput).where(JobInput.job_id == found.id).options(joinedload(JobInput.instance))
-    outputs = select(Output).where(Output.job_id == found.id).options(selectinload(Output.deliveries))
-    return _job(found) | {
-        "key": found.key,
-        "options": found.options,
-        "destinations": found.destinations,
-        "report": found.report,
+def describe_job(session: Session, job: Job) -> dict[str, Any]:
+    """Describe one job: its inputs, results and deliveries, and the report of its run."""
+    inputs = select(JobInput).where(JobInput.job_id == job.id).options(joinedload(JobInput.instance))
+    outputs = select(Output).where(Output.job_id == job.id).options(selectinload(Output.deliveries))
+    return _describe_columns(job) | {
+        "key": job.key,
+        "options": job.options,
+        "destinations": job.destinations,
+        "report": job.report,
         "inputs": [
             {"name": each.name, "sop_instance_uid": each.instance.sop_instance_uid}
             for each in session.scalars(inputs.order_by(JobInput.id))
         ],
-        "outputs": [_output(each) for each in session.scalars(outputs.order_by(Output.id))],
+        "outputs": [_describe_output(each) for each in session.scalars(outputs.order_by(Output.id))],
     }
 
 
-def models(config: Config | None = None) -> list[dict[str, Any]]:
-    """Every bundle on this node, without a configuration the shipped ones: version, digest, licence, intended use."""
+def list_models(config: Config | None = None) -> list[dict[str, Any]]:
+    """List every bundle on this node, without a configuration the shipped ones: version, digest, licence, use."""
     from dicomnode.deployment import models as bundles
     from model_zoo import registry
 
-    return [_model(facts) for facts in (registry.installed() if config is None else bundles.list_bundles(config))]
+    return [
+        _describe_bundle(facts) for facts in (registry.installed() if config is None else bundles.list_bundles(config))
+    ]
 
 
-def model(name: str, config: Config | None = None) -> dict[str, Any]:
-    """Everything that the bundle NAME or NAME@VERSION says of itself. Raises BundleError."""
+def describe_model(name: str, config: Config | None = None) -> dict[str, Any]:
+    """Return the whole metadata of the bundle NAME or NAME@VERSION. Raises BundleError."""
     from dicomnode.deployment import models as bundles
     from model_zoo import registry
 
@@ -146,29 +151,29 @@ def model(name: str, config: Config | None = None) -> dict[str, Any]:
     return {**facts.metadata, "folder": str(facts.path)}
 
 
-def deployments(session: Session, pipeline: str = "", *, in_force: bool = False) -> list[dict[str, Any]]:
-    """Who deployed what when, of one pipeline or of all; the newest first."""
-    found = deployment_rows.list_history(session, pipeline)
-    return [_deployment(row) for row in found if row.ended_at is None or not in_force]
+def list_deployments(session: Session, pipeline: str = "", *, in_force: bool = False) -> list[dict[str, Any]]:
+    """List the deployments, of one pipeline or of all, with person and time; the newest first."""
+    history = deployment_rows.list_history(session, pipeline)
+    return [_describe_deployment(row) for row in history if row.ended_at is None or not in_force]
 
 
-def comparisons(session: Session, pipeline: str, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """Per study what a version that ran beside another made of it, against what went out; the newest first."""
+def list_comparisons(session: Session, pipeline: str, *, limit: int | None = None) -> list[dict[str, Any]]:
+    """List by study the results of a shadow version compared with those delivered; the newest first."""
     mine = (Job.pipeline == pipeline, Job.shadow_of_id.is_not(None))
     query = select(Job).where(*mine).options(joinedload(Job.study)).order_by(Job.id.desc()).limit(limit)
-    return [_comparison(each) for each in session.scalars(query)]
+    return [_describe_comparison(each) for each in session.scalars(query)]
 
 
-def peers(config: Config) -> list[dict[str, Any]]:
-    """The peers of node.toml."""
+def list_peers(config: Config) -> list[dict[str, Any]]:
+    """List the peers of node.toml."""
     return [peer.model_dump(mode="json") for peer in config.peers]
 
 
-def _row(found: Study | Job, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in names}
+def _select_columns(row: Study | Job, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in names}
 
 
-def _series(series: Series, instances: int) -> dict[str, Any]:
+def _describe_series(series: Series, instances: int) -> dict[str, Any]:
     return {
         "series_uid": series.series_uid,
         "modality": series.modality,
@@ -177,68 +182,68 @@ def _series(series: Series, instances: int) -> dict[str, Any]:
     }
 
 
-def _brief(found: Job) -> dict[str, Any]:
-    deliveries = [each for output in found.outputs for each in output.deliveries]
+def _summarize_job(job: Job) -> dict[str, Any]:
+    deliveries = [each for output in job.outputs for each in output.deliveries]
     return {
-        "id": found.id,
-        "route": found.route,
-        "pipeline": found.pipeline,
-        "state": found.state,
-        "revision": found.revision,
-        "results": len(found.outputs),
+        "id": job.id,
+        "route": job.route,
+        "pipeline": job.pipeline,
+        "state": job.state,
+        "revision": job.revision,
+        "results": len(job.outputs),
         "delivered": f"{sum(each.delivered_at is not None for each in deliveries)}/{len(deliveries)}",
-        "reason": found.reason,
+        "reason": job.reason,
     }
 
 
-def _job(found: Job) -> dict[str, Any]:
-    return _row(found, _OF_JOB) | {"study_uid": found.study.study_uid}
+def _describe_columns(job: Job) -> dict[str, Any]:
+    return _select_columns(job, _OF_JOB) | {"study_uid": job.study.study_uid}
 
 
-def _deployment(row: Deployment) -> dict[str, Any]:
+def _describe_deployment(row: Deployment) -> dict[str, Any]:
     names = ("id", "pipeline", "digest", "mode", "percent", "who", "why", "started_at", "ended_at", "ended_by")
     return {"model": deployment_rows.format_model(row)} | {name: getattr(row, name) for name in names}
 
 
-def _comparison(found: Job) -> dict[str, Any]:
-    """The worst of each kind; everything is in the job's report."""
-    told: Mapping[str, Any] = found.report.get("comparison", {})
-    before, after = told.get("before", {}), told.get("after", {})
-    images = [row for row in told.get("results", []) if row["psnr_db"] is not None]
-    overlaps = [row["dice"] for row in told.get("results", []) if row["dice"] is not None]
-    numbers = [row for row in told.get("numbers", []) if row["difference"] is not None]
-    most = max(numbers, key=_relative, default=None)
+def _describe_comparison(job: Job) -> dict[str, Any]:
+    """Return the worst value of each kind; the job's report holds all of them."""
+    comparison: Mapping[str, Any] = job.report.get("comparison", {})
+    before, after = comparison.get("before", {}), comparison.get("after", {})
+    images = [row for row in comparison.get("results", []) if row["psnr_db"] is not None]
+    overlaps = [row["dice"] for row in comparison.get("results", []) if row["dice"] is not None]
+    numbers = [row for row in comparison.get("numbers", []) if row["difference"] is not None]
+    most = max(numbers, key=_relative_difference, default=None)
     return {
-        "study_uid": found.study.study_uid,
-        "job": found.shadow_of_id,
-        "shadow_job": found.id,
-        "state": str(found.state),
+        "study_uid": job.study.study_uid,
+        "job": job.shadow_of_id,
+        "shadow_job": job.id,
+        "state": str(job.state),
         "before": before.get("model", ""),
         "before_digest": before.get("digest", ""),
-        "after": after.get("model", "") or found.model,
-        "after_digest": after.get("digest", "") or found.model_digest,
-        "verdicts": f"{before.get('verdict', '')} / {after.get('verdict', '')}" if told else found.reason,
-        "identical": bool(told) and all("differs" not in row["result"] for row in told["results"]),
+        "after": after.get("model", "") or job.model,
+        "after_digest": after.get("digest", "") or job.model_digest,
+        "verdicts": f"{before.get('verdict', '')} / {after.get('verdict', '')}" if comparison else job.reason,
+        "identical": bool(comparison) and all("differs" not in row["result"] for row in comparison["results"]),
         "psnr_db": min((row["psnr_db"] for row in images), default=None),
         "dice": min(overlaps, default=None),
-        "number": _in_words(most) if most and most["difference"] else "",
+        "number": _describe_change(most) if most and most["difference"] else "",
         "numbers": numbers,
         "before_s": before.get("seconds"),
         "after_s": after.get("seconds"),
     }
 
 
-def _relative(number: Mapping[str, Any]) -> float:
+def _relative_difference(number: Mapping[str, Any]) -> float:
     scale = max(abs(number["before"]), abs(number["after"]))
     return abs(number["difference"]) / scale if scale else 0.0
 
 
-def _in_words(number: Mapping[str, Any]) -> str:
-    name = ": ".join(word for word in (number["group"], number["name"]) if word)
+def _describe_change(number: Mapping[str, Any]) -> str:
+    name = ": ".join(part for part in (number["group"], number["name"]) if part)
     return f"{name} {number['before']:.4g} to {number['after']:.4g}"
 
 
-def _output(output: Output) -> dict[str, Any]:
+def _describe_output(output: Output) -> dict[str, Any]:
     return {
         "kind": output.kind,
         "sop_instance_uid": output.sop_instance_uid,
@@ -248,6 +253,6 @@ def _output(output: Output) -> dict[str, Any]:
     }
 
 
-def _model(facts: BundleFacts) -> dict[str, Any]:
-    said: Mapping[str, Any] = {key: facts.metadata.get(key, "") for key in _OF_MODEL}
-    return {"name": facts.name, "version": facts.version, "digest": facts.digest, **said}
+def _describe_bundle(facts: BundleFacts) -> dict[str, Any]:
+    described: Mapping[str, Any] = {key: facts.metadata.get(key, "") for key in _OF_MODEL}
+    return {"name": facts.name, "version": facts.version, "digest": facts.digest, **described}

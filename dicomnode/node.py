@@ -1,4 +1,4 @@
-"""The node: receiver, clock and local workers, started together and stopped together."""
+"""The node: receiver, sweeps, web and local workers, started together and stopped together."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from dicomnode.sweeps import Sweeps
 if TYPE_CHECKING:
     from dicomnode.web.server import Server as WebServer
 
-__all__ = ["Crew", "make_sweeps", "prepare", "serve", "stop_on_signals"]
+__all__ = ["WorkerPool", "make_sweeps", "prepare", "serve", "stop_on_signals"]
 
 log = logging.getLogger("dicomnode.node")
 
 DRAIN_S = 20.0
-_PATIENCE_S = dict.fromkeys(("delivery", "fetching", "notifications", "retention"), 1800.0)
-"""What waits for others' machines, or deletes much, may take long; the rest has to succeed every minute."""
+_DEADLINE_S = dict.fromkeys(("delivery", "fetching", "notifications", "retention"), 1800.0)
+"""Longest time between two successes of a sweep; sweeps that wait for other machines, or delete much, get more."""
 
 Clock = Callable[[], datetime]
 
 
 def prepare(config: Config) -> None:
-    """Folders and the newest schema: what every part of the node relies on."""
+    """Make the folders, and bring the database to the newest schema."""
     config.data_dir.mkdir(parents=True, exist_ok=True)
     config.spool_dir.mkdir(parents=True, exist_ok=True)
     engine = engines.connect(config.database_url)
@@ -60,12 +60,12 @@ def prepare(config: Config) -> None:
 
 
 def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: threading.Event) -> None:
-    """Receive, route, run and deliver until ``stop`` is set; then let what is in flight come to a clean end."""
+    """Receive, route, run and deliver until ``stop`` is set; then bring work in flight to a clean end."""
     _raise_open_files()
     prepare(config)
     engine = engines.connect(config.database_url)
     sessions = engines.sessions(engine)
-    now = clocks.make_clock(engine)  # the one clock; everything below is handed its moments
+    now = clocks.make_clock(engine)  # one clock, handed to all parts below
     with sessions() as session:
         check_nothing_lost(session, config.spool_dir)
     _mend_lost_time(sessions, config, now())
@@ -74,36 +74,36 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     meters, sweep_health = Meters(), SweepHealth()
     server = scp.start(config, now=now, meters=meters)
     sweeps = make_sweeps(sessions, config, now=now, sweep_health=sweep_health)
-    crew = Crew(config, sessions, workers, now)
-    sweep_health.expected_workers, sweep_health.count_workers = workers, crew.count
+    pool = WorkerPool(config, sessions, workers, now)
+    sweep_health.expected_workers, sweep_health.count_workers = workers, pool.count_running
     web = None
     try:
         sweeps.start()
         web = _start_web(config, sessions, meters, sweep_health, now) if config.web.enabled else None
-        crew.start()
+        pool.start()
         ready(_ready_line(config, server, workers, web.address if web else ""))
         while not stop.wait(0.5):
-            crew.tend()
+            pool.supervise()
     finally:
         log.info("stopping")
-        crew.ask_to_stop()
+        pool.request_stop()
         if web is not None:
             web.stop()
         server.stop(DRAIN_S)
         sweeps.stop()
-        crew.wait(DRAIN_S)
+        pool.wait(DRAIN_S)
         engine.dispose()
 
 
 def _raise_open_files() -> None:
-    """As many files and connections as the system grants us."""
+    """Raise the limit of open files and connections to the most that the system grants."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, while inside."""
+    """Yield an event that SIGTERM and SIGINT set."""
     stop = threading.Event()
     before = {which: signal.signal(which, lambda *_: stop.set()) for which in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -128,13 +128,13 @@ def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, 
         "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),
     }
     for name in sweeps:
-        sweep_health.watch(name, _PATIENCE_S.get(name, 60.0))
+        sweep_health.watch(name, _DEADLINE_S.get(name, 60.0))
     watch = ClockWatch(sessions, now, lease_s=config.worker.lease_s, moves_rows=True)
     return Sweeps(sweeps, sweep_health=sweep_health, before=watch.check)
 
 
 def _raise_high_water(sessions: sessionmaker[Session], mark: HighWater) -> int:
-    """Follow what other commits than those of received instances wrote."""
+    """Raise the high-water mark to the newest event, whichever commit wrote it."""
     with engines.readers(sessions.kw["bind"])() as session:
         head = session.get_one(Chain, 1)
     mark.raise_to(head.seq, head.hash)
@@ -142,7 +142,7 @@ def _raise_high_water(sessions: sessionmaker[Session], mark: HighWater) -> int:
 
 
 def _mend_lost_time(sessions: sessionmaker[Session], config: Config, now: datetime) -> None:
-    """Move what is open back with a clock that was set back while the node was down."""
+    """Shift open rows with a clock that was set back while the node was down."""
     with sessions.begin() as session:
         lost = clock_jumps.measure_time_lost(session, now=now)
         if lost <= -clock_jumps.TOLERANCE:
@@ -151,7 +151,7 @@ def _mend_lost_time(sessions: sessionmaker[Session], config: Config, now: dateti
             clock_jumps.grant_leases(session, lease_s=config.worker.lease_s, now=now)
 
 
-class Crew:
+class WorkerPool:
     """The local workers, as processes; one that dies loses its lease at once and is started again."""
 
     def __init__(self, config: Config, sessions: sessionmaker[Session], size: int, now: Clock) -> None:
@@ -162,15 +162,15 @@ class Crew:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that were running when last looked at."""
+        """Process IDs of the workers, some of which may have ended since the last ``supervise``."""
         return [process.pid for process in self._processes]
 
-    def count(self) -> int:
-        """How many of them run."""
+    def count_running(self) -> int:
+        """Return the number of workers that run."""
         return sum(process.poll() is None for process in list(self._processes))
 
     def start(self) -> None:
-        """Start what is missing."""
+        """Start workers until the pool is full."""
         while len(self._processes) < self._size:
             command = [sys.executable, "-m", "dicomnode", "--config", str(self._config.path)]
             command += ["work", "--parent", str(os.getpid())]
@@ -178,8 +178,8 @@ class Crew:
                 subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_worker_environment(self._size))
             )
 
-    def tend(self) -> None:
-        """Replace the dead; a worker that cannot even start is not tried more than once in five seconds."""
+    def supervise(self) -> None:
+        """Replace ended workers, at most once in five seconds."""
         dead = [process for process in self._processes if process.poll() is not None]
         for process in dead:
             log.error("worker %d ended with status %s", process.pid, process.returncode)
@@ -189,15 +189,15 @@ class Crew:
             self._not_before = time.monotonic() + 5.0
             self.start()
 
-    def ask_to_stop(self) -> None:
-        """Workers give their jobs back at the next step."""
+    def request_stop(self) -> None:
+        """Ask every worker to stop; each gives its job back at the next step."""
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
 
-    def wait(self, patience_s: float) -> None:
-        """Wait for them to end; those that do not are killed, and their jobs taken back."""
-        deadline = time.monotonic() + patience_s
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the workers to end; kill those that do not, and take their jobs back."""
+        deadline = time.monotonic() + timeout_s
         for process in self._processes:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
@@ -215,7 +215,7 @@ class Crew:
 
 
 def _worker_environment(workers: int) -> dict[str, str]:
-    """Ours, with each worker's share of the cores, unless the user says otherwise."""
+    """Return this process's environment with a worker's share of the cores, unless the user set it."""
     # torch's idle threads spin by default: where other work wants the cores, they starve it and one another (tenfold).
     share = max(1, (os.cpu_count() or 1) // max(1, workers))
     return {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(share)} | os.environ

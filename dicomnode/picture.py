@@ -1,4 +1,4 @@
-"""The demo's picture: what came in, what a classical method makes of it, what the node made, and how sure it is."""
+"""The demo's picture: the input, the image of a classical method, the node's image and its standard deviation."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from dicomnode import mrd
 from pipelines.contract import KSpace
 
 if TYPE_CHECKING:
-    from dicomnode.demo import Received
+    from dicomnode.demo import StoredResult
 
 __all__ = ["classical_images", "draw", "read_frame"]
 
 L1_WEIGHT = 0.02
-"""Of the wavelet penalty, for images whose 99th percentile is one; the benchmark tunes it, the picture does not."""
+"""Weight of the wavelet penalty for images whose 99th percentile is one; the benchmark tunes it."""
 
 
-def draw(kspace_file: Path, received: Sequence[Received], picture: Path) -> None:
-    """Four panels side by side, from the MRD file that was sent and the objects that the PACS holds."""
+def draw(kspace_file: Path, results: Sequence[StoredResult], picture: Path, *, title: str) -> None:
+    """Draw four panels side by side, from the MRD file that was sent and the objects that the PACS holds.
+
+    ``title``: a sentence on the origin of the k-space.
+    """
     from matplotlib.figure import Figure
 
     kspace, _ = mrd.to_kspace(mrd.read(kspace_file))
     zero_filled, wavelet = classical_images(kspace)
-    objects = [dcmread(result.path) for result in received]
-    ours = read_frame(_of_class(objects, MultiFrameGrayscaleWordSecondaryCaptureImageStorage))
-    deviation = read_frame(_of_class(objects, ParametricMapStorage))
+    objects = [dcmread(result.path) for result in results]
+    ours = read_frame(_find_image(objects, MultiFrameGrayscaleWordSecondaryCaptureImageStorage))
+    deviation = read_frame(_find_image(objects, ParametricMapStorage))
     figure = Figure(figsize=(15, 5.2), layout="constrained")
     axes = figure.subplots(1, 4)
     panels: tuple[tuple[str, NDArray[Any], str, float], ...] = (
@@ -41,16 +44,17 @@ def draw(kspace_file: Path, received: Sequence[Received], picture: Path) -> None
         ("dicomnode: posterior mean\n(synthetic, research use only)", ours, "gray", 0.998),
         ("standard deviation of posterior samples", deviation, "magma", 0.999),
     )
-    for axis, (title, image, colours, brightest) in zip(axes, panels, strict=True):
-        shown = axis.imshow(image, cmap=colours, vmin=0, vmax=float(np.quantile(image, brightest)))
-        axis.set_title(title, fontsize=11)
+    for axis, (name, image, colours, brightest) in zip(axes, panels, strict=True):
+        drawing = axis.imshow(image, cmap=colours, vmin=0, vmax=float(np.quantile(image, brightest)))
+        axis.set_title(name, fontsize=11)
         axis.axis("off")
-    figure.colorbar(shown, ax=axes[3], shrink=0.7)
+    figure.colorbar(drawing, ax=axes[3], shrink=0.7)
+    figure.suptitle(title, fontsize=12)
     figure.savefig(picture, dpi=110)
 
 
 def classical_images(kspace: KSpace) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Magnitudes of the zero-filled and the L1-wavelet image of the middle slice."""
+    """Return the magnitudes of the zero-filled and the L1-wavelet image of the middle slice."""
     from model_zoo import classical
     from pipelines.encoding import prepare_image
 
@@ -62,7 +66,7 @@ def classical_images(kspace: KSpace) -> tuple[NDArray[np.float32], NDArray[np.fl
 
 
 def read_frame(ds: Dataset) -> NDArray[np.float64]:
-    """The middle frame of a multi-frame object, in real-world values."""
+    """Return the middle frame of a multi-frame object, in real-world values."""
     if "FloatPixelData" in ds:
         stored: NDArray[Any] = np.frombuffer(ds.FloatPixelData, "<f4")
     else:
@@ -72,6 +76,6 @@ def read_frame(ds: Dataset) -> NDArray[np.float64]:
     return values * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
 
 
-def _of_class(objects: Sequence[Dataset], sop_class_uid: str) -> Dataset:
-    """The one object of a class; of the two image series the one without the label in its pixels."""
+def _find_image(objects: Sequence[Dataset], sop_class_uid: str) -> Dataset:
+    """Return the object of a class; of the two image series the one without the label in its pixels."""
     return next(ds for ds in objects if ds.SOPClassUID == sop_class_uid and ds.get("BurnedInAnnotation") != "YES")

@@ -43,12 +43,12 @@ class Sweeps:
         ]
 
     def start(self) -> None:
-        """Begin with every sweep."""
+        """Start the thread of every sweep."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Let each sweep come to its end, and begin none anew."""
+        """Wait for running sweeps to end, and start no further ones."""
         self._ended.set()
         for thread in self._threads:
             if thread.ident is not None:

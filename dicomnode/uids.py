@@ -14,7 +14,7 @@ _LONGEST_ROOT = 40  # leaves 23 digits, 76 bits, to tell objects apart
 
 
 def derive(*parts: str, prefix: str = "") -> UID:
-    """The UID of these parts: same parts in the same order, same UID.
+    """Return the UID of these parts; the same parts in the same order give the same UID.
 
     Below ``prefix``, an organisation's own root, as much of the number as 64 characters leave room for; without one
     in the UUID branch 2.25 (PS3.5 B.2). Raises ``ValueError`` without parts, or when the prefix is no UID root.

@@ -17,7 +17,7 @@ from db import deliveries, destinations, jobs
 from db.jobs import OutputFile
 from db.models import Delivery
 from db.states import DeliveryState
-from dicomnode.backoff import backoff
+from dicomnode.backoff import draw_backoff
 from dicomnode.config import Config, Peer
 from dicomnode.config.delivery import DeliveryConfig
 from dicomnode.config.node import NodeConfig
@@ -247,5 +247,5 @@ def test_the_back_off_doubles_up_to_its_maximum_with_jitter() -> None:
     limits = DeliveryConfig(backoff_s=10, backoff_max_s=80)
     generator = random.Random(0)
     for attempts, longest in [(1, 10), (2, 20), (3, 40), (4, 80), (5, 80), (5000, 80)]:
-        waits = [backoff(attempts, limits, generator).total_seconds() for _ in range(200)]
+        waits = [draw_backoff(attempts, limits, generator).total_seconds() for _ in range(200)]
         assert longest / 2 <= min(waits) < max(waits) <= longest

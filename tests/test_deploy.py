@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 
 from db import engine as engines
 from db import jobs, migrations, workers
@@ -59,6 +60,27 @@ def names_in(file: Path, pattern: str) -> list[str]:
 
 def as_package(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def package_of(requirement: str) -> str:
+    return as_package(re.split(r"[^\w.-]", requirement)[0])
+
+
+def test_a_receive_only_host_gets_the_core_without_what_inference_needs() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    inference = {"monai", "nibabel", "pyyaml", "safetensors", "scikit-image", "simpleitk", "torch"}
+    core = pyproject["project"]["dependencies"]
+    assert inference < {package_of(line) for line in core}
+    assert pyproject["dependency-groups"]["receive-only"] == [
+        line for line in core if package_of(line) not in inference
+    ]
+
+
+def test_the_version_is_stated_once_and_repeated_alike() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((DEPLOY / "helm" / "dicomnode" / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+    assert f"dicomnode {version}." in (ROOT / "CONFORMANCE.md").read_text()
 
 
 def test_every_alert_has_tests_of_its_own() -> None:
@@ -179,8 +201,7 @@ def test_an_image_holds_the_versions_that_were_tried_together(name: str) -> None
     tried = {as_package(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
     assert {package: version for package, version in found.items() if tried.get(package, version) != version} == {}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [line for name in ("monai", "ray") for line in project["optional-dependencies"][name]]
-    needed = {as_package(re.split(r"[^\w.-]", line)[0]) for line in project["dependencies"] + extras}
+    needed = {package_of(line) for line in project["dependencies"] + project["optional-dependencies"]["ray"]}
     assert len(needed) > 20
     assert needed - set(found) == set()
 

@@ -142,9 +142,9 @@ def test_the_trail_tells_what_is_new_and_what_happened_to_a_study(
 
 def test_listings_name_no_patient_and_ask_in_few_queries(sessions: sessionmaker[Session], made: dict[str, int]) -> None:
     with sessions() as session:
-        rows = listings.studies(session)
+        rows = listings.list_studies(session)
         assert [row["instances"] for row in rows] == [1, 1, 1, 1]
         assert not {"patient_id", "patient_name"} & rows[0].keys()
-        facts = listings.study_facts(session, listings.study(session, "1.2.0"))
+        facts = listings.describe_study(session, listings.find_study(session, "1.2.0"))
         assert (facts["series"][0]["instances"], facts["jobs"][0]["delivered"]) == (1, "0/1")
-        assert listings.job_facts(session, listings.job(session, made["done"]))["outputs"][0]["kind"] == "image"
+        assert listings.describe_job(session, listings.find_job(session, made["done"]))["outputs"][0]["kind"] == "image"

@@ -15,7 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dicomnode.cli.train import _changed
+from dicomnode.cli.train import override_fields
 from model_zoo import ct_tissues, registry, standard_dose
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.torso import ORGANS, random_torso
@@ -193,12 +193,12 @@ def test_labels_by_ct_are_those_of_the_attenuation_map_and_the_bundle_names_them
 
 def test_fields_of_a_configuration_are_set_by_name_and_kind() -> None:
     c = load("standard-dose-pet-semi").configurations["smoke"]
-    found = _changed(c, ["first_stage=0.25", "labels=ct", "lone=3", "spacings_mm=[4, 6]", "learning_rate=1"])
+    found = override_fields(c, ["first_stage=0.25", "labels=ct", "lone=3", "spacings_mm=[4, 6]", "learning_rate=1"])
     assert found == replace(
         c, first_stage=0.25, labels="ct", lone=3, spacings_mm=(4, 6), learning_rate=1.0
     )  # fmt: skip
     assert json.loads(found.to_json())["lone"] == 3
-    assert _changed(c, []) == c
+    assert override_fields(c, []) == c
     for wrong, words in (("depth=3", "no field 'depth'"), ("lone=many", "lone is 1, a int"), ("lone=0.5", "lone is 1")):
         with pytest.raises(typer.BadParameter, match=words):
-            _changed(c, [wrong])
+            override_fields(c, [wrong])

@@ -125,6 +125,6 @@ def test_the_command_hands_its_reader_of_series_to_the_table(tmp_path: Path) -> 
     paths = write_slices(tmp_path / "a", lattice("axial", SHAPE, (3.5, 1.25, 0.9), (0.0, 0.0, 0.0)), data)
     table = tmp_path / "table.csv"
     table.write_text("subject,split,image\ns1,train,a\ns2,validation,a\n")
-    cohort = command._sources(mri_prior.RECIPE, None, table, False).train.cohort
+    cohort = command.open_sources(mri_prior.RECIPE, None, table, False).train.cohort
     assert cohort is not None
     assert np.array_equal(cohort.volume(cohort.rows[0], "image").values.numpy(), volumes.read(paths).volume.data)

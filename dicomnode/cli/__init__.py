@@ -1,4 +1,4 @@
-"""The command line: one file per noun, imported when its command is asked for."""
+"""The command line: one file per noun, imported when its command runs."""
 
 from __future__ import annotations
 
@@ -41,27 +41,30 @@ COMMANDS = {
     "evaluate": ("dicomnode.cli.evaluate", "evaluate", "Make the tables of a model card again."),
     "demo": ("dicomnode.cli.demo", "demo", "The whole path of one study, on loopback."),
 }
-"""Name: module, what it holds for us (a function or a Typer app), and a line of help."""
+"""By name: the module, its function or Typer app, and a line of help."""
+
+_INSTALL = "install dicomnode with all its dependencies, or run the command on a host that runs jobs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 done, 1 failed with one line on stderr, 2 wrong usage."""
+    """Run one command. Return 0 when done, 1 after a failure, with one line on stderr, 2 for wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    command = _find_command(words)
     try:
-        _build(_command_in(words))(words, prog_name="dicomnode")
+        _build_app(command)(words, prog_name="dicomnode")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        print(f"dicomnode: {_one_line(error)}", file=sys.stderr)
+        print(f"dicomnode: {_explain_error(error, command)}", file=sys.stderr)
         if os.environ.get("DICOMNODE_TRACEBACK"):
             traceback.print_exception(error)
         return 1
     return 0
 
 
-def _build(wanted: str | None) -> typer.Typer:
+def _build_app(command: str | None) -> typer.Typer:
     app = typer.Typer(
         name="dicomnode",
         help="A DICOM/PACS-integrated clinical research node.",
@@ -69,9 +72,9 @@ def _build(wanted: str | None) -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    app.callback()(_options)
+    app.callback()(_set_config_file)
     for name, (module, attribute, help_line) in COMMANDS.items():
-        content = getattr(import_module(module), attribute) if name == wanted else _not_loaded
+        content = getattr(import_module(module), attribute) if name == command else _refuse_unloaded
         if isinstance(content, typer.Typer):
             app.add_typer(content, name=name, help=help_line, no_args_is_help=True)
         else:
@@ -79,7 +82,7 @@ def _build(wanted: str | None) -> typer.Typer:
     return app
 
 
-def _options(
+def _set_config_file(
     ctx: typer.Context,
     config: Annotated[
         Path | None,
@@ -89,23 +92,23 @@ def _options(
     ctx.obj = config or Path("node.toml")
 
 
-def _not_loaded() -> None:
+def _refuse_unloaded() -> None:
     raise NodeError("this command was not loaded")
 
 
-def _command_in(words: Sequence[str]) -> str | None:
-    """The first word that is no option of ours."""
-    rest = iter(words)
-    for word in rest:
-        if word == "--config":
+def _find_command(arguments: Sequence[str]) -> str | None:
+    """Return the first argument that is neither an option of the root nor its value, or None."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--config":
             next(rest, None)
-        elif not word.startswith("-"):
-            return word
+        elif not argument.startswith("-"):
+            return argument
     return None
 
 
-def _one_line(error: Exception) -> str:
-    """What, where and what to do; an unforeseen error's own words may name a patient and are not shown."""
+def _explain_error(error: Exception, command: str | None) -> str:
+    """Return one line: the fault, its place, the remedy. The text of an unforeseen error may name a patient."""
     from sqlalchemy.exc import DBAPIError
 
     from db.jobs import LeaseLost
@@ -117,6 +120,9 @@ def _one_line(error: Exception) -> str:
         return " ".join(str(error).split())
     if isinstance(error, DBAPIError):
         return f"the database does not answer or refuses ({type(error).__name__}): run 'dicomnode check'"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        return f"'dicomnode {command}' needs {package}, which is not installed on this host: {_INSTALL}"
     if isinstance(error, OSError):
         return f"{error.strerror or type(error).__name__}: {error.filename or 'a file or address'}"
     last = traceback.extract_tb(error.__traceback__)[-1]

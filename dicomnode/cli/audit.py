@@ -39,14 +39,13 @@ def export(
     study: Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")],
     out: Annotated[Path | None, typer.Option(help="The file to write; else to stdout.")] = None,
 ) -> None:
-    """Everything on record of one study: instances, jobs, models' digests, results, deliveries, every event with its
-    hash."""
+    """Export the record of one study: instances, jobs, digests of models, results, deliveries, events with hashes."""
     from db.engine import readers
     from dicomnode import listings
     from dicomnode.maintenance import evidence
 
     with readers(context.engine(context.config(ctx)))() as session:
-        facts = evidence.collect_evidence(session, listings.study(session, study), now=datetime.now(UTC))
+        facts = evidence.collect_evidence(session, listings.find_study(session, study), now=datetime.now(UTC))
     if out is None:
         context.print_json(facts)
         return

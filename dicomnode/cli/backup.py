@@ -14,7 +14,7 @@ __all__ = ["backup", "restore"]
 
 
 def backup(
-    ctx: typer.Context, folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for it.")]
+    ctx: typer.Context, folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the backup.")]
 ) -> None:
     """Back up database, spool and models of a node, which may run meanwhile."""
     from dicomnode.maintenance.backup import create

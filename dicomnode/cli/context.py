@@ -1,4 +1,4 @@
-"""What every command needs: the configuration that the root option names, a database, the terminal."""
+"""The configuration, the database and the terminal, for every command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def config(ctx: typer.Context) -> Config:
-    """The configuration that ``--config``, DICOMNODE_CONFIG or ./node.toml names."""
+    """Load the configuration that ``--config``, DICOMNODE_CONFIG or ./node.toml names."""
     from dicomnode.config import load
 
     path: Path = ctx.find_root().obj
@@ -31,46 +31,46 @@ def config(ctx: typer.Context) -> Config:
 
 
 def config_if_any(ctx: typer.Context) -> Config:
-    """The node's configuration where there is one, for what can be done without."""
+    """Load the node's configuration where one exists, for commands that can do without."""
     from dicomnode.config import Config
 
     path: Path = ctx.find_root().obj
-    named = "DICOMNODE_CONFIG" in os.environ or path != Path("node.toml")
-    return config(ctx) if named or path.exists() else Config()
+    is_explicit = "DICOMNODE_CONFIG" in os.environ or path != Path("node.toml")
+    return config(ctx) if is_explicit or path.exists() else Config()
 
 
 def engine(config: Config) -> Engine:
-    """The node's database, which must be at our revision."""
+    """Connect to the node's database. Raises NodeError where it does not exist or is at another revision."""
     from db.engine import connect
     from db.migrations import current, head
     from dicomnode.errors import NodeError
 
-    found = connect(config.database_url)
-    if found.dialect.name == "sqlite" and not Path(found.url.database or "").exists():
-        raise NodeError(f"no database at {found.url.database}: run 'dicomnode serve' first")
-    if current(found) != head():
+    engine = connect(config.database_url)
+    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
+        raise NodeError(f"no database at {engine.url.database}: run 'dicomnode serve' first")
+    if current(engine) != head():
         raise NodeError("the database is of another version: 'dicomnode serve' brings it up to date")
-    return found
+    return engine
 
 
 def log_to_stderr(config: Config) -> None:
-    """Our own lines, as [node] log_format says."""
+    """Write the log to stderr, in the format of [node] log_format."""
     from dicomnode.monitoring import log_lines
 
     log_lines.set_up_logging(config.node.log_format)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; moments in ISO 8601."""
+    """Print one JSON document; moments are in ISO 8601."""
     json.dump(value, sys.stdout, indent=2, default=as_text)
     sys.stdout.write("\n")
 
 
 def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
-    """A table of the named columns, or everything as JSON."""
-    found = list(rows)
+    """Print a table of the named columns, or all facts as JSON."""
+    listing = list(rows)
     if as_json:
-        print_json(found)
+        print_json(listing)
         return
     from rich import box
     from rich.console import Console
@@ -80,12 +80,12 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_
     table = Table(box=box.SIMPLE, pad_edge=False)
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
-    for row in found:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    console.print(table if found else "nothing")
+    for row in listing:
+        table.add_row(*(_format_cell(row[column]) for column in columns))
+    console.print(table if listing else "nothing")
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     from rich.markup import escape
 
     if isinstance(value, datetime):
@@ -96,5 +96,5 @@ def _cell(value: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """What JSON has no word for."""
+    """Return a value that JSON has no type for as text."""
     return value.isoformat() if isinstance(value, datetime) else str(value)

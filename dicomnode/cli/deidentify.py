@@ -35,7 +35,7 @@ def deidentify(
     if not files:
         raise typer.BadParameter(f"no DICOM file below {in_path}", param_hint="IN")
     out_dir.mkdir(parents=True, exist_ok=True)
-    rows = [row for series in _series(files) for row in _copied(series, out_dir, deidentifier, config)]
+    rows = [row for series in _group_by_series(files) for row in _copy_series(series, out_dir, deidentifier, config)]
     refused = [row for row in rows if row["outcome"] != "copied"]
     if as_json:
         context.print_json(rows)
@@ -47,49 +47,49 @@ def deidentify(
         raise typer.Exit(1)
 
 
-def _series(files: Sequence[Path]) -> list[list[Path]]:
-    """Files together that are of one series; what cannot be read is by itself, to be refused."""
+def _group_by_series(files: Sequence[Path]) -> list[list[Path]]:
+    """Group the files by series; a file that cannot be read is a group of its own, to be refused."""
     from dicomnode.datasets import headers
     from dicomnode.errors import NodeError
 
-    found: dict[str, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in files:
         try:
             uid = headers.read(file).series_uid
         except NodeError:
             uid = ""
-        found.setdefault(uid or str(file), []).append(file)
-    return list(found.values())
+        groups.setdefault(uid or str(file), []).append(file)
+    return list(groups.values())
 
 
-def _copied(
+def _copy_series(
     files: Sequence[Path], out_dir: Path, deidentifier: Deidentifier, config: Config
 ) -> Iterator[dict[str, Any]]:
     from dicomnode.errors import InputRefused, NotAllowed
     from pipelines.contract import Refused
 
     try:
-        face = _face(files, deidentifier, config)
+        face = _find_face(files, deidentifier, config)
     except (InputRefused, Refused) as refusal:
         yield from ({"source": str(file), "outcome": "refused", "file": "", "text": str(refusal)} for file in files)
         return
-    made: set[Path] = set()
+    targets: set[Path] = set()
     for file in files:
-        told = {"source": str(file), "outcome": "copied", "file": "", "text": ""}
+        row = {"source": str(file), "outcome": "copied", "file": "", "text": ""}
         try:
             ds = deidentifier.read(file, face)
             target = out_dir / f"{ds.SOPInstanceUID}.dcm"
-            if target in made:
+            if target in targets:
                 raise InputRefused("another file of the series has the same SOP Instance UID")
-            made.add(target)
+            targets.add(target)
             ds.save_as(target, enforce_file_format=True)
-            yield told | {"file": str(target)}
+            yield row | {"file": str(target)}
         except (InputRefused, NotAllowed) as refusal:
-            yield told | {"outcome": "refused", "text": str(refusal)}
+            yield row | {"outcome": "refused", "text": str(refusal)}
 
 
-def _face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> SeriesFaceMask | None:
-    """Where the face is in an MR series that may show one, if the profile wants none."""
+def _find_face(files: Sequence[Path], deidentifier: Deidentifier, config: Config) -> SeriesFaceMask | None:
+    """Return the face region of an MR series that may show one, or None; only for a profile that removes faces."""
     from dicomnode.deidentify import faces
     from dicomnode.deployment import models
     from dicomnode.reading import frames

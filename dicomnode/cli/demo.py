@@ -1,4 +1,4 @@
-"""``dicomnode demo``: what ``make demo`` runs."""
+"""``dicomnode demo``, which ``make demo`` runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dicomnode.demo import Demo, Node, Watch
+    from dicomnode.demo import Demo, Node, ProgressCallback
 
 __all__ = ["demo"]
 
@@ -20,40 +20,42 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("out/demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the node and its PACS running.")] = False,
 ) -> None:
-    """Send real k-space to a node on loopback and get the reconstructed MR image back in a PACS."""
+    """Send k-space to a node on loopback and get the reconstructed MR image back in a PACS.
+
+    The k-space is real where the data kit is on this machine, else that of a simulated head.
+    """
     from dicomnode.demo import Demo
     from dicomnode.node import stop_on_signals
 
     began = time.monotonic()
     with stop_on_signals() as stop:
         run = Demo(out.resolve() / time.strftime("%Y%m%d-%H%M%S"), stop)
-        kspace, description = run.kspace()
+        kspace, description = run.make_kspace()
         print(description)
-        wrapped = run.raw_data(kspace)
-        with run.site(keep=keep) as (node, pacs):
-            _show(run, wrapped, node, pacs, began)
-            _go_on(run.folder, node, pacs, keep)
+        raw_data = run.write_raw_data(kspace)
+        with run.run_nodes(keep=keep) as (node, pacs):
+            _send_and_show(run, raw_data, description, node, pacs, began)
+            _print_next_steps(run.folder, node, pacs, keep)
 
 
-def _show(run: Demo, wrapped: Path, node: Node, pacs: Node, began: float) -> None:
-    """Send, follow, and tell what came back."""
+def _send_and_show(run: Demo, raw_data: Path, description: str, node: Node, pacs: Node, began: float) -> None:
+    """Send the k-space, follow its study, and print and draw the results."""
     from dicomnode import picture
 
     print(f"node {node.ae_title} on port {node.port}, PACS {pacs.ae_title} on port {pacs.port} (loopback)")
-    run.send(wrapped, node)
-    with _progress() as watch:
-        received = run.wait_for_results(node, pacs, watch)
+    run.send(raw_data, node)
+    with _show_progress() as report_progress:
+        results = run.wait_for_results(node, pacs, report_progress)
     print(f"in the PACS after {time.monotonic() - began:.0f} s:")
-    for result in received:
+    for result in results:
         print(f"  {result.series_description}: {result.path}")
     panels = run.folder / "demo.png"
-    picture.draw(run.folder / "kspace.h5", received, panels)
+    picture.draw(run.folder / "kspace.h5", results, panels, title=description)
     print(f"picture: {panels}")
 
 
-def _go_on(folder: Path, node: Node, pacs: Node, keep: bool) -> None:
-    """What to do next."""
-    print(f"what the node knows of it: dicomnode --config {node.config_file} studies list")
+def _print_next_steps(folder: Path, node: Node, pacs: Node, keep: bool) -> None:
+    print(f"the study in the node: dicomnode --config {node.config_file} studies list")
     if keep:
         print(f"pages and viewer: {node.web}")
         print(f"running: node (process {node.process.pid}), PACS (process {pacs.process.pid}); stop them with")
@@ -64,8 +66,8 @@ def _go_on(folder: Path, node: Node, pacs: Node, keep: bool) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Watch]:
-    """A bar on a terminal; elsewhere a line whenever the step changes."""
+def _show_progress() -> Iterator[ProgressCallback]:
+    """Show a bar on a terminal; elsewhere print a line whenever the step changes."""
     from rich.console import Console
     from rich.progress import Progress
 

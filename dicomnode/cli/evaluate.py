@@ -1,4 +1,4 @@
-"""``dicomnode evaluate NAME[@VERSION]``: the tables of a bundle's model card, made again."""
+"""``dicomnode evaluate NAME[@VERSION]``: the tables of a bundle's model card, computed again."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def evaluate(
 ) -> None:
     """Evaluate a bundle on held-out subjects and print its model card's tables."""
     if quick and write:
-        raise NotAllowed("a quick evaluation is none to put into a bundle: leave out --quick or --write")
+        raise NotAllowed("a quick evaluation does not go into a bundle: leave out --quick or --write")
     from model_zoo.evaluation import report
 
-    facts = _bundle(name)
-    evaluation = _evaluated(facts, data, device, quick)
+    facts = _find_bundle(name)
+    evaluation = _evaluate_bundle(facts, data, device, quick)
     for table in evaluation.tables:
         print(f"{table.title}\n\n{report.markdown(table)}")
     if out is not None:
@@ -43,7 +43,7 @@ def evaluate(
         print(facts.path)
 
 
-def _bundle(name: str) -> BundleFacts:
+def _find_bundle(name: str) -> BundleFacts:
     from model_zoo import registry
 
     if (Path(name) / "configs" / "metadata.json").is_file():
@@ -52,20 +52,20 @@ def _bundle(name: str) -> BundleFacts:
     return registry.find(bundle, version or None)
 
 
-def _evaluated(facts: BundleFacts, data: Path | None, device: str, quick: bool) -> Evaluation:
+def _evaluate_bundle(facts: BundleFacts, data: Path | None, device: str, quick: bool) -> Evaluation:
     import matplotlib
 
     from model_zoo import evaluation, registry
 
     matplotlib.use("Agg")  # pictures are written, not shown
     try:
-        found = evaluation.evaluator(facts.name)
+        evaluate_model = evaluation.evaluator(facts.name)
     except LookupError as error:
         raise NotFound(str(error)) from error
     model = registry.load_from(facts, device=device)
     try:
-        with _progress() as progress:
-            return found(model, root=data, quick=quick, progress=progress)
+        with _show_progress() as progress:
+            return evaluate_model(model, root=data, quick=quick, progress=progress)
     except FileNotFoundError as error:
         raise ConfigError(f"evaluate {facts.name}: {error}") from error
     except (ValueError, RuntimeError) as error:
@@ -73,8 +73,8 @@ def _evaluated(facts: BundleFacts, data: Path | None, device: str, quick: bool) 
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere."""
+def _show_progress() -> Iterator[Progress]:
+    """Show a bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda fraction, step: None
         return

@@ -11,7 +11,7 @@ import typer
 __all__ = ["init"]
 
 
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")] = Path(".")) -> None:
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for node.toml.")] = Path(".")) -> None:
     """Write a commented node.toml and make the folders it names."""
     from dicomnode.config import load
     from dicomnode.errors import ConfigError

@@ -23,7 +23,7 @@ def list_jobs(
     state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
     as_json: context.AsJson = False,
 ) -> None:
-    """Every job, the newest last."""
+    """List every job, the newest last."""
     from db.engine import readers
     from db.states import JobState
     from dicomnode import listings
@@ -31,24 +31,24 @@ def list_jobs(
     if state is not None and state not in list(JobState):
         raise typer.BadParameter(f"no state {state!r}; there is: {', '.join(JobState)}")
     with readers(context.engine(context.config(ctx)))() as session:
-        rows = listings.jobs(session, None if state is None else JobState(state))
+        rows = listings.list_jobs(session, None if state is None else JobState(state))
     columns = ["id", "state", "route", "pipeline", "study_uid", "revision", "attempts", "progress", "reason"]
     context.print_rows(rows, columns, as_json=as_json)
 
 
 @app.command()
 def show(ctx: typer.Context, id: JobId, as_json: context.AsJson = False) -> None:
-    """One job: inputs, results, deliveries, and what its run reports."""
+    """Show one job: its inputs, results and deliveries, and the report of its run."""
     from db.engine import readers
     from dicomnode import listings
 
     with readers(context.engine(context.config(ctx)))() as session:
-        facts = listings.job_facts(session, listings.job(session, id))
+        facts = listings.describe_job(session, listings.find_job(session, id))
     if as_json:
         context.print_json(facts)
         return
     lines = [{"what": name, "value": value} for name, value in facts.items() if not isinstance(value, list | dict)]
-    lines += [{"what": f"report: {name}", "value": value} for name, value in _in_words(facts["report"]).items()]
+    lines += [{"what": f"report: {name}", "value": value} for name, value in _join_verdict(facts["report"]).items()]
     context.print_rows(lines, ["what", "value"], as_json=False)
     context.print_rows(facts["inputs"], ["name", "sop_instance_uid"], as_json=False)
     context.print_rows(facts["outputs"], ["kind", "sop_instance_uid", "deliveries"], as_json=False)
@@ -91,16 +91,16 @@ def _decide(ctx: typer.Context, id: int, decision: Callable[..., None]) -> None:
     from dicomnode import listings
 
     with sessions(context.engine(context.config(ctx))).begin() as session:
-        job = listings.job(session, id)
+        job = listings.find_job(session, id)
         decision(session, job, reason=f"{decision.__name__} by hand", now=datetime.now(UTC))
         state = job.state
     print(f"job {id} is {state}")
 
 
-def _in_words(report: dict[str, Any]) -> dict[str, Any]:
-    """With the verdict and its reasons on one line."""
-    said = dict(report)
-    reasons = said.pop("reasons", [])
+def _join_verdict(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report with the verdict and its reasons on one line."""
+    joined = dict(report)
+    reasons = joined.pop("reasons", [])
     if reasons:
-        said["verdict"] = f"{said['verdict']}: {'; '.join(reasons)}"
-    return said
+        joined["verdict"] = f"{joined['verdict']}: {'; '.join(reasons)}"
+    return joined

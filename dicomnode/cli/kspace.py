@@ -18,18 +18,18 @@ __all__ = ["app"]
 app = typer.Typer()
 
 _Source = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
-_Stated = Annotated[
+_Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEYWORD=VALUE", help="What the MRD header does not say or says wrongly, such as "
+    typer.Option("--set", metavar="KEYWORD=VALUE", help="A value that the MRD header lacks or has wrong, such as "
                  "PatientID=17, PatientName=…, StudyInstanceUID=…, AccessionNumber=…, BodyPartExamined=…; repeatable."),
 ]  # fmt: skip
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 @app.command()
-def wrap(ctx: typer.Context, file: _Source, out: Path, stated: _Stated = None) -> None:
+def wrap(ctx: typer.Context, file: _Source, out: Path, overrides: _Overrides = None) -> None:
     """Put an MRD file into a DICOM Raw Data object."""
-    _wrap(ctx, file, out, stated)
+    _wrap(ctx, file, out, overrides)
     print(out)
 
 
@@ -73,9 +73,9 @@ def convert(
 
 @app.command()
 def show(file: _Source) -> None:
-    """Print the facts of an acquisition, or why it cannot be reconstructed; no patient data.
+    """Print the facts of an acquisition, or the reason why it cannot be reconstructed; no patient data.
 
-    Of several contrasts or sets a list.
+    Several contrasts or sets give a list.
     """
     import pydicom
 
@@ -91,13 +91,13 @@ def send(
     ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="MRD files or Raw Data objects.")],
     to: Annotated[str, typer.Option("--to", help="A configured peer's name, or HOST:PORT:AE_TITLE.")],
-    stated: _Stated = None,
+    overrides: _Overrides = None,
 ) -> None:
     """Send k-space to a peer; an MRD file is put into a Raw Data object first."""
     from dicomnode.cli.send import send_files
 
     with TemporaryDirectory() as folder:
-        objects = _objects(ctx, files, Path(folder), stated)
+        objects = _wrap_all(ctx, files, Path(folder), overrides)
         results = send_files(ctx, objects, to)
     counts = Counter(str(result.outcome) for result in results)
     print(f"{to}: {', '.join(f'{count} {outcome}' for outcome, count in sorted(counts.items()))}")
@@ -108,29 +108,29 @@ def send(
         raise typer.Exit(1)
 
 
-def _objects(ctx: typer.Context, files: Sequence[Path], folder: Path, stated: list[str] | None) -> list[Path]:
+def _wrap_all(ctx: typer.Context, files: Sequence[Path], folder: Path, overrides: list[str] | None) -> list[Path]:
     objects = []
     for number, file in enumerate(files):
         if _is_mrd(file):
             objects.append(folder / f"{number}.dcm")
-            _wrap(ctx, file, objects[-1], stated)
-        elif stated:
+            _wrap(ctx, file, objects[-1], overrides)
+        elif overrides:
             raise typer.BadParameter(f"{file} is a DICOM object already", param_hint="--set")
         else:
             objects.append(file)
     return objects
 
 
-def _wrap(ctx: typer.Context, file: Path, out: Path, stated: list[str] | None) -> None:
+def _wrap(ctx: typer.Context, file: Path, out: Path, overrides: list[str] | None) -> None:
     from dicomnode import mrd
 
-    facts = dict(_pair(each) for each in stated or [])
+    facts = dict(_parse_pair(each) for each in overrides or [])
     now = context.config_if_any(ctx).node.to_local_time(datetime.now(UTC))
     with file.open("rb") as stream:
         mrd.wrap(stream, now=now, facts=facts).save_as(out, enforce_file_format=True)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _parse_pair(text: str) -> tuple[str, str]:
     keyword, equals, value = text.partition("=")
     if not equals:
         raise typer.BadParameter(f"{text!r} is not KEYWORD=VALUE", param_hint="--set")

@@ -32,23 +32,25 @@ Why = Annotated[str, typer.Option(help="Why, for the history.")]
 
 @app.command("list")
 def list_models(ctx: typer.Context, as_json: context.AsJson = False) -> None:
-    """Every bundle on this node: version, digest, licence, training data, intended use."""
+    """List every bundle on this node: version, digest, licence, training data, intended use."""
     from dicomnode import listings
 
     columns = ["name", "version", "digest", "licence", "trained_on", "intended_use"]
-    context.print_rows(listings.models(_config(ctx)), columns, as_json=as_json)
+    context.print_rows(listings.list_models(_config_or_none(ctx)), columns, as_json=as_json)
 
 
 @app.command()
 def show(ctx: typer.Context, name: Name, as_json: context.AsJson = False) -> None:
-    """One bundle: everything that it says of itself."""
+    """Show the whole metadata of one bundle."""
     from dicomnode import listings
 
-    rows = listings.model(name, _config(ctx))
+    rows = listings.describe_model(name, _config_or_none(ctx))
     if as_json:
         context.print_json(rows)
         return
-    context.print_rows(({"what": k, "value": _words(v)} for k, v in rows.items()), ["what", "value"], as_json=False)
+    context.print_rows(
+        ({"what": k, "value": _format_metadata(v)} for k, v in rows.items()), ["what", "value"], as_json=False
+    )
 
 
 @app.command()
@@ -61,14 +63,14 @@ def verify(
     from dicomnode.deployment import models
     from model_zoo import registry
 
-    config = _config(ctx)
+    config = _config_or_none(ctx)
     bundle, _, version = name.partition("@")
-    there = registry.installed() if config is None else models.list_bundles(config)
-    chosen = [f for f in there if bundle in ("", f.name) and version in ("", f.version)]
+    installed = registry.installed() if config is None else models.list_bundles(config)
+    chosen = [f for f in installed if bundle in ("", f.name) and version in ("", f.version)]
     unreadable = [] if config is None or name else registry.damaged(config.models_dir)
     if not chosen and not unreadable:
         raise NotFound(f"no bundle {name or 'at all'} on this node: 'dicomnode models list' shows what there is")
-    rows = [_verified(facts) for facts in chosen]
+    rows = [_verify_bundle(facts) for facts in chosen]
     rows += [{"name": "", "version": "", "state": "damaged", "reason": str(error)} for error in unreadable]
     context.print_rows(rows, ["name", "version", "state", "reason"], as_json=as_json)
     if damaged := [row["name"] or row["reason"] for row in rows if row["state"] != "ok"]:
@@ -88,17 +90,17 @@ def install(
 
     config = context.config(ctx)
     with installing.staged(path, config.models_dir, deploying.build_policy(config.models)) as staged:
-        _introduce(staged)
+        _print_bundle(staged)
         if not yes and sys.stdin.isatty():
             typer.confirm("Install it?", abort=True)
         for device in smoke.devices():
             ran = smoke.run(staged.facts, device, trusted_code=staged.trusted_code)
             print(f"ran on {ran.device} in {ran.seconds:.1f} s: {' x '.join(map(str, ran.shape))} zeros, finite output")
         facts = staged.commit()
-    _remember(config, staged, facts, who or deploying.identify_user())
+    _record_installation(config, staged, facts, who or deploying.identify_user())
     called = f"{facts.name}@{facts.version}"
     print(f"installed {called}; 'dicomnode models deploy {called} --pipeline P' puts it to use")
-    for pipeline in _undeployed(config, facts.name):
+    for pipeline in _list_followers(config, facts.name):
         print(f"note: no version is deployed for {pipeline}, so it uses the newest of {facts.name} from now on")
 
 
@@ -141,7 +143,7 @@ def deploy(
     who: Who = "",
     why: Why = "",
 ) -> None:
-    """From the next study on, use this version for the pipeline, for a part of its studies, or beside the current."""
+    """Use this version from the next study on: for all studies of the pipeline, for a share, or as a shadow."""
     from db.engine import sessions
     from db.states import DeploymentMode
     from dicomnode.deployment import deploying
@@ -151,7 +153,7 @@ def deploy(
     mode = DeploymentMode.SHADOW if shadow else DeploymentMode.CURRENT if share is None else DeploymentMode.SHARE
     config = context.config(ctx)
     _check_version(name)
-    with sessions(_database(config)).begin() as session:
+    with sessions(_open_database(config)).begin() as session:
         row = deploying.deploy(
             session, config, model=name, pipeline=pipeline, mode=mode, percent=share,
             who=who or deploying.identify_user(), why=why, now=datetime.now(UTC),
@@ -171,12 +173,12 @@ def rollback(ctx: typer.Context, pipeline: PipelineName, who: Who = "", why: Why
     from dicomnode.deployment import deploying
 
     config = context.config(ctx)
-    with sessions(_database(config)).begin() as session:
+    with sessions(_open_database(config)).begin() as session:
         row = deploying.rollback(
             session, config, pipeline=pipeline, who=who or deploying.identify_user(), why=why, now=datetime.now(UTC)
         )
-        told = f"{pipeline}: {deployments.format_model(row)} is the current version, weights SHA-256 {row.digest}"
-    print(told)
+        message = f"{pipeline}: {deployments.format_model(row)} is the current version, weights SHA-256 {row.digest}"
+    print(message)
 
 
 @app.command()
@@ -185,47 +187,47 @@ def history(
     pipeline: Annotated[str, typer.Argument(metavar="[PIPELINE]", show_default="every pipeline")] = "",
     as_json: context.AsJson = False,
 ) -> None:
-    """Who deployed what when; what has no end is in force."""
+    """List the deployments with person and time; one without an end is in force."""
     from db.engine import readers
     from dicomnode import listings
 
     with readers(context.engine(context.config(ctx)))() as session:
-        rows = listings.deployments(session, pipeline)
+        rows = listings.list_deployments(session, pipeline)
     columns = ["pipeline", "model", "mode", "percent", "who", "why", "started_at", "ended_at", "ended_by", "digest"]
     context.print_rows(rows, columns, as_json=as_json)
 
 
 @app.command()
 def compare(ctx: typer.Context, pipeline: PipelineName, as_json: context.AsJson = False) -> None:
-    """Study by study, what a version made that ran beside the current one, against what went out."""
+    """Compare, study by study, the results of a shadow version with those delivered."""
     from db.engine import readers
     from dicomnode import listings
 
     with readers(context.engine(context.config(ctx)))() as session:
-        rows = listings.comparisons(session, pipeline)
+        rows = listings.list_comparisons(session, pipeline)
     columns = ["study_uid", "before", "after", "state", "verdicts", "psnr_db", "dice", "number", "before_s", "after_s"]
     context.print_rows(rows, columns, as_json=as_json)
     if not as_json and rows:
-        print(_in_all(rows))
+        print(_summarize_comparisons(rows))
 
 
-def _in_all(rows: list[dict[str, Any]]) -> str:
+def _summarize_comparisons(rows: list[dict[str, Any]]) -> str:
     psnr = [row["psnr_db"] for row in rows if row["psnr_db"] is not None]
     times = [row["after_s"] / row["before_s"] for row in rows if row["after_s"] and row["before_s"]]
-    told = [f"{len(rows)} studies, {sum(row['state'] == 'done' for row in rows)} compared"]
-    told += [f"worst PSNR of an image {min(psnr):.1f} dB, median {median(psnr):.1f} dB"] if psnr else []
-    told += [f"median time {median(times):.2f} of the current one's"] if times else []
-    return "; ".join(told)
+    parts = [f"{len(rows)} studies, {sum(row['state'] == 'done' for row in rows)} compared"]
+    parts += [f"worst PSNR of an image {min(psnr):.1f} dB, median {median(psnr):.1f} dB"] if psnr else []
+    parts += [f"median time {median(times):.2f} of the current one's"] if times else []
+    return "; ".join(parts)
 
 
-def _config(ctx: typer.Context) -> Config | None:
-    """None where no configuration is: then there are the shipped bundles."""
+def _config_or_none(ctx: typer.Context) -> Config | None:
+    """Load the configuration, or return None where none exists: the shipped bundles need none."""
     path: Path = ctx.find_root().obj
     return context.config(ctx) if path.exists() or path != Path("node.toml") else None
 
 
-def _database(config: Config) -> Any:
-    """Deploying is possible before the node was ever started."""
+def _open_database(config: Config) -> Any:
+    """Connect to the database; make it first where the node was never started."""
     from dicomnode import node
 
     if not (config.database.url or config.database.url_file) and not (config.data_dir / "node.sqlite").exists():
@@ -233,8 +235,8 @@ def _database(config: Config) -> Any:
     return context.engine(config)
 
 
-def _undeployed(config: Config, bundle: str) -> list[str]:
-    """Pipelines of that bundle that follow its newest version."""
+def _list_followers(config: Config, bundle: str) -> list[str]:
+    """Return the pipelines that follow the newest version of the bundle."""
     import pipelines
     from db import deployments
     from db.engine import readers
@@ -257,11 +259,12 @@ def _check_version(name: str) -> None:
         raise typer.BadParameter(f"{name!r} names no version: NAME@VERSION, as 'dicomnode models list' shows them")
 
 
-def _introduce(staged: Staged) -> None:
-    said = staged.facts.metadata
-    print(f"{staged.facts.name}@{staged.facts.version}: {_words(said.get('task', said.get('description', '')))}")
+def _print_bundle(staged: Staged) -> None:
+    metadata = staged.facts.metadata
+    task = metadata.get("task", metadata.get("description", ""))
+    print(f"{staged.facts.name}@{staged.facts.version}: {_format_metadata(task)}")
     for name in ("intended_use", "licence", "trained_on"):
-        print(f"  {name.replace('_', ' ')}: {_words(said.get(name, '')) or 'not stated'}")
+        print(f"  {name.replace('_', ' ')}: {_format_metadata(metadata.get(name, '')) or 'not stated'}")
     print(f"  weights SHA-256: {staged.facts.digest}")
     print(f"  signed by: {staged.signed_by or 'nobody whose signature was checked'}")
     if staged.trusted_code:
@@ -270,8 +273,8 @@ def _introduce(staged: Staged) -> None:
         print(f"  weights converted from {staged.converted_from}")
 
 
-def _remember(config: Config, staged: Staged, facts: BundleFacts, who: str) -> None:
-    """In the audit trail, where there is one: a node may get its models before its first start."""
+def _record_installation(config: Config, staged: Staged, facts: BundleFacts, who: str) -> None:
+    """Record the installation in the audit trail, which does not exist before the node's first start."""
     from db.engine import sessions
     from dicomnode.deployment import deploying
     from dicomnode.errors import NodeError
@@ -284,7 +287,7 @@ def _remember(config: Config, staged: Staged, facts: BundleFacts, who: str) -> N
         deploying.record_installation(session, facts, signed_by=staged.signed_by, who=who, now=datetime.now(UTC))
 
 
-def _verified(facts: BundleFacts) -> dict[str, Any]:
+def _verify_bundle(facts: BundleFacts) -> dict[str, Any]:
     from model_zoo import registry
 
     try:
@@ -294,8 +297,8 @@ def _verified(facts: BundleFacts) -> dict[str, Any]:
     return {"name": facts.name, "version": facts.version, "state": "ok", "reason": ""}
 
 
-def _words(value: Any) -> str:
-    """Nested metadata on one line."""
+def _format_metadata(value: Any) -> str:
+    """Return nested metadata on one line."""
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {_words(each)}" for name, each in value.items())
-    return ", ".join(_words(each) for each in value) if isinstance(value, list) else str(value)
+        return "; ".join(f"{name}: {_format_metadata(each)}" for name, each in value.items())
+    return ", ".join(_format_metadata(each) for each in value) if isinstance(value, list) else str(value)

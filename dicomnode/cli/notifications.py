@@ -1,4 +1,4 @@
-"""``dicomnode notifications``: what was told to whom, and whether it would arrive."""
+"""``dicomnode notifications``: the notifications sent, and a test of their way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def list_notifications(
     state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
     as_json: context.AsJson = False,
 ) -> None:
-    """Every notification, the newest last."""
+    """List every notification, the newest last."""
     from sqlalchemy import select
 
     from db.engine import readers
@@ -42,7 +42,7 @@ def list_notifications(
 
 @app.command()
 def test(ctx: typer.Context, name: Annotated[str, typer.Argument(help="Its name in node.toml.")]) -> None:
-    """Send one that tells of nothing, now and once."""
+    """Send a test notification, now and once."""
     from dicomnode.notifications import notification
 
     note = notification.send_test(name, context.config(ctx), now=datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""``dicomnode peers``: who the node knows, whether they answer, what they hold, and getting a study from them."""
+"""``dicomnode peers``: list, echo and search the peers of node.toml, and fetch a study."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Name = Annotated[str, typer.Argument(help="A configured peer's name, or HOST:POR
 
 @app.command("list")
 def list_peers(ctx: typer.Context, as_json: context.AsJson = False) -> None:
-    """The peers of node.toml."""
+    """List the peers of node.toml."""
     from dicomnode import listings
 
     context.print_rows(
-        listings.peers(context.config(ctx)), ("name", "ae_title", "host", "port", "tls"), as_json=as_json
+        listings.list_peers(context.config(ctx)), ("name", "ae_title", "host", "port", "tls"), as_json=as_json
     )
 
 
 @app.command()
 def echo(ctx: typer.Context, name: Name, as_json: context.AsJson = False) -> None:
-    """C-ECHO."""
+    """Test the connection to a peer by C-ECHO."""
     from dicomnode.dimse import peers
 
-    peer, who = _asked(ctx, name)
-    took_s = peers.echo(peer, **who)
+    peer, association = _find_peer(ctx, name)
+    took_s = peers.echo(peer, **association)
     if as_json:
         context.print_json({"name": peer.name, "seconds": round(took_s, 4)})
     else:
@@ -53,15 +53,15 @@ def find(
     level: Annotated[str, typer.Option(help="study, series or image.")] = "study",
     as_json: context.AsJson = False,
 ) -> None:
-    """C-FIND, study root."""
+    """Search a peer by C-FIND, study root."""
     from dicomnode.dimse import queries
 
     if level.upper() not in queries.LEVELS:
         raise typer.BadParameter(f"{level!r} is none of study, series, image", param_hint="--level")
-    wanted = dict(_key(words) for words in keys or [])
-    peer, who = _asked(ctx, name)
-    matches = queries.find(peer, wanted, level=level.upper(), **who)
-    columns = [*dict.fromkeys([*queries.LEVELS[level.upper()], *wanted])]
+    conditions = dict(_parse_key(words) for words in keys or [])
+    peer, association = _find_peer(ctx, name)
+    matches = queries.find(peer, conditions, level=level.upper(), **association)
+    columns = [*dict.fromkeys([*queries.LEVELS[level.upper()], *conditions])]
     context.print_rows([_row(match, columns) for match in matches], columns, as_json=as_json)
 
 
@@ -78,14 +78,14 @@ def fetch(
     from dicomnode.dimse import queries
     from dicomnode.errors import PeerRefused
 
-    peer, who = _asked(ctx, name)
+    peer, association = _find_peer(ctx, name)
     if to is not None:
-        fetched = queries.move(peer, study_uid, destination_aet=to, **who)
+        fetched = queries.move(peer, study_uid, destination_aet=to, **association)
     elif out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        fetched = queries.fetch(peer, study_uid, on_store=lambda event: _keep(event, out), **who)
+        fetched = queries.fetch(peer, study_uid, on_store=lambda event: _write_instance(event, out), **association)
     else:
-        fetched = _fetch_into_node(context.config(ctx), peer, study_uid, who)
+        fetched = _fetch_into_node(context.config(ctx), peer, study_uid, association)
     counts = {"completed": fetched.completed, "warned": fetched.warned, "failed": fetched.failed}
     if as_json:
         context.print_json(counts)
@@ -95,8 +95,8 @@ def fetch(
         raise PeerRefused(f"peer {peer.name}: {fetched.failed} instances failed, {fetched.completed} came")
 
 
-def _asked(ctx: typer.Context, name: str) -> tuple[Peer, dict[str, Any]]:
-    """The peer, and who asks."""
+def _find_peer(ctx: typer.Context, name: str) -> tuple[Peer, dict[str, Any]]:
+    """Return the peer, and the settings of the association that calls it."""
     from dicomnode.dimse import peers
 
     config = context.config(ctx)
@@ -107,12 +107,12 @@ def _asked(ctx: typer.Context, name: str) -> tuple[Peer, dict[str, Any]]:
     }
 
 
-def _key(words: str) -> tuple[str, str]:
+def _parse_key(text: str) -> tuple[str, str]:
     from pydicom.datadict import tag_for_keyword
 
-    keyword, equals, value = words.partition("=")
+    keyword, equals, value = text.partition("=")
     if not equals or tag_for_keyword(keyword) is None:
-        raise typer.BadParameter(f"{words!r} is no KEYWORD=VALUE with a DICOM keyword", param_hint="KEY=VALUE")
+        raise typer.BadParameter(f"{text!r} is no KEYWORD=VALUE with a DICOM keyword", param_hint="KEY=VALUE")
     return keyword, value
 
 
@@ -126,8 +126,8 @@ def _row(match: Dataset, columns: list[str]) -> dict[str, Any]:
     }
 
 
-def _keep(event: Event, folder: Path) -> int:
-    """C-STORE of a C-GET into a file of its own; a SOP Instance UID is made of digits and dots (PS3.5 9.1)."""
+def _write_instance(event: Event, folder: Path) -> int:
+    """Write the instance of a C-STORE into a file and return the status; 0xC000 for a UID that is none (PS3.5 9.1)."""
     uid = str(event.request.AffectedSOPInstanceUID)
     if not set(uid) <= set("0123456789."):
         return 0xC000
@@ -135,7 +135,7 @@ def _keep(event: Event, folder: Path) -> int:
     return 0x0000
 
 
-def _fetch_into_node(config: Config, peer: Peer, study_uid: str, who: dict[str, Any]) -> Any:
+def _fetch_into_node(config: Config, peer: Peer, study_uid: str, association: dict[str, Any]) -> Any:
     from datetime import UTC, datetime
 
     from db.engine import sessions
@@ -145,6 +145,6 @@ def _fetch_into_node(config: Config, peer: Peer, study_uid: str, who: dict[str, 
     engine = context.engine(config)
     take = retrieved.store_handler(config, sessions(engine), peer, lambda: datetime.now(UTC))
     try:
-        return queries.fetch(peer, study_uid, on_store=take, **who)
+        return queries.fetch(peer, study_uid, on_store=take, **association)
     finally:
         engine.dispose()

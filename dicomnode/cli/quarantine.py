@@ -18,21 +18,21 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-Id = Annotated[int, typer.Argument(metavar="ID", help="Its number.")]
+Id = Annotated[int, typer.Argument(metavar="ID", help="Number of the quarantined instance.")]
 
-_SHOWN = (
+_COLUMNS = (
     "id", "state", "reason", "study_uid", "series_uid", "sop_instance_uid", "sop_class_uid", "sha256", "size_bytes",
     "sender_ae_title", "sender_address", "received_at",
 )  # fmt: skip
 
 
 @app.command("list")
-def list_kept(
+def list_quarantined(
     ctx: typer.Context,
     state: Annotated[str, typer.Option(help="kept, released, discarded or all.")] = "kept",
     as_json: context.AsJson = False,
 ) -> None:
-    """What ingest kept and did not accept, the newest last."""
+    """List the instances that were not accepted, the newest last."""
     from db import quarantine
     from db.engine import readers
     from db.states import QuarantineState
@@ -47,7 +47,7 @@ def list_kept(
 
 @app.command()
 def show(ctx: typer.Context, id: Id, as_json: context.AsJson = False) -> None:
-    """One of them, and where its file lies."""
+    """Show one quarantined instance, with the path of its file."""
     from db.engine import readers
     from dicomnode.storage import spool
 
@@ -64,7 +64,7 @@ def show(ctx: typer.Context, id: Id, as_json: context.AsJson = False) -> None:
 
 @app.command()
 def release(ctx: typer.Context, id: Id) -> None:
-    """It is the instance; what has its SOP Instance UID now goes into quarantine instead."""
+    """Accept a quarantined instance; an instance that has its SOP Instance UID now goes into quarantine instead."""
     from db import quarantine
     from db.engine import sessions
     from dicomnode.datasets import headers
@@ -80,7 +80,7 @@ def release(ctx: typer.Context, id: Id) -> None:
 
 @app.command()
 def discard(ctx: typer.Context, id: Id) -> None:
-    """It is not wanted; its file is deleted with the next pass of retention."""
+    """Reject a quarantined instance; the next pass of retention deletes its file."""
     from db import quarantine
     from db.engine import sessions
 
@@ -100,4 +100,4 @@ def _row(session: Session, id: int) -> Quarantine:
 
 
 def _facts(row: Quarantine) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _SHOWN}
+    return {name: getattr(row, name) for name in _COLUMNS}

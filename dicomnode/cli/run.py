@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 Inputs = dict[str, list[Path]]
-"""Files by the name of the input that they are."""
+"""Files by the name of their input."""
 
 _MRD_SUFFIXES = (".h5", ".mrd")
 
@@ -44,12 +44,12 @@ def run(
     from dicomnode.deployment import pipeline_names
 
     config = context.config_if_any(ctx)
-    options = dict(_option(text) for text in option or [])
+    options = dict(_parse_option(text) for text in option or [])
     out_dir.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        wanted = pipeline_names.resolve_pipeline(pipeline, config, model).inputs
-        for inputs in _inputs(in_dir, Path(folder), wanted, with_ or []):
+        expected = pipeline_names.resolve_pipeline(pipeline, config, model).inputs
+        for inputs in _group_inputs(in_dir, Path(folder), expected, with_ or []):
             rows += _run_one(inputs, out_dir, pipeline, model, seed, options, config)
     context.print_rows(rows, ["kind", "file", "seconds"], as_json=as_json)
 
@@ -77,7 +77,7 @@ def _run_one(
         seed=processing.seed_from(key) if seed is None else seed,
         created_at=datetime.now(UTC),
     )
-    with _progress() as progress:
+    with _show_progress() as progress:
         produced = processing.process(task, config, progress=progress)
     rows = []
     for ds in produced.objects:
@@ -87,42 +87,43 @@ def _run_one(
     return rows
 
 
-def _inputs(source: Path, folder: Path, wanted: Sequence[Input], with_: list[str]) -> list[Inputs]:
-    """What the pipeline takes, one task each: acquisitions of k-space, or series of images with what goes with them."""
+def _group_inputs(source: Path, folder: Path, expected: Sequence[Input], with_: list[str]) -> list[Inputs]:
+    """Return the inputs of each task: one acquisition of k-space, or one series of images, with its further inputs."""
     from dicomnode.errors import NotFound
     from dicomnode.routing.routing import MAIN_INPUT
     from pipelines.contract import Covariates, KSpace
 
-    further = _further(with_, [each.name for each in wanted[1:]])
-    paths = [path for path in _files(source) if not any(path in named for named in further.values())]
+    further = _parse_further_inputs(with_, [each.name for each in expected[1:]])
+    paths = [path for path in _list_files(source) if not any(path in files for files in further.values())]
     dicom = [path for path in paths if _is_dicom(path)]
-    if wanted[0].kind is not KSpace:
-        found, missing = _series(dicom), "no DICOM series of images"
+    if expected[0].kind is not KSpace:
+        found, missing = _group_series(dicom), "no DICOM series of images"
     else:
-        found = [[_wrapped(path, folder)] for path in paths if path.suffix in _MRD_SUFFIXES] + _raw_data(dicom)
+        found = [[_wrap_mrd(path, folder)] for path in paths if path.suffix in _MRD_SUFFIXES] + _find_raw_data(dicom)
         missing = "no Raw Data object and no MRD file (.h5, .mrd)"
     if not found:
         raise NotFound(f"{source} holds {missing}")
-    named = [each.name for each in wanted if each.kind is Covariates and each.name not in further]
+    reports = [each.name for each in expected if each.kind is Covariates and each.name not in further]
     return [
-        {MAIN_INPUT: series} | further | {name: _covariates(paths, dicom, series) for name in named} for series in found
+        {MAIN_INPUT: series} | further | {name: _find_covariates(paths, dicom, series) for name in reports}
+        for series in found
     ]
 
 
-def _further(with_: list[str], names: list[str]) -> Inputs:
-    """Of NAME=PATH. Wrong usage is said as such."""
+def _parse_further_inputs(with_: list[str], names: list[str]) -> Inputs:
+    """Return the files of each NAME=PATH. Raises BadParameter."""
     found: Inputs = {}
     for text in with_:
         name, equals, path = text.partition("=")
         if not equals or name not in names:
             raise typer.BadParameter(f"{text!r} is not NAME=PATH with a NAME of: {', '.join(names) or 'none here'}")
-        found[name] = _files(Path(path))
+        found[name] = _list_files(Path(path))
         if not found[name]:
             raise typer.BadParameter(f"{path} holds no file")
     return found
 
 
-def _files(source: Path) -> list[Path]:
+def _list_files(source: Path) -> list[Path]:
     if source.is_dir():
         return sorted(each.resolve() for each in source.rglob("*") if each.is_file())
     return [source.resolve()] if source.is_file() else []
@@ -134,8 +135,8 @@ def _is_dicom(path: Path) -> bool:
     return path.suffix not in _MRD_SUFFIXES and is_dicom(path)
 
 
-def _covariates(paths: list[Path], dicom: list[Path], series: list[Path]) -> list[Path]:
-    """Reports of the study of the series, and sidecars."""
+def _find_covariates(paths: list[Path], dicom: list[Path], series: list[Path]) -> list[Path]:
+    """Return the reports of the series' study, and the sidecar files."""
     from dicomnode.datasets import headers
     from dicomnode.reading import covariates
 
@@ -151,14 +152,14 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _raw_data(paths: list[Path]) -> list[list[Path]]:
+def _find_raw_data(paths: list[Path]) -> list[list[Path]]:
     from dicomnode.datasets import headers
 
     return [[path] for path in paths if headers.read(path).sop_class_uid == "1.2.840.10008.5.1.4.1.1.66"]
 
 
-def _series(paths: list[Path]) -> list[list[Path]]:
-    """Files by series, without those that are no images: reports, presentation states."""
+def _group_series(paths: list[Path]) -> list[list[Path]]:
+    """Group the files by series, without reports, presentation states and other files that are no images."""
     from dicomnode.datasets import headers
 
     found: dict[str, list[Path]] = {}
@@ -169,7 +170,7 @@ def _series(paths: list[Path]) -> list[list[Path]]:
     return list(found.values())
 
 
-def _wrapped(path: Path, folder: Path) -> Path:
+def _wrap_mrd(path: Path, folder: Path) -> Path:
     from dicomnode import mrd
 
     target = folder / f"{len(list(folder.iterdir()))}.dcm"
@@ -178,8 +179,8 @@ def _wrapped(path: Path, folder: Path) -> Path:
     return target
 
 
-def _option(text: str) -> tuple[str, Any]:
-    """A TOML value, or a word without quotes."""
+def _parse_option(text: str) -> tuple[str, Any]:
+    """Return the key, and its TOML value or the text where it is none."""
     import tomllib
 
     key, equals, value = text.partition("=")
@@ -192,8 +193,8 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere."""
+def _show_progress() -> Iterator[Progress]:
+    """Show a bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda fraction, step: None
         return

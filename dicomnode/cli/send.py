@@ -33,7 +33,7 @@ def send(
     if not files:
         raise typer.BadParameter(f"no DICOM file below {', '.join(map(str, paths))}", param_hint="PATH")
     results = send_files(ctx, files, to)
-    rows = [_row(result) for result in results]
+    rows = [_describe_result(result) for result in results]
     failed = [row for row, result in zip(rows, results, strict=True) if not result.is_stored]
     if as_json:
         context.print_json(rows)
@@ -47,13 +47,13 @@ def send(
 
 
 def send_files(ctx: typer.Context, files: Sequence[Path], to: str) -> list[StoreResult]:
-    """C-STORE with progress on a terminal; ``to`` may be an address, which needs no configuration."""
+    """Send the files by C-STORE, with progress on a terminal; an address as ``to`` needs no configuration."""
     from dicomnode.config import Config
     from dicomnode.dimse import peers
 
     config = Config() if _is_address(to) and not Path(ctx.find_root().obj).exists() else context.config(ctx)
     peer = peers.resolve_peer(to, config)
-    with _progress(len(files), to) as advance:
+    with _show_progress(len(files), to) as advance:
         return peers.store(
             peer,
             files,
@@ -68,7 +68,7 @@ def _is_address(to: str) -> bool:
     return to.count(":") >= 2
 
 
-def _row(result: StoreResult) -> dict[str, Any]:
+def _describe_result(result: StoreResult) -> dict[str, Any]:
     return {
         "file": str(result.path),
         "sop_instance_uid": result.sop_instance_uid,
@@ -80,8 +80,8 @@ def _row(result: StoreResult) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(total: int, to: str) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, nothing elsewhere."""
+def _show_progress(total: int, to: str) -> Iterator[Callable[[], None]]:
+    """Show a bar on a terminal, nothing elsewhere."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 

@@ -39,14 +39,14 @@ def verify(
     with Progress(transient=True, disable=as_json) as bar:
         task = bar.add_task("files", total=total)
         limit = None if rate is None else rate * 1e6
-        found = list(
+        findings = list(
             verification.verify(sessions, config.spool_dir, bytes_per_s=limit, seen=lambda _: bar.advance(task))
         )
-    _print(found, as_json)
-    typer.echo(f"{total} rows with files looked at, {len(found)} wrong", err=True)
+    _print(findings, as_json)
+    typer.echo(f"{total} rows with files looked at, {len(findings)} wrong", err=True)
     with sessions() as session:
         check_nothing_lost(session, config.spool_dir)
-    if found:
+    if findings:
         raise typer.Exit(1)
 
 
@@ -56,21 +56,21 @@ def orphans(
     remove: Annotated[bool, typer.Option("--remove", help="Delete the files without rows.")] = False,
     as_json: context.AsJson = False,
 ) -> None:
-    """Rows without files and files without rows; exit 1 if a row has no file."""
+    """List rows without files and files without rows; exit 1 if a row has no file."""
     from db.engine import readers, sessions
     from dicomnode.maintenance import verification
     from dicomnode.storage.high_water import check_nothing_lost
 
     config, now = context.config(ctx), datetime.now(UTC)
     engine = context.engine(config)
-    found = list(verification.find_orphans(readers(engine), config.spool_dir, now=now))
-    _print(found, as_json)
+    findings = list(verification.find_orphans(readers(engine), config.spool_dir, now=now))
+    _print(findings, as_json)
     if remove:
         with readers(engine)() as session:
             check_nothing_lost(session, config.spool_dir)
-        gone = verification.remove_orphans(sessions(engine), config.spool_dir, found, now=now)
-        typer.echo(f"{gone} files without rows deleted", err=True)
-    if any(each.what == "missing" for each in found):
+        deleted = verification.remove_orphans(sessions(engine), config.spool_dir, findings, now=now)
+        typer.echo(f"{deleted} files without rows deleted", err=True)
+    if any(each.what == "missing" for each in findings):
         raise typer.Exit(1)
 
 
@@ -83,10 +83,10 @@ def adopt(ctx: typer.Context, as_json: context.AsJson = False) -> None:
 
     config = context.config(ctx)
     node.prepare(config)
-    found = list(adoption.adopt(sessions(context.engine(config)), config.spool_dir, now=datetime.now(UTC)))
-    context.print_rows([asdict(each) for each in found], ["file", "outcome", "reason"], as_json=as_json)
-    typer.echo(f"{sum(each.outcome == 'adopted' for each in found)} of {len(found)} files adopted", err=True)
+    findings = list(adoption.adopt(sessions(context.engine(config)), config.spool_dir, now=datetime.now(UTC)))
+    context.print_rows([asdict(each) for each in findings], ["file", "outcome", "reason"], as_json=as_json)
+    typer.echo(f"{sum(each.outcome == 'adopted' for each in findings)} of {len(findings)} files adopted", err=True)
 
 
-def _print(found: list[Discrepancy], as_json: bool) -> None:
-    context.print_rows([asdict(each) for each in found], _COLUMNS, as_json=as_json)
+def _print(findings: list[Discrepancy], as_json: bool) -> None:
+    context.print_rows([asdict(each) for each in findings], _COLUMNS, as_json=as_json)

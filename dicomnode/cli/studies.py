@@ -23,24 +23,24 @@ StudyUid = Annotated[str, typer.Argument(metavar="UID", help="The Study Instance
 
 @app.command("list")
 def list_studies(ctx: typer.Context, as_json: context.AsJson = False) -> None:
-    """Every study, the newest last."""
+    """List every study, the newest last."""
     from db.engine import readers
     from dicomnode import listings
 
     with readers(context.engine(context.config(ctx)))() as session:
-        rows = listings.studies(session)
+        rows = listings.list_studies(session)
     columns = ["study_uid", "state", "revision", "instances", "last_received_at", "completed_by"]
     context.print_rows(rows, columns, as_json=as_json)
 
 
 @app.command()
 def show(ctx: typer.Context, uid: StudyUid, as_json: context.AsJson = False) -> None:
-    """One study: its series, its jobs and their results."""
+    """Show one study: its series, its jobs and their results."""
     from db.engine import readers
     from dicomnode import listings
 
     with readers(context.engine(context.config(ctx)))() as session:
-        facts = listings.study_facts(session, listings.study(session, uid))
+        facts = listings.describe_study(session, listings.find_study(session, uid))
     if as_json:
         context.print_json(facts)
         return
@@ -58,8 +58,8 @@ def explain(
     what: Annotated[str, typer.Argument(metavar="UID|FILE", help="A study that is here, or a DICOM file.")],
     as_json: context.AsJson = False,
 ) -> None:
-    """Which route matched on which attribute, or why none did, and what became of its jobs."""
-    rows = _explained(context.config(ctx), what)
+    """Explain which routes match, on which attributes, or why none does, with the state of the jobs."""
+    rows = _explain(context.config(ctx), what)
     if as_json:
         context.print_json(rows)
         return
@@ -92,7 +92,7 @@ def replay(
     model: Annotated[str, typer.Option(metavar="NAME@VERSION", help="Another model than the job's.")] = "",
     as_json: context.AsJson = False,
 ) -> None:
-    """Run the study's finished jobs again, deliver nothing, and say what differs."""
+    """Run the study's finished jobs again, deliver nothing, and list the differences."""
     from db.engine import readers
     from dicomnode import listings
     from dicomnode.execution import replaying
@@ -100,7 +100,7 @@ def replay(
     config = context.config(ctx)
     context.log_to_stderr(config)
     with readers(context.engine(config))() as session:
-        tasks = replaying.finished(session, config, listings.study(session, uid), model)
+        tasks = replaying.finished(session, config, listings.find_study(session, uid), model)
     differences = [row for done in tasks for row in replaying.compare(done, config)]
     context.print_rows(differences, replaying.COLUMNS, as_json=as_json)
 
@@ -110,10 +110,10 @@ def report(
     ctx: typer.Context,
     uid: StudyUid,
     out: Annotated[Path, typer.Option(help="The page to write: FILE.pdf or FILE.png.")],
-    job: Annotated[int | None, typer.Option(help="Of which job; else of the newest with a result.")] = None,
+    job: Annotated[int | None, typer.Option(help="The job; default: the newest with a result.")] = None,
     identify: Annotated[bool, typer.Option("--identify", help="Name the patient on the page.")] = False,
 ) -> None:
-    """The page on a study's result: pictures, numbers with intervals, verdict, what made it."""
+    """Write the page on a study's result: pictures, numbers with intervals, verdict, model."""
     from db.engine import readers
     from dicomnode import listings
     from dicomnode.execution import stored
@@ -124,12 +124,12 @@ def report(
     config = context.config(ctx)
     context.log_to_stderr(config)
     with readers(context.engine(config))() as session:
-        page = stored.page_of(stored.job_of(listings.study(session, uid), job), config, kind, identify=identify)
+        page = stored.page_of(stored.job_of(listings.find_study(session, uid), job), config, kind, identify=identify)
     out.write_bytes(page)
     print(out)
 
 
-def _explained(config: Config, what: str) -> list[dict[str, Any]]:
+def _explain(config: Config, what: str) -> list[dict[str, Any]]:
     from db.engine import readers
     from dicomnode import listings
     from dicomnode.datasets import headers
@@ -139,4 +139,4 @@ def _explained(config: Config, what: str) -> list[dict[str, Any]]:
         verdicts = routing.explain_file(headers.read(Path(what)), config.routes)
         return [asdict(verdict) | {"jobs": []} for verdict in verdicts]
     with readers(context.engine(config))() as session:
-        return listings.explained(session, listings.study(session, what), config)
+        return listings.explain_routes(session, listings.find_study(session, what), config)

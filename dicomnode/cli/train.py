@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model_zoo.training.loop import Progress
     from model_zoo.training.recipe import Recipe, Sources
 
-__all__ = ["train"]
+__all__ = ["open_sources", "override_fields", "train"]
 
 
 def train(
@@ -49,34 +49,34 @@ def train(
         list[str] | None, typer.Option("--set", help="FIELD=VALUE instead of the configuration's; may be repeated.")
     ] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.0.0",
-    columns: Annotated[bool, typer.Option("--columns", help="Only tell the manifest's columns.")] = False,
+    columns: Annotated[bool, typer.Option("--columns", help="Only print the columns of a manifest.")] = False,
     phantom: Annotated[bool, typer.Option("--phantom", hidden=True, help="Ellipsoids instead of heads.")] = False,
 ) -> None:
     """Train RECIPE on simulated data, with checkpoints, and write the result as a bundle.
 
     Under torchrun all processes train together: torchrun --nproc-per-node 8 -m dicomnode train RECIPE --device cuda
     """
-    found = _recipe(recipe)
+    chosen = _find_recipe(recipe)
     if columns:
-        _tell_columns(found)
+        _print_columns(chosen)
         return
-    chosen = _changed(_configuration(found, configuration, seed=seed, workers=workers), changed or ())
+    settings = override_fields(_find_configuration(chosen, configuration, seed=seed, workers=workers), changed or ())
     folder = out or Path("out") / recipe
     try:
         _check_device(device)
-        sources = _sources(found, data, manifest, phantom)
+        sources = open_sources(chosen, data, manifest, phantom)
         weights = None
         if start is not None:
-            words, weights = _first_weights(found, start)
-            chosen = replace(chosen, start=words)
-        _run(found, chosen, folder, sources, device, resume, version, weights)
+            origin, weights = _read_first_weights(chosen, start)
+            settings = replace(settings, start=origin)
+        _run(chosen, settings, folder, sources, device, resume, version, weights)
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         if isinstance(error, NodeError):
             raise
         raise NodeError(f"train {recipe}: {error}") from error
 
 
-def _recipe(name: str) -> Recipe[Any]:
+def _find_recipe(name: str) -> Recipe[Any]:
     from model_zoo import training
 
     if name not in training.RECIPES:
@@ -84,7 +84,7 @@ def _recipe(name: str) -> Recipe[Any]:
     return training.load(name)
 
 
-def _tell_columns(recipe: Recipe[Any]) -> None:
+def _print_columns(recipe: Recipe[Any]) -> None:
     from dicomnode.cli import context
 
     own = (
@@ -97,20 +97,20 @@ def _tell_columns(recipe: Recipe[Any]) -> None:
     context.print_rows((dict(zip(names, row, strict=True)) for row in rows), names, as_json=False)
 
 
-def _configuration(recipe: Recipe[Any], name: str, **changes: Any) -> Any:
+def _find_configuration(recipe: Recipe[Any], name: str, **changes: Any) -> Any:
     if name not in recipe.configurations:
         raise typer.BadParameter(f"no configuration {name!r}; there is: {', '.join(recipe.configurations)}")
     return replace(recipe.configurations[name], **{k: v for k, v in changes.items() if v is not None})
 
 
-def _changed(c: Any, fields: Sequence[str]) -> Any:
-    """A configuration with FIELD=VALUE in place of its own values, of their kind."""
+def override_fields(c: Any, fields: Sequence[str]) -> Any:
+    """Return the configuration with each FIELD=VALUE in place of its own value of the same type."""
     values = json.loads(c.to_json())
     for each in fields:
         name, _, text = each.partition("=")
         if name not in values:
             raise typer.BadParameter(f"--set {each}: no field {name!r}; there is: {', '.join(values)}")
-        own, value = values[name], _value(text)
+        own, value = values[name], _parse_value(text)
         kinds = (int, float) if isinstance(own, float) else (type(own),)
         if type(value) not in kinds:
             raise typer.BadParameter(f"--set {each}: {name} is {json.dumps(own)}, a {type(own).__name__}")
@@ -118,8 +118,8 @@ def _changed(c: Any, fields: Sequence[str]) -> Any:
     return type(c).from_json(json.dumps(values))
 
 
-def _value(text: str) -> Any:
-    """JSON, or a word."""
+def _parse_value(text: str) -> Any:
+    """Return the value that is written as JSON, or the text itself."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -137,7 +137,7 @@ def _check_device(device: str) -> None:
         raise NotFound(f"--device {device}: torch finds no CUDA device on this machine")
 
 
-def _sources(recipe: Recipe[Any], data: Path | None, table: Path | None, phantom: bool) -> Sources:
+def open_sources(recipe: Recipe[Any], data: Path | None, table: Path | None, phantom: bool) -> Sources:
     from model_zoo.training import manifest
     from model_zoo.training.images import SeriesReader
     from model_zoo.training.recipe import simulated
@@ -155,8 +155,8 @@ def _sources(recipe: Recipe[Any], data: Path | None, table: Path | None, phantom
         raise ConfigError(f"{table}: {len(error.problems)} thing(s) to put right, nothing was trained") from error
 
 
-def _first_weights(recipe: Recipe[Any], folder: Path) -> tuple[str, dict[str, Tensor]]:
-    """The weights of the bundle in ``folder``, and what a bundle made from them says of their origin."""
+def _read_first_weights(recipe: Recipe[Any], folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """Return the weights of the bundle in ``folder``, after a sentence on their origin for a bundle made from them."""
     from model_zoo import registry
 
     try:
@@ -182,8 +182,8 @@ def _run(
 ) -> None:
     from model_zoo.training import bundle, loop
 
-    first = int(os.environ.get("RANK", "0")) == 0  # torchrun's word: the first process tells and writes
-    with _progress(first) as (report, progress):
+    first = int(os.environ.get("RANK", "0")) == 0  # set by torchrun: only the first process prints and writes
+    with _show_progress(first) as (report, progress):
         run = loop.train(
             recipe,
             c,
@@ -201,31 +201,31 @@ def _run(
 
 
 @contextmanager
-def _progress(shown: bool) -> Iterator[tuple[Callable[[dict[str, float]], None], Callable[[Progress], None]]]:
-    """A line per checkpoint on stderr; a bar on a terminal."""
+def _show_progress(enabled: bool) -> Iterator[tuple[Callable[[dict[str, float]], None], Callable[[Progress], None]]]:
+    """Print a line per checkpoint on stderr, and show a bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
-    if not shown:
+    if not enabled:
         yield (lambda line: None), (lambda at: None)
         return
     if not console.is_terminal:
-        yield (lambda line: print(_words(line), file=sys.stderr)), (lambda at: None)
+        yield (lambda line: print(_format_line(line), file=sys.stderr)), (lambda at: None)
         return
     with Bar(console=console) as bar:
         task = bar.add_task("starting", total=None)
 
         def progress(at: Progress) -> None:
-            words = f"step {at.step}/{at.steps}, loss {at.loss:.4g}, {_duration(at.left_s)} left"
-            bar.update(task, total=at.steps, completed=at.step, description=words)
+            description = f"step {at.step}/{at.steps}, loss {at.loss:.4g}, {_format_duration(at.left_s)} left"
+            bar.update(task, total=at.steps, completed=at.step, description=description)
 
-        yield (lambda line: bar.console.print(_words(line), highlight=False)), progress
+        yield (lambda line: bar.console.print(_format_line(line), highlight=False)), progress
 
 
-def _words(line: dict[str, float]) -> str:
+def _format_line(line: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" if name != "step" else f"step {value:.0f}" for name, value in line.items())
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

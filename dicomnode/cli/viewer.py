@@ -40,12 +40,12 @@ def install(
 
 @app.command()
 def show(ctx: typer.Context, as_json: context.AsJson = False) -> None:
-    """Which viewer is installed, and where."""
+    """Show the installed viewer and its folder."""
     from dicomnode.errors import NotFound
     from dicomnode.web import ohif
 
     where = ohif.folder(context.config(ctx).web)
-    found = ohif.installed(where)
-    if found is None:
+    viewer = ohif.installed(where)
+    if viewer is None:
         raise NotFound(f"no viewer {ohif.VERSION} in {where}: 'dicomnode viewer install'")
-    context.print_rows([asdict(found)], ["package", "version", "files", "folder"], as_json=as_json)
+    context.print_rows([asdict(viewer)], ["package", "version", "files", "folder"], as_json=as_json)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from pydicom.dataset import Dataset
 
 from dicomnode.config.deidentify import DeidentifyConfig
 from dicomnode.deidentify.table import EDITION
+from dicomnode.installation import read_version
 
 __all__ = ["is_deidentified_by", "record_method"]
 
@@ -68,7 +67,4 @@ def _profile_line(profile_name: str) -> str:
 
 
 def _program_line() -> str:
-    try:
-        return f"dicomnode {version('dicomnode')}"[:64]
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "dicomnode"
+    return f"dicomnode {read_version()}"[:64]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pydicom.uid import UID
 
 from db import deliveries, destinations, jobs
-from dicomnode.backoff import backoff
+from dicomnode.backoff import draw_backoff
 from dicomnode.deidentify import outgoing
 from dicomnode.delivery import gate, negotiation
 from dicomnode.dimse import peers
@@ -159,7 +159,7 @@ class _Courier:
             )
 
     def _later(self, due: ClaimedDelivery) -> datetime:
-        return self.now + backoff(due.attempts, self.config.delivery, self.generator)
+        return self.now + draw_backoff(due.attempts, self.config.delivery, self.generator)
 
     @staticmethod
     def _log(peer: Peer, results: Sequence[StoreResult]) -> None:

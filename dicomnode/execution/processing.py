@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from dicomnode.deployment import models, site
 from dicomnode.deployment.models import find_bundle, load_without_helpers
 from dicomnode.deployment.pipeline_names import resolve_pipeline
 from dicomnode.errors import ConfigError, InputRefused
+from dicomnode.installation import read_version
 from dicomnode.reading import covariates, frames, unreadable, volumes
 from dicomnode.results.inherited import inherit
 from dicomnode.results.provenance import Provenance
@@ -326,7 +326,7 @@ def _made_by(task: Task, model: Model | BundleFacts, parameters: Mapping[str, An
         parameters=parameters,
         seed=task.seed,
         device=device,
-        node_version=_node_version(),
+        node_version=read_version(),
         trained_on=str(model.metadata.get("trained_on", "")),
         job_key=task.key,
     )
@@ -335,13 +335,6 @@ def _made_by(task: Task, model: Model | BundleFacts, parameters: Mapping[str, An
 def _helpers(model: Model) -> dict[str, str]:
     """What else made the result: as much a part of it as the options."""
     return {f"{each.name} model": f"{each.version}, weights SHA-256 {each.digest}" for each in model.helpers.values()}
-
-
-def _node_version() -> str:
-    try:
-        return version("dicomnode")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+source"
 
 
 def _report(

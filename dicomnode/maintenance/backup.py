@@ -18,7 +18,6 @@ import subprocess
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from db import engine as engines
 from db import migrations
 from dicomnode.config import Config
 from dicomnode.errors import NodeError, NotAllowed, StorageDamaged
+from dicomnode.installation import read_version
 
 __all__ = ["create", "restore"]
 
@@ -58,7 +58,7 @@ def create(config: Config, into: Path, *, now: Callable[[], datetime], dump: Dum
         shutil.copy2(config.path, part / "node.toml")
     files = list((part / "spool").rglob("*.dcm"))
     facts = {
-        "dicomnode": version("dicomnode"),
+        "dicomnode": read_version(),
         "schema": migrations.head(),
         "database": kind,
         "database_sha256": _digest(part / _DUMPS[kind]),

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from importlib.metadata import version
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -20,6 +19,7 @@ from db import destinations, queues, trail, workers
 from dicomnode import tls
 from dicomnode.config import Config
 from dicomnode.errors import ConfigError, OutOfSpace
+from dicomnode.installation import read_version
 from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.storage import spool
 
@@ -54,7 +54,7 @@ class Gauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every gauge."""
-        yield _gauge("build_info", "The version that runs.", ["version"], {(version("dicomnode"),): 1})
+        yield _gauge("build_info", "The version that runs.", ["version"], {(read_version(),): 1})
         yield from self._disk()
         yield from self._sweeps()
         yield self._certificates()

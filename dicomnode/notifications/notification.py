@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from db import jobs, notifications
-from dicomnode.backoff import backoff
+from dicomnode.backoff import draw_backoff
 from dicomnode.config.notifications import EmailConfig, SmtpConfig, WebhookConfig
 from dicomnode.config.secrets import read_secret, read_text
 from dicomnode.config.web_address import check_web_address, is_encrypted
@@ -161,7 +161,7 @@ class _Messenger:
 
     def _failed(self, due: ClaimedNotification, reason: str) -> None:
         log.warning("notification %d to %s: %s", due.notification_id, due.name, reason)
-        retry_at = self.now + backoff(due.attempts, self.config.delivery, self.generator)
+        retry_at = self.now + draw_backoff(due.attempts, self.config.delivery, self.generator)
         with self.sessions.begin() as session:
             notifications.mark_failed(
                 session, due.notification_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from db import retrievals
 from db.models import Instance, Retrieval, Series, Study
 from db.states import RetrievalPurpose, RetrievalState
-from dicomnode.backoff import backoff
+from dicomnode.backoff import draw_backoff
 from dicomnode.config import Config, Peer, Route
 from dicomnode.dimse import queries
 from dicomnode.dimse.queries import RetrievalCounts
@@ -81,7 +81,7 @@ def _run(sessions: sessionmaker[Session], config: Config, id: int, now: Clock, g
         _log.warning("search %d: %s", id, reason)
         with sessions.begin() as session:
             retrieval = session.get_one(Retrieval, id)
-            wait = backoff(retrieval.attempts + 1, config.delivery, generator)
+            wait = draw_backoff(retrieval.attempts + 1, config.delivery, generator)
             retry_at = now() + wait if isinstance(error, PeerError) else None
             _record_failure(session, retrieval, config, reason, retry_at, now())
         return False

@@ -37,20 +37,20 @@ def router(desk: Desk) -> APIRouter:
 
     @routes.get("/models")
     def models() -> Response:
-        return _json(listings.models(desk.config))
+        return _json(listings.list_models(desk.config))
 
     @routes.get("/models/{name}")
     def model(name: str) -> Response:
         from model_zoo.bundle import BundleError
 
         try:
-            return _json(listings.model(name, desk.config))
+            return _json(listings.describe_model(name, desk.config))
         except BundleError as error:
             raise HTTPException(404, str(error)) from None
 
     @routes.get("/peers")
     def peers() -> Response:
-        return _json(listings.peers(desk.config))
+        return _json(listings.list_peers(desk.config))
 
     return routes
 
@@ -59,27 +59,27 @@ def _add_rows(routes: APIRouter, desk: Desk) -> None:
     @routes.get("/studies")
     def studies(limit: Limit = _MOST, offset: Offset = 0) -> Response:
         with desk.readers() as session:
-            return _json(listings.studies(session, limit=limit, offset=offset))
+            return _json(listings.list_studies(session, limit=limit, offset=offset))
 
     @routes.get("/studies/{uid}")
     def study(uid: str) -> Response:
         with desk.readers() as session, _or_404():
-            return _json(listings.study_facts(session, listings.study(session, uid), most_series=_MOST))
+            return _json(listings.describe_study(session, listings.find_study(session, uid), most_series=_MOST))
 
     @routes.get("/studies/{uid}/explain")
     def explain(uid: str) -> Response:
         with desk.readers() as session, _or_404():
-            return _json(listings.explained(session, listings.study(session, uid), desk.config))
+            return _json(listings.explain_routes(session, listings.find_study(session, uid), desk.config))
 
     @routes.get("/jobs")
     def jobs(state: JobState | None = None, limit: Limit = _MOST, offset: Offset = 0) -> Response:
         with desk.readers() as session:
-            return _json(listings.jobs(session, state, limit=limit, offset=offset))
+            return _json(listings.list_jobs(session, state, limit=limit, offset=offset))
 
     @routes.get("/jobs/{id:row}")
     def job(id: int) -> Response:
         with desk.readers() as session, _or_404():
-            return _json(listings.job_facts(session, listings.job(session, id)))
+            return _json(listings.describe_job(session, listings.find_job(session, id)))
 
 
 @contextmanager

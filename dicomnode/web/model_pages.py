@@ -39,9 +39,9 @@ def add(routes: APIRouter, desk: Desk) -> None:
     @routes.get("/models")
     def overview(done: str = "") -> HTMLResponse:
         with desk.readers() as session:
-            history = listings.deployments(session)
+            history = listings.list_deployments(session)
             names = pipeline_names.list_pipelines(desk.config)
-            compared = {name: listings.comparisons(session, name, limit=_SHOWN) for name in names}
+            compared = {name: listings.list_comparisons(session, name, limit=_SHOWN) for name in names}
             return desk.page(
                 session, "models.html", bundles=models.list_bundles(desk.config), used=_used(desk.config),
                 in_force=[row for row in history if row["ended_at"] is None], history=history[:_SHOWN],
