@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from sqlalchemy import JSON, BigInteger, DateTime, Enum, Integer, MetaData, String, text
 from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from db.states import (
@@ -22,7 +22,7 @@ from db.states import (
     StudyState,
 )
 
-__all__ = ["BIG", "Base", "Digest", "Moment", "OptionalText", "Pk", "Uid"]
+__all__ = ["BIG", "Base", "Digest", "Leased", "Moment", "OptionalText", "Pk", "Uid"]
 
 BIG = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY is SQLite's row id
 
@@ -87,3 +87,16 @@ class Base(DeclarativeBase):
         RetrievalPurpose: _checked(RetrievalPurpose, "searchpurpose"),
         RetrievalState: _checked(RetrievalState, "searchstate"),
     }
+
+
+class Leased:
+    """Columns of a row that one worker at a time works on (db/leases.py).
+
+    ``attempts``: leases so far. ``not_before``: earliest moment of the next one. ``reason``: of the last failure.
+    """
+
+    attempts: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str] = mapped_column(default="")
+    leased_until: Mapped[datetime | None]
+    not_before: Mapped[datetime]
+    reason: Mapped[str] = mapped_column(default="")

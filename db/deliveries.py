@@ -1,38 +1,37 @@
-"""Deliveries: leased like jobs, tried until the object is at its destination or the configured age is reached."""
+"""Deliveries: leased and retried until the object is at its destination or the configured age is reached."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload
 
-from db import audit, notifications
+from db import audit, leases, notifications
 from db.models import Delivery, Output
 from db.states import DeliveryState
 
 __all__ = [
+    "OUTBOX",
     "ClaimedDelivery",
     "claim_due",
-    "count_by_state",
-    "expire_leases",
     "fall_back",
     "find_spare_classes",
     "give_up_old",
     "mark_delivered",
     "mark_failed",
-    "reclaim",
     "retry",
 ]
 
-_UNFINISHED = (DeliveryState.WAITING, DeliveryState.SENDING)
+OUTBOX = leases.Outbox(Delivery, Delivery.destination, DeliveryState.WAITING, DeliveryState.SENDING)
+_UNFINISHED = (OUTBOX.waiting, OUTBOX.sending)
 
 
 @dataclass(frozen=True)
 class ClaimedDelivery:
-    """A delivery that its claimer has to make, as plain values: no session is open while the network is used."""
+    """A delivery under a lease, as plain values: no session is open while the network is used."""
 
     delivery_id: int
     job_id: int
@@ -47,29 +46,19 @@ class ClaimedDelivery:
 
 
 def claim_due(
-    session: Session,
-    *,
-    worker: str,
-    lease_s: float,
-    limit: int,
-    now: datetime,
-    destination: str | None = None,
-    skip: Sequence[str] = (),
+    session: Session, *, worker: str, lease_s: float, limit: int, now: datetime, destination: str | None = None
 ) -> list[ClaimedDelivery]:
-    """Claim waiting deliveries whose time has come, oldest first; ``skip`` names destinations to leave alone."""
-    query = select(Delivery).where(Delivery.state == DeliveryState.WAITING, Delivery.not_before <= now)
-    if destination is not None:
-        query = query.where(Delivery.destination == destination)
-    if skip:
-        query = query.where(Delivery.destination.not_in(skip))
-    query = query.order_by(Delivery.destination, Delivery.id).limit(limit).with_for_update(skip_locked=True)
+    """Claim the waiting deliveries that are due, to the destination or to all, the oldest first."""
+    query = OUTBOX.select_due(address=destination, limit=limit, now=now)
     rows = session.scalars(query.options(joinedload(Delivery.output, innerjoin=True))).all()
-    return [_take(session, row, worker, lease_s, now) for row in rows]
+    for row in rows:
+        leases.grant(session, row, DeliveryState.SENDING, worker=worker, lease_s=lease_s, now=now)
+    return [_as_claimed(row) for row in rows]
 
 
 def mark_delivered(session: Session, delivery_id: int, *, worker: str, now: datetime) -> None:
-    """The destination has it."""
-    row = _mine(session, delivery_id, worker)
+    """Record that the destination has the object, unless another worker holds the delivery now."""
+    row = _find_held(session, delivery_id, worker)
     if row is not None:
         audit.transition(session, row, DeliveryState.DELIVERED, reason=f"at {row.destination}", now=now)
         row.delivered_at, row.leased_until, row.reason = now, None, ""
@@ -79,30 +68,28 @@ def mark_delivered(session: Session, delivery_id: int, *, worker: str, now: date
 def mark_failed(
     session: Session, delivery_id: int, *, worker: str, reason: str, retry_at: datetime | None, now: datetime
 ) -> None:
-    """It is not there: try again at ``retry_at``, or never when that is None."""
-    row = _mine(session, delivery_id, worker)
+    """Record a failed attempt: the next one is at ``retry_at``, and none follows where that is None."""
+    row = _find_held(session, delivery_id, worker)
     if row is None:
         return
-    row.reason, row.leased_until = reason, None
     if retry_at is None:
         _give_up(session, row, reason, now)
         return
-    audit.transition(session, row, DeliveryState.WAITING, reason=reason, now=now)
-    row.not_before = retry_at
+    leases.postpone(session, row, DeliveryState.WAITING, reason=reason, not_before=retry_at, now=now)
 
 
 def find_spare_classes(session: Session, destination: str, job_ids: Collection[int]) -> dict[int, set[str]]:
-    """By job the SOP classes that lie ready for the destination, should it not take what is for it."""
+    """Return by job the SOP classes of its spare results for a destination that does not take the first choice."""
     query = select(Output).where(Output.job_id.in_(job_ids), Output.spare_for.is_not(None))
-    found: dict[int, set[str]] = {}
+    classes: dict[int, set[str]] = {}
     for output in session.scalars(query):
         if destination in (output.spare_for or ()):
-            found.setdefault(output.job_id, set()).add(output.sop_class_uid)
-    return found
+            classes.setdefault(output.job_id, set()).add(output.sop_class_uid)
+    return classes
 
 
 def fall_back(session: Session, job_id: int, destination: str, *, reason: str, now: datetime) -> None:
-    """Give up what is for the destination and not there yet, and send what lies ready for it instead."""
+    """Give up the unfinished deliveries of the job to the destination, and enqueue its spare results instead."""
     for output in session.scalars(select(Output).where(Output.job_id == job_id).order_by(Output.id)):
         rows = [row for row in output.deliveries if row.destination == destination]
         spare = destination in (output.spare_for or ())
@@ -115,55 +102,20 @@ def fall_back(session: Session, job_id: int, destination: str, *, reason: str, n
 
 
 def give_up_old(session: Session, *, created_before: datetime, now: datetime) -> int:
-    """Give up on everything that has waited since before ``created_before``."""
-    query = select(Delivery).where(Delivery.state == DeliveryState.WAITING, Delivery.created_at < created_before)
-    rows = session.scalars(query.order_by(Delivery.id).with_for_update(skip_locked=True)).all()
+    """Give up every delivery that has waited since before ``created_before``; return how many."""
+    rows = OUTBOX.lock_old(session, created_before=created_before)
     for row in rows:
-        row.reason = f"given up: {row.reason or 'never tried'}"
-        _give_up(session, row, row.reason, now)
-    return len(rows)
-
-
-def expire_leases(session: Session, *, now: datetime) -> int:
-    """Deliveries whose sender died: no answer does not mean not stored, so they are sent again."""
-    query = select(Delivery).where(Delivery.state == DeliveryState.SENDING, Delivery.leased_until < now)
-    rows = session.scalars(query.order_by(Delivery.id).with_for_update(skip_locked=True)).all()
-    for row in rows:
-        audit.transition(session, row, DeliveryState.WAITING, reason="its sender stopped", now=now)
-        row.leased_until = None
-    return len(rows)
-
-
-def reclaim(session: Session, *, machine: str, now: datetime) -> int:
-    """Take back what earlier processes of this machine were sending, without waiting for their leases."""
-    mine = Delivery.worker.startswith(f"{machine}:", autoescape=True)
-    query = select(Delivery).where(Delivery.state == DeliveryState.SENDING, mine).order_by(Delivery.id)
-    rows = session.scalars(query.with_for_update(skip_locked=True)).all()
-    for row in rows:
-        audit.transition(session, row, DeliveryState.WAITING, reason="its sender stopped", now=now)
-        row.leased_until = None
+        _give_up(session, row, f"given up: {row.reason or 'never tried'}", now)
     return len(rows)
 
 
 def retry(session: Session, row: Delivery, *, reason: str, now: datetime) -> None:
-    """Start again with one that was given up."""
+    """Enqueue a delivery that was given up anew, with its full time and no attempts."""
     audit.transition(session, row, DeliveryState.WAITING, reason=reason, now=now)
     row.attempts, row.not_before, row.created_at = 0, now, now
 
 
-def count_by_state(session: Session) -> dict[str, dict[DeliveryState, int]]:
-    """Per destination the number of deliveries in each state."""
-    query = select(Delivery.destination, Delivery.state, func.count()).group_by(Delivery.destination, Delivery.state)
-    found: dict[str, dict[DeliveryState, int]] = {}
-    for destination, state, count in session.execute(query):
-        found.setdefault(destination, {})[state] = count
-    return found
-
-
-def _take(session: Session, row: Delivery, worker: str, lease_s: float, now: datetime) -> ClaimedDelivery:
-    row.worker, row.leased_until = worker, now + timedelta(seconds=lease_s)
-    row.attempts += 1
-    audit.transition(session, row, DeliveryState.SENDING, reason=f"attempt {row.attempts}, {worker}", now=now)
+def _as_claimed(row: Delivery) -> ClaimedDelivery:
     output: Output = row.output
     return ClaimedDelivery(
         delivery_id=row.id,
@@ -180,11 +132,10 @@ def _take(session: Session, row: Delivery, worker: str, lease_s: float, now: dat
 
 
 def _give_up(session: Session, row: Delivery, reason: str, now: datetime) -> None:
+    row.reason, row.leased_until = reason, None
     audit.transition(session, row, DeliveryState.GIVEN_UP, reason=reason, now=now)
     notifications.notify_given_up(session, row.output.job_id, row.destination, reason=reason, now=now)
 
 
-def _mine(session: Session, delivery_id: int, worker: str) -> Delivery | None:
-    """None when the lease lapsed meanwhile: whoever has it now will tell."""
-    row = session.get_one(Delivery, delivery_id, with_for_update=True, populate_existing=True)
-    return row if row.state is DeliveryState.SENDING and row.worker == worker else None
+def _find_held(session: Session, delivery_id: int, worker: str) -> Delivery | None:
+    return leases.find_held(session, Delivery, delivery_id, DeliveryState.SENDING, worker=worker)

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
-from db import audit, notifications
+from db import audit, leases, notifications
 from db.models import Delivery, Instance, Job, JobInput, Output
 from db.states import InvalidTransition, JobState
 from db.studies import StoredFile
@@ -167,10 +167,8 @@ def claim(session: Session, *, worker: str, lease_s: float, but: Collection[Need
     job = session.scalar(query)
     if job is None:
         return None
-    job.worker, job.leased_until = worker, now + timedelta(seconds=lease_s)
-    job.attempts += 1
+    leases.grant(session, job, JobState.RUNNING, worker=worker, lease_s=lease_s, now=now)
     job.started_at, job.progress, job.step = now, 0.0, ""
-    audit.transition(session, job, JobState.RUNNING, reason=f"attempt {job.attempts}, {worker}", now=now)
     return job
 
 
@@ -251,8 +249,7 @@ def fail(
 
 def expire_leases(session: Session, *, attempts: int, now: datetime) -> list[Job]:
     """Take back the jobs of workers that stopped renewing."""
-    lapsed = select(Job).where(Job.state == JobState.RUNNING, Job.leased_until < now).order_by(Job.id)
-    jobs = list(session.scalars(lapsed.with_for_update(skip_locked=True)))
+    jobs = list(leases.lock_lapsed(session, Job, JobState.RUNNING, now=now))
     for job in jobs:
         reason = f"{job.worker} stopped renewing its lease in attempt {job.attempts}"
         _again_or_dead(session, job, reason=reason, again=job.attempts < attempts, backoff_s=0.0, now=now)
@@ -331,9 +328,9 @@ def _superseded(session: Session, study_id: int, route: str, contents: Mapping[s
 
 
 def _mine(session: Session, job_id: int, worker: str) -> Job:
-    job = session.get_one(Job, job_id, with_for_update=True, populate_existing=True)
-    if job.state is not JobState.RUNNING or job.worker != worker:
-        raise LeaseLost(f"job {job_id} is {job.state} and no longer with {worker}")
+    job = leases.find_held(session, Job, job_id, JobState.RUNNING, worker=worker)
+    if job is None:
+        raise LeaseLost(f"job {job_id} is {session.get_one(Job, job_id).state} and no longer with {worker}")
     return job
 
 
@@ -351,9 +348,8 @@ def _again_or_dead(session: Session, job: Job, *, reason: str, again: bool, back
     if not again:
         _end(session, job, JobState.DEAD, reason=reason, now=now)
         return
-    audit.transition(session, job, JobState.READY, reason=reason, now=now)
-    job.reason, job.leased_until = reason, None
-    job.not_before = now + timedelta(seconds=backoff_s)
+    not_before = now + timedelta(seconds=backoff_s)
+    leases.postpone(session, job, JobState.READY, reason=reason, not_before=not_before, now=now)
 
 
 def _keep(job: Job, outputs: Sequence[OutputFile], now: datetime) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from db.base import BIG, Base, Digest, Moment, OptionalText, Pk, Uid
+from db.base import BIG, Base, Digest, Leased, Moment, OptionalText, Pk, Uid
 from db.states import (
     DeliveryState,
     DeploymentMode,
@@ -134,7 +134,7 @@ class Instance(Base):
     __table_args__ = (Index(None, "series_id", "id", "expired_at"), Index(None, "sha256"))
 
 
-class Job(Base):
+class Job(Leased, Base):
     """One pipeline on one input. ``key`` is a digest of all that decides the result, so the work is done once.
 
     ``notify``: who is told of it, as names of notifications, each with its events. ``model_digest``: of the weights
@@ -157,11 +157,6 @@ class Job(Base):
     notify: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     priority: Mapped[int] = mapped_column(default=0)
     state: Mapped[JobState] = mapped_column(default=JobState.READY)
-    attempts: Mapped[int] = mapped_column(default=0)
-    worker: Mapped[str] = mapped_column(default="")
-    leased_until: Mapped[datetime | None]
-    not_before: Mapped[datetime]
-    reason: Mapped[str] = mapped_column(default="")
     progress: Mapped[float] = mapped_column(default=0.0)
     step: Mapped[str] = mapped_column(default="")
     report: Mapped[dict[str, Any]]
@@ -230,7 +225,7 @@ class Output(Base):
     __table_args__ = (UniqueConstraint("job_id", "sop_instance_uid"), Index(None, "sha256"))
 
 
-class Delivery(Base):
+class Delivery(Leased, Base):
     """One result object for one destination, until it is there or given up."""
 
     __tablename__ = "deliveries"
@@ -239,11 +234,6 @@ class Delivery(Base):
     output_id: Mapped[int] = mapped_column(ForeignKey("outputs.id"))
     destination: Mapped[str]
     state: Mapped[DeliveryState] = mapped_column(default=DeliveryState.WAITING)
-    attempts: Mapped[int] = mapped_column(default=0)
-    worker: Mapped[str] = mapped_column(default="")
-    leased_until: Mapped[datetime | None]
-    not_before: Mapped[datetime]
-    reason: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime]
     delivered_at: Mapped[datetime | None]
 
@@ -252,7 +242,7 @@ class Delivery(Base):
     __table_args__ = (UniqueConstraint("output_id", "destination"), Index(None, "state", "not_before"))
 
 
-class Notification(Base):
+class Notification(Leased, Base):
     """What one of those who are told hears of one run of a job; ``event_id`` goes with every attempt to say it."""
 
     __tablename__ = "notifications"
@@ -263,13 +253,8 @@ class Notification(Base):
     event: Mapped[str]
     run_at: Mapped[datetime]
     event_id: Mapped[str] = mapped_column(String(36))
-    told: Mapped[str]
+    message: Mapped[str] = mapped_column("told")
     state: Mapped[NotificationState] = mapped_column(default=NotificationState.WAITING)
-    attempts: Mapped[int] = mapped_column(default=0)
-    worker: Mapped[str] = mapped_column(default="")
-    leased_until: Mapped[datetime | None]
-    not_before: Mapped[datetime]
-    reason: Mapped[str] = mapped_column(default="")
     created_at: Mapped[datetime]
     sent_at: Mapped[datetime | None]
 

@@ -220,7 +220,7 @@ def test_delivery_is_claimed_once_and_survives_its_sender(sessions: sessionmaker
         assert deliveries.claim_due(session, worker="b", lease_s=60, limit=10, now=now) == []
     later = now + timedelta(seconds=61)
     with sessions.begin() as session:
-        assert deliveries.expire_leases(session, now=later) == 1
+        assert deliveries.OUTBOX.expire_leases(session, now=later) == 1
         again = deliveries.claim_due(session, worker="b", lease_s=60, limit=10, now=later)
         deliveries.mark_delivered(session, again[0].delivery_id, worker="a", now=later)
         assert session.query(Delivery).one().state is DeliveryState.SENDING

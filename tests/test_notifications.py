@@ -185,7 +185,7 @@ def test_a_result_that_is_given_up_is_a_failure_and_never_delivered(
             deliveries.mark_delivered(session, due.delivery_id, worker="w", now=now)
         deliveries.give_up_old(session, created_before=now + timedelta(1), now=now)
     (row,) = rows(sessions)
-    assert (row.event, row.told) == ("failed", "not delivered to down: given up: never tried")
+    assert (row.event, row.message) == ("failed", "not delivered to down: given up: never tried")
 
 
 def test_a_destination_that_got_another_kind_instead_has_the_results(sessions: Sessions, now: datetime) -> None:
@@ -200,7 +200,7 @@ def test_a_destination_that_got_another_kind_instead_has_the_results(sessions: S
         deliveries.fall_back(session, job.id, "pacs", reason="does not take it", now=now)
         (due,) = deliveries.claim_due(session, worker="w", lease_s=9, limit=9, now=now)
         deliveries.mark_delivered(session, due.delivery_id, worker="w", now=now)
-    assert [(row.event, row.told) for row in rows(sessions)] == [("delivered", "1 objects at pacs")]
+    assert [(row.event, row.message) for row in rows(sessions)] == [("delivered", "1 objects at pacs")]
 
 
 def test_held_results_are_told_as_delivered_after_their_release(sessions: Sessions, now: datetime) -> None:
@@ -219,7 +219,7 @@ def test_a_job_that_is_retried_and_refused_again_is_told_of_again(sessions: Sess
         jobs.retry(session, session.get_one(Job, job_id), reason="again", now=later)
         jobs.claim(session, worker="w", lease_s=60, now=later)
         jobs.refuse(session, job_id=job_id, worker="w", reason="still", report={}, now=later)
-    assert [row.told for row in rows(sessions)] == ["chi-square is 9", "still"]
+    assert [row.message for row in rows(sessions)] == ["chi-square is 9", "still"]
     assert len({row.event_id for row in rows(sessions)}) == 2
 
 
@@ -363,7 +363,7 @@ def test_no_patient_data_leave_unless_allowed(
     assert len(said) > 5, "the failure is in the log"
     assert [(word, each) for word in private for each in said if re.search(word, each)] == []
     assert "m 1.0 takes 18 to 90 years" in mail.get_content()
-    assert "93" in rows(sessions)[0].told, "the row has it all"
+    assert "93" in rows(sessions)[0].message, "the row has it all"
 
 
 def test_patient_data_are_told_where_they_are_allowed(sessions: Sessions, tmp_path: Path, now: datetime) -> None:

@@ -47,7 +47,7 @@ def deliver_due(
     """Send what is due, to all destinations at once; returns how many objects their destinations acknowledged."""
     courier = _Courier(sessions, config, now, generator or random.Random())
     with sessions.begin() as session:
-        deliveries.expire_leases(session, now=now)
+        deliveries.OUTBOX.expire_leases(session, now=now)
         too_old = now - timedelta(hours=config.delivery.give_up_after_h)
         deliveries.give_up_old(session, created_before=too_old, now=now)
         claimed = [(peer, courier.claim(session, peer)) for peer in config.peers]
@@ -61,7 +61,7 @@ def deliver_due(
 def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
     """When the node starts: take back what its predecessor was sending when it died."""
     with sessions.begin() as session:
-        return deliveries.reclaim(session, machine=socket.gethostname(), now=now)
+        return deliveries.OUTBOX.reclaim(session, machine=socket.gethostname(), now=now)
 
 
 class _Courier:

@@ -28,11 +28,11 @@ def collect_status(session: Session, config: Config, *, now: datetime) -> dict[s
         "jobs": _by_state(session, Job),
         "deliveries": {
             destination: {str(state): count for state, count in states.items()}
-            for destination, states in deliveries.count_by_state(session).items()
+            for destination, states in deliveries.OUTBOX.count_by_state(session).items()
         },
         "notifications": {
             name: {str(state): count for state, count in states.items()}
-            for name, states in notifications.count_by_state(session).items()
+            for name, states in notifications.OUTBOX.count_by_state(session).items()
         },
         "oldest_waiting_s": {
             "job": _age_s(session, Job, JobState.READY, now),

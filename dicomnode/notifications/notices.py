@@ -89,7 +89,7 @@ def make_facts(due: ClaimedNotification, config: Config, *, patient_data: bool) 
         "route": due.route,
         "pipeline": due.pipeline,
         "model": due.model,
-        "reason": (due.told if patient_data else _without_patient(due.told, due.subject))[:_LONGEST_REASON],
+        "reason": (due.message if patient_data else _without_patient(due.message, due.subject))[:_LONGEST_REASON],
         "link": f"{config.web.public_url.rstrip('/')}/jobs/{due.job_id}" if config.web.public_url else "",
         "summary": _SUMMARIES[due.event],
     }

@@ -49,7 +49,7 @@ def notify_due(
     """Send what is due, to everybody at once; returns how many notifications were taken."""
     messenger = _Messenger(sessions, config, now, generator or random.Random())
     with sessions.begin() as session:
-        notifications.expire_leases(session, now=now)
+        notifications.OUTBOX.expire_leases(session, now=now)
         too_old = now - timedelta(hours=config.delivery.give_up_after_h)
         notifications.give_up_old(session, created_before=too_old, now=now)
         claimed = [(told, messenger.claim(session, told)) for told in config.notifications.recipients]
@@ -63,7 +63,7 @@ def notify_due(
 def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
     """When the node starts: take back what its predecessor was sending when it died."""
     with sessions.begin() as session:
-        return notifications.reclaim(session, machine=socket.gethostname(), now=now)
+        return notifications.OUTBOX.reclaim(session, machine=socket.gethostname(), now=now)
 
 
 def send(told: Receiver, config: Config, facts: Facts, created_at: datetime) -> str:

@@ -48,7 +48,7 @@ def add(routes: APIRouter, desk: Desk) -> None:
 
 
 def _peers(session: Session, desk: Desk, told: str, echoed: dict[str, tuple[bool, str]]) -> HTMLResponse:
-    counts = deliveries.count_by_state(session)
+    counts = deliveries.OUTBOX.count_by_state(session)
     waiting: Any = select(Delivery.destination, func.min(Delivery.created_at)).group_by(Delivery.destination)
     oldest = dict(session.execute(waiting.where(Delivery.state == DeliveryState.WAITING)).all())
     shown: list[dict[str, Any]] = [
