@@ -1,8 +1,8 @@
-"""The audit trail: a chain of hashes in which no event can be changed, removed or slipped in unnoticed.
+"""The audit trail: a hash chain in which no event can be changed, removed or inserted unnoticed.
 
-Events collect in the session and are written as the last statements before its commit. The chain's head is therefore
-locked only while the commit itself runs, always after every other lock: parallel transactions neither wait for each
-other's work nor deadlock, and a batch of events costs three statements.
+Events collect in the SQLAlchemy session and are written as the last statements before its commit. The head of the chain
+is therefore locked only during the commit, after every other lock: parallel transactions neither wait for each other's
+work nor deadlock, and a batch of events costs three statements.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WRITTEN = "audit.written"
 
 _HEAD = select(Chain.seq, Chain.hash).where(Chain.id == 1).with_for_update()
 _INSERT = insert(cast(Table, Event.__table__))
-_MOVE_HEAD = (
+_ADVANCE_HEAD = (
     update(cast(Table, Chain.__table__))
     .where(Chain.id == 1)
     .values(seq=bindparam("head_seq"), hash=bindparam("head_hash"))
@@ -46,10 +46,10 @@ class _Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Break:
-    """The first event at which the chain does not hold."""
+    """First event at which the chain does not hold, and the reason."""
 
     seq: int
-    why: str
+    reason: str
 
 
 def append(
@@ -62,7 +62,7 @@ def append(
 
 
 def transition(session: Session, row: _Stateful, new_state: StrEnum, *, reason: str, now: datetime) -> None:
-    """Change a row's state if the table of moves has it, and say so in the same transaction."""
+    """Change the row's state and append the event in the same transaction. Raises InvalidTransition."""
     old_state = row.state
     check_transition(old_state, new_state)
     row.state = new_state
@@ -77,7 +77,7 @@ def newest_written(session: Session) -> tuple[int, str] | None:
 
 
 def verify(session: Session) -> Break | None:
-    """Walk the whole chain; None when every link and the head hold."""
+    """Check every event of the chain and its head; return the first break, or None."""
     head = session.get_one(Chain, 1)
     with closing(session.scalars(select(Event).order_by(Event.seq).execution_options(yield_per=1000))) as links:
         return _first_break(links, head)
@@ -110,7 +110,7 @@ def _write_pending(session: Session) -> None:
         link |= {"seq": seq, "previous": previous, "hash": digest}
         previous = digest
     connection.execute(_INSERT, pending)
-    connection.execute(_MOVE_HEAD, {"head_seq": seq, "head_hash": previous})
+    connection.execute(_ADVANCE_HEAD, {"head_seq": seq, "head_hash": previous})
     session.info[_WRITTEN] = seq, previous
 
 

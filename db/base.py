@@ -1,4 +1,4 @@
-"""What the tables are made of: the columns' types, and the declarative base that names constraints."""
+"""Types of columns, the columns of leased rows, and the declarative base, which names the constraints."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Pk = Annotated[int, mapped_column(BIG, primary_key=True)]
 Uid = Annotated[str, mapped_column(String(64))]
 Digest = Annotated[str, mapped_column(String(64))]
 OptionalText = Annotated[str, mapped_column(default="", server_default=text("''"))]
-"""Text that tables have got after their first rows."""
+"""Text of a column that was added to a table with rows: empty where it is not known."""
 
 
 class Moment(TypeDecorator[datetime]):
-    """An aware UTC datetime; SQLite would drop the zone, PostgreSQL would answer in the session's."""
+    """Aware UTC datetime: SQLite would drop the time zone, PostgreSQL would return that of the connection."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -53,7 +53,7 @@ class Moment(TypeDecorator[datetime]):
 
 
 def _checked(states: type[StrEnum], name: str = "") -> Enum:
-    """A column of the enum's values (SQLAlchemy would store the names), checked by the database."""
+    """Return a column type of the enum's values (SQLAlchemy would store the names), checked by the database."""
     return Enum(
         states,
         native_enum=False,

@@ -1,4 +1,4 @@
-"""Keep leases and due times right when the clock is set (NTP, a restored snapshot, a machine that slept).
+"""Correction of leases and due times when the clock is set (NTP, a restored snapshot, a machine that slept).
 
 Moments in rows are compared with the clock. After it was set by an hour, a lease would lapse at once or hold for an
 hour too long, a delivery would wait for an hour, and a study that is still being received would be complete.
@@ -25,7 +25,7 @@ __all__ = ["ClockWatch", "grant_leases", "measure_time_lost", "shift_open_rows"]
 log = logging.getLogger("dicomnode.clock")
 
 TOLERANCE = timedelta(seconds=5)
-"""NTP slews by far less between two looks; a smaller step does no harm to leases and quiet times."""
+"""Smallest step that is corrected: NTP slews far less between two checks, and a smaller step does no harm."""
 
 _LEASED: tuple[tuple[Any, Any], ...] = (
     (Job, JobState.RUNNING),
@@ -43,9 +43,9 @@ _OPEN: tuple[tuple[Any, tuple[Any, ...], tuple[str, ...]], ...] = (
 
 
 class ClockWatch:
-    """Compare the clock with the monotonic one, and mend the rows when it was set.
+    """Comparison of the clock with the monotonic one, which corrects the rows when the clock was set.
 
-    ``moves_rows``: whether this process shifts the open rows, which one process of a database does; every process
+    ``moves_rows``: True where this process shifts the open rows, which one process of a database does. Every process
     grants the leases anew, which may be done twice.
     """
 
@@ -60,18 +60,18 @@ class ClockWatch:
     ) -> None:
         self._sessions, self._now, self._lease_s, self._moves_rows = sessions, now, lease_s, moves_rows
         self._passed_s, self._lock = passed_s, threading.Lock()
-        self._seen = now(), passed_s()
+        self._last = now(), passed_s()
 
     def check(self) -> None:
         """Correct the rows if the clock was set since the last call; call this before comparing rows with the clock."""
         with self._lock:
             now, passed_s = self._now(), self._passed_s()
-            jump = now - self._seen[0] - timedelta(seconds=passed_s - self._seen[1])
+            jump = now - self._last[0] - timedelta(seconds=passed_s - self._last[1])
             if abs(jump) >= TOLERANCE:
-                self._mend(jump, now)
-            self._seen = now, passed_s
+                self._correct(jump, now)
+            self._last = now, passed_s
 
-    def _mend(self, jump: timedelta, now: datetime) -> None:
+    def _correct(self, jump: timedelta, now: datetime) -> None:
         with self._sessions.begin() as session:
             grant_leases(session, lease_s=self._lease_s, now=now)
             if self._moves_rows:
@@ -80,25 +80,25 @@ class ClockWatch:
 
 
 def measure_time_lost(session: Session, *, now: datetime) -> timedelta:
-    """Return by how much the clock is behind the newest event, as a negative time; zero where it is not."""
+    """Return the time by which the clock is behind the newest event, as a negative time; zero where it is not."""
     newest = session.scalar(select(Event.at).order_by(Event.seq.desc()).limit(1))
     return min(now - newest, timedelta(0)) if newest is not None else timedelta(0)
 
 
 def grant_leases(session: Session, *, lease_s: float, now: datetime) -> None:
-    """Give everybody who works on something a whole lease from now on."""
+    """Extend every lease to its full length from now."""
     for table, state in _LEASED:
         for row in session.scalars(select(table).where(table.state == state).with_for_update(skip_locked=True)):
             row.leased_until = now + timedelta(seconds=lease_s)
 
 
 def _makes_older(table: Any, column: str, jump: timedelta) -> bool:
-    """Whether a delivery or notification would be given up early if the clock is put right while the node is down."""
+    """Return whether the shift would let a delivery or notification be given up early once the clock is right again."""
     return table in (Delivery, Notification) and column == _AGE and jump < timedelta(0)
 
 
 def shift_open_rows(session: Session, jump: timedelta, *, now: datetime) -> None:
-    """Move the moments of what is not ended by as much as the clock was set.
+    """Shift the moments of open rows by the time by which the clock was set.
 
     The event tells it, and is the newest one then, so that ``time_lost`` does not find the same time once more.
     """

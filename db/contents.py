@@ -1,4 +1,4 @@
-"""What a study holds and a job took and made, by series: for pages that show pictures of it."""
+"""Content of studies, and inputs and results of jobs, by series, for pages that show pictures of them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
 ]
 
 _OWN = Output.rendition == ""
-"""Without the forms that single destinations want instead."""
+"""Condition that excludes renditions for single destinations."""
 _HELD = Instance.expired_at.is_(None)
 _NO_PICTURES = ("SR", "KO", "PR", "REG", "RWV", "DOC", "PLAN", "RTPLAN", "ECG", "AU")
 
 
 @dataclass(frozen=True)
 class ReceivedSeries:
-    """A series that came in."""
+    """Received series and its size."""
 
     row: Series
     instances: int
@@ -42,7 +42,7 @@ class ReceivedSeries:
 
 @dataclass(frozen=True)
 class ResultSeries:
-    """One series of results of a job; ``modality`` and ``description`` empty where its row does not tell."""
+    """Series of results of a job; ``modality`` and ``description`` are empty where its row lacks them."""
 
     job_id: int
     series_uid: str
@@ -55,7 +55,7 @@ class ResultSeries:
 
 @dataclass(frozen=True)
 class DeliverySummary:
-    """A job's results for one destination: how many are in which state, and what the last trouble was."""
+    """Deliveries of a job to one destination: their number by state, and the last failure."""
 
     job_id: int
     destination: str
@@ -67,7 +67,7 @@ class DeliverySummary:
 
 
 def list_received_series(session: Session, study_id: int, *, limit: int) -> list[ReceivedSeries]:
-    """The first ones, in the order in which they came."""
+    """Return the first ``limit`` received series of the study, in the order of their arrival."""
     query = (
         select(Series, func.count(Instance.id), func.coalesce(func.sum(Instance.size_bytes), 0))
         .join(Instance, Instance.series_id == Series.id, isouter=True)
@@ -80,22 +80,22 @@ def list_received_series(session: Session, study_id: int, *, limit: int) -> list
 
 
 def list_results(session: Session, job_ids: Sequence[int]) -> dict[int, list[ResultSeries]]:
-    """By job, its series in the order in which they were written."""
+    """Return by job its series of results, in the order in which they were written."""
     query = select(Output).where(Output.job_id.in_(job_ids), _OWN).order_by(Output.id)
     series: dict[tuple[int, str], list[Output]] = {}
     for output in session.scalars(query):
         series.setdefault((output.job_id, output.series_uid), []).append(output)
     found: dict[int, list[ResultSeries]] = {}
     for (job_id, uid), outputs in series.items():
-        kept = outputs[0].attributes or {}
-        words, modality = str(kept.get("SeriesDescription", "")), str(kept.get("Modality", ""))
-        one = ResultSeries(job_id, uid, outputs[0].kind, words, modality, len(outputs), outputs[0].sha256)
+        attributes = outputs[0].attributes or {}
+        description, modality = str(attributes.get("SeriesDescription", "")), str(attributes.get("Modality", ""))
+        one = ResultSeries(job_id, uid, outputs[0].kind, description, modality, len(outputs), outputs[0].sha256)
         found.setdefault(job_id, []).append(one)
     return found
 
 
 def list_input_series(session: Session, job_ids: Sequence[int]) -> dict[int, list[tuple[str, Series]]]:
-    """By job, the series that it took, each under the name of the input; the one that the route matched first."""
+    """Return by job its input series with the names of the inputs; the one that the route matched comes first."""
     query = (
         select(JobInput.job_id, JobInput.name, func.min(JobInput.id), Series)
         .join(Instance, JobInput.instance_id == Instance.id)
@@ -111,20 +111,20 @@ def list_input_series(session: Session, job_ids: Sequence[int]) -> dict[int, lis
 
 
 def list_files(session: Session, job_id: int, series_uid: str) -> list[tuple[str, str]]:
-    """Kind ("" for an input) and SHA-256 of a job's files of one series, taken or made."""
+    """Return kind ("" for an input) and SHA-256 of a job's files of one series, of its results or else its inputs."""
     here = (Output.job_id == job_id, Output.series_uid == series_uid, Output.expired_at.is_(None))
     outputs = select(Output.kind, Output.sha256).where(*here, _OWN)
     found = session.execute(outputs.order_by(Output.id)).all()
     if not found:
-        taken = select(Instance.sha256).join(JobInput, JobInput.instance_id == Instance.id)
-        taken = taken.join(Series, Instance.series_id == Series.id)
-        taken = taken.where(JobInput.job_id == job_id, Series.series_uid == series_uid, Instance.expired_at.is_(None))
-        return [("", sha256) for sha256 in session.scalars(taken.order_by(JobInput.id))]
+        inputs = select(Instance.sha256).join(JobInput, JobInput.instance_id == Instance.id)
+        inputs = inputs.join(Series, Instance.series_id == Series.id)
+        inputs = inputs.where(JobInput.job_id == job_id, Series.series_uid == series_uid, Instance.expired_at.is_(None))
+        return [("", sha256) for sha256 in session.scalars(inputs.order_by(JobInput.id))]
     return [(kind, sha256) for kind, sha256 in found]
 
 
 def find_middle_files(session: Session, study_id: int, series_uid: str = "", *, limit: int = 4) -> list[str]:
-    """SHA-256 of the instance in the middle of each series (or of that one), received ones first, then results."""
+    """Return SHA-256 of the middle instance of each series, or of that one; received series first, then results."""
     counted = select(Series.id, func.count(Instance.id)).join(Instance).where(Series.study_id == study_id, _HELD)
     counted = counted.where(Series.series_uid == series_uid if series_uid else Series.modality.not_in(_NO_PICTURES))
     found: list[str] = []
@@ -134,37 +134,37 @@ def find_middle_files(session: Session, study_id: int, series_uid: str = "", *, 
     results = select(Output.sha256).join(Job).where(Job.study_id == study_id, _OWN, Output.expired_at.is_(None))
     results = results.where(Output.series_uid == series_uid) if series_uid else results
     by_label = results.order_by(Output.kind != "labelled image", Output.job_id.desc(), Output.id)
-    shown = list(session.scalars(by_label.limit(500 if series_uid else limit)))
-    return found + (shown[len(shown) // 2 :] if series_uid else shown)
+    digests = list(session.scalars(by_label.limit(500 if series_uid else limit)))
+    return found + (digests[len(digests) // 2 :] if series_uid else digests)
 
 
 def summarize_deliveries(session: Session, job_ids: Sequence[int]) -> dict[int, list[DeliverySummary]]:
-    """By job, what became of its results at each destination."""
+    """Return by job a summary of its deliveries to each destination."""
     query = select(Output.job_id, Delivery).join(Delivery, Delivery.output_id == Output.id)
     rows: dict[tuple[int, str], list[Delivery]] = {}
     for job_id, delivery in session.execute(query.where(Output.job_id.in_(job_ids)).order_by(Delivery.id)):
         rows.setdefault((job_id, delivery.destination), []).append(delivery)
     found: dict[int, list[DeliverySummary]] = {}
     for (job_id, destination), mine in rows.items():
-        found.setdefault(job_id, []).append(_parcel(job_id, destination, mine))
+        found.setdefault(job_id, []).append(_summarize(job_id, destination, mine))
     return found
 
 
-def _parcel(job_id: int, destination: str, rows: Sequence[Delivery]) -> DeliverySummary:
+def _summarize(job_id: int, destination: str, rows: Sequence[Delivery]) -> DeliverySummary:
     states: dict[DeliveryState, int] = {}
     for row in rows:
         states[row.state] = states.get(row.state, 0) + 1
     open_rows = [row for row in rows if row.state is not DeliveryState.DELIVERED]
     waiting = [row.not_before for row in rows if row.state is DeliveryState.WAITING]
-    there = [row.delivered_at for row in rows if row.delivered_at is not None]
+    delivered = [row.delivered_at for row in rows if row.delivered_at is not None]
     reason = next((row.reason for row in reversed(open_rows) if row.reason), "")
     attempts = max((row.attempts for row in rows), default=0)
     return DeliverySummary(
-        job_id, destination, states, reason, attempts, min(waiting, default=None), max(there, default=None)
+        job_id, destination, states, reason, attempts, min(waiting, default=None), max(delivered, default=None)
     )  # fmt: skip
 
 
-def list_jobs(session: Session, state: Sequence[JobState], *, limit: int, offset: int = 0) -> list[Job]:
-    """Jobs in those states with their studies, the oldest first."""
-    query = select(Job).where(Job.state.in_(state)).options(selectinload(Job.study)).order_by(Job.finished_at, Job.id)
+def list_jobs(session: Session, states: Sequence[JobState], *, limit: int, offset: int = 0) -> list[Job]:
+    """Return jobs in those states with their studies, the oldest first."""
+    query = select(Job).where(Job.state.in_(states)).options(selectinload(Job.study)).order_by(Job.finished_at, Job.id)
     return list(session.scalars(query.limit(limit).offset(offset)))

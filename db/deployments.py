@@ -1,4 +1,4 @@
-"""Which version of a model a pipeline uses: rows that are never changed but ended, so that they are the history, too.
+"""Versions of models that pipelines use; rows are ended, never changed, so that they are the history, too.
 
 A pipeline has at most one version in force of each mode. A study's share is chosen by a hash of its UID: the same study
 is always on the same side, and a larger percentage takes the same studies and further ones.
@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Version:
-    """A model as jobs name it, ``NAME@VERSION``, and the SHA-256 of its weights when it was deployed."""
+    """Model as jobs name it, ``NAME@VERSION``, and the SHA-256 of its weights when it was deployed."""
 
     model: str
     digest: str
@@ -44,31 +44,31 @@ class Version:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a study is worked on with, and what runs beside it to be compared."""
+    """Version that processes a study, and the shadow version that is compared with it, or None."""
 
     version: Version
     shadow: Version | None
 
 
 def format_model(row: Deployment) -> str:
-    """NAME@VERSION."""
+    """Return NAME@VERSION of the deployment."""
     return f"{row.name}@{row.version}"
 
 
 def find_in_force(session: Session, pipeline: str, *, lock: bool = False) -> dict[DeploymentMode, Deployment]:
-    """What the pipeline uses now, by mode; ``lock``: nobody else changes it before this transaction ends."""
+    """Return the deployments in force of the pipeline, by mode; ``lock``: locked until this transaction ends."""
     query = select(Deployment).where(Deployment.pipeline == pipeline, Deployment.ended_at.is_(None))
     return {row.mode: row for row in session.scalars(query.with_for_update() if lock else query)}
 
 
 def list_history(session: Session, pipeline: str = "") -> Sequence[Deployment]:
-    """Every deployment of the pipeline, or of all; the newest first."""
+    """Return every deployment of the pipeline, or of all pipelines, the newest first."""
     query = select(Deployment).order_by(Deployment.id.desc())
     return session.scalars(query.where(Deployment.pipeline == pipeline) if pipeline else query).all()
 
 
 def list_uses(session: Session, name: str, version: str) -> list[str]:
-    """In words, who still needs that version: what is in force, what a rollback goes back to, jobs that wait."""
+    """Describe the uses of that version: deployments in force, rollback targets, jobs that have not ended."""
     found = []
     for row in session.scalars(select(Deployment).where(Deployment.ended_at.is_(None)).order_by(Deployment.id)):
         before = session.get(Deployment, row.replaced_id) if row.replaced_id else None
@@ -83,13 +83,13 @@ def list_uses(session: Session, name: str, version: str) -> list[str]:
 
 
 def is_in_share(pipeline: str, study_uid: str, percent: float) -> bool:
-    """Whether the study is one of those ``percent`` of all; of different pipelines they are different ones."""
+    """Return whether the study is in that share of all studies; each pipeline has its own selection."""
     digest = hashlib.sha256(f"{pipeline} {study_uid}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < percent / 100
 
 
 def choose(session: Session, pipeline: str, study_uid: str) -> Choice | None:
-    """What the study is worked on with; None where no version was ever deployed for the pipeline."""
+    """Return the versions for the study; None where no version was ever deployed for the pipeline."""
     rows = find_in_force(session, pipeline)
     current, share = rows.get(DeploymentMode.CURRENT), rows.get(DeploymentMode.SHARE)
     if current is None:
@@ -97,12 +97,12 @@ def choose(session: Session, pipeline: str, study_uid: str) -> Choice | None:
     shared = share is not None and is_in_share(pipeline, study_uid, share.percent or 0.0)
     used = _version(share if shared and share is not None else current)
     shadow = rows.get(DeploymentMode.SHADOW)
-    beside = _version(shadow) if shadow is not None else None
-    return Choice(used, beside if beside != used else None)
+    compared = _version(shadow) if shadow is not None else None
+    return Choice(used, compared if compared != used else None)
 
 
 def find_current_by_bundle(session: Session) -> dict[str, str]:
-    """By bundle NAME@VERSION of what is deployed as current: pipelines that use the bundle as a helper use it, too."""
+    """Return by bundle NAME@VERSION deployed as current, which pipelines that use the bundle as a helper use, too."""
     mine = (Deployment.ended_at.is_(None), Deployment.mode == DeploymentMode.CURRENT)
     return {
         row.name: format_model(row) for row in session.scalars(select(Deployment).where(*mine).order_by(Deployment.id))
@@ -157,9 +157,9 @@ def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: d
     if current is None:
         raise InvalidTransition(f"no version is deployed for {pipeline}: nothing to go back to")
     shadow = list(rows.values())
-    told = f"rolled back by {who}"
+    reason = f"rolled back by {who}"
     if share is not None:
-        _end(session, [share, *shadow], told, now)
+        _end(session, [share, *shadow], reason, now)
         _reassign(session, share, current, shadow, now)
         return current
     before = session.get(Deployment, current.replaced_id) if current.replaced_id else None
@@ -169,13 +169,13 @@ def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: d
         pipeline=pipeline, name=before.name, version=before.version, digest=before.digest, mode=DeploymentMode.CURRENT,
         who=who, why=why or f"rollback from {format_model(current)}", started_at=now, replaced_id=before.replaced_id,
     )  # fmt: skip
-    _replace(session, [current, *shadow], row, told, now)
+    _replace(session, [current, *shadow], row, reason, now)
     _reassign(session, current, row, shadow, now)
     return row
 
 
 def _before(current: Deployment | None, name: str, version: str) -> int | None:
-    """Deploying the same version again ends trials, and does not hide what was before it."""
+    """Return the id of the deployment that a rollback returns to; deploying the current version again keeps it."""
     if current is None:
         return None
     return current.replaced_id if (current.name, current.version) == (name, version) else current.id
@@ -185,8 +185,8 @@ def _version(row: Deployment) -> Version:
     return Version(format_model(row), row.digest)
 
 
-def _replace(session: Session, ended: Sequence[Deployment], row: Deployment, told: str, now: datetime) -> None:
-    _end(session, ended, told, now)
+def _replace(session: Session, ended: Sequence[Deployment], row: Deployment, reason: str, now: datetime) -> None:
+    _end(session, ended, reason, now)
     session.flush()  # at most one of a mode is in force, also between two statements
     session.add(row)
     session.flush()
@@ -195,14 +195,14 @@ def _replace(session: Session, ended: Sequence[Deployment], row: Deployment, tol
     audit.append(session, subject="deployments", subject_id=row.id, event="deployed", detail=detail, now=now)
 
 
-def _end(session: Session, rows: Sequence[Deployment], told: str, now: datetime) -> None:
+def _end(session: Session, rows: Sequence[Deployment], reason: str, now: datetime) -> None:
     for row in rows:
-        row.ended_at, row.ended_by = now, told
+        row.ended_at, row.ended_by = now, reason
         detail = {
             "pipeline": row.pipeline,
             "model": format_model(row),
             "mode": str(row.mode),
-            "by": told,
+            "by": reason,
         }
         audit.append(session, subject="deployments", subject_id=row.id, event="ended", detail=detail, now=now)
 
@@ -210,7 +210,7 @@ def _end(session: Session, rows: Sequence[Deployment], told: str, now: datetime)
 def _reassign(
     session: Session, withdrawn: Deployment, to: Deployment, shadows: Sequence[Deployment], now: datetime
 ) -> None:
-    """What has not begun is not begun with the version that is withdrawn; what runs keeps what it began with."""
+    """Reassign jobs that have not begun from the withdrawn version to the other; running jobs keep theirs."""
     waiting = select(Job).where(Job.pipeline == withdrawn.pipeline, Job.state == JobState.READY, Job.attempts == 0)
     for job in session.scalars(waiting.order_by(Job.id).with_for_update(skip_locked=True)).all():
         if job.state is not JobState.READY:

@@ -1,6 +1,6 @@
-"""The circuit breaker of each destination.
+"""Circuit breaker of each destination, and the SOP classes that it accepts.
 
-Its state is the newest of its events in the audit trail, so it survives a restart and an outage is on record.
+The state is the newest of the destination's events in the audit trail. It survives a restart, and outages are recorded.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _CLASSES = "destination classes"
 
 @dataclass(frozen=True)
 class Breaker:
-    """``failures`` in a row, the last one at ``failed_at``; nothing is sent before ``open_until``, and then little.
+    """Number of ``failures`` in a row, the last at ``failed_at``; nothing is sent before ``open_until``, then a probe.
 
-    After the clock was set back to before ``failed_at`` it counts as closed: the time that is left is not known.
+    After the clock was set back to before ``failed_at`` the breaker counts as closed: the time left is not known.
     """
 
     failures: int = 0
@@ -41,13 +41,14 @@ class Breaker:
     failed_at: datetime | None = None
 
     def is_open(self, now: datetime) -> bool:
+        """Return whether nothing may be sent now."""
         if self.open_until is None or (self.failed_at is not None and now < self.failed_at):
             return False
         return now < self.open_until
 
 
 def load_breaker(session: Session, destination: str) -> Breaker:
-    """The breaker as the last attempt left it."""
+    """Return the breaker as the last attempt left it."""
     mine = select(Event.detail, Event.at).where(Event.subject == _SUBJECT, Event.subject_id == destination)
     newest = session.execute(mine.order_by(Event.seq.desc()).limit(1)).first()
     if newest is None or not newest.detail.get("failures"):
@@ -59,7 +60,7 @@ def load_breaker(session: Session, destination: str) -> Breaker:
 def record_failure(
     session: Session, destination: str, *, threshold: int, open_s: float, open_max_s: float, now: datetime
 ) -> Breaker:
-    """One more failure in a row: from ``threshold`` on the breaker opens, twice as long each time."""
+    """Record one more failure in a row: from ``threshold`` on the breaker opens, twice as long each time."""
     failures = load_breaker(session, destination).failures + 1
     until = None
     if failures >= threshold:
@@ -71,21 +72,21 @@ def record_failure(
 
 
 def find_accepted_classes(session: Session, destination: str) -> frozenset[str] | None:
-    """The SOP classes that the destination took when it was last asked; None: it never was."""
+    """Return the SOP classes that the destination accepted in its last negotiation; None without one."""
     mine = select(Event.detail).where(Event.subject == _CLASSES, Event.subject_id == destination)
     detail = session.scalars(mine.order_by(Event.seq.desc()).limit(1)).first()
     return None if detail is None else frozenset(map(str, detail.get("taken", ())))
 
 
 def record_accepted_classes(session: Session, destination: str, classes: Collection[str], *, now: datetime) -> None:
-    """What it takes of what it was asked for, on record when it is news."""
+    """Record the SOP classes that the destination accepts, where they differ from those on record."""
     if find_accepted_classes(session, destination) != frozenset(classes):
         detail = {"taken": sorted(classes)}
         audit.append(session, subject=_CLASSES, subject_id=destination, event="negotiated", detail=detail, now=now)
 
 
 def record_success(session: Session, destination: str, *, now: datetime) -> None:
-    """It answers. After failures the breaker closes and what waited for the destination is due at once."""
+    """Record that the destination answers: the breaker closes, and deliveries that wait are due at once."""
     if not load_breaker(session, destination).failures:
         return
     audit.append(session, subject=_SUBJECT, subject_id=destination, event="reachable", detail={"failures": 0}, now=now)

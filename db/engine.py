@@ -1,4 +1,4 @@
-"""The database by its URL: SQLite, durable and with one writer at a time, or PostgreSQL."""
+"""Engine of the database URL: SQLite, durable and with one writer at a time, or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PRAGMAS = (
 
 
 def connect(url: str) -> Engine:
-    """An engine for ``sqlite:///path`` or ``postgresql://...``; opens no connection yet."""
+    """Return an engine for ``sqlite:///path`` or ``postgresql://...``; it opens no connection yet."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, pool_size=20)
@@ -34,12 +34,12 @@ def connect(url: str) -> Engine:
 
 
 def sessions(engine: Engine) -> sessionmaker[Session]:
-    """Sessions that write: on SQLite they hold the write lock from their first statement."""
+    """Return a factory of sessions that write: on SQLite they hold the write lock from their first statement."""
     return sessionmaker(engine, expire_on_commit=False)
 
 
 def readers(engine: Engine) -> sessionmaker[Session]:
-    """Sessions that only read, and never make a writer wait."""
+    """Return a factory of sessions that only read, and never block a writer."""
     return sessionmaker(engine.execution_options(read_only=True), expire_on_commit=False)
 
 

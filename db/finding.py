@@ -1,6 +1,6 @@
-"""The statements that find rows by DICOM keys: received ones, and results of ours that nobody sent back.
+"""Statements that find rows by DICOM keys: received rows, and new results, which no archive has sent back.
 
-A result is told once: not when an archive has returned it (it is a received instance then), and not for a second job
+A result is found once: not when an archive has returned it (it is a received instance then), and not for a second job
 that made the same object.
 """
 
@@ -57,7 +57,7 @@ _INSTANCE_NUMBER = {
     "sqlite": """CAST(JSON_EXTRACT(instances.attributes, '$."InstanceNumber"') AS VARCHAR)""",
     "postgresql": "(instances.attributes ->> 'InstanceNumber')",
 }
-"""Word for word what ix_instances_number is on: a parameter in it, and the index would not serve."""
+"""Exact expression of the index ix_instances_number: with a parameter in it the index would not be used."""
 _OF_RESULTS: Mapping[str, InstrumentedAttribute[str]] = {
     "SOPInstanceUID": Output.sop_instance_uid,
     "SOPClassUID": Output.sop_class_uid,
@@ -72,7 +72,10 @@ _OF_SERIES: Mapping[str, InstrumentedAttribute[str]] = {
 
 @dataclass(frozen=True)
 class Criteria:
-    """Keys with a value, in which states a job's results are seen, and how the database spells a pattern."""
+    """Keys with a value, the states of jobs whose results are visible, and the database's dialect.
+
+    ``combined`` and ``fuzzy``: as in ``catalogue.Query``.
+    """
 
     keys: Mapping[str, str]
     states: tuple[JobState, ...]
@@ -81,59 +84,60 @@ class Criteria:
     fuzzy: bool = False
 
     def condition(self, keyword: str, kind: Kind, column: SQLColumnExpression[Any]) -> Condition:
+        """Return the condition that the column matches the key."""
         return matching.make_condition(keyword, kind, column, self.keys[keyword], self.dialect)
 
 
-def select_studies(wanted: Criteria) -> Select[Any]:
-    """Ids, the newest first."""
-    return select(Study.id).where(Study.expired_at.is_(None), *_study(wanted)).order_by(Study.id.desc())
+def select_studies(criteria: Criteria) -> Select[Any]:
+    """Select the ids of studies, the newest first."""
+    return select(Study.id).where(Study.expired_at.is_(None), *_study(criteria)).order_by(Study.id.desc())
 
 
-def select_patients(wanted: Criteria) -> Select[Any]:
-    """Of each patient, an identifier with its issuer, the id of the newest study, by which the patient is described.
+def select_patients(criteria: Criteria) -> Select[Any]:
+    """Select for each patient (Patient ID and issuer) the id of the newest study, which describes the patient.
 
-    A study without a Patient ID is of no patient here.
+    A study without a Patient ID belongs to no patient here.
     """
     here = (Study.expired_at.is_(None), Study.patient_id != "")
     newest = select(func.max(Study.id)).where(*here).group_by(Study.patient_id, Study.issuer_of_patient_id)
-    return select_studies(wanted).where(Study.id.in_(newest))
+    return select_studies(criteria).where(Study.id.in_(newest))
 
 
-def select_received_series(wanted: Criteria) -> Select[Any]:
-    """Ids of series of which something was received."""
-    found = _in_studies(select(Series.id), wanted).where(Series.expired_at.is_(None), *_series(wanted))
-    return found.order_by(Series.study_id, Series.id)
+def select_received_series(criteria: Criteria) -> Select[Any]:
+    """Select the ids of received series."""
+    query = _in_studies(select(Series.id), criteria).where(Series.expired_at.is_(None), *_series(criteria))
+    return query.order_by(Series.study_id, Series.id)
 
 
-def select_result_series(wanted: Criteria) -> Select[Any]:
-    """For each series that holds new results only, the id of its first one."""
+def select_result_series(criteria: Criteria) -> Select[Any]:
+    """Select for each series of new results only the id of its first result."""
     same = (Series.study_id == Job.study_id, Series.series_uid == Output.series_uid, Series.expired_at.is_(None))
     known = select(Series.id).where(*same).exists()
-    found = select_new_results(select(func.min(Output.id)), wanted.states).where(
-        ~known, *_kept(wanted, keywords.SERIES)
+    query = select_new_results(select(func.min(Output.id)), criteria.states).where(
+        ~known, *_result_conditions(criteria, keywords.SERIES)
     )
-    return _of_jobs(found, wanted).group_by(Job.study_id, Output.series_uid).order_by(func.min(Output.id))
+    return _of_jobs(query, criteria).group_by(Job.study_id, Output.series_uid).order_by(func.min(Output.id))
 
 
-def select_received_images(wanted: Criteria) -> Select[Any]:
-    """Ids of received instances. Without keys of studies or series one index gives them in their order."""
-    above = [*_study(wanted), *_series(wanted)]
-    found = select(Instance.id).where(Instance.expired_at.is_(None), *_image(wanted))
+def select_received_images(criteria: Criteria) -> Select[Any]:
+    """Select the ids of received instances; without keys of studies or series one index yields them in order."""
+    above = [*_study(criteria), *_series(criteria)]
+    query = select(Instance.id).where(Instance.expired_at.is_(None), *_image(criteria))
     if above:
-        series = _in_studies(select(Series.id), wanted).where(*_series(wanted))
-        found = found.where(Instance.series_id.in_(series))
-    return found.order_by(Instance.series_id, Instance.id)
+        series = _in_studies(select(Series.id), criteria).where(*_series(criteria))
+        query = query.where(Instance.series_id.in_(series))
+    return query.order_by(Instance.series_id, Instance.id)
 
 
-def select_result_images(wanted: Criteria) -> Select[Any]:
-    """Ids of new results."""
-    conditions = [*_kept(wanted, keywords.SERIES), *_kept(wanted, keywords.IMAGE)]
-    found = select_new_results(select(Output.id), wanted.states).where(*conditions)
-    return _of_jobs(found, wanted).order_by(Output.id)
+def select_result_images(criteria: Criteria) -> Select[Any]:
+    """Select the ids of new results."""
+    conditions = [*_result_conditions(criteria, keywords.SERIES), *_result_conditions(criteria, keywords.IMAGE)]
+    query = select_new_results(select(Output.id), criteria.states).where(*conditions)
+    return _of_jobs(query, criteria).order_by(Output.id)
 
 
 def select_new_results(statement: Any, states: Sequence[JobState]) -> Select[Any]:
-    """A selection from outputs and their jobs, of results that are seen and were not sent back."""
+    """Restrict a selection from outputs and their jobs to visible results that no archive has sent back."""
     back = (Instance.sop_instance_uid == Output.sop_instance_uid, Instance.expired_at.is_(None))
     returned = select(Instance.id).where(*back).exists()
     output, job = aliased(Output), aliased(Job)
@@ -147,111 +151,114 @@ def select_new_results(statement: Any, states: Sequence[JobState]) -> Select[Any
     )
     earlier = select(output.id).join(job, output.job_id == job.id).where(*same).exists()
     joined: Select[Any] = statement.select_from(Output).join(Job, Output.job_id == Job.id)
-    return joined.where(*_told(states), ~returned, ~earlier)
+    return joined.where(*_are_visible(states), ~returned, ~earlier)
 
 
-def _told(states: Sequence[JobState]) -> tuple[Condition, ...]:
-    """Not those of a job that only runs to be compared, nor the form that only some destination wanted, nor what has
-    expired."""
+def _are_visible(states: Sequence[JobState]) -> tuple[Condition, ...]:
+    """Return the conditions of visible results: of no shadow job, no rendition for single destinations, not expired."""
     return Job.state.in_(states), Job.shadow_of_id.is_(None), Output.rendition == "", Output.expired_at.is_(None)
 
 
-def _in_studies(statement: Select[Any], wanted: Criteria) -> Select[Any]:
-    """Joined with studies only where their keys matter."""
-    conditions = _study(wanted)
+def _in_studies(statement: Select[Any], criteria: Criteria) -> Select[Any]:
+    """Join the statement with studies only where it has keys of theirs."""
+    conditions = _study(criteria)
     return statement.join(Study, Series.study_id == Study.id).where(*conditions) if conditions else statement
 
 
-def _of_jobs(statement: Select[Any], wanted: Criteria) -> Select[Any]:
-    conditions = _study(wanted)
+def _of_jobs(statement: Select[Any], criteria: Criteria) -> Select[Any]:
+    conditions = _study(criteria)
     return statement.join(Study, Job.study_id == Study.id).where(*conditions) if conditions else statement
 
 
-def _study(wanted: Criteria) -> list[Condition]:
+def _study(criteria: Criteria) -> list[Condition]:
     conditions: list[Condition] = []
-    asked = [keyword for keyword in keywords.STUDY if wanted.keys.get(keyword)]
-    if wanted.combined and {"StudyDate", "StudyTime"} <= set(asked):
-        asked = [keyword for keyword in asked if keyword not in ("StudyDate", "StudyTime")]
-        both = wanted.keys["StudyDate"], wanted.keys["StudyTime"]
+    keys = [keyword for keyword in keywords.STUDY if criteria.keys.get(keyword)]
+    if criteria.combined and {"StudyDate", "StudyTime"} <= set(keys):
+        keys = [keyword for keyword in keys if keyword not in ("StudyDate", "StudyTime")]
+        both = criteria.keys["StudyDate"], criteria.keys["StudyTime"]
         conditions.append(matching.make_moment_condition(Study.study_date, Study.study_time, *both))
-    return conditions + [_of_study(wanted, keyword) for keyword in asked if keywords.STUDY[keyword] is not Kind.TOLD]
+    return conditions + [
+        _of_study(criteria, keyword) for keyword in keys if keywords.STUDY[keyword] is not Kind.RETURNED
+    ]
 
 
-def _of_study(wanted: Criteria, keyword: str) -> Condition:
+def _of_study(criteria: Criteria, keyword: str) -> Condition:
     if keyword in keywords.COUNTS:
-        return _somewhere(wanted, keyword)
-    if keyword in _FOLDED and wanted.fuzzy:
-        return matching.make_fuzzy_condition(keyword, _FOLDED[keyword], wanted.keys[keyword], wanted.dialect)
-    stated = _FOLDED.get(keyword) or getattr(Study, keywords.STUDY_COLUMNS[keyword])
-    return wanted.condition(keyword, keywords.STUDY[keyword], stated)
+        return _has_in_study(criteria, keyword)
+    if keyword in _FOLDED and criteria.fuzzy:
+        return matching.make_fuzzy_condition(keyword, _FOLDED[keyword], criteria.keys[keyword], criteria.dialect)
+    column = _FOLDED.get(keyword) or getattr(Study, keywords.STUDY_COLUMNS[keyword])
+    return criteria.condition(keyword, keywords.STUDY[keyword], column)
 
 
-def _somewhere(wanted: Criteria, keyword: str) -> Condition:
-    """ModalitiesInStudy and SOPClassesInStudy: something in the study has one of them.
+def _has_in_study(criteria: Criteria, keyword: str) -> Condition:
+    """Return the condition that something in the study has one of the modalities or SOP classes of the key.
 
-    Only the study is the one of the statement around it, which may look at series and jobs, too.
+    Only Study is correlated: the enclosing statement may select from series and jobs, too.
     """
     results = select(Job.study_id).join(Output, Output.job_id == Job.id)
     if keyword == "ModalitiesInStudy":
-        received = select(Series.study_id).where(wanted.condition(keyword, Kind.CODE, Series.modality))
+        received = select(Series.study_id).where(criteria.condition(keyword, Kind.CODE, Series.modality))
         received = received.where(Series.expired_at.is_(None))
-        results = results.where(wanted.condition(keyword, Kind.CODE, _word(Output.attributes, "Modality")))
+        results = results.where(criteria.condition(keyword, Kind.CODE, _as_text(Output.attributes, "Modality")))
     else:
-        of_class = wanted.condition(keyword, Kind.UID, Instance.sop_class_uid)
+        of_class = criteria.condition(keyword, Kind.UID, Instance.sop_class_uid)
         received = select(Series.study_id).join(Instance).where(of_class, Instance.expired_at.is_(None))
-        results = results.where(wanted.condition(keyword, Kind.UID, Output.sop_class_uid))
+        results = results.where(criteria.condition(keyword, Kind.UID, Output.sop_class_uid))
     received = received.where(Series.study_id == Study.id).correlate(Study)
-    results = results.where(Job.study_id == Study.id, *_told(wanted.states)).correlate(Study)
+    results = results.where(Job.study_id == Study.id, *_are_visible(criteria.states)).correlate(Study)
     return or_(received.exists(), results.exists())
 
 
-def _series(wanted: Criteria) -> list[Condition]:
+def _series(criteria: Criteria) -> list[Condition]:
     return [
-        wanted.condition(keyword, kind, _OF_SERIES.get(keyword, _word(Series.attributes, keyword)))
+        criteria.condition(keyword, kind, _OF_SERIES.get(keyword, _as_text(Series.attributes, keyword)))
         for keyword, kind in keywords.SERIES.items()
-        if wanted.keys.get(keyword) and kind is not Kind.TOLD and keywords.IN_SEQUENCES not in keyword
-    ] + _of_items(wanted, Series.attributes)
+        if criteria.keys.get(keyword) and kind is not Kind.RETURNED and keywords.IN_SEQUENCES not in keyword
+    ] + _of_items(criteria, Series.attributes)
 
 
-def _of_items(wanted: Criteria, attributes: InstrumentedAttribute[Any]) -> list[Condition]:
-    """That some item of a sequence has all the keys that are asked of it."""
-    asked: dict[str, list[str]] = {}
-    for keyword in wanted.keys.keys() & keywords.SERIES.keys():
+def _of_items(criteria: Criteria, attributes: InstrumentedAttribute[Any]) -> list[Condition]:
+    """Return conditions that some item of each sequence matches all keys of that sequence."""
+    names_by_sequence: dict[str, list[str]] = {}
+    for keyword in criteria.keys.keys() & keywords.SERIES.keys():
         sequence, inside, name = keyword.partition(keywords.IN_SEQUENCES)
-        if inside and wanted.keys[keyword]:
-            asked.setdefault(sequence, []).append(name)
-    return [_some_item(wanted, attributes, sequence, names) for sequence, names in asked.items()]
+        if inside and criteria.keys[keyword]:
+            names_by_sequence.setdefault(sequence, []).append(name)
+    return [_some_item(criteria, attributes, sequence, names) for sequence, names in names_by_sequence.items()]
 
 
-def _some_item(wanted: Criteria, attributes: InstrumentedAttribute[Any], sequence: str, names: list[str]) -> Condition:
-    unfold = func.json_each if wanted.dialect == "sqlite" else func.json_array_elements
+def _some_item(
+    criteria: Criteria, attributes: InstrumentedAttribute[Any], sequence: str, names: list[str]
+) -> Condition:
+    unfold = func.json_each if criteria.dialect == "sqlite" else func.json_array_elements
     item = unfold(attributes[sequence]).table_valued(column("value", JSON), name="item")
     conditions = [
-        wanted.condition(keyword, keywords.SERIES[keyword], cast(item.c.value[name].as_string(), String))
+        criteria.condition(keyword, keywords.SERIES[keyword], cast(item.c.value[name].as_string(), String))
         for name in names
         for keyword in [f"{sequence}{keywords.IN_SEQUENCES}{name}"]
     ]
     return select(literal(1)).select_from(item).where(*conditions).correlate(attributes.class_).exists()
 
 
-def _image(wanted: Criteria) -> list[Condition]:
-    indexed = {**_OF_INSTANCES, "InstanceNumber": literal_column(_INSTANCE_NUMBER[wanted.dialect], String())}
+def _image(criteria: Criteria) -> list[Condition]:
+    indexed = {**_OF_INSTANCES, "InstanceNumber": literal_column(_INSTANCE_NUMBER[criteria.dialect], String())}
     return [
-        wanted.condition(keyword, kind, indexed.get(keyword, _word(Instance.attributes, keyword)))
+        criteria.condition(keyword, kind, indexed.get(keyword, _as_text(Instance.attributes, keyword)))
         for keyword, kind in keywords.IMAGE.items()
-        if wanted.keys.get(keyword)
+        if criteria.keys.get(keyword)
     ]
 
 
-def _kept(wanted: Criteria, kinds: Mapping[str, Kind]) -> list[Condition]:
-    """On a result, whose attributes of series and instance stand in its own row."""
+def _result_conditions(criteria: Criteria, kinds: Mapping[str, Kind]) -> list[Condition]:
+    """Return conditions on a result, whose own row holds the attributes of its series and instance."""
     return [
-        wanted.condition(keyword, kind, _OF_RESULTS.get(keyword, _word(Output.attributes, keyword)))
+        criteria.condition(keyword, kind, _OF_RESULTS.get(keyword, _as_text(Output.attributes, keyword)))
         for keyword, kind in kinds.items()
-        if wanted.keys.get(keyword) and kind is not Kind.TOLD and keywords.IN_SEQUENCES not in keyword
-    ] + (_of_items(wanted, Output.attributes) if kinds is keywords.SERIES else [])
+        if criteria.keys.get(keyword) and kind is not Kind.RETURNED and keywords.IN_SEQUENCES not in keyword
+    ] + (_of_items(criteria, Output.attributes) if kinds is keywords.SERIES else [])
 
 
-def _word(attributes: InstrumentedAttribute[Any], keyword: str) -> ColumnElement[str]:
-    """One attribute as text, numbers included: a cast to a number would fail where somebody sent words."""
+def _as_text(attributes: InstrumentedAttribute[Any], keyword: str) -> ColumnElement[str]:
+    """Return one attribute as text, numbers included: a cast to a number would fail on a value that is not one."""
     return cast(attributes[keyword].as_string(), String)

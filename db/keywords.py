@@ -1,4 +1,4 @@
-"""Which DICOM attributes the node can find its studies, series and instances by, and how each is matched."""
+"""DICOM attributes by which studies, series and instances are found, and the matching of each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Kind(StrEnum):
-    """How a value is matched (PS3.4 C.2.2.2); ``told``: it is answered with, never matched."""
+    """Matching of a value (PS3.4 C.2.2.2); ``returned``: in answers only, never matched."""
 
     UID = "uid"
     TEXT = "text"
@@ -35,7 +35,7 @@ class Kind(StrEnum):
     DATE = "date"
     TIME = "time"
     NUMBER = "number"
-    TOLD = "told"
+    RETURNED = "returned"
 
 
 STUDY_COLUMNS: Mapping[str, str] = {
@@ -52,7 +52,7 @@ STUDY_COLUMNS: Mapping[str, str] = {
     "PatientBirthDate": "patient_birth_date",
     "PatientSex": "patient_sex",
 }
-"""Keyword to the column of a study; a study is described by its first instance."""
+"""Columns of a study by keyword; the first instance describes the study."""
 
 STUDY: Mapping[str, Kind] = {
     **dict.fromkeys(STUDY_COLUMNS, Kind.TEXT),
@@ -65,8 +65,8 @@ STUDY: Mapping[str, Kind] = {
     "PatientSex": Kind.CODE,
     "ModalitiesInStudy": Kind.CODE,
     "SOPClassesInStudy": Kind.UID,
-    "NumberOfStudyRelatedSeries": Kind.TOLD,
-    "NumberOfStudyRelatedInstances": Kind.TOLD,
+    "NumberOfStudyRelatedSeries": Kind.RETURNED,
+    "NumberOfStudyRelatedInstances": Kind.RETURNED,
 }
 
 PATIENT: Mapping[str, Kind] = {
@@ -75,14 +75,14 @@ PATIENT: Mapping[str, Kind] = {
     "PatientName": Kind.NAME,
     "PatientBirthDate": Kind.DATE,
     "PatientSex": Kind.CODE,
-    "NumberOfPatientRelatedStudies": Kind.TOLD,
-    "NumberOfPatientRelatedSeries": Kind.TOLD,
-    "NumberOfPatientRelatedInstances": Kind.TOLD,
+    "NumberOfPatientRelatedStudies": Kind.RETURNED,
+    "NumberOfPatientRelatedSeries": Kind.RETURNED,
+    "NumberOfPatientRelatedInstances": Kind.RETURNED,
 }
-"""At the level of patients; below it these are keys of the study, without the counts."""
+"""Keywords at PATIENT level; below it these are keys of the study, without the counts."""
 
 IN_SEQUENCES = "."
-"""Stands in a key between a sequence and an attribute of its items, of which one must match all keys of the sequence
+"""Separator in a key between a sequence and an attribute of its items: one item must match all keys of the sequence
 (PS3.4 C.2.2.2.6)."""
 
 SERIES: Mapping[str, Kind] = {
@@ -108,11 +108,11 @@ SERIES: Mapping[str, Kind] = {
     "PerformedProcedureStepStartDate": Kind.DATE,
     "PerformedProcedureStepStartTime": Kind.TIME,
     "PerformedProcedureStepDescription": Kind.TEXT,
-    "RequestAttributesSequence": Kind.TOLD,
+    "RequestAttributesSequence": Kind.RETURNED,
     "RequestAttributesSequence.ScheduledProcedureStepID": Kind.TEXT,
     "RequestAttributesSequence.RequestedProcedureID": Kind.TEXT,
-    "TimezoneOffsetFromUTC": Kind.TOLD,
-    "NumberOfSeriesRelatedInstances": Kind.TOLD,
+    "TimezoneOffsetFromUTC": Kind.RETURNED,
+    "NumberOfSeriesRelatedInstances": Kind.RETURNED,
 }
 
 IMAGE: Mapping[str, Kind] = {
@@ -143,30 +143,30 @@ COUNTS = frozenset(
         "NumberOfPatientRelatedInstances",
     }
 )
-"""What other rows have to be looked at for."""
+"""Keywords whose values are read from other rows."""
 
 IMAGE_STORED = tuple(IMAGE.keys() - {"SOPInstanceUID", "SOPClassUID", "AvailableTransferSyntaxUID"})
-"""Kept with each instance."""
+"""Attributes stored with each instance."""
 
 RESULT_STORED = (*IMAGE_STORED, *(SERIES.keys() - COUNTS - {"SeriesInstanceUID"}))
-"""Kept with each result, whose series has no row of its own."""
+"""Attributes stored with each result, whose series has no row of its own."""
 
 
 def pick(attributes: Mapping[str, Any], keywords: Iterable[str]) -> dict[str, Any]:
-    """Those attributes that are there, in a fixed order."""
+    """Return those of the attributes that have a value, in a fixed order."""
     found = {keyword: attributes.get(keyword) for keyword in sorted(keywords)}
     return {keyword: value for keyword, value in found.items() if value not in (None, "")}
 
 
 def join_values(value: Any) -> str:
-    """A value as text, several separated by backslashes."""
+    """Return a value as text, several separated by backslashes."""
     if value is None:
         return ""
     return "\\".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def fold_name(name: str) -> str:
-    """A person's name as it is matched: without regard to case, each component group between equals signs.
+    """Return a person's name as it is matched: case-folded, each component group between equals signs.
 
     Trailing delimiters are left out (PS3.5 6.2.1.1); an empty name stays empty.
     """

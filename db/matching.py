@@ -1,4 +1,4 @@
-"""The matching of PS3.4 C.2.2.2 as conditions of SQL, for both databases."""
+"""Matching of PS3.4 C.2.2.2 as SQL conditions, for both databases."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _DATE = re.compile(r"\d{4}(\d{2}(\d{2})?)?", re.ASCII)
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?\d{1,12}", re.ASCII)
 _LONGEST = 1024
-"""No value that is kept is longer (dicomnode/datasets/headers.py)."""
+"""Length of the longest value that is stored (dicomnode/datasets/headers.py)."""
 _MOST = {Kind.UID: 10_000, Kind.CODE: 100}
-"""Values of one list."""
+"""Largest number of values in one list."""
 _MOST_WORDS = 20
 _MOST_ASTERISKS = 6
-"""A database tries every place of each."""
+"""Largest number of asterisks: a database tries every position of each."""
 _LAST_TIME = "235959999999"
 
 
 class BadValue(ValueError):
-    """A value that cannot be matched against, such as a date that is none; the message names the keyword only."""
+    """Value of a key that cannot be matched, such as an invalid date; the message names the keyword only."""
 
 
 def check_value(keyword: str, kind: Kind, value: str) -> None:
-    """Raises BadValue for a value that no attribute can have, and for one that asks for more than a search may take."""
+    """Raise BadValue for a value that no attribute can have, and for one whose search would be too expensive."""
     values = _several(value) if kind in _MOST else [value]
     if kind in _MOST and len(values) > _MOST[kind]:
         raise BadValue(f"{keyword} lists more than {_MOST[kind]} values; ask for them in parts")
@@ -45,7 +45,7 @@ def check_value(keyword: str, kind: Kind, value: str) -> None:
 
 
 def make_condition(keyword: str, kind: Kind, column: Column, value: str, dialect: str) -> Condition:
-    """The value, which is not empty, against a column of text (of ``folded`` names for names)."""
+    """Return the condition that a text column (of names from ``fold_name`` for names) matches the value, not empty."""
     if kind is Kind.UID:
         return column.in_(_several(value))
     if kind is Kind.CODE:
@@ -62,7 +62,7 @@ def make_condition(keyword: str, kind: Kind, column: Column, value: str, dialect
 
 
 def make_fuzzy_condition(keyword: str, column: Column, value: str, dialect: str) -> Condition:
-    """Every word begins a word of the name, in whatever order (PS3.18 8.3.4.2 leaves the algorithm to us).
+    """Return the condition that every word begins a word of the name (PS3.18 8.3.4.2 allows any algorithm).
 
     Without any word every name matches. Raises BadValue.
     """
@@ -74,7 +74,7 @@ def make_fuzzy_condition(keyword: str, column: Column, value: str, dialect: str)
 
 
 def make_moment_condition(dates: Column, times: Column, date: str, time: str) -> Condition:
-    """Date and time ranges taken as one (PS3.4 C.2.2.2.5): a bound without date has no time either."""
+    """Return the condition on date and time ranges combined (PS3.4 C.2.2.2.5): a bound without date has no time."""
     first_day, last_day = _dates("StudyDate", date)
     begin, end = _times("StudyTime", time)
     low = first_day + begin if first_day else ""
@@ -87,21 +87,21 @@ def _several(value: str) -> list[str]:
 
 
 def _text(column: Column, value: str, dialect: str) -> Condition:
-    """PS3.4 C.2.2.2.1 and C.2.2.2.4: case counts."""
+    """Return the condition of single value and wildcard matching, case-sensitive (PS3.4 C.2.2.2.1, C.2.2.2.4)."""
     if "*" in value or "?" in value:
         return _like(column, _wild(value), dialect)
     return column == value
 
 
 def _name(column: Column, value: str, dialect: str) -> Condition:
-    """One component group matches any group of the name; several match from the first on."""
-    wanted = fold_name(value)
-    pattern = f"{_wild(wanted)}*" if "=" in value else f"*{_wild(wanted)}*"
+    """Return the condition on a name: one component group matches any group, several match from the first on."""
+    name = fold_name(value)
+    pattern = f"{_wild(name)}*" if "=" in value else f"*{_wild(name)}*"
     return _like(column, pattern, dialect)
 
 
 def _wild(value: str) -> str:
-    """GLOB's own special character is the bracket only; the wildcards are those of DICOM."""
+    """Escape the bracket, GLOB's only special character beside the wildcards of DICOM."""
     return value.replace("[", "[[]")
 
 
@@ -110,7 +110,7 @@ def _literal(value: str) -> str:
 
 
 def _like(column: Column, pattern: str, dialect: str) -> Condition:
-    """A pattern of GLOB; SQLite's LIKE would not regard case."""
+    """Return the condition of a GLOB pattern; SQLite's LIKE would ignore case."""
     if dialect == "sqlite":
         return column.op("GLOB", is_comparison=True)(pattern)
     escaped = re.sub(r"([\\%_])", r"\\\1", pattern)
@@ -127,24 +127,24 @@ def _between(column: Column, low: str, high: str) -> Condition:
 
 
 def _clock(column: Column) -> Column:
-    """A time that compares as text: twelve digits or more, without the colons of old and the point."""
+    """Return a time that compares as text: twelve digits or more, without point and without old-style colons."""
     return func.replace(func.replace(column, ":", ""), ".", "") + "0000000000"
 
 
 def _dates(keyword: str, value: str) -> tuple[str, str]:
-    """First and last day as text; a year or a month stands for all its days."""
+    """Return the first and last day as text; a year or a month means all its days."""
     low, high = _bounds(keyword, value.replace(".", ""), _DATE)
     return low, high.ljust(8, "9") if high else ""
 
 
 def _times(keyword: str, value: str) -> tuple[str, str]:
-    """First and last moment as text; an hour or a minute stands for all its seconds."""
+    """Return the first and last time as text; an hour or a minute means all its seconds."""
     low, high = (bound.replace(".", "") for bound in _bounds(keyword, value.replace(":", ""), _TIME))
     return low, high + _LAST_TIME[len(high) :] if high else ""
 
 
 def _bounds(keyword: str, value: str, form: re.Pattern[str]) -> tuple[str, str]:
-    """PS3.4 C.2.2.2.5: ``from-to``, ``from-``, ``-to``, or one value as both."""
+    """Return both bounds of ``from-to``, ``from-``, ``-to`` or a single value (PS3.4 C.2.2.2.5)."""
     low, dash, high = (part.strip() for part in value.partition("-"))
     if not dash:
         high = low

@@ -1,7 +1,7 @@
-"""The tables. Patient data lives here and in the spool, and nowhere else.
+"""The tables. Patient data is stored here and in the spool, and nowhere else.
 
-``expired_at``: since then retention has taken it from what the node holds (db/retention.py); ``removed_at``: since then
-its file is gone, too.
+``expired_at``: when retention withdrew the row from the node's holdings (db/retention.py). ``removed_at``: when its
+file was deleted.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _EXPLICIT = "1.2.840.10008.1.2.1"  # Explicit VR Little Endian
 
 
 class Study(Base):
-    """A study as received. ``revision`` grows when an instance arrives after completion.
+    """Study as received. ``revision`` grows when an instance arrives after completion.
 
-    The ``folded`` names are what searches match against (db/keywords.py).
+    Searches match against the ``folded`` names (db/keywords.py).
     """
 
     __tablename__ = "studies"
@@ -88,7 +88,7 @@ class Study(Base):
 
 
 class Series(Base):
-    """A series; ``attributes`` are the DICOM keywords and values of its first instance, for the routes."""
+    """Series; ``attributes`` are the DICOM keywords and values of its first instance, for the routes."""
 
     __tablename__ = "series"
 
@@ -106,9 +106,9 @@ class Series(Base):
 
 
 class Instance(Base):
-    """One acknowledged SOP instance and its file in the spool.
+    """Acknowledged SOP instance and its file in the spool.
 
-    ``attributes``: ``keywords.IMAGE_STORED``; none in rows of before, until ``backfill`` has read the file again.
+    ``attributes``: ``keywords.IMAGE_STORED``; None in rows of older schemas until ``backfill`` has read the file again.
     """
 
     __tablename__ = "instances"
@@ -135,11 +135,11 @@ class Instance(Base):
 
 
 class Job(Leased, Base):
-    """One pipeline on one input. ``key`` is a digest of all that decides the result, so the work is done once.
+    """Run of one pipeline on one input. ``key`` is a digest of all that decides the result, so the work is done once.
 
-    ``notify``: who is told of it, as names of notifications, each with its events. ``model_digest``: of the weights
-    that were deployed when it was routed. ``helper_models``: by bundle, the version that was deployed then.
-    ``shadow_of_id``: the job beside which it runs to be compared; it delivers nothing.
+    ``notify``: names of the receivers of notifications, each with its events. ``model_digest``: digest of the weights
+    that were deployed when the job was routed. ``helper_models``: by bundle, the version that was deployed then.
+    ``shadow_of_id``: the primary job of a shadow job, which is compared with it and delivers nothing.
     """
 
     __tablename__ = "jobs"
@@ -177,7 +177,7 @@ class Job(Leased, Base):
 
 
 class JobInput(Base):
-    """An instance that a job takes, under the name of the input."""
+    """Instance that a job reads, under the name of the input."""
 
     __tablename__ = "job_inputs"
 
@@ -192,11 +192,11 @@ class JobInput(Base):
 
 
 class Output(Base):
-    """A result object and its file in the spool. ``attributes``: ``keywords.RESULT_STORED``, as with instances.
+    """Result object and its file in the spool. ``attributes``: ``keywords.RESULT_STORED``, as with instances.
 
-    ``rendition``: empty for the node's own, which searches find; else the form that some destination wants instead.
-    ``destinations``: those of the job's that it is for, None: all. ``spare_for``: those that get it if they turn out
-    not to take what is for them.
+    ``rendition``: empty for the node's own form, which searches find; else the form that some destination gets instead.
+    ``destinations``: those of the job's destinations that get the object; None: all. ``spare_for``: destinations that
+    get it if they refuse their first choice.
     """
 
     __tablename__ = "outputs"
@@ -226,7 +226,7 @@ class Output(Base):
 
 
 class Delivery(Leased, Base):
-    """One result object for one destination, until it is there or given up."""
+    """Delivery of one result object to one destination."""
 
     __tablename__ = "deliveries"
 
@@ -243,7 +243,10 @@ class Delivery(Leased, Base):
 
 
 class Notification(Leased, Base):
-    """What one of those who are told hears of one run of a job; ``event_id`` goes with every attempt to say it."""
+    """Notification of one receiver of one event in one run of a job.
+
+    ``event_id``: the same in every attempt. ``message``: the reason or summary that the receiver is sent.
+    """
 
     __tablename__ = "notifications"
 
@@ -293,10 +296,10 @@ class Retrieval(Base):
 
 
 class Deployment(Base):
-    """A version of a model that a pipeline uses, or used: in force until ``ended_at``.
+    """Version of a model that a pipeline uses, or used until ``ended_at``.
 
-    ``percent``: of the studies, where the mode is share. ``replaced_id``: what was in force before and what a rollback
-    goes back to.
+    ``percent``: share of the studies, where the mode is share. ``replaced_id``: the deployment before, to which a
+    rollback returns.
     """
 
     __tablename__ = "deployments"
@@ -328,7 +331,7 @@ class Deployment(Base):
 
 
 class Quarantine(Base):
-    """A file that ingest kept but did not accept, and why."""
+    """File that ingest stored but did not accept, and the reason."""
 
     __tablename__ = "quarantine"
 
@@ -349,7 +352,7 @@ class Quarantine(Base):
 
 
 class Event(Base):
-    """One link of the audit chain: ``hash`` covers the event and the hash before it."""
+    """Event of the audit chain: ``hash`` covers the event and the hash before it."""
 
     __tablename__ = "events"
 
@@ -366,7 +369,7 @@ class Event(Base):
 
 
 class Chain(Base):
-    """The head of the audit chain: one row, locked last in every transaction that writes events."""
+    """Head of the audit chain: one row, locked last in every transaction that writes events."""
 
     __tablename__ = "chain"
 

@@ -1,7 +1,7 @@
-"""Studies with their way through the node: a page of them, and what each page of people needs in few queries.
+"""Studies and their progress through the node, for the pages of the dashboard.
 
-However many rows a page shows, it costs the same number of queries. Who searches for DICOM attributes on the wire asks
-db/catalogue.py; here is found by state, which no wire knows.
+A page costs the same number of queries however many rows it shows. Searches here are by state, which no DICOM query
+knows; db/catalogue.py answers searches for DICOM attributes.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 _RECENT_JOBS = 400
-"""Of the finished ones among so many the usual duration is taken."""
+"""Newest jobs whose durations are averaged."""
 _ON_ITS_WAY = (DeliveryState.WAITING, DeliveryState.SENDING)
 
 
 class Stage(StrEnum):
-    """Where a study stands; one may stand in several when it has several jobs."""
+    """Stage of a study; a study with several jobs may be in several stages."""
 
     RECEIVING = "receiving"
     COMPLETE = "complete"
@@ -66,7 +66,10 @@ _OF_STUDIES = {Stage.RECEIVING: StudyState.RECEIVING, Stage.COMPLETE: StudyState
 
 @dataclass(frozen=True)
 class StudyFilter:
-    """Empty: any. ``patient``: a part of the Patient ID, and with ``by_name`` also of the name; dates as YYYYMMDD."""
+    """Filter of studies; an empty field matches any.
+
+    ``patient``: a part of the Patient ID, and with ``by_name`` also of the name. Dates: YYYYMMDD.
+    """
 
     stage: Stage | None = None
     patient: str = field(default="", repr=False)
@@ -78,7 +81,7 @@ class StudyFilter:
 
 @dataclass(frozen=True)
 class Tally:
-    """What a study holds, and what became of it. ``jobs``: the newest first, without those that others replaced."""
+    """Content of a study, its jobs and deliveries. ``jobs``: the newest first, without superseded ones."""
 
     series: int = 0
     instances: int = 0
@@ -89,33 +92,33 @@ class Tally:
 
 @dataclass(frozen=True)
 class StudyPage:
-    """Some studies with their tallies, by study id."""
+    """Studies of one page, and their tallies by study id."""
 
     studies: Sequence[Study]
     tallies: dict[int, Tally]
 
 
-def load_study_page(session: Session, wanted: StudyFilter, *, limit: int, offset: int) -> StudyPage:
-    """The studies that were last active, the newest first."""
-    query = select(Study).where(*_conditions(wanted)).order_by(Study.last_received_at.desc(), Study.id.desc())
+def load_study_page(session: Session, criteria: StudyFilter, *, limit: int, offset: int) -> StudyPage:
+    """Return one page of the studies that match, the last active first."""
+    query = select(Study).where(*_conditions(criteria)).order_by(Study.last_received_at.desc(), Study.id.desc())
     studies = session.scalars(query.limit(limit).offset(offset)).all()
     return StudyPage(studies, load_tallies(session, [study.id for study in studies]))
 
 
-def _conditions(wanted: StudyFilter) -> list[ColumnElement[bool]]:
-    found = [_in_stage(wanted.stage)] if wanted.stage else []
-    if wanted.patient:
-        by_id = Study.patient_id.icontains(wanted.patient, autoescape=True)
-        name = fold_name(wanted.patient).strip("=")
+def _conditions(criteria: StudyFilter) -> list[ColumnElement[bool]]:
+    conditions = [_in_stage(criteria.stage)] if criteria.stage else []
+    if criteria.patient:
+        by_id = Study.patient_id.icontains(criteria.patient, autoescape=True)
+        name = fold_name(criteria.patient).strip("=")
         by_name = Study.patient_folded.contains(name, autoescape=True)
-        found.append(or_(by_id, by_name) if wanted.by_name and name else by_id)
-    if wanted.description:
-        found.append(Study.study_description.icontains(wanted.description, autoescape=True))
-    if wanted.first_date:
-        found.append(Study.study_date >= wanted.first_date)
-    if wanted.last_date:
-        found += [Study.study_date <= wanted.last_date, Study.study_date != ""]
-    return found
+        conditions.append(or_(by_id, by_name) if criteria.by_name and name else by_id)
+    if criteria.description:
+        conditions.append(Study.study_description.icontains(criteria.description, autoescape=True))
+    if criteria.first_date:
+        conditions.append(Study.study_date >= criteria.first_date)
+    if criteria.last_date:
+        conditions += [Study.study_date <= criteria.last_date, Study.study_date != ""]
+    return conditions
 
 
 def _in_stage(stage: Stage) -> ColumnElement[bool]:
@@ -139,13 +142,13 @@ def _studies_with(*states: DeliveryState) -> Select[Any]:
     return joined.where(Delivery.state.in_(states))
 
 
-def count_studies(session: Session, wanted: StudyFilter) -> int:
-    """How many there are on all pages."""
-    return session.scalar(select(func.count(Study.id)).where(*_conditions(wanted))) or 0
+def count_studies(session: Session, criteria: StudyFilter) -> int:
+    """Return the number of studies that match, on all pages."""
+    return session.scalar(select(func.count(Study.id)).where(*_conditions(criteria))) or 0
 
 
 def load_tallies(session: Session, study_ids: Sequence[int]) -> dict[int, Tally]:
-    """By study."""
+    """Return the tallies by study."""
     rows: dict[int, list[tuple[str, int, int]]] = {}
     of_series = (
         select(Series.study_id, Series.modality, func.count(Series.id.distinct()), func.count(Instance.id))
@@ -157,7 +160,9 @@ def load_tallies(session: Session, study_ids: Sequence[int]) -> dict[int, Tally]
     for study, modality, series, instances in session.execute(of_series):
         rows.setdefault(study, []).append((modality, series, instances))
     jobs: dict[int, list[Job]] = {}
-    for job in session.scalars(_briefly(select(Job).where(Job.study_id.in_(study_ids))).order_by(Job.id.desc())):
+    for job in session.scalars(
+        _defer_long_columns(select(Job).where(Job.study_id.in_(study_ids))).order_by(Job.id.desc())
+    ):
         jobs.setdefault(job.study_id, []).append(job)
     sent = _deliveries(session, study_ids)
     return {id: _tally(rows.get(id, []), jobs.get(id, []), sent.get(id, {})) for id in study_ids}
@@ -189,7 +194,7 @@ def _deliveries(session: Session, study_ids: Sequence[int]) -> dict[int, dict[De
 
 
 def count_stages(session: Session) -> dict[Stage, int]:
-    """Of studies, for the stages that somebody waits in."""
+    """Return the number of studies in each stage that may need attention."""
     studies = _by_state(session, select(Study.state, func.count()).group_by(Study.state))
     unfinished = Job.state.in_([state for states in _OF_JOBS.values() for state in states] + [JobState.DEAD])
     query = select(Job.state, func.count(Job.study_id.distinct())).where(unfinished).group_by(Job.state)
@@ -200,7 +205,7 @@ def count_stages(session: Session) -> dict[Stage, int]:
 
 
 def count_needing_attention(session: Session) -> dict[str, int]:
-    """How many results wait for a person (``held``); how many jobs failed or reached no destination (``failed``)."""
+    """Return the number of held jobs (``held``), and of jobs that failed or were not delivered (``failed``)."""
     states = (JobState.HELD, JobState.DEAD, JobState.REFUSED)
     query = select(Job.state, func.count()).where(Job.state.in_(states)).group_by(Job.state)
     jobs = _by_state(session, query)
@@ -211,33 +216,35 @@ def count_needing_attention(session: Session) -> dict[str, int]:
 
 
 def load_job_page(session: Session, state: JobState | None, *, limit: int, offset: int) -> list[tuple[Job, Study]]:
-    """Jobs with their studies, the newest first."""
-    query = _briefly(select(Job, Study).join(Study, Job.study_id == Study.id))
+    """Return one page of jobs with their studies, the newest first."""
+    query = _defer_long_columns(select(Job, Study).join(Study, Job.study_id == Study.id))
     query = query.where(*([Job.state == state] if state else [])).order_by(Job.id.desc())
     return [(job, study) for job, study in session.execute(query.limit(limit).offset(offset))]
 
 
-def _briefly(query: Any) -> Any:
-    """Without what is long and not listed."""
+def _defer_long_columns(query: Any) -> Any:
+    """Defer the long columns, which lists do not show."""
     return query.options(defer(Job.report), defer(Job.options))
 
 
 def count_jobs_by_state(session: Session) -> dict[JobState, int]:
-    """How many jobs there are in each state."""
+    """Return the number of jobs in each state."""
     return _by_state(session, select(Job.state, func.count()).group_by(Job.state))
 
 
 def estimate_durations_s(session: Session) -> dict[str, float]:
-    """By pipeline: how many seconds its latest jobs took, half of them less."""
-    newest = select(Job.id).order_by(Job.id.desc()).limit(_RECENT_JOBS)  # alone, so that the key's order is used
+    """Return by pipeline the median duration of its latest jobs in seconds."""
+    newest = (
+        select(Job.id).order_by(Job.id.desc()).limit(_RECENT_JOBS)
+    )  # a query of its own, so that the order of the key is used
     query = select(Job.pipeline, Job.started_at, Job.finished_at).where(
         Job.id.in_(newest.subquery().select()), Job.state.in_((JobState.DONE, JobState.HELD))
     )
-    taken: dict[str, list[float]] = {}
+    durations: dict[str, list[float]] = {}
     for pipeline, begin, end in session.execute(query):
         if begin is not None and end is not None:
-            taken.setdefault(pipeline, []).append(_seconds(begin, end))
-    return {pipeline: median(each) for pipeline, each in taken.items()}
+            durations.setdefault(pipeline, []).append(_seconds(begin, end))
+    return {pipeline: median(each) for pipeline, each in durations.items()}
 
 
 def _by_state(session: Session, query: Any) -> dict[Any, int]:

@@ -1,7 +1,7 @@
-"""A person's decision on a file that ingest kept and did not accept.
+"""Decisions on quarantined files.
 
-Released, it takes the place of the instance that has its SOP Instance UID; what was there goes into quarantine itself,
-so the decision can be taken back. Discarded, its file goes with the next pass of retention.
+A released file replaces the instance that has its SOP Instance UID; that one is quarantined instead, so that the
+decision can be taken back. The file of a discarded row is deleted with the next pass of retention.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ __all__ = ["discard", "list_files", "release"]
 
 
 def list_files(session: Session, state: QuarantineState | None) -> Sequence[Quarantine]:
-    """Those in the state, or all, the oldest first."""
+    """Return the rows in the state, or all, the oldest first."""
     query = select(Quarantine).order_by(Quarantine.id)
     return session.scalars(query if state is None else query.where(Quarantine.state == state)).all()
 
 
 def discard(session: Session, row: Quarantine, *, reason: str, now: datetime) -> None:
-    """It is wanted by nobody."""
+    """Discard the file."""
     audit.transition(session, row, QuarantineState.DISCARDED, reason=reason, now=now)
 
 
 def release(session: Session, row: Quarantine, facts: InstanceFacts, *, reason: str, now: datetime) -> Registration:
-    """It is the instance: registered like one that has just come, after what is there has made way for it.
+    """Register the file as an instance that has just arrived, in place of the one that has its SOP Instance UID.
 
     Raises InvalidTransition where its SOP Instance UID is that of an instance in another series.
     """
@@ -40,30 +40,30 @@ def release(session: Session, row: Quarantine, facts: InstanceFacts, *, reason: 
     sender = Sender(row.sender_ae_title, row.sender_address)
     audit.transition(session, row, QuarantineState.RELEASED, reason=reason, now=now)
     session.flush()
-    there = session.scalar(select(Instance).where(Instance.sop_instance_uid == facts.sop_instance_uid))
-    if there is not None:
-        _make_way(session, there, row.id, now)
+    existing = session.scalar(select(Instance).where(Instance.sop_instance_uid == facts.sop_instance_uid))
+    if existing is not None:
+        _quarantine_existing(session, existing, row.id, now)
     done = studies.register_instance(session, facts=facts, file=file, sender=sender, now=now)
     if done.kind != "new":
         raise InvalidTransition(f"quarantine {row.id}: instance {done.instance_id} has its UID in another series")
     return done
 
 
-def _make_way(session: Session, there: Instance, released: int, now: datetime) -> None:
-    """Its content goes into quarantine, and its row waits for the new one like one that has expired."""
-    series = session.get_one(Series, there.series_id)
-    if there.expired_at is None:
+def _quarantine_existing(session: Session, existing: Instance, released: int, now: datetime) -> None:
+    """Quarantine the content of the instance, and let its row expire so that the released file can take it."""
+    series = session.get_one(Series, existing.series_id)
+    if existing.expired_at is None:
         replaced = InstanceFacts(
-            series.study.study_uid, series.series_uid, there.sop_instance_uid, there.sop_class_uid,
-            there.transfer_syntax_uid,
+            series.study.study_uid, series.series_uid, existing.sop_instance_uid, existing.sop_class_uid,
+            existing.transfer_syntax_uid,
         )  # fmt: skip
         studies.quarantine(
             session,
-            file=StoredFile(there.sha256, there.size_bytes, there.relative_path),
-            reason=f"instance {there.id} was replaced by quarantine {released}",
+            file=StoredFile(existing.sha256, existing.size_bytes, existing.relative_path),
+            reason=f"instance {existing.id} was replaced by quarantine {released}",
             facts=replaced,
-            sender=Sender(there.sender_ae_title, there.sender_address),
+            sender=Sender(existing.sender_ae_title, existing.sender_address),
             now=now,
         )
-        there.expired_at = now
+        existing.expired_at = now
         session.flush()

@@ -1,4 +1,4 @@
-"""How deep and how old the queues are: only what is unfinished is counted, by the index of its state."""
+"""Depth and age of the queues: counts of unfinished rows, read from the index on their state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STUDIES = (StudyState.RECEIVING, StudyState.COMPLETE)
 _JOBS = (JobState.READY, JobState.RUNNING, JobState.HELD, JobState.REFUSED, JobState.DEAD)
 _DELIVERIES = (DeliveryState.WAITING, DeliveryState.SENDING, DeliveryState.GIVEN_UP)
 _NOTIFICATIONS = (NotificationState.WAITING, NotificationState.SENDING, NotificationState.GIVEN_UP)
-_SEARCHES = (RetrievalState.WANTED, RetrievalState.FETCHING)
+_RETRIEVALS = (RetrievalState.WANTED, RetrievalState.FETCHING)
 
 _OLDEST: tuple[tuple[str, Any, Any, Any], ...] = (
     ("study_receiving", Study.opened_at, Study.state, StudyState.RECEIVING),
@@ -40,53 +40,53 @@ _OLDEST: tuple[tuple[str, Any, Any, Any], ...] = (
 
 
 def count_studies(session: Session) -> dict[str, int]:
-    """Not yet routed, by state."""
-    counted = _counted(session, Study.state, among=(Study.state, _STUDIES))
-    return {str(state): counted.get((state,), 0) for state in _STUDIES}
+    """Return the number of studies not yet routed, by state."""
+    counts = _count(session, Study.state, among=(Study.state, _STUDIES))
+    return {str(state): counts.get((state,), 0) for state in _STUDIES}
 
 
 def count_jobs(session: Session) -> dict[tuple[str, ...], int]:
-    """By pipeline, model and state."""
-    return _words(_counted(session, Job.pipeline, Job.model, Job.state, among=(Job.state, _JOBS)))
+    """Return the number of jobs that are not done or cancelled, by pipeline, model and state."""
+    return _as_labels(_count(session, Job.pipeline, Job.model, Job.state, among=(Job.state, _JOBS)))
 
 
 def count_deliveries(session: Session) -> dict[tuple[str, ...], int]:
-    """By destination and state."""
-    return _words(_counted(session, Delivery.destination, Delivery.state, among=(Delivery.state, _DELIVERIES)))
+    """Return the number of unfinished deliveries, by destination and state."""
+    return _as_labels(_count(session, Delivery.destination, Delivery.state, among=(Delivery.state, _DELIVERIES)))
 
 
 def count_notifications(session: Session) -> dict[tuple[str, ...], int]:
-    """By name and state."""
+    """Return the number of unfinished notifications, by receiver and state."""
     among = (Notification.state, _NOTIFICATIONS)
-    return _words(_counted(session, Notification.name, Notification.state, among=among))
+    return _as_labels(_count(session, Notification.name, Notification.state, among=among))
 
 
 def count_retrievals(session: Session) -> dict[tuple[str, ...], int]:
-    """Open ones, by peer and state."""
-    among = (Retrieval.state, _SEARCHES)
-    return _words(_counted(session, Retrieval.peer, Retrieval.state, among=among))
+    """Return the number of open retrievals, by peer and state."""
+    among = (Retrieval.state, _RETRIEVALS)
+    return _as_labels(_count(session, Retrieval.peer, Retrieval.state, among=among))
 
 
 def count_quarantined(session: Session) -> int:
-    """What waits in quarantine for a person."""
-    kept = Quarantine.state == QuarantineState.KEPT
-    return session.scalar(select(func.count(Quarantine.id)).where(kept)) or 0
+    """Return the number of quarantined files that wait for a person's decision."""
+    undecided = Quarantine.state == QuarantineState.KEPT
+    return session.scalar(select(func.count(Quarantine.id)).where(undecided)) or 0
 
 
 def measure_oldest_s(session: Session, *, now: datetime) -> dict[str, float]:
-    """By what waits, for how long the oldest of it has; 0 where nothing does."""
-    found: dict[str, float] = {}
-    for what, since, state, waiting in _OLDEST:
+    """Return by queue and state the age of its oldest row in seconds; 0 where it is empty."""
+    ages: dict[str, float] = {}
+    for queue, since, state, waiting in _OLDEST:
         moment = session.scalar(select(func.min(since)).where(state == waiting))
-        found[what] = 0.0 if moment is None else max(0.0, (now - moment).total_seconds())
-    return found
+        ages[queue] = 0.0 if moment is None else max(0.0, (now - moment).total_seconds())
+    return ages
 
 
-def _counted(session: Session, *by: Any, among: tuple[Any, Any]) -> dict[tuple[Any, ...], int]:
+def _count(session: Session, *by: Any, among: tuple[Any, Any]) -> dict[tuple[Any, ...], int]:
     state, states = among
     query = select(*by, func.count()).where(state.in_(states)).group_by(*by)
     return {tuple(row[:-1]): row[-1] for row in session.execute(query)}
 
 
-def _words(counted: dict[tuple[Any, ...], int]) -> dict[tuple[str, ...], int]:
-    return {tuple(map(str, key)): count for key, count in counted.items()}
+def _as_labels(counts: dict[tuple[Any, ...], int]) -> dict[tuple[str, ...], int]:
+    return {tuple(map(str, key)): count for key, count in counts.items()}

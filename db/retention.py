@@ -1,9 +1,9 @@
-"""What is no longer held: rows first, files after them.
+"""Expiry of rows, and after it the removal of files.
 
-A row that has expired is found no more. Its file goes when no row claims it any more, and then the row says so. A crash
-between leaves an expired row whose file is still there, or already gone: the next pass ends what was begun. Whoever
-gives a row a claim on content writes the file anew first: a file that is older than every write in flight, and has no
-claim, gets none any more.
+Searches do not find an expired row. Its file is deleted when no row claims its content any more, and the row then
+records that. A crash in between leaves an expired row whose file exists or is already deleted: the next pass completes
+it. A row gets a claim on content only after the file was written anew: a file that is older than every write in flight,
+and has no claim, never gets one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OPEN = (RetrievalState.WANTED, RetrievalState.FETCHING)
 
 
 def list_candidates(session: Session, *, after: int, limit: int, quiet_since: datetime) -> list[int]:
-    """Routed studies that hold something and were quiet since then, by number."""
+    """Return the ids above ``after`` of routed studies that hold files and were quiet since then, in order."""
     query = select(Study.id).where(
         Study.id > after,
         Study.state == StudyState.ROUTED,
@@ -48,18 +48,18 @@ def list_candidates(session: Session, *, after: int, limit: int, quiet_since: da
 
 
 def lock_study(session: Session, study_id: int) -> Study | None:
-    """The study, if it is still routed: no instance of it comes in before this transaction ends."""
+    """Return the study, locked, if it is still routed, so that no instance arrives before this transaction ends."""
     query = select(Study).where(Study.id == study_id, Study.state == StudyState.ROUTED)
     return session.scalar(query.with_for_update())
 
 
 def has_sources(session: Session, study: Study) -> bool:
-    """Whether any of its instances is still held."""
+    """Return whether the node still holds an instance of the study."""
     return session.scalar(_instances(study).limit(1)) is not None
 
 
 def is_input_elsewhere(session: Session, study: Study) -> bool:
-    """Whether a job of another study that is not over takes something of this one."""
+    """Return whether an unfinished job of another study reads an instance of this one."""
     query = (
         select(JobInput.id)
         .join(Job, JobInput.job_id == Job.id)
@@ -71,48 +71,48 @@ def is_input_elsewhere(session: Session, study: Study) -> bool:
 
 
 def has_open_retrievals(session: Session, study: Study) -> bool:
-    """Whether something is being fetched for it, or it is what is fetched."""
+    """Return whether a retrieval is open for the study, or fetches it as a prior examination."""
     mine = or_(Retrieval.study_id == study.id, Retrieval.prior_study_uid == study.study_uid)
     return session.scalar(select(Retrieval.id).where(mine, Retrieval.state.in_(_OPEN)).limit(1)) is not None
 
 
 def expire_sources(session: Session, study: Study, *, reason: str, now: datetime) -> int:
-    """What was received of the study is held no more; how many instances."""
+    """Expire the received instances of the study; return how many."""
     ids = list(session.scalars(_instances(study)))
     if ids:
         session.execute(update(Instance).where(Instance.id.in_(_instances(study))).values(expired_at=now))
         session.execute(update(Series).where(Series.study_id == study.id).values(expired_at=now))
-        _tell(session, study, "sources expired", {"instances": _ranges(ids), "reason": reason}, now)
+        _append_study_event(session, study, "sources expired", {"instances": _ranges(ids), "reason": reason}, now)
     _expire_if_empty(session, study, now)
     return len(ids)
 
 
 def expire_results(session: Session, job: Job, *, reason: str, now: datetime) -> int:
-    """What the job made is held no more; how many objects."""
-    here = [output for output in job.outputs if output.expired_at is None]
-    for output in here:
+    """Expire the results of the job; return how many objects."""
+    held = [output for output in job.outputs if output.expired_at is None]
+    for output in held:
         output.expired_at = now
-    if here:
-        detail = {"outputs": _ranges([output.id for output in here]), "reason": reason}
+    if held:
+        detail = {"outputs": _ranges([output.id for output in held]), "reason": reason}
         audit.append(session, subject="jobs", subject_id=job.id, event="results expired", detail=detail, now=now)
         session.flush()
     _expire_if_empty(session, job.study, now)
-    return len(here)
+    return len(held)
 
 
 def list_removable(session: Session, *, limit: int, skip: Collection[str] = ()) -> list[str]:
-    """SHA-256 of content to which some row has lost its claim, and whose row does not yet say that it is gone."""
-    found: set[str] = set()
-    for query in _losers():
-        left = limit - len(found)
-        found |= set(session.scalars(query.limit(left + len(skip)))) - set(skip)
-    return sorted(found)[:limit]
+    """Return SHA-256 digests of content to which a row has lost its claim without recording its removal."""
+    digests: set[str] = set()
+    for query in _select_unclaimed():
+        left = limit - len(digests)
+        digests |= set(session.scalars(query.limit(left + len(skip)))) - set(skip)
+    return sorted(digests)[:limit]
 
 
 def find_claimed(session: Session, digests: Collection[str]) -> set[str]:
-    """Those that some row still claims."""
-    kept = Quarantine.state == QuarantineState.KEPT  # asked first: what is released from there becomes an instance's
-    found = set(session.scalars(select(Quarantine.sha256).where(Quarantine.sha256.in_(digests), kept)))
+    """Return those digests that a row still claims."""
+    undecided = Quarantine.state == QuarantineState.KEPT  # read first: a released file becomes an instance's
+    found = set(session.scalars(select(Quarantine.sha256).where(Quarantine.sha256.in_(digests), undecided)))
     for table in (Instance, Output):
         query = select(table.sha256).where(table.sha256.in_(digests), table.expired_at.is_(None))
         found |= set(session.scalars(query))
@@ -120,7 +120,7 @@ def find_claimed(session: Session, digests: Collection[str]) -> set[str]:
 
 
 def mark_removed(session: Session, digests: Sequence[str], *, gone: Collection[str], now: datetime) -> None:
-    """No expired row has a file under these any more; ``gone``: those whose file is deleted, for the audit trail."""
+    """Record that the expired rows of these digests have no file; ``gone``: digests of the deleted files."""
     for table in (Instance, Output):
         lost = (table.sha256.in_(digests), table.expired_at.is_not(None), table.removed_at.is_(None))
         session.execute(update(table).where(*lost).values(removed_at=now))
@@ -131,7 +131,7 @@ def mark_removed(session: Session, digests: Sequence[str], *, gone: Collection[s
         audit.append(session, subject="spool", subject_id="", event="files removed", detail=detail, now=now)
 
 
-def _losers() -> Iterable[Select[Any]]:
+def _select_unclaimed() -> Iterable[Select[Any]]:
     for table in (Instance, Output):
         yield select(table.sha256).where(table.expired_at.is_not(None), table.removed_at.is_(None)).distinct()
     dropped = (Quarantine.state == QuarantineState.DISCARDED, Quarantine.removed_at.is_(None))
@@ -144,20 +144,20 @@ def _instances(study: Study) -> Select[Any]:
 
 
 def _expire_if_empty(session: Session, study: Study, now: datetime) -> None:
-    """A study of which nothing is left is found no more."""
+    """Expire the study where nothing of it is left."""
     outputs = select(func.count(Output.id)).join(Job, Output.job_id == Job.id)
     left = session.scalar(outputs.where(Job.study_id == study.id, Output.expired_at.is_(None)))
     if not left and not has_sources(session, study):
         study.expired_at = now
-        _tell(session, study, "expired", {}, now)
+        _append_study_event(session, study, "expired", {}, now)
 
 
-def _tell(session: Session, study: Study, event: str, detail: dict[str, Any], now: datetime) -> None:
+def _append_study_event(session: Session, study: Study, event: str, detail: dict[str, Any], now: datetime) -> None:
     audit.append(session, subject="studies", subject_id=study.id, event=event, detail=detail, now=now)
 
 
 def _ranges(ids: Sequence[int]) -> list[str]:
-    """1, 2, 3, 7 as "1-3", "7"."""
+    """Return ids as ranges: 1, 2, 3, 7 as "1-3", "7"."""
     found: list[list[int]] = []
     for id in sorted(ids):
         if found and id == found[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""The states of rows, and the tables of allowed moves between them."""
+"""States of rows, and the tables of allowed transitions between them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = [
 
 
 class InvalidTransition(Exception):
-    """A row may not go from its state to the one asked for."""
+    """Transition that the row's state does not allow."""
 
 
 class StudyState(StrEnum):
-    """A study's newest revision: still arriving, closed, and given to the routes."""
+    """State of a study's newest revision: still arriving, closed, or matched with the routes."""
 
     RECEIVING = "receiving"
     COMPLETE = "complete"
@@ -34,9 +34,9 @@ class StudyState(StrEnum):
 
 
 class JobState(StrEnum):
-    """A job waits, runs under a lease, is held for a person's decision, or has ended.
+    """State of a job: waiting, running under a lease, held for a person's decision, or ended.
 
-    ``refused``: nothing broke, but the input or what came of it may not go out; ``dead``: it failed too often.
+    ``refused``: no fault occurred, but the input or the result may not go out. ``dead``: no attempts are left.
     """
 
     READY = "ready"
@@ -49,7 +49,7 @@ class JobState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """One result object for one destination."""
+    """State of the delivery of one result object to one destination."""
 
     WAITING = "waiting"
     SENDING = "sending"
@@ -58,7 +58,7 @@ class DeliveryState(StrEnum):
 
 
 class NotificationState(StrEnum):
-    """One event of a job for one of those who are told."""
+    """State of the notification of one receiver of one event of a job."""
 
     WAITING = "waiting"
     SENDING = "sending"
@@ -67,7 +67,7 @@ class NotificationState(StrEnum):
 
 
 class DeploymentMode(StrEnum):
-    """How a pipeline uses a version: for all studies, beside the current one without delivering, or for a share."""
+    """Use of a version by a pipeline: for all studies, in shadow of the current one, or for a share of them."""
 
     CURRENT = "current"
     SHADOW = "shadow"
@@ -75,7 +75,7 @@ class DeploymentMode(StrEnum):
 
 
 class QuarantineState(StrEnum):
-    """What ingest refused to treat as a normal instance."""
+    """State of a file that ingest refused to register as an instance."""
 
     KEPT = "kept"
     RELEASED = "released"
@@ -83,14 +83,14 @@ class QuarantineState(StrEnum):
 
 
 class RetrievalPurpose(StrEnum):
-    """What a study's search at a peer is for: an earlier examination, or series that the study lacks here."""
+    """Purpose of a retrieval from a peer: a prior examination, or series of the study that are missing here."""
 
     PRIOR = "prior"
     SERIES = "series"
 
 
 class RetrievalState(StrEnum):
-    """A study's search at a peer: to be asked for, on its way, all here, or none came."""
+    """State of a retrieval from a peer: to be requested, in transfer, complete, or ended without a complete result."""
 
     WANTED = "wanted"
     FETCHING = "fetching"
@@ -141,7 +141,7 @@ _QUARANTINE = {
     QuarantineState.DISCARDED: set[QuarantineState](),
 }
 
-_SEARCH = {
+_RETRIEVAL = {
     RetrievalState.WANTED: {RetrievalState.FETCHING, RetrievalState.ENDED},
     RetrievalState.FETCHING: {RetrievalState.ARRIVED, RetrievalState.ENDED},
     RetrievalState.ARRIVED: set[RetrievalState](),
@@ -154,12 +154,12 @@ TRANSITIONS: Mapping[type[StrEnum], Mapping[Any, set[Any]]] = {
     DeliveryState: _DELIVERY,
     NotificationState: _NOTIFICATION,
     QuarantineState: _QUARANTINE,
-    RetrievalState: _SEARCH,
+    RetrievalState: _RETRIEVAL,
 }
 
 
 def check_transition(old: StrEnum, new: StrEnum) -> None:
-    """Refuse a move that the table of the state's kind does not have."""
+    """Raise InvalidTransition for a transition that the table of the state's kind does not contain."""
     if new not in TRANSITIONS[type(old)][old]:
         allowed = ", ".join(sorted(TRANSITIONS[type(old)][old])) or "nothing"
         raise InvalidTransition(f"{type(old).__name__} {old} may not become {new}, only {allowed}")

@@ -1,4 +1,4 @@
-"""Studies, series and instances: what arrived, and when a study is complete."""
+"""Studies, series and instances: registration of arrivals, and completion of studies."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class InstanceFacts:
-    """What rows and routes need of a data set, without its pixels."""
+    """Attributes of a data set for rows and routes, without its pixels."""
 
     study_uid: str
     series_uid: str
@@ -53,7 +53,7 @@ class InstanceFacts:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in the spool."""
+    """File in the spool."""
 
     sha256: str
     size_bytes: int
@@ -62,7 +62,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Sender:
-    """Who sent it."""
+    """Sender of an instance."""
 
     ae_title: str
     address: str
@@ -70,7 +70,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class Arrival:
-    """An instance that is in the spool and has no row yet."""
+    """Instance that is in the spool and has no row yet."""
 
     facts: InstanceFacts
     file: StoredFile
@@ -79,15 +79,15 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Registration:
-    """``conflict``: the SOP Instance UID is known with other content; nothing was written."""
+    """Outcome of one arrival. ``conflict``: the SOP Instance UID is known with other content; nothing was written."""
 
     kind: Literal["new", "duplicate", "conflict"]
     instance_id: int | None
 
 
 @dataclass
-class _Open:
-    """A study whose row this transaction has locked, with the series it has found in it."""
+class _LockedStudy:
+    """Study whose row this transaction has locked, with the ids of its series by UID."""
 
     id: int
     state: StudyState
@@ -95,7 +95,7 @@ class _Open:
     series: dict[str, int] = field(default_factory=dict)
 
 
-_SEARCHED = frozenset(
+_SEARCH_COLUMNS = frozenset(
     {
         "study_time",
         "study_id",
@@ -122,17 +122,17 @@ _FIND_INSTANCE = select(Instance.id, Instance.sha256).where(Instance.sop_instanc
 def register_instance(
     session: Session, *, facts: InstanceFacts, file: StoredFile, sender: Sender, now: datetime
 ) -> Registration:
-    """One instance; see ``register_instances``."""
+    """Register one instance as ``register_instances`` does."""
     return register_instances(session, [Arrival(facts, file, sender)], now=now)[0]
 
 
 def register_instances(session: Session, arrivals: Sequence[Arrival], *, now: datetime) -> list[Registration]:
-    """Rows and events for several instances at once; the answers are in the order of the arrivals.
+    """Write rows and events of several instances at once; return the outcomes in the order of the arrivals.
 
     Studies are locked in the order of their UIDs, so that parallel batches cannot deadlock.
     """
     answers: dict[int, Registration] = {}
-    studies: dict[str, _Open] = {}
+    studies: dict[str, _LockedStudy] = {}
     for at in sorted(range(len(arrivals)), key=lambda at: arrivals[at].facts.study_uid):
         answers[at] = _register(session, studies, arrivals[at], now)
     return [answers[at] for at in range(len(arrivals))]
@@ -141,7 +141,7 @@ def register_instances(session: Session, arrivals: Sequence[Arrival], *, now: da
 def quarantine(
     session: Session, *, file: StoredFile, reason: str, facts: InstanceFacts | None, sender: Sender, now: datetime
 ) -> int:
-    """Keep a file that is not accepted, with the reason, for a person to decide on."""
+    """Quarantine a file that is not accepted, with the reason, for a person to decide on; return its row's id."""
     uids = ("study_uid", "series_uid", "sop_instance_uid", "sop_class_uid")
     row = Quarantine(
         reason=reason,
@@ -161,12 +161,12 @@ def quarantine(
 
 
 def find_by_uid(session: Session, study_uid: str) -> Study | None:
-    """The study with that Study Instance UID."""
+    """Return the study with that Study Instance UID, or None."""
     return session.scalar(select(Study).where(Study.study_uid == study_uid))
 
 
 def lock_due_for_completion(session: Session, *, quiet_s: float, maximum_s: float, now: datetime) -> list[Study]:
-    """Receiving studies that were quiet for long enough, or open for too long; locked until the commit."""
+    """Return the receiving studies that were quiet or open for long enough, locked until the commit."""
     quiet = Study.last_received_at <= now - timedelta(seconds=quiet_s)
     old = Study.opened_at <= now - timedelta(seconds=maximum_s)
     query = select(Study).where(Study.state == StudyState.RECEIVING, quiet | old).order_by(Study.study_uid)
@@ -174,11 +174,11 @@ def lock_due_for_completion(session: Session, *, quiet_s: float, maximum_s: floa
 
 
 def make_search_columns(attributes: Mapping[str, Any], patient_name: str) -> dict[str, str]:
-    """The columns of a study that only searches use, from the attributes of its first instance."""
+    """Return the columns of a study that only searches use, from the attributes of its first instance."""
     columns = {
         column: keywords.join_values(attributes.get(keyword))
         for keyword, column in keywords.STUDY_COLUMNS.items()
-        if column in _SEARCHED
+        if column in _SEARCH_COLUMNS
     }
     columns["patient_folded"] = keywords.fold_name(patient_name)
     columns["referring_physician_folded"] = keywords.fold_name(columns["referring_physician_name"])
@@ -186,26 +186,28 @@ def make_search_columns(attributes: Mapping[str, Any], patient_name: str) -> dic
 
 
 def close(session: Session, study: Study, *, reason: str, now: datetime) -> None:
-    """The study's revision is complete."""
+    """Complete the study's revision."""
     study.completed_at, study.completed_by = now, reason
     audit.transition(session, study, StudyState.COMPLETE, reason=reason, now=now)
 
 
-def _register(session: Session, studies: dict[str, _Open], arrival: Arrival, now: datetime) -> Registration:
+def _register(session: Session, studies: dict[str, _LockedStudy], arrival: Arrival, now: datetime) -> Registration:
     facts = arrival.facts
     study = studies.get(facts.study_uid) or _lock_study(session, facts.study_uid, now)
     series_id = _series_id(session, study, facts.series_uid) if study else None
     if study is None or series_id is None:
-        if known := _known(session, arrival):  # a conflicting instance must not leave an empty study or series
+        if known := _find_registered(
+            session, arrival
+        ):  # a conflicting instance must not leave an empty study or series
             return known
         study = study or _new_study(session, facts, now)
         series_id = series_id or _new_series(session, study, facts)
     studies[facts.study_uid] = study
     late = study.state is not StudyState.RECEIVING
     values = _instance_values(arrival, series_id, study.revision + late, now)
-    instance_id = _insert_new(session, Instance, values) or _take_again(session, values)
+    instance_id = _insert_new(session, Instance, values) or _revive_expired(session, values)
     if instance_id is None:
-        return _known(session, arrival) or Registration("conflict", None)
+        return _find_registered(session, arrival) or Registration("conflict", None)
     if late and not _is_own_result(session, facts.sop_instance_uid):
         _reopen(session, study, now)
     detail = {"sha256": arrival.file.sha256, "study": study.id, "sender": arrival.sender.ae_title}
@@ -213,21 +215,21 @@ def _register(session: Session, studies: dict[str, _Open], arrival: Arrival, now
     return Registration("new", instance_id)
 
 
-def _take_again(session: Session, values: dict[str, Any]) -> int | None:
-    """The row of an instance that retention had taken away and somebody has sent again; it has the file of now."""
+def _revive_expired(session: Session, values: dict[str, Any]) -> int | None:
+    """Return the id of an expired instance that was sent again, updated with its new file, or None."""
     gone = (Instance.sop_instance_uid == values["sop_instance_uid"], Instance.series_id == values["series_id"])
     again = update(Instance).where(*gone, Instance.expired_at.is_not(None)).values(expired_at=None, removed_at=None)
     statement = again.values(values).returning(Instance.id).execution_options(synchronize_session=False)
     return session.scalar(statement)
 
 
-def _lock_study(session: Session, study_uid: str, now: datetime) -> _Open | None:
+def _lock_study(session: Session, study_uid: str, now: datetime) -> _LockedStudy | None:
     """Lock the study's row by marking it as active."""
     row = session.connection().execute(_TOUCH_STUDY, {"uid": study_uid, "now": now}).one_or_none()
-    return _Open(row.id, row.state, row.revision) if row else None
+    return _LockedStudy(row.id, row.state, row.revision) if row else None
 
 
-def _new_study(session: Session, facts: InstanceFacts, now: datetime) -> _Open:
+def _new_study(session: Session, facts: InstanceFacts, now: datetime) -> _LockedStudy:
     values = {
         "study_uid": facts.study_uid,
         "state": StudyState.RECEIVING,
@@ -267,7 +269,7 @@ def _instance_values(arrival: Arrival, series_id: int, revision: int, now: datet
     }
 
 
-def _series_id(session: Session, study: _Open, series_uid: str) -> int | None:
+def _series_id(session: Session, study: _LockedStudy, series_uid: str) -> int | None:
     if series_uid not in study.series:
         found = session.connection().execute(_FIND_SERIES, {"study": study.id, "uid": series_uid}).one_or_none()
         if found is None:
@@ -278,7 +280,7 @@ def _series_id(session: Session, study: _Open, series_uid: str) -> int | None:
     return study.series[series_uid]
 
 
-def _new_series(session: Session, study: _Open, facts: InstanceFacts) -> int:
+def _new_series(session: Session, study: _LockedStudy, facts: InstanceFacts) -> int:
     values = {
         "study_id": study.id,
         "series_uid": facts.series_uid,
@@ -292,8 +294,8 @@ def _new_series(session: Session, study: _Open, facts: InstanceFacts) -> int:
     return series_id
 
 
-def _known(session: Session, arrival: Arrival) -> Registration | None:
-    """If the SOP Instance UID has a row: the same content again, or another object under its name."""
+def _find_registered(session: Session, arrival: Arrival) -> Registration | None:
+    """Return a duplicate or conflict where the SOP Instance UID has a row, or None."""
     row = session.connection().execute(_FIND_INSTANCE, {"uid": arrival.facts.sop_instance_uid}).one_or_none()
     if row is None:
         return None
@@ -301,11 +303,11 @@ def _known(session: Session, arrival: Arrival) -> Registration | None:
 
 
 def _is_own_result(session: Session, sop_instance_uid: str) -> bool:
-    """An archive that forwards our results back to us must not start the same work again."""
+    """Return whether the instance is our own result, which must not start work when an archive returns it."""
     return session.scalar(select(Output.id).where(Output.sop_instance_uid == sop_instance_uid).limit(1)) is not None
 
 
-def _reopen(session: Session, study: _Open, now: datetime) -> None:
+def _reopen(session: Session, study: _LockedStudy, now: datetime) -> None:
     row = session.get_one(Study, study.id, populate_existing=True)
     row.revision += 1
     row.opened_at, row.completed_at, row.completed_by = now, None, ""
@@ -315,7 +317,7 @@ def _reopen(session: Session, study: _Open, now: datetime) -> None:
 
 
 def _insert_new(session: Session, table: type[Study | Series | Instance], values: dict[str, Any]) -> int | None:
-    """The new row's id, or None when a unique column already has the value (a parallel transaction's, too)."""
+    """Return the new row's id, or None where a unique column has the value, also from a parallel transaction."""
     connection = session.connection()
     new_id: int | None = connection.scalar(_insert(connection.dialect.name, table), values)
     return new_id

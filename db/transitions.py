@@ -1,4 +1,4 @@
-"""What has changed since a number in the audit trail, as plain values: for counters that hear of every machine."""
+"""Transitions of rows after an event of the audit trail, as plain values, for counters across all machines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SUBJECTS = ("studies", "jobs", "deliveries", "notifications")
 
 @dataclass(frozen=True)
 class Transition:
-    """A row's change of state."""
+    """Change of state of one row."""
 
     seq: int
     at: datetime
@@ -37,10 +37,10 @@ class Transition:
     reason: str
 
 
-def list_transitions(session: Session, seq: int, upto: int) -> list[Transition]:
-    """The changes after an event's number, up to another's."""
+def list_transitions(session: Session, seq: int, last: int) -> list[Transition]:
+    """Return the transitions in the events after number ``seq``, up to ``last``."""
     query = select(Event.seq, Event.at, Event.subject, Event.subject_id, Event.detail)
-    mine = (Event.seq > seq, Event.seq <= upto, Event.subject.in_(_SUBJECTS), Event.event == "moved")
+    mine = (Event.seq > seq, Event.seq <= last, Event.subject.in_(_SUBJECTS), Event.event == "moved")
     return [
         Transition(
             each.seq, each.at, each.subject, int(each.subject_id), detail["from"], detail["to"], detail["reason"]
@@ -51,20 +51,20 @@ def list_transitions(session: Session, seq: int, upto: int) -> list[Transition]:
 
 
 def load_study_times(session: Session, ids: Collection[int]) -> dict[int, Any]:
-    """When each was opened and complete."""
+    """Return by study when it was opened and completed."""
     query = select(Study.id, Study.opened_at, Study.completed_at).where(Study.id.in_(ids))
     return {row.id: row for row in session.execute(query)}
 
 
 def load_job_runs(session: Session, ids: Collection[int]) -> dict[int, Any]:
-    """What each ran, when, and what the gate said."""
+    """Return by job its pipeline, model and times, and the verdict of the output gate."""
     columns = (Job.id, Job.pipeline, Job.model, Job.created_at, Job.started_at, Job.finished_at)
     query = select(*columns, Job.report["verdict"].as_string().label("verdict")).where(Job.id.in_(ids))
     return {row.id: row for row in session.execute(query)}
 
 
 def load_deliveries(session: Session, ids: Collection[int]) -> dict[int, Any]:
-    """Where each goes to, since when, of which pipeline, and when its study was complete."""
+    """Return by delivery its destination, creation and pipeline, and when its study was completed."""
     query = (
         select(Delivery.id, Delivery.destination, Delivery.created_at, Job.pipeline, Study.completed_at)
         .join(Output, Delivery.output_id == Output.id)
@@ -75,6 +75,6 @@ def load_deliveries(session: Session, ids: Collection[int]) -> dict[int, Any]:
 
 
 def load_notification_names(session: Session, ids: Collection[int]) -> dict[int, str]:
-    """Who is told, by the name in the configuration."""
+    """Return by notification the name of its receiver in the configuration."""
     rows = session.execute(select(Notification.id, Notification.name).where(Notification.id.in_(ids)))
     return {row.id: row.name for row in rows}

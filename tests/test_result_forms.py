@@ -94,8 +94,8 @@ def end_job(
         job = a_job(session, now, destinations=to)
         jobs.claim(session, worker="w", lease_s=60, now=now)
         told = {name: each.why for name, each in chosen.items() if each.why}
-        jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, held_because=held, chosen=told,
-                    now=now)  # fmt: skip
+        jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, held_because=held,
+                    chosen_kinds=told, now=now)  # fmt: skip
     return chosen
 
 

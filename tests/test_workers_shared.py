@@ -168,7 +168,7 @@ def test_a_host_whose_clock_runs_ahead_takes_no_job_from_a_living_worker(
 def test_the_clock_goes_on_while_the_database_does_not_answer(tmp_path: Path, now: datetime) -> None:
     passed = [0.0]
     engine = _Answering(now)
-    ours = clock.DatabaseClock(engine, own=lambda: now, passed_s=lambda: passed[0])  # type: ignore[arg-type]
+    ours = clock.DatabaseClock(engine, machine_clock=lambda: now, passed_s=lambda: passed[0])  # type: ignore[arg-type]
     assert ours() == now
     passed[0], engine.answers = 3600.0, False
     assert ours() == now + timedelta(hours=1)
@@ -233,7 +233,7 @@ def _an_hour_ahead(engine: Engine) -> Callable[[], datetime]:
     """A host's clock that is wrong; of SQLite there is only one, which counts."""
     if engine.dialect.name == "sqlite":
         return clock.make_clock(engine)
-    return clock.DatabaseClock(engine, own=lambda: datetime.now(UTC) + timedelta(hours=1))
+    return clock.DatabaseClock(engine, machine_clock=lambda: datetime.now(UTC) + timedelta(hours=1))
 
 
 class _Answering:

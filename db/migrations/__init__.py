@@ -1,4 +1,4 @@
-"""The schema's history, and how a database is brought to its newest revision."""
+"""Revisions of the schema, and the upgrade of a database to the newest one."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ _LOCK = 0x0D1C0  # any number of our own: one process migrates at a time
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the database to the newest revision; several processes may call it at once."""
-    with _alone(engine) as connection:
+    """Upgrade the database to the newest revision; several processes may call this at once."""
+    with _lock_schema(engine) as connection:
         if _current(connection) != head():
             command.upgrade(_config(connection), "head")
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Bring the database back to an older revision; what that cannot say becomes the nearest that it can."""
-    with _alone(engine) as connection:
+    """Downgrade the database to an older revision; values that it cannot express become the nearest that it can."""
+    with _lock_schema(engine) as connection:
         command.downgrade(_config(connection), revision)
 
 
 def current(engine: Engine) -> str | None:
-    """The revision that the database is at; None when it is empty."""
+    """Return the revision of the database; None when it is empty."""
     with engine.connect() as connection:
         return _current(connection)
 
 
 def head() -> str | None:
-    """The newest revision."""
+    """Return the newest revision of the program."""
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 @contextmanager
-def _alone(engine: Engine) -> Iterator[Connection]:
-    """A transaction in which nobody else migrates.
+def _lock_schema(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction during which no other process migrates.
 
-    SQLite changes a constraint by copying the table, and dropping the old one would count as deleting its rows; its
-    foreign keys are checked at the end instead. The pragma does nothing inside of a transaction.
+    SQLite changes a constraint by copying the table, and dropping the old one would count as deleting its rows; foreign
+    keys are therefore checked at the end. The pragma does nothing inside a transaction.
     """
     with engine.connect() as connection:
         sqlite = connection.dialect.name == "sqlite"
@@ -65,7 +65,7 @@ def _alone(engine: Engine) -> Iterator[Connection]:
 
 
 def _foreign_keys(connection: Connection, *, on: bool) -> None:
-    """Past SQLAlchemy, which would begin a transaction."""
+    """Set SQLite's checks of foreign keys, bypassing SQLAlchemy, which would begin a transaction."""
     driver = connection.connection.driver_connection
     if driver is not None:
         driver.execute(f"PRAGMA foreign_keys = {'ON' if on else 'OFF'}")

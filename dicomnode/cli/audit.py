@@ -29,7 +29,7 @@ def verify(ctx: typer.Context) -> None:
         broken, events = audit.verify(session), trail.read_head(session)
         check_nothing_lost(session, config.spool_dir)
     if broken is not None:
-        raise StorageDamaged(f"audit trail: event {broken.seq} {broken.why}; keep the database as it is")
+        raise StorageDamaged(f"audit trail: event {broken.seq} {broken.reason}; keep the database as it is")
     print(f"the audit trail of {events} events holds")
 
 

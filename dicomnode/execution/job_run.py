@@ -96,7 +96,7 @@ class JobRun:
                 outputs=outputs,
                 report=produced.report | ({"destinations": reasons} if reasons else {}),
                 held_because=produced.held_because,
-                chosen=reasons,
+                chosen_kinds=reasons,
                 now=self._context.now(),
             )
         return f"{ended.state}, {len(outputs)} objects"

@@ -73,7 +73,7 @@ def _claim_job(context: WorkerContext, capabilities: HostCapabilities) -> int | 
         with context.sessions.begin() as session:
             jobs.expire_leases(session, attempts=config.worker.attempts, now=now())
             excluded = capabilities.unmet_needs()
-            job = jobs.claim(session, worker=worker, lease_s=config.worker.lease_s, but=excluded, now=now())
+            job = jobs.claim(session, worker=worker, lease_s=config.worker.lease_s, exclude=excluded, now=now())
         if job is None:
             return None
         with Lease(context.sessions, config, job.id, worker, context.stop, now):  # reading large weights takes time

@@ -25,7 +25,7 @@ def collect_evidence(session: Session, study: Study, *, now: datetime) -> dict[s
     return {
         "study_uid": study.study_uid,
         "written_at": now,
-        "chain": chain | ({"broken_at": broken.seq, "why": broken.why} if broken else {}),
+        "chain": chain | ({"broken_at": broken.seq, "why": broken.reason} if broken else {}),
         "state": study.state,
         "revision": study.revision,
         "instances": [_instance(row) for series in study.series for row in series.instances],

@@ -75,7 +75,7 @@ def _answer(holdings: Holdings, request: Request, level: Level, path: dict[str, 
     query = Query(
         level,
         parameters.keys,
-        wanted=frozenset(told) & _ON_DEMAND,
+        counts=frozenset(told) & _ON_DEMAND,
         include_held=holdings.include_held,
         combined=True,
         fuzzy=parameters.fuzzy,

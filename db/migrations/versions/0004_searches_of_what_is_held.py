@@ -1,4 +1,4 @@
-"""What searches match: more of a study's attributes, some of each instance's and result's.
+"""Columns that searches match: more of a study's attributes, some of each instance's and result's.
 
 Studies are described from the first of their series here and now; the attributes of instances and results need their
 files and stay empty until the node has read them (dicomnode/maintenance/backfill.py).
@@ -85,6 +85,6 @@ def _worded(value: Any) -> str:
 
 
 def _folded(name: str) -> str:
-    """As db/keywords.py does it; a migration does what it did on the day it was written."""
+    """Fold a name as db/keywords.py did when this migration was written."""
     groups = [group.rstrip(" ^") for group in unicodedata.normalize("NFKC", name).casefold().split("=")]
     return f"={'='.join(groups)}=" if any(groups) else ""

@@ -1,4 +1,4 @@
-"""Who is told of what becomes of a job."""
+"""Notifications of the receivers of a job's events."""
 
 from __future__ import annotations
 

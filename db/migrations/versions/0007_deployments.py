@@ -1,4 +1,4 @@
-"""Which version of a model a pipeline uses, since when and by whom; jobs that run beside others to be compared."""
+"""Versions of models that pipelines use, since when and by whom; shadow jobs to be compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What retention has taken away, and which workers are alive."""
+"""Rows that retention has expired, and workers that are alive."""
 
 from __future__ import annotations
 
