@@ -79,7 +79,7 @@ def measure(folder: Path, studies: int, repeats: int, url: str) -> list[dict[str
     node.prepare(config)
     engine = engines.connect(config.database_url)
     fill(engine, studies)
-    running = server.start(create_app(config, engines.sessions(engine), now=lambda: NOW), "127.0.0.1", 0)
+    running = server.start_server(create_app(config, engines.sessions(engine), now=lambda: NOW), "127.0.0.1", 0)
     try:
         with httpx.Client(base_url=running.address, timeout=60) as client:
             found = [_timed(client, path, words, repeats) for path, words in PAGES]

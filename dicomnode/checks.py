@@ -282,8 +282,8 @@ def _check_web(config: Config) -> Check | str:
 def _check_viewer(web: WebConfig) -> Check:
     from dicomnode.web import ohif
 
-    where = ohif.folder(web)
-    if ohif.installed(where) is None:
+    where = ohif.viewer_folder(web)
+    if ohif.find_installed(where) is None:
         return Check("viewer", "warning", f"not in {where}: 'dicomnode viewer install' brings it")
     return Check("viewer", "ok", f"{ohif.PACKAGE} {ohif.VERSION} in {where}")
 

@@ -236,7 +236,7 @@ def _start_web(
     from dicomnode.web.app import create_app
 
     app = create_app(config, sessions, now=now, meters=meters, sweep_health=sweep_health)
-    return server.start(app, config.web.host, config.web.port, tls.web_identity(config.web))
+    return server.start_server(app, config.web.host, config.web.port, tls.web_identity(config.web))
 
 
 def _ready_line(config: Config, server: scp.Server, workers: int, web: str) -> str:

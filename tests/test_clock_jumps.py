@@ -21,7 +21,7 @@ from db.states import DeliveryState, JobState, StudyState
 from dicomnode.dimse import peers
 from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.sweeps import Sweeps
-from dicomnode.web import words
+from dicomnode.web import template_filters
 from tests.peers import Node, wait_for, write_config
 from tests.peers.files import write_instance
 from tests.peers.process import installed
@@ -148,7 +148,7 @@ def test_lost_time_is_mended_once(sessions: sessionmaker[Session], now: datetime
         assert session.scalars(select(Study.last_received_at)).one() == now - 2 * HOUR
         newest = session.scalars(select(Event).order_by(Event.seq.desc())).first()
         assert newest is not None
-        assert words.happened(newest) == "Clock set: by -3600 s"
+        assert template_filters.describe_event(newest) == "Clock set: by -3600 s"
 
 
 def test_a_destination_is_tried_when_nobody_knows_how_long_it_was_to_be_left_alone(

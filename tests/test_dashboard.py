@@ -20,7 +20,7 @@ from db import audit
 from db.models import Delivery, Event, Job, Study
 from db.states import DeliveryState, JobState
 from dicomnode.results.page import Page
-from dicomnode.web import journey, server
+from dicomnode.web import server, study_progress
 from dicomnode.web.app import create_app
 from model_zoo import registry
 from tests.peers.answering import Answering
@@ -29,14 +29,14 @@ from tests.web_studies import (
     MARKUP,
     PEERS,
     ROUTES,
-    claimed,
-    everything,
-    finished,
-    made_of,
+    claim_job,
+    finish_job,
+    make_all_states,
+    make_results,
+    make_series,
     receive,
-    routed,
-    series_of,
-    uid_of,
+    route_study,
+    study_uid,
 )
 
 ANATOMY = f"/models/anatomy@{registry.find('anatomy').version}"
@@ -44,26 +44,26 @@ SECTIONS = {"routes": ROUTES, "peers": PEERS}
 
 
 @pytest.fixture(scope="module")
-def looked_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, Mapping[str, int]]]:
-    """A node with a study in every state, for tests that change nothing; and its jobs by what became of them."""
+def read_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, Mapping[str, int]]]:
+    """Yield a node with a study in every state, for tests that change nothing, and its jobs by outcome."""
     with Web(tmp_path_factory.mktemp("dashboard"), sections=SECTIONS) as web:
-        yield web, everything(web)
+        yield web, make_all_states(web)
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[tuple[Web, Mapping[str, int]]]:
-    """The same for tests that decide something."""
+def decidable(tmp_path: Path) -> Iterator[tuple[Web, Mapping[str, int]]]:
+    """Yield a node with a study in every state, for tests that decide, and its jobs by outcome."""
     with Web(tmp_path, sections=SECTIONS) as web:
-        yield web, everything(web)
+        yield web, make_all_states(web)
 
 
-def page(web: Web, path: str, status: int = 200) -> str:
+def get_page(web: Web, path: str, status: int = 200) -> str:
     answer = web.get(path, "text/html")
     assert answer.status_code == status
     return answer.text
 
 
-def job(web: Web, id: int) -> Job:
+def load_job(web: Web, id: int) -> Job:
     found: Job = next(row for row in web.rows(Job) if row.id == id)
     return found
 
@@ -72,8 +72,8 @@ def job(web: Web, id: int) -> Job:
     ("study", "words"),
     [
         ("receiving", "Receiving, 5 instances so far"),
-        ("complete", "Complete, waits to be routed"),
-        ("unrouted", "Not routed: no route takes it"),
+        ("complete", "Complete, waiting for routing"),
+        ("unrouted", "Not routed: no route matches"),
         ("waiting", "Waiting for a worker"),
         ("running", "42 %, about "),
         ("held", "Held for your decision"),
@@ -81,16 +81,16 @@ def job(web: Web, id: int) -> Job:
         ("refused", "Refused"),
         ("cancelled", "Cancelled"),
         ("partly", "4 of 8 delivered"),
-        ("given up", "Delivery given up, 0 of 4 are there"),
+        ("given up", "Delivery given up, 0 of 4 delivered"),
         ("delivered", "Delivered, 4 objects"),
     ],
 )
 def test_the_list_says_where_each_study_stands(
-    looked_at: tuple[Web, Mapping[str, int]], study: str, words: str
+    read_only: tuple[Web, Mapping[str, int]], study: str, words: str
 ) -> None:
-    web, _ = looked_at
-    rows = re.split(r'<li class="study"', page(web, "/"))
-    mine = [row for row in rows if uid_of(study) in row]
+    web, _ = read_only
+    rows = re.split(r'<li class="study"', get_page(web, "/"))
+    mine = [row for row in rows if study_uid(study) in row]
     assert len(mine) == 1
     assert words in mine[0]
 
@@ -104,61 +104,61 @@ def test_the_list_says_where_each_study_stands(
     ],
 )  # fmt: skip
 def test_the_list_can_be_narrowed_to_a_state(
-    looked_at: tuple[Web, Mapping[str, int]], state: str, studies: set[str]
+    read_only: tuple[Web, Mapping[str, int]], state: str, studies: set[str]
 ) -> None:
-    web, _ = looked_at
-    shown = set(re.findall(r'<h2><a href="/studies/([0-9.]+)"', page(web, f"/?state={state}")))
-    assert shown == {uid_of(study) for study in studies}
+    web, _ = read_only
+    listed = set(re.findall(r'<h2><a href="/studies/([0-9.]+)"', get_page(web, f"/?state={state}")))
+    assert listed == {study_uid(study) for study in studies}
 
 
-def test_the_list_is_searched_by_description_and_dates(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, _ = looked_at
-    assert "11 studies" in page(web, "/?description=FOLLOW")
-    assert "No study is like that" in page(web, "/?first=2026-11-20")
-    assert "12 studies" in page(web, "/?first=2026-11-19&last=2026-11-19")
-    assert "No study is like that" in page(web, "/?last=2026-11-18")
-    assert "No study is like that" in page(web, "/?description=%25")
+def test_the_list_is_searched_by_description_and_dates(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = read_only
+    assert "11 studies" in get_page(web, "/?description=FOLLOW")
+    assert "No study matches this search" in get_page(web, "/?first=2026-11-20")
+    assert "12 studies" in get_page(web, "/?first=2026-11-19&last=2026-11-19")
+    assert "No study matches this search" in get_page(web, "/?last=2026-11-18")
+    assert "No study matches this search" in get_page(web, "/?description=%25")
 
 
-def test_a_patient_is_searched_for_without_standing_in_an_address(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, _ = looked_at
-    for wanted, count in (("p-held", "1 study"), ("meier", "11 studies"), ("nobody", "No study is like that")):
-        answer = web.client.post("/", data={"patient": wanted})
+def test_a_patient_is_searched_for_without_standing_in_an_address(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = read_only
+    for search, count in (("p-held", "1 study"), ("meier", "11 studies"), ("nobody", "No study matches this search")):
+        answer = web.client.post("/", data={"patient": search})
         assert answer.status_code == 200
         assert count in answer.text
-        assert f"={wanted}" not in answer.text
-        assert f"patient={wanted}" not in str(answer.url)
-    assert "12 studies" in page(web, "/?patient=nobody")
+        assert f"={search}" not in answer.text
+        assert f"patient={search}" not in str(answer.url)
+    assert "12 studies" in get_page(web, "/?patient=nobody")
     answer = web.client.post("/", data={"patient": "", "state": "held"})
     assert (answer.status_code, answer.headers["location"]) == (303, "/?state=held")
 
 
-def test_no_title_and_no_address_names_a_patient(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = looked_at
-    for path in ("/", "/hold", "/failures", "/jobs", f"/jobs/{made['held']}", f"/studies/{uid_of('held')}"):
-        text = page(web, path)
+def test_no_title_and_no_address_names_a_patient(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = read_only
+    for path in ("/", "/hold", "/failures", "/jobs", f"/jobs/{made['held']}", f"/studies/{study_uid('held')}"):
+        text = get_page(web, path)
         title = re.search(r"<title>(.*?)</title>", text)
-        told = [title[1] if title else "", *re.findall(r'(?:href|src|action)="([^"]*)"', text)]
+        texts = [title[1] if title else "", *re.findall(r'(?:href|src|action)="([^"]*)"', text)]
         assert "Meier" in text or path == "/jobs"
-        assert not [each for each in told if "Meier" in each or "Erika" in each or "00471" in each]
+        assert not [each for each in texts if "Meier" in each or "Erika" in each or "00471" in each]
 
 
 def test_names_are_masked_where_the_configuration_says_so(tmp_path: Path) -> None:
     with Web(tmp_path, {"mask_names": True}, sections=SECTIONS) as web:
-        made = everything(web)
-        for path in ("/", "/hold", "/failures", "/jobs", f"/jobs/{made['held']}", f"/studies/{uid_of('held')}"):
-            text = page(web, path)
+        made = make_all_states(web)
+        for path in ("/", "/hold", "/failures", "/jobs", f"/jobs/{made['held']}", f"/studies/{study_uid('held')}"):
+            text = get_page(web, path)
             assert "Meier" not in text
             assert "P-held-00471" not in text
             assert "815" not in re.sub(r"[0-9.]{20,}", "", text)
-        assert "…471" in page(web, "/")
-        assert "No study is like that" in web.client.post("/", data={"patient": "meier"}).text
+        assert "…471" in get_page(web, "/")
+        assert "No study matches this search" in web.client.post("/", data={"patient": "meier"}).text
 
 
-def test_what_a_data_set_says_is_text_and_no_markup(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = looked_at
-    for path in ("/", "/jobs", f"/studies/{uid_of('waiting')}", f"/jobs/{made['waiting']}"):
-        text = page(web, path)
+def test_what_a_data_set_says_is_text_and_no_markup(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = read_only
+    for path in ("/", "/jobs", f"/studies/{study_uid('waiting')}", f"/jobs/{made['waiting']}"):
+        text = get_page(web, path)
         assert MARKUP not in text
         assert "&lt;script&gt;alert(1)" in text
 
@@ -166,8 +166,8 @@ def test_what_a_data_set_says_is_text_and_no_markup(looked_at: tuple[Web, Mappin
 @pytest.mark.parametrize(
     "path", ["/", "/hold", "/failures", "/jobs", "/models", "/peers", "/system", "/jobs/4", ANATOMY]
 )
-def test_no_page_needs_more_than_its_policy_allows(looked_at: tuple[Web, Mapping[str, int]], path: str) -> None:
-    web, _ = looked_at
+def test_no_page_needs_more_than_its_policy_allows(read_only: tuple[Web, Mapping[str, int]], path: str) -> None:
+    web, _ = read_only
     answer = web.get(path, "text/html")
     assert answer.status_code == 200
     assert "script-src 'self'" in answer.headers["content-security-policy"]
@@ -184,13 +184,13 @@ def test_no_page_needs_more_than_its_policy_allows(looked_at: tuple[Web, Mapping
         "/api/jobs/99", "/api/models/none", "/studies/" + "1" * 65,
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_not_found(looked_at: tuple[Web, Mapping[str, int]], path: str) -> None:
-    web, _ = looked_at
+def test_what_is_not_there_is_not_found(read_only: tuple[Web, Mapping[str, int]], path: str) -> None:
+    web, _ = read_only
     assert web.get(path, "text/html").status_code == 404
 
 
-def test_pages_that_make_no_sense_are_the_first_or_the_last(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, _ = looked_at
+def test_pages_that_make_no_sense_are_the_first_or_the_last(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = read_only
     for query in ("page=0", "page=-1", "page=99999999999", "page=x", "state=nothing", "page=900&state=held"):
         assert web.get(f"/?{query}", "text/html").status_code == 200
         assert web.get(f"/jobs?{query}", "text/html").status_code == 200
@@ -201,57 +201,59 @@ def test_the_list_has_pages(tmp_path: Path) -> None:
     with Web(tmp_path, sections=SECTIONS) as web:
         for number in range(45):
             web.now += timedelta(seconds=1)
-            receive(web, series_of(f"many {number}")[:1])
-        first, second = page(web, "/"), page(web, "/?page=2")
+            receive(web, make_series(f"many {number}")[:1])
+        first, second = get_page(web, "/"), get_page(web, "/?page=2")
         assert (first.count('<li class="study"'), second.count('<li class="study"')) == (40, 5)
         assert 'rel="next" href="/?page=2"' in first
         assert 'rel="prev" href="/"' in second
-        assert uid_of("many 44") in first
-        assert uid_of("many 4") in second
+        assert study_uid("many 44") in first
+        assert study_uid("many 4") in second
 
 
 def test_a_page_costs_as_many_queries_with_many_studies_as_with_few(tmp_path: Path) -> None:
     with Web(tmp_path, sections=SECTIONS) as web:
         counts = []
         for study in range(12):
-            receive(web, series_of(f"one {study}")[:2])
+            receive(web, make_series(f"one {study}")[:2])
             if study in (0, 11):
-                seen: list[str] = []
-                listener = lambda *given, seen=seen: seen.append(given[2])  # noqa: E731
+                observed: list[str] = []
+                listener = lambda *edit, observed=observed: observed.append(edit[2])  # noqa: E731
                 event.listen(web.engine, "before_cursor_execute", listener)
-                page(web, "/")
+                get_page(web, "/")
                 event.remove(web.engine, "before_cursor_execute", listener)
-                counts.append(len(seen))
+                counts.append(len(observed))
         assert counts[0] == counts[1] < 25
 
 
-def test_a_study_shows_what_came_what_was_made_and_why(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = looked_at
-    text = page(web, f"/studies/{uid_of('held')}")
+def test_a_study_shows_what_came_what_was_made_and_why(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = read_only
+    text = get_page(web, f"/studies/{study_uid('held')}")
     for words in (
         "FLAIR 3D sagittal", "9 instances", "low-confidence fraction 0.184 is above 0.15", "SYN Synthetic DIR",
-        "matched on ", "SeriesDescription is", "Job 4 running → held", "Viewer with held results",
-        f"/viewer/review?StudyInstanceUIDs={uid_of('held')}",
+        "matched on ", "SeriesDescription is", "Job 4 running → held", "Open in viewer with held results",
+        f"/viewer/review?StudyInstanceUIDs={study_uid('held')}",
     ):  # fmt: skip
         assert words in text
-    assert "no series matches; nearest failed on SeriesDescription" in page(web, f"/studies/{uid_of('unrouted')}")
-    text = page(web, f"/studies/{uid_of('partly')}")
+    assert "no series matches; nearest failed on SeriesDescription" in get_page(
+        web, f"/studies/{study_uid('unrouted')}"
+    )
+    text = get_page(web, f"/studies/{study_uid('partly')}")
     assert "no association: connection refused" in text
     assert f'href="/jobs/{made["partly"]}"' in text
 
 
-def test_thumbnails_are_small_pictures_of_the_series(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, _ = looked_at
-    answer = web.get(f"/studies/{uid_of('held')}/thumbnail")
+def test_thumbnails_are_small_pictures_of_the_series(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = read_only
+    answer = web.get(f"/studies/{study_uid('held')}/thumbnail")
     assert answer.headers["content-type"] == "image/jpeg"
     picture = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"))
     assert picture.shape == (120, 120)
     assert picture[60, 30:90].mean() > 100 > picture[:10, :10].mean()
 
 
-def test_source_result_and_uncertainty_are_of_one_slice(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = looked_at
-    text = page(web, "/hold")
+def test_source_result_and_uncertainty_are_of_one_slice(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = read_only
+    text = get_page(web, "/hold")
     addresses = re.findall(r'<img src="(/jobs/\d+/pictures/[0-9.]+)"', text)
     assert len(addresses) == 4
     assert [re.sub(r":.*", "", words) for words in re.findall(r'<img src="/jobs/[^>]*? alt="([^"]*)"', text)] == [
@@ -272,24 +274,24 @@ def _grey(web: Web, address: str, at: int) -> np.ndarray[tuple[int, ...], np.dty
     return np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"), float)
 
 
-def decide(web: Web, id: int, what: str, **fields: str) -> httpx.Response:
+def decide(web: Web, id: int, decision: str, **fields: str) -> httpx.Response:
     origin = {"Origin": web.address}
-    return web.client.post(f"/jobs/{id}/{what}", data=fields, headers=origin)
+    return web.client.post(f"/jobs/{id}/{decision}", data=fields, headers=origin)
 
 
-def reasons(web: Web, id: int) -> list[str]:
+def event_reasons(web: Web, id: int) -> list[str]:
     return [
         row.detail.get("reason", "") for row in web.rows(Event) if (row.subject, row.subject_id) == ("jobs", str(id))
     ]
 
 
-def test_a_release_delivers_once_and_the_trail_says_who_and_why(desk: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = desk
+def test_a_release_delivers_once_and_the_trail_says_who_and_why(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = decidable
     answer = decide(web, made["held"], "release", reason="looks  right\nto me", who="MK", back="/hold")
     assert (answer.status_code, answer.headers["location"]) == (303, f"/hold?done=release-{made['held']}")
-    assert f"Job {made['held']}: its results are released" in page(web, answer.headers["location"])
-    assert job(web, made["held"]).state is JobState.DONE
-    assert "released at the dashboard by MK: looks right to me" in reasons(web, made["held"])
+    assert f"Job {made['held']}: its results are released" in get_page(web, answer.headers["location"])
+    assert load_job(web, made["held"]).state is JobState.DONE
+    assert "released at the dashboard by MK: looks right to me" in event_reasons(web, made["held"])
     waiting = len(web.rows(Delivery))
     again = decide(web, made["held"], "release", reason="again")
     assert again.status_code == 409
@@ -299,34 +301,34 @@ def test_a_release_delivers_once_and_the_trail_says_who_and_why(desk: tuple[Web,
         assert audit.verify(session) is None
 
 
-def test_a_discarded_result_is_delivered_nowhere(desk: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = desk
+def test_a_discarded_result_is_delivered_nowhere(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = decidable
     before = len(web.rows(Delivery))
     assert decide(web, made["held"], "discard", reason="motion").status_code == 303
-    assert job(web, made["held"]).state is JobState.CANCELLED
+    assert load_job(web, made["held"]).state is JobState.CANCELLED
     assert len(web.rows(Delivery)) == before
     assert decide(web, made["held"], "release", reason="after all").status_code == 409
-    assert "Nothing waits for a decision" in page(web, "/hold")
+    assert "Nothing waits for a decision" in get_page(web, "/hold")
 
 
 @pytest.mark.parametrize("name", ["dead", "refused", "cancelled"])
-def test_what_failed_runs_again_once(desk: tuple[Web, Mapping[str, int]], name: str) -> None:
-    web, made = desk
+def test_what_failed_runs_again_once(decidable: tuple[Web, Mapping[str, int]], name: str) -> None:
+    web, made = decidable
     assert decide(web, made[name], "retry", back="/failures").status_code == 303
-    assert job(web, made[name]).state is JobState.READY
+    assert load_job(web, made[name]).state is JobState.READY
     assert decide(web, made[name], "retry").status_code == 409
 
 
 @pytest.mark.parametrize("name", ["running", "waiting"])
-def test_a_job_is_cancelled_once(desk: tuple[Web, Mapping[str, int]], name: str) -> None:
-    web, made = desk
+def test_a_job_is_cancelled_once(decidable: tuple[Web, Mapping[str, int]], name: str) -> None:
+    web, made = decidable
     assert decide(web, made[name], "cancel").headers["location"] == f"/jobs/{made[name]}?done=cancel-{made[name]}"
-    assert job(web, made[name]).state is JobState.CANCELLED
+    assert load_job(web, made[name]).state is JobState.CANCELLED
     assert decide(web, made[name], "cancel").status_code == 409
 
 
-def test_deliveries_that_were_given_up_are_tried_again_once(desk: tuple[Web, Mapping[str, int]]) -> None:
-    web, _ = desk
+def test_deliveries_that_were_given_up_are_tried_again_once(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = decidable
     answer = web.client.post("/destinations/pacs/resend", data={"back": "/failures"})
     assert answer.headers["location"] == "/failures?done=resend-4"
     assert not [row for row in web.rows(Delivery) if row.state is DeliveryState.GIVEN_UP]
@@ -334,40 +336,40 @@ def test_deliveries_that_were_given_up_are_tried_again_once(desk: tuple[Web, Map
     assert web.client.post("/destinations/nobody/resend").status_code == 409
 
 
-def test_a_study_is_taken_as_complete_by_hand(desk: tuple[Web, Mapping[str, int]]) -> None:
-    web, _ = desk
-    assert web.client.post(f"/studies/{uid_of('receiving')}/close").status_code == 303
-    assert web.client.post(f"/studies/{uid_of('receiving')}/close").status_code == 409
+def test_a_study_is_taken_as_complete_by_hand(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = decidable
+    assert web.client.post(f"/studies/{study_uid('receiving')}/close").status_code == 303
+    assert web.client.post(f"/studies/{study_uid('receiving')}/close").status_code == 409
     assert web.client.post("/studies/1.2.3/close").status_code == 404
     with web.sessions() as session:
-        study = session.scalar(select(Study).where(Study.study_uid == uid_of("receiving")))
+        study = session.scalar(select(Study).where(Study.study_uid == study_uid("receiving")))
         assert study is not None
         assert study.completed_by == "closed by hand"
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
-def test_another_sites_page_decides_nothing(desk: tuple[Web, Mapping[str, int]], headers: dict[str, str]) -> None:
-    web, made = desk
+def test_another_sites_page_decides_nothing(decidable: tuple[Web, Mapping[str, int]], headers: dict[str, str]) -> None:
+    web, made = decidable
     for path in (f"/jobs/{made['held']}/release", "/destinations/pacs/resend", "/peers/pacs/echo", "/"):
         assert web.client.post(path, data={"reason": "x"}, headers=headers).status_code == 403
-    assert job(web, made["held"]).state is JobState.HELD
+    assert load_job(web, made["held"]).state is JobState.HELD
 
 
-def test_nothing_is_decided_by_get(desk: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = desk
-    for what in ("release", "discard", "retry", "cancel"):
-        assert web.get(f"/jobs/{made['held']}/{what}").status_code == 405
-    assert job(web, made["held"]).state is JobState.HELD
+def test_nothing_is_decided_by_get(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = decidable
+    for decision in ("release", "discard", "retry", "cancel"):
+        assert web.get(f"/jobs/{made['held']}/{decision}").status_code == 405
+    assert load_job(web, made["held"]).state is JobState.HELD
 
 
-def test_a_decision_leads_to_no_other_site(desk: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = desk
+def test_a_decision_leads_to_no_other_site(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = decidable
     answer = decide(web, made["waiting"], "cancel", back="//evil.example")
     assert answer.headers["location"].startswith(f"/jobs/{made['waiting']}?")
     assert decide(web, made["held"], "destroy").status_code == 404
     assert decide(web, 99, "release").status_code == 404
     assert decide(web, made["held"], "release", reason="x" * 20_000).status_code == 413
-    assert job(web, made["held"]).state is JobState.HELD
+    assert load_job(web, made["held"]).state is JobState.HELD
 
 
 def test_an_echo_says_what_the_peer_said(tmp_path: Path) -> None:
@@ -379,16 +381,16 @@ def test_an_echo_says_what_the_peer_said(tmp_path: Path) -> None:
             assert web.client.post("/peers/nobody/echo").status_code == 404
 
 
-def test_the_api_tells_what_the_command_line_does(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = looked_at
+def test_the_api_tells_what_the_command_line_does(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = read_only
     studies = web.get("/api/studies").json()
     assert len(studies) == 12
     assert "Meier" not in json.dumps(studies)
     assert len(web.get("/api/studies?limit=5&offset=10").json()) == 2
     assert [row["id"] for row in web.get("/api/jobs?state=held").json()] == [made["held"]]
     assert web.get(f"/api/jobs/{made['held']}").json()["report"]["verdict"] == "hold"
-    assert web.get(f"/api/studies/{uid_of('held')}").json()["jobs"][0]["state"] == "held"
-    assert web.get(f"/api/studies/{uid_of('unrouted')}/explain").json()[0]["matched"] == []
+    assert web.get(f"/api/studies/{study_uid('held')}").json()["jobs"][0]["state"] == "held"
+    assert web.get(f"/api/studies/{study_uid('unrouted')}/explain").json()[0]["matched"] == []
     assert web.get("/api/status").json()["jobs"]["held"] == 1
     assert {"anatomy", "mri_prior"} <= {row["name"] for row in web.get("/api/models").json()}
     assert [row["name"] for row in web.get("/api/peers").json()] == ["pacs", "research"]
@@ -396,17 +398,17 @@ def test_the_api_tells_what_the_command_line_does(looked_at: tuple[Web, Mapping[
 
 
 def test_remaining_time_follows_its_own_speed_and_earlier_jobs() -> None:
-    assert journey.remaining_s(0.0, 10, None) is None
-    assert journey.remaining_s(0.0, 10, 60) == 50
-    assert journey.remaining_s(0.0, 100, 60) == 0
-    assert journey.remaining_s(0.5, 30, None) == pytest.approx(30)
-    assert journey.remaining_s(0.9, 90, 100) == pytest.approx(10)
-    slow = journey.remaining_s(0.9, 900, 100)
+    assert study_progress.estimate_remaining_s(0.0, 10, None) is None
+    assert study_progress.estimate_remaining_s(0.0, 10, 60) == 50
+    assert study_progress.estimate_remaining_s(0.0, 100, 60) == 0
+    assert study_progress.estimate_remaining_s(0.5, 30, None) == pytest.approx(30)
+    assert study_progress.estimate_remaining_s(0.9, 90, 100) == pytest.approx(10)
+    slow = study_progress.estimate_remaining_s(0.9, 900, 100)
     assert slow is not None
     assert slow > 90
 
 
-def listen(web: Web, until: str, lines: list[str], ready: threading.Event) -> None:
+def listen_until(web: Web, until: str, lines: list[str], ready: threading.Event) -> None:
     with httpx.Client(base_url=web.address, timeout=30) as client, client.stream("GET", "/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         for line in answer.iter_lines():
@@ -417,11 +419,13 @@ def listen(web: Web, until: str, lines: list[str], ready: threading.Event) -> No
                 return
 
 
-def test_listeners_hear_of_a_change_and_of_progress(desk: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = desk
+def test_listeners_hear_of_a_change_and_of_progress(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = decidable
     heard: list[list[str]] = [[] for _ in range(3)]
     ready = [threading.Event() for _ in heard]
-    threads = [threading.Thread(target=listen, args=(web, '"jobs"', *each)) for each in zip(heard, ready, strict=True)]
+    threads = [
+        threading.Thread(target=listen_until, args=(web, '"jobs"', *each)) for each in zip(heard, ready, strict=True)
+    ]
     for thread in threads:
         thread.start()
     assert all(each.wait(20) for each in ready)
@@ -436,7 +440,7 @@ def test_listeners_hear_of_a_change_and_of_progress(desk: tuple[Web, Mapping[str
 def test_the_server_stops_at_once_while_somebody_listens(tmp_path: Path) -> None:
     with Web(tmp_path, sections=SECTIONS) as web:
         app = create_app(web.config, web.sessions, now=lambda: web.now)
-        running = server.start(app, "127.0.0.1", 0)
+        running = server.start_server(app, "127.0.0.1", 0)
         ready, ended = threading.Event(), threading.Event()
 
         def follow() -> None:
@@ -453,35 +457,37 @@ def test_the_server_stops_at_once_while_somebody_listens(tmp_path: Path) -> None
         thread.join()
 
 
-def test_a_look_at_the_list_of_events_folds_arrivals(looked_at: tuple[Web, Mapping[str, int]]) -> None:
-    web, _ = looked_at
-    text = page(web, "/system")
+def test_a_look_at_the_list_of_events_folds_arrivals(read_only: tuple[Web, Mapping[str, int]]) -> None:
+    web, _ = read_only
+    text = get_page(web, "/system")
     assert "9 instances received from MR1" in text
     assert "Job 4 running → held" in text
 
 
-def test_a_report_page_among_the_results_is_shown_as_it_is(desk: tuple[Web, Mapping[str, int]]) -> None:
-    web, made = desk
+def test_a_report_page_among_the_results_is_shown_as_it_is(decidable: tuple[Web, Mapping[str, int]]) -> None:
+    web, made = decidable
     decide(web, made["waiting"], "cancel")
-    drawn = Page(np.random.default_rng(1).integers(0, 255, (40, 30, 3), np.uint8), b"%PDF-1.4 a page")
-    images = series_of("paged")
-    routed(web, receive(web, images))
-    finished(web, claimed(web), made_of(images, drawn))
-    png = web.get(f"/studies/{uid_of('paged')}/report.png")
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png.content)).convert("RGB")), drawn.pixels)
-    pdf = web.get(f"/studies/{uid_of('paged')}/report.pdf")
-    assert (pdf.headers["content-type"], pdf.content) == ("application/pdf", drawn.pdf)
-    assert "SYN Report page" in page(web, f"/studies/{uid_of('paged')}")
+    report = Page(np.random.default_rng(1).integers(0, 255, (40, 30, 3), np.uint8), b"%PDF-1.4 a page")
+    images = make_series("paged")
+    route_study(web, receive(web, images))
+    finish_job(web, claim_job(web), make_results(images, report))
+    png = web.get(f"/studies/{study_uid('paged')}/report.png")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png.content)).convert("RGB")), report.pixels)
+    pdf = web.get(f"/studies/{study_uid('paged')}/report.pdf")
+    assert (pdf.headers["content-type"], pdf.content) == ("application/pdf", report.pdf)
+    assert "SYN Report page" in get_page(web, f"/studies/{study_uid('paged')}")
 
 
 @pytest.mark.parametrize(("kind", "begins"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_a_report_page_is_drawn_on_demand_by_another_process(tmp_path: Path, kind: str, begins: bytes) -> None:
     (tmp_path / "node.toml").write_text('[node]\ndata_dir = "data"\n')
     with Web(tmp_path, sections=SECTIONS) as web:
-        everything(web)
-        assert f'/studies/{uid_of("delivered")}/report.{kind}"' in page(web, f"/studies/{uid_of('delivered')}")
-        answer = web.client.get(f"/studies/{uid_of('delivered')}/report.{kind}", timeout=120)
+        make_all_states(web)
+        assert f'/studies/{study_uid("delivered")}/report.{kind}"' in get_page(
+            web, f"/studies/{study_uid('delivered')}"
+        )
+        answer = web.client.get(f"/studies/{study_uid('delivered')}/report.{kind}", timeout=120)
         assert answer.content.startswith(begins)
-        assert web.get(f"/studies/{uid_of('delivered')}/report.{kind}").content == answer.content
-        assert web.get(f"/studies/{uid_of('unrouted')}/report.{kind}").status_code == 404
-        assert web.get(f"/studies/{uid_of('delivered')}/report.exe").status_code == 404
+        assert web.get(f"/studies/{study_uid('delivered')}/report.{kind}").content == answer.content
+        assert web.get(f"/studies/{study_uid('unrouted')}/report.{kind}").status_code == 404
+        assert web.get(f"/studies/{study_uid('delivered')}/report.exe").status_code == 404

@@ -16,7 +16,7 @@ from db.states import JobState
 from model_zoo import registry
 from tests.chromium import SCREENSHOTS, browsing
 from tests.web_node import Web
-from tests.web_studies import PEERS, ROUTES, at_work, everything, receive, series_of, uid_of
+from tests.web_studies import PEERS, ROUTES, make_all_states, make_series, receive, report_progress, study_uid
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -37,61 +37,61 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[tuple[Web, Mapping[str, int]]]:
-    """A study in every state, and its jobs by what became of them."""
+    """Yield a node with a study in every state, and its jobs by outcome."""
     with Web(tmp_path, sections={"routes": ROUTES, "peers": PEERS}) as web:
-        yield web, everything(web)
+        yield web, make_all_states(web)
 
 
-class Seen:
-    """A page, and what its console complained of."""
+class BrowserPage:
+    """A page of the browser, with the errors of its console."""
 
     def __init__(self, browser: Browser, web: Web, **options: Any) -> None:
         self.context = browser.new_context(base_url=web.address, **({"viewport": DESK} | options))
         self.page: Page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.console_errors: list[str] = []
+        self.page.on("console", lambda said: self.console_errors.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.console_errors.append(str(error)))
 
-    def __enter__(self) -> Seen:
+    def __enter__(self) -> BrowserPage:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.context.close()
 
-    def keep(self, name: str) -> None:
-        """A picture of the whole page with its own pictures drawn."""
+    def save_screenshot(self, name: str) -> None:
+        """Save a screenshot of the complete page once its pictures are drawn."""
         self.page.evaluate("document.querySelectorAll('img').forEach((image) => { image.loading = 'eager'; })")
-        until(self.page, "() => [...document.images].every((image) => image.complete)")
+        wait_until(self.page, "() => [...document.images].every((image) => image.complete)")
         self.page.screenshot(path=str(SCREENSHOTS / f"dashboard-{name}.png"), full_page=True)
 
 
 def test_the_list_of_studies_shows_their_way(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, _ = node
     for scheme in ("light", "dark"):
-        with Seen(browser, web, color_scheme=scheme) as seen:
-            seen.page.goto("/")
-            assert seen.page.locator("li.study").count() == 12
-            assert seen.page.get_by_role("link", name="Held for your decision").is_visible()
-            seen.page.locator("#live", has_text="live").wait_for()
-            seen.keep(f"studies-{scheme}")
-            seen.page.get_by_role("link", name="Failed 2").click()
-            assert seen.page.locator("li.study").count() == 2
-            assert seen.complaints == []
+        with BrowserPage(browser, web, color_scheme=scheme) as visit:
+            visit.page.goto("/")
+            assert visit.page.locator("li.study").count() == 12
+            assert visit.page.get_by_role("link", name="Held for your decision").is_visible()
+            visit.page.locator("#live", has_text="live").wait_for()
+            visit.save_screenshot(f"studies-{scheme}")
+            visit.page.get_by_role("link", name="Failed 2").click()
+            assert visit.page.locator("li.study").count() == 2
+            assert visit.console_errors == []
 
 
 def test_a_held_result_is_released_by_keyboard_alone(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with Seen(browser, web) as seen:
-        page = seen.page
+    with BrowserPage(browser, web) as visit:
+        page = visit.page
         page.goto("/hold")
         page.locator(".slices").wait_for()
-        seen.keep("hold")
+        visit.save_screenshot("hold")
         assert page.locator(".figures img").count() == 4
         _tab_to(page, "input[type=range]")
         before = page.locator(".figures img").first.get_attribute("src")
         page.keyboard.press("ArrowRight")
         changed = "(before) => document.querySelector('.figures img').getAttribute('src') !== before"
-        until(page, changed, before)
+        wait_until(page, changed, before)
         assert page.locator(".slices output").inner_text() == "6 of 9"
         _tab_to(page, "input[name=reason]")
         page.keyboard.type("ventricles as in the source")
@@ -101,46 +101,46 @@ def test_a_held_result_is_released_by_keyboard_alone(browser: Browser, node: tup
         page.keyboard.type("MK")
         _tab_to(page, "button[formaction$=release]")
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-        seen.keep("hold-focus")
+        visit.save_screenshot("hold-focus")
         page.keyboard.press("Enter")
         page.get_by_text("its results are released").wait_for()
         assert page.get_by_text("Nothing waits for a decision").is_visible()
-        seen.keep("hold-released")
-        assert seen.complaints == []
+        visit.save_screenshot("hold-released")
+        assert visit.console_errors == []
     assert _state(web, made["held"]) is JobState.DONE
 
 
 def test_a_reason_is_asked_for(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with Seen(browser, web) as seen:
-        seen.page.goto("/hold")
-        seen.page.get_by_role("button", name="Discard").click()
-        assert seen.page.evaluate("document.activeElement.name") == "reason"
+    with BrowserPage(browser, web) as visit:
+        visit.page.goto("/hold")
+        visit.page.get_by_role("button", name="Discard").click()
+        assert visit.page.evaluate("document.activeElement.name") == "reason"
         assert _state(web, made["held"]) is JobState.HELD
 
 
 def test_news_come_by_themselves(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with Seen(browser, web) as seen:
-        page = seen.page
+    with BrowserPage(browser, web) as visit:
+        page = visit.page
         page.goto("/")
         page.locator("#live", has_text="live").wait_for()
         page.evaluate("() => { document.querySelector('li.study').mine = true; }")
-        at_work(web, made["running"], 0.77, "writing")
-        until(page, "() => document.querySelector('progress').value === 77")
+        report_progress(web, made["running"], 0.77, "writing")
+        wait_until(page, "() => document.querySelector('progress').value === 77")
         assert "77 %" in page.locator("[data-job-words]").first.inner_text()
-        receive(web, series_of("new")[:3])
+        receive(web, make_series("new")[:3])
         page.locator("li.study", has_text="P-new-00471").wait_for()
         assert page.locator("li.study").count() == 13
-        kept = page.evaluate("() => [...document.querySelectorAll('li.study')].filter((row) => row.mine).length")
-        assert kept == 1, "what did not change stays the same element"
-        assert seen.complaints == []
+        field = page.evaluate("() => [...document.querySelectorAll('li.study')].filter((row) => row.mine).length")
+        assert field == 1, "what did not change stays the same element"
+        assert visit.console_errors == []
 
 
 def test_what_a_person_writes_is_not_lost_to_news(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with Seen(browser, web) as seen:
-        page = seen.page
+    with BrowserPage(browser, web) as visit:
+        page = visit.page
         page.goto("/hold")
         page.locator("#live", has_text="live").wait_for()
         page.locator("input[name=reason]").fill("half a sen")
@@ -152,20 +152,25 @@ def test_what_a_person_writes_is_not_lost_to_news(browser: Browser, node: tuple[
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone(browser: Browser, node: tuple[Web, Mapping[str, int]], scheme: str) -> None:
     web, made = node
-    with Seen(browser, web, viewport=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True) as seen:
-        for path in (*PATHS, f"/jobs/{made['held']}", f"/studies/{uid_of('held')}", f"/studies/{uid_of('unrouted')}"):
-            seen.page.goto(path)
-            assert seen.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
+    with BrowserPage(browser, web, viewport=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True) as visit:
+        for path in (
+            *PATHS,
+            f"/jobs/{made['held']}",
+            f"/studies/{study_uid('held')}",
+            f"/studies/{study_uid('unrouted')}",
+        ):
+            visit.page.goto(path)
+            assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
             name = path.strip("/").partition("/")[0] or "studies"
-            if path in ("/", "/hold", f"/studies/{uid_of('held')}"):
-                seen.keep(f"phone-{name}{'-one' if path.count('/') > 1 else ''}-{scheme}")
-        assert seen.complaints == []
+            if path in ("/", "/hold", f"/studies/{study_uid('held')}"):
+                visit.save_screenshot(f"phone-{name}{'-one' if path.count('/') > 1 else ''}-{scheme}")
+        assert visit.console_errors == []
 
 
 def test_all_pages_work_without_scripts(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with Seen(browser, web, java_script_enabled=False) as seen:
-        page = seen.page
+    with BrowserPage(browser, web, java_script_enabled=False) as visit:
+        page = visit.page
         page.goto("/")
         page.get_by_label("Patient ID or name").fill("p-held")
         page.get_by_role("button", name="Search").last.click()
@@ -181,14 +186,14 @@ def test_all_pages_work_without_scripts(browser: Browser, node: tuple[Web, Mappi
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_from_their_ground(browser: Browser, node: tuple[Web, Mapping[str, int]], scheme: str) -> None:
     web, _ = node
-    with Seen(browser, web, color_scheme=scheme) as seen:
+    with BrowserPage(browser, web, color_scheme=scheme) as visit:
         for path in ("/", "/hold", "/failures", "/jobs", "/peers", "/system"):
-            seen.page.goto(path)
-            assert seen.page.evaluate(_FAINT) == [], path
+            visit.page.goto(path)
+            assert visit.page.evaluate(_FAINT) == [], path
 
 
-def until(page: Page, script: str, argument: Any = None) -> None:
-    """Until a function of the page is true; asked for from outside, since the policy allows pages no text as code."""
+def wait_until(page: Page, script: str, argument: Any = None) -> None:
+    """Wait until a function of the page is true, polled from outside: the policy forbids pages to evaluate text."""
     for _ in range(300):
         if page.evaluate(script, argument):
             return

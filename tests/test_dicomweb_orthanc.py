@@ -1,4 +1,4 @@
-"""Orthanc's DICOMweb plug-in as the client: what it stores on the node it finds there, and gets back as it was."""
+"""Orthanc's DICOMweb plug-in as the client: it stores, finds and retrieves instances unchanged."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ STUDY = "1.2.826.0.1.3680043.8.498.7"
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
-def a_study(folder: Path) -> list[Path]:
-    """Instances that differ in what could be lost on the way."""
+def write_study(folder: Path) -> list[Path]:
+    """Write instances that differ in attributes that could be lost on the way."""
     item = Dataset()
     item.ScheduledProcedureStepID, item.RequestedProcedureID = "STEP7", "PROC7"
     stated: dict[str, Any] = {
@@ -56,7 +56,7 @@ def a_study(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def orthanc_of(tmp_path: Path) -> Iterator[Any]:
-    """Starts an Orthanc that knows a node's DICOMweb root."""
+    """Yield a function that starts an Orthanc configured with a node's DICOMweb root."""
     if not PLUGIN.exists():
         pytest.skip(f"{PLUGIN} is missing: install Debian's package orthanc-dicomweb")
     started: list[Orthanc] = []
@@ -74,14 +74,14 @@ def orthanc_of(tmp_path: Path) -> Iterator[Any]:
 
 
 def test_orthanc_stores_finds_and_gets_a_study_unchanged(orthanc_of: Any, tmp_path: Path) -> None:
-    sent = {str(ds.SOPInstanceUID): ds for ds in map(dcmread, a_study(tmp_path / "sent"))}
+    sent = {str(ds.SOPInstanceUID): ds for ds in map(dcmread, write_study(tmp_path / "sent"))}
     with Web(tmp_path / "node") as web:
         orthanc = orthanc_of(web)
         held = [orthanc.upload(path) for path in sorted((tmp_path / "sent").glob("*.dcm"))]
         orthanc.ask("POST", "/dicom-web/servers/node/stow", {"Resources": held, "Synchronous": True})
         stored = [dcmread(web.config.spool_dir / row.relative_path) for row in web.rows()]
         assert {str(ds.SOPInstanceUID) for ds in stored} == sent.keys()
-        assert all(same(ds, sent[str(ds.SOPInstanceUID)]) for ds in stored)
+        assert all(is_equal(ds, sent[str(ds.SOPInstanceUID)]) for ds in stored)
 
         (study,) = qido(orthanc, "/studies", PatientID="P-7")
         assert study["0020000D"]["Value"] == STUDY
@@ -92,19 +92,19 @@ def test_orthanc_stores_finds_and_gets_a_study_unchanged(orthanc_of: Any, tmp_pa
         (study_here,) = orthanc.ask("GET", "/studies")
         orthanc.ask("DELETE", f"/studies/{study_here}")
         assert orthanc.instances() == []
-        wanted = {"Resources": [{"Study": STUDY}], "Synchronous": True}
-        orthanc.ask("POST", "/dicom-web/servers/node/retrieve", wanted)
+        expected = {"Resources": [{"Study": STUDY}], "Synchronous": True}
+        orthanc.ask("POST", "/dicom-web/servers/node/retrieve", expected)
         got = {str(ds.SOPInstanceUID): ds for ds in orthanc.datasets()}
     assert got.keys() == sent.keys()
-    assert all(same(ds, sent[uid]) for uid, ds in got.items())
+    assert all(is_equal(ds, sent[uid]) for uid, ds in got.items())
 
 
 def qido(orthanc: Orthanc, uri: str, **arguments: str) -> list[dict[str, Any]]:
     return list(orthanc.ask("POST", "/dicom-web/servers/node/qido", {"Uri": uri, "Arguments": arguments}))
 
 
-def same(one: Dataset, other: Dataset) -> bool:
-    """Every attribute and the pixels; compressed ones may come decompressed, but with the same values."""
+def is_equal(one: Dataset, other: Dataset) -> bool:
+    """Return whether attributes and pixel values are equal; compressed pixels may come decompressed."""
     if one.file_meta.TransferSyntaxUID == RLELossless != other.file_meta.TransferSyntaxUID:
         one, other = other, one
     if other.file_meta.TransferSyntaxUID == RLELossless != one.file_meta.TransferSyntaxUID:

@@ -1,4 +1,4 @@
-"""QIDO-RS: every search finds what is held and nothing else, page by page, and says what it did not understand."""
+"""QIDO-RS: searches return exactly the matches, page by page, and name unsupported parameters."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ PATIENTS = (
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """Three studies of two series of two instances each; the searches of all tests change nothing of them."""
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """Yield a node with three studies of two series of two instances each, shared by all tests."""
     tmp_path = tmp_path_factory.mktemp("held")
     paths = []
     for study, (name, patient, date, time, modality) in enumerate(PATIENTS, 1):
@@ -56,8 +56,8 @@ def value(row: dict[str, Any], keyword: str) -> Any:
     return (row[tag(keyword)].get("Value") or [None])[0]
 
 
-def ask(held: Web, query: str, path: str = "/studies") -> list[dict[str, Any]]:
-    answer = held.get(f"/dicom-web{path}?{query}")
+def search(node: Web, query: str, path: str = "/studies") -> list[dict[str, Any]]:
+    answer = node.get(f"/dicom-web{path}?{query}")
     if answer.status_code == 204:
         return []
     assert answer.status_code == 200, answer.text
@@ -65,13 +65,13 @@ def ask(held: Web, query: str, path: str = "/studies") -> list[dict[str, Any]]:
     return list(answer.json())
 
 
-def studies(held: Web, query: str) -> set[int]:
-    """Numbers of the studies that a query finds."""
-    return {int(value(row, "StudyID")) for row in ask(held, query)}
+def find_studies(node: Web, query: str) -> set[int]:
+    """Return the numbers of the studies that a query finds."""
+    return {int(value(row, "StudyID")) for row in search(node, query)}
 
 
-def test_dicomweb_client_finds_what_is_held(held: Web) -> None:
-    client = held.dicomweb
+def test_dicomweb_client_finds_what_is_held(node: Web) -> None:
+    client = node.dicomweb
     assert len(client.search_for_studies()) == 3
     assert len(client.search_for_series()) == 6
     assert len(client.search_for_instances()) == 12
@@ -112,17 +112,17 @@ def test_dicomweb_client_finds_what_is_held(held: Web) -> None:
         ("PatientName=%25", set()),
     ],
 )
-def test_studies_are_matched(held: Web, query: str, expected: set[int]) -> None:
-    assert studies(held, query) == expected
+def test_studies_are_matched(node: Web, query: str, expected: set[int]) -> None:
+    assert find_studies(node, query) == expected
 
 
-def test_series_and_instances_are_matched_across_the_levels(held: Web) -> None:
-    assert len(ask(held, "Modality=SR", "/series")) == 3
-    assert len(ask(held, "Modality=SR&PatientID=A-*", "/series")) == 2
-    assert len(ask(held, "InstanceNumber=2&Modality=CT", "/instances")) == 1
-    assert len(ask(held, "SeriesNumber=1", f"/studies/{ROOT}.1/series")) == 1
-    assert len(ask(held, f"SOPInstanceUID={ROOT}.1.2.1", f"/studies/{ROOT}.1/instances")) == 1
-    assert ask(held, f"SeriesInstanceUID={ROOT}.2.1", f"/studies/{ROOT}.1/series") == []
+def test_series_and_instances_are_matched_across_the_levels(node: Web) -> None:
+    assert len(search(node, "Modality=SR", "/series")) == 3
+    assert len(search(node, "Modality=SR&PatientID=A-*", "/series")) == 2
+    assert len(search(node, "InstanceNumber=2&Modality=CT", "/instances")) == 1
+    assert len(search(node, "SeriesNumber=1", f"/studies/{ROOT}.1/series")) == 1
+    assert len(search(node, f"SOPInstanceUID={ROOT}.1.2.1", f"/studies/{ROOT}.1/instances")) == 1
+    assert search(node, f"SeriesInstanceUID={ROOT}.2.1", f"/studies/{ROOT}.1/series") == []
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_series_and_instances_are_matched_across_the_levels(held: Web) -> None:
         ("ModalitiesInStudy=CT%5CPT", 4),
     ],
 )
-def test_series_are_matched_by_their_request_and_their_study(held: Web, query: str, count: int) -> None:
-    assert len(ask(held, query, "/series")) == count
-    assert len(ask(held, query, "/instances")) == 2 * count
+def test_series_are_matched_by_their_request_and_their_study(node: Web, query: str, count: int) -> None:
+    assert len(search(node, query, "/series")) == count
+    assert len(search(node, query, "/instances")) == 2 * count
 
 
-def test_a_series_is_told_with_its_request(held: Web) -> None:
-    (row,) = ask(held, "SeriesNumber=2", f"/studies/{ROOT}.1/series")
+def test_a_series_is_told_with_its_request(node: Web) -> None:
+    (row,) = search(node, "SeriesNumber=2", f"/studies/{ROOT}.1/series")
     (item,) = row[tag("RequestAttributesSequence")]["Value"]
     assert value(item, "ScheduledProcedureStepID") == "STEP1"
     assert value(item, "RequestedProcedureID") == "PROC2"
@@ -156,19 +156,19 @@ RESOURCES: tuple[tuple[Level, str], ...] = (
 
 
 @pytest.mark.parametrize(("level", "path"), RESOURCES)
-def test_every_key_can_be_asked_for_at_every_resource(held: Web, level: Level, path: str) -> None:
+def test_every_key_can_be_asked_for_at_every_resource(node: Web, level: Level, path: str) -> None:
     fixed = [name for name in ("StudyInstanceUID", "SeriesInstanceUID") if path.count(f"/{ROOT}.1") > (name[1] == "e")]
     for keyword in sorted(catalogue.supported_keywords(level)):
-        for asked in ("", "*") if keyword not in fixed else (f"{ROOT}.1",):
-            if asked == f"{ROOT}.1" and keyword == "SeriesInstanceUID":
-                asked = f"{ROOT}.1.1"
-            answer = held.get(f"/dicom-web{path}?{keyword}={asked}&limit=1")
+        for query in ("", "*") if keyword not in fixed else (f"{ROOT}.1",):
+            if query == f"{ROOT}.1" and keyword == "SeriesInstanceUID":
+                query = f"{ROOT}.1.1"
+            answer = node.get(f"/dicom-web{path}?{keyword}={query}&limit=1")
             assert answer.status_code == 200, (keyword, answer.text)
             assert "." in keyword or tag(keyword) in answer.json()[0], keyword
 
 
-def test_a_study_is_told_with_everything_that_must_be(held: Web) -> None:
-    (row,) = ask(held, "PatientID=B-1")
+def test_a_study_is_told_with_everything_that_must_be(node: Web) -> None:
+    (row,) = search(node, "PatientID=B-1")
     assert value(row, "PatientName") == {
         "Alphabetic": "Yamada^Tarou",
         "Ideographic": "山田^太郎",
@@ -178,7 +178,7 @@ def test_a_study_is_told_with_everything_that_must_be(held: Web) -> None:
     assert value(row, "NumberOfStudyRelatedSeries") == 2
     assert value(row, "NumberOfStudyRelatedInstances") == 4
     assert value(row, "InstanceAvailability") == "ONLINE"
-    assert value(row, "RetrieveURL") == f"{held.address}/dicom-web/studies/{ROOT}.3"
+    assert value(row, "RetrieveURL") == f"{node.address}/dicom-web/studies/{ROOT}.3"
     required = (
         "StudyDate",
         "StudyTime",
@@ -191,43 +191,43 @@ def test_a_study_is_told_with_everything_that_must_be(held: Web) -> None:
     assert all(tag(keyword) in row for keyword in required)
 
 
-def test_series_and_instances_are_told_with_everything_that_must_be(held: Web) -> None:
-    (series,) = ask(held, "SeriesNumber=1", f"/studies/{ROOT}.1/series")
+def test_series_and_instances_are_told_with_everything_that_must_be(node: Web) -> None:
+    (series,) = search(node, "SeriesNumber=1", f"/studies/{ROOT}.1/series")
     assert value(series, "NumberOfSeriesRelatedInstances") == 2
     assert value(series, "SeriesNumber") == 1
     assert value(series, "Modality") == "MR"
-    assert held.client.get(value(series, "RetrieveURL")).status_code == 200
-    (instance,) = ask(held, "InstanceNumber=2", f"/studies/{ROOT}.1/series/{ROOT}.1.1/instances")
+    assert node.client.get(value(series, "RetrieveURL")).status_code == 200
+    (instance,) = search(node, "InstanceNumber=2", f"/studies/{ROOT}.1/series/{ROOT}.1.1/instances")
     assert value(instance, "SOPInstanceUID") == f"{ROOT}.1.1.2"
     assert (value(instance, "Rows"), value(instance, "Columns"), value(instance, "BitsAllocated")) == (16, 16, 16)
-    assert held.client.get(value(instance, "RetrieveURL")).status_code == 200
+    assert node.client.get(value(instance, "RetrieveURL")).status_code == 200
 
 
-def test_more_is_told_where_it_is_asked_for(held: Web) -> None:
+def test_more_is_told_where_it_is_asked_for(node: Web) -> None:
     path = f"/studies/{ROOT}.1/series"
-    assert tag("PatientName") not in ask(held, "", path)[0]
-    assert tag("PatientName") in ask(held, "includefield=PatientName", path)[0]
-    assert tag("PatientName") in ask(held, "includefield=00100010,StudyDate", path)[0]
-    assert tag("PatientName") in ask(held, "includefield=all", path)[0]
-    assert tag("StudyDate") in ask(held, "includefield=PatientName&includefield=StudyDate", path)[0]
+    assert tag("PatientName") not in search(node, "", path)[0]
+    assert tag("PatientName") in search(node, "includefield=PatientName", path)[0]
+    assert tag("PatientName") in search(node, "includefield=00100010,StudyDate", path)[0]
+    assert tag("PatientName") in search(node, "includefield=all", path)[0]
+    assert tag("StudyDate") in search(node, "includefield=PatientName&includefield=StudyDate", path)[0]
 
 
-def test_pages_meet_without_gap_or_overlap(held: Web) -> None:
+def test_pages_meet_without_gap_or_overlap(node: Web) -> None:
     pages = [
-        [value(row, "SOPInstanceUID") for row in ask(held, f"limit=5&offset={at}", "/instances")]
+        [value(row, "SOPInstanceUID") for row in search(node, f"limit=5&offset={at}", "/instances")]
         for at in (0, 5, 10, 15)
     ]
     assert [len(page) for page in pages] == [5, 5, 2, 0]
     assert len({uid for page in pages for uid in page}) == 12
 
 
-def test_nothing_found_is_204(held: Web) -> None:
-    answer = held.get("/dicom-web/studies?PatientID=nobody")
+def test_nothing_found_is_204(node: Web) -> None:
+    answer = node.get("/dicom-web/studies?PatientID=nobody")
     assert (answer.status_code, answer.content) == (204, b"")
 
 
 @pytest.mark.parametrize(
-    ("query", "named"),
+    ("query", "warned"),
     [
         ("PatientWeight=70", "PatientWeight"),
         ("Nonsense=1", "Nonsense"),
@@ -242,20 +242,20 @@ def test_nothing_found_is_204(held: Web) -> None:
         ("&".join(f"x{number}=1" for number in range(100)), "others"),
     ],
 )
-def test_what_is_not_supported_is_ignored_and_said_in_a_warning(held: Web, query: str, named: str) -> None:
+def test_what_is_not_supported_is_ignored_and_said_in_a_warning(node: Web, query: str, warned: str) -> None:
     """PS3.18 8.3.1: an origin server ignores parameters that it does not support."""
-    answer = held.get(f"/dicom-web/studies?PatientID=A-1&{query}")
+    answer = node.get(f"/dicom-web/studies?PatientID=A-1&{query}")
     assert [value(row, "PatientID") for row in answer.json()] == ["A-1"]
     assert answer.headers["warning"].startswith('299 dicomnode: "these parameters are not supported')
-    assert named in answer.headers["warning"]
+    assert warned in answer.headers["warning"]
     assert len(answer.headers["warning"]) < 300
     assert "<" not in answer.headers["warning"]
     assert "set-cookie" not in answer.headers
 
 
-def test_what_is_done_in_any_case_needs_no_warning(held: Web) -> None:
+def test_what_is_done_in_any_case_needs_no_warning(node: Web) -> None:
     query = "emptyvaluematching=false&multiplevaluematching=false"
-    assert "warning" not in held.get(f"/dicom-web/studies?{query}").headers
+    assert "warning" not in node.get(f"/dicom-web/studies?{query}").headers
 
 
 @pytest.mark.parametrize(
@@ -269,36 +269,36 @@ def test_what_is_done_in_any_case_needs_no_warning(held: Web) -> None:
         f"ModalitiesInStudy={'%5C'.join(['MR'] * 200)}", "PatientID=*a*b*c*d*e*f*g*", "PatientName=*a*b*c*d*e*f*g*",
     ],
 )  # fmt: skip
-def test_what_is_not_understood_is_400(held: Web, query: str) -> None:
-    answer = held.get(f"/dicom-web/studies?{query}")
+def test_what_is_not_understood_is_400(node: Web, query: str) -> None:
+    answer = node.get(f"/dicom-web/studies?{query}")
     assert answer.status_code == 400, answer.text
     assert answer.headers["content-type"].startswith("text/plain")
     assert "<script>" not in answer.text
 
 
 @pytest.mark.parametrize("path", ["/studies/x/series", "/studies/1.2%5C1.3/series", f"/studies/{'1' * 65}/instances"])
-def test_a_search_below_what_is_no_uid_is_404(held: Web, path: str) -> None:
-    assert held.get(f"/dicom-web{path}").status_code == 404
+def test_a_search_below_what_is_no_uid_is_404(node: Web, path: str) -> None:
+    assert node.get(f"/dicom-web{path}").status_code == 404
 
 
-def test_a_query_against_its_path_is_400(held: Web) -> None:
-    assert held.get(f"/dicom-web/studies/{ROOT}.1/series?StudyInstanceUID={ROOT}.2").status_code == 400
+def test_a_query_against_its_path_is_400(node: Web) -> None:
+    assert node.get(f"/dicom-web/studies/{ROOT}.1/series?StudyInstanceUID={ROOT}.2").status_code == 400
 
 
 @pytest.mark.parametrize(
     "accept", ["application/dicom+xml", "text/html", 'multipart/related; type="application/dicom+xml"']
 )
-def test_json_is_the_only_form(held: Web, accept: str) -> None:
-    assert held.get("/dicom-web/studies", accept).status_code == 406
+def test_json_is_the_only_form(node: Web, accept: str) -> None:
+    assert node.get("/dicom-web/studies", accept).status_code == 406
 
 
 @pytest.mark.parametrize("accept", ["application/dicom+json", "application/json", "*/*", "text/html, */*;q=0.1"])
-def test_json_comes_where_it_is_taken(held: Web, accept: str) -> None:
-    assert held.get("/dicom-web/studies", accept).status_code == 200
+def test_json_comes_where_it_is_taken(node: Web, accept: str) -> None:
+    assert node.get("/dicom-web/studies", accept).status_code == 200
 
 
-def test_an_unknown_study_has_no_series(held: Web) -> None:
-    assert ask(held, "", "/studies/1.2.3/series") == []
+def test_an_unknown_study_has_no_series(node: Web) -> None:
+    assert search(node, "", "/studies/1.2.3/series") == []
 
 
 def test_results_are_found_and_held_ones_only_for_review(web: Web, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_results_are_found_and_held_ones_only_for_review(web: Web, tmp_path: Pat
     study = results[0].StudyInstanceUID
     write_instance(tmp_path / "source.dcm", study_uid=study)
     web.store([tmp_path / "source.dcm"])
-    web.has_results(results, held=True)
+    web.add_results(results, held=True)
     outside = web.get(f"/dicom-web/studies/{study}/series").json()
     review = web.get(f"/review/dicom-web/studies/{study}/series").json()
     assert len(outside) == 1

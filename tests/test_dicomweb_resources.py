@@ -27,7 +27,7 @@ VALUES = np.random.default_rng(3).integers(0, 4096, (3, 12, 10)).astype("<u2")
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """A plain and a deflated instance of three frames, in one study."""
+    """Yield a node with a plain and a deflated instance of three frames, in one study."""
     folder = tmp_path_factory.mktemp("resources")
     for name, series, uid in (("plain", "1.2.3.4", "1.2.3.4.5"), ("deflated", "1.2.3.6", "1.2.3.6.1")):
         more: dict[str, Any] = {"transfer_syntax_uid": DeflatedExplicitVRLittleEndian} if name == "deflated" else {}
@@ -41,7 +41,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
         yield web
 
 
-def stored(node: Web, number: int) -> bytes:
+def read_stored(node: Web, number: int) -> bytes:
     path: Path = node.config.spool_dir / node.rows()[number].relative_path
     return path.read_bytes()
 
@@ -60,8 +60,8 @@ def test_frames_of_a_deflated_instance_are_native(node: Web) -> None:
 def test_a_deflated_instance_comes_inflated_and_as_it_is(node: Web) -> None:
     inflated = dcmread(io.BytesIO(node.get(DEFLATED, "application/dicom").content))
     assert np.array_equal(inflated.pixel_array, VALUES)
-    wanted = f"application/dicom; transfer-syntax={DeflatedExplicitVRLittleEndian}"
-    assert node.get(DEFLATED, wanted).content == stored(node, 1)
+    expected = f"application/dicom; transfer-syntax={DeflatedExplicitVRLittleEndian}"
+    assert node.get(DEFLATED, expected).content == read_stored(node, 1)
 
 
 @pytest.mark.parametrize("resource", ["rendered", "frames/3/rendered", "thumbnail", "frames/2/thumbnail"])
@@ -99,19 +99,19 @@ WHOLE = [
 
 @pytest.mark.parametrize(("path", "accept"), WHOLE)
 def test_one_range_of_an_answer_comes_alone(node: Web, path: str, accept: str) -> None:
-    whole = node.get(path, accept)
-    assert whole.headers["accept-ranges"] == "bytes"
-    size = len(whole.content)
-    assert whole.headers["content-length"] == str(size)
+    complete = node.get(path, accept)
+    assert complete.headers["accept-ranges"] == "bytes"
+    size = len(complete.content)
+    assert complete.headers["content-length"] == str(size)
     for text, start, stop in (
         ("bytes=0-0", 0, 1), ("bytes=7-99", 7, 100), ("bytes=100-", 100, size), ("bytes=-9", size - 9, size),
         (f"bytes=5-{size + 7}", 5, size), (f"bytes=-{size + 7}", 0, size), (f"bytes=0-{'9' * 18}", 0, size),
     ):  # fmt: skip
         part = node.get(path, accept, Range=text)
         assert part.status_code == 206, text
-        assert part.content == whole.content[start:stop], text
+        assert part.content == complete.content[start:stop], text
         assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
-        assert part.headers["content-type"] == whole.headers["content-type"]
+        assert part.headers["content-type"] == complete.headers["content-type"]
 
 
 @pytest.mark.parametrize("text", [
@@ -147,8 +147,8 @@ def test_head_has_the_headers_of_get(node: Web, path: str) -> None:
     got, head = node.get(path), node.client.head(path)
     assert (head.status_code, head.content) == (got.status_code, b"")
     for name in ("content-type", "accept-ranges", "warning", "content-length"):
-        expected, told = got.headers.get(name), head.headers.get(name)
-        assert _without_boundary(told) == _without_boundary(expected), name
+        expected, metadata = got.headers.get(name), head.headers.get(name)
+        assert _without_boundary(metadata) == _without_boundary(expected), name
 
 
 def _without_boundary(text: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""STOW-RS: what is reported as stored is stored, whatever else the request brings; and nothing is kept half."""
+"""STOW-RS: instances reported as stored are stored, whatever else a request contains; no part is kept incomplete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REASON, FAILED, STORED, OTHER = "00081197", "00081198", "00081199", "0008119A"
 WHERE = "00081190"
 
 
-def some(folder: Path, count: int, **attributes: Any) -> list[Path]:
+def write_instances(folder: Path, count: int, **attributes: Any) -> list[Path]:
     for number in range(count):
         write_instance(folder / f"{number}.dcm", InstanceNumber=number + 1, **attributes)
     return [folder / f"{number}.dcm" for number in range(count)]
@@ -38,7 +38,7 @@ def reasons(answer: Any, sequence: str = FAILED) -> list[int]:
 
 @pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian])
 def test_what_is_reported_as_stored_is_there_as_it_was_sent(web: Web, tmp_path: Path, syntax: UID | None) -> None:
-    paths = some(tmp_path, 3, **({"transfer_syntax_uid": syntax} if syntax else {}))
+    paths = write_instances(tmp_path, 3, **({"transfer_syntax_uid": syntax} if syntax else {}))
     answer = web.store(paths)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/dicom+json"
@@ -53,12 +53,12 @@ def test_what_is_reported_as_stored_is_there_as_it_was_sent(web: Web, tmp_path: 
 
 
 def test_the_web_client_is_recorded_as_the_sender(web: Web, tmp_path: Path) -> None:
-    web.store(some(tmp_path, 1))
+    web.store(write_instances(tmp_path, 1))
     assert [(row.sender_ae_title, row.sender_address) for row in web.rows()] == [("STOW-RS", "127.0.0.1")]
 
 
 def test_each_answer_says_where_the_instance_can_be_had(web: Web, tmp_path: Path) -> None:
-    answer = web.store(some(tmp_path, 2))
+    answer = web.store(write_instances(tmp_path, 2))
     for item in answer.json()[STORED]["Value"]:
         url = item["00081190"]["Value"][0]
         assert url.endswith(f"/instances/{item['00081155']['Value'][0]}")
@@ -66,7 +66,7 @@ def test_each_answer_says_where_the_instance_can_be_had(web: Web, tmp_path: Path
 
 
 def test_dicomweb_client_stores_and_finds(web: Web, tmp_path: Path) -> None:
-    datasets = [dcmread(path) for path in some(tmp_path, 3)]
+    datasets = [dcmread(path) for path in write_instances(tmp_path, 3)]
     answer = web.dicomweb.store_instances(datasets, STUDY)
     assert len(answer.ReferencedSOPSequence) == 3
     assert answer.RetrieveURL.endswith(f"/studies/{STUDY}")
@@ -75,14 +75,14 @@ def test_dicomweb_client_stores_and_finds(web: Web, tmp_path: Path) -> None:
 
 
 def test_the_same_again_is_a_success_and_one_row(web: Web, tmp_path: Path) -> None:
-    paths = some(tmp_path, 1)
+    paths = write_instances(tmp_path, 1)
     assert [web.store(paths).status_code for _ in range(2)] == [200, 200]
     assert len(web.rows()) == 1
     assert web.quarantined() == []
 
 
 def test_other_content_under_the_same_uid_is_quarantined(web: Web, tmp_path: Path) -> None:
-    (path,) = some(tmp_path, 1)
+    (path,) = write_instances(tmp_path, 1)
     web.store([path])
     ds = dcmread(path)
     ds.PatientWeight = 80
@@ -95,7 +95,7 @@ def test_other_content_under_the_same_uid_is_quarantined(web: Web, tmp_path: Pat
 
 
 def test_some_failures_are_202_with_both_lists(web: Web, tmp_path: Path) -> None:
-    good, bad = some(tmp_path, 2)
+    good, bad = write_instances(tmp_path, 2)
     broken = bad.read_bytes()[:-100]
     answer = web.client.post(STUDIES, content=body([good.read_bytes(), broken]), headers=DICOM)
     assert answer.status_code == 202
@@ -118,7 +118,7 @@ def test_what_is_no_dicom_is_reported_as_such(web: Web, content: bytes) -> None:
 
 
 def test_another_study_than_the_path_is_refused(web: Web, tmp_path: Path) -> None:
-    content = body([path.read_bytes() for path in some(tmp_path, 1)])
+    content = body([path.read_bytes() for path in write_instances(tmp_path, 1)])
     answer = web.client.post(f"{STUDIES}/1.2.3", content=content, headers=DICOM)
     assert answer.status_code == 409
     assert reasons(answer) == [0xA900]
@@ -126,7 +126,7 @@ def test_another_study_than_the_path_is_refused(web: Web, tmp_path: Path) -> Non
 
 
 def test_a_meta_header_that_lies_is_refused(web: Web, tmp_path: Path) -> None:
-    (path,) = some(tmp_path, 1)
+    (path,) = write_instances(tmp_path, 1)
     content = path.read_bytes()
     at = content.index(b"\x02\0\x03\0UI")
     lie = (
@@ -144,7 +144,7 @@ def test_a_meta_header_that_lies_is_refused(web: Web, tmp_path: Path) -> None:
     [("TransferSyntaxUID", "1.2.3.4", 0xC122), ("MediaStorageSOPClassUID", "1.2.840.10008.1.1", 0x0122)],
 )
 def test_what_no_one_could_keep_is_refused(web: Web, tmp_path: Path, name: str, value: str, reason: int) -> None:
-    (path,) = some(tmp_path, 1)
+    (path,) = write_instances(tmp_path, 1)
     content = path.read_bytes()
     old = str(dcmread(path).file_meta[name].value).encode()
     new = value.encode().ljust(len(old) + len(old) % 2, b"\0")[: len(old)]
@@ -157,13 +157,13 @@ def test_what_no_one_could_keep_is_refused(web: Web, tmp_path: Path, name: str, 
 
 def test_a_full_disk_asks_to_come_again(tmp_path: Path) -> None:
     with Web(tmp_path, limits=SpoolConfig(min_free_gb=1e9)) as web:
-        answer = web.store(some(tmp_path / "sent", 1))
+        answer = web.store(write_instances(tmp_path / "sent", 1))
     assert answer.status_code == 503
     assert reasons(answer) == [0xA700]
 
 
 def test_a_body_that_ends_too_early_is_400_and_keeps_the_whole_ones(web: Web, tmp_path: Path) -> None:
-    first, second = (path.read_bytes() for path in some(tmp_path, 2))
+    first, second = (path.read_bytes() for path in write_instances(tmp_path, 2))
     content = body([first, second], end=False)[:-200]
     answer = web.client.post(STUDIES, content=content, headers=DICOM)
     assert answer.status_code == 400
@@ -200,14 +200,16 @@ def test_a_client_that_breaks_off_leaves_nothing_half(web: Web, tmp_path: Path) 
     ],
 )
 def test_a_request_of_another_kind_is_refused(web: Web, tmp_path: Path, headers: dict[str, str], status: int) -> None:
-    content = body([path.read_bytes() for path in some(tmp_path, 1)])
+    content = body([path.read_bytes() for path in write_instances(tmp_path, 1)])
     answer = web.client.post(STUDIES, content=content, headers=headers)
     assert answer.status_code == status
     assert web.rows() == []
 
 
-def wrapped(content: bytes, boundary: bytes, *, before: bytes = b"", blanks: bytes = b"", after: bytes = b"") -> bytes:
-    """One part as a message of that boundary, with what RFC 2046 allows around it."""
+def wrap_in_message(
+    content: bytes, boundary: bytes, *, before: bytes = b"", blanks: bytes = b"", after: bytes = b""
+) -> bytes:
+    """Wrap one part in a message of that boundary, with everything that RFC 2046 allows around it."""
     head = b"--" + boundary + blanks + b"\r\nContent-Type: application/dicom\r\n\r\n"
     return before + head + content + b"\r\n--" + boundary + b"--" + after
 
@@ -229,8 +231,8 @@ def wrapped(content: bytes, boundary: bytes, *, before: bytes = b"", blanks: byt
 def test_a_message_may_look_as_the_rfc_allows(
     web: Web, tmp_path: Path, boundary: str, around: dict[str, bytes], step: int
 ) -> None:
-    (path,) = some(tmp_path, 1)
-    content = wrapped(path.read_bytes(), boundary.strip('"').encode(), **around)
+    (path,) = write_instances(tmp_path, 1)
+    content = wrap_in_message(path.read_bytes(), boundary.strip('"').encode(), **around)
     headers = {"Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}'}
     pieces = (content[at : at + step] for at in range(0, len(content), step))
     answer = web.client.post(STUDIES, content=pieces, headers=headers)
@@ -240,22 +242,22 @@ def test_a_message_may_look_as_the_rfc_allows(
 
 
 def test_lines_that_end_without_a_carriage_return_are_refused(web: Web, tmp_path: Path) -> None:
-    """Where pixels may hold any byte, a lone line feed cannot end a line."""
-    (path,) = some(tmp_path, 1)
-    content = wrapped(path.read_bytes(), b"b").replace(b"\r\n", b"\n")
+    """A lone line feed cannot end a line, since pixels may contain any byte."""
+    (path,) = write_instances(tmp_path, 1)
+    content = wrap_in_message(path.read_bytes(), b"b").replace(b"\r\n", b"\n")
     headers = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}
     assert web.client.post(STUDIES, content=content, headers=headers).status_code == 400
     assert web.rows() == []
 
 
 def test_the_answer_names_the_study_where_it_is_one(web: Web, tmp_path: Path) -> None:
-    first, other = some(tmp_path, 1), some(tmp_path / "other", 1, study_uid="1.2.9")
+    first, other = write_instances(tmp_path, 1), write_instances(tmp_path / "other", 1, study_uid="1.2.9")
     assert web.store(first).json()[WHERE]["Value"] == [f"{web.address}{STUDIES}/{STUDY}"]
     assert web.store([*first, *other]).json()[WHERE] == {"vr": "UR"}
 
 
 def test_what_has_no_uids_fails_apart_from_what_has(web: Web, tmp_path: Path) -> None:
-    good, bad = some(tmp_path, 2)
+    good, bad = write_instances(tmp_path, 2)
     content = body([good.read_bytes(), bad.read_bytes()[:-100], b"not DICOM"])
     answer = web.client.post(STUDIES, content=content, headers=DICOM)
     assert answer.status_code == 202
@@ -265,7 +267,7 @@ def test_what_has_no_uids_fails_apart_from_what_has(web: Web, tmp_path: Path) ->
 
 
 def test_a_part_of_another_type_fails_alone(web: Web, tmp_path: Path) -> None:
-    (path,) = some(tmp_path, 1)
+    (path,) = write_instances(tmp_path, 1)
     answer = web.client.post(STUDIES, content=body([path.read_bytes()], "application/dicom+xml"), headers=DICOM)
     assert answer.status_code == 409
     assert web.rows() == []
@@ -277,30 +279,30 @@ def test_an_empty_or_foreign_body_is_400(web: Web, content: bytes) -> None:
 
 
 @pytest.fixture
-def narrow(tmp_path: Path) -> Iterator[Web]:
-    """A node that takes bodies of 100 kB."""
+def small_limit(tmp_path: Path) -> Iterator[Web]:
+    """Yield a node that accepts bodies of up to 100 kB."""
     with Web(tmp_path, {"max_store_gb": 1e-4}, LIMITS) as running:
         yield running
 
 
-def test_a_body_that_is_announced_too_long_is_413(narrow: Web) -> None:
-    answer = narrow.client.post(STUDIES, content=b"x" * 200_000, headers=DICOM)
+def test_a_body_that_is_announced_too_long_is_413(small_limit: Web) -> None:
+    answer = small_limit.client.post(STUDIES, content=b"x" * 200_000, headers=DICOM)
     assert answer.status_code == 413
     assert "max_store_gb" in answer.text
 
 
-def test_a_body_that_grows_too_long_is_413(narrow: Web, tmp_path: Path) -> None:
+def test_a_body_that_grows_too_long_is_413(small_limit: Web, tmp_path: Path) -> None:
     path = tmp_path / "large.dcm"
     write_instance(path, frames_bytes=300_000)
     content = body([path.read_bytes()])
     pieces = (content[at : at + 50_000] for at in range(0, len(content), 50_000))
-    answer = narrow.client.post(STUDIES, content=pieces, headers=DICOM)
+    answer = small_limit.client.post(STUDIES, content=pieces, headers=DICOM)
     assert answer.status_code == 413
-    assert narrow.rows() == narrow.files_left() == []
+    assert small_limit.rows() == small_limit.files_left() == []
 
 
 def test_pieces_of_any_size_make_the_same_instance(web: Web, tmp_path: Path) -> None:
-    content = body([path.read_bytes() for path in some(tmp_path, 2)])
+    content = body([path.read_bytes() for path in write_instances(tmp_path, 2)])
     pieces = (content[at : at + 7] for at in range(0, len(content), 7))
     assert web.client.post(STUDIES, content=pieces, headers=DICOM).status_code == 200
     assert len(web.rows(Instance)) == 2
@@ -308,7 +310,11 @@ def test_pieces_of_any_size_make_the_same_instance(web: Web, tmp_path: Path) -> 
 
 def test_names_with_scripts_and_paths_do_no_harm(web: Web, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    web.store(some(tmp_path, 1, PatientName=evil, StudyDescription=f"../../{evil}", PatientID="../../../etc/passwd"))
+    web.store(
+        write_instances(
+            tmp_path, 1, PatientName=evil, StudyDescription=f"../../{evil}", PatientID="../../../etc/passwd"
+        )
+    )
     assert len(web.files_left()) == 1
     assert evil not in web.get("/").text
     assert "&lt;script&gt;" in web.get("/").text
@@ -318,5 +324,5 @@ def test_names_with_scripts_and_paths_do_no_harm(web: Web, tmp_path: Path) -> No
 
 
 def test_the_root_for_reviewing_stores_nothing(web: Web, tmp_path: Path) -> None:
-    content = body([path.read_bytes() for path in some(tmp_path, 1)])
+    content = body([path.read_bytes() for path in write_instances(tmp_path, 1)])
     assert web.client.post("/review/dicom-web/studies", content=content, headers=DICOM).status_code == 405

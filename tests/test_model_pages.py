@@ -35,10 +35,10 @@ def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> Non
     assert "No version is deployed" in site.get("/models", "text/html").text
     for version in ("10.0.0", "11.0.0"):
         assert deploy(site, version).status_code == 303
-    shown = site.get("/models?done=deployed-2", "text/html").text
-    assert "Deployed: in use from the next study on." in shown
-    for word in ("mri_prior@11.0.0", "AL at the dashboard", "better", "mri_prior@11.0.0 deployed as current"):
-        assert word in shown
+    page = site.get("/models?done=deployed-2", "text/html").text
+    assert "Deployed: in use from the next study on." in page
+    for text in ("mri_prior@11.0.0", "AL at the dashboard", "better", "mri_prior@11.0.0 deployed as current"):
+        assert text in page
     answer = site.client.post(f"/models/rollback/{PIPELINE}", data={"who": "GH"})
     assert answer.headers["location"].startswith("/models?done=rollback-")
     with site.sessions() as session:
@@ -69,9 +69,9 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
 
 
 def test_the_form_offers_only_pipelines_that_the_bundle_is_for(site: Web) -> None:
-    shown = site.get("/models/mri_prior@10.0.0", "text/html").text
-    assert f'<option value="{PIPELINE}">' in shown
-    assert 'value="anatomy"' not in shown
+    page = site.get("/models/mri_prior@10.0.0", "text/html").text
+    assert f'<option value="{PIPELINE}">' in page
+    assert 'value="anatomy"' not in page
     assert {name: pipelines.load(name).bundle for name in pipelines.MODULES} == dict(pipelines.BUNDLES)
 
 

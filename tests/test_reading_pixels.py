@@ -149,7 +149,7 @@ def test_padding_is_black_in_pictures_and_does_not_make_their_window(photometric
         for name, each, more in (("bare", plain[:, 2:], {}), ("padded", data, {"PixelPaddingValue": -32768}))
     )
     expected, shown = (
-        np.asarray(Image.open(io.BytesIO(rendered.picture(path, 0, rendered.Asked("image/png")))))
+        np.asarray(Image.open(io.BytesIO(rendered.render_frame(path, 0, rendered.RenderOptions("image/png")))))
         for path in (bare, padded)
     )
     assert np.array_equal(shown[2:], expected)
@@ -161,7 +161,7 @@ def test_pictures_show_the_bits_that_high_bit_says(tmp_path: Path) -> None:
     low = series(tmp_path / "low", data, edited(BitsStored=12, HighBit=11))[0]
     high = series(tmp_path / "high", (data << 4).astype(np.uint16), edited(BitsStored=12, HighBit=15))[0]
     pictures = [
-        rendered.picture(path, 0, rendered.Asked("image/png", window=(2000.0, 4000.0, "linear")))
+        rendered.render_frame(path, 0, rendered.RenderOptions("image/png", window=(2000.0, 4000.0, "linear")))
         for path in (low, high)
     ]
     assert pictures[0] == pictures[1]
@@ -200,7 +200,7 @@ def test_a_rescale_that_is_no_line_is_refused(case: str, tmp_path: Path) -> None
     with pytest.raises(InputRefused, match=r"Rescale Slope \(0028,1053\) and Intercept"):
         _read(paths)
     with pytest.raises(InputRefused, match=r"Rescale Slope \(0028,1053\) and Intercept"):
-        rendered.picture(paths[0], 0, rendered.Asked())
+        rendered.render_frame(paths[0], 0, rendered.RenderOptions())
 
 
 @pytest.mark.parametrize("kind", ["US", "OD", "Z_EFF", "MGML", "HU_MOD"])

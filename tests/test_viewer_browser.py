@@ -16,9 +16,9 @@ from PIL import Image
 
 from dicomnode.config import Config
 from dicomnode.web import ohif
-from dicomnode.web.viewer import link
+from dicomnode.web.viewer import viewer_url
 from tests.chromium import SCREENSHOTS, browsing, page_of
-from tests.viewing import a_head, its_results
+from tests.viewing import make_results, write_head_series
 from tests.web_node import Web
 
 if TYPE_CHECKING:
@@ -36,29 +36,29 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, str]]:
-    """A node with a head, results of it, and results that are held; and the study."""
-    where = ohif.folder(Config().web)
-    if ohif.installed(where) is None:
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, str]]:
+    """Yield a node with a head, its results and held results, and the study's UID."""
+    where = ohif.viewer_folder(Config().web)
+    if ohif.find_installed(where) is None:
         pytest.skip(f"the viewer is not installed in {where}: 'dicomnode viewer install' (needs npm)")
     folder = tmp_path_factory.mktemp("viewed")
     with Web(folder, {"viewer_dir": str(where)}) as web:
-        sources, grid = a_head(folder / "sources")
+        sources, grid = write_head_series(folder / "sources")
         assert web.store(sources).status_code == 200
-        results = its_results(sources, grid)
-        web.has_results(results)
+        results = make_results(sources, grid)
+        web.add_results(results)
         yield web, str(results[0].StudyInstanceUID)
 
 
-def opened(page: Page, web: Web, path: str) -> None:
-    """The study, its series listed and the first image drawn."""
+def open_study(page: Page, web: Web, path: str) -> None:
+    """Open a study and wait for its series and its first image."""
     page.goto(web.address + path)
     page.get_by_text(STRUCTURES).wait_for()
     wait_until_drawn(page)
 
 
 def wait_until_drawn(page: Page) -> None:
-    """Until a viewport shows more than black; looked at as a person would, from outside."""
+    """Wait until a viewport shows more than black, by screenshots."""
     for _ in range(60):
         if brightness(page) > 1.0:
             return
@@ -66,92 +66,92 @@ def wait_until_drawn(page: Page) -> None:
     raise TimeoutError("no viewport shows anything")
 
 
-def pixels(page: Page) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """What all viewports show, (row, column, RGB), without the panels beside them."""
+def read_pixels(page: Page) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return the pixels of all viewports, (row, column, RGB), without the panels beside them."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     return np.asarray(picture)[100:850, 300:1350]
 
 
 def brightness(page: Page) -> float:
-    return float(pixels(page).mean())
+    return float(read_pixels(page).mean())
 
 
-def coloured(page: Page) -> float:
-    """Share of pixels that are not grey."""
-    seen = pixels(page).astype(int)
-    return float((seen.max(axis=-1) - seen.min(axis=-1) > 40).mean())
+def colour_share(page: Page) -> float:
+    """Return the share of pixels that are not grey."""
+    values = read_pixels(page).astype(int)
+    return float((values.max(axis=-1) - values.min(axis=-1) > 40).mean())
 
 
-def kept(page: Page, name: str) -> None:
+def save_screenshot(page: Page, name: str) -> None:
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-def test_the_study_list_shows_the_study(browser: Browser, shown: tuple[Web, str]) -> None:
-    wrong: list[str] = []
-    with page_of(browser, wrong) as page:
-        page.goto(f"{shown[0].address}/viewer")
+def test_the_study_list_shows_the_study(browser: Browser, node: tuple[Web, str]) -> None:
+    errors: list[str] = []
+    with page_of(browser, errors) as page:
+        page.goto(f"{node[0].address}/viewer")
         page.get_by_text("Head", exact=True).wait_for()
-        kept(page, "viewer-list")
-    assert wrong == []
+        save_screenshot(page, "viewer-list")
+    assert errors == []
 
 
-def test_a_study_opens_from_its_link(browser: Browser, shown: tuple[Web, str]) -> None:
-    web, study = shown
-    wrong: list[str] = []
-    with page_of(browser, wrong) as page:
-        opened(page, web, link(study))
-        kept(page, "viewer-study")
+def test_a_study_opens_from_its_link(browser: Browser, node: tuple[Web, str]) -> None:
+    web, study = node
+    errors: list[str] = []
+    with page_of(browser, errors) as page:
+        open_study(page, web, viewer_url(study))
+        save_screenshot(page, "viewer-study")
         assert "Müller" not in page.title() + page.url
         assert page.evaluate("crossOriginIsolated")
-    assert wrong == []
+    assert errors == []
 
 
-def test_the_segmentation_lies_over_the_image(browser: Browser, shown: tuple[Web, str]) -> None:
-    web, study = shown
-    wrong: list[str] = []
-    with page_of(browser, wrong) as page:
-        opened(page, web, link(study))
-        before = coloured(page)
+def test_the_segmentation_lies_over_the_image(browser: Browser, node: tuple[Web, str]) -> None:
+    web, study = node
+    errors: list[str] = []
+    with page_of(browser, errors) as page:
+        open_study(page, web, viewer_url(study))
+        before = colour_share(page)
         page.get_by_text(STRUCTURES).dblclick()
         yes = page.get_by_role("button", name="Yes")
         yes.click()
         yes.wait_for(state="hidden")
         wait_until_drawn(page)
-        kept(page, "viewer-segmentation")
-        assert coloured(page) > before + 0.0002
-    assert wrong == []
+        save_screenshot(page, "viewer-segmentation")
+        assert colour_share(page) > before + 0.0002
+    assert errors == []
 
 
 def test_the_multiframe_result_is_cut_in_three_planes_and_its_map_lies_over_it(
-    browser: Browser, shown: tuple[Web, str]
+    browser: Browser, node: tuple[Web, str]
 ) -> None:
-    web, study = shown
-    wrong: list[str] = []
-    with page_of(browser, wrong) as page:
-        opened(page, web, f"{link(study)}&hangingProtocolId=mpr")
+    web, study = node
+    errors: list[str] = []
+    with page_of(browser, errors) as page:
+        open_study(page, web, f"{viewer_url(study)}&hangingProtocolId=mpr")
         page.get_by_text(SYNTHETIC, exact=True).dblclick()
         page.get_by_text(SYNTHETIC, exact=True).nth(3).wait_for()  # its thumbnail, and a viewport for each plane
         wait_until_drawn(page)
-        kept(page, "viewer-mpr")
-        before = coloured(page)
+        save_screenshot(page, "viewer-mpr")
+        before = colour_share(page)
         page.get_by_text(MAP).dblclick()
         for _ in range(60):
-            if coloured(page) > before + 0.02:
+            if colour_share(page) > before + 0.02:
                 break
             page.wait_for_timeout(500)
-        kept(page, "viewer-uncertainty")
-        assert coloured(page) > before + 0.02
-    assert wrong == []
+        save_screenshot(page, "viewer-uncertainty")
+        assert colour_share(page) > before + 0.02
+    assert errors == []
 
 
-def test_the_viewers_folder_serves_its_files_and_nothing_else(shown: tuple[Web, str]) -> None:
-    web, _ = shown
+def test_the_viewers_folder_serves_its_files_and_nothing_else(node: tuple[Web, str]) -> None:
+    web, _ = node
     index = web.get("/viewer/")
     assert 'src="/viewer/app.bundle' in index.text
     assert "'unsafe-inline'" not in index.headers["content-security-policy"].split("style-src")[0]
-    script = next(path.name for path in ohif.folder(web.config.web).glob("app.bundle.*.js"))
+    script = next(path.name for path in ohif.viewer_folder(web.config.web).glob("app.bundle.*.js"))
     assert "immutable" in web.get(f"/viewer/{script}").headers["cache-control"]
-    wasm = next(path.name for path in ohif.folder(web.config.web).glob("*.wasm"))
+    wasm = next(path.name for path in ohif.viewer_folder(web.config.web).glob("*.wasm"))
     assert web.get(f"/viewer/{wasm}").headers["content-type"] == "application/wasm"
     assert "/dicom-web" in web.get("/viewer/app-config.js").text
     for path in ("/viewer/nothing.js", "/viewer/viewer.json", "/viewer/..%2f..%2f..%2fetc%2fpasswd.txt"):

@@ -1,4 +1,4 @@
-"""What OHIF (Cornerstone), Weasis and Slicer ask of data sets before they show them as volumes and overlays.
+"""Conditions of OHIF (Cornerstone), Weasis and Slicer on data sets that they show as volumes and overlays.
 
 The rules are theirs, as gathered from their sources; here they are asked of the objects, in every form.
 """
@@ -28,10 +28,10 @@ from tests.scanner import ORIENTATIONS
 
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 VIDEO_FRAMES = 90
-"""From so many frames on, Cornerstone takes these Secondary Captures for video."""
+"""Number of frames from which Cornerstone treats these Secondary Captures as video."""
 
 
-def in_form(form: str, orientation: str = "oblique", slices: int = 4) -> list[Dataset]:
+def write_rendition(form: str, orientation: str = "oblique", slices: int = 4) -> list[Dataset]:
     these = found(grid(orientation, slices))
     return results.write(these.findings, [source("mr")], PROVENANCE, FORMS[form], NOW)
 
@@ -44,14 +44,14 @@ def series_of(objects: Sequence[Dataset]) -> dict[str, list[Dataset]]:
 
 
 def pictures(objects: Sequence[Dataset]) -> list[list[Dataset]]:
-    """Series with pixels that are no segmentation."""
+    """Return the series with pixels that are no segmentation."""
     masks = (SegmentationStorage, LABEL_MAP)
     return [s for s in series_of(objects).values() if "Rows" in s[0] and s[0].SOPClassUID not in masks]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_series_is_taken_for_a_video(form: str) -> None:
-    for series in pictures(in_form(form, slices=100)):
+    for series in pictures(write_rendition(form, slices=100)):
         for ds in series:
             frames = int(ds.get("NumberOfFrames", 1))
             assert ds.SOPClassUID != MultiFrameGrayscaleByteSecondaryCaptureImageStorage, "Slicer's sequences claim it"
@@ -62,7 +62,7 @@ def test_no_series_is_taken_for_a_video(form: str) -> None:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_image_series_can_be_reformatted(form: str, orientation: str) -> None:
-    for series in pictures(in_form(form, orientation)):
+    for series in pictures(write_rendition(form, orientation)):
         if "NumberOfFrames" in series[0]:
             (ds,) = series
             shared = ds.SharedFunctionalGroupsSequence[0]
@@ -77,7 +77,7 @@ def test_every_image_series_can_be_reformatted(form: str, orientation: str) -> N
 
 
 def _geometry(series: Sequence[Dataset]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Positions along the normal and orientations of all frames."""
+    """Return the positions along the normal and the orientations of all frames."""
     frames = [frame for ds in series for frame in frames_of(ds)]
     found = [
         (frame.numbers("ImagePositionPatient", 3), frame.numbers("ImageOrientationPatient", 6)) for frame in frames
@@ -91,12 +91,12 @@ def _geometry(series: Sequence[Dataset]) -> tuple[NDArray[np.float64], NDArray[n
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_segmentation_says_its_series_and_each_frame_its_image(form: str) -> None:
-    objects = in_form(form)
+    objects = write_rendition(form)
     (mask,) = [ds for ds in objects if ds.SOPClassUID in (SegmentationStorage, LABEL_MAP)]
-    shown = {ds.SOPInstanceUID: ds.SeriesInstanceUID for ds in objects}
+    frames = {ds.SOPInstanceUID: ds.SeriesInstanceUID for ds in objects}
     (referenced,) = mask.ReferencedSeriesSequence  # OHIF
     instances = {item.ReferencedSOPInstanceUID for item in referenced.ReferencedInstanceSequence}
-    assert {shown[uid] for uid in instances} == {referenced.SeriesInstanceUID}
+    assert {frames[uid] for uid in instances} == {referenced.SeriesInstanceUID}
     for frame in mask.PerFrameFunctionalGroupsSequence:  # Weasis
         (derived,) = frame.DerivationImageSequence[0].SourceImageSequence
         assert derived.ReferencedSOPInstanceUID in instances
@@ -122,7 +122,7 @@ def test_a_series_holds_one_volume_and_never_a_page_of_a_report(form: str) -> No
 
 @pytest.mark.parametrize("form", FORMS)
 def test_numbers_of_series_and_uids_are_all_different(form: str) -> None:
-    objects = in_form(form)
+    objects = write_rendition(form)
     assert len({ds.SOPInstanceUID for ds in objects}) == len(objects)
     numbers = {uid: series[0].SeriesNumber for uid, series in series_of(objects).items()}
     assert len(set(numbers.values())) == len(numbers)

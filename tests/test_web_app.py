@@ -1,4 +1,4 @@
-"""The web's foundation: who gets in, what surrounds every answer, and what is told of the node's health."""
+"""The web application: access, security headers and errors of every answer, and the node's health."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Web]:
-    """A node's web that asks for a token."""
+    """Yield a node's web that requires a token."""
     (tmp_path / "web.token").write_text(f"{TOKEN}\n")
     with Web(tmp_path, {"token_file": "web.token"}) as running:
         yield running
 
 
-def cookie_of(guarded: Web) -> str:
+def log_in(guarded: Web) -> str:
     answer = guarded.client.post("/login", data={"token": TOKEN, "next": "/"})
     assert answer.status_code == 303
     return answer.headers["set-cookie"]
@@ -55,9 +55,9 @@ def test_storing_needs_the_token_too(guarded: Web) -> None:
     assert guarded.client.post("/dicom-web/studies", content=b"x").status_code == 401
 
 
-@pytest.mark.parametrize("shown", [f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer ümlaut"])
-def test_a_wrong_token_is_refused(guarded: Web, shown: str) -> None:
-    assert guarded.client.get("/", headers={b"Authorization": shown.encode()}).status_code == 401
+@pytest.mark.parametrize("credential", [f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer ümlaut"])
+def test_a_wrong_token_is_refused(guarded: Web, credential: str) -> None:
+    assert guarded.client.get("/", headers={b"Authorization": credential.encode()}).status_code == 401
 
 
 def test_the_token_opens_everything(guarded: Web) -> None:
@@ -79,21 +79,21 @@ def test_a_browser_is_led_to_the_form_and_back(guarded: Web) -> None:
 
 
 def test_the_cookie_is_not_the_token_and_scripts_cannot_read_it(guarded: Web) -> None:
-    cookie = cookie_of(guarded)
+    cookie = log_in(guarded)
     assert TOKEN not in cookie
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
 
 
 def test_the_cookie_opens_until_its_time_is_over(guarded: Web) -> None:
-    cookie_of(guarded)
+    log_in(guarded)
     assert guarded.get("/").status_code == 200
     guarded.now += timedelta(hours=13)
     assert guarded.get("/").status_code == 401
 
 
 def test_a_cookie_of_ones_own_making_opens_nothing(guarded: Web) -> None:
-    name, _, value = cookie_of(guarded).partition(";")[0].partition("=")
+    name, _, value = log_in(guarded).partition(";")[0].partition("=")
     guarded.client.cookies.clear()
     for forged in (f"{value}0", value[:-1], "x.y", "", "9" * 5000, f"{TOKEN}"):
         assert guarded.get("/", Cookie=f"{name}={forged}").status_code == 401
@@ -101,7 +101,7 @@ def test_a_cookie_of_ones_own_making_opens_nothing(guarded: Web) -> None:
 
 
 def test_a_cookie_opens_nothing_after_logging_out_and_others_stay(guarded: Web) -> None:
-    mine, other = (cookie_of(guarded).partition(";")[0] for _ in range(2))
+    mine, other = (log_in(guarded).partition(";")[0] for _ in range(2))
     assert guarded.get("/", Cookie=mine).status_code == 200
     guarded.client.cookies.clear()
     guarded.client.post("/logout", headers={"Cookie": mine})
@@ -112,7 +112,7 @@ def test_a_cookie_opens_nothing_after_logging_out_and_others_stay(guarded: Web) 
 @pytest.mark.parametrize("host", ["[", "[::1", "localhost:x", "localhost:99999", "[zz]"])
 def test_a_host_that_is_none_is_refused(web: Web, guarded: Web, host: str) -> None:
     for running, more in ((web, ""), (guarded, f"Authorization: Bearer {TOKEN}\r\n")):
-        answer = raw(running, f"GET / HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n")
+        answer = send_raw(running, f"GET / HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 400"), answer[:80]
 
 
@@ -142,7 +142,7 @@ def test_the_form_shows_what_came_in_as_text(guarded: Web) -> None:
 
 
 def test_logging_out_takes_the_cookie_away(guarded: Web) -> None:
-    cookie_of(guarded)
+    log_in(guarded)
     guarded.client.post("/logout")
     assert guarded.get("/").status_code == 401
 
@@ -187,7 +187,9 @@ def test_what_is_not_there_is_said_in_text(web: Web) -> None:
 
 @pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py"])
 def test_static_files_lead_nowhere_else(web: Web, path: str) -> None:
-    assert raw(web, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404")
+    assert send_raw(web, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").startswith(
+        b"HTTP/1.1 404"
+    )
 
 
 def test_what_breaks_is_one_sentence_and_names_nobody(web: Web, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,7 +200,7 @@ def test_what_breaks_is_one_sentence_and_names_nobody(web: Web, caplog: pytest.L
         answer = web.get("/dicom-web/studies?PatientName=Geheim")
     assert answer.status_code == 503
     assert answer.text == "the database does not answer\n"
-    said = our_words(caplog)
+    said = node_log(caplog)
     assert "OperationalError in" in said
     assert "Geheim" not in said
 
@@ -206,7 +208,7 @@ def test_what_breaks_is_one_sentence_and_names_nobody(web: Web, caplog: pytest.L
 def test_search_keys_stay_out_of_the_log(web: Web, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="uvicorn"):
         web.get("/dicom-web/studies?PatientName=Geheim")
-    assert "Geheim" not in our_words(caplog)
+    assert "Geheim" not in node_log(caplog)
 
 
 def test_health_needs_nothing(web: Web) -> None:
@@ -267,11 +269,11 @@ def test_a_token_that_is_none_is_said(tmp_path: Path, content: str | None, said:
 
 
 def test_a_port_that_is_taken_is_said() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        port.listen()
         with pytest.raises(ConfigError, match="in use"):
-            server.start(lambda scope, receive, send: None, "127.0.0.1", taken.getsockname()[1])  # type: ignore[arg-type, return-value]
+            server.start_server(lambda scope, receive, send: None, "127.0.0.1", port.getsockname()[1])  # type: ignore[arg-type, return-value]
 
 
 def test_serve_names_the_web_in_its_ready_line_and_ends_cleanly(tmp_path: Path) -> None:
@@ -295,13 +297,13 @@ def test_the_web_needs_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def our_words(caplog: pytest.LogCaptureFixture) -> str:
-    """What was logged, but for what the test's own client said of its requests."""
+def node_log(caplog: pytest.LogCaptureFixture) -> str:
+    """Return the log without the lines of the test's own HTTP client."""
     return "\n".join(record.getMessage() for record in caplog.records if record.name.partition(".")[0] not in _CLIENTS)
 
 
-def raw(web: Web, request: str) -> bytes:
-    """What a client that normalises nothing would get."""
+def send_raw(web: Web, request: str) -> bytes:
+    """Send a request byte by byte as given and return the answer."""
     with socket.create_connection(("127.0.0.1", web.port), timeout=10) as sock:
         sock.sendall(request.encode("latin-1"))
         answer = b""

@@ -1,4 +1,4 @@
-"""What one caller can have of the web: connections, time, listeners, numbers and lists."""
+"""Limits of the web for one client: connections, time, listeners, numbers and lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from dicomnode.web import connections, events, stow
-from dicomnode.web.connections import Callers
+from dicomnode.web.connections import HttpConnectionLimiter
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
 from tests.web_node import BOUNDARY, DICOM, Web, body, web
@@ -22,14 +22,14 @@ __all__ = ["web"]
 
 
 @contextmanager
-def said(running: Web, text: str) -> Iterator[socket.socket]:
+def send_text(running: Web, text: str) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
         sock.sendall(text.encode())
         yield sock
 
 
-def ends(sock: socket.socket) -> bool:
-    """Whether the server ends it, after whatever it still says."""
+def is_closed_by_server(sock: socket.socket) -> bool:
+    """Return whether the server closes the connection, after any last answer."""
     try:
         while sock.recv(65536):
             pass
@@ -47,21 +47,21 @@ def ends(sock: socket.socket) -> bool:
 )  # fmt: skip
 def test_a_head_has_its_time(web: Web, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(connections, "_HEAD_S", 0.2)
-    with said(web, text) as sock:
-        assert ends(sock)
+    with send_text(web, text) as sock:
+        assert is_closed_by_server(sock)
 
 
 def test_a_body_that_trickles_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_BODY_S", 0.2)
     head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: {DICOM['Content-Type']}\r\n"
-    with said(web, f"{head}Content-Length: 100000\r\n\r\n--{BOUNDARY}\r\n") as sock:
-        assert ends(sock)
+    with send_text(web, f"{head}Content-Length: 100000\r\n\r\n--{BOUNDARY}\r\n") as sock:
+        assert is_closed_by_server(sock)
     web.wait_until(lambda: not web.files_left())
 
 
 def test_a_body_that_is_fast_enough_is_waited_for(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(connections, "_BODY_S", 0.2)
-    monkeypatch.setattr(connections, "_BODY_LEAST", 100)
+    monkeypatch.setattr(connections, "_LEAST_BODY_BYTES", 100)
     write_instance(tmp_path / "a.dcm")
     content = body([(tmp_path / "a.dcm").read_bytes()])
 
@@ -80,16 +80,16 @@ def test_a_client_that_takes_nothing_is_given_up(web: Web, monkeypatch: pytest.M
     assert web.store([tmp_path / "a.dcm"]).status_code == 200
     path = f"/dicom-web/studies/{ds.StudyInstanceUID}"
     ask = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"
-    with said(web, ask) as sock:
+    with send_text(web, ask) as sock:
         open_ones = web._server._server.server_state.connections  # another is that of the client that stored
         wait_for(lambda: len(open_ones) == 2, "it is asked")
         wait_for(lambda: len(open_ones) == 1, "it is given up", within_s=15)
         sock.settimeout(10)
-        assert ends(sock)
+        assert is_closed_by_server(sock)
 
 
-class Resting:
-    """Stands for a connection; a real one's transport does as much."""
+class IdleConnection:
+    """An idle connection that records whether it is closed."""
 
     def __init__(self) -> None:
         self.transport = self
@@ -100,23 +100,23 @@ class Resting:
 
 
 def test_who_rests_longest_makes_room_and_who_works_stays() -> None:
-    callers = Callers(4)
-    here = [Resting() for _ in range(2 + connections._RESERVE_HERE)]
+    callers = HttpConnectionLimiter(4)
+    here = [IdleConnection() for _ in range(2 + connections._HEALTH_RESERVE_PER_HOST)]
     for each in here:
         assert callers.enter("10.0.0.1")
-        callers.rests(each, "10.0.0.1")  # type: ignore[arg-type]
-    callers.works(here[0])  # type: ignore[arg-type]
-    assert callers.is_over("10.0.0.1")
+        callers.mark_idle(each, "10.0.0.1")  # type: ignore[arg-type]
+    callers.mark_busy(here[0])  # type: ignore[arg-type]
+    assert callers.is_over_limit("10.0.0.1")
     assert callers.enter("::ffff:10.0.0.1"), "the same machine"
     assert [each.is_away for each in here[:3]] == [False, True, False]
     for each in here:
-        callers.works(each)  # type: ignore[arg-type]
+        callers.mark_busy(each)  # type: ignore[arg-type]
     assert not callers.enter("10.0.0.1"), "all of them work"
     assert callers.enter("10.0.0.2"), "another machine has its own share"
 
 
 def test_above_the_limit_only_health_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("dicomnode.web.server.most_connections", lambda: 8)
+    monkeypatch.setattr("dicomnode.web.server.connection_limit", lambda: 8)
     with Web(tmp_path) as running, ExitStack() as stack:
         for _ in range(4):
             listening = stack.enter_context(httpx.stream("GET", f"{running.address}/events", timeout=20))
@@ -129,7 +129,7 @@ def test_above_the_limit_only_health_is_told(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_those_that_listen_at_once_are_counted(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "LISTENERS", 3)
+    monkeypatch.setattr(events, "MOST_LISTENERS", 3)
 
     def listen(_: int) -> int:
         answer = stack.enter_context(httpx.stream("GET", f"{web.address}/events", timeout=20))
@@ -175,8 +175,8 @@ def test_a_body_has_so_many_parts(web: Web, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_study_of_many_series_is_a_page_of_some(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("dicomnode.web.study_page._SHOWN_SERIES", 2)
-    monkeypatch.setattr("dicomnode.web.api._MOST", 2)
+    monkeypatch.setattr("dicomnode.web.study_page._MOST_SERIES", 2)
+    monkeypatch.setattr("dicomnode.web.api._MOST_ROWS", 2)
     made = [write_instance(tmp_path / str(n), series_uid=f"1.2.3.{n}") for n in range(3)]
     study = made[0].StudyInstanceUID
     web.store(tmp_path / str(n) for n in range(2))

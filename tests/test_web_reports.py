@@ -1,4 +1,4 @@
-"""A structured report of any sender is a page: readable, whole, and harmless."""
+"""Structured reports of any sender as a page: readable, complete and harmless."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ URL = "/dicom-web/studies/1.2.3/series/1.2.3.1/instances/1.2.3.4/rendered"
 
 
 class Page(HTMLParser):
-    """Tags, their attributes, the text, and the rows of tables."""
+    """Parser for tags, their attributes, the text, and the rows of tables."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def _item(kind: str, meaning: str = "Something", *children: Dataset, **values: A
 
 
 def _document(folder: Path, *children: Dataset, title: str = "A report", **values: Any) -> Path:
-    """A report of another sender."""
+    """Write a report of another sender."""
     ds = _item("CONTAINER", title, *children)
     del ds.RelationshipType
     ds.SOPClassUID, ds.SOPInstanceUID = ComprehensiveSRStorage, "1.2.3.4"
@@ -94,7 +94,7 @@ def _document(folder: Path, *children: Dataset, title: str = "A report", **value
 
 
 def _page(path: Path) -> Page:
-    return Page(bytes(sr_page.page(path).body).decode())
+    return Page(bytes(sr_page.report_response(path).body).decode())
 
 
 def _number(value: str, unit: str, *children: Dataset) -> Dataset:
@@ -133,21 +133,23 @@ def test_rendered_answers_with_the_page_by_default(web: Web, tmp_path: Path) -> 
     assert (refused.status_code, refused.text.strip()) == (406, "a structured report comes as text/html")
 
 
-def _told(item: Dataset) -> list[str]:
-    """Every value of the tree as the file has it."""
+def _values_of(item: Dataset) -> list[str]:
+    """Return every value of the content tree in the file."""
     own = [str(item.get(keyword, "")) for keyword in ("TextValue", "UID", "PersonName", "Date")]
     own += [code.CodeMeaning for code in item.get("ConceptCodeSequence", [])]
     own += [str(each.NumericValue) for each in item.get("MeasuredValueSequence", [])]
-    return [word for word in own if word] + [word for child in item.get("ContentSequence", []) for word in _told(child)]
+    return [value for value in own if value] + [
+        value for child in item.get("ContentSequence", []) for value in _values_of(child)
+    ]
 
 
 @pytest.mark.parametrize("name", ["highdicom-test-files/sr_document.dcm", "pydicom-test-files/test-SR.dcm"])
 def test_reports_of_others_are_shown_whole(kit: Path, name: str) -> None:
     path = kit / "dicom" / name
-    page, words = _page(path), _told(dcmread(path))
+    page, words = _page(path), _values_of(dcmread(path))
     assert len(words) > 5
-    shown = " ".join(page.text.split())
-    assert [word for word in words if " ".join(word.split()) not in shown] == []
+    text = " ".join(page.text.split())
+    assert [value for value in words if " ".join(value.split()) not in text] == []
     assert "SYNTHETIC" not in page.text
 
 
@@ -216,7 +218,7 @@ def _nested(depth: int) -> Dataset:
 
 
 def _bytes_nested(depth: int, document: bytes) -> bytes:
-    """A Content Sequence in an item of one, of undefined lengths; no writer is needed that nests so deeply."""
+    """Nest Content Sequences of undefined lengths, deeper than writers do."""
     begin = b"\x40\x00\x30\xa7SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
     end = b"\xfe\xff\x0d\xe0\x00\x00\x00\x00\xfe\xff\xdd\xe0\x00\x00\x00\x00"
     return document + begin * depth + end * depth
@@ -228,18 +230,18 @@ def test_a_report_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Pat
     deep = tmp_path / "deep.dcm"
     deep.write_bytes(_bytes_nested(depth, _document(tmp_path).read_bytes()))
     with pytest.raises(InputRefused, match=r"more than 50 levels|RecursionError"):
-        sr_page.page(deep)
+        sr_page.report_response(deep)
 
 
 def test_a_report_of_too_many_items_is_refused(tmp_path: Path) -> None:
     items = [_item("TEXT", TextValue="x")] * sr_tree.MOST_ITEMS  # the root is one more
     with pytest.raises(InputRefused, match=f"more than {sr_tree.MOST_ITEMS} content items"):
-        sr_page.page(_document(tmp_path, *items))
+        sr_page.report_response(_document(tmp_path, *items))
 
 
 def test_a_report_of_too_many_characters_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=f"more than {sr_tree.MOST_CHARACTERS} characters"):
-        sr_page.page(_document(tmp_path, _item("TEXT", TextValue="x" * sr_tree.MOST_CHARACTERS)))
+        sr_page.report_response(_document(tmp_path, _item("TEXT", TextValue="x" * sr_tree.MOST_CHARACTERS)))
 
 
 @pytest.mark.filterwarnings("ignore")

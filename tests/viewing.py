@@ -1,4 +1,4 @@
-"""A study to look at: a head as a scanner would send it, and results of it as the node writes them."""
+"""A study for the viewer: a head as a scanner sends it, and results as the node writes them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.bundles import phantom, upright
 from tests.findings import NOW, PROVENANCE, STANDARD_DEVIATION
 from tests.series import write_slices
 
-__all__ = ["a_head", "its_results"]
+__all__ = ["make_results", "write_head_series"]
 
 _FIRST, _LAST = 10, 40
 
 
-def a_head(folder: Path) -> tuple[list[Path], Grid]:
-    """Files of a T1-like series, one for each slice."""
+def write_head_series(folder: Path) -> tuple[list[Path], Grid]:
+    """Write the files of a T1-like series, one for each slice."""
 
     values, _, grid = _head()
     stored = np.rint(800 * values).astype(np.uint16)
@@ -34,8 +34,8 @@ def a_head(folder: Path) -> tuple[list[Path], Grid]:
     return write_slices(folder, grid, stored, edit=name, key="viewed"), grid
 
 
-def its_results(sources: list[Path], grid: Grid) -> list[Dataset]:
-    """Image (clean and labelled), uncertainty, segmentation and report."""
+def make_results(sources: list[Path], grid: Grid) -> list[Dataset]:
+    """Make an image (clean and labelled), uncertainty, segmentation and report."""
     values, structure, _ = _head()
     made = (1000 * np.sqrt(values)).astype(np.float32)
     deviation = (2 * np.abs(np.gradient(values)[2])).astype(np.float32)  # up to 1, as the viewer colours it
@@ -59,9 +59,9 @@ def its_results(sources: list[Path], grid: Grid) -> list[Dataset]:
 
 
 def _head() -> tuple[NDArray[np.float32], NDArray[np.uint8], Grid]:
-    """The phantom without the slices at its ends, which show next to nothing."""
+    """Return the phantom without the slices at its ends, which show next to nothing."""
     values, structure = phantom()
     affine = upright().affine_mm.copy()
     affine[:3, 3] += _FIRST * affine[:3, 2]
-    kept = slice(_FIRST, _LAST)
-    return values[kept], structure[kept], Grid((_LAST - _FIRST, *values.shape[1:]), affine)
+    cropped = slice(_FIRST, _LAST)
+    return values[cropped], structure[cropped], Grid((_LAST - _FIRST, *values.shape[1:]), affine)

@@ -40,7 +40,7 @@ DICOM = {"Content-Type": f'multipart/related; type="application/dicom"; boundary
 
 @dataclass
 class Web:
-    """A running server; ``now`` is its clock, ``sections`` are further ones of its configuration."""
+    """A running server. ``now``: its clock; ``sections``: further ones of its configuration."""
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Web:
         self.sessions = engines.sessions(self.engine)
         app = create_app(self.config, self.sessions, now=lambda: self.now)
         identity = tls.web_identity(self.config.web)
-        self._server = server.start(app, self.config.web.host, 0, identity)
+        self._server = server.start_server(app, self.config.web.host, 0, identity)
         self.port, self.address = self._server.port, self._server.address
         self.client = httpx.Client(base_url=self.address, timeout=30)
         return self
@@ -73,14 +73,14 @@ class Web:
 
     @property
     def dicomweb(self) -> DICOMwebClient:
-        """The client that is not ours."""
+        """Return a client of dicomweb-client, as an independent implementation."""
         return DICOMwebClient(f"{self.address}/dicom-web")
 
     def get(self, path: str, accept: str = "*/*", **headers: str) -> httpx.Response:
         return self.client.get(path, headers={"Accept": accept} | headers)
 
     def store(self, paths: Iterable[Path]) -> httpx.Response:
-        """By STOW-RS, as the files are."""
+        """Store files unchanged by STOW-RS."""
         content = body([path.read_bytes() for path in paths])
         return self.client.post("/dicom-web/studies", content=content, headers=DICOM)
 
@@ -92,14 +92,14 @@ class Web:
         return self.rows(Quarantine)
 
     def files_left(self) -> list[Path]:
-        """Every file in the spool, half ones included."""
+        """Return every file in the spool, incomplete ones included."""
         return sorted(path for path in self.config.spool_dir.glob("*/*") if path.is_file())
 
     def wait_until(self, condition: Callable[[], object]) -> None:
         wait_for(condition, "the server has seen it", within_s=10)
 
-    def has_results(self, results: Iterable[Dataset], *, held: bool = False) -> None:
-        """As results of a job on the newest study, which must have arrived before."""
+    def add_results(self, results: Iterable[Dataset], *, held: bool = False) -> None:
+        """Add results of a job on the newest study, which must have been received before."""
         outputs = [self._output(ds) for ds in results]
         with self.sessions.begin() as session:
             study = session.scalars(select(Study).order_by(Study.id.desc())).first()
@@ -129,20 +129,20 @@ class Web:
 
 
 def part10(ds: Dataset) -> bytes:
-    """A data set as a file."""
+    """Encode a data set as a file."""
     file = io.BytesIO()
     ds.save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
 def body(files: Iterable[bytes], content_type: str = "application/dicom", *, end: bool = True) -> bytes:
-    """A multipart message of BOUNDARY."""
+    """Return a multipart message of BOUNDARY."""
     parts = [f"--{BOUNDARY}\r\nContent-Type: {content_type}\r\n\r\n".encode() + each + b"\r\n" for each in files]
     return b"".join(parts) + (f"--{BOUNDARY}--\r\n".encode() if end else b"")
 
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
-    """A node's web that needs no token."""
+    """Yield a node's web that requires no token."""
     with Web(tmp_path) as running:
         yield running

@@ -1,4 +1,4 @@
-"""Studies in every state that a dashboard shows, with real files: images like heads, results as the writers make."""
+"""Studies in every state that the dashboard shows, with real files: head-like images and results of the writers."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ __all__ = [
     "NAME",
     "PEERS",
     "ROUTES",
-    "at_work",
-    "claimed",
-    "everything",
-    "finished",
-    "made_of",
+    "claim_job",
+    "finish_job",
+    "make_all_states",
+    "make_results",
+    "make_series",
     "receive",
-    "routed",
-    "series_of",
-    "uid_of",
+    "report_progress",
+    "route_study",
+    "study_uid",
 ]
 
 NAME = "Meier^Erika"
@@ -57,8 +57,8 @@ _SHAPE = (9, 96, 96)
 _SD = Code("113061", "DCM", "Standard Deviation")
 
 
-def head(seed: int = 1) -> NDArray[np.float32]:
-    """Something like a head, (slice, row, column): skull, brain, ventricles, a little noise."""
+def make_head(seed: int = 1) -> NDArray[np.float32]:
+    """Return a head-like volume (slice, row, column): skull, brain, ventricles and a little noise."""
     k, j, i = np.meshgrid(*(np.linspace(-1, 1, count) for count in _SHAPE), indexing="ij")
     around = (j / 0.86) ** 2 + (i / 0.7) ** 2 + (k / 1.5) ** 2
     image = 700.0 * (around < 1) - 620 * ((around < 0.94) & (around > 0.82)) + 120 * (around < 0.5)
@@ -68,22 +68,22 @@ def head(seed: int = 1) -> NDArray[np.float32]:
     return np.asarray(np.clip(image + noise, 0, None), np.float32)
 
 
-def uid_of(study: str) -> str:
-    """The Study Instance UID of a study of that name."""
+def study_uid(study: str) -> str:
+    """Return the Study Instance UID of a study of that name."""
     return str(uids.derive("dashboard", study))
 
 
-def grid() -> Grid:
-    """Axial, 2.2 mm in the plane and 12 mm between."""
+def make_grid() -> Grid:
+    """Return an axial grid, 2.2 mm in the plane and 12 mm between slices."""
     affine = np.diag([2.2, 2.2, 12.0, 1.0])
     affine[:3, 3] = (-105, -105, -48)
     return Grid(_SHAPE, affine)
 
 
-def series_of(study: str, *, number: int = 1, description: str = "FLAIR 3D", **values: Any) -> list[Dataset]:
-    """Single-frame MR images of one series."""
-    where, found = grid(), []
-    for at, frame in enumerate(head(number)):
+def make_series(study: str, *, number: int = 1, description: str = "FLAIR 3D", **values: Any) -> list[Dataset]:
+    """Return single-frame MR images of one series."""
+    where, found = make_grid(), []
+    for at, frame in enumerate(make_head(number)):
         ds = Dataset()
         ds.file_meta = FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -110,9 +110,9 @@ def series_of(study: str, *, number: int = 1, description: str = "FLAIR 3D", **v
     return found
 
 
-def made_of(sources: Sequence[Dataset], page: Page | None = None) -> list[Dataset]:
-    """A labelled and a clean image, its uncertainty, a mask on the sources; and a report page, if there is one."""
-    where, data = grid(), head(7)
+def make_results(sources: Sequence[Dataset], page: Page | None = None) -> list[Dataset]:
+    """Return a labelled and a clean image, its uncertainty, a mask on the sources, and a report page if given."""
+    where, data = make_grid(), make_head(7)
     assert shown_by(sources, where)
     deviation = (np.abs(np.gradient(data, axis=2)) / 30 + 1).astype(np.float32)
     mask = (data > 790).astype(np.uint8) + (2 * ((data < 300) & (data > 150))).astype(np.uint8)
@@ -128,11 +128,11 @@ def made_of(sources: Sequence[Dataset], page: Page | None = None) -> list[Datase
 
 _KIND = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 _SEGMENTS = (Segment(1, "Lesion", _KIND, _KIND), Segment(2, "Low confidence", _KIND, _KIND))
-"""Two, to see colours."""
+"""Two segments, so that colours show."""
 
 
 def receive(web: Web, instances: Sequence[Dataset]) -> int:
-    """As ingest registers them; the study's row id."""
+    """Register instances as ingest does; return the study's row id."""
     arrivals = []
     for ds in instances:
         stored = spool.write(web.config.spool_dir, part10(ds))
@@ -145,8 +145,8 @@ def receive(web: Web, instances: Sequence[Dataset]) -> int:
         return study.id
 
 
-def routed(web: Web, study_id: int, *, destinations: Sequence[str] = ("pacs",), **changes: Any) -> int:
-    """The study is complete and has a job, whose number is given back."""
+def route_study(web: Web, study_id: int, *, destinations: Sequence[str] = ("pacs",), **changes: Any) -> int:
+    """Complete a study and give it a job; return the job's number."""
     with web.sessions.begin() as session:
         study = session.get_one(Study, study_id)
         if study.state is StudyState.RECEIVING:
@@ -162,26 +162,26 @@ def routed(web: Web, study_id: int, *, destinations: Sequence[str] = ("pacs",), 
         return job.id
 
 
-def claimed(web: Web) -> int:
-    """A worker has the next job."""
+def claim_job(web: Web) -> int:
+    """Let a worker claim the next job."""
     with web.sessions.begin() as session:
         job = jobs.claim(session, worker="w:1", lease_s=3600, now=web.now)
         assert job is not None
         return job.id
 
 
-def at_work(web: Web, job_id: int, fraction: float, step: str) -> None:
-    """So far the worker is."""
+def report_progress(web: Web, job_id: int, fraction: float, step: str) -> None:
+    """Report the worker's progress on a job."""
     with web.sessions.begin() as session:
         assert jobs.renew(
             session, job_id=job_id, worker="w:1", lease_s=3600, fraction=fraction, step=step, now=web.now
         )  # fmt: skip
 
 
-def finished(
+def finish_job(
     web: Web, job_id: int, instances: Sequence[Dataset], *, held_because: str = "", seconds: float = 95
 ) -> None:
-    """With results as the worker stores them."""
+    """Finish a job with results as the worker stores them."""
     web.now += timedelta(seconds=seconds)
     outputs = [_output(web, ds) for ds in instances]
     report = {
@@ -201,33 +201,35 @@ def finished(
         )  # fmt: skip
 
 
-def everything(web: Web) -> Mapping[str, int]:
-    """A study in every state; the numbers of the jobs by what became of them."""
+def make_all_states(web: Web) -> Mapping[str, int]:
+    """Make a study in every state; return the numbers of the jobs by outcome."""
     names = ("delivered", "partly", "given up", "held", "dead", "refused", "cancelled")
     made: dict[str, int] = {}
     for at, name in enumerate(names):
-        images = series_of(name, description="FLAIR 3D sagittal" if at % 2 else "AX FLAIR")
+        images = make_series(name, description="FLAIR 3D sagittal" if at % 2 else "AX FLAIR")
         to = ["pacs", "research"] if name == "partly" else ["pacs"]
-        made[name] = routed(web, receive(web, images), destinations=to)
+        made[name] = route_study(web, receive(web, images), destinations=to)
         web.now += timedelta(minutes=2)
         _end(web, name, made[name], images)
-    receive(web, series_of("unrouted", description="localizer"))
+    receive(web, make_series("unrouted", description="localizer"))
     with web.sessions.begin() as session:
-        study = studies.find_by_uid(session, uid_of("unrouted"))
+        study = studies.find_by_uid(session, study_uid("unrouted"))
         assert study is not None
         studies.close(session, study, reason="quiet for 60 s", now=web.now)
         audit.transition(session, study, StudyState.ROUTED, reason="nothing new to do", now=web.now)
-    made["running"] = routed(web, receive(web, series_of("running")))
-    assert claimed(web) == made["running"]
+    made["running"] = route_study(web, receive(web, make_series("running")))
+    assert claim_job(web) == made["running"]
     web.now += timedelta(seconds=30)
-    at_work(web, made["running"], 0.42, "sampling 17 of 40")
-    made["waiting"] = routed(web, receive(web, series_of("waiting", PatientName=MARKUP, StudyDescription=MARKUP)))
-    receive(web, series_of("complete"))
+    report_progress(web, made["running"], 0.42, "sampling 17 of 40")
+    made["waiting"] = route_study(
+        web, receive(web, make_series("waiting", PatientName=MARKUP, StudyDescription=MARKUP))
+    )
+    receive(web, make_series("complete"))
     with web.sessions.begin() as session:
-        study = studies.find_by_uid(session, uid_of("complete"))
+        study = studies.find_by_uid(session, study_uid("complete"))
         assert study is not None
         studies.close(session, study, reason="quiet for 60 s", now=web.now)
-    receive(web, series_of("receiving")[:5])
+    receive(web, make_series("receiving")[:5])
     return made
 
 
@@ -236,7 +238,7 @@ def _end(web: Web, name: str, job_id: int, images: Sequence[Dataset]) -> None:
         with web.sessions.begin() as session:
             jobs.cancel(session, session.get_one(Job, job_id), reason="cancelled by hand", now=web.now)
         return
-    assert claimed(web) == job_id
+    assert claim_job(web) == job_id
     if name == "dead":
         with web.sessions.begin() as session:
             why = "the weights and inference.json do not fit together"
@@ -248,9 +250,9 @@ def _end(web: Web, name: str, job_id: int, images: Sequence[Dataset]) -> None:
             jobs.refuse(session, job_id=job_id, worker="w:1", reason=why, report=report, now=web.now)
     elif name == "held":
         why = "low-confidence fraction 0.184 is above 0.15; age of 14 years is below 16"
-        finished(web, job_id, made_of(images), held_because=why)
+        finish_job(web, job_id, make_results(images), held_because=why)
     else:
-        finished(web, job_id, made_of(images))
+        finish_job(web, job_id, make_results(images))
         _deliver(web, name)
 
 

@@ -29,12 +29,12 @@ def install(
     """Install the viewer's prebuilt files from its npm package."""
     from dicomnode.web import ohif
 
-    where = into or ohif.folder(context.config(ctx).web)
-    if package is None and ohif.installed(where):
+    where = into or ohif.viewer_folder(context.config(ctx).web)
+    if package is None and ohif.find_installed(where):
         print(f"{ohif.PACKAGE} {ohif.VERSION} is in {where} already")
         return
     with tempfile.TemporaryDirectory() as temporary:
-        facts = ohif.install(package or ohif.fetch(Path(temporary)), where)
+        facts = ohif.install_viewer(package or ohif.fetch_package(Path(temporary)), where)
     print(f"{facts.package} {facts.version}: {facts.files} files in {where}")
 
 
@@ -44,8 +44,8 @@ def show(ctx: typer.Context, as_json: context.AsJson = False) -> None:
     from dicomnode.errors import NotFound
     from dicomnode.web import ohif
 
-    where = ohif.folder(context.config(ctx).web)
-    viewer = ohif.installed(where)
+    where = ohif.viewer_folder(context.config(ctx).web)
+    viewer = ohif.find_installed(where)
     if viewer is None:
         raise NotFound(f"no viewer {ohif.VERSION} in {where}: 'dicomnode viewer install'")
     context.print_rows([asdict(viewer)], ["package", "version", "files", "folder"], as_json=as_json)

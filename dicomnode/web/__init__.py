@@ -1,2 +1,1 @@
-"""The node's web: pages, DICOMweb and the viewer. Nothing here decides anything; it asks the same code as the command
-line does, and says what it found."""
+"""The node's web interface: dashboard, DICOMweb and viewer. It calls the same use cases as the command line."""

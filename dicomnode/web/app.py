@@ -1,4 +1,4 @@
-"""The web application: its parts put together, and what surrounds all of them."""
+"""The web application: its routers, error handlers and middleware."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from dicomnode.config import Config
-from dicomnode.errors import InputRefused, NodeBusy, NodeError
+from dicomnode.errors import InputRefused, NodeBusy, NodeError, NotFound
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.web import access, dashboard, dicomweb, health, metrics, viewer
-from dicomnode.web.security import Door, SecureHeaders
+from dicomnode.web.security import ErrorMiddleware, SecurityHeadersMiddleware
 
 __all__ = ["create_app"]
 
@@ -34,54 +34,59 @@ def create_app(
     meters: Meters | None = None,
     sweep_health: SweepHealth | None = None,
 ) -> FastAPI:
-    """Everything under ``/``. ``sessions`` write; readers are made from their engine.
+    """Create the application. ``sessions`` write; read-only sessions are made from their engine.
 
-    ``meters``: what the receiver of this process counts; ``sweep_health``: of its sweeps and local workers.
-    Raises ConfigError when the token cannot be read.
+    ``meters``: counters of this process's receiver; ``sweep_health``: health of its sweeps and local workers. Raises
+    ConfigError when the token cannot be read.
     """
     token = access.read_token(config, now)
     meters, sweep_health = meters or Meters(), sweep_health or SweepHealth()
     app = FastAPI(title="dicomnode", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(health.router(config, sessions, sweep_health))
-    app.include_router(metrics.router(config, sessions, now=now, meters=meters, sweep_health=sweep_health))
-    app.include_router(access.router(token))
-    app.include_router(dicomweb.router(config, sessions, now=now, meters=meters))
-    app.include_router(dicomweb.router(config, sessions, now=now, review=True))
-    app.include_router(viewer.router(config))
-    app.include_router(dashboard.router(config, sessions, now=now))
+    app.include_router(health.create_router(config, sessions, sweep_health))
+    app.include_router(metrics.create_router(config, sessions, now=now, meters=meters, sweep_health=sweep_health))
+    app.include_router(access.create_router(token))
+    app.include_router(dicomweb.create_router(config, sessions, now=now, meters=meters))
+    app.include_router(dicomweb.create_router(config, sessions, now=now, review=True))
+    app.include_router(viewer.create_router(config))
+    app.include_router(dashboard.create_router(config, sessions, now=now))
     app.mount("/static", StaticFiles(directory=STATIC))
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(RequestValidationError, _misunderstood)
-    app.add_exception_handler(InputRefused, _not_drawn)
-    app.add_exception_handler(NodeBusy, _busy)
-    app.add_exception_handler(NodeError, _failed)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(InputRefused, _input_refused)
+    app.add_exception_handler(NotFound, _not_found)
+    app.add_exception_handler(NodeBusy, _node_busy)
+    app.add_exception_handler(NodeError, _node_error)
     # the last one added is outermost
-    app.add_middleware(access.Guard, token=token, host=config.web.host)
-    app.add_middleware(SecureHeaders)
-    app.add_middleware(Door)
+    app.add_middleware(access.TokenAuthMiddleware, token=token, host=config.web.host)
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(ErrorMiddleware)
     return app
 
 
-def _refused(_: Request, error: Exception) -> Response:
+def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return PlainTextResponse(f"{error.detail}\n", error.status_code, headers=error.headers)
 
 
-def _misunderstood(_: Request, error: Exception) -> Response:
-    """The name of what is wrong; its value may be a patient's."""
+def _invalid_request(_: Request, error: Exception) -> Response:
+    """Name the invalid parameters, without their values, which may identify a patient."""
     assert isinstance(error, RequestValidationError)
-    wrong = ", ".join(sorted({str(each["loc"][-1]) for each in error.errors()}))
-    return PlainTextResponse(f"not understood: {wrong}\n", 400)
+    names = ", ".join(sorted({str(each["loc"][-1]) for each in error.errors()}))
+    return PlainTextResponse(f"not understood: {names}\n", 400)
 
 
-def _not_drawn(_: Request, error: Exception) -> Response:
-    """What is stored cannot be given in any form that was asked for."""
+def _input_refused(_: Request, error: Exception) -> Response:
+    """Answer that a stored object cannot be sent in any representation that the client accepts."""
     return PlainTextResponse(f"{error}\n", 406)
 
 
-def _busy(_: Request, error: Exception) -> Response:
+def _not_found(_: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"{error}\n", 404)
+
+
+def _node_busy(_: Request, error: Exception) -> Response:
     return PlainTextResponse(f"{error}\n", 503, {"Retry-After": "10"})
 
 
-def _failed(_: Request, error: Exception) -> Response:
+def _node_error(_: Request, error: Exception) -> Response:
     return PlainTextResponse(f"{error}\n", 500)

@@ -1,8 +1,8 @@
-"""How many connections the web takes, in all and from one machine, and how long a caller may keep one waiting.
+"""Limits of the web server's connections: their number, in all and per host, and their time limits.
 
-A connection *rests* while no request of it is answered: its head is on its way, or nothing is said. Where there are too
-many, the one that rests longest makes room for the newcomer; so unfinished requests keep nobody out. A few more than
-the limit are taken, of which only the node's health is told.
+A connection is *idle* while none of its requests is being answered: the head of a request is incomplete, or no request
+is open. At the limit, the connection that has been idle longest is closed for a new one, so unfinished requests keep no
+client out. A small reserve above the limit answers the paths of the node's health only.
 """
 
 from __future__ import annotations
@@ -20,81 +20,83 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dicomnode.ingest.limits import normalise_address
 
-__all__ = ["Caller", "Callers", "Listener", "Reserve", "most_connections"]
+__all__ = ["HttpConnectionLimiter", "ListeningSocket", "OverloadMiddleware", "TimedConnection", "connection_limit"]
 
-_MOST = 400
-_KEPT_FREE = 256
-"""Descriptors that are left to reception, the database and the spool."""
-_RESERVE = 32
-_RESERVE_HERE = 8
+_MOST_CONNECTIONS = 400
+_RESERVED_DESCRIPTORS = 256
+"""File descriptors that are reserved for reception, the database and the spool."""
+_HEALTH_RESERVE = 32
+_HEALTH_RESERVE_PER_HOST = 8
 _HEAD_S = 20.0
 _BODY_S = 20.0
-_BODY_LEAST = 20_000
-"""Bytes of a body that have to come in so many seconds, as long as they are taken."""
+_LEAST_BODY_BYTES = 20_000
+"""Least number of bytes of a body within ``_BODY_S``, as long as the server reads them."""
 _DRAIN_S = 60.0
-"""Within which a client has to take what waits for it, at most a MiB."""
-_WAITING = 1024
-_HEALTH = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Time within which a client has to read its buffered answer, at most a MiB."""
+_BACKLOG = 1024
+_HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-def most_connections() -> int:
-    """How many the limit of open files leaves room for."""
+def connection_limit() -> int:
+    """Return the number of connections that the limit of open files allows."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(_MOST, max(16, files - _KEPT_FREE))
+    return min(_MOST_CONNECTIONS, max(16, files - _RESERVED_DESCRIPTORS))
 
 
-class Callers:
-    """The connections of one server; used on its event loop alone."""
+class HttpConnectionLimiter:
+    """Limiter of one server's connections; used on its event loop only."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._most_here = most, most // 2
-        self._here: Counter[str] = Counter()
-        self._resting: dict[Caller, str] = {}
+    def __init__(self, limit: int) -> None:
+        self._limit, self._limit_per_host = limit, limit // 2
+        self._count_by_host: Counter[str] = Counter()
+        self._idle: dict[TimedConnection, str] = {}
 
     def enter(self, address: str) -> bool:
-        """Whether one more is taken from there; one that rests may have to go for it."""
-        place = _place(address)
-        if self._here[place] >= self._most_here + _RESERVE_HERE:
-            taken = self._send_away(place)
-        elif self._here.total() >= self._most + _RESERVE:
-            taken = self._send_away(None)
+        """Return whether one more connection is accepted from an address; an idle one may be closed for it."""
+        host = _host_key(address)
+        if self._count_by_host[host] >= self._limit_per_host + _HEALTH_RESERVE_PER_HOST:
+            is_accepted = self._close_longest_idle(host)
+        elif self._count_by_host.total() >= self._limit + _HEALTH_RESERVE:
+            is_accepted = self._close_longest_idle(None)
         else:
-            taken = True
-        self._here[place] += taken
-        return taken
+            is_accepted = True
+        self._count_by_host[host] += is_accepted
+        return is_accepted
 
     def leave(self, address: str) -> None:
-        """One from there has ended."""
-        place = _place(address)
-        self._here[place] -= 1
-        if self._here[place] <= 0:
-            del self._here[place]
+        """Count the end of a connection from an address."""
+        host = _host_key(address)
+        self._count_by_host[host] -= 1
+        if self._count_by_host[host] <= 0:
+            del self._count_by_host[host]
 
-    def is_over(self, address: str) -> bool:
-        """Whether what comes from there is told no more than the node's health."""
-        return self._here.total() > self._most or self._here[_place(address)] > self._most_here
+    def is_over_limit(self, address: str) -> bool:
+        """Return whether requests from an address get the paths of the node's health only."""
+        return (
+            self._count_by_host.total() > self._limit or self._count_by_host[_host_key(address)] > self._limit_per_host
+        )
 
-    def rests(self, caller: Caller, address: str) -> None:
-        """The newest of those that may be sent away."""
-        self._resting.setdefault(caller, _place(address))
+    def mark_idle(self, caller: TimedConnection, address: str) -> None:
+        """Add a connection to those that may be closed, as the newest."""
+        self._idle.setdefault(caller, _host_key(address))
 
-    def works(self, caller: Caller) -> None:
-        """It stays, as long as a request of it is answered."""
-        self._resting.pop(caller, None)
+    def mark_busy(self, caller: TimedConnection) -> None:
+        """Protect a connection while one of its requests is being answered."""
+        self._idle.pop(caller, None)
 
-    def _send_away(self, place: str | None) -> bool:
-        longest = next((caller for caller, at in self._resting.items() if place in (None, at)), None)
+    def _close_longest_idle(self, host: str | None) -> bool:
+        longest = next((caller for caller, at in self._idle.items() if host in (None, at)), None)
         if longest is None:
             return False
-        self.works(longest)
+        self.mark_busy(longest)
         longest.transport.abort()
         return True
 
 
-class Caller(H11Protocol):
-    """One connection, with a time for each thing that its client has to do."""
+class TimedConnection(H11Protocol):
+    """A connection with a time limit for each step of its client: head, body, reading the answer."""
 
-    callers: ClassVar[Callers]
+    limiter: ClassVar[HttpConnectionLimiter]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -103,10 +105,10 @@ class Caller(H11Protocol):
         self._received = 0
         self._timer: asyncio.TimerHandle | None = None
         self._drain: asyncio.TimerHandle | None = None
-        self._look()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.callers.works(self)
+        self.limiter.mark_busy(self)
         for timer in (self._timer, self._drain):
             if timer is not None:
                 timer.cancel()
@@ -116,11 +118,11 @@ class Caller(H11Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         super().data_received(data)
-        self._look()
+        self._update_timer()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._look()
+        self._update_timer()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -132,8 +134,8 @@ class Caller(H11Protocol):
             self._drain.cancel()
             self._drain = None
 
-    def _look(self) -> None:
-        """What is waited for now; the time for it begins when it was something else before."""
+    def _update_timer(self) -> None:
+        """Start the time limit of the step that the connection waits for, if this step is a new one."""
         if self._state == "lost":
             return
         answering = self.cycle is not None and not self.cycle.response_complete
@@ -145,10 +147,10 @@ class Caller(H11Protocol):
             self._timer.cancel()
             self._timer = None
         if state == "head":
-            self.callers.rests(self, self._address)
+            self.limiter.mark_idle(self, self._address)
             self._timer = self.loop.call_later(_HEAD_S, self.transport.abort)
         else:
-            self.callers.works(self)
+            self.limiter.mark_busy(self)
         if state == "body":
             self._expect_body()
 
@@ -156,7 +158,7 @@ class Caller(H11Protocol):
         before = self._received
 
         def check() -> None:
-            if self._received - before < _BODY_LEAST and not self.flow.read_paused:
+            if self._received - before < _LEAST_BODY_BYTES and not self.flow.read_paused:
                 self.transport.abort()
             else:
                 self._expect_body()
@@ -164,59 +166,63 @@ class Caller(H11Protocol):
         self._timer = self.loop.call_later(_BODY_S, check)
 
 
-class Listener(socket.socket):
-    """A listening socket that takes as many as there is room for, and closes the others at once."""
+class ListeningSocket(socket.socket):
+    """A listening socket that accepts connections up to the limit and closes further ones at once."""
 
-    callers: Callers
+    limiter: HttpConnectionLimiter
 
-    def listen(self, backlog: int = _WAITING, /) -> None:
-        """With room for those that come faster than they are taken, whatever the event loop says."""
-        super().listen(max(backlog, _WAITING))
+    def listen(self, backlog: int = _BACKLOG, /) -> None:
+        """Listen with a backlog for bursts of connections, whatever backlog the event loop sets."""
+        super().listen(max(backlog, _BACKLOG))
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection that is taken."""
+        """Return the next connection that is within the limit."""
         while True:
             accepted, address = super().accept()
-            if self.callers.enter(address[0]):
-                return _Connection(self.callers, address[0], accepted), address
+            if self.limiter.enter(address[0]):
+                return _CountedSocket(self.limiter, address[0], accepted), address
             accepted.close()
 
 
-class _Connection(socket.socket):
-    """An accepted connection, which is counted until it is closed."""
+class _CountedSocket(socket.socket):
+    """An accepted connection that counts against the limit until it is closed."""
 
-    def __init__(self, callers: Callers, address: str, accepted: socket.socket) -> None:
+    def __init__(self, limiter: HttpConnectionLimiter, address: str, accepted: socket.socket) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
-        self._callers: Callers | None = callers
+        self._limiter: HttpConnectionLimiter | None = limiter
         self._address = address
 
     def close(self) -> None:
-        """End it, and make room."""
+        """Close the connection and release its place."""
         super().close()
-        if self._callers is not None:
-            self._callers.leave(self._address)
-            self._callers = None
+        if self._limiter is not None:
+            self._limiter.leave(self._address)
+            self._limiter = None
 
 
-class Reserve:
-    """Those that came above the limit hear of the node's health, and others that there is no room."""
+class OverloadMiddleware:
+    """Middleware that answers 503 above the limit, except for the paths of the node's health."""
 
-    def __init__(self, app: ASGIApp, callers: Callers) -> None:
-        self._app, self._callers = app, callers
+    def __init__(self, app: ASGIApp, limiter: HttpConnectionLimiter) -> None:
+        self._app, self._limiter = app, limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        over = scope["type"] == "http" and scope["path"] not in _HEALTH and self._callers.is_over(_client(scope))
+        over = (
+            scope["type"] == "http"
+            and scope["path"] not in _HEALTH_PATHS
+            and self._limiter.is_over_limit(_client_address(scope))
+        )
         full = PlainTextResponse("too many connections\n", 503, {"Retry-After": "10", "Connection": "close"})
         await (full if over else self._app)(scope, receive, send)
 
 
-def _client(scope: Scope) -> str:
+def _client_address(scope: Scope) -> str:
     client = scope.get("client")
     return client[0] if client else ""
 
 
-def _place(address: str) -> str:
-    """A machine: an IPv4 address, or a /64 of IPv6."""
+def _host_key(address: str) -> str:
+    """Return the key of a host: an IPv4 address, or a /64 of IPv6."""
     try:
         plain = normalise_address(address.partition("%")[0])
     except ValueError:  # what a proxy wrote

@@ -1,14 +1,13 @@
-"""What the node is doing, as pages for people: the studies and their way through it; see the modules for the others."""
+"""The dashboard: the list of studies with their progress; its other pages have modules of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -20,16 +19,17 @@ from dicomnode.web import (
     api,
     decisions,
     events,
-    journey,
     model_pages,
     node_pages,
     picture_routes,
     queue_pages,
     study_page,
+    study_progress,
 )
-from dicomnode.web.desk import Desk, page_number, read_form, told
+from dicomnode.web.context import WebContext, flash_message, paginate, parse_page_number
+from dicomnode.web.forms import Form
 
-__all__ = ["router"]
+__all__ = ["create_router"]
 
 PER_PAGE = 40
 _STAGES = (
@@ -39,8 +39,8 @@ _STAGES = (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the list of studies is asked for, as the form says it. ``patient`` never stands in an address."""
+class StudyListQuery:
+    """A search in the list of studies, as the form sends it. ``patient`` never becomes part of an address."""
 
     state: str = ""
     description: str = ""
@@ -50,71 +50,77 @@ class Asked:
     patient: str = ""
 
     @classmethod
-    def of(cls, fields: Mapping[str, str]) -> Asked:
-        """From an address or a form; what makes no sense there is as if it were not said."""
+    def from_fields(cls, fields: Mapping[str, str]) -> StudyListQuery:
+        """Read the search from an address or a form; invalid values are ignored."""
         state = fields.get("state", "")
-        words = {name: fields.get(name, "")[:64] for name in ("description", "first", "last", "patient")}
-        return cls(state if state in list(Stage) else "", page=page_number(fields.get("page", "1")), **words)
+        texts = {name: fields.get(name, "")[:64] for name in ("description", "first", "last", "patient")}
+        return cls(state if state in list(Stage) else "", page=parse_page_number(fields.get("page", "1")), **texts)
 
-    def at(self, **changes: str | int) -> str:
-        """The address of the same list with other values; the first page unless told otherwise."""
+    def address(self, **changes: str | int) -> str:
+        """Return the address of the list with changed values, at the first page unless ``page`` is among them."""
         other = replace(self, **({"page": 1} | changes))  # type: ignore[arg-type]  # names and kinds of the fields
-        said = {name: getattr(other, name) for name in ("state", "description", "first", "last")}
-        query = {name: value for name, value in said.items() if value}
+        fields = {name: getattr(other, name) for name in ("state", "description", "first", "last")}
+        query = {name: value for name, value in fields.items() if value}
         query |= {"page": str(other.page)} if other.page > 1 else {}
         return f"/?{urlencode(query)}" if query else "/"
 
-    def filter(self, *, by_name: bool) -> StudyFilter:
-        """For the database."""
+    def to_filter(self, *, by_name: bool) -> StudyFilter:
+        """Convert the search to a filter of the database."""
         stage = Stage(self.state) if self.state else None
         first, last = (each.replace("-", "") for each in (self.first, self.last))
         return StudyFilter(stage, self.patient, by_name, self.description, first, last)
 
 
-def router(config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime]) -> APIRouter:
-    """All pages of people, what they ask for, and /api."""
-    desk = Desk(config, sessions, now)
+def create_router(config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime]) -> APIRouter:
+    """Create the routes of all pages, their pictures and decisions, /events and /api."""
+    context = WebContext(config, sessions, now)
     routes = APIRouter()
-    _add_front(routes, desk)
-    study_page.add(routes, desk)
-    queue_pages.add(routes, desk)
-    node_pages.add(routes, desk)
-    model_pages.add(routes, desk)
-    picture_routes.add(routes, desk)
-    decisions.add(routes, desk)
-    routes.include_router(api.router(desk))
-    routes.include_router(events.router(events.News(desk.readers, now)))
+    _add_study_list(routes, context)
+    study_page.add_routes(routes, context)
+    queue_pages.add_routes(routes, context)
+    node_pages.add_routes(routes, context)
+    model_pages.add_routes(routes, context)
+    picture_routes.add_routes(routes, context)
+    decisions.add_routes(routes, context)
+    routes.include_router(api.create_router(context))
+    routes.include_router(events.create_router(events.ChangeFeed(context.readers, now)))
     return routes
 
 
-def _add_front(routes: APIRouter, desk: Desk) -> None:
+def _add_study_list(routes: APIRouter, context: WebContext) -> None:
     @routes.get("/")
     def front(request: Request, done: str = "") -> HTMLResponse:
-        return _studies(desk, replace(Asked.of(request.query_params), patient=""), told(done))
+        return _study_list(
+            context, replace(StudyListQuery.from_fields(request.query_params), patient=""), flash_message(done)
+        )
 
     @routes.post("/")
-    def search(form: Annotated[dict[str, str], Depends(read_form)]) -> Response:
-        asked = Asked.of(form)
-        if not asked.patient:
-            return RedirectResponse(asked.at(page=asked.page), 303)
-        return _studies(desk, asked, "")
+    def search(form: Form) -> Response:
+        query = StudyListQuery.from_fields(form)
+        if not query.patient:
+            return RedirectResponse(query.address(page=query.page), 303)
+        return _study_list(context, query, "")
 
 
-def _studies(desk: Desk, asked: Asked, told: str) -> HTMLResponse:
-    now = desk.now()
-    wanted = asked.filter(by_name=not desk.config.web.mask_names)
-    with desk.readers() as session:
-        total = overview.count_studies(session, wanted)
-        pages = max(1, -(-total // PER_PAGE))
-        asked = replace(asked, page=min(asked.page, pages))
-        found = overview.load_study_page(session, wanted, limit=PER_PAGE, offset=(asked.page - 1) * PER_PAGE)
+def _study_list(context: WebContext, query: StudyListQuery, message: str) -> HTMLResponse:
+    now = context.now()
+    study_filter = query.to_filter(by_name=not context.config.web.mask_names)
+    with context.readers() as session:
+        total = overview.count_studies(session, study_filter)
+        number, pages = paginate(total, query.page, PER_PAGE)
+        query = replace(query, page=number)
+        found = overview.load_study_page(session, study_filter, limit=PER_PAGE, offset=(query.page - 1) * PER_PAGE)
         typical = overview.estimate_durations_s(session)
-        shown = [
-            (study, found.tallies[study.id], journey.way(study, found.tallies[study.id], typical, now))
+        rows = [
+            (
+                study,
+                found.tallies[study.id],
+                study_progress.describe_study_progress(study, found.tallies[study.id], typical, now),
+            )
             for study in found.studies
         ]
         counts = overview.count_stages(session)
-        return desk.page(
-            session, "studies.html", shown=shown, total=total, pages=pages, asked=asked, stages=_STAGES, counts=counts,
-            told=told, per_page=PER_PAGE,
+        return context.page(
+            session, "studies.html", rows=rows, total=total, pages=pages, query=query, stages=_STAGES, counts=counts,
+            message=message, per_page=PER_PAGE,
         )  # fmt: skip

@@ -1,14 +1,15 @@
-"""What people decide on pages: release, discard, retry, cancel, close. By POST from our own pages only (access.Guard).
+"""Decisions at the dashboard: release, discard, retry, cancel, close; by POST from the node's own pages only.
 
-The audit trail says that it was done at the dashboard, with the initials and the reason that were given.
+``access.TokenAuthMiddleware`` refuses other origins. The audit trail names the dashboard, with the initials and the
+reason from the form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import RedirectResponse, Response
@@ -19,10 +20,12 @@ from db.states import DeliveryState, InvalidTransition
 from dicomnode.dimse import peers
 from dicomnode.errors import NodeError, NotAllowed, NotFound
 from dicomnode.routing import completion
-from dicomnode.web.desk import Desk, back, checked_uid, read_form
-from dicomnode.web.words import FILTERS
+from dicomnode.web.context import WebContext, return_path
+from dicomnode.web.forms import Form
+from dicomnode.web.holdings import require_uid
+from dicomnode.web.template_filters import FILTERS
 
-__all__ = ["add", "echo"]
+__all__ = ["add_routes", "echo_peer"]
 
 _DECISIONS: dict[str, Callable[..., None]] = {
     "release": jobs.release,
@@ -30,78 +33,82 @@ _DECISIONS: dict[str, Callable[..., None]] = {
     "retry": jobs.retry,
     "cancel": jobs.cancel,
 }
-_PAST = {"release": "released", "discard": "discarded", "retry": "run again", "cancel": "cancelled"}
-_LONGEST = {"who": 40, "reason": 300}
-
-Form = Annotated[dict[str, str], Depends(read_form)]
+_PAST_TENSE = {"release": "released", "discard": "discarded", "retry": "run again", "cancel": "cancelled"}
+_MOST_CHARACTERS = {"who": 40, "reason": 300}
 
 
-def add(routes: APIRouter, desk: Desk) -> None:
-    """The addresses that forms are sent to."""
+def add_routes(routes: APIRouter, context: WebContext) -> None:
+    """Add the routes that the forms are sent to."""
 
     @routes.post("/jobs/{id:row}/{decision}")
     def decide(id: int, decision: str, form: Form) -> Response:
-        there = back(form, f"/jobs/{id}")
+        back_path = return_path(form, f"/jobs/{id}")
         if decision not in _DECISIONS:
-            return desk.trouble(404, "There is no such decision.", there)
-        return _tried(desk, there, f"{decision}-{id}", lambda session: _decide(session, desk, id, decision, form))
+            return context.error_page(404, "This decision does not exist.", back_path)
+        return _commit_or_explain(
+            context, back_path, f"{decision}-{id}", lambda session: _decide(session, context, id, decision, form)
+        )
 
     @routes.post("/destinations/{name}/resend")
     def resend(name: str, form: Form) -> Response:
-        there = back(form, "/peers")
-        return _tried(desk, there, "resend", lambda session: _resend(session, desk, name, form))
+        back_path = return_path(form, "/peers")
+        return _commit_or_explain(context, back_path, "resend", lambda session: _resend(session, context, name, form))
 
     @routes.post("/studies/{uid}/close")
     def close(uid: str, form: Form) -> Response:
-        there = f"/studies/{checked_uid(uid)}"
-        return _tried(desk, there, "close-1", lambda session: completion.close_study(session, uid, now=desk.now()))
+        back_path = f"/studies/{require_uid(uid)}"
+        return _commit_or_explain(
+            context, back_path, "close-1", lambda session: completion.close_study(session, uid, now=context.now())
+        )
 
 
-def echo(desk: Desk, name: str) -> tuple[bool, str]:
-    """C-ECHO now: whether the peer answers, and what there is to say. Raises ConfigError for a name nobody has."""
-    peer, node = desk.config.find_peer(name), desk.config.node
+def echo_peer(context: WebContext, name: str) -> tuple[bool, str]:
+    """Send a C-ECHO to a peer. Returns success and a message. Raises ConfigError for an unknown peer."""
+    peer, node = context.config.find_peer(name), context.config.node
     try:
-        took_s = peers.echo(peer, calling_aet=node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=desk.config.node.tls)
+        took_s = peers.echo(
+            peer, calling_aet=node.ae_title, timeout_s=peers.ECHO_TIMEOUT_S, tls=context.config.node.tls
+        )
     except NodeError as error:
         return False, str(error)
     return True, f"answered in {took_s * 1000:.0f} ms"
 
 
-def _tried(desk: Desk, there: str, done: str, decide: Callable[[Session], Any]) -> Response:
-    """Done in one transaction, then back to the page; or a page that says why not."""
+def _commit_or_explain(context: WebContext, back_path: str, done: str, decide: Callable[[Session], Any]) -> Response:
+    """Commit a decision and return to the page, or show a page with the reason of a refusal."""
     try:
-        with desk.sessions.begin() as session:
+        with context.sessions.begin() as session:
             count = decide(session)
     except NotFound as error:
-        return desk.trouble(404, str(error), there)
+        return context.error_page(404, str(error), back_path)
     except NotAllowed as error:
-        return desk.trouble(409, str(error), there)
+        return context.error_page(409, str(error), back_path)
     done = f"{done}-{count}" if isinstance(count, int) else done
-    return RedirectResponse(f"{there}?done={done}", 303)
+    return RedirectResponse(f"{back_path}?done={done}", 303)
 
 
-def _decide(session: Session, desk: Desk, id: int, decision: str, form: dict[str, str]) -> None:
+def _decide(session: Session, context: WebContext, id: int, decision: str, form: dict[str, str]) -> None:
     job = session.get(Job, id, with_for_update=True)
     if job is None:
         raise NotFound(f"There is no job {id}.")
     try:
-        _DECISIONS[decision](session, job, reason=_said(_PAST[decision], form), now=desk.now())
+        _DECISIONS[decision](session, job, reason=_audit_reason(_PAST_TENSE[decision], form), now=context.now())
     except InvalidTransition:
         state = FILTERS["state"](job.state)
-        raise NotAllowed(f"Job {id} is {state} and cannot be {_PAST[decision]}: somebody was first.") from None
+        raise NotAllowed(f"Job {id} is {state} and cannot be {_PAST_TENSE[decision]}: it was decided before.") from None
 
 
-def _resend(session: Session, desk: Desk, name: str, form: dict[str, str]) -> int:
-    mine = (Delivery.destination == name, Delivery.state == DeliveryState.GIVEN_UP)
-    rows = session.scalars(select(Delivery).where(*mine).order_by(Delivery.id).with_for_update()).all()
+def _resend(session: Session, context: WebContext, name: str, form: dict[str, str]) -> int:
+    given_up = (Delivery.destination == name, Delivery.state == DeliveryState.GIVEN_UP)
+    rows = session.scalars(select(Delivery).where(*given_up).order_by(Delivery.id).with_for_update()).all()
     if not rows:
-        raise NotAllowed(f"Nothing that was given up waits for {name}.")
+        raise NotAllowed(f"No delivery to {name} is given up.")
     for row in rows:
-        deliveries.retry(session, row, reason=_said("retried", form), now=desk.now())
+        deliveries.retry(session, row, reason=_audit_reason("retried", form), now=context.now())
     return len(rows)
 
 
-def _said(what: str, form: dict[str, str]) -> str:
-    """For the audit trail, on one line."""
-    who, why = (" ".join(form.get(name, "").split())[:most] for name, most in _LONGEST.items())
-    return f"{what} at the dashboard{f' by {who}' if who else ''}{f': {why}' if why else ''}"
+def _audit_reason(decision: str, form: dict[str, str]) -> str:
+    """Return the reason for the audit trail, on one line."""
+    who, why = (" ".join(form.get(name, "").split())[:most] for name, most in _MOST_CHARACTERS.items())
+    return f"{decision} at the dashboard{f' by {who}' if who else ''}{f': {why}' if why else ''}"

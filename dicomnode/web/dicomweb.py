@@ -1,4 +1,4 @@
-"""DICOMweb roots: /dicom-web, what others see and store to; /review/dicom-web, the same with held results, to read."""
+"""DICOMweb roots: /dicom-web to read and store; /review/dicom-web, read-only, includes held results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dicomnode.monitoring.meters import Meters
 from dicomnode.web import methods, qido, stow, wado
 from dicomnode.web.holdings import Holdings
 
-__all__ = ["REVIEW", "ROOT", "router"]
+__all__ = ["REVIEW", "ROOT", "create_router"]
 
 ROOT = "/dicom-web"
 REVIEW = "/review/dicom-web"
 
 
-def router(
+def create_router(
     config: Config,
     sessions: sessionmaker[Session],
     *,
@@ -28,13 +28,13 @@ def router(
     review: bool = False,
     meters: Meters | None = None,
 ) -> APIRouter:
-    """One of the two roots."""
+    """Create the routes of one of the two roots."""
     prefix = REVIEW if review else ROOT
     holdings = Holdings(engines.readers(sessions.kw["bind"]), config.spool_dir, prefix, include_held=review)
     routes = APIRouter(prefix=prefix)
-    qido.add(routes, holdings)
-    wado.add(routes, holdings)
+    qido.add_routes(routes, holdings)
+    wado.add_routes(routes, holdings)
     if not review:
-        stow.add(routes, holdings, config, sessions, now=now, meters=meters)
+        stow.add_routes(routes, holdings, config, sessions, now=now, meters=meters)
     methods.add_options(routes)
     return routes

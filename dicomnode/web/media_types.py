@@ -1,4 +1,4 @@
-"""What a client accepts, and which transfer syntax an answer therefore comes in (PS3.18 8.7)."""
+"""Content negotiation: accepted media types and the transfer syntax of an answer (PS3.18 8.7)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-__all__ = ["MEDIA_TYPE_OF", "Accepted", "Form", "accepted", "accepts_json", "form_of_frames", "form_of_instance"]
+__all__ = [
+    "DICOM", "DICOM_JSON", "MEDIA_TYPE_OF", "OCTET_STREAM", "PDF", "MediaRange", "Representation", "choose_for_frames",
+    "choose_for_instance", "parse_accept", "parse_content_type", "parse_header", "require_json_accepted",
+]  # fmt: skip
 
-_ITEM = re.compile(r'(?:[^,"]|"[^"]*")+')
-_PARAMETER = re.compile(r';\s*([\w-]+)\s*=\s*("[^"]*"|[^;\s]*)')
-_LONGEST_HEADER = 4096
-_OCTETS = "application/octet-stream"
-_DICOM = "application/dicom"
-_JSON = frozenset({"application/dicom+json", "application/json", "application/*", "*/*"})
+_RANGE_ITEM = re.compile(r'(?:[^,"]|"[^"]*")+')
+_MOST_HEADER_CHARACTERS = 4096
+DICOM, DICOM_JSON = "application/dicom", "application/dicom+json"
+OCTET_STREAM, PDF = "application/octet-stream", "application/pdf"
+_JSON = frozenset({DICOM_JSON, "application/json", "application/*", "*/*"})
 
 MEDIA_TYPE_OF = MappingProxyType(
     {f"1.2.840.10008.1.2.4.{number}": "image/jpeg" for number in (50, 51, 57, 70)}
@@ -35,10 +38,10 @@ MEDIA_TYPE_OF = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """One media range of an Accept header; of a multipart one the type of its parts, ``*/*`` where it names none.
+class MediaRange:
+    """A media range of an Accept header; for a multipart one, the type of its parts, ``*/*`` where none is named.
 
-    ``refused``: whether multipart, and the media type, of ranges of that header with ``q=0``.
+    ``refused``: whether multipart, and media type, of the ranges of the same header with ``q=0``.
     """
 
     media_type: str
@@ -48,15 +51,15 @@ class Accepted:
     refused: frozenset[tuple[bool, str]] = frozenset()
 
     def covers(self, media_type: str) -> bool:
-        """Whether that media type is in this range, and not refused by a narrower one (RFC 9110 12.5.1)."""
+        """Return whether this range includes a media type that no narrower range refuses (RFC 9110 12.5.1)."""
         family = media_type.partition("/")[0]
         is_inside = self.media_type in (media_type, f"{family}/*", "*/*")
         return is_inside and (self.multipart, media_type) not in self.refused
 
 
 @dataclass(frozen=True)
-class Form:
-    """How something is sent: ``transfer_syntax_uid`` is that of what the client gets."""
+class Representation:
+    """The representation of an answer: media type, transfer syntax, and whether parts of a multipart message."""
 
     media_type: str
     transfer_syntax_uid: str
@@ -64,82 +67,100 @@ class Form:
 
     @property
     def content_type(self) -> str:
-        """For the header of a part, or of the whole answer."""
+        """Content-Type of a part, or of the answer."""
         return f"{self.media_type}; transfer-syntax={self.transfer_syntax_uid}"
 
 
-def accepted(request: Request) -> list[Accepted]:
-    """The ranges of the query's ``accept`` or else of the header, the most wanted first; nothing said is ``*/*``."""
+def parse_header(text: str) -> tuple[str, dict[str, str]]:
+    """Parse a header with parameters into its value and the parameters, both names in lower case."""
+    value, parameters = parse_options_header(text.encode("latin-1", "replace"))
+    return value.decode("latin-1"), {
+        name.decode("latin-1"): each.decode("latin-1") for name, each in parameters.items()
+    }
+
+
+def parse_content_type(request: Request) -> tuple[str, dict[str, str]]:
+    """Parse the Content-Type of a request. Raises 400 when the header is too long."""
+    text = request.headers.get("content-type", "")
+    _check_length(text, "Content-Type")
+    return parse_header(text)
+
+
+def parse_accept(request: Request) -> list[MediaRange]:
+    """Parse the query's ``accept``, else the Accept header, highest weight first; ``*/*`` where both are absent."""
     text = request.query_params.get("accept") or ",".join(request.headers.getlist("accept"))
-    if len(text) > _LONGEST_HEADER:
-        raise HTTPException(400, "the Accept header is too long")
-    ranges = [_range(item) for item in _ITEM.findall(text)] or [Accepted("*/*", False)]
+    _check_length(text, "Accept")
+    ranges = [_parse_range(item) for item in _RANGE_ITEM.findall(text)] or [MediaRange("*/*", False)]
     refused = frozenset((each.multipart, each.media_type) for each in ranges if each.weight <= 0)
-    wanted = [replace(each, refused=refused) for each in ranges if each.weight > 0]
-    return sorted(wanted, key=lambda each: -each.weight)
+    accepted = [replace(each, refused=refused) for each in ranges if each.weight > 0]
+    return sorted(accepted, key=lambda each: -each.weight)
 
 
-def accepts_json(request: Request) -> None:
-    """Raises 406 when DICOM JSON is not wanted."""
-    if not any(not each.multipart and each.media_type in _JSON for each in accepted(request)):
+def require_json_accepted(request: Request) -> None:
+    """Raise 406 unless DICOM JSON is accepted."""
+    if not any(not each.multipart and each.media_type in _JSON for each in parse_accept(request)):
         raise HTTPException(406, "answers of this kind come as application/dicom+json only")
 
 
-def form_of_instance(stored: str, wanted: Sequence[Accepted], *, convertible: bool) -> Form | None:
-    """How an instance of a stored transfer syntax is sent, or None when no accepted form can be made.
+def choose_for_instance(stored: str, accepted: Sequence[MediaRange], *, convertible: bool) -> Representation | None:
+    """Choose the representation of an instance of a stored transfer syntax, or None where none is acceptable.
 
-    ``convertible``: whether it can be written in Explicit VR Little Endian, which is meant where a range names
-    application/dicom and no transfer syntax (PS3.18 8.7.3.5.2). A range that names not even that takes it as stored.
+    ``convertible``: true where it can be written in Explicit VR Little Endian, the default of application/dicom without
+    a transfer syntax (PS3.18 8.7.3.5.2). A wildcard range accepts the stored transfer syntax.
     """
-    for each in wanted:
-        if not each.covers(_DICOM):
+    for each in accepted:
+        if not each.covers(DICOM):
             continue
-        multipart = each.multipart or each.media_type != _DICOM
-        asked = each.transfer_syntax_uid or (ExplicitVRLittleEndian if each.media_type == _DICOM else "*")
-        if asked in ("*", stored):
-            return Form(_DICOM, stored, multipart)
-        if asked == ExplicitVRLittleEndian and convertible:
-            return Form(_DICOM, ExplicitVRLittleEndian, multipart)
+        multipart = each.multipart or each.media_type != DICOM
+        transfer_syntax = each.transfer_syntax_uid or (ExplicitVRLittleEndian if each.media_type == DICOM else "*")
+        if transfer_syntax in ("*", stored):
+            return Representation(DICOM, stored, multipart)
+        if transfer_syntax == ExplicitVRLittleEndian and convertible:
+            return Representation(DICOM, ExplicitVRLittleEndian, multipart)
     return None
 
 
-def form_of_frames(stored: str, wanted: Sequence[Accepted], *, decodable: bool) -> Form | None:
-    """How a frame of a stored transfer syntax is sent, or None.
+def choose_for_frames(stored: str, accepted: Sequence[MediaRange], *, decodable: bool) -> Representation | None:
+    """Choose the representation of frames of a stored transfer syntax, or None where none is acceptable.
 
-    Compressed frames go out as they are where their media type is accepted, or octets in ``*`` or that transfer
-    syntax; else decoded, as octets in Explicit VR Little Endian.
+    Compressed frames stay compressed where their media type is accepted, or octets in ``*`` or that transfer syntax;
+    else they are decoded to octets in Explicit VR Little Endian.
     """
     compressed = UID(stored).is_compressed and stored in MEDIA_TYPE_OF
-    for each in wanted:
-        multipart = each.multipart or each.media_type not in (_OCTETS, MEDIA_TYPE_OF.get(stored))
-        asked = each.transfer_syntax_uid
+    for each in accepted:
+        multipart = each.multipart or each.media_type not in (OCTET_STREAM, MEDIA_TYPE_OF.get(stored))
+        transfer_syntax = each.transfer_syntax_uid
         if (
             compressed
             and each.media_type != "*/*"
-            and asked in ("", "*", stored)
+            and transfer_syntax in ("", "*", stored)
             and each.covers(MEDIA_TYPE_OF[stored])
         ):
-            return Form(MEDIA_TYPE_OF[stored], stored, multipart)
-        if not each.covers(_OCTETS):
+            return Representation(MEDIA_TYPE_OF[stored], stored, multipart)
+        if not each.covers(OCTET_STREAM):
             continue
-        if compressed and asked in ("*", stored):
-            return Form(_OCTETS, stored, multipart)
-        plain = asked in ("", "*", ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+        if compressed and transfer_syntax in ("*", stored):
+            return Representation(OCTET_STREAM, stored, multipart)
+        plain = transfer_syntax in ("", "*", ExplicitVRLittleEndian, ImplicitVRLittleEndian)
         if plain and (decodable or not compressed):
-            return Form(_OCTETS, ExplicitVRLittleEndian, multipart)
+            return Representation(OCTET_STREAM, ExplicitVRLittleEndian, multipart)
     return None
 
 
-def _range(item: str) -> Accepted:
-    media_type = item.partition(";")[0].strip().lower()
-    parameters = {name.lower(): value.strip('"') for name, value in _PARAMETER.findall(item)}
+def _parse_range(item: str) -> MediaRange:
+    media_type, parameters = parse_header(item)
     multipart = media_type in ("multipart/related", "multipart/*")
     kind = parameters.get("type", "*/*").lower() if multipart else media_type
-    return Accepted(kind, multipart, parameters.get("transfer-syntax", ""), _weight(parameters.get("q", "1")))
+    return MediaRange(kind, multipart, parameters.get("transfer-syntax", ""), _parse_weight(parameters.get("q", "1")))
 
 
-def _weight(text: str) -> float:
+def _parse_weight(text: str) -> float:
     try:
         return min(max(float(text), 0.0), 1.0)
     except ValueError:
         return 0.0
+
+
+def _check_length(text: str, name: str) -> None:
+    if len(text) > _MOST_HEADER_CHARACTERS:
+        raise HTTPException(400, f"the {name} header is too long")

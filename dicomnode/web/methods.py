@@ -1,4 +1,4 @@
-"""The methods of HTTP that a DICOMweb resource understands (PS3.18 8.1, RFC 9110 9.3)."""
+"""HTTP methods of DICOMweb resources (PS3.18 8.1, RFC 9110 9.3)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 __all__ = ["add_get", "add_options"]
 
-_KNOWN = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 
 def add_get(routes: APIRouter, path: str, answer: Callable[[Request], Response]) -> None:
-    """GET and HEAD of a path; HEAD has the headers of GET, and nothing is read for a body that is not sent."""
+    """Add GET and HEAD of a path. HEAD returns the headers of GET and reads no data for a body."""
 
     def endpoint(request: Request) -> Response:
         found = answer(request)
@@ -30,21 +30,21 @@ def add_get(routes: APIRouter, path: str, answer: Callable[[Request], Response])
 
 
 def add_options(routes: APIRouter) -> None:
-    """OPTIONS of every path that the router has by now; other methods than those are 405, and told which there are."""
+    """Add OPTIONS to every path of the router. All other methods get 405 with the allowed ones."""
     methods: dict[str, set[str]] = {}
     for route in routes.routes:
         if isinstance(route, APIRoute):
             methods.setdefault(route.path.removeprefix(routes.prefix), {"OPTIONS"}).update(route.methods or ())
     for path, known in methods.items():
-        routes.add_api_route(path, _options(known), methods=sorted(_KNOWN - known | {"OPTIONS"}))
+        routes.add_api_route(path, _options_endpoint(known), methods=sorted(_METHODS - known | {"OPTIONS"}))
 
 
-def _options(known: set[str]) -> Callable[[Request], Response]:
+def _options_endpoint(known: set[str]) -> Callable[[Request], Response]:
     allow = {"Allow": ", ".join(sorted(known))}
 
     def endpoint(request: Request) -> Response:
         if request.method != "OPTIONS":
-            raise HTTPException(405, f"this resource knows {allow['Allow']}", allow)
+            raise HTTPException(405, f"this resource allows {allow['Allow']}", allow)
         return Response(None, 204, allow)
 
     return endpoint

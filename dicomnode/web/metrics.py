@@ -1,4 +1,4 @@
-"""/metrics, in Prometheus' text format."""
+"""/metrics in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from dicomnode.monitoring.gauges import Gauges
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.sweep_health import SweepHealth
 
-__all__ = ["router"]
+__all__ = ["create_router"]
 
 _log = logging.getLogger(__name__)
 
 
-def router(
+def create_router(
     config: Config,
     sessions: sessionmaker[Session],
     *,
@@ -33,7 +33,7 @@ def router(
     meters: Meters,
     sweep_health: SweepHealth,
 ) -> APIRouter:
-    """Answers without a token: numbers, names of the configuration, and nothing of a patient."""
+    """Create the route. It answers without a token: with numbers and names of the configuration, no patient data."""
     routes = APIRouter()
     readers = engines.readers(sessions.kw["bind"])
     Gauges(config, readers, now, sweep_health).register(meters.registry)

@@ -1,15 +1,15 @@
-"""/models: the bundles on this node, their cards, which version each pipeline uses, and deciding on that.
+"""/models: the bundles on this node, their model cards, and the deployment of versions to pipelines.
 
-Decisions come by POST from our own pages only (access.Guard), with the initials and the reason for the history.
+Deployments come by POST from the node's own pages only (``access.TokenAuthMiddleware``), with initials and a reason for
+the history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 from sqlalchemy.orm import Session
@@ -21,113 +21,122 @@ from dicomnode import listings
 from dicomnode.config import Config
 from dicomnode.deployment import deploying, models, pipeline_names
 from dicomnode.errors import NodeError
-from dicomnode.web.desk import Desk, read_form, told
+from dicomnode.web.context import WebContext, flash_message
+from dicomnode.web.forms import Form
 from model_zoo.bundle import BundleError, BundleFacts
 
-__all__ = ["add"]
+__all__ = ["add_routes"]
 
-_SHOWN = 50
-_LONGEST = {"who": 40, "why": 300}
-
-Form = Annotated[dict[str, str], Depends(read_form)]
+_MOST_ROWS = 50
+_MOST_CHARACTERS = {"who": 40, "why": 300}
 
 
-def add(routes: APIRouter, desk: Desk) -> None:
-    """The pages, and the addresses that their forms are sent to."""
-    _add_decisions(routes, desk)
+def add_routes(routes: APIRouter, context: WebContext) -> None:
+    """Add the routes of the pages and of their forms."""
+    _add_decisions(routes, context)
 
     @routes.get("/models")
     def overview(done: str = "") -> HTMLResponse:
-        with desk.readers() as session:
+        with context.readers() as session:
             history = listings.list_deployments(session)
-            names = pipeline_names.list_pipelines(desk.config)
-            compared = {name: listings.list_comparisons(session, name, limit=_SHOWN) for name in names}
-            return desk.page(
-                session, "models.html", bundles=models.list_bundles(desk.config), used=_used(desk.config),
-                in_force=[row for row in history if row["ended_at"] is None], history=history[:_SHOWN],
-                compared={name: rows for name, rows in compared.items() if rows}, told=told(done),
-            )  # fmt: skip
+            names = pipeline_names.list_pipelines(context.config)
+            compared = {name: listings.list_comparisons(session, name, limit=_MOST_ROWS) for name in names}
+            return context.page(
+                session,
+                "models.html",
+                bundles=models.list_bundles(context.config),
+                used=_routes_by_bundle(context.config),
+                in_force=[row for row in history if row["ended_at"] is None],
+                history=history[:_MOST_ROWS],
+                compared={name: rows for name, rows in compared.items() if rows},
+                message=flash_message(done),
+            )
 
     @routes.get("/models/{name}")
     def model(name: str) -> HTMLResponse:
-        facts = _bundle(desk, name)
+        facts = _find_bundle(context, name)
         if facts is None:
-            return desk.trouble(404, "No such model is on this node.", "/models")
-        with desk.readers() as session:
+            return context.error_page(404, "This model is not installed on this node.", "/models")
+        with context.readers() as session:
             modes = [str(mode) for mode in DeploymentMode]
-            return desk.page(
+            return context.page(
                 session,
                 "model.html",
                 facts=facts,
-                card=_card(facts),
+                card=_render_card(facts),
                 modes=modes,
                 pipelines=[
-                    p for p in pipeline_names.list_pipelines(desk.config) if pipeline_names.allows_bundle(p, facts.name)
+                    each
+                    for each in pipeline_names.list_pipelines(context.config)
+                    if pipeline_names.allows_bundle(each, facts.name)
                 ],
             )
 
     @routes.get("/models/{name}/{picture}.png")
     def picture(name: str, picture: str) -> FileResponse:
-        if (facts := _bundle(desk, name)) is not None:
+        if (facts := _find_bundle(context, name)) is not None:
             path = facts.path / "docs" / f"{picture}.png"
             if path.parent == facts.path / "docs" and path.is_file():
                 return FileResponse(path, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
         raise HTTPException(404, "no such picture here")
 
 
-def _add_decisions(routes: APIRouter, desk: Desk) -> None:
+def _add_decisions(routes: APIRouter, context: WebContext) -> None:
     @routes.post("/models/{name}/deploy")
     def deploy(name: str, form: Form) -> Response:
-        there = f"/models/{quote(name)}"
+        back_path = f"/models/{quote(name)}"
         if form.get("mode") not in list(DeploymentMode):
-            return desk.trouble(400, "A version is deployed as the current one, as a shadow or for a share.", there)
-        mode, percent = DeploymentMode(form["mode"]), _percent(form.get("percent", ""))
-        return _tried(
-            desk, there, "deployed",
+            return context.error_page(
+                400, "Choose how to deploy the version: as the current one, as a shadow or for a share.", back_path
+            )
+        mode, percent = DeploymentMode(form["mode"]), _parse_percent(form.get("percent", ""))
+        return _commit_or_explain(
+            context, back_path, "deployed",
             lambda session: deploying.deploy(
-                session, desk.config, model=name, pipeline=form.get("pipeline", ""), mode=mode, percent=percent,
-                who=_said(form, "who"), why=_said(form, "why"), now=desk.now(),
+                session, context.config, model=name, pipeline=form.get("pipeline", ""), mode=mode, percent=percent,
+                who=_read_field(form, "who"), why=_read_field(form, "why"), now=context.now(),
             ).id,
         )  # fmt: skip
 
     @routes.post("/models/rollback/{pipeline}")
     def rollback(pipeline: str, form: Form) -> Response:
-        return _tried(
-            desk, "/models", "rollback",
+        return _commit_or_explain(
+            context, "/models", "rollback",
             lambda session: deploying.rollback(
-                session, desk.config, pipeline=pipeline, who=_said(form, "who"), why=_said(form, "why"), now=desk.now()
+                session, context.config, pipeline=pipeline, who=_read_field(form, "who"),
+                why=_read_field(form, "why"), now=context.now(),
             ).id,
         )  # fmt: skip
 
 
-def _tried(desk: Desk, there: str, done: str, decide: Callable[[Session], int]) -> Response:
-    """Done in one transaction, then the overview; or a page that says why not."""
+def _commit_or_explain(context: WebContext, back_path: str, done: str, decide: Callable[[Session], int]) -> Response:
+    """Commit a decision and show the overview, or show a page with the reason of a refusal."""
     try:
-        with desk.sessions.begin() as session:
+        with context.sessions.begin() as session:
             id = decide(session)
     except (NodeError, BundleError) as error:
-        return desk.trouble(409, str(error), there)
+        return context.error_page(409, str(error), back_path)
     return RedirectResponse(f"/models?done={done}-{id}", 303)
 
 
-def _said(form: dict[str, str], name: str) -> str:
-    word = " ".join(form.get(name, "").split())[: _LONGEST[name]]
-    return (f"{word} at the dashboard" if word else "the dashboard") if name == "who" else word
+def _read_field(form: dict[str, str], name: str) -> str:
+    text = " ".join(form.get(name, "").split())[: _MOST_CHARACTERS[name]]
+    return (f"{text} at the dashboard" if text else "the dashboard") if name == "who" else text
 
 
-def _percent(text: str) -> float | None:
+def _parse_percent(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
         return None
 
 
-def _bundle(desk: Desk, name: str) -> BundleFacts | None:
-    return next((each for each in models.list_bundles(desk.config) if f"{each.name}@{each.version}" == name), None)
+def _find_bundle(context: WebContext, name: str) -> BundleFacts | None:
+    return next((each for each in models.list_bundles(context.config) if f"{each.name}@{each.version}" == name), None)
 
 
-def _used(config: Config) -> dict[str, list[str]]:
-    """By bundle, the routes that name it."""
+def _routes_by_bundle(config: Config) -> dict[str, list[str]]:
+    """Return the names of the routes that name each bundle."""
     found: dict[str, list[str]] = {}
     for route in config.routes:
         if route.model:
@@ -135,8 +144,8 @@ def _used(config: Config) -> dict[str, list[str]]:
     return found
 
 
-def _card(facts: BundleFacts) -> Markup | None:
-    """The model card; HTML in it stays text."""
+def _render_card(facts: BundleFacts) -> Markup | None:
+    """Render the model card; HTML in it stays text."""
     path = facts.path / "docs" / "README.md"
     try:
         text = path.read_text(encoding="utf-8")
@@ -147,6 +156,6 @@ def _card(facts: BundleFacts) -> Markup | None:
     for token in tokens:
         for image in (each for each in token.children or () if each.type == "image"):
             image.attrs["src"] = f"/models/{quote(facts.name)}@{quote(facts.version)}/{quote(str(image.attrs['src']))}"
-        if "right" in str(token.attrs.pop("style", "")):  # the policy of our pages allows no styles in the text
+        if "right" in str(token.attrs.pop("style", "")):  # the pages' Content-Security-Policy allows no inline styles
             token.attrs["class"] = "right"
     return Markup(markdown.renderer.render(tokens, markdown.options, {}))

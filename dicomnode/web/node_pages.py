@@ -1,4 +1,4 @@
-"""The node itself: /peers, with an echo on request; /system, what goes on."""
+"""Pages on the node itself: /peers, with C-ECHO on request, and /system, with its state and events."""
 
 from __future__ import annotations
 
@@ -15,74 +15,76 @@ from db import deliveries, destinations, trail
 from db.models import Delivery, Event, Quarantine
 from db.states import DeliveryState, QuarantineState
 from dicomnode.monitoring import status
-from dicomnode.web import decisions, words
-from dicomnode.web.desk import LARGEST_NUMBER, Desk, told
+from dicomnode.web import decisions, template_filters
+from dicomnode.web.context import LARGEST_NUMBER, WebContext, flash_message
 
-__all__ = ["add"]
+__all__ = ["add_routes"]
 
-_EVENTS = 300
-_QUARANTINED = 50
+_EVENTS_PER_PAGE = 300
+_MOST_QUARANTINED = 50
 Before = Annotated[int | None, Query(ge=0, le=LARGEST_NUMBER)]
 
 
-def add(routes: APIRouter, desk: Desk) -> None:
-    """The pages."""
+def add_routes(routes: APIRouter, context: WebContext) -> None:
+    """Add the routes of the pages."""
 
     @routes.get("/peers")
     def peers(done: str = "") -> HTMLResponse:
-        with desk.readers() as session:
-            return _peers(session, desk, told(done), {})
+        with context.readers() as session:
+            return _peers_page(session, context, flash_message(done), {})
 
     @routes.post("/peers/{name}/echo")
     def echo(name: str) -> HTMLResponse:
-        if name not in {peer.name for peer in desk.config.peers}:
-            return desk.trouble(404, "No peer of that name is in node.toml.", "/peers")
-        answer = decisions.echo(desk, name)
-        with desk.readers() as session:
-            return _peers(session, desk, "", {name: answer})
+        if name not in {peer.name for peer in context.config.peers}:
+            return context.error_page(404, "No peer with this name is configured in node.toml.", "/peers")
+        answer = decisions.echo_peer(context, name)
+        with context.readers() as session:
+            return _peers_page(session, context, "", {name: answer})
 
     @routes.get("/system")
     def system(before: Before = None) -> HTMLResponse:
-        with desk.readers() as session:
-            return _system(session, desk, before)
+        with context.readers() as session:
+            return _system_page(session, context, before)
 
 
-def _peers(session: Session, desk: Desk, told: str, echoed: dict[str, tuple[bool, str]]) -> HTMLResponse:
+def _peers_page(
+    session: Session, context: WebContext, message: str, echoed: dict[str, tuple[bool, str]]
+) -> HTMLResponse:
     counts = deliveries.OUTBOX.count_by_state(session)
     waiting: Any = select(Delivery.destination, func.min(Delivery.created_at)).group_by(Delivery.destination)
     oldest = dict(session.execute(waiting.where(Delivery.state == DeliveryState.WAITING)).all())
-    shown: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {
             "peer": peer,
             "counts": counts.get(peer.name, {}),
             "oldest": oldest.get(peer.name),
             "breaker": destinations.load_breaker(session, peer.name),
-            "routes": [route.name for route in desk.config.routes if peer.name in route.destinations],
+            "routes": [route.name for route in context.config.routes if peer.name in route.destinations],
             "echo": echoed.get(peer.name),
         }
-        for peer in desk.config.peers
+        for peer in context.config.peers
     ]
-    return desk.page(session, "peers.html", shown=shown, told=told)
+    return context.page(session, "peers.html", rows=rows, message=message)
 
 
-def _system(session: Session, desk: Desk, before: int | None) -> HTMLResponse:
-    events = trail.list_latest(session, before=before, limit=_EVENTS)
-    kept = select(Quarantine).where(Quarantine.state == QuarantineState.KEPT).order_by(Quarantine.id.desc())
-    return desk.page(
-        session, "system.html", measured=status.collect_status(session, desk.config, now=desk.now()),
-        quarantined=session.scalars(kept.limit(_QUARANTINED)).all(),
-        told=[(group[0].at, _in_a_line(group)) for group in _together(events)], before=before,
-        older=events[-1].seq if len(events) == _EVENTS else None, spool=desk.config.spool,
+def _system_page(session: Session, context: WebContext, before: int | None) -> HTMLResponse:
+    events = trail.list_latest(session, before=before, limit=_EVENTS_PER_PAGE)
+    quarantined = select(Quarantine).where(Quarantine.state == QuarantineState.KEPT).order_by(Quarantine.id.desc())
+    return context.page(
+        session, "system.html", measured=status.collect_status(session, context.config, now=context.now()),
+        quarantined=session.scalars(quarantined.limit(_MOST_QUARANTINED)).all(),
+        lines=[(group[0].at, _describe_group(group)) for group in _group_arrivals(events)], before=before,
+        older=events[-1].seq if len(events) == _EVENTS_PER_PAGE else None, spool=context.config.spool,
     )  # fmt: skip
 
 
-def _together(events: Sequence[Event]) -> list[list[Event]]:
-    """Each alone, but arrivals from one sender that followed one another."""
+def _group_arrivals(events: Sequence[Event]) -> list[list[Event]]:
+    """Group consecutive arrivals from one sender; every other event is a group of its own."""
     groups = groupby(events, lambda each: each.detail.get("sender") if each.subject == "instances" else each.seq)
     return [list(group) for _, group in groups]
 
 
-def _in_a_line(group: list[Event]) -> str:
+def _describe_group(group: list[Event]) -> str:
     if len(group) == 1:
-        return words.happened(group[0])
-    return f"{words.number(len(group))} instances received from {group[0].detail.get('sender', '')}"
+        return template_filters.describe_event(group[0])
+    return f"{template_filters.format_number(len(group))} instances received from {group[0].detail.get('sender', '')}"

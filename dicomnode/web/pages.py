@@ -1,4 +1,4 @@
-"""Pages from templates; whatever comes from a data set is escaped."""
+"""Rendering of pages from templates; all values are escaped."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
-from dicomnode.web.words import FILTERS
+from dicomnode.web.template_filters import FILTERS
 
 __all__ = ["render"]
 
 
 def render(template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
-    """The page that a template of ``dicomnode/web/templates`` makes of values."""
+    """Render a template of ``dicomnode/web/templates``."""
     return HTMLResponse(_environment().get_template(template).render(**values), status)
 
 
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("dicomnode.web", "templates")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters.update(FILTERS)
-    return made
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(FILTERS)
+    return environment

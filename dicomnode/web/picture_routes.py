@@ -1,4 +1,4 @@
-"""Pictures that pages show: of a study, of one of its series, of a job at one slice."""
+"""Pictures of the pages: thumbnails of a study and a series, and figures of a job at one slice."""
 
 from __future__ import annotations
 
@@ -11,63 +11,68 @@ from starlette.responses import Response
 
 from db import contents, studies
 from dicomnode.storage import spool
-from dicomnode.web import figures, pictures
-from dicomnode.web.desk import LARGEST_NUMBER, Desk, checked_uid
+from dicomnode.web import pictures
+from dicomnode.web.context import LARGEST_NUMBER, WebContext
+from dicomnode.web.figures import JobPictures
+from dicomnode.web.holdings import require_uid
 
-__all__ = ["add"]
+__all__ = ["add_routes"]
 
-_EMPTY = (
+_PLACEHOLDER_SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12"><rect width="12" height="12" fill="#8882"/>'
     '<path d="M4 6h4" stroke="#888" stroke-width=".6"/></svg>'
 )
-"""Where there is nothing to draw: a report, raw data."""
-_KEEP_A_WHILE = {"Cache-Control": "private, max-age=60"}
+"""Placeholder for objects without pixels, such as reports and raw data."""
+_SHORT_CACHE = {"Cache-Control": "private, max-age=60"}
 _SIZES = (64, 1024)
-_TRIED = 8
-"""Files of which the first that can be drawn is shown."""
+_MOST_CANDIDATES = 8
+"""Greatest number of files that are tried; the first that can be drawn is shown."""
 
 
-def add(routes: APIRouter, desk: Desk) -> None:
-    """The pictures."""
+def add_routes(routes: APIRouter, context: WebContext) -> None:
+    """Add the routes of the pictures."""
+
+    def job_pictures(job_id: int) -> JobPictures:
+        return JobPictures(context.readers, context.config.spool_dir, job_id)
 
     @routes.get("/studies/{uid}/thumbnail")
-    def of_study(uid: str) -> Response:
-        return _thumbnail(desk, uid)
+    def study_thumbnail(uid: str) -> Response:
+        return _thumbnail_response(context, uid)
 
     @routes.get("/studies/{uid}/series/{series_uid}/thumbnail")
-    def of_series(uid: str, series_uid: str) -> Response:
-        return _thumbnail(desk, uid, checked_uid(series_uid))
+    def series_thumbnail(uid: str, series_uid: str) -> Response:
+        return _thumbnail_response(context, uid, require_uid(series_uid))
 
     @routes.get("/jobs/{id:row}/pictures/{series_uid}")
-    def of_job(
+    def job_figure(
         id: int,
         series_uid: str,
         at: Annotated[int | None, Query(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)] = None,
         size: Annotated[int, Query(ge=_SIZES[0], le=_SIZES[1])] = 384,
     ) -> Response:
-        content = figures.drawn(desk.readers, desk.config.spool_dir, id, checked_uid(series_uid), at, size)
+        content = job_pictures(id).draw(require_uid(series_uid), at, size)
         if content is None:
             raise HTTPException(404, "there is nothing to draw")
-        return Response(content, media_type="image/jpeg", headers=_KEEP_A_WHILE)
+        return Response(content, media_type="image/jpeg", headers=_SHORT_CACHE)
 
     @routes.get("/jobs/{id:row}/depth")
     def depth(id: int) -> dict[str, int]:
-        return {"slices": figures.depth(desk.readers, desk.config.spool_dir, id)}
+        return {"slices": job_pictures(id).count_slices()}
 
 
-def _thumbnail(desk: Desk, uid: str, series_uid: str = "") -> Response:
-    with desk.readers() as session:
-        files = _middle(session, uid, series_uid)
-    paths = (spool.path(desk.config.spool_dir, sha256) for sha256 in files[:_TRIED])
-    content = next(filter(None, map(pictures.thumbnail, paths)), None)
+def _thumbnail_response(context: WebContext, uid: str, series_uid: str = "") -> Response:
+    with context.readers() as session:
+        files = _find_candidates(session, uid, series_uid)
+    paths = (spool.path(context.config.spool_dir, sha256) for sha256 in files[:_MOST_CANDIDATES])
+    content = next(filter(None, map(pictures.draw_thumbnail, paths)), None)
     if content is None:
-        return Response(_EMPTY, media_type="image/svg+xml", headers=_KEEP_A_WHILE)
-    return Response(content, media_type="image/jpeg", headers=_KEEP_A_WHILE)
+        return Response(_PLACEHOLDER_SVG, media_type="image/svg+xml", headers=_SHORT_CACHE)
+    return Response(content, media_type="image/jpeg", headers=_SHORT_CACHE)
 
 
-def _middle(session: Session, uid: str, series_uid: str) -> list[str]:
-    """The files that show most of it, the best first. Raises 404."""
-    study = studies.find_by_uid(session, checked_uid(uid))
+def _find_candidates(session: Session, uid: str, series_uid: str) -> list[str]:
+    """Return the digests of the files nearest to the middle of a study or series, best first. Raises 404."""
+    study = studies.find_by_uid(session, require_uid(uid))
     if study is None:
         raise HTTPException(404, "no such study here")
     return list(contents.find_middle_files(session, study.id, series_uid))

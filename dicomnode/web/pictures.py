@@ -1,4 +1,4 @@
-"""Small pictures for people: the middle of a series, and source, result and uncertainty at one place in the patient."""
+"""Small pictures for pages: the middle of a series; source, result and uncertainty at one position in the patient."""
 
 from __future__ import annotations
 
@@ -19,19 +19,27 @@ from dicomnode.reading import frames
 from dicomnode.transcoding import pixels
 from dicomnode.web import rendered
 
-__all__ = ["Plane", "as_it_is", "in_colours", "nearest", "overlaid", "planes", "thumbnail"]
+__all__ = [
+    "FramePlane",
+    "draw_frame",
+    "draw_map",
+    "draw_overlay",
+    "draw_thumbnail",
+    "find_nearest_plane",
+    "list_planes",
+]
 
 _THUMBNAIL = (120, 120)
-_PARALLEL = 0.95
-"""Cosine between the normals of planes that are shown as the same slice."""
-_LABELS = (
+_LEAST_PARALLEL_COSINE = 0.95
+"""Least cosine between the normals of planes that are shown as the same slice."""
+_LABEL_COLOURS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
     (148, 103, 189), (23, 190, 207), (188, 189, 34), (255, 152, 150), (152, 223, 138),
 )  # fmt: skip
-"""Distinct for people with a colour vision deficiency, as far as so many can be (Okabe and Ito's first)."""
+"""Colours of segments, distinct with a colour vision deficiency as far as so many can be (Okabe and Ito's first)."""
 _OPACITY = 0.45
-_TOGETHER = 100
-"""Files whose planes are asked for at once."""
+_FILES_PER_CALL = 100
+"""Number of files whose planes are read in one call."""
 _MOST_PLANES = 20_000
 _MOST_MASKS = 256
 
@@ -39,9 +47,11 @@ Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Plane:
-    """Frame ``index`` (from 0) of a file, with the place of its first pixel and its normal in the patient (LPS, mm);
-    ``segment``: whose mask it is, 0: of none, or of several."""
+class FramePlane:
+    """Frame ``index`` (from 0) of a file, with the position of its first pixel and its normal in the patient (LPS, mm).
+
+    ``segment``: number of the segment that the frame masks; 0 for none or several.
+    """
 
     path: Path
     index: int
@@ -51,27 +61,27 @@ class Plane:
 
     @property
     def height_mm(self) -> float:
-        """Along its own normal."""
+        """Position along the plane's own normal, in mm."""
         return float(np.dot(self.position_mm, self.normal))
 
 
-def thumbnail(path: Path) -> bytes | None:
-    """The middle frame of a file, small; None when it holds nothing that can be drawn. Raises NodeBusy."""
+def draw_thumbnail(path: Path) -> bytes | None:
+    """Draw the middle frame of a file, small; None when the file has no pixels to draw. Raises NodeBusy."""
     try:
-        return decoding.run_cached(_thumbnail, path) or None
+        return decoding.run_cached(_render_thumbnail, path) or None
     except InputRefused:
         return None
 
 
 @lru_cache(maxsize=32)
-def planes(paths: tuple[Path, ...]) -> tuple[Plane, ...]:
-    """Those of a series' files, along the first one's normal; files without pixels or place are left out.
+def list_planes(paths: tuple[Path, ...]) -> tuple[FramePlane, ...]:
+    """List the planes of a series' files along the first one's normal, without files that have no pixels or position.
 
-    A series of more planes than anybody looks at has none. Raises NodeBusy.
+    Returns none for a series of more than _MOST_PLANES planes. Raises NodeBusy.
     """
-    found: list[Plane] = []
-    for at in range(0, len(paths), _TOGETHER):
-        found += _asked(paths[at : at + _TOGETHER])
+    found: list[FramePlane] = []
+    for at in range(0, len(paths), _FILES_PER_CALL):
+        found += _read_planes(paths[at : at + _FILES_PER_CALL])
         if len(found) > _MOST_PLANES:
             return ()
     if not found:
@@ -80,97 +90,99 @@ def planes(paths: tuple[Path, ...]) -> tuple[Plane, ...]:
     return tuple(sorted(found, key=lambda plane: float(np.dot(plane.position_mm, normal))))
 
 
-def nearest(found: Sequence[Plane], place: Plane) -> Plane | None:
-    """The plane where ``place`` lies; None when these planes are of another orientation."""
-    if not found or abs(np.dot(found[0].normal, place.normal)) < _PARALLEL:
+def find_nearest_plane(found: Sequence[FramePlane], place: FramePlane) -> FramePlane | None:
+    """Find the plane nearest to ``place``; None when the planes have another orientation."""
+    if not found or abs(np.dot(found[0].normal, place.normal)) < _LEAST_PARALLEL_COSINE:
         return None
     return min(
         found, key=lambda plane: abs(float(np.dot(np.subtract(plane.position_mm, place.position_mm), place.normal)))
     )
 
 
-def as_it_is(path: Path, index: int, size: int) -> bytes:
-    """A frame in grey, or in its own colours, ``size`` pixels wide. Raises InputRefused, NodeBusy."""
-    return decoding.run_cached(_as_it_is, path, index, size)
+def draw_frame(path: Path, index: int, size: int) -> bytes:
+    """Draw a frame in grey, or in its own colours, ``size`` pixels wide. Raises InputRefused, NodeBusy."""
+    return decoding.run_cached(_render_frame, path, index, size)
 
 
-def in_colours(path: Path, index: int, size: int) -> bytes:
-    """A map in matplotlib's magma: dark where it is small. Raises InputRefused, NodeBusy."""
-    return decoding.run_cached(_in_colours, path, index, size)
+def draw_map(path: Path, index: int, size: int) -> bytes:
+    """Draw a map in matplotlib's magma: small values are dark. Raises InputRefused, NodeBusy."""
+    return decoding.run_cached(_render_map, path, index, size)
 
 
-def overlaid(masks: tuple[Plane, ...], ground: Plane | None, size: int) -> bytes:
-    """Masks in colours on the image that they lie on, or on black. Raises InputRefused, NodeBusy."""
+def draw_overlay(masks: tuple[FramePlane, ...], background: FramePlane | None, size: int) -> bytes:
+    """Draw masks in colours on the image below them, or on black. Raises InputRefused, NodeBusy."""
     if len(masks) > _MOST_MASKS:
-        raise InputRefused(f"{len(masks)} masks at one place are more than are shown")
-    return decoding.run_cached(_overlaid, masks, ground, size)
+        raise InputRefused(f"{len(masks)} masks in one plane are too many to show: at most {_MOST_MASKS}")
+    return decoding.run_cached(_render_overlay, masks, background, size)
 
 
-def _thumbnail(path: Path) -> bytes:
+def _render_thumbnail(path: Path) -> bytes:
     place = pixels.read_layout(path)
     if place is None:
         return b""
-    return rendered.picture(path, place.frames // 2, rendered.Asked(size=_THUMBNAIL, quality=85))
+    return rendered.render_frame(path, place.frames // 2, rendered.RenderOptions(size=_THUMBNAIL, quality=85))
 
 
-def _as_it_is(path: Path, index: int, size: int) -> bytes:
-    return rendered.picture(path, index, rendered.Asked(size=_wide(size), quality=90))
+def _render_frame(path: Path, index: int, size: int) -> bytes:
+    return rendered.render_frame(path, index, rendered.RenderOptions(size=_bounding_size(size), quality=90))
 
 
-def _in_colours(path: Path, index: int, size: int) -> bytes:
+def _render_map(path: Path, index: int, size: int) -> bytes:
     from matplotlib import colormaps
     from PIL import Image
 
     table = (255 * np.asarray(colormaps["magma"](np.arange(256)))[:, :3]).round().astype(np.uint8)
-    return _jpeg(Image.fromarray(table[_grey(path, index, size)]))
+    return _encode_jpeg(Image.fromarray(table[_render_grey(path, index, size)]))
 
 
-def _overlaid(masks: tuple[Plane, ...], ground: Plane | None, size: int) -> bytes:
+def _render_overlay(masks: tuple[FramePlane, ...], background: FramePlane | None, size: int) -> bytes:
     from PIL import Image
 
-    labels = [_labels(mask) for mask in masks]
+    labels = [_segment_labels(mask) for mask in masks]
     rows, columns = labels[0].shape
     shape = (max(1, round(rows * size / columns)), size)
     picture = np.zeros((*shape, 3))
-    if ground is not None:
-        grey = Image.fromarray(_grey(ground.path, ground.index, size)).resize(shape[::-1])
+    if background is not None:
+        grey = Image.fromarray(_render_grey(background.path, background.index, size)).resize(shape[::-1])
         picture += np.asarray(grey, float)[..., None]
     for found in labels:
-        shown = np.asarray(Image.fromarray(found).resize(shape[::-1], Image.Resampling.NEAREST))
-        colours = np.array([(0, 0, 0), *_LABELS])[np.where(shown > 0, (shown.astype(int) - 1) % len(_LABELS) + 1, 0)]
-        picture = np.where(shown[..., None] > 0, (1 - _OPACITY) * picture + _OPACITY * colours, picture)
-    return _jpeg(Image.fromarray(picture.round().astype(np.uint8)))
+        resized = np.asarray(Image.fromarray(found).resize(shape[::-1], Image.Resampling.NEAREST))
+        colours = np.array([(0, 0, 0), *_LABEL_COLOURS])[
+            np.where(resized > 0, (resized.astype(int) - 1) % len(_LABEL_COLOURS) + 1, 0)
+        ]
+        picture = np.where(resized[..., None] > 0, (1 - _OPACITY) * picture + _OPACITY * colours, picture)
+    return _encode_jpeg(Image.fromarray(picture.round().astype(np.uint8)))
 
 
-def _wide(size: int) -> tuple[int, int]:
-    """Of the same width whatever lies below the anatomy, so that pictures side by side have one scale."""
+def _bounding_size(size: int) -> tuple[int, int]:
+    """Return a bounding size that fixes the width only, so that pictures side by side have the same scale."""
     return size, 4 * size
 
 
-def _asked(paths: Sequence[Path]) -> list[Plane]:
-    """The planes of some files; where one of them cannot be read at all, those of the others."""
+def _read_planes(paths: Sequence[Path]) -> list[FramePlane]:
+    """Read the planes of files, in a process of its own, without those of files that cannot be read."""
     try:
-        rows = json.loads(decoding.run(_planes, tuple(paths)))
+        rows = json.loads(decoding.run(_encode_planes, tuple(paths)))
     except InputRefused:
         middle = len(paths) // 2
-        return _asked(paths[:middle]) + _asked(paths[middle:]) if middle else []
+        return _read_planes(paths[:middle]) + _read_planes(paths[middle:]) if middle else []
     return [
-        Plane(paths[of], index, _triple(position), _triple(normal), segment)
-        for of, index, position, normal, segment in rows
+        FramePlane(paths[file], index, _triple(position), _triple(normal), segment)
+        for file, index, position, normal, segment in rows
     ]
 
 
-def _planes(paths: tuple[Path, ...]) -> bytes:
-    """As rows of numbers, of which the first says whose file it is."""
+def _encode_planes(paths: tuple[Path, ...]) -> bytes:
+    """Encode planes as JSON rows of numbers; the first one is the index of the file."""
     rows = [
-        (of, plane.index, plane.position_mm, plane.normal, plane.segment)
-        for of, path in enumerate(paths)
-        for plane in _planes_of(path)
+        (file, plane.index, plane.position_mm, plane.normal, plane.segment)
+        for file, path in enumerate(paths)
+        for plane in _planes_of_file(path)
     ]
     return json.dumps(rows).encode()
 
 
-def _planes_of(path: Path) -> Iterator[Plane]:
+def _planes_of_file(path: Path) -> Iterator[FramePlane]:
     try:
         place = pixels.read_layout(path)
         if place is None or place.frames > _MOST_PLANES:
@@ -178,48 +190,48 @@ def _planes_of(path: Path) -> Iterator[Plane]:
         found = frames.frames_of(frames.header(path))
     except (InputRefused, OSError):
         return
-    yield from (plane for frame in found if (plane := _plane(path, frame)) is not None)
+    yield from (plane for frame in found if (plane := _make_plane(path, frame)) is not None)
 
 
-def _plane(path: Path, frame: frames.Frame) -> Plane | None:
+def _make_plane(path: Path, frame: frames.Frame) -> FramePlane | None:
     position, axes = frame.numbers("ImagePositionPatient", 3), frame.numbers("ImageOrientationPatient", 6)
     if position is None or axes is None:
         return None
     normal = np.cross(axes[:3], axes[3:])
     item = frame.item("SegmentIdentificationSequence")
     segment = int(item.get("ReferencedSegmentNumber", 0)) if isinstance(item, Dataset) else 0
-    return Plane(path, frame.number, _triple(position), _triple(normal), segment)
+    return FramePlane(path, frame.number, _triple(position), _triple(normal), segment)
 
 
 def _triple(values: Sequence[float] | NDArray[np.float64]) -> Triple:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _grey(path: Path, index: int, size: int) -> NDArray[np.uint8]:
-    """Through its window, 0 to 255."""
+def _render_grey(path: Path, index: int, size: int) -> NDArray[np.uint8]:
+    """Render a frame through its window, as grey values from 0 to 255."""
     from PIL import Image
 
-    content = rendered.picture(path, index, rendered.Asked("image/png", size=_wide(size)))
+    content = rendered.render_frame(path, index, rendered.RenderOptions("image/png", size=_bounding_size(size)))
     with Image.open(io.BytesIO(content)) as picture:
         return np.asarray(picture.convert("L"))
 
 
-def _labels(mask: Plane) -> NDArray[np.uint8]:
-    """Segment numbers (row, column); 0: none."""
-    found = np.asarray(pixels.decode_array(_layout(mask.path), mask.index), np.int64)
+def _segment_labels(mask: FramePlane) -> NDArray[np.uint8]:
+    """Return segment numbers (row, column), 0 for none."""
+    found = np.asarray(pixels.decode_array(_require_layout(mask.path), mask.index), np.int64)
     if mask.segment:
         return np.where(found > 0, mask.segment % 256, 0).astype(np.uint8)
     return (found % 256).astype(np.uint8)
 
 
-def _layout(path: Path) -> pixels.PixelLayout:
+def _require_layout(path: Path) -> pixels.PixelLayout:
     place = pixels.read_layout(path)
     if place is None:
         raise InputRefused("the instance has no pixels")
     return place
 
 
-def _jpeg(picture: object) -> bytes:
+def _encode_jpeg(picture: object) -> bytes:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=90)  # type: ignore[attr-defined]  # PIL's image, imported on use
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""QIDO-RS (PS3.18 10.6): a query string becomes a question to the catalogue, its matches become DICOM JSON."""
+"""QIDO-RS (PS3.18 10.6): searches of the catalogue by query string, with matches as DICOM JSON."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from dicomnode.web import dicom_json, media_types, methods, query_parameters
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.query_parameters import SearchParameters
 
-__all__ = ["add"]
+__all__ = ["add_routes"]
 
-_STUDY = (
+_STUDY_KEYWORDS = (
     "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "TimezoneOffsetFromUTC", "StudyDescription",
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID",
 )  # fmt: skip
-_SERIES = (
+_SERIES_KEYWORDS = (
     "Modality", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "SeriesDate", "SeriesTime",
     "PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime", "RequestAttributesSequence",
 )  # fmt: skip
-_IMAGE = (
+_INSTANCE_KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames",
 )  # fmt: skip
-_COUNTED = MappingProxyType(
+_COUNT_KEYWORDS = MappingProxyType(
     {
         "STUDY": ("ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"),
         "SERIES": ("NumberOfSeriesRelatedInstances",),
         "IMAGE": (),
     }
 )
-_ON_DEMAND = frozenset({*_COUNTED["STUDY"], *_COUNTED["SERIES"], "SOPClassesInStudy"})
-_UIDS = MappingProxyType(
+_ON_DEMAND = frozenset({*_COUNT_KEYWORDS["STUDY"], *_COUNT_KEYWORDS["SERIES"], "SOPClassesInStudy"})
+_UID_KEYWORDS = MappingProxyType(
     {
         "STUDY": ("StudyInstanceUID",),
         "SERIES": ("StudyInstanceUID", "SeriesInstanceUID"),
@@ -48,11 +48,11 @@ _UIDS = MappingProxyType(
 )
 
 
-def add(routes: APIRouter, holdings: Holdings) -> None:
-    """The six searches (PS3.18 table 10.6.1-1)."""
+def add_routes(routes: APIRouter, holdings: Holdings) -> None:
+    """Add the six searches (PS3.18 table 10.6.1-1)."""
 
     def at(path: str, level: Level) -> None:
-        methods.add_get(routes, path, lambda request: _answer(holdings, request, level, _fixed(request)))
+        methods.add_get(routes, path, lambda request: _search(holdings, request, level, _path_keys(request)))
 
     at("/studies", "STUDY")
     at("/series", "SERIES")
@@ -62,20 +62,20 @@ def add(routes: APIRouter, holdings: Holdings) -> None:
     at("/studies/{study}/series/{series}/instances", "IMAGE")
 
 
-def _fixed(request: Request) -> dict[str, str]:
-    """The keys that the path states."""
+def _path_keys(request: Request) -> dict[str, str]:
+    """Return the search keys of the path."""
     names = {"study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
     return {names[name]: uid for name, uid in request.path_params.items()}
 
 
-def _answer(holdings: Holdings, request: Request, level: Level, path: dict[str, str]) -> Response:
-    media_types.accepts_json(request)
-    parameters = query_parameters.read(request, level, path)
-    told = _told(level, path, parameters)
+def _search(holdings: Holdings, request: Request, level: Level, path: dict[str, str]) -> Response:
+    media_types.require_json_accepted(request)
+    parameters = query_parameters.parse_search(request, level, path)
+    keywords = _returned_keywords(level, path, parameters)
     query = Query(
         level,
         parameters.keys,
-        counts=frozenset(told) & _ON_DEMAND,
+        counts=frozenset(keywords) & _ON_DEMAND,
         include_held=holdings.include_held,
         combined=True,
         fuzzy=parameters.fuzzy,
@@ -87,44 +87,44 @@ def _answer(holdings: Holdings, request: Request, level: Level, path: dict[str, 
             found = catalogue.search(session, query)
     except BadValue as error:
         raise HTTPException(400, str(error)) from None
-    headers = _warnings(request, parameters, more=len(found) > parameters.limit)
+    headers = _warning_header(request, parameters, more=len(found) > parameters.limit)
     page = found[: parameters.limit]
     if not page:
         return Response(None, 204, headers)
-    rows = [
-        _row(holdings, request, match, None if parameters.everything else told) for match in found[: parameters.limit]
-    ]
-    return Response(json.dumps(rows, allow_nan=False), 200, headers, dicom_json.MEDIA_TYPE)
+    rows = [_encode_match(holdings, request, match, None if parameters.everything else keywords) for match in page]
+    return Response(json.dumps(rows, allow_nan=False), 200, headers, media_types.DICOM_JSON)
 
 
-def _row(holdings: Holdings, request: Request, match: Match, told: Iterable[str] | None) -> dicom_json.Elements:
+def _encode_match(
+    holdings: Holdings, request: Request, match: Match, keywords: Iterable[str] | None
+) -> dicom_json.Elements:
     values = match.attributes
-    known: dict[str, Any] = dict(values) if told is None else {name: values.get(name) for name in told}
-    known["RetrieveURL"] = holdings.url(request, *(str(values[name]) for name in _UIDS[match.level]))
+    known: dict[str, Any] = dict(values) if keywords is None else {name: values.get(name) for name in keywords}
+    known["RetrieveURL"] = holdings.url(request, *(str(values[name]) for name in _UID_KEYWORDS[match.level]))
     known["InstanceAvailability"] = "ONLINE"
-    return dicom_json.of_keywords(known)
+    return dicom_json.encode_keywords(known)
 
 
-def _told(level: Level, path: dict[str, str], parameters: SearchParameters) -> tuple[str, ...]:
-    """What is told without being asked for: the level's own, and of the levels that the path does not fix theirs."""
-    names: tuple[str, ...] = (*_UIDS[level], *_COUNTED[level])
+def _returned_keywords(level: Level, path: dict[str, str], parameters: SearchParameters) -> tuple[str, ...]:
+    """Return the keywords of an answer: of the level, of levels that the path does not fix, and the requested ones."""
+    names: tuple[str, ...] = (*_UID_KEYWORDS[level], *_COUNT_KEYWORDS[level])
     if "StudyInstanceUID" not in path:
-        names += _STUDY
+        names += _STUDY_KEYWORDS
     if level != "STUDY" and "SeriesInstanceUID" not in path:
-        names += _SERIES
+        names += _SERIES_KEYWORDS
     if level == "IMAGE":
-        names += _IMAGE
-    asked_for = (*parameters.keys, *parameters.fields)
-    return tuple(dict.fromkeys((*names, *(name for name in asked_for if name in catalogue.supported_keywords(level)))))
+        names += _INSTANCE_KEYWORDS
+    requested = (*parameters.keys, *parameters.fields)
+    return tuple(dict.fromkeys((*names, *(name for name in requested if name in catalogue.supported_keywords(level)))))
 
 
-def _warnings(request: Request, parameters: SearchParameters, *, more: bool) -> dict[str, str]:
-    """PS3.18 8.3.4.4 and 10.6.3.2: what was ignored, and that there is more."""
-    said = (
+def _warning_header(request: Request, parameters: SearchParameters, *, more: bool) -> dict[str, str]:
+    """Return the Warning header on ignored parameters and on further matches (PS3.18 8.3.4.4 and 10.6.3.2)."""
+    warnings = (
         [f"these parameters are not supported and were ignored: {', '.join(parameters.ignored)}"]
         if parameters.ignored
         else []
     )
     if more and "limit" not in request.query_params:
-        said.append("there are more results that can be requested")
-    return {"Warning": f'299 dicomnode: "{"; ".join(said)}"'} if said else {}
+        warnings.append("there are more results that can be requested")
+    return {"Warning": f'299 dicomnode: "{"; ".join(warnings)}"'} if warnings else {}

@@ -1,4 +1,4 @@
-"""The query string of a search as far as it is understood (PS3.18 8.3.4); what is not known is ignored and named."""
+"""The query string of a search (PS3.18 8.3.4); unsupported parameters are ignored and named in the answer."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from starlette.requests import Request
 
 from db import catalogue
 from db.catalogue import Level
-from dicomnode.web.holdings import checked_uid
+from dicomnode.web.holdings import require_uid
 
-__all__ = ["SearchParameters", "read"]
+__all__ = ["SearchParameters", "parse_search"]
 
-_MOST_ANSWERS = 10_000
-"""Answers of one request; more come page by page."""
-_LONGEST_QUERY = 16_384
+_MOST_MATCHES = 10_000
+"""Greatest number of matches in an answer; further ones come page by page."""
+_MOST_QUERY_BYTES = 16_384
 _MOST_PARAMETERS = 200
 _MOST_FIELDS = 500
-_MOST_NAMED = 10
+_MOST_WARNED_NAMES = 10
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _NUMBER = re.compile(r"[0-9]{1,12}")
-_HARMLESS_NAME = re.compile(r"[A-Za-z0-9.]{1,64}")
-_CONTROLS = frozenset({"accept", "charset", "fuzzymatching", "includefield", "limit", "offset"})
-_AS_ALWAYS = frozenset({("emptyvaluematching", "false"), ("multiplevaluematching", "false")})
+_HEADER_SAFE_NAME = re.compile(r"[A-Za-z0-9.]{1,64}")
+_CONTROL_PARAMETERS = frozenset({"accept", "charset", "fuzzymatching", "includefield", "limit", "offset"})
+_DEFAULT_PARAMETERS = frozenset({("emptyvaluematching", "false"), ("multiplevaluematching", "false")})
 
 
 @dataclass(frozen=True)
 class SearchParameters:
-    """A query string as it was understood; ``ignored``: names of parameters and fields that are not supported."""
+    """The parsed query string of a search; ``ignored``: names of unsupported parameters and fields."""
 
     keys: dict[str, str] = field(repr=False)
     fields: tuple[str, ...]
@@ -44,89 +44,91 @@ class SearchParameters:
     ignored: tuple[str, ...]
 
 
-def read(request: Request, level: Level, path: dict[str, str]) -> SearchParameters:
-    """The query of a search at a level, below the UIDs of its path.
+def parse_search(request: Request, level: Level, path: dict[str, str]) -> SearchParameters:
+    """Parse the query of a search at a level, below the UIDs of its path.
 
-    Raises 400 for a value that cannot be followed and for what stands there twice, 404 for a path without a UID.
+    Raises 400 for an invalid value or a repeated parameter, 404 for a path with an invalid UID.
     """
-    given = _decode_parameters(request)
-    query = {name: value for name, value in given if name in _CONTROLS}
-    keys = [(_keyword(name), name, value) for name, value in given if name not in _CONTROLS]
-    _check_once([name for name in query if name != "includefield"], given)
-    can = catalogue.supported_keywords(level)
-    known = [(keyword, _value(keyword, value)) for keyword, _, value in keys if keyword in can]
+    parameters = _decode_parameters(request)
+    query = {name: value for name, value in parameters if name in _CONTROL_PARAMETERS}
+    keys = [(_parse_keyword(name), name, value) for name, value in parameters if name not in _CONTROL_PARAMETERS]
+    _require_unique([name for name in query if name != "includefield"], parameters)
+    supported = catalogue.supported_keywords(level)
+    known = [(keyword, _parse_value(keyword, value)) for keyword, _, value in keys if keyword in supported]
     if len(dict(known)) < len(known):
-        raise HTTPException(400, "an attribute stands there more than once")
-    fields = [part for name, value in given if name == "includefield" for part in value.split(",") if part]
+        raise HTTPException(400, "the query names an attribute more than once")
+    fields = [part for name, value in parameters if name == "includefield" for part in value.split(",") if part]
     if len(fields) > _MOST_FIELDS:
         raise HTTPException(400, f"includefield names more than {_MOST_FIELDS} attributes")
-    wanted = {part: _keyword(part) for part in fields if part != "all"}
-    unknown = [name for keyword, name, value in keys if keyword not in can and (name, value) not in _AS_ALWAYS]
+    requested = {part: _parse_keyword(part) for part in fields if part != "all"}
+    unknown = [
+        name for keyword, name, value in keys if keyword not in supported and (name, value) not in _DEFAULT_PARAMETERS
+    ]
     return SearchParameters(
-        _with_path(dict(known), path),
-        tuple(keyword for keyword in wanted.values() if keyword in can),
+        _merge_path(dict(known), path),
+        tuple(keyword for keyword in requested.values() if keyword in supported),
         "all" in fields,
-        _flag(query.get("fuzzymatching", "false")),
-        min(_number("limit", query.get("limit", str(_MOST_ANSWERS))), _MOST_ANSWERS),
-        _number("offset", query.get("offset", "0")),
-        _harmless_names([*unknown, *(part for part, keyword in wanted.items() if not keyword)]),
+        _parse_flag(query.get("fuzzymatching", "false")),
+        min(_parse_number("limit", query.get("limit", str(_MOST_MATCHES))), _MOST_MATCHES),
+        _parse_number("offset", query.get("offset", "0")),
+        _header_safe_names([*unknown, *(part for part, keyword in requested.items() if not keyword)]),
     )
 
 
 def _decode_parameters(request: Request) -> list[tuple[str, str]]:
-    """Names and values in their order. Raises 400 for too much of them, and for bytes that are not UTF-8."""
+    """Decode names and values in order. Raises 400 for too many or too long ones and for bytes that are not UTF-8."""
     raw: bytes = request.scope["query_string"]
-    if len(raw) > _LONGEST_QUERY:
-        raise HTTPException(400, f"the query is longer than {_LONGEST_QUERY} bytes; ask for it in parts")
+    if len(raw) > _MOST_QUERY_BYTES:
+        raise HTTPException(400, f"the query is longer than {_MOST_QUERY_BYTES} bytes; ask for it in parts")
     try:
         unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
         raise HTTPException(400, "the query is not UTF-8") from None
-    given = request.query_params.multi_items()
-    if len(given) > _MOST_PARAMETERS:
+    parameters = request.query_params.multi_items()
+    if len(parameters) > _MOST_PARAMETERS:
         raise HTTPException(400, f"the query has more than {_MOST_PARAMETERS} parameters")
-    return given
+    return parameters
 
 
-def _check_once(names: Sequence[str], given: Sequence[tuple[str, str]]) -> None:
-    counted = Counter(name for name, _ in given)
+def _require_unique(names: Sequence[str], parameters: Sequence[tuple[str, str]]) -> None:
+    counted = Counter(name for name, _ in parameters)
     for name in names:
         if counted[name] > 1:
-            raise HTTPException(400, f"{name} stands there more than once")
+            raise HTTPException(400, f"the query names {name} more than once")
 
 
-def _keyword(name: str) -> str:
-    """Keyword of a keyword, a tag, or a path of them into sequences; empty for what is no attribute."""
+def _parse_keyword(name: str) -> str:
+    """Return the keyword of a keyword, a tag, or a path of them into sequences; "" for anything else."""
     parts = [keyword_for_tag(int(part, 16)) if _TAG.fullmatch(part) else part for part in name[:256].split(".")]
     return ".".join(parts) if len(name) <= 256 and all(tag_for_keyword(part) for part in parts) else ""
 
 
-def _value(keyword: str, value: str) -> str:
-    """Lists of UIDs come with commas (PS3.18 8.3.4.1)."""
+def _parse_value(keyword: str, value: str) -> str:
+    """Replace the commas in a list of UIDs by backslashes (PS3.18 8.3.4.1)."""
     tag = tag_for_keyword(keyword.rpartition(".")[2])
     return value.replace(",", "\\") if tag and dictionary_VR(tag) == "UI" else value
 
 
-def _with_path(keys: dict[str, str], path: dict[str, str]) -> dict[str, str]:
+def _merge_path(keys: dict[str, str], path: dict[str, str]) -> dict[str, str]:
     for name, uid in path.items():
-        if keys.get(name, uid) != checked_uid(uid):
+        if keys.get(name, uid) != require_uid(uid):
             raise HTTPException(400, "the query names another study or series than the path")
     return keys | path
 
 
-def _number(name: str, value: str) -> int:
+def _parse_number(name: str, value: str) -> int:
     if not _NUMBER.fullmatch(value):
         raise HTTPException(400, f"{name} is a whole number from 0")
     return int(value)
 
 
-def _flag(value: str) -> bool:
+def _parse_flag(value: str) -> bool:
     if value not in ("true", "false"):
         raise HTTPException(400, "fuzzymatching is true or false")
     return value == "true"
 
 
-def _harmless_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names that can stand in a header; of what a name should not hold, and of many, only that there are more."""
-    harmless = sorted({name for name in names if _HARMLESS_NAME.fullmatch(name)})[:_MOST_NAMED]
+def _header_safe_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that a header can hold, at most _MOST_WARNED_NAMES; "others" stands for the rest."""
+    harmless = sorted({name for name in names if _HEADER_SAFE_NAME.fullmatch(name)})[:_MOST_WARNED_NAMES]
     return (*harmless, "others") if len(harmless) < len(set(names)) else tuple(harmless)

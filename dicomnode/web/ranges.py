@@ -1,6 +1,6 @@
-"""Answers of known length, of which a client may ask for one range of bytes (RFC 9110 14).
+"""Answers of known length, of which a client may request one range of bytes (RFC 9110 14).
 
-Several ranges, and a range under a condition, are answered with the whole, as the standard allows.
+Requests for several ranges, and conditional ones, get the complete content, as the standard allows.
 """
 
 from __future__ import annotations
@@ -13,39 +13,43 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from dicomnode import decoding
-from dicomnode.web.multipart import begun
+from dicomnode.web.multipart import start_early
 
-__all__ = ["answer", "of_bytes"]
+__all__ = ["bytes_response", "range_response"]
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 
 
-def answer(request: Request, size: int, read: Callable[[int, int], Iterator[bytes]], content_type: str) -> Response:
-    """The bytes that ``read(start, stop)`` gives, all or the range that is asked for. Raises 416."""
+def range_response(
+    request: Request, size: int, read: Callable[[int, int], Iterator[bytes]], content_type: str
+) -> Response:
+    """Return a response with the bytes of ``read(start, stop)``: all, or the requested range. Raises 416."""
     headers = {"Accept-Ranges": "bytes", "Content-Type": content_type}
-    wanted = _wanted(request, size)
-    start, stop = wanted or (0, size)
-    if wanted:
+    requested = _parse_range(request, size)
+    start, stop = requested or (0, size)
+    if requested:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     headers["Content-Length"] = str(stop - start)
-    return StreamingResponse(begun(read(start, stop)), 206 if wanted else 200, headers)
+    return StreamingResponse(start_early(read(start, stop)), 206 if requested else 200, headers)
 
 
-def of_bytes(request: Request, content: bytes, content_type: str) -> Response:
-    """The same for what is in memory. Raises NodeBusy."""
-    return answer(request, len(content), lambda start, stop: decoding.stream([content[start:stop]]), content_type)
+def bytes_response(request: Request, content: bytes, content_type: str) -> Response:
+    """Return a response with bytes in memory: all, or the requested range. Raises NodeBusy."""
+    return range_response(
+        request, len(content), lambda start, stop: decoding.stream([content[start:stop]]), content_type
+    )
 
 
-def _wanted(request: Request, size: int) -> tuple[int, int] | None:
-    """First byte and the one after the last; None for the whole. Raises 416 where no byte is meant."""
-    stated = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
-    if request.method != "GET" or stated is None or "if-range" in request.headers:
+def _parse_range(request: Request, size: int) -> tuple[int, int] | None:
+    """Parse the requested range: first byte and the one after the last, None for all. Raises 416 for an empty range."""
+    match = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
+    if request.method != "GET" or match is None or "if-range" in request.headers:
         return None
-    first, last = stated.groups()
+    first, last = match.groups()
     if (not first and not last) or (first and last and int(last) < int(first)):
         return None
     start = int(first) if first else max(size - int(last), 0)
     stop = min(int(last) + 1, size) if first and last else size
     if start >= stop:
-        raise HTTPException(416, f"there are {size} bytes", {"Content-Range": f"bytes */{size}"})
+        raise HTTPException(416, f"the content has {size} bytes", {"Content-Range": f"bytes */{size}"})
     return start, stop

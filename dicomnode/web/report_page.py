@@ -1,7 +1,7 @@
-"""The report page of a study: the one among its results, else made by ``studies report`` in a process of its own.
+"""The report page of a study: the one among its results, else one from the command ``studies report``.
 
-Drawing it takes seconds and loads what the receiver must not: the serving process only starts it, one at a time, and
-keeps the last few.
+Drawing a page takes seconds and imports packages that the serving process must not load: it runs the command in a
+process of its own, one at a time, and caches the last few pages.
 """
 
 from __future__ import annotations
@@ -23,64 +23,64 @@ from db.models import Job, Output, Study
 from dicomnode.config import Config
 from dicomnode.errors import NotFound
 
-__all__ = ["KINDS", "answer", "exists", "kept", "version"]
+__all__ = ["MEDIA_TYPES", "find_stored_page", "has_results", "make_page", "results_version"]
 
 _log = logging.getLogger(__name__)
 
-KINDS = MappingProxyType({"png": "image/png", "pdf": "application/pdf"})
+MEDIA_TYPES = MappingProxyType({"png": "image/png", "pdf": "application/pdf"})
 _TIMEOUT_S = 120.0
-_KEPT = 16
+_MOST_CACHED = 16
 
 Version = tuple[int, str]
-"""How many results there are, and when the last one was made."""
+"""Number of results, and the time of the last one."""
 
-_made: OrderedDict[tuple[str, str, str, Version], bytes] = OrderedDict()
-_one_at_a_time = threading.Lock()
+_cache: OrderedDict[tuple[str, str, str, Version], bytes] = OrderedDict()
+_lock = threading.Lock()
 
 
-def version(session: Session, study: Study) -> Version:
-    """What a page that was made before must not be older than."""
+def results_version(session: Session, study: Study) -> Version:
+    """Return the version of a study's results; a page of an earlier version is outdated."""
     made = select(func.count(Output.id), func.max(Output.created_at)).join(Job).where(Job.study_id == study.id)
     count, last = session.execute(made).one()
     return count, str(last)
 
 
-def kept(config: Config, study: Study, kind: str) -> Response | None:
-    """The page of the newest job, where it is one of its results."""
-    from dicomnode.execution import stored  # brings readers of results with it, which a receiver does not need
+def find_stored_page(config: Config, study: Study, kind: str) -> Response | None:
+    """Return the page that is a result of the study's newest job, or None."""
+    from dicomnode.execution import stored  # imports readers of results, which a receiver does not need
 
     try:
         content = stored.kept_page(stored.job_of(study, None), config, kind)
     except (NotFound, OSError):
         return None
-    return _answer(content, kind) if content else None
+    return _response(content, kind) if content else None
 
 
-def exists(session: Session, study: Study) -> bool:
-    """Whether there is anything to make a page of."""
-    return version(session, study)[0] > 0
+def has_results(session: Session, study: Study) -> bool:
+    """Return whether the study has results for a page."""
+    return results_version(session, study)[0] > 0
 
 
-def answer(config: Config, uid: str, kind: str, ended: Version) -> Response | None:
-    """The page; None when it cannot be made."""
-    key = (str(config.path), uid, kind, ended)
-    with _one_at_a_time:
-        content = _made.get(key) or (_draw(config, uid, kind) if ended[0] else None)
+def make_page(config: Config, uid: str, kind: str, version: Version) -> Response | None:
+    """Return the page, made if it is not cached; None when it cannot be made."""
+    key = (str(config.path), uid, kind, version)
+    with _lock:
+        content = _cache.get(key) or (_run_command(config, uid, kind) if version[0] else None)
         if content is None:
             return None
-        _made[key] = content
-        _made.move_to_end(key)
-        while len(_made) > _KEPT:
-            _made.popitem(last=False)
-    return _answer(content, kind)
+        _cache[key] = content
+        _cache.move_to_end(key)
+        while len(_cache) > _MOST_CACHED:
+            _cache.popitem(last=False)
+    return _response(content, kind)
 
 
-def _answer(content: bytes, kind: str) -> Response:
+def _response(content: bytes, kind: str) -> Response:
     headers = {"Content-Disposition": f'inline; filename="report.{kind}"'}
-    return Response(content, media_type=KINDS[kind], headers=headers)
+    return Response(content, media_type=MEDIA_TYPES[kind], headers=headers)
 
 
-def _draw(config: Config, uid: str, kind: str) -> bytes | None:
+def _run_command(config: Config, uid: str, kind: str) -> bytes | None:
     with tempfile.TemporaryDirectory(prefix="dicomnode-report-") as folder:
         out = Path(folder) / f"report.{kind}"
         command = [sys.executable, "-m", "dicomnode", "--config", str(config.path)]

@@ -1,6 +1,6 @@
-"""What surrounds every answer: headers that keep browsers from doing more than asked, and a door where errors end.
+"""Middleware of every answer: security headers, and the conversion of unexpected errors to answers.
 
-An error's own words, and its traceback, may name a patient: neither a client nor the log gets them.
+The message of an exception and its traceback may name a patient: neither a client nor the log gets them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Door", "SecureHeaders"]
+__all__ = ["ErrorMiddleware", "SecurityHeadersMiddleware"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,16 +32,16 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",  # patient data stay out of caches; what is none says so itself
+    "Cache-Control": "no-store",  # patient data stay out of caches; other content sets its own
 }
 
 
-# RFC 6797: for a year, what came over HTTPS is asked for by HTTPS only
-_OVER_TLS = {"Strict-Transport-Security": "max-age=31536000"}
+# RFC 6797: for a year, browsers use HTTPS only
+_TLS_HEADERS = {"Strict-Transport-Security": "max-age=31536000"}
 
 
-class SecureHeaders:
-    """Sets what an answer has not set itself."""
+class SecurityHeadersMiddleware:
+    """Middleware that adds the security headers that an answer does not set itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -50,15 +50,15 @@ class SecureHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in (_HEADERS | _OVER_TLS if scope.get("scheme") == "https" else _HEADERS).items():
+                for name, value in (_HEADERS | _TLS_HEADERS if scope.get("scheme") == "https" else _HEADERS).items():
                     headers.setdefault(name, value)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
 
-class Door:
-    """Whatever breaks behind it becomes an answer of one sentence, and a line in the log that names no one."""
+class ErrorMiddleware:
+    """Middleware that turns unexpected errors into an answer of one sentence and a log line without patient data."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -66,21 +66,19 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def watched(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_note)
         except Exception as error:
             if scope["type"] != "http":
                 raise
             last = traceback.extract_tb(error.__traceback__)[-1]
             _log.error("web: %s in %s, line %s", type(error).__name__, Path(last.filename).name, last.lineno)
-            if not started:  # else the connection breaks off, which the client notices
+            if not started:  # else the connection is closed, which the client notices
                 status = 503 if isinstance(error, DBAPIError) else 500
-                sentence = (
-                    "the database does not answer" if status == 503 else "the node failed at this; its log says where"
-                )
+                sentence = "the database does not answer" if status == 503 else "the node failed to answer; see its log"
                 await PlainTextResponse(f"{sentence}\n", status)(scope, receive, send)

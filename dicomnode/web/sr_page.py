@@ -1,4 +1,4 @@
-"""A structured report as a page (PS3.18 8.7.4): one HTML document that runs nothing and asks for nothing."""
+"""A structured report as a page (PS3.18 8.7.4): one HTML document without scripts or further requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dicomnode.web import sr_tree
 from dicomnode.web.pages import render
 from dicomnode.web.sr_tree import Item
 
-__all__ = ["MEDIA_TYPE", "page"]
+__all__ = ["MEDIA_TYPE", "report_response"]
 
 MEDIA_TYPE = "text/html"
 _GROUP, _TRACKING = "DCM 125007", "DCM 112039"
@@ -40,25 +40,32 @@ _POLICY = "; ".join((
 ))  # fmt: skip
 
 
-def page(path: Path) -> Response:
-    """Show the report in a file. Raises InputRefused, NodeBusy."""
+def report_response(path: Path) -> Response:
+    """Return the report of a file as an HTML page. Raises InputRefused, NodeBusy."""
     return HTMLResponse(decoding.run(_render_page, path), headers={"Content-Security-Policy": _POLICY})
 
 
 def _render_page(path: Path) -> bytes:
-    report = sr_tree.read(path)
+    report = sr_tree.read_report(path)
     return bytes(
-        render("sr.html", report=report, marks=label.TEXT, style=Markup(_STYLE), heading=_heading, runs=_runs).body
+        render(
+            "sr.html",
+            report=report,
+            marks=label.TEXT,
+            style=Markup(_STYLE),
+            heading=_section_heading,
+            runs=_group_items,
+        ).body
     )
 
 
-def _heading(item: Item) -> str:
-    """A measurement group is called as the thing that it tracks."""
+def _section_heading(item: Item) -> str:
+    """Return the heading of a content item: for a measurement group, the object that it tracks."""
     tracked = [child.value for child in item.children if child.name.code == _TRACKING and child.value]
     return tracked[0] if item.name.code == _GROUP and tracked else item.name.meaning or item.kind
 
 
-def _runs(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
-    """Neighbours that are shown together: numbers as a table, containers as sections, the rest as a list."""
+def _group_items(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
+    """Group neighbouring items by display: numbers as a table, containers as sections, the others as a list."""
     kinds = {"NUM": "numbers", "CONTAINER": "sections"}
     return [(kind, list(run)) for kind, run in groupby(items, lambda item: kinds.get(item.kind, "facts"))]

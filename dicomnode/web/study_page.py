@@ -1,4 +1,4 @@
-"""/studies/UID: what came in, what was made of it and why, where it went."""
+"""/studies/UID: the series received, the jobs with their results and deliveries, and the routing decisions."""
 
 from __future__ import annotations
 
@@ -15,79 +15,82 @@ from db.contents import DeliverySummary, ResultSeries
 from db.models import Job, Study
 from db.states import JobState
 from dicomnode.routing import routing
-from dicomnode.web import journey, report_page
-from dicomnode.web.desk import Desk, checked_uid, told
-from dicomnode.web.journey import Running
-from dicomnode.web.viewer import link
+from dicomnode.web import report_page, study_progress
+from dicomnode.web.context import WebContext, flash_message
+from dicomnode.web.holdings import require_uid
+from dicomnode.web.study_progress import JobProgress
+from dicomnode.web.viewer import viewer_url
 
-__all__ = ["JobCard", "add", "cards"]
+__all__ = ["JobCard", "add_routes", "build_job_cards"]
 
-_SHOWN_NUMBERS = 6
-_SHOWN_SERIES = 200
-_SHOWN_JOBS = 50
+_MOST_NUMBERS = 6
+_MOST_SERIES = 200
+_MOST_JOBS = 50
 
 
 @dataclass(frozen=True)
 class JobCard:
-    """A job with everything that is shown of it."""
+    """A job with its results, deliveries and progress, for display."""
 
     job: Job
-    running: Running | None
+    running: JobProgress | None
     made: tuple[ResultSeries, ...]
-    parcels: tuple[DeliverySummary, ...]
-    usual_s: float | None
+    deliveries: tuple[DeliverySummary, ...]
+    typical_s: float | None
 
     @property
     def reasons(self) -> list[str]:
-        """Why the gate held or refused its results."""
+        """Reasons why the results were held or refused."""
         found: list[str] = [str(each) for each in self.job.report.get("reasons", [])]
         return found or ([self.job.reason] if self.job.reason else [])
 
     @property
     def measurements(self) -> list[dict[str, Any]]:
-        """Those of the whole result first; of regions as many as fit."""
+        """Measurements, those without a region first."""
         found: list[dict[str, Any]] = list(self.job.report.get("measurements", []))
         return sorted(found, key=lambda each: bool(each.get("group")))
 
     @property
-    def few_measurements(self) -> list[dict[str, Any]]:
-        """What stands on a card."""
-        return self.measurements[:_SHOWN_NUMBERS]
+    def first_measurements(self) -> list[dict[str, Any]]:
+        """Measurements that fit on a card."""
+        return self.measurements[:_MOST_NUMBERS]
 
 
-def add(routes: APIRouter, desk: Desk) -> None:
-    """The page and its report."""
+def add_routes(routes: APIRouter, context: WebContext) -> None:
+    """Add the routes of the page and of its report."""
 
     @routes.get("/studies/{uid}")
     def show(uid: str, done: str = "") -> HTMLResponse:
-        with desk.readers() as session:
-            study = studies.find_by_uid(session, checked_uid(uid))
+        with context.readers() as session:
+            study = studies.find_by_uid(session, require_uid(uid))
             if study is not None:
-                return _page(session, desk, study, told(done))
-        return desk.trouble(404, "No study of that UID is here.")
+                return _study_page(session, context, study, flash_message(done))
+        return context.error_page(404, "No study with this UID is on this node.")
 
     @routes.get("/studies/{uid}/report.{kind}")
     def report(uid: str, kind: str) -> Response:
-        with desk.readers() as session:
-            study = studies.find_by_uid(session, checked_uid(uid))
-            if study is None or kind not in report_page.KINDS:
-                return desk.trouble(404, "No such report is here.")
-            if (page := report_page.kept(desk.config, study, kind)) is not None:
+        with context.readers() as session:
+            study = studies.find_by_uid(session, require_uid(uid))
+            if study is None or kind not in report_page.MEDIA_TYPES:
+                return context.error_page(404, "This report does not exist.")
+            if (page := report_page.find_stored_page(context.config, study, kind)) is not None:
                 return page
-            ended = report_page.version(session, study)
-        return report_page.answer(desk.config, uid, kind, ended) or desk.trouble(
-            404, "There is no result yet to make a page of.", f"/studies/{uid}"
+            version = report_page.results_version(session, study)
+        return report_page.make_page(context.config, uid, kind, version) or context.error_page(
+            404, "The study has no results for a report page yet.", f"/studies/{uid}"
         )
 
 
-def cards(session: Session, desk: Desk, jobs: list[Job], typical: dict[str, float]) -> list[JobCard]:
-    """For jobs with their reports loaded."""
+def build_job_cards(session: Session, context: WebContext, jobs: list[Job], typical: dict[str, float]) -> list[JobCard]:
+    """Build the cards of jobs whose reports are loaded."""
     ids = [job.id for job in jobs]
     made, parcels = contents.list_results(session, ids), contents.summarize_deliveries(session, ids)
     return [
         JobCard(
             job,
-            journey.running(job, typical, desk.now()) if job.state is JobState.RUNNING else None,
+            study_progress.describe_job_progress(job, typical, context.now())
+            if job.state is JobState.RUNNING
+            else None,
             tuple(made.get(job.id, ())),
             tuple(parcels.get(job.id, ())),
             typical.get(job.pipeline),
@@ -96,30 +99,30 @@ def cards(session: Session, desk: Desk, jobs: list[Job], typical: dict[str, floa
     ]
 
 
-def _page(session: Session, desk: Desk, study: Study, told: str) -> HTMLResponse:
+def _study_page(session: Session, context: WebContext, study: Study, message: str) -> HTMLResponse:
     tally = overview.load_tallies(session, [study.id])[study.id]
     typical = overview.estimate_durations_s(session)
-    mine = select(Job).where(Job.study_id == study.id).order_by(Job.id.desc()).limit(_SHOWN_JOBS + 1)
-    jobs = list(session.scalars(mine))
-    shown = cards(session, desk, jobs[:_SHOWN_JOBS], typical)
-    series = contents.list_received_series(session, study.id, limit=_SHOWN_SERIES + 1)
-    verdicts = routing.explain_study(session, study, desk.config.routes)
-    routed = {card.job.route for card in shown}
-    return desk.page(
+    newest = select(Job).where(Job.study_id == study.id).order_by(Job.id.desc()).limit(_MOST_JOBS + 1)
+    jobs = list(session.scalars(newest))
+    job_cards = build_job_cards(session, context, jobs[:_MOST_JOBS], typical)
+    series = contents.list_received_series(session, study.id, limit=_MOST_SERIES + 1)
+    verdicts = routing.explain_study(session, study, context.config.routes)
+    routed = {card.job.route for card in job_cards}
+    return context.page(
         session,
         "study.html",
         study=study,
         tally=tally,
-        way=journey.way(study, tally, typical, desk.now()),
-        series=series[:_SHOWN_SERIES],
-        has_more_series=len(series) > _SHOWN_SERIES,
-        has_more_jobs=len(jobs) > _SHOWN_JOBS,
-        cards=shown,
+        progress=study_progress.describe_study_progress(study, tally, typical, context.now()),
+        series=series[:_MOST_SERIES],
+        has_more_series=len(series) > _MOST_SERIES,
+        has_more_jobs=len(jobs) > _MOST_JOBS,
+        cards=job_cards,
         verdicts=sorted(verdicts, key=lambda each: (each.route not in routed, not each.matched)),
         events=trail.list_study_events(session, study.id),
-        viewer=link(study.study_uid),
-        review=link(study.study_uid, review=True),
-        has_held=any(card.job.state is JobState.HELD for card in shown),
-        has_report=report_page.exists(session, study),
-        told=told,
+        viewer=viewer_url(study.study_uid),
+        review=viewer_url(study.study_uid, review=True),
+        has_held=any(card.job.state is JobState.HELD for card in job_cards),
+        has_report=report_page.has_results(session, study),
+        message=message,
     )

@@ -1,4 +1,4 @@
-"""/viewer: OHIF's files, with a configuration that names this node's own DICOMweb roots."""
+"""/viewer: OHIF's files, with a configuration for this node's own DICOMweb roots."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dicomnode.config import Config
 from dicomnode.web import ohif
 from dicomnode.web.dicomweb import REVIEW, ROOT
 
-__all__ = ["link", "router"]
+__all__ = ["create_router", "viewer_url"]
 
-_KINDS = MappingProxyType({
+_MEDIA_TYPES = MappingProxyType({
     ".css": "text/css", ".html": "text/html", ".ico": "image/x-icon", ".js": "text/javascript",
     ".json": "application/json", ".mjs": "text/javascript", ".png": "image/png", ".svg": "image/svg+xml",
     ".txt": "text/plain", ".wasm": "application/wasm", ".webmanifest": "application/manifest+json",
@@ -32,58 +32,58 @@ _NAMED_BY_CONTENT = re.compile(r"[.-][0-9a-f]{16}\.|^[0-9a-f]{16}\.")
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
-def link(study_uid: str, series_uid: str = "", *, review: bool = False) -> str:
-    """The viewer on a study, with a series to begin with; ``review``: held results are shown too."""
+def viewer_url(study_uid: str, series_uid: str = "", *, review: bool = False) -> str:
+    """Return the viewer's address for a study and an initial series; ``review``: with held results."""
     query = {"StudyInstanceUIDs": study_uid} | ({"initialSeriesInstanceUID": series_uid} if series_uid else {})
     return f"{ohif.BASE}viewer/{'review' if review else 'node'}?{urlencode(query)}"
 
 
-def router(config: Config) -> APIRouter:
-    """The viewer's files and pages."""
+def create_router(config: Config) -> APIRouter:
+    """Create the routes of the viewer."""
     routes = APIRouter()
-    where = ohif.folder(config.web)
+    folder = ohif.viewer_folder(config.web)
 
     @routes.get("/viewer")
     def front(request: Request) -> Response:
-        there = "viewer/node" if "StudyInstanceUIDs" in request.query_params else ""
+        target = "viewer/node" if "StudyInstanceUIDs" in request.query_params else ""
         query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"{ohif.BASE}{there}{query}", 307)
+        return RedirectResponse(f"{ohif.BASE}{target}{query}", 307)
 
     @routes.get("/viewer/{path:path}")
     def inside(path: str) -> Response:
-        if ohif.installed(where) is None:
+        if ohif.find_installed(folder) is None:
             raise HTTPException(503, f"the viewer is not installed: run 'dicomnode viewer install' ({ohif.PACKAGE})")
         if path == "app-config.js":
             return Response(_app_config(), media_type="text/javascript")
-        if path in _files(where):
-            return _file(where / path)
-        if Path(path).suffix in _KINDS:
+        if path in _list_files(folder):
+            return _file_response(folder / path)
+        if Path(path).suffix in _MEDIA_TYPES:
             raise HTTPException(404, "the viewer has no such file")
-        return _index(where)
+        return _index_response(folder)
 
     return routes
 
 
-def _file(path: Path) -> Response:
+def _file_response(path: Path) -> Response:
     if path.name == "index.html" and path.parent.name != "customizations":
-        return _index(path.parent)
+        return _index_response(path.parent)
     keep = "public, max-age=31536000, immutable" if _NAMED_BY_CONTENT.search(path.name) else "no-cache"
-    kind = _KINDS.get(path.suffix, "application/octet-stream")
+    kind = _MEDIA_TYPES.get(path.suffix, "application/octet-stream")
     headers = {"Cache-Control": keep}
     if path.suffix == ".js":  # a worker has the policy of its own script
-        headers["Content-Security-Policy"] = _policy(())
+        headers["Content-Security-Policy"] = _security_policy(())
     return FileResponse(path, media_type=kind, headers=headers)
 
 
-def _index(where: Path) -> Response:
-    """Any page of the application is this one; what it shows, its scripts read from the address."""
-    text = (where / "index.html").read_text(encoding="utf-8")
+def _index_response(folder: Path) -> Response:
+    """Return the single page of the application; its scripts read from the address which view to show."""
+    text = (folder / "index.html").read_text(encoding="utf-8")
     hashes = [b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _INLINE_SCRIPT.findall(text)]
-    return HTMLResponse(text, headers={"Content-Security-Policy": _policy(hashes)})
+    return HTMLResponse(text, headers={"Content-Security-Policy": _security_policy(hashes)})
 
 
-def _policy(hashes: list[str] | tuple[()]) -> str:
-    """Nothing from elsewhere. The codecs are WebAssembly whose glue makes functions of text: 'unsafe-eval'."""
+def _security_policy(hashes: list[str] | tuple[()]) -> str:
+    """Return the Content-Security-Policy: own content only; 'unsafe-eval' for the codecs' WebAssembly glue code."""
     inline = " ".join(f"'sha256-{each}'" for each in hashes)
     return "; ".join((
         "default-src 'none'", f"script-src 'self' 'unsafe-eval' {inline}".rstrip(), "worker-src 'self' blob:",
@@ -94,16 +94,16 @@ def _policy(hashes: list[str] | tuple[()]) -> str:
 
 
 @lru_cache(maxsize=4)
-def _files(where: Path) -> frozenset[str]:
-    """Only what is listed is served, so no path leads out of the folder."""
-    found = (path.relative_to(where).as_posix() for path in where.rglob("*") if path.is_file())
-    return frozenset(found) - {ohif.FACTS}
+def _list_files(folder: Path) -> frozenset[str]:
+    """List the files that may be served, so that no path leads out of the folder."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return frozenset(found) - {ohif.FACTS_FILE}
 
 
 @lru_cache(maxsize=1)
 def _app_config() -> str:
-    """https://docs.ohif.org/configuration/configurationFiles"""
-    sources = [_source("node", "studies", ROOT), _source("review", "studies with held results", REVIEW)]
+    """Return the application's configuration (https://docs.ohif.org/configuration/configurationFiles)."""
+    sources = [_data_source("node", "studies", ROOT), _data_source("review", "studies with held results", REVIEW)]
     config = {
         "routerBasename": ohif.BASE.rstrip("/"),
         "showStudyList": True,
@@ -116,7 +116,9 @@ def _app_config() -> str:
         "strictZSpacingForVolumeViewport": True,
         "groupEnabledModesFirst": True,
         "showErrorDetails": "production",
-        "investigationalUseDialog": {"option": "never"},  # every object of ours says it in its pixels and its name
+        "investigationalUseDialog": {
+            "option": "never"
+        },  # every result of the node states it in its pixels and its description
         "maxNumRequests": {"interaction": 100, "thumbnail": 5, "prefetch": 25},
         "defaultDataSourceName": "node",
         "dataSources": sources,
@@ -125,7 +127,7 @@ def _app_config() -> str:
     return "window.config = " + re.sub(r'"@origin([^"]*)"', r"window.location.origin + '\1'", text) + ";\n"
 
 
-def _source(name: str, friendly: str, root: str) -> dict[str, object]:
+def _data_source(name: str, friendly: str, root: str) -> dict[str, object]:
     return {
         "namespace": "@ohif/extension-default.dataSourcesModule.dicomweb",
         "sourceName": name,

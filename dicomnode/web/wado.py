@@ -1,4 +1,4 @@
-"""WADO-RS (PS3.18 10.4): instances, their metadata and their bulk data. Files are read while they are sent."""
+"""WADO-RS (PS3.18 10.4): instances, their metadata and bulk data. Files are read while they are sent."""
 
 from __future__ import annotations
 
@@ -14,135 +14,141 @@ from starlette.responses import Response, StreamingResponse
 
 from db.catalogue import StoredObject
 from dicomnode import decoding
-from dicomnode.errors import InputRefused, NotFound
 from dicomnode.transcoding import pixels
 from dicomnode.transcoding.convert import convert_to_explicit_little_endian
 from dicomnode.web import dicom_json, media_types, methods, multipart, ranges, wado_frames
 from dicomnode.web.holdings import Holdings
-from dicomnode.web.media_types import Accepted, Form
+from dicomnode.web.media_types import MediaRange, Representation
 from dicomnode.web.multipart import Part
 
-__all__ = ["add"]
+__all__ = ["add_routes"]
 
 _STUDY = "/studies/{study}"
 _SERIES = _STUDY + "/series/{series}"
 _INSTANCE = _SERIES + "/instances/{instance}"
-_BLOCK = 1 << 20
-_SMALL = 16 << 20
-_DICOM, _OCTETS, _PDF = "application/dicom", "application/octet-stream", "application/pdf"
+_BLOCK_BYTES = 1 << 20
+_SMALL_BYTES = 16 << 20
 _PIXELS = frozenset(f"{tag:08X}" for tag in pixels.PIXEL_TAGS)
 
 Answer = Callable[[Holdings, Request], Response]
 
 
-def add(routes: APIRouter, holdings: Holdings) -> None:
-    """Every resource below a root."""
+def add_routes(routes: APIRouter, holdings: Holdings) -> None:
+    """Add every resource below a root."""
 
     def at(path: str, answer: Answer) -> None:
         methods.add_get(routes, path, lambda request: answer(holdings, request))
 
     for level in (_STUDY, _SERIES, _INSTANCE):
-        at(level, _instances)
-        at(f"{level}/metadata", _metadata)
-        at(f"{level}/thumbnail", wado_frames.thumbnail)
-    at(_INSTANCE + "/rendered", wado_frames.rendered)
-    at(_INSTANCE + "/frames/{frames}", wado_frames.frames)
-    at(_INSTANCE + "/frames/{frames}/rendered", wado_frames.rendered)
-    at(_INSTANCE + "/frames/{frames}/thumbnail", wado_frames.thumbnail)
-    at(_INSTANCE + "/bulkdata/{place:path}", _bulkdata)
+        at(level, _instances_response)
+        at(f"{level}/metadata", _metadata_response)
+        at(f"{level}/thumbnail", wado_frames.thumbnail_response)
+    at(_INSTANCE + "/rendered", wado_frames.rendered_response)
+    at(_INSTANCE + "/frames/{frames}", wado_frames.frames_response)
+    at(_INSTANCE + "/frames/{frames}/rendered", wado_frames.rendered_response)
+    at(_INSTANCE + "/frames/{frames}/thumbnail", wado_frames.thumbnail_response)
+    at(_INSTANCE + "/bulkdata/{place:path}", _bulkdata_response)
 
 
-def _found(holdings: Holdings, request: Request) -> list[StoredObject]:
+def _find_instances(holdings: Holdings, request: Request) -> list[StoredObject]:
     path = request.path_params
     return holdings.find(path["study"], path.get("series", ""), path.get("instance", ""))
 
 
-def _instances(holdings: Holdings, request: Request) -> Response:
-    found = _found(holdings, request)
-    wanted = media_types.accepted(request)
-    if len(found) > 1:  # several do not fit into an answer that is one
-        wanted = [each for each in wanted if each.multipart or each.media_type != _DICOM]
-    forms = [(stored, form) for stored in found if (form := _form(stored, wanted))]
+def _instances_response(holdings: Holdings, request: Request) -> Response:
+    found = _find_instances(holdings, request)
+    accepted = media_types.parse_accept(request)
+    if len(found) > 1:  # several instances need a multipart answer
+        accepted = [each for each in accepted if each.multipart or each.media_type != media_types.DICOM]
+    forms = [(stored, form) for stored in found if (form := _choose_representation(stored, accepted))]
     if not forms:
         raise HTTPException(406, "none of the instances can be sent in an accepted media type and transfer syntax")
     if not forms[0][1].multipart:
-        return _alone(request, holdings.path(forms[0][0]), *forms[0])
+        return _single_instance_response(request, holdings.path(forms[0][0]), *forms[0])
     parts = (
-        Part(form.content_type, holdings.url_of(request, stored), _content(holdings.path(stored), stored, form))
+        Part(
+            form.content_type,
+            holdings.instance_url(request, stored),
+            _instance_content(holdings.path(stored), stored, form),
+        )
         for stored, form in forms
     )
-    return multipart.answer(parts, _DICOM, 200 if len(forms) == len(found) else 206)
+    return multipart.multipart_response(parts, media_types.DICOM, 200 if len(forms) == len(found) else 206)
 
 
-def _form(stored: StoredObject, wanted: Sequence[Accepted]) -> Form | None:
+def _choose_representation(stored: StoredObject, accepted: Sequence[MediaRange]) -> Representation | None:
     syntax = stored.transfer_syntax_uid
-    return media_types.form_of_instance(syntax, wanted, convertible=pixels.is_decodable(syntax))
+    return media_types.choose_for_instance(syntax, accepted, convertible=pixels.is_decodable(syntax))
 
 
-def _alone(request: Request, path: Path, stored: StoredObject, form: Form) -> Response:
-    """One instance without an envelope; a large one that is converted comes without ranges."""
+def _single_instance_response(request: Request, path: Path, stored: StoredObject, form: Representation) -> Response:
+    """Return one instance without a multipart envelope; a large one that is converted supports no ranges."""
     if form.transfer_syntax_uid != stored.transfer_syntax_uid:
         place = pixels.read_layout(path)
-        if place is None or place.frames * place.frame_bits <= 8 * _SMALL:
-            return ranges.of_bytes(request, b"".join(_converted(path)), form.content_type)
-        return StreamingResponse(multipart.begun(_converted(path)), media_type=form.content_type)
-    return ranges.answer(request, path.stat().st_size, partial(_file, path), form.content_type)
+        if place is None or place.frames * place.frame_bits <= 8 * _SMALL_BYTES:
+            return ranges.bytes_response(request, b"".join(convert_to_explicit_little_endian(path)), form.content_type)
+        return StreamingResponse(
+            multipart.start_early(convert_to_explicit_little_endian(path)), media_type=form.content_type
+        )
+    return ranges.range_response(request, path.stat().st_size, partial(_read_file, path), form.content_type)
 
 
-def _content(path: Path, stored: StoredObject, form: Form) -> Iterator[bytes]:
+def _instance_content(path: Path, stored: StoredObject, form: Representation) -> Iterator[bytes]:
     if form.transfer_syntax_uid != stored.transfer_syntax_uid:
-        yield from _converted(path)
-    else:
-        yield from _file(path, 0, path.stat().st_size)
-
-
-def _converted(path: Path) -> Iterator[bytes]:
-    try:
         yield from convert_to_explicit_little_endian(path)
-    except InputRefused as error:
-        raise HTTPException(406, str(error)) from None
+    else:
+        yield from _read_file(path, 0, path.stat().st_size)
 
 
-def _file(path: Path, start: int, stop: int) -> Iterator[bytes]:
+def _read_file(path: Path, start: int, stop: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(start)
-        while block := file.read(min(_BLOCK, stop - start)):
+        while block := file.read(min(_BLOCK_BYTES, stop - start)):
             start += len(block)
             yield block
 
 
-def _metadata(holdings: Holdings, request: Request) -> Response:
-    media_types.accepts_json(request)
-    found = _found(holdings, request)
+def _metadata_response(holdings: Holdings, request: Request) -> Response:
+    media_types.require_json_accepted(request)
+    found = _find_instances(holdings, request)
 
     def pieces() -> Iterator[bytes]:
         before = b"["
         for stored in found:
-            told = dicom_json.metadata(holdings.path(stored), f"{holdings.url_of(request, stored)}/bulkdata")
+            encoded = dicom_json.encode_metadata(
+                holdings.path(stored), f"{holdings.instance_url(request, stored)}/bulkdata"
+            )
             yield before
-            yield from decoding.stream([told])
+            yield from decoding.stream([encoded])
             before = b",\n"
         yield b"]"
 
-    return StreamingResponse(multipart.begun(pieces(), 2), media_type=dicom_json.MEDIA_TYPE)
+    return StreamingResponse(multipart.start_early(pieces(), 2), media_type=media_types.DICOM_JSON)
 
 
-def _bulkdata(holdings: Holdings, request: Request) -> Response:
-    """Pixels come frame by frame where they are compressed, else as one part like all other bulk."""
-    (stored,) = _found(holdings, request)
+def _bulkdata_response(holdings: Holdings, request: Request) -> Response:
+    """Return bulk data: compressed pixels frame by frame, everything else as one part."""
+    (stored,) = _find_instances(holdings, request)
     path, place = holdings.path(stored), request.path_params["place"]
     location = str(request.url.path)
-    wanted = media_types.accepted(request)
+    accepted = media_types.parse_accept(request)
     if place in _PIXELS:
-        return wado_frames.all_of(request, path, stored, wanted)
-    try:
-        value = decoding.run(dicom_json.bulk, path, place)
-    except NotFound as error:
-        raise HTTPException(404, str(error)) from None
-    kind = _PDF if stored.sop_class_uid == EncapsulatedPDFStorage and place == "00420011" else _OCTETS
-    for each in wanted:
-        if not each.multipart and each.media_type in (kind, _OCTETS):
-            return ranges.of_bytes(request, value, each.media_type)
-        if each.covers(_OCTETS):
-            return multipart.answer([Part(_OCTETS, location, [value])], _OCTETS)
-    raise HTTPException(406, f"this bulk data comes as {_OCTETS}" + (f" or {kind}" if kind != _OCTETS else ""))
+        return wado_frames.all_frames_response(request, path, stored, accepted)
+    value = decoding.run(dicom_json.read_bulk, path, place)
+    kind = (
+        media_types.PDF
+        if stored.sop_class_uid == EncapsulatedPDFStorage and place == "00420011"
+        else media_types.OCTET_STREAM
+    )
+    for each in accepted:
+        if not each.multipart and each.media_type in (kind, media_types.OCTET_STREAM):
+            return ranges.bytes_response(request, value, each.media_type)
+        if each.covers(media_types.OCTET_STREAM):
+            return multipart.multipart_response(
+                [Part(media_types.OCTET_STREAM, location, [value])], media_types.OCTET_STREAM
+            )
+    raise HTTPException(
+        406,
+        f"this bulk data comes as {media_types.OCTET_STREAM}"
+        + (f" or {kind}" if kind != media_types.OCTET_STREAM else ""),
+    )

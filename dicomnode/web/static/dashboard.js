@@ -1,14 +1,15 @@
-// What makes pages live. Without it they work as well: they are only as new as the last time they were asked for.
-const SLOWEST_MS = 3000;
+// Live updates of the pages. Pages work without this script, too: they then show the state at their last load.
+// Written by hand rather than with htmx and its SSE extension: rows are exchanged by key, and fields in use stay.
+const LEAST_INTERVAL_MS = 3000;
 const POLL_MS = 20000;
 const topics = new Set((document.body.dataset.topics ?? "").split(" ").filter(Boolean));
 let seq = Number(document.body.dataset.seq);
 let source = null;
-let waiting = null;
-let asked = 0;
+let pendingRefresh = null;
+let lastRefreshMs = 0;
 
-/** The page as the server would make it now: by the address, or by the form that it came from. */
-async function fresh() {
+/** Load the current page anew: by its address, or by the form that it came from. */
+async function loadPage() {
   const form = document.querySelector("form.filter");
   const patient = form?.elements.patient?.defaultValue;
   const state = form?.querySelector(".primary")?.value ?? "";
@@ -26,12 +27,11 @@ async function fresh() {
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 }
 
-/** As text, without how long ago things were: that alone is no news. */
-function likeness(element) {
+/** Return an element's HTML for comparison, without ages of events, which change all the time. */
+function comparableHtml(element) {
   const copy = element.cloneNode(true);
   for (const time of copy.querySelectorAll("time[data-ago]")) time.textContent = "";
-  for (const given of copy.querySelectorAll("details[open]")) given.removeAttribute("open");
-  for (const made of copy.querySelectorAll("[data-made]")) made.remove();
+  for (const details of copy.querySelectorAll("details[open]")) details.removeAttribute("open");
   for (const image of copy.querySelectorAll("figure img, figure a")) {
     image.removeAttribute("src");
     image.removeAttribute("href");
@@ -40,122 +40,123 @@ function likeness(element) {
   return copy.outerHTML;
 }
 
-/** Whether a person is at work in it. */
+/** Return whether the user is working in an element. */
 function inUse(element) {
   if (element.contains(document.activeElement) && document.activeElement.matches("input, textarea, button")) return true;
   return [...element.querySelectorAll("input[name=reason]")].some((field) => field.value !== field.defaultValue);
 }
 
-function exchange(old, now) {
+function updateRow(old, now) {
   const times = now.querySelectorAll("time[data-ago]");
-  if (likeness(old) === likeness(now)) {
+  if (comparableHtml(old) === comparableHtml(now)) {
     old.querySelectorAll("time[data-ago]").forEach((time, at) => { time.textContent = times[at].textContent; });
     return;
   }
   if (inUse(old)) return;
   const focused = old.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
   old.replaceWith(now);
-  for (const element of now.querySelectorAll(".figures")) slices(element);
+  for (const element of now.querySelectorAll(".figures")) setUpSlider(element);
   if (focused) now.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
 }
 
-/** Rows by their keys; what has none is exchanged whole. */
-function renew(old, now) {
+/** Update a list row by row, by the rows' keys; replace an element without keys as a whole. */
+function updateElement(old, now) {
   const rows = [...now.children];
   if (!rows.length || rows.some((row) => !row.dataset.key) || [...old.children].some((row) => !row.dataset.key)) {
-    if (likeness(old) !== likeness(now) && !inUse(old)) old.replaceWith(now);
+    if (comparableHtml(old) !== comparableHtml(now) && !inUse(old)) old.replaceWith(now);
     return;
   }
-  const there = new Map([...old.children].map((row) => [row.dataset.key, row]));
-  let place = old.firstElementChild;
+  const remaining = new Map([...old.children].map((row) => [row.dataset.key, row]));
+  let position = old.firstElementChild;
   for (const row of rows) {
-    const known = there.get(row.dataset.key);
-    there.delete(row.dataset.key);
-    if (!known) {
-      old.insertBefore(row, place);
-    } else if (known === place) {
-      place = place.nextElementSibling;
-      exchange(known, row);
+    const current = remaining.get(row.dataset.key);
+    remaining.delete(row.dataset.key);
+    if (!current) {
+      old.insertBefore(row, position);
+    } else if (current === position) {
+      position = position.nextElementSibling;
+      updateRow(current, row);
     } else {
-      if (!inUse(known)) old.insertBefore(known, place);
-      exchange(known, row);
+      if (!inUse(current)) old.insertBefore(current, position);
+      updateRow(current, row);
     }
   }
-  for (const gone of there.values()) if (!inUse(gone)) gone.remove();
+  for (const gone of remaining.values()) if (!inUse(gone)) gone.remove();
 }
 
-function tell() {
+/** Announce changed counts of waiting decisions and failures to screen readers. */
+function announceCounts() {
   const counts = [...document.querySelectorAll("#pages .count")].map((count) => count.closest("a").textContent.trim());
-  const words = counts.join(", ").replace(/\s+/g, " ");
-  const said = document.getElementById("said");
-  if (said.dataset.last !== undefined && said.dataset.last !== words) said.textContent = words || "Nothing waits for you";
-  said.dataset.last = words;
+  const text = counts.join(", ").replace(/\s+/g, " ");
+  const status = document.getElementById("announcement");
+  if (status.dataset.last !== undefined && status.dataset.last !== text) status.textContent = text || "No decisions or failures";
+  status.dataset.last = text;
 }
 
 async function refresh() {
-  waiting = null;
-  asked = Date.now();
+  pendingRefresh = null;
+  lastRefreshMs = Date.now();
   try {
-    const page = await fresh();
+    const page = await loadPage();
     for (const now of page.querySelectorAll("[data-live]")) {
       const old = document.getElementById(now.id);
-      if (old) renew(old, now);
+      if (old) updateElement(old, now);
     }
     seq = Number(page.body.dataset.seq);
-    tell();
+    announceCounts();
   } catch {
-    show(false);
+    showConnection(false);
   }
 }
 
-function soon() {
-  waiting ??= setTimeout(refresh, Math.max(200, asked + SLOWEST_MS - Date.now()));
+function scheduleRefresh() {
+  pendingRefresh ??= setTimeout(refresh, Math.max(200, lastRefreshMs + LEAST_INTERVAL_MS - Date.now()));
 }
 
-function show(on) {
+function showConnection(isLive) {
   const live = document.getElementById("live");
   live.hidden = false;
-  live.textContent = on ? "live" : "not live: reload for news";
-  live.classList.toggle("off", !on);
+  live.textContent = isLive ? "live" : "not live: reload to update";
+  live.classList.toggle("off", !isLive);
 }
 
-function progress(jobs) {
-  for (const [id, [percent, , words]] of Object.entries(jobs)) {
+function updateProgress(jobs) {
+  for (const [id, [percent, , text]] of Object.entries(jobs)) {
     const bar = document.querySelectorAll(`progress[data-job="${id}"]`);
     if (!bar.length && topics.has("jobs") && document.querySelector("#jobs, #studies")) continue;
     bar.forEach((each) => { each.value = percent; each.textContent = `${percent} %`; });
-    document.querySelectorAll(`[data-job-words="${id}"]`).forEach((each) => { each.textContent = words; });
+    document.querySelectorAll(`[data-job-words="${id}"]`).forEach((each) => { each.textContent = text; });
   }
 }
 
-function listen() {
+function connect() {
   if (source || document.hidden || !topics.size) return;
   source = new EventSource("/events");
   source.addEventListener("hello", (event) => {
-    show(true);
-    if (JSON.parse(event.data).seq > seq) soon();
+    showConnection(true);
+    if (JSON.parse(event.data).seq > seq) scheduleRefresh();
   });
   source.addEventListener("changed", (event) => {
-    if (JSON.parse(event.data).topics.some((topic) => topics.has(topic))) soon();
+    if (JSON.parse(event.data).topics.some((topic) => topics.has(topic))) scheduleRefresh();
   });
-  source.addEventListener("progress", (event) => progress(JSON.parse(event.data)));
+  source.addEventListener("progress", (event) => updateProgress(JSON.parse(event.data)));
   source.addEventListener("error", () => {
-    show(false);
+    showConnection(false);
     if (source?.readyState === EventSource.CLOSED) {
-      rest();
-      setTimeout(() => { refresh(); listen(); }, POLL_MS);
+      disconnect();
+      setTimeout(() => { refresh(); connect(); }, POLL_MS);
     }
   });
 }
 
-/** A browser opens six connections to a server: pages that nobody sees leave theirs to others. */
-function rest() {
+/** Close the event stream: a browser opens six connections to a server, and hidden pages leave theirs to others. */
+function disconnect() {
   source?.close();
   source = null;
 }
 
-/** Source, result and uncertainty at one slice. */
-async function slices(figures) {
+/** Set up the slider that shows all figures of a job at the same slice. */
+async function setUpSlider(figures) {
   const job = figures.dataset.slices;
   const line = figures.nextElementSibling;
   if (!job || !line?.classList.contains("slices")) return;
@@ -166,12 +167,12 @@ async function slices(figures) {
   const output = line.querySelector("output");
   input.max = count - 1;
   input.value = Math.floor(count / 2);
-  const say = () => { output.textContent = `${Number(input.value) + 1} of ${count}`; };
-  let turn = null;
+  const showNumber = () => { output.textContent = `${Number(input.value) + 1} of ${count}`; };
+  let pending = null;
   input.addEventListener("input", () => {
-    say();
-    clearTimeout(turn);
-    turn = setTimeout(() => {
+    showNumber();
+    clearTimeout(pending);
+    pending = setTimeout(() => {
       for (const image of figures.querySelectorAll("img")) {
         const where = image.getAttribute("src").split("?")[0];
         image.src = `${where}?at=${input.value}`;
@@ -179,11 +180,11 @@ async function slices(figures) {
       }
     }, 60);
   });
-  say();
+  showNumber();
   line.hidden = false;
 }
 
-document.querySelectorAll(".figures").forEach(slices);
+document.querySelectorAll(".figures").forEach(setUpSlider);
 for (const field of document.querySelectorAll("input[data-kept]")) {
   field.value = sessionStorage.getItem(field.name) ?? "";
   field.addEventListener("change", () => sessionStorage.setItem(field.name, field.value));
@@ -195,7 +196,7 @@ document.addEventListener("submit", (event) => {
 addEventListener("pageshow", (event) => {
   if (event.persisted) location.reload();
 });
-document.addEventListener("visibilitychange", () => (document.hidden ? rest() : listen()));
-addEventListener("pagehide", rest);
-tell();
-listen();
+document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+addEventListener("pagehide", disconnect);
+announceCounts();
+connect();
