@@ -55,7 +55,7 @@ def _validate(network: nn.Module, c: recipe.Configuration, source: Source) -> di
     return {}
 
 
-PLAIN = replace(recipe.RECIPE, name="pet-unet", bundle="", make_network=lambda c: PlainUNet(), loss=_loss,
+PLAIN = replace(recipe.RECIPE, name="pet-unet", bundle="", make_network=lambda c: PlainUNet(), compute_loss=_loss,
                 validate=_validate)  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Memory that is freed stays with the process while it computes.
+"""Keep freed memory in the process while it computes.
 
-glibc's malloc asks the system for every array above 32 MiB and gives it back when it is freed, so each tensor of a
-volume begins with a page fault for every 4 KiB of it: 40 % of a training step of the anatomy model's second network.
+glibc's malloc asks the system for every array above 32 MiB and returns it when it is freed, so each tensor of a volume
+begins with a page fault for every 4 KiB of it: 40 % of a training step of the anatomy model's second network.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["reused"]
+__all__ = ["keep_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Of glibc's <malloc.h>."""
+"""Parameters of mallopt in glibc's <malloc.h>."""
 
 
 @contextmanager
-def reused() -> Iterator[bool]:
-    """Within, and in this process from then on, what was freed is used again; at the end what is free is given back.
-    Yields False, and changes nothing, where malloc is not glibc's."""
+def keep_freed_memory() -> Iterator[bool]:
+    """Keep freed memory for later allocations of this process, and return it to the system at the end.
+
+    The setting outlasts the context. Yields False, and changes nothing, where malloc is not glibc's.
+    """
     try:
         libc = ctypes.CDLL(None)
-        told = bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1))
+        is_set = bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, -1))
     except (AttributeError, OSError, TypeError):
-        told = False
+        is_set = False
     try:
-        yield told
+        yield is_set
     finally:
-        if told:
+        if is_set:
             libc.malloc_trim(0)

@@ -50,11 +50,16 @@ NETWORKS = frozenset(
         "model_zoo.networks.dose_transfer.DoseTransfer",
         "model_zoo.networks.local_unet.LocalUNet",
         "model_zoo.networks.pet_unet.PetUNet",
-        "model_zoo.networks.two_looks.TwoLooks",
+        "model_zoo.networks.refinement_cascade.RefinementCascade",
         "model_zoo.networks.volume_unet.VolumeUNet",
     }
 )
-"""What ``network_def`` may name as ``_target_``, beside MONAI's networks: a configuration cannot call anything else."""
+"""Classes that ``network_def`` may name as ``_target_``, besides MONAI's networks. No other class can be called."""
+
+_FORMER_NAMES = {
+    "model_zoo.networks.two_looks.TwoLooks": "model_zoo.networks.refinement_cascade.RefinementCascade",
+}
+"""Today's name of a network by the one that bundles written earlier hold."""
 
 
 def read_facts(path: Path) -> BundleFacts:
@@ -202,6 +207,7 @@ def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Modul
 
 def _kind(called: str, target: object) -> type[nn.Module]:
     """The network's class: one of ours, or one of MONAI's by its short or its whole name."""
+    target = _FORMER_NAMES.get(str(target), target)
     module, _, name = str(target).rpartition(".")
     if target in NETWORKS:
         found: type[nn.Module] = getattr(import_module(module), name)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from model_zoo import out_of_distribution
-from model_zoo.anatomy import find, keep_largest, look_again, looks_twice
+from model_zoo.anatomy import EmptyImage, has_refinement, segment
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
 from pipelines.codes import ANATOMICAL_STRUCTURE, MEAN, PROBABILITY, VOLUME, encode_structure
@@ -172,14 +172,9 @@ def segment_head(volume: Volume, model: Model, progress: Progress = lambda fract
     with torch.no_grad():
         progress(0.0, "resampling")
         data = _shift_air_to_zero(volume).to(model.device)
-        p, grid = _find_brain(data, volume.grid, model, progress)
-        fine = resampling.axis_aligned(grid, float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM)))
-        if looks_twice(model):
-            progress(0.5, "second look")
-            fine = resampling.axis_aligned(grid, float(model.settings["spacing_mm"]) / 2)
-            p, grid = look_again(p, resampling.resample(data, volume.grid, fine)[0], model), fine
-        progress(0.6, "structures")
-        brain_mask = keep_largest(p).cpu().numpy()
+        p, brain_mask, grid = _segment_window(data, volume.grid, model, progress)
+        spacing_mm = float(model.settings.get("label_spacing_mm", LABEL_SPACING_MM))
+        fine = grid if has_refinement(model) else resampling.axis_aligned(grid, spacing_mm)
         labels, confidence = _resample_classes(
             p, brain_mask, grid, fine, lambda done: progress(0.6 + 0.1 * done, "structures")
         )
@@ -195,15 +190,27 @@ def _shift_air_to_zero(volume: Volume) -> Tensor:
     return torch.from_numpy(volume.data - floor)[None]
 
 
-def _find_brain(data: Tensor, own: Grid, model: Model, progress: Progress) -> tuple[Tensor, Grid]:
-    """Return the class probabilities (class, k, j, i) of a window about the brain, and its grid."""
-    coarse = resampling.axis_aligned(own, float(model.settings["spacing_mm"]))
+def _segment_window(
+    data: Tensor, own: Grid, model: Model, progress: Progress
+) -> tuple[Tensor, NDArray[np.bool_], Grid]:
+    """Return the class probabilities (class, k, j, i) of a window about the brain, the brain's mask, and their grid."""
+    spacing_mm = float(model.settings["spacing_mm"])
+    coarse = resampling.axis_aligned(own, spacing_mm)
+
+    def make_grid(start: tuple[int, int, int], shape: tuple[int, int, int], scale: int) -> Grid:
+        grid = resampling.subgrid(coarse, start, shape)
+        return grid if scale == 1 else resampling.axis_aligned(grid, spacing_mm / scale)
+
+    def sample_window(start: tuple[int, int, int], shape: tuple[int, int, int]) -> Tensor:
+        return resampling.resample(data, own, make_grid(start, shape, 2))[0]
+
     image = resampling.resample(data, own, coarse)[0]
     try:
-        p, start = find(image, model, lambda done: progress(0.1 + 0.4 * done, "finding the brain"))
-    except ValueError as error:
+        result = segment(image, sample_window, model, lambda done, step: progress(0.1 + 0.5 * done, step))
+    except EmptyImage as error:
         raise Refused(str(error)) from error
-    return p, resampling.subgrid(coarse, start, (p.shape[1], p.shape[2], p.shape[3]))
+    k, j, i = (n // result.scale for n in result.p.shape[1:])
+    return result.p, result.component.cpu().numpy(), make_grid(result.start, (k, j, i), result.scale)
 
 
 def _resample_classes(

@@ -91,4 +91,4 @@ def kit() -> Path:
 @pytest.fixture
 def as_the_network_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standard-dose PET takes nothing away of the noise that its network leaves."""
-    monkeypatch.setattr(standard_dose, "_left", lambda dose, told: 1e-3)
+    monkeypatch.setattr(standard_dose, "_residual_noise_fraction", lambda dose, told: 1e-3)

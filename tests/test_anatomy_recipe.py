@@ -1,4 +1,4 @@
-"""What the anatomy model learns: shares of structures on a coarser lattice, balanced at first; then a second look."""
+"""The anatomy recipe: shares of structures on a coarser grid, balanced at first; then the refinement."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo import registry
-from model_zoo.anatomy import look_again, looks_twice
+from model_zoo.anatomy import has_refinement, refine
 from model_zoo.bundle import Model
 from model_zoo.evaluation.anatomy import label
 from model_zoo.mixture import GROUPS
-from model_zoo.networks.two_looks import LEAST_PROBABILITY, TwoLooks
+from model_zoo.networks.refinement_cascade import LEAST_PROBABILITY, RefinementCascade
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate import heads
 from model_zoo.structures import COUNT, number
@@ -64,12 +64,12 @@ def test_the_loss_is_least_where_the_answer_is_the_share_of_each_structure() -> 
         for value in structure[0, k, j, i].flatten().tolist():
             shares[(0, value, *block)] += 1 / 8
     network = _Known(shares.log())
-    loss = anatomy.loss(network, _drawn(structure, 0.9), SMOKE)
+    loss = anatomy.compute_loss(network, _drawn(structure, 0.9), SMOKE)
     (gradient,) = torch.autograd.grad(loss, network.logits)
     assert float(gradient.abs().max()) < 1e-4
     for _ in range(5):
         other = _Known(shares.log() + torch.randn(shares.shape))
-        assert float(anatomy.loss(other, _drawn(structure, 0.9), SMOKE).detach()) > float(loss.detach())
+        assert float(anatomy.compute_loss(other, _drawn(structure, 0.9), SMOKE).detach()) > float(loss.detach())
 
 
 def test_a_small_structure_weighs_most_at_the_beginning() -> None:
@@ -81,7 +81,7 @@ def test_a_small_structure_weighs_most_at_the_beginning() -> None:
 
     def price(stage: float) -> float:
         c = replace(SMOKE, dice_weight=0.0)
-        return float(anatomy.loss(_Known(missed), _drawn(structure, stage), c).detach())
+        return float(anatomy.compute_loss(_Known(missed), _drawn(structure, stage), c).detach())
 
     assert price(0.0) > 1.3 * price(anatomy.BALANCED_SHARE) > 0
     assert price(anatomy.BALANCED_SHARE) == price(0.9)
@@ -109,36 +109,36 @@ def test_the_first_network_learns_first_and_the_second_after_it(step: int, learn
     source = replace(simulated(phantom=True).train, step=step)
     names, parameters = zip(*network.named_parameters(), strict=True)
     with torch.no_grad():
-        prepared = anatomy.prepare(network, anatomy.batch(SMOKE, source, seeded(0, step)), SMOKE)
-    loss = anatomy.loss(network, prepared, SMOKE)
+        prepared = anatomy.prepare(network, anatomy.draw_batch(SMOKE, source, seeded(0, step)), SMOKE)
+    loss = anatomy.compute_loss(network, prepared, SMOKE)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     moved = [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
     assert moved
     assert all(name.startswith(learns) for name in moved)
 
 
-def test_the_first_look_is_what_the_recipe_of_one_network_was() -> None:
+def test_the_first_network_is_trained_as_one_network_alone() -> None:
     torch.manual_seed(1)
     alone = VolumeUNet(
         1, COUNT + 1, channels=SMOKE.channels, blocks=1, unshuffle=4, coarsen=2, norm="group", coordinates=True
     )
     torch.manual_seed(1)
     network = anatomy.make_network(SMOKE)
-    assert isinstance(network, TwoLooks)
+    assert isinstance(network, RefinementCascade)
     assert all(torch.equal(p, q) for p, q in zip(alone.parameters(), network.first.parameters(), strict=True))
-    drawn = anatomy.batch(SMOKE, simulated(phantom=True).train, seeded(0, 0))
-    assert torch.equal(anatomy.loss(alone, drawn, SMOKE), anatomy.loss(network, drawn, SMOKE))
+    drawn = anatomy.draw_batch(SMOKE, simulated(phantom=True).train, seeded(0, 0))
+    assert torch.equal(anatomy.compute_loss(alone, drawn, SMOKE), anatomy.compute_loss(network, drawn, SMOKE))
 
 
-def _untaught() -> TwoLooks:
+def _untrained() -> RefinementCascade:
     """Its second network corrects nothing yet."""
-    return TwoLooks(COUNT + 1, (8, 8), 1, 4, 2, (8, 8))
+    return RefinementCascade(COUNT + 1, (8, 8), 1, 4, 2, (8, 8))
 
 
-def test_an_untaught_second_look_believes_what_it_is_told() -> None:
-    told = torch.rand(1, COUNT + 1, 16, 16, 16, generator=seeded(1)).softmax(dim=1)
-    found = _untaught().again(told, functional.avg_pool3d(told, 2)).softmax(dim=1)
-    expected = told + LEAST_PROBABILITY
+def test_an_untrained_refinement_returns_its_input() -> None:
+    posterior = torch.rand(1, COUNT + 1, 16, 16, 16, generator=seeded(1)).softmax(dim=1)
+    found = _untrained().refine(posterior, functional.avg_pool3d(posterior, 2)).softmax(dim=1)
+    expected = posterior + LEAST_PROBABILITY
     assert torch.allclose(found, expected / expected.sum(dim=1, keepdim=True), atol=1e-5)
 
 
@@ -152,8 +152,8 @@ def test_the_second_loss_is_least_at_the_truth() -> None:
         assert float(anatomy._second_loss(right + noise, structure, SMOKE)) > best
 
 
-def test_the_second_look_sees_what_the_image_says_of_the_first() -> None:
-    """The first is off by a voxel; untaught, the second passes on what the mixture makes of it, on half the voxels."""
+def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
+    """The first is off by a voxel; untrained, the second passes on what the mixture makes of it, on half the voxels."""
     head = heads.phantom((64, 64, 64), 3.0)
     level = torch.full((COUNT + 1,), 0.05)
     for g, names in enumerate(GROUPS):
@@ -161,33 +161,33 @@ def test_the_second_look_sees_what_the_image_says_of_the_first() -> None:
     image = (level[head.structure.long()] + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0, 1)
     first = anatomy._shares(head.structure[None].long(), 2)[0].roll((1, 1), dims=(2, 3))
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
-    model = Model("anatomy", "1", "", {}, _untaught(), settings, "cpu")
-    found = look_again(first, image, model)
+    model = Model("anatomy", "1", "", {}, _untrained(), settings, "cpu")
+    found = refine(first, image, model)
     assert torch.allclose(found.sum(dim=0), torch.ones(64, 64, 64), atol=1e-4)
     before = functional.interpolate(first[None], scale_factor=2, mode="trilinear")[0].argmax(0)
     assert _mean_dice(found.argmax(0), head.structure) > _mean_dice(before, head.structure) + 0.1
 
 
-def test_nothing_is_looked_at_again_far_from_the_brain() -> None:
+def test_nothing_is_refined_far_from_the_brain() -> None:
     """An image grows by air on one side: the answer is the same, and background there."""
     head = heads.phantom((64, 64, 64), 3.0)
     image = (0.2 + 0.03 * head.structure.float() + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0.25, 0.8)
     first = anatomy._shares(head.structure[None].long(), 2)[0]
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
-    model = Model("anatomy", "1", "", {}, _untaught(), settings, "cpu")
-    found = look_again(first, image, model)
+    model = Model("anatomy", "1", "", {}, _untrained(), settings, "cpu")
+    found = refine(first, image, model)
     air = functional.one_hot(torch.zeros(32, 32, 16, dtype=torch.int64), COUNT + 1).movedim(-1, 0).float()
-    wider = look_again(torch.cat([first, air], 3), functional.pad(image, (0, 32), value=0.25), model)
+    wider = refine(torch.cat([first, air], 3), functional.pad(image, (0, 32), value=0.25), model)
     assert torch.equal(wider[..., :64], found)
     assert torch.equal(wider[0, ..., 64:], torch.ones(64, 64, 32))
 
 
-def test_who_looks_once_does_not_look_again(tmp_path: Path) -> None:
+def test_a_model_of_one_network_cannot_refine(tmp_path: Path) -> None:
     write_anatomy_bundle(tmp_path)
     model = registry.load("anatomy", root=tmp_path)
-    assert not looks_twice(model)
-    with pytest.raises(TypeError, match="looks once"):
-        look_again(torch.zeros(COUNT + 1, 4, 4, 4), torch.zeros(8, 8, 8), model)
+    assert not has_refinement(model)
+    with pytest.raises(TypeError, match="no second network"):
+        refine(torch.zeros(COUNT + 1, 4, 4, 4), torch.zeros(8, 8, 8), model)
 
 
 def _mean_dice(found: Tensor, truth: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""What is freed stays with the process while it computes, and goes back at the end."""
+"""Freed memory stays with the process while it computes, and goes back to the system at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 _FAULTS = """
 import resource
 import torch
-from model_zoo.heap import reused
+from model_zoo.heap import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,19 +23,19 @@ def resident_mb():
         return int(status.read().split()[1]) * resource.getpagesize() // 2**20
 
 alone = faults()
-with reused() as told:
+with keep_freed_memory() as is_set:
     faults(), faults()
     within = faults()
     during = resident_mb()
-print(told, alone, within, during, resident_mb())
+print(is_set, alone, within, during, resident_mb())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is told")
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is set")
 def test_volumes_one_after_the_other_ask_for_no_new_pages() -> None:
     """64 MiB each."""
     done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True, timeout=120)
-    told, alone, within, during_mb, after_mb = done.stdout.split()
-    assert told == "True"
+    is_set, alone, within, during_mb, after_mb = done.stdout.split()
+    assert is_set == "True"
     assert int(within) < int(alone) / 10
     assert int(after_mb) < int(during_mb) - 60

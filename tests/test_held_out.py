@@ -86,7 +86,7 @@ def test_training_opens_no_held_out_map_and_needs_none(name: str, kit: Path, tmp
         loop.train(replace(found, validate=nothing), c, tmp_path / "run", sources=sources)
         for step in range(2, 30):
             if len(set(subjects)) < ENOUGH:
-                found.batch(c, sources.train, recipe.seeded(c.seed, step))
+                found.draw_batch(c, sources.train, recipe.seeded(c.seed, step))
     assert subjects or name in PROCEDURAL
     assert set(subjects) <= set(anatomy.TRAIN)
 

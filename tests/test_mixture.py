@@ -51,7 +51,7 @@ def test_every_structure_is_in_one_group() -> None:
 @pytest.mark.parametrize("dark_tissue", [False, True], ids=["like T1w", "the other way round"])
 def test_the_image_corrects_a_prior_that_is_displaced(dark_tissue: bool) -> None:
     prior, image, truth = _scene(dark_tissue=dark_tissue)
-    found = mixture.posterior(prior, image)
+    found = mixture.compute_posterior(prior, image)
     assert torch.allclose(found.sum(dim=0), torch.ones(SHAPE), atol=1e-4)
     assert _mean_dice(found, truth) > _mean_dice(prior, truth) + 0.1
     white = truth == number("cerebral white matter")
@@ -61,11 +61,11 @@ def test_the_image_corrects_a_prior_that_is_displaced(dark_tissue: bool) -> None
 
 def test_a_smooth_field_is_found() -> None:
     prior, image, truth = _scene(field=0.25)
-    assert _mean_dice(mixture.posterior(prior, image), truth) > _mean_dice(prior, truth) + 0.08
-    corrected = mixture.posterior(prior, image).argmax(dim=0)
-    without = mixture.posterior(prior, image / (1 + 0.25 * torch.linspace(-1, 1, SHAPE[1])[None, :, None])).argmax(
-        dim=0
-    )
+    assert _mean_dice(mixture.compute_posterior(prior, image), truth) > _mean_dice(prior, truth) + 0.08
+    corrected = mixture.compute_posterior(prior, image).argmax(dim=0)
+    without = mixture.compute_posterior(
+        prior, image / (1 + 0.25 * torch.linspace(-1, 1, SHAPE[1])[None, :, None])
+    ).argmax(dim=0)
     assert (corrected == without).float().mean() > 0.97
 
 
@@ -73,14 +73,14 @@ def test_a_lesion_that_looks_like_nothing_around_it_stays_what_the_prior_says() 
     prior, image, _ = _scene(lesion=True, dark_tissue=True)
     lesion = _lesion(prior)
     assert lesion.sum() > 50
-    found = mixture.posterior(prior, image).argmax(dim=0)
+    found = mixture.compute_posterior(prior, image).argmax(dim=0)
     assert (found[lesion] == number("cerebral white matter")).float().mean() > 0.9
 
 
 def test_nothing_is_random_and_the_inputs_stay() -> None:
     prior, image, _ = _scene()
     before, seen = prior.clone(), image.clone()
-    assert torch.equal(mixture.posterior(prior, image), mixture.posterior(prior, image))
+    assert torch.equal(mixture.compute_posterior(prior, image), mixture.compute_posterior(prior, image))
     assert torch.equal(prior, before)
     assert torch.equal(image, seen)
 
@@ -88,7 +88,7 @@ def test_nothing_is_random_and_the_inputs_stay() -> None:
 def test_a_prior_that_knows_no_brain_stays_so() -> None:
     prior = torch.zeros(COUNT + 1, *SHAPE)
     prior[0] = 1
-    found = mixture.posterior(prior, torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)))
+    found = mixture.compute_posterior(prior, torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)))
     assert torch.isfinite(found).all()
     assert (found.argmax(dim=0) == 0).all()
 
@@ -96,13 +96,15 @@ def test_a_prior_that_knows_no_brain_stays_so() -> None:
 def test_a_finer_lattice_has_the_densities_of_the_one_it_was_fitted_to() -> None:
     prior, image, _ = _scene(field=0.25)
     m = Mixture()
-    fit = mixture.fitted(prior, image, m)
+    fit = mixture.fit_mixture(prior, image, m)
     finer = image
     for axis in range(3):
         finer = finer.repeat_interleave(2, axis)
-    whole = mixture.densities(fit, image, m)
+    whole = mixture.compute_densities(fit, image, m)
     assert whole.shape[0] == len(GROUPS) + 1
-    assert float((mixture.densities(fit, finer, m)[:, ::2, ::2, ::2] - whole).abs().mean()) < 0.04 * float(whole.mean())
+    assert float((mixture.compute_densities(fit, finer, m)[:, ::2, ::2, ::2] - whole).abs().mean()) < 0.04 * float(
+        whole.mean()
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"order": 0}, {"outlier": 0.0}, {"components": 0}])
@@ -115,10 +117,10 @@ def test_the_box_holds_all_that_may_be_a_structure_and_is_as_wide_as_asked() -> 
     background = torch.ones(32, 24, 16)
     background[5:9, 0:2, 15] = 0.5
     background[20, 7, 3] = 0.97
-    near = mixture.box(background, 4)
+    near = mixture.bounding_box(background, 4)
     assert [part.stop - part.start for part in near] == [16, 8, 16]
     assert int((background[near] < 1).sum()) == int((background < 1).sum()) == 9
 
 
 def test_the_box_is_everything_where_nothing_is() -> None:
-    assert mixture.box(torch.ones(8, 6, 4), 4) == (slice(0, 8), slice(0, 6), slice(0, 4))
+    assert mixture.bounding_box(torch.ones(8, 6, 4), 4) == (slice(0, 8), slice(0, 6), slice(0, 4))

@@ -23,7 +23,7 @@ SOURCE = simulated(phantom=True).train
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, Tensor]:
-    return training.batch(replace(SMOKE, batch=4), SOURCE, seeded(1))
+    return training.draw_batch(replace(SMOKE, batch=4), SOURCE, seeded(1))
 
 
 def test_a_batch_has_every_tensor_in_the_shape_it_promises(drawn: dict[str, Tensor]) -> None:
@@ -38,13 +38,13 @@ def test_a_batch_has_every_tensor_in_the_shape_it_promises(drawn: dict[str, Tens
 
 
 def test_the_same_seed_gives_the_same_batch() -> None:
-    first, again = (training.batch(SMOKE, SOURCE, seeded(5)) for _ in range(2))
+    first, again = (training.draw_batch(SMOKE, SOURCE, seeded(5)) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["x0"], training.batch(SMOKE, SOURCE, seeded(6))["x0"])
+    assert not torch.equal(first["x0"], training.draw_batch(SMOKE, SOURCE, seeded(6))["x0"])
 
 
 def test_quiet_items_carry_no_noise_and_are_at_the_end() -> None:
-    drawn = training.batch(replace(SMOKE, batch=16), SOURCE, seeded(2))
+    drawn = training.draw_batch(replace(SMOKE, batch=16), SOURCE, seeded(2))
     quiet = drawn["quiet"] > 0
     assert bool(quiet.any())
     assert bool((drawn["eta"][quiet] == 1.0).all())
@@ -150,7 +150,7 @@ def test_the_recipe_runs_from_nothing_to_a_bundle_that_the_registry_loads(tmp_pa
         training.RECIPE, checkpoint, tmp_path / "bundles" / "pet_synthesis", version="0.0.1", made_on=date(2026, 1, 1)
     )
     model = registry.load("pet_synthesis", root=tmp_path / "bundles")
-    drawn = training.batch(SMOKE, SOURCE, seeded(1))
+    drawn = training.draw_batch(SMOKE, SOURCE, seeded(1))
     with torch.no_grad():
         assert pet_synthesis.expected(model.network, training.conditions(drawn)).shape == drawn["x0"].shape
 
@@ -178,7 +178,7 @@ def test_the_quick_evaluation_fills_every_table_and_picture(tmp_path: Path) -> N
     c = replace(SMOKE, spacing_mm=6.0, shape=(24, 32, 24))
     torch.manual_seed(0)
     network = training.make_network(c).eval()
-    model = Model("pet_synthesis", "0", "", {}, network, training.inference(c), "cpu")
+    model = Model("pet_synthesis", "0", "", {}, network, training.describe_inference(c), "cpu")
     told: list[float] = []
     found = evaluate(model, root=None, quick=True, progress=lambda share, word: told.append(share))
     assert [table.title.split()[0] for table in found.tables[:2]] == list(TARGETS)
@@ -220,13 +220,13 @@ def test_a_user_s_pet_becomes_suvr_by_its_own_reference_and_a_missing_tracer_is_
     from model_zoo.training import manifest
 
     sources = manifest.sources(manifest.read(table, training.RECIPE.columns))
-    drawn = training.batch(replace(SMOKE, batch=1, patients=1), sources.train, seeded(1))
+    drawn = training.draw_batch(replace(SMOKE, batch=1, patients=1), sources.train, seeded(1))
     assert drawn["known"].tolist() == [[1.0, 0.0]]
     assert float(drawn["x0"][:, 1].abs().max()) == 0.0
     maps = drawn["maps"][0].flatten(1)
     means = (maps @ drawn["x0"][0, 0].flatten()) / maps.sum(1) * 3.0
     assert 1.4 < float(composite_suvr(means, "amyloid")) < 2.6
-    both = training.batch(replace(SMOKE, batch=1), sources.validation, seeded(1))
+    both = training.draw_batch(replace(SMOKE, batch=1), sources.validation, seeded(1))
     assert both["known"].tolist() == [[1.0, 1.0]]
 
 

@@ -22,7 +22,7 @@ from model_zoo.simulate.pet.torso import random_torso
 from model_zoo.training import checkpoint, load, loop, manifest, recipe, standard_dose_pet
 from model_zoo.training.labels import displace_labels
 from model_zoo.training.recipe import seeded
-from model_zoo.training.standard_dose_pet import RECIPE, batch, loss, make_network
+from model_zoo.training.standard_dose_pet import RECIPE, compute_loss, draw_batch, make_network
 
 SMOKE = standard_dose_pet.CONFIGURATIONS["smoke"]
 PHANTOM = recipe.simulated(phantom=True).train
@@ -49,7 +49,7 @@ def test_the_recipe_trains_from_nothing_and_restores_an_image(tmp_path: Path) ->
     assert load("standard-dose-pet") is RECIPE
     loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.simulated(phantom=True))
     averaged = checkpoint.read(tmp_path / checkpoint.NAME).averaged()
-    arguments = RECIPE.inference(SMOKE)["network_def"]
+    arguments = RECIPE.describe_inference(SMOKE)["network_def"]
     network = VolumeUNet(**{name: value for name, value in arguments.items() if name != "_target_"})
     network.load_state_dict(averaged)
     low = 4000 * low_dose.surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
@@ -61,7 +61,7 @@ def test_the_recipe_trains_from_nothing_and_restores_an_image(tmp_path: Path) ->
 
 
 def test_a_batch_depends_on_its_generator_alone() -> None:
-    one, again, other = (batch(SMOKE, PHANTOM, seeded(1, step)) for step in (5, 5, 6))
+    one, again, other = (draw_batch(SMOKE, PHANTOM, seeded(1, step)) for step in (5, 5, 6))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["low"], other["low"])
     assert one["inputs"].shape == (2, standard_dose.IN_CHANNELS, 16, 16, 16)
@@ -180,7 +180,7 @@ def test_noise_that_the_network_leaves_is_taken_away_and_an_edge_stays(monkeypat
     truth[:, :, 16:] = 4.0
     low = truth + 0.3 * truth**0.7 * torch.randn(truth.shape, generator=seeded(9))
     found, _ = standard_dose.restore(Choosing(1), low, 0.1, spacing_mm=8.0, bf16=False)
-    monkeypatch.setattr(standard_dose, "_left", lambda dose, told: 1e-3)
+    monkeypatch.setattr(standard_dose, "_residual_noise_fraction", lambda dose, told: 1e-3)
     before, _ = standard_dose.restore(Choosing(1), low, 0.1, spacing_mm=8.0, bf16=False)
     for flat in (slice(0, 10), slice(22, 32)):
         assert float((found - truth)[..., flat].std()) < 0.6 * float((before - truth)[..., flat].std())
@@ -212,7 +212,7 @@ def test_a_hot_lesion_that_the_network_removed_is_given_back_and_noise_is_not() 
     truth[18:22, 18:22, 18:22] = 2.0
     noise = 0.1 * truth**0.7 * torch.randn(truth.shape, generator=generator)
     smoothed = torch.full_like(truth, 0.5)
-    found, sd = standard_dose.give_back(truth + noise, smoothed, torch.full_like(truth, 0.02))
+    found, sd = standard_dose.restore_significant_residual(truth + noise, smoothed, torch.full_like(truth, 0.02))
     lesion = truth > 1
     assert float(found[lesion].mean()) > 1.7
     assert float((found[~lesion] - smoothed[~lesion]).square().mean().sqrt()) < 0.02
@@ -223,12 +223,12 @@ def test_a_hot_lesion_that_the_network_removed_is_given_back_and_noise_is_not() 
 
 def test_nothing_is_given_back_where_nothing_was_taken() -> None:
     image = torch.rand(16, 16, 16, generator=seeded(4))
-    found, _ = standard_dose.give_back(image, image, torch.ones_like(image))
+    found, _ = standard_dose.restore_significant_residual(image, image, torch.ones_like(image))
     assert torch.equal(found, image)
 
 
 def test_regions_that_are_not_told_change_nothing() -> None:
-    drawn = batch(SMOKE, PHANTOM, seeded(2))
+    drawn = draw_batch(SMOKE, PHANTOM, seeded(2))
     network = make_network(SMOKE)
     nn.init.normal_(network.last.weight)  # type: ignore[union-attr, arg-type]
     for block in network.modules():
@@ -238,22 +238,24 @@ def test_regions_that_are_not_told_change_nothing() -> None:
     c = replace(SMOKE, region_weight=0.0)
     told = {"told": torch.ones(2)}, {"told": torch.zeros(2)}
     moved = {"regions": (drawn["regions"] + 1) % 17}
-    silent, silent_moved = (float(loss(network, drawn | told[1] | m, c).detach()) for m in ({}, moved))
-    spoken, spoken_moved = (float(loss(network, drawn | told[0] | m, c).detach()) for m in ({}, moved))
+    silent, silent_moved = (float(compute_loss(network, drawn | told[1] | m, c).detach()) for m in ({}, moved))
+    spoken, spoken_moved = (float(compute_loss(network, drawn | told[0] | m, c).detach()) for m in ({}, moved))
     assert silent == silent_moved
     assert spoken != spoken_moved
 
 
 def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None:
-    drawn = batch(SMOKE, PHANTOM, seeded(3))
+    drawn = draw_batch(SMOKE, PHANTOM, seeded(3))
     true = drawn | {"copies": drawn["target"].repeat(1, 8, 1, 1, 1)}
     c = replace(SMOKE, gradient_weight=0.0, region_weight=0.0)
-    assert float(loss(Nothing(), true, c)) == pytest.approx(0, abs=1e-6)
+    assert float(compute_loss(Nothing(), true, c)) == pytest.approx(0, abs=1e-6)
     for weighted in (replace(c, gradient_weight=1.0), replace(c, region_weight=1.0), replace(c, structure_weight=1.0)):
-        assert float(loss(Nothing(), true, weighted)) == pytest.approx(0, abs=1e-5)
-        assert float(loss(Nothing(), drawn, weighted)) > float(loss(Nothing(), drawn, c))
+        assert float(compute_loss(Nothing(), true, weighted)) == pytest.approx(0, abs=1e-5)
+        assert float(compute_loss(Nothing(), drawn, weighted)) > float(compute_loss(Nothing(), drawn, c))
     biased = drawn | {"copies": 1.1 * true["copies"]}
-    only = float(loss(Nothing(), biased, replace(c, region_weight=1.0))) - float(loss(Nothing(), biased, c))
+    only = float(compute_loss(Nothing(), biased, replace(c, region_weight=1.0))) - float(
+        compute_loss(Nothing(), biased, c)
+    )
     assert only == pytest.approx(0.1, rel=1e-3)
 
 
@@ -345,9 +347,9 @@ def test_a_users_reconstructed_pairs_make_batches_too(tmp_path: Path) -> None:
     lines = ["subject,split,low,standard,dose", *(f"{s},{s},low.nii,standard.nii,0.2" for s in ("train", "validation"))]
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
     found = manifest.sources(manifest.read(tmp_path / "pairs.csv", RECIPE.columns))
-    drawn = batch(SMOKE, found.train, seeded(4))
+    drawn = draw_batch(SMOKE, found.train, seeded(4))
     assert drawn["low"].shape == (2, 1, 16, 16, 16)
     assert int(drawn["regions"].max()) == 0
     inside = drawn["target"] > 0.05
     assert float(drawn["low"][inside].mean() / drawn["target"][inside].mean()) == pytest.approx(1, abs=0.1)
-    assert bool(torch.isfinite(loss(make_network(SMOKE), drawn, SMOKE)))
+    assert bool(torch.isfinite(compute_loss(make_network(SMOKE), drawn, SMOKE)))

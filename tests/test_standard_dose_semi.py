@@ -22,7 +22,7 @@ from model_zoo.simulate.pet.torso import ORGANS, random_torso
 from model_zoo.training import bundle, checkpoint, load, loop, manifest, recipe, standard_dose_pet, standard_dose_semi
 from model_zoo.training.pet_losses import structural_consistency
 from model_zoo.training.recipe import seeded
-from model_zoo.training.standard_dose_semi import RECIPE, Configuration, batch, loss, make_network
+from model_zoo.training.standard_dose_semi import RECIPE, Configuration, compute_loss, draw_batch, make_network
 
 SMOKE = standard_dose_semi.CONFIGURATIONS["smoke"]
 PHANTOM = recipe.simulated(phantom=True).train
@@ -31,7 +31,7 @@ FIRST, SECOND = {"progress": torch.tensor(0.2)}, {"progress": torch.tensor(0.5)}
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, Tensor]:
-    return batch(SMOKE, PHANTOM, seeded(1))
+    return draw_batch(SMOKE, PHANTOM, seeded(1))
 
 
 def test_blocks_that_share_an_error_are_not_alike() -> None:
@@ -67,12 +67,12 @@ def test_the_first_stage_asks_for_the_image_less_its_widest_blur(drawn: dict[str
     detail = (low - widest) / drawn["amplitude"]
     assert torch.allclose(drawn["inputs_low"][: len(low), :3].sum(dim=1, keepdim=True), detail, atol=1e-3)
     wanted = sum(float(drawn[f"inputs_{name}"][:, :3].sum(dim=1).square().mean()) for name in ("low", "standard"))
-    assert float(loss(network, drawn | FIRST, SMOKE).detach()) == pytest.approx(wanted, rel=1e-5)
+    assert float(compute_loss(network, drawn | FIRST, SMOKE).detach()) == pytest.approx(wanted, rel=1e-5)
 
 
 def _touched(drawn: dict[str, Tensor], progress: dict[str, Tensor], c: Configuration = SMOKE) -> set[str]:
     network = make_network(c)
-    loss(network, drawn | progress, c).backward()  # type: ignore[no-untyped-call]
+    compute_loss(network, drawn | progress, c).backward()  # type: ignore[no-untyped-call]
     return {name for name, part in network.named_children() if any(p.grad is not None for p in part.parameters())}
 
 
@@ -90,7 +90,7 @@ def test_images_without_a_partner_count_in_the_first_stage_only(drawn: dict[str,
         assert len(other[name]) == pairs + SMOKE.lone
         other[name][pairs:] += 1.0
     first, second = (
-        [float(loss(network, d | stage, SMOKE).detach()) for d in (drawn, other)] for stage in (FIRST, SECOND)
+        [float(compute_loss(network, d | stage, SMOKE).detach()) for d in (drawn, other)] for stage in (FIRST, SECOND)
     )
     assert first[0] != first[1]
     assert second[0] == second[1]
@@ -103,9 +103,9 @@ def test_the_second_stage_is_the_fidelity_of_the_pairs_and_the_structure_of_thei
     for parameter in network.parameters():  # the transfer must not be near the standard dose's features by chance
         torch.nn.init.normal_(parameter, std=0.1, generator=seeded(4))
     pairs = {"inputs": drawn["inputs_low"][:2], "embedding": drawn["embedding_low"][:2]}
-    supervised = float(standard_dose_pet.loss(network, drawn | pairs, SMOKE).detach())
+    supervised = float(standard_dose_pet.compute_loss(network, drawn | pairs, SMOKE).detach())
     none, one, two = (
-        float(loss(network, drawn | SECOND, replace(SMOKE, struc_weight=w)).detach()) for w in (0.0, 1.0, 2.0)
+        float(compute_loss(network, drawn | SECOND, replace(SMOKE, struc_weight=w)).detach()) for w in (0.0, 1.0, 2.0)
     )
     assert none == pytest.approx(supervised, rel=1e-5)
     assert one - none > 1e-4
@@ -151,17 +151,17 @@ def test_a_users_rows_may_lack_a_partner_and_every_stage_reads_what_it_can(tmp_p
         name: [row.line for row in _rows(standard_dose_semi.holding(found.train, *name.split()))] for name in _SIDES
     }
     assert lines == {"low": [2, 3], "standard": [2, 4], "low standard": [2]}
-    drawn = batch(SMOKE, found.train, seeded(4))
+    drawn = draw_batch(SMOKE, found.train, seeded(4))
     assert drawn["inputs_low"].shape == (3, 9, 16, 16, 16)
     for stage in (FIRST, SECOND):
-        assert bool(loss(make_network(SMOKE), drawn | stage, SMOKE).isfinite())
+        assert bool(compute_loss(make_network(SMOKE), drawn | stage, SMOKE).isfinite())
     with pytest.raises(ValueError, match="no row of a split has low and standard"):
-        batch(SMOKE, manifest.sources(_table(tmp_path, *rows[1:], "d,validation,low.nii,,0.1")).train, seeded(4))
+        draw_batch(SMOKE, manifest.sources(_table(tmp_path, *rows[1:], "d,validation,low.nii,,0.1")).train, seeded(4))
     no_dose = manifest.sources(
         _table(tmp_path, "a,train,low.nii,standard.nii,", "d,validation,low.nii,standard.nii,0.1")
     )
     with pytest.raises(ValueError, match="line 2, column dose: it is blank beside a low-dose image"):
-        batch(SMOKE, no_dose.train, seeded(4))
+        draw_batch(SMOKE, no_dose.train, seeded(4))
 
 
 _SIDES = ("low", "standard", "low standard")
@@ -179,16 +179,16 @@ def test_labels_by_ct_are_those_of_the_attenuation_map_and_the_bundle_names_them
     assert float((found.regions[lungs] == 1).float().mean()) > 0.95
     assert float((found.regions[body.organ == 0] == 0).float().mean()) > 0.98
     c = replace(standard_dose_pet.CONFIGURATIONS["smoke"], labels="ct", told=1.0)
-    drawn = standard_dose_pet.batch(c, PHANTOM, seeded(1))
+    drawn = standard_dose_pet.draw_batch(c, PHANTOM, seeded(1))
     assert int(drawn["regions"].max()) in range(1, 5)
-    assert bool(torch.isfinite(standard_dose_pet.loss(standard_dose_pet.make_network(c), drawn, c)))
-    told = standard_dose_pet.inference(c)
+    assert bool(torch.isfinite(standard_dose_pet.compute_loss(standard_dose_pet.make_network(c), drawn, c)))
+    told = standard_dose_pet.describe_inference(c)
     assert told["regions"] == list(ct_tissues.NAMES)
     assert told["network_def"]["maps"] == 4
     both = replace(c, labels="both")
     numbers = {int(standard_dose_pet._torso(both, body, 1, seeded(n)).regions.max()) for n in range(8)}
     assert numbers == {int(low_dose.torso(body, 1).regions.max()), len(low_dose.REGIONS) + 4}
-    assert standard_dose_pet.inference(both)["regions"] == [*low_dose.REGIONS, *ct_tissues.NAMES]
+    assert standard_dose_pet.describe_inference(both)["regions"] == [*low_dose.REGIONS, *ct_tissues.NAMES]
 
 
 def test_fields_of_a_configuration_are_set_by_name_and_kind() -> None:

@@ -32,7 +32,7 @@ SOURCES = simulated(phantom=True)
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, torch.Tensor]:
-    return recipe.batch(replace(SMOKE, batch=4, without_t1w=0.5), SOURCES.train, seeded(0, 3))
+    return recipe.draw_batch(replace(SMOKE, batch=4, without_t1w=0.5), SOURCES.train, seeded(0, 3))
 
 
 class _Knows(torch.nn.Module):
@@ -54,12 +54,12 @@ def _channels(drawn: dict[str, torch.Tensor], log_b: float = -2.0) -> torch.Tens
 
 
 def _loss(channels: torch.Tensor, drawn: dict[str, torch.Tensor], c: recipe.Configuration) -> float:
-    return float(recipe.loss(_Knows(channels), drawn, c).detach())
+    return float(recipe.compute_loss(_Knows(channels), drawn, c).detach())
 
 
 def test_a_step_s_batch_depends_on_its_generator_only() -> None:
-    first, again = (recipe.batch(SMOKE, SOURCES.train, seeded(5, 1)) for _ in range(2))
-    other = recipe.batch(SMOKE, SOURCES.train, seeded(5, 2))
+    first, again = (recipe.draw_batch(SMOKE, SOURCES.train, seeded(5, 1)) for _ in range(2))
+    other = recipe.draw_batch(SMOKE, SOURCES.train, seeded(5, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["input"], other["input"])
 
@@ -67,7 +67,7 @@ def test_a_step_s_batch_depends_on_its_generator_only() -> None:
 def test_examinations_stay_for_some_steps_and_are_replaced_one_by_one() -> None:
     def protocols(step: int) -> set[tuple[float, ...]]:
         at = replace(SOURCES.train, step=step)
-        return {tuple(recipe.batch(SMOKE, at, seeded(5, n))["protocol"][0].tolist()) for n in range(12)}
+        return {tuple(recipe.draw_batch(SMOKE, at, seeded(5, n))["protocol"][0].tolist()) for n in range(12)}
 
     first, second = protocols(0), protocols(SMOKE.renew)
     assert len(first) == len(second) == SMOKE.examinations
@@ -186,7 +186,7 @@ def test_the_laplace_scale_settles_at_the_mean_error_and_leaves_the_mean_alone(d
     only_b = replace(SMOKE, lesion_weight=0.0, ssim_weight=0.0, maps_weight=0.0, render_weight=0.0, segment_weight=0.0)
     network = _Knows(off)
     with_b, without = (
-        torch.autograd.grad(recipe.loss(network, drawn, replace(only_b, laplace_weight=w)), network.channels)[0]
+        torch.autograd.grad(recipe.compute_loss(network, drawn, replace(only_b, laplace_weight=w)), network.channels)[0]
         for w in (1.0, 0.0)
     )
     assert torch.allclose(with_b[:, 0], without[:, 0])

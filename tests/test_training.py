@@ -100,12 +100,12 @@ def test_a_damaged_checkpoint_is_named_and_not_trained_over(run: Path, tmp_path:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     def diverging(network: torch.nn.Module, batch: dict[str, torch.Tensor], c: mri_prior.Configuration) -> torch.Tensor:
-        loss = RECIPE.loss(network, batch, c)
+        loss = RECIPE.compute_loss(network, batch, c)
         return loss * float("nan") if float(batch["sigma"][0]) == fourth else loss
 
-    fourth = float(RECIPE.batch(SMOKE, PHANTOM.train, recipe.seeded(SMOKE.seed, 3))["sigma"][0])
+    fourth = float(RECIPE.draw_batch(SMOKE, PHANTOM.train, recipe.seeded(SMOKE.seed, 3))["sigma"][0])
     with pytest.raises(FloatingPointError, match="not finite at step"):
-        loop.train(replace(RECIPE, loss=diverging), SMOKE, tmp_path, sources=PHANTOM)
+        loop.train(replace(RECIPE, compute_loss=diverging), SMOKE, tmp_path, sources=PHANTOM)
     kept = checkpoint.read(tmp_path / checkpoint.NAME)
     assert kept.step == 3
     assert all(bool(torch.isfinite(value).all()) for value in kept.network.values())

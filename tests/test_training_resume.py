@@ -173,11 +173,11 @@ def test_two_processes_train_on_the_mean_of_their_batches_and_stay_the_same(tmp_
 
     def both(c: recipe.Configuration, source: recipe.Source, generator: torch.Generator) -> dict[str, torch.Tensor]:
         other = recipe.seeded(c.seed, 0, 1)
-        first, second = found.batch(c, source, generator), found.batch(c, source, other)
+        first, second = found.draw_batch(c, source, generator), found.draw_batch(c, source, other)
         return {key: torch.cat([first[key], second[key]]) for key in first}
 
     c = replace(found.configurations["smoke"], steps=1, bf16=False)
-    run = loop.train(replace(found, batch=both), c, tmp_path / "one", sources=recipe.simulated(phantom=True))
+    run = loop.train(replace(found, draw_batch=both), c, tmp_path / "one", sources=recipe.simulated(phantom=True))
     alone = checkpoint.read(run)
     for index, state in alone.optimiser["state"].items():
         torch.testing.assert_close(

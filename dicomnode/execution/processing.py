@@ -33,7 +33,7 @@ from dicomnode.reading import covariates, frames, unreadable, volumes
 from dicomnode.results.inherited import inherit
 from dicomnode.results.provenance import Provenance
 from dicomnode.routing.routing import MAIN_INPUT
-from model_zoo.heap import reused
+from model_zoo.heap import keep_freed_memory
 from pipelines import quality
 from pipelines.contract import (
     Case,
@@ -104,7 +104,7 @@ class _Loaded:
     priors: list[Dataset]
 
 
-@reused()
+@keep_freed_memory()
 def process(
     task: Task,
     config: Config,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_zoo.anatomy import after_mixture, find, keep_largest, look_again, looks_twice, window
+from model_zoo.anatomy import apply_mixture, extract_window, has_refinement, segment
 from model_zoo.bundle import Model
 from model_zoo.data_kit import data_root
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
@@ -89,14 +89,16 @@ def label(model: Model, image: Tensor) -> Tensor:
     them.
     """
     shrink = round(float(model.settings["spacing_mm"]))
-    p, start = find(functional.avg_pool3d(image[None], shrink)[0].to(model.device), model)
-    first, shape = [shrink * s for s in start], [shrink * n for n in p.shape[1:]]
-    if looks_twice(model):
-        p = look_again(p, window(image.to(model.device), first, shape), model)
-    else:
+    own = image.to(model.device)
+
+    def sample_window(start: Sequence[int], shape: Sequence[int]) -> Tensor:
+        return extract_window(own, [shrink * n for n in start], [shrink * n for n in shape])
+
+    found = segment(functional.avg_pool3d(image[None], shrink)[0].to(model.device), sample_window, model)
+    p = found.p
+    if found.scale < shrink:
         p = functional.interpolate(p[None], scale_factor=shrink, mode="trilinear", align_corners=False)[0]
-    keep_largest(p)
-    return window(p.argmax(dim=0).to(torch.uint8).cpu(), [-s for s in first], image.shape)
+    return extract_window(p.argmax(dim=0).to(torch.uint8).cpu(), [-shrink * n for n in found.start], image.shape)
 
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:
@@ -217,7 +219,7 @@ def _limits(scored: Sequence[_Scored], model: Model) -> list[Table]:
     )
     title = "What the resolution leaves of the truth"
     tables = [_limit(title, note, coarse, lambda s: _resolved(s.truth, s.kind.scan))]
-    if looks_twice(model):
+    if has_refinement(model):
         note = (
             "Dice where the first network's answer is replaced by the true shares of the structures in the voxels of "
             "its lattice: what the image's intensities add to these, without a second look. No bound either."
@@ -240,7 +242,7 @@ def _rightly_placed(s: _Scored, model: Model) -> Tensor:
     step = 2 * round(float(model.settings["spacing_mm"]))
     shares = [functional.avg_pool3d((s.truth == n).float()[None], step) for n in range(COUNT + 1)]
     p = functional.interpolate(torch.stack(shares, dim=1), scale_factor=2, mode="trilinear", align_corners=False)
-    told = after_mixture(p[0], s.image, Mixture(**model.settings["mixture"]))
+    told = apply_mixture(p[0], s.image, Mixture(**model.settings["mixture"]))
     return told.argmax(dim=0).to(s.truth.dtype)
 
 

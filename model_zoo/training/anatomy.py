@@ -3,13 +3,14 @@
 Data: random heads (``simulate.heads``) with random contrast, resolution and noise (``simulate.volumes``), so that no
 sequence is special (Billot et al., Med. Image Anal. 86, 2023); or a user's label volumes with or without an image.
 
-Two networks, one after the other (``networks.two_looks``). The first learns where structures lie, on a lattice coarser
-than the image's: what share of each voxel belongs to which. Loss: cross-entropy with these shares plus one minus their
-mean soft Dice over the structures present. Cross-entropy is first balanced between structures, without which the small
-ones are not found for thousands of steps, and at last not, for the least of a balanced one lies at no probability. How
-bright each structure is and where exactly its edge lies the image itself tells (``model_zoo.mixture``). The second
-learns to correct what comes of that, while the first stays as it is; loss: plain cross-entropy plus the same Dice, of
-whole voxels.
+Two networks are trained one after the other (``networks.refinement_cascade``). The first learns where structures lie,
+on a grid coarser than the image's: the share of each voxel that belongs to each structure. Loss: cross-entropy with
+these shares plus one minus their mean soft Dice over the structures present. Cross-entropy is balanced between
+structures at first, or small ones are not found for thousands of steps, and unbalanced at last, as the minimum of a
+balanced one is at no probability. The image gives each structure's brightness and exact edge (``model_zoo.mixture``).
+The second network learns to correct the result, while the first stays unchanged; loss: plain cross-entropy plus the
+same Dice, of whole voxels. MONAI's Dice losses do not fit: they average over classes that are absent, too, and take no
+shares.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn import functional
 from model_zoo import mixture
 from model_zoo.imaging import scale_between_quantiles
 from model_zoo.mixture import Mixture
-from model_zoo.networks.two_looks import TwoLooks
+from model_zoo.networks.refinement_cascade import RefinementCascade
 from model_zoo.networks.volume_unet import space_to_depth
 from model_zoo.out_of_distribution import HOLD_ABOVE
 from model_zoo.physics.tissues import tissue_of
@@ -39,16 +40,18 @@ __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "dice"]
 
 UNSHUFFLE = 4
 BALANCED_SHARE = 0.75
-"""Of the first network's training, after which cross-entropy is no longer balanced."""
+"""Share of the first network's training after which cross-entropy is no longer balanced."""
 MIXTURE = Mixture()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration(recipe.Configuration):
-    """``channels``, ``blocks``: of the first network, its first level at four times ``spacing_mm``, its output at
-    ``coarsen`` times; ``shape``: its field of view in voxels, which holds a whole head; ``shift_mm``: how far the brain
-    lies off its centre at most; ``balance``: power of a structure's size that divides its weight at first.
-    ``first_steps``: of all; the rest is for the second network, of ``again_channels``.
+    """A run of this recipe.
+
+    ``channels``, ``blocks``: of the first network, its first level at four times ``spacing_mm``, its output at
+    ``coarsen`` times; ``shape``: its field of view in voxels, which holds a whole head; ``shift_mm``: largest distance
+    of the brain from its centre; ``balance``: power of a structure's size that divides its weight at first;
+    ``first_steps``: steps of the first network, the rest is for the second, of ``again_channels``.
     """
 
     channels: tuple[int, ...]
@@ -81,13 +84,15 @@ CONFIGURATIONS = {
 
 
 def make_network(c: Configuration) -> nn.Module:
-    """One image in, logits of background and structures out."""
-    return TwoLooks(COUNT + 1, c.channels, c.blocks, UNSHUFFLE, c.coarsen, c.again_channels)
+    """Return the untrained cascade: image to logits of background and structures."""
+    return RefinementCascade(COUNT + 1, c.channels, c.blocks, UNSHUFFLE, c.coarsen, c.again_channels)
 
 
-def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
-    """``image`` float (b, 1, k, j, i) in [0, 1] and ``structure`` int64 (b, k, j, i); ``stage``: how much of the first
-    network's training is done, from 1 on it is the second's turn."""
+def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return ``image`` float (b, 1, k, j, i) in [0, 1], ``structure`` int64 (b, k, j, i) and ``stage``.
+
+    ``stage``: share of the first network's training that is done; from 1 on the second network is trained.
+    """
     pairs = [_example(c, source, generator) for _ in range(c.batch)]
     return {
         "image": torch.stack([image for image, _ in pairs])[:, None],
@@ -110,7 +115,7 @@ def _example(c: Configuration, source: Source, generator: torch.Generator) -> tu
 
 
 def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The user's image where the row has one, else a simulated contrast of the user's labels."""
+    """Return the user's image where the row has one, else a simulated contrast of the user's labels."""
     row = cohort.row(generator)
     names = [name for name in ("structures", "image") if name in row.images]
     found = cohort.patch(row, names, c.shape, c.spacing_mm, generator)
@@ -123,30 +128,32 @@ def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator
     return contrast_agnostic(Head(lookup[structure.long()], structure, c.spacing_mm, row.subject), generator), structure
 
 
-def prepare(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> dict[str, Tensor]:
-    """For the second network: about the brain ``prior``, the first's answer, ``told``, what the mixture makes of it,
-    and the part of ``structure`` that these are of. For the first network the batch as it is."""
-    if float(drawn["stage"]) < 1:
-        return drawn
-    image, structure = drawn["image"], drawn["structure"]
+def prepare(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> dict[str, Tensor]:
+    """Return the second network's inputs in a box about the brain; while the first is trained, the batch unchanged.
+
+    ``prior``: the first network's probabilities; ``posterior``: the mixture's; ``structure``: the truth in the box.
+    """
+    if float(batch["stage"]) < 1:
+        return batch
+    image, structure = batch["image"], batch["structure"]
     p = functional.softmax(network(image).float(), dim=1)
-    near = mixture.box(p[:, 0].amin(dim=0), _twice(network).second.stride)
+    near = mixture.bounding_box(p[:, 0].amin(dim=0), _as_cascade(network).second.stride)
     fine = tuple(slice(2 * part.start, 2 * part.stop) for part in near)
     p = p[(slice(None), slice(None), *near)]
     image, structure = image[(slice(None), slice(None), *fine)], structure[(slice(None), *fine)]
     prior = functional.interpolate(p, image.shape[2:], mode="trilinear", align_corners=False)
-    told = [mixture.posterior(each, x[0], MIXTURE) for each, x in zip(prior, image, strict=True)]
-    return {"prior": p, "told": torch.stack(told), "structure": structure}
+    posterior = [mixture.compute_posterior(each, x[0], MIXTURE) for each, x in zip(prior, image, strict=True)]
+    return {"prior": p, "posterior": torch.stack(posterior), "structure": structure}
 
 
-def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Cross-entropy, of the first network balanced at first, + w (1 - mean soft Dice)."""
-    if "told" in drawn:
-        return _second_loss(_again(network, drawn), drawn["structure"], c)
-    log_p = functional.log_softmax(network(drawn["image"]).float(), dim=1)
-    shares = _shares(drawn["structure"], c.coarsen)
+def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
+    """Return cross-entropy, of the first network balanced at first, + w (1 - mean soft Dice)."""
+    if "posterior" in batch:
+        return _second_loss(_refined_logits(network, batch), batch["structure"], c)
+    log_p = functional.log_softmax(network(batch["image"]).float(), dim=1)
+    shares = _shares(batch["structure"], c.coarsen)
     size = shares.sum(dim=(0, 2, 3, 4))
-    balance = c.balance * max(0.0, 1 - float(drawn["stage"]) / BALANCED_SHARE)
+    balance = c.balance * max(0.0, 1 - float(batch["stage"]) / BALANCED_SHARE)
     weight = (size + 50) ** -balance
     weight = weight / (weight * size).sum()
     cross_entropy = -(log_p * shares * weight[:, None, None, None]).sum()
@@ -155,14 +162,14 @@ def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tens
     return cross_entropy + c.dice_weight * (1 - _mean_dice(overlap, p.sum(dim=(0, 2, 3, 4)), size))
 
 
-def _again(network: nn.Module, prepared: dict[str, Tensor]) -> Tensor:
-    """The second network's logits."""
-    return _twice(network).again(prepared["told"], prepared["prior"])
+def _refined_logits(network: nn.Module, prepared: dict[str, Tensor]) -> Tensor:
+    """Return the second network's logits."""
+    return _as_cascade(network).refine(prepared["posterior"], prepared["prior"])
 
 
-def _twice(network: nn.Module) -> TwoLooks:
-    if not isinstance(network, TwoLooks):
-        raise TypeError(f"{type(network).__name__} looks once")
+def _as_cascade(network: nn.Module) -> RefinementCascade:
+    if not isinstance(network, RefinementCascade):
+        raise TypeError(f"{type(network).__name__} is no refinement cascade")
     return network
 
 
@@ -176,15 +183,15 @@ def _second_loss(logits: Tensor, structure: Tensor, c: Configuration) -> Tensor:
 
 
 def _shares(structure: Tensor, coarsen: int) -> Tensor:
-    """What part of each block of ``coarsen``^3 voxels is which structure: (b, k, j, i) -> (b, structures, k', ...)."""
+    """Return each structure's share of blocks of ``coarsen``^3 voxels: (b, k, j, i) -> (b, structures, k', ...)."""
     b, *shape = structure.shape
     blocks = space_to_depth(structure[:, None], coarsen)
-    found = torch.zeros(b, COUNT + 1, *(n // coarsen for n in shape), device=structure.device)
-    return found.scatter_add_(1, blocks, torch.full_like(blocks, 1 / coarsen**3, dtype=found.dtype))
+    shares = torch.zeros(b, COUNT + 1, *(n // coarsen for n in shape), device=structure.device)
+    return shares.scatter_add_(1, blocks, torch.full_like(blocks, 1 / coarsen**3, dtype=shares.dtype))
 
 
 def _mean_dice(overlap: Tensor, found: Tensor, truth: Tensor) -> Tensor:
-    """Mean over structures that are present of 2 overlap / (found + truth), background left out; each (structures,)."""
+    """Return the mean over the structures present, without background, of 2 overlap / (found + truth); each (n,)."""
     present = truth > 0
     present[0] = False
     score = 2 * overlap / (found + truth).clamp(min=1)
@@ -192,7 +199,7 @@ def _mean_dice(overlap: Tensor, found: Tensor, truth: Tensor) -> Tensor:
 
 
 def dice(found: Tensor, truth: Tensor) -> dict[int, float]:
-    """Dice of every structure that ``truth`` holds, by number; integer tensors of one shape."""
+    """Return the Dice coefficient of every structure in ``truth``, by number; integer tensors of one shape."""
     scores = {}
     for n in range(1, COUNT + 1):
         a, b = found == n, truth == n
@@ -202,19 +209,18 @@ def dice(found: Tensor, truth: Tensor) -> dict[int, float]:
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
-    """Of eight heads: mean Dice over structures, and that of some, on the first network's own lattice, and mean Dice
-    after the second look."""
+    """Return mean Dice over eight heads: on the first network's grid, of some structures, and after refinement."""
     generator = seeded(c.seed, 10**9)
     scores: list[dict[int, float]] = []
-    again: list[dict[int, float]] = []
+    refined: list[dict[int, float]] = []
     for _ in range(8):
-        drawn = batch(c, source, generator)
-        image = drawn["image"].to(next(network.parameters()).device)
+        batch = draw_batch(c, source, generator)
+        image = batch["image"].to(next(network.parameters()).device)
         found = network(image).argmax(1).cpu()
-        scores.append(dice(found[0], _shares(drawn["structure"], c.coarsen).argmax(1)[0]))
-        seen = prepare(network, drawn | {"image": image, "stage": torch.tensor(1.0)}, c)
-        again.append(dice(_again(network, seen).argmax(1).cpu()[0], seen["structure"][0]))
-    metrics = {"dice": _mean(scores), "dice_again": _mean(again)}
+        scores.append(dice(found[0], _shares(batch["structure"], c.coarsen).argmax(1)[0]))
+        inputs = prepare(network, batch | {"image": image, "stage": torch.tensor(1.0)}, c)
+        refined.append(dice(_refined_logits(network, inputs).argmax(1).cpu()[0], inputs["structure"][0]))
+    metrics = {"dice": _mean(scores), "dice_again": _mean(refined)}
     for name in ("cerebral white matter", "frontal cortex", "hippocampus"):
         values = [s[number(name)] for s in scores if number(name) in s]
         metrics[f"dice_{name.replace(' ', '_')}"] = sum(values) / max(1, len(values))
@@ -225,11 +231,11 @@ def _mean(scores: list[dict[int, float]]) -> float:
     return sum(sum(s.values()) / max(1, len(s)) for s in scores) / len(scores)
 
 
-def inference(c: Configuration) -> dict[str, Any]:
-    """Network and what the pipeline must know to feed it."""
+def describe_inference(c: Configuration) -> dict[str, Any]:
+    """Return the network's definition and the settings of its pipeline."""
     return {
         "network_def": {
-            "_target_": "model_zoo.networks.two_looks.TwoLooks",
+            "_target_": "model_zoo.networks.refinement_cascade.RefinementCascade",
             "classes": COUNT + 1,
             "channels": list(c.channels),
             "blocks": c.blocks,
@@ -250,11 +256,11 @@ RECIPE = Recipe(
     bundle="anatomy",
     configurations=CONFIGURATIONS,
     make_network=make_network,
-    batch=batch,
+    draw_batch=draw_batch,
     prepare=prepare,
-    loss=loss,
+    compute_loss=compute_loss,
     validate=validate,
-    inference=inference,
+    describe_inference=describe_inference,
     facts={
         "task": "Segmentation of brain structures and cortical regions from head MR of any contrast",
         "intended_use": "Research only. Not for diagnosis. Masks, reference regions and regional numbers of brain MR.",

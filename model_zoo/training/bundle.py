@@ -53,7 +53,7 @@ def write(
     configuration = type(next(iter(recipe.configurations.values()))).from_json(state.configuration)
     facts = _metadata(recipe, state, version, made_on, commit or source_commit())
     facts["weights_sha256"] = weights_digest(bundle / WEIGHTS)
-    _write_json(bundle / "configs" / "inference.json", recipe.inference(configuration))
+    _write_json(bundle / "configs" / "inference.json", recipe.describe_inference(configuration))
     _write_json(bundle / "configs" / "metadata.json", facts)
     said = SIMULATION_ONLY if _simulated(facts["trained_on"]) else f"Trained on {facts['trained_on']}."
     (bundle / "docs" / "README.md").write_text(CARD.format_map(facts | {"origin": said}))

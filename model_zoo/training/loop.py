@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import deterministic
 from torch.utils.data import DataLoader, Dataset
 
-from model_zoo.heap import reused
+from model_zoo.heap import keep_freed_memory
 from model_zoo.precision import autocast
 from model_zoo.registry import memory_format
 from model_zoo.training import checkpoint, parallel
@@ -65,7 +65,7 @@ def learning_rate(c: Configuration, step: int) -> float:
     return c.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - c.warmup) / max(1, steps - c.warmup)))
 
 
-@reused()
+@keep_freed_memory()
 def train(
     recipe: Recipe[C],
     c: C,
@@ -160,7 +160,7 @@ def _start(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[str,
         _load(network, weights)
     network.to(world.device, memory_format=memory_format(network))  # type: ignore[call-overload]  # unknown to the stubs
     network.train()
-    objective: nn.Module = _Objective(network, recipe.loss, c)
+    objective: nn.Module = _Objective(network, recipe.compute_loss, c)
     if world.size > 1:
         own = [world.device] if world.device.type == "cuda" else None
         objective = DistributedDataParallel(objective, device_ids=own, find_unused_parameters=True)
@@ -211,7 +211,7 @@ class _Batches(Dataset[dict[str, Tensor]]):
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         device = self.world.device if self.c.draw_on_device else "cpu"
         generator = seeded(*self.world.key(self.c.seed, step), device=device)
-        drawn = self.recipe.batch(self.c, replace(self.source, step=step), generator)
+        drawn = self.recipe.draw_batch(self.c, replace(self.source, step=step), generator)
         return drawn | {"progress": torch.tensor(step / self.c.steps)}
 
 

@@ -129,7 +129,7 @@ def _denoiser(network: nn.Module) -> Denoiser:
     return Denoiser(network, SIGMA_DATA, stride=1)  # patches are multiples of the network's stride: nothing to pad
 
 
-def _batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+def _draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
     """Noise-free patches ``x0`` (batch, 2, patch, patch), their noise levels ``sigma`` (batch,), and the ``noise``."""
     x0 = patches(c.batch, c, source, generator)
     sigma = (torch.randn(c.batch, generator=generator) * c.log_sigma_sd + c.log_sigma_mean).exp()
@@ -137,7 +137,7 @@ def _batch(c: Configuration, source: Source, generator: torch.Generator) -> dict
     return {"x0": x0, "sigma": sigma, "noise": torch.randn(x0.shape, generator=generator)}
 
 
-def _loss(network: nn.Module, batch: dict[str, Tensor], _: Configuration) -> Tensor:
+def _compute_loss(network: nn.Module, batch: dict[str, Tensor], _: Configuration) -> Tensor:
     return training_loss(_denoiser(network), batch["x0"], batch["sigma"], batch["noise"]).mean()
 
 
@@ -155,7 +155,7 @@ def _validate(network: nn.Module, c: Configuration, source: Source) -> dict[str,
     return found
 
 
-def _inference(c: Configuration) -> dict[str, Any]:
+def _describe_inference(c: Configuration) -> dict[str, Any]:
     return {
         "network_def": {
             "_target_": "model_zoo.networks.local_unet.LocalUNet",
@@ -171,10 +171,10 @@ RECIPE = Recipe(
     bundle="mri_prior",
     configurations=CONFIGURATIONS,
     make_network=_make_network,
-    batch=_batch,
-    loss=_loss,
+    draw_batch=_draw_batch,
+    compute_loss=_compute_loss,
     validate=_validate,
-    inference=_inference,
+    describe_inference=_describe_inference,
     facts={
         "task": "Prior of complex brain MR slices for reconstruction from undersampled k-space",
         "intended_use": "Research only. Not for diagnosis. Reconstruction of brain MR by posterior sampling.",

@@ -173,7 +173,7 @@ def _t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
     return pet_synthesis.t1w_scaled(image, maps.sum(0) > 0.5)
 
 
-def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
     """x0 (b, 2, k, j, i), known (b, 2): 1 where the tracer's image exists, conditions, eta, quiet, noise."""
     if source.cohort is not None:
         items = [_measured(c, source.cohort, generator) for _ in range(c.batch)]
@@ -183,14 +183,14 @@ def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[
             patients = patients_sharing_atrophy(min(c.patients, c.batch - len(items)), generator)
             head = head_of(c, source, patients[0], generator)
             items += [_item(subject) for subject in simulated(head, patients, generator)]
-    drawn = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-    drawn["tokens"] = _dropped(drawn["tokens"], generator)
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    batch["tokens"] = _dropped(batch["tokens"], generator)
     at_end = torch.rand(c.batch, generator=generator) < c.end_share
     root = 0.05 + 0.95 * torch.rand(c.batch, generator=generator)
-    drawn["quiet"] = (at_end & (torch.rand(c.batch, generator=generator) < 0.5)).float()
-    drawn["eta"] = torch.where(at_end, torch.ones(()), root.square())
-    noise = pet_synthesis.anatomical_noise(drawn["maps"], generator)
-    return drawn | {"noise": noise * (1 - drawn["quiet"])[:, None, None, None, None]}
+    batch["quiet"] = (at_end & (torch.rand(c.batch, generator=generator) < 0.5)).float()
+    batch["eta"] = torch.where(at_end, torch.ones(()), root.square())
+    noise = pet_synthesis.anatomical_noise(batch["maps"], generator)
+    return batch | {"noise": noise * (1 - batch["quiet"])[:, None, None, None, None]}
 
 
 def patients_sharing_atrophy(count: int, generator: torch.Generator) -> list[Patient]:
@@ -222,22 +222,22 @@ def _dropped(tokens: Tensor, generator: torch.Generator) -> Tensor:
     return kept
 
 
-def conditions(drawn: dict[str, Tensor]) -> Conditions:
+def conditions(batch: dict[str, Tensor]) -> Conditions:
     """The part of a batch that is given."""
-    return Conditions(drawn["y0"], drawn["tokens"], drawn["maps"])
+    return Conditions(batch["y0"], batch["tokens"], batch["maps"])
 
 
-def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """The sum in the module's docstring."""
-    x0, y0 = drawn["x0"], drawn["y0"].expand(-1, len(TARGETS), -1, -1, -1)
-    x = residual_shift.shift(x0, y0, drawn["eta"][:, None, None, None, None], pet_synthesis.KAPPA, drawn["noise"])
-    x0_hat, log_sd = network(x, drawn["y0"], drawn["eta"], drawn["quiet"], drawn["tokens"], drawn["maps"])
+    x0, y0 = batch["x0"], batch["y0"].expand(-1, len(TARGETS), -1, -1, -1)
+    x = residual_shift.shift(x0, y0, batch["eta"][:, None, None, None, None], pet_synthesis.KAPPA, batch["noise"])
+    x0_hat, log_sd = network(x, batch["y0"], batch["eta"], batch["quiet"], batch["tokens"], batch["maps"])
     with torch.autocast(x.device.type, enabled=False):
-        return _error(x0_hat.float() - x0, log_sd, drawn, c)
+        return _error(x0_hat.float() - x0, log_sd, batch, c)
 
 
-def _error(residual: Tensor, log_sd: Tensor, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
-    known, maps = drawn["known"], drawn["maps"]
+def _error(residual: Tensor, log_sd: Tensor, batch: dict[str, Tensor], c: Configuration) -> Tensor:
+    known, maps = batch["known"], batch["maps"]
     residual = residual * known[:, :, None, None, None]
     inside = maps.sum(dim=1, keepdim=True)
     image = (inside * residual.square()).sum() / inside.sum() / known.sum(dim=1).mean().clamp(min=1.0)
@@ -311,20 +311,20 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     totals: dict[str, list[float]] = {}
     device = next(network.parameters()).device
     for index in range(3 if source.phantom else 6):
-        drawn = batch(replace(c, batch=min(c.batch, 2)), source, seeded(c.seed, 10**9, index))
-        drawn = {name: value.to(device) for name, value in drawn.items()}
-        residual = pet_synthesis.expected(network, conditions(drawn)) - drawn["x0"]
-        inside = drawn["maps"].sum(dim=1)
+        batch = draw_batch(replace(c, batch=min(c.batch, 2)), source, seeded(c.seed, 10**9, index))
+        batch = {name: value.to(device) for name, value in batch.items()}
+        residual = pet_synthesis.expected(network, conditions(batch)) - batch["x0"]
+        inside = batch["maps"].sum(dim=1)
         for at, target in enumerate(TARGETS):
             error = (inside * residual[:, at].square()).sum() / inside.sum()
             totals.setdefault(f"rmse_{target}", []).append(float(error))
-        means = torch.einsum("brv,bcv->bcr", drawn["maps"].flatten(2), residual.flatten(2).float())
-        means = means / drawn["maps"].flatten(2).sum(2)[:, None].clamp(min=1.0)
+        means = torch.einsum("brv,bcv->bcr", batch["maps"].flatten(2), residual.flatten(2).float())
+        means = means / batch["maps"].flatten(2).sum(2)[:, None].clamp(min=1.0)
         totals.setdefault("structure_rmse", []).append(float(means.square().mean()))
     return {name: math.sqrt(sum(values) / len(values)) for name, values in totals.items()}
 
 
-def inference(c: Configuration) -> dict[str, Any]:
+def describe_inference(c: Configuration) -> dict[str, Any]:
     """The network, its lattice, the fixed scales and schedules."""
     return {
         "network_def": {
@@ -349,10 +349,10 @@ RECIPE = Recipe(
     bundle="pet_synthesis",
     configurations=CONFIGURATIONS,
     make_network=make_network,
-    batch=batch,
-    loss=loss,
+    draw_batch=draw_batch,
+    compute_loss=compute_loss,
     validate=validate,
-    inference=inference,
+    describe_inference=describe_inference,
     facts={
         "task": "Synthesis of amyloid and tau PET (SUVR) from T1w MRI, anatomy and covariates",
         "intended_use": "Research only. Not for diagnosis. A demonstration: the link from anatomy to pathology was "

@@ -181,10 +181,10 @@ class Recipe(Generic[C]):
     bundle: str
     configurations: Mapping[str, C]
     make_network: Callable[[C], nn.Module]
-    batch: Callable[[C, Source, torch.Generator], dict[str, Tensor]]
-    loss: Callable[[nn.Module, dict[str, Tensor], C], Tensor]
+    draw_batch: Callable[[C, Source, torch.Generator], dict[str, Tensor]]
+    compute_loss: Callable[[nn.Module, dict[str, Tensor], C], Tensor]
     validate: Callable[[nn.Module, C, Source], dict[str, float]]
-    inference: Callable[[C], dict[str, Any]]
+    describe_inference: Callable[[C], dict[str, Any]]
     facts: Mapping[str, Any]
     prepare: Prepare | None = None
     columns: tuple[Column, ...] = ()

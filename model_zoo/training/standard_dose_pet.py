@@ -41,8 +41,17 @@ from model_zoo.training.pet_losses import region_bias, structural_consistency
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = [
-    "CONFIGURATIONS", "RECIPE", "Configuration", "batch", "fidelity", "inference", "items", "make_network", "names_of",
-    "region_maps", "validate",
+    "CONFIGURATIONS",
+    "RECIPE",
+    "Configuration",
+    "describe_inference",
+    "draw_batch",
+    "fidelity",
+    "items",
+    "make_network",
+    "names_of",
+    "region_maps",
+    "validate",
 ]  # fmt: skip
 
 WARP_CELLS = 4
@@ -136,12 +145,12 @@ def _object(c: Configuration, source: Source, generator: torch.Generator) -> Obj
     return _torso(c, body, 1, generator)
 
 
-def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
     """Scaled ``low`` and ``target`` (b, 1, k, j, i), what the network is shown of them, and ``regions`` uint8 (b, k, j,
     i) with ``told`` (b,): 1 where the network may see them."""
-    drawn = items(c, source, generator)
-    maps = region_maps(drawn["regions"], drawn["told"], c)
-    return drawn | vars(prepare(drawn["low"], drawn.pop("dose"), drawn.pop("spacing_mm"), maps))
+    batch = items(c, source, generator)
+    maps = region_maps(batch["regions"], batch["told"], c)
+    return batch | vars(prepare(batch["low"], batch.pop("dose"), batch.pop("spacing_mm"), maps))
 
 
 def items(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -280,29 +289,29 @@ def _log_uniform(limits: tuple[float, float], generator: torch.Generator) -> flo
     return limits[0] * math.exp(math.log(limits[1] / limits[0]) * _uniform(generator))
 
 
-def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """The sum in the module's docstring."""
-    return fidelity(*_estimate(network, drawn, c), drawn, c)
+    return fidelity(*_estimate(network, batch, c), batch, c)
 
 
-def fidelity(mean: Tensor, s: Tensor, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+def fidelity(mean: Tensor, s: Tensor, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """The same of an estimate ``(mean, s)``."""
-    e = (mean - drawn["target"]) / drawn["amplitude"]
+    e = (mean - batch["target"]) / batch["amplitude"]
     total = (e.abs() * torch.exp(-s) + s).mean()
-    share = drawn["amplitude"] / drawn["amplitude"].mean(dim=(1, 2, 3, 4), keepdim=True)
+    share = batch["amplitude"] / batch["amplitude"].mean(dim=(1, 2, 3, 4), keepdim=True)
     total = total + c.square_weight * (share * e.square()).mean()
     if c.gradient_weight:
         total = total + c.gradient_weight * sum(e.diff(dim=axis).abs().mean() for axis in (2, 3, 4)) / 3
     if c.region_weight:
-        total = total + c.region_weight * region_bias(mean, drawn["target"], drawn["regions"])
+        total = total + c.region_weight * region_bias(mean, batch["target"], batch["regions"])
     if c.structure_weight:
-        total = total + c.structure_weight * structural_consistency(mean, drawn["target"])
+        total = total + c.structure_weight * structural_consistency(mean, batch["target"])
     return total
 
 
-def _estimate(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> tuple[Tensor, Tensor]:
-    output = network(drawn["inputs"], drawn["embedding"], None, region_maps(drawn["regions"], drawn["told"], c))
-    return interpret(output, drawn["copies"], drawn["amplitude"])
+def _estimate(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> tuple[Tensor, Tensor]:
+    output = network(batch["inputs"], batch["embedding"], None, region_maps(batch["regions"], batch["told"], c))
+    return interpret(output, batch["copies"], batch["amplitude"])
 
 
 def region_maps(regions: Tensor, told: Tensor, c: Configuration) -> Tensor:
@@ -324,20 +333,20 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         for brains in (0.0, 1.0):
             fixed = replace(c, batch=2, patches_per_object=1, brains=brains, doses=(dose, dose), pool=2, pool_share=1.0)
             with torch.autocast(device.type, enabled=False):
-                drawn = batch(fixed, source, seeded(c.seed, 10**9, int(1000 * dose), int(brains)))
-            drawn = {name: value.to(device) for name, value in drawn.items()}
-            mean, s = _estimate(network, drawn, c)
-            target = drawn["target"]
-            ratio = (drawn["low"] - target).square().mean() / (mean - target).square().mean()
+                batch = draw_batch(fixed, source, seeded(c.seed, 10**9, int(1000 * dose), int(brains)))
+            batch = {name: value.to(device) for name, value in batch.items()}
+            mean, s = _estimate(network, batch, c)
+            target = batch["target"]
+            ratio = (batch["low"] - target).square().mean() / (mean - target).square().mean()
             gained[dose].append(10 * math.log10(float(ratio)))
-            biases.append(float(region_bias(mean, target, drawn["regions"])))
-            sd = math.sqrt(2) * drawn["amplitude"] * s.exp()
+            biases.append(float(region_bias(mean, target, batch["regions"])))
+            sd = math.sqrt(2) * batch["amplitude"] * s.exp()
             covered.append(float(((mean - target).abs() < sd).float().mean()))
     found = {f"gain_db_{dose}": sum(values) / len(values) for dose, values in gained.items()}
     return found | {"bias_percent": 100 * sum(biases) / len(biases), "within_sd": sum(covered) / len(covered)}
 
 
-def inference(c: Configuration) -> dict[str, Any]:
+def describe_inference(c: Configuration) -> dict[str, Any]:
     """Network and what a pipeline must know to feed it (``model_zoo.standard_dose.restore``)."""
     return {
         "network_def": {
@@ -363,10 +372,10 @@ RECIPE = Recipe(
     bundle="standard_dose_pet",
     configurations=CONFIGURATIONS,
     make_network=make_network,
-    batch=batch,
-    loss=loss,
+    draw_batch=draw_batch,
+    compute_loss=compute_loss,
     validate=validate,
-    inference=inference,
+    describe_inference=describe_inference,
     facts={
         "task": "Standard-dose PET from low-dose PET of brain and torso, with a standard deviation",
         "intended_use": "Research only. Not for diagnosis. Denoising of PET images of known dose fraction.",

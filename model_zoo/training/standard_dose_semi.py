@@ -33,7 +33,16 @@ from model_zoo.training.pet_losses import structural_consistency
 from model_zoo.training.recipe import Recipe, Source
 from model_zoo.training.standard_dose_pet import fidelity, items, names_of, region_maps
 
-__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "autoencoding", "batch", "holding", "loss", "make_network"]
+__all__ = [
+    "CONFIGURATIONS",
+    "RECIPE",
+    "Configuration",
+    "autoencoding",
+    "compute_loss",
+    "draw_batch",
+    "holding",
+    "make_network",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,25 +97,26 @@ def _definition(c: Configuration) -> dict[str, Any]:
     }
 
 
-def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
-    """Pairs as ``standard_dose_pet.batch`` draws them, and what the encoders are shown of each dose (the pairs' images,
+def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw pairs as ``standard_dose_pet.draw_batch`` does, and the encoders' inputs of each dose.
 
-    then those without partner): ``inputs_low``, ``embedding_low``, ``regions_low``, ``told_low``; ``inputs_standard`` …
+    The inputs are of the pairs' images, then of those without partner: ``inputs_low``, ``embedding_low``,
+    ``regions_low``, ``told_low``; ``inputs_standard`` …
     """
     pairs = items(c, holding(source, "low", "standard"), generator)
     others = replace(c, batch=c.lone, pool=c.lone_pool, seed=c.seed + 1)
-    drawn = {name: pairs[name] for name in ("low", "target", "regions", "told")}
+    batch = {name: pairs[name] for name in ("low", "target", "regions", "told")}
     for name, image in (("low", "low"), ("standard", "target")):
         lone = items(others, holding(source, name), generator)
         both = {key: torch.cat([pairs[key], lone[key]]) for key in pairs}
         dose = both["dose"] if name == "low" else torch.ones_like(both["dose"])
         maps = region_maps(both["regions"], both["told"], c)
         shown = prepare(both[image], dose, both["spacing_mm"], maps)
-        drawn |= {f"inputs_{name}": shown.inputs, f"embedding_{name}": shown.embedding}
-        drawn |= {f"regions_{name}": both["regions"], f"told_{name}": both["told"]}
+        batch |= {f"inputs_{name}": shown.inputs, f"embedding_{name}": shown.embedding}
+        batch |= {f"regions_{name}": both["regions"], f"told_{name}": both["told"]}
         if name == "low":
-            drawn |= {"copies": shown.copies[: c.batch], "amplitude": shown.amplitude[: c.batch]}
-    return drawn
+            batch |= {"copies": shown.copies[: c.batch], "amplitude": shown.amplitude[: c.batch]}
+    return batch
 
 
 def holding(source: Source, *names: str) -> Source:
@@ -121,31 +131,31 @@ def holding(source: Source, *names: str) -> Source:
     return replace(source, cohort=replace(source.cohort, rows=rows))
 
 
-def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """The stage that this step belongs to."""
-    if float(drawn["progress"]) < c.first_stage:
-        return autoencoding(network, drawn, c)
-    return _transfer(network, drawn, c)
+    if float(batch["progress"]) < c.first_stage:
+        return autoencoding(network, batch, c)
+    return _transfer(network, batch, c)
 
 
-def autoencoding(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+def autoencoding(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """Stage 1: each dose by its own encoder and decoder."""
-    return _reconstruction(network, drawn, c, "low") + _reconstruction(network, drawn, c, "standard")
+    return _reconstruction(network, batch, c, "low") + _reconstruction(network, batch, c, "standard")
 
 
-def _reconstruction(network: nn.Module, drawn: dict[str, Tensor], c: Configuration, name: str) -> Tensor:
+def _reconstruction(network: nn.Module, batch: dict[str, Tensor], c: Configuration, name: str) -> Tensor:
     decoder = network.get_submodule(f"decode_{name}")
-    found = decoder(_features(network, drawn, c, name))[:, :1].float()
-    detail = drawn[f"inputs_{name}"][:, :BANDS].sum(dim=1, keepdim=True)
+    found = decoder(_features(network, batch, c, name))[:, :1].float()
+    detail = batch[f"inputs_{name}"][:, :BANDS].sum(dim=1, keepdim=True)
     error: Tensor = found - detail
     return error.square().mean()
 
 
 def _features(
-    network: nn.Module, drawn: dict[str, Tensor], c: Configuration, name: str, first: int | None = None
+    network: nn.Module, batch: dict[str, Tensor], c: Configuration, name: str, first: int | None = None
 ) -> Tensor:
     """E(x) of the images of a dose, or of the ``first`` of them."""
-    inputs, embedding, regions, told = (drawn[f"{key}_{name}"][:first] for key in _SHOWN)
+    inputs, embedding, regions, told = (batch[f"{key}_{name}"][:first] for key in _SHOWN)
     found: Tensor = network.get_submodule(f"encode_{name}")(inputs, embedding, None, region_maps(regions, told, c))
     return found
 
@@ -153,16 +163,16 @@ def _features(
 _SHOWN = ("inputs", "embedding", "regions", "told")
 
 
-def _transfer(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+def _transfer(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """Stage 2: pairs, through E1, T12 and D2."""
-    pairs = len(drawn["target"])
-    estimated = network.get_submodule("transfer")(_features(network, drawn, c, "low", pairs))
+    pairs = len(batch["target"])
+    estimated = network.get_submodule("transfer")(_features(network, batch, c, "low", pairs))
     output = network.get_submodule("decode_standard")(estimated)
-    total = fidelity(*interpret(output, drawn["copies"], drawn["amplitude"]), drawn, c)
+    total = fidelity(*interpret(output, batch["copies"], batch["amplitude"]), batch, c)
     if not c.struc_weight:
         return total
     with torch.no_grad():
-        wanted = _features(network, drawn, c, "standard", pairs)
+        wanted = _features(network, batch, c, "standard", pairs)
     return total + c.struc_weight * structural_consistency(
         estimated.float(), wanted.float(), vertex_weight=1.0, line_weight=c.line_weight
     )
@@ -173,10 +183,10 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     return standard_dose_pet.validate(network, c, holding(source, "low", "standard"))
 
 
-def inference(c: Configuration) -> dict[str, Any]:
+def describe_inference(c: Configuration) -> dict[str, Any]:
     """As of ``standard_dose_pet``, with this network."""
     target = {"_target_": "model_zoo.networks.dose_transfer.DoseTransfer"}
-    return standard_dose_pet.inference(c) | {"network_def": target | _definition(c)}
+    return standard_dose_pet.describe_inference(c) | {"network_def": target | _definition(c)}
 
 
 RECIPE = Recipe(
@@ -184,10 +194,10 @@ RECIPE = Recipe(
     bundle="standard_dose_pet",
     configurations=CONFIGURATIONS,
     make_network=make_network,
-    batch=batch,
-    loss=loss,
+    draw_batch=draw_batch,
+    compute_loss=compute_loss,
     validate=validate,
-    inference=inference,
+    describe_inference=describe_inference,
     facts=standard_dose_pet.RECIPE.facts,
     columns=tuple(replace(column, required=False) for column in standard_dose_pet.RECIPE.columns),
 )

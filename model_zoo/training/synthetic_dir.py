@@ -109,7 +109,7 @@ def make_network(c: Configuration) -> nn.Module:
     )  # fmt: skip
 
 
-def batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
+def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
     """Patches of one simulated examination, or of the user's rows: each float (b, channels, k, j, i).
 
     ``input``, ``dir``, ``maps`` (3), ``lesion``, its ``emphasis``, ``weight``; ``levels`` of the tissues; ``known``
@@ -271,10 +271,10 @@ def _filled(x: Tensor, size: int) -> Tensor:
     return functional.pad(x, [n for side in reversed(x.shape[-3:]) for n in (0, size - side)])
 
 
-def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tensor:
+def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """The sum in the module's docstring."""
-    out = decoded(network(drawn["input"], drawn["levels"]), drawn["input"])
-    target, weight, lesion = drawn["dir"], drawn["weight"], drawn["emphasis"]
+    out = decoded(network(batch["input"], batch["levels"]), batch["input"])
+    target, weight, lesion = batch["dir"], batch["weight"], batch["emphasis"]
     residual = (target - out.dir).abs()
     b = out.log_b.exp()
     alike = similarity.ssim_map(out.dir, target, CLIP / 2)
@@ -282,9 +282,9 @@ def loss(network: nn.Module, drawn: dict[str, Tensor], c: Configuration) -> Tens
     total = total + c.lesion_weight * (lesion * residual).sum() / lesion.sum().clamp(min=1.0)
     total = total + c.ssim_weight * (1 - mean_of(alike, weight))
     total = total + c.laplace_weight * mean_of(residual.detach() / b + out.log_b, weight)
-    of_maps, of_rendered = maps_losses(out, drawn)
+    of_maps, of_rendered = maps_losses(out, batch)
     total = total + c.maps_weight * of_maps + c.render_weight * of_rendered
-    return total + c.segment_weight * segmentation_loss(out, drawn)
+    return total + c.segment_weight * segmentation_loss(out, batch)
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
@@ -295,14 +295,14 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         for name, without in (("", 0.0), ("flair_only_", 1.0)):
             examined = replace(c, without_t1w=without, per_patient=2, examinations=min(c.examinations, 8))
             with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
-                drawn = {k: v.to(device) for k, v in batch(examined, source, seeded(c.seed, 10**9, n)).items()}
-            brain, lesion = drawn["weight"] > 0.5, drawn["lesion"] > 0.5
-            out = decoded(network(drawn["input"], drawn["levels"]), drawn["input"])
-            found.setdefault(f"{name}mae", []).append(similarity.mean_absolute_error(out.dir, drawn["dir"], brain))
+                batch = {k: v.to(device) for k, v in draw_batch(examined, source, seeded(c.seed, 10**9, n)).items()}
+            brain, lesion = batch["weight"] > 0.5, batch["lesion"] > 0.5
+            out = decoded(network(batch["input"], batch["levels"]), batch["input"])
+            found.setdefault(f"{name}mae", []).append(similarity.mean_absolute_error(out.dir, batch["dir"], brain))
             if bool(lesion.any()):
-                worst = similarity.mean_absolute_error(out.dir, drawn["dir"], lesion)
+                worst = similarity.mean_absolute_error(out.dir, batch["dir"], lesion)
                 found.setdefault(f"{name}lesion_mae", []).append(worst)
-            found.setdefault(f"{name}psnr_db", []).append(similarity.psnr(out.dir, drawn["dir"], 2.0, brain))
+            found.setdefault(f"{name}psnr_db", []).append(similarity.psnr(out.dir, batch["dir"], 2.0, brain))
             both = float(((out.lesion > 0) & lesion).sum())
             found.setdefault(f"{name}dice", []).append(
                 2 * both / max(1.0, float((out.lesion > 0).sum() + lesion.sum()))
@@ -310,7 +310,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def inference(c: Configuration) -> dict[str, Any]:
+def describe_inference(c: Configuration) -> dict[str, Any]:
     return {
         "network_def": {
             "_target_": "model_zoo.networks.volume_unet.VolumeUNet",
@@ -337,10 +337,10 @@ RECIPE = Recipe(
     bundle="synthetic_dir",
     configurations=CONFIGURATIONS,
     make_network=make_network,
-    batch=batch,
-    loss=loss,
+    draw_batch=draw_batch,
+    compute_loss=compute_loss,
     validate=validate,
-    inference=inference,
+    describe_inference=describe_inference,
     facts={
         "task": "Synthetic double inversion recovery, MS lesions and tissue maps from FLAIR with or without T1w",
         "intended_use": "Research only. Not for diagnosis. Cortical and juxtacortical MS lesions made visible.",
