@@ -41,17 +41,8 @@ from model_zoo.training.pet_losses import region_bias, structural_consistency
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = [
-    "CONFIGURATIONS",
-    "RECIPE",
-    "Configuration",
-    "describe_inference",
-    "draw_batch",
-    "fidelity",
-    "items",
-    "make_network",
-    "names_of",
-    "region_maps",
-    "validate",
+    "CONFIGURATIONS", "RECIPE", "Configuration", "describe_inference", "draw_batch", "fidelity", "items",
+    "make_network", "names_of", "region_maps", "validate",
 ]  # fmt: skip
 
 WARP_CELLS = 4
