@@ -25,8 +25,8 @@ import nibabel
 import numpy as np
 from pydicom.dataset import Dataset
 
-from benchmarks.real_dir import read
-from benchmarks.reconstruction import undersampled
+from benchmarks.real_dir import read_patient
+from benchmarks.reconstruction import undersample
 from dicomnode import mrd
 from model_zoo.data_kit import data_root
 from model_zoo.simulate import anatomy
@@ -67,7 +67,7 @@ def _brain_pet(folder: Path) -> list[str]:
 
 def _brain_pet_and_t1w(folder: Path) -> list[str]:
     _brain_pet(folder / "pet")
-    _write_mr(folder / "t1w", read("07").t1w, "t1w")
+    _write_mr(folder / "t1w", read_patient("07").t1w, "t1w")
     return [str(folder / "pet"), "--with", f"mr={folder / 't1w'}"]
 
 
@@ -77,7 +77,7 @@ def _whole_body(folder: Path) -> list[str]:
 
 
 def _flair_and_t1w(folder: Path) -> list[str]:
-    patient = read("07")
+    patient = read_patient("07")
     for name, image in (("flair", patient.flair), ("t1w", patient.t1w)):
         _write_mr(folder / name, image, name)
     return [str(folder / "flair"), "--with", f"t1w={folder / 't1w'}"]
@@ -98,7 +98,7 @@ def _write_mr(folder: Path, volume: Volume, name: str) -> None:
 def _kspace(folder: Path) -> list[str]:
     heights = tuple(float(z) for z in np.linspace(-38, 57, 20))
     scan = acquire(anatomy.TEST[0], z_mm=heights, shape=(256, 256), pixel_mm=0.9, seed=1)
-    k = undersampled(scan.samples, 4.0, 24, scan.noise, 3, lines=True)
+    k = undersample(scan.samples, 4.0, 24, scan.noise, 3, lines=True)
     (b0, b1), shape = k.calibration[1] if k.calibration else (0, 0), k.samples.shape
     grid = mrd.axial((shape[0], shape[2], shape[3]), (5.0, 0.9, 0.9))
     turned = np.ascontiguousarray(k.samples.swapaxes(2, 3))  # lines along the first axis

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo.imaging import blur
-from model_zoo.simulate.pet.counts import Scan, draw, thin
-from model_zoo.simulate.pet.low_dose import Object, Reconstruction, scanned, torso
+from model_zoo.simulate.pet.counts import Scan, draw_counts, thin
+from model_zoo.simulate.pet.low_dose import Reconstruction, ScannedObject, simulate_scan, torso
 from model_zoo.simulate.pet.projector import projector
 from model_zoo.simulate.pet.surrogate import POWER, low_dose
 from model_zoo.simulate.pet.torso import ORGANS, random_torso
@@ -37,7 +37,7 @@ def main() -> None:
     out: Path = parser.parse_args().out
     body = random_torso(seeded(11), shape=(96, 160, 216), spacing_mm=2.0, middle_mm=(0, 0, 310), lesions=6)
     found = torso(body, 2)
-    scan = scanned(found, COUNTS, seeded(12), psf_fwhm_mm=4.5)
+    scan = simulate_scan(found, COUNTS, seeded(12), psf_fwhm_mm=4.5)
     _times(found, scan)
     _recovery(found, scan, body.organ[1::2, 1::2, 1::2])
     for dose in (1.0, 0.1, 0.02):
@@ -45,8 +45,8 @@ def main() -> None:
     _pictures(found, scan, out)
 
 
-def _times(found: Object, scan: Scan) -> None:
-    y = draw(scan.expected, seeded(1))
+def _times(found: ScannedObject, scan: Scan) -> None:
+    y = draw_counts(scan.expected, seeded(1))
     RECONSTRUCT(y, scan)
     P = projector(scan.geometry)
     x = found.activity[::2, ::2, ::2].contiguous()
@@ -62,9 +62,9 @@ def _times(found: Object, scan: Scan) -> None:
         print(f"time of {name}: {time.perf_counter() - began:.3f} s, image {tuple(x.shape)}, sinogram {tuple(y.shape)}")
 
 
-def _recovery(found: Object, scan: Scan, organ: Tensor) -> None:
+def _recovery(found: ScannedObject, scan: Scan, organ: Tensor) -> None:
     """Print converged OSEM over the true activity, both at the same resolution, in the middle of large organs."""
-    x = Reconstruction(iterations=16, subsets=8, post_fwhm_mm=5.0)(draw(scan.expected, seeded(2)), scan)
+    x = Reconstruction(iterations=16, subsets=8, post_fwhm_mm=5.0)(draw_counts(scan.expected, seeded(2)), scan)
     truth = functional.avg_pool3d(found.activity[None], 2)[0]
     spacing = (found.spacing_mm,) * 3
     truth = blur(blur(truth, scan.psf_fwhm_mm, spacing), 5.0, spacing, normalised=True)
@@ -81,10 +81,10 @@ def _recovery(found: Object, scan: Scan, organ: Tensor) -> None:
 
 def _replicates(scan: Scan, dose: float) -> Tensor:
     at = scan.at_dose(dose)
-    return torch.stack([RECONSTRUCT(draw(at.expected, seeded(3, n)), at) for n in range(REPLICATES)])[:, 4:-4]
+    return torch.stack([RECONSTRUCT(draw_counts(at.expected, seeded(3, n)), at) for n in range(REPLICATES)])[:, 4:-4]
 
 
-def _noise(found: Object, scan: Scan, dose: float) -> None:
+def _noise(found: ScannedObject, scan: Scan, dose: float) -> None:
     """Return the variance law, correlation and skewness of OSEM replicates, and of the surrogate with the constants
     found.
     """
@@ -120,10 +120,10 @@ def _law(replicates: Tensor, x: Tensor, inside: Tensor) -> tuple[float, float]:
     return float((variance - POWER * mean).mean().exp()), power
 
 
-def _pictures(found: Object, scan: Scan, out: Path) -> None:
+def _pictures(found: ScannedObject, scan: Scan, out: Path) -> None:
     from matplotlib.figure import Figure
 
-    y = draw(scan.expected, seeded(5))
+    y = draw_counts(scan.expected, seeded(5))
     x = RECONSTRUCT(scan.expected, scan)
     inside = x[4:-4] > 0.1
     k, _ = _law(_replicates(scan, 0.1), x[4:-4], inside)

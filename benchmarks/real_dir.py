@@ -52,7 +52,7 @@ def main() -> None:
     print("| --- " + "| ---: " * 9 + "|")
     shown = []
     for name in given.patient or ["07", "19"]:
-        patient = read(name)
+        patient = read_patient(name)
         started = time.monotonic()
         findings = run(patient, given.passes)
         cells = score(patient, findings)
@@ -62,7 +62,7 @@ def main() -> None:
         figure(shown).savefig(given.picture, dpi=110)
 
 
-def read(name: str) -> Patient:
+def read_patient(name: str) -> Patient:
     """Read a patient of the kit."""
     folder = data_root() / "mri" / "ms-3t-t1-flair-mni" / f"patient{name}"
     flair, t1w, lesions = (volume(folder / f"{image}.nii.gz") for image in ("FLAIR", "T1", "lesions"))
@@ -81,10 +81,10 @@ def volume(path: Path) -> Volume:
 def run(patient: Patient, passes: int) -> list[Finding]:
     """Run the pipeline on the patient."""
     case = Case({"flair": patient.flair, "t1w": patient.t1w}, {"modality": "MR"})
-    return synthetic_dir.run(case, loaded(), synthetic_dir.Options(passes=passes), 1, lambda done, step: None)
+    return synthetic_dir.run(case, load_models(), synthetic_dir.Options(passes=passes), 1, lambda done, step: None)
 
 
-def loaded() -> Model:
+def load_models() -> Model:
     """Load the shipped bundle with its helpers."""
     model = registry.load("synthetic_dir")
     return replace(model, helpers={name: registry.load(name) for name in synthetic_dir.PIPELINE.helpers})
@@ -101,7 +101,7 @@ def score(patient: Patient, findings: Sequence[Finding]) -> list[str]:
     cells = [f"{lesions.sum() / 1000:.1f}"]
     for about in (ring, ring & white):
         cells += [f"{auc(image[lesions], image[about]):.3f}" for image in (dir_, patient.flair.data)]
-    recall, precision = touched(lesions, found), touched(found, lesions)
+    recall, precision = count_touched(lesions, found), count_touched(found, lesions)
     dice = 2 * float((lesions & found).sum()) / max(float(lesions.sum() + found.sum()), 1)
     return [*cells, recall, precision, f"{dice:.2f}"]
 
@@ -120,7 +120,7 @@ def auc(above: NDArray[np.float32], below: NDArray[np.float32]) -> float:
     return float(u / (above.size * below.size))
 
 
-def touched(parts: Mask, by: Mask, fewest: int = 15) -> str:
+def count_touched(parts: Mask, by: Mask, fewest: int = 15) -> str:
     """Return how many connected parts of at least ``fewest`` voxels the other mask touches, and their number."""
     labels, count = ndimage.label(parts, np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)

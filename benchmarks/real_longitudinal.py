@@ -23,7 +23,7 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from benchmarks.real_dir import Mask, auc, loaded, touched, volume
+from benchmarks.real_dir import Mask, auc, count_touched, load_models, volume
 from model_zoo.data_kit import data_root
 from pipelines import synthetic_dir
 from pipelines.contract import Case, Finding, Image, Segmentation, Volume
@@ -88,7 +88,7 @@ def run(visits: Visits, passes: int) -> list[Finding]:
     """Run the pipeline on both visits."""
     options = synthetic_dir.Options(passes=passes)
     facts = {"modality": "MR", **{name: {"modality": "MR"} for name in ("t1w", "prior_flair", "prior_t1w")}}
-    return synthetic_dir.run(Case(dict(visits.volumes), facts), loaded(), options, 1, lambda done, step: None)
+    return synthetic_dir.run(Case(dict(visits.volumes), facts), load_models(), options, 1, lambda done, step: None)
 
 
 def score(visits: Visits, findings: Sequence[Finding]) -> list[str]:
@@ -102,7 +102,7 @@ def score(visits: Visits, findings: Sequence[Finding]) -> list[str]:
     voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
     cells = [f"{mask.sum() * voxel_ml:.2f}" for mask in (visits.change, brighter)]
     cells += [f"{auc(image[inside], image[ring]):.3f}" for image in (difference, flair)]
-    return [*cells, touched(brighter, found, FEWEST_VOXELS), touched(found, visits.change, FEWEST_VOXELS)]
+    return [*cells, count_touched(brighter, found, FEWEST_VOXELS), count_touched(found, visits.change, FEWEST_VOXELS)]
 
 
 def _brighter(change: Mask, flair_difference: NDArray[np.float32]) -> Mask:

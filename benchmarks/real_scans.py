@@ -27,7 +27,7 @@ from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, STRUCTURES, number
 from model_zoo.training.recipe import seeded
 
-__all__ = ["Scanned", "contrast_ranges", "fdg", "raw", "real", "simulated"]
+__all__ = ["Scanned", "contrast_ranges", "fdg", "load_patient", "load_raw_slices", "simulate_patient"]
 
 FLUID = number("csf")
 Volume = NDArray[np.float32]
@@ -65,20 +65,20 @@ class Scanned:
         return float(np.percentile(slope[inside], 95))
 
 
-def real(patient: str, root: Path) -> Scanned:
+def load_patient(patient: str, root: Path) -> Scanned:
     """Return a patient of the 3 T collection: skull-stripped, bias-corrected, 1 mm."""
     folder = root / "mri" / "ms-3t-t1-flair-mni" / f"patient{patient}"
     t1w, flair, lesion = (_lps(folder / f"{name}.nii.gz")[0] for name in ("T1", "FLAIR", "lesions"))
     return _classified(f"real {patient}", t1w, flair, t1w > 0.02 * np.percentile(t1w, 99), lesion > 0.5)
 
 
-def simulated(subject: str, seed: int, root: Path) -> Scanned:
+def simulate_patient(subject: str, seed: int, root: Path) -> Scanned:
     """Return a simulated patient of the test subjects, 1 mm, skull-stripped, without bias as the real ones (N4) are."""
     generator = seeded(77, seed)
     head = heads.plain_head(subject, shape=(168, 208, 168), root=root)
     patient = ms.random_patient(head, generator, count=30)
     scan = Scan((1.0, 1.0, 1.0), noise_sd=0.02, bias=0.02)
-    e = replace(ms.examination(generator), t1w=Mprage(), flair_scan=scan, t1w_scan=scan)
+    e = replace(ms.draw_examination(generator), t1w=Mprage(), flair_scan=scan, t1w_scan=scan)
     x = ms.images(patient, e, generator)
     structure = head.structure.numpy()
     solid = (structure > 0) & (structure != number("csf"))
@@ -114,7 +114,7 @@ def contrast_ranges(draws: int = 400) -> dict[tuple[str, str], NDArray[np.float6
     lesion = TissueParameters(*(torch.tensor([v]) for v in SEVERITIES["typical"]))
     found: dict[tuple[str, str], list[float]] = {}
     for n in range(draws):
-        e = ms.examination(seeded(78, n))
+        e = ms.draw_examination(seeded(78, n))
         for image, sequence in (("t1w", e.t1w), ("flair", e.flair)):
             signal = sequence.signal(e.p).abs()
             level = float(signal[white])
@@ -125,7 +125,7 @@ def contrast_ranges(draws: int = 400) -> dict[tuple[str, str], NDArray[np.float6
     return {key: np.percentile(values, [5, 50, 95]) for key, values in found.items()}
 
 
-def raw(patient: str, image: str, root: Path) -> Volume:
+def load_raw_slices(patient: str, image: str, root: Path) -> Volume:
     """Return a raw clinical series with thick slices: its middle axial slices as they were measured, 99th percentile at
     1.
     """

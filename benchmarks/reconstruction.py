@@ -86,7 +86,7 @@ def real_scans(root: Path, patients: list[str], slices: int, accelerations: list
             for R in accelerations:
                 seed = 100 * PATIENTS.index(patient) + 10 * number + int(R)
                 calibration = max(round((0.08 if R <= 3 else 0.06) * full.shape[-1]), 8)
-                k = undersampled(full, R, calibration, None, seed, lines=True)
+                k = undersample(full, R, calibration, None, seed, lines=True)
                 yield Scan("real", f"{patient}-{sequence}", R, k, reference, noise_known=False)
 
 
@@ -96,11 +96,11 @@ def simulated_scans(subjects: list[str], slices: int, accelerations: list[float]
             heights = (0.0, 25.0, -20.0, 40.0)[:slices]
             scan = acquire(subject, z_mm=heights, contrast=contrast, seed=17 + number)
             for R in accelerations:
-                k = undersampled(scan.samples, R, 24, scan.noise, 31 * number + int(R), lines=R < 6)
+                k = undersample(scan.samples, R, 24, scan.noise, 31 * number + int(R), lines=R < 6)
                 yield Scan("simulated", f"{subject}-{contrast}", R, k, np.abs(scan.reference), noise_known=True)
 
 
-def undersampled(
+def undersample(
     full: NDArray[np.complex64],
     R: float,
     calibration: int,
@@ -132,7 +132,7 @@ def methods(model: Model, names: list[str], options: inversion.Options) -> dict[
         ),
     }
     adaptive = options.model_copy(update={"solver": "adadiff"})
-    found["adadiff: posterior mean"] = lambda p: adapted(p, model, adaptive)
+    found["adadiff: posterior mean"] = lambda p: estimate_adapted(p, model, adaptive)
     for measured in ("exactly", "within noise"):
         kept = options.model_copy(update={"measured": measured})
         found[f"ours: DDS posterior mean, samples kept {measured}"] = lambda p, o=kept: Answer(  # type: ignore[misc]
@@ -144,12 +144,12 @@ def methods(model: Model, names: list[str], options: inversion.Options) -> dict[
     for solver in SOLVERS:
         steps = {"solver": solver, "steps": min(STEPS[solver], options.steps if solver == "dds" else 10**6)}
         one = options.model_copy(update=steps)
-        found[f"{solver}: one sample"] = lambda p, o=one: sampled(p, model, o, 1)  # type: ignore[misc]
-        found[f"{solver}: mean of {options.samples}"] = lambda p, o=one: sampled(p, model, o, o.samples)  # type: ignore[misc]
+        found[f"{solver}: one sample"] = lambda p, o=one: estimate_by_samples(p, model, o, 1)  # type: ignore[misc]
+        found[f"{solver}: mean of {options.samples}"] = lambda p, o=one: estimate_by_samples(p, model, o, o.samples)  # type: ignore[misc]
     return {n: m for n, m in found.items() if not names or any(n.startswith(wanted) for wanted in names)}
 
 
-def sampled(p: Problem, model: Model, options: inversion.Options, count: int) -> Answer:
+def estimate_by_samples(p: Problem, model: Model, options: inversion.Options, count: int) -> Answer:
     images = [inversion.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]) for n in range(count)]
     evaluations = count * (inversion.count_evaluations(options) - options.mean_steps) // options.samples
     image = images[0] if count == 1 else torch.stack(images).mean(dim=0)
@@ -158,7 +158,7 @@ def sampled(p: Problem, model: Model, options: inversion.Options, count: int) ->
     )
 
 
-def adapted(p: Problem, model: Model, options: inversion.Options) -> Answer:
+def estimate_adapted(p: Problem, model: Model, options: inversion.Options) -> Answer:
     prior, how = inversion.adapt_prior(p, model, options, seed=1)
     print(f"held-out chi-square {how.before:.3f} -> {how.after:.3f} in {how.steps} steps", flush=True)
     return Answer(inversion.estimate_slices(p, prior, options), options.rapid_steps + round(how.evaluations / len(p.y)))

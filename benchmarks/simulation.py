@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.real_scans import Scanned, contrast_ranges, fdg, raw, real, simulated
+from benchmarks.real_scans import Scanned, contrast_ranges, fdg, load_patient, load_raw_slices, simulate_patient
 from model_zoo import masks
 from model_zoo.data_kit import data_root
 from model_zoo.lesion_locations import LOCATIONS
@@ -133,7 +133,9 @@ def _mr(root: Path) -> Figure:
         "motion": Scan(motion_mm=1.2), "half of k-space": Scan(keep=(1.0, 0.5, 0.5)),
     }  # fmt: skip
     top = 1.15 * float(x[head.structure > 0].quantile(0.995))
-    second = [_grey(name, _cut(volumes.scanned(x, head, scan, seeded(6)), name), top) for name, scan in scans.items()]
+    second = [
+        _grey(name, _cut(volumes.simulate_scan(x, head, scan, seeded(6)), name), top) for name, scan in scans.items()
+    ]
     free = [volumes.contrast_agnostic(head, seeded(7, n))[95].numpy() for n in range(5)]
     print(_contrasts(named))
     return _grid([first, second, [_grey("any contrast", image, 1.0) for image in free]])
@@ -175,7 +177,7 @@ def _patient_row(title: str, seed: int, patient: str, root: Path) -> list[Panel]
     if patient:
         mask = patient_lesions.patient_mask(head, patient, root)
         drawn = replace(drawn, lesions=from_mask(head, mask, generator), artefact=0 * drawn.artefact)
-    e = replace(ms.examination(seeded(10)), flair_scan=Scan(), t1w_scan=Scan())
+    e = replace(ms.draw_examination(seeded(10)), flair_scan=Scan(), t1w_scan=Scan())
     x = ms.images(drawn, e, generator)
     shown = (drawn.artefact > 0.1) if title.startswith("artefacts") else drawn.lesions.mask
     k = int(shown.float().sum((1, 2)).argmax())
@@ -217,7 +219,12 @@ def _coils(root: Path) -> Figure:
 
 def _real(root: Path) -> Figure:
     """Draw a montage of T1w and FLAIR, real above simulated, and histograms per tissue."""
-    scanned = [real("07", root), real("19", root), simulated("13", 0, root), simulated("20", 1, root)]
+    scanned = [
+        load_patient("07", root),
+        load_patient("19", root),
+        simulate_patient("13", 0, root),
+        simulate_patient("20", 1, root),
+    ]
     figure = Figure(figsize=(12.0, 12.5), layout="constrained")
     parts: Any = figure.subfigures(3, 1, height_ratios=(2.0, 1.0, 1.5))
     _montage(parts[0], scanned)
@@ -249,8 +256,10 @@ def _raw_montage(figure: Any, root: Path) -> None:
     panels = []
     for image, sequence in (("FLAIR", Flair(9000.0, 2410.0, 120.0)), ("T1W", SpinEcho(550.0, 12.0))):
         for patient in ("01", "12"):
-            panels.append((f"real {patient}, {image}, raw", raw(patient, image, root)))
-        x = volumes.scanned(torch.from_numpy(_signal(head, sequence, lesions=25)), head, thick, seeded(11)).numpy()
+            panels.append((f"real {patient}, {image}, raw", load_raw_slices(patient, image, root)))
+        x = volumes.simulate_scan(
+            torch.from_numpy(_signal(head, sequence, lesions=25)), head, thick, seeded(11)
+        ).numpy()
         panels.append((f"simulated 20, {image}, 4 mm", x / np.percentile(x, 99)))
     for axis, (title, x) in zip(figure.subplots(1, 6), panels, strict=True):
         axis.imshow(x[int(x.shape[0] * 0.55)], cmap="gray", vmin=0, vmax=1.1)

@@ -12,9 +12,9 @@ from model_zoo.simulate.pet.disease import (
     MAXIMUM,
     Observed,
     Population,
+    draw_patient,
     population,
     posterior,
-    sample,
 )
 
 ANCHORS = {"CN": (1.12, 1.18, 29.1), "MCI": (1.22, 1.33, 28.0), "AD": (1.40, 1.60, 23.0)}
@@ -55,8 +55,8 @@ def test_every_patient_is_within_the_ranges_that_its_fields_promise(many: Popula
 
 
 def test_the_same_seed_gives_the_same_patient_and_another_seed_another() -> None:
-    assert sample(seeded(3)) == sample(seeded(3))
-    assert sample(seeded(3)) != sample(seeded(4))
+    assert draw_patient(seeded(3)) == draw_patient(seeded(3))
+    assert draw_patient(seeded(3)) != draw_patient(seeded(4))
 
 
 def test_a_patient_says_its_group() -> None:

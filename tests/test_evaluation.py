@@ -40,7 +40,7 @@ def test_a_card_says_what_it_is_how_good_where_it_fails_and_that_it_was_trained_
     made: Path, result: Evaluation, tmp_path: Path
 ) -> None:
     facts = registry.read_facts(made)
-    report.write(result, facts, tmp_path)
+    report.write_report(result, facts, tmp_path)
     card = (tmp_path / "README.md").read_text()
     for expected in (
         "# mri_prior 3.2.1",
@@ -62,7 +62,7 @@ def test_a_card_says_what_it_is_how_good_where_it_fails_and_that_it_was_trained_
 def test_a_site_s_own_weights_are_not_said_to_be_simulated(made: Path, result: Evaluation) -> None:
     facts = registry.read_facts(made)
     own = {**facts.metadata, "trained_on": "a user's data set (cohort abc)"}
-    card = report.card(result, BundleFacts(facts.path, facts.name, facts.version, facts.digest, own))
+    card = report.make_card(result, BundleFacts(facts.path, facts.name, facts.version, facts.digest, own))
     assert "trained on a user's data set" in card
     assert "simulation only" not in card
 
@@ -86,7 +86,7 @@ def test_a_table_with_a_row_too_short_is_refused() -> None:
 def test_a_bundle_that_nobody_evaluates_is_named() -> None:
     for name in ("other", "report", "no.such", ""):
         with pytest.raises(LookupError, match="there is no evaluation of"):
-            evaluation.evaluator(name)
+            evaluation.find_evaluator(name)
 
 
 def test_the_command_prints_tables_and_writes_the_card(

@@ -67,7 +67,7 @@ def test_white_matter_lesions_stay_in_white_matter_and_cortical_ones_touch_corte
 def test_lesions_change_tissue_inside_their_rims_only(head: heads.Head) -> None:
     drawn = _drawn(head, 4)
     p = mr.TissueParameters.table().regional(torch.Generator().manual_seed(0), COUNT + 1)
-    before = p.at(lesions.healed(head).tissue, head.structure)
+    before = p.at(lesions.remove_lesions(head).tissue, head.structure)
     after = drawn.applied(before)
     outside = drawn.label == 0
     assert torch.equal(after.t1_ms[outside], before.t1_ms[outside])

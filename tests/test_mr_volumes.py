@@ -120,8 +120,8 @@ def test_texture_has_the_stated_strength_and_is_correlated_over_millimetres() ->
 
 def test_background_noise_is_rayleigh_and_bright_noise_gaussian() -> None:
     sd, g = 0.1, torch.Generator().manual_seed(2)
-    dark = acquisition.rician(torch.zeros(60, 60, 60), sd, g)
-    bright = acquisition.rician(torch.full((60, 60, 60), 2.0), sd, g)
+    dark = acquisition.add_rician_noise(torch.zeros(60, 60, 60), sd, g)
+    bright = acquisition.add_rician_noise(torch.full((60, 60, 60), 2.0), sd, g)
     assert float(dark.mean()) == pytest.approx(sd * math.sqrt(math.pi / 2), rel=0.01)
     assert float(dark.std()) == pytest.approx(sd * math.sqrt(2 - math.pi / 2), rel=0.02)
     assert float(bright.std()) == pytest.approx(sd, rel=0.02)
@@ -138,14 +138,16 @@ def test_simulation_keeps_its_precision_under_autocast() -> None:
 def test_thick_slices_blur_their_axis_and_no_other() -> None:
     point = torch.zeros(61, 61, 61)
     point[30, 30, 30] = 1.0
-    x = acquisition.at_resolution(point, (5.0, 1.0, 1.0), 0.0, torch.Generator().manual_seed(0))
+    x = acquisition.reduce_resolution(point, (5.0, 1.0, 1.0), 0.0, torch.Generator().manual_seed(0))
     spread = [float(x.sum([a for a in range(3) if a != axis]).gt(0.005).sum()) for axis in range(3)]
     assert spread[0] >= 6
     assert spread[1:] == [1, 1]
 
 
 def test_thick_slices_keep_a_constant_and_the_grid() -> None:
-    x = acquisition.at_resolution(torch.full((40, 44, 48), 3.0), (1.0, 4.3, 2.0), 0.0, torch.Generator().manual_seed(5))
+    x = acquisition.reduce_resolution(
+        torch.full((40, 44, 48), 3.0), (1.0, 4.3, 2.0), 0.0, torch.Generator().manual_seed(5)
+    )
     assert x.shape == (40, 44, 48)
     assert torch.allclose(x, torch.full_like(x, 3.0), atol=1e-4)
 
@@ -153,7 +155,7 @@ def test_thick_slices_keep_a_constant_and_the_grid() -> None:
 def test_a_cut_kspace_rings_at_edges_and_keeps_the_mean() -> None:
     box = torch.zeros(32, 64, 32)
     box[:, 20:44] = 1.0
-    x = acquisition.gibbs(box, (1.0, 0.5, 1.0))
+    x = acquisition.truncate_kspace(box, (1.0, 0.5, 1.0))
     assert float(x.max()) == pytest.approx(1.09, abs=0.05)  # the overshoot of Gibbs: 9 % of the step
     assert float(x[16, 32, 16]) == pytest.approx(1.0, abs=0.05)
 
@@ -161,7 +163,7 @@ def test_a_cut_kspace_rings_at_edges_and_keeps_the_mean() -> None:
 def test_a_head_that_stays_still_is_not_changed_and_one_that_moves_is() -> None:
     head = heads.phantom((48, 56, 48), 4.0)
     x = (head.structure > 0).float()
-    still, moving = (acquisition.moved(x, 4, mm, 1, torch.Generator().manual_seed(3)) for mm in (0.0, 1.0))
+    still, moving = (acquisition.simulate_motion(x, 4, mm, 1, torch.Generator().manual_seed(3)) for mm in (0.0, 1.0))
     assert torch.allclose(still, x, atol=1e-4)
     assert 0.01 < float((moving - x).abs().mean()) < 0.2
 
@@ -171,8 +173,8 @@ def test_a_scan_keeps_the_grid_and_its_noise_is_as_stated() -> None:
     g = torch.Generator().manual_seed(4)
     x = volumes.signal_volume(volumes.tissue_maps(head, _uniform_parameters(), g), Mprage(), head)
     scan = volumes.Scan(spacing_mm=(2.0, 2.0, 2.0), noise_sd=0.05, bias=0.0)
-    clean = volumes.scanned(x, head, replace(scan, noise_sd=0.0), g)
-    noisy = volumes.scanned(x, head, scan, g)
+    clean = volumes.simulate_scan(x, head, replace(scan, noise_sd=0.0), g)
+    noisy = volumes.simulate_scan(x, head, scan, g)
     assert noisy.shape == head.tissue.shape
     white = head.structure == number("cerebral white matter")
     level = float(x[head.structure > 0].mean())

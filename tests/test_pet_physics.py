@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.imaging import FWHM, blur
-from model_zoo.simulate.pet.counts import Scan, acquire, draw, thin
+from model_zoo.simulate.pet.counts import Scan, acquire, draw_counts, thin
 from model_zoo.simulate.pet.osem import osem
 from model_zoo.simulate.pet.projector import Geometry, Projector, projector
 from model_zoo.simulate.pet.surrogate import low_and_standard, low_dose
@@ -138,13 +138,13 @@ def test_the_expected_prompts_have_the_asked_total_and_fractions() -> None:
 
 
 def test_counts_have_the_variance_of_their_mean() -> None:
-    y = draw(torch.full((400_000,), 7.3), _generator())
+    y = draw_counts(torch.full((400_000,), 7.3), _generator())
     assert float(y.mean()) == pytest.approx(7.3, rel=0.005)
     assert float(y.var()) == pytest.approx(7.3, rel=0.01)
 
 
 def test_a_tenth_of_the_dose_has_ten_times_the_relative_variance() -> None:
-    y = draw(torch.full((400_000,), 30.0), _generator(1))
+    y = draw_counts(torch.full((400_000,), 30.0), _generator(1))
     low, rest = thin(y, 0.1, _generator(2))
 
     def relative_variance(z: Tensor) -> float:
@@ -157,7 +157,7 @@ def test_a_tenth_of_the_dose_has_ten_times_the_relative_variance() -> None:
 
 
 def test_thinned_parts_are_independent_and_share_events_with_the_whole_only() -> None:
-    y = draw(torch.full((400_000,), 30.0), _generator(3))
+    y = draw_counts(torch.full((400_000,), 30.0), _generator(3))
     low, rest = thin(y, 0.25, _generator(4))
 
     def correlation(u: Tensor, v: Tensor) -> float:
@@ -170,7 +170,7 @@ def test_thinned_parts_are_independent_and_share_events_with_the_whole_only() ->
 @pytest.mark.parametrize("psf_fwhm_mm", [0.0, 4.5])
 def test_osem_recovers_the_activity_of_large_regions_within_two_percent(psf_fwhm_mm: float) -> None:
     scan, inner = _scan(3e7)
-    x = osem(draw(scan.expected, _generator(5)), scan, iterations=16, subsets=8, psf_fwhm_mm=psf_fwhm_mm)
+    x = osem(draw_counts(scan.expected, _generator(5)), scan, iterations=16, subsets=8, psf_fwhm_mm=psf_fwhm_mm)
     for name, activity in (("body", 1.0), ("hot", 4.0)):
         assert float(x[1:-1, inner[name]].mean()) == pytest.approx(activity, rel=0.02)
     assert float(x[1:-1, inner["cold"]].mean()) == pytest.approx(0.25, abs=0.02)
@@ -178,7 +178,7 @@ def test_osem_recovers_the_activity_of_large_regions_within_two_percent(psf_fwhm
 
 def test_osem_of_a_thinned_scan_is_as_quantitative_and_noisier() -> None:
     scan, inner = _scan(1e7)
-    y = draw(scan.expected, _generator(6))
+    y = draw_counts(scan.expected, _generator(6))
     low, _ = thin(y, 0.1, _generator(7))
     full, thinned = (
         osem(counts, s, iterations=4, subsets=8, post_fwhm_mm=6.0)[1:-1, inner["body"]]
@@ -222,7 +222,7 @@ def test_the_surrogates_doses_share_events_unless_asked_not_to() -> None:
 def test_the_surrogates_noise_is_that_of_osem_replicates() -> None:
     scan, inner = _scan(1e7)
     replicates = torch.stack(
-        [osem(draw(scan.expected, _generator(s)), scan, subsets=8, post_fwhm_mm=6.0) for s in range(10)]
+        [osem(draw_counts(scan.expected, _generator(s)), scan, subsets=8, post_fwhm_mm=6.0) for s in range(10)]
     )[:, 1:-1]
     x = osem(scan.expected, scan, subsets=8, post_fwhm_mm=6.0)
     k = float((replicates.var(dim=0) / x[1:-1])[:, inner["body"]].mean())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model_zoo import pet_synthesis, residual_shift
 from model_zoo.pet_synthesis import COVARIATES, TARGETS, Covariates
-from model_zoo.simulate.pet.disease import sample
+from model_zoo.simulate.pet.disease import draw_patient
 from model_zoo.structures import COUNT
 from model_zoo.training import pet_synthesis as training
 from model_zoo.training.recipe import Source, seeded, simulated
@@ -158,7 +158,7 @@ def test_the_recipe_runs_from_nothing_to_a_bundle_that_the_registry_loads(tmp_pa
 def test_simulated_subjects_on_real_anatomy_carry_their_patients_state(kit: Path) -> None:
     c = replace(training.CONFIGURATIONS["cpu"], batch=1)
     source = Source(("01",), kit)
-    patient = sample(seeded(8))
+    patient = draw_patient(seeded(8))
     head = training.head_of(c, source, patient, seeded(9))
     low, high = (
         training.simulated(head, [replace(patient, amyloid_cl=cl)], seeded(10), tracers=("PiB", "flortaucipir"))[0]

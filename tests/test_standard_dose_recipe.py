@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model_zoo import filters, standard_dose
 from model_zoo.bundle import Model
-from model_zoo.evaluation import evaluator, image_quality
+from model_zoo.evaluation import find_evaluator, image_quality
 from model_zoo.imaging import FWHM, blur
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import low_dose
@@ -39,7 +39,7 @@ class Nothing(nn.Module):
         return answer
 
 
-def _torso(finer: int = 1, spacing_mm: float = 8.0) -> low_dose.Object:
+def _torso(finer: int = 1, spacing_mm: float = 8.0) -> low_dose.ScannedObject:
     k, j, i = (finer * round(mm / spacing_mm) for mm in (96, 384, 512))
     body = random_torso(seeded(3), shape=(k, j, i), spacing_mm=spacing_mm / finer, middle_mm=(0, 0, 310), lesions=2)
     return low_dose.torso(body, finer)
@@ -93,7 +93,7 @@ def test_most_patches_of_a_torso_hold_a_lesion() -> None:
 
 def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
     found = _torso(2)
-    scan = low_dose.scanned(found, 2e6, seeded(1))
+    scan = low_dose.simulate_scan(found, 2e6, seeded(1))
     pairs = {
         target: low_dose.osem_pair(
             found, scan, 0.5, seeded(2), reconstruct=low_dose.Reconstruction(post_fwhm_mm=10), target=target
@@ -262,7 +262,7 @@ def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None
 @pytest.mark.usefixtures("as_the_network_answers")
 def test_the_evaluation_makes_its_tables_and_a_network_that_does_nothing_ties_with_the_low_dose() -> None:
     model = Model("standard_dose_pet", "0", "", {}, Nothing(), {}, "cpu")
-    found = evaluator("standard_dose_pet")(model, root=None, quick=True, progress=lambda share, word: None)
+    found = find_evaluator("standard_dose_pet")(model, root=None, quick=True, progress=lambda share, word: None)
     quality = next(table for table in found.tables if table.title == "Image quality by dose, torso")
     scores = {str(row[0]): row[1:] for row in quality.rows}
     assert scores["10 %, ours"] == scores["10 %, low dose"]

@@ -174,7 +174,7 @@ def _rows(source: recipe.Source) -> tuple[manifest.Row, ...]:
 
 def test_labels_by_ct_are_those_of_the_attenuation_map_and_the_bundle_names_them() -> None:
     body = random_torso(seeded(3), shape=(24, 96, 128), spacing_mm=4.0, middle_mm=(0, 0, 400), lesions=0)
-    found = low_dose.by_attenuation(low_dose.torso(body, 1))
+    found = low_dose.label_by_attenuation(low_dose.torso(body, 1))
     lungs = body.organ == ORGANS.index("lungs")
     assert float((found.regions[lungs] == 1).float().mean()) > 0.95
     assert float((found.regions[body.organ == 0] == 0).float().mean()) > 0.98

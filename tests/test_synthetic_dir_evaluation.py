@@ -10,7 +10,7 @@ import torch
 
 from model_zoo import similarity
 from model_zoo.bundle import Model
-from model_zoo.evaluation import dir_cases, dir_contrast, evaluator
+from model_zoo.evaluation import dir_cases, dir_contrast, find_evaluator
 from model_zoo.evaluation import synthetic_dir as evaluation
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.training.recipe import seeded
@@ -18,7 +18,7 @@ from model_zoo.training.recipe import seeded
 
 @pytest.fixture(scope="module")
 def case() -> dir_cases.Case:
-    return dir_cases.build("phantom", "strong atrophy", 12, None)
+    return dir_cases.build_case("phantom", "strong atrophy", 12, None)
 
 
 def _model() -> Model:
@@ -28,7 +28,7 @@ def _model() -> Model:
 
 
 def test_a_case_is_the_same_at_every_call(case: dir_cases.Case) -> None:
-    again = dir_cases.build("phantom", "strong atrophy", 12, None)
+    again = dir_cases.build_case("phantom", "strong atrophy", 12, None)
     assert torch.equal(case.flair, again.flair)
     assert torch.equal(case.dir, again.dir)
 
@@ -73,7 +73,7 @@ def test_contrast_to_noise_is_what_was_put_in(case: dir_cases.Case) -> None:
     noise = torch.randn(case.dir.shape, generator=seeded(4))
     image = 0.1 * noise + 1.5 * case.mask.float()
     quiet = 0.05 * noise + 1.5 * case.mask.float()
-    found = dir_contrast.contrasts({"image": image, "quiet": quiet}, case)
+    found = dir_contrast.measure_contrasts({"image": image, "quiet": quiet}, case)
     values = np.array([v for place in found["image"].values() for v in place])
     assert len(values) == len(case.lesions)
     assert np.median(values[:, 0]) == pytest.approx(1.5, abs=0.05)
@@ -85,14 +85,14 @@ def test_contrast_to_noise_is_what_was_put_in(case: dir_cases.Case) -> None:
 
 def test_the_acquired_dir_has_the_noise_of_the_flair(case: dir_cases.Case) -> None:
     e = case.examination
-    noise = (dir_contrast.acquired(case) - case.dir)[case.cortex & (case.dir > 0.7)]
+    noise = (dir_contrast.add_scan_noise(case) - case.dir)[case.cortex & (case.dir > 0.7)]
     absolute = float(noise.std()) * e.unit / e.flair_level
     assert absolute == pytest.approx(0.02 * float(case.flair[case.brain].mean()), rel=0.1)
 
 
 def test_a_quick_evaluation_fills_every_table() -> None:
     said: list[str] = []
-    found = evaluator("synthetic_dir")(_model(), root=None, quick=True, progress=lambda _, word: said.append(word))
+    found = find_evaluator("synthetic_dir")(_model(), root=None, quick=True, progress=lambda _, word: said.append(word))
     titles = [table.title for table in found.tables]
     assert len(titles) == 6
     assert all(table.rows for table in found.tables)
@@ -104,4 +104,4 @@ def test_a_quick_evaluation_fills_every_table() -> None:
 def test_cases_are_of_the_test_subjects_only(kit: Path) -> None:
     from model_zoo.simulate import anatomy
 
-    assert {subject for subject, _, _ in dir_cases.cases(False)} == set(anatomy.TEST)
+    assert {subject for subject, _, _ in dir_cases.list_cases(False)} == set(anatomy.TEST)

@@ -90,7 +90,7 @@ def test_the_true_dir_is_one_in_cortex_and_nulls_white_matter_and_csf() -> None:
     head = heads.phantom((96, 112, 96), 2.0)
     g = torch.Generator().manual_seed(0)
     patient = ms.random_patient(head, g, count=0)
-    e = replace(ms.examination(g), texture_sd=0.0)
+    e = replace(ms.draw_examination(g), texture_sd=0.0)
     x = ms.images(patient, e, g)
     healthy = patient.lesions.label == 0
 
@@ -134,7 +134,7 @@ def test_artefacts_brighten_flair_but_not_t1w_nor_dir() -> None:
     patient = ms.random_patient(head, torch.Generator().manual_seed(1), count=3)
     spot = torch.zeros(head.tissue.shape)
     spot[50:54, 50:54, 70:74] = 0.6
-    e = ms.examination(torch.Generator().manual_seed(2))
+    e = ms.draw_examination(torch.Generator().manual_seed(2))
     e = replace(e, flair_scan=Scan((2.0, 2.0, 2.0), 0.0, 0.0), t1w_scan=Scan((2.0, 2.0, 2.0), 0.0, 0.0))
     without, with_it = (
         ms.images(replace(patient, artefact=a), e, torch.Generator().manual_seed(3)) for a in (0 * spot, spot)

@@ -35,9 +35,9 @@ def evaluate(
     facts = _find_bundle(name)
     evaluation = _evaluate_bundle(facts, data, device, quick)
     for table in evaluation.tables:
-        print(f"{table.title}\n\n{report.markdown(table)}")
+        print(f"{table.title}\n\n{report.format_table(table)}")
     if out is not None:
-        report.write(evaluation, facts, out)
+        report.write_report(evaluation, facts, out)
     if write:
         report.write_into_bundle(evaluation, facts)
         print(facts.path)
@@ -59,7 +59,7 @@ def _evaluate_bundle(facts: BundleFacts, data: Path | None, device: str, quick: 
 
     matplotlib.use("Agg")  # pictures are written, not shown
     try:
-        evaluate_model = evaluation.evaluator(facts.name)
+        evaluate_model = evaluation.find_evaluator(facts.name)
     except LookupError as error:
         raise NotFound(str(error)) from error
     model = registry.load_from(facts, device=device)

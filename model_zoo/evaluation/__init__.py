@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
-__all__ = ["Evaluate", "Evaluation", "Picture", "Progress", "Table", "evaluator"]
+__all__ = ["Evaluate", "Evaluation", "Picture", "Progress", "Table", "find_evaluator"]
 
 Progress = Callable[[float, str], None]
 
@@ -66,7 +66,7 @@ class Evaluate(Protocol):
     def __call__(self, model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation: ...
 
 
-def evaluator(bundle: str) -> Evaluate:
+def find_evaluator(bundle: str) -> Evaluate:
     """Return the evaluation of a bundle by the bundle's name. Raises LookupError for bundles without one."""
     module = f"{__name__}.{bundle}"
     known = bundle.isidentifier() and find_spec(module) is not None

@@ -28,10 +28,10 @@ from model_zoo.physics import sequences
 from model_zoo.physics.mr import TissueParameters
 from model_zoo.physics.sequences import Flair, Mprage, SpinEcho
 from model_zoo.simulate import anatomy, heads
-from model_zoo.simulate.acquisition import at_resolution
+from model_zoo.simulate.acquisition import reduce_resolution
 from model_zoo.simulate.heads import Atrophy, Head, Variation
-from model_zoo.simulate.lesions import healed, random_lesions
-from model_zoo.simulate.volumes import Scan, contrast_agnostic, scanned, signal_volume, tissue_maps
+from model_zoo.simulate.lesions import random_lesions, remove_lesions
+from model_zoo.simulate.volumes import Scan, contrast_agnostic, signal_volume, simulate_scan, tissue_maps
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, number
 from model_zoo.training.anatomy import dice
 from model_zoo.training.recipe import seeded
@@ -144,10 +144,10 @@ def _head(kind: Kind, subject: str, generator: torch.Generator, root: Path | Non
 def _scan(head: Head, kind: Kind, generator: torch.Generator) -> Tensor:
     if kind.sequence is None:
         raise ValueError("a free contrast has no sequence")
-    maps = tissue_maps(healed(head), TissueParameters.table().regional(generator, COUNT + 1), generator)
+    maps = tissue_maps(remove_lesions(head), TissueParameters.table().regional(generator, COUNT + 1), generator)
     if kind.lesions:
         maps = random_lesions(head, generator, count=kind.lesions).applied(maps)
-    return scale_between_quantiles(scanned(signal_volume(maps, kind.sequence, head), head, kind.scan, generator))
+    return scale_between_quantiles(simulate_scan(signal_volume(maps, kind.sequence, head), head, kind.scan, generator))
 
 
 def _groups(found: Tensor, truth: Tensor) -> dict[int, float]:
@@ -252,7 +252,7 @@ def _resolved(truth: Tensor, scan: Scan) -> Tensor:
     """
     tissues = [(0,), *TISSUE_GROUPS.values()]
     order = torch.tensor([n for numbers in tissues for n in numbers])
-    shares = [at_resolution((truth == n).float(), scan.spacing_mm, 0.0, seeded(2026)) for n in order.tolist()]
+    shares = [reduce_resolution((truth == n).float(), scan.spacing_mm, 0.0, seeded(2026)) for n in order.tolist()]
     parts = torch.split(torch.stack(shares), [len(numbers) for numbers in tissues])
     winner = torch.stack([part.sum(dim=0) for part in parts]).argmax(dim=0)
     in_tissue = torch.cat([part.masked_fill(winner != n, -1) for n, part in enumerate(parts)])
@@ -318,8 +318,8 @@ def _real(model: Model, root: Path) -> list[_Real]:
     from model_zoo.evaluation import template
 
     found = []
-    for path in template.scans(root):
-        image, brain, tissue = template.masked_scan(path, root)
+    for path in template.list_scans(root):
+        image, brain, tissue = template.load_masked_scan(path, root)
         labels = label(model, scale_between_quantiles(image))
         ours_tissue = torch.isin(labels, torch.tensor(TISSUE_NUMBERS, dtype=labels.dtype))
         ours_brain = _filled(labels)

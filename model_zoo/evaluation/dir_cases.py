@@ -26,7 +26,7 @@ from model_zoo.structures import CORTEX, number
 from model_zoo.synthetic_dir import CLIP, prepared, scaled, white_matter_level
 from model_zoo.training.recipe import seeded
 
-__all__ = ["Case", "affine_fit", "as_the_node", "build", "cases", "dictionary", "polynomial_fit"]
+__all__ = ["Case", "affine_fit", "build_case", "dictionary", "list_cases", "polynomial_fit", "prepare_as_node"]
 
 SHAPE = (168, 208, 168)
 STRONG = Atrophy(0.3, 0.8, 0.12)
@@ -67,14 +67,14 @@ class Case:
         return (self.structure == number("cerebral white matter")) & ~self.mask
 
 
-def cases(quick: bool) -> list[tuple[str, str, int]]:
+def list_cases(quick: bool) -> list[tuple[str, str, int]]:
     """Return the subject, kind and number of lesions of every case."""
     if quick:
         return [("phantom", *KINDS[2])]
     return [(subject, kind, count) for subject in anatomy.TEST for kind, count in KINDS]
 
 
-def build(subject: str, kind: str, count: int, root: Path | None) -> Case:
+def build_case(subject: str, kind: str, count: int, root: Path | None) -> Case:
     """Build the case of that name; the same at every call."""
     generator = seeded(2026, *(ord(letter) for letter in subject + kind))
     if subject == "phantom":
@@ -86,7 +86,7 @@ def build(subject: str, kind: str, count: int, root: Path | None) -> Case:
     patient = _cropped(ms.random_patient(head, generator, count=count))
     spacing_mm = THICK if kind == "5 mm slices" else (1.0, 1.0, 1.0)
     scan = Scan(spacing_mm, noise_sd=0.02, bias=0.1)
-    e = replace(ms.examination(generator), flair_scan=scan, t1w_scan=replace(scan, spacing_mm=(1.0, 1.0, 1.0)))
+    e = replace(ms.draw_examination(generator), flair_scan=scan, t1w_scan=replace(scan, spacing_mm=(1.0, 1.0, 1.0)))
     return _case(subject, kind, patient, e, ms.images(patient, e, generator))
 
 
@@ -112,7 +112,7 @@ def _case(subject: str, kind: str, patient: ms.Patient, e: ms.Examination, x: ms
     return Case(subject, kind, flair, t1w, true, structure, mask, labels, found, artefact, e)
 
 
-def as_the_node(case: Case, structure: Tensor) -> Case:
+def prepare_as_node(case: Case, structure: Tensor) -> Case:
     """Return the case with inputs as the pipeline prepares them where the anatomy is ``structure``."""
     return replace(case, flair=prepared(case.flair, structure), t1w=prepared(case.t1w, structure))
 

@@ -4,10 +4,10 @@ CNR as it is measured on acquired images (real ones: DIR 22.4, synthetic DIR 22.
 
     (mean of the lesion - mean of normal-appearing white matter) / sd of normal-appearing white matter,
 
-that white matter at least 3 mm inside, without lesions and the FLAIR's artefacts. The true DIR has it twice: as the
-simulator makes it, without noise, when only tissue's texture bounds it, and as it would be acquired (``acquired``).
+that white matter at least 3 mm inside, without lesions and the FLAIR's artefacts. The true DIR stands twice: as the
+simulator makes it, without noise, where only the tissue's texture bounds it, and as acquired (``add_scan_noise``).
 "Local": (mean of the lesion - mean of its surroundings) / sd of these, all brain without lesions and outer fluid within
-2 to 5 mm: how far a lesion stands out of what is about it, folds of bright cortex on DIR included.
+2 to 5 mm: how far a lesion stands out of its surroundings, folds of bright cortex on DIR included.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.structures import number
 from model_zoo.training.recipe import seeded
 
-__all__ = ["Contrasts", "acquired", "contrasts", "table"]
+__all__ = ["Contrasts", "add_scan_noise", "measure_contrasts", "table"]
 
 INSIDE_MM, ARTEFACT_MM = 3, 2
 NEAR_MM, FAR_MM = 2, 5
@@ -36,7 +36,7 @@ Contrasts = dict[str, dict[str, list[tuple[float, float, float]]]]
 """By image and location of every lesion: contrast with white matter, CNR, local CNR (nan with hardly surroundings)."""
 
 
-def acquired(case: Case) -> Tensor:
+def add_scan_noise(case: Case) -> Tensor:
     """Return the true DIR (k, j, i) with the noise of the examination's FLAIR: same voxels, same receiver, Rician."""
     e = case.examination
     sd = e.flair_scan.noise_sd * float(case.flair[case.brain].mean()) * e.flair_level / e.unit
@@ -44,7 +44,7 @@ def acquired(case: Case) -> Tensor:
     return torch.hypot(case.dir + real, imaginary) * case.brain
 
 
-def contrasts(images: Mapping[str, Tensor], case: Case) -> Contrasts:
+def measure_contrasts(images: Mapping[str, Tensor], case: Case) -> Contrasts:
     """Measure every lesion on every image (k, j, i) of a case."""
     voxels = {name: x.numpy() for name, x in images.items()}
     white = _white_matter(case)

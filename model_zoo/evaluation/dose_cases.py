@@ -24,14 +24,22 @@ from model_zoo.simulate.contrasts import random_sequence
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet import disease, low_dose
 from model_zoo.simulate.pet.disease import Patient
-from model_zoo.simulate.pet.low_dose import REGIONS, Object
+from model_zoo.simulate.pet.low_dose import REGIONS, ScannedObject
 from model_zoo.simulate.pet.torso import random_torso
-from model_zoo.simulate.volumes import Scan, scanned, signal_volume, tissue_maps
+from model_zoo.simulate.volumes import Scan, signal_volume, simulate_scan, tissue_maps
 from model_zoo.structures import COUNT
 from model_zoo.training.pet_brains import injected, random_head
 from model_zoo.training.recipe import Source, seeded
 
-__all__ = ["REFERENCE_SUV", "SEED", "Case", "cases", "quick_cases", "region_maps", "shares_of"]
+__all__ = [
+    "REFERENCE_SUV",
+    "SEED",
+    "Case",
+    "compute_region_shares",
+    "make_cases",
+    "make_quick_cases",
+    "select_region_maps",
+]
 
 REFERENCE_SUV = {"FDG": 6.0, "florbetapir": 1.2, "flortaucipir": 1.0}
 """SUV of the reference region, which turns the simulated ratio into SUV: plausible, not measured."""
@@ -50,16 +58,16 @@ class Case:
     kind: str
     name: str
     groups: tuple[str, ...]
-    found: Object
+    found: ScannedObject
     region_shares: Tensor
     seed: int
 
 
-def cases(root: Path | None) -> Iterator[Case]:
+def make_cases(root: Path | None) -> Iterator[Case]:
     """Return two held-out heads with three tracers each, and three torsos that no training seed draws."""
     for at, (subject, tracer) in enumerate((s, t) for t in REFERENCE_SUV for s in anatomy.TEST):
         generator = seeded(SEED, at)
-        patient = disease.sample(generator)
+        patient = disease.draw_patient(generator)
         head = random_head(Source((subject,), root), generator, patient, spacing_mm=HEAD_MM, finer=2)
         found = injected(head, generator, patient, tracer=tracer, finer=2)
         shares = _by_mr(head, found, seeded(SEED, at, 2))
@@ -73,14 +81,14 @@ def cases(root: Path | None) -> Iterator[Case]:
         yield Case("torso", part, ("torso", f"torso, {part}"), found, _by_ct(found), SEED + 100 + at)
 
 
-def quick_cases() -> Iterator[Case]:
+def make_quick_cases() -> Iterator[Case]:
     """Return one small torso."""
     body = random_torso(seeded(SEED), shape=(24, 80, 104), spacing_mm=4.0, middle_mm=(0.0, 0.0, 290.0), lesions=4)
     found = low_dose.torso(body, 2)
     yield Case("torso", "abdomen", ("torso",), found, _by_ct(found), SEED)
 
 
-def shares_of(labels: Tensor, finer: int = 1) -> Tensor:
+def compute_region_shares(labels: Tensor, finer: int = 1) -> Tensor:
     """Return the shares of the regions of NAMES (r, k, j, i) in blocks of finer^3 of ``labels``, numbered as they are,
     from 1.
     """
@@ -88,7 +96,7 @@ def shares_of(labels: Tensor, finer: int = 1) -> Tensor:
     return torch.stack([functional.avg_pool3d(mask[None], finer)[0] for mask in masks])
 
 
-def region_maps(shares: Tensor, names: Sequence[str]) -> Tensor | None:
+def select_region_maps(shares: Tensor, names: Sequence[str]) -> Tensor | None:
     """Return the maps of ``names``, in their order, or None for a network without regions."""
     return None if not names else shares[[NAMES.index(name) for name in names]]
 
@@ -99,28 +107,30 @@ def _groups(tracer: str, patient: Patient) -> tuple[str, ...]:
     return "brain", f"brain, {tracer}", f"brain, {age}", f"brain, hippocampal loss {loss} 10 %"
 
 
-def _in_suv(found: Object, factor: float) -> Object:
-    return Object(factor * found.activity, found.mu_per_cm, found.regions, found.lesion, found.spacing_mm, found.finer)
+def _in_suv(found: ScannedObject, factor: float) -> ScannedObject:
+    return ScannedObject(
+        factor * found.activity, found.mu_per_cm, found.regions, found.lesion, found.spacing_mm, found.finer
+    )
 
 
-def _by_ct(found: Object) -> Tensor:
+def _by_ct(found: ScannedObject) -> Tensor:
     hu = ct_tissues.hounsfield(found.mu_per_cm.cpu().numpy())
     tissues = torch.from_numpy(ct_tissues.without_skin(ct_tissues.classify(hu)))
-    return shares_of(torch.where(tissues > 0, tissues + len(REGIONS), tissues), found.finer)
+    return compute_region_shares(torch.where(tissues > 0, tissues + len(REGIONS), tissues), found.finer)
 
 
-def _by_mr(head: Head, found: Object, generator: torch.Generator) -> Tensor:
+def _by_mr(head: Head, found: ScannedObject, generator: torch.Generator) -> Tensor:
     """Return tissues by the structures that the anatomy model finds in an MPRAGE, or the true ones without a model."""
     try:
         model = registry.load("anatomy")
     except BundleError:
-        return shares_of(found.regions)
+        return compute_region_shares(found.regions)
     p = TissueParameters.table().regional(generator, COUNT + 1)
     t1w = signal_volume(tissue_maps(head, p, generator), random_sequence("mprage", generator), head)
-    t1w = scale_between_quantiles(scanned(t1w, head, Scan((head.spacing_mm,) * 3), generator))
+    t1w = scale_between_quantiles(simulate_scan(t1w, head, Scan((head.spacing_mm,) * 3), generator))
     fine = round(found.spacing_mm)
     shape = [fine * n for n in found.regions.shape]
     at_1_mm = functional.interpolate(t1w[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
     off = (torch.randint(3, (3,), generator=generator) - 1).tolist()
     structures = label(model, at_1_mm).roll(off, (0, 1, 2))
-    return shares_of(low_dose.regions_of(structures), fine)
+    return compute_region_shares(low_dose.map_regions(structures), fine)

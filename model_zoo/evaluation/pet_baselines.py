@@ -17,7 +17,7 @@ from model_zoo.structures import COUNT
 from model_zoo.training.pet_synthesis import Subject
 from model_zoo.training.recipe import seeded
 
-__all__ = ["Baselines", "composites", "regional", "tracer_names"]
+__all__ = ["Baselines", "composites", "regional_suvr", "tracer_names"]
 
 
 def tracer_names(subject: Subject) -> tuple[str, str]:
@@ -25,7 +25,7 @@ def tracer_names(subject: Subject) -> tuple[str, str]:
     return subject.covariates.amyloid_tracer or "", subject.covariates.tau_tracer or ""
 
 
-def regional(subject: Subject, image: Tensor) -> Tensor:
+def regional_suvr(subject: Subject, image: Tensor) -> Tensor:
     """Return the SUVR by structure (2, COUNT) of an image (2, k, j, i), by its own reference regions."""
     return pet_synthesis.regional(image, subject.covariates, subject.structure)
 
@@ -48,7 +48,7 @@ class Baselines:
     def fitted(subjects: Sequence[Subject]) -> Baselines:
         """Fit by least squares with a little ridge; all covariates of ``subjects`` are known."""
         features = torch.stack([_features(s.covariates) for s in subjects])
-        found = torch.stack([regional(s, s.pet) for s in subjects]).nan_to_num(1.0)
+        found = torch.stack([regional_suvr(s, s.pet) for s in subjects]).nan_to_num(1.0)
         ridge = 0.1 * torch.eye(features.shape[1])
         weights = torch.linalg.solve(features.T @ features + ridge, features.T @ found.flatten(1))
         measured = torch.stack([composites(each) for each in found])

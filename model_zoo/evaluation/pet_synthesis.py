@@ -20,7 +20,7 @@ from model_zoo import pet_synthesis
 from model_zoo.bundle import Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.image_quality import psnr_db, ssim
-from model_zoo.evaluation.pet_baselines import Baselines, composites, regional
+from model_zoo.evaluation.pet_baselines import Baselines, composites, regional_suvr
 from model_zoo.pet_synthesis import SCHEDULES, TARGETS, Conditions, Covariates, composite_sd, tokens
 from model_zoo.precision import autocast
 from model_zoo.simulate import anatomy
@@ -143,7 +143,7 @@ def _result(model: Model, subject: Subject, fit: Baselines, plan: _Plan, seed: i
         REGRESSION: fit.regression(subject),
         POPULATION: fit.population(subject),
     }
-    sampled = torch.stack([composites(regional(subject, image)) for image in four])
+    sampled = torch.stack([composites(regional_suvr(subject, image)) for image in four])
     with torch.no_grad():
         stated = composite_sd(pet_synthesis.stated_sd(network, c, subject.covariates))
     return _Result(subject, images, sampled, stated, fit.exact(subject, seed))
@@ -155,7 +155,7 @@ def _error(result: _Result, method: str, at: int) -> float:
 
 
 def _apart(subject: Subject, image: Tensor, at: int) -> float:
-    return float(composites(regional(subject, image))[at] - composites(regional(subject, subject.pet))[at])
+    return float(composites(regional_suvr(subject, image))[at] - composites(regional_suvr(subject, subject.pet))[at])
 
 
 MEASURES = ("PSNR dB", "SSIM", "MAE SUVR", "structures: mean |error| SUVR", "composite: mean |error| SUVR")
@@ -164,7 +164,7 @@ MEASURES = ("PSNR dB", "SSIM", "MAE SUVR", "structures: mean |error| SUVR", "com
 def measures(subject: Subject, image: Tensor, at: int) -> tuple[float, ...]:
     """Return ``MEASURES`` of tracer ``at`` of an image (2, k, j, i) in SUVR against the truth, within the skull."""
     found, truth, inside = image[at], subject.pet[at], subject.maps.sum(0) > 0.5
-    structures = (regional(subject, image) - regional(subject, subject.pet))[at].abs()
+    structures = (regional_suvr(subject, image) - regional_suvr(subject, subject.pet))[at].abs()
     return (
         psnr_db(found, truth, inside), ssim(found, truth, inside), float((found - truth)[inside].abs().mean()),
         _mean(structures.tolist()), abs(_apart(subject, image, at)),
@@ -181,7 +181,9 @@ def _quality(results: Sequence[_Result], at: int) -> Table:
     for method in METHODS:
         cells = zip(*(measures(r.subject, r.images[method], at) for r in results), strict=True)
         rows.append((method, *(round(_mean(cell), 3) for cell in cells)))
-    exact = [abs(float(r.exact[:, at].mean() - composites(regional(r.subject, r.subject.pet))[at])) for r in results]
+    exact = [
+        abs(float(r.exact[:, at].mean() - composites(regional_suvr(r.subject, r.subject.pet))[at])) for r in results
+    ]
     rows.append(("exact posterior", "", "", "", "", round(_mean(exact), 3)))
     name = f"{TARGETS[at]} ({FIRST_TRACERS[at]}), {len(results)} patients on held-out anatomy"
     return Table(
@@ -205,7 +207,7 @@ def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]
         n = len(r.sampled)
         middle, half = r.sampled[:, at].mean(), r.sampled[:, at].std() * math.sqrt(1 + 1 / n) * t.ppf(tail, n - 1)
     else:
-        middle, half = composites(regional(r.subject, r.images[ONE]))[at], r.stated_sd[at] * norm.ppf(tail)
+        middle, half = composites(regional_suvr(r.subject, r.images[ONE]))[at], r.stated_sd[at] * norm.ppf(tail)
         if kind == SAMPLED_SD:
             half = r.sampled[:, at].std() * t.ppf(tail, len(r.sampled) - 1)
     return float(middle - half), float(middle + half)
@@ -218,7 +220,7 @@ def _coverage(results: Sequence[_Result], kind: str, level: float, at: int) -> t
     inside, of_exact, widths = [], [], []
     for r in results:
         low, high = _bounds(r, kind, level, at)
-        truth = float(composites(regional(r.subject, r.subject.pet))[at])
+        truth = float(composites(regional_suvr(r.subject, r.subject.pet))[at])
         inside.append(float(low <= truth <= high))
         of_exact.append(float(((r.exact[:, at] >= low) & (r.exact[:, at] <= high)).float().mean()))
         widths.append(high - low)
@@ -257,10 +259,10 @@ def _wrong_covariates(c: Covariates) -> dict[str, Covariates]:
 def _covariate_errors(model: Model, results: Sequence[_Result]) -> Table:
     errors: dict[str, list[Tensor]] = {}
     for r in results:
-        truth = composites(regional(r.subject, r.subject.pet))
+        truth = composites(regional_suvr(r.subject, r.subject.pet))
         for name, covariates in _wrong_covariates(r.subject.covariates).items():
             image = _one_step(model, r.subject, covariates)
-            errors.setdefault(name, []).append(composites(regional(r.subject, image)) - truth)
+            errors.setdefault(name, []).append(composites(regional_suvr(r.subject, image)) - truth)
     rows = tuple((name, _mae(found, 0), _mae(found, 1)) for name, found in errors.items())
     columns = ("covariates", "amyloid composite: mean |error| SUVR", "tau composite: mean |error| SUVR")
     return Table("Sensitivity to wrong covariates (1 step)", columns, rows)
@@ -274,7 +276,7 @@ def _by_tracer(model: Model, subjects: Sequence[Subject]) -> Table:
     cells: list[list[tuple[float, float]]] = [[], []]
     for s in subjects:
         image = _one_step(model, s, s.covariates)
-        error = composites(regional(s, image)) - composites(regional(s, s.pet))
+        error = composites(regional_suvr(s, image)) - composites(regional_suvr(s, s.pet))
         for at in range(2):
             psnr = psnr_db(image[at], s.pet[at], s.maps.sum(0) > 0.5)
             cells[at].append((psnr, abs(float(error[at]))))

@@ -11,15 +11,15 @@ from model_zoo.bundle import SIMULATION_ONLY, BundleFacts
 from model_zoo.evaluation import Evaluation, Picture, Table
 from model_zoo.registry import WEIGHTS
 
-__all__ = ["card", "markdown", "write", "write_into_bundle"]
+__all__ = ["format_table", "make_card", "write_into_bundle", "write_report"]
 
 RESEARCH = "Research use only, not for diagnosis."
 
 
-def write(evaluation: Evaluation, facts: BundleFacts, folder: Path) -> None:
+def write_report(evaluation: Evaluation, facts: BundleFacts, folder: Path) -> None:
     """Write ``README.md`` (the card), ``metrics.json`` and the pictures into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(card(evaluation, facts))
+    (folder / "README.md").write_text(make_card(evaluation, facts))
     (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n")
     for picture in evaluation.pictures:
         picture.figure.savefig(folder / _file(picture), dpi=90, bbox_inches="tight", metadata={"Software": None})
@@ -27,18 +27,18 @@ def write(evaluation: Evaluation, facts: BundleFacts, folder: Path) -> None:
 
 def write_into_bundle(evaluation: Evaluation, facts: BundleFacts) -> None:
     """Write the card and its pictures into the bundle's ``docs``, the numbers into its ``metadata.json``."""
-    write(evaluation, facts, facts.path / "docs")
+    write_report(evaluation, facts, facts.path / "docs")
     (facts.path / "docs" / "metrics.json").unlink()
     path = facts.path / "configs" / "metadata.json"
     path.write_text(json.dumps({**facts.metadata, "evaluation": evaluation.metrics}, indent=2) + "\n")
 
 
-def card(evaluation: Evaluation, facts: BundleFacts) -> str:
+def make_card(evaluation: Evaluation, facts: BundleFacts) -> str:
     """Return the model card: use, training data, quality and for whom, failures."""
     m = facts.metadata
     simulated = "simulation only" in str(m["trained_on"])
     origin = SIMULATION_ONLY if simulated else f"These weights were trained on {m['trained_on']}."
-    tables = "\n".join(f"### {table.title}\n\n{markdown(table)}" for table in evaluation.tables)
+    tables = "\n".join(f"### {table.title}\n\n{format_table(table)}" for table in evaluation.tables)
     pictures = "\n".join(f"![{each.caption}]({_file(each)})\n\n{each.caption}\n" for each in evaluation.pictures)
     parts = [
         f"# {facts.name} {facts.version}",
@@ -57,7 +57,7 @@ def card(evaluation: Evaluation, facts: BundleFacts) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-def markdown(table: Table) -> str:
+def format_table(table: Table) -> str:
     """Return a table in Markdown, its note below."""
     lines = [_line(table.columns), _line(["---"] + ["---:"] * (len(table.columns) - 1))]
     lines += [_line([_cell(cell) for cell in row]) for row in table.rows]

@@ -20,10 +20,16 @@ from torch.nn import functional
 from model_zoo import filters, standard_dose
 from model_zoo.bundle import Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
-from model_zoo.evaluation.dose_cases import Case, cases, quick_cases, region_maps, shares_of
+from model_zoo.evaluation.dose_cases import (
+    Case,
+    compute_region_shares,
+    make_cases,
+    make_quick_cases,
+    select_region_maps,
+)
 from model_zoo.evaluation.image_quality import bias_percent, nrmse, psnr_db, ssim, suv_peak
 from model_zoo.simulate.pet import low_dose
-from model_zoo.simulate.pet.counts import draw, thin
+from model_zoo.simulate.pet.counts import draw_counts, thin
 from model_zoo.simulate.pet.low_dose import REGIONS, Reconstruction
 from model_zoo.training.recipe import seeded
 
@@ -59,7 +65,7 @@ class _Result:
 
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:
     """Return tables by dose, region, lesion size and subgroup; calibration of the sd; pictures. Fixed seeds."""
-    listed = quick_cases() if quick else cases(root)
+    listed = make_quick_cases() if quick else make_cases(root)
     doses = (SHOWN_DOSE,) if quick else DOSES
     results: list[_Result] = []
     total = 1 if quick else 9
@@ -81,8 +87,8 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
 def _results(model: Model, case: Case, doses: Sequence[float]) -> Iterator[_Result]:
     generator = seeded(case.seed, 1)
     reconstruct = Reconstruction(iterations=3, subsets=8, post_fwhm_mm=5.0)
-    scan = low_dose.scanned(case.found, COUNTS, generator, psf_fwhm_mm=4.5)
-    y, other = draw(scan.expected, generator), draw(scan.expected, generator)
+    scan = low_dose.simulate_scan(case.found, COUNTS, generator, psf_fwhm_mm=4.5)
+    y, other = draw_counts(scan.expected, generator), draw_counts(scan.expected, generator)
     reference, standard = reconstruct(scan.expected, scan), reconstruct(other, scan)
     inside = functional.avg_pool3d(case.found.mu_per_cm[None], case.found.finer)[0] > 0.015
     for dose in doses:
@@ -101,7 +107,7 @@ def _answers(
         return float((x - reference)[inside].square().mean())
 
     def restored(shares: Tensor | None) -> tuple[Tensor, Tensor]:
-        maps = None if shares is None else region_maps(shares, model.settings.get("regions", ()))
+        maps = None if shares is None else select_region_maps(shares, model.settings.get("regions", ()))
         maps = None if maps is None else maps.to(model.device)
         mean, sd = standard_dose.restore(model.network, low.to(model.device), dose, spacing_mm=spacing_mm, regions=maps)
         return mean.cpu(), sd.cpu()
@@ -110,7 +116,7 @@ def _answers(
     noise_sd = wide**0.7 * ((low - wide)[inside].abs() / wide[inside] ** 0.7).median() * 1.48
     shares = {OURS: None, TOLD: case.region_shares}
     if dose == SHOWN_DOSE:
-        shares[KNOWING] = shares_of(case.found.regions)
+        shares[KNOWING] = compute_region_shares(case.found.regions)
     ours = {name: restored(known) for name, known in shares.items()}
     answers = {
         "low dose": low,

@@ -22,8 +22,16 @@ from model_zoo import registry, similarity
 from model_zoo.bundle import BundleError, Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.anatomy import label
-from model_zoo.evaluation.dir_cases import Case, affine_fit, as_the_node, build, cases, dictionary, polynomial_fit
-from model_zoo.evaluation.dir_contrast import Contrasts, acquired, contrasts, table
+from model_zoo.evaluation.dir_cases import (
+    Case,
+    affine_fit,
+    build_case,
+    dictionary,
+    list_cases,
+    polynomial_fit,
+    prepare_as_node,
+)
+from model_zoo.evaluation.dir_contrast import Contrasts, add_scan_noise, measure_contrasts, table
 from model_zoo.lesion_decision import Decision
 from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir
@@ -61,13 +69,13 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     them.
     """
     scored: list[_Scored] = []
-    listed = cases(quick)
+    listed = list_cases(quick)
     for n, (subject, kind, count) in enumerate(listed):
         progress(n / len(listed), f"subject {subject}, {kind}")
         passes = (2 if quick else 20) if kind == "strong atrophy" else 1
-        case = build(subject, kind, count, root)
+        case = build_case(subject, kind, count, root)
         structure = case.structure if quick else _anatomy(case)
-        scored.append(_score(model, as_the_node(case, structure), structure, passes))
+        scored.append(_score(model, prepare_as_node(case, structure), structure, passes))
     tables = (
         _methods(scored),
         _lesions(scored),
@@ -127,7 +135,7 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         {name: _image_numbers(x, case) for name, x in images.items()},
         {name: score_lesions(mask, case) for name, mask in segmented.items()},
         {name: score_artefacts(images[name], segmented[name], case) for name in (OURS, ALONE)},
-        contrasts(_search_region(case, images), case),
+        measure_contrasts(_search_region(case, images), case),
         _sd_numbers(both, case) if passes > 1 else {},
         both,
     )
@@ -135,7 +143,7 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
 
 def _search_region(case: Case, images: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the region in which lesions are sought."""
-    true = {"true DIR": case.dir, "true DIR as acquired": acquired(case)}
+    true = {"true DIR": case.dir, "true DIR as acquired": add_scan_noise(case)}
     return true | {name: images[name] for name in (OURS, ALONE)} | {"FLAIR": case.flair}
 
 

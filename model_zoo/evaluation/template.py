@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["masked_scan", "scans"]
+__all__ = ["list_scans", "load_masked_scan"]
 
 START_HEIGHTS_MM = (-24.0, 0.0, 24.0)
 START_SCALE = 0.9
 COLLECTIONS = ("ms-3t-t1-flair-mni", "ms-longitudinal-t1-flair")
 
 
-def scans(root: Path) -> list[Path]:
+def list_scans(root: Path) -> list[Path]:
     """Return T1w and FLAIR images of the kit's MS collections, first visits only."""
     found = []
     for collection in COLLECTIONS:
@@ -24,7 +24,7 @@ def scans(root: Path) -> list[Path]:
     return found
 
 
-def masked_scan(path: Path, root: Path) -> tuple[Tensor, Tensor, Tensor]:
+def load_masked_scan(path: Path, root: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Return the scan at 1 mm, LPS: float (k, j, i); the template's brain and its grey plus white matter: bool (k, j,
     i).
     """

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from model_zoo.simulate import axes
 
-__all__ = ["at_resolution", "bias", "gibbs", "log_uniform", "moved", "rician", "texture", "uniform"]
+__all__ = [
+    "add_rician_noise",
+    "bias",
+    "log_uniform",
+    "reduce_resolution",
+    "simulate_motion",
+    "texture",
+    "truncate_kspace",
+    "uniform",
+]
 
 Shape = tuple[int, int, int]
 
@@ -42,13 +51,13 @@ def bias(shape: Shape, strength: float, generator: torch.Generator) -> Tensor:
     return torch.exp(strength * axes.smooth_noise(shape, (knots, knots, knots), generator))
 
 
-def rician(x: Tensor, noise_sd: float, generator: torch.Generator) -> Tensor:
+def add_rician_noise(x: Tensor, noise_sd: float, generator: torch.Generator) -> Tensor:
     """Return |x + n|, n complex Gaussian with standard deviation ``noise_sd`` in each component: any shape."""
     noise = torch.randn((2, *x.shape), generator=generator, device=x.device).mul_(noise_sd)
     return torch.hypot(x + noise[0], noise[1])
 
 
-def at_resolution(x: Tensor, step: tuple[float, ...], noise_sd: float, generator: torch.Generator) -> Tensor:
+def reduce_resolution(x: Tensor, step: tuple[float, ...], noise_sd: float, generator: torch.Generator) -> Tensor:
     """Return ``x`` sampled every ``step`` voxels with Gaussian slice profiles of that width, Rician noise of
     ``noise_sd`` added there, interpolated linearly back to its own grid. Axes of a step up to 1.05 keep their samples.
     """
@@ -60,15 +69,15 @@ def at_resolution(x: Tensor, step: tuple[float, ...], noise_sd: float, generator
         shift, n = uniform(generator, 0.0, s - 1.0), x.shape[axis]
         profile = axes.slice_profile(n, s, s, shift).to(x)
         back.append(axes.interpolation(n, len(profile), s, shift).to(x))
-        x = axes.along(x, profile, axis)
-    x = rician(x, noise_sd, generator)
+        x = axes.apply_along(x, profile, axis)
+    x = add_rician_noise(x, noise_sd, generator)
     for axis, matrix in enumerate(back):
         if matrix is not None:
-            x = axes.along(x, matrix, axis)
+            x = axes.apply_along(x, matrix, axis)
     return x
 
 
-def gibbs(x: Tensor, keep: tuple[float, float, float]) -> Tensor:
+def truncate_kspace(x: Tensor, keep: tuple[float, float, float]) -> Tensor:
     """Return ``x`` with only the central ``keep`` (0 to 1] of k-space along each axis: ringing at edges, magnitude."""
     kspace = torch.fft.fftn(x)
     for axis, share in enumerate(keep):
@@ -79,7 +88,7 @@ def gibbs(x: Tensor, keep: tuple[float, float, float]) -> Tensor:
     return magnitude
 
 
-def moved(x: Tensor, poses: int, strength_mm: float, axis: int, generator: torch.Generator) -> Tensor:
+def simulate_motion(x: Tensor, poses: int, strength_mm: float, axis: int, generator: torch.Generator) -> Tensor:
     """Return ``x`` acquired while the head moves: consecutive bands of k-space lines along ``axis`` see different
     poses.
 

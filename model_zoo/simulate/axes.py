@@ -12,10 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["along", "blur", "gaussian", "interpolation", "slice_profile", "smooth_noise", "spline"]
+__all__ = ["apply_along", "blur", "gaussian", "interpolation", "slice_profile", "smooth_noise", "spline"]
 
 
-def along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
+def apply_along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
     """Apply ``matrix`` (m, n) along ``axis`` (0, 1 or 2) of ``x`` (k, j, i), whose length there is n.
 
     In the precision of ``x`` even where the caller trains or validates under autocast.
@@ -42,7 +42,7 @@ def blur(x: Tensor, sigma: tuple[float, float, float]) -> Tensor:
     """Blur ``x`` (k, j, i) by a Gaussian of ``sigma`` voxels along each axis; axes under 0.1 voxel are left."""
     for axis, s in enumerate(sigma):
         if s >= 0.1:
-            x = along(x, gaussian(x.shape[axis], round(s, 2)).to(x), axis)
+            x = apply_along(x, gaussian(x.shape[axis], round(s, 2)).to(x), axis)
     return x
 
 
@@ -83,5 +83,5 @@ def smooth_noise(shape: tuple[int, int, int], knots: tuple[int, int, int], gener
     x = torch.randn(knots, generator=generator, device=generator.device)
     for axis, (n, m) in enumerate(zip(shape, knots, strict=True)):
         basis = spline(n, m).to(x)
-        x = along(x, basis / basis.square().sum(1).mean().sqrt(), axis)
+        x = apply_along(x, basis / basis.square().sum(1).mean().sqrt(), axis)
     return x

@@ -29,7 +29,16 @@ from model_zoo.structures import CORTEX, number
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
 
-__all__ = ["SEVERITIES", "SHARES", "Lesions", "artefacts", "candidates", "from_mask", "healed", "random_lesions"]
+__all__ = [
+    "SEVERITIES",
+    "SHARES",
+    "Lesions",
+    "artefacts",
+    "find_candidates",
+    "from_mask",
+    "random_lesions",
+    "remove_lesions",
+]
 
 SHARES = {"periventricular": 0.45, "juxtacortical": 0.20, "deep": 0.20, "infratentorial": 0.07, "cortical": 0.08}
 SEVERITIES = {
@@ -65,7 +74,7 @@ class Lesions:
         return self.extent > 0.5
 
     def applied(self, p: TissueParameters) -> TissueParameters:
-        """Return the maps (k, j, i) of ``p``, those of the ``healed`` head, with the lesions in them."""
+        """Return the maps (k, j, i) of ``p``, those of the head without lesions, with these lesions in them."""
         inside = self.label > 0
         e, core = self.extent[inside], self.core.to(self.extent)[self.label[inside].long()]
         changed = []
@@ -92,7 +101,7 @@ def random_lesions(head: Head, generator: torch.Generator, *, count: int | None 
     """
     drawing = _Drawing(head, generator)
     drawing.add_mask(head.tissue == list(TISSUES).index("lesion"))
-    places = candidates(head)
+    places = find_candidates(head)
     shares = torch.tensor([SHARES[name] * bool(len(places[name])) for name in SHARES])
     for _ in range(_count(generator) if count is None else count):
         place = list(SHARES)[int(torch.multinomial(shares, 1, generator=_cpu(generator)))]
@@ -111,7 +120,7 @@ def from_mask(head: Head, mask: Tensor, generator: torch.Generator) -> Lesions:
     return drawing.lesions()
 
 
-def healed(head: Head) -> Head:
+def remove_lesions(head: Head) -> Head:
     """Return ``head`` with white matter where its label map has lesions, as ``Lesions.applied`` takes it."""
     names = list(TISSUES)
     lesion = head.tissue == names.index("lesion")
@@ -124,7 +133,7 @@ def artefacts(head: Head, generator: torch.Generator, *, most: int = 6) -> Tenso
     cortex.
     """
     added = torch.zeros(head.tissue.shape)
-    places = candidates(head)
+    places = find_candidates(head)
     for _ in range(int(torch.randint(most + 1, (1,), generator=_cpu(generator)))):
         place = ("periventricular", "juxtacortical", "deep", "cortical")[int(uniform(generator, 0, 4))]
         if len(places[place]):
@@ -133,7 +142,7 @@ def artefacts(head: Head, generator: torch.Generator, *, most: int = 6) -> Tenso
     return added.to(generator.device)
 
 
-def candidates(head: Head) -> dict[str, Tensor]:
+def find_candidates(head: Head) -> dict[str, Tensor]:
     """Return the voxels (n, 3) where the centre of a lesion of each class may lie, by distances on a 2 mm lattice."""
     step = max(1, round(2.0 / head.spacing_mm))
     structure = head.structure[::step, ::step, ::step].cpu().numpy()

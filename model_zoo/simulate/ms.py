@@ -19,11 +19,11 @@ from model_zoo.simulate import axes, patient_lesions
 from model_zoo.simulate.acquisition import uniform
 from model_zoo.simulate.contrasts import random_sequence
 from model_zoo.simulate.heads import Head
-from model_zoo.simulate.lesions import Lesions, artefacts, from_mask, healed, random_lesions
-from model_zoo.simulate.volumes import Scan, random_scan, scanned, signal_volume, tissue_maps
+from model_zoo.simulate.lesions import Lesions, artefacts, from_mask, random_lesions, remove_lesions
+from model_zoo.simulate.volumes import Scan, random_scan, signal_volume, simulate_scan, tissue_maps
 from model_zoo.structures import CORTEX, COUNT, number
 
-__all__ = ["Examination", "Images", "Patient", "examination", "images", "random_patient"]
+__all__ = ["Examination", "Images", "Patient", "draw_examination", "images", "random_patient"]
 
 NAWM = (900 / 850, 75 / 70, 0.72 / 0.70)
 """T1, T2 and PD of the normal-appearing white matter of MS patients relative to healthy white matter."""
@@ -90,10 +90,10 @@ def random_patient(
         lesions = from_mask(head, mask, generator)
     else:
         lesions = random_lesions(head, generator, count=count)
-    return Patient(healed(head), lesions, artefacts(head, generator, most=10) * ~lesions.mask)
+    return Patient(remove_lesions(head), lesions, artefacts(head, generator, most=10) * ~lesions.mask)
 
 
-def examination(generator: torch.Generator) -> Examination:
+def draw_examination(generator: torch.Generator) -> Examination:
     """Draw tissue values with their spread, white matter mostly as in MS, clinical protocols and acquisitions."""
     p = TissueParameters.table()
     white, csf, cortex = (list(TISSUES).index(name) for name in ("white matter", "csf", "cortex"))
@@ -136,8 +136,8 @@ def images(patient: Patient, e: Examination, generator: torch.Generator) -> Imag
     flair = flair / e.flair_level + patient.artefact.to(flair)
     t1w = _shifted(t1w / e.t1w_level, tuple(mm / head.spacing_mm for mm in e.shift_mm))
     return Images(
-        scanned(flair, head, e.flair_scan, generator),
-        scanned(t1w, head, e.t1w_scan, generator),
+        simulate_scan(flair, head, e.flair_scan, generator),
+        simulate_scan(t1w, head, e.t1w_scan, generator),
         true / e.unit,
         maps,
     )
@@ -147,5 +147,5 @@ def _shifted(x: Tensor, voxels: tuple[float, ...]) -> Tensor:
     for axis, shift in enumerate(voxels):
         if shift:
             n = x.shape[axis]
-            x = axes.along(x, axes.interpolation(n, n, 1.0, shift).to(x), axis)
+            x = axes.apply_along(x, axes.interpolation(n, n, 1.0, shift).to(x), axis)
     return x

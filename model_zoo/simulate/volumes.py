@@ -22,14 +22,22 @@ from model_zoo.physics.mr import TissueParameters, look_up
 from model_zoo.physics.sequences import Dir, Flair, Sequence
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import axes
-from model_zoo.simulate.acquisition import at_resolution, bias, gibbs, log_uniform, moved, texture, uniform
+from model_zoo.simulate.acquisition import (
+    bias,
+    log_uniform,
+    reduce_resolution,
+    simulate_motion,
+    texture,
+    truncate_kspace,
+    uniform,
+)
 from model_zoo.simulate.contrasts import random_contrast
 from model_zoo.structures import COUNT
 
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
 
-__all__ = ["Scan", "contrast_agnostic", "random_scan", "scanned", "signal_volume", "tissue_maps"]
+__all__ = ["Scan", "contrast_agnostic", "random_scan", "signal_volume", "simulate_scan", "tissue_maps"]
 
 CLASSES = COUNT + 1
 FAT_LEFT = 0.15
@@ -107,17 +115,17 @@ def signal_volume(
     return axes.blur(signal, (blur_mm / head.spacing_mm,) * 3).abs()
 
 
-def scanned(x: Tensor, head: Head, scan: Scan, generator: torch.Generator) -> Tensor:
+def simulate_scan(x: Tensor, head: Head, scan: Scan, generator: torch.Generator) -> Tensor:
     """Return the magnitude image ``x`` (k, j, i) of ``head`` as ``scan`` acquires it, on the head's own grid."""
     brain = head.structure.to(x.device) > 0
     level = float(x[brain].mean()) if bool(brain.any()) else float(x.mean())
     x = x * bias((x.shape[0], x.shape[1], x.shape[2]), scan.bias, generator)
     if scan.motion_mm > 0:
-        x = moved(x, scan.poses, scan.motion_mm / head.spacing_mm, 1, generator)
+        x = simulate_motion(x, scan.poses, scan.motion_mm / head.spacing_mm, 1, generator)
     if min(scan.keep) < 1:
-        x = gibbs(x, scan.keep)
+        x = truncate_kspace(x, scan.keep)
     step = tuple(s / head.spacing_mm for s in scan.spacing_mm)
-    return at_resolution(x, step, scan.noise_sd * level, generator)
+    return reduce_resolution(x, step, scan.noise_sd * level, generator)
 
 
 def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: bool = True) -> Tensor:
@@ -137,7 +145,7 @@ def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: b
     x = x * bias(shape, log_uniform(generator, 0.02, 0.6), generator)
     spacing_mm, noise_sd = _any_protocol(generator, thick_slices)
     level = float(x[structure > 0].mean()) if bool(structure.any()) else 1.0
-    x = at_resolution(x, tuple(s / head.spacing_mm for s in spacing_mm), noise_sd * level, generator)
+    x = reduce_resolution(x, tuple(s / head.spacing_mm for s in spacing_mm), noise_sd * level, generator)
     return scale_between_quantiles(x) ** log_uniform(generator, 0.7, 1.4)
 
 

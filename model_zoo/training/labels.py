@@ -11,14 +11,14 @@ from torch import Tensor
 from model_zoo import ct_tissues
 from model_zoo.simulate.heads import smooth_field_3d
 from model_zoo.simulate.pet import low_dose
-from model_zoo.simulate.pet.low_dose import Object
+from model_zoo.simulate.pet.low_dose import ScannedObject
 
 __all__ = ["displace_labels", "label_tissues_by_ct"]
 
 
-def label_tissues_by_ct(subject: Object, names: Sequence[str]) -> Object:
+def label_tissues_by_ct(subject: ScannedObject, names: Sequence[str]) -> ScannedObject:
     """Return the object with the tissues of its attenuation map for regions, numbered by their place in ``names``."""
-    tissues = low_dose.by_attenuation(subject).regions
+    tissues = low_dose.label_by_attenuation(subject).regions
     before = names.index(ct_tissues.NAMES[0])
     return replace(subject, regions=torch.where(tissues > 0, tissues + before, tissues))
 

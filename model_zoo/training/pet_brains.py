@@ -11,7 +11,7 @@ from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet import disease, low_dose
 from model_zoo.simulate.pet.activity import activity
-from model_zoo.simulate.pet.low_dose import Object
+from model_zoo.simulate.pet.low_dose import ScannedObject
 from model_zoo.training.recipe import Source
 
 __all__ = ["injected", "random_brain", "random_head"]
@@ -28,13 +28,13 @@ def random_brain(
     finer: int,
     tracer: str | None = None,
     patient: disease.Patient | None = None,
-) -> Object:
+) -> ScannedObject:
     """A patient of the disease model (drawn if not given) with a tracer (half FDG if not named), a cube of 208 mm."""
     if tracer is None:
         others = [name for name in TRACERS if name != "FDG"]
         at = int(torch.randint(len(others), (1,), generator=generator))
         tracer = "FDG" if float(torch.rand(1, generator=generator)) < FDG_SHARE else others[at]
-    patient = patient or disease.sample(generator)
+    patient = patient or disease.draw_patient(generator)
     head = random_head(source, generator, patient, spacing_mm=spacing_mm, finer=finer)
     return injected(head, generator, patient, tracer=tracer, finer=finer)
 
@@ -47,7 +47,9 @@ def random_head(
     return source.head(generator, shape=(n, n, n), spacing_mm=spacing_mm / finer, **_atrophied(source, patient))
 
 
-def injected(head: Head, generator: torch.Generator, patient: disease.Patient, *, tracer: str, finer: int) -> Object:
+def injected(
+    head: Head, generator: torch.Generator, patient: disease.Patient, *, tracer: str, finer: int
+) -> ScannedObject:
     """The patient's head with a tracer."""
     kind = TRACERS[tracer]
     image = activity(head, kind, patient.state(kind.target), generator, fwhm_mm=0.0, noise=0.0)

@@ -169,7 +169,7 @@ def _t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
     shape = (image.shape[0], image.shape[1], image.shape[2])
     image = image * acquisition.bias(shape, acquisition.log_uniform(generator, 0.02, 0.2), generator)
     level = float(image.mean()) * acquisition.log_uniform(generator, 0.01, 0.06)
-    image = acquisition.rician(image, level, generator)
+    image = acquisition.add_rician_noise(image, level, generator)
     return pet_synthesis.t1w_scaled(image, maps.sum(0) > 0.5)
 
 
@@ -195,7 +195,7 @@ def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> 
 
 def patients_sharing_atrophy(count: int, generator: torch.Generator) -> list[Patient]:
     """A patient and others with the same atrophy: draws of p(patient | atrophy) by resampling."""
-    first = disease.sample(generator)
+    first = disease.draw_patient(generator)
     found = disease.posterior(Observed(atrophy=first.atrophy), generator, count=CONDITIONAL_DRAWS)
     at = torch.multinomial(found.weights, max(count - 1, 1), replacement=True, generator=generator)
     others = [replace(found.population.patient(int(i)), atrophy=first.atrophy) for i in at[: count - 1]]

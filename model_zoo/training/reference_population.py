@@ -25,7 +25,7 @@ def describe_population(count: int, seed: int) -> dict[str, Any]:
     logs, errors = [], []
     for n in range(count):
         generator = seeded(seed, n)
-        head = source.head(generator, atrophy=disease.sample(generator).atrophy)
+        head = source.head(generator, atrophy=disease.draw_patient(generator).atrophy)
         logs.append(shares(dict(enumerate(torch.bincount(head.structure.flatten().long()).tolist()))))
         if n % 4 == 0:
             errors.append(math.log(denoising_error(D, contrast_agnostic(head, generator), n)))

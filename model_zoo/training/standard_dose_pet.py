@@ -31,7 +31,7 @@ from model_zoo import ct_tissues
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.counts import Scan
-from model_zoo.simulate.pet.low_dose import REGIONS, Object, Pair, Reconstruction
+from model_zoo.simulate.pet.low_dose import REGIONS, Pair, Reconstruction, ScannedObject
 from model_zoo.simulate.pet.torso import Torso, random_torso
 from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare, scale_of
 from model_zoo.training import labels, recipe
@@ -113,18 +113,20 @@ def names_of(c: Configuration) -> tuple[str, ...]:
     return {"anatomy": REGIONS, "ct": ct_tissues.NAMES, "both": REGIONS + ct_tissues.NAMES}[c.labels]
 
 
-def _brain(c: Configuration, source: Source, generator: torch.Generator, spacing_mm: float, finer: int) -> Object:
+def _brain(
+    c: Configuration, source: Source, generator: torch.Generator, spacing_mm: float, finer: int
+) -> ScannedObject:
     found = random_brain(source, generator, spacing_mm=spacing_mm, finer=finer)
     return labels.label_tissues_by_ct(found, names_of(c)) if c.labels == "ct" else found
 
 
-def _torso(c: Configuration, body: Torso, finer: int, generator: torch.Generator) -> Object:
+def _torso(c: Configuration, body: Torso, finer: int, generator: torch.Generator) -> ScannedObject:
     found = low_dose.torso(body, finer)
     by_ct = c.labels == "ct" or (c.labels == "both" and _uniform(generator) < 0.5)
     return labels.label_tissues_by_ct(found, names_of(c)) if by_ct else found
 
 
-def _object(c: Configuration, source: Source, generator: torch.Generator) -> Object:
+def _object(c: Configuration, source: Source, generator: torch.Generator) -> ScannedObject:
     spacing_mm = c.spacings_mm[int(torch.randint(len(c.spacings_mm), (1,), generator=generator))]
     if _uniform(generator) < c.brains:
         finer = 2 if spacing_mm >= 4 else 1
@@ -164,7 +166,7 @@ def _pairs(c: Configuration, source: Source, generator: torch.Generator) -> list
     return [_surrogate(c, found, generator) for _ in range(c.patches_per_object)]
 
 
-def _surrogate(c: Configuration, found: Object, generator: torch.Generator) -> Pair:
+def _surrogate(c: Configuration, found: ScannedObject, generator: torch.Generator) -> Pair:
     post_mm = 3.0 + 3.0 * _uniform(generator)
     return low_dose.surrogate_pair(
         found,
@@ -181,7 +183,7 @@ def _surrogate(c: Configuration, found: Object, generator: torch.Generator) -> P
 class _Pooled:
     """An object of the pool, its scan, how it is reconstructed, and the image of its expected counts."""
 
-    found: Object
+    found: ScannedObject
     scan: Scan
     reconstruct: Reconstruction
     expected: Tensor
@@ -206,7 +208,7 @@ def _pooled(c: Configuration, source: Source, index: int) -> _Pooled:
         post_fwhm_mm=3.0 + 3.0 * _uniform(generator),
     )
     psf_fwhm_mm = 4.0 + 2.0 * _uniform(generator)
-    scan = low_dose.scanned(found, _log_uniform((1e7, 2e8), generator), generator, psf_fwhm_mm=psf_fwhm_mm)
+    scan = low_dose.simulate_scan(found, _log_uniform((1e7, 2e8), generator), generator, psf_fwhm_mm=psf_fwhm_mm)
     none = found.activity.new_zeros(0)  # it is projected: its fine lattice, times the pool, would fill the memory
     return _Pooled(replace(found, activity=none, mu_per_cm=none), scan, made, made(scan.expected, scan))
 

@@ -162,7 +162,7 @@ def _examined(source: Source, c: Configuration, which: int) -> _Examined:
     patient = _patient(source, c, which // c.per_patient)
     lesions = replace(patient.lesions, extent=patient.lesions.extent.float()).redrawn(generator)
     patient = replace(patient, lesions=lesions, artefact=patient.artefact.float())
-    e = ms.examination(generator)
+    e = ms.draw_examination(generator)
     found = ms.images(patient, e, generator)
     truth = {
         "dir": found.dir.clamp(0, CLIP),

@@ -20,7 +20,7 @@ from torch import Tensor
 from model_zoo.imaging import blur
 from model_zoo.simulate.pet.projector import Geometry, projector
 
-__all__ = ["SCATTER_FWHM_MM", "Scan", "acquire", "draw", "thin"]
+__all__ = ["SCATTER_FWHM_MM", "Scan", "acquire", "draw_counts", "thin"]
 
 SCATTER_FWHM_MM = 250.0
 
@@ -92,7 +92,7 @@ def _scattered(trues: Tensor, g: Geometry, slice_mm: float) -> Tensor:
     return blur(trues.movedim(-1, 1), SCATTER_FWHM_MM, (1e6, 2 * slice_mm, g.bin_mm)).movedim(1, -1)
 
 
-def draw(expected: Tensor, generator: torch.Generator) -> Tensor:
+def draw_counts(expected: Tensor, generator: torch.Generator) -> Tensor:
     """Draw Poisson counts with mean ``expected``, in its dtype."""
     return torch.poisson(expected, generator=generator)
 

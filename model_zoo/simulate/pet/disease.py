@@ -38,9 +38,9 @@ __all__ = [
     "Patient",
     "Population",
     "Posterior",
+    "draw_patient",
     "population",
     "posterior",
-    "sample",
 ]
 
 COURSES = ("typical", "resilient", "other")
@@ -192,7 +192,7 @@ def _drop(impairment: Tensor) -> Tensor:
     return 0.6 * impairment + 13.0 * (impairment - 0.5).clamp_min(0.0) ** 1.3
 
 
-def sample(generator: torch.Generator) -> Patient:
+def draw_patient(generator: torch.Generator) -> Patient:
     """Draw one patient."""
     return population(1, generator).patient(0)
 

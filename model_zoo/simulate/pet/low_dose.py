@@ -19,7 +19,7 @@ from model_zoo import ct_tissues
 from model_zoo.imaging import blur
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate.heads import Head
-from model_zoo.simulate.pet.counts import Scan, acquire, draw, thin
+from model_zoo.simulate.pet.counts import Scan, acquire, draw_counts, thin
 from model_zoo.simulate.pet.osem import osem
 from model_zoo.simulate.pet.projector import Geometry
 from model_zoo.simulate.pet.surrogate import low_and_standard, low_dose
@@ -29,14 +29,14 @@ from model_zoo.structures import STRUCTURES
 __all__ = [
     "REGIONS",
     "TARGETS",
-    "Object",
     "Pair",
     "Reconstruction",
+    "ScannedObject",
     "brain",
-    "by_attenuation",
+    "label_by_attenuation",
+    "map_regions",
     "osem_pair",
-    "regions_of",
-    "scanned",
+    "simulate_scan",
     "surrogate_pair",
     "torso",
 ]
@@ -64,7 +64,7 @@ _MU_BONE, _MU_SOFT = 0.13, 0.096
 
 
 @dataclass(frozen=True)
-class Object:
+class ScannedObject:
     """Scanned object. ``activity`` and ``mu_per_cm``: (k, j, i) with ``finer`` voxels along each axis per voxel of the
 
     image, whose isotropic ``spacing_mm``, ``regions`` (number in REGIONS or 0) and ``lesion`` (number or 0), both uint8
@@ -111,13 +111,13 @@ class Reconstruction:
         )
 
 
-def brain(head: Head, activity: Tensor, finer: int) -> Object:
+def brain(head: Head, activity: Tensor, finer: int) -> ScannedObject:
     """Return a head with ``activity`` (k, j, i) on its own lattice, which is ``finer`` times that of the image."""
     names = list(TISSUES)
     mu = torch.full((len(names),), _MU_SOFT)
     mu[names.index("air")], mu[names.index("bone")] = 0.0, _MU_BONE
-    regions = regions_of(_nearest(head.structure, finer))
-    return Object(
+    regions = map_regions(_nearest(head.structure, finer))
+    return ScannedObject(
         activity,
         mu[head.tissue.to(torch.int64)],
         regions,
@@ -127,7 +127,7 @@ def brain(head: Head, activity: Tensor, finer: int) -> Object:
     )
 
 
-def regions_of(structure: Tensor) -> Tensor:
+def map_regions(structure: Tensor) -> Tensor:
     """Return the number of the region, uint8, that each structure of the head belongs to; 0 for none."""
     of_structure = torch.zeros(len(STRUCTURES) + 1, dtype=torch.uint8)
     for each in STRUCTURES:
@@ -135,14 +135,16 @@ def regions_of(structure: Tensor) -> Tensor:
     return of_structure[structure.to(torch.int64)]
 
 
-def torso(body: Torso, finer: int) -> Object:
+def torso(body: Torso, finer: int) -> ScannedObject:
     """Return a torso on a lattice ``finer`` times that of the image."""
     of_organ = torch.tensor([1 + REGIONS.index(o) if o in REGIONS else 0 for o in ORGANS], dtype=torch.uint8)
     regions = of_organ.to(body.organ.device)[_nearest(body.organ, finer).to(torch.int64)]
-    return Object(body.activity, body.mu_per_cm, regions, _nearest(body.lesion, finer), body.spacing_mm * finer, finer)
+    return ScannedObject(
+        body.activity, body.mu_per_cm, regions, _nearest(body.lesion, finer), body.spacing_mm * finer, finer
+    )
 
 
-def by_attenuation(scanned_object: Object) -> Object:
+def label_by_attenuation(scanned_object: ScannedObject) -> ScannedObject:
     """Return the object with regions by its attenuation map: numbers of ``ct_tissues``, as its CT would give them.
 
     The attenuation map of a head has no fat: there it counts as soft tissue.
@@ -158,7 +160,7 @@ def _nearest(labels: Tensor, finer: int) -> Tensor:
 
 
 def surrogate_pair(
-    scanned_object: Object,
+    scanned_object: ScannedObject,
     dose: float,
     generator: torch.Generator,
     *,
@@ -188,8 +190,13 @@ def surrogate_pair(
     return Pair(low, aim, o.regions, o.lesion, dose, o.spacing_mm)
 
 
-def scanned(
-    scanned_object: Object, counts: float, generator: torch.Generator, *, psf_fwhm_mm: float = 4.5, angles: int = 72
+def simulate_scan(
+    scanned_object: ScannedObject,
+    counts: float,
+    generator: torch.Generator,
+    *,
+    psf_fwhm_mm: float = 4.5,
+    angles: int = 72,
 ) -> Scan:
     """Return the scan of an object with ``counts`` prompts at dose 1, sampled as the image is."""
     o = scanned_object
@@ -210,7 +217,7 @@ def scanned(
 
 
 def osem_pair(
-    scanned_object: Object,
+    scanned_object: ScannedObject,
     scan: Scan,
     dose: float,
     generator: torch.Generator,
@@ -224,13 +231,13 @@ def osem_pair(
     Raises ValueError for another ``target`` than TARGETS.
     """
     _known(target)
-    low, rest = thin(draw(scan.expected, generator), dose, generator)
+    low, rest = thin(draw_counts(scan.expected, generator), dose, generator)
     if target == "expected":
         aim = reconstruct(scan.expected, scan) if expected is None else expected
     elif target == "shared":
         aim = reconstruct(low + rest, scan)
     else:
-        aim = reconstruct(draw(scan.expected, generator), scan)
+        aim = reconstruct(draw_counts(scan.expected, generator), scan)
     o = scanned_object
     return Pair(reconstruct(low, scan.at_dose(dose)), aim, o.regions, o.lesion, dose, o.spacing_mm)
 
