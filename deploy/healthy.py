@@ -1,4 +1,4 @@
-"""Exit status 0 when what runs in this container does its work: for health checks of Docker, Compose and Kubernetes.
+"""Health check of a container for Docker, Compose and Kubernetes: exit status 0 while the node or worker works.
 
 python healthy.py            the node: /readyz of the web here (URL in HEALTHY_URL, where it is not the usual one: with
                              [web] certificate_file it is https://127.0.0.1:8104/readyz)
@@ -21,7 +21,7 @@ SILENCE = timedelta(seconds=60)
 
 
 def node_is_ready(url: str) -> bool:
-    """Whether /readyz says so, else OSError. The certificate is not checked: it names no loopback."""
+    """Return whether /readyz answers 200. Raises OSError. The certificate, which names no loopback, is unchecked."""
     unchecked = ssl.create_default_context()
     unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
     with urllib.request.urlopen(url, timeout=8, context=unchecked) as answer:
@@ -29,28 +29,28 @@ def node_is_ready(url: str) -> bool:
 
 
 def worker_is_alive(config_file: Path, *, now: datetime) -> bool:
-    """Whether a worker of this host has reported lately."""
+    """Return whether a worker of this host has reported within SILENCE."""
     from db import engine as engines
     from db import workers
     from dicomnode import config
 
-    found = config.load(config_file)
-    host = found.worker.host or socket.gethostname()
-    with engines.readers(engines.connect(found.database_url))() as session:
+    loaded = config.load(config_file)
+    host = loaded.worker.host or socket.gethostname()
+    with engines.readers(engines.connect(loaded.database_url))() as session:
         return any(worker.host == host for worker in workers.list_alive(session, since=now - SILENCE))
 
 
 def main(arguments: list[str]) -> int:
-    """0 or 1, with the kind of error on stderr: its words may hold a URL."""
+    """Return 0 or 1, with the type of the error on stderr: its text may hold a URL."""
     try:
         if arguments == ["worker"]:
-            well = worker_is_alive(Path(os.environ.get("DICOMNODE_CONFIG", "node.toml")), now=datetime.now(UTC))
+            is_well = worker_is_alive(Path(os.environ.get("DICOMNODE_CONFIG", "node.toml")), now=datetime.now(UTC))
         else:
-            well = node_is_ready(os.environ.get("HEALTHY_URL", READY))
+            is_well = node_is_ready(os.environ.get("HEALTHY_URL", READY))
     except Exception as error:
         print(f"not well: {type(error).__name__}", file=sys.stderr)
         return 1
-    return 0 if well else 1
+    return 0 if is_well else 1
 
 
 if __name__ == "__main__":

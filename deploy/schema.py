@@ -1,10 +1,10 @@
-"""The database's schema, for upgrades that are taken back: which revision it is at, and to another one.
+"""The revision of the database's schema, shown or changed, for upgrades that are taken back.
 
     python schema.py NODE_TOML                   the database's revision, and this program's
     python schema.py NODE_TOML up                to this program's, which 'dicomnode serve' does by itself
     python schema.py NODE_TOML down REVISION     to an older one: with this program, before the older is started
 
-Going down asks for a backup and that nothing runs: what an older schema cannot say becomes the nearest that it can.
+Before going down, make a backup and stop everything: values that an older schema lacks become the nearest it has.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dicomnode import config
 SILENCE = timedelta(seconds=60)
 
 
-def at_work(engine: Engine, *, now: datetime) -> list[str]:
-    """Workers that have said within the last minute that they are alive; a schema of before may not know of any."""
+def list_working(engine: Engine, *, now: datetime) -> list[str]:
+    """Return the workers that reported within the last minute; none where the schema is an older one."""
     if migrations.current(engine) != migrations.head():
         return []
     with engines.readers(engine)() as session:
@@ -31,7 +31,7 @@ def at_work(engine: Engine, *, now: datetime) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 1 with the reason on stderr, or 2 for wrong usage."""
+    """Return 0, or 1 with the reason on stderr, or 2 for wrong usage."""
     match arguments:
         case [file, *rest] if rest in ([], ["up"]) or (len(rest) == 2 and rest[0] == "down"):
             engine = engines.connect(config.load(Path(file)).database_url)
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if rest == ["up"]:
         migrations.upgrade(engine)
     elif rest:
-        if working := at_work(engine, now=datetime.now(UTC)):
+        if working := list_working(engine, now=datetime.now(UTC)):
             print(f"stop everything first: {', '.join(working)} at work", file=sys.stderr)
             return 1
         migrations.downgrade(engine, rest[1])

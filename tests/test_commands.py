@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ def test_help_names_every_command_and_loads_nothing_heavy(capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert all(f" {name} " in shown for name in cli.COMMANDS)
     assert loaded_by("from dicomnode import cli; cli.main(['--help'])") == set()
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dicomnode {version('dicomnode')}\n"
 
 
 def test_serving_needs_no_torch() -> None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from pathlib import Path
 
+import pytest
+
+from dicomnode import mrd
+from dicomnode.demo import SIMULATED_HEAD, Demo
+from model_zoo import data_kit
 from tests.peers.process import Program, accepts_connections
 
 
@@ -18,3 +24,20 @@ def test_a_demo_that_is_told_to_stop_stops_its_nodes(tmp_path: Path) -> None:
     assert [accepts_connections(port) for port in ports] == [True, True]
     assert program.stop(within_s=90) == 130
     assert [accepts_connections(port) for port in ports] == [False, False]
+
+
+def test_without_the_data_kit_the_demo_simulates_a_head_with_the_core_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_data_kit() -> Path:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(data_kit, "data_root", no_data_kit)
+    for package in ("nilearn", "sigpy", "ray", "tensorboard"):
+        monkeypatch.setitem(sys.modules, package, None)
+    demo = Demo(tmp_path, threading.Event())
+    kspace, description = demo.make_kspace()
+    assert SIMULATED_HEAD in description
+    (images,) = mrd.to_images(kspace)
+    assert images[0].samples.shape[-2:] == (256, 216)
+    assert demo.write_raw_data(kspace).is_file()

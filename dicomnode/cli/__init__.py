@@ -72,7 +72,7 @@ def _build_app(command: str | None) -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    app.callback()(_set_config_file)
+    app.callback()(_set_root_options)
     for name, (module, attribute, help_line) in COMMANDS.items():
         content = getattr(import_module(module), attribute) if name == command else _refuse_unloaded
         if isinstance(content, typer.Typer):
@@ -82,12 +82,23 @@ def _build_app(command: str | None) -> typer.Typer:
     return app
 
 
-def _set_config_file(
+def _print_version(requested: bool) -> None:
+    from dicomnode.installation import read_version
+
+    if requested:
+        print(f"dicomnode {read_version()}")
+        raise typer.Exit
+
+
+def _set_root_options(
     ctx: typer.Context,
     config: Annotated[
         Path | None,
         typer.Option("--config", envvar="DICOMNODE_CONFIG", help="Configuration file.", show_default="./node.toml"),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     ctx.obj = config or Path("node.toml")
 

@@ -82,7 +82,7 @@ class Config(Section):
 
     @property
     def recipients_by_route(self) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-        """By route the names of the recipients of notifications, each with the events that it is notified of."""
+        """The recipients of notifications by route: names, each with the events that it is notified of."""
         return self.notifications.group_by_route([route.name for route in self.routes])
 
     def sends_refusal_notes(self, route: str) -> bool:
