@@ -55,13 +55,13 @@ def test_a_file_that_is_missing_or_changed_is_named_with_its_row(
     whole, lost, changed = (registered(sessions, root, n, bytes([n]) * 100, now) for n in (1, 2, 3))
     spool.path(root, lost).unlink()
     spool.path(root, changed).write_bytes(b"x" * 100)
-    looked: list[str] = []
-    found = list(verification.verify(engines.readers(engine), root, seen=lambda claim: looked.append(claim.sha256)))
+    checked: list[verification.Claim] = []
+    found = list(verification.verify(engines.readers(engine), root, on_checked=checked.append))
     assert {(each.what, each.row, each.file) for each in found} == {
         ("missing", "instances 2", lost.sha256),
         ("damaged", "instances 3", changed.sha256),
     }
-    assert looked == [whole.sha256, lost.sha256, changed.sha256]
+    assert [claim.sha256 for claim in checked] == [whole.sha256, lost.sha256, changed.sha256]
 
 
 def test_verifying_keeps_to_the_rate_that_was_asked_for(

@@ -40,7 +40,7 @@ def verify(
         task = bar.add_task("files", total=total)
         limit = None if rate is None else rate * 1e6
         findings = list(
-            verification.verify(sessions, config.spool_dir, bytes_per_s=limit, seen=lambda _: bar.advance(task))
+            verification.verify(sessions, config.spool_dir, bytes_per_s=limit, on_checked=lambda _: bar.advance(task))
         )
     _print(findings, as_json)
     typer.echo(f"{total} rows with files looked at, {len(findings)} wrong", err=True)

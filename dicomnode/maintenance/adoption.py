@@ -1,4 +1,4 @@
-"""Take files of the spool that no row names back into the database, as if they were received once more."""
+"""Adoption of files in the spool without a row into the database, as if they were received again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["AdoptionResult", "adopt"]
 
 @dataclass(frozen=True)
 class AdoptionResult:
-    """What became of one file: ``reason`` says why it was left or put in quarantine."""
+    """Outcome for one file; ``reason``: why the file was left or quarantined."""
 
     file: str
     outcome: Literal["adopted", "quarantined", "left"]

@@ -1,7 +1,7 @@
-"""Reads again what rows of before do not tell: the attributes by which instances and results are found.
+"""Backfill of attributes by which instances and results are found, from their files.
 
-Rows written before migration 0004 have none. They are found by their UIDs and by what their study and series say, and
-by the rest as soon as this has read their files: some hundred rows at every sweep of the node's clock, to the last.
+Rows written before migration 0004 have none. They are found by their UIDs and by the attributes of their study and
+series, and by the rest once this has read their files: some hundred rows at every sweep of the node, until the last.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ __all__ = ["Backfill"]
 
 _log = logging.getLogger(__name__)
 _ROWS = 500
-_KEPT: dict[type[Instance] | type[Output], Sequence[str]] = {
+_STORED: dict[type[Instance] | type[Output], Sequence[str]] = {
     Instance: keywords.IMAGE_STORED,
     Output: keywords.RESULT_STORED,
 }
 
 
 class Backfill:
-    """One pass over the tables, in steps; rows that come meanwhile are whole."""
+    """One pass over the tables, in steps; rows that are added meanwhile are complete."""
 
     def __init__(self, sessions: sessionmaker[Session], root: Path) -> None:
         self._sessions, self._root = sessions, root
-        self._after: dict[type[Instance] | type[Output], int] = dict.fromkeys(_KEPT, 0)
+        self._after: dict[type[Instance] | type[Output], int] = dict.fromkeys(_STORED, 0)
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left; the database is not asked any more."""
+        """True where no row is left; the database is then not queried any more."""
         return not self._after
 
     def step(self) -> int:
-        """Look at the next rows and fill those that lack something; how many."""
+        """Check the next rows and fill those without attributes; return how many."""
         if self.done:
             return 0
         table, after = next(iter(self._after.items()))
@@ -58,15 +58,15 @@ class Backfill:
         return len(rows)
 
     def _fill(self, table: type[Instance] | type[Output], rows: Sequence[Any]) -> None:
-        found = {row.id: self._read(row.sha256, _KEPT[table]) for row in rows}
+        found = {row.id: self._read(row.sha256, _STORED[table]) for row in rows}
         with self._sessions.begin() as session:
             for id, attributes in found.items():
                 session.execute(update(table).where(table.id == id).values(attributes=attributes))
 
-    def _read(self, sha256: str, kept: Sequence[str]) -> dict[str, Any]:
-        """Nothing where the file cannot be read."""
+    def _read(self, sha256: str, stored: Sequence[str]) -> dict[str, Any]:
+        """Return the attributes of the file; none where it cannot be read."""
         try:
-            return keywords.pick(headers.read(spool.path(self._root, sha256)).attributes, kept)
+            return keywords.pick(headers.read(spool.path(self._root, sha256)).attributes, stored)
         except (OSError, CannotUnderstand) as exc:
             _log.warning("the file %s could not be read again: %s", sha256, type(exc).__name__)
             return {}

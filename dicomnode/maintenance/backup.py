@@ -1,4 +1,4 @@
-"""A backup of a node that runs, and the way back into an empty folder.
+"""Backup of a running node, and its restoration into an empty folder.
 
 The spool is linked or copied, then the database is dumped at one moment, then the spool again for what has come
 meanwhile. Every row of that moment has its file in one of the two passes: a file is durable before its row is
@@ -40,7 +40,7 @@ Dump = Callable[[URL, Path], None]
 
 
 def create(config: Config, into: Path, *, now: Callable[[], datetime], dump: Dump | None = None) -> dict[str, Any]:
-    """Write a backup to the folder ``into``, which must not exist; what it holds. It is there whole or not at all."""
+    """Write a complete backup to the folder ``into``, or nothing; return its facts. Raises NotAllowed."""
     if into.exists():
         raise NotAllowed(f"{into} exists already: a backup goes into a folder of its own")
     part = into.with_name(f"{into.name}.part")
@@ -74,9 +74,9 @@ def create(config: Config, into: Path, *, now: Callable[[], datetime], dump: Dum
 
 
 def restore(config: Config, backup: Path) -> dict[str, Any]:
-    """Fill the configuration's empty data folder and empty database with a backup; what that holds.
+    """Fill the configuration's empty data folder and empty database with a backup; return its facts.
 
-    Raises NotAllowed where something is there already, StorageDamaged where the backup is not whole.
+    Raises NotAllowed where folder or database are not empty, StorageDamaged where the backup is incomplete.
     """
     facts = _facts(backup)
     url = make_url(config.database_url)
@@ -92,7 +92,7 @@ def restore(config: Config, backup: Path) -> dict[str, Any]:
 
 
 def _copy_spool(source: Path, target: Path, *, link: bool = True) -> None:
-    """What is not there yet; files of the spool never change, so a link is as good as a copy on one disk."""
+    """Copy the files that are missing; as files of the spool never change, a link on the same disk is as good."""
     for folder in sorted(path for path in source.iterdir() if _FOLDER.fullmatch(path.name)):
         (target / folder.name).mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.glob("*.dcm")):
@@ -116,13 +116,13 @@ def _link_or_copy(file: Path, copy: Path, *, link: bool) -> None:
 
 
 def _dump(url: URL, to: Path) -> None:
-    """The database as it is at one moment, without making anybody wait."""
+    """Dump the database at one moment, without blocking its users."""
     if url.get_backend_name() == "sqlite":
         with (
-            closing(sqlite3.connect(f"file:{url.database}?mode=ro", uri=True)) as there,
-            closing(sqlite3.connect(to)) as here,
+            closing(sqlite3.connect(f"file:{url.database}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(to)) as target,
         ):
-            there.backup(here)
+            source.backup(target)
         return
     _run("pg_dump", url, "--format=custom", "--no-owner", f"--file={to}", "--dbname")
 
@@ -136,7 +136,7 @@ def _load(url: URL, dump: Path) -> None:
 
 
 def _run(program: str, url: URL, *arguments: str) -> None:
-    """One of PostgreSQL's programs; the password goes by the environment, where no list of processes shows it."""
+    """Run a program of PostgreSQL; the password is passed in the environment, which no list of processes shows."""
     where = url.set(drivername="postgresql", password=None).render_as_string()
     environment = os.environ | ({"PGPASSWORD": str(url.password)} if url.password else {})
     try:

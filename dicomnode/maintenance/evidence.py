@@ -1,7 +1,7 @@
-"""What is on record of one study, for somebody who has to check it: UIDs, digests, times and events, no patient data.
+"""Records of one study for an auditor: UIDs, digests, times and events, without patient data.
 
-Each event comes with what its hash covers, so that it can be computed again; the chain's head says how far the trail
-went when this was written.
+Each event comes with everything that its hash covers, so that the hash can be recomputed; the head of the chain states
+the end of the trail at the time of writing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["collect_evidence"]
 
 
 def collect_evidence(session: Session, study: Study, *, now: datetime) -> dict[str, Any]:
-    """As plain values."""
+    """Return the records of the study as plain values."""
     broken = audit.verify(session)
     head = session.get_one(Chain, 1)
     chain = {"seq": head.seq, "hash": head.hash, "holds": broken is None}

@@ -1,4 +1,4 @@
-"""What may go, and its going: only what is delivered and old enough, never what is held, failed or waited for.
+"""Retention: sources and results expire when they are delivered and old enough, never when held, failed or awaited.
 
 A study's sources go when all its jobs are over and delivered, no job of another study still takes them, no search
 brings more of it, and no route may want it as the next study's earlier examination. A job's results go when every
@@ -30,17 +30,17 @@ __all__ = ["Retention", "explain_kept", "remove_files"]
 
 _log = logging.getLogger(__name__)
 _STUDIES = 20
-"""So many are looked at in one step."""
+"""Studies checked in one step."""
 _FILES = 200
-"""So many are removed, and told of, at once."""
+"""Files removed, and recorded, at once."""
 _REASON = "delivered and old enough"
 _OVER = (JobState.DONE, JobState.REFUSED)
 _EVERY = timedelta(minutes=10)
-"""Between the end of one walk and the next."""
+"""Time between the end of one walk and the next."""
 
 
 class Retention:
-    """A walk over all studies, in steps, and again from the first; for the node's clock."""
+    """Repeated walk over all studies, in steps, for the node's scheduler."""
 
     def __init__(self, sessions: sessionmaker[Session], config: Config) -> None:
         self._sessions, self._config = sessions, config
@@ -49,7 +49,7 @@ class Retention:
         self._files_left = True
 
     def step(self, *, now: datetime) -> int:
-        """Expire what may go of the next studies, and remove the files that nothing claims; how many files went."""
+        """Expire what may go of the next studies, and remove unclaimed files; return how many files."""
         if self._not_before is not None and now < self._not_before:
             return 0
         expired = self._expire(now)
@@ -73,16 +73,16 @@ class Retention:
 
 
 def shortest_days(config: Config) -> float:
-    """After how many days anything may go at all; 0: never."""
-    stated = [config.retention.sources_days, config.retention.results_days, config.retention.unrouted_days]
+    """Return the shortest retention period in days; 0 where nothing ever expires."""
+    periods = [config.retention.sources_days, config.retention.results_days, config.retention.unrouted_days]
     of_routes = [each for route in config.routes for each in (route.keep_sources_days, route.keep_results_days)]
-    return min((each for each in [*stated, *of_routes] if each), default=0.0)
+    return min((each for each in [*periods, *of_routes] if each), default=0.0)
 
 
 def remove_files(
     sessions: sessionmaker[Session], config: Config, *, now: datetime, remove: Callable[..., bool] = spool.remove
 ) -> int:
-    """Delete the files that no row claims any more; how many. Those that were written lately wait."""
+    """Delete the files that no row claims any more; return how many. Recently written files wait."""
     count, waiting = 0, set[str]()
     while True:
         with sessions() as session:
@@ -98,7 +98,7 @@ def remove_files(
 
 
 def explain_kept(session: Session, study: Study, config: Config, *, now: datetime) -> str:
-    """Why the study's sources stay; empty when they may go."""
+    """Return the reason why the study's sources stay; "" where they may expire."""
     jobs = [job for job in study.jobs if job.state is not JobState.CANCELLED]
     waiting = [job for job in jobs if not is_settled(job)]
     if waiting:
@@ -108,13 +108,13 @@ def explain_kept(session: Session, study: Study, config: Config, *, now: datetim
     if retention.has_open_retrievals(session, study):
         return "something is being fetched"
     days = _source_days(config, jobs)
-    if not days or now < _since(study, jobs) + timedelta(days=days):
+    if not days or now < _last_activity(study, jobs) + timedelta(days=days):
         return "it is not old enough"
-    return _wanted_as_prior(session, study, config, now)
+    return _describe_use_as_prior(session, study, config, now)
 
 
 def is_settled(job: Job) -> bool:
-    """Whether the job is over and everything of it is where it should be; one that ran beside another has nothing."""
+    """Return whether the job has ended and all its results are delivered; a shadow job delivers none."""
     if job.state not in _OVER:
         return False
     rows = _deliveries(job)
@@ -126,7 +126,7 @@ def is_settled(job: Job) -> bool:
 
 
 def _expire_study(sessions: sessionmaker[Session], config: Config, study_id: int, now: datetime) -> int:
-    """Looked at first without a lock: most of what is here stays."""
+    """Expire what may go of one study; a first check takes no lock, as most studies stay."""
     with engines.readers(sessions.kw["bind"])() as session:
         study = session.get_one(Study, study_id)
         if not _may_go(session, study, config, now) and not any(
@@ -151,7 +151,7 @@ def _may_go(session: Session, study: Study, config: Config, now: datetime) -> bo
 
 
 def _is_due(session: Session, job: Job, config: Config, now: datetime) -> bool:
-    """Whether the job's results may go, and there are any."""
+    """Return whether the job has results that may expire."""
     days = _days(config, job.route, "keep_results_days", config.retention.results_days)
     there = [row.delivered_at for row in _deliveries(job) if row.delivered_at is not None]
     if not days or not there or not is_settled(job) or now < max(there) + timedelta(days=days):
@@ -162,21 +162,21 @@ def _is_due(session: Session, job: Job, config: Config, now: datetime) -> bool:
 
 
 def _source_days(config: Config, jobs: Sequence[Job]) -> float:
-    """The longest that one of the jobs' routes asks for; 0: for ever."""
+    """Return the longest period that a route of the jobs requires, in days; 0: for ever."""
     if not jobs:
         return config.retention.unrouted_days
-    stated = [_days(config, job.route, "keep_sources_days", config.retention.sources_days) for job in jobs]
-    return 0.0 if 0.0 in stated else max(stated)
+    periods = [_days(config, job.route, "keep_sources_days", config.retention.sources_days) for job in jobs]
+    return 0.0 if 0.0 in periods else max(periods)
 
 
 def _days(config: Config, route: str, key: str, default: float) -> float:
-    """As the route says, which may have gone since."""
-    stated = [getattr(each, key) for each in config.routes if each.name == route]
-    return default if not stated or stated[0] is None else float(stated[0])
+    """Return the period of the route in days, or the default, also where the route does not exist any more."""
+    periods = [getattr(each, key) for each in config.routes if each.name == route]
+    return default if not periods or periods[0] is None else float(periods[0])
 
 
-def _since(study: Study, jobs: Sequence[Job]) -> datetime:
-    """When the last thing came in or went out."""
+def _last_activity(study: Study, jobs: Sequence[Job]) -> datetime:
+    """Return the moment of the last arrival or delivery."""
     rows = [row for job in jobs for row in _deliveries(job)]
     return max([study.last_received_at, *(row.delivered_at for row in rows if row.delivered_at is not None)])
 
@@ -185,16 +185,16 @@ def _deliveries(job: Job) -> list[Delivery]:
     return [row for output in job.outputs for row in output.deliveries]
 
 
-def _wanted_as_prior(session: Session, study: Study, config: Config, now: datetime) -> str:
-    """Which route may want the study as an earlier one: it is the patient's newest that has what the route asks for."""
+def _describe_use_as_prior(session: Session, study: Study, config: Config, now: datetime) -> str:
+    """Return which route may use the study as a prior examination, the patient's newest that matches it, or ""."""
     bound = config.retention.priors_days
     if bound and now >= study.last_received_at + timedelta(days=bound):
         return ""
     snapshot = StudySnapshot(session, study)
     mine = snapshot.examination
     for route in config.routes if isinstance(mine, Examination) else ():
-        wanted = any(snapshot.has_match(conditions) for conditions in route.prior.values())
-        if wanted and isinstance(mine, Examination) and not _has_newer(session, study, mine, route):
+        is_match = any(snapshot.has_match(conditions) for conditions in route.prior.values())
+        if is_match and isinstance(mine, Examination) and not _has_newer(session, study, mine, route):
             return f"route {route.name!r} may want it as the earlier examination"
     return ""
 

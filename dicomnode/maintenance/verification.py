@@ -1,4 +1,4 @@
-"""The spool against the rows: whether every file is what its row says, and what has no counterpart there."""
+"""Comparison of the spool with the rows: content of every file, files without rows, and rows without files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DiscrepancyKind = Literal["missing", "damaged", "unreadable", "no row", "not our
 
 @dataclass(frozen=True)
 class Claim:
-    """A row that says it has a file."""
+    """Row that has a file."""
 
     table: str
     id: int
@@ -54,7 +54,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """Something that is not as it should be: ``row`` as "instances 12", empty where there is none."""
+    """Discrepancy between a row and a file; ``row``: as "instances 12", empty where the file has none."""
 
     what: DiscrepancyKind
     row: str
@@ -79,7 +79,7 @@ def iterate_claims(readers: sessionmaker[Session]) -> Iterator[Claim]:
 
 
 def count_claims(readers: sessionmaker[Session]) -> int:
-    """How many ``claims`` there are."""
+    """Return the number of claims."""
     with readers() as session:
         counts = [session.scalar(select(func.count(table.id)).where(has_file)) for table, has_file in _HELD.items()]
     return sum(each or 0 for each in counts)
@@ -90,7 +90,7 @@ def verify(
     root: Path,
     *,
     bytes_per_s: float | None = None,
-    seen: Callable[[Claim], None] = lambda claim: None,
+    on_checked: Callable[[Claim], None] = lambda claim: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[Discrepancy]:
     """Read every file that a row claims; what is missing or differs from its name. ``bytes_per_s``: no faster."""
@@ -102,9 +102,9 @@ def verify(
             read += claim.size_bytes
             if bytes_per_s and (ahead_s := read / bytes_per_s - (time.monotonic() - started)) > 0:
                 wait(ahead_s)
-        if (wrong := known[claim.sha256]) is not None and _still(readers, claim):
-            yield Discrepancy(wrong, f"{claim.table} {claim.id}", claim.sha256, claim.size_bytes)
-        seen(claim)
+        if (kind := known[claim.sha256]) is not None and _is_current(readers, claim):
+            yield Discrepancy(kind, f"{claim.table} {claim.id}", claim.sha256, claim.size_bytes)
+        on_checked(claim)
 
 
 def find_orphans(
@@ -113,7 +113,7 @@ def find_orphans(
     """Rows without files, files without rows, and what is no file of ours; nothing is read. What was written within the
     last hour is left out unless ``fresh_too``: its row may be on its way."""
     for claim in iterate_claims(readers):
-        if not spool.path(root, claim.sha256).is_file() and _still(readers, claim):
+        if not spool.path(root, claim.sha256).is_file() and _is_current(readers, claim):
             yield Discrepancy("missing", f"{claim.table} {claim.id}", claim.sha256, claim.size_bytes)
     for path in sorted(root.glob("*/*")):
         if path.parent.name == "incoming" or (not fresh_too and spool.is_fresh(path, now=now)):
@@ -139,8 +139,8 @@ def remove_orphans(sessions: sessionmaker[Session], root: Path, found: list[Disc
     return len(gone)
 
 
-def _still(readers: sessionmaker[Session], claim: Claim) -> bool:
-    """Whether the row still says so: retention goes on while files are looked at."""
+def _is_current(readers: sessionmaker[Session], claim: Claim) -> bool:
+    """Return whether the row still has the file: retention continues during the comparison."""
     table: Any = next(each for each in _HELD if each.__tablename__ == claim.table)
     with readers() as session:
         row = session.get(table, claim.id)
@@ -150,7 +150,7 @@ def _still(readers: sessionmaker[Session], claim: Claim) -> bool:
 
 
 def _is_claimed(readers: sessionmaker[Session], sha256: str) -> bool:
-    """By any row that does not say that its file is gone; the rest is for retention to end."""
+    """Return whether any row has the file and does not record its removal, which retention would complete."""
     with readers() as session:
         for table in (Instance, Output, Quarantine):
             query = select(table.id).where(table.sha256 == sha256, table.removed_at.is_(None)).limit(1)

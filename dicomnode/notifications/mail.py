@@ -1,4 +1,4 @@
-"""One notification by e-mail."""
+"""Notifications by e-mail."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["check_server", "make_message", "send"]
 def make_message(
     *, sender: str, to: Sequence[str], subject: str, text: str, event_id: str, created_at: datetime
 ) -> EmailMessage:
-    """The same event makes the same Message-ID, by which a receiver knows what it has got before."""
+    """Return the e-mail; its Message-ID is the same in every attempt, so that a receiver recognizes a repetition."""
     mail = EmailMessage(policy=policy.SMTP)
     mail["From"], mail["To"], mail["Subject"] = sender, ", ".join(to), subject
     mail["Date"] = format_datetime(created_at)
     mail["Message-ID"] = f"<{event_id}@{sender.rpartition('@')[2]}>"
-    mail["Auto-Submitted"] = "auto-generated"  # RFC 3834 5: nobody's absence is answered to it
+    mail["Auto-Submitted"] = "auto-generated"  # RFC 3834 5: no automatic replies
     mail.set_content(text)
     return mail
 
 
 def send(mail: EmailMessage, smtp: SmtpConfig, *, password: str, ca_file: Path | None) -> str:
-    """Give it to the server; the answer says who did not get it, in numbers. Raises NotSent."""
+    """Send the e-mail; return a remark with the number of refused recipients, or "". Raises NotSent."""
     try:
         with _session(smtp, password, ca_file) as server:
             refused = server.send_message(mail)
@@ -41,7 +41,7 @@ def send(mail: EmailMessage, smtp: SmtpConfig, *, password: str, ca_file: Path |
 
 
 def check_server(smtp: SmtpConfig, *, password: str, ca_file: Path | None) -> None:
-    """See whether the server would take something. Raises NotSent."""
+    """Check that the server accepts a session. Raises NotSent."""
     try:
         with _session(smtp, password, ca_file) as server:
             server.noop()
@@ -67,7 +67,7 @@ def _session(smtp: SmtpConfig, password: str, ca_file: Path | None) -> smtplib.S
 
 
 def _not_sent(smtp: SmtpConfig, error: Exception) -> NotSent:
-    """Codes only: a server's words may hold addresses."""
+    """Return the error with reply codes only: a server's text may contain addresses."""
     where = f"{smtp.host}:{smtp.port}"
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         codes = sorted({code for code, _ in error.recipients.values()})

@@ -1,7 +1,7 @@
-"""What a notification says: its facts, and the words, JSON or template that carry them.
+"""Content of a notification: its facts, rendered as text, JSON or by a template.
 
-Who may not see patient data hears of a job by its number. A job's reason may quote what a header says of the patient,
-such as an age; those parts of it, UIDs, and the patient's own values are then left out.
+Recipients that may not see patient data get the number of the job. A job's reason may quote attributes of the patient
+from a header, such as an age; such clauses, UIDs and the patient's own values are then withheld.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 NAMES = ("id", "event", "at", "node", "job", "route", "pipeline", "model", "reason", "link", "summary")
-"""What a template may use."""
+"""Names that a template may use."""
 PATIENT_NAMES = ("patient_id", "accession_number", "study_date", "study_uid")
-"""What it may use where the notification is allowed patient data."""
+"""Further names that a template may use where the recipient may see patient data."""
 
 Facts = Mapping[str, str | int]
 
@@ -74,13 +74,13 @@ Results of this node are synthetic and for research use only. Event {{ id }}.
 _UID = re.compile(r"\b[0-2](?:\.\d+){3,}\b")
 _WITHHELD = "[withheld]"
 _SHORTEST = 4
-"""Characters of a patient's value below which it is too common a word to be told from others."""
+"""Length below which a patient's value is too common a word to be withheld."""
 _LONGEST_REASON = 2000
 
 
 def make_facts(due: ClaimedNotification, config: Config, *, patient_data: bool) -> Facts:
-    """What there is to say."""
-    found: dict[str, str | int] = {
+    """Return the facts of a notification, with patient data or without."""
+    facts: dict[str, str | int] = {
         "id": due.event_id,
         "event": due.event,
         "at": due.created_at.isoformat(timespec="seconds"),
@@ -89,38 +89,38 @@ def make_facts(due: ClaimedNotification, config: Config, *, patient_data: bool) 
         "route": due.route,
         "pipeline": due.pipeline,
         "model": due.model,
-        "reason": (due.message if patient_data else _without_patient(due.message, due.subject))[:_LONGEST_REASON],
+        "reason": (due.message if patient_data else _withhold_patient(due.message, due.subject))[:_LONGEST_REASON],
         "link": f"{config.web.public_url.rstrip('/')}/jobs/{due.job_id}" if config.web.public_url else "",
         "summary": _SUMMARIES[due.event],
     }
-    return found | ({name: getattr(due.subject, name) for name in PATIENT_NAMES} if patient_data else {})
+    return facts | ({name: getattr(due.subject, name) for name in PATIENT_NAMES} if patient_data else {})
 
 
 def make_example(config: Config, event: str, event_id: str, at: str, *, patient_data: bool) -> Facts:
-    """Facts of no job, for a test; the reason holds what a template has to escape."""
-    found: dict[str, str | int] = dict.fromkeys(NAMES, "")
-    found |= {"id": event_id, "event": event, "at": at, "node": config.node.ae_title, "job": 0}
-    found |= {"route": "test", "pipeline": "test", "model": "test@1.0.0", "summary": _SUMMARIES[event]}
-    found |= {"reason": 'χ² is "2.4", above the limit of 2 \\ a test', "link": config.web.public_url or ""}
-    return found | (dict.fromkeys(PATIENT_NAMES, "test") if patient_data else {})
+    """Return facts of no job, for a test; the reason holds characters that a template has to escape."""
+    facts: dict[str, str | int] = dict.fromkeys(NAMES, "")
+    facts |= {"id": event_id, "event": event, "at": at, "node": config.node.ae_title, "job": 0}
+    facts |= {"route": "test", "pipeline": "test", "model": "test@1.0.0", "summary": _SUMMARIES[event]}
+    facts |= {"reason": 'χ² is "2.4", above the limit of 2 \\ a test', "link": config.web.public_url or ""}
+    return facts | (dict.fromkeys(PATIENT_NAMES, "test") if patient_data else {})
 
 
-def make_subject_line(told: Facts) -> str:
-    """On one line, whatever the names of nodes and routes hold."""
-    words = f"{told['node']}: {told['event']}, job {told['job']}, {told['route']}"
-    return " ".join("".join(c if c.isprintable() else " " for c in words).split())
+def make_subject_line(facts: Facts) -> str:
+    """Return the subject of the e-mail as one printable line."""
+    line = f"{facts['node']}: {facts['event']}, job {facts['job']}, {facts['route']}"
+    return " ".join("".join(c if c.isprintable() else " " for c in line).split())
 
 
-def render_text(told: Facts, template: str | None) -> str:
-    """The template's words, or the node's own. Raises ConfigError for a template that does not work."""
-    return _rendered(_DEFAULT if template is None else template, told)
+def render_text(facts: Facts, template: str | None) -> str:
+    """Return the text of the template, or of the node's own. Raises ConfigError for a template that fails."""
+    return _render(_DEFAULT if template is None else template, facts)
 
 
-def render_json(told: Facts, template: str | None) -> bytes:
-    """The JSON that the template makes, or all facts. Raises ConfigError for a template that makes none."""
+def render_json(facts: Facts, template: str | None) -> bytes:
+    """Return the JSON of the template, or of all facts. Raises ConfigError for a template whose text is no JSON."""
     if template is None:
-        return json.dumps(dict(told), ensure_ascii=False).encode()
-    text = _rendered(template, told)
+        return json.dumps(dict(facts), ensure_ascii=False).encode()
+    text = _render(template, facts)
     try:
         json.loads(text)
     except ValueError as error:
@@ -129,29 +129,29 @@ def render_json(told: Facts, template: str | None) -> bytes:
     return text.encode()
 
 
-def _rendered(template: str, told: Facts) -> str:
-    """A template's error names a line and a name; others may quote a value and are told by their kind."""
+def _render(template: str, facts: Facts) -> str:
+    """Render the template. Raises ConfigError, which names the line or the class of error, never a value."""
     try:
-        return _compiled(template).render(dict(told))
+        return _compile(template).render(dict(facts))
     except TemplateSyntaxError as error:
         raise ConfigError(f"the template, line {error.lineno}: {error.message}") from None
     except TemplateError as error:
-        known = ", ".join(told)
+        known = ", ".join(facts)
         raise ConfigError(f"the template: {error.message}; known are {known}") from None
     except Exception as error:
         raise ConfigError(f"the template: {type(error).__name__} while it was filled in") from None
 
 
 @cache
-def _compiled(template: str) -> Template:
+def _compile(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     return environment.from_string(template)
 
 
-def _without_patient(reason: str, subject: Subject) -> str:
-    """Without clauses on attributes of the patient (group 0010) and covariates, UIDs, and the patient's own values."""
+def _withhold_patient(reason: str, subject: Subject) -> str:
+    """Withhold clauses on attributes of the patient (group 0010) and covariates, UIDs, and the patient's own values."""
     clauses = [
         _WITHHELD if "(0010," in clause or "covariate" in clause.casefold() else clause for clause in reason.split("; ")
     ]

@@ -1,4 +1,4 @@
-"""Notifications to those who are told: tried like deliveries, until they are taken or too old.
+"""Notifications to recipients: tried like deliveries, until they are taken or too old.
 
 All state is in rows: a sender that dies leaves leases that lapse, and what got no answer is sent again under the same
 event ID, by which a receiver can drop what it has already.
@@ -37,7 +37,7 @@ __all__ = ["check", "notify_due", "resume", "send", "send_test"]
 
 log = logging.getLogger("dicomnode.notifications.notification")
 
-Receiver = EmailConfig | WebhookConfig
+Recipient = EmailConfig | WebhookConfig
 
 _BATCH = 20
 _TEST = uuid.UUID("a9d2a0e5-7d0c-5a63-8c0e-3f3a5b9d1f52")
@@ -46,14 +46,14 @@ _TEST = uuid.UUID("a9d2a0e5-7d0c-5a63-8c0e-3f3a5b9d1f52")
 def notify_due(
     sessions: sessionmaker[Session], config: Config, *, now: datetime, generator: random.Random | None = None
 ) -> int:
-    """Send what is due, to everybody at once; returns how many notifications were taken."""
+    """Send the notifications that are due, to all recipients in parallel; return how many were accepted."""
     messenger = _Messenger(sessions, config, now, generator or random.Random())
     with sessions.begin() as session:
         notifications.OUTBOX.expire_leases(session, now=now)
         too_old = now - timedelta(hours=config.delivery.give_up_after_h)
         notifications.give_up_old(session, created_before=too_old, now=now)
-        claimed = [(told, messenger.claim(session, told)) for told in config.notifications.recipients]
-    work = [(told, batch) for told, batch in claimed if batch]
+        claimed = [(recipient, messenger.claim(session, recipient)) for recipient in config.notifications.recipients]
+    work = [(recipient, batch) for recipient, batch in claimed if batch]
     if not work:
         return 0
     with ThreadPoolExecutor(max_workers=len(work), thread_name_prefix="notification") as pool:
@@ -61,20 +61,20 @@ def notify_due(
 
 
 def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
-    """When the node starts: take back what its predecessor was sending when it died."""
+    """Reclaim the notifications that an earlier process of this machine was sending when it died."""
     with sessions.begin() as session:
         return notifications.OUTBOX.reclaim(session, machine=socket.gethostname(), now=now)
 
 
-def send(told: Receiver, config: Config, facts: Facts, created_at: datetime) -> str:
-    """Send one; what is to be remembered of it. Raises NotSent, or ConfigError for what a person has to mend."""
-    template = _read_template(told)
+def send(recipient: Recipient, config: Config, facts: Facts, created_at: datetime) -> str:
+    """Send one notification; return a remark on it, or "". Raises NotSent, or ConfigError for a wrong configuration."""
+    template = _read_template(recipient)
     event_id = str(facts["id"])
-    if isinstance(told, EmailConfig):
-        smtp = _smtp(config)
+    if isinstance(recipient, EmailConfig):
+        smtp = _require_smtp(config)
         letter = mail.make_message(
             sender=smtp.from_,
-            to=told.to,
+            to=recipient.to,
             subject=notices.make_subject_line(facts),
             text=notices.render_text(facts, template),
             event_id=event_id,
@@ -82,41 +82,42 @@ def send(told: Receiver, config: Config, facts: Facts, created_at: datetime) -> 
         )
         return mail.send(letter, smtp, password=_read_password(smtp), ca_file=_check_readable(smtp.ca_file))
     body = notices.render_json(facts, template)
-    stated = webhook.make_headers(str(facts["event"]), event_id, body, _read_signing_secret(told))
-    ca_file = _check_readable(told.ca_file)
-    webhook.post(_read_url(told), body, stated, timeout_s=told.timeout_s, ca_file=ca_file)
+    headers = webhook.make_headers(str(facts["event"]), event_id, body, _read_signing_secret(recipient))
+    ca_file = _check_readable(recipient.ca_file)
+    webhook.post(_read_url(recipient), body, headers, timeout_s=recipient.timeout_s, ca_file=ca_file)
     return ""
 
 
 def send_test(name: str, config: Config, *, now: datetime) -> str:
-    """Send a notification of nothing; what is to be remembered of it. Raises NotFound, NotSent, ConfigError."""
-    for told in config.notifications.recipients:
-        if told.name == name:
-            return send(told, config, _example(told, config, "test", now), now)
-    known = ", ".join(told.name for told in config.notifications.recipients) or "none"
+    """Send a test notification; return a remark on it, or "". Raises NotFound, NotSent, ConfigError."""
+    for recipient in config.notifications.recipients:
+        if recipient.name == name:
+            return send(recipient, config, _make_example(recipient, config, "test", now), now)
+    known = ", ".join(recipient.name for recipient in config.notifications.recipients) or "none"
     raise NotFound(f"no notification is named {name!r} in {config.path} (there: {known})")
 
 
-def check(told: Receiver, config: Config, *, now: datetime) -> str:
-    """What it does, in words, after a look at its files, its template and its server. Raises NodeError."""
-    template = _read_template(told)
-    for event in told.events:
-        made = _example(told, config, event, now)
-        if isinstance(told, EmailConfig):
-            notices.render_text(made, template)
+def check(recipient: Recipient, config: Config, *, now: datetime) -> str:
+    """Check files, template and server of a recipient; return a description of its notifications. Raises NodeError."""
+    template = _read_template(recipient)
+    for event in recipient.events:
+        facts = _make_example(recipient, config, event, now)
+        if isinstance(recipient, EmailConfig):
+            notices.render_text(facts, template)
         else:
-            notices.render_json(made, template)
-    words = f"on {', '.join(told.events)}, {'with' if told.patient_data else 'without'} patient data"
-    if isinstance(told, EmailConfig):
-        smtp = _smtp(config)
+            notices.render_json(facts, template)
+    conditions = f"on {', '.join(recipient.events)}, {'with' if recipient.patient_data else 'without'} patient data"
+    if isinstance(recipient, EmailConfig):
+        smtp = _require_smtp(config)
         mail.check_server(smtp, password=_read_password(smtp), ca_file=_check_readable(smtp.ca_file))
-        return f"e-mail to {len(told.to)} by {smtp.host}:{smtp.port}, {words}"
-    signed = "signed" if _read_signing_secret(told) else "not signed"
-    return f"POST to {webhook.host_of(_read_url(told))}, {signed}, {words}; 'dicomnode notifications test' sends one"
+        return f"e-mail to {len(recipient.to)} by {smtp.host}:{smtp.port}, {conditions}"
+    signed = "signed" if _read_signing_secret(recipient) else "not signed"
+    host = webhook.host_of(_read_url(recipient))
+    return f"POST to {host}, {signed}, {conditions}; 'dicomnode notifications test' sends one"
 
 
 class _Messenger:
-    """One sweep's sessions, configuration, moment and randomness."""
+    """Sender of the notifications of one sweep."""
 
     def __init__(
         self, sessions: sessionmaker[Session], config: Config, now: datetime, generator: random.Random
@@ -124,42 +125,44 @@ class _Messenger:
         self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
         self.worker = jobs.worker_name(os.getpid())
 
-    def claim(self, session: Session, told: Receiver) -> list[ClaimedNotification]:
-        """A batch under a lease; should a slow receiver outlast it, it gets some twice."""
-        timeout_s = told.timeout_s if isinstance(told, WebhookConfig) else _smtp(self.config).timeout_s
+    def claim(self, session: Session, recipient: Recipient) -> list[ClaimedNotification]:
+        """Claim a batch; a recipient that is slower than the lease may get some notifications twice."""
+        timeout_s = (
+            recipient.timeout_s if isinstance(recipient, WebhookConfig) else _require_smtp(self.config).timeout_s
+        )
         lease_s = 60.0 + _BATCH * timeout_s
         return notifications.claim_due(
-            session, name=told.name, worker=self.worker, lease_s=lease_s, limit=_BATCH, now=self.now
+            session, name=recipient.name, worker=self.worker, lease_s=lease_s, limit=_BATCH, now=self.now
         )
 
-    def send(self, told: Receiver, batch: Sequence[ClaimedNotification]) -> int:
-        """Send and record one by one; after one that its receiver did not even answer, the others wait too."""
-        taken, silent = 0, ""
+    def send(self, recipient: Recipient, batch: Sequence[ClaimedNotification]) -> int:
+        """Send and record a batch one by one; after one without an answer, postpone the rest."""
+        accepted, silence = 0, ""
         for due in batch:
-            if silent:
-                self._failed(due, silent)
+            if silence:
+                self._record_failure(due, silence)
                 continue
             try:
-                facts = notices.make_facts(due, self.config, patient_data=told.patient_data)
-                note = send(told, self.config, facts, due.created_at)
+                facts = notices.make_facts(due, self.config, patient_data=recipient.patient_data)
+                note = send(recipient, self.config, facts, due.created_at)
             except NodeError as error:
-                self._failed(due, str(error))
-                silent = str(error) if isinstance(error, NotSent) and not error.reached else ""
-            except Exception as error:  # the door of every notification: its error's own words may name a patient
+                self._record_failure(due, str(error))
+                silence = str(error) if isinstance(error, NotSent) and not error.reached else ""
+            except Exception as error:  # any fault of one notification; the message may name a patient
                 last = traceback.extract_tb(error.__traceback__)[-1]
-                self._failed(due, f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}")
+                self._record_failure(due, f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}")
             else:
-                taken += 1
-                self._sent(due, note)
-        return taken
+                accepted += 1
+                self._record_sent(due, note)
+        return accepted
 
-    def _sent(self, due: ClaimedNotification, note: str) -> None:
+    def _record_sent(self, due: ClaimedNotification, note: str) -> None:
         if note:
             log.warning("notification %d to %s: %s", due.notification_id, due.name, note)
         with self.sessions.begin() as session:
             notifications.mark_sent(session, due.notification_id, worker=self.worker, note=note, now=self.now)
 
-    def _failed(self, due: ClaimedNotification, reason: str) -> None:
+    def _record_failure(self, due: ClaimedNotification, reason: str) -> None:
         log.warning("notification %d to %s: %s", due.notification_id, due.name, reason)
         retry_at = self.now + draw_backoff(due.attempts, self.config.delivery, self.generator)
         with self.sessions.begin() as session:
@@ -168,41 +171,41 @@ class _Messenger:
             )
 
 
-def _example(told: Receiver, config: Config, event: str, now: datetime) -> Facts:
-    event_id = str(uuid.uuid5(_TEST, f"{told.name} {now.isoformat()}"))
+def _make_example(recipient: Recipient, config: Config, event: str, now: datetime) -> Facts:
+    event_id = str(uuid.uuid5(_TEST, f"{recipient.name} {now.isoformat()}"))
     at = now.isoformat(timespec="seconds")
-    return notices.make_example(config, event, event_id, at, patient_data=told.patient_data)
+    return notices.make_example(config, event, event_id, at, patient_data=recipient.patient_data)
 
 
-def _smtp(config: Config) -> SmtpConfig:
+def _require_smtp(config: Config) -> SmtpConfig:
     if config.notifications.smtp is None:
         raise ConfigError("e-mail needs a server in [notifications.smtp]")
     return config.notifications.smtp
 
 
-def _read_url(told: WebhookConfig) -> str:
+def _read_url(recipient: WebhookConfig) -> str:
     """Return ``url``, or the address in ``url_file``, which must meet the same rules. Raises ConfigError."""
-    if told.url_file is None:
-        return str(told.url)
+    if recipient.url_file is None:
+        return str(recipient.url)
     try:
-        url = check_web_address(read_secret(told.url_file, "url_file"))
+        url = check_web_address(read_secret(recipient.url_file, "url_file"))
     except ValueError as error:
-        raise ConfigError(f"url_file: {told.url_file.name}: {error}") from None
-    if told.patient_data and not is_encrypted(url):
-        raise ConfigError(f"url_file: {told.url_file.name}: patient data are not sent without TLS")
+        raise ConfigError(f"url_file: {recipient.url_file.name}: {error}") from None
+    if recipient.patient_data and not is_encrypted(url):
+        raise ConfigError(f"url_file: {recipient.url_file.name}: patient data are not sent without TLS")
     return url
 
 
-def _read_signing_secret(told: WebhookConfig) -> bytes | None:
-    return None if told.secret_file is None else read_secret(told.secret_file, "secret_file").encode()
+def _read_signing_secret(recipient: WebhookConfig) -> bytes | None:
+    return None if recipient.secret_file is None else read_secret(recipient.secret_file, "secret_file").encode()
 
 
 def _read_password(smtp: SmtpConfig) -> str:
     return "" if smtp.password_file is None else read_secret(smtp.password_file, "password_file")
 
 
-def _read_template(told: Receiver) -> str | None:
-    return None if told.template_file is None else read_text(told.template_file, "template_file")
+def _read_template(recipient: Recipient) -> str | None:
+    return None if recipient.template_file is None else read_text(recipient.template_file, "template_file")
 
 
 def _check_readable(ca_file: Path | None) -> Path | None:

@@ -1,7 +1,7 @@
-"""A mark in the spool of the newest event that the database has committed, so that lost rows are noticed.
+"""High-water mark in the spool of the newest committed event of the database, so that lost rows are noticed.
 
-SQLite begins with fewer rows, and without a word, when its -wal file was deleted or damaged; so does any database of
-which an older copy was put in place. Acknowledged files are then without rows, and a clean-up would delete them.
+SQLite silently starts with fewer rows when its -wal file was deleted or damaged; so does any database that was replaced
+by an older copy. Acknowledged files are then without rows, and a clean-up would delete them.
 
 The mark is written after each commit that acknowledges instances, and by a sweep for all other commits. It is not
 synchronised: it survives the death of the process, and a power cut but for what the system had not written to disk yet.
@@ -27,13 +27,13 @@ _RECORD = re.compile(rb"(\d{20}) ([0-9a-f]{64})\n")
 
 
 class HighWater:
-    """The mark of the spool at ``root``: number and hash of the newest event that was seen committed."""
+    """High-water mark of the spool at ``root``: number and hash of the newest event known to be committed."""
 
     def __init__(self, root: Path) -> None:
         self._path, self._lock, self._written = root / _NAME, threading.Lock(), -1
 
     def read(self) -> tuple[int, str] | None:
-        """Return number and hash; None where there is no mark, or none that can be read."""
+        """Return number and hash; None where the mark is missing or cannot be read."""
         try:
             record = _RECORD.fullmatch(self._path.read_bytes())
         except FileNotFoundError:

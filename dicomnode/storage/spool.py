@@ -1,4 +1,4 @@
-"""The durable store of files: what it has committed survives a power cut.
+"""Durable store of files: committed files survive a power cut.
 
 A file is written under ``incoming/`` and synchronised, renamed to ``aa/<sha256>.dcm``, and then its folder is
 synchronised: under a name of the store lies nothing but whole, durable files. The name is the SHA-256 of the content,
@@ -33,12 +33,12 @@ _LEAVING = ".leaving"
 _PIECE = 1 << 20  # what is collected in memory before it is written: most images are hashed and written in one go
 _WRITE = 1 << 16  # larger ones ask the page cache for large folios, dear once memory was in use (measured)
 _FRESH_S = 3600.0
-"""Longer than any write takes from its file to its row."""
+"""Longest time of any write from its file to its row."""
 _START_EVERY = 4 << 20  # bytes after which the disk begins, so that a large file does not end in one long wait
 
 
 class Writer:
-    """A file on its way into the store; as a context manager it leaves nothing behind unless it was committed."""
+    """File on its way into the store; as a context manager it deletes the file unless it was committed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -49,7 +49,7 @@ class Writer:
 
     @property
     def size_bytes(self) -> int:
-        """How much was written so far."""
+        """Number of bytes written so far."""
         return self._written + len(self._pending)
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
@@ -61,7 +61,7 @@ class Writer:
                 self._start_writing()
 
     def read(self, at: int, count: int) -> bytes:
-        """A look at what was written."""
+        """Return ``count`` bytes of the written content from position ``at``."""
         if at >= self._written:
             begin = at - self._written
             return bytes(self._pending[begin : begin + count])
@@ -69,17 +69,17 @@ class Writer:
         return os.pread(self._fd, count, at)
 
     def finish(self) -> StoredFile:
-        """Nothing more comes: let the disk begin with the rest, without waiting for it. Says what the file will be."""
+        """Begin to write the rest to disk without waiting for it, and return the final name, digest and size."""
         self._flush()
         self._start_writing()
         sha256 = self._digest.hexdigest()
         return StoredFile(sha256, self._written, f"{sha256[:2]}/{sha256}.dcm")
 
     def commit(self) -> StoredFile:
-        """Make the file durable under its final name; when this returns, a power cut cannot take it back."""
+        """Make the file durable under its final name: after this returns it survives a power cut."""
         stored = self.finish()
         final = self._root / stored.relative_path
-        with _no_space_left_is_refused():
+        with _out_of_space_is_refused():
             os.fsync(self._fd)
             self._rename(final)
             _sync_folder(final.parent)
@@ -87,7 +87,7 @@ class Writer:
         return stored
 
     def _flush(self) -> None:
-        with _no_space_left_is_refused():
+        with _out_of_space_is_refused():
             if self._fd < 0:
                 self._name, self._fd = _create(self._root / _INCOMING)
             self._digest.update(self._pending)
@@ -112,7 +112,7 @@ class Writer:
             os.rename(self._name, final)
 
     def discard(self) -> None:
-        """Forget what was written, unless it was committed."""
+        """Delete the file, unless it was committed."""
         if self._fd >= 0:
             if self._name:
                 with contextlib.suppress(FileNotFoundError):
@@ -130,7 +130,7 @@ class Writer:
 
 
 def prepare(root: Path) -> None:
-    """Make the store's folders, so that receiving never has to, and remove what killed processes left."""
+    """Create the store's folders, so that receiving never has to, and remove the files of killed processes."""
     (root / _INCOMING).mkdir(parents=True, exist_ok=True)
     for first in range(256):
         (root / f"{first:02x}").mkdir(exist_ok=True)
@@ -152,7 +152,7 @@ def write(root: Path, chunks: bytes | Iterable[bytes]) -> StoredFile:
 
 
 def path(root: Path, stored: StoredFile | str) -> Path:
-    """Where a stored file, or the file of that SHA-256, lies."""
+    """Return the path of a stored file, or of the file with that SHA-256."""
     if isinstance(stored, StoredFile):
         return root / stored.relative_path
     return root / stored[:2] / f"{stored}.dcm"
@@ -172,7 +172,7 @@ def check_space(root: Path, limits: SpoolConfig) -> None:
 
 
 def sweep(root: Path) -> int:
-    """Remove what killed processes left under ``incoming/``; files that a living process writes are locked."""
+    """Remove the files of killed processes under ``incoming/``; return how many. Living processes lock theirs."""
     removed = 0
     for left in (root / _INCOMING).glob("*.part"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), left.open("r+b") as file:
@@ -186,8 +186,11 @@ def sweep(root: Path) -> int:
 
 
 def remove(root: Path, sha256: str, *, now: datetime) -> bool:
-    """Delete a file that no row claims; True when it is gone. One that was written lately stays: its row may be on its
-    way. It is moved aside before it is looked at, so nobody can slip a new one under the look."""
+    """Delete a file that no row claims; return whether it is gone.
+
+    A recently written file stays, as its row may not be committed yet. The file is moved aside before it is checked, so
+    that no writer can replace it meanwhile.
+    """
     final, aside = path(root, sha256), root / _INCOMING / f"{sha256}{_LEAVING}"
     try:
         os.rename(final, aside)
@@ -201,7 +204,7 @@ def remove(root: Path, sha256: str, *, now: datetime) -> bool:
 
 
 def is_fresh(path: Path, *, now: datetime) -> bool:
-    """Whether it was written so lately that its row may be on its way, or is gone meanwhile."""
+    """Return whether the file was written so recently that its row may not be committed yet, or is gone."""
     try:
         return now.timestamp() - path.stat().st_mtime < _FRESH_S
     except FileNotFoundError:
@@ -209,7 +212,7 @@ def is_fresh(path: Path, *, now: datetime) -> bool:
 
 
 def _put_back(aside: Path, final: Path) -> None:
-    """Unless the same content has come again meanwhile."""
+    """Move the file back, unless the same content has been stored again meanwhile."""
     with contextlib.suppress(FileExistsError):
         os.link(aside, final)
     aside.unlink()
@@ -238,7 +241,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _no_space_left_is_refused() -> Iterator[None]:
+def _out_of_space_is_refused() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
