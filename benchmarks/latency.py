@@ -100,7 +100,7 @@ def _kspace(folder: Path) -> list[str]:
     scan = acquire(anatomy.TEST[0], z_mm=heights, shape=(256, 256), pixel_mm=0.9, seed=1)
     k = undersample(scan.samples, 4.0, 24, scan.noise, 3, lines=True)
     (b0, b1), shape = k.calibration[1] if k.calibration else (0, 0), k.samples.shape
-    grid = mrd.axial((shape[0], shape[2], shape[3]), (5.0, 0.9, 0.9))
+    grid = mrd.make_axial_grid((shape[0], shape[2], shape[3]), (5.0, 0.9, 0.9))
     turned = np.ascontiguousarray(k.samples.swapaxes(2, 3))  # lines along the first axis
     made = mrd.from_array(turned, grid=grid, slice_thickness_mm=4.0, noise=k.noise, calibration=(b0, b1))
     mrd.write(made, folder / "kspace.h5")

@@ -275,7 +275,7 @@ def _simulate_kspace() -> MRD:
     prescan = level * (rng.standard_normal((8, 4096, 2)) @ np.array([1, 1j]))
     mask = masks.poisson_2d((image.shape[0], image.shape[1]), 4.0, 24, rng)
     samples = np.where(mask, clean + noise, 0)[None]
-    grid = mrd.axial((1, *image.shape), (1.0, 1.0, 1.0))
+    grid = mrd.make_axial_grid((1, *image.shape), (1.0, 1.0, 1.0))
     return mrd.from_array(samples, grid=grid, slice_thickness_mm=1.0, layout="3d plane", noise=prescan)
 
 

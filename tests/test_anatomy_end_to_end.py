@@ -17,7 +17,7 @@ from pydicom.uid import SegmentationStorage
 
 from dicomnode.reading import volumes
 from dicomnode.results import marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
 from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
@@ -66,12 +66,12 @@ def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def test_the_archive_gets_one_marked_segmentation_in_the_study(delivered: Delivered) -> None:
     ds, source = delivered.ds, dcmread(delivered.sent[0], stop_before_pixels=True)
-    marking.check(ds)
+    marking.check_marks(ds)
     assert ds.SOPClassUID == SegmentationStorage
     assert (ds.StudyInstanceUID, ds.PatientID) == (source.StudyInstanceUID, source.PatientID)
     assert ds.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert len(ds.SourceImageSequence) == len(delivered.sent)
-    record = recorded(ds)
+    record = read_record(ds)
     assert (record["pipeline"], record["model"]["name"], record["acquisition"]["modality"]) == (
         "anatomy",
         "anatomy",

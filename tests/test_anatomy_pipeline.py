@@ -233,7 +233,7 @@ def test_the_segmentation_opens_on_its_source(writer: str, orientation: str, bun
     paths = WRITERS[writer](tmp_path / "in", grid, _as_stored(levels(truth)))
     produced = _processed(paths, bundles)
     ds, _ = produced.objects
-    marking.check(ds)
+    marking.check_marks(ds)
     path = tmp_path / "seg.dcm"
     assert find_errors(ds, path) == []
     _on_its_source(path, volumes.read(paths).volume.grid, truth, grid)

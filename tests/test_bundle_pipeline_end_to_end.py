@@ -23,7 +23,7 @@ from dicomnode.config import load
 from dicomnode.execution import processing
 from dicomnode.reading import volumes
 from dicomnode.results import marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from model_zoo import installing
 from model_zoo.installing import Policy
 from pipelines.contract import Refused
@@ -75,9 +75,9 @@ def test_the_peer_gets_a_marked_segmentation_and_a_report(delivered: Delivered) 
     source = dcmread(delivered.sent[0], stop_before_pixels=True)
     assert {ds.Modality for ds in got} == {"SEG", "SR"}
     for ds in got:
-        marking.check(ds)
+        marking.check_marks(ds)
         assert (ds.StudyInstanceUID, ds.PatientID) == (source.StudyInstanceUID, source.PatientID)
-        record = recorded(ds)
+        record = read_record(ds)
         assert (record["pipeline"], record["model"]["name"]) == (f"bundle:{NAME}", NAME)
         assert len(record["model"]["sha256"]) == 64
     report = dcmread(delivered.only("SR"))
@@ -172,7 +172,7 @@ def test_an_image_that_a_bundle_made_is_secondary_capture_with_the_label_in_its_
     assert {ds.SOPClassUID for ds in pictures} == {"1.2.840.10008.5.1.4.1.1.7.3"}, "never the scanner's class"
     assert [ds.BurnedInAnnotation for ds in pictures] == ["NO", "YES"]
     for ds in produced.objects:
-        marking.check(ds)
+        marking.check_marks(ds)
 
 
 def ct(folder: Path, modality: str = "CT") -> list[Path]:

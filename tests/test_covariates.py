@@ -212,7 +212,7 @@ def test_a_sidecar_that_cannot_be_read_is_refused(content: str, words: str, tmp_
 
 
 def test_in_words_each_has_its_value_and_place(tmp_path: Path) -> None:
-    told = covariates.in_words(from_sidecar(tmp_path, mmse=24))
+    told = covariates.describe(from_sidecar(tmp_path, mmse=24))
     assert told["MMSE"] == "24 points (covariates.json)"
     assert told["age"] == "71 years (Patient's Age (0010,1010))"
     assert told["plasma p-tau217"] == "unknown (not stated)"

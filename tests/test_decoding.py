@@ -209,4 +209,4 @@ def test_frames_that_there_are_no_bytes_for_are_refused(tmp_path: Path, number: 
 def test_a_header_of_more_frames_than_its_file_has_bytes_is_refused(tmp_path: Path) -> None:
     write_instance(tmp_path / "a.dcm", NumberOfFrames=2_000_000_000)
     with pytest.raises(InputRefused, match="2000000000 frames are announced"):
-        frames.header(tmp_path / "a.dcm")
+        frames.read_header(tmp_path / "a.dcm")

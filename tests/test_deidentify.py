@@ -23,7 +23,7 @@ from dicomnode.deidentify import copying, method, pseudonyms, secret, values
 from dicomnode.deidentify.secret import Secret
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.results import marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from tests.findings import NOW, PROVENANCE, found, grid, save, source
 from tests.identifying import find_identifiers_left, load_config, make_deidentifier
 from tests.peers import write_instance
@@ -133,7 +133,7 @@ def test_references_between_copies_still_lead_to_each_other(tmp_path: Path) -> N
     copies = [deidentify(ds, tmp_path) for ds in written]
     uids = {copy.SOPInstanceUID for copy in copies}
     for copy in copies:
-        marking.check(copy)
+        marking.check_marks(copy)
         assert copy.StudyInstanceUID == source_copy.StudyInstanceUID
         assert copy.PatientID == source_copy.PatientID
         if "SourceImageSequence" in copy:
@@ -260,13 +260,13 @@ def test_results_keep_their_marks_and_lose_what_they_quote(tmp_path: Path) -> No
     (ds,) = results.write(found(grid("axial")).findings[:1], (header,), provenance, config, NOW)
     plain, retained = deidentify(ds, tmp_path), deidentify(ds, tmp_path, patient_characteristics=True)
     for copy in (plain, retained):
-        marking.check(copy)
-        assert "91" not in str(recorded(copy)["parameters"]) + str(recorded(copy)["acquisition"])
+        marking.check_marks(copy)
+        assert "91" not in str(read_record(copy)["parameters"]) + str(read_record(copy)["acquisition"])
         assert "91 years" not in copy.ImageComments
-        assert recorded(copy)["node"]["job"] == ""
-    assert recorded(plain)["acquisition"] == {"modality": "MR"}
-    assert recorded(plain)["parameters"] == {"steps": 4}
-    assert recorded(retained)["acquisition"]["age_years"] == 90
+        assert read_record(copy)["node"]["job"] == ""
+    assert read_record(plain)["acquisition"] == {"modality": "MR"}
+    assert read_record(plain)["parameters"] == {"steps": 4}
+    assert read_record(retained)["acquisition"]["age_years"] == 90
 
 
 def test_a_foreign_report_loses_its_words_and_keeps_its_numbers(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_research_destination_gets_a_copy_and_the_clinic_the_result(
     assert (str(clinical.PatientName), clinical.SOPInstanceUID) == ("Müller^Jürgen", original.SOPInstanceUID)
     assert find_identifiers_left(original, copy) == set()
     assert copy.PixelData == original.PixelData
-    marking.check(copy)
+    marking.check_marks(copy)
     assert list(config.data_dir.glob("outgoing-*")) == []
 
 

@@ -293,7 +293,7 @@ class Site:
         wait_for(lambda: [row.state for row in self.node.deliveries()] == everything, "delivery", within_s=200)
         found: dict[str, set[str]] = {}
         for ds in (ds for ds in self.archive.datasets() if ds.StudyInstanceUID in studies):
-            found.setdefault(ds.StudyInstanceUID, set()).add(versions[provenance.recorded(ds)["model"]["sha256"]])
+            found.setdefault(ds.StudyInstanceUID, set()).add(versions[provenance.read_record(ds)["model"]["sha256"]])
         assert all(len(names) == 1 for names in found.values()), "all of a study's results are of one version"
         return {uid: names.pop() for uid, names in found.items()}
 

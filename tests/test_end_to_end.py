@@ -102,7 +102,7 @@ def test_results_carry_every_mark_and_the_patient_of_the_source(delivered: Deliv
         series = [ds.SeriesInstanceUID for ds in delivered.results[plane]]
         assert len(set(series)) == OBJECTS
         for ds in delivered.results[plane]:
-            marking.check(ds)
+            marking.check_marks(ds)
             assert ds.PatientName == acquisition.patient_name
             assert (ds.PatientID, ds.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
             assert source.SOPInstanceUID in _referenced(ds)

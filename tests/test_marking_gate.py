@@ -76,7 +76,7 @@ def _object(kind: str) -> Dataset:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_passes_as_it_is_written(kind: str) -> None:
-    marking.check(_object(kind))
+    marking.check_marks(_object(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +89,7 @@ def test_no_kind_passes_without_the_marks_that_all_have(kind: str, keyword: str)
     ds = _object(kind)
     delattr(ds, keyword)
     with pytest.raises(NotMarked, match=keyword):
-        marking.check(ds)
+        marking.check_marks(ds)
 
 
 def _unsaid(ds: Dataset) -> None:
@@ -163,16 +163,16 @@ def test_a_kind_is_held_back_without_its_own_marks(kind: str, spoil: Callable[[D
     ds = _object(kind)
     spoil(ds)
     with pytest.raises(NotMarked, match=mark):
-        marking.check(ds)
+        marking.check_marks(ds)
 
 
 def test_a_pet_of_a_pet_passes_and_one_of_an_mr_does_not(tmp_path: Path) -> None:
     _, objects, _ = _pet_found("axial", tmp_path)
-    marking.check(objects[0])
+    marking.check_marks(objects[0])
     for item in objects[0].SourceImageSequence:
         item.ReferencedSOPClassUID = MRImageStorage
     with pytest.raises(NotMarked, match="a source of its modality"):
-        marking.check(objects[0])
+        marking.check_marks(objects[0])
 
 
 @pytest.mark.parametrize("uid", [EnhancedMRImageStorage, TwelveLeadECGWaveformStorage])
@@ -182,10 +182,10 @@ def test_a_pet_of_a_pet_passes_and_one_of_an_mr_does_not(tmp_path: Path) -> None
 def test_a_class_that_the_node_never_writes_needs_every_mark_of_an_image(uid: str, missing: str) -> None:
     ds = _object("MR")
     ds.SOPClassUID = uid
-    marking.check(ds)
+    marking.check_marks(ds)
     delattr(ds, missing)
     with pytest.raises(NotMarked, match=missing):
-        marking.check(ds)
+        marking.check_marks(ds)
 
 
 def _an_output(config: Config, ds: Dataset) -> OutputFile:

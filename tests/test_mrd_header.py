@@ -11,7 +11,7 @@ from ismrmrd import xsd
 from xsdata.models.datatype import XmlDate, XmlTime
 
 from dicomnode import mrd
-from dicomnode.mrd.facts import identity
+from dicomnode.mrd.facts import read_identity
 from tests.mrd_files import Edit, calibrated, measured, refused, same
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -187,7 +187,7 @@ def test_after_a_move_of_the_table_the_frame_of_reference_is_another(tmp_path: P
         header.measurementInformation.frameOfReferenceUID = "1.2.3"
         header.measurementInformation.relativeTablePosition = xsd.threeDimensionalFloat(x=0, y=0, z=-50)
 
-    assert "FrameOfReferenceUID" not in identity(measured(tmp_path, edit_header=change).header)
+    assert "FrameOfReferenceUID" not in read_identity(measured(tmp_path, edit_header=change).header)
 
 
 @pytest.mark.parametrize("element", ["measurementID", "sequenceName", "seriesInstanceUIDRoot", "dependency", "images"])

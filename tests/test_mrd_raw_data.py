@@ -78,15 +78,15 @@ def test_facts_that_do_not_fit_are_refused(facts: dict[str, str], tmp_path: Path
 
 def test_it_is_recognised_with_and_without_private_elements(tmp_path: Path, now: datetime) -> None:
     ds = _stored(mrd.wrap(_mrd_bytes(tmp_path), now=now))
-    assert mrd.recognise(ds)
+    assert mrd.is_mrd(ds)
     header = _stored(ds)
     header.remove_private_tags()
-    assert mrd.recognise(header)
+    assert mrd.is_mrd(header)
     del ds.CreatorVersionUID
-    assert mrd.recognise(ds)
+    assert mrd.is_mrd(ds)
     ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
-    assert not mrd.recognise(ds)
-    assert not mrd.recognise(Dataset())
+    assert not mrd.is_mrd(ds)
+    assert not mrd.is_mrd(Dataset())
 
 
 def test_an_altered_payload_is_refused(tmp_path: Path, now: datetime) -> None:

@@ -17,7 +17,7 @@ from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, Par
 
 from dicomnode.reading import volumes
 from dicomnode.results import marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from model_zoo import registry
 from model_zoo.bundle import BundleError
 from model_zoo.data_kit import data_root
@@ -80,7 +80,7 @@ def test_the_archive_gets_both_tracers_with_their_maps_in_the_study(delivered: D
         f"SYN Standard deviation of {target}" for target in ("amyloid", "tau")
     ]
     for _, ds in (*images, *maps):
-        marking.check(ds)
+        marking.check_marks(ds)
         assert (ds.StudyInstanceUID, ds.PatientID) == (source.StudyInstanceUID, source.PatientID)
         assert ds.FrameOfReferenceUID == source.FrameOfReferenceUID
         assert sent <= {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence}
@@ -106,7 +106,7 @@ def test_other_software_reads_them_where_the_t1w_is(delivered: Delivered) -> Non
 
 def test_numbers_are_withheld_and_covariates_told(delivered: Delivered) -> None:
     for ds in delivered.results.values():
-        record = recorded(ds)
+        record = read_record(ds)
         assert record["parameters"]["MMSE"] == "23 points (report, MMSE (72106-8, LN))"
         assert record["parameters"]["APOE e4 alleles"].startswith("1 (report")
         assert record["parameters"]["age"] == "56 years (Patient's Age (0010,1010))"

@@ -16,7 +16,7 @@ from dicomnode.config import Config
 from dicomnode.errors import InputRefused
 from dicomnode.execution import processing
 from dicomnode.results import marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from pipelines.contract import Refused
 from tests.bundles import levels, upright, write_anatomy_bundle
 from tests.covariate_reports import MMSE, report, save
@@ -60,8 +60,8 @@ def test_objects_record_the_covariates_that_were_used(bundles: Path, tmp_path: P
     paths = _sent(tmp_path / "in")
     produced = _processed(bundles, {"match": paths, "covariates": [_report(paths, tmp_path / "sr.dcm")]})
     for ds in produced.objects:
-        marking.check(ds)
-        record = recorded(ds)
+        marking.check_marks(ds)
+        record = read_record(ds)
         assert record["parameters"]["MMSE"] == "24 points (report, MMSE (72106-8, LN))"
         assert record["acquisition"]["covariates"]["plasma p-tau217"] == "unknown (not stated)"
         assert record["parameters"]["anatomy model"].startswith("0.0.1")

@@ -77,7 +77,7 @@ def test_every_result_is_of_the_present_study_and_names_both(delivered: Delivere
     present, before = (_instances(paths) for paths in (delivered.present, delivered.before))
     study = dcmread(delivered.present[0], stop_before_pixels=True)
     for ds in map(dcmread, delivered.results):
-        marking.check(ds)
+        marking.check_marks(ds)
         assert (ds.StudyInstanceUID, ds.StudyDate, ds.PatientID) == (
             study.StudyInstanceUID,
             "20260101",

@@ -183,7 +183,7 @@ def test_a_copy_without_face_keeps_the_other_values_whatever_high_bit_was(tmp_pa
     copy = dcmread(path)
     SeriesFaceMask({(path, 0): RIM[0]}, 7).remove(path, copy)
     copy.save_as(path, enforce_file_format=True)
-    assert np.array_equal(stored_values.stored(path, frames.header(path))[0], np.where(RIM[0], 7, data[0]))
+    assert np.array_equal(stored_values.decode_frames(path, frames.read_header(path))[0], np.where(RIM[0], 7, data[0]))
 
 
 WRONG_LINES: dict[str, dict[str, object]] = {

@@ -133,7 +133,7 @@ def test_of_many_deflated_objects_one_at_a_time_is_held_in_memory(tmp_path: Path
 def test_a_file_that_inflates_beyond_the_bound_is_not_read_as_an_image(tmp_path: Path) -> None:
     (each,) = instances(tmp_path / "folder", 1)
     path = _bomb(each, 300).save(tmp_path / "a.dcm")
-    readers: list[Callable[[Path], object]] = [frames.header, partial(stored_values.one_frame, index=0)]
+    readers: list[Callable[[Path], object]] = [frames.read_header, partial(stored_values.decode_frame, index=0)]
     for read in readers:
         tracemalloc.start()
         try:

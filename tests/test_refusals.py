@@ -294,7 +294,7 @@ def test_the_note_of_the_gates_refusal_reaches_the_pacs_once(tmp_path: Path, now
         assert {row.state for row in running.deliveries()} == {"delivered"}
         assert "ecret" not in running.log
     (note,) = orthanc.datasets()
-    marking.check(note)
+    marking.check_marks(note)
     assert note.SOPClassUID == Comprehensive3DSRStorage
     assert note.StudyInstanceUID == dcmread(path).StudyInstanceUID
     assert (note.PatientID, str(note.PatientName)) == ("SECRET", "Secret^Name")

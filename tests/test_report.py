@@ -252,7 +252,7 @@ def test_the_command_writes_the_page_that_the_destination_got(
         rows = session.get_one(Job, number).outputs
         files = {row.sop_class_uid: running.config.spool_dir / row.relative_path for row in rows}
     sent = dcmread(files[EncapsulatedPDFStorage])
-    marking.check(sent)
+    marking.check_marks(sent)
     assert run_report_command(tmp_path, study, tmp_path / "page.pdf", "--job", str(number)) == 0
     assert run_report_command(tmp_path, study, tmp_path / "page.png") == 0
     assert (tmp_path / "page.pdf").read_bytes() == sent.EncapsulatedDocument[: sent.EncapsulatedDocumentLength]

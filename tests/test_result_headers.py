@@ -50,8 +50,8 @@ def every_kind(sources: Sequence[Dataset], now: datetime = NOW) -> list[Dataset]
         form = each.with_values({"report_page": ("sc", "pdf"), "key_object": True})
         objects += results.write(findings, sources, PROVENANCE, form, now, held, page=PAGE)
         objects += results.write(findings[1:3], sources, PROVENANCE, form, now)
-    objects.append(results.refusal("no reason", sources, PROVENANCE, ResultsConfig(), now))
-    objects.append(results.key_note("no reason", sources, PROVENANCE, ResultsConfig(), now))
+    objects.append(results.write_refusal("no reason", sources, PROVENANCE, ResultsConfig(), now))
+    objects.append(results.write_key_note("no reason", sources, PROVENANCE, ResultsConfig(), now))
     return objects
 
 
@@ -70,7 +70,7 @@ def test_a_type_2_attribute_that_a_source_lacks_is_written_empty(keyword: str, t
             ds.pop(each, None)
 
     for ds in every_kind(on_grid(tmp_path, edit)):
-        marking.check(ds)
+        marking.check_marks(ds)
         for each in lost:
             assert ds[each].is_empty, f"{ds.SOPClassUID.name}: {each}"
 
@@ -198,7 +198,7 @@ def _read_with(keyword: str, value: bytes, folder: Path) -> Dataset:
     ds.preamble = b"\0" * 128
     ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     ds.save_as(folder / "source.dcm", implicit_vr=True, little_endian=True, enforce_file_format=False)
-    return frames.header(folder / "source.dcm")
+    return frames.read_header(folder / "source.dcm")
 
 
 def test_a_slice_thickness_that_is_no_number_is_none(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_a_pet_whose_slices_disagree_or_are_of_several_volumes_is_no_source_of_a
             setattr(ds, keyword, value)
 
     paths = write_pet(tmp_path, GRID, np.ones(GRID.shape, np.float32), edit=edit)
-    headers = [frames.header(path) for path in paths]
+    headers = [frames.read_header(path) for path in paths]
     image = Image("standard dose", Volume(np.ones(GRID.shape, np.float32), GRID, "Bq/ml", 3.0), "PET", 3.0, "PT")
     config = ResultsConfig(image_kind="modality", labelled=False, report=False)
     (ds,) = results.write([image], headers, PROVENANCE, config, NOW)

@@ -50,7 +50,7 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def test_dciodvfy_finds_no_error_and_every_mark_is_there(job: Made, form: str, tmp_path: Path) -> None:
     seen = set()
     for ds in job.of(form):
-        marking.check(ds)
+        marking.check_marks(ds)
         if ds.SeriesInstanceUID in seen:
             continue  # slices of a series differ in nothing that the standard looks at
         seen.add(ds.SeriesInstanceUID)
@@ -206,8 +206,8 @@ def test_a_key_object_note_tells_why_and_never_hides_the_sources(outcome: Outcom
         verdict = Verdict(outcome, (why,))
         ds = results.write(found(grid("axial")).findings, [source(kind)], PROVENANCE, config, NOW, verdict)[-1]
     else:
-        ds = results.key_note(why, [source(kind)], PROVENANCE, config, NOW)
-    marking.check(ds)
+        ds = results.write_key_note(why, [source(kind)], PROVENANCE, config, NOW)
+    marking.check_marks(ds)
     assert find_errors(ds, tmp_path / "note.dcm") == []
     title = ds.ConceptNameCodeSequence[0]
     assert (title.CodeValue, title.CodeMeaning) == {

@@ -18,7 +18,7 @@ from dicomnode import results
 from dicomnode.config.results import ResultsConfig
 from dicomnode.errors import GeometryError, InputRefused
 from dicomnode.results import image, label, marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from pipelines.contract import Grid, Image, Measurement, Volume
 from tests.dciodvfy import find_errors
 from tests.findings import CONFIG, NOW, PROVENANCE, found, grid, save, source, written
@@ -66,7 +66,7 @@ def test_the_label_lies_below_the_anatomy_which_stays_where_it_was(orientation: 
 @pytest.mark.parametrize("window", [(0.0, 0.97), (0.0, 2.25), (-0.2, 0.1), (0.0, 4095.0)])
 def test_a_window_of_few_units_shows_what_it_says(window: tuple[float, float]) -> None:
     ds = Dataset()
-    image.show(ds, window, 1e-5)
+    image.set_window(ds, window, 1e-5)
     centre, width = float(ds.WindowCenter), float(ds.WindowWidth)
     assert width >= 1
     assert "VOILUTFunction" not in ds, "viewers pass over it"
@@ -257,7 +257,7 @@ def _as_file(header: Dataset, folder: Path) -> Path:
 def test_how_it_came_about_stands_in_every_header(tmp_path: Path) -> None:
     for ds in written(found(grid("axial", 1))):
         read = dcmread(save(ds, tmp_path))
-        record = recorded(read)
+        record = read_record(read)
         assert record["model"]["sha256"] == "ab" * 32
         assert (record["seed"], record["parameters"]["sampler"], record["device"]) == (7, "dds", "cpu")
         assert {m["name"] for m in record["measurements"]} >= {"chi-square", "noise level", "acceleration R"}
@@ -279,8 +279,8 @@ def test_a_measurement_that_is_no_number_stays_valid_json() -> None:
     these = found(grid("axial", 1))
     findings = [*these.findings, Measurement("broken", float("nan"), "1")]
     ds = results.write(findings, [source()], PROVENANCE, CONFIG, NOW)[0]
-    marking.check(ds)
-    assert recorded(ds)["measurements"][-1]["value"] is None
+    marking.check_marks(ds)
+    assert read_record(ds)["measurements"][-1]["value"] is None
 
 
 def test_what_cannot_be_stored_truly_is_refused() -> None:
@@ -329,7 +329,7 @@ def test_slice_by_slice_images_carry_their_geometry_and_the_others_refer_to_them
         assert np.allclose(image.TransformIndexToPhysicalPoint(index), place[:3], rtol=0, atol=1e-3)
         assert array[index[::-1]] == pytest.approx(these.image[k, j, i], abs=0.02)
     for ds in objects:
-        marking.check(ds)
+        marking.check_marks(ds)
     volume = hd.imread(str(save(deviation, tmp_path))).get_volume()
     _same_voxels(volume, these.deviation, these.grid, atol=0)
     sources = {item.ReferencedSOPInstanceUID for item in segmentation.SourceImageSequence}

@@ -61,7 +61,7 @@ def lesion_objects(kind: str) -> tuple[Dataset, Dataset]:
     config = ResultsConfig.model_validate({"segmentation_kind": kind})
     made = results.write([*found(WHERE).findings, *_lesions()], [source("mr")], PROVENANCE, config, NOW)
     for ds in made:
-        marking.check(ds)
+        marking.check_marks(ds)
     mask, report = made[-2], made[-1]
     return dcmread(BytesIO(objects.encode(mask))), dcmread(BytesIO(objects.encode(report)))
 

@@ -33,7 +33,7 @@ def _result(kind: str) -> Dataset:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_marked_result_passes(kind: str) -> None:
-    marking.check(_result(kind))
+    marking.check_marks(_result(kind))
 
 
 @pytest.mark.parametrize("keyword", DELETED)
@@ -42,7 +42,7 @@ def test_a_result_without_a_mark_is_held_back(kind: str, keyword: str) -> None:
     ds = _result(kind)
     delattr(ds, keyword)
     with pytest.raises(NotMarked, match=keyword):
-        marking.check(ds)
+        marking.check_marks(ds)
 
 
 def _no_sources(ds: Dataset) -> None:
@@ -119,7 +119,7 @@ def test_a_result_with_a_spoiled_mark_is_held_back(kind: str, how: str) -> None:
     ds = _result(kind)
     spoil(ds)
     with pytest.raises(NotMarked, match=mark):
-        marking.check(ds)
+        marking.check_marks(ds)
 
 
 def test_an_image_says_whether_its_label_is_burned_in() -> None:
@@ -127,16 +127,16 @@ def test_an_image_says_whether_its_label_is_burned_in() -> None:
         ds = _result(kind)
         ds.BurnedInAnnotation = wrong
         with pytest.raises(NotMarked, match="BurnedInAnnotation"):
-            marking.check(ds)
+            marking.check_marks(ds)
         del ds.BurnedInAnnotation
         with pytest.raises(NotMarked, match="BurnedInAnnotation"):
-            marking.check(ds)
+            marking.check_marks(ds)
 
 
 def test_a_scan_is_held_back_and_nobody_is_named() -> None:
     ds = Dataset()
     ds.PatientName, ds.PatientID = "Miller^John", "4711"
     with pytest.raises(NotMarked) as refusal:
-        marking.check(ds)
+        marking.check_marks(ds)
     assert "Miller" not in str(refusal.value)
     assert "4711" not in str(refusal.value)

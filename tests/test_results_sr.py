@@ -24,7 +24,7 @@ from dicomnode.config.results import ResultsConfig
 from dicomnode.datasets import objects
 from dicomnode.errors import InputRefused, NotMarked
 from dicomnode.results import marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from pipelines.contract import Code, Finding, Interval, Measurement, Note, Segment, Segmentation
 from pipelines.quality import Outcome, Verdict
 from tests.findings import CONFIG, NOW, PROVENANCE, found, grid, save, source
@@ -239,7 +239,7 @@ def test_every_input_and_every_result_is_in_the_evidence_and_images_in_the_libra
 
 def test_an_input_without_a_series_cannot_be_referred_to() -> None:
     with pytest.raises(InputRefused, match="no Series Instance UID"):
-        results.refusal("no", [source("mr", SeriesInstanceUID=None)], PROVENANCE, WITH_REPORT, NOW)
+        results.write_refusal("no", [source("mr", SeriesInstanceUID=None)], PROVENANCE, WITH_REPORT, NOW)
 
 
 def test_long_names_keep_their_words_and_their_codes_differ() -> None:
@@ -282,7 +282,7 @@ def test_numbers_of_regions_stand_in_the_report_and_not_in_every_header() -> Non
     for config, there in ((WITH_REPORT, False), (CONFIG, True)):
         image = results.write(findings, [source()], PROVENANCE, config, NOW)[0]
         assert ("SUVR: 1.25 {SUVr}" in image.ImageComments) is there
-        assert ("precuneus" in [m.get("group") for m in recorded(image)["measurements"]]) is there
+        assert ("precuneus" in [m.get("group") for m in read_record(image)["measurements"]]) is there
         assert "chi-square: 1.02" in image.ImageComments
 
 
@@ -294,7 +294,7 @@ def test_a_report_is_written_only_where_it_is_wanted() -> None:
 
 def test_numbers_alone_make_a_report(tmp_path: Path) -> None:
     (ds,) = results.write([Measurement("count", 3.0, "1")], [source()], PROVENANCE, WITH_REPORT, NOW)
-    marking.check(ds)
+    marking.check_marks(ds)
     assert [m.value for m in whole(ds, tmp_path).get_measurements()] == [3.0]
 
 
@@ -309,8 +309,8 @@ def test_names_and_words_keep_their_characters(tmp_path: Path) -> None:
 
 def test_the_reason_of_a_refusal_stands_first_and_is_coded(tmp_path: Path) -> None:
     reason = "flair: Inversion Time (0018,0082) is 900 ms; synthetic_dir 1.0.0 takes 1500 to 3000 ms"
-    note = results.refusal(reason, [source("mr")], PROVENANCE, WITH_REPORT, NOW)
-    marking.check(note)
+    note = results.write_refusal(reason, [source("mr")], PROVENANCE, WITH_REPORT, NOW)
+    marking.check_marks(note)
     assert note.SeriesDescription == "SYN Not processed: mri_reconstruction"
     words = [
         item.TextValue
@@ -322,10 +322,10 @@ def test_the_reason_of_a_refusal_stands_first_and_is_coded(tmp_path: Path) -> No
     said = {each.name.meaning: each.value.meaning for each in whole(note, tmp_path).get_qualitative_evaluations()}
     assert said.pop("Algorithm Family") == "Artificial Intelligence"
     assert said == {"Output gate": "Refused"}
-    other = results.refusal("another reason", [source("mr")], PROVENANCE, WITH_REPORT, NOW)
+    other = results.write_refusal("another reason", [source("mr")], PROVENANCE, WITH_REPORT, NOW)
     assert other.SOPInstanceUID != note.SOPInstanceUID
     later = replace(PROVENANCE, job_key="job-2")
-    assert results.refusal(reason, [source("mr")], later, WITH_REPORT, NOW).SOPInstanceUID == note.SOPInstanceUID
+    assert results.write_refusal(reason, [source("mr")], later, WITH_REPORT, NOW).SOPInstanceUID == note.SOPInstanceUID
 
 
 def _reports() -> dict[str, Dataset]:
@@ -333,7 +333,7 @@ def _reports() -> dict[str, Dataset]:
         "long": long_report(),
         "no number": report(Measurement("broken", math.nan, "1", intervals=(Interval(0.8, -math.inf, math.inf),))),
         "with a segment": report(Measurement("volume", 1.0, "ml", group="Low confidence"), Note("age", "unknown")),
-        "refusal": results.refusal("why", [source("raw")], PROVENANCE, WITH_REPORT, NOW),
+        "refusal": results.write_refusal("why", [source("raw")], PROVENANCE, WITH_REPORT, NOW),
     }
 
 
@@ -371,27 +371,27 @@ def _short() -> Dataset:
 @pytest.mark.parametrize("keyword", DELETED)
 def test_a_report_without_a_mark_is_held_back(keyword: str) -> None:
     ds = deepcopy(_short())
-    marking.check(ds)
+    marking.check_marks(ds)
     delattr(ds, keyword)
     with pytest.raises(NotMarked, match=keyword):
-        marking.check(ds)
+        marking.check_marks(ds)
 
 
 def test_a_report_that_claims_to_be_verified_or_hides_the_words_is_held_back() -> None:
     ds = deepcopy(_short())
     ds.VerificationFlag = "VERIFIED"
     with pytest.raises(NotMarked, match="VerificationFlag"):
-        marking.check(ds)
+        marking.check_marks(ds)
     ds = deepcopy(_short())
     for item in ds.ContentSequence:
         if "TextValue" in item:
             item.TextValue = item.TextValue.replace("SYNTHETIC", "MEASURED")
     with pytest.raises(NotMarked, match="words in ContentSequence"):
-        marking.check(ds)
+        marking.check_marks(ds)
 
 
 def test_an_image_cannot_pass_with_the_marks_of_a_report() -> None:
     image = deepcopy(results.write(found(grid("axial", 1)).findings, [source()], PROVENANCE, CONFIG, NOW)[0])
     del image.ImageType
     with pytest.raises(NotMarked, match="ImageType"):
-        marking.check(image)
+        marking.check_marks(image)

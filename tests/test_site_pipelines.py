@@ -29,7 +29,7 @@ from dicomnode.errors import ConfigError, NotMarked
 from dicomnode.execution import processing
 from dicomnode.reading import volumes
 from dicomnode.results import marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from model_zoo.structures import number
 from pipelines.contract import Covariates, Grid, Input, Note, Pipeline, Volume
 from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
@@ -232,10 +232,10 @@ def _check_delivered(storescp: StoreScp, sent: list[Path]) -> None:
     got = storescp.datasets()
     assert {ds.Modality for ds in got} == {"SEG", "SR"}
     for ds in got:
-        marking.check(ds)
-        parameters = recorded(ds)["parameters"]
+        marking.check_marks(ds)
+        parameters = read_record(ds)["parameters"]
         assert parameters["site pipeline"].startswith("ventricle-share 0.1.0, ventricle_share.py SHA-256 ")
-        assert recorded(ds)["model"]["name"] == "anatomy"
+        assert read_record(ds)["model"]["name"] == "anatomy"
     (mask,) = [path for path in storescp.files() if dcmread(path).Modality == "SEG"]
     source = volumes.read(sent).volume
     read = hd.seg.segread(str(mask)).get_volume(combine_segments=True, allow_missing_positions=True)

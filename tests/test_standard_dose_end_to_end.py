@@ -19,7 +19,7 @@ from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, Par
 
 from dicomnode.reading import volumes
 from dicomnode.results import marking
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
 from tests.peers import Node, Orthanc, wait_for, write_config
@@ -74,12 +74,12 @@ def test_the_archive_gets_marked_results_in_the_study_that_record_the_suv(delive
     source = dcmread(delivered.sent[0], stop_before_pixels=True)
     for kind in (MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapStorage, SegmentationStorage):
         ds = dcmread(delivered.one(kind))
-        marking.check(ds)
+        marking.check_marks(ds)
         assert (ds.StudyInstanceUID, ds.PatientID) == (source.StudyInstanceUID, source.PatientID)
         assert ds.FrameOfReferenceUID == source.FrameOfReferenceUID
         named = {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence}
         assert {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in delivered.sent} <= named
-        record = recorded(ds)
+        record = read_record(ds)
         told = {each["name"]: each["value"] for each in record["measurements"]}
         assert told["SUVbw factor"] == pytest.approx(delivered.suv_factor, rel=1e-5)
         assert told["total activity ratio"] == pytest.approx(1, abs=0.01)

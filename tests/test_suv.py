@@ -16,7 +16,7 @@ from dicomnode.reading import acquisition, suv, volumes
 from dicomnode.reading.frames import Frame
 from tests.series import unpacked
 
-STATED = suv.Stated(
+STATED = suv.PetHeader(
     units="BQML", decay_correction="START", corrections=("ATTN", "DECY"), dose_bq=370e6, half_life_s=6586.2,
     weight_kg=70.0, decay_s=3600.0,
 )  # fmt: skip
@@ -130,7 +130,9 @@ def test_the_whole_body_series_reproduces_the_independent_suv_volume(kit: Path, 
 
 
 def test_admin_takes_the_dose_as_injected_and_start_what_is_left() -> None:
-    start, admin = (suv.factor(replace(STATED, decay_correction=word)).bw_per_unit for word in ("START", "ADMIN"))
+    start, admin = (
+        suv.compute_factor(replace(STATED, decay_correction=word)).bw_per_unit for word in ("START", "ADMIN")
+    )
     assert admin == pytest.approx(70e3 / 370e6)
     assert start == pytest.approx(70e3 / 370e6 * 2 ** (3600 / 6586.2))
 
@@ -189,7 +191,7 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", REASONS)
 def test_what_is_missing_or_impossible_gives_a_reason_and_no_factor(what: str) -> None:
     changes, words = REASONS[what]
-    found = suv.factor(replace(STATED, **changes))
+    found = suv.compute_factor(replace(STATED, **changes))
     assert found.bw_per_unit is None
     with pytest.raises(ValueError, match=words):
         raise ValueError(found.unknown_because)
@@ -199,11 +201,11 @@ def test_philips_factors_stand_in_where_a_header_leaves_something_out() -> None:
     philips = replace(STATED, units="CNTS", suv_per_count=5.6e-4, bq_ml_per_count=2.0)
     left_out: list[dict[str, Any]] = [{"dose_bq": None}, {"weight_kg": None}, {"half_life_s": None}, {"decay_s": None}]
     for missing in left_out:
-        assert suv.factor(replace(philips, **missing)).bw_per_unit == 2.8e-4
+        assert suv.compute_factor(replace(philips, **missing)).bw_per_unit == 2.8e-4
 
 
 def test_a_size_in_centimetres_says_nothing_of_the_weight() -> None:
-    assert suv.factor(replace(STATED, size_m=175.0)) == suv.factor(STATED)
+    assert suv.compute_factor(replace(STATED, size_m=175.0)) == suv.compute_factor(STATED)
 
 
 def test_facts_have_the_factor_or_the_reason_and_never_a_date(kit: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_archive_gets_images_maps_and_lesions_in_the_study(delivered: Delive
     source = dcmread(delivered.flair[0], stop_before_pixels=True)
     for path in delivered.results:
         ds = dcmread(path)
-        marking.check(ds)
+        marking.check_marks(ds)
         assert (ds.StudyInstanceUID, ds.PatientID) == (source.StudyInstanceUID, source.PatientID)
     assert len(delivered.of(SegmentationStorage)) == 1
     assert len(delivered.of(ParametricMapStorage)) == 1

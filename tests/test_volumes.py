@@ -338,7 +338,7 @@ def test_echoes_of_a_real_field_map_are_told_apart(kit: Path) -> None:
 
 def test_a_real_mosaic_is_decoded_alike_from_every_transfer_syntax_and_refused(kit: Path) -> None:
     paths = sorted((kit / "dicom" / "transfer-syntaxes-mosaic").glob("*.dcm"))
-    decoded = [stored_values.stored(path, frames.header(path)) for path in paths]
+    decoded = [stored_values.decode_frames(path, frames.read_header(path)) for path in paths]
     assert all(np.array_equal(each, decoded[0]) for each in decoded)
     for path in paths:
         with pytest.raises(InputRefused, match="is a mosaic"):

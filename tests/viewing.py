@@ -54,7 +54,7 @@ def make_results(sources: list[Path], grid: Grid) -> list[Dataset]:
         Segmentation("structures", inside, grid, segments, "Structures", 4.0),
         Measurement("chi-square", 1.02, "1"),
     ]
-    headers = [frames.header(path) for path in sources]
+    headers = [frames.read_header(path) for path in sources]
     return results.write(findings, headers, PROVENANCE, ResultsConfig(), NOW)
 
 

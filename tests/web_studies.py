@@ -20,7 +20,7 @@ from dicomnode import results, uids
 from dicomnode.config.results import ResultsConfig
 from dicomnode.datasets import headers, objects
 from dicomnode.results.page import Page
-from dicomnode.results.planes import shown_by
+from dicomnode.results.planes import find_series_on
 from dicomnode.storage import spool
 from pipelines.contract import Code, Finding, Grid, Image, Measurement, ParametricMap, Segment, Segmentation, Volume
 from tests.findings import NOW, PROVENANCE
@@ -113,7 +113,7 @@ def make_series(study: str, *, number: int = 1, description: str = "FLAIR 3D", *
 def make_results(sources: Sequence[Dataset], page: Page | None = None) -> list[Dataset]:
     """Return a labelled and a clean image, its uncertainty, a mask on the sources, and a report page if given."""
     where, data = make_grid(), make_head(7)
-    assert shown_by(sources, where)
+    assert find_series_on(sources, where)
     deviation = (np.abs(np.gradient(data, axis=2)) / 30 + 1).astype(np.float32)
     mask = (data > 790).astype(np.uint8) + (2 * ((data < 300) & (data > 150))).astype(np.uint8)
     found: list[Finding] = [

@@ -96,7 +96,7 @@ def _find_face(files: Sequence[Path], deidentifier: Deidentifier, config: Config
 
     if not deidentifier.profile.deface:
         return None
-    header = frames.header(files[0])
+    header = frames.read_header(files[0])
     if header.get("Modality") != "MR" or not faces.may_show_face(header):
         return None
     from dicomnode.deidentify import defacing

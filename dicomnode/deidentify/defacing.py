@@ -86,7 +86,7 @@ class SeriesFaceMask:
         """Remove the face from the data set of a file; its pixels are uncompressed afterwards. Raises InputRefused."""
         try:
             ds.decompress(generate_instance_uid=False) if ds.file_meta.TransferSyntaxUID.is_encapsulated else None
-            stack = stored_values.stored(ds, ds).copy()
+            stack = stored_values.decode_frames(ds, ds).copy()
         except InputRefused:
             raise
         except Exception as error:  # whatever a decoder raises
@@ -110,8 +110,8 @@ def locate_face(paths: Sequence[Path], model: Model) -> SeriesFaceMask:
     planes: dict[tuple[Path, int], NDArray[np.bool_]] = {}
     least = []
     for path in paths:
-        header = frames.header(path)
-        least.append(int(stored_values.stored(path, header).min()))
+        header = frames.read_header(path)
+        least.append(int(stored_values.decode_frames(path, header).min()))
         for frame in frames.frames_of(header):
             position = frame.numbers("ImagePositionPatient", 3)
             if position is None:

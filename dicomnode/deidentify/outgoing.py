@@ -38,7 +38,7 @@ def outgoing_copies(peer: Peer, config: Config) -> Iterator[Callable[[Path], Pat
 
         def copy(path: Path) -> Path:
             ds = copying.open_deidentifier(config, peer.deidentify).read(path)
-            marking.check(ds)
+            marking.check_marks(ds)
             target = Path(folder) / f"{ds.SOPInstanceUID}.dcm"
             ds.save_as(target, enforce_file_format=True)
             return target

@@ -32,7 +32,7 @@ _YEARS = re.compile(r"\b\d+(\.\d+)?(?= years?\b)")
 def is_own_result(ds: Dataset) -> bool:
     """Return whether the node made the object."""
     try:
-        return ds.get("SyntheticData") == "YES" and bool(provenance.recorded(ds))
+        return ds.get("SyntheticData") == "YES" and bool(provenance.read_record(ds))
     except (KeyError, ValueError, AttributeError):
         return False
 
@@ -52,7 +52,7 @@ def clean_record(ds: Dataset, profile: DeidentifyConfig, identifiers: frozenset[
     """Clean the provenance record: remove the patient's characteristics, the job's name on this node, and
     ``identifiers`` from all that comes from the input."""
     block = ds.private_block(0x0099, provenance.PRIVATE_CREATOR)
-    content = provenance.recorded(ds)
+    content = provenance.read_record(ds)
     for part in ("acquisition", "parameters", "measurements"):
         content[part] = _clean_value(content.get(part, {}), profile, identifiers)
     content["node"] = content.get("node", {}) | {"job": ""}

@@ -22,4 +22,4 @@ def check(path: Path, sha256: str) -> None:
                 raise StorageDamaged(f"the file {path.name} is not what was written")
     except OSError as exc:
         raise StorageDamaged(f"the file {path.name} cannot be read: {exc.strerror}") from exc
-    marking.check(dcmread(path, stop_before_pixels=True))
+    marking.check_marks(dcmread(path, stop_before_pixels=True))

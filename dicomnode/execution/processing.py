@@ -158,8 +158,10 @@ def refusal_note(task: Task, reason: str, config: Config) -> Dataset:
     facts = find_bundle(task.model or pipeline.bundle, config)
     made_by = _made_by(task, facts, task.options, "none: nothing was computed")
     sources, priors = _headers(pipeline, task.inputs)
-    ds = results.refusal(reason, sources, made_by, config.results, config.node.to_local_time(task.created_at), priors)
-    marking.check(ds)
+    ds = results.write_refusal(
+        reason, sources, made_by, config.results, config.node.to_local_time(task.created_at), priors
+    )
+    marking.check_marks(ds)
     return ds
 
 
@@ -173,8 +175,8 @@ def key_note(task: Task, reason: str, config: Config) -> Dataset:
         task, find_bundle(task.model or pipeline.bundle, config), task.options, "none: nothing was computed"
     )
     now = config.node.to_local_time(task.created_at)
-    ds = results.key_note(reason, _headers(pipeline, task.inputs)[0], made_by, config.results, now)
-    marking.check(ds)
+    ds = results.write_key_note(reason, _headers(pipeline, task.inputs)[0], made_by, config.results, now)
+    marking.check_marks(ds)
     return ds
 
 
@@ -184,7 +186,7 @@ def _headers(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> tuple[
     for number, wanted in enumerate(pipeline.inputs):
         if wanted.kind is not Covariates:
             paths = inputs.get(MAIN_INPUT if number == 0 else wanted.name, ())
-            found[wanted.is_prior].extend(frames.header(path) for path in paths)
+            found[wanted.is_prior].extend(frames.read_header(path) for path in paths)
     return found
 
 
@@ -255,7 +257,7 @@ def _load_covariates(headers: Sequence[Dataset], paths: Sequence[Path]) -> tuple
     """Of the patient whose images were loaded before. An age that no header states is a fact of the case, too."""
     found = covariates.resolve(headers, paths)
     age = found.age_years.value
-    return found, {"covariates": covariates.in_words(found)} | ({} if age is None else {"age_years": age})
+    return found, {"covariates": covariates.describe(found)} | ({} if age is None else {"age_years": age})
 
 
 def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, Any]]], list[Dataset]]:
@@ -263,7 +265,7 @@ def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, An
         raise InputRefused(f"one acquisition is one Raw Data object; {len(paths)} instances were given")
     ds = dcmread(paths[0])
     unreadable.decode(ds)
-    if not mrd.recognise(ds):
+    if not mrd.is_mrd(ds):
         raise InputRefused("the instance is no ISMRMRD/MRD in Raw Data Storage; 'dicomnode kspace wrap' makes one")
     return mrd.to_images(mrd.read(mrd.unwrap(ds))), [_header(ds)]
 
@@ -307,7 +309,7 @@ def _write(
         for ds in written[form]:
             if by is not made_by:
                 faces.mark_face_removed(ds)
-            marking.check(ds)
+            marking.check_marks(ds)
     return written
 
 

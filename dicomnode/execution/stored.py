@@ -24,7 +24,7 @@ from dicomnode.reading import frames, volumes
 from dicomnode.results.image import DERIVATION
 from dicomnode.results.inherited import inherit
 from dicomnode.results.page import Page
-from dicomnode.results.provenance import Provenance, recorded
+from dicomnode.results.provenance import Provenance, read_record
 from dicomnode.storage import spool
 from pipelines.contract import (
     Case,
@@ -134,7 +134,7 @@ def _named(found: Sequence[Image | ParametricMap | Segmentation], report: Mappin
 
 
 def _picture(files: Sequence[Path]) -> Image | ParametricMap:
-    first = frames.header(files[0])
+    first = frames.read_header(files[0])
     found = volumes.read(files)
     volume = replace(found.volume, unit=_unit(first, found.volume.unit))
     thickness_mm = volume.slice_thickness_mm or volume.grid.spacing_mm[0]
@@ -189,7 +189,7 @@ def _numbers(report: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _made_by(ds: Dataset, task: Task) -> Provenance:
-    content = recorded(ds)
+    content = read_record(ds)
     model, node = content["model"], content["node"]
     return Provenance(
         model_name=model["name"],

@@ -1,4 +1,4 @@
-"""An ISMRMRD/MRD file as it is: its XML header, and per acquisition the fixed header and the samples."""
+"""The content of an ISMRMRD/MRD file: its XML header, and per acquisition the fixed header and the samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.contract import Refused
 
-__all__ = ["HEAD", "MRD", "flagged", "read", "read_header", "write"]
+__all__ = ["HEAD", "MRD", "has_flag", "read", "read_header", "write"]
 
 HEAD: np.dtype[np.void] = acquisition_header_dtype
 _DECLARED_ASCII = re.compile(rb"^(<\?xml[^>]*encoding=[\"'])(?:us-)?ascii", re.IGNORECASE)
@@ -36,18 +36,18 @@ class MRD:
     samples: Sequence[NDArray[np.complex64]]
 
 
-def flagged(heads: NDArray[np.void], *flags: int) -> NDArray[np.bool_]:
-    """Which acquisitions carry any of the flags (ACQ_…, numbered from 1)."""
+def has_flag(heads: NDArray[np.void], *flags: int) -> NDArray[np.bool_]:
+    """Return which acquisitions carry any of the flags (ACQ_…, numbered from 1), as a mask."""
     bits = sum(1 << (flag - 1) for flag in set(flags))
     found: NDArray[np.bool_] = (heads["flags"] & np.uint64(bits)) != 0
     return found
 
 
 def read(source: Path | bytes | BinaryIO) -> MRD:
-    """The content of an MRD file (HDF5). Raises ``Refused`` when it is not one."""
-    with _opened(source) as group:
+    """Return the content of an MRD file (HDF5). Raises ``Refused`` for any other file."""
+    with _open_group(source) as group:
         header = _header(_xml(group))
-        records = _own(group, "data")[:]
+        records = _local_table(group, "data")[:]
     if records.dtype.names is None or set(records.dtype.names) != {"head", "traj", "data"}:
         raise Refused("k-space: the table 'data' does not hold ISMRMRD acquisitions (head, traj, data)")
     heads = _heads(records["head"])
@@ -57,13 +57,13 @@ def read(source: Path | bytes | BinaryIO) -> MRD:
 
 
 def read_header(source: Path | bytes | BinaryIO) -> ismrmrd.xsd.ismrmrdHeader:
-    """The XML header alone."""
-    with _opened(source) as group:
+    """Return the XML header only."""
+    with _open_group(source) as group:
         return _header(_xml(group))
 
 
 def _heads(found: NDArray[np.void]) -> NDArray[np.void]:
-    """The fixed headers, field by field by name: a file may hold them in another order."""
+    """Return the fixed headers, field by field by name: a file may hold them in another order."""
     counters = found["idx"].dtype if "idx" in (found.dtype.names or ()) else np.dtype([])
     if set(HEAD.names or ()) - set(found.dtype.names or ()) or set(HEAD["idx"].names or ()) - set(counters.names or ()):
         raise Refused("k-space: the acquisition headers lack fields of the ISMRMRD format")
@@ -84,14 +84,14 @@ def _check_trajectories(heads: NDArray[np.void], trajectories: Any) -> None:
 
 
 def _xml(group: h5py.Group) -> Any:
-    table = _own(group, "xml")
+    table = _local_table(group, "xml")
     if table.shape != (1,):
         raise Refused(f"k-space: {table.size} XML headers in the file, exactly one is needed")
     return table[0]
 
 
 @contextmanager
-def _opened(source: Path | bytes | BinaryIO) -> Iterator[h5py.Group]:
+def _open_group(source: Path | bytes | BinaryIO) -> Iterator[h5py.Group]:
     try:
         with h5py.File(io.BytesIO(source) if isinstance(source, bytes) else source, "r") as file:
             yield _dataset(file)
@@ -100,7 +100,7 @@ def _opened(source: Path | bytes | BinaryIO) -> Iterator[h5py.Group]:
 
 
 def write(mrd: MRD, path: Path) -> None:
-    """Writes the file; an existing one is replaced."""
+    """Write the file; an existing one is replaced."""
     table = np.empty(len(mrd.heads), dtype=acquisition_dtype)
     table["head"] = mrd.heads
     for record, samples in zip(table, mrd.samples, strict=True):
@@ -126,8 +126,8 @@ def _dataset(file: h5py.File) -> h5py.Group:
     return file[groups[0]]
 
 
-def _own(group: h5py.Group, name: str) -> h5py.Dataset:
-    """A table that lies in this file: a link or external storage would read other files of this machine."""
+def _local_table(group: h5py.Group, name: str) -> h5py.Dataset:
+    """Return a table that lies in this file: a link or external storage would read other files of this machine."""
     if group.get(name, getlink=True, getclass=True) is not h5py.HardLink:
         raise Refused(f"k-space: '{name}' is a link to elsewhere")
     table = group[name]

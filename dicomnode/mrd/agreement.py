@@ -1,4 +1,4 @@
-"""What all acquisitions of one image must share, and what the header's limits allow: one value, or a refusal."""
+"""Agreement of all acquisitions of one image with each other and with the limits of the header."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _check_one(name: str, values: NDArray[Any], rows: Sequence[int]) -> None:
 def _plain(value: Any) -> str:
     if np.ndim(value) == 0:
         return f"{value:g}" if isinstance(value, np.floating) else str(value)
-    shown = np.trim_zeros(np.asarray(value), "b") if value.dtype.kind == "u" else np.asarray(value)
-    return f"({', '.join(_plain(each) for each in shown)})"
+    elements = np.trim_zeros(np.asarray(value), "b") if value.dtype.kind == "u" else np.asarray(value)
+    return f"({', '.join(_plain(each) for each in elements)})"
 
 
 def check_flags(heads: NDArray[np.void], rows: Sequence[int]) -> None:

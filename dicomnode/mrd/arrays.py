@@ -1,4 +1,4 @@
-"""k-space arrays -> MRD, so that data without a header can be sent: what an array does not say is an argument."""
+"""MRD from k-space arrays, so that data without a header can be sent; arguments give what an array does not hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dicomnode.mrd.acquisitions import HEAD, MRD
 from pipelines.contract import Grid, Refused
 
-__all__ = ["Layout", "axial", "convert", "from_array"]
+__all__ = ["Layout", "convert", "from_array", "make_axial_grid"]
 
 Layout = Literal["2d", "3d plane"]
 """``2d``: axis b is the readout, lines are acquired whole. ``3d plane``: one slice of a 3D acquisition after the
@@ -31,8 +31,8 @@ class _Axes:
     slice: NDArray[np.float64]
 
 
-def axial(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Grid:
-    """An axial lattice (k, j, i) about the isocentre: columns to the left, rows to the back, slices upwards."""
+def make_axial_grid(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Grid:
+    """Return an axial grid (k, j, i) about the isocentre: columns to the left, rows to the back, slices upwards."""
     k, j, i = shape
     affine = np.diag([spacing_mm[2], spacing_mm[1], spacing_mm[0], 1.0])
     affine[:3, 3] = -affine[:3, :3] @ np.array([i // 2, j // 2, (k - 1) / 2])
@@ -52,9 +52,9 @@ def from_array(
     identity: Mapping[str, Mapping[str, Any]] | None = None,
     user_parameters: Mapping[str, str] | None = None,
 ) -> MRD:
-    """MRD of the array (slice, coil, a, b), whose centre of k-space is sample ``n // 2``.
+    """Return the MRD of the array (slice, coil, a, b), whose centre of k-space is sample ``n // 2``.
 
-    ``grid`` (k, j, i) is the lattice that the array encodes, rows along a and columns along b. ``mask`` (slice, a, b)
+    ``grid`` (k, j, i) is the grid that the array encodes, rows along a and columns along b. ``mask`` (slice, a, b)
     or (a, b) defaults to where any coil is not zero. ``calibration``: lines a0 to a1 to flag ("2d" only). ``noise``
     (coil, n). ``identity``: fields of the header's subjectInformation and studyInformation. ``user_parameters``: what
     else the header should tell.
@@ -89,8 +89,9 @@ def from_array(
 def convert(
     source: Path, *, voxel_mm: tuple[float, float, float] | None = None, slice_thickness_mm: float | None = None
 ) -> MRD:
-    """MRD of an array file: ``.npy`` (coil, ky, kz), one plane of a 3D acquisition, or ``.mat`` with ``kspace``
-    (readout, phase, slice), one channel.
+    """Return the MRD of an array file.
+
+    ``.npy`` (coil, ky, kz): one plane of a 3D scan; ``.mat`` with ``kspace`` (readout, phase, slice): one channel.
 
     Field of view and place in the patient are not stated by such files: ``voxel_mm`` (slice, row, column) is taken, or
     1 mm in plane (plane of 3D: 1 mm thick) and 5 mm from slice to slice, axial about the isocentre; the header's user
@@ -98,10 +99,10 @@ def convert(
     linear phase of the image, which leaves its magnitude as it was.
     """
     array, layout = _array(source)
-    stated = voxel_mm is not None
+    is_given = voxel_mm is not None
     voxel = voxel_mm or ((5.0, 1.0, 1.0) if layout == "2d" else (1.0, 1.0, 1.0))
     notes = {
-        "voxel_size": f"{'given by the operator' if stated else 'assumed'}: {voxel[0]} x {voxel[1]} x {voxel[2]} "
+        "voxel_size": f"{'given by the operator' if is_given else 'assumed'}: {voxel[0]} x {voxel[1]} x {voxel[2]} "
         "mm (slice, row, column); not stated by the source",
         "orientation": "assumed: axial about the isocentre; not stated by the source",
     }
@@ -111,7 +112,7 @@ def convert(
     shape = (array.shape[0], array.shape[2], array.shape[3])
     return from_array(
         array,
-        grid=axial(shape, voxel),
+        grid=make_axial_grid(shape, voxel),
         slice_thickness_mm=slice_thickness_mm or voxel[0],
         layout=layout,
         user_parameters=notes,
@@ -158,7 +159,7 @@ def _points(data: NDArray[np.complex64], acquired: NDArray[np.bool_]) -> Any:
 
 
 def _centre_mm(grid: Grid, k: int) -> NDArray[np.float64]:
-    """Where voxel (n // 2, n // 2) of slice ``k`` lies: what an acquisition's position states."""
+    """Return the place of voxel (n // 2, n // 2) of slice ``k``, which an acquisition's position states."""
     index = np.array([grid.shape[2] // 2, grid.shape[1] // 2, k, 1], np.float64)
     centre: NDArray[np.float64] = (grid.affine_mm @ index)[:3]
     return centre
@@ -207,7 +208,7 @@ def _header(
         encodingLimits=limits,
         trajectory=xsd.trajectoryType.CARTESIAN,
     )
-    told = xsd.userParametersType(
+    parameters = xsd.userParametersType(
         userParameterString=[xsd.userParameterStringType(name=name, value=value) for name, value in notes.items()]
     )
     return xsd.ismrmrdHeader(
@@ -218,7 +219,7 @@ def _header(
             receiverChannels=coils, systemFieldStrength_T=field_strength_t
         ),
         encoding=[encoding],
-        userParameters=told,
+        userParameters=parameters,
     )
 
 

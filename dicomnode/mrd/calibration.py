@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["calibration_block"]
+__all__ = ["find_calibration_block"]
 
 _MINIMUM = 6
 """Fewer lines than one ESPIRiT kernel are not a calibration."""
 
 
-def calibration_block(
+def find_calibration_block(
     mask: NDArray[np.bool_], flagged: NDArray[np.intp]
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Half-open ranges ((a0, a1), (b0, b1)) of the largest block that is sampled in every slice and holds the centre.
+    """Return the largest block sampled in every slice about the centre, as half-open ranges ((a0, a1), (b0, b1)).
 
     ``mask`` (slice, a, b). ``flagged`` (n, 1 or 2): positions a or (a, b) that the scanner flagged as calibration; when
     there are any, the block lies within them, unless they make no block.

@@ -1,4 +1,4 @@
-"""Every image of one acquisition: its contrasts (echoes) and sets, each k-space of its own on a common lattice."""
+"""Every image of one acquisition: its contrasts (echoes) and sets, each k-space of its own on a common grid."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from dicomnode.mrd.acquisitions import MRD
 from dicomnode.mrd.kspace import to_kspace
-from dicomnode.mrd.lines import images
+from dicomnode.mrd.lines import list_images
 from pipelines.contract import KSpace
 
 __all__ = ["to_images"]
 
 
 def to_images(mrd: MRD) -> list[tuple[KSpace, dict[str, Any]]]:
-    """k-space and facts of each contrast and set, labelled "contrast 2 of 3"; one without a label where there is one.
+    """Return k-space and facts of each contrast and set, labelled "contrast 2 of 3"; a single image has no label.
 
     Raises ``Refused`` as :func:`to_kspace` does.
     """
-    choices = images(mrd)
+    choices = list_images(mrd)
     if not choices:
         return [to_kspace(mrd)]
     return [_labelled(mrd, choice, choices) for choice in choices]
@@ -41,6 +41,6 @@ def _labelled(
     return replace(kspace, label=label), facts | {"image": label}
 
 
-def _echo_time(stated: tuple[float, ...], contrasts: Sequence[int], contrast: int) -> tuple[float, ...]:
-    """The header's echo times are in the order of the contrast counter; none where it does not state one for each."""
-    return (stated[contrast],) if len(stated) > max(contrasts) else ()
+def _echo_time(echo_times_ms: tuple[float, ...], contrasts: Sequence[int], contrast: int) -> tuple[float, ...]:
+    """Return the echo time of a contrast; empty unless the header states one for each, in the order of the counter."""
+    return (echo_times_ms[contrast],) if len(echo_times_ms) > max(contrasts) else ()

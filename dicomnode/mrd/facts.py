@@ -1,4 +1,4 @@
-"""What an MRD header says: facts of the acquisition, and the identity that belongs into DICOM."""
+"""Facts of the acquisition in an MRD header, and the identity that belongs into DICOM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from dicomnode.mrd.lines import Lines
 from pipelines.contract import KSpace
 
-__all__ = ["acquisition_facts", "identity"]
+__all__ = ["acquisition_facts", "read_identity"]
 
 _IDENTITY = {
     "subjectInformation": {
@@ -51,19 +51,20 @@ _IDENTITY = {
 
 
 def acquisition_facts(header: ismrmrd.xsd.ismrmrdHeader, lines: Lines, kspace: KSpace) -> dict[str, Any]:
-    """Facts a reader of the result wants; no names, dates or free text."""
+    """Return the facts for a reader of the result; no names, dates or free text."""
     system, sequence = header.acquisitionSystemInformation, header.sequenceParameters
     _, coils, na, nb = kspace.samples.shape
     sampled = float(kspace.mask.mean())
     parallel = lines.encoding.parallelImaging
-    stated = parallel.accelerationFactor if parallel else None
+    acceleration = parallel.accelerationFactor if parallel else None
     facts: dict[str, Any] = lines.facts | {
         "coils": coils,
         "slices": kspace.samples.shape[0],
         "matrix": (na, nb),
         "sampled_fraction": sampled,
         "acceleration": 1 / sampled if sampled else None,
-        "acceleration_stated": stated and (stated.kspace_encoding_step_1, stated.kspace_encoding_step_2),
+        "acceleration_stated": acceleration
+        and (acceleration.kspace_encoding_step_1, acceleration.kspace_encoding_step_2),
         "calibration": kspace.calibration,
         "noise_samples": 0 if kspace.noise is None else int(kspace.noise.shape[1]),
         "noise_level": None if kspace.noise is None else float(np.std(kspace.noise) / np.sqrt(2)),
@@ -74,8 +75,8 @@ def acquisition_facts(header: ismrmrd.xsd.ismrmrdHeader, lines: Lines, kspace: K
     return facts
 
 
-def identity(header: ismrmrd.xsd.ismrmrdHeader) -> dict[str, str]:
-    """DICOM keyword -> text, for whatever the header states about patient, study, series and scanner."""
+def read_identity(header: ismrmrd.xsd.ismrmrdHeader) -> dict[str, str]:
+    """Return the header's statements about patient, study, series and scanner as text by DICOM keyword."""
     found: dict[str, str] = {}
     for group, fields in _IDENTITY.items():
         part = getattr(header, group)
@@ -89,7 +90,7 @@ def identity(header: ismrmrd.xsd.ismrmrdHeader) -> dict[str, str]:
 
 
 def _table_moved(header: ismrmrd.xsd.ismrmrdHeader) -> bool:
-    """Positions count from the isocentre: after the table has moved, that is another frame of reference."""
+    """Return whether the table has moved: positions count from the isocentre, so the frame of reference is another."""
     moved = header.measurementInformation.relativeTablePosition if header.measurementInformation else None
     return moved is not None and (moved.x, moved.y, moved.z) != (0, 0, 0)
 

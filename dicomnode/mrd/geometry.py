@@ -1,4 +1,4 @@
-"""Where the image of an MRD acquisition lies in the patient, from each acquisition's position and directions.
+"""Geometry in the patient of the image of an MRD acquisition, from each acquisition's position and directions.
 
 ISMRMRD states positions and directions in the DICOM patient system (LPS, mm). ``position`` is the centre of the
 encoded plane or slab: voxel ``n // 2`` of each encoded axis, and of the delivered grid's axes, lies there.
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.contract import Grid, Refused
 
-__all__ = ["Frame", "directions", "grid", "stack"]
+__all__ = ["Frame", "make_grid", "read_directions", "stack_slices"]
 
 _AGREE_MM = 0.01
 _SPACING_TOLERANCE = 0.01  # of the slice spacing
@@ -20,8 +20,8 @@ _ORTHONORMAL = 1e-3
 Frame = dict[str, NDArray[np.float64]]
 
 
-def directions(heads: NDArray[np.void]) -> Frame:
-    """Unit vectors "read_dir", "phase_dir", "slice_dir" that all acquisitions share."""
+def read_directions(heads: NDArray[np.void]) -> Frame:
+    """Return the unit vectors "read_dir", "phase_dir", "slice_dir" that all acquisitions share."""
     frame: Frame = {}
     for name in ("read_dir", "phase_dir", "slice_dir"):
         vectors = heads[name].astype(np.float64)
@@ -37,10 +37,10 @@ def directions(heads: NDArray[np.void]) -> Frame:
     return frame
 
 
-def stack(
+def stack_slices(
     heads: NDArray[np.void], slice_dir: NDArray[np.float64], thickness_mm: float
 ) -> tuple[list[int], NDArray[np.float64], float]:
-    """Slice counters in order along ``slice_dir``, the position of the first, and the distance between neighbours.
+    """Return slice counters in order along ``slice_dir``, the position of the first, and the distance of neighbours.
 
     The counter may follow the order of excitation; the positions say where the slices lie.
     """
@@ -63,14 +63,14 @@ def stack(
     return [counters[n] for n in order], first, spacing
 
 
-def grid(
+def make_grid(
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
     axes: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
     centre_mm: NDArray[np.float64],
     centre_index: tuple[int, int, int],
 ) -> Grid:
-    """The lattice with voxel ``centre_index`` at ``centre_mm``; all tuples in the order (k, j, i)."""
+    """Return the grid with voxel ``centre_index`` at ``centre_mm``; all tuples in the order (k, j, i)."""
     affine = np.eye(4)
     for column, axis, step in zip((2, 1, 0), axes, spacing_mm, strict=True):
         affine[:3, column] = axis * step

@@ -1,4 +1,4 @@
-"""An MRD acquisition set -> Cartesian k-space with its geometry, everything read from the data.
+"""Cartesian k-space with its geometry from an MRD acquisition set, everything read from the data.
 
 Each acquisition is put where its counters and the header's encoding limits say: line ``kspace_encode_step_1`` with
 the value ``center`` at row ``n_y // 2``, sample ``center_sample`` at column ``n_x // 2``.
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomnode.mrd.acquisitions import MRD
-from dicomnode.mrd.calibration import calibration_block
+from dicomnode.mrd.calibration import find_calibration_block
 from dicomnode.mrd.facts import acquisition_facts
-from dicomnode.mrd.geometry import directions, grid, stack
-from dicomnode.mrd.lines import Lines, choose, noise
+from dicomnode.mrd.geometry import make_grid, read_directions, stack_slices
+from dicomnode.mrd.lines import Lines, choose_lines, read_noise
 from dicomnode.mrd.repeats import Place, check_repeats
 from pipelines.contract import Grid, KSpace, Refused
 
@@ -48,7 +48,7 @@ class _Raw:
 
 @dataclass(frozen=True)
 class _Geometry:
-    """The encoded and the wanted space, and where they lie; ``axes``: read, phase and slice direction."""
+    """The encoded and the reconstructed space, and where they lie; ``axes``: read, phase and slice direction."""
 
     encoded: _Space
     recon: _Space
@@ -58,8 +58,8 @@ class _Geometry:
 
 
 @dataclass(frozen=True)
-class _Sorted:
-    """Samples (slice, coil, a, b) with their mask, field of view (a, b), lattice and slice thickness."""
+class _PlanarKSpace:
+    """Samples (slice, coil, a, b) with their mask, field of view (a, b), grid and slice thickness."""
 
     samples: NDArray[np.complex64]
     mask: NDArray[np.bool_]
@@ -77,7 +77,7 @@ def to_kspace(
     repetition: int | None = None,
     set: int | None = None,
 ) -> tuple[KSpace, dict[str, Any]]:
-    """k-space of one image, and the facts of its acquisition (no patient data).
+    """Return k-space of one image, and the facts of its acquisition (no patient data).
 
     2D: a = ky -> rows, b = kx -> columns, slices along slice_dir. 3D: inverse FFT along the fully sampled readout
     gives slices along read_dir, in-plane a = ky -> rows, b = kz -> columns. Averages that agree to within their noise
@@ -85,25 +85,25 @@ def to_kspace(
     contrasts, phases, repetitions or sets holds several images: the keyword says which, none said is refused. Raises
     ``Refused`` for whatever contradicts itself or cannot be reconstructed honestly.
     """
-    lines = choose(
+    lines = choose_lines(
         mrd, {"encoding": encoding, "contrast": contrast, "phase": phase, "repetition": repetition, "set": set}
     )
     encoded, recon = _spaces(lines)
     heads = mrd.heads[lines.image]
     _check_slices(lines, np.unique(heads["idx"]["slice"]).tolist())
-    frame = directions(heads)
-    counters, first_mm, spacing_mm = stack(heads, frame["slice_dir"], encoded.fov_mm[2])
+    frame = read_directions(heads)
+    counters, first_mm, spacing_mm = stack_slices(heads, frame["slice_dir"], encoded.fov_mm[2])
     is_3d = _has_partitions(encoded, heads)
     if is_3d and len(counters) > 1:
         raise Refused(f"k-space: {len(counters)} slabs of a 3D encoding; each is an image of its own")
     if not is_3d:
         _check_thickness(encoded, recon, spacing_mm if len(counters) > 1 else None)
-    prescan = noise(mrd, lines)
+    prescan = read_noise(mrd, lines)
     steps = np.stack([_steps(lines, heads, axis, encoded.n[axis]) for axis in (1, 2)], axis=1)
-    raw = _place(mrd, lines, encoded, counters, steps, prescan)
+    raw = _fill_kspace(mrd, lines, encoded, counters, steps, prescan)
     _check_centre(raw)
     flagged_at = np.unique(steps[np.isin(lines.image, lines.calibration)], axis=0)
-    build = _volume if is_3d else _slices
+    build = _build_volume if is_3d else _build_slices
     found = build(raw, _Geometry(encoded, recon, tuple(frame.values()), first_mm, spacing_mm))
     times = raw.count[raw.count > 0]
     kspace = KSpace(
@@ -112,7 +112,7 @@ def to_kspace(
         found.fov_mm,
         found.grid,
         found.slice_thickness_mm,
-        calibration=calibration_block(found.mask, flagged_at if is_3d else flagged_at[:, :1]),
+        calibration=find_calibration_block(found.mask, flagged_at if is_3d else flagged_at[:, :1]),
         noise=None if prescan is None else prescan / np.float32(np.sqrt(times.min())),
     )
     facts = acquisition_facts(mrd.header, lines, kspace) | {
@@ -150,7 +150,7 @@ def _spaces(lines: Lines) -> tuple[_Space, _Space]:
 
 
 def _has_partitions(encoded: _Space, heads: NDArray[np.void]) -> bool:
-    """Whether the acquisition is 3D: the header's matrix says so, and what was acquired agrees."""
+    """Return whether the acquisition is 3D. Raises Refused where header and acquisitions contradict each other."""
     for axis, n, name in ((1, encoded.n[1], "y"), (2, encoded.n[2], "z")):
         steps = np.unique(heads["idx"][f"kspace_encode_step_{axis}"])
         if n > 1 and len(steps) == 1:
@@ -164,12 +164,12 @@ def _has_partitions(encoded: _Space, heads: NDArray[np.void]) -> bool:
 
 
 def _check_thickness(encoded: _Space, recon: _Space, spacing_mm: float | None) -> None:
-    """fieldOfView_mm z of a 2D encoding is the thickness of a slice; some write the extent of the stack."""
-    thickness, wanted = encoded.fov_mm[2], recon.fov_mm[2]
-    if abs(thickness - wanted) > _THICKNESS_TOLERANCE * thickness:
+    """Check that fieldOfView_mm z of a 2D encoding is the thickness of a slice; some write the extent of the stack."""
+    thickness, recon_thickness = encoded.fov_mm[2], recon.fov_mm[2]
+    if abs(thickness - recon_thickness) > _THICKNESS_TOLERANCE * thickness:
         raise Refused(
             f"k-space header: the slice thickness (fieldOfView_mm z of a 2D encoding) is {thickness} mm in "
-            f"encodedSpace and {wanted} mm in reconSpace"
+            f"encodedSpace and {recon_thickness} mm in reconSpace"
         )
     if spacing_mm is not None and thickness > _MOST_OVERLAP * spacing_mm:
         raise Refused(
@@ -179,7 +179,7 @@ def _check_thickness(encoded: _Space, recon: _Space, spacing_mm: float | None) -
 
 
 def _check_centre(raw: _Raw) -> None:
-    """The centre of k-space holds most of the energy of any object: far from it the counters or limits are wrong."""
+    """Check that the energy lies about the stated centre of k-space; else counters or limits are wrong."""
     energy = (np.abs(raw.samples).astype(np.float64) ** 2).sum(axis=(0, 1))
     for axis, where in enumerate(("kspace_encoding_step_2", "kspace_encoding_step_1", "center_sample")):
         profile = energy.max(axis=tuple({0, 1, 2} - {axis}))
@@ -209,7 +209,7 @@ def _check_slices(lines: Lines, counters: list[int]) -> None:
 
 
 def _steps(lines: Lines, heads: NDArray[np.void], axis: int, n: int) -> NDArray[np.intp]:
-    """Index in k-space of each acquisition along phase encoding ``axis`` (1 or 2)."""
+    """Return index in k-space of each acquisition along phase encoding ``axis`` (1 or 2)."""
     steps: NDArray[np.intp] = heads["idx"][f"kspace_encode_step_{axis}"].astype(np.intp)
     limit = getattr(lines.encoding.encodingLimits, f"kspace_encoding_step_{axis}")
     if limit is None and (steps.min() > 0 or steps.max() < n - 1):
@@ -234,7 +234,7 @@ def _steps(lines: Lines, heads: NDArray[np.void], axis: int, n: int) -> NDArray[
 
 
 def _columns(mrd: MRD, lines: Lines, nx: int) -> tuple[slice, slice]:
-    """Which samples of every line are kept, and the columns that they fill."""
+    """Return the samples of every line to use, and the columns that they fill."""
     row = int(lines.image[0])
     head = mrd.heads[row]
     length, centre = int(head["number_of_samples"]), int(head["center_sample"])
@@ -251,7 +251,7 @@ def _columns(mrd: MRD, lines: Lines, nx: int) -> tuple[slice, slice]:
     return slice(first, last), slice(start, stop)
 
 
-def _place(
+def _fill_kspace(
     mrd: MRD,
     lines: Lines,
     encoded: _Space,
@@ -264,7 +264,7 @@ def _place(
     nx, ny, nz = encoded.n
     place_of = {counter: place for place, counter in enumerate(counters)}
     slices = [place_of[int(counter)] for counter in heads["idx"]["slice"]]
-    kept, columns = _columns(mrd, lines, nx)
+    width, columns = _columns(mrd, lines, nx)
     rows_at: dict[Place, list[int]] = {}
     for row, k, (y, z) in zip(lines.image.tolist(), slices, steps.tolist(), strict=True):
         rows_at.setdefault((k, z, y), []).append(row)
@@ -272,30 +272,30 @@ def _place(
     samples = np.zeros((len(counters), lines.coils, nz, ny, nx), np.complex64)
     count = np.zeros((len(counters), nz, ny, nx), np.uint16)
     for (k, z, y), rows in rows_at.items():
-        samples[k, :, z, y, columns] = sum(mrd.samples[row][:, kept] for row in rows) / np.float32(len(rows))
+        samples[k, :, z, y, columns] = sum(mrd.samples[row][:, width] for row in rows) / np.float32(len(rows))
         count[k, z, y, columns] = len(rows)
     count *= samples.any(axis=(0, 1, 2, 3))  # columns that are zero in every line and coil were filled, not measured
     return _Raw(samples, count)
 
 
-def _slices(raw: _Raw, geometry: _Geometry) -> _Sorted:
+def _build_slices(raw: _Raw, geometry: _Geometry) -> _PlanarKSpace:
     encoded, recon = geometry.encoded, geometry.recon
     read, phase, normal = geometry.axes
     samples, mask = raw.samples[:, :, 0], raw.count[:, 0] > 0
-    kept = _columns_in_view(encoded, recon)
+    width = _columns_in_view(encoded, recon)
     complete = bool((mask.all(axis=2) == mask.any(axis=2)).all())
     fov_x = encoded.fov_mm[0]
-    if kept < encoded.n[0] and complete:
-        samples = _cropped_in_image(samples, kept)
-        mask = np.repeat(mask[:, :, :1], kept, axis=2)
-        fov_x = encoded.fov_mm[0] * kept / encoded.n[0]
+    if width < encoded.n[0] and complete:
+        samples = _crop_in_image(samples, width)
+        mask = np.repeat(mask[:, :, :1], width, axis=2)
+        fov_x = encoded.fov_mm[0] * width / encoded.n[0]
     shape = (samples.shape[0], recon.n[1], recon.n[0])
     steps = (geometry.spacing_mm, recon.fov_mm[1] / recon.n[1], recon.fov_mm[0] / recon.n[0])
-    lattice = grid(shape, steps, (normal, phase, read), geometry.first_mm, (0, shape[1] // 2, shape[2] // 2))
-    return _Sorted(samples, mask, (encoded.fov_mm[1], fov_x), lattice, encoded.fov_mm[2])
+    grid = make_grid(shape, steps, (normal, phase, read), geometry.first_mm, (0, shape[1] // 2, shape[2] // 2))
+    return _PlanarKSpace(samples, mask, (encoded.fov_mm[1], fov_x), grid, encoded.fov_mm[2])
 
 
-def _volume(raw: _Raw, geometry: _Geometry) -> _Sorted:
+def _build_volume(raw: _Raw, geometry: _Geometry) -> _PlanarKSpace:
     encoded, recon = geometry.encoded, geometry.recon
     read, phase, normal = geometry.axes
     measured = raw.count[0] > 0
@@ -306,31 +306,31 @@ def _volume(raw: _Raw, geometry: _Geometry) -> _Sorted:
             f"k-space: the readout of line {y}, partition {z} is incomplete; a 3D acquisition is "
             "reconstructed slice by slice along a complete readout only"
         )
-    kept = _columns_in_view(encoded, recon)
-    image = _centred(np.fft.ifft, raw.samples[0])[..., _middle(encoded.n[0], kept)]
+    width = _columns_in_view(encoded, recon)
+    image = _centred(np.fft.ifft, raw.samples[0])[..., _middle(encoded.n[0], width)]
     samples = np.ascontiguousarray(image.transpose(3, 0, 2, 1), np.complex64)
-    mask = np.repeat(mask.T[None], kept, axis=0)
+    mask = np.repeat(mask.T[None], width, axis=0)
     step_x = encoded.fov_mm[0] / encoded.n[0]
-    shape = (kept, recon.n[1], recon.n[2])
+    shape = (width, recon.n[1], recon.n[2])
     steps = (step_x, recon.fov_mm[1] / recon.n[1], recon.fov_mm[2] / recon.n[2])
-    lattice = grid(shape, steps, (read, phase, normal), geometry.first_mm, (kept // 2, shape[1] // 2, shape[2] // 2))
-    return _Sorted(samples, mask, (encoded.fov_mm[1], encoded.fov_mm[2]), lattice, step_x)
+    grid = make_grid(shape, steps, (read, phase, normal), geometry.first_mm, (width // 2, shape[1] // 2, shape[2] // 2))
+    return _PlanarKSpace(samples, mask, (encoded.fov_mm[1], encoded.fov_mm[2]), grid, step_x)
 
 
 def _columns_in_view(encoded: _Space, recon: _Space) -> int:
-    """How many readout columns the wanted field of view covers: all, unless it is an exact part of what is encoded."""
-    wanted = encoded.n[0] * recon.fov_mm[0] / encoded.fov_mm[0]
-    whole = round(wanted)
-    return whole if 1 <= whole < encoded.n[0] and abs(wanted - whole) < _FOV_TOLERANCE * whole else encoded.n[0]
+    """Return the number of readout columns in the field of view: all, unless it is an exact part of the encoded one."""
+    target = encoded.n[0] * recon.fov_mm[0] / encoded.fov_mm[0]
+    rounded = round(target)
+    return rounded if 1 <= rounded < encoded.n[0] and abs(target - rounded) < _FOV_TOLERANCE * rounded else encoded.n[0]
 
 
-def _middle(n: int, kept: int) -> slice:
-    return slice(n // 2 - kept // 2, n // 2 - kept // 2 + kept)
+def _middle(n: int, width: int) -> slice:
+    return slice(n // 2 - width // 2, n // 2 - width // 2 + width)
 
 
-def _cropped_in_image(samples: NDArray[np.complex64], kept: int) -> NDArray[np.complex64]:
-    """Both transforms are orthonormal, so white noise keeps its variance per sample."""
-    image = _centred(np.fft.ifft, samples)[..., _middle(samples.shape[-1], kept)]
+def _crop_in_image(samples: NDArray[np.complex64], width: int) -> NDArray[np.complex64]:
+    """Crop the image to ``width`` columns; both transforms are orthonormal, so white noise keeps its variance."""
+    image = _centred(np.fft.ifft, samples)[..., _middle(samples.shape[-1], width)]
     cropped = _centred(np.fft.fft, image).astype(np.complex64)
     cropped[~samples.any(axis=-1)] = 0
     return cropped

@@ -1,4 +1,4 @@
-"""Which acquisitions of an MRD file make the image, which calibrate, which are noise, and what is wrong with them."""
+"""Roles of the acquisitions of an MRD file: those of the image, of calibration, of noise; refusals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomnode.mrd.acquisitions import MRD, flagged
+from dicomnode.mrd.acquisitions import MRD, has_flag
 from dicomnode.mrd.agreement import check_channels, check_flags, check_limits, check_shared
 from pipelines.contract import Refused
 
-__all__ = ["COUNTERS", "Lines", "choose", "images", "noise"]
+__all__ = ["COUNTERS", "Lines", "choose_lines", "list_images", "read_noise"]
 
 COUNTERS = ("contrast", "phase", "repetition", "set")
 """Counters of which one image has exactly one value."""
@@ -50,7 +50,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class _Usable:
-    """Which acquisitions may fill k-space of one encoding; ``calibrate``: those among them that calibrate only."""
+    """Acquisitions that may fill k-space of one encoding; ``calibrate``: those among them for calibration only."""
 
     rows: NDArray[np.bool_]
     calibrate: NDArray[np.bool_]
@@ -58,39 +58,39 @@ class _Usable:
     zeros: int
 
 
-def choose(mrd: MRD, wanted: dict[str, int | None]) -> Lines:
-    """The acquisitions of one image; ``wanted`` holds "encoding" and the ``COUNTERS``, None for "the only one".
+def choose_lines(mrd: MRD, choice: dict[str, int | None]) -> Lines:
+    """Return the acquisitions of one image; ``choice`` holds "encoding" and the ``COUNTERS``, None for "the only one".
 
     Lines that calibrate only fill k-space where the header says that they belong to this acquisition (calibration mode
     embedded or interleaved) and they have the image's counters. Those of a separate scan or of another contrast are
     left out, and the facts say so.
     """
-    found = _usable(mrd, wanted.get("encoding"))
+    found = _usable(mrd, choice.get("encoding"))
     encoding = mrd.header.encoding[found.number]
     imaging, chosen = found.rows & ~found.calibrate, np.ones(len(mrd.heads), np.bool_)
     for counter in _counters(mrd):
-        chosen &= _chosen(mrd.heads, imaging & chosen, counter, wanted.get(counter))
-    kept = found.rows & chosen
+        chosen &= _chosen(mrd.heads, imaging & chosen, counter, choice.get(counter))
+    selected = found.rows & chosen
     if _calibration_mode(encoding) in _APART:
-        kept &= ~found.calibrate
-    image = np.flatnonzero(kept)
+        selected &= ~found.calibrate
+    image = np.flatnonzero(selected)
     if not (imaging & chosen).any():
         raise Refused("k-space: the sampling mask is empty: no acquisition holds samples of an image")
     _check(mrd, image, encoding)
     facts = {
         "calibration_mode": _calibration_mode(encoding),
-        "calibration_lines_left_out": int((found.calibrate & ~kept).sum()),
+        "calibration_lines_left_out": int((found.calibrate & ~selected).sum()),
         "acquisitions": int(image.size),
         "acquisitions_all_zero": found.zeros,
     }
-    calibration = image[flagged(mrd.heads[image], *_CALIBRATION)]
+    calibration = image[has_flag(mrd.heads[image], *_CALIBRATION)]
     return Lines(image, calibration, encoding, int(mrd.heads["active_channels"][image[0]]), facts)
 
 
-def images(mrd: MRD) -> list[dict[str, int]]:
-    """The contrasts and sets of the file, each a choice for :func:`choose`; empty where one image needs no choice.
+def list_images(mrd: MRD) -> list[dict[str, int]]:
+    """Return the contrasts and sets of the file, each a choice for :func:`choose_lines`; empty for one image.
 
-    Phases and repetitions are moments in time, and are not told apart here.
+    Phases and repetitions are moments in time, and are not separated here.
     """
     usable = _usable(mrd, None)
     imaging = usable.rows & ~usable.calibrate
@@ -100,12 +100,12 @@ def images(mrd: MRD) -> list[dict[str, int]]:
     return [dict(zip(SEPARATE, values, strict=True)) for values in found] if len(found) > 1 else []
 
 
-def _usable(mrd: MRD, wanted: int | None) -> _Usable:
+def _usable(mrd: MRD, choice: int | None) -> _Usable:
     heads = mrd.heads
     silent = np.array([not samples.any() for samples in mrd.samples])
-    usable = ~flagged(heads, ismrmrd.ACQ_IS_NOISE_MEASUREMENT, *_NOT_IMAGE) & ~silent
-    calibrate = flagged(heads, _CALIBRATION[0]) & ~flagged(heads, _CALIBRATION[1])
-    number = _encoding_number(mrd, usable & ~calibrate, wanted)
+    usable = ~has_flag(heads, ismrmrd.ACQ_IS_NOISE_MEASUREMENT, *_NOT_IMAGE) & ~silent
+    calibrate = has_flag(heads, _CALIBRATION[0]) & ~has_flag(heads, _CALIBRATION[1])
+    number = _encoding_number(mrd, usable & ~calibrate, choice)
     usable &= heads["encoding_space_ref"] == number
     mode = _calibration_mode(mrd.header.encoding[number])
     if mode not in (*_WITHIN, *_APART) and (usable & calibrate).any():
@@ -117,19 +117,19 @@ def _usable(mrd: MRD, wanted: int | None) -> _Usable:
 
 
 def _counters(mrd: MRD) -> tuple[str, ...]:
-    """The counters of which one image has exactly one value: the diffusion weighting may be told by another one."""
+    """Return the counters of which one image has one value; the diffusion weighting may have a further counter."""
     sequence = mrd.header.sequenceParameters
     dimension = sequence.diffusionDimension.value if sequence and sequence.diffusionDimension else None
     return (*COUNTERS, dimension) if dimension in ("average", "segment") else COUNTERS
 
 
-def noise(mrd: MRD, lines: Lines) -> NDArray[np.complex64] | None:
-    """Noise pre-scan, complex64 (coil, n), scaled to the variance of one line of the image; None when not sent.
+def read_noise(mrd: MRD, lines: Lines) -> NDArray[np.complex64] | None:
+    """Return the noise pre-scan, complex64 (coil, n), scaled to the variance of one line of the image, or None.
 
     The variance of white noise grows with the receiver bandwidth, 1 / dwell time; the filter of the noise scan passes
     ``relativeReceiverNoiseBandwidth`` of it.
     """
-    flagged_rows = np.flatnonzero(flagged(mrd.heads, ismrmrd.ACQ_IS_NOISE_MEASUREMENT))
+    flagged_rows = np.flatnonzero(has_flag(mrd.heads, ismrmrd.ACQ_IS_NOISE_MEASUREMENT))
     rows = [row for row in flagged_rows.tolist() if mrd.samples[row].any()]
     if not rows:
         return None
@@ -144,14 +144,14 @@ def noise(mrd: MRD, lines: Lines) -> NDArray[np.complex64] | None:
 
 def _bandwidth(mrd: MRD) -> float:
     system = mrd.header.acquisitionSystemInformation
-    stated = system.relativeReceiverNoiseBandwidth if system else None
-    if stated is not None and not 0 < stated < np.inf:
-        raise Refused(f"k-space header: relativeReceiverNoiseBandwidth {stated} is not a positive number")
-    return 1.0 if stated is None else stated
+    value = system.relativeReceiverNoiseBandwidth if system else None
+    if value is not None and not 0 < value < np.inf:
+        raise Refused(f"k-space header: relativeReceiverNoiseBandwidth {value} is not a positive number")
+    return 1.0 if value is None else value
 
 
 def _dwell_ratio(of_noise_us: float, of_image_us: float) -> float:
-    """Zero stands for a dwell time that is not stated; where neither is, they are taken as equal."""
+    """Return the ratio of two dwell times; zero stands for one that is not stated, and two of them count as equal."""
     if of_noise_us == of_image_us == 0:
         return 1.0
     if not (0 < of_noise_us < np.inf and 0 < of_image_us < np.inf):
@@ -162,7 +162,7 @@ def _dwell_ratio(of_noise_us: float, of_image_us: float) -> float:
     return of_noise_us / of_image_us
 
 
-def _encoding_number(mrd: MRD, usable: NDArray[np.bool_], wanted: int | None) -> int:
+def _encoding_number(mrd: MRD, usable: NDArray[np.bool_], choice: int | None) -> int:
     numbers = np.unique(mrd.heads["encoding_space_ref"][usable]).tolist()
     if numbers and max(numbers) >= len(mrd.header.encoding):
         raise Refused(
@@ -170,28 +170,28 @@ def _encoding_number(mrd: MRD, usable: NDArray[np.bool_], wanted: int | None) ->
         )
     if not mrd.header.encoding:
         raise Refused("k-space: the header describes no encoding")
-    if wanted is not None:
-        if wanted not in numbers:
-            raise Refused(f"k-space: no acquisition of encoding {wanted}; there are {numbers}")
-        return wanted
+    if choice is not None:
+        if choice not in numbers:
+            raise Refused(f"k-space: no acquisition of encoding {choice}; there are {numbers}")
+        return choice
     if len(numbers) > 1:
         raise Refused(f"k-space: {len(numbers)} encodings ({numbers}): each is an image of its own; say which")
     return int(numbers[0]) if numbers else 0
 
 
-def _chosen(heads: NDArray[np.void], usable: NDArray[np.bool_], counter: str, wanted: int | None) -> NDArray[np.bool_]:
+def _chosen(heads: NDArray[np.void], usable: NDArray[np.bool_], counter: str, choice: int | None) -> NDArray[np.bool_]:
     values: NDArray[np.uint16] = heads["idx"][counter]
     present = np.unique(values[usable]).tolist()
-    if wanted is None and len(present) > 1:
+    if choice is None and len(present) > 1:
         raise Refused(
             f"k-space: {len(present)} values of the counter '{counter}' ({present[:8]}): each is an image of "
             "its own; say which"
         )
-    if wanted is not None and wanted not in present:
-        raise Refused(f"k-space: no acquisition with {counter} {wanted}; there are {present[:8]}")
-    if wanted is None and not present:
+    if choice is not None and choice not in present:
+        raise Refused(f"k-space: no acquisition with {counter} {choice}; there are {present[:8]}")
+    if choice is None and not present:
         return np.ones(len(values), np.bool_)
-    chosen: NDArray[np.bool_] = values == (present[0] if wanted is None else wanted)
+    chosen: NDArray[np.bool_] = values == (present[0] if choice is None else choice)
     return chosen
 
 
@@ -209,14 +209,14 @@ def _check(mrd: MRD, image: NDArray[np.intp], encoding: ismrmrd.xsd.encodingType
     multiband = encoding.parallelImaging.multiband if encoding.parallelImaging else None
     if multiband and multiband.multiband_factor > 1:
         raise Refused(f"k-space: {multiband.multiband_factor} slices excited at once (multiband) are not supported")
-    if flagged(heads, ismrmrd.ACQ_IS_REVERSE).any():
+    if has_flag(heads, ismrmrd.ACQ_IS_REVERSE).any():
         raise Refused("k-space: lines read backwards (ACQ_IS_REVERSE) need a phase correction that is not done here")
     system = mrd.header.acquisitionSystemInformation
-    stated = system.receiverChannels if system else None
+    value = system.receiverChannels if system else None
     _check_coils(mrd, image.tolist(), int(heads["active_channels"][0]))
-    if stated is not None and stated != heads["active_channels"][0]:
+    if value is not None and value != heads["active_channels"][0]:
         raise Refused(
-            f"k-space: the header says {stated} receiver channels, the acquisitions hold {heads['active_channels'][0]}"
+            f"k-space: the header says {value} receiver channels, the acquisitions hold {heads['active_channels'][0]}"
         )
     _check_finite(mrd, image.tolist())
     check_flags(mrd.heads, image.tolist())

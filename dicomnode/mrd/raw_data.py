@@ -28,10 +28,10 @@ from dicomnode.datasets import laterality, part10
 from dicomnode.datasets.validity import find_fault
 from dicomnode.datasets.zone import convert_to_zone_of
 from dicomnode.mrd.acquisitions import read_header
-from dicomnode.mrd.facts import identity
+from dicomnode.mrd.facts import read_identity
 from pipelines.contract import Refused
 
-__all__ = ["CREATOR_VERSION_UID", "IDENTITY_KEYWORDS", "PRIVATE_CREATOR", "recognise", "unwrap", "wrap"]
+__all__ = ["CREATOR_VERSION_UID", "IDENTITY_KEYWORDS", "PRIVATE_CREATOR", "is_mrd", "unwrap", "wrap"]
 
 PRIVATE_CREATOR = "DICOMNODE MRD 1"
 CREATOR_VERSION_UID = uids.derive("dicomnode", PRIVATE_CREATOR)
@@ -74,11 +74,11 @@ _OTHERS = (
     "DeviceSerialNumber",
 )
 IDENTITY_KEYWORDS = frozenset(_TYPE_2 + _OTHERS)
-"""What ``facts`` of ``wrap`` may state."""
+"""Keywords that ``facts`` of ``wrap`` may have."""
 
 
 def wrap(source: bytes | BinaryIO, *, now: datetime, facts: Mapping[str, str] | None = None) -> Dataset:
-    """A Raw Data object around an MRD file, ready to save.
+    """Return a Raw Data object around an MRD file, ready to save.
 
     Patient, study and scanner come from the MRD header; ``facts`` (DICOM keyword -> text) overrides it. A study that
     neither names gets a UID derived from the content, so wrapping the same file again makes the same object. A stream
@@ -86,15 +86,15 @@ def wrap(source: bytes | BinaryIO, *, now: datetime, facts: Mapping[str, str] | 
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     length, digest = _measure(stream)
-    stated = identity(read_header(stream)) | dict(facts or {})
+    attributes = read_identity(read_header(stream)) | dict(facts or {})
     stream.seek(0)
     if length > _LARGEST:
         raise Refused(f"k-space: {length} bytes do not fit into one DICOM element ({_LARGEST} at most)")
-    if unknown := sorted(set(stated) - IDENTITY_KEYWORDS):
+    if unknown := sorted(set(attributes) - IDENTITY_KEYWORDS):
         raise Refused(f"k-space: {', '.join(unknown)} cannot be stated about raw data")
     if length % 2:
         source = stream.read() + b"\0"  # pydicom pads no stream; HDF5 writes even lengths, so this is rare
-    ds = _object(stated, digest, now)
+    ds = _object(attributes, digest, now)
     block = ds.private_block(_GROUP, PRIVATE_CREATOR, create=True)
     block.add_new(_PAYLOAD, "OB", source)
     block.add_new(_LENGTH, "LO", str(length))
@@ -102,15 +102,15 @@ def wrap(source: bytes | BinaryIO, *, now: datetime, facts: Mapping[str, str] | 
     return ds
 
 
-def recognise(ds: Dataset) -> bool:
-    """Whether a data set, or its header without private elements, carries an MRD file of ours."""
+def is_mrd(ds: Dataset) -> bool:
+    """Return whether a data set, or its header without private elements, carries an MRD file in this format."""
     if ds.get("SOPClassUID") != RawDataStorage:
         return False
     return ds.get("CreatorVersionUID") == CREATOR_VERSION_UID or PRIVATE_CREATOR in ds.private_creators(_GROUP)
 
 
 def unwrap(ds: Dataset) -> bytes:
-    """The MRD file, byte for byte as it was wrapped. Raises ``Refused`` when it is not there or was altered."""
+    """Return the MRD file, byte for byte as it was wrapped. Raises ``Refused`` for a missing or altered file."""
     if ds.get("SOPClassUID") != RawDataStorage:
         raise Refused("raw data: not a Raw Data Storage object")
     try:
@@ -139,24 +139,26 @@ def _measure(stream: BinaryIO) -> tuple[int, str]:
     return length, digest.hexdigest()
 
 
-def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
+def _object(attributes: Mapping[str, str], digest: str, now: datetime) -> Dataset:
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _TYPE_2:
         setattr(ds, keyword, "")
-    study_uid = stated.get("StudyInstanceUID") or uids.derive("study of raw data", digest)
-    key = (study_uid, stated.get("PatientID", ""), digest)
-    for keyword, value in stated.items():
-        _state(ds, keyword, value)
+    study_uid = attributes.get("StudyInstanceUID") or uids.derive("study of raw data", digest)
+    key = (study_uid, attributes.get("PatientID", ""), digest)
+    for keyword, value in attributes.items():
+        _set_attribute(ds, keyword, value)
     ds.StudyInstanceUID = study_uid
     ds.SeriesInstanceUID = uids.derive("series of raw data", *key)
-    ds.FrameOfReferenceUID = stated.get("FrameOfReferenceUID") or uids.derive("frame of reference of raw data", *key)
+    ds.FrameOfReferenceUID = attributes.get("FrameOfReferenceUID") or uids.derive(
+        "frame of reference of raw data", *key
+    )
     ds.SOPClassUID = RawDataStorage
     laterality.set_laterality(ds)
-    ds.SOPInstanceUID = uids.derive("raw data", *key, *(f"{k}={v}" for k, v in sorted(stated.items())))
+    ds.SOPInstanceUID = uids.derive("raw data", *key, *(f"{k}={v}" for k, v in sorted(attributes.items())))
     ds.Modality = "MR"
     ds.InstanceNumber = "1"
-    ds.SeriesNumber = stated.get("SeriesNumber", "1")
+    ds.SeriesNumber = attributes.get("SeriesNumber", "1")
     local = convert_to_zone_of(ds, now)
     ds.ContentDate, ds.ContentTime = local.strftime("%Y%m%d"), local.strftime("%H%M%S")
     ds.AcquisitionContextSequence = []
@@ -165,7 +167,7 @@ def _object(stated: Mapping[str, str], digest: str, now: datetime) -> Dataset:
     return ds
 
 
-def _state(ds: Dataset, keyword: str, value: str) -> None:
+def _set_attribute(ds: Dataset, keyword: str, value: str) -> None:
     try:
         element = DataElement(keyword, dictionary_VR(keyword), value, validation_mode=config.RAISE)
     except (ValueError, TypeError) as error:

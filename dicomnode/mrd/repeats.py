@@ -1,4 +1,4 @@
-"""Lines that were read more than once: whether they agree to within their noise, so that they may be averaged."""
+"""Check of lines that were read more than once: only those that agree to within their noise are averaged."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _check_copies(found: _Repeated) -> None:
 def _variance(
     found: Sequence[_Repeated], lines: Iterable[NDArray[np.complex64]], noise: NDArray[np.complex64] | None
 ) -> NDArray[np.float64]:
-    """Of the noise of a complex sample, per coil. The median of |n|^2 is ln 2 of it."""
+    """Return the variance of the noise of a complex sample, per coil. The median of |n|^2 is ln 2 of the variance."""
     if noise is not None:
         return np.asarray((np.abs(noise) ** 2).mean(axis=1), np.float64)
     differences = np.concatenate([each.residual for each in found], axis=1)

@@ -1,4 +1,4 @@
-"""Facts of an image acquisition that pipelines and readers of results want. No names, identifiers, dates or free text;
+"""Facts of an image acquisition for pipelines and readers of results. No names, identifiers, dates or free text;
 of the patient only what quantities depend on: age, sex, weight and size.
 """
 
@@ -43,13 +43,13 @@ _WORDS = MappingProxyType({
 
 
 def facts(frames: Sequence[Frame]) -> dict[str, Any]:
-    """What is stated, by name with the unit in it; absent where nothing is. Of enhanced MR the effective times.
+    """Return the facts that the frames state, by name with the unit in it; of enhanced MR the effective times.
 
-    The frames agree on each fact (``agreement``), but not all of them need state it.
+    Facts that no frame states are absent. The frames agree on each fact (``agreement``), but not all need state it.
     """
     found: dict[str, Any] = {}
     for fact, keyword in _WORDS.items():
-        value = _stated(frames, keyword)
+        value = _first_value(frames, keyword)
         if value is not None:
             found[fact] = str(value) if isinstance(value, str) else tuple(map(str, value))
     for fact, keyword in _NUMBERS.items():
@@ -64,7 +64,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
     orientation = frames[0].numbers("ImageOrientationPatient", 6)
     if orientation is not None:
         found["plane"] = plane(orientation.reshape(2, 3))
-    age = parse_age(str(_stated(frames, "PatientAge") or ""))
+    age = parse_age(str(_first_value(frames, "PatientAge") or ""))
     if age is not None:
         found["age_years"] = age
     if frames[0].get("ContrastBolusAgent"):
@@ -75,12 +75,12 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
 
 
 def component(frame: Frame) -> str:
-    """Which part of the complex signal an MR frame shows, as DICOM's word (PS3.3 C.8.13.3.1.1); empty: not stated.
+    """Return the part of the complex signal that an MR frame shows, as DICOM's term (PS3.3 C.8.13.3.1.1), or "".
 
     GE says so in a private element only, Siemens and Philips in Image Type.
     """
-    if stated := str(frame.get("ComplexImageComponent") or ""):
-        return stated
+    if component_value := str(frame.get("ComplexImageComponent") or ""):
+        return component_value
     group, creator, element = _GE_COMPONENT
     try:
         number = int(np.atleast_1d(frame.header.private_block(group, creator)[element].value)[0])
@@ -89,30 +89,30 @@ def component(frame: Frame) -> str:
     if number in range(len(_COMPONENTS)):
         return _COMPONENTS[number]
     words = kinds.words_of(frame.get("FrameType"), frame.get("ImageType"))
-    return next((meaning for word, meaning in _COMPONENT_WORDS.items() if word in words), "")
+    return next((meaning for term, meaning in _COMPONENT_WORDS.items() if term in words), "")
 
 
 def _components(frames: Sequence[Frame], image_type: Any) -> dict[str, Any]:
-    """Image Type with the component of the signal, where that is not the magnitude and no word of it says so."""
+    """Return Image Type with the component of the signal, where that is not the magnitude and not in Image Type yet."""
     found = {component(frame) for frame in frames}
     if len(found) > 1:
         raise InputRefused(f"the slices show several components of the signal: {', '.join(sorted(found - {''}))}")
-    shown = found.pop()
+    part = found.pop()
     words = tuple(map(str, np.atleast_1d(image_type)))
-    return {"image_type": (*words, shown)} if shown not in ("", "MAGNITUDE", *words) else {}
+    return {"image_type": (*words, part)} if part not in ("", "MAGNITUDE", *words) else {}
 
 
-def _stated(frames: Sequence[Frame], keyword: str) -> Any:
+def _first_value(frames: Sequence[Frame], keyword: str) -> Any:
     return next((value for frame in frames if (value := frame.get(keyword)) is not None), None)
 
 
 def plane(directions: NDArray[np.float64]) -> str:
-    """ "axial", "sagittal" or "coronal", with "oblique" where the normal is more than five degrees off the axis."""
+    """Return "axial", "sagittal" or "coronal", with "oblique" where the normal is over five degrees off the axis."""
     normal = np.cross(directions[0], directions[1])
     normal = normal / max(float(np.linalg.norm(normal)), 1e-12)
     axis = int(np.argmax(np.abs(normal)))
-    word = ("sagittal", "coronal", "axial")[axis]
-    return word if abs(normal[axis]) > np.cos(np.radians(5)) else f"oblique {word}"
+    term = ("sagittal", "coronal", "axial")[axis]
+    return term if abs(normal[axis]) > np.cos(np.radians(5)) else f"oblique {term}"
 
 
 def _enhanced(frames: Sequence[Frame]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _enhanced(frames: Sequence[Frame]) -> dict[str, Any]:
     te = next((each for frame in frames if (each := frame.number_of("EffectiveEchoTime")) is not None), None)
     if te is not None:
         found["te_ms"] = te
-    inversions = _stated(frames, "InversionTimes")
+    inversions = _first_value(frames, "InversionTimes")
     if inversions is not None:
         times = tuple(float(each) for each in np.atleast_1d(inversions))
         found |= {"ti_ms": times[0]} if len(times) == 1 else {"inversion_times_ms": times}

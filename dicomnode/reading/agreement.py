@@ -1,6 +1,6 @@
-"""What must be the same on all slices of a volume: its frame of reference, its echo, its patient, every fact of it.
+"""Agreement of the slices of a volume in its frame of reference, its echo, its patient and every fact of it.
 
-What only PET states (unit, corrections) is compared by ``pet.check``.
+``pet.check`` compares the attributes that only PET has (unit, corrections).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _IDENTITIES = (
     "StudyInstanceUID", "PatientID", "IssuerOfPatientID", "FrameOfReferenceUID", "PatientAge", "PatientSex",
     "PatientWeight", "PatientSize",
 )  # fmt: skip
-"""Whose values no message quotes."""
+"""Attributes whose values no message quotes."""
 _EVERYWHERE = ("StudyInstanceUID", "PatientID", "FrameOfReferenceUID", "Modality", "RescaleType")
-"""Stated on all slices or on none; of the others some may be silent."""
+"""Attributes that all slices state or none; of the others some slices may state nothing."""
 _NUMBERS = (
     "SliceThickness", "EchoTime", "EffectiveEchoTime", "RepetitionTime", "InversionTime", "InversionTimes", "FlipAngle",
     "DiffusionBValue", "MagneticFieldStrength", "EchoTrainLength", "KVP",
@@ -35,9 +35,9 @@ _WORDS = (
     "ScanningSequence", "SequenceVariant", "ConvolutionKernel",
 )  # fmt: skip
 _UNORDERED = ("ScanningSequence", "SequenceVariant")
-"""Whose words may stand in any order."""
+"""Attributes whose values may stand in any order."""
 _PRESENT = ("RescaleSlope", "ModalityLUTSequence", "RealWorldValueMappingSequence", "ContrastBolusAgent")
-"""Whose values may differ, but not whether there is one."""
+"""Attributes whose values may differ, but which all slices have or none."""
 _TRIGGERS = frozenset({"CG", "PPG", "RG"})
 """Scan Options (0018,0022) with which the heart or the breath sets the time between excitations."""
 _RELATIVE = 1e-3
@@ -46,9 +46,9 @@ _RELATIVE = 1e-3
 def check(frames: Sequence[Frame]) -> None:
     """Raise InputRefused for the first attribute that differs among the frames of a volume."""
     for keyword in (*_IDENTITIES, *_WORDS, *_NUMBERS):
-        stated = [frame.get(keyword) for frame in frames]
-        found = {_plain(each, keyword in _UNORDERED) for each in stated if each is not None}
-        found |= {None} if None in stated and keyword in _EVERYWHERE else set()
+        values = [frame.get(keyword) for frame in frames]
+        found = {_plain(each, keyword in _UNORDERED) for each in values if each is not None}
+        found |= {None} if None in values and keyword in _EVERYWHERE else set()
         if keyword == "RepetitionTime" and all(_is_triggered(frame) for frame in frames):
             continue
         if len(found) > 1 and not (keyword in _NUMBERS and _nearly(found)):
@@ -85,7 +85,7 @@ def _has(frame: Frame, keyword: str) -> bool:
 
 
 def _plain(value: Any, unordered: bool = False) -> Any:
-    """Something that can be in a set; numbers as numbers, whatever they were written as."""
+    """Return the value as something hashable; numbers as numbers, whatever their text."""
     if isinstance(value, str | float | int):
         return value
     found = tuple(_plain(each) for each in value)
@@ -93,7 +93,7 @@ def _plain(value: Any, unordered: bool = False) -> Any:
 
 
 def _nearly(found: Iterable[Any]) -> bool:
-    """Whether numbers, or lists of them, are the same but for rounding."""
+    """Return whether numbers, or lists of them, are the same but for rounding."""
     lists = [np.atleast_1d(np.asarray(each, np.float64)) for each in found]
     if len({each.shape for each in lists}) > 1:
         return False
@@ -101,5 +101,5 @@ def _nearly(found: Iterable[Any]) -> bool:
 
 
 def _quoted(found: Iterable[Any]) -> str:
-    told = ["\\".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in found if each is not None]
-    return ", ".join(sorted(told)[:4])
+    texts = ["\\".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in found if each is not None]
+    return ", ".join(sorted(texts)[:4])

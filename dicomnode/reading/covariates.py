@@ -1,8 +1,8 @@
-"""What is known of a patient beside the images: from the images' header, else from a report, else explicitly unknown.
+"""Covariates of a patient: from the images' header, else from a report, else explicitly unknown.
 
 The header has age and sex. Everything may stand in a structured report of the study (content items anywhere in its
 tree, by the codes of ``ITEMS``) or, for a folder, in a file ``covariates.json`` (by the names of ``ITEMS``). A value
-that is out of its range, in another unit, or in contradiction to another one is refused. ``docs/covariates.md`` tells
+that is out of its range, in another unit, or in contradiction to another one is refused. ``docs/covariates.md`` is for
 users.
 """
 
@@ -26,7 +26,7 @@ from dicomnode.datasets.ages import parse_age
 from dicomnode.errors import InputRefused
 from pipelines.contract import Covariates, Sourced
 
-__all__ = ["ITEMS", "SIDECAR", "Item", "in_words", "resolve"]
+__all__ = ["ITEMS", "SIDECAR", "Item", "describe", "resolve"]
 
 SIDECAR = "covariates.json"
 AGES_YEARS = (18.0, 120.0)
@@ -58,7 +58,7 @@ def _number(value: Any, low: float, high: float) -> float:
     return number
 
 
-def _whole(value: Any, high: int) -> int:
+def _integer(value: Any, high: int) -> int:
     try:
         number = _number(value, 0, high)
     except ValueError:
@@ -75,12 +75,12 @@ def _sex(value: Any) -> str:
 
 
 def _e4(value: Any) -> int:
-    """Of a number of alleles, or of a genotype such as e3/e4."""
+    """Return the number of e4 alleles from that number, or from a genotype such as e3/e4."""
     genotype = _GENOTYPE.fullmatch(value.strip()) if isinstance(value, str) else None
     if genotype:
         return genotype.groups().count("4")
     try:
-        return _whole(value, 2)
+        return _integer(value, 2)
     except ValueError:
         raise ValueError("0, 1 or 2 e4 alleles, or a genotype such as e3/e4") from None
 
@@ -94,7 +94,7 @@ ITEMS: Mapping[str, Item] = MappingProxyType({
     ),
     "mmse": Item(
         "MMSE", "points", (("72106-8", "LN"), ("447316007", "SCT")), frozenset({"{score}", "{points}", "1"}),
-        lambda v: _whole(v, 30),
+        lambda v: _integer(v, 30),
     ),
     "ptau217_pg_ml": Item(
         "plasma p-tau217", "pg/ml", (("104663-0", "LN"), ("PTAU217-PLASMA", "99DICOMNODE")), PG_PER_ML,
@@ -105,36 +105,36 @@ ITEMS: Mapping[str, Item] = MappingProxyType({
 
 
 def resolve(headers: Sequence[Dataset], paths: Sequence[Path] = ()) -> Covariates:
-    """Covariates of the patient of ``headers`` (images of one study), with reports and sidecars at ``paths``.
+    """Return covariates of the patient of ``headers`` (images of one study), with reports and sidecars at ``paths``.
 
     Raises InputRefused for a value that cannot be, for two that contradict each other, and for a report of another
     study.
     """
     found: dict[str, list[Sourced[Any]]] = {name: [] for name in ITEMS}
     from_headers = (each for ds in headers for each in _of_header(ds))
-    for name, stated in (*from_headers, *(each for path in paths for each in _of_file(path, headers[0]))):
-        found[name].append(stated)
-    return Covariates(**{name: _one(name, stated) for name, stated in found.items()})
+    for name, entry in (*from_headers, *(each for path in paths for each in _of_file(path, headers[0]))):
+        found[name].append(entry)
+    return Covariates(**{name: _one(name, entries) for name, entries in found.items()})
 
 
-def in_words(covariates: Covariates) -> dict[str, str]:
-    """Each by its title: its value and where it was found."""
-    told = {}
+def describe(covariates: Covariates) -> dict[str, str]:
+    """Return the covariates by title: the value and where it was found."""
+    texts = {}
     for field in fields(covariates):
-        item, stated = ITEMS[field.name], getattr(covariates, field.name)
-        value = "unknown" if stated.value is None else f"{_shown(stated.value)} {item.unit}".rstrip()
-        told[item.title] = f"{value} ({stated.source})"
-    return told
+        item, entry = ITEMS[field.name], getattr(covariates, field.name)
+        value = "unknown" if entry.value is None else f"{_format(entry.value)} {item.unit}".rstrip()
+        texts[item.title] = f"{value} ({entry.source})"
+    return texts
 
 
-def _one(name: str, stated: Sequence[Sourced[Any]]) -> Sourced[Any]:
-    """The first that has a value, if the others agree."""
-    known = [each for each in stated if each.value is not None]
+def _one(name: str, entries: Sequence[Sourced[Any]]) -> Sourced[Any]:
+    """Return the first entry that has a value, if the others agree."""
+    known = [each for each in entries if each.value is not None]
     if not known:
-        return stated[0] if stated else Sourced()
+        return entries[0] if entries else Sourced()
     for other in known[1:]:
         if not _agree(name, known[0].value, other.value):
-            one, two = (f"{_shown(each.value)} in {each.source}" for each in (known[0], other))
+            one, two = (f"{_format(each.value)} in {each.source}" for each in (known[0], other))
             raise InputRefused(f"covariates: {ITEMS[name].title} is {one}, but {two}")
     return known[0]
 
@@ -143,7 +143,7 @@ def _agree(name: str, one: Any, other: Any) -> bool:
     return abs(one - other) <= SAME_AGE_YEARS if name == "age_years" else bool(one == other)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -171,7 +171,7 @@ def _of_header(ds: Dataset) -> Iterator[tuple[str, Sourced[Any]]]:
 
 
 def _ages(ds: Dataset) -> Iterator[Sourced[Any]]:
-    """Patient's Age, and the years between birth and study, which have to agree with it (``_one``).
+    """Yield Patient's Age, and the years between birth and study, which have to agree with it (``_one``).
 
     Scanners also write what is no Age String ("42"). Dates that make no adult count where there is no age: those of
     de-identified images are often made up.
@@ -234,7 +234,7 @@ def _of_sidecar(path: Path) -> Iterator[tuple[str, Sourced[Any]]]:
 
 
 def _of_items(ds: Dataset) -> Iterator[tuple[str, Sourced[Any]]]:
-    """Content items with a code of ours, wherever they stand in the tree; one without a value states nothing."""
+    """Yield content items with a code of ours, wherever they stand in the tree; one without a value states nothing."""
     for item in ds.get("ContentSequence") or []:
         for name, each in ITEMS.items():
             for code in _code(item, "ConceptNameCodeSequence") & set(each.codes):
@@ -248,7 +248,7 @@ def _code(item: Dataset, keyword: str) -> set[tuple[str, str]]:
     return {(str(c.get("CodeValue", "")), str(c.get("CodingSchemeDesignator", ""))) for c in item.get(keyword) or []}
 
 
-def _value(item: Dataset, wanted: Item) -> Any:
+def _value(item: Dataset, concept: Item) -> Any:
     kind = item.get("ValueType")
     if kind == "TEXT":
         return item.get("TextValue")
@@ -256,8 +256,8 @@ def _value(item: Dataset, wanted: Item) -> Any:
         return next((value for value, _ in _code(item, "ConceptCodeSequence")), None)
     for measured in item.get("MeasuredValueSequence") or []:
         unit = next((value for value, _ in _code(measured, "MeasurementUnitsCodeSequence")), "")
-        if unit not in wanted.units:
-            allowed = " or ".join(sorted(wanted.units)) or "no number"
-            raise InputRefused(f"covariates: {wanted.title} in the report is in {unit!r}; it has to be in {allowed}")
+        if unit not in concept.units:
+            allowed = " or ".join(sorted(concept.units)) or "no number"
+            raise InputRefused(f"covariates: {concept.title} in the report is in {unit!r}; it has to be in {allowed}")
         return measured.NumericValue
     return None

@@ -1,4 +1,4 @@
-"""The times that decay is reckoned by: of the injection, of the scan, and of the moment to which an image is corrected.
+"""The times from which decay is computed: of injection, of scan, and of the moment to which an image is corrected.
 
 A header may state them in several zones and ways, and a later reconstruction, a converter or a de-identifier changes
 some of them. What has two readings gives a fault, in words, and no time.
@@ -20,7 +20,7 @@ from dicomnode.reading import pet
 from dicomnode.reading.frames import Frame
 from dicomnode.reading.suv import MOST_HALF_LIVES
 
-__all__ = ["Elapsed", "elapsed"]
+__all__ = ["Elapsed", "elapsed_times"]
 
 MOST_SCAN_S = 6 * 3600.0
 """A series whose first slice is later than this after its start has a date or time that was changed."""
@@ -69,11 +69,16 @@ class Elapsed:
 
 
 class _Unclear(Exception):
-    """Names the entry of ``_FAULTS``, or says it in its own words."""
+    """A time with two readings or none; names the entry of ``_FAULTS``, or gives the reason itself."""
 
 
-def elapsed(frames: Sequence[Frame], source: Dataset, half_life_s: float | None, differing: Collection[str]) -> Elapsed:
-    """``source``: the item of the tracer; ``differing``: attributes of it of which the slices state several values."""
+def elapsed_times(
+    frames: Sequence[Frame], source: Dataset, half_life_s: float | None, differing: Collection[str]
+) -> Elapsed:
+    """Return the seconds from injection to scan and to decay correction, or the reason why they are unknown.
+
+    ``source``: the item of the tracer; ``differing``: its attributes that are not the same on all slices.
+    """
     found = Elapsed()
     try:
         _check_one(frames, differing)
@@ -92,15 +97,15 @@ def elapsed(frames: Sequence[Frame], source: Dataset, half_life_s: float | None,
 
 
 def _to_datetime_s(frame: Frame, source: Dataset, half_life_s: float | None, offset: timedelta | None) -> float:
-    stated = parse_datetime(frame.get("DecayCorrectionDateTime"), offset)
-    if stated is None:
+    value = parse_datetime(frame.get("DecayCorrectionDateTime"), offset)
+    if value is None:
         raise _Unclear("datetime")
-    return _waited(source, stated, half_life_s, offset)
+    return _waited(source, value, half_life_s, offset)
 
 
 def _check_one(frames: Sequence[Frame], differing: Collection[str]) -> None:
     for keyword in _ONE_OF_SERIES:
-        if pet.different(frames, keyword):
+        if pet.differs(frames, keyword):
             raise _Unclear(f"the slices differ in {title(keyword)}")
     for keyword in _ONE_OF_TRACER:
         if keyword in differing:
@@ -123,10 +128,10 @@ def _waited(source: Dataset, start: Moment, half_life_s: float | None, offset: t
 
 def _injection(source: Dataset, offset: timedelta | None) -> Moment | None:
     """Return what Start DateTime states, unless Start Time says another time of day; None without a DateTime."""
-    stated = source.get("RadiopharmaceuticalStartDateTime")
-    if not stated:
+    value = source.get("RadiopharmaceuticalStartDateTime")
+    if not value:
         return None
-    injected = parse_datetime(stated, offset)
+    injected = parse_datetime(value, offset)
     if injected is None:
         raise _Unclear("unreadable")
     here = in_zone(injected, offset)
@@ -142,10 +147,10 @@ def _of_the_day(source: Dataset, start: Moment | None, half_life_s: float | None
     """Return the injection of a Start Time without date: the last before the scan, if an earlier day cannot be."""
     if start is None:
         raise _Unclear("zone")
-    stated = source.get("RadiopharmaceuticalStartTime")
-    if not stated:
+    value = source.get("RadiopharmaceuticalStartTime")
+    if not value:
         raise _Unclear(_NOT_STATED)
-    injected = combine(start.local.strftime("%Y%m%d"), stated, start.offset)
+    injected = combine(start.local.strftime("%Y%m%d"), value, start.offset)
     if injected is None:
         raise _Unclear("unreadable time")
     if injected.local > start.local:
@@ -208,7 +213,10 @@ def _reference(frame: Frame, acquired: Moment, half_life_s: float | None) -> Mom
 
 
 def _mean_s(frame: Frame, half_life_s: float | None) -> float | None:
-    """When, from its start, a frame's activity is its mean: ln(x / (1 - exp(-x))) / lambda, x = lambda duration."""
+    """Return the seconds from a frame's start to its mean activity.
+
+    They are ln(x / (1 - exp(-x))) / lambda with x = lambda duration.
+    """
     duration_ms = frame.number_of("ActualFrameDuration") or frame.number_of("FrameAcquisitionDuration") or 0.0
     duration_s = duration_ms / 1000
     if duration_s <= 0 or not half_life_s or half_life_s < 0:
@@ -224,8 +232,8 @@ def _to_reference_s(
     correction = pet.decay_correction(frames[0])
     if correction == "NONE":
         return _to_mean_s(frames, start, half_life_s, offset)
-    stated = parse_datetime(frames[0].get("DecayCorrectionDateTime"), offset)
-    if correction == "START" and stated is not None and abs(_between(start, stated)) > SAME_S:
+    value = parse_datetime(frames[0].get("DecayCorrectionDateTime"), offset)
+    if correction == "START" and value is not None and abs(_between(start, value)) > SAME_S:
         raise _Unclear("at odds")
     return 0.0
 
@@ -234,9 +242,9 @@ def _to_mean_s(frames: Sequence[Frame], start: Moment, half_life_s: float | None
     """Return the seconds to the mean activity of the frames, which have to be of one time (one bed position)."""
     first, mean_s = _acquired(frames[0], offset), _mean_s(frames[0], half_life_s)
     timing = ("AcquisitionTime", "AcquisitionDate", "FrameAcquisitionDateTime", "FrameReferenceTime")
-    if first is None or mean_s is None or any(pet.different(frames, keyword) for keyword in timing):
+    if first is None or mean_s is None or any(pet.differs(frames, keyword) for keyword in timing):
         raise _Unclear("times")
-    if any(pet.different(frames, keyword) for keyword in ("ActualFrameDuration", "FrameAcquisitionDuration")):
+    if any(pet.differs(frames, keyword) for keyword in ("ActualFrameDuration", "FrameAcquisitionDuration")):
         raise _Unclear("times")
     after_s = (frames[0].number_of("FrameReferenceTime") or 0.0) / 1000 - mean_s
     if after_s > SAME_S and abs(_between(start, first) - after_s) > SAME_S:
@@ -245,9 +253,9 @@ def _to_mean_s(frames: Sequence[Frame], start: Moment, half_life_s: float | None
 
 
 def _acquired(frame: Frame, offset: timedelta | None) -> Moment | None:
-    stated = combine(frame.get("AcquisitionDate"), frame.get("AcquisitionTime"), offset)
-    if stated is not None and not pet.is_enhanced(frame):
-        return stated
+    value = combine(frame.get("AcquisitionDate"), frame.get("AcquisitionTime"), offset)
+    if value is not None and not pet.is_enhanced(frame):
+        return value
     return parse_datetime(frame.get("FrameAcquisitionDateTime") or frame.get("AcquisitionDateTime"), offset)
 
 

@@ -1,5 +1,5 @@
-"""One image frame, and what is said of it wherever its class keeps that: at the top of a single-frame data set, or in
-the functional groups of an enhanced one (PS3.3 C.7.6.16).
+"""One image frame with its attributes, wherever its class keeps them: at the top of a single-frame data set, or in the
+functional groups of an enhanced one (PS3.3 C.7.6.16).
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import lookup, pet
 from dicomnode.reading.unreadable import decode
 
-__all__ = ["Frame", "check_syntax", "count", "frames_of", "header", "name", "unit", "values"]
+__all__ = [
+    "Frame",
+    "check_syntax",
+    "cite",
+    "count_frames",
+    "frames_of",
+    "read_header",
+    "real_world_values",
+    "unit",
+]
 
 _MACROS = MappingProxyType({
     "PixelSpacing": "PixelMeasuresSequence",
@@ -51,7 +60,7 @@ _MACROS = MappingProxyType({
     "ConvolutionKernel": "CTReconstructionSequence",
     "KVP": "CTXRayDetailsSequence",
 })  # fmt: skip
-"""Keyword to the functional group that holds it."""
+"""Keywords, each with the functional group that holds it."""
 _FRAME_TYPE = frozenset(
     {"FrameType", "ComplexImageComponent", "VolumetricProperties", "VolumeBasedCalculationTechnique"}
 )
@@ -74,7 +83,7 @@ class Frame:
     groups: tuple[Dataset, ...] = ()
 
     def get(self, keyword: str, default: Any = None) -> Any:
-        """The value for this frame, or ``default`` where it is absent or empty."""
+        """Return the value for this frame, or ``default`` where it is absent or empty."""
         macros = _FRAME_TYPES if keyword in _FRAME_TYPE else (_MACROS[keyword],) if keyword in _MACROS else ()
         places = [item for macro in macros for group in self.groups for item in group.get(macro) or ()]
         for place in (*places, self.header, *self.unassigned()):
@@ -84,7 +93,7 @@ class Frame:
         return default
 
     def item(self, sequence: str) -> Dataset | None:
-        """The first item of a functional group or of a sequence at the top."""
+        """Return the first item of a functional group or of a sequence at the top."""
         for place in (*self.groups, self.header, *self.unassigned()):
             if place.get(sequence):
                 found: Dataset = place[sequence].value[0]
@@ -92,13 +101,13 @@ class Frame:
         return None
 
     def unassigned(self) -> Iterator[Dataset]:
-        """What a legacy converted object keeps of its source and has no place for (PS3.3 C.7.6.16.2.25)."""
+        """Yield the items of source attributes without a place in a legacy converted object (PS3.3 C.7.6.16.2.25)."""
         for group in self.groups:
             for keyword in _UNASSIGNED:
                 yield from group.get(keyword) or ()
 
     def numbers(self, keyword: str, count: int) -> NDArray[np.float64] | None:
-        """``count`` finite numbers, or None."""
+        """Return ``count`` finite numbers, or None."""
         value = self.get(keyword)
         value = [value] if count == 1 and value is not None and not isinstance(value, Iterable) else value
         if not isinstance(value, Iterable) or isinstance(value, str) or len(list(value)) != count:
@@ -110,13 +119,15 @@ class Frame:
         return found if np.isfinite(found).all() else None
 
     def number_of(self, keyword: str) -> float | None:
-        """One finite number, or None."""
+        """Return one finite number, or None."""
         found = self.numbers(keyword, 1)
         return None if found is None else float(found[0])
 
 
-def header(path: Path) -> Dataset:
-    """The data set without its pixels, every element decoded (``unreadable.decode``). Raises InputRefused.
+def read_header(path: Path) -> Dataset:
+    """Return the data set of a file without its pixels, every element decoded (``unreadable.decode``).
+
+    Raises InputRefused.
 
     pydicom's warnings quote values, which may be a patient's, and are about what does not concern us here.
     """
@@ -128,8 +139,8 @@ def header(path: Path) -> Dataset:
             decode(ds)
         except (InvalidDicomError, ValueError, TypeError, NotImplementedError, EOFError, OSError) as error:
             raise InputRefused(f"an instance cannot be read as DICOM ({type(error).__name__})") from None
-    if count(ds) > _MOST_SWELLING * path.stat().st_size:
-        raise InputRefused(f"{name(ds)}: {ds.NumberOfFrames} frames are announced, more than the file's bytes can hold")
+    if count_frames(ds) > _MOST_SWELLING * path.stat().st_size:
+        raise InputRefused(f"{cite(ds)}: {ds.NumberOfFrames} frames are announced, more than the file's bytes can hold")
     return ds
 
 
@@ -145,24 +156,26 @@ def check_syntax(path: Path) -> None:
         raise InputRefused(f"an instance cannot be read: {error}") from None
 
 
-def name(ds: Dataset) -> str:
-    """How messages call an instance: by its number in the series, never by anything a person wrote."""
+def cite(ds: Dataset) -> str:
+    """Return how messages cite an instance: by its number in the series, never by anything a person wrote."""
     number = ds.get("InstanceNumber")
     return f"instance {number}" if number is not None else "an instance without a number"
 
 
 def frames_of(ds: Dataset) -> list[Frame]:
-    """The frames of one instance in stored order. Raises InputRefused where functional groups do not tell of each frame
-    exactly once."""
-    number = count(ds)
+    """Return the frames of one instance in stored order.
+
+    Raises InputRefused where functional groups do not describe each frame exactly once.
+    """
+    number = count_frames(ds)
     each = ds.get("PerFrameFunctionalGroupsSequence") or []
     shared = tuple(ds.get("SharedFunctionalGroupsSequence") or [])
     if not each:
         return [Frame(ds, n, shared[:1]) for n in range(number)]
     if len(each) != number:
-        raise InputRefused(f"{name(ds)}: {number} frames, but functional groups for {len(each)}")
+        raise InputRefused(f"{cite(ds)}: {number} frames, but functional groups for {len(each)}")
     if len(shared) > 1:
-        raise InputRefused(f"{name(ds)}: Shared Functional Groups Sequence (5200,9229) has {len(shared)} items")
+        raise InputRefused(f"{cite(ds)}: Shared Functional Groups Sequence (5200,9229) has {len(shared)} items")
     for group in (*each, *shared):
         _check_groups(ds, group, shared)
     return [Frame(ds, n, (group, *shared)) for n, group in enumerate(each)]
@@ -174,46 +187,50 @@ def _check_groups(ds: Dataset, group: Dataset, shared: tuple[Dataset, ...]) -> N
         if element.keyword not in _GROUPS:
             continue
         if len(element.value) > 1:
-            raise InputRefused(f"{name(ds)}: {element.name} {element.tag} has {len(element.value)} items in one group")
+            raise InputRefused(f"{cite(ds)}: {element.name} {element.tag} has {len(element.value)} items in one group")
         if shared and group is not shared[0] and element.keyword in shared[0] and shared[0][element.tag] != element:
-            raise InputRefused(f"{name(ds)}: {element.name} {element.tag} is shared by all frames and another in one")
+            raise InputRefused(f"{cite(ds)}: {element.name} {element.tag} is shared by all frames and another in one")
 
 
-def count(ds: Dataset) -> int:
-    """How many frames an instance has. Raises InputRefused."""
+def count_frames(ds: Dataset) -> int:
+    """Return the number of frames of an instance. Raises InputRefused."""
     try:
         found = int(ds.get("NumberOfFrames") or 1)
     except (TypeError, ValueError):
-        raise InputRefused(f"{name(ds)}: NumberOfFrames is no number") from None
+        raise InputRefused(f"{cite(ds)}: NumberOfFrames is no number") from None
     if found < 1:
-        raise InputRefused(f"{name(ds)}: Number of Frames (0028,0008) is {found}")
+        raise InputRefused(f"{cite(ds)}: Number of Frames (0028,0008) is {found}")
     return found
 
 
-def values(frame: Frame, pixels: NDArray[Any], padded: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """Stored values (row, column) of one frame in the unit that ``unit`` names; ``padded`` ones have no meaning.
+def real_world_values(
+    frame: Frame, pixels: NDArray[Any], padded: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """Return stored values (row, column) of one frame in the unit that ``unit`` names; ``padded`` ones have no meaning.
 
     By the real world value mapping where that says more than "no units" (PS3.3 C.7.6.16.2.11), else by the Modality
     LUT or rescale (C.11.1), which every viewer applies. PET is rescaled to its Units; Philips' counts become activity
     by its private factor. Philips' private MR scale (2005,100E), which makes series comparable with each other, is
     not applied: what viewers show is what is computed on. Raises InputRefused where a value has no or two meanings.
     """
-    mappings, where = _mappings(frame), name(frame.header)
+    mappings, where = _mappings(frame), cite(frame.header)
     lookup.check_colours(frame.header, pixels, where)
     if mappings:
-        return lookup.mapped(mappings, pixels, padded, where).astype(np.float32)
+        return lookup.apply_mappings(mappings, pixels, padded, where).astype(np.float32)
     if frame.get("Modality") == "PT":
         return _activity(frame, pixels)
-    return lookup.rescaled(pixels, _transformation(frame), where).astype(np.float32)
+    return lookup.apply_rescale(pixels, _transformation(frame), where).astype(np.float32)
 
 
 def unit(frame: Frame) -> str:
-    """UCUM code of what ``values`` gives. Raises InputRefused for PET in no known unit, and for CT of another
-    quantity."""
+    """Return the UCUM code of ``real_world_values``.
+
+    Raises InputRefused for PET in no known unit, and for CT of another quantity.
+    """
     if frame.get("Modality") == "PT":
         fault = pet.unit_fault(frame)
         if fault:
-            raise InputRefused(f"{name(frame.header)}: {fault}")
+            raise InputRefused(f"{cite(frame.header)}: {fault}")
         return pet.unit(frame)
     if mappings := _mappings(frame):
         return lookup.unit_of(mappings[0])
@@ -221,10 +238,10 @@ def unit(frame: Frame) -> str:
 
 
 def _activity(frame: Frame, pixels: NDArray[Any]) -> NDArray[np.float32]:
-    """Stored values of PET in its own unit."""
+    """Return stored values of PET in its own unit."""
     place = _transformation(frame)
     if fault := pet.scale_fault(frame, place):
-        raise InputRefused(f"{name(frame.header)}: {fault}")
+        raise InputRefused(f"{cite(frame.header)}: {fault}")
     slope, intercept = pet.scale(frame, place)
     return (pixels * slope + intercept).astype(np.float32)
 
@@ -235,7 +252,7 @@ def _hounsfield(frame: Frame) -> str:
     kind = str((tables[0].get("ModalityLUTType") if tables else place.get("RescaleType")) or "HU")
     if kind != "HU" or not (tables or "RescaleSlope" in place):
         raise InputRefused(
-            f"{name(frame.header)}: CT whose values are not in Hounsfield units by Rescale Type (0028,1054) {kind} and "
+            f"{cite(frame.header)}: CT whose values are not in Hounsfield units by Rescale Type (0028,1054) {kind} and "
             "Rescale Slope (0028,1053)"
         )
     return "[hnsf'U]"
@@ -246,10 +263,10 @@ def _transformation(frame: Frame) -> Dataset:
 
 
 def _mappings(frame: Frame) -> list[Dataset]:
-    """The real world value mappings to use."""
+    """Return the real world value mappings to use."""
     if frame.get("Modality") == "PT":
         used = pet.mapping(frame)
         return [used] if used is not None else []
     place = next((each for each in (*frame.groups, frame.header) if each.get("RealWorldValueMappingSequence")), None)
-    stated = place.RealWorldValueMappingSequence if place is not None else []
-    return lookup.mapping_with_unit(stated, name(frame.header))
+    mappings = place.RealWorldValueMappingSequence if place is not None else []
+    return lookup.mappings_with_unit(mappings, cite(frame.header))

@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading.frames import Frame, name
+from dicomnode.reading.frames import Frame, cite
 
 __all__ = ["check", "check_frame", "class_name", "words_of"]
 
@@ -30,19 +30,19 @@ _LARGEST_FIELD_MM = 700.0
 def check(ds: Dataset) -> None:
     """Raise InputRefused for an instance of which no frame is a plane of a volume."""
     if not ds.get("Rows") or not ds.get("Columns"):
-        raise InputRefused(f"{name(ds)} is no image ({class_name(ds)})")
+        raise InputRefused(f"{cite(ds)} is no image ({class_name(ds)})")
     photometric = str(ds.get("PhotometricInterpretation") or "")
     if not photometric:
-        raise InputRefused(f"{name(ds)} ({class_name(ds)}) has no Photometric Interpretation (0028,0004): no image")
+        raise InputRefused(f"{cite(ds)} ({class_name(ds)}) has no Photometric Interpretation (0028,0004): no image")
     if ds.get("SamplesPerPixel", 1) != 1 or not photometric.startswith("MONOCHROME"):
-        raise InputRefused(f"{name(ds)} is a colour image ({photometric}); no quantity")
+        raise InputRefused(f"{cite(ds)} is a colour image ({photometric}); no quantity")
     if ds.get("Modality") == "MR" and (photometric == "MONOCHROME1" or ds.get("PresentationLUTShape") == "INVERSE"):
         raise InputRefused(
-            f"{name(ds)}: Photometric Interpretation (0028,0004) or Presentation LUT Shape (2050,0020) shows large "
+            f"{cite(ds)}: Photometric Interpretation (0028,0004) or Presentation LUT Shape (2050,0020) shows large "
             "values dark; it is not known whether they are inverted signals"
         )
     if str(ds.get("AnatomicalOrientationType") or "BIPED") != "BIPED":
-        raise InputRefused(f"{name(ds)}: Anatomical Orientation Type (0010,2210) is an animal's, with other directions")
+        raise InputRefused(f"{cite(ds)}: Anatomical Orientation Type (0010,2210) is an animal's, with other directions")
     _check_tiles(ds)
     _check_aspect(ds)
 
@@ -51,27 +51,27 @@ def check_frame(frame: Frame) -> None:
     """Raise InputRefused for a frame that shows what lies along lines of sight, or on a curved surface."""
     kinds = words_of(frame.get("FrameType"), frame.get("ImageType"))
     if "LOCALIZER" in kinds:
-        raise InputRefused(f"{name(frame.header)} is a localiser; no volume")
+        raise InputRefused(f"{cite(frame.header)} is a localiser; no volume")
     technique = str(frame.get("VolumeBasedCalculationTechnique") or "NONE")
     if technique not in _VOLUMETRIC or frame.get("VolumetricProperties") == "SAMPLED" or kinds & set(_PROJECTIONS):
         raise InputRefused(
-            f"{name(frame.header)} is a projection or rendering ({technique}) of a volume, no slice of it"
+            f"{cite(frame.header)} is a projection or rendering ({technique}) of a volume, no slice of it"
         )
 
 
 def class_name(ds: Dataset) -> str:
-    """How messages call its SOP class."""
+    """Return the name of the SOP class of an instance, for messages."""
     uid = ds.get("SOPClassUID")
     return str(uid.name) if uid else "unknown SOP class"
 
 
 def words_of(*values: Any) -> set[str]:
-    """The words of Image Type and the like, in capitals."""
-    return {str(word).upper() for value in values for word in np.atleast_1d(value or [])}
+    """Return the words of Image Type and the like, in capitals."""
+    return {str(term).upper() for value in values for term in np.atleast_1d(value or [])}
 
 
 def _check_tiles(ds: Dataset) -> None:
-    """A frame with a place of its own is no tile, whatever word its object inherited."""
+    """Raise InputRefused for a mosaic; a frame with a place of its own is none, whatever Image Type says."""
     if ds.get("PerFrameFunctionalGroupsSequence"):
         return
     reasons = (
@@ -84,7 +84,7 @@ def _check_tiles(ds: Dataset) -> None:
     for reason, holds in reasons:
         if holds:
             raise InputRefused(
-                f"{name(ds)} is a mosaic ({reason}): a whole volume tiled into one image, whose geometry stands in "
+                f"{cite(ds)} is a mosaic ({reason}): a whole volume tiled into one image, whose geometry stands in "
                 "private elements only; send the series as single slices or enhanced multi-frame"
             )
 
@@ -97,7 +97,7 @@ def _private_number(ds: Dataset, group: int, creator: str, element: int) -> floa
 
 
 def _counted_by_csa(ds: Dataset) -> bool:
-    """Whether the CSA image header has a value for NumberOfImagesInMosaic: its tag is there in every image."""
+    """Return whether the CSA image header has a value for NumberOfImagesInMosaic; its tag stands in every image."""
     group, creator, element = _CSA
     try:
         content = ds.private_block(group, creator)[element].value
@@ -124,19 +124,19 @@ def _is_too_large(ds: Dataset) -> bool:
 
 
 def _field_mm(ds: Dataset) -> float:
-    """The lesser side of the image; zero where its Pixel Spacing says nothing."""
+    """Return the lesser side of the image; zero where its Pixel Spacing says nothing."""
     spacing = _numbers(ds.get("PixelSpacing"))
     return min(int(ds.Rows) * spacing[0], int(ds.Columns) * spacing[1]) if len(spacing) == 2 else 0.0
 
 
 def _check_aspect(ds: Dataset) -> None:
-    """Pixel Aspect Ratio must not stand beside a Pixel Spacing that says something else (C.7.6.3.1.7)."""
+    """Raise InputRefused for a Pixel Aspect Ratio that contradicts Pixel Spacing (C.7.6.3.1.7)."""
     spacing, aspect = _numbers(ds.get("PixelSpacing")), _numbers(ds.get("PixelAspectRatio"))
     if len(spacing) != 2 or len(aspect) != 2 or min(*spacing, *aspect) <= 0:
         return
     if abs(spacing[0] / spacing[1] / (aspect[0] / aspect[1]) - 1) > 0.01:
         raise InputRefused(
-            f"{name(ds)}: Pixel Aspect Ratio (0028,0034) and Pixel Spacing (0028,0030) contradict each other"
+            f"{cite(ds)}: Pixel Aspect Ratio (0028,0034) and Pixel Spacing (0028,0030) contradict each other"
         )
 
 

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
 
-__all__ = ["check_colours", "finite", "mapped", "mapping_with_unit", "rescaled", "unit_of"]
+__all__ = ["apply_mappings", "apply_rescale", "check_colours", "finite", "mappings_with_unit", "unit_of"]
 
 _NO_UNIT = frozenset({"1", "US", "no units"})
 _DEPTHS = range(8, 17)
@@ -25,8 +25,8 @@ Values = NDArray[np.float64]
 Padded = NDArray[np.bool_] | None
 
 
-def rescaled(pixels: NDArray[Any], place: Dataset, where: str) -> Values:
-    """Stored values through the Modality LUT or the rescale of ``place``; as they are where it has neither."""
+def apply_rescale(pixels: NDArray[Any], place: Dataset, where: str) -> Values:
+    """Return stored values through the Modality LUT or the rescale of ``place``; as they are where it has neither."""
     tables = place.get("ModalityLUTSequence") or []
     line = [place.get(keyword) for keyword in ("RescaleSlope", "RescaleIntercept")]
     if len(tables) > 1 or (tables and any(each is not None for each in line)):
@@ -57,7 +57,7 @@ def check_colours(header: Dataset, pixels: NDArray[Any], where: str) -> None:
 
 
 def _looked_up(pixels: NDArray[Any], item: Dataset, where: str) -> Values:
-    """Below the first value mapped the first entry, above the last one the last (C.11.1.1.1)."""
+    """Return the entries of a table; the first entry below the first value mapped, the last above (C.11.1.1.1)."""
     try:
         entries, first, depth = (int(each) % (1 << 16) for each in item.LUTDescriptor)
     except (AttributeError, TypeError, ValueError):
@@ -74,7 +74,7 @@ def _looked_up(pixels: NDArray[Any], item: Dataset, where: str) -> Values:
 
 
 def _table(item: Dataset, entries: int, depth: int) -> NDArray[Any] | None:
-    """Entries in words of 16 bits, or two of 8 bits in each; None where they are not as many."""
+    """Return the entries, of 16 bits or two of 8 bits a word; None where their number is another."""
     data = item.get("LUTData")
     if depth not in _DEPTHS or data is None:
         return None
@@ -88,8 +88,8 @@ def _table(item: Dataset, entries: int, depth: int) -> NDArray[Any] | None:
     return words if len(words) == entries else None
 
 
-def mapping_with_unit(mappings: Sequence[Dataset], where: str) -> list[Dataset]:
-    """Those real world value mappings that give a quantity in a UCUM unit; of one unit, else InputRefused."""
+def mappings_with_unit(mappings: Sequence[Dataset], where: str) -> list[Dataset]:
+    """Return the real world value mappings that give a quantity in a UCUM unit. Raises InputRefused for two units."""
     found = [each for each in mappings if unit_of(each) not in _NO_UNIT | {""}]
     units = sorted({unit_of(each) for each in found})
     if len(units) > 1:
@@ -101,13 +101,13 @@ def mapping_with_unit(mappings: Sequence[Dataset], where: str) -> list[Dataset]:
 
 
 def unit_of(mapping: Dataset) -> str:
-    """The UCUM code of a mapping's unit; empty where it has none."""
+    """Return the UCUM code of a mapping's unit; empty where it has none."""
     codes = mapping.get("MeasurementUnitsCodeSequence") or []
     return str(codes[0].get("CodeValue", "")) if codes and codes[0].get("CodingSchemeDesignator") == "UCUM" else ""
 
 
-def mapped(mappings: Sequence[Dataset], pixels: NDArray[Any], padded: Padded, where: str) -> Values:
-    """Stored values through mappings of one unit, each within its range of stored values."""
+def apply_mappings(mappings: Sequence[Dataset], pixels: NDArray[Any], padded: Padded, where: str) -> Values:
+    """Return stored values through mappings of one unit, each within its range of stored values."""
     found, done = np.zeros(pixels.shape), np.zeros(pixels.shape, bool)
     for mapping in mappings:
         first, last = _span(mapping, pixels, where)
@@ -126,7 +126,7 @@ def mapped(mappings: Sequence[Dataset], pixels: NDArray[Any], padded: Padded, wh
 
 
 def _span(mapping: Dataset, pixels: NDArray[Any], where: str) -> tuple[float, float]:
-    """First and last stored value mapped; integers as the pixels' sign says, whichever of US and SS was written."""
+    """Return the first and last stored value mapped; integers by the pixels' sign, be they written as US or SS."""
     ends = [
         mapping.get(f"DoubleFloatRealWorldValue{end}ValueMapped", mapping.get(f"RealWorldValue{end}ValueMapped"))
         for end in ("First", "Last")
@@ -143,7 +143,7 @@ def _span(mapping: Dataset, pixels: NDArray[Any], where: str) -> tuple[float, fl
 
 def _transformed(mapping: Dataset, pixels: NDArray[Any], first: float, last: float, where: str) -> Values:
     table = mapping.get("RealWorldValueLUTData")
-    line = [finite(mapping.get(f"RealWorldValue{word}")) for word in ("Slope", "Intercept")]
+    line = [finite(mapping.get(f"RealWorldValue{term}")) for term in ("Slope", "Intercept")]
     if (table is None) == (None in line):
         raise InputRefused(f"{where}: a real world value mapping (0040,9096) has not exactly one of line and table")
     if table is None:

@@ -1,5 +1,5 @@
-"""Pixels that fill an image up to a rectangle and measure nothing (PS3.3 C.7.5.1.1.2): which they are, and what stands
-in their place.
+"""Padding, the pixels that fill an image up to a rectangle and measure nothing (PS3.3 C.7.5.1.1.2), and the values
+that replace them.
 
 Pixel Padding Value is a stored value, before any rescale. A padded voxel of a volume gets the value of air, -1000 HU in
 CT and zero in any other unit, or the measured value next to it: neither range nor percentiles know that it was there.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
-from dicomnode.reading.frames import name
+from dicomnode.reading.frames import cite
 
 __all__ = ["check_cells", "fill", "find"]
 
@@ -23,13 +23,13 @@ _WORD = 1 << 16
 
 
 def find(header: Dataset, pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of the stored values of an instance are padding, in their shape. Raises InputRefused."""
+    """Return the mask of the stored values of an instance that are padding. Raises InputRefused."""
     kind = _kind(pixels.dtype)
-    value, limit = (header.get(f"{kind}Padding{word}") for word in ("Value", "RangeLimit"))
+    value, limit = (header.get(f"{kind}Padding{part}") for part in ("Value", "RangeLimit"))
     if value is None and limit is None:
         return np.zeros(pixels.shape, bool)
     if value is None:
-        raise InputRefused(f"{name(header)}: Pixel Padding Range Limit (0028,0121) without a Pixel Padding Value")
+        raise InputRefused(f"{cite(header)}: Pixel Padding Range Limit (0028,0121) without a Pixel Padding Value")
     if kind == "Pixel":
         value, limit = _integer(header, value), None if limit is None else _integer(header, limit)
     ends = [_number(header, each) for each in (value, value if limit is None else limit)]
@@ -48,7 +48,7 @@ def check_cells(header: Dataset, cells: NDArray[Any], bits: int) -> None:
     value = _integer(header, value)
     if not low <= value <= high and (cells.view(np.uint16) == value % _WORD).any():
         raise InputRefused(
-            f"{name(header)}: pixels hold the Pixel Padding Value (0028,0120) {value}, which {bits} Bits Stored "
+            f"{cite(header)}: pixels hold the Pixel Padding Value (0028,0120) {value}, which {bits} Bits Stored "
             "(0028,0101) do not hold: it is not known whether these pixels are padding or cut values"
         )
 
@@ -70,18 +70,18 @@ def _kind(dtype: np.dtype[Any]) -> str:
 
 
 def _integer(header: Dataset, value: Any) -> int:
-    """As Pixel Representation says, whichever of US and SS the writer chose; of two bytes, or of Bits Stored alone."""
+    """Return a padding value by Pixel Representation, whichever of US and SS was written; of 16 bits or Bits Stored."""
     bits = int(header.get("BitsStored") or 16)
     low, high = _range(header, bits)
-    stated = int(_number(header, value))
-    found = _signed(stated, 16) if low < 0 else stated % _WORD
-    if low <= found <= high or not 0 <= stated < 1 << bits:
+    raw = int(_number(header, value))
+    found = _signed(raw, 16) if low < 0 else raw % _WORD
+    if low <= found <= high or not 0 <= raw < 1 << bits:
         return found
-    return _signed(stated, bits)
+    return _signed(raw, bits)
 
 
 def _signed(value: int, bits: int) -> int:
-    """The low bits in two's complement."""
+    """Return the low bits in two's complement."""
     low = value % (1 << bits)
     return low - (1 << bits) if low >= 1 << (bits - 1) else low
 
@@ -95,4 +95,4 @@ def _number(header: Dataset, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise InputRefused(f"{name(header)}: the Pixel Padding Value (0028,0120) is no single number") from None
+        raise InputRefused(f"{cite(header)}: the Pixel Padding Value (0028,0120) is no single number") from None

@@ -1,4 +1,4 @@
-"""What a PET image says of its values: their unit, scale and corrections, for each of the three classes.
+"""Unit, scale and corrections of PET values, as each of the three PET classes states them.
 
 The classic PET Image (PS3.3 C.8.9) states them at the top. The Legacy Converted Enhanced PET Image keeps the classic
 attributes in its functional groups of unassigned attributes, where ``Frame.get`` finds them. The Enhanced PET Image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dicomnode.reading.frames import Frame
 
 __all__ = [
-    "DECAY_TO_DATETIME", "UCUM", "check", "corrections", "decay_correction", "different", "is_enhanced", "mapping",
+    "DECAY_TO_DATETIME", "UCUM", "check", "corrections", "decay_correction", "differs", "is_enhanced", "mapping",
     "philips_factor", "philips_factors", "scale", "scale_fault", "series_type", "suv_type", "unit",
     "unit_fault", "units",
 ]  # fmt: skip
@@ -44,7 +44,7 @@ SUV_TYPES = MappingProxyType({
 })  # fmt: skip
 """UCUM codes of a real world value mapping that say which SUV it gives; the values are SUV Types."""
 DECAY_TO_DATETIME = "DATETIME"
-"""Stands for START or ADMIN where Decay Correction DateTime (0018,9701) states the moment itself."""
+"""Value in place of START or ADMIN where Decay Correction DateTime (0018,9701) states the moment itself."""
 
 _TERM_OF = MappingProxyType(
     {ucum.casefold(): term for term, ucum in UCUM.items() if term != "NONE"}
@@ -56,7 +56,7 @@ _CORRECTIONS = MappingProxyType({
     "RandomsCorrected": "RAN", "NonUniformRadialSamplingCorrected": "RADL", "SensitivityCalibrated": "DCAL",
     "DetectorNormalizationCorrection": "NORM",
 })  # fmt: skip
-"""Of Enhanced PET (C.8.22.4), and the terms of Corrected Image (0028,0051) that say the same."""
+"""Attributes of Enhanced PET (C.8.22.4), and the terms of Corrected Image (0028,0051) that mean the same."""
 _PHILIPS = (0x7053, "Philips PET Private Group")
 _SUV_SCALE, _ACTIVITY_SCALE = 0x00, 0x09  # SUV and activity concentration (Bq/ml) per count
 
@@ -70,8 +70,8 @@ def check(frames: Sequence[Frame]) -> None:
     ):  # fmt: skip
         found = {of(frame) for frame in frames}
         if len(found) > 1:
-            stated = ", ".join(sorted("\\".join(each) if isinstance(each, tuple) else each or "none" for each in found))
-            raise InputRefused(f"the PET slices differ in {title(keyword)}: {stated}; one image needs one")
+            value = ", ".join(sorted("\\".join(each) if isinstance(each, tuple) else each or "none" for each in found))
+            raise InputRefused(f"the PET slices differ in {title(keyword)}: {value}; one image needs one")
     for frame in frames[:1]:
         if frame.get("CountsSource") == "TRANSMISSION" and units(frame) != "1CM":
             raise InputRefused(
@@ -82,20 +82,21 @@ def check(frames: Sequence[Frame]) -> None:
             raise InputRefused(f"{title('SeriesType')} is REPROJECTION: projections, of which no volume is made")
 
 
-def different(frames: Iterable[Frame], keyword: str) -> bool:
+def differs(frames: Iterable[Frame], keyword: str) -> bool:
     """Return whether the frames state several values of an attribute, none being one of them."""
     return len({str(frame.get(keyword, "")) for frame in frames}) > 1
 
 
 def is_enhanced(frame: Frame) -> bool:
+    """Return whether a frame is of an Enhanced PET Image, which states its attributes in another way."""
     return str(frame.header.get("SOPClassUID", "")) == EnhancedPETImageStorage
 
 
 def units(frame: Frame) -> str:
     """Return Units (0054,1001) as stated, or the term for what an Enhanced PET's mapping or Rescale Type says."""
-    stated = str(frame.get("Units", ""))
-    if stated or not is_enhanced(frame):
-        return stated
+    value = str(frame.get("Units", ""))
+    if value or not is_enhanced(frame):
+        return value
     used = mapping(frame)
     if used is not None:
         return _term(used)
@@ -110,18 +111,18 @@ def unit(frame: Frame) -> str:
 
 
 def unit_fault(frame: Frame) -> str:
-    """Return why nobody knows the unit of a frame's values, or ""."""
-    stated = units(frame)
-    if stated in UCUM:
+    """Return why the unit of a frame's values is unknown, or ""."""
+    value = units(frame)
+    if value in UCUM:
         return ""
-    if stated:
-        return f"{title('Units')} of PET are {stated!r}, which PS3.3 C.8.9.1.1.3 does not define"
+    if value:
+        return f"{title('Units')} of PET are {value!r}, which PS3.3 C.8.9.1.1.3 does not define"
     if not is_enhanced(frame):
         return f"PET without {title('Units')}"
     codes = ", ".join(_code(item) or "none" for item in _mappings(frame))
-    told = f"is in {codes}" if codes else "is missing"
+    state = f"is in {codes}" if codes else "is missing"
     return (
-        f"Enhanced PET whose Real World Value Mapping Sequence (0040,9096) {told}, so that the unit of its values is "
+        f"Enhanced PET whose Real World Value Mapping Sequence (0040,9096) {state}, so that the unit of its values is "
         "not known; needed is one mapping in a unit of PET such as Bq/ml"
     )
 
@@ -160,8 +161,8 @@ def mapping(frame: Frame) -> Dataset | None:
         return None
     known = [item for item in _mappings(frame) if _term(item)]
     activity = [item for item in known if _term(item) == "BQML"]
-    wanted = activity or known
-    return wanted[0] if len(wanted) == 1 else None
+    candidates = activity or known
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def decay_correction(frame: Frame) -> str:
@@ -174,19 +175,19 @@ def decay_correction(frame: Frame) -> str:
 
 def corrections(frame: Frame) -> tuple[str, ...] | None:
     """Return the terms of Corrected Image (0028,0051), or None where nothing is stated."""
-    stated = frame.get("CorrectedImage")
-    if stated is None and is_enhanced(frame):
+    value = frame.get("CorrectedImage")
+    if value is None and is_enhanced(frame):
         flags = {keyword: frame.get(keyword) for keyword in _CORRECTIONS}
         found = tuple(term for keyword, term in _CORRECTIONS.items() if flags[keyword] == "YES")
         return found if any(flag is not None for flag in flags.values()) else None
-    return None if stated is None else (stated,) if isinstance(stated, str) else tuple(map(str, stated))
+    return None if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))
 
 
 def series_type(frame: Frame) -> tuple[str, ...]:
     """Return Series Type (0054,1000), or what value 3 of an Enhanced PET's Image Type says of it."""
-    stated = frame.get("SeriesType")
-    if stated:
-        return (stated,) if isinstance(stated, str) else tuple(map(str, stated))
+    value = frame.get("SeriesType")
+    if value:
+        return (value,) if isinstance(value, str) else tuple(map(str, value))
     flavour = "".join(list(frame.get("ImageType") or ())[2:3]) if is_enhanced(frame) else ""
     return ("GATED",) if flavour.endswith("GATED") else ("DYNAMIC",) if flavour == "DYNAMIC" else ()
 

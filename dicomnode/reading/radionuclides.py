@@ -84,5 +84,5 @@ def _same(stated_s: float, known_s: float) -> bool:
 def _nuclide(code: tuple[str, str]) -> Code | None:
     """Find a nuclide; codes of the old SNOMED (SRT) compare equal to those of today."""
     value, scheme = code
-    stated = Code(value, "SRT" if scheme in _OLD_SCHEMES else scheme, "")
-    return next((known for known in HALF_LIVES_S if known == stated), None)
+    target = Code(value, "SRT" if scheme in _OLD_SCHEMES else scheme, "")
+    return next((known for known in HALF_LIVES_S if known == target), None)

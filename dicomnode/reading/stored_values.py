@@ -1,4 +1,4 @@
-"""Stored pixel values of one instance, whatever its transfer syntax: what lies between Bits Stored and High Bit.
+"""Stored pixel values of one instance in any transfer syntax: the bits that Bits Stored and High Bit delimit.
 
 Bits beside Bits Stored are no part of a value (PS3.5 8.1.1): native and RLE pixels are shifted down from High Bit, and
 what else lies in their cells, an overlay for instance, is dropped. The other codecs code samples, not cells, so that
@@ -25,9 +25,9 @@ from dicomnode.datasets import codestreams, inflating
 from dicomnode.datasets.lossy import find_transfer_syntax
 from dicomnode.errors import InputRefused
 from dicomnode.reading import padding
-from dicomnode.reading.frames import check_syntax, count, name
+from dicomnode.reading.frames import check_syntax, cite, count_frames
 
-__all__ = ["cells", "one_frame", "stored"]
+__all__ = ["decode_cells", "decode_frame", "decode_frames"]
 
 Pixels = NDArray[Any]
 
@@ -41,29 +41,35 @@ _NEEDED = (
     )),
     *((group << 16) | element for group in _OVERLAYS for element in (_OVERLAY_BITS, _OVERLAY_POSITION)),
 )  # fmt: skip
-"""Of the header, what says where in its cell a pixel lies."""
+"""Elements of the header that say where in its cell a pixel lies."""
 
 
-def stored(source: Path | Dataset, header: Dataset) -> Pixels:
-    """Stored pixel values (frame, row, column) of a file or an open instance, whose header is at hand.
+def decode_frames(source: Path | Dataset, header: Dataset) -> Pixels:
+    """Return stored pixel values (frame, row, column) of a file or an open instance, whose header is at hand.
 
     Raises InputRefused where bytes, frames or a decoder are missing, or where they say two things.
     """
-    shape = (count(header), int(header.Rows), int(header.Columns))
+    shape = (count_frames(header), int(header.Rows), int(header.Columns))
     found = _values(_decoded(source, header, None), header)
     if found.size != math.prod(shape):
-        raise InputRefused(f"{name(header)}: {found.size} pixels decoded, {shape} announced")
+        raise InputRefused(f"{cite(header)}: {found.size} pixels decoded, {shape} announced")
     return found.reshape(shape)
 
 
-def one_frame(path: Path, index: int) -> Pixels:
-    """Stored values of frame ``index`` (from 0), (row, column) or (row, column, sample) of RGB. Raises InputRefused."""
+def decode_frame(path: Path, index: int) -> Pixels:
+    """Return the stored values of frame ``index`` (from 0): (row, column), or (row, column, sample) of RGB.
+
+    Raises InputRefused.
+    """
     header = _pixel_header(path)
     return _values(_decoded(path, header, index), header)
 
 
-def cells(path: Path, index: int) -> Pixels:
-    """Frame ``index`` (from 0) with all bits of its cells, as a native transfer syntax has it. Raises InputRefused."""
+def decode_cells(path: Path, index: int) -> Pixels:
+    """Return frame ``index`` (from 0) with all bits of its cells, as a native transfer syntax has them.
+
+    Raises InputRefused.
+    """
     return _decoded(path, _pixel_header(path), index)
 
 
@@ -85,16 +91,18 @@ def _decoded(source: Path | Dataset, header: Dataset, index: int | None) -> Pixe
                 _check_sizes(source) if syntax.is_encapsulated else _check_length(source)
             return pixel_array(source, index=index, correct_unused_bits=False)
         except _FAILURES as error:
-            told = str(error).splitlines()[0] if isinstance(error, ValueError | RuntimeError) else type(error).__name__
+            reason = (
+                str(error).splitlines()[0] if isinstance(error, ValueError | RuntimeError) else type(error).__name__
+            )
             raise InputRefused(
-                f"{name(header)}: the pixels are damaged, incomplete or not to be decoded "
-                f"({syntax.name or 'unknown transfer syntax'}): {told}"
+                f"{cite(header)}: the pixels are damaged, incomplete or not to be decoded "
+                f"({syntax.name or 'unknown transfer syntax'}): {reason}"
             ) from None
 
 
 def _check_sizes(ds: Dataset) -> None:
     """Compressed frames must be of the size that the header announces: a decoder makes room for what they say."""
-    for frame in generate_frames(ds.PixelData, number_of_frames=count(ds)):
+    for frame in generate_frames(ds.PixelData, number_of_frames=count_frames(ds)):
         codestreams.check_size(frame, int(ds.Rows), int(ds.Columns), int(ds.get("SamplesPerPixel") or 1))
 
 
@@ -104,14 +112,14 @@ def _check_length(ds: Dataset) -> None:
     found = next((each for each in bits if each in ds), None)
     if found is None or ds.get("PhotometricInterpretation") == "YBR_FULL_422":
         return
-    pixels = count(ds) * int(ds.Rows) * int(ds.Columns) * int(ds.get("SamplesPerPixel") or 1)
+    pixels = count_frames(ds) * int(ds.Rows) * int(ds.Columns) * int(ds.get("SamplesPerPixel") or 1)
     expected = -(-pixels * bits[found] // 8)
     if len(ds[found].value) > expected + expected % 2:
         raise ValueError(f"{len(ds[found].value)} bytes of pixels, where {expected} are announced")
 
 
 def _values(cells: Pixels, header: Dataset) -> Pixels:
-    """What of each cell is the value."""
+    """Return the values that the cells hold."""
     syntax = find_transfer_syntax(header)
     allocated = int(header.get("BitsAllocated") or 0)
     if cells.dtype.kind == "f" or allocated == 1:
@@ -129,16 +137,16 @@ def _values(cells: Pixels, header: Dataset) -> Pixels:
 
 def _check_shift(cells: Pixels, header: Dataset, shift: int) -> None:
     """Bits below the values hold nothing but a stated overlay; else they may be the values, and High Bit wrong."""
-    if shift and (cells & ((1 << shift) - 1)).any() and not _overlaid(header):
+    if shift and (cells & ((1 << shift) - 1)).any() and not _has_overlay(header):
         raise InputRefused(
-            f"{name(header)}: High Bit (0028,0102) is {header.HighBit} with Bits Stored (0028,0101) "
+            f"{cite(header)}: High Bit (0028,0102) is {header.HighBit} with Bits Stored (0028,0101) "
             f"{header.BitsStored}, but the bits below hold something: it is not known whether they are part of the "
             "values"
         )
 
 
-def _overlaid(header: Dataset) -> bool:
-    """Whether an overlay lies in the cells of the pixels (retired)."""
+def _has_overlay(header: Dataset) -> bool:
+    """Return whether an overlay lies in the cells of the pixels (retired)."""
     return any(
         int(element.value or 1) > 1
         for group in _OVERLAYS
@@ -147,29 +155,29 @@ def _overlaid(header: Dataset) -> bool:
 
 
 def _bits(header: Dataset, allocated: int) -> tuple[int, int]:
-    """Bits Stored and High Bit."""
+    """Return Bits Stored and High Bit."""
     bits, high = header.get("BitsStored"), header.get("HighBit")
     high = bits - 1 if high is None and bits == allocated else high
     if bits is None or high is None or not 1 <= bits <= high + 1 <= allocated:
         raise InputRefused(
-            f"{name(header)}: Bits Allocated (0028,0100) {allocated}, Bits Stored (0028,0101) {bits} and High Bit "
+            f"{cite(header)}: Bits Allocated (0028,0100) {allocated}, Bits Stored (0028,0101) {bits} and High Bit "
             f"(0028,0102) {high} do not tell where in its cell a pixel lies"
         )
     return int(bits), int(high)
 
 
 def _sample(cells: Pixels, header: Dataset, bits: int, high: int) -> Pixels:
-    """A compressed sample, whose sign some codecs leave to Bits Stored."""
+    """Return a compressed sample, whose sign some codecs leave to Bits Stored."""
     if high != bits - 1:
         raise InputRefused(
-            f"{name(header)}: High Bit (0028,0102) is {high} with Bits Stored (0028,0101) {bits} in compressed pixels: "
+            f"{cite(header)}: High Bit (0028,0102) is {high} with Bits Stored (0028,0101) {bits} in compressed pixels: "
             "it is not known whether the samples were shifted before they were compressed"
         )
     unused = cells.dtype.itemsize * 8 - bits
     found: Pixels = (cells << unused) >> unused
     unsigned = cells.view(f"u{cells.dtype.itemsize}")
     if unused and not ((found == cells) | (unsigned >> bits == 0)).all():
-        raise InputRefused(f"{name(header)}: the compressed pixels have values of more than {bits} Bits Stored")
+        raise InputRefused(f"{cite(header)}: the compressed pixels have values of more than {bits} Bits Stored")
     return found
 
 
@@ -181,6 +189,6 @@ def _check_overlays(header: Dataset, bits: int, high: int) -> None:
             continue
         if high - bits < (position.value or 0) <= high:
             raise InputRefused(
-                f"{name(header)}: Overlay Bit Position ({group:04X},0102) {position.value} lies among the bits of the "
+                f"{cite(header)}: Overlay Bit Position ({group:04X},0102) {position.value} lies among the bits of the "
                 "pixel values"
             )

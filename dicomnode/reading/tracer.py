@@ -1,6 +1,7 @@
-"""What a PET header says of tracer, dose and time: the facts that SUV and a pipeline need, no date among them.
+"""Tracer, dose and times of a PET header: the facts that SUV and a pipeline need, no date among them.
 
-What has to be one for a series and is not, such as its dose, is no fact: SUV then has a reason instead of a factor.
+An attribute that must be the same for a series and is not, such as its dose, is no fact: SUV then has a reason instead
+of a factor.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ _CODE, _PHILIPS, _ATTENUATION = "RadionuclideCodeSequence", "(7053,1000)", "Atte
 
 
 def facts(frames: Sequence[Frame]) -> dict[str, Any]:
-    """``units``, ``corrections``, ``decay_correction``, ``tracer``, ``dose_bq``, ``half_life_s``, ``uptake_s``
-    (injection to start of the scan), ``series_type``, and ``suv_bw_per_unit`` or ``suv_unknown_because``; absent where
-    nothing is stated."""
+    """Return the facts of tracer, dose and time by name; those that are not stated are absent.
+
+    They are ``units``, ``corrections``, ``decay_correction``, ``tracer``, ``dose_bq``, ``half_life_s``, ``uptake_s``
+    (injection to start of the scan), ``series_type``, and ``suv_bw_per_unit`` or ``suv_unknown_because``.
+    """
     sources = [_sources(frame) for frame in frames]
     differing = _differing(frames, [each[0] for each in sources])
     source = sources[0][0]
     half_life_s = None if "RadionuclideHalfLife" in differing else _number(source.get("RadionuclideHalfLife"))
-    elapsed = decay_times.elapsed(frames, source, half_life_s, differing)
+    elapsed = decay_times.elapsed_times(frames, source, half_life_s, differing)
     one = all(len(each) <= 1 for each in sources)
     found = {
         "units": pet.units(frames[0]),
@@ -44,7 +47,9 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         "uptake_s": elapsed.uptake_s if one and _is_likely(elapsed.uptake_s, half_life_s) else None,
         "series_type": pet.series_type(frames[0]) or None,
     }
-    factor = suv.factor(_stated(frames, source, found, elapsed, differing if one else {*differing, suv.SOURCES}))
+    factor = suv.compute_factor(
+        _pet_header(frames, source, found, elapsed, differing if one else {*differing, suv.SOURCES})
+    )
     known = {"suv_bw_per_unit": factor.bw_per_unit, "suv_unknown_because": factor.unknown_because}
     return {fact: value for fact, value in (found | known).items() if value or value == ()}
 
@@ -63,7 +68,7 @@ def _sources(frame: Frame) -> Sequence[Dataset]:
 
 def _differing(frames: Sequence[Frame], sources: Sequence[Dataset]) -> frozenset[str]:
     """Return the attributes of patient and tracer that are not the same for all frames."""
-    found = {keyword for keyword in (*_OF_THE_PATIENT, _ATTENUATION) if pet.different(frames, keyword)}
+    found = {keyword for keyword in (*_OF_THE_PATIENT, _ATTENUATION) if pet.differs(frames, keyword)}
     for keyword in _OF_THE_TRACER:
         if len({str(source.get(keyword, "")) for source in sources}) > 1:
             found.add(keyword)
@@ -84,8 +89,8 @@ def _is_likely(uptake_s: float | None, half_life_s: float | None) -> bool:
 
 
 def _decay_correction(frame: Frame) -> str:
-    stated = pet.decay_correction(frame)
-    return "" if stated == pet.DECAY_TO_DATETIME else stated
+    correction = pet.decay_correction(frame)
+    return "" if correction == pet.DECAY_TO_DATETIME else correction
 
 
 def _name(source: Dataset) -> str:
@@ -98,16 +103,16 @@ def _nuclide(source: Dataset) -> tuple[str, str] | None:
     return (str(codes[0].get("CodeValue", "")), str(codes[0].get("CodingSchemeDesignator", ""))) if codes else None
 
 
-def _stated(
+def _pet_header(
     frames: Sequence[Frame],
     source: Dataset,
     found: dict[str, Any],
     elapsed: decay_times.Elapsed,
     differing: frozenset[str] | set[str],
-) -> suv.Stated:
+) -> suv.PetHeader:
     first = frames[0]
     suv_per_count, bq_ml_per_count = pet.philips_factors(first)
-    return suv.Stated(
+    return suv.PetHeader(
         units=found["units"],
         suv_type=pet.suv_type(first),
         decay_correction=pet.decay_correction(first),
@@ -127,5 +132,5 @@ def _stated(
 
 
 def _number(value: Any) -> float | None:
-    """Zero stands for unknown."""
+    """Return a finite number, or None; zero stands for unknown."""
     return finite(value) or None

@@ -1,4 +1,4 @@
-"""The instances of one series -> one volume with its geometry, or a refusal that says what is wrong where.
+"""One volume with its geometry from the instances of one series, or a refusal with its reason and place.
 
 Slices are sorted along the normal (row direction x column direction), whatever their numbers say, and lie in the
 patient's LPS coordinates as Image Position and Orientation (Patient) say (PS3.3 C.7.6.2.1.1). Real scans have steps
@@ -19,8 +19,8 @@ from pydicom.uid import RawDataStorage
 
 from dicomnode.errors import InputRefused
 from dicomnode.reading import acquisition, agreement, kinds, padding, pet
-from dicomnode.reading.frames import Frame, frames_of, header, name, unit, values
-from dicomnode.reading.stored_values import stored
+from dicomnode.reading.frames import Frame, cite, frames_of, read_header, real_world_values, unit
+from dicomnode.reading.stored_values import decode_frames
 from pipelines.contract import Grid, Volume
 
 __all__ = ["DRIFT", "UNEVEN", "Series", "read", "read_grid"]
@@ -55,7 +55,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Frames in the order of the slices, and their lattice."""
+    """Frames in the order of the slices, and their grid."""
 
     frames: list[Frame]
     grid: Grid
@@ -91,7 +91,7 @@ def read_grid(paths: Sequence[Path]) -> Grid:
 
 
 def _read_headers(paths: Sequence[Path]) -> list[tuple[Path, Dataset]]:
-    return _without_raw_data([(path, header(path)) for path in paths])
+    return _without_raw_data([(path, read_header(path)) for path in paths])
 
 
 def _checked_stack(files: Sequence[tuple[Path, Dataset]]) -> _Stack:
@@ -107,7 +107,7 @@ def _checked_stack(files: Sequence[tuple[Path, Dataset]]) -> _Stack:
 
 
 def _without_raw_data(files: list[tuple[Path, Dataset]]) -> list[tuple[Path, Dataset]]:
-    """Those that are not Raw Data, which Philips' scanners send in the series of the images that they made of it."""
+    """Return the files that are not Raw Data, which Philips' scanners send in the series of the images made of it."""
     return [each for each in files if each[1].get("SOPClassUID") != RawDataStorage] or files
 
 
@@ -152,17 +152,17 @@ def _geometry(frame: Frame, keyword: str, count: int) -> NDArray[np.float64]:
     found = frame.numbers(keyword, count)
     if found is None:
         raise InputRefused(
-            f"{name(frame.header)} ({kinds.class_name(frame.header)}) has no usable {keyword}: without it nobody "
+            f"{cite(frame.header)} ({kinds.class_name(frame.header)}) has no usable {keyword}: without it nobody "
             "knows where in the patient its pixels lie"
         )
     return found
 
 
 def _one_orientation(frames: Sequence[Frame]) -> NDArray[np.float64]:
-    """Unit vectors of row and column direction (2, 3), made exactly perpendicular."""
-    stated = np.stack([_geometry(frame, "ImageOrientationPatient", 6) for frame in frames])
+    """Return unit vectors of row and column direction (2, 3), made exactly perpendicular."""
+    per_frame = np.stack([_geometry(frame, "ImageOrientationPatient", 6) for frame in frames])
     kinds: list[NDArray[np.float64]] = []
-    for each in stated:
+    for each in per_frame:
         if not any(np.abs(each - kind).max() <= PARALLEL for kind in kinds):
             kinds.append(each)
     if len(kinds) > 1:
@@ -171,21 +171,21 @@ def _one_orientation(frames: Sequence[Frame]) -> NDArray[np.float64]:
             f"the slices have {len(kinds)} orientations ({names}): a localiser or several stacks; a volume needs "
             "parallel slices"
         )
-    row, column = stated[0].reshape(2, 3)
+    row, column = per_frame[0].reshape(2, 3)
     lengths = np.linalg.norm([row, column], axis=1)
     if np.abs(lengths - 1).max() > 0.01 or abs(row @ column) > 0.01:
-        raise InputRefused(f"{name(frames[0].header)}: the row and column directions are no perpendicular unit vectors")
+        raise InputRefused(f"{cite(frames[0].header)}: the row and column directions are no perpendicular unit vectors")
     row = row / lengths[0]
     column = column - (column @ row) * row
     return np.stack([row, column / np.linalg.norm(column)])
 
 
 def _one_pixel_spacing(frames: Sequence[Frame]) -> tuple[float, float]:
-    stated = np.stack([_geometry(frame, "PixelSpacing", 2) for frame in frames])
-    if stated.min() <= 0 or np.ptp(stated, axis=0).max() > 1e-3 * stated.min():
-        low, high = stated.min(), stated.max()
+    per_frame = np.stack([_geometry(frame, "PixelSpacing", 2) for frame in frames])
+    if per_frame.min() <= 0 or np.ptp(per_frame, axis=0).max() > 1e-3 * per_frame.min():
+        low, high = per_frame.min(), per_frame.max()
         raise InputRefused(f"PixelSpacing is not positive and the same on all slices: from {low:g} to {high:g} mm")
-    return float(stated[0, 0]), float(stated[0, 1])
+    return float(per_frame[0, 0]), float(per_frame[0, 1])
 
 
 def _check_duplicates(frames: Sequence[Frame], along: NDArray[np.float64]) -> None:
@@ -202,8 +202,8 @@ def _check_duplicates(frames: Sequence[Frame], along: NDArray[np.float64]) -> No
 
 def _difference(frames: Sequence[Frame]) -> str:
     for keyword in _DISTINGUISHING:
-        stated = [frame.get(keyword) for frame in frames]
-        found = sorted({"\\".join(map(str, np.atleast_1d(each))) for each in stated if each is not None})
+        per_frame = [frame.get(keyword) for frame in frames]
+        found = sorted({"\\".join(map(str, np.atleast_1d(each))) for each in per_frame if each is not None})
         if len(found) > 1:
             which = "" if keyword.endswith(_TIMES) and "Echo" not in keyword else f" ({', '.join(found[:4])})"
             return f"they differ in {keyword}{which}"
@@ -224,11 +224,11 @@ def _check_tilt(positions: NDArray[np.float64], normal: NDArray[np.float64]) -> 
 
 
 def _step(frames: Sequence[Frame], along: NDArray[np.float64], thickness: float | None) -> tuple[float, float]:
-    """Distance between slices, and the largest departure of any from its regular place, in millimetres."""
+    """Return the distance between slices, and the largest departure of any from its regular place, in millimetres."""
     if len(along) == 1:
         step = abs(frames[0].number_of("SpacingBetweenSlices") or 0.0) or thickness  # signed in NM only (C.8.4.15.1)
         if not step or step <= 0:
-            raise InputRefused(f"{name(frames[0].header)}: one slice without SliceThickness; its depth is unknown")
+            raise InputRefused(f"{cite(frames[0].header)}: one slice without SliceThickness; its depth is unknown")
         return step, 0.0
     steps = np.diff(along)
     usual = float(np.median(steps))
@@ -248,19 +248,19 @@ def _step(frames: Sequence[Frame], along: NDArray[np.float64], thickness: float 
 
 
 def _data(stack: _Stack, path_of: dict[int, Path]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Real-world values (k, j, i) and where they are padding; instances are decoded one at a time."""
+    """Return real-world values (k, j, i) and where they are padding; instances are decoded one at a time."""
     data, padded = np.empty(stack.grid.shape, np.float32), np.zeros(stack.grid.shape, bool)
     places: dict[int, list[tuple[int, Frame]]] = {}
     for k, frame in enumerate(stack.frames):
         places.setdefault(id(frame.header), []).append((k, frame))
     for key, held in places.items():
-        pixels = stored(path_of[key], held[0][1].header)
+        pixels = decode_frames(path_of[key], held[0][1].header)
         for k, frame in held:
             padded[k] = padding.find(frame.header, pixels[frame.number])
-            data[k] = values(frame, pixels[frame.number], padded[k])
+            data[k] = real_world_values(frame, pixels[frame.number], padded[k])
             count = int((~np.isfinite(data[k]) & ~padded[k]).sum())
             if count:
-                raise InputRefused(f"{name(frame.header)}, slice {k + 1}: {count} pixels are not finite numbers")
+                raise InputRefused(f"{cite(frame.header)}, slice {k + 1}: {count} pixels are not finite numbers")
     return data, padded
 
 

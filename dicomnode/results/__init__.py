@@ -1,4 +1,4 @@
-"""Findings -> DICOM objects: no inference, no disk, no clock."""
+"""DICOM objects from findings: no inference, no disk, no clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dicomnode.config.results import ImageKind, ResultsConfig
     from dicomnode.results.page import Page
 
-__all__ = ["Provenance", "key_note", "refusal", "write"]
+__all__ = ["Provenance", "write", "write_key_note", "write_refusal"]
 
 
 def write(
@@ -35,8 +35,8 @@ def write(
     priors: Sequence[Dataset] = (),
     page: Page | None = None,
 ) -> list[Dataset]:
-    """Data sets with file meta information, ready to save; a series for each image variant, map and segmentation, and
-    one for the report.
+    """Return the result objects with file meta information, ready to save: a series for each image variant, map and
+    segmentation, and one for the report.
 
     An image becomes a clean and a labelled series (``config.clean``, ``config.labelled``); maps and segmentations refer
     to the image on their grid, the clean one if it is written, or to the sources where no image of the job is on it.
@@ -55,7 +55,7 @@ def write(
     context = Context(tuple(sources), provenance, measurements, config, now, tuple(priors))
     numbers = itertools.count(config.series_number_base)
     images = _images(findings, context, numbers)
-    written = [ds for shown in images for ds in shown.instances]
+    written = [ds for series in images for ds in series.instances]
     masks: list[tuple[Segmentation, Dataset]] = []
     for finding in findings:
         if isinstance(finding, ParametricMap | Segmentation):
@@ -63,18 +63,18 @@ def write(
             if isinstance(finding, Segmentation):
                 masks.append((finding, written[-1]))
     if config.report:
-        made = groups.Written(tuple(written), tuple(masks))
+        made = groups.JobObjects(tuple(written), tuple(masks))
         written.append(sr.write(findings, made, context, next(numbers), verdict, doubts))
     if page is not None:
-        drawn = pages.write(page, context, next(numbers))
-        written += drawn
+        page_objects = pages.write(page, context, next(numbers))
+        written += page_objects
         numbers = itertools.count(config.series_number_base + len({ds.SeriesInstanceUID for ds in written}))
     if config.key_object and verdict.outcome is Outcome.HOLD:
         written.append(key_object.write(verdict, context, next(numbers)))
     return written
 
 
-def refusal(
+def write_refusal(
     reason: str,
     sources: Sequence[Dataset],
     provenance: Provenance,
@@ -82,17 +82,17 @@ def refusal(
     now: datetime,
     priors: Sequence[Dataset] = (),
 ) -> Dataset:
-    """The note that nothing was made of these sources, and why."""
+    """Return the report that nothing was made of these sources, and why."""
     from dicomnode.results import groups, sr
 
     context = Context(tuple(sources), provenance, (), config, now, tuple(priors))
-    return sr.write((), groups.Written(), context, config.series_number_base, Verdict(Outcome.REFUSE, (reason,)))
+    return sr.write((), groups.JobObjects(), context, config.series_number_base, Verdict(Outcome.REFUSE, (reason,)))
 
 
-def key_note(
+def write_key_note(
     reason: str, sources: Sequence[Dataset], provenance: Provenance, config: ResultsConfig, now: datetime
 ) -> Dataset:
-    """The same as a Key Object note on the sources, which a viewer's study list shows."""
+    """Return the refusal as a Key Object note on the sources, which a viewer's study list shows."""
     from dicomnode.results import key_object
 
     context = Context(tuple(sources), provenance, (), config, now)
@@ -100,32 +100,32 @@ def key_note(
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A series of an image; ``variant``: in what form, empty for the clean multi-frame one."""
+class _ImageSeries:
+    """A series of an image; ``variant``: its form, empty for the clean multi-frame one."""
 
     picture: Image
     instances: list[Dataset]
     variant: str
 
 
-def _images(findings: Sequence[Finding], context: Context, numbers: Iterator[int]) -> list[_Shown]:
-    shown = []
+def _images(findings: Sequence[Finding], context: Context, numbers: Iterator[int]) -> list[_ImageSeries]:
+    series = []
     for picture in (finding for finding in findings if isinstance(finding, Image)):
         for labelled in [False] * context.config.clean + [True] * context.config.labelled:
             kind = _kind(picture, context, labelled=labelled)
             instances = _image(picture, context, next(numbers), kind, labelled=labelled)
-            words = [word for word in ("labelled" * labelled, "" if kind == "multiframe" else kind) if word]
-            shown.append(_Shown(picture, instances, "".join(f"/{word}" for word in words)))
-    return shown
+            words = [part for part in ("labelled" * labelled, "" if kind == "multiframe" else kind) if part]
+            series.append(_ImageSeries(picture, instances, "".join(f"/{part}" for part in words)))
+    return series
 
 
 def _kind(picture: Image, context: Context, *, labelled: bool) -> ImageKind:
-    """What the configuration asks for, unless that would not be honest or could not hold the label."""
+    """Return the configured kind, unless that would claim facts that nobody measured, or could not hold the label."""
     from dicomnode.results import modality
 
-    wanted = context.config.image_kind
-    honest = wanted != "modality" or modality.possible(picture, context)
-    return wanted if honest and not labelled else context.config.secondary_kind
+    kind = context.config.image_kind
+    honest = kind != "modality" or modality.is_possible(picture, context)
+    return kind if honest and not labelled else context.config.secondary_kind
 
 
 def _image(picture: Image, context: Context, number: int, kind: ImageKind, *, labelled: bool) -> list[Dataset]:
@@ -134,28 +134,30 @@ def _image(picture: Image, context: Context, number: int, kind: ImageKind, *, la
     if kind == "modality":
         return modality.write(picture, context, number)
     if kind == "parametric":
-        return [parametric.of_image(picture, context, number)]
+        return [parametric.write_image(picture, context, number)]
     return image.write(picture, context, number, labelled=labelled, single=kind == "single")
 
 
-def _overlay(finding: ParametricMap | Segmentation, images: Sequence[_Shown], context: Context, number: int) -> Dataset:
+def _overlay(
+    finding: ParametricMap | Segmentation, images: Sequence[_ImageSeries], context: Context, number: int
+) -> Dataset:
     from dicomnode.results import parametric, planes, seg
 
     grid = finding.grid if isinstance(finding, Segmentation) else finding.volume.grid
-    shown = _image_on(grid, images, finding.image_name)
-    instances = shown.instances if shown else planes.shown_by(context.sources, grid)
+    series = _image_on(grid, images, finding.image_name)
+    instances = series.instances if series else planes.find_series_on(context.sources, grid)
     if not instances:
         where = f"its grid of {grid.shape}, and no series of the sources"
         raise GeometryError(f"result '{finding.name}': no result image lies on {where}")
-    variant = shown.variant if shown else ""
+    variant = series.variant if series else ""
     if isinstance(finding, ParametricMap):
         return parametric.write(finding, context, number, instances, variant)
     return seg.write(finding, context, number, instances, variant)
 
 
-def _image_on(grid: Grid, images: Sequence[_Shown], name: str) -> _Shown | None:
-    """The image of that name on the grid, or the first there where no name is given."""
-    for shown in images:
-        if name in ("", shown.picture.name) and shown.picture.volume.grid.matches(grid):
-            return shown
+def _image_on(grid: Grid, images: Sequence[_ImageSeries], name: str) -> _ImageSeries | None:
+    """Return the image of that name on the grid, or the first on the grid where no name is given."""
+    for series in images:
+        if name in ("", series.picture.name) and series.picture.volume.grid.matches(grid):
+            return series
     return None

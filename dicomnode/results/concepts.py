@@ -19,15 +19,15 @@ from pipelines.contract import Interval, Measurement
 __all__ = [
     "SCHEME",
     "SCHEME_IDENTIFICATION",
-    "coded",
+    "code_item",
     "evaluation",
     "finding_site",
-    "item_of",
     "measurement",
-    "named",
     "not_a_number",
     "private",
+    "private_concept",
     "text",
+    "to_code",
 ]
 
 SCHEME = "99DICOMNODE"
@@ -52,48 +52,48 @@ SCHEME_IDENTIFICATION = _scheme_identification()
 
 
 def private(value: str, meaning: str) -> Code:
-    """A concept of our own."""
+    """Return a concept of our own."""
     return Code(value, SCHEME, _cut(meaning))
 
 
-def named(kind: str, name: str) -> Code:
-    """The concept that a pipeline's word stands for: ``kind`` is one letter, so that words do not meet our own."""
-    word = f"{kind}_{re.sub('[^A-Z0-9]+', '_', name.upper()).strip('_')}"
-    if len(word) > _LONGEST_VALUE or len(word) == 2:
-        word = f"{word[:11]}_{hashlib.sha256(name.encode()).hexdigest()[:4].upper()}"
-    return private(word, name or "unnamed")
+def private_concept(kind: str, name: str) -> Code:
+    """Return our own concept for a pipeline's name; the letter ``kind`` keeps it apart from other codes of ours."""
+    short_name = f"{kind}_{re.sub('[^A-Z0-9]+', '_', name.upper()).strip('_')}"
+    if len(short_name) > _LONGEST_VALUE or len(short_name) == 2:
+        short_name = f"{short_name[:11]}_{hashlib.sha256(name.encode()).hexdigest()[:4].upper()}"
+    return private(short_name, name or "unnamed")
 
 
-def coded(code: contract.Code) -> Code:
-    """A pipeline's code, its meaning no longer than it may be."""
+def to_code(code: contract.Code) -> Code:
+    """Return a pipeline's code, its meaning cut to the length of LO."""
     return Code(code.value, code.scheme, _cut(code.meaning))
 
 
-def item_of(code: contract.Code) -> Dataset:
-    """An item of a code sequence."""
-    item: Dataset = hd.sr.CodedConcept.from_code(coded(code))
+def code_item(code: contract.Code) -> Dataset:
+    """Return an item of a code sequence."""
+    item: Dataset = hd.sr.CodedConcept.from_code(to_code(code))
     return item
 
 
 def finding_site(site: contract.Code) -> hd.sr.FindingSite:
-    """A site with its side and the part of it that is meant. Raises ValueError for two modifiers of a kind."""
-    modifiers = [coded(each) for each in site.modifiers]
+    """Return a site with its side and the part of it, if any. Raises ValueError for two modifiers of a kind."""
+    modifiers = [to_code(each) for each in site.modifiers]
     sides = [each for each in modifiers if each in _SIDES]
     parts = [each for each in modifiers if each not in _SIDES]
     if len(sides) > 1 or len(parts) > 1:
         raise ValueError(f"finding site {site.meaning} has {len(sides)} sides and {len(parts)} further modifiers")
     side, part = next(iter(sides), None), next(iter(parts), None)
-    return hd.sr.FindingSite(coded(site), laterality=side, topographical_modifier=part)
+    return hd.sr.FindingSite(to_code(site), laterality=side, topographical_modifier=part)
 
 
 def text(name: Code, words: str, relation: RelationshipTypeValues = RelationshipTypeValues.HAS_PROPERTIES) -> Dataset:
-    """A TEXT item."""
+    """Return a TEXT item."""
     item: Dataset = hd.sr.TextContentItem(name=name, value=words, relationship_type=relation)
     return item
 
 
 def measurement(m: Measurement) -> hd.sr.Measurement | hd.sr.QualitativeEvaluation:
-    """TID 300, with the limits of each interval, and the distances to those of the widest one (TID 310).
+    """Return TID 300, with the limits of each interval, and the distances to those of the widest one (TID 310).
 
     A value that is no finite number becomes an evaluation that says so: a NUM without a number is legal, but readers
     fall over it.
@@ -104,7 +104,7 @@ def measurement(m: Measurement) -> hd.sr.Measurement | hd.sr.QualitativeEvaluati
         name=_concept(m),
         value=float(m.value),
         unit=_unit(m.unit),
-        derivation=coded(m.derivation) if m.quantity and m.derivation else None,
+        derivation=to_code(m.derivation) if m.quantity and m.derivation else None,
         finding_sites=[finding_site(m.site)] if m.site else None,
     )
     _append(item, [text(COMMENT, _comment(m))] if _comment(m) else [])
@@ -117,25 +117,25 @@ def measurement(m: Measurement) -> hd.sr.Measurement | hd.sr.QualitativeEvaluati
 
 
 def evaluation(name: Code, value: Code, reasons: Sequence[str] = ()) -> hd.sr.QualitativeEvaluation:
-    """A coded answer with the words that explain it."""
+    """Return a coded answer with the words that explain it."""
     item = hd.sr.QualitativeEvaluation(name=name, value=value)
     _append(item, [text(COMMENT, words) for words in reasons if words])
     return item
 
 
 def not_a_number(value: float) -> Code:
-    """Why there is no number (CID 42)."""
+    """Return the reason for a missing number (CID 42)."""
     reasons = codes.cid42
     reason: Code = reasons.PositiveInfinity if value > 0 else reasons.NegativeInfinity
     return Code(*reasons.NotANumber) if math.isnan(value) else reason
 
 
 def _concept(m: Measurement) -> Code:
-    return coded(m.quantity) if m.quantity else named("M", m.name)
+    return to_code(m.quantity) if m.quantity else private_concept("M", m.name)
 
 
 def _comment(m: Measurement) -> str:
-    """What the concept does not say: the pipeline's name for it, where a code stands in its place or it was cut."""
+    """Return the words that the concept lacks: the description, and the pipeline's name where the concept differs."""
     name = "" if _concept(m).meaning == m.name else m.name
     return ": ".join(words for words in (name, m.description) if words)
 
@@ -166,7 +166,7 @@ def _uncertainty(interval: Interval, m: Measurement) -> list[Dataset]:
 
 
 def _number(name: Code, value: float, unit: str) -> Dataset:
-    """A property of a measurement: a number, or why there is none."""
+    """Return a property of a measurement: a number, or why there is none."""
     properties = RelationshipTypeValues.HAS_PROPERTIES
     item: Dataset
     if math.isfinite(value):

@@ -18,16 +18,16 @@ from pydicom.sr.codedict import codes
 
 from dicomnode.errors import InputRefused
 from dicomnode.results import concepts
-from dicomnode.results.concepts import coded, evaluation, private, text
+from dicomnode.results.concepts import evaluation, private, text, to_code
 from dicomnode.results.header import Context
 from pipelines.codes import ANATOMICAL_STRUCTURE
 from pipelines.contract import Code, Finding, Measurement, Note, Segment, Segmentation
 from pipelines.quality import Outcome, Verdict
 
-__all__ = ["WHOLE", "Written", "groups"]
+__all__ = ["WHOLE", "JobObjects", "measurement_groups"]
 
 WHOLE = "Whole result"
-"""Tracking identifier of the group of what belongs to no region."""
+"""Tracking identifier of the group of measurements that belong to no region."""
 
 _GATE = private("GATE", "Output gate")
 _CONTRACT = private("CONTRACT", "Input contract of the model")
@@ -40,32 +40,32 @@ _KEPT, _DOUBTED = private("KEPT", "Kept"), private("DOUBTED", "Doubted")
 
 
 @dataclass(frozen=True)
-class Written:
-    """What is reported on: the job's result objects, and which of them holds which segmentation."""
+class JobObjects:
+    """The result objects of the job that the report refers to, and the object of each segmentation."""
 
     objects: Sequence[Dataset] = ()
     masks: Sequence[tuple[Segmentation, Dataset]] = ()
 
 
-def groups(
+def measurement_groups(
     findings: Sequence[Finding],
-    written: Written,
+    written: JobObjects,
     context: Context,
     verdict: Verdict,
     doubts: Sequence[str],
     name: str,
 ) -> list[hd.sr.Template]:
-    """The whole result, then each group in the order in which the pipeline first names it."""
+    """Return the group of the whole result, then each group in the order in which the pipeline first names it."""
     by_name: dict[str, list[Measurement]] = {"": []}
     for finding in findings:
         if isinstance(finding, Measurement):
             by_name.setdefault(finding.group, []).append(finding)
     notes = [finding for finding in findings if isinstance(finding, Note)]
-    whole = _whole(by_name.pop(""), notes, context, verdict, doubts, name)
-    return [whole, *(_region(group, found, written, context) for group, found in by_name.items())]
+    overall = _overall_group(by_name.pop(""), notes, context, verdict, doubts, name)
+    return [overall, *(_region(group, found, written, context) for group, found in by_name.items())]
 
 
-def _whole(
+def _overall_group(
     measurements: Sequence[Measurement],
     notes: Sequence[Note],
     context: Context,
@@ -73,7 +73,7 @@ def _whole(
     doubts: Sequence[str],
     name: str,
 ) -> hd.sr.Template:
-    """Here each measurement has a finding site of its own, where it has one."""
+    """Return the group of the whole result, whose measurements keep finding sites of their own."""
     evaluations = [evaluation(_GATE, _OUTCOMES[verdict.outcome], verdict.reasons)]
     if verdict.outcome is not Outcome.REFUSE:
         evaluations.append(evaluation(_CONTRACT, _DOUBTED if doubts else _KEPT, doubts))
@@ -84,20 +84,20 @@ def _whole(
     )
     for note in notes:
         group[0].ContentSequence.append(
-            text(concepts.named("N", note.name), note.text or "-", RelationshipTypeValues.CONTAINS)
+            text(concepts.private_concept("N", note.name), note.text or "-", RelationshipTypeValues.CONTAINS)
         )
     return group
 
 
-def _region(name: str, measurements: Sequence[Measurement], written: Written, context: Context) -> hd.sr.Template:
+def _region(name: str, measurements: Sequence[Measurement], written: JobObjects, context: Context) -> hd.sr.Template:
     found = _segment(name, written)
     if found is not None:
         return _of_segment(*found, measurements, context)
     sites = _sites(measurements)
     return hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(name, context.uid("tracking", "group", name)),
-        finding_category=coded(ANATOMICAL_STRUCTURE) if len(sites) == 1 else None,
-        finding_type=coded(sites[0]) if len(sites) == 1 else None,
+        finding_category=to_code(ANATOMICAL_STRUCTURE) if len(sites) == 1 else None,
+        finding_type=to_code(sites[0]) if len(sites) == 1 else None,
         **_facts(sites, measurements, context),
     )
 
@@ -105,13 +105,13 @@ def _region(name: str, measurements: Sequence[Measurement], written: Written, co
 def _of_segment(
     segment: Segment, mask: Dataset, measurements: Sequence[Measurement], context: Context
 ) -> hd.sr.Template:
-    """The group has the tracking identifiers of the segment itself: they are one thing in two objects."""
+    """Return the group of a segment, with the tracking identifiers of the segment itself: one thing in two objects."""
     (item,) = [each for each in mask.SegmentSequence if each.SegmentNumber == segment.number]
     group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(item.TrackingID, item.TrackingUID),
         referenced_segment=_referenced(segment, mask),
-        finding_category=coded(segment.category),
-        finding_type=coded(segment.type),
+        finding_category=to_code(segment.category),
+        finding_type=to_code(segment.type),
         **_facts([segment.site] if segment.site else _sites(measurements), measurements, context),
     )
     if segment.centre_mm is not None:
@@ -120,7 +120,7 @@ def _of_segment(
 
 
 def _facts(sites: Sequence[Code], measurements: Sequence[Measurement], context: Context) -> dict[str, object]:
-    """What both templates take; the site of the group needs not be repeated by its measurements."""
+    """Return the arguments common to both templates; measurements do not repeat the site of their group."""
     return {
         "algorithm_id": _algorithm(context),
         "finding_sites": [concepts.finding_site(site) for site in sites],
@@ -135,16 +135,16 @@ def _sites(measurements: Sequence[Measurement]) -> list[Code]:
 def _items(
     measurements: Sequence[Measurement], evaluations: Sequence[hd.sr.QualitativeEvaluation]
 ) -> dict[str, list[hd.sr.Template]]:
-    items = [concepts.measurement(m) for m in _told_apart(measurements)]
+    items = [concepts.measurement(m) for m in _distinguish(measurements)]
     numbers = [item for item in items if isinstance(item, hd.sr.Measurement)]
     others = [item for item in items if not isinstance(item, hd.sr.Measurement)]
     return {"measurements": numbers, "qualitative_evaluations": [*evaluations, *others]}
 
 
-def _told_apart(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """Without the common concept of several numbers, which a reader of codes would take for one quantity.
+def _distinguish(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return the measurements without a concept that several share: a reader of codes would take it for one quantity.
 
-    A finding site of their own does not tell them apart: there are readers that know only the group's.
+    Finding sites of their own do not distinguish them: some readers know only that of the group.
     """
     counts = Counter(_concept(m) for m in measurements)
     return [replace(m, quantity=None, derivation=None) if counts[_concept(m)] > 1 else m for m in measurements]
@@ -167,8 +167,8 @@ def _algorithm(context: Context) -> hd.sr.AlgorithmIdentification:
     )
 
 
-def _segment(name: str, written: Written) -> tuple[Segment, Dataset] | None:
-    """The segment that bears the group's name. Raises InputRefused where several do."""
+def _segment(name: str, written: JobObjects) -> tuple[Segment, Dataset] | None:
+    """Return the segment that bears the group's name. Raises InputRefused where several do."""
     found = [
         (segment, mask)
         for finding, mask in written.masks
@@ -191,7 +191,7 @@ def _referenced(segment: Segment, mask: Dataset) -> hd.sr.ReferencedSegment:
 
 
 def _point(place_mm: tuple[float, float, float], mask: Dataset) -> Dataset:
-    """An extension of TID 1411: (111010, DCM, "Center") of CID 219. An Image Region would be a second region."""
+    """Return an extension of TID 1411: (111010, DCM, "Center") of CID 219. An Image Region would be a second region."""
     item: Dataset = hd.sr.Scoord3DContentItem(
         name=codes.DCM.Center,
         graphic_type=hd.sr.GraphicTypeValues3D.POINT,

@@ -1,4 +1,4 @@
-"""What every result says besides its pixels: whose it is, where from, who made it, and that it is synthetic."""
+"""Common modules of every result: patient, study, series, equipment, derivation, and the marks of synthetic data."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ __all__ = [
     "SYNTHESIZING_EQUIPMENT",
     "Context",
     "Series",
-    "code",
-    "complete",
-    "document_of",
-    "instance_of",
-    "name_sources",
-    "nameless",
-    "reference",
+    "add_common_modules",
+    "code_item",
+    "document_arguments",
+    "instance_arguments",
+    "reference_sources",
+    "source_item",
+    "without_patient_names",
 ]
 
 MANUFACTURER = "dicomnode"
@@ -63,8 +63,11 @@ _IDENTIFYING_GROUPS = frozenset({0x0010, 0x0012, 0x0032, 0x0038, 0x0040})
 
 @dataclass(frozen=True)
 class Context:
-    """What the results of one job share. ``sources``: headers of the input instances of one study, to which the results
-    belong; ``priors``: those of earlier examinations of the same patient that they are compared with."""
+    """The data that the results of one job share.
+
+    ``sources``: headers of the input instances of one study, to which the results belong; ``priors``: headers of
+    earlier examinations of the same patient, for comparison.
+    """
 
     sources: Sequence[Dataset]
     provenance: Provenance
@@ -78,7 +81,7 @@ class Context:
 
     @cached_property
     def inherited(self) -> Inherited:
-        """What all results take over of the sources."""
+        """The attributes that all results take over from the sources."""
         return inherit(self.sources, self.priors)
 
     @property
@@ -88,11 +91,11 @@ class Context:
 
     @property
     def inputs(self) -> list[Dataset]:
-        """Everything that the results derive from."""
+        """All instances that the results derive from."""
         return [*self.sources, *self.priors]
 
     def uid(self, *parts: str) -> UID:
-        """From the inputs, the model with its version, the parameters and ``parts``: a retry makes the same.
+        """Derive a UID from inputs, model with its version, parameters and ``parts``, so that a retry makes the same.
 
         Versions may share their weights and differ in what is done with them; so may versions of this node.
         """
@@ -112,15 +115,15 @@ class Context:
 
     @property
     def frame_of_reference_uid(self) -> UID:
-        """That of the series whose grid the results lie on; one of the results' own where it states none or several."""
-        if stated := self.inherited.of_images.get("FrameOfReferenceUID"):
-            return UID(stated)
+        """The frame of reference of the series whose grid the results lie on; an own one unless it states one."""
+        if value := self.inherited.of_images.get("FrameOfReferenceUID"):
+            return UID(value)
         inputs = sorted(str(source.SOPInstanceUID) for source in self.sources)
         return uids.derive("frame of reference", *inputs, prefix=self.config.uid_prefix)
 
     @property
     def modality(self) -> str:
-        """That of the series whose grid the results lie on."""
+        """The modality of the series whose grid the results lie on."""
         return str(self.inherited.of_images.get("Modality") or "OT")
 
 
@@ -137,25 +140,25 @@ class Series:
     derived_from: Sequence[Dataset] = ()
 
 
-def code(value: str, scheme: str, meaning: str) -> Dataset:
-    """An item of a code sequence."""
+def code_item(value: str, scheme: str, meaning: str) -> Dataset:
+    """Return an item of a code sequence."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item
 
 
-def reference(source: Dataset) -> Dataset:
-    """An item that names an instance and its part in the derivation."""
+def source_item(source: Dataset) -> Dataset:
+    """Return an item that names an instance and its part in the derivation."""
     item = Dataset()
     item.ReferencedSOPClassUID = source.SOPClassUID
     item.ReferencedSOPInstanceUID = source.SOPInstanceUID
     raw = source.SOPClassUID == RawDataStorage
-    item.PurposeOfReferenceCodeSequence = [code(*(_SOURCE_RAW_DATA if raw else _SOURCE_IMAGE))]
+    item.PurposeOfReferenceCodeSequence = [code_item(*(_SOURCE_RAW_DATA if raw else _SOURCE_IMAGE))]
     return item
 
 
-def instance_of(context: Context, name: str, number: int) -> dict[str, Any]:
-    """What highdicom's constructors want to know of an instance; ``complete`` replaces the equipment."""
+def instance_arguments(context: Context, name: str, number: int) -> dict[str, Any]:
+    """Return highdicom's arguments for an instance; ``add_common_modules`` replaces the equipment."""
     return {
         "series_instance_uid": context.uid("series", name),
         "series_number": number,
@@ -168,21 +171,21 @@ def instance_of(context: Context, name: str, number: int) -> dict[str, Any]:
     }
 
 
-def document_of(context: Context, name: str, number: int) -> dict[str, Any]:
-    """The same for a document, which has no equipment of its own module."""
-    return {key: value for key, value in instance_of(context, name, number).items() if key in _OF_A_DOCUMENT}
+def document_arguments(context: Context, name: str, number: int) -> dict[str, Any]:
+    """Return the arguments for a document, which has no equipment of its own module."""
+    return {key: value for key, value in instance_arguments(context, name, number).items() if key in _OF_A_DOCUMENT}
 
 
-def nameless(images: Sequence[Dataset], context: Context) -> list[Dataset]:
-    """The headers as highdicom should see them: it copies what it finds of patient and study, fails where a type 2
-    attribute is absent, quotes names that it finds odd in warnings, checks character sets, and wants a frame of
-    reference. ``complete`` puts in what is left out here.
+def without_patient_names(images: Sequence[Dataset], context: Context) -> list[Dataset]:
+    """Return the headers without patient and study, for highdicom: it copies these, fails where a type 2 attribute is
+    absent, quotes odd names in warnings, checks character sets, and needs a frame of reference. ``add_common_modules``
+    adds what is left out here.
     """
     frame_of_reference_uid = context.frame_of_reference_uid
-    return [_nameless(image, frame_of_reference_uid) for image in images]
+    return [_without_patient_name(image, frame_of_reference_uid) for image in images]
 
 
-def _nameless(image: Dataset, frame_of_reference_uid: UID) -> Dataset:
+def _without_patient_name(image: Dataset, frame_of_reference_uid: UID) -> Dataset:
     header = Dataset()
     for tag in image.keys():  # noqa: SIM118 a data set's iterator decodes values
         if tag.group not in _IDENTIFYING_GROUPS:
@@ -195,17 +198,20 @@ def _nameless(image: Dataset, frame_of_reference_uid: UID) -> Dataset:
     return header
 
 
-def complete(ds: Dataset, context: Context, series: Series) -> None:
-    """Gives a data set that has its pixels and geometry everything else; what was there before is replaced."""
-    texts = (series.description, series.explanation, context.provenance.trained_on, *_words(ds))
+def add_common_modules(ds: Dataset, context: Context, series: Series) -> None:
+    """Add patient, study, series, equipment, marks and derivation to a data set with pixels and geometry.
+
+    Attributes that stood there before are replaced.
+    """
+    texts = (series.description, series.explanation, context.provenance.trained_on, *_texts(ds))
     ds.SpecificCharacterSet = _character_set(context.sources, texts)
-    _identify(ds, context, series)
-    _equip(ds, context)
-    _mark(ds, context)
+    _add_patient_study_series(ds, context, series)
+    _add_general_equipment(ds, context)
+    _mark_synthetic(ds, context)
     if not _is_document(ds):
-        _place(ds, context, series)
+        _add_place(ds, context, series)
         laterality.set_laterality(ds)
-        _derive(ds, context, series)
+        _add_derivation(ds, context, series)
     record(ds, context.provenance, context.measurements, comments=not _is_document(ds))
     if ds.SpecificCharacterSet is None:
         del ds.SpecificCharacterSet
@@ -216,15 +222,15 @@ def _is_document(ds: Dataset) -> bool:
     return ds.SOPClassUID in DOCUMENTS
 
 
-def _words(ds: Dataset) -> list[str]:
-    """Those of a document's tree, and its title."""
+def _texts(ds: Dataset) -> list[str]:
+    """Return the texts of a document's tree, and its title."""
     if not _is_document(ds):
         return []
     words = ("TextValue", "CodeMeaning", "DocumentTitle")
     return [str(element.value) for element in ds.iterall() if element.keyword in words]
 
 
-def _identify(ds: Dataset, context: Context, series: Series) -> None:
+def _add_patient_study_series(ds: Dataset, context: Context, series: Series) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they would quote the patient's values
         ds.update(deepcopy(context.inherited.common))
@@ -238,8 +244,8 @@ def _identify(ds: Dataset, context: Context, series: Series) -> None:
     ds.SeriesTime = ds.ContentTime = ds.InstanceCreationTime = time
 
 
-def _place(ds: Dataset, context: Context, series: Series) -> None:
-    """What part of the body is shown and where; a page of a report lies nowhere in the patient."""
+def _add_place(ds: Dataset, context: Context, series: Series) -> None:
+    """Add body part and place in the patient; a page of a report has no place."""
     of_images = context.inherited.of_images
     lies = "ImageOrientationPatient" in ds or "SharedFunctionalGroupsSequence" in ds
     for keyword in _OF_THE_PLACE if lies else _OF_THE_BODY:
@@ -248,18 +254,18 @@ def _place(ds: Dataset, context: Context, series: Series) -> None:
     if lies:
         ds.FrameOfReferenceUID = context.frame_of_reference_uid
         ds.setdefault("PositionReferenceIndicator", DataElement("PositionReferenceIndicator", "LO", ""))
-        _organize(ds, context.uid("dimensions", series.name))
+        _set_dimension_uid(ds, context.uid("dimensions", series.name))
     if "LossyImageCompression" in ds:
         ds.update(deepcopy(context.inherited.lossy))
 
 
-def _organize(ds: Dataset, uid: UID) -> None:
-    """highdicom draws the UID of the dimension organization at random; a retry shall make the same."""
+def _set_dimension_uid(ds: Dataset, uid: UID) -> None:
+    """Replace highdicom's random UID of the dimension organization, so that a retry makes the same object."""
     for item in (*ds.get("DimensionOrganizationSequence", ()), *ds.get("DimensionIndexSequence", ())):
         item.DimensionOrganizationUID = uid
 
 
-def _equip(ds: Dataset, context: Context) -> None:
+def _add_general_equipment(ds: Dataset, context: Context) -> None:
     made_by = context.provenance
     ds.Manufacturer = MANUFACTURER
     ds.ManufacturerModelName = _cut(f"{MANUFACTURER} {made_by.pipeline}", "LO")
@@ -270,12 +276,12 @@ def _equip(ds: Dataset, context: Context) -> None:
     ds.DeviceSerialNumber = _cut(made_by.node_serial, "LO")
 
 
-def _mark(ds: Dataset, context: Context) -> None:
+def _mark_synthetic(ds: Dataset, context: Context) -> None:
     made_by = context.provenance
     ds.SyntheticData = "YES"
     ds.ContentQualification = "RESEARCH"
     equipment = Dataset()
-    equipment.PurposeOfReferenceCodeSequence = [code(*SYNTHESIZING_EQUIPMENT)]
+    equipment.PurposeOfReferenceCodeSequence = [code_item(*SYNTHESIZING_EQUIPMENT)]
     equipment.Manufacturer = MANUFACTURER
     equipment.ManufacturerModelName = _cut(f"{made_by.model_name} {made_by.model_version}", "LO")
     equipment.SoftwareVersions = list(ds.SoftwareVersions)
@@ -290,24 +296,24 @@ def _mark(ds: Dataset, context: Context) -> None:
     ds.ContributingEquipmentSequence = [equipment]
 
 
-def _derive(ds: Dataset, context: Context, series: Series) -> None:
+def _add_derivation(ds: Dataset, context: Context, series: Series) -> None:
     made_by = context.provenance
     ds.DerivationDescription = _cut(
         f"SYNTHETIC, for research use only: {series.explanation} Computed by {made_by.pipeline} with the model "
         f"{made_by.model_name} {made_by.model_version}; not measured by the scanner.",
         "ST",
     )
-    ds.DerivationCodeSequence = [code(*series.derivation)]
-    name_sources(ds, (*context.inputs, *series.derived_from))
+    ds.DerivationCodeSequence = [code_item(*series.derivation)]
+    reference_sources(ds, (*context.inputs, *series.derived_from))
     if other_studies := _studies_of(context.priors, str(ds.StudyInstanceUID)):
         ds.StudiesContainingOtherReferencedInstancesSequence = other_studies  # PS3.3 C.12.2
 
 
-def name_sources(ds: Dataset, sources: Sequence[Dataset]) -> None:
-    """Each once, images and others in their own sequences."""
-    named = list({source.SOPInstanceUID: source for source in sources}.values())
-    images = [reference(source) for source in named if source.SOPClassUID != RawDataStorage]
-    others = [reference(source) for source in named if source.SOPClassUID == RawDataStorage]
+def reference_sources(ds: Dataset, sources: Sequence[Dataset]) -> None:
+    """Add the source sequences, each source once; images and others in their own sequences."""
+    unique = list({source.SOPInstanceUID: source for source in sources}.values())
+    images = [source_item(source) for source in unique if source.SOPClassUID != RawDataStorage]
+    others = [source_item(source) for source in unique if source.SOPClassUID == RawDataStorage]
     for keyword, items in (("SourceImageSequence", images), ("SourceInstanceSequence", others)):
         if items:
             setattr(ds, keyword, items)
@@ -316,7 +322,7 @@ def name_sources(ds: Dataset, sources: Sequence[Dataset]) -> None:
 
 
 def _studies_of(instances: Sequence[Dataset], study_uid: str) -> list[Dataset]:
-    """Study, series and instance items of those that are of other studies."""
+    """Return study, series and instance items of those that are of other studies."""
     studies: dict[str, dict[str, list[Dataset]]] = {}
     for each in instances:
         if each.StudyInstanceUID != study_uid:
@@ -339,11 +345,11 @@ def _study_item(study_uid: str, instances: Mapping[str, list[Dataset]]) -> Datas
 
 
 def _character_set(sources: Sequence[Dataset], texts: Sequence[str]) -> Any:
-    """That of the inputs, as long as it can hold the words of the result."""
-    stated = [source.get("SpecificCharacterSet") for source in sources]
-    known = all(not each or has_known_character_set(source) for each, source in zip(stated, sources, strict=True))
-    same = all(other == stated[0] for other in stated)
-    return stated[0] if known and same and all(text.isascii() for text in texts) else "ISO_IR 192"
+    """Return the character set of the inputs if it can hold the texts of the result, else UTF-8."""
+    value = [source.get("SpecificCharacterSet") for source in sources]
+    known = all(not each or has_known_character_set(source) for each, source in zip(value, sources, strict=True))
+    same = all(other == value[0] for other in value)
+    return value[0] if known and same and all(text.isascii() for text in texts) else "ISO_IR 192"
 
 
 def _cut(text: str, vr: str) -> str:

@@ -1,4 +1,4 @@
-"""Image -> Multi-frame Grayscale Word Secondary Capture (PS3.3 A.8.4) in the patient's geometry.
+"""Multi-frame Grayscale Word Secondary Capture (PS3.3 A.8.4) of an image, in the patient's geometry.
 
 On request one Secondary Capture (A.8.1) per slice instead, with the geometry of the Image Plane module: an extension of
 that class which older readers ignore.
@@ -18,10 +18,10 @@ from pydicom.uid import MultiFrameGrayscaleWordSecondaryCaptureImageStorage, Sec
 from dicomnode.errors import InputRefused
 from dicomnode.results import label
 from dicomnode.results.frame_geometry import FrameGeometry, decimal
-from dicomnode.results.header import Context, Series, complete
+from dicomnode.results.header import Context, Series, add_common_modules
 from pipelines.contract import Image
 
-__all__ = ["DERIVATION", "checked", "show", "window_of", "write"]
+__all__ = ["DERIVATION", "check_values", "display_window", "set_window", "write"]
 
 DERIVATION = ("SYNTHESIS", "99DICOMNODE", "Image computed by a trained generative model")
 _WHITE = 65535
@@ -43,12 +43,12 @@ class _Stored:
 
 
 def write(image: Image, context: Context, number: int, *, labelled: bool, single: bool = False) -> list[Dataset]:
-    """The instances of one series, one or one per slice: clean, or labelled in a band of new rows below the anatomy.
+    """Return the instances of one series, one in all or one per slice; labels stand in new rows below the anatomy.
 
     Raises ``GeometryError`` or ``InputRefused`` for what cannot be stored truly.
     """
     geometry = FrameGeometry.from_grid(image.volume.grid)
-    stored = _quantised(geometry.arrange(checked(image)))
+    stored = _quantise(geometry.arrange(check_values(image)))
     frames = label.enlarge(stored.frames, _ink(stored)) if labelled else stored.frames
     kind = "labelled" if labelled else "clean"
     ds = Dataset()
@@ -64,12 +64,12 @@ def write(image: Image, context: Context, number: int, *, labelled: bool, single
     words = f"{image.description} (labelled)" if labelled else image.description
     note = " The label lies in added rows below the image." if labelled else ""
     name = f"{image.name}/{kind}/single" if single else f"{image.name}/{kind}"
-    complete(ds, context, Series(name, number, words, f"{image.description}.{note}", DERIVATION))
+    add_common_modules(ds, context, Series(name, number, words, f"{image.description}.{note}", DERIVATION))
     return _slices(ds, context, name) if single else [ds]
 
 
-def checked(image: Image) -> NDArray[np.float32]:
-    """The array (k, j, i). Raises InputRefused unless it fits its grid and all of it are numbers."""
+def check_values(image: Image) -> NDArray[np.float32]:
+    """Return the array (k, j, i). Raises InputRefused unless it fits its grid and all values are finite numbers."""
     data = image.volume.data
     if data.shape != image.volume.grid.shape:
         raise InputRefused(f"result '{image.name}': array {data.shape} on a grid of {image.volume.grid.shape}")
@@ -79,7 +79,7 @@ def checked(image: Image) -> NDArray[np.float32]:
 
 
 def _slices(ds: Dataset, context: Context, name: str) -> list[Dataset]:
-    """The frames of a complete multi-frame object as single-frame ones of the same series."""
+    """Return the frames of a complete multi-frame object as single-frame ones of the same series."""
     shared, frames = ds.SharedFunctionalGroupsSequence[0], ds.PerFrameFunctionalGroupsSequence
     pixels = np.frombuffer(ds.PixelData, "<u2").reshape(ds.NumberOfFrames, -1)
     header = deepcopy(ds)
@@ -101,21 +101,21 @@ def _slices(ds: Dataset, context: Context, name: str) -> list[Dataset]:
     return slices
 
 
-def _quantised(data: NDArray[np.float32]) -> _Stored:
+def _quantise(data: NDArray[np.float32]) -> _Stored:
     low, high = float(data.min()), float(data.max())
     slope, intercept = decimal((high - low) / _WHITE if high > low else 1.0), decimal(low)
     values = np.round((data.astype(np.float64) - float(intercept)) / float(slope))
-    return _Stored(np.clip(values, 0, _WHITE).astype(np.uint16), slope, intercept, window_of(data))
+    return _Stored(np.clip(values, 0, _WHITE).astype(np.uint16), slope, intercept, display_window(data))
 
 
-def window_of(data: NDArray[np.float32]) -> tuple[float, float]:
-    """What is shown as black and as white."""
+def display_window(data: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the values that a viewer shows as black and as white."""
     dark, bright = (float(value) for value in np.percentile(data, _WINDOW_PERCENTILES))
     return dark, bright
 
 
 def _ink(stored: _Stored) -> int:
-    """The stored value that the window shows as white."""
+    """Return the stored value that the window shows as white."""
     value = (stored.window[1] - float(stored.intercept)) / float(stored.slope)
     return int(np.clip(np.ceil(value), 1, _WHITE))
 
@@ -128,13 +128,13 @@ def _pixels(ds: Dataset, frames: NDArray[np.uint16], stored: _Stored, unit: str)
     ds.PresentationLUTShape = "IDENTITY"
     ds.RescaleIntercept, ds.RescaleSlope = stored.intercept, stored.slope
     ds.RescaleType = "US" if unit == "1" else unit
-    show(ds, stored.window, float(stored.slope))
+    set_window(ds, stored.window, float(stored.slope))
     ds.PixelData = frames.astype("<u2").tobytes()
     ds["PixelData"].VR = "OW"
 
 
-def show(ds: Dataset, window: tuple[float, float], slope: float) -> None:
-    """The window from ``low`` to ``high`` in the unit of the values, no narrower than one stored step.
+def set_window(ds: Dataset, window: tuple[float, float], slope: float) -> None:
+    """Set the window from ``low`` to ``high`` in the unit of the values, no narrower than one stored step.
 
     LINEAR runs from c - 0.5 - (w - 1) / 2 to c - 0.5 + (w - 1) / 2 (PS3.3 C.11.2.1.2.1). That half matters where a
     window is a few units wide or less, and viewers draw a width below 1 black although LINEAR_EXACT would allow it

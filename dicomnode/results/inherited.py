@@ -1,8 +1,9 @@
-"""What results take over of their sources' headers: one list for every kind of object, checked before anything is
-computed.
+"""Attributes that results take over from their sources' headers: one list for every kind of object, checked before
+anything is computed.
 
-What identifies patient and study has to be the same in all sources, else the job is refused by the attribute's name.
-What breaks its rules, or differs where it may be left out, is left empty (type 2) or out (type 3) with a note.
+Attributes that identify patient and study must be the same in all sources, else the job is refused by the attribute's
+name. Those that break their rules, or differ where they may be left out, are left empty (type 2) or out (type 3) with
+a note.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _OF_ALL = frozenset({
     "PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence", "TimezoneOffsetFromUTC",
     "LongitudinalTemporalInformationModified",
 })  # fmt: skip
-"""True of the results only where every source states it."""
+"""Attributes that results state only where every source states them."""
 _SUBJECT = (
     "ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName", "ClinicalTrialSiteID",
     "ClinicalTrialSiteName", "ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID",
@@ -49,7 +50,7 @@ _TIME_POINT = (
     "LongitudinalTemporalEventType", "ConsentForClinicalTrialUseSequence",
 )  # fmt: skip
 """The Clinical Trial Subject and Study modules (PS3.3 C.7.1.3, C.7.2.3). That of the series is not a result's."""
-_TAKEN = (
+_INHERITED = (
     *_IDENTITY, *sorted(_OF_ALL - {"TimezoneOffsetFromUTC"}),
     "StudyDate", "StudyTime", "StudyID", "StudyDescription", "ReferringPhysicianName",
     "IssuerOfAccessionNumberSequence", "PatientAge", "PatientSize", "PatientWeight", *_SUBJECT, *_TIME_POINT,
@@ -82,37 +83,37 @@ class Inherited:
 
 
 def inherit(sources: Sequence[Dataset], priors: Sequence[Dataset] = ()) -> Inherited:
-    """Take over what the sources of one study say. Raises InputRefused."""
+    """Take over the attributes that the sources of one study agree in. Raises InputRefused."""
     if not sources:
         raise InputRefused("results: no input instance to derive from")
     _check_uids([*sources, *priors])
     _check_priors(sources, priors)
-    taking = _Taking(sources)
-    common = taking.of(_TAKEN)
-    _complete_identity_removed(common, taking.notes)
-    _complete_trial(common, taking.notes)
+    agreement = _Agreement(sources)
+    common = agreement.of(_INHERITED)
+    _complete_identity_removed(common, agreement.notes)
+    _complete_trial(common, agreement.notes)
     for keyword in TYPE_2:
         if keyword not in common:
             setattr(common, keyword, "")
     first = [each for each in sources if each.SeriesInstanceUID == sources[0].SeriesInstanceUID]
-    of_main = _Taking(first, taking.notes)
+    of_main = _Agreement(first, agreement.notes)
     if why := of_main.fault("SliceThickness"):
-        taking.notes.append(f"{title('SliceThickness')} of the input {why}; it counts as not stated")
+        agreement.notes.append(f"{title('SliceThickness')} of the input {why}; it counts as not stated")
     of_images, lost = of_main.of(_OF_IMAGES), _lossy([*sources, *priors])
-    return Inherited(common, of_images, lost, _zone(taking), tuple(dict.fromkeys(taking.notes)))
+    return Inherited(common, of_images, lost, _zone(agreement), tuple(dict.fromkeys(agreement.notes)))
 
 
-def _zone(taking: _Taking) -> Dataset:
-    """That of any source; ``common`` has it only where all state it, for it would speak of the others' times."""
+def _zone(agreement: _Agreement) -> Dataset:
+    """Return the time zone of any source; ``common`` has it only where all state it, as it concerns all times."""
     found = Dataset()
-    stated = [each for each in taking.sources if _states(each, "TimezoneOffsetFromUTC")]
-    if stated and not taking.fault("TimezoneOffsetFromUTC"):
-        found.TimezoneOffsetFromUTC = stated[0].TimezoneOffsetFromUTC
+    present = [each for each in agreement.sources if _states(each, "TimezoneOffsetFromUTC")]
+    if present and not agreement.fault("TimezoneOffsetFromUTC"):
+        found.TimezoneOffsetFromUTC = present[0].TimezoneOffsetFromUTC
     return found
 
 
 @dataclass(frozen=True)
-class _Taking:
+class _Agreement:
     sources: Sequence[Dataset]
     notes: list[str] = field(default_factory=list)
 
@@ -124,30 +125,31 @@ class _Taking:
         return found
 
     def _one(self, keyword: str) -> DataElement | None:
-        """The element that the sources agree in; None where there is none."""
+        """Return the element that the sources agree in; None where there is none."""
         if why := self.fault(keyword):
             if keyword in _NEEDED:
                 raise InputRefused(f"{title(keyword)} of the input {why}; a result without it could not be filed")
             self.notes.append(f"{title(keyword)} of the input {why}; it is left empty")
             return None
-        stated = {_key(each[keyword]): each[keyword] for each in reversed(self.sources) if _states(each, keyword)}
-        if len(stated) > 1:
+        present = {_key(each[keyword]): each[keyword] for each in reversed(self.sources) if _states(each, keyword)}
+        if len(present) > 1:
             if keyword in _IDENTITY:
                 raise InputRefused(f"the inputs of the job differ in {title(keyword)}; a result has one")
             self.notes.append(f"{title(keyword)} differs between the inputs; it is left empty")
             return None
         if keyword in _OF_ALL and not all(_states(each, keyword) for each in self.sources):
             return None
-        return _copied(next(iter(stated.values()))) if stated else None
+        return _copy_element(next(iter(present.values()))) if present else None
 
     def fault(self, keyword: str) -> str:
-        seen = set()
+        """Return the first fault of the attribute in any source, or ""."""
+        checked = set()
         for source in self.sources:
             if not _states(source, keyword):
                 continue
             element, declared = source[keyword], has_known_character_set(source)
-            if (key := (element.VR, str(element.value), declared)) not in seen:
-                seen.add(key)
+            if (key := (element.VR, str(element.value), declared)) not in checked:
+                checked.add(key)
                 if why := find_fault(element, declared=declared):
                     return why
         return ""
@@ -158,7 +160,7 @@ def _states(source: Dataset, keyword: str) -> bool:
 
 
 def _key(element: DataElement) -> str:
-    """Equal for values that mean the same."""
+    """Return a key that is equal for values of one meaning."""
     value = element.value
     if element.VR == "PN":
         groups = ["^".join(part.strip() for part in group.split("^")) for group in str(value).split("=")]
@@ -166,13 +168,13 @@ def _key(element: DataElement) -> str:
     if element.VR == "DS" and element.VM == 1:
         return repr(float(value))
     if element.VR == "TM":
-        whole, _, fraction = str(value).strip().partition(".")
-        return f"{whole.ljust(6, '0')}.{fraction.rstrip('0')}"
+        clock, _, fraction = str(value).strip().partition(".")
+        return f"{clock.ljust(6, '0')}.{fraction.rstrip('0')}"
     return str(value).strip()
 
 
-def _copied(element: DataElement) -> DataElement:
-    """With the VR of the dictionary, whatever the sender wrote."""
+def _copy_element(element: DataElement) -> DataElement:
+    """Return a copy of the element with the VR of the dictionary, whatever the sender wrote."""
     vr = dictionary_VR(element.tag)
     value = deepcopy(element.value) if vr != "PN" and vr in ("SQ", element.VR) else str(element.value)
     return DataElement(element.tag, vr, value)
@@ -193,7 +195,7 @@ def _check_priors(sources: Sequence[Dataset], priors: Sequence[Dataset]) -> None
 
 
 def _complete_identity_removed(common: Dataset, notes: list[str]) -> None:
-    """PS3.3 C.7.1.1: YES goes with the method, in words or in codes."""
+    """Remove a YES without a method, in words or codes, and a method without YES (PS3.3 C.7.1.1)."""
     method = [each for each in ("DeidentificationMethod", "DeidentificationMethodCodeSequence") if common.get(each)]
     if common.get("PatientIdentityRemoved") == "YES" and not method:
         del common.PatientIdentityRemoved
@@ -203,19 +205,19 @@ def _complete_identity_removed(common: Dataset, notes: list[str]) -> None:
 
 
 def _complete_trial(common: Dataset, notes: list[str]) -> None:
-    """Both modules whole, or neither."""
-    stated = [keyword for keyword in (*_SUBJECT, *_TIME_POINT) if keyword in common]
-    if not stated:
+    """Complete both Clinical Trial modules, or remove them."""
+    present = [keyword for keyword in (*_SUBJECT, *_TIME_POINT) if keyword in common]
+    if not present:
         return
     needed = (
         "ClinicalTrialSponsorName",
         "ClinicalTrialProtocolID",
         _SUBJECT[5] if _SUBJECT[5] in common else _SUBJECT[6],
     )
-    if lacking := [keyword for keyword in needed if keyword not in common]:
-        for keyword in stated:
+    if missing := [keyword for keyword in needed if keyword not in common]:
+        for keyword in present:
             delattr(common, keyword)
-        notes.append(f"the Clinical Trial modules of the input lack {title(lacking[0])}; they are left out")
+        notes.append(f"the Clinical Trial modules of the input lack {title(missing[0])}; they are left out")
         return
     for keyword in ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName"):
         common.setdefault(keyword, DataElement(keyword, dictionary_VR(keyword), ""))
@@ -227,16 +229,16 @@ def _complete_trial(common: Dataset, notes: list[str]) -> None:
 
 
 def _lossy(sources: Sequence[Dataset]) -> Dataset:
-    """Lossy Image Compression, and where it is 01 ratio and method of the source that lost most (PS3.3 C.7.6.1.1.5)."""
+    """Return Lossy Image Compression, and with 01 ratio and method of the source that lost most (PS3.3 C.7.6.1.1.5)."""
     found = Dataset()
     losing = [each for each in sources if lossy.is_lossy(each)]
     found.LossyImageCompression = "01" if losing else "00"
     ratios = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
-    stated = [each for each in losing if all(_states(each, k) and not find_fault(each[k]) for k in ratios)]
-    if stated:
-        most = max(stated, key=lambda each: _largest(each, ratios[0]))
+    present = [each for each in losing if all(_states(each, k) and not find_fault(each[k]) for k in ratios)]
+    if present:
+        most = max(present, key=lambda each: _largest(each, ratios[0]))
         for keyword in ratios:
-            found[keyword] = _copied(most[keyword])
+            found[keyword] = _copy_element(most[keyword])
     elif methods := {lossy.compression_method(each) for each in losing} - {""}:
         found.LossyImageCompressionMethod = sorted(methods)
     return found

@@ -13,7 +13,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import RawDataStorage
 
 from dicomnode.results import label
-from dicomnode.results.header import Context, Series, complete, document_of
+from dicomnode.results.header import Context, Series, add_common_modules, document_arguments
 from dicomnode.results.sr import device, evidence
 from pipelines.quality import Outcome, Verdict
 
@@ -27,7 +27,7 @@ _WORDS = {
 
 
 def write(verdict: Verdict, context: Context, number: int) -> Dataset:
-    """The note for a verdict to hold or to refuse. ``ValueError`` for one to accept, of which there is none to tell."""
+    """Return the note for a verdict to hold or to refuse. Raises ``ValueError`` for a verdict to accept."""
     if verdict.outcome not in _TITLES:
         raise ValueError("a key object note tells of what is held or refused")
     name = "\n".join(("key object", verdict.outcome, *verdict.reasons))
@@ -41,15 +41,15 @@ def write(verdict: Verdict, context: Context, number: int) -> Dataset:
             observer_device_context=device(context),
             description=f"{label.TEXT}. {context.provenance.pipeline}: {_WORDS[verdict.outcome]}. {verdict.reason}",
         ),
-        **document_of(context, name, number),
+        **document_arguments(context, name, number),
     )
     description = f"{'Held' if held else 'Not processed'}: {context.provenance.pipeline}"
-    complete(ds, context, Series(name, number, description, description))
+    add_common_modules(ds, context, Series(name, number, description, description))
     return ds
 
 
 def _referenced(source: Dataset) -> Dataset:
-    """highdicom takes what has rows and columns for an image."""
+    """Return the reference to a source, with the rows and columns by which highdicom recognises an image."""
     item = evidence(source)
     if source.SOPClassUID != RawDataStorage:
         item.Rows = item.Columns = 1

@@ -1,4 +1,4 @@
-"""The words that every viewer shows, because they are pixels: a band below the image, outside the anatomy."""
+"""Label in the pixels, which every viewer shows: a band below the image, outside the anatomy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARGIN = 3
 
 
 def enlarge(frames: NDArray[np.uint16], ink: int) -> NDArray[np.uint16]:
-    """Frames (k, j, i) with the band below: new rows after the last one, so the first voxel stays where it was.
+    """Return frames (k, j, i) with the band below: new rows after the last one, so the first voxel keeps its place.
 
     An image narrower than the longest word gets new columns after its last one too. ``ink``: stored value of the text.
     """
@@ -33,11 +33,11 @@ def enlarge(frames: NDArray[np.uint16], ink: int) -> NDArray[np.uint16]:
 
 @cache
 def band(columns: int) -> NDArray[np.float64]:
-    """The text in [0, 1] on (rows, at least ``columns``), in as many lines as legible letters need."""
+    """Return the text in [0, 1] on (rows, at least ``columns``), in as many lines as legible letters need."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(_font_file(), max(_SMALLEST_FONT, round(columns * _FONT_OF_WIDTH)))
-    lines = _broken(columns, font.getlength)
+    lines = _wrap(columns, font.getlength)
     width = max(columns, *(int(np.ceil(font.getlength(line))) + 2 * _MARGIN for line in lines))
     ascent, descent = font.getmetrics()
     picture = Image.new("L", (width, len(lines) * (ascent + descent) + 2 * _MARGIN))
@@ -50,14 +50,14 @@ def band(columns: int) -> NDArray[np.float64]:
     return pixels
 
 
-def _broken(columns: int, length: Callable[[str], float]) -> list[str]:
+def _wrap(columns: int, length: Callable[[str], float]) -> list[str]:
     lines: list[str] = []
-    for word in _PARTS:
-        longer = f"{lines[-1]} {word}" if lines else word
+    for part in _PARTS:
+        longer = f"{lines[-1]} {part}" if lines else part
         if lines and length(longer) <= columns - 2 * _MARGIN:
             lines[-1] = longer
         else:
-            lines.append(word)
+            lines.append(part)
     return lines
 
 

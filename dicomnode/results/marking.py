@@ -1,4 +1,4 @@
-"""Between the writer and the wire: nothing leaves that does not say that it is synthetic, and from what it was made."""
+"""Check before the wire: no object leaves without its marks as synthetic and the sources that it was made from."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pydicom.uid import (
 from dicomnode.errors import NotMarked
 from dicomnode.results import label
 from dicomnode.results.header import SYNTHESIZING_EQUIPMENT
-from dicomnode.results.provenance import recorded
+from dicomnode.results.provenance import read_record
 
-__all__ = ["check"]
+__all__ = ["check_marks"]
 
 _LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"  # pydicom 3.0.2 does not name it
 _SECONDARY = (MultiFrameGrayscaleWordSecondaryCaptureImageStorage, SecondaryCaptureImageStorage)
@@ -45,7 +45,7 @@ _MEASURED = (
     (MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage, RawDataStorage),
     (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage),
 )
-"""Classes of what one modality measures: a result of such a class claims the facts of a scan, so one must be behind."""
+"""Classes that one modality measures: a result of such a class claims the facts of a scan, so a source must have it."""
 _NOT_EMPTY = (
     "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "Manufacturer", "ManufacturerModelName",
     "SoftwareVersions", "DeviceSerialNumber",
@@ -56,8 +56,8 @@ _PROVENANCE = ("model", "pipeline", "parameters", "seed", "device", "node", "mea
 _MODEL = ("name", "version", "sha256", "trained_on")
 
 
-def check(ds: Dataset) -> None:
-    """Raises ``NotMarked`` naming every mark that is missing, whoever made the object and of whatever class it is.
+def check_marks(ds: Dataset) -> None:
+    """Raise ``NotMarked`` naming every missing mark, whoever made the object and of whatever class it is.
 
     A report, a Key Object note and an encapsulated document have marks of their own in place of an image's.
     """
@@ -76,22 +76,22 @@ def _marks_of(ds: Dataset) -> dict[str, Callable[[Dataset], bool]]:
 
 
 def _not_empty_in(ds: Dataset) -> tuple[str, ...]:
-    """A page of a report lies nowhere in the patient."""
+    """Return the further attributes that must not be empty; a page of a report has no place in the patient."""
     if ds.get("SOPClassUID") in _MARKS_OF_DOCUMENTS:
         return ()
     return ("ImageComments",) if _is_page(ds) else _NOT_EMPTY_IN_IMAGES
 
 
 def _is_page(ds: Dataset) -> bool:
-    """Of a report, as pixels: a picture that says so and claims no place."""
+    """Return whether the object is a page of a report as pixels: its Image Type says so, and it claims no place."""
     placed = any(keyword in ds for keyword in ("ImagePositionPatient", "SharedFunctionalGroupsSequence"))
     single = ds.get("SOPClassUID") == SecondaryCaptureImageStorage
     return single and not placed and "PAGE" in list(ds.get("ImageType") or [])
 
 
-def _image_type(ds: Dataset) -> bool:
-    """Value 2 is PRIMARY in segmentations, maps and PET (PS3.3 C.8.20.2, C.8.32.2, C.8.9.4.1.1), SECONDARY in images
-    that are ours, either in others."""
+def _has_image_type(ds: Dataset) -> bool:
+    """Return whether Image Type is DERIVED with the right value 2: PRIMARY in segmentations, maps and PET (PS3.3
+    C.8.20.2, C.8.32.2, C.8.9.4.1.1), SECONDARY in Secondary Capture, either in others."""
     kind, sop_class = list(ds.get("ImageType") or [])[:2], ds.get("SOPClassUID")
     either = ["PRIMARY"] if sop_class in _PRIMARY else ["SECONDARY"]
     if sop_class not in (*_PRIMARY, *_SECONDARY):
@@ -99,8 +99,8 @@ def _image_type(ds: Dataset) -> bool:
     return len(kind) == 2 and kind[0] == "DERIVED" and kind[1] in either
 
 
-def _burned_in(ds: Dataset) -> bool:
-    """An image says whether its label is in its pixels; maps and segmentations have none to read words from."""
+def _has_burned_in(ds: Dataset) -> bool:
+    """Return whether Burned In Annotation tells if the label is in the pixels; maps and segmentations need none."""
     if ds.get("SOPClassUID") in _WITHOUT_LETTERS:
         return True
     said = ds.get("BurnedInAnnotation")
@@ -110,14 +110,14 @@ def _burned_in(ds: Dataset) -> bool:
     return bool(said == ("YES" if labelled else "NO"))
 
 
-def _measured(ds: Dataset) -> bool:
-    """What has the class of a scanner's images was made from such images, never from those of another modality."""
+def _has_measured_source(ds: Dataset) -> bool:
+    """Return whether an object of a scanner's class was made from images of such a class, not of another modality."""
     own = next((classes for classes in _MEASURED if ds.get("SOPClassUID") in classes), ())
     items = [*(ds.get("SourceImageSequence") or []), *(ds.get("SourceInstanceSequence") or [])]
     return not own or any(item.get("ReferencedSOPClassUID") in own for item in items)
 
 
-def _synthesizer(ds: Dataset) -> bool:
+def _has_synthesizer(ds: Dataset) -> bool:
     needed = ("Manufacturer", "ManufacturerModelName", "SoftwareVersions", "ContributionDateTime")
     return any(
         _purpose(item) == SYNTHESIZING_EQUIPMENT[:2] and all(item.get(keyword) for keyword in needed)
@@ -125,46 +125,46 @@ def _synthesizer(ds: Dataset) -> bool:
     )
 
 
-def _sources(ds: Dataset) -> bool:
-    """At least one input, and each with the class, the instance and its part in the derivation."""
+def _has_sources(ds: Dataset) -> bool:
+    """Return whether sources are named, each with its class, its instance and its part in the derivation."""
     items: Sequence[Dataset] = [*(ds.get("SourceImageSequence") or []), *(ds.get("SourceInstanceSequence") or [])]
     return bool(items) and all(
         item.get("ReferencedSOPClassUID") and item.get("ReferencedSOPInstanceUID") and _purpose(item) for item in items
     )
 
 
-def _said(ds: Dataset) -> bool:
-    """At the top of the tree, where a viewer shows it first."""
+def _has_label_text(ds: Dataset) -> bool:
+    """Return whether the label stands at the top of the tree, where a viewer shows it first."""
     words = [str(item.get("TextValue", "")) for item in ds.get("ContentSequence") or []]
     return any(line.startswith(label.TEXT) for line in words)
 
 
-def _titled(ds: Dataset) -> bool:
-    """In the header and in the title of the file itself, which a viewer of documents shows."""
+def _has_label_title(ds: Dataset) -> bool:
+    """Return whether the label stands in the header and in the title of the file, which a viewer of documents shows."""
     content = bytes(ds.get("EncapsulatedDocument") or b"")
     return str(ds.get("DocumentTitle", "")).startswith(label.TEXT) and label.TEXT.encode() in content
 
 
-def _instances(ds: Dataset) -> bool:
+def _has_instances(ds: Dataset) -> bool:
     items = ds.get("SourceInstanceSequence") or []
     return bool(items) and all(item.get("ReferencedSOPInstanceUID") for item in items)
 
 
-def _evidence(ds: Dataset) -> bool:
-    """At least one input."""
+def _has_evidence(ds: Dataset) -> bool:
+    """Return whether the evidence names at least one input."""
     studies = ds.get("CurrentRequestedProcedureEvidenceSequence") or []
     series = [each for study in studies for each in study.get("ReferencedSeriesSequence") or []]
     return any(each.get("ReferencedSOPSequence") for each in series)
 
 
-def _derivation(ds: Dataset) -> bool:
+def _has_derivation(ds: Dataset) -> bool:
     items = ds.get("DerivationCodeSequence") or []
     return bool(items) and all(item.get("CodeValue") and item.get("CodeMeaning") for item in items)
 
 
-def _provenance(ds: Dataset) -> bool:
+def _has_provenance(ds: Dataset) -> bool:
     try:
-        content: dict[str, Any] = recorded(ds)
+        content: dict[str, Any] = read_record(ds)
     except (KeyError, json.JSONDecodeError):
         return False
     model = content.get("model")
@@ -179,32 +179,32 @@ def _purpose(item: Dataset) -> tuple[str, str] | None:
 _MARKS: dict[str, Callable[[Dataset], bool]] = {
     "SyntheticData": lambda ds: ds.get("SyntheticData") == "YES",
     "ContentQualification": lambda ds: ds.get("ContentQualification") == "RESEARCH",
-    "ContributingEquipmentSequence": _synthesizer,
+    "ContributingEquipmentSequence": _has_synthesizer,
     "SeriesDescription": lambda ds: str(ds.get("SeriesDescription", "")).startswith("SYN "),
-    "provenance block": _provenance,
+    "provenance block": _has_provenance,
 }
 _MARKS_OF_IMAGES: dict[str, Callable[[Dataset], bool]] = {
-    "ImageType": _image_type,
-    "BurnedInAnnotation": _burned_in,
+    "ImageType": _has_image_type,
+    "BurnedInAnnotation": _has_burned_in,
     "DerivationDescription": lambda ds: "SYNTHETIC" in str(ds.get("DerivationDescription", "")),
-    "DerivationCodeSequence": _derivation,
-    "SourceImageSequence or SourceInstanceSequence": _sources,
-    "a source of its modality": _measured,
+    "DerivationCodeSequence": _has_derivation,
+    "SourceImageSequence or SourceInstanceSequence": _has_sources,
+    "a source of its modality": _has_measured_source,
 }
 _MARKS_OF_DOCUMENTS: dict[str, dict[str, Callable[[Dataset], bool]]] = {
     Comprehensive3DSRStorage: {
-        "words in ContentSequence": _said,
-        "CurrentRequestedProcedureEvidenceSequence": _evidence,
+        "words in ContentSequence": _has_label_text,
+        "CurrentRequestedProcedureEvidenceSequence": _has_evidence,
         "VerificationFlag": lambda ds: ds.get("VerificationFlag") == "UNVERIFIED",
         "PreliminaryFlag": lambda ds: ds.get("PreliminaryFlag") == "PRELIMINARY",
     },
     KeyObjectSelectionDocumentStorage: {
-        "words in ContentSequence": _said,
-        "CurrentRequestedProcedureEvidenceSequence": _evidence,
+        "words in ContentSequence": _has_label_text,
+        "CurrentRequestedProcedureEvidenceSequence": _has_evidence,
     },
     EncapsulatedPDFStorage: {
-        "words in DocumentTitle and document": _titled,
-        "SourceInstanceSequence": _instances,
+        "words in DocumentTitle and document": _has_label_title,
+        "SourceInstanceSequence": _has_instances,
         "VerificationFlag": lambda ds: ds.get("VerificationFlag") == "UNVERIFIED",
         "BurnedInAnnotation": lambda ds: ds.get("BurnedInAnnotation") == "YES",
     },

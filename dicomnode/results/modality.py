@@ -1,4 +1,4 @@
-"""Image -> one PET Image (PS3.3 A.21) or MR Image (A.4) per slice, where that is honest.
+"""One PET Image (PS3.3 A.21) or MR Image (A.4) per slice of an image, where that is honest.
 
 Honest is PET made from PET of the same scan, whose radiopharmaceutical, times and corrections are copied and not made
 up, and MR reconstructed from its own k-space. Nothing else: of an image of another modality or contrast these facts
@@ -26,12 +26,12 @@ from dicomnode.reading.frames import frames_of
 from dicomnode.results import image as images_of
 from dicomnode.results import planes
 from dicomnode.results.frame_geometry import FrameGeometry, decimal
-from dicomnode.results.header import Context, Series, code, complete
+from dicomnode.results.header import Context, Series, add_common_modules, code_item
 from pipelines.contract import Grid, Image
 
-__all__ = ["possible", "write"]
+__all__ = ["is_possible", "write"]
 
-_UNITS = MappingProxyType({code: term for term, code in pet.UCUM.items()})
+_UNITS = MappingProxyType({ucum: term for term, ucum in pet.UCUM.items()})
 _NEEDED = ("SeriesType", "DecayCorrection", "RadiopharmaceuticalInformationSequence")
 _OF_PET_SERIES = (
     "SeriesDate", "SeriesTime", "SeriesType", "CountsSource", "CorrectedImage", "DecayCorrection", "SUVType",
@@ -55,18 +55,18 @@ _MR_FACTS = MappingProxyType({
 })  # fmt: skip
 
 
-def possible(image: Image, context: Context) -> bool:
-    """Whether an object of the image's modality can be made of it without inventing a fact."""
+def is_possible(image: Image, context: Context) -> bool:
+    """Return whether the image can become an object of its modality without an invented fact."""
     if image.modality == "PT":
         sources = _pet_of(context, image.volume.grid)
-        return bool(sources) and _units(image, sources[0]) != "" and _tell(sources)
+        return bool(sources) and _units(image, sources[0]) != "" and _agree_in_facts(sources)
     if image.modality == "MR":
         return all(source.SOPClassUID == RawDataStorage for source in context.sources) and context.modality == "MR"
     return False
 
 
 def write(image: Image, context: Context, number: int) -> list[Dataset]:
-    """The instances of one series, clean. Raises ``GeometryError`` or ``InputRefused``."""
+    """Return the instances of one series, clean. Raises ``GeometryError`` or ``InputRefused``."""
     geometry = FrameGeometry.from_grid(image.volume.grid)
     ds = Dataset()
     ds.Modality = image.modality
@@ -78,7 +78,9 @@ def write(image: Image, context: Context, number: int) -> list[Dataset]:
     stored = _stored(ds, geometry, image)
     slices = _pet(ds, image, context) if image.modality == "PT" else _mr(ds, context, len(stored))
     name = f"{image.name}/clean/modality"
-    complete(ds, context, Series(name, number, image.description, f"{image.description}.", images_of.DERIVATION))
+    add_common_modules(
+        ds, context, Series(name, number, image.description, f"{image.description}.", images_of.DERIVATION)
+    )
     ds.update(slices.of_the_series)
     if image.modality == "PT":
         _orient(ds)
@@ -89,68 +91,68 @@ def write(image: Image, context: Context, number: int) -> list[Dataset]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What belongs to the series, after everything else is said, and to each of its slices."""
+    """Attributes of the series that override all others, and those of each of its slices."""
 
     of_the_series: Dataset
     of_each: Sequence[Dataset]
 
 
 def _stored(ds: Dataset, geometry: FrameGeometry, image: Image) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """Signed, with one slope for all slices and no intercept (PS3.3 C.8.9.4.1.4)."""
-    data = images_of.checked(image)
+    """Set pixel attributes and return stored values: signed, one slope, no intercept (PS3.3 C.8.9.4.1.4)."""
+    data = images_of.check_values(image)
     largest = float(np.abs(data).max())
     slope = decimal(largest / _FULL_SCALE if largest > 0 else 1.0)
     ds.Rows, ds.Columns = data.shape[1:]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
     ds.RescaleIntercept, ds.RescaleSlope = "0", slope
-    images_of.show(ds, images_of.window_of(data), float(slope))
+    images_of.set_window(ds, images_of.display_window(data), float(slope))
     values = np.round(geometry.arrange(data).astype(np.float64) / float(slope))
     return np.clip(values, -_FULL_SCALE, _FULL_SCALE).astype("<i2")
 
 
 def _pet_of(context: Context, grid: Grid) -> list[Dataset]:
-    """The PET slices whose places are those of the grid, in the order of the result's slices; none unless all are."""
+    """Return the PET slices that lie on the slices of the grid, in the order of the result; none unless all do."""
     pet = [source for source in context.sources if source.SOPClassUID == PositronEmissionTomographyImageStorage]
-    shown = planes.shown_by(pet, grid)
-    if len(shown) != grid.shape[0] or any(len(frames_of(each)) != 1 for each in shown):
+    on_grid = planes.find_series_on(pet, grid)
+    if len(on_grid) != grid.shape[0] or any(len(frames_of(each)) != 1 for each in on_grid):
         return []
     along = np.cross(*np.reshape(FrameGeometry.from_grid(grid).orientation, (2, 3)))
-    return sorted(shown, key=lambda each: float(np.dot(along, np.array(each.ImagePositionPatient, float))))
+    return sorted(on_grid, key=lambda each: float(np.dot(along, np.array(each.ImagePositionPatient, float))))
 
 
-def _tell(sources: Sequence[Dataset]) -> bool:
-    """Whether each says what a PET image must say and only the scanner knows, and all say the same of the series.
+def _agree_in_facts(sources: Sequence[Dataset]) -> bool:
+    """Return whether each source states the facts of PET that only the scanner knows, and all the same of the series.
 
-    Nought is a Frame Reference Time. A gated or reprojected series has facts that one volume does not keep, and what
-    breaks its rules is not copied.
+    Zero is a valid Frame Reference Time. A gated or reprojected series has facts that one volume does not keep, and
+    values that break their rules are not copied.
     """
     first = sources[0]
     kind = list(first.get("SeriesType") or [])
     return (
         kind[:1] in _ONE_VOLUME
         and kind[1:] == ["IMAGE"]
-        and all(_tells(each) for each in sources)
+        and all(_states_facts(each) for each in sources)
         and all(each.get(keyword) == first.get(keyword) for each in sources for keyword in (*_OF_PET_SERIES, "Units"))
     )
 
 
-def _tells(source: Dataset) -> bool:
+def _states_facts(source: Dataset) -> bool:
     copied = [keyword for keyword in (*_OF_PET_SERIES, *_OF_PET_SLICES) if keyword in source]
-    stated = all(source.get(keyword) for keyword in _NEEDED) and source.get("FrameReferenceTime") is not None
-    return stated and not any(find_fault(source[keyword]) for keyword in copied)
+    own = all(source.get(keyword) for keyword in _NEEDED) and source.get("FrameReferenceTime") is not None
+    return own and not any(find_fault(source[keyword]) for keyword in copied)
 
 
 def _units(image: Image, source: Dataset) -> str:
-    stated = str(source.get("Units", ""))
-    return stated if image.volume.unit == "1" else _UNITS.get(image.volume.unit, "")
+    own = str(source.get("Units", ""))
+    return own if image.volume.unit == "1" else _UNITS.get(image.volume.unit, "")
 
 
 def _pet(ds: Dataset, image: Image, context: Context) -> _Facts:
     sources = _pet_of(context, image.volume.grid)
     ds.SOPClassUID = PositronEmissionTomographyImageStorage
     ds.ImageType = ["DERIVED", "PRIMARY", "SYNTHETIC", "CLEAN"]  # PS3.3 C.8.9.4.1.1: value 2 is PRIMARY
-    series = _copied(sources[0], _OF_PET_SERIES)
+    series = _copy(sources[0], _OF_PET_SERIES)
     series.Units = _units(image, sources[0])
     series.NumberOfSlices = len(sources)
     if series.SeriesType[0] == "DYNAMIC":
@@ -162,7 +164,7 @@ def _pet(ds: Dataset, image: Image, context: Context) -> _Facts:
     for keyword in ("CorrectedImage", "CollimatorType"):
         if keyword not in series:
             setattr(series, keyword, "")
-    slices = [_copied(source, _OF_PET_SLICES) for source in sources]
+    slices = [_copy(source, _OF_PET_SLICES) for source in sources]
     for number, each in enumerate(slices, 1):
         each.ImageIndex = number
         for keyword in ("AcquisitionDate", "AcquisitionTime", "ActualFrameDuration"):
@@ -172,7 +174,7 @@ def _pet(ds: Dataset, image: Image, context: Context) -> _Facts:
 
 
 def _orient(ds: Dataset) -> None:
-    """PET has codes in place of Patient Position (PS3.3 C.7.3.1, C.8.4.6): the source's, or what its word means."""
+    """Replace Patient Position by the codes that PET has (PS3.3 C.7.3.1, C.8.4.6): the source's, or its meaning."""
     position = str(ds.get("PatientPosition") or "")
     ds.pop("PatientPosition", None)
     if "PatientOrientationCodeSequence" not in ds:
@@ -186,7 +188,7 @@ def _orient(ds: Dataset) -> None:
 
 
 def _item(concept: Code) -> Dataset:
-    return code(concept.value, concept.scheme_designator, concept.meaning)
+    return code_item(concept.value, concept.scheme_designator, concept.meaning)
 
 
 def _mr(ds: Dataset, context: Context, count: int) -> _Facts:
@@ -199,14 +201,14 @@ def _mr(ds: Dataset, context: Context, count: int) -> _Facts:
     series.MRAcquisitionType, series.EchoTrainLength = "", ""
     series.RepetitionTime = series.EchoTime = ""
     for fact, keyword in _MR_FACTS.items():
-        stated = facts.get(fact)
-        values = [float(value) for value in np.atleast_1d(stated if stated is not None else [])]
+        own = facts.get(fact)
+        values = [float(value) for value in np.atleast_1d(own if own is not None else [])]
         if len(values) == 1:
             setattr(series, keyword, decimal(values[0]))
     return _Facts(series, [Dataset() for _ in range(count)])
 
 
-def _copied(source: Dataset, keywords: Sequence[str]) -> Dataset:
+def _copy(source: Dataset, keywords: Sequence[str]) -> Dataset:
     found = Dataset()
     for keyword in keywords:
         if keyword in source:

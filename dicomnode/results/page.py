@@ -1,4 +1,4 @@
-"""A drawn report page -> one RGB Secondary Capture (PS3.3 A.8.1) and one Encapsulated PDF (A.45.1), a series each.
+"""One RGB Secondary Capture (PS3.3 A.8.1) and one Encapsulated PDF (A.45.1) of a report page, a series each.
 
 The page has no place in the patient: no frame of reference and no plane, so that no viewer stacks it with a volume.
 """
@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import EncapsulatedPDFStorage, SecondaryCaptureImageStorage
 
 from dicomnode.results import label
-from dicomnode.results.header import Context, Series, code, complete, name_sources
+from dicomnode.results.header import Context, Series, add_common_modules, code_item, reference_sources
 
 __all__ = ["Page", "write"]
 
@@ -31,7 +31,7 @@ class Page:
 
 
 def write(page: Page, context: Context, number: int) -> list[Dataset]:
-    """Of the kinds that the configuration names, in their order, with series numbers from ``number`` on."""
+    """Return the page in each configured kind, in that order, with series numbers from ``number`` on."""
     writers = {"sc": _secondary_capture, "pdf": _encapsulated}
     kinds = dict.fromkeys(context.config.report_page)
     return [writers[kind](page, context, number + at) for at, kind in enumerate(kinds)]
@@ -51,7 +51,7 @@ def _secondary_capture(page: Page, context: Context, number: int) -> Dataset:
     ds.PixelData = content + b"\0" * (len(content) % 2)
     ds["PixelData"].VR = "OB"
     words = "Report page of pictures and numbers"
-    complete(ds, context, Series("page", number, words, f"{words}.", _DERIVATION))
+    add_common_modules(ds, context, Series("page", number, words, f"{words}.", _DERIVATION))
     return ds
 
 
@@ -62,20 +62,20 @@ def _encapsulated(page: Page, context: Context, number: int) -> Dataset:
     ds.BurnedInAnnotation = "YES"
     ds.AcquisitionDateTime = ""
     ds.DocumentTitle = f"{label.TEXT}. Report of {context.provenance.pipeline}"
-    ds.ConceptNameCodeSequence = [code(*_REPORT)]
+    ds.ConceptNameCodeSequence = [code_item(*_REPORT)]
     ds.VerificationFlag = "UNVERIFIED"
     ds.MIMETypeOfEncapsulatedDocument = "application/pdf"
     ds.EncapsulatedDocument = page.pdf + b"\0" * (len(page.pdf) % 2)
     ds.EncapsulatedDocumentLength = len(page.pdf)
     words = "Report page of pictures and numbers (PDF)"
-    complete(ds, context, Series("page pdf", number, words, f"{words}."))
-    name_sources(ds, context.inputs)
+    add_common_modules(ds, context, Series("page pdf", number, words, f"{words}."))
+    reference_sources(ds, context.inputs)
     _only_instances(ds)
     return ds
 
 
 def _only_instances(ds: Dataset) -> None:
-    """PS3.3 C.24.2 knows one sequence for all that a document is derived from."""
+    """Move all sources into one sequence, as PS3.3 C.24.2 has it for a document."""
     items = [*ds.get("SourceImageSequence", ()), *ds.get("SourceInstanceSequence", ())]
     ds.pop("SourceImageSequence", None)
     for item in items:

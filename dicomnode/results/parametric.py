@@ -1,4 +1,4 @@
-"""ParametricMap -> Parametric Map Storage (PS3.3 A.75): float pixels with a real-world value mapping."""
+"""Parametric Map Storage (PS3.3 A.75) of a map: float pixels with a real-world value mapping."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from pydicom.sr.coding import Code
 from dicomnode.errors import InputRefused
 from dicomnode.results import image as images_of
 from dicomnode.results import planes
-from dicomnode.results.header import Context, Series, complete, instance_of, name_sources, nameless
-from dicomnode.results.planes import arranged, measure
+from dicomnode.results.header import (
+    Context,
+    Series,
+    add_common_modules,
+    instance_arguments,
+    reference_sources,
+    without_patient_names,
+)
+from dicomnode.results.planes import arrange_frames, set_pixel_measures
 from pipelines import contract
 from pipelines.contract import Image, ParametricMap
 
-__all__ = ["of_image", "write"]
+__all__ = ["write", "write_image"]
 
 _STANDARD_DEVIATIONS = (("386136009", "SCT"), ("113061", "DCM"))
 _PERCENTILES = (0.5, 99.5)
@@ -26,12 +33,12 @@ _PERCENTILES = (0.5, 99.5)
 def write(
     finding: ParametricMap, context: Context, number: int, images: Sequence[Dataset], variant: str = ""
 ) -> Dataset:
-    """A map on the grid of ``images``: the result image that it belongs to, or the sources.
+    """Return a map on the grid of ``images``: the result image that it belongs to, or the sources.
 
-    ``variant``: in what form these images are, where they can be in several.
+    ``variant``: the form of these images, where they can have several.
     """
     name = f"{finding.name}{variant}"
-    frames = arranged(finding.volume.data.astype(np.float32), finding.volume.grid, images, finding.name)
+    frames = arrange_frames(finding.volume.data.astype(np.float32), finding.volume.grid, images, finding.name)
     if not np.isfinite(frames).all():
         raise InputRefused(f"result '{finding.name}': {int((~np.isfinite(frames)).sum())} voxels are not finite")
     low, high = float(frames.min()), float(frames.max())
@@ -46,7 +53,7 @@ def write(
         quantity_definition=Code(finding.quantity.value, finding.quantity.scheme, finding.quantity.meaning),
     )
     ds: Dataset = hd.pm.ParametricMap(
-        source_images=nameless(images, context),
+        source_images=without_patient_names(images, context),
         pixel_array=frames,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
@@ -54,12 +61,12 @@ def write(
         derived_pixel_contrast=_contrast(finding),
         content_label="QUANTITY",
         content_description=finding.description[:64],
-        **instance_of(context, name, number),
+        **instance_arguments(context, name, number),
     )
     ds.ContentCreatorName = ""  # type 2 in PS3.3 table 10-12; highdicom leaves it out
-    measure(ds, finding.volume.grid, finding.slice_thickness_mm)
+    set_pixel_measures(ds, finding.volume.grid, finding.slice_thickness_mm)
     meaning = finding.quantity
-    complete(
+    add_common_modules(
         ds,
         context,
         Series(
@@ -74,20 +81,20 @@ def write(
     return ds
 
 
-def of_image(image: Image, context: Context, number: int) -> Dataset:
-    """An image's own values as floats, for who calculates with them; no label is in its pixels."""
+def write_image(image: Image, context: Context, number: int) -> Dataset:
+    """Return an image's own values as floats, for calculations; no label is in its pixels."""
     as_map = ParametricMap(
         f"{image.name}/clean", image.volume, contract.Code(*images_of.DERIVATION), image.description,
         image.slice_thickness_mm,
     )  # fmt: skip
-    images_of.checked(image)
-    if shown := planes.shown_by(context.sources, image.volume.grid):
-        return write(as_map, context, number, shown, "/parametric")
+    images_of.check_values(image)
+    if sources_on_grid := planes.find_series_on(context.sources, image.volume.grid):
+        return write(as_map, context, number, sources_on_grid, "/parametric")
     frames = images_of.write(
         image, context, number, labelled=False
     )  # to lie on; it is not sent, so nothing refers to it
     ds = write(as_map, context, number, frames, "/parametric")
-    name_sources(ds, context.inputs)
+    reference_sources(ds, context.inputs)
     for frame in ds.PerFrameFunctionalGroupsSequence:
         del frame.DerivationImageSequence
     del ds.ReferencedSeriesSequence

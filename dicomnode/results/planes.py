@@ -14,7 +14,7 @@ from dicomnode.errors import GeometryError
 from dicomnode.reading.frames import Frame, frames_of
 from pipelines.contract import Grid
 
-__all__ = ["arranged", "measure", "shown_by"]
+__all__ = ["arrange_frames", "find_series_on", "set_pixel_measures"]
 
 _ALONG = 0.25
 """How far from its regular place a frame may lie, in steps: sources are as even as scanners make them."""
@@ -23,16 +23,16 @@ _PARALLEL = 1e-3
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-def shown_by(sources: Sequence[Dataset], grid: Grid) -> list[Dataset]:
-    """The instances of the first series whose frames are exactly the slices of the grid; none where there is none."""
+def find_series_on(sources: Sequence[Dataset], grid: Grid) -> list[Dataset]:
+    """Return the instances of the first series whose frames are exactly the slices of the grid, or an empty list."""
     series: dict[str, list[Dataset]] = {}
     for source in sources:
         series.setdefault(str(source.get("SeriesInstanceUID", "")), []).append(source)
     return next((images for images in series.values() if _slices(images, grid) is not None), [])
 
 
-def arranged(volume: NDArray[Scalar], grid: Grid, images: Sequence[Dataset], name: str) -> NDArray[Scalar]:
-    """The slices of a (k, j, i) array in the order of the frames of ``images``.
+def arrange_frames(volume: NDArray[Scalar], grid: Grid, images: Sequence[Dataset], name: str) -> NDArray[Scalar]:
+    """Return the slices of a (k, j, i) array in the order of the frames of ``images``.
 
     A labelled image has a band of rows, perhaps columns, after the last; they are zero. Raises ``GeometryError`` when
     the frames are not the slices of the grid.
@@ -44,8 +44,8 @@ def arranged(volume: NDArray[Scalar], grid: Grid, images: Sequence[Dataset], nam
     return np.pad(volume[slices], [(0, count) for count in more])
 
 
-def measure(ds: Dataset, grid: Grid, thickness_mm: float) -> None:
-    """Pixel Measures of the grid, with the finding's own slice thickness.
+def set_pixel_measures(ds: Dataset, grid: Grid, thickness_mm: float) -> None:
+    """Set the Pixel Measures of the grid, with the finding's own slice thickness.
 
     highdicom would keep those of the images, where scanners state a spacing between slices that is not theirs or none.
     """
@@ -56,7 +56,7 @@ def measure(ds: Dataset, grid: Grid, thickness_mm: float) -> None:
 
 
 def _slices(images: Sequence[Dataset], grid: Grid) -> list[int] | None:
-    """The slice of the grid that each frame shows, in the order of the frames; None unless each is shown once."""
+    """Return the slice number of each frame, in the order of the frames; None unless each slice has one frame."""
     if len(images) > 1 and any(image.get("NumberOfFrames") for image in images):
         return None  # highdicom refers to one multi-frame object or to several single frames
     if not all(_in_plane(image, grid) for image in images):

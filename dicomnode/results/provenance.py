@@ -1,4 +1,4 @@
-"""How a result came about, kept in its header: for a person in Image Comments, for a program in a private block."""
+"""Provenance of a result in its header: for a person in Image Comments, for a program in a private block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from pipelines.contract import Measurement
 
-__all__ = ["PRIVATE_CREATOR", "Provenance", "record", "recorded", "sentences"]
+__all__ = ["PRIVATE_CREATOR", "Provenance", "read_record", "record", "sentences"]
 
 PRIVATE_CREATOR = "DICOMNODE PROVENANCE 1"
 _GROUP = 0x0099
@@ -22,7 +22,7 @@ _LONGEST_COMMENT = 10240  # PS3.5 6.2, LT
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a result. ``parameters``: the pipeline's options and what it says of its algorithm (sampler, steps).
+    """The model, pipeline and job that made a result. ``parameters``: options and algorithm (sampler, steps).
 
     ``model_digest``: SHA-256 of the weights. ``trained_on``: the model card's sentence on its training data.
     ``title``: of the pipeline, for the page; empty: its name.
@@ -44,12 +44,12 @@ class Provenance:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def canonical(self) -> str:
-        """The parameters in one spelling, for deriving UIDs."""
+        """Return the parameters in one spelling, for deriving UIDs."""
         return json.dumps(dict(self.parameters), sort_keys=True, default=str)
 
 
 def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measurement], *, comments: bool = True) -> None:
-    """Writes the private block (0099,xx01) UT, JSON, and unless told not to Image Comments."""
+    """Write the private block (0099,xx01) UT, JSON, and with ``comments`` Image Comments."""
     if comments:
         lines = [*sentences(provenance), *map(_measured, measurements)]
         ds.ImageComments = "\r\n".join(lines)[:_LONGEST_COMMENT]
@@ -72,8 +72,8 @@ def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measureme
     block.add_new(_JSON, "UT", json.dumps(content, sort_keys=True, default=str))
 
 
-def recorded(ds: Dataset) -> dict[str, Any]:
-    """What ``record`` wrote. Raises ``KeyError`` when there is none."""
+def read_record(ds: Dataset) -> dict[str, Any]:
+    """Return the content that ``record`` wrote. Raises ``KeyError`` where the object has none."""
     content = json.loads(ds.private_block(_GROUP, PRIVATE_CREATOR)[_JSON].value)
     if not isinstance(content, dict):
         raise KeyError("the provenance block holds no record")
@@ -81,14 +81,14 @@ def recorded(ds: Dataset) -> dict[str, Any]:
 
 
 def _plain(m: Measurement) -> dict[str, Any]:
-    stated: dict[str, Any] = {"name": m.name, "value": _finite(m.value), "unit": m.unit, "description": m.description}
+    content: dict[str, Any] = {"name": m.name, "value": _finite(m.value), "unit": m.unit, "description": m.description}
     if m.group:
-        stated["group"] = m.group
+        content["group"] = m.group
     if m.intervals:
-        stated["intervals"] = [
+        content["intervals"] = [
             {"level": each.level, "low": _finite(each.low), "high": _finite(each.high)} for each in m.intervals
         ]
-    return stated
+    return content
 
 
 def _finite(value: float) -> float | None:
@@ -96,7 +96,7 @@ def _finite(value: float) -> float | None:
 
 
 def sentences(provenance: Provenance) -> list[str]:
-    """What made the result and from what, for a person."""
+    """Return the provenance in sentences, for a person."""
     return [
         "SYNTHETIC - RESEARCH USE ONLY. Computed, not measured by the scanner.",
         f"Pipeline: {provenance.pipeline}; model {provenance.model_name} {provenance.model_version}, weights SHA-256 "

@@ -1,4 +1,4 @@
-"""Segmentation -> Segmentation Storage (PS3.3 A.51), BINARY or LABELMAP, on the grid of its result image."""
+"""Segmentation Storage (PS3.3 A.51) of a segmentation, BINARY or LABELMAP, on the grid of its result image."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from pydicom.sr.codedict import codes
 
 from dicomnode.errors import InputRefused
 from dicomnode.results import concepts
-from dicomnode.results.header import Context, Series, complete, instance_of, nameless
-from dicomnode.results.planes import arranged, measure
+from dicomnode.results.header import Context, Series, add_common_modules, instance_arguments, without_patient_names
+from dicomnode.results.planes import arrange_frames, set_pixel_measures
 from pipelines import contract
 
 __all__ = ["write"]
 
 _SEGMENTATION = ("113076", "DCM", "Segmentation")
 _COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
-"""Of segments that name none, in turn: told apart by the colour-blind, too (Okabe and Ito, 2008)."""
+"""Colours of segments that name none, in turn; the colour-blind can distinguish them (Okabe and Ito, 2008)."""
 
 
 def write(
     finding: contract.Segmentation, context: Context, number: int, images: Sequence[Dataset], variant: str = ""
 ) -> Dataset:
-    """The labels as an object on the grid of ``images``, results or sources.
+    """Return the labels as a Segmentation object on the grid of ``images``, results or sources.
 
-    ``variant``: in what form these images are, where they can be in several. An empty mask is stored too, all its
+    ``variant``: the form of these images, where they can have several. An empty mask is stored too, all its
     frames zero: it says that nothing was found, which no object would not.
     """
     known = {segment.number for segment in finding.segments}
     if unknown := sorted(set(np.unique(finding.labels).tolist()) - known - {0}):
         raise InputRefused(f"result '{finding.name}': labels {unknown} name no segment")
-    labels = arranged(finding.labels, finding.grid, images, finding.name)
+    labels = arrange_frames(finding.labels, finding.grid, images, finding.name)
     binary = context.config.segmentation_kind == "binary"
     name = f"{finding.name}{variant}" if binary else f"{finding.name}{variant}/labelmap"
     ds: Dataset = hd.seg.Segmentation(
-        source_images=nameless(images, context),
+        source_images=without_patient_names(images, context),
         pixel_array=labels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY if binary else hd.seg.SegmentationTypeValues.LABELMAP,
         segment_descriptions=[_segment(segment, context, finding.name) for segment in finding.segments],
@@ -45,11 +45,11 @@ def write(
         content_label="SEGMENTATION",
         content_creator_name="",
         content_description=finding.description[:64],
-        **instance_of(context, name, number),
+        **instance_arguments(context, name, number),
     )
-    measure(ds, finding.grid, finding.slice_thickness_mm)
+    set_pixel_measures(ds, finding.grid, finding.slice_thickness_mm)
     empty = "" if labels.any() else " No voxel was found."
-    complete(
+    add_common_modules(
         ds,
         context,
         Series(
@@ -74,13 +74,13 @@ def _segment(segment: contract.Segment, context: Context, name: str) -> hd.seg.S
     description = hd.seg.SegmentDescription(
         segment_number=segment.number,
         segment_label=segment.label[:64],
-        segmented_property_category=concepts.coded(segment.category),
-        segmented_property_type=concepts.coded(segment.type),
+        segmented_property_category=concepts.to_code(segment.category),
+        segmented_property_type=concepts.to_code(segment.type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
         tracking_uid=context.uid("tracking", name, str(segment.number)),
         tracking_id=segment.label[:64],
-        anatomic_regions=[concepts.coded(segment.site)] if segment.site else None,
+        anatomic_regions=[concepts.to_code(segment.site)] if segment.site else None,
         display_color=hd.color.CIELabColor.from_rgb(*(segment.color or _COLORS[(segment.number - 1) % len(_COLORS)])),
     )
     _narrow(description.SegmentedPropertyTypeCodeSequence, "SegmentedPropertyTypeModifierCodeSequence", segment.type)
@@ -94,4 +94,4 @@ def _segment(segment: contract.Segment, context: Context, name: str) -> hd.seg.S
 def _narrow(sequence: Sequence[Dataset], keyword: str, code: contract.Code) -> None:
     """Put the modifiers of a code into its one item."""
     if code.modifiers:
-        setattr(sequence[0], keyword, [concepts.item_of(each) for each in code.modifiers])
+        setattr(sequence[0], keyword, [concepts.code_item(each) for each in code.modifiers])

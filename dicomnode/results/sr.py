@@ -1,9 +1,9 @@
-"""Measurements, notes and the gate's verdict -> one Comprehensive 3D SR (PS3.3 A.35.13), TID 1500 Measurement Report.
+"""Comprehensive 3D SR (PS3.3 A.35.13) of measurements, notes and the gate's verdict, TID 1500 Measurement Report.
 
 A group of measurements (TID 1501) speaks of the whole result: its numbers, its notes, the verdict of the output gate
-and what speaks against the input. Each further group is a region or a lesion; where a segment of the job bears its
-name, the group refers to that (TID 1411). The document is complete as the program sees it, preliminary, and verified by
-nobody.
+and the doubts about the input. Each further group is a region or a lesion; where a segment of the job bears its
+name, the group refers to that (TID 1411). The document is complete as the program sees it, preliminary, and not
+verified.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dicomnode import uids
 from dicomnode.errors import InputRefused
 from dicomnode.results import concepts
 from dicomnode.results.concepts import private, text
-from dicomnode.results.groups import Written, groups
-from dicomnode.results.header import MANUFACTURER, Context, Series, complete, document_of
+from dicomnode.results.groups import JobObjects, measurement_groups
+from dicomnode.results.header import MANUFACTURER, Context, Series, add_common_modules, document_arguments
 from dicomnode.results.provenance import sentences
 from pipelines.contract import Finding
 from pipelines.quality import Outcome, Verdict
@@ -42,13 +42,13 @@ _ENGLISH = Code("en", "RFC5646", "English")
 
 def write(
     findings: Sequence[Finding],
-    written: Written,
+    written: JobObjects,
     context: Context,
     number: int,
     verdict: Verdict,
     doubts: Sequence[str] = (),
 ) -> Dataset:
-    """The report on a job. ``doubts``: rules of the input contract that hold the result.
+    """Return the report on a job. ``doubts``: rules of the input contract that hold the result.
 
     Where the verdict is to refuse, it is the note that nothing was made. Another verdict makes another object: limits
     are the node's configuration, which no UID of the other results depends on.
@@ -57,22 +57,22 @@ def write(
     description = f"Not processed: {context.provenance.pipeline}" if refused else "Measurements"
     words = [f"Not processed: {reason}" for reason in verdict.reasons] if refused else []
     name = "\n".join(("report", verdict.outcome, *verdict.reasons, *doubts, context.config.rendition_key)).rstrip("\n")
-    content = groups(findings, written, context, verdict, doubts, name)
+    content = measurement_groups(findings, written, context, verdict, doubts, name)
     ds: Dataset = hd.sr.Comprehensive3DSR(
         evidence=[evidence(each) for each in (*context.inputs, *written.objects)],
         content=_report(content, written, context, words),
         is_complete=True,
         is_final=False,
         is_verified=False,
-        **document_of(context, name, number),
+        **document_arguments(context, name, number),
     )
     ds.CodingSchemeIdentificationSequence = [concepts.SCHEME_IDENTIFICATION]
-    complete(ds, context, Series(name, number, description, description))
+    add_common_modules(ds, context, Series(name, number, description, description))
     return ds
 
 
 def evidence(instance: Dataset) -> Dataset:
-    """What a reference needs; ``complete`` puts in whose it is."""
+    """Return the attributes of an instance that a reference needs; ``add_common_modules`` adds patient and study."""
     if not instance.get("SeriesInstanceUID"):
         raise InputRefused("report: an instance states no Series Instance UID and cannot be referred to")
     found = Dataset()
@@ -85,7 +85,7 @@ def evidence(instance: Dataset) -> Dataset:
 
 
 def _report(
-    content_groups: Sequence[hd.sr.Template], written: Written, context: Context, words: Sequence[str]
+    content_groups: Sequence[hd.sr.Template], written: JobObjects, context: Context, words: Sequence[str]
 ) -> hd.sr.MeasurementReport:
     """TID 1500, extended by the words that every viewer shall show first."""
     report = hd.sr.MeasurementReport(
@@ -106,7 +106,7 @@ def _report(
 
 
 def device(context: Context) -> hd.sr.ObserverContext:
-    """TID 1002: the node with its model."""
+    """Return TID 1002: the node with its model."""
     made_by = context.provenance
     attributes = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=uids.derive("device", MANUFACTURER, made_by.node_serial, prefix=context.config.uid_prefix),
@@ -118,8 +118,8 @@ def device(context: Context) -> hd.sr.ObserverContext:
     return hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=attributes)
 
 
-def _library(written: Written, context: Context) -> list[Dataset]:
-    """TID 1600: what was read and what was made. Raw data are no images; they are in the evidence only.
+def _library(written: JobObjects, context: Context) -> list[Dataset]:
+    """Return TID 1600, the images read and made. Raw data are no images; they are in the evidence only.
 
     No library rather than an empty one (PS3.3 C.17.3.2.4).
     """

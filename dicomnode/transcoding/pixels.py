@@ -20,7 +20,7 @@ from dicomnode import decoding
 from dicomnode.datasets import codestreams, inflating
 from dicomnode.datasets.encoding import Element, OpenFile, Source, Window, open_source, read_file_meta, walk
 from dicomnode.errors import CannotUnderstand, InputRefused
-from dicomnode.reading.stored_values import cells, one_frame
+from dicomnode.reading import stored_values
 
 __all__ = [
     "PIXEL_TAGS",
@@ -234,14 +234,14 @@ def decode_frame(layout: PixelLayout, index: int) -> bytes:
     if layout.is_plain:
         return read_frame(layout, index)
     _check_frame(layout, index)
-    frame = cells(layout.path, index)
+    frame = stored_values.decode_cells(layout.path, index)
     return np.ascontiguousarray(frame, frame.dtype.newbyteorder("<")).tobytes()
 
 
 def decode_array(layout: PixelLayout, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """Return frame ``index`` (from 0) decoded: (row, column), or (row, column, sample) in RGB. Raises InputRefused."""
     _check_frame(layout, index)
-    return one_frame(layout.path, index)
+    return stored_values.decode_frame(layout.path, index)
 
 
 def _check_frame(layout: PixelLayout, index: int) -> None:

@@ -113,7 +113,7 @@ class JobPictures:
 def _referenced_series(path: Path) -> str:
     """Return the UID of the series that a segmentation refers to, or ""."""
     try:
-        items = frames.header(path).get("ReferencedSeriesSequence") or []
+        items = frames.read_header(path).get("ReferencedSeriesSequence") or []
     except InputRefused:
         return ""
     return str(items[0].get("SeriesInstanceUID", "")) if items else ""

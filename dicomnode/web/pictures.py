@@ -187,7 +187,7 @@ def _planes_of_file(path: Path) -> Iterator[FramePlane]:
         place = pixels.read_layout(path)
         if place is None or place.frames > _MOST_PLANES:
             return
-        found = frames.frames_of(frames.header(path))
+        found = frames.frames_of(frames.read_header(path))
     except (InputRefused, OSError):
         return
     yield from (plane for frame in found if (plane := _make_plane(path, frame)) is not None)

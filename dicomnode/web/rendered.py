@@ -68,7 +68,7 @@ def render_frame(path: Path, index: int, options: RenderOptions) -> bytes:
     place = pixels.read_layout(path)
     if place is None or not 0 <= index < place.frames:
         raise InputRefused("the instance has no such frame")
-    ds = frames.header(path)
+    ds = frames.read_header(path)
     frame = frames.frames_of(ds)[index]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,7 +93,7 @@ def _to_bytes(frame: frames.Frame, values: NDArray[Any], options: RenderOptions)
     if values.ndim == 3:
         return values.astype(np.uint8)
     place = frame.item("PixelValueTransformationSequence") or frame.header
-    grey = lookup.rescaled(values, place, frames.name(frame.header))
+    grey = lookup.apply_rescale(values, place, frames.cite(frame.header))
     padded = padding.find(frame.header, values)
     windowed = _apply_window(grey, options.window or _header_window(frame) or _percentile_window(grey[~padded]))
     windowed = 255 - windowed if photometric == "MONOCHROME1" else windowed
