@@ -1,4 +1,4 @@
-"""A node whose routes ask an archive for series that a study lacks, and what the tests do with it."""
+"""A node whose routes fetch missing series of a study from an archive, and the steps that the tests take with it."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def now() -> datetime:
 
 
 def a_route(name: str = "dir", with_: Any = MappingProxyType({"t1w": T1W}), **values: Any) -> Route:
-    stated = {"name": name, "pipeline": "p", "match": FLAIR, "with": dict(with_), "with_from": "archive"}
-    return Route.model_validate(stated | values)
+    defaults = {"name": name, "pipeline": "p", "match": FLAIR, "with": dict(with_), "with_from": "archive"}
+    return Route.model_validate(defaults | values)
 
 
 def a_series(folder: Path, description: str, number: int, study_uid: str = STUDY, **attributes: Any) -> list[Path]:
-    """Three images."""
+    """Write a series of three images."""
     facts: dict[str, Any] = {
         "SeriesDescription": description,
         "SeriesNumber": number,
@@ -81,7 +81,7 @@ Ask = Callable[..., Receiver]
 
 @pytest.fixture
 def asking(start: receivers.Start) -> Ask:
-    """A receiver whose routes ask that archive, and that the archive knows."""
+    """Start a receiver whose routes query an archive that has the receiver in its table of peers."""
 
     def begin(archive: Archive, *routes: Route) -> Receiver:
         delivery = DeliveryConfig(backoff_s=10, backoff_max_s=10)
@@ -94,7 +94,7 @@ def asking(start: receivers.Start) -> Ask:
 
 
 def an_earlier_job(session: Session) -> Job:
-    """Whose report the archive has."""
+    """Return a job of the study's first revision."""
     study = studies.find_by_uid(session, STUDY)
     assert study is not None
     job = jobs.enqueue(
@@ -134,7 +134,7 @@ def fetch(node: Receiver, at: datetime | None = None) -> int:
 
 
 def inputs(node: Receiver) -> dict[str, int]:
-    """Of the only job: how many instances by name; and that the study was routed once at that revision."""
+    """Return the number of instances of each input of the only job, and its revision."""
     with sessions(node)() as session:
         (job,) = session.query(Job).all()
         names = [each.name for each in job.inputs]
@@ -145,9 +145,9 @@ def why(node: Receiver) -> str:
     with sessions(node)() as session:
         study = studies.find_by_uid(session, STUDY)
         assert study is not None
-        told = routing.explain_study(session, study, node.config.routes)[0].why
-    assert "geheim" not in told
-    return told
+        reason = routing.explain_study(session, study, node.config.routes)[0].why
+    assert "geheim" not in reason
+    return reason
 
 
 def search(node: Receiver) -> Retrieval:

@@ -1,4 +1,4 @@
-"""A storage SCP in the test's own process, on either database, with its rows and files in reach."""
+"""A storage SCP in the test's own process, on either database, with access to its rows and files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Start = Callable[..., Receiver]
 
 @pytest.fixture
 def start(engine: Engine, database_url: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts receivers, with sections of node.toml by name, and stops them."""
+    """Start receivers, with sections of node.toml by name; stop them at the end of the test."""
     started: list[Receiver] = []
 
     def begin(**sections: Any) -> Receiver:
@@ -71,13 +71,13 @@ def start(engine: Engine, database_url: str, tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def receiver(start: Start) -> Receiver:
-    """A receiver that takes everything from everybody."""
+    """Start a receiver without limits on senders."""
     return start()
 
 
 @pytest.fixture
 def an_instance(tmp_path: Path) -> Encoded:
-    """A small MR image."""
+    """Return a small MR image."""
     path = tmp_path / "an_instance.dcm"
     write_instance(path)
     return encoded(path)

@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Encoded:
-    """A data set's bytes, and what a C-STORE request says about them."""
+    """Bytes of a data set, with the identifiers for a C-STORE request."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -50,7 +50,7 @@ class Encoded:
         return replace(self, **changes)
 
     def save(self, path: Path) -> Path:
-        """As a Part 10 file, whatever its bytes are."""
+        """Save the bytes as a Part 10 file, valid or not; return its path."""
         meta = encode_file_meta(
             sop_class_uid=self.sop_class_uid,
             sop_instance_uid=self.sop_instance_uid,
@@ -62,7 +62,7 @@ class Encoded:
 
 
 def encoded(path: Path) -> Encoded:
-    """The data set of a file as it lies there."""
+    """Return the encoded data set of a file."""
     with path.open("rb") as file:
         transfer_syntax_uid, start = read_file_meta(OpenFile(file.fileno()), os.fstat(file.fileno()).st_size)
         data_set = path.read_bytes()[start:]
@@ -71,7 +71,7 @@ def encoded(path: Path) -> Encoded:
 
 
 def kit_files(kit: Path) -> list[Path]:
-    """Every DICOM file of the data kit that has the meta information that sending needs."""
+    """Return the DICOM files of the data kit that have the meta information needed for sending."""
     files = []
     for path in sorted((kit / "dicom").rglob("*")):
         if path.is_file() and path.open("rb").read(132)[128:] == b"DICM":
@@ -83,28 +83,28 @@ def kit_files(kit: Path) -> list[Path]:
 
 @contextmanager
 def sender_to(
-    port: int, wanted: Sequence[Encoded], *, ae_title: str = "SENDER", timeout_s: float = 30
+    port: int, objects: Sequence[Encoded], *, ae_title: str = "SENDER", timeout_s: float = 30
 ) -> Iterator[Association]:
-    """An association that proposes Verification and what the data sets need."""
-    pairs = dict.fromkeys((each.sop_class_uid, each.transfer_syntax_uid) for each in wanted)
+    """Open an association that proposes Verification and the contexts of the data sets."""
+    pairs = dict.fromkeys((each.sop_class_uid, each.transfer_syntax_uid) for each in objects)
     contexts = [build_context(Verification), *(build_context(UID(kind), UID(syntax)) for kind, syntax in pairs)]
     peer = Peer(name="receiver", ae_title="DICOMNODE", port=port)
     with association(peer, contexts, calling_aet=ae_title, timeout_s=timeout_s) as assoc:
         yield assoc
 
 
-def store_all(port: int, wanted: Sequence[Encoded], folder: Path, *, ae_title: str = "SENDER") -> list[Dataset]:
-    """One answer for each."""
+def store_all(port: int, objects: Sequence[Encoded], folder: Path, *, ae_title: str = "SENDER") -> list[Dataset]:
+    """Send the data sets; return their responses in order."""
     folder.mkdir(exist_ok=True)
-    with sender_to(port, wanted, ae_title=ae_title) as assoc:
+    with sender_to(port, objects, ae_title=ae_title) as assoc:
         return [
             assoc.send_c_store(each.save(folder / f"{number}.dcm"), msg_id=number % 65535 + 1)
-            for number, each in enumerate(wanted)
+            for number, each in enumerate(objects)
         ]
 
 
 def dcmtk(program: str, config: Config, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One of DCMTK's clients."""
+    """Run a client of DCMTK against the receiver."""
     command = [installed(f"/usr/bin/{program}", "dcmtk"), "-aec", config.node.ae_title, *arguments[:-1]]
     command += ["127.0.0.1", str(port), *([arguments[-1]] if arguments[-1:] != ("",) else [])]
     environment = os.environ | {"TCP_NODELAY": "1"}
@@ -112,13 +112,13 @@ def dcmtk(program: str, config: Config, port: int, *arguments: str) -> subproces
 
 
 def p_data(context_id: int, *fragments: tuple[int, bytes]) -> bytes:
-    """A P-DATA-TF PDU of presentation data values, each a message control header and a fragment (PS3.8 9.3.5)."""
+    """Return a P-DATA-TF PDU of values, each a message control header and a fragment (PS3.8 9.3.5)."""
     values = [struct.pack(">LBB", len(data) + 2, context_id, control) + data for control, data in fragments]
     return struct.pack(">BBL", 4, 0, sum(map(len, values))) + b"".join(values)
 
 
 def store_request(each: Encoded, message_id: int = 1) -> bytes:
-    """The command set of a C-STORE-RQ in Implicit VR Little Endian (PS3.7 9.3.1.1)."""
+    """Return the command set of a C-STORE-RQ in Implicit VR Little Endian (PS3.7 9.3.1.1)."""
 
     def element(number: int, value: bytes) -> bytes:
         return struct.pack("<HHL", 0, number, len(value)) + value

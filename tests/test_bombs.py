@@ -1,4 +1,4 @@
-"""What is small to send and large to open: the receiver stays small, and others are served meanwhile."""
+"""Instances small to send and large to open: the receiver's memory stays small, and others are served meanwhile."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from tests.peers.process import wait_for
 
 MOST_MB = 1000
 HEALTH_WITHIN_S, STORED_WITHIN_S = 5.0, 10.0
-"""Wide, because tests share their machine; docs/security.md tells what was measured on an idle one."""
+"""Wide, because tests share their machine; docs/security.md has the measurements on an idle one."""
 INFLATED = 240 << 20
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, JPEG2000Lossless]
 
 
 @dataclass
 class Watch:
-    """Asks for the node's health and stores images as another sender, one after the other, while inside."""
+    """Context in which the node's health is requested and images of another sender are stored, one after another."""
 
     node: Node
     address: str
@@ -60,7 +60,7 @@ class Watch:
     def __enter__(self) -> Watch:
         Path(f"/proc/{self.node.program.pid}/clear_refs").write_text("5")  # the peak of its memory begins here
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._look), threading.Thread(target=self._store)]
+        self._threads = [threading.Thread(target=self._check_health), threading.Thread(target=self._store)]
         for thread in self._threads:
             thread.start()
         return self
@@ -71,7 +71,7 @@ class Watch:
             thread.join()
 
     def check(self, what: str) -> None:
-        """Raises AssertionError when the node was too large, or somebody waited too long."""
+        """Raise AssertionError where the node took too much memory, or a request took too long."""
         health, stored, peak_mb = max(self.health_s), max(self.stored_s), self.peak_mb
         print(f"{what}: {peak_mb:.0f} MB, health within {health:.2f} s, stored within {stored:.2f} s")
         assert peak_mb < MOST_MB
@@ -83,7 +83,7 @@ class Watch:
         status = Path(f"/proc/{self.node.program.pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
-    def _look(self) -> None:
+    def _check_health(self) -> None:
         while True:
             began = time.monotonic()
             connection = HTTPConnection(self.address.removeprefix("http://"), timeout=60)
@@ -106,7 +106,7 @@ class Watch:
 
 @dataclass
 class Serving:
-    """A real node on loopback, and a folder for what is sent to it."""
+    """A real node on loopback, and a folder for the files to send."""
 
     node: Node
     folder: Path
@@ -119,7 +119,7 @@ class Serving:
         return Watch(self.node, self.address, write_instance(self.folder / "small.dcm"))
 
     def ask(self, path: str, accept: str = "*/*") -> int:
-        """The status; the body is read as it comes and not kept."""
+        """Return the status; the body is read and dropped."""
         headers = {"Accept": accept}
         with (
             suppress(httpx.RemoteProtocolError),
@@ -130,10 +130,10 @@ class Serving:
         return answer.status_code
 
     def ask_everything(self, ds: Dataset) -> dict[str, int]:
-        """Every resource that opens an instance, all at once."""
+        """Request every resource that opens an instance, all at once; return the statuses."""
         where = f"/dicom-web/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}/instances/{ds.SOPInstanceUID}"
         page = f"/studies/{ds.StudyInstanceUID}"
-        asked = {
+        requests = {
             "page": (page, "text/html"), "page's thumbnail": (f"{page}/thumbnail", "*/*"),
             "metadata": (f"{where}/metadata", "application/dicom+json"),
             "as stored": (where, 'multipart/related; type="application/dicom"; transfer-syntax=*'),
@@ -142,8 +142,8 @@ class Serving:
             "frame": (f"{where}/frames/1", 'multipart/related; type="application/octet-stream"'),
             "pixels": (f"{where}/bulkdata/7FE00010", "*/*"),
         }  # fmt: skip
-        with ThreadPoolExecutor(len(asked)) as at_once:
-            return dict(zip(asked, at_once.map(lambda each: self.ask(*each), asked.values()), strict=True))
+        with ThreadPoolExecutor(len(requests)) as at_once:
+            return dict(zip(requests, at_once.map(lambda each: self.ask(*each), requests.values()), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def send(port: int, ds: Dataset, title: str = "BOMBER") -> int:
 
 
 def bomb(folder: Path, *, syntax: UID = ExplicitVRLittleEndian, **attributes: Any) -> Dataset:
-    """An instance in a study of its own."""
+    """Write an instance in a study of its own."""
     uid = generate_uid()
     return write_instance(
         folder / "bomb.dcm", study_uid=uid, series_uid=f"{uid[:60]}.1", transfer_syntax_uid=syntax, **attributes
@@ -172,7 +172,7 @@ def bomb(folder: Path, *, syntax: UID = ExplicitVRLittleEndian, **attributes: An
 
 
 def codestream(rows: int) -> bytes:
-    """JPEG 2000 of 64 x 64 pixels that says that it has so many rows and columns."""
+    """Return JPEG 2000 of 64 x 64 pixels whose header announces ``rows`` rows and columns."""
     file = io.BytesIO()
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(file, "JPEG2000", no_jp2=True)
     content = bytearray(file.getvalue())
@@ -255,9 +255,9 @@ def test_large_images_at_once(serving: Serving) -> None:
     ds = bomb(serving.folder, rows=16, Rows=4000, Columns=5120, PixelData=np.arange(4000 * 5120, dtype="<u2").tobytes())
     assert send(serving.node.port, ds) == 0
     where = f"/dicom-web/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}/instances/{ds.SOPInstanceUID}"
-    asked = [f"{where}/rendered?window=2000,{width}" for width in range(1000, 5000, 1000)] + [where] * 4
+    paths = [f"{where}/rendered?window=2000,{width}" for width in range(1000, 5000, 1000)] + [where] * 4
     with serving.watch() as watch, ThreadPoolExecutor(8) as at_once:
-        statuses = list(at_once.map(serving.ask, asked))
+        statuses = list(at_once.map(serving.ask, paths))
     watch.check("eight images of 41 MB at once")
     assert set(statuses[4:]) == {200}
     assert set(statuses[:4]) <= {200, 503}  # a slow machine draws fewer within their time, and says so

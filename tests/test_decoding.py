@@ -1,4 +1,4 @@
-"""Decoding in processes of their own: what goes wrong there stays there."""
+"""Decoding in child processes: a failure there does not reach the node."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_children_end_with_the_one_that_asks_them() -> None:
 
 def test_closing_ends_a_child_at_its_work(pool: Pool) -> None:
     with ThreadPoolExecutor(1) as other:
-        asked = other.submit(pool.run, time.sleep, 60)  # type: ignore[arg-type]
+        answer = other.submit(pool.run, time.sleep, 60)  # type: ignore[arg-type]
         wait_for(lambda: pool._busy, "a child is at work")
         (child,) = pool._busy
         pool.close()
         with pytest.raises(InputRefused, match="ended the process"):
-            asked.result(20)
+            answer.result(20)
     assert child._process.poll() is not None
 
 
@@ -140,29 +140,29 @@ def test_bytes_on_their_way_have_a_limit_and_are_given_back() -> None:
 
 
 def test_answers_are_remembered_up_to_a_number_of_bytes() -> None:
-    kept, made = AnswerCache(100_000), []
+    cache, made = AnswerCache(100_000), []
 
     def make() -> bytes:
         made.append(1)
         return bytes(10_000)
 
     for key in (1, 1, *range(2, 30), 1):
-        kept.get(key, make)
+        cache.get(key, make)
     assert len(made) == 30  # once for each, and 1 again after it was let go
-    assert kept._bytes <= 100_000
+    assert cache._bytes <= 100_000
 
 
 def test_refusals_are_remembered_and_busyness_is_not() -> None:
-    kept, tries = AnswerCache(100_000), iter([NodeBusy("later"), InputRefused("never")])
+    cache, tries = AnswerCache(100_000), iter([NodeBusy("later"), InputRefused("never")])
 
     def refuse() -> bytes:
         raise next(tries)
 
     with pytest.raises(NodeBusy):
-        kept.get(1, refuse)
+        cache.get(1, refuse)
     for _ in range(2):
         with pytest.raises(InputRefused, match="never"):
-            kept.get(1, refuse)
+            cache.get(1, refuse)
 
 
 SIZ = b"".join(number.to_bytes(4, "big") for number in (900, 700, 100, 100))

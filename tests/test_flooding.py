@@ -1,4 +1,4 @@
-"""One machine floods the port; another is served all the same, and the node stays small and up."""
+"""One machine floods the port; another is still served, and the node stays small and up."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 @dataclass
 class Running:
-    """A receiver in a process of its own, with the limits that it has by default."""
+    """A receiver in a process of its own, with the default limits."""
 
     process: subprocess.Popen[str]
     port: int
@@ -71,8 +71,8 @@ class Running:
         assert self.process.stdout is not None
         self.process.stdin.write("metrics\n")
         self.process.stdin.flush()
-        told = self.process.stdout.readline()
-        return int(float(told.split(f'associations_refused_total{{reason="{reason}"}} ')[1].split(";")[0]))
+        metrics = self.process.stdout.readline()
+        return int(float(metrics.split(f'associations_refused_total{{reason="{reason}"}} ')[1].split(";")[0]))
 
     def _status(self, key: str) -> str:
         return Path(f"/proc/{self.process.pid}/status").read_text().split(f"{key}:")[1].split()[0]
@@ -95,7 +95,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 @contextmanager
 def flood(port: int, first_bytes: bytes = b"") -> Iterator[Sequence[socket.socket]]:
-    """Connections from one machine that say no more than that."""
+    """Open connections from one machine that send ``first_bytes`` and no more."""
     with ExitStack() as stack:
         opened = []
         for _ in range(FLOOD):
@@ -112,7 +112,7 @@ def _keep_answers(event: evt.Event) -> None:
 
 
 def stored_by_another(running: Running, folder: Path, *, tls: bool) -> float:
-    """Another machine sends an image; the seconds until it is acknowledged."""
+    """Send an image from another machine; return the seconds until it is acknowledged."""
     ds = write_instance(folder / "other.dcm")
     ae = AE("OTHER")
     ae.add_requested_context(MRImageStorage)
@@ -134,7 +134,7 @@ def stored_by_another(running: Running, folder: Path, *, tls: bool) -> float:
 
 
 def closed(sock: socket.socket) -> bool:
-    """Whether the node has ended it."""
+    """Return whether the node has ended the connection."""
     sock.settimeout(0)
     try:
         return sock.recv(1) == b""
@@ -170,7 +170,7 @@ def test_one_machine_gets_its_share_of_associations_and_no_more(running: Running
     established = [assoc for assoc in held if assoc.is_established]
     try:
         assert len(established) == 16
-        assert sum(assoc.is_rejected for assoc in held) > FLOOD // 2  # told so in the words of DICOM
+        assert sum(assoc.is_rejected for assoc in held) > FLOOD // 2  # refused by an A-ASSOCIATE-RJ
         assert stored_by_another(running, tmp_path, tls=False) < WITHIN_S
         assert running.refused("too_many_associations") + running.refused("too_many_connections") == FLOOD - 16
         assert all(assoc.send_c_echo().Status == 0 for assoc in established)

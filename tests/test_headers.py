@@ -1,4 +1,4 @@
-"""Facts from the head of a file: what pydicom reads, in bounded memory, with a clear word for every broken input."""
+"""Facts from the header of a file: equal to pydicom's, in bounded memory, with a clear message for broken input."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def test_a_truncated_data_set_is_not_understood(tmp_path: Path, syntax: UID, kee
     ds = write_instance(path)
     ds.file_meta.TransferSyntaxUID = syntax
     ds.save_as(path, enforce_file_format=True)
-    whole = encoded(path)
+    original = encoded(path)
     with pytest.raises(CannotUnderstand):
-        _facts(whole.but(data_set=whole.data_set[: int(len(whole.data_set) * keep)]), path)
+        _facts(original.but(data_set=original.data_set[: int(len(original.data_set) * keep)]), path)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 4000, b"\xff" * 4000, os.urandom(4000), b"GIF89a" * 500])
@@ -104,19 +104,19 @@ def test_garbage_is_not_understood(tmp_path: Path, garbage: bytes, syntax: UID) 
 
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"])
-@pytest.mark.parametrize("wrong", ["absent", "empty", "no UID"])
-def test_a_missing_uid_is_named(tmp_path: Path, keyword: str, wrong: str) -> None:
+@pytest.mark.parametrize("fault", ["absent", "empty", "no UID"])
+def test_a_missing_uid_is_named(tmp_path: Path, keyword: str, fault: str) -> None:
     path = tmp_path / "a.dcm"
     write_instance(path, StudyDescription="x")
-    whole = encoded(path)
+    original = encoded(path)
     ds = dcmread(path)
     value = str(ds[keyword].value)
     padded = value + "\0" * (len(value) % 2)
     tag = struct.pack("<HH", ds[keyword].tag.group, ds[keyword].tag.element)
     element = tag + b"UI" + struct.pack("<H", len(padded)) + padded.encode()
-    replacement = {"absent": b"", "empty": tag + b"UI\0\0", "no UID": tag + b"UI\4\0what"}[wrong]
+    replacement = {"absent": b"", "empty": tag + b"UI\0\0", "no UID": tag + b"UI\4\0what"}[fault]
     with pytest.raises(CannotUnderstand, match=keyword):
-        _facts(whole.but(data_set=whole.data_set.replace(element, replacement)), path)
+        _facts(original.but(data_set=original.data_set.replace(element, replacement)), path)
 
 
 def test_a_wrong_character_set_does_not_cost_the_instance(tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_values_that_are_no_numbers_stay_text(tmp_path: Path) -> None:
     each = encoded(path)
     element = b"\x18\0\x50\0DS\4\0"
     at = each.data_set.index(b"\x20\0\x0d\0UI")
-    whole = each.but(data_set=each.data_set[:at] + element + b"thin" + each.data_set[at:])
-    assert dict(_facts(whole, path).attributes)["SliceThickness"] == "thin"
+    extended = each.but(data_set=each.data_set[:at] + element + b"thin" + each.data_set[at:])
+    assert dict(_facts(extended, path).attributes)["SliceThickness"] == "thin"
 
 
 def test_sequences_and_encapsulated_pixels_of_undefined_length_are_walked_over(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def _with(each: Encoded, tag: int, vr: bytes, value: bytes) -> Encoded:
     for element in walk(Window(_Bytes(content), 0, len(content)), ExplicitVRLittleEndian):
         header = 12 if element.vr in ("OB", "OW") else 8
         found.append((element.tag, content[element.at - header : element.at + element.length]))
-    kept = [(known, encoded) for known, encoded in found if known != tag] + [(tag, _element(tag, vr, value))]
-    return each.but(data_set=b"".join(encoded for _, encoded in sorted(kept)))
+    elements = [(known, encoded) for known, encoded in found if known != tag] + [(tag, _element(tag, vr, value))]
+    return each.but(data_set=b"".join(encoded for _, encoded in sorted(elements)))
 
 
 _REPEATING = {
@@ -95,7 +95,7 @@ def test_what_no_row_can_hold_is_stored_and_named(
     assert {answer.Status for answer in store_all(receiver.port, sent, tmp_path / "out")} == {0}
     assert [receiver.data_set(row) for row in receiver.rows()] == [each.data_set for each in sent]
     lines = [record.getMessage() for record in caplog.records if "not indexed" in record.getMessage()]
-    assert [line.rpartition(" ")[2] for line in lines] == [told for *_, told in _UNUSABLE.values()]
+    assert [line.rpartition(" ")[2] for line in lines] == [text for *_, text in _UNUSABLE.values()]
 
 
 _TAKEN = {
@@ -117,8 +117,8 @@ def test_an_odd_value_is_kept_as_far_as_it_can_be(receiver: Receiver, tmp_path: 
     plain = [instances(tmp_path / name, 1, series_uid=f"1.2.3.{at}")[0] for at, name in enumerate(_TAKEN)]
     sent = [_with(each, *element[:3]) for each, element in zip(plain, _TAKEN.values(), strict=True)]
     assert {answer.Status for answer in store_all(receiver.port, sent, tmp_path / "out")} == {0}
-    for series, (_, _, _, keyword, kept) in zip(receiver.rows(Series), _TAKEN.values(), strict=True):
-        assert series.attributes.get(keyword) == kept
+    for series, (_, _, _, keyword, value) in zip(receiver.rows(Series), _TAKEN.values(), strict=True):
+        assert series.attributes.get(keyword) == value
 
 
 _CHARACTER_SETS = [
@@ -162,9 +162,9 @@ def test_a_codec_of_python_is_no_character_set() -> None:
 
 def test_of_two_values_neither_is_taken(an_instance: Encoded) -> None:
     at = an_instance.data_set.index(b"\x10\0\x20\0LO")
-    twice = an_instance.data_set[:at] + _element(0x00100020, b"LO", b"OTHER") + an_instance.data_set[at:]
+    doubled = an_instance.data_set[:at] + _element(0x00100020, b"LO", b"OTHER") + an_instance.data_set[at:]
     facts = headers.read_facts(
-        open_source(_Bytes(twice), 0, len(twice), ExplicitVRLittleEndian), ExplicitVRLittleEndian
+        open_source(_Bytes(doubled), 0, len(doubled), ExplicitVRLittleEndian), ExplicitVRLittleEndian
     )
     assert facts.patient_id == ""
     assert headers.list_unindexed(facts) == ["(0010,0020)"]
@@ -172,9 +172,11 @@ def test_of_two_values_neither_is_taken(an_instance: Encoded) -> None:
 
 def test_of_two_uids_neither_places_the_object(an_instance: Encoded) -> None:
     at = an_instance.data_set.index(b"\x20\0\x0d\0UI")
-    twice = an_instance.data_set[:at] + _element(0x0020000D, b"UI", b"1.2.3") + an_instance.data_set[at:]
+    doubled = an_instance.data_set[:at] + _element(0x0020000D, b"UI", b"1.2.3") + an_instance.data_set[at:]
     with pytest.raises(CannotUnderstand, match="StudyInstanceUID"):
-        headers.read_facts(open_source(_Bytes(twice), 0, len(twice), ExplicitVRLittleEndian), ExplicitVRLittleEndian)
+        headers.read_facts(
+            open_source(_Bytes(doubled), 0, len(doubled), ExplicitVRLittleEndian), ExplicitVRLittleEndian
+        )
 
 
 def test_code_extensions_are_honoured(an_instance: Encoded) -> None:

@@ -43,7 +43,7 @@ def nobody() -> Peer:
 
 @pytest.fixture
 def silent() -> Iterator[Peer]:
-    """A peer that takes the connection and never answers."""
+    """Return a peer that accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield Peer(name="silent", ae_title="SILENT", host="127.0.0.1", port=server.getsockname()[1])
 
@@ -336,7 +336,7 @@ def test_a_peer_over_tls_must_have_a_certificate_that_is_trusted(tmp_path: Path)
 
 
 def _data_set_bytes(path: Path) -> str:
-    """Digest of what follows the file meta information, which the receiver writes anew (PS3.10 7.1)."""
+    """Return a digest of the data set, without the file meta information, which the receiver rewrites (PS3.10 7.1)."""
     content = path.read_bytes()
     start = 132 + 12 + int.from_bytes(content[140:144], "little")
     return hashlib.sha256(content[start:]).hexdigest()

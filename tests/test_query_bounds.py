@@ -23,7 +23,7 @@ SUCCESS, PENDING, CANNOT = 0x0000, 0xFF00, 0xC000
 
 @pytest.fixture
 def receiver(start: Any) -> Receiver:
-    """A receiver that everybody may ask."""
+    """Start a receiver that every application entity may query."""
     found: Receiver = start()
     return found
 
@@ -43,13 +43,13 @@ def _give_studies(receiver: Receiver, folder: Path, count: int) -> list[str]:
 
 def test_a_list_of_a_thousand_uids_is_quick(receiver: Receiver, tmp_path: Path) -> None:
     held = _give_studies(receiver, tmp_path, 20)
-    asked = held + _uids(980, "1.2.3.4")
+    uids = held + _uids(980, "1.2.3.4")
     begun = time.monotonic()
-    *matches, (last, _) = ask(receiver, "find", {"StudyInstanceUID": asked})
+    *matches, (last, _) = ask(receiver, "find", {"StudyInstanceUID": uids})
     found_after = time.monotonic() - begun
     assert last.Status == SUCCESS
     assert {match.StudyInstanceUID for _, match in matches} == set(held)
-    *_, (moved, _) = ask(receiver, "get", {"StudyInstanceUID": asked})
+    *_, (moved, _) = ask(receiver, "get", {"StudyInstanceUID": uids})
     assert moved.NumberOfFailedSuboperations + moved.NumberOfCompletedSuboperations == 20
     assert found_after < 2
     assert time.monotonic() - begun < 6
@@ -67,11 +67,11 @@ _TOO_MUCH: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", _TOO_MUCH)
 def test_what_asks_for_too_much_is_refused_by_name(receiver: Receiver, name: str) -> None:
-    syntax, keys, told = _TOO_MUCH[name]
+    syntax, keys, message = _TOO_MUCH[name]
     begun = time.monotonic()
     ((last, _),) = ask(receiver, "find", keys, syntax=syntax)
     assert last.Status == CANNOT
-    assert told in last.ErrorComment
+    assert message in last.ErrorComment
     assert time.monotonic() - begun < 5
 
 

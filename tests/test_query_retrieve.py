@@ -1,4 +1,4 @@
-"""Query/Retrieve as SCP: independent clients find and get what the node holds, and nothing that it keeps back."""
+"""Query/Retrieve as SCP: independent clients find and get the node's instances, and none that is held back."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def here(receiver: Receiver) -> Peer:
 
 
 def give(receiver: Receiver, folder: Path, *written: Mapping[str, Any]) -> list[Path]:
-    """Send instances that are described by keywords; the files as they were written."""
+    """Send instances with the given attributes; return their files."""
     paths = []
     folder.mkdir(parents=True, exist_ok=True)
     for number, attributes in enumerate(written, start=1):
         path = folder / f"given {number}.dcm"
-        stated: dict[str, Any] = {"study_uid": STUDY, "series_uid": f"{STUDY}.1", "InstanceNumber": number} | dict(
+        values: dict[str, Any] = {"study_uid": STUDY, "series_uid": f"{STUDY}.1", "InstanceNumber": number} | dict(
             attributes
         )
-        write_instance(path, **stated)
+        write_instance(path, **values)
         paths.append(path)
     answers = store_all(receiver.port, [encoded(path) for path in paths], folder / "sent")
     assert [answer.Status for answer in answers] == [0] * len(paths)
@@ -78,7 +78,7 @@ def give(receiver: Receiver, folder: Path, *written: Mapping[str, Any]) -> list[
 
 
 def add_result(receiver: Receiver, folder: Path, *, held_because: str = "", marked: bool = True) -> Dataset:
-    """A finished job on the study with a real result in the spool."""
+    """Add a finished job of the study with a real result in the spool."""
     path = folder / f"result {held_because}{marked}.dcm"
     folder.mkdir(exist_ok=True)
     ds = write_result(path, study_uid=STUDY)
@@ -98,7 +98,7 @@ def add_result(receiver: Receiver, folder: Path, *, held_because: str = "", mark
     with engines.sessions(receiver.engine).begin() as session:
         study = studies.find_by_uid(session, STUDY)
         assert study is not None
-        taken = [row.id for series in study.series for row in series.instances]
+        instance_ids = [row.id for series in study.series for row in series.instances]
         job = jobs.enqueue(
             session,
             study_id=study.id,
@@ -106,7 +106,7 @@ def add_result(receiver: Receiver, folder: Path, *, held_because: str = "", mark
             route=f"{held_because}{marked}",
             pipeline="nothing",
             options={},
-            inputs={"match": taken},
+            inputs={"match": instance_ids},
             destinations=[],
             now=NOW,
         )
@@ -125,8 +125,8 @@ def dcmtk(program: str, receiver: Receiver, *arguments: str, root: str = "-S") -
 
 def found_by_findscu(receiver: Receiver, folder: Path, level: str, *keys: str, root: str = "-S") -> list[Dataset]:
     folder.mkdir(parents=True)
-    wanted = [each for key in (f"QueryRetrieveLevel={level}", *keys) for each in ("-k", key)]
-    done = dcmtk("findscu", receiver, "-X", "-od", str(folder), *wanted, root=root)
+    arguments = [each for key in (f"QueryRetrieveLevel={level}", *keys) for each in ("-k", key)]
+    done = dcmtk("findscu", receiver, "-X", "-od", str(folder), *arguments, root=root)
     assert done.returncode == 0, done.stderr
     return [dcmread(path, force=True) for path in sorted(folder.glob("rsp*.dcm"))]
 
@@ -140,8 +140,8 @@ def test_findscu_finds_what_the_node_holds(start: Start, tmp_path: Path) -> None
         {"PatientName": "Müller^Jürgen", "PatientID": "A-1", "series_uid": f"{STUDY}.2", "Modality": "CT"},
         {"study_uid": f"{STUDY}9", "series_uid": f"{STUDY}9.1", "PatientID": "B-1", "StudyDate": "20260301"},
     )
-    told = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "ModalitiesInStudy", "PatientName")
-    (study,) = found_by_findscu(receiver, tmp_path / "1", "STUDY", "PatientID=A-*", "StudyInstanceUID", *told)
+    returned = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "ModalitiesInStudy", "PatientName")
+    (study,) = found_by_findscu(receiver, tmp_path / "1", "STUDY", "PatientID=A-*", "StudyInstanceUID", *returned)
     assert (study.StudyInstanceUID, study.QueryRetrieveLevel) == (STUDY, "STUDY")
     assert (study.NumberOfStudyRelatedSeries, study.NumberOfStudyRelatedInstances) == (2, 2)
     assert list(study.ModalitiesInStudy) == ["CT", "MR"]
@@ -161,7 +161,7 @@ def test_findscu_finds_what_the_node_holds(start: Start, tmp_path: Path) -> None
 
 def test_orthanc_finds_and_gets_what_the_node_holds(start: Start, orthanc: Orthanc, tmp_path: Path) -> None:
     receiver = start(peers=(orthanc.peer,))
-    given = give(receiver, tmp_path / "in", {"PatientID": "ÄÖ"}, {"PatientID": "ÄÖ"}, {"series_uid": f"{STUDY}.2"})
+    paths = give(receiver, tmp_path / "in", {"PatientID": "ÄÖ"}, {"PatientID": "ÄÖ"}, {"series_uid": f"{STUDY}.2"})
     node = here(receiver)
     orthanc.know(node)
     query = orthanc.ask("POST", "/modalities/node/query", {"Level": "Study", "Query": {"PatientID": "Ä*"}})
@@ -170,20 +170,20 @@ def test_orthanc_finds_and_gets_what_the_node_holds(start: Start, orthanc: Ortha
     assert (content["StudyInstanceUID"], content["PatientID"]) == (STUDY, "ÄÖ")
     orthanc.ask("POST", f"{query['Path']}/answers/{answer}/retrieve", {"TargetAet": "ORTHANC", "Synchronous": True})
     held = {str(ds.SOPInstanceUID): ds for ds in orthanc.datasets()}
-    assert held.keys() == {str(dcmread(path).SOPInstanceUID) for path in given}
-    for path in given:
+    assert held.keys() == {str(dcmread(path).SOPInstanceUID) for path in paths}
+    for path in paths:
         ds = dcmread(path)
         assert held[str(ds.SOPInstanceUID)] == ds
 
 
 def test_movescu_sends_a_series_to_a_configured_peer_only(start: Start, storescp: StoreScp, tmp_path: Path) -> None:
     receiver = start(peers=(storescp.peer,))
-    given = give(receiver, tmp_path / "in", {}, {}, {"series_uid": f"{STUDY}.2"})
+    paths = give(receiver, tmp_path / "in", {}, {}, {"series_uid": f"{STUDY}.2"})
     keys = ["-k", "QueryRetrieveLevel=SERIES", "-k", f"StudyInstanceUID={STUDY}", "-k", f"SeriesInstanceUID={STUDY}.1"]
     done = dcmtk("movescu", receiver, "-d", "-aem", "STORESCP", *keys)
     assert done.returncode == 0, done.stderr
     moved = {encoded(path).data_set for path in storescp.files()}
-    assert moved == {encoded(path).data_set for path in given[:2]}
+    assert moved == {encoded(path).data_set for path in paths[:2]}
     elsewhere = dcmtk("movescu", receiver, "-d", "-aem", "SOMEBODY", *keys)
     assert elsewhere.returncode != 0
     assert "0xa801" in (elsewhere.stderr + elsewhere.stdout).lower()
@@ -192,13 +192,13 @@ def test_movescu_sends_a_series_to_a_configured_peer_only(start: Start, storescp
 
 def test_getscu_gets_a_study(start: Start, tmp_path: Path) -> None:
     receiver = start()
-    given = give(receiver, tmp_path / "in", {}, {}, {"series_uid": f"{STUDY}.2"})
+    paths = give(receiver, tmp_path / "in", {}, {}, {"series_uid": f"{STUDY}.2"})
     (tmp_path / "got").mkdir()
     keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}"]
     done = dcmtk("getscu", receiver, "-od", str(tmp_path / "got"), *keys)
     assert done.returncode == 0, done.stderr
     got = {encoded(path).data_set for path in (tmp_path / "got").iterdir()}
-    assert got == {encoded(path).data_set for path in given}
+    assert got == {encoded(path).data_set for path in paths}
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, JPEGLSLossless, RLELossless])
@@ -251,11 +251,11 @@ def test_what_cannot_be_sent_counts_as_failed_and_is_named(start: Start, tmp_pat
         (receiver.config.spool_dir / row.relative_path).unlink()
         last = Dataset()
         for status, identifier in ask(receiver, "move", {"StudyInstanceUID": STUDY}, destination="STORESCP"):
-            last, told = status, identifier
+            last, failures = status, identifier
         assert len(scp.files()) == 1
     assert (last.Status, last.NumberOfCompletedSuboperations, last.NumberOfFailedSuboperations) == (0xB000, 1, 2)
-    assert sorted(told.FailedSOPInstanceUIDList) == sorted([big.sop_instance_uid, missing.sop_instance_uid])
-    assert str(dcmread(good).SOPInstanceUID) not in told.FailedSOPInstanceUIDList
+    assert sorted(failures.FailedSOPInstanceUIDList) == sorted([big.sop_instance_uid, missing.sop_instance_uid])
+    assert str(dcmread(good).SOPInstanceUID) not in failures.FailedSOPInstanceUIDList
 
 
 def ask(
@@ -271,7 +271,7 @@ def ask(
     ae_title: str = "ANYBODY",
     model: str = "",
 ) -> list[tuple[Dataset, Dataset]]:
-    """Every response with its identifier; ``before`` is called with the association and the number of each."""
+    """Return every response with its identifier; ``before`` is called with the association and the number of each."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = level
     for keyword, value in keys.items():
@@ -325,8 +325,8 @@ def test_names_are_matched_and_answered_across_character_sets(
     start: Start, tmp_path: Path, character_set: str, answered: str
 ) -> None:
     receiver = start()
-    stated = {"PatientName": "Müller^Jürgen", "SpecificCharacterSet": "ISO_IR 100"}
-    give(receiver, tmp_path / "in", stated, {"study_uid": f"{STUDY}9", "series_uid": f"{STUDY}9.1"})
+    german = {"PatientName": "Müller^Jürgen", "SpecificCharacterSet": "ISO_IR 100"}
+    give(receiver, tmp_path / "in", german, {"study_uid": f"{STUDY}9", "series_uid": f"{STUDY}9.1"})
     name = "MÜLLER*" if answered == character_set else "M?LLER*"
     keys = {"SpecificCharacterSet": character_set, "PatientName": name}
     (_, found), _ = ask(receiver, "find", keys)
@@ -449,9 +449,9 @@ def test_a_peer_that_is_down_fails_every_instance(start: Start, tmp_path: Path) 
         down = Peer(name="down", ae_title="DOWN", port=sock.getsockname()[1])
         receiver = start(peers=(down,))
         give(receiver, tmp_path / "in", {}, {})
-        ((status, told),) = ask(receiver, "move", {"StudyInstanceUID": STUDY}, destination="DOWN")
+        ((status, failures),) = ask(receiver, "move", {"StudyInstanceUID": STUDY}, destination="DOWN")
     assert (status.Status, status.NumberOfFailedSuboperations) == (0xA702, 2)
-    assert len(told.FailedSOPInstanceUIDList) == 2
+    assert len(failures.FailedSOPInstanceUIDList) == 2
 
 
 def test_a_receiver_that_refuses_some_is_counted(start: Start, tmp_path: Path) -> None:
@@ -471,8 +471,8 @@ def test_results_go_out_and_held_ones_are_invisible(start: Start, storescp: Stor
     held = add_result(receiver, tmp_path / "results", held_because="uncertain")
     keys = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": "", "Modality": "", "SeriesDescription": ""}
     assert len(ask(receiver, "find", keys, level="SERIES")) == 2
-    told = {"StudyInstanceUID": STUDY, "NumberOfStudyRelatedInstances": None, "ModalitiesInStudy": ""}
-    ((_, study), _) = ask(receiver, "find", told)
+    requested = {"StudyInstanceUID": STUDY, "NumberOfStudyRelatedInstances": None, "ModalitiesInStudy": ""}
+    ((_, study), _) = ask(receiver, "find", requested)
     assert study.NumberOfStudyRelatedInstances == 1
     unique = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": str(held.SeriesInstanceUID)}
     unique |= {"SOPInstanceUID": str(held.SOPInstanceUID)}
@@ -487,9 +487,9 @@ def test_a_result_without_its_marks_goes_on_no_wire(start: Start, storescp: Stor
     receiver = start(peers=(storescp.peer,))
     give(receiver, tmp_path / "in", {})
     unmarked = add_result(receiver, tmp_path / "results", marked=False)
-    *_, (last, told) = ask(receiver, "move", {"StudyInstanceUID": STUDY}, destination="STORESCP")
+    *_, (last, failures) = ask(receiver, "move", {"StudyInstanceUID": STUDY}, destination="STORESCP")
     assert (last.Status, last.NumberOfCompletedSuboperations, last.NumberOfFailedSuboperations) == (0xB000, 1, 1)
-    assert told.FailedSOPInstanceUIDList == unmarked.SOPInstanceUID
+    assert failures.FailedSOPInstanceUIDList == unmarked.SOPInstanceUID
     assert len(storescp.files()) == 1
 
 

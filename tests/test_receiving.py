@@ -1,4 +1,4 @@
-"""Receiving: what a success means, what is refused and how it is said, with real senders on the wire."""
+"""Receiving from real senders: the meaning of a success, refusals and their statuses."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_every_valid_file_of_the_kit_is_kept_as_it_was_sent(receiver: Receiver, 
     assert len(sent) > 50
     for answer in store_all(receiver.port, list(sent.values()), tmp_path / "out"):
         assert answer.Status == 0, answer
-    kept = {row.sop_instance_uid: receiver.data_set(row) for row in receiver.rows()}
-    assert kept == {uid: each.data_set for uid, each in sent.items()}
+    stored = {row.sop_instance_uid: receiver.data_set(row) for row in receiver.rows()}
+    assert stored == {uid: each.data_set for uid, each in sent.items()}
 
 
 @pytest.mark.parametrize("program", ["storescu", "dcmsend"])
@@ -132,8 +132,8 @@ def test_a_data_set_of_another_instance_is_refused(receiver: Receiver, an_instan
 
 
 def test_no_patient_data_is_in_a_refusal(receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (whole,) = instances(tmp_path / "folder", 1, PatientName="Secret^Name", PatientID="SECRET1")
-    (answer,) = store_all(receiver.port, [whole.but(data_set=whole.data_set[:-9])], tmp_path / "out")
+    (original,) = instances(tmp_path / "folder", 1, PatientName="Secret^Name", PatientID="SECRET1")
+    (answer,) = store_all(receiver.port, [original.but(data_set=original.data_set[:-9])], tmp_path / "out")
     assert answer.Status == 0xC000
     assert "refused" in caplog.text
     assert "secret" not in (str(answer) + caplog.text).lower()
@@ -156,10 +156,10 @@ def test_other_content_under_the_same_uid_is_quarantined_and_refused(
     first, second, again = store_all(receiver.port, [an_instance, other, other], tmp_path / "out")
     assert (first.Status, second.Status, again.Status) == (0, CONFLICT, CONFLICT)
     assert "other content" in second.ErrorComment
-    (row,), (kept,) = receiver.rows(), receiver.rows(Quarantine)
+    (row,), (quarantined,) = receiver.rows(), receiver.rows(Quarantine)
     assert receiver.data_set(row) == an_instance.data_set
-    assert encoded(receiver.config.spool_dir / kept.relative_path).data_set == other.data_set
-    assert "other content" in kept.reason
+    assert encoded(receiver.config.spool_dir / quarantined.relative_path).data_set == other.data_set
+    assert "other content" in quarantined.reason
 
 
 def test_a_nearly_full_disk_refuses_the_association(start: Start, an_instance: Encoded) -> None:
@@ -247,8 +247,8 @@ def test_every_storage_class_is_negotiated(receiver: Receiver, an_instance: Enco
     classes = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
     classes += ["1.2.840.10008.5.1.4.1.1.5", "1.2.826.0.1.3680043.8.498.1.1"]  # retired, private
     for at in range(0, len(classes), 100):
-        wanted = [an_instance.but(sop_class_uid=uid) for uid in classes[at : at + 100]]
-        with sender_to(receiver.port, wanted) as assoc:
+        variants = [an_instance.but(sop_class_uid=uid) for uid in classes[at : at + 100]]
+        with sender_to(receiver.port, variants) as assoc:
             assert assoc.rejected_contexts == []
 
 
@@ -256,9 +256,9 @@ def test_every_transfer_syntax_is_negotiated_and_no_service_that_is_not_offered(
     receiver: Receiver, an_instance: Encoded
 ) -> None:
     assert len(scp.TRANSFER_SYNTAXES) > 40
-    wanted = [an_instance.but(transfer_syntax_uid=uid) for uid in sorted(scp.TRANSFER_SYNTAXES)]
+    variants = [an_instance.but(transfer_syntax_uid=uid) for uid in sorted(scp.TRANSFER_SYNTAXES)]
     find = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.2.3.1")  # patient/study only, retired
-    with sender_to(receiver.port, [*wanted, find]) as assoc:
+    with sender_to(receiver.port, [*variants, find]) as assoc:
         assert [context.abstract_syntax for context in assoc.rejected_contexts] == [find.sop_class_uid]
 
 

@@ -1,4 +1,4 @@
-"""What a data set may hold, and that one sender's endless one does not keep another waiting."""
+"""Limits on data sets; a sender of an endless one does not keep another waiting."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ITEM, _ITEM_END = b"\xfe\xff\x00\xe0\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\0\0\0
 
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
-    """SQLite has the one write lock that others could have to wait for."""
+    """Return an SQLite database: its single write lock could make other senders wait."""
     return databases.migrated_sqlite(tmp_path / "node.sqlite")
 
 
@@ -42,7 +42,7 @@ def _before_pixels(each: Encoded, content: bytes) -> Encoded:
 
 
 def _empty_private(count: int) -> bytes:
-    """Empty elements in the private groups 0029 to 7FDF, in their order."""
+    """Return empty elements in the private groups 0029 to 7FDF, in order."""
     tags = ((group, number) for group in range(0x29, 0x7FE0, 2) for number in range(0x1000, 0x10000))
     return b"".join(struct.pack("<HH", *next(tags)) + b"LO\0\0" for _ in range(count))
 
@@ -52,11 +52,11 @@ def _nested(count: int) -> bytes:
 
 
 def _deflated(content: bytes, zeros: int = 0) -> bytes:
-    """Deflated, with so many megabytes of zeros behind it that belong to its last element."""
+    """Return a deflated data set whose last element has so many megabytes of zeros."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     parts = [deflate.compress(content), *(deflate.compress(bytes(1 << 20)) for _ in range(zeros)), deflate.flush()]
-    whole = b"".join(parts)
-    return whole + b"\0" * (len(whole) % 2)
+    content = b"".join(parts)
+    return content + b"\0" * (len(content) % 2)
 
 
 def _bomb(each: Encoded, megabytes: int) -> Encoded:

@@ -1,4 +1,4 @@
-"""kill -9 of the node while it receives: whatever it has acknowledged is there afterwards."""
+"""A node killed by SIGKILL while it receives: every acknowledged instance is there afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _sending(port: int, folder: Path) -> subprocess.Popen[str]:
 
 
 def _acknowledged(output: str) -> list[Path]:
-    """The files that storescu names before an answer of success."""
+    """Return the files that storescu lists before a response of success."""
     sent = re.split(r"I: Sending file: ", output)[1:]
     return [Path(part.splitlines()[0]) for part in sent if "Received Store Response (Success)" in part]
 

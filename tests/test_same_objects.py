@@ -1,4 +1,4 @@
-"""The same object in another encoding is the same object; with one value that differs it is another."""
+"""An object in another encoding is the same object; with one value that differs it is another."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PIXELS = np.random.default_rng(19).integers(0, 4000, (3, 32, 32), dtype=np.uint1
 
 
 def _write(path: Path, **attributes: object) -> Dataset:
-    """An object with what encodings differ in: nested and private sequences, numbers of every width, padding."""
+    """Return an object with everything that encodings change: nested and private sequences, all widths, padding."""
     inner = Dataset()
     inner.CodeValue, inner.CodeMeaning = "123", "odd"
     item = Dataset()
@@ -93,7 +93,7 @@ def _by_dcmtk(program: str, *options: str) -> Callable[[Path, Path], Path]:
 
 
 def _by_gdcm(path: Path, to: Path) -> Path:
-    """The file with the pixels that GDCM makes of it in JPEG 2000; its other elements stay."""
+    """Return the file with its pixels compressed to JPEG 2000 by GDCM; its other elements stay."""
     reader, change = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax()
     reader.SetFileName(str(path))
     assert reader.Read()
@@ -114,7 +114,7 @@ def _by_gdcm(path: Path, to: Path) -> Path:
 
 
 def _in_jpeg(path: Path, to: Path) -> Path:
-    """DCMTK adds a Derivation Description, with which it would be another object."""
+    """Remove the Derivation Description that DCMTK adds: with it, the object would be another."""
     _by_dcmtk("dcmcjpeg", "+e1")(path, to)
     ds = dcmread(to)
     del ds.DerivationDescription
@@ -208,7 +208,7 @@ def test_the_same_object_in_another_encoding_is_a_success_and_the_first_bytes_st
 
 
 def _send_at_once(receiver: Receiver, each: Encoded, path: Path, ae_title: str, senders: int) -> list[int]:
-    """The statuses of one instance that several associations send at the same moment."""
+    """Return the statuses of one instance that several associations send at the same moment."""
     statuses: list[int] = []
     together = threading.Barrier(senders)
     each.save(path)
@@ -292,13 +292,13 @@ def test_those_who_look_at_pictures_keep_no_sender_waiting(
     sent = [encoded(tmp_path / "a.dcm"), encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))]
 
     monkeypatch.setattr(pool, "_WAIT_S", 0.05)
-    taken = 0
+    held = 0
     while decoding._pool._free.acquire(blocking=False):
-        taken += 1
+        held += 1
     try:
         answers = store_all(receiver.port, sent, tmp_path / "out")
     finally:
-        for _ in range(taken):
+        for _ in range(held):
             decoding._pool._free.release()
     assert [answer.Status for answer in answers] == [0, 0]
 

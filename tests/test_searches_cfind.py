@@ -1,4 +1,4 @@
-"""C-FIND by every key that the node knows, and by what a series says of the request that it was made for."""
+"""C-FIND by every key that the node knows, and by the request attributes of a series."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_pa
                 universal = Dataset()
                 universal.QueryRetrieveLevel = level
                 universal.add(DataElement(keyword, dictionary_VR(keyword), None))
-                told = find(universal)
-                assert all(keyword in each for each in told), keyword
-                assert len(told) == {"PATIENT": 1, "STUDY": 1, "SERIES": 2, "IMAGE": 2}[level], keyword
-                for each in told:
+                matches = find(universal)
+                assert all(keyword in each for each in matches), keyword
+                assert len(matches) == {"PATIENT": 1, "STUDY": 1, "SERIES": 2, "IMAGE": 2}[level], keyword
+                for each in matches:
                     universal.add(each[keyword])
                     assert each in find(universal), (level, keyword)
 

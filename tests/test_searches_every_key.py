@@ -1,4 +1,4 @@
-"""Every key that a search can name, at every level that knows it: it finds what has its value, and never breaks."""
+"""Searches by every key, at every level that has it: each finds the entities with the value, and none fails."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ ODD_VALUES = (
 )  # fmt: skip
 
 
-def stated(number: int) -> dict[str, Any]:
-    """A value of every keyword that a header can state; the two differ in each."""
+def make_values(number: int) -> dict[str, Any]:
+    """Return a value for every keyword of a header; sets 0 and 1 differ in each."""
     plain = [keyword for keyword in keywords.KINDS if keyword not in keywords.COUNTS and "." not in keyword]
     said = {keyword: _STATED[keywords.KINDS[keyword]][number] for keyword in plain}
     items = [
@@ -54,7 +54,7 @@ def stated(number: int) -> dict[str, Any]:
 
 
 def arrive(session: Session, study: str, series: str, number: int) -> None:
-    said = stated(number)
+    said = make_values(number)
     arrival = an_arrival(study, series, 1 + number, attributes=said, sop_class_uid=f"1.2.840.{number}")
     facts = replace(
         arrival.facts, patient_id=said["PatientID"], patient_name=said["PatientName"], study_date=said["StudyDate"],
@@ -64,13 +64,13 @@ def arrive(session: Session, study: str, series: str, number: int) -> None:
 
 
 def add_result(session: Session) -> None:
-    """A series that the node made, in the first study, which says of itself what the second one says."""
+    """Add a series made by the node to the first study, with the attributes of the second."""
     a_job(session, NOW, study="1.2.1")
     job = jobs.claim(session, worker="w", lease_s=60, now=NOW)
     assert job is not None
     file = StoredFile("f" * 64, 10, f"ff/{'f' * 64}.dcm")
-    kept = keywords.pick(stated(1), keywords.RESULT_STORED)
-    output = OutputFile("1.2.1.9001.1", "1.2.840.9", "1.2.1.9001", "image", file, attributes=kept)
+    attributes = keywords.pick(make_values(1), keywords.RESULT_STORED)
+    output = OutputFile("1.2.1.9001.1", "1.2.840.9", "1.2.1.9001", "image", file, attributes=attributes)
     jobs.finish(session, job_id=job.id, worker="w", outputs=[output], report={}, now=NOW)
 
 
@@ -111,8 +111,8 @@ def values(match: Match, keyword: str) -> list[str]:
     sequence, inside, name = keyword.partition(".")
     if inside:
         return [str(item[name]) for item in match.attributes[sequence]]
-    told = match.attributes[keyword]
-    return [str(each) for each in (told if isinstance(told, list) else [told])]
+    value = match.attributes[keyword]
+    return [str(each) for each in (value if isinstance(value, list) else [value])]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -128,7 +128,7 @@ def test_a_key_finds_exactly_what_has_its_value(held: sessionmaker[Session], lev
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_no_value_of_a_key_breaks_a_search(held: sessionmaker[Session], level: Level) -> None:
-    """It is matched, or refused with the key's name and without the value."""
+    """A value is matched, or refused with the key's name and without the value."""
     for keyword in OWN_KEYS[level]:
         for value in ODD_VALUES:
             refusal = refused(held, Query(level, {keyword: value}, combined=True, fuzzy=len(value) > 1, limit=5))
@@ -136,7 +136,7 @@ def test_no_value_of_a_key_breaks_a_search(held: sessionmaker[Session], level: L
 
 
 def refused(held: sessionmaker[Session], query: Query) -> str:
-    """Why the catalogue refuses a query; empty where it answers."""
+    """Return the reason why the catalogue refuses a query, or an empty string."""
     try:
         search(held, query)
     except BadValue as refusal:

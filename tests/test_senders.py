@@ -1,4 +1,4 @@
-"""What a sender may send, and how many of what it may open: too large, too fast, too many, or not listed at all."""
+"""Quotas and limits of senders: objects too large or too fast, too many associations, senders that are not listed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SIZE, _OUT_OF_RESOURCES = 0x0124, 0xA700
 
 
 class Clock:
-    """Goes on only when told to, or when somebody waits."""
+    """Clock that advances only when the test sets it, or when a wait is requested."""
 
     def __init__(self) -> None:
         self.now, self.waits = 1000.0, list[float]()
@@ -65,8 +65,8 @@ def images(folder: Path, count: int) -> list[Encoded]:
     return [encoded(folder / f"{number}.dcm") for number in range(count)]
 
 
-def statuses(receiver: Serving, wanted: list[Encoded], folder: Path, ae_title: str = "SCANNER") -> list[int]:
-    return [answer.Status for answer in store_all(receiver.port, wanted, folder, ae_title=ae_title)]
+def statuses(receiver: Serving, objects: list[Encoded], folder: Path, ae_title: str = "SCANNER") -> list[int]:
+    return [answer.Status for answer in store_all(receiver.port, objects, folder, ae_title=ae_title)]
 
 
 def test_dcmtk_is_told_that_it_is_not_among_the_senders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,8 +77,8 @@ def test_dcmtk_is_told_that_it_is_not_among_the_senders(tmp_path: Path, caplog: 
         assert "Calling AE Title Not Recognized" in refused.stderr
         assert receiver.turned_away("unknown_sender") == 1
         assert "127.0.0.1: an association was refused: not among the senders" in caplog.text
-        taken = dcmtk("storescu", receiver.config, receiver.port, "-aet", "SCANNER", str(tmp_path / "a.dcm"))
-        assert taken.returncode == 0, taken.stderr
+        accepted = dcmtk("storescu", receiver.config, receiver.port, "-aet", "SCANNER", str(tmp_path / "a.dcm"))
+        assert accepted.returncode == 0, accepted.stderr
         assert len(receiver.instances()) == 1
 
 
@@ -106,22 +106,22 @@ def test_what_a_sender_may_send_is_said_of_it_or_of_all(tmp_path: Path) -> None:
 
 
 def test_a_sender_that_is_far_too_fast_is_told_to_come_again(tmp_path: Path) -> None:
-    """One a minute: the first is taken at once, the second would have to wait for longer than anybody does."""
-    wanted = images(tmp_path / "in", 2)
+    """The first is accepted at once; the second would have to wait for longer than a sender is slowed down."""
+    objects = images(tmp_path / "in", 2)
     sparse = SenderConfig(ae_title="SPARSE", max_objects_per_minute=1)
     with serving(tmp_path, senders=(SCANNER, sparse)) as receiver:
-        assert statuses(receiver, wanted, tmp_path / "out", "SPARSE") == [0, _OUT_OF_RESOURCES]
+        assert statuses(receiver, objects, tmp_path / "out", "SPARSE") == [0, _OUT_OF_RESOURCES]
         assert receiver.refused("over_rate") == 1
-        assert {row.sop_instance_uid for row in receiver.instances()} == {wanted[0].sop_instance_uid}
-        assert statuses(receiver, wanted[1:], tmp_path / "out", "SCANNER") == [0]  # nobody else is held back
+        assert {row.sop_instance_uid for row in receiver.instances()} == {objects[0].sop_instance_uid}
+        assert statuses(receiver, objects[1:], tmp_path / "out", "SCANNER") == [0]  # nobody else is held back
 
 
 def test_a_sender_that_is_a_little_too_fast_is_slowed_down_and_loses_nothing(tmp_path: Path) -> None:
-    wanted = images(tmp_path / "in", 4)
+    objects = images(tmp_path / "in", 4)
     write_instance(tmp_path / "in" / "large.dcm", frames_bytes=9_000_000)
-    wanted.append(encoded(tmp_path / "in" / "large.dcm"))
+    objects.append(encoded(tmp_path / "in" / "large.dcm"))
     with serving(tmp_path, limits=LimitsConfig(max_mb_per_minute=80, max_objects_per_minute=3000)) as receiver:
-        assert statuses(receiver, wanted, tmp_path / "out") == [0] * 5
+        assert statuses(receiver, objects, tmp_path / "out") == [0] * 5
         assert len(receiver.instances()) == 5
 
 
@@ -137,11 +137,11 @@ def test_a_pace_lets_a_burst_through_and_then_so_much_per_minute(clock: Clock) -
 
 def test_slowing_down_makes_the_stated_megabytes_per_minute(clock: Clock, tmp_path: Path) -> None:
     quotas = SenderQuotas(Config(limits=LimitsConfig(max_mb_per_minute=60)), clock)
-    kept: list[int] = []
+    sizes: list[int] = []
 
     class Sink:
         def write(self, piece: memoryview) -> None:
-            kept.append(len(piece))
+            sizes.append(len(piece))
 
         def finish(self) -> tuple[int, str]:
             return 0, ""
@@ -154,7 +154,7 @@ def test_slowing_down_makes_the_stated_megabytes_per_minute(clock: Clock, tmp_pa
     for _ in range(100):
         sink.write(memoryview(bytes(1_000_000)))
     assert sink.finish() == (0, "")
-    assert sum(kept) == 100_000_000
+    assert sum(sizes) == 100_000_000
     assert clock.now - began == pytest.approx(100, abs=7)
     assert max(clock.waits) < 1.1  # the sender sees a slow network, not a stop
 
@@ -227,7 +227,7 @@ def test_the_log_is_not_flooded(clock: Clock, caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_refusal_for_size_does_not_open_the_door_to_an_endless_object(tmp_path: Path, image: Encoded) -> None:
-    """What follows the limit is let pass without being kept, so that the answer reaches the sender."""
+    """Data beyond the limit are read and dropped, so that the answer reaches the sender."""
     write_instance(tmp_path / "huge.dcm", frames_bytes=30_000_000)
     with serving(tmp_path, limits=LimitsConfig(max_object_mb=1)) as receiver:
         peer = Peer(name="receiver", ae_title="DICOMNODE", port=receiver.port)

@@ -1,4 +1,4 @@
-"""DICOM over TLS as receiver: DCMTK's clients with right and wrong certificates, and what is on the wire."""
+"""DICOM over TLS as receiver: DCMTK's clients with right and wrong certificates, and the bytes on the network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """One that nobody trusts."""
+    """Return an authority that neither side trusts."""
     return Authority(tmp_path_factory.mktemp("other"), "other")
 
 
@@ -52,7 +52,7 @@ def theirs(authority: Authority) -> Issued:
 
 @pytest.fixture
 def mutual(tmp_path: Path, authority: Authority, ours: Issued) -> Iterator[Serving]:
-    """A receiver that asks for certificates."""
+    """Start a receiver that requires client certificates."""
     with serving(tmp_path, ours.tls(authority.file, require_client_certificate=True)) as receiver:
         yield receiver
 
@@ -66,7 +66,7 @@ def image(tmp_path: Path) -> Path:
 def store(
     receiver: Serving, image: Path, who: Issued | None, trusted: Path, *more: str
 ) -> subprocess.CompletedProcess[str]:
-    """DCMTK's storescu over TLS."""
+    """Run DCMTK's storescu over TLS."""
     shows = ["+tls", str(who.key), str(who.certificate)] if who else ["+tla"]
     return dcmtk("storescu", receiver.config, receiver.port, *shows, "+cf", str(trusted), *more, "-xe", str(image))
 
@@ -91,12 +91,12 @@ def test_a_sender_without_the_right_certificate_is_refused(
     wait_for(lambda: mutual.turned_away("tls") == 1, "it is counted")
     assert mutual.instances() == []
     assert mutual.files() == []
-    told = {
+    messages = {
         "of another authority": "its certificate is not accepted: unable to get local issuer certificate",
         "expired": "its certificate is not accepted: certificate has expired",
         "missing": "it shows no certificate",
     }
-    wait_for(lambda: f"127.0.0.1: no TLS: {told[fault]}" in caplog.text, "the log says why")
+    wait_for(lambda: f"127.0.0.1: no TLS: {messages[fault]}" in caplog.text, "the log says why")
 
 
 def test_a_sender_sees_whether_the_node_is_the_right_one(
@@ -148,17 +148,17 @@ def test_no_cipher_suite_but_those_of_the_profile_is_taken(tmp_path: Path, ours:
     offered = [each["name"] for each in everything.get_ciphers() if each["protocol"] != "TLSv1.3"]
     assert len(offered) > 40
     assert {"AES128-SHA", "ECDHE-RSA-AES256-SHA384", "DHE-RSA-AES256-GCM-SHA384"} < set(offered)
-    taken = set()
+    suites = set()
     with serving(tmp_path, ours.tls(None), limits={"associations_per_address": 500}) as receiver:
         for name in offered:
             context = client(authority)
             context.set_ciphers(f"{name}:@SECLEVEL=0")
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             try:
-                taken.add(handshake(receiver, authority, context)[1])
+                suites.add(handshake(receiver, authority, context)[1])
             except ssl.SSLError:
                 continue
-    assert taken == {name for name in tls.SUITES if "RSA" in name}  # the certificate has an RSA key
+    assert suites == {name for name in tls.SUITES if "RSA" in name}  # the certificate has an RSA key
 
 
 def test_a_large_object_arrives_as_it_was_sent(
@@ -184,14 +184,14 @@ def test_what_was_stored_is_got_back_over_tls(
         got.append(event.request.AffectedSOPInstanceUID)
         return 0x0000
 
-    shown = theirs.tls(authority.file)
-    fetched = queries.fetch(peer, ds.StudyInstanceUID, on_store=keep, calling_aet="SCANNER", tls=shown)
+    client_tls = theirs.tls(authority.file)
+    fetched = queries.fetch(peer, ds.StudyInstanceUID, on_store=keep, calling_aet="SCANNER", tls=client_tls)
     assert fetched.completed == 1
     assert got == [ds.SOPInstanceUID]
 
 
 def test_bytes_that_come_in_any_pieces_are_read(mutual: Serving, theirs: Issued, authority: Authority) -> None:
-    """Records of TLS and PDUs do not begin together."""
+    """TLS records and PDUs begin at different bytes."""
     context = client(authority)
     context.load_cert_chain(theirs.certificate, theirs.key)
     request = _associate_request()
@@ -202,7 +202,7 @@ def test_bytes_that_come_in_any_pieces_are_read(mutual: Serving, theirs: Issued,
 
 
 def test_the_end_of_a_connection_is_told_by_tls_itself(mutual: Serving, theirs: Issued, authority: Authority) -> None:
-    """Without a close_notify nobody can tell the end from one that somebody else made."""
+    """A close_notify distinguishes the end from one that a third party has made."""
     context = client(authority)
     context.load_cert_chain(theirs.certificate, theirs.key)
     with connection(mutual, context, suppress_ragged_eofs=False) as sock:
@@ -249,7 +249,7 @@ def test_a_handshake_that_stalls_ends(tmp_path: Path, ours: Issued) -> None:
 
 
 def test_a_request_that_drips_in_ends(tmp_path: Path) -> None:
-    """Each byte comes in time, the whole does not."""
+    """Each byte comes in time, all bytes together do not."""
     with (
         serving(tmp_path, limits={"request_timeout_s": 1.0}) as receiver,
         socket.create_connection(("127.0.0.1", receiver.port), timeout=0.1) as sock,
@@ -273,7 +273,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
     text = tmp_path / "text"
     text.write_text("secret words")
     locked = Authority(tmp_path / "locked").issue("locked", passphrase=b"open sesame")
-    stated = {
+    faults = {
         "no certificate": (Issued(text, ours.key), "node.tls.certificate_file: ", "text holds no certificate"),
         "no key": (Issued(ours.certificate, text), "node.tls.key_file: ", "text holds no private key"),
         "another key": (Issued(ours.certificate, authority.issue("x").key), "key_file: ", "x.key is not the key of"),
@@ -281,16 +281,16 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authorit
         "absent": (Issued(tmp_path / "gone", ours.key), "certificate_file: ", "gone cannot be read (No such file"),
         "no authority": (ours, "node.tls.ca_file: ", "text holds no certificate"),
     }
-    issued, key, what = stated[fault]
+    issued, key, what = faults[fault]
     asks = fault == "no authority"
     with (
-        pytest.raises(ConfigError) as told,
+        pytest.raises(ConfigError) as refusal,
         serving(tmp_path, issued.tls(text if asks else None, require_client_certificate=asks)),
     ):
         pass
-    assert key in str(told.value)
-    assert what in str(told.value)
-    assert "secret" not in str(told.value)
+    assert key in str(refusal.value)
+    assert what in str(refusal.value)
+    assert "secret" not in str(refusal.value)
 
 
 def client(authority: Authority) -> ssl.SSLContext:
@@ -311,16 +311,16 @@ def connection(receiver: Serving, context: ssl.SSLContext, *, suppress_ragged_eo
 def handshake(
     receiver: Serving, authority: Authority, context: ssl.SSLContext | None = None
 ) -> tuple[str | None, str, int]:
-    """Version, cipher suite, and the serial number of the node's certificate."""
+    """Return version, cipher suite, and the serial number of the node's certificate."""
     with connection(receiver, context or client(authority)) as sock:
-        shown, cipher = sock.getpeercert(), sock.cipher()
-        assert shown
+        certificate, cipher = sock.getpeercert(), sock.cipher()
+        assert certificate
         assert cipher
-        return sock.version(), cipher[0], int(str(shown["serialNumber"]), 16)
+        return sock.version(), cipher[0], int(str(certificate["serialNumber"]), 16)
 
 
 def _associate_request() -> bytes:
-    """What our own side would send for a C-ECHO, caught on its way."""
+    """Return the bytes that the node sends for a C-ECHO, read from the network."""
     caught = bytearray()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)

@@ -1,4 +1,4 @@
-"""DICOM over TLS as caller: DCMTK's storescp with right and wrong certificates, and what an operator is told."""
+"""DICOM over TLS as caller: DCMTK's storescp with right and wrong certificates, and the messages to the operator."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ours(authority: Authority) -> Issued:
 
 
 def archive(folder: Path, issued: Issued, trusted: Path, *options: str) -> StoreScp:
-    """An archive that speaks TLS, and wants a certificate unless told otherwise."""
+    """Start an archive with TLS that requires a client certificate unless ``options`` say otherwise."""
     return StoreScp(folder, "+tls", str(issued.key), str(issued.certificate), "+cf", str(trusted), *options)
 
 
@@ -62,7 +62,7 @@ def test_an_archive_with_the_right_certificate_gets_the_object(
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         ("of another authority", "its certificate is not accepted: unable to get local issuer certificate"),
         ("expired", "its certificate is not accepted: certificate has expired"),
@@ -71,7 +71,7 @@ def test_an_archive_with_the_right_certificate_gets_the_object(
     ],
 )
 def test_an_archive_with_a_wrong_certificate_gets_nothing_and_the_operator_the_reason(
-    tmp_path: Path, authority: Authority, ours: Issued, fault: str, told: str
+    tmp_path: Path, authority: Authority, ours: Issued, fault: str, message: str
 ) -> None:
     issued = {
         "of another authority": Authority(tmp_path / "other", "other").issue("archive"),
@@ -83,7 +83,7 @@ def test_an_archive_with_a_wrong_certificate_gets_nothing_and_the_operator_the_r
     with archive(folder, issued, authority.file, "-ic") if issued else StoreScp(folder) as scp:
         (result,) = peers.store(over_tls(scp), [tmp_path / "a.dcm"], calling_aet=AET, tls=ours.tls(authority.file))
         assert not result.is_stored
-        assert told in result.text
+        assert message in result.text
         assert scp.files() == []
 
 
@@ -98,9 +98,9 @@ def test_a_peer_may_have_a_certificate_and_an_authority_of_its_own(
     tmp_path: Path, authority: Authority, ours: Issued
 ) -> None:
     other = Authority(tmp_path / "other", "other")
-    shown = other.issue("for-them")
+    identity = other.issue("for-them")
     with archive(tmp_path / "scp", other.issue("archive"), other.file) as scp:
-        own = {"tls_certificate_file": shown.certificate, "tls_key_file": shown.key, "tls_ca_file": other.file}
+        own = {"tls_certificate_file": identity.certificate, "tls_key_file": identity.key, "tls_ca_file": other.file}
         assert peers.echo(over_tls(scp, **own), calling_aet=AET, tls=ours.tls(authority.file)) > 0
         assert peers.echo(over_tls(scp, **own), calling_aet=AET) > 0
         with pytest.raises(PeerUnreachable, match="its certificate is not accepted"):
@@ -150,15 +150,15 @@ def test_files_of_a_peer_are_found_beside_the_configuration(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("stated", "told"),
+    ("fields", "message"),
     [
         ({"tls_ca_file": "ca.crt"}, "needs tls = true"),
         ({"tls": True, "tls_key_file": "a.key"}, "belong together"),
     ],
 )
-def test_settings_of_a_peer_that_would_do_nothing_are_refused(stated: dict[str, object], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
-        Peer.model_validate({"name": "p", "ae_title": "P", "port": 104} | stated)
+def test_settings_of_a_peer_that_would_do_nothing_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Peer.model_validate({"name": "p", "ae_title": "P", "port": 104} | fields)
 
 
 def test_certificates_are_asked_for_only_where_somebody_is_trusted(ours: Issued) -> None:
@@ -167,7 +167,7 @@ def test_certificates_are_asked_for_only_where_somebody_is_trusted(ours: Issued)
 
 
 @pytest.mark.parametrize(
-    ("days", "mode", "result", "told"),
+    ("days", "mode", "result", "message"),
     [
         (90, 0o600, "ok", r"until 20\d\d-\d\d-\d\d \(89 days\)"),
         (20, 0o600, "warning", r"\(19 days\)"),
@@ -176,13 +176,13 @@ def test_certificates_are_asked_for_only_where_somebody_is_trusted(ours: Issued)
     ],
 )
 def test_check_tells_when_a_certificate_ends_and_who_can_read_its_key(
-    tmp_path: Path, authority: Authority, days: int, mode: int, result: str, told: str
+    tmp_path: Path, authority: Authority, days: int, mode: int, result: str, message: str
 ) -> None:
     issued = authority.issue("checked", days=days)
     issued.key.chmod(mode)
     found = certificate_check(tmp_path, issued.tls(None))
     assert found.result == result
-    assert re.search(told, found.detail)
+    assert re.search(message, found.detail)
 
 
 def test_check_names_the_file_that_cannot_be_used(tmp_path: Path, authority: Authority, ours: Issued) -> None:
@@ -199,8 +199,8 @@ def test_metrics_tell_how_long_certificates_last(
     config = Config(node=NodeConfig(tls=issued.tls(None), data_dir=tmp_path), path=tmp_path / "node.toml")
     registry = CollectorRegistry()
     Gauges(config, sessions, lambda: datetime.now(UTC), SweepHealth()).register(registry)
-    told = generate_latest(registry).decode()
-    left_s = float(told.split('dicomnode_certificate_seconds_left{of="node.tls"} ')[1].split("\n")[0])
+    metrics = generate_latest(registry).decode()
+    left_s = float(metrics.split('dicomnode_certificate_seconds_left{of="node.tls"} ')[1].split("\n")[0])
     assert abs(left_s - timedelta(days=10).total_seconds()) < 60
     assert engine
 

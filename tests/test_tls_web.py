@@ -1,4 +1,4 @@
-"""The web over HTTPS: who trusts it, who does not, and what a browser is told."""
+"""The web over HTTPS: clients that trust its certificate, clients that do not, and the headers for browsers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def issued(authority: Authority) -> Issued:
 
 @pytest.fixture
 def secure(tmp_path: Path, issued: Issued) -> Iterator[Web]:
-    """HTTPS with a token."""
+    """Serve HTTPS with a token."""
     (tmp_path / "web.token").write_text(TOKEN)
     settings = {"token_file": "web.token", "certificate_file": issued.certificate, "key_file": issued.key}
     with Web(tmp_path, settings) as running:
@@ -71,10 +71,10 @@ def test_plain_http_at_the_https_port_gets_no_answer(secure: Web, authority: Aut
 
 def test_old_tls_and_other_suites_are_refused(secure: Web, authority: Authority) -> None:
     program = installed("/usr/bin/openssl", "openssl")
-    for version, port in (("-tls1_1", False), ("-tls1_2", True)):
+    for version, is_accepted in (("-tls1_1", False), ("-tls1_2", True)):
         command = [program, "s_client", "-connect", f"127.0.0.1:{secure.port}", version, "-cipher", "ALL:@SECLEVEL=0"]
         done = subprocess.run(command, capture_output=True, input=b"", timeout=60, check=False)
-        assert (done.returncode == 0) is port
+        assert (done.returncode == 0) is is_accepted
     weak = ssl.create_default_context(cafile=authority.file)
     weak.maximum_version = ssl.TLSVersion.TLSv1_2
     weak.set_ciphers("ECDHE-RSA-AES256-SHA384:AES256-SHA")
@@ -99,9 +99,9 @@ def test_plain_http_does_not_claim_https(tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_changes_is_shown_without_a_restart(secure: Web, authority: Authority) -> None:
-    first = _presented_certificate(secure, authority)
+    first = _serial_number(secure, authority)
     renewed = authority.issue("web")
-    assert _presented_certificate(secure, authority) == renewed.serial != first
+    assert _serial_number(secure, authority) == renewed.serial != first
 
 
 def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, issued: Issued, authority: Authority) -> None:
@@ -115,7 +115,7 @@ def test_certificate_and_key_belong_together(tmp_path: Path) -> None:
         WebConfig(certificate_file=tmp_path / "web.crt")
 
 
-def _presented_certificate(secure: Web, authority: Authority) -> int:
+def _serial_number(secure: Web, authority: Authority) -> int:
     context = ssl.create_default_context(cafile=authority.file)
     with (
         socket.create_connection(("127.0.0.1", secure.port), timeout=20) as plain,

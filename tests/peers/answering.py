@@ -1,4 +1,4 @@
-"""A storage server with the test's own answers, for what real peers do not do on demand."""
+"""A storage server with answers that the test chooses, which real peers do not give on demand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DCMTK's dcmqrscp: an archive that knows its peers by a table of hosts, and few attributes of what it holds."""
+"""DCMTK's dcmqrscp: an archive with a table of peers, and with few attributes of its instances."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class QueryScp:
         self._program.kill()
 
     def upload(self, path: Path) -> None:
-        """Into its folder and its index, without the network."""
-        kept = self._storage / f"{len(list(self._storage.glob('*.dcm')))}.dcm"
-        kept.write_bytes(path.read_bytes())
+        """Put a file into the archive's folder and index, without the network."""
+        copy = self._storage / f"{len(list(self._storage.glob('*.dcm')))}.dcm"
+        copy.write_bytes(path.read_bytes())
         index = installed("/usr/bin/dcmqridx", "dcmtk")
-        subprocess.run([index, str(self._storage), str(kept)], check=True, capture_output=True)
+        subprocess.run([index, str(self._storage), str(copy)], check=True, capture_output=True)
 
     def know(self, peer: Peer) -> None:
-        """It reads its table when it starts."""
+        """Add a peer to the table, and start the archive again: it reads the table when it starts."""
         self._write([peer])
         self.kill()
         self.start()

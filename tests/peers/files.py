@@ -49,7 +49,7 @@ def write_instance(
 
 
 def write_result(path: Path, **attributes: object) -> Dataset:
-    """Write one result as the node writes it, with every mark, from an instance with ``attributes``; returns it."""
+    """Write one result as the node does, with every mark, from an instance with ``attributes``; return it."""
     source = write_instance(path, **attributes)  # type: ignore[arg-type]
     volume = Volume(np.zeros((2, 16, 16), np.float32), Grid((2, 16, 16), np.eye(4)))
     provenance = results.Provenance(

@@ -1,4 +1,4 @@
-"""Fixtures that hand out the peers; each is stopped when the test ends, whichever way it ends."""
+"""Fixtures of the peers; each is stopped when the test ends, passed or failed."""
 
 from __future__ import annotations
 

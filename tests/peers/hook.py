@@ -1,4 +1,4 @@
-"""A web server of the test's own that takes POSTs, on a free port of loopback."""
+"""A web server of the test that accepts POSTs, on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Hook", "Post"]
 
 @dataclass(frozen=True)
 class Post:
-    """One request as it came."""
+    """One request as received."""
 
     path: str
     headers: Mapping[str, str]
@@ -31,7 +31,7 @@ class Post:
 
 
 class Hook:
-    """``with Hook(lambda post: 204) as hook:`` answers with what the function says; ``posts`` are all that came."""
+    """``with Hook(lambda post: 204) as hook:`` answers with the status of the function; ``posts`` are all requests."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class _Server(ThreadingHTTPServer):
     hook: Hook
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the tests."""
+        """Ignore a client that closes the connection: that is part of the tests."""
 
 
 class _Request(BaseHTTPRequestHandler):
@@ -78,4 +78,4 @@ class _Request(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests look at ``posts``."""
+        """Log nothing: tests read ``posts``."""

@@ -1,4 +1,4 @@
-"""k-space to send: the centre of real acquisitions of the data kit, or of a phantom where the kit is not."""
+"""k-space to send: the centre of real acquisitions of the data kit, or of a phantom where the kit is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Acquisition:
 
 
 def acquisitions(folder: Path) -> dict[str, Acquisition]:
-    """One acquisition for each plane of the body: different slices of different scans, so that none is another's."""
+    """One acquisition for each plane of the body: different slices of different scans, so that no two share data."""
     folder.mkdir(parents=True, exist_ok=True)
     stacks = _stacks()
     made = {}

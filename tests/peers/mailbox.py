@@ -1,4 +1,4 @@
-"""An SMTP server of the test's own, with just what a client of RFC 5321 needs, on a free port of loopback."""
+"""An SMTP server of the test, with the commands that a client of RFC 5321 needs, on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Server(socketserver.ThreadingTCPServer):
     box: Mailbox
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that does not trust the certificate hangs up."""
+        """Ignore a client that does not trust the certificate and closes the connection."""
 
 
 class _Conversation(socketserver.StreamRequestHandler):

@@ -1,4 +1,4 @@
-"""The node itself as its users run it: ``python -m dicomnode serve`` with a node.toml of its own."""
+"""The node as its users run it: ``python -m dicomnode serve`` with a node.toml for the test."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ _HASTE: dict[str, dict[str, Any]] = {
 
 
 def write_config(folder: Path, **sections: Any) -> Path:
-    """A node.toml for a node on loopback that waits for nothing long; ``sections`` are tables, or lists of tables."""
+    """Write a node.toml for a node on loopback with short waits; ``sections`` are tables, or lists of tables."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for name in _HASTE | sections:
-        given = sections.get(name, {})
-        if isinstance(given, list):
-            for table in given:
+        section = sections.get(name, {})
+        if isinstance(section, list):
+            for table in section:
                 lines += _table(f"[[{name}]]", table)
         else:
-            lines += _table(f"[{name}]", _HASTE.get(name, {}) | given)
+            lines += _table(f"[{name}]", _HASTE.get(name, {}) | section)
     path = folder / "node.toml"
     path.write_text("\n".join(lines))
     return path
 
 
 def a_route(*destinations: str, **options: int) -> dict[str, Any]:
-    """From k-space to an MR image."""
+    """Write a node.toml with a route from k-space to an MR image."""
     match = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66"}
     route = {"name": "kspace", "pipeline": "mri_reconstruction", "match": match}
     return route | {"destinations": list(destinations), "options": options}
@@ -81,12 +81,12 @@ class Node:
 
     @property
     def log(self) -> str:
-        """What it has said since its log was begun."""
+        """Lines of the log since its beginning."""
         return self.program.log.read_text(errors="replace") if self.program.log.exists() else ""
 
     @property
     def port(self) -> int:
-        """Where it listens, as its newest ready line says."""
+        """Port of the newest ready line in the log."""
         return int(_READY.findall(self.log)[-1])
 
     @property
@@ -95,24 +95,24 @@ class Node:
 
     @property
     def children(self) -> list[int]:
-        """Processes that it has started."""
+        """Process ids of the children."""
         if not self.program.running:
             return []
         tasks = Path(f"/proc/{self.program.pid}/task").glob("*/children")
         return [int(pid) for task in tasks for pid in task.read_text().split()]
 
     def start(self) -> None:
-        """A node that serves is started when it says that it is ready."""
+        """Start the program; wait for the ready line of a node that serves."""
         already = len(_READY.findall(self.log))
         serves = "serve" in self.program.command
         self.program.start(lambda: not serves or len(_READY.findall(self.log)) > already, within_s=60)
 
     def stop(self) -> int | None:
-        """SIGTERM; returns the exit status."""
+        """Send SIGTERM; return the exit status."""
         return self.program.stop(within_s=60)
 
     def kill(self) -> None:
-        """kill -9 of the node and of its workers, as when the machine loses power."""
+        """Kill the node and its workers with SIGKILL, as when the machine loses power."""
         children = self.children
         self.program.kill()
         for pid in children:
@@ -120,13 +120,13 @@ class Node:
                 os.kill(pid, signal.SIGKILL)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Another command on the same configuration, as the node would run it."""
+        """Run another command with the same configuration."""
         environment = os.environ | _ENVIRONMENT
         return subprocess.run(self._command(*arguments), capture_output=True, text=True, env=environment, check=False)
 
     @contextmanager
     def sessions(self) -> Iterator[Session]:
-        """A look into its database, which leaves no connection open."""
+        """Open a session of the node's database, and leave no connection open."""
         try:
             with engines.readers(self._engine)() as session:
                 yield session
@@ -142,7 +142,7 @@ class Node:
             return list(session.scalars(select(Delivery).order_by(Delivery.id)))
 
     def wait_for_job(self, *states: str) -> Job:
-        """The newest job, once it is in one of the states."""
+        """Return the newest job as soon as it is in one of the states."""
 
         def there() -> Job | None:
             newest = self.jobs()[-1:]
@@ -153,7 +153,7 @@ class Node:
         return job
 
     def wait_until_delivered(self) -> None:
-        """Until every result is where it should be."""
+        """Wait until every result is delivered."""
         wait_for(lambda: {row.state for row in self.deliveries()} == {"delivered"}, "delivery", within_s=180)
 
     def _command(self, *arguments: str) -> list[str]:
@@ -167,7 +167,7 @@ def _table(heading: str, values: dict[str, Any] | Peer) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """JSON's scalars are TOML's."""
+    """Return a value as TOML, whose scalars are those of JSON."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list):

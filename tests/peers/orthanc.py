@@ -1,4 +1,4 @@
-"""Debian's Orthanc as the PACS of the tests, and the little of its REST interface that they need."""
+"""Debian's Orthanc as the PACS of the tests, with the part of its REST interface that they need."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Orthanc:
         self.peer = Peer(name="orthanc", ae_title=ae_title, host="127.0.0.1", port=dicom_port)
         folder.mkdir(parents=True, exist_ok=True)
         configuration = folder / "orthanc.json"
-        stated = _configuration(folder, ae_title, dicom_port, self.http_port) | (settings or {})
-        configuration.write_text(json.dumps(stated))
+        values = _configuration(folder, ae_title, dicom_port, self.http_port) | (settings or {})
+        configuration.write_text(json.dumps(values))
         self._program = Program([program, str(configuration)], folder=folder)
 
     def __enter__(self) -> Self:
@@ -48,7 +48,7 @@ class Orthanc:
         self._program.kill()
 
     def instances(self) -> list[str]:
-        """Orthanc's own identifiers of the instances that it holds."""
+        """Return Orthanc's identifiers of its instances."""
         return list(self.ask("GET", "/instances"))
 
     def dataset(self, instance: str) -> Dataset:
@@ -72,7 +72,7 @@ class Orthanc:
         self.ask("PUT", f"/modalities/{peer.name}", known)
 
     def send(self, peer: Peer, instances: list[str]) -> None:
-        """C-STORE by Orthanc; raises when it says that one failed."""
+        """Let Orthanc send instances by C-STORE; raise where it reports a failure."""
         self.know(peer)
         self.ask("POST", f"/modalities/{peer.name}/store", {"Resources": instances, "Synchronous": True})
 

@@ -1,4 +1,4 @@
-"""A program under test: started, waited for, stopped by its process id."""
+"""A program under test, stopped by its process id."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEP = threading.Event()  # never set: its wait is the pause between two looks
 
 
 def wait_for(condition: Callable[[], T], what: str, *, within_s: float = 30.0) -> T:
-    """What ``condition`` gives once it is true; TimeoutError when it is not in time."""
+    """Return the value of ``condition`` once it is true. Raises TimeoutError."""
     deadline = time.monotonic() + within_s
     while True:
         value = condition()
@@ -33,7 +33,7 @@ def wait_for(condition: Callable[[], T], what: str, *, within_s: float = 30.0) -
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -46,7 +46,7 @@ def accepts_connections(port: int) -> bool:
 
 
 def installed(program: str, package: str) -> str:
-    """The path of a Debian program; skips the test where its package is missing."""
+    """Return the path of a Debian program; skip the test where its package is missing."""
     if not os.access(program, os.X_OK):
         pytest.skip(f"{program} is missing: install Debian's package {package}")
     return program
@@ -88,7 +88,7 @@ class Program:
             raise
 
     def stop(self, *, within_s: float = 20.0) -> int | None:
-        """SIGTERM, then SIGKILL when it does not end in time; returns the exit status."""
+        """Send SIGTERM, then SIGKILL after a time limit; return the exit status."""
         return self._end(signal.SIGTERM, within_s)
 
     def kill(self) -> int | None:

@@ -23,7 +23,7 @@ _SMALL = ["--object-store-memory=80000000", "--disable-usage-stats", "--block"]
 
 
 def missing() -> str:
-    """Why no cluster can be started here; empty when one can."""
+    """Return the reason why no cluster can be started here, or an empty string."""
     import importlib.util
 
     return "" if importlib.util.find_spec("ray") else "Ray is not installed (pip install 'dicomnode[ray]')"
@@ -43,7 +43,7 @@ class RayNode:
         self._own = descendants(self.program.pid)
 
     def kill(self) -> None:
-        """The whole machine at once, as when its power goes."""
+        """Kill all processes of the machine at once, as when its power fails."""
         own = {*self._own, *(descendants(self.program.pid) if self.program.running else [])}
         for pid in own:
             with suppress(ProcessLookupError):
@@ -69,7 +69,7 @@ class RayCluster:
 
     @property
     def client_address(self) -> str:
-        """For who is on no machine of the cluster."""
+        """Return the environment of a process on no machine of the cluster."""
         return f"ray://127.0.0.1:{self._client_port}"
 
     def add(self, name: str, environment: Mapping[str, str]) -> RayNode:
@@ -92,7 +92,7 @@ class RayCluster:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that it, and those, have started."""
+    """Return the processes that a process has started, directly and indirectly."""
     found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").glob("*/children"):

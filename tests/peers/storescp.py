@@ -1,4 +1,4 @@
-"""DCMTK's storescp: keeps what it gets as files, and can be slow or refuse on demand."""
+"""DCMTK's storescp: writes the instances as files, and can be slow or refuse on demand."""
 
 from __future__ import annotations
 
