@@ -20,13 +20,13 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 from dicomnode.config.deidentify import DeidentifyConfig
+from dicomnode.datasets.vrs import CHARACTER_SET_TEXT
 from dicomnode.deidentify import own_results, private, table, values
 from dicomnode.deidentify.secret import Secret, Subject
 from dicomnode.deidentify.table import Action
 
 __all__ = ["Cleaner", "collect_identifiers"]
 
-_TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _REGISTERED_ROOT = "1.2.840.10008."  # PS3.6 Annex A
 _CODING_UIDS = frozenset({"CodingSchemeUID", "ContextGroupExtensionCreatorUID", "ContextUID", "MappingResourceUID"})
 _IDENTIFIERS = frozenset({
@@ -116,7 +116,7 @@ class Cleaner:
             self._clean_text(ds, element)
         elif element.VR == "PN":
             _set_value(ds, element, "")
-        elif element.VR in _TEXT and element.keyword not in _EQUIPMENT:
+        elif element.VR in CHARACTER_SET_TEXT and element.keyword not in _EQUIPMENT:
             _set_value(
                 ds,
                 element,
@@ -143,7 +143,7 @@ class Cleaner:
                 return values.remove_words(own_results.clean_text(str(text), self.profile), self.identifiers).strip()
             return values.keep_known_words(values.remove_words(str(text), self.identifiers))
 
-        if element.VR in _TEXT:
+        if element.VR in CHARACTER_SET_TEXT:
             _set_value(ds, element, _map_values(element.value, lambda text: clean(text) or "REMOVED"))
         else:
             _set_value(ds, element, values.make_dummy(element))

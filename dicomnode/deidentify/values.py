@@ -12,11 +12,12 @@ from typing import Any
 
 from pydicom.dataelem import DataElement
 
+from dicomnode.datasets.vrs import CHARACTER_SET_TEXT
+
 __all__ = ["OLDEST_YEARS", "cap_age", "keep_known_words", "make_dummy", "remove_words", "shift_date"]
 
 OLDEST_YEARS = 89
 """Greatest age that stays; greater ones become 90 (HIPAA's safe harbour: 45 CFR 164.514(b)(2)(i)(C))."""
-_TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _DUMMIES: MappingProxyType[str, Any] = MappingProxyType({
     "AE": "REMOVED", "AS": "000D", "CS": "REMOVED", "DA": "19000101", "DS": "0", "DT": "19000101000000", "IS": "0",
     "TM": "000000", "UR": "urn:removed", "AT": 0, "FD": 0.0, "FL": 0.0, "SL": 0, "SS": 0, "SV": 0, "UL": 0, "US": 0,
@@ -28,7 +29,7 @@ _WORD = re.compile(r"[^\W_]+(?:[.][0-9]+)?")
 
 def make_dummy(element: DataElement) -> Any:
     """Return a value that the VR allows and that carries no information; bytes become as many zeros."""
-    if element.VR in _TEXT:
+    if element.VR in CHARACTER_SET_TEXT:
         return "REMOVED"
     if isinstance(element.value, bytes):
         return bytes(len(element.value))

@@ -140,7 +140,7 @@ def hold_reactor(assoc: Association) -> Iterator[None]:
 
 
 def register_server(ae: AE, server: AssociationServer) -> None:
-    """Enter a listener that ``make_server`` returned among the AE's own, as its shutdown expects.
+    """Add a listener of ``make_server`` to the servers of the AE, as the listener's shutdown expects.
 
     pynetdicom collects garbage every so many polls of a listener; a full collection takes 0.1 s, so it is made rarer.
     """

@@ -236,7 +236,7 @@ class RateLimitedSink:
         return self._sink.finish()
 
     def discard(self) -> None:
-        """Remove what was received of the object."""
+        """Remove the received part of the object."""
         if self._sink is not None:
             self._sink.discard()
             self._sink = None

@@ -120,7 +120,7 @@ class _ConnectionHandler(RequestHandler):  # type: ignore[misc]
             raise
 
     def _prepare_association(self) -> Association:
-        # PS3.8 says nothing of Nagle's algorithm; with it, every response waits for the peer's delayed acknowledgement
+        # with Nagle's algorithm, every response would wait for the peer's delayed acknowledgement
         self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         assoc = pynetdicom_adapter.create_association(self)

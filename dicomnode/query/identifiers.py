@@ -20,6 +20,7 @@ from db.catalogue import Level
 from db.keywords import IN_SEQUENCES
 from dicomnode.datasets.character_sets import decode_text, find_encodings
 from dicomnode.datasets.encoding import find_vr
+from dicomnode.datasets.vrs import BINARY_FORMATS, CHARACTER_SET_TEXT, TEXT
 from dicomnode.errors import CannotUnderstand, IdentifierRefused
 from dicomnode.query import bounds
 
@@ -34,9 +35,7 @@ __all__ = [
     "require_uids",
 ]
 
-_TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
-_PLAIN = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"})
-_BINARY = {"SL": "l", "SS": "h", "UL": "L", "US": "H"}
+_INTEGER_FORMATS = {vr: BINARY_FORMATS[vr] for vr in ("SL", "SS", "UL", "US")}
 _RESPONSE_KEYS = frozenset({"RetrieveAETitle", "InstanceAvailability", "SpecificCharacterSet", "QueryRetrieveLevel"})
 _REQUESTS = "RequestAttributesSequence"
 _UTF_8 = "ISO_IR 192"
@@ -164,12 +163,12 @@ def _decode_value(tag: int, element: Any, syntax: UID, encodings: tuple[str, ...
         return None
     vr = element.VR if element.VR not in (None, "UN") else find_vr(tag)
     raw = element.value or b""  # the decoder leaves some empty elements without bytes
-    if vr in _TEXT:
+    if vr in CHARACTER_SET_TEXT:
         return decode_text(raw, encodings).strip("\0 ")
-    if vr in _PLAIN:
+    if vr in TEXT:
         return raw.decode("ascii", "replace").strip("\0 ")
-    if vr in _BINARY:
-        form = ("<" if syntax.is_little_endian else ">") + _BINARY[vr]
+    if vr in _INTEGER_FORMATS:
+        form = ("<" if syntax.is_little_endian else ">") + _INTEGER_FORMATS[vr]
         if len(raw) % struct.calcsize(form) == 0:
             return "\\".join(str(number) for (number,) in struct.iter_unpack(form, raw))
     return None
@@ -184,7 +183,7 @@ def _make_element(keyword: str, value: Any) -> DataElement:
         return DataElement(tag, vr, [_make_item(each) for each in value or ()])
     if vr in ("DS", "IS"):
         value = [str(each) for each in value] if isinstance(value, list) else str(value)
-    if vr in _BINARY and value == "":
+    if vr in _INTEGER_FORMATS and value == "":
         value = None
     return DataElement(tag, vr, value, validation_mode=pydicom_config.IGNORE)
 

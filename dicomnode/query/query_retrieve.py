@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 _SUCCESS, _CANCELLED, _PENDING, _PENDING_IN_PART = 0x0000, 0xFE00, 0xFF00, 0xFF01  # PS3.4 C.4.1.1.4
 _UNABLE = 0xC000
 _TOO_MANY, _UNKNOWN_DESTINATION = 0xA701, 0xA801  # PS3.4 C.4.2.1.5
-_MOST_SUBOPERATIONS = 65535  # what a count of VR US can say
+_MOST_SUBOPERATIONS = 65535  # the largest count of VR US
 _LONGEST_COMMENT = 64
 _SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian]
 _MODELS: dict[type[Any], dict[UID, tuple[Level, ...]]] = {
@@ -224,7 +224,7 @@ class _Exchange:
 
     def move_batch(self, tally: Tally, batch: Sequence[StoredObject], peer: Peer) -> None:
         """Send a batch over one association; where it fails or breaks, the rest of the batch counts as failed."""
-        config, left = self.service.config, tally.remaining - len(batch)
+        config, remaining_after = self.service.config, tally.remaining - len(batch)
         originator = self.assoc.requestor.primitive.calling_ae_title.strip(), self.request.MessageID
         try:
             with association(
@@ -237,7 +237,7 @@ class _Exchange:
                 self.transfer(tally, batch, assoc, originator)
         except PeerError as exc:
             _log.warning("C-MOVE to %s: %s", peer.name, exc)
-        for stored in batch[len(batch) - (tally.remaining - left) :]:
+        for stored in batch[len(batch) - (tally.remaining - remaining_after) :]:
             tally.add(stored, None)
 
     def transfer(
