@@ -40,7 +40,6 @@ __all__ = [
     "worker_name",
 ]
 
-
 Needs = tuple[str, str, str]
 """Requirements of a job on a host: pipeline, model and the digest of its weights, as in the row."""
 
@@ -167,8 +166,7 @@ def claim(
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    job = session.scalar(query)
-    if job is None:
+    if (job := session.scalar(query)) is None:
         return None
     leases.grant(session, job, JobState.RUNNING, worker=worker, lease_s=lease_s, now=now)
     job.started_at, job.progress, job.step = now, 0.0, ""
@@ -257,11 +255,11 @@ def fail(
 
 def expire_leases(session: Session, *, attempts: int, now: datetime) -> list[Job]:
     """Reclaim the jobs of workers that stopped renewing their leases."""
-    jobs = list(leases.lock_lapsed(session, Job, JobState.RUNNING, now=now))
-    for job in jobs:
+    lapsed = list(leases.lock_lapsed(session, Job, JobState.RUNNING, now=now))
+    for job in lapsed:
         reason = f"{job.worker} stopped renewing its lease in attempt {job.attempts}"
         _retry_or_end(session, job, reason=reason, retry=job.attempts < attempts, backoff_s=0.0, now=now)
-    return jobs
+    return lapsed
 
 
 def reclaim(session: Session, *, worker: str, attempts: int, now: datetime) -> list[Job]:
@@ -336,10 +334,9 @@ def _find_superseded(session: Session, study_id: int, route: str, contents: Mapp
 
 
 def _lock_held(session: Session, job_id: int, worker: str) -> Job:
-    job = leases.find_held(session, Job, job_id, JobState.RUNNING, worker=worker)
-    if job is None:
-        raise LeaseLost(f"job {job_id} is {session.get_one(Job, job_id).state} and no longer with {worker}")
-    return job
+    if job := leases.find_held(session, Job, job_id, JobState.RUNNING, worker=worker):
+        return job
+    raise LeaseLost(f"job {job_id} is {session.get_one(Job, job_id).state} and no longer with {worker}")
 
 
 def _end(session: Session, job: Job, state: JobState, *, reason: str, now: datetime) -> None:
@@ -356,8 +353,8 @@ def _retry_or_end(session: Session, job: Job, *, reason: str, retry: bool, backo
     if not retry:
         _end(session, job, JobState.DEAD, reason=reason, now=now)
         return
-    not_before = now + timedelta(seconds=backoff_s)
-    leases.postpone(session, job, JobState.READY, reason=reason, not_before=not_before, now=now)
+    later = now + timedelta(seconds=backoff_s)
+    leases.postpone(session, job, JobState.READY, reason=reason, not_before=later, now=now)
 
 
 def _add_outputs(job: Job, outputs: Sequence[OutputFile], now: datetime) -> None:

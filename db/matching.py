@@ -66,10 +66,10 @@ def make_fuzzy_condition(keyword: str, column: Column, value: str, dialect: str)
 
     Without any word every name matches. Raises BadValue.
     """
-    words = [word for word in re.split(r"[\s^=,*?]+", fold_name(value)) if word]
+    words = [text for text in re.split(r"[\s^=,*?]+", fold_name(value)) if text]
     if len(words) > _MOST_WORDS:
         raise BadValue(f"{keyword} has more than {_MOST_WORDS} words")
-    begins = [[_like(column, f"*{mark}{_literal(word)}*", dialect) for mark in ("=", "^", " ")] for word in words]
+    begins = [[_like(column, f"*{mark}{_literal(text)}*", dialect) for mark in ("=", "^", " ")] for text in words]
     return and_(true(), *(or_(*each) for each in begins))
 
 
