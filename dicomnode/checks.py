@@ -241,10 +241,10 @@ def _describe_substitutes(config: Config, peer: Peer) -> str:
     from dicomnode.delivery import negotiation
 
     try:
-        accepted = negotiation.ask(peer, config)
+        accepted = negotiation.query_accepted_classes(peer, config)
     except NodeError:
         return "accepts no class of result: nothing can be delivered to it"
-    return negotiation.choose(config.results_for(peer.name), accepted).why
+    return negotiation.choose_kinds(config.results_for(peer.name), accepted).why
 
 
 def _check_certificate(identity: tls.Identity) -> Check | str:
@@ -344,7 +344,7 @@ def _check_route(config: Config, route: Route) -> str:
     from pipelines import quality
 
     pipeline = pipeline_names.resolve_pipeline(route.pipeline, config, route.model)
-    processing.options_of(pipeline, route.options, config.quality)
+    processing.resolve_options(pipeline, route.options, config.quality)
     names = (route.model or pipeline.bundle, *pipeline.helpers)
     bundles = [models.find_bundle(name, config) for name in names]
     for facts in bundles:

@@ -69,7 +69,7 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     with sessions() as session:
         check_nothing_lost(session, config.spool_dir)
     _mend_lost_time(sessions, config, now())
-    delivery.resume(sessions, now=now())
+    delivery.reclaim_interrupted(sessions, now=now())
     notification.resume(sessions, now=now())
     meters, sweep_health = Meters(), SweepHealth()
     server = scp.start(config, now=now, meters=meters)

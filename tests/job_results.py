@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from dicomnode.config import Config
 from dicomnode.config.results import ResultsConfig
 from dicomnode.execution import processing
-from dicomnode.execution.processing import Produced
+from dicomnode.execution.processing import TaskResult
 from tests.bundles import levels, phantom, upright, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW
@@ -39,12 +39,12 @@ FORMS: Mapping[str, ResultsConfig] = {
 class Made:
     """What one job made of the files that it took."""
 
-    produced: Produced
+    produced: TaskResult
     sent: list[Path]
 
     def of(self, form: str) -> list[Dataset]:
         """The objects in a form of ``FORMS``."""
-        return self.produced.objects if form == "multi-frame" else self.produced.forms[FORMS[form]]
+        return self.produced.objects if form == "multi-frame" else self.produced.renditions[FORMS[form]]
 
 
 def made(pipeline: str, folder: Path) -> Made:
@@ -53,7 +53,7 @@ def made(pipeline: str, folder: Path) -> Made:
     data = {"node": {"data_dir": str(folder)}, "worker": {"device": "cpu"}}
     config = Config.model_validate(data | {"results": FORMS["multi-frame"].model_dump()})
     task = processing.Task(f"key of {pipeline}", pipeline, "", options, inputs, 1, NOW)
-    produced = processing.process(task, config, progress=lambda done, step: None, forms=list(FORMS.values()))
+    produced = processing.run_task(task, config, progress=lambda done, step: None, renditions=list(FORMS.values()))
     return Made(produced, inputs["match"])
 
 

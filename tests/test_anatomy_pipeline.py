@@ -198,10 +198,10 @@ def test_what_is_no_image_of_a_head_is_refused(
         anatomy.run(case, model, anatomy.Options(), 0, lambda fraction, step: None)
 
 
-def _processed(paths: list[Path], bundles: Path, **options: Any) -> processing.Produced:
+def _processed(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "anatomy", "", options, {"match": paths}, 1, NOW)
-    return processing.process(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
 def _as_stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -306,7 +306,7 @@ def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> Non
         {"node": {"data_dir": str(bundles)}, "results": ResultsConfig(segmentation_kind="labelmap").model_dump()}
     )
     task = processing.Task("key", "anatomy", "", {}, {"match": paths}, 1, NOW)
-    ds, _ = processing.process(task, config, progress=lambda fraction, step: None).objects
+    ds, _ = processing.run_task(task, config, progress=lambda fraction, step: None).objects
     ds.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
     _on_its_source(tmp_path / "seg.dcm", volumes.read(paths).volume.grid, structure, upright())
 

@@ -154,19 +154,19 @@ def test_input_contract_and_output_limits_of_the_metadata_hold_and_refuse(tmp_pa
     config = load(write_config(tmp_path / "node"))
     limits = {"output_limits": {"hold_above": {"segments found": 0.5}}}
     _installed(write_spleen_bundle(tmp_path / "a" / NAME, **limits), config.models_dir)
-    held = processing.process(_task(tmp_path, f"bundle:{NAME}"), config, progress=_quiet)
+    held = processing.run_task(_task(tmp_path, f"bundle:{NAME}"), config, progress=_quiet)
     assert held.held_because == "segments found is 1, above the limit of 0.5"
     contract = {"input_contract": {"image": [{"fact": "coarsest_spacing_mm", "between": [0, 2.5]}]}}
     _installed(write_spleen_bundle(tmp_path / "b" / NAME, version="2.0.0", **contract), config.models_dir)
     with pytest.raises(Refused, match=r"largest voxel spacing .* is 3 mm; spleen_ct_segmentation 2\.0\.0 takes 0 to 2"):
-        processing.process(_task(tmp_path, f"bundle:{NAME}"), config, progress=_quiet)
+        processing.run_task(_task(tmp_path, f"bundle:{NAME}"), config, progress=_quiet)
 
 
 def test_an_image_that_a_bundle_made_is_secondary_capture_with_the_label_in_its_pixels(tmp_path: Path) -> None:
     config = load(write_config(tmp_path / "node", results={"image_kind": "modality"}))
     _installed(write_doubling_bundle(tmp_path / "source" / "twice"), config.models_dir)
     task = _task(tmp_path, "bundle:twice", modality="MR")
-    produced = processing.process(task, config, progress=_quiet)
+    produced = processing.run_task(task, config, progress=_quiet)
     pictures = [ds for ds in produced.objects if "PixelData" in ds]
     assert [ds.Modality for ds in pictures] == ["MR", "MR"]
     assert {ds.SOPClassUID for ds in pictures} == {"1.2.840.10008.5.1.4.1.1.7.3"}, "never the scanner's class"

@@ -48,11 +48,11 @@ def _raw_data(folder: Path) -> Path:
     return path
 
 
-def _process(path: Path, folder: Path) -> processing.Produced:
+def _process(path: Path, folder: Path) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(folder / "data")}, "worker": {"device": "cpu"}})
     options = {"steps": 2, "mean_steps": 2, "samples": 2}
     task = processing.Task("key", "mri_reconstruction", "", options, {"match": [path]}, 1, NOW)
-    return processing.process(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
 def _clean(objects: list[Dataset]) -> list[Dataset]:

@@ -218,7 +218,7 @@ def test_a_job_with_pet_and_ct_reports_tissues_where_they_share_a_frame(
     }
     config = Config.model_validate({"node": {"data_dir": str(tmp_path)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "standard_dose_pet", "", {}, inputs, 1, NOW)
-    produced = processing.process(task, config, progress=lambda done, step: None)
+    produced = processing.run_task(task, config, progress=lambda done, step: None)
     groups = {each.get("group") for each in produced.report["measurements"]}
     assert ("lung by CT" in groups) == (frame == "pet")
     assert json.dumps(produced.report)

@@ -227,7 +227,7 @@ def test_a_node_that_starts_again_sends_at_once_what_it_was_sending(
     with sessions.begin() as session:
         predecessor = jobs.worker_name(1)
         assert deliveries.claim_due(session, worker=predecessor, lease_s=3600, limit=10, now=now)
-    assert delivery.resume(sessions, now=now) == 1
+    assert delivery.reclaim_interrupted(sessions, now=now) == 1
     assert deliver_due(sessions, config, now=now) == 1
 
 

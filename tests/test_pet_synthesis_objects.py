@@ -50,10 +50,10 @@ def _report(images: list[Path], path: Path, score: float = 24) -> Path:
     return save(report(dcmread(images[0]), counted(MMSE, score, "{score}")), path)
 
 
-def _processed(bundles: Path, inputs: dict[str, list[Path]], **options: Any) -> processing.Produced:
+def _processed(bundles: Path, inputs: dict[str, list[Path]], **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "pet_synthesis", "", {"samples": 2} | options, inputs, 1, NOW)
-    return processing.process(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
 def test_objects_record_the_covariates_that_were_used(bundles: Path, tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def test_a_page_that_nobody_wanted_is_drawn_from_what_is_stored(
 ) -> None:
     running, study, number = finish_job(tmp_path, now, storescp.peer)
     with running.sessions() as session:
-        metadata = stored.read(session.get_one(Job, number), running.config)
+        metadata = stored.read_result(session.get_one(Job, number), running.config)
     made = content.compose_page(
         metadata.findings,
         metadata.case,

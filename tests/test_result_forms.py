@@ -32,7 +32,7 @@ from dicomnode.config.results import Preferences, ResultsConfig
 from dicomnode.delivery import negotiation
 from dicomnode.delivery.delivery import deliver_due
 from dicomnode.execution import job_run, renditions
-from dicomnode.execution.processing import Produced
+from dicomnode.execution.processing import TaskResult
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import free_port
@@ -78,17 +78,17 @@ def with_peers(config: Config, *peers: Peer) -> Config:
 
 def end_job(
     sessions: Sessions, config: Config, to: list[str], now: datetime, *, held: str = ""
-) -> dict[str, negotiation.Chosen]:
+) -> dict[str, negotiation.KindChoice]:
     """A job that ends as the worker ends it, with findings in place of a pipeline."""
     findings = found(grid("axial")).findings
     verdict = Verdict(Outcome.HOLD, (held,)) if held else Verdict()
-    chosen = negotiation.for_job(sessions, config, to, now=now)
+    chosen = negotiation.negotiate_kinds(sessions, config, to, now=now)
 
     def made(form: ResultsConfig) -> list[Dataset]:
         return results.write(findings, [source()], PROVENANCE, form, NOW, verdict)
 
-    forms = {form: made(form) for form in negotiation.forms(chosen) if form != config.results}
-    produced = Produced(made(config.results), {}, held, forms)
+    forms = {form: made(form) for form in negotiation.list_renditions(chosen) if form != config.results}
+    produced = TaskResult(made(config.results), {}, held, forms)
     outputs = job_run.store_outputs(config, produced, chosen)
     with sessions.begin() as session:
         job = a_job(session, now, destinations=to)
@@ -124,21 +124,21 @@ def test_the_first_kind_that_is_taken_is_chosen_and_said(
     wanted: dict[str, Any], refused: list[str], kinds: tuple[str, str], why: str
 ) -> None:
     own = ResultsConfig().with_overrides(Preferences(**wanted))
-    chosen = negotiation.choose(own, EVERYTHING - set(refused))
+    chosen = negotiation.choose_kinds(own, EVERYTHING - set(refused))
     assert (chosen.results.image_kind, chosen.results.segmentation_kind, chosen.spare) == (*kinds, None)
     assert why in chosen.why
     assert bool(chosen.why) == bool(why)
 
 
 def test_a_page_that_is_not_taken_as_pdf_is_sent_as_a_picture() -> None:
-    chosen = negotiation.choose(ResultsConfig(report_page=("pdf",)), EVERYTHING - {EncapsulatedPDFStorage})
+    chosen = negotiation.choose_kinds(ResultsConfig(report_page=("pdf",)), EVERYTHING - {EncapsulatedPDFStorage})
     assert chosen.results.report_page == ("sc",)
 
 
 def test_a_peer_is_asked_by_an_association_that_carries_nothing(config: Config) -> None:
     asked = peer()
     with taking(asked.port, MULTIFRAME) as got:
-        taken = negotiation.ask(asked, config)
+        taken = negotiation.query_accepted_classes(asked, config)
     assert taken >= {SecondaryCaptureImageStorage, SegmentationStorage}
     assert MULTIFRAME not in taken
     assert got == []
@@ -211,8 +211,8 @@ def test_a_peer_that_was_down_and_takes_what_it_wants_gets_no_spare(
 def test_what_a_peer_took_is_remembered_while_it_is_down(sessions: Sessions, config: Config, now: datetime) -> None:
     config = with_peers(config, peer("old"))
     with taking(config.peers[0].port, MULTIFRAME):
-        negotiation.for_job(sessions, config, ["old"], now=now)
-    chosen = negotiation.for_job(sessions, config, ["old"], now=now)["old"]
+        negotiation.negotiate_kinds(sessions, config, ["old"], now=now)
+    chosen = negotiation.negotiate_kinds(sessions, config, ["old"], now=now)["old"]
     assert (chosen.results.image_kind, chosen.spare) == ("single", None)
     with sessions() as session:
         assert MULTIFRAME not in (destinations.find_accepted_classes(session, "old") or set())
@@ -250,9 +250,9 @@ def test_an_object_that_two_forms_share_is_kept_once() -> None:
     write: Callable[[ResultsConfig], list[Dataset]] = lambda form: results.write(  # noqa: E731
         findings, [source()], PROVENANCE, form, NOW
     )
-    produced = Produced(write(own), {}, "", {other: write(other)})
-    chosen = {"a": negotiation.Chosen(own), "b": negotiation.Chosen(other)}
-    assigned = renditions.assigned(produced, own, chosen)
+    produced = TaskResult(write(own), {}, "", {other: write(other)})
+    chosen = {"a": negotiation.KindChoice(own), "b": negotiation.KindChoice(other)}
+    assigned = renditions.assign_objects(produced, own, chosen)
     whose = {each.ds.SOPClassUID: each.destinations for each in assigned}
     assert len(assigned) == 5
     assert whose[MULTIFRAME] == whose[ParametricMapStorage] == ("a", "b")

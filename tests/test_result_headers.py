@@ -250,7 +250,7 @@ def test_two_accession_numbers_end_a_job_before_its_model_is_loaded(
     task = processing.Task("key", "standard_dose_pet", "", {"dose_fraction": 0.25}, {"match": paths}, 1, NOW)
     config = Config.model_validate({"node": {"data_dir": str(tmp_path)}})
     with pytest.raises(InputRefused, match=r"differ in Accession Number \(0008,0050\)"):
-        processing.process(task, config, progress=lambda done, step: None)
+        processing.run_task(task, config, progress=lambda done, step: None)
 
 
 @pytest.mark.parametrize(

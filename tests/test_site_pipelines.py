@@ -225,7 +225,7 @@ def test_an_object_that_lost_its_marks_does_not_leave_the_job(
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     with pytest.raises(NotMarked, match="SyntheticData"):
-        processing.process(task, config, progress=lambda done, step: None)
+        processing.run_task(task, config, progress=lambda done, step: None)
 
 
 def _check_delivered(storescp: StoreScp, sent: list[Path]) -> None:

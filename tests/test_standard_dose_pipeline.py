@@ -303,10 +303,10 @@ def _missing_slices(k: int, ds: Dataset) -> None:
         ds.ImagePositionPatient = [*ds.ImagePositionPatient[:2], f"{z}"]
 
 
-def _processed(paths: list[Path], bundles: Path, **options: Any) -> processing.Produced:
+def _processed(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "standard_dose_pet", "", options, {"match": paths}, 1, NOW)
-    return processing.process(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
 @pytest.mark.parametrize("mistake", SERIES)

@@ -207,10 +207,10 @@ def test_a_t1w_alone_is_refused(model: Model) -> None:
         _run(model, {"t1w": _t1w()})
 
 
-def _processed(bundles: Path, inputs: Mapping[str, list[Path]], **options: Any) -> processing.Produced:
+def _processed(bundles: Path, inputs: Mapping[str, list[Path]], **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "synthetic_dir", "", {"passes": 1} | options, inputs, 1, NOW)
-    return processing.process(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
 def test_files_become_marked_objects(bundles: Path, tmp_path: Path) -> None:

@@ -74,11 +74,11 @@ def _run_one(
         model=model,
         options=options,
         inputs=inputs,
-        seed=processing.seed_from(key) if seed is None else seed,
+        seed=processing.derive_seed(key) if seed is None else seed,
         created_at=datetime.now(UTC),
     )
     with _show_progress() as progress:
-        produced = processing.process(task, config, progress=progress)
+        produced = processing.run_task(task, config, progress=progress)
     rows = []
     for ds in produced.objects:
         target = out_dir / f"{ds.SOPInstanceUID}.dcm"

@@ -100,8 +100,8 @@ def replay(
     config = context.config(ctx)
     context.log_to_stderr(config)
     with readers(context.engine(config))() as session:
-        tasks = replaying.finished(session, config, listings.find_study(session, uid), model)
-    differences = [row for done in tasks for row in replaying.compare(done, config)]
+        tasks = replaying.list_replays(session, config, listings.find_study(session, uid), model)
+    differences = [row for done in tasks for row in replaying.run_and_compare(done, config)]
     context.print_rows(differences, replaying.COLUMNS, as_json=as_json)
 
 
@@ -124,7 +124,9 @@ def report(
     config = context.config(ctx)
     context.log_to_stderr(config)
     with readers(context.engine(config))() as session:
-        page = stored.page_of(stored.job_of(listings.find_study(session, uid), job), config, kind, identify=identify)
+        page = stored.load_page(
+            stored.choose_job(listings.find_study(session, uid), job), config, kind, identify=identify
+        )
     out.write_bytes(page)
     print(out)
 

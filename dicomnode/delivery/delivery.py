@@ -1,7 +1,7 @@
-"""Results to their destinations: tried until they are there, one association for a destination and a batch.
+"""Delivery of results to their destinations, repeated until they arrive: one association per destination and batch.
 
-All state is in rows: a sender that dies leaves leases that lapse, and what got no answer is sent again, which is safe
-because a result keeps its UIDs. Nothing goes on the wire that is not marked as synthetic.
+All state is in rows. The leases of a sender that dies lapse, and an object without an answer is sent again, which is
+safe because a result keeps its UIDs. No object leaves the node that is not marked as synthetic.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from db.deliveries import ClaimedDelivery
     from dicomnode.config import Config, Peer
 
-__all__ = ["deliver_due", "resume"]
+__all__ = ["deliver_due", "reclaim_interrupted"]
 
 log = logging.getLogger("dicomnode.delivery.delivery")
 
@@ -44,28 +44,28 @@ _PROBE = 5  # more than one, so that an object which breaks every association do
 def deliver_due(
     sessions: sessionmaker[Session], config: Config, *, now: datetime, generator: random.Random | None = None
 ) -> int:
-    """Send what is due, to all destinations at once; returns how many objects their destinations acknowledged."""
-    courier = _Courier(sessions, config, now, generator or random.Random())
+    """Send all due objects, to all destinations at once; return the number of objects that were acknowledged."""
+    sweep = _DeliverySweep(sessions, config, now, generator or random.Random())
     with sessions.begin() as session:
         deliveries.OUTBOX.expire_leases(session, now=now)
         too_old = now - timedelta(hours=config.delivery.give_up_after_h)
         deliveries.give_up_old(session, created_before=too_old, now=now)
-        claimed = [(peer, courier.claim(session, peer)) for peer in config.peers]
+        claimed = [(peer, sweep.claim(session, peer)) for peer in config.peers]
     work = [(peer, batch) for peer, batch in claimed if batch]
     if not work:
         return 0
     with ThreadPoolExecutor(max_workers=len(work), thread_name_prefix="delivery") as pool:
-        return sum(pool.map(lambda one: courier.send(*one), work))
+        return sum(pool.map(lambda one: sweep.send(*one), work))
 
 
-def resume(sessions: sessionmaker[Session], *, now: datetime) -> int:
-    """When the node starts: take back what its predecessor was sending when it died."""
+def reclaim_interrupted(sessions: sessionmaker[Session], *, now: datetime) -> int:
+    """Free the deliveries that a former process of this machine was sending when it died; return their number."""
     with sessions.begin() as session:
         return deliveries.OUTBOX.reclaim(session, machine=socket.gethostname(), now=now)
 
 
-class _Courier:
-    """One sweep's sessions, configuration, moment and randomness."""
+class _DeliverySweep:
+    """One sweep of deliveries: its sessions, configuration, time and source of randomness."""
 
     def __init__(
         self, sessions: sessionmaker[Session], config: Config, now: datetime, generator: random.Random
@@ -74,7 +74,7 @@ class _Courier:
         self.worker = jobs.worker_name(os.getpid())
 
     def claim(self, session: Session, peer: Peer) -> list[ClaimedDelivery]:
-        """A batch under a lease; a few objects where the breaker was open, to see whether the peer is back."""
+        """Claim a batch under a lease: a few objects where the breaker was open, to probe whether the peer is back."""
         breaker = destinations.load_breaker(session, peer.name)
         if breaker.is_open(self.now):
             return []
@@ -88,11 +88,11 @@ class _Courier:
         )
 
     def send(self, peer: Peer, batch: Sequence[ClaimedDelivery]) -> int:
-        """Check, send and record one batch; returns how many are there now."""
+        """Check, send and record one batch; return the number of objects that arrived."""
         with outgoing.outgoing_copies(peer, self.config) as copied:
             by_path: dict[Path, list[ClaimedDelivery]] = {}
-            for due in self._wanted(peer, batch):
-                if path := self._fit(due, copied):
+            for due in self._apply_fallbacks(peer, batch):
+                if path := self._prepare_file(due, copied):
                     by_path.setdefault(path, []).append(due)
             return self._store(peer, by_path) if by_path else 0
 
@@ -110,67 +110,74 @@ class _Courier:
             tls=self.config.node.tls,
         )
         self._log(peer, results)
-        self._tell_breaker(peer, results)
+        self._update_breaker(peer, results)
         return sum(len(by_path[result.path]) for result in results if result.is_stored)
 
-    def _wanted(self, peer: Peer, batch: Sequence[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
-        """Without those of jobs that ended when nobody knew what the peer takes, if it turns out to take the spare
-        kinds only: these are due instead. Asked before anything is sent, for results refer to each other."""
+    def _apply_fallbacks(self, peer: Peer, batch: Sequence[ClaimedDelivery]) -> Sequence[ClaimedDelivery]:
+        """Return the batch without objects that the peer does not accept and whose spare kinds it accepts.
+
+        This concerns jobs that ended before the peer ever answered; their spare objects become due instead. The peer is
+        queried before anything is sent, because results refer to each other.
+        """
         with self.sessions() as session:
             spares = deliveries.find_spare_classes(session, peer.name, {due.job_id for due in batch})
         if not spares:
             return batch
         try:
-            taken = negotiation.ask(peer, self.config)
+            accepted = negotiation.query_accepted_classes(peer, self.config)
         except PeerError:
             return batch
-        refused = {due.job_id: due.sop_class_uid for due in batch if due.sop_class_uid in negotiation.CHOICES - taken}
-        falling = {job_id: uid for job_id, uid in refused.items() if spares.get(job_id, set()) & taken}
+        refused = {
+            due.job_id: due.sop_class_uid
+            for due in batch
+            if due.sop_class_uid in negotiation.NEGOTIABLE_CLASSES - accepted
+        }
+        falling = {job_id: uid for job_id, uid in refused.items() if spares.get(job_id, set()) & accepted}
         with self.sessions.begin() as session:
-            destinations.record_accepted_classes(session, peer.name, taken, now=self.now)
+            destinations.record_accepted_classes(session, peer.name, accepted, now=self.now)
             for job_id, uid in falling.items():
                 reason = f"not sent: {peer.name} does not take {UID(uid).name}; what it takes is sent instead"
                 deliveries.fall_back(session, job_id, peer.name, reason=reason, now=self.now)
         return [due for due in batch if due.job_id not in falling]
 
-    def _fit(self, due: ClaimedDelivery, copied: Callable[[Path], Path]) -> Path | None:
-        """What to send, if the file is what its row says and carries every mark: the file, or its copy."""
+    def _prepare_file(self, due: ClaimedDelivery, copied: Callable[[Path], Path]) -> Path | None:
+        """Return the file to send, the stored one or its copy; None, with the failure recorded, if it may not go."""
         path = spool.path(self.config.spool_dir, due.sha256)
         try:
-            gate.check(path, due.sha256)
+            gate.check_outgoing_result(path, due.sha256)
             return copied(path)
         except (NotMarked, InputRefused) as exc:
-            self._failed(due, f"not sent: {exc}", retry_at=None)
+            self._record_failure(due, f"not sent: {exc}", retry_at=None)
         except (StorageDamaged, ConfigError, NotAllowed) as exc:
-            self._failed(due, f"not sent: {exc}", retry_at=self._later(due))
+            self._record_failure(due, f"not sent: {exc}", retry_at=self._retry_at(due))
         return None
 
     def _record(self, due: ClaimedDelivery, result: StoreResult) -> None:
         if not result.is_stored:
-            self._failed(due, result.text, retry_at=self._later(due))
+            self._record_failure(due, result.text, retry_at=self._retry_at(due))
             return
         with self.sessions.begin() as session:
             deliveries.mark_delivered(session, due.delivery_id, worker=self.worker, now=self.now)
 
-    def _failed(self, due: ClaimedDelivery, reason: str, *, retry_at: datetime | None) -> None:
+    def _record_failure(self, due: ClaimedDelivery, reason: str, *, retry_at: datetime | None) -> None:
         with self.sessions.begin() as session:
             deliveries.mark_failed(
                 session, due.delivery_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now
             )
 
-    def _later(self, due: ClaimedDelivery) -> datetime:
+    def _retry_at(self, due: ClaimedDelivery) -> datetime:
         return self.now + draw_backoff(due.attempts, self.config.delivery, self.generator)
 
     @staticmethod
     def _log(peer: Peer, results: Sequence[StoreResult]) -> None:
-        """One line for a batch; a result's text holds statuses and addresses, its comment is left out."""
-        left = [result for result in results if not result.is_stored]
-        log.info("delivery: %d of %d objects are at %s", len(results) - len(left), len(results), peer.name)
-        if left:
-            log.warning("delivery: %s to %s: %s", left[0].outcome, peer.name, left[0].text)
+        """Log one line for a batch: statuses and addresses, without the peer's comments."""
+        failed = [result for result in results if not result.is_stored]
+        log.info("delivery: %d of %d objects are at %s", len(results) - len(failed), len(results), peer.name)
+        if failed:
+            log.warning("delivery: %s to %s: %s", failed[0].outcome, peer.name, failed[0].text)
 
-    def _tell_breaker(self, peer: Peer, results: Sequence[StoreResult]) -> None:
-        """A peer that refuses an object is there; one that answers nothing is not."""
+    def _update_breaker(self, peer: Peer, results: Sequence[StoreResult]) -> None:
+        """Record the peer as available where it answered any object, even with a refusal; else as failed."""
         tried = [result for result in results if result.outcome is not Outcome.UNREADABLE]
         if not tried:
             return

@@ -1,4 +1,4 @@
-"""The last door before any wire: a result's file is what was written, and carries every mark."""
+"""The last check before a result leaves the node: its file is unchanged and carries every mark."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydicom import dcmread
 
 from dicomnode.errors import StorageDamaged
 
-__all__ = ["check"]
+__all__ = ["check_outgoing_result"]
 
 
-def check(path: Path, sha256: str) -> None:
-    """Raises StorageDamaged or NotMarked."""
+def check_outgoing_result(path: Path, sha256: str) -> None:
+    """Raise StorageDamaged where the file is not the one that was written, NotMarked where it lacks a mark."""
     from dicomnode.results import marking  # brings the writers of results with it, which a receiver does not need
 
     try:

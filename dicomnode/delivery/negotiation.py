@@ -1,8 +1,8 @@
-"""Which kinds of results a destination gets: those that it wants, or the next that it accepts.
+"""The negotiation of the kinds of results for each destination: the configured ones, or the next that it accepts.
 
-A job asks each of its destinations when it ends, by an association that carries nothing. One that does not answer gets
-what it took before; of one that never answered nobody knows, so the plainest kinds lie ready beside the wanted ones,
-and the delivery asks again before it sends. What was chosen and why is in the job's report and the audit trail.
+At its end a job queries each of its destinations by an association without data. A destination that does not answer
+gets the kinds that it accepted before. For one that never answered, objects of the plainest kinds are stored as spares,
+and the delivery queries again before it sends. The choice and its reason are in the job's report and the audit trail.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ if TYPE_CHECKING:
 
     from dicomnode.config import Config, Peer
 
-__all__ = ["CHOICES", "Chosen", "ask", "choose", "for_job", "forms"]
+__all__ = [
+    "NEGOTIABLE_CLASSES",
+    "KindChoice",
+    "choose_kinds",
+    "list_renditions",
+    "negotiate_kinds",
+    "query_accepted_classes",
+]
 
 TIMEOUT_S = 5.0
 _LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")
@@ -55,24 +62,29 @@ _PAGES: Mapping[str, tuple[UID, ...]] = MappingProxyType({
     "sc": (SecondaryCaptureImageStorage,),
     "pdf": (EncapsulatedPDFStorage,),
 })  # fmt: skip
-CHOICES = frozenset(str(uid) for kinds in (_IMAGES, _SEGMENTATIONS) for uids in kinds.values() for uid in uids)
-"""The SOP classes between which there is a choice."""
+NEGOTIABLE_CLASSES = frozenset(
+    str(uid) for kinds in (_IMAGES, _SEGMENTATIONS) for uids in kinds.values() for uid in uids
+)
+"""The SOP classes among which the negotiation chooses."""
 _PLAINEST = MappingProxyType({"image_kind": "single", "labelled_kind": "single", "segmentation_kind": "binary"})
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What a destination gets; ``spare``: what lies ready should it not take that; ``why``: in words, where it is not
-    what it wants or nobody knows."""
+class KindChoice:
+    """The kinds of results for a destination.
+
+    ``spare``: the kinds to send should it not accept these. ``why``: the reason in words where the kinds are not the
+    configured ones, or the destination never answered.
+    """
 
     results: ResultsConfig
     spare: ResultsConfig | None = None
     why: str = ""
 
 
-def ask(peer: Peer, config: Config) -> frozenset[str]:
-    """The SOP classes of results that the peer takes now. Raises PeerUnreachable or PeerRefused."""
-    classes = sorted(CHOICES | {str(each) for uids in _PAGES.values() for each in uids})
+def query_accepted_classes(peer: Peer, config: Config) -> frozenset[str]:
+    """Return the SOP classes of results that the peer accepts now. Raises PeerUnreachable or PeerRefused."""
+    classes = sorted(NEGOTIABLE_CLASSES | {str(each) for uids in _PAGES.values() for each in uids})
     contexts = [build_context(each, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]) for each in classes]
     node = config.node
     timeout_s = min(TIMEOUT_S, node.network_timeout_s)
@@ -82,62 +94,69 @@ def ask(peer: Peer, config: Config) -> frozenset[str]:
         return frozenset(str(context.abstract_syntax) for context in assoc.accepted_contexts)
 
 
-def choose(wanted: ResultsConfig, taken: frozenset[str] | None) -> Chosen:
-    """By what is taken; without an answer what is wanted, and the plainest kinds as a spare."""
-    if taken is None:
-        spare = wanted.with_values(dict(_PLAINEST))
-        return Chosen(
-            wanted, spare if spare.rendition_key != wanted.rendition_key else None, "it does not answer and never did"
-        )
-    image, why_image = _first((wanted.image_kind, "multiframe", "single"), _IMAGES, taken)
-    labelled, _ = _first((wanted.labelled_kind, "multiframe", "single"), _IMAGES, taken)
-    mask, why_mask = _first((wanted.segmentation_kind, "binary", "labelmap"), _SEGMENTATIONS, taken)
-    pages = [_first((page, "sc", "pdf"), _PAGES, taken) for page in wanted.report_page]
-    changed = wanted.with_values({
+def choose_kinds(configured: ResultsConfig, accepted: frozenset[str] | None) -> KindChoice:
+    """Choose the kinds by the accepted SOP classes; without an answer the configured ones, the plainest as spare."""
+    if accepted is None:
+        spare = configured.with_values(dict(_PLAINEST))
+        is_other = spare.rendition_key != configured.rendition_key
+        return KindChoice(configured, spare if is_other else None, "it does not answer and never did")
+    image, why_image = _first_accepted((configured.image_kind, "multiframe", "single"), _IMAGES, accepted)
+    labelled, _ = _first_accepted((configured.labelled_kind, "multiframe", "single"), _IMAGES, accepted)
+    mask, why_mask = _first_accepted((configured.segmentation_kind, "binary", "labelmap"), _SEGMENTATIONS, accepted)
+    pages = [_first_accepted((page, "sc", "pdf"), _PAGES, accepted) for page in configured.report_page]
+    changed = configured.with_values({
         "image_kind": image, "labelled_kind": labelled, "segmentation_kind": mask,
         "report_page": tuple(dict.fromkeys(page for page, _ in pages)),
     })  # fmt: skip
-    return Chosen(changed, None, "; ".join(why for why in (why_image, why_mask, *(why for _, why in pages)) if why))
+    return KindChoice(changed, None, "; ".join(why for why in (why_image, why_mask, *(why for _, why in pages)) if why))
 
 
-def for_job(
+def negotiate_kinds(
     sessions: sessionmaker[Session], config: Config, names: Iterable[str], *, now: datetime
-) -> dict[str, Chosen]:
-    """By destination; one that the configuration no longer names gets what the node keeps."""
-    found: dict[str, Chosen] = {}
+) -> dict[str, KindChoice]:
+    """Choose the kinds for each destination; one that is no longer configured gets the node's own kinds."""
+    choices: dict[str, KindChoice] = {}
     for name in names:
         try:
-            peer, wanted = config.find_peer(name), config.results_for(name)
+            peer, configured = config.find_peer(name), config.results_for(name)
         except ConfigError:
-            found[name] = Chosen(config.results, None, "no peer of that name is configured")
+            choices[name] = KindChoice(config.results, None, "no peer of that name is configured")
             continue
-        found[name] = choose(wanted, _taken(sessions, config, peer, now))
-    return found
+        choices[name] = choose_kinds(configured, _load_accepted_classes(sessions, config, peer, now))
+    return choices
 
 
-def forms(chosen: Mapping[str, Chosen]) -> list[ResultsConfig]:
-    """Every one that somebody gets or may get."""
-    wanted = [each for one in chosen.values() for each in (one.results, one.spare) if each is not None]
-    return list(dict.fromkeys(wanted))
+def list_renditions(choices: Mapping[str, KindChoice]) -> list[ResultsConfig]:
+    """Return each rendition that any destination gets or may get, once."""
+    renditions = [each for one in choices.values() for each in (one.results, one.spare) if each is not None]
+    return list(dict.fromkeys(renditions))
 
 
-def _taken(sessions: sessionmaker[Session], config: Config, peer: Peer, now: datetime) -> frozenset[str] | None:
-    """As it says now, else as it last said."""
+def _load_accepted_classes(
+    sessions: sessionmaker[Session], config: Config, peer: Peer, now: datetime
+) -> frozenset[str] | None:
+    """Return the classes that the peer accepts now, else those of its last answer; None if it never answered."""
     try:
-        taken = ask(peer, config)
+        accepted = query_accepted_classes(peer, config)
     except PeerError:
         with sessions() as session:
             return destinations.find_accepted_classes(session, peer.name)
     with sessions.begin() as session:
-        destinations.record_accepted_classes(session, peer.name, taken, now=now)
-    return taken
+        destinations.record_accepted_classes(session, peer.name, accepted, now=now)
+    return accepted
 
 
-def _first(chain: Sequence[str], classes: Mapping[str, Sequence[str]], taken: frozenset[str]) -> tuple[str, str]:
-    """The first kind all of whose classes are taken, and why it is not the one wanted; that one where none is."""
-    wanted = chain[0]
-    lacking = [UID(each).name for each in classes[wanted] if each not in taken]
+def _first_accepted(
+    chain: Sequence[str], classes: Mapping[str, Sequence[str]], accepted: frozenset[str]
+) -> tuple[str, str]:
+    """Return the first kind all of whose classes are accepted, and why it is not the first of the chain.
+
+    Where none is accepted, the first of the chain is returned.
+    """
+    preferred = chain[0]
+    refused = [UID(each).name for each in classes[preferred] if each not in accepted]
     for kind in chain:
-        if set(classes[kind]) <= taken:
-            return kind, "" if kind == wanted else f"{kind} instead of {wanted}: it does not take {', '.join(lacking)}"
-    return wanted, f"{wanted}, though it does not take {', '.join(lacking)}: it takes no other kind either"
+        if set(classes[kind]) <= accepted:
+            reason = f"{kind} instead of {preferred}: it does not take {', '.join(refused)}"
+            return kind, "" if kind == preferred else reason
+    return preferred, f"{preferred}, though it does not take {', '.join(refused)}: it takes no other kind either"

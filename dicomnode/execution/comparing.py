@@ -1,4 +1,4 @@
-"""Two results of one study: how far apart their images, their numbers and their times are.
+"""The comparison of two results of one study: their images, their numbers and their durations.
 
 Objects are matched by kind, the first with the first and so on, as both come from one pipeline. Images: the largest
 difference and the peak signal-to-noise ratio of the second against the first, in the units of the image. Segmentations:
@@ -23,17 +23,24 @@ from dicomnode.storage import spool
 
 if TYPE_CHECKING:
     from db.models import Job, Output
-    from dicomnode.execution.processing import Produced, Task
+    from dicomnode.execution.processing import Task, TaskResult
 
-__all__ = ["Finished", "finished", "numbers", "of_refused", "results", "seconds", "with_produced"]
+__all__ = [
+    "FinishedJob",
+    "compare_measurements",
+    "compare_results",
+    "compare_with_produced",
+    "compare_with_refusal",
+    "read_finished_job",
+]
 
 Pair = tuple[Path | None, Dataset | None]
 Voxels = dict[tuple[object, ...], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A job that has ended: what it says of its run, and the files of its results in their order."""
+class FinishedJob:
+    """A job that has ended: its report, and the files of its results in their order."""
 
     job_id: int
     state: str
@@ -42,56 +49,55 @@ class Finished:
     files: tuple[Path, ...]
 
 
-def finished(job: Job, config: Config) -> Finished:
-    """The job as values; its results are the node's own, without the notes of earlier runs that were refused."""
-    files = tuple(spool.path(config.spool_dir, output.sha256) for output in _own(job))
-    return Finished(job.id, str(job.state), job.reason, job.report, files)
+def read_finished_job(job: Job, config: Config) -> FinishedJob:
+    """Read a finished job; its results are the node's own rendition, without notes about refusals."""
+    files = tuple(spool.path(config.spool_dir, output.sha256) for output in _list_own_outputs(job))
+    return FinishedJob(job.id, str(job.state), job.reason, job.report, files)
 
 
-def with_produced(other: Finished, produced: Produced) -> dict[str, Any]:
-    """What is stored of a job that ran beside another: before is what went out, after what the other model made."""
+def compare_with_produced(primary: FinishedJob, produced: TaskResult) -> dict[str, Any]:
+    """Compare a primary job ("before"), whose results were delivered, with the results of its shadow job ("after")."""
     after = produced.report
     return {
-        "job": other.job_id,
-        "before": _of(other.report) | {"state": other.state, "reason": other.reason},
-        "after": _of(after),
-        "results": list(results(other.files, produced.objects)) if other.files else [],
-        "numbers": numbers(other.report, after),
+        "job": primary.job_id,
+        "before": _summarise(primary.report) | {"state": primary.state, "reason": primary.reason},
+        "after": _summarise(after),
+        "results": list(compare_results(primary.files, produced.objects)) if primary.files else [],
+        "numbers": compare_measurements(primary.report, after),
     }
 
 
-def of_refused(other: Finished, task: Task, reason: str) -> dict[str, Any]:
-    """The same where the other model refused."""
-    before = _of(other.report) | {"state": other.state, "reason": other.reason}
+def compare_with_refusal(primary: FinishedJob, task: Task, reason: str) -> dict[str, Any]:
+    """Compare a primary job ("before") with its shadow job that was refused ("after")."""
+    before = _summarise(primary.report) | {"state": primary.state, "reason": primary.reason}
     after = {"model": task.model, "digest": task.model_digest, "verdict": "refuse", "seconds": None, "reason": reason}
-    return {"job": other.job_id, "before": before, "after": after, "results": [], "numbers": []}
+    return {"job": primary.job_id, "before": before, "after": after, "results": [], "numbers": []}
 
 
-def results(before: Sequence[Path], after: Sequence[Dataset]) -> Iterator[dict[str, Any]]:
-    """Per object its kind, whether it is the same, and by how much it differs."""
-    for kind, (old, new) in _pairs(before, after):
+def compare_results(before: Sequence[Path], after: Sequence[Dataset]) -> Iterator[dict[str, Any]]:
+    """Yield for each object its kind, whether it is the same, and by how much it differs."""
+    for kind, (old, new) in _pair_by_kind(before, after):
         if old is None:
             found = _row("was not made before")
         elif new is None:
             found = _row("was not made again")
         else:
-            found = _difference(old, new)
+            found = _compare_objects(old, new)
         yield {"kind": kind} | found
 
 
-def numbers(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every measurement of two reports, by region and name, with the difference after - before."""
-    old, new = _measured(before), _measured(after)
-    return [_number(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
+def compare_measurements(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return all measurements of two reports, by region and name, with the difference after - before."""
+    old, new = _index_measurements(before), _index_measurements(after)
+    return [_compare_numbers(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
 
 
-def seconds(report: Mapping[str, Any]) -> float | None:
-    """How long the run took."""
+def _read_duration_s(report: Mapping[str, Any]) -> float | None:
     value = report.get("seconds")
     return float(value) if isinstance(value, int | float) else None
 
 
-def _own(job: Job) -> list[Output]:
+def _list_own_outputs(job: Job) -> list[Output]:
     notes = (objects.REFUSAL_NOTE, objects.KEY_OBJECT)
     held = job.state == "held"
     return [
@@ -101,33 +107,33 @@ def _own(job: Job) -> list[Output]:
     ]
 
 
-def _of(report: Mapping[str, Any]) -> dict[str, Any]:
-    said = {name: report.get(name, "") for name in ("model", "digest", "verdict")}
-    return said | {"seconds": seconds(report)}
+def _summarise(report: Mapping[str, Any]) -> dict[str, Any]:
+    summary = {name: report.get(name, "") for name in ("model", "digest", "verdict")}
+    return summary | {"seconds": _read_duration_s(report)}
 
 
-def _pairs(before: Sequence[Path], after: Sequence[Dataset]) -> Iterator[tuple[str, Pair]]:
-    """In the order of the new ones; what has no partner stands alone."""
-    waiting: dict[str, list[Path]] = {}
+def _pair_by_kind(before: Sequence[Path], after: Sequence[Dataset]) -> Iterator[tuple[str, Pair]]:
+    """Yield pairs of objects of one kind in the order of the new ones; those without a partner are paired with None."""
+    unpaired: dict[str, list[Path]] = {}
     for path in before:
-        waiting.setdefault(objects.kind_of(dcmread(path)), []).append(path)
+        unpaired.setdefault(objects.kind_of(dcmread(path)), []).append(path)
     for ds in after:
         kind = objects.kind_of(ds)
-        same = waiting.get(kind, [])
+        same = unpaired.get(kind, [])
         yield kind, (same.pop(0) if same else None, ds)
-    for kind, left in waiting.items():
+    for kind, left in unpaired.items():
         for path in left:
             yield kind, (path, None)
 
 
-def _difference(before: Path, after: Dataset) -> dict[str, Any]:
+def _compare_objects(before: Path, after: Dataset) -> dict[str, Any]:
     if before.read_bytes() == objects.encode(after):
         return _row("identical", 0.0)
     old = dcmread(before)
     if after.Modality == "SEG":
-        overlap = _overlap(_segments(old), _segments(after))
+        overlap = _dice(_read_segments(old), _read_segments(after))
         return _row("differs" if overlap < 1 else "same values, other header", dice=overlap)
-    a, b = _values(old), _values(after)
+    a, b = _read_values(old), _read_values(after)
     if a is None or b is None:
         return _row("differs in its header")
     if a.shape != b.shape:
@@ -145,15 +151,15 @@ def _row(
     return {"result": result, "largest_difference": largest, "psnr_db": psnr_db, "dice": dice}
 
 
-def _values(ds: Dataset) -> NDArray[np.float64] | None:
+def _read_values(ds: Dataset) -> NDArray[np.float64] | None:
     if not any(keyword in ds for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         return None
     slope, intercept = float(ds.get("RescaleSlope", 1) or 1), float(ds.get("RescaleIntercept", 0) or 0)
     return np.asarray(ds.pixel_array, np.float64) * slope + intercept
 
 
-def _segments(ds: Dataset) -> Voxels:
-    """The voxels of each segment by its number and place: frames without any are not in the file (PS3.3 C.8.20)."""
+def _read_segments(ds: Dataset) -> Voxels:
+    """Return the voxels of each segment by number and position; empty frames are not in the file (PS3.3 C.8.20)."""
     frames = np.asarray(ds.pixel_array).reshape(-1, int(ds.Rows), int(ds.Columns))
     found: Voxels = {}
     for frame, group in zip(frames, ds.PerFrameFunctionalGroupsSequence, strict=True):
@@ -166,17 +172,19 @@ def _segments(ds: Dataset) -> Voxels:
     return found
 
 
-def _overlap(a: Voxels, b: Voxels) -> float:
+def _dice(a: Voxels, b: Voxels) -> float:
     total = sum(int(each.sum()) for each in (*a.values(), *b.values()))
     both = sum(int((a[key] & b[key]).sum()) for key in a.keys() & b.keys() if a[key].shape == b[key].shape)
     return round(2 * both / total, 6) if total else 1.0
 
 
-def _measured(report: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
+def _index_measurements(report: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
     return {(each.get("group", ""), each["name"]): each for each in report.get("measurements", [])}
 
 
-def _number(key: tuple[str, str], before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, Any]:
+def _compare_numbers(
+    key: tuple[str, str], before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+) -> dict[str, Any]:
     old, new = (each.get("value") if each else None for each in (before, after))
     unit = (after or before or {}).get("unit", "")
     difference = new - old if old is not None and new is not None else None

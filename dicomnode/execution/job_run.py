@@ -22,12 +22,13 @@ from dicomnode.config import Config
 from dicomnode.datasets import headers
 from dicomnode.datasets.objects import KEY_OBJECT, REFUSAL_NOTE, encode, kind_of
 from dicomnode.delivery import negotiation
-from dicomnode.delivery.negotiation import Chosen
+from dicomnode.delivery.negotiation import KindChoice
 from dicomnode.errors import InputRefused, NodeError, NotAllowed
-from dicomnode.execution import comparing, processing, renditions
-from dicomnode.execution.comparing import Finished
+from dicomnode.execution import comparing, processing, refusal_notes
+from dicomnode.execution import renditions as job_renditions
+from dicomnode.execution.comparing import FinishedJob
 from dicomnode.execution.lease import Interrupted, Lease
-from dicomnode.execution.processing import Produced, Task
+from dicomnode.execution.processing import Task, TaskResult
 from dicomnode.storage import spool
 from pipelines.contract import Refused
 
@@ -81,7 +82,7 @@ class JobRun:
         except Exception as error:
             self.fail(error)
 
-    def finish(self, produced: Produced) -> str:
+    def finish(self, produced: TaskResult) -> str:
         """End the job with its results, or a shadow job with its comparison; return the end in words."""
         if self._primary_job is not None:
             return self._finish_comparison(self._primary_job, produced)
@@ -106,7 +107,7 @@ class JobRun:
         primary = self._primary_job
         report: dict[str, Any] = {"verdict": "refuse", "reasons": [reason]}
         if primary is not None:
-            report["comparison"] = comparing.of_refused(primary, self._task, reason)
+            report["comparison"] = comparing.compare_with_refusal(primary, self._task, reason)
         outputs = self._store_refusal_notes(reason)
         with self._context.sessions.begin() as session:
             jobs.refuse(
@@ -148,29 +149,33 @@ class JobRun:
             self._route, self._destinations = job.route, list(job.destinations)
 
     @cached_property
-    def _primary_job(self) -> Finished | None:
+    def _primary_job(self) -> FinishedJob | None:
         """The finished job that this shadow job is compared with, or None."""
         with self._context.sessions() as session:
             primary = session.get_one(Job, self._job_id).shadow_of
-            return comparing.finished(primary, self._context.config) if primary is not None else None
+            return comparing.read_finished_job(primary, self._context.config) if primary is not None else None
 
     @cached_property
-    def _choices(self) -> Mapping[str, Chosen]:
+    def _choices(self) -> Mapping[str, KindChoice]:
         """The kinds of results for each destination, negotiated once."""
         context = self._context
-        return negotiation.for_job(context.sessions, context.config, self._destinations, now=context.now())
+        return negotiation.negotiate_kinds(context.sessions, context.config, self._destinations, now=context.now())
 
-    def _process(self) -> Produced:
-        forms = [] if self._primary_job is not None else negotiation.forms(self._choices)
+    def _process(self) -> TaskResult:
+        renditions = [] if self._primary_job is not None else negotiation.list_renditions(self._choices)
         context = self._context
-        return processing.process(
-            self._task, context.config, progress=self._lease.progress, forms=forms, load_model=context.load_model
+        return processing.run_task(
+            self._task,
+            context.config,
+            progress=self._lease.progress,
+            renditions=renditions,
+            load_model=context.load_model,
         )
 
-    def _finish_comparison(self, primary: Finished, produced: Produced) -> str:
+    def _finish_comparison(self, primary: FinishedJob, produced: TaskResult) -> str:
         """End a shadow job: its results are measured against the primary job's, and neither kept nor delivered."""
         self._lease.progress(0.97, "comparing")
-        report = produced.report | {"comparison": comparing.with_produced(primary, produced)}
+        report = produced.report | {"comparison": comparing.compare_with_produced(primary, produced)}
         with self._context.sessions.begin() as session:
             jobs.finish(
                 session,
@@ -186,10 +191,10 @@ class JobRun:
         """Store the notes about a refusal: a report as the route has it, a Key Object for destinations that mark."""
         config, outputs = self._context.config, list[OutputFile]()
         if self._primary_job is None and config.sends_refusal_notes(self._route):
-            note = self._write_note(processing.refusal_note, reason)
+            note = self._write_note(refusal_notes.write_refusal_note, reason)
             outputs += [_store(config.spool_dir, note, REFUSAL_NOTE)] if note else []
         marked = tuple(name for name in self._destinations if config.sends_key_objects(name))
-        if marked and (note := self._write_note(processing.key_note, reason)):
+        if marked and (note := self._write_note(refusal_notes.write_key_note, reason)):
             outputs.append(replace(_store(config.spool_dir, note), destinations=marked))
         return outputs
 
@@ -221,14 +226,14 @@ def build_task(job: Job, config: Config) -> Task:
         model=job.model,
         options=job.options,
         inputs=inputs,
-        seed=processing.seed_from(seed_source.key),
+        seed=processing.derive_seed(seed_source.key),
         created_at=job.created_at,
         model_digest=job.model_digest,
         helper_models=job.helper_models or {},
     )
 
 
-def store_outputs(config: Config, produced: Produced, choices: Mapping[str, Chosen]) -> list[OutputFile]:
+def store_outputs(config: Config, produced: TaskResult, choices: Mapping[str, KindChoice]) -> list[OutputFile]:
     """Store the result objects in the spool, and return them with the destinations of each."""
     return [
         replace(
@@ -238,7 +243,7 @@ def store_outputs(config: Config, produced: Produced, choices: Mapping[str, Chos
             spare_for=each.spare_for,
             at_once=kind_of(each.ds) == KEY_OBJECT,
         )
-        for each in renditions.assigned(produced, config.results, choices)
+        for each in job_renditions.assign_objects(produced, config.results, choices)
     ]
 
 

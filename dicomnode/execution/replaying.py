@@ -1,4 +1,4 @@
-"""Running finished work again, without delivering, to see what differs."""
+"""The replay of finished jobs, without delivery, to compare their results."""
 
 from __future__ import annotations
 
@@ -13,65 +13,65 @@ from db.states import JobState
 from dicomnode.config import Config
 from dicomnode.errors import NotFound
 from dicomnode.execution import comparing, job_run, processing
-from dicomnode.execution.comparing import Finished
-from dicomnode.execution.processing import Produced, Task
+from dicomnode.execution.comparing import FinishedJob
+from dicomnode.execution.processing import Task, TaskResult
 
-__all__ = ["COLUMNS", "Done", "compare", "finished"]
+__all__ = ["COLUMNS", "Replay", "list_replays", "run_and_compare"]
 
 COLUMNS = ("job", "kind", "name", "result", "before", "after", "largest_difference", "psnr_db", "dice")
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished job, and what there is to do again."""
+class Replay:
+    """A finished job, and the task to run again."""
 
-    job: Finished
+    job: FinishedJob
     task: Task
     model: str
 
 
-def finished(session: Session, config: Config, study: Study, model: str) -> list[Done]:
-    """The study's finished jobs as tasks, on the model that is named or the job's own; not those beside others."""
+def list_replays(session: Session, config: Config, study: Study, model: str) -> list[Replay]:
+    """Return the study's finished jobs as tasks on the given model, or the job's own; shadow jobs are left out."""
     jobs = [job for job in study.jobs if job.state in (JobState.DONE, JobState.HELD) and job.shadow_of_id is None]
     if not jobs:
         raise NotFound(f"study {study.study_uid} has no finished job to run again")
-    found = []
+    replays = []
     for job in jobs:
         task = job_run.build_task(job, config)
         own = str(job.report.get("model", task.model))
         again = replace(task, model=model or own, model_digest="" if model else task.model_digest)
-        found.append(Done(comparing.finished(job, config), again, own))
-    return found
+        replays.append(Replay(comparing.read_finished_job(job, config), again, own))
+    return replays
 
 
-def compare(done: Done, config: Config) -> Iterator[dict[str, Any]]:
-    """Run again: per result whether it is the same, or by how much its values differ; then the numbers that differ.
+def run_and_compare(replay: Replay, config: Config) -> Iterator[dict[str, Any]]:
+    """Run a job again, and yield for each result its difference, then the numbers that differ.
 
-    With another model than the job's the model, every number and the seconds are told.
+    With another model than the job's, the model, all numbers and the duration follow as well.
     """
-    produced = processing.process(done.task, config, progress=lambda fraction, step: None)
-    empty = dict.fromkeys(COLUMNS) | {"job": done.job.job_id}
-    for row in comparing.results(done.job.files, produced.objects):
+    produced = processing.run_task(replay.task, config, progress=lambda fraction, step: None)
+    empty = dict.fromkeys(COLUMNS) | {"job": replay.job.job_id}
+    for row in comparing.compare_results(replay.job.files, produced.objects):
         yield empty | row
-    other = produced.report["model"] != done.model
-    for number in comparing.numbers(done.job.report, produced.report):
-        if other or number["before"] != number["after"]:
-            yield empty | _number(number)
-    if other:
-        yield from (empty | row for row in _of_the_run(done, produced))
+    is_other_model = produced.report["model"] != replay.model
+    for number in comparing.compare_measurements(replay.job.report, produced.report):
+        if is_other_model or number["before"] != number["after"]:
+            yield empty | _format_number(number)
+    if is_other_model:
+        yield from (empty | row for row in _compare_runs(replay, produced))
 
 
-def _number(found: dict[str, Any]) -> dict[str, Any]:
-    name = ": ".join(word for word in (found["group"], found["name"]) if word)
-    result = "identical" if found["before"] == found["after"] else "differs"
-    unit = f", {found['unit']}" if found["unit"] not in ("", "1") else ""
-    values = {key: found[key] for key in ("before", "after")}
-    difference = found["difference"]
+def _format_number(number: dict[str, Any]) -> dict[str, Any]:
+    name = ": ".join(part for part in (number["group"], number["name"]) if part)
+    result = "identical" if number["before"] == number["after"] else "differs"
+    unit = f", {number['unit']}" if number["unit"] not in ("", "1") else ""
+    values = {key: number[key] for key in ("before", "after")}
+    difference = number["difference"]
     largest = abs(difference) if difference is not None else None
     return {"kind": "measurement", "name": f"{name}{unit}", "result": result, "largest_difference": largest} | values
 
 
-def _of_the_run(done: Done, produced: Produced) -> Iterator[dict[str, Any]]:
+def _compare_runs(replay: Replay, produced: TaskResult) -> Iterator[dict[str, Any]]:
     for kind in ("model", "digest", "verdict", "seconds"):
-        before, after = done.job.report.get(kind), produced.report.get(kind)
+        before, after = replay.job.report.get(kind), produced.report.get(kind)
         yield {"kind": kind, "result": "identical" if before == after else "differs", "before": before, "after": after}

@@ -1,4 +1,4 @@
-"""A finished job, read back: its result objects as the findings that they were, its inputs as the case that it had."""
+"""The result of a finished job, read back: its objects as findings, and its inputs as the case."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from pipelines.contract import (
 )
 from pipelines.quality import Outcome, Verdict
 
-__all__ = ["Told", "job_of", "kept_page", "page_of", "read"]
+__all__ = ["StoredResult", "choose_job", "find_stored_page", "load_page", "read_result"]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What ``sheet.compose`` asks for."""
+class StoredResult:
+    """The content of a report page, as ``report.rendering.render`` takes it."""
 
     findings: list[Finding]
     case: Case
@@ -56,55 +56,57 @@ class Told:
     verdict: Verdict
 
 
-def job_of(study: Study, number: int | None) -> Job:
-    """The study's job of that number, or the newest one with a result. Raises NotFound."""
+def choose_job(study: Study, number: int | None) -> Job:
+    """Return the study's job of that number, or its newest one with a result. Raises NotFound."""
     jobs: list[Job] = [job for job in study.jobs if number in (None, job.id)]
-    over = [job for job in jobs if job.state in (JobState.DONE, JobState.HELD, JobState.REFUSED)]
-    ended = [job for job in over if any(output.expired_at is None for output in job.outputs)]
-    if not ended:
+    finished = [job for job in jobs if job.state in (JobState.DONE, JobState.HELD, JobState.REFUSED)]
+    with_result = [job for job in finished if any(output.expired_at is None for output in job.outputs)]
+    if not with_result:
         what = f"job {number}" if number is not None else "any job"
         raise NotFound(f"study {study.study_uid}: no result of {what}; 'dicomnode studies show' lists its jobs")
-    return max(ended, key=lambda job: job.id)
+    return max(with_result, key=lambda job: job.id)
 
 
-def read(job: Job, config: Config) -> Told:
-    """From the spool and the row. Raises InputRefused where a file can no longer be read."""
+def read_result(job: Job, config: Config) -> StoredResult:
+    """Read a job's result from the spool and its row. Raises InputRefused where a file can no longer be read."""
     task = job_run.build_task(job, config)
     pipeline = pipeline_names.resolve_pipeline(job.pipeline, config, job.model)
-    case, sources = processing.loaded(pipeline, task.inputs)
+    case, sources = processing.load_case(pipeline, task.inputs)
     own = [output for output in job.outputs if not output.rendition]
     paths = {output.sop_instance_uid: spool.path(config.spool_dir, output.sha256) for output in own}
-    findings = [*_named(list(_found(own, paths)), job.report), *_numbers(job.report)]
+    images = _restore_names(list(_read_images(own, paths)), job.report)
+    findings = [*images, *_read_measurements(job.report)]
     reasons = tuple(map(str, job.report.get("reasons", ())))
     verdict = Verdict(Outcome(job.report.get("verdict", "accept")), reasons)
-    made_by = replace(_made_by(dcmread(next(iter(paths.values()))), task), title=pipeline.title)
+    made_by = replace(_read_provenance(dcmread(next(iter(paths.values()))), task), title=pipeline.title)
     now = inherit(sources).moment(config.node.to_local_time(job.created_at))
-    return Told(findings, case, sources, made_by, now, verdict)
+    return StoredResult(findings, case, sources, made_by, now, verdict)
 
 
-def page_of(job: Job, config: Config, kind: str, *, identify: bool = False) -> bytes:
-    """The job's page as a file, "pdf" or "png": the one that was written with the results, else drawn again from them.
+def load_page(job: Job, config: Config, kind: str, *, identify: bool = False) -> bytes:
+    """Return the job's report page as a file: the one that was stored with the results, else rendered from them.
 
+    ``kind``: "pdf" or "png". ``identify``: see ``rendering.render``.
     Raises InputRefused where a file can no longer be read.
     """
     from dicomnode.report import layout, rendering
 
-    if not identify and (kept := kept_page(job, config, kind)):
-        return kept
-    told = read(job, config)
-    page = rendering.render(
-        told.findings, told.case, told.sources, told.made_by, told.now, told.verdict, identify=identify
+    if not identify and (page := find_stored_page(job, config, kind)):
+        return page
+    result = read_result(job, config)
+    rendered = rendering.render(
+        result.findings, result.case, result.sources, result.made_by, result.now, result.verdict, identify=identify
     )
-    return layout.encode_page(page, kind)
+    return layout.encode_page(rendered, kind)
 
 
-def kept_page(job: Job, config: Config, kind: str) -> bytes | None:
-    """The page that was written with the results, where the configuration asked for one."""
+def find_stored_page(job: Job, config: Config, kind: str) -> bytes | None:
+    """Return the page that was stored with the results, or None where the configuration had none."""
     from dicomnode.report import layout
 
-    wanted = {"pdf": EncapsulatedPDFStorage, "png": SecondaryCaptureImageStorage}[kind]
+    sop_class_uid = {"pdf": EncapsulatedPDFStorage, "png": SecondaryCaptureImageStorage}[kind]
     for output in job.outputs:
-        if output.kind.startswith("report page") and output.sop_class_uid == wanted:
+        if output.kind.startswith("report page") and output.sop_class_uid == sop_class_uid:
             ds = dcmread(spool.path(config.spool_dir, output.sha256))
             if kind == "pdf":
                 return bytes(ds.EncapsulatedDocument[: ds.EncapsulatedDocumentLength])
@@ -112,8 +114,10 @@ def kept_page(job: Job, config: Config, kind: str) -> bytes | None:
     return None
 
 
-def _found(outputs: Sequence[Output], paths: Mapping[str, Path]) -> Iterator[Image | ParametricMap | Segmentation]:
-    """Images, maps and segmentations, in the order in which they were written."""
+def _read_images(
+    outputs: Sequence[Output], paths: Mapping[str, Path]
+) -> Iterator[Image | ParametricMap | Segmentation]:
+    """Yield images, maps and segmentations in the order in which they were written."""
     series: dict[str, list[Output]] = {}
     for output in outputs:
         if output.kind in ("image", "parametric map", "segmentation"):
@@ -123,20 +127,22 @@ def _found(outputs: Sequence[Output], paths: Mapping[str, Path]) -> Iterator[Ima
         series.setdefault(output.series_uid, []).append(output)
     for members in series.values():
         files = [paths[output.sop_instance_uid] for output in members]
-        yield _segmentation(files[0]) if members[0].kind == "segmentation" else _picture(files)
+        yield _read_segmentation(files[0]) if members[0].kind == "segmentation" else _read_image(files)
 
 
-def _named(found: Sequence[Image | ParametricMap | Segmentation], report: Mapping[str, Any]) -> list[Finding]:
-    """With what no header says of them, as the job's report has it in the same order."""
+def _restore_names(
+    findings: Sequence[Image | ParametricMap | Segmentation], report: Mapping[str, Any]
+) -> list[Finding]:
+    """Add the values that no header holds, from the job's report, which has them in the same order."""
     images = iter(report.get("images", ()))
     overlays = iter(report.get("overlays", ()))
-    return [replace(each, **next(images if isinstance(each, Image) else overlays, {})) for each in found]
+    return [replace(each, **next(images if isinstance(each, Image) else overlays, {})) for each in findings]
 
 
-def _picture(files: Sequence[Path]) -> Image | ParametricMap:
+def _read_image(files: Sequence[Path]) -> Image | ParametricMap:
     first = frames.read_header(files[0])
-    found = volumes.read(files)
-    volume = replace(found.volume, unit=_unit(first, found.volume.unit))
+    series = volumes.read(files)
+    volume = replace(series.volume, unit=_read_unit(first, series.volume.unit))
     thickness_mm = volume.slice_thickness_mm or volume.grid.spacing_mm[0]
     description = str(first.SeriesDescription).removeprefix("SYN ")
     derivation = first.DerivationCodeSequence[0]
@@ -146,19 +152,19 @@ def _picture(files: Sequence[Path]) -> Image | ParametricMap:
     return Image(description, volume, description, thickness_mm)
 
 
-def _unit(ds: Dataset, found: str) -> str:
-    """A Secondary Capture states it as Rescale Type, which is no unit by the standard's own terms."""
-    stated = str(ds.get("RescaleType") or "US")
-    return found if stated == "US" else stated
+def _read_unit(ds: Dataset, default: str) -> str:
+    """Return the unit: a Secondary Capture has it as Rescale Type, which the standard does not define as a unit."""
+    rescale_type = str(ds.get("RescaleType") or "US")
+    return default if rescale_type == "US" else rescale_type
 
 
-def _segmentation(path: Path) -> Segmentation:
+def _read_segmentation(path: Path) -> Segmentation:
     import highdicom as hd
 
     ds = hd.seg.segread(str(path))
     volume = ds.get_volume(combine_segments=True, rescale_fractional=False, allow_missing_positions=True)
     affine = volume.affine[:, [2, 1, 0, 3]]  # highdicom's takes (k, j, i, 1)
-    segments = tuple(_segment(item) for item in ds.SegmentSequence)
+    segments = tuple(_read_segment(item) for item in ds.SegmentSequence)
     description = str(ds.SeriesDescription).removeprefix("SYN ")
     labels = np.asarray(volume.array, np.uint8)
     shape = (labels.shape[0], labels.shape[1], labels.shape[2])
@@ -167,13 +173,13 @@ def _segmentation(path: Path) -> Segmentation:
     )
 
 
-def _segment(item: Dataset) -> Segment:
+def _read_segment(item: Dataset) -> Segment:
     category, kind = item.SegmentedPropertyCategoryCodeSequence[0], item.SegmentedPropertyTypeCodeSequence[0]
     codes = [Code(each.CodeValue, each.CodingSchemeDesignator, each.CodeMeaning) for each in (category, kind)]
     return Segment(int(item.SegmentNumber), str(item.SegmentLabel), codes[0], codes[1])
 
 
-def _numbers(report: Mapping[str, Any]) -> Iterator[Finding]:
+def _read_measurements(report: Mapping[str, Any]) -> Iterator[Finding]:
     for each in report.get("measurements", ()):
         intervals = tuple(
             Interval(float(i["level"]), float(i["low"]), float(i["high"]))
@@ -188,7 +194,7 @@ def _numbers(report: Mapping[str, Any]) -> Iterator[Finding]:
         yield Note(each["name"], each["text"])
 
 
-def _made_by(ds: Dataset, task: Task) -> Provenance:
+def _read_provenance(ds: Dataset, task: Task) -> Provenance:
     content = read_record(ds)
     model, node = content["model"], content["node"]
     return Provenance(

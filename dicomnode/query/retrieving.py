@@ -113,7 +113,7 @@ def send(
     path = spool.path(root, stored.sha256)
     try:
         if stored.is_result:
-            gate.check(path, stored.sha256)
+            gate.check_outgoing_result(path, stored.sha256)
         content = path if _accepts(assoc, stored, stored.transfer_syntax_uid) else _decompress(assoc, stored, path)
         originator_aet, originator_id = move_originator or (None, None)
         answer = assoc.send_c_store(

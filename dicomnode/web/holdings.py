@@ -99,7 +99,7 @@ def require_uid(uid: str) -> str:
 def _missing_marks(path: Path, sha256: str) -> str:
     """Return why a result may not leave the node, or "". Cached: spool files never change. Raises StorageDamaged."""
     try:
-        gate.check(path, sha256)
+        gate.check_outgoing_result(path, sha256)
     except NotMarked as error:
         return str(error)
     return ""

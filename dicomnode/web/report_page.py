@@ -50,7 +50,7 @@ def find_stored_page(config: Config, study: Study, kind: str) -> Response | None
     from dicomnode.execution import stored  # imports readers of results, which a receiver does not need
 
     try:
-        content = stored.kept_page(stored.job_of(study, None), config, kind)
+        content = stored.find_stored_page(stored.choose_job(study, None), config, kind)
     except (NotFound, OSError):
         return None
     return _response(content, kind) if content else None
