@@ -131,11 +131,11 @@ def test_versions_of_a_bundle_are_deployed_for_its_pipeline(delivered: Delivered
     ):
         done = node.command("models", *words)
         assert done.returncode == 0, done.stderr
-    wrong = node.command("models", "deploy", f"{NAME}@0.6.0", "--pipeline", "anatomy")
-    assert wrong.returncode == 0, "a site's own name may be for any of our pipelines"
-    wrong = node.command("models", "deploy", "mri_prior@1.0.0", "--pipeline", pipeline)
-    assert wrong.returncode == 1
-    assert "is the model of mri_reconstruction" in wrong.stderr
+    answer = node.command("models", "deploy", f"{NAME}@0.6.0", "--pipeline", "anatomy")
+    assert answer.returncode == 0, "a site's own name may be for any of our pipelines"
+    answer = node.command("models", "deploy", "mri_prior@1.0.0", "--pipeline", pipeline)
+    assert answer.returncode == 1
+    assert "is the model of mri_reconstruction" in answer.stderr
 
 
 def test_run_makes_the_same_from_a_folder(delivered: Delivered, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def program(name: str, package: str) -> str:
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     there = os.environ | environment
     return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, cwd=cwd, env=there, check=False
+        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=there, check=False
     )
 
 
@@ -179,8 +179,8 @@ def requirements(name: str) -> dict[str, tuple[str, list[str]]]:
     text = (DEPLOY / name).read_text().replace("\\\n", " ")
     found = {}
     for line in text.splitlines():
-        stated, *digests = line.split(" --hash=")
-        package, _, version = stated.strip().partition("==")
+        versions, *digests = line.split(" --hash=")
+        package, _, version = versions.strip().partition("==")
         found[as_package(package)] = (version, [digest.strip() for digest in digests])
     return found
 

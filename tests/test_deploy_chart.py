@@ -123,8 +123,10 @@ def test_the_node_reads_what_the_chart_writes(values: dict[str, Any], tmp_path: 
 
 def test_a_gpu_goes_to_each_worker_and_to_nobody_else(tmp_path: Path) -> None:
     found = pods(rendered(SITE, tmp_path))
-    asked = {name: pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for name, pod in found.items()}
-    assert asked == {"site": None, "site-worker": 1}
+    gpu_limits = {
+        name: pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for name, pod in found.items()
+    }
+    assert gpu_limits == {"site": None, "site-worker": 1}
     assert found["site-worker"]["containers"][0]["image"].endswith(CUDA)
     assert found["site"]["containers"][0]["image"].endswith(DIGEST)
 
@@ -144,8 +146,8 @@ def test_with_ray_the_gpus_are_those_of_rays_workers(tmp_path: Path) -> None:
     assert driver["replicas"] == 1
     assert "livenessProbe" not in driver["template"]["spec"]["containers"][0]  # it reports no worker of its own
     assert spec["authOptions"] == {"mode": "token", "secretName": "dicomnode-ray"}
-    told = {each["name"]: each["value"] for each in driver["template"]["spec"]["containers"][0]["env"]}
-    assert told == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/run/secrets/ray/auth_token"}
+    variables = {each["name"]: each["value"] for each in driver["template"]["spec"]["containers"][0]["env"]}
+    assert variables == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/run/secrets/ray/auth_token"}
     worker = tomllib.loads(node_toml(objects))["worker"]
     assert worker["device"] == "cuda"
     assert (worker["engine"], worker["ray_address"]) == ("ray", "ray://site-ray-head-svc:10001")

@@ -85,13 +85,13 @@ def test_no_secret_is_a_value() -> None:
             if re.search(r"PASSWORD|TOKEN|SECRET|KEY", variable):
                 assert variable.endswith("_FILE"), f"{name}: {variable}"
                 assert value.startswith("/run/secrets/"), f"{name}: {variable}"
-        asked = [each if isinstance(each, str) else each["source"] for each in service.get("secrets", [])]
-        assert set(asked) <= set(COMPOSE["secrets"]), name
+        sources = [each if isinstance(each, str) else each["source"] for each in service.get("secrets", [])]
+        assert set(sources) <= set(COMPOSE["secrets"]), name
 
 
 def test_the_script_draws_every_secret_that_is_asked_for() -> None:
-    drawn = set(re.findall(r"(?m)^keep (\S+)", (DEPLOY / "new-secrets.sh").read_text()))
-    assert {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()} == drawn
+    secrets = set(re.findall(r"(?m)^keep (\S+)", (DEPLOY / "new-secrets.sh").read_text()))
+    assert {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()} == secrets
 
 
 def test_only_dicom_is_published_beyond_this_machine() -> None:
@@ -115,8 +115,8 @@ def test_gpus_are_asked_for_by_their_profile_only() -> None:
 def test_every_file_that_is_mounted_exists() -> None:
     for name, each in COMPOSE["configs"].items():
         assert (DEPLOY / each["file"]).is_file(), name
-    asked = {each["source"] for service in SERVICES.values() for each in service.get("configs", [])}
-    assert asked == set(COMPOSE["configs"])
+    sources = {each["source"] for service in SERVICES.values() for each in service.get("configs", [])}
+    assert sources == set(COMPOSE["configs"])
 
 
 def test_the_node_is_told_of_what_compose_starts() -> None:

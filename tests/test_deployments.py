@@ -83,12 +83,12 @@ def test_a_trial_needs_a_current_version_and_another(sessions: sessionmaker[Sess
 
 def test_a_share_takes_its_percentage_of_studies_and_always_the_same_ones() -> None:
     studies = [uids.derive("study", str(number)) for number in range(4000)]
-    taken = {percent: {uid for uid in studies if deployments.is_in_share("p", uid, percent)} for percent in (10, 50)}
-    assert 0.08 < len(taken[10]) / len(studies) < 0.12
-    assert 0.47 < len(taken[50]) / len(studies) < 0.53
-    assert taken[10] < taken[50], "a larger share keeps the studies of the smaller one"
+    shares = {percent: {uid for uid in studies if deployments.is_in_share("p", uid, percent)} for percent in (10, 50)}
+    assert 0.08 < len(shares[10]) / len(studies) < 0.12
+    assert 0.47 < len(shares[50]) / len(studies) < 0.53
+    assert shares[10] < shares[50], "a larger share keeps the studies of the smaller one"
     other = {uid for uid in studies if deployments.is_in_share("q", uid, 50)}
-    assert 0.4 < len(other & taken[50]) / len(other) < 0.6, "of another pipeline they are others"
+    assert 0.4 < len(other & shares[50]) / len(other) < 0.6, "of another pipeline they are others"
 
 
 def test_rollback_goes_back_step_by_step_and_no_further(sessions: sessionmaker[Session], now: datetime) -> None:
@@ -333,10 +333,10 @@ def test_a_new_version_comes_beside_for_a_share_for_all_and_is_taken_back(site: 
     assert "pickle in disguise" in site.refused("install", str(broken), "--yes")
     site.models("install", str(site.folder / new), "--yes")
     site.models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--shadow", "--who", "Ada")
-    beside = site.send(3)
-    assert site.done(beside) == dict.fromkeys(beside, old), "the new version delivers nothing"
+    shadowed = site.send(3)
+    assert site.done(shadowed) == dict.fromkeys(shadowed, old), "the new version delivers nothing"
     compared = _compared(site, 3)
-    assert {row["study_uid"] for row in compared} == set(beside)
+    assert {row["study_uid"] for row in compared} == set(shadowed)
     for row in compared:
         assert (row["before_digest"], row["after_digest"]) == (site.digests[old], site.digests[new])
         assert row["psnr_db"] is not None

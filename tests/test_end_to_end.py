@@ -131,9 +131,9 @@ def test_simpleitk_reads_the_image_where_the_scanner_measured_it(delivered: Deli
     for k, j, i in np.ndindex(acquisition.grid.shape):
         where_mm = acquisition.grid.affine_mm @ [i, j, k, 1]
         index = np.array(image.TransformPhysicalPointToContinuousIndex(where_mm[:3].tolist()))
-        whole = np.rint(index).astype(int)
-        assert np.abs(index - whole).max() * min(acquisition.grid.spacing_mm) < 1e-3
-        read[k, j, i] = values[tuple(whole[::-1])]
+        nearest = np.rint(index).astype(int)
+        assert np.abs(index - nearest).max() * min(acquisition.grid.spacing_mm) < 1e-3
+        read[k, j, i] = values[tuple(nearest[::-1])]
     for k in range(slices):
         likeness = [np.corrcoef(read[k].ravel(), acquisition.magnitude[other].ravel())[0, 1] for other in range(slices)]
         assert max(likeness) == likeness[k] > 0.9, "each slice shows what was measured there"

@@ -53,10 +53,10 @@ def test_what_is_missing_comes_from_the_archive_and_the_study_is_routed_once(
     assert state(node) is StudyState.COMPLETE
     assert route(node) == 1
     assert inputs(node) == {"match": 3, "t1w": 3, "revision": 2}
-    came = 1 if isinstance(archive, Orthanc) else 2  # DCMTK's does not tell the description
-    assert len(node.rows(Instance)) == 3 + 3 * came
-    told = f"{3 * came} instances in {came} series from archive by C-MOVE"
-    assert f"missing series from peer archive: {told}" in why(node)
+    arrived = 1 if isinstance(archive, Orthanc) else 2  # DCMTK's does not tell the description
+    assert len(node.rows(Instance)) == 3 + 3 * arrived
+    text = f"{3 * arrived} instances in {arrived} series from archive by C-MOVE"
+    assert f"missing series from peer archive: {text}" in why(node)
     assert (route(node), fetch(node), search(node).state) == (0, 0, RetrievalState.ARRIVED)
 
 
@@ -173,8 +173,8 @@ def test_two_routes_that_want_the_same_series_get_it_once(tmp_path: Path, dcmqrs
     send(node, *a_series(tmp_path / "flair", "AX FLAIR", 1))
     assert (route(node), fetch(node), route(node)) == (0, 1, 2)
     with sessions(node)() as session:
-        taken = {job.route: sorted({each.name for each in job.inputs}) for job in session.query(Job)}
-        assert taken == {"dir": ["match", "t1w"], "other": ["anatomy", "match"]}
+        inputs_of_job = {job.route: sorted({each.name for each in job.inputs}) for job in session.query(Job)}
+        assert inputs_of_job == {"dir": ["match", "t1w"], "other": ["anatomy", "match"]}
         reasons = {row.reason for row in session.query(Retrieval)}
         routed = session.scalars(select(Event).where(Event.subject == "studies", Event.event == "moved")).all()
     assert reasons == {"3 instances in 1 series from archive by C-MOVE", "all are here by now"}
@@ -276,9 +276,9 @@ def test_a_node_that_was_killed_between_find_and_move_fetches_when_it_is_back(
     for path in a_series(tmp_path / "t1w", "MPRAGE", 2):
         dcmqrscp.upload(path)
     peer = dcmqrscp.peer.model_copy(update={"name": "archive"})
-    wanted = {"name": "dir", "pipeline": "synthetic_dir", "match": FLAIR, "with": {"t1w": T1W}, "with_from": "archive"}
+    route = {"name": "dir", "pipeline": "synthetic_dir", "match": FLAIR, "with": {"t1w": T1W}, "with_from": "archive"}
     config = write_config(
-        tmp_path / "node", peers=[peer], routes=[wanted], delivery={"backoff_s": 3, "backoff_max_s": 3}
+        tmp_path / "node", peers=[peer], routes=[route], delivery={"backoff_s": 3, "backoff_max_s": 3}
     )
     with Node(config, "serve", "--workers", "0") as node:
 

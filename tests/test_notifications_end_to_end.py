@@ -36,7 +36,7 @@ def test_a_held_study_is_told_and_after_its_release_its_delivery(
     tmp_path: Path, now: datetime, storescp: StoreScp
 ) -> None:
     with Hook() as hook, Mailbox() as box:
-        told = {
+        settings = {
             "smtp": {"host": "127.0.0.1", "port": box.port, "security": "none", "from": "node@hospital.example"},
             "email": [{"name": "mail", "to": ["ward@hospital.example"], "events": ALL}],
             "webhook": [{"name": "web", "url": hook.url, "events": ALL}],
@@ -46,7 +46,7 @@ def test_a_held_study_is_told_and_after_its_release_its_delivery(
             peers=[storescp.peer],
             routes=[a_route("storescp", **FAST)],
             quality={"hold_above": {"chi-square": 0.0}},
-            notifications=told,
+            notifications=settings,
         )
         with Node(path) as running:
             file = raw_data(tmp_path / "raw.dcm", now, PatientName="Secret^Name", PatientID="SECRET-1")
@@ -70,8 +70,8 @@ def test_a_held_study_is_told_and_after_its_release_its_delivery(
 def test_a_refused_and_a_failed_job_are_told(tmp_path: Path, now: datetime, damage: str) -> None:
     options = {"steps": 1} if damage == "bad option" else {}
     with Hook() as hook:
-        told = {"webhook": [{"name": "web", "url": hook.url, "events": ALL}]}
-        config_path = write_config(tmp_path, routes=[a_route(**options)], notifications=told)
+        settings = {"webhook": [{"name": "web", "url": hook.url, "events": ALL}]}
+        config_path = write_config(tmp_path, routes=[a_route(**options)], notifications=settings)
         path = raw_data(tmp_path / "raw.dcm", now, PatientName="Secret^Name", PatientID="SECRET-1")
         if damage == "not MRD":
             ds = dcmread(path)
@@ -98,8 +98,8 @@ def test_a_node_that_is_killed_before_it_has_noted_the_answer_tells_it_again(tmp
         return 204
 
     with Hook(kill_the_node) as hook:
-        told = {"webhook": [{"name": "web", "url": hook.url, "events": ALL}]}
-        running = Node(write_config(tmp_path, notifications=told), "serve", "--workers", "0")
+        settings = {"webhook": [{"name": "web", "url": hook.url, "events": ALL}]}
+        running = Node(write_config(tmp_path, notifications=settings), "serve", "--workers", "0")
         databases.prepare(running.config)
         engine = engines.connect(running.config.database_url)
         with engines.sessions(engine).begin() as session:

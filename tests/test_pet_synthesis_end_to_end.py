@@ -72,10 +72,10 @@ def test_the_archive_gets_both_tracers_with_their_maps_in_the_study(delivered: D
     source = dcmread(delivered.sent[0], stop_before_pixels=True)
     sent = {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in delivered.sent}
     images, maps = delivered.of(IMAGE), delivered.of(MAP)
-    told = [ds.SeriesDescription for _, ds in images]
-    assert len(told) == 8
-    assert sum("(florbetapir) from T1w, relative" in words for words in told) == 2
-    assert sum("WHAT IF MMSE 15 (not this patient's value)" in words for words in told) == 4
+    descriptions = [ds.SeriesDescription for _, ds in images]
+    assert len(descriptions) == 8
+    assert sum("(florbetapir) from T1w, relative" in words for words in descriptions) == 2
+    assert sum("WHAT IF MMSE 15 (not this patient's value)" in words for words in descriptions) == 4
     assert [ds.SeriesDescription.split(" PET")[0] for _, ds in maps] == [
         f"SYN Standard deviation of {target}" for target in ("amyloid", "tau")
     ]

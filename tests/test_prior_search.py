@@ -168,9 +168,9 @@ def test_an_archive_that_cannot_send_here_is_asked_by_c_get(
     if broken == "unknown":
         config = config.model_copy(update={"node": config.node.model_copy(update={"ae_title": "NOBODY"})})
     send(node, a_study(tmp_path / "now", "1.2.9", "20260101"))
-    with Answering(lambda event: 0x0000) as wrong:
+    with Answering(lambda event: 0x0000) as other:
         if broken == "elsewhere":
-            orthanc.know(Peer(name="node", ae_title="DICOMNODE", port=wrong.peer.port))
+            orthanc.know(Peer(name="node", ae_title="DICOMNODE", port=other.peer.port))
         assert sweep(node, config) == 1
     assert prior_of(node) == {"1.2.2"}
     assert search(node).reason == "3 instances in 1 series from orthanc by C-GET"

@@ -46,10 +46,10 @@ def a_config(**route: Any) -> Config:
 
 def an_image(study: str, date: str, *, series: str = "1", number: int = 1, **attributes: str) -> Arrival:
     """Of the patient, a FLAIR at noon unless told otherwise."""
-    stated = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "StudyDate": date, "StudyTime": "120000"}
-    stated |= PATIENT | attributes
-    arrival = an_arrival(study, series, number, attributes=stated)
-    facts = replace(arrival.facts, patient_id=stated["PatientID"], study_date=stated["StudyDate"])
+    values = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "StudyDate": date, "StudyTime": "120000"}
+    values |= PATIENT | attributes
+    arrival = an_arrival(study, series, number, attributes=values)
+    facts = replace(arrival.facts, patient_id=values["PatientID"], study_date=values["StudyDate"])
     return replace(arrival, facts=facts)
 
 
@@ -247,10 +247,10 @@ def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -
     assert prefetch.run_pending_retrievals(sessions, config, now=lambda: now) == 0
     assert route(sessions, config, now) == 1
     assert set(inputs(sessions, "1.9")) == {"match"}
-    told = why(sessions, config, "1.9")
-    assert "no prior: no earlier study of the patient is here; peer pacs: " in told
-    assert "cannot be reached" in told
-    assert PATIENT["PatientID"] not in told
+    reason = why(sessions, config, "1.9")
+    assert "no prior: no earlier study of the patient is here; peer pacs: " in reason
+    assert "cannot be reached" in reason
+    assert PATIENT["PatientID"] not in reason
     with sessions() as session:
         (search,) = session.scalars(select(Retrieval)).all()
         assert search.state is RetrievalState.ENDED

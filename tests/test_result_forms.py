@@ -93,9 +93,9 @@ def end_job(
     with sessions.begin() as session:
         job = a_job(session, now, destinations=to)
         jobs.claim(session, worker="w", lease_s=60, now=now)
-        told = {name: each.why for name, each in chosen.items() if each.why}
+        reasons = {name: each.why for name, each in chosen.items() if each.why}
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, held_because=held,
-                    chosen_kinds=told, now=now)  # fmt: skip
+                    chosen_kinds=reasons, now=now)  # fmt: skip
     return chosen
 
 
@@ -138,9 +138,9 @@ def test_a_page_that_is_not_taken_as_pdf_is_sent_as_a_picture() -> None:
 def test_a_peer_is_asked_by_an_association_that_carries_nothing(config: Config) -> None:
     asked = peer()
     with taking(asked.port, MULTIFRAME) as got:
-        taken = negotiation.query_accepted_classes(asked, config)
-    assert taken >= {SecondaryCaptureImageStorage, SegmentationStorage}
-    assert MULTIFRAME not in taken
+        accepted = negotiation.query_accepted_classes(asked, config)
+    assert accepted >= {SecondaryCaptureImageStorage, SegmentationStorage}
+    assert MULTIFRAME not in accepted
     assert got == []
 
 

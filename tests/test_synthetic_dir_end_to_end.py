@@ -73,9 +73,9 @@ def test_the_archive_gets_images_maps_and_lesions_in_the_study(delivered: Delive
 
 def test_both_series_are_named_as_sources(delivered: Delivered) -> None:
     (segmentation,) = delivered.of(SegmentationStorage)
-    named = {item.ReferencedSOPInstanceUID for item in segmentation.SourceImageSequence}
+    names = {item.ReferencedSOPInstanceUID for item in segmentation.SourceImageSequence}
     sent = {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in (*delivered.flair, *delivered.t1w)}
-    assert named >= sent
+    assert names >= sent
 
 
 def test_the_lesions_open_where_they_are(delivered: Delivered, tmp_path: Path) -> None:

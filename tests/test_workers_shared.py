@@ -75,10 +75,10 @@ def digest_of(path: Path) -> str:
 def test_a_host_without_the_deployed_model_leaves_the_job_to_another_and_says_why(
     site: fleet.Site, rows: sessionmaker[Session], lack: str
 ) -> None:
-    whole, lacking = site.host("whole"), site.host("lacking", bundle=None)
-    digest = digest_of(whole)
+    complete, without = site.host("whole"), site.host("lacking", bundle=None)
+    digest = digest_of(complete)
     if lack != "no bundle":
-        bundle = config.load(lacking).models_dir / "mri_prior" / "9.0.0"
+        bundle = config.load(without).models_dir / "mri_prior" / "9.0.0"
         write_prior_bundle(bundle, "9.0.0", seed=int(lack == "other weights"))
     if lack == "damaged weights":
         with (bundle / registry.WEIGHTS).open("r+b") as file:
@@ -86,7 +86,7 @@ def test_a_host_without_the_deployed_model_leaves_the_job_to_another_and_says_wh
             file.write(b"\x7f")
     a_prior_job(rows, "mri_prior@9.0.0", digest)
     is_alive(rows, "whole")
-    job = work_once(rows, config.load(lacking), "lacking")
+    job = work_once(rows, config.load(without), "lacking")
     assert (job.state, job.attempts) == (JobState.READY, 0)
     assert job.reason.startswith("lacking cannot run it: ")
     assert {"no bundle": "no bundle", "other weights": "other weights", "damaged weights": "SHA-256"}[
@@ -95,18 +95,18 @@ def test_a_host_without_the_deployed_model_leaves_the_job_to_another_and_says_wh
     with rows() as session:
         given_back = session.get_one(Job, job.id).not_before
     assert given_back <= datetime.now(UTC), "another host may take it at once"
-    assert work_once(rows, config.load(whole), "whole").attempts >= 1
+    assert work_once(rows, config.load(complete), "whole").attempts >= 1
 
 
 def test_where_no_other_host_works_the_job_ends_with_what_is_lacking(
     site: fleet.Site, rows: sessionmaker[Session]
 ) -> None:
-    lacking = config.load(site.host("lacking", bundle=None))
+    without = config.load(site.host("lacking", bundle=None))
     a_prior_job(rows, "mri_prior@9.0.0", "f" * 64)
     is_alive(rows, "lacking")
     with rows.begin() as session:  # its input is there, so that the model is what it fails for
-        _give_a_file(session, lacking)
-    job = work_once(rows, lacking, "lacking")
+        _give_a_file(session, without)
+    job = work_once(rows, without, "lacking")
     assert (job.state, job.attempts) == (JobState.DEAD, 1)
     assert "no bundle mri_prior@9.0.0" in job.reason
 
