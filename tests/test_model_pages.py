@@ -50,8 +50,8 @@ def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> Non
 @pytest.mark.parametrize(
     ("fields", "status", "said"),
     [
-        ({"mode": "share", "percent": "100"}, 409, "between 0 and 100 percent"),
-        ({"mode": "share", "percent": ""}, 409, "between 0 and 100 percent"),
+        ({"mode": "share", "percent": "100"}, 409, "more than 0 and less than 100 percent"),
+        ({"mode": "share", "percent": ""}, 409, "more than 0 and less than 100 percent"),
         ({"mode": "shadow"}, 409, "no version is deployed"),
         ({"mode": "all"}, 400, "as the current one"),
         ({"pipeline": "none"}, 409, "no pipeline is named"),
