@@ -1,7 +1,10 @@
-# make demo   environment, install, then the main job on real data, end to end (KEEP=1 leaves it running)
-# make test   environment, install, lint, types, then every test
-# make lint   ruff and mypy only
-# make bench  the benchmarks behind docs/benchmarks.md (about an hour on two cores)
+# make demo        environment, install, then the main job on real data, end to end (KEEP=1 leaves it running)
+# make test        environment, install, lint, types, then every test
+# make test-fast   the tests that use no other program, train no network and are quick (two minutes on two cores)
+# make lint        ruff and mypy only
+# make coverage    the fast tests with their coverage; fails below the floor of pyproject.toml
+# make mutate      change decisive modules expression by expression; the tests have to notice (docs: tests/mutation.py)
+# make bench       the benchmarks behind docs/benchmarks.md (about an hour on two cores)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,14 +12,24 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
-.PHONY: demo test lint bench peers viewer clean
+.PHONY: demo test test-fast lint coverage mutate bench peers viewer clean
 
 demo: $(INSTALLED) viewer
 	$(BIN)/dicomnode demo $(if $(KEEP),--keep)
 
 test: $(INSTALLED) peers viewer lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m fast $(PYTEST_ARGS)
+
+coverage: $(INSTALLED)
+	$(PYTEST) -m fast --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+mutate: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

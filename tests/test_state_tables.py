@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 import pytest
 
@@ -79,7 +78,7 @@ def test_exactly_the_listed_transitions_are_allowed(kind: type[states.JobState])
 def test_a_refusal_lists_what_is_allowed() -> None:
     with pytest.raises(InvalidTransition, match=r"only cancelled, running$"):
         check_transition(states.JobState.READY, states.JobState.DONE)
-    with pytest.raises(InvalidTransition, match=re.escape("JobState done may not become ready, only nothing")):
+    with pytest.raises(InvalidTransition, match=r"^JobState done may not become ready, only nothing$"):
         check_transition(states.JobState.DONE, states.JobState.READY)
 
 
