@@ -29,6 +29,30 @@ __all__ = [
 pytest_plugins = ["tests.peers.fixtures"]
 
 
+PEERS = frozenset({"orthanc", "storescp", "postgresql_server"})
+"""Fixtures that start another program."""
+SLOW_MARKERS = ("peers", "training", "slow")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of peers by their fixtures and all without a marker as fast; begin with those that take long.
+
+    A process that meets the long files last leaves the other without work.
+    """
+    for item in items:
+        if _uses_peer(item):
+            item.add_marker("peers")
+        if not any(item.get_closest_marker(name) for name in SLOW_MARKERS):
+            item.add_marker("fast")
+    items.sort(key=lambda item: item.get_closest_marker("fast") is not None)
+
+
+def _uses_peer(item: pytest.Item) -> bool:
+    names = set(getattr(item, "fixturenames", ()))
+    parameters = getattr(item, "callspec", None)
+    return bool(names & PEERS) or (parameters is not None and "postgresql" in parameters.params.values())
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[postgresql.Server]:
     """A PostgreSQL of our own on loopback, for the whole run."""
