@@ -314,7 +314,7 @@ def test_what_cannot_be_compared_now_leaves_nothing_and_can_be_sent_again(
         raise NodeBusy("the node decodes as much as it may; ask again in a while")
 
     with monkeypatch.context() as busy:
-        busy.setattr(decoding, "received", refuse)
+        busy.setattr(decoding, "run_for_reception", refuse)
         answers = store_all(receiver.port, [first, other], tmp_path / "out")
     assert [answer.Status for answer in answers] == [0, NodeBusy.dicom_status]
     assert len(receiver.files()) == 1
