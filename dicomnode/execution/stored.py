@@ -135,7 +135,7 @@ def _restore_names(
 ) -> list[Finding]:
     """Add the values that no header holds, from the job's report, which has them in the same order."""
     images = iter(report.get("images", ()))
-    overlays = iter(report.get("overlays", ()))
+    overlays = ({"name": each["name"], "image_name": each["of"]} for each in report.get("overlays", ()))
     return [replace(each, **next(images if isinstance(each, Image) else overlays, {})) for each in findings]
 
 
