@@ -197,11 +197,11 @@ def judge(scan: Scan, p: Problem, answer: Answer, seconds: float) -> dict[str, f
         "seconds_per_slice": seconds / len(x),
         "nfe": float(answer.evaluations),
         "chi_square": float(uncertainty.chi_square(p.A, answer.image, p.y, p.sigma_y).mean()),
-        "acceleration": masks.achieved(scan.kspace.mask),
+        "acceleration": masks.actual_acceleration(scan.kspace.mask),
     }
     if answer.sd is not None:
         drawn = (answer.sd() * p.gain).numpy()
-        sd, error = uncertainty.pooled(drawn, (1.0, 1.0)), np.abs(x - truth)
+        sd, error = uncertainty.pool_sd(drawn, (1.0, 1.0)), np.abs(x - truth)
         inside = truth > 0.05 * top
         result["spearman_object"] = float(spearmanr(sd[inside], error[inside]).statistic)
         seen = p.A.support.numpy() > 0

@@ -1,4 +1,4 @@
-"""A network is not built larger than its weights: a number in a configuration could ask for more than a machine has."""
+"""A limit on the size of a network under construction: a configuration could ask for more memory than a machine has."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from model_zoo.bundle import BundleError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["no_larger_than"]
+__all__ = ["limit_network_size"]
 
 _SPARE = 4
-"""A network may build layers and replace them."""
+"""Factor on the weights, since a network may build layers and replace them."""
 _SMALL = (1_000, 1_000_000)
-"""Tensors and values that are always allowed."""
+"""Numbers of tensors and of values that are always allowed."""
 
 
 @contextmanager
-def no_larger_than(called: str, weights: Path) -> Iterator[None]:
+def limit_network_size(called: str, weights: Path) -> Iterator[None]:
     """Raise BundleError as soon as what this thread builds has several times the tensors or values of the weights."""
     from safetensors import safe_open
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     with safe_open(weights, framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  # it is no mapping
-    most = (_SPARE * len(shapes) + _SMALL[0], _SPARE * sum(map(math.prod, shapes)) + _SMALL[1])
-    mine, built = threading.get_ident(), [0, 0]
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  # no mapping
+    limits = (_SPARE * len(shapes) + _SMALL[0], _SPARE * sum(map(math.prod, shapes)) + _SMALL[1])
+    own_thread, counts = threading.get_ident(), [0, 0]
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is None or threading.get_ident() != mine:
+        if parameter is None or threading.get_ident() != own_thread:
             return
-        built[0] += 1
-        built[1] += parameter.numel()
-        if built[0] > most[0] or built[1] > most[1]:
+        counts[0] += 1
+        counts[1] += parameter.numel()
+        if counts[0] > limits[0] or counts[1] > limits[1]:
             raise BundleError(f"{called}: network_def asks for a network several times as large as its weights")
 
     hook = register_module_parameter_registration_hook(count)

@@ -22,12 +22,12 @@ HAAR = (1 / math.sqrt(2), 1 / math.sqrt(2))
 
 
 def zero_filled(A: Fourier, y: Tensor) -> Tensor:
-    """A^H y."""
+    """Return A^H y."""
     return A.H(y)
 
 
 def cg_sense(A: Fourier, y: Tensor, *, ridge: float = 1e-3, iterations: int = 20) -> Tensor:
-    """argmin ||A x - y||^2 + ridge ||x||^2 by conjugate gradients (Pruessmann 2001)."""
+    """Return argmin ||A x - y||^2 + ridge ||x||^2 by conjugate gradients (Pruessmann 2001)."""
     AHy = A.H(y)
     return cg(lambda x: A.normal(x) + ridge * x, AHy, torch.zeros_like(AHy), iterations=iterations)
 
@@ -35,10 +35,10 @@ def cg_sense(A: Fourier, y: Tensor, *, ridge: float = 1e-3, iterations: int = 20
 def l1_wavelet(
     A: Fourier, y: Tensor, weight: float, *, iterations: int = 60, filter: tuple[float, ...] = DB4, levels: int = 3
 ) -> Tensor:
-    """argmin 1/2 ||A x - y||^2 + weight ||W x||_1 by FISTA (Lustig 2007; Beck & Teboulle 2009), step 1 since ||A|| <=
-    1.
+    """Return argmin 1/2 ||A x - y||^2 + weight ||W x||_1 by FISTA (Lustig 2007; Beck & Teboulle 2009).
 
-    W is the orthonormal wavelet transform with periodic ends; the coarsest scale is not penalised.
+    The step is 1 since ||A|| <= 1. W is the orthonormal wavelet transform with periodic ends; the coarsest scale is not
+    penalised.
     """
     W, WH = wavelet(y.shape[-2:], filter, levels)
     AHy = A.H(y)
@@ -54,9 +54,9 @@ def l1_wavelet(
 
 
 def total_variation(A: Fourier, y: Tensor, weight: float, *, iterations: int = 100) -> Tensor:
-    """argmin 1/2 ||A x - y||^2 + weight ||grad x||_{2,1}, isotropic, by the primal-dual method (Chambolle & Pock 2011).
+    """Return argmin 1/2 ||A x - y||^2 + weight ||grad x||_{2,1} by the primal-dual method (Chambolle & Pock 2011).
 
-    Steps 1/3 each, since ||A||^2 + ||grad||^2 <= 1 + 8.
+    The total variation is isotropic. Steps are 1/3 each, since ||A||^2 + ||grad||^2 <= 1 + 8.
     """
     step = 1 / 3
     x = x_bar = A.H(y)
@@ -72,7 +72,7 @@ def total_variation(A: Fourier, y: Tensor, weight: float, *, iterations: int = 1
 
 
 def soft(x: Tensor, threshold: float) -> Tensor:
-    """Complex soft threshold: shrinks |x| by ``threshold`` and keeps the phase."""
+    """Return the complex soft threshold of ``x``: |x| less ``threshold``, with the phase of x."""
     magnitude = x.abs()
     return x * ((magnitude - threshold).clamp_min(0.0) / magnitude.clamp_min(1e-20))
 
@@ -80,7 +80,7 @@ def soft(x: Tensor, threshold: float) -> Tensor:
 def wavelet(
     shape: tuple[int, ...], filter: tuple[float, ...] = DB4, levels: int = 3
 ) -> tuple[Callable[[Tensor], list[Tensor]], Callable[[list[Tensor]], Tensor]]:
-    """The wavelet transform W of images of ``shape`` and its adjoint W^H, with W^H W = I.
+    """Return the wavelet transform W of images of ``shape`` and its adjoint W^H, with W^H W = I.
 
     W gives [coarsest, details of the coarsest level, ..., details of the finest]. Sides that 2^levels does not divide
     are padded with zeros.
@@ -107,7 +107,7 @@ def wavelet(
 
 
 def haar(shape: tuple[int, ...], levels: int = 3) -> tuple[Callable[..., list[Tensor]], Callable[..., Tensor]]:
-    """:func:`wavelet` with the Haar filter."""
+    """Return :func:`wavelet` with the Haar filter."""
     return wavelet(shape, HAAR, levels)
 
 
@@ -116,7 +116,7 @@ def _high_pass(filter: tuple[float, ...]) -> list[float]:
 
 
 def _analyse(x: Tensor, filter: tuple[float, ...], axis: int) -> tuple[Tensor, Tensor]:
-    """c[n] = sum_k h[k] x[2n + k], periodic, for the low- and the high-pass filter."""
+    """Return c[n] = sum_k h[k] x[2n + k], periodic, for the low- and the high-pass filter."""
     x = x.movedim(axis, -1)
     low, high = (
         sum(h * torch.roll(x, -k, -1)[..., ::2] for k, h in enumerate(taps)) for taps in (filter, _high_pass(filter))
@@ -125,7 +125,7 @@ def _analyse(x: Tensor, filter: tuple[float, ...], axis: int) -> tuple[Tensor, T
 
 
 def _synthesise(low: Tensor, high: Tensor, filter: tuple[float, ...], axis: int) -> Tensor:
-    """The adjoint of :func:`_analyse`."""
+    """Apply the adjoint of :func:`_analyse`."""
     low, high = low.movedim(axis, -1), high.movedim(axis, -1)
     x = torch.zeros((*low.shape[:-1], 2 * low.shape[-1]), dtype=low.dtype)
     for k, (h, g) in enumerate(zip(filter, _high_pass(filter), strict=True)):
@@ -136,7 +136,7 @@ def _synthesise(low: Tensor, high: Tensor, filter: tuple[float, ...], axis: int)
 
 
 def _gradient(x: Tensor) -> Tensor:
-    """Forward differences along both axes with Neumann ends; (2, batch, a, b)."""
+    """Return forward differences along both axes with Neumann ends; (2, batch, a, b)."""
     return torch.stack([torch.diff(x, dim=d, append=x.narrow(d, x.shape[d] - 1, 1)) for d in (-2, -1)])
 
 

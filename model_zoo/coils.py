@@ -11,33 +11,41 @@ from torch import Tensor
 
 from model_zoo.operators import centred_ifft
 
-__all__ = ["compression", "espirit", "low_pass_maps", "mix", "noise_covariance", "noise_level", "whitening"]
+__all__ = [
+    "combine_coils",
+    "compression_matrix",
+    "estimate_espirit_maps",
+    "estimate_low_pass_maps",
+    "estimate_noise_level",
+    "noise_covariance",
+    "whitening_matrix",
+]
 
 Block = tuple[tuple[int, int], tuple[int, int]]
 
 
-def mix(matrix: Tensor, y: Tensor) -> Tensor:
-    """Linear combination of the coils: (virtual, coil) on (..., coil, a, b)."""
+def combine_coils(matrix: Tensor, y: Tensor) -> Tensor:
+    """Combine the coils of ``y`` (..., coil, a, b) linearly by ``matrix`` (virtual, coil)."""
     return torch.einsum("vc,...cab->...vab", matrix.to(y.dtype), y)
 
 
 def noise_covariance(noise: Tensor) -> Tensor:
-    """Psi = N N^H / (2 n) of noise samples (coil, n): the covariance per real component, complex128 (coil, coil)."""
+    """Return Psi = N N^H / (2 n) of noise samples (coil, n): covariance per real component, complex128 (coil, coil)."""
     N = noise.to(torch.complex128)
     return N @ N.conj().T / (2 * N.shape[1])
 
 
-def whitening(covariance: Tensor) -> Tensor:
-    """W = L^-1 with Psi = L L^H: W n has unit variance per real component and independent coils (Roemer 1990)."""
+def whitening_matrix(covariance: Tensor) -> Tensor:
+    """Return W = L^-1 with Psi = L L^H: W n has unit variance per real component, coils independent (Roemer 1990)."""
     L = torch.linalg.cholesky(covariance)
     W: Tensor = torch.linalg.solve_triangular(L, torch.eye(len(L), dtype=L.dtype), upper=False)
     return W
 
 
-def noise_level(y: Tensor, mask: Tensor) -> Tensor:
-    """Noise sd per coil, estimated from the data itself where no noise pre-scan was sent; real (coil,).
+def estimate_noise_level(y: Tensor, mask: Tensor) -> Tensor:
+    """Estimate the noise sd per coil from the data, where no noise pre-scan was sent; real (coil,).
 
-    Two estimates, each of which signal can only raise, and the smaller of the two per coil:
+    There are two estimates, each of which signal can only raise; the smaller of the two counts, per coil:
     the outermost twentieth of the acquired samples in k-space, by the median of |y|^2 (= 2 sigma^2 ln 2 for noise),
     and, where lines are fully sampled along one axis, the power at the edges of the field of view along that axis,
     which lie outside the head. Samples that a vendor's filter has set to (almost) zero are no measurement of noise
@@ -73,24 +81,24 @@ def _edge_level(y: Tensor, mask: Tensor) -> Tensor:
     return best
 
 
-def compression(y: Tensor, *, energy: float = 0.95) -> Tensor:
-    """The fewest orthonormal combinations of coils that hold ``energy`` of the signal; (virtual, coil).
+def compression_matrix(y: Tensor, *, energy: float = 0.95) -> Tensor:
+    """Return the fewest orthonormal combinations of coils that hold ``energy`` of the signal; (virtual, coil).
 
-    Principal components of the coil covariance (Huang 2008). Being unitary it keeps white noise white. The first
-    virtual coil sees the whole object, which makes it the phase reference of the maps.
+    They are the principal components of the coil covariance (Huang 2008). A unitary transform keeps white noise white.
+    The first virtual coil sees the whole object, which makes it the phase reference of the maps.
     """
     samples = y.transpose(0, 1).flatten(1).to(torch.complex128)
     values, vectors = torch.linalg.eigh(samples @ samples.conj().T)
-    held = torch.cumsum(values.flip(0).clamp_min(0), 0) / values.clamp_min(0).sum()
-    kept = int((held < energy).sum()) + 1
-    leading: Tensor = vectors.flip(1)[:, : min(kept, len(values))].conj().T
+    cumulative = torch.cumsum(values.flip(0).clamp_min(0), 0) / values.clamp_min(0).sum()
+    count = int((cumulative < energy).sum()) + 1
+    leading: Tensor = vectors.flip(1)[:, : min(count, len(values))].conj().T
     return leading
 
 
-def espirit(
+def estimate_espirit_maps(
     calibration: Tensor, shape: tuple[int, int], *, kernel: int = 6, threshold: float = 0.02, crop: float = 0.95
 ) -> Tensor:
-    """Sensitivity maps of one slice by ESPIRiT (Uecker 2014), one set; complex64 (coil, *shape).
+    """Estimate sensitivity maps of one slice by ESPIRiT (Uecker 2014), one set; complex64 (coil, *shape).
 
     ``calibration``: the fully sampled centre of k-space (coil, ca, cb), as acquired. The rows of its block-Hankel
     matrix span the space of all ``kernel`` x ``kernel`` neighbourhoods; V, the right singular vectors above
@@ -106,25 +114,25 @@ def espirit(
     for start in range(0, shape[0], 16):
         row = _exponentials(shape[0], kernel)[start : start + 16]
         G = torch.einsum("cdpq,ap,bq->abcd", correlation, row, column) / kernel**2
-        value, vector = _dominant(G)
+        value, vector = _dominant_eigenpair(G)
         vector = vector * (vector[..., :1].conj() / vector[..., :1].abs().clamp_min(1e-12))
         maps[:, start : start + 16] = torch.where(value[..., None] > crop, vector, 0.0).movedim(-1, 0)
     return maps
 
 
 def _kernels(calibration: Tensor, kernel: int, threshold: float) -> Tensor:
-    """Right singular vectors of the block-Hankel matrix, (coil, kernel, kernel, kept)."""
+    """Return the leading right singular vectors of the block-Hankel matrix, (coil, kernel, kernel, vector)."""
     coils = calibration.shape[0]
     patches = calibration.to(torch.complex128).unfold(1, kernel, 1).unfold(2, kernel, 1)
     rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel * kernel)
     values, vectors = torch.linalg.eigh(rows.T @ rows.conj())
-    kept = values > threshold**2 * values[-1]
-    V: Tensor = vectors[:, kept].reshape(coils, kernel, kernel, -1)
+    is_signal = values > threshold**2 * values[-1]
+    V: Tensor = vectors[:, is_signal].reshape(coils, kernel, kernel, -1)
     return V
 
 
 def _autocorrelation(V: Tensor, kernel: int) -> Tensor:
-    """sum over kernels of v_c(p) conj(v_d(q)) collected by lag p - q: (coil, coil, 2 kernel - 1, 2 kernel - 1)."""
+    """Sum v_c(p) conj(v_d(q)) over kernels, collected by lag p - q: (coil, coil, 2 kernel - 1, 2 kernel - 1)."""
     size = 2 * kernel - 1
     spectrum = torch.fft.fft2(V, s=(size, size), dim=(1, 2))
     power = torch.einsum("cpqk,dpqk->cdpq", spectrum, spectrum.conj())
@@ -138,8 +146,8 @@ def _exponentials(n: int, kernel: int) -> Tensor:
     return torch.exp(2j * torch.pi * r[:, None] * lag[None, :] / n).to(torch.complex64)
 
 
-def _dominant(G: Tensor, iterations: int = 40) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalue and its eigenvector of Hermitian matrices (..., n, n), by power iteration."""
+def _dominant_eigenpair(G: Tensor, iterations: int = 40) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalue and its eigenvector of Hermitian matrices (..., n, n), by power iteration."""
     v = G.sum(dim=-1)
     v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(1e-20)
     value = torch.zeros(v.shape[:-1])
@@ -150,11 +158,11 @@ def _dominant(G: Tensor, iterations: int = 40) -> tuple[Tensor, Tensor]:
     return value, v
 
 
-def low_pass_maps(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
-    """Maps from the Hann-windowed calibration lines: coil image over root sum of squares; complex64 (coil, *shape).
+def estimate_low_pass_maps(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
+    """Estimate maps from Hann-windowed calibration lines: coil image over root sum of squares; complex64.
 
-    For calibration blocks too small for ESPIRiT. They follow the object's own low-frequency content, so they are biased
-    where the object is dark; the caller says that it used them.
+    The result is (coil, *shape). The maps serve calibration blocks too small for ESPIRiT. They follow the object's own
+    low-frequency content, so they are biased where the object is dark; the caller reports their use.
     """
     (a0, a1), (b0, b1) = block
     window = torch.hann_window(a1 - a0 + 2)[1:-1, None] * torch.hann_window(b1 - b0 + 2)[None, 1:-1]

@@ -1,9 +1,10 @@
 """Neighbouring slices of a volume coupled by total variation across them, inside the correction towards the data.
 
 After DiffusionMBIR and the volumetric form of DDS (Chung 2023, 2024): the prior sees slices one by one, and a sweep of
-ADMM per diffusion step makes them agree. What differs: the ends are Neumann's, so that the first slice knows nothing of
-the last; the penalty stands beside the prior's own estimate with the estimate's variance, so that it fades as sigma
-falls and cannot flatten what the prior and the data have settled; slices are compared in one scale and phase.
+ADMM per diffusion step makes them agree. Differences from them: the ends are Neumann's, so that the first slice does
+not depend on the last; the penalty is added to the prior's own estimate with the estimate's variance, so that it fades
+as sigma falls and cannot flatten an estimate on which the prior and the data agree; slices are compared in one scale
+and phase.
 """
 
 from __future__ import annotations
@@ -17,42 +18,42 @@ from model_zoo.classical import soft
 from model_zoo.operators import Fourier, cg
 from model_zoo.samplers import data_weight
 
-__all__ = ["Coupled", "Differences", "comparable"]
+__all__ = ["CoupledCorrection", "Differences", "slice_factors"]
 
 CHUNK = 8
-"""Slices that the operator is applied to at a time: what bounds the memory."""
+"""Number of slices to which the operator is applied at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Differences:
     """D x = c_(s+1) x_(s+1) - c_s x_s of images (slice, a, b), zero where either slice has c = 0.
 
-    ``factor`` c: complex64 (slice, a, b), what makes neighbouring slices comparable; zero where no coil sees.
+    ``factor`` c: complex64 (slice, a, b), which makes neighbouring slices comparable; zero where no coil has signal.
     """
 
     factor: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(slice - 1, a, b)."""
-        return self._both * torch.diff(self.factor * x, dim=0)
+        """Return D x, (slice - 1, a, b)."""
+        return self._both_covered * torch.diff(self.factor * x, dim=0)
 
     def H(self, z: Tensor) -> Tensor:
-        """The adjoint: (slice - 1, a, b) -> (slice, a, b)."""
-        z = self._both * z
+        """Return the adjoint D^H z: (slice - 1, a, b) -> (slice, a, b)."""
+        z = self._both_covered * z
         none = torch.zeros_like(z[:1])
         return self.factor.conj() * (torch.cat([none, z]) - torch.cat([z, none]))
 
     @property
-    def _both(self) -> Tensor:
-        seen = self.factor.abs() > 0
-        return (seen[1:] & seen[:-1]).to(torch.float32)
+    def _both_covered(self) -> Tensor:
+        is_covered = self.factor.abs() > 0
+        return (is_covered[1:] & is_covered[:-1]).to(torch.float32)
 
 
-def comparable(x: Tensor, gain: Tensor) -> Tensor:
-    """The factor of :class:`Differences`: ``gain`` (slice, a, b) over its mean inside, turned slice by slice to the
-    phase of the slice before.
+def slice_factors(x: Tensor, gain: Tensor) -> Tensor:
+    """Return the factor of :class:`Differences`: ``gain`` (slice, a, b) over its mean inside, phase-aligned.
 
-    ``x`` (slice, a, b): a first estimate. Each slice has a scale of its own, and 2D excitations a phase of their own.
+    Each slice is turned to the phase of the slice before. ``x`` (slice, a, b): a first estimate. Each slice has a scale
+    of its own, and 2D excitations a phase of their own.
     """
     level = gain / gain[gain > 0].mean()
     scaled = level * x
@@ -62,14 +63,16 @@ def comparable(x: Tensor, gain: Tensor) -> Tensor:
 
 
 @dataclass
-class Coupled:
-    """correct(x0_hat, sigma) for ``samplers.annealed`` on a whole volume (slice, a, b): one sweep of ADMM towards
+class CoupledCorrection:
+    """The correction correct(x0_hat, sigma) for ``samplers.anneal`` on a whole volume (slice, a, b).
+
+    Each call is one sweep of ADMM towards
 
     argmin_x ||x - x0_hat||^2 / (2 r^2) + ||A x - y||^2 / (2 sigma_y^2) + weight ||D x||_1
 
     with r^2 the variance of x0 given x at sigma:
     (I + gamma A^H A + rho D^H D) x = x0_hat + gamma A^H y + rho D^H (z - w), gamma = r^2 / sigma_y^2,
-    z = soft(D x + w, weight r^2 / rho), w += D x - z. z and w stay from step to step, w as a price, w rho / r^2,
+    z = soft(D x + w, weight r^2 / rho), w += D x - z. z and w persist from step to step, w as a price, w rho / r^2,
     whose units do not change with r.
     ``weight``: one over the size of a usual difference between slices, in units of the images.
     """
@@ -86,7 +89,7 @@ class Coupled:
     _price: Tensor | None = field(default=None, init=False)
 
     def __call__(self, x0_hat: Tensor, sigma: float) -> Tensor:
-        """The corrected volume; keeps its own z and price for the next, smaller sigma."""
+        """Return the corrected volume, and keep z and the price for the next, smaller sigma."""
         r2 = sigma**2 * self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
         gamma = torch.as_tensor(data_weight(sigma, self.sigma_data, self.sigma_y)).reshape(-1, 1, 1)
         D, rho = self.D, self.rho

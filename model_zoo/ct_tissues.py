@@ -2,7 +2,7 @@
 
 Bounds in HU: lung from -950 (below it is air: Gevenois et al. 1996, the threshold of emphysema) to -190, adipose tissue
 -190 to -30 and soft tissue to 150 (the ranges of body composition, Mitsiopoulos et al. 1998), bone above. Vessels with
-contrast agent, metal and calcium count as bone, gas as nothing; no bounds tell one organ from another.
+contrast agent, metal and calcium count as bone, gas as nothing; no bounds distinguish one organ from another.
 
 Attenuation at 511 keV to CT number at 120 kV, two lines that meet at 47 HU (Carney et al. 2006, Med Phys 33:976):
 
@@ -17,14 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["BONE", "CT_TISSUES", "LUNG", "NAMES", "CtTissue", "classify", "hounsfield", "without_skin"]
+__all__ = [
+    "BONE",
+    "CT_TISSUES",
+    "LUNG",
+    "NAMES",
+    "CtTissue",
+    "attenuation_to_hounsfield",
+    "classify",
+    "remove_thin_lung",
+]
 
 LUNG, BONE = 1, 4
 
 
 @dataclass(frozen=True)
 class CtTissue:
-    """``number`` in label arrays (0 is air), name in a bundle's ``regions``, least CT number, SNOMED CT code."""
+    """A tissue: number in label arrays (0 is air), name in a bundle's ``regions``, least CT number, SNOMED code."""
 
     number: int
     name: str
@@ -39,24 +48,27 @@ CT_TISSUES = (
     CtTissue(3, "soft tissue by CT", -30.0, "87784001", "Soft tissue"),
     CtTissue(BONE, "bone by CT", 150.0, "272673000", "Bone"),
 )
-"""In order of their numbers, from 1."""
+"""Tissues in the order of their numbers, from 1."""
 
 NAMES = tuple(tissue.name for tissue in CT_TISSUES)
 
 
 def classify(hu: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Number of each voxel's tissue, 0 for air."""
+    """Return the number of each voxel's tissue, 0 for air."""
     return np.asarray(np.digitize(hu, [tissue.least_hu for tissue in CT_TISSUES]), np.uint8)
 
 
-def hounsfield(mu_per_cm: NDArray[np.floating]) -> NDArray[np.float64]:
-    """CT number from attenuation at 511 keV, the inverse of the two lines above."""
+def attenuation_to_hounsfield(mu_per_cm: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the CT number for an attenuation at 511 keV: the inverse of the two lines above."""
     below, above = mu_per_cm / 9.6e-5 - 1000, (mu_per_cm - 4.71e-2) / 5.10e-5 - 1000
     return np.where(below < 47, below, above)
 
 
-def without_skin(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Without lung that is thinner than three voxels: between air and tissue there is a layer of its CT number."""
+def remove_thin_lung(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the labels without lung thinner than three voxels.
+
+    The border of air and tissue has the CT number of lung.
+    """
     lung = labels == LUNG
     thick = ndimage.binary_opening(lung, np.ones((3, 3, 3), bool))
     return np.where(lung & ~thick, 0, labels).astype(np.uint8)

@@ -9,7 +9,7 @@ __all__ = ["cache_root", "data_root"]
 
 
 def data_root() -> Path:
-    """The data kit's folder: ``DICOMNODE_DATA``, else ``../shared/data`` beside the project.
+    """Return the data kit's folder: ``DICOMNODE_DATA``, else ``../shared/data`` beside the project.
 
     Raises FileNotFoundError where neither exists.
     """
@@ -20,6 +20,8 @@ def data_root() -> Path:
 
 
 def cache_root() -> Path:
-    """Where derived data that take long to make are kept: ``DICOMNODE_CACHE``, else the user's cache folder."""
-    given = os.environ.get("DICOMNODE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dicomnode"
+    """Return the cache for data that take long to derive: ``DICOMNODE_CACHE``, else the user's cache folder."""
+    configured = os.environ.get("DICOMNODE_CACHE")
+    return (
+        Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dicomnode"
+    )

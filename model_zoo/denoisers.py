@@ -42,7 +42,10 @@ class Denoiser:
     bf16: bool = False
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """x0_hat, complex64 (batch, ny, nx). ``sigma``: a number or one per image (batch,), clamped to the range."""
+        """Return x0_hat, complex64 (batch, ny, nx).
+
+        ``sigma``: a number or one per image (batch,), clamped to the range.
+        """
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         level = level.clamp(self.sigma_min, self.sigma_max)
         ny, nx = x.shape[-2:]
@@ -57,7 +60,7 @@ class Denoiser:
         return torch.complex(out[:, 0].contiguous(), out[:, 1].contiguous())
 
     def denoise_channels(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """The same on (batch, 2, ny, nx) real and imaginary channels, ``sigma`` (batch,), no padding."""
+        """Denoise (batch, 2, ny, nx) real and imaginary channels; ``sigma`` (batch,); no padding."""
         s = sigma[:, None, None, None]
         total = s.square() + self.sigma_data**2
         c_skip, c_out = self.sigma_data**2 / total, s * self.sigma_data * total.rsqrt()
@@ -67,9 +70,11 @@ class Denoiser:
 
 
 def training_loss(D: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Denoising score matching, EDM-weighted: mean of (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 |D - x0|^2.
+    """Return the EDM-weighted loss of denoising score matching per image (batch,).
 
-    ``x0``, ``noise``: (batch, 2, ny, nx); ``sigma``: (batch,). Returns the loss per image (batch,).
+    The loss is the mean of (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 |D - x0|^2.
+
+    ``x0``, ``noise``: (batch, 2, ny, nx); ``sigma``: (batch,).
     """
     weight = (sigma.square() + D.sigma_data**2) / (sigma * D.sigma_data).square()
     error = D.denoise_channels(x0 + sigma[:, None, None, None] * noise, sigma) - x0

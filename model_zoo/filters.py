@@ -10,16 +10,18 @@ from torch.nn import functional
 
 from model_zoo.imaging import FWHM, blur
 
-__all__ = ["gaussians", "local_regression", "non_local_means"]
+__all__ = ["blur_by_widths", "denoise_by_non_local_means", "regress_locally"]
 
 
-def gaussians(x: Tensor, fwhms_mm: tuple[float, ...], spacing_mm: float) -> list[Tensor]:
-    """``x`` (k, j, i) blurred by each width, constants kept at the border."""
+def blur_by_widths(x: Tensor, fwhms_mm: tuple[float, ...], spacing_mm: float) -> list[Tensor]:
+    """Blur ``x`` (k, j, i) by each width; constants stay constant up to the border."""
     return [blur(x, fwhm_mm, (spacing_mm,) * 3, normalised=True) for fwhm_mm in fwhms_mm]
 
 
-def non_local_means(x: Tensor, strengths: tuple[float, ...], noise_sd: Tensor, *, reach: int = 2) -> list[Tensor]:
-    """Non-local means (Buades, Coll & Morel 2005) of ``x`` (k, j, i), once for each strength h:
+def denoise_by_non_local_means(
+    x: Tensor, strengths: tuple[float, ...], noise_sd: Tensor, *, reach: int = 2
+) -> list[Tensor]:
+    """Denoise ``x`` (k, j, i) by non-local means (Buades, Coll & Morel 2005), once for each strength h:
 
         sum_d w_d x(. + d) / sum_d w_d,    w_d = exp(-max(D_d - 2, 0) / h^2),
 
@@ -34,7 +36,7 @@ def non_local_means(x: Tensor, strengths: tuple[float, ...], noise_sd: Tensor, *
             continue
         moved = padded[d[0] : d[0] + x.shape[0], d[1] : d[1] + x.shape[1], d[2] : d[2] + x.shape[2]]
         squared = ((x - moved) / noise_sd) ** 2
-        distance = _box(squared)
+        distance = _box_mean(squared)
         for total, weight, h in zip(totals, weights, strengths, strict=True):
             w = torch.exp((2 - distance).clamp(max=0) / h**2)
             total += w * moved
@@ -42,8 +44,8 @@ def non_local_means(x: Tensor, strengths: tuple[float, ...], noise_sd: Tensor, *
     return [total / weight for total, weight in zip(totals, weights, strict=True)]
 
 
-def _box(x: Tensor) -> Tensor:
-    """Means over 3^3 voxels of ``x`` (k, j, i), zero outside."""
+def _box_mean(x: Tensor) -> Tensor:
+    """Return means over 3^3 voxels of ``x`` (k, j, i), zero outside."""
     for axis in range(3):
         n = x.shape[axis]
         total = x.clone()
@@ -53,13 +55,13 @@ def _box(x: Tensor) -> Tensor:
     return x / 27
 
 
-def local_regression(x: Tensor, shares: Tensor, sd_voxels: float, *, ridge: float = 1e-3) -> Tensor:
-    """``x`` (k, j, i) explained about every voxel by ``shares`` (r, k, j, i) of tissues, which sum to 1:
+def regress_locally(x: Tensor, shares: Tensor, sd_voxels: float, *, ridge: float = 1e-3) -> Tensor:
+    """Regress ``x`` (k, j, i) about every voxel on ``shares`` (r, k, j, i) of tissues, which sum to 1:
 
         x_hat(v) = sum_r a_r(v) F_r(v),    a(v) = argmin_a sum_u g(u - v) (x(u) - a . F(u))^2 + ridge t(v) |a - m(v)|^2
 
     g a Gaussian of ``sd_voxels``, m its mean of x and t its mean of |F|^2. Every tissue has an activity of its own that
-    varies slowly; a tissue that is not about v has the mean. With one share, which is 1 everywhere, it is the Gaussian.
+    varies slowly; a tissue absent about v has the mean. With one share, 1 everywhere, the result is the Gaussian mean.
     """
     fwhm, unit = sd_voxels * FWHM, (1.0, 1.0, 1.0)
     mean = blur(x, fwhm, unit, normalised=True)
@@ -73,13 +75,14 @@ def local_regression(x: Tensor, shares: Tensor, sd_voxels: float, *, ridge: floa
     weight = ridge * sum(A[p, p] for p in range(r))
     for p in range(r):
         A[p, p] += weight
-    return (_solved(A, b + weight * mean) * shares).sum(dim=0)
+    return (_solve(A, b + weight * mean) * shares).sum(dim=0)
 
 
-def _solved(A: Tensor, b: Tensor) -> Tensor:
-    """a with A a = b for symmetric positive definite A (r, r, ...), of which the upper half is read and overwritten.
+def _solve(A: Tensor, b: Tensor) -> Tensor:
+    """Return a with A a = b for symmetric positive definite A (r, r, ...).
 
-    Gaussian elimination of all voxels at once: the systems are small and many.
+    Only the upper half of A is read, and overwritten. Gaussian elimination of all voxels at once: the systems are small
+    and many.
     """
     r = len(b)
     for p in range(r):

@@ -15,10 +15,10 @@ FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
 
 def blur(x: Tensor, fwhm_mm: float, spacing_mm: tuple[float, float, float], *, normalised: bool = False) -> Tensor:
-    """h * x: separable Gaussian of ``fwhm_mm`` over the last three axes, zero outside; its own transpose.
+    """Convolve ``x`` with a separable Gaussian of ``fwhm_mm`` over the last three axes, zero outside: self-adjoint.
 
-    ``normalised`` divides by the kernel's weight inside the volume, which keeps constants constant up to the border
-    and gives the symmetry up: for post-filters, not for the resolution model.
+    ``normalised`` divides by the kernel's weight inside the volume: constants stay constant up to the border, but the
+    operator is not symmetric any more. It is for post-filters, not for the resolution model.
     """
     if fwhm_mm <= 0:
         return x
@@ -30,7 +30,7 @@ def blur(x: Tensor, fwhm_mm: float, spacing_mm: tuple[float, float, float], *, n
 
 @lru_cache(maxsize=256)
 def _gaussian(n: int, sigma: float, normalised: bool) -> Tensor:
-    """Toeplitz matrix (n, n) of a Gaussian integrated over the samples' widths."""
+    """Return the Toeplitz matrix (n, n) of a Gaussian integrated over the samples' widths."""
     d = torch.arange(n, dtype=torch.float64)
     edges = (d[:, None] - d[None, :]) / (sigma * math.sqrt(2))
     half = 0.5 / (sigma * math.sqrt(2))

@@ -18,21 +18,21 @@ _AXES = (-2, -1)
 
 
 def centred_fft(x: Tensor, axes: tuple[int, ...] = _AXES) -> Tensor:
-    """F x = fftshift(fft(ifftshift(x))), orthonormal: F^H F = I for odd and even sizes alike."""
+    """Return F x = fftshift(fft(ifftshift(x))), orthonormal: F^H F = I for odd and even sizes alike."""
     shifted = torch.fft.ifftshift(x, dim=axes)
     k: Tensor = torch.fft.fftshift(torch.fft.fftn(shifted, dim=axes, norm="ortho"), dim=axes)
     return k
 
 
 def centred_ifft(k: Tensor, axes: tuple[int, ...] = _AXES) -> Tensor:
-    """F^H k, the inverse and the adjoint of :func:`centred_fft`."""
+    """Return F^H k, the inverse and the adjoint of :func:`centred_fft`."""
     shifted = torch.fft.ifftshift(k, dim=axes)
     x: Tensor = torch.fft.fftshift(torch.fft.ifftn(shifted, dim=axes, norm="ortho"), dim=axes)
     return x
 
 
 def inner(u: Tensor, v: Tensor) -> Tensor:
-    """<u, v> = sum conj(u) v over all axes but the first; shape (batch,)."""
+    """Return <u, v> = sum conj(u) v over all axes but the first; shape (batch,)."""
     return (u.conj() * v).flatten(1).sum(dim=1)
 
 
@@ -49,15 +49,15 @@ class Fourier:
     mask: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """A x: image (batch, a, b) -> k-space (batch, coil, a, b), zero where nothing was acquired."""
+        """Return A x: image (batch, a, b) -> k-space (batch, coil, a, b), zero where nothing was acquired."""
         return self._P * centred_fft(self.maps * x[:, None])
 
     def H(self, y: Tensor) -> Tensor:
-        """A^H y: k-space (batch, coil, a, b) -> image (batch, a, b)."""
+        """Return A^H y: k-space (batch, coil, a, b) -> image (batch, a, b)."""
         return (self.maps.conj() * centred_ifft(self._P * y)).sum(dim=1)
 
     def normal(self, x: Tensor) -> Tensor:
-        """A^H A x."""
+        """Return A^H A x."""
         return self.H(self(x))
 
     @property
@@ -66,7 +66,7 @@ class Fourier:
 
     @property
     def support(self) -> Tensor:
-        """sum_c |S_c|^2, real (batch, a, b): zero where no coil sees the object."""
+        """sum_c |S_c|^2, real (batch, a, b): zero where no coil receives signal."""
         return (self.maps.abs() ** 2).sum(dim=1)
 
     @property
@@ -75,12 +75,12 @@ class Fourier:
         return self.mask.flatten(1).sum(dim=1) * self.maps.shape[1]
 
     def repeat(self, n: int) -> Fourier:
-        """The same operator for n images of each batch element, which lie next to each other in the batch."""
+        """Return the operator for n images of each batch element, which lie next to each other in the batch."""
         return Fourier(self.maps.repeat_interleave(n, 0), self.mask.repeat_interleave(n, 0))
 
 
 def cg(H: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, iterations: int = 10, tolerance: float = 1e-6) -> Tensor:
-    """Conjugate gradients for H x = b, from x, with H Hermitian positive semi-definite; batched over the first axis.
+    """Solve H x = b by conjugate gradients from x, H Hermitian positive semi-definite; batched over the first axis.
 
     Every batch element has its own step sizes and stops for itself when ||b - H x|| <= tolerance ||b||
     (Hestenes & Stiefel 1952, with conjugated inner products).

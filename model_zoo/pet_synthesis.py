@@ -55,8 +55,8 @@ TAU_TRACERS = ("flortaucipir", "MK-6240")
 
 KAPPA = 0.3
 SCHEDULES = {
-    4: residual_shift.to_end(residual_shift.geometric(4, delta=0.2)),
-    15: residual_shift.to_end(residual_shift.geometric(15)),
+    4: residual_shift.extend_to_one(residual_shift.geometric_schedule(4, delta=0.2)),
+    15: residual_shift.extend_to_one(residual_shift.geometric_schedule(15)),
 }
 """Number of steps: eta_t. One step is the posterior mean."""
 

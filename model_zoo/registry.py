@@ -182,7 +182,7 @@ def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Modul
     """The network of ``definition`` with its weights in float32."""
     from safetensors.torch import load_file
 
-    from model_zoo.building import no_larger_than
+    from model_zoo.building import limit_network_size
     from model_zoo.monai_rules import without_downloads
     from model_zoo.offline import offline
 
@@ -193,7 +193,7 @@ def _network(called: str, definition: dict[str, Any], weights: Path) -> nn.Modul
         )
     definition = without_downloads(called, kind, definition)
     try:
-        with offline(called), no_larger_than(called, weights):
+        with offline(called), limit_network_size(called, weights):
             network: nn.Module = kind(**definition)
         found = load_file(weights)
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in found.items()}, strict=True)

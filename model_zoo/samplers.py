@@ -1,4 +1,4 @@
-"""Samplers of p(x | y) for y = A x + e with a learned denoiser as prior; each is one function with its loop in sight.
+"""Samplers of p(x | y) for y = A x + e with a learned denoiser as prior, each a function with its loop in sight.
 
 Conventions (variance exploding, Karras 2022): ``D(x, sigma)`` estimates x0 from x = x0 + sigma n, where the real and
 imaginary parts of n are standard normal, each; so grad log p_sigma(x) = (D(x, sigma) - x) / sigma^2. Likewise the
@@ -23,13 +23,13 @@ __all__ = [
     "Denoiser",
     "Noise",
     "ald",
-    "annealed",
-    "consistent",
-    "correction",
+    "anneal",
     "data_weight",
     "dds",
     "dps",
+    "enforce_consistency",
     "karras",
+    "make_correction",
     "noise_source",
     "posterior_mean",
     "score_mri",
@@ -38,17 +38,20 @@ __all__ = [
 Denoiser = Callable[[Tensor, float], Tensor]
 Noise = Callable[[Tensor], Tensor]
 Correct = Callable[[Tensor, float], Tensor]
-"""correct(x0_hat, sigma): the denoised image moved towards the data."""
+"""A function correct(x0_hat, sigma) that moves the denoised image towards the data."""
 
 
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> list[float]:
-    """sigma_i^(1/rho) equally spaced from sigma_max to sigma_min, then 0 (Karras 2022, eq. 5)."""
+    """Return sigmas with sigma_i^(1/rho) equally spaced from sigma_max to sigma_min, then 0 (Karras 2022, eq. 5)."""
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [(top + i / max(steps - 1, 1) * (bottom - top)) ** rho for i in range(steps)] + [0.0]
 
 
 def noise_source(seeds: Sequence[int]) -> Noise:
-    """Noise with one generator per batch element, so that a result does not depend on how a volume is batched."""
+    """Return a noise function with one generator per batch element.
+
+    A result then does not depend on the division of a volume into batches.
+    """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def noise(x: Tensor) -> Tensor:
@@ -58,11 +61,13 @@ def noise_source(seeds: Sequence[int]) -> Noise:
     return noise
 
 
-def consistent(A: Fourier, AHy: Tensor, x0_hat: Tensor, gamma: float | Tensor, *, iterations: int = 5) -> Tensor:
-    """argmin_x ||x - x0_hat||^2 + gamma ||A x - y||^2, from (I + gamma A^H A) x = x0_hat + gamma A^H y.
+def enforce_consistency(
+    A: Fourier, AHy: Tensor, x0_hat: Tensor, gamma: float | Tensor, *, iterations: int = 5
+) -> Tensor:
+    """Return argmin_x ||x - x0_hat||^2 + gamma ||A x - y||^2, from (I + gamma A^H A) x = x0_hat + gamma A^H y.
 
-    With gamma = r^2 / sigma_y^2 it is the mean of x0 given y when x0 ~ N(x0_hat, r^2): what was measured moves to the
-    data as far as its noise warrants, what was not measured stays.
+    With gamma = r^2 / sigma_y^2 it is the mean of x0 given y when x0 ~ N(x0_hat, r^2): measured components move to
+    the data as far as their noise warrants, the others stay.
     """
     g = torch.as_tensor(gamma, dtype=torch.float32, device=x0_hat.device).reshape(-1, 1, 1)
     return cg(lambda x: x + g * A.normal(x), x0_hat + g * AHy, x0_hat, iterations=iterations)
@@ -72,7 +77,7 @@ def dds(
     D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
     noise: Noise, eta: float = 1.0, iterations: int = 5,
 ) -> Tensor:  # fmt: skip
-    """Decomposed diffusion sampling (Chung 2024) with the data term matched to the noise.
+    """Sample by decomposed diffusion sampling (Chung 2024) with the data term matched to the noise.
 
     x0_hat = D(x, sigma); x0_y solves (I + gamma A^H A) x0_y = x0_hat + gamma A^H y with gamma = r^2 / sigma_y^2 and
     r^2 = sigma^2 sigma_data^2 / (sigma^2 + sigma_data^2), the variance of x0 given x; then a DDIM step towards x0_y:
@@ -84,10 +89,10 @@ def dds(
     x = sigmas[0] * noise(AHy)
     for sigma, sigma_next in pairwise(sigmas):
         x0_hat = D(x, sigma)
-        x0_y = consistent(A, AHy, x0_hat, data_weight(sigma, sigma_data, sigma_y), iterations=iterations)
+        x0_y = enforce_consistency(A, AHy, x0_hat, data_weight(sigma, sigma_data, sigma_y), iterations=iterations)
         fresh = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-        kept = math.sqrt(max(sigma_next**2 - fresh**2, 0.0))
-        x = x0_y + kept / sigma * (x - x0_y)
+        remaining = math.sqrt(max(sigma_next**2 - fresh**2, 0.0))
+        x = x0_y + remaining / sigma * (x - x0_y)
         if fresh > 0:
             x = x + fresh * noise(x)
     return x
@@ -97,28 +102,32 @@ def posterior_mean(
     D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
     start: Tensor, iterations: int = 5,
 ) -> Tensor:  # fmt: skip
-    """Annealed estimate of E[x | y]: the loop of :func:`dds` with no noise put back.
+    """Return the annealed estimate of E[x | y]: the loop of :func:`dds` with no noise put back.
 
     x <- (I + gamma A^H A)^-1 (D(x, sigma) + gamma A^H y), sigma descending. Without injected noise the iterate carries
-    less noise than sigma, so D averages over what it cannot know instead of choosing; it is deterministic.
+    less noise than sigma, so D averages over the possible images instead of choosing one. The result is deterministic.
     """
-    return annealed(D, sigmas, start, correction(A, y, sigma_y=sigma_y, sigma_data=sigma_data, iterations=iterations))
+    return anneal(
+        D, sigmas, start, make_correction(A, y, sigma_y=sigma_y, sigma_data=sigma_data, iterations=iterations)
+    )
 
 
-def annealed(D: Denoiser, sigmas: Sequence[float], start: Tensor, correct: Correct) -> Tensor:
-    """x <- correct(D(x, sigma), sigma), sigma descending."""
+def anneal(D: Denoiser, sigmas: Sequence[float], start: Tensor, correct: Correct) -> Tensor:
+    """Repeat x <- correct(D(x, sigma), sigma) with sigma descending, from ``start``."""
     x = start
     for sigma in sigmas[:-1]:
         x = correct(D(x, sigma), sigma)
     return x
 
 
-def correction(A: Fourier, y: Tensor, *, sigma_y: float | Tensor, sigma_data: float, iterations: int = 5) -> Correct:
-    """:func:`consistent` with the weight that the noise of the data and the error of x0_hat warrant."""
+def make_correction(
+    A: Fourier, y: Tensor, *, sigma_y: float | Tensor, sigma_data: float, iterations: int = 5
+) -> Correct:
+    """Return :func:`enforce_consistency` with the weight that the noise of the data and the error of x0_hat warrant."""
     AHy = A.H(y)
 
     def correct(x0_hat: Tensor, sigma: float) -> Tensor:
-        return consistent(A, AHy, x0_hat, data_weight(sigma, sigma_data, sigma_y), iterations=iterations)
+        return enforce_consistency(A, AHy, x0_hat, data_weight(sigma, sigma_data, sigma_y), iterations=iterations)
 
     return correct
 
@@ -126,12 +135,12 @@ def correction(A: Fourier, y: Tensor, *, sigma_y: float | Tensor, sigma_data: fl
 def dps(
     D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, noise: Noise, zeta: float = 3.0,
 ) -> Tensor:  # fmt: skip
-    """Diffusion posterior sampling (Chung 2023): an ancestral step, then x -= step * grad_x ||y - A D(x, sigma)||.
+    """Sample by diffusion posterior sampling (Chung 2023): an ancestral step, then a step down the data's misfit.
 
-    The norm, not its square. The step is zeta sqrt(2 n) (sigma - sigma'), n pixels: a multiple of the length of the
-    prior's own step, so that one zeta serves all sizes and schedules. The gradient passes through D, which costs about
-    two more evaluations. The likelihood is approximated by that of the mean, p(y | x0_hat): on a Gaussian it gives
-    the posterior's mean approximately, and its covariance not.
+    The latter is x -= step * grad_x ||y - A D(x, sigma)||, with the norm, not its square. The step is zeta sqrt(2 n)
+    (sigma - sigma'), n pixels: a multiple of the length of the prior's own step, so that one zeta serves all sizes and
+    schedules. The gradient passes through D, which costs about two more evaluations. The likelihood is approximated by
+    that of the mean, p(y | x0_hat): on a Gaussian it gives the posterior's mean approximately, but not its covariance.
     """
     x = sigmas[0] * noise(A.H(y))
     for sigma, sigma_next in pairwise(sigmas):
@@ -142,8 +151,8 @@ def dps(
             (gradient,) = torch.autograd.grad(misfit, x)
         x, x0_hat = x.detach(), x0_hat.detach()
         fresh = sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-        kept = math.sqrt(max(sigma_next**2 - fresh**2, 0.0))
-        x = x0_hat + kept / sigma * (x - x0_hat) + fresh * noise(x)
+        remaining = math.sqrt(max(sigma_next**2 - fresh**2, 0.0))
+        x = x0_hat + remaining / sigma * (x - x0_hat) + fresh * noise(x)
         x = x - zeta * math.sqrt(2 * x[0].numel()) * (sigma - sigma_next) * gradient
     return x
 
@@ -151,12 +160,12 @@ def dps(
 def score_mri(
     D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, noise: Noise, snr: float = 0.16
 ) -> Tensor:
-    """Score-MRI (Chung & Ye 2022): predictor, corrector, and data consistency x += A^H (y - A x) after each.
+    """Sample by Score-MRI (Chung & Ye 2022): predictor, corrector, and data consistency x += A^H (y - A x) after each.
 
-    Predictor x += (sigma^2 - sigma'^2) s + sqrt(sigma^2 - sigma'^2) n; corrector x += e s + sqrt(2 e) n with
-    e = 2 (snr ||n|| / ||s||)^2, s the score. One complex prior instead of the paper's real one run twice. Twice
-    len(sigmas) - 1 calls of D. Consistency is hard: measurement noise is copied, so it does not sample p(x | y) when y
-    is noisy, and no more than approximately otherwise.
+    Predictor x += (sigma^2 - sigma'^2) s + sqrt(sigma^2 - sigma'^2) n; corrector x += e s + sqrt(2 e) n with e = 2 (snr
+    ||n|| / ||s||)^2, s the score. One complex prior instead of the paper's real one run twice. Twice len(sigmas) - 1
+    calls of D. Consistency is hard: measurement noise is copied, so the result is no sample of p(x | y) when y is
+    noisy, and an approximate one otherwise.
     """
     AHy = A.H(y)
     x = sigmas[0] * noise(AHy)
@@ -180,12 +189,12 @@ def ald(
     D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, noise: Noise,
     inner_steps: int = 3, rate: float = 0.6,
 ) -> Tensor:  # fmt: skip
-    """Score-ALD (Jalal 2021): annealed Langevin dynamics on the posterior's score.
+    """Sample by Score-ALD (Jalal 2021): annealed Langevin dynamics on the posterior's score.
 
-    ``inner_steps`` times at each sigma: x += h (s + A^H (y - A x) / (sigma_y^2 + sigma^2)) + sqrt(2 h) n with
-    h = rate sigma^2 (stable for rate < 1, as the precision is at most 2 / sigma^2); a last D removes the noise left.
-    inner_steps (len(sigmas) - 1) + 1 calls of D. It samples the posterior as rate -> 0 and inner_steps -> infinity;
-    with finite steps its covariance is approximate.
+    ``inner_steps`` times at each sigma: x += h (s + A^H (y - A x) / (sigma_y^2 + sigma^2)) + sqrt(2 h) n with h = rate
+    sigma^2 (stable for rate < 1, as the precision is at most 2 / sigma^2); a last D removes the noise left. inner_steps
+    (len(sigmas) - 1) + 1 calls of D. The samples are of the posterior as rate -> 0 and inner_steps -> infinity; with
+    finite steps their covariance is approximate.
     """
     AHy = A.H(y)
     variance_y = torch.as_tensor(sigma_y, device=y.device).reshape(-1, 1, 1) ** 2
@@ -200,7 +209,7 @@ def ald(
 
 
 def data_weight(sigma: float, sigma_data: float, sigma_y: float | Tensor) -> float | Tensor:
-    """r^2 / sigma_y^2, r^2 the variance of x0 given x = x0 + sigma n for data of sd sigma_data."""
+    """Return r^2 / sigma_y^2, r^2 the variance of x0 given x = x0 + sigma n for data of sd sigma_data."""
     r2 = sigma**2 * sigma_data**2 / (sigma**2 + sigma_data**2)
     return r2 / sigma_y**2
 

@@ -7,7 +7,7 @@ between the low-dose image and smoother copies of it before it adds a residual:
     amplitude A = nu (S_2 + 0.01)^0.7,    mean = sum_n w_n S_n + A r,    scale of the Laplace density b = A exp(s)
 
 with S_0 = x_L, S_1 to S_3 its Gaussians of 1, 2 and 4 voxels sd, S_4 and S_5 its regressions on the anatomy about every
-voxel (``filters.local_regression``; windows of 1.5 and 3 voxels sd), S_6 and S_7 its non-local means of two strengths,
+voxel (``filters.regress_locally``; windows of 1.5 and 3 voxels sd), S_6 and S_7 its non-local means of two strengths,
 nu the median of |x_L - S_2| / (S_2 + 0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs.
 Conditions: log dose fraction, ln nu, voxel size; region maps where there are any. The anatomy is those maps, blurred to
 the resolution of PET, and what is left of 1; without any, S_4 and S_5 are Gaussians. The standard deviation reported is
@@ -125,7 +125,8 @@ def prepare(low: Tensor, dose: Tensor, spacing_mm: Tensor, maps: Tensor | None =
     )
     noise_sd = _NORMAL * amplitude
     non_local = [
-        torch.stack(filters.non_local_means(x[0], _STRENGTHS, sd[0])) for x, sd in zip(low, noise_sd, strict=True)
+        torch.stack(filters.denoise_by_non_local_means(x[0], _STRENGTHS, sd[0]))
+        for x, sd in zip(low, noise_sd, strict=True)
     ]
     smoother = torch.cat([regressions, torch.stack(non_local)], dim=1)
     bands = (gaussians[:, :-1] - gaussians[:, 1:]) / amplitude
@@ -142,7 +143,7 @@ def _regress_on_anatomy(low: Tensor, maps: Tensor | None, spacing_mm: float, win
     present = low.new_zeros((0, *low.shape)) if maps is None else maps[maps.flatten(1).any(dim=1)].float()
     shares = torch.cat([present, 1 - present.sum(dim=0, keepdim=True)])
     shares = blur(shares, _PET_FWHM_MM, (spacing_mm,) * 3, normalised=True)
-    return torch.stack([filters.local_regression(low, shares, sd) for sd in windows])
+    return torch.stack([filters.regress_locally(low, shares, sd) for sd in windows])
 
 
 def _amplitude(low: Tensor, smooth: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +231,7 @@ def _correct_output(
     mean = mean + _regress_on_anatomy(low - mean, anatomy, spacing_mm, windows)[0]
     mean, sd = restore_significant_residual(low, mean, sd)
     residual_sd = _residual_noise_fraction(dose, has_anatomy) * _NORMAL * amplitude
-    mean = filters.non_local_means(mean, (1.0,), residual_sd, reach=_REACH_VOXELS)[0]
+    mean = filters.denoise_by_non_local_means(mean, (1.0,), residual_sd, reach=_REACH_VOXELS)[0]
     if has_anatomy:
         mean = mean + _regress_on_anatomy(low - mean, anatomy, spacing_mm, windows)[0]
     return mean, (_SD_FACTOR_WITH_ANATOMY if has_anatomy else _SD_FACTOR) * sd

@@ -114,7 +114,7 @@ def prepared(image: Tensor, structure: Tensor, spacing_mm: float = 1.0) -> Tenso
     matter.
     """
     inside = structure > 0
-    corrected = torch.where(inside, image, 0.0) / bias_field.field(image, structure, spacing_mm)
+    corrected = torch.where(inside, image, 0.0) / bias_field.estimate_bias_field(image, structure, spacing_mm)
     return scaled(corrected, white_matter_level(corrected, structure == number("cerebral white matter")))
 
 

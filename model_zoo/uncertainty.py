@@ -1,4 +1,4 @@
-"""Posterior samples to uncertainty: mean and standard deviation, and whether the measured data agree."""
+"""Uncertainty from posterior samples: mean and standard deviation, and agreement with the measured data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from model_zoo.operators import Fourier
-from model_zoo.samplers import consistent
+from model_zoo.samplers import enforce_consistency
 
-__all__ = ["chi_square", "mean_and_sd", "pooled", "within_noise"]
+__all__ = ["apply_discrepancy_principle", "chi_square", "mean_and_sd", "pool_sd"]
 
 
 def mean_and_sd(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of samples of one shape, one pass (Welford 1962).
+    """Return mean and unbiased standard deviation of samples of one shape, in one pass (Welford 1962).
 
     For complex samples the deviation is that of the complex number: sqrt(E|x - mean|^2). One sample has sd 0.
     """
@@ -33,33 +33,33 @@ def mean_and_sd(samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, torch.sqrt(m2.clamp_min(0.0) / max(count - 1, 1))
 
 
-def pooled(sd: NDArray[np.float32], width_px: tuple[float, float]) -> NDArray[np.float32]:
-    """sd (slice, j, i) with variances averaged over a Gaussian neighbourhood of sd ``width_px`` (j, i) in each slice.
+def pool_sd(sd: NDArray[np.float32], width_px: tuple[float, float]) -> NDArray[np.float32]:
+    """Average the variances of ``sd`` (slice, j, i) over a Gaussian neighbourhood in each slice.
 
-    The sd of four samples is itself uncertain by 40 %; neighbours estimate nearly the same quantity.
+    ``width_px``: sd of the Gaussian along (j, i). The sd of four samples is itself uncertain by 40 %; neighbours
+    estimate nearly the same quantity.
     """
     variance = gaussian_filter(sd.astype(np.float64) ** 2, (0.0, *width_px))
-    found: NDArray[np.float32] = np.sqrt(variance).astype(np.float32)
-    return found
+    sd_pooled: NDArray[np.float32] = np.sqrt(variance).astype(np.float32)
+    return sd_pooled
 
 
 def chi_square(A: Fourier, x: Tensor, y: Tensor, sigma_y: float | Tensor) -> Tensor:
-    """||y - A x||^2 / (2 m sigma_y^2) per batch element, m complex samples whose real and imaginary parts have sd
-    sigma_y.
+    """Return ||y - A x||^2 / (2 m sigma_y^2) per batch element.
 
-    One means that the image explains the data exactly to within their noise; above one it misses signal, below one it
-    fits noise.
+    The m complex samples have real and imaginary parts of noise sd sigma_y each. One means that the image explains the
+    data exactly to within their noise; above one it misses signal, below one it fits noise.
     """
     residual = (y - A(x)).abs().flatten(1).pow(2).sum(dim=1)
     return residual / (2 * A.measured * torch.as_tensor(sigma_y) ** 2)
 
 
-def within_noise(A: Fourier, y: Tensor, x0_hat: Tensor, sigma_y: Tensor, *, limit: Tensor) -> Tensor:
-    """The least consistency that brings chi-square down to one, per batch element (discrepancy principle, Morozov
-    1966).
+def apply_discrepancy_principle(A: Fourier, y: Tensor, x0_hat: Tensor, sigma_y: Tensor, *, limit: Tensor) -> Tensor:
+    """Apply the least consistency that brings chi-square down to one, per batch element.
 
-    Solves (I + gamma A^H A) x = x0_hat + gamma A^H y with gamma raised from 1/8 by 1.3 until it does, or gamma reaches
-    ``limit``: errors of the maps can make one unreachable. An estimate that explains its data already is left alone.
+    This is the discrepancy principle (Morozov 1966). It solves (I + gamma A^H A) x = x0_hat + gamma A^H y with gamma
+    raised from 1/8 by 1.3 until it does, or gamma reaches ``limit``: errors of the maps can make one unreachable. An
+    estimate that explains its data already is left alone.
     """
     AHy = A.H(y)
     gamma = torch.zeros_like(sigma_y)
@@ -69,4 +69,4 @@ def within_noise(A: Fourier, y: Tensor, x0_hat: Tensor, sigma_y: Tensor, *, limi
         if not bool(poor.any()):
             return x
         gamma = torch.where(poor, torch.minimum((1.3 * gamma).clamp_min(0.125), limit), gamma)
-        x = consistent(A, AHy, x0_hat, gamma)
+        x = enforce_consistency(A, AHy, x0_hat, gamma)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from model_zoo.ct_tissues import BONE, CT_TISSUES, LUNG, NAMES, classify, without_skin
+from model_zoo.ct_tissues import BONE, CT_TISSUES, LUNG, NAMES, classify, remove_thin_lung
 from pipelines import resampling
 from pipelines.contract import Code, Grid, Refused, Volume
 from pipelines.uptake import Region, find_body
@@ -99,7 +99,7 @@ def find_ct_tissues(ct: Volume, pet: Volume, facts: Mapping[str, Any]) -> CtTiss
     labels = resampling.resample_labels(classify(ct.data), ct.grid, pet.grid, len(NAMES))
     pet_body = find_body(pet)
     labels[(labels == LUNG) & ~pet_body] = 0  # the foam of the couch has its CT number
-    labels = without_skin(labels)
+    labels = remove_thin_lung(labels)
     body = _find_body(labels, pet_body)
     labels[~body] = 0
     dice = _dice(body, pet_body, _field_of_view(ct.grid, pet.grid))

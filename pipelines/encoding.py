@@ -159,7 +159,9 @@ def _check_noise(k: KSpace, noise: NDArray[np.complex64]) -> None:
     correlation = coils.noise_covariance(scaled / sd[:, None])
     if float(torch.linalg.eigvalsh(2 * correlation)[0]) < _INDEPENDENT:
         raise Refused("k-space: the coils' noise in the pre-scan is not independent: one coil repeats others")
-    ratio = sd / 2**0.5 / coils.noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask)).clamp_min(1e-30)
+    ratio = (
+        sd / 2**0.5 / coils.estimate_noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask)).clamp_min(1e-30)
+    )
     if float(ratio.max()) > _LOUDEST:
         raise Refused(
             f"k-space: the noise pre-scan is {float(ratio.max()):.0f} times louder than the weakest samples of the "
@@ -226,11 +228,11 @@ def _share_coil_maps(k: KSpace, other: KSpace) -> bool:
 
 def _make_coil_model(k: KSpace, coil_energy: float) -> _CoilModel:
     y = torch.from_numpy(k.samples)
-    W = coils.whitening(_noise_covariance(k)[0])
-    y = coils.mix(W, y)
+    W = coils.whitening_matrix(_noise_covariance(k)[0])
+    y = coils.combine_coils(W, y)
     if y.shape[1] > 1:
-        M = coils.compression(_crop_to_calibration(k, y), energy=coil_energy)
-        y, W = coils.mix(M, y), M @ W
+        M = coils.compression_matrix(_crop_to_calibration(k, y), energy=coil_energy)
+        y, W = coils.combine_coils(M, y), M @ W
     return _CoilModel(W, *_estimate_maps(k, y))
 
 
@@ -242,7 +244,7 @@ def _make_problem(k: KSpace, coil_model: _CoilModel) -> Problem:
     W, maps = coil_model.W, coil_model.maps
     covariance, noise_from = _noise_covariance(k)
     sigma = float((W @ covariance @ W.conj().T).diagonal().real.mean().sqrt())
-    A, y = Fourier(maps, torch.from_numpy(k.mask)), coils.mix(W, torch.from_numpy(k.samples))
+    A, y = Fourier(maps, torch.from_numpy(k.mask)), coils.combine_coils(W, torch.from_numpy(k.samples))
     level = _signal_level(A, y)
     gain = level[:, None, None] * _unwhitened_rss(W, maps)
     physical = float(covariance.diagonal().real.mean().sqrt())
@@ -262,14 +264,14 @@ def _unwhitened_rss(W: Tensor, maps: Tensor) -> Tensor:
 
     Whitening with correlated noise changes the sum of squares from place to place, which would shade the image.
     """
-    return coils.mix(torch.linalg.pinv(W), maps).abs().pow(2).sum(dim=1).sqrt()
+    return coils.combine_coils(torch.linalg.pinv(W), maps).abs().pow(2).sum(dim=1).sqrt()
 
 
 def _noise_covariance(k: KSpace) -> tuple[Tensor, str]:
     """Return the covariance of the noise per real component, complex128 (coil, coil), and its source."""
     if k.noise is not None and _has_noise_covariance(k):
         return coils.noise_covariance(torch.from_numpy(k.noise)), PRESCAN
-    level = coils.noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask))
+    level = coils.estimate_noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask))
     level = level.clamp_min(_ROUNDING * float(np.abs(k.samples).max()))
     return torch.diag(level.to(torch.complex128) ** 2), "outer k-space and edges of the field of view"
 
@@ -302,8 +304,10 @@ def _estimate_maps(k: KSpace, y: Tensor) -> tuple[Tensor, str]:
         return torch.ones(len(y), 1, *shape, dtype=torch.complex64), "one coil"
     block, calibration = _calibration_block(k), _crop_to_calibration(k, y)
     if min(_calibration_sides(k)) >= MIN_CALIBRATION:
-        return torch.stack([coils.espirit(c, shape) for c in calibration]), "ESPIRiT"
-    return torch.stack([coils.low_pass_maps(c, shape, block) for c in calibration]), "low-pass calibration images"
+        return torch.stack([coils.estimate_espirit_maps(c, shape) for c in calibration]), "ESPIRiT"
+    return torch.stack(
+        [coils.estimate_low_pass_maps(c, shape, block) for c in calibration]
+    ), "low-pass calibration images"
 
 
 def _signal_level(A: Fourier, y: Tensor) -> Tensor:

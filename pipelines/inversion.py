@@ -106,8 +106,8 @@ def is_volume(k: KSpace) -> bool:
 def estimate_slices(problem: Problem, model: Model, options: Options) -> Tensor:
     """Return the scaled posterior mean (slice, a, b): annealed without injected noise, then data-consistent."""
     D, A, y = _restrict_to_support(model.denoiser, problem.A), problem.A, problem.y
-    correct = samplers.correction(A, y, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data)
-    x = samplers.annealed(D, _mean_sigmas(options), classical.cg_sense(A, y, ridge=0.05), correct)
+    correct = samplers.make_correction(A, y, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data)
+    x = samplers.anneal(D, _mean_sigmas(options), classical.cg_sense(A, y, ridge=0.05), correct)
     return _enforce_data(problem, x, options.measured)
 
 
@@ -118,8 +118,8 @@ def estimate_volume(problem: Problem, model: Model, options: Options) -> Tensor:
     """
     ones = [problem.slices(i, i + 1) for i in range(len(problem.y))]
     start = torch.cat([classical.cg_sense(one.A, one.y, ridge=0.05) for one in ones])
-    D = coupling.Differences(coupling.comparable(start, problem.gain))
-    correct = coupling.Coupled(
+    D = coupling.Differences(coupling.slice_factors(start, problem.gain))
+    correct = coupling.CoupledCorrection(
         problem.A, problem.y, problem.sigma_y, model.denoiser.sigma_data, D, options.across_slices
     )
     inside = problem.A.support > 0
@@ -129,7 +129,7 @@ def estimate_volume(problem: Problem, model: Model, options: Options) -> Tensor:
             [model.denoiser(x[i : i + options.batch], sigma) for i in range(0, len(x), options.batch)]
         )
 
-    x = samplers.annealed(denoise, _mean_sigmas(options), start, correct)
+    x = samplers.anneal(denoise, _mean_sigmas(options), start, correct)
     consistent = [_enforce_data(one, x[i : i + 1], options.measured) for i, one in enumerate(ones)]
     return torch.cat(consistent)
 
@@ -166,8 +166,8 @@ def _enforce_data(problem: Problem, x: Tensor, measured: str) -> Tensor:
     if measured == "auto":
         measured = "exactly" if y.shape[1] == 1 and not problem.noise_is_known else "within noise"
     if measured == "exactly":
-        return samplers.consistent(A, A.H(y), x, 1e4, iterations=10)
-    return uncertainty.within_noise(A, y, x, sigma_y, limit=(TERMINAL_SD / sigma_y) ** 2)
+        return samplers.enforce_consistency(A, A.H(y), x, 1e4, iterations=10)
+    return uncertainty.apply_discrepancy_principle(A, y, x, sigma_y, limit=(TERMINAL_SD / sigma_y) ** 2)
 
 
 def count_evaluations(options: Options) -> int:

@@ -147,7 +147,7 @@ def _reconstruct_image(
         slices.append(_reconstruct_slice(one, x, k, model, options, _derive_seed(seed, i)))
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
-    sd = Volume(uncertainty.pooled(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
+    sd = Volume(uncertainty.pool_sd(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
     calls = count_evaluations(options) + adaptation_calls / len(slices)
     fit = [*_measurements(k, problem, calls, [s.chi_square for s in slices]), *extra]
     return [*_findings(k, image, sd, options), *(replace(m, group=k.label) for m in fit)]

@@ -83,12 +83,12 @@ def adapt(
 def test_additions_that_start_at_zero_leave_the_output_bit_for_bit() -> None:
     network = unet()
     x, level = torch.randn(2, 2, N, N, generator=seeded()), torch.zeros(2)
-    assert torch.equal(adaptation.LowRank(network, 4, seeded())(x, level), network(x, level))
+    assert torch.equal(adaptation.LowRankNetwork(network, 4, seeded())(x, level), network(x, level))
 
 
 def test_gradients_reach_the_additions_alone_and_only_convolutions_have_some() -> None:
     network = unet()
-    adapted = adaptation.LowRank(network, 2, seeded())
+    adapted = adaptation.LowRankNetwork(network, 2, seeded())
     adapted(torch.randn(1, 2, N, N, generator=seeded()), torch.zeros(1)).square().sum().backward()
     assert all(weights.grad is None for weights in network.parameters())
     assert all(B.grad is not None and B.grad.abs().sum() > 0 for B in adapted.B)
@@ -132,11 +132,11 @@ def adapted_gain(network: nn.Module) -> float:
 
 def best_gain(A: Fourier, y: Tensor) -> float:
     """The least-squares w over questions of the same kind with a split of its own: the residual is affine in w."""
-    parted = adaptation.split(A.mask, adaptation.ASKED, seeded(77))
-    given, asked = Fourier(A.maps, parted.given), Fourier(A.maps, parted.asked)
+    parted = adaptation.split_samples(A.mask, adaptation.TARGET_FRACTION, seeded(77))
+    given, asked = Fourier(A.maps, parted.inputs), Fourier(A.maps, parted.targets)
     sigma_y = torch.full((len(y),), SIGMA_Y)
-    y_given, y_asked = y * parted.given[:, None], y * parted.asked[:, None]
-    correct = samplers.correction(given, y_given, sigma_y=sigma_y, sigma_data=SIGMA_DATA)
+    y_given, y_asked = y * parted.inputs[:, None], y * parted.targets[:, None]
+    correct = samplers.make_correction(given, y_given, sigma_y=sigma_y, sigma_data=SIGMA_DATA)
     x = cg_sense(given, y_given, ridge=0.05, iterations=10)
     above = below = 0.0
     for sigma in SIGMAS[:-1]:
@@ -166,17 +166,17 @@ def test_samples_are_parted_by_lines_where_lines_were_sampled_and_the_centre_is_
     lines = torch.zeros(2, N, 40, dtype=torch.bool)
     lines[:, :, ::2] = True
     lines[:, :, 14:26] = True
-    parted = adaptation.split(lines, 0.25, seeded())
-    assert torch.equal(parted.given | parted.asked, lines)
-    assert not bool((parted.given & parted.asked).any())
-    assert not bool(parted.asked[:, :, 16:24].any())
-    assert bool((parted.asked.any(1) == parted.asked.all(1)).all())
-    assert not torch.equal(parted.asked[0], parted.asked[1])
+    parted = adaptation.split_samples(lines, 0.25, seeded())
+    assert torch.equal(parted.inputs | parted.targets, lines)
+    assert not bool((parted.inputs & parted.targets).any())
+    assert not bool(parted.targets[:, :, 16:24].any())
+    assert bool((parted.targets.any(1) == parted.targets.all(1)).all())
+    assert not torch.equal(parted.targets[0], parted.targets[1])
     points = torch.rand(2, 40, 40, generator=seeded(1)) < 0.4
-    parted = adaptation.split(points, 0.25, seeded())
-    assert torch.equal(parted.given | parted.asked, points)
-    assert float(parted.asked.sum() / points.sum()) == pytest.approx(0.25, abs=0.03)
-    assert not bool((parted.asked.any(1) == parted.asked.all(1)).all())
+    parted = adaptation.split_samples(points, 0.25, seeded())
+    assert torch.equal(parted.inputs | parted.targets, points)
+    assert float(parted.targets.sum() / points.sum()) == pytest.approx(0.25, abs=0.03)
+    assert not bool((parted.targets.any(1) == parted.targets.all(1)).all())
 
 
 def test_with_the_centre_alone_there_is_nothing_to_ask_and_nothing_is_adapted() -> None:

@@ -49,7 +49,7 @@ def compare(found: Tensor, true: Tensor, inside: Tensor) -> tuple[float, float]:
 def test_whitened_noise_has_unit_variance_and_no_correlation() -> None:
     L = torch.tril(randn(4, 4, seed=1)) + 2 * torch.eye(4)
     noise = L @ randn(4, 20000)
-    W = coils.whitening(coils.noise_covariance(noise))
+    W = coils.whitening_matrix(coils.noise_covariance(noise))
     white = coils.noise_covariance(W.to(torch.complex64) @ noise)
     torch.testing.assert_close(white, torch.eye(4, dtype=white.dtype), atol=1e-4, rtol=0)
     torch.testing.assert_close(
@@ -64,7 +64,7 @@ def test_noise_level_is_found_from_undersampled_data(undersampled: str) -> None:
     mask = torch.rand(96, 96, generator=torch.Generator().manual_seed(4)) < 0.4
     if undersampled == "lines":
         mask = mask[:1].expand(96, 96)
-    level = coils.noise_level((y * mask)[None], mask[None])
+    level = coils.estimate_noise_level((y * mask)[None], mask[None])
     assert level.shape == (6,)
     assert torch.all((level / 0.03 - 1).abs() < 0.2)
 
@@ -73,24 +73,24 @@ def test_noise_level_ignores_samples_that_a_filter_zeroed() -> None:
     y = 0.03 * randn(1, 2, 96, 96)
     r = (torch.arange(96) - 48).abs() / 48
     y = torch.where(torch.hypot(r[:, None], r[None, :]) < 1, y, 1e-12 * y)
-    level = coils.noise_level(y, torch.ones(1, 96, 96, dtype=torch.bool))
+    level = coils.estimate_noise_level(y, torch.ones(1, 96, 96, dtype=torch.bool))
     assert torch.all((level / 0.03 - 1).abs() < 0.3)
 
 
 def test_compression_keeps_the_asked_energy_and_white_noise_white() -> None:
     _, _, y = simulated()
     for energy in (0.95, 0.999):
-        M = coils.compression(y[None], energy=energy)
-        kept = coils.mix(M, y).abs().pow(2).sum() / y.abs().pow(2).sum()
+        M = coils.compression_matrix(y[None], energy=energy)
+        kept = coils.combine_coils(M, y).abs().pow(2).sum() / y.abs().pow(2).sum()
         assert kept >= energy - 1e-5
         torch.testing.assert_close(M @ M.conj().T, torch.eye(len(M), dtype=M.dtype), atol=1e-8, rtol=0)
-    assert len(coils.compression(y[None], energy=0.95)) < 6
-    assert len(coils.compression(y[None], energy=1.1)) == 6
+    assert len(coils.compression_matrix(y[None], energy=0.95)) < 6
+    assert len(coils.compression_matrix(y[None], energy=1.1)) == 6
 
 
 def test_espirit_finds_the_simulated_maps_from_the_calibration_block() -> None:
     S, x, y = simulated()
-    maps = coils.espirit(centre(y + 0.002 * randn(*y.shape, seed=5)), (96, 96))
+    maps = coils.estimate_espirit_maps(centre(y + 0.002 * randn(*y.shape, seed=5)), (96, 96))
     inside = x.abs() > 0
     correlation, residual = compare(maps, S, inside & (maps.abs().sum(0) > 0))
     assert correlation > 0.995
@@ -99,7 +99,7 @@ def test_espirit_finds_the_simulated_maps_from_the_calibration_block() -> None:
 
 
 def test_espirit_maps_are_normalised_on_a_support_and_zero_elsewhere() -> None:
-    maps = coils.espirit(centre(simulated()[2]), (96, 90))
+    maps = coils.estimate_espirit_maps(centre(simulated()[2]), (96, 90))
     power = maps.abs().pow(2).sum(0)
     assert bool(torch.all(((power - 1).abs() < 1e-4) | (power == 0)))
     assert maps.shape == (6, 96, 90)
@@ -114,7 +114,7 @@ def test_espirit_agrees_with_sigpy(source: str, request: pytest.FixtureRequest) 
         y.numpy(), calib_width=24, thresh=0.02, kernel_width=6, crop=0.95, max_iter=100, show_pbar=False
     )
     reference = torch.from_numpy(app.run())
-    maps = coils.espirit(centre(y), (y.shape[1], y.shape[2]))
+    maps = coils.estimate_espirit_maps(centre(y), (y.shape[1], y.shape[2]))
     ours, theirs = maps.abs().sum(0) > 0, reference.abs().sum(0) > 0
     assert float((ours == theirs).float().mean()) > 0.99
     correlation, residual = compare(maps, reference, ours & theirs)
@@ -129,7 +129,7 @@ def test_espirit_agrees_with_sigpy(source: str, request: pytest.FixtureRequest) 
 
 def test_low_pass_maps_follow_smooth_coils() -> None:
     S, x, y = simulated()
-    maps = coils.low_pass_maps(centre(y, 12), (96, 96), ((42, 54), (42, 54)))
+    maps = coils.estimate_low_pass_maps(centre(y, 12), (96, 96), ((42, 54), (42, 54)))
     inside = (x.abs() > 0) & (maps.abs().sum(0) > 0)
     s, t = maps[:, inside], S[:, inside]
     assert float((s.conj() * t).sum(0).abs().median()) > 0.98

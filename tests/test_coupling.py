@@ -30,8 +30,8 @@ def differences() -> coupling.Differences:
     return coupling.Differences(factor)
 
 
-def coupled(weight: float, A: Fourier, y: Tensor, D: coupling.Differences) -> coupling.Coupled:
-    return coupling.Coupled(A, y, torch.full((SLICES,), SIGMA_Y), SIGMA_DATA, D, weight, iterations=25)
+def coupled(weight: float, A: Fourier, y: Tensor, D: coupling.Differences) -> coupling.CoupledCorrection:
+    return coupling.CoupledCorrection(A, y, torch.full((SLICES,), SIGMA_Y), SIGMA_DATA, D, weight, iterations=25)
 
 
 def test_differences_and_their_adjoint_agree_and_stop_where_a_slice_is_unseen() -> None:
@@ -52,7 +52,7 @@ def test_the_ends_are_not_neighbours_of_each_other() -> None:
 def test_without_weight_it_is_the_correction_of_single_slices() -> None:
     A, x0 = operator(), randn(SLICES, N, N, seed=6)
     y = A(randn(SLICES, N, N, seed=7))
-    expected = samplers.correction(A, y, sigma_y=SIGMA_Y, sigma_data=SIGMA_DATA, iterations=60)(x0, 0.2)
+    expected = samplers.make_correction(A, y, sigma_y=SIGMA_Y, sigma_data=SIGMA_DATA, iterations=60)(x0, 0.2)
     alone = coupled(0.0, A, y, differences())
     for _ in range(250):
         found = alone(x0, 0.2)
@@ -72,7 +72,7 @@ def test_sweeps_at_one_sigma_reach_the_optimum_of_the_stated_problem() -> None:
     for _ in range(150):
         x = sweep(x0, sigma)
     least = objective(x)
-    assert least < 0.99 * objective(samplers.correction(A, y, sigma_y=SIGMA_Y, sigma_data=SIGMA_DATA)(x0, sigma))
+    assert least < 0.99 * objective(samplers.make_correction(A, y, sigma_y=SIGMA_Y, sigma_data=SIGMA_DATA)(x0, sigma))
     for seed in range(20):
         for size in (1e-3, 1e-2):
             assert objective(x + size * randn(SLICES, N, N, seed=10 + seed)) > least
@@ -96,7 +96,7 @@ def test_scale_and_phase_of_each_slice_are_taken_out_before_slices_are_compared(
     same = randn(1, N, N, seed=8).repeat(SLICES, 1, 1)
     gain = (1 + torch.arange(SLICES, dtype=torch.float32))[:, None, None].expand(SLICES, N, N).clone()
     phase = torch.polar(torch.ones(SLICES), torch.arange(SLICES) * 1.3)[:, None, None]
-    D = coupling.Differences(coupling.comparable(same * phase / gain, gain))
+    D = coupling.Differences(coupling.slice_factors(same * phase / gain, gain))
     assert float(D(same * phase / gain).abs().max()) < 1e-5
 
 
@@ -117,9 +117,9 @@ def test_in_a_volume_that_changes_little_the_coupling_lowers_error_and_inconsist
     def error(x: Tensor) -> float:
         return float(torch.linalg.vector_norm(x - truth) / torch.linalg.vector_norm(truth))
 
-    single = samplers.correction(A, y, sigma_y=sigma_y, sigma_data=SIGMA_DATA)
-    alone = samplers.annealed(shrink, sigmas, A.H(y), single)
-    together = samplers.annealed(shrink, sigmas, A.H(y), coupling.Coupled(A, y, sigma_y, SIGMA_DATA, D, 5.0))
+    single = samplers.make_correction(A, y, sigma_y=sigma_y, sigma_data=SIGMA_DATA)
+    alone = samplers.anneal(shrink, sigmas, A.H(y), single)
+    together = samplers.anneal(shrink, sigmas, A.H(y), coupling.CoupledCorrection(A, y, sigma_y, SIGMA_DATA, D, 5.0))
     assert error(together) < 0.85 * error(alone)
     wrong = [float(torch.linalg.vector_norm(D(x) - D(truth))) for x in (together, alone)]
     assert wrong[0] < 0.7 * wrong[1]
@@ -129,6 +129,6 @@ def test_in_a_volume_that_changes_little_the_coupling_lowers_error_and_inconsist
 def test_any_number_of_slices_is_taken(slices: int) -> None:
     A = Fourier(torch.ones(slices, 1, N, N, dtype=torch.complex64), torch.ones(slices, N, N, dtype=torch.bool))
     x = randn(slices, N, N, seed=8)
-    D = coupling.Differences(coupling.comparable(x, torch.ones(slices, N, N)))
-    correct = coupling.Coupled(A, A(x), torch.full((slices,), SIGMA_Y), SIGMA_DATA, D, 1.0)
+    D = coupling.Differences(coupling.slice_factors(x, torch.ones(slices, N, N)))
+    correct = coupling.CoupledCorrection(A, A(x), torch.full((slices,), SIGMA_Y), SIGMA_DATA, D, 1.0)
     assert bool(torch.isfinite(correct(x, 0.3).abs()).all())

@@ -48,7 +48,7 @@ def torso() -> Torso:
 
 @pytest.fixture(scope="module")
 def ct(torso: Torso) -> Volume:
-    hu = ct_tissues.hounsfield(torso.mu_per_cm.numpy())
+    hu = ct_tissues.attenuation_to_hounsfield(torso.mu_per_cm.numpy())
     return Volume(hu.astype(np.float32), CT_GRID, "[hnsf'U]")
 
 
@@ -90,9 +90,9 @@ def test_tissues_have_the_ct_numbers_of_the_literature_and_an_attenuation_map_ha
     hu = np.array([-1000, -951, -949, -700, -191, -189, -100, -31, -29, 0, 40, 149, 151, 1200])
     assert ct_tissues.classify(hu).tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4]
     mu_per_cm = np.array([0.0, 0.026, 0.087, 0.096, 0.13])  # air, lung, fat, soft tissue, bone of the simulator
-    assert ct_tissues.classify(ct_tissues.hounsfield(mu_per_cm)).tolist() == [0, 1, 2, 3, 4]
-    assert ct_tissues.hounsfield(np.array([0.096])) == pytest.approx(0, abs=1e-6)
-    low, high = ct_tissues.hounsfield(9.6e-5 * np.array([1046.9, 1047.1]))  # where the two lines meet
+    assert ct_tissues.classify(ct_tissues.attenuation_to_hounsfield(mu_per_cm)).tolist() == [0, 1, 2, 3, 4]
+    assert ct_tissues.attenuation_to_hounsfield(np.array([0.096])) == pytest.approx(0, abs=1e-6)
+    low, high = ct_tissues.attenuation_to_hounsfield(9.6e-5 * np.array([1046.9, 1047.1]))  # where the two lines meet
     assert (low, high) == pytest.approx((46.9, 47.1), abs=1.0)
 
 
@@ -100,7 +100,7 @@ def test_the_layer_between_air_and_tissue_is_no_lung() -> None:
     labels = np.zeros((12, 20, 20), np.uint8)
     labels[:, 3:17, 3:17], labels[:, 4:16, 4:16] = 1, 3
     labels[2:9, 6:12, 6:12] = 1
-    found = ct_tissues.without_skin(labels)
+    found = ct_tissues.remove_thin_lung(labels)
     assert (found == 1).sum() == 7 * 6 * 6
     assert np.array_equal(found[labels != 1], labels[labels != 1])
 

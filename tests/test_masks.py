@@ -26,7 +26,7 @@ def test_lines_meet_the_acceleration_and_keep_the_calibration(draw: Draw, accele
 @pytest.mark.parametrize("acceleration", [4.0, 8.0])
 def test_points_meet_the_acceleration_and_keep_the_calibration(draw: Draw, acceleration: float) -> None:
     mask = draw((96, 80), acceleration, 16, np.random.default_rng(1))
-    assert masks.achieved(mask) == pytest.approx(acceleration, rel=0.01)
+    assert masks.actual_acceleration(mask) == pytest.approx(acceleration, rel=0.01)
     assert mask[40:56, 32:48].all()
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from model_zoo.residual_shift import (
     Estimate,
     Spread,
-    geometric,
-    linear,
+    extend_to_one,
+    geometric_schedule,
+    linear_schedule,
     posterior,
     posterior_mean,
     sample,
     sample_second_order,
     shift,
-    to_end,
 )
 
 KAPPA, MEAN, SD, Y0 = 0.7, 0.4, 0.25, 1.3
@@ -45,10 +45,10 @@ def gaussian(seed: int) -> tuple[Estimate, Spread, torch.Generator]:
 
 def test_schedules_have_the_published_values() -> None:
     fifteen = [0.0004, 0.0137, 0.0311, 0.0546, 0.085, 0.123, 0.170, 0.226, 0.293, 0.372, 0.463, 0.569, 0.689, 0.826]
-    assert geometric(15) == pytest.approx([*fifteen, 0.980], abs=6e-4)
-    assert geometric(4, delta=0.2) == pytest.approx([0.01, 0.2705, 0.5797, 0.9801], abs=5e-5)
-    assert linear() == pytest.approx([0.04 + t * 0.959 / 14 for t in range(15)])
-    assert to_end(linear())[-1] == 1.0
+    assert geometric_schedule(15) == pytest.approx([*fifteen, 0.980], abs=6e-4)
+    assert geometric_schedule(4, delta=0.2) == pytest.approx([0.01, 0.2705, 0.5797, 0.9801], abs=5e-5)
+    assert linear_schedule() == pytest.approx([0.04 + t * 0.959 / 14 for t in range(15)])
+    assert extend_to_one(linear_schedule())[-1] == 1.0
 
 
 def test_the_process_has_the_stated_mean_and_variance() -> None:
@@ -62,7 +62,7 @@ def test_the_process_has_the_stated_mean_and_variance() -> None:
 def test_stepping_back_with_the_true_x0_gives_the_marginal_of_every_earlier_time() -> None:
     generator = torch.Generator().manual_seed(1)
     x0, y0 = torch.full((COUNT,), 0.2), torch.full((COUNT,), 0.9)
-    etas = to_end(geometric(4, delta=0.2))
+    etas = extend_to_one(geometric_schedule(4, delta=0.2))
     x = shift(x0, y0, 1.0, KAPPA, torch.randn(COUNT, generator=generator))
     for eta, eta_next in pairwise(reversed(etas)):
         mean, variance = posterior(x, x0, eta, eta_next, KAPPA)
@@ -74,7 +74,7 @@ def test_stepping_back_with_the_true_x0_gives_the_marginal_of_every_earlier_time
 @pytest.mark.parametrize("steps", [1, 4, 15])
 def test_with_the_spread_put_back_samples_have_the_exact_moments_at_any_number_of_steps(steps: int) -> None:
     f, spread, generator = gaussian(steps)
-    etas = [1.0] if steps == 1 else to_end(geometric(steps, delta=0.2))
+    etas = [1.0] if steps == 1 else extend_to_one(geometric_schedule(steps, delta=0.2))
     y0 = torch.full((COUNT,), Y0)
     x = sample(f, y0, etas, kappa=KAPPA, noise=lambda x: torch.randn(x.shape, generator=generator), spread=spread)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.003)
@@ -84,7 +84,7 @@ def test_with_the_spread_put_back_samples_have_the_exact_moments_at_any_number_o
 @pytest.mark.parametrize(("steps", "low", "high"), [(4, 0.45, 0.75), (15, 0.8, 0.95)])
 def test_without_the_spread_few_steps_are_too_alike(steps: int, low: float, high: float) -> None:
     f, _, generator = gaussian(20 + steps)
-    etas = to_end(geometric(steps, delta=0.2 if steps == 4 else 0.04))
+    etas = extend_to_one(geometric_schedule(steps, delta=0.2 if steps == 4 else 0.04))
     y0 = torch.full((COUNT,), Y0)
     x = sample(f, y0, etas, kappa=KAPPA, noise=lambda x: torch.randn(x.shape, generator=generator))
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.003)
@@ -93,7 +93,7 @@ def test_without_the_spread_few_steps_are_too_alike(steps: int, low: float, high
 
 def test_the_second_order_flow_is_nearly_exact_with_fifteen_steps() -> None:
     f, _, generator = gaussian(40)
-    etas = to_end(linear(15, 0.01, 0.97))
+    etas = extend_to_one(linear_schedule(15, 0.01, 0.97))
     y0 = torch.full((COUNT,), Y0)
     x = sample_second_order(f, y0, etas, kappa=KAPPA, noise=lambda x: torch.randn(x.shape, generator=generator))
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.005)
@@ -116,7 +116,7 @@ def test_a_sampler_calls_the_network_once_per_step() -> None:
     def noise(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator)
 
-    etas = to_end(geometric(4, delta=0.2))
+    etas = extend_to_one(geometric_schedule(4, delta=0.2))
     for sampler in (sample, sample_second_order):
         calls.clear()
         sampler(counted, torch.zeros(3), etas, kappa=KAPPA, noise=noise)

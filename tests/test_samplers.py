@@ -129,14 +129,14 @@ def test_score_mri_samples_the_noiseless_posterior_where_one_coil_measures() -> 
 def test_consistency_is_the_mean_of_two_gaussians() -> None:
     p = Problem()
     gamma = SD**2 / SIGMA_Y**2
-    x = samplers.consistent(p.A, p.A.H(p.y), p.mu, gamma, iterations=40)
+    x = samplers.enforce_consistency(p.A, p.A.H(p.y), p.mu, gamma, iterations=40)
     torch.testing.assert_close(x.flatten(), p.mean, atol=1e-4, rtol=1e-3)
 
 
 def test_consistency_leaves_alone_what_was_not_measured() -> None:
     A = Fourier(torch.ones(1, 1, N, N, dtype=torch.complex64), Problem().A.mask)
     x0, y = randn(1, N, N, seed=6), A(randn(1, N, N, seed=7))
-    x = samplers.consistent(A, A.H(y), x0, 1e4)
+    x = samplers.enforce_consistency(A, A.H(y), x0, 1e4)
     hidden = Fourier(A.maps, ~A.mask)
     torch.testing.assert_close(hidden(x), hidden(x0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(A(x), y, atol=1e-3, rtol=1e-3)
@@ -185,10 +185,10 @@ def test_terminal_consistency_changes_only_what_misses_its_data() -> None:
     sigma_y = torch.tensor([0.05, 0.05])
     y = A(x) + 0.05 * A.mask[:, None] * randn(2, 1, 64, 64, seed=1)
     off = x + torch.tensor([0.0, 0.2])[:, None, None] * randn(2, 64, 64, seed=2)
-    found = uncertainty.within_noise(A, y, off, sigma_y, limit=torch.tensor([1e3, 1e3]))
+    found = uncertainty.apply_discrepancy_principle(A, y, off, sigma_y, limit=torch.tensor([1e3, 1e3]))
     chi = uncertainty.chi_square(A, found, y, sigma_y)
     assert 0.7 < float(chi[1]) <= 1
     hidden = Fourier(A.maps, ~A.mask)
     torch.testing.assert_close(hidden(found), hidden(off), atol=1e-4, rtol=1e-4)
-    limited = uncertainty.within_noise(A, y, off, sigma_y, limit=torch.tensor([0.5, 0.5]))
+    limited = uncertainty.apply_discrepancy_principle(A, y, off, sigma_y, limit=torch.tensor([0.5, 0.5]))
     assert float(uncertainty.chi_square(A, limited, y, sigma_y)[1]) > 1

@@ -288,9 +288,11 @@ def test_non_local_means_keeps_an_edge_that_a_gaussian_of_the_same_noise_does_no
     x = torch.ones(12, 24, 24)
     x[:, :, 12:] = 5.0
     noisy = x + 0.3 * torch.randn(x.shape, generator=seeded(1))
-    means = filters.non_local_means(noisy, (0.5,), torch.full_like(x, 0.3))[0]
+    means = filters.denoise_by_non_local_means(noisy, (0.5,), torch.full_like(x, 0.3))[0]
     flat = (slice(2, -2), slice(2, -2), slice(2, 8))
-    blurred = min(filters.gaussians(noisy, (2.0, 3.0, 4.0), 2.0), key=lambda g: abs(g[flat].std() - means[flat].std()))
+    blurred = min(
+        filters.blur_by_widths(noisy, (2.0, 3.0, 4.0), 2.0), key=lambda g: abs(g[flat].std() - means[flat].std())
+    )
     assert float(means[flat].std()) < 0.15
     edge = (slice(2, -2), slice(2, -2), slice(11, 13))
     assert float((means - x)[edge].abs().mean()) < 0.5 * float((blurred - x)[edge].abs().mean())
@@ -300,7 +302,7 @@ def test_local_regression_is_the_weighted_least_squares_of_every_voxel() -> None
     generator = seeded(7)
     x, shares = torch.rand(9, 10, 11, generator=generator), torch.rand(3, 9, 10, 11, generator=generator)
     shares = shares / shares.sum(dim=0)
-    found = filters.local_regression(x, shares, 1.5, ridge=0.01)
+    found = filters.regress_locally(x, shares, 1.5, ridge=0.01)
     for v in ((4, 5, 6), (0, 9, 3)):
         weights = torch.ones(())
         for axis, n in enumerate(x.shape):
@@ -323,8 +325,8 @@ def test_local_regression_keeps_an_edge_that_the_anatomy_has_and_is_a_gaussian_w
     x[:, :, 12:] = 4.0
     shares = torch.stack([(x == 1).float(), (x == 4).float()])
     noisy = x + 0.5 * torch.randn(x.shape, generator=seeded(8))
-    found = filters.local_regression(noisy, shares, 3.0)
-    gaussian = filters.local_regression(noisy, torch.ones(1, *x.shape), 3.0)
+    found = filters.regress_locally(noisy, shares, 3.0)
+    gaussian = filters.regress_locally(noisy, torch.ones(1, *x.shape), 3.0)
     assert float((found - x).square().mean().sqrt()) < 0.1
     assert torch.equal(gaussian, blur(noisy, 3.0 * FWHM, (1.0,) * 3, normalised=True))
     assert float((gaussian - x).square().mean().sqrt()) > 0.3

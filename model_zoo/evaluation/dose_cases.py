@@ -114,8 +114,8 @@ def _in_suv(found: ScannedObject, factor: float) -> ScannedObject:
 
 
 def _by_ct(found: ScannedObject) -> Tensor:
-    hu = ct_tissues.hounsfield(found.mu_per_cm.cpu().numpy())
-    tissues = torch.from_numpy(ct_tissues.without_skin(ct_tissues.classify(hu)))
+    hu = ct_tissues.attenuation_to_hounsfield(found.mu_per_cm.cpu().numpy())
+    tissues = torch.from_numpy(ct_tissues.remove_thin_lung(ct_tissues.classify(hu)))
     return compute_region_shares(torch.where(tissues > 0, tissues + len(REGIONS), tissues), found.finer)
 
 

@@ -112,7 +112,7 @@ def _answers(
         mean, sd = standard_dose.restore(model.network, low.to(model.device), dose, spacing_mm=spacing_mm, regions=maps)
         return mean.cpu(), sd.cpu()
 
-    wide = filters.gaussians(low, (12.0,), spacing_mm)[0].clamp_min(0.02 * float(reference.max()))
+    wide = filters.blur_by_widths(low, (12.0,), spacing_mm)[0].clamp_min(0.02 * float(reference.max()))
     noise_sd = wide**0.7 * ((low - wide)[inside].abs() / wide[inside] ** 0.7).median() * 1.48
     shares = {OURS: None, TOLD: case.region_shares}
     if dose == SHOWN_DOSE:
@@ -120,7 +120,7 @@ def _answers(
     ours = {name: restored(known) for name, known in shares.items()}
     answers = {
         "low dose": low,
-        "Gaussian": min(filters.gaussians(low, FWHMS_MM, spacing_mm), key=error),
+        "Gaussian": min(filters.blur_by_widths(low, FWHMS_MM, spacing_mm), key=error),
         "non-local means": min(_non_local_means(low, noise_sd), key=error),
     }
     return answers | {name: mean for name, (mean, _) in ours.items()}, {name: sd for name, (_, sd) in ours.items()}
@@ -129,7 +129,7 @@ def _answers(
 def _non_local_means(low: Tensor, noise_sd: Tensor) -> Iterator[Tensor]:
     """Yield the filtered image at every strength and reach."""
     for reach in REACHES_VOXELS:
-        yield from filters.non_local_means(low, STRENGTHS, noise_sd, reach=reach)
+        yield from filters.denoise_by_non_local_means(low, STRENGTHS, noise_sd, reach=reach)
 
 
 def _dose_tables(results: Sequence[_Result]) -> Iterator[Table]:

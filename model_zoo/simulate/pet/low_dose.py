@@ -150,8 +150,8 @@ def label_by_attenuation(scanned_object: ScannedObject) -> ScannedObject:
     The attenuation map of a head has no fat: there it counts as soft tissue.
     """
     o = scanned_object
-    hu = ct_tissues.hounsfield(_nearest(o.mu_per_cm, o.finer).cpu().numpy())
-    labels = ct_tissues.without_skin(ct_tissues.classify(hu))
+    hu = ct_tissues.attenuation_to_hounsfield(_nearest(o.mu_per_cm, o.finer).cpu().numpy())
+    labels = ct_tissues.remove_thin_lung(ct_tissues.classify(hu))
     return replace(o, regions=torch.from_numpy(labels).to(o.regions.device))
 
 
