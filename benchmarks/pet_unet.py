@@ -25,7 +25,7 @@ from model_zoo.precision import autocast
 from model_zoo.simulate import anatomy
 from model_zoo.training import checkpoint, loop
 from model_zoo.training import pet_synthesis as recipe
-from model_zoo.training.recipe import Source, simulated
+from model_zoo.training.recipe import Source, make_simulated_sources
 
 TOLD = 8
 
@@ -66,9 +66,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
     c = replace(recipe.CONFIGURATIONS["cpu"], steps=given.steps)
-    path = loop.train(PLAIN, c, given.out, sources=simulated(), resume=given.resume, progress=_tell)
+    path = loop.train(PLAIN, c, given.out, sources=make_simulated_sources(), resume=given.resume, progress=_tell)
     network = PlainUNet()
-    network.load_state_dict(checkpoint.read(path).averaged())
+    network.load_state_dict(checkpoint.read(path).merge_average())
     _report(network.eval())
 
 

@@ -21,7 +21,7 @@ from model_zoo.simulate import heads
 from model_zoo.structures import COUNT, number
 from model_zoo.training import anatomy
 from model_zoo.training.anatomy import CONFIGURATIONS
-from model_zoo.training.recipe import seeded, simulated
+from model_zoo.training.recipe import make_simulated_sources, seeded
 from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
 
 SMOKE = CONFIGURATIONS["smoke"]
@@ -106,7 +106,7 @@ def _repeated(x: Tensor, times: int) -> Tensor:
 @pytest.mark.parametrize(("step", "learns"), [(0, "first."), (2, "first."), (3, "second."), (5, "second.")])
 def test_the_first_network_learns_first_and_the_second_after_it(step: int, learns: str) -> None:
     network = anatomy.make_network(SMOKE)
-    source = replace(simulated(phantom=True).train, step=step)
+    source = replace(make_simulated_sources(phantom=True).train, step=step)
     names, parameters = zip(*network.named_parameters(), strict=True)
     with torch.no_grad():
         prepared = anatomy.prepare(network, anatomy.draw_batch(SMOKE, source, seeded(0, step)), SMOKE)
@@ -126,7 +126,7 @@ def test_the_first_network_is_trained_as_one_network_alone() -> None:
     network = anatomy.make_network(SMOKE)
     assert isinstance(network, RefinementCascade)
     assert all(torch.equal(p, q) for p, q in zip(alone.parameters(), network.first.parameters(), strict=True))
-    drawn = anatomy.draw_batch(SMOKE, simulated(phantom=True).train, seeded(0, 0))
+    drawn = anatomy.draw_batch(SMOKE, make_simulated_sources(phantom=True).train, seeded(0, 0))
     assert torch.equal(anatomy.compute_loss(alone, drawn, SMOKE), anatomy.compute_loss(network, drawn, SMOKE))
 
 
@@ -159,7 +159,7 @@ def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
     for g, names in enumerate(GROUPS):
         level[[number(name) for name in names]] = 0.9 - 0.1 * g
     image = (level[head.structure.long()] + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0, 1)
-    first = anatomy._shares(head.structure[None].long(), 2)[0].roll((1, 1), dims=(2, 3))
+    first = anatomy._structure_shares(head.structure[None].long(), 2)[0].roll((1, 1), dims=(2, 3))
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
     model = Model("anatomy", "1", "", {}, _untrained(), settings, "cpu")
     found = refine(first, image, model)
@@ -172,7 +172,7 @@ def test_nothing_is_refined_far_from_the_brain() -> None:
     """An image grows by air on one side: the answer is the same, and background there."""
     head = heads.phantom((64, 64, 64), 3.0)
     image = (0.2 + 0.03 * head.structure.float() + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0.25, 0.8)
-    first = anatomy._shares(head.structure[None].long(), 2)[0]
+    first = anatomy._structure_shares(head.structure[None].long(), 2)[0]
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
     model = Model("anatomy", "1", "", {}, _untrained(), settings, "cpu")
     found = refine(first, image, model)

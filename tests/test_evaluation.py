@@ -25,7 +25,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of six steps."""
     folder = tmp_path_factory.mktemp("made")
     found = training.load("mri-prior")
-    run = loop.train(found, found.configurations["smoke"], folder / "run", sources=recipe.simulated(phantom=True))
+    run = loop.train(
+        found, found.configurations["smoke"], folder / "run", sources=recipe.make_simulated_sources(phantom=True)
+    )
     bundle.write(found, run, folder / "mri_prior", version="3.2.1", made_on=date(2026, 1, 2), commit="c0ffee")
     return folder / "mri_prior"
 

@@ -81,7 +81,7 @@ def nothing(*_: object) -> dict[str, float]:
 def test_training_opens_no_held_out_map_and_needs_none(name: str, kit: Path, tmp_path: Path) -> None:
     found = training.load(name)
     c = replace(found.configurations["smoke"], steps=2)
-    sources = recipe.simulated(kit_with(anatomy.TRAIN, kit, tmp_path / "kit"))  # a root of its own: nothing is cached
+    sources = recipe.make_simulated_sources(kit_with(anatomy.TRAIN, kit, tmp_path / "kit"))
     with opened() as subjects:
         loop.train(replace(found, validate=nothing), c, tmp_path / "run", sources=sources)
         for step in range(2, 30):
@@ -101,7 +101,7 @@ def test_validation_opens_no_test_map_and_needs_none(name: str, kit: Path, tmp_p
     torch.manual_seed(c.seed)
     network = found.make_network(c).eval()
     with opened() as subjects, torch.no_grad():
-        metrics = found.validate(network, c, recipe.simulated(root).validation)
+        metrics = found.validate(network, c, recipe.make_simulated_sources(root).validation)
     assert metrics
     assert set(subjects) <= set(anatomy.VALIDATION)
 
@@ -111,7 +111,7 @@ def test_the_same_training_fails_where_a_training_map_is_absent(kit: Path, tmp_p
     found = training.load("mri-prior")
     c = found.configurations["smoke"]
     with pytest.raises(FileNotFoundError, match="training_seg_"):
-        loop.train(replace(found, validate=nothing), c, tmp_path / "run", sources=recipe.simulated(root))
+        loop.train(replace(found, validate=nothing), c, tmp_path / "run", sources=recipe.make_simulated_sources(root))
 
 
 @pytest.mark.usefixtures("_audited")
@@ -122,7 +122,7 @@ def test_the_watch_sees_a_map_being_read(kit: Path) -> None:
 
 
 def test_the_command_s_default_sources_are_the_training_and_the_validation_subjects() -> None:
-    sources = recipe.simulated()
+    sources = recipe.make_simulated_sources()
     assert sources.train.subjects == anatomy.TRAIN
     assert sources.validation.subjects == anatomy.VALIDATION
     held_out = {*anatomy.TEST, *anatomy.VALIDATION}

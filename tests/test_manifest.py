@@ -86,7 +86,7 @@ def test_a_table_becomes_rows_with_images_numbers_and_words(tmp_path: Path) -> N
     assert cohort.rows[0].numbers == {"age": 61.5}
     assert cohort.rows[0].words == {"sex": "F"}
     assert "sex" not in cohort.rows[1].words
-    assert [row.subject for row in manifest.sources(cohort).train.cohort.rows] == ["s1"]  # type: ignore[union-attr]
+    assert [row.subject for row in manifest.make_sources(cohort).train.cohort.rows] == ["s1"]  # type: ignore[union-attr]
 
 
 def test_every_bad_row_is_named_with_its_line_and_column(tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_a_subject_s_blank_rows_follow_its_stated_split(tmp_path: Path) -> None:
 
 
 def test_without_a_stated_split_a_subject_goes_by_the_hash_of_its_name() -> None:
-    splits = [manifest.split_of(f"subject {n}") for n in range(1000)]
-    assert splits == [manifest.split_of(f"subject {n}") for n in range(1000)]
+    splits = [manifest.assign_split(f"subject {n}") for n in range(1000)]
+    assert splits == [manifest.assign_split(f"subject {n}") for n in range(1000)]
     assert [splits.count(each) / 1000 for each in manifest.SPLITS] == pytest.approx([0.8, 0.1, 0.1], abs=0.04)
 
 
@@ -162,8 +162,8 @@ def test_images_of_a_row_on_different_lattices_are_refused_unless_stated(tmp_pat
     assert 'not on the grid of "image"' in problem
     stated = table(tmp_path, *(f"{row},yes" for row in rows), header="subject,split,image,lesions,age,resample")
     cohort = manifest.read(stated, COLUMNS)
-    moved = cohort.volume(cohort.rows[0], "lesions")
-    assert moved.grid.matches(cohort.volume(cohort.rows[0], "image").grid)
+    moved = cohort.read_volume(cohort.rows[0], "lesions")
+    assert moved.grid.matches(cohort.read_volume(cohort.rows[0], "image").grid)
 
 
 def test_a_nifti_volume_comes_in_lps_with_its_spacing(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_patches_of_a_row_show_the_same_place_at_the_asked_spacing(tmp_path: Pat
     generator = torch.Generator().manual_seed(0)
     starts = set()
     for _ in range(8):
-        found = cohort.patch(cohort.rows[0], ("image", "lesions"), (8, 8, 8), 2.0, generator)
+        found = cohort.draw_patch(cohort.rows[0], ("image", "lesions"), (8, 8, 8), 2.0, generator)
         assert found["image"].shape == (8, 8, 8)
         inside = found["image"][:, :, 1:-1]
         assert torch.allclose(inside.diff(dim=2), torch.full((8, 8, 5), 2.0), atol=0.1)  # 1 a millimetre
@@ -210,7 +210,7 @@ def test_patches_of_a_row_show_the_same_place_at_the_asked_spacing(tmp_path: Pat
 def test_an_image_smaller_than_a_patch_is_padded_with_its_lowest_value(tmp_path: Path) -> None:
     nifti(tmp_path / "a.nii.gz")
     cohort = manifest.read(table(tmp_path, "s1,train,a.nii.gz,1", "s2,validation,a.nii.gz,1"), COLUMNS)
-    found = cohort.patch(cohort.rows[0], ("image",), (64, 8, 8), 1.0, torch.Generator().manual_seed(0))["image"]
+    found = cohort.draw_patch(cohort.rows[0], ("image",), (64, 8, 8), 1.0, torch.Generator().manual_seed(0))["image"]
     assert found.shape == (64, 8, 8)
     assert torch.equal(found[0], torch.full((8, 8), float(found.min())))
 
@@ -222,7 +222,7 @@ def test_memory_for_volumes_is_bounded(tmp_path: Path) -> None:
     one_volume = 4 * math.prod(SHAPE_IJK)
     cohort = manifest.Cohort(whole.rows, whole.digest, cache_bytes=2 * one_volume)
     for row in cohort.rows:
-        assert cohort.volume(row, "image") is cohort.volume(row, "image")
+        assert cohort.read_volume(row, "image") is cohort.read_volume(row, "image")
     assert len(cohort._cache) == 2
 
 
@@ -230,9 +230,9 @@ def test_mri_prior_trains_on_a_user_s_volumes(tmp_path: Path) -> None:
     nifti(tmp_path / "a.nii.gz")
     path = tmp_path / "table.csv"
     path.write_text("subject,split,image\ns1,train,a.nii.gz\ns2,validation,a.nii.gz\n")
-    sources = manifest.sources(manifest.read(path, mri_prior.RECIPE.columns))
+    sources = manifest.make_sources(manifest.read(path, mri_prior.RECIPE.columns))
     c = mri_prior.RECIPE.configurations["smoke"]
     loop.train(mri_prior.RECIPE, c, tmp_path / "run", sources=sources)
-    x0 = mri_prior.patches(4, c, sources.train, torch.Generator().manual_seed(1))
+    x0 = mri_prior.draw_patches(4, c, sources.train, torch.Generator().manual_seed(1))
     assert x0.shape == (4, 2, c.patch, c.patch)
     assert 0.3 < float(torch.linalg.vector_norm(x0, dim=1).amax()) < 3

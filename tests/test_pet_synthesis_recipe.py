@@ -15,10 +15,10 @@ from model_zoo.pet_synthesis import COVARIATES, TARGETS, Covariates
 from model_zoo.simulate.pet.disease import draw_patient
 from model_zoo.structures import COUNT
 from model_zoo.training import pet_synthesis as training
-from model_zoo.training.recipe import Source, seeded, simulated
+from model_zoo.training.recipe import Source, make_simulated_sources, seeded
 
 SMOKE = training.CONFIGURATIONS["smoke"]
-SOURCE = simulated(phantom=True).train
+SOURCE = make_simulated_sources(phantom=True).train
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_covariates_that_do_not_exist_are_refused(wrong: dict[str, str | int], w
 
 def test_covariates_are_dropped_as_often_as_stated() -> None:
     every = pet_synthesis.tokens(Covariates("PiB", "MK-6240", 70.0, "F", 1, 28.0, 0.4))
-    kept = training._dropped(every.expand(4000, -1, -1), seeded(3))[..., -2].mean(dim=0)
+    kept = training._drop_covariates(every.expand(4000, -1, -1), seeded(3))[..., -2].mean(dim=0)
     for name, share in zip(COVARIATES, kept.tolist(), strict=True):
         assert share == pytest.approx(0.95 * (1 - training.DROPPED[name]), abs=0.03)
 
 
 def test_patients_who_share_a_head_share_its_atrophy_and_nothing_else() -> None:
-    first, second, third = training.patients_sharing_atrophy(3, seeded(4))
+    first, second, third = training.draw_patients_sharing_atrophy(3, seeded(4))
     assert first.atrophy == second.atrophy == third.atrophy
     assert len({first.amyloid_cl, second.amyloid_cl, third.amyloid_cl}) == 3
 
@@ -93,8 +93,8 @@ def test_painted_noise_varies_by_structure_and_is_shared_within_it(drawn: dict[s
 
 def test_the_loss_is_least_for_the_truth(drawn: dict[str, Tensor]) -> None:
     log_sd = torch.zeros(4, len(TARGETS), COUNT)
-    true = training._error(torch.zeros_like(drawn["x0"]), log_sd, drawn, SMOKE)
-    wrong = training._error(torch.full_like(drawn["x0"], 0.1), log_sd, drawn, SMOKE)
+    true = training._weighted_error(torch.zeros_like(drawn["x0"]), log_sd, drawn, SMOKE)
+    wrong = training._weighted_error(torch.full_like(drawn["x0"], 0.1), log_sd, drawn, SMOKE)
     assert float(true) == pytest.approx(0.0, abs=1e-6)
     assert float(wrong) > 0.5
 
@@ -104,7 +104,7 @@ def test_the_learned_sd_is_best_where_it_matches_the_errors(drawn: dict[str, Ten
 
     def nll(sd: float) -> float:
         log_sd = torch.full((4, len(TARGETS), COUNT), math.log(sd))
-        return float(training._error(residual, log_sd, drawn, replace(SMOKE, image_weight=0.0)))
+        return float(training._weighted_error(residual, log_sd, drawn, replace(SMOKE, image_weight=0.0)))
 
     assert nll(0.1) < min(nll(0.03), nll(0.3))
 
@@ -114,13 +114,13 @@ def test_a_missing_tracer_has_no_say(drawn: dict[str, Tensor]) -> None:
     log_sd = torch.zeros(4, len(TARGETS), COUNT)
     residual = torch.zeros_like(drawn["x0"])
     residual[:, 1] = 1.0
-    assert float(training._error(residual, log_sd, only, SMOKE)) == pytest.approx(0.0, abs=1e-6)
+    assert float(training._weighted_error(residual, log_sd, only, SMOKE)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_network_gives_samples_that_differ_and_one_mean(drawn: dict[str, Tensor]) -> None:
     torch.manual_seed(0)
     network = training.make_network(SMOKE).eval()
-    conditions = training.conditions(drawn)
+    conditions = training.select_conditions(drawn)
     with torch.no_grad():
         a, b = (pet_synthesis.samples(network, conditions, pet_synthesis.SCHEDULES[4], seeded(s)) for s in (1, 2))
         mean, again = (pet_synthesis.expected(network, conditions) for _ in range(2))
@@ -144,7 +144,7 @@ def test_the_recipe_runs_from_nothing_to_a_bundle_that_the_registry_loads(tmp_pa
     from model_zoo.training import bundle, loop
 
     checkpoint = loop.train(
-        training.RECIPE, SMOKE, tmp_path / "run", sources=simulated(phantom=True), report=lambda line: None
+        training.RECIPE, SMOKE, tmp_path / "run", sources=make_simulated_sources(phantom=True), report=lambda line: None
     )
     bundle.write(
         training.RECIPE, checkpoint, tmp_path / "bundles" / "pet_synthesis", version="0.0.1", made_on=date(2026, 1, 1)
@@ -152,16 +152,18 @@ def test_the_recipe_runs_from_nothing_to_a_bundle_that_the_registry_loads(tmp_pa
     model = registry.load("pet_synthesis", root=tmp_path / "bundles")
     drawn = training.draw_batch(SMOKE, SOURCE, seeded(1))
     with torch.no_grad():
-        assert pet_synthesis.expected(model.network, training.conditions(drawn)).shape == drawn["x0"].shape
+        assert pet_synthesis.expected(model.network, training.select_conditions(drawn)).shape == drawn["x0"].shape
 
 
 def test_simulated_subjects_on_real_anatomy_carry_their_patients_state(kit: Path) -> None:
     c = replace(training.CONFIGURATIONS["cpu"], batch=1)
     source = Source(("01",), kit)
     patient = draw_patient(seeded(8))
-    head = training.head_of(c, source, patient, seeded(9))
+    head = training.draw_head(c, source, patient, seeded(9))
     low, high = (
-        training.simulated(head, [replace(patient, amyloid_cl=cl)], seeded(10), tracers=("PiB", "flortaucipir"))[0]
+        training.simulate_subjects(
+            head, [replace(patient, amyloid_cl=cl)], seeded(10), tracers=("PiB", "flortaucipir")
+        )[0]
         for cl in (0.0, 100.0)
     )
     assert head.atrophy == patient.atrophy
@@ -219,7 +221,7 @@ def test_a_user_s_pet_becomes_suvr_by_its_own_reference_and_a_missing_tracer_is_
     from model_zoo.physics.suvr import composite_suvr
     from model_zoo.training import manifest
 
-    sources = manifest.sources(manifest.read(table, training.RECIPE.columns))
+    sources = manifest.make_sources(manifest.read(table, training.RECIPE.columns))
     drawn = training.draw_batch(replace(SMOKE, batch=1, patients=1), sources.train, seeded(1))
     assert drawn["known"].tolist() == [[1.0, 0.0]]
     assert float(drawn["x0"][:, 1].abs().max()) == 0.0
@@ -233,7 +235,7 @@ def test_a_user_s_pet_becomes_suvr_by_its_own_reference_and_a_missing_tracer_is_
 def test_a_user_s_covariates_are_read_and_absent_ones_are_unknown(table: Path) -> None:
     from model_zoo.training import manifest
 
-    sources = manifest.sources(manifest.read(table, training.RECIPE.columns))
+    sources = manifest.make_sources(manifest.read(table, training.RECIPE.columns))
     assert sources.train.cohort is not None
-    found = training._known(sources.train.cohort.rows[0])
+    found = training._read_covariates(sources.train.cohort.rows[0])
     assert found == Covariates("PiB", None, 71.0, "F", 1, None, None)

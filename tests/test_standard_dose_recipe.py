@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +18,16 @@ from model_zoo.bundle import Model
 from model_zoo.evaluation import find_evaluator, image_quality
 from model_zoo.imaging import FWHM, blur
 from model_zoo.networks.volume_unet import VolumeUNet
+from model_zoo.registry import BUNDLES, read_facts
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.torso import random_torso
-from model_zoo.training import checkpoint, load, loop, manifest, recipe, standard_dose_pet
+from model_zoo.training import checkpoint, dose_items, load, loop, manifest, recipe, standard_dose_pet
 from model_zoo.training.labels import displace_labels
 from model_zoo.training.recipe import seeded
 from model_zoo.training.standard_dose_pet import RECIPE, compute_loss, draw_batch, make_network
 
 SMOKE = standard_dose_pet.CONFIGURATIONS["smoke"]
-PHANTOM = recipe.simulated(phantom=True).train
+PHANTOM = recipe.make_simulated_sources(phantom=True).train
 
 
 class Nothing(nn.Module):
@@ -47,8 +49,8 @@ def _torso(finer: int = 1, spacing_mm: float = 8.0) -> low_dose.ScannedObject:
 
 def test_the_recipe_trains_from_nothing_and_restores_an_image(tmp_path: Path) -> None:
     assert load("standard-dose-pet") is RECIPE
-    loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.simulated(phantom=True))
-    averaged = checkpoint.read(tmp_path / checkpoint.NAME).averaged()
+    loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.make_simulated_sources(phantom=True))
+    averaged = checkpoint.read(tmp_path / checkpoint.NAME).merge_average()
     arguments = RECIPE.describe_inference(SMOKE)["network_def"]
     network = VolumeUNet(**{name: value for name, value in arguments.items() if name != "_target_"})
     network.load_state_dict(averaged)
@@ -71,8 +73,8 @@ def test_a_batch_depends_on_its_generator_alone() -> None:
 def test_brains_and_torsos_of_the_pool_go_through_osem_with_counts_of_their_own() -> None:
     for share, named in ((1.0, "grey matter"), (0.0, "liver")):
         c = replace(SMOKE, brains=share)
-        pooled = standard_dose_pet._pooled(c, PHANTOM, 0)
-        pair, again = (standard_dose_pet._counted(c, pooled, seeded(1, n)) for n in (1, 2))
+        pooled = dose_items.make_pooled_scan(c, PHANTOM, 0)
+        pair, again = (dose_items.draw_pooled_pair(c, pooled, seeded(1, n)) for n in (1, 2))
         inside = pair.regions == 1 + low_dose.REGIONS.index(named)
         assert int(inside.sum()) > 10
         assert float(pair.low[inside].mean() / pair.target[inside].mean()) == pytest.approx(1, abs=0.25)
@@ -87,7 +89,7 @@ def test_most_patches_of_a_torso_hold_a_lesion() -> None:
     pair = low_dose.Pair(x, x, torch.zeros_like(lesion), lesion, 0.1, 3.0)
     for share, least, most in ((0.6, 0.5, 0.8), (0.0, 0.0, 0.3)):
         c = replace(SMOKE, about_lesions=share)
-        held = [bool(lesion[standard_dose_pet._place(c, pair, seeded(3, n))].any()) for n in range(200)]
+        held = [bool(lesion[dose_items.choose_patch(c, pair, seeded(3, n))].any()) for n in range(200)]
         assert least <= sum(held) / len(held) <= most
 
 
@@ -228,7 +230,7 @@ def test_nothing_is_given_back_where_nothing_was_taken() -> None:
 
 
 def test_regions_that_are_not_told_change_nothing() -> None:
-    drawn = draw_batch(SMOKE, PHANTOM, seeded(2))
+    batch = draw_batch(SMOKE, PHANTOM, seeded(2))
     network = make_network(SMOKE)
     nn.init.normal_(network.last.weight)  # type: ignore[union-attr, arg-type]
     for block in network.modules():
@@ -236,12 +238,21 @@ def test_regions_that_are_not_told_change_nothing() -> None:
             nn.init.normal_(block.region.weight)  # type: ignore[union-attr, arg-type]
             nn.init.normal_(block.conv2.weight, std=0.1)  # type: ignore[union-attr, arg-type]
     c = replace(SMOKE, region_weight=0.0)
-    told = {"told": torch.ones(2)}, {"told": torch.zeros(2)}
-    moved = {"regions": (drawn["regions"] + 1) % 17}
-    silent, silent_moved = (float(compute_loss(network, drawn | told[1] | m, c).detach()) for m in ({}, moved))
-    spoken, spoken_moved = (float(compute_loss(network, drawn | told[0] | m, c).detach()) for m in ({}, moved))
-    assert silent == silent_moved
-    assert spoken != spoken_moved
+    with_maps, hidden = ({"has_regions": value} for value in (torch.ones(2), torch.zeros(2)))
+    moved = {"regions": (batch["regions"] + 1) % 17}
+    without, without_moved = (float(compute_loss(network, batch | hidden | m, c).detach()) for m in ({}, moved))
+    with_regions, with_moved = (float(compute_loss(network, batch | with_maps | m, c).detach()) for m in ({}, moved))
+    assert without == without_moved
+    assert with_regions != with_moved
+
+
+def test_a_configuration_keeps_the_keys_of_checkpoints_and_shipped_bundles() -> None:
+    c = replace(SMOKE, regions_share=0.25)
+    assert json.loads(c.to_json())["told"] == 0.25
+    assert type(c).from_json(c.to_json()) == c
+    shipped = read_facts(BUNDLES / "standard_dose_pet").metadata["configuration"]
+    assert json.loads(type(c).from_json(json.dumps(shipped)).to_json()).keys() >= shipped.keys()
+    assert type(c).from_json(json.dumps(shipped)).regions_share == shipped["told"]
 
 
 def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None:
@@ -348,7 +359,7 @@ def test_a_users_reconstructed_pairs_make_batches_too(tmp_path: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(turned, np.diag([-8.0, -8.0, 8.0, 1.0])), tmp_path / f"{name}.nii")
     lines = ["subject,split,low,standard,dose", *(f"{s},{s},low.nii,standard.nii,0.2" for s in ("train", "validation"))]
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
-    found = manifest.sources(manifest.read(tmp_path / "pairs.csv", RECIPE.columns))
+    found = manifest.make_sources(manifest.read(tmp_path / "pairs.csv", RECIPE.columns))
     drawn = draw_batch(SMOKE, found.train, seeded(4))
     assert drawn["low"].shape == (2, 1, 16, 16, 16)
     assert int(drawn["regions"].max()) == 0

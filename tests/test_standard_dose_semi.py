@@ -19,13 +19,23 @@ from dicomnode.cli.train import override_fields
 from model_zoo import ct_tissues, registry, standard_dose
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.torso import ORGANS, random_torso
-from model_zoo.training import bundle, checkpoint, load, loop, manifest, recipe, standard_dose_pet, standard_dose_semi
+from model_zoo.training import (
+    bundle,
+    checkpoint,
+    dose_items,
+    load,
+    loop,
+    manifest,
+    recipe,
+    standard_dose_pet,
+    standard_dose_semi,
+)
 from model_zoo.training.pet_losses import structural_consistency
 from model_zoo.training.recipe import seeded
 from model_zoo.training.standard_dose_semi import RECIPE, Configuration, compute_loss, draw_batch, make_network
 
 SMOKE = standard_dose_semi.CONFIGURATIONS["smoke"]
-PHANTOM = recipe.simulated(phantom=True).train
+PHANTOM = recipe.make_simulated_sources(phantom=True).train
 FIRST, SECOND = {"progress": torch.tensor(0.2)}, {"progress": torch.tensor(0.5)}
 
 
@@ -120,7 +130,7 @@ def test_the_stage_changes_at_its_step_and_the_bundle_restores_an_image(tmp_path
             found = checkpoint.read(tmp_path / checkpoint.NAME)
             before[found.step] = found.network
 
-    run = loop.train(RECIPE, c, tmp_path, sources=recipe.simulated(phantom=True), report=keep)
+    run = loop.train(RECIPE, c, tmp_path, sources=recipe.make_simulated_sources(phantom=True), report=keep)
     states = [before[step] for step in sorted(before)] + [checkpoint.read(run).network]
     changes = [
         {name.split(".")[0] for name in one if not torch.equal(one[name], two[name])} for one, two in pairwise(states)
@@ -146,9 +156,9 @@ def test_a_users_rows_may_lack_a_partner_and_every_stage_reads_what_it_can(tmp_p
         image = (1 + 0.2 * np.random.default_rng(at).normal(size=(20, 20, 20))).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(image, np.diag([-8.0, -8.0, 8.0, 1.0])), tmp_path / f"{name}.nii")
     rows = ["a,train,low.nii,standard.nii,0.1", "b,train,alone-low.nii,,0.1", "c,train,,alone-standard.nii,"]
-    found = manifest.sources(_table(tmp_path, *rows, "d,validation,low.nii,standard.nii,0.1"))
+    found = manifest.make_sources(_table(tmp_path, *rows, "d,validation,low.nii,standard.nii,0.1"))
     lines = {
-        name: [row.line for row in _rows(standard_dose_semi.holding(found.train, *name.split()))] for name in _SIDES
+        name: [row.line for row in _rows(standard_dose_semi.select_rows(found.train, *name.split()))] for name in _SIDES
     }
     assert lines == {"low": [2, 3], "standard": [2, 4], "low standard": [2]}
     drawn = draw_batch(SMOKE, found.train, seeded(4))
@@ -156,11 +166,13 @@ def test_a_users_rows_may_lack_a_partner_and_every_stage_reads_what_it_can(tmp_p
     for stage in (FIRST, SECOND):
         assert bool(compute_loss(make_network(SMOKE), drawn | stage, SMOKE).isfinite())
     with pytest.raises(ValueError, match="no row of a split has low and standard"):
-        draw_batch(SMOKE, manifest.sources(_table(tmp_path, *rows[1:], "d,validation,low.nii,,0.1")).train, seeded(4))
-    no_dose = manifest.sources(
+        draw_batch(
+            SMOKE, manifest.make_sources(_table(tmp_path, *rows[1:], "d,validation,low.nii,,0.1")).train, seeded(4)
+        )
+    no_dose = manifest.make_sources(
         _table(tmp_path, "a,train,low.nii,standard.nii,", "d,validation,low.nii,standard.nii,0.1")
     )
-    with pytest.raises(ValueError, match="line 2, column dose: it is blank beside a low-dose image"):
+    with pytest.raises(ValueError, match="line 2, column dose: it is blank, but the row has a low-dose image"):
         draw_batch(SMOKE, no_dose.train, seeded(4))
 
 
@@ -178,15 +190,15 @@ def test_labels_by_ct_are_those_of_the_attenuation_map_and_the_bundle_names_them
     lungs = body.organ == ORGANS.index("lungs")
     assert float((found.regions[lungs] == 1).float().mean()) > 0.95
     assert float((found.regions[body.organ == 0] == 0).float().mean()) > 0.98
-    c = replace(standard_dose_pet.CONFIGURATIONS["smoke"], labels="ct", told=1.0)
+    c = replace(standard_dose_pet.CONFIGURATIONS["smoke"], labels="ct", regions_share=1.0)
     drawn = standard_dose_pet.draw_batch(c, PHANTOM, seeded(1))
     assert int(drawn["regions"].max()) in range(1, 5)
     assert bool(torch.isfinite(standard_dose_pet.compute_loss(standard_dose_pet.make_network(c), drawn, c)))
-    told = standard_dose_pet.describe_inference(c)
-    assert told["regions"] == list(ct_tissues.NAMES)
-    assert told["network_def"]["maps"] == 4
+    settings = standard_dose_pet.describe_inference(c)
+    assert settings["regions"] == list(ct_tissues.NAMES)
+    assert settings["network_def"]["maps"] == 4
     both = replace(c, labels="both")
-    numbers = {int(standard_dose_pet._torso(both, body, 1, seeded(n)).regions.max()) for n in range(8)}
+    numbers = {int(dose_items.label_torso(both, body, 1, seeded(n)).regions.max()) for n in range(8)}
     assert numbers == {int(low_dose.torso(body, 1).regions.max()), len(low_dose.REGIONS) + 4}
     assert standard_dose_pet.describe_inference(both)["regions"] == [*low_dose.REGIONS, *ct_tissues.NAMES]
 

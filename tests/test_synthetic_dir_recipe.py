@@ -22,12 +22,12 @@ from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, COUNT, number
 from model_zoo.training import bundle, checkpoint, loop
 from model_zoo.training import synthetic_dir as recipe
-from model_zoo.training.dir_losses import emphasis
+from model_zoo.training.dir_losses import weigh_lesions
 from model_zoo.training.labels import displace_labels
-from model_zoo.training.recipe import seeded, simulated
+from model_zoo.training.recipe import make_simulated_sources, seeded
 
 SMOKE = recipe.CONFIGURATIONS["smoke"]
-SOURCES = simulated(phantom=True)
+SOURCES = make_simulated_sources(phantom=True)
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +243,10 @@ def test_the_spread_over_passes_is_the_samples_own() -> None:
 def test_validation_under_autocast_sees_what_validation_without_sees() -> None:
     torch.manual_seed(0)
     network = recipe.make_network(SMOKE).eval()
-    recipe._patient.cache_clear()
+    recipe._make_patient.cache_clear()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         half = recipe.validate(network, SMOKE, SOURCES.validation)
-    recipe._patient.cache_clear()
+    recipe._make_patient.cache_clear()
     with torch.no_grad():
         full = recipe.validate(network, SMOKE, SOURCES.validation)
     assert half["mae"] == pytest.approx(full["mae"], rel=0.02)
@@ -296,7 +296,7 @@ def test_a_small_lesion_weighs_more_per_voxel_than_a_large_one() -> None:
     label[5:10, 5:10, 2:6] = 1  # 100 voxels
     label[5:15, 5:15, 20:24] = 2  # 400
     lesions = Lesions(label, (label > 0).float(), torch.ones(3, 3), ("deep", "deep"))
-    found = emphasis(lesions)
+    found = weigh_lesions(lesions)
     assert found[7, 7, 3] == pytest.approx(1.0)
     assert found[7, 7, 21] == pytest.approx(0.5)
     assert found[0, 0, 0] == 0

@@ -20,7 +20,7 @@ from model_zoo.training import bundle, checkpoint, loop, mri_prior, recipe
 
 RECIPE = mri_prior.RECIPE
 SMOKE = RECIPE.configurations["smoke"]
-PHANTOM = recipe.simulated(phantom=True)
+PHANTOM = recipe.make_simulated_sources(phantom=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def made(run: Path, tmp_path: Path) -> Path:
 
 
 def averaged(out: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read(out / checkpoint.NAME).averaged()
+    return checkpoint.read(out / checkpoint.NAME).merge_average()
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -46,7 +46,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_the_loop_draws_and_learns_what_the_recipe_s_first_weights_were_made_with(kit: Path, tmp_path: Path) -> None:
-    loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.simulated(kit))
+    loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.make_simulated_sources(kit))
     last = json.loads((tmp_path / loop.LOG).read_text().splitlines()[-1])
     assert last["loss"] == pytest.approx(1.28281, abs=2e-3)  # the loop that trained mri_prior 1.0.0, same seed
     assert last["denoising_psnr_0.1_db"] == pytest.approx(17.3376, abs=0.02)
@@ -82,7 +82,7 @@ def test_another_configuration_does_not_resume_a_run(run: Path) -> None:
 
 def test_other_data_do_not_resume_a_run(run: Path) -> None:
     with pytest.raises(ValueError, match="trained on other data: phantom, not simulation"):
-        loop.train(RECIPE, SMOKE, run, sources=recipe.simulated(), resume=True)
+        loop.train(RECIPE, SMOKE, run, sources=recipe.make_simulated_sources(), resume=True)
 
 
 def test_another_recipe_does_not_resume_a_run(run: Path) -> None:

@@ -24,7 +24,7 @@ SMOKE = ["--configuration", "smoke", "--phantom"]
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle to go on from."""
     out = tmp_path_factory.mktemp("first")
-    run = loop.train(RECIPE, RECIPE.configurations["smoke"], out, sources=recipe.simulated(phantom=True))
+    run = loop.train(RECIPE, RECIPE.configurations["smoke"], out, sources=recipe.make_simulated_sources(phantom=True))
     bundle.write(RECIPE, run, out / "bundle", version="1.2.3", made_on=date(2026, 1, 2), commit="c0ffee")
     return out / "bundle"
 
@@ -80,7 +80,7 @@ def test_a_bundle_says_what_its_first_weights_were_trained_on(
     before: str | None, data: str, expected: str, licence: str | None
 ) -> None:
     start = "" if before is None else f"mri_prior 1 (aa), trained on {before}"
-    found = dict(RECIPE.facts) | bundle.origin(data, SIMULATED, start)
+    found = dict(RECIPE.facts) | bundle.describe_origin(data, SIMULATED, start)
     assert found["trained_on"] == expected
     assert found["data_licence"] == (licence or "that of the user's data set; weights may carry traces of it")
 

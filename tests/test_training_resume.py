@@ -37,7 +37,7 @@ def die(line):
     if line["step"] == c.steps // 2 + 1:  # logged, its checkpoint not yet written
         os.kill(os.getpid(), signal.SIGKILL)
 
-loop.train(found, c, Path(sys.argv[2]), sources=recipe.simulated(phantom=True), report=die)
+loop.train(found, c, Path(sys.argv[2]), sources=recipe.make_simulated_sources(phantom=True), report=die)
 """
 
 TOGETHER = """
@@ -49,7 +49,7 @@ from model_zoo.training import loop, recipe
 
 found = training.load("mri-prior")
 c = replace(found.configurations["smoke"], steps=1, bf16=False)
-loop.train(found, c, Path(sys.argv[1]), sources=recipe.simulated(phantom=True))
+loop.train(found, c, Path(sys.argv[1]), sources=recipe.make_simulated_sources(phantom=True))
 """
 
 
@@ -74,7 +74,7 @@ def train(name: str, out: Path, *options: str) -> str:
 def digest_of(found: recipe.Recipe[Any], out: Path, *, resume: bool = False) -> str:
     """The same in this process: digest of the bundle's weights."""
     c = found.configurations["smoke"]
-    run = loop.train(found, c, out, sources=recipe.simulated(phantom=True), resume=resume)
+    run = loop.train(found, c, out, sources=recipe.make_simulated_sources(phantom=True), resume=resume)
     bundle.write(found, run, out / "bundle", version="0.0.0", made_on=date(2026, 1, 2), commit="c0ffee")
     return registry.read_facts(out / "bundle").digest
 
@@ -109,7 +109,7 @@ def test_a_step_ahead_is_prepared_by_the_network_of_the_last_restart_whatever_ha
     found = training.load("anatomy")
     c = replace(found.configurations["smoke"], steps=8, checkpoint_every=8)
     often = replace(c, checkpoint_every=1)
-    sources = recipe.simulated(phantom=True)
+    sources = recipe.make_simulated_sources(phantom=True)
 
     def stop(progress: loop.Progress) -> None:
         raise InterruptedError(progress.step)
@@ -126,7 +126,7 @@ def test_a_step_ahead_is_prepared_by_the_network_of_the_last_restart_whatever_ha
 @EVERY
 def test_a_recipe_s_bundle_loads_and_says_what_it_is(name: str, tmp_path: Path) -> None:
     found = training.load(name)
-    sources = recipe.simulated(phantom=True)
+    sources = recipe.make_simulated_sources(phantom=True)
     tiny = replace(found.configurations["smoke"], steps=1, warmup=1)
     run = loop.train(found, tiny, tmp_path / "run", sources=sources)
     bundle.write(found, run, tmp_path / "bundle", version="0.1.0", made_on=date(2026, 1, 2), commit="c0ffee")
@@ -177,7 +177,9 @@ def test_two_processes_train_on_the_mean_of_their_batches_and_stay_the_same(tmp_
         return {key: torch.cat([first[key], second[key]]) for key in first}
 
     c = replace(found.configurations["smoke"], steps=1, bf16=False)
-    run = loop.train(replace(found, draw_batch=both), c, tmp_path / "one", sources=recipe.simulated(phantom=True))
+    run = loop.train(
+        replace(found, draw_batch=both), c, tmp_path / "one", sources=recipe.make_simulated_sources(phantom=True)
+    )
     alone = checkpoint.read(run)
     for index, state in alone.optimiser["state"].items():
         torch.testing.assert_close(
@@ -188,7 +190,7 @@ def test_two_processes_train_on_the_mean_of_their_batches_and_stay_the_same(tmp_
 def test_a_run_of_two_processes_is_not_resumed_by_one(tmp_path: Path) -> None:
     found = training.load("mri-prior")
     c = replace(found.configurations["smoke"], steps=1)
-    path = loop.train(found, c, tmp_path, sources=recipe.simulated(phantom=True))
+    path = loop.train(found, c, tmp_path, sources=recipe.make_simulated_sources(phantom=True))
     replace(checkpoint.read(path), world=2).write(path)
     with pytest.raises(ValueError, match="trained by 2 processes together, now there are 1"):
-        loop.train(found, c, tmp_path, sources=recipe.simulated(phantom=True), resume=True)
+        loop.train(found, c, tmp_path, sources=recipe.make_simulated_sources(phantom=True), resume=True)

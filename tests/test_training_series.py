@@ -127,4 +127,4 @@ def test_the_command_hands_its_reader_of_series_to_the_table(tmp_path: Path) -> 
     table.write_text("subject,split,image\ns1,train,a\ns2,validation,a\n")
     cohort = command.open_sources(mri_prior.RECIPE, None, table, False).train.cohort
     assert cohort is not None
-    assert np.array_equal(cohort.volume(cohort.rows[0], "image").values.numpy(), volumes.read(paths).volume.data)
+    assert np.array_equal(cohort.read_volume(cohort.rows[0], "image").values.numpy(), volumes.read(paths).volume.data)

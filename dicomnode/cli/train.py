@@ -140,15 +140,15 @@ def _check_device(device: str) -> None:
 def open_sources(recipe: Recipe[Any], data: Path | None, table: Path | None, phantom: bool) -> Sources:
     from model_zoo.training import manifest
     from model_zoo.training.images import SeriesReader
-    from model_zoo.training.recipe import simulated
+    from model_zoo.training.recipe import make_simulated_sources
 
     if table is None:
-        return simulated(None if phantom else data or data_root(), phantom=phantom)
+        return make_simulated_sources(None if phantom else data or data_root(), phantom=phantom)
     from dicomnode.reading import folders
 
     series = SeriesReader(folders.read_grid, folders.read_values)
     try:
-        return manifest.sources(manifest.read(table, recipe.columns, series))
+        return manifest.make_sources(manifest.read(table, recipe.columns, series))
     except manifest.ManifestError as error:
         for problem in error.problems:
             print(f"{table}: {problem}", file=sys.stderr)

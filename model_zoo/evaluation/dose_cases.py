@@ -28,7 +28,7 @@ from model_zoo.simulate.pet.low_dose import REGIONS, ScannedObject
 from model_zoo.simulate.pet.torso import random_torso
 from model_zoo.simulate.volumes import Scan, signal_volume, simulate_scan, tissue_maps
 from model_zoo.structures import COUNT
-from model_zoo.training.pet_brains import injected, random_head
+from model_zoo.training.pet_brains import draw_head, inject_tracer
 from model_zoo.training.recipe import Source, seeded
 
 __all__ = [
@@ -68,8 +68,8 @@ def make_cases(root: Path | None) -> Iterator[Case]:
     for at, (subject, tracer) in enumerate((s, t) for t in REFERENCE_SUV for s in anatomy.TEST):
         generator = seeded(SEED, at)
         patient = disease.draw_patient(generator)
-        head = random_head(Source((subject,), root), generator, patient, spacing_mm=HEAD_MM, finer=2)
-        found = injected(head, generator, patient, tracer=tracer, finer=2)
+        head = draw_head(Source((subject,), root), generator, patient, spacing_mm=HEAD_MM, finer=2)
+        found = inject_tracer(head, generator, patient, tracer=tracer, finer=2)
         shares = _by_mr(head, found, seeded(SEED, at, 2))
         yield Case("brain", tracer, _groups(tracer, patient), _in_suv(found, REFERENCE_SUV[tracer]), shares, SEED + at)
     for at, z_mm in enumerate((110.0, 290.0, 420.0)):

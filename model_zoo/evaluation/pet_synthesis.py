@@ -105,8 +105,10 @@ def _subjects(
     for at in range(heads):
         generator = seeded(seed, at)
         one = replace(source, subjects=(source.subjects[at % len(source.subjects)],))
-        drawn = training.patients_sharing_atrophy(patients, generator)
-        found += training.simulated(training.head_of(c, one, drawn[0], generator), drawn, generator, tracers=tracers)
+        drawn = training.draw_patients_sharing_atrophy(patients, generator)
+        found += training.simulate_subjects(
+            training.draw_head(c, one, drawn[0], generator), drawn, generator, tracers=tracers
+        )
     return found
 
 

@@ -18,10 +18,10 @@ RECIPES: dict[str, str] = {
     "standard-dose-pet-semi": "model_zoo.training.standard_dose_semi",
     "synthetic-dir": "model_zoo.training.synthetic_dir",
 }
-"""Name of a recipe: the module that holds it as ``RECIPE``."""
+"""Module that holds each recipe as ``RECIPE``, by the recipe's name."""
 
 
 def load(name: str) -> Recipe[Any]:
-    """The recipe of that name. Raises KeyError for a name that ``RECIPES`` does not hold."""
+    """Return the recipe of that name. Raises KeyError for a name that ``RECIPES`` does not hold."""
     recipe: Recipe[Any] = import_module(RECIPES[name]).RECIPE
     return recipe

@@ -93,7 +93,7 @@ def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> 
 
     ``stage``: share of the first network's training that is done; from 1 on the second network is trained.
     """
-    pairs = [_example(c, source, generator) for _ in range(c.batch)]
+    pairs = [_draw_example(c, source, generator) for _ in range(c.batch)]
     return {
         "image": torch.stack([image for image, _ in pairs])[:, None],
         "structure": torch.stack([structure for _, structure in pairs]).to(torch.int64),
@@ -101,24 +101,26 @@ def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> 
     }
 
 
-def _example(c: Configuration, source: Source, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_example(c: Configuration, source: Source, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if source.cohort is not None:
-        return _cohort_example(c, source.cohort, generator)
+        return _draw_cohort_example(c, source.cohort, generator)
     if source.phantom:
-        head = source.head(generator, shape=c.shape, spacing_mm=c.spacing_mm)
+        head = source.draw_head(generator, shape=c.shape, spacing_mm=c.spacing_mm)
     else:
         draw = (2 * torch.rand(4, generator=generator) - 1).tolist()
         offset_mm = (draw[0] * c.shift_mm, draw[1] * c.shift_mm, draw[2] * c.shift_mm)
         variation = Variation(face=draw[3] < 0.2)
-        head = source.head(generator, shape=c.shape, spacing_mm=c.spacing_mm, offset_mm=offset_mm, variation=variation)
+        head = source.draw_head(
+            generator, shape=c.shape, spacing_mm=c.spacing_mm, offset_mm=offset_mm, variation=variation
+        )
     return contrast_agnostic(head, generator), head.structure
 
 
-def _cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _draw_cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the user's image where the row has one, else a simulated contrast of the user's labels."""
-    row = cohort.row(generator)
+    row = cohort.draw_row(generator)
     names = [name for name in ("structures", "image") if name in row.images]
-    found = cohort.patch(row, names, c.shape, c.spacing_mm, generator)
+    found = cohort.draw_patch(row, names, c.shape, c.spacing_mm, generator)
     structure = found["structures"].round().clamp(0, COUNT).to(torch.uint8)
     if "image" in found:
         return scale_between_quantiles(found["image"]), structure
@@ -151,7 +153,7 @@ def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration)
     if "posterior" in batch:
         return _second_loss(_refined_logits(network, batch), batch["structure"], c)
     log_p = functional.log_softmax(network(batch["image"]).float(), dim=1)
-    shares = _shares(batch["structure"], c.coarsen)
+    shares = _structure_shares(batch["structure"], c.coarsen)
     size = shares.sum(dim=(0, 2, 3, 4))
     balance = c.balance * max(0.0, 1 - float(batch["stage"]) / BALANCED_SHARE)
     weight = (size + 50) ** -balance
@@ -182,7 +184,7 @@ def _second_loss(logits: Tensor, structure: Tensor, c: Configuration) -> Tensor:
     return c.dice_weight * (1 - _mean_dice(overlap, log_p.exp().sum(dim=(0, 2, 3, 4)), size)) - right.mean()
 
 
-def _shares(structure: Tensor, coarsen: int) -> Tensor:
+def _structure_shares(structure: Tensor, coarsen: int) -> Tensor:
     """Return each structure's share of blocks of ``coarsen``^3 voxels: (b, k, j, i) -> (b, structures, k', ...)."""
     b, *shape = structure.shape
     blocks = space_to_depth(structure[:, None], coarsen)
@@ -217,7 +219,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         batch = draw_batch(c, source, generator)
         image = batch["image"].to(next(network.parameters()).device)
         found = network(image).argmax(1).cpu()
-        scores.append(dice(found[0], _shares(batch["structure"], c.coarsen).argmax(1)[0]))
+        scores.append(dice(found[0], _structure_shares(batch["structure"], c.coarsen).argmax(1)[0]))
         inputs = prepare(network, batch | {"image": image, "stage": torch.tensor(1.0)}, c)
         refined.append(dice(_refined_logits(network, inputs).argmax(1).cpu()[0], inputs["structure"][0]))
     metrics = {"dice": _mean(scores), "dice_again": _mean(refined)}

@@ -21,10 +21,10 @@ from model_zoo.training import checkpoint
 from model_zoo.training.checkpoint import Checkpoint
 from model_zoo.training.recipe import PHANTOM, Recipe
 
-__all__ = ["LARGEST_BYTES", "origin", "source_commit", "write"]
+__all__ = ["LARGEST_BYTES", "describe_origin", "find_source_commit", "write"]
 
 LARGEST_BYTES = 16_000_000
-"""What a bundle's weights may take: they are kept with the source."""
+"""Largest size of a bundle's weights, which are kept with the source."""
 
 CARD = """# {name} {version}
 
@@ -41,41 +41,41 @@ def write(
 ) -> None:
     """Turn the averaged weights of the checkpoint ``run`` into the bundle folder ``bundle``, replacing what is there.
 
-    ``commit``: of the source that trained them, by default ``source_commit()``. Raises ValueError where the checkpoint
-    is of another recipe or the weights take more than ``LARGEST_BYTES``.
+    ``commit``: of the source that trained them, by default ``find_source_commit()``. Raises ValueError where the
+    checkpoint is of another recipe or the weights take more than ``LARGEST_BYTES``.
     """
     state = checkpoint.read(run)
     if state.recipe != recipe.name:
         raise ValueError(f"{run} is a run of the recipe {state.recipe}, not of {recipe.name}")
     for folder in ("configs", "models", "docs"):
         (bundle / folder).mkdir(parents=True, exist_ok=True)
-    _write_weights(state.averaged(), bundle / WEIGHTS)
+    _write_weights(state.merge_average(), bundle / WEIGHTS)
     configuration = type(next(iter(recipe.configurations.values()))).from_json(state.configuration)
-    facts = _metadata(recipe, state, version, made_on, commit or source_commit())
+    facts = _make_metadata(recipe, state, version, made_on, commit or find_source_commit())
     facts["weights_sha256"] = weights_digest(bundle / WEIGHTS)
     _write_json(bundle / "configs" / "inference.json", recipe.describe_inference(configuration))
     _write_json(bundle / "configs" / "metadata.json", facts)
-    said = SIMULATION_ONLY if _simulated(facts["trained_on"]) else f"Trained on {facts['trained_on']}."
-    (bundle / "docs" / "README.md").write_text(CARD.format_map(facts | {"origin": said}))
-    shutil.copyfile(_licence(), bundle / "LICENSE")
+    origin = SIMULATION_ONLY if _is_simulated(facts["trained_on"]) else f"Trained on {facts['trained_on']}."
+    (bundle / "docs" / "README.md").write_text(CARD.format_map(facts | {"origin": origin}))
+    shutil.copyfile(_find_licence(), bundle / "LICENSE")
 
 
-def source_commit() -> str:
-    """The source tree's commit, marked where files differ from it; the installed package's version without a tree."""
+def find_source_commit() -> str:
+    """Return the source tree's commit, marked where files differ, or without a tree the installed package's version."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return f"dicomnode {metadata.version('dicomnode')}"
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "model_zoo")
+        commit = _run_git(root, "rev-parse", "HEAD")
+        changed = _run_git(root, "status", "--porcelain", "--untracked-files=no", "--", "model_zoo")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit} with changes" if changed else commit
 
 
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def _run_git(root: Path, *arguments: str) -> str:
+    process = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 def _write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -87,13 +87,13 @@ def _write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(0o644)  # safetensors makes it for its owner only
 
 
-def _metadata(recipe: Recipe[Any], state: Checkpoint, version: str, made_on: date, commit: str) -> dict[str, Any]:
+def _make_metadata(recipe: Recipe[Any], state: Checkpoint, version: str, made_on: date, commit: str) -> dict[str, Any]:
     configuration = json.loads(state.configuration)
     return {
         "name": recipe.bundle,
         "version": version,
         **recipe.facts,
-        **origin(state.data, recipe.facts["trained_on"], configuration.get("start", "")),
+        **describe_origin(state.data, recipe.facts["trained_on"], configuration.get("start", "")),
         "recipe": recipe.name,
         "configuration": configuration,
         "seed": configuration["seed"],
@@ -106,15 +106,18 @@ def _metadata(recipe: Recipe[Any], state: Checkpoint, version: str, made_on: dat
     }
 
 
-def origin(data: str, simulation: str, start: str) -> dict[str, str]:
-    """What replaces the recipe's words on its training data, ``simulation``, where there were others, now or when the
-    weights were trained that the run started from."""
+def describe_origin(data: str, simulation: str, start: str) -> dict[str, str]:
+    """Return the metadata on the training data; they replace the recipe's ``simulation`` where other data were used.
+
+    ``data``: ``Source.data`` of the run; ``start``: the configuration's, on the first weights, whose training data
+    count as well.
+    """
     phantom = "simulation only (a phantom of ellipsoids: to see that the recipe runs)"
     trained_on = {"simulation": simulation, PHANTOM: phantom}.get(data, f"a user's data set ({data})")
-    before = start.partition(", trained on ")[2]
-    if start and not (_simulated(trained_on) and _simulated(before)):
+    earlier = start.partition(", trained on ")[2]
+    if start and not (_is_simulated(trained_on) and _is_simulated(earlier)):
         trained_on = f"{start}; then {trained_on}"
-    if _simulated(trained_on):
+    if _is_simulated(trained_on):
         return {"trained_on": trained_on}
     return {
         "trained_on": trained_on,
@@ -122,12 +125,12 @@ def origin(data: str, simulation: str, start: str) -> dict[str, str]:
     }
 
 
-def _simulated(trained_on: str) -> bool:
+def _is_simulated(trained_on: str) -> bool:
     return trained_on.startswith("simulation only")
 
 
-def _licence() -> Path:
-    """The source tree's licence; where only the package is installed, the one that a shipped bundle carries."""
+def _find_licence() -> Path:
+    """Return the source tree's licence, or, where only the package is installed, that of a shipped bundle."""
     own = Path(__file__).parents[2] / "LICENSE"
     return own if own.is_file() else next(BUNDLES.glob("*/LICENSE"))
 

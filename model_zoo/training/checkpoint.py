@@ -19,7 +19,7 @@ NAME = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that the next step depends on, and what a bundle is made of.
+    """State of a run: all that the next step depends on and that a bundle is made of.
 
     ``recipe``: its name; ``configuration``: JSON; ``data``: ``Source.data`` of the training; ``step``: steps done;
     ``world``: processes that trained together;
@@ -36,18 +36,18 @@ class Checkpoint:
     optimiser: Mapping[str, Any]
     metrics: Mapping[str, float]
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The network's state with the averaged weights in it: what is evaluated and shipped."""
+    def merge_average(self) -> dict[str, Tensor]:
+        """Return the network's state with the averaged weights in it, which is evaluated and shipped."""
         return {**self.network, **self.average}
 
     def write(self, path: Path) -> None:
-        """Replace ``path`` whole or not at all."""
+        """Replace ``path`` completely or not at all."""
         with write_durably(path) as temporary:
             torch.save({each.name: getattr(self, each.name) for each in fields(self)}, temporary)
 
 
 def read(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """The checkpoint at ``path``. Raises ValueError where the file is no checkpoint of ours."""
+    """Return the checkpoint at ``path``. Raises ValueError where the file is no checkpoint of this loop."""
     try:
         return Checkpoint(**torch.load(path, map_location=device, weights_only=True))
     except (TypeError, RuntimeError, EOFError) as error:
@@ -56,7 +56,7 @@ def read(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
 
 @contextmanager
 def write_durably(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``: on success fsynced and renamed to it, on failure removed."""
+    """Yield a temporary path next to ``path``: on success fsynced and renamed to it, on failure removed."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary

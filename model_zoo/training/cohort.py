@@ -52,16 +52,16 @@ class Cohort:
     series: SeriesReader | None = None
     _cache: OrderedDict[tuple[int, str, float], Volume] = field(default_factory=OrderedDict, repr=False, compare=False)
 
-    def part(self, split: str) -> Cohort:
+    def select_split(self, split: str) -> Cohort:
         """Return the rows of ``split``: train, validation or test."""
         rows = tuple(row for row in self.rows if row.split == split)
         return replace(self, rows=rows, _cache=OrderedDict())
 
-    def row(self, generator: torch.Generator) -> Row:
+    def draw_row(self, generator: torch.Generator) -> Row:
         """Return one row at random, all rows being equally likely."""
         return self.rows[int(torch.randint(len(self.rows), (1,), generator=generator, device=generator.device))]
 
-    def volume(self, row: Row, column: str, spacing_mm: float | None = None) -> Volume:
+    def read_volume(self, row: Row, column: str, spacing_mm: float | None = None) -> Volume:
         """Return one image of a row, float32 (k, j, i) LPS in its own units, cached; read-only.
 
         ``spacing_mm``: None for the grid of the file; else isotropic voxels of that size over the row's first image,
@@ -75,7 +75,7 @@ class Cohort:
         self._cache.move_to_end(key)
         return self._cache[key]
 
-    def patch(
+    def draw_patch(
         self,
         row: Row,
         columns: Iterable[str],
@@ -87,7 +87,7 @@ class Cohort:
 
         Images smaller than ``shape`` are padded with their lowest value (labels: 0) on both sides.
         """
-        volumes = {name: self.volume(row, name, spacing_mm).values for name in columns}
+        volumes = {name: self.read_volume(row, name, spacing_mm).values for name in columns}
         size = next(iter(volumes.values())).shape
         place = torch.rand(3, generator=generator, device=generator.device).tolist()
         start = [int(u * (max(0, n - length) + 1)) for u, n, length in zip(place, size, shape, strict=True)]
@@ -129,7 +129,7 @@ def _isotropic_grid(grid: Grid, spacing_mm: float) -> Grid:
 
 
 def _smooth(volume: Volume, target: Grid) -> Volume:
-    """Blur by what the wider voxels of ``target`` lack: a Gaussian of full width at half maximum one voxel."""
+    """Blur so that the total full width at half maximum is one of the wider voxels of ``target``."""
     from model_zoo.simulate.heads import gaussian_blur_3d
 
     own, wider = np.array(volume.grid.spacing_mm), np.array(target.spacing_mm)

@@ -2,7 +2,7 @@
 
 Arrays are (k, j, i), LPS: axes towards superior, posterior and left. An oblique acquisition keeps its grid, with its
 axes ordered and flipped to the nearest of these directions. SimpleITK reads NIfTI; series come through the reader that
-the caller hands down (``SeriesReader``), so that a network is trained on the values that the node will show it.
+the caller hands down (``SeriesReader``), so that a network is trained on the values that the node will give it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 @dataclass(frozen=True)
 class SeriesReader:
     """Functions that read a folder with one DICOM series: its grid from headers, its float32 values (k, j, i) with the
-    grid. Both raise ValueError saying what is wrong; they are module-level functions, for processes that draw batches.
+    grid. Both raise ValueError that names the fault; they are module-level functions, for processes that draw batches.
     """
 
     read_grid: Callable[[Path], Grid]
@@ -45,14 +45,14 @@ class Volume:
 
 
 def read_grid(path: Path, series: SeriesReader | None = None) -> Grid:
-    """Return the grid of an image in LPS, from headers only. Raises ValueError saying what is wrong with the image."""
+    """Return the grid of an image in LPS, from headers only. Raises ValueError that names the image's fault."""
     if path.is_dir():
-        grid = _required(series).read_grid(path)
+        grid = _require_reader(series).read_grid(path)
         if grid.shape[0] < 2:
             raise ValueError("the series is a single slice")
         return _orient(None, grid)[1]
-    reader = _toolkit().ImageFileReader()
-    reader.SetFileName(str(_nifti(path)))
+    reader = _import_toolkit().ImageFileReader()
+    reader.SetFileName(str(_check_nifti_path(path)))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -61,12 +61,12 @@ def read_grid(path: Path, series: SeriesReader | None = None) -> Grid:
         raise ValueError(f"an image of 3 dimensions is needed, it has {reader.GetDimension()}")
     if reader.GetNumberOfComponents() != 1:
         raise ValueError("one value per voxel is needed, it has more")
-    return _orient(None, _grid_of(reader))[1]
+    return _orient(None, _read_image_grid(reader))[1]
 
 
 def read_volume(path: Path, series: SeriesReader | None = None) -> Volume:
-    """Return the image, turned to LPS. Raises ValueError saying what is wrong with the image."""
-    values, grid = _required(series).read_values(path) if path.is_dir() else _read_nifti(path)
+    """Return the image, turned to LPS. Raises ValueError that names the image's fault."""
+    values, grid = _require_reader(series).read_values(path) if path.is_dir() else _read_nifti(path)
     values, grid = _orient(values, grid)
     if not np.isfinite(values).all():
         raise ValueError("it holds values that are not finite")
@@ -78,24 +78,24 @@ def resample(volume: Volume, target: Grid, *, labels: bool) -> Volume:
 
     Voxels outside of the volume get its lowest value (labels: 0).
     """
-    sitk = _toolkit()
+    sitk = _import_toolkit()
     outside = 0.0 if labels else float(volume.values.min())
-    how = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
+    interpolator = sitk.sitkNearestNeighbor if labels else sitk.sitkLinear
     image = sitk.GetImageFromArray(volume.values.numpy())
     _set_geometry(image, volume.grid)
     reference = sitk.Image([int(n) for n in target.shape[::-1]], sitk.sitkUInt8)
     _set_geometry(reference, target)
-    resampled = sitk.Resample(image, reference, sitk.Transform(), how, outside)
+    resampled = sitk.Resample(image, reference, sitk.Transform(), interpolator, outside)
     return Volume(torch.from_numpy(sitk.GetArrayFromImage(resampled)), target)
 
 
-def _required(series: SeriesReader | None) -> SeriesReader:
+def _require_reader(series: SeriesReader | None) -> SeriesReader:
     if series is None:
         raise ValueError("it is a folder, and no reader of DICOM series was given; a NIfTI file can be read")
     return series
 
 
-def _toolkit() -> Any:
+def _import_toolkit() -> Any:
     try:
         import SimpleITK
     except ImportError as error:
@@ -103,7 +103,7 @@ def _toolkit() -> Any:
     return SimpleITK
 
 
-def _nifti(path: Path) -> Path:
+def _check_nifti_path(path: Path) -> Path:
     if not path.exists():
         raise ValueError("there is no such file or folder")
     if not path.name.endswith(SUFFIXES):
@@ -112,12 +112,12 @@ def _nifti(path: Path) -> Path:
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[np.float32], Grid]:
-    sitk = _toolkit()
+    sitk = _import_toolkit()
     try:
-        image = sitk.ReadImage(str(_nifti(path)), sitk.sitkFloat32)
+        image = sitk.ReadImage(str(_check_nifti_path(path)), sitk.sitkFloat32)
     except RuntimeError as error:
         raise ValueError("no image can be read from it") from error
-    return sitk.GetArrayFromImage(image), _grid_of(image)
+    return sitk.GetArrayFromImage(image), _read_image_grid(image)
 
 
 def _orient(values: NDArray[np.float32] | None, grid: Grid) -> tuple[Any, Grid]:
@@ -129,7 +129,7 @@ def _orient(values: NDArray[np.float32] | None, grid: Grid) -> tuple[Any, Grid]:
     return turned, Grid((k, j, i), affine)
 
 
-def _grid_of(image: Any) -> Grid:
+def _read_image_grid(image: Any) -> Grid:
     """Return the grid of a SimpleITK image, or of a reader that has read the image's header."""
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())

@@ -43,7 +43,7 @@ PROGRESS_EVERY = 5
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: steps done, of how many, the mean loss of late, and the seconds that are left at this pace."""
+    """Progress of a run: steps done and in all, mean loss of the last steps, and pace."""
 
     step: int
     steps: int
@@ -52,11 +52,12 @@ class Progress:
 
     @property
     def left_s(self) -> float:
+        """Seconds left at this pace."""
         return (self.steps - self.step) * self.seconds_per_step
 
 
 def learning_rate(c: Configuration, step: int) -> float:
-    """Linear warm-up, then a half cosine to zero, from each restart to the next."""
+    """Return the learning rate of a step: linear warm-up, then a half cosine to zero, from each restart to the next."""
     ends = (0, *c.restarts, c.steps)
     first, last = next((a, b) for a, b in pairwise(ends) if step < b or b == c.steps)
     done, steps = step - first, last - first
@@ -82,32 +83,37 @@ def train(
 
     Writes below ``out``: ``checkpoint.pt``, ``log.jsonl`` (one line per checkpoint, also given to ``report``) and,
     where the package is installed, ``tensorboard/``. Under ``torchrun`` every process calls this with the same
-    arguments; the first one writes. Raises FileExistsError when ``out`` holds a run already and ``resume`` is not asked
-    for or another process trains there, ValueError when that run is of another recipe, configuration, data set or
+    arguments; the first one writes. Raises FileExistsError when ``out`` holds a run already and ``resume`` is False or
+    another process trains there, ValueError when that run is of another recipe, configuration, data set or
     number of processes or ``weights`` do not fit, FloatingPointError when the loss is not finite.
     """
     if c.workers and c.draw_on_device:
         raise ValueError("workers draw on the CPU: choose workers=0 or draw_on_device=False")
     out.mkdir(parents=True, exist_ok=True)
-    with parallel.world(device) as world, _alone(out, world.first), _deterministic(), _threads(c.threads):
-        run = _start(recipe, c, world, weights)
-        first = _restore(run, out / checkpoint.NAME, sources.train.data, resume)
+    with (
+        parallel.join_world(device) as world,
+        _lock_folder(out, world.is_first),
+        _use_deterministic_algorithms(),
+        _limit_threads(c.threads),
+    ):
+        run = _start_run(recipe, c, world, weights)
+        first = _restore_run(run, out / checkpoint.NAME, sources.train.data, resume)
         world.wait()
-        log = _Log(out, first, report) if world.first else None
+        log = _Log(out, first, report) if world.is_first else None
         run.clock.start(first)
-        for step, batch in enumerate(_prepared(run, sources.train, first), first):
-            _step(run, step, batch)
+        for step, batch in enumerate(_prepare_batches(run, sources.train, first), first):
+            _take_step(run, step, batch)
             done = step + 1
             if done % PROGRESS_EVERY == 0 or done == c.steps:
                 progress(run.clock.progress(done, c.steps))
             if done % c.checkpoint_every == 0 or done == c.steps:
-                _keep(run, done, out, sources, log)
+                _save_checkpoint(run, done, out, sources, log)
     return out / checkpoint.NAME
 
 
 @dataclass
 class _Clock:
-    """Losses and pace since the run started or went on."""
+    """Losses and pace since the run started or was resumed."""
 
     began: float = 0.0
     first: int = 0
@@ -126,7 +132,7 @@ class _Clock:
 
 @dataclass
 class _Run:
-    """What changes while training."""
+    """Objects of a run that change during training."""
 
     recipe: Recipe[Any]
     c: Any
@@ -143,7 +149,7 @@ class _Run:
 
 
 class _Objective(nn.Module):
-    """batch -> loss as one module, so that DistributedDataParallel sees every call of the network within it."""
+    """Module from batch to loss, so that DistributedDataParallel sees every call of the network within it."""
 
     def __init__(self, network: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor], Any], Tensor], c: Any) -> None:
         super().__init__()
@@ -153,11 +159,11 @@ class _Objective(nn.Module):
         return self._loss(self.network, batch, self._c)
 
 
-def _start(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[str, Tensor] | None) -> _Run:
+def _start_run(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[str, Tensor] | None) -> _Run:
     torch.manual_seed(c.seed)
     network = recipe.make_network(c)
     if weights is not None:
-        _load(network, weights)
+        _load_weights(network, weights)
     network.to(world.device, memory_format=memory_format(network))  # type: ignore[call-overload]  # unknown to the stubs
     network.train()
     objective: nn.Module = _Objective(network, recipe.compute_loss, c)
@@ -171,7 +177,7 @@ def _start(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[str,
     return _Run(recipe, c, world, network, objective, optimiser, average)
 
 
-def _load(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -179,64 +185,69 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise ValueError(f"the weights to go on from do not fit this configuration ({reason})") from error
 
 
-def _restore(run: _Run, path: Path, data: str, resume: bool) -> int:
+def _restore_run(run: _Run, path: Path, data: str, resume: bool) -> int:
     """Load ``path`` into the run and return its step; 0 when there is nothing to resume."""
     if not path.exists():
         return 0
     if not resume:
         raise FileExistsError(f"{path} holds a run already: resume it or choose another folder")
-    found = checkpoint.read(path, run.world.device)
-    if found.recipe != run.recipe.name:
-        raise ValueError(f"{path} is a run of the recipe {found.recipe}")
-    if type(run.c).from_json(found.configuration) != run.c:
-        raise ValueError(f"{path} was trained with another configuration: {found.configuration}")
-    if found.data != data:
-        raise ValueError(f"{path} was trained on other data: {found.data}, not {data}")
-    if found.world != run.world.size:
-        raise ValueError(f"{path} was trained by {found.world} processes together, now there are {run.world.size}")
-    run.network.load_state_dict(found.network)
-    run.optimiser.load_state_dict(dict(found.optimiser))
-    for name, value in found.average.items():
+    saved = checkpoint.read(path, run.world.device)
+    if saved.recipe != run.recipe.name:
+        raise ValueError(f"{path} is a run of the recipe {saved.recipe}")
+    if type(run.c).from_json(saved.configuration) != run.c:
+        raise ValueError(f"{path} was trained with another configuration: {saved.configuration}")
+    if saved.data != data:
+        raise ValueError(f"{path} was trained on other data: {saved.data}, not {data}")
+    if saved.world != run.world.size:
+        raise ValueError(f"{path} was trained by {saved.world} processes together, now there are {run.world.size}")
+    run.network.load_state_dict(saved.network)
+    run.optimiser.load_state_dict(dict(saved.optimiser))
+    for name, value in saved.average.items():
         run.average[name].copy_(value)
-    run.metrics = dict(found.metrics)
-    return found.step
+    run.metrics = dict(saved.metrics)
+    return saved.step
 
 
 class _Batches(Dataset[dict[str, Tensor]]):
-    """The batch of every step, by its number, with ``progress``: the share of steps done before it."""
+    """Batch of every step, by the step's number, with ``progress``: the share of steps done before."""
 
     def __init__(self, run: _Run, source: Source) -> None:
         self.recipe, self.c, self.source, self.world = run.recipe, run.c, source, run.world
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         device = self.world.device if self.c.draw_on_device else "cpu"
-        generator = seeded(*self.world.key(self.c.seed, step), device=device)
-        drawn = self.recipe.draw_batch(self.c, replace(self.source, step=step), generator)
-        return drawn | {"progress": torch.tensor(step / self.c.steps)}
+        generator = seeded(*self.world.make_seed_key(self.c.seed, step), device=device)
+        batch = self.recipe.draw_batch(self.c, replace(self.source, step=step), generator)
+        return batch | {"progress": torch.tensor(step / self.c.steps)}
 
 
-def _batches(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor]]:
-    """Batches from step ``first`` to the last, on the training device, drawn ahead where there are workers."""
-    drawn, steps = _Batches(run, source), range(first, run.c.steps)
-    ahead: Iterator[dict[str, Tensor]] = (drawn[step] for step in steps)
+def _iterate_batches(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches from step ``first`` on, on the training device, drawn ahead where there are workers."""
+    dataset, steps = _Batches(run, source), range(first, run.c.steps)
+    ahead: Iterator[dict[str, Tensor]] = (dataset[step] for step in steps)
     if run.c.workers and len(steps):
         pinned = run.world.device.type == "cuda"
-        ahead = iter(DataLoader(drawn, batch_size=None, sampler=steps, num_workers=run.c.workers, pin_memory=pinned))
+        ahead = iter(DataLoader(dataset, batch_size=None, sampler=steps, num_workers=run.c.workers, pin_memory=pinned))
     for batch in ahead:
         yield {name: value.to(run.world.device, non_blocking=True) for name, value in batch.items()}
 
 
-def _prepared(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor]]:
-    """``_batches`` as ``Recipe.prepare`` makes them, one step ahead, with the network of when this part of the training
-    began or was resumed: in both what has ended its training is the same."""
-    batches, step = _batches(run, source, first), first
+def _prepare_batches(run: _Run, source: Source, first: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches as ``Recipe.prepare`` makes them, one step ahead.
+
+    It gets the network as it was when this part of the training began or was resumed: the part of it that is trained no
+    longer is the same in both.
+    """
+    batches, step = _iterate_batches(run, source, first), first
     for end in (*run.c.restarts, run.c.steps):
         part = islice(batches, max(0, end - step))
         step = max(step, end)
-        yield from part if run.recipe.prepare is None else _one_ahead(run, run.recipe.prepare, part)
+        yield from part if run.recipe.prepare is None else _prepare_one_ahead(run, run.recipe.prepare, part)
 
 
-def _one_ahead(run: _Run, prepare: Prepare, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _prepare_one_ahead(
+    run: _Run, prepare: Prepare, batches: Iterator[dict[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
     network = copy.deepcopy(run.network).eval()
 
     def prepared(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -253,10 +264,10 @@ def _one_ahead(run: _Run, prepare: Prepare, batches: Iterator[dict[str, Tensor]]
             yield last.result()
 
 
-def _step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
+def _take_step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
     for group in run.optimiser.param_groups:
         group["lr"] = learning_rate(run.c, step)
-    torch.manual_seed(seeded(*run.world.key(run.c.seed, step)).initial_seed())
+    torch.manual_seed(seeded(*run.world.make_seed_key(run.c.seed, step)).initial_seed())
     with run.autocast():
         loss = run.objective(batch)
     run.optimiser.zero_grad()
@@ -270,50 +281,50 @@ def _step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
             run.average[name].lerp_(p, 1 - decay)
 
 
-def _keep(run: _Run, done: int, out: Path, sources: Sources, log: _Log | None) -> None:
+def _save_checkpoint(run: _Run, done: int, out: Path, sources: Sources, log: _Log | None) -> None:
     """Validate, log and write the checkpoint; only the first process does, the others wait."""
     if log is not None:
         mean = float(torch.stack(run.clock.losses).mean())
-        pace = run.clock.progress(done, run.c.steps)
+        progress = run.clock.progress(done, run.c.steps)
         if run.c.validate_every == 0 or done % run.c.validate_every == 0 or done == run.c.steps:
             run.metrics = _validate(run, sources.validation)
         numbers = {"loss": mean, "learning_rate": learning_rate(run.c, done - 1)}
-        log.write({"step": done, **numbers, "seconds_per_step": pace.seconds_per_step, **run.metrics})
-        what = run.recipe.name, run.c.to_json(), sources.train.data, done, run.world.size
+        log.write({"step": done, **numbers, "seconds_per_step": progress.seconds_per_step, **run.metrics})
+        facts = run.recipe.name, run.c.to_json(), sources.train.data, done, run.world.size
         state = run.network.state_dict(), run.average, run.optimiser.state_dict()
-        written = Checkpoint(*what, *state, run.metrics)
+        written = Checkpoint(*facts, *state, run.metrics)
         written.write(out / checkpoint.NAME)
     run.clock.losses.clear()
     run.world.wait()
 
 
 def _validate(run: _Run, source: Source) -> dict[str, float]:
-    """The recipe's numbers for the averaged weights; the network comes back as it was."""
+    """Return the recipe's numbers for the averaged weights; the network is left as it was."""
     training = {name: p.detach().clone() for name, p in run.network.named_parameters()}
-    _set(run.network, run.average)
+    _set_weights(run.network, run.average)
     run.network.eval()
     with torch.no_grad(), run.autocast():
         found = run.recipe.validate(run.network, run.c, source)
     run.network.train()
-    _set(run.network, training)
+    _set_weights(run.network, training)
     return {name: float(value) for name, value in found.items()}
 
 
-def _set(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _set_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, p in network.named_parameters():
             p.copy_(weights[name])
 
 
 class _Log:
-    """``log.jsonl`` and TensorBoard's scalars, cut back to the step that a run goes on from."""
+    """``log.jsonl`` and TensorBoard's scalars, cut back to the step from which a run is resumed."""
 
     def __init__(self, out: Path, first: int, report: Callable[[dict[str, float]], None]) -> None:
         self._path, self._report = out / LOG, report
-        kept = [line for line in _complete_lines(self._path) if line["step"] <= first]
+        lines = [line for line in _read_complete_lines(self._path) if line["step"] <= first]
         with checkpoint.write_durably(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._board = _tensorboard(out / "tensorboard", first)
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self._board = _open_tensorboard(out / "tensorboard", first)
 
     def write(self, line: dict[str, float]) -> None:
         with self._path.open("a") as file:
@@ -325,14 +336,14 @@ class _Log:
         self._report(line)
 
 
-def _complete_lines(path: Path) -> Sequence[dict[str, float]]:
+def _read_complete_lines(path: Path) -> Sequence[dict[str, float]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _tensorboard(folder: Path, first: int) -> Any:
-    """A writer, or None where the package is not installed."""
+def _open_tensorboard(folder: Path, first: int) -> Any:
+    """Return a writer for TensorBoard, or None where the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -341,9 +352,9 @@ def _tensorboard(folder: Path, first: int) -> Any:
 
 
 @contextmanager
-def _alone(out: Path, first: bool) -> Iterator[None]:
-    """Hold ``out`` against another run; the lock ends with the process, however it ends."""
-    if not first:
+def _lock_folder(out: Path, is_first: bool) -> Iterator[None]:
+    """Lock ``out`` against another run; the lock ends with the process, however the process ends."""
+    if not is_first:
         yield
         return
     with (out / "lock").open("w") as lock:
@@ -355,8 +366,8 @@ def _alone(out: Path, first: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """``count`` threads for each operation; as many as torch has where it is 0."""
+def _limit_threads(count: int) -> Iterator[None]:
+    """Limit each operation to ``count`` threads, 0 for as many as torch has."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -366,8 +377,8 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    """Deterministic algorithms where torch has them; a warning names the operations that have none."""
+def _use_deterministic_algorithms() -> Iterator[None]:
+    """Use deterministic algorithms where torch has them; a warning names the operations that have none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.get_deterministic_debug_mode()
     fill = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]  # unknown to the stubs

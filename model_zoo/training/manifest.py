@@ -11,10 +11,10 @@ that it stays in its split when the table grows. A subject in two splits is refu
 Grids: the images of one row must share one. Images that do not but are registered to each other need ``yes`` in the
 column ``resample``: they are then resampled to the grid of the row's first image.
 
-For a recipe's ``batch``: ``row = source.cohort.row(generator)``, then ``source.cohort.patch(row, ("flair", "t1w"),
-shape, spacing_mm, generator)`` gives the same random patch of each image, ``source.cohort.volume(row, "flair")`` a
-full one, ``row.numbers["age"]`` and ``row.words["sex"]`` covariates; ``row.images``, ``numbers`` and ``words`` lack
-the values of optional columns that are blank.
+For a recipe's ``draw_batch``: ``row = source.cohort.draw_row(generator)``, then ``source.cohort.draw_patch(row,
+("flair", "t1w"), shape, spacing_mm, generator)`` gives the same random patch of each image,
+``source.cohort.read_volume(row, "flair")`` a full one, ``row.numbers["age"]`` and ``row.words["sex"]`` covariates;
+``row.images``, ``numbers`` and ``words`` lack the values of optional columns that are blank.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from model_zoo.training.cohort import Cohort, Row
 from model_zoo.training.images import SeriesReader
 from model_zoo.training.recipe import Column, Source, Sources
 
-__all__ = ["SPLITS", "Cohort", "ManifestError", "Row", "read", "sources", "split_of"]
+__all__ = ["SPLITS", "Cohort", "ManifestError", "Row", "assign_split", "make_sources", "read"]
 
 SPLITS = ("train", "validation", "test")
 OWN = ("subject", "split", "resample")
@@ -47,15 +47,15 @@ class ManifestError(ValueError):
         self.problems = tuple(problems)
 
 
-def split_of(subject: str) -> str:
+def assign_split(subject: str) -> str:
     """Return the split of a subject that states none, by a hash of its name: the same on every machine."""
     tenth = int(hashlib.sha256(subject.encode()).hexdigest(), 16) % 10
     return {8: "validation", 9: "test"}.get(tenth, "train")
 
 
-def sources(cohort: Cohort) -> Sources:
+def make_sources(cohort: Cohort) -> Sources:
     """Return training and validation rows as a recipe's sources; the rows of "test" are in neither."""
-    train, validation = (Source((), cohort=cohort.part(split)) for split in SPLITS[:2])
+    train, validation = (Source((), cohort=cohort.select_split(split)) for split in SPLITS[:2])
     return Sources(train, validation)
 
 
@@ -70,12 +70,12 @@ def read(path: Path, columns: Sequence[Column], series: SeriesReader | None = No
     except UnicodeDecodeError as error:
         raise ManifestError(["it is not text in UTF-8"]) from error
     table = csv.DictReader(lines)
-    if problems := _header(table.fieldnames or (), columns):
+    if problems := _check_header(table.fieldnames or (), columns):
         raise ManifestError(problems)
     rows: list[Row] = []
     for cells in table:
         line = _Line(table.line_num, problems)
-        rows.append(_row(line, cells, columns, path.parent, series))
+        rows.append(_read_row(line, cells, columns, path.parent, series))
     rows = _fill_splits(rows, problems)
     if not problems:
         problems += [
@@ -99,7 +99,7 @@ class _Line:
         self.problems.append(f"line {self.number}, column {column}: {fault}")
 
 
-def _header(names: Sequence[str], columns: Sequence[Column]) -> list[str]:
+def _check_header(names: Sequence[str], columns: Sequence[Column]) -> list[str]:
     known = [*OWN, *(column.name for column in columns)]
     needed = ["subject", *(column.name for column in columns if column.required)]
     problems = [f'line 1: the column "{name}" is missing' for name in needed if name not in names]
@@ -109,7 +109,7 @@ def _header(names: Sequence[str], columns: Sequence[Column]) -> list[str]:
     return problems + [f'line 1: the column "{name}" is there twice' for name in known if list(names).count(name) > 1]
 
 
-def _row(
+def _read_row(
     line: _Line,
     cells: Mapping[str | None, object],
     columns: Sequence[Column],
@@ -126,7 +126,7 @@ def _row(
             line.report(column.name, "it is blank")
     filled = [column for column in columns if text.get(column.name)]
     paths = {c.name: base / text[c.name] for c in filled if c.kind in ("image", "labels")}
-    numbers = {c.name: _number(line, c.name, text[c.name]) for c in filled if c.kind == "number"}
+    numbers = {c.name: _read_number(line, c.name, text[c.name]) for c in filled if c.kind == "number"}
     words = {c.name: text[c.name] for c in filled if c.kind == "word"}
     labels = frozenset(c.name for c in filled if c.kind == "labels")
     resample = text.get("resample", "").lower() in YES
@@ -144,7 +144,7 @@ def _check_own(line: _Line, text: Mapping[str, str]) -> None:
         line.report("resample", f"{resample!r} is neither yes nor no")
 
 
-def _number(line: _Line, column: str, text: str) -> float:
+def _read_number(line: _Line, column: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -182,6 +182,6 @@ def _fill_splits(rows: Sequence[Row], problems: list[str]) -> list[Row]:
                 f"but in {before.split} by line {before.line}"
             )
     return [
-        replace(row, split=with_split[row.subject].split if row.subject in with_split else split_of(row.subject))
+        replace(row, split=with_split[row.subject].split if row.subject in with_split else assign_split(row.subject))
         for row in rows
     ]

@@ -23,7 +23,7 @@ from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
-__all__ = ["CONFIGURATIONS", "RECIPE", "SIGMA_DATA", "Configuration", "patches"]
+__all__ = ["CONFIGURATIONS", "RECIPE", "SIGMA_DATA", "Configuration", "draw_patches"]
 
 SIGMA_DATA = 0.27
 """Standard deviation of one component of the training slices (99th percentile of the magnitude at 1)."""
@@ -33,7 +33,7 @@ VALIDATION_SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration(recipe.Configuration):
-    """``channels``, ``blocks``: of the network; ``patch``: pixels of a side; the noise level is log-normal."""
+    """Settings: ``channels``, ``blocks`` of the network; ``patch``: pixels of a side; the noise level is log-normal."""
 
     channels: tuple[int, ...]
     blocks: int
@@ -62,30 +62,30 @@ CONFIGURATIONS = {
 }
 
 
-def patches(count: int, c: Configuration, source: Source, generator: torch.Generator) -> Tensor:
-    """``count`` random patches (count, 2, patch, patch) from slices of the source, flipped and turned."""
+def draw_patches(count: int, c: Configuration, source: Source, generator: torch.Generator) -> Tensor:
+    """Draw ``count`` random patches (count, 2, patch, patch) from slices of the source, flipped and turned."""
     found: list[Tensor] = []
     while len(found) < count:
-        x = _slice(source, generator)
+        x = _draw_slice(source, generator)
         short = [max(0, c.patch - n) for n in x.shape]
         x = torch.nn.functional.pad(x, (0, short[1], 0, short[0]))
         for _ in range(min(c.patches_per_slice, count - len(found))):
-            found.append(_patch(x, c.patch, generator))
+            found.append(_draw_patch(x, c.patch, generator))
     return torch.stack(found)
 
 
-def _slice(source: Source, generator: torch.Generator) -> Tensor:
-    """A complex slice (ny, nx), 99th percentile of the magnitude near 1."""
+def _draw_slice(source: Source, generator: torch.Generator) -> Tensor:
+    """Draw a complex slice (ny, nx), 99th percentile of the magnitude near 1."""
     if source.cohort is not None:
-        return _measured_slice(source.cohort, generator)
-    subject = source.subject(generator)
-    tissue = _phantom() if source.phantom else anatomy.tissue_map(subject, source.root)
+        return _draw_measured_slice(source.cohort, generator)
+    subject = source.draw_subject(generator)
+    tissue = _make_phantom() if source.phantom else anatomy.tissue_map(subject, source.root)
     return random_slice(tissue, generator)
 
 
-def _measured_slice(cohort: Cohort, generator: torch.Generator) -> Tensor:
-    """A slice of a user's magnitude volume, across its longest voxel side, with the phase of a simulated one."""
-    volume = cohort.volume(cohort.row(generator), "image")
+def _draw_measured_slice(cohort: Cohort, generator: torch.Generator) -> Tensor:
+    """Draw a slice of a user's magnitude volume, across its longest voxel side, with a simulated phase."""
+    volume = cohort.read_volume(cohort.draw_row(generator), "image")
     spacing_mm = volume.grid.spacing_mm
     coarsest = max(range(3), key=lambda axis: spacing_mm[axis])
     isotropic = spacing_mm[coarsest] < 1.5 * min(spacing_mm)
@@ -99,16 +99,16 @@ def _measured_slice(cohort: Cohort, generator: torch.Generator) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _phantom() -> Tensor:
-    """The phantom's tissues as ``random_slice`` wants them: (256, 256, 256) at 1 mm."""
+def _make_phantom() -> Tensor:
+    """Return the phantom's tissues as ``random_slice`` takes them: (256, 256, 256) at 1 mm."""
     from model_zoo.simulate import heads
 
     tissue = heads.phantom((64, 64, 64), 4.0).tissue
     return tissue.repeat_interleave(4, 0).repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 
-def _patch(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """One patch (2, size, size), drawn up to five times until it holds more than a little tissue."""
+def _draw_patch(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Draw one patch (2, size, size), up to five times until it holds more than a little tissue."""
     for _ in range(5):
         j, i = (int(torch.randint(n - size + 1, (1,), generator=generator)) for n in x.shape)
         piece = x[j : j + size, i : i + size]
@@ -125,32 +125,32 @@ def _make_network(c: Configuration) -> LocalUNet:
     return LocalUNet(channels=c.channels, blocks=c.blocks)
 
 
-def _denoiser(network: nn.Module) -> Denoiser:
+def _make_denoiser(network: nn.Module) -> Denoiser:
     return Denoiser(network, SIGMA_DATA, stride=1)  # patches are multiples of the network's stride: nothing to pad
 
 
 def _draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
-    """Noise-free patches ``x0`` (batch, 2, patch, patch), their noise levels ``sigma`` (batch,), and the ``noise``."""
-    x0 = patches(c.batch, c, source, generator)
+    """Draw noise-free patches ``x0`` (batch, 2, patch, patch), noise levels ``sigma`` (batch,), and the ``noise``."""
+    x0 = draw_patches(c.batch, c, source, generator)
     sigma = (torch.randn(c.batch, generator=generator) * c.log_sigma_sd + c.log_sigma_mean).exp()
     sigma = sigma.clamp(Denoiser.sigma_min, Denoiser.sigma_max)
     return {"x0": x0, "sigma": sigma, "noise": torch.randn(x0.shape, generator=generator)}
 
 
 def _compute_loss(network: nn.Module, batch: dict[str, Tensor], _: Configuration) -> Tensor:
-    return training_loss(_denoiser(network), batch["x0"], batch["sigma"], batch["noise"]).mean()
+    return training_loss(_make_denoiser(network), batch["x0"], batch["sigma"], batch["noise"]).mean()
 
 
 def _validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
-    """Denoising PSNR in dB (peak 1) on 16 patches, by noise level."""
+    """Return the denoising PSNR in dB (peak 1) on 16 patches, by noise level."""
     generator = seeded(c.seed, 10**9)
     device = next(network.parameters()).device
-    x0 = patches(16, c, source, generator).to(device)
+    x0 = draw_patches(16, c, source, generator).to(device)
     noise = torch.randn(x0.shape, generator=generator).to(device)
     found: dict[str, float] = {}
     for sigma in VALIDATION_SIGMAS:
         level = torch.full((len(x0),), sigma, device=device)
-        error = _denoiser(network).denoise_channels(x0 + sigma * noise, level) - x0
+        error = _make_denoiser(network).denoise_channels(x0 + sigma * noise, level) - x0
         found[f"denoising_psnr_{sigma}_db"] = -10 * math.log10(2 * float(error.square().mean()))
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-__all__ = ["World", "world"]
+__all__ = ["World", "join_world"]
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,23 @@ class World:
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes the files."""
+    def is_first(self) -> bool:
+        """True in the process that writes the files."""
         return self.rank == 0
 
-    def key(self, seed: int, step: int) -> tuple[int, ...]:
-        """What this process's draws at ``step`` are seeded by: the first process's do not depend on ``size``."""
+    def make_seed_key(self, seed: int, step: int) -> tuple[int, ...]:
+        """Return the seed of this process's draws at ``step``; the first process's does not depend on ``size``."""
         return (seed, step, self.rank) if self.rank else (seed, step)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             distributed.barrier()
 
 
 @contextmanager
-def world(device: str) -> Iterator[World]:
-    """Join the processes that ``torchrun`` started (gloo on CPU, nccl on CUDA), or be alone."""
+def join_world(device: str) -> Iterator[World]:
+    """Join the processes that ``torchrun`` started (gloo on CPU, nccl on CUDA), or train in this one alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(torch.device(device))

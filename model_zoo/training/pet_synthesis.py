@@ -1,4 +1,4 @@
-"""Recipe ``pet-synthesis``: amyloid and tau PET from a T1w and what is known of the patient.
+"""Recipe ``pet-synthesis``: amyloid and tau PET from a T1w and the patient's covariates.
 
 Data: a patient of ``simulate.pet.disease``, a head with that patient's atrophy, its T1w (MPRAGE) and both tracers'
 images; further patients on the same head are drawn from p(patient | atrophy). Or a user's registered T1w and PET.
@@ -8,14 +8,14 @@ Loss, over the intracranial voxels, x0_hat = f(x_t, y0, eta, covariates), d the 
     L = w [mean (x0_hat - x0)^2 + 0.1 mean (d_hat - d)^2 + 0.1 mean over structures (mean x0_hat - mean x0)^2]
         + w_nll N(structure means of x0; those of x0_hat, learned sd)
 
-What differs from the papers, and why. Squares instead of absolute values: the sampler and the one-step head need
-E[x0 | x_t], and an absolute loss gives medians; of a patient who is amyloid positive with probability 0.4 it would
+Differences from the papers, and their reasons. Squares instead of absolute values: the sampler and the one-step head
+need E[x0 | x_t], and an absolute loss gives medians; of a patient who is amyloid positive with probability 0.4 it would
 show a negative scan. The signed difference (they take its magnitude) is between channels that see the same x_t, so that
 it has the same minimiser; with one tracer at a time it would not. y0 and the anatomy are inputs at every step. The
 level of each structure has its own learned sd, on the detached residual, from covariates and time. eta is continuous,
 so that one network serves any schedule; half of the items are at eta = 1, where it sees no x0, half of these without
 noise: the posterior-mean head. Every covariate is dropped with probability 0.1; plasma, genotype and cognition more
-often, as they often are not there.
+often, as they are often unknown.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ __all__ = [
     "RECIPE",
     "Configuration",
     "Subject",
-    "conditions",
-    "head_of",
-    "patients_sharing_atrophy",
-    "simulated",
+    "draw_head",
+    "draw_patients_sharing_atrophy",
+    "select_conditions",
+    "simulate_subjects",
 ]
 
 UNSHUFFLE = 4
 SHRINK = 2
-"""Heads are drawn this much finer than the network's lattice."""
+"""Factor by which heads are finer than the network's lattice."""
 CONDITIONAL_DRAWS = 4000
 DROPPED = dict.fromkeys(COVARIATES, 0.1) | {"mmse": 0.25, "ptau217": 0.4, "e4": 0.25}
 DRAW_TRACERS = {"amyloid": ("florbetapir", "PiB"), "tau": ("flortaucipir", "MK-6240")}
@@ -123,23 +123,23 @@ def make_network(c: Configuration) -> nn.Module:
     )
 
 
-def head_of(c: Configuration, source: Source, patient: Patient, generator: torch.Generator) -> Head:
-    """A head with the patient's atrophy, ``SHRINK`` times finer than the configuration's lattice."""
+def draw_head(c: Configuration, source: Source, patient: Patient, generator: torch.Generator) -> Head:
+    """Draw a head with the patient's atrophy, ``SHRINK`` times finer than the configuration's lattice."""
     k, j, i = (SHRINK * n for n in c.shape)
     options: dict[str, Any] = {} if source.phantom else {"atrophy": patient.atrophy}
-    return source.head(generator, shape=(k, j, i), spacing_mm=c.spacing_mm / SHRINK, **options)
+    return source.draw_head(generator, shape=(k, j, i), spacing_mm=c.spacing_mm / SHRINK, **options)
 
 
-def simulated(
+def simulate_subjects(
     head: Head, patients: list[Patient], generator: torch.Generator, *, tracers: tuple[str, str] | None = None
 ) -> list[Subject]:
-    """Images of patients who share a head. ``tracers``: amyloid and tau tracer; None draws them for each patient."""
+    """Simulate images of patients who share a head. ``tracers``: amyloid and tau; None draws them for each patient."""
     regions = binding_regions(head)
     structure = majority(head.structure, SHRINK)
     maps = block_fractions(head.structure, COUNT + 1, SHRINK)[1:]
-    found = []
+    subjects = []
     for patient in patients:
-        covariates = _covariates(patient, tracers or _draw_tracers(generator))
+        covariates = _describe_patient(patient, tracers or _draw_tracers(generator))
         pet = torch.stack([
             activity(
                 head, TRACERS[name], patient.state(target), generator,
@@ -148,11 +148,11 @@ def simulated(
             for target, name in zip(TARGETS, (covariates.amyloid_tracer, covariates.tau_tracer), strict=True)
             if name is not None
         ])  # fmt: skip
-        found.append(Subject(patient, covariates, pet, _t1w(head, maps, generator), maps, structure))
-    return found
+        subjects.append(Subject(patient, covariates, pet, _render_t1w(head, maps, generator), maps, structure))
+    return subjects
 
 
-def _covariates(patient: Patient, tracers: tuple[str, str]) -> Covariates:
+def _describe_patient(patient: Patient, tracers: tuple[str, str]) -> Covariates:
     return Covariates(*tracers, patient.age_years, patient.sex, patient.e4, float(patient.mmse), patient.ptau217_pg_ml)
 
 
@@ -161,8 +161,8 @@ def _draw_tracers(generator: torch.Generator) -> tuple[str, str]:
     return a, t
 
 
-def _t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
-    """MPRAGE by its equation with the subject's own tissue, rendered fine, averaged, biased, noisy, scaled: y0."""
+def _render_t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
+    """Render y0: MPRAGE by its equation with the subject's own tissue, fine, then averaged, biased, noisy, scaled."""
     p = TissueParameters.table().regional(generator, COUNT + 1)
     signal = look_up(random_sequence("mprage", generator).signal(p).abs(), head.tissue, head.structure)
     image = functional.avg_pool3d(signal[None, None], SHRINK)[0, 0]
@@ -174,17 +174,17 @@ def _t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
-    """x0 (b, 2, k, j, i), known (b, 2): 1 where the tracer's image exists, conditions, eta, quiet, noise."""
+    """Draw x0 (b, 2, k, j, i), known (b, 2): 1 where the tracer's image exists, conditions, eta, quiet, noise."""
     if source.cohort is not None:
-        items = [_measured(c, source.cohort, generator) for _ in range(c.batch)]
+        items = [_read_cohort_item(c, source.cohort, generator) for _ in range(c.batch)]
     else:
         items = []
         while len(items) < c.batch:
-            patients = patients_sharing_atrophy(min(c.patients, c.batch - len(items)), generator)
-            head = head_of(c, source, patients[0], generator)
-            items += [_item(subject) for subject in simulated(head, patients, generator)]
+            patients = draw_patients_sharing_atrophy(min(c.patients, c.batch - len(items)), generator)
+            head = draw_head(c, source, patients[0], generator)
+            items += [_make_item(subject) for subject in simulate_subjects(head, patients, generator)]
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-    batch["tokens"] = _dropped(batch["tokens"], generator)
+    batch["tokens"] = _drop_covariates(batch["tokens"], generator)
     at_end = torch.rand(c.batch, generator=generator) < c.end_share
     root = 0.05 + 0.95 * torch.rand(c.batch, generator=generator)
     batch["quiet"] = (at_end & (torch.rand(c.batch, generator=generator) < 0.5)).float()
@@ -193,16 +193,16 @@ def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> 
     return batch | {"noise": noise * (1 - batch["quiet"])[:, None, None, None, None]}
 
 
-def patients_sharing_atrophy(count: int, generator: torch.Generator) -> list[Patient]:
-    """A patient and others with the same atrophy: draws of p(patient | atrophy) by resampling."""
+def draw_patients_sharing_atrophy(count: int, generator: torch.Generator) -> list[Patient]:
+    """Draw a patient and others with the same atrophy, from p(patient | atrophy) by resampling."""
     first = disease.draw_patient(generator)
-    found = disease.posterior(Observed(atrophy=first.atrophy), generator, count=CONDITIONAL_DRAWS)
-    at = torch.multinomial(found.weights, max(count - 1, 1), replacement=True, generator=generator)
-    others = [replace(found.population.patient(int(i)), atrophy=first.atrophy) for i in at[: count - 1]]
+    posterior = disease.posterior(Observed(atrophy=first.atrophy), generator, count=CONDITIONAL_DRAWS)
+    at = torch.multinomial(posterior.weights, max(count - 1, 1), replacement=True, generator=generator)
+    others = [replace(posterior.population.patient(int(i)), atrophy=first.atrophy) for i in at[: count - 1]]
     return [first, *others]
 
 
-def _item(subject: Subject) -> dict[str, Tensor]:
+def _make_item(subject: Subject) -> dict[str, Tensor]:
     return {
         "x0": subject.x0,
         "known": torch.ones(len(TARGETS)),
@@ -212,67 +212,69 @@ def _item(subject: Subject) -> dict[str, Tensor]:
     }
 
 
-def _dropped(tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Covariates made unknown at random: ``DROPPED`` each, and everything in one item of twenty."""
+def _drop_covariates(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Make covariates unknown at random: each at its rate of ``DROPPED``, and all of them in one item of twenty."""
     rates = torch.tensor([DROPPED[name] for name in COVARIATES])
     keep = torch.rand(tokens.shape[:2], generator=generator) >= rates
     keep &= torch.rand((len(tokens), 1), generator=generator) >= 0.05
-    kept = tokens.clone()
-    kept[..., -2:] *= keep[..., None]
-    return kept
+    dropped = tokens.clone()
+    dropped[..., -2:] *= keep[..., None]
+    return dropped
 
 
-def conditions(batch: dict[str, Tensor]) -> Conditions:
-    """The part of a batch that is given."""
+def select_conditions(batch: dict[str, Tensor]) -> Conditions:
+    """Return the conditions of a batch, which the network gets in training and in inference."""
     return Conditions(batch["y0"], batch["tokens"], batch["maps"])
 
 
 def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
-    """The sum in the module's docstring."""
+    """Return the sum in the module's docstring."""
     x0, y0 = batch["x0"], batch["y0"].expand(-1, len(TARGETS), -1, -1, -1)
     x = residual_shift.shift(x0, y0, batch["eta"][:, None, None, None, None], pet_synthesis.KAPPA, batch["noise"])
     x0_hat, log_sd = network(x, batch["y0"], batch["eta"], batch["quiet"], batch["tokens"], batch["maps"])
     with torch.autocast(x.device.type, enabled=False):
-        return _error(x0_hat.float() - x0, log_sd, batch, c)
+        return _weighted_error(x0_hat.float() - x0, log_sd, batch, c)
 
 
-def _error(residual: Tensor, log_sd: Tensor, batch: dict[str, Tensor], c: Configuration) -> Tensor:
+def _weighted_error(residual: Tensor, log_sd: Tensor, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     known, maps = batch["known"], batch["maps"]
     residual = residual * known[:, :, None, None, None]
     inside = maps.sum(dim=1, keepdim=True)
     image = (inside * residual.square()).sum() / inside.sum() / known.sum(dim=1).mean().clamp(min=1.0)
-    both = known.prod(dim=1)[:, None, None, None, None]
-    difference = (both * inside * (residual[:, :1] - residual[:, 1:]).square()).sum() / inside.sum()
+    has_both = known.prod(dim=1)[:, None, None, None, None]
+    difference = (has_both * inside * (residual[:, :1] - residual[:, 1:]).square()).sum() / inside.sum()
     volume = maps.flatten(2).sum(2)[:, None]
     means = torch.einsum("brv,bcv->bcr", maps.flatten(2), residual.flatten(2)) / volume.clamp(min=1.0)
-    there = known[:, :, None] * (volume > 1.0)
-    structures = (there * means.square()).sum() / there.sum().clamp(min=1.0)
+    is_present = known[:, :, None] * (volume > 1.0)
+    structures = (is_present * means.square()).sum() / is_present.sum().clamp(min=1.0)
     surprise = 0.5 * (means.detach() * torch.exp(-log_sd)).square() + log_sd
-    nll = (there * surprise).sum() / there.sum().clamp(min=1.0)
+    nll = (is_present * surprise).sum() / is_present.sum().clamp(min=1.0)
     total = image + c.difference_weight * difference + c.structure_weight * structures
     return c.image_weight * total + c.nll_weight * nll
 
 
-def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
-    """A user's row: SUVR by its own reference region, on the configuration's lattice about the brain's middle."""
-    row = cohort.row(generator)
+def _read_cohort_item(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
+    """Read a user's row: SUVR by its own reference region, on the configuration's lattice about the brain's middle."""
+    row = cohort.draw_row(generator)
     fine = c.spacing_mm / SHRINK
-    structure = cohort.volume(row, "structures", fine).values.round().to(torch.uint8)
-    box = _box(structure, (c.shape[0] * SHRINK, c.shape[1] * SHRINK, c.shape[2] * SHRINK))
-    maps = block_fractions(_cut(structure, box), COUNT + 1, SHRINK)[1:]
-    covariates = _known(row)
+    structure = cohort.read_volume(row, "structures", fine).values.round().to(torch.uint8)
+    box = _brain_box(structure, (c.shape[0] * SHRINK, c.shape[1] * SHRINK, c.shape[2] * SHRINK))
+    maps = block_fractions(_crop_or_pad(structure, box), COUNT + 1, SHRINK)[1:]
+    covariates = _read_covariates(row)
     x0, known = torch.zeros(len(TARGETS), *c.shape), torch.zeros(len(TARGETS))
     names = covariates.amyloid_tracer, covariates.tau_tracer
     for at, (target, name, scale) in enumerate(zip(TARGETS, names, pet_synthesis.scales(covariates), strict=True)):
         if target in row.images and name is not None:
-            pet = _pooled(_cut(cohort.volume(row, target, fine).values, box))
-            reference = suvr(pet, majority(_cut(structure, box), SHRINK), TRACERS[name]).reference
+            pet = _average_blocks(_crop_or_pad(cohort.read_volume(row, target, fine).values, box))
+            reference = suvr(pet, majority(_crop_or_pad(structure, box), SHRINK), TRACERS[name]).reference
             x0[at], known[at] = pet / reference / scale * maps.sum(0), 1.0
-    t1w = pet_synthesis.t1w_scaled(_pooled(_cut(cohort.volume(row, "t1w", fine).values, box)), maps.sum(0) > 0.5)
+    t1w = pet_synthesis.t1w_scaled(
+        _average_blocks(_crop_or_pad(cohort.read_volume(row, "t1w", fine).values, box)), maps.sum(0) > 0.5
+    )
     return {"x0": x0, "known": known, "y0": t1w[None], "tokens": pet_synthesis.tokens(covariates), "maps": maps}
 
 
-def _known(row: Row) -> Covariates:
+def _read_covariates(row: Row) -> Covariates:
     return Covariates(
         row.words.get("amyloid_tracer", "florbetapir" if "amyloid" in row.images else None),
         row.words.get("tau_tracer", "flortaucipir" if "tau" in row.images else None),
@@ -284,14 +286,14 @@ def _known(row: Row) -> Covariates:
     )
 
 
-def _box(structure: Tensor, shape: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
-    """First and last voxel plus one along each axis, of ``shape`` about the brain's middle; may leave the volume."""
+def _brain_box(structure: Tensor, shape: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
+    """Return first and last voxel plus one along each axis, of ``shape`` about the brain's middle, maybe outside."""
     at = torch.nonzero(structure)
     middle = ((at.amin(dim=0) + at.amax(dim=0)) // 2).tolist()
     return tuple((m - n // 2, m - n // 2 + n) for m, n in zip(middle, shape, strict=True))
 
 
-def _cut(x: Tensor, box: tuple[tuple[int, int], ...]) -> Tensor:
+def _crop_or_pad(x: Tensor, box: tuple[tuple[int, int], ...]) -> Tensor:
     inside = tuple(slice(max(a, 0), min(b, n)) for (a, b), n in zip(box, x.shape, strict=True))
     missing = [
         side for (a, b), n in zip(reversed(box), reversed(x.shape), strict=True) for side in (max(-a, 0), max(b - n, 0))
@@ -299,12 +301,12 @@ def _cut(x: Tensor, box: tuple[tuple[int, int], ...]) -> Tensor:
     return functional.pad(x[inside], missing)
 
 
-def _pooled(x: Tensor) -> Tensor:
+def _average_blocks(x: Tensor) -> Tensor:
     return functional.avg_pool3d(x[None, None].float(), SHRINK)[0, 0]
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
-    """The posterior mean on fixed items of ``source``, covariates dropped as in training: errors within the skull.
+    """Return errors of the posterior mean within the skull on fixed items, covariates dropped as in training.
 
     ``rmse_amyloid``, ``rmse_tau``: SUVR over the fixed scale; ``structure_rmse``: of the structures' means.
     """
@@ -313,7 +315,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     for index in range(3 if source.phantom else 6):
         batch = draw_batch(replace(c, batch=min(c.batch, 2)), source, seeded(c.seed, 10**9, index))
         batch = {name: value.to(device) for name, value in batch.items()}
-        residual = pet_synthesis.expected(network, conditions(batch)) - batch["x0"]
+        residual = pet_synthesis.expected(network, select_conditions(batch)) - batch["x0"]
         inside = batch["maps"].sum(dim=1)
         for at, target in enumerate(TARGETS):
             error = (inside * residual[:, at].square()).sum() / inside.sum()
@@ -325,7 +327,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
 
 
 def describe_inference(c: Configuration) -> dict[str, Any]:
-    """The network, its lattice, the fixed scales and schedules."""
+    """Return the network's definition, its lattice, the fixed scales and schedules."""
     return {
         "network_def": {
             "_target_": "model_zoo.networks.pet_unet.PetUNet",
@@ -394,4 +396,4 @@ RECIPE = Recipe(
         Column("ptau217", "number", required=False, help="plasma p-tau217, pg/ml"),
     ),
 )
-"""What ``dicomnode train pet-synthesis`` trains."""
+"""Recipe of ``dicomnode train pet-synthesis``."""

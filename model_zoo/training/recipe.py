@@ -1,8 +1,8 @@
-"""What a recipe is: how to draw a batch, its loss, its network, and what a bundle made of it says.
+"""Recipes: functions that draw a batch, build the network, compute its loss and describe the bundle made of it.
 
 A recipe module ends with ``RECIPE = Recipe(...)``; ``model_zoo.training.loop`` trains any of them. A recipe owns no
-loop, no optimiser, no files and no random state: ``batch`` draws everything, noise included, from the generator that it
-is given, so that a step's data depend on (seed, step, rank) alone and a resumed run ends as an unbroken one.
+loop, no optimiser, no files and no random state: ``draw_batch`` draws everything, noise included, from the generator
+that is passed in, so that a step's data depend on (seed, step, rank) alone and a resumed run ends as an unbroken one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
     from model_zoo.training.cohort import Cohort
 
-__all__ = ["Column", "Configuration", "Prepare", "Recipe", "Source", "Sources", "seeded", "simulated"]
+__all__ = ["Column", "Configuration", "Prepare", "Recipe", "Source", "Sources", "make_simulated_sources", "seeded"]
 
 PHANTOM = "phantom"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """What defines a run: with the data and the machine it determines the weights. Recipes add their own fields.
+    """Settings of a run, which with the data and the machine determine the weights. Recipes add their own fields.
 
     ``batch``: items per step and process. ``warmup``: steps of linear growth before the half cosine to zero. ``ema``:
-    decay of the averaged weights, which are what is shipped. ``restarts``: steps at which warm-up and cosine begin
+    decay of the averaged weights, which are shipped. ``restarts``: steps at which warm-up and cosine begin
     again, for recipes that train one part after the other. ``checkpoint_every``: steps between checkpoints and log
     lines; ``validate_every``: between validations, 0 for every checkpoint. ``workers``: processes that draw batches
     ahead. ``threads``: of each operation on a CPU, 0 for as many as torch takes; two threads on a core that a worker
-    needs wait for it at every operation. ``bf16``: autocast. ``draw_on_device``: the generator that ``Recipe.batch``
-    gets lives on the training device, for recipes whose simulator runs there; it excludes ``workers``. ``start``: of
-    the bundle whose weights are the first, where it is not nothing: name, version, digest and what it was trained on.
+    needs wait for it at every operation. ``bf16``: autocast. ``draw_on_device``: the generator of ``Recipe.draw_batch``
+    lives on the training device, for recipes whose simulator runs there; it excludes ``workers``. ``start``: name,
+    version, digest and training data of the bundle whose weights the run starts from, empty for a new network.
     """
 
     steps: int
@@ -58,24 +58,28 @@ class Configuration:
     validate_every: int = field(default=0, compare=False)
     workers: int = field(default=0, compare=False)
 
+    JSON_KEYS: ClassVar[Mapping[str, str]] = {}
+    """Keys in JSON, and on the command line, of fields that have another name there."""
+
     def to_json(self) -> str:
-        """All fields as one JSON object."""
-        return json.dumps(asdict(self))
+        """Return all fields as one JSON object."""
+        return json.dumps({self.JSON_KEYS.get(name, name): value for name, value in asdict(self).items()})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The configuration that ``to_json`` wrote; fields that it did not know have their defaults.
+        """Return the configuration that ``to_json`` wrote; fields that are missing there have their defaults.
 
         Raises ValueError where the text holds a field that this recipe does not have.
         """
         try:
-            return cls(**{name: _tuples(value) for name, value in json.loads(text).items()})
+            names = {key: name for name, key in cls.JSON_KEYS.items()}
+            return cls(**{names.get(key, key): _to_tuples(value) for key, value in json.loads(text).items()})
         except TypeError as error:
             raise ValueError(f"a configuration that this recipe does not understand: {error}") from error
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+def _to_tuples(value: Any) -> Any:
+    return tuple(_to_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a batch comes from: simulated heads of ``subjects``, or a user's ``cohort`` when there is one.
+    """Source of batches: simulated heads of ``subjects``, or a user's ``cohort`` where that is not None.
 
     ``root``: the data kit's folder (None: ``data_kit.data_root()``). ``phantom``: nested ellipsoids instead of label
-    maps, for running a recipe where there is no kit. ``step``: of the training, for recipes that keep what they made
-    for some steps; it makes no other source.
+    maps, for running a recipe where there is no kit. ``step``: of the training, for recipes that use what they made
+    for several steps; sources that differ in ``step`` alone are equal.
     """
 
     subjects: tuple[str, ...]
@@ -109,17 +113,17 @@ class Source:
 
     @property
     def data(self) -> str:
-        """What is read, in a word that tells one data set from another: a run is resumed on the same data only."""
+        """Name of the data set: a run is resumed on the same data only."""
         if self.cohort is not None:
             return f"cohort {self.cohort.digest}"
         return PHANTOM if self.phantom else "simulation"
 
-    def subject(self, generator: torch.Generator) -> str:
-        """One of the subjects at random."""
+    def draw_subject(self, generator: torch.Generator) -> str:
+        """Return one of the subjects at random."""
         at = torch.randint(len(self.subjects), (1,), generator=generator, device=generator.device)
         return self.subjects[int(at)]
 
-    def head(
+    def draw_head(
         self,
         generator: torch.Generator,
         *,
@@ -127,26 +131,26 @@ class Source:
         spacing_mm: float = 1.0,
         **options: Any,
     ) -> Head:
-        """A random head of a random subject; ``options`` go to ``heads.random_head``. The phantom has no variation."""
+        """Draw a head of a random subject; ``options`` go to ``heads.random_head``. The phantom has no variation."""
         from model_zoo.simulate import heads
 
         if self.phantom:
             return heads.phantom(shape, spacing_mm)
-        subject = self.subject(generator)
+        subject = self.draw_subject(generator)
         with torch.autocast("cpu", enabled=False):  # a recipe validates under autocast; coordinates need all their bits
             return heads.random_head(subject, generator, shape=shape, spacing_mm=spacing_mm, root=self.root, **options)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where training and validation read from; they share no subject."""
+    """Sources of training and validation, which share no subject."""
 
     train: Source
     validation: Source
 
 
-def simulated(root: Path | None = None, *, phantom: bool = False) -> Sources:
-    """Simulated heads: training subjects, validation subjects. The test subjects are in neither."""
+def make_simulated_sources(root: Path | None = None, *, phantom: bool = False) -> Sources:
+    """Return sources of simulated heads of the training and the validation subjects; test subjects are in neither."""
     if phantom:
         return Sources(Source((PHANTOM,), root, phantom=True), Source((PHANTOM,), root, phantom=True))
     return Sources(Source(anatomy.TRAIN, root), Source(anatomy.VALIDATION, root))
@@ -158,22 +162,22 @@ Prepare = Callable[[nn.Module, dict[str, Tensor], Any], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Recipe(Generic[C]):
-    """How to train one model of the zoo.
+    """Description of how one model of the zoo is trained.
 
     ``name``: on the command line; ``bundle``: of the bundle it makes. ``configurations``: "cpu", "gpu" and "smoke"
-    (seconds, works with ``Source.phantom``). ``columns``: of its manifest, beside ``subject`` and ``split``.
+    (seconds, works with ``Source.phantom``). ``columns``: of its manifest, in addition to ``subject`` and ``split``.
 
     ``make_network(c)``: the untrained network; the loop has seeded torch before.
-    ``batch(c, source, generator)``: tensors of one step, on the generator's device.
-    ``prepare(network, batch, c)``: the batch with what a network that no longer learns makes of it, where a recipe
-    trains one part after the other: called without gradients, a step ahead beside the training, with a copy of the
-    network as it was at the last of the configuration's ``restarts`` or when the run was resumed.
-    ``loss(network, batch, c)``: a scalar, called under autocast with the batch on the network's device, to which the
+    ``draw_batch(c, source, generator)``: tensors of one step, on the generator's device.
+    ``prepare(network, batch, c)``: the batch with the outputs of a part of the network that no longer learns, where a
+    recipe trains one part after the other: called without gradients, a step ahead in parallel to the training, with a
+    copy of the network as it was at the last of the configuration's ``restarts`` or when the run was resumed.
+    ``compute_loss(network, batch, c)``: a scalar, called under autocast with the batch on the network's device; the
     loop adds ``progress``, the share of steps done; torch's own generator is seeded per step, for dropout.
     ``validate(network, c, source)``: numbers for the log and the metadata, called in evaluation mode under autocast
     and without gradients, with the averaged weights in place.
-    ``inference(c)``: the content of ``configs/inference.json``: ``network_def`` with ``_target_`` and arguments, and
-    the fixed scales and settings that the pipeline needs.
+    ``describe_inference(c)``: content of ``configs/inference.json``: ``network_def`` with ``_target_`` and arguments,
+    and the fixed scales and settings that the pipeline needs.
     ``facts``: task, intended_use, network_input, input_contract, units, trained_on, data_licence of ``metadata.json``.
     """
 
@@ -191,7 +195,7 @@ class Recipe(Generic[C]):
 
 
 def seeded(*key: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator that depends on the whole numbers of ``key`` only: (seed, step), (seed, step, rank) …"""
+    """Return a generator that depends on the integers of ``key`` only: (seed, step), (seed, step, rank) …"""
     seed = 0
     for part in key:
         seed = (seed * 1_000_003 + part + 1) % (2**63 - 1)

@@ -14,18 +14,18 @@ from model_zoo.out_of_distribution import REFERENCE_POPULATION, SIGMA, denoising
 from model_zoo.simulate.pet import disease
 from model_zoo.simulate.volumes import contrast_agnostic
 from model_zoo.structures import STRUCTURES
-from model_zoo.training.recipe import seeded, simulated
+from model_zoo.training.recipe import make_simulated_sources, seeded
 
 __all__ = ["describe_population"]
 
 
 def describe_population(count: int, seed: int) -> dict[str, Any]:
     """Return the distributions of ``count`` simulated heads with atrophy; every fourth is scanned, in any contrast."""
-    source, D = simulated().train, registry.load("mri_prior").denoiser
+    source, D = make_simulated_sources().train, registry.load("mri_prior").denoiser
     logs, errors = [], []
     for n in range(count):
         generator = seeded(seed, n)
-        head = source.head(generator, atrophy=disease.draw_patient(generator).atrophy)
+        head = source.draw_head(generator, atrophy=disease.draw_patient(generator).atrophy)
         logs.append(shares(dict(enumerate(torch.bincount(head.structure.flatten().long()).tolist()))))
         if n % 4 == 0:
             errors.append(math.log(denoising_error(D, contrast_agnostic(head, generator), n)))

@@ -2,7 +2,7 @@
 
 The two stages of Jiang et al. (Generative Machine Learning Models in Medical Image Computing, ch. 11) with their
 network (``DoseTransfer``: E1, E2, D1, D2, T12), the images, scales and doses of ``standard_dose_pet``, and what the
-chapter has wrong put right:
+chapter's errors corrected:
 
 1.  For the first ``first_stage`` of the steps, images of either dose, paired or not, are encoded and decoded by
     themselves: |D1(E1(x_L)) - d(x_L)|^2 + |D2(E2(x_S)) - d(x_S)|^2 per voxel, d the image less its widest blur in units
@@ -28,27 +28,28 @@ from torch import Tensor, nn
 
 from model_zoo.networks.dose_transfer import DoseTransfer
 from model_zoo.standard_dose import BANDS, EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare
-from model_zoo.training import standard_dose_pet
+from model_zoo.training import dose_items, standard_dose_pet
+from model_zoo.training.dose_items import draw_items, list_regions
 from model_zoo.training.pet_losses import structural_consistency
 from model_zoo.training.recipe import Recipe, Source
-from model_zoo.training.standard_dose_pet import fidelity, items, names_of, region_maps
+from model_zoo.training.standard_dose_pet import fidelity_loss, make_region_maps
 
 __all__ = [
     "CONFIGURATIONS",
     "RECIPE",
     "Configuration",
-    "autoencoding",
+    "autoencoding_loss",
     "compute_loss",
     "draw_batch",
-    "holding",
     "make_network",
+    "select_rows",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configuration(standard_dose_pet.Configuration):
+class Configuration(dose_items.Configuration):
     """``first_stage``: share of the steps. ``features``: of an encoder. ``lone``: images of either dose without partner
-    per step, beside the ``batch`` pairs; simulated, they come from a pool of ``lone_pool`` other scans.
+    per step, in addition to the ``batch`` pairs; simulated, they come from a pool of ``lone_pool`` other scans.
 
     ``struc_weight``: lambda_3 of the paper, ``line_weight`` its alpha.
     """
@@ -81,11 +82,11 @@ CONFIGURATIONS = {
 
 
 def make_network(c: Configuration) -> nn.Module:
-    """The network of the paper with the two ends of ``model_zoo.standard_dose``."""
-    return DoseTransfer(**_definition(c))
+    """Return the network of the paper with the two ends of ``model_zoo.standard_dose``."""
+    return DoseTransfer(**_define_network(c))
 
 
-def _definition(c: Configuration) -> dict[str, Any]:
+def _define_network(c: Configuration) -> dict[str, Any]:
     return {
         "in_channels": IN_CHANNELS,
         "out_channels": OUT_CHANNELS,
@@ -93,7 +94,7 @@ def _definition(c: Configuration) -> dict[str, Any]:
         "blocks": c.blocks,
         "features": c.features,
         "embedding": EMBEDDING,
-        "maps": len(names_of(c)),
+        "maps": len(list_regions(c)),
     }
 
 
@@ -101,92 +102,97 @@ def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> 
     """Draw pairs as ``standard_dose_pet.draw_batch`` does, and the encoders' inputs of each dose.
 
     The inputs are of the pairs' images, then of those without partner: ``inputs_low``, ``embedding_low``,
-    ``regions_low``, ``told_low``; ``inputs_standard`` …
+    ``regions_low``, ``has_regions_low``; ``inputs_standard`` …
     """
-    pairs = items(c, holding(source, "low", "standard"), generator)
+    pairs = draw_items(c, select_rows(source, "low", "standard"), generator)
     others = replace(c, batch=c.lone, pool=c.lone_pool, seed=c.seed + 1)
-    batch = {name: pairs[name] for name in ("low", "target", "regions", "told")}
+    batch = {name: pairs[name] for name in ("low", "target", "regions", "has_regions")}
     for name, image in (("low", "low"), ("standard", "target")):
-        lone = items(others, holding(source, name), generator)
-        both = {key: torch.cat([pairs[key], lone[key]]) for key in pairs}
+        unpaired = draw_items(others, select_rows(source, name), generator)
+        both = {key: torch.cat([pairs[key], unpaired[key]]) for key in pairs}
         dose = both["dose"] if name == "low" else torch.ones_like(both["dose"])
-        maps = region_maps(both["regions"], both["told"], c)
-        shown = prepare(both[image], dose, both["spacing_mm"], maps)
-        batch |= {f"inputs_{name}": shown.inputs, f"embedding_{name}": shown.embedding}
-        batch |= {f"regions_{name}": both["regions"], f"told_{name}": both["told"]}
+        maps = make_region_maps(both["regions"], both["has_regions"], c)
+        encoder_input = prepare(both[image], dose, both["spacing_mm"], maps)
+        batch |= {f"inputs_{name}": encoder_input.inputs, f"embedding_{name}": encoder_input.embedding}
+        batch |= {f"regions_{name}": both["regions"], f"has_regions_{name}": both["has_regions"]}
         if name == "low":
-            batch |= {"copies": shown.copies[: c.batch], "amplitude": shown.amplitude[: c.batch]}
+            batch |= {"copies": encoder_input.copies[: c.batch], "amplitude": encoder_input.amplitude[: c.batch]}
     return batch
 
 
-def holding(source: Source, *names: str) -> Source:
-    """The rows of a user's table that have these images; simulated sources have all. Raises ValueError for none."""
+def select_rows(source: Source, *names: str) -> Source:
+    """Select the rows of a user's table that have these images; simulated sources have all.
+
+    Raises ValueError where no row has them, or a low-dose image has no dose.
+    """
     if source.cohort is None:
         return source
     rows = tuple(row for row in source.cohort.rows if all(name in row.images for name in names))
     if not rows:
         raise ValueError(f"no row of a split has {' and '.join(names)}; this recipe needs some")
     if unknown := [row.line for row in rows if "low" in names and "dose" not in row.numbers]:
-        raise ValueError(f"line {unknown[0]}, column dose: it is blank beside a low-dose image")
+        raise ValueError(f"line {unknown[0]}, column dose: it is blank, but the row has a low-dose image")
     return replace(source, cohort=replace(source.cohort, rows=rows))
 
 
 def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
-    """The stage that this step belongs to."""
+    """Return the loss of the stage to which this step belongs."""
     if float(batch["progress"]) < c.first_stage:
-        return autoencoding(network, batch, c)
-    return _transfer(network, batch, c)
+        return autoencoding_loss(network, batch, c)
+    return _transfer_loss(network, batch, c)
 
 
-def autoencoding(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Stage 1: each dose by its own encoder and decoder."""
-    return _reconstruction(network, batch, c, "low") + _reconstruction(network, batch, c, "standard")
+def autoencoding_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
+    """Return the loss of stage 1: each dose by its own encoder and decoder."""
+    return _reconstruction_loss(network, batch, c, "low") + _reconstruction_loss(network, batch, c, "standard")
 
 
-def _reconstruction(network: nn.Module, batch: dict[str, Tensor], c: Configuration, name: str) -> Tensor:
+def _reconstruction_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration, name: str) -> Tensor:
     decoder = network.get_submodule(f"decode_{name}")
-    found = decoder(_features(network, batch, c, name))[:, :1].float()
+    decoded = decoder(_encode(network, batch, c, name))[:, :1].float()
     detail = batch[f"inputs_{name}"][:, :BANDS].sum(dim=1, keepdim=True)
-    error: Tensor = found - detail
+    error: Tensor = decoded - detail
     return error.square().mean()
 
 
-def _features(
+def _encode(
     network: nn.Module, batch: dict[str, Tensor], c: Configuration, name: str, first: int | None = None
 ) -> Tensor:
-    """E(x) of the images of a dose, or of the ``first`` of them."""
-    inputs, embedding, regions, told = (batch[f"{key}_{name}"][:first] for key in _SHOWN)
-    found: Tensor = network.get_submodule(f"encode_{name}")(inputs, embedding, None, region_maps(regions, told, c))
-    return found
+    """Return E(x) of the images of a dose, or of the ``first`` of them."""
+    inputs, embedding, regions, has_regions = (batch[f"{key}_{name}"][:first] for key in _ENCODER_INPUTS)
+    features: Tensor = network.get_submodule(f"encode_{name}")(
+        inputs, embedding, None, make_region_maps(regions, has_regions, c)
+    )
+    return features
 
 
-_SHOWN = ("inputs", "embedding", "regions", "told")
+_ENCODER_INPUTS = ("inputs", "embedding", "regions", "has_regions")
 
 
-def _transfer(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Stage 2: pairs, through E1, T12 and D2."""
+def _transfer_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
+    """Return the loss of stage 2: pairs, through E1, T12 and D2."""
     pairs = len(batch["target"])
-    estimated = network.get_submodule("transfer")(_features(network, batch, c, "low", pairs))
+    estimated = network.get_submodule("transfer")(_encode(network, batch, c, "low", pairs))
     output = network.get_submodule("decode_standard")(estimated)
-    total = fidelity(*interpret(output, batch["copies"], batch["amplitude"]), batch, c)
+    total = fidelity_loss(*interpret(output, batch["copies"], batch["amplitude"]), batch, c)
     if not c.struc_weight:
         return total
     with torch.no_grad():
-        wanted = _features(network, batch, c, "standard", pairs)
+        target = _encode(network, batch, c, "standard", pairs)
     return total + c.struc_weight * structural_consistency(
-        estimated.float(), wanted.float(), vertex_weight=1.0, line_weight=c.line_weight
+        estimated.float(), target.float(), vertex_weight=1.0, line_weight=c.line_weight
     )
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
-    """The numbers of ``standard_dose_pet``, on pairs."""
-    return standard_dose_pet.validate(network, c, holding(source, "low", "standard"))
+    """Return the numbers of ``standard_dose_pet``, on pairs."""
+    return standard_dose_pet.validate(network, c, select_rows(source, "low", "standard"))
 
 
 def describe_inference(c: Configuration) -> dict[str, Any]:
-    """As of ``standard_dose_pet``, with this network."""
+    """Return the description of ``standard_dose_pet`` with this network."""
     target = {"_target_": "model_zoo.networks.dose_transfer.DoseTransfer"}
-    return standard_dose_pet.describe_inference(c) | {"network_def": target | _definition(c)}
+    return standard_dose_pet.describe_inference(c) | {"network_def": target | _define_network(c)}
 
 
 RECIPE = Recipe(

@@ -1,7 +1,7 @@
 """Recipe ``synthetic-dir``: double inversion recovery, lesions and tissue maps from FLAIR with or without T1w.
 
 Data: patches of whole simulated examinations of MS patients (``simulate.ms``), or of a user's registered FLAIR, T1w and
-DIR, prepared as the pipeline does: bias fields taken out, the first guess fitted to the whole brain. (A network taught
+DIR, prepared as the pipeline does: bias fields taken out, the first guess fitted to the whole brain. (A network trained
 with guesses fitted to its patches makes the better ones of whole brains worse.) T1w is dropped at random, so that one
 network serves both inputs. Loss (model specification 1.3, without its errors and without the adversary):
 
@@ -10,8 +10,8 @@ network serves both inputs. Loss (model specification 1.3, without its errors an
 
 M is the lesion mask, each lesion over the root of its volume, so that a small one is not lost beside a large one; its
 term is divided by its sum, so a patient's lesion load does not set its weight. b is learned on the detached residual:
-it describes the error and does not excuse it. The network is told how bright the tissues of the whole examination are
-(``synthetic_dir.levels``): that tells it of protocols which no patch shows.
+it describes the error and does not excuse it. The network gets the brightness of the tissues of the whole examination
+(``synthetic_dir.levels``): no patch alone shows the protocol.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from model_zoo.synthetic_dir import (
 )
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
-from model_zoo.training.dir_losses import emphasis, maps_losses, mean_of, segmentation_loss
+from model_zoo.training.dir_losses import maps_losses, segmentation_loss, weigh_lesions, weighted_mean
 from model_zoo.training.labels import displace_labels
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
@@ -60,8 +60,8 @@ OUTSIDE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration(recipe.Configuration):
-    """``patch``: voxels of a side at 1 mm; ``examinations``: how many are at hand at once, one of which is replaced by
-    a new one every ``renew`` steps (a set that stays is learned by heart: with 40, new lesions were found best after
+    """``patch``: voxels of a side at 1 mm; ``examinations``: how many are in use at once, one of which is replaced by a
+    new one every ``renew`` steps (a set that stays is learned by heart: with 40, new lesions were found best after
     500 steps); ``per_patient``: how many examinations a simulated patient has; ``margin``: voxels kept about the brain;
     ``without_t1w``: share of patches that see FLAIR only; weights as in the loss."""
 
@@ -102,7 +102,7 @@ CONFIGURATIONS = {
 
 
 def make_network(c: Configuration) -> nn.Module:
-    """FLAIR, T1w, whether there is one and the first guess in, ``synthetic_dir.CHANNELS`` out."""
+    """Return the network: FLAIR, T1w, 1 with T1w, and the first guess in, ``synthetic_dir.CHANNELS`` out."""
     return VolumeUNet(
         4, len(CHANNELS), channels=c.channels, blocks=c.blocks, unshuffle=c.unshuffle, refine=c.refine, norm="soft",
         dropout=c.dropout, embedding=EMBEDDING,
@@ -110,40 +110,43 @@ def make_network(c: Configuration) -> nn.Module:
 
 
 def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
-    """Patches of one simulated examination, or of the user's rows: each float (b, channels, k, j, i).
+    """Draw patches of one simulated examination, or of the user's rows: each float (b, channels, k, j, i).
 
     ``input``, ``dir``, ``maps`` (3), ``lesion``, its ``emphasis``, ``weight``; ``levels`` of the tissues; ``known``
     (b, 2): 1 where maps and lesions are known; ``protocol`` (b, 5): TR, TI1, TI2, TE of the DIR in ms and its unit.
     """
     if source.cohort is not None:
-        items = [_measured(c, source.cohort, generator) for _ in range(c.batch)]
+        items = [_draw_measured(c, source.cohort, generator) for _ in range(c.batch)]
     else:
-        items = _simulated(c, source, generator)
+        items = _draw_simulated(c, source, generator)
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
 @dataclass(frozen=True)
-class _Examined:
-    """An examination as the pipeline prepares it, and its truth, in half precision (k, j, i): ``whole`` by name, with
-    ``guess`` of FLAIR and T1w and ``guess_alone`` of FLAIR; ``special``: lesions and artefacts; ``protocol`` (5,)."""
+class _PreparedExamination:
+    """An examination as the pipeline prepares it, and its truth.
 
-    whole: dict[str, Tensor]
+    ``volumes`` by name in half precision (k, j, i), with ``guess`` of FLAIR and T1w and ``guess_alone`` of FLAIR;
+    ``special``: lesions and artefacts; ``protocol`` (5,).
+    """
+
+    volumes: dict[str, Tensor]
     special: Tensor
     protocol: Tensor
 
 
 @lru_cache(maxsize=8)
-def _patient(source: Source, c: Configuration, which: int) -> ms.Patient:
-    """One patient of the run's: depends on the configuration's seed and ``which`` only."""
+def _make_patient(source: Source, c: Configuration, which: int) -> ms.Patient:
+    """Return one patient of the run, who depends on the configuration's seed and ``which`` only."""
     generator = seeded(c.seed, 7, which)
-    head = source.head(generator, shape=c.head_shape, spacing_mm=SPACING_MM)
+    head = source.draw_head(generator, shape=c.head_shape, spacing_mm=SPACING_MM)
     patient = ms.random_patient(head, generator, masks=0.0 if source.phantom else 0.3, root=source.root)
     lesions = replace(patient.lesions, extent=patient.lesions.extent.half())
-    return ms.Patient(patient.head, lesions, patient.artefact.half()).cropped(_about_brain(patient, c))
+    return ms.Patient(patient.head, lesions, patient.artefact.half()).cropped(_brain_box(patient, c))
 
 
-def _about_brain(patient: ms.Patient, c: Configuration) -> tuple[slice, slice, slice]:
-    """The brain's box with a margin on each side, at least as large as a patch."""
+def _brain_box(patient: ms.Patient, c: Configuration) -> tuple[slice, slice, slice]:
+    """Return the brain's box with a margin on each side, at least as large as a patch."""
     box = []
     for axis, n in enumerate(patient.head.structure.shape):
         others = tuple(a for a in range(3) if a != axis)
@@ -156,62 +159,62 @@ def _about_brain(patient: ms.Patient, c: Configuration) -> tuple[slice, slice, s
 
 
 @lru_cache(maxsize=40)
-def _examined(source: Source, c: Configuration, which: int) -> _Examined:
-    """One examination of the run's: depends on the configuration and ``which`` only."""
+def _make_examination(source: Source, c: Configuration, which: int) -> _PreparedExamination:
+    """Return one examination of the run, which depends on the configuration and ``which`` only."""
     generator = seeded(c.seed, 8, which)
-    patient = _patient(source, c, which // c.per_patient)
+    patient = _make_patient(source, c, which // c.per_patient)
     lesions = replace(patient.lesions, extent=patient.lesions.extent.float()).redrawn(generator)
     patient = replace(patient, lesions=lesions, artefact=patient.artefact.float())
     e = ms.draw_examination(generator)
-    found = ms.images(patient, e, generator)
+    images = ms.images(patient, e, generator)
     truth = {
-        "dir": found.dir.clamp(0, CLIP),
-        "maps": log_maps(found.maps),
+        "dir": images.dir.clamp(0, CLIP),
+        "maps": log_maps(images.maps),
         "lesion": lesions.mask,
-        "emphasis": emphasis(lesions),
+        "emphasis": weigh_lesions(lesions),
         "brain": patient.head.structure > 0,
     }
     # off by tenths of a voxel to two voxels: no segmentation is exact
     structure = displace_labels(patient.head.structure, uniform(generator, 0.0, 1.2), WARP_CELLS, generator)
-    whole = _prepared(found.flair, found.t1w, structure) | truth
+    volumes = _prepare(images.flair, images.t1w, structure) | truth
     d = e.dir
     protocol = torch.tensor([d.tr_ms, d.ti1_ms, d.ti2_ms, d.te_ms, e.unit])
     special = (lesions.extent > 0.5) | (patient.artefact > 0.1)
-    return _Examined({name: x.half() for name, x in whole.items()}, special, protocol)
+    return _PreparedExamination({name: x.half() for name, x in volumes.items()}, special, protocol)
 
 
-def _prepared(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> dict[str, Tensor]:
-    """What the pipeline makes of a whole examination, with the guess from FLAIR alone."""
+def _prepare(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> dict[str, Tensor]:
+    """Prepare a whole examination as the pipeline does, with the guess from FLAIR alone in addition."""
     flair = prepared(flair, structure, SPACING_MM)
-    found = {"flair": flair, "guess_alone": first_guess(flair, None, structure)}
-    found["levels_alone"] = levels(flair, None, structure)
+    volumes = {"flair": flair, "guess_alone": first_guess(flair, None, structure)}
+    volumes["levels_alone"] = levels(flair, None, structure)
     if t1w is not None:
-        found["t1w"] = prepared(t1w, structure, SPACING_MM)
-        found["guess"] = first_guess(flair, found["t1w"], structure)
-        found["levels"] = levels(flair, found["t1w"], structure)
-    return found
+        volumes["t1w"] = prepared(t1w, structure, SPACING_MM)
+        volumes["guess"] = first_guess(flair, volumes["t1w"], structure)
+        volumes["levels"] = levels(flair, volumes["t1w"], structure)
+    return volumes
 
 
-def _simulated(c: Configuration, source: Source, generator: torch.Generator) -> list[dict[str, Tensor]]:
+def _draw_simulated(c: Configuration, source: Source, generator: torch.Generator) -> list[dict[str, Tensor]]:
     which = int(torch.randint(c.examinations, (1,), generator=generator, device=generator.device))
-    examined = _examined(source, replace(c, without_t1w=0.0), source.step // c.renew + which)
-    return [_patch(c, examined, generator) for _ in range(c.batch)]
+    examined = _make_examination(source, replace(c, without_t1w=0.0), source.step // c.renew + which)
+    return [_draw_patch(c, examined, generator) for _ in range(c.batch)]
 
 
-def _patch(c: Configuration, examined: _Examined, generator: torch.Generator) -> dict[str, Tensor]:
-    k, j, i = _box(c, examined, generator)
-    cut = _cut(examined.whole, (k, j, i), generator.device)
+def _draw_patch(c: Configuration, examined: _PreparedExamination, generator: torch.Generator) -> dict[str, Tensor]:
+    k, j, i = _draw_box(c, examined, generator)
+    cut = _cut(examined.volumes, (k, j, i), generator.device)
     known = {"known": torch.ones(2), "protocol": examined.protocol}
-    return _item(c, cut, generator) | {name: x.to(generator.device) for name, x in known.items()}
+    return _make_item(c, cut, generator) | {name: x.to(generator.device) for name, x in known.items()}
 
 
-def _cut(whole: dict[str, Tensor], box: tuple[slice, slice, slice], device: torch.device) -> dict[str, Tensor]:
-    """The box of every volume, float32 on ``device``; levels belong to the whole."""
-    return {n: (x if n.startswith("levels") else x[(..., *box)]).float().to(device) for n, x in whole.items()}
+def _cut(volumes: dict[str, Tensor], box: tuple[slice, slice, slice], device: torch.device) -> dict[str, Tensor]:
+    """Cut ``box`` out of every volume, float32 on ``device``; levels are those of the whole examination."""
+    return {n: (x if n.startswith("levels") else x[(..., *box)]).float().to(device) for n, x in volumes.items()}
 
 
-def _item(c: Configuration, cut: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """One item of a batch from a patch of everything that ``_prepared`` and the truth hold, flipped at random."""
+def _make_item(c: Configuration, cut: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Make one item of a batch from a patch of all that ``_prepare`` and the truth hold, flipped at random."""
     alone = "t1w" not in cut or uniform(generator, 0, 1) < c.without_t1w
     second, kind = (None, "_alone") if alone else (cut["t1w"], "")
     guess = cut[f"guess{kind}"]
@@ -228,10 +231,12 @@ def _item(c: Configuration, cut: dict[str, Tensor], generator: torch.Generator) 
     return flipped | {"levels": cut[f"levels{kind}"]}
 
 
-def _box(c: Configuration, examined: _Examined, generator: torch.Generator) -> tuple[slice, slice, slice]:
-    """Where a patch lies: half of them about a lesion or an artefact, the rest about any voxel of the brain."""
+def _draw_box(
+    c: Configuration, examined: _PreparedExamination, generator: torch.Generator
+) -> tuple[slice, slice, slice]:
+    """Draw the box of a patch: half of them about a lesion or an artefact, the rest about any voxel of the brain."""
     special = examined.special
-    where = special if uniform(generator, 0, 1) < 0.5 and bool(special.any()) else examined.whole["brain"] > 0
+    where = special if uniform(generator, 0, 1) < 0.5 and bool(special.any()) else examined.volumes["brain"] > 0
     flat = torch.nonzero(where.flatten())[:, 0]
     at = int(flat[int(uniform(generator, 0, len(flat)))])
     centre = [at // (where.shape[1] * where.shape[2]), at // where.shape[2] % where.shape[1], at % where.shape[2]]
@@ -243,53 +248,55 @@ def _box(c: Configuration, examined: _Examined, generator: torch.Generator) -> t
     return k, j, i
 
 
-def _measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
-    """A patch of a user's row; DIR in units of its own cortex."""
-    row = cohort.row(generator)
+def _draw_measured(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw a patch of a user's row; DIR in units of its own cortex."""
+    row = cohort.draw_row(generator)
 
-    def whole(name: str) -> Tensor:
-        return cohort.volume(row, name, SPACING_MM).values
+    def read(name: str) -> Tensor:
+        return cohort.read_volume(row, name, SPACING_MM).values
 
-    structure = whole("structures").round().to(torch.uint8)
-    found = _prepared(whole("flair"), whole("t1w") if "t1w" in row.images else None, structure)
-    dir_level = white_matter_level(whole("dir"), torch.isin(structure, torch.tensor(CORTEX, dtype=torch.uint8)))
-    found |= {"dir": scaled(whole("dir"), dir_level), "brain": (structure > 0).float()}
-    found["lesion"] = (whole("lesions") > 0.5).float() if "lesions" in row.images else torch.zeros_like(found["flair"])
-    found["emphasis"] = found["lesion"]
-    found["maps"] = torch.zeros(3, *structure.shape)
+    structure = read("structures").round().to(torch.uint8)
+    volumes = _prepare(read("flair"), read("t1w") if "t1w" in row.images else None, structure)
+    dir_level = white_matter_level(read("dir"), torch.isin(structure, torch.tensor(CORTEX, dtype=torch.uint8)))
+    volumes |= {"dir": scaled(read("dir"), dir_level), "brain": (structure > 0).float()}
+    volumes["lesion"] = (
+        (read("lesions") > 0.5).float() if "lesions" in row.images else torch.zeros_like(volumes["flair"])
+    )
+    volumes["emphasis"] = volumes["lesion"]
+    volumes["maps"] = torch.zeros(3, *structure.shape)
     start = [int(uniform(generator, 0, max(0, n - c.patch) + 1)) for n in structure.shape]
     k, j, i = (slice(a, a + c.patch) for a in start)
-    cut = {name: _filled(x, c.patch) for name, x in _cut(found, (k, j, i), generator.device).items()}
+    cut = {name: _pad(x, c.patch) for name, x in _cut(volumes, (k, j, i), generator.device).items()}
     known = torch.tensor([0.0, float("lesions" in row.images)])
     protocol = torch.tensor([DIR_TR_MS, 2600.0, 550.0, DIR_TE_MS, 0.03])
-    return _item(c, cut, generator) | {"known": known, "protocol": protocol}
+    return _make_item(c, cut, generator) | {"known": known, "protocol": protocol}
 
 
-def _filled(x: Tensor, size: int) -> Tensor:
+def _pad(x: Tensor, size: int) -> Tensor:
     if x.dim() < 3:
         return x
     return functional.pad(x, [n for side in reversed(x.shape[-3:]) for n in (0, size - side)])
 
 
 def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
-    """The sum in the module's docstring."""
+    """Return the sum in the module's docstring."""
     out = decoded(network(batch["input"], batch["levels"]), batch["input"])
     target, weight, lesion = batch["dir"], batch["weight"], batch["emphasis"]
     residual = (target - out.dir).abs()
     b = out.log_b.exp()
-    alike = similarity.ssim_map(out.dir, target, CLIP / 2)
-    total = mean_of(residual, weight)
+    ssim = similarity.ssim_map(out.dir, target, CLIP / 2)
+    total = weighted_mean(residual, weight)
     total = total + c.lesion_weight * (lesion * residual).sum() / lesion.sum().clamp(min=1.0)
-    total = total + c.ssim_weight * (1 - mean_of(alike, weight))
-    total = total + c.laplace_weight * mean_of(residual.detach() / b + out.log_b, weight)
-    of_maps, of_rendered = maps_losses(out, batch)
-    total = total + c.maps_weight * of_maps + c.render_weight * of_rendered
+    total = total + c.ssim_weight * (1 - weighted_mean(ssim, weight))
+    total = total + c.laplace_weight * weighted_mean(residual.detach() / b + out.log_b, weight)
+    maps_error, rendered_error = maps_losses(out, batch)
+    total = total + c.maps_weight * maps_error + c.render_weight * rendered_error
     return total + c.segment_weight * segmentation_loss(out, batch)
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
-    """On patches of eight examinations: error, PSNR (peak 2) and lesion Dice with T1w, error with FLAIR alone."""
-    found: dict[str, list[float]] = {}
+    """Return error, PSNR (peak 2) and lesion Dice on patches of eight examinations, with T1w and with FLAIR alone."""
+    scores: dict[str, list[float]] = {}
     device = next(network.parameters()).device
     for n in range(8):
         for name, without in (("", 0.0), ("flair_only_", 1.0)):
@@ -298,19 +305,20 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
                 batch = {k: v.to(device) for k, v in draw_batch(examined, source, seeded(c.seed, 10**9, n)).items()}
             brain, lesion = batch["weight"] > 0.5, batch["lesion"] > 0.5
             out = decoded(network(batch["input"], batch["levels"]), batch["input"])
-            found.setdefault(f"{name}mae", []).append(similarity.mean_absolute_error(out.dir, batch["dir"], brain))
+            scores.setdefault(f"{name}mae", []).append(similarity.mean_absolute_error(out.dir, batch["dir"], brain))
             if bool(lesion.any()):
                 worst = similarity.mean_absolute_error(out.dir, batch["dir"], lesion)
-                found.setdefault(f"{name}lesion_mae", []).append(worst)
-            found.setdefault(f"{name}psnr_db", []).append(similarity.psnr(out.dir, batch["dir"], 2.0, brain))
-            both = float(((out.lesion > 0) & lesion).sum())
-            found.setdefault(f"{name}dice", []).append(
-                2 * both / max(1.0, float((out.lesion > 0).sum() + lesion.sum()))
+                scores.setdefault(f"{name}lesion_mae", []).append(worst)
+            scores.setdefault(f"{name}psnr_db", []).append(similarity.psnr(out.dir, batch["dir"], 2.0, brain))
+            overlap = float(((out.lesion > 0) & lesion).sum())
+            scores.setdefault(f"{name}dice", []).append(
+                2 * overlap / max(1.0, float((out.lesion > 0).sum() + lesion.sum()))
             )
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
 def describe_inference(c: Configuration) -> dict[str, Any]:
+    """Return the network's definition and the settings of its pipeline."""
     return {
         "network_def": {
             "_target_": "model_zoo.networks.volume_unet.VolumeUNet",
