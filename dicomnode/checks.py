@@ -314,7 +314,7 @@ def _check_deployed_models(config: Config) -> Check | str:
     from dicomnode.deployment import models
     from model_zoo import registry
 
-    if damaged := registry.damaged(config.models_dir):
+    if damaged := registry.list_damaged(config.models_dir):
         return Check("deployed models", "failed", str(damaged[0]))
     with _open_current_database(config.database_url) as session:
         if session is None:

@@ -137,7 +137,8 @@ def list_models(config: Config | None = None) -> list[dict[str, Any]]:
     from model_zoo import registry
 
     return [
-        _describe_bundle(facts) for facts in (registry.installed() if config is None else bundles.list_bundles(config))
+        _describe_bundle(facts)
+        for facts in (registry.list_bundles() if config is None else bundles.list_bundles(config))
     ]
 
 

@@ -1,7 +1,7 @@
-"""Which expressions of a MONAI configuration are evaluated: those in which nothing can be reached but numbers.
+"""Rules for the expressions of a MONAI configuration that are evaluated: those that can reach nothing but numbers.
 
-MONAI evaluates ``$...`` as Python. Here an expression is read as a syntax tree first, and passes when every node of it
-is known: constants, arithmetic without powers, comparisons, choices, lists, indices, lambdas and comprehensions of one
+MONAI evaluates ``$...`` as Python. Here an expression is read as a syntax tree first, and passes when every node is
+known: constants, arithmetic without powers, comparisons, choices, lists, indices, lambdas and comprehensions of one
 variable each; names of ``torch`` and ``numpy`` that are listed; methods of tensors and lists that are listed; a few
 builtins. No import, no name with two underscores, no file, no other call. Nothing here needs MONAI or torch.
 """
@@ -12,10 +12,10 @@ import ast
 import re
 from collections.abc import Iterator
 
-__all__ = ["REFERENCE", "references", "wrong"]
+__all__ = ["REFERENCE", "find_violation", "references"]
 
 REFERENCE = re.compile(r"@(?:\w*)(?:::\w*)*")
-"""What MONAI takes for a reference to another part of the configuration."""
+"""MONAI's pattern of a reference to another part of the configuration."""
 _RELATIVE = re.compile(r"[@%]::")
 _STAND_IN = "reference_"
 
@@ -28,24 +28,28 @@ _NODES: tuple[type[ast.AST], ...] = (
 )  # fmt: skip
 _LONGEST = 4000
 _LARGEST = 100_000
-"""Whole number in an expression that makes lists or texts; numbers of voxels and grey levels are below it."""
+"""Largest integer in an expression that makes lists or texts; numbers of voxels and grey levels are below it."""
 _BUILTINS = frozenset({
     "abs", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed", "round",
     "sorted", "sum", "tuple", "zip",
 })  # fmt: skip
-_NUMBERS = frozenset({
+_COMMON_NAMES = frozenset({
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "where", "clip", "abs", "exp",
     "log", "sqrt", "sum", "mean", "max", "min", "argmax", "argmin", "round", "floor", "ceil", "isfinite",
     "zeros_like", "ones_like", "stack", "concatenate", "prod", "any", "all", "maximum", "minimum", "inf", "nan",
     "pi",
 })  # fmt: skip
-_OF_TORCH = frozenset({
+_TORCH_NAMES = frozenset({
     "bfloat16", "float", "half", "long", "bool", "device", "cuda.is_available", "cat", "sigmoid", "softmax", "clamp",
     "amax", "amin", "squeeze", "unsqueeze", "flip", "permute", "full_like", "logical_and", "logical_or",
     "logical_not",
 })  # fmt: skip
-_OF_NUMPY = frozenset({"array", "asarray", "ones", "zeros", "arange", "linspace", "expand_dims"})
-_MODULES = {"torch": _NUMBERS | _OF_TORCH, "numpy": _NUMBERS | _OF_NUMPY, "np": _NUMBERS | _OF_NUMPY}
+_NUMPY_NAMES = frozenset({"array", "asarray", "ones", "zeros", "arange", "linspace", "expand_dims"})
+_MODULES = {
+    "torch": _COMMON_NAMES | _TORCH_NAMES,
+    "numpy": _COMMON_NAMES | _NUMPY_NAMES,
+    "np": _COMMON_NAMES | _NUMPY_NAMES,
+}
 _METHODS = frozenset({
     "abs", "all", "amax", "amin", "any", "argmax", "argmin", "astype", "bool", "byte", "clamp", "clip", "cpu", "dim",
     "double", "dtype", "exp", "expand", "flatten", "flip", "float", "get", "half", "int", "items", "keys", "log",
@@ -55,46 +59,48 @@ _METHODS = frozenset({
 
 
 def references(text: str) -> list[str]:
-    """The ids that a string refers to: all of an expression's, or the one that the string is."""
-    text = _normal(text)
-    return [each[1:] for each in REFERENCE.findall(text) if text.startswith("$") or text == each]
+    """Return the ids to which a string refers: all those in an expression, or the one that the string is."""
+    text = _normalise(text)
+    return [match[1:] for match in REFERENCE.findall(text) if text.startswith("$") or text == match]
 
 
-def wrong(text: str) -> str:
-    """Why this string of a configuration is not evaluated, in words; empty where it may be, or is no expression."""
-    text = _normal(text)
+def find_violation(text: str) -> str:
+    """Describe the reason not to evaluate a string of a configuration; empty for none, and for no expression."""
+    text = _normalise(text)
     if text.startswith("%"):
         return "a macro, which brings in other parts or files"
     if _RELATIVE.search(text):
         return "a relative reference; it is written with its whole name"
-    return _wrong_expression(text[1:]) if text.startswith("$") else ""
+    return _find_violation_of_expression(text[1:]) if text.startswith("$") else ""
 
 
-def _normal(text: str) -> str:
-    """As MONAI has it before it evaluates: its older separator, Python's sign of a comment, is its newer one."""
+def _normalise(text: str) -> str:
+    """Replace MONAI's older separator, Python's sign of a comment, by its newer one, as MONAI does."""
     return text.replace("#", "::")
 
 
-def _wrong_expression(text: str) -> str:
+def _find_violation_of_expression(text: str) -> str:
     if len(text) > _LONGEST:
         return f"an expression of more than {_LONGEST} letters"
-    numbered = iter(range(len(text)))
-    written = REFERENCE.sub(lambda _: f"{_STAND_IN}{next(numbered)}", text)
-    if _STAND_IN in text or "@" in written:
+    numbers = iter(range(len(text)))
+    expression = REFERENCE.sub(lambda _: f"{_STAND_IN}{next(numbers)}", text)
+    if _STAND_IN in text or "@" in expression:
         return "a reference that is not understood"
     try:
-        tree = ast.parse(written.strip(), mode="eval")
+        tree = ast.parse(expression.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "an import or a statement" if re.match(r"\s*(import|from)\b", text) else "no Python expression"
-    return next(_wrong_nodes(tree), "") or _wrong_size(tree)
+    return next(_node_violations(tree), "") or _find_excessive_size(tree)
 
 
-def _wrong_nodes(tree: ast.Expression) -> Iterator[str]:
-    """In words, every node that may not be there."""
-    own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    if taken := sorted(own & (_BUILTINS | _MODULES.keys()) | {name for name in own if name.startswith("_")}):
-        yield f"the variable {taken[0]!r}"
+def _node_violations(tree: ast.Expression) -> Iterator[str]:
+    """Describe every node that is not allowed."""
+    variables = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    variables |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    if reserved := sorted(
+        variables & (_BUILTINS | _MODULES.keys()) | {name for name in variables if name.startswith("_")}
+    ):
+        yield f"the variable {reserved[0]!r}"
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in ast.walk(tree):
         if not isinstance(node, _NODES):
@@ -102,20 +108,20 @@ def _wrong_nodes(tree: ast.Expression) -> Iterator[str]:
         elif isinstance(node, ast.Constant) and _STAND_IN in str(node.value):
             yield "a reference within quotation marks"
         elif isinstance(node, ast.Name):
-            yield from _wrong_name(node, parents.get(node), own)
+            yield from _name_violations(node, parents.get(node), variables)
         elif isinstance(node, ast.Attribute):
-            yield from _wrong_attribute(node, parents.get(node))
+            yield from _attribute_violations(node, parents.get(node))
         elif isinstance(node, ast.Call):
-            yield from _wrong_call(node)
+            yield from _call_violations(node)
 
 
-def _wrong_size(tree: ast.Expression) -> str:
-    """In words, what could make more values than a machine holds: repetitions of repetitions, and large numbers."""
+def _find_excessive_size(tree: ast.Expression) -> str:
+    """Describe the first sign of more values than a machine holds: repetitions of repetitions, and large numbers."""
     nodes = list(ast.walk(tree))
     loops = sum(isinstance(node, ast.comprehension) for node in nodes)
     ranges = sum(isinstance(node, ast.Name) and node.id == "range" for node in nodes)
-    repeats = sum(isinstance(node, ast.BinOp) and _repeats(node) for node in nodes)
-    if any(isinstance(node, ast.BinOp) and _formats(node) for node in nodes):
+    repeats = sum(isinstance(node, ast.BinOp) and _repeats_sequence(node) for node in nodes)
+    if any(isinstance(node, ast.BinOp) and _formats_text(node) for node in nodes):
         return "a text with % after it"
     if max(loops, ranges, repeats) > 1 or (repeats and loops + ranges):
         return "more than one repetition"
@@ -123,15 +129,15 @@ def _wrong_size(tree: ast.Expression) -> str:
     return f"a repetition with a number above {_LARGEST}" if large and loops + ranges + repeats else ""
 
 
-def _formats(node: ast.BinOp) -> bool:
-    """Whether it may write a number into a text, as wide as the text says."""
+def _formats_text(node: ast.BinOp) -> bool:
+    """Return whether an operation may write a number into a text, of the width given in the text."""
     return isinstance(node.op, ast.Mod) and any(
         isinstance(part, ast.Constant) and isinstance(part.value, str | bytes) for part in ast.walk(node.left)
     )
 
 
-def _repeats(node: ast.BinOp) -> bool:
-    """Whether it multiplies a list or a text."""
+def _repeats_sequence(node: ast.BinOp) -> bool:
+    """Return whether an operation multiplies a list or a text."""
     return isinstance(node.op, ast.Mult) and any(
         isinstance(part, ast.List | ast.Tuple | ast.ListComp)
         or (isinstance(part, ast.Constant) and isinstance(part.value, str | bytes))
@@ -139,8 +145,8 @@ def _repeats(node: ast.BinOp) -> bool:
     )
 
 
-def _wrong_name(node: ast.Name, parent: ast.AST | None, own: set[str]) -> Iterator[str]:
-    if node.id in own or node.id.startswith(_STAND_IN):
+def _name_violations(node: ast.Name, parent: ast.AST | None, variables: set[str]) -> Iterator[str]:
+    if node.id in variables or node.id.startswith(_STAND_IN):
         return
     if node.id in _BUILTINS and isinstance(parent, ast.Call | ast.keyword):
         return
@@ -148,9 +154,12 @@ def _wrong_name(node: ast.Name, parent: ast.AST | None, own: set[str]) -> Iterat
         yield f"the name {node.id!r}"
 
 
-def _wrong_attribute(node: ast.Attribute, parent: ast.AST | None) -> Iterator[str]:
-    """Of a chain that begins with a module only the whole is looked at: torch.cuda.is_available, not torch.cuda."""
-    root, inner = _chain(node)
+def _attribute_violations(node: ast.Attribute, parent: ast.AST | None) -> Iterator[str]:
+    """Describe an attribute that is not allowed.
+
+    A chain that begins with a module is checked as one name only: torch.cuda.is_available, not torch.cuda.
+    """
+    root, inner = _split_chain(node)
     if root not in _MODULES:
         if node.attr not in _METHODS:
             yield f"the attribute {node.attr!r}"
@@ -160,18 +169,21 @@ def _wrong_attribute(node: ast.Attribute, parent: ast.AST | None) -> Iterator[st
             yield f"{root}.{inner}"
 
 
-def _wrong_call(node: ast.Call) -> Iterator[str]:
-    """A builtin, a listed function or a listed method is called: never what another call gave, or a reference."""
+def _call_violations(node: ast.Call) -> Iterator[str]:
+    """Describe a call that is not allowed.
+
+    Builtins, listed functions and listed methods may be called, but not the result of another call, nor a reference.
+    """
     if not isinstance(node.func, ast.Name | ast.Attribute):
         yield "a call of what an expression gives"
     elif isinstance(node.func, ast.Name) and node.func.id not in _BUILTINS:
         yield f"a call of {'a reference' if node.func.id.startswith(_STAND_IN) else node.func.id}"
 
 
-def _chain(node: ast.Attribute) -> tuple[str, str]:
-    """The name that a chain of attributes begins with, or nothing where that is a value, and the rest of the chain."""
-    words, value = [node.attr], node.value
+def _split_chain(node: ast.Attribute) -> tuple[str, str]:
+    """Return the name at the start of a chain of attributes, empty where the start is a value, and the rest."""
+    names, value = [node.attr], node.value
     while isinstance(value, ast.Attribute):
-        words.append(value.attr)
+        names.append(value.attr)
         value = value.value
-    return (value.id if isinstance(value, ast.Name) else ""), ".".join(reversed(words))
+    return (value.id if isinstance(value, ast.Name) else ""), ".".join(reversed(names))

@@ -1,7 +1,7 @@
-"""Installing a bundle: unpacked and checked in a folder of its own, then put in its place by one rename.
+"""Install bundles: unpack and check in a separate folder, then move into place by one rename.
 
-Until that rename nothing that runs can see the bundle, and a failure leaves no trace. Bundles of MONAI's Model Zoo are
-taken in their layout: weights become safetensors, and metadata.json gets the keys that this node reads.
+Until that rename no running process can see the bundle, and a failure leaves no trace. Bundles of MONAI's Model Zoo are
+accepted in their layout: weights become safetensors, and metadata.json gets the keys that this node reads.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from model_zoo import monai_rules, plain_values, registry, signing, state_dicts,
 from model_zoo.bundle import BundleError, BundleFacts, weights_digest
 from model_zoo.registry import MANIFEST, WEIGHTS
 
-__all__ = ["Policy", "Staged", "remove", "staged"]
+__all__ = ["Policy", "StagedBundle", "remove", "stage"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,31}")
-_KEPT = (".json", ".md", ".txt", ".png", ".jpg", ".jpeg", ".csv")
-"""What an installed bundle holds beside its weights: neither programs nor weights in other formats."""
+_SUFFIXES = (".json", ".md", ".txt", ".png", ".jpg", ".jpeg", ".csv")
+"""Suffixes of files in an installed bundle beside its weights: neither programs nor weights in other formats."""
 _YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a site demands of bundles. ``trusted``: files with Ed25519 public keys; ``trusted_code``: by bundle the
-    SHA-256 of the configuration whose expressions and classes the site has read and allows."""
+    """A site's conditions for bundles.
+
+    ``trusted``: files with Ed25519 public keys; ``trusted_code``: by bundle the SHA-256 of the configuration whose
+    expressions and classes the site has read and allows.
+    """
 
     max_bytes: int = 8_000_000_000
     trusted: Sequence[Path] = ()
@@ -41,13 +44,13 @@ class Policy:
     trusted_code: Mapping[str, str] = field(default_factory=dict)
 
     def trusts(self, facts: BundleFacts) -> bool:
-        """Whether the site has allowed what this bundle's configuration evaluates, as it stands there now."""
-        return self.trusted_code.get(facts.name) == monai_rules.digest(facts.path)
+        """Return whether the site has allowed the expressions of this bundle's configuration in its current text."""
+        return self.trusted_code.get(facts.name) == monai_rules.configuration_digest(facts.path)
 
 
 @dataclass(frozen=True)
-class Staged:
-    """A bundle that was checked and is not installed yet; ``signed_by``: the file name of the key, or empty."""
+class StagedBundle:
+    """A checked bundle that is not installed yet; ``signed_by``: the file name of the key, or empty."""
 
     facts: BundleFacts
     signed_by: str
@@ -56,7 +59,7 @@ class Staged:
     trusted_code: bool = False
 
     def commit(self) -> BundleFacts:
-        """Put it in its place, NAME/VERSION, with the digest of every file."""
+        """Move the bundle into its place, NAME/VERSION, with the digest of every file."""
         place = self.root / self.facts.name / self.facts.version
         _write_manifest(self)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -72,57 +75,57 @@ class Staged:
 
 
 @contextmanager
-def staged(source: Path, root: Path, policy: Policy) -> Iterator[Staged]:
-    """The bundle at ``source``, checked, in a folder that is gone afterwards. Raises BundleError with the reason."""
+def stage(source: Path, root: Path, policy: Policy) -> Iterator[StagedBundle]:
+    """Yield the bundle at ``source``, checked, in a temporary folder. Raises BundleError with the reason."""
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".incoming-", dir=root))
     try:
         unpacking.copy(source, work / "as-it-came", max_bytes=policy.max_bytes)
         signed_by = signing.check(work / "as-it-came", policy.trusted, required=policy.require_signature)
-        converted_from = _arrange(work / "as-it-came", work / "bundle", unpacking.name_of(source))
+        converted_from = _arrange(work / "as-it-came", work / "bundle", unpacking.bundle_name(source))
         facts = registry.read_facts(work / "bundle")
         _check_new(facts, root)
         registry.verify(facts)
         trusted_code = policy.trusts(facts)
         if not trusted_code:
             called = f"{facts.name}@{facts.version}"
-            monai_rules.check(called, registry.definition_of(facts)[1], monai_rules.digest(facts.path))
-        yield Staged(facts, signed_by, converted_from, root, trusted_code)
+            monai_rules.check(called, registry.read_definition(facts)[1], monai_rules.configuration_digest(facts.path))
+        yield StagedBundle(facts, signed_by, converted_from, root, trusted_code)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def remove(facts: BundleFacts, root: Path) -> None:
-    """Take an installed bundle away, in one rename; a job that has loaded it keeps what it has loaded."""
+    """Remove an installed bundle by one rename; a job that has loaded the bundle is not affected."""
     if not facts.path.is_relative_to(root):
         raise BundleError(f"{facts.name}@{facts.version} came with the program: only installed bundles are removed")
-    gone = Path(tempfile.mkdtemp(prefix=".removed-", dir=root))
-    facts.path.rename(gone / "bundle")
+    trash = Path(tempfile.mkdtemp(prefix=".removed-", dir=root))
+    facts.path.rename(trash / "bundle")
     _sync(facts.path.parent)
-    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(trash, ignore_errors=True)
     if facts.path.parent != root and not any(facts.path.parent.iterdir()):
         facts.path.parent.rmdir()
 
 
 def _arrange(source: Path, target: Path, name: str) -> str:
-    """What is kept of the bundle at ``target``, weights as safetensors; the name of the file these were made from."""
+    """Move the files to install to ``target``, weights as safetensors; return the file these were made from."""
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         inner = path.relative_to(source)
-        if path.suffix.lower() in (*_KEPT, *_YAML) or path.name.upper().startswith(
+        if path.suffix.lower() in (*_SUFFIXES, *_YAML) or path.name.upper().startswith(
             ("LICENSE", "LICENCE", signing.LIST)
         ):
             (target / inner).parent.mkdir(parents=True, exist_ok=True)
             path.rename(target / inner)
     (target / MANIFEST).unlink(missing_ok=True)  # of another installation
     (target / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
-    converted_from = _weights(source, target)
+    converted_from = _install_weights(source, target)
     _write_as_json(target / monai_rules.INFERENCE)
     _complete_metadata(target, name, converted_from)
     return converted_from
 
 
-def _weights(source: Path, target: Path) -> str:
-    """MONAI's bundles have model.pt, and sometimes model.ts made from it."""
+def _install_weights(source: Path, target: Path) -> str:
+    """Move or convert the weights; return the converted file. MONAI's bundles have model.pt, some also model.ts."""
     if (source / WEIGHTS).is_file():
         state_dicts.refuse_disguise(source / WEIGHTS, str(WEIGHTS))
         (source / WEIGHTS).rename(target / WEIGHTS)
@@ -135,25 +138,25 @@ def _weights(source: Path, target: Path) -> str:
 
 
 def _write_as_json(inference: Path) -> None:
-    """A configuration in YAML, plain values only, becomes the JSON that everything else reads."""
-    found = [path for suffix in _YAML if (path := inference.with_suffix(suffix)).is_file()]
+    """Convert a configuration in YAML, plain values only, to the JSON that all other code reads."""
+    yaml_files = [path for suffix in _YAML if (path := inference.with_suffix(suffix)).is_file()]
     if inference.is_file():
         return
-    if not found:
+    if not yaml_files:
         raise BundleError("the bundle holds no configs/inference.json, nor one in YAML")
     try:
-        inference.write_text(json.dumps(plain_values.from_yaml(found[0]), indent=2) + "\n")
+        inference.write_text(json.dumps(plain_values.read_yaml(yaml_files[0]), indent=2) + "\n")
     except ModuleNotFoundError:
-        raise BundleError(f"configs/{found[0].name} needs PyYAML: pip install 'dicomnode[monai]'") from None
+        raise BundleError(f"configs/{yaml_files[0].name} needs PyYAML: pip install 'dicomnode[monai]'") from None
     except (OSError, TypeError, ValueError) as error:
-        raise BundleError(f"configs/{found[0].name} cannot be read ({error})") from None
+        raise BundleError(f"configs/{yaml_files[0].name} cannot be read ({error})") from None
 
 
 def _complete_metadata(bundle: Path, name: str, converted_from: str) -> None:
-    """What a bundle of ours says already stays as it is; of others the digest is that of the converted weights."""
+    """Add missing keys to the metadata of bundles not of ours, with the digest of the converted weights."""
     path = bundle / "configs" / "metadata.json"
     try:
-        metadata: dict[str, Any] = plain_values.from_json(path)
+        metadata: dict[str, Any] = plain_values.read_json(path)
     except (OSError, ValueError) as error:
         raise BundleError(f"configs/metadata.json cannot be read ({error})") from None
     _check_metadata(metadata)
@@ -170,7 +173,7 @@ def _complete_metadata(bundle: Path, name: str, converted_from: str) -> None:
 
 
 def _check_metadata(metadata: object) -> None:
-    """The kinds of values that everything else relies on."""
+    """Raise BundleError unless the values have the types on which all other code relies."""
     if not isinstance(metadata, dict):
         raise BundleError("configs/metadata.json is no table of keys and values")
     for key in ("name", "version"):
@@ -192,14 +195,14 @@ def _first_line(path: Path) -> str:
 def _check_new(facts: BundleFacts, root: Path) -> None:
     if not (_NAME.fullmatch(facts.name) and _VERSION.fullmatch(str(facts.version))):
         raise BundleError(f"{facts.name!r} version {facts.version!r}: letters, digits and . _ - only, no more than 64")
-    for place in (root, registry.BUNDLES):
-        for there in registry.installed(place):
-            if (there.name, there.version) == (facts.name, facts.version):
-                same = "with the same weights" if there.digest == facts.digest else "with other weights"
+    for folder in (root, registry.BUNDLES):
+        for bundle in registry.list_bundles(folder):
+            if (bundle.name, bundle.version) == (facts.name, facts.version):
+                same = "with the same weights" if bundle.digest == facts.digest else "with other weights"
                 raise BundleError(f"{facts.name}@{facts.version} is on this node already, {same}")
 
 
-def _write_manifest(bundle: Staged) -> None:
+def _write_manifest(bundle: StagedBundle) -> None:
     path = bundle.facts.path
     files = sorted(each for each in path.rglob("*") if each.is_file() and each.name != MANIFEST)
     digests = {str(each.relative_to(path)): weights_digest(each) for each in files}

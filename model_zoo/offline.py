@@ -1,7 +1,7 @@
-"""No connection from a bundle: while its network is built and run, whatever would reach another host is stopped.
+"""A block against connections from a bundle while its network is built and run.
 
-The first line of defence are the rules, which refuse or switch off what downloads. This is the second: Python reports
-every connection before it is made (its audit events), whichever library asks for it.
+The first line of defence is ``monai_rules``, which refuses or disables downloads. This is the second: Python reports
+every connection before it is made (audit events), whichever library asks for it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from model_zoo.bundle import BundleError
 __all__ = ["offline"]
 
 _CONNECTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
-_LOOKS_UP = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"})
+_LOOKUPS = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"})
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
-_inside: ContextVar[str] = ContextVar("_inside", default="")
+_current_bundle: ContextVar[str] = ContextVar("_current_bundle", default="")
 _start_of_threading = threading.Thread.start
 _started: WeakKeyDictionary[threading.Thread, str] = WeakKeyDictionary()
 
 
 @contextmanager
 def offline(called: str) -> Iterator[None]:
-    """Nothing in this block, nor in threads that it starts, connects to another host; BundleError where it tries.
+    """Raise BundleError where this block, or a thread that it starts, tries to connect to another host.
 
-    ``called``: the bundle, for the message. Other threads are not touched, nor are sockets within this machine's files.
+    ``called``: the bundle, for the message. Other threads and Unix sockets are not affected.
     """
-    _watch()
-    token = _inside.set(called)
+    _install_hooks()
+    token = _current_bundle.set(called)
     try:
         yield
     finally:
-        _inside.reset(token)
+        _current_bundle.reset(token)
 
 
 @cache
-def _watch() -> None:
-    """Once for the process: a hook cannot be taken away again."""
+def _install_hooks() -> None:
+    """Install the hooks, once for the process: an audit hook cannot be removed."""
     sys.addaudithook(_hook)
     threading.Thread.start = _start  # type: ignore[assignment, method-assign]  # Python 3.11 reports no start of a thread
 
@@ -53,20 +53,20 @@ def _watch() -> None:
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if event in _CONNECTS and arguments[0].family in _INTERNET:
         _refuse(f"to connect to {arguments[1]}")
-    elif event in _LOOKS_UP:
+    elif event in _LOOKUPS:
         _refuse(f"to look up {arguments[0]}")
     elif event == "urllib.Request":
         _refuse(f"to open {arguments[0]}")
 
 
 def _start(thread: threading.Thread) -> None:
-    """In place of ``Thread.start``: a thread is of the bundle that starts it."""
-    if called := _inside.get():
+    """Start a thread, in place of ``Thread.start``, and record the bundle that starts it."""
+    if called := _current_bundle.get():
         _started[thread] = called
     _start_of_threading(thread)
 
 
-def _refuse(what: str) -> None:
-    called = _inside.get() or (_started and _started.get(threading.current_thread()))
+def _refuse(action: str) -> None:
+    called = _current_bundle.get() or (_started and _started.get(threading.current_thread()))
     if called:
-        raise BundleError(f"{called} tried {what}: a bundle makes no connections, and its weights come with it")
+        raise BundleError(f"{called} tried {action}: a bundle makes no connections, and its weights come with it")

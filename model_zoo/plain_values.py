@@ -1,6 +1,6 @@
 """Configurations of bundles as plain values: JSON and YAML within limits that every honest bundle keeps.
 
-What is nested endlessly, swells when it is written out, or says one key twice is a ValueError before it costs anything.
+Endless nesting, aliases and repeated keys raise ValueError before they cost memory.
 """
 
 from __future__ import annotations
@@ -10,29 +10,30 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["from_json", "from_yaml"]
+__all__ = ["read_json", "read_yaml"]
 
 MOST_BYTES = 2_000_000
 MOST_BYTES_OF_YAML = 200_000
-"""Reading YAML takes a hundred times as long."""
+"""Limit for YAML, which takes a hundred times as long to read."""
 DEEPEST = 64
 _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 
-def from_json(path: Path) -> Any:
-    """The content of a JSON file. Raises OSError or ValueError."""
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises OSError or ValueError."""
     content = _read(path, MOST_BYTES)
     _check_depth(content)
-    found = json.loads(content.decode("utf-8"), object_pairs_hook=_table)
-    json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair cannot be written again
-    return found
+    value = json.loads(content.decode("utf-8"), object_pairs_hook=_table)
+    json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair cannot be written again
+    return value
 
 
-def from_yaml(path: Path) -> Any:
-    """The content of a YAML file, plain values only. Raises OSError or ValueError, ModuleNotFoundError without PyYAML.
+def read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file, plain values only.
 
-    Aliases are refused: a few of them stand for more values than any machine holds.
+    Aliases are refused: a few of them stand for more values than any machine holds. Raises OSError or ValueError,
+    ModuleNotFoundError without PyYAML.
     """
     import yaml
 
@@ -65,11 +66,11 @@ def _check_depth(content: bytes) -> None:
 
 
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"it says {next(name for name in names if names.count(name) > 1)!r} twice")
-    return found
+    return table
 
 
 def _loader() -> Any:

@@ -1,7 +1,7 @@
-"""What a bundle's maker vouches for: SHA256SUMS, a list of its files as ``sha256sum`` writes it, and its signature.
+"""Signatures of bundles: SHA256SUMS, a list of its files as ``sha256sum`` writes it, and the list's signature.
 
 ``SHA256SUMS.sig`` is the Ed25519 signature of the list, 64 octets, as ``openssl pkeyutl -sign -rawin`` writes it. A
-list that is there must be right and whole; a signature that is there must be by a key that the site trusts.
+list must be right and complete where it exists; a signature must be by a key that the site trusts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(.+)")
 
 
 def check(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
-    """The name of the key that signed the bundle, empty where none did. Raises BundleError, with the reason."""
+    """Return the name of the key that signed the bundle, empty for none. Raises BundleError with the reason."""
     listed, signature = folder / LIST, folder / SIGNATURE
     for name in (LIST, SIGNATURE):
         if elsewhere := [path for path in folder.rglob(name) if path.parent != folder]:
@@ -50,19 +50,19 @@ def _check_list(folder: Path, listed: Path) -> None:
         raise BundleError(f"{LIST} has more than {_LONGEST_LIST // 1_000_000} MB: no list of a bundle's files has")
     lines = listed.read_text(errors="replace").splitlines()
     matches = [_LINE.fullmatch(line) for line in lines]
-    stated = {match[2]: match[1] for match in matches if match}
-    if len(stated) != len(lines):
+    listed_digests = {match[2]: match[1] for match in matches if match}
+    if len(listed_digests) != len(lines):
         raise BundleError(f"{LIST} has lines that are no 'digest  file', or one file twice")
-    there = {
+    present = {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
         if path.is_file() and path not in (listed, folder / SIGNATURE)
     }
-    if missing := sorted(stated.keys() - there):
+    if missing := sorted(listed_digests.keys() - present):
         raise BundleError(f"{LIST} names {missing[0]}, which is not there")
-    if unknown := sorted(there - stated.keys()):
+    if unknown := sorted(present - listed_digests.keys()):
         raise BundleError(f"{unknown[0]} is not in {LIST}")
-    for name, digest in stated.items():
+    for name, digest in listed_digests.items():
         if weights_digest(folder / name) != digest:
             raise BundleError(f"{name} differs from its digest in {LIST}: it was changed after that was written")
 

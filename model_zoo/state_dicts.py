@@ -1,4 +1,4 @@
-"""Weights of other formats as safetensors. A file that would run code when it is read is refused, not read."""
+"""Conversion of weights to safetensors. A file that would run code when it is read is refused, not read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _LONGEST_HEADER = 100_000_000
 
 
 def convert(source: Path, target: Path) -> int:
-    """Write the tensors of a state dict as safetensors; their number. Raises BundleError for anything else.
+    """Write the tensors of a state dict as safetensors, and return their number.
 
-    ``source`` is what ``torch.save(network.state_dict(), ...)`` writes, or a dict that holds one under a usual name. It
-    is read with ``weights_only=True``: tensors and plain containers, never an object of its choice.
+    ``source``: a file by ``torch.save(network.state_dict(), ...)``, or of a dict that holds a state dict under a usual
+    name. It is read with ``weights_only=True``: tensors and plain containers, no other object. Raises BundleError for
+    any other file.
     """
     from safetensors.torch import save_file
 
@@ -34,14 +35,14 @@ def convert(source: Path, target: Path) -> int:
     _check_size(source, tensors)
     try:
         save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, target)
-    except Exception as error:  # kinds of tensors and names that safetensors do not have
+    except Exception as error:  # kinds of tensors and names that safetensors cannot hold
         raise BundleError(f"{source.name}: its tensors cannot be stored ({_reason(error)})") from None
     target.chmod(0o644)
     return len(tensors)
 
 
 def _check_size(source: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A tensor may repeat one number endlessly, in a small file."""
+    """Raise BundleError for tensors that repeat one number endlessly, in a small file."""
     total = sum(value.numel() * value.element_size() for value in tensors.values())
     if total > _MOST_SWELLING * source.stat().st_size:
         raise BundleError(f"{source.name}: its tensors would take {total / 1e6:.3g} MB, more than the file can hold")
@@ -73,15 +74,15 @@ def _read(source: Path) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = _GLOBAL.search(str(error))
-        wanted = f"it asks for {named[1]}" if named else "it holds more than tensors"
-        raise BundleError(f"{source.name} was not read: {wanted}, and only state dicts are taken") from None
-    except Exception as error:  # a door: damaged files fail in many ways
+        global_name = _GLOBAL.search(str(error))
+        reason = f"it asks for {global_name[1]}" if global_name else "it holds more than tensors"
+        raise BundleError(f"{source.name} was not read: {reason}, and only state dicts are taken") from None
+    except Exception as error:  # damaged files fail in many ways
         raise BundleError(f"{source.name} cannot be read as a state dict ({_reason(error)})") from None
 
 
 def _names(source: Path) -> set[str]:
-    """The names in the archive without its folder; one that swells when it is read is refused."""
+    """Return the names in the archive without its folder. Raises BundleError for an archive that swells when read."""
     try:
         with zipfile.ZipFile(source) as archive:
             total = sum(info.file_size for info in archive.infolist())
@@ -101,7 +102,7 @@ def _tensors(called: str, content: Any) -> dict[str, Tensor]:
         content = next((each for each in wrapped if isinstance(each, Mapping)), content)
     if not isinstance(content, Mapping) or not content:
         raise BundleError(f"{called} holds no state dict")
-    wrong = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if wrong:
-        raise BundleError(f"{called} holds no state dict: {wrong[0][:64]!r} is not a tensor")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise BundleError(f"{called} holds no state dict: {others[0][:64]!r} is not a tensor")
     return dict(content)

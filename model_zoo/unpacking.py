@@ -1,4 +1,4 @@
-"""A bundle as somebody brings it, a folder or a zip, copied to where it can be looked at: nothing leaves its folder."""
+"""Copy a bundle, a folder or a zip, into a folder where it can be checked: no file leaves that folder."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import IO
 
 from model_zoo.bundle import BundleError
 
-__all__ = ["MOST_FILES", "copy", "name_of"]
+__all__ = ["MOST_FILES", "bundle_name", "copy"]
 
 MOST_FILES = 2000
 _CHUNK = 1 << 20
 _DEEPEST = 16
-"""Folders in folders."""
+"""Largest depth of folders in folders."""
 _MOST_SWELLING = 100
 _ALWAYS_ALLOWED = 10_000_000
-_VOUCHES = ("SHA256SUMS", "SHA256SUMS.sig")
+_SIGNED_FILES = ("SHA256SUMS", "SHA256SUMS.sig")
 _UNREADABLE = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError,
     struct.error,
@@ -33,7 +33,7 @@ _METADATA = PurePosixPath("configs/metadata.json")
 def copy(source: Path, target: Path, *, max_bytes: int) -> None:
     """Write the bundle's files below ``target``. A zip may hold them in one folder.
 
-    Raises BundleError for what is no bundle, for links, for names that lead elsewhere, and for what is too large.
+    Raises BundleError for a source that is no bundle or too large, for links, and for names that lead elsewhere.
     """
     target.mkdir(parents=True)
     if source.is_dir():
@@ -46,31 +46,31 @@ def copy(source: Path, target: Path, *, max_bytes: int) -> None:
         raise BundleError(f"{source.name} is no bundle: it holds no {_METADATA}")
 
 
-def name_of(source: Path) -> str:
-    """What a bundle is called whose metadata hold prose: its folder, or its zip without the version."""
+def bundle_name(source: Path) -> str:
+    """Return the name for a bundle whose metadata hold prose: its folder's, or its zip's without the version."""
     if source.is_dir():
         return source.resolve().name
     if zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            top = _top(archive)
+            top = _bundle_folder(archive)
         if top.parts:
             return top.name
     return source.stem.partition("_v")[0]
 
 
 def _copy_folder(source: Path, target: Path, max_bytes: int) -> None:
-    left = max_bytes
+    remaining = max_bytes
     for number, path in enumerate(_files(source), 1):
         if number > MOST_FILES:
             raise BundleError(f"{source.name} holds more than {MOST_FILES} files: no bundle does")
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as reader:
-            left -= _copy_file(reader, place, left, max_bytes)
+            remaining -= _copy_file(reader, place, remaining, max_bytes)
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """Plain files only, hidden ones left out; links are refused, as they may lead anywhere."""
+    """Yield plain files that are not hidden; links are refused, as they may lead anywhere."""
     for folder, folders, files in os.walk(source):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in [*folders, *sorted(name for name in files if not name.startswith("."))]:
@@ -93,7 +93,7 @@ def _copy_zip(source: Path, target: Path, max_bytes: int) -> None:
 
 
 def _check_swelling(archive: zipfile.ZipFile, size: int) -> None:
-    """Weights hardly get smaller in a zip: what gets so much larger is there to fill the disk."""
+    """Raise BundleError for a zip made to fill the disk: weights hardly get smaller in a zip."""
     total = sum(info.file_size for info in archive.infolist())
     if total > _MOST_SWELLING * size + _ALWAYS_ALLOWED:
         raise BundleError(f"the zip of {size / 1e6:.3g} MB would become {total / 1e6:.3g} MB: no bundle does")
@@ -109,10 +109,10 @@ def _extract(archive: zipfile.ZipFile, target: Path, max_bytes: int) -> None:
         raise BundleError(_too_large(max_bytes))
     for info in members:
         _check_member(info)
-    top, left = _top(archive), max_bytes
+    top, remaining = _bundle_folder(archive), max_bytes
     for info in members:
         path = PurePosixPath(info.filename)
-        if not path.is_relative_to(top) and path.name in _VOUCHES:
+        if not path.is_relative_to(top) and path.name in _SIGNED_FILES:
             raise BundleError(f"the zip holds {path} outside of the bundle's folder {top}: it belongs into it")
         if not path.is_relative_to(top) or any(part.startswith(".") for part in path.parts):
             continue
@@ -121,7 +121,7 @@ def _extract(archive: zipfile.ZipFile, target: Path, max_bytes: int) -> None:
             raise BundleError(f"the zip holds {path} twice")
         place.parent.mkdir(parents=True, exist_ok=True)
         with archive.open(info) as reader:
-            left -= _copy_file(reader, place, left, max_bytes)
+            remaining -= _copy_file(reader, place, remaining, max_bytes)
 
 
 def _check_member(info: zipfile.ZipInfo) -> None:
@@ -135,24 +135,24 @@ def _check_member(info: zipfile.ZipInfo) -> None:
         raise BundleError(f"the zip holds {path}, a link or no plain file")
 
 
-def _top(archive: zipfile.ZipFile) -> PurePosixPath:
-    """The folder in the zip that is the bundle."""
-    found = [PurePosixPath(name) for name in archive.namelist() if name.endswith(str(_METADATA))]
-    above = sorted({path.parent.parent for path in found if path.is_relative_to(path.parent.parent)}, key=str)
-    highest = min((len(path.parts) for path in above), default=0)
-    tops = [path for path in above if len(path.parts) == highest]
+def _bundle_folder(archive: zipfile.ZipFile) -> PurePosixPath:
+    """Return the folder in the zip that is the bundle."""
+    metadata = [PurePosixPath(name) for name in archive.namelist() if name.endswith(str(_METADATA))]
+    folders = sorted({path.parent.parent for path in metadata if path.is_relative_to(path.parent.parent)}, key=str)
+    highest = min((len(path.parts) for path in folders), default=0)
+    tops = [path for path in folders if len(path.parts) == highest]
     if len(tops) > 1:
         raise BundleError(f"the zip holds {len(tops)} bundles ({tops[0]}, {tops[1]}): bring one at a time")
     return tops[0] if tops else PurePosixPath()
 
 
-def _copy_file(reader: IO[bytes], place: Path, left: int, max_bytes: int) -> int:
-    """The number of bytes written; what a zip says of its sizes is not trusted."""
+def _copy_file(reader: IO[bytes], place: Path, remaining: int, max_bytes: int) -> int:
+    """Copy a file and return the number of bytes written; the sizes recorded in a zip are not trusted."""
     written = 0
     with place.open("xb") as file:
         while chunk := reader.read(_CHUNK):
             written += len(chunk)
-            if written > left:
+            if written > remaining:
                 raise BundleError(_too_large(max_bytes))
             file.write(chunk)
         file.flush()

@@ -51,7 +51,7 @@ class Options(BaseModel):
 def make_pipeline(facts: BundleFacts) -> Pipeline:
     """Return the pipeline that this bundle defines. Raises BundleError for a bundle without an inferer."""
     bundle = f"{facts.name}@{facts.version}"
-    if not monai_rules.has_code(registry.definition_of(facts)[1]):
+    if not monai_rules.has_inferer(registry.read_definition(facts)[1]):
         raise BundleError(f"{bundle}: {monai_rules.INFERENCE} has no inferer, so it is no pipeline of its own")
     return Pipeline(
         name=f"{BUNDLE_PREFIX}{facts.name}",
@@ -66,9 +66,9 @@ def make_pipeline(facts: BundleFacts) -> Pipeline:
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
     """Run the bundle. Raises Refused for images outside its use, BundleError where its configuration does not fit."""
     volumes = _collect_volumes(case, model.metadata)
-    steps = monai_config.steps(model)
+    steps = monai_config.build_model_steps(model)
     progress(0.05, "preprocessing")
-    with torch.inference_mode(), monai_config.quiet():
+    with torch.inference_mode(), monai_config.suppress_warnings():
         pred = _infer(bundle_volumes.make_tensor(volumes), steps, model, progress)
     progress(0.9, "on the image's lattice")
     output_format = bundle_findings.read_output_format(model.metadata, options.gives, options.labels, options.unit)
@@ -93,7 +93,7 @@ def _infer(image: Any, steps: Steps, model: Model, progress: Progress) -> Any:
     except torch.OutOfMemoryError:
         raise  # another attempt may find room
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise BundleError(f"{bundle} does not run on this image: {monai_config.innermost(error)}") from error
+        raise BundleError(f"{bundle} does not run on this image: {monai_config.innermost_reason(error)}") from error
 
 
 def _input_names(metadata: Mapping[str, Any]) -> list[str]:

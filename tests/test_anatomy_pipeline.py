@@ -155,7 +155,9 @@ def test_structures_of_low_confidence_are_named(model: Model) -> None:
 
 @pytest.mark.parametrize("structures", [(), ("hippocampus",)])
 def test_an_anatomy_that_is_mostly_unsure_is_held(structures: tuple[str, ...], model: Model) -> None:
-    limits = quality.read_output_limits(next(each for each in registry.installed() if each.name == "anatomy").metadata)
+    limits = quality.read_output_limits(
+        next(each for each in registry.list_bundles() if each.name == "anatomy").metadata
+    )
     outcomes = {}
     for least in (0.0, 1.0):
         measured = _run(model, least_confidence=least, structures=structures)[1]

@@ -19,7 +19,7 @@ import torch
 
 from model_zoo import monai_rules, registry, smoke
 from model_zoo.bundle import BundleError
-from model_zoo.installing import Policy, staged
+from model_zoo.installing import Policy, stage
 from model_zoo.offline import offline
 from pipelines.contract import Grid, Volume
 from tests.monai_bundles import write_doubling_bundle, write_spleen_bundle
@@ -167,9 +167,9 @@ def test_every_network_of_monai_is_built_without_the_weights_of_others() -> None
         asked = {word: "asked" for word in inspect.signature(kind).parameters if _loads(word)}
         if name == "Transchex":
             with pytest.raises(BundleError, match="always downloads"):
-                monai_rules.without_downloads("b@1", kind, asked)
+                monai_rules.disable_downloads("b@1", kind, asked)
             continue
-        made = monai_rules.without_downloads("b@1", kind, asked)
+        made = monai_rules.disable_downloads("b@1", kind, asked)
         assert all(made[word] in (False, None) for word in asked), (name, made)
 
 
@@ -190,7 +190,7 @@ def test_a_network_that_would_download_by_its_defaults_is_built_from_nothing(nam
     kind = getattr(nets, name)
     arguments = ARGUMENTS[name] | ({"pretrained_url": host.url} if name == "HoVerNet" else {})
     with offline("b@1"):
-        assert isinstance(kind(**monai_rules.without_downloads("b@1", kind, arguments)), torch.nn.Module)
+        assert isinstance(kind(**monai_rules.disable_downloads("b@1", kind, arguments)), torch.nn.Module)
     with pytest.raises(BundleError, match="tried to"), offline("b@1"):
         kind(**({"pretrained": True} if name == "EfficientNetBN" else {}) | arguments)
     assert not host.was_reached()
@@ -204,7 +204,7 @@ def test_an_address_in_the_networks_definition_is_refused(tmp_path: Path, host: 
     path.write_text(json.dumps(content))
     with (
         pytest.raises(BundleError, match=r"network_def holds the address"),
-        staged(bundle, tmp_path / "models", Policy()) as found,
+        stage(bundle, tmp_path / "models", Policy()) as found,
     ):
         smoke.run(found.facts, "cpu")
     assert not host.was_reached()
@@ -218,7 +218,7 @@ def test_an_address_in_the_configuration_is_refused_at_installation(tmp_path: Pa
     path.write_text(json.dumps(content))
     with (
         pytest.raises(BundleError, match=r"inferer\.mode = .* is an address"),
-        staged(bundle, tmp_path / "models", Policy()),
+        stage(bundle, tmp_path / "models", Policy()),
     ):
         pass
 
@@ -242,8 +242,8 @@ def test_code_that_the_site_allows_makes_no_connection_either(part: str, host: H
     from pipelines.contract import Case
 
     source = _calling_out(tmp_path, host, part)
-    allowed = Policy(trusted_code={"doubling": monai_rules.digest(source)})
-    with staged(source, tmp_path / "models", allowed) as found:
+    allowed = Policy(trusted_code={"doubling": monai_rules.configuration_digest(source)})
+    with stage(source, tmp_path / "models", allowed) as found:
         assert found.trusted_code
         facts = found.commit()
     model = replace(registry.load_from(facts), trusted_code=True)

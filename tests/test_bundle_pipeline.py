@@ -66,7 +66,7 @@ def grid(orientation: str = "oblique") -> Grid:
 
 
 def installed(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
-    with installing.staged(source, root, policy) as staged:
+    with installing.stage(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu", trusted_code=staged.trusted_code)
         return staged.commit()
 
@@ -97,7 +97,7 @@ def by_monai(source: Path, images: list[Array], on: Grid, folder: Path, model: M
         nibabel.save(nibabel.Nifti1Image(data.transpose(2, 1, 0), affine), files[-1])
     parser = ConfigParser(json.loads((source / "configs" / "inference.json").read_text()))
     parser["output_dir"] = str(folder / "out")
-    with monai_config.quiet(), torch.inference_mode():
+    with monai_config.suppress_warnings(), torch.inference_mode():
         data = parser.get_parsed_content("preprocessing")({"image": files if len(files) > 1 else files[0]})
         pred = parser.get_parsed_content("inferer")(data["image"][None], model.network)
         data["pred"] = pred[0]
@@ -118,7 +118,7 @@ def test_an_image_lies_in_monais_patient_where_itk_and_nifti_say(orientation: st
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "dicom")))
     SimpleITK.WriteImage(reader.Execute(), str(tmp_path / "image.nii.gz"))
-    with monai_config.quiet():
+    with monai_config.suppress_warnings():
         expected = LoadImage(image_only=True)(tmp_path / "image.nii.gz")
     ours = bundle_volumes.make_tensor([volumes.read(files).volume])
     between = np.linalg.solve(np.asarray(expected.affine), np.asarray(ours.affine))
@@ -135,7 +135,7 @@ def test_a_preprocessing_that_turns_to_ras_shows_the_network_a_patient_in_ras(or
 
     on = grid(orientation)
     volume = Volume(image(), on)
-    with monai_config.quiet():
+    with monai_config.suppress_warnings():
         turned = Orientation(axcodes="RAS")(bundle_volumes.make_tensor([volume])[None])
     axes = np.asarray(turned.affine)[:3, :3] / np.linalg.norm(np.asarray(turned.affine)[:3, :3], axis=0)
     assert (np.diag(axes) > 0.4).all(), "right, anterior and superior"

@@ -208,7 +208,7 @@ def _task(folder: Path, pipeline: str, modality: str = "CT") -> processing.Task:
 
 
 def _installed(source: Path, root: Path) -> None:
-    with installing.staged(source, root, Policy()) as staged:
+    with installing.stage(source, root, Policy()) as staged:
         staged.commit()
 
 

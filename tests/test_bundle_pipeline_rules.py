@@ -71,19 +71,19 @@ def adding(**arguments: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def install(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
-    with installing.staged(source, root, policy) as staged:
+    with installing.stage(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu", trusted_code=staged.trusted_code)
         return staged.commit()
 
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_what_bundles_commonly_say_is_evaluated(text: str) -> None:
-    assert expressions.wrong(text) == ""
+    assert expressions.find_violation(text) == ""
 
 
 @pytest.mark.parametrize("text", HARMFUL)
 def test_what_could_reach_more_than_numbers_is_not(text: str) -> None:
-    assert HARMFUL[text] in expressions.wrong(text)
+    assert HARMFUL[text] in expressions.find_violation(text)
 
 
 @pytest.mark.parametrize("text", HARMFUL)
@@ -95,7 +95,7 @@ def test_installing_refuses_it_naming_the_key_and_the_words_and_nothing_runs(tex
     told = str(refused.value)
     assert "preprocessing.transforms[6].func" in told
     assert repr(text)[1:-1] in told
-    assert monai_rules.digest(source) in told, "what to write where the site allows it"
+    assert monai_rules.configuration_digest(source) in told, "what to write where the site allows it"
     assert not (tmp_path / "witness").exists()
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -137,19 +137,19 @@ def test_a_configuration_that_was_changed_on_the_disk_is_looked_at_again_when_it
     config = Config(node=NodeConfig(data_dir=tmp_path / "data"), path=tmp_path / "node.toml")
     source = bundle_with(tmp_path / "source", adding(name="Lambdad", func="$lambda x: open('x')"))
     laid = config.models_dir / "zoo"
-    with installing.staged(write_spleen_bundle(tmp_path / "good" / "zoo"), config.models_dir, Policy()) as staged:
+    with installing.stage(write_spleen_bundle(tmp_path / "good" / "zoo"), config.models_dir, Policy()) as staged:
         staged.commit()
     facts = models.find_bundle("zoo", config)
     (facts.path / "installed.json").unlink()  # as if somebody laid it there by hand
     (facts.path / "configs" / "inference.json").write_bytes((source / "configs" / "inference.json").read_bytes())
     assert facts.path.is_relative_to(laid)
     with pytest.raises(BundleError, match="holds a call of open"):
-        monai_config.steps(models.load("zoo", (), config))
+        monai_config.build_model_steps(models.load("zoo", (), config))
 
 
 def test_a_site_allows_code_by_name_and_digest_until_a_letter_of_it_changes(tmp_path: Path) -> None:
     source = bundle_with(tmp_path / "source", adding(name="Lambdad", func="$lambda x: x.mul(1.0)"))
-    digest = monai_rules.digest(source)
+    digest = monai_rules.configuration_digest(source)
     with pytest.raises(BundleError, match="the attribute 'mul'"):
         install(source, tmp_path / "refused", Policy(trusted_code={"zoo": "0" * 64}))
     facts = install(source, tmp_path / "data" / "models", Policy(trusted_code={"zoo": digest}))
@@ -162,14 +162,14 @@ def test_a_site_allows_code_by_name_and_digest_until_a_letter_of_it_changes(tmp_
         )
 
     assert models.load("zoo", (), node(zoo=digest)).trusted_code
-    assert monai_config.steps(models.load("zoo", (), node(zoo=digest))).image == "image"
+    assert monai_config.build_model_steps(models.load("zoo", (), node(zoo=digest))).image == "image"
     with pytest.raises(BundleError, match="the attribute 'mul'"):
-        monai_config.steps(models.load("zoo", (), node()))
+        monai_config.build_model_steps(models.load("zoo", (), node()))
     path = facts.path / "configs" / "inference.json"
     path.write_text(path.read_text().replace("mul(1.0)", "mul(2.0)"))
     (facts.path / "installed.json").unlink()
     with pytest.raises(BundleError, match="the attribute 'mul'"):
-        monai_config.steps(models.load("zoo", (), node(zoo=digest)))
+        monai_config.build_model_steps(models.load("zoo", (), node(zoo=digest)))
 
 
 def test_a_reference_is_what_monai_takes_for_one() -> None:
@@ -217,14 +217,14 @@ def test_without_monai_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         install(source, tmp_path / "models")
     content = json.loads((source / "configs" / "inference.json").read_text())
     with pytest.raises(BundleError, match=r"zoo@1 needs MONAI, which is not installed here.*dicomnode\[monai\]"):
-        monai_config.built("zoo@1", content, "cpu", trusted=False)
+        monai_config.build_steps("zoo@1", content, "cpu", trusted=False)
 
 
 def test_the_command_says_what_to_write_where_the_site_allows_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = bundle_with(tmp_path / "source", adding(name="Lambdad", func="$lambda x: x.mul(1.0)"))
-    digest = monai_rules.digest(source)
+    digest = monai_rules.configuration_digest(source)
     refusing = write_config(tmp_path / "refusing")
     assert cli.main(["--config", str(refusing), "models", "install", str(source), "--yes"]) == 1
     said = capsys.readouterr().err

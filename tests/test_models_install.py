@@ -37,7 +37,7 @@ class Runs:
 
 
 def install(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
-    with installing.staged(source, root, policy) as staged:
+    with installing.stage(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu")
         return staged.commit()
 
@@ -196,7 +196,7 @@ def test_a_version_that_is_there_is_not_replaced(tmp_path: Path) -> None:
         install(write_prior_bundle(tmp_path / "b", "2.0.0", seed=1), tmp_path / "models")
     with pytest.raises(BundleError, match=r"mri_prior@1\.0\.0 is on this node already"):
         install(write_prior_bundle(tmp_path / "c", "1.0.0"), tmp_path / "models")
-    assert [facts.digest for facts in registry.installed(tmp_path / "models")] == [first.digest]
+    assert [facts.digest for facts in registry.list_bundles(tmp_path / "models")] == [first.digest]
 
 
 @pytest.mark.parametrize("name", ["configs/inference.json", "docs/README.md", "models/model.safetensors"])

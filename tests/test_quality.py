@@ -124,7 +124,7 @@ def test_the_nodes_limits_replace_those_of_the_bundle() -> None:
 
 
 def test_every_shipped_bundle_has_a_contract_that_can_be_applied() -> None:
-    found = registry.installed()
+    found = registry.list_bundles()
     assert found
     for facts in found:
         assert quality.read_input_rules(facts.metadata), facts.name
@@ -132,7 +132,7 @@ def test_every_shipped_bundle_has_a_contract_that_can_be_applied() -> None:
 
 
 def test_shipped_bundles_state_the_contract_and_limits_of_their_recipes() -> None:
-    for facts in registry.installed():
+    for facts in registry.list_bundles():
         stated = json.loads(json.dumps(dict(training.load(facts.metadata["recipe"]).facts)))
         for key in ("input_contract", "output_limits"):
             assert facts.metadata.get(key) == stated.get(key), f"{facts.name}: {key}"

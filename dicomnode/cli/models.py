@@ -17,7 +17,7 @@ from model_zoo.bundle import BundleError, weights_digest
 if TYPE_CHECKING:
     from dicomnode.config import Config
     from model_zoo.bundle import BundleFacts
-    from model_zoo.installing import Staged
+    from model_zoo.installing import StagedBundle
 
 __all__ = ["app"]
 
@@ -65,9 +65,9 @@ def verify(
 
     config = _config_or_none(ctx)
     bundle, _, version = name.partition("@")
-    installed = registry.installed() if config is None else models.list_bundles(config)
+    installed = registry.list_bundles() if config is None else models.list_bundles(config)
     chosen = [f for f in installed if bundle in ("", f.name) and version in ("", f.version)]
-    unreadable = [] if config is None or name else registry.damaged(config.models_dir)
+    unreadable = [] if config is None or name else registry.list_damaged(config.models_dir)
     if not chosen and not unreadable:
         raise NotFound(f"no bundle {name or 'at all'} on this node: 'dicomnode models list' shows what there is")
     rows = [_verify_bundle(facts) for facts in chosen]
@@ -89,11 +89,11 @@ def install(
     from model_zoo import installing, smoke
 
     config = context.config(ctx)
-    with installing.staged(path, config.models_dir, deploying.build_policy(config.models)) as staged:
+    with installing.stage(path, config.models_dir, deploying.build_policy(config.models)) as staged:
         _print_bundle(staged)
         if not yes and sys.stdin.isatty():
             typer.confirm("Install it?", abort=True)
-        for device in smoke.devices():
+        for device in smoke.available_devices():
             ran = smoke.run(staged.facts, device, trusted_code=staged.trusted_code)
             print(f"ran on {ran.device} in {ran.seconds:.1f} s: {' x '.join(map(str, ran.shape))} zeros, finite output")
         facts = staged.commit()
@@ -259,7 +259,7 @@ def _check_version(name: str) -> None:
         raise typer.BadParameter(f"{name!r} names no version: NAME@VERSION, as 'dicomnode models list' shows them")
 
 
-def _print_bundle(staged: Staged) -> None:
+def _print_bundle(staged: StagedBundle) -> None:
     metadata = staged.facts.metadata
     task = metadata.get("task", metadata.get("description", ""))
     print(f"{staged.facts.name}@{staged.facts.version}: {_format_metadata(task)}")
@@ -273,7 +273,7 @@ def _print_bundle(staged: Staged) -> None:
         print(f"  weights converted from {staged.converted_from}")
 
 
-def _record_installation(config: Config, staged: Staged, facts: BundleFacts, who: str) -> None:
+def _record_installation(config: Config, staged: StagedBundle, facts: BundleFacts, who: str) -> None:
     """Record the installation in the audit trail, which does not exist before the node's first start."""
     from db.engine import sessions
     from dicomnode.deployment import deploying

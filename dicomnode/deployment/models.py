@@ -23,9 +23,9 @@ def list_bundles(config: Config) -> list[BundleFacts]:
     """Return all usable bundles: the node's own, then the shipped ones whose version is not among them."""
     from model_zoo import registry
 
-    own = registry.installed(config.models_dir)
+    own = registry.list_bundles(config.models_dir)
     names = {(facts.name, facts.version) for facts in own}
-    return own + [facts for facts in registry.installed() if (facts.name, facts.version) not in names]
+    return own + [facts for facts in registry.list_bundles() if (facts.name, facts.version) not in names]
 
 
 def find_bundle(name: str, config: Config) -> BundleFacts:
@@ -33,7 +33,7 @@ def find_bundle(name: str, config: Config) -> BundleFacts:
     from model_zoo import registry
 
     bundle, _, version = name.partition("@")
-    own = [facts for facts in registry.installed(config.models_dir) if facts.name == bundle]
+    own = [facts for facts in registry.list_bundles(config.models_dir) if facts.name == bundle]
     if any(version in ("", facts.version) for facts in own):
         return registry.find(bundle, version or None, config.models_dir)
     return registry.find(bundle, version or None)
@@ -77,10 +77,10 @@ def check_monai_configuration(facts: BundleFacts, config: Config) -> None:
     """Raise BundleError unless the bundle's MONAI configuration is trusted here and can be built."""
     from model_zoo import monai_config, monai_rules, registry
 
-    settings = registry.definition_of(facts)[1]
-    if monai_rules.has_code(settings):
+    settings = registry.read_definition(facts)[1]
+    if monai_rules.has_inferer(settings):
         name = f"{facts.name}@{facts.version}"
-        monai_config.built(name, settings, "cpu", trusted=_is_trusted(facts, config))
+        monai_config.build_steps(name, settings, "cpu", trusted=_is_trusted(facts, config))
 
 
 def _is_trusted(facts: BundleFacts, config: Config) -> bool:
@@ -88,7 +88,7 @@ def _is_trusted(facts: BundleFacts, config: Config) -> bool:
     from model_zoo import monai_rules
 
     trusted_digest = config.models.trusted_code.get(facts.name)
-    return trusted_digest is not None and trusted_digest == monai_rules.digest(facts.path)
+    return trusted_digest is not None and trusted_digest == monai_rules.configuration_digest(facts.path)
 
 
 def _choose_device(setting: str) -> str:

@@ -26,7 +26,7 @@ def list_pipelines(config: Config) -> list[str]:
     names = {*pipelines.MODULES, *config.pipelines.site}
     for facts in models.list_bundles(config):
         try:
-            if monai_rules.has_code(registry.definition_of(facts)[1]):
+            if monai_rules.has_inferer(registry.read_definition(facts)[1]):
                 names.add(f"{pipelines.BUNDLE_PREFIX}{facts.name}")
         except BundleError:
             continue  # 'models verify' reports it
