@@ -1,0 +1,24 @@
+"""Space to depth and back, in the order of channels with which the shipped weights were trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model_zoo.networks.volume_unet import depth_to_space, space_to_depth
+
+
+@pytest.mark.parametrize("r", [1, 2, 4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_channels_are_ordered_by_channel_then_place_in_the_block(r: int, layout: torch.memory_format) -> None:
+    x = torch.randn(2, 3, 4 * r, 2 * r, 6 * r, generator=torch.Generator().manual_seed(r))
+    places = [x[:, :, k::r, j::r, i::r] for k in range(r) for j in range(r) for i in range(r)]
+    expected = torch.stack(places, dim=2).flatten(1, 2)
+    channels = space_to_depth(x.contiguous(memory_format=layout), r)
+    assert torch.equal(channels, expected)
+    assert torch.equal(depth_to_space(channels, r), x)
+
+
+def test_blocks_of_integers_keep_their_type() -> None:
+    labels = torch.arange(64).reshape(1, 1, 4, 4, 4)
+    assert torch.equal(space_to_depth(labels, 2)[0, :, 0, 0, 0], torch.tensor([0, 1, 4, 5, 16, 17, 20, 21]))
