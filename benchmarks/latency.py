@@ -33,7 +33,7 @@ from model_zoo.simulate import anatomy
 from model_zoo.simulate.kspace import acquire
 from pipelines.contract import Grid, Volume
 from tests.pet_series import write_pet
-from tests.series import unpacked, write_slices
+from tests.series import unpack_series, write_slices
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _of_the_study(_: int, ds: Dataset) -> None:
 
 
 def _t1w(folder: Path) -> list[str]:
-    unpacked(data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", folder)
+    unpack_series(data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", folder)
     return [str(folder)]
 
 
@@ -72,7 +72,7 @@ def _brain_pet_and_t1w(folder: Path) -> list[str]:
 
 
 def _whole_body(folder: Path) -> list[str]:
-    unpacked(data_root() / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", folder)
+    unpack_series(data_root() / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", folder)
     return [str(folder)]
 
 

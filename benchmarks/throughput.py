@@ -61,7 +61,7 @@ def measure(count: int, studies: int, steps: int) -> Run:
     options = {"steps": steps, "mean_steps": steps}
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throughput-")))
-        url = stack.enter_context(stack.enter_context(postgresql.running()).database())
+        url = stack.enter_context(stack.enter_context(postgresql.run_server()).database())
         site = fleet.Site(root, url, options=options)
         receiver = stack.enter_context(site.receiver())
         files = fleet.small_studies(root / "send", count + studies, datetime.now(UTC))

@@ -23,7 +23,7 @@ from dicomnode.routing import completion, prefetch, routing
 from tests import receivers
 from tests.peers import Orthanc, QueryScp, write_instance
 from tests.receivers import Receiver
-from tests.sending import encoded, store_all
+from tests.sending import read_encoded, store_all
 
 __all__ = [
     "FLAIR", "T1W", "Archive", "Ask", "a_route", "a_series", "an_earlier_job", "archive", "asking", "dcmqrscp", "fetch",
@@ -118,7 +118,7 @@ def sessions(node: Receiver) -> sessionmaker[Session]:
 
 def send(node: Receiver, *paths: Path, complete: bool = True) -> None:
     folder = paths[0].parent / "sent"
-    store_all(node.port, [encoded(path) for path in paths], folder)
+    store_all(node.port, [read_encoded(path) for path in paths], folder)
     if complete:
         with sessions(node).begin() as session:
             completion.close_study(session, STUDY, now=now())

@@ -17,7 +17,7 @@ from model_zoo.registry import WEIGHTS
 from model_zoo.simulate import heads
 from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines.contract import Grid
-from tests.scanner import lattice
+from tests.scanner import make_grid
 
 __all__ = ["SPACING_MM", "about_the_centre", "levels", "phantom", "upright", "write_anatomy_bundle"]
 
@@ -44,7 +44,7 @@ def upright() -> Grid:
 def about_the_centre(orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
     """A lattice (k, j, i) of 250 mm each way whose middle is the phantom's."""
     shape = [round(250 / s) for s in spacing_mm]
-    grid = lattice(orientation, (shape[0], shape[1], shape[2]), spacing_mm, (0, 0, 0))
+    grid = make_grid(orientation, (shape[0], shape[1], shape[2]), spacing_mm, (0, 0, 0))
     middle = (np.array([shape[2], shape[1], shape[0]]) - 1) / 2
     centre = upright().affine_mm[:3, 3] + np.array([94, 110, 94])
     grid.affine_mm[:3, 3] = centre - grid.affine_mm[:3, :3] @ middle

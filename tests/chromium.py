@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.peers.process import installed
+from tests.peers.process import require_program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -31,7 +31,7 @@ _ARGUMENTS = [
 @contextmanager
 def browsing() -> Iterator[Browser]:
     """A browser until the block ends."""
-    program = installed("/usr/bin/chromium", "chromium")
+    program = require_program("/usr/bin/chromium", "chromium")
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("playwright is missing: install the extra 'test'")
     from playwright.sync_api import sync_playwright

@@ -56,9 +56,9 @@ def _uses_peer(item: pytest.Item) -> bool:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[postgresql.Server]:
     """A PostgreSQL of our own on loopback, for the whole run."""
-    if missing := postgresql.missing():
+    if missing := postgresql.reason_unavailable():
         pytest.skip(missing)
-    with postgresql.running() as server:
+    with postgresql.run_server() as server:
         yield server
 
 

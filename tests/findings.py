@@ -25,7 +25,7 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
-from tests.scanner import lattice
+from tests.scanner import make_grid
 
 __all__ = ["CONFIG", "NOW", "PROVENANCE", "Found", "found", "grid", "save", "source", "written"]
 
@@ -56,7 +56,7 @@ class Found:
 
 def grid(orientation: str, slices: int = 4, rows: int = 40, columns: int = 132) -> Grid:
     """Anisotropic, away from the isocentre."""
-    return lattice(orientation, (slices, rows, columns), (3.7, 1.3, 0.9), (-31.25, 17.125, 55.5))
+    return make_grid(orientation, (slices, rows, columns), (3.7, 1.3, 0.9), (-31.25, 17.125, 55.5))
 
 
 def found(where: Grid, *, empty: bool = False) -> Found:

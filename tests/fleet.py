@@ -22,7 +22,7 @@ from dicomnode.config import Peer
 from dicomnode.datasets import headers
 from dicomnode.dimse import peers
 from dicomnode.storage import spool
-from tests.peers import Node, a_route, wait_for, write_config
+from tests.peers import Node, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 from tests.prior_bundle import write_prior_bundle
 
@@ -67,7 +67,7 @@ class Site:
             results=_PLAIN,
             worker={"host": name, "lease_s": 10, "attempts": 10} | worker,
             peers=peers,
-            routes=[a_route(*(peer.name for peer in peers), **_FAST | self.options)],
+            routes=[make_route(*(peer.name for peer in peers), **_FAST | self.options)],
         )
         models = path.parent / "data" / "models" / "mri_prior"
         if bundle and not models.exists():

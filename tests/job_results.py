@@ -18,10 +18,10 @@ from tests.bundles import levels, phantom, upright, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW
 from tests.peers.kspaces import raw_data
-from tests.pet_bundle import taken, write_pet_bundle
+from tests.pet_bundle import sample_phantom, write_pet_bundle
 from tests.pet_series import write_pet
 from tests.pet_series import write_pet_bundle as write_dose_bundle
-from tests.scanner import lattice
+from tests.scanner import make_grid
 from tests.series import write_slices
 
 __all__ = ["FORMS", "PIPELINES", "Made", "made"]
@@ -71,7 +71,7 @@ def _inputs(pipeline: str, folder: Path) -> tuple[dict[str, list[Path]], dict[st
         return {"match": flair, "t1w": write_t1w(folder / "t1w")}, {}
     if pipeline == "pet_synthesis":
         write_pet_bundle(folder / "models")
-    data = np.round(levels(taken(upright())) * 2300).astype(np.uint16)
+    data = np.round(levels(sample_phantom(upright())) * 2300).astype(np.uint16)
     t1w = write_slices(folder / "t1w", upright(), data, edit=_t1w)
     return {"match": t1w}, {"samples": 2} if pipeline == "pet_synthesis" else {}
 
@@ -82,7 +82,7 @@ def _t1w(_: int, ds: Dataset) -> None:
 
 def _pet(folder: Path) -> list[Path]:
     """An oblique, anisotropic PET of a warm ball, with each slice's own decay factor and reference time."""
-    grid = lattice("oblique", (16, 40, 44), (5.0, 4.0, 3.0), (-40.0, 17.5, 33.25))
+    grid = make_grid("oblique", (16, 40, 44), (5.0, 4.0, 3.0), (-40.0, 17.5, 33.25))
     k, j, i = np.indices(grid.shape)
     inside = ((k - 8) * 5.0) ** 2 + ((j - 20) * 4.0) ** 2 + ((i - 22) * 3.0) ** 2 < 35.0**2
     noise = np.random.default_rng(5).normal(size=grid.shape)

@@ -26,7 +26,7 @@ from model_zoo.training.pet_synthesis import RECIPE
 from pipelines.contract import Grid
 from tests.bundles import SPACING_MM, phantom, upright
 
-__all__ = ["FINE", "painted", "taken", "write_pet_bundle"]
+__all__ = ["FINE", "paint_suvr", "sample_phantom", "write_pet_bundle"]
 
 FINE = 2
 """Labels' voxels along a voxel of the network."""
@@ -39,13 +39,13 @@ _STATES = {"florbetapir": 60.0, "flortaucipir": 3.5}
 _LOG_SD = -3.0
 
 
-def painted(tracer: str, structure: NDArray[np.uint8]) -> NDArray[np.float32]:
+def paint_suvr(tracer: str, structure: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The SUVR that the bundle paints, by its table, nought outside."""
     values = np.concatenate([[0.0], uptake(TRACERS[tracer], _STATES[tracer])[:COUNT].numpy()])
     return np.asarray(values[structure], np.float32)
 
 
-def taken(onto: Grid) -> NDArray[np.uint8]:
+def sample_phantom(onto: Grid) -> NDArray[np.uint8]:
     """The phantom's structure at the centres of the voxels of ``onto``, its fluid missing on the patient's right and
 
     at the back: no flip goes unseen.

@@ -20,46 +20,46 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRBigEndian, JPEG2000Lossle
 from dicomnode.errors import InputRefused
 from dicomnode.reading import volumes
 from pipelines.contract import Grid
-from tests.peers.process import installed
-from tests.scanner import lattice
+from tests.peers.process import require_program
+from tests.scanner import make_grid
 from tests.series import write_slices
 
 __all__ = [
     "SHAPE",
-    "as_ct",
-    "edited",
-    "encoded",
-    "grid",
-    "item",
-    "private",
-    "ramp",
-    "recoded",
-    "refused",
-    "series",
-    "written",
+    "check_refused",
+    "compress",
+    "make_axial_grid",
+    "make_item",
+    "make_values",
+    "reencode",
+    "set_attributes",
+    "set_private",
+    "turn_into_ct",
+    "write_as",
+    "write_series",
 ]
 
 SHAPE = (4, 8, 6)
 Edit = Callable[[int, Dataset], None]
 
 
-def grid(shape: tuple[int, int, int] = SHAPE) -> Grid:
+def make_axial_grid(shape: tuple[int, int, int] = SHAPE) -> Grid:
     """An axial stack."""
-    return lattice("axial", shape, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
+    return make_grid("axial", shape, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
 
 
-def ramp(dtype: type[np.integer[Any]] = np.uint16, most: int = 3000) -> NDArray[np.integer[Any]]:
+def make_values(dtype: type[np.integer[Any]] = np.uint16, most: int = 3000) -> NDArray[np.integer[Any]]:
     """Values from 0, or from -most where they are signed."""
     low = -most if np.issubdtype(dtype, np.signedinteger) else 0
     return np.random.default_rng(7).integers(low, most, SHAPE).astype(dtype)
 
 
-def series(folder: Path, data: NDArray[np.generic], edit: Edit = lambda k, ds: None) -> list[Path]:
+def write_series(folder: Path, data: NDArray[np.generic], edit: Edit = lambda k, ds: None) -> list[Path]:
     """Single slices with those stored values; slice k of the volume is data[k]."""
-    return write_slices(folder, grid(data.shape), data, edit=edit)
+    return write_slices(folder, make_axial_grid(data.shape), data, edit=edit)
 
 
-def edited(**values: object) -> Edit:
+def set_attributes(**values: object) -> Edit:
     """An edit that sets attributes of every slice; None removes one."""
 
     def edit(_: int, ds: Dataset) -> None:
@@ -72,7 +72,7 @@ def edited(**values: object) -> Edit:
     return edit
 
 
-def item(**values: object) -> Dataset:
+def make_item(**values: object) -> Dataset:
     """An item of a sequence."""
     ds = Dataset()
     for keyword, value in values.items():
@@ -80,7 +80,7 @@ def item(**values: object) -> Dataset:
     return ds
 
 
-def private(group: int, creator: str, element: int, vr: str, value: Any) -> Edit:
+def set_private(group: int, creator: str, element: int, vr: str, value: Any) -> Edit:
     """An edit that sets a private element of every slice."""
 
     def edit(_: int, ds: Dataset) -> None:
@@ -89,14 +89,14 @@ def private(group: int, creator: str, element: int, vr: str, value: Any) -> Edit
     return edit
 
 
-def refused(paths: list[Path], reason: str) -> None:
+def check_refused(paths: list[Path], reason: str) -> None:
     """Check that the files make no volume, with that reason and without a word of the patient."""
     with pytest.raises(InputRefused, match=reason) as refused:
         volumes.read(paths)
     assert all(word not in str(refused.value) for word in ("Müller", "4711", "1970"))
 
 
-def as_ct(_: int, ds: Dataset) -> None:
+def turn_into_ct(_: int, ds: Dataset) -> None:
     """A slice of a CT, in Hounsfield units."""
     ds.SOPClassUID, ds.Modality, ds.KVP = CTImageStorage, "CT", "120"
     ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = "1", "-1024", "HU"
@@ -104,17 +104,17 @@ def as_ct(_: int, ds: Dataset) -> None:
         ds.pop(keyword, None)
 
 
-def encoded(path: Path, syntax: UID) -> None:
+def reencode(path: Path, syntax: UID) -> None:
     """Write a file again in another uncompressed or deflated transfer syntax, as pydicom writes it."""
     ds = dcmread(path)
     cells = np.frombuffer(ds.PixelData, f"<u{ds.BitsAllocated // 8}")
     order = ">" if syntax == ExplicitVRBigEndian else "<"
     ds.PixelData = cells.astype(f"{order}u{ds.BitsAllocated // 8}").tobytes()
     ds["PixelData"].VR = "OW" if ds.BitsAllocated > 8 else "OB"
-    written(ds, path, syntax)
+    write_as(ds, path, syntax)
 
 
-def written(ds: Dataset, path: Path, syntax: UID) -> None:
+def write_as(ds: Dataset, path: Path, syntax: UID) -> None:
     """Write a data set in an uncompressed transfer syntax, whatever it was read from; its pixels are as they are."""
     fresh = Dataset({element.tag: element for element in ds})
     fresh.file_meta = ds.file_meta
@@ -123,7 +123,7 @@ def written(ds: Dataset, path: Path, syntax: UID) -> None:
     fresh.save_as(path, implicit_vr=implicit, little_endian=syntax != ExplicitVRBigEndian, enforce_file_format=True)
 
 
-def recoded(path: Path, syntax: UID, **header: object) -> None:
+def compress(path: Path, syntax: UID, **header: object) -> None:
     """Compress a file, then state other attributes than the encoder wrote."""
     if syntax == JPEGLosslessSV1:
         _by_dcmtk(path)
@@ -138,7 +138,7 @@ def recoded(path: Path, syntax: UID, **header: object) -> None:
 
 
 def _by_dcmtk(path: Path) -> None:
-    subprocess.run([installed("/usr/bin/dcmcjpeg", "dcmtk"), "+e1", path, path], check=True, capture_output=True)
+    subprocess.run([require_program("/usr/bin/dcmcjpeg", "dcmtk"), "+e1", path, path], check=True, capture_output=True)
 
 
 def _by_openjpeg(ds: Dataset) -> None:

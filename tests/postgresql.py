@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 
-__all__ = ["Server", "missing", "running"]
+__all__ = ["Server", "reason_unavailable", "run_server"]
 
 _NUMBERS = count(1)
 
@@ -66,7 +66,7 @@ class Server:
             connection.execute(statement.encode())
 
 
-def missing() -> str:
+def reason_unavailable() -> str:
     """Why PostgreSQL cannot be started here; empty when it can."""
     if _binaries() is None:
         return "PostgreSQL is not installed (apt-get install postgresql)"
@@ -76,7 +76,7 @@ def missing() -> str:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
+def run_server() -> Iterator[Server]:
     """Start a server in a folder of its own and stop it at the end."""
     folder = Path(tempfile.mkdtemp(prefix="dicomnode-postgresql-"))
     if os.getuid() == 0:

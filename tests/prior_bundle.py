@@ -14,7 +14,7 @@ from model_zoo.bundle import weights_digest
 from model_zoo.networks.local_unet import LocalUNet
 from model_zoo.registry import WEIGHTS
 
-__all__ = ["write_monai_bundle", "write_prior_bundle", "zipped"]
+__all__ = ["write_monai_bundle", "write_prior_bundle", "write_zip"]
 
 _DEFINITION: dict[str, Any] = {"channels": [8, 8], "blocks": 1}
 _TARGET = "model_zoo.networks.local_unet.LocalUNet"
@@ -83,7 +83,7 @@ def write_monai_bundle(folder: Path, **metadata: Any) -> Path:
     return folder
 
 
-def zipped(folder: Path, target: Path, *, top: str = "") -> Path:
+def write_zip(folder: Path, target: Path, *, top: str = "") -> Path:
     """The folder as a zip, its files below ``top``."""
     with zipfile.ZipFile(target, "w") as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -28,7 +28,7 @@ __all__ = [
     "VERIFICATION",
     "AssociateRequest",
     "RawAssociation",
-    "context_item",
+    "encode_context_item",
     "encode_item",
     "read_pdu",
     "read_results",
@@ -48,7 +48,9 @@ def encode_item(kind: int, value: bytes) -> bytes:
     return struct.pack(">BBH", kind, 0, len(value)) + value
 
 
-def context_item(number: int, abstract: tuple[bytes, ...] = (MR,), transfer: tuple[bytes, ...] = (EXPLICIT,)) -> bytes:
+def encode_context_item(
+    number: int, abstract: tuple[bytes, ...] = (MR,), transfer: tuple[bytes, ...] = (EXPLICIT,)
+) -> bytes:
     """Return the item of a proposed presentation context."""
     syntaxes = [encode_item(0x30, uid) for uid in abstract] + [encode_item(0x40, uid) for uid in transfer]
     return encode_item(0x20, bytes((number, 0, 0, 0)) + b"".join(syntaxes))
@@ -70,7 +72,7 @@ class AssociateRequest:
     called: bytes = b"DICOMNODE"
     calling: bytes = b"SCANNER"
     names: tuple[bytes, ...] = (CONTEXT_NAME,)
-    contexts: tuple[bytes, ...] = (context_item(1),)
+    contexts: tuple[bytes, ...] = (encode_context_item(1),)
     user: tuple[bytes, ...] = standard_user_items
     tail: bytes = b""
 
@@ -119,7 +121,7 @@ class RawAssociation:
     @contextmanager
     def open(cls, port: int, each: Encoded) -> Iterator[RawAssociation]:
         """Associate for the instance's SOP class and transfer syntax; release at the end."""
-        context = context_item(1, (each.sop_class_uid.encode(),), (each.transfer_syntax_uid.encode(),))
+        context = encode_context_item(1, (each.sop_class_uid.encode(),), (each.transfer_syntax_uid.encode(),))
         with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
             sock.sendall(AssociateRequest(contexts=(context,)).encode())
             assert read_results(read_pdu(sock)) == {1: 0}

@@ -18,9 +18,9 @@ from dicomnode.config.node import NodeConfig
 from dicomnode.config.spool import SpoolConfig
 from dicomnode.ingest import scp
 from tests.peers.files import write_instance
-from tests.sending import Encoded, encoded
+from tests.sending import Encoded, read_encoded
 
-__all__ = ["Receiver", "Start", "an_instance", "instances", "receiver", "start"]
+__all__ = ["Receiver", "Start", "an_instance", "make_instances", "receiver", "start"]
 
 
 class Receiver:
@@ -40,7 +40,7 @@ class Receiver:
         return sorted(path for path in found if path.name != "high-water")
 
     def data_set(self, row: Instance) -> bytes:
-        return encoded(self.config.spool_dir / row.relative_path).data_set
+        return read_encoded(self.config.spool_dir / row.relative_path).data_set
 
 
 Start = Callable[..., Receiver]
@@ -80,10 +80,10 @@ def an_instance(tmp_path: Path) -> Encoded:
     """Return a small MR image."""
     path = tmp_path / "an_instance.dcm"
     write_instance(path)
-    return encoded(path)
+    return read_encoded(path)
 
 
-def instances(folder: Path, count: int, **attributes: Any) -> list[Encoded]:
+def make_instances(folder: Path, count: int, **attributes: Any) -> list[Encoded]:
     for number in range(count):
         write_instance(folder / f"{number}.dcm", InstanceNumber=number + 1, **attributes)
-    return [encoded(folder / f"{number}.dcm") for number in range(count)]
+    return [read_encoded(folder / f"{number}.dcm") for number in range(count)]

@@ -13,14 +13,14 @@ from db import jobs, studies
 from db.models import Job
 from db.studies import Arrival, InstanceFacts, Sender, StoredFile
 
-__all__ = ["RAW_DATA_STORAGE", "a_job", "an_arrival"]
+__all__ = ["RAW_DATA_STORAGE", "add_job", "make_arrival"]
 
 RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
 
 _ATTRIBUTES: Mapping[str, Any] = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "SliceThickness": 3.0}
 
 
-def an_arrival(
+def make_arrival(
     study: str = "1.2.1",
     series: str = "1",
     number: int = 1,
@@ -40,9 +40,9 @@ def an_arrival(
     )
 
 
-def a_job(session: Session, now: datetime, *, study: str = "1.2.1", **changes: Any) -> Job:
+def add_job(session: Session, now: datetime, *, study: str = "1.2.1", **changes: Any) -> Job:
     """A waiting job on a study of one instance."""
-    registration = studies.register_instances(session, [an_arrival(study)], now=now)[0]
+    registration = studies.register_instances(session, [make_arrival(study)], now=now)[0]
     row = studies.find_by_uid(session, study)
     assert row is not None
     assert registration.instance_id is not None

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from dicomnode import mrd
 from pipelines.contract import Grid
 
-__all__ = ["ORIENTATIONS", "Scan", "acquire", "image", "lattice"]
+__all__ = ["ORIENTATIONS", "Scan", "acquire", "make_grid", "reconstruct"]
 
 Array = NDArray[np.float64]
 
@@ -82,14 +82,14 @@ def acquire(scan: Scan, path: Path) -> mrd.MRD:
     return mrd.read(path)
 
 
-def image(samples: NDArray[np.complex64]) -> NDArray[np.float32]:
+def reconstruct(samples: NDArray[np.complex64]) -> NDArray[np.float32]:
     """Magnitude (slice, a, b) of the centred inverse transform, coils combined."""
     shifted = np.fft.ifftshift(samples, axes=(2, 3))
     coils = np.fft.fftshift(np.fft.ifft2(shifted, norm="ortho"), axes=(2, 3))
     return np.asarray(np.sqrt((np.abs(coils) ** 2).sum(axis=1)), np.float32)
 
 
-def lattice(
+def make_grid(
     orientation: str,
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],

@@ -22,18 +22,18 @@ from pynetdicom.sop_class import Verification
 from dicomnode.config import Config, Peer
 from dicomnode.datasets.encoding import OpenFile, encode_file_meta, read_file_meta
 from dicomnode.dimse.associations import association
-from tests.peers.process import installed
+from tests.peers.process import require_program
 
 __all__ = [
     "Encoded",
-    "dcmtk",
-    "encoded",
+    "associate",
+    "encode_p_data",
+    "encode_store_request",
     "kit_files",
-    "p_data",
     "raw_socket",
-    "sender_to",
+    "read_encoded",
+    "run_dcmtk",
     "store_all",
-    "store_request",
 ]
 
 
@@ -61,7 +61,7 @@ class Encoded:
         return path
 
 
-def encoded(path: Path) -> Encoded:
+def read_encoded(path: Path) -> Encoded:
     """Return the encoded data set of a file."""
     with path.open("rb") as file:
         transfer_syntax_uid, start = read_file_meta(OpenFile(file.fileno()), os.fstat(file.fileno()).st_size)
@@ -82,7 +82,7 @@ def kit_files(kit: Path) -> list[Path]:
 
 
 @contextmanager
-def sender_to(
+def associate(
     port: int, objects: Sequence[Encoded], *, ae_title: str = "SENDER", timeout_s: float = 30
 ) -> Iterator[Association]:
     """Open an association that proposes Verification and the contexts of the data sets."""
@@ -96,28 +96,28 @@ def sender_to(
 def store_all(port: int, objects: Sequence[Encoded], folder: Path, *, ae_title: str = "SENDER") -> list[Dataset]:
     """Send the data sets; return their responses in order."""
     folder.mkdir(exist_ok=True)
-    with sender_to(port, objects, ae_title=ae_title) as assoc:
+    with associate(port, objects, ae_title=ae_title) as assoc:
         return [
             assoc.send_c_store(each.save(folder / f"{number}.dcm"), msg_id=number % 65535 + 1)
             for number, each in enumerate(objects)
         ]
 
 
-def dcmtk(program: str, config: Config, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_dcmtk(program: str, config: Config, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a client of DCMTK against the receiver."""
-    command = [installed(f"/usr/bin/{program}", "dcmtk"), "-aec", config.node.ae_title, *arguments[:-1]]
+    command = [require_program(f"/usr/bin/{program}", "dcmtk"), "-aec", config.node.ae_title, *arguments[:-1]]
     command += ["127.0.0.1", str(port), *([arguments[-1]] if arguments[-1:] != ("",) else [])]
     environment = os.environ | {"TCP_NODELAY": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
 
 
-def p_data(context_id: int, *fragments: tuple[int, bytes]) -> bytes:
+def encode_p_data(context_id: int, *fragments: tuple[int, bytes]) -> bytes:
     """Return a P-DATA-TF PDU of values, each a message control header and a fragment (PS3.8 9.3.5)."""
     values = [struct.pack(">LBB", len(data) + 2, context_id, control) + data for control, data in fragments]
     return struct.pack(">BBL", 4, 0, sum(map(len, values))) + b"".join(values)
 
 
-def store_request(each: Encoded, message_id: int = 1) -> bytes:
+def encode_store_request(each: Encoded, message_id: int = 1) -> bytes:
     """Return the command set of a C-STORE-RQ in Implicit VR Little Endian (PS3.7 9.3.1.1)."""
 
     def element(number: int, value: bytes) -> bytes:

@@ -15,7 +15,7 @@ from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRI
 from dicomnode import uids
 from pipelines.contract import Grid
 
-__all__ = ["unpacked", "write_enhanced", "write_slices"]
+__all__ = ["unpack_series", "write_enhanced", "write_slices"]
 
 Edit = Callable[[int, Dataset], None]
 
@@ -67,7 +67,7 @@ def write_enhanced(
     return _save(ds, path)
 
 
-def unpacked(archive: Path, folder: Path) -> list[Path]:
+def unpack_series(archive: Path, folder: Path) -> list[Path]:
     """The files of a packed series of the data kit."""
     with lzma.open(archive) as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(folder, filter="data")

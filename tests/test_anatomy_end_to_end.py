@@ -22,8 +22,8 @@ from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
 from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
 from tests.peers import Node, Orthanc, wait_for, write_config
-from tests.peers.process import installed
-from tests.series import unpacked, write_slices
+from tests.peers.process import require_program
+from tests.series import unpack_series, write_slices
 
 EVERY = 6
 """Of the real series' slices every sixth is sent: 4 mm apart, so that the little network of the test is quick."""
@@ -122,7 +122,7 @@ def _real(folder: Path) -> list[Path]:
         archive = data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz"
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    return unpacked(archive, folder)[::EVERY]
+    return unpack_series(archive, folder)[::EVERY]
 
 
 def _routing(folder: Path, orthanc: Orthanc) -> Path:
@@ -133,6 +133,6 @@ def _routing(folder: Path, orthanc: Orthanc) -> Path:
 
 
 def _storescu(node: Node, paths: list[Path]) -> None:
-    program = installed("/usr/bin/storescu", "dcmtk")
+    program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

@@ -38,7 +38,7 @@ from tests.dciodvfy import find_errors
 from tests.findings import NOW
 from tests.peers import write_config
 from tests.scanner import ORIENTATIONS
-from tests.series import unpacked, write_enhanced, write_slices
+from tests.series import unpack_series, write_enhanced, write_slices
 
 ML = SPACING_MM**3 / 1000
 LARGE = ("cerebral white matter", "frontal cortex", "csf", "cerebellar cortex")
@@ -335,7 +335,7 @@ def _plausible(found: anatomy.Anatomy) -> None:
 
 
 def test_a_real_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path, tmp_path: Path) -> None:
-    series = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
+    series = volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
     anatomy.check_head(series.volume, series.facts)
     found = anatomy.segment_head(series.volume, shipped)
     _plausible(found)
@@ -344,7 +344,7 @@ def test_a_real_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path, tmp_p
 
 
 def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: Model, kit: Path, tmp_path: Path) -> None:
-    thin = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path)).volume
+    thin = volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path)).volume
     count = thin.grid.shape[0] // 7
     data = thin.data[: count * 7].reshape(count, 7, *thin.data.shape[1:]).mean(axis=1)
     affine = thin.grid.affine_mm.copy()

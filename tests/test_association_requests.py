@@ -25,7 +25,7 @@ from tests.raw_associations import (
     MR,
     REJECTED,
     AssociateRequest,
-    context_item,
+    encode_context_item,
     encode_item,
     read_pdu,
     read_results,
@@ -88,8 +88,10 @@ _CORRECTED = {
     "no implementation class UID": AssociateRequest(user=(_LENGTH,)),
     "implementation class UID that is none": AssociateRequest(user=(_LENGTH, encode_item(0x52, b"what\n"))),
     "no user information": AssociateRequest(user=()),
-    "UIDs ended by NUL": AssociateRequest(contexts=(context_item(1, (MR + b"\0",), (EXPLICIT + b"\0",)),)),
-    "UIDs ended by spaces": AssociateRequest(names=(CONTEXT_NAME + b" ",), contexts=(context_item(1, (MR + b" ",)),)),
+    "UIDs ended by NUL": AssociateRequest(contexts=(encode_context_item(1, (MR + b"\0",), (EXPLICIT + b"\0",)),)),
+    "UIDs ended by spaces": AssociateRequest(
+        names=(CONTEXT_NAME + b" ",), contexts=(encode_context_item(1, (MR + b" ",)),)
+    ),
     "reserved item types": AssociateRequest(
         user=(_LENGTH, _CLASS_UID, encode_item(0x7F, b"x")), tail=encode_item(0x99, b"abc")
     ),
@@ -121,14 +123,14 @@ def test_a_request_with_one_reading_is_served(start: Start) -> None:
 
 
 _UNSUPPORTED = {
-    "no abstract syntax": (context_item(3, ()), 3),
-    "an abstract syntax that is no UID": (context_item(3, (b"\xff\xfe\n",)), 3),
-    "two abstract syntaxes": (context_item(3, (MR, b"1.2.840.10008.5.1.4.1.1.2")), 3),
-    "an abstract syntax of 70 characters": (context_item(3, (b"1." * 34 + b"12",)), 3),
-    "no transfer syntax": (context_item(3, (MR,), ()), 4),
-    "a transfer syntax that is no UID": (context_item(3, (MR,), (b"what",)), 4),
-    "an unknown transfer syntax": (context_item(3, (MR,), (b"1.2.3",)), 4),
-    "3000 unknown transfer syntaxes": (context_item(3, (MR,), tuple(b"1.2.%d" % at for at in range(3000))), 4),
+    "no abstract syntax": (encode_context_item(3, ()), 3),
+    "an abstract syntax that is no UID": (encode_context_item(3, (b"\xff\xfe\n",)), 3),
+    "two abstract syntaxes": (encode_context_item(3, (MR, b"1.2.840.10008.5.1.4.1.1.2")), 3),
+    "an abstract syntax of 70 characters": (encode_context_item(3, (b"1." * 34 + b"12",)), 3),
+    "no transfer syntax": (encode_context_item(3, (MR,), ()), 4),
+    "a transfer syntax that is no UID": (encode_context_item(3, (MR,), (b"what",)), 4),
+    "an unknown transfer syntax": (encode_context_item(3, (MR,), (b"1.2.3",)), 4),
+    "3000 unknown transfer syntaxes": (encode_context_item(3, (MR,), tuple(b"1.2.%d" % at for at in range(3000))), 4),
 }
 
 
@@ -136,7 +138,7 @@ _UNSUPPORTED = {
 def test_a_context_that_cannot_be_used_does_not_cost_the_others(start: Start) -> None:
     receiver = start()
     for name, (context, result) in _UNSUPPORTED.items():
-        answer = _answer(receiver.port, AssociateRequest(contexts=(context_item(1), context)).encode())
+        answer = _answer(receiver.port, AssociateRequest(contexts=(encode_context_item(1), context)).encode())
         assert read_results(answer) == {1: 0, 3: result}, name
 
 
@@ -150,10 +152,10 @@ _REFUSED = {
     "no application context": (AssociateRequest(names=()), (1, 1, 2), "application context"),
     "another application context": (AssociateRequest(names=(b"1.2.3",)), (1, 1, 2), "application context"),
     "no presentation context": (AssociateRequest(contexts=()), (1, 1, 1), "no presentation context"),
-    "even context ID": (AssociateRequest(contexts=(context_item(2),)), (1, 1, 1), "context ID"),
-    "context ID zero": (AssociateRequest(contexts=(context_item(0),)), (1, 1, 1), "context ID"),
+    "even context ID": (AssociateRequest(contexts=(encode_context_item(2),)), (1, 1, 1), "context ID"),
+    "context ID zero": (AssociateRequest(contexts=(encode_context_item(0),)), (1, 1, 1), "context ID"),
     "context ID twice": (
-        AssociateRequest(contexts=(context_item(1), context_item(1, (b"1.2.3",)))),
+        AssociateRequest(contexts=(encode_context_item(1), encode_context_item(1, (b"1.2.3",)))),
         (1, 1, 1),
         "context ID",
     ),
@@ -210,7 +212,7 @@ def _mutate(rng: random.Random, request: AssociateRequest) -> bytes:
     kinds = [0x10, 0x20, 0x21, 0x30, 0x40, 0x50, *range(0x51, 0x59), 0x99]
     items = tuple(encode_item(rng.choice(kinds), rng.choice(values)) for _ in range(rng.randrange(4)))
     contexts = tuple(
-        context_item(
+        encode_context_item(
             rng.randrange(256),
             tuple(rng.choices(values, k=rng.randrange(3))),
             tuple(rng.choices(values, k=rng.randrange(3))),

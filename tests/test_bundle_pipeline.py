@@ -45,7 +45,7 @@ from tests.monai_bundles import (
     write_spleen_bundle,
     write_whole_body_bundle,
 )
-from tests.scanner import ORIENTATIONS, lattice
+from tests.scanner import ORIENTATIONS, make_grid
 from tests.series import write_slices
 
 SHAPE, SPACING_MM = (18, 30, 26), (3.0, 2.1, 1.7)
@@ -62,7 +62,7 @@ def image(seed: int = 0) -> Array:
 
 
 def grid(orientation: str = "oblique") -> Grid:
-    return lattice(orientation, SHAPE, SPACING_MM, (-40, 25, 100))
+    return make_grid(orientation, SHAPE, SPACING_MM, (-40, 25, 100))
 
 
 def installed(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
@@ -185,7 +185,7 @@ def test_labels_are_those_that_monai_itself_stores(
 def test_four_images_become_the_map_that_monai_itself_stores(tmp_path: Path) -> None:
     model = loaded(lambda folder: write_brats_bundle(folder, to_one_map=True), tmp_path)
     images = [image(seed) for seed in range(4)]
-    on = lattice("oblique", (16, 32, 24), SPACING_MM, (0, 0, 0))
+    on = make_grid("oblique", (16, 32, 24), SPACING_MM, (0, 0, 0))
     images = [np.ascontiguousarray(np.resize(each, on.shape)) for each in images]
     names = {"1": "necrosis", "2": "edema", "4": "enhancing tumor"}
     found = run(model, *images, on=on, modality="MR", labels=names)
@@ -343,7 +343,7 @@ def test_every_code_of_the_table_is_in_the_dictionary_of_the_standard() -> None:
 
 def _even() -> Grid:
     """A lattice that halves."""
-    return lattice("oblique", (16, 32, 24), SPACING_MM, (0, 0, 0))
+    return make_grid("oblique", (16, 32, 24), SPACING_MM, (0, 0, 0))
 
 
 def _config(folder: Path) -> Config:

@@ -29,13 +29,13 @@ from model_zoo.installing import Policy
 from pipelines.contract import Refused
 from tests.monai_bundles import THRESHOLD_HU, write_doubling_bundle, write_spleen_bundle
 from tests.peers import Node, StoreScp, write_config
-from tests.peers.process import installed
-from tests.scanner import lattice
+from tests.peers.process import require_program
+from tests.scanner import make_grid
 from tests.series import write_slices
 from tests.web_node import Web
 
 NAME = "spleen_ct_segmentation"
-GRID = lattice("oblique", (14, 30, 26), (3.0, 2.1, 1.7), (-40, 25, 100))
+GRID = make_grid("oblique", (14, 30, 26), (3.0, 2.1, 1.7), (-40, 25, 100))
 
 
 @dataclass(frozen=True)
@@ -217,6 +217,6 @@ def _quiet(fraction: float, step: str) -> None:
 
 
 def _storescu(node: Node, paths: list[Path]) -> None:
-    program = installed("/usr/bin/storescu", "dcmtk")
+    program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

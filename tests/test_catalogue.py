@@ -26,7 +26,7 @@ from dicomnode.maintenance.backfill import Backfill
 from dicomnode.storage import spool
 from tests import databases
 from tests.peers import write_instance
-from tests.rows import a_job, an_arrival
+from tests.rows import add_job, make_arrival
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 
@@ -69,7 +69,7 @@ def of_person(study: str, series: str = "1", number: int = 1, **attributes: Any)
     person = PEOPLE[study]
     described = {"Modality": "MR", "SeriesNumber": int(series), "SeriesDescription": "AX FLAIR", "Rows": 256}
     stated = {**person, **described, "InstanceNumber": number, **attributes}
-    arrival = an_arrival(study, series, number, attributes=stated)
+    arrival = make_arrival(study, series, number, attributes=stated)
     columns = {
         "patient_name": "PatientName",
         "patient_id": "PatientID",
@@ -115,7 +115,7 @@ def result(uid: str, series: str = "1.2.1.9001", **attributes: Any) -> OutputFil
 
 def finish(session: Session, now: datetime, *outputs: OutputFile, held_because: str = "", **changes: Any) -> Job:
     """A job on study 1.2.1 whose results are these."""
-    a_job(session, now, **changes)
+    add_job(session, now, **changes)
     job = jobs.claim(session, worker="w", lease_s=60, now=now)
     assert job is not None
     return jobs.finish(
@@ -271,7 +271,7 @@ def test_pages_together_are_the_whole_and_nothing_twice(sessions: sessionmaker[S
         for study in range(1, 4):
             for series in "12":
                 for number in range(1, 4):
-                    arrive(session, an_arrival(f"1.2.{study}", series, number), now)
+                    arrive(session, make_arrival(f"1.2.{study}", series, number), now)
         outputs = [result(f"1.2.1.9001.{number}") for number in range(1, 4)]
         finish(session, now, *outputs, result("1.2.1.9002.1", "1.2.1.9002"))
     with sessions() as session:
@@ -347,7 +347,7 @@ def test_discarded_and_refused_results_are_not_found(sessions: sessionmaker[Sess
     with sessions.begin() as session:
         held = finish(session, now, result("1.2.1.9001.1"), held_because="uncertain")
         jobs.discard(session, held, reason="wrong", now=now)
-        a_job(session, now, route="other")
+        add_job(session, now, route="other")
         claimed = jobs.claim(session, worker="w", lease_s=60, now=now)
         assert claimed is not None
         note = [result("1.2.1.9002.1")]
@@ -359,7 +359,7 @@ def test_discarded_and_refused_results_are_not_found(sessions: sessionmaker[Sess
 def test_a_result_that_an_archive_sent_back_is_one_instance(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
         finish(session, now, result("1.2.1.9001.1"), result("1.2.1.9001.2"))
-        arrive(session, an_arrival("1.2.1", "9001", 1, attributes={"Modality": "SEG"}), now)
+        arrive(session, make_arrival("1.2.1", "9001", 1, attributes={"Modality": "SEG"}), now)
     with sessions() as session:
         (study,) = catalogue.search(session, Query("STUDY", {}, frozenset(keywords.COUNTS)))
         assert study.attributes["NumberOfStudyRelatedSeries"] == 2
@@ -415,8 +415,8 @@ def test_instances_of_before_are_read_again_once(
     write_instance(path, rows=32, InstanceNumber=5)
     file = spool.write(tmp_path / "spool", path.read_bytes())
     with sessions.begin() as session:
-        first = arrive(session, replace(an_arrival(), file=file), now)
-        lost = arrive(session, an_arrival(number=2), now)
+        first = arrive(session, replace(make_arrival(), file=file), now)
+        lost = arrive(session, make_arrival(number=2), now)
         session.execute(update(Instance).values(attributes=None))
     fill = Backfill(sessions, tmp_path / "spool")
     assert [fill.step(), fill.step(), fill.step()] == [2, 0, 0]

@@ -24,8 +24,8 @@ from dicomnode.sweeps import Sweeps
 from dicomnode.web import template_filters
 from tests.peers import Node, wait_for, write_config
 from tests.peers.files import write_instance
-from tests.peers.process import installed
-from tests.rows import a_job, an_arrival
+from tests.peers.process import require_program
+from tests.rows import add_job, make_arrival
 from tests.test_jobs import OUTPUT
 
 WALL_CLOCK = Path(__file__).parent / "peers" / "wall_clock.c"
@@ -57,7 +57,7 @@ def test_a_lease_neither_lapses_nor_holds_longer(
     clock = _Clock(now)
     watch = _watch(sessions, clock, moves_rows=moves_rows)
     with sessions.begin() as session:
-        a_job(session, now)
+        add_job(session, now)
         assert jobs.claim(session, worker="w", lease_s=60, now=now) is not None
     clock.now += jump
     watch.check()
@@ -76,7 +76,7 @@ def test_a_study_is_complete_after_its_quiet_time_and_not_before(
     clock = _Clock(now)
     watch = _watch(sessions, clock)
     with sessions.begin() as session:
-        studies.register_instances(session, [an_arrival()], now=now)
+        studies.register_instances(session, [make_arrival()], now=now)
     clock.now += jump
     watch.check()
     for waited_s, due in ((30, 0), (31, 1)):
@@ -94,7 +94,7 @@ def test_a_delivery_waits_as_long_as_it_was_meant_to(
     clock = _Clock(now)
     watch = _watch(sessions, clock)
     with sessions.begin() as session:
-        job_id = a_job(session, now).id
+        job_id = add_job(session, now).id
         jobs.claim(session, worker="w", lease_s=60, now=now)
         jobs.finish(session, job_id=job_id, worker="w", outputs=[OUTPUT], report={}, now=now)
         row = session.scalars(select(Delivery)).one()
@@ -115,7 +115,7 @@ def test_small_corrections_change_no_row(sessions: sessionmaker[Session], now: d
     clock = _Clock(now)
     watch = _watch(sessions, clock)
     with sessions.begin() as session:
-        studies.register_instances(session, [an_arrival()], now=now)
+        studies.register_instances(session, [make_arrival()], now=now)
     clock.now += timedelta(seconds=2)
     watch.check()
     with sessions() as session:
@@ -125,7 +125,7 @@ def test_small_corrections_change_no_row(sessions: sessionmaker[Session], now: d
 def test_a_clock_that_is_behind_the_newest_event_was_set_back(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
         assert clock_jumps.measure_time_lost(session, now=now) == timedelta(0)
-        studies.register_instances(session, [an_arrival()], now=now)
+        studies.register_instances(session, [make_arrival()], now=now)
     with sessions() as session:
         assert clock_jumps.measure_time_lost(session, now=now + HOUR) == timedelta(0)
         assert clock_jumps.measure_time_lost(session, now=now - HOUR) == -HOUR
@@ -135,7 +135,7 @@ def test_lost_time_is_mended_once(sessions: sessionmaker[Session], now: datetime
     clock = _Clock(now)
     watch = _watch(sessions, clock)
     with sessions.begin() as session:
-        studies.register_instances(session, [an_arrival()], now=now)
+        studies.register_instances(session, [make_arrival()], now=now)
     clock.now -= HOUR
     watch.check()
     with sessions.begin() as session:
@@ -185,7 +185,7 @@ def test_sweeps_repeat_and_go_on_after_a_failure() -> None:
 def node_with_a_clock(tmp_path: Path) -> Iterator[tuple[Node, Path]]:
     """A node whose wall clock is off by the seconds in a file; its monotonic clock stays true."""
     library, setting = tmp_path / "wall_clock.so", tmp_path / "clock"
-    subprocess.run([installed("/usr/bin/gcc", "gcc"), "-shared", "-fPIC", "-o", library, WALL_CLOCK], check=True)
+    subprocess.run([require_program("/usr/bin/gcc", "gcc"), "-shared", "-fPIC", "-o", library, WALL_CLOCK], check=True)
     setting.write_text("0")
     node = Node(write_config(tmp_path, completion={"quiet_s": 4.0}), "serve", "--workers", "0")
     node.program.environment |= {"LD_PRELOAD": str(library), "WALL_CLOCK": str(setting)}

@@ -22,7 +22,7 @@ from dicomnode import cli, config, node
 from tests import databases
 from tests.peers import Node, write_config
 from tests.peers.kspaces import raw_data
-from tests.rows import a_job, an_arrival
+from tests.rows import add_job, make_arrival
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def node_sessions(config_path: Path) -> Iterator[sessionmaker[Session]]:
 @pytest.fixture
 def job_id(node_sessions: sessionmaker[Session]) -> int:
     with node_sessions.begin() as session:
-        return a_job(session, datetime.now(UTC)).id
+        return add_job(session, datetime.now(UTC)).id
 
 
 def run(path: Path, *arguments: str) -> int:
@@ -210,7 +210,7 @@ def test_study_is_closed_by_hand_once(
     config_path: Path, node_sessions: sessionmaker[Session], now: datetime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with node_sessions.begin() as session:
-        studies.register_instances(session, [an_arrival()], now=now)
+        studies.register_instances(session, [make_arrival()], now=now)
     assert run(config_path, "studies", "close", "1.2.1") == 0
     assert run(config_path, "studies", "close", "1.2.1") == 1
     assert "complete already" in capsys.readouterr().err

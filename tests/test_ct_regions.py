@@ -32,13 +32,13 @@ from pipelines.uptake import find_body
 from tests.bundles import write_anatomy_bundle
 from tests.findings import NOW
 from tests.pet_series import write_pet, write_pet_bundle
-from tests.scanner import lattice
-from tests.series import unpacked, write_slices
+from tests.scanner import make_grid
+from tests.series import unpack_series, write_slices
 
 FACTS: dict[str, Any] = {"modality": "PT", "units": "BQML", "corrections": ("ATTN", "DECY"), "suv_bw_per_unit": 2.5e-4}
 CT_MM, PET_MM = 3.0, 6.0
-CT_GRID = lattice("axial", (60, 104, 140), (CT_MM,) * 3, (-210.0, -156.0, 5.0))
-PET_GRID = lattice("axial", (30, 52, 70), (PET_MM,) * 3, (-208.5, -154.5, 6.5))
+CT_GRID = make_grid("axial", (60, 104, 140), (CT_MM,) * 3, (-210.0, -156.0, 5.0))
+PET_GRID = make_grid("axial", (30, 52, 70), (PET_MM,) * 3, (-208.5, -154.5, 6.5))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_tissues_of_a_ct_lie_where_the_body_has_them(torso: Torso, ct: Volum
 
 def test_a_network_is_told_nothing_of_the_head_by_ct() -> None:
     """A skull of 10 cm radius above a torso: told is what is farther than 4 cm from where bone encloses much."""
-    grid = lattice("axial", (100, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0))
+    grid = make_grid("axial", (100, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0))
     k, j, i = (4.0 * x for x in np.ogrid[:100, :60, :60])
     from_middle = np.sqrt((k - 280) ** 2 + (j - 120) ** 2 + (i - 120) ** 2)
     labels = np.where(from_middle < 104, 3, 0).astype(np.uint8)
@@ -132,7 +132,7 @@ def test_a_network_is_told_nothing_of_the_head_by_ct() -> None:
     assert bool(told[:34].all())
     assert not bool(told[42:].any())
     assert "nothing by CT" in found.description
-    torso = ct_regions.CtTissues(labels[:40], lattice("axial", (40, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0)), 1.0, True)
+    torso = ct_regions.CtTissues(labels[:40], make_grid("axial", (40, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0)), 1.0, True)
     assert "nothing by CT" not in torso.description
 
 
@@ -232,7 +232,7 @@ def test_the_body_of_the_kit_s_whole_body_pet_is_found_in_a_ct_made_of_it(tmp_pa
         archive = data_root() / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz"
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    pet = volumes.read(unpacked(archive, tmp_path)).volume
+    pet = volumes.read(unpack_series(archive, tmp_path)).volume
     body = find_body(pet)
     finer = pet.grid.affine_mm @ np.diag([0.5, 0.5, 1, 1])
     finer[:3, 3] = (pet.grid.affine_mm @ [-0.25, -0.25, 0, 1])[:3]

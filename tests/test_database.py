@@ -16,7 +16,7 @@ from db import audit, jobs, migrations, studies
 from db.engine import connect, readers
 from db.models import Base, Event, Job, Study
 from db.states import TRANSITIONS, InvalidTransition, JobState, StudyState
-from tests.rows import a_job, an_arrival
+from tests.rows import add_job, make_arrival
 
 
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index ix_instances_number")
@@ -47,7 +47,7 @@ def test_states_are_stored_as_values_and_checked(
     engine: Engine, sessions: sessionmaker[Session], now: datetime
 ) -> None:
     with sessions.begin() as session:
-        a_job(session, now)
+        add_job(session, now)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT state FROM jobs")) == "ready"
         assert connection.scalar(text("SELECT state FROM studies")) == "receiving"
@@ -58,7 +58,7 @@ def test_states_are_stored_as_values_and_checked(
 def test_moments_come_back_in_utc(sessions: sessionmaker[Session]) -> None:
     moment = datetime(2026, 3, 29, 3, 30, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
     with sessions.begin() as session:
-        studies.register_instances(session, [an_arrival()], now=moment)
+        studies.register_instances(session, [make_arrival()], now=moment)
     with sessions() as session:
         stored = session.query(Study).one().opened_at
         assert stored == moment
@@ -67,7 +67,7 @@ def test_moments_come_back_in_utc(sessions: sessionmaker[Session]) -> None:
 
 def test_moment_without_zone_is_refused(sessions: sessionmaker[Session]) -> None:
     with pytest.raises(StatementError, match="without time zone"), sessions.begin() as session:
-        studies.register_instances(session, [an_arrival()], now=datetime(2026, 1, 1))
+        studies.register_instances(session, [make_arrival()], now=datetime(2026, 1, 1))
 
 
 def test_sqlite_is_durable_and_keeps_foreign_keys(tmp_path: Path) -> None:
@@ -81,14 +81,14 @@ def test_sqlite_is_durable_and_keeps_foreign_keys(tmp_path: Path) -> None:
 
 def test_reader_does_not_wait_for_a_writer(engine: Engine, sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as writer:
-        studies.register_instances(writer, [an_arrival()], now=now)
+        studies.register_instances(writer, [make_arrival()], now=now)
         with readers(engine)() as reader:
             assert reader.query(Study).count() == 0
 
 
 def test_forbidden_move_changes_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        job = a_job(session, now)
+        job = add_job(session, now)
         with pytest.raises(InvalidTransition, match="ready may not become done"):
             audit.transition(session, job, JobState.DONE, reason="no", now=now)
         assert job.state is JobState.READY
@@ -101,7 +101,7 @@ def test_every_state_has_its_moves() -> None:
 
 def test_move_writes_its_event_in_the_same_transaction(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        a_job(session, now)
+        add_job(session, now)
     with sessions() as session:
         jobs.claim(session, worker="w", lease_s=10, now=now)
         session.rollback()
@@ -117,7 +117,7 @@ def test_move_writes_its_event_in_the_same_transaction(sessions: sessionmaker[Se
 
 def test_changed_event_breaks_the_chain(engine: Engine, sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        studies.register_instances(session, [an_arrival(number=n) for n in range(1, 4)], now=now)
+        studies.register_instances(session, [make_arrival(number=n) for n in range(1, 4)], now=now)
     with engine.begin() as connection:
         connection.execute(text("UPDATE events SET subject_id = '99' WHERE seq = 2"))
     with sessions() as session:
@@ -129,7 +129,7 @@ def test_removed_event_breaks_the_chain(
     engine: Engine, sessions: sessionmaker[Session], now: datetime, seq: int, why: str
 ) -> None:
     with sessions.begin() as session:
-        studies.register_instances(session, [an_arrival(number=n) for n in range(1, 4)], now=now)
+        studies.register_instances(session, [make_arrival(number=n) for n in range(1, 4)], now=now)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM events WHERE seq = :seq"), {"seq": seq})
     with sessions() as session:
@@ -138,7 +138,7 @@ def test_removed_event_breaks_the_chain(
 
 def test_study_states_are_a_closed_table(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        studies.register_instances(session, [an_arrival()], now=now)
+        studies.register_instances(session, [make_arrival()], now=now)
         study = studies.find_by_uid(session, "1.2.1")
         assert study is not None
         with pytest.raises(InvalidTransition):

@@ -31,7 +31,7 @@ from dicomnode.storage import spool
 from tests.identifying import find_identifiers_left, make_deidentifier, write_profile
 from tests.peers import Answering, Orthanc, StoreScp, write_config, write_instance, write_result
 from tests.receivers import Start, start
-from tests.rows import a_job
+from tests.rows import add_job
 from tests.test_delivery import rows, states
 
 __all__ = ["start"]
@@ -69,7 +69,7 @@ def make_result(
     ds.save_as(path, enforce_file_format=True)
     file = spool.write(config.spool_dir, path.read_bytes())
     with sessions.begin() as session:
-        job = a_job(session, now, destinations=to)
+        job = add_job(session, now, destinations=to)
         jobs.claim(session, worker="w", lease_s=60, now=now)
         output = OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, "image", file)
         jobs.finish(session, job_id=job.id, worker="w", outputs=[output], report={}, now=now)

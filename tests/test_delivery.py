@@ -25,7 +25,7 @@ from dicomnode.delivery import delivery
 from dicomnode.delivery.delivery import deliver_due
 from dicomnode.storage import spool
 from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance, write_result
-from tests.rows import a_job
+from tests.rows import add_job
 
 Sessions = sessionmaker[Session]
 
@@ -64,7 +64,7 @@ def finish_job(
         file = spool.write(config.spool_dir, path.read_bytes())
         outputs.append(OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, "image", file))
     with sessions.begin() as session:
-        job = a_job(session, now, study=study, destinations=list(to), **changes)
+        job = add_job(session, now, study=study, destinations=list(to), **changes)
         jobs.claim(session, worker="w", lease_s=60, now=now)
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)
     return [output.sop_instance_uid for output in outputs]

@@ -24,10 +24,10 @@ from dicomnode.dimse import peers
 from dicomnode.results import provenance
 from model_zoo.bundle import BundleError, weights_digest
 from model_zoo.registry import WEIGHTS
-from tests.peers import Node, StoreScp, a_route, wait_for, write_config
+from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 from tests.prior_bundle import write_prior_bundle
-from tests.rows import a_job
+from tests.rows import add_job
 from tests.test_node import put
 
 PIPELINE = "mri_reconstruction"
@@ -148,7 +148,7 @@ def test_what_is_needed_is_named(sessions: sessionmaker[Session], now: datetime)
         assert deployments.list_uses(session, "m", "3") == [f"the current version of {PIPELINE}"]
         assert deployments.list_uses(session, "m", "2") == [f"what a rollback goes back to of {PIPELINE}"]
         assert deployments.list_uses(session, "m", "1") == []
-        a_job(session, now, model="m@1")
+        add_job(session, now, model="m@1")
         assert deployments.list_uses(session, "m", "1") == ["1 jobs that have not ended"]
 
 
@@ -159,10 +159,10 @@ def test_rollback_takes_waiting_jobs_along_and_leaves_running_ones(
     with sessions.begin() as session:
         deploy(session, "1", now)
         deploy(session, "2", now)
-        running = a_job(session, now, study="1.1", **facts)
+        running = add_job(session, now, study="1.1", **facts)
         assert jobs.claim(session, worker="w", lease_s=9, now=now) is running
-        waiting = a_job(session, now, study="1.2", **facts)
-        key, by_route = waiting.key, a_job(session, now, study="1.3", pipeline=PIPELINE, model="m@2")
+        waiting = add_job(session, now, study="1.2", **facts)
+        key, by_route = waiting.key, add_job(session, now, study="1.3", pipeline=PIPELINE, model="m@2")
         assert rollback(session, now) == "1"
         assert (running.state, running.model) == (JobState.RUNNING, "m@2")
         assert (waiting.state, waiting.model, waiting.model_digest) == (JobState.READY, "m@1", "1" * 64)
@@ -175,9 +175,9 @@ def test_a_waiting_job_is_not_done_twice_after_a_rollback(sessions: sessionmaker
     with sessions.begin() as session:
         deploy(session, "1", now)
         deploy(session, "2", now)
-        first = a_job(session, now, model="m@1", model_digest="1" * 64, **facts)
+        first = add_job(session, now, model="m@1", model_digest="1" * 64, **facts)
         jobs.claim(session, worker="w", lease_s=9, now=now)
-        second = a_job(session, now, model="m@2", model_digest="2" * 64, **facts)
+        second = add_job(session, now, model="m@2", model_digest="2" * 64, **facts)
         rollback(session, now)
         assert second.state is JobState.CANCELLED
         assert f"job {first.id} has done the same" in second.reason
@@ -185,8 +185,8 @@ def test_a_waiting_job_is_not_done_twice_after_a_rollback(sessions: sessionmaker
 
 def a_pair(session: Session, now: datetime) -> tuple[Job, Job]:
     """A job and the one beside it."""
-    job = a_job(session, now, pipeline=PIPELINE, model="m@1")
-    shadow = a_job(session, now, pipeline=PIPELINE, model="m@2", shadow_of=job, destinations=[], priority=99)
+    job = add_job(session, now, pipeline=PIPELINE, model="m@1")
+    shadow = add_job(session, now, pipeline=PIPELINE, model="m@2", shadow_of=job, destinations=[], priority=99)
     return job, shadow
 
 
@@ -245,7 +245,9 @@ CONTRACT = {"kspace": [{"fact": "acceleration", "between": [1, 1.2]}]}
 def test_a_shadow_that_would_refuse_or_hold_is_told_and_touches_nothing(
     tmp_path: Path, now: datetime, facts: dict[str, Any], state: JobState, verdict: str
 ) -> None:
-    running = Node(write_config(tmp_path, routes=[a_route(steps=2, mean_steps=2, samples=2) | {"refusal_note": True}]))
+    running = Node(
+        write_config(tmp_path, routes=[make_route(steps=2, mean_steps=2, samples=2) | {"refusal_note": True}])
+    )
     write_prior_bundle(running.config.models_dir / "mri_prior" / "10.0.0", "10.0.0")
     write_prior_bundle(running.config.models_dir / "mri_prior" / "11.0.0", "11.0.0", **facts)
     for version, *how in (("10.0.0",), ("11.0.0", "--shadow")):
@@ -316,7 +318,7 @@ def site(tmp_path: Path, now: datetime, storescp: StoreScp) -> Iterator[Site]:
     versions = {"10.0.0": 1, "11.0.0": 2}
     bundles = {name: write_prior_bundle(tmp_path / name, name, seed=seed) for name, seed in versions.items()}
     digests = {name: weights_digest(path / WEIGHTS) for name, path in bundles.items()}
-    route = a_route("storescp", steps=2, mean_steps=2, samples=2)
+    route = make_route("storescp", steps=2, mean_steps=2, samples=2)
     with Node(write_config(tmp_path / "node", peers=[storescp.peer], routes=[route])) as running:
         yield Site(running, storescp, tmp_path, now, digests)
 

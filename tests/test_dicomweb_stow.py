@@ -15,7 +15,7 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 from db.models import Instance, Study
 from dicomnode.config.spool import SpoolConfig
 from tests.peers.files import write_instance
-from tests.web_node import BOUNDARY, DICOM, LIMITS, Web, body, web
+from tests.web_node import BOUNDARY, DICOM, LIMITS, Web, encode_multipart, web
 
 __all__ = ["web"]
 
@@ -97,7 +97,7 @@ def test_other_content_under_the_same_uid_is_quarantined(web: Web, tmp_path: Pat
 def test_some_failures_are_202_with_both_lists(web: Web, tmp_path: Path) -> None:
     good, bad = write_instances(tmp_path, 2)
     broken = bad.read_bytes()[:-100]
-    answer = web.client.post(STUDIES, content=body([good.read_bytes(), broken]), headers=DICOM)
+    answer = web.client.post(STUDIES, content=encode_multipart([good.read_bytes(), broken]), headers=DICOM)
     assert answer.status_code == 202
     assert reasons(answer) == [0xC000]
     assert len(answer.json()[STORED]["Value"]) == 1
@@ -109,7 +109,7 @@ def test_some_failures_are_202_with_both_lists(web: Web, tmp_path: Path) -> None
     [b"", b"not DICOM", PREAMBLE, b"\0" * 200_000, PREAMBLE + b"\2\0\x10\0UI\xff\xff" + b"1" * 70_000],
 )  # fmt: skip
 def test_what_is_no_dicom_is_reported_as_such(web: Web, content: bytes) -> None:
-    answer = web.client.post(STUDIES, content=body([content]), headers=DICOM)
+    answer = web.client.post(STUDIES, content=encode_multipart([content]), headers=DICOM)
     assert answer.status_code == 409
     assert reasons(answer, OTHER) == [0xC000]  # PS3.18 I.2: without UIDs it cannot be among the failed instances
     assert FAILED not in answer.json()
@@ -118,7 +118,7 @@ def test_what_is_no_dicom_is_reported_as_such(web: Web, content: bytes) -> None:
 
 
 def test_another_study_than_the_path_is_refused(web: Web, tmp_path: Path) -> None:
-    content = body([path.read_bytes() for path in write_instances(tmp_path, 1)])
+    content = encode_multipart([path.read_bytes() for path in write_instances(tmp_path, 1)])
     answer = web.client.post(f"{STUDIES}/1.2.3", content=content, headers=DICOM)
     assert answer.status_code == 409
     assert reasons(answer) == [0xA900]
@@ -134,7 +134,7 @@ def test_a_meta_header_that_lies_is_refused(web: Web, tmp_path: Path) -> None:
         + content[at + 8 : at + 20].translate(bytes.maketrans(b"12345678", b"23456781"))
         + content[at + 20 :]
     )
-    answer = web.client.post(STUDIES, content=body([lie]), headers=DICOM)
+    answer = web.client.post(STUDIES, content=encode_multipart([lie]), headers=DICOM)
     assert answer.status_code == 409
     assert web.rows() == []
 
@@ -150,7 +150,7 @@ def test_what_no_one_could_keep_is_refused(web: Web, tmp_path: Path, name: str, 
     new = value.encode().ljust(len(old) + len(old) % 2, b"\0")[: len(old)]
     at = content.index(b"\x02\0\x10\0UI" if name == "TransferSyntaxUID" else b"\x02\0\x02\0UI")
     content = content[:at] + content[at:].replace(old, new, 1)
-    answer = web.client.post(STUDIES, content=body([content]), headers=DICOM)
+    answer = web.client.post(STUDIES, content=encode_multipart([content]), headers=DICOM)
     assert answer.status_code == 409
     assert reasons(answer) == [reason]
 
@@ -164,7 +164,7 @@ def test_a_full_disk_asks_to_come_again(tmp_path: Path) -> None:
 
 def test_a_body_that_ends_too_early_is_400_and_keeps_the_whole_ones(web: Web, tmp_path: Path) -> None:
     first, second = (path.read_bytes() for path in write_instances(tmp_path, 2))
-    content = body([first, second], end=False)[:-200]
+    content = encode_multipart([first, second], end=False)[:-200]
     answer = web.client.post(STUDIES, content=content, headers=DICOM)
     assert answer.status_code == 400
     assert "1 whole instances before are stored" in answer.text
@@ -175,7 +175,7 @@ def test_a_body_that_ends_too_early_is_400_and_keeps_the_whole_ones(web: Web, tm
 def test_a_client_that_breaks_off_leaves_nothing_half(web: Web, tmp_path: Path) -> None:
     path = tmp_path / "large.dcm"
     write_instance(path, frames_bytes=4 << 20)
-    content = body([path.read_bytes()])
+    content = encode_multipart([path.read_bytes()])
     head = f"POST {STUDIES} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {DICOM['Content-Type']}\r\n"
     with socket.create_connection(("127.0.0.1", web.port)) as sock:
         sock.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[: 3 << 20])
@@ -200,7 +200,7 @@ def test_a_client_that_breaks_off_leaves_nothing_half(web: Web, tmp_path: Path) 
     ],
 )
 def test_a_request_of_another_kind_is_refused(web: Web, tmp_path: Path, headers: dict[str, str], status: int) -> None:
-    content = body([path.read_bytes() for path in write_instances(tmp_path, 1)])
+    content = encode_multipart([path.read_bytes() for path in write_instances(tmp_path, 1)])
     answer = web.client.post(STUDIES, content=content, headers=headers)
     assert answer.status_code == status
     assert web.rows() == []
@@ -258,7 +258,7 @@ def test_the_answer_names_the_study_where_it_is_one(web: Web, tmp_path: Path) ->
 
 def test_what_has_no_uids_fails_apart_from_what_has(web: Web, tmp_path: Path) -> None:
     good, bad = write_instances(tmp_path, 2)
-    content = body([good.read_bytes(), bad.read_bytes()[:-100], b"not DICOM"])
+    content = encode_multipart([good.read_bytes(), bad.read_bytes()[:-100], b"not DICOM"])
     answer = web.client.post(STUDIES, content=content, headers=DICOM)
     assert answer.status_code == 202
     assert (reasons(answer), reasons(answer, OTHER)) == ([0xC000], [0xC000])
@@ -268,7 +268,9 @@ def test_what_has_no_uids_fails_apart_from_what_has(web: Web, tmp_path: Path) ->
 
 def test_a_part_of_another_type_fails_alone(web: Web, tmp_path: Path) -> None:
     (path,) = write_instances(tmp_path, 1)
-    answer = web.client.post(STUDIES, content=body([path.read_bytes()], "application/dicom+xml"), headers=DICOM)
+    answer = web.client.post(
+        STUDIES, content=encode_multipart([path.read_bytes()], "application/dicom+xml"), headers=DICOM
+    )
     assert answer.status_code == 409
     assert web.rows() == []
 
@@ -294,7 +296,7 @@ def test_a_body_that_is_announced_too_long_is_413(small_limit: Web) -> None:
 def test_a_body_that_grows_too_long_is_413(small_limit: Web, tmp_path: Path) -> None:
     path = tmp_path / "large.dcm"
     write_instance(path, frames_bytes=300_000)
-    content = body([path.read_bytes()])
+    content = encode_multipart([path.read_bytes()])
     pieces = (content[at : at + 50_000] for at in range(0, len(content), 50_000))
     answer = small_limit.client.post(STUDIES, content=pieces, headers=DICOM)
     assert answer.status_code == 413
@@ -302,7 +304,7 @@ def test_a_body_that_grows_too_long_is_413(small_limit: Web, tmp_path: Path) -> 
 
 
 def test_pieces_of_any_size_make_the_same_instance(web: Web, tmp_path: Path) -> None:
-    content = body([path.read_bytes() for path in write_instances(tmp_path, 2)])
+    content = encode_multipart([path.read_bytes() for path in write_instances(tmp_path, 2)])
     pieces = (content[at : at + 7] for at in range(0, len(content), 7))
     assert web.client.post(STUDIES, content=pieces, headers=DICOM).status_code == 200
     assert len(web.rows(Instance)) == 2
@@ -324,5 +326,5 @@ def test_names_with_scripts_and_paths_do_no_harm(web: Web, tmp_path: Path) -> No
 
 
 def test_the_root_for_reviewing_stores_nothing(web: Web, tmp_path: Path) -> None:
-    content = body([path.read_bytes() for path in write_instances(tmp_path, 1)])
+    content = encode_multipart([path.read_bytes() for path in write_instances(tmp_path, 1)])
     assert web.client.post("/review/dicom-web/studies", content=content, headers=DICOM).status_code == 405

@@ -28,7 +28,7 @@ from pydicom.uid import (
 
 from tests.findings import found, grid, written
 from tests.peers.files import write_instance, write_result
-from tests.peers.process import installed
+from tests.peers.process import require_program
 from tests.web_node import Web, web
 
 __all__ = ["web"]
@@ -59,7 +59,7 @@ def store_multiframe(web: Web, folder: Path, syntax: str = ExplicitVRLittleEndia
         ds.compress(RLELossless, generate_instance_uid=False)
         ds.save_as(path, enforce_file_format=True)
     elif syntax == JPEGLossless:
-        program = installed("/usr/bin/dcmcjpeg", "dcmtk")
+        program = require_program("/usr/bin/dcmcjpeg", "dcmtk")
         subprocess.run([program, "+un", str(path), str(path)], check=True, capture_output=True)
     elif syntax != ExplicitVRLittleEndian:
         ds.file_meta.TransferSyntaxUID = UID(syntax)

@@ -11,16 +11,28 @@ import pytest
 
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
-from tests.raw_associations import IMPLICIT, MR, VERIFICATION, AssociateRequest, context_item, read_pdu, read_results
+from tests.raw_associations import (
+    IMPLICIT,
+    MR,
+    VERIFICATION,
+    AssociateRequest,
+    encode_context_item,
+    read_pdu,
+    read_results,
+)
 from tests.receivers import Start, start
-from tests.sending import Encoded, encoded, p_data, store_request
+from tests.sending import Encoded, encode_p_data, encode_store_request, read_encoded
 from tests.test_association_requests import database_url, no_traceback
 
 __all__ = ["database_url", "no_traceback", "start"]  # fixtures
 
 _FIND = b"1.2.840.10008.5.1.4.1.2.2.1"
 _ASSOCIATE = AssociateRequest(
-    contexts=(context_item(1), context_item(3, (VERIFICATION,), (IMPLICIT,)), context_item(5, (_FIND,), (IMPLICIT,)))
+    contexts=(
+        encode_context_item(1),
+        encode_context_item(3, (VERIFICATION,), (IMPLICIT,)),
+        encode_context_item(5, (_FIND,), (IMPLICIT,)),
+    )
 ).encode()
 _NUMBERS = (0x0002, 0x0003, 0x0100, 0x0110, 0x0120, 0x0600, 0x0700, 0x0800, 0x0900, 0x1000, 0x1031)
 _COMMANDS = (0x0001, 0x0010, 0x0020, 0x0021, 0x0030, 0x0FFF, 0x8001, 0x8020, 0x0100, 0x0140)
@@ -49,7 +61,7 @@ def _make_messages(rng: random.Random, each: Encoded) -> bytes:
         context, command = rng.choice((1, 3, 5, 7)), _make_command(rng)
         data = rng.choice((each.data_set, b"\x08\0\x52\0\6\0\0\0STUDY ", b"\xff" * 40, b"", bytes(200)))
         fragments = [(3, command), (2, data)][: rng.choice((1, 2, 2))]
-        pdu = bytearray(p_data(context, *fragments))
+        pdu = bytearray(encode_p_data(context, *fragments))
         for _ in range(rng.choice((0, 0, 0, 1, 3))):
             pdu[rng.randrange(6, len(pdu))] = rng.randrange(256)
         pdus.append(bytes(pdu))
@@ -75,9 +87,9 @@ def _converse(port: int, messages: bytes) -> None:
 def test_no_message_brings_a_thread_down(start: Start, tmp_path: Path) -> None:
     receiver, rng = start(), random.Random(7)
     write_instance(tmp_path / "a.dcm")
-    each = encoded(tmp_path / "a.dcm")
+    each = read_encoded(tmp_path / "a.dcm")
     for _ in range(250):
         _converse(receiver.port, _make_messages(rng, each))
     wait_for(lambda: not receiver.server.active_associations, "all are over")
-    _converse(receiver.port, p_data(1, (3, store_request(each)), (2, each.data_set)))
+    _converse(receiver.port, encode_p_data(1, (3, encode_store_request(each)), (2, each.data_set)))
     wait_for(lambda: len(receiver.rows()) == 1, "a right one is stored")

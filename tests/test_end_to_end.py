@@ -25,9 +25,9 @@ from dicomnode.cli import main
 from dicomnode.config import Peer
 from dicomnode.results import marking
 from tests.dciodvfy import find_errors
-from tests.peers import Node, Orthanc, StoreScp, a_route, wait_for, write_config
+from tests.peers import Node, Orthanc, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import PLANES, Acquisition, acquisitions, raw_data
-from tests.peers.process import installed
+from tests.peers.process import require_program
 
 OBJECTS = 5  # clean image, labelled image, standard deviation, low-confidence region, report
 FAST = {"steps": 3, "mean_steps": 3, "samples": 2}
@@ -91,7 +91,7 @@ def test_every_sender_gets_one_set_of_results_in_each_archive(delivered: Deliver
 
 
 def test_echoscu_is_answered(delivered: Delivered) -> None:
-    program = installed("/usr/bin/echoscu", "dcmtk")
+    program = require_program("/usr/bin/echoscu", "dcmtk")
     command = [program, "-aec", delivered.node.peer.ae_title, "127.0.0.1", str(delivered.node.peer.port)]
     assert subprocess.run(command, env=DCMTK, timeout=30, check=False).returncode == 0
 
@@ -181,17 +181,17 @@ def test_results_for_a_pacs_that_is_down_arrive_when_it_is_back_though_the_node_
 
 def _delivering(folder: Path, *peers: Peer) -> Path:
     """A node.toml for a node that sends every result to all of the peers."""
-    return write_config(folder, peers=list(peers), routes=[a_route(*(peer.name for peer in peers), **FAST)])
+    return write_config(folder, peers=list(peers), routes=[make_route(*(peer.name for peer in peers), **FAST)])
 
 
 def _storescu(node: Node, path: Path) -> None:
-    program = installed("/usr/bin/storescu", "dcmtk")
+    program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), str(path)]
     subprocess.run(command, env=DCMTK, timeout=60, check=True)
 
 
 def _dcmsend(node: Node, path: Path) -> None:
-    program = installed("/usr/bin/dcmsend", "dcmtk")
+    program = require_program("/usr/bin/dcmsend", "dcmtk")
     report = path.with_suffix(".report")
     command = [program, "-aec", node.peer.ae_title, "+crf", str(report), "127.0.0.1", str(node.peer.port), str(path)]
     subprocess.run(command, env=DCMTK, timeout=60, check=True)

@@ -18,7 +18,7 @@ from dicomnode.reading import volumes
 from pipelines.contract import Grid
 from tests.enhanced_pet import coded, mapping, write_enhanced_pet, write_legacy_pet
 from tests.pet_series import FACTOR, WEIGHT_KG, write_pet
-from tests.series import unpacked
+from tests.series import unpack_series
 
 GRID = Grid((9, 8, 10), np.array([[2.0, 0, 0, -9], [0, 2, 0, -8], [0, 0, 3, 5], [0, 0, 0, 1]]))
 X = np.log(2) * 600 / 6586.2
@@ -57,7 +57,7 @@ def test_values_and_suv_equal_those_of_the_classic_series(kind: str, tmp_path: P
 
 def test_the_real_whole_body_converted_by_highdicom_keeps_its_suv(kit: Path, tmp_path: Path) -> None:
     """Of slices about the seam of two bed positions, whose times differ."""
-    whole = unpacked(kit / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", tmp_path / "raw")
+    whole = unpack_series(kit / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", tmp_path / "raw")
     paths = sorted(whole, key=lambda path: int(dcmread(path, specific_tags=["InstanceNumber"]).InstanceNumber))[30:60]
     classic = volumes.read(paths)
     legacy = volumes.read([write_legacy_pet(tmp_path / "legacy.dcm", paths)])

@@ -24,7 +24,7 @@ from tests.bundles import SPACING_MM, phantom, upright, write_anatomy_bundle
 from tests.findings import PROVENANCE
 from tests.identifying import write_profile
 from tests.peers import write_config
-from tests.scanner import ORIENTATIONS, lattice
+from tests.scanner import ORIENTATIONS, make_grid
 from tests.series import write_slices
 
 NOSE = np.s_[2:9, 0:3, 20:28]
@@ -67,7 +67,7 @@ def ball(
 
 @pytest.mark.parametrize("orientation", sorted(ORIENTATIONS))
 def test_what_goes_is_the_same_place_in_the_patient_in_any_orientation(orientation: str) -> None:
-    grid = lattice(orientation, (50, 60, 64), (4.0, 4.0, 4.0), (0, 0, 0))
+    grid = make_grid(orientation, (50, 60, 64), (4.0, 4.0, 4.0), (0, 0, 0))
     middle = grid.affine_mm[:3, :3] @ [31.5, 29.5, 24.5]
     grid.affine_mm[:3, 3] = -middle
     brain = ball(grid, (0, 0, 0), 50)

@@ -28,7 +28,7 @@ from dicomnode.datasets import headers
 from dicomnode.datasets.encoding import OpenFile, Window, open_source, walk
 from dicomnode.errors import CannotUnderstand
 from tests.peers.files import write_instance
-from tests.sending import Encoded, encoded, kit_files
+from tests.sending import Encoded, kit_files, read_encoded
 
 
 def _facts(each: Encoded, path: Path) -> InstanceFacts:
@@ -91,7 +91,7 @@ def test_a_truncated_data_set_is_not_understood(tmp_path: Path, syntax: UID, kee
     ds = write_instance(path)
     ds.file_meta.TransferSyntaxUID = syntax
     ds.save_as(path, enforce_file_format=True)
-    original = encoded(path)
+    original = read_encoded(path)
     with pytest.raises(CannotUnderstand):
         _facts(original.but(data_set=original.data_set[: int(len(original.data_set) * keep)]), path)
 
@@ -108,7 +108,7 @@ def test_garbage_is_not_understood(tmp_path: Path, garbage: bytes, syntax: UID) 
 def test_a_missing_uid_is_named(tmp_path: Path, keyword: str, fault: str) -> None:
     path = tmp_path / "a.dcm"
     write_instance(path, StudyDescription="x")
-    original = encoded(path)
+    original = read_encoded(path)
     ds = dcmread(path)
     value = str(ds[keyword].value)
     padded = value + "\0" * (len(value) % 2)
@@ -122,7 +122,7 @@ def test_a_missing_uid_is_named(tmp_path: Path, keyword: str, fault: str) -> Non
 def test_a_wrong_character_set_does_not_cost_the_instance(tmp_path: Path) -> None:
     path = tmp_path / "a.dcm"
     write_instance(path, PatientName="Test")
-    each = encoded(path)
+    each = read_encoded(path)
     broken = each.data_set.replace(b"ISO_IR 192", b"NO SUCH IR").replace(b"Test", b"T\xff\xfet")
     assert _facts(each.but(data_set=broken), path).patient_name.startswith("T")
 
@@ -130,7 +130,7 @@ def test_a_wrong_character_set_does_not_cost_the_instance(tmp_path: Path) -> Non
 def test_values_that_are_no_numbers_stay_text(tmp_path: Path) -> None:
     path = tmp_path / "a.dcm"
     write_instance(path, StudyDescription="x")
-    each = encoded(path)
+    each = read_encoded(path)
     element = b"\x18\0\x50\0DS\4\0"
     at = each.data_set.index(b"\x20\0\x0d\0UI")
     extended = each.but(data_set=each.data_set[:at] + element + b"thin" + each.data_set[at:])
@@ -190,7 +190,7 @@ def test_a_bomb_of_zeros_inflates_in_bounded_memory(tmp_path: Path) -> None:
 def test_a_leading_zero_in_a_uid_is_common_and_accepted(tmp_path: Path) -> None:
     path = tmp_path / "a.dcm"
     write_instance(path, study_uid=str(generate_uid()))
-    each = encoded(path)
+    each = read_encoded(path)
     study = dcmread(path).StudyInstanceUID
     odd = study[:-3] + ".01"
     facts = _facts(each.but(data_set=each.data_set.replace(study.encode(), odd.encode())), path)

@@ -14,14 +14,14 @@ from db.jobs import LeaseLost, OutputFile
 from db.models import Delivery, Job, Output
 from db.states import DeliveryState, InvalidTransition, JobState
 from db.studies import StoredFile
-from tests.rows import a_job
+from tests.rows import add_job
 
 OUTPUT = OutputFile("2.25.1", "1.2.840.10008.5.1.4.1.1.7.3", "2.25.2", "image", StoredFile("a" * 64, 10, "aa/aa/x.dcm"))
 
 
 def make(sessions: sessionmaker[Session], now: datetime, **changes: Any) -> int:
     with sessions.begin() as session:
-        return a_job(session, now, **changes).id
+        return add_job(session, now, **changes).id
 
 
 def claim(sessions: sessionmaker[Session], now: datetime, worker: str = "w") -> int | None:

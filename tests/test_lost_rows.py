@@ -20,7 +20,7 @@ from dicomnode.storage import spool
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from tests.peers import Node, write_config
 from tests.peers.files import write_instance, write_result
-from tests.rows import an_arrival
+from tests.rows import make_arrival
 
 COUNT = 3
 
@@ -95,7 +95,7 @@ def test_the_mark_follows_the_newest_event_only_upwards(root: Path) -> None:
 
 def test_another_history_is_not_taken_for_ours(sessions: sessionmaker[Session], root: Path, now: datetime) -> None:
     with sessions.begin() as session:
-        studies.register_instances(session, [an_arrival()], now=now)
+        studies.register_instances(session, [make_arrival()], now=now)
     with sessions() as session:
         head = session.get_one(Chain, 1)
         HighWater(root).reset(head.seq, head.hash)

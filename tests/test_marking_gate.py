@@ -40,7 +40,7 @@ from pipelines.contract import Image, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import StoreScp
-from tests.rows import a_job
+from tests.rows import add_job
 from tests.test_result_kinds import _pet_found
 
 PAGE = Page(np.zeros((20, 10, 3), np.uint8), b"%PDF-1.4 /Title (" + label.TEXT.encode() + b")\n%%EOF\n")
@@ -203,7 +203,7 @@ def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire
     ours = results.write(these.findings, [source()], of_site, ResultsConfig(), NOW)
     del bad.SyntheticData
     with sessions.begin() as session:
-        job = a_job(session, now, destinations=["storescp"], pipeline="site_pipeline")
+        job = add_job(session, now, destinations=["storescp"], pipeline="site_pipeline")
         jobs.claim(session, worker="w", lease_s=60, now=now)
         outputs = [_an_output(config, ds) for ds in (*ours, good, bad)]
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)

@@ -33,7 +33,7 @@ from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.sweep_health import SweepHealth
 from tests.peers import Node, wait_for, write_config
 from tests.peers.files import write_instance
-from tests.rows import a_job
+from tests.rows import add_job
 from tests.web_node import Web, web
 
 __all__ = ["web"]
@@ -122,7 +122,7 @@ def test_the_way_of_a_study_is_counted_wherever_its_worker_is(
     counters = AuditCounters(engines.readers(engine), meters.registry)
     counters.update()
     with sessions.begin() as session:
-        job = a_job(session, now, pipeline="anatomy", model="m@1")
+        job = add_job(session, now, pipeline="anatomy", model="m@1")
         row = studies.find_by_uid(session, "1.2.1")
         assert row is not None
         studies.close(session, row, reason="quiet", now=now + timedelta(seconds=40))
@@ -163,7 +163,7 @@ def test_queues_breakers_workers_and_gpus_are_told_as_they_are(
     config = Config(node=NodeConfig(data_dir=tmp_path), peers=peers, path=tmp_path / "node.toml")
     config.spool_dir.mkdir()
     with sessions.begin() as session:
-        a_job(session, now - timedelta(seconds=90), pipeline="anatomy", model="m@1")
+        add_job(session, now - timedelta(seconds=90), pipeline="anatomy", model="m@1")
     with sessions.begin() as session:
         destinations.record_failure(session, "pacs", threshold=1, open_s=30, open_max_s=60, now=now)
         gpu = {"0": {"name": "H", "use": 0.5, "memory_used": 10.0, "memory_total": 100.0}}
@@ -288,7 +288,7 @@ def test_notifications_are_counted(engine: Engine, sessions: sessionmaker[Sessio
     counters = AuditCounters(engines.readers(engine), meters.registry)
     counters.update()
     with sessions.begin() as session:
-        a_job(session, now, notify={"chat": ["failed"]})
+        add_job(session, now, notify={"chat": ["failed"]})
         job = jobs.claim(session, worker="w", lease_s=60, now=now)
         assert job is not None
         jobs.fail(session, job_id=job.id, worker="w", reason="broken", retry=False, attempts=1, now=now)

@@ -33,7 +33,7 @@ from tests.asking import (
     why,
 )
 from tests.peers import Node, Orthanc, QueryScp, wait_for, write_config
-from tests.sending import encoded, store_all
+from tests.sending import read_encoded, store_all
 
 start, archive, asking, dcmqrscp = asks.start, asks.archive, asks.asking, asks.dcmqrscp
 
@@ -286,7 +286,7 @@ def test_a_node_that_was_killed_between_find_and_move_fetches_when_it_is_back(
             with node.sessions() as session:
                 return bool(session.query(Retrieval).filter_by(state=RetrievalState.FETCHING, attempts=1).count())
 
-        flair = [encoded(path) for path in a_series(tmp_path / "flair", "AX FLAIR", 1)]
+        flair = [read_encoded(path) for path in a_series(tmp_path / "flair", "AX FLAIR", 1)]
         store_all(node.port, flair, tmp_path / "sent")
         wait_for(fetching, "the archive has named a series, and cannot send it to a node that it does not know")
         node.kill()

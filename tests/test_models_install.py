@@ -22,8 +22,8 @@ from model_zoo.bundle import BundleError, BundleFacts, weights_digest
 from model_zoo.installing import Policy
 from model_zoo.registry import MANIFEST, WEIGHTS
 from tests.peers import write_config
-from tests.peers.process import installed
-from tests.prior_bundle import write_monai_bundle, write_prior_bundle, zipped
+from tests.peers.process import require_program
+from tests.prior_bundle import write_monai_bundle, write_prior_bundle, write_zip
 
 
 class Runs:
@@ -50,7 +50,7 @@ def nothing_left(root: Path) -> bool:
 def test_a_bundle_is_installed_from(form: str, tmp_path: Path) -> None:
     source = write_prior_bundle(tmp_path / "source", "2.0.0")
     if form != "folder":
-        source = zipped(source, tmp_path / "any.zip", top="" if form == "zip" else "prior")
+        source = write_zip(source, tmp_path / "any.zip", top="" if form == "zip" else "prior")
     facts = install(source, tmp_path / "models")
     assert facts.path == tmp_path / "models" / "mri_prior" / "2.0.0"
     assert [each.name for each in (tmp_path / "models").iterdir()] == ["mri_prior"]
@@ -63,7 +63,7 @@ def test_a_bundle_is_installed_from(form: str, tmp_path: Path) -> None:
 
 def test_a_bundle_of_the_model_zoo_becomes_safetensors_and_none_of_its_programs_come_along(tmp_path: Path) -> None:
     source = write_monai_bundle(tmp_path / "source")
-    archive = zipped(source, tmp_path / "spleen_ct_segmentation_v0.5.3.zip", top="spleen_ct_segmentation")
+    archive = write_zip(source, tmp_path / "spleen_ct_segmentation_v0.5.3.zip", top="spleen_ct_segmentation")
     facts = install(archive, tmp_path / "models")
     assert (facts.name, facts.version) == ("spleen_ct_segmentation", "0.5.3")
     assert facts.metadata["licence"] == "Apache License"
@@ -129,14 +129,14 @@ def _link(source: Path, _: Path) -> Path:
 
 
 def _zip_slip(source: Path, _: Path) -> Path:
-    path = zipped(source, source.parent / "slip.zip")
+    path = write_zip(source, source.parent / "slip.zip")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("../../escaped.md", "out")
     return path
 
 
 def _zip_with_a_link(source: Path, _: Path) -> Path:
-    path = zipped(source, source.parent / "link.zip")
+    path = write_zip(source, source.parent / "link.zip")
     info = zipfile.ZipInfo("docs/link.md")
     info.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as archive:
@@ -184,7 +184,7 @@ def test_what_is_wrong_is_refused_and_leaves_no_trace(wrong: str, tmp_path: Path
 
 def test_what_is_too_large_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
     source = write_prior_bundle(tmp_path / "source", "2.0.0")
-    for each in (source, zipped(source, tmp_path / "bundle.zip")):
+    for each in (source, write_zip(source, tmp_path / "bundle.zip")):
         with pytest.raises(BundleError, match=r"more than 1e-05 GB, which \[models\] max_bundle_gb allows"):
             install(each, tmp_path / "models", Policy(max_bytes=10_000))
     assert nothing_left(tmp_path / "models")
@@ -209,7 +209,7 @@ def test_a_file_that_was_changed_after_installation_stops_the_load(name: str, tm
 
 
 def _key(folder: Path, name: str) -> Path:
-    program = installed("/usr/bin/openssl", "openssl")
+    program = require_program("/usr/bin/openssl", "openssl")
     private, public = folder / f"{name}.key", folder / f"{name}.pem"
     subprocess.run([program, "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
     subprocess.run([program, "pkey", "-in", private, "-pubout", "-out", public], check=True)

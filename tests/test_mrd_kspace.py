@@ -11,11 +11,11 @@ import pytest
 
 from dicomnode import mrd
 from pipelines.contract import KSpace, Refused
-from tests.scanner import ORIENTATIONS, Array, Scan, acquire, image
+from tests.scanner import ORIENTATIONS, Array, Scan, acquire, reconstruct
 
 
 def _brightest_mm(kspace: KSpace) -> Array:
-    found = image(kspace.samples)
+    found = reconstruct(kspace.samples)
     k, j, i = np.unravel_index(int(found.argmax()), found.shape)
     assert found.shape == kspace.grid.shape
     place: Array = (kspace.grid.affine_mm @ [i, j, k, 1])[:3]

@@ -21,7 +21,7 @@ from dicomnode.datasets import headers, objects
 from dicomnode.dimse import peers
 from dicomnode.routing import completion, routing
 from dicomnode.storage import spool
-from tests.peers import Node, StoreScp, a_route, wait_for, write_config
+from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 
 KINDS = ["image", "labelled image", "parametric map", "report", "segmentation"]
@@ -65,7 +65,7 @@ def test_ready_line_comes_when_associations_are_accepted(tmp_path: Path) -> None
 def test_a_killed_worker_leaves_one_set_of_results(
     tmp_path: Path, now: datetime, database_url: str, storescp: StoreScp
 ) -> None:
-    routes = [a_route("storescp", **FAST)]
+    routes = [make_route("storescp", **FAST)]
     path = write_config(tmp_path, database={"url": database_url}, peers=[storescp.peer], routes=routes)
     with Node(path) as running:
         sent = peers.store(running.peer, [raw_data(tmp_path / "raw.dcm", now)], calling_aet="TEST")
@@ -87,7 +87,7 @@ def test_a_killed_worker_leaves_one_set_of_results(
 
 
 def test_a_worker_told_to_stop_gives_its_job_back(tmp_path: Path, now: datetime) -> None:
-    running = Node(write_config(tmp_path, routes=[a_route(**FAST)]), "work")
+    running = Node(write_config(tmp_path, routes=[make_route(**FAST)]), "work")
     put(running, raw_data(tmp_path / "raw.dcm", now), now)
     with running:
         wait_until_at_work(running, running.program.pid)
@@ -111,7 +111,7 @@ def test_a_job_that_is_not_tried_again_has_a_reason_to_read(
     tmp_path: Path, now: datetime, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"steps": 1} if damage == "bad option" else {}
-    config_path = write_config(tmp_path, routes=[a_route(**options)])
+    config_path = write_config(tmp_path, routes=[make_route(**options)])
     running = Node(config_path)
     path = raw_data(tmp_path / "raw.dcm", now, PatientName="Secret^Name", PatientID="SECRET")
     if damage == "not MRD":

@@ -25,7 +25,7 @@ from tests import databases
 from tests.peers import write_config
 from tests.peers.hook import Hook
 from tests.peers.mailbox import Mailbox
-from tests.peers.process import installed
+from tests.peers.process import require_program
 
 SMTP = {"host": "127.0.0.1", "port": 25, "security": "none", "from": "node@hospital.example"}
 MAIL = {"name": "ward", "to": ["ward@hospital.example"]}
@@ -59,7 +59,7 @@ def checked(config: Config) -> tuple[str, str]:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """A certificate for 127.0.0.1 with its key in one file; nobody's authority has signed it."""
-    program, file = installed("/usr/bin/openssl", "openssl"), tmp_path / "receiver.pem"
+    program, file = require_program("/usr/bin/openssl", "openssl"), tmp_path / "receiver.pem"
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(file), "-out", str(tmp_path / "ca.crt")]
     subprocess.run([program, *request, *names], check=True, capture_output=True)
@@ -185,7 +185,7 @@ def test_the_receiver_can_verify_who_called_and_that_nothing_was_changed(tmp_pat
 
 
 def test_openssl_makes_the_same_signature(tmp_path: Path, now: datetime) -> None:
-    program = installed("/usr/bin/openssl", "openssl")
+    program = require_program("/usr/bin/openssl", "openssl")
     (tmp_path / "hook.secret").write_text("key")
     with Hook() as hook:
         notification.send_test("ward", by_hook(tmp_path, hook.url, secret_file="hook.secret"), now=now)

@@ -30,7 +30,7 @@ from dicomnode.notifications.notification import notify_due
 from tests.peers import Answering, free_port
 from tests.peers.hook import Hook
 from tests.peers.mailbox import Mailbox
-from tests.rows import a_job
+from tests.rows import add_job
 from tests.test_delivery import finish_job
 
 Sessions = sessionmaker[Session]
@@ -71,7 +71,7 @@ def an_output(uid: str = "2.25.1", **changes: Any) -> OutputFile:
 def ended(sessions: Sessions, how: str, now: datetime, *, reason: str = "chi-square is 9", **changes: Any) -> int:
     """A job that came to that end, of a patient that is never to be named."""
     with sessions.begin() as session:
-        job = a_job(session, now, **({"notify": EVERYTHING} | changes))
+        job = add_job(session, now, **({"notify": EVERYTHING} | changes))
         job.study.patient_id, job.study.patient_name = "PAT-4711", "Müller^Jürgen"
         job.study.accession_number, job.study.study_date = "ACC-0815", "20261119"
         jobs.claim(session, worker="w", lease_s=60, now=now)
@@ -127,7 +127,7 @@ def test_only_the_events_that_are_asked_for_are_told(sessions: Sessions, now: da
 
 def test_a_change_that_is_rolled_back_is_not_told(sessions: Sessions, now: datetime) -> None:
     with sessions.begin() as session:
-        job_id = a_job(session, now, notify=EVERYTHING).id
+        job_id = add_job(session, now, notify=EVERYTHING).id
     with sessions() as session:
         jobs.claim(session, worker="w", lease_s=60, now=now)
         jobs.fail(session, job_id=job_id, worker="w", reason="no", retry=False, attempts=1, now=now)
@@ -190,7 +190,7 @@ def test_a_result_that_is_given_up_is_a_failure_and_never_delivered(
 
 def test_a_destination_that_got_another_kind_instead_has_the_results(sessions: Sessions, now: datetime) -> None:
     with sessions.begin() as session:
-        job = a_job(session, now, notify=EVERYTHING)
+        job = add_job(session, now, notify=EVERYTHING)
         jobs.claim(session, worker="w", lease_s=60, now=now)
         outputs = [
             an_output("2.25.1", destinations=("pacs",)),

@@ -16,11 +16,11 @@ from dicomnode import config as configuration
 from dicomnode.dimse import peers
 from dicomnode.notifications.notification import notify_due
 from tests import databases
-from tests.peers import Node, StoreScp, a_route, wait_for, write_config
+from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.hook import Hook, Post
 from tests.peers.kspaces import raw_data
 from tests.peers.mailbox import Mailbox
-from tests.rows import a_job
+from tests.rows import add_job
 from tests.test_node import put
 
 FAST = {"steps": 2, "mean_steps": 2, "samples": 2}
@@ -44,7 +44,7 @@ def test_a_held_study_is_told_and_after_its_release_its_delivery(
         path = write_config(
             tmp_path,
             peers=[storescp.peer],
-            routes=[a_route("storescp", **FAST)],
+            routes=[make_route("storescp", **FAST)],
             quality={"hold_above": {"chi-square": 0.0}},
             notifications=settings,
         )
@@ -71,7 +71,7 @@ def test_a_refused_and_a_failed_job_are_told(tmp_path: Path, now: datetime, dama
     options = {"steps": 1} if damage == "bad option" else {}
     with Hook() as hook:
         settings = {"webhook": [{"name": "web", "url": hook.url, "events": ALL}]}
-        config_path = write_config(tmp_path, routes=[a_route(**options)], notifications=settings)
+        config_path = write_config(tmp_path, routes=[make_route(**options)], notifications=settings)
         path = raw_data(tmp_path / "raw.dcm", now, PatientName="Secret^Name", PatientID="SECRET-1")
         if damage == "not MRD":
             ds = dcmread(path)
@@ -103,7 +103,7 @@ def test_a_node_that_is_killed_before_it_has_noted_the_answer_tells_it_again(tmp
         databases.prepare(running.config)
         engine = engines.connect(running.config.database_url)
         with engines.sessions(engine).begin() as session:
-            job = a_job(session, datetime.now(UTC), notify={"web": ["failed"]})
+            job = add_job(session, datetime.now(UTC), notify={"web": ["failed"]})
             mine: dict[str, Any] = {"worker": "w", "now": datetime.now(UTC)}
             jobs.claim(session, lease_s=60, **mine)
             jobs.fail(session, job_id=job.id, reason="broken", retry=False, attempts=1, **mine)

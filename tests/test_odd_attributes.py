@@ -17,7 +17,7 @@ from dicomnode.datasets.character_sets import find_encodings
 from dicomnode.datasets.encoding import Window, open_source, walk
 from dicomnode.errors import CannotUnderstand
 from dicomnode.monitoring import log_lines
-from tests.receivers import Receiver, an_instance, instances, receiver, start
+from tests.receivers import Receiver, an_instance, make_instances, receiver, start
 from tests.sending import Encoded, store_all
 
 __all__ = ["an_instance", "receiver", "start"]  # fixtures
@@ -70,7 +70,7 @@ def test_an_element_of_a_repeating_group_does_not_cost_the_series(receiver: Rece
     sent = [
         _with(each, *element)
         for at, element in enumerate(_REPEATING.values())
-        for each in instances(tmp_path / f"{at}", 2, series_uid=f"1.2.3.{at}")
+        for each in make_instances(tmp_path / f"{at}", 2, series_uid=f"1.2.3.{at}")
     ]
     assert {answer.Status for answer in store_all(receiver.port, sent, tmp_path / "out")} == {0}
     assert [receiver.data_set(row) for row in receiver.rows()] == [each.data_set for each in sent]
@@ -90,7 +90,7 @@ _UNUSABLE = {
 def test_what_no_row_can_hold_is_stored_and_named(
     receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain = [instances(tmp_path / name, 1, series_uid=f"1.2.3.{at}")[0] for at, name in enumerate(_UNUSABLE)]
+    plain = [make_instances(tmp_path / name, 1, series_uid=f"1.2.3.{at}")[0] for at, name in enumerate(_UNUSABLE)]
     sent = [_with(each, tag, vr, value) for each, (tag, vr, value, _) in zip(plain, _UNUSABLE.values(), strict=True)]
     assert {answer.Status for answer in store_all(receiver.port, sent, tmp_path / "out")} == {0}
     assert [receiver.data_set(row) for row in receiver.rows()] == [each.data_set for each in sent]
@@ -114,7 +114,7 @@ _TAKEN = {
 
 
 def test_an_odd_value_is_kept_as_far_as_it_can_be(receiver: Receiver, tmp_path: Path) -> None:
-    plain = [instances(tmp_path / name, 1, series_uid=f"1.2.3.{at}")[0] for at, name in enumerate(_TAKEN)]
+    plain = [make_instances(tmp_path / name, 1, series_uid=f"1.2.3.{at}")[0] for at, name in enumerate(_TAKEN)]
     sent = [_with(each, *element[:3]) for each, element in zip(plain, _TAKEN.values(), strict=True)]
     assert {answer.Status for answer in store_all(receiver.port, sent, tmp_path / "out")} == {0}
     for series, (_, _, _, keyword, value) in zip(receiver.rows(Series), _TAKEN.values(), strict=True):
@@ -144,7 +144,7 @@ def test_a_character_set_that_is_none_costs_no_instance(
 ) -> None:
     sent = []
     for at, character_set in enumerate(_CHARACTER_SETS):
-        (each,) = instances(tmp_path / f"{at}", 1, study_uid=f"1.2.3.{at}", series_uid=f"1.2.3.{at}.1")
+        (each,) = make_instances(tmp_path / f"{at}", 1, study_uid=f"1.2.3.{at}", series_uid=f"1.2.3.{at}.1")
         odd = _with(each, 0x00080005, b"CS", character_set.encode("latin-1"))
         sent.append(_with(odd, 0x00100010, b"PN", b"Muster^\\ud800\xfc\xff"))
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from db.overview import Stage, StudyFilter
 from db.states import DeliveryState, JobState, StudyState
 from db.studies import StoredFile
 from dicomnode import listings
-from tests.rows import a_job
+from tests.rows import add_job
 
 RESULT = OutputFile("1.2.9.1", "1.2.3", "1.2.9", "image", StoredFile("ab" * 32, 10, "ab/x.dcm"), attributes={"Rows": 4})
 
@@ -26,7 +26,7 @@ def made(sessions: sessionmaker[Session], now: datetime) -> dict[str, int]:
     found = {}
     for at, name in enumerate(("done", "held", "dead", "waiting")):
         with sessions.begin() as session:
-            found[name] = a_job(session, now + timedelta(minutes=at), study=f"1.2.{at}").id
+            found[name] = add_job(session, now + timedelta(minutes=at), study=f"1.2.{at}").id
         if name != "waiting":
             _end(sessions, found[name], name, now + timedelta(minutes=at))
     return found

@@ -23,7 +23,7 @@ from db.studies import Arrival
 from dicomnode.config import Peer
 from tests.peers import StoreScp
 from tests.receivers import Start, start
-from tests.rows import an_arrival
+from tests.rows import make_arrival
 from tests.test_catalogue import arrive, finish, result
 from tests.test_query_retrieve import STUDY, ask, dcmtk, found_by_findscu, give
 
@@ -44,7 +44,7 @@ STUDIES: Mapping[str, Mapping[str, Any]] = {
 
 
 def _of_person(study: str, number: int, person: Mapping[str, Any]) -> Arrival:
-    arrival = an_arrival(study, "1", number, attributes={"Modality": "MR", **person})
+    arrival = make_arrival(study, "1", number, attributes={"Modality": "MR", **person})
     facts = replace(arrival.facts, patient_id=person.get("PatientID", ""), patient_name=person["PatientName"])
     return replace(arrival, facts=facts)
 

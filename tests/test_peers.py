@@ -32,7 +32,7 @@ from dicomnode.errors import PeerRefused, PeerUnreachable
 from dicomnode.ingest import scp
 from tests import databases
 from tests.peers import Answering, Orthanc, StoreScp, free_port, write_instance
-from tests.peers.process import installed
+from tests.peers.process import require_program
 
 AET = "NODE"
 
@@ -313,7 +313,7 @@ def test_move_sends_the_study_to_a_third(tmp_path: Path, orthanc: Orthanc, store
 
 
 def test_a_peer_over_tls_must_have_a_certificate_that_is_trusted(tmp_path: Path) -> None:
-    program = installed("/usr/bin/openssl", "openssl")
+    program = require_program("/usr/bin/openssl", "openssl")
     certificate, key = tmp_path / "node.crt", tmp_path / "node.key"
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate), *names]

@@ -25,9 +25,9 @@ from pipelines.contract import Grid, Volume
 from tests.bundles import about_the_centre, levels, write_anatomy_bundle
 from tests.covariate_reports import APOE_GENOTYPE, MMSE, number, report, save, text
 from tests.peers import Node, Orthanc, write_config
-from tests.peers.process import installed
-from tests.pet_bundle import taken, write_pet_bundle
-from tests.series import unpacked, write_slices
+from tests.peers.process import require_program
+from tests.pet_bundle import sample_phantom, write_pet_bundle
+from tests.series import unpack_series, write_slices
 
 IMAGE, MAP = MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapStorage
 
@@ -126,7 +126,7 @@ def _phantom(folder: Path) -> list[Path]:
     models = folder / "node" / "data" / "models"
     write_anatomy_bundle(models)
     write_pet_bundle(models)
-    return write_slices(folder / "in", grid, np.round(levels(taken(grid)) * 2300).astype(np.uint16))
+    return write_slices(folder / "in", grid, np.round(levels(sample_phantom(grid)) * 2300).astype(np.uint16))
 
 
 def _real(folder: Path) -> list[Path]:
@@ -136,7 +136,7 @@ def _real(folder: Path) -> list[Path]:
         registry.find("pet_synthesis")
     except (FileNotFoundError, BundleError) as error:
         pytest.skip(str(error))
-    volume = volumes.read(unpacked(archive, folder / "kit")).volume
+    volume = volumes.read(unpack_series(archive, folder / "kit")).volume
     data = np.ascontiguousarray(volume.data[::4, ::3, ::3])
     grid = Grid(data.shape, volume.grid.affine_mm @ np.diag([3.0, 3.0, 4.0, 1.0]))
     return write_slices(folder / "in", grid, np.clip(data, 0, 65535).astype(np.uint16), key="real")
@@ -155,6 +155,6 @@ def _routing(folder: Path, orthanc: Orthanc) -> Path:
 
 
 def _storescu(node: Node, paths: list[Path]) -> None:
-    program = installed("/usr/bin/storescu", "dcmtk")
+    program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

@@ -23,7 +23,7 @@ from tests.covariate_reports import MMSE, report, save
 from tests.covariate_reports import number as counted
 from tests.findings import NOW
 from tests.peers import write_config
-from tests.pet_bundle import taken, write_pet_bundle
+from tests.pet_bundle import sample_phantom, write_pet_bundle
 from tests.series import write_slices
 
 
@@ -43,7 +43,9 @@ def _t1w(k: int, ds: Dataset) -> None:
 
 
 def _sent(folder: Path) -> list[Path]:
-    return write_slices(folder, upright(), np.round(levels(taken(upright())) * 2300).astype(np.uint16), edit=_t1w)
+    return write_slices(
+        folder, upright(), np.round(levels(sample_phantom(upright())) * 2300).astype(np.uint16), edit=_t1w
+    )
 
 
 def _report(images: list[Path], path: Path, score: float = 24) -> Path:

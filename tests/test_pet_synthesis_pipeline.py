@@ -38,8 +38,8 @@ from pipelines.contract import (
 )
 from pipelines.quality import judge_result, read_output_limits
 from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
-from tests.pet_bundle import FINE, painted, taken, write_pet_bundle
-from tests.series import unpacked
+from tests.pet_bundle import FINE, paint_suvr, sample_phantom, write_pet_bundle
+from tests.series import unpack_series
 
 PATIENT = Covariates(Sourced(71.0, "a header"), Sourced("F", "a header"), mmse=Sourced(24, "a report"))
 PATIENTS = "scans of patients"
@@ -71,7 +71,7 @@ def _run(
     model: Model, *, covariates: Covariates = PATIENT, seed: int = 1, grid: Grid | None = None, **options: Any
 ) -> list[Finding]:
     onto = grid or upright()
-    t1w = Volume(levels(taken(onto)), onto, slice_thickness_mm=2.5)
+    t1w = Volume(levels(sample_phantom(onto)), onto, slice_thickness_mm=2.5)
     case = Case({"t1w": t1w, "covariates": covariates}, FACTS)
     return pet_synthesis.run(case, model, pet_synthesis.Options(**options), seed, lambda fraction, step: None)
 
@@ -91,12 +91,12 @@ def _notes(findings: list[Finding]) -> dict[str, str]:
 @pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique, left-handed"])
 def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model: Model) -> None:
     grid = about_the_centre(orientation, (5.0, 2.5, 2.5))
-    truth = taken(grid)
+    truth = sample_phantom(grid)
     for target, tracer in (("amyloid", "florbetapir"), ("tau", "flortaucipir")):
         volume = _images(_run(patients_model, grid=grid, samples=2))[f"{target} PET"].volume
         assert volume.grid.shape == grid.shape
         assert np.array_equal(volume.grid.affine_mm, grid.affine_mm)
-        expected = ndimage.gaussian_filter(painted(tracer, truth), 4.0 / np.array(grid.spacing_mm))
+        expected = ndimage.gaussian_filter(paint_suvr(tracer, truth), 4.0 / np.array(grid.spacing_mm))
         right = np.corrcoef(volume.data.ravel(), expected.ravel())[0, 1]
         flipped = [np.corrcoef(np.flip(volume.data, a).ravel(), expected.ravel())[0, 1] for a in range(3)]
         assert right > 0.99
@@ -326,7 +326,7 @@ def test_the_shipped_model_makes_a_plausible_pet_of_a_real_t1w(kit: Path, tmp_pa
         models = registry.load("pet_synthesis"), registry.load("anatomy")
     except BundleError as error:
         pytest.skip(f"a trained model is missing: {error}")
-    series = volumes.read(unpacked(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
+    series = volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
     thin = series.volume
     data = np.ascontiguousarray(thin.data[::3, ::2, ::2])
     affine = thin.grid.affine_mm @ np.diag([2, 2, 3, 1.0])

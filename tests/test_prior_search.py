@@ -20,7 +20,7 @@ from dicomnode.routing import completion, prefetch, routing
 from tests import receivers
 from tests.peers import Answering, Orthanc, write_instance
 from tests.receivers import Receiver
-from tests.sending import dcmtk, encoded, store_all
+from tests.sending import read_encoded, run_dcmtk, store_all
 
 start = receivers.start
 
@@ -58,7 +58,7 @@ def node(start: receivers.Start, orthanc: Orthanc) -> Receiver:
 
 def send(node: Receiver, paths: list[Path]) -> None:
     """By DCMTK's storescu, and complete."""
-    sent = dcmtk("storescu", node.config, node.port, "+sd", str(paths[0].parent))
+    sent = run_dcmtk("storescu", node.config, node.port, "+sd", str(paths[0].parent))
     assert sent.returncode == 0, sent.stderr
     with sessions(node).begin() as session:
         facts = session.query(Study).order_by(Study.id.desc()).first()
@@ -132,7 +132,7 @@ def test_a_search_goes_on_where_a_stop_interrupted_it(tmp_path: Path, orthanc: O
         series_uid = dcmread(paths[0]).SeriesInstanceUID
         row = session.query(Retrieval).one()
         retrievals.start_fetching(session, row, prior_study_uid="1.2.2", series_uids=[series_uid], now=now())
-    store_all(node.port, [encoded(paths[0])], tmp_path / "half", ae_title="ORTHANC")
+    store_all(node.port, [read_encoded(paths[0])], tmp_path / "half", ae_title="ORTHANC")
     assert sweep(node) == 1
     assert prior_of(node) == {"1.2.2"}
     with sessions(node)() as session:

@@ -24,7 +24,7 @@ from dicomnode.errors import InputRefused
 from dicomnode.routing import completion, prefetch, routing
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import free_port
-from tests.rows import an_arrival
+from tests.rows import make_arrival
 
 FLAIR = {"Modality": "MR", "SeriesDescription": "~(?i)flair"}
 T1W = {"Modality": "MR", "SeriesDescription": "~(?i)mprage"}
@@ -48,7 +48,7 @@ def an_image(study: str, date: str, *, series: str = "1", number: int = 1, **att
     """Of the patient, a FLAIR at noon unless told otherwise."""
     values = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "StudyDate": date, "StudyTime": "120000"}
     values |= PATIENT | attributes
-    arrival = an_arrival(study, series, number, attributes=values)
+    arrival = make_arrival(study, series, number, attributes=values)
     facts = replace(arrival.facts, patient_id=values["PatientID"], study_date=values["StudyDate"])
     return replace(arrival, facts=facts)
 

@@ -23,7 +23,7 @@ from tests.bundles import phantom, upright, write_anatomy_bundle
 from tests.dciodvfy import find_errors_of_file
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.peers import Node, Orthanc, wait_for, write_config
-from tests.sending import dcmtk
+from tests.sending import run_dcmtk
 
 _FLAIR = {"Modality": "MR", "ImageType": "ORIGINAL", "SeriesDescription": "~(?i)flair"}
 _T1W = {"Modality": "MR", "ImageType": "ORIGINAL", "SeriesDescription": "~(?i)mprage"}
@@ -52,7 +52,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     with Orthanc(folder / "orthanc") as orthanc, Node(_routing(folder / "node", orthanc)) as node:
         held = {orthanc.upload(path) for path in before}
         orthanc.know(node.peer)
-        sent = dcmtk("storescu", node.config, node.port, "-R", "+sd", "+r", str(folder / "present"))
+        sent = run_dcmtk("storescu", node.config, node.port, "-R", "+sd", "+r", str(folder / "present"))
         assert sent.returncode == 0, sent.stderr
         job = node.wait_for_job("done", "dead", "refused", "held")
         assert job.state == "done", job.reason

@@ -13,7 +13,7 @@ from dicomnode.errors import CannotUnderstand
 from dicomnode.query import bounds
 from tests.peers.files import write_instance
 from tests.receivers import Receiver, start
-from tests.sending import encoded, store_all
+from tests.sending import read_encoded, store_all
 from tests.test_query_retrieve import ask
 
 __all__ = ["start"]  # fixtures
@@ -36,7 +36,7 @@ def _give_studies(receiver: Receiver, folder: Path, count: int) -> list[str]:
     uids = _uids(count)
     for uid in uids:
         write_instance(folder / f"{uid}.dcm", study_uid=uid, series_uid=f"{uid}.1")
-    answers = store_all(receiver.port, [encoded(folder / f"{uid}.dcm") for uid in uids], folder / "sent")
+    answers = store_all(receiver.port, [read_encoded(folder / f"{uid}.dcm") for uid in uids], folder / "sent")
     assert {answer.Status for answer in answers} == {SUCCESS}
     return uids
 

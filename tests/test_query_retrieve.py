@@ -46,9 +46,9 @@ from dicomnode.dimse.associations import association
 from dicomnode.errors import PeerRefused
 from dicomnode.storage import spool
 from tests.peers import Answering, Orthanc, StoreScp, wait_for, write_instance, write_result
-from tests.peers.process import installed
+from tests.peers.process import require_program
 from tests.receivers import Receiver, Start, start
-from tests.sending import Encoded, encoded, store_all
+from tests.sending import Encoded, read_encoded, store_all
 
 __all__ = ["start"]
 
@@ -72,7 +72,7 @@ def give(receiver: Receiver, folder: Path, *written: Mapping[str, Any]) -> list[
         )
         write_instance(path, **values)
         paths.append(path)
-    answers = store_all(receiver.port, [encoded(path) for path in paths], folder / "sent")
+    answers = store_all(receiver.port, [read_encoded(path) for path in paths], folder / "sent")
     assert [answer.Status for answer in answers] == [0] * len(paths)
     return paths
 
@@ -117,7 +117,7 @@ def add_result(receiver: Receiver, folder: Path, *, held_because: str = "", mark
 
 
 def dcmtk(program: str, receiver: Receiver, *arguments: str, root: str = "-S") -> subprocess.CompletedProcess[str]:
-    command = [installed(f"/usr/bin/{program}", "dcmtk"), "-v", root, "-aec", receiver.config.node.ae_title]
+    command = [require_program(f"/usr/bin/{program}", "dcmtk"), "-v", root, "-aec", receiver.config.node.ae_title]
     command += [*arguments, "127.0.0.1", str(receiver.port)]
     environment = os.environ | {"TCP_NODELAY": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
@@ -182,8 +182,8 @@ def test_movescu_sends_a_series_to_a_configured_peer_only(start: Start, storescp
     keys = ["-k", "QueryRetrieveLevel=SERIES", "-k", f"StudyInstanceUID={STUDY}", "-k", f"SeriesInstanceUID={STUDY}.1"]
     done = dcmtk("movescu", receiver, "-d", "-aem", "STORESCP", *keys)
     assert done.returncode == 0, done.stderr
-    moved = {encoded(path).data_set for path in storescp.files()}
-    assert moved == {encoded(path).data_set for path in paths[:2]}
+    moved = {read_encoded(path).data_set for path in storescp.files()}
+    assert moved == {read_encoded(path).data_set for path in paths[:2]}
     elsewhere = dcmtk("movescu", receiver, "-d", "-aem", "SOMEBODY", *keys)
     assert elsewhere.returncode != 0
     assert "0xa801" in (elsewhere.stderr + elsewhere.stdout).lower()
@@ -197,8 +197,8 @@ def test_getscu_gets_a_study(start: Start, tmp_path: Path) -> None:
     keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}"]
     done = dcmtk("getscu", receiver, "-od", str(tmp_path / "got"), *keys)
     assert done.returncode == 0, done.stderr
-    got = {encoded(path).data_set for path in (tmp_path / "got").iterdir()}
-    assert got == {encoded(path).data_set for path in paths}
+    got = {read_encoded(path).data_set for path in (tmp_path / "got").iterdir()}
+    assert got == {read_encoded(path).data_set for path in paths}
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, JPEGLSLossless, RLELossless])
@@ -224,7 +224,7 @@ def in_syntax(path: Path, syntax: UID) -> Encoded:
     if compressed:
         ds.compress(syntax, generate_instance_uid=False)
         ds.save_as(path, enforce_file_format=True)
-    return encoded(path)
+    return read_encoded(path)
 
 
 def test_what_is_compressed_is_decompressed_for_who_takes_nothing_else(start: Start, tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_only_senders_may_ask(start: Start) -> None:
 def test_storing_still_works_on_an_association_that_has_asked(start: Start, tmp_path: Path) -> None:
     receiver = start()
     write_instance(tmp_path / "one.dcm", study_uid=STUDY)
-    one = encoded(tmp_path / "one.dcm")
+    one = read_encoded(tmp_path / "one.dcm")
     contexts = [build_context(FIND), build_context(one.sop_class_uid, one.transfer_syntax_uid)]
     identifier = Dataset()
     identifier.QueryRetrieveLevel, identifier.StudyInstanceUID = "STUDY", ""

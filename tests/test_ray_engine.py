@@ -19,12 +19,12 @@ from dicomnode.errors import ConfigError
 from dicomnode.execution import ray_actors
 from tests import fleet, postgresql
 from tests.peers import Node, wait_for
-from tests.peers.ray_cluster import RayCluster, descendants, missing
+from tests.peers.ray_cluster import RayCluster, descendants, reason_unavailable
 
 STUDIES = 200
 KILL_EVERY = 40
 
-needs_ray = pytest.mark.skipif(bool(missing()), reason=missing())
+needs_ray = pytest.mark.skipif(bool(reason_unavailable()), reason=reason_unavailable())
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from dicomnode.errors import InputRefused
 from dicomnode.reading import volumes
-from tests.pixel_files import Edit, as_ct, edited, ramp, series
+from tests.pixel_files import Edit, make_values, set_attributes, turn_into_ct, write_series
 
 
 def _read(paths: list[Path]) -> NDArray[np.float32]:
@@ -19,7 +19,7 @@ def _read(paths: list[Path]) -> NDArray[np.float32]:
 
 
 def _inverted_ct(k: int, ds: Dataset) -> None:
-    as_ct(k, ds)
+    turn_into_ct(k, ds)
     ds.PhotometricInterpretation = "MONOCHROME1"
 
 
@@ -40,23 +40,23 @@ PHOTOMETRIC: dict[str, tuple[dict[str, object], str]] = {
 def test_values_that_are_no_signal_are_refused(case: str, tmp_path: Path) -> None:
     values, reason = PHOTOMETRIC[case]
     with pytest.raises(InputRefused, match=reason):
-        _read(series(tmp_path, ramp(), edited(**values)))
+        _read(write_series(tmp_path, make_values(), set_attributes(**values)))
 
 
 def test_monochrome1_of_ct_is_in_hounsfield_units_all_the_same(tmp_path: Path) -> None:
-    found = _read(series(tmp_path, ramp(), _inverted_ct))
-    assert np.array_equal(found, ramp().astype(np.float32) - 1024)
+    found = _read(write_series(tmp_path, make_values(), _inverted_ct))
+    assert np.array_equal(found, make_values().astype(np.float32) - 1024)
 
 
 def _coloured(first: int) -> Edit:
-    return edited(PixelPresentation="COLOR", RedPaletteColorLookupTableDescriptor=[256, first, 16])
+    return set_attributes(PixelPresentation="COLOR", RedPaletteColorLookupTableDescriptor=[256, first, 16])
 
 
 def test_values_that_are_colours_over_the_image_are_refused(tmp_path: Path) -> None:
-    assert np.array_equal(_read(series(tmp_path / "scale", ramp(), _coloured(0))), ramp())
-    assert np.array_equal(_read(series(tmp_path / "beyond", ramp(), _coloured(3500))), ramp())
+    assert np.array_equal(_read(write_series(tmp_path / "scale", make_values(), _coloured(0))), make_values())
+    assert np.array_equal(_read(write_series(tmp_path / "beyond", make_values(), _coloured(3500))), make_values())
     with pytest.raises(InputRefused, match="pixels are colours"):
-        _read(series(tmp_path / "over", ramp(), _coloured(2000)))
+        _read(write_series(tmp_path / "over", make_values(), _coloured(2000)))
 
 
 @pytest.mark.parametrize("keyword", [
@@ -64,4 +64,4 @@ def test_values_that_are_colours_over_the_image_are_refused(tmp_path: Path) -> N
 ])  # fmt: skip
 def test_what_is_for_display_or_summary_changes_no_value(keyword: str, tmp_path: Path) -> None:
     extra: dict[str, object] = {keyword: 7, "WindowWidth": 3} if keyword == "WindowCenter" else {keyword: 7}
-    assert np.array_equal(_read(series(tmp_path, ramp(), edited(**extra))), ramp())
+    assert np.array_equal(_read(write_series(tmp_path, make_values(), set_attributes(**extra))), make_values())

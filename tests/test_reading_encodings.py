@@ -28,7 +28,7 @@ from dicomnode.datasets import lossy
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, volumes
 from tests import pixel_files
-from tests.pixel_files import SHAPE, edited, encoded, item, ramp, recoded, series, written
+from tests.pixel_files import SHAPE, compress, make_item, make_values, reencode, set_attributes, write_as, write_series
 from tests.series import write_enhanced
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
@@ -42,32 +42,32 @@ def _read(paths: list[Path]) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("syntax", NATIVE, ids=lambda uid: uid.keyword)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32])
 def test_native_transfer_syntaxes(syntax: UID, dtype: type[Any], tmp_path: Path) -> None:
-    data = ramp(dtype, 120 if dtype is np.uint8 else 3000)
+    data = make_values(dtype, 120 if dtype is np.uint8 else 3000)
     bits = np.dtype(dtype).itemsize * 8
-    paths = series(tmp_path, data, edited(BitsAllocated=bits, BitsStored=bits, HighBit=bits - 1))
+    paths = write_series(tmp_path, data, set_attributes(BitsAllocated=bits, BitsStored=bits, HighBit=bits - 1))
     for path in paths:
-        encoded(path, syntax)
+        reencode(path, syntax)
     assert np.array_equal(_read(paths), data)
 
 
 def test_bytes_in_big_endian_words(tmp_path: Path) -> None:
-    data = ramp(np.uint8, 250)
-    paths = series(tmp_path, data, edited(BitsAllocated=8, BitsStored=8, HighBit=7))
+    data = make_values(np.uint8, 250)
+    paths = write_series(tmp_path, data, set_attributes(BitsAllocated=8, BitsStored=8, HighBit=7))
     for path in paths:
         ds = dcmread(path)
         ds.PixelData = np.frombuffer(ds.PixelData, "u2").byteswap().tobytes()
         ds["PixelData"].VR = "OW"
-        written(ds, path, ExplicitVRBigEndian)
+        write_as(ds, path, ExplicitVRBigEndian)
     assert np.array_equal(_read(paths), data)
 
 
 @pytest.mark.parametrize("syntax", CODED, ids=lambda uid: uid.keyword)
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16])
 def test_compressed_transfer_syntaxes(syntax: UID, dtype: type[Any], tmp_path: Path) -> None:
-    data = ramp(dtype, 2000)
-    paths = series(tmp_path, data, edited(BitsStored=12, HighBit=11))
+    data = make_values(dtype, 2000)
+    paths = write_series(tmp_path, data, set_attributes(BitsStored=12, HighBit=11))
     for path in paths:
-        recoded(path, syntax)
+        compress(path, syntax)
     assert np.array_equal(_read(paths), data)
 
 
@@ -82,9 +82,9 @@ UNDECODED = {
 
 @pytest.mark.parametrize("syntax", UNDECODED.values(), ids=UNDECODED)
 def test_what_nothing_decodes_is_refused(syntax: str, tmp_path: Path) -> None:
-    paths = series(tmp_path, ramp(most=2000), edited(BitsStored=12, HighBit=11))
+    paths = write_series(tmp_path, make_values(most=2000), set_attributes(BitsStored=12, HighBit=11))
     for path in paths:
-        recoded(path, RLELossless)
+        compress(path, RLELossless)
         ds = dcmread(path)
         ds.file_meta.TransferSyntaxUID = UID(syntax)
         ds.save_as(path, enforce_file_format=True)
@@ -93,9 +93,9 @@ def test_what_nothing_decodes_is_refused(syntax: str, tmp_path: Path) -> None:
 
 
 def test_a_private_transfer_syntax_is_refused(tmp_path: Path) -> None:
-    paths = series(tmp_path, ramp())
+    paths = write_series(tmp_path, make_values())
     for path in paths:  # GE: implicit, pixels big endian
-        written(dcmread(path), path, UID("1.2.840.113619.5.2"))
+        write_as(dcmread(path), path, UID("1.2.840.113619.5.2"))
     with pytest.raises(InputRefused, match=r"private transfer syntax \(1.2.840.113619.5.2\)"):
         _read(paths)
 
@@ -103,36 +103,38 @@ def test_a_private_transfer_syntax_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless], ids=lambda u: u.keyword)
 def test_pixels_are_shifted_down_from_high_bit(syntax: UID, dtype: type[Any], tmp_path: Path) -> None:
-    data = ramp(dtype, 2000)
-    paths = series(tmp_path, (data << 4).astype(dtype), edited(BitsStored=12, HighBit=15))
+    data = make_values(dtype, 2000)
+    paths = write_series(tmp_path, (data << 4).astype(dtype), set_attributes(BitsStored=12, HighBit=15))
     for path in paths:
-        recoded(path, syntax, BitsStored=12, HighBit=15) if syntax == RLELossless else encoded(path, syntax)
+        compress(path, syntax, BitsStored=12, HighBit=15) if syntax == RLELossless else reencode(path, syntax)
     assert np.array_equal(_read(paths), data)
 
 
 def test_bits_below_the_values_that_no_overlay_explains_are_refused(tmp_path: Path) -> None:
     """Values that lie in the low bits, with a High Bit that speaks of the high ones."""
     for dtype in (np.uint16, np.int16):
-        paths = series(tmp_path / dtype.__name__, ramp(dtype, 2000), edited(BitsStored=12, HighBit=15))
+        paths = write_series(
+            tmp_path / dtype.__name__, make_values(dtype, 2000), set_attributes(BitsStored=12, HighBit=15)
+        )
         with pytest.raises(InputRefused, match=r"High Bit \(0028,0102\) is 15 .* the bits below hold something"):
             _read(paths)
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1], ids=lambda uid: uid.keyword)
 def test_a_shift_in_compressed_samples_is_refused(syntax: UID, tmp_path: Path) -> None:
-    paths = series(tmp_path, (ramp(most=2000) << 4).astype(np.uint16))
+    paths = write_series(tmp_path, (make_values(most=2000) << 4).astype(np.uint16))
     for path in paths:
-        recoded(path, syntax, BitsStored=12, HighBit=15)
+        compress(path, syntax, BitsStored=12, HighBit=15)
     with pytest.raises(InputRefused, match=r"High Bit \(0028,0102\) is 15 with Bits Stored \(0028,0101\) 12"):
         _read(paths)
 
 
 def test_compressed_samples_of_more_than_bits_stored_are_refused(tmp_path: Path) -> None:
     for folder, most in (("within", 4000), ("beyond", 60000)):
-        data = ramp(most=most)
-        paths = series(tmp_path / folder, data)
+        data = make_values(most=most)
+        paths = write_series(tmp_path / folder, data)
         for path in paths:
-            recoded(path, JPEG2000Lossless, BitsStored=12, HighBit=11)
+            compress(path, JPEG2000Lossless, BitsStored=12, HighBit=11)
         if folder == "within":
             assert np.array_equal(_read(paths), data)
         else:
@@ -142,9 +144,9 @@ def test_compressed_samples_of_more_than_bits_stored_are_refused(tmp_path: Path)
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16])
 def test_bits_beside_bits_stored_are_dropped(dtype: type[Any], tmp_path: Path) -> None:
-    data = ramp(dtype, 2000)
+    data = make_values(dtype, 2000)
     cells = (data.astype(np.int64) & 0x0FFF) | 0xA000
-    paths = series(tmp_path, cells.astype(np.uint16), edited(BitsStored=12, HighBit=11,
+    paths = write_series(tmp_path, cells.astype(np.uint16), set_attributes(BitsStored=12, HighBit=11,
                                                              PixelRepresentation=int(dtype is np.int16)))  # fmt: skip
     assert np.array_equal(_read(paths), data)
 
@@ -161,11 +163,11 @@ def _overlay(position: int) -> Callable[[int, Dataset], None]:
 
 
 def test_an_overlay_in_unused_bits_is_no_part_of_the_values(tmp_path: Path) -> None:
-    data = ramp(most=4000)
+    data = make_values(most=4000)
     cells = data | (1 << 13)
-    assert np.array_equal(_read(series(tmp_path / "beside", cells, _overlay(13))), data)
+    assert np.array_equal(_read(write_series(tmp_path / "beside", cells, _overlay(13))), data)
     with pytest.raises(InputRefused, match=r"Overlay Bit Position \(6000,0102\) 11 lies among the bits"):
-        _read(series(tmp_path / "among", data, _overlay(11)))
+        _read(write_series(tmp_path / "among", data, _overlay(11)))
 
 
 IMPOSSIBLE: dict[str, dict[str, object]] = {
@@ -182,15 +184,15 @@ IMPOSSIBLE: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("case", IMPOSSIBLE)
 def test_bits_that_say_nothing_are_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=r"instance 4: (Bits Allocated|the pixels are damaged)"):
-        _read(series(tmp_path, ramp(), edited(**IMPOSSIBLE[case])))
+        _read(write_series(tmp_path, make_values(), set_attributes(**IMPOSSIBLE[case])))
 
 
 def test_a_missing_high_bit_of_full_cells_is_their_last(tmp_path: Path) -> None:
-    assert np.array_equal(_read(series(tmp_path, ramp(), edited(HighBit=None))), ramp())
+    assert np.array_equal(_read(write_series(tmp_path, make_values(), set_attributes(HighBit=None))), make_values())
 
 
 def test_slices_may_differ_in_sign_and_bits(tmp_path: Path) -> None:
-    data = ramp(np.int16, 1000)
+    data = make_values(np.int16, 1000)
 
     def edit(k: int, ds: Dataset) -> None:
         if k % 2:
@@ -198,7 +200,7 @@ def test_slices_may_differ_in_sign_and_bits(tmp_path: Path) -> None:
             ds.BitsStored, ds.HighBit = 12, 11
         ds.RescaleSlope, ds.RescaleIntercept = "1", "-1000" if k % 2 else "0"
 
-    assert np.array_equal(_read(series(tmp_path, data, edit)), data)
+    assert np.array_equal(_read(write_series(tmp_path, data, edit)), data)
 
 
 @pytest.mark.parametrize("count", [-2, 2, 40])
@@ -208,7 +210,7 @@ def test_pixels_of_another_length_are_refused(count: int, tmp_path: Path) -> Non
         ds.add_new(0xFFFCFFFC, "OB", bytes(200))  # what follows must not be taken for pixels
 
     with pytest.raises(InputRefused, match="instance 4: the pixels are damaged"):
-        _read(series(tmp_path, ramp(), edit))
+        _read(write_series(tmp_path, make_values(), edit))
 
 
 def test_the_padding_of_an_odd_length_is_no_pixel(tmp_path: Path) -> None:
@@ -219,14 +221,14 @@ def test_the_padding_of_an_odd_length_is_no_pixel(tmp_path: Path) -> None:
         ds.PixelData += b"\0"
         ds["PixelData"].VR = "OB"
 
-    assert np.array_equal(_read(series(tmp_path, data, edit)), data)
+    assert np.array_equal(_read(write_series(tmp_path, data, edit)), data)
 
 
 @pytest.mark.parametrize("kind", ["no offsets", "offsets", "extended offsets", "two fragments a frame"])
 def test_fragments_and_offset_tables(kind: str, tmp_path: Path) -> None:
-    data = ramp(most=4000)
-    path = write_enhanced(tmp_path / "e.dcm", pixel_files.grid(), data, list(range(SHAPE[0])))
-    recoded(path, RLELossless)
+    data = make_values(most=4000)
+    path = write_enhanced(tmp_path / "e.dcm", pixel_files.make_axial_grid(), data, list(range(SHAPE[0])))
+    compress(path, RLELossless)
     ds = dcmread(path)
     found = [bytes(frame) for frame in generate_frames(ds.PixelData, number_of_frames=SHAPE[0])]
     if kind == "extended offsets":
@@ -240,8 +242,8 @@ def test_fragments_and_offset_tables(kind: str, tmp_path: Path) -> None:
 
 
 def test_more_frames_than_announced_are_refused(tmp_path: Path) -> None:
-    path = write_enhanced(tmp_path / "e.dcm", pixel_files.grid(), ramp(), list(range(SHAPE[0])))
-    recoded(path, RLELossless)
+    path = write_enhanced(tmp_path / "e.dcm", pixel_files.make_axial_grid(), make_values(), list(range(SHAPE[0])))
+    compress(path, RLELossless)
     ds = dcmread(path)
     found = [bytes(frame) for frame in generate_frames(ds.PixelData, number_of_frames=SHAPE[0])]
     ds.PixelData = encapsulate([*found, found[0]])
@@ -261,10 +263,10 @@ def test_floating_point_pixels(keyword: str, bits: int, tmp_path: Path) -> None:
         ds.BitsAllocated = bits
         setattr(ds, keyword, data[k].astype(f"<f{bits // 8}").tobytes())
 
-    paths = series(tmp_path, ramp(), edit)
+    paths = write_series(tmp_path, make_values(), edit)
     assert np.array_equal(_read(paths), data)
     ds = dcmread(paths[0])
-    ds.PixelData = ramp()[0].tobytes()
+    ds.PixelData = make_values()[0].tobytes()
     ds["PixelData"].VR = "OW"
     ds.save_as(paths[0], enforce_file_format=True)
     with pytest.raises(InputRefused, match="damaged"):
@@ -273,21 +275,23 @@ def test_floating_point_pixels(keyword: str, bits: int, tmp_path: Path) -> None:
 
 def test_an_icon_is_not_the_image(tmp_path: Path) -> None:
     def edit(_: int, ds: Dataset) -> None:
-        icon = item(Rows=2, Columns=2, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0)
+        icon = make_item(Rows=2, Columns=2, BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0)
         icon.SamplesPerPixel, icon.PhotometricInterpretation, icon.PixelData = 1, "MONOCHROME2", bytes(4)
         icon["PixelData"].VR = "OB"
         ds.IconImageSequence = [icon]
 
-    assert np.array_equal(_read(series(tmp_path, ramp(), edit)), ramp())
+    assert np.array_equal(_read(write_series(tmp_path, make_values(), edit)), make_values())
 
 
 @pytest.mark.parametrize(("syntax", "stated", "expected"), [
     (ExplicitVRLittleEndian, "01", True), (ExplicitVRLittleEndian, "00", None), (RLELossless, None, None),
 ])  # fmt: skip
 def test_a_lossy_compression_is_a_fact(syntax: UID, stated: str | None, expected: bool | None, tmp_path: Path) -> None:
-    paths = series(tmp_path, ramp(most=4000), edited(LossyImageCompression=stated, BitsStored=12, HighBit=11))
+    paths = write_series(
+        tmp_path, make_values(most=4000), set_attributes(LossyImageCompression=stated, BitsStored=12, HighBit=11)
+    )
     for path in paths:
-        recoded(path, syntax) if syntax.is_encapsulated else None
+        compress(path, syntax) if syntax.is_encapsulated else None
     assert volumes.read(paths).facts.get("lossy_compressed") == expected
 
 
@@ -299,7 +303,7 @@ def test_a_lossy_transfer_syntax_is_a_fact_though_unstated(kit: Path) -> None:
 
 @pytest.mark.parametrize(("stated", "expected"), [(None, True), ("01", True), ("00", False)])
 def test_jpeg_2000_that_says_it_is_lossless_is_believed(stated: str | None, expected: bool) -> None:
-    header = item(LossyImageCompression=stated)
+    header = make_item(LossyImageCompression=stated)
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = JPEG2000
     assert lossy.is_lossy(header) == expected
@@ -315,7 +319,7 @@ def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
         if nested:
             ds.RequestAttributesSequence = [place]
 
-    paths = series(folder, ramp(), edit)
+    paths = write_series(folder, make_values(), edit)
     for path in paths:
         assert path.read_bytes().count(b"LO\4\0Q7Q7") == 1
         path.write_bytes(path.read_bytes().replace(b"LO\4\0Q7Q7", vr + b"\4\0Q7Q7"))
@@ -325,6 +329,6 @@ def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
 @pytest.mark.parametrize("nested", [False, True], ids=["at the top", "in a sequence"])
 @pytest.mark.parametrize("vr", [b"FD", b"XX"], ids=["too few bytes", "no VR"])
 def test_elements_that_cannot_be_decoded(vr: bytes, nested: bool, tmp_path: Path) -> None:
-    assert np.array_equal(_read(_with_bytes(tmp_path / "private", 0x00191001, vr, nested)), ramp())
+    assert np.array_equal(_read(_with_bytes(tmp_path / "private", 0x00191001, vr, nested)), make_values())
     with pytest.raises(InputRefused, match=r"its element \(0018,9073\) cannot be decoded"):
         _read(_with_bytes(tmp_path / "public", 0x00189073, vr, nested))

@@ -16,8 +16,19 @@ from pydicom.uid import UID
 from dicomnode.reading import volumes
 from pipelines import anatomy
 from pipelines.contract import Grid, Refused
-from tests.pixel_files import SHAPE, Edit, as_ct, edited, grid, item, private, ramp, refused, series
-from tests.series import unpacked, write_enhanced, write_slices
+from tests.pixel_files import (
+    SHAPE,
+    Edit,
+    check_refused,
+    make_axial_grid,
+    make_item,
+    make_values,
+    set_attributes,
+    set_private,
+    turn_into_ct,
+    write_series,
+)
+from tests.series import unpack_series, write_enhanced, write_slices
 
 ORDER = list(range(SHAPE[0]))
 
@@ -27,7 +38,7 @@ def _last(**values: object) -> Edit:
 
     def edit(k: int, ds: Dataset) -> None:
         if k == SHAPE[0] - 1:
-            edited(**values)(k, ds)
+            set_attributes(**values)(k, ds)
 
     return edit
 
@@ -72,13 +83,15 @@ def test_what_a_volume_has_one_of_is_the_same_on_all_slices(keyword: str, tmp_pa
 
     def edit(k: int, ds: Dataset) -> None:
         if keyword == "PhotometricInterpretation":  # of MR another refusal comes first
-            as_ct(k, ds)
+            turn_into_ct(k, ds)
         setattr(ds, keyword, other if k == SHAPE[0] - 1 else one)
 
     tag = Dataset()
     setattr(tag, keyword, one)
     group, element = next(iter(tag)).tag.group, next(iter(tag)).tag.element
-    refused(series(tmp_path, ramp(), edit), rf"\({group:04X},{element:04X}\) differs among the slices")
+    check_refused(
+        write_series(tmp_path, make_values(), edit), rf"\({group:04X},{element:04X}\) differs among the slices"
+    )
 
 
 def test_numbers_may_differ_by_their_rounding_and_be_left_out(tmp_path: Path) -> None:
@@ -87,21 +100,25 @@ def test_numbers_may_differ_by_their_rounding_and_be_left_out(tmp_path: Path) ->
         if k == 3:
             del ds.RepetitionTime, ds.BodyPartExamined
 
-    facts = volumes.read(series(tmp_path, ramp(), edit)).facts
+    facts = volumes.read(write_series(tmp_path, make_values(), edit)).facts
     assert facts["te_ms"] == pytest.approx(2.98, rel=1e-3)
     assert (facts["tr_ms"], facts["body_part"]) == (2300, "BRAIN")
 
 
 @pytest.mark.parametrize("keyword", ["ScanningSequence", "SequenceVariant"])
 def test_words_may_stand_in_any_order(keyword: str, tmp_path: Path) -> None:
-    paths = series(tmp_path, ramp(), lambda k, ds: setattr(ds, keyword, ["SK", "SP"] if k % 2 else ["SP", "SK"]))
-    assert np.array_equal(volumes.read(paths).volume.data, ramp())
+    paths = write_series(
+        tmp_path, make_values(), lambda k, ds: setattr(ds, keyword, ["SK", "SP"] if k % 2 else ["SP", "SK"])
+    )
+    assert np.array_equal(volumes.read(paths).volume.data, make_values())
 
 
 @pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "Modality", "PatientID", "StudyInstanceUID"])
 def test_some_things_are_on_all_slices_or_on_none(keyword: str, tmp_path: Path) -> None:
-    refused(series(tmp_path / "some", ramp(), _last(**{keyword: None})), "differs among the slices")
-    assert volumes.read(series(tmp_path / "none", ramp(), edited(FrameOfReferenceUID=None))).volume.data.any()
+    check_refused(write_series(tmp_path / "some", make_values(), _last(**{keyword: None})), "differs among the slices")
+    assert volumes.read(
+        write_series(tmp_path / "none", make_values(), set_attributes(FrameOfReferenceUID=None))
+    ).volume.data.any()
 
 
 @pytest.mark.parametrize("keyword", ["RescaleSlope", "ContrastBolusAgent"])
@@ -109,14 +126,14 @@ def test_some_slices_with_and_some_without_are_refused(keyword: str, tmp_path: P
     values: dict[str, object] = {"ContrastBolusAgent": "Gd"}
     if keyword == "RescaleSlope":
         values = {"RescaleSlope": "2", "RescaleIntercept": "0"}
-    refused(series(tmp_path, ramp(), _last(**values)), "some slices have .* and others have none")
+    check_refused(write_series(tmp_path, make_values(), _last(**values)), "some slices have .* and others have none")
 
 
 def test_slices_of_two_rescale_types_are_refused(tmp_path: Path) -> None:
     def edit(k: int, ds: Dataset) -> None:
         ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = "1", "0", "US" if k else "OD"
 
-    refused(series(tmp_path, ramp(), edit), r"Rescale Type \(0028,1054\) differs")
+    check_refused(write_series(tmp_path, make_values(), edit), r"Rescale Type \(0028,1054\) differs")
 
 
 KINDS: dict[str, tuple[dict[str, object], str]] = {
@@ -142,7 +159,7 @@ KINDS: dict[str, tuple[dict[str, object], str]] = {
 @pytest.mark.parametrize("case", KINDS)
 def test_what_has_no_plane_in_a_patient_is_refused(case: str, tmp_path: Path) -> None:
     values, reason = KINDS[case]
-    refused(series(tmp_path, ramp(), edited(**values)), reason)
+    check_refused(write_series(tmp_path, make_values(), set_attributes(**values)), reason)
 
 
 IGNORED: dict[str, object] = {
@@ -155,27 +172,31 @@ IGNORED: dict[str, object] = {
 
 @pytest.mark.parametrize("keyword", IGNORED)
 def test_what_changes_no_place(keyword: str, tmp_path: Path) -> None:
-    expected = volumes.read(series(tmp_path / "without", ramp())).volume
-    found = volumes.read(series(tmp_path / "with", ramp(), edited(**{keyword: IGNORED[keyword]}))).volume
+    expected = volumes.read(write_series(tmp_path / "without", make_values())).volume
+    found = volumes.read(
+        write_series(tmp_path / "with", make_values(), set_attributes(**{keyword: IGNORED[keyword]}))
+    ).volume
     assert np.array_equal(found.data, expected.data)
     assert np.array_equal(found.grid.affine_mm, expected.grid.affine_mm)
 
 
 @pytest.mark.parametrize(("between", "thickness", "depth"), [("-4.5", "3", 4.5), ("4.5", "3", 4.5), ("0", "3", 3.0)])
 def test_the_depth_of_one_slice_is_a_magnitude(between: str, thickness: str, depth: float, tmp_path: Path) -> None:
-    paths = series(tmp_path, ramp()[:1], edited(SpacingBetweenSlices=between, SliceThickness=thickness))
+    paths = write_series(
+        tmp_path, make_values()[:1], set_attributes(SpacingBetweenSlices=between, SliceThickness=thickness)
+    )
     assert volumes.read(paths).volume.grid.spacing_mm == pytest.approx((depth, 1.25, 0.9))
 
 
 def test_rows_and_columns_have_their_own_spacing(tmp_path: Path) -> None:
-    affine = volumes.read(series(tmp_path, ramp())).volume.grid.affine_mm
+    affine = volumes.read(write_series(tmp_path, make_values())).volume.grid.affine_mm
     assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), (0.9, 1.25, 3.5))
 
 
 def _enhanced(
     path: Path, edit: Edit = lambda number, group: None, whole: Callable[[Dataset], None] | None = None
 ) -> list[Path]:
-    write_enhanced(path, grid(), ramp(), ORDER, edit)
+    write_enhanced(path, make_axial_grid(), make_values(), ORDER, edit)
     if whole is not None:
         ds = dcmread(path)
         whole(ds)
@@ -187,14 +208,14 @@ def test_the_word_mosaic_on_frames_with_places_is_no_tile(tmp_path: Path) -> Non
     def word(ds: Dataset) -> None:
         ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
 
-    assert np.array_equal(volumes.read(_enhanced(tmp_path / "e.dcm", whole=word)).volume.data, ramp())
+    assert np.array_equal(volumes.read(_enhanced(tmp_path / "e.dcm", whole=word)).volume.data, make_values())
 
 
 def _macro(sequence: str, **values: object) -> Edit:
     def edit(number: int, group: Dataset) -> None:
         chosen = {key: each[number == 0] if isinstance(each, tuple) else each for key, each in values.items()}
         held = group.get(sequence) or [Dataset()]
-        held[0].update(item(**chosen))
+        held[0].update(make_item(**chosen))
         setattr(group, sequence, held)
 
     return edit
@@ -219,14 +240,14 @@ FRAMES: dict[str, tuple[Edit, str]] = {
                    "Plane Position .* has 2 items in one group"),
     "two spacings": (_macro("PixelMeasuresSequence", PixelSpacing=["3", "3"], SliceThickness="3.5"),
                      "Pixel Measures Sequence .* is shared by all frames and another in one"),
-    "no place": (edited(PlanePositionSequence=None), "no usable ImagePositionPatient"),
+    "no place": (set_attributes(PlanePositionSequence=None), "no usable ImagePositionPatient"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", FRAMES)
 def test_frames_that_disagree_or_say_nothing_are_refused(case: str, tmp_path: Path) -> None:
     edit, reason = FRAMES[case]
-    refused(_enhanced(tmp_path / "e.dcm", edit), reason)
+    check_refused(_enhanced(tmp_path / "e.dcm", edit), reason)
 
 
 def _shared_twice(ds: Dataset) -> None:
@@ -251,7 +272,7 @@ WHOLE: dict[str, tuple[Callable[[Dataset], None], str]] = {
 @pytest.mark.parametrize("case", WHOLE)
 def test_objects_without_whole_groups_are_refused(case: str, tmp_path: Path) -> None:
     change, reason = WHOLE[case]
-    refused(_enhanced(tmp_path / "e.dcm", whole=change), reason)
+    check_refused(_enhanced(tmp_path / "e.dcm", whole=change), reason)
 
 
 def test_a_group_of_each_frame_and_one_shared_that_say_the_same(tmp_path: Path) -> None:
@@ -266,26 +287,26 @@ def test_indices_and_stack_positions_do_not_order_the_frames(tmp_path: Path) -> 
         group.FrameContentSequence[0].DimensionIndexValues = [SHAPE[0] - number]
 
     found = volumes.read(_enhanced(tmp_path / "e.dcm", backwards)).volume
-    assert np.array_equal(found.data, ramp())
+    assert np.array_equal(found.data, make_values())
 
 
 def test_attributes_that_a_legacy_conversion_left_over_are_read(tmp_path: Path) -> None:
     def times(number: int, group: Dataset) -> None:
-        group.UnassignedPerFrameConvertedAttributesSequence = [item(EchoTime="7.5")]
+        group.UnassignedPerFrameConvertedAttributesSequence = [make_item(EchoTime="7.5")]
 
     def shared(ds: Dataset) -> None:
         del ds.EchoTime, ds.RepetitionTime
         ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.4.4")
-        left = item(RepetitionTime="900", ScanningSequence="SE")
+        left = make_item(RepetitionTime="900", ScanningSequence="SE")
         ds.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence = [left]
 
     facts = volumes.read(_enhanced(tmp_path / "e.dcm", times, shared)).facts
     assert (facts["te_ms"], facts["tr_ms"], facts["scanning_sequence"]) == (7.5, 900, "SE")
 
     def echoes(number: int, group: Dataset) -> None:
-        group.UnassignedPerFrameConvertedAttributesSequence = [item(EchoNumbers=1 + number % 2)]
+        group.UnassignedPerFrameConvertedAttributesSequence = [make_item(EchoNumbers=1 + number % 2)]
 
-    refused(_enhanced(tmp_path / "f.dcm", echoes), r"Echo Number\(s\) \(0018,0086\) differs")
+    check_refused(_enhanced(tmp_path / "f.dcm", echoes), r"Echo Number\(s\) \(0018,0086\) differs")
 
 
 def test_a_concatenation_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -293,31 +314,31 @@ def test_a_concatenation_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     for part in range(2):
         path = tmp_path / f"{part}.dcm"
         frames = ORDER[2 * part : 2 * part + 2]
-        write_enhanced(path, grid(), ramp(), frames)
+        write_enhanced(path, make_axial_grid(), make_values(), frames)
         ds = dcmread(path)
         ds.ConcatenationUID, ds.InConcatenationNumber, ds.InConcatenationTotalNumber = "1.2.9", part + 1, 2
         ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.8.{part}")
         ds.save_as(path)
         paths.append(path)
-    assert np.array_equal(volumes.read(paths).volume.data, ramp())
-    refused(paths[:1], "parts of a concatenation are missing: 1 of 2")
-    refused(paths[1:], "parts of a concatenation are missing: 1 of 2")
+    assert np.array_equal(volumes.read(paths).volume.data, make_values())
+    check_refused(paths[:1], "parts of a concatenation are missing: 1 of 2")
+    check_refused(paths[1:], "parts of a concatenation are missing: 1 of 2")
 
 
 COMPONENTS: dict[str, tuple[Edit, str]] = {
-    "Complex Image Component": (edited(ComplexImageComponent="PHASE"), "PHASE"),
-    "of the signal's real part": (edited(ComplexImageComponent="REAL"), "REAL"),
-    "GE's private element": (private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 1), "PHASE"),
-    "GE's imaginary part": (private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 3), "IMAGINARY"),
-    "Siemens' word": (edited(ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]), "P"),
-    "Philips' word": (edited(ImageType=["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"]), "PHASE MAP"),
+    "Complex Image Component": (set_attributes(ComplexImageComponent="PHASE"), "PHASE"),
+    "of the signal's real part": (set_attributes(ComplexImageComponent="REAL"), "REAL"),
+    "GE's private element": (set_private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 1), "PHASE"),
+    "GE's imaginary part": (set_private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 3), "IMAGINARY"),
+    "Siemens' word": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]), "P"),
+    "Philips' word": (set_attributes(ImageType=["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"]), "PHASE MAP"),
 }
 
 
 @pytest.mark.parametrize("case", COMPONENTS)
 def test_what_is_no_magnitude_is_told_and_taken_for_none(case: str, tmp_path: Path) -> None:
     edit, word = COMPONENTS[case]
-    found = volumes.read(series(tmp_path, ramp(), edit))
+    found = volumes.read(write_series(tmp_path, make_values(), edit))
     assert word in found.facts["image_type"]
     with pytest.raises(Refused, match="no magnitude"):
         anatomy.check_head(found.volume, found.facts)
@@ -325,14 +346,14 @@ def test_what_is_no_magnitude_is_told_and_taken_for_none(case: str, tmp_path: Pa
 
 def test_slices_of_two_components_by_a_private_element_are_refused(tmp_path: Path) -> None:
     def edit(k: int, ds: Dataset) -> None:
-        private(0x0043, "GEMS_PARM_01", 0x2F, "SS", k % 2)(k, ds)
+        set_private(0x0043, "GEMS_PARM_01", 0x2F, "SS", k % 2)(k, ds)
 
-    refused(series(tmp_path, ramp(), edit), "several components of the signal: MAGNITUDE, PHASE")
+    check_refused(write_series(tmp_path, make_values(), edit), "several components of the signal: MAGNITUDE, PHASE")
 
 
 def test_a_magnitude_is_told_as_it_was(tmp_path: Path) -> None:
-    ge = private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 0)
-    assert volumes.read(series(tmp_path, ramp(), ge)).facts["image_type"] == ("ORIGINAL", "PRIMARY", "M")
+    ge = set_private(0x0043, "GEMS_PARM_01", 0x2F, "SS", 0)
+    assert volumes.read(write_series(tmp_path, make_values(), ge)).facts["image_type"] == ("ORIGINAL", "PRIMARY", "M")
 
 
 def test_several_inversions_of_one_image_are_not_one_inversion_time(tmp_path: Path) -> None:
@@ -345,13 +366,13 @@ def test_several_inversions_of_one_image_are_not_one_inversion_time(tmp_path: Pa
 
 
 def test_philips_private_scale_is_not_applied(tmp_path: Path) -> None:
-    scale = private(0x2005, "Philips MR Imaging DD 001", 0x0E, "FL", 0.01)
-    assert np.array_equal(volumes.read(series(tmp_path, ramp(), scale)).volume.data, ramp())
+    scale = set_private(0x2005, "Philips MR Imaging DD 001", 0x0E, "FL", 0.01)
+    assert np.array_equal(volumes.read(write_series(tmp_path, make_values(), scale)).volume.data, make_values())
 
 
 def test_a_real_tilted_gantry_is_refused(kit: Path, tmp_path: Path) -> None:
-    paths = unpacked(kit / "dicom" / "ct-gantry-tilt-ge" / "ge_ct_tilt.tar.xz", tmp_path)
-    refused(paths, "gantry tilt|slices are missing|uneven")
+    paths = unpack_series(kit / "dicom" / "ct-gantry-tilt-ge" / "ge_ct_tilt.tar.xz", tmp_path)
+    check_refused(paths, "gantry tilt|slices are missing|uneven")
 
 
 def _philips(kit: Path, name: str, folder: Path) -> list[Path]:
@@ -362,7 +383,7 @@ def _philips(kit: Path, name: str, folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", ["2001_WIP_fcMRI_Field_Mapping_e2_phMag"])
 def test_real_enhanced_objects_of_several_volumes_are_refused(name: str, kit: Path, tmp_path: Path) -> None:
-    refused(_philips(kit, name, tmp_path), "lie at only")
+    check_refused(_philips(kit, name, tmp_path), "lie at only")
 
 
 def test_a_real_enhanced_object_is_what_dcm2niix_made_of_it(kit: Path, tmp_path: Path) -> None:
@@ -380,13 +401,16 @@ def test_raw_data_in_the_series_of_its_images_is_left_out(kit: Path, tmp_path: P
     both = volumes.read([*raw, *image])
     assert np.array_equal(both.volume.data, volumes.read(image).volume.data)
     assert [str(ds.SOPClassUID.name) for ds in both.headers] == ["Enhanced MR Image Storage"]
-    refused(raw, r"is no image \(Raw Data Storage\)")
+    check_refused(raw, r"is no image \(Raw Data Storage\)")
 
 
 def test_a_sheared_ct_is_refused_whatever_its_tilt_says(tmp_path: Path) -> None:
     def edit(k: int, ds: Dataset) -> None:
-        as_ct(k, ds)
+        turn_into_ct(k, ds)
         ds.GantryDetectorTilt = "0"
         ds.ImagePositionPatient = [0, 0.9 * k, 3.5 * k]
 
-    refused(write_slices(tmp_path, Grid(SHAPE, grid().affine_mm), ramp(), edit=edit), "gantry tilt or a sheared stack")
+    check_refused(
+        write_slices(tmp_path, Grid(SHAPE, make_axial_grid().affine_mm), make_values(), edit=edit),
+        "gantry tilt or a sheared stack",
+    )

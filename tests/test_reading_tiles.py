@@ -10,7 +10,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicomnode.reading import volumes
-from tests.pixel_files import Edit, edited, private, ramp, refused, series
+from tests.pixel_files import Edit, check_refused, make_values, set_attributes, set_private, write_series
 
 
 def _csa(count: bytes) -> Edit:
@@ -23,37 +23,43 @@ def _csa(count: bytes) -> Edit:
 
 
 TILES: dict[str, Edit] = {
-    "Image Type": edited(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]),
-    "UIH's word": edited(ImageType=["ORIGINAL", "PRIMARY", "M", "VFRAME"]),
-    "Siemens' count": private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 36),
-    "UIH's count": private(0x0065, "Image Private Header", 0x50, "DS", "20"),
+    "Image Type": set_attributes(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]),
+    "UIH's word": set_attributes(ImageType=["ORIGINAL", "PRIMARY", "M", "VFRAME"]),
+    "Siemens' count": set_private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 36),
+    "UIH's count": set_private(0x0065, "Image Private Header", 0x50, "DS", "20"),
     "the CSA header": _csa(b"36      "),
-    "the acquisition matrix": edited(Manufacturer="SIEMENS", AcquisitionMatrix=[2, 0, 0, 2], PixelSpacing=["60", "60"]),
-    "UIH's acquisition matrix": edited(Manufacturer="UIH", AcquisitionMatrix=[0, 2, 2, 0], PixelSpacing=["60", "60"]),
-    "the field of view": edited(PixelSpacing=["120", "120"]),
+    "the acquisition matrix": set_attributes(
+        Manufacturer="SIEMENS", AcquisitionMatrix=[2, 0, 0, 2], PixelSpacing=["60", "60"]
+    ),
+    "UIH's acquisition matrix": set_attributes(
+        Manufacturer="UIH", AcquisitionMatrix=[0, 2, 2, 0], PixelSpacing=["60", "60"]
+    ),
+    "the field of view": set_attributes(PixelSpacing=["120", "120"]),
 }
 
 
 @pytest.mark.parametrize("case", TILES)
 def test_tiles_are_known_by_whatever_is_left_of_them(case: str, tmp_path: Path) -> None:
-    refused(series(tmp_path, ramp(), TILES[case]), "instance 4 is a mosaic")
+    check_refused(write_series(tmp_path, make_values(), TILES[case]), "instance 4 is a mosaic")
 
 
 NO_TILES: dict[str, Edit] = {
-    "one image": private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 1),
+    "one image": set_private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 1),
     "an empty count": _csa(b""),
-    "interpolated": edited(Manufacturer="SIEMENS", AcquisitionMatrix=[0, 4, 3, 0], PixelSpacing=["60", "60"]),
-    "one head, strongly interpolated": edited(
+    "interpolated": set_attributes(Manufacturer="SIEMENS", AcquisitionMatrix=[0, 4, 3, 0], PixelSpacing=["60", "60"]),
+    "one head, strongly interpolated": set_attributes(
         Manufacturer="SIEMENS", AcquisitionMatrix=[0, 2, 2, 0], PixelSpacing=["40", "40"]
     ),
-    "another maker's": edited(Manufacturer="GE MEDICAL SYSTEMS", AcquisitionMatrix=[0, 2, 2, 0]),
-    "long": edited(PixelSpacing=["200", "10"]),
+    "another maker's": set_attributes(Manufacturer="GE MEDICAL SYSTEMS", AcquisitionMatrix=[0, 2, 2, 0]),
+    "long": set_attributes(PixelSpacing=["200", "10"]),
 }
 
 
 @pytest.mark.parametrize("case", NO_TILES)
 def test_other_images_are_no_tiles(case: str, tmp_path: Path) -> None:
-    assert np.array_equal(volumes.read(series(tmp_path, ramp(), NO_TILES[case])).volume.data, ramp())
+    assert np.array_equal(
+        volumes.read(write_series(tmp_path, make_values(), NO_TILES[case])).volume.data, make_values()
+    )
 
 
 @pytest.mark.parametrize("left", ["all but the word", "no private elements", "no private elements nor matrix"])
@@ -65,4 +71,4 @@ def test_a_real_mosaic_that_lost_its_word_is_refused(left: str, kit: Path, tmp_p
     if left.endswith("matrix"):
         del ds.AcquisitionMatrix
     ds.save_as(tmp_path / "a.dcm")
-    refused([tmp_path / "a.dcm"], "is a mosaic")
+    check_refused([tmp_path / "a.dcm"], "is a mosaic")

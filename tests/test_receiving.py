@@ -23,13 +23,13 @@ from dicomnode.errors import CannotUnderstand, PeerRefused
 from dicomnode.ingest import scp
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
-from tests.receivers import Receiver, Start, an_instance, instances, receiver, start
+from tests.receivers import Receiver, Start, an_instance, make_instances, receiver, start
 from tests.sending import (
     Encoded,
-    dcmtk,
-    encoded,
+    associate,
     kit_files,
-    sender_to,
+    read_encoded,
+    run_dcmtk,
     store_all,
 )
 
@@ -39,7 +39,7 @@ __all__ = ["an_instance", "receiver", "start"]  # fixtures
 
 
 def test_dcmtk_gets_an_echo(receiver: Receiver) -> None:
-    answer = dcmtk("echoscu", receiver.config, receiver.port, "-v", "")
+    answer = run_dcmtk("echoscu", receiver.config, receiver.port, "-v", "")
     assert answer.returncode == 0, answer.stderr
     assert "Received Echo Response (Success)" in answer.stdout + answer.stderr
 
@@ -74,7 +74,7 @@ def test_every_valid_file_of_the_kit_is_kept_as_it_was_sent(receiver: Receiver, 
     sent: dict[str, Encoded] = {}
     for path in kit_files(kit):
         try:
-            sent.setdefault(read(path).sop_instance_uid, encoded(path))
+            sent.setdefault(read(path).sop_instance_uid, read_encoded(path))
         except CannotUnderstand:
             continue
     assert len(sent) > 50
@@ -86,10 +86,10 @@ def test_every_valid_file_of_the_kit_is_kept_as_it_was_sent(receiver: Receiver, 
 
 @pytest.mark.parametrize("program", ["storescu", "dcmsend"])
 def test_dcmtk_sends_a_folder(receiver: Receiver, tmp_path: Path, program: str) -> None:
-    sent = instances(tmp_path / "folder", 5)
+    sent = make_instances(tmp_path / "folder", 5)
     report = tmp_path / "report"
     options = {"storescu": ["-R", "+sd", "+r"], "dcmsend": ["+sd", "+r", "+crf", str(report)]}[program]
-    answer = dcmtk(program, receiver.config, receiver.port, *options, str(tmp_path / "folder"))
+    answer = run_dcmtk(program, receiver.config, receiver.port, *options, str(tmp_path / "folder"))
     assert answer.returncode == 0, answer.stderr
     if program == "dcmsend":  # it ends with 0 whatever the answers were
         assert "with status SUCCESS  : 5" in report.read_text()
@@ -132,7 +132,7 @@ def test_a_data_set_of_another_instance_is_refused(receiver: Receiver, an_instan
 
 
 def test_no_patient_data_is_in_a_refusal(receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (original,) = instances(tmp_path / "folder", 1, PatientName="Secret^Name", PatientID="SECRET1")
+    (original,) = make_instances(tmp_path / "folder", 1, PatientName="Secret^Name", PatientID="SECRET1")
     (answer,) = store_all(receiver.port, [original.but(data_set=original.data_set[:-9])], tmp_path / "out")
     assert answer.Status == 0xC000
     assert "refused" in caplog.text
@@ -158,23 +158,23 @@ def test_other_content_under_the_same_uid_is_quarantined_and_refused(
     assert "other content" in second.ErrorComment
     (row,), (quarantined,) = receiver.rows(), receiver.rows(Quarantine)
     assert receiver.data_set(row) == an_instance.data_set
-    assert encoded(receiver.config.spool_dir / quarantined.relative_path).data_set == other.data_set
+    assert read_encoded(receiver.config.spool_dir / quarantined.relative_path).data_set == other.data_set
     assert "other content" in quarantined.reason
 
 
 def test_a_nearly_full_disk_refuses_the_association(start: Start, an_instance: Encoded) -> None:
     receiver = start(spool=SpoolConfig(min_free_gb=1e9))
     for _ in range(60):  # pynetdicom mistook one rejection in a hundred for a connection that was not made
-        with pytest.raises(PeerRefused, match="congestion"), sender_to(receiver.port, [an_instance]):
+        with pytest.raises(PeerRefused, match="congestion"), associate(receiver.port, [an_instance]):
             pass
 
 
 def test_a_disk_that_fills_up_while_receiving_is_out_of_resources(receiver: Receiver, tmp_path: Path) -> None:
-    (large,) = instances(tmp_path / "folder", 1, frames_bytes=64_000_000)
-    (small,) = instances(tmp_path / "small", 1)
+    (large,) = make_instances(tmp_path / "folder", 1, frames_bytes=64_000_000)
+    (small,) = make_instances(tmp_path / "small", 1)
     path = large.save(tmp_path / "large.dcm")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with sender_to(receiver.port, [large]) as assoc:
+    with associate(receiver.port, [large]) as assoc:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000_000, before[1]))
         try:
             answer = assoc.send_c_store(path)
@@ -201,31 +201,31 @@ def test_a_database_that_fails_is_never_a_success(
 
 def test_an_unlisted_sender_is_refused(start: Start, an_instance: Encoded) -> None:
     receiver = start(senders=(SenderConfig(ae_title="SCANNER"),))
-    with sender_to(receiver.port, [an_instance], ae_title="SCANNER") as assoc:
+    with associate(receiver.port, [an_instance], ae_title="SCANNER") as assoc:
         assert assoc.is_established
-    with pytest.raises(PeerRefused), sender_to(receiver.port, [an_instance], ae_title="STRANGER"):
+    with pytest.raises(PeerRefused), associate(receiver.port, [an_instance], ae_title="STRANGER"):
         pass
 
 
 def test_a_sender_at_another_address_is_refused(start: Start, an_instance: Encoded) -> None:
     listed = SenderConfig.model_validate({"ae_title": "SCANNER", "addresses": ["192.0.2.0/24"]})
     receiver = start(senders=(listed,))
-    with pytest.raises(PeerRefused), sender_to(receiver.port, [an_instance], ae_title="SCANNER"):
+    with pytest.raises(PeerRefused), associate(receiver.port, [an_instance], ae_title="SCANNER"):
         pass
 
 
 def test_one_association_too_many_is_refused(start: Start, an_instance: Encoded) -> None:
     receiver = start(node={"max_associations": 2})
-    two = sender_to(receiver.port, [an_instance]), sender_to(receiver.port, [an_instance])
-    with two[0], two[1], pytest.raises(PeerRefused, match="limit"), sender_to(receiver.port, [an_instance]):
+    two = associate(receiver.port, [an_instance]), associate(receiver.port, [an_instance])
+    with two[0], two[1], pytest.raises(PeerRefused, match="limit"), associate(receiver.port, [an_instance]):
         pass
     wait_for(lambda: not receiver.server.active_associations, "the associations end")
-    with sender_to(receiver.port, [an_instance]) as assoc:
+    with associate(receiver.port, [an_instance]) as assoc:
         assert assoc.is_established
 
 
 def test_parallel_associations_are_all_kept(receiver: Receiver, tmp_path: Path) -> None:
-    parts = [instances(tmp_path / f"part{part}", 20, series_uid=f"1.2.3.{part}") for part in range(4)]
+    parts = [make_instances(tmp_path / f"part{part}", 20, series_uid=f"1.2.3.{part}") for part in range(4)]
     answers: list[int] = []
 
     def send(part: int) -> None:
@@ -248,7 +248,7 @@ def test_every_storage_class_is_negotiated(receiver: Receiver, an_instance: Enco
     classes += ["1.2.840.10008.5.1.4.1.1.5", "1.2.826.0.1.3680043.8.498.1.1"]  # retired, private
     for at in range(0, len(classes), 100):
         variants = [an_instance.but(sop_class_uid=uid) for uid in classes[at : at + 100]]
-        with sender_to(receiver.port, variants) as assoc:
+        with associate(receiver.port, variants) as assoc:
             assert assoc.rejected_contexts == []
 
 
@@ -258,13 +258,13 @@ def test_every_transfer_syntax_is_negotiated_and_no_service_that_is_not_offered(
     assert len(scp.TRANSFER_SYNTAXES) > 40
     variants = [an_instance.but(transfer_syntax_uid=uid) for uid in sorted(scp.TRANSFER_SYNTAXES)]
     find = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.2.3.1")  # patient/study only, retired
-    with sender_to(receiver.port, [*variants, find]) as assoc:
+    with associate(receiver.port, [*variants, find]) as assoc:
         assert [context.abstract_syntax for context in assoc.rejected_contexts] == [find.sop_class_uid]
 
 
 def test_an_instance_of_a_private_class_is_kept(receiver: Receiver, tmp_path: Path) -> None:
     private = "1.2.826.0.1.3680043.8.498.1.1"
-    (each,) = instances(tmp_path / "folder", 1, SOPClassUID=private)
+    (each,) = make_instances(tmp_path / "folder", 1, SOPClassUID=private)
     (answer,) = store_all(receiver.port, [each.but(sop_class_uid=private)], tmp_path / "out")
     assert answer.Status == 0
     assert receiver.rows()[0].sop_class_uid == private
@@ -272,7 +272,7 @@ def test_an_instance_of_a_private_class_is_kept(receiver: Receiver, tmp_path: Pa
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_the_senders_first_transfer_syntax_is_taken(receiver: Receiver, an_instance: Encoded, syntax: str) -> None:
-    with sender_to(receiver.port, [an_instance.but(transfer_syntax_uid=syntax)]) as assoc:
+    with associate(receiver.port, [an_instance.but(transfer_syntax_uid=syntax)]) as assoc:
         (context,) = [each for each in assoc.accepted_contexts if each.abstract_syntax == an_instance.sop_class_uid]
         assert context.transfer_syntax == [syntax]
 
@@ -282,18 +282,18 @@ def test_stopping_lets_an_association_finish_and_aborts_one_that_does_not(
 ) -> None:
     receiver = start()
     path = an_instance.save(tmp_path / "a.dcm")
-    with sender_to(receiver.port, [an_instance]) as assoc:
+    with associate(receiver.port, [an_instance]) as assoc:
         stopping = threading.Thread(target=receiver.server.stop, args=(5.0,))
         stopping.start()
         assert assoc.send_c_store(path).Status == 0
         assoc.release()
         stopping.join()
     receiver = start()
-    with sender_to(receiver.port, [an_instance]) as assoc:
+    with associate(receiver.port, [an_instance]) as assoc:
         receiver.server.stop(0.0)
         wait_for(lambda: assoc.is_aborted, "the association is aborted")
 
 
 def test_large_pdus_are_announced(receiver: Receiver) -> None:
-    answer = dcmtk("echoscu", receiver.config, receiver.port, "-v", "")
+    answer = run_dcmtk("echoscu", receiver.config, receiver.port, "-v", "")
     assert "Association Accepted (Max Send PDV: 131060)" in answer.stdout + answer.stderr

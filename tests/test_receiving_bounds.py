@@ -20,8 +20,8 @@ from dicomnode.datasets import encoding, headers, inflating
 from dicomnode.errors import CannotUnderstand, InputRefused
 from dicomnode.reading import frames, stored_values
 from tests import databases
-from tests.receivers import Receiver, an_instance, instances, receiver, start
-from tests.sending import Encoded, sender_to, store_all
+from tests.receivers import Receiver, an_instance, make_instances, receiver, start
+from tests.sending import Encoded, associate, store_all
 
 __all__ = ["an_instance", "receiver", "start"]  # fixtures
 
@@ -70,7 +70,7 @@ def test_six_million_empty_elements_are_refused_and_another_sender_is_served_mea
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "MOST_NESTED", 1_000_000)
-    (each, *others) = instances(tmp_path / "folder", 40)
+    (each, *others) = make_instances(tmp_path / "folder", 40)
     path = _before_pixels(each, b"\x29\0\0\x10LO\0\0" * 6_000_000).save(tmp_path / "endless.dcm")
     nested = _before_pixels(each, _nested(2_000_000)).save(tmp_path / "nested.dcm")
     answers: list[Dataset] = []
@@ -78,13 +78,13 @@ def test_six_million_empty_elements_are_refused_and_another_sender_is_served_mea
     done = threading.Event()
 
     def send() -> None:
-        with sender_to(receiver.port, [each], timeout_s=120) as assoc:
+        with associate(receiver.port, [each], timeout_s=120) as assoc:
             answers.extend((assoc.send_c_store(path), assoc.send_c_store(nested)))
         done.set()
 
     thread = threading.Thread(target=send)
     thread.start()
-    with sender_to(receiver.port, [each], ae_title="OTHER") as assoc:
+    with associate(receiver.port, [each], ae_title="OTHER") as assoc:
         for number, other in enumerate(others):
             begun = time.monotonic()
             assert assoc.send_c_store(other.save(tmp_path / f"{number}.dcm")).Status == 0
@@ -100,7 +100,7 @@ def test_six_million_empty_elements_are_refused_and_another_sender_is_served_mea
 
 
 def test_what_is_legal_is_stored_to_the_bound(receiver: Receiver, tmp_path: Path) -> None:
-    flat, nested = instances(tmp_path / "folder", 2)
+    flat, nested = make_instances(tmp_path / "folder", 2)
     sent = [
         _before_pixels(flat, _empty_private(encoding.MOST_ELEMENTS - 100)),
         _before_pixels(nested, _nested(200_000)),
@@ -110,7 +110,7 @@ def test_what_is_legal_is_stored_to_the_bound(receiver: Receiver, tmp_path: Path
 
 
 def test_a_deflated_object_is_stored_unless_it_inflates_beyond_the_bound(receiver: Receiver, tmp_path: Path) -> None:
-    good, bad = instances(tmp_path / "folder", 2)
+    good, bad = make_instances(tmp_path / "folder", 2)
     sent = [_bomb(good, 40), _bomb(bad, 300)]
     assert max(len(each.data_set) for each in sent) < 1_100_000
     answers = store_all(receiver.port, sent, tmp_path / "out")
@@ -120,7 +120,9 @@ def test_a_deflated_object_is_stored_unless_it_inflates_beyond_the_bound(receive
 
 
 def test_of_many_deflated_objects_one_at_a_time_is_held_in_memory(tmp_path: Path) -> None:
-    paths = [_bomb(each, 40).save(tmp_path / f"{n}.dcm") for n, each in enumerate(instances(tmp_path / "folder", 5))]
+    paths = [
+        _bomb(each, 40).save(tmp_path / f"{n}.dcm") for n, each in enumerate(make_instances(tmp_path / "folder", 5))
+    ]
     tracemalloc.start()
     try:
         with ThreadPoolExecutor(len(paths)) as pool:
@@ -131,7 +133,7 @@ def test_of_many_deflated_objects_one_at_a_time_is_held_in_memory(tmp_path: Path
 
 
 def test_a_file_that_inflates_beyond_the_bound_is_not_read_as_an_image(tmp_path: Path) -> None:
-    (each,) = instances(tmp_path / "folder", 1)
+    (each,) = make_instances(tmp_path / "folder", 1)
     path = _bomb(each, 300).save(tmp_path / "a.dcm")
     readers: list[Callable[[Path], object]] = [frames.read_header, partial(stored_values.decode_frame, index=0)]
     for read in readers:
@@ -145,7 +147,7 @@ def test_a_file_that_inflates_beyond_the_bound_is_not_read_as_an_image(tmp_path:
 
 
 def test_a_file_is_inflated_no_further_than_asked(tmp_path: Path) -> None:
-    (each,) = instances(tmp_path / "folder", 1)
+    (each,) = make_instances(tmp_path / "folder", 1)
     path = _bomb(each, 40).save(tmp_path / "a.dcm")
     encoding.check_inflated_size(path, at_most=50 << 20)
     encoding.check_inflated_size(each.save(tmp_path / "plain.dcm"), at_most=1)  # is not deflated
@@ -162,7 +164,7 @@ def test_a_file_is_inflated_no_further_than_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", [b"", b"\xff" * 40, "cut"])
 def test_what_cannot_be_inflated_is_not_understood(tmp_path: Path, broken: bytes | str) -> None:
-    (each,) = instances(tmp_path / "folder", 1)
+    (each,) = make_instances(tmp_path / "folder", 1)
     content = _deflated(each.data_set)[:-20] if broken == "cut" else bytes(broken)  # type: ignore[arg-type]
     with pytest.raises(CannotUnderstand):
         headers.read(
@@ -172,7 +174,7 @@ def test_what_cannot_be_inflated_is_not_understood(tmp_path: Path, broken: bytes
 
 def test_a_sequence_that_says_more_than_there_is_is_not_understood(tmp_path: Path) -> None:
     """An item's length may lead beyond the end of the file."""
-    (each,) = instances(tmp_path / "folder", 1)
+    (each,) = make_instances(tmp_path / "folder", 1)
     item = b"\xfe\xff\x00\xe0\xff\xff\xff\x7f"
     with pytest.raises(CannotUnderstand, match="delimiter is missing"):
         headers.read(_before_pixels(each, _SEQUENCE + item).save(tmp_path / "a"))

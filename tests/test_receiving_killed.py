@@ -17,14 +17,14 @@ from db.models import Instance
 from dicomnode.storage import spool
 from tests.peers.files import write_instance
 from tests.peers.nodes import Node, write_config
-from tests.peers.process import installed
+from tests.peers.process import require_program
 
 KILLS = 20
 _PAUSE = threading.Event()  # never set
 
 
 def _sending(port: int, folder: Path) -> subprocess.Popen[str]:
-    command = [installed("/usr/bin/storescu", "dcmtk"), "-v", "-R", "-aec", "DICOMNODE", "+sd", "+r"]
+    command = [require_program("/usr/bin/storescu", "dcmtk"), "-v", "-R", "-aec", "DICOMNODE", "+sd", "+r"]
     environment = {"TCP_NODELAY": "1"}
     return subprocess.Popen(
         [*command, "127.0.0.1", str(port), str(folder)],

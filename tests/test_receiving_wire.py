@@ -15,8 +15,8 @@ import pytest
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
 from tests.raw_associations import RawAssociation
-from tests.receivers import Receiver, Start, an_instance, instances, receiver, start
-from tests.sending import Encoded, dcmtk, encoded, p_data, sender_to, store_all, store_request
+from tests.receivers import Receiver, Start, an_instance, make_instances, receiver, start
+from tests.sending import Encoded, associate, encode_p_data, encode_store_request, read_encoded, run_dcmtk, store_all
 
 __all__ = ["an_instance", "receiver", "start"]  # fixtures
 
@@ -28,10 +28,10 @@ def _split(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def _in_fragments(each: Encoded, context: int, size: int, per_pdu: int) -> Iterable[bytes]:
-    command, data = list(_split(store_request(each), size)), list(_split(each.data_set, size))
+    command, data = list(_split(encode_store_request(each), size)), list(_split(each.data_set, size))
     fragments = [(COMMAND, piece) for piece in command[:-1]] + [(LAST_COMMAND, command[-1])]
     fragments += [(DATA, piece) for piece in data[:-1]] + [(LAST_DATA, data[-1])]
-    return (p_data(context, *fragments[at : at + per_pdu]) for at in range(0, len(fragments), per_pdu))
+    return (encode_p_data(context, *fragments[at : at + per_pdu]) for at in range(0, len(fragments), per_pdu))
 
 
 @pytest.mark.parametrize(("size", "per_pdu"), [(2, 1), (10, 7), (100, 1), (100, 100_000), (100_000, 2)])
@@ -46,14 +46,14 @@ def test_every_fragmentation_is_understood(receiver: Receiver, an_instance: Enco
 
 def test_an_empty_last_fragment_is_understood(receiver: Receiver, an_instance: Encoded) -> None:
     with RawAssociation.open(receiver.port, an_instance) as assoc:
-        command = (LAST_COMMAND, store_request(an_instance))
-        assoc.send(p_data(assoc.context_id, command, (DATA, an_instance.data_set), (LAST_DATA, b"")))
+        command = (LAST_COMMAND, encode_store_request(an_instance))
+        assoc.send(encode_p_data(assoc.context_id, command, (DATA, an_instance.data_set), (LAST_DATA, b"")))
         assert assoc.read_response().Status == 0
 
 
 def test_an_echo_between_instances_is_answered(receiver: Receiver, tmp_path: Path) -> None:
-    first, second = instances(tmp_path / "folder", 2)
-    with sender_to(receiver.port, [first]) as assoc:
+    first, second = make_instances(tmp_path / "folder", 2)
+    with associate(receiver.port, [first]) as assoc:
         assert assoc.send_c_store(first.save(tmp_path / "a.dcm"), msg_id=7).Status == 0
         assert assoc.send_c_echo(msg_id=8).Status == 0
         assert assoc.send_c_store(second.save(tmp_path / "b.dcm"), msg_id=65535).Status == 0
@@ -63,8 +63,8 @@ def test_an_echo_between_instances_is_answered(receiver: Receiver, tmp_path: Pat
 def test_the_answer_names_message_class_and_instance(receiver: Receiver, an_instance: Encoded) -> None:
     with RawAssociation.open(receiver.port, an_instance) as assoc:
         for message_id in (1, 256, 65535):
-            pdus = p_data(assoc.context_id, (LAST_COMMAND, store_request(an_instance, message_id)))
-            assoc.send(pdus + p_data(assoc.context_id, (LAST_DATA, an_instance.data_set)))
+            pdus = encode_p_data(assoc.context_id, (LAST_COMMAND, encode_store_request(an_instance, message_id)))
+            assoc.send(pdus + encode_p_data(assoc.context_id, (LAST_DATA, an_instance.data_set)))
             answer = assoc.read_response()
             assert answer.MessageIDBeingRespondedTo == message_id
             assert answer.AffectedSOPClassUID == an_instance.sop_class_uid
@@ -74,11 +74,11 @@ def test_the_answer_names_message_class_and_instance(receiver: Receiver, an_inst
 @pytest.mark.parametrize("how", ["abort", "close", "reset"])
 @pytest.mark.parametrize("part", [0.5, 1.0])
 def test_an_instance_cut_off_midway_leaves_nothing(receiver: Receiver, tmp_path: Path, how: str, part: float) -> None:
-    (an_instance,) = instances(tmp_path / "folder", 1, frames_bytes=3_000_000)
+    (an_instance,) = make_instances(tmp_path / "folder", 1, frames_bytes=3_000_000)
     with RawAssociation.open(receiver.port, an_instance) as assoc:
         context, sock = assoc.context_id, assoc.socket
-        sock.sendall(p_data(context, (LAST_COMMAND, store_request(an_instance))))
-        sock.sendall(p_data(context, (DATA, an_instance.data_set[: int(part * len(an_instance.data_set))])))
+        sock.sendall(encode_p_data(context, (LAST_COMMAND, encode_store_request(an_instance))))
+        sock.sendall(encode_p_data(context, (DATA, an_instance.data_set[: int(part * len(an_instance.data_set))])))
         wait_for(lambda: list((receiver.config.spool_dir / "incoming").iterdir()), "the file is begun")
         if how == "abort":
             assoc.abort()
@@ -94,27 +94,27 @@ def test_an_instance_cut_off_midway_leaves_nothing(receiver: Receiver, tmp_path:
 def test_a_peer_that_falls_silent_is_aborted_and_leaves_nothing(start: Start, an_instance: Encoded) -> None:
     receiver = start(node={"network_timeout_s": 0.5})
     with RawAssociation.open(receiver.port, an_instance) as assoc:
-        assoc.send(p_data(assoc.context_id, (LAST_COMMAND, store_request(an_instance))))
-        assoc.send(p_data(assoc.context_id, (DATA, an_instance.data_set))[:-5])
+        assoc.send(encode_p_data(assoc.context_id, (LAST_COMMAND, encode_store_request(an_instance))))
+        assoc.send(encode_p_data(assoc.context_id, (DATA, an_instance.data_set))[:-5])
         assert assoc.is_aborted()
     wait_for(lambda: not receiver.files(), "nothing is left")
 
 
 def _breaches(each: Encoded, context: int) -> dict[str, bytes]:
-    command = (LAST_COMMAND, store_request(each))
+    command = (LAST_COMMAND, encode_store_request(each))
     return {
         "unknown PDU": b"\x42\0\0\0\0\4abcd",
         "a PDU of four gigabytes": b"\5\0\xff\xff\xff\xff",
         "associate again": b"\1\0\0\0\0\2ab",
-        "data without command": p_data(context, (LAST_DATA, each.data_set)),
-        "command within data": p_data(context, command, (DATA, b"12"), command),
-        "garbage for a command": p_data(context, (LAST_COMMAND, os.urandom(99))),
-        "command of another group": p_data(context, (LAST_COMMAND, b"\x08\0\0\0\2\0\0\0ab")),
-        "request without UIDs": p_data(context, (LAST_COMMAND, store_request(each)[:-8])),
+        "data without command": encode_p_data(context, (LAST_DATA, each.data_set)),
+        "command within data": encode_p_data(context, command, (DATA, b"12"), command),
+        "garbage for a command": encode_p_data(context, (LAST_COMMAND, os.urandom(99))),
+        "command of another group": encode_p_data(context, (LAST_COMMAND, b"\x08\0\0\0\2\0\0\0ab")),
+        "request without UIDs": encode_p_data(context, (LAST_COMMAND, encode_store_request(each)[:-8])),
         "value longer than its PDU": b"\4\0\0\0\0\6" + struct.pack(">LBB", 100, context, 0),
         "value without header": b"\4\0\0\0\0\6" + struct.pack(">LBB", 1, context, 0),
-        "endless command": p_data(context, (COMMAND, bytes(100_000))),
-        "unknown context": p_data(201, command, (LAST_DATA, each.data_set)),
+        "endless command": encode_p_data(context, (COMMAND, bytes(100_000))),
+        "unknown context": encode_p_data(201, command, (LAST_DATA, each.data_set)),
     }
 
 
@@ -125,7 +125,7 @@ def test_a_breach_of_the_protocol_ends_in_an_abort(receiver: Receiver, an_instan
         assert assoc.is_aborted()
     wait_for(lambda: not receiver.server.active_associations, "the receiver ends the association")
     assert receiver.rows() == receiver.files() == []
-    assert dcmtk("echoscu", receiver.config, receiver.port, "").returncode == 0
+    assert run_dcmtk("echoscu", receiver.config, receiver.port, "").returncode == 0
 
 
 def test_a_connection_that_says_nothing_or_nonsense_does_not_hold_others_up(start: Start, an_instance: Encoded) -> None:
@@ -133,7 +133,7 @@ def test_a_connection_that_says_nothing_or_nonsense_does_not_hold_others_up(star
     silent = socket.create_connection(("127.0.0.1", receiver.port))
     nonsense = socket.create_connection(("127.0.0.1", receiver.port))
     nonsense.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    with silent, nonsense, sender_to(receiver.port, [an_instance]) as assoc:
+    with silent, nonsense, associate(receiver.port, [an_instance]) as assoc:
         assert assoc.is_established
         wait_for(lambda: receiver.server.active_associations == 1, "both are closed")
 
@@ -141,7 +141,9 @@ def test_a_connection_that_says_nothing_or_nonsense_does_not_hold_others_up(star
 def test_a_class_other_than_the_contexts_is_refused(receiver: Receiver, an_instance: Encoded) -> None:
     with RawAssociation.open(receiver.port, an_instance) as assoc:
         other = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.1.2")
-        assoc.send(p_data(assoc.context_id, (LAST_COMMAND, store_request(other)), (LAST_DATA, other.data_set)))
+        assoc.send(
+            encode_p_data(assoc.context_id, (LAST_COMMAND, encode_store_request(other)), (LAST_DATA, other.data_set))
+        )
         assert assoc.read_response().Status == 0x0122
 
 
@@ -170,7 +172,7 @@ sys.stdin.read()
         assert process.stdout is not None
         port = int(process.stdout.readline())
         before = _peak_mb(process.pid)
-        (answer,) = store_all(port, [encoded(tmp_path / "large.dcm")], tmp_path / "out")
+        (answer,) = store_all(port, [read_encoded(tmp_path / "large.dcm")], tmp_path / "out")
         after = _peak_mb(process.pid)
         process.stdin.close()
         process.kill()

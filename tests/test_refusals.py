@@ -26,9 +26,9 @@ from dicomnode.datasets import objects
 from dicomnode.dimse import peers
 from dicomnode.results import marking
 from model_zoo.registry import BUNDLES
-from tests.peers import Node, Orthanc, a_route, wait_for, write_config
+from tests.peers import Node, Orthanc, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
-from tests.rows import a_job
+from tests.rows import add_job
 from tests.test_node import put
 
 FAST = {"steps": 2, "mean_steps": 2, "samples": 2}
@@ -53,7 +53,7 @@ def test_a_refused_job_ends_with_its_reason_and_its_note_on_the_way(
     sessions: sessionmaker[Session], now: datetime
 ) -> None:
     with sessions.begin() as session:
-        refuse(session, a_job(session, now, destinations=["pacs", "research"]), now, NOTE)
+        refuse(session, add_job(session, now, destinations=["pacs", "research"]), now, NOTE)
     with sessions() as session:
         job = session.query(Job).one()
         assert (job.state, job.reason, job.finished_at) == (JobState.REFUSED, "TI is 900 ms", now)
@@ -63,7 +63,7 @@ def test_a_refused_job_ends_with_its_reason_and_its_note_on_the_way(
 
 def test_a_refusal_that_is_rolled_back_leaves_no_note(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        a_job(session, now)
+        add_job(session, now)
     with sessions() as session:
         refuse(session, session.query(Job).one(), now, NOTE)
         session.rollback()
@@ -76,7 +76,7 @@ def test_a_refused_job_may_run_again_and_its_note_is_not_doubled(
     sessions: sessionmaker[Session], now: datetime
 ) -> None:
     with sessions.begin() as session:
-        job = refuse(session, a_job(session, now), now, NOTE)
+        job = refuse(session, add_job(session, now), now, NOTE)
         jobs.retry(session, job, reason="another model is deployed", now=now)
         refuse(session, job, now, NOTE)
         jobs.retry(session, job, reason="another model is deployed", now=now)
@@ -89,7 +89,7 @@ def test_a_refused_job_may_run_again_and_its_note_is_not_doubled(
 
 def test_a_refused_job_can_be_put_away_but_not_released(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        job = refuse(session, a_job(session, now), now)
+        job = refuse(session, add_job(session, now), now)
         with pytest.raises(InvalidTransition, match="only held"):
             jobs.release(session, job, reason="no", now=now)
         jobs.discard(session, job, reason="seen", now=now)
@@ -99,7 +99,7 @@ def test_a_refused_job_can_be_put_away_but_not_released(sessions: sessionmaker[S
 def test_the_schema_before_knows_refused_jobs_as_dead(engine: Engine, now: datetime) -> None:
     sessions = engines.sessions(engine)
     with sessions.begin() as session:
-        refuse(session, a_job(session, now), now, NOTE)
+        refuse(session, add_job(session, now), now, NOTE)
     rows = ("jobs", "job_inputs", "outputs", "deliveries")
     before = _counts(engine, *rows)
     migrations.downgrade(engine, "0001")
@@ -118,7 +118,7 @@ def test_the_schema_before_knows_refused_jobs_as_dead(engine: Engine, now: datet
 
 def test_foreign_keys_hold_after_a_migration(engine: Engine, now: datetime) -> None:
     with engines.sessions(engine).begin() as session:
-        a_job(session, now)
+        add_job(session, now)
     migrations.downgrade(engine, "0001")
     migrations.upgrade(engine)
     with pytest.raises(Exception, match=r"(?i)foreign key"), engine.begin() as connection:
@@ -135,7 +135,7 @@ def _counts(engine: Engine, *tables: str) -> list[int]:
     [(False, None, False), (True, None, True), (False, True, True), (True, False, False)],
 )
 def test_the_route_has_the_last_word_on_notes(node: bool, route: bool | None, told: bool) -> None:
-    routes = [a_route() | ({} if route is None else {"refusal_note": route})]
+    routes = [make_route() | ({} if route is None else {"refusal_note": route})]
     config = Config.model_validate({"quality": {"refusal_note": node}, "routes": routes})
     assert config.sends_refusal_notes("kspace") is told
     assert config.sends_refusal_notes("a route that has gone") is node
@@ -164,7 +164,7 @@ def test_what_breaks_the_input_contract_is_refused_with_every_reason(
     tmp_path: Path, now: datetime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _strict_model(tmp_path)
-    running = _of_one_study(tmp_path, now, routes=[a_route(**FAST)])
+    running = _of_one_study(tmp_path, now, routes=[make_route(**FAST)])
     assert _command(running, "work", "--once") == 0
     (job,) = running.jobs()
     assert (job.state, job.attempts) == (JobState.REFUSED, 1)
@@ -213,7 +213,7 @@ def test_run_says_the_refusal_on_one_line(tmp_path: Path, now: datetime, capsys:
 
 def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime) -> None:
     _strict_model(tmp_path)
-    route = a_route(**FAST) | {"refusal_note": True}
+    route = make_route(**FAST) | {"refusal_note": True}
     running = _of_one_study(tmp_path, now, routes=[route])
     assert _command(running, "work", "--once") == 0
     assert running.jobs()[0].state is JobState.REFUSED
@@ -229,7 +229,7 @@ def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime
 
 
 def test_a_refusal_holds_where_no_note_can_be_written(tmp_path: Path, now: datetime) -> None:
-    running = _of_one_study(tmp_path, now, routes=[a_route(**FAST)], quality={"refusal_note": True})
+    running = _of_one_study(tmp_path, now, routes=[make_route(**FAST)], quality={"refusal_note": True})
     (stored,) = [path for path in running.config.spool_dir.glob("*/*") if path.is_file()]
     ds = dcmread(stored)
     ds.remove_private_tags()
@@ -244,7 +244,7 @@ def test_a_refusal_holds_where_no_note_can_be_written(tmp_path: Path, now: datet
 
 def test_held_results_wait_with_their_report_and_it_says_why(tmp_path: Path, now: datetime) -> None:
     limits = {"hold_above": {"chi-square": 1e-9}}
-    running = _of_one_study(tmp_path, now, routes=[a_route(**FAST)], quality=limits)
+    running = _of_one_study(tmp_path, now, routes=[make_route(**FAST)], quality=limits)
     assert _command(running, "work", "--once") == 0
     with running.sessions() as session:
         job = session.query(Job).one()
@@ -279,7 +279,7 @@ def _words_below(answer: str, path: Path) -> list[str]:
 def test_the_note_of_the_gates_refusal_reaches_the_pacs_once(tmp_path: Path, now: datetime, orthanc: Orthanc) -> None:
     sections = {
         "peers": [orthanc.peer],
-        "routes": [a_route("orthanc", **FAST)],
+        "routes": [make_route("orthanc", **FAST)],
         "quality": {"refuse_above": {"chi-square": 1e-9}, "refusal_note": True},
     }
     with Node(write_config(tmp_path / "node", **sections)) as running:

@@ -11,7 +11,7 @@ from model_zoo.simulate import heads
 from model_zoo.structures import COUNT
 from pipelines import registration, resampling
 from pipelines.contract import Grid, Refused, Volume
-from tests.scanner import lattice
+from tests.scanner import make_grid
 
 SPACING_MM = 2.0
 SHAPE = (96, 112, 96)
@@ -46,7 +46,7 @@ def _seen(structure: NDArray[np.uint8], contrast: int, onto: Grid, motion: NDArr
 def _grid(orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
     """240 mm each way about the head's middle."""
     shape = [round(240 / mm) for mm in spacing_mm]
-    grid = lattice(orientation, (shape[0], shape[1], shape[2]), spacing_mm, (0, 0, 0))
+    grid = make_grid(orientation, (shape[0], shape[1], shape[2]), spacing_mm, (0, 0, 0))
     head = _upright()
     middle = head.affine_mm @ [*((n - 1) / 2 for n in reversed(head.shape)), 1]
     grid.affine_mm[:3, 3] = middle[:3] - grid.affine_mm[:3, :3] @ [(n - 1) / 2 for n in reversed(shape)]

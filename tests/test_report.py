@@ -35,9 +35,9 @@ from pipelines.contract import (
 )
 from pipelines.quality import Outcome, Verdict
 from tests.findings import LOW_CONFIDENCE, NOW, PROVENANCE, STANDARD_DEVIATION, source
-from tests.peers import Node, StoreScp, a_route, write_config
+from tests.peers import Node, StoreScp, make_route, write_config
 from tests.peers.kspaces import raw_data
-from tests.scanner import lattice
+from tests.scanner import make_grid
 from tests.test_node import put
 
 FAST = {"steps": 2, "mean_steps": 2, "samples": 2}
@@ -46,7 +46,7 @@ LONG = "a reason that is longer than any line of the page and says many things a
 
 def make_block(orientation: str = "axial", spacing: tuple[float, float, float] = (2.0, 1.0, 1.5)) -> Volume:
     """Return a volume that is bright towards the patient's left, front and head."""
-    grid = lattice(orientation, (32, 60, 48), spacing, (-30.0, -20.0, 10.0))
+    grid = make_grid(orientation, (32, 60, 48), spacing, (-30.0, -20.0, 10.0))
     k, j, i = np.indices(grid.shape)
     places = np.stack([i, j, k, np.ones_like(i)], -1) @ grid.affine_mm.T
     offset = places[..., :3] - places[..., :3].reshape(-1, 3).mean(axis=0)
@@ -143,7 +143,7 @@ def test_pixels_keep_the_ratio_of_their_sides(tmp_path: Path) -> None:
 
 
 def test_thick_slices_are_shown_as_they_were_taken() -> None:
-    grid = lattice("oblique", (20, 64, 64), (6.0, 0.9, 0.9), (0, 0, 0))
+    grid = make_grid("oblique", (20, 64, 64), (6.0, 0.9, 0.9), (0, 0, 0))
     found = planes.choose_planes(grid, np.ones(grid.shape, np.float32), 2)
     assert [plane.axis for plane in found] == [0, 0]
     assert found[0].index != found[1].index
@@ -152,7 +152,7 @@ def test_thick_slices_are_shown_as_they_were_taken() -> None:
 
 def test_a_volume_of_another_lattice_is_sampled_where_it_lies() -> None:
     volume = make_block("oblique")
-    other = lattice("coronal", (20, 40, 40), (3.0, 2.0, 2.0), (0, 0, 0))
+    other = make_grid("coronal", (20, 40, 40), (3.0, 2.0, 2.0), (0, 0, 0))
     middle = volume.grid.affine_mm @ [24, 30, 16, 1] - other.affine_mm @ [20, 20, 10, 0]
     other = Grid(other.shape, other.affine_mm + np.outer(middle - other.affine_mm[:, 3], [0, 0, 0, 1]))
     plane = planes.choose_planes(other, np.ones(other.shape, np.float32), 1)[0]
@@ -230,7 +230,7 @@ def test_a_job_without_images_or_input_still_has_a_page() -> None:
 
 def finish_job(folder: Path, now: datetime, destination: Peer) -> tuple[Node, str, int]:
     """Run one small job; return the node, the study's UID and the job's number."""
-    running = Node(write_config(folder, peers=[destination], routes=[a_route(destination.name, **FAST)]))
+    running = Node(write_config(folder, peers=[destination], routes=[make_route(destination.name, **FAST)]))
     put(running, raw_data(folder / "raw.dcm", now, PatientName="Secret^Name", PatientID="4712"), now)
     assert main(["--config", str(folder / "node.toml"), "work", "--once"]) == 0
     (job,) = running.jobs()

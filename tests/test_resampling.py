@@ -10,7 +10,7 @@ from scipy import ndimage
 from pipelines import resampling
 from pipelines.contract import Grid
 from tests.bundles import about_the_centre, upright
-from tests.scanner import ORIENTATIONS, lattice
+from tests.scanner import ORIENTATIONS, make_grid
 
 
 def test_a_thick_slice_gets_what_fills_most_of_it() -> None:
@@ -28,7 +28,7 @@ def test_a_thick_slice_gets_what_fills_most_of_it() -> None:
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_sampling_agrees_with_scipy(orientation: str) -> None:
-    grid = lattice(orientation, (9, 11, 13), (1.1, 0.9, 1.3), (-4, 2, 7))
+    grid = make_grid(orientation, (9, 11, 13), (1.1, 0.9, 1.3), (-4, 2, 7))
     onto = resampling.axis_aligned(grid, 1.0)
     data = torch.rand(2, *grid.shape, generator=torch.Generator().manual_seed(3))
     to_index = np.linalg.solve(grid.affine_mm, onto.affine_mm)
@@ -40,7 +40,7 @@ def test_sampling_agrees_with_scipy(orientation: str) -> None:
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_upright_lattice_covers_every_voxel_and_little_more(orientation: str) -> None:
-    grid = lattice(orientation, (9, 11, 13), (2.1, 0.9, 1.3), (-4, 2, 7))
+    grid = make_grid(orientation, (9, 11, 13), (2.1, 0.9, 1.3), (-4, 2, 7))
     onto = resampling.axis_aligned(grid, 1.0)
     ones = torch.ones(1, *onto.shape)
     assert resampling.resample(ones, onto, grid).min() > 0.5

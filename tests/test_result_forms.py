@@ -36,7 +36,7 @@ from dicomnode.execution.processing import TaskResult
 from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, found, grid, source
 from tests.peers import free_port
-from tests.rows import a_job
+from tests.rows import add_job
 
 Sessions = sessionmaker[Session]
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -91,7 +91,7 @@ def end_job(
     produced = TaskResult(made(config.results), {}, held, forms)
     outputs = job_run.store_outputs(config, produced, chosen)
     with sessions.begin() as session:
-        job = a_job(session, now, destinations=to)
+        job = add_job(session, now, destinations=to)
         jobs.claim(session, worker="w", lease_s=60, now=now)
         reasons = {name: each.why for name, each in chosen.items() if each.why}
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, held_because=held,

@@ -28,7 +28,7 @@ from dicomnode.results.provenance import read_record
 from pipelines.contract import Code, Finding, Interval, Measurement, Note, Segment, Segmentation
 from pipelines.quality import Outcome, Verdict
 from tests.findings import CONFIG, NOW, PROVENANCE, found, grid, save, source
-from tests.peers.process import installed
+from tests.peers.process import require_program
 
 NEWER_THAN_DCIODVFY = "(0008,001c)"
 WITH_REPORT = ResultsConfig()
@@ -338,7 +338,7 @@ def _reports() -> dict[str, Dataset]:
 
 
 def test_dsrdump_reads_every_report(tmp_path: Path) -> None:
-    program = installed("/usr/bin/dsrdump", "dcmtk")
+    program = require_program("/usr/bin/dsrdump", "dcmtk")
     for name, ds in _reports().items():
         run = subprocess.run([program, "+Pl", save(ds, tmp_path)], capture_output=True, check=False)
         told = run.stdout.decode()
@@ -349,7 +349,7 @@ def test_dsrdump_reads_every_report(tmp_path: Path) -> None:
 
 
 def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:
-    program = installed("/usr/bin/dciodvfy", "dicom3tools")
+    program = require_program("/usr/bin/dciodvfy", "dicom3tools")
     for name, ds in _reports().items():
         told = subprocess.run([program, "-new", save(ds, tmp_path)], capture_output=True, text=True, check=False).stderr
         errors = [line for line in told.splitlines() if line.startswith("Error")]

@@ -14,7 +14,7 @@ from db.states import JobState, StudyState
 from dicomnode.config import Config, Route, conditions
 from dicomnode.routing import completion, routing
 from dicomnode.routing.routing import SeriesAttributes
-from tests.rows import RAW_DATA_STORAGE, an_arrival
+from tests.rows import RAW_DATA_STORAGE, make_arrival
 
 FLAIR = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "SliceThickness": 3.0, "ImageType": ["ORIGINAL", "PRIMARY"]}
 
@@ -110,13 +110,13 @@ def all_jobs(sessions: sessionmaker[Session]) -> list[Job]:
 
 def test_study_may_satisfy_several_routes(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(a_route({"Modality": "MR"}, name="a"), a_route({"SeriesDescription": "~FLAIR"}, name="b")))
-    arrive(sessions, now, an_arrival(number=1), an_arrival(number=2))
+    arrive(sessions, now, make_arrival(number=1), make_arrival(number=2))
     assert routing.route_complete_studies(sessions, config, now=now) == 2
     assert [(job.route, len(job.inputs)) for job in all_jobs(sessions)] == [("a", 2), ("b", 2)]
 
 
 def test_study_without_a_match_is_routed_to_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
-    arrive(sessions, now, an_arrival())
+    arrive(sessions, now, make_arrival())
     assert routing.route_complete_studies(sessions, Config(routes=(a_route({"Modality": "CT"}),)), now=now) == 0
     with sessions() as session:
         assert session.query(Study).one().state is StudyState.ROUTED
@@ -124,23 +124,23 @@ def test_study_without_a_match_is_routed_to_nothing(sessions: sessionmaker[Sessi
 
 def test_further_series_come_under_their_names(sessions: sessionmaker[Session], now: datetime) -> None:
     route = a_route({"SeriesDescription": "~FLAIR"}, **{"with": {"t1w": {"SeriesDescription": "~T1"}}})
-    t1w = an_arrival(series="2", attributes={"Modality": "MR", "SeriesDescription": "T1 MPRAGE"})
-    arrive(sessions, now, an_arrival(), t1w)
+    t1w = make_arrival(series="2", attributes={"Modality": "MR", "SeriesDescription": "T1 MPRAGE"})
+    arrive(sessions, now, make_arrival(), t1w)
     routing.route_complete_studies(sessions, Config(routes=(route,)), now=now)
     assert [each.name for each in all_jobs(sessions)[0].inputs] == ["match", "t1w"]
 
 
 def test_each_raw_data_object_is_a_job_of_its_own(sessions: sessionmaker[Session], now: datetime) -> None:
-    raw = [an_arrival(number=n, sop_class_uid=RAW_DATA_STORAGE) for n in (1, 2, 3)]
+    raw = [make_arrival(number=n, sop_class_uid=RAW_DATA_STORAGE) for n in (1, 2, 3)]
     arrive(sessions, now, *raw)
     assert routing.route_complete_studies(sessions, Config(routes=(a_route({"Modality": "MR"}),)), now=now) == 3
 
 
 def test_late_image_supersedes_the_job_that_lacked_it(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(a_route({"Modality": "MR"}),))
-    arrive(sessions, now, an_arrival(number=1))
+    arrive(sessions, now, make_arrival(number=1))
     routing.route_complete_studies(sessions, config, now=now)
-    arrive(sessions, now, an_arrival(number=2))
+    arrive(sessions, now, make_arrival(number=2))
     routing.route_complete_studies(sessions, config, now=now)
     first, second = all_jobs(sessions)
     assert (first.state, first.reason) == (JobState.CANCELLED, f"superseded by job {second.id}")
@@ -149,9 +149,9 @@ def test_late_image_supersedes_the_job_that_lacked_it(sessions: sessionmaker[Ses
 
 def test_late_raw_data_does_not_repeat_the_work_that_is_done(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(a_route({"Modality": "MR"}),))
-    arrive(sessions, now, an_arrival(number=1, sop_class_uid=RAW_DATA_STORAGE))
+    arrive(sessions, now, make_arrival(number=1, sop_class_uid=RAW_DATA_STORAGE))
     routing.route_complete_studies(sessions, config, now=now)
-    arrive(sessions, now, an_arrival(number=2, sop_class_uid=RAW_DATA_STORAGE))
+    arrive(sessions, now, make_arrival(number=2, sop_class_uid=RAW_DATA_STORAGE))
     assert routing.route_complete_studies(sessions, config, now=now) == 1
     first, second = all_jobs(sessions)
     assert (first.state, second.state, second.supersedes_id) == (JobState.READY, JobState.READY, None)
@@ -159,9 +159,9 @@ def test_late_raw_data_does_not_repeat_the_work_that_is_done(sessions: sessionma
 
 def test_own_result_that_comes_back_starts_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(a_route({"Modality": "MR"}),))
-    arrive(sessions, now, an_arrival())
+    arrive(sessions, now, make_arrival())
     routing.route_complete_studies(sessions, config, now=now)
-    result = an_arrival(series="9", number=1)
+    result = make_arrival(series="9", number=1)
     with sessions.begin() as session:
         job = session.query(Job).one()
         job.outputs.append(
@@ -180,6 +180,6 @@ def test_own_result_that_comes_back_starts_nothing(sessions: sessionmaker[Sessio
         assert studies.register_instances(session, [result], now=now)[0].kind == "new"
     with sessions() as session:
         assert session.query(Study).one().state is StudyState.ROUTED
-    arrive(sessions, now, an_arrival(number=2))
+    arrive(sessions, now, make_arrival(number=2))
     routing.route_complete_studies(sessions, config, now=now)
     assert len(all_jobs(sessions)[-1].inputs) == 2

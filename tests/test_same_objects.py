@@ -31,9 +31,9 @@ from dicomnode.datasets import sameness, samples
 from dicomnode.decoding import pool
 from dicomnode.errors import InputRefused, NodeBusy
 from tests.peers.files import write_instance
-from tests.peers.process import installed
-from tests.receivers import Receiver, an_instance, instances, receiver, start
-from tests.sending import Encoded, encoded, sender_to, store_all
+from tests.peers.process import require_program
+from tests.receivers import Receiver, an_instance, make_instances, receiver, start
+from tests.sending import Encoded, associate, read_encoded, store_all
 
 __all__ = ["an_instance", "receiver", "start"]  # fixtures
 
@@ -86,7 +86,7 @@ def _compressed(path: Path, to: Path, syntax: UID) -> Path:
 
 def _by_dcmtk(program: str, *options: str) -> Callable[[Path, Path], Path]:
     def run(path: Path, to: Path) -> Path:
-        subprocess.run([installed(f"/usr/bin/{program}", "dcmtk"), *options, str(path), str(to)], check=True)
+        subprocess.run([require_program(f"/usr/bin/{program}", "dcmtk"), *options, str(path), str(to)], check=True)
         return to
 
     return run
@@ -197,8 +197,8 @@ def test_the_same_object_in_another_encoding_is_a_success_and_the_first_bytes_st
 ) -> None:
     _write(tmp_path / "a.dcm")
     names = ["implicit VR", "deflated", "RLE", "trailing padding", "big endian by DCMTK", "JPEG-LS by DCMTK"]
-    first = encoded(tmp_path / "a.dcm")
-    others = [encoded(_ENCODINGS[name](tmp_path / "a.dcm", tmp_path / f"{name}.dcm")) for name in names]
+    first = read_encoded(tmp_path / "a.dcm")
+    others = [read_encoded(_ENCODINGS[name](tmp_path / "a.dcm", tmp_path / f"{name}.dcm")) for name in names]
     answers = store_all(receiver.port, [first, *others, first], tmp_path / "out")
     assert [answer.Status for answer in answers] == [0] * 8
     (row,) = receiver.rows()
@@ -214,7 +214,7 @@ def _send_at_once(receiver: Receiver, each: Encoded, path: Path, ae_title: str, 
     each.save(path)
 
     def send() -> None:
-        with sender_to(receiver.port, [each], ae_title=ae_title) as assoc:
+        with associate(receiver.port, [each], ae_title=ae_title) as assoc:
             together.wait(30)
             statuses.append(assoc.send_c_store(path).Status)
 
@@ -227,7 +227,7 @@ def _send_at_once(receiver: Receiver, each: Encoded, path: Path, ae_title: str, 
 
 
 def test_the_same_object_under_another_title_at_once_is_a_success_each_time(receiver: Receiver, tmp_path: Path) -> None:
-    sent = instances(tmp_path / "folder", 8)
+    sent = make_instances(tmp_path / "folder", 8)
     store_all(receiver.port, sent, tmp_path / "out", ae_title="FIRST")
     for number, each in enumerate(sent):
         assert _send_at_once(receiver, each, tmp_path / f"{number}.dcm", "SECOND", 4) == [0] * 4
@@ -289,7 +289,7 @@ def test_those_who_look_at_pictures_keep_no_sender_waiting(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(tmp_path / "a.dcm")
-    sent = [encoded(tmp_path / "a.dcm"), encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))]
+    sent = [read_encoded(tmp_path / "a.dcm"), read_encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))]
 
     monkeypatch.setattr(pool, "_WAIT_S", 0.05)
     held = 0
@@ -307,8 +307,8 @@ def test_what_cannot_be_compared_now_leaves_nothing_and_can_be_sent_again(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _write(tmp_path / "a.dcm")
-    first = encoded(tmp_path / "a.dcm")
-    other = encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))
+    first = read_encoded(tmp_path / "a.dcm")
+    other = read_encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))
 
     def refuse(*_: object) -> bytes:
         raise NodeBusy("the node decodes as much as it may; ask again in a while")

@@ -20,7 +20,7 @@ from db.keywords import Kind
 from db.studies import StoredFile
 from tests import databases
 from tests.postgresql import Server
-from tests.rows import a_job, an_arrival
+from tests.rows import add_job, make_arrival
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 LEVELS = get_args(Level)
@@ -55,7 +55,7 @@ def make_values(number: int) -> dict[str, Any]:
 
 def arrive(session: Session, study: str, series: str, number: int) -> None:
     said = make_values(number)
-    arrival = an_arrival(study, series, 1 + number, attributes=said, sop_class_uid=f"1.2.840.{number}")
+    arrival = make_arrival(study, series, 1 + number, attributes=said, sop_class_uid=f"1.2.840.{number}")
     facts = replace(
         arrival.facts, patient_id=said["PatientID"], patient_name=said["PatientName"], study_date=said["StudyDate"],
         accession_number=said["AccessionNumber"], study_description=said["StudyDescription"], modality=said["Modality"],
@@ -65,7 +65,7 @@ def arrive(session: Session, study: str, series: str, number: int) -> None:
 
 def add_result(session: Session) -> None:
     """Add a series made by the node to the first study, with the attributes of the second."""
-    a_job(session, NOW, study="1.2.1")
+    add_job(session, NOW, study="1.2.1")
     job = jobs.claim(session, worker="w", lease_s=60, now=NOW)
     assert job is not None
     file = StoredFile("f" * 64, 10, f"ff/{'f' * 64}.dcm")

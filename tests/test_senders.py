@@ -28,7 +28,7 @@ from dicomnode.monitoring.meters import Meters
 from tests.certificates import Serving, serving
 from tests.peers import wait_for
 from tests.peers.files import write_instance
-from tests.sending import Encoded, dcmtk, encoded, sender_to, store_all
+from tests.sending import Encoded, associate, read_encoded, run_dcmtk, store_all
 
 SCANNER = SenderConfig(ae_title="SCANNER")
 _SIZE, _OUT_OF_RESOURCES = 0x0124, 0xA700
@@ -56,13 +56,13 @@ def clock() -> Clock:
 @pytest.fixture
 def image(tmp_path: Path) -> Encoded:
     write_instance(tmp_path / "image.dcm")
-    return encoded(tmp_path / "image.dcm")
+    return read_encoded(tmp_path / "image.dcm")
 
 
 def images(folder: Path, count: int) -> list[Encoded]:
     for number in range(count):
         write_instance(folder / f"{number}.dcm", InstanceNumber=number + 1)
-    return [encoded(folder / f"{number}.dcm") for number in range(count)]
+    return [read_encoded(folder / f"{number}.dcm") for number in range(count)]
 
 
 def statuses(receiver: Serving, objects: list[Encoded], folder: Path, ae_title: str = "SCANNER") -> list[int]:
@@ -72,21 +72,21 @@ def statuses(receiver: Serving, objects: list[Encoded], folder: Path, ae_title: 
 def test_dcmtk_is_told_that_it_is_not_among_the_senders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_instance(tmp_path / "a.dcm")
     with serving(tmp_path, senders=(SCANNER,)) as receiver:
-        refused = dcmtk("storescu", receiver.config, receiver.port, "-aet", "STRANGER", str(tmp_path / "a.dcm"))
+        refused = run_dcmtk("storescu", receiver.config, receiver.port, "-aet", "STRANGER", str(tmp_path / "a.dcm"))
         assert refused.returncode != 0
         assert "Calling AE Title Not Recognized" in refused.stderr
         assert receiver.turned_away("unknown_sender") == 1
         assert "127.0.0.1: an association was refused: not among the senders" in caplog.text
-        accepted = dcmtk("storescu", receiver.config, receiver.port, "-aet", "SCANNER", str(tmp_path / "a.dcm"))
+        accepted = run_dcmtk("storescu", receiver.config, receiver.port, "-aet", "SCANNER", str(tmp_path / "a.dcm"))
         assert accepted.returncode == 0, accepted.stderr
         assert len(receiver.instances()) == 1
 
 
 def test_an_object_that_is_too_large_is_refused_and_leaves_nothing(tmp_path: Path, image: Encoded) -> None:
     write_instance(tmp_path / "large.dcm", frames_bytes=2_000_000)
-    large = encoded(tmp_path / "large.dcm")
+    large = read_encoded(tmp_path / "large.dcm")
     with serving(tmp_path, limits=LimitsConfig(max_object_mb=1)) as receiver:
-        with sender_to(receiver.port, [large, image]) as assoc:
+        with associate(receiver.port, [large, image]) as assoc:
             answer = assoc.send_c_store(large.save(tmp_path / "1.dcm"))
             assert answer.Status == _SIZE
             assert answer.ErrorComment == "larger than the 1 MB that are taken from this sender"
@@ -98,7 +98,7 @@ def test_an_object_that_is_too_large_is_refused_and_leaves_nothing(tmp_path: Pat
 
 def test_what_a_sender_may_send_is_said_of_it_or_of_all(tmp_path: Path) -> None:
     write_instance(tmp_path / "large.dcm", frames_bytes=2_000_000)
-    large = [encoded(tmp_path / "large.dcm")]
+    large = [read_encoded(tmp_path / "large.dcm")]
     trusted = SenderConfig(ae_title="TRUSTED", max_object_mb=10)
     with serving(tmp_path, senders=(SCANNER, trusted), limits=LimitsConfig(max_object_mb=1)) as receiver:
         assert statuses(receiver, large, tmp_path / "out", "SCANNER") == [_SIZE]
@@ -119,7 +119,7 @@ def test_a_sender_that_is_far_too_fast_is_told_to_come_again(tmp_path: Path) -> 
 def test_a_sender_that_is_a_little_too_fast_is_slowed_down_and_loses_nothing(tmp_path: Path) -> None:
     objects = images(tmp_path / "in", 4)
     write_instance(tmp_path / "in" / "large.dcm", frames_bytes=9_000_000)
-    objects.append(encoded(tmp_path / "in" / "large.dcm"))
+    objects.append(read_encoded(tmp_path / "in" / "large.dcm"))
     with serving(tmp_path, limits=LimitsConfig(max_mb_per_minute=80, max_objects_per_minute=3000)) as receiver:
         assert statuses(receiver, objects, tmp_path / "out") == [0] * 5
         assert len(receiver.instances()) == 5
@@ -171,14 +171,14 @@ def test_rates_are_of_a_sender_however_it_comes(clock: Clock) -> None:
 def test_a_sender_may_have_so_many_associations(tmp_path: Path, image: Encoded) -> None:
     one = SenderConfig(ae_title="SCANNER", max_associations=1)
     with serving(tmp_path, senders=(one, SenderConfig(ae_title="OTHER"))) as receiver:
-        with sender_to(receiver.port, [image], ae_title="SCANNER"):
-            with pytest.raises(PeerRefused, match="limit"), sender_to(receiver.port, [image], ae_title="SCANNER"):
+        with associate(receiver.port, [image], ae_title="SCANNER"):
+            with pytest.raises(PeerRefused, match="limit"), associate(receiver.port, [image], ae_title="SCANNER"):
                 pass
-            with sender_to(receiver.port, [image], ae_title="OTHER") as assoc:
+            with associate(receiver.port, [image], ae_title="OTHER") as assoc:
                 assert assoc.is_established
             assert receiver.turned_away("too_many_associations") == 1
         wait_for(lambda: not receiver.server.active_associations, "the associations end")
-        with sender_to(receiver.port, [image], ae_title="SCANNER") as assoc:
+        with associate(receiver.port, [image], ae_title="SCANNER") as assoc:
             assert assoc.is_established
 
 

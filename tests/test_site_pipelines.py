@@ -34,7 +34,7 @@ from model_zoo.structures import number
 from pipelines.contract import Covariates, Grid, Input, Note, Pipeline, Volume
 from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
 from tests.peers import Node, StoreScp, nodes, write_config
-from tests.peers.process import installed
+from tests.peers.process import require_program
 from tests.series import write_slices
 from tests.web_node import Web
 
@@ -258,6 +258,6 @@ def _served(folder: Path, storescp: StoreScp) -> Path:
 
 
 def _storescu(node: Node, paths: list[Path]) -> None:
-    program = installed("/usr/bin/storescu", "dcmtk")
+    program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

@@ -23,9 +23,9 @@ from dicomnode.results.provenance import read_record
 from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
 from tests.peers import Node, Orthanc, wait_for, write_config
-from tests.peers.process import installed
+from tests.peers.process import require_program
 from tests.pet_series import FACTOR, write_pet, write_pet_bundle
-from tests.series import unpacked
+from tests.series import unpack_series
 
 WHOLE_BODY_FACTOR = 2.42903e-4
 """SUVbw per Bq/ml of the kit's whole-body series, as its README gives it."""
@@ -156,7 +156,7 @@ def _template(folder: Path) -> list[Path]:
 
 
 def _whole_body(folder: Path) -> list[Path]:
-    paths = unpacked(_kit("tcia-sts001-fdg-wholebody/raw_bqml.tar.xz"), folder)
+    paths = unpack_series(_kit("tcia-sts001-fdg-wholebody/raw_bqml.tar.xz"), folder)
     return sorted(paths, key=lambda path: float(dcmread(path, stop_before_pixels=True).ImagePositionPatient[2]))[SLICES]
 
 
@@ -176,6 +176,6 @@ def _routing(folder: Path, orthanc: Orthanc) -> Path:
 
 
 def _storescu(node: Node, paths: list[Path]) -> None:
-    program = installed("/usr/bin/storescu", "dcmtk")
+    program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

@@ -29,7 +29,7 @@ from pipelines.contract import Case, Grid, Image, Measurement, Note, ParametricM
 from tests.bundles import about_the_centre, write_anatomy_bundle
 from tests.findings import NOW
 from tests.pet_series import FACTOR, write_pet, write_pet_bundle
-from tests.scanner import ORIENTATIONS, lattice
+from tests.scanner import ORIENTATIONS, make_grid
 
 Array = NDArray[np.float32]
 FACTS = {"modality": "PT", "units": "BQML", "corrections": ("ATTN", "DECY"), "suv_bw_per_unit": 2.5e-4}
@@ -58,7 +58,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def _grid(spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0), shape: tuple[int, int, int] = (24, 40, 44)) -> Grid:
-    return lattice("axial", shape, spacing_mm, (-60.0, -55.0, 12.0))
+    return make_grid("axial", shape, spacing_mm, (-60.0, -55.0, 12.0))
 
 
 def _body(grid: Grid, *, noise: float = 0.1, hot_bq_ml: float = 40e3, sd_mm: float = 5.0) -> Array:

@@ -22,7 +22,7 @@ from dicomnode.maintenance.retention import remove_files
 from dicomnode.storage import spool
 from tests.peers import write_config
 from tests.peers.files import write_instance
-from tests.rows import a_job
+from tests.rows import add_job
 from tests.web_node import Web, web
 
 __all__ = ["web"]
@@ -170,7 +170,7 @@ def test_what_is_discarded_goes_and_what_is_unknown_is_said(
 
 def test_a_uid_that_is_in_another_series_is_not_released(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        a_job(session, now)
+        add_job(session, now)
         uid = session.scalars(select(Instance.sop_instance_uid)).one()
         facts = InstanceFacts("1.7", "1.7.1", uid, "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.1.2.1")
         number = studies.quarantine(

@@ -15,7 +15,7 @@ from db.studies import Registration, Sender, StoredFile
 from dicomnode.config.completion import CompletionConfig
 from dicomnode.errors import NotAllowed, NotFound
 from dicomnode.routing import completion
-from tests.rows import an_arrival
+from tests.rows import make_arrival
 
 RULE = CompletionConfig(quiet_s=10, maximum_s=60)
 
@@ -31,8 +31,8 @@ def the_study(sessions: sessionmaker[Session]) -> Study:
 
 
 def test_same_instance_again_is_a_duplicate(sessions: sessionmaker[Session], now: datetime) -> None:
-    first = register(sessions, now, an_arrival())[0]
-    again = register(sessions, now, an_arrival())[0]
+    first = register(sessions, now, make_arrival())[0]
+    again = register(sessions, now, make_arrival())[0]
     assert (first.kind, again.kind) == ("new", "duplicate")
     assert again.instance_id == first.instance_id
 
@@ -40,8 +40,8 @@ def test_same_instance_again_is_a_duplicate(sessions: sessionmaker[Session], now
 def test_same_uid_with_other_content_is_a_conflict_and_leaves_no_trace(
     sessions: sessionmaker[Session], now: datetime
 ) -> None:
-    register(sessions, now, an_arrival("1.2.1"))
-    other = an_arrival("1.2.2", content="other")
+    register(sessions, now, make_arrival("1.2.1"))
+    other = make_arrival("1.2.2", content="other")
     impostor = studies.Arrival(
         studies.InstanceFacts("1.2.2", "1.2.2.1", "1.2.1.1.1", "1.2", "1.2"), other.file, other.sender
     )
@@ -55,9 +55,9 @@ def test_same_uid_with_other_content_is_a_conflict_and_leaves_no_trace(
 
 
 def test_batch_answers_in_the_order_of_its_arrivals(sessions: sessionmaker[Session], now: datetime) -> None:
-    known = an_arrival("1.2.5", number=7)
+    known = make_arrival("1.2.5", number=7)
     register(sessions, now, known)
-    answers = register(sessions, now, an_arrival("1.2.9"), known, an_arrival("1.2.3"), an_arrival("1.2.9"))
+    answers = register(sessions, now, make_arrival("1.2.9"), known, make_arrival("1.2.3"), make_arrival("1.2.9"))
     assert [answer.kind for answer in answers] == ["new", "duplicate", "new", "duplicate"]
     assert answers[0].instance_id == answers[3].instance_id
 
@@ -65,7 +65,9 @@ def test_batch_answers_in_the_order_of_its_arrivals(sessions: sessionmaker[Sessi
 def test_parallel_batches_over_the_same_studies_lose_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     def send(sender: int) -> list[Registration]:
         order = [f"1.2.{study}" for study in range(1, 5)]
-        batch = [an_arrival(study, str(sender), n) for study in (order if sender % 2 else order[::-1]) for n in (1, 2)]
+        batch = [
+            make_arrival(study, str(sender), n) for study in (order if sender % 2 else order[::-1]) for n in (1, 2)
+        ]
         return [answer for _ in range(3) for answer in register(sessions, now, *batch)]
 
     with ThreadPoolExecutor(6) as pool:
@@ -88,9 +90,9 @@ def test_quarantined_file_keeps_its_reason(sessions: sessionmaker[Session], now:
 
 
 def test_quiet_study_is_closed_and_an_active_one_is_not(sessions: sessionmaker[Session], now: datetime) -> None:
-    register(sessions, now, an_arrival("1.2.1"), an_arrival("1.2.2"))
+    register(sessions, now, make_arrival("1.2.1"), make_arrival("1.2.2"))
     later = now + timedelta(seconds=9)
-    register(sessions, later, an_arrival("1.2.2", number=2))
+    register(sessions, later, make_arrival("1.2.2", number=2))
     assert completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10)) == 1
     with sessions() as session:
         states = {study.study_uid: (study.state, study.completed_by) for study in session.query(Study)}
@@ -102,13 +104,13 @@ def test_study_that_never_becomes_quiet_is_closed_at_the_maximum(
     sessions: sessionmaker[Session], now: datetime
 ) -> None:
     for second in range(0, 61, 5):
-        register(sessions, now + timedelta(seconds=second), an_arrival(number=second + 1))
+        register(sessions, now + timedelta(seconds=second), make_arrival(number=second + 1))
     assert completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=61)) == 1
     assert the_study(sessions).completed_by == "open for 60 s"
 
 
 def test_close_by_hand(sessions: sessionmaker[Session], now: datetime) -> None:
-    register(sessions, now, an_arrival())
+    register(sessions, now, make_arrival())
     with sessions.begin() as session:
         completion.close_study(session, "1.2.1", now=now)
     assert the_study(sessions).completed_by == "closed by hand"
@@ -119,10 +121,10 @@ def test_close_by_hand(sessions: sessionmaker[Session], now: datetime) -> None:
 
 
 def test_late_instance_opens_a_new_revision(sessions: sessionmaker[Session], now: datetime) -> None:
-    register(sessions, now, an_arrival(number=1))
+    register(sessions, now, make_arrival(number=1))
     completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
     late = now + timedelta(seconds=30)
-    register(sessions, late, an_arrival(number=2))
+    register(sessions, late, make_arrival(number=2))
     study = the_study(sessions)
     assert (study.state, study.revision, study.opened_at) == (StudyState.RECEIVING, 2, late)
     with sessions() as session:
@@ -130,15 +132,15 @@ def test_late_instance_opens_a_new_revision(sessions: sessionmaker[Session], now
 
 
 def test_late_duplicate_opens_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
-    register(sessions, now, an_arrival())
+    register(sessions, now, make_arrival())
     completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
-    register(sessions, now + timedelta(seconds=30), an_arrival())
+    register(sessions, now + timedelta(seconds=30), make_arrival())
     assert the_study(sessions).revision == 1
     assert the_study(sessions).state is StudyState.COMPLETE
 
 
 def test_several_late_instances_in_one_batch_open_one_revision(sessions: sessionmaker[Session], now: datetime) -> None:
-    register(sessions, now, an_arrival())
+    register(sessions, now, make_arrival())
     completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
-    register(sessions, now + timedelta(seconds=30), *[an_arrival(number=n) for n in range(2, 6)])
+    register(sessions, now + timedelta(seconds=30), *[make_arrival(number=n) for n in range(2, 6)])
     assert the_study(sessions).revision == 2

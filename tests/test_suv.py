@@ -14,7 +14,7 @@ from pydicom.sequence import Sequence
 
 from dicomnode.reading import acquisition, suv, volumes
 from dicomnode.reading.frames import Frame
-from tests.series import unpacked
+from tests.series import unpack_series
 
 STATED = suv.PetHeader(
     units="BQML", decay_correction="START", corrections=("ATTN", "DECY"), dose_bq=370e6, half_life_s=6586.2,
@@ -113,8 +113,8 @@ def test_without_decay_correction_the_factor_is_that_of_one_frames_mean(kit: Pat
 
 def test_the_whole_body_series_reproduces_the_independent_suv_volume(kit: Path, tmp_path: Path) -> None:
     folder = kit / "pet" / "tcia-sts001-fdg-wholebody"
-    raw = volumes.read(unpacked(folder / "raw_bqml.tar.xz", tmp_path / "raw"))
-    crop = volumes.read(unpacked(folder / "derived_suv_crop.tar.xz", tmp_path / "crop"))
+    raw = volumes.read(unpack_series(folder / "raw_bqml.tar.xz", tmp_path / "raw"))
+    crop = volumes.read(unpack_series(folder / "derived_suv_crop.tar.xz", tmp_path / "crop"))
     assert raw.facts["suv_bw_per_unit"] == pytest.approx(2.42903e-4, rel=1e-5)
     assert (crop.volume.unit, crop.facts["suv_bw_per_unit"]) == ("g/ml", 1.0)
     same = np.linalg.solve(raw.volume.grid.affine_mm, crop.volume.grid.affine_mm @ [0, 0, 0, 1])

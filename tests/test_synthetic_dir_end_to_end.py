@@ -24,7 +24,7 @@ from dicomnode.results import marking
 from tests.bundles import phantom, upright, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.peers import Node, Orthanc, wait_for, write_config
-from tests.peers.process import installed
+from tests.peers.process import require_program
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,6 @@ def _routing(folder: Path, orthanc: Orthanc) -> Path:
 
 
 def _storescu(node: Node, paths: list[Path]) -> None:
-    program = installed("/usr/bin/storescu", "dcmtk")
+    program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

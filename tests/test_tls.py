@@ -25,8 +25,8 @@ from dicomnode.errors import ConfigError, PeerUnreachable
 from tests.certificates import Authority, Issued, Serving, serving
 from tests.peers import wait_for
 from tests.peers.files import write_instance
-from tests.peers.process import installed
-from tests.sending import dcmtk, encoded
+from tests.peers.process import require_program
+from tests.sending import read_encoded, run_dcmtk
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def store(
 ) -> subprocess.CompletedProcess[str]:
     """Run DCMTK's storescu over TLS."""
     shows = ["+tls", str(who.key), str(who.certificate)] if who else ["+tla"]
-    return dcmtk("storescu", receiver.config, receiver.port, *shows, "+cf", str(trusted), *more, "-xe", str(image))
+    return run_dcmtk("storescu", receiver.config, receiver.port, *shows, "+cf", str(trusted), *more, "-xe", str(image))
 
 
 @pytest.mark.parametrize("profile", ["+px", "+py", "+pz"])
@@ -78,7 +78,7 @@ def test_a_sender_with_the_right_certificate_is_served(
     done = store(mutual, image, theirs, authority.file, profile)
     assert done.returncode == 0, done.stderr
     (row,) = mutual.instances()
-    assert encoded(mutual.config.spool_dir / row.relative_path).data_set == encoded(image).data_set
+    assert read_encoded(mutual.config.spool_dir / row.relative_path).data_set == read_encoded(image).data_set
     assert mutual.turned_away("tls") == 0
 
 
@@ -109,7 +109,7 @@ def test_a_sender_sees_whether_the_node_is_the_right_one(
 
 
 def test_a_sender_without_tls_is_refused_at_the_tls_port(mutual: Serving, image: Path) -> None:
-    assert dcmtk("storescu", mutual.config, mutual.port, "-xe", str(image)).returncode != 0
+    assert run_dcmtk("storescu", mutual.config, mutual.port, "-xe", str(image)).returncode != 0
     wait_for(lambda: mutual.turned_away("tls") == 1, "it is counted")
     assert mutual.instances() == []
 
@@ -117,15 +117,15 @@ def test_a_sender_without_tls_is_refused_at_the_tls_port(mutual: Serving, image:
 def test_plain_and_tls_have_a_port_each(tmp_path: Path, image: Path, ours: Issued, authority: Authority) -> None:
     with serving(tmp_path, ours.tls(None, port=0)) as receiver:
         assert receiver.server.tls_port not in (None, receiver.server.port)
-        assert dcmtk("storescu", receiver.config, receiver.server.port, "-xe", str(image)).returncode == 0
+        assert run_dcmtk("storescu", receiver.config, receiver.server.port, "-xe", str(image)).returncode == 0
         assert store(receiver, image, None, authority.file).returncode == 0
-        assert dcmtk("echoscu", receiver.config, receiver.port, "").returncode != 0
+        assert run_dcmtk("echoscu", receiver.config, receiver.port, "").returncode != 0
         assert len(receiver.instances()) == 1
 
 
 @pytest.mark.parametrize("version", ["-tls1", "-tls1_1"])
 def test_an_old_version_of_tls_is_refused(mutual: Serving, version: str) -> None:
-    program = installed("/usr/bin/openssl", "openssl")
+    program = require_program("/usr/bin/openssl", "openssl")
     command = [program, "s_client", "-connect", f"127.0.0.1:{mutual.port}", version, "-cipher", "ALL:@SECLEVEL=0"]
     done = subprocess.run(command, capture_output=True, text=True, input="", timeout=60, check=False)
     assert done.returncode != 0

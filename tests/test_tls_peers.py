@@ -25,7 +25,7 @@ from tests.certificates import Authority, Issued, serving
 from tests.peers.files import write_instance
 from tests.peers.orthanc import Orthanc
 from tests.peers.storescp import StoreScp
-from tests.sending import encoded
+from tests.sending import read_encoded
 
 AET = "DICOMNODE"
 
@@ -58,7 +58,7 @@ def test_an_archive_with_the_right_certificate_gets_the_object(
         (result,) = peers.store(over_tls(scp), [tmp_path / "a.dcm"], calling_aet=AET, tls=ours.tls(authority.file))
         assert result.is_stored, result.text
         (received,) = scp.files()
-        assert encoded(received).data_set == encoded(tmp_path / "a.dcm").data_set
+        assert read_encoded(received).data_set == read_encoded(tmp_path / "a.dcm").data_set
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from dicomnode.config.web import WebConfig
 from dicomnode.errors import ConfigError
 from tests.certificates import Authority, Issued
-from tests.peers.process import installed
+from tests.peers.process import require_program
 from tests.web_node import Web
 
 TOKEN = "0123456789abcdef-not-guessed"
@@ -70,7 +70,7 @@ def test_plain_http_at_the_https_port_gets_no_answer(secure: Web, authority: Aut
 
 
 def test_old_tls_and_other_suites_are_refused(secure: Web, authority: Authority) -> None:
-    program = installed("/usr/bin/openssl", "openssl")
+    program = require_program("/usr/bin/openssl", "openssl")
     for version, is_accepted in (("-tls1_1", False), ("-tls1_2", True)):
         command = [program, "s_client", "-connect", f"127.0.0.1:{secure.port}", version, "-cipher", "ALL:@SECLEVEL=0"]
         done = subprocess.run(command, capture_output=True, input=b"", timeout=60, check=False)

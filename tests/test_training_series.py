@@ -16,8 +16,8 @@ from dicomnode.reading import folders, volumes
 from model_zoo.training import images, manifest, mri_prior
 from model_zoo.training.images import SeriesReader
 from pipelines.contract import Volume
-from tests.scanner import ORIENTATIONS, lattice
-from tests.series import unpacked, write_slices
+from tests.scanner import ORIENTATIONS, make_grid
+from tests.series import unpack_series, write_slices
 
 SHAPE = (6, 9, 7)
 SERIES = SeriesReader(folders.read_grid, folders.read_values)
@@ -44,7 +44,7 @@ def _check_same_voxels(trained: images.Volume, served: Volume) -> None:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_every_orientation_has_the_values_and_places_of_the_node(orientation: str, tmp_path: Path) -> None:
     data = np.random.default_rng(7).integers(0, 3000, SHAPE).astype(np.uint16)
-    grid = lattice(orientation, SHAPE, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
+    grid = make_grid(orientation, SHAPE, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
 
     def rescale(k: int, ds: Dataset) -> None:
         ds.RescaleSlope, ds.RescaleIntercept = 0.5 + k, -3
@@ -58,7 +58,7 @@ def test_every_orientation_has_the_values_and_places_of_the_node(orientation: st
 
 def test_an_axial_series_gives_equal_arrays_and_the_equal_affine(tmp_path: Path) -> None:
     data = np.random.default_rng(7).integers(0, 3000, SHAPE).astype(np.uint16)
-    paths = write_slices(tmp_path, lattice("axial", SHAPE, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5)), data)
+    paths = write_slices(tmp_path, make_grid("axial", SHAPE, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5)), data)
     trained, served = images.read_volume(tmp_path, SERIES), volumes.read(paths).volume
     assert np.array_equal(trained.values.numpy(), served.data)
     assert np.array_equal(trained.grid.affine_mm, served.grid.affine_mm)
@@ -67,7 +67,7 @@ def test_an_axial_series_gives_equal_arrays_and_the_equal_affine(tmp_path: Path)
 @pytest.mark.parametrize("name", KIT_SERIES)
 def test_series_of_real_scanners_have_the_values_and_places_of_the_node(name: str, kit: Path, tmp_path: Path) -> None:
     source = kit / KIT_SERIES[name]
-    paths = unpacked(source, tmp_path) if source.suffix == ".xz" else sorted(source.iterdir())
+    paths = unpack_series(source, tmp_path) if source.suffix == ".xz" else sorted(source.iterdir())
     _check_same_voxels(images.read_volume(paths[0].parent, SERIES), volumes.read(paths).volume)
 
 
@@ -97,7 +97,7 @@ def test_training_refuses_what_the_node_refuses_with_the_same_reason(
 ) -> None:
     data = np.zeros(SHAPE, np.uint16)
     folder = tmp_path / "series"
-    paths = write_slices(folder, lattice("axial", SHAPE, (3.0, 1.0, 1.0), (0.0, 0.0, 0.0)), data, edit=edit)
+    paths = write_slices(folder, make_grid("axial", SHAPE, (3.0, 1.0, 1.0), (0.0, 0.0, 0.0)), data, edit=edit)
     with pytest.raises(InputRefused) as by_node:
         volumes.read(paths)
     with pytest.raises(ValueError, match=r"\w") as by_training:
@@ -112,7 +112,7 @@ def test_training_refuses_what_the_node_refuses_with_the_same_reason(
 
 
 def test_a_single_slice_and_a_folder_without_a_reader_are_refused(tmp_path: Path) -> None:
-    one = lattice("axial", (1, 9, 7), (3.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    one = make_grid("axial", (1, 9, 7), (3.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     write_slices(tmp_path / "one", one, np.zeros((1, 9, 7), np.uint16))
     with pytest.raises(ValueError, match="single slice"):
         images.read_grid(tmp_path / "one", SERIES)
@@ -122,7 +122,7 @@ def test_a_single_slice_and_a_folder_without_a_reader_are_refused(tmp_path: Path
 
 def test_the_command_hands_its_reader_of_series_to_the_table(tmp_path: Path) -> None:
     data = np.random.default_rng(7).integers(0, 3000, SHAPE).astype(np.uint16)
-    paths = write_slices(tmp_path / "a", lattice("axial", SHAPE, (3.5, 1.25, 0.9), (0.0, 0.0, 0.0)), data)
+    paths = write_slices(tmp_path / "a", make_grid("axial", SHAPE, (3.5, 1.25, 0.9), (0.0, 0.0, 0.0)), data)
     table = tmp_path / "table.csv"
     table.write_text("subject,split,image\ns1,train,a\ns2,validation,a\n")
     cohort = command.open_sources(mri_prior.RECIPE, None, table, False).train.cohort

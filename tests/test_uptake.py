@@ -8,9 +8,9 @@ import torch
 
 from pipelines import uptake
 from pipelines.isotropic import make_isotropic_transform
-from tests.scanner import lattice
+from tests.scanner import make_grid
 
-GRID = lattice("axial", (24, 40, 44), (3.0, 3.0, 3.0), (-60.0, -55.0, 12.0))
+GRID = make_grid("axial", (24, 40, 44), (3.0, 3.0, 3.0), (-60.0, -55.0, 12.0))
 
 
 def _hot_spot(sd_mm: float, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> torch.Tensor:
@@ -22,7 +22,7 @@ def _hot_spot(sd_mm: float, shape: tuple[int, int, int], spacing_mm: tuple[float
 
 
 def test_the_spline_keeps_the_peak_that_linear_interpolation_takes() -> None:
-    grid = lattice("axial", (21, 25, 25), (3.3, 4.7, 4.7), (0.0, 0.0, 0.0))
+    grid = make_grid("axial", (21, 25, 25), (3.3, 4.7, 4.7), (0.0, 0.0, 0.0))
     x = _hot_spot(3.0, grid.shape, grid.spacing_mm)
     there = make_isotropic_transform(grid, 2.5)
     cubic, linear = (there.from_isotropic(there.to_isotropic(x), linear=each) for each in (False, True))
@@ -39,7 +39,7 @@ def test_isotropic_voxels_of_the_right_size_are_left_alone() -> None:
 
 
 def test_coarser_voxels_hold_the_mean_of_finer_ones() -> None:
-    grid = lattice("axial", (40, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    grid = make_grid("axial", (40, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     white = torch.randn(grid.shape, generator=torch.Generator().manual_seed(1))
     coarse = make_isotropic_transform(grid, 3.0).to_isotropic(white)
     assert float(coarse.std()) == pytest.approx(27**-0.5, rel=0.25)
@@ -47,11 +47,11 @@ def test_coarser_voxels_hold_the_mean_of_finer_ones() -> None:
 
 @pytest.mark.parametrize("spacing_mm", [(3.0, 3.0, 3.0), (5.0, 2.7, 2.7), (1.5, 1.5, 1.5)])
 def test_the_peak_is_the_mean_over_a_millilitre(spacing_mm: tuple[float, float, float]) -> None:
-    ball = uptake.ball_weights(lattice("axial", (9, 9, 9), spacing_mm, (0.0, 0.0, 0.0)), 1.0)
+    ball = uptake.ball_weights(make_grid("axial", (9, 9, 9), spacing_mm, (0.0, 0.0, 0.0)), 1.0)
     ml = float(np.prod(spacing_mm)) / 1000
     assert ball.sum() == pytest.approx(1, rel=1e-5)
     assert ml / ball.max() == pytest.approx(1, rel=0.06)
-    grid = lattice("axial", (40, 40, 40), spacing_mm, (0.0, 0.0, 0.0))
+    grid = make_grid("axial", (40, 40, 40), spacing_mm, (0.0, 0.0, 0.0))
     k, j, i = (np.indices(grid.shape) - 19.5) * np.array(spacing_mm)[:, None, None, None]
     hot = (k**2 + j**2 + i**2 < 14**2).astype(np.float32)
     peak = float(uptake.average_over_ball(hot, grid).max())

@@ -17,14 +17,14 @@ from pydicom.dataset import Dataset
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames, stored_values, volumes
 from pipelines.contract import Grid, Volume
-from tests.scanner import ORIENTATIONS, lattice
-from tests.series import unpacked, write_enhanced, write_slices
+from tests.scanner import ORIENTATIONS, make_grid
+from tests.series import unpack_series, write_enhanced, write_slices
 
 SHAPE = (6, 9, 7)
 
 
 def _grid(orientation: str = "oblique") -> Grid:
-    return lattice(orientation, SHAPE, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
+    return make_grid(orientation, SHAPE, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
 
 
 def _stored(dtype: type[np.integer[Any]] = np.uint16) -> NDArray[np.integer[Any]]:
@@ -145,7 +145,7 @@ def _drop(*missing: int) -> Callable[[list[Path]], list[Path]]:
      ((2, 3), "about 2 slices are missing: 10.50 mm")],
 )  # fmt: skip
 def test_a_missing_slice_is_named(missing: tuple[int, ...], reason: str, tmp_path: Path) -> None:
-    grid = lattice("oblique", (9, 9, 7), (3.5, 1.25, 0.9), (0, 0, 0))
+    grid = make_grid("oblique", (9, 9, 7), (3.5, 1.25, 0.9), (0, 0, 0))
     paths = write_slices(tmp_path, grid, np.zeros((9, 9, 7), np.uint16))
     with pytest.raises(InputRefused, match=reason):
         volumes.read(_drop(*missing)(paths))
@@ -298,7 +298,7 @@ KIT_SERIES = {
 def test_simpleitk_reads_the_same_volume_from_real_scans(name: str, kit: Path, tmp_path: Path) -> None:
     source = kit / KIT_SERIES[name]
     paths = (
-        unpacked(source, tmp_path)
+        unpack_series(source, tmp_path)
         if source.suffix == ".xz"
         else sorted([source] if source.is_file() else source.iterdir())
     )
@@ -325,7 +325,7 @@ def test_simpleitk_reads_the_same_volume_from_real_scans(name: str, kit: Path, t
 
 
 def test_pet_is_in_becquerel_per_millilitre_with_what_suv_needs(kit: Path, tmp_path: Path) -> None:
-    series = volumes.read(unpacked(kit / "pet/tcia-sts001-fdg-wholebody/raw_bqml.tar.xz", tmp_path))
+    series = volumes.read(unpack_series(kit / "pet/tcia-sts001-fdg-wholebody/raw_bqml.tar.xz", tmp_path))
     assert series.volume.unit == "Bq/ml"
     assert (series.facts["uptake_s"], series.facts["half_life_s"], series.facts["weight_kg"]) == (2711, 6588, 71)
     assert series.facts["dose_bq"] == pytest.approx(388.8e6, rel=1e-3)

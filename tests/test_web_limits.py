@@ -16,7 +16,7 @@ from dicomnode.web import connections, events, stow
 from dicomnode.web.connections import HttpConnectionLimiter
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
-from tests.web_node import BOUNDARY, DICOM, Web, body, web
+from tests.web_node import BOUNDARY, DICOM, Web, encode_multipart, web
 
 __all__ = ["web"]
 
@@ -63,7 +63,7 @@ def test_a_body_that_is_fast_enough_is_waited_for(web: Web, monkeypatch: pytest.
     monkeypatch.setattr(connections, "_BODY_S", 0.2)
     monkeypatch.setattr(connections, "_LEAST_BODY_BYTES", 100)
     write_instance(tmp_path / "a.dcm")
-    content = body([(tmp_path / "a.dcm").read_bytes()])
+    content = encode_multipart([(tmp_path / "a.dcm").read_bytes()])
 
     def slowly() -> Iterator[bytes]:
         never = threading.Event()

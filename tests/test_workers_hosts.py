@@ -12,7 +12,7 @@ from db import workers
 from dicomnode.config import load
 from dicomnode.node import prepare
 from tests import fleet, postgresql
-from tests.peers import Node, StoreScp, a_route, wait_for, write_config
+from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 from tests.test_node import put
 
@@ -44,10 +44,10 @@ def test_every_study_ends_once_while_workers_are_killed(
 
 
 def test_a_worker_outlives_a_restart_of_the_database(tmp_path: Path, now: datetime) -> None:
-    if missing := postgresql.missing():
+    if missing := postgresql.reason_unavailable():
         pytest.skip(missing)
-    with postgresql.running() as server, server.database() as url:
-        path = write_config(tmp_path, database={"url": url}, routes=[a_route(steps=2, mean_steps=2, samples=2)])
+    with postgresql.run_server() as server, server.database() as url:
+        path = write_config(tmp_path, database={"url": url}, routes=[make_route(steps=2, mean_steps=2, samples=2)])
         prepare(load(path))
         with Node(path, "work") as running:
             wait_for(lambda: _has_reported(running), "it works", within_s=60)

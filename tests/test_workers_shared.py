@@ -29,7 +29,7 @@ from model_zoo import registry
 from model_zoo.bundle import BundleError, BundleFacts, Model
 from tests import fleet
 from tests.prior_bundle import write_prior_bundle
-from tests.rows import a_job
+from tests.rows import add_job
 
 A_MINUTE = timedelta(minutes=1)
 
@@ -49,7 +49,7 @@ def rows(site: fleet.Site) -> Iterator[sessionmaker[Session]]:
 
 def a_prior_job(rows: sessionmaker[Session], model: str, digest: str) -> int:
     with rows.begin() as session:
-        return a_job(
+        return add_job(
             session, datetime.now(UTC) - A_MINUTE, pipeline="mri_reconstruction", model=model, model_digest=digest
         ).id
 

@@ -31,7 +31,7 @@ from dicomnode.web.app import create_app
 from tests import databases
 from tests.peers.process import wait_for
 
-__all__ = ["BOUNDARY", "DICOM", "LIMITS", "Web", "body", "part10", "web"]
+__all__ = ["BOUNDARY", "DICOM", "LIMITS", "Web", "encode_multipart", "encode_part10", "web"]
 
 LIMITS = SpoolConfig(min_free_gb=0, refuse_at_percent=100)
 BOUNDARY = "a-boundary"
@@ -81,7 +81,7 @@ class Web:
 
     def store(self, paths: Iterable[Path]) -> httpx.Response:
         """Store files unchanged by STOW-RS."""
-        content = body([path.read_bytes() for path in paths])
+        content = encode_multipart([path.read_bytes() for path in paths])
         return self.client.post("/dicom-web/studies", content=content, headers=DICOM)
 
     def rows(self, table: type[Any] = Instance) -> list[Any]:
@@ -118,7 +118,7 @@ class Web:
             )
 
     def _output(self, ds: Dataset) -> OutputFile:
-        content = part10(ds)
+        content = encode_part10(ds)
         stored = spool.write(self.config.spool_dir, content)
         facts = headers.read(spool.path(self.config.spool_dir, stored))
         return OutputFile(
@@ -128,14 +128,14 @@ class Web:
         )  # fmt: skip
 
 
-def part10(ds: Dataset) -> bytes:
+def encode_part10(ds: Dataset) -> bytes:
     """Encode a data set as a file."""
     file = io.BytesIO()
     ds.save_as(file, enforce_file_format=True)
     return file.getvalue()
 
 
-def body(files: Iterable[bytes], content_type: str = "application/dicom", *, end: bool = True) -> bytes:
+def encode_multipart(files: Iterable[bytes], content_type: str = "application/dicom", *, end: bool = True) -> bytes:
     """Return a multipart message of BOUNDARY."""
     parts = [f"--{BOUNDARY}\r\nContent-Type: {content_type}\r\n\r\n".encode() + each + b"\r\n" for each in files]
     return b"".join(parts) + (f"--{BOUNDARY}--\r\n".encode() if end else b"")

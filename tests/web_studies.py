@@ -24,7 +24,7 @@ from dicomnode.results.planes import find_series_on
 from dicomnode.storage import spool
 from pipelines.contract import Code, Finding, Grid, Image, Measurement, ParametricMap, Segment, Segmentation, Volume
 from tests.findings import NOW, PROVENANCE
-from tests.web_node import Web, part10
+from tests.web_node import Web, encode_part10
 
 __all__ = [
     "MARKUP",
@@ -135,7 +135,7 @@ def receive(web: Web, instances: Sequence[Dataset]) -> int:
     """Register instances as ingest does; return the study's row id."""
     arrivals = []
     for ds in instances:
-        stored = spool.write(web.config.spool_dir, part10(ds))
+        stored = spool.write(web.config.spool_dir, encode_part10(ds))
         facts = headers.read(spool.path(web.config.spool_dir, stored))
         arrivals.append(Arrival(facts, stored, Sender("MR1", "127.0.0.1")))
     with web.sessions.begin() as session:
@@ -271,7 +271,7 @@ def _deliver(web: Web, name: str) -> None:
 
 
 def _output(web: Web, ds: Dataset) -> OutputFile:
-    stored = spool.write(web.config.spool_dir, part10(ds))
+    stored = spool.write(web.config.spool_dir, encode_part10(ds))
     facts = headers.read(spool.path(web.config.spool_dir, stored))
     return OutputFile(
         sop_instance_uid=facts.sop_instance_uid, sop_class_uid=facts.sop_class_uid, series_uid=facts.series_uid,

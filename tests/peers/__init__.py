@@ -8,7 +8,7 @@ skipped.
 from tests.peers.answering import Answering
 from tests.peers.dcmqrscp import QueryScp
 from tests.peers.files import write_instance, write_result
-from tests.peers.nodes import Node, a_route, write_config
+from tests.peers.nodes import Node, make_route, write_config
 from tests.peers.orthanc import Orthanc
 from tests.peers.process import free_port, wait_for
 from tests.peers.storescp import StoreScp
@@ -19,8 +19,8 @@ __all__ = [
     "Orthanc",
     "QueryScp",
     "StoreScp",
-    "a_route",
     "free_port",
+    "make_route",
     "wait_for",
     "write_config",
     "write_instance",

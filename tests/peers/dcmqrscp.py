@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from dicomnode.config import Peer
-from tests.peers.process import Program, accepts_connections, free_port, installed
+from tests.peers.process import Program, accepts_connections, free_port, require_program
 
 __all__ = ["QueryScp"]
 
@@ -17,7 +17,7 @@ class QueryScp:
     """``with QueryScp(folder, "--disable-get") as archive:`` the options are dcmqrscp's own."""
 
     def __init__(self, folder: Path, *options: str, ae_title: str = "QRSCP") -> None:
-        program = installed("/usr/bin/dcmqrscp", "dcmtk")
+        program = require_program("/usr/bin/dcmqrscp", "dcmtk")
         self.port = free_port()
         self.peer = Peer(name="dcmqrscp", ae_title=ae_title, host="127.0.0.1", port=self.port)
         self._storage, self._configuration = folder / "storage", folder / "dcmqrscp.cfg"
@@ -43,7 +43,7 @@ class QueryScp:
         """Put a file into the archive's folder and index, without the network."""
         copy = self._storage / f"{len(list(self._storage.glob('*.dcm')))}.dcm"
         copy.write_bytes(path.read_bytes())
-        index = installed("/usr/bin/dcmqridx", "dcmtk")
+        index = require_program("/usr/bin/dcmqridx", "dcmtk")
         subprocess.run([index, str(self._storage), str(copy)], check=True, capture_output=True)
 
     def know(self, peer: Peer) -> None:

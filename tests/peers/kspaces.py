@@ -37,13 +37,13 @@ def acquisitions(folder: Path) -> dict[str, Acquisition]:
     stacks = _stacks()
     made = {}
     for number, plane in enumerate(PLANES):
-        grid = scanner.lattice(plane, (SLICES, ROWS, COLUMNS), SPACING_MM, (-50.0 + 7 * number, 20.5, -12.25))
+        grid = scanner.make_grid(plane, (SLICES, ROWS, COLUMNS), SPACING_MM, (-50.0 + 7 * number, 20.5, -12.25))
         samples = stacks[number % len(stacks)][:, None]
         name = "Müller^Jürgen" if plane == "oblique" else f"Phantom^{plane.title()}"
         facts = {"PatientID": f"P{number}", "PatientName": name, "SeriesDescription": plane}
         recorded = mrd.from_array(samples, grid=grid, slice_thickness_mm=4.0)
         path = _save(recorded, folder / f"{plane}.dcm", datetime.now(UTC), facts)
-        made[plane] = Acquisition(path, grid, scanner.image(samples), name)
+        made[plane] = Acquisition(path, grid, scanner.reconstruct(samples), name)
     return made
 
 
@@ -52,7 +52,7 @@ def raw_data(path: Path, now: datetime, **facts: str) -> Path:
     mask = np.zeros((ROWS, COLUMNS), bool)
     mask[::2] = mask[ROWS // 2 - 8 : ROWS // 2 + 8] = True
     samples = (_phantom(0)[:1] * mask)[:, None]
-    grid = scanner.lattice("axial", (1, ROWS, COLUMNS), SPACING_MM, (0.0, 0.0, 0.0))
+    grid = scanner.make_grid("axial", (1, ROWS, COLUMNS), SPACING_MM, (0.0, 0.0, 0.0))
     return _save(mrd.from_array(samples, grid=grid, slice_thickness_mm=5.0, mask=mask), path, now, facts)
 
 

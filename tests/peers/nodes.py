@@ -22,7 +22,7 @@ from db.models import Delivery, Job
 from dicomnode.config import Config, Peer, load
 from tests.peers.process import Program, wait_for
 
-__all__ = ["Node", "a_route", "write_config"]
+__all__ = ["Node", "make_route", "write_config"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 # One thread: the tests' images are so small that threads cost more than they bring.
@@ -54,7 +54,7 @@ def write_config(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def a_route(*destinations: str, **options: int) -> dict[str, Any]:
+def make_route(*destinations: str, **options: int) -> dict[str, Any]:
     """Write a node.toml with a route from k-space to an MR image."""
     match = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66"}
     route = {"name": "kspace", "pipeline": "mri_reconstruction", "match": match}

@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicomnode.config import Peer
-from tests.peers.process import Program, accepts_connections, free_port, installed
+from tests.peers.process import Program, accepts_connections, free_port, require_program
 
 __all__ = ["Orthanc"]
 
@@ -22,7 +22,7 @@ class Orthanc:
     """An Orthanc with its own folder and ports. Debian's build listens on all addresses; REST answers loopback only."""
 
     def __init__(self, folder: Path, *, ae_title: str = "ORTHANC", settings: dict[str, Any] | None = None) -> None:
-        program = installed("/usr/sbin/Orthanc", "orthanc")
+        program = require_program("/usr/sbin/Orthanc", "orthanc")
         self.http_port, dicom_port = free_port(), free_port()
         self.peer = Peer(name="orthanc", ae_title=ae_title, host="127.0.0.1", port=dicom_port)
         folder.mkdir(parents=True, exist_ok=True)

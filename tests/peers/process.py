@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-__all__ = ["Program", "accepts_connections", "free_port", "installed", "wait_for"]
+__all__ = ["Program", "accepts_connections", "free_port", "require_program", "wait_for"]
 
 T = TypeVar("T")
 _STEP = threading.Event()  # never set: its wait is the pause between two looks
@@ -45,7 +45,7 @@ def accepts_connections(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-def installed(program: str, package: str) -> str:
+def require_program(program: str, package: str) -> str:
     """Return the path of a Debian program; skip the test where its package is missing."""
     if not os.access(program, os.X_OK):
         pytest.skip(f"{program} is missing: install Debian's package {package}")

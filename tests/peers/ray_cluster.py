@@ -15,14 +15,14 @@ from typing import Self
 
 from tests.peers.process import Program, free_port, wait_for
 
-__all__ = ["RayCluster", "RayNode", "descendants", "missing"]
+__all__ = ["RayCluster", "RayNode", "descendants", "reason_unavailable"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
 _SMALL = ["--object-store-memory=80000000", "--disable-usage-stats", "--block"]
 
 
-def missing() -> str:
+def reason_unavailable() -> str:
     """Return the reason why no cluster can be started here, or an empty string."""
     import importlib.util
 

@@ -9,7 +9,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicomnode.config import Peer
-from tests.peers.process import Program, accepts_connections, free_port, installed
+from tests.peers.process import Program, accepts_connections, free_port, require_program
 
 __all__ = ["StoreScp"]
 
@@ -19,7 +19,7 @@ class StoreScp:
 
     def __init__(self, folder: Path, *options: str, ae_title: str = "STORESCP", port: int | None = None) -> None:
         # Not the storescp of a virtual environment, which is pynetdicom's.
-        program = installed("/usr/bin/storescp", "dcmtk")
+        program = require_program("/usr/bin/storescp", "dcmtk")
         self.port = port or free_port()
         self.received = folder / "received"
         self.received.mkdir(parents=True, exist_ok=True)
