@@ -64,13 +64,13 @@ def measure(count: int, studies: int, steps: int) -> Run:
         url = stack.enter_context(stack.enter_context(postgresql.run_server()).database())
         site = fleet.Site(root, url, options=options)
         receiver = stack.enter_context(site.receiver())
-        files = fleet.small_studies(root / "send", count + studies, datetime.now(UTC))
+        files = fleet.write_small_studies(root / "send", count + studies, datetime.now(UTC))
         workers = [_warm_worker(stack, site, receiver, files[: n + 1]) for n in range(count)]
         fleet.send_studies(receiver, files)
         begin, processor_s = time.monotonic(), _processor_s(workers)
         for worker in workers:
             os.kill(worker.program.pid, signal.SIGCONT)
-        wait_for(lambda: fleet.ended(receiver) == len(files), "the end", within_s=_PATIENCE_S)
+        wait_for(lambda: fleet.count_ended_jobs(receiver) == len(files), "the end", within_s=_PATIENCE_S)
         return Run(count, studies, time.monotonic() - begin, _processor_s(workers) - processor_s)
 
 
@@ -78,7 +78,7 @@ def _warm_worker(stack: ExitStack, site: fleet.Site, receiver: Node, files: list
     """Start a worker that has run one job and waits for the signal to go on."""
     fleet.send_studies(receiver, files)
     worker = stack.enter_context(Node(site.host(f"host{len(files)}", lease_s=600), "work"))
-    wait_for(lambda: fleet.ended(receiver) == len(files), "the first job", within_s=_PATIENCE_S)
+    wait_for(lambda: fleet.count_ended_jobs(receiver) == len(files), "the first job", within_s=_PATIENCE_S)
     os.kill(worker.program.pid, signal.SIGSTOP)
     return worker
 

@@ -1,4 +1,4 @@
-"""A bundle ``anatomy`` that knows a phantom by its grey levels: for the path from files to results, not anatomy."""
+"""A bundle ``anatomy`` that recognises a phantom by its grey levels. It tests the path from files to results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines.contract import Grid
 from tests.scanner import make_grid
 
-__all__ = ["SPACING_MM", "about_the_centre", "levels", "phantom", "upright", "write_anatomy_bundle"]
+__all__ = ["SPACING_MM", "centred_grid", "levels", "phantom", "phantom_grid", "write_anatomy_bundle"]
 
 SPACING_MM = 4.0
 _DEFINITION: dict[str, Any] = {"in_channels": 1, "out_channels": COUNT + 1, "channels": [4, 8], "unshuffle": 1}
@@ -29,41 +29,41 @@ _INWARDS = [s.number for s in STRUCTURES if s.name not in ("csf", "cerebral whit
 
 
 def phantom() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Values and structures (k, j, i) of a head of ellipsoids at 4 mm: every structure has a grey level of its own."""
+    """Return values and structures (k, j, i) of a head of ellipsoids at 4 mm; each structure has its own grey level."""
     structure = heads.phantom(_SHAPE, SPACING_MM).structure
     return levels(structure.numpy()), structure.numpy()
 
 
-def upright() -> Grid:
-    """Where the phantom lies: along the patient's axes, off the isocentre."""
+def phantom_grid() -> Grid:
+    """Return the phantom's grid, along the patient's axes and off the isocentre."""
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     affine[:3, 3] = (-95, -111, -80)
     return Grid((48, 56, 48), affine)
 
 
-def about_the_centre(orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
-    """A lattice (k, j, i) of 250 mm each way whose middle is the phantom's."""
+def centred_grid(orientation: str, spacing_mm: tuple[float, float, float]) -> Grid:
+    """Return a grid (k, j, i) of 250 mm each way with the phantom's centre."""
     shape = [round(250 / s) for s in spacing_mm]
     grid = make_grid(orientation, (shape[0], shape[1], shape[2]), spacing_mm, (0, 0, 0))
     middle = (np.array([shape[2], shape[1], shape[0]]) - 1) / 2
-    centre = upright().affine_mm[:3, 3] + np.array([94, 110, 94])
+    centre = phantom_grid().affine_mm[:3, 3] + np.array([94, 110, 94])
     grid.affine_mm[:3, 3] = centre - grid.affine_mm[:3, :3] @ middle
     return grid
 
 
 def levels(structure: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The phantom's values in [0, 1]: from outside inwards darkest to brightest, so that edges look like few others."""
+    """Return the phantom's values in [0, 1], darkest outside and brightest inside, so that few edges look alike."""
     level = np.zeros(COUNT + 1, np.float32)
     level[[number("csf"), *_INWARDS, number("cerebral white matter")]] = np.linspace(0.3, 1, COUNT)
     return np.asarray(level[structure])
 
 
 def write_anatomy_bundle(root: Path) -> Path:
-    """The bundle's folder below ``root``."""
+    """Write the bundle below ``root`` and return its folder."""
     bundle = root / "anatomy"
     for folder in ("configs", "models"):
         (bundle / folder).mkdir(parents=True, exist_ok=True)
-    save_file(_reader_of_levels().state_dict(), bundle / WEIGHTS)
+    save_file(_make_level_classifier().state_dict(), bundle / WEIGHTS)
     target = {"_target_": "model_zoo.networks.volume_unet.VolumeUNet"}
     inference = {
         "network_def": target | _DEFINITION,
@@ -83,8 +83,10 @@ def write_anatomy_bundle(root: Path) -> Path:
     return bundle
 
 
-def _reader_of_levels() -> VolumeUNet:
-    """Logit of class n: c (2 v_n x - v_n^2), largest for the level v_n nearest to x; c > 0 comes from the last norm.
+def _make_level_classifier() -> VolumeUNet:
+    """Return a network whose logit of class n is c (2 v_n x - v_n^2), largest for the level v_n nearest to x.
+
+    c > 0 comes from the last norm.
 
     silu(z) - silu(-z) = z, so x and one go through it with both signs.
     """

@@ -1,4 +1,4 @@
-"""Certificates of an authority of the test's own, and a receiver that shows one."""
+"""Certificates of a test authority, and a receiver that presents one."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from dicomnode.ingest import scp
 from dicomnode.monitoring.meters import Meters
 from tests import databases
 
-__all__ = ["Authority", "Issued", "Serving", "serving"]
+__all__ = ["Authority", "IssuedCertificate", "RunningReceiver", "run_receiver"]
 
 YEAR = timedelta(days=365)
 
 
 @dataclass(frozen=True)
-class Issued:
+class IssuedCertificate:
     """A certificate and its key, in files."""
 
     certificate: Path
     key: Path
 
     def tls(self, ca: Path | None, **more: Any) -> TlsConfig:
-        """[node.tls] with it."""
+        """Return a [node.tls] section with this certificate."""
         return TlsConfig(certificate_file=self.certificate, key_file=self.key, ca_file=ca, **more)
 
     @property
@@ -50,7 +50,7 @@ class Issued:
 
 
 class Authority:
-    """Signs certificates; ``file`` is its own."""
+    """Certificate authority; ``file`` is its own certificate."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,26 +58,26 @@ class Authority:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         constraints = x509.BasicConstraints(ca=True, path_length=0)
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-        begun = _begun(self._name, datetime.now(UTC) - YEAR, datetime.now(UTC) + YEAR)
-        own = begun.public_key(self._key.public_key()).issuer_name(self._name)
+        builder = _start_certificate(self._name, datetime.now(UTC) - YEAR, datetime.now(UTC) + YEAR)
+        own = builder.public_key(self._key.public_key()).issuer_name(self._name)
         own = own.add_extension(constraints, critical=True).add_extension(usage, critical=True)
         self.file = folder / f"{name}.crt"
         self.file.write_bytes(own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
     def issue(
         self, name: str, *, hosts: tuple[str, ...] = ("localhost",), days: float = 90, passphrase: bytes = b""
-    ) -> Issued:
-        """For loopback, both as server and as client; ``days`` below zero: it has expired."""
+    ) -> IssuedCertificate:
+        """Issue a certificate for loopback, for servers and clients; with ``days`` below zero it has expired."""
         key, until = _new_key(), datetime.now(UTC) + timedelta(days=days)
         names = [x509.DNSName(host) for host in hosts]
         addresses = [x509.IPAddress(ip_address("127.0.0.1"))] if hosts == ("localhost",) else []
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        begun = _begun(subject, until - YEAR, until).public_key(key.public_key()).issuer_name(self._name)
+        builder = _start_certificate(subject, until - YEAR, until).public_key(key.public_key()).issuer_name(self._name)
         purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
-        begun = begun.add_extension(x509.SubjectAlternativeName([*names, *addresses]), critical=False)
-        begun = begun.add_extension(purposes, critical=False)
-        issued = Issued(self._folder / f"{name}.crt", self._folder / f"{name}.key")
-        signed = begun.sign(self._key, hashes.SHA256())
+        builder = builder.add_extension(x509.SubjectAlternativeName([*names, *addresses]), critical=False)
+        builder = builder.add_extension(purposes, critical=False)
+        issued = IssuedCertificate(self._folder / f"{name}.crt", self._folder / f"{name}.key")
+        signed = builder.sign(self._key, hashes.SHA256())
         issued.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         issued.key.write_bytes(_pem(key, passphrase))
         issued.key.chmod(0o600)
@@ -85,7 +85,7 @@ class Authority:
 
 
 @dataclass
-class Serving:
+class RunningReceiver:
     """A receiver in the test's own process, on SQLite."""
 
     config: Config
@@ -94,7 +94,7 @@ class Serving:
 
     @property
     def port(self) -> int:
-        """Where it speaks TLS, or else where it listens."""
+        """Port for TLS, or the plain port without TLS."""
         return self.server.tls_port or self.server.port
 
     def instances(self) -> list[Instance]:
@@ -108,42 +108,42 @@ class Serving:
     def files(self) -> list[Path]:
         return sorted(path for path in self.config.spool_dir.rglob("*") if path.is_file())
 
-    def turned_away(self, reason: str) -> float:
-        """How many were, as /metrics tells it."""
-        return self._counted("dicomnode_associations_refused_total", reason)
+    def count_refused_associations(self, reason: str) -> float:
+        """Return the number of associations refused for the reason, from /metrics."""
+        return self._read_counter("dicomnode_associations_refused_total", reason)
 
-    def refused(self, reason: str) -> float:
-        """How many instances were."""
-        return self._counted("dicomnode_ingest_refused_total", reason)
+    def count_refused_instances(self, reason: str) -> float:
+        """Return the number of instances refused for the reason, from /metrics."""
+        return self._read_counter("dicomnode_ingest_refused_total", reason)
 
-    def _counted(self, name: str, reason: str) -> float:
-        told = generate_latest(self.meters.registry).decode()
-        return float(told.split(f'{name}{{reason="{reason}"}} ')[1].split("\n")[0])
+    def _read_counter(self, name: str, reason: str) -> float:
+        metrics = generate_latest(self.meters.registry).decode()
+        return float(metrics.split(f'{name}{{reason="{reason}"}} ')[1].split("\n")[0])
 
 
 @contextmanager
-def serving(folder: Path, tls: TlsConfig | None = None, **sections: Any) -> Iterator[Serving]:
-    """With sections of node.toml by name."""
-    stated = {"host": "127.0.0.1", "port": 0, "data_dir": folder / "data", "tls": tls} | sections.pop("node", {})
+def run_receiver(folder: Path, tls: TlsConfig | None = None, **sections: Any) -> Iterator[RunningReceiver]:
+    """Run a receiver with sections of node.toml by name."""
+    node_section = {"host": "127.0.0.1", "port": 0, "data_dir": folder / "data", "tls": tls} | sections.pop("node", {})
     sections.setdefault("spool", SpoolConfig(min_free_gb=0, refuse_at_percent=100))
-    config = Config(node=NodeConfig(**stated), path=folder / "node.toml", **sections).with_absolute_paths(folder)
+    config = Config(node=NodeConfig(**node_section), path=folder / "node.toml", **sections).with_absolute_paths(folder)
     databases.prepare(config)
-    found = Serving(config, Meters())
-    found.server = scp.start(config, meters=found.meters)
+    receiver = RunningReceiver(config, Meters())
+    receiver.server = scp.start(config, meters=receiver.meters)
     try:
-        yield found
+        yield receiver
     finally:
-        found.server.stop()
+        receiver.server.stop()
 
 
 def _new_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def _begun(subject: x509.Name, begins: datetime, ends: datetime) -> x509.CertificateBuilder:
+def _start_certificate(subject: x509.Name, begins: datetime, ends: datetime) -> x509.CertificateBuilder:
     serial = int.from_bytes(os.urandom(8), "big") | 1
-    begun = x509.CertificateBuilder().subject_name(subject).serial_number(serial)
-    return begun.not_valid_before(begins).not_valid_after(ends)
+    builder = x509.CertificateBuilder().subject_name(subject).serial_number(serial)
+    return builder.not_valid_before(begins).not_valid_after(ends)
 
 
 def _pem(key: rsa.RSAPrivateKey, passphrase: bytes) -> bytes:

@@ -15,7 +15,7 @@ from tests.peers.process import require_program
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-__all__ = ["SCREENSHOTS", "browsing", "page_of"]
+__all__ = ["SCREENSHOTS", "launch_browser", "open_page"]
 
 SCREENSHOTS = Path(__file__).resolve().parents[1] / "build" / "screenshots"
 # WebGL in software: there is no GPU to ask for.
@@ -29,8 +29,8 @@ _ARGUMENTS = [
 
 
 @contextmanager
-def browsing() -> Iterator[Browser]:
-    """A browser until the block ends."""
+def launch_browser() -> Iterator[Browser]:
+    """Run a browser until the block ends."""
     program = require_program("/usr/bin/chromium", "chromium")
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("playwright is missing: install the extra 'test'")
@@ -46,12 +46,14 @@ def browsing() -> Iterator[Browser]:
 
 
 @contextmanager
-def page_of(browser: Browser, wrong: list[str]) -> Iterator[Page]:
-    """A page whose errors, refused answers and breaches of the policy are collected in ``wrong``."""
+def open_page(browser: Browser, problems: list[str]) -> Iterator[Page]:
+    """Open a page; collect its errors, refused answers and breaches of the policy in ``problems``."""
     page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    page.on("response", lambda answer: wrong.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on(
+        "response", lambda answer: problems.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
+    )
     page.set_default_timeout(90_000)
     try:
         yield page

@@ -1,4 +1,4 @@
-"""Fixtures for every test: both databases, the clock's first moment, the data kit."""
+"""Fixtures for every test: both databases, the start of the clock, the data kit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SLOW_MARKERS = ("peers", "training", "slow")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests of peers by their fixtures and all without a marker as fast; begin with those that take long.
 
-    A process that meets the long files last leaves the other without work.
+    A process that runs the long files last leaves the other without work.
     """
     for item in items:
         if _uses_peer(item):
@@ -55,7 +55,7 @@ def _uses_peer(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[postgresql.Server]:
-    """A PostgreSQL of our own on loopback, for the whole run."""
+    """Run a PostgreSQL server on loopback for the whole test run."""
     if missing := postgresql.reason_unavailable():
         pytest.skip(missing)
     with postgresql.run_server() as server:
@@ -64,7 +64,7 @@ def postgresql_server() -> Iterator[postgresql.Server]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database of the newest schema without rows: every test that takes it runs on both kinds."""
+    """Yield a database of the newest schema without rows; every test that uses it runs on both kinds."""
     if request.param == "sqlite":
         yield databases.migrated_sqlite(tmp_path / "node.sqlite")
         return
@@ -74,7 +74,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without tables, of both kinds."""
+    """Yield a database without tables, of both kinds."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'node.sqlite'}"
         return
@@ -85,7 +85,7 @@ def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterat
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on a database with our tables."""
+    """Yield an engine on a database with the node's tables."""
     engine = engines.connect(database_url)
     yield engine
     engine.dispose()
@@ -93,19 +93,19 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def sessions(engine: Engine) -> sessionmaker[Session]:
-    """Sessions on a database with our tables."""
+    """Return sessions on a database with the node's tables."""
     return engines.sessions(engine)
 
 
 @pytest.fixture
 def now() -> datetime:
-    """The moment at which a test's clock starts."""
+    """Return the moment at which a test's clock starts."""
     return datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
 
 @pytest.fixture(scope="session")
 def kit() -> Path:
-    """The data kit: real scans that this repository does not carry."""
+    """Return the folder of the data kit: real scans that are not part of this repository."""
     try:
         return data_root()
     except FileNotFoundError as error:
@@ -114,5 +114,5 @@ def kit() -> Path:
 
 @pytest.fixture
 def as_the_network_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard-dose PET takes nothing away of the noise that its network leaves."""
-    monkeypatch.setattr(standard_dose, "_residual_noise_fraction", lambda dose, told: 1e-3)
+    """Make standard-dose PET restore no residual on top of the answer of its network."""
+    monkeypatch.setattr(standard_dose, "_residual_noise_fraction", lambda dose, has_anatomy: 1e-3)

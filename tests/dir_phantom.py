@@ -1,5 +1,8 @@
-"""An examination of a phantom for synthetic DIR, and a bundle whose answers are known: lesions are where FLAIR is
-twice as bright as white matter, and DIR is the first guess with lesions raised and the dark lowered."""
+"""An examination of a phantom for synthetic DIR, and a bundle whose answers are known.
+
+Lesions are where FLAIR is twice as bright as white matter; DIR is the first guess with lesions raised and dark tissue
+lowered.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.registry import WEIGHTS
 from model_zoo.structures import COUNT, STRUCTURES
 from pipelines.contract import Grid
-from tests.bundles import SPACING_MM, phantom, upright
+from tests.bundles import SPACING_MM, phantom, phantom_grid
 from tests.series import write_slices
 
 __all__ = ["LESIONS", "VOXEL_MM3", "flair_of", "lesion_mask", "write_dir_bundle", "write_flair", "write_t1w"]
@@ -31,60 +34,60 @@ LESIONS = {
 }
 """Boxes (k, j, i) of the phantom that lie in its white matter."""
 _DEFINITION: dict[str, Any] = {"in_channels": 4, "out_channels": 6, "channels": [4, 8], "unshuffle": 1}
-_SHOWN = {"grey matter": 1.25, "white matter": 1.0, "csf": 0.15}
+_FLAIR_LEVELS = {"grey matter": 1.25, "white matter": 1.0, "csf": 0.15}
 _LESION = 2.2
 _THRESHOLD = 2.0
-"""Of the FLAIR's channel 3 (x - 1)."""
+"""Threshold of the FLAIR's channel 3 (x - 1)."""
 
 
 def lesion_mask(*names: str) -> NDArray[np.bool_]:
-    """Where the named lesions are, or all."""
-    found = np.zeros(phantom()[1].shape, np.bool_)
+    """Return the mask of the named lesions, or of all."""
+    mask = np.zeros(phantom()[1].shape, np.bool_)
     for name in names or tuple(LESIONS):
-        found[LESIONS[name]] = True
-    return found
+        mask[LESIONS[name]] = True
+    return mask
 
 
 def flair_of(structure: NDArray[np.uint8], lesions: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """FLAIR in units of white matter."""
-    level = np.array([0.0] + [_SHOWN[s.tissue] for s in STRUCTURES], np.float32)
+    """Return FLAIR in units of white matter."""
+    level = np.array([0.0] + [_FLAIR_LEVELS[s.tissue] for s in STRUCTURES], np.float32)
     assert len(level) == COUNT + 1
     return np.asarray(np.where(lesions, _LESION, level[structure]), np.float32)
 
 
 def write_flair(folder: Path, data: NDArray[np.float32], *, key: str = "flair", ti_ms: float = 1650) -> list[Path]:
-    """A FLAIR of the study "study" as a scanner sends it; ``data`` in units of white matter."""
+    """Write a FLAIR of the study "study" as a scanner sends it; ``data`` in units of white matter."""
 
     def edit(_: int, ds: Dataset) -> None:
-        _of_one_study(ds)
+        _set_study(ds)
         ds.SeriesDescription, ds.InversionTime, ds.EchoTime, ds.RepetitionTime = "t2 FLAIR", str(ti_ms), "120", "5000"
 
-    return write_slices(folder, upright(), np.round(800 * data).astype(np.uint16), edit=edit, key=key)
+    return write_slices(folder, phantom_grid(), np.round(800 * data).astype(np.uint16), edit=edit, key=key)
 
 
 def write_t1w(folder: Path, *, key: str = "t1w", grid: Grid | None = None) -> list[Path]:
-    """The T1w of the same study: every structure has a level of its own."""
+    """Write the T1w of the same study; every structure has its own grey level."""
 
     def edit(_: int, ds: Dataset) -> None:
-        _of_one_study(ds)
+        _set_study(ds)
         ds.SeriesDescription = "t1 mprage"
 
     data = np.round(2300 * phantom()[0]).astype(np.uint16)
-    return write_slices(folder, grid or upright(), data, edit=edit, key=key)
+    return write_slices(folder, grid or phantom_grid(), data, edit=edit, key=key)
 
 
-def _of_one_study(ds: Dataset) -> None:
+def _set_study(ds: Dataset) -> None:
     from dicomnode import uids
 
     ds.StudyInstanceUID, ds.FrameOfReferenceUID = uids.derive("study", "one"), uids.derive("frame", "one")
 
 
 def write_dir_bundle(root: Path) -> Path:
-    """The bundle's folder below ``root``."""
+    """Write the bundle below ``root`` and return its folder."""
     bundle = root / "synthetic_dir"
     for folder in ("configs", "models"):
         (bundle / folder).mkdir(parents=True, exist_ok=True)
-    save_file(_reader_of_flair().state_dict(), bundle / WEIGHTS)
+    save_file(_make_flair_network().state_dict(), bundle / WEIGHTS)
     target = {"_target_": "model_zoo.networks.volume_unet.VolumeUNet"}
     metadata = {
         "name": "synthetic_dir",
@@ -103,9 +106,12 @@ def write_dir_bundle(root: Path) -> Path:
     return bundle
 
 
-def _reader_of_flair() -> VolumeUNet:
-    """Zero but for the lesion's logit c (x - 2), DIR's c (x - 1) and log b, far below its least; c > 0 comes from the
-    last norm. x and one go through the activations with both signs, for silu(z) - silu(-z) = z."""
+def _make_flair_network() -> VolumeUNet:
+    """Return a network that gives zero but for the lesion's logit c (x - 2), DIR's c (x - 1) and a log b far below its
+    least.
+
+    c > 0 comes from the last norm. x and one go through the activations with both signs: silu(z) - silu(-z) = z.
+    """
     network = VolumeUNet(**_DEFINITION)
     with torch.no_grad():
         for name, weights in network.named_parameters():

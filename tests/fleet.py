@@ -1,4 +1,4 @@
-"""A node whose jobs are run by others: hosts with data folders of their own, one PostgreSQL, one spool."""
+"""A node whose jobs run on other hosts, each with its own data folder; they share one PostgreSQL and one spool."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.prior_bundle import write_prior_bundle
 __all__ = [
     "PER_JOB",
     "Site",
-    "at_work",
-    "each_arrived_once",
-    "each_ended_once",
-    "ended",
+    "check_each_job_ended_once",
+    "check_each_result_arrived_once",
+    "count_ended_jobs",
+    "find_busy_worker",
     "send_studies",
-    "small_studies",
     "wait_until_ended",
+    "write_small_studies",
 ]
 
 PER_JOB = 3
@@ -46,7 +46,7 @@ _PLAIN = {"labelled": False, "report": False, "report_page": []}
 
 @dataclass(frozen=True)
 class Site:
-    """What all hosts share, and the folder below which each has its own."""
+    """Database, spool and destination that all hosts share, and the folder that holds a folder for each host."""
 
     root: Path
     database_url: str
@@ -58,7 +58,7 @@ class Site:
         return self.root / "spool"
 
     def host(self, name: str, *, bundle: str | None = "9.0.0", **worker: Any) -> Path:
-        """The node.toml of a host, whose data folder holds nothing but the model."""
+        """Write the node.toml of a host, whose data folder holds only the model."""
         peers = [] if self.destination is None else [self.destination]
         path = write_config(
             self.root / name,
@@ -75,12 +75,12 @@ class Site:
         return path
 
     def receiver(self) -> Node:
-        """Receives, routes, keeps the leases and delivers; runs no job."""
+        """Return a node that receives, routes, keeps the leases and delivers, and runs no job."""
         return Node(self.host("receiver"), "serve", "--workers", "0")
 
 
-def small_studies(folder: Path, count: int, now: datetime) -> list[Path]:
-    """Studies of one instance of k-space each, all different."""
+def write_small_studies(folder: Path, count: int, now: datetime) -> list[Path]:
+    """Write studies of one instance of k-space each, all different."""
     folder.mkdir(parents=True)
     ds = dcmread(raw_data(folder / "first.dcm", now))
     paths = []
@@ -94,26 +94,26 @@ def small_studies(folder: Path, count: int, now: datetime) -> list[Path]:
 
 
 def send_studies(receiver: Node, paths: Sequence[Path]) -> None:
-    """Over the wire, until each is a job."""
+    """Send the studies over the wire and wait until each is a job."""
     sent = peers.store(receiver.peer, paths, calling_aet="TEST")
     assert {result.status for result in sent} == {0x0000}
-    wait_for(lambda: counted(receiver, Job) == len(paths), "every study is a job", within_s=60)
+    wait_for(lambda: count_rows(receiver, Job) == len(paths), "every study is a job", within_s=60)
 
 
-def ended(node: Node) -> int:
-    """How many jobs have come to one of their ends."""
+def count_ended_jobs(node: Node) -> int:
+    """Return the number of jobs in a final state."""
     with node.sessions() as session:
         waiting = (JobState.READY, JobState.RUNNING)
         return session.scalar(select(func.count(Job.id)).where(Job.state.not_in(waiting))) or 0
 
 
-def counted(node: Node, table: type[Job] | type[Output] | type[Delivery]) -> int:
+def count_rows(node: Node, table: type[Job] | type[Output] | type[Delivery]) -> int:
     with node.sessions() as session:
         return session.scalar(select(func.count(table.id))) or 0
 
 
-def each_ended_once(session: Session, root: Path, count: int) -> None:
-    """Every job done by exactly one move, each result one row with its very bytes, and the audit chain whole."""
+def check_each_job_ended_once(session: Session, root: Path, count: int) -> None:
+    """Check that one transition finished every job, that each result is one row with its bytes, and the audit chain."""
     jobs = session.scalars(select(Job)).all()
     assert Counter(job.state for job in jobs) == {JobState.DONE: count}
     moves = session.scalars(select(Event).where(Event.subject == "jobs", Event.event == "moved")).all()
@@ -128,26 +128,26 @@ def each_ended_once(session: Session, root: Path, count: int) -> None:
     assert audit.verify(session) is None
 
 
-def each_arrived_once(node: Node, files: Sequence[Path], count: int) -> None:
-    """Every result was delivered, and the peer holds each once."""
-    wait_for(lambda: undelivered(node) == 0, "delivery", within_s=120)
-    assert counted(node, Delivery) == PER_JOB * count
+def check_each_result_arrived_once(node: Node, files: Sequence[Path], count: int) -> None:
+    """Check that every result was delivered and that the peer holds each once."""
+    wait_for(lambda: count_undelivered(node) == 0, "delivery", within_s=120)
+    assert count_rows(node, Delivery) == PER_JOB * count
     uids = [headers.read(path).sop_instance_uid for path in files]
     assert len(uids) == len(set(uids)) == PER_JOB * count
 
 
-def undelivered(node: Node) -> int:
+def count_undelivered(node: Node) -> int:
     with node.sessions() as session:
         query = select(func.count(Delivery.id)).where(Delivery.state != DeliveryState.DELIVERED)
         return session.scalar(query) or 0
 
 
 def wait_until_ended(node: Node, count: int) -> None:
-    wait_for(lambda: ended(node) >= count, f"{count} studies have ended", within_s=400)
+    wait_for(lambda: count_ended_jobs(node) >= count, f"{count} studies have ended", within_s=400)
 
 
-def at_work(node: Node) -> int:
-    """A living process that has a job in hand; 0 where none has."""
+def find_busy_worker(node: Node) -> int:
+    """Return the process id of a living worker that runs a job; 0 without one."""
     with node.sessions() as session:
         names = session.scalars(select(Job.worker).where(Job.state == JobState.RUNNING)).all()
     pids = [int(name.rpartition(":")[2]) for name in names]

@@ -1,8 +1,8 @@
-"""Bundles in the layout of MONAI's Model Zoo, with the keys and the structure of its files and small networks in them.
+"""Bundles in the layout of MONAI's Model Zoo, with the keys and structure of its files and with small networks.
 
-Three are of the Zoo's layout: one organ in CT (spleen_ct_segmentation), many in CT (wholeBody_ct_segmentation), tumours
-in four MR images (brats_mri_segmentation). ``write_doubling_bundle`` goes from image to image. The weights of the first
-and the last are fixed, so that what comes out is known: a threshold, and 2 x + 1. Those of the others are random.
+Three follow bundles of the Zoo: one organ in CT (spleen_ct_segmentation), many in CT (wholeBody_ct_segmentation),
+tumours in four MR images (brats_mri_segmentation). ``write_doubling_bundle`` maps an image to an image. The first and
+the last have fixed weights, so that their output is known: a threshold, and 2 x + 1. The others have random weights.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
 
 
 def transform(name: str, **arguments: Any) -> dict[str, Any]:
-    """As a configuration writes one; of the image, unless it says otherwise."""
+    """Return a transform as a configuration states it; its keys are "image" by default."""
     return {"_target_": name, "keys": "image", **arguments}
 
 
 def write_spleen_bundle(folder: Path, **metadata: Any) -> Path:
-    """Spleen is what is brighter than ``THRESHOLD_HU``, voxel by voxel."""
+    """Write a bundle that labels voxels brighter than ``THRESHOLD_HU`` as spleen."""
     before = [
         transform("LoadImaged"),
         transform("EnsureChannelFirstd"),
@@ -58,7 +58,7 @@ def write_spleen_bundle(folder: Path, **metadata: Any) -> Path:
     ]
     definition = _UNET | {"out_channels": 2}
     network = _linear(definition, torch.tensor([0.0, _SHARPNESS]), torch.tensor([0.0, -_SHARPNESS / 2]))
-    said = {
+    task_metadata = {
         "version": "0.5.3",
         "task": "Decathlon spleen segmentation",
         "network_data_format": {
@@ -67,11 +67,11 @@ def write_spleen_bundle(folder: Path, **metadata: Any) -> Path:
         },
     }
     inferer = {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "sw_batch_size": 4, "overlap": 0.5}
-    return _write(folder, network, definition, before, inferer, after, said | metadata)
+    return _write(folder, network, definition, before, inferer, after, task_metadata | metadata)
 
 
 def write_whole_body_bundle(folder: Path) -> Path:
-    """Four organs by random weights; options in a section of their own, a spacing that is chosen by an expression."""
+    """Write a bundle of four organs by random weights, with a section of options and an expression for the spacing."""
     before = [
         transform("LoadImaged", keys="@image_key"),
         transform("EnsureTyped", keys="@image_key"),
@@ -89,7 +89,7 @@ def write_whole_body_bundle(folder: Path) -> Path:
     ]
     count = len(ORGANS) + 1
     definition = _seg_res_net(1, count)
-    said = {
+    task_metadata = {
         "version": "0.2.6",
         "task": "TotalSegmentator Segmentation",
         "network_data_format": {
@@ -113,11 +113,11 @@ def write_whole_body_bundle(folder: Path) -> Path:
         "pixdim": "$[2.5, 2.5, 2.5] if @displayable_configs#highres else [3.0, 3.0, 3.0]",
         "modelname": "$'model.pt' if @displayable_configs#highres else 'model_lowres.pt'",
     }
-    return _write(folder, _random(definition), definition, before, inferer, after, said, **more)
+    return _write(folder, _random(definition), definition, before, inferer, after, task_metadata, **more)
 
 
 def write_brats_bundle(folder: Path, *, to_one_map: bool) -> Path:
-    """Three nested parts of a tumour by random weights; ``to_one_map``: as BraTS numbers them, by an expression."""
+    """Write a bundle of three nested parts of a tumour by random weights; ``to_one_map`` numbers them as BraTS does."""
     before = [transform("LoadImaged"), transform("NormalizeIntensityd", nonzero=True, channel_wise=True)]
     merged = "$lambda x: torch.where(x[[2]] > 0, 4, torch.where(x[[0]] > 0, 1, torch.where(x[[1]] > 0, 2, 0)))"
     after = [
@@ -128,7 +128,7 @@ def write_brats_bundle(folder: Path, *, to_one_map: bool) -> Path:
         _save(meta_keys="pred_meta_dict", output_postfix="seg", resample=False),
     ]
     definition = _seg_res_net(4, 3)
-    said = {
+    task_metadata = {
         "version": "0.5.2",
         "task": "Multimodal Brain Tumor segmentation",
         "network_data_format": {
@@ -141,11 +141,11 @@ def write_brats_bundle(folder: Path, *, to_one_map: bool) -> Path:
         },
     }
     inferer = {"_target_": "SlidingWindowInferer", "roi_size": [32, 32, 32], "sw_batch_size": 1, "overlap": 0.5}
-    return _write(folder, _random(definition), definition, before, inferer, after, said)
+    return _write(folder, _random(definition), definition, before, inferer, after, task_metadata)
 
 
 def write_doubling_bundle(folder: Path, **more: Any) -> Path:
-    """2 x + 1 of an MR image that is brought to RAS and 2 mm before, and never brought back: its place says where."""
+    """Write a bundle that computes 2 x + 1 of an MR image in RAS and leaves the result on that grid."""
     before = [
         transform("LoadImaged", ensure_channel_first=True),
         transform("Orientationd", axcodes="RAS"),
@@ -153,7 +153,7 @@ def write_doubling_bundle(folder: Path, **more: Any) -> Path:
     ]
     definition = _UNET | {"out_channels": 1}
     network = _linear(definition, torch.tensor([2.0]), torch.tensor([1.0]))
-    said = {
+    task_metadata = {
         "version": "1.0.0",
         "task": "Twice the image",
         "network_data_format": {
@@ -162,7 +162,7 @@ def write_doubling_bundle(folder: Path, **more: Any) -> Path:
         },
     }
     after = [_save()]
-    return _write(folder, network, definition, before, {"_target_": "SimpleInferer"}, after, said, **more)
+    return _write(folder, network, definition, before, {"_target_": "SimpleInferer"}, after, task_metadata, **more)
 
 
 def _invert(**arguments: Any) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _random(definition: dict[str, Any]) -> nn.Module:
 
 
 def _linear(definition: dict[str, Any], gain: torch.Tensor, offset: torch.Tensor) -> nn.Module:
-    """MONAI's UNet whose answer c is ``gain[c] * x + offset[c]`` at each voxel: centres of kernels, and identities."""
+    """Return MONAI's UNet that answers ``gain[c] * x + offset[c]`` at each voxel, by kernel centres and identities."""
     from monai.networks.nets import UNet
 
     network: Any = UNet(**{key: value for key, value in definition.items() if key != "_target_"})
@@ -208,13 +208,13 @@ def _linear(definition: dict[str, Any], gain: torch.Tensor, offset: torch.Tensor
             weights.fill_(1.0 if name.endswith("A.weight") or "N.weight" in name else 0.0)
         for name, variance in network.named_buffers():
             if name.endswith("running_var"):
-                variance.fill_(1 - 1e-5)  # with eps one
+                variance.fill_(1 - 1e-5)  # 1 with the norm's eps
         first, last = network.model[0].conv, network.model[2].conv
         first.weight[0, 0, 1, 1, 1] = 1.0
         last.weight[0, :, 1, 1, 1] = gain
         last.bias[:] = offset
-    found: nn.Module = network.eval()
-    return found
+    evaluated: nn.Module = network.eval()
+    return evaluated
 
 
 def _write(
@@ -224,7 +224,7 @@ def _write(
     before: list[dict[str, Any]],
     inferer: dict[str, Any],
     after: list[dict[str, Any]],
-    said: dict[str, Any],
+    task_metadata: dict[str, Any],
     **more: Any,
 ) -> Path:
     for part in ("configs", "models", "docs"):
@@ -261,11 +261,11 @@ def _write(
         "initialize": ["$monai.utils.set_determinism(seed=123)", "$@checkpointloader(@evaluator)"],
         "run": ["$@evaluator.run()"],
     }  # fmt: skip
-    told = {
+    metadata = {
         "monai_version": "1.4.0", "intended_use": "An example, not for diagnosis", "data_source": "nobody's images",
         "authors": "A test",
     }  # fmt: skip
-    (folder / "configs" / "metadata.json").write_text(json.dumps(told | said))
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata | task_metadata))
     (folder / "configs" / "inference.json").write_text(json.dumps(inference | more))
     (folder / "docs" / "README.md").write_text("# A bundle\n")
     (folder / "LICENSE").write_text("Apache License\n")

@@ -24,7 +24,7 @@ from model_zoo.registry import WEIGHTS
 from model_zoo.structures import COUNT, number
 from model_zoo.training.pet_synthesis import RECIPE
 from pipelines.contract import Grid
-from tests.bundles import SPACING_MM, phantom, upright
+from tests.bundles import SPACING_MM, phantom, phantom_grid
 
 __all__ = ["FINE", "paint_suvr", "sample_phantom", "write_pet_bundle"]
 
@@ -55,7 +55,7 @@ def sample_phantom(onto: Grid) -> NDArray[np.uint8]:
     gone[:, :, 24:] = False
     gone[:, 30:] = False
     structure[gone] = 0
-    to_index = np.linalg.solve(upright().affine_mm, onto.affine_mm)
+    to_index = np.linalg.solve(phantom_grid().affine_mm, onto.affine_mm)
     k, j, i = np.indices(onto.shape).reshape(3, -1)
     at = (to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1]
     return np.asarray(ndimage.map_coordinates(structure, at, order=0, mode="constant").reshape(onto.shape), np.uint8)

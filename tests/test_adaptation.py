@@ -1,4 +1,4 @@
-"""A prior adapted to an acquisition: what moves, what does not, and when it stops."""
+"""Adaptation of a prior to an acquisition: the weights that change, those that do not, and the stopping rule."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def unet() -> LocalUNet:
-    """A small network with weights of every layer in use."""
+    """Return a small network with weights of every layer in use."""
     torch.manual_seed(0)
     network = LocalUNet(channels=(8, 8), blocks=1)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def unet() -> LocalUNet:
 
 
 class Gain(nn.Module):
-    """F(x) = w x: with it the denoiser is linear, and the best w of a question has a closed form."""
+    """Network F(x) = w x. It makes the denoiser linear, and the best w has a closed form."""
 
     stride = 1
 
@@ -48,12 +48,12 @@ class Gain(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        found: Tensor = self.conv(x.flatten(0, 1)[:, None]).reshape(x.shape)
-        return found
+        output: Tensor = self.conv(x.flatten(0, 1)[:, None]).reshape(x.shape)
+        return output
 
 
 def acquisition(images: int = 1, scale: float = 1.0) -> tuple[Fourier, Tensor]:
-    """Two coils, 70 % of k-space, of white images whose sd is ``scale`` times what the denoiser expects."""
+    """Return operator and k-space (two coils, 70 %) of white images of ``scale`` times the denoiser's expected sd."""
     S = randn(1, 2, N, N, seed=1)
     S = (S / S.abs().pow(2).sum(1, keepdim=True).sqrt()).repeat(images, 1, 1, 1)
     mask = torch.rand(images, N, N, generator=seeded(9)) < 0.7
@@ -131,21 +131,21 @@ def adapted_gain(network: nn.Module) -> float:
 
 
 def best_gain(A: Fourier, y: Tensor) -> float:
-    """The least-squares w over questions of the same kind with a split of its own: the residual is affine in w."""
-    parted = adaptation.split_samples(A.mask, adaptation.TARGET_FRACTION, seeded(77))
-    given, asked = Fourier(A.maps, parted.inputs), Fourier(A.maps, parted.targets)
+    """Return the least-squares w over another split of the samples; the residual is affine in w."""
+    split = adaptation.split_samples(A.mask, adaptation.TARGET_FRACTION, seeded(77))
+    A_input, A_target = Fourier(A.maps, split.inputs), Fourier(A.maps, split.targets)
     sigma_y = torch.full((len(y),), SIGMA_Y)
-    y_given, y_asked = y * parted.inputs[:, None], y * parted.targets[:, None]
-    correct = samplers.make_correction(given, y_given, sigma_y=sigma_y, sigma_data=SIGMA_DATA)
-    x = cg_sense(given, y_given, ridge=0.05, iterations=10)
+    y_input, y_target = y * split.inputs[:, None], y * split.targets[:, None]
+    correct = samplers.make_correction(A_input, y_input, sigma_y=sigma_y, sigma_data=SIGMA_DATA)
+    x = cg_sense(A_input, y_input, ridge=0.05, iterations=10)
     above = below = 0.0
     for sigma in SIGMAS[:-1]:
         at: list[Tensor] = []
         for w in (0.0, 1.0):
             network = Gain()
             network.conv.weight.fill_(w)
-            at.append(asked(correct(Denoiser(network, SIGMA_DATA, 1)(x, sigma), sigma)))
-        slope, rest = at[1] - at[0], y_asked - at[0]
+            at.append(A_target(correct(Denoiser(network, SIGMA_DATA, 1)(x, sigma), sigma)))
+        slope, rest = at[1] - at[0], y_target - at[0]
         weight = 1 / float(rest.abs().square().sum())
         above += weight * float((slope.conj() * rest).sum().real)
         below += weight * float(slope.abs().square().sum())
@@ -166,17 +166,17 @@ def test_samples_are_parted_by_lines_where_lines_were_sampled_and_the_centre_is_
     lines = torch.zeros(2, N, 40, dtype=torch.bool)
     lines[:, :, ::2] = True
     lines[:, :, 14:26] = True
-    parted = adaptation.split_samples(lines, 0.25, seeded())
-    assert torch.equal(parted.inputs | parted.targets, lines)
-    assert not bool((parted.inputs & parted.targets).any())
-    assert not bool(parted.targets[:, :, 16:24].any())
-    assert bool((parted.targets.any(1) == parted.targets.all(1)).all())
-    assert not torch.equal(parted.targets[0], parted.targets[1])
+    split = adaptation.split_samples(lines, 0.25, seeded())
+    assert torch.equal(split.inputs | split.targets, lines)
+    assert not bool((split.inputs & split.targets).any())
+    assert not bool(split.targets[:, :, 16:24].any())
+    assert bool((split.targets.any(1) == split.targets.all(1)).all())
+    assert not torch.equal(split.targets[0], split.targets[1])
     points = torch.rand(2, 40, 40, generator=seeded(1)) < 0.4
-    parted = adaptation.split_samples(points, 0.25, seeded())
-    assert torch.equal(parted.inputs | parted.targets, points)
-    assert float(parted.targets.sum() / points.sum()) == pytest.approx(0.25, abs=0.03)
-    assert not bool((parted.targets.any(1) == parted.targets.all(1)).all())
+    split = adaptation.split_samples(points, 0.25, seeded())
+    assert torch.equal(split.inputs | split.targets, points)
+    assert float(split.targets.sum() / points.sum()) == pytest.approx(0.25, abs=0.03)
+    assert not bool((split.targets.any(1) == split.targets.all(1)).all())
 
 
 def test_with_the_centre_alone_there_is_nothing_to_ask_and_nothing_is_adapted() -> None:

@@ -1,5 +1,6 @@
-"""From an image of a head to its structures: geometry by a network that knows a phantom's grey levels, anatomy by the
-shipped one on real scans."""
+"""The anatomy pipeline: geometry by a network that knows a phantom's grey levels, anatomy by the shipped one on real
+scans.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines import anatomy, quality
 from pipelines.codes import encode_structure
 from pipelines.contract import Case, Finding, Grid, Measurement, Refused, Segmentation, Volume
-from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
+from tests.bundles import SPACING_MM, centred_grid, levels, phantom, phantom_grid, write_anatomy_bundle
 from tests.dciodvfy import find_errors
 from tests.findings import NOW
 from tests.peers import write_config
@@ -46,7 +47,7 @@ LARGE = ("cerebral white matter", "frontal cortex", "csf", "cerebellar cortex")
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node's data folder with the tiny bundle as its own."""
+    """Return a node's data folder that holds the tiny bundle."""
     data = tmp_path_factory.mktemp("data")
     write_anatomy_bundle(data / "models")
     return data
@@ -58,7 +59,7 @@ def model(bundles: Path) -> Model:
 
 
 def _lopsided() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """The phantom, its csf missing on the patient's right and at the back: no flip goes unseen."""
+    """Return the phantom without csf on the patient's right and at the back, so that no flip goes unseen."""
     image, structure = phantom()
     gone = structure == number("csf")
     gone[:, :, 24:] = False
@@ -67,9 +68,9 @@ def _lopsided() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     return image, structure
 
 
-def _taken(structure: NDArray[np.uint8], onto: Grid) -> NDArray[np.uint8]:
-    """The phantom's structure at the centres of the voxels of another grid."""
-    to_index = np.linalg.solve(upright().affine_mm, onto.affine_mm)
+def _resample_nearest(structure: NDArray[np.uint8], onto: Grid) -> NDArray[np.uint8]:
+    """Return the phantom's structure at the centres of the voxels of another grid."""
+    to_index = np.linalg.solve(phantom_grid().affine_mm, onto.affine_mm)
     k, j, i = np.indices(onto.shape).reshape(3, -1)
     at = (to_index @ np.stack([i, j, k, np.ones_like(i)]))[2::-1]
     found = ndimage.map_coordinates(structure, at, order=0, mode="constant")
@@ -82,7 +83,7 @@ def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 def test_on_the_networks_own_lattice_every_voxel_is_right(model: Model) -> None:
     image, structure = _lopsided()
-    found = anatomy.segment_head(Volume(image, upright()), model)
+    found = anatomy.segment_head(Volume(image, phantom_grid()), model)
     assert np.array_equal(found.image_labels, structure)
     assert found.volume_ml(number("csf")) == pytest.approx((structure == number("csf")).sum() * ML)
     assert found.mask("csf").sum() == (structure == number("csf")).sum()
@@ -96,9 +97,9 @@ def test_on_the_networks_own_lattice_every_voxel_is_right(model: Model) -> None:
 def test_structures_are_found_where_they_are_in_any_orientation(
     orientation: str, spacing_mm: tuple[float, float, float], model: Model
 ) -> None:
-    grid = about_the_centre(orientation, spacing_mm)
+    grid = centred_grid(orientation, spacing_mm)
     structure = _lopsided()[1]
-    truth = _taken(structure, grid)
+    truth = _resample_nearest(structure, grid)
     found = anatomy.segment_head(Volume(levels(truth), grid), model)
     assert _dice(found.image_labels > 0, truth > 0) > 0.9
     for name in LARGE:
@@ -110,20 +111,22 @@ def test_structures_are_found_where_they_are_in_any_orientation(
 def test_what_hangs_apart_from_the_brain_is_dropped(model: Model) -> None:
     image, structure = phantom()
     image[:3, :3, :3] = 1.0
-    found = anatomy.segment_head(Volume(image, upright()), model)
+    found = anatomy.segment_head(Volume(image, phantom_grid()), model)
     assert np.array_equal(found.image_labels, structure)
 
 
 def _run(model: Model, **options: Any) -> tuple[Segmentation, dict[str, Measurement]]:
     image, _ = phantom()
-    case = Case({"head": Volume(image, upright(), slice_thickness_mm=1.5)}, {"modality": "MR", "body_part": "BRAIN"})
+    case = Case(
+        {"head": Volume(image, phantom_grid(), slice_thickness_mm=1.5)}, {"modality": "MR", "body_part": "BRAIN"}
+    )
     findings = anatomy.run(case, model, anatomy.Options(**options), 0, lambda fraction, step: None)
     (segmentation,) = [found for found in findings if isinstance(found, Segmentation)]
     return segmentation, _by_name(findings)
 
 
 def _by_name(findings: list[Finding]) -> dict[str, Measurement]:
-    """ "volume of hippocampus" where the group is Hippocampus."""
+    """Return measurements by name, "volume of hippocampus" where the group is Hippocampus."""
     found = [each for each in findings if isinstance(each, Measurement)]
     return {f"{m.name} of {m.group.lower()}" if m.group else m.name: m for m in found}
 
@@ -200,18 +203,18 @@ def test_what_is_no_image_of_a_head_is_refused(
         anatomy.run(case, model, anatomy.Options(), 0, lambda fraction, step: None)
 
 
-def _processed(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
+def _run_task(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "anatomy", "", options, {"match": paths}, 1, NOW)
     return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
-def _as_stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
+def _to_stored_values(image: NDArray[np.float32]) -> NDArray[np.uint16]:
     return np.round(image * 2300).astype(np.uint16)
 
 
-def _careless(_: int, ds: Dataset) -> None:
-    """As scanners and converters write: a spacing that is another's, an age of two digits."""
+def _edit_carelessly(_: int, ds: Dataset) -> None:
+    """Edit a data set as careless scanners and converters do: a wrong spacing, an age of two digits."""
     ds.SpacingBetweenSlices = "1"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -219,7 +222,7 @@ def _careless(_: int, ds: Dataset) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, Grid, NDArray[np.uint16]], list[Path]]] = {
-    "single frames": lambda folder, grid, data: write_slices(folder, grid, data, edit=_careless),
+    "single frames": lambda folder, grid, data: write_slices(folder, grid, data, edit=_edit_carelessly),
     "enhanced, frames in disorder": lambda folder, grid, data: [
         write_enhanced(folder / "e.dcm", grid, data, [*range(1, grid.shape[0], 2), *range(0, grid.shape[0], 2)])
     ],
@@ -229,20 +232,20 @@ WRITERS: dict[str, Callable[[Path, Grid, NDArray[np.uint16]], list[Path]]] = {
 @pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique, left-handed"])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_the_segmentation_opens_on_its_source(writer: str, orientation: str, bundles: Path, tmp_path: Path) -> None:
-    grid = about_the_centre(orientation, (5.0, 2.5, 2.5))
+    grid = centred_grid(orientation, (5.0, 2.5, 2.5))
     _, structure = _lopsided()
-    truth = _taken(structure, grid)
-    paths = WRITERS[writer](tmp_path / "in", grid, _as_stored(levels(truth)))
-    produced = _processed(paths, bundles)
+    truth = _resample_nearest(structure, grid)
+    paths = WRITERS[writer](tmp_path / "in", grid, _to_stored_values(levels(truth)))
+    produced = _run_task(paths, bundles)
     ds, _ = produced.objects
     marking.check_marks(ds)
     path = tmp_path / "seg.dcm"
     assert find_errors(ds, path) == []
-    _on_its_source(path, volumes.read(paths).volume.grid, truth, grid)
-    _refers_to(dcmread(path), [dcmread(each) for each in paths])
+    _check_on_source(path, volumes.read(paths).volume.grid, truth, grid)
+    _check_references(dcmread(path), [dcmread(each) for each in paths])
 
 
-def _on_its_source(path: Path, source: Grid, truth: NDArray[np.uint8], grid: Grid) -> None:
+def _check_on_source(path: Path, source: Grid, truth: NDArray[np.uint8], grid: Grid) -> None:
     segmentation = hd.seg.segread(str(path))
     volume = segmentation.get_volume(combine_segments=True, rescale_fractional=False, allow_missing_positions=True)
     labels = np.zeros(source.shape, np.uint8)
@@ -259,7 +262,7 @@ def _on_its_source(path: Path, source: Grid, truth: NDArray[np.uint8], grid: Gri
         assert _dice(labels == number(name), truth == number(name)) > 0.65, name
 
 
-def _refers_to(ds: Dataset, sources: list[Dataset]) -> None:
+def _check_references(ds: Dataset, sources: list[Dataset]) -> None:
     uids = {source.SOPInstanceUID for source in sources}
     assert ds.SOPClassUID == SegmentationStorage
     assert {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence} == uids
@@ -267,12 +270,12 @@ def _refers_to(ds: Dataset, sources: list[Dataset]) -> None:
     assert ds.ReferencedSeriesSequence[0].SeriesInstanceUID == sources[0].SeriesInstanceUID
     assert ds.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
     assert str(ds.PatientName) == "Müller^Jörg"
-    shown = {
+    frame_sources = {
         (item.ReferencedSOPInstanceUID, item.get("ReferencedFrameNumber"))
         for frame in ds.PerFrameFunctionalGroupsSequence
         for item in frame.DerivationImageSequence[0].SourceImageSequence
     }
-    assert {uid for uid, _ in shown} <= uids
+    assert {uid for uid, _ in frame_sources} <= uids
     for frame in ds.PerFrameFunctionalGroupsSequence[:: max(len(ds.PerFrameFunctionalGroupsSequence) // 20, 1)]:
         item = frame.DerivationImageSequence[0].SourceImageSequence[0]
         (source,) = [each for each in sources if each.SOPInstanceUID == item.ReferencedSOPInstanceUID]
@@ -290,8 +293,8 @@ def _refers_to(ds: Dataset, sources: list[Dataset]) -> None:
 
 
 def test_a_retry_makes_the_same_object_and_the_report_tells_the_volumes(bundles: Path, tmp_path: Path) -> None:
-    paths = write_slices(tmp_path, upright(), _as_stored(phantom()[0]))
-    first, again = (_processed(paths, bundles, structures=["hippocampus"]) for _ in range(2))
+    paths = write_slices(tmp_path, phantom_grid(), _to_stored_values(phantom()[0]))
+    first, again = (_run_task(paths, bundles, structures=["hippocampus"]) for _ in range(2))
     assert first.objects == again.objects
     assert {(m["name"], m["group"]) for m in first.report["measurements"]} >= {
         ("brain volume", ""),
@@ -303,14 +306,14 @@ def test_a_retry_makes_the_same_object_and_the_report_tells_the_volumes(bundles:
 
 def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> None:
     image, structure = phantom()
-    paths = write_slices(tmp_path / "in", upright(), _as_stored(image))
+    paths = write_slices(tmp_path / "in", phantom_grid(), _to_stored_values(image))
     config = Config.model_validate(
         {"node": {"data_dir": str(bundles)}, "results": ResultsConfig(segmentation_kind="labelmap").model_dump()}
     )
     task = processing.Task("key", "anatomy", "", {}, {"match": paths}, 1, NOW)
     ds, _ = processing.run_task(task, config, progress=lambda fraction, step: None).objects
     ds.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
-    _on_its_source(tmp_path / "seg.dcm", volumes.read(paths).volume.grid, structure, upright())
+    _check_on_source(tmp_path / "seg.dcm", volumes.read(paths).volume.grid, structure, phantom_grid())
 
 
 @pytest.fixture(scope="module")
@@ -321,8 +324,8 @@ def shipped() -> Model:
         pytest.skip(f"no trained anatomy model: {error}")
 
 
-def _plausible(found: anatomy.Anatomy) -> None:
-    """Volumes of a living adult, generously."""
+def _check_plausible(found: anatomy.Anatomy) -> None:
+    """Check for the volumes of a living adult, within generous limits."""
     measured = {name: m.value for name, m in _by_name(anatomy.measure_structures(found, anatomy.Options())).items()}
     assert 900 < measured["brain volume"] < 1800
     assert measured["brain volume"] < measured["intracranial volume"] < 2200
@@ -338,7 +341,7 @@ def test_a_real_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path, tmp_p
     series = volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
     anatomy.check_head(series.volume, series.facts)
     found = anatomy.segment_head(series.volume, shipped)
-    _plausible(found)
+    _check_plausible(found)
     own_ml = found.mask().sum() * np.prod(series.volume.grid.spacing_mm) / 1000
     assert own_ml == pytest.approx(found.volume_ml(*(s.number for s in STRUCTURES if s.name != "csf")), rel=0.02)
 
@@ -352,7 +355,7 @@ def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: Model, kit:
     affine[:3, 2] *= 7
     thick = Volume(data.astype(np.float32), Grid(data.shape, affine))
     one, other = (anatomy.segment_head(volume, shipped) for volume in (thin, thick))
-    _plausible(other)
+    _check_plausible(other)
     middle = one.image_labels[3 : count * 7 : 7]
     brain = [s.number for s in STRUCTURES if s.name != "csf"]
     assert _dice(np.isin(middle, brain), np.isin(other.image_labels, brain)) > 0.9
@@ -361,7 +364,7 @@ def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: Model, kit:
 def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path) -> None:
     series = volumes.read([kit / "dicom" / "siemens-xa30-enhanced" / "t1w_mprage_defaced.dcm"])
     anatomy.check_head(series.volume, series.facts)
-    _plausible(anatomy.segment_head(series.volume, shipped))
+    _check_plausible(anatomy.segment_head(series.volume, shipped))
 
 
 def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
@@ -374,8 +377,8 @@ def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:
 
 def test_the_same_network_for_a_scaled_image(model: Model) -> None:
     image, _ = phantom()
-    one = anatomy.segment_head(Volume(image, upright()), model)
-    other = anatomy.segment_head(replace(Volume(image, upright()), data=image * 40 + 1000), model)
+    one = anatomy.segment_head(Volume(image, phantom_grid()), model)
+    other = anatomy.segment_head(replace(Volume(image, phantom_grid()), data=image * 40 + 1000), model)
     assert np.array_equal(one.image_labels, other.image_labels)
 
 
@@ -384,12 +387,12 @@ def test_run_takes_every_series_of_a_folder_and_leaves_what_is_no_image(
 ) -> None:
     config = write_config(tmp_path / "node", node={"data_dir": str(bundles)})
     for key in ("one", "other"):
-        write_slices(tmp_path / "in" / key, upright(), _as_stored(phantom()[0]), key=key)
+        write_slices(tmp_path / "in" / key, phantom_grid(), _to_stored_values(phantom()[0]), key=key)
     state = write_slices(tmp_path / "in" / "state", Grid((1, 56, 48), np.eye(4)), np.zeros((1, 56, 48), np.uint16))[0]
     no_image = dcmread(state)
     del no_image.PixelData, no_image.Rows
     no_image.save_as(state)
-    words = [
+    arguments = [
         "run",
         "anatomy",
         str(tmp_path / "in"),
@@ -398,7 +401,7 @@ def test_run_takes_every_series_of_a_folder_and_leaves_what_is_no_image(
         'structures=["insula"]',
         "--json",
     ]
-    assert main(["--config", str(config), *words]) == 0
+    assert main(["--config", str(config), *arguments]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["kind"] for row in rows] == ["segmentation", "report"] * 2
     studies = {dcmread(row["file"]).StudyInstanceUID for row in rows}

@@ -1,4 +1,4 @@
-"""The anatomy recipe: shares of structures on a coarser grid, balanced at first; then the refinement."""
+"""The anatomy recipe: shares of structures on a coarser grid, balanced at first, then the refinement."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
 SMOKE = CONFIGURATIONS["smoke"]
 
 
-class _Known(nn.Module):
-    """A network whose answer is given."""
+class _Constant(nn.Module):
+    """Network with a constant answer."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _Known(nn.Module):
         return self.logits
 
 
-def _drawn(structure: Tensor, stage: float) -> dict[str, Tensor]:
+def _make_batch(structure: Tensor, stage: float) -> dict[str, Tensor]:
     return {"image": torch.zeros(1), "structure": structure, "stage": torch.tensor(stage)}
 
 
@@ -63,13 +63,13 @@ def test_the_loss_is_least_where_the_answer_is_the_share_of_each_structure() -> 
         k, j, i = (slice(2 * n, 2 * n + 2) for n in block)
         for value in structure[0, k, j, i].flatten().tolist():
             shares[(0, value, *block)] += 1 / 8
-    network = _Known(shares.log())
-    loss = anatomy.compute_loss(network, _drawn(structure, 0.9), SMOKE)
+    network = _Constant(shares.log())
+    loss = anatomy.compute_loss(network, _make_batch(structure, 0.9), SMOKE)
     (gradient,) = torch.autograd.grad(loss, network.logits)
     assert float(gradient.abs().max()) < 1e-4
     for _ in range(5):
-        other = _Known(shares.log() + torch.randn(shares.shape))
-        assert float(anatomy.compute_loss(other, _drawn(structure, 0.9), SMOKE).detach()) > float(loss.detach())
+        other = _Constant(shares.log() + torch.randn(shares.shape))
+        assert float(anatomy.compute_loss(other, _make_batch(structure, 0.9), SMOKE).detach()) > float(loss.detach())
 
 
 def test_a_small_structure_weighs_most_at_the_beginning() -> None:
@@ -79,25 +79,25 @@ def test_a_small_structure_weighs_most_at_the_beginning() -> None:
     missed = right.clone()
     missed[:, 7] = 0
 
-    def price(stage: float) -> float:
+    def compute_loss(stage: float) -> float:
         c = replace(SMOKE, dice_weight=0.0)
-        return float(anatomy.compute_loss(_Known(missed), _drawn(structure, stage), c).detach())
+        return float(anatomy.compute_loss(_Constant(missed), _make_batch(structure, stage), c).detach())
 
-    assert price(0.0) > 1.3 * price(anatomy.BALANCED_SHARE) > 0
-    assert price(anatomy.BALANCED_SHARE) == price(0.9)
+    assert compute_loss(0.0) > 1.3 * compute_loss(anatomy.BALANCED_SHARE) > 0
+    assert compute_loss(anatomy.BALANCED_SHARE) == compute_loss(0.9)
 
 
 def test_the_evaluation_labels_at_1_mm_what_the_model_finds_on_its_own_lattice(tmp_path: Path) -> None:
     write_anatomy_bundle(tmp_path)
     model = registry.load("anatomy", root=tmp_path)
     image, structure = (torch.from_numpy(x) for x in phantom())
-    fine, truth = (_repeated(x, round(SPACING_MM)) for x in (image, structure))
+    fine, truth = (_repeat_voxels(x, round(SPACING_MM)) for x in (image, structure))
     found = label(model, fine)
     assert found.shape == truth.shape
     assert float((found == truth).float()[truth > 0].mean()) > 0.75
 
 
-def _repeated(x: Tensor, times: int) -> Tensor:
+def _repeat_voxels(x: Tensor, times: int) -> Tensor:
     for axis in range(3):
         x = x.repeat_interleave(times, dim=axis)
     return x
@@ -126,18 +126,18 @@ def test_the_first_network_is_trained_as_one_network_alone() -> None:
     network = anatomy.make_network(SMOKE)
     assert isinstance(network, RefinementCascade)
     assert all(torch.equal(p, q) for p, q in zip(alone.parameters(), network.first.parameters(), strict=True))
-    drawn = anatomy.draw_batch(SMOKE, make_simulated_sources(phantom=True).train, seeded(0, 0))
-    assert torch.equal(anatomy.compute_loss(alone, drawn, SMOKE), anatomy.compute_loss(network, drawn, SMOKE))
+    batch = anatomy.draw_batch(SMOKE, make_simulated_sources(phantom=True).train, seeded(0, 0))
+    assert torch.equal(anatomy.compute_loss(alone, batch, SMOKE), anatomy.compute_loss(network, batch, SMOKE))
 
 
-def _untrained() -> RefinementCascade:
-    """Its second network corrects nothing yet."""
+def _make_untrained_cascade() -> RefinementCascade:
+    """Return a cascade whose second network corrects nothing yet."""
     return RefinementCascade(COUNT + 1, (8, 8), 1, 4, 2, (8, 8))
 
 
 def test_an_untrained_refinement_returns_its_input() -> None:
     posterior = torch.rand(1, COUNT + 1, 16, 16, 16, generator=seeded(1)).softmax(dim=1)
-    found = _untrained().refine(posterior, functional.avg_pool3d(posterior, 2)).softmax(dim=1)
+    found = _make_untrained_cascade().refine(posterior, functional.avg_pool3d(posterior, 2)).softmax(dim=1)
     expected = posterior + LEAST_PROBABILITY
     assert torch.allclose(found, expected / expected.sum(dim=1, keepdim=True), atol=1e-5)
 
@@ -153,7 +153,7 @@ def test_the_second_loss_is_least_at_the_truth() -> None:
 
 
 def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
-    """The first is off by a voxel; untrained, the second passes on what the mixture makes of it, on half the voxels."""
+    """The first network is off by a voxel; the untrained second passes on the mixture's posterior, on half the grid."""
     head = heads.phantom((64, 64, 64), 3.0)
     level = torch.full((COUNT + 1,), 0.05)
     for g, names in enumerate(GROUPS):
@@ -161,7 +161,7 @@ def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
     image = (level[head.structure.long()] + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0, 1)
     first = anatomy._structure_shares(head.structure[None].long(), 2)[0].roll((1, 1), dims=(2, 3))
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
-    model = Model("anatomy", "1", "", {}, _untrained(), settings, "cpu")
+    model = Model("anatomy", "1", "", {}, _make_untrained_cascade(), settings, "cpu")
     found = refine(first, image, model)
     assert torch.allclose(found.sum(dim=0), torch.ones(64, 64, 64), atol=1e-4)
     before = functional.interpolate(first[None], scale_factor=2, mode="trilinear")[0].argmax(0)
@@ -174,7 +174,7 @@ def test_nothing_is_refined_far_from_the_brain() -> None:
     image = (0.2 + 0.03 * head.structure.float() + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0.25, 0.8)
     first = anatomy._structure_shares(head.structure[None].long(), 2)[0]
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
-    model = Model("anatomy", "1", "", {}, _untrained(), settings, "cpu")
+    model = Model("anatomy", "1", "", {}, _make_untrained_cascade(), settings, "cpu")
     found = refine(first, image, model)
     air = functional.one_hot(torch.zeros(32, 32, 16, dtype=torch.int64), COUNT + 1).movedim(-1, 0).float()
     wider = refine(torch.cat([first, air], 3), functional.pad(image, (0, 32), value=0.25), model)

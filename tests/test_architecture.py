@@ -1,4 +1,4 @@
-"""The layers hold: which folder and package imports which, and what ``serve`` must never load."""
+"""Imports follow the layers: which folder and package imports which, and the packages that ``serve`` never loads."""
 
 from __future__ import annotations
 
@@ -39,18 +39,20 @@ def _top_names(path: Path) -> set[str]:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_imports_only_itself_and_those_below(folder: str) -> None:
     assert files(folder), f"{folder}/ holds no Python file"
-    wrong = {str(f.relative_to(ROOT)): sorted((_top_names(f) & set(FOLDERS)) - ALLOWED[folder]) for f in files(folder)}
-    assert {f: names for f, names in wrong.items() if names} == {}
+    violations = {
+        str(f.relative_to(ROOT)): sorted((_top_names(f) & set(FOLDERS)) - ALLOWED[folder]) for f in files(folder)
+    }
+    assert {f: names for f, names in violations.items() if names} == {}
 
 
 @pytest.mark.parametrize("folder", ["pipelines", "model_zoo", "db"])
 def test_only_the_node_knows_dicom(folder: str) -> None:
-    wrong = {str(f.relative_to(ROOT)): sorted(_top_names(f) & NO_DICOM) for f in files(folder)}
-    assert {f: names for f, names in wrong.items() if names} == {}
+    violations = {str(f.relative_to(ROOT)): sorted(_top_names(f) & NO_DICOM) for f in files(folder)}
+    assert {f: names for f, names in violations.items() if names} == {}
 
 
 def test_no_package_imports_one_that_imports_it() -> None:
-    """In all four folders, through any number of others."""
+    """The check covers all four folders and cycles of any length."""
     try:
         order = list(TopologicalSorter(package_imports()).static_order())
     except CycleError as error:
@@ -60,12 +62,12 @@ def test_no_package_imports_one_that_imports_it() -> None:
 
 def test_inference_imports_no_simulator() -> None:
     makers = (*SIMULATION, "dicomnode.cli", "dicomnode.demo")
-    wrong = {
+    violations = {
         name: sorted(each for each in imported_modules(path) if each.startswith(SIMULATION))
         for name, path in modules().items()
         if not name.startswith(makers)
     }
-    assert {name: imports for name, imports in wrong.items() if imports} == {}
+    assert {name: imports for name, imports in violations.items() if imports} == {}
 
 
 def test_the_document_states_the_floors_as_they_are() -> None:
@@ -88,14 +90,14 @@ def test_the_receiver_starts_without_torch(module: str) -> None:
 
 
 def test_functions_and_files_stay_small() -> None:
-    long: list[str] = []
+    too_long: list[str] = []
     for path in modules().values():
         source = path.read_text()
         if source.count("\n") > 400:
-            long.append(f"{path.relative_to(ROOT)}: {source.count(chr(10))} lines")
+            too_long.append(f"{path.relative_to(ROOT)}: {source.count(chr(10))} lines")
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 size = (node.end_lineno or 0) - node.body[0].lineno + 1
                 if size > 60:
-                    long.append(f"{path.relative_to(ROOT)}:{node.name}: {size} lines")
-    assert long == []
+                    too_long.append(f"{path.relative_to(ROOT)}:{node.name}: {size} lines")
+    assert too_long == []

@@ -34,7 +34,7 @@ BEFORE, MEANWHILE = 10, 30
 
 @pytest.fixture
 def empty_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
-    """Another database of the same kind, or "" for SQLite in its own folder."""
+    """Yield another database of the same kind, or "" for SQLite in its own folder."""
     if database_url.startswith("sqlite"):
         yield ""
         return
@@ -43,20 +43,20 @@ def empty_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str
         yield url
 
 
-def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """One of deploy/'s, with this environment's dicomnode."""
+def run_script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of deploy/ with this environment's dicomnode."""
     command = f"{sys.executable} -m dicomnode"
     wrapper = Path(arguments[0]).parent / "dicomnode.sh"
     wrapper.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     wrapper.chmod(0o755)
     environment = os.environ | {"DICOMNODE": str(wrapper), "PYTHONPATH": str(ROOT)}
-    words = [str(ROOT / "deploy" / name), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    command_line = [str(ROOT / "deploy" / name), *map(str, arguments)]
+    return subprocess.run(command_line, capture_output=True, text=True, env=environment, check=False)
 
 
 @contextmanager
 def sending(running: Node, paths: list[Path]) -> Iterator[list[str]]:
-    """Instances keep coming while inside; the UIDs of those that were acknowledged."""
+    """Send instances while the block runs; yield the UIDs of the acknowledged ones."""
     done: list[str] = []
 
     def send() -> None:
@@ -84,12 +84,12 @@ def test_a_backup_of_a_running_node_is_restored_whole(tmp_path: Path, database_u
         sent = peers.store(running.peer, sorted(tmp_path.glob("a*.dcm")), calling_aet="TEST")
         assert {result.status for result in sent} == {0}
         with sending(running, sorted(tmp_path.glob("b*.dcm"))):
-            done = script("backup.sh", path, tmp_path / "backups")
+            done = run_script("backup.sh", path, tmp_path / "backups")
             assert done.returncode == 0, done.stderr
         assert running.stop() == 0
-    (made,) = (tmp_path / "backups").iterdir()
+    (backup_folder,) = (tmp_path / "backups").iterdir()
     target = write_config(tmp_path / "again", database={"url": empty_url} if empty_url else {})
-    done = script("restore.sh", target, made)
+    done = run_script("restore.sh", target, backup_folder)
     assert done.returncode == 0, done.stderr
     assert "0 wrong" in done.stderr
     assert "holds" in done.stdout
@@ -97,7 +97,7 @@ def test_a_backup_of_a_running_node_is_restored_whole(tmp_path: Path, database_u
     with engines.readers(engine)() as session:
         assert set(first) <= set(session.scalars(select(Instance.sop_instance_uid)))
     engine.dispose()
-    with Node(target, "serve", "--workers", "0") as running:  # and it takes the rest, and what it has, again
+    with Node(target, "serve", "--workers", "0") as running:  # the node takes the rest, and the known instances again
         sent = peers.store(running.peer, sorted(tmp_path.glob("[ab]*.dcm")), calling_aet="TEST")
         assert {result.status for result in sent} == {0}
         with running.sessions() as session:
@@ -106,13 +106,13 @@ def test_a_backup_of_a_running_node_is_restored_whole(tmp_path: Path, database_u
 
 
 @pytest.fixture
-def filled(tmp_path: Path) -> config.Config:
-    """A node with three files, on SQLite."""
+def filled_node(tmp_path: Path) -> config.Config:
+    """Return the configuration of a node with three files, on SQLite."""
     loaded = config.load(write_config(tmp_path / "node"))
     databases.prepare(loaded)
     spool.prepare(loaded.spool_dir)
-    for word in (b"one", b"two", b"three"):
-        spool.write(loaded.spool_dir, word)
+    for content in (b"one", b"two", b"three"):
+        spool.write(loaded.spool_dir, content)
     return loaded
 
 
@@ -121,62 +121,62 @@ def clock() -> datetime:
 
 
 def test_what_goes_and_comes_while_the_database_is_dumped_is_in_the_backup(
-    filled: config.Config, tmp_path: Path
+    filled_node: config.Config, tmp_path: Path
 ) -> None:
-    goes, comes = spool.path(filled.spool_dir, spool.write(filled.spool_dir, b"one")), []
+    removed, added = spool.path(filled_node.spool_dir, spool.write(filled_node.spool_dir, b"one")), []
 
     def dump(url: URL, to: Path) -> None:
         backup._dump(url, to)
-        goes.unlink()
-        comes.append(spool.write(filled.spool_dir, b"four").relative_path)
+        removed.unlink()
+        added.append(spool.write(filled_node.spool_dir, b"four").relative_path)
 
-    facts = backup.create(filled, tmp_path / "b", now=clock, dump=dump)
+    facts = backup.create(filled_node, tmp_path / "b", now=clock, dump=dump)
     assert facts["files"] == 4
-    assert (tmp_path / "b" / "spool" / goes.parent.name / goes.name).read_bytes() == b"one"
-    assert (tmp_path / "b" / "spool" / comes[0]).read_bytes() == b"four"
+    assert (tmp_path / "b" / "spool" / removed.parent.name / removed.name).read_bytes() == b"one"
+    assert (tmp_path / "b" / "spool" / added[0]).read_bytes() == b"four"
 
 
-def test_a_backup_that_broke_off_is_none(filled: config.Config, tmp_path: Path) -> None:
-    def dies(url: URL, to: Path) -> None:
+def test_a_backup_that_broke_off_is_none(filled_node: config.Config, tmp_path: Path) -> None:
+    def fail(url: URL, to: Path) -> None:
         raise SystemExit("killed")
 
     with pytest.raises(SystemExit):
-        backup.create(filled, tmp_path / "b", now=clock, dump=dies)
+        backup.create(filled_node, tmp_path / "b", now=clock, dump=fail)
     assert not (tmp_path / "b").exists()
-    backup.create(filled, tmp_path / "b", now=clock)
+    backup.create(filled_node, tmp_path / "b", now=clock)
     with pytest.raises(NotAllowed, match="exists already"):
-        backup.create(filled, tmp_path / "b", now=clock)
+        backup.create(filled_node, tmp_path / "b", now=clock)
 
 
 @pytest.mark.parametrize("damage", ["a file", "the dump", "the facts"])
-def test_a_backup_that_is_not_whole_is_refused(filled: config.Config, tmp_path: Path, damage: str) -> None:
-    made = tmp_path / "b"
-    backup.create(filled, made, now=clock)
+def test_a_backup_that_is_not_whole_is_refused(filled_node: config.Config, tmp_path: Path, damage: str) -> None:
+    backup_folder = tmp_path / "b"
+    backup.create(filled_node, backup_folder, now=clock)
     if damage == "a file":
-        next((made / "spool").rglob("*.dcm")).unlink()
+        next((backup_folder / "spool").rglob("*.dcm")).unlink()
     elif damage == "the dump":
-        (made / "node.sqlite").write_bytes(b"x")
+        (backup_folder / "node.sqlite").write_bytes(b"x")
     else:
-        (made / "backup.json").unlink()
+        (backup_folder / "backup.json").unlink()
     target = config.load(write_config(tmp_path / "again"))
     with pytest.raises(StorageDamaged):
-        backup.restore(target, made)
+        backup.restore(target, backup_folder)
     assert not target.data_dir.exists()
 
 
-def test_nothing_is_restored_over_something(filled: config.Config, tmp_path: Path) -> None:
-    backup.create(filled, tmp_path / "b", now=clock)
+def test_nothing_is_restored_over_something(filled_node: config.Config, tmp_path: Path) -> None:
+    backup.create(filled_node, tmp_path / "b", now=clock)
     with pytest.raises(NotAllowed, match="is not empty"):
-        backup.restore(filled, tmp_path / "b")
+        backup.restore(filled_node, tmp_path / "b")
 
 
-def test_only_the_newest_backups_are_kept(filled: config.Config, tmp_path: Path) -> None:
+def test_only_the_newest_backups_are_kept(filled_node: config.Config, tmp_path: Path) -> None:
     folder = tmp_path / "backups"
     for old in ("20260101T000000Z", "20260102T000000Z", "20260103T000000Z"):
         (folder / old).mkdir(parents=True)
     (folder / "not-ours").mkdir()
     done = subprocess.run(
-        ["sh", str(ROOT / "deploy" / "backup.sh"), str(filled.path), str(folder)],
+        ["sh", str(ROOT / "deploy" / "backup.sh"), str(filled_node.path), str(folder)],
         capture_output=True, text=True, check=False,
         env=os.environ | {"KEEP": "2", "DICOMNODE": "echo"},
     )  # fmt: skip
@@ -184,7 +184,7 @@ def test_only_the_newest_backups_are_kept(filled: config.Config, tmp_path: Path)
     assert sorted(path.name for path in folder.iterdir()) == ["20260102T000000Z", "20260103T000000Z", "not-ours"]
 
 
-def test_the_facts_of_a_backup_say_what_it_is(filled: config.Config, tmp_path: Path) -> None:
-    backup.create(filled, tmp_path / "b", now=clock)
+def test_the_facts_of_a_backup_say_what_it_is(filled_node: config.Config, tmp_path: Path) -> None:
+    backup.create(filled_node, tmp_path / "b", now=clock)
     facts = json.loads((tmp_path / "b" / "backup.json").read_text())
     assert (facts["files"], facts["bytes"], facts["database"]) == (3, 11, "sqlite")

@@ -1,4 +1,4 @@
-"""A bundle reaches no other host: a listening socket on this machine gets no connection, whatever asks for one."""
+"""A bundle reaches no other host: a listening socket on this machine gets no connection, whatever opens one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytest.importorskip("monai")
 
 
 class Host:
-    """A socket that listens, and whether anything was ever connected to it."""
+    """Listening socket that knows whether anything connected to it."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -40,7 +40,7 @@ class Host:
         return f"http://127.0.0.1:{self.address[1]}/weights.pth"
 
     def was_reached(self) -> bool:
-        """A connection that was made waits in the queue of the socket."""
+        """Return whether a connection waits in the queue of the socket."""
         with suppress(BlockingIOError):
             self._socket.accept()[0].close()
             return True
@@ -52,9 +52,9 @@ class Host:
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    found = Host()
-    yield found
-    found.close()
+    listener = Host()
+    yield listener
+    listener.close()
 
 
 def _by_socket(host: Host) -> None:
@@ -147,30 +147,32 @@ def _networks_that_load() -> dict[str, type]:
     found = {}
     for name, kind in vars(nets).items():
         if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
-            words = [word for word in inspect.signature(kind).parameters if _loads(word)]
-            if words:
+            loading = [argument for argument in inspect.signature(kind).parameters if _names_weights(argument)]
+            if loading:
                 found[name] = kind
     return found
 
 
-def _loads(word: str) -> bool:
-    """Whether the name of an argument speaks of weights from elsewhere; ``use_checkpoint`` is about memory."""
-    if word in ("pretrained_state_dict_key", "use_checkpoint", "use_checkpointing", "gradient_checkpointing"):
+def _names_weights(argument: str) -> bool:
+    """Return whether an argument's name means weights from elsewhere; ``use_checkpoint`` is about memory."""
+    if argument in ("pretrained_state_dict_key", "use_checkpoint", "use_checkpointing", "gradient_checkpointing"):
         return False
-    return any(part in word for part in ("pretrain", "url", "checkpoint", "weights", "repo", "download", "hub"))
+    return any(
+        fragment in argument for fragment in ("pretrain", "url", "checkpoint", "weights", "repo", "download", "hub")
+    )
 
 
 def test_every_network_of_monai_is_built_without_the_weights_of_others() -> None:
     found = _networks_that_load()
     assert {"EfficientNetBN", "HoVerNet", "MILModel", "TorchVisionFCModel", "DenseNet121", "AHNet"} <= set(found)
     for name, kind in found.items():
-        asked = {word: "asked" for word in inspect.signature(kind).parameters if _loads(word)}
+        requested = {argument: "asked" for argument in inspect.signature(kind).parameters if _names_weights(argument)}
         if name == "Transchex":
             with pytest.raises(BundleError, match="always downloads"):
-                monai_rules.disable_downloads("b@1", kind, asked)
+                monai_rules.disable_downloads("b@1", kind, requested)
             continue
-        made = monai_rules.disable_downloads("b@1", kind, asked)
-        assert all(made[word] in (False, None) for word in asked), (name, made)
+        arguments = monai_rules.disable_downloads("b@1", kind, requested)
+        assert all(arguments[argument] in (False, None) for argument in requested), (name, arguments)
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -223,8 +225,8 @@ def test_an_address_in_the_configuration_is_refused_at_installation(tmp_path: Pa
         pass
 
 
-def _calling_out(folder: Path, host: Host, part: str) -> Path:
-    """A bundle whose site allows its code, which calls the host in one of its steps, or while it is built."""
+def _write_calling_bundle(folder: Path, host: Host, part: str) -> Path:
+    """Write a bundle whose code calls the host in one of its steps or while it is built, and which its site allows."""
     call = f"__import__('urllib.request').request.urlopen('{host.url}')"
     bundle = write_doubling_bundle(folder / "doubling")
     path = bundle / "configs" / "inference.json"
@@ -241,7 +243,7 @@ def test_code_that_the_site_allows_makes_no_connection_either(part: str, host: H
     from pipelines import bundle as pipeline
     from pipelines.contract import Case
 
-    source = _calling_out(tmp_path, host, part)
+    source = _write_calling_bundle(tmp_path, host, part)
     allowed = Policy(trusted_code={"doubling": monai_rules.configuration_digest(source)})
     with stage(source, tmp_path / "models", allowed) as found:
         assert found.trusted_code

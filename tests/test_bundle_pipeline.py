@@ -1,4 +1,4 @@
-"""Any bundle of MONAI's as a pipeline: what comes out is what MONAI makes of the same image, and lies where it lies."""
+"""Any MONAI bundle as a pipeline: its output equals MONAI's own output for the same image, in the same place."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Array = NDArray[np.float32]
 
 
 def image(seed: int = 0) -> Array:
-    """Noise about 0, and a bright body without any symmetry, of 200."""
+    """Return noise about 0 with a bright body of 200 that has no symmetry."""
     data = np.random.default_rng(seed).normal(0, 10, SHAPE).astype(np.float32)
     data[3:9, 5:20, 8:14] += 200
     data[9:12, 5:9, 8:20] += 200
@@ -65,14 +65,14 @@ def grid(orientation: str = "oblique") -> Grid:
     return make_grid(orientation, SHAPE, SPACING_MM, (-40, 25, 100))
 
 
-def installed(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
+def install(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
     with installing.stage(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu", trusted_code=staged.trusted_code)
         return staged.commit()
 
 
-def loaded(write: Callable[[Path], Path], folder: Path) -> Model:
-    return registry.load_from(installed(write(folder / "source" / "zoo"), folder / "models"))
+def install_and_load(write: Callable[[Path], Path], folder: Path) -> Model:
+    return registry.load_from(install(write(folder / "source" / "zoo"), folder / "models"))
 
 
 def run(model: Model, *images: Array, on: Grid | None = None, modality: str = "CT", **options: Any) -> list[Finding]:
@@ -86,8 +86,8 @@ def segmentations(found: list[Finding]) -> list[Segmentation]:
     return [each for each in found if isinstance(each, Segmentation)]
 
 
-def by_monai(source: Path, images: list[Array], on: Grid, folder: Path, model: Model) -> NDArray[np.float64]:
-    """What MONAI itself stores, (k, j, i): its reader, the whole configuration as it is, its writer."""
+def run_monai(source: Path, images: list[Array], on: Grid, folder: Path, model: Model) -> NDArray[np.float64]:
+    """Return the values (k, j, i) that MONAI itself stores, with its reader, its writer and the whole configuration."""
     from monai.bundle import ConfigParser
 
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ on.affine_mm
@@ -110,7 +110,7 @@ def by_monai(source: Path, images: list[Array], on: Grid, folder: Path, model: M
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_an_image_lies_in_monais_patient_where_itk_and_nifti_say(orientation: str, tmp_path: Path) -> None:
-    """DICOM by ITK to NIfTI, and that by MONAI's own reader: nothing of ours is in between."""
+    """ITK converts DICOM to NIfTI and MONAI's own reader reads it; no code of this project is in between."""
     from monai.transforms import LoadImage
 
     on = grid(orientation)
@@ -124,9 +124,9 @@ def test_an_image_lies_in_monais_patient_where_itk_and_nifti_say(orientation: st
     between = np.linalg.solve(np.asarray(expected.affine), np.asarray(ours.affine))
     places = np.array([[0, 0, 0, 1], [9, 6, 4, 1], [10, 7, 11, 1], [25, 29, 17, 1]])
     for i, j, k, _ in places:
-        there = between @ [i, j, k, 1]
-        assert np.abs(there - there.round()).max() < 1e-2, "ITK may turn the order of slices, not their place"
-        assert ours[i, j, k] == expected[tuple(there[:3].round().astype(int))]
+        index = between @ [i, j, k, 1]
+        assert np.abs(index - index.round()).max() < 1e-2, "ITK may turn the order of slices, not their place"
+        assert ours[i, j, k] == expected[tuple(index[:3].round().astype(int))]
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -147,7 +147,7 @@ def test_a_preprocessing_that_turns_to_ras_shows_the_network_a_patient_in_ras(or
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_what_is_bright_is_found_where_it_is_and_nothing_is_flipped(orientation: str, tmp_path: Path) -> None:
-    model = loaded(write_spleen_bundle, tmp_path)
+    model = install_and_load(write_spleen_bundle, tmp_path)
     data = image()
     (found,) = segmentations(run(model, data, on=grid(orientation)))
     bright = data > THRESHOLD_HU
@@ -165,7 +165,7 @@ def test_without_resampling_every_voxel_is_where_it_belongs(tmp_path: Path) -> N
     path.write_text(json.dumps(content))
     data = image()
     for orientation in ORIENTATIONS:
-        model = registry.load_from(installed(source, tmp_path / orientation))
+        model = registry.load_from(install(source, tmp_path / orientation))
         (found,) = segmentations(run(model, data, on=grid(orientation)))
         assert np.array_equal(found.labels, data > THRESHOLD_HU), orientation
 
@@ -175,29 +175,29 @@ def test_without_resampling_every_voxel_is_where_it_belongs(tmp_path: Path) -> N
 def test_labels_are_those_that_monai_itself_stores(
     write: Callable[[Path], Path], orientation: str, tmp_path: Path
 ) -> None:
-    model, on, data = loaded(write, tmp_path), grid(orientation), image()
+    model, on, data = install_and_load(write, tmp_path), grid(orientation), image()
     (found,) = segmentations(run(model, data, on=on))
-    expected = by_monai(tmp_path / "source" / "zoo", [data], on, tmp_path, model)
+    expected = run_monai(tmp_path / "source" / "zoo", [data], on, tmp_path, model)
     assert len(np.unique(expected)) > 1
-    assert (found.labels == expected).mean() > 0.9999  # a file keeps its place in single precision
+    assert (found.labels == expected).mean() > 0.9999  # a NIfTI file stores its affine in single precision
 
 
 def test_four_images_become_the_map_that_monai_itself_stores(tmp_path: Path) -> None:
-    model = loaded(lambda folder: write_brats_bundle(folder, to_one_map=True), tmp_path)
+    model = install_and_load(lambda folder: write_brats_bundle(folder, to_one_map=True), tmp_path)
     images = [image(seed) for seed in range(4)]
     on = make_grid("oblique", (16, 32, 24), SPACING_MM, (0, 0, 0))
     images = [np.ascontiguousarray(np.resize(each, on.shape)) for each in images]
     names = {"1": "necrosis", "2": "edema", "4": "enhancing tumor"}
     found = run(model, *images, on=on, modality="MR", labels=names)
     (mask,) = segmentations(found)
-    expected = by_monai(tmp_path / "source" / "zoo", images, on, tmp_path, model)
+    expected = run_monai(tmp_path / "source" / "zoo", images, on, tmp_path, model)
     assert [segment.label for segment in mask.segments] == ["Necrosis", "Edema", "Enhancing tumor"]
     assert np.array_equal(np.array([0, 1, 2, 4])[mask.labels], expected)
 
 
 def test_numbers_that_no_channel_stands_for_get_no_channels_name(tmp_path: Path) -> None:
-    model = loaded(lambda folder: write_brats_bundle(folder, to_one_map=True), tmp_path)
-    found = run(model, *(np.resize(image(n), (16, 32, 24)) for n in range(4)), on=_even(), modality="MR")
+    model = install_and_load(lambda folder: write_brats_bundle(folder, to_one_map=True), tmp_path)
+    found = run(model, *(np.resize(image(n), (16, 32, 24)) for n in range(4)), on=_make_even_grid(), modality="MR")
     (mask,) = segmentations(found)
     assert {segment.label for segment in mask.segments} <= {"Label 1", "Label 2", "Label 4"}
     assert all(segment.type == bundle_codes.UNCODED for segment in mask.segments)
@@ -205,18 +205,18 @@ def test_numbers_that_no_channel_stands_for_get_no_channels_name(tmp_path: Path)
 
 
 def test_structures_that_overlap_are_segmentations_of_their_own(tmp_path: Path) -> None:
-    model = loaded(lambda folder: write_brats_bundle(folder, to_one_map=False), tmp_path)
-    found = run(model, *(np.resize(image(n), (16, 32, 24)) for n in range(4)), on=_even(), modality="MR")
+    model = install_and_load(lambda folder: write_brats_bundle(folder, to_one_map=False), tmp_path)
+    found = run(model, *(np.resize(image(n), (16, 32, 24)) for n in range(4)), on=_make_even_grid(), modality="MR")
     masks = segmentations(found)
     assert [each.segments[0].label for each in masks] == ["Tumor core", "Whole tumor", "Enhancing tumor"]
     assert (np.sum([each.labels for each in masks], axis=0) > 1).any()
-    voxel_ml = float(np.prod(_even().spacing_mm)) / 1000
+    voxel_ml = float(np.prod(_make_even_grid().spacing_mm)) / 1000
     volumes = {each.group: each.value for each in found if isinstance(each, Measurement) and each.name == "volume"}
     assert volumes["Whole tumor"] == pytest.approx(masks[1].labels.sum() * voxel_ml)
 
 
 def test_from_image_to_image_the_values_come_back_to_their_voxels(tmp_path: Path) -> None:
-    model, data = loaded(write_doubling_bundle, tmp_path), image()
+    model, data = install_and_load(write_doubling_bundle, tmp_path), image()
     found = run(model, data, modality="MR", unit="ms")
     (picture,) = [each for each in found if isinstance(each, Image)]
     assert np.abs(picture.volume.data - (2 * data + 1)).max() < 0.01
@@ -225,19 +225,19 @@ def test_from_image_to_image_the_values_come_back_to_their_voxels(tmp_path: Path
 
 
 def test_labels_between_two_labels_are_not_made(tmp_path: Path) -> None:
-    """Some bundles bring labels back to the image's voxels as if they were grey levels."""
+    """Some bundles resample labels to the image's voxels as if they were grey levels."""
     source = write_whole_body_bundle(tmp_path / "source" / "zoo")
     path = source / "configs" / "inference.json"
     content = json.loads(path.read_text())
     content["postprocessing"]["transforms"][2]["nearest_interp"] = False
     path.write_text(json.dumps(content))
-    model = registry.load_from(installed(source, tmp_path / "models"))
+    model = registry.load_from(install(source, tmp_path / "models"))
     (mask,) = segmentations(run(model, image()))
     assert [segment.label for segment in mask.segments] == ["Spleen", "Kidney right", "Kidney left", "Vertebrae L1"]
 
 
 def test_the_result_says_that_its_uncertainty_is_unknown_and_what_the_authors_say(tmp_path: Path) -> None:
-    found = run(loaded(write_spleen_bundle, tmp_path), image())
+    found = run(install_and_load(write_spleen_bundle, tmp_path), image())
     notes = {each.name: each.text for each in found if isinstance(each, Note)}
     assert notes["uncertainty"].startswith("Unknown.")
     assert "An example, not for diagnosis" in notes["intended use"]
@@ -246,7 +246,7 @@ def test_the_result_says_that_its_uncertainty_is_unknown_and_what_the_authors_sa
 
 def test_an_image_of_another_modality_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"Modality \(0008,0060\) is MR; this bundle takes CT"):
-        run(loaded(write_spleen_bundle, tmp_path), image(), modality="MR")
+        run(install_and_load(write_spleen_bundle, tmp_path), image(), modality="MR")
 
 
 def test_probabilities_are_refused_as_no_labels(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_probabilities_are_refused_as_no_labels(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["postprocessing"]["transforms"] = content["postprocessing"]["transforms"][:2]
     path.write_text(json.dumps(content))
-    model = registry.load_from(installed(source, tmp_path / "models"))
+    model = registry.load_from(install(source, tmp_path / "models"))
     with pytest.raises(Refused, match="no masks of 0 and 1; its postprocessing needs AsDiscreted"):
         run(model, image())
 
@@ -266,7 +266,7 @@ def test_a_bundle_that_does_not_say_what_comes_out_is_refused_until_the_route_do
     content = json.loads(path.read_text())
     del content["network_data_format"]["outputs"]["pred"]["format"]
     path.write_text(json.dumps(content))
-    model = registry.load_from(installed(source, tmp_path / "models"))
+    model = registry.load_from(install(source, tmp_path / "models"))
     with pytest.raises(Refused, match="option 'gives' may say which it is"):
         run(model, image(), modality="MR")
     assert any(isinstance(each, Image) for each in run(model, image(), modality="MR", gives="image"))
@@ -278,7 +278,7 @@ def test_what_the_steps_cannot_do_names_the_bundle_and_the_reason(tmp_path: Path
     content = json.loads(path.read_text())
     content["preprocessing"]["transforms"].append(transform("Lambdad", func="$lambda x: x.reshape(-1)"))
     path.write_text(json.dumps(content))
-    model = registry.load_from(installed(source, tmp_path / "models"))
+    model = registry.load_from(install(source, tmp_path / "models"))
     with pytest.raises(BundleError, match=r"zoo@1\.0\.0 does not run on this image: "):
         run(model, image(), modality="MR")
 
@@ -291,15 +291,15 @@ def test_a_configuration_in_yaml_becomes_the_json_that_is_read(tmp_path: Path) -
     content = json.loads(path.read_text())
     path.with_suffix(".yaml").write_text(yaml.safe_dump(content))
     path.unlink()
-    facts = installed(source, tmp_path / "models")
+    facts = install(source, tmp_path / "models")
     assert json.loads((facts.path / "configs" / "inference.json").read_text()) == content
     assert segmentations(run(registry.load_from(facts), image()))
 
 
 def test_the_pipeline_takes_its_inputs_and_its_title_from_the_bundle(tmp_path: Path) -> None:
-    config = _config(tmp_path)
-    installed(write_brats_bundle(tmp_path / "source" / "brats", to_one_map=True), config.models_dir)
-    installed(write_spleen_bundle(tmp_path / "source" / "spleen"), config.models_dir)
+    config = _make_config(tmp_path)
+    install(write_brats_bundle(tmp_path / "source" / "brats", to_one_map=True), config.models_dir)
+    install(write_spleen_bundle(tmp_path / "source" / "spleen"), config.models_dir)
     brats = pipeline_names.resolve_pipeline("bundle:brats", config)
     assert [each.name for each in brats.inputs] == list(CHANNELS)
     assert all(each.required for each in brats.inputs)
@@ -307,9 +307,9 @@ def test_the_pipeline_takes_its_inputs_and_its_title_from_the_bundle(tmp_path: P
     names = pipeline_names.list_pipelines(config)
     assert {"bundle:brats", "bundle:spleen", "anatomy"} <= set(names)
     assert "bundle:anatomy" not in names, "ours are pipelines of their own"
-    for wrong, said in (("bundle", "bundle:NAME"), ("bundles:x", "no pipeline is named 'bundles:x'")):
-        with pytest.raises(ConfigError, match=said):
-            pipeline_names.resolve_pipeline(wrong, config)
+    for name, message in (("bundle", "bundle:NAME"), ("bundles:x", "no pipeline is named 'bundles:x'")):
+        with pytest.raises(ConfigError, match=message):
+            pipeline_names.resolve_pipeline(name, config)
     with pytest.raises(BundleError, match="no bundle nobody"):
         pipeline_names.resolve_pipeline("bundle:nobody", config)
 
@@ -341,10 +341,10 @@ def test_every_code_of_the_table_is_in_the_dictionary_of_the_standard() -> None:
     assert {*bundle_codes._ANATOMY.values(), *abnormal} <= known
 
 
-def _even() -> Grid:
-    """A lattice that halves."""
+def _make_even_grid() -> Grid:
+    """Return a grid with even shape."""
     return make_grid("oblique", (16, 32, 24), SPACING_MM, (0, 0, 0))
 
 
-def _config(folder: Path) -> Config:
+def _make_config(folder: Path) -> Config:
     return Config(node=NodeConfig(data_dir=folder / "data"), models=ModelsConfig(), path=folder / "node.toml")

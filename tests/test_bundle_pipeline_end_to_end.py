@@ -1,4 +1,4 @@
-"""A bundle of the Model Zoo's layout as a route: CT in by C-STORE, its segmentation back at the receiving peer."""
+"""A bundle in the Model Zoo's layout as a route: CT in by C-STORE, its segmentation delivered to a peer."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ GRID = make_grid("oblique", (14, 30, 26), (3.0, 2.1, 1.7), (-40, 25, 100))
 
 @dataclass(frozen=True)
 class Delivered:
-    """A series that was sent, the node that took it, and what the peer got of it."""
+    """Series that was sent, the node that processed it, and the files that the peer received."""
 
     sent: list[Path]
     node: Node
-    got: list[Path]
+    received: list[Path]
 
     def only(self, modality: str) -> Path:
-        (path,) = [path for path in self.got if dcmread(path).Modality == modality]
+        (path,) = [path for path in self.received if dcmread(path).Modality == modality]
         return path
 
 
 @pytest.fixture(scope="module")
 def delivered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     folder = tmp_path_factory.mktemp("bundle")
-    sent = ct(folder / "in")
+    sent = write_ct(folder / "in")
     source = write_spleen_bundle(folder / "source" / NAME)
     with StoreScp(folder / "storescp") as peer:
         path = write_config(folder / "node", peers=[peer.peer], routes=[route("storescp")])
@@ -71,19 +71,19 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
 
 
 def test_the_peer_gets_a_marked_segmentation_and_a_report(delivered: Delivered) -> None:
-    got = [dcmread(path) for path in delivered.got]
+    received = [dcmread(path) for path in delivered.received]
     source = dcmread(delivered.sent[0], stop_before_pixels=True)
-    assert {ds.Modality for ds in got} == {"SEG", "SR"}
-    for ds in got:
+    assert {ds.Modality for ds in received} == {"SEG", "SR"}
+    for ds in received:
         marking.check_marks(ds)
         assert (ds.StudyInstanceUID, ds.PatientID) == (source.StudyInstanceUID, source.PatientID)
         record = read_record(ds)
         assert (record["pipeline"], record["model"]["name"]) == (f"bundle:{NAME}", NAME)
         assert len(record["model"]["sha256"]) == 64
     report = dcmread(delivered.only("SR"))
-    words = " ".join(str(each.value) for each in report.iterall() if each.keyword == "TextValue")
-    assert "Unknown. The bundle states none" in words
-    assert "An example, not for diagnosis" in words
+    sentences = " ".join(str(each.value) for each in report.iterall() if each.keyword == "TextValue")
+    assert "Unknown. The bundle states none" in sentences
+    assert "An example, not for diagnosis" in sentences
 
 
 def test_the_segmentation_lies_on_the_very_voxels_that_are_bright(delivered: Delivered) -> None:
@@ -116,7 +116,7 @@ def test_explain_list_and_the_pages_name_it(delivered: Delivered, tmp_path: Path
     found = {each.what: each for each in checks.run(node.config)}
     assert found["route spleen"].detail.startswith(f"bundle:{NAME} with {NAME}@0.5.3")
     with Web(tmp_path) as web:
-        _installed(write_spleen_bundle(tmp_path / "source" / NAME), web.config.models_dir)
+        _install(write_spleen_bundle(tmp_path / "source" / NAME), web.config.models_dir)
         assert f'<option value="bundle:{NAME}">' in web.get(f"/models/{NAME}@0.5.3", "text/html").text
 
 
@@ -124,12 +124,12 @@ def test_versions_of_a_bundle_are_deployed_for_its_pipeline(delivered: Delivered
     node, pipeline = delivered.node, f"bundle:{NAME}"
     newer = write_spleen_bundle(tmp_path / NAME, version="0.6.0")
     assert node.command("models", "install", str(newer), "--yes").returncode == 0
-    for words in (
+    for arguments in (
         ("deploy", f"{NAME}@0.5.3", "--pipeline", pipeline),
         ("deploy", f"{NAME}@0.6.0", "--pipeline", pipeline, "--share", "50"),
         ("rollback", pipeline),
     ):
-        done = node.command("models", *words)
+        done = node.command("models", *arguments)
         assert done.returncode == 0, done.stderr
     answer = node.command("models", "deploy", f"{NAME}@0.6.0", "--pipeline", "anatomy")
     assert answer.returncode == 0, "a site's own name may be for any of our pipelines"
@@ -153,20 +153,20 @@ def test_no_patient_data_is_in_the_log(delivered: Delivered) -> None:
 def test_input_contract_and_output_limits_of_the_metadata_hold_and_refuse(tmp_path: Path) -> None:
     config = load(write_config(tmp_path / "node"))
     limits = {"output_limits": {"hold_above": {"segments found": 0.5}}}
-    _installed(write_spleen_bundle(tmp_path / "a" / NAME, **limits), config.models_dir)
-    held = processing.run_task(_task(tmp_path, f"bundle:{NAME}"), config, progress=_quiet)
+    _install(write_spleen_bundle(tmp_path / "a" / NAME, **limits), config.models_dir)
+    held = processing.run_task(_make_task(tmp_path, f"bundle:{NAME}"), config, progress=_ignore_progress)
     assert held.held_because == "segments found is 1, above the limit of 0.5"
     contract = {"input_contract": {"image": [{"fact": "coarsest_spacing_mm", "between": [0, 2.5]}]}}
-    _installed(write_spleen_bundle(tmp_path / "b" / NAME, version="2.0.0", **contract), config.models_dir)
+    _install(write_spleen_bundle(tmp_path / "b" / NAME, version="2.0.0", **contract), config.models_dir)
     with pytest.raises(Refused, match=r"largest voxel spacing .* is 3 mm; spleen_ct_segmentation 2\.0\.0 takes 0 to 2"):
-        processing.run_task(_task(tmp_path, f"bundle:{NAME}"), config, progress=_quiet)
+        processing.run_task(_make_task(tmp_path, f"bundle:{NAME}"), config, progress=_ignore_progress)
 
 
 def test_an_image_that_a_bundle_made_is_secondary_capture_with_the_label_in_its_pixels(tmp_path: Path) -> None:
     config = load(write_config(tmp_path / "node", results={"image_kind": "modality"}))
-    _installed(write_doubling_bundle(tmp_path / "source" / "twice"), config.models_dir)
-    task = _task(tmp_path, "bundle:twice", modality="MR")
-    produced = processing.run_task(task, config, progress=_quiet)
+    _install(write_doubling_bundle(tmp_path / "source" / "twice"), config.models_dir)
+    task = _make_task(tmp_path, "bundle:twice", modality="MR")
+    produced = processing.run_task(task, config, progress=_ignore_progress)
     pictures = [ds for ds in produced.objects if "PixelData" in ds]
     assert [ds.Modality for ds in pictures] == ["MR", "MR"]
     assert {ds.SOPClassUID for ds in pictures} == {"1.2.840.10008.5.1.4.1.1.7.3"}, "never the scanner's class"
@@ -175,8 +175,8 @@ def test_an_image_that_a_bundle_made_is_secondary_capture_with_the_label_in_its_
         marking.check_marks(ds)
 
 
-def ct(folder: Path, modality: str = "CT") -> list[Path]:
-    """Soft tissue of about 0 HU with a bright body that no mirror maps on itself."""
+def write_ct(folder: Path, modality: str = "CT") -> list[Path]:
+    """Write a CT of soft tissue of about 0 HU with a bright body that no mirror maps on itself."""
     data = np.random.default_rng(0).normal(0, 8, GRID.shape)
     data[2:7, 5:20, 8:14] += 150
     data[7:10, 5:9, 8:20] += 150
@@ -199,21 +199,21 @@ def route(*destinations: str) -> dict[str, Any]:
     }
 
 
-def _task(folder: Path, pipeline: str, modality: str = "CT") -> processing.Task:
-    files = ct(folder / "in", modality)
+def _make_task(folder: Path, pipeline: str, modality: str = "CT") -> processing.Task:
+    files = write_ct(folder / "in", modality)
     now = datetime(2026, 11, 20, tzinfo=UTC)
     return processing.Task(
         key="key", pipeline=pipeline, model="", options={}, inputs={"match": files}, seed=1, created_at=now
     )
 
 
-def _installed(source: Path, root: Path) -> None:
+def _install(source: Path, root: Path) -> None:
     with installing.stage(source, root, Policy()) as staged:
         staged.commit()
 
 
-def _quiet(fraction: float, step: str) -> None:
-    """Nobody watches."""
+def _ignore_progress(fraction: float, step: str) -> None:
+    """Ignore progress."""
 
 
 def _storescu(node: Node, paths: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""What a bundle's configuration may name and evaluate: common ones pass, code is refused with its place and words."""
+"""Names and expressions that a bundle's configuration may hold: common ones pass, code is refused by place and text."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ HARMFUL = {
 }
 
 
-def bundle_with(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+def write_bundle(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     source = write_spleen_bundle(folder / "zoo")
     path = source / "configs" / "inference.json"
     content = json.loads(path.read_text())
@@ -66,7 +66,7 @@ def bundle_with(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     return source
 
 
-def adding(**arguments: Any) -> Callable[[dict[str, Any]], None]:
+def append_transform(**arguments: Any) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["preprocessing"]["transforms"].append(transform(**arguments))
 
 
@@ -89,13 +89,13 @@ def test_what_could_reach_more_than_numbers_is_not(text: str) -> None:
 @pytest.mark.parametrize("text", HARMFUL)
 def test_installing_refuses_it_naming_the_key_and_the_words_and_nothing_runs(text: str, tmp_path: Path) -> None:
     text = text.replace("WITNESS", str(tmp_path / "witness"))
-    source = bundle_with(tmp_path / "source", adding(name="Lambdad", func=text))
+    source = write_bundle(tmp_path / "source", append_transform(name="Lambdad", func=text))
     with pytest.raises(BundleError) as refused:
         install(source, tmp_path / "models")
-    told = str(refused.value)
-    assert "preprocessing.transforms[6].func" in told
-    assert repr(text)[1:-1] in told
-    assert monai_rules.configuration_digest(source) in told, "what to write where the site allows it"
+    message = str(refused.value)
+    assert "preprocessing.transforms[6].func" in message
+    assert repr(text)[1:-1] in message
+    assert monai_rules.configuration_digest(source) in message, "what to write where the site allows it"
     assert not (tmp_path / "witness").exists()
     assert list((tmp_path / "models").iterdir()) == []
 
@@ -106,14 +106,14 @@ def test_installing_refuses_it_naming_the_key_and_the_words_and_nothing_runs(tex
      "monai.transforms.utils.x.TorchVisiond", "TorchVisiond", "scripts.transforms.Mine", "SaveImages", "torch.load"],
 )  # fmt: skip
 def test_a_class_that_is_none_of_the_known_is_refused_by_its_name(target: str, tmp_path: Path) -> None:
-    source = bundle_with(tmp_path / "source", adding(name=target))
+    source = write_bundle(tmp_path / "source", append_transform(name=target))
     with pytest.raises(BundleError, match=r"preprocessing\.transforms\[6\]\._target_ = .* is none of the transforms"):
         install(source, tmp_path / "models")
 
 
 @pytest.mark.parametrize("directive", ["_mode_", "_requires_"])
 def test_a_directive_that_would_run_something_else_is_refused(directive: str, tmp_path: Path) -> None:
-    source = bundle_with(tmp_path / "source", adding(name="EnsureTyped", **{directive: "debug"}))
+    source = write_bundle(tmp_path / "source", append_transform(name="EnsureTyped", **{directive: "debug"}))
     with pytest.raises(BundleError, match=f"holds '{directive}', a directive that is not followed"):
         install(source, tmp_path / "models")
 
@@ -125,51 +125,51 @@ def test_what_is_referred_to_is_looked_at_and_what_is_not_used_is_not(tmp_path: 
         content["preprocessing"]["transforms"][4]["a_min"] = "@window"
 
     with pytest.raises(BundleError, match=r"window = .* holds a call of open"):
-        install(bundle_with(tmp_path / "a", change), tmp_path / "models")
+        install(write_bundle(tmp_path / "a", change), tmp_path / "models")
 
     def unused(content: dict[str, Any]) -> None:
         content["run"] = ["$__import__('os').abort()"]
 
-    install(bundle_with(tmp_path / "b", unused), tmp_path / "models")
+    install(write_bundle(tmp_path / "b", unused), tmp_path / "models")
 
 
 def test_a_configuration_that_was_changed_on_the_disk_is_looked_at_again_when_it_runs(tmp_path: Path) -> None:
     config = Config(node=NodeConfig(data_dir=tmp_path / "data"), path=tmp_path / "node.toml")
-    source = bundle_with(tmp_path / "source", adding(name="Lambdad", func="$lambda x: open('x')"))
-    laid = config.models_dir / "zoo"
+    source = write_bundle(tmp_path / "source", append_transform(name="Lambdad", func="$lambda x: open('x')"))
+    installed_folder = config.models_dir / "zoo"
     with installing.stage(write_spleen_bundle(tmp_path / "good" / "zoo"), config.models_dir, Policy()) as staged:
         staged.commit()
     facts = models.find_bundle("zoo", config)
-    (facts.path / "installed.json").unlink()  # as if somebody laid it there by hand
+    (facts.path / "installed.json").unlink()  # as if somebody had copied the folder by hand
     (facts.path / "configs" / "inference.json").write_bytes((source / "configs" / "inference.json").read_bytes())
-    assert facts.path.is_relative_to(laid)
+    assert facts.path.is_relative_to(installed_folder)
     with pytest.raises(BundleError, match="holds a call of open"):
         monai_config.build_model_steps(models.load("zoo", (), config))
 
 
 def test_a_site_allows_code_by_name_and_digest_until_a_letter_of_it_changes(tmp_path: Path) -> None:
-    source = bundle_with(tmp_path / "source", adding(name="Lambdad", func="$lambda x: x.mul(1.0)"))
+    source = write_bundle(tmp_path / "source", append_transform(name="Lambdad", func="$lambda x: x.mul(1.0)"))
     digest = monai_rules.configuration_digest(source)
     with pytest.raises(BundleError, match="the attribute 'mul'"):
         install(source, tmp_path / "refused", Policy(trusted_code={"zoo": "0" * 64}))
     facts = install(source, tmp_path / "data" / "models", Policy(trusted_code={"zoo": digest}))
 
-    def node(**trusted: str) -> Config:
+    def make_config(**trusted: str) -> Config:
         return Config(
             node=NodeConfig(data_dir=tmp_path / "data"),
             models=ModelsConfig(trusted_code=trusted),
             path=tmp_path / "node.toml",
         )
 
-    assert models.load("zoo", (), node(zoo=digest)).trusted_code
-    assert monai_config.build_model_steps(models.load("zoo", (), node(zoo=digest))).image == "image"
+    assert models.load("zoo", (), make_config(zoo=digest)).trusted_code
+    assert monai_config.build_model_steps(models.load("zoo", (), make_config(zoo=digest))).image == "image"
     with pytest.raises(BundleError, match="the attribute 'mul'"):
-        monai_config.build_model_steps(models.load("zoo", (), node()))
+        monai_config.build_model_steps(models.load("zoo", (), make_config()))
     path = facts.path / "configs" / "inference.json"
     path.write_text(path.read_text().replace("mul(1.0)", "mul(2.0)"))
     (facts.path / "installed.json").unlink()
     with pytest.raises(BundleError, match="the attribute 'mul'"):
-        monai_config.build_model_steps(models.load("zoo", (), node(zoo=digest)))
+        monai_config.build_model_steps(models.load("zoo", (), make_config(zoo=digest)))
 
 
 def test_a_reference_is_what_monai_takes_for_one() -> None:
@@ -195,7 +195,7 @@ def test_references_and_arithmetic_in_the_networks_definition_stand_for_their_va
         content |= {"label_names": {"background": 0, "spleen": 1}, "size": [32, 32, 32], "dims": "$len(@size)"}
         definition |= {"out_channels": "$len(@label_names)", "spatial_dims": "@dims"}
 
-    facts = install(bundle_with(tmp_path / "source", change), tmp_path / "models")
+    facts = install(write_bundle(tmp_path / "source", change), tmp_path / "models")
     assert registry.load_from(facts).network is not None
 
 
@@ -205,7 +205,7 @@ def test_anything_else_in_the_networks_definition_is_refused(value: str, tmp_pat
         content["network_def"]["out_channels"] = value
 
     with pytest.raises(BundleError, match="network_def holds"):
-        install(bundle_with(tmp_path / "source", change), tmp_path / "models")
+        install(write_bundle(tmp_path / "source", change), tmp_path / "models")
 
 
 def test_without_monai_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,12 +223,12 @@ def test_without_monai_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_command_says_what_to_write_where_the_site_allows_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = bundle_with(tmp_path / "source", adding(name="Lambdad", func="$lambda x: x.mul(1.0)"))
+    source = write_bundle(tmp_path / "source", append_transform(name="Lambdad", func="$lambda x: x.mul(1.0)"))
     digest = monai_rules.configuration_digest(source)
     refusing = write_config(tmp_path / "refusing")
     assert cli.main(["--config", str(refusing), "models", "install", str(source), "--yes"]) == 1
-    said = capsys.readouterr().err
-    assert f'[models] trusted_code = {{ "zoo" = "{digest}" }}' in " ".join(said.split())
+    printed = capsys.readouterr().err
+    assert f'[models] trusted_code = {{ "zoo" = "{digest}" }}' in " ".join(printed.split())
     allowing = write_config(tmp_path / "allowing", models={"trusted_code": {"zoo": digest}})
     assert cli.main(["--config", str(allowing), "models", "install", str(source), "--yes"]) == 0
     assert "allowed by this site" in capsys.readouterr().out

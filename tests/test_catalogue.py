@@ -1,4 +1,4 @@
-"""What the node holds is found as PS3.4 C.2.2.2 says, on both databases, and nothing is told twice or too early."""
+"""Searches match the node's objects as PS3.4 C.2.2.2 says, on both databases, and return nothing twice or too early."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def arrive(session: Session, arrival: Arrival, now: datetime) -> int:
 
 
 def of_person(study: str, series: str = "1", number: int = 1, **attributes: Any) -> Arrival:
-    """An instance of one of the studies above, with all that a header says."""
+    """Return an instance of one of the studies above, with all attributes of a header."""
     person = PEOPLE[study]
     described = {"Modality": "MR", "SeriesNumber": int(series), "SeriesDescription": "AX FLAIR", "Rows": 256}
-    stated = {**person, **described, "InstanceNumber": number, **attributes}
-    arrival = make_arrival(study, series, number, attributes=stated)
+    values = {**person, **described, "InstanceNumber": number, **attributes}
+    arrival = make_arrival(study, series, number, attributes=values)
     columns = {
         "patient_name": "PatientName",
         "patient_id": "PatientID",
@@ -77,13 +77,13 @@ def of_person(study: str, series: str = "1", number: int = 1, **attributes: Any)
         "accession_number": "AccessionNumber",
         "study_description": "StudyDescription",
     }
-    stated_facts: dict[str, Any] = {column: str(person.get(keyword, "")) for column, keyword in columns.items()}
-    return replace(arrival, facts=replace(arrival.facts, **stated_facts))
+    facts: dict[str, Any] = {column: str(person.get(keyword, "")) for column, keyword in columns.items()}
+    return replace(arrival, facts=replace(arrival.facts, **facts))
 
 
 @pytest.fixture
 def people(sessions: sessionmaker[Session], now: datetime) -> sessionmaker[Session]:
-    """Four studies of one instance each."""
+    """Register four studies of one instance each."""
     with sessions.begin() as session:
         for number, study in enumerate(PEOPLE):
             arrive(session, of_person(study), now + timedelta(seconds=number))
@@ -95,7 +95,7 @@ Find = Callable[..., list[str]]
 
 @pytest.fixture
 def find(people: sessionmaker[Session]) -> Find:
-    """The Study Instance UIDs that keys find, in their order."""
+    """Return a function from keys to the sorted Study Instance UIDs that match."""
 
     def ask(keys: Mapping[str, str], **how: Any) -> list[str]:
         with people() as session:
@@ -108,13 +108,13 @@ def find(people: sessionmaker[Session]) -> Find:
 
 def result(uid: str, series: str = "1.2.1.9001", **attributes: Any) -> OutputFile:
     digest = hashlib.sha256(uid.encode()).hexdigest()
-    stated = {"Modality": "SEG", "SeriesNumber": 9001, "SeriesDescription": "SYN lesions", "InstanceNumber": 1}
+    defaults = {"Modality": "SEG", "SeriesNumber": 9001, "SeriesDescription": "SYN lesions", "InstanceNumber": 1}
     file = StoredFile(digest, 10, f"{digest[:2]}/{digest}.dcm")
-    return OutputFile(uid, SEG, series, "segmentation", file, attributes=stated | attributes)
+    return OutputFile(uid, SEG, series, "segmentation", file, attributes=defaults | attributes)
 
 
 def finish(session: Session, now: datetime, *outputs: OutputFile, held_because: str = "", **changes: Any) -> Job:
-    """A job on study 1.2.1 whose results are these."""
+    """Finish a job on study 1.2.1 with these results."""
     add_job(session, now, **changes)
     job = jobs.claim(session, worker="w", lease_s=60, now=now)
     assert job is not None
@@ -171,7 +171,7 @@ def finish(session: Session, now: datetime, *outputs: OutputFile, held_because: 
         ({"ModalitiesInStudy": "CT"}, ""),
         ({"SOPClassesInStudy": "1.2.840.10008.5.1.4.1.1.4"}, "1234"),
         ({"SOPClassesInStudy": SEG}, ""),
-        ({"NumberOfStudyRelatedSeries": "5"}, "1234"),  # told, never matched
+        ({"NumberOfStudyRelatedSeries": "5"}, "1234"),  # returned, never matched
         ({"Nonsense": "x"}, "1234"),
     ],
 )
@@ -214,9 +214,9 @@ def test_a_value_that_means_nothing_is_refused_without_being_repeated(find: Find
 
 
 def test_a_match_tells_what_the_header_said(people: sessionmaker[Session]) -> None:
-    wanted = frozenset(keywords.COUNTS)
+    counts = frozenset(keywords.COUNTS)
     with people() as session:
-        (match,) = catalogue.search(session, Query("STUDY", {"StudyInstanceUID": "1.2.1"}, wanted))
+        (match,) = catalogue.search(session, Query("STUDY", {"StudyInstanceUID": "1.2.1"}, counts))
         assert match.attributes == {
             **PEOPLE["1.2.1"],
             "StudyInstanceUID": "1.2.1",
@@ -225,7 +225,7 @@ def test_a_match_tells_what_the_header_said(people: sessionmaker[Session]) -> No
             "NumberOfStudyRelatedSeries": 1,
             "NumberOfStudyRelatedInstances": 1,
         }
-        (series,) = catalogue.search(session, Query("SERIES", {"StudyInstanceUID": "1.2.1"}, wanted))
+        (series,) = catalogue.search(session, Query("SERIES", {"StudyInstanceUID": "1.2.1"}, counts))
         assert series.attributes["SeriesNumber"] == 1
         assert series.attributes["NumberOfSeriesRelatedInstances"] == 1
         assert series.attributes["PatientName"] == "Müller^Jürgen=山田^太郎"
@@ -277,15 +277,15 @@ def test_pages_together_are_the_whole_and_nothing_twice(sessions: sessionmaker[S
     with sessions() as session:
         for level, total in (("STUDY", 3), ("SERIES", 8), ("IMAGE", 22)):
             query = Query(level, {})  # type: ignore[arg-type]
-            whole = [match.attributes for match in catalogue.search(session, query)]
-            assert len(whole) == total == catalogue.count(session, query)
+            matches = [match.attributes for match in catalogue.search(session, query)]
+            assert len(matches) == total == catalogue.count(session, query)
             for limit in (1, 4, 5):
                 pages = [
                     match.attributes
                     for offset in range(0, total + limit, limit)
                     for match in catalogue.search(session, replace(query, limit=limit, offset=offset))
                 ]
-                assert pages == whole
+                assert pages == matches
             assert catalogue.search(session, replace(query, limit=0)) == []
 
 
@@ -423,8 +423,8 @@ def test_instances_of_before_are_read_again_once(
     assert fill.done
     with sessions() as session:
         assert catalogue.count(session, Query("IMAGE", {"Rows": "32", "InstanceNumber": "5"})) == 1
-        kept = session.get_one(Instance, first).attributes
-        assert kept == {"BitsAllocated": 16, "Columns": 32, "InstanceNumber": 5, "Rows": 32}
+        stored = session.get_one(Instance, first).attributes
+        assert stored == {"BitsAllocated": 16, "Columns": 32, "InstanceNumber": 5, "Rows": 32}
         assert session.get_one(Instance, lost).attributes == {}
 
 
@@ -468,27 +468,31 @@ def test_a_page_of_a_full_node_is_quick(tmp_path: Path) -> None:
     database = engines.connect(databases.migrated_sqlite(tmp_path / "full.sqlite"))
     queries.seed(database, size)
     with engines.readers(database)() as session:
-        took = {name: min(seconds(page, session) for _ in range(3)) for name, page in queries.pages(size).items()}
-    assert {name: each for name, each in took.items() if each > 0.5} == {}
-    assert queries.table(database, size, repeats=1).count("\n") == len(took) + 1
+        duration_s = {
+            name: min(measure_seconds(page, session) for _ in range(3)) for name, page in queries.pages(size).items()
+        }
+    assert {name: each for name, each in duration_s.items() if each > 0.5} == {}
+    assert queries.table(database, size, repeats=1).count("\n") == len(duration_s) + 1
     database.dispose()
 
 
-def seconds(page: Callable[[Session], int], session: Session) -> float:
-    """The fastest of some runs is what the search costs; the others, what else the machine did."""
+def measure_seconds(page: Callable[[Session], int], session: Session) -> float:
+    """Return the duration of one search in seconds."""
     begin = time.perf_counter()
     page(session)
     return time.perf_counter() - begin
 
 
 def test_an_instance_is_found_by_its_number_without_a_look_at_every_row(engine: Engine) -> None:
-    """The index is on an expression, which serves only a search that is written in the same words."""
+    """The index is on an expression: it serves only a search that uses the same expression."""
     sqlite = engine.dialect.name == "sqlite"
-    wanted = finding.Criteria({"InstanceNumber": "3"}, (JobState.DONE,), engine.dialect.name)
-    words = finding.select_received_images(wanted).compile(engine)
+    criteria = finding.Criteria({"InstanceNumber": "3"}, (JobState.DONE,), engine.dialect.name)
+    statement = finding.select_received_images(criteria).compile(engine)
     with engine.connect() as connection:
         if not sqlite:
             connection.execute(text("SET LOCAL enable_seqscan = off"))  # which suits an empty table better
-        explain = f"EXPLAIN {'QUERY PLAN ' if sqlite else ''}{words}"
-        plan = connection.exec_driver_sql(explain, words.params if not sqlite else tuple(words.params.values())).all()
+        explain = f"EXPLAIN {'QUERY PLAN ' if sqlite else ''}{statement}"
+        plan = connection.exec_driver_sql(
+            explain, statement.params if not sqlite else tuple(statement.params.values())
+        ).all()
     assert "ix_instances_number" in str(plan)

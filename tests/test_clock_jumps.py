@@ -1,4 +1,4 @@
-"""The clock is set, by hand, by NTP or with a restored snapshot: sweeps, leases and due times go on."""
+"""The clock is set by hand, by NTP or with a restored snapshot; sweeps, leases and due times go on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JUMPS = pytest.mark.parametrize("jump", [HOUR, -HOUR], ids=["an hour on", "an ho
 
 
 class _Clock:
-    """A clock that a test sets; ``passed_s`` is the monotonic one beside it."""
+    """Clock that a test sets; ``passed_s`` is the monotonic clock."""
 
     def __init__(self, now: datetime) -> None:
         self.now, self.passed_s = now, 0.0
@@ -104,8 +104,8 @@ def test_a_delivery_waits_as_long_as_it_was_meant_to(
         clock.wait(waited_s)
         watch.check()
         with sessions.begin() as session:
-            taken = deliveries.claim_due(session, destination="pacs", worker="w", lease_s=60, limit=9, now=clock.now)
-            assert len(taken) == expected
+            claimed = deliveries.claim_due(session, destination="pacs", worker="w", lease_s=60, limit=9, now=clock.now)
+            assert len(claimed) == expected
     with sessions() as session:
         row = session.scalars(select(Delivery)).one()
         assert (row.state, row.created_at) == (DeliveryState.SENDING, now + max(jump, timedelta(0)))
@@ -165,7 +165,7 @@ def test_a_destination_is_tried_when_nobody_knows_how_long_it_was_to_be_left_alo
 
 def test_sweeps_repeat_and_go_on_after_a_failure() -> None:
     ran = threading.Semaphore(0)
-    looked = threading.Event()
+    checked = threading.Event()
 
     def fail() -> int:
         ran.release()
@@ -173,17 +173,17 @@ def test_sweeps_repeat_and_go_on_after_a_failure() -> None:
 
     sweep_health = SweepHealth()
     sweep_health.watch("broken", 60)
-    sweeps = Sweeps({"broken": fail}, sweep_health=sweep_health, before=looked.set, pause_s=0.01)
+    sweeps = Sweeps({"broken": fail}, sweep_health=sweep_health, before=checked.set, pause_s=0.01)
     sweeps.start()
     assert all(ran.acquire(timeout=10) for _ in range(3))
     sweeps.stop()
-    assert looked.is_set()
+    assert checked.is_set()
     assert sweep_health.heartbeats()["broken"].failures >= 3
 
 
 @pytest.fixture
 def node_with_a_clock(tmp_path: Path) -> Iterator[tuple[Node, Path]]:
-    """A node whose wall clock is off by the seconds in a file; its monotonic clock stays true."""
+    """Run a node whose wall clock is off by the seconds in a file; its monotonic clock stays true."""
     library, setting = tmp_path / "wall_clock.so", tmp_path / "clock"
     subprocess.run([require_program("/usr/bin/gcc", "gcc"), "-shared", "-fPIC", "-o", library, WALL_CLOCK], check=True)
     setting.write_text("0")

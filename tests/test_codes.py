@@ -1,4 +1,4 @@
-"""Every code of the standard's schemes means what the standard's own lists say, and stands for what is measured."""
+"""Every code of the standard's schemes has the meaning of the standard's lists and denotes the measured structure."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def _meanings(scheme: str, value: str) -> list[str]:
 
 
 def _literals() -> Iterator[tuple[str, Code]]:
-    """Every ``Code("value", "scheme", "meaning")`` of the sources."""
+    """Yield every ``Code("value", "scheme", "meaning")`` of the sources with its file."""
     for folder in ("pipelines", "model_zoo", "dicomnode"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Code":
-                    words = [each.value for each in node.args[:3] if isinstance(each, ast.Constant)]
-                    if len(words) == 3:
-                        yield path.name, Code(str(words[0]), str(words[1]), str(words[2]))
+                    values = [each.value for each in node.args[:3] if isinstance(each, ast.Constant)]
+                    if len(values) == 3:
+                        yield path.name, Code(str(values[0]), str(values[1]), str(values[2]))
 
 
 def _tables() -> Iterator[tuple[str, Code]]:
@@ -49,17 +49,17 @@ def _tables() -> Iterator[tuple[str, Code]]:
 def test_codes_of_standard_schemes_are_in_the_standard_with_their_meaning() -> None:
     found = [*_literals(), *_tables()]
     assert len(found) > 90
-    wrong = [
+    unknown = [
         f"{where}: {code}"
         for where, code in found
         if code.scheme in STANDARD and code.meaning.casefold() not in _meanings(code.scheme, code.value)
     ]
-    assert wrong == []
+    assert unknown == []
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda s: s.name)
 def test_a_structure_has_the_code_of_what_is_segmented(structure: Structure) -> None:
-    """Only cortex of a lobe is segmented, never the lobe; every structure is told from every other."""
+    """Only the cortex of a lobe is segmented, never the lobe; every structure has a code of its own."""
     code = codes.encode_structure(structure)
     if structure.number in CORTEX and structure.name != "insula":
         assert (code.value, code.meaning) == ("40146001", "Cerebral cortex")
@@ -72,7 +72,7 @@ def test_a_structure_has_the_code_of_what_is_segmented(structure: Structure) -> 
 
 
 def test_what_holds_two_structures_has_no_code_of_one() -> None:
-    """Accumbens counts as caudate, entorhinal cortex as parahippocampal; csf is that outside of the ventricles."""
+    """Accumbens counts as caudate, entorhinal cortex as parahippocampal; csf is the fluid outside the ventricles."""
     coded = {s.name: codes.encode_structure(s) for s in STRUCTURES}
     assert coded["caudate"].meaning == "Caudate nucleus and nucleus accumbens"
     assert coded["third and fourth ventricles"].meaning == "Third and fourth ventricles"

@@ -18,12 +18,12 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def scanned(kit: Path) -> Tensor:
-    """k-space (8, k, j) of a brain."""
+    """Return k-space (8, k, j) of a brain."""
     return torch.from_numpy(np.load(kit / "kspace" / "sigpy-brain-8ch" / "cartesian_ksp.npy"))
 
 
 def simulated(n: int = 96, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
-    """Smooth coils around an ellipse: maps (coil, n, n) normalised on it, object (n, n), k-space without noise."""
+    """Return maps (coil, n, n) of smooth coils, normalised on an ellipse, object (n, n) and k-space without noise."""
     a, b = torch.meshgrid(torch.linspace(-1, 1, n), torch.linspace(-1, 1, n), indexing="ij")
     inside = (a**2 + (b / 0.8) ** 2 < 0.6).float()
     angle = torch.arange(count) * 2 * torch.pi / count
@@ -40,7 +40,7 @@ def centre(y: Tensor, size: int = 24) -> Tensor:
 
 
 def compare(found: Tensor, true: Tensor, inside: Tensor) -> tuple[float, float]:
-    """Smallest |<s, t>| over the object and largest residual of t outside the span of s, both with unit vectors."""
+    """Return the smallest |<s, t>| over the object and the largest residual of t outside span(s), of unit vectors."""
     s, t = found[:, inside], true[:, inside]
     along = (s.conj() * t).sum(0)
     return float(along.abs().min()), float((t - s * along).abs().pow(2).sum(0).sqrt().max())
@@ -81,8 +81,8 @@ def test_compression_keeps_the_asked_energy_and_white_noise_white() -> None:
     _, _, y = simulated()
     for energy in (0.95, 0.999):
         M = coils.compression_matrix(y[None], energy=energy)
-        kept = coils.combine_coils(M, y).abs().pow(2).sum() / y.abs().pow(2).sum()
-        assert kept >= energy - 1e-5
+        share = coils.combine_coils(M, y).abs().pow(2).sum() / y.abs().pow(2).sum()
+        assert share >= energy - 1e-5
         torch.testing.assert_close(M @ M.conj().T, torch.eye(len(M), dtype=M.dtype), atol=1e-8, rtol=0)
     assert len(coils.compression_matrix(y[None], energy=0.95)) < 6
     assert len(coils.compression_matrix(y[None], energy=1.1)) == 6

@@ -50,8 +50,8 @@ def run(path: Path, *arguments: str) -> int:
     return cli.main(["--config", str(path), *arguments])
 
 
-def loaded_by(code: str) -> set[str]:
-    """The heavy packages that a fresh interpreter has loaded after the code."""
+def list_heavy_modules(code: str) -> set[str]:
+    """Return the heavy packages that a fresh interpreter has loaded after the code."""
     heavy = ("torch", "highdicom", "pydicom", "pynetdicom", "numpy", "sqlalchemy")
     code = f"import sys; {code}; print('loaded:', *[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -60,9 +60,9 @@ def loaded_by(code: str) -> set[str]:
 
 def test_help_names_every_command_and_loads_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert all(f" {name} " in shown for name in cli.COMMANDS)
-    assert loaded_by("from dicomnode import cli; cli.main(['--help'])") == set()
+    help_text = capsys.readouterr().out
+    assert all(f" {name} " in help_text for name in cli.COMMANDS)
+    assert list_heavy_modules("from dicomnode import cli; cli.main(['--help'])") == set()
 
 
 def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixt
 
 
 def test_serving_needs_no_torch() -> None:
-    assert not {"torch", "highdicom"} & loaded_by("import dicomnode.node, dicomnode.cli.serve")
+    assert not {"torch", "highdicom"} & list_heavy_modules("import dicomnode.node, dicomnode.cli.serve")
 
 
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,8 +116,8 @@ def test_check_reports_what_is_wrong_and_fails(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_check_names_the_port_that_another_program_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         path = write_config(tmp_path, node={"port": port})
         assert run(path, "check", "--json") == 1
         checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
@@ -220,7 +220,7 @@ def test_run_makes_results_from_a_folder(tmp_path: Path, now: datetime, capsys: 
     source = tmp_path / "in"
     source.mkdir()
     raw_data(source / "raw.dcm", now)
-    options = [word for pair in ("steps=2", "mean_steps=2", "samples=2") for word in ("--option", pair)]
+    options = [argument for pair in ("steps=2", "mean_steps=2", "samples=2") for argument in ("--option", pair)]
     path = write_config(tmp_path)
     assert run(path, "run", "mri_reconstruction", str(source), str(tmp_path / "out"), *options, "--json") == 0
     rows = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Slices coupled by total variation: operators on dense matrices, the optimum, and what it does to a noisy volume."""
+"""Slices coupled by total variation: operators on dense matrices, the optimum, and the effect on a noisy volume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def differences() -> coupling.Differences:
     return coupling.Differences(factor)
 
 
-def coupled(weight: float, A: Fourier, y: Tensor, D: coupling.Differences) -> coupling.CoupledCorrection:
+def make_correction(weight: float, A: Fourier, y: Tensor, D: coupling.Differences) -> coupling.CoupledCorrection:
     return coupling.CoupledCorrection(A, y, torch.full((SLICES,), SIGMA_Y), SIGMA_DATA, D, weight, iterations=25)
 
 
@@ -53,7 +53,7 @@ def test_without_weight_it_is_the_correction_of_single_slices() -> None:
     A, x0 = operator(), randn(SLICES, N, N, seed=6)
     y = A(randn(SLICES, N, N, seed=7))
     expected = samplers.make_correction(A, y, sigma_y=SIGMA_Y, sigma_data=SIGMA_DATA, iterations=60)(x0, 0.2)
-    alone = coupled(0.0, A, y, differences())
+    alone = make_correction(0.0, A, y, differences())
     for _ in range(250):
         found = alone(x0, 0.2)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
@@ -68,7 +68,7 @@ def test_sweeps_at_one_sigma_reach_the_optimum_of_the_stated_problem() -> None:
         misfit = (A(x) - y).abs().square().sum() / (2 * SIGMA_Y**2)
         return float((x - x0).abs().square().sum() / (2 * r2) + misfit + weight * D(x).abs().sum())
 
-    sweep = coupled(weight, A, y, D)
+    sweep = make_correction(weight, A, y, D)
     for _ in range(150):
         x = sweep(x0, sigma)
     least = objective(x)
@@ -81,7 +81,7 @@ def test_sweeps_at_one_sigma_reach_the_optimum_of_the_stated_problem() -> None:
 def test_a_price_kept_from_one_sigma_is_the_right_one_at_the_next() -> None:
     A, x0, D = operator(), randn(SLICES, N, N, seed=6), differences()
     y = A(randn(SLICES, N, N, seed=7))
-    warm, cold = coupled(4.0, A, y, D), coupled(4.0, A, y, D)
+    warm, cold = make_correction(4.0, A, y, D), make_correction(4.0, A, y, D)
     for _ in range(150):
         warm(x0, 0.3)
     for _ in range(150):
@@ -121,8 +121,8 @@ def test_in_a_volume_that_changes_little_the_coupling_lowers_error_and_inconsist
     alone = samplers.anneal(shrink, sigmas, A.H(y), single)
     together = samplers.anneal(shrink, sigmas, A.H(y), coupling.CoupledCorrection(A, y, sigma_y, SIGMA_DATA, D, 5.0))
     assert error(together) < 0.85 * error(alone)
-    wrong = [float(torch.linalg.vector_norm(D(x) - D(truth))) for x in (together, alone)]
-    assert wrong[0] < 0.7 * wrong[1]
+    inconsistency = [float(torch.linalg.vector_norm(D(x) - D(truth))) for x in (together, alone)]
+    assert inconsistency[0] < 0.7 * inconsistency[1]
 
 
 @pytest.mark.parametrize("slices", [1, 9])

@@ -1,4 +1,4 @@
-"""Covariates: from the header, else from a report or a sidecar, else unknown; what cannot be is refused."""
+"""Covariates from the header, else a report or a sidecar, else unknown; impossible values are refused."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ E4 = ("APOE-E4-ALLELES", "99DICOMNODE", "Number of APOE e4 alleles")
 
 
 def image(**values: Any) -> Dataset:
-    """A T1w's header."""
+    """Return the header of a T1w."""
     return source("mr", **{"PatientAge": "071Y", "PatientBirthDate": "19550301"} | values)
 
 
-def from_report(tmp_path: Path, *items: Dataset, header: Dataset | None = None) -> Covariates:
+def resolve_from_report(tmp_path: Path, *items: Dataset, header: Dataset | None = None) -> Covariates:
     ds = header or image()
     return covariates.resolve([ds], [save(report(ds, *items), tmp_path / "report.dcm")])
 
 
-def from_sidecar(tmp_path: Path, header: Dataset | None = None, **values: Any) -> Covariates:
+def resolve_from_sidecar(tmp_path: Path, header: Dataset | None = None, **values: Any) -> Covariates:
     path = tmp_path / covariates.SIDECAR
     path.write_text(json.dumps(values))
     return covariates.resolve([header or image()], [path])
@@ -113,7 +113,7 @@ def test_a_patient_of_whom_nothing_is_known_is_unknown_with_the_reason() -> None
 
 
 def test_a_report_gives_what_the_header_has_not(tmp_path: Path) -> None:
-    found = from_report(
+    found = resolve_from_report(
         tmp_path,
         number(MMSE, 24, "{score}"),
         container(text(APOE_GENOTYPE, "ε3/ε4"), number(PTAU217, 0.62, "pg/mL")),
@@ -125,13 +125,13 @@ def test_a_report_gives_what_the_header_has_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("genotype", "alleles"), [("e3/e4", 1), ("E4E4", 2), ("APOE 3/3", 0), ("24", 1)])
 def test_a_genotype_is_counted(genotype: str, alleles: int, tmp_path: Path) -> None:
-    assert from_sidecar(tmp_path, e4_alleles=genotype).e4_alleles.value == alleles
-    assert from_report(tmp_path, text(APOE_GENOTYPE, genotype)).e4_alleles.value == alleles
+    assert resolve_from_sidecar(tmp_path, e4_alleles=genotype).e4_alleles.value == alleles
+    assert resolve_from_report(tmp_path, text(APOE_GENOTYPE, genotype)).e4_alleles.value == alleles
 
 
 def test_a_sidecar_gives_the_same_and_null_is_unknown(tmp_path: Path) -> None:
     blank = source("mr", PatientBirthDate="", PatientSex="")
-    found = from_sidecar(tmp_path, blank, age_years=68.5, sex="F", e4_alleles=2, mmse=29, ptau217_pg_ml=None)
+    found = resolve_from_sidecar(tmp_path, blank, age_years=68.5, sex="F", e4_alleles=2, mmse=29, ptau217_pg_ml=None)
     assert (found.age_years.value, found.sex.value, found.e4_alleles.value, found.mmse.value) == (68.5, "F", 2, 29)
     assert found.mmse.source == "covariates.json"
     assert found.ptau217_pg_ml == Sourced()
@@ -139,7 +139,7 @@ def test_a_sidecar_gives_the_same_and_null_is_unknown(tmp_path: Path) -> None:
 
 def test_another_report_of_the_study_is_no_covariate(tmp_path: Path) -> None:
     dose = number(("113839", "DCM", "Dose"), 3.2, "mGy")
-    assert from_report(tmp_path, dose).mmse == Sourced()
+    assert resolve_from_report(tmp_path, dose).mmse == Sourced()
 
 
 @pytest.mark.parametrize(
@@ -158,16 +158,16 @@ def test_another_report_of_the_study_is_no_covariate(tmp_path: Path) -> None:
 )
 def test_a_value_that_cannot_be_is_refused_by_item_and_value(item: Dataset, words: str, tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=words):
-        from_report(tmp_path, item)
+        resolve_from_report(tmp_path, item)
 
 
 def test_two_values_of_one_score_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=r"MMSE is 24 in report.*, but 27 in report"):
-        from_report(tmp_path, number(MMSE, 24, "{score}"), number(MMSE, 27, "{score}"))
+        resolve_from_report(tmp_path, number(MMSE, 24, "{score}"), number(MMSE, 27, "{score}"))
 
 
 def test_a_year_between_header_and_report_is_no_contradiction(tmp_path: Path) -> None:
-    assert from_report(tmp_path, number(AGE, 70, "a")).age_years.value == 71
+    assert resolve_from_report(tmp_path, number(AGE, 70, "a")).age_years.value == 71
 
 
 def test_an_age_that_cannot_be_an_adults_is_refused() -> None:
@@ -212,10 +212,10 @@ def test_a_sidecar_that_cannot_be_read_is_refused(content: str, words: str, tmp_
 
 
 def test_in_words_each_has_its_value_and_place(tmp_path: Path) -> None:
-    told = covariates.describe(from_sidecar(tmp_path, mmse=24))
-    assert told["MMSE"] == "24 points (covariates.json)"
-    assert told["age"] == "71 years (Patient's Age (0010,1010))"
-    assert told["plasma p-tau217"] == "unknown (not stated)"
+    descriptions = covariates.describe(resolve_from_sidecar(tmp_path, mmse=24))
+    assert descriptions["MMSE"] == "24 points (covariates.json)"
+    assert descriptions["age"] == "71 years (Patient's Age (0010,1010))"
+    assert descriptions["plasma p-tau217"] == "unknown (not stated)"
 
 
 def test_every_code_and_name_is_in_the_documentation() -> None:

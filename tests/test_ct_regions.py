@@ -1,5 +1,6 @@
-"""The CT of a PET/CT: its tissues are found, lie where the PET has them, are measured, and told to who knows them; a CT
-that does not belong to the PET is not used."""
+"""The CT of a PET/CT: its tissues are found, match the PET, are measured and given to a network that was trained with
+them; a CT that does not belong to the PET is not used.
+"""
 
 from __future__ import annotations
 
@@ -60,16 +61,16 @@ def pet(torso: Torso) -> Volume:
 
 
 class Recorder(nn.Module):
-    """Gives the image back and keeps the region maps that it was told."""
+    """Network that returns its image and records the region maps that it received."""
 
     stride = 4
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[Tensor | None] = []
+        self.received: list[Tensor | None] = []
 
     def forward(self, x: Tensor, embedding: Tensor, tokens: None, maps: Tensor | None) -> Tensor:
-        self.told.append(maps)
+        self.received.append(maps)
         answer = torch.zeros(len(x), OUT_CHANNELS, *x.shape[2:])
         answer[:, 2] = 60.0
         return answer
@@ -110,15 +111,15 @@ def test_the_tissues_of_a_ct_lie_where_the_body_has_them(torso: Torso, ct: Volum
     organ = torso.organ.numpy().reshape(30, 2, 52, 2, 70, 2)
     truth = {1: ["lungs"], 2: ["fat"], 4: ["spine", "bone"]}
     for number, organs in truth.items():
-        there = np.isin(organ, [ORGANS.index(name) for name in organs]).mean(axis=(1, 3, 5)) > 0.5
-        dice = 2 * ((found.on_pet == number) & there).sum() / ((found.on_pet == number).sum() + there.sum())
+        expected = np.isin(organ, [ORGANS.index(name) for name in organs]).mean(axis=(1, 3, 5)) > 0.5
+        dice = 2 * ((found.on_pet == number) & expected).sum() / ((found.on_pet == number).sum() + expected.sum())
         assert dice > 0.9, organs
     assert found.dice > 0.9
     assert found.is_registered
 
 
 def test_a_network_is_told_nothing_of_the_head_by_ct() -> None:
-    """A skull of 10 cm radius above a torso: told is what is farther than 4 cm from where bone encloses much."""
+    """A skull of 10 cm radius stands above a torso; maps hold voxels farther than 4 cm from what bone encloses."""
     grid = make_grid("axial", (100, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0))
     k, j, i = (4.0 * x for x in np.ogrid[:100, :60, :60])
     from_middle = np.sqrt((k - 280) ** 2 + (j - 120) ** 2 + (i - 120) ** 2)
@@ -128,9 +129,9 @@ def test_a_network_is_told_nothing_of_the_head_by_ct() -> None:
     labels[:40, 40:44, 28:32] = 4  # a spine
     found = ct_regions.CtTissues(labels, grid, 1.0, True)
     maps = found.resample_fractions(list(ct_tissues.NAMES), grid)
-    told = maps.sum(dim=(0, 2, 3)) > 0
-    assert bool(told[:34].all())
-    assert not bool(told[42:].any())
+    with_regions = maps.sum(dim=(0, 2, 3)) > 0
+    assert bool(with_regions[:34].all())
+    assert not bool(with_regions[42:].any())
     assert "nothing by CT" in found.description
     torso = ct_regions.CtTissues(labels[:40], make_grid("axial", (40, 60, 60), (4.0,) * 3, (0.0, 0.0, 0.0)), 1.0, True)
     assert "nothing by CT" not in torso.description
@@ -147,18 +148,18 @@ def test_couch_and_air_about_the_body_are_no_tissue(ct: Volume, pet: Volume) -> 
 
 @pytest.mark.usefixtures("as_the_network_answers")
 def test_a_network_is_told_the_tissues_that_it_knows_and_only_those(ct: Volume, pet: Volume) -> None:
-    knows, told = _model("liver", *ct_tissues.NAMES)
-    findings = _run(knows, pet, ct)
-    (maps,) = told.told
+    trained, recorder = _model("liver", *ct_tissues.NAMES)
+    findings = _run(trained, pet, ct)
+    (maps,) = recorder.received
     assert maps is not None
     found = ct_regions.find_ct_tissues(ct, pet, {})
-    seen = maps[0, :, : PET_GRID.shape[0], : PET_GRID.shape[1], : PET_GRID.shape[2]].numpy()
-    assert not seen[0].any()
+    network_maps = maps[0, :, : PET_GRID.shape[0], : PET_GRID.shape[1], : PET_GRID.shape[2]].numpy()
+    assert not network_maps[0].any()
     for number in range(1, 5):
-        assert np.array_equal(seen[number] > 0.5, found.on_pet == number)
+        assert np.array_equal(network_maps[number] > 0.5, found.on_pet == number)
     ignorant, silent = _model("liver", "bone")
     again = _run(ignorant, pet, ct)
-    assert silent.told == [None]
+    assert silent.received == [None]
     assert _means(again) == pytest.approx(_means(findings), rel=1e-3)
 
 
@@ -191,7 +192,7 @@ def test_a_ct_of_another_frame_or_another_body_is_not_used_and_that_is_said(ct: 
     findings = _run(model, pet, replace(ct, grid=Grid(CT_GRID.shape, affine)), same_frame=None)
     assert "does not lie upon that of the PET" in _words(findings)
     assert set(_means(findings)) == {"body"}
-    assert silent.told == [None, None]
+    assert silent.received == [None, None]
     with pytest.raises(Refused, match="the input ct is MR in 1, not a CT"):
         _run(model, pet, replace(ct, unit="1"), modality="MR")
 
@@ -225,7 +226,7 @@ def test_a_job_with_pet_and_ct_reports_tissues_where_they_share_a_frame(
 
 
 def test_the_body_of_the_kit_s_whole_body_pet_is_found_in_a_ct_made_of_it(tmp_path: Path) -> None:
-    """The kit has no CT: water wherever this PET has its body, at a CT's voxels, with the real geometry of the PET."""
+    """The kit has no CT. The test makes one of water wherever this PET has its body, with the PET's real geometry."""
     from dicomnode.reading import volumes
 
     try:

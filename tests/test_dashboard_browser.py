@@ -14,7 +14,7 @@ import pytest
 from db.models import Job
 from db.states import JobState
 from model_zoo import registry
-from tests.chromium import SCREENSHOTS, browsing
+from tests.chromium import SCREENSHOTS, launch_browser
 from tests.web_node import Web
 from tests.web_studies import PEERS, ROUTES, make_all_states, make_series, receive, report_progress, study_uid
 
@@ -31,7 +31,7 @@ PATHS = ("/", "/hold", "/failures", "/jobs", "/models", ANATOMY, "/peers", "/sys
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with browsing() as running:
+    with launch_browser() as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""dcmqi, whose readers are DCMTK's and not highdicom's, reads what we write: in place, with the values that it had."""
+"""dcmqi, whose readers are DCMTK's and not highdicom's, reads the node's results in the right place and value."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ IS_SR, IS_SEG = "88.34", "66.4"
 
 
 def _run(program: str, *arguments: str) -> str:
-    """A program of the package ``dcmqi``, beside this Python or on the path."""
-    beside = Path(sys.executable).parent / program
-    path = str(beside) if beside.exists() else shutil.which(program)
+    """Run a program of the package ``dcmqi``, from the folder of this Python or from the path; return its output."""
+    in_environment = Path(sys.executable).parent / program
+    path = str(in_environment) if in_environment.exists() else shutil.which(program)
     if path is None:
         pytest.skip(f"{program} is not installed (package dcmqi)")
     done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=120)
@@ -33,15 +33,15 @@ def _run(program: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def _object(these: Found, kind: str, folder: Path, config: ResultsConfig = CONFIG) -> Path:
-    ds = next(ds for ds in written(these, config) if ds.SOPClassUID.endswith(kind))
+def _object(phantom: Found, kind: str, folder: Path, config: ResultsConfig = CONFIG) -> Path:
+    ds = next(ds for ds in written(phantom, config) if ds.SOPClassUID.endswith(kind))
     return save(ds, folder)
 
 
-def _at(image: sitk.Image, these: Found, index: tuple[int, int, int]) -> Any:
-    """The value of an image where the grid's voxel (k, j, i) lies in the patient."""
+def _at(image: sitk.Image, phantom: Found, index: tuple[int, int, int]) -> Any:
+    """Return the value of an image where the grid's voxel (k, j, i) lies in the patient."""
     k, j, i = index
-    place = (these.grid.affine_mm @ [i, j, k, 1])[:3]
+    place = (phantom.grid.affine_mm @ [i, j, k, 1])[:3]
     found_at = image.TransformPhysicalPointToContinuousIndex(place.tolist())
     nearest = [round(n) for n in found_at]
     assert np.allclose(found_at, nearest, atol=0.01), "a voxel's centre lies on a voxel's centre"
@@ -55,24 +55,24 @@ def _voxels(mask: NDArray[Any], count: int = 40) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_segmentation_is_read_where_it_lies(orientation: str, tmp_path: Path) -> None:
-    these = found(grid(orientation))
-    path = _object(these, IS_SEG, tmp_path)
+    phantom = found(grid(orientation))
+    path = _object(phantom, IS_SEG, tmp_path)
     _run("segimage2itkimage", "--inputDICOM", str(path), "--outputDirectory", str(tmp_path), "-t", "nifti")
     image = sitk.ReadImage(str(tmp_path / "1.nii.gz"))
-    for voxel in _voxels(these.labels == 1):
-        assert _at(image, these, voxel) == 1
-    assert int(sitk.GetArrayFromImage(image).sum()) == int(these.labels.sum())
-    told = json.loads((tmp_path / "meta.json").read_text())["segmentAttributes"][0][0]
-    assert told["SegmentLabel"] == "Low confidence"
+    for voxel in _voxels(phantom.labels == 1):
+        assert _at(image, phantom, voxel) == 1
+    assert int(sitk.GetArrayFromImage(image).sum()) == int(phantom.labels.sum())
+    segment = json.loads((tmp_path / "meta.json").read_text())["segmentAttributes"][0][0]
+    assert segment["SegmentLabel"] == "Low confidence"
 
 
 def test_a_lesion_of_a_report_is_read_with_its_finding_site_and_segment(tmp_path: Path) -> None:
     mask, report = lesion_objects("binary")
     _run("tid1500reader", "--inputDICOM", str(save(report, tmp_path)), "--outputMetadata", str(tmp_path / "sr.json"))
     groups = json.loads((tmp_path / "sr.json").read_text())["Measurements"]
-    told = {group["TrackingIdentifier"]: group for group in groups}
+    by_tracking_id = {group["TrackingIdentifier"]: group for group in groups}
     for item in mask.SegmentSequence:
-        group = told[item.TrackingID]
+        group = by_tracking_id[item.TrackingID]
         assert group["TrackingUniqueIdentifier"] == item.TrackingUID
         assert group["Finding"]["CodeMeaning"] == "Lesion of Brain"
         assert group["FindingSite"]["CodeMeaning"] == "Cerebral White Matter"

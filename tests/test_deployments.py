@@ -1,4 +1,4 @@
-"""Which version of a model works on which study: deployed, beside another, for a share, and taken back."""
+"""Model versions by study: current, shadow, share and rollback."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def rollback(session: Session, now: datetime) -> str:
     return deployments.rollback(session, pipeline=PIPELINE, who="Ada", now=now).version
 
 
-def chosen(session: Session, study_uid: str = "1.2.3") -> tuple[str, str]:
-    """The version that a study is worked on with, and the one beside it."""
+def choose(session: Session, study_uid: str = "1.2.3") -> tuple[str, str]:
+    """Return the version that processes a study, and its shadow."""
     found = deployments.choose(session, PIPELINE, study_uid)
     if found is None:
         return "", ""
@@ -58,18 +58,18 @@ def chosen(session: Session, study_uid: str = "1.2.3") -> tuple[str, str]:
 
 def test_without_a_deployment_nothing_is_chosen(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
-        assert chosen(session) == ("", "")
+        assert choose(session) == ("", "")
 
 
 def test_the_newest_current_version_is_used_and_ends_trials(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
         deploy(session, "1", now)
         deploy(session, "2", now, SHADOW)
-        assert chosen(session) == ("m@1", "m@2")
+        assert choose(session) == ("m@1", "m@2")
         deploy(session, "3", now, SHADOW)
-        assert chosen(session) == ("m@1", "m@3")
+        assert choose(session) == ("m@1", "m@3")
         deploy(session, "2", now)
-        assert chosen(session) == ("m@2", "")
+        assert choose(session) == ("m@2", "")
 
 
 def test_a_trial_needs_a_current_version_and_another(sessions: sessionmaker[Session], now: datetime) -> None:
@@ -183,8 +183,8 @@ def test_a_waiting_job_is_not_done_twice_after_a_rollback(sessions: sessionmaker
         assert f"job {first.id} has done the same" in second.reason
 
 
-def a_pair(session: Session, now: datetime) -> tuple[Job, Job]:
-    """A job and the one beside it."""
+def make_pair(session: Session, now: datetime) -> tuple[Job, Job]:
+    """Create a job and its shadow job."""
     job = add_job(session, now, pipeline=PIPELINE, model="m@1")
     shadow = add_job(session, now, pipeline=PIPELINE, model="m@2", shadow_of=job, destinations=[], priority=99)
     return job, shadow
@@ -192,7 +192,7 @@ def a_pair(session: Session, now: datetime) -> tuple[Job, Job]:
 
 def test_a_shadow_waits_until_the_job_beside_it_has_ended(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        job, shadow = a_pair(session, now)
+        job, shadow = make_pair(session, now)
         assert job.state is JobState.READY, "it was not superseded"
         assert jobs.claim(session, worker="w", lease_s=9, now=now) is job
         assert jobs.claim(session, worker="x", lease_s=9, now=now) is None
@@ -204,7 +204,7 @@ def test_a_shadow_goes_with_the_job_beside_it_and_with_its_version(
     sessions: sessionmaker[Session], now: datetime
 ) -> None:
     with sessions.begin() as session:
-        job, shadow = a_pair(session, now)
+        job, shadow = make_pair(session, now)
         jobs.cancel(session, job, reason="not wanted", now=now)
         assert (shadow.state, shadow.reason) == (JobState.CANCELLED, f"job {job.id} was cancelled")
         jobs.retry(session, shadow, reason="again", now=now)
@@ -264,12 +264,12 @@ def test_a_shadow_that_would_refuse_or_hold_is_told_and_touches_nothing(
         assert {output.job_id for output in session.query(Output)} == {job.id}, "neither results nor a note"
 
 
-# A site's story over the real wire
+# Deployments of a site over the network
 
 
 @dataclass
 class Site:
-    """A node at work, an archive, and two versions of a model that somebody brings."""
+    """Running node, an archive, and two versions of a model to install."""
 
     node: Node
     archive: StoreScp
@@ -279,7 +279,7 @@ class Site:
     sent: list[str] = field(default_factory=list)
 
     def send(self, count: int) -> list[str]:
-        """Studies by C-STORE; their UIDs."""
+        """Send studies by C-STORE; return their UIDs."""
         new: list[str] = [uids.derive("a study of the story", str(len(self.sent) + number)) for number in range(count)]
         for uid in new:
             path = raw_data(self.folder / f"{uid}.dcm", self.now, StudyInstanceUID=uid, PatientID=uid[-8:])
@@ -288,8 +288,8 @@ class Site:
         self.sent += new
         return new
 
-    def done(self, studies: list[str]) -> dict[str, str]:
-        """By study the model that its delivered results name by their digest, once all are there."""
+    def delivered_versions(self, studies: list[str]) -> dict[str, str]:
+        """Wait for all deliveries; return by study the model version of its delivered results, found by digest."""
         versions = {digest: version for version, digest in self.digests.items()}
         everything = ["delivered"] * OBJECTS * len(self.sent)
         wait_for(lambda: [row.state for row in self.node.deliveries()] == everything, "delivery", within_s=200)
@@ -299,14 +299,14 @@ class Site:
         assert all(len(names) == 1 for names in found.values()), "all of a study's results are of one version"
         return {uid: names.pop() for uid, names in found.items()}
 
-    def models(self, *words: str) -> str:
-        """The command; its output."""
+    def run_models(self, *words: str) -> str:
+        """Run ``dicomnode models`` and return its output."""
         done = self.node.command("models", *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def refused(self, *words: str) -> str:
-        """The one line with which it says no."""
+    def run_refused(self, *words: str) -> str:
+        """Run ``dicomnode models``, which fails, and return its one line of error."""
         done = self.node.command("models", *words)
         assert done.returncode == 1
         (line,) = done.stderr.strip().splitlines()
@@ -325,19 +325,19 @@ def site(tmp_path: Path, now: datetime, storescp: StoreScp) -> Iterator[Site]:
 
 def test_a_new_version_comes_beside_for_a_share_for_all_and_is_taken_back(site: Site) -> None:
     old, new = "10.0.0", "11.0.0"
-    site.models("install", str(site.folder / old), "--yes")
-    site.models("deploy", f"mri_prior@{old}", "--pipeline", PIPELINE, "--who", "Ada")
+    site.run_models("install", str(site.folder / old), "--yes")
+    site.run_models("deploy", f"mri_prior@{old}", "--pipeline", PIPELINE, "--who", "Ada")
     first = site.send(10)
-    assert site.done(first) == dict.fromkeys(first, old)
+    assert site.delivered_versions(first) == dict.fromkeys(first, old)
 
     broken = write_prior_bundle(site.folder / "broken", "12.0.0")
     (broken / WEIGHTS).write_bytes(b"\x80\x04.")
-    assert "pickle in disguise" in site.refused("install", str(broken), "--yes")
-    site.models("install", str(site.folder / new), "--yes")
-    site.models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--shadow", "--who", "Ada")
+    assert "pickle in disguise" in site.run_refused("install", str(broken), "--yes")
+    site.run_models("install", str(site.folder / new), "--yes")
+    site.run_models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--shadow", "--who", "Ada")
     shadowed = site.send(3)
-    assert site.done(shadowed) == dict.fromkeys(shadowed, old), "the new version delivers nothing"
-    compared = _compared(site, 3)
+    assert site.delivered_versions(shadowed) == dict.fromkeys(shadowed, old), "the new version delivers nothing"
+    compared = _wait_for_comparisons(site, 3)
     assert {row["study_uid"] for row in compared} == set(shadowed)
     for row in compared:
         assert (row["before_digest"], row["after_digest"]) == (site.digests[old], site.digests[new])
@@ -345,35 +345,35 @@ def test_a_new_version_comes_beside_for_a_share_for_all_and_is_taken_back(site: 
         assert row["numbers"]
         assert row["before_s"] > 0 < row["after_s"]
 
-    site.models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--share", "50", "--who", "Ada")
+    site.run_models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--share", "50", "--who", "Ada")
     shared = site.send(6)
     expected = {uid: new if deployments.is_in_share(PIPELINE, uid, 50) else old for uid in shared}
     assert set(expected.values()) == {old, new}
-    assert site.done(shared) == expected
+    assert site.delivered_versions(shared) == expected
 
-    site.models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--who", "Ada")
+    site.run_models("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE, "--who", "Ada")
     after = site.send(2)
-    assert site.done(after) == dict.fromkeys(after, new)
+    assert site.delivered_versions(after) == dict.fromkeys(after, new)
     weights = site.node.config.models_dir / "mri_prior" / new / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    assert "SHA-256" in site.refused("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE)
-    assert "what a rollback goes back to" in site.refused("remove", f"mri_prior@{old}")
-    site.models("rollback", PIPELINE, "--who", "Grace", "--why", "worse")
+    assert "SHA-256" in site.run_refused("deploy", f"mri_prior@{new}", "--pipeline", PIPELINE)
+    assert "what a rollback goes back to" in site.run_refused("remove", f"mri_prior@{old}")
+    site.run_models("rollback", PIPELINE, "--who", "Grace", "--why", "worse")
     last = site.send(2)
-    assert site.done(last) == dict.fromkeys(last, old)
-    _ended_well(site)
+    assert site.delivered_versions(last) == dict.fromkeys(last, old)
+    _check_end(site)
 
 
-def _compared(site: Site, count: int) -> list[dict[str, Any]]:
+def _wait_for_comparisons(site: Site, count: int) -> list[dict[str, Any]]:
     def rows() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(site.models("compare", PIPELINE, "--json"))
+        found: list[dict[str, Any]] = json.loads(site.run_models("compare", PIPELINE, "--json"))
         return found if [row["state"] for row in found] == ["done"] * count else []
 
     return wait_for(rows, "every study was compared", within_s=120)
 
 
-def _ended_well(site: Site) -> None:
-    history = json.loads(site.models("history", PIPELINE, "--json"))
+def _check_end(site: Site) -> None:
+    history = json.loads(site.run_models("history", PIPELINE, "--json"))
     assert [(row["mode"], row["who"]) for row in history] == [
         ("current", "Grace"), ("current", "Ada"), ("share", "Ada"), ("shadow", "Ada"), ("current", "Ada")
     ]  # fmt: skip

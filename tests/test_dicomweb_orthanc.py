@@ -29,7 +29,7 @@ def write_study(folder: Path) -> list[Path]:
     """Write instances that differ in attributes that could be lost on the way."""
     item = Dataset()
     item.ScheduledProcedureStepID, item.RequestedProcedureID = "STEP7", "PROC7"
-    stated: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "study_uid": STUDY, "PatientName": "Müller^Jörg=山田^太郎", "PatientID": "P-7", "StudyDate": "20260303",
         "RequestAttributesSequence": [item], "SliceThickness": "1.2345678901", "WindowCenter": ["40", "80"],
     }  # fmt: skip
@@ -47,7 +47,7 @@ def write_study(folder: Path) -> list[Path]:
     }
     for number, (name, more) in enumerate(forms.items(), 1):
         series = f"{STUDY}.{1 if name in ('plain', 'implicit') else number}"
-        ds = write_instance(folder / f"{name}.dcm", series_uid=series, InstanceNumber=number, **stated, **more)
+        ds = write_instance(folder / f"{name}.dcm", series_uid=series, InstanceNumber=number, **attributes, **more)
         if name == "compressed":
             ds.compress(RLELossless, generate_instance_uid=False)
             ds.save_as(folder / f"{name}.dcm", enforce_file_format=True)
@@ -85,7 +85,7 @@ def test_orthanc_stores_finds_and_gets_a_study_unchanged(orthanc_of: Any, tmp_pa
 
         (study,) = qido(orthanc, "/studies", PatientID="P-7")
         assert study["0020000D"]["Value"] == STUDY
-        assert study["00100010"]["Value"] == "Müller^Jörg"  # Orthanc tells the first group
+        assert study["00100010"]["Value"] == "Müller^Jörg"  # Orthanc returns the first component group
         assert len(qido(orthanc, f"/studies/{STUDY}/series", Modality="MR")) == 4
         assert len(qido(orthanc, "/instances", StudyInstanceUID=STUDY)) == len(sent)
 

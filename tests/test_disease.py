@@ -78,16 +78,18 @@ def test_knowing_nothing_gives_the_prior(many: Population) -> None:
 
 
 def test_the_posterior_agrees_with_rejection_sampling() -> None:
-    """Among patients of the prior with about this MMSE and p-tau217, loads are as the posterior says."""
+    """Patients of the prior with about this MMSE and p-tau217 have the loads of the posterior."""
     prior = population(600_000, seeded(7), age_years=74.0)
     near = (prior.mmse == 27) & (prior.ptau217_pg_ml.log() - torch.tensor(0.5).log()).abs().lt(0.04)
-    kept = prior.where(near)
+    accepted = prior.where(near)
     found = posterior(Observed(age_years=74.0, mmse=27, ptau217_pg_ml=0.5), seeded(8), count=200_000)
-    assert len(kept) > 800
+    assert len(accepted) > 800
     assert found.effective_size > 2000
-    assert found.mean(found.population.amyloid_cl) == pytest.approx(float(kept.amyloid_cl.mean()), abs=2.5)
+    assert found.mean(found.population.amyloid_cl) == pytest.approx(float(accepted.amyloid_cl.mean()), abs=2.5)
     low, high = found.quantiles(found.population.amyloid_cl, (0.1, 0.9))
-    assert float(((kept.amyloid_cl >= low) & (kept.amyloid_cl <= high)).float().mean()) == pytest.approx(0.8, abs=0.04)
+    assert float(((accepted.amyloid_cl >= low) & (accepted.amyloid_cl <= high)).float().mean()) == pytest.approx(
+        0.8, abs=0.04
+    )
 
 
 def test_posterior_intervals_cover_the_truth_as_often_as_they_say() -> None:
@@ -95,10 +97,10 @@ def test_posterior_intervals_cover_the_truth_as_often_as_they_say() -> None:
     inside_80 = inside_95 = 0
     for index in range(len(patients)):
         patient = patients.patient(index)
-        seen = Observed(
+        observed = Observed(
             patient.age_years, patient.sex, patient.e4, patient.mmse, patient.ptau217_pg_ml, patient.atrophy
         )
-        found = posterior(seen, seeded(1000 + index), count=8_000)
+        found = posterior(observed, seeded(1000 + index), count=8_000)
         truth = float(composite(TRACERS["florbetapir"], patient.amyloid_cl))
         q = found.quantiles(found.suvr("florbetapir"), (0.025, 0.1, 0.9, 0.975))
         inside_80 += q[1] <= truth <= q[2]

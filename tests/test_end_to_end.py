@@ -1,4 +1,4 @@
-"""The whole path of one study: k-space in by C-STORE from every kind of sender, marked results in two archives."""
+"""The complete path of a study: k-space in by C-STORE from every kind of sender, marked results in two archives."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DCMTK = {**os.environ, "TCP_NODELAY": "1"}
 
 @dataclass(frozen=True)
 class Delivered:
-    """What the two archives hold after every sender has sent one acquisition."""
+    """Contents of the two archives after every sender has sent one acquisition."""
 
     sent: dict[str, Acquisition]
     results: dict[str, list[Dataset]]
@@ -64,7 +64,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
         Orthanc(folder / "orthanc") as orthanc,
         Orthanc(folder / "scanner", ae_title="SCANNER") as scanner,
         StoreScp(folder / "storescp") as storescp,
-        Node(_delivering(folder / "node", orthanc.peer, storescp.peer)) as node,
+        Node(_write_delivering_config(folder / "node", orthanc.peer, storescp.peer)) as node,
     ):
         _storescu(node, sent["axial"].path)
         _dcmsend(node, sent["sagittal"].path)
@@ -105,13 +105,13 @@ def test_results_carry_every_mark_and_the_patient_of_the_source(delivered: Deliv
             marking.check_marks(ds)
             assert ds.PatientName == acquisition.patient_name
             assert (ds.PatientID, ds.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
-            assert source.SOPInstanceUID in _referenced(ds)
+            assert source.SOPInstanceUID in _find_sources(ds)
         images = [ds for ds in delivered.results[plane] if ds.SOPClassUID != Comprehensive3DSRStorage]
         assert len({ds.FrameOfReferenceUID for ds in images}) == 1
 
 
-def _referenced(ds: Dataset) -> set[str]:
-    """What the result says that it was made from."""
+def _find_sources(ds: Dataset) -> set[str]:
+    """Return the UIDs of the instances that the result names as its sources."""
     references = [*ds.get("SourceInstanceSequence", []), *ds.get("SourceImageSequence", [])]
     for study in ds.get("CurrentRequestedProcedureEvidenceSequence", []):
         references += [item for series in study.ReferencedSeriesSequence for item in series.ReferencedSOPSequence]
@@ -165,7 +165,7 @@ def test_results_for_a_pacs_that_is_down_arrive_when_it_is_back_though_the_node_
 ) -> None:
     path = raw_data(tmp_path / "raw.dcm", now)
     orthanc.kill()
-    with Node(_delivering(tmp_path / "node", orthanc.peer)) as node:
+    with Node(_write_delivering_config(tmp_path / "node", orthanc.peer)) as node:
         _own_send(node, path)
         assert node.wait_for_job("done", "dead").state == "done"
         wait_for(lambda: any(row.attempts > 0 for row in node.deliveries()), "a delivery was tried")
@@ -179,8 +179,8 @@ def test_results_for_a_pacs_that_is_down_arrive_when_it_is_back_though_the_node_
         assert len(orthanc.instances()) == OBJECTS
 
 
-def _delivering(folder: Path, *peers: Peer) -> Path:
-    """A node.toml for a node that sends every result to all of the peers."""
+def _write_delivering_config(folder: Path, *peers: Peer) -> Path:
+    """Write the node.toml of a node that sends every result to all of the peers."""
     return write_config(folder, peers=list(peers), routes=[make_route(*(peer.name for peer in peers), **FAST)])
 
 
@@ -195,7 +195,7 @@ def _dcmsend(node: Node, path: Path) -> None:
     report = path.with_suffix(".report")
     command = [program, "-aec", node.peer.ae_title, "+crf", str(report), "127.0.0.1", str(node.peer.port), str(path)]
     subprocess.run(command, env=DCMTK, timeout=60, check=True)
-    assert "with status SUCCESS  : 1" in report.read_text()  # its exit status says nothing of the instances
+    assert "with status SUCCESS  : 1" in report.read_text()  # dcmsend's exit status does not cover the instances
 
 
 def _own_send(node: Node, path: Path) -> None:

@@ -22,20 +22,20 @@ from tests.series import unpack_series
 
 GRID = Grid((9, 8, 10), np.array([[2.0, 0, 0, -9], [0, 2, 0, -8], [0, 0, 3, 5], [0, 0, 0, 1]]))
 X = np.log(2) * 600 / 6586.2
-"""Decay during a frame: its mean activity is (1 - exp(-x)) / x of that at its start."""
+"""Decay during a frame: the mean activity is (1 - exp(-x)) / x of the activity at its start."""
 Edit = Callable[[Dataset], None]
 
 
-def _activity() -> NDArray[np.float32]:
+def _make_activity() -> NDArray[np.float32]:
     return np.random.default_rng(3).uniform(0, 3e4, GRID.shape).astype(np.float32)
 
 
-def _enhanced(tmp_path: Path, edit: Edit) -> volumes.Series:
-    return volumes.read([write_enhanced_pet(tmp_path / "enhanced.dcm", GRID, _activity(), edit)])
+def _read_enhanced(tmp_path: Path, edit: Edit) -> volumes.Series:
+    return volumes.read([write_enhanced_pet(tmp_path / "enhanced.dcm", GRID, _make_activity(), edit)])
 
 
-def _legacy(tmp_path: Path, edit: Callable[[int, Dataset], None]) -> volumes.Series:
-    classic = write_pet(tmp_path / "classic", GRID, _activity(), edit=edit)
+def _read_legacy(tmp_path: Path, edit: Callable[[int, Dataset], None]) -> volumes.Series:
+    classic = write_pet(tmp_path / "classic", GRID, _make_activity(), edit=edit)
     return volumes.read([write_legacy_pet(tmp_path / "legacy.dcm", classic)])
 
 
@@ -45,8 +45,8 @@ def _keep(*_: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["enhanced", "legacy"])
 def test_values_and_suv_equal_those_of_the_classic_series(kind: str, tmp_path: Path) -> None:
-    classic = volumes.read(write_pet(tmp_path / "one", GRID, _activity()))
-    found = _enhanced(tmp_path, _keep) if kind == "enhanced" else _legacy(tmp_path, _keep)
+    classic = volumes.read(write_pet(tmp_path / "one", GRID, _make_activity()))
+    found = _read_enhanced(tmp_path, _keep) if kind == "enhanced" else _read_legacy(tmp_path, _keep)
     assert found.volume.unit == classic.volume.unit == "Bq/ml"
     np.testing.assert_allclose(found.volume.data, classic.volume.data, rtol=1e-6)
     np.testing.assert_allclose(found.volume.grid.affine_mm, classic.volume.grid.affine_mm, atol=1e-6)
@@ -56,9 +56,9 @@ def test_values_and_suv_equal_those_of_the_classic_series(kind: str, tmp_path: P
 
 
 def test_the_real_whole_body_converted_by_highdicom_keeps_its_suv(kit: Path, tmp_path: Path) -> None:
-    """Of slices about the seam of two bed positions, whose times differ."""
-    whole = unpack_series(kit / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", tmp_path / "raw")
-    paths = sorted(whole, key=lambda path: int(dcmread(path, specific_tags=["InstanceNumber"]).InstanceNumber))[30:60]
+    """The slices lie about the seam of two bed positions, whose times differ."""
+    files = unpack_series(kit / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", tmp_path / "raw")
+    paths = sorted(files, key=lambda path: int(dcmread(path, specific_tags=["InstanceNumber"]).InstanceNumber))[30:60]
     classic = volumes.read(paths)
     legacy = volumes.read([write_legacy_pet(tmp_path / "legacy.dcm", paths)])
     assert legacy.facts["suv_bw_per_unit"] == pytest.approx(2.42903e-4, rel=1e-5)
@@ -76,12 +76,12 @@ def _set(**values: Any) -> Edit:
     return edit
 
 
-def _of_agent(**values: Any) -> Edit:
+def _set_agent(**values: Any) -> Edit:
     return lambda ds: _set(**values)(ds.RadiopharmaceuticalInformationSequence[0])
 
 
-def _two_agents(*used: int) -> Edit:
-    """Two tracers, of which the frames name those ``used``."""
+def _add_agent(*used: int) -> Edit:
+    """Return an edit that adds a second tracer; the frames refer to the tracers ``used``."""
 
     def edit(ds: Dataset) -> None:
         other = deepcopy(ds.RadiopharmaceuticalInformationSequence[0])
@@ -95,8 +95,8 @@ def _two_agents(*used: int) -> Edit:
     return edit
 
 
-def _mapped(*units: str) -> Edit:
-    """Mappings to these units for each frame, with slopes 1, 2 ..."""
+def _map_units(*units: str) -> Edit:
+    """Return an edit that maps each frame to these units, with slopes 1, 2 ..."""
 
     def edit(ds: Dataset) -> None:
         for group in ds.PerFrameFunctionalGroupsSequence:
@@ -106,7 +106,7 @@ def _mapped(*units: str) -> Edit:
     return edit
 
 
-def _rescaled(kind: str, slope: str = "2", intercept: str = "0") -> Edit:
+def _rescale(kind: str, slope: str = "2", intercept: str = "0") -> Edit:
     def edit(ds: Dataset) -> None:
         for group in ds.PerFrameFunctionalGroupsSequence:
             del group.RealWorldValueMappingSequence
@@ -116,7 +116,7 @@ def _rescaled(kind: str, slope: str = "2", intercept: str = "0") -> Edit:
     return edit
 
 
-def _both(*edits: Edit) -> Edit:
+def _chain(*edits: Edit) -> Edit:
     def edit(ds: Dataset) -> None:
         for each in edits:
             each(ds)
@@ -124,7 +124,7 @@ def _both(*edits: Edit) -> Edit:
     return edit
 
 
-def _of_first_frame(**values: Any) -> Edit:
+def _set_first_frame(**values: Any) -> Edit:
     return lambda ds: _set(**values)(ds.PerFrameFunctionalGroupsSequence[0].FrameContentSequence[0])
 
 
@@ -134,59 +134,61 @@ SUVS: dict[str, tuple[Edit, float]] = {
         _set(DecayCorrectionDateTime="20260101140000"), WEIGHT_KG * 1000 / 350e6 * 2 ** (7200 / 6586.2),
     ),
     "zones in the dates": (
-        _both(_of_agent(RadiopharmaceuticalStartDateTime="20260101110000+0000"), _set(TimezoneOffsetFromUTC="+0100")),
+        _chain(_set_agent(RadiopharmaceuticalStartDateTime="20260101110000+0000"), _set(TimezoneOffsetFromUTC="+0100")),
         FACTOR,
     ),
-    "frames without a time": (_of_first_frame(FrameAcquisitionDateTime=None), FACTOR),
+    "frames without a time": (_set_first_frame(FrameAcquisitionDateTime=None), FACTOR),
     "not decay corrected": (_set(DecayCorrected="NO", DecayCorrectionDateTime=None), FACTOR * X / -np.expm1(-X)),
-    "the second of two agents": (_two_agents(2), FACTOR * 3.5),
+    "the second of two agents": (_add_agent(2), FACTOR * 3.5),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", SUVS)
 def test_suv_by_what_an_enhanced_pet_states(case: str, tmp_path: Path) -> None:
     edit, factor = SUVS[case]
-    assert _enhanced(tmp_path, edit).facts["suv_bw_per_unit"] == pytest.approx(factor, rel=1e-6)
+    assert _read_enhanced(tmp_path, edit).facts["suv_bw_per_unit"] == pytest.approx(factor, rel=1e-6)
 
 
 REASONS: dict[str, tuple[Edit, str]] = {
     "no Decay Correction DateTime": (_set(DecayCorrectionDateTime=None), r"\(0018,9701\) is not stated"),
     "no Decay Corrected": (_set(DecayCorrected=None), r"Decay Correction \(0054,1102\) is not stated"),
     "not attenuation-corrected": (_set(AttenuationCorrected="NO"), "attenuation was corrected"),
-    "no half-life": (_of_agent(RadionuclideHalfLife=None), "Half Life"),
-    "half-life in minutes": (_of_agent(RadionuclideHalfLife="109.77"), "says Fluorine-18, whose half-life is 6586.2 s"),
-    "no dose": (_of_agent(RadionuclideTotalDose=""), "Dose .* not stated"),
-    "no injection": (_of_agent(RadiopharmaceuticalStartDateTime=None), "times of injection and scan"),
-    "an offset alone": (_of_agent(RadiopharmaceuticalStartDateTime="20260101120000+0100"), r"\(0008,0201\)"),
-    "two agents used": (_two_agents(1, 2), r"\(0054,0016\) has several items"),
-    "two agents and no usage": (_two_agents(), r"\(0054,0016\) has several items"),
+    "no half-life": (_set_agent(RadionuclideHalfLife=None), "Half Life"),
+    "half-life in minutes": (
+        _set_agent(RadionuclideHalfLife="109.77"), "says Fluorine-18, whose half-life is 6586.2 s",
+    ),
+    "no dose": (_set_agent(RadionuclideTotalDose=""), "Dose .* not stated"),
+    "no injection": (_set_agent(RadiopharmaceuticalStartDateTime=None), "times of injection and scan"),
+    "an offset alone": (_set_agent(RadiopharmaceuticalStartDateTime="20260101120000+0100"), r"\(0008,0201\)"),
+    "two agents used": (_add_agent(1, 2), r"\(0054,0016\) has several items"),
+    "two agents and no usage": (_add_agent(), r"\(0054,0016\) has several items"),
     "frames of several times": (
-        _both(_set(DecayCorrected="NO", DecayCorrectionDateTime=None),
-              _of_first_frame(FrameAcquisitionDateTime="20260101132000")),
+        _chain(_set(DecayCorrected="NO", DecayCorrectionDateTime=None),
+               _set_first_frame(FrameAcquisitionDateTime="20260101132000")),
         "give no single one",
     ),
-    "SUV by lean body mass": (_mapped("g/ml{SUVlbm}"), "SUV by LBM"),
-    "SUV by nobody knows what": (_mapped("g/ml"), "by which measure of the body"),
-    "a fraction": (_mapped("%"), "PCNT, not an activity"),
+    "SUV by lean body mass": (_map_units("g/ml{SUVlbm}"), "SUV by LBM"),
+    "SUV by nobody knows what": (_map_units("g/ml"), "by which measure of the body"),
+    "a fraction": (_map_units("%"), "PCNT, not an activity"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REASONS)
 def test_what_an_enhanced_pet_leaves_open_gives_a_reason(case: str, tmp_path: Path) -> None:
     edit, words = REASONS[case]
-    found = _enhanced(tmp_path, edit).facts
+    found = _read_enhanced(tmp_path, edit).facts
     assert "suv_bw_per_unit" not in found
     with pytest.raises(ValueError, match=words):
         raise ValueError(found["suv_unknown_because"])
 
 
 UNITS: dict[str, tuple[Edit, str, float, float | None]] = {
-    "SUV beside activity": (_mapped("{SUVbw}g/ml", "Bq/ml"), "Bq/ml", 2.0, FACTOR),
-    "SUV alone": (_mapped("g/ml{SUVbw}"), "g/ml", 1.0, 1.0),
-    "SUV alone by its older code": (_mapped("{SUVbw}g/ml"), "g/ml", 1.0, 1.0),
-    "counts": (_mapped("{counts}"), "{counts}", 1.0, None),
-    "a Rescale Type": (_rescaled("BQML"), "Bq/ml", 2.0, FACTOR),
-    "a Rescale Type as UCUM, with an intercept": (_rescaled("Bq/ml", "2", "0.5"), "Bq/ml", 2.0, FACTOR),
+    "SUV beside activity": (_map_units("{SUVbw}g/ml", "Bq/ml"), "Bq/ml", 2.0, FACTOR),
+    "SUV alone": (_map_units("g/ml{SUVbw}"), "g/ml", 1.0, 1.0),
+    "SUV alone by its older code": (_map_units("{SUVbw}g/ml"), "g/ml", 1.0, 1.0),
+    "counts": (_map_units("{counts}"), "{counts}", 1.0, None),
+    "a Rescale Type": (_rescale("BQML"), "Bq/ml", 2.0, FACTOR),
+    "a Rescale Type as UCUM, with an intercept": (_rescale("Bq/ml", "2", "0.5"), "Bq/ml", 2.0, FACTOR),
 }
 
 
@@ -195,11 +197,11 @@ def test_the_unit_is_the_mappings_or_the_rescale_types(case: str, tmp_path: Path
     edit, unit, slope, factor = UNITS[case]
     stored = {}
 
-    def kept(ds: Dataset) -> None:
+    def edit_and_keep(ds: Dataset) -> None:
         edit(ds)
         stored["is"] = np.frombuffer(ds.PixelData, np.int16).reshape(GRID.shape)
 
-    series = _enhanced(tmp_path, kept)
+    series = _read_enhanced(tmp_path, edit_and_keep)
     assert series.volume.unit == unit
     intercept = 0.5 if "intercept" in case else 0.0
     np.testing.assert_allclose(series.volume.data, slope * stored["is"] + intercept, rtol=1e-6)
@@ -207,11 +209,11 @@ def test_the_unit_is_the_mappings_or_the_rescale_types(case: str, tmp_path: Path
 
 
 REFUSALS: dict[str, tuple[Edit, str]] = {
-    "no mapping": (_rescaled("US"), r"Real World Value Mapping Sequence \(0040,9096\) is missing"),
-    "a mapping without unit": (_mapped("1"), r"\(0040,9096\) is in 1, so that the unit"),
-    "a mapping in kBq/ml": (_mapped("kBq/ml"), r"\(0040,9096\) is in kBq/ml"),
-    "two mappings to activity": (_mapped("Bq/ml", "Bq/ml"), "needed is one mapping"),
-    "a rescale of zero": (_rescaled("BQML", "0"), r"Rescale Slope \(0028,1053\) of PET is 0"),
+    "no mapping": (_rescale("US"), r"Real World Value Mapping Sequence \(0040,9096\) is missing"),
+    "a mapping without unit": (_map_units("1"), r"\(0040,9096\) is in 1, so that the unit"),
+    "a mapping in kBq/ml": (_map_units("kBq/ml"), r"\(0040,9096\) is in kBq/ml"),
+    "two mappings to activity": (_map_units("Bq/ml", "Bq/ml"), "needed is one mapping"),
+    "a rescale of zero": (_rescale("BQML", "0"), r"Rescale Slope \(0028,1053\) of PET is 0"),
     "a transmission": (_set(CountsSource="TRANSMISSION"), r"Counts Source \(0054,1002\) is TRANSMISSION"),
     "units of one frame": (
         lambda ds: setattr(
@@ -226,27 +228,27 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
 def test_an_enhanced_pet_without_one_unit_is_refused(case: str, tmp_path: Path) -> None:
     edit, words = REFUSALS[case]
     with pytest.raises(InputRefused, match=words):
-        _enhanced(tmp_path, edit)
+        _read_enhanced(tmp_path, edit)
 
 
 @pytest.mark.parametrize(("flavour", "kind"), [("DYNAMIC", "DYNAMIC"), ("CARDIAC_GATED", "GATED"), ("STATIC", None)])
 def test_image_type_tells_dynamic_and_gated_frames(flavour: str, kind: str | None, tmp_path: Path) -> None:
-    found = _enhanced(tmp_path, _set(ImageType=["ORIGINAL", "PRIMARY", flavour, "NONE"])).facts
+    found = _read_enhanced(tmp_path, _set(ImageType=["ORIGINAL", "PRIMARY", flavour, "NONE"])).facts
     assert found.get("series_type") == (None if kind is None else (kind,))
 
 
 def test_corrections_and_tracer_are_told_as_facts(tmp_path: Path) -> None:
-    found = _enhanced(tmp_path, _keep).facts
+    found = _read_enhanced(tmp_path, _keep).facts
     assert found["corrections"] == ("DECY", "ATTN", "SCAT", "DTIM", "CLN", "RAN", "DCAL", "NORM")
     assert found["tracer"] == "Fluorodeoxyglucose F^18^"
     assert "decay_correction" not in found
 
 
-def _two_doses(k: int, ds: Dataset) -> None:
+def _edit_dose(k: int, ds: Dataset) -> None:
     ds.RadiopharmaceuticalInformationSequence[0].RadionuclideTotalDose = f"{350e6 + k:.0f}"
 
 
-def _philips(suv_per_count: float) -> Callable[[int, Dataset], None]:
+def _edit_as_philips(suv_per_count: float) -> Callable[[int, Dataset], None]:
     def edit(_: int, ds: Dataset) -> None:
         ds.Units = "CNTS"
         block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
@@ -256,16 +258,16 @@ def _philips(suv_per_count: float) -> Callable[[int, Dataset], None]:
     return edit
 
 
-def _attenuated(k: int, ds: Dataset) -> None:
+def _edit_corrections(k: int, ds: Dataset) -> None:
     ds.CorrectedImage = ["DECY", "ATTN"] if k else ["DECY"]
 
 
-def _of_each(keyword: str, one: str, other: str) -> Callable[[int, Dataset], None]:
+def _set_in_third(keyword: str, one: str, other: str) -> Callable[[int, Dataset], None]:
     return lambda k, ds: setattr(ds, keyword, other if k == 2 else one)
 
 
 LEGACY_REASONS: dict[str, tuple[Callable[[int, Dataset], None], str]] = {
-    "doses": (_two_doses, r"differ in Radionuclide Total Dose \(0018,1074\)"),
+    "doses": (_edit_dose, r"differ in Radionuclide Total Dose \(0018,1074\)"),
     "decay": (lambda _, ds: setattr(ds, "DecayCorrection", ""), r"Decay Correction \(0054,1102\) is not stated"),
     "zone": (
         lambda _, ds: setattr(
@@ -279,7 +281,7 @@ LEGACY_REASONS: dict[str, tuple[Callable[[int, Dataset], None], str]] = {
 @pytest.mark.parametrize("case", LEGACY_REASONS)
 def test_a_converted_series_has_the_reasons_of_its_source(case: str, tmp_path: Path) -> None:
     edit, words = LEGACY_REASONS[case]
-    found = _legacy(tmp_path, edit).facts
+    found = _read_legacy(tmp_path, edit).facts
     assert "suv_bw_per_unit" not in found
     with pytest.raises(ValueError, match=words):
         raise ValueError(found["suv_unknown_because"])
@@ -288,9 +290,9 @@ def test_a_converted_series_has_the_reasons_of_its_source(case: str, tmp_path: P
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (_of_each("Units", "BQML", "GML"), r"Units \(0054,1001\)"),
-        (_of_each("DecayCorrection", "START", "ADMIN"), r"Decay Correction \(0054,1102\)"),
-        (_attenuated, r"Corrected Image \(0028,0051\)"),
+        (_set_in_third("Units", "BQML", "GML"), r"Units \(0054,1001\)"),
+        (_set_in_third("DecayCorrection", "START", "ADMIN"), r"Decay Correction \(0054,1102\)"),
+        (_edit_corrections, r"Corrected Image \(0028,0051\)"),
         (lambda _, ds: delattr(ds, "Units"), r"PET without Units \(0054,1001\)"),
     ],
 )
@@ -298,24 +300,24 @@ def test_a_converted_series_is_refused_as_its_source_is(
     edit: Callable[[int, Dataset], None], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputRefused, match=words):
-        _legacy(tmp_path, edit)
+        _read_legacy(tmp_path, edit)
 
 
 def test_philips_private_factors_are_found_in_a_converted_series(tmp_path: Path) -> None:
-    series = _legacy(tmp_path, _philips(2.5 * FACTOR))
+    series = _read_legacy(tmp_path, _edit_as_philips(2.5 * FACTOR))
     assert (series.volume.unit, series.facts["suv_bw_per_unit"]) == ("Bq/ml", pytest.approx(FACTOR, rel=1e-5))
-    np.testing.assert_allclose(series.volume.data, 2.5 * _activity(), rtol=1e-3, atol=2.5)
+    np.testing.assert_allclose(series.volume.data, 2.5 * _make_activity(), rtol=1e-3, atol=2.5)
 
 
 def test_a_mapping_to_suv_beside_the_units_of_a_converted_series_is_not_its_unit(tmp_path: Path) -> None:
-    series = _legacy(
+    series = _read_legacy(
         tmp_path, lambda _, ds: setattr(ds, "RealWorldValueMappingSequence", [mapping("{SUVbw}g/ml", 0.1)])
     )
     assert series.volume.unit == "Bq/ml"
-    np.testing.assert_allclose(series.volume.data, _activity(), rtol=1e-3, atol=1)
+    np.testing.assert_allclose(series.volume.data, _make_activity(), rtol=1e-3, atol=1)
 
 
 def test_a_code_of_another_nuclide_is_told(tmp_path: Path) -> None:
     carbon = coded("40565003", "SCT", "11C")
-    found = _enhanced(tmp_path, _of_agent(RadionuclideCodeSequence=[carbon])).facts
+    found = _read_enhanced(tmp_path, _set_agent(RadionuclideCodeSequence=[carbon])).facts
     assert "says Carbon-11, whose half-life is 1221.8 s" in found["suv_unknown_because"]

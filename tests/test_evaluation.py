@@ -1,4 +1,4 @@
-"""Evaluations make tables and a model card that says what a reader must know; the commands print and write them."""
+"""Evaluations make tables and a model card for the reader; the commands print and write them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TABLE = Table("Denoising", ("method", "σ = 0.1"), (("noisy", 20.0), ("this | mo
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of six steps."""
+def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle after six training steps."""
     folder = tmp_path_factory.mktemp("made")
     found = training.load("mri-prior")
     run = loop.train(
@@ -39,9 +39,9 @@ def result() -> Evaluation:
 
 
 def test_a_card_says_what_it_is_how_good_where_it_fails_and_that_it_was_trained_on_simulation(
-    made: Path, result: Evaluation, tmp_path: Path
+    trained_bundle: Path, result: Evaluation, tmp_path: Path
 ) -> None:
-    facts = registry.read_facts(made)
+    facts = registry.read_facts(trained_bundle)
     report.write_report(result, facts, tmp_path)
     card = (tmp_path / "README.md").read_text()
     for expected in (
@@ -61,16 +61,18 @@ def test_a_card_says_what_it_is_how_good_where_it_fails_and_that_it_was_trained_
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"psnr_db": 28.1}
 
 
-def test_a_site_s_own_weights_are_not_said_to_be_simulated(made: Path, result: Evaluation) -> None:
-    facts = registry.read_facts(made)
+def test_a_site_s_own_weights_are_not_said_to_be_simulated(trained_bundle: Path, result: Evaluation) -> None:
+    facts = registry.read_facts(trained_bundle)
     own = {**facts.metadata, "trained_on": "a user's data set (cohort abc)"}
     card = report.make_card(result, BundleFacts(facts.path, facts.name, facts.version, facts.digest, own))
     assert "trained on a user's data set" in card
     assert "simulation only" not in card
 
 
-def test_an_evaluation_put_into_a_bundle_leaves_it_whole(made: Path, result: Evaluation, tmp_path: Path) -> None:
-    shutil.copytree(made, tmp_path / "mri_prior")
+def test_an_evaluation_put_into_a_bundle_leaves_it_whole(
+    trained_bundle: Path, result: Evaluation, tmp_path: Path
+) -> None:
+    shutil.copytree(trained_bundle, tmp_path / "mri_prior")
     facts = registry.read_facts(tmp_path / "mri_prior")
     report.write_into_bundle(result, facts)
     again = registry.find("mri_prior", root=tmp_path)
@@ -92,9 +94,9 @@ def test_a_bundle_that_nobody_evaluates_is_named() -> None:
 
 
 def test_the_command_prints_tables_and_writes_the_card(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["evaluate", str(made), "--quick", "--out", str(tmp_path / "card")]) == 0
+    assert cli.main(["evaluate", str(trained_bundle), "--quick", "--out", str(tmp_path / "card")]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"\| total variation \| \d+\.\d \| \d+\.\d \|", printed)
     assert "Subgroups" in printed
@@ -102,23 +104,23 @@ def test_the_command_prints_tables_and_writes_the_card(
     assert all(line in card for line in printed.splitlines() if line.startswith("| this model"))
 
 
-def test_the_same_evaluation_again_prints_the_same(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_evaluation_again_prints_the_same(trained_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = []
     for _ in range(2):
-        assert cli.main(["evaluate", str(made), "--quick"]) == 0
+        assert cli.main(["evaluate", str(trained_bundle), "--quick"]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
 
 
-def test_a_quick_evaluation_is_not_put_into_a_bundle(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (made / "docs" / "README.md").read_bytes()
-    assert cli.main(["evaluate", str(made), "--quick", "--write"]) == 1
+def test_a_quick_evaluation_is_not_put_into_a_bundle(trained_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained_bundle / "docs" / "README.md").read_bytes()
+    assert cli.main(["evaluate", str(trained_bundle), "--quick", "--write"]) == 1
     assert capsys.readouterr().err.startswith("dicomnode: a quick evaluation")
-    assert (made / "docs" / "README.md").read_bytes() == before
+    assert (trained_bundle / "docs" / "README.md").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["evaluate", "nothing"], 1, "no bundle nothing; installed: "),
         (["evaluate", "mri_prior@99"], 1, "no bundle mri_prior@99"),
@@ -131,15 +133,15 @@ def test_a_quick_evaluation_is_not_put_into_a_bundle(made: Path, capsys: pytest.
     ],
 )
 def test_what_cannot_be_done_is_said_in_words(
-    words: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    out = ["--out", str(tmp_path / "out")] if words[0] == "train" else []
-    assert cli.main(words + out) == code
-    told = capsys.readouterr().err
-    assert says in told
-    assert "Traceback" not in told
+    out = ["--out", str(tmp_path / "out")] if arguments[0] == "train" else []
+    assert cli.main(arguments + out) == code
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
     if code == 1:
-        assert told.count("\n") == 1
+        assert errors.count("\n") == 1
 
 
 def test_a_manifest_s_problems_are_told_one_by_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

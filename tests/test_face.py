@@ -1,4 +1,4 @@
-"""Faces taken out of images of heads: the brain stays whole, what is in front of it goes, and doubt is a refusal."""
+"""Removal of faces from images of heads: the brain stays complete, tissue in front of it goes, doubt is a refusal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model_zoo.bundle import Model
 from model_zoo.structures import number
 from pipelines import anatomy, face
 from pipelines.contract import Case, Finding, Grid, Image, Measurement, Refused, Segmentation, Volume
-from tests.bundles import SPACING_MM, phantom, upright, write_anatomy_bundle
+from tests.bundles import SPACING_MM, phantom, phantom_grid, write_anatomy_bundle
 from tests.findings import PROVENANCE
 from tests.identifying import write_profile
 from tests.peers import write_config
@@ -33,7 +33,7 @@ HAIR = np.s_[45:47, 40:50, 20:28]
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the anatomy bundle that knows the phantom."""
+    """Return a folder with the anatomy bundle that knows the phantom."""
     root = tmp_path_factory.mktemp("bundles")
     write_anatomy_bundle(root)
     return root
@@ -45,13 +45,13 @@ def model(bundles: Path) -> Model:
 
 
 def head() -> Volume:
-    """The phantom with a face in front of and below the brain, and with hair above and behind, both no structure's."""
+    """Return the phantom with a face before and below the brain and hair above and behind; no structure has them."""
     values, structure = phantom()
     values = values.copy()
     for place in (NOSE, HAIR):
-        there = values[place]
-        there[structure[place] == 0] = 0.1
-    return Volume(values, upright(), "1", SPACING_MM)
+        region = values[place]
+        region[structure[place] == 0] = 0.1
+    return Volume(values, phantom_grid(), "1", SPACING_MM)
 
 
 def ball(
@@ -76,17 +76,17 @@ def test_what_goes_is_the_same_place_in_the_patient_in_any_orientation(orientati
     assert not (removed & brain).any()
     assert not (removed & ball(grid, (0, 0, 0), 57)).any(), "nor what is within the margin"
     for place in (nose, chin):
-        there = ball(grid, place, 5)
-        assert not there.any() or removed[there].all()
+        nearby = ball(grid, place, 5)
+        assert not nearby.any() or removed[nearby].all()
     for place in (hair, neck):
-        there = ball(grid, place, 5)
-        assert not removed[there].any()
+        nearby = ball(grid, place, 5)
+        assert not removed[nearby].any()
 
 
 def test_the_brain_of_the_phantom_stays_and_its_nose_goes(model: Model) -> None:
     volume = head()
-    kept = face.find_face(volume, model)
-    removed = kept.find_removed_voxels(volume.grid)
+    mask = face.find_face(volume, model)
+    removed = mask.find_removed_voxels(volume.grid)
     found = anatomy.segment_head(volume, model)
     assert not (removed & found.mask()).any()
     assert removed[NOSE].all()
@@ -118,12 +118,12 @@ def findings(volume: Volume) -> list[Finding]:
 def test_a_form_without_faces_has_none_in_its_images(model: Model) -> None:
     volume = head()
     case, made = Case({"head": volume}, {"modality": "MR"}), findings(volume)
-    shown, by = defacing.remove_faces(DefacedResultsConfig(), made, case, PROVENANCE, lambda: model)
-    picture = shown[0]
+    defaced, provenance = defacing.remove_faces(DefacedResultsConfig(), made, case, PROVENANCE, lambda: model)
+    picture = defaced[0]
     assert isinstance(picture, Image)
     assert picture.volume.data[5, 2, 24] == volume.data.min() < volume.data[5, 2, 24]
-    assert list(shown[1:]) == made[1:]
-    assert by.parameters["face"] == "removed", "so that no UID is that of an image with a face"
+    assert list(defaced[1:]) == made[1:]
+    assert provenance.parameters["face"] == "removed", "so that no UID is that of an image with a face"
     assert defacing.remove_faces(ResultsConfig(), made, case, PROVENANCE, lambda: model) == (made, PROVENANCE)
 
 
@@ -144,7 +144,7 @@ def test_the_command_takes_the_face_out_of_a_series(
     config = write_config(tmp_path / "node", deidentify=[profile], worker={"device": "cpu"})
     (tmp_path / "node" / "data" / "models").parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "node" / "data" / "models").symlink_to(bundles)
-    words = [
+    arguments = [
         "--config",
         str(config),
         "deidentify",
@@ -153,9 +153,9 @@ def test_the_command_takes_the_face_out_of_a_series(
         "--profile",
         "research",
     ]
-    assert cli.main([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert len(told) == len(sent)
+    assert cli.main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == len(sent)
     copies = sorted((tmp_path / "out").iterdir())
     before, after = volumes.read(sent).volume, volumes.read(copies).volume
     assert np.allclose(before.grid.affine_mm, after.grid.affine_mm)

@@ -18,7 +18,7 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import MRImageStorage, Verification
 
 from dicomnode.dimse.pynetdicom_adapter import replace_checkpoint
-from tests.certificates import Authority, Issued
+from tests.certificates import Authority, IssuedCertificate
 from tests.peers import wait_for
 from tests.peers.files import write_instance
 
@@ -81,7 +81,7 @@ class Running:
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
     authority = Authority(tmp_path)
-    issued: Issued = authority.issue("node")
+    issued: IssuedCertificate = authority.issue("node")
     (tmp_path / "data").mkdir()
     command = [sys.executable, "-c", _CODE, str(tmp_path / "data"), str(issued.certificate), str(issued.key)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}

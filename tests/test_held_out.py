@@ -1,4 +1,4 @@
-"""No recipe reads a held-out label map: it trains where their files are absent, and every file it opens is watched."""
+"""No recipe reads a held-out label map: it trains without those files, and the test watches every file it opens."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ EVERY = pytest.mark.parametrize(
     "name", sorted(name for name, module in training.RECIPES.items() if find_spec(module) is not None)
 )
 PROCEDURAL = ("standard-dose-pet",)
-"""Recipes of which a step may use no label map at all: the body below the head is made of ellipsoids."""
+"""Recipes with steps that may use no label map: ellipsoids make up the body below the head."""
 
 ENOUGH = 4
-"""Subjects after which no more batches are drawn: a subject takes seconds to read."""
+"""Number of subjects after which the test draws no more batches: a subject takes seconds to read."""
 
 MAP = re.compile(r"training_seg_(\d\d)\.nii|regions/v\d+-(\d\d)\.npy")
 _watched: list[str] = []
@@ -39,12 +39,12 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="module")
 def _audited() -> None:
-    sys.addaudithook(_hook)  # stays for the life of the process: Python has no way to take one away
+    sys.addaudithook(_hook)  # stays for the life of the process: Python cannot remove an audit hook
 
 
 @contextmanager
-def opened() -> Iterator[list[str]]:
-    """Subjects whose label map, or what was derived from it, is opened by any code in this process."""
+def watch_label_maps() -> Iterator[list[str]]:
+    """Yield the subjects whose label map, or a file derived from it, is opened by any code in this process."""
     global _watching
     _watched.clear()
     _watching = True
@@ -54,8 +54,8 @@ def opened() -> Iterator[list[str]]:
         _watching = False
 
 
-def kit_with(subjects: tuple[str, ...], kit: Path, folder: Path) -> Path:
-    """The data kit with the label maps of ``subjects`` only."""
+def make_kit(subjects: tuple[str, ...], kit: Path, folder: Path) -> Path:
+    """Make a data kit with the label maps of ``subjects`` only; return its folder."""
     maps = folder / "anatomy" / "synthseg-label-maps"
     maps.mkdir(parents=True)
     for subject in subjects:
@@ -70,8 +70,8 @@ def kit_with(subjects: tuple[str, ...], kit: Path, folder: Path) -> Path:
     return folder
 
 
-def nothing(*_: object) -> dict[str, float]:
-    """In place of validation, which reads the validation subjects and has a test of its own."""
+def skip_validation(*_: object) -> dict[str, float]:
+    """Replace validation, which reads the validation subjects and has a test of its own."""
     return {}
 
 
@@ -81,9 +81,10 @@ def nothing(*_: object) -> dict[str, float]:
 def test_training_opens_no_held_out_map_and_needs_none(name: str, kit: Path, tmp_path: Path) -> None:
     found = training.load(name)
     c = replace(found.configurations["smoke"], steps=2)
-    sources = recipe.make_simulated_sources(kit_with(anatomy.TRAIN, kit, tmp_path / "kit"))
-    with opened() as subjects:
-        loop.train(replace(found, validate=nothing), c, tmp_path / "run", sources=sources)
+    # a root of its own, so that nothing is cached
+    sources = recipe.make_simulated_sources(make_kit(anatomy.TRAIN, kit, tmp_path / "kit"))
+    with watch_label_maps() as subjects:
+        loop.train(replace(found, validate=skip_validation), c, tmp_path / "run", sources=sources)
         for step in range(2, 30):
             if len(set(subjects)) < ENOUGH:
                 found.draw_batch(c, sources.train, recipe.seeded(c.seed, step))
@@ -97,26 +98,28 @@ def test_training_opens_no_held_out_map_and_needs_none(name: str, kit: Path, tmp
 def test_validation_opens_no_test_map_and_needs_none(name: str, kit: Path, tmp_path: Path) -> None:
     found = training.load(name)
     c = found.configurations["smoke"]
-    root = kit_with(anatomy.VALIDATION, kit, tmp_path / "kit")
+    root = make_kit(anatomy.VALIDATION, kit, tmp_path / "kit")
     torch.manual_seed(c.seed)
     network = found.make_network(c).eval()
-    with opened() as subjects, torch.no_grad():
+    with watch_label_maps() as subjects, torch.no_grad():
         metrics = found.validate(network, c, recipe.make_simulated_sources(root).validation)
     assert metrics
     assert set(subjects) <= set(anatomy.VALIDATION)
 
 
 def test_the_same_training_fails_where_a_training_map_is_absent(kit: Path, tmp_path: Path) -> None:
-    root = kit_with(("01",), kit, tmp_path / "kit")
+    root = make_kit(("01",), kit, tmp_path / "kit")
     found = training.load("mri-prior")
     c = found.configurations["smoke"]
     with pytest.raises(FileNotFoundError, match="training_seg_"):
-        loop.train(replace(found, validate=nothing), c, tmp_path / "run", sources=recipe.make_simulated_sources(root))
+        loop.train(
+            replace(found, validate=skip_validation), c, tmp_path / "run", sources=recipe.make_simulated_sources(root)
+        )
 
 
 @pytest.mark.usefixtures("_audited")
 def test_the_watch_sees_a_map_being_read(kit: Path) -> None:
-    with opened() as subjects:
+    with watch_label_maps() as subjects:
         anatomy.label_map("13", kit)
     assert set(subjects) == {"13"}
 

@@ -1,4 +1,4 @@
-"""Work is leased, ends once, and says why."""
+"""Jobs are leased, end once, and state the reason."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def load(sessions: sessionmaker[Session], job_id: int) -> Job:
 def test_no_two_workers_get_the_same_job(sessions: sessionmaker[Session], now: datetime) -> None:
     made = {make(sessions, now, study=f"1.2.{n}") for n in range(1, 25)}
 
-    def take(worker: int) -> list[int]:
-        taken = []
+    def claim_all(worker: int) -> list[int]:
+        claimed = []
         while (job_id := claim(sessions, now, f"w{worker}")) is not None:
-            taken.append(job_id)
-        return taken
+            claimed.append(job_id)
+        return claimed
 
     with ThreadPoolExecutor(6) as pool:
-        taken = [job_id for result in pool.map(take, range(6)) for job_id in result]
-    assert sorted(taken) == sorted(made)
+        claimed = [job_id for result in pool.map(claim_all, range(6)) for job_id in result]
+    assert sorted(claimed) == sorted(made)
 
 
 def test_urgent_job_goes_first(sessions: sessionmaker[Session], now: datetime) -> None:

@@ -1,6 +1,6 @@
-"""Names and docstrings are plain: no past participle names a function, and no docstring opens as a riddle.
+"""Names and docstrings are plain: no past participle is a name, and the first sentence of a docstring is complete.
 
-docs/glossary.md has the words that stand for them.
+docs/glossary.md lists the words of the field.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 def _findings(source: str) -> Iterator[str]:
-    """Yield what a file's language is refused for."""
+    """Yield the refused names and openings of a source text."""
     for node in ast.walk(ast.parse(source)):
         yield from (f"name {name}" for name in _names(node) if REFUSED_NAMES.fullmatch(name))
         if isinstance(node, ast.ClassDef) and REFUSED_CLASSES.fullmatch(node.name):
@@ -87,7 +87,7 @@ def test_allowed_findings_still_occur() -> None:
 
 
 def test_the_glossary_names_places_that_exist() -> None:
-    """Modules and packages in the last column of docs/glossary.md."""
+    """The last column of docs/glossary.md names modules and packages."""
     places = re.findall(
         r"`((?:dicomnode|pipelines|model_zoo|db)(?:\.\w+)*)`", (ROOT / "docs" / "glossary.md").read_text()
     )
@@ -99,5 +99,5 @@ def test_the_glossary_names_places_that_exist() -> None:
 def _exists(place: str) -> bool:
     module = ROOT.joinpath(*place.split("."))
     parent: Path = module.parent.with_suffix(".py")
-    named = parent.is_file() and re.search(rf"\b(class|def) {module.name}\b", parent.read_text()) is not None
-    return module.is_dir() or module.with_suffix(".py").is_file() or named
+    defines = parent.is_file() and re.search(rf"\b(class|def) {module.name}\b", parent.read_text()) is not None
+    return module.is_dir() or module.with_suffix(".py").is_file() or defines

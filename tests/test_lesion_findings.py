@@ -1,4 +1,4 @@
-"""What is said of lesions and of the DIR that shows them, on estimates whose every voxel is known."""
+"""Findings about lesions and the DIR that shows them, on estimates whose every voxel is known."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ GREY, WHITE = 1.2, 1.0
 def _estimate(
     *boxes: tuple[slice, slice, slice], flair: float = 2.0, dir_: float = 1.5, sd: float = 0.2
 ) -> DirEstimate:
-    """White matter in a shell of cortex, brain stem below, a ventricle in the middle; lesions in boxes."""
+    """Return white matter in a shell of cortex, brain stem below, a ventricle in the middle, and lesions in boxes."""
     structure = np.full(SHAPE, number("cerebral white matter"), np.uint8)
     structure[:, :6], structure[:6] = number("frontal cortex"), number("brain stem")
     structure[18:24, 18:24, 18:24] = number("lateral ventricles")
     generator = np.random.default_rng(1)
     noise = generator.normal(0, 0.01, SHAPE)
     level = np.where(structure == number("frontal cortex"), GREY, WHITE) + noise
-    shown = np.where(structure == number("frontal cortex"), 1.0, 0.0) + noise
+    dir_level = np.where(structure == number("frontal cortex"), 1.0, 0.0) + noise
     lesion = np.zeros(SHAPE)
     for box in boxes:
-        level[box], shown[box], lesion[box] = flair, dir_, 0.9
+        level[box], dir_level[box], lesion[box] = flair, dir_, 0.9
     f32 = np.float32
     return DirEstimate(
-        Grid(SHAPE, np.eye(4)), level.astype(f32), (2 - level).astype(f32), structure, shown.astype(f32),
+        Grid(SHAPE, np.eye(4)), level.astype(f32), (2 - level).astype(f32), structure, dir_level.astype(f32),
         np.full(SHAPE, sd, f32), np.zeros(SHAPE, f32), lesion.astype(f32), np.zeros((3, *SHAPE), f32), None,
     )  # fmt: skip
 
@@ -153,8 +153,8 @@ def test_a_lesion_that_dir_does_not_show_lowers_the_share() -> None:
     assert "share of FLAIR's bright spots shown" not in _values(dir_support.measure_support(_estimate()))
 
 
-def _turned(shape: tuple[int, int, int], degrees: float) -> Grid:
-    """A head's grid, turned about the feet-head axis, its middle far from the origin."""
+def _make_turned_grid(shape: tuple[int, int, int], degrees: float) -> Grid:
+    """Return a head's grid, turned about the feet-head axis, with its middle far from the origin."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     affine = np.eye(4)
     affine[:2, :2] = [[c, -s], [s, c]]
@@ -163,13 +163,13 @@ def _turned(shape: tuple[int, int, int], degrees: float) -> Grid:
 
 
 def _with_putamina(e: DirEstimate, degrees: float = 0.0) -> DirEstimate:
-    """Putamina of 1.3 ml whose middles are 48 mm apart, in a head twice as wide as ``_estimate`` has it."""
+    """Return a head twice as wide as that of ``_estimate``, with putamina of 1.3 ml whose middles are 48 mm apart."""
     arrays = ("flair", "t1w", "structure", "dir", "sd", "epistemic", "lesion")
     wide: dict[str, Any] = {name: np.concatenate([getattr(e, name)] * 2, axis=2) for name in arrays}
     for start in (12, 60):
         wide["structure"][14:26, 14:26, start : start + 9] = number("putamen")
     shape = wide["structure"].shape
-    return replace(e, grid=_turned((shape[0], shape[1], shape[2]), degrees), **wide)
+    return replace(e, grid=_make_turned_grid((shape[0], shape[1], shape[2]), degrees), **wide)
 
 
 @pytest.mark.parametrize("degrees", [0.0, 20.0, -35.0])

@@ -1,4 +1,4 @@
-"""Simulated lesions: counts, sizes, places, what they change, and by what rule a lesion's location is told."""
+"""Simulated lesions: counts, sizes, places, changes of tissue, and the rule for a lesion's location."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def head() -> heads.Head:
     return heads.phantom(SHAPE, 1.6)
 
 
-def _drawn(head: heads.Head, seed: int, count: int | None = 30) -> lesions.Lesions:
+def _draw_lesions(head: heads.Head, seed: int, count: int | None = 30) -> lesions.Lesions:
     return lesions.random_lesions(head, torch.Generator().manual_seed(seed), count=count)
 
 
@@ -44,20 +44,20 @@ def test_shares_of_the_places_add_to_one() -> None:
 
 
 def test_the_same_seed_paints_the_same_lesions(head: heads.Head) -> None:
-    first, again, other = (_drawn(head, seed) for seed in (1, 1, 2))
+    first, again, other = (_draw_lesions(head, seed) for seed in (1, 1, 2))
     assert torch.equal(first.extent, again.extent)
     assert first.place == again.place
     assert not torch.equal(first.extent, other.extent)
 
 
 def test_white_matter_lesions_stay_in_white_matter_and_cortical_ones_touch_cortex(head: heads.Head) -> None:
-    drawn = _drawn(head, 3, 60)
+    simulated = _draw_lesions(head, 3, 60)
     white = torch.isin(head.structure, torch.tensor([number("cerebral white matter")], dtype=torch.uint8))
     cortex = torch.isin(head.structure, torch.tensor(CORTEX, dtype=torch.uint8))
-    cortical = [n + 1 for n, place in enumerate(drawn.place) if place == "cortical"]
+    cortical = [n + 1 for n, place in enumerate(simulated.place) if place == "cortical"]
     assert cortical
-    for n, place in enumerate(drawn.place, start=1):
-        voxels = drawn.label == n
+    for n, place in enumerate(simulated.place, start=1):
+        voxels = simulated.label == n
         if place in ("periventricular", "juxtacortical", "deep"):
             assert bool(white[voxels].all())
         elif place == "cortical":
@@ -65,13 +65,13 @@ def test_white_matter_lesions_stay_in_white_matter_and_cortical_ones_touch_corte
 
 
 def test_lesions_change_tissue_inside_their_rims_only(head: heads.Head) -> None:
-    drawn = _drawn(head, 4)
+    simulated = _draw_lesions(head, 4)
     p = mr.TissueParameters.table().regional(torch.Generator().manual_seed(0), COUNT + 1)
     before = p.at(lesions.remove_lesions(head).tissue, head.structure)
-    after = drawn.applied(before)
-    outside = drawn.label == 0
+    after = simulated.applied(before)
+    outside = simulated.label == 0
     assert torch.equal(after.t1_ms[outside], before.t1_ms[outside])
-    core = (drawn.extent > 0.9) & (head.structure == number("cerebral white matter"))
+    core = (simulated.extent > 0.9) & (head.structure == number("cerebral white matter"))
     assert float((after.t1_ms / before.t1_ms)[core].min()) > 1.0
     assert float((after.t2_ms / before.t2_ms)[core].median()) > 1.3
 
@@ -92,8 +92,8 @@ def test_artefacts_brighten_flair_and_change_no_tissue(head: heads.Head) -> None
 
 
 def test_no_lesions_where_none_are_asked_for(head: heads.Head) -> None:
-    drawn = _drawn(head, 6, 0)
-    assert set(drawn.place) <= {"mask"}  # the label map's own
+    simulated = _draw_lesions(head, 6, 0)
+    assert set(simulated.place) <= {"mask"}  # the label map's own
 
 
 def test_a_mask_is_kept_where_it_is_white_matter_and_large_enough(head: heads.Head) -> None:
@@ -103,14 +103,14 @@ def test_a_mask_is_kept_where_it_is_white_matter_and_large_enough(head: heads.He
     mask[k - 2 : k + 3, j - 2 : j + 3, i - 2 : i + 3] = True
     mask[1:5, 1:5, 1:5] = True  # air
     mask[k, j, i + 9] = True  # one voxel: 4 mm3
-    drawn = lesions.from_mask(head, mask, torch.Generator().manual_seed(0))
-    assert not bool(drawn.mask[:6, :6, :6].any())
-    assert bool(drawn.mask[k, j, i])
-    assert not bool(drawn.mask[k, j, i + 9])
+    simulated = lesions.from_mask(head, mask, torch.Generator().manual_seed(0))
+    assert not bool(simulated.mask[:6, :6, :6].any())
+    assert bool(simulated.mask[k, j, i])
+    assert not bool(simulated.mask[k, j, i + 9])
 
 
 def _structure() -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
-    """White matter with a slab of ventricle at one side (i < 5), cortex at the other (i > 35), brain stem below."""
+    """Return white matter with ventricle at one side (i < 5), cortex at the other (i > 35) and brain stem below."""
     structure = np.full((40, 40, 40), number("cerebral white matter"), np.uint8)
     structure[:, :, :5] = number("lateral ventricles")
     structure[:, :, 35:] = number("frontal cortex")
@@ -141,7 +141,7 @@ def test_specks_are_no_lesions_and_neighbours_are_one() -> None:
     mask = np.zeros((40, 40, 40), bool)
     mask[20, 20, 18:20] = True
     mask[25:28, 25:28, 18:21] = True
-    mask[28:31, 28:31, 21:24] = True  # touches the one before at a corner
+    mask[28:31, 28:31, 21:24] = True  # touches the box before at a corner
     labels, found = located(mask, _structure())
     assert len(found) == 1
     assert found[0].volume_mm3 == 54
@@ -155,17 +155,17 @@ def test_a_mask_on_another_grid_is_refused() -> None:
 
 def test_drawn_lesions_are_found_where_they_were_meant_to_be(kit: Path) -> None:
     head = heads.plain_head("01", shape=(160, 192, 160), root=kit)
-    drawn = lesions.random_lesions(head, torch.Generator().manual_seed(2), count=60)
-    labels, found = located(drawn.mask.numpy(), head.structure.numpy(), smallest_mm3=5)
-    agree, asked = 0, 0
+    simulated = lesions.random_lesions(head, torch.Generator().manual_seed(2), count=60)
+    labels, found = located(simulated.mask.numpy(), head.structure.numpy(), smallest_mm3=5)
+    agreeing, compared = 0, 0
     for lesion in found:
-        number_here = int(drawn.label.numpy()[labels == lesion.label].max())
-        meant = drawn.place[number_here - 1]
-        if meant != "mask":
-            asked += 1
-            agree += meant == lesion.location
-    assert asked > 40
-    assert agree / asked > 0.7
+        number_here = int(simulated.label.numpy()[labels == lesion.label].max())
+        intended = simulated.place[number_here - 1]
+        if intended != "mask":
+            compared += 1
+            agreeing += intended == lesion.location
+    assert compared > 40
+    assert agreeing / compared > 0.7
 
 
 def test_patients_masks_fall_into_the_head_s_white_matter(kit: Path) -> None:
@@ -173,5 +173,5 @@ def test_patients_masks_fall_into_the_head_s_white_matter(kit: Path) -> None:
     assert len(patient_lesions.patients(kit)) == 20
     mask = patient_lesions.patient_mask(head, "19", kit)
     assert float((head.structure[mask] == number("cerebral white matter")).float().mean()) > 0.45
-    drawn = lesions.from_mask(head, mask, torch.Generator().manual_seed(0))
-    assert float(drawn.mask.sum()) > 0.4 * float(mask.sum())
+    simulated = lesions.from_mask(head, mask, torch.Generator().manual_seed(0))
+    assert float(simulated.mask.sum()) > 0.4 * float(mask.sum())

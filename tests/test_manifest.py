@@ -1,4 +1,4 @@
-"""A user's table is read as it says, or refused with every bad row named; volumes come in LPS at the asked spacing."""
+"""A user's table is read, or refused with every bad row named; volumes come in LPS at the requested spacing."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SERIES = SeriesReader(folders.read_grid, folders.read_values)
 SHAPE_IJK = (20, 24, 16)
 
 
-def nifti(path: Path, *, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 2.0), shift_mm: float = 0.0) -> Path:
-    """A volume whose value is 100 plus the millimetres towards the left (RAS: minus x), in RAS+ order."""
+def write_nifti(path: Path, *, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 2.0), shift_mm: float = 0.0) -> Path:
+    """Write a volume of 100 plus the millimetres towards the left (RAS: minus x), in RAS+ order."""
     affine = np.diag([*spacing_mm, 1.0])
     affine[:3, 3] = (-10.0 + shift_mm, -12.0, -8.0)
     x = affine[0, 3] + spacing_mm[0] * np.arange(SHAPE_IJK[0])
@@ -39,8 +39,10 @@ def nifti(path: Path, *, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 2.0
     return path
 
 
-def dicom_series(folder: Path, values: NDArray[np.uint16], *, slope: float = 1.0, gap_at: int | None = None) -> Path:
-    """An axial MR series (k, j, i) with slices 3 mm apart, written out of order; ``gap_at``: a slice left out."""
+def write_dicom_series(
+    folder: Path, values: NDArray[np.uint16], *, slope: float = 1.0, gap_at: int | None = None
+) -> Path:
+    """Write an axial MR series (k, j, i), slices 3 mm apart and out of order, without the slice ``gap_at``."""
     folder.mkdir()
     series, study = generate_uid(), generate_uid()
     for k in reversed(range(len(values))):
@@ -64,21 +66,21 @@ def dicom_series(folder: Path, values: NDArray[np.uint16], *, slope: float = 1.0
     return folder
 
 
-def table(folder: Path, *lines: str, header: str = "subject,split,image,age") -> Path:
+def write_table(folder: Path, *lines: str, header: str = "subject,split,image,age") -> Path:
     path = folder / "table.csv"
     path.write_text("\n".join([header, *lines]) + "\n")
     return path
 
 
-def problems(path: Path) -> list[str]:
+def read_problems(path: Path) -> list[str]:
     with pytest.raises(manifest.ManifestError) as caught:
         manifest.read(path, COLUMNS, SERIES)
     return list(caught.value.problems)
 
 
 def test_a_table_becomes_rows_with_images_numbers_and_words(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
-    path = table(
+    write_nifti(tmp_path / "a.nii.gz")
+    path = write_table(
         tmp_path, "s1,train,a.nii.gz,61.5,F", "s2,validation,a.nii.gz,70,", header="subject,split,image,age,sex"
     )
     cohort = manifest.read(path, COLUMNS, SERIES)
@@ -90,10 +92,10 @@ def test_a_table_becomes_rows_with_images_numbers_and_words(tmp_path: Path) -> N
 
 
 def test_every_bad_row_is_named_with_its_line_and_column(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "a.nii.gz")
     (tmp_path / "broken.nii.gz").write_bytes(b"not an image")
     (tmp_path / "empty").mkdir()
-    path = table(
+    path = write_table(
         tmp_path,
         "s1,train,a.nii.gz,61",
         "s2,train,missing.nii.gz,sixty",
@@ -103,7 +105,7 @@ def test_every_bad_row_is_named_with_its_line_and_column(tmp_path: Path) -> None
         "s6,validation,table.csv,50",
         "s7,validation,a.nii.gz,50,extra",
     )
-    found = problems(path)
+    found = read_problems(path)
     for expected in (
         "line 3, column image: {}/missing.nii.gz: there is no such file or folder",
         "line 3, column age: 'sixty' is no number",
@@ -122,21 +124,23 @@ def test_every_bad_row_is_named_with_its_line_and_column(tmp_path: Path) -> None
 
 
 def test_columns_that_are_missing_unknown_or_doubled_are_named(tmp_path: Path) -> None:
-    found = problems(table(tmp_path, "s1,a,b,1", header="subject,imgae,age,age"))
+    found = read_problems(write_table(tmp_path, "s1,a,b,1", header="subject,imgae,age,age"))
     assert 'line 1: the column "image" is missing' in found
     assert 'line 1: no column "imgae" is known; known are subject, split, resample, image, lesions, age, sex' in found
     assert 'line 1: the column "age" is there twice' in found
 
 
 def test_a_subject_in_two_splits_is_refused(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
-    path = table(tmp_path, "s1,train,a.nii.gz,1", "s2,validation,a.nii.gz,1", "s1,validation,a.nii.gz,1")
-    assert problems(path) == ["line 4, column split: subject 's1' is in validation, but in train by line 2"]
+    write_nifti(tmp_path / "a.nii.gz")
+    path = write_table(tmp_path, "s1,train,a.nii.gz,1", "s2,validation,a.nii.gz,1", "s1,validation,a.nii.gz,1")
+    assert read_problems(path) == ["line 4, column split: subject 's1' is in validation, but in train by line 2"]
 
 
 def test_a_subject_s_blank_rows_follow_its_stated_split(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
-    path = table(tmp_path, "s1,test,a.nii.gz,1", "s1,,a.nii.gz,2", "s2,train,a.nii.gz,1", "s3,validation,a.nii.gz,1")
+    write_nifti(tmp_path / "a.nii.gz")
+    path = write_table(
+        tmp_path, "s1,test,a.nii.gz,1", "s1,,a.nii.gz,2", "s2,train,a.nii.gz,1", "s3,validation,a.nii.gz,1"
+    )
     assert [row.split for row in manifest.read(path, COLUMNS, SERIES).rows] == ["test", "test", "train", "validation"]
 
 
@@ -147,27 +151,27 @@ def test_without_a_stated_split_a_subject_goes_by_the_hash_of_its_name() -> None
 
 
 def test_a_table_without_validation_rows_is_refused(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
-    assert problems(table(tmp_path, "s1,train,a.nii.gz,1")) == [
+    write_nifti(tmp_path / "a.nii.gz")
+    assert read_problems(write_table(tmp_path, "s1,train,a.nii.gz,1")) == [
         'no row is in the split "validation": name splits in the column "split"'
     ]
 
 
 def test_images_of_a_row_on_different_lattices_are_refused_unless_stated(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
-    nifti(tmp_path / "l.nii.gz", shift_mm=3.0)
+    write_nifti(tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "l.nii.gz", shift_mm=3.0)
     rows = ("s1,train,a.nii.gz,l.nii.gz,1", "s2,validation,a.nii.gz,,1")
-    (problem,) = problems(table(tmp_path, *rows, header="subject,split,image,lesions,age"))
+    (problem,) = read_problems(write_table(tmp_path, *rows, header="subject,split,image,lesions,age"))
     assert problem.startswith("line 2, column lesions: ")
     assert 'not on the grid of "image"' in problem
-    stated = table(tmp_path, *(f"{row},yes" for row in rows), header="subject,split,image,lesions,age,resample")
-    cohort = manifest.read(stated, COLUMNS)
+    path = write_table(tmp_path, *(f"{row},yes" for row in rows), header="subject,split,image,lesions,age,resample")
+    cohort = manifest.read(path, COLUMNS)
     moved = cohort.read_volume(cohort.rows[0], "lesions")
     assert moved.grid.matches(cohort.read_volume(cohort.rows[0], "image").grid)
 
 
 def test_a_nifti_volume_comes_in_lps_with_its_spacing(tmp_path: Path) -> None:
-    volume = images.read_volume(nifti(tmp_path / "a.nii.gz"))
+    volume = images.read_volume(write_nifti(tmp_path / "a.nii.gz"))
     i, j, k = SHAPE_IJK
     assert volume.values.shape == (k, j, i)
     assert volume.grid.spacing_mm == pytest.approx((2.0, 1.0, 1.0))
@@ -178,7 +182,7 @@ def test_a_nifti_volume_comes_in_lps_with_its_spacing(tmp_path: Path) -> None:
 
 def test_a_dicom_series_is_read_in_the_order_of_its_positions_and_rescaled(tmp_path: Path) -> None:
     values = np.arange(5 * 6 * 7, dtype=np.uint16).reshape(5, 6, 7)
-    folder = dicom_series(tmp_path / "series", values, slope=0.5)
+    folder = write_dicom_series(tmp_path / "series", values, slope=0.5)
     volume = images.read_volume(folder, SERIES)
     np.testing.assert_allclose(volume.values.numpy(), 0.5 * values)
     assert volume.grid.spacing_mm == pytest.approx((3.0, 1.5, 1.25))
@@ -186,15 +190,15 @@ def test_a_dicom_series_is_read_in_the_order_of_its_positions_and_rescaled(tmp_p
 
 
 def test_a_dicom_series_with_a_missing_slice_is_refused(tmp_path: Path) -> None:
-    folder = dicom_series(tmp_path / "series", np.zeros((6, 4, 4), np.uint16), gap_at=2)
+    folder = write_dicom_series(tmp_path / "series", np.zeros((6, 4, 4), np.uint16), gap_at=2)
     with pytest.raises(ValueError, match="about 1 slices are missing"):
         images.read_grid(folder, SERIES)
 
 
 def test_patches_of_a_row_show_the_same_place_at_the_asked_spacing(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "a.nii.gz")
     rows = ("s1,train,a.nii.gz,a.nii.gz,1", "s2,validation,a.nii.gz,,1")
-    cohort = manifest.read(table(tmp_path, *rows, header="subject,split,image,lesions,age"), COLUMNS)
+    cohort = manifest.read(write_table(tmp_path, *rows, header="subject,split,image,lesions,age"), COLUMNS)
     generator = torch.Generator().manual_seed(0)
     starts = set()
     for _ in range(8):
@@ -208,26 +212,26 @@ def test_patches_of_a_row_show_the_same_place_at_the_asked_spacing(tmp_path: Pat
 
 
 def test_an_image_smaller_than_a_patch_is_padded_with_its_lowest_value(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
-    cohort = manifest.read(table(tmp_path, "s1,train,a.nii.gz,1", "s2,validation,a.nii.gz,1"), COLUMNS)
+    write_nifti(tmp_path / "a.nii.gz")
+    cohort = manifest.read(write_table(tmp_path, "s1,train,a.nii.gz,1", "s2,validation,a.nii.gz,1"), COLUMNS)
     found = cohort.draw_patch(cohort.rows[0], ("image",), (64, 8, 8), 1.0, torch.Generator().manual_seed(0))["image"]
     assert found.shape == (64, 8, 8)
     assert torch.equal(found[0], torch.full((8, 8), float(found.min())))
 
 
 def test_memory_for_volumes_is_bounded(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "a.nii.gz")
     lines = [f"s{n},train,a.nii.gz,1" for n in range(4)]
-    whole = manifest.read(table(tmp_path, *lines, "v,validation,a.nii.gz,1"), COLUMNS)
+    table_cohort = manifest.read(write_table(tmp_path, *lines, "v,validation,a.nii.gz,1"), COLUMNS)
     one_volume = 4 * math.prod(SHAPE_IJK)
-    cohort = manifest.Cohort(whole.rows, whole.digest, cache_bytes=2 * one_volume)
+    cohort = manifest.Cohort(table_cohort.rows, table_cohort.digest, cache_bytes=2 * one_volume)
     for row in cohort.rows:
         assert cohort.read_volume(row, "image") is cohort.read_volume(row, "image")
     assert len(cohort._cache) == 2
 
 
 def test_mri_prior_trains_on_a_user_s_volumes(tmp_path: Path) -> None:
-    nifti(tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "a.nii.gz")
     path = tmp_path / "table.csv"
     path.write_text("subject,split,image\ns1,train,a.nii.gz\ns2,validation,a.nii.gz\n")
     sources = manifest.make_sources(manifest.read(path, mri_prior.RECIPE.columns))

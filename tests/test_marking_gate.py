@@ -1,4 +1,4 @@
-"""The gate before the wire, for every kind of object: our own, and what a site's pipeline or program may put there."""
+"""The last check before sending, for every kind of object: the node's own and those of a site's pipeline or program."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def _objects() -> dict[str, Dataset]:
     image = Image("image", Volume(these.image, these.grid), "Image", 3.0, modality="MR")
     hold = Verdict(Outcome.HOLD, ("why",))
 
-    def written(**wanted: object) -> list[Dataset]:
-        config = ResultsConfig().with_values(wanted)
+    def write(**values: object) -> list[Dataset]:
+        config = ResultsConfig().with_values(values)
         return results.write([image, *these.findings[1:]], [source()], PROVENANCE, config, NOW, hold, page=PAGE)
 
-    plain = written(report_page=("sc", "pdf"), key_object=True)
+    plain = write(report_page=("sc", "pdf"), key_object=True)
     return {
-        "MR": written(image_kind="modality")[0],
-        "parametric image": written(image_kind="parametric")[0],
-        "single frame": written(image_kind="single")[0],
-        "label map": written(segmentation_kind="labelmap")[3],
+        "MR": write(image_kind="modality")[0],
+        "parametric image": write(image_kind="parametric")[0],
+        "single frame": write(image_kind="single")[0],
+        "label map": write(segmentation_kind="labelmap")[3],
         "report": plain[4],
         "page": plain[5],
         "PDF": plain[6],
@@ -70,13 +70,13 @@ def _objects() -> dict[str, Dataset]:
     }
 
 
-def _object(kind: str) -> Dataset:
+def _copy_object(kind: str) -> Dataset:
     return deepcopy(_objects()[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_passes_as_it_is_written(kind: str) -> None:
-    marking.check_marks(_object(kind))
+    marking.check_marks(_copy_object(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,81 +86,81 @@ def test_every_kind_passes_as_it_is_written(kind: str) -> None:
      "SoftwareVersions", "DeviceSerialNumber", "SeriesNumber", "PatientID", "AccessionNumber"],
 )  # fmt: skip
 def test_no_kind_passes_without_the_marks_that_all_have(kind: str, keyword: str) -> None:
-    ds = _object(kind)
+    ds = _copy_object(kind)
     delattr(ds, keyword)
     with pytest.raises(NotMarked, match=keyword):
         marking.check_marks(ds)
 
 
-def _unsaid(ds: Dataset) -> None:
+def _remove_statement(ds: Dataset) -> None:
     for item in ds.ContentSequence:
         if "TextValue" in item:
             item.TextValue = "All is well"
 
 
-def _untitled(ds: Dataset) -> None:
+def _remove_title(ds: Dataset) -> None:
     ds.DocumentTitle = "Report"
 
 
-def _untitled_file(ds: Dataset) -> None:
+def _remove_file_title(ds: Dataset) -> None:
     ds.EncapsulatedDocument = b"%PDF-1.4\n%%EOF\n"
 
 
-def _verified(ds: Dataset) -> None:
+def _set_verified(ds: Dataset) -> None:
     ds.VerificationFlag = "VERIFIED"
 
 
-def _no_evidence(ds: Dataset) -> None:
+def _remove_evidence(ds: Dataset) -> None:
     del ds.CurrentRequestedProcedureEvidenceSequence
 
 
-def _no_instances(ds: Dataset) -> None:
+def _remove_sources(ds: Dataset) -> None:
     del ds.SourceInstanceSequence
 
 
-def _no_letters(ds: Dataset) -> None:
+def _remove_burned_in_label(ds: Dataset) -> None:
     ds.BurnedInAnnotation = "NO"
 
 
-def _placed(ds: Dataset) -> None:
+def _add_position(ds: Dataset) -> None:
     ds.ImagePositionPatient = [0, 0, 0]
 
 
-def _derived_from_ct(ds: Dataset) -> None:
+def _refer_to_ct(ds: Dataset) -> None:
     for item in ds.SourceInstanceSequence:
         item.ReferencedSOPClassUID = CTImageStorage
 
 
-def _as_pet(ds: Dataset) -> None:
+def _make_pet(ds: Dataset) -> None:
     ds.SOPClassUID = PositronEmissionTomographyImageStorage
     ds.ImageType = ["DERIVED", "PRIMARY"]
 
 
-def _unspoken(ds: Dataset) -> None:
+def _remove_burned_in_annotation(ds: Dataset) -> None:
     del ds.BurnedInAnnotation
 
 
 @pytest.mark.parametrize(
     ("kind", "spoil", "mark"),
     [
-        ("key object", _unsaid, "words in ContentSequence"),
-        ("key object", _no_evidence, "CurrentRequestedProcedureEvidenceSequence"),
-        ("report", _unsaid, "words in ContentSequence"),
-        ("PDF", _untitled, "words in DocumentTitle"),
-        ("PDF", _untitled_file, "words in DocumentTitle and document"),
-        ("PDF", _verified, "VerificationFlag"),
-        ("PDF", _no_instances, "SourceInstanceSequence"),
-        ("PDF", _no_letters, "BurnedInAnnotation"),
-        ("page", _no_letters, "BurnedInAnnotation"),
-        ("page", _placed, "FrameOfReferenceUID"),
-        ("page", _no_instances, "SourceInstanceSequence"),
-        ("MR", _derived_from_ct, "a source of its modality"),
-        ("MR", _as_pet, "a source of its modality"),
-        ("MR", _unspoken, "BurnedInAnnotation"),
+        ("key object", _remove_statement, "words in ContentSequence"),
+        ("key object", _remove_evidence, "CurrentRequestedProcedureEvidenceSequence"),
+        ("report", _remove_statement, "words in ContentSequence"),
+        ("PDF", _remove_title, "words in DocumentTitle"),
+        ("PDF", _remove_file_title, "words in DocumentTitle and document"),
+        ("PDF", _set_verified, "VerificationFlag"),
+        ("PDF", _remove_sources, "SourceInstanceSequence"),
+        ("PDF", _remove_burned_in_label, "BurnedInAnnotation"),
+        ("page", _remove_burned_in_label, "BurnedInAnnotation"),
+        ("page", _add_position, "FrameOfReferenceUID"),
+        ("page", _remove_sources, "SourceInstanceSequence"),
+        ("MR", _refer_to_ct, "a source of its modality"),
+        ("MR", _make_pet, "a source of its modality"),
+        ("MR", _remove_burned_in_annotation, "BurnedInAnnotation"),
     ],
 )
 def test_a_kind_is_held_back_without_its_own_marks(kind: str, spoil: Callable[[Dataset], None], mark: str) -> None:
-    ds = _object(kind)
+    ds = _copy_object(kind)
     spoil(ds)
     with pytest.raises(NotMarked, match=mark):
         marking.check_marks(ds)
@@ -180,7 +180,7 @@ def test_a_pet_of_a_pet_passes_and_one_of_an_mr_does_not(tmp_path: Path) -> None
     "missing", ["SyntheticData", "DerivationDescription", "ImageType", "ContributingEquipmentSequence"]
 )
 def test_a_class_that_the_node_never_writes_needs_every_mark_of_an_image(uid: str, missing: str) -> None:
-    ds = _object("MR")
+    ds = _copy_object("MR")
     ds.SOPClassUID = uid
     marking.check_marks(ds)
     delattr(ds, missing)
@@ -188,7 +188,7 @@ def test_a_class_that_the_node_never_writes_needs_every_mark_of_an_image(uid: st
         marking.check_marks(ds)
 
 
-def _an_output(config: Config, ds: Dataset) -> OutputFile:
+def _store_output(config: Config, ds: Dataset) -> OutputFile:
     file = spool.write(config.spool_dir, objects.encode(ds))
     return OutputFile(ds.SOPInstanceUID, ds.SOPClassUID, ds.SeriesInstanceUID, objects.kind_of(ds), file)
 
@@ -197,7 +197,7 @@ def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire
     sessions: sessionmaker[Session], now: datetime, storescp: StoreScp, tmp_path: Path
 ) -> None:
     config = Config(node=NodeConfig(data_dir=tmp_path / "data"), peers=(storescp.peer,))
-    good, bad = _object("MR"), _object("page")
+    good, bad = _copy_object("MR"), _copy_object("page")
     of_site = replace(PROVENANCE, pipeline="site_pipeline", model_name="site-model")
     these = found(grid("axial", 1))
     ours = results.write(these.findings, [source()], of_site, ResultsConfig(), NOW)
@@ -205,7 +205,7 @@ def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire
     with sessions.begin() as session:
         job = add_job(session, now, destinations=["storescp"], pipeline="site_pipeline")
         jobs.claim(session, worker="w", lease_s=60, now=now)
-        outputs = [_an_output(config, ds) for ds in (*ours, good, bad)]
+        outputs = [_store_output(config, ds) for ds in (*ours, good, bad)]
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)
     assert deliver_due(sessions, config, now=now) == len(ours) + 1
     assert bad.SOPInstanceUID not in {ds.SOPInstanceUID for ds in storescp.datasets()}

@@ -1,4 +1,4 @@
-"""/metrics: numbers from this process and from rows; alerts, dashboard and runbook that speak of the same ones."""
+"""/metrics: numbers from this process and from rows; alerts, dashboard and runbook use the same names."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _NAME = re.compile(r"\bdicomnode_[a-z_]+\b")
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def samples(text: str) -> Samples:
+def parse_samples(text: str) -> Samples:
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -55,17 +55,17 @@ def samples(text: str) -> Samples:
     return found
 
 
-def value(found: Samples, metric: str, /, **labels: str) -> float:
+def find_value(found: Samples, metric: str, /, **labels: str) -> float:
     return found[f"dicomnode_{metric}", frozenset(labels.items())]
 
 
-def collected(meters: Meters) -> Samples:
-    return samples(generate_latest(meters.registry).decode())
+def collect(meters: Meters) -> Samples:
+    return parse_samples(generate_latest(meters.registry).decode())
 
 
 @pytest.fixture
-def exposed(web: Web) -> set[str]:
-    """Every name that a node tells, without any row."""
+def metric_names(web: Web) -> set[str]:
+    """Return the name of every metric of a node without rows."""
     names: set[str] = set()
     for line in web.get("/metrics").text.splitlines():
         if line.startswith("# TYPE"):
@@ -74,37 +74,43 @@ def exposed(web: Web) -> set[str]:
     return names
 
 
-def alerts() -> Iterator[tuple[str, str]]:
-    """Name and expression of each alert."""
+def read_alerts() -> Iterator[tuple[str, str]]:
+    """Yield name and expression of each alert."""
     for part in ALERTS.read_text().split("- alert: ")[1:]:
         name, _, rest = part.partition("\n")
         expression, _, _ = rest.partition("labels:")
         yield name.strip(), expression
 
 
-def panels() -> list[tuple[str, str]]:
+def read_panels() -> list[tuple[str, str]]:
     board = json.loads(DASHBOARD.read_text())
     return [(panel["title"], target["expr"]) for panel in board["panels"] for target in panel["targets"]]
 
 
-def test_every_metric_of_the_alerts_exists(exposed: set[str]) -> None:
-    asked = {name: set(_NAME.findall(expression)) for name, expression in alerts()}
-    assert len(asked) > 20
-    assert {name: names - exposed for name, names in asked.items() if names - exposed} == {}
+def test_every_metric_of_the_alerts_exists(metric_names: set[str]) -> None:
+    used = {name: set(_NAME.findall(expression)) for name, expression in read_alerts()}
+    assert len(used) > 20
+    assert {name: names - metric_names for name, names in used.items() if names - metric_names} == {}
 
 
-def test_every_metric_of_the_dashboard_exists_and_all_are_shown(exposed: set[str]) -> None:
-    asked = {name for _, expression in panels() for name in _NAME.findall(expression)}
-    assert asked - exposed == set()
-    created = {name for name in exposed if name.endswith("_created")}
-    alerted = {name for _, expression in alerts() for name in _NAME.findall(expression)}
-    hidden = exposed - created - asked - alerted - {"dicomnode_stage_seconds_sum", "dicomnode_stage_seconds_count"}
+def test_every_metric_of_the_dashboard_exists_and_all_are_shown(metric_names: set[str]) -> None:
+    drawn_names = {name for _, expression in read_panels() for name in _NAME.findall(expression)}
+    assert drawn_names - metric_names == set()
+    created = {name for name in metric_names if name.endswith("_created")}
+    alerted = {name for _, expression in read_alerts() for name in _NAME.findall(expression)}
+    hidden = (
+        metric_names
+        - created
+        - drawn_names
+        - alerted
+        - {"dicomnode_stage_seconds_sum", "dicomnode_stage_seconds_count"}
+    )
     assert hidden == set()
 
 
 def test_every_alert_has_its_section_in_the_runbook() -> None:
     sections = set(re.findall(r"^## (\w+)$", RUNBOOK.read_text(), re.MULTILINE))
-    assert sections == {name for name, _ in alerts()}
+    assert sections == {name for name, _ in read_alerts()}
 
 
 def test_prometheus_takes_the_rules() -> None:
@@ -139,21 +145,21 @@ def test_the_way_of_a_study_is_counted_wherever_its_worker_is(
     with sessions.begin() as session:
         deliveries.mark_delivered(session, due.delivery_id, worker="w", now=now + timedelta(seconds=175))
     counters.update()
-    counters.update()  # nothing is counted twice
-    found = collected(meters)
-    assert value(found, "jobs_ended_total", pipeline="anatomy", model="m@1", state="done") == 1
-    assert value(found, "gate_verdicts_total", pipeline="anatomy", verdict="accept") == 1
-    assert value(found, "deliveries_tried_total", destination="pacs", outcome="delivered") == 1
-    took = {
+    counters.update()  # a second update counts nothing twice
+    found = collect(meters)
+    assert find_value(found, "jobs_ended_total", pipeline="anatomy", model="m@1", state="done") == 1
+    assert find_value(found, "gate_verdicts_total", pipeline="anatomy", verdict="accept") == 1
+    assert find_value(found, "deliveries_tried_total", destination="pacs", outcome="delivered") == 1
+    durations = {
         "received_to_complete": ("", 40),
         "routed_to_started": ("anatomy", 70),
         "started_to_finished": ("anatomy", 100),
         "finished_to_delivered": ("anatomy", 5),
         "complete_to_delivered": ("anatomy", 135),
     }
-    for stage, (pipeline, seconds) in took.items():
-        assert value(found, "stage_seconds_sum", stage=stage, pipeline=pipeline) == seconds, stage
-        assert value(found, "stage_seconds_count", stage=stage, pipeline=pipeline) == 1, stage
+    for stage, (pipeline, seconds) in durations.items():
+        assert find_value(found, "stage_seconds_sum", stage=stage, pipeline=pipeline) == seconds, stage
+        assert find_value(found, "stage_seconds_count", stage=stage, pipeline=pipeline) == 1, stage
 
 
 def test_queues_breakers_workers_and_gpus_are_told_as_they_are(
@@ -172,17 +178,17 @@ def test_queues_breakers_workers_and_gpus_are_told_as_they_are(
         workers.report(session, "silent:3", gpus=gpu, now=now - timedelta(seconds=300))
     meters, sweep_health = Meters(), SweepHealth()
     Gauges(config, engines.readers(engine), lambda: now, sweep_health).register(meters.registry)
-    found = collected(meters)
-    assert value(found, "jobs", pipeline="anatomy", model="m@1", state="ready") == 1
-    assert value(found, "oldest_seconds", what="job_ready") == 90
-    assert value(found, "studies", state="receiving") == 1
-    assert value(found, "breaker_open", destination="pacs") == 1
-    assert value(found, "breaker_open", destination="quiet") == 0
-    assert value(found, "workers", host="there") == 2
+    found = collect(meters)
+    assert find_value(found, "jobs", pipeline="anatomy", model="m@1", state="ready") == 1
+    assert find_value(found, "oldest_seconds", what="job_ready") == 90
+    assert find_value(found, "studies", state="receiving") == 1
+    assert find_value(found, "breaker_open", destination="pacs") == 1
+    assert find_value(found, "breaker_open", destination="quiet") == 0
+    assert find_value(found, "workers", host="there") == 2
     assert ("dicomnode_workers", frozenset({("host", "silent")})) not in found
-    assert value(found, "gpu_memory_used_bytes", host="there", gpu="0") == 10
-    assert value(found, "gpu_use_ratio", host="there", gpu="0") == 0.5
-    assert value(found, "disk_free_bytes") > 0
+    assert find_value(found, "gpu_memory_used_bytes", host="there", gpu="0") == 10
+    assert find_value(found, "gpu_use_ratio", host="there", gpu="0") == 0.5
+    assert find_value(found, "disk_free_bytes") > 0
 
 
 def test_what_comes_in_is_counted_and_what_is_refused_by_its_reason(web: Web, tmp_path: Path) -> None:
@@ -194,19 +200,19 @@ def test_what_comes_in_is_counted_and_what_is_refused_by_its_reason(web: Web, tm
     broken.write_bytes(path.read_bytes()[:-30])
     web.store([broken])
     text = web.get("/metrics").text
-    found = samples(text)
-    assert value(found, "ingest_instances_total", outcome="new") == 1
-    assert value(found, "ingest_instances_total", outcome="duplicate") == 1
-    assert value(found, "ingest_bytes_total") >= path.stat().st_size * 2 - 1000
+    found = parse_samples(text)
+    assert find_value(found, "ingest_instances_total", outcome="new") == 1
+    assert find_value(found, "ingest_instances_total", outcome="duplicate") == 1
+    assert find_value(found, "ingest_bytes_total") >= path.stat().st_size * 2 - 1000
     refused = [count for (name, _), count in found.items() if name == "dicomnode_ingest_refused_total"]
     assert sum(refused) == 1
     assert "eheim" not in text.lower()
-    assert "1.2.826" not in text  # nor a UID
+    assert "1.2.826" not in text  # and no UID
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
     with Web(tmp_path, limits=SpoolConfig(min_free_gb=1e9)) as running:
-        assert value(samples(running.get("/metrics").text), "disk_refusing") == 1
+        assert find_value(parse_samples(running.get("/metrics").text), "disk_refusing") == 1
 
 
 def test_a_lost_database_is_told_by_a_metric(web: Web) -> None:
@@ -215,7 +221,7 @@ def test_a_lost_database_is_told_by_a_metric(web: Web) -> None:
         path.unlink()
     answer = web.get("/metrics")
     assert answer.status_code == 200
-    assert value(samples(answer.text), "database_up") == 0
+    assert find_value(parse_samples(answer.text), "database_up") == 0
 
 
 def test_metrics_need_no_token(tmp_path: Path) -> None:
@@ -251,13 +257,13 @@ def test_a_running_node_tells_of_its_clock_and_its_workers(tmp_path: Path) -> No
         assert (ready["clock"], ready["workers"]) == ("ok", "ok")
 
         def has_worker() -> bool:
-            found = samples(httpx.get(f"{address}metrics").text)
+            found = parse_samples(httpx.get(f"{address}metrics").text)
             return any(name == "dicomnode_workers" and count == 1 for (name, _), count in found.items())
 
         wait_for(has_worker, "the worker has reported", within_s=60)
-        found = samples(httpx.get(f"{address}metrics").text)
-        assert value(found, "local_workers") == 1
-        assert value(found, "sweep_late", sweep="routing") == 0
+        found = parse_samples(httpx.get(f"{address}metrics").text)
+        assert find_value(found, "local_workers") == 1
+        assert find_value(found, "sweep_late", sweep="routing") == 0
         assert running.stop() == 0
     lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
     assert {"at", "level", "logger", "message", "process"} <= set(lines[-1])
@@ -276,8 +282,8 @@ def test_a_json_line_has_the_numbers_and_not_the_words_of_an_error() -> None:
 
 
 def test_what_nvidia_smi_says_is_read_also_where_it_does_not_know() -> None:
-    told = "0, NVIDIA H200, 45, 1024, 143771\n1, NVIDIA H200 MIG 1g, [N/A], 12, 16000\nno devices were found\n"
-    found = gpus.parse_gpus(told)
+    output = "0, NVIDIA H200, 45, 1024, 143771\n1, NVIDIA H200 MIG 1g, [N/A], 12, 16000\nno devices were found\n"
+    found = gpus.parse_gpus(output)
     assert found["0"] == {"name": "NVIDIA H200", "use": 0.45, "memory_used": 2.0**30, "memory_total": 143771 * 2.0**20}
     assert "use" not in found["1"]
     assert set(found) == {"0", "1"}
@@ -296,6 +302,6 @@ def test_notifications_are_counted(engine: Engine, sessions: sessionmaker[Sessio
         (due,) = notifications.claim_due(session, name="chat", worker="w", lease_s=60, limit=9, now=now)
         notifications.mark_sent(session, due.notification_id, worker="w", now=now)
     counters.update()
-    found = collected(meters)
-    assert value(found, "notifications_tried_total", name="chat", outcome="sent") == 1
-    assert value(found, "jobs_ended_total", pipeline="nothing", model="", state="dead") == 1
+    found = collect(meters)
+    assert find_value(found, "notifications_tried_total", name="chat", outcome="sent") == 1
+    assert find_value(found, "jobs_ended_total", pipeline="nothing", model="", state="dead") == 1

@@ -1,4 +1,4 @@
-"""A poor prior and the image itself: tissues by intensity, structures by place, lesions by what the prior says."""
+"""Mixture model of a poor prior and the image: tissues by intensity, structures by place, lesions by the prior."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = (64, 72, 64)
 
 
 def _scene(*, dark_tissue: bool = False, field: float = 0.0, lesion: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Prior (class, k, j, i): the truth, moved by two voxels and blurred; image in [0, 1]; the true structures."""
+    """Return the prior (class, k, j, i), made of the moved and blurred truth, the image in [0, 1] and the truth."""
     structure = heads.phantom(SHAPE, 3.0).structure.long()
     truth = functional.one_hot(structure, COUNT + 1).movedim(-1, 0).float()
     prior = heads.gaussian_blur_3d(truth.roll((2, 1), dims=(1, 2)), (2.0, 2.0, 2.0))
@@ -33,7 +33,7 @@ def _scene(*, dark_tissue: bool = False, field: float = 0.0, lesion: bool = Fals
 
 
 def _lesion(prior: Tensor) -> Tensor:
-    """In some slices what the prior takes for white matter almost surely."""
+    """Return the mask of almost certain white matter of the prior in some slices."""
     deep = prior[number("cerebral white matter")] > 0.95
     deep[:34] = deep[37:] = False
     return deep
@@ -79,10 +79,10 @@ def test_a_lesion_that_looks_like_nothing_around_it_stays_what_the_prior_says() 
 
 def test_nothing_is_random_and_the_inputs_stay() -> None:
     prior, image, _ = _scene()
-    before, seen = prior.clone(), image.clone()
+    prior_before, image_before = prior.clone(), image.clone()
     assert torch.equal(mixture.compute_posterior(prior, image), mixture.compute_posterior(prior, image))
-    assert torch.equal(prior, before)
-    assert torch.equal(image, seen)
+    assert torch.equal(prior, prior_before)
+    assert torch.equal(image, image_before)
 
 
 def test_a_prior_that_knows_no_brain_stays_so() -> None:
@@ -100,17 +100,17 @@ def test_a_finer_lattice_has_the_densities_of_the_one_it_was_fitted_to() -> None
     finer = image
     for axis in range(3):
         finer = finer.repeat_interleave(2, axis)
-    whole = mixture.compute_densities(fit, image, m)
-    assert whole.shape[0] == len(GROUPS) + 1
-    assert float((mixture.compute_densities(fit, finer, m)[:, ::2, ::2, ::2] - whole).abs().mean()) < 0.04 * float(
-        whole.mean()
+    densities = mixture.compute_densities(fit, image, m)
+    assert densities.shape[0] == len(GROUPS) + 1
+    assert float((mixture.compute_densities(fit, finer, m)[:, ::2, ::2, ::2] - densities).abs().mean()) < 0.04 * float(
+        densities.mean()
     )
 
 
-@pytest.mark.parametrize("wrong", [{"order": 0}, {"outlier": 0.0}, {"components": 0}])
-def test_a_mixture_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize("options", [{"order": 0}, {"outlier": 0.0}, {"components": 0}])
+def test_a_mixture_that_makes_no_sense_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="a mixture has"):
-        Mixture(**wrong)
+        Mixture(**options)
 
 
 def test_the_box_holds_all_that_may_be_a_structure_and_is_as_wide_as_asked() -> None:

@@ -1,4 +1,4 @@
-"""Bundles are installed whole and checked, or not at all: what is wrong is refused, with its reason and no trace."""
+"""Bundles are installed completely and checked, or refused with the reason and without a trace."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.peers.process import require_program
 from tests.prior_bundle import write_monai_bundle, write_prior_bundle, write_zip
 
 
-class Runs:
-    """What a pickle runs when somebody unpickles it."""
+class CommandOnUnpickling:
+    """Object whose unpickling runs a command."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ def install(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
         return staged.commit()
 
 
-def nothing_left(root: Path) -> bool:
+def is_empty(root: Path) -> bool:
     return not root.exists() or list(root.iterdir()) == []
 
 
@@ -81,7 +81,7 @@ def test_the_newest_version_is_the_largest_number(tmp_path: Path) -> None:
     assert registry.find("mri_prior", root=tmp_path / "models").version == "1.10.0"
 
 
-def _changed_weights(source: Path, _: Path) -> Path:
+def _change_weights(source: Path, _: Path) -> Path:
     weights = source / WEIGHTS
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -89,33 +89,33 @@ def _changed_weights(source: Path, _: Path) -> Path:
     return source
 
 
-def _pickle_in_disguise(source: Path, witness: Path) -> Path:
-    (source / WEIGHTS).write_bytes(pickle.dumps(Runs(witness)))
+def _disguise_pickle(source: Path, witness: Path) -> Path:
+    (source / WEIGHTS).write_bytes(pickle.dumps(CommandOnUnpickling(witness)))
     return source
 
 
-def _torch_file_in_disguise(source: Path, witness: Path) -> Path:
-    torch.save({"weights": Runs(witness)}, source / WEIGHTS)
+def _disguise_torch_file(source: Path, witness: Path) -> Path:
+    torch.save({"weights": CommandOnUnpickling(witness)}, source / WEIGHTS)
     return source
 
 
-def _pickle_as_pt(source: Path, witness: Path) -> Path:
+def _write_pickle_as_pt(source: Path, witness: Path) -> Path:
     (source / WEIGHTS).unlink()
-    torch.save({"state_dict": {}, "hook": Runs(witness)}, source / "models" / "model.pt")
+    torch.save({"state_dict": {}, "hook": CommandOnUnpickling(witness)}, source / "models" / "model.pt")
     return source
 
 
-def _other_network(source: Path, _: Path) -> Path:
+def _write_other_network(source: Path, _: Path) -> Path:
     return write_prior_bundle(source.parent / "other", "2.0.0", definition={"channels": [16, 8], "blocks": 1})
 
 
-def _network_of_nobody(source: Path, _: Path) -> Path:
+def _set_unknown_network(source: Path, _: Path) -> Path:
     path = source / "configs" / "inference.json"
     path.write_text(json.dumps({"network_def": {"_target_": "os.system", "command": "true"}}))
     return source
 
 
-def _not_finite(source: Path, _: Path) -> Path:
+def _write_nan_weights(source: Path, _: Path) -> Path:
     save_file({k: v * float("nan") for k, v in load_file(source / WEIGHTS).items()}, source / WEIGHTS)
     metadata = source / "configs" / "metadata.json"
     digest = weights_digest(source / WEIGHTS)
@@ -123,19 +123,19 @@ def _not_finite(source: Path, _: Path) -> Path:
     return source
 
 
-def _link(source: Path, _: Path) -> Path:
+def _add_link(source: Path, _: Path) -> Path:
     (source / "docs" / "secret.md").symlink_to("/etc/passwd")
     return source
 
 
-def _zip_slip(source: Path, _: Path) -> Path:
+def _write_zip_slip(source: Path, _: Path) -> Path:
     path = write_zip(source, source.parent / "slip.zip")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("../../escaped.md", "out")
     return path
 
 
-def _zip_with_a_link(source: Path, _: Path) -> Path:
+def _write_zip_with_link(source: Path, _: Path) -> Path:
     path = write_zip(source, source.parent / "link.zip")
     info = zipfile.ZipInfo("docs/link.md")
     info.external_attr = 0o120777 << 16
@@ -144,40 +144,40 @@ def _zip_with_a_link(source: Path, _: Path) -> Path:
     return path
 
 
-def _no_bundle(source: Path, _: Path) -> Path:
+def _remove_metadata(source: Path, _: Path) -> Path:
     (source / "configs" / "metadata.json").unlink()
     return source
 
 
-def _bad_name(source: Path, _: Path) -> Path:
+def _set_bad_version(source: Path, _: Path) -> Path:
     metadata = source / "configs" / "metadata.json"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"version": "../../1"}))
     return source
 
 
-WRONG: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
-    "changed weights": (_changed_weights, "SHA-256"),
-    "pickle in disguise": (_pickle_in_disguise, r"models/model\.safetensors is a pickle in disguise"),
-    "torch file in disguise": (_torch_file_in_disguise, "pickle in disguise"),
-    "pickle as model.pt": (_pickle_as_pt, r"model\.pt was not read: it asks for posix\.system"),
-    "weights of another network": (_other_network, "do not fit together"),
-    "a network that nobody knows": (_network_of_nobody, r"does not know the network 'os\.system'"),
-    "no finite numbers": (_not_finite, "gives no finite numbers on cpu for an input of zeros"),
-    "a link": (_link, r"docs/secret\.md is a link"),
-    "a name that leads out of the zip": (_zip_slip, r"'\.\./\.\./escaped\.md', which leads out of its folder"),
-    "a link in the zip": (_zip_with_a_link, r"docs/link\.md, a link"),
-    "no bundle": (_no_bundle, r"holds no configs/metadata\.json"),
-    "a version that leads out of the folder": (_bad_name, "letters, digits"),
+FAULTS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
+    "changed weights": (_change_weights, "SHA-256"),
+    "pickle in disguise": (_disguise_pickle, r"models/model\.safetensors is a pickle in disguise"),
+    "torch file in disguise": (_disguise_torch_file, "pickle in disguise"),
+    "pickle as model.pt": (_write_pickle_as_pt, r"model\.pt was not read: it asks for posix\.system"),
+    "weights of another network": (_write_other_network, "do not fit together"),
+    "a network that nobody knows": (_set_unknown_network, r"does not know the network 'os\.system'"),
+    "no finite numbers": (_write_nan_weights, "gives no finite numbers on cpu for an input of zeros"),
+    "a link": (_add_link, r"docs/secret\.md is a link"),
+    "a name that leads out of the zip": (_write_zip_slip, r"'\.\./\.\./escaped\.md', which leads out of its folder"),
+    "a link in the zip": (_write_zip_with_link, r"docs/link\.md, a link"),
+    "no bundle": (_remove_metadata, r"holds no configs/metadata\.json"),
+    "a version that leads out of the folder": (_set_bad_version, "letters, digits"),
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_is_refused_and_leaves_no_trace(wrong: str, tmp_path: Path) -> None:
-    break_it, reason = WRONG[wrong]
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_is_refused_and_leaves_no_trace(fault: str, tmp_path: Path) -> None:
+    break_it, reason = FAULTS[fault]
     source = break_it(write_prior_bundle(tmp_path / "source", "2.0.0"), tmp_path / "witness")
     with pytest.raises(BundleError, match=reason):
         install(source, tmp_path / "models")
-    assert nothing_left(tmp_path / "models")
+    assert is_empty(tmp_path / "models")
     assert not (tmp_path / "witness").exists(), "nothing ran"
     assert not (tmp_path.parent / "escaped.md").exists()
 
@@ -187,7 +187,7 @@ def test_what_is_too_large_is_refused_before_it_fills_the_disk(tmp_path: Path) -
     for each in (source, write_zip(source, tmp_path / "bundle.zip")):
         with pytest.raises(BundleError, match=r"more than 1e-05 GB, which \[models\] max_bundle_gb allows"):
             install(each, tmp_path / "models", Policy(max_bytes=10_000))
-    assert nothing_left(tmp_path / "models")
+    assert is_empty(tmp_path / "models")
 
 
 def test_a_version_that_is_there_is_not_replaced(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_file_that_was_changed_after_installation_stops_the_load(name: str, tm
         registry.load("mri_prior", "2.0.0", root=tmp_path / "models")
 
 
-def _key(folder: Path, name: str) -> Path:
+def _make_key(folder: Path, name: str) -> Path:
     program = require_program("/usr/bin/openssl", "openssl")
     private, public = folder / f"{name}.key", folder / f"{name}.pem"
     subprocess.run([program, "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
@@ -216,8 +216,8 @@ def _key(folder: Path, name: str) -> Path:
     return public
 
 
-def _signed(bundle: Path, public: Path) -> Path:
-    """As docs/models.md says: with sha256sum and OpenSSL."""
+def _sign(bundle: Path, public: Path) -> Path:
+    """Sign the bundle as docs/models.md says, with sha256sum and OpenSSL; return its folder."""
     files = sorted(str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file())
     listed = subprocess.run(["sha256sum", *files], cwd=bundle, capture_output=True, check=True).stdout
     (bundle / "SHA256SUMS").write_bytes(listed)
@@ -228,24 +228,24 @@ def _signed(bundle: Path, public: Path) -> Path:
 
 
 def test_a_signature_by_a_trusted_key_is_demanded_and_checked(tmp_path: Path) -> None:
-    ours, theirs = _key(tmp_path, "ours"), _key(tmp_path, "theirs")
+    ours, theirs = _make_key(tmp_path, "ours"), _make_key(tmp_path, "theirs")
     policy = Policy(trusted=(ours,), require_signature=True)
     with pytest.raises(BundleError, match="is not signed"):
         install(write_prior_bundle(tmp_path / "unsigned", "2.0.0"), tmp_path / "models", policy)
-    wrong = _signed(write_prior_bundle(tmp_path / "wrong", "2.0.0"), theirs)
+    other_key = _sign(write_prior_bundle(tmp_path / "wrong", "2.0.0"), theirs)
     for each in (policy, Policy(trusted=(ours,))):
         with pytest.raises(BundleError, match="by none of the 1 keys"):
-            install(wrong, tmp_path / "models", each)
-    changed = _signed(write_prior_bundle(tmp_path / "changed", "2.0.0"), ours)
+            install(other_key, tmp_path / "models", each)
+    changed = _sign(write_prior_bundle(tmp_path / "changed", "2.0.0"), ours)
     (changed / "configs" / "inference.json").write_text("{}")
     with pytest.raises(BundleError, match=r"configs/inference\.json differs from its digest in SHA256SUMS"):
         install(changed, tmp_path / "models", policy)
-    added = _signed(write_prior_bundle(tmp_path / "added", "2.0.0"), ours)
+    added = _sign(write_prior_bundle(tmp_path / "added", "2.0.0"), ours)
     (added / "docs" / "more.md").write_text("more")
     with pytest.raises(BundleError, match=r"docs/more\.md is not in SHA256SUMS"):
         install(added, tmp_path / "models", policy)
-    assert nothing_left(tmp_path / "models")
-    good = install(_signed(write_prior_bundle(tmp_path / "good", "2.0.0"), ours), tmp_path / "models", policy)
+    assert is_empty(tmp_path / "models")
+    good = install(_sign(write_prior_bundle(tmp_path / "good", "2.0.0"), ours), tmp_path / "models", policy)
     assert json.loads((good.path / MANIFEST).read_text())["signed_by"] == "ours.pem"
 
 
@@ -286,9 +286,9 @@ def test_the_command_shows_licence_and_use_and_a_refusal_is_one_line(
         return cli.main(["--config", str(config), "models", *words])
 
     assert command("install", str(source), "--yes") == 0
-    told = capsys.readouterr().out
-    for word in ("Tests only.", "Apache-2.0", weights_digest(source / WEIGHTS), "ran on cpu", "finite"):
-        assert word in told
+    printed = capsys.readouterr().out
+    for text in ("Tests only.", "Apache-2.0", weights_digest(source / WEIGHTS), "ran on cpu", "finite"):
+        assert text in printed
     assert command("list", "--json") == 0
     listed = [(row["name"], row["version"]) for row in json.loads(capsys.readouterr().out)]
     assert ("mri_prior", "2.0.0") in listed
@@ -296,7 +296,7 @@ def test_the_command_shows_licence_and_use_and_a_refusal_is_one_line(
     assert command("install", str(source), "--yes") == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert command("verify", "mri_prior@2.0.0") == 0
-    there = tmp_path / "node" / "data" / "models" / "mri_prior" / "2.0.0"
-    (there / "LICENSE").write_text("another")
+    folder = tmp_path / "node" / "data" / "models" / "mri_prior" / "2.0.0"
+    (folder / "LICENSE").write_text("another")
     assert command("verify", "mri_prior@2.0.0") == 1
     assert "LICENSE is not as installed" in " ".join(capsys.readouterr().out.split())

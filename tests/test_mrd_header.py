@@ -104,17 +104,17 @@ def test_the_stated_acceleration_is_a_fact_and_the_mask_comes_from_the_lines(tmp
     assert kspace.mask.all()
 
 
-@pytest.mark.parametrize("stated", [[20.0], [20.0, 80.0], [20.0, 50.0, 80.0]])
-def test_an_echo_time_belongs_to_the_contrast_of_its_number(stated: list[float], tmp_path: Path) -> None:
-    """Contrasts 0 and 2 were sent."""
+@pytest.mark.parametrize("echo_times_ms", [[20.0], [20.0, 80.0], [20.0, 50.0, 80.0]])
+def test_an_echo_time_belongs_to_the_contrast_of_its_number(echo_times_ms: list[float], tmp_path: Path) -> None:
+    """The acquisition holds contrasts 0 and 2."""
 
     def edit(acquisition: Any) -> None:
         acquisition.idx.contrast, acquisition.idx.average = 2 * acquisition.idx.average, 0
 
     found = mrd.to_images(
-        measured(tmp_path, averages=2, edit=edit, edit_header=_within("sequenceParameters.TE", stated))
+        measured(tmp_path, averages=2, edit=edit, edit_header=_within("sequenceParameters.TE", echo_times_ms))
     )
-    expected = [(20.0,), (80.0,)] if len(stated) == 3 else [(), ()]
+    expected = [(20.0,), (80.0,)] if len(echo_times_ms) == 3 else [(), ()]
     assert [facts["te_ms"] for _, facts in found] == expected
 
 

@@ -14,7 +14,7 @@ from pipelines.contract import KSpace, Refused
 from tests.scanner import ORIENTATIONS, Array, Scan, acquire, reconstruct
 
 
-def _brightest_mm(kspace: KSpace) -> Array:
+def _find_brightest_mm(kspace: KSpace) -> Array:
     found = reconstruct(kspace.samples)
     k, j, i = np.unravel_index(int(found.argmax()), found.shape)
     assert found.shape == kspace.grid.shape
@@ -29,7 +29,7 @@ def test_a_point_in_a_slice_lies_where_the_scanner_saw_it(orientation: str, n: A
     point = scan.place_mm(5, -7, 0)
     scan.points_mm = [point]
     kspace, _ = mrd.to_kspace(acquire(scan, tmp_path / "a.h5"))
-    assert np.allclose(_brightest_mm(kspace), point, atol=1e-3)
+    assert np.allclose(_find_brightest_mm(kspace), point, atol=1e-3)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -38,7 +38,7 @@ def test_interleaved_slices_are_put_in_the_order_of_space(orientation: str, tmp_
     point = scan.place_mm(-4, 6, 0, slice_number=3)
     scan.points_mm = [point]
     kspace, facts = mrd.to_kspace(acquire(scan, tmp_path / "a.h5"))
-    assert np.allclose(_brightest_mm(kspace), point, atol=1e-3)
+    assert np.allclose(_find_brightest_mm(kspace), point, atol=1e-3)
     assert kspace.grid.spacing_mm == pytest.approx((5.0, 2.0, 1.5), abs=1e-4)
     assert kspace.slice_thickness_mm == 4.0
     assert facts["dimensions"] == "2D"
@@ -52,7 +52,7 @@ def test_a_3d_acquisition_is_cut_into_slices_along_its_readout(orientation: str,
     scan.points_mm = [point]
     kspace, facts = mrd.to_kspace(acquire(scan, tmp_path / "a.h5"))
     assert kspace.samples.shape == (n[0], 2, n[1], n[2])
-    assert np.allclose(_brightest_mm(kspace), point, atol=1e-3)
+    assert np.allclose(_find_brightest_mm(kspace), point, atol=1e-3)
     assert facts["dimensions"] == "3D"
 
 
@@ -95,7 +95,7 @@ def test_partial_fourier_lines_lie_about_the_stated_centre(tmp_path: Path) -> No
     scan.points_mm = [point]
     kspace, _ = mrd.to_kspace(acquire(scan, tmp_path / "a.h5"))
     assert kspace.mask[0, :, 0].tolist() == [False] * 6 + [True] * 14
-    assert np.allclose(_brightest_mm(kspace), point, atol=1e-3)
+    assert np.allclose(_find_brightest_mm(kspace), point, atol=1e-3)
 
 
 def test_samples_to_discard_are_not_measured_ones(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_facts_tell_the_acquisition_and_nobody(tmp_path: Path) -> None:
     assert facts["field_strength_t"] == 1.5
     assert (facts["tr_ms"], facts["te_ms"]) == ((2000.0,), (30.0,))
     assert facts["coils"] == 2
-    assert not any(word in str(facts) for word in ("Müller", "4711", "1970", "815"))
+    assert not any(fact in str(facts) for fact in ("Müller", "4711", "1970", "815"))
 
 
 def _echo_by_average(acquisition: Any) -> None:

@@ -1,5 +1,4 @@
-"""The matrix, the encoding limits and what was acquired agree, or the acquisition is refused by the name of what does
-not."""
+"""Matrix, encoding limits and acquired samples agree, or the acquisition is refused by the element that contradicts."""
 
 from __future__ import annotations
 
@@ -80,8 +79,8 @@ def test_without_limits_the_centre_is_known_only_where_all_steps_were_acquired(a
         setattr(header.encoding[0].encodingLimits, f"kspace_encoding_step_{axis}", None)
 
     volume = {"n": (12, 10, 8), "edit_header": none}
-    stated, unstated = (mrd.to_kspace(measured(tmp_path, **how))[0] for how in ({"n": (12, 10, 8)}, volume))
-    assert same(stated, unstated)
+    with_limits, without_limits = (mrd.to_kspace(measured(tmp_path, **how))[0] for how in ({"n": (12, 10, 8)}, volume))
+    assert same(with_limits, without_limits)
     reason = refused(tmp_path, sampled=lambda y, z: (y, z)[axis - 1] < 6, **volume)
     assert f"do not state kspace_encoding_step_{axis}" in reason
 

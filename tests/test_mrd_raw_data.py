@@ -28,7 +28,7 @@ def _mrd_bytes(folder: Path) -> bytes:
     return (folder / "a.h5").read_bytes()
 
 
-def _stored(ds: Dataset) -> Dataset:
+def _write_and_read(ds: Dataset) -> Dataset:
     file = BytesIO()
     ds.save_as(file, enforce_file_format=True)
     file.seek(0)
@@ -38,18 +38,18 @@ def _stored(ds: Dataset) -> Dataset:
 @pytest.mark.parametrize("odd", [False, True])
 def test_what_is_wrapped_comes_out_byte_for_byte(odd: bool, tmp_path: Path, now: datetime) -> None:
     content = _mrd_bytes(tmp_path)
-    content += b"\0" * ((len(content) % 2) ^ odd)  # HDF5 does not mind what follows
-    assert mrd.unwrap(_stored(mrd.wrap(content, now=now))) == content
+    content += b"\0" * ((len(content) % 2) ^ odd)  # HDF5 ignores trailing bytes
+    assert mrd.unwrap(_write_and_read(mrd.wrap(content, now=now))) == content
 
 
 @pytest.mark.parametrize("odd", [False, True])
 def test_a_stream_is_wrapped_like_bytes(odd: bool, tmp_path: Path, now: datetime) -> None:
     content = _mrd_bytes(tmp_path) + b"\0" * odd
-    assert mrd.unwrap(_stored(mrd.wrap(BytesIO(content), now=now))) == content
+    assert mrd.unwrap(_write_and_read(mrd.wrap(BytesIO(content), now=now))) == content
 
 
 def test_patient_study_and_scanner_come_from_the_mrd_header(tmp_path: Path, now: datetime) -> None:
-    ds = _stored(mrd.wrap(_mrd_bytes(tmp_path), now=now))
+    ds = _write_and_read(mrd.wrap(_mrd_bytes(tmp_path), now=now))
     assert str(ds.PatientName) == "Müller^Jörg"
     assert (ds.PatientID, ds.PatientBirthDate, ds.PatientSex) == ("4711", "19700131", "M")
     assert (ds.StudyInstanceUID, ds.AccessionNumber) == ("1.2.826.0.1.3680043.8.498.1", "815")
@@ -58,7 +58,7 @@ def test_patient_study_and_scanner_come_from_the_mrd_header(tmp_path: Path, now:
 
 def test_what_the_operator_states_goes_before_the_header(tmp_path: Path, now: datetime) -> None:
     facts = {"PatientName": "山田^太郎", "StudyInstanceUID": "1.2.3", "SeriesNumber": "7"}
-    ds = _stored(mrd.wrap(_mrd_bytes(tmp_path), now=now, facts=facts))
+    ds = _write_and_read(mrd.wrap(_mrd_bytes(tmp_path), now=now, facts=facts))
     assert (str(ds.PatientName), ds.StudyInstanceUID, ds.SeriesNumber) == ("山田^太郎", "1.2.3", 7)
     assert ds.PatientID == "4711"
 
@@ -77,9 +77,9 @@ def test_facts_that_do_not_fit_are_refused(facts: dict[str, str], tmp_path: Path
 
 
 def test_it_is_recognised_with_and_without_private_elements(tmp_path: Path, now: datetime) -> None:
-    ds = _stored(mrd.wrap(_mrd_bytes(tmp_path), now=now))
+    ds = _write_and_read(mrd.wrap(_mrd_bytes(tmp_path), now=now))
     assert mrd.is_mrd(ds)
-    header = _stored(ds)
+    header = _write_and_read(ds)
     header.remove_private_tags()
     assert mrd.is_mrd(header)
     del ds.CreatorVersionUID
@@ -90,7 +90,7 @@ def test_it_is_recognised_with_and_without_private_elements(tmp_path: Path, now:
 
 
 def test_an_altered_payload_is_refused(tmp_path: Path, now: datetime) -> None:
-    ds = _stored(mrd.wrap(_mrd_bytes(tmp_path), now=now))
+    ds = _write_and_read(mrd.wrap(_mrd_bytes(tmp_path), now=now))
     element = ds.private_block(0x7FE1, PRIVATE_CREATOR)[0x01]
     element.value = element.value[:1000] + b"x" + element.value[1001:]
     with pytest.raises(Refused, match="SHA-256"):
@@ -158,8 +158,8 @@ def test_the_brain_of_the_data_kit_keeps_every_sample(kit: Path, tmp_path: Path)
     assert np.array_equal(kspace.samples[0], np.load(kit / KIT))
     assert kspace.calibration == ((103, 127), (78, 102))
     assert facts["acceleration"] == pytest.approx(8.04, abs=0.01)
-    told = {note.name: note.value for note in found.header.userParameters.userParameterString}
-    assert told["voxel_size"].startswith("assumed: 1.0 x 1.0 x 1.0 mm")
+    notes = {note.name: note.value for note in found.header.userParameters.userParameterString}
+    assert notes["voxel_size"].startswith("assumed: 1.0 x 1.0 x 1.0 mm")
 
 
 def test_a_roll_to_the_centre_leaves_the_magnitude_of_the_image(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What contradicts itself or cannot be reconstructed honestly is refused, and the message says what and where."""
+"""Contradictory or unreconstructible acquisitions are refused; the message names the fault and its place."""
 
 from __future__ import annotations
 

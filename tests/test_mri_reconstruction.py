@@ -1,4 +1,4 @@
-"""The reconstruction pipeline with the shipped prior: what it gives, and what it refuses."""
+"""The reconstruction pipeline with the shipped prior: its results and its refusals."""
 
 from dataclasses import replace
 from functools import cache
@@ -47,8 +47,8 @@ def truth(slices: int = 2) -> torch.Tensor:
     return torch.stack([torch.polar(200 * (skull + lesion), 0.8 * a + 0.3 * b) for lesion in lesions])
 
 
-def acquired(coils: int = 4, noise_sd: float = 3.0, acceleration: float = 2.0, prescan: bool = True) -> KSpace:
-    """Two slices of a phantom through ``coils`` smooth coils, undersampled lines."""
+def acquire(coils: int = 4, noise_sd: float = 3.0, acceleration: float = 2.0, prescan: bool = True) -> KSpace:
+    """Return undersampled k-space of two slices of a phantom with ``coils`` smooth coils."""
     x = truth()
     y = centred_fft(_maps(coils) * x[:, None])
     y = y + noise_sd * randn(*y.shape, seed=2)
@@ -75,7 +75,7 @@ def _maps(coils: int) -> torch.Tensor:
 
 
 def reconstruct(k: KSpace, options: inversion.Options = QUICK, seed: int = 5) -> list[Finding]:
-    return recon.PIPELINE.run(Case({"kspace": k}), prior(), options, seed, lambda done, word: None)
+    return recon.PIPELINE.run(Case({"kspace": k}), prior(), options, seed, lambda done, step: None)
 
 
 def image(findings: list[Finding]) -> NDArray[np.float32]:
@@ -90,7 +90,7 @@ def number(findings: list[Finding], name: str) -> float:
 
 @pytest.mark.parametrize("coils", [1, 4])
 def test_a_study_gives_image_deviation_region_and_measurements_on_the_asked_grid(coils: int) -> None:
-    k = acquired(coils)
+    k = acquire(coils)
     found = reconstruct(k)
     (sd,) = (f for f in found if isinstance(f, ParametricMap))
     (region,) = (f for f in found if isinstance(f, Segmentation))
@@ -106,7 +106,7 @@ def test_a_study_gives_image_deviation_region_and_measurements_on_the_asked_grid
 
 @pytest.mark.parametrize("coils", [1, 4])
 def test_the_image_is_in_the_units_of_the_samples_and_nearer_to_the_truth_than_zero_filling(coils: int) -> None:
-    k = acquired(coils)
+    k = acquire(coils)
     reference = truth().abs().numpy()
     zero_filled = centred_ifft(torch.from_numpy(k.samples)).abs().pow(2).sum(1).sqrt().numpy()
     x = image(reconstruct(k, inversion.Options(samples=2, steps=2)))
@@ -115,7 +115,7 @@ def test_the_image_is_in_the_units_of_the_samples_and_nearer_to_the_truth_than_z
 
 
 def test_the_same_seed_gives_the_same_result_however_the_work_is_split() -> None:
-    k = acquired()
+    k = acquire()
     first, second = (reconstruct(k, QUICK.model_copy(update={"batch": n})) for n in (1, 3))
     for one, other in zip(first, second, strict=True):
         if isinstance(one, ParametricMap) and isinstance(other, ParametricMap):
@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_result_however_the_work_is_split() -> None
 
 
 def test_a_slice_is_the_same_alone_and_in_its_volume() -> None:
-    k = acquired(1)
+    k = acquire(1)
     alone = replace(k, samples=k.samples[:1], mask=k.mask[:1], grid=grid((1, *SHAPE)))
     np.testing.assert_allclose(image(reconstruct(alone))[0], image(reconstruct(k))[0], rtol=0.02, atol=2.0)
 
@@ -151,9 +151,9 @@ def test_every_solver_runs_and_counts_its_evaluations(solver: str) -> None:
     options = inversion.Options.model_validate(
         {"solver": solver, "steps": 3, "mean_steps": 2, "samples": 2, "adaptation_steps": 2, "rapid_steps": 2}
     )
-    k = acquired(1)
+    k = acquire(1)
     counted = replace(model, network=Counting())
-    found = recon.run(Case({"kspace": k}), counted, options, 1, lambda done, word: None)
+    found = recon.run(Case({"kspace": k}), counted, options, 1, lambda done, step: None)
     assert calls == 2 * number(found, "denoiser evaluations")
     if solver != "adadiff":
         assert calls == 2 * inversion.count_evaluations(options)
@@ -163,12 +163,12 @@ def test_an_adapted_prior_is_told_of_and_the_model_stays_as_it_was() -> None:
     model = prior()
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     options = QUICK.model_copy(update={"solver": "adadiff", "adaptation_steps": 3, "rapid_steps": 2})
-    found = reconstruct(acquired(1), options)
+    found = reconstruct(acquire(1), options)
     assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
     assert number(found, "adaptation steps") == 3
-    told = [number(found, f"held-out chi-square {when} adaptation") for when in ("before", "after")]
-    assert told[1] <= told[0]
-    np.testing.assert_array_equal(image(found), image(reconstruct(acquired(1), options)))
+    chi_squares = [number(found, f"held-out chi-square {when} adaptation") for when in ("before", "after")]
+    assert chi_squares[1] <= chi_squares[0]
+    np.testing.assert_array_equal(image(found), image(reconstruct(acquire(1), options)))
 
 
 def thin(k: KSpace, spacing_mm: float = 1.0, thickness_mm: float = 1.0) -> KSpace:
@@ -176,7 +176,7 @@ def thin(k: KSpace, spacing_mm: float = 1.0, thickness_mm: float = 1.0) -> KSpac
 
 
 def test_only_thin_slices_without_gaps_are_coupled() -> None:
-    k = acquired(1)
+    k = acquire(1)
     assert not inversion.is_volume(k)
     assert inversion.is_volume(thin(k))
     assert not inversion.is_volume(thin(k, spacing_mm=1.2))
@@ -184,7 +184,7 @@ def test_only_thin_slices_without_gaps_are_coupled() -> None:
 
 
 def test_coupling_changes_a_volume_and_can_be_switched_off() -> None:
-    k = acquired(4)
+    k = acquire(4)
     alone = QUICK.model_copy(update={"across_slices": 0.0})
     np.testing.assert_array_equal(image(reconstruct(thin(k), alone)), image(reconstruct(k)))
     coupled = image(reconstruct(thin(k), QUICK.model_copy(update={"across_slices": 20.0})))
@@ -193,16 +193,16 @@ def test_coupling_changes_a_volume_and_can_be_switched_off() -> None:
 
 
 def contrasts() -> tuple[KSpace, KSpace]:
-    """Two contrasts of one acquisition; the second is weaker and has no calibration lines of its own."""
-    first = replace(acquired(4), label="contrast 1 of 2")
-    weaker = (0.5 * acquired(4, noise_sd=6.0).samples).astype(np.complex64)
+    """Return two contrasts of one acquisition; the second is weaker and has no calibration lines of its own."""
+    first = replace(acquire(4), label="contrast 1 of 2")
+    weaker = (0.5 * acquire(4, noise_sd=6.0).samples).astype(np.complex64)
     return first, replace(first, samples=weaker, calibration=None, label="contrast 2 of 2")
 
 
 def test_contrasts_are_images_of_their_own_with_maps_of_the_one_that_has_calibration_lines() -> None:
     first, second = contrasts()
     case = Case({"kspace": second, "kspace 2": first})
-    found = recon.run(case, prior(), QUICK, 5, lambda done, word: None)
+    found = recon.run(case, prior(), QUICK, 5, lambda done, step: None)
     pictures = [f for f in found if isinstance(f, Image)]
     assert [f.name for f in pictures] == ["reconstruction, contrast 2 of 2", "reconstruction, contrast 1 of 2"]
     weaker, stronger = (f.volume.data.sum() for f in pictures)
@@ -234,24 +234,24 @@ def test_a_contrast_on_another_lattice_needs_calibration_lines_of_its_own() -> N
 
 
 def test_measured_samples_are_kept_within_their_noise() -> None:
-    found = reconstruct(acquired(1), inversion.Options(samples=2, steps=2))
+    found = reconstruct(acquire(1), inversion.Options(samples=2, steps=2))
     assert number(found, "chi-square") < 1.5
 
 
 def test_one_coil_of_unknown_noise_keeps_its_samples_exactly() -> None:
-    assert number(reconstruct(acquired(1, prescan=False)), "chi-square") < 1e-3
-    assert number(reconstruct(acquired(4, prescan=False)), "chi-square") > 0.3
+    assert number(reconstruct(acquire(1, prescan=False)), "chi-square") < 1e-3
+    assert number(reconstruct(acquire(4, prescan=False)), "chi-square") > 0.3
 
 
 def test_without_a_noise_scan_the_level_comes_from_the_data_and_the_result_says_so() -> None:
-    found = reconstruct(acquired(1, prescan=False))
+    found = reconstruct(acquire(1, prescan=False))
     assert number(found, "noise level") == pytest.approx(3.0, rel=0.35)
     (level,) = (f for f in found if isinstance(f, Measurement) and f.name == "noise level")
     assert "k-space" in level.description
 
 
 def test_delivered_grid_may_crop_the_field_of_view_and_be_finer() -> None:
-    k = acquired(1)
+    k = acquire(1)
     fine = image(reconstruct(replace(k, grid=grid((2, 96, 80), (5.0, 1.5, 1.5)))))
     native = image(reconstruct(k))
     # Pixel n // 2 is the same point in both, and every second fine pixel lies on a native one.
@@ -265,83 +265,83 @@ def test_resampling_to_the_encoded_lattice_changes_nothing() -> None:
 
 
 def test_progress_rises_to_the_end() -> None:
-    seen: list[float] = []
-    recon.run(Case({"kspace": acquired(1)}), prior(), QUICK, 1, lambda done, word: seen.append(done))
-    assert seen == sorted(seen)
-    assert seen[0] == 0
-    assert seen[-1] >= 0.9
+    fractions: list[float] = []
+    recon.run(Case({"kspace": acquire(1)}), prior(), QUICK, 1, lambda done, step: fractions.append(done))
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0
+    assert fractions[-1] >= 0.9
 
 
-def refused(k: KSpace) -> str:
+def read_refusal(k: KSpace) -> str:
     with pytest.raises(Refused) as info:
         encoding.check_kspace(k)
     return str(info.value)
 
 
 def test_several_coils_without_calibration_lines_are_refused() -> None:
-    assert "calibration" in refused(replace(acquired(), calibration=None))
-    assert "calibration" in refused(replace(acquired(), calibration=((0, 64), (29, 31))))
+    assert "calibration" in read_refusal(replace(acquire(), calibration=None))
+    assert "calibration" in read_refusal(replace(acquire(), calibration=((0, 64), (29, 31))))
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
-    k = acquired()
+    k = acquire()
     bad = k.samples.copy()
     bad[0, 1, 3, 30] = np.nan
-    assert "finite" in refused(replace(k, samples=bad))
+    assert "finite" in read_refusal(replace(k, samples=bad))
 
 
 def test_sizes_that_contradict_each_other_are_refused() -> None:
-    k = acquired()
-    assert "contradict" in refused(replace(k, mask=k.mask[:, :, :-1]))
-    assert "slices" in refused(replace(k, grid=grid((3, *SHAPE))))
-    assert "pre-scan" in refused(replace(k, noise=np.zeros((3, 100), np.complex64)))
-    assert "calibration" in refused(replace(k, calibration=((0, 64), (30, 90))))
-    assert "field of view" in refused(replace(k, encoded_fov_mm=(0.0, 100.0)))
+    k = acquire()
+    assert "contradict" in read_refusal(replace(k, mask=k.mask[:, :, :-1]))
+    assert "slices" in read_refusal(replace(k, grid=grid((3, *SHAPE))))
+    assert "pre-scan" in read_refusal(replace(k, noise=np.zeros((3, 100), np.complex64)))
+    assert "calibration" in read_refusal(replace(k, calibration=((0, 64), (30, 90))))
+    assert "field of view" in read_refusal(replace(k, encoded_fov_mm=(0.0, 100.0)))
 
 
 def test_an_empty_mask_or_silent_slice_is_refused_by_number() -> None:
-    k = acquired()
+    k = acquire()
     empty = k.mask.copy()
     empty[1] = False
-    assert "slice 2 of 2" in refused(replace(k, mask=empty))
-    assert "zero" in refused(replace(k, samples=0 * k.samples))
+    assert "slice 2 of 2" in read_refusal(replace(k, mask=empty))
+    assert "zero" in read_refusal(replace(k, samples=0 * k.samples))
 
 
 def test_a_calibration_block_that_was_not_sampled_is_refused() -> None:
-    k = acquired()
+    k = acquire()
     holes = k.mask.copy()
     holes[:, :, 30] = False
-    assert "calibration" in refused(replace(k, mask=holes))
+    assert "calibration" in read_refusal(replace(k, mask=holes))
 
 
-def silenced(array: NDArray[np.complex64], coil: int) -> NDArray[np.complex64]:
+def silence_coil(array: NDArray[np.complex64], coil: int) -> NDArray[np.complex64]:
     array = array.copy()
     array[..., coil, :, :][:] = 0
     return array
 
 
 def test_a_coil_without_signal_or_with_another_ones_is_refused_by_number() -> None:
-    k = acquired()
-    assert "coil 3 of 4 received nothing" in refused(replace(k, samples=silenced(k.samples, 2)))
+    k = acquire()
+    assert "coil 3 of 4 received nothing" in read_refusal(replace(k, samples=silence_coil(k.samples, 2)))
     copied = k.samples.copy()
     copied[:, 2] = copied[:, 1]
-    assert "coils 2 and 3 hold the same samples" in refused(replace(k, samples=copied))
+    assert "coils 2 and 3 hold the same samples" in read_refusal(replace(k, samples=copied))
 
 
 @pytest.mark.parametrize("factor", [1e-25, 1e25])
 def test_samples_that_single_precision_cannot_square_are_refused(factor: float) -> None:
-    k = acquired(prescan=False)
-    assert "the largest sample is" in refused(replace(k, samples=(k.samples * factor).astype(np.complex64)))
+    k = acquire(prescan=False)
+    assert "the largest sample is" in read_refusal(replace(k, samples=(k.samples * factor).astype(np.complex64)))
 
 
 def test_a_noise_scan_that_cannot_be_of_this_image_is_refused() -> None:
-    k = acquired()
+    k = acquire()
     assert k.noise is not None
     silent, copied = k.noise.copy(), k.noise.copy()
     silent[2], copied[2] = 0, k.noise[1]
-    assert "holds only zeros" in refused(replace(k, noise=silent))
-    assert "one coil repeats others" in refused(replace(k, noise=copied))
-    assert "times louder than the weakest samples" in refused(replace(k, noise=100 * k.noise))
+    assert "holds only zeros" in read_refusal(replace(k, noise=silent))
+    assert "one coil repeats others" in read_refusal(replace(k, noise=copied))
+    assert "times louder than the weakest samples" in read_refusal(replace(k, noise=100 * k.noise))
 
 
 @pytest.mark.parametrize("rows", [slice(24, None), slice(0, 40)], ids=["late lines", "early lines"])
@@ -351,7 +351,7 @@ def test_partial_fourier_without_any_noise_is_reconstructed(rows: slice) -> None
     mask[:, rows] = True
     y = centred_fft(_maps(4) * truth()[:, None]).numpy()
     k = replace(
-        acquired(prescan=False),
+        acquire(prescan=False),
         samples=(y * mask[:, None]).astype(np.complex64),
         mask=mask,
         calibration=((24, 40), (0, SHAPE[1])),

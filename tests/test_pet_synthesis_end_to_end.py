@@ -22,7 +22,7 @@ from model_zoo import registry
 from model_zoo.bundle import BundleError
 from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
-from tests.bundles import about_the_centre, levels, write_anatomy_bundle
+from tests.bundles import centred_grid, levels, write_anatomy_bundle
 from tests.covariate_reports import APOE_GENOTYPE, MMSE, number, report, save, text
 from tests.peers import Node, Orthanc, write_config
 from tests.peers.process import require_program
@@ -122,7 +122,7 @@ def test_no_patient_data_is_in_the_log(delivered: Delivered) -> None:
 
 
 def _phantom(folder: Path) -> list[Path]:
-    grid = about_the_centre("oblique, left-handed", (2.9, 2.5, 2.5))
+    grid = centred_grid("oblique, left-handed", (2.9, 2.5, 2.5))
     models = folder / "node" / "data" / "models"
     write_anatomy_bundle(models)
     write_pet_bundle(models)

@@ -18,7 +18,7 @@ from dicomnode.execution import processing
 from dicomnode.results import marking
 from dicomnode.results.provenance import read_record
 from pipelines.contract import Refused
-from tests.bundles import levels, upright, write_anatomy_bundle
+from tests.bundles import levels, phantom_grid, write_anatomy_bundle
 from tests.covariate_reports import MMSE, report, save
 from tests.covariate_reports import number as counted
 from tests.findings import NOW
@@ -44,7 +44,7 @@ def _t1w(k: int, ds: Dataset) -> None:
 
 def _sent(folder: Path) -> list[Path]:
     return write_slices(
-        folder, upright(), np.round(levels(sample_phantom(upright())) * 2300).astype(np.uint16), edit=_t1w
+        folder, phantom_grid(), np.round(levels(sample_phantom(phantom_grid())) * 2300).astype(np.uint16), edit=_t1w
     )
 
 

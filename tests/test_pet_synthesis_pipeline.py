@@ -37,7 +37,7 @@ from pipelines.contract import (
     Volume,
 )
 from pipelines.quality import judge_result, read_output_limits
-from tests.bundles import SPACING_MM, about_the_centre, levels, phantom, upright, write_anatomy_bundle
+from tests.bundles import SPACING_MM, centred_grid, levels, phantom, phantom_grid, write_anatomy_bundle
 from tests.pet_bundle import FINE, paint_suvr, sample_phantom, write_pet_bundle
 from tests.series import unpack_series
 
@@ -70,7 +70,7 @@ def patients_model(model: Model) -> Model:
 def _run(
     model: Model, *, covariates: Covariates = PATIENT, seed: int = 1, grid: Grid | None = None, **options: Any
 ) -> list[Finding]:
-    onto = grid or upright()
+    onto = grid or phantom_grid()
     t1w = Volume(levels(sample_phantom(onto)), onto, slice_thickness_mm=2.5)
     case = Case({"t1w": t1w, "covariates": covariates}, FACTS)
     return pet_synthesis.run(case, model, pet_synthesis.Options(**options), seed, lambda fraction, step: None)
@@ -90,7 +90,7 @@ def _notes(findings: list[Finding]) -> dict[str, str]:
 
 @pytest.mark.parametrize("orientation", ["axial", "sagittal", "oblique, left-handed"])
 def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model: Model) -> None:
-    grid = about_the_centre(orientation, (5.0, 2.5, 2.5))
+    grid = centred_grid(orientation, (5.0, 2.5, 2.5))
     truth = sample_phantom(grid)
     for target, tracer in (("amyloid", "florbetapir"), ("tau", "flortaucipir")):
         volume = _images(_run(patients_model, grid=grid, samples=2))[f"{target} PET"].volume
@@ -128,7 +128,9 @@ def test_a_head_larger_than_the_networks_box_is_not_cut(model: Model) -> None:
     small = replace(model, settings={**model.settings, "shape": [8, 8, 8]})
     labels = phantom()[1]
     subject = pet_subject.prepare_subject(
-        Volume(phantom()[0], upright()), Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels), small
+        Volume(phantom()[0], phantom_grid()),
+        Anatomy(labels, np.ones(labels.shape, np.float32), phantom_grid(), labels),
+        small,
     )
     found_ml = float(subject.maps.sum()) * (FINE * SPACING_MM) ** 3
     assert found_ml == pytest.approx((labels > 0).sum() * SPACING_MM**3, rel=1e-3)
@@ -276,8 +278,8 @@ def test_what_if_images_say_so_and_leave_out_the_patients_own_score(model: Model
 
 def test_what_if_differs_by_the_score_alone(model: Model) -> None:
     labels = phantom()[1]
-    structures = Anatomy(labels, np.ones(labels.shape, np.float32), upright(), labels)
-    subject = pet_subject.prepare_subject(Volume(phantom()[0], upright()), structures, model)
+    structures = Anatomy(labels, np.ones(labels.shape, np.float32), phantom_grid(), labels)
+    subject = pet_subject.prepare_subject(Volume(phantom()[0], phantom_grid()), structures, model)
     options = pet_synthesis.Options(samples=2)
     covariates = pet_synthesis.network_covariates(PATIENT, options)
     found = pet_synthesis.estimate_pet(subject, covariates, model, options, 1)
@@ -316,7 +318,7 @@ def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any], words: st
 def test_a_head_without_a_cerebellum_is_refused(model: Model) -> None:
     labels = phantom()[1]
     labels[np.isin(labels, [number("cerebellar cortex"), number("cerebellar white matter")])] = 0
-    case = Case({"t1w": Volume(levels(labels), upright())}, FACTS)
+    case = Case({"t1w": Volume(levels(labels), phantom_grid())}, FACTS)
     with pytest.raises(Refused, match=r"no activity in the reference region.*the image does not show the cerebellum"):
         pet_synthesis.run(case, model, pet_synthesis.Options(samples=2), 1, lambda fraction, step: None)
 

@@ -19,7 +19,7 @@ from db.models import Event
 from dicomnode import uids
 from dicomnode.results import marking
 from pipelines.contract import Grid
-from tests.bundles import phantom, upright, write_anatomy_bundle
+from tests.bundles import phantom, phantom_grid, write_anatomy_bundle
 from tests.dciodvfy import find_errors_of_file
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.peers import Node, Orthanc, wait_for, write_config
@@ -121,7 +121,7 @@ def test_dciodvfy_finds_no_error(delivered: Delivered) -> None:
 
 def _examination(folder: Path, name: str, date: str, lesions: np.ndarray) -> list[Path]:
     """FLAIR and T1w in a study and a frame of reference of their own; before, the head lay elsewhere."""
-    grid = upright()
+    grid = phantom_grid()
     if name == "before":
         grid.affine_mm[:3, 3] += (9, 4, -6)
     flair = write_flair(folder / "flair", flair_of(phantom()[1], lesions), key=f"flair {name}")
@@ -139,7 +139,7 @@ def _examination(folder: Path, name: str, date: str, lesions: np.ndarray) -> lis
 def _moved(path: Path, grid: Grid) -> None:
     """The slice where the grid has it."""
     ds = dcmread(path)
-    off = grid.affine_mm[:3, 3] - upright().affine_mm[:3, 3]
+    off = grid.affine_mm[:3, 3] - phantom_grid().affine_mm[:3, 3]
     ds.ImagePositionPatient = [f"{value:.6f}" for value in np.array(ds.ImagePositionPatient, float) + off]
     ds.save_as(path)
 

@@ -45,7 +45,7 @@ def test_every_study_ends_once_while_actors_a_machine_and_the_driver_are_killed(
         with RayCluster(tmp_path / "ray", a) as cluster, site.receiver() as receiver:
             cluster.add("second", b)
             driver = Node(_driver(site, cluster, 2), "work")
-            fleet.send_studies(receiver, fleet.small_studies(tmp_path / "send", STUDIES, now))
+            fleet.send_studies(receiver, fleet.write_small_studies(tmp_path / "send", STUDIES, now))
             with driver:
                 begin = time.monotonic()
                 blows = [_an_actor, lambda r: _a_machine(cluster, b), _an_actor, lambda r: _the_driver(driver)]
@@ -54,7 +54,7 @@ def test_every_study_ends_once_while_actors_a_machine_and_the_driver_are_killed(
                 assert driver.stop() == 0
             assert {job.worker.rpartition(":")[0] for job in receiver.jobs()} == {"a", "b"}
             with receiver.sessions() as session:
-                fleet.each_ended_once(session, site.spool_dir, STUDIES)
+                fleet.check_each_job_ended_once(session, site.spool_dir, STUDIES)
             assert any(job.attempts > 1 for job in receiver.jobs())
 
 
@@ -67,7 +67,7 @@ def test_actors_come_with_the_jobs_take_the_urgent_one_first_and_go(
         site = fleet.Site(tmp_path, url)
         there = {"DICOMNODE_CONFIG": str(site.host("a"))}
         with RayCluster(tmp_path / "ray", there) as cluster, site.receiver() as receiver:
-            fleet.send_studies(receiver, fleet.small_studies(tmp_path / "send", 6, now))
+            fleet.send_studies(receiver, fleet.write_small_studies(tmp_path / "send", 6, now))
             urgent = _make_urgent(receiver)
             ray = {"engine": "ray", "ray_address": cluster.client_address, "min_workers": 0, "max_workers": 1}
             with Node(site.host("driver", bundle=None, idle_s=1, **ray), "work") as driver:
@@ -75,7 +75,7 @@ def test_actors_come_with_the_jobs_take_the_urgent_one_first_and_go(
                 wait_for(lambda: "ended after" in driver.log, "nobody needs the actor", within_s=120)
                 assert driver.stop() == 0
             with receiver.sessions() as session:
-                fleet.each_ended_once(session, site.spool_dir, 6)
+                fleet.check_each_job_ended_once(session, site.spool_dir, 6)
             begun = sorted(receiver.jobs(), key=lambda job: job.started_at or now)
             assert begun[0].id == urgent
             assert len({job.worker for job in begun}) == 1
@@ -86,13 +86,13 @@ def test_actors_come_with_the_jobs_take_the_urgent_one_first_and_go(
 def test_a_node_alone_brings_its_own_ray_and_takes_it_along(tmp_path: Path, now: datetime) -> None:
     site = fleet.Site(tmp_path, f"sqlite:///{tmp_path / 'node.sqlite'}")
     with Node(site.host("alone", engine="ray", max_workers=1), "serve") as node:
-        fleet.send_studies(node, fleet.small_studies(tmp_path / "send", 2, now))
+        fleet.send_studies(node, fleet.write_small_studies(tmp_path / "send", 2, now))
         fleet.wait_until_ended(node, 2)
         (driver,) = node.children
         ray = descendants(driver)
         assert len(ray) > 2
         with node.sessions() as session:
-            fleet.each_ended_once(session, site.spool_dir, 2)
+            fleet.check_each_job_ended_once(session, site.spool_dir, 2)
         assert node.stop() == 0
         wait_for(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in ray), "Ray ends with the node")
 
@@ -128,7 +128,7 @@ def _strike(receiver: Node, blows: list[Callable[[Node], None]]) -> None:
 
 def _an_actor(receiver: Node) -> None:
     """kill -9 of one with a job in hand."""
-    os.kill(wait_for(lambda: fleet.at_work(receiver), "an actor has a job in hand"), signal.SIGKILL)
+    os.kill(wait_for(lambda: fleet.find_busy_worker(receiver), "an actor has a job in hand"), signal.SIGKILL)
 
 
 def _a_machine(cluster: RayCluster, environment: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from pipelines import resampling
 from pipelines.contract import Grid
-from tests.bundles import about_the_centre, upright
+from tests.bundles import centred_grid, phantom_grid
 from tests.scanner import ORIENTATIONS, make_grid
 
 
@@ -51,7 +51,7 @@ def test_the_upright_lattice_covers_every_voxel_and_little_more(orientation: str
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_box_holds_every_voxel_that_the_mask_touches(orientation: str) -> None:
-    grid, onto = upright(), about_the_centre(orientation, (3.0, 4.0, 5.0))
+    grid, onto = phantom_grid(), centred_grid(orientation, (3.0, 4.0, 5.0))
     mask = np.zeros(grid.shape, bool)
     mask[20:25, 15:22, 30:33] = True
     start, shape = resampling.bounding_box(mask, grid, onto)

@@ -28,7 +28,7 @@ from pipelines.contract import Image, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.dciodvfy import DEBIAN, find_errors
 from tests.findings import NOW, PROVENANCE, found, grid, save, source
-from tests.job_results import FORMS, PIPELINES, Made, made
+from tests.job_results import FORMS, PIPELINES, JobRun, run_job
 from tests.peers import Orthanc
 from tests.pet_series import FACTOR, write_pet
 from tests.scanner import ORIENTATIONS
@@ -42,12 +42,12 @@ CLASSES = {
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
-def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return made(request.param, tmp_path_factory.mktemp(request.param))
+def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> JobRun:
+    return run_job(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_dciodvfy_finds_no_error_and_every_mark_is_there(job: Made, form: str, tmp_path: Path) -> None:
+def test_dciodvfy_finds_no_error_and_every_mark_is_there(job: JobRun, form: str, tmp_path: Path) -> None:
     seen = set()
     for ds in job.of(form):
         marking.check_marks(ds)
@@ -61,7 +61,7 @@ def test_dciodvfy_finds_no_error_and_every_mark_is_there(job: Made, form: str, t
     assert len(seen) > 1
 
 
-def test_every_object_of_a_form_stands_once_and_refers_to_objects_of_that_form(job: Made) -> None:
+def test_every_object_of_a_form_stands_once_and_refers_to_objects_of_that_form(job: JobRun) -> None:
     inputs = {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in job.sent}
     for form in FORMS:
         objects = job.of(form)
@@ -72,7 +72,7 @@ def test_every_object_of_a_form_stands_once_and_refers_to_objects_of_that_form(j
             assert derived.ReferencedSOPInstanceUID in {*uids, *inputs}, form
 
 
-def test_orthanc_takes_every_form_and_gives_it_back(job: Made, orthanc: Orthanc, tmp_path: Path) -> None:
+def test_orthanc_takes_every_form_and_gives_it_back(job: JobRun, orthanc: Orthanc, tmp_path: Path) -> None:
     wanted: set[tuple[str, str]] = set()
     for form in FORMS:
         for ds in job.of(form):
@@ -228,7 +228,7 @@ def test_a_result_that_is_accepted_has_no_key_object_note() -> None:
     assert "KO" not in {ds.Modality for ds in objects}
 
 
-def test_the_page_is_a_series_of_its_own_that_lies_nowhere(job: Made) -> None:
+def test_the_page_is_a_series_of_its_own_that_lies_nowhere(job: JobRun) -> None:
     (page,) = [ds for ds in job.of("multi-frame") if "PAGE" in list(ds.get("ImageType") or [])]
     (pdf,) = [ds for ds in job.of("multi-frame") if ds.SOPClassUID == EncapsulatedPDFStorage]
     others = {ds.SeriesInstanceUID for ds in job.of("multi-frame") if ds not in (page, pdf)}

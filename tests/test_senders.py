@@ -25,7 +25,7 @@ from dicomnode.ingest.limits import (
     ThrottledLog,
 )
 from dicomnode.monitoring.meters import Meters
-from tests.certificates import Serving, serving
+from tests.certificates import RunningReceiver, run_receiver
 from tests.peers import wait_for
 from tests.peers.files import write_instance
 from tests.sending import Encoded, associate, read_encoded, run_dcmtk, store_all
@@ -65,17 +65,17 @@ def images(folder: Path, count: int) -> list[Encoded]:
     return [read_encoded(folder / f"{number}.dcm") for number in range(count)]
 
 
-def statuses(receiver: Serving, objects: list[Encoded], folder: Path, ae_title: str = "SCANNER") -> list[int]:
+def statuses(receiver: RunningReceiver, objects: list[Encoded], folder: Path, ae_title: str = "SCANNER") -> list[int]:
     return [answer.Status for answer in store_all(receiver.port, objects, folder, ae_title=ae_title)]
 
 
 def test_dcmtk_is_told_that_it_is_not_among_the_senders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_instance(tmp_path / "a.dcm")
-    with serving(tmp_path, senders=(SCANNER,)) as receiver:
+    with run_receiver(tmp_path, senders=(SCANNER,)) as receiver:
         refused = run_dcmtk("storescu", receiver.config, receiver.port, "-aet", "STRANGER", str(tmp_path / "a.dcm"))
         assert refused.returncode != 0
         assert "Calling AE Title Not Recognized" in refused.stderr
-        assert receiver.turned_away("unknown_sender") == 1
+        assert receiver.count_refused_associations("unknown_sender") == 1
         assert "127.0.0.1: an association was refused: not among the senders" in caplog.text
         accepted = run_dcmtk("storescu", receiver.config, receiver.port, "-aet", "SCANNER", str(tmp_path / "a.dcm"))
         assert accepted.returncode == 0, accepted.stderr
@@ -85,14 +85,14 @@ def test_dcmtk_is_told_that_it_is_not_among_the_senders(tmp_path: Path, caplog: 
 def test_an_object_that_is_too_large_is_refused_and_leaves_nothing(tmp_path: Path, image: Encoded) -> None:
     write_instance(tmp_path / "large.dcm", frames_bytes=2_000_000)
     large = read_encoded(tmp_path / "large.dcm")
-    with serving(tmp_path, limits=LimitsConfig(max_object_mb=1)) as receiver:
+    with run_receiver(tmp_path, limits=LimitsConfig(max_object_mb=1)) as receiver:
         with associate(receiver.port, [large, image]) as assoc:
             answer = assoc.send_c_store(large.save(tmp_path / "1.dcm"))
             assert answer.Status == _SIZE
             assert answer.ErrorComment == "larger than the 1 MB that are taken from this sender"
             assert receiver.files() == []
             assert assoc.send_c_store(image.save(tmp_path / "2.dcm")).Status == 0
-        assert receiver.refused("too_large") == 1
+        assert receiver.count_refused_instances("too_large") == 1
         assert len(receiver.instances()) == 1
 
 
@@ -100,7 +100,7 @@ def test_what_a_sender_may_send_is_said_of_it_or_of_all(tmp_path: Path) -> None:
     write_instance(tmp_path / "large.dcm", frames_bytes=2_000_000)
     large = [read_encoded(tmp_path / "large.dcm")]
     trusted = SenderConfig(ae_title="TRUSTED", max_object_mb=10)
-    with serving(tmp_path, senders=(SCANNER, trusted), limits=LimitsConfig(max_object_mb=1)) as receiver:
+    with run_receiver(tmp_path, senders=(SCANNER, trusted), limits=LimitsConfig(max_object_mb=1)) as receiver:
         assert statuses(receiver, large, tmp_path / "out", "SCANNER") == [_SIZE]
         assert statuses(receiver, large, tmp_path / "out", "TRUSTED") == [0]
 
@@ -109,9 +109,9 @@ def test_a_sender_that_is_far_too_fast_is_told_to_come_again(tmp_path: Path) -> 
     """The first is accepted at once; the second would have to wait for longer than a sender is slowed down."""
     objects = images(tmp_path / "in", 2)
     sparse = SenderConfig(ae_title="SPARSE", max_objects_per_minute=1)
-    with serving(tmp_path, senders=(SCANNER, sparse)) as receiver:
+    with run_receiver(tmp_path, senders=(SCANNER, sparse)) as receiver:
         assert statuses(receiver, objects, tmp_path / "out", "SPARSE") == [0, _OUT_OF_RESOURCES]
-        assert receiver.refused("over_rate") == 1
+        assert receiver.count_refused_instances("over_rate") == 1
         assert {row.sop_instance_uid for row in receiver.instances()} == {objects[0].sop_instance_uid}
         assert statuses(receiver, objects[1:], tmp_path / "out", "SCANNER") == [0]  # nobody else is held back
 
@@ -120,7 +120,7 @@ def test_a_sender_that_is_a_little_too_fast_is_slowed_down_and_loses_nothing(tmp
     objects = images(tmp_path / "in", 4)
     write_instance(tmp_path / "in" / "large.dcm", frames_bytes=9_000_000)
     objects.append(read_encoded(tmp_path / "in" / "large.dcm"))
-    with serving(tmp_path, limits=LimitsConfig(max_mb_per_minute=80, max_objects_per_minute=3000)) as receiver:
+    with run_receiver(tmp_path, limits=LimitsConfig(max_mb_per_minute=80, max_objects_per_minute=3000)) as receiver:
         assert statuses(receiver, objects, tmp_path / "out") == [0] * 5
         assert len(receiver.instances()) == 5
 
@@ -170,13 +170,13 @@ def test_rates_are_of_a_sender_however_it_comes(clock: Clock) -> None:
 
 def test_a_sender_may_have_so_many_associations(tmp_path: Path, image: Encoded) -> None:
     one = SenderConfig(ae_title="SCANNER", max_associations=1)
-    with serving(tmp_path, senders=(one, SenderConfig(ae_title="OTHER"))) as receiver:
+    with run_receiver(tmp_path, senders=(one, SenderConfig(ae_title="OTHER"))) as receiver:
         with associate(receiver.port, [image], ae_title="SCANNER"):
             with pytest.raises(PeerRefused, match="limit"), associate(receiver.port, [image], ae_title="SCANNER"):
                 pass
             with associate(receiver.port, [image], ae_title="OTHER") as assoc:
                 assert assoc.is_established
-            assert receiver.turned_away("too_many_associations") == 1
+            assert receiver.count_refused_associations("too_many_associations") == 1
         wait_for(lambda: not receiver.server.active_associations, "the associations end")
         with associate(receiver.port, [image], ae_title="SCANNER") as assoc:
             assert assoc.is_established
@@ -229,7 +229,7 @@ def test_the_log_is_not_flooded(clock: Clock, caplog: pytest.LogCaptureFixture) 
 def test_a_refusal_for_size_does_not_open_the_door_to_an_endless_object(tmp_path: Path, image: Encoded) -> None:
     """Data beyond the limit are read and dropped, so that the answer reaches the sender."""
     write_instance(tmp_path / "huge.dcm", frames_bytes=30_000_000)
-    with serving(tmp_path, limits=LimitsConfig(max_object_mb=1)) as receiver:
+    with run_receiver(tmp_path, limits=LimitsConfig(max_object_mb=1)) as receiver:
         peer = Peer(name="receiver", ae_title="DICOMNODE", port=receiver.port)
         context = build_context(UID(image.sop_class_uid), UID(image.transfer_syntax_uid))
         with association(peer, [context], calling_aet="SCANNER", timeout_s=30) as assoc:

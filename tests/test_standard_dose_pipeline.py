@@ -26,7 +26,7 @@ from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.standard_dose import EMBEDDING, IN_CHANNELS, OUT_CHANNELS
 from pipelines import standard_dose_pet, uptake
 from pipelines.contract import Case, Grid, Image, Measurement, Note, ParametricMap, Refused, Segmentation, Volume
-from tests.bundles import about_the_centre, write_anatomy_bundle
+from tests.bundles import centred_grid, write_anatomy_bundle
 from tests.findings import NOW
 from tests.pet_series import FACTOR, write_pet, write_pet_bundle
 from tests.scanner import ORIENTATIONS, make_grid
@@ -115,7 +115,7 @@ def test_a_network_that_changes_nothing_gives_the_input_back(identity: Model) ->
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_what_is_hot_stays_where_it_is_in_any_orientation(orientation: str, identity: Model) -> None:
-    grid = about_the_centre(orientation, (3.3, 4.7, 4.7))
+    grid = centred_grid(orientation, (3.3, 4.7, 4.7))
     pet = Volume(_body(grid, noise=0.0), grid, "Bq/ml")
     found = _run(identity, pet)
     hot = np.unravel_index(int(pet.data.argmax()), pet.data.shape)

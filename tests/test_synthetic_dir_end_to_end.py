@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from dicomnode.reading import volumes
 from dicomnode.results import marking
-from tests.bundles import phantom, upright, write_anatomy_bundle
+from tests.bundles import phantom, phantom_grid, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.peers import Node, Orthanc, wait_for, write_config
 from tests.peers.process import require_program
@@ -84,7 +84,7 @@ def test_the_lesions_open_where_they_are(delivered: Delivered, tmp_path: Path) -
     segmentation.save_as(path)
     read = hd.seg.segread(str(path)).get_volume(combine_segments=True, allow_missing_positions=True)
     i, j, k = np.argwhere(lesion_mask()).mean(axis=0)[::-1]
-    expected = (upright().affine_mm @ [i, j, k, 1])[:3]
+    expected = (phantom_grid().affine_mm @ [i, j, k, 1])[:3]
     middle = (read.affine @ [*np.argwhere(read.array > 0).mean(axis=0), 1])[:3]
     assert (read.array > 0).sum() == lesion_mask().sum()
     assert np.abs(middle - expected).max() < 1e-3

@@ -32,7 +32,7 @@ from pipelines.contract import (
     Segmentation,
     Volume,
 )
-from tests.bundles import about_the_centre, phantom, upright, write_anatomy_bundle
+from tests.bundles import centred_grid, phantom, phantom_grid, write_anatomy_bundle
 from tests.dir_phantom import LESIONS, VOXEL_MM3, flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW
 
@@ -58,7 +58,7 @@ def _flair(*names: str) -> NDArray[np.float32]:
 
 
 def _t1w() -> Volume:
-    return Volume(phantom()[0], upright())
+    return Volume(phantom()[0], phantom_grid())
 
 
 def _run(model: Model, inputs: Mapping[str, Volume], **options: Any) -> list[Finding]:
@@ -78,13 +78,13 @@ def _the(findings: list[Finding], kind: type, name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def findings(model: Model) -> list[Finding]:
-    return _run(model, {"flair": Volume(_flair(), upright()), "t1w": _t1w()}, rendered=True, epistemic=True)
+    return _run(model, {"flair": Volume(_flair(), phantom_grid()), "t1w": _t1w()}, rendered=True, epistemic=True)
 
 
 def test_white_matter_and_fluid_are_dark_and_cortex_is_one(findings: list[Finding]) -> None:
     image, structure = _the(findings, Image, "DIR").volume, phantom()[1]
     assert image.unit == "1"
-    assert np.array_equal(image.grid.affine_mm, upright().affine_mm)
+    assert np.array_equal(image.grid.affine_mm, phantom_grid().affine_mm)
     normal = ~lesion_mask()
     level = {
         name: float(np.median(image.data[(structure == number(name)) & normal]))
@@ -119,7 +119,7 @@ def test_lesions_are_counted_measured_and_placed(findings: list[Finding]) -> Non
 
 
 def test_more_lesions_than_are_told_are_in_the_segmentation(model: Model) -> None:
-    found = _run(model, {"flair": Volume(_flair(), upright()), "t1w": _t1w()}, lesions_told=1)
+    found = _run(model, {"flair": Volume(_flair(), phantom_grid()), "t1w": _t1w()}, lesions_told=1)
     assert not _measured(found, "lesion 2")
     assert _the(found, Note, "lesions").text.startswith("2 further lesions of at most 512 mm3")
     assert np.array_equal(_the(found, Segmentation, "lesions").labels > 0, lesion_mask())
@@ -133,35 +133,35 @@ def test_the_maps_say_what_they_are(findings: list[Finding]) -> None:
 
 
 def test_inversion_times_may_be_chosen(model: Model) -> None:
-    inputs = {"flair": Volume(_flair(), upright()), "t1w": _t1w()}
+    inputs = {"flair": Volume(_flair(), phantom_grid()), "t1w": _t1w()}
     found = _run(model, inputs, rendered=True, rendered_ti_ms=(3000, 400))
     assert "TI 3000 and 400 ms" in _the(found, Image, "rendered DIR").description
 
 
 @pytest.mark.parametrize("orientation", ["sagittal", "oblique"])
 def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: Model) -> None:
-    grid = about_the_centre(orientation, (6.0, 2.5, 2.5))
-    flair = resampling.resample(torch.from_numpy(_flair("large"))[None], upright(), grid)[0].numpy()
+    grid = centred_grid(orientation, (6.0, 2.5, 2.5))
+    flair = resampling.resample(torch.from_numpy(_flair("large"))[None], phantom_grid(), grid)[0].numpy()
     found = _run(model, {"flair": Volume(flair, grid, slice_thickness_mm=6.0), "t1w": _t1w()})
     segmentation, image = _the(found, Segmentation, "lesions"), _the(found, Image, "DIR")
     assert image.volume.data.shape == segmentation.labels.shape == grid.shape
     assert image.slice_thickness_mm == 6.0
     middle = np.argwhere(segmentation.labels > 0).mean(axis=0)[::-1]
     box = [(s.start + s.stop - 1) / 2 for s in reversed(LESIONS["large"])]
-    off = grid.affine_mm @ [*middle, 1] - upright().affine_mm @ [*box, 1]
+    off = grid.affine_mm @ [*middle, 1] - phantom_grid().affine_mm @ [*box, 1]
     assert np.linalg.norm(off) < 3
 
 
 def test_t1w_that_lies_elsewhere_is_laid_on_the_flair(model: Model) -> None:
-    away = upright()
+    away = phantom_grid()
     away.affine_mm[:3, 3] += (7, -5, 6)
-    found = _run(model, {"flair": Volume(_flair(), upright()), "t1w": Volume(phantom()[0], away)})
+    found = _run(model, {"flair": Volume(_flair(), phantom_grid()), "t1w": Volume(phantom()[0], away)})
     assert _measured(found)["T1w shifted"].value == pytest.approx(np.sqrt(49 + 25 + 36), abs=1)
     assert _measured(found)["lesions"].value == len(LESIONS)
 
 
 def test_flair_alone_is_a_weaker_result_that_says_so(model: Model) -> None:
-    alone = Volume(phantom()[0], upright())
+    alone = Volume(phantom()[0], phantom_grid())
     found = _run(model, {"flair": alone})
     assert "No T1w" in _the(found, Note, "inputs").text
     assert "FLAIR alone" in _the(found, Image, "DIR").description
@@ -175,11 +175,11 @@ def test_flair_alone_has_a_contract_of_its_own(model: Model) -> None:
 
 
 def test_a_new_lesion_is_found_against_the_prior(model: Model) -> None:
-    moved = upright()
+    moved = phantom_grid()
     moved.affine_mm[:3, 3] += (9, 4, -6)
     before = Volume(_flair("large", "third"), moved)
     inputs = {
-        "flair": Volume(_flair(), upright()),
+        "flair": Volume(_flair(), phantom_grid()),
         "t1w": _t1w(),
         "prior_flair": before,
         "prior_t1w": Volume(phantom()[0], moved),
@@ -196,7 +196,7 @@ def test_a_new_lesion_is_found_against_the_prior(model: Model) -> None:
 
 
 def test_a_prior_outside_the_contract_is_refused_as_the_earlier_one(model: Model) -> None:
-    inputs = {"flair": Volume(_flair(), upright()), "t1w": _t1w(), "prior_flair": Volume(_flair(), upright())}
+    inputs = {"flair": Volume(_flair(), phantom_grid()), "t1w": _t1w(), "prior_flair": Volume(_flair(), phantom_grid())}
     facts = {**FACTS, "prior_flair": {"modality": "MR", "ti_ms": 900.0}}
     with pytest.raises(Refused, match=r"the earlier examination: flair: Inversion Time \(0018,0082\) is 900 ms"):
         synthetic_dir.run(Case(inputs, facts), model, synthetic_dir.Options(passes=1), 1, lambda fraction, step: None)

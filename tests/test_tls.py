@@ -22,7 +22,7 @@ from dicomnode.config import Peer
 from dicomnode.dimse import queries
 from dicomnode.dimse.associations import association
 from dicomnode.errors import ConfigError, PeerUnreachable
-from tests.certificates import Authority, Issued, Serving, serving
+from tests.certificates import Authority, IssuedCertificate, RunningReceiver, run_receiver
 from tests.peers import wait_for
 from tests.peers.files import write_instance
 from tests.peers.process import require_program
@@ -41,19 +41,19 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def ours(authority: Authority) -> Issued:
+def ours(authority: Authority) -> IssuedCertificate:
     return authority.issue("node")
 
 
 @pytest.fixture(scope="module")
-def theirs(authority: Authority) -> Issued:
+def theirs(authority: Authority) -> IssuedCertificate:
     return authority.issue("scanner")
 
 
 @pytest.fixture
-def mutual(tmp_path: Path, authority: Authority, ours: Issued) -> Iterator[Serving]:
+def mutual(tmp_path: Path, authority: Authority, ours: IssuedCertificate) -> Iterator[RunningReceiver]:
     """Start a receiver that requires client certificates."""
-    with serving(tmp_path, ours.tls(authority.file, require_client_certificate=True)) as receiver:
+    with run_receiver(tmp_path, ours.tls(authority.file, require_client_certificate=True)) as receiver:
         yield receiver
 
 
@@ -64,7 +64,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def store(
-    receiver: Serving, image: Path, who: Issued | None, trusted: Path, *more: str
+    receiver: RunningReceiver, image: Path, who: IssuedCertificate | None, trusted: Path, *more: str
 ) -> subprocess.CompletedProcess[str]:
     """Run DCMTK's storescu over TLS."""
     shows = ["+tls", str(who.key), str(who.certificate)] if who else ["+tla"]
@@ -73,22 +73,27 @@ def store(
 
 @pytest.mark.parametrize("profile", ["+px", "+py", "+pz"])
 def test_a_sender_with_the_right_certificate_is_served(
-    mutual: Serving, image: Path, theirs: Issued, authority: Authority, profile: str
+    mutual: RunningReceiver, image: Path, theirs: IssuedCertificate, authority: Authority, profile: str
 ) -> None:
     done = store(mutual, image, theirs, authority.file, profile)
     assert done.returncode == 0, done.stderr
     (row,) = mutual.instances()
     assert read_encoded(mutual.config.spool_dir / row.relative_path).data_set == read_encoded(image).data_set
-    assert mutual.turned_away("tls") == 0
+    assert mutual.count_refused_associations("tls") == 0
 
 
 @pytest.mark.parametrize("fault", ["of another authority", "expired", "missing"])
 def test_a_sender_without_the_right_certificate_is_refused(
-    mutual: Serving, image: Path, authority: Authority, other: Authority, fault: str, caplog: pytest.LogCaptureFixture
+    mutual: RunningReceiver,
+    image: Path,
+    authority: Authority,
+    other: Authority,
+    fault: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     who = {"of another authority": other.issue("stranger"), "expired": authority.issue("old", days=-1)}.get(fault)
     assert store(mutual, image, who, authority.file).returncode != 0
-    wait_for(lambda: mutual.turned_away("tls") == 1, "it is counted")
+    wait_for(lambda: mutual.count_refused_associations("tls") == 1, "it is counted")
     assert mutual.instances() == []
     assert mutual.files() == []
     messages = {
@@ -100,22 +105,24 @@ def test_a_sender_without_the_right_certificate_is_refused(
 
 
 def test_a_sender_sees_whether_the_node_is_the_right_one(
-    tmp_path: Path, image: Path, ours: Issued, other: Authority, authority: Authority
+    tmp_path: Path, image: Path, ours: IssuedCertificate, other: Authority, authority: Authority
 ) -> None:
-    with serving(tmp_path, ours.tls(None)) as receiver:
+    with run_receiver(tmp_path, ours.tls(None)) as receiver:
         assert store(receiver, image, None, other.file).returncode != 0
         assert receiver.instances() == []
         assert store(receiver, image, None, authority.file).returncode == 0
 
 
-def test_a_sender_without_tls_is_refused_at_the_tls_port(mutual: Serving, image: Path) -> None:
+def test_a_sender_without_tls_is_refused_at_the_tls_port(mutual: RunningReceiver, image: Path) -> None:
     assert run_dcmtk("storescu", mutual.config, mutual.port, "-xe", str(image)).returncode != 0
-    wait_for(lambda: mutual.turned_away("tls") == 1, "it is counted")
+    wait_for(lambda: mutual.count_refused_associations("tls") == 1, "it is counted")
     assert mutual.instances() == []
 
 
-def test_plain_and_tls_have_a_port_each(tmp_path: Path, image: Path, ours: Issued, authority: Authority) -> None:
-    with serving(tmp_path, ours.tls(None, port=0)) as receiver:
+def test_plain_and_tls_have_a_port_each(
+    tmp_path: Path, image: Path, ours: IssuedCertificate, authority: Authority
+) -> None:
+    with run_receiver(tmp_path, ours.tls(None, port=0)) as receiver:
         assert receiver.server.tls_port not in (None, receiver.server.port)
         assert run_dcmtk("storescu", receiver.config, receiver.server.port, "-xe", str(image)).returncode == 0
         assert store(receiver, image, None, authority.file).returncode == 0
@@ -124,17 +131,19 @@ def test_plain_and_tls_have_a_port_each(tmp_path: Path, image: Path, ours: Issue
 
 
 @pytest.mark.parametrize("version", ["-tls1", "-tls1_1"])
-def test_an_old_version_of_tls_is_refused(mutual: Serving, version: str) -> None:
+def test_an_old_version_of_tls_is_refused(mutual: RunningReceiver, version: str) -> None:
     program = require_program("/usr/bin/openssl", "openssl")
     command = [program, "s_client", "-connect", f"127.0.0.1:{mutual.port}", version, "-cipher", "ALL:@SECLEVEL=0"]
     done = subprocess.run(command, capture_output=True, text=True, input="", timeout=60, check=False)
     assert done.returncode != 0
     assert "protocol version" in done.stderr  # the node's alert
-    wait_for(lambda: mutual.turned_away("tls") == 1, "it is counted")
+    wait_for(lambda: mutual.count_refused_associations("tls") == 1, "it is counted")
 
 
-def test_tls_1_2_is_refused_where_1_3_is_the_least(tmp_path: Path, ours: Issued, authority: Authority) -> None:
-    with serving(tmp_path, ours.tls(authority.file, minimum_version="1.3")) as receiver:
+def test_tls_1_2_is_refused_where_1_3_is_the_least(
+    tmp_path: Path, ours: IssuedCertificate, authority: Authority
+) -> None:
+    with run_receiver(tmp_path, ours.tls(authority.file, minimum_version="1.3")) as receiver:
         assert handshake(receiver, authority)[0] == "TLSv1.3"
         context = client(authority)
         context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -142,14 +151,16 @@ def test_tls_1_2_is_refused_where_1_3_is_the_least(tmp_path: Path, ours: Issued,
             handshake(receiver, authority, context)
 
 
-def test_no_cipher_suite_but_those_of_the_profile_is_taken(tmp_path: Path, ours: Issued, authority: Authority) -> None:
+def test_no_cipher_suite_but_those_of_the_profile_is_taken(
+    tmp_path: Path, ours: IssuedCertificate, authority: Authority
+) -> None:
     everything = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     everything.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")
     offered = [each["name"] for each in everything.get_ciphers() if each["protocol"] != "TLSv1.3"]
     assert len(offered) > 40
     assert {"AES128-SHA", "ECDHE-RSA-AES256-SHA384", "DHE-RSA-AES256-GCM-SHA384"} < set(offered)
     suites = set()
-    with serving(tmp_path, ours.tls(None), limits={"associations_per_address": 500}) as receiver:
+    with run_receiver(tmp_path, ours.tls(None), limits={"associations_per_address": 500}) as receiver:
         for name in offered:
             context = client(authority)
             context.set_ciphers(f"{name}:@SECLEVEL=0")
@@ -162,7 +173,7 @@ def test_no_cipher_suite_but_those_of_the_profile_is_taken(tmp_path: Path, ours:
 
 
 def test_a_large_object_arrives_as_it_was_sent(
-    tmp_path: Path, mutual: Serving, theirs: Issued, authority: Authority
+    tmp_path: Path, mutual: RunningReceiver, theirs: IssuedCertificate, authority: Authority
 ) -> None:
     path = tmp_path / "large.dcm"
     ds = write_instance(path)
@@ -174,7 +185,7 @@ def test_a_large_object_arrives_as_it_was_sent(
 
 
 def test_what_was_stored_is_got_back_over_tls(
-    mutual: Serving, image: Path, theirs: Issued, authority: Authority
+    mutual: RunningReceiver, image: Path, theirs: IssuedCertificate, authority: Authority
 ) -> None:
     assert store(mutual, image, theirs, authority.file).returncode == 0
     peer = Peer(name="node", ae_title="DICOMNODE", port=mutual.port, tls=True)
@@ -190,7 +201,9 @@ def test_what_was_stored_is_got_back_over_tls(
     assert got == [ds.SOPInstanceUID]
 
 
-def test_bytes_that_come_in_any_pieces_are_read(mutual: Serving, theirs: Issued, authority: Authority) -> None:
+def test_bytes_that_come_in_any_pieces_are_read(
+    mutual: RunningReceiver, theirs: IssuedCertificate, authority: Authority
+) -> None:
     """TLS records and PDUs begin at different bytes."""
     context = client(authority)
     context.load_cert_chain(theirs.certificate, theirs.key)
@@ -201,7 +214,9 @@ def test_bytes_that_come_in_any_pieces_are_read(mutual: Serving, theirs: Issued,
         assert sock.recv(1) == b"\2"  # A-ASSOCIATE-AC
 
 
-def test_the_end_of_a_connection_is_told_by_tls_itself(mutual: Serving, theirs: Issued, authority: Authority) -> None:
+def test_the_end_of_a_connection_is_told_by_tls_itself(
+    mutual: RunningReceiver, theirs: IssuedCertificate, authority: Authority
+) -> None:
     """A close_notify distinguishes the end from one that a third party has made."""
     context = client(authority)
     context.load_cert_chain(theirs.certificate, theirs.key)
@@ -214,9 +229,9 @@ def test_the_end_of_a_connection_is_told_by_tls_itself(mutual: Serving, theirs: 
 
 
 def test_a_node_that_stops_says_so_within_tls(
-    tmp_path: Path, ours: Issued, theirs: Issued, authority: Authority
+    tmp_path: Path, ours: IssuedCertificate, theirs: IssuedCertificate, authority: Authority
 ) -> None:
-    with serving(tmp_path, ours.tls(None)) as receiver, connection(receiver, client(authority)) as sock:
+    with run_receiver(tmp_path, ours.tls(None)) as receiver, connection(receiver, client(authority)) as sock:
         sock.sendall(_associate_request())
         _read_pdu(sock)
         receiver.server.stop()
@@ -227,7 +242,7 @@ def test_a_certificate_that_changes_is_used_without_a_restart(
     tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = authority.issue("changing")
-    with serving(tmp_path, first.tls(None)) as receiver:
+    with run_receiver(tmp_path, first.tls(None)) as receiver:
         assert handshake(receiver, authority)[2] == first.serial
         before = first.serial
         first.certificate.write_text("not a certificate")
@@ -238,20 +253,20 @@ def test_a_certificate_that_changes_is_used_without_a_restart(
         assert handshake(receiver, authority)[2] == second.serial
 
 
-def test_a_handshake_that_stalls_ends(tmp_path: Path, ours: Issued) -> None:
+def test_a_handshake_that_stalls_ends(tmp_path: Path, ours: IssuedCertificate) -> None:
     with (
-        serving(tmp_path, ours.tls(None), limits={"request_timeout_s": 0.5}) as receiver,
+        run_receiver(tmp_path, ours.tls(None), limits={"request_timeout_s": 0.5}) as receiver,
         socket.create_connection(("127.0.0.1", receiver.port), timeout=20) as sock,
     ):
         sock.sendall(b"\x16\x03\x01")  # a record begins
         assert sock.recv(100) == b""
-        wait_for(lambda: receiver.turned_away("tls") == 1, "it is counted")
+        wait_for(lambda: receiver.count_refused_associations("tls") == 1, "it is counted")
 
 
 def test_a_request_that_drips_in_ends(tmp_path: Path) -> None:
     """Each byte comes in time, all bytes together do not."""
     with (
-        serving(tmp_path, limits={"request_timeout_s": 1.0}) as receiver,
+        run_receiver(tmp_path, limits={"request_timeout_s": 1.0}) as receiver,
         socket.create_connection(("127.0.0.1", receiver.port), timeout=0.1) as sock,
     ):
         dripped = 0
@@ -265,27 +280,41 @@ def test_a_request_that_drips_in_ends(tmp_path: Path) -> None:
             except OSError:
                 break
         assert 3 < dripped < 100
-        wait_for(lambda: receiver.turned_away("silent") == 1, "it is counted")
+        wait_for(lambda: receiver.count_refused_associations("silent") == 1, "it is counted")
 
 
 @pytest.mark.parametrize("fault", ["no certificate", "no key", "another key", "passphrase", "absent", "no authority"])
-def test_files_that_cannot_be_used_are_named(tmp_path: Path, authority: Authority, ours: Issued, fault: str) -> None:
+def test_files_that_cannot_be_used_are_named(
+    tmp_path: Path, authority: Authority, ours: IssuedCertificate, fault: str
+) -> None:
     text = tmp_path / "text"
     text.write_text("secret words")
     locked = Authority(tmp_path / "locked").issue("locked", passphrase=b"open sesame")
     faults = {
-        "no certificate": (Issued(text, ours.key), "node.tls.certificate_file: ", "text holds no certificate"),
-        "no key": (Issued(ours.certificate, text), "node.tls.key_file: ", "text holds no private key"),
-        "another key": (Issued(ours.certificate, authority.issue("x").key), "key_file: ", "x.key is not the key of"),
+        "no certificate": (
+            IssuedCertificate(text, ours.key),
+            "node.tls.certificate_file: ",
+            "text holds no certificate",
+        ),
+        "no key": (IssuedCertificate(ours.certificate, text), "node.tls.key_file: ", "text holds no private key"),
+        "another key": (
+            IssuedCertificate(ours.certificate, authority.issue("x").key),
+            "key_file: ",
+            "x.key is not the key of",
+        ),
         "passphrase": (locked, "node.tls.key_file: ", "locked.key is encrypted"),
-        "absent": (Issued(tmp_path / "gone", ours.key), "certificate_file: ", "gone cannot be read (No such file"),
+        "absent": (
+            IssuedCertificate(tmp_path / "gone", ours.key),
+            "certificate_file: ",
+            "gone cannot be read (No such file",
+        ),
         "no authority": (ours, "node.tls.ca_file: ", "text holds no certificate"),
     }
     issued, key, what = faults[fault]
     asks = fault == "no authority"
     with (
         pytest.raises(ConfigError) as refusal,
-        serving(tmp_path, issued.tls(text if asks else None, require_client_certificate=asks)),
+        run_receiver(tmp_path, issued.tls(text if asks else None, require_client_certificate=asks)),
     ):
         pass
     assert key in str(refusal.value)
@@ -299,7 +328,9 @@ def client(authority: Authority) -> ssl.SSLContext:
     return context
 
 
-def connection(receiver: Serving, context: ssl.SSLContext, *, suppress_ragged_eofs: bool = True) -> ssl.SSLSocket:
+def connection(
+    receiver: RunningReceiver, context: ssl.SSLContext, *, suppress_ragged_eofs: bool = True
+) -> ssl.SSLSocket:
     sock = socket.create_connection(("127.0.0.1", receiver.port), timeout=30)
     try:
         return context.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=suppress_ragged_eofs)
@@ -309,7 +340,7 @@ def connection(receiver: Serving, context: ssl.SSLContext, *, suppress_ragged_eo
 
 
 def handshake(
-    receiver: Serving, authority: Authority, context: ssl.SSLContext | None = None
+    receiver: RunningReceiver, authority: Authority, context: ssl.SSLContext | None = None
 ) -> tuple[str | None, str, int]:
     """Return version, cipher suite, and the serial number of the node's certificate."""
     with connection(receiver, context or client(authority)) as sock:

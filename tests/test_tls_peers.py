@@ -21,7 +21,7 @@ from dicomnode.dimse import peers
 from dicomnode.errors import ConfigError, PeerUnreachable
 from dicomnode.monitoring.gauges import Gauges
 from dicomnode.monitoring.sweep_health import SweepHealth
-from tests.certificates import Authority, Issued, serving
+from tests.certificates import Authority, IssuedCertificate, run_receiver
 from tests.peers.files import write_instance
 from tests.peers.orthanc import Orthanc
 from tests.peers.storescp import StoreScp
@@ -36,11 +36,11 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def ours(authority: Authority) -> Issued:
+def ours(authority: Authority) -> IssuedCertificate:
     return authority.issue("node")
 
 
-def archive(folder: Path, issued: Issued, trusted: Path, *options: str) -> StoreScp:
+def archive(folder: Path, issued: IssuedCertificate, trusted: Path, *options: str) -> StoreScp:
     """Start an archive with TLS that requires a client certificate unless ``options`` say otherwise."""
     return StoreScp(folder, "+tls", str(issued.key), str(issued.certificate), "+cf", str(trusted), *options)
 
@@ -51,7 +51,7 @@ def over_tls(scp: StoreScp, **more: object) -> Peer:
 
 @pytest.mark.parametrize("profile", ["+px", "+py", "+pz"])
 def test_an_archive_with_the_right_certificate_gets_the_object(
-    tmp_path: Path, authority: Authority, ours: Issued, profile: str
+    tmp_path: Path, authority: Authority, ours: IssuedCertificate, profile: str
 ) -> None:
     write_instance(tmp_path / "a.dcm", frames_bytes=3_000_000)
     with archive(tmp_path / "scp", authority.issue("archive"), authority.file, profile) as scp:
@@ -71,7 +71,7 @@ def test_an_archive_with_the_right_certificate_gets_the_object(
     ],
 )
 def test_an_archive_with_a_wrong_certificate_gets_nothing_and_the_operator_the_reason(
-    tmp_path: Path, authority: Authority, ours: Issued, fault: str, message: str
+    tmp_path: Path, authority: Authority, ours: IssuedCertificate, fault: str, message: str
 ) -> None:
     issued = {
         "of another authority": Authority(tmp_path / "other", "other").issue("archive"),
@@ -87,7 +87,9 @@ def test_an_archive_with_a_wrong_certificate_gets_nothing_and_the_operator_the_r
         assert scp.files() == []
 
 
-def test_an_archive_may_have_another_name_than_its_host(tmp_path: Path, authority: Authority, ours: Issued) -> None:
+def test_an_archive_may_have_another_name_than_its_host(
+    tmp_path: Path, authority: Authority, ours: IssuedCertificate
+) -> None:
     issued = authority.issue("elsewhere", hosts=("archive.example",))
     with archive(tmp_path / "scp", issued, authority.file) as scp:
         peer = over_tls(scp, tls_server_name="archive.example")
@@ -95,7 +97,7 @@ def test_an_archive_may_have_another_name_than_its_host(tmp_path: Path, authorit
 
 
 def test_a_peer_may_have_a_certificate_and_an_authority_of_its_own(
-    tmp_path: Path, authority: Authority, ours: Issued
+    tmp_path: Path, authority: Authority, ours: IssuedCertificate
 ) -> None:
     other = Authority(tmp_path / "other", "other")
     identity = other.issue("for-them")
@@ -108,7 +110,7 @@ def test_a_peer_may_have_a_certificate_and_an_authority_of_its_own(
 
 
 def test_orthanc_and_the_node_send_to_each_other_with_certificates(
-    tmp_path: Path, authority: Authority, ours: Issued
+    tmp_path: Path, authority: Authority, ours: IssuedCertificate
 ) -> None:
     issued, ds = authority.issue("orthanc"), write_instance(tmp_path / "a.dcm")
     settings = {
@@ -119,7 +121,7 @@ def test_orthanc_and_the_node_send_to_each_other_with_certificates(
         "DicomTlsRemoteCertificateRequired": True,
     }
     tls = ours.tls(authority.file, require_client_certificate=True)
-    with Orthanc(tmp_path / "orthanc", settings=settings) as orthanc, serving(tmp_path, tls) as receiver:
+    with Orthanc(tmp_path / "orthanc", settings=settings) as orthanc, run_receiver(tmp_path, tls) as receiver:
         peer = orthanc.peer.model_copy(update={"tls": True})
         (result,) = peers.store(peer, [tmp_path / "a.dcm"], calling_aet=AET, tls=tls)
         assert result.is_stored, result.text
@@ -137,7 +139,7 @@ def test_an_archive_that_wants_a_certificate_says_so(tmp_path: Path, authority: 
             peers.echo(peer, calling_aet=AET, timeout_s=10)
 
 
-def test_a_file_that_is_gone_makes_a_peer_unreachable_until_it_is_back(tmp_path: Path, ours: Issued) -> None:
+def test_a_file_that_is_gone_makes_a_peer_unreachable_until_it_is_back(tmp_path: Path, ours: IssuedCertificate) -> None:
     peer = Peer(name="pacs", ae_title="PACS", port=1, tls=True, tls_ca_file=tmp_path / "gone.crt")
     with pytest.raises(PeerUnreachable, match=r"gone\.crt cannot be read \(No such file"):
         peers.echo(peer, calling_aet=AET, tls=ours.tls(None))
@@ -161,7 +163,7 @@ def test_settings_of_a_peer_that_would_do_nothing_are_refused(fields: dict[str, 
         Peer.model_validate({"name": "p", "ae_title": "P", "port": 104} | fields)
 
 
-def test_certificates_are_asked_for_only_where_somebody_is_trusted(ours: Issued) -> None:
+def test_certificates_are_asked_for_only_where_somebody_is_trusted(ours: IssuedCertificate) -> None:
     with pytest.raises(ValidationError, match="who signs the certificates of our senders"):
         ours.tls(None, require_client_certificate=True)
 
@@ -185,8 +187,10 @@ def test_check_tells_when_a_certificate_ends_and_who_can_read_its_key(
     assert re.search(message, found.detail)
 
 
-def test_check_names_the_file_that_cannot_be_used(tmp_path: Path, authority: Authority, ours: Issued) -> None:
-    mixed = Issued(ours.certificate, authority.issue("x").key)
+def test_check_names_the_file_that_cannot_be_used(
+    tmp_path: Path, authority: Authority, ours: IssuedCertificate
+) -> None:
+    mixed = IssuedCertificate(ours.certificate, authority.issue("x").key)
     found = certificate_check(tmp_path, mixed.tls(None))
     assert found.result == "failed"
     assert "x.key is not the key of" in found.detail

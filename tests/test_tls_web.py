@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from dicomnode.config.web import WebConfig
 from dicomnode.errors import ConfigError
-from tests.certificates import Authority, Issued
+from tests.certificates import Authority, IssuedCertificate
 from tests.peers.process import require_program
 from tests.web_node import Web
 
@@ -28,12 +28,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture
-def issued(authority: Authority) -> Issued:
+def issued(authority: Authority) -> IssuedCertificate:
     return authority.issue("web")
 
 
 @pytest.fixture
-def secure(tmp_path: Path, issued: Issued) -> Iterator[Web]:
+def secure(tmp_path: Path, issued: IssuedCertificate) -> Iterator[Web]:
     """Serve HTTPS with a token."""
     (tmp_path / "web.token").write_text(TOKEN)
     settings = {"token_file": "web.token", "certificate_file": issued.certificate, "key_file": issued.key}
@@ -104,7 +104,9 @@ def test_a_certificate_that_changes_is_shown_without_a_restart(secure: Web, auth
     assert _serial_number(secure, authority) == renewed.serial != first
 
 
-def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, issued: Issued, authority: Authority) -> None:
+def test_a_certificate_that_cannot_be_used_is_named(
+    tmp_path: Path, issued: IssuedCertificate, authority: Authority
+) -> None:
     settings = {"certificate_file": issued.certificate, "key_file": authority.issue("y").key}
     with pytest.raises(ConfigError, match=r"^web\.key_file: .*y\.key is not the key of"), Web(tmp_path, settings):
         pass

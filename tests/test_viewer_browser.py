@@ -17,7 +17,7 @@ from PIL import Image
 from dicomnode.config import Config
 from dicomnode.web import ohif
 from dicomnode.web.viewer import viewer_url
-from tests.chromium import SCREENSHOTS, browsing, page_of
+from tests.chromium import SCREENSHOTS, launch_browser, open_page
 from tests.viewing import make_results, write_head_series
 from tests.web_node import Web
 
@@ -31,7 +31,7 @@ SYNTHETIC, MAP, STRUCTURES = "SYN Synthetic image", "SYN Standard deviation", "S
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with browsing() as running:
+    with launch_browser() as running:
         yield running
 
 
@@ -88,7 +88,7 @@ def save_screenshot(page: Page, name: str) -> None:
 
 def test_the_study_list_shows_the_study(browser: Browser, node: tuple[Web, str]) -> None:
     errors: list[str] = []
-    with page_of(browser, errors) as page:
+    with open_page(browser, errors) as page:
         page.goto(f"{node[0].address}/viewer")
         page.get_by_text("Head", exact=True).wait_for()
         save_screenshot(page, "viewer-list")
@@ -98,7 +98,7 @@ def test_the_study_list_shows_the_study(browser: Browser, node: tuple[Web, str])
 def test_a_study_opens_from_its_link(browser: Browser, node: tuple[Web, str]) -> None:
     web, study = node
     errors: list[str] = []
-    with page_of(browser, errors) as page:
+    with open_page(browser, errors) as page:
         open_study(page, web, viewer_url(study))
         save_screenshot(page, "viewer-study")
         assert "Müller" not in page.title() + page.url
@@ -109,7 +109,7 @@ def test_a_study_opens_from_its_link(browser: Browser, node: tuple[Web, str]) ->
 def test_the_segmentation_lies_over_the_image(browser: Browser, node: tuple[Web, str]) -> None:
     web, study = node
     errors: list[str] = []
-    with page_of(browser, errors) as page:
+    with open_page(browser, errors) as page:
         open_study(page, web, viewer_url(study))
         before = colour_share(page)
         page.get_by_text(STRUCTURES).dblclick()
@@ -127,7 +127,7 @@ def test_the_multiframe_result_is_cut_in_three_planes_and_its_map_lies_over_it(
 ) -> None:
     web, study = node
     errors: list[str] = []
-    with page_of(browser, errors) as page:
+    with open_page(browser, errors) as page:
         open_study(page, web, f"{viewer_url(study)}&hangingProtocolId=mpr")
         page.get_by_text(SYNTHETIC, exact=True).dblclick()
         page.get_by_text(SYNTHETIC, exact=True).nth(3).wait_for()  # its thumbnail, and a viewport for each plane

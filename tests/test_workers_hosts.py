@@ -27,7 +27,7 @@ def test_every_study_ends_once_while_workers_are_killed(
     with postgresql_server.database() as url:
         site = fleet.Site(tmp_path, url, storescp.peer)
         with site.receiver() as receiver:
-            fleet.send_studies(receiver, fleet.small_studies(tmp_path / "send", STUDIES, now))
+            fleet.send_studies(receiver, fleet.write_small_studies(tmp_path / "send", STUDIES, now))
             with Node(site.host("a"), "work") as a, Node(site.host("b"), "work") as b:
                 begin = time.monotonic()
                 killed = _kill_now_and_then(receiver, [a, b])
@@ -38,8 +38,8 @@ def test_every_study_ends_once_while_workers_are_killed(
             assert {job.worker.rpartition(":")[0] for job in jobs} == {"a", "b"}
             assert any(job.attempts > 1 for job in jobs)
             with receiver.sessions() as session:
-                fleet.each_ended_once(session, site.spool_dir, STUDIES)
-            fleet.each_arrived_once(receiver, storescp.files(), STUDIES)
+                fleet.check_each_job_ended_once(session, site.spool_dir, STUDIES)
+            fleet.check_each_result_arrived_once(receiver, storescp.files(), STUDIES)
             assert receiver.stop() == 0
 
 
@@ -70,7 +70,7 @@ def _kill_now_and_then(receiver: Node, hosts: list[Node]) -> list[int]:
     for enough in range(KILL_EVERY, STUDIES, KILL_EVERY):
         fleet.wait_until_ended(receiver, enough)
         by_pid = {host.program.pid: host for host in hosts}
-        pid = wait_for(lambda: fleet.at_work(receiver), "a worker has a job in hand")
+        pid = wait_for(lambda: fleet.find_busy_worker(receiver), "a worker has a job in hand")
         by_pid[pid].program.kill()
         killed.append(pid)
         by_pid[pid].start()

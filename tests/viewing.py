@@ -12,7 +12,7 @@ from dicomnode import results
 from dicomnode.config.results import ResultsConfig
 from dicomnode.reading import frames
 from pipelines.contract import Code, Finding, Grid, Image, Measurement, ParametricMap, Segment, Segmentation, Volume
-from tests.bundles import phantom, upright
+from tests.bundles import phantom, phantom_grid
 from tests.findings import NOW, PROVENANCE, STANDARD_DEVIATION
 from tests.series import write_slices
 
@@ -61,7 +61,7 @@ def make_results(sources: list[Path], grid: Grid) -> list[Dataset]:
 def _head() -> tuple[NDArray[np.float32], NDArray[np.uint8], Grid]:
     """Return the phantom without the slices at its ends, which show next to nothing."""
     values, structure = phantom()
-    affine = upright().affine_mm.copy()
+    affine = phantom_grid().affine_mm.copy()
     affine[:3, 3] += _FIRST * affine[:3, 2]
     cropped = slice(_FIRST, _LAST)
     return values[cropped], structure[cropped], Grid((_LAST - _FIRST, *values.shape[1:]), affine)
