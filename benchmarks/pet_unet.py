@@ -81,8 +81,8 @@ def _report(network: PlainUNet) -> None:
     found: list[list[tuple[float, ...]]] = [[], []]
     for subject in held_out(model, Source(anatomy.TEST)):
         with torch.no_grad(), autocast("cpu"):
-            x0 = network(subject.y0[None, None], pet_synthesis.tokens(subject.covariates)[None])
-        image = pet_synthesis.by_own_reference(x0.float(), subject.covariates, subject.structure)[0][0]
+            x0 = network(subject.y0[None, None], pet_synthesis.covariate_tokens(subject.covariates)[None])
+        image = pet_synthesis.normalise_to_own_reference(x0.float(), subject.covariates, subject.structure)[0][0]
         for at in range(len(TARGETS)):
             found[at].append(measures(subject, image, at))
     print("| plain U-Net | " + " | ".join(MEASURES) + " |")

@@ -22,7 +22,7 @@ from benchmarks.real_scans import Scanned, contrast_ranges, fdg, load_patient, l
 from model_zoo import masks
 from model_zoo.data_kit import data_root
 from model_zoo.lesion_locations import LOCATIONS
-from model_zoo.lesion_locations import lesions as located
+from model_zoo.lesion_locations import find_lesions as located
 from model_zoo.physics.mr import TissueParameters
 from model_zoo.physics.sequences import Dir, Flair, Mprage, SpinEcho
 from model_zoo.physics.sequences import Sequence as PulseSequence
@@ -114,7 +114,7 @@ def _anatomy(root: Path) -> Figure:
 def _signal(head: Head, sequence: PulseSequence, seed: int = 5, lesions: int = 0) -> NDArray[np.float32]:
     generator = seeded(seed)
     patient = ms.random_patient(head, generator, count=lesions)
-    p = TissueParameters.table().regional(seeded(4), COUNT + 1, subject_spread=0.0, region_spread=0.02)
+    p = TissueParameters.table().draw_regional(seeded(4), COUNT + 1, subject_spread=0.0, region_spread=0.02)
     maps = patient.lesions.applied(volumes.tissue_maps(patient.head, p, generator, texture_sd=0.03))
     found: NDArray[np.float32] = volumes.signal_volume(maps, sequence, patient.head).numpy()
     return found

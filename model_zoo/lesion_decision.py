@@ -1,8 +1,8 @@
-"""Which parts of a lesion probability are lesions: sure ones, and on FLAIR brighter than is usual where they lie.
+"""Selection of lesions among the parts of a lesion probability: sure ones, unusually bright on FLAIR for their place.
 
-A network calls much a lesion that is bright by nature (brain stem, limbic cortex) or that it is not sure of. The
-defaults are chosen on simulated patients of the validation subjects: of what the probability alone finds there four
-parts of five are none; with both conditions one of five, and 87 % of the lesions stay.
+A network gives lesion probability to tissue that is bright by nature (brain stem, limbic cortex) and to parts of which
+it is not sure. The defaults are chosen on simulated patients of the validation subjects: by probability alone four
+parts of five are no lesions; with both conditions one of five, and 87 % of the lesions stay.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from model_zoo import lesion_locations
 from model_zoo.lesion_locations import Lesion
 from model_zoo.structures import BRAIN
 
-__all__ = ["Decided", "Decision", "departure", "levels"]
+__all__ = ["LesionCriteria", "LesionSelection", "robust_deviation", "structure_statistics"]
 
 LEAST_SD = 0.02
-"""In units of white matter: a structure without any spread is no measure of what is unusual."""
+"""Smallest standard deviation of a structure, in units of white matter."""
 
 
 @dataclass(frozen=True)
-class Decided:
-    """``labels`` int32 (k, j, i) of all parts that are large enough; those of them that are ``lesions``; how many are
-    ``unsure`` and how many of the others are ``unsupported``."""
+class LesionSelection:
+    """The lesions among the parts of a lesion probability.
+
+    ``labels`` int32 (k, j, i): all parts that are large enough; ``lesions``: those selected; ``unsure``: number of
+    parts of too low a probability; ``unsupported``: number of the others that FLAIR does not support.
+    """
 
     labels: NDArray[np.int32]
     lesions: tuple[Lesion, ...]
@@ -35,32 +38,38 @@ class Decided:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Where lesions are."""
+        """Mask of the selected lesions, (k, j, i)."""
         return np.isin(self.labels, [lesion.label for lesion in self.lesions])
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A part is connected (26 neighbours) with a ``probability`` above this; a lesion is ``smallest_mm3`` at least,
-    has a mean probability of ``sure``, and a tenth of it is ``flair`` robust standard deviations above the median of
-    its structure."""
+class LesionCriteria:
+    """Conditions for a lesion.
+
+    A part is connected (26 neighbours) with a probability above ``probability``. A lesion is a part of ``smallest_mm3``
+    at least, with a mean probability of ``sure`` at least, a tenth of which is ``flair`` robust standard deviations
+    above the median of its structure.
+    """
 
     probability: float = 0.5
     smallest_mm3: float = 15.0
     sure: float = 0.85
     flair: float = 2.5
 
-    def decide(
+    def select(
         self,
         lesion: NDArray[np.float32],
         flair: NDArray[np.float32],
         structure: NDArray[np.uint8],
         spacing_mm: float = 1.0,
-    ) -> Decided:
-        """``lesion``: probability; ``flair`` in units of white matter; ``structure`` numbers; all (k, j, i)."""
+    ) -> LesionSelection:
+        """Select the lesions.
+
+        ``lesion``: probability; ``flair`` in units of white matter; ``structure`` numbers; all (k, j, i).
+        """
         mask = (lesion > self.probability) & np.isin(structure, BRAIN)
-        labels, parts = lesion_locations.lesions(mask, structure, spacing_mm, smallest_mm3=self.smallest_mm3)
-        above, boxes = departure(flair, structure), ndimage.find_objects(labels, max_label=len(parts))
+        labels, parts = lesion_locations.find_lesions(mask, structure, spacing_mm, smallest_mm3=self.smallest_mm3)
+        above, boxes = robust_deviation(flair, structure), ndimage.find_objects(labels, max_label=len(parts))
         sure, supported = [], []
         for part, box in zip(parts, boxes, strict=True):
             inside = labels[box] == part.label
@@ -68,17 +77,19 @@ class Decision:
                 sure.append(part)
                 if float(np.quantile(above[box][inside], 0.9)) >= self.flair:
                     supported.append(part)
-        return Decided(labels, tuple(supported), len(parts) - len(sure), len(sure) - len(supported))
+        return LesionSelection(labels, tuple(supported), len(parts) - len(sure), len(sure) - len(supported))
 
 
-def departure(image: NDArray[np.float32], structure: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How far above the median of its own structure a voxel is, in the robust standard deviations of that structure."""
-    level, sd = levels(image, structure)
+def robust_deviation(image: NDArray[np.float32], structure: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return each voxel's distance above the median of its structure, in that structure's robust sd."""
+    level, sd = structure_statistics(image, structure)
     return np.asarray((image - level[structure]) / sd[structure])
 
 
-def levels(image: NDArray[np.float32], structure: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Median and robust standard deviation of each structure of the brain, by its number (0 and 1 for others)."""
+def structure_statistics(
+    image: NDArray[np.float32], structure: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return median and robust sd of each structure of the brain, by its number (0 and 1 for others)."""
     level, sd = np.zeros(256, np.float32), np.ones(256, np.float32)
     for n in BRAIN:
         values = image[structure == n]

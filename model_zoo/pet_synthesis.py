@@ -1,9 +1,9 @@
-"""From a T1w image to amyloid and tau PET: covariates as tokens, scales, samples and the mean.
+"""Synthesis of amyloid and tau PET from a T1w image: covariates as tokens, scales, samples and the mean.
 
 Images are SUVR divided by the tracer's fixed scale; both tracers come from one network, together, so that a sample's
 amyloid and tau belong to one possible patient. The process is ``residual_shift`` from the T1w to the PET. Its noise is
 white plus one random number per structure and tracer, painted by the structure's map: the level of a whole cortex is
-uncertain, and in white noise alone that level would be visible from the first step on.
+uncertain, and through white noise alone that level would be visible from the first step on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model_zoo import residual_shift
 from model_zoo.out_of_distribution import HOLD_ABOVE
-from model_zoo.physics.suvr import composite_suvr, suvr
+from model_zoo.physics.suvr import composite_suvr, compute_suvr
 from model_zoo.physics.tracers import COMPOSITES, TRACERS
 from model_zoo.structures import CORTEX, COUNT, STRUCTURES, number
 
@@ -31,20 +31,20 @@ __all__ = [
     "Conditions",
     "Covariates",
     "anatomical_noise",
-    "by_own_reference",
     "composite_sd",
     "composites",
-    "expected",
-    "likeliest",
+    "compute_regional_suvr",
+    "covariate_tokens",
+    "draw_samples",
+    "most_likely_structures",
+    "normalise_to_own_reference",
     "paint",
-    "regional",
-    "samples",
-    "scales",
-    "sizes",
-    "stated_sd",
-    "t1w_scaled",
+    "predict_mean",
+    "predict_regional_sd",
+    "scale_t1w",
+    "size_indices",
+    "suvr_scales",
     "tissue_indices",
-    "tokens",
 ]
 
 TARGETS = ("amyloid", "tau")
@@ -58,7 +58,7 @@ SCHEDULES = {
     4: residual_shift.extend_to_one(residual_shift.geometric_schedule(4, delta=0.2)),
     15: residual_shift.extend_to_one(residual_shift.geometric_schedule(15)),
 }
-"""Number of steps: eta_t. One step is the posterior mean."""
+"""Schedules eta_t by number of steps. One step is the posterior mean."""
 
 COMMON = 0.8
 """Share of the variance of a structure's level that all target structures of a tracer have in common."""
@@ -75,13 +75,13 @@ OUTPUT_LIMITS = {
     | {"activity outside the brain of amyloid PET": 0.9, "activity outside the brain of tau PET": 1.2}
     | HOLD_ABOVE,
 }
-"""Of the pipeline's measurements. An image in SUVR has 1.00 +- 0.05 in its reference region; the fluid of MK-6240 scans
+"""Limits of the pipeline's measurements. An SUVR image has 1.00 +- 0.05 in its reference region; fluid of MK-6240 scans
 shows meninges, too."""
 
 
 @dataclass(frozen=True)
 class Covariates:
-    """What the network may know beside the T1w; None for unknown. ``ptau217_pg_ml``: plasma."""
+    """Covariates of the network; None for unknown. ``ptau217_pg_ml``: in plasma."""
 
     amyloid_tracer: str | None = "florbetapir"
     tau_tracer: str | None = "flortaucipir"
@@ -94,27 +94,31 @@ class Covariates:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a batch of images is conditioned on: ``y0`` (b, 1, k, j, i), ``tokens`` (b, n, width) and ``maps``
-    (b, 23, k, j, i), the fractions of the structures in the order of their numbers.
+    """Conditions of a batch of images.
+
+    ``y0`` (b, 1, k, j, i): the T1w; ``tokens`` (b, n, width); ``maps`` (b, 23, k, j, i): the fractions of the
+    structures in the order of their numbers.
     """
 
     y0: Tensor
     tokens: Tensor
     maps: Tensor
 
-    def repeated(self, count: int) -> Conditions:
-        """Every item ``count`` times, one after the other."""
+    def repeat(self, count: int) -> Conditions:
+        """Return the conditions with every item ``count`` times, one after the other."""
         return Conditions(*(x.repeat_interleave(count, dim=0) for x in (self.y0, self.tokens, self.maps)))
 
 
-def scales(covariates: Covariates) -> tuple[float, float]:
-    """SUVR that is 1 in the network's images, for amyloid and tau."""
+def suvr_scales(covariates: Covariates) -> tuple[float, float]:
+    """Return the SUVR that is 1 in the network's images, for amyloid and tau."""
     amyloid, tau = _tracers(covariates)
     return TRACERS[amyloid].scale, TRACERS[tau].scale
 
 
-def tokens(c: Covariates) -> Tensor:
-    """(covariates, width): which covariate it is, whether it is known, its value centred and scaled (0 if not).
+def covariate_tokens(c: Covariates) -> Tensor:
+    """Return the tokens (covariates, width).
+
+    Each holds a one-hot covariate, 1 where its value is known, and the value centred and scaled (0 where unknown).
 
     Raises ValueError for a tracer, sex or number of alleles that does not exist.
     """
@@ -135,37 +139,37 @@ def tokens(c: Covariates) -> Tensor:
         None if c.mmse is None else (c.mmse - 27.0) / 3.0,
         None if c.ptau217_pg_ml is None else math.log(max(c.ptau217_pg_ml, 1e-3) / 0.5) / 0.4,
     )
-    found = torch.zeros(len(COVARIATES), TOKEN_WIDTH)
-    found[:, : len(COVARIATES)] = torch.eye(len(COVARIATES))
+    result = torch.zeros(len(COVARIATES), TOKEN_WIDTH)
+    result[:, : len(COVARIATES)] = torch.eye(len(COVARIATES))
     for row, value in enumerate(values):
         if value is not None:
-            found[row, -2:] = torch.tensor([1.0, value])
-    return found
+            result[row, -2:] = torch.tensor([1.0, value])
+    return result
 
 
-def t1w_scaled(t1w: Tensor, inside: Tensor) -> Tensor:
-    """T1w (k, j, i) with 0.5 and 99.5 % of the voxels ``inside`` at 0 and 1, clipped; 0 elsewhere."""
+def scale_t1w(t1w: Tensor, inside: Tensor) -> Tensor:
+    """Scale a T1w (k, j, i) to have 0.5 and 99.5 % of the voxels ``inside`` at 0 and 1, clipped; 0 elsewhere."""
     values = t1w[inside].sort().values
     low, high = (float(values[int(share * (len(values) - 1))]) for share in (0.005, 0.995))
     return ((t1w - low) / max(high - low, 1e-6)).clamp(0.0, 1.0) * inside
 
 
 def paint(maps: Tensor, values: Tensor) -> Tensor:
-    """values (b, tracers, structures) on their structures' maps (b, structures, k, j, i): (b, tracers, k, j, i)."""
+    """Paint values (b, tracers, structures) on maps (b, structures, k, j, i): (b, tracers, k, j, i)."""
     with torch.autocast(maps.device.type, enabled=False):
         flat = torch.bmm(values.float(), maps.float().flatten(2))
     return flat.reshape(*values.shape[:2], *maps.shape[2:])
 
 
 def anatomical_noise(maps: Tensor, generator: torch.Generator) -> Tensor:
-    """e (b, tracers, k, j, i) of the process: white noise plus a standard normal level per structure."""
+    """Draw e (b, tracers, k, j, i) of the process: white noise plus a standard normal level per structure."""
     batch, _, *shape = maps.shape
     white = torch.randn((batch, len(TARGETS), *shape), generator=generator, device=generator.device)
     return white.to(maps.device) + paint(maps, _levels(batch, generator).to(maps.device))
 
 
 def _levels(batch: int, generator: torch.Generator) -> Tensor:
-    """Standard normal (b, tracers, structures): target structures share most of it, tracers half of that share."""
+    """Draw standard normal levels (b, tracers, structures): target structures share most, tracers half of that."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=generator.device)
@@ -177,23 +181,22 @@ def _levels(batch: int, generator: torch.Generator) -> Tensor:
     return share.sqrt() * common + (1 - share).sqrt() * normal(batch, len(TARGETS), COUNT)
 
 
-def expected(network: nn.Module, c: Conditions) -> Tensor:
-    """E[x0 | conditions] (b, 2, k, j, i) in one evaluation."""
+def predict_mean(network: nn.Module, c: Conditions) -> Tensor:
+    """Return E[x0 | conditions] (b, 2, k, j, i) in one evaluation."""
     return residual_shift.posterior_mean(lambda x, eta: _estimate(network, c, x, eta, quiet=True)[0], _start(c))
 
 
-def stated_sd(network: nn.Module, c: Conditions, covariates: Covariates) -> Tensor:
-    """Standard deviation of SUVR by structure (2, COUNT) that the network has learned to state beside its mean, of the
-    first item."""
+def predict_regional_sd(network: nn.Module, c: Conditions, covariates: Covariates) -> Tensor:
+    """Return the standard deviation of SUVR by structure (2, COUNT) that the network predicts, for the first item."""
     log_sd = _estimate(network, c, _start(c), 1.0, quiet=True)[1][0]
-    return log_sd.float().exp() * torch.tensor(scales(covariates), device=log_sd.device)[:, None]
+    return log_sd.float().exp() * torch.tensor(suvr_scales(covariates), device=log_sd.device)[:, None]
 
 
-def samples(network: nn.Module, c: Conditions, etas: Sequence[float], generator: torch.Generator) -> Tensor:
-    """One sample of p(x0 | conditions) per item: (b, 2, k, j, i); len(etas) evaluations.
+def draw_samples(network: nn.Module, c: Conditions, etas: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Draw one sample of p(x0 | conditions) per item: (b, 2, k, j, i); len(etas) evaluations.
 
-    The spread of x0 given x_t is put back structure by structure, with the sd that the network has learned, at every
-    step but the last, whose remaining doubt is below the image's noise.
+    The spread of x0 given x_t is added structure by structure, with the sd that the network predicts, at every step but
+    the last, whose remaining uncertainty is below the image's noise.
     """
     sd: dict[float, Tensor] = {}
 
@@ -220,53 +223,61 @@ def _estimate(network: nn.Module, c: Conditions, x: Tensor, eta: float, *, quiet
     return x0_hat.float(), log_sd
 
 
-def likeliest(maps: Tensor) -> Tensor:
-    """Structure numbers uint8 (k, j, i), 0 outside, of the largest fraction of ``maps`` (structures, k, j, i)."""
+def most_likely_structures(maps: Tensor) -> Tensor:
+    """Return the number of the largest fraction of ``maps`` (structures, k, j, i): uint8 (k, j, i), 0 outside."""
     return torch.cat([1 - maps.sum(0, keepdim=True), maps]).argmax(0).to(torch.uint8)
 
 
-def by_own_reference(x0: Tensor, c: Covariates, structure: Tensor) -> tuple[Tensor, Tensor]:
-    """Network images (b, 2, k, j, i) as SUVR by their own reference regions, and what those had (b, 2): about one.
+def normalise_to_own_reference(x0: Tensor, c: Covariates, structure: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the network's images (b, 2, k, j, i) as SUVR by their own reference regions, and the factors (b, 2).
 
-    ``structure``: numbers on the same lattice. Raises ValueError where a reference region is missing.
+    A factor, the SUVR of a reference region before, is about one. ``structure``: numbers on the same grid. Raises
+    ValueError where a reference region is missing.
     """
-    found = (x0 * torch.tensor(scales(c), device=x0.device)[:, None, None, None]).clamp_min(1e-3)
-    factors = torch.stack([torch.stack([_reference(one, structure, c, at) for at, one in enumerate(b)]) for b in found])
-    return found / factors[:, :, None, None, None], factors
+    images = (x0 * torch.tensor(suvr_scales(c), device=x0.device)[:, None, None, None]).clamp_min(1e-3)
+    factors = torch.stack(
+        [torch.stack([_reference(one, structure, c, at) for at, one in enumerate(b)]) for b in images]
+    )
+    return images / factors[:, :, None, None, None], factors
 
 
 def _reference(image: Tensor, structure: Tensor, c: Covariates, at: int) -> Tensor:
-    return torch.tensor(max(suvr(image, structure, TRACERS[_tracers(c)[at]]).reference, 0.05))
+    return torch.tensor(max(compute_suvr(image, structure, TRACERS[_tracers(c)[at]]).reference, 0.05))
 
 
 def _tracers(c: Covariates) -> tuple[str, str]:
     return c.amyloid_tracer or AMYLOID_TRACERS[0], c.tau_tracer or TAU_TRACERS[0]
 
 
-def regional(images: Tensor, c: Covariates, structure: Tensor) -> Tensor:
-    """SUVR by structure (2, COUNT) of images (2, k, j, i); NaN where a structure is missing."""
+def compute_regional_suvr(images: Tensor, c: Covariates, structure: Tensor) -> Tensor:
+    """Return the SUVR by structure (2, COUNT) of images (2, k, j, i); NaN where a structure is missing."""
     return torch.stack(
-        [suvr(one, structure, TRACERS[name]).suvr for one, name in zip(images, _tracers(c), strict=True)]
+        [compute_suvr(one, structure, TRACERS[name]).suvr for one, name in zip(images, _tracers(c), strict=True)]
     )
 
 
 def composites(by_structure: Tensor) -> Tensor:
-    """The one number per tracer (..., 2) from SUVR by structure (..., 2, COUNT)."""
+    """Return the composite SUVR of each tracer (..., 2) from SUVR by structure (..., 2, COUNT)."""
     return torch.stack([composite_suvr(by_structure[..., at, :], target) for at, target in enumerate(TARGETS)], dim=-1)
 
 
 def composite_sd(by_structure: Tensor) -> Tensor:
-    """Standard deviation of ``composites`` (2,) from those by structure (2, COUNT), which have the share ``COMMON`` of
-    their variance in common."""
-    found = []
+    """Return the standard deviation of ``composites`` (2,) from those by structure (2, COUNT).
+
+    Structures have the share ``COMMON`` of their variance in common.
+    """
+    sds = []
     for sd, target in zip(by_structure, TARGETS, strict=True):
         weighted = torch.stack([share * sd[number(name) - 1] for name, share in COMPOSITES[target].items()])
-        found.append((COMMON * weighted.sum().square() + (1 - COMMON) * weighted.square().sum()).sqrt())
-    return torch.stack(found)
+        sds.append((COMMON * weighted.sum().square() + (1 - COMMON) * weighted.square().sum()).sqrt())
+    return torch.stack(sds)
 
 
-def sizes() -> list[tuple[list[int], float]]:
-    """What shrinks or grows with age and disease: indices into the maps, and their typical share of the cranium."""
+def size_indices() -> list[tuple[list[int], float]]:
+    """Return structures whose size changes with age and disease: indices into the maps, and typical shares.
+
+    Shares are of the cranium.
+    """
     cortex = [n - 1 for n in CORTEX]
     hippocampus = [number("hippocampus") - 1, number("amygdala") - 1]
     return [
@@ -278,6 +289,6 @@ def sizes() -> list[tuple[list[int], float]]:
 
 
 def tissue_indices() -> list[list[int]]:
-    """Grey matter, white matter, csf as indices into the maps."""
+    """Return grey matter, white matter and csf as indices into the maps."""
     names = ("grey matter", "white matter", "csf")
     return [[s.number - 1 for s in STRUCTURES if s.tissue == tissue] for tissue in names]

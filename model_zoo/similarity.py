@@ -1,4 +1,4 @@
-"""How alike two volumes are: PSNR and SSIM (Wang et al. 2004) in torch, the same definitions wherever they are told."""
+"""Similarity of two volumes: PSNR and SSIM (Wang et al. 2004) in torch, with one definition for all reports."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ WINDOW = 7
 
 
 def psnr(x: Tensor, reference: Tensor, data_range: float, mask: Tensor | None = None) -> float:
-    """10 log10(data_range^2 / mean squared error) in dB, over ``mask`` where given; infinite for equal images."""
+    """Return 10 log10(data_range^2 / mean squared error) in dB, over ``mask`` if any; infinite for equal images."""
     error = (x - reference)[mask] if mask is not None else x - reference
     mse = float(error.double().square().mean())
     return math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
 
 
 def mean_absolute_error(x: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Mean of |x - reference|, over ``mask`` where given; not a number where it is empty."""
+    """Return the mean of |x - reference|, over ``mask`` where given; not a number where it is empty."""
     error = (x - reference)[mask] if mask is not None else x - reference
     return float(error.abs().mean())
 
 
 def ssim_map(x: Tensor, y: Tensor, data_range: float) -> Tensor:
-    """Structural similarity at every voxel: (b, c, k, j, i), uniform window of 7, K1 = 0.01, K2 = 0.03.
+    """Return the structural similarity at every voxel: (b, c, k, j, i), uniform window of 7, K1 = 0.01, K2 = 0.03.
 
-    Variances are the samples' (divided by n - 1), as scikit-image has them; windows at the border see zeros beyond it.
+    Variances are the samples' (divided by n - 1), as in scikit-image; windows at the border contain zeros beyond it.
     """
     mx, my = _window_mean(x), _window_mean(y)
     unbiased = WINDOW**3 / (WINDOW**3 - 1)
@@ -39,7 +39,7 @@ def ssim_map(x: Tensor, y: Tensor, data_range: float) -> Tensor:
 
 
 def _window_mean(x: Tensor) -> Tensor:
-    """Mean over the window about each voxel, as a banded matrix per axis: much faster than pooling."""
+    """Return the mean over the window about each voxel, as a banded matrix per axis: much faster than pooling."""
     shape = x.shape
     with torch.autocast(x.device.type, enabled=False):
         for axis in (-1, -2, -3):
@@ -55,7 +55,7 @@ def _window_mean(x: Tensor) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor, data_range: float, mask: Tensor | None = None) -> float:
-    """Mean structural similarity of two volumes (k, j, i), over ``mask`` or over all windows within the volume."""
+    """Return the mean structural similarity of two volumes (k, j, i), over ``mask`` or all windows inside them."""
     values = ssim_map(x[None, None].double(), y[None, None].double(), data_range)[0, 0]
     if mask is not None:
         return float(values[mask].mean())

@@ -1,8 +1,8 @@
-"""The structures that the anatomy model tells apart: one numbered table for simulator, network, pipelines and results.
+"""The structures that the anatomy model distinguishes: one table for simulator, network, pipelines and results.
 
 Left and right share a number. Codes are SNOMED CT and DICOM ones of PS3.16 CID 7140 and 7153; where neither list holds
-exactly what is segmented the code is ours (scheme ``99DICOMNODE``). The code of a region of the cortex names a lobe or
-gyri, of whose tissue only the cortex is meant. White-matter lesions count as white matter.
+exactly the segmented structure the code is ours (scheme ``99DICOMNODE``). The code of a region of the cortex names a
+lobe or gyri, of whose tissue only the cortex is meant. White-matter lesions count as white matter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["BRAIN", "CORTEX", "COUNT", "STRUCTURES", "TISSUE_GROUPS", "Structure
 
 @dataclass(frozen=True)
 class Structure:
-    """``number`` in label arrays (0 is everything else); ``tissue``: grey matter, white matter or csf."""
+    """A structure: number in label arrays (0 is all else), tissue (grey matter, white matter or csf) and code."""
 
     number: int
     name: str
@@ -25,7 +25,7 @@ class Structure:
 
     @property
     def is_part_of_cortex(self) -> bool:
-        """Whether the code names the region of which the structure is the cerebral cortex."""
+        """True where the code names a region of which the structure is the cerebral cortex."""
         return self.number in CORTEX and self.name != "insula"
 
 
@@ -64,8 +64,9 @@ STRUCTURES = _table(
     ("brain stem", "white matter", "119238007", "SCT", "Brain Stem"),
     ("ventral diencephalon", "grey matter", "110700", "DCM", "Ventral Diencephalon"),
 )
-"""In order of their numbers, from 1. Caudate includes the accumbens, parahippocampal cortex the entorhinal one; csf is
-that outside the ventricles."""
+"""Structures in the order of their numbers, from 1.
+
+Caudate includes the accumbens, parahippocampal cortex the entorhinal one; csf is the fluid outside the ventricles."""
 
 COUNT = len(STRUCTURES)
 
@@ -73,7 +74,7 @@ _NUMBERS = {structure.name: structure.number for structure in STRUCTURES}
 
 
 def number(name: str) -> int:
-    """The number of the structure of that name. Raises KeyError naming those there are."""
+    """Return the number of the structure of that name. Raises KeyError naming all structures."""
     if name not in _NUMBERS:
         raise KeyError(f"no structure {name!r}; there are: {', '.join(_NUMBERS)}")
     return _NUMBERS[name]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model_zoo.structures import BRAIN
-from model_zoo.synthetic_dir import SyntheticDir, predict, prepared
+from model_zoo.synthetic_dir import SyntheticDir, predict, prepare
 from pipelines import anatomy, resampling
 from pipelines.contract import Finding, Grid, Progress, Refused, Volume
 from pipelines.registration import Registration, register_rigid
@@ -94,7 +94,7 @@ def estimate_dir(
     network = _NetworkWithProgress(model.network, passes.count, lambda done: progress(0.3 + 0.6 * done, "passes"))
     p = predict(
         network, _to_device(model, scaled_flair), None if scaled_t1w is None else _to_device(model, scaled_t1w),
-        torch.from_numpy(structure).to(model.device), passes=passes.count, turned=passes.turned,
+        torch.from_numpy(structure).to(model.device), passes=passes.count, with_flips=passes.turned,
         generator=torch.Generator().manual_seed(passes.seed),
     )  # fmt: skip
     result = _make_estimate(p, grid, scaled_flair, scaled_t1w, structure, registration)
@@ -159,7 +159,7 @@ def _resample(volume: Volume, grid: Grid) -> NDArray[np.float32]:
 
 def _prepare(volume: Volume, grid: Grid, structure: NDArray[np.uint8]) -> NDArray[np.float32]:
     x = torch.from_numpy(_resample(volume, grid))
-    return np.asarray(prepared(x, torch.from_numpy(structure), grid.spacing_mm[0]).numpy())
+    return np.asarray(prepare(x, torch.from_numpy(structure), grid.spacing_mm[0]).numpy())
 
 
 def _to_device(model: Model, x: NDArray[np.float32]) -> Tensor:

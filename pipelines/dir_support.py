@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model_zoo.lesion_decision import departure, levels
+from model_zoo.lesion_decision import robust_deviation, structure_statistics
 from model_zoo.structures import number
 from pipelines.contract import Finding, Measurement
 from pipelines.dir_estimate import DirEstimate
@@ -50,16 +50,16 @@ def measure_support(e: DirEstimate) -> list[Finding]:
 
 def find_unsupported(e: DirEstimate) -> NDArray[np.bool_]:
     """Return the mask of voxels where DIR is bright and no input supports it."""
-    supported = departure(e.flair, e.structure) > SUPPORT
+    supported = robust_deviation(e.flair, e.structure) > SUPPORT
     if e.t1w is not None:
-        supported |= departure(e.t1w, e.structure) < -SUPPORT
+        supported |= robust_deviation(e.t1w, e.structure) < -SUPPORT
     return e.brain & (_excess(e.dir, e) > BRIGHT) & ~supported
 
 
 def find_bright_flair(e: DirEstimate) -> NDArray[np.bool_]:
     """Return the mask of white matter, a voxel away from all else, that is far brighter on FLAIR than usual."""
     white = np.isin(e.structure, [number(name) for name in WHITE])
-    return np.asarray(ndimage.binary_erosion(white), np.bool_) & (departure(e.flair, e.structure) > FLAIR_BRIGHT)
+    return np.asarray(ndimage.binary_erosion(white), np.bool_) & (robust_deviation(e.flair, e.structure) > FLAIR_BRIGHT)
 
 
 def _label_spots(mask: NDArray[np.bool_], e: DirEstimate) -> tuple[NDArray[np.int32], int]:
@@ -74,4 +74,4 @@ def _label_spots(mask: NDArray[np.bool_], e: DirEstimate) -> tuple[NDArray[np.in
 
 def _excess(x: NDArray[np.float32], e: DirEstimate) -> NDArray[np.float32]:
     """Return the excess over the median of the voxel's own structure."""
-    return np.asarray(x - levels(x, e.structure)[0][e.structure])
+    return np.asarray(x - structure_statistics(x, e.structure)[0][e.structure])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model_zoo import lesion_locations
-from model_zoo.lesion_decision import Decision
+from model_zoo.lesion_decision import LesionCriteria
 from model_zoo.structures import number
 from pipelines.codes import BRAIN, CEREBRAL_CORTEX, MEAN, NUMBER_OF_LESIONS, PROBABILITY, VOLUME
 from pipelines.contract import Code, Finding, Grid, Measurement, Note
@@ -41,7 +41,7 @@ __all__ = [
 MORPHOLOGY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 LESION_OF_BRAIN = Code("301766008", "SCT", "Lesion of Brain")
 LEAST_SURROUNDINGS = 20
-DECISION = Decision()
+DECISION = LesionCriteria()
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ _PLACE_OF = MappingProxyType({location: place for place in PLACES for location i
 class Thresholds:
     """Thresholds: decision on lesions, least contrast on DIR (grey matter is 1), most lesions listed one by one."""
 
-    decision: Decision = DECISION
+    decision: LesionCriteria = DECISION
     contrast: float = 0.3
     max_listed: int = 40
 
@@ -131,7 +131,7 @@ class LesionMap:
 
 def find_lesions(e: DirEstimate, t: Thresholds) -> LesionMap:
     """Find the lesions of an estimate."""
-    decided = t.decision.decide(e.lesion, e.flair, e.structure, e.spacing_mm)
+    decided = t.decision.select(e.lesion, e.flair, e.structure, e.spacing_mm)
     order = sorted(decided.lesions, key=lambda lesion: (-lesion.volume_mm3, lesion.label))
     renumbered = np.zeros(int(decided.labels.max()) + 1, np.int32)
     for n, lesion in enumerate(order, start=1):

@@ -39,7 +39,7 @@ class Subject:
         return self.maps.sum(0) > 0
 
     def make_conditions(self, covariates: pet_synthesis.Covariates, device: str) -> Conditions:
-        tokens = pet_synthesis.tokens(covariates)
+        tokens = pet_synthesis.covariate_tokens(covariates)
         return Conditions(*(x.to(device) for x in (self.y0[None, None], tokens[None], self.maps[None])))
 
 
@@ -51,7 +51,7 @@ def prepare_subject(t1w: Volume, head_anatomy: Anatomy, model: Model) -> Subject
     within = maps.sum(0) > 0.5
     if not bool(within.any()):
         raise Refused("no brain was found in the T1w image")
-    return Subject(grid, pet_synthesis.t1w_scaled(image, within), maps, pet_synthesis.likeliest(maps))
+    return Subject(grid, pet_synthesis.scale_t1w(image, within), maps, pet_synthesis.most_likely_structures(maps))
 
 
 def _network_grid(structures: Anatomy, model: Model) -> Grid:

@@ -179,14 +179,14 @@ def estimate_pet(
     """Estimate the posterior mean and draw ``options.samples`` samples."""
     conditions = subject.make_conditions(covariates, model.device)
     etas = SCHEDULES.get(options.steps, [1.0])
-    x0 = _compute(model, lambda: pet_synthesis.expected(model.network, conditions))
+    x0 = _compute(model, lambda: pet_synthesis.predict_mean(model.network, conditions))
     mean, factors, regional_mean = _normalise(x0, subject, covariates)
-    regional_sd = _compute(model, lambda: pet_synthesis.stated_sd(model.network, conditions, covariates))
+    regional_sd = _compute(model, lambda: pet_synthesis.predict_regional_sd(model.network, conditions, covariates))
     images, samples = [], []
     for n in range(options.samples):
         progress(n / options.samples)
         generator = torch.Generator().manual_seed(_sample_seed(seed, n))
-        x0_sample = _compute(model, lambda: pet_synthesis.samples(model.network, conditions, etas, generator))  # noqa: B023
+        x0_sample = _compute(model, lambda: pet_synthesis.draw_samples(model.network, conditions, etas, generator))  # noqa: B023
         image, _, by_structure = _normalise(x0_sample, subject, covariates)
         images.append(image)
         samples.append(by_structure)
@@ -210,10 +210,10 @@ def _compute(model: Model, work: Callable[[], Tensor]) -> Tensor:
 def _normalise(x0: Tensor, subject: Subject, covariates: pet_synthesis.Covariates) -> tuple[Tensor, Tensor, Tensor]:
     """Return SUVR within the head (2, k, j, i), reference regions' factors (2,) and SUVR by structure (2, COUNT)."""
     try:
-        (image,), (factors,) = pet_synthesis.by_own_reference(x0, covariates, subject.structure)
+        (image,), (factors,) = pet_synthesis.normalise_to_own_reference(x0, covariates, subject.structure)
     except ValueError as error:
         raise Refused(f"{error}: the image does not show the cerebellum, or the model fails on it") from error
-    return image * subject.inside, factors, pet_synthesis.regional(image, covariates, subject.structure)
+    return image * subject.inside, factors, pet_synthesis.compute_regional_suvr(image, covariates, subject.structure)
 
 
 def _sample_seed(seed: int, index: int) -> int:
@@ -223,7 +223,9 @@ def _sample_seed(seed: int, index: int) -> int:
 def estimate_what_if(subject: Subject, covariates: pet_synthesis.Covariates, mmse: int, model: Model) -> Tensor:
     """Return the posterior mean in SUVR (2, k, j, i) for another MMSE."""
     other = replace(covariates, mmse=float(mmse))
-    x0 = _compute(model, lambda: pet_synthesis.expected(model.network, subject.make_conditions(other, model.device)))
+    x0 = _compute(
+        model, lambda: pet_synthesis.predict_mean(model.network, subject.make_conditions(other, model.device))
+    )
     return _normalise(x0, subject, other)[0]
 
 

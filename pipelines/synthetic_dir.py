@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_zoo.lesion_decision import Decision
+from model_zoo.lesion_decision import LesionCriteria
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir
 from model_zoo.structures import CORTEX, number
-from model_zoo.synthetic_dir import CLIP, rendered
+from model_zoo.synthetic_dir import CLIP, render
 from pipelines import anatomy, dir_support, lesion_segments, lesions, longitudinal, quality
 from pipelines.codes import STANDARD_DEVIATION
 from pipelines.contract import (
@@ -74,7 +74,9 @@ class Options(BaseModel):
 
     @property
     def thresholds(self) -> lesions.Thresholds:
-        decision = Decision(self.lesion_probability, self.smallest_lesion_mm3, self.lesion_sure, self.lesion_flair)
+        decision = LesionCriteria(
+            self.lesion_probability, self.smallest_lesion_mm3, self.lesion_sure, self.lesion_flair
+        )
         return lesions.Thresholds(decision, self.lesion_contrast, self.lesions_told)
 
 
@@ -178,7 +180,7 @@ def _rendered(e: DirEstimate, options: Options) -> tuple[NDArray[np.float32], Di
     sequence = Dir.nulling(DIR_TR_MS, float(1000 * np.exp(np.median(e.maps[1][white]))), te_ms=DIR_TE_MS)
     if options.rendered_ti_ms:
         sequence = replace(sequence, ti1_ms=options.rendered_ti_ms[0], ti2_ms=options.rendered_ti_ms[1])
-    x = rendered(torch.from_numpy(e.maps), sequence).numpy()
+    x = render(torch.from_numpy(e.maps), sequence).numpy()
     level = float(x[grey].mean()) if grey.any() else 0.0
     if not level > 0:
         raise Refused("the rendered DIR is dark in all cortex: other inversion times are needed")

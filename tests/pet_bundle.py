@@ -32,8 +32,8 @@ FINE = 2
 """Labels' voxels along a voxel of the network."""
 _SHAPE = (24, 32, 24)
 _DEFINITION: dict[str, Any] = {
-    "tissues": pet_synthesis.tissue_indices(), "sizes": pet_synthesis.sizes(), "channels": [4, 4], "unshuffle": 2,
-    "width": 8, "refine": 2,
+    "tissues": pet_synthesis.tissue_indices(), "sizes": pet_synthesis.size_indices(), "channels": [4, 4],
+    "unshuffle": 2, "width": 8, "refine": 2,
 }  # fmt: skip
 _STATES = {"florbetapir": 60.0, "flortaucipir": 3.5}
 _LOG_SD = -3.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_zoo.physics.suvr import composite_suvr, suvr
+from model_zoo.physics.suvr import composite_suvr, compute_suvr
 from model_zoo.physics.tracers import REGIONS, TRACERS, composite, uptake
 from model_zoo.simulate import heads
 from model_zoo.simulate.pet.activity import EXTRA, activity, binding_regions, block_fractions, majority, true_uptake
@@ -30,26 +30,28 @@ def image(head: heads.Head, name: str, state: float, seed: int = 0, **options: f
 
 @pytest.mark.parametrize("name", TRACERS)
 def test_an_image_has_a_reference_region_of_one(phantom: heads.Head, name: str) -> None:
-    regional = suvr(image(phantom, name, TRACERS[name].knots[-1]), phantom.structure, TRACERS[name])
+    regional = compute_suvr(image(phantom, name, TRACERS[name].knots[-1]), phantom.structure, TRACERS[name])
     assert regional.reference == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_rescaled_image_gives_the_same_ratios_and_tells_the_factor(phantom: heads.Head) -> None:
     tracer = TRACERS["florbetapir"]
     pet = image(phantom, "florbetapir", 60.0)
-    plain, scaled = suvr(pet, phantom.structure, tracer), suvr(1.07 * pet, phantom.structure, tracer)
+    plain, scaled = compute_suvr(pet, phantom.structure, tracer), compute_suvr(1.07 * pet, phantom.structure, tracer)
     assert torch.allclose(plain.suvr, scaled.suvr, equal_nan=True, atol=1e-5)
     assert scaled.reference == pytest.approx(1.07, abs=1e-4)
 
 
 def test_without_a_reference_region_there_is_no_ratio(phantom: heads.Head) -> None:
     with pytest.raises(ValueError, match="cerebellar"):
-        suvr(torch.ones(4, 4, 4), torch.ones(4, 4, 4, dtype=torch.uint8), TRACERS["PiB"])
+        compute_suvr(torch.ones(4, 4, 4), torch.ones(4, 4, 4, dtype=torch.uint8), TRACERS["PiB"])
 
 
 def test_only_the_target_grows_with_the_state(phantom: heads.Head) -> None:
     tracer = TRACERS["florbetapir"]
-    low, high = (suvr(image(phantom, "florbetapir", s, spread=0.0), phantom.structure, tracer).suvr for s in (0, 90))
+    low, high = (
+        compute_suvr(image(phantom, "florbetapir", s, spread=0.0), phantom.structure, tracer).suvr for s in (0, 90)
+    )
     assert float(high[number("frontal cortex") - 1] - low[number("frontal cortex") - 1]) > 0.25
     assert float(high[number("cerebellar cortex") - 1] - low[number("cerebellar cortex") - 1]) < 0.02
 
@@ -62,7 +64,7 @@ def test_one_seed_gives_one_image_and_another_seed_another(phantom: heads.Head) 
 def test_a_wider_point_spread_function_lowers_contrast(phantom: heads.Head) -> None:
     def grey_to_white(fwhm_mm: float) -> float:
         pet = image(phantom, "FDG", 0.0, noise=0.0, spread=0.0, fwhm_mm=fwhm_mm)
-        means = suvr(pet, phantom.structure, TRACERS["FDG"]).suvr
+        means = compute_suvr(pet, phantom.structure, TRACERS["FDG"]).suvr
         return float(means[number("frontal cortex") - 1] / means[number("cerebral white matter") - 1])
 
     assert grey_to_white(4.0) > 1.05 * grey_to_white(8.0)
@@ -105,6 +107,6 @@ def test_true_uptake_of_a_measured_table_has_more_contrast_than_the_table() -> N
 def test_on_real_anatomy_the_image_has_the_composite_of_the_table(kit: Path, name: str, state: int) -> None:
     head = heads.random_head("01", seeded(), shape=(112, 144, 112), spacing_mm=1.5, root=kit)
     pet = activity(head, TRACERS[name], state, seeded(), shrink=2, spread=0.0, fwhm_mm=6.0)
-    regional = suvr(pet, majority(head.structure, 2), TRACERS[name]).suvr
+    regional = compute_suvr(pet, majority(head.structure, 2), TRACERS[name]).suvr
     found = float(composite_suvr(regional, TRACERS[name].target))
     assert found == pytest.approx(float(composite(TRACERS[name], state)), rel=0.05)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_zoo.lesion_locations import lesions as located
+from model_zoo.lesion_locations import find_lesions as located
 from model_zoo.physics import mr
 from model_zoo.simulate import heads, lesions, patient_lesions
 from model_zoo.structures import CORTEX, COUNT, number
@@ -66,7 +66,7 @@ def test_white_matter_lesions_stay_in_white_matter_and_cortical_ones_touch_corte
 
 def test_lesions_change_tissue_inside_their_rims_only(head: heads.Head) -> None:
     simulated = _draw_lesions(head, 4)
-    p = mr.TissueParameters.table().regional(torch.Generator().manual_seed(0), COUNT + 1)
+    p = mr.TissueParameters.table().draw_regional(torch.Generator().manual_seed(0), COUNT + 1)
     before = p.at(lesions.remove_lesions(head).tissue, head.structure)
     after = simulated.applied(before)
     outside = simulated.label == 0

@@ -35,7 +35,7 @@ TABLE = {
 
 def _uniform_parameters() -> mr.TissueParameters:
     """The table's values for every region, no spread."""
-    return mr.TissueParameters.table().regional(
+    return mr.TissueParameters.table().draw_regional(
         torch.Generator().manual_seed(0), COUNT + 1, subject_spread=0.0, region_spread=0.0
     )
 
@@ -96,7 +96,7 @@ def test_nulling_another_white_matter_moves_the_times() -> None:
 def test_a_subject_s_tissues_move_together() -> None:
     table = mr.TissueParameters.table()
     white, cortex = (list(TISSUES).index(name) for name in ("white matter", "cortex"))
-    t1 = torch.stack([table.regional(torch.Generator().manual_seed(s), COUNT + 1).t1_ms[:, 1] for s in range(300)])
+    t1 = torch.stack([table.draw_regional(torch.Generator().manual_seed(s), COUNT + 1).t1_ms[:, 1] for s in range(300)])
     assert float((t1[:, cortex] / t1[:, white]).log().std()) == pytest.approx(0.06, rel=0.15)
     assert float(t1[:, white].log().std()) == pytest.approx(0.09, rel=0.15)
 
@@ -105,7 +105,7 @@ def test_regions_of_one_tissue_spread_less_than_subjects_do() -> None:
     table = mr.TissueParameters.table()
     cortex = list(TISSUES).index("cortex")
     draws = torch.stack(
-        [table.regional(torch.Generator().manual_seed(s), COUNT + 1).t1_ms[cortex] for s in range(300)]
+        [table.draw_regional(torch.Generator().manual_seed(s), COUNT + 1).t1_ms[cortex] for s in range(300)]
     ).log()
     assert float(draws.std(dim=1).mean()) == pytest.approx(0.03, rel=0.1)
     assert float(draws.mean(dim=1).std()) == pytest.approx(0.08, rel=0.15)

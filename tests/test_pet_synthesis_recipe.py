@@ -53,8 +53,8 @@ def test_quiet_items_carry_no_noise_and_are_at_the_end() -> None:
 
 
 def test_unknown_covariates_are_told_apart_from_average_ones() -> None:
-    unknown = pet_synthesis.tokens(Covariates(None, None))
-    average = pet_synthesis.tokens(Covariates("PiB", "MK-6240", 73.0, "M", 0, 27.0, 0.5))
+    unknown = pet_synthesis.covariate_tokens(Covariates(None, None))
+    average = pet_synthesis.covariate_tokens(Covariates("PiB", "MK-6240", 73.0, "M", 0, 27.0, 0.5))
     assert float(unknown[:, -2:].abs().max()) == 0.0
     assert bool((average[:, -2] == 1.0).all())
     assert float(average[COVARIATES.index("age"), -1]) == 0.0
@@ -66,11 +66,11 @@ def test_unknown_covariates_are_told_apart_from_average_ones() -> None:
 )
 def test_covariates_that_do_not_exist_are_refused(wrong: dict[str, str | int], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        pet_synthesis.tokens(Covariates(**wrong))  # type: ignore[arg-type]
+        pet_synthesis.covariate_tokens(Covariates(**wrong))  # type: ignore[arg-type]
 
 
 def test_covariates_are_dropped_as_often_as_stated() -> None:
-    every = pet_synthesis.tokens(Covariates("PiB", "MK-6240", 70.0, "F", 1, 28.0, 0.4))
+    every = pet_synthesis.covariate_tokens(Covariates("PiB", "MK-6240", 70.0, "F", 1, 28.0, 0.4))
     kept = training._drop_covariates(every.expand(4000, -1, -1), seeded(3))[..., -2].mean(dim=0)
     for name, share in zip(COVARIATES, kept.tolist(), strict=True):
         assert share == pytest.approx(0.95 * (1 - training.DROPPED[name]), abs=0.03)
@@ -122,8 +122,8 @@ def test_network_gives_samples_that_differ_and_one_mean(drawn: dict[str, Tensor]
     network = training.make_network(SMOKE).eval()
     conditions = training.select_conditions(drawn)
     with torch.no_grad():
-        a, b = (pet_synthesis.samples(network, conditions, pet_synthesis.SCHEDULES[4], seeded(s)) for s in (1, 2))
-        mean, again = (pet_synthesis.expected(network, conditions) for _ in range(2))
+        a, b = (pet_synthesis.draw_samples(network, conditions, pet_synthesis.SCHEDULES[4], seeded(s)) for s in (1, 2))
+        mean, again = (pet_synthesis.predict_mean(network, conditions) for _ in range(2))
     assert a.shape == mean.shape == drawn["x0"].shape
     assert torch.equal(mean, again)
     assert not torch.equal(a, b)
@@ -152,7 +152,7 @@ def test_the_recipe_runs_from_nothing_to_a_bundle_that_the_registry_loads(tmp_pa
     model = registry.load("pet_synthesis", root=tmp_path / "bundles")
     drawn = training.draw_batch(SMOKE, SOURCE, seeded(1))
     with torch.no_grad():
-        assert pet_synthesis.expected(model.network, training.select_conditions(drawn)).shape == drawn["x0"].shape
+        assert pet_synthesis.predict_mean(model.network, training.select_conditions(drawn)).shape == drawn["x0"].shape
 
 
 def test_simulated_subjects_on_real_anatomy_carry_their_patients_state(kit: Path) -> None:

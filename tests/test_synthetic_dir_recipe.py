@@ -107,25 +107,25 @@ def test_the_true_dir_is_one_in_cortex_and_nulls_white_matter_and_csf() -> None:
 def test_the_first_guess_is_right_where_dir_is_a_polynomial_of_the_images_whatever_their_contrast() -> None:
     shape = (20, 20, 20)
     structure = torch.randint(0, COUNT + 1, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    shown = sd._shown(torch.device("cpu"))
+    shown = sd._expected_signal(torch.device("cpu"))
     assert float(shown[number("cerebral white matter")]) < 1e-3
     assert float(shown[number("csf")]) < 1e-3
     assert float(shown[number("insula")]) == 1.0
     truth = shown[structure.long()].float()
     for contrast in (truth, 2 - truth, (1 + truth).sqrt()):
-        guess = sd.first_guess(contrast, None, structure)
+        guess = sd.compute_first_guess(contrast, None, structure)
         assert float((guess - truth)[structure > 0].abs().max()) < 0.01
-    assert float(sd.first_guess(truth, truth, torch.zeros(shape, dtype=torch.uint8)).abs().max()) == 0.0
+    assert float(sd.compute_first_guess(truth, truth, torch.zeros(shape, dtype=torch.uint8)).abs().max()) == 0.0
 
 
 def test_the_robust_guess_is_right_though_a_fifth_of_the_structures_is_wrong() -> None:
     structure = torch.randint(0, COUNT + 1, (40, 40, 40), generator=seeded(0)).to(torch.uint8)
-    truth = sd._shown(torch.device("cpu"))[structure.long()].float()
+    truth = sd._expected_signal(torch.device("cpu"))[structure.long()].float()
     flair, t1w = 1 + 0.4 * truth, 1.2 - 0.5 * truth + 0.02 * torch.randn(truth.shape, generator=seeded(1))
     told = structure.clone()
     wrong = torch.rand(truth.shape, generator=seeded(2)) < 0.2
     told[wrong & (structure > 0)] = number("frontal cortex")
-    plain, robust = (sd.first_guess(flair, t1w, told, robust=r) - truth for r in (False, True))
+    plain, robust = (sd.compute_first_guess(flair, t1w, told, robust=r) - truth for r in (False, True))
     assert float(robust[structure > 0].abs().mean()) < 0.35 * float(plain[structure > 0].abs().mean())
 
 
@@ -147,7 +147,7 @@ def test_artefacts_brighten_flair_but_not_t1w_nor_dir() -> None:
 def test_physical_maps_render_the_dir_that_they_were_made_for(drawn: dict[str, torch.Tensor]) -> None:
     p = TissueParameters(torch.tensor([850.0, 1350.0]), torch.tensor([70.0, 90.0]), torch.tensor([0.7, 0.82]))
     dir_ = Dir.nulling(7500.0, 850.0)
-    assert torch.allclose(sd.rendered(sd.log_maps(p), dir_), dir_.signal(p).abs(), atol=1e-6)
+    assert torch.allclose(sd.render(sd.log_maps(p), dir_), dir_.signal(p).abs(), atol=1e-6)
 
 
 def test_the_truth_has_a_smaller_loss_than_any_change_of_it(drawn: dict[str, torch.Tensor]) -> None:
@@ -225,16 +225,16 @@ def test_the_network_adds_to_the_robust_guess_where_there_is_a_t1w_and_else_to_t
     x, brain = torch.rand(14, 16, 18), torch.ones(14, 16, 18, dtype=torch.uint8)
     network = _Says()
     for t1w in (x.sqrt(), None):
-        guess = sd.first_guess(x, t1w, brain, robust=t1w is not None)
+        guess = sd.compute_first_guess(x, t1w, brain, robust=t1w is not None)
         found = sd.predict(network, x, t1w, brain, passes=1, bf16=False)
         assert torch.allclose(found.dir - guess, torch.tensor(1.0), atol=1e-4)
-        assert torch.equal(network.told[0], sd.levels(x, t1w, brain))
+        assert torch.equal(network.told[0], sd.tissue_levels(x, t1w, brain))
 
 
 def test_the_spread_over_passes_is_the_samples_own() -> None:
     samples = torch.rand(5, 1, 6, 4, 4, 4)
-    outputs = [sd.decoded(s, torch.zeros(1, 4, 4, 4, 4)) for s in samples]
-    mean, sd_, epistemic, _, _ = sd._gathered(iter(outputs), 5)
+    outputs = [sd.decode(s, torch.zeros(1, 4, 4, 4, 4)) for s in samples]
+    mean, sd_, epistemic, _, _ = sd._accumulate(iter(outputs), 5)
     assert torch.allclose(mean, samples[:, 0, 0].mean(0), atol=1e-6)
     assert torch.allclose(epistemic, samples[:, 0, 0].std(0), atol=1e-5)
     assert torch.allclose(sd_**2, epistemic**2 + (2 * samples[:, 0, 1].exp().square()).mean(0), atol=1e-4)
@@ -283,12 +283,12 @@ def test_the_network_is_told_how_bright_the_tissues_are() -> None:
     flair, t1w = (torch.ones(structure.shape) for _ in range(2))
     flair[structure == number("thalamus")] = 1.25
     t1w[structure == number("csf")] = 0.25
-    tissues = len(sd.TISSUES_TOLD)
-    told = sd.levels(flair, t1w, structure)
+    tissues = len(sd.LEVEL_TISSUES)
+    told = sd.tissue_levels(flair, t1w, structure)
     assert told.shape == (sd.EMBEDDING,)
     assert told.tolist() == [0.25 if n == 1 else -0.75 if n == 2 * tissues - 1 else 0.0 for n in range(2 * tissues)]
-    assert sd.levels(flair, None, structure)[tissues:].abs().max() == 0
-    assert sd.levels(flair, t1w, torch.zeros_like(structure)).abs().max() == 0
+    assert sd.tissue_levels(flair, None, structure)[tissues:].abs().max() == 0
+    assert sd.tissue_levels(flair, t1w, torch.zeros_like(structure)).abs().max() == 0
 
 
 def test_a_small_lesion_weighs_more_per_voxel_than_a_large_one() -> None:

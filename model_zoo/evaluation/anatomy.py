@@ -144,7 +144,7 @@ def _head(kind: Kind, subject: str, generator: torch.Generator, root: Path | Non
 def _scan(head: Head, kind: Kind, generator: torch.Generator) -> Tensor:
     if kind.sequence is None:
         raise ValueError("a free contrast has no sequence")
-    maps = tissue_maps(remove_lesions(head), TissueParameters.table().regional(generator, COUNT + 1), generator)
+    maps = tissue_maps(remove_lesions(head), TissueParameters.table().draw_regional(generator, COUNT + 1), generator)
     if kind.lesions:
         maps = random_lesions(head, generator, count=kind.lesions).applied(maps)
     return scale_between_quantiles(simulate_scan(signal_volume(maps, kind.sequence, head), head, kind.scan, generator))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from model_zoo.lesion_locations import Lesion, lesions
+from model_zoo.lesion_locations import Lesion, find_lesions
 from model_zoo.physics.mr import TissueParameters
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import anatomy, heads, ms
@@ -23,7 +23,7 @@ from model_zoo.simulate.heads import Atrophy, Variation
 from model_zoo.simulate.lesions import SEVERITIES
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, number
-from model_zoo.synthetic_dir import CLIP, prepared, scaled, white_matter_level
+from model_zoo.synthetic_dir import CLIP, prepare, scale, white_matter_level
 from model_zoo.training.recipe import seeded
 
 __all__ = ["Case", "affine_fit", "build_case", "dictionary", "list_cases", "polynomial_fit", "prepare_as_node"]
@@ -102,19 +102,19 @@ def _cropped(patient: ms.Patient) -> ms.Patient:
 
 def _case(subject: str, kind: str, patient: ms.Patient, e: ms.Examination, x: ms.Images) -> Case:
     structure, mask = patient.head.structure, patient.lesions.mask
-    labels, found = lesions(mask.numpy(), structure.numpy(), patient.head.spacing_mm)
+    labels, found = find_lesions(mask.numpy(), structure.numpy(), patient.head.spacing_mm)
     white = (structure == number("cerebral white matter")) & ~mask
     artefact, _ = ndimage.label(((patient.artefact > 0.15) & ~mask).numpy())
     brain = structure > 0
-    flair = scaled(x.flair, white_matter_level(x.flair, white)) * brain
-    t1w = scaled(x.t1w, white_matter_level(x.t1w, white)) * brain
+    flair = scale(x.flair, white_matter_level(x.flair, white)) * brain
+    t1w = scale(x.t1w, white_matter_level(x.t1w, white)) * brain
     true = x.dir.clamp(0, CLIP) * brain
     return Case(subject, kind, flair, t1w, true, structure, mask, labels, found, artefact, e)
 
 
 def prepare_as_node(case: Case, structure: Tensor) -> Case:
     """Return the case with inputs as the pipeline prepares them where the anatomy is ``structure``."""
-    return replace(case, flair=prepared(case.flair, structure), t1w=prepared(case.t1w, structure))
+    return replace(case, flair=prepare(case.flair, structure), t1w=prepare(case.t1w, structure))
 
 
 def affine_fit(image: Tensor, case: Case) -> Tensor:

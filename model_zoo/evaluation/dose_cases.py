@@ -125,7 +125,7 @@ def _by_mr(head: Head, found: ScannedObject, generator: torch.Generator) -> Tens
         model = registry.load("anatomy")
     except BundleError:
         return compute_region_shares(found.regions)
-    p = TissueParameters.table().regional(generator, COUNT + 1)
+    p = TissueParameters.table().draw_regional(generator, COUNT + 1)
     t1w = signal_volume(tissue_maps(head, p, generator), random_sequence("mprage", generator), head)
     t1w = scale_between_quantiles(simulate_scan(t1w, head, Scan((head.spacing_mm,) * 3), generator))
     fine = round(found.spacing_mm)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_zoo import pet_synthesis
-from model_zoo.pet_synthesis import Covariates, composites, tokens
+from model_zoo.pet_synthesis import Covariates, composites, covariate_tokens
 from model_zoo.physics.tracers import TRACERS, composite
 from model_zoo.simulate.pet import disease
 from model_zoo.simulate.pet.disease import Observed
@@ -27,7 +27,7 @@ def tracer_names(subject: Subject) -> tuple[str, str]:
 
 def regional_suvr(subject: Subject, image: Tensor) -> Tensor:
     """Return the SUVR by structure (2, COUNT) of an image (2, k, j, i), by its own reference regions."""
-    return pet_synthesis.regional(image, subject.covariates, subject.structure)
+    return pet_synthesis.compute_regional_suvr(image, subject.covariates, subject.structure)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Baselines:
 
 def _features(c: Covariates) -> Tensor:
     """Return 1 and the covariates, centred and scaled as the network gets them."""
-    return torch.cat([torch.ones(1), tokens(c)[2:, -1]])
+    return torch.cat([torch.ones(1), covariate_tokens(c)[2:, -1]])
 
 
 def _latent(subject: Subject) -> Tensor:

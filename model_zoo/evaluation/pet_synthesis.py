@@ -21,7 +21,7 @@ from model_zoo.bundle import Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.image_quality import psnr_db, ssim
 from model_zoo.evaluation.pet_baselines import Baselines, composites, regional_suvr
-from model_zoo.pet_synthesis import SCHEDULES, TARGETS, Conditions, Covariates, composite_sd, tokens
+from model_zoo.pet_synthesis import SCHEDULES, TARGETS, Conditions, Covariates, composite_sd, covariate_tokens
 from model_zoo.precision import autocast
 from model_zoo.simulate import anatomy
 from model_zoo.training import pet_synthesis as training
@@ -113,13 +113,13 @@ def _subjects(
 
 
 def _conditions(subject: Subject, covariates: Covariates) -> Conditions:
-    return Conditions(subject.y0[None, None], tokens(covariates)[None], subject.maps[None])
+    return Conditions(subject.y0[None, None], covariate_tokens(covariates)[None], subject.maps[None])
 
 
 def _one_step(model: Model, subject: Subject, covariates: Covariates) -> Tensor:
     """Return the posterior mean (2, k, j, i) in SUVR, given these covariates."""
     c = _conditions(subject, covariates)
-    return _in_suvr(subject, _run(lambda: pet_synthesis.expected(model.network, c)))[0]
+    return _in_suvr(subject, _run(lambda: pet_synthesis.predict_mean(model.network, c)))[0]
 
 
 def _run(work: Callable[[], Tensor]) -> Tensor:
@@ -129,14 +129,14 @@ def _run(work: Callable[[], Tensor]) -> Tensor:
 
 def _in_suvr(subject: Subject, x0: Tensor) -> Tensor:
     """Return network images (b, 2, k, j, i) as SUVR by their own reference regions."""
-    return pet_synthesis.by_own_reference(x0, subject.covariates, subject.structure)[0]
+    return pet_synthesis.normalise_to_own_reference(x0, subject.covariates, subject.structure)[0]
 
 
 def _result(model: Model, subject: Subject, fit: Baselines, plan: _Plan, seed: int) -> _Result:
     c, network = _conditions(subject, subject.covariates), model.network
-    many = c.repeated(plan.draws)
-    four = _in_suvr(subject, _run(lambda: pet_synthesis.samples(network, many, SCHEDULES[4], seeded(seed))))
-    last = _in_suvr(subject, _run(lambda: pet_synthesis.samples(network, c, SCHEDULES[15], seeded(seed))))
+    many = c.repeat(plan.draws)
+    four = _in_suvr(subject, _run(lambda: pet_synthesis.draw_samples(network, many, SCHEDULES[4], seeded(seed))))
+    last = _in_suvr(subject, _run(lambda: pet_synthesis.draw_samples(network, c, SCHEDULES[15], seeded(seed))))
     images = {
         ONE: _one_step(model, subject, subject.covariates),
         FOUR: four[0],
@@ -147,7 +147,7 @@ def _result(model: Model, subject: Subject, fit: Baselines, plan: _Plan, seed: i
     }
     sampled = torch.stack([composites(regional_suvr(subject, image)) for image in four])
     with torch.no_grad():
-        stated = composite_sd(pet_synthesis.stated_sd(network, c, subject.covariates))
+        stated = composite_sd(pet_synthesis.predict_regional_sd(network, c, subject.covariates))
     return _Result(subject, images, sampled, stated, fit.exact(subject, seed))
 
 

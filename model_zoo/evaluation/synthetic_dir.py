@@ -32,10 +32,10 @@ from model_zoo.evaluation.dir_cases import (
     prepare_as_node,
 )
 from model_zoo.evaluation.dir_contrast import Contrasts, add_scan_noise, measure_contrasts, table
-from model_zoo.lesion_decision import Decision
+from model_zoo.lesion_decision import LesionCriteria
 from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir
-from model_zoo.synthetic_dir import CLIP, SyntheticDir, first_guess, predict, rendered
+from model_zoo.synthetic_dir import CLIP, SyntheticDir, compute_first_guess, predict, render
 from model_zoo.training.recipe import seeded
 
 __all__ = ["evaluate"]
@@ -114,7 +114,7 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         ALONE: alone.dir * case.brain,
         "this model, told the true anatomy": run(t1w, 1, case.structure).dir * case.brain,
         "its maps, rendered by the equation": _rendered(both, case),
-        "its first guess: quadratic by the tissues": first_guess(case.flair, case.t1w, structure, robust=True)
+        "its first guess: quadratic by the tissues": compute_first_guess(case.flair, case.t1w, structure, robust=True)
         * case.brain,
         "lookup with the true protocols": dictionary(case, seeded(1)),
         "cubic in FLAIR and T1w, fitted to the case": polynomial_fit(case),
@@ -149,14 +149,14 @@ def _search_region(case: Case, images: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _decide_lesions(p: SyntheticDir, case: Case, structure: Tensor) -> Tensor:
     """Return the lesions that the pipeline reports."""
-    return torch.from_numpy(Decision().decide(p.lesion.numpy(), case.flair.numpy(), structure.numpy()).mask)
+    return torch.from_numpy(LesionCriteria().select(p.lesion.numpy(), case.flair.numpy(), structure.numpy()).mask)
 
 
 def _rendered(p: SyntheticDir, case: Case) -> Tensor:
     """Return DIR by its equation on the predicted maps, with their own white matter and grey matter."""
     t1_ms = 1000 * p.maps[1].exp()
     white = float(t1_ms[case.white_matter].median())
-    x = rendered(p.maps, Dir.nulling(DIR_TR_MS, white, te_ms=DIR_TE_MS))
+    x = render(p.maps, Dir.nulling(DIR_TR_MS, white, te_ms=DIR_TE_MS))
     return (x / x[case.cortex].mean()).clamp(0, CLIP) * case.brain
 
 

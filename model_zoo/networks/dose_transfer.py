@@ -1,9 +1,9 @@
 """Two auto-encoders, one of low-dose and one of standard-dose PET, and the transfer between their features.
 
 After Jiang et al.: encoders E1 (low dose) and E2 (standard dose) with region-adaptive normalisation, decoders D1 and
-D2, and T12, two convolutions of one voxel. What is shipped answers D2(T12(E1(x))); E2 and D1 serve the training
+D2, and T12, two convolutions of one voxel. The shipped network computes D2(T12(E1(x))); E2 and D1 serve the training
 (``model_zoo.training.standard_dose_semi``). Depth and width are not in the paper: here an encoder is a ``VolumeUNet``
-whose features lie on half the lattice, and its decoder sees nothing but them.
+whose features lie on half the grid, and its decoder takes nothing else.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class DoseTransfer(nn.Module):
         tokens: Tensor | None = None,
         maps: Tensor | None = None,
     ) -> Tensor:
-        found: Tensor = self.decode_standard(self.transfer(self.encode_low(x, embedding, tokens, maps)))
-        return found
+        output: Tensor = self.decode_standard(self.transfer(self.encode_low(x, embedding, tokens, maps)))
+        return output
 
 
 class _Decoder(nn.Module):
-    """Features on half the lattice -> (b, out_channels, k, j, i)."""
+    """Features on half the grid -> (b, out_channels, k, j, i)."""
 
     def __init__(self, features: int, out_channels: int) -> None:
         super().__init__()

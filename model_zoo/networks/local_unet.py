@@ -1,4 +1,4 @@
-"""A U-Net without any statistic over space, so that what it learned on patches holds for any size and field of view.
+"""A U-Net without any statistic over space: trained on patches, it works on any size and field of view.
 
 MONAI's diffusion U-Nets normalise by GroupNorm over the whole image: on a full slice, which holds more air than a
 training patch, every activation changes its scale. Here each pixel is normalised by its own channels (RMS), the noise

@@ -1,9 +1,9 @@
-"""The network behind MRI to PET: two tracers' noisy images, the T1w and anatomy in; their clean images out.
+"""The network of PET synthesis: from two tracers' noisy images, the T1w and the anatomy to their clean images.
 
 An image is each structure's level, painted by its map, plus what a ``VolumeUNet`` adds. Levels, and how uncertain they
-still are, come from a small head that sees the covariates, the time, how large the structures are that shrink or grow
-with age and disease, and every structure's mean of x_t: what a posterior mean mostly depends on. It sees no more of the
-anatomy than that: there are few label maps, and it would know them by heart. Covariates reach the volume part twice: as
+still are, come from a small head that takes the covariates, the time, the sizes of structures that change with
+age and disease, and every structure's mean of x_t: a posterior mean depends mostly on these. It takes no more of the
+anatomy than that: label maps are few, and the network would memorise them. Covariates reach the volume part twice: as
 tokens for its cross-attention and, with the time, in the vector that scales its features.
 """
 
@@ -54,19 +54,19 @@ class PetUNet(nn.Module):
         self.tissues = [list(indices) for indices in tissues]
         self.sizes = [(list(indices), float(typical)) for indices, typical in sizes]
         self.tracers, self.structures = tracers, structures
-        known = tokens * token_width + 2 + 2 * FREQUENCIES
-        self.embed = nn.Sequential(nn.Linear(known, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        conditions = tokens * token_width + 2 + 2 * FREQUENCIES
+        self.embed = nn.Sequential(nn.Linear(conditions, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.read = nn.Sequential(nn.Linear(token_width, width), nn.SiLU(), nn.Linear(width, width))
         self.volume = VolumeUNet(
             tracers + 1 + len(self.tissues), tracers, channels, blocks, unshuffle, embedding=width, tokens=width,
             maps=structures, norm="soft", refine=refine,
         )  # fmt: skip
-        seen = known + len(self.sizes) + structures * tracers
+        inputs = conditions + len(self.sizes) + structures * tracers
         last = nn.Linear(2 * width, 2 * tracers * structures)
         self.levels = nn.Sequential(
-            nn.Linear(seen, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(), last
+            nn.Linear(inputs, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(), last
         )
-        with torch.no_grad():  # no level, and a doubt well within its limits: beyond them it could never be learned
+        with torch.no_grad():  # no level, and a log sd well within its limits: beyond them it would have no gradient
             last.weight.zero_()
             last.bias.zero_()
             last.bias[tracers * structures :] = -3.0
@@ -75,17 +75,17 @@ class PetUNet(nn.Module):
     def forward(
         self, x: Tensor, y0: Tensor, eta: Tensor, quiet: Tensor, tokens: Tensor, maps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        known = torch.cat([_time(eta, quiet), tokens.flatten(1)], dim=1)
+        conditions = torch.cat([_time(eta, quiet), tokens.flatten(1)], dim=1)
         tissue = [maps[:, indices].sum(dim=1, keepdim=True) for indices in self.tissues]
-        image = self.volume(torch.cat([x, y0, *tissue], dim=1), self.embed(known), self.read(tokens), maps)
+        image = self.volume(torch.cat([x, y0, *tissue], dim=1), self.embed(conditions), self.read(tokens), maps)
         with torch.autocast(x.device.type, enabled=False):
-            found = self.levels(torch.cat([known, self._summary(x, maps)], dim=1))
-            level, log_sd = found.unflatten(1, (2, self.tracers, self.structures)).unbind(1)
+            level_and_log_sd = self.levels(torch.cat([conditions, self._summary(x, maps)], dim=1))
+            level, log_sd = level_and_log_sd.unflatten(1, (2, self.tracers, self.structures)).unbind(1)
             image = image.float() + torch.einsum("bcs,bs...->bc...", level, maps)
         return image, log_sd.clamp(*LOG_SD)
 
     def _summary(self, x: Tensor, maps: Tensor) -> Tensor:
-        """3 log (share / typical share) of ``sizes``, and the mean of each channel of x in each structure: (b, n)."""
+        """Return 3 log (share / typical share) of ``sizes``, and the mean of each channel of x by structure: (b, n)."""
         inside = maps.flatten(2)
         volume = inside.sum(dim=2)
         share = torch.stack([volume[:, indices].sum(dim=1) / typical for indices, typical in self.sizes], dim=1)
@@ -95,7 +95,7 @@ class PetUNet(nn.Module):
 
 
 def _time(eta: Tensor, quiet: Tensor) -> Tensor:
-    """(b, 2 + 2 FREQUENCIES): sqrt(eta), whether there is noise, sines and cosines of pi k sqrt(eta)."""
+    """Return sqrt(eta), ``quiet``, and sines and cosines of pi k sqrt(eta): (b, 2 + 2 FREQUENCIES)."""
     root = eta.sqrt()[:, None]
     angles = math.pi * root * torch.arange(1, FREQUENCIES + 1, device=eta.device)
     return torch.cat([root, quiet[:, None], angles.sin(), angles.cos()], dim=1)

@@ -4,9 +4,9 @@ Like in ``LocalUNet`` each voxel is normalised by its own channels, so that a ne
 same on a whole volume; a network that always sees the whole head, whatever its contrast, takes group statistics
 instead (``norm="group"``), and one whose output follows the input's brightness a norm that keeps it (``"soft"``).
 
-Everything that conditions it is optional: a vector (time, dose) enters by feature-wise scaling, tokens (covariates) by
-cross-attention with a residual at the deepest level, region maps by region-adaptive scale and shift (SPADE, Park et al.
-2019, with the norm above in place of batch norm). Dropout sits in the two deepest levels.
+Everything that conditions the network is optional: a vector (time, dose) enters by feature-wise scaling, tokens
+(covariates) by cross-attention with a residual at the deepest level, region maps by region-adaptive scale and shift
+(SPADE, Park et al. 2019, with the norm above in place of batch norm). Dropout sits in the two deepest levels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def depth_to_space(x: Tensor, r: int) -> Tensor:
 
 
 def _coordinates(x: Tensor) -> Tensor:
-    """Voxels from the centre along each axis over 32, as channels: (b, 3, k, j, i)."""
+    """Return the distance from the centre in voxels along each axis, over 32, as channels: (b, 3, k, j, i)."""
     axes = [torch.arange(n, device=x.device) - (n - 1) / 2 for n in x.shape[2:]]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij")) / 32
     return grid.to(x.dtype).expand(x.shape[0], -1, -1, -1, -1)
@@ -51,7 +51,7 @@ def _coordinates(x: Tensor) -> Tensor:
 class _VoxelNorm(nn.Module):
     """x / sqrt(mean over channels of x^2 + floor), at each voxel, with a learned gain per channel.
 
-    A floor of one keeps what a small one removes: how bright the voxel is.
+    A floor of one keeps the brightness of the voxel, which a small one removes.
     """
 
     def __init__(self, channels: int, floor: float = 1e-4) -> None:
@@ -75,7 +75,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 class _Conditions:
-    """What a block may be told: embedding (b, e) or None, maps (b, m, k, j, i) at the block's level or None."""
+    """Conditions of a block: embedding (b, e) or None, maps (b, m, k, j, i) at the block's level or None."""
 
     def __init__(self, embedding: Tensor | None, maps: Tensor | None) -> None:
         self.embedding = embedding
@@ -122,13 +122,13 @@ class _TokenAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         voxels = self.norm(x).flatten(2).transpose(1, 2)
-        found, _ = self.attend(voxels, tokens, tokens, need_weights=False)
-        changed: Tensor = found.transpose(1, 2).reshape(x.shape)
+        attended, _ = self.attend(voxels, tokens, tokens, need_weights=False)
+        changed: Tensor = attended.transpose(1, 2).reshape(x.shape)
         return x + changed
 
 
 class _Refinement(nn.Module):
-    """conv(silu(conv([h, x]))) on the full lattice."""
+    """conv(silu(conv([h, x]))) on the full grid."""
 
     def __init__(self, in_channels: int, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -136,21 +136,20 @@ class _Refinement(nn.Module):
         self.out = nn.Conv3d(2 * channels, out_channels, 3, padding=1)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        found: Tensor = self.out(functional.silu(self.mix(torch.cat([h, x.to(h.dtype)], dim=1))))
-        return found
+        output: Tensor = self.out(functional.silu(self.mix(torch.cat([h, x.to(h.dtype)], dim=1))))
+        return output
 
 
 class VolumeUNet(nn.Module):
     """float (b, in_channels, k, j, i) -> (b, out_channels, k, j, i); sizes must be multiples of ``stride``.
 
     ``channels``: width of each level; ``blocks``: residual blocks per level on the way down and again on the way up;
-    ``unshuffle``: 2 makes the first level work on half the lattice (space to depth), and ``refine`` channels of it then
+    ``unshuffle``: 2 makes the first level work on half the grid (space to depth), and ``refine`` channels of it then
     meet the input on the full one, so that edges lie where the image has them. ``coarsen``: how many times coarser than
-    the input's the output's lattice is, at most ``unshuffle``. ``embedding``, ``tokens`` and ``maps``:
-    sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel", "soft" or
-    "group".
-    ``coordinates``: the first level is told where it is, from the centre of the volume. ``recompute`` trades time for
-    memory in training.
+    the input's the output's grid is, at most ``unshuffle``. ``embedding``, ``tokens`` and ``maps``: sizes of the
+    conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel", "soft" or "group".
+    ``coordinates``: the first level takes its position, from the centre of the volume, as channels. ``recompute``
+    trades time for memory in training.
     """
 
     def __init__(
@@ -219,8 +218,8 @@ class VolumeUNet(nn.Module):
         for level, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
             skip, c = skips.pop()
             h = self._run(level, skip + depth_to_space(grow(h), 2), c)
-        found = depth_to_space(self.last(functional.silu(self.last_norm(h))), self.reshuffle)
-        return found if self.refine is None else self.refine(found, x)
+        output = depth_to_space(self.last(functional.silu(self.last_norm(h))), self.reshuffle)
+        return output if self.refine is None else self.refine(output, x)
 
     def _middle(self, h: Tensor, c: _Conditions, tokens: Tensor | None) -> Tensor:
         half = len(self.middle) // 2

@@ -53,7 +53,7 @@ TISSUE_TABLE: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class TissueParameters:
-    """``t1_ms``, ``t2_ms``, ``pd``, all of one shape: (classes,) in the order of ``TISSUES``; (classes, structures)
+    """T1, T2 and proton density, all of one shape: (classes,) in the order of ``TISSUES``; (classes, structures)
     where a tissue differs by region; or (k, j, i), maps of one subject."""
 
     t1_ms: Tensor
@@ -65,16 +65,16 @@ class TissueParameters:
         t1, t2, pd = torch.tensor([TISSUE_TABLE[name] for name in TISSUES]).T
         return TissueParameters(t1, t2, pd)
 
-    def randomised(self, generator: torch.Generator, spread: float = 0.12) -> TissueParameters:
-        """Every value times exp(spread * N(0, 1)); T1 of all classes also by one factor for the field strength."""
+    def randomise(self, generator: torch.Generator, spread: float = 0.12) -> TissueParameters:
+        """Multiply every value by exp(spread * N(0, 1)), and all T1 also by one factor for the field strength."""
         field = float(torch.empty(1).uniform_(0.35, 1.1, generator=generator))
         draw = torch.randn((3, len(self.pd)), generator=generator).mul(spread).exp()
         return TissueParameters(self.t1_ms * field * draw[0], self.t2_ms * draw[1], (self.pd * draw[2]).clamp(max=1.1))
 
-    def regional(
+    def draw_regional(
         self, generator: torch.Generator, structures: int, *, subject_spread: float = 0.08, region_spread: float = 0.03
     ) -> TissueParameters:
-        """One subject's values by tissue and structure, each (classes, structures), on the generator's device.
+        """Draw one subject's values by tissue and structure, each (classes, structures), on the generator's device.
 
         T1, T2 and PD of (classes,) times exp(subject_spread N(0, 1)), one draw for all tissues (field, temperature, age
         move them together), times exp(region_spread N(0, 1)) per tissue and again per region of it; fluid is the same

@@ -1,7 +1,7 @@
 """The clinical sequences with their protocols at 3 T: MPRAGE, T2w, PD, FLAIR and double inversion recovery.
 
 A sequence is a frozen value with the scanner's times; ``signal`` gives the signed signal of tissue (equations: ``mr``).
-FLAIR and DIR come with the inversion times that null what they are meant to null.
+FLAIR and DIR come with the inversion times that null their tissues.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ DIR_TR_MS, DIR_TE_MS = 7500.0, 120.0
 
 
 class Sequence(Protocol):
-    """What turns tissue into signal."""
+    """A pulse sequence with its protocol, which turns tissue parameters into signal."""
 
     def signal(self, p: mr.TissueParameters) -> Tensor:
-        """Signed signal as a fraction of the equilibrium magnetisation, of the shape of ``p``."""
+        """Return the signed signal as a fraction of the equilibrium magnetisation, of the shape of ``p``."""
         ...
 
 
@@ -80,12 +80,12 @@ class Dir:
 
     @staticmethod
     def nulling(tr_ms: float, white_matter_t1_ms: float, csf_t1_ms: float = CSF_T1_MS, te_ms: float = 120.0) -> Dir:
-        """The DIR that nulls this white matter and CSF."""
+        """Return the DIR that nulls this white matter and CSF."""
         return Dir(tr_ms, *dir_nulls(tr_ms, white_matter_t1_ms, csf_t1_ms), te_ms)
 
 
 def flair_null(tr_ms: float, t1_ms: float = CSF_T1_MS, train_ms: float = 600.0) -> float:
-    """Inversion time in ms that nulls tissue of ``t1_ms``: T1 ln(2 / (1 + exp(-(TR - train) / T1)))."""
+    """Return the inversion time in ms that nulls tissue of ``t1_ms``: T1 ln(2 / (1 + exp(-(TR - train) / T1)))."""
     return t1_ms * math.log(2 / (1 + math.exp(-(tr_ms - train_ms) / t1_ms)))
 
 
@@ -95,7 +95,7 @@ def dir_nulls(
     csf_t1_ms: float = CSF_T1_MS,
     train_ms: float = 600.0,
 ) -> tuple[float, float]:
-    """TI1 and TI2 in ms that null white matter and CSF together.
+    """Return TI1 and TI2 in ms that null white matter and CSF together.
 
     For a given TI2 the CSF's null gives TI1 in closed form; TI2 is the root of the white matter's signal by bisection.
     """

@@ -37,6 +37,6 @@ _TISSUE_OF_STRUCTURE = {
 
 
 def tissue_of(structure: str) -> int:
-    """Tissue class of a structure of ``model_zoo.structures``, by its name; regions of the cortex are cortex."""
+    """Return the tissue class of a structure of ``model_zoo.structures`` by name; cortical regions are cortex."""
     name = _TISSUE_OF_STRUCTURE.get(structure, structure)
     return list(TISSUES).index(name if name in TISSUES else "cortex")

@@ -1,12 +1,12 @@
-"""What each tracer binds to, where, and how that grows with the disease: one table with a citation in every cell.
+"""Binding of each tracer by region and its growth with the disease: one table with a citation in every cell.
 
 Values are standardised uptake value ratios (SUVR, dimensionless) to the tracer's reference region. A row holds one cell
 per knot of the tracer's state (amyloid load in Centiloid, tau stage after Braak, neurodegeneration 0 to 1) and is
 linear between knots and beyond them. Few cells are anchored in published numbers; ``ASSUMED`` marks the others, which a
 site should treat as configuration.
 
-Beside the structures of ``model_zoo.structures`` there are three regions: "choroid plexus" (in the lateral ventricles),
-"meninges" (the outermost csf) and "extracerebral" (bone, muscle, fat, skin, eyes); air has none.
+The table has three regions beside the structures of ``model_zoo.structures``: "choroid plexus" (in the lateral
+ventricles), "meninges" (the outermost csf) and "extracerebral" (bone, muscle, fat, skin, eyes); air has none.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ COMPOSITES: dict[str, dict[str, float]] = {
     "tau": {"parahippocampal cortex": 0.15, "amygdala": 0.05, "temporal cortex": 0.80},
     "metabolism": {"parietal cortex": 0.35, "precuneus": 0.10, "cingulate cortex": 0.15, "temporal cortex": 0.40},
 }
-"""Target regions of the one number per scan, with their nominal shares of its volume: Centiloid-like neocortex,
+"""Target regions of the composite, with their nominal shares of its volume: Centiloid-like neocortex,
 temporal meta-region, metabolic signature."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """SUVR of a region at a knot, its sd between subjects in the same state, and where the number is from."""
+    """SUVR of a region at a knot, its sd between subjects in the same state, and the source of the number."""
 
     suvr: float
     sd: float
@@ -72,7 +72,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Tracer:
-    """``target``: amyloid, tau or metabolism; ``knots``: states, in ``state_unit``, at which ``table`` has cells.
+    """A tracer and its table of uptake.
+
+    ``target``: amyloid, tau or metabolism; ``knots``: states, in ``state_unit``, at which ``table`` has cells.
 
     ``scale``: the fixed number by which an SUVR image is divided for the networks. ``reference``: structures whose
     mean defines SUVR 1. ``meninges_probability``: share of subjects whose meninges bind at all. ``measured``: the table
@@ -272,13 +274,13 @@ _CENTILOID = {"PiB": (100 / _PIB_SPAN, -100 * _PIB_INTERCEPT / _PIB_SPAN), "flor
 
 
 def centiloid(tracer: str, suvr: float) -> float:
-    """Centiloid of a neocortical SUVR (reference: whole cerebellum). Raises KeyError for a tracer without a scale."""
+    """Return the Centiloid of a neocortical SUVR (reference: whole cerebellum). Raises KeyError without a scale."""
     slope, intercept = _CENTILOID[tracer]
     return slope * suvr + intercept
 
 
 def centiloid_to_suvr(tracer: str, cl: float) -> float:
-    """The neocortical SUVR of an amyloid load in Centiloid: inverse of :func:`centiloid`."""
+    """Return the neocortical SUVR of an amyloid load in Centiloid: inverse of :func:`centiloid`."""
     slope, intercept = _CENTILOID[tracer]
     return (cl - intercept) / slope
 
@@ -288,7 +290,7 @@ def _mean(rows: Rows, target: str, knot: int) -> float:
 
 
 def _amyloid_knots(name: str, rows: Rows) -> tuple[float, ...]:
-    """The loads at which a table's neocortex is what it says, so that composite and Centiloid scale agree exactly."""
+    """Return the loads that belong to a table's neocortex, so that composite and Centiloid scale agree exactly."""
     return tuple(centiloid(name, _mean(rows, "amyloid", knot)) for knot in range(2))
 
 
@@ -320,35 +322,36 @@ TRACERS: dict[str, Tracer] = {
         ),
     )
 }  # fmt: skip
-"""Florbetapir is divided by 3 as PiB is; flortaucipir by 4, MK-6240 by 6: no typical scan then exceeds one."""
+"""Tracers by name. Scales are 3 for FDG, florbetapir and PiB, 4 for flortaucipir, 6 for MK-6240: typical scans stay
+below one."""
 
 
 def uptake(tracer: Tracer, state: Tensor | float) -> Tensor:
-    """SUVR (..., regions) in the order of ``REGIONS`` for states (...): linear between the knots and beyond them."""
+    """Return the SUVR (..., regions) in the order of ``REGIONS`` for states (...): linear between knots and beyond."""
     return _between_knots(tracer, state, _cells(tracer)).clamp_min(0.0)
 
 
 def uptake_sd(tracer: Tracer) -> Tensor:
-    """Between-subject sd (regions,) of the SUVR in one state."""
+    """Return the between-subject sd (regions,) of the SUVR in one state."""
     return torch.tensor([tracer.table[region][0].sd for region in REGIONS])
 
 
 def composite(tracer: Tracer, state: Tensor | float) -> Tensor:
-    """The one number of a scan, as the latent state implies it: mean SUVR (...) of the target's composite regions.
+    """Return the mean SUVR (...) of the target's composite regions that the latent state implies.
 
-    For amyloid tracers it is the neocortical SUVR whose Centiloid is ``state``.
+    For amyloid tracers this is the neocortical SUVR whose Centiloid is ``state``.
     """
     shares = torch.tensor([COMPOSITES[tracer.target].get(region, 0.0) for region in REGIONS])
     return _between_knots(tracer, state, _cells(tracer) @ shares[:, None])[..., 0]
 
 
 def _cells(tracer: Tracer) -> Tensor:
-    """SUVR (knots, regions) of the table."""
+    """Return the SUVR (knots, regions) of the table."""
     return torch.tensor([[cell.suvr for cell in tracer.table[region]] for region in REGIONS]).T
 
 
 def _between_knots(tracer: Tracer, state: Tensor | float, values: Tensor) -> Tensor:
-    """``values`` (knots, n) at states (...): (..., n)."""
+    """Interpolate ``values`` (knots, n) at states (...): (..., n)."""
     s = torch.as_tensor(state, dtype=torch.float32)
     knots = torch.tensor(tracer.knots)
     at = torch.searchsorted(knots[1:-1].contiguous(), s.contiguous())

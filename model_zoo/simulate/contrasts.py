@@ -23,7 +23,7 @@ def random_contrast(generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> float:
         return float(torch.empty(1).uniform_(low, high, generator=generator))
 
-    p = TissueParameters.table().randomised(generator)
+    p = TissueParameters.table().randomise(generator)
     kind = int(torch.randint(6, (1,), generator=generator))
     if kind == 0:
         signal = spgr(p, uniform(6, 300), uniform(2, 15), math.radians(uniform(6, 80)))

@@ -100,7 +100,7 @@ def draw_examination(generator: torch.Generator) -> Examination:
     if uniform(generator, 0, 1) < 0.7:
         for values, factor in zip((p.t1_ms, p.t2_ms, p.pd), NAWM, strict=True):
             values[white] *= factor
-    p = p.regional(generator, COUNT + 1)
+    p = p.draw_regional(generator, COUNT + 1)
     at = white, number("cerebral white matter")
     dir_ = Dir.nulling(DIR_TR_MS, float(p.t1_ms[at]), float(p.t1_ms[csf].mean()), DIR_TE_MS)
     spin_echo = uniform(generator, 0, 1) < 0.2

@@ -32,7 +32,7 @@ from model_zoo import pet_synthesis, residual_shift
 from model_zoo.networks.pet_unet import PetUNet
 from model_zoo.pet_synthesis import COVARIATES, TARGETS, Conditions, Covariates
 from model_zoo.physics.mr import TissueParameters, look_up
-from model_zoo.physics.suvr import suvr
+from model_zoo.physics.suvr import compute_suvr
 from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate import acquisition
 from model_zoo.simulate.contrasts import random_sequence
@@ -114,12 +114,18 @@ class Subject:
     @property
     def x0(self) -> Tensor:
         """PET over its tracers' scales, within the skull: the network's target (2, k, j, i)."""
-        return self.pet / torch.tensor(pet_synthesis.scales(self.covariates))[:, None, None, None] * self.maps.sum(0)
+        return (
+            self.pet / torch.tensor(pet_synthesis.suvr_scales(self.covariates))[:, None, None, None] * self.maps.sum(0)
+        )
 
 
 def make_network(c: Configuration) -> nn.Module:
     return PetUNet(
-        pet_synthesis.tissue_indices(), pet_synthesis.sizes(), channels=c.channels, blocks=c.blocks, unshuffle=UNSHUFFLE
+        pet_synthesis.tissue_indices(),
+        pet_synthesis.size_indices(),
+        channels=c.channels,
+        blocks=c.blocks,
+        unshuffle=UNSHUFFLE,
     )
 
 
@@ -163,14 +169,14 @@ def _draw_tracers(generator: torch.Generator) -> tuple[str, str]:
 
 def _render_t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
     """Render y0: MPRAGE by its equation with the subject's own tissue, fine, then averaged, biased, noisy, scaled."""
-    p = TissueParameters.table().regional(generator, COUNT + 1)
+    p = TissueParameters.table().draw_regional(generator, COUNT + 1)
     signal = look_up(random_sequence("mprage", generator).signal(p).abs(), head.tissue, head.structure)
     image = functional.avg_pool3d(signal[None, None], SHRINK)[0, 0]
     shape = (image.shape[0], image.shape[1], image.shape[2])
     image = image * acquisition.bias(shape, acquisition.log_uniform(generator, 0.02, 0.2), generator)
     level = float(image.mean()) * acquisition.log_uniform(generator, 0.01, 0.06)
     image = acquisition.add_rician_noise(image, level, generator)
-    return pet_synthesis.t1w_scaled(image, maps.sum(0) > 0.5)
+    return pet_synthesis.scale_t1w(image, maps.sum(0) > 0.5)
 
 
 def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
@@ -207,7 +213,7 @@ def _make_item(subject: Subject) -> dict[str, Tensor]:
         "x0": subject.x0,
         "known": torch.ones(len(TARGETS)),
         "y0": subject.y0[None],
-        "tokens": pet_synthesis.tokens(subject.covariates),
+        "tokens": pet_synthesis.covariate_tokens(subject.covariates),
         "maps": subject.maps,
     }
 
@@ -263,15 +269,21 @@ def _read_cohort_item(c: Configuration, cohort: Cohort, generator: torch.Generat
     covariates = _read_covariates(row)
     x0, known = torch.zeros(len(TARGETS), *c.shape), torch.zeros(len(TARGETS))
     names = covariates.amyloid_tracer, covariates.tau_tracer
-    for at, (target, name, scale) in enumerate(zip(TARGETS, names, pet_synthesis.scales(covariates), strict=True)):
+    for at, (target, name, scale) in enumerate(zip(TARGETS, names, pet_synthesis.suvr_scales(covariates), strict=True)):
         if target in row.images and name is not None:
             pet = _average_blocks(_crop_or_pad(cohort.read_volume(row, target, fine).values, box))
-            reference = suvr(pet, majority(_crop_or_pad(structure, box), SHRINK), TRACERS[name]).reference
+            reference = compute_suvr(pet, majority(_crop_or_pad(structure, box), SHRINK), TRACERS[name]).reference
             x0[at], known[at] = pet / reference / scale * maps.sum(0), 1.0
-    t1w = pet_synthesis.t1w_scaled(
+    t1w = pet_synthesis.scale_t1w(
         _average_blocks(_crop_or_pad(cohort.read_volume(row, "t1w", fine).values, box)), maps.sum(0) > 0.5
     )
-    return {"x0": x0, "known": known, "y0": t1w[None], "tokens": pet_synthesis.tokens(covariates), "maps": maps}
+    return {
+        "x0": x0,
+        "known": known,
+        "y0": t1w[None],
+        "tokens": pet_synthesis.covariate_tokens(covariates),
+        "maps": maps,
+    }
 
 
 def _read_covariates(row: Row) -> Covariates:
@@ -315,7 +327,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
     for index in range(3 if source.phantom else 6):
         batch = draw_batch(replace(c, batch=min(c.batch, 2)), source, seeded(c.seed, 10**9, index))
         batch = {name: value.to(device) for name, value in batch.items()}
-        residual = pet_synthesis.expected(network, select_conditions(batch)) - batch["x0"]
+        residual = pet_synthesis.predict_mean(network, select_conditions(batch)) - batch["x0"]
         inside = batch["maps"].sum(dim=1)
         for at, target in enumerate(TARGETS):
             error = (inside * residual[:, at].square()).sum() / inside.sum()
@@ -332,7 +344,7 @@ def describe_inference(c: Configuration) -> dict[str, Any]:
         "network_def": {
             "_target_": "model_zoo.networks.pet_unet.PetUNet",
             "tissues": pet_synthesis.tissue_indices(),
-            "sizes": pet_synthesis.sizes(),
+            "sizes": pet_synthesis.size_indices(),
             "channels": list(c.channels),
             "blocks": c.blocks,
             "unshuffle": UNSHUFFLE,

@@ -11,7 +11,7 @@ network serves both inputs. Loss (model specification 1.3, without its errors an
 M is the lesion mask, each lesion over the root of its volume, so that a small one is not lost beside a large one; its
 term is divided by its sum, so a patient's lesion load does not set its weight. b is learned on the detached residual:
 it describes the error and does not excuse it. The network gets the brightness of the tissues of the whole examination
-(``synthetic_dir.levels``): no patch alone shows the protocol.
+(``synthetic_dir.tissue_levels``): no patch alone shows the protocol.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from model_zoo.synthetic_dir import (
     CHANNELS,
     CLIP,
     EMBEDDING,
-    decoded,
-    first_guess,
-    inputs,
-    levels,
+    compute_first_guess,
+    decode,
     log_maps,
-    prepared,
-    scaled,
+    prepare,
+    scale,
+    stack_inputs,
+    tissue_levels,
     white_matter_level,
 )
 from model_zoo.training import recipe
@@ -185,13 +185,13 @@ def _make_examination(source: Source, c: Configuration, which: int) -> _Prepared
 
 def _prepare(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> dict[str, Tensor]:
     """Prepare a whole examination as the pipeline does, with the guess from FLAIR alone in addition."""
-    flair = prepared(flair, structure, SPACING_MM)
-    volumes = {"flair": flair, "guess_alone": first_guess(flair, None, structure)}
-    volumes["levels_alone"] = levels(flair, None, structure)
+    flair = prepare(flair, structure, SPACING_MM)
+    volumes = {"flair": flair, "guess_alone": compute_first_guess(flair, None, structure)}
+    volumes["levels_alone"] = tissue_levels(flair, None, structure)
     if t1w is not None:
-        volumes["t1w"] = prepared(t1w, structure, SPACING_MM)
-        volumes["guess"] = first_guess(flair, volumes["t1w"], structure)
-        volumes["levels"] = levels(flair, volumes["t1w"], structure)
+        volumes["t1w"] = prepare(t1w, structure, SPACING_MM)
+        volumes["guess"] = compute_first_guess(flair, volumes["t1w"], structure)
+        volumes["levels"] = tissue_levels(flair, volumes["t1w"], structure)
     return volumes
 
 
@@ -219,7 +219,7 @@ def _make_item(c: Configuration, cut: dict[str, Tensor], generator: torch.Genera
     second, kind = (None, "_alone") if alone else (cut["t1w"], "")
     guess = cut[f"guess{kind}"]
     item = {
-        "input": inputs(cut["flair"][None], None if second is None else second[None], guess[None])[0],
+        "input": stack_inputs(cut["flair"][None], None if second is None else second[None], guess[None])[0],
         "dir": cut["dir"][None],
         "maps": cut["maps"],
         "lesion": cut["lesion"][None],
@@ -258,7 +258,7 @@ def _draw_measured(c: Configuration, cohort: Cohort, generator: torch.Generator)
     structure = read("structures").round().to(torch.uint8)
     volumes = _prepare(read("flair"), read("t1w") if "t1w" in row.images else None, structure)
     dir_level = white_matter_level(read("dir"), torch.isin(structure, torch.tensor(CORTEX, dtype=torch.uint8)))
-    volumes |= {"dir": scaled(read("dir"), dir_level), "brain": (structure > 0).float()}
+    volumes |= {"dir": scale(read("dir"), dir_level), "brain": (structure > 0).float()}
     volumes["lesion"] = (
         (read("lesions") > 0.5).float() if "lesions" in row.images else torch.zeros_like(volumes["flair"])
     )
@@ -280,7 +280,7 @@ def _pad(x: Tensor, size: int) -> Tensor:
 
 def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """Return the sum in the module's docstring."""
-    out = decoded(network(batch["input"], batch["levels"]), batch["input"])
+    out = decode(network(batch["input"], batch["levels"]), batch["input"])
     target, weight, lesion = batch["dir"], batch["weight"], batch["emphasis"]
     residual = (target - out.dir).abs()
     b = out.log_b.exp()
@@ -304,7 +304,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
             with torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False):
                 batch = {k: v.to(device) for k, v in draw_batch(examined, source, seeded(c.seed, 10**9, n)).items()}
             brain, lesion = batch["weight"] > 0.5, batch["lesion"] > 0.5
-            out = decoded(network(batch["input"], batch["levels"]), batch["input"])
+            out = decode(network(batch["input"], batch["levels"]), batch["input"])
             scores.setdefault(f"{name}mae", []).append(similarity.mean_absolute_error(out.dir, batch["dir"], brain))
             if bool(lesion.any()):
                 worst = similarity.mean_absolute_error(out.dir, batch["dir"], lesion)
