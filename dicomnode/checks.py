@@ -146,7 +146,7 @@ def _check_trusted_keys(models: ModelsConfig) -> str:
     from model_zoo import signing
 
     for file in models.trusted_keys:
-        signing.read_key(file)
+        signing.read_public_key(file)
     return f"{len(models.trusted_keys)} keys read"
 
 

@@ -238,7 +238,7 @@ def adapt(
     while step < settings.steps and tasks and checks_without_improvement < PATIENCE:
         for _ in range(min(settings.check_every, settings.steps - step)):
             task_index = int(torch.randint(len(tasks), (1,), generator=generator))
-            _step(D, tasks[task_index], optimiser)
+            _train_step(D, tasks[task_index], optimiser)
             step += 1
         with torch.no_grad():
             current = float(held_out.misfit(available.reconstruct(D)))
@@ -281,7 +281,7 @@ def _tasks_along_diffusion(D: samplers.Denoiser, inputs: _Data, targets: _Data) 
     return tasks
 
 
-def _step(D: samplers.Denoiser, task: _PredictionTask, optimiser: torch.optim.Optimizer) -> None:
+def _train_step(D: samplers.Denoiser, task: _PredictionTask, optimiser: torch.optim.Optimizer) -> None:
     with torch.enable_grad():
         loss = task.loss(D)
         optimiser.zero_grad(set_to_none=True)

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 CRANIUM_MM = 120.0
-"""From the vertex down: where the head is widest, and no neck."""
+"""Extent of the cranium from the vertex down, without the neck: the head is widest there."""
 VERTEX_TO_MIDDLE_MM = 82.0
 """Distance from the skin at the vertex to the centre of the brain's box."""
 CENTRED_MM = 6.0

@@ -75,7 +75,7 @@ def estimate_bias_field(
     ``structure``: numbers of ``model_zoo.structures`` on the same isotropic voxels; fluid has no weight. With fewer
     than ``FEWEST_VOXELS`` voxels to fit, the field is 1.
     """
-    index, structures = _interior(image, structure, max(1, round(STEP_MM / spacing_mm)))
+    index, structures = _interior_voxels(image, structure, max(1, round(STEP_MM / spacing_mm)))
     if len(structures) < FEWEST_VOXELS:
         return torch.ones_like(image)
     basis = CosineBasis.over(tuple(image.shape), spacing_mm, wavelength_mm, image.device)
@@ -85,7 +85,7 @@ def estimate_bias_field(
     penalty = torch.cat([DAMPING * (basis.penalty() + 1e-3), torch.full((len(present),), 1e-9)]).to(A)
     residual, coefficients = y, A.new_zeros(A.shape[1])
     for n in range(ROUNDS):
-        medians, sd = _spread(residual, column, len(present))
+        medians, sd = _median_and_sd(residual, column, len(present))
         z = (residual - medians[column]) / sd[column]
         weight = ((z.abs() < 1) if n == 0 else (1 - (z / CUT) ** 2).clamp(min=0) ** 2) / sd[column] ** 2
         normal = (A * weight[:, None]).T @ A + weight.sum() * torch.diag(penalty)
@@ -94,7 +94,7 @@ def estimate_bias_field(
     return basis.sum(coefficients[: B.shape[1]]).clamp(-LARGEST, LARGEST).exp().to(image.dtype)
 
 
-def _interior(image: Tensor, structure: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _interior_voxels(image: Tensor, structure: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Return index and structure of every ``step``-th voxel with signal within one solid structure.
 
     Its six neighbours belong to the same structure.
@@ -111,7 +111,7 @@ def _interior(image: Tensor, structure: Tensor, step: int) -> tuple[Tensor, Tens
     return index[:, is_interior], own[is_interior]
 
 
-def _spread(values: Tensor, column: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _median_and_sd(values: Tensor, column: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return median and robust standard deviation of each structure."""
     medians, sd = values.new_zeros(count), values.new_ones(count)
     for n in range(count):

@@ -23,8 +23,8 @@ _SMALL = (1_000, 1_000_000)
 
 
 @contextmanager
-def limit_network_size(called: str, weights: Path) -> Iterator[None]:
-    """Raise BundleError as soon as what this thread builds has several times the tensors or values of the weights."""
+def limit_network_size(label: str, weights: Path) -> Iterator[None]:
+    """Raise BundleError when a network built by this thread has several times the tensors or values of the weights."""
     from safetensors import safe_open
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -39,7 +39,7 @@ def limit_network_size(called: str, weights: Path) -> Iterator[None]:
         counts[0] += 1
         counts[1] += parameter.numel()
         if counts[0] > limits[0] or counts[1] > limits[1]:
-            raise BundleError(f"{called}: network_def asks for a network several times as large as its weights")
+            raise BundleError(f"{label}: network_def asks for a network several times as large as its weights")
 
     hook = register_module_parameter_registration_hook(count)
     try:

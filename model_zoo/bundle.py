@@ -39,8 +39,8 @@ class Model:
     """A verified bundle with its network on a device, in evaluation mode, without gradients.
 
     ``settings``: ``inference.json`` without ``network_def``. ``bf16``: run the denoiser's network in bfloat16.
-    ``helpers``: further models that its pipeline uses, by bundle. ``trusted_code``: the site has allowed what its
-    configuration evaluates.
+    ``helpers``: further models that its pipeline uses, by bundle. ``trusted_code``: the site has allowed the
+    expressions of its configuration.
     """
 
     name: str

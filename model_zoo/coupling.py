@@ -95,12 +95,12 @@ class CoupledCorrection:
         D, rho = self.D, self.rho
         z = D(x0_hat) if self._z is None else self._z
         w = torch.zeros_like(z) if self._price is None else self._price * (r2 / rho)
-        right = x0_hat + gamma * self._AHy() + rho * D.H(z - w)
+        right_side = x0_hat + gamma * self._AHy() + rho * D.H(z - w)
 
         def H(x: Tensor) -> Tensor:
             return (x[0] + gamma * self._normal(x[0]) + rho * D.H(D(x[0])))[None]
 
-        x = cg(H, right[None], x0_hat[None], iterations=self.iterations)[0]
+        x = cg(H, right_side[None], x0_hat[None], iterations=self.iterations)[0]
         self._z = soft(D(x) + w, self.weight * r2 / rho)
         self._price = (w + D(x) - self._z) * (rho / r2)
         return x

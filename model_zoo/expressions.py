@@ -12,7 +12,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-__all__ = ["REFERENCE", "find_violation", "references"]
+__all__ = ["REFERENCE", "find_references", "find_violation"]
 
 REFERENCE = re.compile(r"@(?:\w*)(?:::\w*)*")
 """MONAI's pattern of a reference to another part of the configuration."""
@@ -58,7 +58,7 @@ _METHODS = frozenset({
 })  # fmt: skip
 
 
-def references(text: str) -> list[str]:
+def find_references(text: str) -> list[str]:
     """Return the ids to which a string refers: all those in an expression, or the one that the string is."""
     text = _normalise(text)
     return [match[1:] for match in REFERENCE.findall(text) if text.startswith("$") or text == match]

@@ -21,7 +21,7 @@ from model_zoo import monai_rules, plain_values, registry, signing, state_dicts,
 from model_zoo.bundle import BundleError, BundleFacts, weights_digest
 from model_zoo.registry import MANIFEST, WEIGHTS
 
-__all__ = ["Policy", "StagedBundle", "remove", "stage"]
+__all__ = ["Policy", "StagedBundle", "remove_bundle", "stage_bundle"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,31}")
@@ -75,27 +75,29 @@ class StagedBundle:
 
 
 @contextmanager
-def stage(source: Path, root: Path, policy: Policy) -> Iterator[StagedBundle]:
+def stage_bundle(source: Path, root: Path, policy: Policy) -> Iterator[StagedBundle]:
     """Yield the bundle at ``source``, checked, in a temporary folder. Raises BundleError with the reason."""
     root.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".incoming-", dir=root))
     try:
-        unpacking.copy(source, work / "as-it-came", max_bytes=policy.max_bytes)
-        signed_by = signing.check(work / "as-it-came", policy.trusted, required=policy.require_signature)
+        unpacking.copy_bundle(source, work / "as-it-came", max_bytes=policy.max_bytes)
+        signed_by = signing.check_signature(work / "as-it-came", policy.trusted, required=policy.require_signature)
         converted_from = _arrange(work / "as-it-came", work / "bundle", unpacking.bundle_name(source))
         facts = registry.read_facts(work / "bundle")
         _check_new(facts, root)
         registry.verify(facts)
         trusted_code = policy.trusts(facts)
         if not trusted_code:
-            called = f"{facts.name}@{facts.version}"
-            monai_rules.check(called, registry.read_definition(facts)[1], monai_rules.configuration_digest(facts.path))
+            label = f"{facts.name}@{facts.version}"
+            monai_rules.check_configuration(
+                label, registry.read_definition(facts)[1], monai_rules.configuration_digest(facts.path)
+            )
         yield StagedBundle(facts, signed_by, converted_from, root, trusted_code)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def remove(facts: BundleFacts, root: Path) -> None:
+def remove_bundle(facts: BundleFacts, root: Path) -> None:
     """Remove an installed bundle by one rename; a job that has loaded the bundle is not affected."""
     if not facts.path.is_relative_to(root):
         raise BundleError(f"{facts.name}@{facts.version} came with the program: only installed bundles are removed")
@@ -132,7 +134,7 @@ def _install_weights(source: Path, target: Path) -> str:
         return ""
     for name in ("model.pt", "model.pth", "model.ts"):
         if (path := source / "models" / name).is_file():
-            state_dicts.convert(path, target / WEIGHTS)
+            state_dicts.convert_to_safetensors(path, target / WEIGHTS)
             return f"models/{name}"
     raise BundleError("the bundle holds no weights: neither models/model.safetensors nor models/model.pt")
 

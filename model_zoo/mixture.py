@@ -1,10 +1,10 @@
 """A Gaussian mixture fitted to an image, whose prior is a network's class probabilities for the same image.
 
 p(class | y, place) ~ p_network(class | place)^a [ N(y / f(place); mu_g, sd_g) + outlier ], where g is the class's group
-of like intensity and f a smooth multiplicative field. The image itself says how bright each tissue is, whatever its
-contrast, and edges lie where it has them; the network says to which structure a tissue belongs. After Van Leemput
+of like intensity and f a smooth multiplicative field. The image itself determines the brightness of each tissue,
+whatever its contrast, and the edges; the network determines the structure to which a tissue belongs. After Van Leemput
 et al., IEEE Trans. Med. Imaging 18, 1999 (mixture and field), and Puonti et al., NeuroImage 143, 2016 (groups of
-structures). The outlier density keeps lesions, which look like nothing around them, with what the network says.
+structures). The outlier density leaves lesions, whose intensity fits no group, to the network's probabilities.
 """
 
 from __future__ import annotations

@@ -38,29 +38,29 @@ class Steps:
 
 def build_model_steps(model: Model) -> Steps:
     """Build the steps of a loaded model. Raises BundleError where they are unknown or do not fit, or without MONAI."""
-    called = f"{model.name}@{model.version}"
-    return build_steps(called, model.settings, model.device, trusted=model.trusted_code)
+    label = f"{model.name}@{model.version}"
+    return build_steps(label, model.settings, model.device, trusted=model.trusted_code)
 
 
-def build_steps(called: str, settings: Mapping[str, Any], device: str, *, trusted: bool) -> Steps:
+def build_steps(label: str, settings: Mapping[str, Any], device: str, *, trusted: bool) -> Steps:
     """Build the steps of the configuration ``settings``, on ``device`` whatever device the bundle names."""
     if "inferer" not in settings:
-        raise BundleError(f"{called}: {monai_rules.INFERENCE} has no inferer: it does not say how to come to a result")
+        raise BundleError(f"{label}: {monai_rules.INFERENCE} has no inferer: it does not say how to come to a result")
     if not trusted and (violation := monai_rules.find_violation(settings)):
-        raise BundleError(f"{called}: {monai_rules.INFERENCE}: {violation}")
+        raise BundleError(f"{label}: {monai_rules.INFERENCE}: {violation}")
     try:
         from monai.bundle import ConfigParser
     except ModuleNotFoundError:
-        raise BundleError(f"{called} {WITHOUT_MONAI}") from None
+        raise BundleError(f"{label} {WITHOUT_MONAI}") from None
     content = monai_rules.prepare_for_parser(settings, trusted=trusted) | {"device": f"$torch.device('{device}')"}
     try:
-        with offline(called), suppress_warnings():
+        with offline(label), suppress_warnings():
             parser = ConfigParser(content)
             parts = {root: parser.get_parsed_content(root) for root in monai_rules.ROOTS if root in content}
     except BundleError:
         raise
     except Exception as error:  # MONAI's classes raise anything for arguments that they do not take
-        raise BundleError(f"{called}: {monai_rules.INFERENCE} cannot be used ({innermost_reason(error)})") from None
+        raise BundleError(f"{label}: {monai_rules.INFERENCE} cannot be used ({innermost_reason(error)})") from None
     preprocessing, postprocessing = parts.get("preprocessing"), parts.get("postprocessing")
     return Steps(
         preprocessing or dict,

@@ -2,9 +2,9 @@
 
 These parts are ``preprocessing``, ``inferer`` and ``postprocessing`` with all that they refer to, never data sets,
 evaluators, ``imports`` or ``run``. Transforms that read or write files are replaced by one that does nothing: arrays
-come from the node and go back to it. What remains may name, as ``_target_``, the transforms and inferers of MONAI that
-are listed here, and evaluate expressions that pass ``expressions``. Anything else is code of the bundle's own, which a
-site allows by the digest of the configuration, or not at all.
+come from the node and go back to it. The remaining parts may name, as ``_target_``, the transforms and inferers of
+MONAI that are listed here, and evaluate expressions that pass ``expressions``. Anything else is code of the bundle's
+own, which a site allows by the digest of the configuration, or not at all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model_zoo.bundle import BundleError, weights_digest
 __all__ = [
     "INFERENCE",
     "ROOTS",
-    "check",
+    "check_configuration",
     "collect_references",
     "configuration_digest",
     "disable_downloads",
@@ -93,11 +93,11 @@ def is_too_large(parts: Mapping[str, Any]) -> bool:
     """Return whether the parts are too many, or hold too many values when all references are written out."""
     if len(parts) > _MOST_PARTS:
         return True
-    own = {name: sum(1 for _ in _strings(part)) + 1 for name, part in parts.items()}
+    own_sizes = {name: sum(1 for _ in _strings(part)) + 1 for name, part in parts.items()}
     references = {name: _referenced_names(part) for name, part in parts.items()}
-    sizes = dict(own)
+    sizes = dict(own_sizes)
     for _ in parts:  # the longest path from one part to another passes each at most once
-        sizes = {name: own[name] + sum(sizes.get(other, 0) for other in references[name]) for name in parts}
+        sizes = {name: own_sizes[name] + sum(sizes.get(other, 0) for other in references[name]) for name in parts}
         if max(sizes.values()) > _MOST_VALUES:
             return True
     return False
@@ -125,12 +125,12 @@ def prepare_for_parser(settings: Mapping[str, Any], *, trusted: bool) -> dict[st
     return content
 
 
-def check(called: str, settings: Mapping[str, Any], digest_of_configuration: str) -> None:
+def check_configuration(label: str, settings: Mapping[str, Any], digest_of_configuration: str) -> None:
     """Raise BundleError with the key and its value, unless everything that is used is known."""
     if violation := find_violation(settings):
-        name = called.partition("@")[0]
+        name = label.partition("@")[0]
         raise BundleError(
-            f"{called}: {INFERENCE}: {violation}. This node evaluates no code of a bundle unless its site has read and "
+            f"{label}: {INFERENCE}: {violation}. This node evaluates no code of a bundle unless its site has read and "
             f'allowed it: [models] trusted_code = {{ "{name}" = "{digest_of_configuration}" }}'
         )
 
@@ -144,42 +144,42 @@ def find_violation(settings: Mapping[str, Any]) -> str:
     )
 
 
-def disable_downloads(called: str, network: type, definition: Mapping[str, Any]) -> dict[str, Any]:
+def disable_downloads(label: str, network: type, definition: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a network with which it loads no weights but the bundle's, whatever its defaults are.
 
     Raises BundleError for a network that always loads other weights, and for an address among the arguments.
     """
     if network.__name__ in _ALWAYS_DOWNLOADS:
-        raise BundleError(f"{called}: the network {network.__name__} always downloads weights; it is not built here")
+        raise BundleError(f"{label}: the network {network.__name__} always downloads weights; it is not built here")
     parameters = inspect.signature(network).parameters
     arguments = {**definition, **{name: disabled for name, disabled in _DOWNLOADS.items() if name in parameters}}
     if addresses := [text for text in _strings(arguments) if _ADDRESS in text]:
-        raise BundleError(f"{called}: network_def holds the address {addresses[0]!r}; nothing is downloaded")
+        raise BundleError(f"{label}: network_def holds the address {addresses[0]!r}; nothing is downloaded")
     return arguments
 
 
-def _violations(where: str, part: Any) -> Iterator[str]:
+def _violations(place: str, part: Any) -> Iterator[str]:
     if isinstance(part, Mapping):
         for key, each in part.items():
-            yield from _key_violations(where, key)
-            yield from _violations(f"{where}.{key}", each)
+            yield from _key_violations(place, key)
+            yield from _violations(f"{place}.{key}", each)
         if "_target_" in part and (reason := _find_violation_of_target(part["_target_"])):
-            yield f"{where}._target_ = {part['_target_']!r} {reason}"
+            yield f"{place}._target_ = {part['_target_']!r} {reason}"
     elif isinstance(part, list):
         for index, each in enumerate(part):
-            yield from _violations(f"{where}[{index}]", each)
-    elif isinstance(part, str) and _ADDRESS in part and not where.endswith("._desc_"):
-        yield f"{where} = {part!r} is an address, and nothing is downloaded"
+            yield from _violations(f"{place}[{index}]", each)
+    elif isinstance(part, str) and _ADDRESS in part and not place.endswith("._desc_"):
+        yield f"{place} = {part!r} is an address, and nothing is downloaded"
     elif isinstance(part, str) and (reason := expressions.find_violation(part)):
-        yield f"{where} = {part!r} is {reason}" if not part.startswith("$") else f"{where} = {part!r} holds {reason}"
+        yield f"{place} = {part!r} is {reason}" if not part.startswith("$") else f"{place} = {part!r} holds {reason}"
 
 
-def _key_violations(where: str, key: object) -> Iterator[str]:
+def _key_violations(place: str, key: object) -> Iterator[str]:
     text = str(key)
     if text.startswith("_") and text.endswith("_") and text not in _DIRECTIVES:
-        yield f"{where} holds {text!r}, a directive that is not followed here"
+        yield f"{place} holds {text!r}, a directive that is not followed here"
     if any(sign in text for sign in _SIGNS):
-        yield f"{where} holds the key {text!r}, which is no name"
+        yield f"{place} holds the key {text!r}, which is no name"
 
 
 def _find_violation_of_target(target: object) -> str:
@@ -256,7 +256,7 @@ def _invert_labels_by_nearest(postprocessing: Any) -> None:
 
 def _referenced_names(part: Any) -> list[str]:
     """Return the names at the start of a part's references."""
-    return [each.partition("::")[0] for text in _strings(part) for each in expressions.references(text)]
+    return [each.partition("::")[0] for text in _strings(part) for each in expressions.find_references(text)]
 
 
 def _strings(part: Any) -> Iterator[str]:

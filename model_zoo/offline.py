@@ -25,18 +25,18 @@ _LOOKUPS = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.geth
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 _current_bundle: ContextVar[str] = ContextVar("_current_bundle", default="")
-_start_of_threading = threading.Thread.start
-_started: WeakKeyDictionary[threading.Thread, str] = WeakKeyDictionary()
+_original_start = threading.Thread.start
+_bundle_of_thread: WeakKeyDictionary[threading.Thread, str] = WeakKeyDictionary()
 
 
 @contextmanager
-def offline(called: str) -> Iterator[None]:
+def offline(label: str) -> Iterator[None]:
     """Raise BundleError where this block, or a thread that it starts, tries to connect to another host.
 
-    ``called``: the bundle, for the message. Other threads and Unix sockets are not affected.
+    ``label``: the bundle, for the message. Other threads and Unix sockets are not affected.
     """
     _install_hooks()
-    token = _current_bundle.set(called)
+    token = _current_bundle.set(label)
     try:
         yield
     finally:
@@ -47,7 +47,7 @@ def offline(called: str) -> Iterator[None]:
 def _install_hooks() -> None:
     """Install the hooks, once for the process: an audit hook cannot be removed."""
     sys.addaudithook(_hook)
-    threading.Thread.start = _start  # type: ignore[assignment, method-assign]  # Python 3.11 reports no start of a thread
+    threading.Thread.start = _start_recorded  # type: ignore[assignment, method-assign]  # Python 3.11 reports no start of a thread
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -59,14 +59,14 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _refuse(f"to open {arguments[0]}")
 
 
-def _start(thread: threading.Thread) -> None:
+def _start_recorded(thread: threading.Thread) -> None:
     """Start a thread, in place of ``Thread.start``, and record the bundle that starts it."""
-    if called := _current_bundle.get():
-        _started[thread] = called
-    _start_of_threading(thread)
+    if label := _current_bundle.get():
+        _bundle_of_thread[thread] = label
+    _original_start(thread)
 
 
 def _refuse(action: str) -> None:
-    called = _current_bundle.get() or (_started and _started.get(threading.current_thread()))
-    if called:
-        raise BundleError(f"{called} tried {action}: a bundle makes no connections, and its weights come with it")
+    label = _current_bundle.get() or (_bundle_of_thread and _bundle_of_thread.get(threading.current_thread()))
+    if label:
+        raise BundleError(f"{label} tried {action}: a bundle makes no connections, and its weights come with it")

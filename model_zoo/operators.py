@@ -66,7 +66,7 @@ class Fourier:
 
     @property
     def support(self) -> Tensor:
-        """sum_c |S_c|^2, real (batch, a, b): zero where no coil receives signal."""
+        """Support sum_c |S_c|^2, real (batch, a, b): zero where no coil receives signal."""
         return (self.maps.abs() ** 2).sum(dim=1)
 
     @property

@@ -37,7 +37,7 @@ __all__ = [
     "anatomy_score",
     "denoising_error",
     "denoising_score",
-    "shares",
+    "log_shares",
 ]
 
 REFERENCE_POPULATION = Path(__file__).parent / "reference_population.json"
@@ -55,7 +55,7 @@ noise of a fifth of its signal 4.3."""
 _LEAST_SHARE = 1e-5
 
 
-def shares(volumes_ml: Mapping[int, float]) -> NDArray[np.float64]:
+def log_shares(volumes_ml: Mapping[int, float]) -> NDArray[np.float64]:
     """Return the logarithms of the structures' shares of their total volume, in the order of their numbers."""
     volumes = np.array([volumes_ml.get(s.number, 0.0) for s in STRUCTURES])
     return np.asarray(np.log(np.maximum(volumes / max(float(volumes.sum()), 1e-9), _LEAST_SHARE)))
@@ -64,7 +64,7 @@ def shares(volumes_ml: Mapping[int, float]) -> NDArray[np.float64]:
 def anatomy_score(volumes_ml: Mapping[int, float]) -> float:
     """Return the root mean square departure of the structures' volumes (by number) from the simulated population's."""
     reference = _reference_population()["anatomy"]
-    departure = shares(volumes_ml) - np.array(reference["mean"])
+    departure = log_shares(volumes_ml) - np.array(reference["mean"])
     covariance = np.array(reference["covariance"]) + SEGMENTATION_SD**2 * np.eye(len(departure))
     return float(np.sqrt(departure @ np.linalg.solve(covariance, departure) / len(departure)))
 

@@ -114,29 +114,29 @@ def find(name: str, version: str | None = None, root: Path = BUNDLES) -> BundleF
 
 def verify(facts: BundleFacts) -> None:
     """Raise BundleError unless weights and files have the digests of the metadata and of the installation."""
-    called = f"{facts.name}@{facts.version}"
+    label = f"{facts.name}@{facts.version}"
     weights = facts.path / WEIGHTS
     if not weights.is_file():
-        raise BundleError(f"{called}: {WEIGHTS} is missing")
+        raise BundleError(f"{label}: {WEIGHTS} is missing")
     actual = weights_digest(weights)
     if actual != facts.digest:
-        raise BundleError(f"{called}: the weights' SHA-256 is {actual}, but metadata.json says {facts.digest}")
-    for name, digest in _installed_digests(called, facts.path).items():
+        raise BundleError(f"{label}: the weights' SHA-256 is {actual}, but metadata.json says {facts.digest}")
+    for name, digest in _installed_digests(label, facts.path).items():
         path = facts.path / name
         if name != str(WEIGHTS) and (not path.is_file() or weights_digest(path) != digest):
-            raise BundleError(f"{called}: {name} is {'not as installed' if path.is_file() else 'missing'}")
+            raise BundleError(f"{label}: {name} is {'not as installed' if path.is_file() else 'missing'}")
         if name == str(WEIGHTS) and digest != actual:
-            raise BundleError(f"{called}: {name} is not as installed")
+            raise BundleError(f"{label}: {name} is not as installed")
 
 
-def _installed_digests(called: str, path: Path) -> Mapping[str, str]:
+def _installed_digests(label: str, path: Path) -> Mapping[str, str]:
     """Return the digests of an installed bundle's files; none for a bundle that was shipped or copied by hand."""
     try:
         files: Mapping[str, str] = json.loads((path / MANIFEST).read_text())["files"]
     except FileNotFoundError:
         return {}
     except (OSError, KeyError, ValueError) as error:
-        raise BundleError(f"{called}: {MANIFEST} cannot be read ({type(error).__name__})") from None
+        raise BundleError(f"{label}: {MANIFEST} cannot be read ({type(error).__name__})") from None
     return files
 
 
@@ -167,8 +167,8 @@ def read_definition(facts: BundleFacts) -> tuple[dict[str, Any], dict[str, Any]]
             raise ValueError("it is no table with a table 'network_def'")
         return dict(settings.pop("network_def")), settings
     except (OSError, KeyError, TypeError, ValueError) as error:
-        called = f"{facts.name}@{facts.version}"
-        raise BundleError(f"{called}: configs/inference.json cannot be read ({error})") from error
+        label = f"{facts.name}@{facts.version}"
+        raise BundleError(f"{label}: configs/inference.json cannot be read ({error})") from error
 
 
 def _evaluate_references(definition: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _evaluate_references(definition: dict[str, Any], settings: Mapping[str, Any]
     return monai_config.evaluate_definition(definition, settings)
 
 
-def _build_network(called: str, definition: dict[str, Any], weights: Path) -> nn.Module:
+def _build_network(label: str, definition: dict[str, Any], weights: Path) -> nn.Module:
     """Build the network of ``definition`` with its weights in float32."""
     from safetensors.torch import load_file
 
@@ -188,14 +188,14 @@ def _build_network(called: str, definition: dict[str, Any], weights: Path) -> nn
     from model_zoo.monai_rules import disable_downloads
     from model_zoo.offline import offline
 
-    network_class = _network_class(called, definition.pop("_target_", None))
+    network_class = _network_class(label, definition.pop("_target_", None))
     if expressions := _find_expressions(definition):
         raise BundleError(
-            f"{called}: network_def holds {expressions[0]!r}; only plain values are taken, nothing is evaluated"
+            f"{label}: network_def holds {expressions[0]!r}; only plain values are taken, nothing is evaluated"
         )
-    definition = disable_downloads(called, network_class, definition)
+    definition = disable_downloads(label, network_class, definition)
     try:
-        with offline(called), limit_network_size(called, weights):
+        with offline(label), limit_network_size(label, weights):
             network: nn.Module = network_class(**definition)
         weights_by_name = load_file(weights)
         network.load_state_dict(
@@ -205,11 +205,11 @@ def _build_network(called: str, definition: dict[str, Any], weights: Path) -> nn
         raise
     except Exception as error:  # networks raise anything for arguments that they do not take
         reason = " ".join(str(error).split())[:300]
-        raise BundleError(f"{called}: the weights and inference.json do not fit together ({reason})") from error
+        raise BundleError(f"{label}: the weights and inference.json do not fit together ({reason})") from error
     return network
 
 
-def _network_class(called: str, target: object) -> type[nn.Module]:
+def _network_class(label: str, target: object) -> type[nn.Module]:
     """Return the network's class: one of ours, or one of MONAI's by its short or its full name."""
     target = _FORMER_NAMES.get(str(target), target)
     module, _, name = str(target).rpartition(".")
@@ -217,21 +217,21 @@ def _network_class(called: str, target: object) -> type[nn.Module]:
         network_class: type[nn.Module] = getattr(import_module(module), name)
         return network_class
     if module in ("", _MONAI_NETWORKS) and name.isidentifier():
-        return _monai_class(called, name)
-    raise BundleError(f"{called}: this node does not know the network {target!r}")
+        return _monai_class(label, name)
+    raise BundleError(f"{label}: this node does not know the network {target!r}")
 
 
-def _monai_class(called: str, name: str) -> type[nn.Module]:
+def _monai_class(label: str, name: str) -> type[nn.Module]:
     from torch import nn
 
     try:
         network_class = getattr(import_module(_MONAI_NETWORKS), name, None)
     except ModuleNotFoundError:
         raise BundleError(
-            f"{called}: its network {name} is MONAI's, which is not installed here: pip install 'dicomnode[monai]'"
+            f"{label}: its network {name} is MONAI's, which is not installed here: pip install 'dicomnode[monai]'"
         ) from None
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise BundleError(f"{called}: this node does not know the network {name!r}")
+        raise BundleError(f"{label}: this node does not know the network {name!r}")
     return network_class
 
 

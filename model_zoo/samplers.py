@@ -28,7 +28,7 @@ __all__ = [
     "dds",
     "dps",
     "enforce_consistency",
-    "karras",
+    "karras_schedule",
     "make_correction",
     "noise_source",
     "posterior_mean",
@@ -41,7 +41,7 @@ Correct = Callable[[Tensor, float], Tensor]
 """A function correct(x0_hat, sigma) that moves the denoised image towards the data."""
 
 
-def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> list[float]:
+def karras_schedule(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> list[float]:
     """Return sigmas with sigma_i^(1/rho) equally spaced from sigma_max to sigma_min, then 0 (Karras 2022, eq. 5)."""
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [(top + i / max(steps - 1, 1) * (bottom - top)) ** rho for i in range(steps)] + [0.0]

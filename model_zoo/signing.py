@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from model_zoo.bundle import BundleError, weights_digest
 
-__all__ = ["LIST", "SIGNATURE", "check", "read_key"]
+__all__ = ["LIST", "SIGNATURE", "check_signature", "read_public_key"]
 
 LIST = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.sig"
@@ -24,7 +24,7 @@ _LONGEST_LIST = 2_000_000
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(.+)")
 
 
-def check(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
+def check_signature(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
     """Return the name of the key that signed the bundle, empty for none. Raises BundleError with the reason."""
     listed, signature = folder / LIST, folder / SIGNATURE
     for name in (LIST, SIGNATURE):
@@ -40,7 +40,7 @@ def check(folder: Path, trusted: Sequence[Path], *, required: bool) -> str:
         raise BundleError(f"{SIGNATURE} signs {LIST}, which is not there")
     content, octets = listed.read_bytes(), signature.read_bytes()
     for path in trusted:
-        if _is_signed_by(read_key(path), content, octets):
+        if _is_signed_by(read_public_key(path), content, octets):
             return path.name
     raise BundleError(f"the signature is by none of the {len(trusted)} keys in [models] trusted_keys")
 
@@ -75,7 +75,7 @@ def _is_signed_by(key: Ed25519PublicKey, content: bytes, signature: bytes) -> bo
     return True
 
 
-def read_key(path: Path) -> Ed25519PublicKey:
+def read_public_key(path: Path) -> Ed25519PublicKey:
     """Return the public key in a file that the site trusts. Raises BundleError."""
     try:
         key = load_pem_public_key(path.read_bytes())

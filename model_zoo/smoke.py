@@ -52,25 +52,25 @@ def run(facts: BundleFacts, device: str, *, trusted_code: bool = False) -> Smoke
     """
     import torch
 
-    started = time.monotonic()
-    called = f"{facts.name}@{facts.version}"
+    start_s = time.monotonic()
+    label = f"{facts.name}@{facts.version}"
     model = registry.load_from(facts, device=device)
     inputs = _inputs(facts, model)
     if monai_rules.has_inferer(model.settings):
-        monai_config.build_steps(called, model.settings, device, trusted=trusted_code)
+        monai_config.build_steps(label, model.settings, device, trusted=trusted_code)
     try:
-        with offline(called), torch.inference_mode():
+        with offline(label), torch.inference_mode():
             outputs = model.network(*(each.to(device) for each in inputs))
     except BundleError:
         raise
     except Exception as error:  # networks raise anything for an input that does not fit
         reason = " ".join(str(error).split())[:300]
-        raise BundleError(f"{called} does not run on {device}: {reason}") from None
+        raise BundleError(f"{label} does not run on {device}: {reason}") from None
     tensors = _tensors(outputs)
     if not tensors or not all(bool(torch.isfinite(each).all()) for each in tensors):
-        raise BundleError(f"{called} gives no finite numbers on {device} for an input of zeros")
-    _check_channels(called, facts.metadata, tensors[0])
-    return SmokeResult(device, tuple(inputs[0].shape), round(time.monotonic() - started, 2))
+        raise BundleError(f"{label} gives no finite numbers on {device} for an input of zeros")
+    _check_channels(label, facts.metadata, tensors[0])
+    return SmokeResult(device, tuple(inputs[0].shape), round(time.monotonic() - start_s, 2))
 
 
 def _inputs(facts: BundleFacts, model: Model) -> list[Tensor]:
@@ -80,18 +80,18 @@ def _inputs(facts: BundleFacts, model: Model) -> list[Tensor]:
     definition, settings = registry.read_definition(facts)
     if not declared:
         return _own_inputs(facts, definition, settings, model)
-    called = f"{facts.name}@{facts.version}"
-    return [torch.zeros(_shape(called, each)) for each in declared]
+    label = f"{facts.name}@{facts.version}"
+    return [torch.zeros(_shape(label, each)) for each in declared]
 
 
-def _shape(called: str, declared: Mapping[str, Any]) -> tuple[int, ...]:
+def _shape(label: str, declared: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the shape of one image with its channels. Raises BundleError for more values than a machine holds."""
     channels, sizes = declared.get("num_channels"), declared["spatial_shape"]
     if not isinstance(channels, int) or not isinstance(sizes, list) or not 1 <= len(sizes) <= 3:
-        raise BundleError(f"{called}: metadata.json declares no num_channels and spatial_shape that are understood")
-    shape = (1, channels, *(_size(called, size) for size in sizes))
+        raise BundleError(f"{label}: metadata.json declares no num_channels and spatial_shape that are understood")
+    shape = (1, channels, *(_size(label, size) for size in sizes))
     if min(shape) < 1 or math.prod(shape) > _MOST_VALUES:
-        raise BundleError(f"{called}: metadata.json declares an input of {' x '.join(map(str, shape))} values")
+        raise BundleError(f"{label}: metadata.json declares an input of {' x '.join(map(str, shape))} values")
     return shape
 
 
@@ -122,7 +122,7 @@ def _declared_tensors(metadata: Mapping[str, Any], side: str) -> Sequence[Mappin
     return [each for each in tensors.values() if isinstance(each, Mapping) and "spatial_shape" in each]
 
 
-def _size(called: str, declared: object) -> int:
+def _size(label: str, declared: object) -> int:
     """Return a size that MONAI declares as a number, or "*" for any, "16*n" or "2**p*n" for multiples."""
     if isinstance(declared, int):
         return declared
@@ -132,7 +132,7 @@ def _size(called: str, declared: object) -> int:
     if multiple := re.fullmatch(r"(?:(\d+)\*n|n\*(\d+)|(\d+))", text):
         base = int(next(group for group in multiple.groups() if group))
         return base if multiple[3] or not base else base * max(1, round(_TYPICAL_SIZE / base))
-    raise BundleError(f"{called}: metadata.json declares the size {declared!r}, which is not understood")
+    raise BundleError(f"{label}: metadata.json declares the size {declared!r}, which is not understood")
 
 
 def _tensors(outputs: object) -> list[Tensor]:
@@ -145,8 +145,8 @@ def _tensors(outputs: object) -> list[Tensor]:
     return [each for part in outputs for each in _tensors(part)] if isinstance(outputs, list | tuple) else []
 
 
-def _check_channels(called: str, metadata: Mapping[str, Any], first: Tensor) -> None:
+def _check_channels(label: str, metadata: Mapping[str, Any], first: Tensor) -> None:
     for declared in _declared_tensors(metadata, "outputs")[:1]:
         channels = declared.get("num_channels")
         if isinstance(channels, int) and first.shape[1] != channels:
-            raise BundleError(f"{called} gives {first.shape[1]} channels, and metadata.json declares {channels}")
+            raise BundleError(f"{label} gives {first.shape[1]} channels, and metadata.json declares {channels}")

@@ -10,8 +10,8 @@ with S_0 = x_L, S_1 to S_3 its Gaussians of 1, 2 and 4 voxels sd, S_4 and S_5 it
 voxel (``filters.regress_locally``; windows of 1.5 and 3 voxels sd), S_6 and S_7 its non-local means of two strengths,
 nu the median of |x_L - S_2| / (S_2 + 0.01)^0.7 over the body, and softmax weights w, r and s the network's outputs.
 Conditions: log dose fraction, ln nu, voxel size; region maps where there are any. The anatomy is those maps, blurred to
-the resolution of PET, and what is left of 1; without any, S_4 and S_5 are Gaussians. The standard deviation reported is
-that of the Laplace density, sqrt(2) b, and refers to the noise-free image at the same resolution.
+the resolution of PET, and the remainder to 1; without any, S_4 and S_5 are Gaussians. The standard deviation reported
+is that of the Laplace density, sqrt(2) b, and refers to the noise-free image at the same resolution.
 
 The residual that the network removes should be noise, whose mean is zero. Its regression on the anatomy, in windows
 that grow as the dose falls, is added back, so that a tissue keeps its activity. A residual too large to be noise is
@@ -42,8 +42,8 @@ __all__ = [
     "LARGEST_VOXELS",
     "OUT_CHANNELS",
     "Prepared",
+    "estimate_noise_sd",
     "interpret",
-    "noise_sd",
     "prepare",
     "restore",
     "restore_significant_residual",
@@ -291,7 +291,7 @@ def _slabs(shape: Sequence[int], stride: int, largest: int) -> Iterator[tuple[sl
         yield slice(start, stop), slice(max(start - halo, 0), min(stop + halo, shape[0]))
 
 
-def noise_sd(low: Tensor) -> Tensor:
+def estimate_noise_sd(low: Tensor) -> Tensor:
     """Return the noise model's standard deviation of each voxel of a low-dose image (k, j, i), in its units."""
     scale = scale_of(low)
     scaled = low[None, None].float() / scale

@@ -14,7 +14,7 @@ from model_zoo.bundle import BundleError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["convert", "refuse_disguise"]
+__all__ = ["convert_to_safetensors", "refuse_disguise"]
 
 _WRAPPED = ("state_dict", "model_state_dict", "model", "network")
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
@@ -22,7 +22,7 @@ _MOST_SWELLING = 16
 _LONGEST_HEADER = 100_000_000
 
 
-def convert(source: Path, target: Path) -> int:
+def convert_to_safetensors(source: Path, target: Path) -> int:
     """Write the tensors of a state dict as safetensors, and return their number.
 
     ``source``: a file by ``torch.save(network.state_dict(), ...)``, or of a dict that holds a state dict under a usual
@@ -52,14 +52,14 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def refuse_disguise(path: Path, called: str) -> None:
+def refuse_disguise(path: Path, label: str) -> None:
     """Raise BundleError unless the file begins as safetensors do: a header's length, then JSON."""
     with path.open("rb") as file:
         start = file.read(9)
     if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise BundleError(f"{called} is a pickle in disguise, which runs code when it is read: it was not read")
+        raise BundleError(f"{label} is a pickle in disguise, which runs code when it is read: it was not read")
     if len(start) < 9 or start[8:9] != b"{" or int.from_bytes(start[:8], "little") > _LONGEST_HEADER:
-        raise BundleError(f"{called} is not safetensors")
+        raise BundleError(f"{label} is not safetensors")
 
 
 def _read(source: Path) -> Any:
@@ -94,15 +94,15 @@ def _names(source: Path) -> set[str]:
     return {name.partition("/")[2] for name in names}
 
 
-def _tensors(called: str, content: Any) -> dict[str, Tensor]:
+def _tensors(label: str, content: Any) -> dict[str, Tensor]:
     import torch
 
     for _ in _WRAPPED:
         wrapped = [content[name] for name in _WRAPPED if isinstance(content, Mapping) and name in content]
         content = next((each for each in wrapped if isinstance(each, Mapping)), content)
     if not isinstance(content, Mapping) or not content:
-        raise BundleError(f"{called} holds no state dict")
+        raise BundleError(f"{label} holds no state dict")
     others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
-        raise BundleError(f"{called} holds no state dict: {others[0][:64]!r} is not a tensor")
+        raise BundleError(f"{label} holds no state dict: {others[0][:64]!r} is not a tensor")
     return dict(content)

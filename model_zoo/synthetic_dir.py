@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_zoo import bias_field
-from model_zoo.networks.volume_unet import dropout_active
+from model_zoo.networks.volume_unet import set_dropout
 from model_zoo.physics.mr import TissueParameters
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir, Sequence
 from model_zoo.physics.tissues import tissue_of
@@ -237,11 +237,11 @@ def predict(
     brightness = tissue_levels(flair, t1w, structure)[None]
     seed = int(torch.randint(2**62, (1,), generator=generator or torch.Generator().manual_seed(0)))
     network.eval()
-    dropout_active(network, passes > 1)
+    set_dropout(network, passes > 1)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)
         results = _accumulate(_passes(network, x, brightness, passes, with_flips, bf16), passes)
-    dropout_active(network, False)
+    set_dropout(network, False)
     k, j, i = crop
     return SyntheticDir(*(v[..., k, j, i] for v in results))
 

@@ -14,7 +14,7 @@ from typing import IO
 
 from model_zoo.bundle import BundleError
 
-__all__ = ["MOST_FILES", "bundle_name", "copy"]
+__all__ = ["MOST_FILES", "bundle_name", "copy_bundle"]
 
 MOST_FILES = 2000
 _CHUNK = 1 << 20
@@ -30,7 +30,7 @@ _UNREADABLE = (
 _METADATA = PurePosixPath("configs/metadata.json")
 
 
-def copy(source: Path, target: Path, *, max_bytes: int) -> None:
+def copy_bundle(source: Path, target: Path, *, max_bytes: int) -> None:
     """Write the bundle's files below ``target``. A zip may hold them in one folder.
 
     Raises BundleError for a source that is no bundle or too large, for links, and for names that lead elsewhere.

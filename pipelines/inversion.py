@@ -86,7 +86,7 @@ def adapt_prior(problem: Problem, model: Model, options: Options, seed: int) -> 
 
 
 def _mean_sigmas(options: Options) -> list[float]:
-    return samplers.karras(options.mean_sigma_max, options.mean_sigma_min, _mean_steps(options))
+    return samplers.karras_schedule(options.mean_sigma_max, options.mean_sigma_min, _mean_steps(options))
 
 
 def _mean_steps(options: Options) -> int:
@@ -138,7 +138,7 @@ def draw_samples(problem: Problem, model: Model, options: Options, seeds: list[i
     """Return one posterior sample per slice and seed; ``problem`` holds one slice per seed."""
     D, A, y = _restrict_to_support(model.denoiser, problem.A), problem.A, problem.y
     noise = samplers.noise_source(seeds)
-    sigmas = samplers.karras(options.sigma_max, options.sigma_min, options.steps)
+    sigmas = samplers.karras_schedule(options.sigma_max, options.sigma_min, options.steps)
     if options.solver in ("dds", "adadiff"):
         x = samplers.dds(D, A, y, sigmas, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data, noise=noise)
     elif options.solver == "dps":

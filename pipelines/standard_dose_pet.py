@@ -185,7 +185,7 @@ def _restore(
         regions=_resample_region_maps(region_maps, isotropic, model),
         progress=progress,
     )
-    noise_sd = _to_image_grid(isotropic, standard_dose.noise_sd(low), linear=True)
+    noise_sd = _to_image_grid(isotropic, standard_dose.estimate_noise_sd(low), linear=True)
     restored = np.maximum(_to_image_grid(isotropic, mean), 0)
     return _Restored(restored, _to_image_grid(isotropic, sd, linear=True), noise_sd, spacing_mm)
 

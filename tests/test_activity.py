@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.physics.suvr import composite_suvr, compute_suvr
-from model_zoo.physics.tracers import REGIONS, TRACERS, composite, uptake
+from model_zoo.physics.tracers import REGIONS, TRACERS, composite_uptake, uptake
 from model_zoo.simulate import heads
 from model_zoo.simulate.pet.activity import EXTRA, activity, binding_regions, block_fractions, majority, true_uptake
 from model_zoo.structures import COUNT, number
@@ -109,4 +109,4 @@ def test_on_real_anatomy_the_image_has_the_composite_of_the_table(kit: Path, nam
     pet = activity(head, TRACERS[name], state, seeded(), shrink=2, spread=0.0, fwhm_mm=6.0)
     regional = compute_suvr(pet, majority(head.structure, 2), TRACERS[name]).suvr
     found = float(composite_suvr(regional, TRACERS[name].target))
-    assert found == pytest.approx(float(composite(TRACERS[name], state)), rel=0.05)
+    assert found == pytest.approx(float(composite_uptake(TRACERS[name], state)), rel=0.05)

@@ -16,7 +16,7 @@ import torch
 
 from model_zoo import smoke
 from model_zoo.bundle import BundleError
-from model_zoo.installing import Policy, stage
+from model_zoo.installing import Policy, stage_bundle
 from tests.monai_bundles import write_spleen_bundle
 
 pytest.importorskip("monai")
@@ -39,7 +39,7 @@ def copied(bundle: Path, folder: Path) -> Path:
 
 def refusal(source: Path, folder: Path) -> str:
     started = time.monotonic()
-    with pytest.raises(BundleError) as refused, stage(source, folder / "models", Policy()) as found:
+    with pytest.raises(BundleError) as refused, stage_bundle(source, folder / "models", Policy()) as found:
         smoke.run(found.facts, "cpu")
     assert time.monotonic() - started < SECONDS
     assert list((folder / "models").iterdir()) == []

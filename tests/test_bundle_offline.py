@@ -19,7 +19,7 @@ import torch
 
 from model_zoo import monai_rules, registry, smoke
 from model_zoo.bundle import BundleError
-from model_zoo.installing import Policy, stage
+from model_zoo.installing import Policy, stage_bundle
 from model_zoo.offline import offline
 from pipelines.contract import Grid, Volume
 from tests.monai_bundles import write_doubling_bundle, write_spleen_bundle
@@ -206,7 +206,7 @@ def test_an_address_in_the_networks_definition_is_refused(tmp_path: Path, host: 
     path.write_text(json.dumps(content))
     with (
         pytest.raises(BundleError, match=r"network_def holds the address"),
-        stage(bundle, tmp_path / "models", Policy()) as found,
+        stage_bundle(bundle, tmp_path / "models", Policy()) as found,
     ):
         smoke.run(found.facts, "cpu")
     assert not host.was_reached()
@@ -220,7 +220,7 @@ def test_an_address_in_the_configuration_is_refused_at_installation(tmp_path: Pa
     path.write_text(json.dumps(content))
     with (
         pytest.raises(BundleError, match=r"inferer\.mode = .* is an address"),
-        stage(bundle, tmp_path / "models", Policy()),
+        stage_bundle(bundle, tmp_path / "models", Policy()),
     ):
         pass
 
@@ -245,7 +245,7 @@ def test_code_that_the_site_allows_makes_no_connection_either(part: str, host: H
 
     source = _write_calling_bundle(tmp_path, host, part)
     allowed = Policy(trusted_code={"doubling": monai_rules.configuration_digest(source)})
-    with stage(source, tmp_path / "models", allowed) as found:
+    with stage_bundle(source, tmp_path / "models", allowed) as found:
         assert found.trusted_code
         facts = found.commit()
     model = replace(registry.load_from(facts), trusted_code=True)

@@ -66,7 +66,7 @@ def grid(orientation: str = "oblique") -> Grid:
 
 
 def install(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
-    with installing.stage(source, root, policy) as staged:
+    with installing.stage_bundle(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu", trusted_code=staged.trusted_code)
         return staged.commit()
 

@@ -208,7 +208,7 @@ def _make_task(folder: Path, pipeline: str, modality: str = "CT") -> processing.
 
 
 def _install(source: Path, root: Path) -> None:
-    with installing.stage(source, root, Policy()) as staged:
+    with installing.stage_bundle(source, root, Policy()) as staged:
         staged.commit()
 
 

@@ -71,7 +71,7 @@ def append_transform(**arguments: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def install(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
-    with installing.stage(source, root, policy) as staged:
+    with installing.stage_bundle(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu", trusted_code=staged.trusted_code)
         return staged.commit()
 
@@ -137,7 +137,7 @@ def test_a_configuration_that_was_changed_on_the_disk_is_looked_at_again_when_it
     config = Config(node=NodeConfig(data_dir=tmp_path / "data"), path=tmp_path / "node.toml")
     source = write_bundle(tmp_path / "source", append_transform(name="Lambdad", func="$lambda x: open('x')"))
     installed_folder = config.models_dir / "zoo"
-    with installing.stage(write_spleen_bundle(tmp_path / "good" / "zoo"), config.models_dir, Policy()) as staged:
+    with installing.stage_bundle(write_spleen_bundle(tmp_path / "good" / "zoo"), config.models_dir, Policy()) as staged:
         staged.commit()
     facts = models.find_bundle("zoo", config)
     (facts.path / "installed.json").unlink()  # as if somebody had copied the folder by hand
@@ -177,7 +177,7 @@ def test_a_reference_is_what_monai_takes_for_one() -> None:
 
     assert expressions.REFERENCE.pattern == ReferenceResolver.id_matcher.pattern
     for text in HARMLESS:
-        assert sorted(set(expressions.references(text))) == sorted(ReferenceResolver.match_refs_pattern(text))
+        assert sorted(set(expressions.find_references(text))) == sorted(ReferenceResolver.match_refs_pattern(text))
 
 
 def test_every_known_name_is_a_class_of_monais() -> None:

@@ -108,7 +108,7 @@ def test_in_a_volume_that_changes_little_the_coupling_lowers_error_and_inconsist
     mask[:, 12:20, 12:20] = True
     A = Fourier(torch.ones(8, 1, 32, 32, dtype=torch.complex64), mask)
     y = A(truth) + 0.05 * mask[:, None] * randn(8, 1, 32, 32, seed=2)
-    sigma_y, sigmas = torch.full((8,), 0.05), samplers.karras(0.5, 0.05, 20)
+    sigma_y, sigmas = torch.full((8,), 0.05), samplers.karras_schedule(0.5, 0.05, 20)
     D = coupling.Differences(torch.ones_like(truth))
 
     def shrink(x: Tensor, sigma: float) -> Tensor:

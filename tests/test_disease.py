@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model_zoo.physics.tracers import TRACERS, composite
+from model_zoo.physics.tracers import TRACERS, composite_uptake
 from model_zoo.simulate.heads import Atrophy
 from model_zoo.simulate.pet.disease import (
     DIAGNOSES,
@@ -34,8 +34,8 @@ def many() -> Population:
 def test_groups_have_the_published_means(many: Population, diagnosis: str) -> None:
     group = many.where(many.diagnosis == DIAGNOSES.index(diagnosis))
     amyloid, tau, mmse = ANCHORS[diagnosis]
-    assert float(composite(TRACERS["florbetapir"], group.amyloid_cl).mean()) == pytest.approx(amyloid, abs=0.04)
-    assert float(composite(TRACERS["flortaucipir"], group.tau_stage).mean()) == pytest.approx(tau, abs=0.10)
+    assert float(composite_uptake(TRACERS["florbetapir"], group.amyloid_cl).mean()) == pytest.approx(amyloid, abs=0.04)
+    assert float(composite_uptake(TRACERS["flortaucipir"], group.tau_stage).mean()) == pytest.approx(tau, abs=0.10)
     assert float(group.mmse.mean()) == pytest.approx(mmse, abs=0.6)
     assert 70 <= float(group.age_years.mean()) <= 77.5
 
@@ -101,7 +101,7 @@ def test_posterior_intervals_cover_the_truth_as_often_as_they_say() -> None:
             patient.age_years, patient.sex, patient.e4, patient.mmse, patient.ptau217_pg_ml, patient.atrophy
         )
         found = posterior(observed, seeded(1000 + index), count=8_000)
-        truth = float(composite(TRACERS["florbetapir"], patient.amyloid_cl))
+        truth = float(composite_uptake(TRACERS["florbetapir"], patient.amyloid_cl))
         q = found.quantiles(found.suvr("florbetapir"), (0.025, 0.1, 0.9, 0.975))
         inside_80 += q[1] <= truth <= q[2]
         inside_95 += q[0] <= truth <= q[3]

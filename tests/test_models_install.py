@@ -37,7 +37,7 @@ class CommandOnUnpickling:
 
 
 def install(source: Path, root: Path, policy: Policy = Policy()) -> BundleFacts:
-    with installing.stage(source, root, policy) as staged:
+    with installing.stage_bundle(source, root, policy) as staged:
         smoke.run(staged.facts, "cpu")
         return staged.commit()
 
@@ -255,14 +255,14 @@ def test_torchscript_is_refused_as_the_program_that_it_is(tmp_path: Path) -> Non
         archive.writestr("model/constants.pkl", b"")
         archive.writestr("model/code/__torch__.py", "pass")
     with pytest.raises(BundleError, match="is TorchScript, a program"):
-        state_dicts.convert(source, tmp_path / "out.safetensors")
+        state_dicts.convert_to_safetensors(source, tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {}])
 def test_what_holds_no_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "in.pt")
     with pytest.raises(BundleError, match="holds no state dict"):
-        state_dicts.convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
+        state_dicts.convert_to_safetensors(tmp_path / "in.pt", tmp_path / "out.safetensors")
 
 
 def test_convert_writes_the_same_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from model_zoo.operators import Fourier
 torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
 
 N, SAMPLES, SD, SIGMA_Y = 6, 2000, 0.3, 0.1
-FULL, SHORT = samplers.karras(20.0, 0.005, 100), samplers.karras(20.0, 0.005, 25)
+FULL, SHORT = samplers.karras_schedule(20.0, 0.005, 100), samplers.karras_schedule(20.0, 0.005, 25)
 
 
 def gaussian(mean: Tensor, variance: float) -> Callable[[Tensor, float], Tensor]:
@@ -156,7 +156,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch() -> None:
 
 
 def test_schedule_descends_from_top_to_bottom_and_ends_in_zero() -> None:
-    sigmas = samplers.karras(20.0, 0.002, 30)
+    sigmas = samplers.karras_schedule(20.0, 0.002, 30)
     assert sigmas[0] == pytest.approx(20.0)
     assert sigmas[-2] == pytest.approx(0.002)
     assert sigmas[-1] == 0

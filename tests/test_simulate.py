@@ -31,8 +31,8 @@ def test_flair_nulls_csf_at_the_stated_inversion_time(tr_ms: float, ti_ms: float
 @pytest.mark.parametrize(("tr_ms", "ti1_ms", "ti2_ms"), [(5500, 2078, 515), (7500, 2601, 549), (11000, 3154, 568)])
 def test_dir_nulls_csf_and_white_matter_together(tr_ms: float, ti1_ms: float, ti2_ms: float) -> None:
     for t1, t2, pd in ((4300, 1800, 1.0), (850, 70, 0.7)):
-        assert abs(float(mr.dir_(_brain(t1, t2, pd), tr_ms, ti1_ms, ti2_ms, 0.001))) < 2e-3
-    assert abs(float(mr.dir_(_brain(1350, 90, 0.82), tr_ms, ti1_ms, ti2_ms, 0.001))) > 0.05
+        assert abs(float(mr.double_inversion_recovery(_brain(t1, t2, pd), tr_ms, ti1_ms, ti2_ms, 0.001))) < 2e-3
+    assert abs(float(mr.double_inversion_recovery(_brain(1350, 90, 0.82), tr_ms, ti1_ms, ti2_ms, 0.001))) > 0.05
 
 
 def test_mprage_equals_its_cycle_played_until_steady() -> None:

@@ -157,7 +157,7 @@ def test_the_noise_is_measured_in_the_image() -> None:
     generator = torch.Generator().manual_seed(3)
     expected = 4e3 * torch.linspace(1, 4, 48)[:, None, None].expand(48, 48, 48)
     true_sd = 0.12 * 4e3 * (expected / 4e3) ** 0.7
-    found = standard_dose.noise_sd(expected + true_sd * torch.randn(expected.shape, generator=generator))
+    found = standard_dose.estimate_noise_sd(expected + true_sd * torch.randn(expected.shape, generator=generator))
     assert float((found / true_sd)[4:-4].mean()) == pytest.approx(1, abs=0.1)
     assert float((found / true_sd)[4:-4].std()) < 0.1
 

@@ -13,7 +13,7 @@ from model_zoo.physics.tracers import (
     Tracer,
     centiloid,
     centiloid_to_suvr,
-    composite,
+    composite_uptake,
     uptake,
     uptake_sd,
 )
@@ -49,7 +49,7 @@ def test_the_reference_region_has_a_ratio_of_one(tracer: Tracer) -> None:
 @amyloid
 def test_the_composite_of_a_load_is_the_suvr_of_its_centiloid(name: str) -> None:
     loads = torch.tensor([-10.0, 0.0, 24.0, 60.0, 110.0])
-    found = composite(TRACERS[name], loads)
+    found = composite_uptake(TRACERS[name], loads)
     assert torch.allclose(found, torch.tensor([centiloid_to_suvr(name, float(cl)) for cl in loads]), atol=1e-4)
     assert centiloid(name, float(found[2])) == pytest.approx(24.0, abs=0.05)
 
@@ -71,7 +71,7 @@ def test_a_state_between_knots_is_interpolated_and_one_at_a_knot_is_the_cell() -
 
 @each_tracer
 def test_the_target_binds_more_with_disease_but_glucose_less(tracer: Tracer) -> None:
-    first, last = composite(tracer, tracer.knots[0]), composite(tracer, tracer.knots[-1])
+    first, last = composite_uptake(tracer, tracer.knots[0]), composite_uptake(tracer, tracer.knots[-1])
     assert (last < first) if tracer.target == "metabolism" else (last > first)
 
 

@@ -89,7 +89,7 @@ def install(
     from model_zoo import installing, smoke
 
     config = context.config(ctx)
-    with installing.stage(path, config.models_dir, deploying.build_policy(config.models)) as staged:
+    with installing.stage_bundle(path, config.models_dir, deploying.build_policy(config.models)) as staged:
         _print_bundle(staged)
         if not yes and sys.stdin.isatty():
             typer.confirm("Install it?", abort=True)
@@ -127,7 +127,7 @@ def convert(
 
     if target.exists():
         raise NotAllowed(f"{target} is there already")
-    count = state_dicts.convert(source, target)
+    count = state_dicts.convert_to_safetensors(source, target)
     print(f"{count} tensors in {target}, SHA-256 {weights_digest(target)}")
 
 

@@ -112,7 +112,7 @@ def remove(session: Session, config: Config, *, model: str, who: str, now: datet
     name = f"{facts.name}@{facts.version}"
     detail = {"digest": facts.digest, "who": who}
     audit.append(session, subject="models", subject_id=name, event="removed", detail=detail, now=now)
-    installing.remove(facts, config.models_dir)
+    installing.remove_bundle(facts, config.models_dir)
 
 
 def _check_bundle_fits(bundle: str, pipeline: str) -> None:

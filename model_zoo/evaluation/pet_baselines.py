@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model_zoo import pet_synthesis
 from model_zoo.pet_synthesis import Covariates, composites, covariate_tokens
-from model_zoo.physics.tracers import TRACERS, composite
+from model_zoo.physics.tracers import TRACERS, composite_uptake
 from model_zoo.simulate.pet import disease
 from model_zoo.simulate.pet.disease import Observed
 from model_zoo.structures import COUNT
@@ -85,7 +85,7 @@ def _features(c: Covariates) -> Tensor:
 
 def _latent(subject: Subject) -> Tensor:
     states = (subject.patient.amyloid_cl, subject.patient.tau_stage)
-    return torch.stack([composite(TRACERS[n], s) for n, s in zip(tracer_names(subject), states, strict=True)])
+    return torch.stack([composite_uptake(TRACERS[n], s) for n, s in zip(tracer_names(subject), states, strict=True)])
 
 
 def _painted(subject: Subject, values: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ __all__ = ["DoseTransfer"]
 
 
 class DoseTransfer(nn.Module):
-    """float (b, in_channels, k, j, i) -> (b, out_channels, k, j, i); sizes must be multiples of ``stride``.
+    """Restoration of standard-dose PET: float (b, in_channels, k, j, i) -> (b, out_channels, k, j, i).
 
-    ``channels``, ``blocks``: of an encoder; ``features``: how many it gives; ``embedding`` and ``maps``: sizes of its
-    conditions, 0 for none. The low dose's decoder has one channel.
+    Sizes must be multiples of ``stride``. ``channels``, ``blocks``: of an encoder; ``features``: number of its outputs;
+    ``embedding`` and ``maps``: sizes of its conditions, 0 for none. The low dose's decoder has one channel.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class DoseTransfer(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Features on half the grid -> (b, out_channels, k, j, i)."""
+    """Decoder of features on half the grid -> (b, out_channels, k, j, i)."""
 
     def __init__(self, features: int, out_channels: int) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ __all__ = ["LocalUNet"]
 
 
 class _PixelNorm(nn.Module):
-    """x / sqrt(mean over channels of x^2), at each pixel, with a learned gain per channel."""
+    """Norm x / sqrt(mean over channels of x^2), at each pixel, with a learned gain per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _PixelNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """x + conv(silu(film(conv(silu(norm(x)))))); the second convolution starts at zero."""
+    """Residual block x + conv(silu(film(conv(silu(norm(x)))))); the second convolution starts at zero."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Blocks(nn.ModuleList):
 
 
 class LocalUNet(nn.Module):
-    """F(x, c_noise): float (batch, in_channels, ny, nx) -> (batch, out_channels, ny, nx).
+    """The network F(x, c_noise): float (batch, in_channels, ny, nx) -> (batch, out_channels, ny, nx).
 
     The input is pixel-unshuffled by 2, so ``ny`` and ``nx`` must be multiples of ``LocalUNet.stride``.
     ``channels``: width of each level; ``blocks``: residual blocks per level on the way down and again on the way up.

@@ -1,8 +1,8 @@
 """The network of PET synthesis: from two tracers' noisy images, the T1w and the anatomy to their clean images.
 
-An image is each structure's level, painted by its map, plus what a ``VolumeUNet`` adds. Levels, and how uncertain they
-still are, come from a small head that takes the covariates, the time, the sizes of structures that change with
-age and disease, and every structure's mean of x_t: a posterior mean depends mostly on these. It takes no more of the
+An image is each structure's level, painted by its map, plus the output of a ``VolumeUNet``. Levels, and how uncertain
+they still are, come from a small head that takes the covariates, the time, the sizes of structures that change with age
+and disease, and every structure's mean of x_t: a posterior mean depends mostly on these. It takes no more of the
 anatomy than that: label maps are few, and the network would memorise them. Covariates reach the volume part twice: as
 tokens for its cross-attention and, with the time, in the vector that scales its features.
 """
@@ -24,7 +24,9 @@ FREQUENCIES = 4
 
 
 class PetUNet(nn.Module):
-    """``tokens`` covariate tokens of ``token_width`` numbers each; ``structures``: number of region maps.
+    """Network of PET synthesis.
+
+    ``tokens`` covariate tokens of ``token_width`` numbers each; ``structures``: number of region maps.
 
     forward(x, y0, eta, quiet, tokens, maps):
         x (b, tracers, k, j, i): x_t of the residual-shift process; y0 (b, 1, k, j, i): the T1w;

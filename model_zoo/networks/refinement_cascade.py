@@ -20,11 +20,11 @@ from model_zoo.networks.volume_unet import VolumeUNet, depth_to_space, space_to_
 __all__ = ["LEAST_PROBABILITY", "RefinementCascade"]
 
 LEAST_PROBABILITY = 1e-3
-"""Added to the second network's input posterior, so that the network can restore a class of probability zero."""
+"""Value added to the second network's input posterior, so that the network can restore a class of probability zero."""
 
 
 class RefinementCascade(nn.Module):
-    """float (b, 1, k, j, i) -> logits (b, classes, k / coarsen, ...) of the first network; then ``refine``.
+    """Cascade: float (b, 1, k, j, i) -> logits (b, classes, k / coarsen, ...) of the first network; then ``refine``.
 
     ``channels``, ``blocks``, ``unshuffle`` and ``coarsen`` belong to the first network, ``again_channels`` to the
     second, whose first level has half the image's grid. Sizes must be multiples of ``stride``.

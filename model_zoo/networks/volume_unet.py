@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["VolumeUNet", "depth_to_space", "dropout_active", "space_to_depth"]
+__all__ = ["VolumeUNet", "depth_to_space", "set_dropout", "space_to_depth"]
 
 
 def space_to_depth(x: Tensor, r: int) -> Tensor:
@@ -49,7 +49,7 @@ def _coordinates(x: Tensor) -> Tensor:
 
 
 class _VoxelNorm(nn.Module):
-    """x / sqrt(mean over channels of x^2 + floor), at each voxel, with a learned gain per channel.
+    """Norm x / sqrt(mean over channels of x^2 + floor), at each voxel, with a learned gain per channel.
 
     A floor of one keeps the brightness of the voxel, which a small one removes.
     """
@@ -83,7 +83,7 @@ class _Conditions:
 
 
 class _Block(nn.Module):
-    """x + conv(dropout(silu(condition(conv(silu(norm(x))))))); the second convolution starts at zero."""
+    """Residual block x + conv(dropout(silu(condition(conv(silu(norm(x))))))); the second convolution starts at zero."""
 
     def __init__(self, channels: int, embedding: int, maps: int, dropout: float, norm: str) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class _Block(nn.Module):
 
 
 class _TokenAttention(nn.Module):
-    """x + attention of every voxel to all tokens (multi-head, softmax over tokens), output starting at zero."""
+    """Residual block x + attention of every voxel to all tokens (multi-head); the output starts at zero."""
 
     def __init__(self, channels: int, tokens: int, heads: int = 4) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _TokenAttention(nn.Module):
 
 
 class _Refinement(nn.Module):
-    """conv(silu(conv([h, x]))) on the full grid."""
+    """Last layers conv(silu(conv([h, x]))) on the full grid."""
 
     def __init__(self, in_channels: int, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -141,15 +141,15 @@ class _Refinement(nn.Module):
 
 
 class VolumeUNet(nn.Module):
-    """float (b, in_channels, k, j, i) -> (b, out_channels, k, j, i); sizes must be multiples of ``stride``.
+    """Residual 3D U-Net: float (b, in_channels, k, j, i) -> (b, out_channels, k, j, i).
 
-    ``channels``: width of each level; ``blocks``: residual blocks per level on the way down and again on the way up;
-    ``unshuffle``: 2 makes the first level work on half the grid (space to depth), and ``refine`` channels of it then
-    meet the input on the full one, so that edges lie where the image has them. ``coarsen``: how many times coarser than
-    the input's the output's grid is, at most ``unshuffle``. ``embedding``, ``tokens`` and ``maps``: sizes of the
-    conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``: "voxel", "soft" or "group".
-    ``coordinates``: the first level takes its position, from the centre of the volume, as channels. ``recompute``
-    trades time for memory in training.
+    Sizes must be multiples of ``stride``. ``channels``: width of each level; ``blocks``: residual blocks per level on
+    the way down and again on the way up; ``unshuffle``: 2 makes the first level work on half the grid (space to depth),
+    and ``refine`` channels of it then meet the input on the full one, so that edges lie where the image has them.
+    ``coarsen``: how many times coarser than the input's the output's grid is, at most ``unshuffle``. ``embedding``,
+    ``tokens`` and ``maps``: sizes of the conditions, 0 for none. ``dropout``: rate in the two deepest levels. ``norm``:
+    "voxel", "soft" or "group". ``coordinates``: the first level takes its position, from the centre of the volume, as
+    channels. ``recompute`` trades time for memory in training.
     """
 
     def __init__(
@@ -182,8 +182,8 @@ class VolumeUNet(nn.Module):
             return nn.ModuleList(_Block(width, embedding, maps, rate, norm) for _ in range(count))
 
         self.coordinates = coordinates
-        own = unshuffle**3 * in_channels + (3 if coordinates else 0)
-        self.first = nn.Conv3d(own, channels[0], 3, padding=1)
+        first_channels = unshuffle**3 * in_channels + (3 if coordinates else 0)
+        self.first = nn.Conv3d(first_channels, channels[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
         for depth, (here, below) in enumerate(pairwise(channels)):
@@ -241,7 +241,7 @@ class VolumeUNet(nn.Module):
             raise ValueError(f"sizes {tuple(x.shape[2:])} are no multiples of the network's stride {self.stride}")
 
 
-def dropout_active(network: nn.Module, active: bool = True) -> None:
+def set_dropout(network: nn.Module, active: bool = True) -> None:
     """Switch the dropout of a network in evaluation mode on (Monte-Carlo dropout) or off; nothing else changes."""
     for module in network.modules():
         if isinstance(module, nn.Dropout3d):

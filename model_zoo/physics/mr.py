@@ -20,7 +20,7 @@ from model_zoo.physics.tissues import TISSUES
 __all__ = [
     "TISSUE_TABLE",
     "TissueParameters",
-    "dir_",
+    "double_inversion_recovery",
     "flair",
     "look_up",
     "mprage",
@@ -62,6 +62,7 @@ class TissueParameters:
 
     @staticmethod
     def table() -> TissueParameters:
+        """Return the values of ``TISSUE_TABLE``, (classes,)."""
         t1, t2, pd = torch.tensor([TISSUE_TABLE[name] for name in TISSUES]).T
         return TissueParameters(t1, t2, pd)
 
@@ -90,30 +91,30 @@ class TissueParameters:
         return TissueParameters(t1, t2, pd.clamp(max=1.1))
 
     def at(self, tissue: Tensor, structure: Tensor) -> TissueParameters:
-        """Maps (k, j, i) of values (classes, structures): ``tissue`` and ``structure`` are labels (k, j, i)."""
+        """Return maps (k, j, i) of values (classes, structures): ``tissue`` and ``structure`` are labels (k, j, i)."""
         t1, t2, pd = (look_up(values, tissue, structure) for values in (self.t1_ms, self.t2_ms, self.pd))
         return TissueParameters(t1, t2, pd)
 
 
 def look_up(values: Tensor, tissue: Tensor, structure: Tensor) -> Tensor:
-    """``values[tissue, structure]`` of a table (classes, structures) at every voxel of two label maps (k, j, i)."""
+    """Return ``values[tissue, structure]`` of a table (classes, structures) for two label maps (k, j, i)."""
     code = tissue.to(torch.int32) * values.shape[1] + structure
     return torch.index_select(values.flatten(), 0, code.flatten()).reshape(tissue.shape)
 
 
 def spgr(p: TissueParameters, tr_ms: float, te_ms: float, flip_rad: float) -> Tensor:
-    """Spoiled gradient echo: PD sin(a) (1 - E1) / (1 - E1 cos(a)) exp(-TE / T2)."""
+    """Return the signal of a spoiled gradient echo: PD sin(a) (1 - E1) / (1 - E1 cos(a)) exp(-TE / T2)."""
     e1 = torch.exp(-tr_ms / p.t1_ms)
     return p.pd * math.sin(flip_rad) * (1 - e1) / (1 - e1 * math.cos(flip_rad)) * torch.exp(-te_ms / p.t2_ms)
 
 
 def spin_echo(p: TissueParameters, tr_ms: float, te_ms: float) -> Tensor:
-    """Spin echo: PD (1 - exp(-TR / T1)) exp(-TE / T2)."""
+    """Return the signal of a spin echo: PD (1 - exp(-TR / T1)) exp(-TE / T2)."""
     return p.pd * (1 - torch.exp(-tr_ms / p.t1_ms)) * torch.exp(-te_ms / p.t2_ms)
 
 
 def flair(p: TissueParameters, tr_ms: float, ti_ms: float, te_ms: float, train_ms: float = 600.0) -> Tensor:
-    """Inversion recovery after an echo train of ``train_ms`` that leaves Mz = 0, signed:
+    """Return the signed signal of inversion recovery after an echo train of ``train_ms`` that leaves Mz = 0:
 
     PD [1 - 2 exp(-TI / T1) + exp(-(TR - train) / T1)] exp(-TE / T2).
     """
@@ -121,12 +122,14 @@ def flair(p: TissueParameters, tr_ms: float, ti_ms: float, te_ms: float, train_m
     return p.pd * mz * torch.exp(-te_ms / p.t2_ms)
 
 
-def dir_(
+def double_inversion_recovery(
     p: TissueParameters, tr_ms: float, ti1_ms: float, ti2_ms: float, te_ms: float, train_ms: float = 600.0
 ) -> Tensor:
-    """Double inversion recovery, signed; TI1 from first to second inversion, TI2 from there to the excitation:
+    """Return the signed signal of double inversion recovery:
 
     PD [1 - 2 exp(-TI2 / T1) + 2 exp(-(TI1 + TI2) / T1) - exp(-(TR - train) / T1)] exp(-TE / T2).
+
+    TI1 runs from the first to the second inversion, TI2 from there to the excitation.
     """
     mz = (
         1
@@ -138,13 +141,13 @@ def dir_(
 
 
 def mprage(p: TissueParameters, tr_ms: float, ti_ms: float, flip_rad: float, tau_ms: float, n: int) -> Tensor:
-    """MPRAGE at the centre of its readout train, signed.
+    """Return the signed signal of MPRAGE at the centre of its readout train.
 
     One cycle (invert, recover TI - n tau / 2, n times [cos(a), recover tau], recover the rest of TR) is the affine map
     Mz -> g Mz + h; its fixed point h / (1 - g) is the steady state.
     """
-    to_train, rest = ti_ms - n * tau_ms / 2, tr_ms - ti_ms - n * tau_ms / 2
-    e_a, e_t, e_d = (torch.exp(-t / p.t1_ms) for t in (to_train, tau_ms, rest))
+    before_train, recovery = ti_ms - n * tau_ms / 2, tr_ms - ti_ms - n * tau_ms / 2
+    e_a, e_t, e_d = (torch.exp(-t / p.t1_ms) for t in (before_train, tau_ms, recovery))
     c = math.cos(flip_rad)
 
     def train(gain: Tensor, offset: Tensor, count: int) -> tuple[Tensor, Tensor]:

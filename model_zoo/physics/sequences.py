@@ -76,7 +76,7 @@ class Dir:
     te_ms: float = 120.0
 
     def signal(self, p: mr.TissueParameters) -> Tensor:
-        return -mr.dir_(p, self.tr_ms, self.ti1_ms, self.ti2_ms, self.te_ms)
+        return -mr.double_inversion_recovery(p, self.tr_ms, self.ti1_ms, self.ti2_ms, self.te_ms)
 
     @staticmethod
     def nulling(tr_ms: float, white_matter_t1_ms: float, csf_t1_ms: float = CSF_T1_MS, te_ms: float = 120.0) -> Dir:
@@ -101,8 +101,8 @@ def dir_nulls(
     """
 
     def ti1(ti2: float) -> float:
-        left = 2 * math.exp(-ti2 / csf_t1_ms) - 1 + math.exp(-(tr_ms - train_ms) / csf_t1_ms)
-        return -csf_t1_ms * math.log(max(left, 1e-9) / 2) - ti2
+        decay = 2 * math.exp(-ti2 / csf_t1_ms) - 1 + math.exp(-(tr_ms - train_ms) / csf_t1_ms)
+        return -csf_t1_ms * math.log(max(decay, 1e-9) / 2) - ti2
 
     def white_matter(ti2: float) -> float:
         t1 = white_matter_t1_ms

@@ -29,7 +29,7 @@ __all__ = [
     "Tracer",
     "centiloid",
     "centiloid_to_suvr",
-    "composite",
+    "composite_uptake",
     "uptake",
     "uptake_sd",
 ]
@@ -336,7 +336,7 @@ def uptake_sd(tracer: Tracer) -> Tensor:
     return torch.tensor([tracer.table[region][0].sd for region in REGIONS])
 
 
-def composite(tracer: Tracer, state: Tensor | float) -> Tensor:
+def composite_uptake(tracer: Tracer, state: Tensor | float) -> Tensor:
     """Return the mean SUVR (...) of the target's composite regions that the latent state implies.
 
     For amyloid tracers this is the neocortical SUVR whose Centiloid is ``state``.

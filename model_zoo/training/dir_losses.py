@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_zoo.physics.mr import TissueParameters, dir_
+from model_zoo.physics.mr import TissueParameters, double_inversion_recovery
 from model_zoo.simulate.lesions import Lesions
 from model_zoo.synthetic_dir import CLIP, Output
 
@@ -34,7 +34,7 @@ def maps_losses(out: Output, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     tr, ti1, ti2, te, unit = (v[:, None, None, None, None] for v in batch["protocol"].T)
     pd, t1_s, t2 = (v[:, None] for v in out.maps.exp().unbind(1))
     p = TissueParameters(1000 * t1_s, 100 * t2, pd)
-    dir_of_maps = dir_(p, tr, ti1, ti2, te).abs() / unit
+    dir_of_maps = double_inversion_recovery(p, tr, ti1, ti2, te).abs() / unit
     error = (dir_of_maps.clamp(max=CLIP) - batch["dir"]).abs()
     return weighted_mean((out.maps - batch["maps"]).abs(), known), weighted_mean(error, known)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from model_zoo import registry
-from model_zoo.out_of_distribution import REFERENCE_POPULATION, SIGMA, denoising_error, shares
+from model_zoo.out_of_distribution import REFERENCE_POPULATION, SIGMA, denoising_error, log_shares
 from model_zoo.simulate.pet import disease
 from model_zoo.simulate.volumes import contrast_agnostic
 from model_zoo.structures import STRUCTURES
@@ -26,7 +26,7 @@ def describe_population(count: int, seed: int) -> dict[str, Any]:
     for n in range(count):
         generator = seeded(seed, n)
         head = source.draw_head(generator, atrophy=disease.draw_patient(generator).atrophy)
-        logs.append(shares(dict(enumerate(torch.bincount(head.structure.flatten().long()).tolist()))))
+        logs.append(log_shares(dict(enumerate(torch.bincount(head.structure.flatten().long()).tolist()))))
         if n % 4 == 0:
             errors.append(math.log(denoising_error(D, contrast_agnostic(head, generator), n)))
     x = np.stack(logs)

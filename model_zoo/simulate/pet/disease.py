@@ -28,7 +28,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from model_zoo.physics.tracers import TRACERS, composite
+from model_zoo.physics.tracers import TRACERS, composite_uptake
 from model_zoo.simulate.heads import Atrophy
 
 __all__ = [
@@ -225,7 +225,7 @@ class Posterior:
         """Return the composite SUVR (n,) of each draw for that tracer."""
         target = TRACERS[tracer].target
         state = {"amyloid": "amyloid_cl", "tau": "tau_stage", "metabolism": "neurodegeneration"}[target]
-        return composite(TRACERS[tracer], getattr(self.population, state))
+        return composite_uptake(TRACERS[tracer], getattr(self.population, state))
 
     def mean(self, values: Tensor) -> float:
         """Return the posterior mean of a quantity (n,) of the draws."""
