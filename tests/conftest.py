@@ -66,9 +66,9 @@ def postgresql_server() -> Iterator[postgresql.Server]:
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Yield a database of the newest schema without rows; every test that uses it runs on both kinds."""
     if request.param == "sqlite":
-        yield databases.migrated_sqlite(tmp_path / "node.sqlite")
+        yield databases.copy_sqlite(tmp_path / "node.sqlite")
         return
-    with databases.migrated_postgresql(request.getfixturevalue("postgresql_server")) as url:
+    with databases.copy_postgresql(request.getfixturevalue("postgresql_server")) as url:
         yield url
 
 

@@ -1,4 +1,4 @@
-"""Structured reports that hold covariates, as a site would send them beside the images; see ``docs/covariates.md``."""
+"""Structured reports with covariates, as a site sends them with the images; see ``docs/covariates.md``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLINICAL_DATA = ("55752-0", "LN", "Clinical information")
 
 
 def report(image: Dataset, *items: Dataset, key: str = "report") -> Dataset:
-    """A Comprehensive SR in the study of ``image`` whose root container holds the items."""
+    """Return a Comprehensive SR in the study of ``image`` whose root container holds the items."""
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.SOPClassUID, ds.SOPInstanceUID = ComprehensiveSRStorage, uids.derive(key, "instance")
@@ -50,7 +50,7 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
 
 
 def number(concept: tuple[str, str, str], value: float | str, unit: str) -> Dataset:
-    """A NUM item; ``unit`` in UCUM."""
+    """Return a NUM item; ``unit`` in UCUM."""
     item, measured = _item("NUM", concept), Dataset()
     measured.NumericValue = str(value)
     measured.MeasurementUnitsCodeSequence = [code(unit, "UCUM", unit)]
@@ -71,9 +71,9 @@ def coded(concept: tuple[str, str, str], value: tuple[str, str, str]) -> Dataset
 
 
 def container(*items: Dataset) -> Dataset:
-    found = _item("CONTAINER", CLINICAL_DATA)
-    found.ContinuityOfContent, found.ContentSequence = "SEPARATE", list(items)
-    return found
+    item = _item("CONTAINER", CLINICAL_DATA)
+    item.ContinuityOfContent, item.ContentSequence = "SEPARATE", list(items)
+    return item
 
 
 def _item(kind: str, concept: tuple[str, str, str]) -> Dataset:

@@ -16,10 +16,10 @@ from dicomnode import node
 from dicomnode.config import Config
 from tests.postgresql import Server
 
-__all__ = ["migrated_postgresql", "migrated_sqlite", "prepare"]
+__all__ = ["copy_postgresql", "copy_sqlite", "prepare"]
 
 
-def migrated_sqlite(path: Path) -> str:
+def copy_sqlite(path: Path) -> str:
     """Copy the template to the path; return its URL."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_sqlite_template(), path)
@@ -27,7 +27,7 @@ def migrated_sqlite(path: Path) -> str:
 
 
 @contextmanager
-def migrated_postgresql(server: Server) -> Iterator[str]:
+def copy_postgresql(server: Server) -> Iterator[str]:
     """Yield the URL of a copy of the template, which is dropped afterwards."""
     with server.database(template=_postgresql_template(server)) as url:
         yield url
@@ -37,7 +37,7 @@ def prepare(config: Config) -> None:
     """Prepare the node's folders and database, as ``node.prepare`` does; a new SQLite file is copied."""
     kind, _, path = config.database_url.partition(":///")
     if kind == "sqlite" and not Path(path).exists():
-        migrated_sqlite(Path(path))
+        copy_sqlite(Path(path))
     node.prepare(config)
 
 

@@ -28,14 +28,14 @@ _CORRECTED = (
 _NOT_CORRECTED = ("GantryMotionCorrected", "PatientMotionCorrected", "NonUniformRadialSamplingCorrected")
 
 
-def _nothing(_: Dataset) -> None:
-    """Leave it as it is."""
+def _keep(_: Dataset) -> None:
+    """Change nothing."""
 
 
-def write_legacy_pet(path: Path, sources: list[Path], edit: Edit = _nothing) -> Path:
+def write_legacy_pet(path: Path, sources: list[Path], edit: Edit = _keep) -> Path:
     """Convert a classic series by highdicom; ``edit`` changes the object before it is saved."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what the sources leave out
+        warnings.simplefilter("ignore")  # warnings about elements that the sources lack
         ds = LegacyConvertedEnhancedPETImage(
             [dcmread(source) for source in sources],
             series_instance_uid=uids.derive("legacy series"),
@@ -48,16 +48,16 @@ def write_legacy_pet(path: Path, sources: list[Path], edit: Edit = _nothing) -> 
     return path
 
 
-def write_enhanced_pet(path: Path, grid: Grid, bq_ml: NDArray[np.float32], edit: Edit = _nothing) -> Path:
+def write_enhanced_pet(path: Path, grid: Grid, bq_ml: NDArray[np.float32], edit: Edit = _keep) -> Path:
     """Write one Enhanced PET object with a mapping to Bq/ml for each frame, decay-corrected to the start of the scan.
 
     The classic series gives patient, study and geometry.
     """
     slices = [dcmread(each) for each in write_pet(path.parent / "classic", grid, bq_ml, key="enhanced")]
     slices.sort(key=lambda each: -int(each.InstanceNumber))
-    ds = _top(slices[0], len(slices))
-    ds.SharedFunctionalGroupsSequence = [_shared(slices[0])]
-    ds.PerFrameFunctionalGroupsSequence = [_frame(each) for each in slices]
+    ds = _make_header(slices[0], len(slices))
+    ds.SharedFunctionalGroupsSequence = [_make_shared_groups(slices[0])]
+    ds.PerFrameFunctionalGroupsSequence = [_make_frame_groups(each) for each in slices]
     ds.PixelData = b"".join(each.PixelData for each in slices)
     edit(ds)
     ds.file_meta = FileMetaDataset()
@@ -83,7 +83,7 @@ def coded(value: str, scheme: str, meaning: str = "something") -> Dataset:
     return item
 
 
-def _top(first: Dataset, count: int) -> Dataset:
+def _make_header(first: Dataset, count: int) -> Dataset:
     ds = Dataset()
     for keyword in (
         "SpecificCharacterSet", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientName",
@@ -96,17 +96,17 @@ def _top(first: Dataset, count: int) -> Dataset:
     ds.SOPClassUID, ds.SOPInstanceUID = EnhancedPETImageStorage, uids.derive("enhanced pet")
     ds.Modality, ds.InstanceNumber, ds.NumberOfFrames = "PT", 1, count
     ds.ImageType, ds.PatientWeight = ["ORIGINAL", "PRIMARY", "STATIC", "NONE"], f"{WEIGHT_KG}"
-    ds.SeriesTime = "150000"  # of a reconstruction; nothing depends on it here
+    ds.SeriesTime = "150000"  # time of a reconstruction; no test depends on it
     ds.CountsSource, ds.DecayCorrectionDateTime = "EMISSION", "20260101130000"
     for keyword in _CORRECTED:
         setattr(ds, keyword, "YES")
     for keyword in _NOT_CORRECTED:
         setattr(ds, keyword, "NO")
-    ds.RadiopharmaceuticalInformationSequence = [_agent()]
+    ds.RadiopharmaceuticalInformationSequence = [_make_agent()]
     return ds
 
 
-def _agent() -> Dataset:
+def _make_agent() -> Dataset:
     item = Dataset()
     item.RadiopharmaceuticalAgentNumber = 1
     item.RadiopharmaceuticalStartDateTime = "20260101120000"
@@ -118,7 +118,7 @@ def _agent() -> Dataset:
     return item
 
 
-def _shared(first: Dataset) -> Dataset:
+def _make_shared_groups(first: Dataset) -> Dataset:
     group, orientation, measures, use = Dataset(), Dataset(), Dataset(), Dataset()
     orientation.ImageOrientationPatient = first.ImageOrientationPatient
     measures.PixelSpacing, measures.SliceThickness = first.PixelSpacing, first.SliceThickness
@@ -128,7 +128,7 @@ def _shared(first: Dataset) -> Dataset:
     return group
 
 
-def _frame(classic: Dataset) -> Dataset:
+def _make_frame_groups(classic: Dataset) -> Dataset:
     group, position, content, values = Dataset(), Dataset(), Dataset(), Dataset()
     position.ImagePositionPatient = classic.ImagePositionPatient
     content.FrameAcquisitionDateTime, content.FrameAcquisitionDuration = "20260101130000", 600000.0

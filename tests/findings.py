@@ -1,4 +1,4 @@
-"""Findings of a made-up pipeline and the sources they would come from."""
+"""Findings of an invented pipeline and headers of their sources."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipelines.contract import (
 )
 from tests.scanner import make_grid
 
-__all__ = ["CONFIG", "NOW", "PROVENANCE", "Found", "found", "grid", "save", "source", "written"]
+__all__ = ["CONFIG", "NOW", "PROVENANCE", "PhantomFindings", "grid", "make_findings", "save", "source", "write_objects"]
 
 NOW = datetime(2026, 11, 20, 9, 30, 15, tzinfo=UTC)
 CONFIG = ResultsConfig(report=False)
@@ -44,8 +44,8 @@ LOW_CONFIDENCE = Segment(
 
 
 @dataclass(frozen=True)
-class Found:
-    """Findings on one grid, with their arrays as the pipeline had them."""
+class PhantomFindings:
+    """Findings on one grid, with the arrays of the pipeline."""
 
     grid: Grid
     image: NDArray[np.float32]
@@ -55,33 +55,33 @@ class Found:
 
 
 def grid(orientation: str, slices: int = 4, rows: int = 40, columns: int = 132) -> Grid:
-    """Anisotropic, away from the isocentre."""
+    """Return an anisotropic grid away from the isocentre."""
     return make_grid(orientation, (slices, rows, columns), (3.7, 1.3, 0.9), (-31.25, 17.125, 55.5))
 
 
-def found(where: Grid, *, empty: bool = False) -> Found:
-    """An image from -5 to 807, a map, and labels in every slice but the first."""
+def make_findings(place: Grid, *, empty: bool = False) -> PhantomFindings:
+    """Make an image from -5 to 807, a map, and labels in every slice but the first."""
     generator = np.random.default_rng(11)
-    data = (generator.random(where.shape) * 812 - 5).astype(np.float32)
-    deviation = (generator.random(where.shape) * 3).astype(np.float32)
-    labels = (generator.random(where.shape) > 0.9).astype(np.uint8)
+    data = (generator.random(place.shape) * 812 - 5).astype(np.float32)
+    deviation = (generator.random(place.shape) * 3).astype(np.float32)
+    labels = (generator.random(place.shape) > 0.9).astype(np.uint8)
     labels[:1] = 0
     if empty:
         labels[:] = 0
     findings: list[Finding] = [
-        Image("image", Volume(data, where), "Reconstructed MR image", 3.0),
-        ParametricMap("deviation", Volume(deviation, where), STANDARD_DEVIATION, "Standard deviation", 3.0),
-        Segmentation("confidence", labels, where, (LOW_CONFIDENCE,), "Region of low confidence", 3.0),
+        Image("image", Volume(data, place), "Reconstructed MR image", 3.0),
+        ParametricMap("deviation", Volume(deviation, place), STANDARD_DEVIATION, "Standard deviation", 3.0),
+        Segmentation("confidence", labels, place, (LOW_CONFIDENCE,), "Region of low confidence", 3.0),
         Measurement("chi-square", 1.02, "1", "residual of the measured samples against the noise"),
         Measurement("noise level", 0.0125, "1"),
         Measurement("acceleration R", 8.04, "1"),
         Measurement("computing time", 12.5, "s"),
     ]
-    return Found(where, data, deviation, labels, findings)
+    return PhantomFindings(place, data, deviation, labels, findings)
 
 
 def source(kind: str = "raw", number: int = 1, **values: Any) -> Dataset:
-    """The header of an input instance: "raw" data or a "mr" image."""
+    """Return the header of an input instance: "raw" data or an "mr" image."""
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.SOPClassUID = RawDataStorage if kind == "raw" else MRImageStorage
@@ -97,12 +97,14 @@ def source(kind: str = "raw", number: int = 1, **values: Any) -> Dataset:
     return ds
 
 
-def written(these: Found, config: ResultsConfig = CONFIG, *sources: Dataset) -> list[Dataset]:
-    """Clean image, labelled image, map, segmentation, unless the configuration says otherwise."""
-    return results.write(these.findings, sources or (source(),), PROVENANCE, config, NOW)
+def write_objects(
+    phantom_findings: PhantomFindings, config: ResultsConfig = CONFIG, *sources: Dataset
+) -> list[Dataset]:
+    """Write the findings as clean image, labelled image, map and segmentation, or as configured."""
+    return results.write(phantom_findings.findings, sources or (source(),), PROVENANCE, config, NOW)
 
 
 def save(ds: Dataset, folder: Path, name: str = "result.dcm") -> Path:
-    """Saved as the node saves it."""
+    """Save a data set as the node does; return its path."""
     ds.save_as(folder / name, enforce_file_format=True)
     return folder / name

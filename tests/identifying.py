@@ -25,7 +25,7 @@ _IDENTIFIERS = frozenset({
 _UNCHANGED_ELEMENTS = frozenset(
     {"CodingSchemeUID", "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "SeriesNumber"}
 )
-"""Elements that no profile changes: code systems, equipment and numbers; a value in one of them is no find."""
+"""Elements that no profile changes: code systems, equipment and numbers; a value in one of them identifies nobody."""
 _CODE_WORDS = frozenset({"patient", "test"})
 """Parts of names of the kit's files that are words of codes and descriptions, too."""
 
@@ -49,9 +49,9 @@ def write_profile(folder: Path, **options: Any) -> DeidentifyConfig:
 def find_identifiers_left(original: Dataset, copy: Dataset) -> set[str]:
     """Return names, identifiers, dates and UIDs of the original that the encoded copy contains, pixels excluded."""
     content = _without_bulk(copy)
-    staying = [str(element.value) for element in copy.iterall() if element.keyword in _UNCHANGED_ELEMENTS]
+    unchanged = [str(element.value) for element in copy.iterall() if element.keyword in _UNCHANGED_ELEMENTS]
     found = {value for value in _collect_identifying(original) if _encode_value(value) & _substrings(content, value)}
-    return {value for value in found if not any(value in each for each in staying)}
+    return {value for value in found if not any(value in each for each in unchanged)}
 
 
 def _substrings(content: bytes, value: str) -> set[bytes]:

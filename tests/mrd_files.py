@@ -1,4 +1,4 @@
-"""Files of one small acquisition with a field, a flag or a header element changed, and what is read from them."""
+"""Files of one small acquisition with a field, a flag or a header element changed, and helpers that read them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ from dicomnode import mrd
 from pipelines.contract import KSpace, Refused
 from tests.scanner import Scan, acquire
 
-__all__ = ["Edit", "calibrated", "measured", "on_line", "put", "refused", "same", "smooth"]
+__all__ = [
+    "Edit",
+    "acquire_scan",
+    "edit_line",
+    "is_equal",
+    "make_smooth",
+    "read_refusal",
+    "set_calibration",
+    "set_field",
+]
 
 POINT = np.array([12.5, -30.0, 7.25])
 Edit = Callable[[Any], None]
 
 
-def measured(path: Path, **how: Any) -> mrd.MRD:
+def acquire_scan(path: Path, **how: Any) -> mrd.MRD:
     return acquire(Scan(points_mm=[POINT], **how), path / "a.h5")
 
 
-def refused(path: Path, **how: Any) -> str:
+def read_refusal(path: Path, **how: Any) -> str:
     with pytest.raises(Refused) as refusal:
-        mrd.to_images(measured(path, **how))
+        mrd.to_images(acquire_scan(path, **how))
     return str(refusal.value)
 
 
-def same(one: KSpace, other: KSpace) -> bool:
+def is_equal(one: KSpace, other: KSpace) -> bool:
     return (
         np.array_equal(one.samples, other.samples)
         and np.array_equal(one.mask, other.mask)
@@ -39,12 +48,12 @@ def same(one: KSpace, other: KSpace) -> bool:
     )
 
 
-def on_line(line: int, change: Edit) -> Edit:
+def edit_line(line: int, change: Edit) -> Edit:
     return lambda acquisition: change(acquisition) if acquisition.idx.kspace_encode_step_1 == line else None
 
 
-def put(name: str, value: Any) -> Edit:
-    """Sets a field such as "idx.user" or "center_sample"; of an array every element."""
+def set_field(name: str, value: Any) -> Edit:
+    """Return an edit that sets a field such as "idx.user" or "center_sample"; in an array every element."""
 
     def change(acquisition: Any) -> None:
         *parents, last = name.split(".")
@@ -58,7 +67,7 @@ def put(name: str, value: Any) -> Edit:
     return change
 
 
-def calibrated(mode: str | None) -> Edit:
+def set_calibration(mode: str | None) -> Edit:
     def change(header: Any) -> None:
         header.encoding[0].parallelImaging = xsd.parallelImagingType(
             accelerationFactor=xsd.accelerationFactorType(kspace_encoding_step_1=2, kspace_encoding_step_2=1),
@@ -67,8 +76,8 @@ def calibrated(mode: str | None) -> Edit:
     return change
 
 
-def smooth(acquisition: Any) -> None:
-    """The k-space of a smooth object, strongest at line 10 and sample 12."""
+def make_smooth(acquisition: Any) -> None:
+    """Replace the samples by the k-space of a smooth object, strongest at line 10 and sample 12."""
     y = acquisition.idx.kspace_encode_step_1 - 10
     x = np.arange(acquisition.data.shape[1]) - 12
     acquisition.data[:] = np.exp(-(x**2 + y**2) / 8) + 0.001

@@ -1,4 +1,4 @@
-"""Change decisive modules one expression at a time and see whether their tests notice: ``make mutate``.
+"""Change decisive modules one expression at a time and check that their tests notice: ``make mutate``.
 
 mutmut leaves tables at module level alone, and states are such tables; cosmic-ray starts an interpreter for each
 change. Here each changed module runs in a fork of a process that has loaded the libraries already.
@@ -27,7 +27,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "dicomnode.results.marking": ("test_marking_gate.py", "test_results_marking.py"),
     "pipelines.quality": ("test_quality.py",),
 }
-"""The tests that must notice each change of a module."""
+"""Tests that must notice each change of a module."""
 SURVIVORS_ALLOWED = 0.05
 """Share of changes that may stay unnoticed: some change nothing that can be seen."""
 
@@ -47,21 +47,21 @@ class Mutation:
     code: CodeType
 
 
-def mutations(path: Path) -> Iterator[Mutation]:
+def find_mutations(path: Path) -> Iterator[Mutation]:
     """Yield every change of the file, in the order of its syntax tree."""
     tree = ast.parse(path.read_text())
-    ignored = _messages(tree)
+    ignored = _find_ignored(tree)
     for index, node in enumerate(ast.walk(tree)):
-        for number, (text, _) in enumerate(_changes(node) if node not in ignored else ()):
+        for number, (text, _) in enumerate(_find_changes(node) if node not in ignored else ()):
             changed = copy.deepcopy(tree)
             target = next(each for at, each in enumerate(ast.walk(changed)) if at == index)
-            list(_changes(target))[number][1]()
+            list(_find_changes(target))[number][1]()
             code = compile(ast.fix_missing_locations(changed), str(path), "exec")
             yield Mutation(getattr(node, "lineno", 0), text, code)
 
 
-def _messages(tree: ast.AST) -> set[ast.AST]:
-    """Return the nodes of docstrings, messages, annotations and ``__all__``, which no test has to hold."""
+def _find_ignored(tree: ast.AST) -> set[ast.AST]:
+    """Return the nodes of docstrings, messages, annotations and ``__all__``, which tests need not check."""
     found: set[ast.AST] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise | ast.JoinedStr):
@@ -76,8 +76,8 @@ def _messages(tree: ast.AST) -> set[ast.AST]:
     return found
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield what can be changed at a node, each with the function that changes it."""
+def _find_changes(node: ast.AST) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield each possible change of a node with the function that makes it."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in _COMPARISONS:
         other = _COMPARISONS[type(node.ops[0])]
         yield f"{type(node.ops[0]).__name__} -> {other.__name__}", lambda: node.ops.__setitem__(0, other())
@@ -128,12 +128,12 @@ def is_noticed(module: str, mutation: Mutation, tests: Sequence[str]) -> bool:
 
 
 def main() -> int:
-    """Print the changes that no test notices; the exit status says whether there are too many."""
+    """Print the changes that no test notices; return 1 with too many of them, else 0."""
     for name in LIBRARIES:
         importlib.import_module(name)
     status = 0
     for module, tests in TARGETS.items():
-        changes = list(mutations(ROOT.joinpath(*module.split(".")).with_suffix(".py")))
+        changes = list(find_mutations(ROOT.joinpath(*module.split(".")).with_suffix(".py")))
         unnoticed = [each for each in changes if not is_noticed(module, each, tests)]
         print(f"{module}: {len(changes)} changes, {len(unnoticed)} unnoticed", flush=True)
         for each in unnoticed:

@@ -1,4 +1,4 @@
-"""Simulated PET: regional means as the table has them, off-target binding where it belongs, SUVR by its reference."""
+"""Simulated PET: regional means of the table, off-target binding in its regions, SUVR by its reference region."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The private names of pynetdicom and pydicom that the adapters use: each exists and does what is relied on."""
+"""Private names of pynetdicom and pydicom that the adapters use: each exists and behaves as the adapters need."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PRIVATE = frozenset({
 
 @pytest.fixture
 def echo_port() -> Iterator[int]:
-    """A pynetdicom server that answers C-ECHO."""
+    """Yield the port of a pynetdicom server that answers C-ECHO."""
     ae = AE("SERVER")
     ae.add_supported_context(Verification)
     server = ae.start_server(("127.0.0.1", 0), block=False)
@@ -50,7 +50,7 @@ def _associate(port: int, *, prepare: Any = None) -> Association:
     return assoc
 
 
-def _private_uses(path: Path) -> Iterator[str]:
+def _find_private_names(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and node.attr in _PRIVATE:
             yield node.attr
@@ -66,7 +66,7 @@ def test_no_module_but_the_adapters_uses_a_private_name() -> None:
         path.relative_to(ROOT).as_posix(): sorted(set(names))
         for package in _OWN_PACKAGES
         for path in (ROOT / package).rglob("*.py")
-        if (names := list(_private_uses(path)))
+        if (names := list(_find_private_names(path)))
     }
     assert sorted(uses) == ["dicomnode/datasets/pydicom_adapter.py", "dicomnode/dimse/pynetdicom_adapter.py"]
     assert set(uses["dicomnode/dimse/pynetdicom_adapter.py"]) == _PRIVATE | {"_config"}

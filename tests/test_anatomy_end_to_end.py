@@ -1,4 +1,4 @@
-"""The path of a series of images: in by C-STORE, routed to the anatomy pipeline, its segmentation in the archive."""
+"""The path of a series of images: in by C-STORE, through the anatomy pipeline, its segmentation in the archive."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.peers.process import require_program
 from tests.series import unpack_series, write_slices
 
 EVERY = 6
-"""Of the real series' slices every sixth is sent: 4 mm apart, so that the little network of the test is quick."""
+"""Step between the slices of the real series that are sent: 4 mm apart, so that the small network is fast."""
 STRUCTURES = ("cerebral white matter", "hippocampus")
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """A series that was sent, and the segmentation that the archive got beside the report."""
+    """Series that was sent, and the segmentation that the archive received with the report."""
 
     sent: list[Path]
     volume: Volume
@@ -47,11 +47,11 @@ class Delivered:
 @pytest.fixture(scope="module", params=["phantom", "real T1w"])
 def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     folder = tmp_path_factory.mktemp("anatomy")
-    sent = _phantom(folder / "in") if request.param == "phantom" else _real(folder / "in")
+    sent = _write_phantom(folder / "in") if request.param == "phantom" else _unpack_real(folder / "in")
     write_anatomy_bundle(folder / "node" / "data" / "models")
     with (
         Orthanc(folder / "orthanc") as orthanc,
-        Node(_routing(folder / "node", orthanc)) as node,
+        Node(_write_routing_config(folder / "node", orthanc)) as node,
     ):
         _storescu(node, sent)
         job = node.wait_for_job("done", "dead")
@@ -111,13 +111,13 @@ def test_no_patient_data_is_in_the_log(delivered: Delivered) -> None:
     assert str(source.PatientName).split("^")[0] not in delivered.node.log
 
 
-def _phantom(folder: Path) -> list[Path]:
+def _write_phantom(folder: Path) -> list[Path]:
     image, _ = phantom()
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     return write_slices(folder, Grid(image.shape, affine), np.round(image * 2300).astype(np.uint16))
 
 
-def _real(folder: Path) -> list[Path]:
+def _unpack_real(folder: Path) -> list[Path]:
     try:
         archive = data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz"
     except FileNotFoundError as error:
@@ -125,7 +125,7 @@ def _real(folder: Path) -> list[Path]:
     return unpack_series(archive, folder)[::EVERY]
 
 
-def _routing(folder: Path, orthanc: Orthanc) -> Path:
+def _write_routing_config(folder: Path, orthanc: Orthanc) -> Path:
     match = {"Modality": "MR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}
     options = {"structures": list(STRUCTURES)}
     route = {"name": "heads", "pipeline": "anatomy", "match": match, "destinations": ["orthanc"], "options": options}

@@ -1,4 +1,4 @@
-"""Association requests, well formed or not: served, or refused with the reason of PS3.8; never a traceback."""
+"""Association requests, well formed or not, are served or refused with the reason of PS3.8, without a traceback."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = ["start"]  # fixtures
 _LENGTH, _CLASS_UID, _VERSION_NAME = standard_user_items
 
 
-def _answer(port: int, request: bytes) -> bytes:
-    """Return the first PDU of the answer; empty where the connection ends without one."""
+def _send_request(port: int, request: bytes) -> bytes:
+    """Send the request; return the first PDU of the answer, or no bytes if the connection ends without one."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
         sock.sendall(request)
         try:
@@ -53,7 +53,7 @@ def _answer(port: int, request: bytes) -> bytes:
 
 @pytest.fixture
 def no_traceback(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fail the test where a thread raises, or the node logs an error of its own."""
+    """Fail the test if a thread raises or the node logs an error."""
     raised: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
     yield
@@ -65,7 +65,7 @@ def no_traceback(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixtu
 @pytest.fixture(scope="module")
 def database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return an SQLite database: nothing is stored, so one kind is enough."""
-    return databases.migrated_sqlite(tmp_path_factory.mktemp("database") / "node.sqlite")
+    return databases.copy_sqlite(tmp_path_factory.mktemp("database") / "node.sqlite")
 
 
 _ROLE = encode_item(0x54, struct.pack(">H", len(MR)) + MR + b"\1\1")
@@ -116,7 +116,7 @@ _CORRECTED = {
 @pytest.mark.usefixtures("no_traceback")
 def test_a_request_with_one_reading_is_served(start: Start) -> None:
     receiver = start()
-    answers = {name: _answer(receiver.port, request.encode()) for name, request in _CORRECTED.items()}
+    answers = {name: _send_request(receiver.port, request.encode()) for name, request in _CORRECTED.items()}
     assert {name: (answer[0], read_results(answer)) for name, answer in answers.items()} == dict.fromkeys(
         answers, (ACCEPTED, {1: 0})
     )
@@ -138,7 +138,7 @@ _UNSUPPORTED = {
 def test_a_context_that_cannot_be_used_does_not_cost_the_others(start: Start) -> None:
     receiver = start()
     for name, (context, result) in _UNSUPPORTED.items():
-        answer = _answer(receiver.port, AssociateRequest(contexts=(encode_context_item(1), context)).encode())
+        answer = _send_request(receiver.port, AssociateRequest(contexts=(encode_context_item(1), context)).encode())
         assert read_results(answer) == {1: 0, 3: result}, name
 
 
@@ -169,7 +169,7 @@ def test_a_request_that_cannot_be_served_is_refused_with_the_reason(
     start: Start, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     request, codes, explanation = _REFUSED[name]
-    answer = _answer(start().port, request.encode())
+    answer = _send_request(start().port, request.encode())
     assert (answer[0], tuple(answer[7:10])) == (REJECTED, codes)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "dicomnode.ingest.scp"]
     assert explanation in line
@@ -198,7 +198,7 @@ def test_what_is_no_request_ends_in_an_abort_and_one_log_line(
     start: Start, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     receiver = start()
-    answer = _answer(receiver.port, _UNREADABLE[name])
+    answer = _send_request(receiver.port, _UNREADABLE[name])
     assert answer[:1] in ((b"",) if name == "an abort before a request" else (bytes([ABORTED]),))
     wait_for(lambda: not receiver.server.active_associations, "the connection is given up")
     lines = [record.getMessage() for record in caplog.records if record.name == "dicomnode.ingest.scp"]
@@ -257,7 +257,7 @@ def test_every_request_that_can_be_read_is_one_that_pynetdicom_takes() -> None:
 def test_no_request_brings_a_thread_down(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     receiver, rng, answers = start(), random.Random(91), []
     for _ in range(250):
-        answers.append(_answer(receiver.port, _mutate(rng, AssociateRequest()))[:1])
+        answers.append(_send_request(receiver.port, _mutate(rng, AssociateRequest()))[:1])
     assert set(answers) == {bytes([kind]) for kind in (ACCEPTED, REJECTED, ABORTED)}
     wait_for(lambda: not receiver.server.active_associations, "all are over")
-    assert read_results(_answer(receiver.port, AssociateRequest().encode())) == {1: 0}
+    assert read_results(_send_request(receiver.port, AssociateRequest().encode())) == {1: 0}

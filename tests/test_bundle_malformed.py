@@ -1,4 +1,4 @@
-"""Bundles that are not what a bundle should be: one refusal that says why, soon, and nothing left behind."""
+"""Malformed bundles are refused once, quickly, with the reason, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.monai_bundles import write_spleen_bundle
 
 pytest.importorskip("monai")
 SECONDS = 10
-"""A refusal takes a fraction of a second here; the faults took minutes, or all memory."""
+"""Limit for a refusal, which takes a fraction of a second; without the checks the faults took minutes or all memory."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_spleen_bundle(tmp_path_factory.mktemp("bundle") / "spleen")
 
 
-def copied(bundle: Path, folder: Path) -> Path:
+def copy_bundle(bundle: Path, folder: Path) -> Path:
     for path in bundle.rglob("*"):
         if path.is_file():
             (place := folder / "b" / path.relative_to(bundle)).parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def copied(bundle: Path, folder: Path) -> Path:
     return folder / "b"
 
 
-def refusal(source: Path, folder: Path) -> str:
+def read_refusal(source: Path, folder: Path) -> str:
     started = time.monotonic()
     with pytest.raises(BundleError) as refused, stage_bundle(source, folder / "models", Policy()) as found:
         smoke.run(found.facts, "cpu")
@@ -46,19 +46,19 @@ def refusal(source: Path, folder: Path) -> str:
     return str(refused.value)
 
 
-def settings(bundle: Path) -> dict[str, Any]:
+def read_settings(bundle: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((bundle / "configs" / "inference.json").read_text())
     return found
 
 
-def nested(depth: int) -> str:
+def nest_brackets(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
 JSON: dict[str, tuple[str | bytes, str]] = {
-    "10 000 levels": (nested(10_000), "nested more than 64 levels"),
+    "10 000 levels": (nest_brackets(10_000), "nested more than 64 levels"),
     "10 000 tables": ('{"a":' * 10_000 + "1" + "}" * 10_000, "nested more than 64 levels"),
-    "100 levels": (nested(100), "nested more than 64 levels"),
+    "100 levels": (nest_brackets(100), "nested more than 64 levels"),
     "brackets in a text": ('{"a": "' + "[" * 10_000, "cannot be read"),
     "3 MB": ('{"a": "' + "x" * 3_000_000 + '"}', "more than 2 MB"),
     "one key twice": ('{"network_def": {}, "network_def": {"_target_": "UNet"}}', "it says 'network_def' twice"),
@@ -76,9 +76,9 @@ JSON: dict[str, tuple[str | bytes, str]] = {
 @pytest.mark.parametrize("what", JSON)
 def test_json_out_of_bounds_is_refused(what: str, name: str, bundle: Path, tmp_path: Path) -> None:
     content, reason = JSON[what]
-    source = copied(bundle, tmp_path)
+    source = copy_bundle(bundle, tmp_path)
     (source / "configs" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    found = refusal(source, tmp_path)
+    found = read_refusal(source, tmp_path)
     assert f"configs/{name}" in found
     assert reason in found
 
@@ -87,7 +87,7 @@ _LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)
 YAML = {
     "billion laughs": (_LAUGHS + "network_def: {}\n", r"the alias \*a0"),
     "alias of itself": ("network_def: &a {b: *a}\n", r"the alias \*a"),
-    "10 000 levels": (f"network_def: {nested(10_000)}\n", "nested more than 64 levels"),
+    "10 000 levels": (f"network_def: {nest_brackets(10_000)}\n", "nested more than 64 levels"),
     "blocks in blocks": ("".join(" " * n + "a:\n" for n in range(400)), "nested more than 64 levels"),
     "an object of Python": ("network_def: !!python/object/apply:os.getcwd []\n", "ConstructorError"),
     "a date": ("network_def: {a: 2020-01-01}\n", "cannot be read"),
@@ -101,14 +101,14 @@ YAML = {
 @pytest.mark.parametrize("what", YAML)
 def test_yaml_out_of_bounds_is_refused(what: str, bundle: Path, tmp_path: Path) -> None:
     content, reason = YAML[what]
-    source = copied(bundle, tmp_path)
+    source = copy_bundle(bundle, tmp_path)
     (source / "configs" / "inference.json").unlink()
     (source / "configs" / "inference.yaml").write_text(content)
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(refusal(source, tmp_path))
+        raise AssertionError(read_refusal(source, tmp_path))
 
 
-def _set(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
+def _set_value(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(content: dict[str, Any]) -> None:
         *parents, last = place.split(".")
         for parent in parents:
@@ -118,56 +118,63 @@ def _set(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def _references(place: str, width: int, length: int) -> Callable[[dict[str, Any]], None]:
+def _add_references(place: str, width: int, length: int) -> Callable[[dict[str, Any]], None]:
     def change(content: dict[str, Any]) -> None:
         for n in range(length):
             content[f"k{n}"] = [f"@k{n + 1}"] * width if width > 1 else f"@k{n + 1}"
         content[f"k{length}"] = 1
-        _set(place, "@k0")(content)
+        _set_value(place, "@k0")(content)
 
     return change
 
 
 SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "references that double": (_references("inferer.roi_size", 2, 40), "references stand for more than"),
-    "a chain of references": (_references("inferer.roi_size", 1, 3000), "references stand for more than"),
-    "references that double in the network": (_references("network_def.channels", 2, 40), "only plain values"),
-    "a circle in the network": (_set("network_def.channels", "@network_def"), "only plain values"),
-    "a long list": (_set("inferer.roi_size", "$[0]*1000000000"), "a repetition with a number above"),
-    "a list of lists": (_set("inferer.roi_size", "$[0]*10000*10000*10000"), "more than one repetition"),
-    "an endless sum": (_set("inferer.roi_size", "$sum(range(1000000000000))"), "a repetition with a number above"),
-    "loops in loops": (_set("inferer.roi_size", "$[0 for a in range(9999) for b in range(9999)]"), "one repetition"),
-    "a wide text": (_set("inferer.roi_size", "$'%1000000000d' % 1"), "a text with %"),
-    "a long expression": (_set("inferer.roi_size", "$" + "+".join(["1"] * 9000)), "more than 4000 letters"),
-    "deep brackets": (_set("inferer.roi_size", "$" + "(" * 1000 + "1" + ")" * 1000), "no Python expression"),
-    "network_def is a list": (_set("network_def", [["_target_", "UNet"]]), "network_def"),
-    "a billion channels": (_set("network_def.channels", [10**9, 10**9]), "network_def|do not fit"),
-    "a million layers": (_set("network_def.num_res_units", 10**6), "several times as large as its weights"),
-    "an argument of another kind": (_set("network_def.norm", {"a": [1]}), "do not fit together"),
-    "a wrong number of dimensions": (_set("network_def.spatial_dims", 7), "do not fit together"),
+    "references that double": (_add_references("inferer.roi_size", 2, 40), "references stand for more than"),
+    "a chain of references": (_add_references("inferer.roi_size", 1, 3000), "references stand for more than"),
+    "references that double in the network": (_add_references("network_def.channels", 2, 40), "only plain values"),
+    "a circle in the network": (_set_value("network_def.channels", "@network_def"), "only plain values"),
+    "a long list": (_set_value("inferer.roi_size", "$[0]*1000000000"), "a repetition with a number above"),
+    "a list of lists": (_set_value("inferer.roi_size", "$[0]*10000*10000*10000"), "more than one repetition"),
+    "an endless sum": (
+        _set_value("inferer.roi_size", "$sum(range(1000000000000))"),
+        "a repetition with a number above",
+    ),
+    "loops in loops": (
+        _set_value("inferer.roi_size", "$[0 for a in range(9999) for b in range(9999)]"),
+        "one repetition",
+    ),
+    "a wide text": (_set_value("inferer.roi_size", "$'%1000000000d' % 1"), "a text with %"),
+    "a long expression": (_set_value("inferer.roi_size", "$" + "+".join(["1"] * 9000)), "more than 4000 letters"),
+    "deep brackets": (_set_value("inferer.roi_size", "$" + "(" * 1000 + "1" + ")" * 1000), "no Python expression"),
+    "network_def is a list": (_set_value("network_def", [["_target_", "UNet"]]), "network_def"),
+    "a billion channels": (_set_value("network_def.channels", [10**9, 10**9]), "network_def|do not fit"),
+    "a million layers": (_set_value("network_def.num_res_units", 10**6), "several times as large as its weights"),
+    "an argument of another kind": (_set_value("network_def.norm", {"a": [1]}), "do not fit together"),
+    "a wrong number of dimensions": (_set_value("network_def.spatial_dims", 7), "do not fit together"),
 }
 
 
 @pytest.mark.parametrize("what", SETTINGS)
 def test_settings_that_cost_more_than_a_bundle_may_are_refused(what: str, bundle: Path, tmp_path: Path) -> None:
     change, reason = SETTINGS[what]
-    source = copied(bundle, tmp_path)
-    content = settings(source)
+    source = copy_bundle(bundle, tmp_path)
+    content = read_settings(source)
     change(content)
     (source / "configs" / "inference.json").write_text(json.dumps(content))
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(refusal(source, tmp_path))
+        raise AssertionError(read_refusal(source, tmp_path))
 
 
-def _declared(**image: Any) -> dict[str, Any]:
+def _declare_image(**image: Any) -> dict[str, Any]:
     return {"inputs": {"image": {"num_channels": 1, "spatial_shape": [8, 8, 8]} | image}}
 
 
 METADATA: dict[str, Any] = {
     "network_data_format": [
-        [], "x", {"inputs": []}, _declared(num_channels="x"), _declared(num_channels=10**12),
-        _declared(spatial_shape=[100_000] * 3), _declared(spatial_shape="8*n"), _declared(spatial_shape=[-8, 8, 8]),
-        _declared(spatial_shape=["0*n", 8, 8]), _declared(spatial_shape=[8.5, 8, 8]),
+        [], "x", {"inputs": []}, _declare_image(num_channels="x"), _declare_image(num_channels=10**12),
+        _declare_image(spatial_shape=[100_000] * 3), _declare_image(spatial_shape="8*n"),
+        _declare_image(spatial_shape=[-8, 8, 8]), _declare_image(spatial_shape=["0*n", 8, 8]),
+        _declare_image(spatial_shape=[8.5, 8, 8]),
     ],
     "name": [[], {}],
     "version": [[], {}, "", "../1"],
@@ -176,31 +183,31 @@ METADATA: dict[str, Any] = {
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in METADATA.items() for value in values])
 def test_metadata_of_another_kind_are_refused(key: str, value: Any, bundle: Path, tmp_path: Path) -> None:
-    source = copied(bundle, tmp_path)
+    source = copy_bundle(bundle, tmp_path)
     path = source / "configs" / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    assert refusal(source, tmp_path)
+    assert read_refusal(source, tmp_path)
 
 
-def _endless(path: Path) -> None:
+def _write_repeated_number(path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(10**11)}, path)
 
 
-def _of_itself(path: Path) -> None:
+def _write_recursive_dict(path: Path) -> None:
     content: dict[str, Any] = {}
     content["model"] = content
     torch.save(content, path)
 
 
-def _swelling(path: Path) -> None:
+def _write_swelling_archive(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model/data.pkl", bytes(5_000_000))
 
 
 WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "one number repeated": (_endless, "more than the file can hold"),
-    "a dict that holds itself": (_of_itself, "holds no state dict"),
-    "an archive that swells": (_swelling, "more than the file can hold"),
+    "one number repeated": (_write_repeated_number, "more than the file can hold"),
+    "a dict that holds itself": (_write_recursive_dict, "holds no state dict"),
+    "an archive that swells": (_write_swelling_archive, "more than the file can hold"),
     "numbers as names": (lambda path: torch.save({1: torch.zeros(3)}, path), "cannot be stored"),
     "a sparse tensor": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "cannot be stored"),
     "nothing": (lambda path: path.write_bytes(b""), "cannot be read"),
@@ -212,10 +219,10 @@ WEIGHTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("what", WEIGHTS)
 def test_weights_that_are_none_are_refused(what: str, bundle: Path, tmp_path: Path) -> None:
     write, reason = WEIGHTS[what]
-    source = copied(bundle, tmp_path)
+    source = copy_bundle(bundle, tmp_path)
     write(source / "models" / "model.pt")
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(refusal(source, tmp_path))
+        raise AssertionError(read_refusal(source, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -231,15 +238,15 @@ def test_weights_that_are_none_are_refused(what: str, bundle: Path, tmp_path: Pa
     ids=["nothing", "a header that ends early", "a deep header", "a shape beyond the file"],
 )
 def test_safetensors_that_are_none_are_refused(content: bytes, bundle: Path, tmp_path: Path) -> None:
-    source = copied(bundle, tmp_path)
+    source = copy_bundle(bundle, tmp_path)
     (source / "models" / "model.pt").unlink()
     (source / "models" / "model.safetensors").write_bytes(content)
-    assert "safetensors" in refusal(source, tmp_path) or "fit together" in refusal(source, tmp_path)
+    assert "safetensors" in read_refusal(source, tmp_path) or "fit together" in read_refusal(source, tmp_path)
 
 
-def zipped(bundle: Path, path: Path, *more: tuple[str, bytes], above: str = "", method: int = 0) -> Path:
+def zip_bundle(bundle: Path, path: Path, *more: tuple[str, bytes], above: str = "", method: int = 0) -> Path:
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as archive:
-        warnings.simplefilter("ignore")  # of a name that is there twice
+        warnings.simplefilter("ignore")  # warning about a duplicate name
         for each in sorted(bundle.rglob("*")):
             if each.is_file():
                 archive.write(each, above + str(each.relative_to(bundle)))
@@ -264,53 +271,53 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_in_a_zip_that_no_bundle_has_are_refused(name: str, bundle: Path, tmp_path: Path) -> None:
-    assert NAMES[name] in refusal(zipped(bundle, tmp_path / "b.zip", (name, b"x")), tmp_path)
+    assert NAMES[name] in read_refusal(zip_bundle(bundle, tmp_path / "b.zip", (name, b"x")), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["SHA256SUMS", "SHA256SUMS.sig"])
 def test_a_list_outside_of_the_bundles_folder_is_not_passed_over(name: str, bundle: Path, tmp_path: Path) -> None:
-    source = zipped(bundle, tmp_path / "b.zip", (name, b"x"), above="spleen/")
-    assert f"holds {name} outside of the bundle's folder spleen" in refusal(source, tmp_path)
+    source = zip_bundle(bundle, tmp_path / "b.zip", (name, b"x"), above="spleen/")
+    assert f"holds {name} outside of the bundle's folder spleen" in read_refusal(source, tmp_path)
 
 
 def test_a_list_in_a_folder_vouches_for_nothing_and_is_refused(bundle: Path, tmp_path: Path) -> None:
-    source = copied(bundle, tmp_path)
+    source = copy_bundle(bundle, tmp_path)
     (source / "docs" / "SHA256SUMS").write_text("x")
-    assert "docs/SHA256SUMS: SHA256SUMS belongs beside configs" in refusal(source, tmp_path)
+    assert "docs/SHA256SUMS: SHA256SUMS belongs beside configs" in read_refusal(source, tmp_path)
 
 
 def test_two_bundles_in_a_zip_are_refused(bundle: Path, tmp_path: Path) -> None:
-    source = zipped(bundle, tmp_path / "b.zip", ("other/configs/metadata.json", b"{}"), above="spleen/")
-    assert "the zip holds 2 bundles (other, spleen)" in refusal(source, tmp_path)
+    source = zip_bundle(bundle, tmp_path / "b.zip", ("other/configs/metadata.json", b"{}"), above="spleen/")
+    assert "the zip holds 2 bundles (other, spleen)" in read_refusal(source, tmp_path)
 
 
 def test_a_zip_of_endless_folders_is_refused(bundle: Path, tmp_path: Path) -> None:
-    source = zipped(bundle, tmp_path / "b.zip", *((f"docs/{n}/", b"") for n in range(5000)))
-    assert "names: no bundle has so many" in refusal(source, tmp_path)
+    source = zip_bundle(bundle, tmp_path / "b.zip", *((f"docs/{n}/", b"") for n in range(5000)))
+    assert "names: no bundle has so many" in read_refusal(source, tmp_path)
 
 
 def test_a_zip_that_swells_is_refused_before_it_is_read(bundle: Path, tmp_path: Path) -> None:
-    source = zipped(bundle, tmp_path / "b.zip", ("docs/zeros.txt", bytes(30_000_000)), method=zipfile.ZIP_DEFLATED)
-    assert "no bundle does" in refusal(source, tmp_path)
+    source = zip_bundle(bundle, tmp_path / "b.zip", ("docs/zeros.txt", bytes(30_000_000)), method=zipfile.ZIP_DEFLATED)
+    assert "no bundle does" in read_refusal(source, tmp_path)
 
 
-def _patched(content: bytes, record: bytes, at: int, value: bytes) -> bytes:
+def _patch(content: bytes, record: bytes, at: int, value: bytes) -> bytes:
     start = content.index(record) + at
     return content[:start] + value + content[start + len(value) :]
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut short": lambda content: content[:-30],
-    "an unknown method": lambda content: _patched(content, b"PK\x01\x02", 10, struct.pack("<H", 99)),
-    "encrypted": lambda content: _patched(content, b"PK\x01\x02", 8, struct.pack("<H", 1)),
-    "a wrong size": lambda content: _patched(content, b"PK\x01\x02", 24, struct.pack("<I", 10)),
-    "damaged content": lambda content: _patched(content, b"PK\x03\x04", 50, b"\xff\xff\xff\xff\xff\xff"),
+    "an unknown method": lambda content: _patch(content, b"PK\x01\x02", 10, struct.pack("<H", 99)),
+    "encrypted": lambda content: _patch(content, b"PK\x01\x02", 8, struct.pack("<H", 1)),
+    "a wrong size": lambda content: _patch(content, b"PK\x01\x02", 24, struct.pack("<I", 10)),
+    "damaged content": lambda content: _patch(content, b"PK\x03\x04", 50, b"\xff\xff\xff\xff\xff\xff"),
     "a list of zeros": lambda content: content[:-60] + bytes(38) + content[-22:],
 }
 
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_damaged_zip_is_refused(what: str, bundle: Path, tmp_path: Path) -> None:
-    source = zipped(bundle, tmp_path / "b.zip", method=zipfile.ZIP_DEFLATED)
+    source = zip_bundle(bundle, tmp_path / "b.zip", method=zipfile.ZIP_DEFLATED)
     source.write_bytes(DAMAGES[what](source.read_bytes()))
-    assert refusal(source, tmp_path)
+    assert read_refusal(source, tmp_path)

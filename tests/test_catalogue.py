@@ -465,7 +465,7 @@ def test_rows_of_before_are_found_by_what_their_series_said(engine: Engine, now:
 
 def test_a_page_of_a_full_node_is_quick(tmp_path: Path) -> None:
     size = queries.Size(studies=200, rows=20_000, page=50)
-    database = engines.connect(databases.migrated_sqlite(tmp_path / "full.sqlite"))
+    database = engines.connect(databases.copy_sqlite(tmp_path / "full.sqlite"))
     queries.seed(database, size)
     with engines.readers(database)() as session:
         duration_s = {

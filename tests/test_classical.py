@@ -1,4 +1,4 @@
-"""Classical reconstructions: the transforms are what they claim, and each solver reaches its optimum."""
+"""Classical reconstructions: the transforms have their defining properties, and each solver reaches its optimum."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def phantom(n: int = 48) -> torch.Tensor:
     return torch.polar(image, 0.7 * a)[None]
 
 
-def undersampled(n: int = 48) -> tuple[Fourier, torch.Tensor]:
+def make_undersampled(n: int = 48) -> tuple[Fourier, torch.Tensor]:
     mask = torch.rand(1, n, n, generator=G().manual_seed(1)) < 0.4
     mask[:, n // 2 - 4 : n // 2 + 4, n // 2 - 4 : n // 2 + 4] = True
     A = Fourier(torch.ones(1, 1, n, n, dtype=torch.complex64), mask)
@@ -64,20 +64,20 @@ def test_soft_threshold_keeps_phase() -> None:
 
 
 def test_cg_sense_solves_the_normal_equations() -> None:
-    A, y = undersampled()
+    A, y = make_undersampled()
     x = classical.cg_sense(A, y, ridge=0.1, iterations=30)
     torch.testing.assert_close(A.normal(x) + 0.1 * x, A.H(y), atol=1e-4, rtol=1e-4)
 
 
 def test_sparsity_beats_zero_filling() -> None:
-    A, y = undersampled()
+    A, y = make_undersampled()
     zero = error(classical.zero_filled(A, y))
     assert error(classical.l1_wavelet(A, y, 0.01)) < 0.85 * zero
     assert error(classical.total_variation(A, y, 0.01)) < 0.6 * zero
 
 
 def test_total_variation_reaches_a_lower_objective_than_its_neighbours() -> None:
-    A, y = undersampled(24)
+    A, y = make_undersampled(24)
 
     def objective(x: torch.Tensor) -> float:
         misfit = 0.5 * (A(x) - y).abs().pow(2).sum()

@@ -1,4 +1,4 @@
-"""node.toml: every key is documented, and every mistake is named with its line."""
+"""Every key of node.toml is documented, and every mistake is named with its line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _PEER = '[[peers]]\nname = "pacs"\nae_title = "PACS"\nport = 104\n'
 _ROUTE = '[[routes]]\nname = "r"\npipeline = "p"\n'
 
 
-def uncommented() -> str:
-    """The shipped file with every key that is commented out switched on."""
+def uncomment() -> str:
+    """Return the shipped file with every commented-out key switched on."""
     lines = SHIPPED.read_text().splitlines()
     return "\n".join(re.sub(r"^# (?=\[|[a-z_]+ = )", "", line) for line in lines)
 
@@ -33,7 +33,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_every_key_is_documented_in_the_shipped_file() -> None:
-    pending: list[tuple[str, Any, type[Section]]] = [("", tomllib.loads(uncommented()), configuration.Config)]
+    pending: list[tuple[str, Any, type[Section]]] = [("", tomllib.loads(uncomment()), configuration.Config)]
     while pending:
         name, table, section = pending.pop()
         kinds = section.list_keys()
@@ -46,19 +46,19 @@ def test_every_key_is_documented_in_the_shipped_file() -> None:
 
 def test_shipped_file_is_valid_also_with_everything_switched_on(tmp_path: Path) -> None:
     assert configuration.load(SHIPPED).routes[0].pipeline == "mri_reconstruction"
-    assert configuration.load(write(tmp_path, uncommented())).senders[0].ae_title == "MR1"
+    assert configuration.load(write(tmp_path, uncomment())).senders[0].ae_title == "MR1"
 
 
 def test_commented_out_values_are_the_defaults() -> None:
     shipped, default = configuration.load(SHIPPED), configuration.Config()
-    values = tomllib.loads(uncommented())
+    values = tomllib.loads(uncomment())
     for section in ("spool", "completion", "delivery", "results", "quality", "worker"):
         own = SHIPPED.read_text().split(f"[{section}]\n")[1].split("\n[")[0]
-        usual = getattr(default, section)
-        written = type(usual).model_validate(values[section])
+        defaults = getattr(default, section)
+        written = type(defaults).model_validate(values[section])
         for key in values[section]:
             if f"# {key} = " in own:
-                assert getattr(usual, key) == getattr(written, key), f"{section}.{key}"
+                assert getattr(defaults, key) == getattr(written, key), f"{section}.{key}"
     assert shipped.worker == default.worker
 
 

@@ -22,15 +22,15 @@ from tests.scanner import Scan, acquire
 
 
 @cache
-def prior() -> None:
+def require_prior() -> None:
     try:
         registry.load("mri_prior")
     except BundleError as error:
         pytest.skip(f"the prior is not installed: {error}")
 
 
-def _echoes(acquisition: Any) -> None:
-    """The second echo is half as bright; the noise is that of the noise scan."""
+def _edit_echoes(acquisition: Any) -> None:
+    """Make the second average an echo of half the brightness, with the noise of the noise scan."""
     if acquisition.isFlagSet(ismrmrd.ACQ_IS_NOISE_MEASUREMENT):
         return
     acquisition.idx.contrast, acquisition.idx.average = acquisition.idx.average, 0
@@ -39,8 +39,8 @@ def _echoes(acquisition: Any) -> None:
     acquisition.data[:] = acquisition.data / (1 + acquisition.idx.contrast) + noise @ [1, 1j]
 
 
-def _raw_data(folder: Path) -> Path:
-    scan = Scan(n=(32, 32, 1), slices=2, averages=2, noise_samples=128, edit=_echoes)
+def _write_raw_data(folder: Path) -> Path:
+    scan = Scan(n=(32, 32, 1), slices=2, averages=2, noise_samples=128, edit=_edit_echoes)
     scan.points_mm = [scan.place_mm(x, y, 0, n) for x in range(-3, 4) for y in range(-3, 4) for n in (0, 1)]
     acquire(scan, folder / "scan.h5")
     path = folder / "scan.dcm"
@@ -55,16 +55,16 @@ def _process(path: Path, folder: Path) -> processing.TaskResult:
     return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
-def _clean(objects: list[Dataset]) -> list[Dataset]:
-    """The images without a label in their pixels."""
+def _select_clean(objects: list[Dataset]) -> list[Dataset]:
+    """Return the images without a label in their pixels."""
     return [ds for ds in objects if ds.SOPClassUID == MultiFrameGrayscaleWordSecondaryCaptureImageStorage
             and ds.BurnedInAnnotation == "NO"]  # fmt: skip
 
 
 def test_two_echoes_give_two_sets_of_series_and_each_map_refers_to_its_own_image(tmp_path: Path) -> None:
-    prior()
-    produced = _process(_raw_data(tmp_path), tmp_path)
-    clean = _clean(produced.objects)
+    require_prior()
+    produced = _process(_write_raw_data(tmp_path), tmp_path)
+    clean = _select_clean(produced.objects)
     assert [ds.SeriesDescription.partition(": ")[0].removeprefix("SYN ") for ds in clean] == [
         "contrast 1 of 2",
         "contrast 2 of 2",

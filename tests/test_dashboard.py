@@ -408,7 +408,7 @@ def test_remaining_time_follows_its_own_speed_and_earlier_jobs() -> None:
     assert slow > 90
 
 
-def listen_until(web: Web, until: str, lines: list[str], ready: threading.Event) -> None:
+def listen_until_line(web: Web, until: str, lines: list[str], ready: threading.Event) -> None:
     with httpx.Client(base_url=web.address, timeout=30) as client, client.stream("GET", "/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         for line in answer.iter_lines():
@@ -424,7 +424,8 @@ def test_listeners_hear_of_a_change_and_of_progress(decidable: tuple[Web, Mappin
     heard: list[list[str]] = [[] for _ in range(3)]
     ready = [threading.Event() for _ in heard]
     threads = [
-        threading.Thread(target=listen_until, args=(web, '"jobs"', *each)) for each in zip(heard, ready, strict=True)
+        threading.Thread(target=listen_until_line, args=(web, '"jobs"', *each))
+        for each in zip(heard, ready, strict=True)
     ]
     for thread in threads:
         thread.start()

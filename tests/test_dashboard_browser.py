@@ -1,6 +1,6 @@
 """The dashboard in a real browser: by mouse, by keyboard alone, on a phone, light and dark, with and without scripts.
 
-Each test leaves a picture under build/screenshots, to be looked at.
+Each test saves a screenshot under build/screenshots for review.
 """
 
 from __future__ import annotations

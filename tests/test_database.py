@@ -1,4 +1,4 @@
-"""The database: what is stored is what was meant, on both kinds."""
+"""The database stores states, times and events correctly, on both kinds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.rows import add_job, make_arrival
 
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index ix_instances_number")
 def test_migrated_schema_equals_the_models(engine: Engine, tmp_path: Path) -> None:
-    """But for one index on an expression that each database writes in its own way."""
+    """The comparison leaves out one index on an expression, which each database writes in its own way."""
     opts = {"compare_server_default": True, "include_name": lambda name, *_: name != "ix_instances_number"}
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts=opts)
@@ -30,12 +30,12 @@ def test_migrated_schema_equals_the_models(engine: Engine, tmp_path: Path) -> No
 
 
 def test_migrations_check_the_same_states_as_the_models(engine: Engine) -> None:
-    made = connect("sqlite://")
-    Base.metadata.create_all(made)
+    created = connect("sqlite://")
+    Base.metadata.create_all(created)
     for table in Base.metadata.tables:
         migrated = {check["name"] for check in inspect(engine).get_check_constraints(table)}
-        assert migrated == {check["name"] for check in inspect(made).get_check_constraints(table)}
-    made.dispose()
+        assert migrated == {check["name"] for check in inspect(created).get_check_constraints(table)}
+    created.dispose()
 
 
 def test_upgrade_may_be_called_again(engine: Engine) -> None:

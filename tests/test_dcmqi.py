@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813 - its usual name
 from numpy.typing import NDArray
 
 from dicomnode.config.results import ResultsConfig
-from tests.findings import CONFIG, Found, found, grid, save, written
+from tests.findings import CONFIG, PhantomFindings, grid, make_findings, save, write_objects
 from tests.scanner import ORIENTATIONS
 from tests.test_results_agreement import lesion_objects
 
@@ -33,12 +33,12 @@ def _run(program: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def _object(phantom: Found, kind: str, folder: Path, config: ResultsConfig = CONFIG) -> Path:
-    ds = next(ds for ds in written(phantom, config) if ds.SOPClassUID.endswith(kind))
+def _object(phantom: PhantomFindings, kind: str, folder: Path, config: ResultsConfig = CONFIG) -> Path:
+    ds = next(ds for ds in write_objects(phantom, config) if ds.SOPClassUID.endswith(kind))
     return save(ds, folder)
 
 
-def _at(image: sitk.Image, phantom: Found, index: tuple[int, int, int]) -> Any:
+def _at(image: sitk.Image, phantom: PhantomFindings, index: tuple[int, int, int]) -> Any:
     """Return the value of an image where the grid's voxel (k, j, i) lies in the patient."""
     k, j, i = index
     place = (phantom.grid.affine_mm @ [i, j, k, 1])[:3]
@@ -55,7 +55,7 @@ def _voxels(mask: NDArray[Any], count: int = 40) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_segmentation_is_read_where_it_lies(orientation: str, tmp_path: Path) -> None:
-    phantom = found(grid(orientation))
+    phantom = make_findings(grid(orientation))
     path = _object(phantom, IS_SEG, tmp_path)
     _run("segimage2itkimage", "--inputDICOM", str(path), "--outputDirectory", str(tmp_path), "-t", "nifti")
     image = sitk.ReadImage(str(tmp_path / "1.nii.gz"))
@@ -84,7 +84,7 @@ def test_a_lesion_of_a_report_is_read_with_its_finding_site_and_segment(tmp_path
 
 
 def test_a_report_s_numbers_are_read(tmp_path: Path) -> None:
-    path = _object(found(grid("axial")), IS_SR, tmp_path, ResultsConfig(report=True))
+    path = _object(make_findings(grid("axial")), IS_SR, tmp_path, ResultsConfig(report=True))
     _run("tid1500reader", "--inputDICOM", str(path), "--outputMetadata", str(tmp_path / "sr.json"))
     groups = json.loads((tmp_path / "sr.json").read_text())["Measurements"]
     values = {item["quantity"]["CodeMeaning"]: float(item["value"]) for g in groups for item in g["measurementItems"]}

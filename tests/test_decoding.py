@@ -34,9 +34,9 @@ __all__ = ["web"]
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    made = Pool()
-    yield made
-    made.close()
+    created_pool = Pool()
+    yield created_pool
+    created_pool.close()
 
 
 def test_an_answer_comes_back_whole(pool: Pool) -> None:
@@ -133,22 +133,22 @@ def test_bytes_on_their_way_have_a_limit_and_are_given_back() -> None:
     assert budget.available == 40
     later = threading.Thread(target=lambda: list(budget.stream([b"b" * 60])))
     later.start()
-    first.close()  # its client has gone
+    first.close()  # the client has disconnected
     later.join(10)
     assert not later.is_alive()
     assert budget.available == 100
 
 
 def test_answers_are_remembered_up_to_a_number_of_bytes() -> None:
-    cache, made = AnswerCache(100_000), []
+    cache, calls = AnswerCache(100_000), []
 
-    def make() -> bytes:
-        made.append(1)
+    def compute() -> bytes:
+        calls.append(1)
         return bytes(10_000)
 
     for key in (1, 1, *range(2, 30), 1):
-        cache.get(key, make)
-    assert len(made) == 30  # once for each, and 1 again after it was let go
+        cache.get(key, compute)
+    assert len(calls) == 30  # once for each key, and again for key 1 after its eviction
     assert cache._bytes <= 100_000
 
 
@@ -166,7 +166,7 @@ def test_refusals_are_remembered_and_busyness_is_not() -> None:
 
 
 SIZ = b"".join(number.to_bytes(4, "big") for number in (900, 700, 100, 100))
-"""Where a JPEG 2000 image ends and begins on its grid: 600 rows and 800 columns."""
+"""Image and tile sizes of a JPEG 2000 codestream: 600 rows and 800 columns."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""De-identified copies of files of several vendors: they identify nobody, and references between them still hold."""
+"""De-identified copies of files of several vendors identify nobody, and references between them stay valid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dicomnode.deidentify.secret import Secret
 from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.results import marking
 from dicomnode.results.provenance import read_record
-from tests.findings import NOW, PROVENANCE, found, grid, save, source
+from tests.findings import NOW, PROVENANCE, grid, make_findings, save, source
 from tests.identifying import find_identifiers_left, load_config, make_deidentifier
 from tests.peers import write_instance
 
@@ -121,14 +121,16 @@ def test_private_elements_go_unless_they_are_known_to_be_safe(tmp_path: Path) ->
     assert not [each for each in deidentify(ds, tmp_path) if each.tag.is_private]
     retained = deidentify(ds, tmp_path, private="safe")
     assert [str(each.value) for each in retained if each.tag.is_private] == ["SIEMENS MR HEADER", "1000"]
-    assert "113111" in codes_of(retained)
+    assert "113111" in read_method_codes(retained)
 
 
 def test_references_between_copies_still_lead_to_each_other(tmp_path: Path) -> None:
     image = make_instance(tmp_path)
     header = dcmread(tmp_path / "1.dcm", stop_before_pixels=True)
     header.FrameOfReferenceUID = "1.2.3.4"
-    written = results.write(found(grid("axial")).findings, (header,), PROVENANCE, ResultsConfig(report=True), NOW)
+    written = results.write(
+        make_findings(grid("axial")).findings, (header,), PROVENANCE, ResultsConfig(report=True), NOW
+    )
     source_copy = deidentify(image, tmp_path)
     copies = [deidentify(ds, tmp_path) for ds in written]
     uids = {copy.SOPInstanceUID for copy in copies}
@@ -172,7 +174,7 @@ def test_intervals_stay_where_dates_are_shifted(tmp_path: Path) -> None:
     assert second.StudyTime == "081500"
     assert other.StudyDate != second.StudyDate
     assert second.StudyDate < "20260101"
-    assert (first.LongitudinalTemporalInformationModified, codes_of(first)[-1]) == ("MODIFIED", "113107")
+    assert (first.LongitudinalTemporalInformationModified, read_method_codes(first)[-1]) == ("MODIFIED", "113107")
 
 
 def test_a_value_that_states_no_day_becomes_empty() -> None:
@@ -224,20 +226,20 @@ def test_patient_characteristics_stay_on_demand_and_great_ages_do_not(tmp_path: 
     assert values.cap_age("089Y") == "089Y"
 
 
-def codes_of(ds: Dataset) -> list[str]:
+def read_method_codes(ds: Dataset) -> list[str]:
     return [item.CodeValue for item in ds.DeidentificationMethodCodeSequence]
 
 
 def test_the_copy_says_how_it_was_made(tmp_path: Path) -> None:
     plain = deidentify(make_instance(tmp_path), tmp_path)
-    assert codes_of(plain) == ["113100"]
+    assert read_method_codes(plain) == ["113100"]
     assert plain.LongitudinalTemporalInformationModified == "REMOVED"
     assert method.is_deidentified_by(plain, "research")
     assert not method.is_deidentified_by(plain, "other")
     everything = deidentify(
         make_instance(tmp_path), tmp_path, **ALL_OPTIONS, device=True, institution=True, retain_uids=True
     )
-    assert set(codes_of(everything)) == {
+    assert set(read_method_codes(everything)) == {
         "113100", "113105", "113107", "113108", "113109", "113110", "113111", "113112",
     }  # fmt: skip
 
@@ -257,7 +259,7 @@ def test_results_keep_their_marks_and_lose_what_they_quote(tmp_path: Path) -> No
                                "facts": {"age_years": 91.0, "sex": "M", "modality": "MR"}})
     )  # fmt: skip
     config = ResultsConfig(labelled=False, report=False)
-    (ds,) = results.write(found(grid("axial")).findings[:1], (header,), provenance, config, NOW)
+    (ds,) = results.write(make_findings(grid("axial")).findings[:1], (header,), provenance, config, NOW)
     plain, retained = deidentify(ds, tmp_path), deidentify(ds, tmp_path, patient_characteristics=True)
     for copy in (plain, retained):
         marking.check_marks(copy)
@@ -291,7 +293,7 @@ def test_a_foreign_report_loses_its_words_and_keeps_its_numbers(tmp_path: Path) 
     assert (text.TextValue, name.PersonName) == ("REMOVED", "REMOVED")
     assert deidentify(header, tmp_path).SOPInstanceUID == tracked.UID
     assert number.MeasuredValueSequence[0].NumericValue == 4.5
-    assert "113104" in codes_of(copy)
+    assert "113104" in read_method_codes(copy)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ def test_a_head_goes_without_its_face_or_not_at_all(tmp_path: Path) -> None:
     make_instance(tmp_path, BodyPartExamined="PELVIS")
     assert make_deidentifier(deface=True).read(tmp_path / "1.dcm").BodyPartExamined == "PELVIS"
     make_instance(tmp_path, BodyPartExamined="HEAD", RecognizableVisualFeatures="NO")
-    assert "113102" in codes_of(make_deidentifier(deface=True).read(tmp_path / "1.dcm"))
+    assert "113102" in read_method_codes(make_deidentifier(deface=True).read(tmp_path / "1.dcm"))
 
 
 def test_overlays_and_preamble_do_not_pass(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Deliveries over the network: a research destination gets copies, each retry the same, and never the originals."""
+"""Deliveries over the network: a research destination gets de-identified copies, the same at each retry."""
 
 from __future__ import annotations
 
@@ -176,12 +176,12 @@ def test_the_command_copies_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     config = write_config(tmp_path / "node", deidentify=[{"name": "research", "key_file": "../research.key"}])
     write_instance(tmp_path / "in" / "1.dcm", **PATIENT, ImagePositionPatient=[0, 0, 0])
     write_instance(tmp_path / "in" / "2.dcm", **PATIENT, sop_class_uid=EncapsulatedPDFStorage)
-    words = ["--config", str(config), "deidentify", str(tmp_path / "in"), str(tmp_path / "out")]
-    assert cli.main([*words, "--profile", "research"]) == 1, "one of them is refused"
+    arguments = ["--config", str(config), "deidentify", str(tmp_path / "in"), str(tmp_path / "out")]
+    assert cli.main([*arguments, "--profile", "research"]) == 1, "one of them is refused"
     message = capsys.readouterr()
     assert "1 copied" in message.out
     assert "2.dcm: not de-identified: Encapsulated PDF Storage holds a document" in message.err
     (copy,) = (tmp_path / "out").iterdir()
     assert find_identifiers_left(dcmread(tmp_path / "in" / "1.dcm"), dcmread(copy)) == set()
-    assert cli.main([*words, "--profile", "nobody"]) == 1
+    assert cli.main([*arguments, "--profile", "nobody"]) == 1
     assert "is named 'nobody'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every row of PS3.15 Table E.1-1, with the basic profile and each option: the element is treated as the row says."""
+"""Each row of PS3.15 Table E.1-1, with the basic profile and each option: the element is treated as the row says."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def clean_element(row: TableRow, **options: Any) -> tuple[DataElement, DataEleme
     return before, ds.get(Tag(row_tag(row)))
 
 
-def observed_action(before: DataElement, after: DataElement | None) -> str:
+def find_action(before: DataElement, after: DataElement | None) -> str:
     """Return the code of Table E.1-1a for the action that was taken."""
     if after is None:
         return "X"
@@ -96,7 +96,7 @@ def test_the_table_is_all_there() -> None:
 
 @pytest.mark.parametrize("row", select_rows(), ids=lambda row: f"{row.tag} {row.keyword}")
 def test_the_basic_profile_does_with_every_attribute_what_its_row_says(row: TableRow) -> None:
-    found = observed_action(*clean_element(row))
+    found = find_action(*clean_element(row))
     if row.keyword == "ContentSequence":
         assert found == "U", "a content tree is cleaned (113104) rather than replaced by a dummy"
         return
@@ -110,7 +110,7 @@ def test_the_basic_profile_does_with_every_attribute_what_its_row_says(row: Tabl
 )
 def test_an_option_keeps_or_cleans_what_its_column_says(option: str, row: TableRow) -> None:
     before, after = clean_element(row, **OPTIONS[option])
-    found = observed_action(before, after)
+    found = find_action(before, after)
     if row.options[option] == "K":
         assert after is not None
         assert found == "K" or (found == "U" and option != "uids"), "kept; UIDs in it are replaced all the same"
@@ -131,7 +131,7 @@ def test_no_option_keeps_a_uid(option: str) -> None:
     for row in select_rows():
         if row.basic == "U" and option not in row.options:
             before, after = clean_element(row, **OPTIONS[option])
-            assert observed_action(before, after) == "U", row.keyword
+            assert find_action(before, after) == "U", row.keyword
 
 
 def test_what_the_table_does_not_know_and_the_dictionary_neither_goes() -> None:

@@ -1,4 +1,4 @@
-"""Results reach their destinations, whatever happens to either side, and nothing unmarked goes out."""
+"""Results reach their destinations in spite of faults on either side, and nothing without marks leaves the node."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def config(tmp_path: Path) -> Config:
     return Config(node=node, delivery=DeliveryConfig(backoff_s=10, backoff_max_s=80, breaker_open_s=30))
 
 
-def with_peers(config: Config, *peers: Peer) -> Config:
+def add_peers(config: Config, *peers: Peer) -> Config:
     return config.model_copy(update={"peers": peers})
 
 
-def down(name: str = "down") -> Peer:
+def make_unreachable_peer(name: str = "down") -> Peer:
     return Peer(name=name, ae_title="DOWN", host="127.0.0.1", port=free_port())
 
 
@@ -55,7 +55,7 @@ def finish_job(
     study: str = "1.2.1",
     **changes: Any,
 ) -> list[str]:
-    """A finished job with results for the destinations; returns their SOP Instance UIDs."""
+    """Finish a job with results for the destinations; return their SOP Instance UIDs."""
     outputs = []
     for number in range(count):
         path = config.data_dir / f"{number}.dcm"
@@ -82,7 +82,7 @@ def states(sessions: Sessions) -> set[DeliveryState]:
 def test_results_reach_every_destination(
     sessions: Sessions, config: Config, now: datetime, orthanc: Orthanc, storescp: StoreScp
 ) -> None:
-    config = with_peers(config, orthanc.peer, storescp.peer)
+    config = add_peers(config, orthanc.peer, storescp.peer)
     uids = finish_job(sessions, config, ["orthanc", "storescp"], now, count=3)
     assert deliver_due(sessions, config, now=now) == 6
     for held in (orthanc.datasets(), storescp.datasets()):
@@ -95,7 +95,7 @@ def test_results_reach_every_destination(
 
 def test_a_batch_goes_over_one_association(sessions: Sessions, config: Config, now: datetime) -> None:
     with Answering(lambda event: 0x0000) as server:
-        config = with_peers(config, server.peer)
+        config = add_peers(config, server.peer)
         finish_job(sessions, config, ["answering"], now, count=5)
         assert deliver_due(sessions, config, now=now) == 5
     assert server.associations == 1
@@ -104,7 +104,7 @@ def test_a_batch_goes_over_one_association(sessions: Sessions, config: Config, n
 def test_an_unmarked_object_never_goes_on_the_wire(
     sessions: Sessions, config: Config, now: datetime, storescp: StoreScp
 ) -> None:
-    config = with_peers(config, storescp.peer)
+    config = add_peers(config, storescp.peer)
     finish_job(sessions, config, ["storescp"], now, marked=False)
     (uid,) = finish_job(sessions, config, ["storescp"], now, study="1.2.2")
     assert deliver_due(sessions, config, now=now) == 1
@@ -118,7 +118,7 @@ def test_an_unmarked_object_never_goes_on_the_wire(
 def test_a_file_that_changed_on_disk_is_not_sent(
     sessions: Sessions, config: Config, now: datetime, storescp: StoreScp
 ) -> None:
-    config = with_peers(config, storescp.peer)
+    config = add_peers(config, storescp.peer)
     finish_job(sessions, config, ["storescp"], now)
     (file,) = config.spool_dir.rglob("*.dcm")
     content = file.read_bytes()
@@ -134,7 +134,7 @@ def test_a_destination_that_was_down_gets_all_when_it_is_back(
     sessions: Sessions, config: Config, now: datetime, tmp_path: Path
 ) -> None:
     scp = StoreScp(tmp_path / "scp")
-    config = with_peers(config, scp.peer)
+    config = add_peers(config, scp.peer)
     uids = finish_job(sessions, config, ["storescp"], now, count=3)
     assert deliver_due(sessions, config, now=now) == 0
     assert states(sessions) == {DeliveryState.WAITING}
@@ -147,7 +147,7 @@ def test_a_destination_that_was_down_gets_all_when_it_is_back(
 def test_the_breaker_spares_a_dead_peer_and_not_the_others(
     sessions: Sessions, config: Config, now: datetime, storescp: StoreScp
 ) -> None:
-    config = with_peers(config, down(), storescp.peer)
+    config = add_peers(config, make_unreachable_peer(), storescp.peer)
     finish_job(sessions, config, ["down"], now, count=2)
     for _ in range(3):
         deliver_due(sessions, config, now=now)
@@ -168,7 +168,7 @@ def test_when_the_breaker_closes_everything_that_waited_is_due(
     sessions: Sessions, config: Config, now: datetime, tmp_path: Path
 ) -> None:
     scp = StoreScp(tmp_path / "scp")
-    config = with_peers(config, scp.peer)
+    config = add_peers(config, scp.peer)
     finish_job(sessions, config, ["storescp"], now, count=12)
     for _ in range(3):
         deliver_due(sessions, config, now=now)
@@ -184,7 +184,7 @@ def test_a_refused_object_is_tried_again_and_opens_no_breaker(
 ) -> None:
     statuses = iter([0xA700, 0xA700, 0xA700, 0xA700, 0x0000])
     with Answering(lambda event: next(statuses)) as server:
-        config = with_peers(config, server.peer)
+        config = add_peers(config, server.peer)
         finish_job(sessions, config, ["answering"], now)
         for _ in range(4):
             assert deliver_due(sessions, config, now=now) == 0
@@ -200,7 +200,7 @@ def test_a_lost_response_is_sent_again_with_the_same_uid(sessions: Sessions, con
         return 0x0000
 
     with Answering(lose_the_first_two) as server:
-        config = with_peers(config, server.peer)
+        config = add_peers(config, server.peer)
         (uid,) = finish_job(sessions, config, ["answering"], now)
         assert deliver_due(sessions, config, now=now) == 0
         assert states(sessions) == {DeliveryState.WAITING}
@@ -211,7 +211,7 @@ def test_a_lost_response_is_sent_again_with_the_same_uid(sessions: Sessions, con
 def test_what_a_dead_sender_had_taken_is_sent_when_its_lease_lapses(
     sessions: Sessions, config: Config, now: datetime, storescp: StoreScp
 ) -> None:
-    config = with_peers(config, storescp.peer)
+    config = add_peers(config, storescp.peer)
     finish_job(sessions, config, ["storescp"], now)
     with sessions.begin() as session:
         assert deliveries.claim_due(session, worker="dead", lease_s=60, limit=10, now=now)
@@ -222,7 +222,7 @@ def test_what_a_dead_sender_had_taken_is_sent_when_its_lease_lapses(
 def test_a_node_that_starts_again_sends_at_once_what_it_was_sending(
     sessions: Sessions, config: Config, now: datetime, storescp: StoreScp
 ) -> None:
-    config = with_peers(config, storescp.peer)
+    config = add_peers(config, storescp.peer)
     finish_job(sessions, config, ["storescp"], now)
     with sessions.begin() as session:
         predecessor = jobs.worker_name(1)
@@ -234,7 +234,7 @@ def test_a_node_that_starts_again_sends_at_once_what_it_was_sending(
 def test_an_object_is_given_up_at_the_configured_age_and_not_before(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
-    config = with_peers(config, down())
+    config = add_peers(config, make_unreachable_peer())
     finish_job(sessions, config, ["down"], now)
     deliver_due(sessions, config, now=now + timedelta(hours=71, minutes=59))
     assert states(sessions) == {DeliveryState.WAITING}

@@ -329,7 +329,7 @@ def test_a_container_of_a_node_is_as_healthy_as_readyz_says(web: Web) -> None:
 def test_a_container_of_a_worker_is_healthy_while_it_reports(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     assert check_health("worker", DICOMNODE_CONFIG=str(path)) == 1  # there is no database
-    engine = engines.connect(databases.migrated_sqlite(tmp_path / "data" / "node.sqlite"))
+    engine = engines.connect(databases.copy_sqlite(tmp_path / "data" / "node.sqlite"))
     assert check_health("worker", DICOMNODE_CONFIG=str(path)) == 1
     with engines.sessions(engine).begin() as session:
         workers.report(session, "elsewhere:7", gpus={}, now=datetime.now(UTC))

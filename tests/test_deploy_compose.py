@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: what runs, as whom, with what rights; and what the node that it starts is told."""
+"""deploy/compose.yaml: its services, users and rights, and the configuration of the node."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OURS = ("node", "worker", "worker-gpu")
 EACH = pytest.mark.parametrize("name", SERVICES)
 
 
-def compose_program() -> list[str]:
-    """Docker's compose, whose second version alone reads this file."""
+def find_compose() -> list[str]:
+    """Return the command of Docker Compose, version 2 or newer; skip the test without it."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]):
             done = subprocess.run([*command, "version", "--short"], capture_output=True, text=True, check=False)
@@ -152,7 +152,7 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
 
 
 def test_compose_takes_the_file(tmp_path: Path) -> None:
-    command = compose_program()
+    command = find_compose()
     files = ["--env-file", str(DEPLOY / "images.env"), "--file", str(DEPLOY / "compose.yaml"), "--profile", "gpu"]
     done = subprocess.run(
         [*command, *files, "config", "--format", "json"], capture_output=True, text=True, check=False, cwd=tmp_path
@@ -165,7 +165,7 @@ def test_compose_takes_the_file(tmp_path: Path) -> None:
 
 
 def test_compose_refuses_to_start_images_that_nobody_stated(tmp_path: Path) -> None:
-    command = compose_program()
+    command = find_compose()
     bare = {name: value for name, value in os.environ.items() if not name.endswith("_IMAGE")}
     done = subprocess.run(
         [*command, "--file", str(DEPLOY / "compose.yaml"), "config"],

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from db import catalogue
 from db.catalogue import Level
-from tests.findings import found, grid, written
+from tests.findings import grid, make_findings, write_objects
 from tests.peers.files import write_instance
 from tests.web_node import Web, web
 
@@ -302,7 +302,7 @@ def test_an_unknown_study_has_no_series(node: Web) -> None:
 
 
 def test_results_are_found_and_held_ones_only_for_review(web: Web, tmp_path: Path) -> None:
-    results = written(found(grid("axial", rows=8, columns=8)))
+    results = write_objects(make_findings(grid("axial", rows=8, columns=8)))
     study = results[0].StudyInstanceUID
     write_instance(tmp_path / "source.dcm", study_uid=study)
     web.store([tmp_path / "source.dcm"])

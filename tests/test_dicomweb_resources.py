@@ -1,4 +1,4 @@
-"""Every DICOMweb resource of a node: its methods, ranges of its bytes, deflated data sets; no request breaks it."""
+"""Every DICOMweb resource of a node: methods, byte ranges, deflated data sets; no request breaks the node."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_type_that_is_refused_does_not_come_by_a_wider_range(node: Web, accept
     assert node.get(f"{INSTANCE}/rendered", "image/*, image/jpeg;q=0, image/png;q=0").status_code == 406
 
 
-WHOLE = [
+COMPLETE_ANSWERS = [
     (INSTANCE, "application/dicom"),
     (DEFLATED, "application/dicom"),
     (DEFLATED, "application/dicom; transfer-syntax=*"),
@@ -97,7 +97,7 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize(("path", "accept"), WHOLE)
+@pytest.mark.parametrize(("path", "accept"), COMPLETE_ANSWERS)
 def test_one_range_of_an_answer_comes_alone(node: Web, path: str, accept: str) -> None:
     complete = node.get(path, accept)
     assert complete.headers["accept-ranges"] == "bytes"

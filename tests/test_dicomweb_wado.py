@@ -26,7 +26,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tests.findings import found, grid, written
+from tests.findings import grid, make_findings, write_objects
 from tests.peers.files import write_instance, write_result
 from tests.peers.process import require_program
 from tests.web_node import Web, web
@@ -202,8 +202,8 @@ def test_compressed_frames_of_another_kind_are_406(web: Web, tmp_path: Path) -> 
 
 
 def test_bits_of_a_frame_begin_at_its_first_bit(web: Web, tmp_path: Path) -> None:
-    these = found(grid("axial", slices=4, rows=7, columns=9))  # 63 bits a frame
-    results = written(these)
+    these = make_findings(grid("axial", slices=4, rows=7, columns=9))  # 63 bits a frame
+    results = write_objects(these)
     store_instance(web, tmp_path, StudyInstanceUID=results[0].StudyInstanceUID)
     web.add_results(results)
     seg = next(ds for ds in results if ds.Modality == "SEG")
@@ -220,7 +220,7 @@ def test_bits_of_a_frame_begin_at_its_first_bit(web: Web, tmp_path: Path) -> Non
 
 
 def test_maps_of_floats_come_as_floats(web: Web, tmp_path: Path) -> None:
-    results = written(found(grid("axial", rows=8, columns=8)))
+    results = write_objects(make_findings(grid("axial", rows=8, columns=8)))
     store_instance(web, tmp_path, StudyInstanceUID=results[0].StudyInstanceUID)
     web.add_results(results)
     pm = next(ds for ds in results if "FloatPixelData" in ds)
@@ -403,7 +403,7 @@ def test_a_document_comes_as_its_pdf(web: Web, tmp_path: Path) -> None:
 
 
 def test_held_results_come_at_the_root_for_reviewing_only(web: Web, tmp_path: Path) -> None:
-    results = written(found(grid("axial", rows=8, columns=8)))
+    results = write_objects(make_findings(grid("axial", rows=8, columns=8)))
     store_instance(web, tmp_path, StudyInstanceUID=results[0].StudyInstanceUID)
     web.add_results(results, held=True)
     path = f"studies/{results[0].StudyInstanceUID}/series/{results[0].SeriesInstanceUID}"

@@ -1,4 +1,4 @@
-"""Malformed messages on an association: answered or aborted, never a traceback."""
+"""Malformed messages on an association are answered or aborted, without a traceback."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def _encode_element(number: int, value: bytes) -> bytes:
 
 
 def _make_command(rng: random.Random) -> bytes:
-    """Return a command set whose elements are at random right, wrong or missing."""
+    """Return a command set with random correct, wrong and missing elements."""
     values = [b"", b"\0\0", b"\1\0", b"\1\1", b"\xff\xff", b"1.2.3\0", MR + b"\0", VERIFICATION + b"\0", _FIND + b"\0"]
     values += [b"\xff" * 70, b"A\nB\0"]
-    right = {0x0002: rng.choice(values[6:9]), 0x0100: struct.pack("<H", rng.choice(_COMMANDS))}
-    right |= {0x0110: b"\7\0", 0x0800: rng.choice((b"\1\1", b"\0\0")), 0x0700: b"\0\0", 0x1000: b"1.2.3\0"}
+    elements = {0x0002: rng.choice(values[6:9]), 0x0100: struct.pack("<H", rng.choice(_COMMANDS))}
+    elements |= {0x0110: b"\7\0", 0x0800: rng.choice((b"\1\1", b"\0\0")), 0x0700: b"\0\0", 0x1000: b"1.2.3\0"}
     for number in rng.sample(_NUMBERS, rng.randrange(4)):
-        right[number] = rng.choice(values)
-    for number in rng.sample(sorted(right), rng.randrange(2)):
-        del right[number]
-    return b"".join(_encode_element(number, right[number]) for number in sorted(right))
+        elements[number] = rng.choice(values)
+    for number in rng.sample(sorted(elements), rng.randrange(2)):
+        del elements[number]
+    return b"".join(_encode_element(number, elements[number]) for number in sorted(elements))
 
 
 def _make_messages(rng: random.Random, each: Encoded) -> bytes:
@@ -82,7 +82,7 @@ def _converse(port: int, messages: bytes) -> None:
             return
 
 
-@pytest.mark.filterwarnings("ignore")  # pydicom warns of UIDs, and goes on
+@pytest.mark.filterwarnings("ignore")  # pydicom warns about UIDs and continues
 @pytest.mark.usefixtures("no_traceback")
 def test_no_message_brings_a_thread_down(start: Start, tmp_path: Path) -> None:
     receiver, rng = start(), random.Random(7)

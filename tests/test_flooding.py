@@ -1,4 +1,4 @@
-"""One machine floods the port; another is still served, and the node stays small and up."""
+"""One machine floods the port; another is still served, and the node keeps running in little memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 @dataclass
 class Running:
-    """A receiver in a process of its own, with the default limits."""
+    """Receiver in a process of its own, with the default limits."""
 
     process: subprocess.Popen[str]
     port: int
@@ -66,7 +66,7 @@ class Running:
     def threads(self) -> int:
         return int(self._status("Threads"))
 
-    def refused(self, reason: str) -> int:
+    def count_refused(self, reason: str) -> int:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("metrics\n")
@@ -100,18 +100,18 @@ def flood(port: int, first_bytes: bytes = b"") -> Iterator[Sequence[socket.socke
         opened = []
         for _ in range(FLOOD):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
-            with suppress(OSError):  # turned away already
+            with suppress(OSError):  # refused already
                 sock.sendall(first_bytes)
             opened.append(sock)
         yield opened
 
 
 def _keep_answers(event: evt.Event) -> None:
-    """Let pynetdicom's requestor lose no answer."""
+    """Keep pynetdicom's requestor from losing an answer."""
     replace_checkpoint(event.assoc)
 
 
-def stored_by_another(running: Running, folder: Path, *, tls: bool) -> float:
+def store_from_other_machine(running: Running, folder: Path, *, tls: bool) -> float:
     """Send an image from another machine; return the seconds until it is acknowledged."""
     ds = write_instance(folder / "other.dcm")
     ae = AE("OTHER")
@@ -128,12 +128,12 @@ def stored_by_another(running: Running, folder: Path, *, tls: bool) -> float:
     )
     assert assoc.is_established
     assert assoc.send_c_store(ds).Status == 0
-    took_s = time.monotonic() - began
+    duration_s = time.monotonic() - began
     assoc.release()
-    return took_s
+    return duration_s
 
 
-def closed(sock: socket.socket) -> bool:
+def is_closed(sock: socket.socket) -> bool:
     """Return whether the node has ended the connection."""
     sock.settimeout(0)
     try:
@@ -147,18 +147,18 @@ def closed(sock: socket.socket) -> bool:
 @pytest.mark.parametrize("tls", [False, True])
 def test_200_connections_that_say_nothing_keep_nobody_else_out(running: Running, tmp_path: Path, tls: bool) -> None:
     before_mb = running.peak_mb
-    stalled = b"\x16\x03\x01\x02\x00" if tls else b""  # a handshake begins, and there it stays
+    stalled = b"\x16\x03\x01\x02\x00" if tls else b""  # a handshake that begins and stalls
     with flood(running.tls_port if tls else running.port, stalled) as opened:
-        took_s = stored_by_another(running, tmp_path, tls=tls)
-        still_open = [sock for sock in opened if not closed(sock)]
+        duration_s = store_from_other_machine(running, tmp_path, tls=tls)
+        still_open = [sock for sock in opened if not is_closed(sock)]
         assert len(still_open) <= 32  # twice associations_per_address
         assert running.threads < 80
-    assert took_s < WITHIN_S
-    assert running.refused("too_many_connections") >= FLOOD - 32
+    assert duration_s < WITHIN_S
+    assert running.count_refused("too_many_connections") >= FLOOD - 32
     assert running.peak_mb - before_mb < 100
     wait_for(lambda: running.threads < 20, "those that said nothing are gone", within_s=60)
-    assert stored_by_another(running, tmp_path, tls=tls) < WITHIN_S
-    print(f"tls {tls}: served in {took_s:.2f} s, {len(still_open)} kept, {running.peak_mb - before_mb:.0f} MB more")
+    assert store_from_other_machine(running, tmp_path, tls=tls) < WITHIN_S
+    print(f"tls {tls}: served in {duration_s:.2f} s, {len(still_open)} kept, {running.peak_mb - before_mb:.0f} MB more")
 
 
 def test_one_machine_gets_its_share_of_associations_and_no_more(running: Running, tmp_path: Path) -> None:
@@ -171,8 +171,10 @@ def test_one_machine_gets_its_share_of_associations_and_no_more(running: Running
     try:
         assert len(established) == 16
         assert sum(assoc.is_rejected for assoc in held) > FLOOD // 2  # refused by an A-ASSOCIATE-RJ
-        assert stored_by_another(running, tmp_path, tls=False) < WITHIN_S
-        assert running.refused("too_many_associations") + running.refused("too_many_connections") == FLOOD - 16
+        assert store_from_other_machine(running, tmp_path, tls=False) < WITHIN_S
+        assert (
+            running.count_refused("too_many_associations") + running.count_refused("too_many_connections") == FLOOD - 16
+        )
         assert all(assoc.send_c_echo().Status == 0 for assoc in established)
     finally:
         for assoc in established:
@@ -184,6 +186,6 @@ def test_connections_that_come_and_go_leave_nothing_behind(running: Running, tmp
         with flood(running.tls_port, b"GET / HTTP/1.1\r\n\r\n"):
             pass
     wait_for(lambda: running.threads < 20, "all are gone", within_s=60)
-    assert stored_by_another(running, tmp_path, tls=True) < WITHIN_S
+    assert store_from_other_machine(running, tmp_path, tls=True) < WITHIN_S
     descriptors = len(list(Path(f"/proc/{running.process.pid}/fd").iterdir()))
     assert descriptors < 40

@@ -1,4 +1,4 @@
-"""Frames of compressed files without an offset table: found once for a file, not once for a frame."""
+"""Frames of compressed files without an offset table are located once for a file, not once for a frame."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def _write(path: Path, fragments: list[bytes], frames: int, *, has_bot: bool) ->
     return path
 
 
-def _fragments(count: int) -> list[bytes]:
+def _make_fragments(count: int) -> list[bytes]:
     generator = np.random.default_rng(3)
     return [generator.bytes(2 * int(generator.integers(1, 50))) for _ in range(count)]
 
 
 @pytest.mark.parametrize("has_bot", [False, True], ids=["no offsets", "offsets"])
 def test_each_frame_is_its_own_fragment(has_bot: bool, tmp_path: Path) -> None:
-    fragments = _fragments(FRAMES)
+    fragments = _make_fragments(FRAMES)
     found = pixels.read_layout(_write(tmp_path / "a.dcm", fragments, FRAMES, has_bot=has_bot))
     assert found is not None
     assert [pixels.read_frame(found, index) for index in (0, 7, FRAMES - 1)] == [fragments[n] for n in (0, 7, -1)]
 
 
 def test_fragments_are_walked_once_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = pixels.read_layout(_write(tmp_path / "a.dcm", _fragments(FRAMES), FRAMES, has_bot=False))
+    found = pixels.read_layout(_write(tmp_path / "a.dcm", _make_fragments(FRAMES), FRAMES, has_bot=False))
     assert found is not None
     walk = Mock(wraps=parse_fragments)
     monkeypatch.setattr(pixels, "parse_fragments", walk)
@@ -49,7 +49,7 @@ def test_fragments_are_walked_once_for_a_file(tmp_path: Path, monkeypatch: pytes
 
 
 def test_several_fragments_are_one_frame(tmp_path: Path) -> None:
-    fragments = _fragments(3)
+    fragments = _make_fragments(3)
     found = pixels.read_layout(_write(tmp_path / "a.dcm", fragments, 1, has_bot=False))
     assert found is not None
     assert pixels.read_frame(found, 0) == b"".join(fragments)

@@ -31,7 +31,7 @@ from tests.peers.files import write_instance
 from tests.sending import Encoded, kit_files, read_encoded
 
 
-def _facts(each: Encoded, path: Path) -> InstanceFacts:
+def _read_facts(each: Encoded, path: Path) -> InstanceFacts:
     return headers.read(each.save(path))
 
 
@@ -70,7 +70,7 @@ def _save_big_endian(ds: Dataset, path: Path) -> None:
     ds.save_as(path, enforce_file_format=True)
 
 
-@pytest.mark.filterwarnings("ignore")  # pydicom warns of what some of these files hold
+@pytest.mark.filterwarnings("ignore")  # pydicom warns about values in some of these files
 def test_every_valid_file_of_the_kit_gives_its_facts(kit: Path) -> None:
     for path in kit_files(kit):
         ds = dcmread(path, stop_before_pixels=True)
@@ -93,14 +93,14 @@ def test_a_truncated_data_set_is_not_understood(tmp_path: Path, syntax: UID, kee
     ds.save_as(path, enforce_file_format=True)
     original = read_encoded(path)
     with pytest.raises(CannotUnderstand):
-        _facts(original.but(data_set=original.data_set[: int(len(original.data_set) * keep)]), path)
+        _read_facts(original.but(data_set=original.data_set[: int(len(original.data_set) * keep)]), path)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 4000, b"\xff" * 4000, os.urandom(4000), b"GIF89a" * 500])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
 def test_garbage_is_not_understood(tmp_path: Path, garbage: bytes, syntax: UID) -> None:
     with pytest.raises(CannotUnderstand):
-        _facts(Encoded("1.2.840.10008.5.1.4.1.1.4", "1.2.3", syntax, garbage), tmp_path / "a.dcm")
+        _read_facts(Encoded("1.2.840.10008.5.1.4.1.1.4", "1.2.3", syntax, garbage), tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"])
@@ -116,7 +116,7 @@ def test_a_missing_uid_is_named(tmp_path: Path, keyword: str, fault: str) -> Non
     element = tag + b"UI" + struct.pack("<H", len(padded)) + padded.encode()
     replacement = {"absent": b"", "empty": tag + b"UI\0\0", "no UID": tag + b"UI\4\0what"}[fault]
     with pytest.raises(CannotUnderstand, match=keyword):
-        _facts(original.but(data_set=original.data_set.replace(element, replacement)), path)
+        _read_facts(original.but(data_set=original.data_set.replace(element, replacement)), path)
 
 
 def test_a_wrong_character_set_does_not_cost_the_instance(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_wrong_character_set_does_not_cost_the_instance(tmp_path: Path) -> Non
     write_instance(path, PatientName="Test")
     each = read_encoded(path)
     broken = each.data_set.replace(b"ISO_IR 192", b"NO SUCH IR").replace(b"Test", b"T\xff\xfet")
-    assert _facts(each.but(data_set=broken), path).patient_name.startswith("T")
+    assert _read_facts(each.but(data_set=broken), path).patient_name.startswith("T")
 
 
 def test_values_that_are_no_numbers_stay_text(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_values_that_are_no_numbers_stay_text(tmp_path: Path) -> None:
     element = b"\x18\0\x50\0DS\4\0"
     at = each.data_set.index(b"\x20\0\x0d\0UI")
     extended = each.but(data_set=each.data_set[:at] + element + b"thin" + each.data_set[at:])
-    assert dict(_facts(extended, path).attributes)["SliceThickness"] == "thin"
+    assert dict(_read_facts(extended, path).attributes)["SliceThickness"] == "thin"
 
 
 def test_sequences_and_encapsulated_pixels_of_undefined_length_are_walked_over(tmp_path: Path) -> None:
@@ -193,5 +193,5 @@ def test_a_leading_zero_in_a_uid_is_common_and_accepted(tmp_path: Path) -> None:
     each = read_encoded(path)
     study = dcmread(path).StudyInstanceUID
     odd = study[:-3] + ".01"
-    facts = _facts(each.but(data_set=each.data_set.replace(study.encode(), odd.encode())), path)
+    facts = _read_facts(each.but(data_set=each.data_set.replace(study.encode(), odd.encode())), path)
     assert facts.study_uid == odd

@@ -1,4 +1,4 @@
-"""Simulated heads: the label maps deformed as asked, every region where anatomy has it, the face gone."""
+"""Simulated heads: label maps deformed as requested, every region in its anatomical place, the face removed."""
 
 from __future__ import annotations
 

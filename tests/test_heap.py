@@ -33,7 +33,7 @@ print(is_set, alone, within, during, resident_mb())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is set")
 def test_volumes_one_after_the_other_ask_for_no_new_pages() -> None:
-    """64 MiB each."""
+    """Each volume has 64 MiB."""
     done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True, timeout=120)
     is_set, alone, within, during_mb, after_mb = done.stdout.split()
     assert is_set == "True"

@@ -1,4 +1,4 @@
-"""The database lost rows: the node notices, deletes nothing, and takes the files back."""
+"""Lost rows of the database: the node notices, deletes nothing, and adopts the files."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def _delete(wal: Path) -> None:
 
 
 def _damage(wal: Path) -> None:
-    """Change a byte in the first frame: SQLite takes no frame from there on."""
+    """Change a byte in the first frame; SQLite ignores all frames from there on."""
     content = bytearray(wal.read_bytes())
     content[32 + 24 + 100] ^= 0xFF
     wal.write_bytes(content)
 
 
-def _killed_after_receiving(folder: Path) -> Node:
-    """A node that acknowledged a few instances and was killed before SQLite moved its log into the database."""
+def _kill_after_receiving(folder: Path) -> Node:
+    """Return a node that acknowledged instances and was killed before SQLite moved its log into the database."""
     path = write_config(folder)
     with Node(path, "serve", "--workers", "0") as running:
         files = [folder / f"{number}.dcm" for number in range(COUNT)]
@@ -56,7 +56,7 @@ def _killed_after_receiving(folder: Path) -> Node:
 
 @pytest.mark.parametrize("lose", [_delete, _damage])
 def test_lost_rows_are_noticed_and_their_files_adopted(tmp_path: Path, lose: Callable[[Path], None]) -> None:
-    node = _killed_after_receiving(tmp_path)
+    node = _kill_after_receiving(tmp_path)
     lose(node.config.data_dir / "node.sqlite-wal")
     (node.config.data_dir / "node.sqlite-shm").unlink(missing_ok=True)
     for command in (("serve", "--workers", "0"), ("audit", "verify"), ("storage", "verify"),
@@ -76,7 +76,7 @@ def test_lost_rows_are_noticed_and_their_files_adopted(tmp_path: Path, lose: Cal
 
 
 def test_a_node_that_was_only_killed_starts_again(tmp_path: Path) -> None:
-    node = _killed_after_receiving(tmp_path)
+    node = _kill_after_receiving(tmp_path)
     with node:
         assert node.stop() == 0
     with node.sessions() as session:

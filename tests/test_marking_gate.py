@@ -38,7 +38,7 @@ from dicomnode.results.page import Page
 from dicomnode.storage import spool
 from pipelines.contract import Image, Volume
 from pipelines.quality import Outcome, Verdict
-from tests.findings import NOW, PROVENANCE, found, grid, source
+from tests.findings import NOW, PROVENANCE, grid, make_findings, source
 from tests.peers import StoreScp
 from tests.rows import add_job
 from tests.test_result_kinds import _pet_found
@@ -49,7 +49,7 @@ KINDS = ("MR", "parametric image", "single frame", "label map", "page", "PDF", "
 
 @cache
 def _objects() -> dict[str, Dataset]:
-    these = found(grid("axial", 2))
+    these = make_findings(grid("axial", 2))
     image = Image("image", Volume(these.image, these.grid), "Image", 3.0, modality="MR")
     hold = Verdict(Outcome.HOLD, ("why",))
 
@@ -199,7 +199,7 @@ def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire
     config = Config(node=NodeConfig(data_dir=tmp_path / "data"), peers=(storescp.peer,))
     good, bad = _copy_object("MR"), _copy_object("page")
     of_site = replace(PROVENANCE, pipeline="site_pipeline", model_name="site-model")
-    these = found(grid("axial", 1))
+    these = make_findings(grid("axial", 1))
     ours = results.write(these.findings, [source()], of_site, ResultsConfig(), NOW)
     del bad.SyntheticData
     with sessions.begin() as session:

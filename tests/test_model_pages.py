@@ -1,4 +1,4 @@
-"""Deploying and rolling back at the dashboard: the same decisions as on the command line, with the same refusals."""
+"""Deployment and rollback at the dashboard: the same decisions and refusals as on the command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> Non
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "said"),
+    ("fields", "status", "message"),
     [
         ({"mode": "share", "percent": "100"}, 409, "more than 0 and less than 100 percent"),
         ({"mode": "share", "percent": ""}, 409, "more than 0 and less than 100 percent"),
@@ -59,11 +59,11 @@ def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> Non
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(
-    site: Web, fields: dict[str, str], status: int, said: str
+    site: Web, fields: dict[str, str], status: int, message: str
 ) -> None:
     answer = deploy(site, "10.0.0", **fields)
     assert answer.status_code == status
-    assert said in answer.text
+    assert message in answer.text
     with site.sessions() as session:
         assert deployments.list_history(session) == []
 

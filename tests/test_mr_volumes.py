@@ -34,14 +34,14 @@ TABLE = {
 
 
 def _uniform_parameters() -> mr.TissueParameters:
-    """The table's values for every region, no spread."""
+    """Return the table's values for every region, without spread."""
     return mr.TissueParameters.table().draw_regional(
         torch.Generator().manual_seed(0), COUNT + 1, subject_spread=0.0, region_spread=0.0
     )
 
 
 def _median(x: torch.Tensor, head: heads.Head, structure: str) -> float:
-    """Median well inside a structure, away from partial volume."""
+    """Return the median well inside a structure, away from partial volume."""
     inside = (head.structure == number(structure)).float()
     return float(x[axes.blur(inside, (1.5, 1.5, 1.5)) > 0.95].median())
 
@@ -156,7 +156,7 @@ def test_a_cut_kspace_rings_at_edges_and_keeps_the_mean() -> None:
     box = torch.zeros(32, 64, 32)
     box[:, 20:44] = 1.0
     x = acquisition.truncate_kspace(box, (1.0, 0.5, 1.0))
-    assert float(x.max()) == pytest.approx(1.09, abs=0.05)  # the overshoot of Gibbs: 9 % of the step
+    assert float(x.max()) == pytest.approx(1.09, abs=0.05)  # Gibbs overshoot: 9 % of the step
     assert float(x[16, 32, 16]) == pytest.approx(1.0, abs=0.05)
 
 

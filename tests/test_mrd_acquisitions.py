@@ -1,4 +1,4 @@
-"""Every field and flag of an ISMRMRD acquisition header is used, refused by its name, or shown to change nothing."""
+"""Every field and flag of an ISMRMRD acquisition header is used, refused by name, or without effect on the result."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,30 +11,30 @@ import pytest
 
 from dicomnode import mrd
 from pipelines.contract import Refused
-from tests.mrd_files import Edit, measured, on_line, put, refused, same
+from tests.mrd_files import Edit, acquire_scan, edit_line, is_equal, read_refusal, set_field
 
 
-def _shorter(acquisition: Any) -> None:
+def _shorten(acquisition: Any) -> None:
     acquisition.resize(20, 2, 0)
     acquisition.data[:] = 1
 
 
 SHARED: dict[str, Edit] = {
-    "measurement_uid": put("measurement_uid", 7),
-    "number_of_samples": _shorter,
-    "center_sample": put("center_sample", 11),
-    "discard_pre": put("discard_pre", 2),
-    "discard_post": put("discard_post", 2),
-    "sample_time_us": put("sample_time_us", 6.0),
-    "available_channels": put("available_channels", 5),
-    "channel_mask": put("channel_mask", [6] + 15 * [0]),
-    "patient_table_position": put("patient_table_position", [0.0, 0.0, 5.0]),
+    "measurement_uid": set_field("measurement_uid", 7),
+    "number_of_samples": _shorten,
+    "center_sample": set_field("center_sample", 11),
+    "discard_pre": set_field("discard_pre", 2),
+    "discard_post": set_field("discard_post", 2),
+    "sample_time_us": set_field("sample_time_us", 6.0),
+    "available_channels": set_field("available_channels", 5),
+    "channel_mask": set_field("channel_mask", [6] + 15 * [0]),
+    "patient_table_position": set_field("patient_table_position", [0.0, 0.0, 5.0]),
 }
 
 
 @pytest.mark.parametrize("field", SHARED)
 def test_a_field_that_is_one_for_an_image_is_refused_by_name_where_it_differs(field: str, tmp_path: Path) -> None:
-    reason = refused(tmp_path, edit=on_line(3, SHARED[field]))
+    reason = read_refusal(tmp_path, edit=edit_line(3, SHARED[field]))
     assert f"k-space: {field} is" in reason
     assert "acquisition 3" in reason
 
@@ -44,12 +44,12 @@ def test_a_counter_of_the_user_that_differs_is_refused_by_name(number: int, tmp_
     def change(acquisition: Any) -> None:
         acquisition.idx.user[number] = 1
 
-    assert f"idx.user[{number}] is 0 in acquisition 0 and 1 in acquisition 3" in refused(
-        tmp_path, edit=on_line(3, change)
+    assert f"idx.user[{number}] is 0 in acquisition 0 and 1 in acquisition 3" in read_refusal(
+        tmp_path, edit=edit_line(3, change)
     )
 
 
-def _numbered(acquisition: Any) -> None:
+def _set_numbers(acquisition: Any) -> None:
     y = acquisition.idx.kspace_encode_step_1
     acquisition.scan_counter, acquisition.acquisition_time_stamp = 100 - y, 50 * y
     acquisition.physiology_time_stamp[:] = (y, 2 * y, 0)
@@ -58,26 +58,28 @@ def _numbered(acquisition: Any) -> None:
 
 
 def test_order_times_and_numbers_of_the_user_change_nothing(tmp_path: Path) -> None:
-    (plain, facts), (numbered, other) = (mrd.to_kspace(measured(tmp_path, **how)) for how in ({}, {"edit": _numbered}))
-    assert same(plain, numbered)
+    (plain, facts), (numbered, other) = (
+        mrd.to_kspace(acquire_scan(tmp_path, **how)) for how in ({}, {"edit": _set_numbers})
+    )
+    assert is_equal(plain, numbered)
     assert facts == other
 
 
 def test_a_later_version_of_the_acquisition_header_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="acquisition headers of version 2"):
-        measured(tmp_path, edit=put("version", 2))
+        acquire_scan(tmp_path, edit=set_field("version", 2))
 
 
 def test_segments_fill_one_k_space(tmp_path: Path) -> None:
     def segment(acquisition: Any) -> None:
         acquisition.idx.segment = acquisition.idx.kspace_encode_step_1 % 4
 
-    plain, segmented = (mrd.to_kspace(measured(tmp_path, **how))[0] for how in ({}, {"edit": segment}))
-    assert same(plain, segmented)
+    plain, segmented = (mrd.to_kspace(acquire_scan(tmp_path, **how))[0] for how in ({}, {"edit": segment}))
+    assert is_equal(plain, segmented)
 
 
-def _rewritten(path: Path, change: Callable[[Any], Any]) -> Path:
-    """The file with its table of acquisitions replaced."""
+def _rewrite_table(path: Path, change: Callable[[Any], Any]) -> Path:
+    """Replace the table of acquisitions in the file; return its path."""
     with h5py.File(path / "a.h5", "r+") as file:
         table = change(file["dataset/data"][:])
         del file["dataset/data"]
@@ -86,33 +88,33 @@ def _rewritten(path: Path, change: Callable[[Any], Any]) -> Path:
 
 
 def test_fields_in_another_order_are_read_by_their_names(tmp_path: Path) -> None:
-    plain = measured(tmp_path)
+    plain = acquire_scan(tmp_path)
 
-    def turned(table: Any) -> Any:
+    def reverse_fields(table: Any) -> Any:
         names = list(table["head"].dtype.names)[::-1]
         head = np.dtype([(name, table["head"].dtype[name]) for name in names])
-        found = np.empty(len(table), np.dtype([("head", head), *((n, table.dtype[n]) for n in ("traj", "data"))]))
+        reordered = np.empty(len(table), np.dtype([("head", head), *((n, table.dtype[n]) for n in ("traj", "data"))]))
         for name in names:
-            found["head"][name] = table["head"][name]
-        found["traj"], found["data"] = table["traj"], table["data"]
-        return found
+            reordered["head"][name] = table["head"][name]
+        reordered["traj"], reordered["data"] = table["traj"], table["data"]
+        return reordered
 
-    assert np.array_equal(mrd.read(_rewritten(tmp_path, turned)).heads, plain.heads)
+    assert np.array_equal(mrd.read(_rewrite_table(tmp_path, reverse_fields)).heads, plain.heads)
 
 
 def test_a_trajectory_that_no_header_announces_is_refused(tmp_path: Path) -> None:
-    measured(tmp_path)
+    acquire_scan(tmp_path)
 
-    def more(table: Any) -> Any:
+    def add_trajectory(table: Any) -> Any:
         table["traj"][3] = np.ones(48, np.float32)
         return table
 
     with pytest.raises(Refused, match="acquisition 3 holds 48 numbers of a trajectory, its header says 0"):
-        mrd.read(_rewritten(tmp_path, more))
+        mrd.read(_rewrite_table(tmp_path, add_trajectory))
 
 
 def test_two_acquisition_sets_in_one_file_are_refused(tmp_path: Path) -> None:
-    measured(tmp_path)
+    acquire_scan(tmp_path)
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file.copy("dataset", "other")
     with pytest.raises(Refused, match="2 groups with 'xml' and 'data'"):
@@ -120,7 +122,7 @@ def test_two_acquisition_sets_in_one_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_two_xml_headers_are_refused(tmp_path: Path) -> None:
-    measured(tmp_path)
+    acquire_scan(tmp_path)
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         text = file["dataset/xml"][0]
         del file["dataset/xml"]
@@ -142,37 +144,39 @@ def flag_line(line: int, flag: int, factor: float = 1.0) -> Edit:
         acquisition.setFlag(flag)
         acquisition.data[:] *= factor
 
-    return on_line(line, change)
+    return edit_line(line, change)
 
 
 @pytest.mark.parametrize("flag", LEFT_OUT)
 def test_lines_that_are_not_of_the_image_are_left_out(flag: str, tmp_path: Path) -> None:
     how = {"edit": flag_line(3, getattr(ismrmrd, flag), 1000.0)}
     without, flagged = (
-        mrd.to_kspace(measured(tmp_path, **each))[0] for each in ({"sampled": lambda y, z: y != 3}, how)
+        mrd.to_kspace(acquire_scan(tmp_path, **each))[0] for each in ({"sampled": lambda y, z: y != 3}, how)
     )
-    assert same(without, flagged)
+    assert is_equal(without, flagged)
 
 
 @pytest.mark.parametrize("flag", MARKS)
 def test_first_and_last_marks_change_nothing(flag: int, tmp_path: Path) -> None:
-    plain, flagged = (mrd.to_kspace(measured(tmp_path, **how))[0] for how in ({}, {"edit": flag_line(3, flag)}))
-    assert same(plain, flagged)
+    plain, flagged = (mrd.to_kspace(acquire_scan(tmp_path, **how))[0] for how in ({}, {"edit": flag_line(3, flag)}))
+    assert is_equal(plain, flagged)
 
 
 @pytest.mark.parametrize("flag", range(ismrmrd.ACQ_COMPRESSION1, ismrmrd.ACQ_COMPRESSION4 + 1))
 def test_compressed_samples_are_refused(flag: int, tmp_path: Path) -> None:
-    assert "samples of acquisition 3 are compressed" in refused(tmp_path, edit=flag_line(3, flag))
+    assert "samples of acquisition 3 are compressed" in read_refusal(tmp_path, edit=flag_line(3, flag))
 
 
 @pytest.mark.parametrize("flag", [32, 40, 52])
 def test_flags_that_the_format_does_not_define_are_refused(flag: int, tmp_path: Path) -> None:
-    assert f"acquisition 3 carries flag {flag}" in refused(tmp_path, edit=flag_line(3, flag))
+    assert f"acquisition 3 carries flag {flag}" in read_refusal(tmp_path, edit=flag_line(3, flag))
 
 
 @pytest.mark.parametrize("number", range(1, 9))
 def test_a_flag_of_the_user_on_some_lines_only_is_refused(number: int, tmp_path: Path) -> None:
     flag = ismrmrd.ACQ_USER1 + number - 1
-    assert f"ACQ_USER{number}" in refused(tmp_path, edit=flag_line(3, flag))
-    plain, flagged = (mrd.to_kspace(measured(tmp_path, **how))[0] for how in ({}, {"edit": lambda a: a.setFlag(flag)}))
-    assert same(plain, flagged)
+    assert f"ACQ_USER{number}" in read_refusal(tmp_path, edit=flag_line(3, flag))
+    plain, flagged = (
+        mrd.to_kspace(acquire_scan(tmp_path, **how))[0] for how in ({}, {"edit": lambda a: a.setFlag(flag)})
+    )
+    assert is_equal(plain, flagged)

@@ -1,4 +1,4 @@
-"""Every element of the ISMRMRD XML header is used, refused by its name, or shown to change nothing."""
+"""Every element of the ISMRMRD XML header is used, refused by name, or without effect on the result."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from xsdata.models.datatype import XmlDate, XmlTime
 
 from dicomnode import mrd
 from dicomnode.mrd.facts import read_identity
-from tests.mrd_files import Edit, calibrated, measured, refused, same
+from tests.mrd_files import Edit, acquire_scan, is_equal, read_refusal, set_calibration
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
-def _multiband(header: Any) -> None:
-    calibrated("embedded")(header)
+def _set_multiband(header: Any) -> None:
+    set_calibration("embedded")(header)
     header.encoding[0].parallelImaging.multiband = xsd.multibandType(
         spacing=[xsd.multibandSpacingType(dZ=[20.0])], deltaKz=0.1, multiband_factor=2,
         calibration=xsd.multibandCalibrationType.FULL3_D, calibration_encoding=0)  # fmt: skip
 
 
 def test_slices_excited_at_once_are_refused(tmp_path: Path) -> None:
-    assert "2 slices excited at once (multiband)" in refused(tmp_path, edit_header=_multiband)
+    assert "2 slices excited at once (multiband)" in read_refusal(tmp_path, edit_header=_set_multiband)
 
 
 @pytest.mark.parametrize("trajectory", ["epi", "radial", "goldenangle", "spiral", "other"])
@@ -33,10 +33,10 @@ def test_a_trajectory_that_is_not_cartesian_is_refused(trajectory: str, tmp_path
     def change(header: Any) -> None:
         header.encoding[0].trajectory = xsd.trajectoryType(trajectory)
 
-    assert f"trajectory '{trajectory}'" in refused(tmp_path, edit_header=change)
+    assert f"trajectory '{trajectory}'" in read_refusal(tmp_path, edit_header=change)
 
 
-def _own_parameters(header: Any) -> None:
+def _add_user_parameters(header: Any) -> None:
     header.userParameters = xsd.userParametersType(
         userParameterLong=[xsd.userParameterLongType(name="a", value=3)],
         userParameterDouble=[xsd.userParameterDoubleType(name="b", value=0.5)],
@@ -44,26 +44,26 @@ def _own_parameters(header: Any) -> None:
         userParameterBase64=[xsd.userParameterBase64Type(name="e", value=b"Zg==")])  # fmt: skip
 
 
-def _waveforms(header: Any) -> None:
+def _add_waveforms(header: Any) -> None:
     header.waveformInformation = [xsd.waveformInformationType(
         waveformName="ECG", waveformType=xsd.waveformInformationTypeWaveformType.ECG,
         userParameters=xsd.userParametersType())]  # fmt: skip
 
 
-def _described(header: Any) -> None:
+def _add_description(header: Any) -> None:
     header.encoding[0].trajectoryDescription = xsd.trajectoryDescriptionType(identifier="line by line")
 
 
-def _coil_names(header: Any) -> None:
+def _name_coils(header: Any) -> None:
     header.acquisitionSystemInformation.coilLabel = [xsd.coilLabelType(coilNumber=n, coilName=f"H{n}") for n in (1, 0)]
 
 
-def _interleaved(header: Any) -> None:
-    calibrated("interleaved")(header)
+def _set_interleaved(header: Any) -> None:
+    set_calibration("interleaved")(header)
     header.encoding[0].parallelImaging.interleavingDimension = xsd.interleavingDimensionType.AVERAGE
 
 
-def _within(path: str, value: Any) -> Edit:
+def _set_element(path: str, value: Any) -> Edit:
     def change(header: Any) -> None:
         *parents, last = path.split(".")
         for parent in parents:
@@ -74,31 +74,31 @@ def _within(path: str, value: Any) -> Edit:
 
 
 IGNORED: dict[str, Edit] = {
-    "version": _within("version", 3),
-    "experimentalConditions H1resonanceFrequency_Hz": _within("experimentalConditions.H1resonanceFrequency_Hz", 1),
-    "acquisitionSystemInformation coilLabel": _coil_names,
-    "acquisitionSystemInformation deviceID": _within("acquisitionSystemInformation.deviceID", "x"),
-    "encoding echoTrainLength": _within("encoding.0.echoTrainLength", 7),
-    "encoding trajectoryDescription": _described,
-    "parallelImaging interleavingDimension": _interleaved,
-    "sequenceParameters sequence_type": _within("sequenceParameters.sequence_type", "Flash"),
-    "sequenceParameters echo_spacing": _within("sequenceParameters.echo_spacing", [3.0]),
-    "sequenceParameters diffusionScheme": _within("sequenceParameters.diffusionScheme", "bipolar"),
-    "sequenceParameters diffusion": _within("sequenceParameters.diffusion", [
+    "version": _set_element("version", 3),
+    "experimentalConditions H1resonanceFrequency_Hz": _set_element("experimentalConditions.H1resonanceFrequency_Hz", 1),
+    "acquisitionSystemInformation coilLabel": _name_coils,
+    "acquisitionSystemInformation deviceID": _set_element("acquisitionSystemInformation.deviceID", "x"),
+    "encoding echoTrainLength": _set_element("encoding.0.echoTrainLength", 7),
+    "encoding trajectoryDescription": _add_description,
+    "parallelImaging interleavingDimension": _set_interleaved,
+    "sequenceParameters sequence_type": _set_element("sequenceParameters.sequence_type", "Flash"),
+    "sequenceParameters echo_spacing": _set_element("sequenceParameters.echo_spacing", [3.0]),
+    "sequenceParameters diffusionScheme": _set_element("sequenceParameters.diffusionScheme", "bipolar"),
+    "sequenceParameters diffusion": _set_element("sequenceParameters.diffusion", [
         xsd.diffusionType(gradientDirection=xsd.gradientDirectionType(rl=1, ap=0, fh=0), bvalue=1000)]),
-    "userParameters": _own_parameters,
-    "waveformInformation": _waveforms,
+    "userParameters": _add_user_parameters,
+    "waveformInformation": _add_waveforms,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("element", IGNORED)
 def test_an_element_that_does_not_change_the_image_changes_nothing(element: str, tmp_path: Path) -> None:
-    plain, edited = (mrd.to_kspace(measured(tmp_path, **how))[0] for how in ({}, {"edit_header": IGNORED[element]}))
-    assert same(plain, edited)
+    plain, edited = (mrd.to_kspace(acquire_scan(tmp_path, **how))[0] for how in ({}, {"edit_header": IGNORED[element]}))
+    assert is_equal(plain, edited)
 
 
 def test_the_stated_acceleration_is_a_fact_and_the_mask_comes_from_the_lines(tmp_path: Path) -> None:
-    kspace, facts = mrd.to_kspace(measured(tmp_path, edit_header=calibrated("embedded")))
+    kspace, facts = mrd.to_kspace(acquire_scan(tmp_path, edit_header=set_calibration("embedded")))
     assert facts["acceleration_stated"] == (2, 1)
     assert facts["acceleration"] == 1.0
     assert kspace.mask.all()
@@ -112,7 +112,7 @@ def test_an_echo_time_belongs_to_the_contrast_of_its_number(echo_times_ms: list[
         acquisition.idx.contrast, acquisition.idx.average = 2 * acquisition.idx.average, 0
 
     found = mrd.to_images(
-        measured(tmp_path, averages=2, edit=edit, edit_header=_within("sequenceParameters.TE", echo_times_ms))
+        acquire_scan(tmp_path, averages=2, edit=edit, edit_header=_set_element("sequenceParameters.TE", echo_times_ms))
     )
     expected = [(20.0,), (80.0,)] if len(echo_times_ms) == 3 else [(), ()]
     assert [facts["te_ms"] for _, facts in found] == expected
@@ -162,7 +162,7 @@ IDENTITY = {
 }  # fmt: skip
 
 
-def _informed(header: Any) -> None:
+def _add_measurement(header: Any) -> None:
     header.measurementInformation = xsd.measurementInformationType(
         patientPosition=xsd.ismrmrdschema.ismrmrd.patientPositionType.HFS
     )
@@ -173,27 +173,27 @@ def test_who_when_and_where_go_into_the_dicom_object(group: str, keyword: str, t
     element, value, text = IDENTITY[group, keyword]
 
     def change(header: Any) -> None:
-        _informed(header)
+        _add_measurement(header)
         setattr(getattr(header, group), element, value)
 
-    measured(tmp_path, edit_header=change)
+    acquire_scan(tmp_path, edit_header=change)
     ds = mrd.wrap((tmp_path / "a.h5").read_bytes(), now=NOW)
     assert str(ds[keyword].value) == text
 
 
 def test_after_a_move_of_the_table_the_frame_of_reference_is_another(tmp_path: Path) -> None:
     def change(header: Any) -> None:
-        _informed(header)
+        _add_measurement(header)
         header.measurementInformation.frameOfReferenceUID = "1.2.3"
         header.measurementInformation.relativeTablePosition = xsd.threeDimensionalFloat(x=0, y=0, z=-50)
 
-    assert "FrameOfReferenceUID" not in read_identity(measured(tmp_path, edit_header=change).header)
+    assert "FrameOfReferenceUID" not in read_identity(acquire_scan(tmp_path, edit_header=change).header)
 
 
 @pytest.mark.parametrize("element", ["measurementID", "sequenceName", "seriesInstanceUIDRoot", "dependency", "images"])
 def test_what_names_other_objects_of_the_scanner_is_not_repeated(element: str, tmp_path: Path) -> None:
     def change(header: Any) -> None:
-        _informed(header)
+        _add_measurement(header)
         information = header.measurementInformation
         if element == "dependency":
             information.measurementDependency = [
@@ -204,7 +204,7 @@ def test_what_names_other_objects_of_the_scanner_is_not_repeated(element: str, t
         else:
             setattr(information, element, "1.2.77")
 
-    measured(tmp_path, edit_header=change)
+    acquire_scan(tmp_path, edit_header=change)
     ds = mrd.wrap((tmp_path / "a.h5").read_bytes(), now=NOW)
     ds.remove_private_tags()
     assert "1.2.77" not in str(ds)

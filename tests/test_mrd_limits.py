@@ -9,7 +9,7 @@ import pytest
 from ismrmrd import xsd
 
 from dicomnode import mrd
-from tests.mrd_files import Edit, measured, refused, same, smooth
+from tests.mrd_files import Edit, acquire_scan, is_equal, make_smooth, read_refusal
 
 
 @pytest.mark.parametrize("coils", [1, 4])
@@ -17,23 +17,23 @@ from tests.mrd_files import Edit, measured, refused, same, smooth
 def test_a_2d_acquisition_whose_matrix_says_partitions_is_refused_for_that(
     coils: int, slices: int, tmp_path: Path
 ) -> None:
-    def two(header: Any) -> None:
+    def set_two_partitions(header: Any) -> None:
         header.encoding[0].encodedSpace.matrixSize.z = 2
 
-    reason = refused(tmp_path, coils=coils, slices=slices, edit_header=two)
+    reason = read_refusal(tmp_path, coils=coils, slices=slices, edit_header=set_two_partitions)
     assert "encodedSpace matrixSize z is 2, but every acquisition has kspace_encode_step_2 = 0" in reason
 
 
 def test_a_matrix_of_lines_of_which_one_was_acquired_is_refused(tmp_path: Path) -> None:
-    assert "matrixSize y is 20, but every acquisition has" in refused(tmp_path, sampled=lambda y, z: y == 10)
+    assert "matrixSize y is 20, but every acquisition has" in read_refusal(tmp_path, sampled=lambda y, z: y == 10)
 
 
 def test_a_matrix_with_twice_the_columns_acquired_is_refused(tmp_path: Path) -> None:
-    def oversampled(header: Any) -> None:
+    def double_columns(header: Any) -> None:
         space = header.encoding[0].encodedSpace
         space.matrixSize.x, space.fieldOfView_mm.x = 48, 72.0
 
-    assert "matrixSize x is 48, but lines of 24 samples" in refused(tmp_path, edit_header=oversampled)
+    assert "matrixSize x is 48, but lines of 24 samples" in read_refusal(tmp_path, edit_header=double_columns)
 
 
 COUNTERS = ("average", "contrast", "phase", "repetition", "set", *(f"user_{n}" for n in range(8)))
@@ -51,7 +51,7 @@ def test_a_counter_outside_its_limits_is_refused(counter: str, tmp_path: Path) -
         else:
             setattr(acquisition.idx, name, 2)
 
-    reason = refused(tmp_path, edit_header=limit, edit=count)
+    reason = read_refusal(tmp_path, edit_header=limit, edit=count)
     assert f"counter '{counter}' runs from 2 to 2, the header allows 0 to 1" in reason
 
 
@@ -62,56 +62,60 @@ def test_echoes_counted_as_segments_beyond_their_limit_are_of_one_image(tmp_path
     def count(acquisition: Any) -> None:
         acquisition.idx.segment = acquisition.idx.kspace_encode_step_1 % 4
 
-    counted, plain = (mrd.to_kspace(measured(tmp_path, edit_header=limit, **how))[0] for how in ({"edit": count}, {}))
-    assert same(counted, plain)
+    counted, plain = (
+        mrd.to_kspace(acquire_scan(tmp_path, edit_header=limit, **how))[0] for how in ({"edit": count}, {})
+    )
+    assert is_equal(counted, plain)
 
 
 def test_more_samples_than_the_limits_of_the_readout_are_refused(tmp_path: Path) -> None:
     def limit(header: Any) -> None:
         header.encoding[0].encodingLimits.kspace_encoding_step_0 = xsd.limitType(minimum=0, maximum=11, center=6)
 
-    assert "24 samples, the header's limits of kspace_encoding_step_0" in refused(tmp_path, edit_header=limit)
+    assert "24 samples, the header's limits of kspace_encoding_step_0" in read_refusal(tmp_path, edit_header=limit)
 
 
 @pytest.mark.parametrize("axis", [1, 2])
 def test_without_limits_the_centre_is_known_only_where_all_steps_were_acquired(axis: int, tmp_path: Path) -> None:
-    def none(header: Any) -> None:
+    def remove_limits(header: Any) -> None:
         setattr(header.encoding[0].encodingLimits, f"kspace_encoding_step_{axis}", None)
 
-    volume = {"n": (12, 10, 8), "edit_header": none}
-    with_limits, without_limits = (mrd.to_kspace(measured(tmp_path, **how))[0] for how in ({"n": (12, 10, 8)}, volume))
-    assert same(with_limits, without_limits)
-    reason = refused(tmp_path, sampled=lambda y, z: (y, z)[axis - 1] < 6, **volume)
+    volume = {"n": (12, 10, 8), "edit_header": remove_limits}
+    with_limits, without_limits = (
+        mrd.to_kspace(acquire_scan(tmp_path, **how))[0] for how in ({"n": (12, 10, 8)}, volume)
+    )
+    assert is_equal(with_limits, without_limits)
+    reason = read_refusal(tmp_path, sampled=lambda y, z: (y, z)[axis - 1] < 6, **volume)
     assert f"do not state kspace_encoding_step_{axis}" in reason
 
 
 def test_a_stated_centre_far_from_the_strongest_line_is_refused(tmp_path: Path) -> None:
-    def late(header: Any) -> None:
+    def move_centre(header: Any) -> None:
         limit = header.encoding[0].encodingLimits.kspace_encoding_step_1
         limit.maximum, limit.center = 12, 3
 
     def edit(acquisition: Any) -> None:
-        smooth(acquisition)
+        make_smooth(acquisition)
 
     how = {"edit": edit, "sampled": lambda y, z: y <= 12}
-    assert mrd.to_kspace(measured(tmp_path, **how))[0].mask[0, :13].all()
-    assert "strongest samples lie at +7 from the stated centre of k-space (kspace_encoding_step_1)" in refused(
-        tmp_path, edit_header=late, **how
+    assert mrd.to_kspace(acquire_scan(tmp_path, **how))[0].mask[0, :13].all()
+    assert "strongest samples lie at +7 from the stated centre of k-space (kspace_encoding_step_1)" in read_refusal(
+        tmp_path, edit_header=move_centre, **how
     )
 
 
 def test_a_centre_sample_far_from_the_strongest_is_refused(tmp_path: Path) -> None:
     def edit(acquisition: Any) -> None:
-        smooth(acquisition)
+        make_smooth(acquisition)
         data = acquisition.data[:, :16].copy()
         acquisition.resize(16, 2, 0)
         acquisition.data[:] = data
         acquisition.center_sample = 4
 
-    assert "(center_sample)" in refused(tmp_path, edit=edit)
+    assert "(center_sample)" in read_refusal(tmp_path, edit=edit)
 
 
-def _thickness(space: str, value: float) -> Edit:
+def _set_thickness(space: str, value: float) -> Edit:
     def change(header: Any) -> None:
         for name in space.split():
             getattr(header.encoding[0], name).fieldOfView_mm.z = value
@@ -120,10 +124,10 @@ def _thickness(space: str, value: float) -> Edit:
 
 
 def test_two_slice_thicknesses_in_one_header_are_refused(tmp_path: Path) -> None:
-    reason = refused(tmp_path, edit_header=_thickness("reconSpace", 15.0))
+    reason = read_refusal(tmp_path, edit_header=_set_thickness("reconSpace", 15.0))
     assert "is 4.0 mm in encodedSpace and 15.0 mm in reconSpace" in reason
 
 
 def test_the_extent_of_the_stack_in_place_of_the_thickness_is_refused(tmp_path: Path) -> None:
-    reason = refused(tmp_path, slices=3, edit_header=_thickness("encodedSpace reconSpace", 15.0))
+    reason = read_refusal(tmp_path, slices=3, edit_header=_set_thickness("encodedSpace reconSpace", 15.0))
     assert "fieldOfView_mm z is 15.0 mm, but the slices are 5 mm apart" in reason

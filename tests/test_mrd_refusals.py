@@ -17,7 +17,7 @@ from pipelines.contract import Refused
 from tests.scanner import Scan, acquire
 
 
-def _line_3(change: Callable[[Any], None]) -> Callable[[Any], None]:
+def _edit_line_3(change: Callable[[Any], None]) -> Callable[[Any], None]:
     def edit(acquisition: Any) -> None:
         if acquisition.idx.kspace_encode_step_1 == 3:
             change(acquisition)
@@ -25,7 +25,7 @@ def _line_3(change: Callable[[Any], None]) -> Callable[[Any], None]:
     return edit
 
 
-def _set(**values: Any) -> Callable[[Any], None]:
+def _set_fields(**values: Any) -> Callable[[Any], None]:
     def change(acquisition: Any) -> None:
         for name, value in values.items():
             setattr(acquisition, name, value)
@@ -33,82 +33,82 @@ def _set(**values: Any) -> Callable[[Any], None]:
     return change
 
 
-def _nan(acquisition: Any) -> None:
+def _set_nan(acquisition: Any) -> None:
     acquisition.data[1, 5] = np.nan
 
 
-def _infinite(acquisition: Any) -> None:
+def _set_infinite(acquisition: Any) -> None:
     acquisition.data[0, 7] = complex(0, np.inf)
 
 
-def _out_of_limits(acquisition: Any) -> None:
+def _exceed_limits(acquisition: Any) -> None:
     acquisition.idx.kspace_encode_step_1 = 99
 
 
-def _other_slice(acquisition: Any) -> None:
+def _set_other_slice(acquisition: Any) -> None:
     acquisition.idx.slice = 4
 
 
-def _repetition(acquisition: Any) -> None:
+def _set_repetition(acquisition: Any) -> None:
     acquisition.idx.repetition = 1
 
 
-def _fewer_coils(acquisition: Any) -> None:
+def _remove_coil(acquisition: Any) -> None:
     acquisition.resize(24, 1, 0)
 
 
-def _with_trajectory(acquisition: Any) -> None:
+def _add_trajectory(acquisition: Any) -> None:
     acquisition.resize(24, 2, 2)
     acquisition.data[:] = 1
 
 
-def _zeros(acquisition: Any) -> None:
+def _set_zeros(acquisition: Any) -> None:
     acquisition.data[:] = 0
 
 
-def _noise_only(acquisition: Any) -> None:
+def _flag_as_noise(acquisition: Any) -> None:
     acquisition.setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
 
 
-def _backwards(acquisition: Any) -> None:
+def _flag_as_reverse(acquisition: Any) -> None:
     acquisition.setFlag(ismrmrd.ACQ_IS_REVERSE)
 
 
-def _no_direction(acquisition: Any) -> None:
+def _remove_direction(acquisition: Any) -> None:
     acquisition.read_dir[:] = (0, 0, 0)
 
 
-def _slanted(acquisition: Any) -> None:
+def _slant(acquisition: Any) -> None:
     acquisition.phase_dir[:] = (0.6, 0.8, 0)
 
 
-def _turned(acquisition: Any) -> None:
+def _turn(acquisition: Any) -> None:
     acquisition.read_dir[:] = (0, 0, 1)
 
 
-def _moved(acquisition: Any) -> None:
+def _move(acquisition: Any) -> None:
     acquisition.position[:] = (0, 0, 50)
 
 
 ACQUISITIONS = {
-    "not a number": (_line_3(_nan), r"acquisition 3, coil 1, sample 5 is not a finite number"),
-    "infinity": (_line_3(_infinite), r"acquisition 3, coil 0, sample 7 is not a finite number"),
-    "step outside the limits": (_line_3(_out_of_limits), r"encoding step 1 runs from 0 to 99.*allows 0 to 19"),
-    "slice outside the limits": (_line_3(_other_slice), r"slice counters 0 to 4.*allows 0 to 0"),
-    "readout outside the matrix": (_set(center_sample=20), r"acquisition 0 covers columns -8 to 16.* 24"),
-    "nothing left of the readout": (_set(discard_pre=20, discard_post=10), r"acquisition 0 covers columns"),
-    "centre of k-space discarded": (_set(discard_pre=20), r"acquisition 0 covers columns"),
-    "several repetitions": (_line_3(_repetition), r"2 values of the counter 'repetition' \(\[0, 1\]\)"),
-    "coils differ": (_line_3(_fewer_coils), r"acquisition 3 has 1 coils, others have 2"),
-    "trajectory in Cartesian data": (_line_3(_with_trajectory), r"carry a trajectory"),
-    "unknown encoding": (_line_3(_set(encoding_space_ref=3)), r"encoding 3, the header describes 1"),
-    "only zeros": (_zeros, r"sampling mask is empty"),
-    "only noise": (_noise_only, r"sampling mask is empty"),
-    "read backwards": (_line_3(_backwards), r"ACQ_IS_REVERSE"),
-    "no direction": (_no_direction, r"read_dir is not a unit vector"),
-    "not perpendicular": (_slanted, r"not perpendicular"),
-    "directions differ": (_line_3(_turned), r"read_dir differs between acquisitions"),
-    "positions differ": (_line_3(_moved), r"slice 0 state different positions"),
+    "not a number": (_edit_line_3(_set_nan), r"acquisition 3, coil 1, sample 5 is not a finite number"),
+    "infinity": (_edit_line_3(_set_infinite), r"acquisition 3, coil 0, sample 7 is not a finite number"),
+    "step outside the limits": (_edit_line_3(_exceed_limits), r"encoding step 1 runs from 0 to 99.*allows 0 to 19"),
+    "slice outside the limits": (_edit_line_3(_set_other_slice), r"slice counters 0 to 4.*allows 0 to 0"),
+    "readout outside the matrix": (_set_fields(center_sample=20), r"acquisition 0 covers columns -8 to 16.* 24"),
+    "nothing left of the readout": (_set_fields(discard_pre=20, discard_post=10), r"acquisition 0 covers columns"),
+    "centre of k-space discarded": (_set_fields(discard_pre=20), r"acquisition 0 covers columns"),
+    "several repetitions": (_edit_line_3(_set_repetition), r"2 values of the counter 'repetition' \(\[0, 1\]\)"),
+    "coils differ": (_edit_line_3(_remove_coil), r"acquisition 3 has 1 coils, others have 2"),
+    "trajectory in Cartesian data": (_edit_line_3(_add_trajectory), r"carry a trajectory"),
+    "unknown encoding": (_edit_line_3(_set_fields(encoding_space_ref=3)), r"encoding 3, the header describes 1"),
+    "only zeros": (_set_zeros, r"sampling mask is empty"),
+    "only noise": (_flag_as_noise, r"sampling mask is empty"),
+    "read backwards": (_edit_line_3(_flag_as_reverse), r"ACQ_IS_REVERSE"),
+    "no direction": (_remove_direction, r"read_dir is not a unit vector"),
+    "not perpendicular": (_slant, r"not perpendicular"),
+    "directions differ": (_edit_line_3(_turn), r"read_dir differs between acquisitions"),
+    "positions differ": (_edit_line_3(_move), r"slice 0 state different positions"),
 }
 
 
@@ -120,53 +120,53 @@ def test_an_acquisition_that_contradicts_is_refused(what: str, tmp_path: Path) -
         mrd.to_kspace(found)
 
 
-def _trajectory(header: Any) -> None:
+def _set_radial(header: Any) -> None:
     header.encoding[0].trajectory = ismrmrd.xsd.trajectoryType.RADIAL
 
 
-def _channels(header: Any) -> None:
+def _set_channels(header: Any) -> None:
     header.acquisitionSystemInformation.receiverChannels = 8
 
 
-def _no_matrix(header: Any) -> None:
+def _remove_matrix(header: Any) -> None:
     header.encoding[0].encodedSpace.matrixSize.y = 0
 
 
-def _small_matrix(header: Any) -> None:
+def _shrink_matrix(header: Any) -> None:
     header.encoding[0].encodedSpace.matrixSize.y = 16
 
 
-def _no_limits(header: Any) -> None:
+def _remove_limits(header: Any) -> None:
     header.encoding[0].encodingLimits.kspace_encoding_step_1 = None
     header.encoding[0].encodedSpace.matrixSize.y = 16
 
 
-def _endless_view(header: Any) -> None:
+def _enlarge_view(header: Any) -> None:
     header.encoding[0].reconSpace.fieldOfView_mm.x = 100.0
 
 
-def _nan_view(header: Any) -> None:
+def _set_nan_view(header: Any) -> None:
     header.encoding[0].encodedSpace.fieldOfView_mm.x = float("nan")
 
 
-def _more_slices(header: Any) -> None:
+def _add_slices(header: Any) -> None:
     header.encoding[0].encodingLimits.slice.maximum = 2
 
 
-def _partitions(header: Any) -> None:
+def _add_partitions(header: Any) -> None:
     header.encoding[0].reconSpace.matrixSize.z = 4
 
 
 HEADERS = {
-    "radial": (_trajectory, r"trajectory 'radial'"),
-    "coil count": (_channels, r"header says 8 receiver channels, the acquisitions hold 2"),
-    "no matrix": (_no_matrix, r"encodedSpace has matrix \(24, 0, 1\)"),
-    "limits beyond the matrix": (_small_matrix, r"limits 0 to 19 with centre 10 do not fit the matrix of 16"),
-    "lines beyond the matrix": (_no_limits, r"encoding step 1 runs from 0 to 19, the header allows 0 to 15"),
-    "image larger than encoded": (_endless_view, r"100.0 mm along x, only 36.0 mm"),
-    "field of view not a number": (_nan_view, r"encodedSpace has matrix"),
-    "missing slices": (_more_slices, r"no samples, or zeros only, of slice \[1, 2\]"),
-    "partitions of a 2D encoding": (_partitions, r"4 partitions to reconstruct from a 2D encoding"),
+    "radial": (_set_radial, r"trajectory 'radial'"),
+    "coil count": (_set_channels, r"header says 8 receiver channels, the acquisitions hold 2"),
+    "no matrix": (_remove_matrix, r"encodedSpace has matrix \(24, 0, 1\)"),
+    "limits beyond the matrix": (_shrink_matrix, r"limits 0 to 19 with centre 10 do not fit the matrix of 16"),
+    "lines beyond the matrix": (_remove_limits, r"encoding step 1 runs from 0 to 19, the header allows 0 to 15"),
+    "image larger than encoded": (_enlarge_view, r"100.0 mm along x, only 36.0 mm"),
+    "field of view not a number": (_set_nan_view, r"encodedSpace has matrix"),
+    "missing slices": (_add_slices, r"no samples, or zeros only, of slice \[1, 2\]"),
+    "partitions of a 2D encoding": (_add_partitions, r"4 partitions to reconstruct from a 2D encoding"),
 }
 
 
@@ -178,11 +178,11 @@ def test_a_header_that_contradicts_is_refused(what: str, tmp_path: Path) -> None
 
 
 def test_slices_at_one_place_are_refused(tmp_path: Path) -> None:
-    def together(acquisition: Any) -> None:
+    def put_together(acquisition: Any) -> None:
         acquisition.position[:] = (0, 0, 0)
 
     with pytest.raises(Refused, match="two slices lie at the same place"):
-        mrd.to_kspace(acquire(Scan(slices=2, edit=together), tmp_path / "a.h5"))
+        mrd.to_kspace(acquire(Scan(slices=2, edit=put_together), tmp_path / "a.h5"))
 
 
 def test_slices_unevenly_apart_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from dicomnode.config import Config, Peer, Route
 from dicomnode.config.results import ResultsConfig
 from dicomnode.errors import InputRefused
 from dicomnode.routing import completion, prefetch, routing
-from tests.findings import NOW, PROVENANCE, found, grid, source
+from tests.findings import NOW, PROVENANCE, grid, make_findings, source
 from tests.peers import free_port
 from tests.rows import make_arrival
 
@@ -304,7 +304,7 @@ def headers_of_a_prior(**values: Any) -> Dataset:
 
 def test_results_with_a_prior_belong_to_the_present_study() -> None:
     present, prior = source("mr"), headers_of_a_prior()
-    these = found(grid("axial"))
+    these = make_findings(grid("axial"))
     alone, compared = (
         results.write(these.findings, [present], PROVENANCE, ResultsConfig(), NOW, priors=priors)
         for priors in ([], [prior])
@@ -331,7 +331,7 @@ def test_a_prior_of_another_patient_is_refused(other: dict[str, str]) -> None:
         InputRefused, match=f"earlier examination differs in {dictionary_description(next(iter(other)))}"
     ) as refused:
         results.write(
-            found(grid("axial")).findings,
+            make_findings(grid("axial")).findings,
             [source("mr")],
             PROVENANCE,
             ResultsConfig(),

@@ -33,7 +33,7 @@ _ITEM, _ITEM_END = b"\xfe\xff\x00\xe0\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\0\0\0
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
     """Return an SQLite database: its single write lock could make other senders wait."""
-    return databases.migrated_sqlite(tmp_path / "node.sqlite")
+    return databases.copy_sqlite(tmp_path / "node.sqlite")
 
 
 def _before_pixels(each: Encoded, content: bytes) -> Encoded:

@@ -34,7 +34,7 @@ from dicomnode.delivery.delivery import deliver_due
 from dicomnode.execution import job_run, renditions
 from dicomnode.execution.processing import TaskResult
 from pipelines.quality import Outcome, Verdict
-from tests.findings import NOW, PROVENANCE, found, grid, source
+from tests.findings import NOW, PROVENANCE, grid, make_findings, source
 from tests.peers import free_port
 from tests.rows import add_job
 
@@ -80,7 +80,7 @@ def end_job(
     sessions: Sessions, config: Config, to: list[str], now: datetime, *, held: str = ""
 ) -> dict[str, negotiation.KindChoice]:
     """A job that ends as the worker ends it, with findings in place of a pipeline."""
-    findings = found(grid("axial")).findings
+    findings = make_findings(grid("axial")).findings
     verdict = Verdict(Outcome.HOLD, (held,)) if held else Verdict()
     chosen = negotiation.negotiate_kinds(sessions, config, to, now=now)
 
@@ -245,7 +245,7 @@ def test_a_held_result_waits_and_its_key_object_note_does_not(
 
 
 def test_an_object_that_two_forms_share_is_kept_once() -> None:
-    findings = found(grid("axial")).findings
+    findings = make_findings(grid("axial")).findings
     own, other = ResultsConfig(report=False), ResultsConfig(report=False, segmentation_kind="labelmap")
     write: Callable[[ResultsConfig], list[Dataset]] = lambda form: results.write(  # noqa: E731
         findings, [source()], PROVENANCE, form, NOW

@@ -32,7 +32,7 @@ from dicomnode.results.page import Page
 from pipelines.contract import Image, ParametricMap, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.dciodvfy import find_errors
-from tests.findings import NOW, PROVENANCE, found, grid, source
+from tests.findings import NOW, PROVENANCE, grid, make_findings, source
 from tests.job_results import FORMS
 from tests.pet_series import write_pet
 from tests.pet_series import write_pet_bundle as write_dose_bundle
@@ -44,7 +44,7 @@ GRID = grid("oblique", 2, 12, 14)
 
 def every_kind(sources: Sequence[Dataset], now: datetime = NOW) -> list[Dataset]:
     """All kinds of results, in every form: on an image of the job, and on the sources' own grid without one."""
-    findings, held = found(GRID).findings, Verdict(Outcome.HOLD, ("chi-square is 3",))
+    findings, held = make_findings(GRID).findings, Verdict(Outcome.HOLD, ("chi-square is 3",))
     objects: list[Dataset] = []
     for each in FORMS.values():
         form = each.with_values({"report_page": ("sc", "pdf"), "key_object": True})
@@ -125,7 +125,7 @@ def test_times_are_in_the_zone_that_the_source_states(offset: str | None, date: 
 
 def test_without_an_offset_in_the_source_times_are_those_of_the_nodes_zone() -> None:
     now = NodeConfig(timezone="Asia/Tokyo").to_local_time(NOW)
-    (ds, *_) = results.write(found(GRID).findings, [source("mr")], PROVENANCE, ResultsConfig(report=False), now)
+    (ds, *_) = results.write(make_findings(GRID).findings, [source("mr")], PROVENANCE, ResultsConfig(report=False), now)
     assert (ds.ContentDate, ds.ContentTime) == ("20261120", "183015")
     assert ds.ContributingEquipmentSequence[0].ContributionDateTime == "20261120183015+0900"
     assert "TimezoneOffsetFromUTC" not in ds, "it would speak of the study's times, whose zone nobody stated"
@@ -168,7 +168,7 @@ def test_a_value_that_breaks_its_rules_is_left_empty_with_a_note(what: str, tmp_
     assert note.startswith(f"{title(keyword)} of the input ")
     for part in value.decode("latin-1").split():
         assert len(part) < 4 or part not in note, "no patient data in messages"
-    for ds in results.write(found(GRID).findings, [header], PROVENANCE, ResultsConfig(), NOW):
+    for ds in results.write(make_findings(GRID).findings, [header], PROVENANCE, ResultsConfig(), NOW):
         if keyword != "Modality":
             assert keyword not in ds or ds[keyword].is_empty
         ds.save_as(tmp_path / "result.dcm", enforce_file_format=True)
@@ -265,7 +265,7 @@ def test_laterality_is_there_where_a_part_may_be_one_of_a_pair(
     if stated is not None:
         header.Laterality = stated
     image, _, deviation, mask = results.write(
-        found(GRID).findings, [header], PROVENANCE, ResultsConfig(report=False), NOW
+        make_findings(GRID).findings, [header], PROVENANCE, ResultsConfig(report=False), NOW
     )
     assert (image.get("Laterality"), deviation.get("Laterality")) == (written, written)
     assert "Laterality" not in mask
@@ -275,7 +275,7 @@ def test_laterality_is_there_where_a_part_may_be_one_of_a_pair(
 
 def test_an_image_laterality_of_the_source_is_kept_in_place_of_one_that_is_not_stated(tmp_path: Path) -> None:
     header = source("mr", BodyPartExamined="BREAST", ImageLaterality="R")
-    image, *_ = results.write(found(GRID).findings, [header], PROVENANCE, ResultsConfig(report=False), NOW)
+    image, *_ = results.write(make_findings(GRID).findings, [header], PROVENANCE, ResultsConfig(report=False), NOW)
     assert (image.ImageLaterality, "Laterality" in image) == ("R", False)
     assert find_errors(image, tmp_path / "result.dcm") == []
 
@@ -292,7 +292,7 @@ TRIAL = {
 def test_the_clinical_trial_modules_are_whole_or_not_there(lost: str | None, tmp_path: Path) -> None:
     kept: dict[str, Any] = {keyword: value for keyword, value in TRIAL.items() if keyword != lost}
     header = source("mr", **kept)
-    objects = results.write(found(GRID).findings, [header], PROVENANCE, ResultsConfig(), NOW)
+    objects = results.write(make_findings(GRID).findings, [header], PROVENANCE, ResultsConfig(), NOW)
     for ds in objects:
         said = {each.keyword for each in ds if each.tag.group == 0x0012}
         whole = {*TRIAL, "ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName",
@@ -307,7 +307,7 @@ def test_identity_removed_goes_with_its_method_or_not_at_all(tmp_path: Path) -> 
     code.CodeValue, code.CodingSchemeDesignator = "113100", "DCM"
     code.CodeMeaning = "Basic Application Confidentiality Profile"
     removed = source("mr", PatientIdentityRemoved="YES", DeidentificationMethodCodeSequence=[code])
-    for ds in results.write(found(GRID).findings, [removed], PROVENANCE, ResultsConfig(), NOW):
+    for ds in results.write(make_findings(GRID).findings, [removed], PROVENANCE, ResultsConfig(), NOW):
         assert (ds.PatientIdentityRemoved, ds.DeidentificationMethodCodeSequence[0].CodeValue) == ("YES", "113100")
         assert find_errors(ds, tmp_path / "result.dcm") == []
     without = inherit([source("mr", PatientIdentityRemoved="YES")])
@@ -332,7 +332,7 @@ def test_images_of_a_pet_with_its_ct_have_the_modality_and_place_of_the_pet(tmp_
     ct = source("mr", Modality="CT", SOPClassUID=CTImageStorage, SeriesInstanceUID="1.2.3", BodyPartExamined="CHEST")
     for keyword in ("StudyInstanceUID", "PatientID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
         setattr(ct, keyword, pet[0][keyword].value)
-    objects = results.write(found(GRID).findings, [*pet, ct], PROVENANCE, ResultsConfig(report=False), NOW)
+    objects = results.write(make_findings(GRID).findings, [*pet, ct], PROVENANCE, ResultsConfig(report=False), NOW)
     assert [ds.Modality for ds in objects[:2]] == ["PT", "PT"]
     assert {ds.FrameOfReferenceUID for ds in objects} == {pet[0].FrameOfReferenceUID}
     assert {ds.BodyPartExamined for ds in objects} == {"BRAIN"}
@@ -340,7 +340,7 @@ def test_images_of_a_pet_with_its_ct_have_the_modality_and_place_of_the_pet(tmp_
 
 @pytest.mark.parametrize("code", [("386136009", "SCT"), ("113061", "DCM")])
 def test_a_map_of_standard_deviations_says_so_in_its_image_type(code: tuple[str, str]) -> None:
-    image, deviation, *_ = found(GRID).findings
+    image, deviation, *_ = make_findings(GRID).findings
     assert isinstance(deviation, ParametricMap)
     quantity = replace(deviation.quantity, value=code[0], scheme=code[1])
     of_deviation, of_other = replace(deviation, quantity=quantity), replace(
@@ -387,7 +387,7 @@ def test_a_pet_whose_slices_disagree_or_are_of_several_volumes_is_no_source_of_a
 def test_a_page_lies_nowhere_and_says_so(tmp_path: Path) -> None:
     config = ResultsConfig(report_page=("sc", "pdf"), report=False)
     header = source("mr", PatientPosition="HFS", PositionReferenceIndicator="")
-    page, pdf = results.write(found(GRID).findings, [header], PROVENANCE, config, NOW, page=PAGE)[-2:]
+    page, pdf = results.write(make_findings(GRID).findings, [header], PROVENANCE, config, NOW, page=PAGE)[-2:]
     for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator", "PatientPosition"):
         assert keyword not in page
         assert keyword not in pdf

@@ -27,7 +27,7 @@ from dicomnode.results import marking
 from pipelines.contract import Image, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.dciodvfy import DEBIAN, find_errors
-from tests.findings import NOW, PROVENANCE, found, grid, save, source
+from tests.findings import NOW, PROVENANCE, grid, make_findings, save, source
 from tests.job_results import FORMS, PIPELINES, JobRun, run_job
 from tests.peers import Orthanc
 from tests.pet_series import FACTOR, write_pet
@@ -148,7 +148,7 @@ def test_a_pet_whose_source_lacks_a_fact_becomes_a_secondary_capture(lost: str, 
 
 @pytest.mark.parametrize(("claimed", "kind"), [("PT", "mr"), ("MR", "mr"), ("", "mr"), ("PT", "raw"), ("", "raw")])
 def test_no_modality_object_where_it_would_invent_a_scan(claimed: str, kind: str) -> None:
-    these = found(grid("axial"))
+    these = make_findings(grid("axial"))
     image = Image("image", Volume(these.image, these.grid), "Image", 3.0, modality=claimed)
     classes = {ds.SOPClassUID for ds in results.write([image], [source(kind)], PROVENANCE, FORMS["modality"], NOW)}
     assert not classes & {PositronEmissionTomographyImageStorage, MRImageStorage}
@@ -156,7 +156,7 @@ def test_no_modality_object_where_it_would_invent_a_scan(claimed: str, kind: str
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_an_mr_of_its_own_k_space_is_read_back_where_it_was(orientation: str, tmp_path: Path) -> None:
-    these = found(grid(orientation))
+    these = make_findings(grid(orientation))
     image = Image("image", Volume(these.image, these.grid), "Reconstruction", 3.0, modality="MR")
     objects = results.write([image], [source()], PROVENANCE, FORMS["modality"], NOW)
     mr = [ds for ds in objects if ds.SOPClassUID == MRImageStorage]
@@ -172,7 +172,7 @@ def test_an_mr_of_its_own_k_space_is_read_back_where_it_was(orientation: str, tm
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("kind", ["raw", "mr"])
 def test_an_image_as_parametric_map_keeps_every_value_as_it_was(kind: str, orientation: str, tmp_path: Path) -> None:
-    these = found(grid(orientation))
+    these = make_findings(grid(orientation))
     objects = results.write(these.findings, [source(kind)], PROVENANCE, FORMS["parametric"], NOW)
     read = hd.imread(str(save(objects[0], tmp_path)))
     volume = read.get_volume()
@@ -186,7 +186,7 @@ def test_an_image_as_parametric_map_keeps_every_value_as_it_was(kind: str, orien
 
 
 def test_forms_that_differ_have_other_uids_and_equal_ones_the_same() -> None:
-    these = found(grid("axial"))
+    these = make_findings(grid("axial"))
     sets = {
         name: {ds.SOPInstanceUID: ds for ds in results.write(these.findings, [source()], PROVENANCE, form, NOW)}
         for name, form in FORMS.items()
@@ -204,7 +204,7 @@ def test_a_key_object_note_tells_why_and_never_hides_the_sources(outcome: Outcom
     config, why = ResultsConfig(key_object=True), "chi-square is 3.1, above 2"
     if outcome is Outcome.HOLD:
         verdict = Verdict(outcome, (why,))
-        ds = results.write(found(grid("axial")).findings, [source(kind)], PROVENANCE, config, NOW, verdict)[-1]
+        ds = results.write(make_findings(grid("axial")).findings, [source(kind)], PROVENANCE, config, NOW, verdict)[-1]
     else:
         ds = results.write_key_note(why, [source(kind)], PROVENANCE, config, NOW)
     marking.check_marks(ds)
@@ -224,7 +224,9 @@ def test_a_key_object_note_tells_why_and_never_hides_the_sources(outcome: Outcom
 
 
 def test_a_result_that_is_accepted_has_no_key_object_note() -> None:
-    objects = results.write(found(grid("axial")).findings, [source()], PROVENANCE, ResultsConfig(key_object=True), NOW)
+    objects = results.write(
+        make_findings(grid("axial")).findings, [source()], PROVENANCE, ResultsConfig(key_object=True), NOW
+    )
     assert "KO" not in {ds.Modality for ds in objects}
 
 

@@ -21,7 +21,7 @@ from dicomnode.results import image, label, marking
 from dicomnode.results.provenance import read_record
 from pipelines.contract import Grid, Image, Measurement, Volume
 from tests.dciodvfy import find_errors
-from tests.findings import CONFIG, NOW, PROVENANCE, found, grid, save, source, written
+from tests.findings import CONFIG, NOW, PROVENANCE, grid, make_findings, save, source, write_objects
 from tests.scanner import ORIENTATIONS
 
 
@@ -33,8 +33,8 @@ def _corners(where: Grid) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("slices", [1, 4])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_simpleitk_reads_geometry_and_values_back(orientation: str, slices: int, tmp_path: Path) -> None:
-    these = found(grid(orientation, slices))
-    image = sitk.ReadImage(str(save(written(these)[0], tmp_path)))
+    these = make_findings(grid(orientation, slices))
+    image = sitk.ReadImage(str(save(write_objects(these)[0], tmp_path)))
     array = sitk.GetArrayFromImage(image)
     step = float(np.ptp(these.image)) / 65535
     for k, j, i in _corners(these.grid):
@@ -47,8 +47,8 @@ def test_simpleitk_reads_geometry_and_values_back(orientation: str, slices: int,
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_label_lies_below_the_anatomy_which_stays_where_it_was(orientation: str, tmp_path: Path) -> None:
-    these = found(grid(orientation))
-    clean, labelled = written(these)[:2]
+    these = make_findings(grid(orientation))
+    clean, labelled = write_objects(these)[:2]
     one = sitk.ReadImage(str(save(clean, tmp_path, "clean.dcm")))
     other = sitk.ReadImage(str(save(labelled, tmp_path, "labelled.dcm")))
     assert (one.GetOrigin(), one.GetSpacing(), one.GetDirection()) == (
@@ -88,17 +88,17 @@ def test_the_label_fits_and_is_large_enough_to_read(columns: int) -> None:
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_highdicom_reads_the_map_back(orientation: str, tmp_path: Path) -> None:
-    these = found(grid(orientation))
-    volume = hd.imread(str(save(written(these)[2], tmp_path))).get_volume()
+    these = make_findings(grid(orientation))
+    volume = hd.imread(str(save(write_objects(these)[2], tmp_path))).get_volume()
     _same_voxels(volume, these.deviation, these.grid, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_highdicom_reads_the_segmentation_back(orientation: str, kind: str, tmp_path: Path) -> None:
-    these = found(grid(orientation))
+    these = make_findings(grid(orientation))
     config = ResultsConfig.model_validate({"segmentation_kind": kind})
-    segmentation = hd.seg.segread(str(save(written(these, config)[3], tmp_path)))
+    segmentation = hd.seg.segread(str(save(write_objects(these, config)[3], tmp_path)))
     volume = segmentation.get_volume(combine_segments=True, rescale_fractional=False, allow_missing_positions=True)
     _same_voxels(volume, these.labels, these.grid, atol=0)
 
@@ -118,7 +118,11 @@ def _same_voxels(volume: hd.Volume, expected: np.ndarray, where: Grid, atol: flo
 
 
 def test_a_map_says_its_quantity_and_unit() -> None:
-    mapping = written(found(grid("axial")))[2].SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+    mapping = (
+        write_objects(make_findings(grid("axial")))[2]
+        .SharedFunctionalGroupsSequence[0]
+        .RealWorldValueMappingSequence[0]
+    )
     unit = mapping.MeasurementUnitsCodeSequence[0]
     quantity = mapping.QuantityDefinitionSequence[0].ConceptCodeSequence[0]
     assert (unit.CodeValue, unit.CodingSchemeDesignator) == ("1", "UCUM")
@@ -133,12 +137,12 @@ def test_dciodvfy_finds_no_error(kind: str, slices: int, empty: bool, tmp_path: 
     if kind == "nothing known":
         for keyword in ("BodyPartExamined", "StudyDate", "StudyTime", "StudyID", "FrameOfReferenceUID", "PatientSex"):
             delattr(header, keyword)
-    for ds in written(found(grid("oblique", slices), empty=empty), CONFIG, header):
+    for ds in write_objects(make_findings(grid("oblique", slices), empty=empty), CONFIG, header):
         assert find_errors(ds, tmp_path / "result.dcm") == []
 
 
 def test_an_empty_mask_is_an_answer_too(tmp_path: Path) -> None:
-    ds = dcmread(save(written(found(grid("axial"), empty=True))[3], tmp_path))
+    ds = dcmread(save(write_objects(make_findings(grid("axial"), empty=True))[3], tmp_path))
     assert ds.NumberOfFrames == 4
     assert not ds.pixel_array.any()
     assert "No voxel was found" in ds.DerivationDescription
@@ -146,8 +150,8 @@ def test_an_empty_mask_is_an_answer_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", ["oblique", "axial, left-handed"])
 def test_without_a_clean_image_the_others_lie_on_the_labelled_one(orientation: str, tmp_path: Path) -> None:
-    these = found(grid(orientation, columns=50))
-    labelled, _, segmentation = written(these, ResultsConfig(clean=False, report=False))
+    these = make_findings(grid(orientation, columns=50))
+    labelled, _, segmentation = write_objects(these, ResultsConfig(clean=False, report=False))
     assert (segmentation.Rows, segmentation.Columns) == (labelled.Rows, labelled.Columns)
     volume = hd.seg.segread(str(save(segmentation, tmp_path))).get_volume(
         combine_segments=True, rescale_fractional=False, allow_missing_positions=True)  # fmt: skip
@@ -158,7 +162,7 @@ def test_without_a_clean_image_the_others_lie_on_the_labelled_one(orientation: s
 
 def test_frames_run_along_the_normal_and_are_numbered_so() -> None:
     for orientation in ORIENTATIONS:
-        ds = written(found(grid(orientation)))[0]
+        ds = write_objects(make_findings(grid(orientation)))[0]
         axes = np.reshape(ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient,
                           (2, 3)).astype(float)  # fmt: skip
         normal = np.cross(*axes)
@@ -170,7 +174,7 @@ def test_frames_run_along_the_normal_and_are_numbered_so() -> None:
 
 def test_each_result_is_a_series_of_its_own_in_the_study_of_the_source() -> None:
     header = source("mr")
-    objects = written(found(grid("axial")), CONFIG, header, source("mr", 2))
+    objects = write_objects(make_findings(grid("axial")), CONFIG, header, source("mr", 2))
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "AccessionNumber", "StudyDate",
                     "StudyID", "FrameOfReferenceUID"):  # fmt: skip
         assert all(ds[keyword].value == header[keyword].value for ds in objects), keyword
@@ -182,7 +186,7 @@ def test_each_result_is_a_series_of_its_own_in_the_study_of_the_source() -> None
 
 def test_every_input_is_referenced_as_what_it_is() -> None:
     inputs = [source("raw"), source("mr", 1), source("mr", 2)]
-    image, _, _, segmentation = written(found(grid("axial")), CONFIG, *inputs)
+    image, _, _, segmentation = write_objects(make_findings(grid("axial")), CONFIG, *inputs)
     assert [item.ReferencedSOPInstanceUID for item in image.SourceInstanceSequence] == [inputs[0].SOPInstanceUID]
     purposes = [item.PurposeOfReferenceCodeSequence[0].CodeValue for item in image.SourceInstanceSequence]
     assert purposes == ["128226"]  # Source raw data
@@ -197,8 +201,8 @@ def test_every_input_is_referenced_as_what_it_is() -> None:
 
 
 def test_a_retry_makes_the_same_objects_and_another_seed_or_version_others() -> None:
-    these, inputs = found(grid("axial")), [source()]
-    first, again = written(these), written(these)
+    these, inputs = make_findings(grid("axial")), [source()]
+    first, again = write_objects(these), write_objects(these)
     assert first == again
     for change in ({"seed": 8}, {"model_version": "9.9.9"}, {"node_version": "9.9.9"}):
         other = results.write(these.findings, inputs, replace(PROVENANCE, **change), CONFIG, NOW)
@@ -208,7 +212,7 @@ def test_a_retry_makes_the_same_objects_and_another_seed_or_version_others() -> 
 
 
 def test_uids_lie_below_the_configured_root() -> None:
-    objects = written(found(grid("axial")), ResultsConfig(uid_prefix="1.2.826.0.1.3680043.10.999"))
+    objects = write_objects(make_findings(grid("axial")), ResultsConfig(uid_prefix="1.2.826.0.1.3680043.10.999"))
     assert all(ds.SOPInstanceUID.startswith("1.2.826.0.1.3680043.10.999.") for ds in objects)
     assert all(ds.SOPInstanceUID.is_valid for ds in objects)
 
@@ -221,7 +225,7 @@ def test_uids_lie_below_the_configured_root() -> None:
 def test_names_keep_their_characters(character_set: object, name: str, tmp_path: Path) -> None:
     header = source("mr", SpecificCharacterSet=character_set, PatientName=name)
     received = dcmread(_as_file(header, tmp_path))
-    for ds in written(found(grid("axial", 1)), CONFIG, received):
+    for ds in write_objects(make_findings(grid("axial", 1)), CONFIG, received):
         read = dcmread(save(ds, tmp_path))
         assert str(read.PatientName) == name
         assert read.get("SpecificCharacterSet") == received.get("SpecificCharacterSet")
@@ -233,13 +237,13 @@ def test_an_optional_value_that_breaks_its_rules_is_left_out_and_quoted_nowhere(
         warnings.simplefilter("ignore")
         header.PatientAge = "42"  # an Age String is 042Y
         received = dcmread(_as_file(header, tmp_path))
-    for ds in written(found(grid("axial", 1)), CONFIG, received):  # a warning is an error here
+    for ds in write_objects(make_findings(grid("axial", 1)), CONFIG, received):  # a warning is an error here
         assert "PatientAge" not in ds
         assert (ds.PatientWeight, ds.BodyPartExamined, ds.PatientID) == (71.5, "HEAD", "4711")
 
 
 def test_words_that_the_set_cannot_hold_make_it_utf_8(tmp_path: Path) -> None:
-    these = found(grid("axial", 1))
+    these = make_findings(grid("axial", 1))
     named = [Image("image", Volume(these.image, these.grid), "Rekonstruktion mit χ²", 3.0)]
     header = dcmread(_as_file(source("mr", SpecificCharacterSet="ISO_IR 100"), tmp_path))
     ds = dcmread(save(results.write(named, [header], PROVENANCE, CONFIG, NOW)[0], tmp_path))
@@ -255,7 +259,7 @@ def _as_file(header: Dataset, folder: Path) -> Path:
 
 
 def test_how_it_came_about_stands_in_every_header(tmp_path: Path) -> None:
-    for ds in written(found(grid("axial", 1))):
+    for ds in write_objects(make_findings(grid("axial", 1))):
         read = dcmread(save(ds, tmp_path))
         record = read_record(read)
         assert record["model"]["sha256"] == "ab" * 32
@@ -276,7 +280,7 @@ def test_how_it_came_about_stands_in_every_header(tmp_path: Path) -> None:
 
 
 def test_a_measurement_that_is_no_number_stays_valid_json() -> None:
-    these = found(grid("axial", 1))
+    these = make_findings(grid("axial", 1))
     findings = [*these.findings, Measurement("broken", float("nan"), "1")]
     ds = results.write(findings, [source()], PROVENANCE, CONFIG, NOW)[0]
     marking.check_marks(ds)
@@ -284,7 +288,7 @@ def test_a_measurement_that_is_no_number_stays_valid_json() -> None:
 
 
 def test_what_cannot_be_stored_truly_is_refused() -> None:
-    good = found(grid("axial"))
+    good = make_findings(grid("axial"))
     sheared = grid("axial").affine_mm.copy()
     sheared[0, 2] += 1.0
     flat = grid("axial").affine_mm.copy()
@@ -306,16 +310,16 @@ def test_what_cannot_be_stored_truly_is_refused() -> None:
 
 
 def test_inputs_of_two_studies_or_none_are_refused() -> None:
-    these = found(grid("axial", 1))
+    these = make_findings(grid("axial", 1))
     with pytest.raises(InputRefused, match="differ in Study Instance UID"):
-        written(these, CONFIG, source(), source("mr", StudyInstanceUID="1.2.3"))
+        write_objects(these, CONFIG, source(), source("mr", StudyInstanceUID="1.2.3"))
     with pytest.raises(InputRefused, match="no input"):
         results.write(these.findings, [], PROVENANCE, CONFIG, NOW)
 
 
 def test_slice_by_slice_images_carry_their_geometry_and_the_others_refer_to_them(tmp_path: Path) -> None:
-    these = found(grid("oblique, left-handed"))
-    objects = written(these, ResultsConfig(image_kind="single", report=False))
+    these = make_findings(grid("oblique, left-handed"))
+    objects = write_objects(these, ResultsConfig(image_kind="single", report=False))
     clean, labelled, (deviation, segmentation) = objects[:4], objects[4:8], objects[8:]
     assert [len({ds.SeriesInstanceUID for ds in part}) for part in (clean, labelled)] == [1, 1]
     assert [ds.InstanceNumber for ds in clean] == [1, 2, 3, 4]
@@ -340,7 +344,7 @@ def test_slice_by_slice_images_carry_their_geometry_and_the_others_refer_to_them
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 1e6])
 def test_dciodvfy_finds_no_error_at_any_scale(scale: float, kind: str, tmp_path: Path) -> None:
     where = grid("axial", 2)
-    these = found(where)
+    these = make_findings(where)
     findings = [Image("image", Volume((these.image * scale).astype(np.float32), where), "Image", 3.0)]
     config = ResultsConfig.model_validate({"image_kind": kind})
     for ds in results.write(findings, [source()], PROVENANCE, config, NOW):

@@ -26,7 +26,7 @@ from pipelines.lesions import LESION_OF_BRAIN, MORPHOLOGY, PLACES
 from pipelines.quality import Outcome, Verdict
 from pipelines.uptake import Scale
 from tests.dciodvfy import find_errors
-from tests.findings import NOW, PROVENANCE, found, grid, save, source
+from tests.findings import NOW, PROVENANCE, grid, make_findings, save, source
 from tests.identifying import make_deidentifier
 
 WHERE = grid("axial")
@@ -59,7 +59,7 @@ def _lesions() -> list[Finding]:
 def lesion_objects(kind: str) -> tuple[Dataset, Dataset]:
     """The segmentation of the lesions and the report, read back."""
     config = ResultsConfig.model_validate({"segmentation_kind": kind})
-    made = results.write([*found(WHERE).findings, *_lesions()], [source("mr")], PROVENANCE, config, NOW)
+    made = results.write([*make_findings(WHERE).findings, *_lesions()], [source("mr")], PROVENANCE, config, NOW)
     for ds in made:
         marking.check_marks(ds)
     mask, report = made[-2], made[-1]
@@ -147,7 +147,7 @@ def test_a_region_of_the_cortex_is_cortex_in_both(tmp_path: Path) -> None:
     mask = Segmentation("a", labels, WHERE, (Segment(1, "Frontal cortex", anatomy, frontal),), "Structures", 3.0)
     number = Measurement("volume", 1.0, "ml", group="Frontal cortex", site=frontal, quantity=VOLUME)
     *_, seg, report = results.write(
-        [*found(WHERE).findings, mask, number], [source("mr")], PROVENANCE, ResultsConfig(), NOW
+        [*make_findings(WHERE).findings, mask, number], [source("mr")], PROVENANCE, ResultsConfig(), NOW
     )
     (item,) = seg.SegmentSequence
     assert item.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Cerebral cortex"
@@ -196,7 +196,9 @@ def test_a_group_that_several_segments_bear_the_name_of_is_refused() -> None:
     ]  # fmt: skip
     number = Measurement("volume", 1.0, "ml", group="part")
     with pytest.raises(InputRefused, match="2 segments are called 'part'"):
-        results.write([*found(WHERE).findings, *masks, number], [source("mr")], PROVENANCE, ResultsConfig(), NOW)
+        results.write(
+            [*make_findings(WHERE).findings, *masks, number], [source("mr")], PROVENANCE, ResultsConfig(), NOW
+        )
 
 
 def test_identifiers_still_agree_in_a_de_identified_copy(tmp_path: Path) -> None:

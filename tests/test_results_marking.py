@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 
 from dicomnode.errors import NotMarked
 from dicomnode.results import marking
-from tests.findings import found, grid, written
+from tests.findings import grid, make_findings, write_objects
 
 KINDS = ("clean image", "labelled image", "map", "segmentation")
 DELETED = (
@@ -24,7 +24,7 @@ DELETED = (
 
 @cache
 def _results() -> dict[str, Dataset]:
-    return dict(zip(KINDS, written(found(grid("axial", 1))), strict=True))
+    return dict(zip(KINDS, write_objects(make_findings(grid("axial", 1))), strict=True))
 
 
 def _result(kind: str) -> Dataset:

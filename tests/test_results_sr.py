@@ -27,7 +27,7 @@ from dicomnode.results import marking
 from dicomnode.results.provenance import read_record
 from pipelines.contract import Code, Finding, Interval, Measurement, Note, Segment, Segmentation
 from pipelines.quality import Outcome, Verdict
-from tests.findings import CONFIG, NOW, PROVENANCE, found, grid, save, source
+from tests.findings import CONFIG, NOW, PROVENANCE, grid, make_findings, save, source
 from tests.peers.process import require_program
 
 NEWER_THAN_DCIODVFY = "(0008,001c)"
@@ -42,7 +42,7 @@ def report(
     *further: Finding, verdict: Verdict = Verdict(), doubts: Sequence[str] = (), config: ResultsConfig = WITH_REPORT
 ) -> Dataset:
     """On the findings of one slice and these."""
-    findings = [*found(grid("axial", 1)).findings, *further]
+    findings = [*make_findings(grid("axial", 1)).findings, *further]
     return results.write(findings, [source(), source("mr")], PROVENANCE, config, NOW, verdict, doubts)[-1]
 
 
@@ -173,7 +173,7 @@ def _name(item: Dataset) -> str:
 
 def test_a_group_named_as_a_segment_refers_to_it(tmp_path: Path) -> None:
     objects = results.write(
-        [*found(grid("axial")).findings, Measurement("volume", 12.5, "ml", group="low confidence")],
+        [*make_findings(grid("axial")).findings, Measurement("volume", 12.5, "ml", group="low confidence")],
         [source()], PROVENANCE, WITH_REPORT, NOW)  # fmt: skip
     (group,) = content(objects[-1], tmp_path).get_volumetric_roi_measurement_groups()
     (item,) = [item for item in group.referenced_segment if item.ValueType == "IMAGE"]
@@ -193,7 +193,9 @@ def test_segments_of_several_masks_are_told_apart(tmp_path: Path) -> None:
         for n in (1, 2)
     ]  # fmt: skip
     numbers = [Measurement("volume", float(n), "ml", group=f"part {n}") for n in (2, 1)]
-    objects = results.write([*found(where).findings, *masks, *numbers], [source()], PROVENANCE, WITH_REPORT, NOW)
+    objects = results.write(
+        [*make_findings(where).findings, *masks, *numbers], [source()], PROVENANCE, WITH_REPORT, NOW
+    )
     groups = content(objects[-1], tmp_path).get_volumetric_roi_measurement_groups()
     referred = {
         group.tracking_identifier: group.referenced_segment[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
@@ -228,7 +230,7 @@ def test_a_note_is_text_under_its_name(tmp_path: Path) -> None:
 
 def test_every_input_and_every_result_is_in_the_evidence_and_images_in_the_library(tmp_path: Path) -> None:
     inputs = [source("raw"), source("mr", 1), source("mr", 2)]
-    objects = results.write(found(grid("axial", 1)).findings, inputs, PROVENANCE, WITH_REPORT, NOW)
+    objects = results.write(make_findings(grid("axial", 1)).findings, inputs, PROVENANCE, WITH_REPORT, NOW)
     read = hd.sr.srread(str(save(objects[-1], tmp_path)))
     assert {uid for _, _, uid, _ in read.get_evidence()} == {ds.SOPInstanceUID for ds in [*inputs, *objects[:-1]]}
     listed = [
@@ -278,7 +280,7 @@ def test_the_same_job_makes_the_same_bytes_and_another_verdict_another_object() 
 
 
 def test_numbers_of_regions_stand_in_the_report_and_not_in_every_header() -> None:
-    findings = [*found(grid("axial", 1)).findings, Measurement("SUVR", 1.25, "{SUVr}", group="precuneus")]
+    findings = [*make_findings(grid("axial", 1)).findings, Measurement("SUVR", 1.25, "{SUVr}", group="precuneus")]
     for config, there in ((WITH_REPORT, False), (CONFIG, True)):
         image = results.write(findings, [source()], PROVENANCE, config, NOW)[0]
         assert ("SUVR: 1.25 {SUVr}" in image.ImageComments) is there
@@ -287,7 +289,7 @@ def test_numbers_of_regions_stand_in_the_report_and_not_in_every_header() -> Non
 
 
 def test_a_report_is_written_only_where_it_is_wanted() -> None:
-    findings = found(grid("axial", 1)).findings
+    findings = make_findings(grid("axial", 1)).findings
     classes = [ds.SOPClassUID for ds in results.write(findings, [source()], PROVENANCE, CONFIG, NOW)]
     assert Comprehensive3DSRStorage not in classes
 
@@ -391,7 +393,7 @@ def test_a_report_that_claims_to_be_verified_or_hides_the_words_is_held_back() -
 
 
 def test_an_image_cannot_pass_with_the_marks_of_a_report() -> None:
-    image = deepcopy(results.write(found(grid("axial", 1)).findings, [source()], PROVENANCE, CONFIG, NOW)[0])
+    image = deepcopy(results.write(make_findings(grid("axial", 1)).findings, [source()], PROVENANCE, CONFIG, NOW)[0])
     del image.ImageType
     with pytest.raises(NotMarked, match="ImageType"):
         marking.check_marks(image)

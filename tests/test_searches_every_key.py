@@ -79,10 +79,10 @@ def held(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Two studies of two series that differ in every attribute, and a result, on either database."""
     with ExitStack() as stack:
         folder: Path = tmp_path_factory.mktemp("searches")
-        url = databases.migrated_sqlite(folder / "node.sqlite")
+        url = databases.copy_sqlite(folder / "node.sqlite")
         if request.param == "postgresql":
             server: Server = request.getfixturevalue("postgresql_server")
-            url = stack.enter_context(databases.migrated_postgresql(server))
+            url = stack.enter_context(databases.copy_postgresql(server))
         engine = engines.connect(url)
         stack.callback(engine.dispose)
         with engines.sessions(engine).begin() as session:

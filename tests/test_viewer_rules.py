@@ -22,7 +22,7 @@ from dicomnode import results
 from dicomnode.config.results import ResultsConfig
 from dicomnode.reading.frames import frames_of
 from dicomnode.results.page import Page
-from tests.findings import NOW, PROVENANCE, found, grid, source
+from tests.findings import NOW, PROVENANCE, grid, make_findings, source
 from tests.job_results import FORMS
 from tests.scanner import ORIENTATIONS
 
@@ -32,7 +32,7 @@ VIDEO_FRAMES = 90
 
 
 def write_rendition(form: str, orientation: str = "oblique", slices: int = 4) -> list[Dataset]:
-    these = found(grid(orientation, slices))
+    these = make_findings(grid(orientation, slices))
     return results.write(these.findings, [source("mr")], PROVENANCE, FORMS[form], NOW)
 
 
@@ -107,7 +107,7 @@ def test_a_segmentation_says_its_series_and_each_frame_its_image(form: str) -> N
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_series_holds_one_volume_and_never_a_page_of_a_report(form: str) -> None:
-    these = found(grid("axial"))
+    these = make_findings(grid("axial"))
     page = Page(np.zeros((30, 20, 3), np.uint8), b"%PDF SYNTHETIC - RESEARCH USE ONLY\n%%EOF")
     config = FORMS[form].with_values({"report_page": ("sc", "pdf")})
     objects = results.write(these.findings, [source("mr")], PROVENANCE, config, NOW, page=page)

@@ -1,4 +1,4 @@
-"""A storage server with answers that the test chooses, which real peers do not give on demand."""
+"""Storage server with answers that the test chooses and real peers do not give on demand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Answering"]
 
 
 class Answering:
-    """``with Answering(lambda event: 0xA700) as server:`` a pynetdicom server on a free port."""
+    """pynetdicom server on a free port with a chosen answer: ``with Answering(lambda event: 0xA700) as server:``."""
 
     def __init__(self, on_store: Callable[[evt.Event], int], *, max_pdu: int = 16382) -> None:
         self.stored: list[str] = []

@@ -14,7 +14,7 @@ __all__ = ["QueryScp"]
 
 
 class QueryScp:
-    """``with QueryScp(folder, "--disable-get") as archive:`` the options are dcmqrscp's own."""
+    """Archive by dcmqrscp with its own options: ``with QueryScp(folder, "--disable-get") as archive:``."""
 
     def __init__(self, folder: Path, *options: str, ae_title: str = "QRSCP") -> None:
         program = require_program("/usr/bin/dcmqrscp", "dcmtk")

@@ -1,4 +1,4 @@
-"""Fixtures of the peers; each is stopped when the test ends, passed or failed."""
+"""Fixtures of the peers; each stops when its test ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A web server of the test that accepts POSTs, on a free port of loopback."""
+"""Web server of a test that accepts POSTs, on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Post:
 
 
 class Hook:
-    """``with Hook(lambda post: 204) as hook:`` answers with the status of the function; ``posts`` are all requests."""
+    """Server that answers with a function's status and keeps all requests: ``with Hook(lambda post: 204) as hook:``."""
 
     def __init__(
         self,

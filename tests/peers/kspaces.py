@@ -1,4 +1,4 @@
-"""k-space to send: the centre of real acquisitions of the data kit, or of a phantom where the kit is missing."""
+"""k-space to send: the centre of real acquisitions of the data kit, or a phantom without the kit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPACING_MM = (5.0, 2.5, 2.0)
 
 @dataclass(frozen=True)
 class Acquisition:
-    """A Raw Data file, the lattice it encodes, and the magnitude of the image in it, (k, j, i)."""
+    """Raw Data file, the grid that it encodes, and the magnitude of its image (k, j, i)."""
 
     path: Path
     grid: Grid
@@ -32,10 +32,10 @@ class Acquisition:
 
 
 def acquisitions(folder: Path) -> dict[str, Acquisition]:
-    """One acquisition for each plane of the body: different slices of different scans, so that no two share data."""
+    """Write one acquisition for each plane of the body, from different slices of different scans: no two share data."""
     folder.mkdir(parents=True, exist_ok=True)
-    stacks = _stacks()
-    made = {}
+    stacks = _load_stacks()
+    written = {}
     for number, plane in enumerate(PLANES):
         grid = scanner.make_grid(plane, (SLICES, ROWS, COLUMNS), SPACING_MM, (-50.0 + 7 * number, 20.5, -12.25))
         samples = stacks[number % len(stacks)][:, None]
@@ -43,15 +43,15 @@ def acquisitions(folder: Path) -> dict[str, Acquisition]:
         facts = {"PatientID": f"P{number}", "PatientName": name, "SeriesDescription": plane}
         recorded = mrd.from_array(samples, grid=grid, slice_thickness_mm=4.0)
         path = _save(recorded, folder / f"{plane}.dcm", datetime.now(UTC), facts)
-        made[plane] = Acquisition(path, grid, scanner.reconstruct(samples), name)
-    return made
+        written[plane] = Acquisition(path, grid, scanner.reconstruct(samples), name)
+    return written
 
 
 def raw_data(path: Path, now: datetime, **facts: str) -> Path:
-    """One slice of the phantom, every second line and a calibration block: what is reconstructed fastest."""
+    """Write one slice of the phantom, every second line and a calibration block, which is fast to reconstruct."""
     mask = np.zeros((ROWS, COLUMNS), bool)
     mask[::2] = mask[ROWS // 2 - 8 : ROWS // 2 + 8] = True
-    samples = (_phantom(0)[:1] * mask)[:, None]
+    samples = (_make_phantom(0)[:1] * mask)[:, None]
     grid = scanner.make_grid("axial", (1, ROWS, COLUMNS), SPACING_MM, (0.0, 0.0, 0.0))
     return _save(mrd.from_array(samples, grid=grid, slice_thickness_mm=5.0, mask=mask), path, now, facts)
 
@@ -64,16 +64,16 @@ def _save(recorded: mrd.MRD, path: Path, now: datetime, facts: dict[str, str]) -
     return path
 
 
-def _stacks() -> list[NDArray[np.complex64]]:
+def _load_stacks() -> list[NDArray[np.complex64]]:
     try:
         scans = sorted((data_root() / "kspace" / "ulf-0p055t-paired-3t").glob("*/*GRE_kspace.mat"))
     except FileNotFoundError:
         scans = []
-    return [_real(scan) for scan in scans] or [_phantom(number) for number in range(len(PLANES))]
+    return [_load_centre(scan) for scan in scans] or [_make_phantom(number) for number in range(len(PLANES))]
 
 
-def _real(scan: Path) -> NDArray[np.complex64]:
-    """The middle of k-space, where its strongest sample is: a scan of lower resolution."""
+def _load_centre(scan: Path) -> NDArray[np.complex64]:
+    """Return the part of k-space about its strongest sample, as of a scan of lower resolution."""
     from scipy.io import loadmat
 
     stack = loadmat(scan)["kspace"].transpose(2, 1, 0)
@@ -83,8 +83,8 @@ def _real(scan: Path) -> NDArray[np.complex64]:
     return np.ascontiguousarray(centred[:SLICES, top : top + ROWS, left : left + COLUMNS], np.complex64)
 
 
-def _phantom(number: int) -> NDArray[np.complex64]:
-    """An ellipse with a bright spot elsewhere in each slice, and noise."""
+def _make_phantom(number: int) -> NDArray[np.complex64]:
+    """Return k-space of an ellipse with a bright spot that moves from slice to slice, and noise."""
     generator = np.random.default_rng(number)
     j, i = np.mgrid[-1 : 1 : ROWS * 1j, -1 : 1 : COLUMNS * 1j]
     image = np.stack([(j**2 / 0.6 + i**2 / 0.5 < 1) + 0.0 for _ in range(SLICES)])

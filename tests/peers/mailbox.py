@@ -1,4 +1,4 @@
-"""An SMTP server of the test, with the commands that a client of RFC 5321 needs, on a free port of loopback."""
+"""SMTP server of a test, with the commands that a client of RFC 5321 needs, on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Mailbox"]
 
 
 class Mailbox:
-    """``with Mailbox() as box:`` what it takes lies in ``mails`` as parsed and in ``raw`` as sent.
+    """SMTP server that keeps mails, parsed in ``mails`` and as sent in ``raw``: ``with Mailbox() as box:``.
 
-    ``tls``: it offers STARTTLS. ``login``: user and password that it asks for. ``refuse``: recipients that it does not
-    take. ``silent``: it hangs up instead of acknowledging a mail that it has read.
+    ``tls``: offer STARTTLS. ``login``: required user and password. ``refuse``: refused recipients. ``silent``: hang up
+    instead of acknowledging a mail.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class _Conversation(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         box = cast(_Server, self.server).box
         known, secure = box.login is None, False
-        self.say("220 ready")
+        self.send_line("220 ready")
         while line := self.rfile.readline():
             words = line.decode().rstrip("\r\n")
             box.commands.append(words)
@@ -71,40 +71,40 @@ class _Conversation(socketserver.StreamRequestHandler):
             if verb in ("EHLO", "HELO"):
                 offers = ["mailbox"] + ["STARTTLS"] * bool(box.tls and not secure) + ["AUTH PLAIN"] * bool(box.login)
                 for number, offer in enumerate(offers, 1):
-                    self.say(f"250{'-' if number < len(offers) else ' '}{offer}")
+                    self.send_line(f"250{'-' if number < len(offers) else ' '}{offer}")
             elif verb == "STARTTLS" and box.tls:
-                self.say("220 go on")
+                self.send_line("220 go on")
                 self.request = box.tls.wrap_socket(self.request, server_side=True)
                 self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb")
                 secure = True
             elif verb == "AUTH" and box.login:
-                said = base64.b64decode(words.split(" ")[2]).decode().split("\0")
-                known = (said[1], said[2]) == box.login
-                self.say("235 welcome" if known else "535 no")
+                credentials = base64.b64decode(words.split(" ")[2]).decode().split("\0")
+                known = (credentials[1], credentials[2]) == box.login
+                self.send_line("235 welcome" if known else "535 no")
             elif not known:
-                self.say("530 who is there")
+                self.send_line("530 who is there")
             elif verb == "RCPT" and any(address in words for address in box.refuse):
-                self.say("550 nobody of that name")
+                self.send_line("550 nobody of that name")
             elif verb == "DATA":
-                self.say("354 go on")
-                if not self.take(box):
+                self.send_line("354 go on")
+                if not self.receive_mail(box):
                     return
             else:
-                self.say("221 bye" if verb == "QUIT" else "250 fine")
+                self.send_line("221 bye" if verb == "QUIT" else "250 fine")
 
     def finish(self) -> None:
         super().finish()
-        self.request.close()  # the one of TLS, too
+        self.request.close()  # the TLS socket, too
 
-    def take(self, box: Mailbox) -> bool:
+    def receive_mail(self, box: Mailbox) -> bool:
         lines = []
         while (line := self.rfile.readline()) not in (b".\r\n", b""):
             lines.append(line.removeprefix(b".") if line.startswith(b"..") else line)
         box.raw.append(b"".join(lines))
         if not box.silent:
-            self.say("250 taken")
+            self.send_line("250 taken")
         return not box.silent
 
-    def say(self, words: str) -> None:
+    def send_line(self, words: str) -> None:
         self.wfile.write(f"{words}\r\n".encode())
         self.wfile.flush()

@@ -1,4 +1,4 @@
-"""A node whose routes fetch missing series of a study from an archive, and the steps that the tests take with it."""
+"""A node whose routes fetch missing series of a study from an archive, and the steps of the tests."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from tests.receivers import Receiver
 from tests.sending import read_encoded, store_all
 
 __all__ = [
-    "FLAIR", "T1W", "Archive", "Ask", "a_route", "a_series", "an_earlier_job", "archive", "asking", "dcmqrscp", "fetch",
-    "inputs", "now", "route", "search", "send", "sessions", "start", "state", "why",
+"FLAIR", "T1W", "Archive", "StartReceiver", "archive", "count_inputs", "dcmqrscp", "explain", "load_retrieval",
+    "load_study_state", "make_earlier_job", "make_route", "make_sessions", "now", "route_studies", "run_retrievals",
+    "send", "start", "start_receiver", "write_series",
 ]  # fmt: skip
 
 start = receivers.start
@@ -43,12 +44,12 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def a_route(name: str = "dir", with_: Any = MappingProxyType({"t1w": T1W}), **values: Any) -> Route:
+def make_route(name: str = "dir", with_: Any = MappingProxyType({"t1w": T1W}), **values: Any) -> Route:
     defaults = {"name": name, "pipeline": "p", "match": FLAIR, "with": dict(with_), "with_from": "archive"}
     return Route.model_validate(defaults | values)
 
 
-def a_series(folder: Path, description: str, number: int, study_uid: str = STUDY, **attributes: Any) -> list[Path]:
+def write_series(folder: Path, description: str, number: int, study_uid: str = STUDY, **attributes: Any) -> list[Path]:
     """Write a series of three images."""
     facts: dict[str, Any] = {
         "SeriesDescription": description,
@@ -76,24 +77,24 @@ def dcmqrscp(tmp_path: Path) -> Iterator[QueryScp]:
         yield running
 
 
-Ask = Callable[..., Receiver]
+StartReceiver = Callable[..., Receiver]
 
 
 @pytest.fixture
-def asking(start: receivers.Start) -> Ask:
+def start_receiver(start: receivers.Start) -> StartReceiver:
     """Start a receiver whose routes query an archive that has the receiver in its table of peers."""
 
     def begin(archive: Archive, *routes: Route) -> Receiver:
         delivery = DeliveryConfig(backoff_s=10, backoff_max_s=10)
         peer = archive.peer.model_copy(update={"name": "archive"})
-        node = start(routes=routes or (a_route(),), peers=(peer,), delivery=delivery)
+        node = start(routes=routes or (make_route(),), peers=(peer,), delivery=delivery)
         archive.know(Peer(name="node", ae_title="DICOMNODE", port=node.port))
         return node
 
     return begin
 
 
-def an_earlier_job(session: Session) -> Job:
+def make_earlier_job(session: Session) -> Job:
     """Return a job of the study's first revision."""
     study = studies.find_by_uid(session, STUDY)
     assert study is not None
@@ -112,7 +113,7 @@ def an_earlier_job(session: Session) -> Job:
     return job
 
 
-def sessions(node: Receiver) -> sessionmaker[Session]:
+def make_sessions(node: Receiver) -> sessionmaker[Session]:
     return engines.sessions(node.engine)
 
 
@@ -120,29 +121,29 @@ def send(node: Receiver, *paths: Path, complete: bool = True) -> None:
     folder = paths[0].parent / "sent"
     store_all(node.port, [read_encoded(path) for path in paths], folder)
     if complete:
-        with sessions(node).begin() as session:
+        with make_sessions(node).begin() as session:
             completion.close_study(session, STUDY, now=now())
 
 
-def route(node: Receiver, at: datetime | None = None) -> int:
-    return routing.route_complete_studies(sessions(node), node.config, now=at or now())
+def route_studies(node: Receiver, at: datetime | None = None) -> int:
+    return routing.route_complete_studies(make_sessions(node), node.config, now=at or now())
 
 
-def fetch(node: Receiver, at: datetime | None = None) -> int:
+def run_retrievals(node: Receiver, at: datetime | None = None) -> int:
     clock = (lambda: at) if at else now
-    return prefetch.run_pending_retrievals(sessions(node), node.config, now=clock, generator=random.Random(1))
+    return prefetch.run_pending_retrievals(make_sessions(node), node.config, now=clock, generator=random.Random(1))
 
 
-def inputs(node: Receiver) -> dict[str, int]:
+def count_inputs(node: Receiver) -> dict[str, int]:
     """Return the number of instances of each input of the only job, and its revision."""
-    with sessions(node)() as session:
+    with make_sessions(node)() as session:
         (job,) = session.query(Job).all()
         names = [each.name for each in job.inputs]
         return {name: names.count(name) for name in names} | {"revision": job.revision}
 
 
-def why(node: Receiver) -> str:
-    with sessions(node)() as session:
+def explain(node: Receiver) -> str:
+    with make_sessions(node)() as session:
         study = studies.find_by_uid(session, STUDY)
         assert study is not None
         reason = routing.explain_study(session, study, node.config.routes)[0].why
@@ -150,12 +151,12 @@ def why(node: Receiver) -> str:
     return reason
 
 
-def search(node: Receiver) -> Retrieval:
+def load_retrieval(node: Receiver) -> Retrieval:
     (row,) = node.rows(Retrieval)
     assert isinstance(row, Retrieval)
     return row
 
 
-def state(node: Receiver) -> StudyState:
+def load_study_state(node: Receiver) -> StudyState:
     (study,) = node.rows(Study)
     return StudyState(study.state)
