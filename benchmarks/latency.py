@@ -30,7 +30,7 @@ from benchmarks.reconstruction import undersample
 from dicomnode import mrd
 from model_zoo.data_kit import data_root
 from model_zoo.simulate import anatomy
-from model_zoo.simulate.kspace import acquire
+from model_zoo.simulate.kspace import simulate_scan
 from pipelines.contract import Grid, Volume
 from tests.pet_series import write_pet
 from tests.series import unpack_series, write_slices
@@ -97,7 +97,7 @@ def _write_mr(folder: Path, volume: Volume, name: str) -> None:
 
 def _kspace(folder: Path) -> list[str]:
     heights = tuple(float(z) for z in np.linspace(-38, 57, 20))
-    scan = acquire(anatomy.TEST[0], z_mm=heights, shape=(256, 256), pixel_mm=0.9, seed=1)
+    scan = simulate_scan(anatomy.TEST[0], z_mm=heights, shape=(256, 256), pixel_mm=0.9, seed=1)
     k = undersample(scan.samples, 4.0, 24, scan.noise, 3, lines=True)
     (b0, b1), shape = k.calibration[1] if k.calibration else (0, 0), k.samples.shape
     grid = mrd.make_axial_grid((shape[0], shape[2], shape[3]), (5.0, 0.9, 0.9))

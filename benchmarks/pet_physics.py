@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo.imaging import blur
-from model_zoo.simulate.pet.counts import Scan, draw_counts, thin
-from model_zoo.simulate.pet.low_dose import Reconstruction, ScannedObject, simulate_scan, torso
-from model_zoo.simulate.pet.projector import projector
-from model_zoo.simulate.pet.surrogate import POWER, low_dose
-from model_zoo.simulate.pet.torso import ORGANS, random_torso
+from model_zoo.simulate.pet.counts import Scan, draw_counts, thin_counts
+from model_zoo.simulate.pet.low_dose import Reconstruction, ScannedObject, make_torso, simulate_scan
+from model_zoo.simulate.pet.projector import make_projector
+from model_zoo.simulate.pet.surrogate import POWER, draw_low_dose
+from model_zoo.simulate.pet.torso import ORGANS, draw_torso
 from model_zoo.training.recipe import seeded
 
 REPLICATES = 16
@@ -35,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     out: Path = parser.parse_args().out
-    body = random_torso(seeded(11), shape=(96, 160, 216), spacing_mm=2.0, middle_mm=(0, 0, 310), lesions=6)
-    found = torso(body, 2)
+    body = draw_torso(seeded(11), shape=(96, 160, 216), spacing_mm=2.0, middle_mm=(0, 0, 310), lesions=6)
+    found = make_torso(body, 2)
     scan = simulate_scan(found, COUNTS, seeded(12), psf_fwhm_mm=4.5)
     _times(found, scan)
     _recovery(found, scan, body.organ[1::2, 1::2, 1::2])
@@ -48,7 +48,7 @@ def main() -> None:
 def _times(found: ScannedObject, scan: Scan) -> None:
     y = draw_counts(scan.expected, seeded(1))
     RECONSTRUCT(y, scan)
-    P = projector(scan.geometry)
+    P = make_projector(scan.geometry)
     x = found.activity[::2, ::2, ::2].contiguous()
     timed: dict[str, Callable[[], Tensor]] = {
         "P x": lambda: P(x),
@@ -94,7 +94,10 @@ def _noise(found: ScannedObject, scan: Scan, dose: float) -> None:
     k, power = _law(replicates, x[4:-4], inside)
     print(f"dose {dose:g}: variance = {k:.5f} x^{power:.2f} (SUV)")
     drawn = torch.stack(
-        [low_dose(x, dose, k * dose, seeded(4, n), fwhm_mm=6.0, spacing_mm=found.spacing_mm) for n in range(REPLICATES)]
+        [
+            draw_low_dose(x, dose, k * dose, seeded(4, n), fwhm_mm=6.0, spacing_mm=found.spacing_mm)
+            for n in range(REPLICATES)
+        ]
     )[:, 4:-4]
     for name, images in (("OSEM", replicates), ("surrogate", drawn)):
         sd = images.std(dim=0)
@@ -135,11 +138,11 @@ def _pictures(found: ScannedObject, scan: Scan, out: Path) -> None:
     _show(axes[0, 2], y[:, :, middle], "prompts, one slice", float(y[:, :, middle].quantile(0.99)))
     _show(axes[0, 3], scan.background[:, :, middle], "scatter + randoms", float(y[:, :, middle].quantile(0.99)))
     for column, dose in enumerate(DOSES):
-        low = y if dose == 1 else thin(y, dose, seeded(6, column))[0]
+        low = y if dose == 1 else thin_counts(y, dose, seeded(6, column))[0]
         _show(
             axes[1, column], RECONSTRUCT(low, scan.at_dose(dose))[:, x.shape[1] // 2].flip(0), f"OSEM, dose {dose:g}", 6
         )
-        image = low_dose(x, dose, 0.1 * k, seeded(7, column), fwhm_mm=6.0, spacing_mm=found.spacing_mm)
+        image = draw_low_dose(x, dose, 0.1 * k, seeded(7, column), fwhm_mm=6.0, spacing_mm=found.spacing_mm)
         _show(axes[2, column], image[:, x.shape[1] // 2].flip(0), f"surrogate, dose {dose:g}", 6)
     figure.savefig(out / "pet-simulation.png", dpi=80)
 

@@ -19,7 +19,8 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from model_zoo import pet_synthesis, registry
-from model_zoo.evaluation.pet_synthesis import MEASURES, held_out, measures
+from model_zoo.evaluation.pet_measures import MEASURES, measure_image
+from model_zoo.evaluation.pet_synthesis import draw_held_out_subjects
 from model_zoo.pet_synthesis import COVARIATES, TARGETS, TOKEN_WIDTH
 from model_zoo.precision import autocast
 from model_zoo.simulate import anatomy
@@ -79,12 +80,12 @@ def _tell(at: loop.Progress) -> None:
 def _report(network: PlainUNet) -> None:
     model = registry.load("pet_synthesis")
     found: list[list[tuple[float, ...]]] = [[], []]
-    for subject in held_out(model, Source(anatomy.TEST)):
+    for subject in draw_held_out_subjects(model, Source(anatomy.TEST)):
         with torch.no_grad(), autocast("cpu"):
             x0 = network(subject.y0[None, None], pet_synthesis.covariate_tokens(subject.covariates)[None])
         image = pet_synthesis.normalise_to_own_reference(x0.float(), subject.covariates, subject.structure)[0][0]
         for at in range(len(TARGETS)):
-            found[at].append(measures(subject, image, at))
+            found[at].append(measure_image(subject, image, at))
     print("| plain U-Net | " + " | ".join(MEASURES) + " |")
     print("| --- |" + " ---: |" * len(MEASURES))
     for target, rows in zip(TARGETS, found, strict=True):

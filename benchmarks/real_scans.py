@@ -22,7 +22,7 @@ from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate import anatomy, heads, ms, regions
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.lesions import SEVERITIES
-from model_zoo.simulate.pet.activity import activity
+from model_zoo.simulate.pet.activity import render_activity
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, STRUCTURES, number
 from model_zoo.training.recipe import seeded
@@ -75,11 +75,11 @@ def load_patient(patient: str, root: Path) -> Scanned:
 def simulate_patient(subject: str, seed: int, root: Path) -> Scanned:
     """Return a simulated patient of the test subjects, 1 mm, skull-stripped, without bias as the real ones (N4) are."""
     generator = seeded(77, seed)
-    head = heads.plain_head(subject, shape=(168, 208, 168), root=root)
-    patient = ms.random_patient(head, generator, count=30)
+    head = heads.make_plain_head(subject, shape=(168, 208, 168), root=root)
+    patient = ms.draw_patient(head, generator, count=30)
     scan = Scan((1.0, 1.0, 1.0), noise_sd=0.02, bias=0.02)
     e = replace(ms.draw_examination(generator), t1w=Mprage(), flair_scan=scan, t1w_scan=scan)
-    x = ms.images(patient, e, generator)
+    x = ms.render_images(patient, e, generator)
     structure = head.structure.numpy()
     solid = (structure > 0) & (structure != number("csf"))
     brain = ndimage.binary_closing(solid, iterations=4)
@@ -141,9 +141,11 @@ def fdg(root: Path, subject: str = "13") -> tuple[Volume, Volume, dict[str, tupl
     blur.
     """
     mean, _ = _lps(root / "pet" / "fdg-brain-template-chinese" / "CN_PET_TEMPLATE.nii")
-    structure = regions.structure_map(subject, root)
-    head = Head(anatomy.tissue_map(subject, root), torch.from_numpy(structure), 1.0, subject)
-    image = activity(head, TRACERS["FDG"], 0.0, seeded(79), fwhm_mm=11.0, noise=0.0, spread=0.0, shrink=2).numpy()
+    structure = regions.make_structure_map(subject, root)
+    head = Head(anatomy.read_tissue_map(subject, root), torch.from_numpy(structure), 1.0, subject)
+    image = render_activity(
+        head, TRACERS["FDG"], 0.0, seeded(79), fwhm_mm=11.0, noise=0.0, spread=0.0, shrink=2
+    ).numpy()
     labels = structure[::2, ::2, ::2]
     template = _boxed(mean, mean > 0.5 * np.median(mean[mean > 0.3 * mean.max()]), (labels > 0) & (labels != FLUID))
     means = {s.name: [float(v[labels == s.number].mean()) for v in (template, image)] for s in STRUCTURES}

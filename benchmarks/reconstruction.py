@@ -33,7 +33,7 @@ from model_zoo.bundle import Model
 from model_zoo.data_kit import data_root
 from model_zoo.operators import centred_ifft
 from model_zoo.simulate import anatomy
-from model_zoo.simulate.kspace import acquire
+from model_zoo.simulate.kspace import simulate_scan
 from pipelines import inversion
 from pipelines.contract import Grid, KSpace
 from pipelines.encoding import Problem, prepare_image
@@ -94,7 +94,7 @@ def simulated_scans(subjects: list[str], slices: int, accelerations: list[float]
     for subject in subjects:
         for number, contrast in enumerate(CONTRASTS):
             heights = (0.0, 25.0, -20.0, 40.0)[:slices]
-            scan = acquire(subject, z_mm=heights, contrast=contrast, seed=17 + number)
+            scan = simulate_scan(subject, z_mm=heights, contrast=contrast, seed=17 + number)
             for R in accelerations:
                 k = undersample(scan.samples, R, 24, scan.noise, 31 * number + int(R), lines=R < 6)
                 yield Scan("simulated", f"{subject}-{contrast}", R, k, np.abs(scan.reference), noise_known=True)

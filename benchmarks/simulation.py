@@ -29,9 +29,9 @@ from model_zoo.physics.sequences import Sequence as PulseSequence
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import coils, heads, ms, patient_lesions, volumes
 from model_zoo.simulate.heads import Atrophy, Head
-from model_zoo.simulate.kspace import acquire
-from model_zoo.simulate.lesions import from_mask, random_lesions
-from model_zoo.simulate.slices import smooth_phase
+from model_zoo.simulate.kspace import simulate_scan
+from model_zoo.simulate.lesions import draw_lesions, draw_lesions_from_mask
+from model_zoo.simulate.slices import draw_smooth_phase
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import COUNT, number
 from model_zoo.training.recipe import seeded
@@ -92,12 +92,12 @@ def _volume_ml(head: Head, name: str) -> float:
 
 def _anatomy(root: Path) -> Figure:
     """Draw one map plain, deformed and atrophied, as structures and as a sharp T1w; volumes asked for and reached."""
-    plain = heads.plain_head("12", shape=SHAPE, root=root)
+    plain = heads.make_plain_head("12", shape=SHAPE, root=root)
     strong = Atrophy(hippocampus=0.3, ventricles=0.8, cortex=0.12)
     others = {
-        "deformed": heads.random_head("12", seeded(3), shape=SHAPE, atrophy=Atrophy(), root=root),
-        "atrophied": heads.plain_head("12", shape=SHAPE, atrophy=strong, root=root),
-        "another map": heads.plain_head("03", shape=SHAPE, root=root),
+        "deformed": heads.draw_head("12", seeded(3), shape=SHAPE, atrophy=Atrophy(), root=root),
+        "atrophied": heads.make_plain_head("12", shape=SHAPE, atrophy=strong, root=root),
+        "another map": heads.make_plain_head("03", shape=SHAPE, root=root),
     }
     rows: list[list[Panel]] = [[], []]
     for name, head in {"plain": plain, **others}.items():
@@ -113,16 +113,16 @@ def _anatomy(root: Path) -> Figure:
 
 def _signal(head: Head, sequence: PulseSequence, seed: int = 5, lesions: int = 0) -> NDArray[np.float32]:
     generator = seeded(seed)
-    patient = ms.random_patient(head, generator, count=lesions)
+    patient = ms.draw_patient(head, generator, count=lesions)
     p = TissueParameters.table().draw_regional(seeded(4), COUNT + 1, subject_spread=0.0, region_spread=0.02)
-    maps = patient.lesions.applied(volumes.tissue_maps(patient.head, p, generator, texture_sd=0.03))
-    found: NDArray[np.float32] = volumes.signal_volume(maps, sequence, patient.head).numpy()
+    maps = patient.lesions.apply_to(volumes.draw_tissue_maps(patient.head, p, generator, texture_sd=0.03))
+    found: NDArray[np.float32] = volumes.render_signal(maps, sequence, patient.head).numpy()
     return found
 
 
 def _mr(root: Path) -> Figure:
     """Draw five sequences of one head, what a scan does to one of them, and contrast-agnostic draws."""
-    head = heads.plain_head("13", shape=SHAPE, root=root)
+    head = heads.make_plain_head("13", shape=SHAPE, root=root)
     named: dict[str, PulseSequence] = {
         "MPRAGE": Mprage(), "T2w": SpinEcho(), "PD": SpinEcho(3000, 15), "FLAIR": Flair(), "DIR": Dir()
     }  # fmt: skip
@@ -136,7 +136,7 @@ def _mr(root: Path) -> Figure:
     second = [
         _grey(name, _cut(volumes.simulate_scan(x, head, scan, seeded(6)), name), top) for name, scan in scans.items()
     ]
-    free = [volumes.contrast_agnostic(head, seeded(7, n))[95].numpy() for n in range(5)]
+    free = [volumes.render_contrast_agnostic(head, seeded(7, n))[95].numpy() for n in range(5)]
     print(_contrasts(named))
     return _grid([first, second, [_grey("any contrast", image, 1.0) for image in free]])
 
@@ -162,23 +162,23 @@ def _lesions(root: Path) -> Figure:
     for title, seed, patient in (("drawn", 1, ""), ("mask of patient 01", 2, "01"), ("artefacts (bright)", 3, "")):
         rows.append(_patient_row(title, seed, patient, root))
     figure = _grid(rows)
-    head = heads.plain_head("13", shape=SHAPE, root=root)
-    drawn = [random_lesions(head, seeded(8, n)) for n in range(12)]
+    head = heads.make_plain_head("13", shape=SHAPE, root=root)
+    drawn = [draw_lesions(head, seeded(8, n)) for n in range(12)]
     _print_lesions("drawn", head, [lesion.mask for lesion in drawn])
-    laid = [patient_lesions.patient_mask(head, p, root) for p in patient_lesions.patients(root)]
+    laid = [patient_lesions.place_patient_mask(head, p, root) for p in patient_lesions.list_patients(root)]
     white = head.structure == number("cerebral white matter")
     _print_lesions("real masks laid in", head, [mask & white for mask in laid])
     return figure
 
 
 def _patient_row(title: str, seed: int, patient: str, root: Path) -> list[Panel]:
-    head, generator = heads.plain_head("13", shape=SHAPE, root=root), seeded(9, seed)
-    drawn = ms.random_patient(head, generator, count=40)
+    head, generator = heads.make_plain_head("13", shape=SHAPE, root=root), seeded(9, seed)
+    drawn = ms.draw_patient(head, generator, count=40)
     if patient:
-        mask = patient_lesions.patient_mask(head, patient, root)
-        drawn = replace(drawn, lesions=from_mask(head, mask, generator), artefact=0 * drawn.artefact)
+        mask = patient_lesions.place_patient_mask(head, patient, root)
+        drawn = replace(drawn, lesions=draw_lesions_from_mask(head, mask, generator), artefact=0 * drawn.artefact)
     e = replace(ms.draw_examination(seeded(10)), flair_scan=Scan(), t1w_scan=Scan())
-    x = ms.images(drawn, e, generator)
+    x = ms.render_images(drawn, e, generator)
     shown = (drawn.artefact > 0.1) if title.startswith("artefacts") else drawn.lesions.mask
     k = int(shown.float().sum((1, 2)).argmax())
     where = drawn.lesions.mask[k].numpy() + 2.0 * (drawn.artefact[k] > 0.1).numpy()
@@ -200,10 +200,10 @@ def _coils(root: Path) -> Figure:
     """Draw magnitude and phase of four of eight coils, an object's phase, four masks, a coil image before and after."""
     y, x = np.meshgrid(np.linspace(-96, 96, 128), np.linspace(-80, 80, 128), indexing="ij")
     points = np.stack([x, y, np.zeros_like(x)], axis=-1)
-    s = coils.sensitivities(points, 8, np.random.default_rng(1))
+    s = coils.compute_sensitivities(points, 8, np.random.default_rng(1))
     first: list[Panel] = [_grey(f"|S| of coil {n}", np.abs(s[n]), 1.0) for n in range(0, 8, 2)]
     first.append(("phase of S", np.angle(s[0]), "twilight", -np.pi, np.pi))
-    first.append(("object's phase", smooth_phase((128, 128), seeded(2)).numpy(), "twilight", -np.pi, np.pi))
+    first.append(("object's phase", draw_smooth_phase((128, 128), seeded(2)).numpy(), "twilight", -np.pi, np.pi))
     rng, shape = np.random.default_rng(2), (128, 128)
     kinds = {
         "uniform R 4": masks.uniform_1d(shape, 4, 16, rng), "random R 4": masks.random_1d(shape, 4, 16, rng),
@@ -212,7 +212,7 @@ def _coils(root: Path) -> Figure:
         "Poisson disc R 8": masks.poisson_2d(shape, 8, 16, rng),
     }  # fmt: skip
     second = [_grey(name, mask.astype(float), 1.0) for name, mask in kinds.items()]
-    scan = acquire("13", z_mm=(10.0,), coils=8, snr=25.0, seed=3, shape=(128, 128), pixel_mm=1.6)
+    scan = simulate_scan("13", z_mm=(10.0,), coils=8, snr=25.0, seed=3, shape=(128, 128), pixel_mm=1.6)
     second.append(_grey("|image|", np.abs(scan.reference[0])))
     return _grid([first, second], 1.6)
 
@@ -251,7 +251,7 @@ def _montage(figure: Any, scanned: Sequence[Scanned]) -> None:
 
 def _raw_montage(figure: Any, root: Path) -> None:
     """Draw raw clinical series of thick slices beside simulated ones of a whole head without its face."""
-    head = heads.plain_head("20", shape=(192, 224, 192), root=root)
+    head = heads.make_plain_head("20", shape=(192, 224, 192), root=root)
     thick = Scan((4.0, 0.8, 0.8), noise_sd=0.04, bias=0.15)
     panels = []
     for image, sequence in (("FLAIR", Flair(9000.0, 2410.0, 120.0)), ("T1W", SpinEcho(550.0, 12.0))):

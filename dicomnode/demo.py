@@ -260,15 +260,15 @@ def _simulate_kspace() -> MRD:
 
     from model_zoo import masks
     from model_zoo.operators import centred_fft
-    from model_zoo.simulate.coils import sensitivities
-    from model_zoo.simulate.slices import smooth_phase
+    from model_zoo.simulate.coils import compute_sensitivities
+    from model_zoo.simulate.slices import draw_smooth_phase
 
     image = _simulate_slice()
     rng = np.random.default_rng(7)
     j, i = np.meshgrid(*(np.arange(n) - n // 2 for n in image.shape), indexing="ij")
     points_mm = np.stack([i, j, np.zeros_like(i)], axis=-1).astype(np.float64)
-    phase = np.exp(1j * smooth_phase(image.shape, torch.Generator().manual_seed(7)).numpy())
-    coil_images = sensitivities(points_mm, 8, rng) * (image * phase)
+    phase = np.exp(1j * draw_smooth_phase(image.shape, torch.Generator().manual_seed(7)).numpy())
+    coil_images = compute_sensitivities(points_mm, 8, rng) * (image * phase)
     clean = centred_fft(torch.from_numpy(coil_images.astype(np.complex64))).numpy()
     level = 0.005 * float(image.max())
     noise = level * (rng.standard_normal((8, *image.shape, 2)) @ np.array([1, 1j]))
@@ -284,11 +284,11 @@ def _simulate_slice() -> NDArray[np.float32]:
     import torch
 
     from model_zoo.physics import mr
-    from model_zoo.simulate import heads
-    from model_zoo.simulate.slices import texture
+    from model_zoo.simulate.phantom import make_phantom
+    from model_zoo.simulate.slices import draw_texture
 
-    tissue = heads.phantom((3, 480, 400), 0.5).tissue[1].long()  # the axial slice through the centre
+    tissue = make_phantom((3, 480, 400), 0.5).tissue[1].long()  # the axial slice through the centre
     signal = mr.mprage(mr.TissueParameters.table(), 2300, 900, 0.157, 7.1, 176).abs()
-    fine = signal[tissue] * texture((480, 400), (0.5, 0.5), torch.Generator().manual_seed(7))
+    fine = signal[tissue] * draw_texture((480, 400), (0.5, 0.5), torch.Generator().manual_seed(7))
     image = torch.nn.functional.avg_pool2d(fine[None], 2)[0]
     return np.asarray(torch.nn.functional.pad(image, (8, 8, 8, 8)).numpy(), np.float32)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from model_zoo.bundle import weights_digest
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.registry import WEIGHTS
-from model_zoo.simulate import heads
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines.contract import Grid
 from tests.scanner import make_grid
@@ -30,7 +30,7 @@ _INWARDS = [s.number for s in STRUCTURES if s.name not in ("csf", "cerebral whit
 
 def phantom() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return values and structures (k, j, i) of a head of ellipsoids at 4 mm; each structure has its own grey level."""
-    structure = heads.phantom(_SHAPE, SPACING_MM).structure
+    structure = make_phantom(_SHAPE, SPACING_MM).structure
     return levels(structure.numpy()), structure.numpy()
 
 

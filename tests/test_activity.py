@@ -11,7 +11,15 @@ from torch import Tensor
 from model_zoo.physics.suvr import composite_suvr, compute_suvr
 from model_zoo.physics.tracers import REGIONS, TRACERS, composite_uptake, uptake
 from model_zoo.simulate import heads
-from model_zoo.simulate.pet.activity import EXTRA, activity, binding_regions, block_fractions, majority, true_uptake
+from model_zoo.simulate.pet.activity import (
+    EXTRA,
+    compute_block_fractions,
+    compute_true_uptake,
+    label_binding_regions,
+    render_activity,
+    take_majority,
+)
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import COUNT, number
 
 
@@ -21,11 +29,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def phantom() -> heads.Head:
-    return heads.phantom((64, 72, 64), 2.5)
+    return make_phantom((64, 72, 64), 2.5)
 
 
 def image(head: heads.Head, name: str, state: float, seed: int = 0, **options: float) -> Tensor:
-    return activity(head, TRACERS[name], state, seeded(seed), **options)  # type: ignore[arg-type]
+    return render_activity(head, TRACERS[name], state, seeded(seed), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", TRACERS)
@@ -71,7 +79,7 @@ def test_a_wider_point_spread_function_lowers_contrast(phantom: heads.Head) -> N
 
 
 def test_the_plexus_is_in_the_ventricle_and_meninges_are_in_the_outer_csf(phantom: heads.Head) -> None:
-    regions = binding_regions(phantom)
+    regions = label_binding_regions(phantom)
     plexus, meninges = regions == EXTRA["choroid plexus"], regions == EXTRA["meninges"]
     assert bool(plexus.any())
     assert bool((phantom.structure[plexus] == number("lateral ventricles")).all())
@@ -80,33 +88,33 @@ def test_the_plexus_is_in_the_ventricle_and_meninges_are_in_the_outer_csf(phanto
 
 
 def test_meninges_bind_mk6240_in_about_half_of_the_subjects() -> None:
-    from model_zoo.simulate.pet.activity import _subject_uptake
+    from model_zoo.simulate.pet.activity import _draw_uptake
 
     found = [
-        float(_subject_uptake(TRACERS["MK-6240"], 0.0, seeded(s), 1.0)[REGIONS.index("meninges")]) for s in range(200)
+        float(_draw_uptake(TRACERS["MK-6240"], 0.0, seeded(s), 1.0)[REGIONS.index("meninges")]) for s in range(200)
     ]
     assert 0.4 < sum(value > 1.0 for value in found) / 200 < 0.6
 
 
 def test_block_fractions_sum_to_one_and_majority_is_their_largest(phantom: heads.Head) -> None:
-    shares = block_fractions(phantom.structure, COUNT + 1, 2)
+    shares = compute_block_fractions(phantom.structure, COUNT + 1, 2)
     assert torch.allclose(shares.sum(0), torch.ones(32, 36, 32))
-    assert torch.equal(majority(phantom.structure, 2), shares.argmax(0).to(torch.uint8))
+    assert torch.equal(take_majority(phantom.structure, 2), shares.argmax(0).to(torch.uint8))
 
 
 def test_true_uptake_of_a_measured_table_has_more_contrast_than_the_table() -> None:
     cortex, white = REGIONS.index("frontal cortex"), REGIONS.index("cerebral white matter")
-    table, true = uptake(TRACERS["florbetapir"], 0.0), true_uptake(TRACERS["florbetapir"], 0.0)
+    table, true = uptake(TRACERS["florbetapir"], 0.0), compute_true_uptake(TRACERS["florbetapir"], 0.0)
     assert float(true[white] - true[cortex]) > 1.5 * float(table[white] - table[cortex])
-    assert torch.equal(true_uptake(TRACERS["FDG"], 0.0), uptake(TRACERS["FDG"], 0.0))
+    assert torch.equal(compute_true_uptake(TRACERS["FDG"], 0.0), uptake(TRACERS["FDG"], 0.0))
 
 
 @pytest.mark.parametrize(
     ("name", "state"), [("florbetapir", 0), ("florbetapir", 80), ("flortaucipir", 1), ("flortaucipir", 5)]
 )
 def test_on_real_anatomy_the_image_has_the_composite_of_the_table(kit: Path, name: str, state: int) -> None:
-    head = heads.random_head("01", seeded(), shape=(112, 144, 112), spacing_mm=1.5, root=kit)
-    pet = activity(head, TRACERS[name], state, seeded(), shrink=2, spread=0.0, fwhm_mm=6.0)
-    regional = compute_suvr(pet, majority(head.structure, 2), TRACERS[name]).suvr
+    head = heads.draw_head("01", seeded(), shape=(112, 144, 112), spacing_mm=1.5, root=kit)
+    pet = render_activity(head, TRACERS[name], state, seeded(), shrink=2, spread=0.0, fwhm_mm=6.0)
+    regional = compute_suvr(pet, take_majority(head.structure, 2), TRACERS[name]).suvr
     found = float(composite_suvr(regional, TRACERS[name].target))
     assert found == pytest.approx(float(composite_uptake(TRACERS[name], state)), rel=0.05)

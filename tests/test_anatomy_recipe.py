@@ -13,11 +13,11 @@ from torch.nn import functional
 from model_zoo import registry
 from model_zoo.anatomy import has_refinement, refine
 from model_zoo.bundle import Model
-from model_zoo.evaluation.anatomy import label
+from model_zoo.evaluation.head_labels import label_structures
 from model_zoo.mixture import GROUPS
 from model_zoo.networks.refinement_cascade import LEAST_PROBABILITY, RefinementCascade
 from model_zoo.networks.volume_unet import VolumeUNet
-from model_zoo.simulate import heads
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import COUNT, number
 from model_zoo.training import anatomy
 from model_zoo.training.anatomy import CONFIGURATIONS
@@ -92,7 +92,7 @@ def test_the_evaluation_labels_at_1_mm_what_the_model_finds_on_its_own_lattice(t
     model = registry.load("anatomy", root=tmp_path)
     image, structure = (torch.from_numpy(x) for x in phantom())
     fine, truth = (_repeat_voxels(x, round(SPACING_MM)) for x in (image, structure))
-    found = label(model, fine)
+    found = label_structures(model, fine)
     assert found.shape == truth.shape
     assert float((found == truth).float()[truth > 0].mean()) > 0.75
 
@@ -143,7 +143,7 @@ def test_an_untrained_refinement_returns_its_input() -> None:
 
 
 def test_the_second_loss_is_least_at_the_truth() -> None:
-    structure = heads.phantom((16, 16, 16), 12.0).structure.long()[None]
+    structure = make_phantom((16, 16, 16), 12.0).structure.long()[None]
     right = functional.one_hot(structure, COUNT + 1).movedim(-1, 1) * 12.0
     best = float(anatomy._second_loss(right, structure, SMOKE))
     assert best < 0.01
@@ -154,7 +154,7 @@ def test_the_second_loss_is_least_at_the_truth() -> None:
 
 def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
     """The first network is off by a voxel; the untrained second passes on the mixture's posterior, on half the grid."""
-    head = heads.phantom((64, 64, 64), 3.0)
+    head = make_phantom((64, 64, 64), 3.0)
     level = torch.full((COUNT + 1,), 0.05)
     for g, names in enumerate(GROUPS):
         level[[number(name) for name in names]] = 0.9 - 0.1 * g
@@ -170,7 +170,7 @@ def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
 
 def test_nothing_is_refined_far_from_the_brain() -> None:
     """An image grows by air on one side: the answer is the same, and background there."""
-    head = heads.phantom((64, 64, 64), 3.0)
+    head = make_phantom((64, 64, 64), 3.0)
     image = (0.2 + 0.03 * head.structure.float() + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0.25, 0.8)
     first = anatomy._structure_shares(head.structure[None].long(), 2)[0]
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}

@@ -24,7 +24,7 @@ from model_zoo import ct_tissues
 from model_zoo.bundle import Model
 from model_zoo.data_kit import data_root
 from model_zoo.imaging import blur
-from model_zoo.simulate.pet.torso import ORGANS, Torso, random_torso
+from model_zoo.simulate.pet.torso import ORGANS, Torso, draw_torso
 from model_zoo.standard_dose import OUT_CHANNELS
 from model_zoo.training.recipe import seeded
 from pipelines import ct_regions, standard_dose_pet
@@ -44,7 +44,7 @@ PET_GRID = make_grid("axial", (30, 52, 70), (PET_MM,) * 3, (-208.5, -154.5, 6.5)
 
 @pytest.fixture(scope="module")
 def torso() -> Torso:
-    return random_torso(seeded(3), shape=CT_GRID.shape, spacing_mm=CT_MM, middle_mm=(0.0, 0.0, 380.0), lesions=0)
+    return draw_torso(seeded(3), shape=CT_GRID.shape, spacing_mm=CT_MM, middle_mm=(0.0, 0.0, 380.0), lesions=0)
 
 
 @pytest.fixture(scope="module")

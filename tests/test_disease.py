@@ -13,8 +13,8 @@ from model_zoo.simulate.pet.disease import (
     Observed,
     Population,
     draw_patient,
-    population,
-    posterior,
+    draw_population,
+    sample_posterior,
 )
 
 ANCHORS = {"CN": (1.12, 1.18, 29.1), "MCI": (1.22, 1.33, 28.0), "AD": (1.40, 1.60, 23.0)}
@@ -27,7 +27,7 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def many() -> Population:
-    return population(60_000, seeded(1))
+    return draw_population(60_000, seeded(1))
 
 
 @pytest.mark.parametrize("diagnosis", DIAGNOSES)
@@ -60,29 +60,29 @@ def test_the_same_seed_gives_the_same_patient_and_another_seed_another() -> None
 
 
 def test_a_patient_says_its_group() -> None:
-    p = population(300, seeded(5))
+    p = draw_population(300, seeded(5))
     patients = [p.patient(i) for i in range(len(p))]
     assert {patient.group for patient in patients} == {"A+N+", "A+N-", "A-N+", "A-N-"}
     assert all((patient.amyloid_cl >= 24.0) == patient.group.startswith("A+") for patient in patients)
 
 
 def test_causes_that_are_given_are_held() -> None:
-    p = population(100, seeded(2), age_years=66.0, sex="F", e4=2)
+    p = draw_population(100, seeded(2), age_years=66.0, sex="F", e4=2)
     assert bool((p.age_years == 66.0).all() and p.female.all() and (p.e4 == 2).all())
 
 
 def test_knowing_nothing_gives_the_prior(many: Population) -> None:
-    found = posterior(Observed(), seeded(6), count=60_000)
+    found = sample_posterior(Observed(), seeded(6), count=60_000)
     assert found.effective_size == pytest.approx(60_000, rel=1e-6)
     assert found.mean(found.population.amyloid_cl) == pytest.approx(float(many.amyloid_cl.mean()), abs=0.7)
 
 
 def test_the_posterior_agrees_with_rejection_sampling() -> None:
     """Patients of the prior with about this MMSE and p-tau217 have the loads of the posterior."""
-    prior = population(600_000, seeded(7), age_years=74.0)
+    prior = draw_population(600_000, seeded(7), age_years=74.0)
     near = (prior.mmse == 27) & (prior.ptau217_pg_ml.log() - torch.tensor(0.5).log()).abs().lt(0.04)
     accepted = prior.where(near)
-    found = posterior(Observed(age_years=74.0, mmse=27, ptau217_pg_ml=0.5), seeded(8), count=200_000)
+    found = sample_posterior(Observed(age_years=74.0, mmse=27, ptau217_pg_ml=0.5), seeded(8), count=200_000)
     assert len(accepted) > 800
     assert found.effective_size > 2000
     assert found.mean(found.population.amyloid_cl) == pytest.approx(float(accepted.amyloid_cl.mean()), abs=2.5)
@@ -93,14 +93,14 @@ def test_the_posterior_agrees_with_rejection_sampling() -> None:
 
 
 def test_posterior_intervals_cover_the_truth_as_often_as_they_say() -> None:
-    patients = population(250, seeded(9))
+    patients = draw_population(250, seeded(9))
     inside_80 = inside_95 = 0
     for index in range(len(patients)):
         patient = patients.patient(index)
         observed = Observed(
             patient.age_years, patient.sex, patient.e4, patient.mmse, patient.ptau217_pg_ml, patient.atrophy
         )
-        found = posterior(observed, seeded(1000 + index), count=8_000)
+        found = sample_posterior(observed, seeded(1000 + index), count=8_000)
         truth = float(composite_uptake(TRACERS["florbetapir"], patient.amyloid_cl))
         q = found.quantiles(found.suvr("florbetapir"), (0.025, 0.1, 0.9, 0.975))
         inside_80 += q[1] <= truth <= q[2]
@@ -111,7 +111,7 @@ def test_posterior_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 def test_plasma_narrows_the_amyloid_interval_and_atrophy_alone_hardly() -> None:
     def width(observed: Observed) -> float:
-        found = posterior(observed, seeded(11), count=50_000)
+        found = sample_posterior(observed, seeded(11), count=50_000)
         low, high = found.quantiles(found.suvr("florbetapir"), (0.1, 0.9))
         return high - low
 

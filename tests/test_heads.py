@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import heads, regions
 from model_zoo.simulate.heads import Atrophy, Variation
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import BRAIN, CORTEX, COUNT, STRUCTURES, TISSUE_GROUPS, number
 
 SUBJECT = "01"
@@ -19,7 +20,7 @@ SUBJECT = "01"
 
 @pytest.fixture(scope="module")
 def structure(kit: Path) -> NDArray[np.uint8]:
-    return regions.structure_map(SUBJECT, kit)
+    return regions.make_structure_map(SUBJECT, kit)
 
 
 def _centre(structure: NDArray[np.uint8], name: str) -> NDArray[np.float64]:
@@ -37,7 +38,7 @@ def test_every_structure_has_a_number_a_code_and_one_tissue() -> None:
 
 
 def test_the_phantom_holds_every_structure_and_air() -> None:
-    found = heads.phantom((64, 72, 64), 3.0).structure
+    found = make_phantom((64, 72, 64), 3.0).structure
     assert set(found.flatten().tolist()) == set(range(COUNT + 1))
 
 
@@ -45,7 +46,7 @@ def test_the_phantom_holds_every_structure_and_air() -> None:
 def test_fractions_sum_to_one_and_mix_as_rendering_does(shape: tuple[int, int, int]) -> None:
     labels = torch.randint(5, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     values = torch.tensor([0.0, 1.0, -2.0, 3.0, 0.5])
-    shares = heads.fractions(labels, 5, blur_mm=1.2, spacing_mm=1.0, shrink=2)
+    shares = heads.render_fractions(labels, 5, blur_mm=1.2, spacing_mm=1.0, shrink=2)
     torch.testing.assert_close(shares.sum(0), torch.ones(shares.shape[1:]))
     mixed = torch.einsum("c,ckji->kji", values, shares)
     torch.testing.assert_close(mixed, heads.render(labels, values, blur_mm=1.2, spacing_mm=1.0, shrink=2))
@@ -96,7 +97,7 @@ def test_atrophy_takes_about_the_volume_it_says(
 ) -> None:
     def volume(a: Atrophy) -> float:
         generator = torch.Generator().manual_seed(3)
-        head = heads.random_head(SUBJECT, generator, shape=(160, 192, 160), atrophy=a, variation=Variation(flip=False),
+        head = heads.draw_head(SUBJECT, generator, shape=(160, 192, 160), atrophy=a, variation=Variation(flip=False),
                                  root=kit)  # fmt: skip
         return float(torch.isin(head.structure, torch.tensor(numbers, dtype=torch.uint8)).sum())
 
@@ -105,7 +106,7 @@ def test_atrophy_takes_about_the_volume_it_says(
 
 def test_the_same_seed_gives_the_same_head_and_another_one_another(kit: Path) -> None:
     def head(seed: int) -> heads.Head:
-        return heads.random_head(
+        return heads.draw_head(
             SUBJECT, torch.Generator().manual_seed(seed), shape=(48, 56, 48), spacing_mm=4.0, root=kit
         )
 
@@ -114,7 +115,7 @@ def test_the_same_seed_gives_the_same_head_and_another_one_another(kit: Path) ->
 
 
 def test_the_face_is_removed_and_the_brain_is_not(kit: Path) -> None:
-    plain, bare = (heads.plain_head(SUBJECT, shape=(224, 256, 224), face=face, root=kit) for face in (True, False))
+    plain, bare = (heads.make_plain_head(SUBJECT, shape=(224, 256, 224), face=face, root=kit) for face in (True, False))
     assert torch.equal(plain.structure, bare.structure)
     eye = list(TISSUES).index("eye")
     assert bool((plain.tissue == eye).any())
@@ -125,6 +126,6 @@ def test_the_face_is_removed_and_the_brain_is_not(kit: Path) -> None:
 
 
 def test_mni_coordinates_put_the_midline_at_zero(kit: Path) -> None:
-    x = regions.mni_coordinates(SUBJECT, kit)[0]
-    half = regions.structure_map(SUBJECT, kit)[::2, ::2, ::2]
+    x = regions.compute_mni_coordinates(SUBJECT, kit)[0]
+    half = regions.make_structure_map(SUBJECT, kit)[::2, ::2, ::2]
     assert abs(float(x[half == number("brain stem")].mean())) < 4

@@ -120,7 +120,7 @@ def test_the_same_training_fails_where_a_training_map_is_absent(kit: Path, tmp_p
 @pytest.mark.usefixtures("_audited")
 def test_the_watch_sees_a_map_being_read(kit: Path) -> None:
     with watch_label_maps() as subjects:
-        anatomy.label_map("13", kit)
+        anatomy.read_label_map("13", kit)
     assert set(subjects) == {"13"}
 
 

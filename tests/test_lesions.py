@@ -11,6 +11,7 @@ import torch
 from model_zoo.lesion_locations import find_lesions as located
 from model_zoo.physics import mr
 from model_zoo.simulate import heads, lesions, patient_lesions
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import CORTEX, COUNT, number
 
 SHAPE = (96, 112, 96)
@@ -18,23 +19,23 @@ SHAPE = (96, 112, 96)
 
 @pytest.fixture(scope="module")
 def head() -> heads.Head:
-    return heads.phantom(SHAPE, 1.6)
+    return make_phantom(SHAPE, 1.6)
 
 
 def _draw_lesions(head: heads.Head, seed: int, count: int | None = 30) -> lesions.Lesions:
-    return lesions.random_lesions(head, torch.Generator().manual_seed(seed), count=count)
+    return lesions.draw_lesions(head, torch.Generator().manual_seed(seed), count=count)
 
 
 def test_counts_are_negative_binomial_with_mean_25() -> None:
     g = torch.Generator().manual_seed(0)
-    counts = np.array([lesions._count(g) for _ in range(4000)])
+    counts = np.array([lesions._draw_count(g) for _ in range(4000)])
     assert counts.mean() == pytest.approx(25, rel=0.08)  # the few above 90 are cut
     assert counts.std() == pytest.approx((25 + 25**2 / 1.5) ** 0.5, rel=0.12)
 
 
 def test_volumes_are_log_normal_with_median_60_mm3_and_at_least_10() -> None:
     g = torch.Generator().manual_seed(0)
-    volumes = np.array([lesions._volume(g) for _ in range(4000)])
+    volumes = np.array([lesions._draw_volume(g) for _ in range(4000)])
     assert np.median(volumes) == pytest.approx(60, rel=0.06)
     assert volumes.min() == 10
 
@@ -68,7 +69,7 @@ def test_lesions_change_tissue_inside_their_rims_only(head: heads.Head) -> None:
     simulated = _draw_lesions(head, 4)
     p = mr.TissueParameters.table().draw_regional(torch.Generator().manual_seed(0), COUNT + 1)
     before = p.at(lesions.remove_lesions(head).tissue, head.structure)
-    after = simulated.applied(before)
+    after = simulated.apply_to(before)
     outside = simulated.label == 0
     assert torch.equal(after.t1_ms[outside], before.t1_ms[outside])
     core = (simulated.extent > 0.9) & (head.structure == number("cerebral white matter"))
@@ -78,14 +79,14 @@ def test_lesions_change_tissue_inside_their_rims_only(head: heads.Head) -> None:
 
 def test_a_lesion_s_core_lies_between_mild_and_black_hole() -> None:
     g = torch.Generator().manual_seed(5)
-    t1 = np.array([lesions._core("deep", g)[0] for _ in range(2000)])
+    t1 = np.array([lesions._draw_core("deep", g)[0] for _ in range(2000)])
     assert t1.min() > 1150 * 0.85
     assert t1.max() < 2000 * 1.17
     assert np.median(t1) == pytest.approx(1450, rel=0.03)
 
 
 def test_artefacts_brighten_flair_and_change_no_tissue(head: heads.Head) -> None:
-    added = torch.stack([lesions.artefacts(head, torch.Generator().manual_seed(s)) for s in range(5)])
+    added = torch.stack([lesions.draw_artefacts(head, torch.Generator().manual_seed(s)) for s in range(5)])
     assert float(added.max()) <= 0.8
     assert float(added.max()) > 0.1
     assert float(added[:, head.structure == 0].mean()) < 0.01
@@ -103,7 +104,7 @@ def test_a_mask_is_kept_where_it_is_white_matter_and_large_enough(head: heads.He
     mask[k - 2 : k + 3, j - 2 : j + 3, i - 2 : i + 3] = True
     mask[1:5, 1:5, 1:5] = True  # air
     mask[k, j, i + 9] = True  # one voxel: 4 mm3
-    simulated = lesions.from_mask(head, mask, torch.Generator().manual_seed(0))
+    simulated = lesions.draw_lesions_from_mask(head, mask, torch.Generator().manual_seed(0))
     assert not bool(simulated.mask[:6, :6, :6].any())
     assert bool(simulated.mask[k, j, i])
     assert not bool(simulated.mask[k, j, i + 9])
@@ -154,8 +155,8 @@ def test_a_mask_on_another_grid_is_refused() -> None:
 
 
 def test_drawn_lesions_are_found_where_they_were_meant_to_be(kit: Path) -> None:
-    head = heads.plain_head("01", shape=(160, 192, 160), root=kit)
-    simulated = lesions.random_lesions(head, torch.Generator().manual_seed(2), count=60)
+    head = heads.make_plain_head("01", shape=(160, 192, 160), root=kit)
+    simulated = lesions.draw_lesions(head, torch.Generator().manual_seed(2), count=60)
     labels, found = located(simulated.mask.numpy(), head.structure.numpy(), smallest_mm3=5)
     agreeing, compared = 0, 0
     for lesion in found:
@@ -169,9 +170,9 @@ def test_drawn_lesions_are_found_where_they_were_meant_to_be(kit: Path) -> None:
 
 
 def test_patients_masks_fall_into_the_head_s_white_matter(kit: Path) -> None:
-    head = heads.plain_head("01", shape=(160, 192, 160), root=kit)
-    assert len(patient_lesions.patients(kit)) == 20
-    mask = patient_lesions.patient_mask(head, "19", kit)
+    head = heads.make_plain_head("01", shape=(160, 192, 160), root=kit)
+    assert len(patient_lesions.list_patients(kit)) == 20
+    mask = patient_lesions.place_patient_mask(head, "19", kit)
     assert float((head.structure[mask] == number("cerebral white matter")).float().mean()) > 0.45
-    simulated = lesions.from_mask(head, mask, torch.Generator().manual_seed(0))
+    simulated = lesions.draw_lesions_from_mask(head, mask, torch.Generator().manual_seed(0))
     assert float(simulated.mask.sum()) > 0.4 * float(mask.sum())

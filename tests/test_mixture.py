@@ -10,6 +10,7 @@ from torch.nn import functional
 from model_zoo import mixture
 from model_zoo.mixture import GROUPS, Mixture
 from model_zoo.simulate import heads
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import COUNT, STRUCTURES, number
 from model_zoo.training.anatomy import dice
 
@@ -18,7 +19,7 @@ SHAPE = (64, 72, 64)
 
 def _scene(*, dark_tissue: bool = False, field: float = 0.0, lesion: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Return the prior (class, k, j, i), made of the moved and blurred truth, the image in [0, 1] and the truth."""
-    structure = heads.phantom(SHAPE, 3.0).structure.long()
+    structure = make_phantom(SHAPE, 3.0).structure.long()
     truth = functional.one_hot(structure, COUNT + 1).movedim(-1, 0).float()
     prior = heads.gaussian_blur_3d(truth.roll((2, 1), dims=(1, 2)), (2.0, 2.0, 2.0))
     level = torch.full((COUNT + 1,), 0.05)

@@ -12,8 +12,9 @@ from model_zoo.physics import mr
 from model_zoo.physics.sequences import Dir, Flair, Mprage, Sequence, SpinEcho, dir_nulls, flair_null
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import acquisition, axes, heads, volumes
-from model_zoo.simulate.contrasts import random_sequence
+from model_zoo.simulate.contrasts import draw_sequence
 from model_zoo.simulate.lesions import SEVERITIES
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import COUNT, number
 
 TABLE = {
@@ -67,9 +68,9 @@ def test_cortical_lesions_stand_out_four_times_more_on_dir_than_on_flair() -> No
 @pytest.mark.parametrize(("tr_ms", "ti_ms"), [(5000, 1660), (8000, 2273), (9000, 2410)])
 def test_a_flair_volume_nulls_csf_at_the_stated_times(tr_ms: float, ti_ms: float) -> None:
     assert flair_null(tr_ms) == pytest.approx(ti_ms, abs=1)
-    head = heads.phantom((96, 112, 96), 2.0)
-    maps = volumes.tissue_maps(head, _uniform_parameters(), torch.Generator().manual_seed(1), texture_sd=0.0)
-    x = volumes.signal_volume(maps, Flair(tr_ms, ti_ms), head)
+    head = make_phantom((96, 112, 96), 2.0)
+    maps = volumes.draw_tissue_maps(head, _uniform_parameters(), torch.Generator().manual_seed(1), texture_sd=0.0)
+    x = volumes.render_signal(maps, Flair(tr_ms, ti_ms), head)
     white = _median(x, head, "cerebral white matter")
     assert _median(x, head, "lateral ventricles") < 0.01 * white
 
@@ -79,9 +80,9 @@ def test_a_dir_volume_nulls_csf_and_white_matter_at_the_stated_times(
     tr_ms: float, ti1_ms: float, ti2_ms: float
 ) -> None:
     assert dir_nulls(tr_ms) == pytest.approx((ti1_ms, ti2_ms), abs=1)
-    head = heads.phantom((96, 112, 96), 2.0)
-    maps = volumes.tissue_maps(head, _uniform_parameters(), torch.Generator().manual_seed(1), texture_sd=0.0)
-    x = volumes.signal_volume(maps, Dir(tr_ms, ti1_ms, ti2_ms), head)
+    head = make_phantom((96, 112, 96), 2.0)
+    maps = volumes.draw_tissue_maps(head, _uniform_parameters(), torch.Generator().manual_seed(1), texture_sd=0.0)
+    x = volumes.render_signal(maps, Dir(tr_ms, ti1_ms, ti2_ms), head)
     cortex = _median(x, head, "frontal cortex")
     assert _median(x, head, "lateral ventricles") < 0.02 * cortex
     assert _median(x, head, "cerebral white matter") < 0.02 * cortex
@@ -112,7 +113,7 @@ def test_regions_of_one_tissue_spread_less_than_subjects_do() -> None:
 
 
 def test_texture_has_the_stated_strength_and_is_correlated_over_millimetres() -> None:
-    n = torch.stack([acquisition.texture((64, 64, 64), 1.0, torch.Generator().manual_seed(s)) for s in range(6)])
+    n = torch.stack([acquisition.draw_texture((64, 64, 64), 1.0, torch.Generator().manual_seed(s)) for s in range(6)])
     assert float(n.std()) == pytest.approx(1.0, rel=0.05)
     assert 0.3 < float((n[..., 2:] * n[..., :-2]).mean()) < 0.95
     assert abs(float((n[..., 10:] * n[..., :-10]).mean())) < 0.1
@@ -161,7 +162,7 @@ def test_a_cut_kspace_rings_at_edges_and_keeps_the_mean() -> None:
 
 
 def test_a_head_that_stays_still_is_not_changed_and_one_that_moves_is() -> None:
-    head = heads.phantom((48, 56, 48), 4.0)
+    head = make_phantom((48, 56, 48), 4.0)
     x = (head.structure > 0).float()
     still, moving = (acquisition.simulate_motion(x, 4, mm, 1, torch.Generator().manual_seed(3)) for mm in (0.0, 1.0))
     assert torch.allclose(still, x, atol=1e-4)
@@ -169,9 +170,9 @@ def test_a_head_that_stays_still_is_not_changed_and_one_that_moves_is() -> None:
 
 
 def test_a_scan_keeps_the_grid_and_its_noise_is_as_stated() -> None:
-    head = heads.phantom((96, 112, 96), 2.0)
+    head = make_phantom((96, 112, 96), 2.0)
     g = torch.Generator().manual_seed(4)
-    x = volumes.signal_volume(volumes.tissue_maps(head, _uniform_parameters(), g), Mprage(), head)
+    x = volumes.render_signal(volumes.draw_tissue_maps(head, _uniform_parameters(), g), Mprage(), head)
     scan = volumes.Scan(spacing_mm=(2.0, 2.0, 2.0), noise_sd=0.05, bias=0.0)
     clean = volumes.simulate_scan(x, head, replace(scan, noise_sd=0.0), g)
     noisy = volumes.simulate_scan(x, head, scan, g)
@@ -183,9 +184,9 @@ def test_a_scan_keeps_the_grid_and_its_noise_is_as_stated() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_contrast_agnostic_images_fill_zero_to_one_and_repeat_by_seed(seed: int) -> None:
-    head = heads.phantom((64, 80, 64), 3.0)
-    first, again = (volumes.contrast_agnostic(head, torch.Generator().manual_seed(seed)) for _ in range(2))
-    other = volumes.contrast_agnostic(head, torch.Generator().manual_seed(seed + 100))
+    head = make_phantom((64, 80, 64), 3.0)
+    first, again = (volumes.render_contrast_agnostic(head, torch.Generator().manual_seed(seed)) for _ in range(2))
+    other = volumes.render_contrast_agnostic(head, torch.Generator().manual_seed(seed + 100))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == head.tissue.shape
@@ -197,14 +198,14 @@ def test_contrast_agnostic_images_fill_zero_to_one_and_repeat_by_seed(seed: int)
 def test_random_protocols_give_signal_from_brain(name: str) -> None:
     p = mr.TissueParameters.table()
     cortex = list(TISSUES).index("cortex")
-    signals = [abs(float(random_sequence(name, torch.Generator().manual_seed(s)).signal(p)[cortex])) for s in range(20)]
+    signals = [abs(float(draw_sequence(name, torch.Generator().manual_seed(s)).signal(p)[cortex])) for s in range(20)]
     assert min(signals) > 0.005
     assert len(set(signals)) == 20
 
 
 def test_an_unknown_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="no sequence 'epi'"):
-        random_sequence("epi", torch.Generator())
+        draw_sequence("epi", torch.Generator())
 
 
 def test_t2w_shows_csf_brightest_and_t1w_white_matter() -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from model_zoo.imaging import FWHM, blur
-from model_zoo.simulate.pet.counts import Scan, acquire, draw_counts, thin
+from model_zoo.simulate.pet.counts import Scan, draw_counts, simulate_prompts, thin_counts
 from model_zoo.simulate.pet.osem import osem
-from model_zoo.simulate.pet.projector import Geometry, Projector, projector
-from model_zoo.simulate.pet.surrogate import low_and_standard, low_dose
-from model_zoo.simulate.pet.torso import ORGANS, random_torso
+from model_zoo.simulate.pet.projector import Geometry, Projector, make_projector
+from model_zoo.simulate.pet.surrogate import draw_low_and_standard, draw_low_dose
+from model_zoo.simulate.pet.torso import ORGANS, draw_torso
 
 TINY = Geometry((7, 6), 3.0, bins=8, bin_mm=3.0, angles=5)
 
@@ -32,7 +32,7 @@ def _disc(n: int, radius: float, centre: tuple[float, float] = (0.0, 0.0), finer
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("rays", [1, 3])
 def test_the_projector_and_its_transpose_are_adjoint(dtype: torch.dtype, tolerance: float, rays: int) -> None:
-    A = projector(Geometry((40, 33), 2.0, bins=44, bin_mm=2.1, angles=30, rays=rays), dtype=dtype)
+    A = make_projector(Geometry((40, 33), 2.0, bins=44, bin_mm=2.1, angles=30, rays=rays), dtype=dtype)
     x = torch.rand(5, 40, 33, generator=_generator(1), dtype=dtype)
     y = torch.rand(30, 44, 5, generator=_generator(2), dtype=dtype)
     left, right = float((A(x) * y).sum()), float((x * A.T(y)).sum())
@@ -40,7 +40,7 @@ def test_the_projector_and_its_transpose_are_adjoint(dtype: torch.dtype, toleran
 
 
 def test_attenuated_blurred_projection_is_adjoint_too() -> None:
-    A = projector(TINY, dtype=torch.float64)
+    A = make_projector(TINY, dtype=torch.float64)
     f = torch.rand(5, 8, 4, generator=_generator(0), dtype=torch.float64)
     x = torch.randn(4, 7, 6, generator=_generator(1), dtype=torch.float64)
     y = torch.randn(5, 8, 4, generator=_generator(2), dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_attenuated_blurred_projection_is_adjoint_too() -> None:
 
 
 def test_the_projector_is_the_rotate_and_sum_of_grid_sample() -> None:
-    A = projector(TINY, dtype=torch.float64)
+    A = make_projector(TINY, dtype=torch.float64)
     x = torch.rand(3, 7, 6, generator=_generator(), dtype=torch.float64)
     rays = (torch.arange(8, dtype=torch.float64) - 3.5) * 3
     depth = math.ceil(math.hypot(7, 6))
@@ -66,7 +66,7 @@ def test_the_projector_is_the_rotate_and_sum_of_grid_sample() -> None:
 
 
 def test_each_column_of_the_matrix_is_a_pixel_and_the_transpose_its_dense_transpose() -> None:
-    A = projector(TINY, dtype=torch.float64)
+    A = make_projector(TINY, dtype=torch.float64)
     units = torch.eye(42, dtype=torch.float64).reshape(42, 7, 6)
     dense = A(units).reshape(40, 42)
     rows = torch.eye(40, dtype=torch.float64).reshape(5, 8, 40)
@@ -76,17 +76,17 @@ def test_each_column_of_the_matrix_is_a_pixel_and_the_transpose_its_dense_transp
 
 def test_subsets_are_the_angles_of_the_whole() -> None:
     x = torch.rand(2, 7, 6, generator=_generator())
-    whole = projector(TINY)(x)
+    whole = make_projector(TINY)(x)
     for s in range(3):
-        assert torch.allclose(projector(TINY, subset=s, subsets=3)(x), whole[s::3])
+        assert torch.allclose(make_projector(TINY, subset=s, subsets=3)(x), whole[s::3])
     with pytest.raises(ValueError, match="subset 3 of 3"):
-        projector(TINY, subset=3, subsets=3)
+        make_projector(TINY, subset=3, subsets=3)
 
 
 def test_a_disc_projects_to_its_chord() -> None:
     pixel_mm, radius_mm = 2.0, 50.0
     g = Geometry((64, 64), pixel_mm, bins=64, bin_mm=pixel_mm, angles=12)
-    y = projector(g)(_disc(64, radius_mm / pixel_mm)[None])[..., 0]
+    y = make_projector(g)(_disc(64, radius_mm / pixel_mm)[None])[..., 0]
     t = (torch.arange(64) - 31.5) * pixel_mm
     chord = 2 * (radius_mm**2 - t**2).clamp_min(0).sqrt()
     assert float((y - chord).abs()[:, 10:54].max()) < 0.04 * 2 * radius_mm
@@ -121,20 +121,24 @@ def _cylinder(n: int, slices: int, pixel_mm: float) -> tuple[Tensor, Tensor, dic
 def _scan(counts: float, slices: int = 6) -> tuple[Scan, dict[str, Tensor]]:
     g = Geometry((56, 56), 4.0, bins=56, bin_mm=4.0, angles=72)
     activity, mu, _ = _cylinder(112, 2 * slices, 2.0)
-    return acquire(activity, mu, g, _generator(), slice_mm=4.0, counts=counts, finer=2), _cylinder(56, 1, 4.0)[2]
+    return simulate_prompts(activity, mu, g, _generator(), slice_mm=4.0, counts=counts, finer=2), _cylinder(56, 1, 4.0)[
+        2
+    ]
 
 
 def test_the_expected_prompts_have_the_asked_total_and_fractions() -> None:
     g = Geometry((56, 56), 4.0, bins=56, bin_mm=4.0, angles=24)
     activity, mu, _ = _cylinder(56, 4, 4.0)
-    scan = acquire(activity, mu, g, _generator(), slice_mm=4.0, counts=1e6, scatter_fraction=0.3, randoms_fraction=0.2)
+    scan = simulate_prompts(
+        activity, mu, g, _generator(), slice_mm=4.0, counts=1e6, scatter_fraction=0.3, randoms_fraction=0.2
+    )
     trues = (scan.expected - scan.background).sum()
     assert float(scan.expected.sum()) == pytest.approx(1e6, rel=1e-5)
     assert float(trues) == pytest.approx(1e6 * 0.8 * 0.7, rel=1e-4)
     centre, edge = scan.factors[:, 28].mean(), scan.factors[:, 1].mean()
     assert float(centre / edge) == pytest.approx(math.exp(-0.096 * 18), rel=0.05)
     with pytest.raises(ValueError, match="activity"):
-        acquire(activity, mu, g, _generator(), slice_mm=4.0, counts=1e6, finer=2)
+        simulate_prompts(activity, mu, g, _generator(), slice_mm=4.0, counts=1e6, finer=2)
 
 
 def test_counts_have_the_variance_of_their_mean() -> None:
@@ -145,7 +149,7 @@ def test_counts_have_the_variance_of_their_mean() -> None:
 
 def test_a_tenth_of_the_dose_has_ten_times_the_relative_variance() -> None:
     y = draw_counts(torch.full((400_000,), 30.0), _generator(1))
-    low, rest = thin(y, 0.1, _generator(2))
+    low, rest = thin_counts(y, 0.1, _generator(2))
 
     def relative_variance(z: Tensor) -> float:
         return float(z.var() / z.mean() ** 2)
@@ -153,12 +157,12 @@ def test_a_tenth_of_the_dose_has_ten_times_the_relative_variance() -> None:
     assert relative_variance(low) / relative_variance(y) == pytest.approx(10, rel=0.02)
     assert torch.equal(low + rest, y)
     with pytest.raises(ValueError, match="dose fraction"):
-        thin(y, 1.5, _generator())
+        thin_counts(y, 1.5, _generator())
 
 
 def test_thinned_parts_are_independent_and_share_events_with_the_whole_only() -> None:
     y = draw_counts(torch.full((400_000,), 30.0), _generator(3))
-    low, rest = thin(y, 0.25, _generator(4))
+    low, rest = thin_counts(y, 0.25, _generator(4))
 
     def correlation(u: Tensor, v: Tensor) -> float:
         return float(torch.corrcoef(torch.stack([u, v]))[0, 1])
@@ -179,7 +183,7 @@ def test_osem_recovers_the_activity_of_large_regions_within_two_percent(psf_fwhm
 def test_osem_of_a_thinned_scan_is_as_quantitative_and_noisier() -> None:
     scan, inner = _scan(1e7)
     y = draw_counts(scan.expected, _generator(6))
-    low, _ = thin(y, 0.1, _generator(7))
+    low, _ = thin_counts(y, 0.1, _generator(7))
     full, thinned = (
         osem(counts, s, iterations=4, subsets=8, post_fwhm_mm=6.0)[1:-1, inner["body"]]
         for counts, s in ((y, scan), (low, scan.at_dose(0.1)))
@@ -189,14 +193,14 @@ def test_osem_of_a_thinned_scan_is_as_quantitative_and_noisier() -> None:
 
 
 def test_a_projector_is_built_once() -> None:
-    first: Projector = projector(TINY)
-    assert projector(TINY) is first
+    first: Projector = make_projector(TINY)
+    assert make_projector(TINY) is first
 
 
 def test_the_surrogate_has_the_mean_and_variance_of_its_formula() -> None:
     x = torch.tensor([0.5, 2.0, 8.0]).reshape(3, 1, 1).expand(3, 40, 40)
     draws = torch.stack(
-        [low_dose(x, 0.1, 0.02, _generator(s), fwhm_mm=6.0, spacing_mm=3.0, power=1.0) for s in range(60)]
+        [draw_low_dose(x, 0.1, 0.02, _generator(s), fwhm_mm=6.0, spacing_mm=3.0, power=1.0) for s in range(60)]
     )
     assert torch.allclose(draws.mean(dim=(0, 2, 3)), x[:, 0, 0], rtol=0.03)
     assert torch.allclose(draws.var(dim=0).mean(dim=(1, 2)), 0.02 * x[:, 0, 0] / 0.1, rtol=0.08)
@@ -207,7 +211,7 @@ def test_the_surrogates_doses_share_events_unless_asked_not_to() -> None:
     x, d = torch.full((40, 40, 40), 2.0), 0.25
 
     def variances(independent: bool) -> tuple[float, float, float]:
-        low, standard = low_and_standard(
+        low, standard = draw_low_and_standard(
             x, d, 0.002, _generator(1), fwhm_mm=4.0, spacing_mm=4.0, power=1.0, independent=independent
         )
         covariance = torch.cov(torch.stack([low.flatten(), standard.flatten()]))
@@ -226,7 +230,9 @@ def test_the_surrogates_noise_is_that_of_osem_replicates() -> None:
     )[:, 1:-1]
     x = osem(scan.expected, scan, subsets=8, post_fwhm_mm=6.0)
     k = float((replicates.var(dim=0) / x[1:-1])[:, inner["body"]].mean())
-    draws = torch.stack([low_dose(x, 1.0, k, _generator(s), fwhm_mm=6.5, spacing_mm=4.0) for s in range(10)])[:, 1:-1]
+    draws = torch.stack([draw_low_dose(x, 1.0, k, _generator(s), fwhm_mm=6.5, spacing_mm=4.0) for s in range(10)])[
+        :, 1:-1
+    ]
     for name in ("hot", "cold"):
         sd, expected = (y.std(dim=0)[:, inner[name]].mean() for y in (draws, replicates))
         assert float(sd / expected) == pytest.approx(1, abs=0.3), name
@@ -239,9 +245,9 @@ def test_the_surrogates_noise_is_that_of_osem_replicates() -> None:
 
 
 def test_a_torso_has_its_organs_and_repeats_by_seed() -> None:
-    torso, again = (random_torso(_generator(4), shape=(75, 32, 48), spacing_mm=8.0, lesions=3) for _ in range(2))
+    torso, again = (draw_torso(_generator(4), shape=(75, 32, 48), spacing_mm=8.0, lesions=3) for _ in range(2))
     assert torch.equal(torso.activity, again.activity)
-    whole = random_torso(_generator(5), shape=(75, 40, 56), spacing_mm=8.0, middle_mm=(0, 0, 300), lesions=3)
+    whole = draw_torso(_generator(5), shape=(75, 40, 56), spacing_mm=8.0, middle_mm=(0, 0, 300), lesions=3)
     assert set(whole.organ.flatten().tolist()) == set(range(len(ORGANS)))
     assert float(whole.activity[whole.organ == 0].abs().max()) < 2
     assert float(whole.mu_per_cm[whole.organ == ORGANS.index("lungs")].median()) == pytest.approx(0.026, rel=0.01)

@@ -18,7 +18,7 @@ from model_zoo import pet_synthesis as network
 from model_zoo import registry
 from model_zoo.bundle import BundleError, Model
 from model_zoo.physics.tracers import COMPOSITES
-from model_zoo.simulate.pet.activity import block_fractions
+from model_zoo.simulate.pet.activity import compute_block_fractions
 from model_zoo.structures import COUNT, number
 from model_zoo.training.pet_synthesis import RECIPE
 from pipelines import pet_numbers, pet_subject, pet_synthesis
@@ -119,7 +119,7 @@ def test_the_lattice_holds_the_fractions_that_training_has(model: Model) -> None
     k0, j0, i0 = (max(s, 0) for s in (k, j, i))
     part = labels[k0 : k + wide.shape[0], j0 : j + wide.shape[1], i0 : i + wide.shape[2]]
     wide[k0 - k : k0 - k + part.shape[0], j0 - j : j0 - j + part.shape[1], i0 - i : i0 - i + part.shape[2]] = part
-    assert torch.allclose(subject.maps, block_fractions(torch.from_numpy(wide), COUNT + 1, FINE)[1:], atol=1e-4)
+    assert torch.allclose(subject.maps, compute_block_fractions(torch.from_numpy(wide), COUNT + 1, FINE)[1:], atol=1e-4)
     assert float(subject.y0.min()) == 0.0
     assert float(subject.y0.max()) == 1.0
 

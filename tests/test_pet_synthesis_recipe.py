@@ -197,11 +197,11 @@ def table(tmp_path: Path) -> Path:
     import numpy as np
 
     from model_zoo.physics.tracers import TRACERS
-    from model_zoo.simulate import heads
-    from model_zoo.simulate.pet.activity import activity
+    from model_zoo.simulate.pet.activity import render_activity
+    from model_zoo.simulate.phantom import make_phantom
 
-    head = heads.phantom((44, 52, 44), 5.0)
-    pet = activity(head, TRACERS["PiB"], 80.0, seeded(1))
+    head = make_phantom((44, 52, 44), 5.0)
+    pet = render_activity(head, TRACERS["PiB"], 80.0, seeded(1))
     volumes = {"t1w": head.structure.float() * 10, "structures": head.structure, "amyloid": 4321.0 * pet, "tau": pet}
     for name, volume in volumes.items():
         ras = volume.numpy().transpose(2, 1, 0)[::-1, ::-1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model_zoo.simulate import heads
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import COUNT
 from pipelines import registration, resampling
 from pipelines.contract import Grid, Refused, Volume
@@ -21,7 +21,7 @@ T1W_ORDER, FLAIR_ORDER = 1, 2
 @pytest.fixture(scope="module")
 def structure() -> NDArray[np.uint8]:
     """A lopsided head of ellipsoids: a piece is missing on one side, so that no turn looks like another."""
-    found = heads.phantom(SHAPE, SPACING_MM).structure.numpy().copy()
+    found = make_phantom(SHAPE, SPACING_MM).structure.numpy().copy()
     found[60:, 30:50, 60:] = 0
     return found
 

@@ -13,7 +13,7 @@ from model_zoo.operators import centred_fft, centred_ifft
 from model_zoo.physics import mr
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import anatomy, coils, slices
-from model_zoo.simulate.kspace import acquire
+from model_zoo.simulate.kspace import simulate_scan
 
 
 def _brain(t1: float, t2: float, pd: float) -> mr.TissueParameters:
@@ -72,7 +72,7 @@ def test_spoiled_gradient_echo_peaks_at_the_ernst_angle() -> None:
 
 def test_loop_field_on_its_axis_is_the_textbook_one() -> None:
     z = np.linspace(-200, 200, 41)
-    b_rho, b_z = coils.loop_field(np.zeros_like(z), z, 60.0)
+    b_rho, b_z = coils.compute_loop_field(np.zeros_like(z), z, 60.0)
     expected = math.pi / 2 * 60.0**2 / (60.0**2 + z**2) ** 1.5  # B = mu0 I a^2 / 2 (a^2 + z^2)^(3/2), in mu0 I / pi
     assert np.allclose(b_z, expected, rtol=1e-6)
     assert np.allclose(b_rho, 0, atol=1e-9)
@@ -80,7 +80,7 @@ def test_loop_field_on_its_axis_is_the_textbook_one() -> None:
 
 def test_loop_field_off_axis_equals_the_sum_over_its_wire() -> None:
     a, rho, z = 60.0, 45.0, 30.0
-    b_rho, b_z = coils.loop_field(np.array([rho]), np.array([z]), a)
+    b_rho, b_z = coils.compute_loop_field(np.array([rho]), np.array([z]), a)
     phi = np.linspace(0, 2 * np.pi, 20001)[:-1]
     wire = np.stack([a * np.cos(phi), a * np.sin(phi), 0 * phi], axis=1)
     current = np.stack([-a * np.sin(phi), a * np.cos(phi), 0 * phi], axis=1) * (2 * np.pi / len(phi))
@@ -93,7 +93,7 @@ def test_loop_field_off_axis_equals_the_sum_over_its_wire() -> None:
 def test_sensitivities_are_normalised_and_smooth() -> None:
     y, x = np.meshgrid(np.linspace(-80, 80, 40), np.linspace(-70, 70, 36), indexing="ij")
     points = np.stack([x, y, np.zeros_like(x)], axis=-1)
-    s = coils.sensitivities(points, 8, np.random.default_rng(0))
+    s = coils.compute_sensitivities(points, 8, np.random.default_rng(0))
     assert s.shape == (8, 40, 36)
     assert np.allclose(np.sum(np.abs(s) ** 2, axis=0), 1, atol=1e-5)
     assert np.abs(np.diff(s, axis=1)).max() < 0.2
@@ -107,7 +107,7 @@ def test_cropping_kspace_keeps_the_amplitude_of_a_smooth_object() -> None:
 
 
 def test_smooth_phase_differs_by_seed_and_repeats_by_seed() -> None:
-    first, again, other = (slices.smooth_phase((32, 32), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, again, other = (slices.draw_smooth_phase((32, 32), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -119,14 +119,14 @@ def test_the_split_holds_four_subjects_out() -> None:
 
 
 def test_a_simulated_slice_is_complex_scaled_and_band_limited(kit: Path) -> None:
-    x = slices.random_slice(anatomy.tissue_map("01", kit), torch.Generator().manual_seed(3))
+    x = slices.draw_slice(anatomy.read_tissue_map("01", kit), torch.Generator().manual_seed(3))
     assert x.dtype == torch.complex64
     assert 0.4 < float(torch.quantile(x.abs().flatten(), 0.99)) < 2.0
     assert float(x.imag.abs().max()) > 0.01
 
 
 def test_simulated_kspace_holds_the_reference_and_the_stated_noise(kit: Path) -> None:
-    scan = acquire("13", coils=4, snr=30.0, shape=(128, 112), pixel_mm=1.9, seed=5)
+    scan = simulate_scan("13", coils=4, snr=30.0, shape=(128, 112), pixel_mm=1.9, seed=5)
     noise_power = np.mean(np.abs(scan.noise) ** 2, axis=1)
     assert np.allclose(noise_power, np.real(np.diag(scan.covariance)), rtol=0.1)
     images = centred_ifft(torch.from_numpy(scan.samples))

@@ -20,7 +20,7 @@ from model_zoo.imaging import FWHM, blur
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.registry import BUNDLES, read_facts
 from model_zoo.simulate.pet import low_dose
-from model_zoo.simulate.pet.torso import random_torso
+from model_zoo.simulate.pet.torso import draw_torso
 from model_zoo.training import checkpoint, dose_items, load, loop, manifest, recipe, standard_dose_pet
 from model_zoo.training.labels import displace_labels
 from model_zoo.training.recipe import seeded
@@ -43,8 +43,8 @@ class Nothing(nn.Module):
 
 def _torso(finer: int = 1, spacing_mm: float = 8.0) -> low_dose.ScannedObject:
     k, j, i = (finer * round(mm / spacing_mm) for mm in (96, 384, 512))
-    body = random_torso(seeded(3), shape=(k, j, i), spacing_mm=spacing_mm / finer, middle_mm=(0, 0, 310), lesions=2)
-    return low_dose.torso(body, finer)
+    body = draw_torso(seeded(3), shape=(k, j, i), spacing_mm=spacing_mm / finer, middle_mm=(0, 0, 310), lesions=2)
+    return low_dose.make_torso(body, finer)
 
 
 def test_the_recipe_trains_from_nothing_and_restores_an_image(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_recipe_trains_from_nothing_and_restores_an_image(tmp_path: Path) ->
     arguments = RECIPE.describe_inference(SMOKE)["network_def"]
     network = VolumeUNet(**{name: value for name, value in arguments.items() if name != "_target_"})
     network.load_state_dict(averaged)
-    low = 4000 * low_dose.surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
+    low = 4000 * low_dose.draw_surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
     mean, sd = standard_dose.restore(network, low, 0.1, spacing_mm=8.0)
     assert mean.shape == sd.shape == low.shape
     assert float(mean.min()) >= 0
@@ -97,7 +97,7 @@ def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
     found = _torso(2)
     scan = low_dose.simulate_scan(found, 2e6, seeded(1))
     pairs = {
-        target: low_dose.osem_pair(
+        target: low_dose.draw_osem_pair(
             found, scan, 0.5, seeded(2), reconstruct=low_dose.Reconstruction(post_fwhm_mm=10), target=target
         )
         for target in low_dose.TARGETS
@@ -114,12 +114,12 @@ def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
     assert abs(float(torch.corrcoef(torch.stack([noise, independent]))[0, 1])) < 0.2
     assert float(noise.std() / independent.std()) == pytest.approx(math.sqrt(2), rel=0.2)
     with pytest.raises(ValueError, match="no target 'other'"):
-        low_dose.surrogate_pair(found, 0.5, seeded(2), noise=0.1, target="other")
+        low_dose.draw_surrogate_pair(found, 0.5, seeded(2), noise=0.1, target="other")
 
 
 @pytest.mark.usefixtures("as_the_network_answers")
 def test_what_the_network_is_shown_does_not_depend_on_the_unit() -> None:
-    low = low_dose.surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
+    low = low_dose.draw_surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
     assert standard_dose.scale_of(2.5e4 * low) == pytest.approx(2.5e4 * standard_dose.scale_of(low), rel=1e-4)
     mean, sd = standard_dose.restore(Nothing(), low, 0.1, spacing_mm=8.0, bf16=False)
     big_mean, big_sd = standard_dose.restore(Nothing(), 2.5e4 * low, 0.1, spacing_mm=8.0, bf16=False)
@@ -191,7 +191,7 @@ def test_noise_that_the_network_leaves_is_taken_away_and_an_edge_stays(monkeypat
 
 
 def test_one_hot_voxel_does_not_rescale_the_patient() -> None:
-    low = low_dose.surrogate_pair(_torso(spacing_mm=4.0), 0.1, seeded(1), noise=0.1).low
+    low = low_dose.draw_surrogate_pair(_torso(spacing_mm=4.0), 0.1, seeded(1), noise=0.1).low
     hot = low.clone()
     hot[12, 40, 60] = 50 * low.max()
     assert standard_dose.scale_of(hot) < 2 * standard_dose.scale_of(low)
@@ -202,7 +202,7 @@ def test_the_noise_level_shown_grows_as_the_dose_falls() -> None:
     found = _torso(spacing_mm=4.0)
     levels = []
     for dose in (0.2, 0.02):
-        low = low_dose.surrogate_pair(found, dose, seeded(1), noise=0.1).low[None, None]
+        low = low_dose.draw_surrogate_pair(found, dose, seeded(1), noise=0.1).low[None, None]
         levels.append(standard_dose.prepare(low, torch.tensor([dose]), torch.tensor([4.0])).embedding[0, 4])
     grown = float(torch.exp(2 * (levels[1] - levels[0])))
     assert 1.8 < grown < 3.5  # the square root of 10, less what structure adds at the higher dose
@@ -284,7 +284,7 @@ def test_the_evaluation_makes_its_tables_and_a_network_that_does_nothing_ties_wi
 
 
 def test_image_quality_is_perfect_for_the_reference_and_known_for_a_shift() -> None:
-    reference = low_dose.surrogate_pair(_torso(), 0.5, seeded(1), noise=0.1).target
+    reference = low_dose.draw_surrogate_pair(_torso(), 0.5, seeded(1), noise=0.1).target
     inside = reference > 0.3
     assert image_quality.ssim(reference, reference, inside) == pytest.approx(1, abs=1e-5)
     assert image_quality.nrmse(1.1 * reference, 1.0 * reference, inside) > 0.1
@@ -353,7 +353,7 @@ def test_what_a_network_is_told_of_borders_is_off_by_what_is_asked() -> None:
 
 
 def test_a_users_reconstructed_pairs_make_batches_too(tmp_path: Path) -> None:
-    pair = low_dose.surrogate_pair(_torso(), 0.2, seeded(1), noise=0.1, target="independent")
+    pair = low_dose.draw_surrogate_pair(_torso(), 0.2, seeded(1), noise=0.1, target="independent")
     for name, image in (("low", pair.low), ("standard", pair.target)):
         turned = image.numpy().transpose(2, 1, 0)
         nibabel.save(nibabel.Nifti1Image(turned, np.diag([-8.0, -8.0, 8.0, 1.0])), tmp_path / f"{name}.nii")

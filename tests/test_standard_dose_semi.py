@@ -18,7 +18,7 @@ from torch import Tensor
 from dicomnode.cli.train import override_fields
 from model_zoo import ct_tissues, registry, standard_dose
 from model_zoo.simulate.pet import low_dose
-from model_zoo.simulate.pet.torso import ORGANS, random_torso
+from model_zoo.simulate.pet.torso import ORGANS, draw_torso
 from model_zoo.training import (
     bundle,
     checkpoint,
@@ -185,8 +185,8 @@ def _rows(source: recipe.Source) -> tuple[manifest.Row, ...]:
 
 
 def test_labels_by_ct_are_those_of_the_attenuation_map_and_the_bundle_names_them() -> None:
-    body = random_torso(seeded(3), shape=(24, 96, 128), spacing_mm=4.0, middle_mm=(0, 0, 400), lesions=0)
-    found = low_dose.label_by_attenuation(low_dose.torso(body, 1))
+    body = draw_torso(seeded(3), shape=(24, 96, 128), spacing_mm=4.0, middle_mm=(0, 0, 400), lesions=0)
+    found = low_dose.label_by_attenuation(low_dose.make_torso(body, 1))
     lungs = body.organ == ORGANS.index("lungs")
     assert float((found.regions[lungs] == 1).float().mean()) > 0.95
     assert float((found.regions[body.organ == 0] == 0).float().mean()) > 0.98
@@ -199,7 +199,7 @@ def test_labels_by_ct_are_those_of_the_attenuation_map_and_the_bundle_names_them
     assert settings["network_def"]["maps"] == 4
     both = replace(c, labels="both")
     numbers = {int(dose_items.label_torso(both, body, 1, seeded(n)).regions.max()) for n in range(8)}
-    assert numbers == {int(low_dose.torso(body, 1).regions.max()), len(low_dose.REGIONS) + 4}
+    assert numbers == {int(low_dose.make_torso(body, 1).regions.max()), len(low_dose.REGIONS) + 4}
     assert standard_dose_pet.describe_inference(both)["regions"] == [*low_dose.REGIONS, *ct_tissues.NAMES]
 
 

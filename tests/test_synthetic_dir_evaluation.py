@@ -40,13 +40,13 @@ def test_a_case_is_scaled_by_its_normal_white_matter(case: dir_cases.Case) -> No
 
 
 def test_lookup_comes_closer_than_any_scale_of_flair(case: dir_cases.Case) -> None:
-    lookup = dir_cases.dictionary(case, seeded(1), entries=100_000)
-    flair = dir_cases.affine_fit(case.flair, case)
+    lookup = dir_cases.look_up_dir(case, seeded(1), entries=100_000)
+    flair = dir_cases.fit_affine(case.flair, case)
     assert similarity.psnr(lookup, case.dir, 2.0, case.brain) > similarity.psnr(flair, case.dir, 2.0, case.brain) + 1
 
 
 def test_a_fit_undoes_an_affine_map(case: dir_cases.Case) -> None:
-    found = dir_cases.affine_fit(3.0 - 2.0 * case.dir, case)
+    found = dir_cases.fit_affine(3.0 - 2.0 * case.dir, case)
     assert torch.allclose(found[case.brain], case.dir[case.brain], atol=1e-4)
 
 

@@ -16,8 +16,9 @@ from model_zoo import synthetic_dir as sd
 from model_zoo.networks.volume_unet import VolumeUNet
 from model_zoo.physics.mr import TissueParameters
 from model_zoo.physics.sequences import Dir
-from model_zoo.simulate import heads, ms
+from model_zoo.simulate import ms
 from model_zoo.simulate.lesions import Lesions
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, COUNT, number
 from model_zoo.training import bundle, checkpoint, loop
@@ -87,11 +88,11 @@ def test_batches_are_scaled_and_flair_alone_is_marked(drawn: dict[str, torch.Ten
 
 
 def test_the_true_dir_is_one_in_cortex_and_nulls_white_matter_and_csf() -> None:
-    head = heads.phantom((96, 112, 96), 2.0)
+    head = make_phantom((96, 112, 96), 2.0)
     g = torch.Generator().manual_seed(0)
-    patient = ms.random_patient(head, g, count=0)
+    patient = ms.draw_patient(head, g, count=0)
     e = replace(ms.draw_examination(g), texture_sd=0.0)
-    x = ms.images(patient, e, g)
+    x = ms.render_images(patient, e, g)
     healthy = patient.lesions.label == 0
 
     def median(image: torch.Tensor, *numbers: int) -> float:
@@ -130,14 +131,14 @@ def test_the_robust_guess_is_right_though_a_fifth_of_the_structures_is_wrong() -
 
 
 def test_artefacts_brighten_flair_but_not_t1w_nor_dir() -> None:
-    head = heads.phantom((96, 112, 96), 2.0)
-    patient = ms.random_patient(head, torch.Generator().manual_seed(1), count=3)
+    head = make_phantom((96, 112, 96), 2.0)
+    patient = ms.draw_patient(head, torch.Generator().manual_seed(1), count=3)
     spot = torch.zeros(head.tissue.shape)
     spot[50:54, 50:54, 70:74] = 0.6
     e = ms.draw_examination(torch.Generator().manual_seed(2))
     e = replace(e, flair_scan=Scan((2.0, 2.0, 2.0), 0.0, 0.0), t1w_scan=Scan((2.0, 2.0, 2.0), 0.0, 0.0))
     without, with_it = (
-        ms.images(replace(patient, artefact=a), e, torch.Generator().manual_seed(3)) for a in (0 * spot, spot)
+        ms.render_images(replace(patient, artefact=a), e, torch.Generator().manual_seed(3)) for a in (0 * spot, spot)
     )
     assert torch.allclose(with_it.flair - without.flair, spot, atol=0.02)
     assert torch.equal(with_it.t1w, without.t1w)
@@ -279,7 +280,7 @@ def test_every_configuration_s_weights_fit_into_a_bundle() -> None:
 
 
 def test_the_network_is_told_how_bright_the_tissues_are() -> None:
-    structure = heads.phantom((48, 56, 48), 4.0).structure
+    structure = make_phantom((48, 56, 48), 4.0).structure
     flair, t1w = (torch.ones(structure.shape) for _ in range(2))
     flair[structure == number("thalamus")] = 1.25
     t1w[structure == number("csf")] = 0.25
@@ -303,7 +304,7 @@ def test_a_small_lesion_weighs_more_per_voxel_than_a_large_one() -> None:
 
 
 def test_borders_are_off_by_little_and_the_same_for_the_same_seed() -> None:
-    structure = heads.phantom((64, 72, 64), 3.0).structure
+    structure = make_phantom((64, 72, 64), 3.0).structure
     found = [displace_labels(structure, 0.8, recipe.WARP_CELLS, seeded(seed)) for seed in (3, 3, 4)]
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])

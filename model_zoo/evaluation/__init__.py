@@ -50,7 +50,7 @@ class Evaluation:
     """Content of a model card beyond its metadata.
 
     ``tables``: against named baselines, then by subgroup. ``metrics``: numbers that go into ``metadata.json``.
-    ``failures``: where it fails, in Markdown; ``weaker``: what it does worse than one would wish, in Markdown.
+    ``failures``: cases in which it fails, in Markdown; ``weaker``: its limits, in Markdown.
     """
 
     tables: tuple[Table, ...]

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model_zoo.anatomy import apply_mixture, extract_window, has_refinement, segment
+from model_zoo.anatomy import apply_mixture, has_refinement
 from model_zoo.bundle import Model
 from model_zoo.data_kit import data_root
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
+from model_zoo.evaluation.head_labels import label_structures, score_groups
+from model_zoo.evaluation.real_heads import RealScan, real_table, score_real_scans
 from model_zoo.imaging import scale_between_quantiles
 from model_zoo.mixture import Mixture
 from model_zoo.physics import sequences
@@ -30,13 +32,13 @@ from model_zoo.physics.sequences import Flair, Mprage, SpinEcho
 from model_zoo.simulate import anatomy, heads
 from model_zoo.simulate.acquisition import reduce_resolution
 from model_zoo.simulate.heads import Atrophy, Head, Variation
-from model_zoo.simulate.lesions import random_lesions, remove_lesions
-from model_zoo.simulate.volumes import Scan, contrast_agnostic, signal_volume, simulate_scan, tissue_maps
-from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, number
-from model_zoo.training.anatomy import dice
+from model_zoo.simulate.lesions import draw_lesions, remove_lesions
+from model_zoo.simulate.phantom import make_phantom
+from model_zoo.simulate.volumes import Scan, draw_tissue_maps, render_contrast_agnostic, render_signal, simulate_scan
+from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS
 from model_zoo.training.recipe import seeded
 
-__all__ = ["evaluate", "label"]
+__all__ = ["evaluate"]
 
 SHAPE = (192, 224, 192)
 SHARP = Scan((1.0, 1.0, 1.0), noise_sd=0.03, bias=0.1)
@@ -48,7 +50,7 @@ NONE = Atrophy()
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of scan: ``sequence`` None is SynthSeg's free contrast; ``lesions``: how many are drawn."""
+    """One kind of scan: ``sequence`` None is SynthSeg's free contrast; ``lesions``: their number."""
 
     name: str
     sequence: sequences.Sequence | None
@@ -84,23 +86,6 @@ class _Scored:
     scores: dict[int, float]
 
 
-def label(model: Model, image: Tensor) -> Tensor:
-    """Return the structure numbers uint8 (k, j, i) of an image (k, j, i) in [0, 1] at 1 mm, LPS, as the pipeline finds
-    them.
-    """
-    shrink = round(float(model.settings["spacing_mm"]))
-    own = image.to(model.device)
-
-    def sample_window(start: Sequence[int], shape: Sequence[int]) -> Tensor:
-        return extract_window(own, [shrink * n for n in start], [shrink * n for n in shape])
-
-    found = segment(functional.avg_pool3d(image[None], shrink)[0].to(model.device), sample_window, model)
-    p = found.p
-    if found.scale < shrink:
-        p = functional.interpolate(p[None], scale_factor=shrink, mode="trilinear", align_corners=False)[0]
-    return extract_window(p.argmax(dim=0).to(torch.uint8).cpu(), [-shrink * n for n in found.start], image.shape)
-
-
 def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: Progress) -> Evaluation:
     """Score every kind of scan of both test subjects and the kit's real scans; ``quick``: two kinds of one phantom."""
     kinds = KINDS[:2] if quick else KINDS
@@ -109,17 +94,17 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     for n, kind in enumerate(kinds):
         for m, subject in enumerate(subjects):
             progress((n + m / len(subjects)) / (len(kinds) + 2), kind.name)
-            scored.append(_score(model, kind, subject, seeded(2026, n, m), root))
+            scored.append(_score_kind(model, kind, subject, seeded(2026, n, m), root))
     progress(len(kinds) / (len(kinds) + 2), "real scans")
-    real = [] if quick else _real(model, root or data_root())
-    baseline = None if quick else _baseline(root)
-    tables = [_by_kind(scored, baseline), _by_structure(scored), _by_group(scored)]
+    real = [] if quick else score_real_scans(model, root or data_root())
+    baseline = None if quick else _score_baseline(root)
+    tables = [_kind_table(scored, baseline), _structure_table(scored), _subgroup_table(scored)]
     if not quick:
-        tables += _limits(scored, model)
+        tables += _limit_tables(scored, model)
     if real:
-        tables.append(_real_table(real))
-    pictures = [] if quick else [*_pictures(scored), _real_picture(real)]
-    return Evaluation(tuple(tables), tuple(pictures), _metrics(scored, real), _failures(scored), LIMITS)
+        tables.append(real_table(real))
+    pictures = [] if quick else [*_make_pictures(scored), _make_real_picture(real)]
+    return Evaluation(tuple(tables), tuple(pictures), _make_metrics(scored, real), _describe_failures(scored), LIMITS)
 
 
 LIMITS = """Borders between cortical regions follow a registered atlas, not each person's folds, in training and in this
@@ -127,45 +112,35 @@ table alike. The model has seen twelve anatomies. Tumours, resections, infants a
 Age and sex of the label maps' subjects are not known, so there is no table by them; atrophy stands in for age."""
 
 
-def _score(model: Model, kind: Kind, subject: str, generator: torch.Generator, root: Path | None) -> _Scored:
-    head = _head(kind, subject, generator, root)
-    image = contrast_agnostic(head, generator) if kind.sequence is None else _scan(head, kind, generator)
-    found = label(model, image)
-    return _Scored(kind, subject, image, head.structure, found, _groups(found, head.structure))
+def _score_kind(model: Model, kind: Kind, subject: str, generator: torch.Generator, root: Path | None) -> _Scored:
+    head = _draw_head(kind, subject, generator, root)
+    image = render_contrast_agnostic(head, generator) if kind.sequence is None else _render_scan(head, kind, generator)
+    labels = label_structures(model, image)
+    return _Scored(kind, subject, image, head.structure, labels, score_groups(labels, head.structure))
 
 
-def _head(kind: Kind, subject: str, generator: torch.Generator, root: Path | None) -> Head:
+def _draw_head(kind: Kind, subject: str, generator: torch.Generator, root: Path | None) -> Head:
     if subject == "phantom":
-        return heads.phantom((64, 64, 64), 3.0)
+        return make_phantom((64, 64, 64), 3.0)
     variation = Variation(face=kind.face)
-    return heads.random_head(subject, generator, shape=SHAPE, variation=variation, atrophy=kind.atrophy, root=root)
+    return heads.draw_head(subject, generator, shape=SHAPE, variation=variation, atrophy=kind.atrophy, root=root)
 
 
-def _scan(head: Head, kind: Kind, generator: torch.Generator) -> Tensor:
+def _render_scan(head: Head, kind: Kind, generator: torch.Generator) -> Tensor:
     if kind.sequence is None:
         raise ValueError("a free contrast has no sequence")
-    maps = tissue_maps(remove_lesions(head), TissueParameters.table().draw_regional(generator, COUNT + 1), generator)
+    maps = draw_tissue_maps(
+        remove_lesions(head), TissueParameters.table().draw_regional(generator, COUNT + 1), generator
+    )
     if kind.lesions:
-        maps = random_lesions(head, generator, count=kind.lesions).applied(maps)
-    return scale_between_quantiles(simulate_scan(signal_volume(maps, kind.sequence, head), head, kind.scan, generator))
-
-
-def _groups(found: Tensor, truth: Tensor) -> dict[int, float]:
-    """Return the Dice per structure, and under negative keys of the brain (-1), grey matter, white matter and fluid (-2
-    to -4).
-    """
-    scores = dice(found, truth)
-    sets = (BRAIN, *(TISSUE_GROUPS[name] for name in ("grey matter", "white matter", "csf")))
-    for key, numbers in enumerate(sets, start=1):
-        a, b = (torch.isin(x, torch.tensor(numbers, dtype=x.dtype)) for x in (found, truth))
-        scores[-key] = 2 * float((a & b).sum()) / max(1.0, float(a.sum() + b.sum()))
-    return scores
+        maps = draw_lesions(head, generator, count=kind.lesions).apply_to(maps)
+    return scale_between_quantiles(simulate_scan(render_signal(maps, kind.sequence, head), head, kind.scan, generator))
 
 
 GROUP_COLUMNS = ("brain", "grey matter", "white matter", "csf", "mean of structures", "worst structure")
 
 
-def _cells(scores: Iterable[dict[int, float]]) -> tuple[float | str, ...]:
+def _mean_cells(scores: Iterable[dict[int, float]]) -> tuple[float | str, ...]:
     """Return the means of the groups, of all structures, and the structure with the lowest mean."""
     several = list(scores)
     mean = {n: float(np.mean([s[n] for s in several if n in s])) for n in several[0]}
@@ -175,17 +150,17 @@ def _cells(scores: Iterable[dict[int, float]]) -> tuple[float | str, ...]:
     return (*groups, float(np.mean(list(structures.values()))), f"{STRUCTURES[worst - 1].name} {structures[worst]:.2f}")
 
 
-def _by_kind(scored: Sequence[_Scored], baseline: list[dict[int, float]] | None) -> Table:
+def _kind_table(scored: Sequence[_Scored], baseline: list[dict[int, float]] | None) -> Table:
     names = list(dict.fromkeys(s.kind.name for s in scored))
-    rows = [(name, *_cells(s.scores for s in scored if s.kind.name == name)) for name in names]
-    rows.append(("all", *_cells(s.scores for s in scored)))
+    rows = [(name, *_mean_cells(s.scores for s in scored if s.kind.name == name)) for name in names]
+    rows.append(("all", *_mean_cells(s.scores for s in scored)))
     if baseline:
-        rows.append(("baseline: another subject's map, boxes matched", *_cells(baseline)))
+        rows.append(("baseline: another subject's map, boxes matched", *_mean_cells(baseline)))
     note = "Dice, mean of the two held-out maps with random deformation; brain is all structures but fluid outside."
     return Table("Dice on held-out simulated heads, by kind of scan", ("scan", *GROUP_COLUMNS), tuple(rows), note)
 
 
-def _by_structure(scored: Sequence[_Scored]) -> Table:
+def _structure_table(scored: Sequence[_Scored]) -> Table:
     rows = []
     for s in STRUCTURES:
         values = [each.scores[s.number] for each in scored if s.number in each.scores]
@@ -194,7 +169,7 @@ def _by_structure(scored: Sequence[_Scored]) -> Table:
     return Table("Dice by structure", ("structure", "mean", "lowest"), tuple(rows))
 
 
-def _by_group(scored: Sequence[_Scored]) -> Table:
+def _subgroup_table(scored: Sequence[_Scored]) -> Table:
     groups: list[tuple[str, list[_Scored]]] = [
         (f"map {subject}", [s for s in scored if s.subject == subject])
         for subject in sorted({s.subject for s in scored})
@@ -206,11 +181,11 @@ def _by_group(scored: Sequence[_Scored]) -> Table:
         ("sharp, 1 mm", [s for s in scored if s.kind.scan == SHARP]),
         ("5 mm slices", [s for s in scored if s.kind.scan != SHARP]),
     ]
-    rows = [(name, *_cells(s.scores for s in chosen)) for name, chosen in groups if chosen]
+    rows = [(name, *_mean_cells(s.scores for s in chosen)) for name, chosen in groups if chosen]
     return Table("Dice by subgroup", ("subgroup", *GROUP_COLUMNS), tuple(rows))
 
 
-def _limits(scored: Sequence[_Scored], model: Model) -> list[Table]:
+def _limit_tables(scored: Sequence[_Scored], model: Model) -> list[Table]:
     """Return the Dice that the scans' resolution and contrast allow."""
     coarse = [s for s in scored if s.kind.scan != SHARP]
     note = (
@@ -218,35 +193,35 @@ def _limits(scored: Sequence[_Scored], model: Model) -> list[Table]:
         "noise: the tissue and in it the structure with the largest share. No bound, but what no contrast shows."
     )
     title = "What the resolution leaves of the truth"
-    tables = [_limit(title, note, coarse, lambda s: _resolved(s.truth, s.kind.scan))]
+    tables = [_limit_table(title, note, coarse, lambda s: _label_at_resolution(s.truth, s.kind.scan))]
     if has_refinement(model):
         note = (
             "Dice where the first network's answer is replaced by the true shares of the structures in the voxels of "
             "its lattice: what the image's intensities add to these, without a second look. No bound either."
         )
         title = "What a first look without error would give"
-        tables.append(_limit(title, note, scored, lambda s: _rightly_placed(s, model)))
+        tables.append(_limit_table(title, note, scored, lambda s: _label_by_true_shares(s, model)))
     return tables
 
 
-def _limit(title: str, note: str, scored: Sequence[_Scored], found: Callable[[_Scored], Tensor]) -> Table:
+def _limit_table(title: str, note: str, scored: Sequence[_Scored], found: Callable[[_Scored], Tensor]) -> Table:
     rows = []
     for name in dict.fromkeys(s.kind.name for s in scored):
-        cells = _cells([_groups(found(s), s.truth) for s in scored if s.kind.name == name])
+        cells = _mean_cells([score_groups(found(s), s.truth) for s in scored if s.kind.name == name])
         rows.append((name, *cells))
     return Table(title, ("scan", *GROUP_COLUMNS), tuple(rows), note)
 
 
-def _rightly_placed(s: _Scored, model: Model) -> Tensor:
+def _label_by_true_shares(s: _Scored, model: Model) -> Tensor:
     """Return the likeliest structures by true shares on the first network's lattice, of twice the image's spacing."""
     step = 2 * round(float(model.settings["spacing_mm"]))
     shares = [functional.avg_pool3d((s.truth == n).float()[None], step) for n in range(COUNT + 1)]
     p = functional.interpolate(torch.stack(shares, dim=1), scale_factor=2, mode="trilinear", align_corners=False)
-    told = apply_mixture(p[0], s.image, Mixture(**model.settings["mixture"]))
-    return told.argmax(dim=0).to(s.truth.dtype)
+    mixed = apply_mixture(p[0], s.image, Mixture(**model.settings["mixture"]))
+    return mixed.argmax(dim=0).to(s.truth.dtype)
 
 
-def _resolved(truth: Tensor, scan: Scan) -> Tensor:
+def _label_at_resolution(truth: Tensor, scan: Scan) -> Tensor:
     """Return for each voxel of ``scan`` the structure it holds most of, among those of the tissue that it holds most
     of.
     """
@@ -259,20 +234,20 @@ def _resolved(truth: Tensor, scan: Scan) -> Tensor:
     return order.to(truth.dtype)[in_tissue.argmax(dim=0)]
 
 
-def _baseline(root: Path | None) -> list[dict[int, float]]:
+def _score_baseline(root: Path | None) -> list[dict[int, float]]:
     """Return the Dice of a training subject's structures against each test subject's, brain boxes aligned."""
-    moving = heads.plain_head(BASELINE_SUBJECT, shape=SHAPE, root=root).structure
+    moving = heads.make_plain_head(BASELINE_SUBJECT, shape=SHAPE, root=root).structure
     found = []
     for subject in anatomy.TEST:
-        truth = heads.plain_head(subject, shape=SHAPE, root=root).structure
-        found.append(_groups(_box_to_box(moving, truth), truth))
+        truth = heads.make_plain_head(subject, shape=SHAPE, root=root).structure
+        found.append(score_groups(_match_boxes(moving, truth), truth))
     return found
 
 
-def _box_to_box(moving: Tensor, fixed: Tensor) -> Tensor:
+def _match_boxes(moving: Tensor, fixed: Tensor) -> Tensor:
     """Stretch ``moving`` so that the box of its brain is that of ``fixed``; nearest voxel."""
     axes = []
-    boxes = [_box(x) for x in (moving, fixed)]
+    boxes = [_brain_box(x) for x in (moving, fixed)]
     for axis, n in enumerate(fixed.shape):
         (low, high), (to_low, to_high) = boxes[0][axis], boxes[1][axis]
         at = low + (torch.arange(n) - to_low) * (high - low) / (to_high - to_low)
@@ -280,13 +255,13 @@ def _box_to_box(moving: Tensor, fixed: Tensor) -> Tensor:
     return moving[axes[0]][:, axes[1]][:, :, axes[2]]
 
 
-def _box(structure: Tensor) -> list[tuple[int, int]]:
+def _brain_box(structure: Tensor) -> list[tuple[int, int]]:
     inside = torch.isin(structure, torch.tensor(BRAIN, dtype=structure.dtype)).nonzero()
     return list(zip(inside.amin(0).tolist(), inside.amax(0).tolist(), strict=True))
 
 
-def _metrics(scored: Sequence[_Scored], real: Sequence[_Real]) -> dict[str, float]:
-    cells = _cells(s.scores for s in scored)
+def _make_metrics(scored: Sequence[_Scored], real: Sequence[RealScan]) -> dict[str, float]:
+    cells = _mean_cells(s.scores for s in scored)
     found = {
         f"dice_{name.replace(' ', '_')}": round(float(v), 4) for name, v in zip(GROUP_COLUMNS[:5], cells, strict=False)
     }
@@ -296,96 +271,37 @@ def _metrics(scored: Sequence[_Scored], real: Sequence[_Real]) -> dict[str, floa
     return found
 
 
-def _failures(scored: Sequence[_Scored]) -> str:
+def _describe_failures(scored: Sequence[_Scored]) -> str:
     worst = min(scored, key=lambda s: float(np.mean([v for n, v in s.scores.items() if n > 0])))
     mean = float(np.mean([v for n, v in worst.scores.items() if n > 0]))
     which = f"{worst.kind.name}, map {worst.subject}, shown below"
     return f"The lowest mean over structures of one scan is {mean:.2f}: {which}."
 
 
-@dataclass(frozen=True)
-class _Real:
-    name: str
-    brain: float
-    tissue: float
-    brain_ml: float
-    image: Tensor
-    found: Tensor
-
-
-def _real(model: Model, root: Path) -> list[_Real]:
-    """Return every scan of the two MS collections, with the template registered to it."""
-    from model_zoo.evaluation import template
-
-    found = []
-    for path in template.list_scans(root):
-        image, brain, tissue = template.load_masked_scan(path, root)
-        labels = label(model, scale_between_quantiles(image))
-        ours_tissue = torch.isin(labels, torch.tensor(TISSUE_NUMBERS, dtype=labels.dtype))
-        ours_brain = _filled(labels)
-        name = f"{path.parent.name} {path.name.removesuffix('.nii.gz')}"
-        found.append(
-            _Real(
-                name,
-                _overlap(ours_brain, brain),
-                _overlap(ours_tissue, tissue),
-                float(ours_brain.sum()) / 1000,
-                image,
-                labels,
-            )
-        )
-    return found
-
-
-TISSUE_NUMBERS = TISSUE_GROUPS["grey matter"] + TISSUE_GROUPS["white matter"]
-
-
-def _filled(labels: Tensor) -> Tensor:
-    """Return the brain with its sulci: every structure but fluid, closed by 4 mm, and filled."""
-    from scipy import ndimage
-
-    inside = ((labels > 0) & (labels != number("csf"))).numpy()
-    closed = ndimage.binary_closing(np.pad(inside, 8), iterations=4)[8:-8, 8:-8, 8:-8]
-    return torch.from_numpy(ndimage.binary_fill_holes(closed))
-
-
-def _overlap(a: Tensor, b: Tensor) -> float:
-    return 2 * float((a & b).sum()) / max(1.0, float(a.sum() + b.sum()))
-
-
-def _real_table(real: Sequence[_Real]) -> Table:
-    rows = tuple((r.name, r.brain, r.tissue, r.brain_ml) for r in real)
-    note = (
-        "Dice against the ICBM 2009a template's brain mask and its grey and white matter (probability above one half). "
-        "The template is registered to each scan (similarity, then affine, mutual information)."
-    )
-    return Table("Real scans that no training saw", ("scan", "brain", "grey + white matter", "brain in ml"), rows, note)
-
-
-def _pictures(scored: Sequence[_Scored]) -> list[Picture]:
+def _make_pictures(scored: Sequence[_Scored]) -> list[Picture]:
     ordered = sorted(scored, key=lambda s: float(np.mean([v for n, v in s.scores.items() if n > 0])))
     worst, middle = ordered[0], ordered[len(ordered) // 2]
     return [
-        _picture("typical", f"Typical: {middle.kind.name}, map {middle.subject}: image, truth, found.", middle),
-        _picture("worst-case", f"Worst: {worst.kind.name}, map {worst.subject}: image, truth, found.", worst),
+        _make_picture("typical", f"Typical: {middle.kind.name}, map {middle.subject}: image, truth, found.", middle),
+        _make_picture("worst-case", f"Worst: {worst.kind.name}, map {worst.subject}: image, truth, found.", worst),
     ]
 
 
-def _picture(name: str, caption: str, s: _Scored) -> Picture:
+def _make_picture(name: str, caption: str, s: _Scored) -> Picture:
     panels = [("image", s.image, "gray"), ("truth", s.truth, "nipy_spectral"), ("found", s.found, "nipy_spectral")]
-    return Picture(name, caption, _figure([panels]))
+    return Picture(name, caption, _draw_figure([panels]))
 
 
-def _real_picture(real: Sequence[_Real]) -> Picture:
-    shown = sorted(real, key=lambda r: r.tissue)
+def _make_real_picture(real: Sequence[RealScan]) -> Picture:
+    ordered = sorted(real, key=lambda r: r.tissue)
     rows = [
         [(f"{r.name}, tissue Dice {r.tissue:.2f}", r.image, "gray"), ("found", r.found, "nipy_spectral")]
-        for r in (shown[0], shown[-1])
+        for r in (ordered[0], ordered[-1])
     ]
-    return Picture("real", "Real scans: lowest and highest agreement with the template.", _figure(rows))
+    return Picture("real", "Real scans: lowest and highest agreement with the template.", _draw_figure(rows))
 
 
-def _figure(rows: Sequence[Sequence[tuple[str, Tensor, str]]]) -> Any:
+def _draw_figure(rows: Sequence[Sequence[tuple[str, Tensor, str]]]) -> Any:
     """Return the axial and sagittal planes through the middle of each panel, one row per list."""
     from matplotlib.figure import Figure
 

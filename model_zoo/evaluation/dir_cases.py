@@ -1,7 +1,7 @@
-"""Simulated MS patients of the test subjects, and what synthetic DIR is compared with on them.
+"""Simulated MS patients of the test subjects, and the baselines of synthetic DIR on them.
 
-Baselines get what a real one would not: every affine map from its own scale to the DIR's is fitted to the very case,
-and the dictionary knows the case's protocols and the levels of its white matter.
+Baselines have an advantage that a real one would not: every affine map from its own scale to the DIR's is fitted to the
+very case, and the dictionary knows the case's protocols and the levels of its white matter.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import anatomy, heads, ms
 from model_zoo.simulate.heads import Atrophy, Variation
 from model_zoo.simulate.lesions import SEVERITIES
+from model_zoo.simulate.phantom import make_phantom
 from model_zoo.simulate.volumes import Scan
 from model_zoo.structures import CORTEX, number
 from model_zoo.synthetic_dir import CLIP, prepare, scale, white_matter_level
 from model_zoo.training.recipe import seeded
 
-__all__ = ["Case", "affine_fit", "build_case", "dictionary", "list_cases", "polynomial_fit", "prepare_as_node"]
+__all__ = ["Case", "build_case", "fit_affine", "fit_polynomial", "list_cases", "look_up_dir", "prepare_as_node"]
 
 SHAPE = (168, 208, 168)
 STRONG = Atrophy(0.3, 0.8, 0.12)
@@ -63,7 +64,7 @@ class Case:
 
     @property
     def white_matter(self) -> Tensor:
-        """Normal-appearing."""
+        """Normal-appearing white matter."""
         return (self.structure == number("cerebral white matter")) & ~self.mask
 
 
@@ -78,29 +79,29 @@ def build_case(subject: str, kind: str, count: int, root: Path | None) -> Case:
     """Build the case of that name; the same at every call."""
     generator = seeded(2026, *(ord(letter) for letter in subject + kind))
     if subject == "phantom":
-        head = heads.phantom((64, 80, 64), 2.4)
+        head = make_phantom((64, 80, 64), 2.4)
     else:
         atrophy = STRONG if kind == "strong atrophy" else Atrophy()
         variation = Variation(elastic_mm=2.0)
-        head = heads.random_head(subject, generator, shape=SHAPE, variation=variation, atrophy=atrophy, root=root)
-    patient = _cropped(ms.random_patient(head, generator, count=count))
+        head = heads.draw_head(subject, generator, shape=SHAPE, variation=variation, atrophy=atrophy, root=root)
+    patient = _crop_to_brain(ms.draw_patient(head, generator, count=count))
     spacing_mm = THICK if kind == "5 mm slices" else (1.0, 1.0, 1.0)
     scan = Scan(spacing_mm, noise_sd=0.02, bias=0.1)
     e = replace(ms.draw_examination(generator), flair_scan=scan, t1w_scan=replace(scan, spacing_mm=(1.0, 1.0, 1.0)))
-    return _case(subject, kind, patient, e, ms.images(patient, e, generator))
+    return _make_case(subject, kind, patient, e, ms.render_images(patient, e, generator))
 
 
-def _cropped(patient: ms.Patient) -> ms.Patient:
+def _crop_to_brain(patient: ms.Patient) -> ms.Patient:
     """Return the patient in the box of the brain."""
     inside = torch.nonzero(patient.head.structure > 0)
     low, high = inside.amin(0).tolist(), inside.amax(0).tolist()
     k, j, i = (
         slice(max(0, a - 6), min(n, b + 7)) for a, b, n in zip(low, high, patient.head.structure.shape, strict=True)
     )
-    return patient.cropped((k, j, i))
+    return patient.crop((k, j, i))
 
 
-def _case(subject: str, kind: str, patient: ms.Patient, e: ms.Examination, x: ms.Images) -> Case:
+def _make_case(subject: str, kind: str, patient: ms.Patient, e: ms.Examination, x: ms.Images) -> Case:
     structure, mask = patient.head.structure, patient.lesions.mask
     labels, found = find_lesions(mask.numpy(), structure.numpy(), patient.head.spacing_mm)
     white = (structure == number("cerebral white matter")) & ~mask
@@ -117,20 +118,20 @@ def prepare_as_node(case: Case, structure: Tensor) -> Case:
     return replace(case, flair=prepare(case.flair, structure), t1w=prepare(case.t1w, structure))
 
 
-def affine_fit(image: Tensor, case: Case) -> Tensor:
-    """Return a image + b with the least squared error against the case's own DIR in its brain."""
-    return _fitted([image], case)
+def fit_affine(image: Tensor, case: Case) -> Tensor:
+    """Return ``a image + b`` with the least squared error against the case's own DIR in its brain."""
+    return _fit([image], case)
 
 
-def polynomial_fit(case: Case) -> Tensor:
+def fit_polynomial(case: Case) -> Tensor:
     """Return the cubic polynomial of FLAIR and T1w with the least squared error against the case's own DIR in its
     brain.
     """
     f, t = case.flair, case.t1w
-    return _fitted([f, t, f * f, f * t, t * t, f**3, f * f * t, f * t * t, t**3], case)
+    return _fit([f, t, f * f, f * t, t * t, f**3, f * f * t, f * t * t, t**3], case)
 
 
-def _fitted(terms: list[Tensor], case: Case) -> Tensor:
+def _fit(terms: list[Tensor], case: Case) -> Tensor:
     inside = case.brain
     columns = [torch.ones_like(case.flair), *terms]
     A = torch.stack([c[inside] for c in columns], dim=1).double()
@@ -139,13 +140,13 @@ def _fitted(terms: list[Tensor], case: Case) -> Tensor:
     return found.clamp(0, CLIP) * inside
 
 
-def dictionary(case: Case, generator: torch.Generator, *, entries: int = 400_000, bins: int = 160) -> Tensor:
+def look_up_dir(case: Case, generator: torch.Generator, *, entries: int = 400_000, bins: int = 160) -> Tensor:
     """Return DIR by lookup: the mean over simulated mixtures of two tissues that have a voxel's FLAIR and T1w.
 
     Tissues are drawn with the simulator's spread and, for lesions, its line of severities; signals by the case's own
     protocols; a lattice of ``bins``^2 over [0, 4]^2, smoothed by the images' noise, empty cells by their neighbours.
     """
-    a, b = _tissues(entries, generator), _tissues(entries, generator)
+    a, b = _draw_tissues(entries, generator), _draw_tissues(entries, generator)
     f = torch.rand(entries, generator=generator)
     f = torch.where(torch.rand(entries, generator=generator) < 0.7, torch.ones(()), f)
     e = case.examination
@@ -153,7 +154,7 @@ def dictionary(case: Case, generator: torch.Generator, *, entries: int = 400_000
     flair, t1w, true = (
         (v / unit).clamp(0, CLIP) for v, unit in zip(mixed, (e.flair_level, e.t1w_level, e.unit), strict=True)
     )
-    cell = _cell(flair, bins) * bins + _cell(t1w, bins)
+    cell = _find_cells(flair, bins) * bins + _find_cells(t1w, bins)
     total = torch.zeros(bins * bins).index_add_(0, cell, true).reshape(bins, bins).numpy()
     count = torch.zeros(bins * bins).index_add_(0, cell, torch.ones(entries)).reshape(bins, bins).numpy()
     width = 0.02 * bins / CLIP
@@ -161,14 +162,14 @@ def dictionary(case: Case, generator: torch.Generator, *, entries: int = 400_000
     known = count > 0.05
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     table = torch.from_numpy((total / np.maximum(count, 1e-6))[tuple(nearest)])
-    return table[_cell(case.flair, bins), _cell(case.t1w, bins)].float() * case.brain
+    return table[_find_cells(case.flair, bins), _find_cells(case.t1w, bins)].float() * case.brain
 
 
-def _cell(values: Tensor, bins: int) -> Tensor:
+def _find_cells(values: Tensor, bins: int) -> Tensor:
     return (values * (bins / CLIP)).long().clamp(0, bins - 1)
 
 
-def _tissues(n: int, generator: torch.Generator) -> TissueParameters:
+def _draw_tissues(n: int, generator: torch.Generator) -> TissueParameters:
     """Return ``n`` random tissues of the brain by how much of it they are, with the simulator's spread."""
     shares = {
         "white matter": 0.4, "cortex": 0.35, "csf": 0.08, "thalamus": 0.02, "caudate": 0.01, "putamen": 0.01,

@@ -26,14 +26,14 @@ from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.structures import number
 from model_zoo.training.recipe import seeded
 
-__all__ = ["Contrasts", "add_scan_noise", "measure_contrasts", "table"]
+__all__ = ["Contrasts", "add_scan_noise", "contrast_table", "measure_contrasts"]
 
 INSIDE_MM, ARTEFACT_MM = 3, 2
 NEAR_MM, FAR_MM = 2, 5
 REACH = 16
 
 Contrasts = dict[str, dict[str, list[tuple[float, float, float]]]]
-"""By image and location of every lesion: contrast with white matter, CNR, local CNR (nan with hardly surroundings)."""
+"""By image and location of every lesion: contrast with white matter, CNR, local CNR (nan with few surroundings)."""
 
 
 def add_scan_noise(case: Case) -> Tensor:
@@ -47,12 +47,12 @@ def add_scan_noise(case: Case) -> Tensor:
 def measure_contrasts(images: Mapping[str, Tensor], case: Case) -> Contrasts:
     """Measure every lesion on every image (k, j, i) of a case."""
     voxels = {name: x.numpy() for name, x in images.items()}
-    white = _white_matter(case)
+    white = _select_white_matter(case)
     found: Contrasts = {name: {place: [] for place in LOCATIONS} for name in images}
     for lesion in case.lesions:
         box = tuple(slice(max(0, int(c) - REACH), int(c) + REACH + 1) for c in lesion.centre)
         inside = case.labels[box] == lesion.label
-        around = _surroundings(case, box, inside)
+        around = _select_surroundings(case, box, inside)
         for name, x in voxels.items():
             values, near = x[box][inside], x[box][around]
             contrast = float(values.mean() - x[white].mean())
@@ -61,21 +61,21 @@ def measure_contrasts(images: Mapping[str, Tensor], case: Case) -> Contrasts:
     return found
 
 
-def _white_matter(case: Case) -> NDArray[np.bool_]:
+def _select_white_matter(case: Case) -> NDArray[np.bool_]:
     """Return the normal-appearing white matter, away from everything else."""
     artefact = ndimage.binary_dilation(case.artefact > 0, iterations=ARTEFACT_MM)
     found: NDArray[np.bool_] = ndimage.binary_erosion(case.white_matter.numpy(), iterations=INSIDE_MM) & ~artefact
     return found
 
 
-def _surroundings(case: Case, box: tuple[slice, ...], inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _select_surroundings(case: Case, box: tuple[slice, ...], inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     usable = case.brain & ~case.mask & (case.structure != number("csf"))
     distance = ndimage.distance_transform_edt(~inside)
     found: NDArray[np.bool_] = usable.numpy()[box] & (distance >= NEAR_MM) & (distance <= FAR_MM)
     return found
 
 
-def table(cases: list[Contrasts]) -> Table:
+def contrast_table(cases: list[Contrasts]) -> Table:
     """Return the medians over the lesions of all cases by image, measure and location."""
     rows: list[tuple[str | float, ...]] = []
     for at, measure in enumerate(("contrast", "CNR", "local CNR")):

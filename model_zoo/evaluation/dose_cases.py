@@ -16,17 +16,17 @@ from torch.nn import functional
 
 from model_zoo import ct_tissues, registry
 from model_zoo.bundle import BundleError
-from model_zoo.evaluation.anatomy import label
+from model_zoo.evaluation.head_labels import label_structures
 from model_zoo.imaging import scale_between_quantiles
 from model_zoo.physics.mr import TissueParameters
 from model_zoo.simulate import anatomy
-from model_zoo.simulate.contrasts import random_sequence
+from model_zoo.simulate.contrasts import draw_sequence
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet import disease, low_dose
 from model_zoo.simulate.pet.disease import Patient
 from model_zoo.simulate.pet.low_dose import REGIONS, ScannedObject
-from model_zoo.simulate.pet.torso import random_torso
-from model_zoo.simulate.volumes import Scan, signal_volume, simulate_scan, tissue_maps
+from model_zoo.simulate.pet.torso import draw_torso
+from model_zoo.simulate.volumes import Scan, draw_tissue_maps, render_signal, simulate_scan
 from model_zoo.structures import COUNT
 from model_zoo.training.pet_brains import draw_head, inject_tracer
 from model_zoo.training.recipe import Source, seeded
@@ -70,22 +70,29 @@ def make_cases(root: Path | None) -> Iterator[Case]:
         patient = disease.draw_patient(generator)
         head = draw_head(Source((subject,), root), generator, patient, spacing_mm=HEAD_MM, finer=2)
         found = inject_tracer(head, generator, patient, tracer=tracer, finer=2)
-        shares = _by_mr(head, found, seeded(SEED, at, 2))
-        yield Case("brain", tracer, _groups(tracer, patient), _in_suv(found, REFERENCE_SUV[tracer]), shares, SEED + at)
+        shares = _label_by_mr(head, found, seeded(SEED, at, 2))
+        yield Case(
+            "brain",
+            tracer,
+            _list_groups(tracer, patient),
+            _scale_to_suv(found, REFERENCE_SUV[tracer]),
+            shares,
+            SEED + at,
+        )
     for at, z_mm in enumerate((110.0, 290.0, 420.0)):
-        body = random_torso(
+        body = draw_torso(
             seeded(SEED, 100 + at), shape=(96, 160, 216), spacing_mm=2.0, middle_mm=(0.0, 0.0, z_mm), lesions=8
         )
         part = ("pelvis", "abdomen", "thorax")[at]
-        found = low_dose.torso(body, 2)
-        yield Case("torso", part, ("torso", f"torso, {part}"), found, _by_ct(found), SEED + 100 + at)
+        found = low_dose.make_torso(body, 2)
+        yield Case("torso", part, ("torso", f"torso, {part}"), found, _label_by_ct(found), SEED + 100 + at)
 
 
 def make_quick_cases() -> Iterator[Case]:
     """Return one small torso."""
-    body = random_torso(seeded(SEED), shape=(24, 80, 104), spacing_mm=4.0, middle_mm=(0.0, 0.0, 290.0), lesions=4)
-    found = low_dose.torso(body, 2)
-    yield Case("torso", "abdomen", ("torso",), found, _by_ct(found), SEED)
+    body = draw_torso(seeded(SEED), shape=(24, 80, 104), spacing_mm=4.0, middle_mm=(0.0, 0.0, 290.0), lesions=4)
+    found = low_dose.make_torso(body, 2)
+    yield Case("torso", "abdomen", ("torso",), found, _label_by_ct(found), SEED)
 
 
 def compute_region_shares(labels: Tensor, finer: int = 1) -> Tensor:
@@ -101,36 +108,36 @@ def select_region_maps(shares: Tensor, names: Sequence[str]) -> Tensor | None:
     return None if not names else shares[[NAMES.index(name) for name in names]]
 
 
-def _groups(tracer: str, patient: Patient) -> tuple[str, ...]:
+def _list_groups(tracer: str, patient: Patient) -> tuple[str, ...]:
     age = "below 73 years" if patient.age_years < 73 else "73 years and above"
     loss = "below" if patient.atrophy.hippocampus < 0.1 else "from"
     return "brain", f"brain, {tracer}", f"brain, {age}", f"brain, hippocampal loss {loss} 10 %"
 
 
-def _in_suv(found: ScannedObject, factor: float) -> ScannedObject:
+def _scale_to_suv(found: ScannedObject, factor: float) -> ScannedObject:
     return ScannedObject(
         factor * found.activity, found.mu_per_cm, found.regions, found.lesion, found.spacing_mm, found.finer
     )
 
 
-def _by_ct(found: ScannedObject) -> Tensor:
+def _label_by_ct(found: ScannedObject) -> Tensor:
     hu = ct_tissues.attenuation_to_hounsfield(found.mu_per_cm.cpu().numpy())
     tissues = torch.from_numpy(ct_tissues.remove_thin_lung(ct_tissues.classify(hu)))
     return compute_region_shares(torch.where(tissues > 0, tissues + len(REGIONS), tissues), found.finer)
 
 
-def _by_mr(head: Head, found: ScannedObject, generator: torch.Generator) -> Tensor:
+def _label_by_mr(head: Head, found: ScannedObject, generator: torch.Generator) -> Tensor:
     """Return tissues by the structures that the anatomy model finds in an MPRAGE, or the true ones without a model."""
     try:
         model = registry.load("anatomy")
     except BundleError:
         return compute_region_shares(found.regions)
     p = TissueParameters.table().draw_regional(generator, COUNT + 1)
-    t1w = signal_volume(tissue_maps(head, p, generator), random_sequence("mprage", generator), head)
+    t1w = render_signal(draw_tissue_maps(head, p, generator), draw_sequence("mprage", generator), head)
     t1w = scale_between_quantiles(simulate_scan(t1w, head, Scan((head.spacing_mm,) * 3), generator))
     fine = round(found.spacing_mm)
     shape = [fine * n for n in found.regions.shape]
     at_1_mm = functional.interpolate(t1w[None, None], size=shape, mode="trilinear", align_corners=False)[0, 0]
     off = (torch.randint(3, (3,), generator=generator) - 1).tolist()
-    structures = label(model, at_1_mm).roll(off, (0, 1, 2))
+    structures = label_structures(model, at_1_mm).roll(off, (0, 1, 2))
     return compute_region_shares(low_dose.map_regions(structures), fine)

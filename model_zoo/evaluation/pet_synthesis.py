@@ -19,16 +19,25 @@ from torch import Tensor
 from model_zoo import pet_synthesis
 from model_zoo.bundle import Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
-from model_zoo.evaluation.image_quality import psnr_db, ssim
-from model_zoo.evaluation.pet_baselines import Baselines, composites, regional_suvr
-from model_zoo.pet_synthesis import SCHEDULES, TARGETS, Conditions, Covariates, composite_sd, covariate_tokens
+from model_zoo.evaluation.image_quality import psnr_db
+from model_zoo.evaluation.pet_baselines import Baselines, regional_suvr
+from model_zoo.evaluation.pet_measures import MEASURES, composite_difference, mean_of_finite, measure_image
+from model_zoo.pet_synthesis import (
+    SCHEDULES,
+    TARGETS,
+    Conditions,
+    Covariates,
+    composite_sd,
+    composites,
+    covariate_tokens,
+)
 from model_zoo.precision import autocast
 from model_zoo.simulate import anatomy
 from model_zoo.training import pet_synthesis as training
 from model_zoo.training.pet_synthesis import Subject
 from model_zoo.training.recipe import Source, seeded
 
-__all__ = ["MEASURES", "evaluate", "held_out", "measures"]
+__all__ = ["MEASURES", "draw_held_out_subjects", "evaluate", "measure_image"]
 
 SEED = 40_400
 FIRST_TRACERS, SECOND_TRACERS = ("florbetapir", "flortaucipir"), ("PiB", "MK-6240")
@@ -59,8 +68,11 @@ FULL, QUICK = _Plan(8, 2, 6, 24, 6), _Plan(1, 2, 2, 2, 8)
 
 @dataclass(frozen=True)
 class _Result:
-    """One subject with every method's SUVR images (2, k, j, i), the samples' composites (draws, 2), the stated sd of
-    the composite (2,), and what the exact posterior says of the composite: draws (n, 2) of equal weight."""
+    """One subject with every method's SUVR images (2, k, j, i).
+
+    ``sampled``: the samples' composites (draws, 2); ``stated_sd``: the composite's (2,), by the network; ``exact``: the
+    composite's draws (n, 2) of equal weight from the exact posterior.
+    """
 
     subject: Subject
     images: dict[str, Tensor]
@@ -74,126 +86,108 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     plan = QUICK if quick else FULL
     test, train = ((Source(s, root, phantom=quick)) for s in (anatomy.TEST, anatomy.TRAIN[:6]))
     progress(0.0, "fitting the baselines")
-    fit = Baselines.fitted(_subjects(model, train, plan.fit, plan.fit_patients, SEED))
-    subjects = held_out(model, test, plan)
+    fit = Baselines.fit(_draw_subjects(model, train, plan.fit, plan.fit_patients, SEED))
+    subjects = draw_held_out_subjects(model, test, plan)
     results = []
     for at, subject in enumerate(subjects):
         progress(0.15 + 0.75 * at / len(subjects), f"subject {at + 1} of {len(subjects)}")
-        results.append(_result(model, subject, fit, plan, SEED + 100 + at))
+        results.append(_evaluate_subject(model, subject, fit, plan, SEED + 100 + at))
     progress(0.9, "other tracers, wrong covariates")
-    others = _subjects(model, test, plan.heads, 1, SEED + 2, SECOND_TRACERS)
+    others = _draw_subjects(model, test, plan.heads, 1, SEED + 2, SECOND_TRACERS)
     tables = (
-        *(_quality(results, at) for at in range(len(TARGETS))), _intervals(results), _covariate_errors(model, results),
-        _by_tracer(model, others), _subgroups(results),
+        *(_quality_table(results, at) for at in range(len(TARGETS))), _interval_table(results),
+        _covariate_table(model, results), _tracer_table(model, others), _subgroup_table(results),
     )  # fmt: skip
     progress(1.0, "done")
-    return Evaluation(tables, _pictures(results), _metrics(results), _failures(results), WEAKER)
+    return Evaluation(tables, _make_pictures(results), _make_metrics(results), _describe_failures(results), WEAKER)
 
 
-def held_out(model: Model, test: Source, plan: _Plan = FULL) -> list[Subject]:
+def draw_held_out_subjects(model: Model, test: Source, plan: _Plan = FULL) -> list[Subject]:
     """Return the simulated patients on held-out anatomy that the tables are about, on the bundle's lattice."""
-    return _subjects(model, test, plan.heads * len(anatomy.TEST), plan.patients, SEED + 1)
+    return _draw_subjects(model, test, plan.heads * len(anatomy.TEST), plan.patients, SEED + 1)
 
 
-def _subjects(
+def _draw_subjects(
     model: Model, source: Source, heads: int, patients: int, seed: int, tracers: tuple[str, str] = FIRST_TRACERS
 ) -> list[Subject]:
     """Return simulated subjects on the bundle's lattice; heads take the source's subjects in turn."""
     k, j, i = model.settings["shape"]
     c = replace(training.CONFIGURATIONS["smoke"], spacing_mm=float(model.settings["spacing_mm"]), shape=(k, j, i))
-    found: list[Subject] = []
+    subjects: list[Subject] = []
     for at in range(heads):
         generator = seeded(seed, at)
         one = replace(source, subjects=(source.subjects[at % len(source.subjects)],))
-        drawn = training.draw_patients_sharing_atrophy(patients, generator)
-        found += training.simulate_subjects(
-            training.draw_head(c, one, drawn[0], generator), drawn, generator, tracers=tracers
+        sharing = training.draw_patients_sharing_atrophy(patients, generator)
+        subjects += training.simulate_subjects(
+            training.draw_head(c, one, sharing[0], generator), sharing, generator, tracers=tracers
         )
-    return found
+    return subjects
 
 
-def _conditions(subject: Subject, covariates: Covariates) -> Conditions:
+def _make_conditions(subject: Subject, covariates: Covariates) -> Conditions:
     return Conditions(subject.y0[None, None], covariate_tokens(covariates)[None], subject.maps[None])
 
 
-def _one_step(model: Model, subject: Subject, covariates: Covariates) -> Tensor:
+def _predict_in_one_step(model: Model, subject: Subject, covariates: Covariates) -> Tensor:
     """Return the posterior mean (2, k, j, i) in SUVR, given these covariates."""
-    c = _conditions(subject, covariates)
-    return _in_suvr(subject, _run(lambda: pet_synthesis.predict_mean(model.network, c)))[0]
+    c = _make_conditions(subject, covariates)
+    return _convert_to_suvr(subject, _run_network(lambda: pet_synthesis.predict_mean(model.network, c)))[0]
 
 
-def _run(work: Callable[[], Tensor]) -> Tensor:
+def _run_network(work: Callable[[], Tensor]) -> Tensor:
     with torch.no_grad(), autocast("cpu"):
         return work()
 
 
-def _in_suvr(subject: Subject, x0: Tensor) -> Tensor:
+def _convert_to_suvr(subject: Subject, x0: Tensor) -> Tensor:
     """Return network images (b, 2, k, j, i) as SUVR by their own reference regions."""
     return pet_synthesis.normalise_to_own_reference(x0, subject.covariates, subject.structure)[0]
 
 
-def _result(model: Model, subject: Subject, fit: Baselines, plan: _Plan, seed: int) -> _Result:
-    c, network = _conditions(subject, subject.covariates), model.network
+def _evaluate_subject(model: Model, subject: Subject, fit: Baselines, plan: _Plan, seed: int) -> _Result:
+    c, network = _make_conditions(subject, subject.covariates), model.network
     many = c.repeat(plan.draws)
-    four = _in_suvr(subject, _run(lambda: pet_synthesis.draw_samples(network, many, SCHEDULES[4], seeded(seed))))
-    last = _in_suvr(subject, _run(lambda: pet_synthesis.draw_samples(network, c, SCHEDULES[15], seeded(seed))))
+    four = _convert_to_suvr(
+        subject, _run_network(lambda: pet_synthesis.draw_samples(network, many, SCHEDULES[4], seeded(seed)))
+    )
+    last = _convert_to_suvr(
+        subject, _run_network(lambda: pet_synthesis.draw_samples(network, c, SCHEDULES[15], seeded(seed)))
+    )
     images = {
-        ONE: _one_step(model, subject, subject.covariates),
+        ONE: _predict_in_one_step(model, subject, subject.covariates),
         FOUR: four[0],
         FOUR_MEAN: four.mean(0),
         FIFTEEN: last[0],
-        REGRESSION: fit.regression(subject),
-        POPULATION: fit.population(subject),
+        REGRESSION: fit.predict_by_regression(subject),
+        POPULATION: fit.predict_population_mean(subject),
     }
     sampled = torch.stack([composites(regional_suvr(subject, image)) for image in four])
     with torch.no_grad():
-        stated = composite_sd(pet_synthesis.predict_regional_sd(network, c, subject.covariates))
-    return _Result(subject, images, sampled, stated, fit.exact(subject, seed))
+        sd = composite_sd(pet_synthesis.predict_regional_sd(network, c, subject.covariates))
+    return _Result(subject, images, sampled, sd, fit.draw_exact_posterior(subject, seed))
 
 
-def _error(result: _Result, method: str, at: int) -> float:
+def _composite_error(result: _Result, method: str, at: int) -> float:
     """Return the composite SUVR of a method's image minus the true image's."""
-    return _apart(result.subject, result.images[method], at)
+    return composite_difference(result.subject, result.images[method], at)
 
 
-def _apart(subject: Subject, image: Tensor, at: int) -> float:
-    return float(composites(regional_suvr(subject, image))[at] - composites(regional_suvr(subject, subject.pet))[at])
-
-
-MEASURES = ("PSNR dB", "SSIM", "MAE SUVR", "structures: mean |error| SUVR", "composite: mean |error| SUVR")
-
-
-def measures(subject: Subject, image: Tensor, at: int) -> tuple[float, ...]:
-    """Return ``MEASURES`` of tracer ``at`` of an image (2, k, j, i) in SUVR against the truth, within the skull."""
-    found, truth, inside = image[at], subject.pet[at], subject.maps.sum(0) > 0.5
-    structures = (regional_suvr(subject, image) - regional_suvr(subject, subject.pet))[at].abs()
-    return (
-        psnr_db(found, truth, inside), ssim(found, truth, inside), float((found - truth)[inside].abs().mean()),
-        _mean(structures.tolist()), abs(_apart(subject, image, at)),
-    )  # fmt: skip
-
-
-def _mean(values: Sequence[float]) -> float:
-    kept = [v for v in values if math.isfinite(v)]
-    return sum(kept) / len(kept) if kept else math.nan
-
-
-def _quality(results: Sequence[_Result], at: int) -> Table:
+def _quality_table(results: Sequence[_Result], at: int) -> Table:
     rows: list[tuple[str | float, ...]] = []
     for method in METHODS:
-        cells = zip(*(measures(r.subject, r.images[method], at) for r in results), strict=True)
-        rows.append((method, *(round(_mean(cell), 3) for cell in cells)))
+        cells = zip(*(measure_image(r.subject, r.images[method], at) for r in results), strict=True)
+        rows.append((method, *(round(mean_of_finite(cell), 3) for cell in cells)))
     exact = [
         abs(float(r.exact[:, at].mean() - composites(regional_suvr(r.subject, r.subject.pet))[at])) for r in results
     ]
-    rows.append(("exact posterior", "", "", "", "", round(_mean(exact), 3)))
+    rows.append(("exact posterior", "", "", "", "", round(mean_of_finite(exact), 3)))
     name = f"{TARGETS[at]} ({FIRST_TRACERS[at]}), {len(results)} patients on held-out anatomy"
     return Table(
         name, ("method", *MEASURES), tuple(rows), "Within the skull. A single sample is not meant to be near the truth."
     )
 
 
-def _bounds(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]:
+def _interval(r: _Result, kind: str, level: float, at: int) -> tuple[float, float]:
     """Return the central interval of the composite SUVR.
 
     It comes from samples (Student's t) about their mean or about the one-step mean; about that from the sd that the
@@ -221,15 +215,15 @@ def _coverage(results: Sequence[_Result], kind: str, level: float, at: int) -> t
     """
     inside, of_exact, widths = [], [], []
     for r in results:
-        low, high = _bounds(r, kind, level, at)
+        low, high = _interval(r, kind, level, at)
         truth = float(composites(regional_suvr(r.subject, r.subject.pet))[at])
         inside.append(float(low <= truth <= high))
         of_exact.append(float(((r.exact[:, at] >= low) & (r.exact[:, at] <= high)).float().mean()))
         widths.append(high - low)
-    return _mean(inside), _mean(of_exact), _mean(widths)
+    return mean_of_finite(inside), mean_of_finite(of_exact), mean_of_finite(widths)
 
 
-def _intervals(results: Sequence[_Result]) -> Table:
+def _interval_table(results: Sequence[_Result]) -> Table:
     rows: list[tuple[str | float, ...]] = []
     for kind in ("4 steps", SAMPLED_SD, AS_DELIVERED, "exact posterior"):
         for level in (0.80, 0.95):
@@ -243,7 +237,7 @@ def _intervals(results: Sequence[_Result]) -> Table:
     return Table("Intervals of the composite SUVR", ("interval", *names), tuple(rows), note)
 
 
-def _wrong_covariates(c: Covariates) -> dict[str, Covariates]:
+def _make_wrong_covariates(c: Covariates) -> dict[str, Covariates]:
     blank = Covariates(c.amyloid_tracer, c.tau_tracer)
     age, mmse, plasma = c.age_years or 73.0, c.mmse or 27.0, c.ptau217_pg_ml or 0.5
     return {
@@ -258,12 +252,12 @@ def _wrong_covariates(c: Covariates) -> dict[str, Covariates]:
     }
 
 
-def _covariate_errors(model: Model, results: Sequence[_Result]) -> Table:
+def _covariate_table(model: Model, results: Sequence[_Result]) -> Table:
     errors: dict[str, list[Tensor]] = {}
     for r in results:
         truth = composites(regional_suvr(r.subject, r.subject.pet))
-        for name, covariates in _wrong_covariates(r.subject.covariates).items():
-            image = _one_step(model, r.subject, covariates)
+        for name, covariates in _make_wrong_covariates(r.subject.covariates).items():
+            image = _predict_in_one_step(model, r.subject, covariates)
             errors.setdefault(name, []).append(composites(regional_suvr(r.subject, image)) - truth)
     rows = tuple((name, _mae(found, 0), _mae(found, 1)) for name, found in errors.items())
     columns = ("covariates", "amyloid composite: mean |error| SUVR", "tau composite: mean |error| SUVR")
@@ -271,25 +265,25 @@ def _covariate_errors(model: Model, results: Sequence[_Result]) -> Table:
 
 
 def _mae(errors: Sequence[Tensor], at: int) -> float:
-    return round(_mean([abs(float(e[at])) for e in errors]), 3)
+    return round(mean_of_finite([abs(float(e[at])) for e in errors]), 3)
 
 
-def _by_tracer(model: Model, subjects: Sequence[Subject]) -> Table:
+def _tracer_table(model: Model, subjects: Sequence[Subject]) -> Table:
     cells: list[list[tuple[float, float]]] = [[], []]
     for s in subjects:
-        image = _one_step(model, s, s.covariates)
+        image = _predict_in_one_step(model, s, s.covariates)
         error = composites(regional_suvr(s, image)) - composites(regional_suvr(s, s.pet))
         for at in range(2):
             psnr = psnr_db(image[at], s.pet[at], s.maps.sum(0) > 0.5)
             cells[at].append((psnr, abs(float(error[at]))))
     rows = tuple(
-        (name, round(_mean([p for p, _ in cells[at]]), 2), round(_mean([e for _, e in cells[at]]), 3))
+        (name, round(mean_of_finite([p for p, _ in cells[at]]), 2), round(mean_of_finite([e for _, e in cells[at]]), 3))
         for at, name in enumerate(SECOND_TRACERS)
     )
     return Table("The other tracers (1 step)", ("tracer", "PSNR dB", "composite: mean |error| SUVR"), rows)
 
 
-def _groups(subject: Subject) -> tuple[str, ...]:
+def _list_groups(subject: Subject) -> tuple[str, ...]:
     p = subject.patient
     return (
         "age below 73" if p.age_years < 73 else "age from 73",
@@ -300,45 +294,51 @@ def _groups(subject: Subject) -> tuple[str, ...]:
     )
 
 
-def _subgroups(results: Sequence[_Result]) -> Table:
-    names = sorted({group for r in results for group in _groups(r.subject)})
+def _subgroup_table(results: Sequence[_Result]) -> Table:
+    names = sorted({group for r in results for group in _list_groups(r.subject)})
     rows: list[tuple[str | float, ...]] = []
     for name in names:
-        chosen = [r for r in results if name in _groups(r.subject)]
-        cells = [_mean([abs(_error(r, method, at)) for r in chosen]) for at in range(2) for method in (ONE, REGRESSION)]
+        chosen = [r for r in results if name in _list_groups(r.subject)]
+        cells = [
+            mean_of_finite([abs(_composite_error(r, method, at)) for r in chosen])
+            for at in range(2)
+            for method in (ONE, REGRESSION)
+        ]
         rows.append((name, len(chosen), *(round(cell, 3) for cell in cells)))
     columns = ("group", "patients", "amyloid, 1 step", "amyloid, regression", "tau, 1 step", "tau, regression")
     note = "Mean |error| of the composite SUVR. A+N- and A-N+ are the discordant cases."
     return Table("Subgroups", columns, tuple(rows), note)
 
 
-def _metrics(results: Sequence[_Result]) -> dict[str, float]:
+def _make_metrics(results: Sequence[_Result]) -> dict[str, float]:
     found: dict[str, float] = {}
     for at, target in enumerate(TARGETS):
         inside = [r.subject.maps.sum(0) > 0.5 for r in results]
         psnr = [psnr_db(r.images[ONE][at], r.subject.pet[at], m) for r, m in zip(results, inside, strict=True)]
-        found[f"{target}_psnr_db"] = round(_mean(psnr), 2)
-        found[f"{target}_composite_mae_suvr"] = round(_mean([abs(_error(r, ONE, at)) for r in results]), 4)
+        found[f"{target}_psnr_db"] = round(mean_of_finite(psnr), 2)
+        found[f"{target}_composite_mae_suvr"] = round(
+            mean_of_finite([abs(_composite_error(r, ONE, at)) for r in results]), 4
+        )
         found[f"{target}_regression_composite_mae_suvr"] = round(
-            _mean([abs(_error(r, REGRESSION, at)) for r in results]), 4
+            mean_of_finite([abs(_composite_error(r, REGRESSION, at)) for r in results]), 4
         )
         found[f"{target}_coverage_80"] = round(_coverage(results, "4 steps", 0.80, at)[0], 3)
     return found
 
 
-def _worst(results: Sequence[_Result]) -> _Result:
-    return max(results, key=lambda r: abs(_error(r, ONE, 0)) + abs(_error(r, ONE, 1)))
+def _find_worst(results: Sequence[_Result]) -> _Result:
+    return max(results, key=lambda r: abs(_composite_error(r, ONE, 0)) + abs(_composite_error(r, ONE, 1)))
 
 
-def _failures(results: Sequence[_Result]) -> str:
-    worst = _worst(results)
+def _describe_failures(results: Sequence[_Result]) -> str:
+    worst = _find_worst(results)
     p = worst.subject.patient
     return (
         f"The worst patient: {p.group}, {p.diagnosis}, {p.course} course; composite error "
-        f"{_error(worst, ONE, 0):+.2f} SUVR amyloid, {_error(worst, ONE, 1):+.2f} SUVR tau. Discordant patients, whose "
-        "anatomy and covariates point the other way than their pathology, are where the mean is wrong by nature: only "
-        "the interval can be right. Off-target binding (choroid plexus, striatum, meninges) differs between subjects "
-        "for no visible reason and is averaged."
+        f"{_composite_error(worst, ONE, 0):+.2f} SUVR amyloid, {_composite_error(worst, ONE, 1):+.2f} SUVR tau. "
+        "Discordant patients, whose anatomy and covariates point the other way than their pathology, are where the "
+        "mean is wrong by nature: only the interval can be right. Off-target binding (choroid plexus, striatum, "
+        "meninges) differs between subjects for no visible reason and is averaged."
     )
 
 
@@ -350,35 +350,37 @@ WEAKER = (
 )
 
 
-def _pictures(results: Sequence[_Result]) -> tuple[Picture, ...]:
-    ranked = sorted(results, key=lambda r: abs(_error(r, ONE, 0)) + abs(_error(r, ONE, 1)))
+def _make_pictures(results: Sequence[_Result]) -> tuple[Picture, ...]:
+    ranked = sorted(results, key=lambda r: abs(_composite_error(r, ONE, 0)) + abs(_composite_error(r, ONE, 1)))
     typical, worst = ranked[len(ranked) // 2], ranked[-1]
-    what = "T1w, truth, one step, a sample of four steps, regression; amyloid above, tau below, 0 to 2.5 SUVR"
+    panels = "T1w, truth, one step, a sample of four steps, regression; amyloid above, tau below, 0 to 2.5 SUVR"
     return (
         Picture(
             "typical",
-            f"The median patient by composite error ({typical.subject.patient.group}): {what}",
-            _figure(typical),
+            f"The median patient by composite error ({typical.subject.patient.group}): {panels}",
+            _draw_figure(typical),
         ),
         Picture(
-            "worst-case", f"The patient with the largest error ({worst.subject.patient.group}): {what}", _figure(worst)
+            "worst-case",
+            f"The patient with the largest error ({worst.subject.patient.group}): {panels}",
+            _draw_figure(worst),
         ),
     )
 
 
-def _figure(r: _Result) -> Any:
+def _draw_figure(r: _Result) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots(2, 5)
     middle = r.subject.y0.shape[0] // 2 + 2
     for at in range(2):
-        shown = (
+        images = (
             r.subject.y0,
             r.subject.pet[at] * (r.subject.maps.sum(0) > 0),
             *(r.images[m][at] for m in (ONE, FOUR, REGRESSION)),
         )
-        for axis, image, title in zip(axes[at], shown, ("T1w", "truth", ONE, FOUR, REGRESSION), strict=True):
+        for axis, image, title in zip(axes[at], images, ("T1w", "truth", ONE, FOUR, REGRESSION), strict=True):
             grey = title == "T1w"
             axis.imshow(
                 image[middle].float().numpy(), cmap="gray" if grey else "turbo", vmin=0, vmax=1 if grey else 2.5

@@ -29,7 +29,7 @@ from model_zoo.evaluation.dose_cases import (
 )
 from model_zoo.evaluation.image_quality import bias_percent, nrmse, psnr_db, ssim, suv_peak
 from model_zoo.simulate.pet import low_dose
-from model_zoo.simulate.pet.counts import draw_counts, thin
+from model_zoo.simulate.pet.counts import draw_counts, thin_counts
 from model_zoo.simulate.pet.low_dose import REGIONS, Reconstruction
 from model_zoo.training.recipe import seeded
 
@@ -41,18 +41,18 @@ COUNTS = 5e7
 FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0)
 STRENGTHS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 REACHES_VOXELS = (2, 3)
-OURS, TOLD, KNOWING = "ours", "ours, with MR or CT", "ours, with the true regions"
+OURS, WITH_MR_OR_CT, WITH_TRUE_REGIONS = "ours", "ours, with MR or CT", "ours, with the true regions"
 NOTE = (
     "Against the noise-free OSEM image, inside the body. Gaussian and non-local means tuned per image. MR: tissues as "
     "the anatomy model finds them in a simulated T1w, up to 1 mm off; CT: by its numbers; true: those of the object."
 )
-METHODS = ("low dose", "Gaussian", "non-local means", OURS, TOLD, KNOWING)
+METHODS = ("low dose", "Gaussian", "non-local means", OURS, WITH_MR_OR_CT, WITH_TRUE_REGIONS)
 LESION_SIZES_ML = ((0.0, 1.0), (1.0, 6.0), (6.0, 1e9))
 
 
 @dataclass(frozen=True)
 class _Result:
-    """One image at one dose, every method's answer in SUV, the model's sd by method, and what it is compared with."""
+    """One image at one dose, every method's answer in SUV, the model's sd by method, and the references."""
 
     case: Case
     dose: float
@@ -71,20 +71,20 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     total = 1 if quick else 9
     for at, case in enumerate(listed):
         progress(at / total, f"{case.kind}, {case.name}")
-        results += _results(model, case, doses)
-    shown = [r for r in results if r.dose == SHOWN_DOSE]
+        results += _evaluate_case(model, case, doses)
+    at_shown_dose = [r for r in results if r.dose == SHOWN_DOSE]
     tables = (
         *_dose_tables(results),
-        _region_table(shown),
-        _lesion_table(shown),
+        _region_table(at_shown_dose),
+        _lesion_table(at_shown_dose),
         _calibration_table(results),
-        _subgroup_table(shown),
+        _subgroup_table(at_shown_dose),
     )
-    metrics = _metrics(results)
-    return Evaluation(tables, _pictures(results), metrics, _failures(results), _weaker(results))
+    metrics = _make_metrics(results)
+    return Evaluation(tables, _make_pictures(results), metrics, _describe_failures(results), _describe_limits(results))
 
 
-def _results(model: Model, case: Case, doses: Sequence[float]) -> Iterator[_Result]:
+def _evaluate_case(model: Model, case: Case, doses: Sequence[float]) -> Iterator[_Result]:
     generator = seeded(case.seed, 1)
     reconstruct = Reconstruction(iterations=3, subsets=8, post_fwhm_mm=5.0)
     scan = low_dose.simulate_scan(case.found, COUNTS, generator, psf_fwhm_mm=4.5)
@@ -92,12 +92,12 @@ def _results(model: Model, case: Case, doses: Sequence[float]) -> Iterator[_Resu
     reference, standard = reconstruct(scan.expected, scan), reconstruct(other, scan)
     inside = functional.avg_pool3d(case.found.mu_per_cm[None], case.found.finer)[0] > 0.015
     for dose in doses:
-        low = reconstruct(thin(y, dose, generator)[0], scan.at_dose(dose))
-        answers, sd = _answers(model, low, dose, case, reference, inside)
+        low = reconstruct(thin_counts(y, dose, generator)[0], scan.at_dose(dose))
+        answers, sd = _restore_by_all_methods(model, low, dose, case, reference, inside)
         yield _Result(case, dose, reference, standard, inside, answers, sd)
 
 
-def _answers(
+def _restore_by_all_methods(
     model: Model, low: Tensor, dose: float, case: Case, reference: Tensor, inside: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return every method's image and the model's sd; the classical ones at the strength that suits this image best."""
@@ -114,9 +114,9 @@ def _answers(
 
     wide = filters.blur_by_widths(low, (12.0,), spacing_mm)[0].clamp_min(0.02 * float(reference.max()))
     noise_sd = wide**0.7 * ((low - wide)[inside].abs() / wide[inside] ** 0.7).median() * 1.48
-    shares = {OURS: None, TOLD: case.region_shares}
+    shares = {OURS: None, WITH_MR_OR_CT: case.region_shares}
     if dose == SHOWN_DOSE:
-        shares[KNOWING] = compute_region_shares(case.found.regions)
+        shares[WITH_TRUE_REGIONS] = compute_region_shares(case.found.regions)
     ours = {name: restored(known) for name, known in shares.items()}
     answers = {
         "low dose": low,
@@ -139,13 +139,13 @@ def _dose_tables(results: Sequence[_Result]) -> Iterator[Table]:
             found = [r for r in results if r.dose == dose and r.case.kind == kind]
             for method in METHODS:
                 if found and method in found[0].answers:
-                    rows.append((f"{100 * dose:g} %, {method}", *_scores(found, method)))
+                    rows.append((f"{100 * dose:g} %, {method}", *_mean_scores(found, method)))
         if rows:
             columns = ("dose and method", "PSNR dB", "SSIM", "NRMSE", "total activity ratio")
             yield Table(f"Image quality by dose, {kind}", columns, tuple(rows), NOTE)
 
 
-def _scores(found: Sequence[_Result], method: str) -> tuple[float, ...]:
+def _mean_scores(found: Sequence[_Result], method: str) -> tuple[float, ...]:
     def mean(score: Callable[[Tensor, Tensor, Tensor], float]) -> float:
         return sum(score(r.answers[method], r.reference, r.inside) for r in found) / len(found)
 
@@ -156,19 +156,19 @@ def _scores(found: Sequence[_Result], method: str) -> tuple[float, ...]:
 def _region_table(results: Sequence[_Result]) -> Table:
     rows: list[tuple[str | float, ...]] = []
     for number, name in enumerate(REGIONS, start=1):
-        there = [(r, (r.case.found.regions == number) & r.inside) for r in results]
-        there = [(r, mask) for r, mask in there if int(mask.sum()) >= 27]
-        if there:
+        present = [(r, (r.case.found.regions == number) & r.inside) for r in results]
+        present = [(r, mask) for r, mask in present if int(mask.sum()) >= 27]
+        if present:
             cells = []
             for method in METHODS:
-                biases = [bias_percent(r.answers[method], r.reference, mask) for r, mask in there]
+                biases = [bias_percent(r.answers[method], r.reference, mask) for r, mask in present]
                 cells.append(round(sum(abs(b) for b in biases) / len(biases), 2))
-            rows.append((name, float(len(there)), *cells))
+            rows.append((name, float(len(present)), *cells))
     columns = ("region", "images", *METHODS)
     return Table(f"|bias| of SUVmean in %, {100 * SHOWN_DOSE:g} % dose", columns, tuple(rows))
 
 
-def _lesions(r: _Result) -> Iterator[tuple[Tensor, float]]:
+def _list_lesions(r: _Result) -> Iterator[tuple[Tensor, float]]:
     """Return masks of lesions and their volumes in ml."""
     for number in range(1, 1 + int(r.case.found.lesion.max())):
         mask = r.case.found.lesion == number
@@ -179,7 +179,7 @@ def _lesions(r: _Result) -> Iterator[tuple[Tensor, float]]:
 def _lesion_table(results: Sequence[_Result]) -> Table:
     rows: list[tuple[str | float, ...]] = []
     for low, high in LESION_SIZES_ML:
-        found = [(r, mask) for r in results for mask, ml in _lesions(r) if low <= ml < high]
+        found = [(r, mask) for r in results for mask, ml in _list_lesions(r) if low <= ml < high]
         name = f"{low:g} to {high:g} ml" if high < 1e6 else f"from {low:g} ml"
         for method in METHODS if found else ():
             peak, largest = [], []
@@ -200,8 +200,8 @@ def _mean(values: Iterable[float]) -> float:
 def _calibration_table(results: Sequence[_Result]) -> Table:
     rows: list[tuple[str | float, ...]] = []
     for dose in sorted({r.dose for r in results}):
-        for name in (OURS, TOLD):
-            z = torch.cat([_z(r, name) for r in results if r.dose == dose])
+        for name in (OURS, WITH_MR_OR_CT):
+            z = torch.cat([_z_scores(r, name) for r in results if r.dose == dose])
             within = [round(float((z.abs() < limit).float().mean()), 3) for limit in (1.0, 2.0)]
             rows.append((f"{100 * dose:g} %, {name}", *within, round(float(z.square().mean().sqrt()), 2)))
     return Table(
@@ -212,7 +212,7 @@ def _calibration_table(results: Sequence[_Result]) -> Table:
     )
 
 
-def _z(r: _Result, name: str) -> Tensor:
+def _z_scores(r: _Result, name: str) -> Tensor:
     return ((r.answers[name] - r.reference) / r.sd[name].clamp_min(1e-6))[r.inside]
 
 
@@ -228,13 +228,13 @@ def _subgroup_table(results: Sequence[_Result]) -> Table:
     return Table(f"Subgroups, {100 * SHOWN_DOSE:g} % dose", ("subgroup", "images", *METHODS), tuple(rows), note)
 
 
-def _metrics(results: Sequence[_Result]) -> dict[str, float]:
+def _make_metrics(results: Sequence[_Result]) -> dict[str, float]:
     found: dict[str, float] = {}
     for dose in sorted({r.dose for r in results}):
-        for method in ("low dose", "Gaussian", OURS, TOLD):
+        for method in ("low dose", "Gaussian", OURS, WITH_MR_OR_CT):
             scores = [psnr_db(r.answers[method], r.reference, r.inside) for r in results if r.dose == dose]
             found[f"psnr_db_{method.replace(',', '').replace(' ', '_').lower()}_dose_{dose:g}"] = _mean(scores)
-    z = torch.cat([_z(r, OURS) for r in results])
+    z = torch.cat([_z_scores(r, OURS) for r in results])
     return found | {"within_one_sd": round(float((z.abs() < 1).float().mean()), 3)}
 
 
@@ -244,7 +244,7 @@ def _gain(r: _Result, name: str = OURS) -> float:
     return psnr_db(r.answers[name], r.reference, r.inside) - best
 
 
-def _pictures(results: Sequence[_Result]) -> tuple[Picture, ...]:
+def _make_pictures(results: Sequence[_Result]) -> tuple[Picture, ...]:
     worst = min(results, key=_gain)
     typical = [next((r for r in results if r.case.kind == kind and r.dose == SHOWN_DOSE), None) for kind in _KINDS]
     lost = f"{worst.case.name}, {100 * worst.dose:g} % dose: {_gain(worst):+.1f} dB against the better classical filter"
@@ -252,16 +252,16 @@ def _pictures(results: Sequence[_Result]) -> tuple[Picture, ...]:
         Picture(
             "typical",
             f"{100 * SHOWN_DOSE:g} % dose: low dose, tuned Gaussian, ours without and with MR or CT, its sd, reference",
-            _figure([r for r in typical if r is not None]),
+            _draw_figure([r for r in typical if r is not None]),
         ),
-        Picture("worst-case", f"The image with the least gain: {lost}", _figure([worst])),
+        Picture("worst-case", f"The image with the least gain: {lost}", _draw_figure([worst])),
     )
 
 
 _KINDS = ("brain", "torso")
 
 
-def _figure(results: Sequence[_Result]) -> Any:
+def _draw_figure(results: Sequence[_Result]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 3.2 * len(results)), layout="constrained")
@@ -272,8 +272,8 @@ def _figure(results: Sequence[_Result]) -> Any:
             "low dose": r.answers["low dose"],
             "Gaussian": r.answers["Gaussian"],
             "ours": r.answers[OURS],
-            "with MR or CT": r.answers[TOLD],
-            "sd x 5": 5 * r.sd[TOLD],
+            "with MR or CT": r.answers[WITH_MR_OR_CT],
+            "sd x 5": 5 * r.sd[WITH_MR_OR_CT],
             "reference": r.reference,
         }
         for axis, (title, image) in zip(row, images.items(), strict=True):
@@ -284,13 +284,13 @@ def _figure(results: Sequence[_Result]) -> Any:
     return figure
 
 
-def _failures(results: Sequence[_Result]) -> str:
+def _describe_failures(results: Sequence[_Result]) -> str:
     lost = [r for r in results if _gain(r) < 0]
     lines = [
         f"- {r.case.kind}, {r.case.name}, {100 * r.dose:g} % dose: {_gain(r):+.2f} dB"
         for r in sorted(lost, key=_gain)[:8]
     ]
-    region_shares = sum(_gain(r, TOLD) < 0 for r in results)
+    region_shares = sum(_gain(r, WITH_MR_OR_CT) < 0 for r in results)
     head = (
         f"A classical filter, tuned on the reference, beats the model in {len(lost)} of {len(results)} images, with "
         f"MR or CT in {region_shares}"
@@ -298,11 +298,11 @@ def _failures(results: Sequence[_Result]) -> str:
     return head + (":\n\n" + "\n".join(lines) if lines else ".")
 
 
-def _weaker(results: Sequence[_Result]) -> str:
+def _describe_limits(results: Sequence[_Result]) -> str:
     small = [
         suv_peak(r.answers[OURS], mask, r.case.found.spacing_mm) / suv_peak(r.reference, mask, r.case.found.spacing_mm)
         for r in results
-        for mask, ml in _lesions(r)
+        for mask, ml in _list_lesions(r)
         if r.dose == SHOWN_DOSE and ml < 1
     ]
     lesions = f" Lesions below 1 ml keep {100 * _mean(small):.0f} % of their SUVpeak on average." if small else ""

@@ -21,17 +21,17 @@ from torch import Tensor
 from model_zoo import registry, similarity
 from model_zoo.bundle import BundleError, Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
-from model_zoo.evaluation.anatomy import label
 from model_zoo.evaluation.dir_cases import (
     Case,
-    affine_fit,
     build_case,
-    dictionary,
+    fit_affine,
+    fit_polynomial,
     list_cases,
-    polynomial_fit,
+    look_up_dir,
     prepare_as_node,
 )
-from model_zoo.evaluation.dir_contrast import Contrasts, add_scan_noise, measure_contrasts, table
+from model_zoo.evaluation.dir_contrast import Contrasts, add_scan_noise, contrast_table, measure_contrasts
+from model_zoo.evaluation.head_labels import label_structures
 from model_zoo.lesion_decision import LesionCriteria
 from model_zoo.lesion_locations import LOCATIONS
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir
@@ -52,7 +52,7 @@ Rows = list[tuple[str | float, ...]]
 
 @dataclass(frozen=True)
 class _Scored:
-    """One case with the numbers of every method, the model's own prediction and what uncertainty said."""
+    """One case with the numbers of every method, and the model's own prediction with its uncertainty."""
 
     case: Case
     images: dict[str, Tensor]
@@ -74,32 +74,36 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
         progress(n / len(listed), f"subject {subject}, {kind}")
         passes = (2 if quick else 20) if kind == "strong atrophy" else 1
         case = build_case(subject, kind, count, root)
-        structure = case.structure if quick else _anatomy(case)
-        scored.append(_score(model, prepare_as_node(case, structure), structure, passes))
+        structure = case.structure if quick else _find_structures(case)
+        scored.append(_score_case(model, prepare_as_node(case, structure), structure, passes))
     tables = (
-        _methods(scored),
-        _lesions(scored),
-        table([s.contrasts for s in scored]),
-        _artefacts(scored),
-        _uncertainty(scored),
+        _method_table(scored),
+        _lesion_table(scored),
+        contrast_table([s.contrasts for s in scored]),
+        _artefact_table(scored),
+        _uncertainty_table(scored),
     )
     worst = min(scored, key=lambda s: s.numbers[OURS]["psnr_db"])
-    pictures = () if quick else tuple(_pictures(scored, worst))
+    pictures = () if quick else tuple(_make_pictures(scored, worst))
     return Evaluation(
-        (*tables, _subgroups(scored)), pictures, _metrics(scored), _failures(scored, worst), _weaker(scored)
+        (*tables, _subgroup_table(scored)),
+        pictures,
+        _make_metrics(scored),
+        _describe_failures(scored, worst),
+        _describe_limits(scored),
     )
 
 
-def _anatomy(case: Case) -> Tensor:
+def _find_structures(case: Case) -> Tensor:
     """Return structures as the shipped anatomy model finds them in the T1w, or the true ones where none is shipped."""
     try:
         model = registry.load("anatomy")
     except BundleError:
         return case.structure
-    return label(model, case.t1w / CLIP)
+    return label_structures(model, case.t1w / CLIP)
 
 
-def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
+def _score_case(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
     device = torch.device(model.device)
     flair, t1w = case.flair.to(device), case.t1w.to(device)
 
@@ -113,36 +117,36 @@ def _score(model: Model, case: Case, structure: Tensor, passes: int) -> _Scored:
         OURS: both.dir * case.brain,
         ALONE: alone.dir * case.brain,
         "this model, told the true anatomy": run(t1w, 1, case.structure).dir * case.brain,
-        "its maps, rendered by the equation": _rendered(both, case),
+        "its maps, rendered by the equation": _render_predicted_maps(both, case),
         "its first guess: quadratic by the tissues": compute_first_guess(case.flair, case.t1w, structure, robust=True)
         * case.brain,
-        "lookup with the true protocols": dictionary(case, seeded(1)),
-        "cubic in FLAIR and T1w, fitted to the case": polynomial_fit(case),
-        "FLAIR / T1w": affine_fit(case.flair / case.t1w.clamp(min=0.2), case),
-        "FLAIR² / T1w": affine_fit(case.flair**2 / case.t1w.clamp(min=0.2), case),
-        "FLAIR²": affine_fit(case.flair**2, case),
-        "FLAIR": affine_fit(case.flair, case),
+        "lookup with the true protocols": look_up_dir(case, seeded(1)),
+        "cubic in FLAIR and T1w, fitted to the case": fit_polynomial(case),
+        "FLAIR / T1w": fit_affine(case.flair / case.t1w.clamp(min=0.2), case),
+        "FLAIR² / T1w": fit_affine(case.flair**2 / case.t1w.clamp(min=0.2), case),
+        "FLAIR²": fit_affine(case.flair**2, case),
+        "FLAIR": fit_affine(case.flair, case),
     }
     segmented = {
         OURS: _decide_lesions(both, case, structure),
         ALONE: _decide_lesions(alone, case, structure),
         "FLAIR + T1w, probability above 0.5": (both.lesion > 0.5) & case.brain,
-        "FLAIR above its best threshold": _best_threshold(case),
+        "FLAIR above its best threshold": _segment_by_best_threshold(case),
     }
     return _Scored(
         case,
         images,
-        {name: _image_numbers(x, case) for name, x in images.items()},
+        {name: _measure_image(x, case) for name, x in images.items()},
         {name: score_lesions(mask, case) for name, mask in segmented.items()},
         {name: score_artefacts(images[name], segmented[name], case) for name in (OURS, ALONE)},
-        measure_contrasts(_search_region(case, images), case),
-        _sd_numbers(both, case) if passes > 1 else {},
+        measure_contrasts(_select_images(case, images), case),
+        _measure_sd(both, case) if passes > 1 else {},
         both,
     )
 
 
-def _search_region(case: Case, images: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the region in which lesions are sought."""
+def _select_images(case: Case, images: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the images on which the contrast of lesions is measured."""
     true = {"true DIR": case.dir, "true DIR as acquired": add_scan_noise(case)}
     return true | {name: images[name] for name in (OURS, ALONE)} | {"FLAIR": case.flair}
 
@@ -152,7 +156,7 @@ def _decide_lesions(p: SyntheticDir, case: Case, structure: Tensor) -> Tensor:
     return torch.from_numpy(LesionCriteria().select(p.lesion.numpy(), case.flair.numpy(), structure.numpy()).mask)
 
 
-def _rendered(p: SyntheticDir, case: Case) -> Tensor:
+def _render_predicted_maps(p: SyntheticDir, case: Case) -> Tensor:
     """Return DIR by its equation on the predicted maps, with their own white matter and grey matter."""
     t1_ms = 1000 * p.maps[1].exp()
     white = float(t1_ms[case.white_matter].median())
@@ -160,7 +164,7 @@ def _rendered(p: SyntheticDir, case: Case) -> Tensor:
     return (x / x[case.cortex].mean()).clamp(0, CLIP) * case.brain
 
 
-def _image_numbers(x: Tensor, case: Case) -> Values:
+def _measure_image(x: Tensor, case: Case) -> Values:
     masks = {"brain": case.brain, "lesions": case.mask, "cortex": case.cortex}
     return {
         "psnr_db": similarity.psnr(x, case.dir, RANGE, case.brain),
@@ -169,7 +173,7 @@ def _image_numbers(x: Tensor, case: Case) -> Values:
     }
 
 
-def _components(mask: Tensor) -> tuple[NDArray[np.int32], list[int]]:
+def _find_components(mask: Tensor) -> tuple[NDArray[np.int32], list[int]]:
     """Return the connected components of at least five voxels and their numbers."""
     labels, count = ndimage.label(mask.numpy(), np.ones((3, 3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
@@ -180,7 +184,7 @@ def score_lesions(mask: Tensor, case: Case) -> Values:
     """Return lesions hit by location, components that are no lesion, and the Dice of the masks."""
     inside = mask.numpy()
     hit = {lesion.label for lesion in case.lesions} & set(np.unique(case.labels[inside]).tolist())
-    labels, components = _components(mask)
+    labels, components = _find_components(mask)
     true = set(np.unique(labels[case.mask.numpy()]).tolist())
     values = {
         "recall": len(hit) / max(1, len(case.lesions)),
@@ -195,7 +199,7 @@ def score_lesions(mask: Tensor, case: Case) -> Values:
     return values
 
 
-def _best_threshold(case: Case) -> Tensor:
+def _segment_by_best_threshold(case: Case) -> Tensor:
     """Return FLAIR above the threshold of the best F1 of lesions on this very case, within white matter and lesions."""
 
     def f1(mask: Tensor) -> float:
@@ -216,7 +220,7 @@ def score_artefacts(x: Tensor, mask: Tensor, case: Case) -> Values:
     return {"count": float(len(numbers)), "bright": float(sum(bright)), "called": float(sum(called))}
 
 
-def _sd_numbers(p: SyntheticDir, case: Case) -> dict[str, float]:
+def _measure_sd(p: SyntheticDir, case: Case) -> dict[str, float]:
     """Return the rank correlation of the sd and its parts with the absolute error, and the mean sd in lesions and
     artefacts.
     """
@@ -241,7 +245,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def _methods(scored: Sequence[_Scored]) -> Table:
+def _method_table(scored: Sequence[_Scored]) -> Table:
     keys = ("psnr_db", "ssim", "mae_brain", "mae_lesions", "mae_cortex")
     rows: Rows = [(name, *(_mean([s.numbers[name][k] for s in scored]) for k in keys)) for name in scored[0].images]
     note = (
@@ -253,20 +257,20 @@ def _methods(scored: Sequence[_Scored]) -> Table:
     return Table("Synthetic DIR against the true one", columns, tuple(rows), note)
 
 
-def _lesions(scored: Sequence[_Scored]) -> Table:
+def _lesion_table(scored: Sequence[_Scored]) -> Table:
     keys = ("recall", "precision", "dice", "false", *(f"recall_{place}" for place in LOCATIONS))
     rows: Rows = [
         (name, *(_mean([s.found[name].get(k, float("nan")) for s in scored]) for k in keys)) for name in scored[0].found
     ]
     columns = ("segmentation", "recall", "precision", "Dice", "false per scan", *LOCATIONS)
-    return Table("Lesions found, and recall by location", columns, tuple(rows), f"{_count(scored)} lesions.")
+    return Table("Lesions found, and recall by location", columns, tuple(rows), f"{_count_lesions(scored)} lesions.")
 
 
-def _count(scored: Sequence[_Scored]) -> int:
+def _count_lesions(scored: Sequence[_Scored]) -> int:
     return sum(len(s.case.lesions) for s in scored)
 
 
-def _artefacts(scored: Sequence[_Scored]) -> Table:
+def _artefact_table(scored: Sequence[_Scored]) -> Table:
     rows: Rows = []
     for name in (OURS, ALONE):
         total = max(1.0, sum(s.artefacts[name]["count"] for s in scored))
@@ -277,14 +281,14 @@ def _artefacts(scored: Sequence[_Scored]) -> Table:
     return Table("FLAIR artefacts", columns, tuple(rows), note)
 
 
-def _uncertainty(scored: Sequence[_Scored]) -> Table:
-    asked = [s.sd for s in scored if s.sd]
-    rows = tuple((name, _mean([sd[name] for sd in asked])) for name in asked[0]) if asked else ()
+def _uncertainty_table(scored: Sequence[_Scored]) -> Table:
+    known = [s.sd for s in scored if s.sd]
+    rows = tuple((name, _mean([sd[name] for sd in known])) for name in known[0]) if known else ()
     note = "The first three: Spearman's rank correlation of the sd with the absolute error over the brain's voxels."
     return Table("Uncertainty, N = 20 dropout passes, variances by Welford", ("quantity", "value"), rows, note)
 
 
-def _subgroups(scored: Sequence[_Scored]) -> Table:
+def _subgroup_table(scored: Sequence[_Scored]) -> Table:
     groups = {f"{s.case.kind}": [t for t in scored if t.case.kind == s.case.kind] for s in scored}
     groups |= {f"subject {s.case.subject}": [t for t in scored if t.case.subject == s.case.subject] for s in scored}
     rows: Rows = []
@@ -305,7 +309,7 @@ def _subgroups(scored: Sequence[_Scored]) -> Table:
     return Table("By subgroup", columns, tuple(rows), note)
 
 
-def _metrics(scored: Sequence[_Scored]) -> dict[str, float]:
+def _make_metrics(scored: Sequence[_Scored]) -> dict[str, float]:
     found = {
         f"{prefix}{k}": round(_mean([s.numbers[name][k] for s in scored]), 4)
         for prefix, name in (("", OURS), ("flair_only_", ALONE))
@@ -314,7 +318,7 @@ def _metrics(scored: Sequence[_Scored]) -> dict[str, float]:
     return found | {f"lesion_{k}": round(_mean([s.found[OURS][k] for s in scored]), 4) for k in ("recall", "precision")}
 
 
-def _failures(scored: Sequence[_Scored], worst: _Scored) -> str:
+def _describe_failures(scored: Sequence[_Scored], worst: _Scored) -> str:
     missed = {place: _mean([1 - s.found[OURS].get(f"recall_{place}", np.nan) for s in scored]) for place in LOCATIONS}
     most = max((p for p in missed if not np.isnan(missed[p])), key=lambda p: missed[p], default="none")
     return (
@@ -323,13 +327,13 @@ def _failures(scored: Sequence[_Scored], worst: _Scored) -> str:
     )
 
 
-def _weaker(scored: Sequence[_Scored]) -> str:
+def _describe_limits(scored: Sequence[_Scored]) -> str:
     """Return the methods that won against the model, by PSNR or in lesions, and the limits of the simulation."""
     lines = []
-    for key, sign, word in (("psnr_db", 1, "PSNR"), ("mae_lesions", -1, "error in lesions")):
+    for key, sign, title in (("psnr_db", 1, "PSNR"), ("mae_lesions", -1, "error in lesions")):
         means = {name: sign * _mean([s.numbers[name][key] for s in scored]) for name in scored[0].images}
         better = [name for name in means if means[name] > means[OURS]]
-        lines.append(f"- {word}: {', '.join(better) + ' did better' if better else 'no method did better'}.")
+        lines.append(f"- {title}: {', '.join(better) + ' did better' if better else 'no method did better'}.")
     lines.append(
         "- With a T1w the DIR is, where no lesion is, the mean of network and first guess; the sd is the network's."
     )
@@ -340,15 +344,15 @@ def _weaker(scored: Sequence[_Scored]) -> str:
     return "\n".join(lines)
 
 
-def _pictures(scored: Sequence[_Scored], worst: _Scored) -> list[Picture]:
+def _make_pictures(scored: Sequence[_Scored], worst: _Scored) -> list[Picture]:
     typical = sorted(scored, key=lambda s: s.numbers[OURS]["psnr_db"])[len(scored) // 2]
     return [
-        Picture("typical", f"Typical: subject {typical.case.subject}, {typical.case.kind}.", _figure(typical)),
-        Picture("worst-case", f"Lowest PSNR: subject {worst.case.subject}, {worst.case.kind}.", _figure(worst)),
+        Picture("typical", f"Typical: subject {typical.case.subject}, {typical.case.kind}.", _draw_figure(typical)),
+        Picture("worst-case", f"Lowest PSNR: subject {worst.case.subject}, {worst.case.kind}.", _draw_figure(worst)),
     ]
 
 
-def _figure(s: _Scored) -> Any:
+def _draw_figure(s: _Scored) -> Any:
     """Return a figure of two axial slices: inputs, true and synthetic DIR, error, sd, lesions true (red) and found
     (green).
     """

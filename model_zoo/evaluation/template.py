@@ -30,31 +30,31 @@ def load_masked_scan(path: Path, root: Path) -> tuple[Tensor, Tensor, Tensor]:
     """
     import SimpleITK as sitk  # noqa: N813
 
-    image = _one_mm(sitk.DICOMOrient(sitk.ReadImage(str(path), sitk.sitkFloat32), "LPS"))
-    t1, grey, white = (_template(root, name) for name in ("t1", "gm", "wm"))
-    to_template = _registered(image, t1)
+    image = _resample_to_1_mm(sitk.DICOMOrient(sitk.ReadImage(str(path), sitk.sitkFloat32), "LPS"))
+    t1, grey, white = (_read_template(root, name) for name in ("t1", "gm", "wm"))
+    to_template = _register(image, t1)
     brain, tissue = (
         sitk.GetArrayFromImage(sitk.Resample(mask, image, to_template, sitk.sitkLinear, 0.0)) > 0.5
-        for mask in (_filled(t1 > 0), (grey + white) / 255.0)
+        for mask in (_fill_holes(t1 > 0), (grey + white) / 255.0)
     )
     values = sitk.GetArrayFromImage(image)
     return torch.from_numpy(values), torch.from_numpy(brain), torch.from_numpy(tissue)
 
 
-def _template(root: Path, name: str) -> Any:
+def _read_template(root: Path, name: str) -> Any:
     import SimpleITK as sitk  # noqa: N813
 
     folder = root / "anatomy" / "mni152-2009a"
     return sitk.ReadImage(str(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"), sitk.sitkFloat32)
 
 
-def _filled(mask: Any) -> Any:
+def _fill_holes(mask: Any) -> Any:
     import SimpleITK as sitk  # noqa: N813
 
     return sitk.Cast(sitk.BinaryFillhole(sitk.Cast(mask, sitk.sitkUInt8)), sitk.sitkFloat32)
 
 
-def _one_mm(image: Any) -> Any:
+def _resample_to_1_mm(image: Any) -> Any:
     import SimpleITK as sitk  # noqa: N813
 
     size = [max(1, round(n * s)) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
@@ -66,7 +66,7 @@ def _one_mm(image: Any) -> Any:
     return grid.Execute(image)
 
 
-def _registered(image: Any, template: Any) -> Any:
+def _register(image: Any, template: Any) -> Any:
     """Register scan to template: similarity from several heights, the best then affine, by Mattes mutual information.
 
     Heads are smaller than the template, and fields of view end anywhere: hence the starts.

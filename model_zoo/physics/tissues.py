@@ -24,7 +24,7 @@ TISSUES: dict[str, tuple[int, ...]] = {
     "eye": (506,),
     "vessel": (30, 62, 31, 63, 85, 136, 137, 163, 164),
 }
-"""Tissue class by name: its index here is the value in ``tissue_map``; the tuple holds the label map's numbers."""
+"""Tissue class by name: its index here is the value in ``read_tissue_map``; the tuple holds the label map's numbers."""
 
 _TISSUE_OF_STRUCTURE = {
     "cerebral white matter": "white matter",

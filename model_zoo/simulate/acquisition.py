@@ -14,11 +14,11 @@ from model_zoo.simulate import axes
 
 __all__ = [
     "add_rician_noise",
-    "bias",
+    "draw_bias_field",
+    "draw_texture",
     "log_uniform",
     "reduce_resolution",
     "simulate_motion",
-    "texture",
     "truncate_kspace",
     "uniform",
 ]
@@ -36,19 +36,19 @@ def log_uniform(generator: torch.Generator, low: float, high: float) -> float:
     return float(low * (high / low) ** uniform(generator, 0.0, 1.0))
 
 
-def texture(shape: Shape, spacing_mm: float, generator: torch.Generator) -> Tensor:
+def draw_texture(shape: Shape, spacing_mm: float, generator: torch.Generator) -> Tensor:
     """Return a tissue texture of mean 0 and variance 1, correlated over 2 to 4 mm."""
     length_mm = uniform(generator, 2.0, 4.0)
     k, j, i = (max(4, round(n * spacing_mm / length_mm)) for n in shape)
-    return axes.smooth_noise(shape, (k, j, i), generator)
+    return axes.draw_smooth_noise(shape, (k, j, i), generator)
 
 
-def bias(shape: Shape, strength: float, generator: torch.Generator) -> Tensor:
+def draw_bias_field(shape: Shape, strength: float, generator: torch.Generator) -> Tensor:
     """Return a multiplicative receive bias exp(strength b), b a B-spline field of unit variance on 4 to 6 knots an
     axis.
     """
     knots = int(uniform(generator, 4, 7))
-    return torch.exp(strength * axes.smooth_noise(shape, (knots, knots, knots), generator))
+    return torch.exp(strength * axes.draw_smooth_noise(shape, (knots, knots, knots), generator))
 
 
 def add_rician_noise(x: Tensor, noise_sd: float, generator: torch.Generator) -> Tensor:
@@ -67,8 +67,8 @@ def reduce_resolution(x: Tensor, step: tuple[float, ...], noise_sd: float, gener
             back.append(None)
             continue
         shift, n = uniform(generator, 0.0, s - 1.0), x.shape[axis]
-        profile = axes.slice_profile(n, s, s, shift).to(x)
-        back.append(axes.interpolation(n, len(profile), s, shift).to(x))
+        profile = axes.slice_matrix(n, s, s, shift).to(x)
+        back.append(axes.interpolation_matrix(n, len(profile), s, shift).to(x))
         x = axes.apply_along(x, profile, axis)
     x = add_rician_noise(x, noise_sd, generator)
     for axis, matrix in enumerate(back):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model_zoo.data_kit import data_root
 from model_zoo.physics.tissues import TISSUES
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "label_map", "tissue_map"]
+__all__ = ["TEST", "TRAIN", "VALIDATION", "read_label_map", "read_tissue_map"]
 
 TEST = ("13", "20")
 VALIDATION = ("09", "16")
@@ -24,7 +24,7 @@ TRAIN = ("01", "02", "03", "04", "05", "06", "08", "11", "12", "15", "17", "19")
 """Split by subject before any augmentation; TEST and VALIDATION are read by no recipe's training step."""
 
 
-def label_map(subject: str, root: Path | None = None) -> NDArray[np.int16]:
+def read_label_map(subject: str, root: Path | None = None) -> NDArray[np.int16]:
     """Return the FreeSurfer and extra-cerebral labels of one subject: int16 (k, j, i) at 1 mm, LPS.
 
     ``root``: the data kit's folder, by default ``data_root()``. Raises FileNotFoundError where the map is not there.
@@ -38,13 +38,13 @@ def label_map(subject: str, root: Path | None = None) -> NDArray[np.int16]:
 
 
 @lru_cache(maxsize=16)
-def tissue_map(subject: str, root: Path | None = None) -> torch.Tensor:
+def read_tissue_map(subject: str, root: Path | None = None) -> torch.Tensor:
     """Return the tissue classes of one subject: uint8 (k, j, i) at 1 mm, axes towards superior, posterior and left
     (LPS).
 
     ``root``: the data kit's folder, by default ``data_root()``. Raises FileNotFoundError where the map is not there.
     """
-    labels = label_map(subject, root)
+    labels = read_label_map(subject, root)
     lookup = np.full(int(labels.max()) + 1, list(TISSUES).index("muscle"), dtype=np.uint8)
     for index, numbers in enumerate(TISSUES.values()):
         for number in numbers:

@@ -12,7 +12,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["apply_along", "blur", "gaussian", "interpolation", "slice_profile", "smooth_noise", "spline"]
+__all__ = [
+    "apply_along",
+    "blur",
+    "draw_smooth_noise",
+    "gaussian_matrix",
+    "interpolation_matrix",
+    "slice_matrix",
+    "spline_matrix",
+]
 
 
 def apply_along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
@@ -29,7 +37,7 @@ def apply_along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def gaussian(n: int, sigma: float) -> Tensor:
+def gaussian_matrix(n: int, sigma: float) -> Tensor:
     """Return the Gaussian blur of ``sigma`` samples as an (n, n) matrix; rows sum to one, so a constant stays at the
     borders.
     """
@@ -42,11 +50,11 @@ def blur(x: Tensor, sigma: tuple[float, float, float]) -> Tensor:
     """Blur ``x`` (k, j, i) by a Gaussian of ``sigma`` voxels along each axis; axes under 0.1 voxel are left."""
     for axis, s in enumerate(sigma):
         if s >= 0.1:
-            x = apply_along(x, gaussian(x.shape[axis], round(s, 2)).to(x), axis)
+            x = apply_along(x, gaussian_matrix(x.shape[axis], round(s, 2)).to(x), axis)
     return x
 
 
-def slice_profile(n: int, step: float, thickness: float, shift: float) -> Tensor:
+def slice_matrix(n: int, step: float, thickness: float, shift: float) -> Tensor:
     """Return the slices of a volume of ``n`` samples as an (m, n) matrix: one every ``step`` samples from ``shift``,
     Gaussian profiles with a full width at half maximum of ``thickness`` (at least one sample is kept whole).
     """
@@ -56,7 +64,7 @@ def slice_profile(n: int, step: float, thickness: float, shift: float) -> Tensor
     return matrix / matrix.sum(1, keepdim=True).clamp(min=1e-9)
 
 
-def interpolation(n: int, count: int, step: float, shift: float) -> Tensor:
+def interpolation_matrix(n: int, count: int, step: float, shift: float) -> Tensor:
     """Return the linear interpolation from ``count`` samples at ``shift + step * a`` to 0 .. n - 1, held at the ends:
     (n, m).
     """
@@ -64,7 +72,7 @@ def interpolation(n: int, count: int, step: float, shift: float) -> Tensor:
     return (1 - (position[:, None] - torch.arange(count)[None, :]).abs()).clamp(min=0)
 
 
-def spline(n: int, knots: int) -> Tensor:
+def spline_matrix(n: int, knots: int) -> Tensor:
     """Return the cubic B-spline basis on ``knots`` (at least 4) equidistant knots over ``n`` samples: (n, knots), rows
     sum 1.
     """
@@ -75,13 +83,13 @@ def spline(n: int, knots: int) -> Tensor:
     return basis / basis.sum(1, keepdim=True)
 
 
-def smooth_noise(shape: tuple[int, int, int], knots: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+def draw_smooth_noise(shape: tuple[int, int, int], knots: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     """Return a smooth random field (k, j, i) of mean 0 and variance near 1: white noise on B-spline knots.
 
     Its correlation length is about 1.2 knot distances. Drawn and returned on the generator's device.
     """
     x = torch.randn(knots, generator=generator, device=generator.device)
     for axis, (n, m) in enumerate(zip(shape, knots, strict=True)):
-        basis = spline(n, m).to(x)
+        basis = spline_matrix(n, m).to(x)
         x = apply_along(x, basis / basis.square().sum(1).mean().sqrt(), axis)
     return x

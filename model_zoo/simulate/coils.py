@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ellipe, ellipk
 
-__all__ = ["loop_field", "sensitivities"]
+__all__ = ["compute_loop_field", "compute_sensitivities"]
 
 
-def loop_field(
+def compute_loop_field(
     rho_mm: NDArray[np.float64], z_mm: NDArray[np.float64], radius_mm: float
 ) -> tuple[NDArray[np.float64], ...]:
     """Return (B_rho, B_z) of a circular loop at cylindrical coordinates of its frame, in units of mu0 I / (pi mm)."""
@@ -36,7 +36,7 @@ def loop_field(
     return b_rho, b_z
 
 
-def sensitivities(
+def compute_sensitivities(
     points_mm: NDArray[np.float64], coils: int, rng: np.random.Generator, *, cylinder_mm: float = 140.0
 ) -> NDArray[np.complex64]:
     """Return the sensitivities (coils, ...) at ``points_mm`` (..., 3) about the head's centre, with sum_c |S_c|^2 = 1
@@ -55,7 +55,7 @@ def sensitivities(
         z = offset @ normal
         across = offset - z[..., None] * normal
         rho = np.linalg.norm(across, axis=-1)
-        b_rho, b_z = loop_field(rho, z, rng.uniform(50, 70))
+        b_rho, b_z = compute_loop_field(rho, z, rng.uniform(50, 70))
         field = b_rho[..., None] * across / np.maximum(rho, 1e-6)[..., None] + b_z[..., None] * normal
         found.append((field[..., 0] - 1j * field[..., 1]) * np.exp(1j * rng.uniform(-math.pi, math.pi)))
     s = np.stack(found)

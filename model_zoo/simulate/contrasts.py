@@ -12,10 +12,10 @@ from model_zoo.physics.sequences import Dir, Flair, Mprage, Sequence, SpinEcho, 
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate.acquisition import uniform
 
-__all__ = ["random_contrast", "random_sequence"]
+__all__ = ["draw_contrast", "draw_sequence"]
 
 
-def random_contrast(generator: torch.Generator) -> Tensor:
+def draw_contrast(generator: torch.Generator) -> Tensor:
     """Return the magnitude signal per tissue class (classes,) of a random sequence with random tissue, air zero,
     maximum 1.
     """
@@ -46,7 +46,7 @@ def random_contrast(generator: torch.Generator) -> Tensor:
     return magnitude / magnitude.max().clamp(min=1e-6)
 
 
-def random_sequence(name: str, generator: torch.Generator) -> Sequence:
+def draw_sequence(name: str, generator: torch.Generator) -> Sequence:
     """Return a protocol of the range met at 3 T: ``name`` is "mprage", "t2w", "pd", "flair" or "dir".
 
     Inversion times of FLAIR and DIR lie within 3 % of the nulls for the nominal CSF and white matter.

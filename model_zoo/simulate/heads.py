@@ -7,7 +7,7 @@ gradient n of its signed distance d: a = -log(1 - f) (V / S) n exp(-(d / L)^2), 
 than any smooth displacement resolves, loses voxels next to cerebrospinal fluid instead, in patches of some millimetres.
 
 Signals and activities are linear in tissue fractions, so partial volume is rendered by looking up one value per label
-on the fine lattice, then blurring and averaging (``render``), which equals mixing by ``fractions``.
+on the fine lattice, then blurring and averaging (``render``), which equals mixing by ``render_fractions``.
 """
 
 from __future__ import annotations
@@ -31,20 +31,19 @@ __all__ = [
     "Atrophy",
     "Head",
     "Variation",
-    "fractions",
+    "draw_head",
+    "draw_smooth_field_3d",
     "gaussian_blur_3d",
-    "phantom",
-    "plain_head",
-    "random_head",
+    "make_plain_head",
     "render",
-    "smooth_field_3d",
+    "render_fractions",
 ]
 
 HALF_MM = 2.0
 """Lattice of the atrophy fields and of the displacement before it is brought to full resolution."""
 
 
-_MOVED = (("hippocampus", 6.0), ("lateral ventricles", 10.0))
+_ATROPHIED = (("hippocampus", 6.0), ("lateral ventricles", 10.0))
 """Structures whose surface atrophy moves, and how far from it in mm the tissue follows."""
 
 
@@ -100,7 +99,7 @@ class _Source:
     fields: Tensor
 
 
-def random_head(
+def draw_head(
     subject: str,
     generator: torch.Generator,
     *,
@@ -120,15 +119,15 @@ def random_head(
     if atrophy is None:
         draw = torch.rand(3, generator=generator).square()
         atrophy = Atrophy(0.3 * float(draw[0]), 0.8 * float(draw[1]), 0.12 * float(draw[2]))
-    source = _source(subject, v.face, root)
-    matrix = _random_matrix(v, generator)
+    source = _prepare_source(subject, v.face, root)
+    matrix = _draw_matrix(v, generator)
     at = _affine_coordinates(source, matrix, shape, spacing_mm, offset_mm)
     if v.elastic_mm > 0:
-        at = at + _elastic(at.shape[1:], shape, spacing_mm, v.elastic_mm, generator)
+        at = at + _draw_elastic_displacement(at.shape[1:], shape, spacing_mm, v.elastic_mm, generator)
     return _pull_back(source, subject, at, shape, spacing_mm, atrophy, generator)
 
 
-def plain_head(
+def make_plain_head(
     subject: str,
     *,
     shape: tuple[int, int, int] = (192, 224, 192),
@@ -138,13 +137,13 @@ def plain_head(
     root: Path | None = None,
 ) -> Head:
     """Return the subject as its map holds it (with ``atrophy`` if given), its brain centred on the lattice."""
-    source = _source(subject, face, root)
+    source = _prepare_source(subject, face, root)
     at = _affine_coordinates(source, torch.eye(3), shape, spacing_mm, (0.0, 0.0, 0.0))
     generator = torch.Generator().manual_seed(0)
     return _pull_back(source, subject, at, shape, spacing_mm, atrophy or Atrophy(), generator)
 
 
-def _random_matrix(v: Variation, generator: torch.Generator) -> Tensor:
+def _draw_matrix(v: Variation, generator: torch.Generator) -> Tensor:
     """Return the rotation, shear, scale and flip from lattice to source millimetres, axes (k, j, i)."""
 
     def draw(width: float) -> Tensor:
@@ -182,7 +181,7 @@ def _affine_coordinates(
     return torch.einsum("ab,bkji->akji", matrix, grid) + torch.tensor(source.centre_mm)[:, None, None, None]
 
 
-def _elastic(
+def _draw_elastic_displacement(
     nodes: torch.Size, shape: tuple[int, int, int], spacing_mm: float, sd_mm: float, generator: torch.Generator
 ) -> Tensor:
     """Return a smooth displacement (3, *nodes) in millimetres: white noise on knots 24 to 48 mm apart, trilinear."""
@@ -202,7 +201,7 @@ def _pull_back(
     atrophy: Atrophy,
     generator: torch.Generator,
 ) -> Head:
-    at = at + _atrophy_displacement(source, at, atrophy)
+    at = at + _displace_by_atrophy(source, at, atrophy)
     full = functional.interpolate(at[None], size=shape, mode="trilinear", align_corners=True)[0]
     size = torch.tensor(source.codes.shape)
     outside = torch.zeros(shape, dtype=torch.bool)
@@ -216,21 +215,21 @@ def _pull_back(
     index = codes.to(torch.int64)
     tissue, structure = torch.from_numpy(source.tissue_of)[index], torch.from_numpy(source.structure_of)[index]
     if atrophy.cortex > 0:
-        lost = torch.from_numpy(source.pial)[index] & _patches(
+        lost = torch.from_numpy(source.pial)[index] & _draw_patches(
             shape, spacing_mm, atrophy.cortex / source.pial_share, generator
         )
         tissue[lost], structure[lost] = list(TISSUES).index("csf"), number("csf")
     return Head(tissue, structure, spacing_mm, subject, atrophy)
 
 
-def _patches(shape: tuple[int, int, int], spacing_mm: float, share: float, generator: torch.Generator) -> Tensor:
+def _draw_patches(shape: tuple[int, int, int], spacing_mm: float, share: float, generator: torch.Generator) -> Tensor:
     """Return a mask that is True in about ``share`` of the voxels, in patches of about 4 mm: bool (k, j, i)."""
     knots = tuple(max(2, round(n * spacing_mm / 4.0)) for n in shape)
     coarse = torch.rand((1, 1, *knots), generator=generator)
     return functional.interpolate(coarse, size=shape, mode="nearest")[0, 0] < share
 
 
-def _atrophy_displacement(source: _Source, at: Tensor, atrophy: Atrophy) -> Tensor:
+def _displace_by_atrophy(source: _Source, at: Tensor, atrophy: Atrophy) -> Tensor:
     """Return the sum of the structures' fields at the nodes, each scaled by its volume fraction: (3, k, j, i), mm."""
     amounts = torch.tensor([-math.log1p(-atrophy.hippocampus), -math.log1p(atrophy.ventricles)])
     if not bool(amounts.any()):
@@ -242,12 +241,12 @@ def _atrophy_displacement(source: _Source, at: Tensor, atrophy: Atrophy) -> Tens
 
 
 @lru_cache(maxsize=32)
-def _source(subject: str, face: bool, root: Path | None) -> _Source:
-    tissue = anatomy.tissue_map(subject, root).numpy()
-    structure = regions.structure_map(subject, root)
+def _prepare_source(subject: str, face: bool, root: Path | None) -> _Source:
+    tissue = anatomy.read_tissue_map(subject, root).numpy()
+    structure = regions.make_structure_map(subject, root)
     if not face:
-        tissue = np.where(_face(tissue, structure), np.uint8(0), tissue)
-    pial = _pial(structure)
+        tissue = np.where(_find_face(tissue, structure), np.uint8(0), tissue)
+    pial = _find_pial_cortex(structure)
     triples = (tissue.astype(np.uint16) * (COUNT + 1) + structure) * 2 + pial
     found, codes = np.unique(triples, return_inverse=True)
     if found[0] != 0 or len(found) > 256:
@@ -261,11 +260,11 @@ def _source(subject: str, face: bool, root: Path | None) -> _Source:
         found % 2 == 1,
         (centre[0], centre[1], centre[2]),
         float(pial.sum()) / float(np.isin(structure, CORTEX).sum()),
-        torch.from_numpy(_atrophy_fields(structure)),
+        torch.from_numpy(_make_atrophy_fields(structure)),
     )
 
 
-def _pial(structure: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _find_pial_cortex(structure: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return the cortex that shares a face with cerebrospinal fluid."""
     from scipy import ndimage
 
@@ -273,7 +272,7 @@ def _pial(structure: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(fluid & np.isin(structure, CORTEX))
 
 
-def _face(tissue: NDArray[np.uint8], structure: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def _find_face(tissue: NDArray[np.uint8], structure: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return the mask of what could identify a person.
 
     It holds all but brain and cerebrospinal fluid in front of the middle of the temporal poles and below the top of the
@@ -287,13 +286,13 @@ def _face(tissue: NDArray[np.uint8], structure: NDArray[np.uint8]) -> NDArray[np
     return np.asarray(below & before & (structure == 0))
 
 
-def _atrophy_fields(structure: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _make_atrophy_fields(structure: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the displacement in mm per volume fraction of hippocampus and ventricles: (2, 3, 128, 128, 128), 2 mm."""
     half = structure[::2, ::2, ::2]
-    return np.stack([_shrinking(half == number(name), reach_mm) for name, reach_mm in _MOVED])
+    return np.stack([_make_shrinking_field(half == number(name), reach_mm) for name, reach_mm in _ATROPHIED])
 
 
-def _shrinking(mask: NDArray[np.bool_], reach_mm: float) -> NDArray[np.float32]:
+def _make_shrinking_field(mask: NDArray[np.bool_], reach_mm: float) -> NDArray[np.float32]:
     """Return (V / S) n exp(-(d / L)^2) about the surface of ``mask``: float32 (3, k, j, i) in mm."""
     from scipy import ndimage
 
@@ -336,7 +335,7 @@ def _blur_axis(y: Tensor, axis: int, sigma: float) -> Tensor:
     return total
 
 
-def smooth_field_3d(shape: tuple[int, int, int], cells: int, generator: torch.Generator) -> Tensor:
+def draw_smooth_field_3d(shape: tuple[int, int, int], cells: int, generator: torch.Generator) -> Tensor:
     """Return a smooth random field (k, j, i), N(0, 1) at its ``cells``^3 knots, trilinear between them."""
     coarse = torch.randn((1, 1, cells, cells, cells), generator=generator)
     return functional.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0, 0]
@@ -352,52 +351,7 @@ def render(labels: Tensor, values: Tensor, *, blur_mm: float, spacing_mm: float,
     return functional.avg_pool3d(image[None, None], shrink)[0, 0] if shrink > 1 else image
 
 
-def fractions(labels: Tensor, classes: int, *, blur_mm: float, spacing_mm: float, shrink: int = 1) -> Tensor:
+def render_fractions(labels: Tensor, classes: int, *, blur_mm: float, spacing_mm: float, shrink: int = 1) -> Tensor:
     """Return the partial-volume fractions of ``classes`` labels: float (classes, k, j, i), summing to one."""
     eye = torch.eye(classes)
     return torch.stack([render(labels, row, blur_mm=blur_mm, spacing_mm=spacing_mm, shrink=shrink) for row in eye])
-
-
-_PHANTOM: tuple[tuple[str, str, tuple[float, float, float], tuple[float, float, float]], ...] = (
-    ("fat", "", (0, 0, 0), (0.95, 0.95, 0.95)),
-    ("bone", "", (0, 0, 0), (0.9, 0.9, 0.9)),
-    ("csf", "csf", (0, 0, 0), (0.84, 0.84, 0.84)),
-    ("cortex", "frontal cortex", (0, -0.1, 0), (0.72, 0.7, 0.76)),
-    ("cortex", "occipital cortex", (0, 0.36, 0), (0.5, 0.44, 0.6)),
-    ("cortex", "temporal cortex", (-0.2, 0, 0), (0.45, 0.6, 0.74)),
-    ("cortex", "parietal cortex", (0.35, 0.25, 0), (0.38, 0.4, 0.55)),
-    ("cortex", "sensorimotor cortex", (0.45, 0.0, 0), (0.3, 0.15, 0.5)),
-    ("cortex", "precuneus", (0.4, 0.4, 0), (0.2, 0.2, 0.12)),
-    ("white matter", "cerebral white matter", (0.05, 0, 0), (0.5, 0.6, 0.62)),
-    ("cortex", "insula", (-0.02, -0.1, 0), (0.2, 0.2, 0.52)),
-    ("white matter", "cerebral white matter", (-0.02, -0.1, 0), (0.2, 0.2, 0.42)),
-    ("cortex", "cingulate cortex", (0.3, 0.0, 0), (0.12, 0.4, 0.1)),
-    ("csf", "lateral ventricles", (0.1, 0, 0), (0.12, 0.3, 0.14)),
-    ("thalamus", "thalamus", (-0.06, 0.05, 0), (0.12, 0.16, 0.2)),
-    ("csf", "third and fourth ventricles", (-0.06, 0.05, 0), (0.1, 0.12, 0.04)),
-    ("caudate", "caudate", (0.06, -0.22, 0), (0.1, 0.12, 0.2)),
-    ("putamen", "putamen", (-0.04, -0.14, 0), (0.1, 0.16, 0.36)),
-    ("pallidum", "pallidum", (-0.04, -0.14, 0), (0.08, 0.1, 0.26)),
-    ("hippocampus", "hippocampus", (-0.24, 0.1, 0), (0.08, 0.16, 0.4)),
-    ("hippocampus", "amygdala", (-0.24, -0.1, 0), (0.08, 0.08, 0.36)),
-    ("cortex", "parahippocampal cortex", (-0.33, 0.02, 0), (0.06, 0.2, 0.34)),
-    ("brain stem", "ventral diencephalon", (-0.2, 0.05, 0), (0.08, 0.1, 0.16)),
-    ("brain stem", "brain stem", (-0.4, 0.12, 0), (0.18, 0.1, 0.12)),
-    ("cerebellar cortex", "cerebellar cortex", (-0.5, 0.4, 0), (0.2, 0.24, 0.45)),
-    ("white matter", "cerebellar white matter", (-0.5, 0.4, 0), (0.1, 0.12, 0.28)),
-    ("lesion", "cerebral white matter", (0.16, -0.3, 0.3), (0.06, 0.06, 0.06)),
-)
-"""Tissue, structure, centre and half axes (k, j, i) as fractions of half the lattice; later rows cover earlier ones."""
-
-
-def phantom(shape: tuple[int, int, int] = (96, 112, 96), spacing_mm: float = 2.0) -> Head:
-    """Return a head of ellipsoids with every structure, for tests and trials without the label maps: not anatomy."""
-    axes = [torch.linspace(-1, 1, n) for n in shape]
-    k, j, i = torch.meshgrid(*axes, indexing="ij")
-    tissue, structure = torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8)
-    names = list(TISSUES)
-    for tissue_name, structure_name, centre, half in _PHANTOM:
-        inside = sum(((a - c) / h) ** 2 for a, c, h in zip((k, j, i), centre, half, strict=True)) <= 1
-        tissue[inside] = names.index(tissue_name)
-        structure[inside] = number(structure_name) if structure_name else 0
-    return Head(tissue, structure, spacing_mm, "phantom")

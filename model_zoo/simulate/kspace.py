@@ -16,18 +16,18 @@ from model_zoo.operators import centred_fft
 from model_zoo.physics import mr
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import anatomy
-from model_zoo.simulate.coils import sensitivities
+from model_zoo.simulate.coils import compute_sensitivities
 from model_zoo.simulate.slices import (
     FINER,
     crop_kspace,
+    draw_smooth_field,
+    draw_smooth_phase,
+    draw_texture,
     gaussian_blur,
     sample_plane,
-    smooth_field,
-    smooth_phase,
-    texture,
 )
 
-__all__ = ["SimulatedScan", "acquire"]
+__all__ = ["SimulatedScan", "simulate_scan"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SimulatedScan:
     z_mm: tuple[float, ...]
 
 
-def acquire(
+def simulate_scan(
     subject: str,
     *,
     z_mm: tuple[float, ...] = (0.0,),
@@ -64,28 +64,30 @@ def acquire(
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
-    signal = _signal(contrast)
+    signal = _compute_signal(contrast)
     fine = (round(shape[0] * FINER), round(shape[1] * FINER))
     fine_mm = (pixel_mm * shape[0] / fine[0], pixel_mm * shape[1] / fine[1])
-    tissue = anatomy.tissue_map(subject)
+    tissue = anatomy.read_tissue_map(subject)
     maps_seed = int(rng.integers(2**31))
     images, coil_images = [], []
     for z in z_mm:
-        plane = _axial_plane(fine, fine_mm, z)
-        x = sample_plane(tissue, plane, signal, thickness_mm, slabs=5) * texture(fine, fine_mm, generator)
-        x = gaussian_blur(x, (0.5 / fine_mm[0], 0.5 / fine_mm[1])) * torch.exp(0.2 * smooth_field(fine, 4, generator))
+        plane = _make_axial_plane(fine, fine_mm, z)
+        x = sample_plane(tissue, plane, signal, thickness_mm, slabs=5) * draw_texture(fine, fine_mm, generator)
+        x = gaussian_blur(x, (0.5 / fine_mm[0], 0.5 / fine_mm[1])) * torch.exp(
+            0.2 * draw_smooth_field(fine, 4, generator)
+        )
         points = np.moveaxis(plane.numpy().astype(np.float64)[::-1], 0, -1) - 128.0  # (z, y, x) -> (x, y, z)
-        maps = torch.from_numpy(sensitivities(points, coils, np.random.default_rng(maps_seed)))
-        complex_x = torch.polar(x, smooth_phase(fine, generator))
+        maps = torch.from_numpy(compute_sensitivities(points, coils, np.random.default_rng(maps_seed)))
+        complex_x = torch.polar(x, draw_smooth_phase(fine, generator))
         images.append(crop_kspace(complex_x, shape))
         coil_images.append(crop_kspace(maps * complex_x, shape))
     reference = torch.stack(images)
     white = float(signal[list(TISSUES).index("white matter")])
-    covariance = _covariance(coils, rng) * 2 * (white / snr) ** 2
+    covariance = _draw_covariance(coils, rng) * 2 * (white / snr) ** 2
     colour = np.linalg.cholesky(covariance)
     clean = centred_fft(torch.stack(coil_images)).numpy()
-    noise = np.einsum("cd,sdab->scab", colour, _white((len(z_mm), coils, *shape), rng))
-    prescan = colour @ _white((coils, 4096), rng)
+    noise = np.einsum("cd,sdab->scab", colour, _draw_white_noise((len(z_mm), coils, *shape), rng))
+    prescan = colour @ _draw_white_noise((coils, 4096), rng)
     return SimulatedScan(
         (clean + noise).astype(np.complex64),
         reference.numpy(),
@@ -96,7 +98,7 @@ def acquire(
     )
 
 
-def _signal(contrast: str) -> torch.Tensor:
+def _compute_signal(contrast: str) -> torch.Tensor:
     p = mr.TissueParameters.table()
     signal = {
         "t1w": lambda: 10 * mr.mprage(p, 2300, 900, 0.157, 7.1, 176),
@@ -107,19 +109,19 @@ def _signal(contrast: str) -> torch.Tensor:
     return signal.abs()
 
 
-def _axial_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], z_mm: float) -> torch.Tensor:
+def _make_axial_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], z_mm: float) -> torch.Tensor:
     y = 128.0 + (torch.arange(shape[0]) - shape[0] // 2) * pixel_mm[0]
     x = 128.0 + (torch.arange(shape[1]) - shape[1] // 2) * pixel_mm[1]
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([torch.full(shape, 128.0 + z_mm), grid_y, grid_x])
 
 
-def _white(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.complex128]:
+def _draw_white_noise(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.complex128]:
     """Return complex noise of variance 1."""
     return np.asarray((rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2))
 
 
-def _covariance(coils: int, rng: np.random.Generator) -> NDArray[np.complex128]:
+def _draw_covariance(coils: int, rng: np.random.Generator) -> NDArray[np.complex128]:
     """Return a Hermitian positive definite matrix of unit diagonal, neighbours correlated by 0.1 to 0.3 with random
     phase.
     """

@@ -33,10 +33,10 @@ __all__ = [
     "SEVERITIES",
     "SHARES",
     "Lesions",
-    "artefacts",
+    "draw_artefacts",
+    "draw_lesions",
+    "draw_lesions_from_mask",
     "find_candidates",
-    "from_mask",
-    "random_lesions",
     "remove_lesions",
 ]
 
@@ -73,7 +73,7 @@ class Lesions:
         """Bool (k, j, i): where more than half of the change has happened."""
         return self.extent > 0.5
 
-    def applied(self, p: TissueParameters) -> TissueParameters:
+    def apply_to(self, p: TissueParameters) -> TissueParameters:
         """Return the maps (k, j, i) of ``p``, those of the head without lesions, with these lesions in them."""
         inside = self.label > 0
         e, core = self.extent[inside], self.core.to(self.extent)[self.label[inside].long()]
@@ -84,17 +84,17 @@ class Lesions:
             changed.append(q)
         return TissueParameters(*changed)
 
-    def redrawn(self, generator: torch.Generator) -> Lesions:
+    def redraw_severities(self, generator: torch.Generator) -> Lesions:
         """Return the same shapes with new severities."""
-        core = [(1.0, 1.0, 1.0), *(_core(place, generator) for place in self.place)]
+        core = [(1.0, 1.0, 1.0), *(_draw_core(place, generator) for place in self.place)]
         return replace(self, core=torch.tensor(core, device=self.core.device))
 
-    def cropped(self, box: tuple[slice, slice, slice]) -> Lesions:
+    def crop(self, box: tuple[slice, slice, slice]) -> Lesions:
         """Return the same lesions in a part of the head."""
         return Lesions(self.label[box], self.extent[box], self.core, self.place)
 
 
-def random_lesions(head: Head, generator: torch.Generator, *, count: int | None = None) -> Lesions:
+def draw_lesions(head: Head, generator: torch.Generator, *, count: int | None = None) -> Lesions:
     """Return lesions drawn from the generative model, and those of the label map itself, on the generator's device.
 
     ``count``: how many to draw, by default negative binomial with mean 25 (at most 90).
@@ -103,13 +103,13 @@ def random_lesions(head: Head, generator: torch.Generator, *, count: int | None 
     drawing.add_mask(head.tissue == list(TISSUES).index("lesion"))
     places = find_candidates(head)
     shares = torch.tensor([SHARES[name] * bool(len(places[name])) for name in SHARES])
-    for _ in range(_count(generator) if count is None else count):
-        place = list(SHARES)[int(torch.multinomial(shares, 1, generator=_cpu(generator)))]
+    for _ in range(_draw_count(generator) if count is None else count):
+        place = list(SHARES)[int(torch.multinomial(shares, 1, generator=_on_cpu(generator)))]
         drawing.add_ellipsoid(place, places[place])
     return drawing.lesions()
 
 
-def from_mask(head: Head, mask: Tensor, generator: torch.Generator) -> Lesions:
+def draw_lesions_from_mask(head: Head, mask: Tensor, generator: torch.Generator) -> Lesions:
     """Return a patient's lesions in ``head``.
 
     Each connected component of ``mask`` (bool (k, j, i) on the head's grid) of at least 10 mm3 gets a severity and a
@@ -121,23 +121,23 @@ def from_mask(head: Head, mask: Tensor, generator: torch.Generator) -> Lesions:
 
 
 def remove_lesions(head: Head) -> Head:
-    """Return ``head`` with white matter where its label map has lesions, as ``Lesions.applied`` takes it."""
+    """Return ``head`` with white matter where its label map has lesions, as ``Lesions.apply_to`` takes it."""
     names = list(TISSUES)
     lesion = head.tissue == names.index("lesion")
     return replace(head, tissue=torch.where(lesion, names.index("white matter"), head.tissue).to(torch.uint8))
 
 
-def artefacts(head: Head, generator: torch.Generator, *, most: int = 6) -> Tensor:
+def draw_artefacts(head: Head, generator: torch.Generator, *, most: int = 6) -> Tensor:
     """Return FLAIR-bright artefacts without any change of tissue: float (k, j, i), to be added to a FLAIR image in
     units of its white matter. Blobs like lesions in shape and strength (0.2 to 0.8), anywhere in white matter and
     cortex.
     """
     added = torch.zeros(head.tissue.shape)
     places = find_candidates(head)
-    for _ in range(int(torch.randint(most + 1, (1,), generator=_cpu(generator)))):
+    for _ in range(int(torch.randint(most + 1, (1,), generator=_on_cpu(generator)))):
         place = ("periventricular", "juxtacortical", "deep", "cortical")[int(uniform(generator, 0, 4))]
         if len(places[place]):
-            box, extent = _ellipsoid(head, places[place], _volume(generator), None, generator)
+            box, extent = _draw_ellipsoid(head, places[place], _draw_volume(generator), None, generator)
             added[box] = torch.maximum(added[box], uniform(generator, 0.2, 0.8) * extent)
     return added.to(generator.device)
 
@@ -175,9 +175,9 @@ class _Drawing:
     def add_ellipsoid(self, place: str, centres: Tensor) -> None:
         """Add one lesion of that class; where too little of it fits, its position is drawn again, up to five times."""
         towards = number("lateral ventricles") if place == "periventricular" else None
-        volume_mm3 = _volume(self.generator) * (0.5 if place == "cortical" else 1.0)
+        volume_mm3 = _draw_volume(self.generator) * (0.5 if place == "cortical" else 1.0)
         for _ in range(5):
-            box, extent = _ellipsoid(self.head, centres, volume_mm3, towards, self.generator)
+            box, extent = _draw_ellipsoid(self.head, centres, volume_mm3, towards, self.generator)
             if self._add(place, box, extent * self._allowed(place, self.structure[box])):
                 return
 
@@ -185,7 +185,7 @@ class _Drawing:
         components, _ = ndimage.label(mask.cpu().numpy(), np.ones((3, 3, 3)))
         smallest = SMALLEST_MM3 / self.head.spacing_mm**3
         for index, box in enumerate(ndimage.find_objects(components), start=1):
-            near = _around(box, mask.shape, 3)
+            near = _widen_box(box, mask.shape, 3)
             inside = torch.from_numpy(components[near] == index)
             if float(inside.sum()) < smallest:
                 continue
@@ -206,7 +206,7 @@ class _Drawing:
         extent = extent * (self.label[box] == 0)
         if float((extent > 0.5).sum()) * self.head.spacing_mm**3 < 0.5 * SMALLEST_MM3:
             return False
-        self.core.append(_core(place, self.generator))
+        self.core.append(_draw_core(place, self.generator))
         self.place.append(place)
         painted = extent > 0.02
         self.label[box][painted] = len(self.place)
@@ -219,7 +219,7 @@ class _Drawing:
         return Lesions(self.label.to(device), self.extent.to(device), core, tuple(self.place))
 
 
-def _ellipsoid(
+def _draw_ellipsoid(
     head: Head, centres: Tensor, volume_mm3: float, towards: int | None, generator: torch.Generator
 ) -> tuple[tuple[slice, slice, slice], Tensor]:
     """Return a box of the head and e(x) in it: 1 inside a warped ellipsoid, falling to 0 over a rim of about a
@@ -227,39 +227,39 @@ def _ellipsoid(
 
     ``towards``: the structure from which the long axis points away; None: any direction.
     """
-    cpu = _cpu(generator)
+    cpu = _on_cpu(generator)
     centre = centres[int(torch.randint(len(centres), (1,), generator=cpu))]
     radius = (volume_mm3 / (4 / 3 * math.pi)) ** (1 / 3) / head.spacing_mm
     long = uniform(cpu, 1.2, 2.2) if towards is not None else uniform(cpu, 1.0, 1.6)
     flat = uniform(cpu, 0.8, 1.25)
     radii = radius * torch.tensor([long, flat, 1 / flat]) / long ** (1 / 3)
-    box = _around([slice(int(c), int(c) + 1) for c in centre], head.tissue.shape, math.ceil(1.5 * radius * long) + 3)
+    box = _widen_box([slice(int(c), int(c) + 1) for c in centre], head.tissue.shape, math.ceil(1.5 * radius * long) + 3)
     grids = [torch.arange(s.start, s.stop) - c for s, c in zip(box, centre, strict=True)]
     d = torch.stack(torch.meshgrid(*grids, indexing="ij"), dim=-1).float()
     direction = torch.randn(3, generator=cpu)
     if towards is not None:
         there = d[head.structure[box].cpu() == towards]
         direction = -there.mean(0) + 0.3 * direction if len(there) else direction
-    axis = _frame(direction, cpu)
+    axis = _draw_frame(direction, cpu)
     r = ((d @ axis.T) / radii).norm(dim=-1)
     knots = (max(4, round(d.shape[0] / 3)), max(4, round(d.shape[1] / 3)), max(4, round(d.shape[2] / 3)))
-    warp = uniform(cpu, 0.05, 0.3) * axes.smooth_noise((d.shape[0], d.shape[1], d.shape[2]), knots, cpu)
+    warp = uniform(cpu, 0.05, 0.3) * axes.draw_smooth_noise((d.shape[0], d.shape[1], d.shape[2]), knots, cpu)
     rim_mm = uniform(cpu, 0.2, 0.6)
     return box, torch.sigmoid((1 + warp.clamp(-0.5, 0.5) - r) * radius * head.spacing_mm / rim_mm)
 
 
-def _frame(direction: Tensor, generator: torch.Generator) -> Tensor:
+def _draw_frame(direction: Tensor, generator: torch.Generator) -> Tensor:
     """Return orthonormal rows, the first along ``direction``."""
     q: Tensor = torch.linalg.qr(torch.stack([direction, *torch.randn((2, 3), generator=generator)], dim=1)).Q
     return q.T
 
 
-def _around(box: list[slice] | tuple[slice, ...], shape: torch.Size, margin: int) -> tuple[slice, slice, slice]:
+def _widen_box(box: list[slice] | tuple[slice, ...], shape: torch.Size, margin: int) -> tuple[slice, slice, slice]:
     k, j, i = (slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(box, shape, strict=True))
     return k, j, i
 
 
-def _core(place: str, generator: torch.Generator) -> tuple[float, float, float]:
+def _draw_core(place: str, generator: torch.Generator) -> tuple[float, float, float]:
     """Return the T1, T2, PD of one lesion."""
     if place == "cortical":
         base = torch.tensor(SEVERITIES["cortical"]).log()
@@ -267,23 +267,23 @@ def _core(place: str, generator: torch.Generator) -> tuple[float, float, float]:
         steps = torch.tensor([SEVERITIES[name] for name in ("mild", "typical", "black hole")]).log()
         s = uniform(generator, 0.0, 2.0)
         base = torch.lerp(steps[int(s)], steps[int(s) + 1], s - int(s))
-    t1, t2, pd = (base + SPREAD * torch.randn(3, generator=_cpu(generator))).exp().tolist()
+    t1, t2, pd = (base + SPREAD * torch.randn(3, generator=_on_cpu(generator))).exp().tolist()
     return t1, t2, min(pd, 1.1)
 
 
-def _volume(generator: torch.Generator) -> float:
-    z = float(torch.randn(1, generator=_cpu(generator)))
+def _draw_volume(generator: torch.Generator) -> float:
+    z = float(torch.randn(1, generator=_on_cpu(generator)))
     return min(max(MEDIAN_MM3 * math.exp(LOG_SD * z), SMALLEST_MM3), LARGEST_MM3)
 
 
-def _count(generator: torch.Generator) -> int:
+def _draw_count(generator: torch.Generator) -> int:
     """Draw a negative binomial as a Poisson of a gamma-distributed mean: variance mean + mean^2 / ``DISPERSION``."""
-    cpu = _cpu(generator)
+    cpu = _on_cpu(generator)
     rate = torch._standard_gamma(torch.tensor([DISPERSION]), generator=cpu) * MEAN_COUNT / DISPERSION
     return min(int(torch.poisson(rate, generator=cpu)), MOST)
 
 
-def _cpu(generator: torch.Generator) -> torch.Generator:
+def _on_cpu(generator: torch.Generator) -> torch.Generator:
     """Return the generator itself if it is the CPU's, else one seeded from it: small draws are made on the CPU."""
     if generator.device.type == "cpu":
         return generator

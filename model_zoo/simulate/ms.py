@@ -17,13 +17,13 @@ from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir, Sequence, Spi
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import axes, patient_lesions
 from model_zoo.simulate.acquisition import uniform
-from model_zoo.simulate.contrasts import random_sequence
+from model_zoo.simulate.contrasts import draw_sequence
 from model_zoo.simulate.heads import Head
-from model_zoo.simulate.lesions import Lesions, artefacts, from_mask, random_lesions, remove_lesions
-from model_zoo.simulate.volumes import Scan, random_scan, signal_volume, simulate_scan, tissue_maps
+from model_zoo.simulate.lesions import Lesions, draw_artefacts, draw_lesions, draw_lesions_from_mask, remove_lesions
+from model_zoo.simulate.volumes import Scan, draw_scan, draw_tissue_maps, render_signal, simulate_scan
 from model_zoo.structures import CORTEX, COUNT, number
 
-__all__ = ["Examination", "Images", "Patient", "draw_examination", "images", "random_patient"]
+__all__ = ["Examination", "Images", "Patient", "draw_examination", "draw_patient", "render_images"]
 
 NAWM = (900 / 850, 75 / 70, 0.72 / 0.70)
 """T1, T2 and PD of the normal-appearing white matter of MS patients relative to healthy white matter."""
@@ -39,10 +39,10 @@ class Patient:
     lesions: Lesions
     artefact: Tensor
 
-    def cropped(self, box: Box) -> Patient:
+    def crop(self, box: Box) -> Patient:
         """Return the same patient in a part of the head."""
         head = replace(self.head, tissue=self.head.tissue[box], structure=self.head.structure[box])
-        return Patient(head, self.lesions.cropped(box), self.artefact[box])
+        return Patient(head, self.lesions.crop(box), self.artefact[box])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Images:
     maps: TissueParameters
 
 
-def random_patient(
+def draw_patient(
     head: Head, generator: torch.Generator, *, count: int | None = None, masks: float = 0.3, root: Path | None = None
 ) -> Patient:
     """Return a patient with this head; ``masks``: how often lesions come from a real patient's mask (never a held-out
@@ -85,12 +85,12 @@ def random_patient(
     ``count``: how many lesions, by default negative binomial; given, no mask is used.
     """
     if count is None and uniform(generator, 0, 1) < masks:
-        known = [p for p in patient_lesions.patients(root) if p not in patient_lesions.HELD_OUT]
-        mask = patient_lesions.patient_mask(head, known[int(uniform(generator, 0, len(known)))], root)
-        lesions = from_mask(head, mask, generator)
+        known = [p for p in patient_lesions.list_patients(root) if p not in patient_lesions.HELD_OUT]
+        mask = patient_lesions.place_patient_mask(head, known[int(uniform(generator, 0, len(known)))], root)
+        lesions = draw_lesions_from_mask(head, mask, generator)
     else:
-        lesions = random_lesions(head, generator, count=count)
-    return Patient(remove_lesions(head), lesions, artefacts(head, generator, most=10) * ~lesions.mask)
+        lesions = draw_lesions(head, generator, count=count)
+    return Patient(remove_lesions(head), lesions, draw_artefacts(head, generator, most=10) * ~lesions.mask)
 
 
 def draw_examination(generator: torch.Generator) -> Examination:
@@ -104,18 +104,18 @@ def draw_examination(generator: torch.Generator) -> Examination:
     at = white, number("cerebral white matter")
     dir_ = Dir.nulling(DIR_TR_MS, float(p.t1_ms[at]), float(p.t1_ms[csf].mean()), DIR_TE_MS)
     spin_echo = uniform(generator, 0, 1) < 0.2
-    t1w = random_sequence("mprage", generator)
+    t1w = draw_sequence("mprage", generator)
     if spin_echo:
         t1w = SpinEcho(uniform(generator, 400, 700), uniform(generator, 9, 16))
-    flair = random_sequence("flair", generator)
+    flair = draw_sequence("flair", generator)
     shift = [uniform(generator, -0.4, 0.4) if uniform(generator, 0, 1) < 0.3 else 0.0 for _ in range(3)]
     return Examination(
         p,
         flair,
         t1w,
         dir_,
-        random_scan(generator, thick=0.2, motion=0.1),
-        random_scan(generator, thick=0.2, motion=0.1),
+        draw_scan(generator, thick=0.2, motion=0.1),
+        draw_scan(generator, thick=0.2, motion=0.1),
         unit=float(dir_.signal(p).abs()[cortex, list(CORTEX)].mean()),
         flair_level=float(flair.signal(p)[at].abs()) * (1 + 0.04 * uniform(generator, -1, 1)),
         t1w_level=float(t1w.signal(p)[at].abs()) * (1 + 0.04 * uniform(generator, -1, 1)),
@@ -125,16 +125,16 @@ def draw_examination(generator: torch.Generator) -> Examination:
     )
 
 
-def images(patient: Patient, e: Examination, generator: torch.Generator) -> Images:
+def render_images(patient: Patient, e: Examination, generator: torch.Generator) -> Images:
     """Render the examination ``e`` of ``patient`` on the patient's grid; only FLAIR carries the artefacts.
 
     T1w is off by ``e.shift_mm`` along each axis: what a rigid registration leaves.
     """
     head = patient.head
-    maps = patient.lesions.applied(tissue_maps(head, e.p, generator, texture_sd=e.texture_sd))
-    flair, t1w, true = (signal_volume(maps, s, head, blur_mm=e.blur_mm) for s in (e.flair, e.t1w, e.dir))
+    maps = patient.lesions.apply_to(draw_tissue_maps(head, e.p, generator, texture_sd=e.texture_sd))
+    flair, t1w, true = (render_signal(maps, s, head, blur_mm=e.blur_mm) for s in (e.flair, e.t1w, e.dir))
     flair = flair / e.flair_level + patient.artefact.to(flair)
-    t1w = _shifted(t1w / e.t1w_level, tuple(mm / head.spacing_mm for mm in e.shift_mm))
+    t1w = _shift(t1w / e.t1w_level, tuple(mm / head.spacing_mm for mm in e.shift_mm))
     return Images(
         simulate_scan(flair, head, e.flair_scan, generator),
         simulate_scan(t1w, head, e.t1w_scan, generator),
@@ -143,9 +143,9 @@ def images(patient: Patient, e: Examination, generator: torch.Generator) -> Imag
     )
 
 
-def _shifted(x: Tensor, voxels: tuple[float, ...]) -> Tensor:
+def _shift(x: Tensor, voxels: tuple[float, ...]) -> Tensor:
     for axis, shift in enumerate(voxels):
         if shift:
             n = x.shape[axis]
-            x = axes.apply_along(x, axes.interpolation(n, n, 1.0, shift).to(x), axis)
+            x = axes.apply_along(x, axes.interpolation_matrix(n, n, 1.0, shift).to(x), axis)
     return x

@@ -1,7 +1,7 @@
 """Lesion masks of real patients in MNI space (Lesjak et al. 2017), laid into a simulated head.
 
 The box that holds 98 % of the template's brain along each axis is laid on the head's own: good to some millimetres,
-which is why ``lesions.from_mask`` keeps only what falls into white matter.
+which is why ``lesions.draw_lesions_from_mask`` keeps only what falls into white matter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model_zoo.structures import number
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
 
-__all__ = ["HELD_OUT", "patient_mask", "patients"]
+__all__ = ["HELD_OUT", "list_patients", "place_patient_mask"]
 
 HELD_OUT = ("07", "19")
 """Patients whose images the kit holds: their masks are for testing on those and are laid into no training head."""
@@ -29,19 +29,19 @@ HELD_OUT = ("07", "19")
 Box = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def patients(root: Path | None = None) -> tuple[str, ...]:
+def list_patients(root: Path | None = None) -> tuple[str, ...]:
     """Return the numbers of the patients whose masks the data kit holds, such as "01".
 
     Raises FileNotFoundError without it.
     """
-    folder = _folder(root)
+    folder = _find_folder(root)
     return tuple(sorted(p.name[7:9] for p in folder.glob("patient*_lesions_mni.nii.gz")))
 
 
-def patient_mask(head: Head, patient: str, root: Path | None = None) -> Tensor:
+def place_patient_mask(head: Head, patient: str, root: Path | None = None) -> Tensor:
     """Return the patient's lesions on the head's grid: bool (k, j, i)."""
-    mask, first_mm = _mask(patient, root)
-    low_mni, high_mni = _template_box(root)
+    mask, first_mm = _read_mask(patient, root)
+    low_mni, high_mni = _read_template_box(root)
     low, high = _brain_box((head.structure > 0) & (head.structure != number("csf")))
     index = []
     for axis in range(3):
@@ -52,15 +52,15 @@ def patient_mask(head: Head, patient: str, root: Path | None = None) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _mask(patient: str, root: Path | None) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    return _lps(_folder(root) / f"patient{patient}_lesions_mni.nii.gz")
+def _read_mask(patient: str, root: Path | None) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    return _read_lps(_find_folder(root) / f"patient{patient}_lesions_mni.nii.gz")
 
 
 @lru_cache(maxsize=2)
-def _template_box(root: Path | None) -> Box:
+def _read_template_box(root: Path | None) -> Box:
     folder = (root or data_root()) / "anatomy" / "mni152-2009a"
-    grey, first_mm = _lps(folder / "mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz")
-    white, _ = _lps(folder / "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz")
+    grey, first_mm = _read_lps(folder / "mni_icbm152_gm_tal_nlin_sym_09a_converted.nii.gz")
+    white, _ = _read_lps(folder / "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz")
     low, high = _brain_box(torch.from_numpy(grey | white))
     return low + first_mm, high + first_mm
 
@@ -76,7 +76,7 @@ def _brain_box(brain: Tensor) -> Box:
     return low, high
 
 
-def _lps(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _read_lps(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return a 1 mm NIfTI volume over half of its maximum: bool (k, j, i), LPS, and the position of its first voxel in
     mm.
     """
@@ -89,7 +89,7 @@ def _lps(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     return np.ascontiguousarray(data > 0.5 * data.max()), first
 
 
-def _folder(root: Path | None) -> Path:
+def _find_folder(root: Path | None) -> Path:
     folder = (root or data_root()) / "anatomy" / "ms-lesion-masks-mni"
     if not folder.is_dir():
         raise FileNotFoundError(f"no lesion masks at {folder}")

@@ -21,7 +21,7 @@ from model_zoo.data_kit import cache_root, data_root
 from model_zoo.simulate import anatomy
 from model_zoo.structures import number
 
-__all__ = ["ALLEN", "LABELS", "mni_coordinates", "sample_mni", "structure_map"]
+__all__ = ["ALLEN", "LABELS", "compute_mni_coordinates", "make_structure_map", "sample_mni"]
 
 CACHE_VERSION = 2
 SPACING_MM = 2.0
@@ -62,18 +62,18 @@ CORTEX_LABELS = (3, 42)
 
 
 @lru_cache(maxsize=16)
-def structure_map(subject: str, root: Path | None = None) -> NDArray[np.uint8]:
-    """Return the structure numbers of one subject: uint8 (256, 256, 256) on the lattice of ``anatomy.tissue_map``."""
-    labels = anatomy.label_map(subject, root)
+def make_structure_map(subject: str, root: Path | None = None) -> NDArray[np.uint8]:
+    """Return the structures of one subject: uint8 (256, 256, 256) on the lattice of ``anatomy.read_tissue_map``."""
+    labels = anatomy.read_label_map(subject, root)
     found = np.zeros(labels.shape, np.uint8)
     for name, values in LABELS.items():
         found[np.isin(labels, values)] = number(name)
     cortex = np.isin(labels, CORTEX_LABELS)
-    found[cortex] = _cortical_regions(subject, root, cortex)
-    return _without_strays(found)
+    found[cortex] = _label_cortex(subject, root, cortex)
+    return _remove_strays(found)
 
 
-def _without_strays(structure: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _remove_strays(structure: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Keep cerebrospinal fluid only within 12 mm of the brain and not below it: the maps hold strays and the spine."""
     from scipy import ndimage
 
@@ -84,7 +84,7 @@ def _without_strays(structure: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(fluid & ~near, np.uint8(0), structure)
 
 
-def _cortical_regions(subject: str, root: Path | None, cortex: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _label_cortex(subject: str, root: Path | None, cortex: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the region number of each cortical voxel, in the order of ``cortex``'s True voxels."""
     from scipy import ndimage
 
@@ -108,7 +108,7 @@ def sample_mni(path: Path, subject: str, root: Path | None = None, *, linear: bo
     from scipy import ndimage
 
     image = nibabel.load(path)
-    lps = mni_coordinates(subject, root)
+    lps = compute_mni_coordinates(subject, root)
     ras = np.concatenate([-lps[:2], lps[2:]]).reshape(3, -1)
     inverse = np.linalg.inv(image.affine)
     at = (inverse[:3, :3] @ ras + inverse[:3, 3:]).reshape(lps.shape)
@@ -118,7 +118,7 @@ def sample_mni(path: Path, subject: str, root: Path | None = None, *, linear: bo
 
 
 @lru_cache(maxsize=16)
-def mni_coordinates(subject: str, root: Path | None = None) -> NDArray[np.float32]:
+def compute_mni_coordinates(subject: str, root: Path | None = None) -> NDArray[np.float32]:
     """Return the MNI position (LPS mm) of every second voxel of a subject: float32 (3: x, y, z, k, j, i), (128, 128,
     128) at 2 mm.
 
@@ -142,9 +142,9 @@ def _register(subject: str, root: Path | None) -> NDArray[np.float32]:
     """
     import SimpleITK as sitk  # noqa: N813
 
-    fixed = _subject_image(anatomy.label_map(subject, root))
-    moving = _template_image((root or data_root()) / "anatomy" / "mni152-2009a")
-    affine = _affine(fixed, moving)
+    fixed = _make_subject_image(anatomy.read_label_map(subject, root))
+    moving = _read_template_image((root or data_root()) / "anatomy" / "mni152-2009a")
+    affine = _register_affine(fixed, moving)
     near = sitk.Resample(moving, fixed, affine, sitk.sitkLinear, 0.0)
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     demons.SetNumberOfIterations(60)
@@ -176,7 +176,7 @@ def _check_overlap(subject: str, fixed: Any, warped: Any) -> None:
         )
 
 
-def _affine(fixed: Any, moving: Any) -> Any:
+def _register_affine(fixed: Any, moving: Any) -> Any:
     """Register fixed to moving: the boxes of the two brains are aligned, then refined by cross-correlation.
 
     The sampled voxels have a fixed seed: by the clock's, which is the default, one registration in five of a label map
@@ -193,11 +193,11 @@ def _affine(fixed: Any, moving: Any) -> Any:
     registration.SetOptimizerScalesFromPhysicalShift()
     registration.SetShrinkFactorsPerLevel([2, 1])
     registration.SetSmoothingSigmasPerLevel([4.0, 2.0])
-    registration.SetInitialTransform(_boxes_matched(fixed, moving), inPlace=False)
+    registration.SetInitialTransform(_match_boxes(fixed, moving), inPlace=False)
     return registration.Execute(fixed, moving)
 
 
-def _boxes_matched(fixed: Any, moving: Any) -> Any:
+def _match_boxes(fixed: Any, moving: Any) -> Any:
     import SimpleITK as sitk  # noqa: N813
 
     (at, size), (to, wide) = (_box_mm(image) for image in (fixed, moving))
@@ -220,7 +220,7 @@ def _box_mm(image: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return (low + high) / 2, np.abs(high - low)
 
 
-def _subject_image(labels: NDArray[np.int16]) -> Any:
+def _make_subject_image(labels: NDArray[np.int16]) -> Any:
     """Return an image with white matter 1, grey matter 0.5, else 0, at 2 mm, centred on the origin."""
     import SimpleITK as sitk  # noqa: N813
 
@@ -234,7 +234,7 @@ def _subject_image(labels: NDArray[np.int16]) -> Any:
     return image
 
 
-def _template_image(folder: Path) -> Any:
+def _read_template_image(folder: Path) -> Any:
     import SimpleITK as sitk  # noqa: N813
 
     grey, white = (

@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from model_zoo.operators import centred_fft, centred_ifft
-from model_zoo.simulate.contrasts import random_contrast
+from model_zoo.simulate.contrasts import draw_contrast
 
 __all__ = [
     "FINER",
     "Plane",
     "crop_kspace",
+    "draw_slice",
+    "draw_smooth_field",
+    "draw_smooth_phase",
+    "draw_texture",
     "gaussian_blur",
-    "random_slice",
     "sample_plane",
-    "smooth_field",
-    "smooth_phase",
-    "texture",
 ]
 
 FINER = 1.5
@@ -36,13 +36,13 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
     return float(torch.empty(1).uniform_(low, high, generator=generator))
 
 
-def smooth_field(shape: tuple[int, int], cells: int, generator: torch.Generator) -> Tensor:
+def draw_smooth_field(shape: tuple[int, int], cells: int, generator: torch.Generator) -> Tensor:
     """Return a random smooth field (ny, nx), about N(0, 1) at its knots: white noise on a coarse lattice, upsampled."""
     coarse = torch.randn((1, 1, cells, cells), generator=generator)
     return functional.interpolate(coarse, size=shape, mode="bicubic", align_corners=True)[0, 0]
 
 
-def random_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], generator: torch.Generator) -> Plane:
+def draw_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], generator: torch.Generator) -> Plane:
     """Return a random plane of a (256, 256, 256) head at 1 mm: axial, sagittal or coronal, tilted, warped, zoomed."""
     axis = int(torch.randint(4, (1,), generator=generator)) % 3  # axial twice as often
     ny, nx = shape
@@ -54,8 +54,8 @@ def random_plane(shape: tuple[int, int], pixel_mm: tuple[float, float], generato
     )
     zoom_v, zoom_u = _uniform(generator, 0.85, 1.15), _uniform(generator, 0.85, 1.15)
     v, u = zoom_v * (v * math.cos(angle) - u * math.sin(angle)), zoom_u * (v * math.sin(angle) + u * math.cos(angle))
-    v = v + 3.0 * smooth_field(shape, 6, generator)
-    u = u + 3.0 * smooth_field(shape, 6, generator)
+    v = v + 3.0 * draw_smooth_field(shape, 6, generator)
+    u = u + 3.0 * draw_smooth_field(shape, 6, generator)
     depth = _uniform(generator, -60, 55) + _uniform(generator, -0.2, 0.2) * v + _uniform(generator, -0.2, 0.2) * u
     axes = {0: (depth, v, u), 1: (v, depth, u), 2: (v, u, depth)}[axis]
     return torch.stack([a + 128.0 for a in axes])
@@ -102,7 +102,7 @@ def crop_kspace(image: Tensor, shape: tuple[int, int], window: Tensor | None = N
     return centred_ifft(kspace) * math.sqrt(shape[0] * shape[1] / (ny * nx))
 
 
-def smooth_phase(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+def draw_smooth_phase(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Return an object phase in radians (ny, nx): a random polynomial of third order and a smooth random field."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, shape[0]), torch.linspace(-1, 1, shape[1]), indexing="ij")
     phase = torch.full(shape, _uniform(generator, -math.pi, math.pi))
@@ -111,17 +111,17 @@ def smooth_phase(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         for b in range(4 - a):
             if a + b > 0:
                 phase = phase + strength * 0.5 * _uniform(generator, -1, 1) * y**a * x**b
-    return phase + _uniform(generator, 0, 0.4) * smooth_field(shape, 8, generator)
+    return phase + _uniform(generator, 0, 0.4) * draw_smooth_field(shape, 8, generator)
 
 
-def texture(shape: tuple[int, int], pixel_mm: tuple[float, float], generator: torch.Generator) -> Tensor:
+def draw_texture(shape: tuple[int, int], pixel_mm: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Return a multiplicative tissue texture exp(amplitude * noise correlated over 0.8 to 4 mm)."""
     length_mm = _uniform(generator, 0.8, 4.0)
     noise = gaussian_blur(torch.randn(shape, generator=generator), (length_mm / pixel_mm[0], length_mm / pixel_mm[1]))
     return torch.exp(_uniform(generator, 0.0, 0.08) * noise / noise.std())
 
 
-def _focal_changes(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+def _draw_focal_changes(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Return random ellipses brighter or darker than their surroundings: pathology that no label map holds."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, shape[0]), torch.linspace(-1, 1, shape[1]), indexing="ij")
     change = torch.zeros(shape)
@@ -134,10 +134,10 @@ def _focal_changes(shape: tuple[int, int], generator: torch.Generator) -> Tensor
     return torch.exp(change)
 
 
-def random_slice(tissue: Tensor, generator: torch.Generator, signal: Tensor | None = None) -> Tensor:
+def draw_slice(tissue: Tensor, generator: torch.Generator, signal: Tensor | None = None) -> Tensor:
     """Return one complex slice (ny, nx) of a head, 99th percentile of the magnitude near 1, no noise.
 
-    ``tissue``: uint8 (256, 256, 256) of ``anatomy.tissue_map``. Field of view 180 to 280 mm, pixels 0.9 to 2.2 mm.
+    ``tissue``: uint8 (256, 256, 256) of ``anatomy.read_tissue_map``. Field of view 180 to 280 mm, pixels 0.9 to 2.2 mm.
     ``signal``: magnitude per tissue class (classes,); None for a random contrast.
     """
     pixel = _uniform(generator, 0.9, 2.0)
@@ -146,19 +146,19 @@ def random_slice(tissue: Tensor, generator: torch.Generator, signal: Tensor | No
     shape = (max(96, round(fov_mm[0] / pixel_mm[0])), max(96, round(fov_mm[1] / pixel_mm[1])))
     fine = (round(shape[0] * FINER), round(shape[1] * FINER))
     fine_mm = (pixel_mm[0] * shape[0] / fine[0], pixel_mm[1] * shape[1] / fine[1])
-    plane = random_plane(fine, fine_mm, generator)
-    contrast = random_contrast(generator) if signal is None else signal
+    plane = draw_plane(fine, fine_mm, generator)
+    contrast = draw_contrast(generator) if signal is None else signal
     image = sample_plane(tissue, plane, contrast, _uniform(generator, 1.0, 6.0))
-    image = image * texture(fine, fine_mm, generator) * _focal_changes(fine, generator)
+    image = image * draw_texture(fine, fine_mm, generator) * _draw_focal_changes(fine, generator)
     blur_mm = _uniform(generator, 0.5, 0.9)
     image = gaussian_blur(image, (blur_mm / fine_mm[0], blur_mm / fine_mm[1]))
-    image = image * torch.exp(_uniform(generator, 0, 0.5) * smooth_field(fine, 4, generator))
-    x = crop_kspace(torch.polar(image, smooth_phase(fine, generator)), shape, _window(shape, generator))
+    image = image * torch.exp(_uniform(generator, 0, 0.5) * draw_smooth_field(fine, 4, generator))
+    x = crop_kspace(torch.polar(image, draw_smooth_phase(fine, generator)), shape, _draw_window(shape, generator))
     level = torch.quantile(x.abs().flatten(), 0.99).clamp(min=1e-6)
     return x / level * math.exp(0.15 * float(torch.randn(1, generator=generator)))
 
 
-def _window(shape: tuple[int, int], generator: torch.Generator) -> Tensor | None:
+def _draw_window(shape: tuple[int, int], generator: torch.Generator) -> Tensor | None:
     """Return None (sharp k-space edge) half of the time, else a Tukey window as scanners apply it."""
     if _uniform(generator, 0, 1) < 0.5:
         return None

@@ -5,7 +5,7 @@ equation, partial volume by a blur of the signal, magnitude, then what the scan 
 
 The contrast-agnostic images follow SynthSeg (Billot et al., Med. Image Anal. 86, 2023): random intensities per tissue,
 random bias, resolution and noise. Two thirds of the contrasts follow the signal equations with random tissue
-parameters and protocols (``contrasts.random_contrast``), the others are free random values, so that no sequence is
+parameters and protocols (``contrasts.draw_contrast``), the others are free random values, so that no sequence is
 outside the training data.
 """
 
@@ -23,24 +23,24 @@ from model_zoo.physics.sequences import Dir, Flair, Sequence
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import axes
 from model_zoo.simulate.acquisition import (
-    bias,
+    draw_bias_field,
+    draw_texture,
     log_uniform,
     reduce_resolution,
     simulate_motion,
-    texture,
     truncate_kspace,
     uniform,
 )
-from model_zoo.simulate.contrasts import random_contrast
+from model_zoo.simulate.contrasts import draw_contrast
 from model_zoo.structures import COUNT
 
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
 
-__all__ = ["Scan", "contrast_agnostic", "random_scan", "signal_volume", "simulate_scan", "tissue_maps"]
+__all__ = ["Scan", "draw_scan", "draw_tissue_maps", "render_contrast_agnostic", "render_signal", "simulate_scan"]
 
 CLASSES = COUNT + 1
-FAT_LEFT = 0.15
+RESIDUAL_FAT = 0.15
 """Share of the fat's signal that fat saturation leaves in FLAIR and DIR."""
 
 
@@ -61,7 +61,7 @@ class Scan:
     keep: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
-def random_scan(generator: torch.Generator, *, thick: float = 0.3, motion: float = 0.15) -> Scan:
+def draw_scan(generator: torch.Generator, *, thick: float = 0.3, motion: float = 0.15) -> Scan:
     """Return a clinical acquisition; ``thick`` and ``motion`` are the shares with slices of 2 to 6 mm and a moving
     head.
     """
@@ -79,7 +79,7 @@ def random_scan(generator: torch.Generator, *, thick: float = 0.3, motion: float
     )
 
 
-def tissue_maps(
+def draw_tissue_maps(
     head: Head, p: TissueParameters, generator: torch.Generator, *, texture_sd: float = 0.04
 ) -> TissueParameters:
     """Return the maps (k, j, i) of T1, T2 and PD: those of ``p`` (classes, structures) with texture correlated over 2
@@ -92,15 +92,15 @@ def tissue_maps(
     solid = (head.tissue != list(TISSUES).index("csf")).to(generator.device)
 
     def textured(values: Tensor, sd: float) -> Tensor:
-        return values * torch.exp(sd * solid * texture(shape, head.spacing_mm, generator))
+        return values * torch.exp(sd * solid * draw_texture(shape, head.spacing_mm, generator))
 
     return TissueParameters(
         textured(maps.t1_ms, texture_sd), textured(maps.t2_ms, texture_sd), textured(maps.pd, 0.5 * texture_sd)
     )
 
 
-def signal_volume(
-    p: TissueParameters, sequence: Sequence, head: Head, *, blur_mm: float = 0.5, fat_left: float = FAT_LEFT
+def render_signal(
+    p: TissueParameters, sequence: Sequence, head: Head, *, blur_mm: float = 0.5, fat_left: float = RESIDUAL_FAT
 ) -> Tensor:
     """Return the magnitude (k, j, i) of a sequence on maps ``p`` of ``head``, partial volume by a Gaussian of
     ``blur_mm``.
@@ -119,7 +119,7 @@ def simulate_scan(x: Tensor, head: Head, scan: Scan, generator: torch.Generator)
     """Return the magnitude image ``x`` (k, j, i) of ``head`` as ``scan`` acquires it, on the head's own grid."""
     brain = head.structure.to(x.device) > 0
     level = float(x[brain].mean()) if bool(brain.any()) else float(x.mean())
-    x = x * bias((x.shape[0], x.shape[1], x.shape[2]), scan.bias, generator)
+    x = x * draw_bias_field((x.shape[0], x.shape[1], x.shape[2]), scan.bias, generator)
     if scan.motion_mm > 0:
         x = simulate_motion(x, scan.poses, scan.motion_mm / head.spacing_mm, 1, generator)
     if min(scan.keep) < 1:
@@ -128,7 +128,7 @@ def simulate_scan(x: Tensor, head: Head, scan: Scan, generator: torch.Generator)
     return reduce_resolution(x, step, scan.noise_sd * level, generator)
 
 
-def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: bool = True) -> Tensor:
+def render_contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: bool = True) -> Tensor:
     """Return a random MR-like image of ``head``: float (k, j, i) in [0, 1] on the head's own grid.
 
     ``thick_slices``: two images in ten have slices of up to 6 mm along a random axis, two are low-field-like (up to
@@ -137,24 +137,24 @@ def contrast_agnostic(head: Head, generator: torch.Generator, *, thick_slices: b
     """
     tissue, structure = head.tissue.to(generator.device), head.structure.to(generator.device)
     shape = (tissue.shape[0], tissue.shape[1], tissue.shape[2])
-    x = look_up(_intensities(generator), tissue, structure)
+    x = look_up(_draw_intensities(generator), tissue, structure)
     if uniform(generator, 0, 1) < 0.3:
         x = x * (structure > 0)
-    x = x * (1 + uniform(generator, 0.0, 0.06) * texture(shape, head.spacing_mm, generator))
+    x = x * (1 + uniform(generator, 0.0, 0.06) * draw_texture(shape, head.spacing_mm, generator))
     x = axes.blur(x, (uniform(generator, 0.3, 0.9) / head.spacing_mm,) * 3)
-    x = x * bias(shape, log_uniform(generator, 0.02, 0.6), generator)
-    spacing_mm, noise_sd = _any_protocol(generator, thick_slices)
+    x = x * draw_bias_field(shape, log_uniform(generator, 0.02, 0.6), generator)
+    spacing_mm, noise_sd = _draw_protocol(generator, thick_slices)
     level = float(x[structure > 0].mean()) if bool(structure.any()) else 1.0
     x = reduce_resolution(x, tuple(s / head.spacing_mm for s in spacing_mm), noise_sd * level, generator)
     return scale_between_quantiles(x) ** log_uniform(generator, 0.7, 1.4)
 
 
-def _intensities(generator: torch.Generator) -> Tensor:
+def _draw_intensities(generator: torch.Generator) -> Tensor:
     """Return the mean intensity per tissue and structure (classes, structures) in [0, 1]; air is dark."""
     device = generator.device
     if uniform(generator, 0, 1) < 0.65:
         seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
-        means = random_contrast(torch.Generator().manual_seed(seed)).to(device)
+        means = draw_contrast(torch.Generator().manual_seed(seed)).to(device)
         spread = uniform(generator, 0.0, 0.05)
     else:
         means = torch.rand(len(TISSUES), generator=generator, device=device)
@@ -163,7 +163,7 @@ def _intensities(generator: torch.Generator) -> Tensor:
     return means[:, None] * torch.exp(spread * torch.randn((len(means), CLASSES), generator=generator, device=device))
 
 
-def _any_protocol(generator: torch.Generator, thick_slices: bool) -> tuple[list[float], float]:
+def _draw_protocol(generator: torch.Generator, thick_slices: bool) -> tuple[list[float], float]:
     """Return the voxel size in mm along each axis and the noise's standard deviation in units of the brain's mean."""
     kind = uniform(generator, 0, 1) if thick_slices else 0.0
     through = int(torch.randint(3, (1,), generator=generator, device=generator.device))

@@ -30,7 +30,7 @@ from model_zoo.networks.volume_unet import space_to_depth
 from model_zoo.out_of_distribution import HOLD_ABOVE
 from model_zoo.physics.tissues import tissue_of
 from model_zoo.simulate.heads import Head, Variation
-from model_zoo.simulate.volumes import contrast_agnostic
+from model_zoo.simulate.volumes import render_contrast_agnostic
 from model_zoo.structures import COUNT, STRUCTURES, number
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
@@ -113,7 +113,7 @@ def _draw_example(c: Configuration, source: Source, generator: torch.Generator) 
         head = source.draw_head(
             generator, shape=c.shape, spacing_mm=c.spacing_mm, offset_mm=offset_mm, variation=variation
         )
-    return contrast_agnostic(head, generator), head.structure
+    return render_contrast_agnostic(head, generator), head.structure
 
 
 def _draw_cohort_example(c: Configuration, cohort: Cohort, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -127,7 +127,9 @@ def _draw_cohort_example(c: Configuration, cohort: Cohort, generator: torch.Gene
     lookup = torch.zeros(COUNT + 1, dtype=torch.uint8)
     for s in STRUCTURES:
         lookup[s.number] = tissue_of(s.name)
-    return contrast_agnostic(Head(lookup[structure.long()], structure, c.spacing_mm, row.subject), generator), structure
+    return render_contrast_agnostic(
+        Head(lookup[structure.long()], structure, c.spacing_mm, row.subject), generator
+    ), structure
 
 
 def prepare(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> dict[str, Tensor]:

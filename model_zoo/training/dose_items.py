@@ -20,7 +20,7 @@ from model_zoo import ct_tissues
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.counts import Scan
 from model_zoo.simulate.pet.low_dose import REGIONS, Pair, Reconstruction, ScannedObject
-from model_zoo.simulate.pet.torso import Torso, random_torso
+from model_zoo.simulate.pet.torso import Torso, draw_torso
 from model_zoo.standard_dose import scale_of
 from model_zoo.training import labels, recipe
 from model_zoo.training.cohort import Cohort
@@ -91,7 +91,7 @@ def _draw_brain(
 
 
 def label_torso(c: Configuration, body: Torso, finer: int, generator: torch.Generator) -> ScannedObject:
-    subject = low_dose.torso(body, finer)
+    subject = low_dose.make_torso(body, finer)
     by_ct = c.labels == "ct" or (c.labels == "both" and _uniform(generator) < 0.5)
     return labels.label_tissues_by_ct(subject, list_regions(c)) if by_ct else subject
 
@@ -104,7 +104,7 @@ def _draw_object(c: Configuration, source: Source, generator: torch.Generator) -
     n = c.patch * 3 // 2
     place = [(2 * _uniform(generator) - 1) * reach for reach in (90.0, 60.0)]
     middle_mm = (place[0], place[1], 40.0 + 460.0 * _uniform(generator))
-    body = random_torso(generator, shape=(n, n, n), spacing_mm=spacing_mm, middle_mm=middle_mm)
+    body = draw_torso(generator, shape=(n, n, n), spacing_mm=spacing_mm, middle_mm=middle_mm)
     return label_torso(c, body, 1, generator)
 
 
@@ -132,7 +132,7 @@ def _draw_pairs(c: Configuration, source: Source, generator: torch.Generator) ->
 
 def _draw_surrogate_pair(c: Configuration, subject: ScannedObject, generator: torch.Generator) -> Pair:
     post_mm = 3.0 + 3.0 * _uniform(generator)
-    return low_dose.surrogate_pair(
+    return low_dose.draw_surrogate_pair(
         subject,
         _log_uniform(c.doses, generator),
         generator,
@@ -164,7 +164,7 @@ def make_pooled_scan(c: Configuration, source: Source, index: int) -> PooledScan
         spacing_mm = max(spacing_mm, 3.0)
         j, i = (4 * math.ceil(side / spacing_mm / 2) for side in (300.0, 420.0))
         shape = (2 * c.pool_slices, j, i)
-        body = random_torso(generator, shape=shape, spacing_mm=spacing_mm / 2, lesions=POOLED_LESIONS)
+        body = draw_torso(generator, shape=shape, spacing_mm=spacing_mm / 2, lesions=POOLED_LESIONS)
         subject = label_torso(c, body, 2, generator)
     reconstruct = Reconstruction(
         iterations=2 + int(torch.randint(3, (1,), generator=generator)),
@@ -182,7 +182,7 @@ def make_pooled_scan(c: Configuration, source: Source, index: int) -> PooledScan
 def draw_pooled_pair(c: Configuration, p: PooledScan, generator: torch.Generator) -> Pair:
     """Draw counts of a scan anew, and return the pair at a random dose."""
     dose = _log_uniform(c.doses, generator)
-    return low_dose.osem_pair(
+    return low_dose.draw_osem_pair(
         p.subject, p.scan, dose, generator, reconstruct=p.reconstruct, target=c.target, expected=p.expected
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_zoo import ct_tissues
-from model_zoo.simulate.heads import smooth_field_3d
+from model_zoo.simulate.heads import draw_smooth_field_3d
 from model_zoo.simulate.pet import low_dose
 from model_zoo.simulate.pet.low_dose import ScannedObject
 
@@ -32,6 +32,6 @@ def displace_labels(labels: Tensor, sd_voxels: float, cells: int, generator: tor
     flat = torch.zeros(shape, dtype=torch.int64)
     for axis, n in enumerate(shape):
         place = torch.arange(n).view([-1 if a == axis else 1 for a in range(3)])
-        shift = sd_voxels * smooth_field_3d(shape, cells, generator)
+        shift = sd_voxels * draw_smooth_field_3d(shape, cells, generator)
         flat = flat * n + (place + shift).round().clamp(0, n - 1).long()
     return labels.flatten()[flat]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model_zoo.denoisers import Denoiser, training_loss
 from model_zoo.networks.local_unet import LocalUNet
 from model_zoo.simulate import anatomy
-from model_zoo.simulate.slices import random_slice, smooth_phase
+from model_zoo.simulate.slices import draw_slice, draw_smooth_phase
 from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
@@ -79,8 +79,8 @@ def _draw_slice(source: Source, generator: torch.Generator) -> Tensor:
     if source.cohort is not None:
         return _draw_measured_slice(source.cohort, generator)
     subject = source.draw_subject(generator)
-    tissue = _make_phantom() if source.phantom else anatomy.tissue_map(subject, source.root)
-    return random_slice(tissue, generator)
+    tissue = _make_phantom() if source.phantom else anatomy.read_tissue_map(subject, source.root)
+    return draw_slice(tissue, generator)
 
 
 def _draw_measured_slice(cohort: Cohort, generator: torch.Generator) -> Tensor:
@@ -94,16 +94,16 @@ def _draw_measured_slice(cohort: Cohort, generator: torch.Generator) -> Tensor:
     index = n // 8 + int(torch.randint(max(1, n - 2 * (n // 8)), (1,), generator=generator))
     magnitude = volume.values.select(axis, index).clamp(min=0)
     level = torch.quantile(magnitude.flatten(), 0.99).clamp(min=1e-6)
-    x = torch.polar(magnitude / level, smooth_phase((magnitude.shape[0], magnitude.shape[1]), generator))
+    x = torch.polar(magnitude / level, draw_smooth_phase((magnitude.shape[0], magnitude.shape[1]), generator))
     return x * math.exp(0.15 * float(torch.randn(1, generator=generator)))
 
 
 @lru_cache(maxsize=1)
 def _make_phantom() -> Tensor:
-    """Return the phantom's tissues as ``random_slice`` takes them: (256, 256, 256) at 1 mm."""
-    from model_zoo.simulate import heads
+    """Return the phantom's tissues as ``draw_slice`` takes them: (256, 256, 256) at 1 mm."""
+    from model_zoo.simulate.phantom import make_phantom
 
-    tissue = heads.phantom((64, 64, 64), 4.0).tissue
+    tissue = make_phantom((64, 64, 64), 4.0).tissue
     return tissue.repeat_interleave(4, 0).repeat_interleave(4, 1).repeat_interleave(4, 2)
 
 

@@ -10,7 +10,7 @@ import torch
 from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet import disease, low_dose
-from model_zoo.simulate.pet.activity import activity
+from model_zoo.simulate.pet.activity import render_activity
 from model_zoo.simulate.pet.low_dose import ScannedObject
 from model_zoo.training.recipe import Source
 
@@ -54,8 +54,8 @@ def inject_tracer(
 ) -> ScannedObject:
     """Return the patient's head with a tracer's activity."""
     kind = TRACERS[tracer]
-    image = activity(head, kind, patient.state(kind.target), generator, fwhm_mm=0.0, noise=0.0)
-    return low_dose.brain(head, image, finer)
+    image = render_activity(head, kind, patient.state(kind.target), generator, fwhm_mm=0.0, noise=0.0)
+    return low_dose.make_brain(head, image, finer)
 
 
 def _atrophy_options(source: Source, patient: disease.Patient) -> dict[str, Any]:

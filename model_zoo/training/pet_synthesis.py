@@ -35,13 +35,19 @@ from model_zoo.physics.mr import TissueParameters, look_up
 from model_zoo.physics.suvr import compute_suvr
 from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate import acquisition
-from model_zoo.simulate.contrasts import random_sequence
+from model_zoo.simulate.contrasts import draw_sequence
 from model_zoo.simulate.heads import Head
 from model_zoo.simulate.pet import disease
-from model_zoo.simulate.pet.activity import activity, binding_regions, block_fractions, majority
+from model_zoo.simulate.pet.activity import (
+    compute_block_fractions,
+    label_binding_regions,
+    render_activity,
+    take_majority,
+)
 from model_zoo.simulate.pet.disease import Observed, Patient
 from model_zoo.structures import COUNT
 from model_zoo.training import recipe
+from model_zoo.training.brain_box import crop_or_pad, find_brain_box
 from model_zoo.training.cohort import Cohort, Row
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
@@ -140,14 +146,14 @@ def simulate_subjects(
     head: Head, patients: list[Patient], generator: torch.Generator, *, tracers: tuple[str, str] | None = None
 ) -> list[Subject]:
     """Simulate images of patients who share a head. ``tracers``: amyloid and tau; None draws them for each patient."""
-    regions = binding_regions(head)
-    structure = majority(head.structure, SHRINK)
-    maps = block_fractions(head.structure, COUNT + 1, SHRINK)[1:]
+    regions = label_binding_regions(head)
+    structure = take_majority(head.structure, SHRINK)
+    maps = compute_block_fractions(head.structure, COUNT + 1, SHRINK)[1:]
     subjects = []
     for patient in patients:
         covariates = _describe_patient(patient, tracers or _draw_tracers(generator))
         pet = torch.stack([
-            activity(
+            render_activity(
                 head, TRACERS[name], patient.state(target), generator,
                 regions=regions, structure=structure, shrink=SHRINK,
             )
@@ -170,10 +176,10 @@ def _draw_tracers(generator: torch.Generator) -> tuple[str, str]:
 def _render_t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
     """Render y0: MPRAGE by its equation with the subject's own tissue, fine, then averaged, biased, noisy, scaled."""
     p = TissueParameters.table().draw_regional(generator, COUNT + 1)
-    signal = look_up(random_sequence("mprage", generator).signal(p).abs(), head.tissue, head.structure)
+    signal = look_up(draw_sequence("mprage", generator).signal(p).abs(), head.tissue, head.structure)
     image = functional.avg_pool3d(signal[None, None], SHRINK)[0, 0]
     shape = (image.shape[0], image.shape[1], image.shape[2])
-    image = image * acquisition.bias(shape, acquisition.log_uniform(generator, 0.02, 0.2), generator)
+    image = image * acquisition.draw_bias_field(shape, acquisition.log_uniform(generator, 0.02, 0.2), generator)
     level = float(image.mean()) * acquisition.log_uniform(generator, 0.01, 0.06)
     image = acquisition.add_rician_noise(image, level, generator)
     return pet_synthesis.scale_t1w(image, maps.sum(0) > 0.5)
@@ -202,7 +208,7 @@ def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> 
 def draw_patients_sharing_atrophy(count: int, generator: torch.Generator) -> list[Patient]:
     """Draw a patient and others with the same atrophy, from p(patient | atrophy) by resampling."""
     first = disease.draw_patient(generator)
-    posterior = disease.posterior(Observed(atrophy=first.atrophy), generator, count=CONDITIONAL_DRAWS)
+    posterior = disease.sample_posterior(Observed(atrophy=first.atrophy), generator, count=CONDITIONAL_DRAWS)
     at = torch.multinomial(posterior.weights, max(count - 1, 1), replacement=True, generator=generator)
     others = [replace(posterior.population.patient(int(i)), atrophy=first.atrophy) for i in at[: count - 1]]
     return [first, *others]
@@ -264,18 +270,18 @@ def _read_cohort_item(c: Configuration, cohort: Cohort, generator: torch.Generat
     row = cohort.draw_row(generator)
     fine = c.spacing_mm / SHRINK
     structure = cohort.read_volume(row, "structures", fine).values.round().to(torch.uint8)
-    box = _brain_box(structure, (c.shape[0] * SHRINK, c.shape[1] * SHRINK, c.shape[2] * SHRINK))
-    maps = block_fractions(_crop_or_pad(structure, box), COUNT + 1, SHRINK)[1:]
+    box = find_brain_box(structure, (c.shape[0] * SHRINK, c.shape[1] * SHRINK, c.shape[2] * SHRINK))
+    maps = compute_block_fractions(crop_or_pad(structure, box), COUNT + 1, SHRINK)[1:]
     covariates = _read_covariates(row)
     x0, known = torch.zeros(len(TARGETS), *c.shape), torch.zeros(len(TARGETS))
     names = covariates.amyloid_tracer, covariates.tau_tracer
     for at, (target, name, scale) in enumerate(zip(TARGETS, names, pet_synthesis.suvr_scales(covariates), strict=True)):
         if target in row.images and name is not None:
-            pet = _average_blocks(_crop_or_pad(cohort.read_volume(row, target, fine).values, box))
-            reference = compute_suvr(pet, majority(_crop_or_pad(structure, box), SHRINK), TRACERS[name]).reference
+            pet = _average_blocks(crop_or_pad(cohort.read_volume(row, target, fine).values, box))
+            reference = compute_suvr(pet, take_majority(crop_or_pad(structure, box), SHRINK), TRACERS[name]).reference
             x0[at], known[at] = pet / reference / scale * maps.sum(0), 1.0
     t1w = pet_synthesis.scale_t1w(
-        _average_blocks(_crop_or_pad(cohort.read_volume(row, "t1w", fine).values, box)), maps.sum(0) > 0.5
+        _average_blocks(crop_or_pad(cohort.read_volume(row, "t1w", fine).values, box)), maps.sum(0) > 0.5
     )
     return {
         "x0": x0,
@@ -296,21 +302,6 @@ def _read_covariates(row: Row) -> Covariates:
         row.numbers.get("mmse"),
         row.numbers.get("ptau217"),
     )
-
-
-def _brain_box(structure: Tensor, shape: tuple[int, int, int]) -> tuple[tuple[int, int], ...]:
-    """Return first and last voxel plus one along each axis, of ``shape`` about the brain's middle, maybe outside."""
-    at = torch.nonzero(structure)
-    middle = ((at.amin(dim=0) + at.amax(dim=0)) // 2).tolist()
-    return tuple((m - n // 2, m - n // 2 + n) for m, n in zip(middle, shape, strict=True))
-
-
-def _crop_or_pad(x: Tensor, box: tuple[tuple[int, int], ...]) -> Tensor:
-    inside = tuple(slice(max(a, 0), min(b, n)) for (a, b), n in zip(box, x.shape, strict=True))
-    missing = [
-        side for (a, b), n in zip(reversed(box), reversed(x.shape), strict=True) for side in (max(-a, 0), max(b - n, 0))
-    ]
-    return functional.pad(x[inside], missing)
 
 
 def _average_blocks(x: Tensor) -> Tensor:

@@ -131,14 +131,15 @@ class Source:
         spacing_mm: float = 1.0,
         **options: Any,
     ) -> Head:
-        """Draw a head of a random subject; ``options`` go to ``heads.random_head``. The phantom has no variation."""
+        """Draw a head of a random subject; ``options`` go to ``heads.draw_head``. The phantom has no variation."""
         from model_zoo.simulate import heads
+        from model_zoo.simulate.phantom import make_phantom
 
         if self.phantom:
-            return heads.phantom(shape, spacing_mm)
+            return make_phantom(shape, spacing_mm)
         subject = self.draw_subject(generator)
         with torch.autocast("cpu", enabled=False):  # a recipe validates under autocast; coordinates need all their bits
-            return heads.random_head(subject, generator, shape=shape, spacing_mm=spacing_mm, root=self.root, **options)
+            return heads.draw_head(subject, generator, shape=shape, spacing_mm=spacing_mm, root=self.root, **options)
 
 
 @dataclass(frozen=True)

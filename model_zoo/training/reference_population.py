@@ -12,7 +12,7 @@ import torch
 from model_zoo import registry
 from model_zoo.out_of_distribution import REFERENCE_POPULATION, SIGMA, denoising_error, log_shares
 from model_zoo.simulate.pet import disease
-from model_zoo.simulate.volumes import contrast_agnostic
+from model_zoo.simulate.volumes import render_contrast_agnostic
 from model_zoo.structures import STRUCTURES
 from model_zoo.training.recipe import make_simulated_sources, seeded
 
@@ -28,7 +28,7 @@ def describe_population(count: int, seed: int) -> dict[str, Any]:
         head = source.draw_head(generator, atrophy=disease.draw_patient(generator).atrophy)
         logs.append(log_shares(dict(enumerate(torch.bincount(head.structure.flatten().long()).tolist()))))
         if n % 4 == 0:
-            errors.append(math.log(denoising_error(D, contrast_agnostic(head, generator), n)))
+            errors.append(math.log(denoising_error(D, render_contrast_agnostic(head, generator), n)))
     x = np.stack(logs)
     return {
         "count": count,

@@ -140,9 +140,9 @@ def _make_patient(source: Source, c: Configuration, which: int) -> ms.Patient:
     """Return one patient of the run, who depends on the configuration's seed and ``which`` only."""
     generator = seeded(c.seed, 7, which)
     head = source.draw_head(generator, shape=c.head_shape, spacing_mm=SPACING_MM)
-    patient = ms.random_patient(head, generator, masks=0.0 if source.phantom else 0.3, root=source.root)
+    patient = ms.draw_patient(head, generator, masks=0.0 if source.phantom else 0.3, root=source.root)
     lesions = replace(patient.lesions, extent=patient.lesions.extent.half())
-    return ms.Patient(patient.head, lesions, patient.artefact.half()).cropped(_brain_box(patient, c))
+    return ms.Patient(patient.head, lesions, patient.artefact.half()).crop(_brain_box(patient, c))
 
 
 def _brain_box(patient: ms.Patient, c: Configuration) -> tuple[slice, slice, slice]:
@@ -163,10 +163,10 @@ def _make_examination(source: Source, c: Configuration, which: int) -> _Prepared
     """Return one examination of the run, which depends on the configuration and ``which`` only."""
     generator = seeded(c.seed, 8, which)
     patient = _make_patient(source, c, which // c.per_patient)
-    lesions = replace(patient.lesions, extent=patient.lesions.extent.float()).redrawn(generator)
+    lesions = replace(patient.lesions, extent=patient.lesions.extent.float()).redraw_severities(generator)
     patient = replace(patient, lesions=lesions, artefact=patient.artefact.float())
     e = ms.draw_examination(generator)
-    images = ms.images(patient, e, generator)
+    images = ms.render_images(patient, e, generator)
     truth = {
         "dir": images.dir.clamp(0, CLIP),
         "maps": log_maps(images.maps),

@@ -3,11 +3,11 @@
     image = h * sum_r (v_r(state) + sd_r n_r) g(x) f_r(x) + noise,   divided by its mean in the reference region
 
 f_r: partial-volume fractions of the regions; v_r: true uptake, such that the image's regional means are those of the
-tracer's table where that was measured on images (``true_uptake``); sd_r: of the table; n_r: the subject's own deviation
-per region; g: a smooth field of sd 3 % (asymmetry, perfusion); h: the scanner's Gaussian point-spread function, FWHM 4
-to 8 mm; noise: proportional to the square root of the image, 5 mm wide. Off-target binding sits in the choroid plexus
-(ventricle next to thalamus and hippocampus), the meninges (csf next to the skull; for MK-6240 in half of the subjects)
-and, by the table, striatum, pallidum and nigra.
+tracer's table where that was measured on images (``compute_true_uptake``); sd_r: of the table; n_r: the subject's own
+deviation per region; g: a smooth field of sd 3 % (asymmetry, perfusion); h: the scanner's Gaussian point-spread
+function, FWHM 4 to 8 mm; noise: proportional to the square root of the image, 5 mm wide. Off-target binding sits in the
+choroid plexus (ventricle next to thalamus and hippocampus), the meninges (csf next to the skull; for MK-6240 in half of
+the subjects) and, by the table, striatum, pallidum and nigra.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.nn import functional
 
 from model_zoo.physics.suvr import reference_mean
 from model_zoo.physics.tracers import EXTRA_REGIONS, REGIONS, Tracer, uptake, uptake_sd
-from model_zoo.simulate.heads import Head, gaussian_blur_3d, smooth_field_3d
+from model_zoo.simulate.heads import Head, draw_smooth_field_3d, gaussian_blur_3d
 from model_zoo.structures import CORTEX, COUNT, STRUCTURES, number
 
 __all__ = [
-    "activity",
-    "binding_regions",
-    "block_fractions",
-    "majority",
-    "true_uptake",
+    "compute_block_fractions",
+    "compute_true_uptake",
+    "label_binding_regions",
+    "render_activity",
+    "take_majority",
 ]
 
 FWHM_PER_SD = 2.3548
@@ -71,19 +71,19 @@ geometric transfer matrix (Rousset et al. 1998), averaged over four training hea
 NOISE_FWHM_MM = 5.0
 
 
-def binding_regions(head: Head) -> Tensor:
+def label_binding_regions(head: Head) -> Tensor:
     """Return the regions of ``tracers.REGIONS``: uint8 (k, j, i), 0 air, else the region's place plus one."""
     labels = head.structure.clone()
     labels[(head.structure == 0) & (head.tissue > 0)] = EXTRA["extracerebral"]
     neighbours = (head.structure == number("thalamus")) | (head.structure == number("hippocampus"))
-    plexus = _dilated(neighbours, PLEXUS_MM / head.spacing_mm) & (head.structure == number("lateral ventricles"))
+    plexus = _dilate(neighbours, PLEXUS_MM / head.spacing_mm) & (head.structure == number("lateral ventricles"))
     labels[plexus] = EXTRA["choroid plexus"]
-    outermost = _dilated(head.structure == 0, MENINGES_MM / head.spacing_mm) & (head.structure == number("csf"))
+    outermost = _dilate(head.structure == 0, MENINGES_MM / head.spacing_mm) & (head.structure == number("csf"))
     labels[outermost] = EXTRA["meninges"]
     return labels
 
 
-def _dilated(mask: Tensor, radius_vox: float) -> Tensor:
+def _dilate(mask: Tensor, radius_vox: float) -> Tensor:
     """Return the mask dilated by a cube of that half width, at least one voxel."""
     reach = max(1, round(radius_vox))
     grown = mask.to(torch.float32)[None, None]
@@ -94,7 +94,7 @@ def _dilated(mask: Tensor, radius_vox: float) -> Tensor:
     return grown[0, 0] > 0
 
 
-def block_fractions(labels: Tensor, classes: int, shrink: int) -> Tensor:
+def compute_block_fractions(labels: Tensor, classes: int, shrink: int) -> Tensor:
     """Return the share of each label 0..classes-1 in blocks of ``shrink``^3 voxels: float (classes, k, j, i)."""
     k, j, i = (n // shrink for n in labels.shape)
     blocks = labels[: k * shrink, : j * shrink, : i * shrink].reshape(k, shrink, j, shrink, i, shrink)
@@ -104,16 +104,16 @@ def block_fractions(labels: Tensor, classes: int, shrink: int) -> Tensor:
     return counts.reshape(classes, k, j, i) / shrink**3
 
 
-def majority(labels: Tensor, shrink: int) -> Tensor:
+def take_majority(labels: Tensor, shrink: int) -> Tensor:
     """Return the most frequent label of each block of ``shrink``^3 voxels: uint8 (k, j, i); the smaller one of two
     equals.
     """
     if shrink == 1:
         return labels
-    return block_fractions(labels, int(labels.max()) + 1, shrink).argmax(dim=0).to(torch.uint8)
+    return compute_block_fractions(labels, int(labels.max()) + 1, shrink).argmax(dim=0).to(torch.uint8)
 
 
-def activity(
+def render_activity(
     head: Head,
     tracer: Tracer,
     state: float,
@@ -129,28 +129,28 @@ def activity(
     """Return the SUVR image float (k, j, i) of one subject on the head's lattice, or one ``shrink`` times coarser.
 
     ``state``: the patient's, in the tracer's ``state_unit`` (``Patient.state(tracer.target)``). ``regions`` of
-    ``binding_regions`` and ``structure``, the numbers on the delivered lattice, where the caller has them.
+    ``label_binding_regions`` and ``structure``, the numbers on the delivered lattice, where the caller has them.
     ``fwhm_mm``: None draws 4 to 8. ``noise``: relative sd at SUVR 1 once blurred; ``spread``: multiplies the
     between-subject sds and the smooth field, 0 for the table's own values. Blurring happens on the delivered lattice,
     as the blocks' averages commute with it.
     """
-    labels = binding_regions(head) if regions is None else regions
-    values = torch.cat([torch.zeros(1), _subject_uptake(tracer, state, generator, spread)])
+    labels = label_binding_regions(head) if regions is None else regions
+    values = torch.cat([torch.zeros(1), _draw_uptake(tracer, state, generator, spread)])
     image = values[labels.to(torch.int64)]
     if shrink > 1:
         image = functional.avg_pool3d(image[None, None], shrink)[0, 0]
     shape = (image.shape[0], image.shape[1], image.shape[2])
-    image = image * torch.exp(FIELD_SD * spread * smooth_field_3d(shape, 5, generator))
+    image = image * torch.exp(FIELD_SD * spread * draw_smooth_field_3d(shape, 5, generator))
     if fwhm_mm is None:
         fwhm_mm = float(torch.empty(1).uniform_(4.0, 8.0, generator=generator))
-    image = _blurred(image, fwhm_mm, head.spacing_mm * shrink)
-    grain = _blurred(torch.randn(shape, generator=generator), NOISE_FWHM_MM, head.spacing_mm * shrink)
+    image = _blur(image, fwhm_mm, head.spacing_mm * shrink)
+    grain = _blur(torch.randn(shape, generator=generator), NOISE_FWHM_MM, head.spacing_mm * shrink)
     image = (image + noise * image.sqrt() * grain / grain.std()).clamp_min(0.0)
-    structure = majority(head.structure, shrink) if structure is None else structure
+    structure = take_majority(head.structure, shrink) if structure is None else structure
     return image / reference_mean(image, structure, tracer)
 
 
-def true_uptake(tracer: Tracer, state: float) -> Tensor:
+def compute_true_uptake(tracer: Tracer, state: float) -> Tensor:
     """Return the uptake (regions,) before partial volume whose image has the table's regional means: inverse of
     ``MIXING``, where
 
@@ -162,7 +162,7 @@ def true_uptake(tracer: Tracer, state: float) -> Tensor:
     first, now = uptake(tracer, tracer.knots[0]), uptake(tracer, state)
     if not tracer.measured:
         return now
-    mixing = _mixing()
+    mixing = _make_mixing_matrix()
     white = REGIONS.index("cerebral white matter")
     before: Tensor = torch.linalg.solve(mixing, first)
     known = now.clone()
@@ -172,7 +172,7 @@ def true_uptake(tracer: Tracer, state: float) -> Tensor:
     return found
 
 
-def _mixing() -> Tensor:
+def _make_mixing_matrix() -> Tensor:
     matrix = torch.eye(len(REGIONS))
     for names, row in MIXING.items():
         for name in names:
@@ -184,9 +184,9 @@ def _mixing() -> Tensor:
     return matrix
 
 
-def _subject_uptake(tracer: Tracer, state: float, generator: torch.Generator, spread: float) -> Tensor:
+def _draw_uptake(tracer: Tracer, state: float, generator: torch.Generator, spread: float) -> Tensor:
     """Return the SUVR (regions,) of one subject: the state's, plus this subject's deviations; meninges bind or not."""
-    values = true_uptake(tracer, state)
+    values = compute_true_uptake(tracer, state)
     values = values + spread * uptake_sd(tracer) * torch.randn(len(values), generator=generator)
     binds = float(torch.rand(1, generator=generator)) < tracer.meninges_probability
     if tracer.meninges_probability > 0 and not binds:
@@ -194,6 +194,6 @@ def _subject_uptake(tracer: Tracer, state: float, generator: torch.Generator, sp
     return values.clamp_min(0.05)
 
 
-def _blurred(image: Tensor, fwhm_mm: float, spacing_mm: float) -> Tensor:
+def _blur(image: Tensor, fwhm_mm: float, spacing_mm: float) -> Tensor:
     sigma = fwhm_mm / FWHM_PER_SD / spacing_mm
     return gaussian_blur_3d(image, (sigma, sigma, sigma))

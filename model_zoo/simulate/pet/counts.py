@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from model_zoo.imaging import blur
-from model_zoo.simulate.pet.projector import Geometry, projector
+from model_zoo.simulate.pet.projector import Geometry, make_projector
 
-__all__ = ["SCATTER_FWHM_MM", "Scan", "acquire", "draw_counts", "thin"]
+__all__ = ["SCATTER_FWHM_MM", "Scan", "draw_counts", "simulate_prompts", "thin_counts"]
 
 SCATTER_FWHM_MM = 250.0
 
@@ -45,7 +45,7 @@ class Scan:
         return replace(self, factors=d * self.factors, background=d * self.background, expected=d * self.expected)
 
 
-def acquire(
+def simulate_prompts(
     activity: Tensor,
     mu_per_cm: Tensor,
     geometry: Geometry,
@@ -68,12 +68,12 @@ def acquire(
     fine = geometry.finer(finer)
     if activity.shape != mu_per_cm.shape or activity.shape[1:] != fine.shape or len(activity) % finer:
         raise ValueError(f"activity {tuple(activity.shape)}, mu {tuple(mu_per_cm.shape)}, slices of {fine.shape}")
-    P = projector(fine, device=activity.device)
+    P = make_projector(fine, device=activity.device)
     spacing = (slice_mm / finer, fine.pixel_mm, fine.pixel_mm)
-    a = torch.exp(-P(_slabs(mu_per_cm, finer)) / 10)
+    a = torch.exp(-P(_average_slices(mu_per_cm, finer)) / 10)
     n = torch.exp(efficiency_sd * torch.randn(a.shape, generator=generator, device=generator.device)).to(a)
-    trues = n * a * P(_slabs(blur(activity, psf_fwhm_mm, spacing), finer))
-    scatter = _scattered(trues / n, geometry, slice_mm) * n
+    trues = n * a * P(_average_slices(blur(activity, psf_fwhm_mm, spacing), finer))
+    scatter = _scatter(trues / n, geometry, slice_mm) * n
     scatter = scatter * (scatter_fraction / (1 - scatter_fraction) * trues.sum() / scatter.sum())
     randoms = n * (randoms_fraction / (1 - randoms_fraction) * (trues.sum() + scatter.sum()) / n.sum())
     c = counts / (trues + scatter + randoms).sum()
@@ -81,14 +81,14 @@ def acquire(
     return Scan(geometry, slice_mm, c * n * a, background, c * trues + background, psf_fwhm_mm)
 
 
-def _slabs(x: Tensor, finer: int) -> Tensor:
+def _average_slices(x: Tensor, finer: int) -> Tensor:
     """Return the means of ``finer`` neighbouring slices: exact before an in-plane projection, and cheaper than after
     it.
     """
     return x.reshape(-1, finer, *x.shape[1:]).mean(dim=1)
 
 
-def _scattered(trues: Tensor, g: Geometry, slice_mm: float) -> Tensor:
+def _scatter(trues: Tensor, g: Geometry, slice_mm: float) -> Tensor:
     return blur(trues.movedim(-1, 1), SCATTER_FWHM_MM, (1e6, 2 * slice_mm, g.bin_mm)).movedim(1, -1)
 
 
@@ -97,7 +97,7 @@ def draw_counts(expected: Tensor, generator: torch.Generator) -> Tensor:
     return torch.poisson(expected, generator=generator)
 
 
-def thin(y: Tensor, d: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def thin_counts(y: Tensor, d: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return ``(low, rest)``: each event of ``y`` goes to ``low`` with probability ``d``, else to ``rest``; low + rest
     = y.
 

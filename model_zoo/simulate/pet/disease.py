@@ -39,8 +39,8 @@ __all__ = [
     "Population",
     "Posterior",
     "draw_patient",
-    "population",
-    "posterior",
+    "draw_population",
+    "sample_posterior",
 ]
 
 COURSES = ("typical", "resilient", "other")
@@ -140,7 +140,7 @@ class Population:
         )
 
 
-def population(
+def draw_population(
     count: int,
     generator: torch.Generator,
     *,
@@ -173,7 +173,7 @@ def population(
     atrophy = {part: MAXIMUM[part] * torch.sigmoid(torch.logit(n) + normal(0.0, ATROPHY_SD[part])) for part in MAXIMUM}
     ptau217 = (_log_ptau217(amyloid, tau, other) + normal(0.0, PTAU217_SD)).exp()
     impairment = 0.8 * n + 0.6 * tau / 6.0 + normal(0.0, 0.19)
-    mmse_mean = 29.6 - _drop(impairment)
+    mmse_mean = 29.6 - _mmse_loss(impairment)
     mmse = (mmse_mean + normal(0.0, MMSE_SD)).clamp(0.0, 30.0).round()
     diagnosis = torch.bucketize(impairment, torch.tensor(DIAGNOSIS_LIMITS))
     return Population(
@@ -187,14 +187,14 @@ def _log_ptau217(amyloid: Tensor, tau: Tensor, other: Tensor) -> Tensor:
     return torch.log(torch.tensor(0.30)) + 0.80 * load + 0.70 * (tau / 6.0) * ~other
 
 
-def _drop(impairment: Tensor) -> Tensor:
+def _mmse_loss(impairment: Tensor) -> Tensor:
     """Return the points of MMSE lost: few below an impairment of one half, then faster."""
     return 0.6 * impairment + 13.0 * (impairment - 0.5).clamp_min(0.0) ** 1.3
 
 
 def draw_patient(generator: torch.Generator) -> Patient:
     """Draw one patient."""
-    return population(1, generator).patient(0)
+    return draw_population(1, generator).patient(0)
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Posterior:
         return tuple(values[order][found].tolist())
 
 
-def posterior(observed: Observed, generator: torch.Generator, *, count: int = 100_000) -> Posterior:
+def sample_posterior(observed: Observed, generator: torch.Generator, *, count: int = 100_000) -> Posterior:
     """Return p(latents | observed) by importance sampling: draws of the model given the causes, weighted by the
     likelihood.
 
@@ -247,7 +247,7 @@ def posterior(observed: Observed, generator: torch.Generator, *, count: int = 10
     is the product of their densities. Atrophy is taken as known exactly; a T1w image tells less, so an interval from
     an image is at least as wide on average.
     """
-    p = population(count, generator, age_years=observed.age_years, sex=observed.sex, e4=observed.e4)
+    p = draw_population(count, generator, age_years=observed.age_years, sex=observed.sex, e4=observed.e4)
     log_weight = torch.zeros(count, dtype=torch.float64)
     if observed.ptau217_pg_ml is not None:
         mean = _log_ptau217(p.amyloid_cl, p.tau_stage, p.course == COURSES.index("other"))

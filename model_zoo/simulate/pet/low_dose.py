@@ -1,10 +1,10 @@
 """Pairs of a low-dose PET image and its target, of brains and torsos, fast or through the full chain.
 
-``surrogate_pair`` draws noise in the image (``surrogate``); ``osem_pair`` projects a finer object, draws counts, thins
-them and reconstructs both. The image that a pair aims at is the expectation of the reconstruction (infinite dose, same
-resolution and post-filter), or the standard-dose image with or without the events of the low one. All three have the
-same conditional mean for independent events; the expectation is the target with the least noise, and only a simulator
-has it.
+``draw_surrogate_pair`` draws noise in the image (``surrogate``); ``draw_osem_pair`` projects a finer object, draws
+counts, thins them and reconstructs both. The image that a pair aims at is the expectation of the reconstruction
+(infinite dose, same resolution and post-filter), or the standard-dose image with or without the events of the low one.
+All three have the same conditional mean for independent events; the expectation is the target with the least noise, and
+only a simulator has it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from model_zoo import ct_tissues
 from model_zoo.imaging import blur
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate.heads import Head
-from model_zoo.simulate.pet.counts import Scan, acquire, draw_counts, thin
+from model_zoo.simulate.pet.counts import Scan, draw_counts, simulate_prompts, thin_counts
 from model_zoo.simulate.pet.osem import osem
 from model_zoo.simulate.pet.projector import Geometry
-from model_zoo.simulate.pet.surrogate import low_and_standard, low_dose
+from model_zoo.simulate.pet.surrogate import draw_low_and_standard, draw_low_dose
 from model_zoo.simulate.pet.torso import ORGANS, Torso
 from model_zoo.structures import STRUCTURES
 
@@ -32,13 +32,13 @@ __all__ = [
     "Pair",
     "Reconstruction",
     "ScannedObject",
-    "brain",
+    "draw_osem_pair",
+    "draw_surrogate_pair",
     "label_by_attenuation",
+    "make_brain",
+    "make_torso",
     "map_regions",
-    "osem_pair",
     "simulate_scan",
-    "surrogate_pair",
-    "torso",
 ]
 
 REGIONS = (
@@ -111,12 +111,12 @@ class Reconstruction:
         )
 
 
-def brain(head: Head, activity: Tensor, finer: int) -> ScannedObject:
+def make_brain(head: Head, activity: Tensor, finer: int) -> ScannedObject:
     """Return a head with ``activity`` (k, j, i) on its own lattice, which is ``finer`` times that of the image."""
     names = list(TISSUES)
     mu = torch.full((len(names),), _MU_SOFT)
     mu[names.index("air")], mu[names.index("bone")] = 0.0, _MU_BONE
-    regions = map_regions(_nearest(head.structure, finer))
+    regions = map_regions(_take_nearest(head.structure, finer))
     return ScannedObject(
         activity,
         mu[head.tissue.to(torch.int64)],
@@ -135,12 +135,12 @@ def map_regions(structure: Tensor) -> Tensor:
     return of_structure[structure.to(torch.int64)]
 
 
-def torso(body: Torso, finer: int) -> ScannedObject:
+def make_torso(body: Torso, finer: int) -> ScannedObject:
     """Return a torso on a lattice ``finer`` times that of the image."""
     of_organ = torch.tensor([1 + REGIONS.index(o) if o in REGIONS else 0 for o in ORGANS], dtype=torch.uint8)
-    regions = of_organ.to(body.organ.device)[_nearest(body.organ, finer).to(torch.int64)]
+    regions = of_organ.to(body.organ.device)[_take_nearest(body.organ, finer).to(torch.int64)]
     return ScannedObject(
-        body.activity, body.mu_per_cm, regions, _nearest(body.lesion, finer), body.spacing_mm * finer, finer
+        body.activity, body.mu_per_cm, regions, _take_nearest(body.lesion, finer), body.spacing_mm * finer, finer
     )
 
 
@@ -150,16 +150,16 @@ def label_by_attenuation(scanned_object: ScannedObject) -> ScannedObject:
     The attenuation map of a head has no fat: there it counts as soft tissue.
     """
     o = scanned_object
-    hu = ct_tissues.attenuation_to_hounsfield(_nearest(o.mu_per_cm, o.finer).cpu().numpy())
+    hu = ct_tissues.attenuation_to_hounsfield(_take_nearest(o.mu_per_cm, o.finer).cpu().numpy())
     labels = ct_tissues.remove_thin_lung(ct_tissues.classify(hu))
     return replace(o, regions=torch.from_numpy(labels).to(o.regions.device))
 
 
-def _nearest(labels: Tensor, finer: int) -> Tensor:
+def _take_nearest(labels: Tensor, finer: int) -> Tensor:
     return labels[finer // 2 :: finer, finer // 2 :: finer, finer // 2 :: finer].contiguous()
 
 
-def surrogate_pair(
+def draw_surrogate_pair(
     scanned_object: ScannedObject,
     dose: float,
     generator: torch.Generator,
@@ -175,7 +175,7 @@ def surrogate_pair(
     it varies smoothly by about 30 % over the volume, as attenuation makes it. Raises ValueError for another ``target``
     than TARGETS.
     """
-    _known(target)
+    _check_target(target)
     o, spacing = scanned_object, (scanned_object.spacing_mm,) * 3
     x = blur(functional.avg_pool3d(o.activity[None], o.finer)[0], resolution_fwhm_mm, spacing, normalised=True)
     reference = float(x[x > 0.3 * x.mean()].mean())
@@ -184,9 +184,9 @@ def surrogate_pair(
     k = noise**2 * reference * varied.to(x)
     kind = {"fwhm_mm": noise_fwhm_mm, "spacing_mm": o.spacing_mm, "reference": reference}
     if target == "expected":
-        low, aim = low_dose(x, dose, k, generator, **kind), x
+        low, aim = draw_low_dose(x, dose, k, generator, **kind), x
     else:
-        low, aim = low_and_standard(x, dose, k, generator, independent=target == "independent", **kind)
+        low, aim = draw_low_and_standard(x, dose, k, generator, independent=target == "independent", **kind)
     return Pair(low, aim, o.regions, o.lesion, dose, o.spacing_mm)
 
 
@@ -202,7 +202,7 @@ def simulate_scan(
     o = scanned_object
     shape = (o.activity.shape[1] // o.finer, o.activity.shape[2] // o.finer)
     g = Geometry(shape, o.spacing_mm, bins=max(shape), bin_mm=o.spacing_mm, angles=angles)
-    return acquire(
+    return simulate_prompts(
         o.activity,
         o.mu_per_cm,
         g,
@@ -216,7 +216,7 @@ def simulate_scan(
     )
 
 
-def osem_pair(
+def draw_osem_pair(
     scanned_object: ScannedObject,
     scan: Scan,
     dose: float,
@@ -230,8 +230,8 @@ def osem_pair(
 
     Raises ValueError for another ``target`` than TARGETS.
     """
-    _known(target)
-    low, rest = thin(draw_counts(scan.expected, generator), dose, generator)
+    _check_target(target)
+    low, rest = thin_counts(draw_counts(scan.expected, generator), dose, generator)
     if target == "expected":
         aim = reconstruct(scan.expected, scan) if expected is None else expected
     elif target == "shared":
@@ -242,7 +242,7 @@ def osem_pair(
     return Pair(reconstruct(low, scan.at_dose(dose)), aim, o.regions, o.lesion, dose, o.spacing_mm)
 
 
-def _known(target: str) -> None:
+def _check_target(target: str) -> None:
     if target not in TARGETS:
         raise ValueError(f"no target {target!r}; there are {', '.join(TARGETS)}")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model_zoo.imaging import blur
 from model_zoo.simulate.pet.counts import Scan
-from model_zoo.simulate.pet.projector import projector
+from model_zoo.simulate.pet.projector import make_projector
 
 __all__ = ["osem"]
 
@@ -39,7 +39,7 @@ def osem(
     g = scan.geometry
     spacing = (scan.slice_mm, g.pixel_mm, g.pixel_mm)
     tiny = torch.finfo(y.dtype).tiny
-    operators = [projector(g, subset=s, subsets=subsets, dtype=y.dtype, device=y.device) for s in range(subsets)]
+    operators = [make_projector(g, subset=s, subsets=subsets, dtype=y.dtype, device=y.device) for s in range(subsets)]
     sensitivity = [blur(P.T(scan.factors[s::subsets]), psf_fwhm_mm, spacing) for s, P in enumerate(operators)]
     is_seen = torch.stack(sensitivity).amin(dim=0) > 0
     x = is_seen * ((y - scan.background).sum().clamp_min(1.0) / (torch.stack(sensitivity).sum(dim=0) * is_seen).sum())

@@ -22,7 +22,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-__all__ = ["Geometry", "Projector", "projector"]
+__all__ = ["Geometry", "Projector", "make_projector"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Projector:
 
 
 @lru_cache(maxsize=96)
-def projector(
+def make_projector(
     geometry: Geometry,
     *,
     subset: int = 0,
@@ -79,11 +79,11 @@ def projector(
     """
     if not 0 <= subset < subsets <= geometry.angles:
         raise ValueError(f"subset {subset} of {subsets} with {geometry.angles} angles")
-    matrix = _rotate_and_sum(geometry, np.arange(subset, geometry.angles, subsets) * np.pi / geometry.angles)
+    matrix = _make_matrix(geometry, np.arange(subset, geometry.angles, subsets) * np.pi / geometry.angles)
     return Projector(geometry, _torch_csr(matrix, dtype, device), _torch_csr(csr_array(matrix.T), dtype, device))
 
 
-def _rotate_and_sum(g: Geometry, theta: np.ndarray[tuple[int], np.dtype[np.float64]]) -> csr_array:
+def _make_matrix(g: Geometry, theta: np.ndarray[tuple[int], np.dtype[np.float64]]) -> csr_array:
     """Return the matrix (angles * bins, pixels) of rotate-and-sum with bilinear weights."""
     rays = (np.arange(g.bins * g.rays) - (g.bins * g.rays - 1) / 2) * g.bin_mm / g.rays
     depth = math.ceil(math.hypot(*g.shape))

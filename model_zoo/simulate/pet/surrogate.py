@@ -20,14 +20,14 @@ from torch import Tensor
 
 from model_zoo.imaging import blur
 
-__all__ = ["POWER", "correlated_noise", "low_and_standard", "low_dose"]
+__all__ = ["POWER", "draw_correlated_noise", "draw_low_and_standard", "draw_low_dose"]
 
 POWER = 1.5
 _LARGEST = 4.0
 """Of V / x^2, where the log-normal form's tail would exceed anything a filtered OSEM image shows."""
 
 
-def low_dose(
+def draw_low_dose(
     x: Tensor,
     d: float,
     k: float | Tensor,
@@ -48,11 +48,11 @@ def low_dose(
     safe = x.clamp_min(1e-6 * reference)
     relative = (k / safe * (safe / reference) ** (power - 1) / d).clamp(max=_LARGEST)
     sigma = torch.log1p(relative).sqrt()
-    g = correlated_noise(x.shape, fwhm_mm, spacing_mm, generator).to(x)
+    g = draw_correlated_noise(x.shape, fwhm_mm, spacing_mm, generator).to(x)
     return x * torch.exp(sigma * g - 0.5 * sigma.square())
 
 
-def low_and_standard(
+def draw_low_and_standard(
     x: Tensor,
     d: float,
     k: float | Tensor,
@@ -66,28 +66,30 @@ def low_and_standard(
 ) -> tuple[Tensor, Tensor]:
     """Return ``(x_L, x_S)`` of dose ``d`` and of dose 1, which shares the events of x_L unless ``independent``.
 
-    Arguments and errors as for ``low_dose``; d < 1.
+    Arguments and errors as for ``draw_low_dose``; d < 1.
     """
     if not 0 < d < 1:
         raise ValueError(f"a dose fraction between 0 and 1 is asked for, not {d}")
 
     def draw(dose: float) -> Tensor:
-        return low_dose(x, dose, k, generator, fwhm_mm=fwhm_mm, spacing_mm=spacing_mm, reference=reference, power=power)
+        return draw_low_dose(
+            x, dose, k, generator, fwhm_mm=fwhm_mm, spacing_mm=spacing_mm, reference=reference, power=power
+        )
 
     low = draw(d)
     return low, draw(1.0) if independent else d * low + (1 - d) * draw(1 - d)
 
 
-def correlated_noise(
+def draw_correlated_noise(
     shape: torch.Size | tuple[int, int, int], fwhm_mm: float, spacing_mm: float, generator: torch.Generator
 ) -> Tensor:
     """Return standard normal noise (k, j, i): white, blurred to ``fwhm_mm``, of unit variance at every voxel."""
     white = torch.randn(tuple(shape), generator=generator, device=generator.device)
     spacing = (spacing_mm,) * 3
-    return blur(white, fwhm_mm, spacing) * _gain(tuple(shape), fwhm_mm, spacing_mm).to(white)
+    return blur(white, fwhm_mm, spacing) * _compute_gain(tuple(shape), fwhm_mm, spacing_mm).to(white)
 
 
-def _gain(shape: tuple[int, ...], fwhm_mm: float, spacing_mm: float) -> Tensor:
+def _compute_gain(shape: tuple[int, ...], fwhm_mm: float, spacing_mm: float) -> Tensor:
     """Return 1 / sd of blurred white noise, which is the product over axes of the kernels' norms: (k, j, i)."""
     gain = torch.ones(())
     for axis, n in enumerate(shape):

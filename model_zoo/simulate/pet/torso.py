@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["HEIGHT_MM", "ORGANS", "Torso", "random_torso"]
+__all__ = ["HEIGHT_MM", "ORGANS", "Torso", "draw_torso"]
 
 HEIGHT_MM = 600.0
 BEND_SD_MM, BEND_CELL_MM = 7.0, 70.0
@@ -112,7 +112,7 @@ class Torso:
     spacing_mm: float
 
 
-def random_torso(
+def draw_torso(
     generator: torch.Generator,
     *,
     shape: tuple[int, int, int],
@@ -130,7 +130,7 @@ def random_torso(
         middle_mm = (0.0, 0.0, draw.uniform(60.0, 500.0))
     canvas = _Canvas(shape, spacing_mm, middle_mm, generator)
     suv = {name: draw.log_uniform(*limits) for name, limits in _SUV.items()}
-    _trunk(canvas, draw, suv)
+    _paint_trunk(canvas, draw, suv)
     size = draw.uniform(0.92, 1.08)
     for s in _SHAPES:
         canvas.add(s.organ, suv[s.tissue], draw.about(s.centre, 5.0), draw.scaled(s.radii, size), s.power)
@@ -138,9 +138,9 @@ def random_torso(
         centre = (draw.uniform(-95, 95), draw.uniform(-60, 25), draw.uniform(105, 235))
         radii = (draw.uniform(14, 36), draw.uniform(12, 22), draw.uniform(12, 36))
         canvas.add("bowel", draw.log_uniform(*_SUV["bowel"]), centre, radii, 2)
-    canvas.activity *= 1 + 0.08 * _field(canvas.activity.shape, 24.0 / spacing_mm, generator)[0]
-    for number in range(1, 1 + (draw.whole(2, 8) if lesions is None else lesions)):
-        _lesion(canvas, draw, number)
+    canvas.activity *= 1 + 0.08 * _draw_field(canvas.activity.shape, 24.0 / spacing_mm, generator)[0]
+    for number in range(1, 1 + (draw.integer(2, 8) if lesions is None else lesions)):
+        _paint_lesion(canvas, draw, number)
     return Torso(canvas.activity, canvas.mu_per_cm, canvas.organ, canvas.lesion, spacing_mm)
 
 
@@ -154,7 +154,7 @@ class _Draw:
     def log_uniform(self, low: float, high: float) -> float:
         return math.exp(self.uniform(math.log(low), math.log(high)))
 
-    def whole(self, low: int, high: int) -> int:
+    def integer(self, low: int, high: int) -> int:
         return min(high, low + int(self.uniform(0, high - low + 1)))
 
     def about(self, centre: tuple[float, float, float], mm: float) -> tuple[float, ...]:
@@ -181,7 +181,7 @@ class _Canvas:
             for n, first in zip(shape, self.first_mm, strict=True)
         ]
         z, y, x = torch.meshgrid(*axes, indexing="ij")
-        bend = _field(x.shape, BEND_CELL_MM / spacing_mm, generator, channels=3)
+        bend = _draw_field(x.shape, BEND_CELL_MM / spacing_mm, generator, channels=3)
         self.points = torch.stack([x, y, z]) + BEND_SD_MM * bend.clamp(-3, 3)
         self.activity = torch.zeros_like(x)
         self.mu_per_cm = torch.zeros_like(x)
@@ -219,14 +219,14 @@ class _Canvas:
         self.organ[box][share > 0.5] = ORGANS.index(organ)
 
 
-def _field(shape: torch.Size, cell: float, generator: torch.Generator, channels: int = 1) -> Tensor:
+def _draw_field(shape: torch.Size, cell: float, generator: torch.Generator, channels: int = 1) -> Tensor:
     """Return standard normal values every ``cell`` voxels, trilinear between: (channels, k, j, i)."""
     cells = tuple(max(2, math.ceil(n / cell) + 1) for n in shape)
     nodes = torch.randn((1, channels, *cells), generator=generator, device=generator.device)
     return functional.interpolate(nodes, size=tuple(shape), mode="trilinear", align_corners=True)[0]
 
 
-def _trunk(canvas: _Canvas, draw: _Draw, suv: dict[str, float]) -> None:
+def _paint_trunk(canvas: _Canvas, draw: _Draw, suv: dict[str, float]) -> None:
     """Paint fat and muscle, an ellipse whose half axes follow the height, and the ribs, stripes in a shell of it."""
     x, y, z = canvas.points
     heights = z.new_tensor([0.0, 80.0, 220.0, 400.0, 520.0, 565.0, 620.0])
@@ -253,12 +253,12 @@ def _interpolate(at: Tensor, knots: Tensor, values: Tensor) -> Tensor:
     return torch.lerp(values[right - 1], values[right], ((at - low) / (high - low)).clamp(0, 1))
 
 
-def _lesion(canvas: _Canvas, draw: _Draw, number: int) -> None:
-    host = _LESION_HOSTS[draw.whole(0, len(_LESION_HOSTS) - 1)]
+def _paint_lesion(canvas: _Canvas, draw: _Draw, number: int) -> None:
+    host = _LESION_HOSTS[draw.integer(0, len(_LESION_HOSTS) - 1)]
     places = (canvas.organ == ORGANS.index(host)).nonzero()
     if len(places) == 0:
         return
-    k, j, i = places[draw.whole(0, len(places) - 1)]
+    k, j, i = places[draw.integer(0, len(places) - 1)]
     centre = tuple(float(c) for c in canvas.points[:, k, j, i])
     radius = draw.log_uniform(4.0, 20.0)
     radii = tuple(radius * draw.uniform(0.8, 1.25) for _ in range(3))
