@@ -1,6 +1,6 @@
-"""A bundle ``pet_synthesis`` that paints every structure with its tracer's table: for geometry and units, not patients.
+"""A bundle ``pet_synthesis`` whose network paints every structure with its value in the tracer's table.
 
-Its levels depend a little on the covariates, by fixed random weights.
+It tests geometry and units, not patients. Its levels depend a little on the covariates, by fixed random weights.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _LOG_SD = -3.0
 
 
 def paint_suvr(tracer: str, structure: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The SUVR that the bundle paints, by its table, nought outside."""
+    """Return the SUVR that the bundle paints by its table; zero outside the head."""
     values = np.concatenate([[0.0], uptake(TRACERS[tracer], _STATES[tracer])[:COUNT].numpy()])
     return np.asarray(values[structure], np.float32)
 
 
 def sample_phantom(onto: Grid) -> NDArray[np.uint8]:
-    """The phantom's structure at the centres of the voxels of ``onto``, its fluid missing on the patient's right and
+    """Return the phantom's structures at the centres of the voxels of ``onto``.
 
-    at the back: no flip goes unseen.
+    The fluid is removed on the patient's right and at the back, so that every flip shows.
     """
     structure = phantom()[1]
     gone = structure == number("csf")
@@ -62,7 +62,7 @@ def sample_phantom(onto: Grid) -> NDArray[np.uint8]:
 
 
 def write_pet_bundle(root: Path, *, trained_on: str = "simulation only (a table)", version: str = "0.0.1") -> Path:
-    """The bundle's folder below ``root``."""
+    """Write the bundle below ``root``; return its folder."""
     bundle = root / "pet_synthesis"
     for folder in ("configs", "models"):
         (bundle / folder).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""PET series as scanners send them, and a bundle ``standard_dose_pet`` whose answer is known: a blur."""
+"""PET series as scanners send them, and a bundle ``standard_dose_pet`` with a known answer: a blur."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["FACTOR", "write_pet", "write_pet_bundle"]
 
 WEIGHT_KG, DOSE_BQ, HALF_LIFE_S, UPTAKE_S = 70.0, 350e6, 6586.2, 3600.0
 FACTOR = 1000 * WEIGHT_KG / (DOSE_BQ * 2 ** (-UPTAKE_S / HALF_LIFE_S))
-"""SUVbw per Bq/ml of what ``write_pet`` writes."""
+"""SUVbw per Bq/ml of the series of ``write_pet``."""
 
 _DEFINITION: dict[str, Any] = {
     "in_channels": IN_CHANNELS, "out_channels": OUT_CHANNELS, "channels": [4, 8], "blocks": 1, "unshuffle": 1,
@@ -37,7 +37,7 @@ _OF_MR = ("MagneticFieldStrength", "RepetitionTime", "EchoTime")
 
 
 def _nothing(_: int, ds: Dataset) -> None:
-    """Leave it as it is."""
+    """Leave the data set unchanged."""
 
 
 def write_pet(
@@ -48,7 +48,7 @@ def write_pet(
     edit: Callable[[int, Dataset], None] = _nothing,
     key: str = "pet",
 ) -> list[Path]:
-    """One file per slice with a rescale slope of its own; ``edit(k, ds)`` changes a slice before it is saved."""
+    """Write one file per slice, each with its own rescale slope; ``edit(k, ds)`` changes a slice before it is saved."""
     slopes = np.maximum(np.abs(bq_ml).max(axis=(1, 2)), 1.0) / 32000
 
     def pet(k: int, ds: Dataset) -> None:
@@ -72,7 +72,7 @@ def write_pet(
 
 
 def write_pet_bundle(root: Path, copy: int = 1) -> Path:
-    """Below ``root``. Its network's answer is the image blurred by 0, 1, 2 or 4 voxels (``copy`` 0 to 3), b = A."""
+    """Write a bundle whose network returns the image blurred by 0, 1, 2 or 4 voxels (``copy`` 0 to 3), b = A."""
     bundle = root / "standard_dose_pet"
     for folder in ("configs", "models"):
         (bundle / folder).mkdir(parents=True, exist_ok=True)

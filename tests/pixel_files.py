@@ -1,4 +1,4 @@
-"""Instances whose pixels are encoded as senders encode them, for what is read of pixels and positions."""
+"""Instances with pixels encoded as senders encode them, for tests of reading pixels and positions."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ Edit = Callable[[int, Dataset], None]
 
 
 def make_axial_grid(shape: tuple[int, int, int] = SHAPE) -> Grid:
-    """An axial stack."""
+    """Return the grid of an axial stack."""
     return make_grid("axial", shape, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
 
 
 def make_values(dtype: type[np.integer[Any]] = np.uint16, most: int = 3000) -> NDArray[np.integer[Any]]:
-    """Values from 0, or from -most where they are signed."""
+    """Return random values from 0 to ``most``, or from -``most`` where they are signed."""
     low = -most if np.issubdtype(dtype, np.signedinteger) else 0
     return np.random.default_rng(7).integers(low, most, SHAPE).astype(dtype)
 
 
 def write_series(folder: Path, data: NDArray[np.generic], edit: Edit = lambda k, ds: None) -> list[Path]:
-    """Single slices with those stored values; slice k of the volume is data[k]."""
+    """Write single slices with the given stored values; slice k of the volume is data[k]."""
     return write_slices(folder, make_axial_grid(data.shape), data, edit=edit)
 
 
 def set_attributes(**values: object) -> Edit:
-    """An edit that sets attributes of every slice; None removes one."""
+    """Return an edit that sets attributes of every slice; None removes one."""
 
     def edit(_: int, ds: Dataset) -> None:
         for keyword, value in values.items():
@@ -73,7 +73,7 @@ def set_attributes(**values: object) -> Edit:
 
 
 def make_item(**values: object) -> Dataset:
-    """An item of a sequence."""
+    """Return an item of a sequence."""
     ds = Dataset()
     for keyword, value in values.items():
         setattr(ds, keyword, value)
@@ -81,7 +81,7 @@ def make_item(**values: object) -> Dataset:
 
 
 def set_private(group: int, creator: str, element: int, vr: str, value: Any) -> Edit:
-    """An edit that sets a private element of every slice."""
+    """Return an edit that sets a private element of every slice."""
 
     def edit(_: int, ds: Dataset) -> None:
         ds.private_block(group, creator, create=True).add_new(element, vr, value)
@@ -90,14 +90,14 @@ def set_private(group: int, creator: str, element: int, vr: str, value: Any) -> 
 
 
 def check_refused(paths: list[Path], reason: str) -> None:
-    """Check that the files make no volume, with that reason and without a word of the patient."""
+    """Check that the files are refused with the reason, and that the message holds no data of the patient."""
     with pytest.raises(InputRefused, match=reason) as refused:
         volumes.read(paths)
-    assert all(word not in str(refused.value) for word in ("Müller", "4711", "1970"))
+    assert all(secret not in str(refused.value) for secret in ("Müller", "4711", "1970"))
 
 
 def turn_into_ct(_: int, ds: Dataset) -> None:
-    """A slice of a CT, in Hounsfield units."""
+    """Make the slice one of a CT, in Hounsfield units."""
     ds.SOPClassUID, ds.Modality, ds.KVP = CTImageStorage, "CT", "120"
     ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = "1", "-1024", "HU"
     for keyword in ("RepetitionTime", "EchoTime", "MagneticFieldStrength"):
@@ -115,7 +115,7 @@ def reencode(path: Path, syntax: UID) -> None:
 
 
 def write_as(ds: Dataset, path: Path, syntax: UID) -> None:
-    """Write a data set in an uncompressed transfer syntax, whatever it was read from; its pixels are as they are."""
+    """Write a data set in an uncompressed transfer syntax, whatever it was read from; its pixels stay unchanged."""
     fresh = Dataset({element.tag: element for element in ds})
     fresh.file_meta = ds.file_meta
     fresh.file_meta.TransferSyntaxUID = syntax
@@ -142,7 +142,7 @@ def _by_dcmtk(path: Path) -> None:
 
 
 def _by_openjpeg(ds: Dataset) -> None:
-    """Pillow writes unsigned samples of as many bits as the cells have."""
+    """Compress by Pillow, which writes unsigned samples of as many bits as the cells have."""
     frames = ds.pixel_array.reshape(-1, ds.Rows, ds.Columns).view(np.uint16)
     found = []
     for frame in frames:

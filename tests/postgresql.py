@@ -67,7 +67,7 @@ class Server:
 
 
 def reason_unavailable() -> str:
-    """Why PostgreSQL cannot be started here; empty when it can."""
+    """Return the reason why PostgreSQL cannot be started here, or an empty string."""
     if _binaries() is None:
         return "PostgreSQL is not installed (apt-get install postgresql)"
     if os.getuid() == 0 and shutil.which("runuser") is None:

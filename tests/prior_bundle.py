@@ -1,4 +1,4 @@
-"""Small bundles ``mri_prior``, of random weights, in the layouts in which bundles come."""
+"""Small bundles ``mri_prior`` of random weights, in the layouts in which bundles are published."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TARGET = "model_zoo.networks.local_unet.LocalUNet"
 def write_prior_bundle(
     folder: Path, version: str, *, seed: int = 0, definition: dict[str, Any] = _DEFINITION, **facts: Any
 ) -> Path:
-    """The bundle's own folder; every seed is another network."""
+    """Write a bundle; return its folder. Every seed makes another network."""
     for part in ("configs", "models", "docs"):
         (folder / part).mkdir(parents=True)
     torch.manual_seed(seed)
@@ -47,7 +47,7 @@ def write_prior_bundle(
 
 
 def write_monai_bundle(folder: Path, **metadata: Any) -> Path:
-    """A segmentation network of MONAI's, in the layout of its Model Zoo: a pickled state dict, prose for a name."""
+    """Write a segmentation network of MONAI's in the layout of its Model Zoo: a pickled state dict, a name in prose."""
     from monai.networks.nets import UNet
 
     definition: dict[str, Any] = {
@@ -84,7 +84,7 @@ def write_monai_bundle(folder: Path, **metadata: Any) -> Path:
 
 
 def write_zip(folder: Path, target: Path, *, top: str = "") -> Path:
-    """The folder as a zip, its files below ``top``."""
+    """Write the folder as a ZIP file, with its files below ``top``."""
     with zipfile.ZipFile(target, "w") as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             archive.write(path, str(Path(top) / path.relative_to(folder)))

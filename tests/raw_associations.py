@@ -1,6 +1,6 @@
 """Associations on a socket of the test's own: it sends PDUs as bytes and reads every answer itself.
 
-pynetdicom as requestor is no help there: what the test sends beside it makes its threads lose answers.
+pynetdicom as requestor is no help there: bytes that the test sends on the same socket make its threads lose answers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class AssociateRequest:
 
     @property
     def body(self) -> bytes:
-        """The PDU without its header."""
+        """Body of the PDU, without its header."""
         titles = self.called.ljust(16)[:16] + self.calling.ljust(16)[:16]
         items = [*(encode_item(0x10, name) for name in self.names), *self.contexts]
         items += [encode_item(0x50, b"".join(self.user))] if self.user else []

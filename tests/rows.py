@@ -1,4 +1,4 @@
-"""Rows for tests that need some, made the way the node makes them."""
+"""Database rows for tests, made by the functions that the node uses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_arrival(
     sop_class_uid: str = "1.2.840.10008.5.1.4.1.1.4",
     attributes: Mapping[str, Any] = _ATTRIBUTES,
 ) -> Arrival:
-    """One instance of a study, with content that depends on its UID unless told otherwise."""
+    """Return the arrival of one instance of a study; its content follows from its UID unless ``content`` is given."""
     uid = f"{study}.{series}.{number}"
     sha256 = hashlib.sha256((content or uid).encode()).hexdigest()
     modality = str(attributes.get("Modality", ""))
@@ -41,7 +41,7 @@ def make_arrival(
 
 
 def add_job(session: Session, now: datetime, *, study: str = "1.2.1", **changes: Any) -> Job:
-    """A waiting job on a study of one instance."""
+    """Add a waiting job on a study of one instance."""
     registration = studies.register_instances(session, [make_arrival(study)], now=now)[0]
     row = studies.find_by_uid(session, study)
     assert row is not None

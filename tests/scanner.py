@@ -1,4 +1,4 @@
-"""A small scanner: points at known places in the patient, measured into MRD files that ismrmrd's own library writes."""
+"""A small simulated scanner: it measures points at known places in the patient and writes MRD files by ismrmrd."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ ORIENTATIONS: dict[str, Array] = {  # rows: read, phase and slice direction in L
 
 
 def _nothing(_: Any) -> None:
-    """Leave it as it is."""
+    """Leave the object unchanged."""
 
 
 @dataclass
 class Scan:
-    """Sizes as (read, phase, slice or partition). ``voxel_mm``: of the encoded matrix."""
+    """Parameters of a scan: sizes (read, phase, slice or partition); ``voxel_mm`` of the encoded matrix."""
 
     n: tuple[int, int, int] = (24, 20, 1)
     voxel_mm: tuple[float, float, float] = (1.5, 2.0, 4.0)
@@ -57,20 +57,20 @@ class Scan:
     edit: Callable[[Any], None] = _nothing
 
     def position_mm(self, slice_number: int) -> Array:
-        """Centre of a slice by its place in space."""
+        """Return the centre of a slice, counted by position in space."""
         along = (slice_number - (self.slices - 1) / 2) * (self.voxel_mm[2] + self.gap_mm)
         place: Array = np.array(self.centre_mm) + along * self.directions[2]
         return place
 
     def place_mm(self, x: int, y: int, z: int, slice_number: int = 0) -> Array:
-        """The centre of an encoded voxel, counted from the centre of the plane or slab."""
+        """Return the centre of an encoded voxel, whose indices count from the centre of the plane or slab."""
         offset = np.array([x, y, z]) * self.voxel_mm @ self.directions
         place: Array = self.position_mm(slice_number) + offset
         return place
 
 
 def acquire(scan: Scan, path: Path) -> mrd.MRD:
-    """Measures, writes with ismrmrd, reads with ours."""
+    """Measure the scan and write it by ismrmrd; return the file as the node reads it."""
     header = _header(scan)
     scan.edit_header(header)
     generator = np.random.default_rng(3)
@@ -83,7 +83,7 @@ def acquire(scan: Scan, path: Path) -> mrd.MRD:
 
 
 def reconstruct(samples: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """Magnitude (slice, a, b) of the centred inverse transform, coils combined."""
+    """Return the magnitude (slice, a, b) of the centred inverse transform, with coils combined."""
     shifted = np.fft.ifftshift(samples, axes=(2, 3))
     coils = np.fft.fftshift(np.fft.ifft2(shifted, norm="ortho"), axes=(2, 3))
     return np.asarray(np.sqrt((np.abs(coils) ** 2).sum(axis=1)), np.float32)
@@ -95,7 +95,7 @@ def make_grid(
     spacing_mm: tuple[float, float, float],
     first_mm: tuple[float, float, float],
 ) -> Grid:
-    """Voxels (k, j, i) along slice, phase and read direction; ``first_mm``: the centre of the first."""
+    """Return a grid with voxels (k, j, i) along slice, phase and read; ``first_mm`` is the centre of the first."""
     affine = np.eye(4)
     affine[:3, :3] = ORIENTATIONS[orientation].T * spacing_mm[::-1]
     affine[:3, 3] = first_mm

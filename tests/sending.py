@@ -133,6 +133,6 @@ def encode_store_request(each: Encoded, message_id: int = 1) -> bytes:
 
 
 def raw_socket(assoc: Association) -> socket.socket:
-    """The connection itself, to say on it what pynetdicom would not."""
+    """Return the socket of the association, to send bytes that pynetdicom would not send."""
     sock: socket.socket = assoc.dul.socket.socket
     return sock

@@ -1,4 +1,4 @@
-"""Series of images as scanners send them, one file per slice or enhanced multi-frame, of values that are known."""
+"""Series of images with known values as scanners send them, one file per slice or enhanced multi-frame."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ Edit = Callable[[int, Dataset], None]
 
 
 def _nothing(_: int, ds: Dataset) -> None:
-    """Leave it as it is."""
+    """Leave the data set unchanged."""
 
 
 def write_slices(
     folder: Path, grid: Grid, data: NDArray[np.generic], *, edit: Edit = _nothing, key: str = "series"
 ) -> list[Path]:
-    """One file per slice, numbered backwards and in shuffled files; ``edit(k, ds)`` changes a slice before it is saved.
+    """Write one file per slice, numbered backwards and in shuffled files; ``edit(k, ds)`` changes a slice.
 
-    ``data`` (k, j, i) are the stored values, uint16 or int16. Some of the patient is in the header to be found nowhere.
+    ``data`` (k, j, i) are the stored values, uint16 or int16. The header holds data of a patient; they must appear
+    nowhere else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -47,7 +48,7 @@ def write_slices(
 def write_enhanced(
     path: Path, grid: Grid, data: NDArray[np.generic], order: list[int], edit: Edit = _nothing, key: str = "enhanced"
 ) -> Path:
-    """One enhanced object with its frames in ``order``; ``edit(frame, group)`` changes a frame's functional groups."""
+    """Write an enhanced object with its frames in ``order``; ``edit(frame, group)`` changes the groups of a frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ds = _image(EnhancedMRImageStorage, data, uids.derive(key), key)
     ds.InstanceNumber, ds.NumberOfFrames = 1, len(order)
@@ -68,7 +69,7 @@ def write_enhanced(
 
 
 def unpack_series(archive: Path, folder: Path) -> list[Path]:
-    """The files of a packed series of the data kit."""
+    """Unpack a series of the data kit; return its files."""
     with lzma.open(archive) as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(folder, filter="data")
     return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -41,7 +41,7 @@ from pipelines.quality import Outcome, Verdict
 from tests.findings import NOW, PROVENANCE, grid, make_findings, source
 from tests.peers import StoreScp
 from tests.rows import add_job
-from tests.test_result_kinds import _pet_found
+from tests.test_result_kinds import write_pet_result
 
 PAGE = Page(np.zeros((20, 10, 3), np.uint8), b"%PDF-1.4 /Title (" + label.TEXT.encode() + b")\n%%EOF\n")
 KINDS = ("MR", "parametric image", "single frame", "label map", "page", "PDF", "key object", "report")
@@ -167,7 +167,7 @@ def test_a_kind_is_held_back_without_its_own_marks(kind: str, spoil: Callable[[D
 
 
 def test_a_pet_of_a_pet_passes_and_one_of_an_mr_does_not(tmp_path: Path) -> None:
-    _, objects, _ = _pet_found("axial", tmp_path)
+    _, objects, _ = write_pet_result("axial", tmp_path)
     marking.check_marks(objects[0])
     for item in objects[0].SourceImageSequence:
         item.ReferencedSOPClassUID = MRImageStorage

@@ -1,4 +1,4 @@
-"""The node as its own processes: what is killed loses nothing and repeats nothing."""
+"""The node as processes of its own: a killed process loses nothing and repeats nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def put(running: Node, path: Path, now: datetime) -> None:
 
 
 def wait_until_at_work(running: Node, worker_pid: int) -> None:
-    """Until the worker has begun its job and with it to load torch: the model and all of its work are still to come."""
+    """Wait until the worker has begun its job and to load torch; the model and all of its work are still to come."""
 
     def is_at_work() -> bool:
         return "job 1: started" in running.log and "libtorch" in Path(f"/proc/{worker_pid}/maps").read_text()

@@ -1,4 +1,4 @@
-"""What node.toml says of notifications: mistakes are named, secrets stay secret, receivers can tell who called."""
+"""Settings of notifications in node.toml: mistakes are named, secrets stay secret, receivers recognise the sender."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def loaded(folder: Path, **notifications: Any) -> Config:
+def load_config(folder: Path, **notifications: Any) -> Config:
     return configuration.load(write_config(folder, notifications=notifications, routes=[ROUTE]))
 
 
-def by_hook(folder: Path, url: str, **settings: Any) -> Config:
-    return loaded(folder, webhook=[HOOK | {"url": url} | settings])
+def configure_webhook(folder: Path, url: str, **settings: Any) -> Config:
+    return load_config(folder, webhook=[HOOK | {"url": url} | settings])
 
 
-def by_mail(folder: Path, smtp: Mapping[str, Any], **settings: Any) -> Config:
-    return loaded(folder, smtp=SMTP | dict(smtp), email=[MAIL | settings])
+def configure_email(folder: Path, smtp: Mapping[str, Any], **settings: Any) -> Config:
+    return load_config(folder, smtp=SMTP | dict(smtp), email=[MAIL | settings])
 
 
-def checked(config: Config) -> tuple[str, str]:
-    """What ``dicomnode check`` says of the notification."""
+def check_notification(config: Config) -> tuple[str, str]:
+    """Return result and detail of the notification in ``dicomnode check``."""
     found = next(each for each in checks.run(config) if each.what == "notification ward")
     return found.result, found.detail
 
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1 with its key in one file; nobody's authority has signed it."""
+    """Return a file with a self-signed certificate for 127.0.0.1 and its key."""
     program, file = require_program("/usr/bin/openssl", "openssl"), tmp_path / "receiver.pem"
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(file), "-out", str(tmp_path / "ca.crt")]
@@ -98,7 +98,7 @@ def tls(certificate: Path) -> ssl.SSLContext:
 )
 def test_a_mistake_is_named(tmp_path: Path, notifications: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        loaded(tmp_path, **notifications)
+        load_config(tmp_path, **notifications)
     assert message in str(error.value)
     assert ", line " in str(error.value)
     assert "secret@" not in str(error.value)
@@ -130,7 +130,7 @@ def test_check_finds_an_error_in_a_template(tmp_path: Path, kind: str, template:
     with Mailbox() as box:
         server = {"smtp": SMTP | {"port": box.port}, "email": [MAIL | {"template_file": "template"}]}
         hook = {"webhook": [HOOK | {"template_file": "template"}]}
-        result, detail = checked(loaded(tmp_path, **(server if kind == "email" else hook)))
+        result, detail = check_notification(load_config(tmp_path, **(server if kind == "email" else hook)))
     assert result == "failed"
     assert message in detail
     assert "\n" not in detail
@@ -142,36 +142,39 @@ def test_a_template_says_it_in_other_words(tmp_path: Path, now: datetime) -> Non
     )
     (tmp_path / "chat.json").write_text('{"text": {{ ("Why: " ~ reason) | tojson }}}')
     with Mailbox() as box, Hook() as hook:
-        allowed = by_mail(tmp_path, {"port": box.port}, template_file="mail.txt", patient_data=True)
-        config = by_mail(tmp_path, {"port": box.port}, template_file="mail.txt")
+        allowed = configure_email(tmp_path, {"port": box.port}, template_file="mail.txt", patient_data=True)
+        config = configure_email(tmp_path, {"port": box.port}, template_file="mail.txt")
         for each in (allowed, config):
             notification.send_test("ward", each, now=now)
-        notification.send_test("ward", by_hook(tmp_path, hook.url, template_file="chat.json"), now=now)
+        notification.send_test("ward", configure_webhook(tmp_path, hook.url, template_file="chat.json"), now=now)
     assert [mail.get_content() for mail in box.mails] == ["test on DICOMNODE of test\r\n", "test on DICOMNODE\r\n"]
     assert hook.posts[0].json == {"text": 'Why: χ² is "2.4", above the limit of 2 \\ a test'}
 
 
 def test_check_tells_what_each_does_and_what_would_not_arrive(tmp_path: Path) -> None:
     with Mailbox() as box:
-        assert checked(by_mail(tmp_path, {"port": box.port})) == (
+        assert check_notification(configure_email(tmp_path, {"port": box.port})) == (
             "ok",
             f"e-mail to 1 by 127.0.0.1:{box.port}, on held, failed, refused, without patient data",
         )
         assert box.commands[-2:] == ["noop", "QUIT"] or box.commands[-1].upper() in ("NOOP", "QUIT")
         assert box.raw == []
-    assert checked(by_mail(tmp_path, {"port": box.port})) == ("warning", f"127.0.0.1:{box.port}: Connection refused")
-    result, detail = checked(by_hook(tmp_path, "https://host.example/secret-path"))
+    assert check_notification(configure_email(tmp_path, {"port": box.port})) == (
+        "warning",
+        f"127.0.0.1:{box.port}: Connection refused",
+    )
+    result, detail = check_notification(configure_webhook(tmp_path, "https://host.example/secret-path"))
     assert result == "ok"
     assert detail.startswith("POST to host.example, not signed, on held, failed, refused, without patient data")
-    result, detail = checked(by_hook(tmp_path, "https://host.example/", secret_file="none.secret"))
+    result, detail = check_notification(configure_webhook(tmp_path, "https://host.example/", secret_file="none.secret"))
     assert (result, detail) == ("failed", f"secret_file: {tmp_path / 'none.secret'} cannot be read (FileNotFoundError)")
 
 
 def test_the_receiver_can_verify_who_called_and_that_nothing_was_changed(tmp_path: Path, now: datetime) -> None:
     (tmp_path / "hook.secret").write_text("an agreed secret\n")
     with Hook() as hook:
-        notification.send_test("ward", by_hook(tmp_path, hook.url, secret_file="hook.secret"), now=now)
-        notification.send_test("ward", by_hook(tmp_path, hook.url), now=now)
+        notification.send_test("ward", configure_webhook(tmp_path, hook.url, secret_file="hook.secret"), now=now)
+        notification.send_test("ward", configure_webhook(tmp_path, hook.url), now=now)
     signed, unsigned = hook.posts
 
     def right(body: bytes) -> str:
@@ -188,7 +191,7 @@ def test_openssl_makes_the_same_signature(tmp_path: Path, now: datetime) -> None
     program = require_program("/usr/bin/openssl", "openssl")
     (tmp_path / "hook.secret").write_text("key")
     with Hook() as hook:
-        notification.send_test("ward", by_hook(tmp_path, hook.url, secret_file="hook.secret"), now=now)
+        notification.send_test("ward", configure_webhook(tmp_path, hook.url, secret_file="hook.secret"), now=now)
     (post,) = hook.posts
     command = [program, "dgst", "-sha256", "-hmac", "key", "-r"]
     made = subprocess.run(command, input=post.body, capture_output=True, check=True).stdout.split()[0].decode()
@@ -199,7 +202,7 @@ def test_openssl_makes_the_same_signature(tmp_path: Path, now: datetime) -> None
 def test_a_redirection_is_not_followed(tmp_path: Path, now: datetime, status: int) -> None:
     with Hook() as elsewhere, Hook(lambda post: status, location=elsewhere.url) as hook:
         with pytest.raises(NotSent, match=f"answers {status}, a redirection") as error:
-            notification.send_test("ward", by_hook(tmp_path, hook.url), now=now)
+            notification.send_test("ward", configure_webhook(tmp_path, hook.url), now=now)
         assert elsewhere.posts == []
     assert "secret" not in str(error.value)
 
@@ -208,11 +211,11 @@ def test_an_address_may_be_a_secret_of_its_own(tmp_path: Path, now: datetime) ->
     with Hook() as hook:
         (tmp_path / "chat.url").write_text(f"{hook.url}\n")
         entry = {"name": "ward", "url_file": "chat.url"}
-        notification.send_test("ward", loaded(tmp_path, webhook=[entry]), now=now)
+        notification.send_test("ward", load_config(tmp_path, webhook=[entry]), now=now)
         assert hook.posts[0].path == "/hooks/a-secret-path"
         (tmp_path / "chat.url").write_text("http://far.example/secret")
         with pytest.raises(ConfigError, match="not sent without TLS") as error:
-            notification.send_test("ward", loaded(tmp_path, webhook=[entry | {"patient_data": True}]), now=now)
+            notification.send_test("ward", load_config(tmp_path, webhook=[entry | {"patient_data": True}]), now=now)
         assert "far.example" not in str(error.value)
 
 
@@ -221,10 +224,10 @@ def test_a_web_server_must_have_a_certificate_that_is_trusted(
 ) -> None:
     with Hook(tls=tls) as hook:
         with pytest.raises(NotSent, match="certificate not trusted: self-signed") as error:
-            notification.send_test("ward", by_hook(tmp_path, hook.url), now=now)
+            notification.send_test("ward", configure_webhook(tmp_path, hook.url), now=now)
         assert not error.value.reached
         assert hook.posts == []
-        notification.send_test("ward", by_hook(tmp_path, hook.url, ca_file="ca.crt"), now=now)
+        notification.send_test("ward", configure_webhook(tmp_path, hook.url, ca_file="ca.crt"), now=now)
     assert len(hook.posts) == 1
 
 
@@ -235,9 +238,9 @@ def test_a_mail_server_must_have_a_certificate_that_is_trusted_before_it_gets_th
     with Mailbox(tls=tls, login=("me", "pass word")) as box:
         server = {"port": box.port, "security": "starttls", "user": "me", "password_file": "smtp.password"}
         with pytest.raises(NotSent, match="certificate not trusted"):
-            notification.send_test("ward", by_mail(tmp_path, server), now=now)
+            notification.send_test("ward", configure_email(tmp_path, server), now=now)
         assert not any(command.startswith("AUTH") for command in box.commands)
-        notification.send_test("ward", by_mail(tmp_path, server | {"ca_file": "ca.crt"}), now=now)
+        notification.send_test("ward", configure_email(tmp_path, server | {"ca_file": "ca.crt"}), now=now)
     assert len(box.mails) == 1
 
 
@@ -246,7 +249,7 @@ def test_a_server_without_tls_gets_no_password(tmp_path: Path, now: datetime) ->
     with Mailbox(login=("me", "pass word")) as box:
         server = {"port": box.port, "security": "starttls", "user": "me", "password_file": "smtp.password"}
         with pytest.raises(NotSent, match="does not offer"):
-            notification.send_test("ward", by_mail(tmp_path, server), now=now)
+            notification.send_test("ward", configure_email(tmp_path, server), now=now)
     assert not any(command.startswith("AUTH") for command in box.commands)
 
 
@@ -258,7 +261,7 @@ def test_a_wrong_password_is_told_and_not_shown(
     with Mailbox(login=("me", "right")) as box:
         server = {"port": box.port, "user": "me", "password_file": "smtp.password"}
         with pytest.raises(NotSent, match="answers the login with 535") as error:
-            notification.send_test("ward", by_mail(tmp_path, server), now=now)
+            notification.send_test("ward", configure_email(tmp_path, server), now=now)
     captured = capfd.readouterr()
     assert "wrong" not in str(error.value) + caplog.text + captured.out + captured.err
 
@@ -267,17 +270,17 @@ def test_a_recipient_that_the_server_refuses_keeps_the_mail_from_nobody_else(tmp
     both = ["ward@hospital.example", "gone@hospital.example"]
     with Mailbox(refuse=("gone@",)) as box:
         server = {"port": box.port}
-        note = notification.send_test("ward", by_mail(tmp_path, server, to=both), now=now)
+        note = notification.send_test("ward", configure_email(tmp_path, server, to=both), now=now)
         assert note == "the server refused 1 of its recipients"
         assert len(box.mails) == 1
         with pytest.raises(NotSent, match="refuses every recipient: 550") as error:
-            notification.send_test("ward", by_mail(tmp_path, server, to=both[1:]), now=now)
+            notification.send_test("ward", configure_email(tmp_path, server, to=both[1:]), now=now)
     assert "gone" not in str(error.value)
 
 
 def test_the_command_sends_one_and_lists_all(tmp_path: Path, capsys: pytest.CaptureFixture[str], now: datetime) -> None:
     with Hook() as hook:
-        config = by_hook(tmp_path, hook.url)
+        config = configure_webhook(tmp_path, hook.url)
         databases.prepare(config)
 
         def run(*words: str) -> int:

@@ -1,4 +1,4 @@
-"""Notifications of real jobs, by the node as its users run it."""
+"""Notifications of real jobs, by the node as a process of its own."""
 
 from __future__ import annotations
 

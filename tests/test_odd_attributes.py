@@ -1,4 +1,4 @@
-"""No optional attribute costs an instance: what no row can hold is stored, and named in the log by its tag alone."""
+"""Odd optional attributes: the instance is stored, and a value that no row can hold is logged by its tag alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _element(tag: int, vr: bytes, value: bytes) -> bytes:
 
 
 def _with(each: Encoded, tag: int, vr: bytes, value: bytes) -> Encoded:
-    """The data set with one element more, or in place of its own; elements stay in their order."""
+    """Return the data set with one element added or replaced; elements stay in their order."""
     content, found = each.data_set, []
     for element in walk(Window(_Bytes(content), 0, len(content)), ExplicitVRLittleEndian):
         header = 12 if element.vr in ("OB", "OW") else 8

@@ -24,7 +24,7 @@ def sense(batch: int, coils: int, shape: tuple[int, int]) -> Fourier:
 
 
 def dense(A: Fourier, shape: tuple[int, int]) -> torch.Tensor:
-    """The matrix of A for its first batch element, column by column."""
+    """Return the matrix of A for its first batch element, column by column."""
     n = shape[0] * shape[1]
     basis = torch.eye(n, dtype=torch.complex64).reshape(n, *shape)
     return A(basis).flatten(1).T

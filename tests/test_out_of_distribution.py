@@ -1,4 +1,4 @@
-"""What is usual scores about one, what is not scores higher: by anatomy, and by what the prior takes away."""
+"""Out-of-distribution scores: usual data score about one, others higher; by anatomy and by residual of the prior."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RNG = np.random.default_rng(5)
 
 
 def usual_head() -> dict[int, float]:
-    """Volumes in ml as the population has them, found with the error that the score expects."""
+    """Return volumes in ml drawn from the population, with the measurement error that the score expects."""
     usual = json.loads(out_of_distribution.REFERENCE_POPULATION.read_text())["anatomy"]
     covariance = np.array(usual["covariance"]) + out_of_distribution.SEGMENTATION_SD**2 * np.eye(COUNT)
-    drawn = RNG.multivariate_normal(usual["mean"], covariance)
-    return {n: 1500 * float(v) for n, v in enumerate(np.exp(drawn), start=1)}
+    log_volumes = RNG.multivariate_normal(usual["mean"], covariance)
+    return {n: 1500 * float(v) for n, v in enumerate(np.exp(log_volumes), start=1)}
 
 
 def test_usual_heads_score_about_one() -> None:

@@ -1,4 +1,4 @@
-"""The queries behind the pages of people, on both databases."""
+"""The queries behind the web pages, on both databases."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ RESULT = OutputFile("1.2.9.1", "1.2.3", "1.2.9", "image", StoredFile("ab" * 32, 
 
 
 @pytest.fixture
-def made(sessions: sessionmaker[Session], now: datetime) -> dict[str, int]:
-    """Jobs by what became of them, each on a study of its own."""
+def job_ids(sessions: sessionmaker[Session], now: datetime) -> dict[str, int]:
+    """Add one job for each outcome, each on its own study; return their numbers by outcome."""
     found = {}
     for at, name in enumerate(("done", "held", "dead", "waiting")):
         with sessions.begin() as session:
@@ -51,15 +51,15 @@ def _end(sessions: sessionmaker[Session], id: int, name: str, now: datetime) -> 
     ],
 )  # fmt: skip
 def test_a_stage_holds_the_studies_that_stand_there(
-    sessions: sessionmaker[Session], made: dict[str, int], stage: Stage, names: set[str]
+    sessions: sessionmaker[Session], job_ids: dict[str, int], stage: Stage, names: set[str]
 ) -> None:
     with sessions() as session:
         found = overview.load_study_page(session, StudyFilter(stage), limit=10, offset=0)
-        assert {job.id for tally in found.tallies.values() for job in tally.jobs} == {made[name] for name in names}
+        assert {job.id for tally in found.tallies.values() for job in tally.jobs} == {job_ids[name] for name in names}
         assert overview.count_studies(session, StudyFilter(stage)) == len(names)
 
 
-def test_counts_and_tallies_add_up(sessions: sessionmaker[Session], made: dict[str, int]) -> None:
+def test_counts_and_tallies_add_up(sessions: sessionmaker[Session], job_ids: dict[str, int]) -> None:
     with sessions() as session:
         assert overview.count_needing_attention(session) == {"held": 1, "failed": 1}
         counts = overview.count_stages(session)
@@ -70,7 +70,7 @@ def test_counts_and_tallies_add_up(sessions: sessionmaker[Session], made: dict[s
         assert overview.estimate_durations_s(session) == {"nothing": 40.0}
 
 
-def test_a_search_takes_signs_of_patterns_as_they_are(sessions: sessionmaker[Session], made: dict[str, int]) -> None:
+def test_a_search_takes_signs_of_patterns_as_they_are(sessions: sessionmaker[Session], job_ids: dict[str, int]) -> None:
     with sessions() as session:
         for sign in ("%", "_", "\\", "'"):
             assert overview.count_studies(session, StudyFilter(patient=sign, by_name=True)) == 0
@@ -78,10 +78,10 @@ def test_a_search_takes_signs_of_patterns_as_they_are(sessions: sessionmaker[Ses
 
 
 def test_a_job_that_was_replaced_is_no_part_of_the_study(
-    sessions: sessionmaker[Session], made: dict[str, int], now: datetime
+    sessions: sessionmaker[Session], job_ids: dict[str, int], now: datetime
 ) -> None:
     with sessions.begin() as session:
-        old = session.get_one(Job, made["dead"])
+        old = session.get_one(Job, job_ids["dead"])
         key, study = "f" * 64, old.study_id
         session.add(
             Job(
@@ -103,13 +103,13 @@ def test_a_job_that_was_replaced_is_no_part_of_the_study(
 
 
 def test_what_was_made_and_where_it_is_told_by_series_and_destination(
-    sessions: sessionmaker[Session], made: dict[str, int], now: datetime
+    sessions: sessionmaker[Session], job_ids: dict[str, int], now: datetime
 ) -> None:
     with sessions.begin() as session:
         due = deliveries.claim_due(session, worker="w", lease_s=60, limit=9, now=now + timedelta(hours=1))
         deliveries.mark_failed(session, due[0].delivery_id, worker="w", reason="away", retry_at=None, now=now)
     with sessions() as session:
-        done = session.get_one(Job, made["done"])
+        done = session.get_one(Job, job_ids["done"])
         assert [each.series_uid for each in contents.list_results(session, [done.id])[done.id]] == ["1.2.9"]
         parcel = contents.summarize_deliveries(session, [done.id])[done.id][0]
         assert (parcel.states, parcel.reason) == ({DeliveryState.GIVEN_UP: 1}, "away")
@@ -118,11 +118,11 @@ def test_what_was_made_and_where_it_is_told_by_series_and_destination(
         assert contents.list_files(session, done.id, "1.2.9") == [("image", "ab" * 32)]
         assert len(contents.find_middle_files(session, done.study_id)) == 2
         assert len(contents.find_middle_files(session, done.study_id, "1.2.0.1")) == 1
-        assert [job.id for job in contents.list_jobs(session, (JobState.HELD,), limit=5)] == [made["held"]]
+        assert [job.id for job in contents.list_jobs(session, (JobState.HELD,), limit=5)] == [job_ids["held"]]
 
 
 def test_the_trail_tells_what_is_new_and_what_happened_to_a_study(
-    sessions: sessionmaker[Session], made: dict[str, int], now: datetime
+    sessions: sessionmaker[Session], job_ids: dict[str, int], now: datetime
 ) -> None:
     with sessions() as session:
         before = trail.read_head(session)
@@ -134,17 +134,21 @@ def test_the_trail_tells_what_is_new_and_what_happened_to_a_study(
         audit.transition(session, study, StudyState.ROUTED, reason="", now=now)
     with sessions() as session:
         assert trail.find_subjects_since(session, before) == {"studies"}
-        told = trail.list_study_events(session, study.id)
-        assert {each.subject for each in told} == {"studies", "jobs"}
-        assert [each.seq for each in told] == sorted((each.seq for each in told), reverse=True)
+        events = trail.list_study_events(session, study.id)
+        assert {each.subject for each in events} == {"studies", "jobs"}
+        assert [each.seq for each in events] == sorted((each.seq for each in events), reverse=True)
         assert trail.list_latest(session, before=before, limit=1)[0].seq == before - 1
 
 
-def test_listings_name_no_patient_and_ask_in_few_queries(sessions: sessionmaker[Session], made: dict[str, int]) -> None:
+def test_listings_name_no_patient_and_ask_in_few_queries(
+    sessions: sessionmaker[Session], job_ids: dict[str, int]
+) -> None:
     with sessions() as session:
         rows = listings.list_studies(session)
         assert [row["instances"] for row in rows] == [1, 1, 1, 1]
         assert not {"patient_id", "patient_name"} & rows[0].keys()
         facts = listings.describe_study(session, listings.find_study(session, "1.2.0"))
         assert (facts["series"][0]["instances"], facts["jobs"][0]["delivered"]) == (1, "0/1")
-        assert listings.describe_job(session, listings.find_job(session, made["done"]))["outputs"][0]["kind"] == "image"
+        assert (
+            listings.describe_job(session, listings.find_job(session, job_ids["done"]))["outputs"][0]["kind"] == "image"
+        )

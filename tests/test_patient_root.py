@@ -1,4 +1,4 @@
-"""The patient root: patients are found and given with all that is theirs, and two of one identifier stay two."""
+"""Patient Root Query/Retrieve: patients are found and sent with all their data; two with one identifier stay two."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STUDIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _of_person(study: str, number: int, person: Mapping[str, Any]) -> Arrival:
+def _make_arrival_of(study: str, number: int, person: Mapping[str, Any]) -> Arrival:
     arrival = make_arrival(study, "1", number, attributes={"Modality": "MR", **person})
     facts = replace(arrival.facts, patient_id=person.get("PatientID", ""), patient_name=person["PatientName"])
     return replace(arrival, facts=facts)
@@ -51,32 +51,36 @@ def _of_person(study: str, number: int, person: Mapping[str, Any]) -> Arrival:
 
 @pytest.fixture
 def patients(sessions: sessionmaker[Session], now: datetime) -> sessionmaker[Session]:
-    """Five studies of three patients and of nobody knows whom; two instances each, and a result in the first."""
+    """Add five studies, of three patients and of unknown ones, with two instances each and a result in the first."""
     with sessions.begin() as session:
         for number, (study, person) in enumerate(STUDIES.items()):
             for instance in (1, 2):
-                arrive(session, _of_person(study, instance, person), now + timedelta(seconds=number))
+                arrive(session, _make_arrival_of(study, instance, person), now + timedelta(seconds=number))
         finish(session, now + timedelta(seconds=9), result("1.2.1.9001.1"))
     return sessions
 
 
-def _found(patients: sessionmaker[Session], keys: Mapping[str, str], *wanted: str) -> list[dict[str, Any]]:
+def _search_patients(
+    patients: sessionmaker[Session], keys: Mapping[str, str], *return_keys: str
+) -> list[dict[str, Any]]:
     with patients() as session:
-        query = Query("PATIENT", keys, frozenset(wanted))
+        query = Query("PATIENT", keys, frozenset(return_keys))
         matches = catalogue.search(session, query)
         assert len(matches) == catalogue.count(session, query)
     return [dict(match.attributes) for match in matches]
 
 
 def test_patients_are_told_once_by_their_newest_study_and_apart_by_issuer(patients: sessionmaker[Session]) -> None:
-    told = [(p["PatientID"], p.get("IssuerOfPatientID", ""), p["PatientName"]) for p in _found(patients, {})]
-    assert told == [("A-2", "North", "Moe^Ann"), ("A-1", "North", "Poe^Edgar"), ("A-1", "", "Roe^Jane")]
+    patient_keys = [
+        (p["PatientID"], p.get("IssuerOfPatientID", ""), p["PatientName"]) for p in _search_patients(patients, {})
+    ]
+    assert patient_keys == [("A-2", "North", "Moe^Ann"), ("A-1", "North", "Poe^Edgar"), ("A-1", "", "Roe^Jane")]
 
 
 def test_what_a_patient_has_is_counted_with_results(patients: sessionmaker[Session]) -> None:
-    (jane,) = _found(patients, {"PatientName": "roe*"}, *COUNTS)
+    (jane,) = _search_patients(patients, {"PatientName": "roe*"}, *COUNTS)
     assert [jane[keyword] for keyword in COUNTS] == [2, 3, 5]
-    (edgar,) = _found(patients, {"PatientID": "A-1", "IssuerOfPatientID": "North"}, *COUNTS)
+    (edgar,) = _search_patients(patients, {"PatientID": "A-1", "IssuerOfPatientID": "North"}, *COUNTS)
     assert [edgar[keyword] for keyword in COUNTS] == [1, 1, 2]
 
 
@@ -93,17 +97,17 @@ def test_what_a_patient_has_is_counted_with_results(patients: sessionmaker[Sessi
 def test_patients_are_matched_by_their_own_keys(
     patients: sessionmaker[Session], keys: dict[str, str], names: list[str]
 ) -> None:
-    assert [p["PatientName"] for p in _found(patients, keys)] == names
+    assert [p["PatientName"] for p in _search_patients(patients, keys)] == names
 
 
 def test_all_of_a_patient_is_retrieved_and_nothing_of_another(patients: sessionmaker[Session]) -> None:
     with patients() as session:
         edgar = catalogue.find_objects(session, patient={"PatientID": "A-1", "IssuerOfPatientID": "North"})
-        wrong = catalogue.find_objects(session, study_uid="1.2.3", patient={"PatientID": "A-2"})
+        mismatched = catalogue.find_objects(session, study_uid="1.2.3", patient={"PatientID": "A-2"})
         with pytest.raises(ValueError, match="of a study or of a patient"):
             catalogue.find_objects(session)
     assert [stored.sop_instance_uid for stored in edgar] == ["1.2.3.1.1", "1.2.3.1.2"]
-    assert wrong == []
+    assert mismatched == []
 
 
 GIVEN: tuple[Mapping[str, Any], ...] = (
@@ -198,5 +202,5 @@ def test_the_issuer_is_told_with_each_study(start: Start, tmp_path: Path) -> Non
     receiver = start()
     give(receiver, tmp_path / "in", *GIVEN)
     keys = {"PatientID": "B-1", "StudyInstanceUID": ""}
-    told = [found for _, found in ask(receiver, "find", keys, model=FIND) if found is not None]
-    assert {(ds.StudyInstanceUID, ds.IssuerOfPatientID) for ds in told} == {("1.2.8", "North"), ("1.2.9", "South")}
+    matches = [found for _, found in ask(receiver, "find", keys, model=FIND) if found is not None]
+    assert {(ds.StudyInstanceUID, ds.IssuerOfPatientID) for ds in matches} == {("1.2.8", "North"), ("1.2.9", "South")}

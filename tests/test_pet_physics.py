@@ -23,7 +23,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 
 def _disc(n: int, radius: float, centre: tuple[float, float] = (0.0, 0.0), finer: int = 4) -> Tensor:
-    """Fraction of each of n x n unit pixels inside a disc about the middle."""
+    """Return the fraction of each of n x n unit pixels inside a disc about the middle."""
     c = (torch.arange(n * finer) - (n * finer - 1) / 2) / finer
     inside = ((c[:, None] - centre[0]) ** 2 + (c[None, :] - centre[1]) ** 2 <= radius**2).float()
     return torch.nn.functional.avg_pool2d(inside[None], finer)[0]
@@ -76,9 +76,9 @@ def test_each_column_of_the_matrix_is_a_pixel_and_the_transpose_its_dense_transp
 
 def test_subsets_are_the_angles_of_the_whole() -> None:
     x = torch.rand(2, 7, 6, generator=_generator())
-    whole = make_projector(TINY)(x)
+    full = make_projector(TINY)(x)
     for s in range(3):
-        assert torch.allclose(make_projector(TINY, subset=s, subsets=3)(x), whole[s::3])
+        assert torch.allclose(make_projector(TINY, subset=s, subsets=3)(x), full[s::3])
     with pytest.raises(ValueError, match="subset 3 of 3"):
         make_projector(TINY, subset=3, subsets=3)
 
@@ -105,7 +105,7 @@ def test_the_blur_has_the_width_it_says_and_is_symmetric() -> None:
 
 
 def _cylinder(n: int, slices: int, pixel_mm: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Activity, mu and eroded region masks of a 180 mm cylinder with a hot and a cold insert of 56 mm."""
+    """Return activity, mu and eroded region masks of a 180 mm cylinder with a hot and a cold insert of 56 mm."""
     unit = 1 / pixel_mm
     body, hot, cold = (_disc(n, r * unit, (y * unit, 0.0)) for r, y in ((90.0, 0.0), (28.0, -44.0), (28.0, 44.0)))
     activity = (body + 3 * hot - 0.75 * cold).expand(slices, -1, -1)
@@ -247,9 +247,9 @@ def test_the_surrogates_noise_is_that_of_osem_replicates() -> None:
 def test_a_torso_has_its_organs_and_repeats_by_seed() -> None:
     torso, again = (draw_torso(_generator(4), shape=(75, 32, 48), spacing_mm=8.0, lesions=3) for _ in range(2))
     assert torch.equal(torso.activity, again.activity)
-    whole = draw_torso(_generator(5), shape=(75, 40, 56), spacing_mm=8.0, middle_mm=(0, 0, 300), lesions=3)
-    assert set(whole.organ.flatten().tolist()) == set(range(len(ORGANS)))
-    assert float(whole.activity[whole.organ == 0].abs().max()) < 2
-    assert float(whole.mu_per_cm[whole.organ == ORGANS.index("lungs")].median()) == pytest.approx(0.026, rel=0.01)
-    volume_ml = float((whole.organ == ORGANS.index("liver")).sum()) * 0.8**3
+    body = draw_torso(_generator(5), shape=(75, 40, 56), spacing_mm=8.0, middle_mm=(0, 0, 300), lesions=3)
+    assert set(body.organ.flatten().tolist()) == set(range(len(ORGANS)))
+    assert float(body.activity[body.organ == 0].abs().max()) < 2
+    assert float(body.mu_per_cm[body.organ == ORGANS.index("lungs")].median()) == pytest.approx(0.026, rel=0.01)
+    volume_ml = float((body.organ == ORGANS.index("liver")).sum()) * 0.8**3
     assert 900 < volume_ml < 2600

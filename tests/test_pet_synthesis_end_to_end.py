@@ -1,4 +1,4 @@
-"""A T1w series and a report with covariates, in by C-STORE, out as amyloid and tau PET in the archive."""
+"""The path of a T1w series and a report with covariates: in by C-STORE, out as amyloid and tau PET in the archive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IMAGE, MAP = MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapS
 
 @dataclass(frozen=True)
 class Delivered:
-    """A T1w series that was sent with a report, and what the archive got."""
+    """A T1w series that was sent with a report, and the results that reached the archive."""
 
     sent: list[Path]
     volume: Volume
@@ -87,7 +87,7 @@ def test_the_archive_gets_both_tracers_with_their_maps_in_the_study(delivered: D
 
 
 def test_other_software_reads_them_where_the_t1w_is(delivered: Delivered) -> None:
-    """SimpleITK: same voxels as the T1w, and activity where the head is."""
+    """SimpleITK finds the same voxels as in the T1w, and activity where the head is."""
     grid = delivered.volume.grid
     bright = delivered.volume.data > np.quantile(delivered.volume.data, 0.8)
     for path, _ in delivered.of(IMAGE, "relative")[::2]:
@@ -130,7 +130,7 @@ def _phantom(folder: Path) -> list[Path]:
 
 
 def _real(folder: Path) -> list[Path]:
-    """Every fourth slice, every third row and column of it: the shipped models see voxels of 2 x 2 x 2.7 mm."""
+    """Write every fourth slice, with every third row and column: the shipped models see voxels of 2 x 2 x 2.7 mm."""
     try:
         archive = data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz"
         registry.find("pet_synthesis")

@@ -29,38 +29,38 @@ from tests.series import write_slices
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node's data folder with both bundles as its own."""
+    """Return a node's data folder that holds both bundles."""
     data = tmp_path_factory.mktemp("data")
     write_anatomy_bundle(data / "models")
     write_pet_bundle(data / "models")
     return data
 
 
-def _t1w(k: int, ds: Dataset) -> None:
-    """What the contract asks for."""
+def _set_t1w(k: int, ds: Dataset) -> None:
+    """Set the attributes that the input contract demands."""
     ds.InversionTime, ds.PatientAge = "900", "071Y"
     ds.PatientBirthDate = "19550131"
 
 
-def _sent(folder: Path) -> list[Path]:
+def _write_t1w(folder: Path) -> list[Path]:
     return write_slices(
-        folder, phantom_grid(), np.round(levels(sample_phantom(phantom_grid())) * 2300).astype(np.uint16), edit=_t1w
+        folder, phantom_grid(), np.round(levels(sample_phantom(phantom_grid())) * 2300).astype(np.uint16), edit=_set_t1w
     )
 
 
-def _report(images: list[Path], path: Path, score: float = 24) -> Path:
+def _write_report(images: list[Path], path: Path, score: float = 24) -> Path:
     return save(report(dcmread(images[0]), counted(MMSE, score, "{score}")), path)
 
 
-def _processed(bundles: Path, inputs: dict[str, list[Path]], **options: Any) -> processing.TaskResult:
+def _process(bundles: Path, inputs: dict[str, list[Path]], **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "pet_synthesis", "", {"samples": 2} | options, inputs, 1, NOW)
     return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
 def test_objects_record_the_covariates_that_were_used(bundles: Path, tmp_path: Path) -> None:
-    paths = _sent(tmp_path / "in")
-    produced = _processed(bundles, {"match": paths, "covariates": [_report(paths, tmp_path / "sr.dcm")]})
+    paths = _write_t1w(tmp_path / "in")
+    produced = _process(bundles, {"match": paths, "covariates": [_write_report(paths, tmp_path / "sr.dcm")]})
     for ds in produced.objects:
         marking.check_marks(ds)
         record = read_record(ds)
@@ -71,9 +71,9 @@ def test_objects_record_the_covariates_that_were_used(bundles: Path, tmp_path: P
 
 
 def test_another_score_makes_other_objects_and_a_retry_the_same(bundles: Path, tmp_path: Path) -> None:
-    paths = _sent(tmp_path / "in")
+    paths = _write_t1w(tmp_path / "in")
     one, again, other = (
-        _processed(bundles, {"match": paths, "covariates": [_report(paths, tmp_path / f"{n}.dcm", score)]})
+        _process(bundles, {"match": paths, "covariates": [_write_report(paths, tmp_path / f"{n}.dcm", score)]})
         for n, score in enumerate((24, 24, 20))
     )
     assert [ds.SOPInstanceUID for ds in one.objects] == [ds.SOPInstanceUID for ds in again.objects]
@@ -81,19 +81,19 @@ def test_another_score_makes_other_objects_and_a_retry_the_same(bundles: Path, t
 
 
 def test_an_age_that_only_the_dates_tell_meets_the_contract(bundles: Path, tmp_path: Path) -> None:
-    paths = _sent(tmp_path / "in")
+    paths = _write_t1w(tmp_path / "in")
     for path in paths:
         ds = dcmread(path)
         del ds.PatientAge
         ds.PatientBirthDate = "19800101"
         ds.save_as(path)
-    produced = _processed(bundles, {"match": paths})
+    produced = _process(bundles, {"match": paths})
     assert produced.report["acquisition"]["age_years"] == pytest.approx(46, abs=0.1)
     assert "Patient's Age (0010,1010) is 46 years" in produced.held_because
 
 
 def test_a_flair_is_refused_by_its_inversion_time(bundles: Path, tmp_path: Path) -> None:
-    paths = _sent(tmp_path / "in")
+    paths = _write_t1w(tmp_path / "in")
     for path in paths:
         ds = dcmread(path)
         ds.InversionTime = "2400"
@@ -101,23 +101,23 @@ def test_a_flair_is_refused_by_its_inversion_time(bundles: Path, tmp_path: Path)
     with pytest.raises(
         Refused, match=r"Inversion Time \(0018,0082\) is 2400 ms; pet_synthesis 0.0.1 takes 500 to 1400"
     ):
-        _processed(bundles, {"match": paths})
+        _process(bundles, {"match": paths})
 
 
 def test_a_covariate_that_cannot_be_stops_the_job_with_its_value(bundles: Path, tmp_path: Path) -> None:
-    paths = _sent(tmp_path / "in")
+    paths = _write_t1w(tmp_path / "in")
     with pytest.raises(InputRefused, match="MMSE is '42'"):
-        _processed(bundles, {"match": paths, "covariates": [_report(paths, tmp_path / "sr.dcm", 42)]})
+        _process(bundles, {"match": paths, "covariates": [_write_report(paths, tmp_path / "sr.dcm", 42)]})
 
 
 @pytest.fixture
 def folder(bundles: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A T1w series in a folder, and the configuration of a node."""
-    _sent(tmp_path / "in" / "t1w")
+    """Write a T1w series and the configuration of a node; return their paths."""
+    _write_t1w(tmp_path / "in" / "t1w")
     return tmp_path / "in", write_config(tmp_path / "node", node={"data_dir": str(bundles)})
 
 
-def _commanded(config: Path, source: Path, *words: str) -> int:
+def _run_command(config: Path, source: Path, *words: str) -> int:
     out = str(source.parent / "out")
     return main(
         ["--config", str(config), "run", "pet_synthesis", str(source), out, "--option", "samples=2", "--json", *words]
@@ -128,20 +128,20 @@ def test_run_takes_reports_and_sidecars_of_the_folder(
     folder: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, config = folder
-    _report(sorted((source / "t1w").iterdir()), source / "report" / "sr.dcm")
+    _write_report(sorted((source / "t1w").iterdir()), source / "report" / "sr.dcm")
     (source / "covariates.json").write_text('{"e4_alleles": "e3/e4"}')
-    assert _commanded(config, source) == 0
+    assert _run_command(config, source) == 0
     row = json.loads(capsys.readouterr().out)[0]
-    told = row["acquisition"]["covariates"]
-    assert told["MMSE"].startswith("24 points (report")
-    assert told["APOE e4 alleles"] == "1 (covariates.json)"
+    covariates = row["acquisition"]["covariates"]
+    assert covariates["MMSE"].startswith("24 points (report")
+    assert covariates["APOE e4 alleles"] == "1 (covariates.json)"
 
 
 def test_run_takes_a_further_input_by_name(folder: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     source, config = folder
     elsewhere = source.parent / "score.json"
     elsewhere.write_text('{"mmse": 19}')
-    assert _commanded(config, source, "--with", f"covariates={elsewhere}") == 0
+    assert _run_command(config, source, "--with", f"covariates={elsewhere}") == 0
     assert json.loads(capsys.readouterr().out)[0]["acquisition"]["covariates"]["MMSE"] == "19 points (score.json)"
-    assert _commanded(config, source, "--with", f"flair={elsewhere}") == 2
+    assert _run_command(config, source, "--with", f"flair={elsewhere}") == 2
     assert "NAME of: covariates" in capsys.readouterr().err

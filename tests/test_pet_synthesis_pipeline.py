@@ -1,4 +1,4 @@
-"""From a T1w image to amyloid and tau PET: geometry and units by a network that paints a table, and what is said."""
+"""Synthesis of amyloid and tau PET from a T1w image: geometry, units and notes, by a network that paints a table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FACTS = {"modality": "MR", "body_part": "HEAD"}
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node's data folder with both bundles as its own."""
+    """Return a node's data folder that holds both bundles."""
     data = tmp_path_factory.mktemp("data")
     write_anatomy_bundle(data / "models")
     write_pet_bundle(data / "models")
@@ -63,7 +63,7 @@ def model(bundles: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def patients_model(model: Model) -> Model:
-    """As if it had been trained on patients."""
+    """Return the model as if it had been trained on patients."""
     return replace(model, metadata={**model.metadata, "trained_on": PATIENTS})
 
 
@@ -76,15 +76,15 @@ def _run(
     return pet_synthesis.run(case, model, pet_synthesis.Options(**options), seed, lambda fraction, step: None)
 
 
-def _images(findings: list[Finding]) -> dict[str, Image]:
+def _select_images(findings: list[Finding]) -> dict[str, Image]:
     return {each.name: each for each in findings if isinstance(each, Image)}
 
 
-def _measured(findings: list[Finding]) -> dict[str, Measurement]:
+def _select_measurements(findings: list[Finding]) -> dict[str, Measurement]:
     return {each.name: each for each in findings if isinstance(each, Measurement)}
 
 
-def _notes(findings: list[Finding]) -> dict[str, str]:
+def _select_notes(findings: list[Finding]) -> dict[str, str]:
     return {each.name: each.text for each in findings if isinstance(each, Note)}
 
 
@@ -93,7 +93,7 @@ def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model
     grid = centred_grid(orientation, (5.0, 2.5, 2.5))
     truth = sample_phantom(grid)
     for target, tracer in (("amyloid", "florbetapir"), ("tau", "flortaucipir")):
-        volume = _images(_run(patients_model, grid=grid, samples=2))[f"{target} PET"].volume
+        volume = _select_images(_run(patients_model, grid=grid, samples=2))[f"{target} PET"].volume
         assert volume.grid.shape == grid.shape
         assert np.array_equal(volume.grid.affine_mm, grid.affine_mm)
         expected = ndimage.gaussian_filter(paint_suvr(tracer, truth), 4.0 / np.array(grid.spacing_mm))
@@ -139,28 +139,28 @@ def test_a_head_larger_than_the_networks_box_is_not_cut(model: Model) -> None:
 
 def test_images_and_maps_carry_units_and_thickness(patients_model: Model) -> None:
     found = _run(patients_model, samples=3)
-    assert set(_images(found)) == {"amyloid PET", "tau PET"}
+    assert set(_select_images(found)) == {"amyloid PET", "tau PET"}
     maps = [each for each in found if isinstance(each, ParametricMap)]
     assert [each.name for each in maps] == ["standard deviation of amyloid PET", "standard deviation of tau PET"]
-    shown: list[Image | ParametricMap] = [*_images(found).values(), *maps]
-    for each in shown:
+    images_and_maps: list[Image | ParametricMap] = [*_select_images(found).values(), *maps]
+    for each in images_and_maps:
         assert each.volume.unit == "{SUVr}"
         assert each.slice_thickness_mm == 2.5
         assert float(each.volume.data.min()) >= 0
-    assert "florbetapir" in _images(found)["amyloid PET"].description
+    assert "florbetapir" in _select_images(found)["amyloid PET"].description
     assert float(maps[0].volume.data.max()) > 0.02
 
 
 def test_one_is_the_reference_region_of_the_delivered_image(patients_model: Model) -> None:
     found = _run(patients_model, samples=2)
-    measured = _measured(found)
+    measured = _select_measurements(found)
     assert measured["tau SUVR of cerebellar cortex"].value == pytest.approx(1.0, abs=1e-4)
     assert 0.5 < measured["reference factor of tau PET"].value < 1.2
     assert 0.2 < measured["activity outside the brain of amyloid PET"].value < 0.9
 
 
 def test_regions_have_sites_codes_units_and_ordered_intervals(patients_model: Model) -> None:
-    measured = _measured(_run(patients_model, samples=4))
+    measured = _select_measurements(_run(patients_model, samples=4))
     frontal = measured["amyloid SUVR of frontal cortex"]
     assert (frontal.group, frontal.unit) == ("frontal cortex", "{SUVr}")
     assert frontal.site is not None
@@ -178,7 +178,9 @@ def test_intervals_are_those_of_the_stated_sd_about_the_mean() -> None:
     sd = torch.full((2, COUNT), 0.1)
     one = torch.full((2, COUNT), 1.3)
     sampled = one + 0.01 * torch.randn((4, 2, COUNT), generator=torch.Generator().manual_seed(1))
-    measured = _measured(pet_numbers.measure_pet(one, sd, sampled, network.Covariates(), pet_synthesis.Options()))
+    measured = _select_measurements(
+        pet_numbers.measure_pet(one, sd, sampled, network.Covariates(), pet_synthesis.Options())
+    )
     together = float(network.composite_sd(sd)[0])
     for name, spread in (
         ("tau SUVR of temporal cortex", 0.1),
@@ -208,17 +210,17 @@ def test_inside_the_band_nothing_is_said_of_amyloid(loads: tuple[float, ...], p:
     regions = torch.tensor(loads)[:, None, None].expand(8, 2, COUNT)
     sd = torch.full((2, COUNT), 0.1)
     found = pet_numbers.measure_pet(regions.mean(0), sd, regions, network.Covariates(), pet_synthesis.Options())
-    measured = _measured(found)
+    measured = _select_measurements(found)
     probability = measured["probability of amyloid"]
     assert probability.value == p
     assert measured["amyloid status abstained"].value == float(status == "und")
-    assert _notes(found)["amyloid status"].startswith(status)
+    assert _select_notes(found)["amyloid status"].startswith(status)
     eighty, ninety_five = probability.intervals
     assert 0 <= ninety_five.low <= eighty.low <= p <= eighty.high <= ninety_five.high <= 1
 
 
 def test_every_output_limit_of_the_recipe_is_measured(model: Model) -> None:
-    measured = _measured(_run(model, samples=2))
+    measured = _select_measurements(_run(model, samples=2))
     assert RECIPE.facts["output_limits"] == network.OUTPUT_LIMITS
     for limits in network.OUTPUT_LIMITS.values():
         assert set(limits) <= set(measured) | {"denoising deviation"}  # the prior is not at hand in this test
@@ -231,30 +233,30 @@ CLINICAL = ("SUVR", "Centiloid", "probability of amyloid", "amyloid status")
 
 def test_simulation_trained_weights_give_images_but_no_clinical_numbers(model: Model) -> None:
     found = _run(model, samples=2)
-    assert [name for name in _measured(found) if any(word in name for word in CLINICAL)] == []
-    notes = _notes(found)
+    assert [name for name in _select_measurements(found) if any(term in name for term in CLINICAL)] == []
+    notes = _select_notes(found)
     assert notes["clinical numbers"].startswith("Withheld")
     assert "simulation only" in notes["clinical numbers"]
     assert "amyloid status" not in notes
-    for image in _images(found).values():
+    for image in _select_images(found).values():
         assert image.volume.unit == "1"
         assert "relative" in image.description
-    assert "reference factor of tau PET" in _measured(found)
+    assert "reference factor of tau PET" in _select_measurements(found)
 
 
 def test_a_site_may_ask_for_the_numbers_and_is_told_what_they_are_worth(model: Model, patients_model: Model) -> None:
-    asked = _run(model, samples=2, clinical_numbers="give")
-    assert "Centiloid" in _measured(asked)
-    assert "say nothing of this patient" in _notes(asked)["clinical numbers"]
-    assert "clinical numbers" not in _notes(_run(patients_model, samples=2))
+    with_numbers = _run(model, samples=2, clinical_numbers="give")
+    assert "Centiloid" in _select_measurements(with_numbers)
+    assert "say nothing of this patient" in _select_notes(with_numbers)["clinical numbers"]
+    assert "clinical numbers" not in _select_notes(_run(patients_model, samples=2))
 
 
-def _arrays(findings: list[Finding]) -> dict[str, NDArray[np.float32]]:
+def _select_arrays(findings: list[Finding]) -> dict[str, NDArray[np.float32]]:
     return {each.name: each.volume.data for each in findings if isinstance(each, Image | ParametricMap)}
 
 
 def test_the_same_seed_gives_the_same_and_another_one_other_samples(model: Model) -> None:
-    one, again, other = (_arrays(_run(model, samples=2, seed=seed)) for seed in (1, 1, 2))
+    one, again, other = (_select_arrays(_run(model, samples=2, seed=seed)) for seed in (1, 1, 2))
     assert all(np.array_equal(one[name], again[name]) for name in one)
     assert np.array_equal(one["amyloid PET"], other["amyloid PET"])
     assert not np.array_equal(one["standard deviation of tau PET"], other["standard deviation of tau PET"])
@@ -263,17 +265,17 @@ def test_the_same_seed_gives_the_same_and_another_one_other_samples(model: Model
 @pytest.mark.parametrize("steps", [1, 4, 15])
 def test_samples_of_any_number_of_steps_spread(steps: int, patients_model: Model) -> None:
     found = _run(patients_model, samples=12, steps=steps)
-    eighty = _measured(found)["tau composite SUVR"].intervals[0]
+    eighty = _select_measurements(found)["tau composite SUVR"].intervals[0]
     assert 0.02 < eighty.high - eighty.low < 3
 
 
 def test_what_if_images_say_so_and_leave_out_the_patients_own_score(model: Model) -> None:
-    found = _images(_run(model, samples=2, what_if_mmse=(18, 24, 30)))
-    words = [f"WHAT IF MMSE {n} (not this patient's value)" for n in (18, 30)]
-    assert set(found) == {"amyloid PET", "tau PET"} | {f"{t} PET {w}" for t in ("amyloid", "tau") for w in words}
-    for word in words:
-        assert found[f"tau PET {word}"].description.startswith(word)
-        assert not np.array_equal(found[f"tau PET {word}"].volume.data, found["tau PET"].volume.data)
+    found = _select_images(_run(model, samples=2, what_if_mmse=(18, 24, 30)))
+    terms = [f"WHAT IF MMSE {n} (not this patient's value)" for n in (18, 30)]
+    assert set(found) == {"amyloid PET", "tau PET"} | {f"{t} PET {w}" for t in ("amyloid", "tau") for w in terms}
+    for term in terms:
+        assert found[f"tau PET {term}"].description.startswith(term)
+        assert not np.array_equal(found[f"tau PET {term}"].volume.data, found["tau PET"].volume.data)
 
 
 def test_what_if_differs_by_the_score_alone(model: Model) -> None:
@@ -288,7 +290,7 @@ def test_what_if_differs_by_the_score_alone(model: Model) -> None:
 
 
 def test_covariates_and_where_they_are_from_are_noted(model: Model) -> None:
-    notes = _notes(_run(model, samples=2))
+    notes = _select_notes(_run(model, samples=2))
     assert notes["covariate: age"] == "71 years (a header)"
     assert notes["covariate: MMSE"] == "24 points (a report)"
     assert notes["covariate: plasma p-tau217"] == "unknown (not stated)"
@@ -296,12 +298,12 @@ def test_covariates_and_where_they_are_from_are_noted(model: Model) -> None:
 
 
 def test_a_patient_of_whom_nothing_is_known_gets_an_image_of_its_own(model: Model) -> None:
-    blank, informed = (_images(_run(model, samples=2, covariates=each)) for each in (Covariates(), PATIENT))
+    blank, informed = (_select_images(_run(model, samples=2, covariates=each)) for each in (Covariates(), PATIENT))
     assert not np.array_equal(blank["tau PET"].volume.data, informed["tau PET"].volume.data)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("options", "words"),
     [
         ({"steps": 3}, "1, 4 or 15"),
         ({"what_if_mmse": [31]}, "30"),
@@ -310,9 +312,9 @@ def test_a_patient_of_whom_nothing_is_known_gets_an_image_of_its_own(model: Mode
         ({"tau_tracer": "PiB"}, "flortaucipir"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any], words: str) -> None:
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
-        pet_synthesis.Options(**wrong)
+        pet_synthesis.Options(**options)
 
 
 def test_a_head_without_a_cerebellum_is_refused(model: Model) -> None:
@@ -336,7 +338,7 @@ def test_the_shipped_model_makes_a_plausible_pet_of_a_real_t1w(kit: Path, tmp_pa
     model = replace(models[0], helpers={"anatomy": models[1]})
     options = pet_synthesis.Options(samples=2, clinical_numbers="give")
     found = pet_synthesis.run(case, model, options, 1, lambda fraction, step: None)
-    measured = _measured(found)
+    measured = _select_measurements(found)
     assert 0.8 < measured["reference factor of amyloid PET"].value < 1.2
     assert 0.8 < measured["reference factor of tau PET"].value < 1.2
     assert 0.7 < measured["amyloid composite SUVR"].value < 2.2
@@ -344,6 +346,6 @@ def test_the_shipped_model_makes_a_plausible_pet_of_a_real_t1w(kit: Path, tmp_pa
         measured[f"amyloid SUVR of {name}"].value for name in ("cerebral white matter", "occipital cortex")
     )
     assert white > cortex
-    image = _images(found)["amyloid PET"].volume.data
+    image = _select_images(found)["amyloid PET"].volume.data
     brain = data > np.quantile(data, 0.7)
     assert float(image[brain].mean()) > 2 * float(image[~brain].mean())

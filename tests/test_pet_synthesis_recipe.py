@@ -1,4 +1,4 @@
-"""Recipe pet-synthesis: what its batches hold, what its loss asks for, and that it runs from nothing to a bundle."""
+"""Recipe pet-synthesis: the content of its batches, the minimum of its loss, and a run from nothing to a bundle."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SOURCE = make_simulated_sources(phantom=True).train
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, Tensor]:
+def batch() -> dict[str, Tensor]:
     return training.draw_batch(replace(SMOKE, batch=4), SOURCE, seeded(1))
 
 
-def test_a_batch_has_every_tensor_in_the_shape_it_promises(drawn: dict[str, Tensor]) -> None:
+def test_a_batch_has_every_tensor_in_the_shape_it_promises(batch: dict[str, Tensor]) -> None:
     k, j, i = SMOKE.shape
-    assert drawn["x0"].shape == drawn["noise"].shape == (4, 2, k, j, i)
-    assert drawn["y0"].shape == (4, 1, k, j, i)
-    assert drawn["maps"].shape == (4, COUNT, k, j, i)
-    assert drawn["tokens"].shape == (4, len(COVARIATES), pet_synthesis.TOKEN_WIDTH)
-    assert all(bool(torch.isfinite(value).all()) for value in drawn.values())
-    assert float(drawn["y0"].min()) == 0.0
-    assert float(drawn["y0"].max()) == 1.0
+    assert batch["x0"].shape == batch["noise"].shape == (4, 2, k, j, i)
+    assert batch["y0"].shape == (4, 1, k, j, i)
+    assert batch["maps"].shape == (4, COUNT, k, j, i)
+    assert batch["tokens"].shape == (4, len(COVARIATES), pet_synthesis.TOKEN_WIDTH)
+    assert all(bool(torch.isfinite(value).all()) for value in batch.values())
+    assert float(batch["y0"].min()) == 0.0
+    assert float(batch["y0"].max()) == 1.0
 
 
 def test_the_same_seed_gives_the_same_batch() -> None:
@@ -44,12 +44,12 @@ def test_the_same_seed_gives_the_same_batch() -> None:
 
 
 def test_quiet_items_carry_no_noise_and_are_at_the_end() -> None:
-    drawn = training.draw_batch(replace(SMOKE, batch=16), SOURCE, seeded(2))
-    quiet = drawn["quiet"] > 0
+    batch = training.draw_batch(replace(SMOKE, batch=16), SOURCE, seeded(2))
+    quiet = batch["quiet"] > 0
     assert bool(quiet.any())
-    assert bool((drawn["eta"][quiet] == 1.0).all())
-    assert float(drawn["noise"][quiet].abs().max()) == 0.0
-    assert float(drawn["noise"][~quiet].std()) > 0.9
+    assert bool((batch["eta"][quiet] == 1.0).all())
+    assert float(batch["noise"][quiet].abs().max()) == 0.0
+    assert float(batch["noise"][~quiet].std()) > 0.9
 
 
 def test_unknown_covariates_are_told_apart_from_average_ones() -> None:
@@ -61,18 +61,18 @@ def test_unknown_covariates_are_told_apart_from_average_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "word"),
+    ("covariates", "rejected"),
     [({"sex": "X"}, "X"), ({"amyloid_tracer": "MK-6240"}, "MK-6240"), ({"e4": 3}, "e4")],
 )
-def test_covariates_that_do_not_exist_are_refused(wrong: dict[str, str | int], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
-        pet_synthesis.covariate_tokens(Covariates(**wrong))  # type: ignore[arg-type]
+def test_covariates_that_do_not_exist_are_refused(covariates: dict[str, str | int], rejected: str) -> None:
+    with pytest.raises(ValueError, match=rejected):
+        pet_synthesis.covariate_tokens(Covariates(**covariates))  # type: ignore[arg-type]
 
 
 def test_covariates_are_dropped_as_often_as_stated() -> None:
     every = pet_synthesis.covariate_tokens(Covariates("PiB", "MK-6240", 70.0, "F", 1, 28.0, 0.4))
-    kept = training._drop_covariates(every.expand(4000, -1, -1), seeded(3))[..., -2].mean(dim=0)
-    for name, share in zip(COVARIATES, kept.tolist(), strict=True):
+    kept_share = training._drop_covariates(every.expand(4000, -1, -1), seeded(3))[..., -2].mean(dim=0)
+    for name, share in zip(COVARIATES, kept_share.tolist(), strict=True):
         assert share == pytest.approx(0.95 * (1 - training.DROPPED[name]), abs=0.03)
 
 
@@ -82,8 +82,8 @@ def test_patients_who_share_a_head_share_its_atrophy_and_nothing_else() -> None:
     assert len({first.amyloid_cl, second.amyloid_cl, third.amyloid_cl}) == 3
 
 
-def test_painted_noise_varies_by_structure_and_is_shared_within_it(drawn: dict[str, Tensor]) -> None:
-    maps = drawn["maps"]
+def test_painted_noise_varies_by_structure_and_is_shared_within_it(batch: dict[str, Tensor]) -> None:
+    maps = batch["maps"]
     noise = pet_synthesis.anatomical_noise(maps, seeded(7))
     levels = torch.einsum("brv,bcv->bcr", maps.flatten(2), noise.flatten(2)) / maps.flatten(2).sum(2)[:, None]
     assert float(levels.std()) > 0.5
@@ -91,40 +91,40 @@ def test_painted_noise_varies_by_structure_and_is_shared_within_it(drawn: dict[s
     assert float(noise[outside].std()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_the_loss_is_least_for_the_truth(drawn: dict[str, Tensor]) -> None:
+def test_the_loss_is_least_for_the_truth(batch: dict[str, Tensor]) -> None:
     log_sd = torch.zeros(4, len(TARGETS), COUNT)
-    true = training._weighted_error(torch.zeros_like(drawn["x0"]), log_sd, drawn, SMOKE)
-    wrong = training._weighted_error(torch.full_like(drawn["x0"], 0.1), log_sd, drawn, SMOKE)
+    true = training._weighted_error(torch.zeros_like(batch["x0"]), log_sd, batch, SMOKE)
+    biased = training._weighted_error(torch.full_like(batch["x0"], 0.1), log_sd, batch, SMOKE)
     assert float(true) == pytest.approx(0.0, abs=1e-6)
-    assert float(wrong) > 0.5
+    assert float(biased) > 0.5
 
 
-def test_the_learned_sd_is_best_where_it_matches_the_errors(drawn: dict[str, Tensor]) -> None:
-    residual = 0.1 * torch.ones_like(drawn["x0"])
+def test_the_learned_sd_is_best_where_it_matches_the_errors(batch: dict[str, Tensor]) -> None:
+    residual = 0.1 * torch.ones_like(batch["x0"])
 
     def nll(sd: float) -> float:
         log_sd = torch.full((4, len(TARGETS), COUNT), math.log(sd))
-        return float(training._weighted_error(residual, log_sd, drawn, replace(SMOKE, image_weight=0.0)))
+        return float(training._weighted_error(residual, log_sd, batch, replace(SMOKE, image_weight=0.0)))
 
     assert nll(0.1) < min(nll(0.03), nll(0.3))
 
 
-def test_a_missing_tracer_has_no_say(drawn: dict[str, Tensor]) -> None:
-    only = drawn | {"known": torch.tensor([[1.0, 0.0]]).expand(4, -1)}
+def test_a_missing_tracer_has_no_say(batch: dict[str, Tensor]) -> None:
+    only = batch | {"known": torch.tensor([[1.0, 0.0]]).expand(4, -1)}
     log_sd = torch.zeros(4, len(TARGETS), COUNT)
-    residual = torch.zeros_like(drawn["x0"])
+    residual = torch.zeros_like(batch["x0"])
     residual[:, 1] = 1.0
     assert float(training._weighted_error(residual, log_sd, only, SMOKE)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_network_gives_samples_that_differ_and_one_mean(drawn: dict[str, Tensor]) -> None:
+def test_network_gives_samples_that_differ_and_one_mean(batch: dict[str, Tensor]) -> None:
     torch.manual_seed(0)
     network = training.make_network(SMOKE).eval()
-    conditions = training.select_conditions(drawn)
+    conditions = training.select_conditions(batch)
     with torch.no_grad():
         a, b = (pet_synthesis.draw_samples(network, conditions, pet_synthesis.SCHEDULES[4], seeded(s)) for s in (1, 2))
         mean, again = (pet_synthesis.predict_mean(network, conditions) for _ in range(2))
-    assert a.shape == mean.shape == drawn["x0"].shape
+    assert a.shape == mean.shape == batch["x0"].shape
     assert torch.equal(mean, again)
     assert not torch.equal(a, b)
 
@@ -150,9 +150,9 @@ def test_the_recipe_runs_from_nothing_to_a_bundle_that_the_registry_loads(tmp_pa
         training.RECIPE, checkpoint, tmp_path / "bundles" / "pet_synthesis", version="0.0.1", made_on=date(2026, 1, 1)
     )
     model = registry.load("pet_synthesis", root=tmp_path / "bundles")
-    drawn = training.draw_batch(SMOKE, SOURCE, seeded(1))
+    batch = training.draw_batch(SMOKE, SOURCE, seeded(1))
     with torch.no_grad():
-        assert pet_synthesis.predict_mean(model.network, training.select_conditions(drawn)).shape == drawn["x0"].shape
+        assert pet_synthesis.predict_mean(model.network, training.select_conditions(batch)).shape == batch["x0"].shape
 
 
 def test_simulated_subjects_on_real_anatomy_carry_their_patients_state(kit: Path) -> None:
@@ -181,18 +181,18 @@ def test_the_quick_evaluation_fills_every_table_and_picture(tmp_path: Path) -> N
     torch.manual_seed(0)
     network = training.make_network(c).eval()
     model = Model("pet_synthesis", "0", "", {}, network, training.describe_inference(c), "cpu")
-    told: list[float] = []
-    found = evaluate(model, root=None, quick=True, progress=lambda share, word: told.append(share))
+    shares: list[float] = []
+    found = evaluate(model, root=None, quick=True, progress=lambda share, step: shares.append(share))
     assert [table.title.split()[0] for table in found.tables[:2]] == list(TARGETS)
     assert [row[0] for row in found.tables[0].rows][: len(METHODS)] == list(METHODS)
     assert {"amyloid_psnr_db", "tau_coverage_80"} <= set(found.metrics)
     assert len(found.pictures) == 2
-    assert told == sorted(told)
+    assert shares == sorted(shares)
 
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """A user's data set: one subject with amyloid only, in Bq/ml and not SUVR; one with both tracers."""
+    """Write a user's data set: one subject with amyloid only, in Bq/ml and not SUVR; one with both tracers."""
     import nibabel
     import numpy as np
 
@@ -222,11 +222,11 @@ def test_a_user_s_pet_becomes_suvr_by_its_own_reference_and_a_missing_tracer_is_
     from model_zoo.training import manifest
 
     sources = manifest.make_sources(manifest.read(table, training.RECIPE.columns))
-    drawn = training.draw_batch(replace(SMOKE, batch=1, patients=1), sources.train, seeded(1))
-    assert drawn["known"].tolist() == [[1.0, 0.0]]
-    assert float(drawn["x0"][:, 1].abs().max()) == 0.0
-    maps = drawn["maps"][0].flatten(1)
-    means = (maps @ drawn["x0"][0, 0].flatten()) / maps.sum(1) * 3.0
+    batch = training.draw_batch(replace(SMOKE, batch=1, patients=1), sources.train, seeded(1))
+    assert batch["known"].tolist() == [[1.0, 0.0]]
+    assert float(batch["x0"][:, 1].abs().max()) == 0.0
+    maps = batch["maps"][0].flatten(1)
+    means = (maps @ batch["x0"][0, 0].flatten()) / maps.sum(1) * 3.0
     assert 1.4 < float(composite_suvr(means, "amyloid")) < 2.6
     both = training.draw_batch(replace(SMOKE, batch=1), sources.validation, seeded(1))
     assert both["known"].tolist() == [[1.0, 1.0]]

@@ -1,4 +1,4 @@
-"""The times of injection and scan, in every zone and way that headers state them: one reading, or a reason."""
+"""Times of injection and scan in every zone and form that headers use: one reading, or a refusal with the reason."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # what s
 Edit = Callable[[list[Dataset]], None]
 
 
-def _header() -> Dataset:
-    """Scan at 13:00, one hour after the injection."""
+def _make_header() -> Dataset:
+    """Return the header of a scan at 13:00, one hour after the injection."""
     ds, source = Dataset(), Dataset()
     ds.Modality, ds.Units, ds.DecayCorrection, ds.CorrectedImage = "PT", "BQML", "START", ["ATTN", "DECY"]
     ds.SeriesDate = ds.AcquisitionDate = "20260101"
@@ -32,23 +32,23 @@ def _header() -> Dataset:
     return ds
 
 
-def _facts(edit: Edit, slices: int = 3) -> dict[str, Any]:
-    headers = [_header() for _ in range(slices)]
+def _read_facts(edit: Edit, slices: int = 3) -> dict[str, Any]:
+    headers = [_make_header() for _ in range(slices)]
     edit(headers)
     return acquisition.facts([Frame(ds, 0) for ds in headers])
 
 
-def _all(**values: Any) -> Edit:
-    """Set on all slices; None deletes. Attributes of the tracer go into its item."""
+def _set(**values: Any) -> Edit:
+    """Return an edit of all slices; None deletes. Attributes of the tracer go into its item."""
 
     def edit(headers: list[Dataset]) -> None:
         for ds in headers:
-            _put(ds, values)
+            _set_values(ds, values)
 
     return edit
 
 
-def _put(ds: Dataset, values: dict[str, Any]) -> None:
+def _set_values(ds: Dataset, values: dict[str, Any]) -> None:
     for keyword, value in values.items():
         place = ds.RadiopharmaceuticalInformationSequence[0] if keyword.startswith("Radio") else ds
         if value is None:
@@ -57,25 +57,25 @@ def _put(ds: Dataset, values: dict[str, Any]) -> None:
             setattr(place, keyword, value)
 
 
-def _one(at: int, **values: Any) -> Edit:
-    return lambda headers: _put(headers[at], values)
+def _set_one(at: int, **values: Any) -> Edit:
+    return lambda headers: _set_values(headers[at], values)
 
 
-def _ge(moment: str, **values: Any) -> Edit:
+def _set_ge_moment(moment: str, **values: Any) -> Edit:
     def edit(headers: list[Dataset]) -> None:
         for ds in headers:
-            _put(ds, values)
+            _set_values(ds, values)
             ds.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", moment)
 
     return edit
 
 
-def _beds(*beds: dict[str, Any], **values: Any) -> Edit:
-    """One slice of each bed position; ``values`` for all."""
+def _set_beds(*beds: dict[str, Any], **values: Any) -> Edit:
+    """Return an edit that makes each slice another bed position; ``values`` are set on all."""
 
     def edit(headers: list[Dataset]) -> None:
         for ds, bed in zip(headers, beds, strict=True):
-            _put(ds, values | bed)
+            _set_values(ds, values | bed)
 
     return edit
 
@@ -85,59 +85,59 @@ BY_DATE: dict[str, Any] = {TM: None}
 LATE: dict[str, Any] = {"SeriesTime": "180000"}
 
 ONE_HOUR: dict[str, Edit] = {
-    "time alone": _all(),
-    "date and time": _all(**{DT: "20260101120000"}),
-    "UTC, east": _all(**{DT: "20260101110000+0000", "TimezoneOffsetFromUTC": "+0100"}),
-    "UTC, west": _all(**{DT: "20260101170000+0000", "TimezoneOffsetFromUTC": "-0500"}),
-    "another zone": _all(**{DT: "20260101163000+0530", "TimezoneOffsetFromUTC": "+0100"}),
-    "same zone in both": _all(**{DT: "20260101120000-0500", "TimezoneOffsetFromUTC": "-0500"}),
-    "date and time in the zone of the header": _all(**{DT: "20260101120000", "TimezoneOffsetFromUTC": "+0100"}),
-    "another zone and day": _all(**{
+    "time alone": _set(),
+    "date and time": _set(**{DT: "20260101120000"}),
+    "UTC, east": _set(**{DT: "20260101110000+0000", "TimezoneOffsetFromUTC": "+0100"}),
+    "UTC, west": _set(**{DT: "20260101170000+0000", "TimezoneOffsetFromUTC": "-0500"}),
+    "another zone": _set(**{DT: "20260101163000+0530", "TimezoneOffsetFromUTC": "+0100"}),
+    "same zone in both": _set(**{DT: "20260101120000-0500", "TimezoneOffsetFromUTC": "-0500"}),
+    "date and time in the zone of the header": _set(**{DT: "20260101120000", "TimezoneOffsetFromUTC": "+0100"}),
+    "another zone and day": _set(**{
         DT: "20260101233000+0000", TM: "003000", "TimezoneOffsetFromUTC": "+0100", "SeriesDate": "20260102",
         "AcquisitionDate": "20260102", "SeriesTime": "013000", "AcquisitionTime": "013000",
     }),
-    "a header's zone that nobody needs": _all(TimezoneOffsetFromUTC="+0100"),
-    "an unreadable zone that nobody needs": _all(TimezoneOffsetFromUTC="CET"),
-    "over midnight, time alone": _all(**{
+    "a header's zone that nobody needs": _set(TimezoneOffsetFromUTC="+0100"),
+    "an unreadable zone that nobody needs": _set(TimezoneOffsetFromUTC="CET"),
+    "over midnight, time alone": _set(**{
         TM: "233000", "SeriesDate": "20260102", "AcquisitionDate": "20260102", "SeriesTime": "003000",
         "AcquisitionTime": "003000",
     }),
-    "over midnight in the scan": _beds(
+    "over midnight in the scan": _set_beds(
         {"AcquisitionTime": "235900"}, {"AcquisitionDate": "20260102", "AcquisitionTime": "000500"},
         {"AcquisitionDate": "20260102", "AcquisitionTime": "001000"}, SeriesTime="235900", **{TM: "225900"},
     ),
-    "fractions": _all(**{
+    "fractions": _set(**{
         DT: "20260101120000.500000", TM: "120000.5", "SeriesTime": "130000.50", "AcquisitionTime": "130000.5"
     }),
-    "minutes alone": _all(**{TM: "1200", "SeriesTime": "1300"}),
-    "seconds left out of one": _all(**{DT: "202601011200", TM: "120040"}),
-    "series time after the slices": _all(**LATE),
-    "series time missing": _all(SeriesTime=None),
-    "GE's own time": _ge("20260101130000.00", **LATE, AcquisitionTime="130500"),
-    "GE's own time in UTC": _ge(
+    "minutes alone": _set(**{TM: "1200", "SeriesTime": "1300"}),
+    "seconds left out of one": _set(**{DT: "202601011200", TM: "120040"}),
+    "series time after the slices": _set(**LATE),
+    "series time missing": _set(SeriesTime=None),
+    "GE's own time": _set_ge_moment("20260101130000.00", **LATE, AcquisitionTime="130500"),
+    "GE's own time in UTC": _set_ge_moment(
         "20260101120000.00+0000", **LATE, AcquisitionTime="130500", TimezoneOffsetFromUTC="+0100"
     ),
-    "later beds": _beds({}, {"AcquisitionTime": "131000"}, {"AcquisitionTime": "132000"}),
-    "later beds, GE's reference times, late series": _beds(
+    "later beds": _set_beds({}, {"AcquisitionTime": "131000"}, {"AcquisitionTime": "132000"}),
+    "later beds, GE's reference times, late series": _set_beds(
         {"FrameReferenceTime": "1200000"}, {"FrameReferenceTime": "600000"}, {"FrameReferenceTime": "0"}, **LATE
     ),
-    "reference times of means, late series": _beds(
+    "reference times of means, late series": _set_beds(
         {"AcquisitionTime": "132000", "FrameReferenceTime": "1498422"},
         {"AcquisitionTime": "131000", "FrameReferenceTime": "898422"},
         {"AcquisitionTime": "130000", "FrameReferenceTime": "298422"}, **LATE,
     ),
-    "Acquisition DateTime": _all(AcquisitionDate=None, AcquisitionTime=None, AcquisitionDateTime="20260101130000"),
-    "Acquisition DateTime in UTC": _all(
+    "Acquisition DateTime": _set(AcquisitionDate=None, AcquisitionTime=None, AcquisitionDateTime="20260101130000"),
+    "Acquisition DateTime in UTC": _set(
         AcquisitionTime="", AcquisitionDateTime="20260101120000+0000", TimezoneOffsetFromUTC="+0100"
     ),
-    "decay correction stated as its moment too": _all(DecayCorrectionDateTime="20260101130000"),
-    "what nobody needs is impossible": _all(**{DT: "20260101120000", TM: "126000"}),
+    "decay correction stated as its moment too": _set(DecayCorrectionDateTime="20260101130000"),
+    "what nobody needs is impossible": _set(**{DT: "20260101120000", TM: "126000"}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ONE_HOUR)
 def test_one_hour_is_one_hour_however_it_is_stated(case: str) -> None:
-    found = _facts(ONE_HOUR[case])
+    found = _read_facts(ONE_HOUR[case])
     assert "suv_unknown_because" not in found
     assert found["uptake_s"] == pytest.approx(3600, abs=0.01)
     assert found["suv_bw_per_unit"] == pytest.approx(FACTOR, rel=1e-5) == pytest.approx(0.000292127, rel=1e-5)
@@ -146,64 +146,65 @@ def test_one_hour_is_one_hour_however_it_is_stated(case: str) -> None:
 MIDNIGHT = {"SeriesTime": "000000", "AcquisitionTime": "000000", TM: "000000"}
 NOT_CORRECTED = {"DecayCorrection": "NONE", "CorrectedImage": ["ATTN"]}
 REASONS: dict[str, tuple[Edit, str]] = {
-    "a zone and no zone of the header": (_all(**{DT: "20260101110000+0000"}), r"offset from UTC; .*\(0008,0201\)"),
+    "a zone and no zone of the header": (_set(**{DT: "20260101110000+0000"}), r"offset from UTC; .*\(0008,0201\)"),
     "a zone and an unreadable one": (
-        _all(**{DT: "20260101110000+0000", "TimezoneOffsetFromUTC": "CET"}), r"\(0008,0201\), .*cannot be read"
+        _set(**{DT: "20260101110000+0000", "TimezoneOffsetFromUTC": "CET"}), r"\(0008,0201\), .*cannot be read"
     ),
     "zones of slices": (
-        _beds(*({"TimezoneOffsetFromUTC": zone} for zone in ("+0100", "+0200", "+0100"))),
+        _set_beds(*({"TimezoneOffsetFromUTC": zone} for zone in ("+0100", "+0200", "+0100"))),
         r"slices differ in Timezone Offset From UTC \(0008,0201\)",
     ),
-    "GE's own time in UTC": (_ge("20260101120000+0000", **LATE), r"\(0008,0201\)"),
-    "date and time at odds": (_all(**{DT: "20260101110000"}), "contradict each other"),
+    "GE's own time in UTC": (_set_ge_moment("20260101120000+0000", **LATE), r"\(0008,0201\)"),
+    "date and time at odds": (_set(**{DT: "20260101110000"}), "contradict each other"),
     "date and time at odds in their zones": (
-        _all(**{DT: "20260101120000+0000", "TimezoneOffsetFromUTC": "+0100"}), "contradict each other"
+        _set(**{DT: "20260101120000+0000", "TimezoneOffsetFromUTC": "+0100"}), "contradict each other"
     ),
-    "a date alone": (_all(**{DT: "20260101"}), "no date with a time of day"),
-    "24 o'clock": (_all(**{TM: "240000"}), r"Start Time \(0018,1072\) is no time of day"),
-    "second 60": (_all(**{TM: "120060"}), "is no time of day"),
-    "colons": (_all(**{TM: "12:00:00"}), "is no time of day"),
-    "the 30th of February": (_all(**{DT: "20260230120000"}), "no date with a time of day"),
-    "a zone beyond all": (_all(**{DT: "20260101120000+1900"}), "no date with a time of day"),
-    "hours alone": (_all(**{TM: "12"}), "leave out minutes or seconds"),
+    "a date alone": (_set(**{DT: "20260101"}), "no date with a time of day"),
+    "24 o'clock": (_set(**{TM: "240000"}), r"Start Time \(0018,1072\) is no time of day"),
+    "second 60": (_set(**{TM: "120060"}), "is no time of day"),
+    "colons": (_set(**{TM: "12:00:00"}), "is no time of day"),
+    "the 30th of February": (_set(**{DT: "20260230120000"}), "no date with a time of day"),
+    "a zone beyond all": (_set(**{DT: "20260101120000+1900"}), "no date with a time of day"),
+    "hours alone": (_set(**{TM: "12"}), "leave out minutes or seconds"),
     "minutes alone of a short half-life": (
-        _all(**{TM: "1255", "RadionuclideHalfLife": "122.24"}), "leave out minutes or seconds"
+        _set(**{TM: "1255", "RadionuclideHalfLife": "122.24"}), "leave out minutes or seconds"
     ),
-    "no injection": (_all(**{TM: None}), "times of injection and scan are not stated"),
-    "no time of the slices": (_all(AcquisitionTime=""), "are not stated for every slice"),
-    "no time of one slice": (_one(1, AcquisitionTime=""), "are not stated for every slice"),
-    "an impossible time of one slice": (_one(1, AcquisitionTime="250000"), "are not stated for every slice"),
-    "blanked": (_all(**MIDNIGHT), "blanked"),
-    "dates shifted apart": (_all(**{DT: "20251201120000"}), "half-lives. before the scan"),
-    "series shifted apart": (_all(SeriesDate="20251231"), "more than 6 hours before its first slice"),
-    "injected after the scan": (_all(**{DT: "20260101140000", TM: "140000"}), "60.0 minutes after the scan"),
-    "injected after the scan, time alone": (_all(**{TM: "140000"}), "23.0 hours .* before the scan"),
-    "a long half-life without a day": (_all(RadionuclideHalfLife="45723"), "may be of several days"),
-    "injections of slices": (_one(1, **{TM: "120100"}), r"differ in Radiopharmaceutical Start Time \(0018,1072\)"),
-    "injection dates of slices": (_one(1, **{DT: "20260101120000"}), r"Start DateTime \(0018,1078\)"),
-    "series times of slices": (_one(1, SeriesTime="130100"), r"differ in Series Time \(0008,0031\)"),
+    "no injection": (_set(**{TM: None}), "times of injection and scan are not stated"),
+    "no time of the slices": (_set(AcquisitionTime=""), "are not stated for every slice"),
+    "no time of one slice": (_set_one(1, AcquisitionTime=""), "are not stated for every slice"),
+    "an impossible time of one slice": (_set_one(1, AcquisitionTime="250000"), "are not stated for every slice"),
+    "blanked": (_set(**MIDNIGHT), "blanked"),
+    "dates shifted apart": (_set(**{DT: "20251201120000"}), "half-lives. before the scan"),
+    "series shifted apart": (_set(SeriesDate="20251231"), "more than 6 hours before its first slice"),
+    "injected after the scan": (_set(**{DT: "20260101140000", TM: "140000"}), "60.0 minutes after the scan"),
+    "injected after the scan, time alone": (_set(**{TM: "140000"}), "23.0 hours .* before the scan"),
+    "a long half-life without a day": (_set(RadionuclideHalfLife="45723"), "may be of several days"),
+    "injections of slices": (_set_one(1, **{TM: "120100"}), r"differ in Radiopharmaceutical Start Time \(0018,1072\)"),
+    "injection dates of slices": (_set_one(1, **{DT: "20260101120000"}), r"Start DateTime \(0018,1078\)"),
+    "series times of slices": (_set_one(1, SeriesTime="130100"), r"differ in Series Time \(0008,0031\)"),
     "reference times at odds, late series": (
-        _beds(*({"FrameReferenceTime": time} for time in ("300000", "900000", "900000")), **LATE),
+        _set_beds(*({"FrameReferenceTime": time} for time in ("300000", "900000", "900000")), **LATE),
         r"Frame Reference Time \(0054,1300\) do not lead to one start",
     ),
     "GE's later bed alone, late series": (
-        _all(**LATE, FrameReferenceTime="1200000", Manufacturer="GE MEDICAL SYSTEMS"), "do not lead to one start"
+        _set(**LATE, FrameReferenceTime="1200000", Manufacturer="GE MEDICAL SYSTEMS"), "do not lead to one start"
     ),
     "decay correction to another moment": (
-        _all(DecayCorrectionDateTime="20260101120000"), r"\(0018,9701\) is not the start of the scan"
+        _set(DecayCorrectionDateTime="20260101120000"), r"\(0018,9701\) is not the start of the scan"
     ),
     "no decay correction, several beds": (
-        _beds({}, {"AcquisitionTime": "131000"}, {"AcquisitionTime": "131000"}, **NOT_CORRECTED), "give no single one"
+        _set_beds({}, {"AcquisitionTime": "131000"}, {"AcquisitionTime": "131000"}, **NOT_CORRECTED),
+        "give no single one",
     ),
     "no decay correction, GE's several beds": (
-        _beds({}, {"FrameReferenceTime": "600000"}, {"FrameReferenceTime": "600000"}, **NOT_CORRECTED),
+        _set_beds({}, {"FrameReferenceTime": "600000"}, {"FrameReferenceTime": "600000"}, **NOT_CORRECTED),
         "give no single one",
     ),
     "no decay correction, several durations": (
-        _beds({}, {}, {"ActualFrameDuration": "300000"}, **NOT_CORRECTED), "give no single one"
+        _set_beds({}, {}, {"ActualFrameDuration": "300000"}, **NOT_CORRECTED), "give no single one"
     ),
     "no decay correction, a later frame or a later bed": (
-        _all(FrameReferenceTime="1200000", **NOT_CORRECTED), "give no single one"
+        _set(FrameReferenceTime="1200000", **NOT_CORRECTED), "give no single one"
     ),
 }  # fmt: skip
 
@@ -211,15 +212,15 @@ REASONS: dict[str, tuple[Edit, str]] = {
 @pytest.mark.parametrize("case", REASONS)
 def test_times_with_two_readings_or_none_give_a_reason(case: str) -> None:
     edit, words = REASONS[case]
-    found = _facts(edit)
+    found = _read_facts(edit)
     assert "suv_bw_per_unit" not in found
     with pytest.raises(ValueError, match=words):
         raise ValueError(found["suv_unknown_because"])
 
 
 def test_a_long_half_life_with_its_day_has_an_suv() -> None:
-    edit = _all(**{DT: "20251231130000", TM: "130000", "RadionuclideHalfLife": "45723"})
-    assert _facts(edit)["suv_bw_per_unit"] == pytest.approx(70e3 / 350e6 * 2 ** (86400 / 45723))
+    edit = _set(**{DT: "20251231130000", TM: "130000", "RadionuclideHalfLife": "45723"})
+    assert _read_facts(edit)["suv_bw_per_unit"] == pytest.approx(70e3 / 350e6 * 2 ** (86400 / 45723))
 
 
 @pytest.mark.parametrize("case", ["a zone and no zone of the header", "blanked", "no injection", "hours alone"])
@@ -228,14 +229,14 @@ def test_decay_corrected_to_the_injection_no_time_matters(case: str) -> None:
 
     def both(headers: list[Dataset]) -> None:
         edit(headers)
-        _all(DecayCorrection="ADMIN")(headers)
+        _set(DecayCorrection="ADMIN")(headers)
 
-    found = _facts(both)
+    found = _read_facts(both)
     assert found["suv_bw_per_unit"] == pytest.approx(2e-4)
 
 
 def test_without_decay_correction_a_frame_has_the_activity_of_its_mean() -> None:
-    found = _facts(_all(FrameReferenceTime="1498422", AcquisitionTime="132000", **NOT_CORRECTED))
+    found = _read_facts(_set(FrameReferenceTime="1498422", AcquisitionTime="132000", **NOT_CORRECTED))
     assert found["suv_bw_per_unit"] == pytest.approx(2e-4 * 2 ** ((3600 + 1498.422) / 6586.2), rel=1e-6)
     assert found["uptake_s"] == 3600
 

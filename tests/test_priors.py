@@ -1,4 +1,4 @@
-"""The earlier examination that a route compares with: whose, which, and what is said of it."""
+"""The prior examination that a route compares with: of which patient, which one, and its explanation."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ PATIENT = {"PatientID": "4711-geheim", "IssuerOfPatientID": "HOSPITAL", "Patient
 Sessions = sessionmaker[Session]
 
 
-def a_config(**route: Any) -> Config:
+def make_config(**route_studies: Any) -> Config:
     values: dict[str, Any] = {
         "name": "dir",
         "pipeline": "p",
         "match": FLAIR,
         "prior": {"prior_flair": FLAIR, "prior_t1w": T1W},
     }
-    config = Config(routes=(Route.model_validate(values | route),))
+    config = Config(routes=(Route.model_validate(values | route_studies),))
     return config.model_copy(update={"peers": (Peer(name="pacs", ae_title="PACS", port=free_port()),)})
 
 
-def an_image(study: str, date: str, *, series: str = "1", number: int = 1, **attributes: str) -> Arrival:
-    """Of the patient, a FLAIR at noon unless told otherwise."""
+def make_image(study: str, date: str, *, series: str = "1", number: int = 1, **attributes: str) -> Arrival:
+    """Return an image of the patient, a FLAIR at noon unless attributes say otherwise."""
     values = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "StudyDate": date, "StudyTime": "120000"}
     values |= PATIENT | attributes
     arrival = make_arrival(study, series, number, attributes=values)
@@ -61,12 +61,12 @@ def arrive(sessions: Sessions, now: datetime, *arrivals: Arrival, complete: bool
             completion.close_study(session, arrivals[0].facts.study_uid, now=now)
 
 
-def route(sessions: Sessions, config: Config, now: datetime) -> int:
+def route_studies(sessions: Sessions, config: Config, now: datetime) -> int:
     return routing.route_complete_studies(sessions, config, now=now)
 
 
-def inputs(sessions: Sessions, study: str) -> dict[str, list[str]]:
-    """Of the study's newest job: by name, which instances."""
+def find_job_inputs(sessions: Sessions, study: str) -> dict[str, list[str]]:
+    """Return the instances of each input of the study's newest job."""
     with sessions() as session:
         job = session.scalars(select(Job).join(Study).where(Study.study_uid == study).order_by(Job.id.desc())).first()
         found: dict[str, list[str]] = {}
@@ -75,14 +75,14 @@ def inputs(sessions: Sessions, study: str) -> dict[str, list[str]]:
         return found
 
 
-def why(sessions: Sessions, config: Config, study: str) -> str:
+def explain_route(sessions: Sessions, config: Config, study: str) -> str:
     with sessions() as session:
         row = studies.find_by_uid(session, study)
         assert row is not None
         return routing.explain_study(session, row, config.routes)[0].why
 
 
-def state(sessions: Sessions, study: str) -> StudyState:
+def find_state(sessions: Sessions, study: str) -> StudyState:
     with sessions() as session:
         row = studies.find_by_uid(session, study)
         assert row is not None
@@ -90,33 +90,36 @@ def state(sessions: Sessions, study: str) -> StudyState:
 
 
 def test_the_newest_earlier_study_is_an_input_of_the_job(sessions: Sessions, now: datetime) -> None:
-    config = a_config()
+    config = make_config()
     for study, date in (("1.1", "20230101"), ("1.2", "20250101"), ("1.3", "20240101")):
-        arrive(sessions, now, an_image(study, date), an_image(study, date, number=2))
-    route(sessions, config, now)
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    assert route(sessions, config, now) == 1
-    assert inputs(sessions, "1.9") == {"match": ["1.9.1.1"], "prior_flair": ["1.2.1.1", "1.2.1.2"]}
-    assert "prior: study 1.2 for prior_flair" in why(sessions, config, "1.9")
-    assert "no prior: no earlier study of the patient is here" in why(sessions, config, "1.1")
+        arrive(sessions, now, make_image(study, date), make_image(study, date, number=2))
+    route_studies(sessions, config, now)
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    assert route_studies(sessions, config, now) == 1
+    assert find_job_inputs(sessions, "1.9") == {"match": ["1.9.1.1"], "prior_flair": ["1.2.1.1", "1.2.1.2"]}
+    assert "prior: study 1.2 for prior_flair" in explain_route(sessions, config, "1.9")
+    assert "no prior: no earlier study of the patient is here" in explain_route(sessions, config, "1.1")
 
 
 def test_routing_a_study_asks_the_database_once_for_each_fact(
     engine: Engine, sessions: Sessions, now: datetime
 ) -> None:
     """Three routes and three earlier studies took 77 queries before StudySnapshot, 19 of them of series."""
-    both = [a_config(name=name).routes[0] for name in ("dir", "lesions")]
-    further = a_config(name="registration", with_={"t1w": T1W}, with_from="pacs", prior={}).routes[0]
-    config = a_config().model_copy(update={"routes": (*both, further)})
+    both = [make_config(name=name).routes[0] for name in ("dir", "lesions")]
+    further = make_config(name="registration", with_={"t1w": T1W}, with_from="pacs", prior={}).routes[0]
+    config = make_config().model_copy(update={"routes": (*both, further)})
     for study, date in (("1.1", "20230101"), ("1.2", "20250101"), ("1.3", "20240101")):
-        arrive(sessions, now, an_image(study, date), an_image(study, date, series="2", SeriesDescription="MPRAGE"))
-    route(sessions, config, now)
+        arrive(sessions, now, make_image(study, date), make_image(study, date, series="2", SeriesDescription="MPRAGE"))
+    route_studies(sessions, config, now)
     arrive(
-        sessions, now, an_image("1.9", "20260101"), an_image("1.9", "20260101", series="2", SeriesDescription="MPRAGE")
+        sessions,
+        now,
+        make_image("1.9", "20260101"),
+        make_image("1.9", "20260101", series="2", SeriesDescription="MPRAGE"),
     )
     statements: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-    assert route(sessions, config, now) == 3
+    assert route_studies(sessions, config, now) == 3
     selects = [statement for statement in statements if statement.startswith("SELECT")]
     assert len(selects) <= 43
     of_series = [statement for statement in selects if "FROM series JOIN instances" in statement]
@@ -124,15 +127,15 @@ def test_routing_a_study_asks_the_database_once_for_each_fact(
 
 
 def test_every_series_comes_from_one_study(sessions: Sessions, now: datetime) -> None:
-    config = a_config()
-    older = an_image("1.1", "20230101"), an_image("1.1", "20230101", series="2", SeriesDescription="MPRAGE")
+    config = make_config()
+    older = make_image("1.1", "20230101"), make_image("1.1", "20230101", series="2", SeriesDescription="MPRAGE")
     arrive(sessions, now, *older)
-    arrive(sessions, now, an_image("1.2", "20240101"))
-    arrive(sessions, now, an_image("1.3", "20250101", SeriesDescription="MPRAGE"))
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    route(sessions, config, now)
-    assert set(inputs(sessions, "1.9")) == {"match", "prior_flair"}
-    assert inputs(sessions, "1.2") == {
+    arrive(sessions, now, make_image("1.2", "20240101"))
+    arrive(sessions, now, make_image("1.3", "20250101", SeriesDescription="MPRAGE"))
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    route_studies(sessions, config, now)
+    assert set(find_job_inputs(sessions, "1.9")) == {"match", "prior_flair"}
+    assert find_job_inputs(sessions, "1.2") == {
         "match": ["1.2.1.1"],
         "prior_flair": ["1.1.1.1"],
         "prior_t1w": ["1.1.2.1"],
@@ -157,12 +160,12 @@ def test_every_series_comes_from_one_study(sessions: Sessions, now: datetime) ->
 def test_no_prior_is_another_patient_or_not_earlier_or_not_measured(
     sessions: Sessions, now: datetime, other: dict[str, Any]
 ) -> None:
-    config = a_config()
-    arrive(sessions, now, an_image("1.1", "20250101", **other))
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    route(sessions, config, now)
-    assert set(inputs(sessions, "1.9")) == {"match"}
-    assert "; no prior: no earlier study" in why(sessions, config, "1.9")
+    config = make_config()
+    arrive(sessions, now, make_image("1.1", "20250101", **other))
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    route_studies(sessions, config, now)
+    assert set(find_job_inputs(sessions, "1.9")) == {"match"}
+    assert "; no prior: no earlier study" in explain_route(sessions, config, "1.9")
 
 
 @pytest.mark.parametrize(
@@ -176,10 +179,10 @@ def test_no_prior_is_another_patient_or_not_earlier_or_not_measured(
 def test_what_is_not_stated_does_not_speak_against_a_prior(
     sessions: Sessions, now: datetime, same: dict[str, Any]
 ) -> None:
-    arrive(sessions, now, an_image("1.1", "20250101", **same))
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    route(sessions, a_config(), now)
-    assert inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
+    arrive(sessions, now, make_image("1.1", "20250101", **same))
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    route_studies(sessions, make_config(), now)
+    assert find_job_inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
 
 
 @pytest.mark.parametrize(
@@ -190,50 +193,50 @@ def test_what_is_not_stated_does_not_speak_against_a_prior(
     ],
 )
 def test_a_study_of_nobody_has_no_prior(sessions: Sessions, now: datetime, mine: dict[str, Any], reason: str) -> None:
-    config = a_config(prior_from="pacs")
+    config = make_config(prior_from="pacs")
     other: dict[str, Any] = {name: "" for name in mine if name == "PatientID"}
-    arrive(sessions, now, an_image("1.1", "20250101", **other))
-    arrive(sessions, now, an_image("1.9", "20260101", **mine))
-    route(sessions, config, now)
-    assert set(inputs(sessions, "1.9")) == {"match"}
-    assert reason in why(sessions, config, "1.9")
+    arrive(sessions, now, make_image("1.1", "20250101", **other))
+    arrive(sessions, now, make_image("1.9", "20260101", **mine))
+    route_studies(sessions, config, now)
+    assert set(find_job_inputs(sessions, "1.9")) == {"match"}
+    assert reason in explain_route(sessions, config, "1.9")
 
 
 def test_an_earlier_study_that_is_arriving_is_waited_for(sessions: Sessions, now: datetime) -> None:
-    config = a_config()
-    arrive(sessions, now, an_image("1.1", "20250101"), complete=False)
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    arrive(sessions, now, an_image("1.8", "20260101", PatientID="OTHER"))
-    assert route(sessions, config, now) == 1
-    assert (state(sessions, "1.8"), state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
+    config = make_config()
+    arrive(sessions, now, make_image("1.1", "20250101"), complete=False)
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    arrive(sessions, now, make_image("1.8", "20260101", PatientID="OTHER"))
+    assert route_studies(sessions, config, now) == 1
+    assert (find_state(sessions, "1.8"), find_state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
     with sessions.begin() as session:
         completion.close_study(session, "1.1", now=now)
-    assert route(sessions, config, now) == 2
-    assert inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
+    assert route_studies(sessions, config, now) == 2
+    assert find_job_inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
 
 
 def test_nothing_waits_for_ever(sessions: Sessions, now: datetime) -> None:
-    config = a_config(prior_wait_s=10)
-    arrive(sessions, now, an_image("1.1", "20250101"), complete=False)
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    assert route(sessions, config, now + timedelta(seconds=9)) == 0
-    assert route(sessions, config, now + timedelta(seconds=10)) == 1
+    config = make_config(prior_wait_s=10)
+    arrive(sessions, now, make_image("1.1", "20250101"), complete=False)
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    assert route_studies(sessions, config, now + timedelta(seconds=9)) == 0
+    assert route_studies(sessions, config, now + timedelta(seconds=10)) == 1
     with sessions() as session:
         (event,) = session.scalars(select(Event).where(Event.event == "moved", Event.subject_id == "2")).all()[1:]
         assert event.detail["reason"].endswith("no prior: study 1 was still arriving)")
 
 
 def test_a_late_prior_opens_no_work_but_a_new_revision_takes_it(sessions: Sessions, now: datetime) -> None:
-    config = a_config()
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    route(sessions, config, now)
-    arrive(sessions, now, an_image("1.1", "20250101"))
-    assert route(sessions, config, now) == 1  # its own
-    assert set(inputs(sessions, "1.9")) == {"match"}
-    assert "came too late" in why(sessions, config, "1.9")
-    arrive(sessions, now, an_image("1.9", "20260101", number=2))
-    route(sessions, config, now)
-    assert inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
+    config = make_config()
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    route_studies(sessions, config, now)
+    arrive(sessions, now, make_image("1.1", "20250101"))
+    assert route_studies(sessions, config, now) == 1  # its own
+    assert set(find_job_inputs(sessions, "1.9")) == {"match"}
+    assert "came too late" in explain_route(sessions, config, "1.9")
+    arrive(sessions, now, make_image("1.9", "20260101", number=2))
+    route_studies(sessions, config, now)
+    assert find_job_inputs(sessions, "1.9")["prior_flair"] == ["1.1.1.1"]
     with sessions() as session:
         first = session.scalars(select(Job).order_by(Job.id)).first()
         assert first is not None
@@ -241,13 +244,13 @@ def test_a_late_prior_opens_no_work_but_a_new_revision_takes_it(sessions: Sessio
 
 
 def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -> None:
-    config = a_config(prior_from="pacs")
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    assert route(sessions, config, now) == 0
+    config = make_config(prior_from="pacs")
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    assert route_studies(sessions, config, now) == 0
     assert prefetch.run_pending_retrievals(sessions, config, now=lambda: now) == 0
-    assert route(sessions, config, now) == 1
-    assert set(inputs(sessions, "1.9")) == {"match"}
-    reason = why(sessions, config, "1.9")
+    assert route_studies(sessions, config, now) == 1
+    assert set(find_job_inputs(sessions, "1.9")) == {"match"}
+    reason = explain_route(sessions, config, "1.9")
     assert "no prior: no earlier study of the patient is here; peer pacs: " in reason
     assert "cannot be reached" in reason
     assert PATIENT["PatientID"] not in reason
@@ -257,20 +260,20 @@ def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -
 
 
 def test_a_study_waits_no_longer_for_a_peer_than_it_may(sessions: Sessions, now: datetime) -> None:
-    config = a_config(prior_from="pacs", prior_wait_s=10)
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    assert route(sessions, config, now) == 0
-    assert route(sessions, config, now + timedelta(seconds=10)) == 1
+    config = make_config(prior_from="pacs", prior_wait_s=10)
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    assert route_studies(sessions, config, now) == 0
+    assert route_studies(sessions, config, now + timedelta(seconds=10)) == 1
     prefetch.run_pending_retrievals(sessions, config, now=lambda: now + timedelta(seconds=11))
-    assert "peer pacs: study 1 waits no longer" in why(sessions, config, "1.9")
+    assert "peer pacs: study 1 waits no longer" in explain_route(sessions, config, "1.9")
 
 
 def test_a_revision_asks_once(sessions: Sessions, now: datetime) -> None:
-    config = a_config(prior_from="pacs")
+    config = make_config(prior_from="pacs")
     for number in (1, 2):
-        arrive(sessions, now, an_image("1.9", "20260101", number=number))
+        arrive(sessions, now, make_image("1.9", "20260101", number=number))
         for _ in range(3):
-            route(sessions, config, now)
+            route_studies(sessions, config, now)
             prefetch.run_pending_retrievals(sessions, config, now=lambda: now)
     with sessions() as session:
         assert [search.revision for search in session.scalars(select(Retrieval))] == [1, 2]
@@ -279,23 +282,23 @@ def test_a_revision_asks_once(sessions: Sessions, now: datetime) -> None:
 def test_what_is_only_fetched_to_compare_gives_no_work_and_half_of_it_is_no_prior(
     sessions: Sessions, now: datetime
 ) -> None:
-    config = a_config(prior_from="pacs", prior_wait_s=10)
-    arrive(sessions, now, an_image("1.9", "20260101"))
-    route(sessions, config, now)
+    config = make_config(prior_from="pacs", prior_wait_s=10)
+    arrive(sessions, now, make_image("1.9", "20260101"))
+    route_studies(sessions, config, now)
     with sessions.begin() as session:
         search = session.scalars(select(Retrieval)).one()
         retrievals.start_fetching(session, search, prior_study_uid="1.1", series_uids=["1.1.1"], now=now)
-    arrive(sessions, now, an_image("1.1", "20250101"))  # half of it, and then a long silence
-    assert route(sessions, config, now) == 0
-    assert (state(sessions, "1.1"), state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
+    arrive(sessions, now, make_image("1.1", "20250101"))  # half of it, and then a long silence
+    assert route_studies(sessions, config, now) == 0
+    assert (find_state(sessions, "1.1"), find_state(sessions, "1.9")) == (StudyState.ROUTED, StudyState.COMPLETE)
     later = now + timedelta(seconds=10)
-    assert route(sessions, config, later) == 1
-    assert set(inputs(sessions, "1.9")) == {"match"}
+    assert route_studies(sessions, config, later) == 1
+    assert set(find_job_inputs(sessions, "1.9")) == {"match"}
     with sessions.begin() as session:
         retrievals.mark_ended(session, session.scalars(select(Retrieval)).one(), reason="it broke off", now=later)
-    arrive(sessions, later + timedelta(seconds=1), an_image("1.1", "20250101", number=2))  # somebody sends it
-    assert route(sessions, config, later) == 0  # a revision of its own: the peer is asked for its prior
-    assert state(sessions, "1.1") is StudyState.COMPLETE
+    arrive(sessions, later + timedelta(seconds=1), make_image("1.1", "20250101", number=2))  # somebody sends it
+    assert route_studies(sessions, config, later) == 0  # a revision of its own: the peer is asked for its prior
+    assert find_state(sessions, "1.1") is StudyState.COMPLETE
 
 
 def headers_of_a_prior(**values: Any) -> Dataset:

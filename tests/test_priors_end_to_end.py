@@ -1,5 +1,6 @@
-"""Two examinations of one patient: the later is sent by DCMTK, the earlier fetched from the archive; what is new goes
-back as results of the later one."""
+"""Two examinations of one patient: the later is sent by DCMTK, the earlier fetched from the archive.
+
+New lesions go back as results of the later one."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ _T1W = {"Modality": "MR", "ImageType": "ORIGINAL", "SeriesDescription": "~(?i)mp
 
 @dataclass(frozen=True)
 class Delivered:
-    """What the archive held before, what was sent, and what the archive got."""
+    """The instances that the archive held before, those that were sent, and the results that the archive received."""
 
     before: list[Path]
     present: list[Path]
@@ -120,7 +121,7 @@ def test_dciodvfy_finds_no_error(delivered: Delivered) -> None:
 
 
 def _examination(folder: Path, name: str, date: str, lesions: np.ndarray) -> list[Path]:
-    """FLAIR and T1w in a study and a frame of reference of their own; before, the head lay elsewhere."""
+    """Write FLAIR and T1w in a study and frame of reference of their own; in the earlier, the head lies elsewhere."""
     grid = phantom_grid()
     if name == "before":
         grid.affine_mm[:3, 3] += (9, 4, -6)
@@ -137,7 +138,7 @@ def _examination(folder: Path, name: str, date: str, lesions: np.ndarray) -> lis
 
 
 def _moved(path: Path, grid: Grid) -> None:
-    """The slice where the grid has it."""
+    """Move the slice to its place on the grid."""
     ds = dcmread(path)
     off = grid.affine_mm[:3, 3] - phantom_grid().affine_mm[:3, 3]
     ds.ImagePositionPatient = [f"{value:.6f}" for value in np.array(ds.ImagePositionPatient, float) + off]

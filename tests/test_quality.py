@@ -1,4 +1,4 @@
-"""The input contract and the output gate: data in a bundle, a refusal in words, a verdict with its reasons."""
+"""The input contract and the output gate: rules in a bundle, a refusal in words, a verdict with its reasons."""
 
 from __future__ import annotations
 
@@ -133,6 +133,6 @@ def test_every_shipped_bundle_has_a_contract_that_can_be_applied() -> None:
 
 def test_shipped_bundles_state_the_contract_and_limits_of_their_recipes() -> None:
     for facts in registry.list_bundles():
-        stated = json.loads(json.dumps(dict(training.load(facts.metadata["recipe"]).facts)))
+        recipe_facts = json.loads(json.dumps(dict(training.load(facts.metadata["recipe"]).facts)))
         for key in ("input_contract", "output_limits"):
-            assert facts.metadata.get(key) == stated.get(key), f"{facts.name}: {key}"
+            assert facts.metadata.get(key) == recipe_facts.get(key), f"{facts.name}: {key}"

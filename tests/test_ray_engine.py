@@ -1,4 +1,4 @@
-"""Ray as the engine: whatever of it dies, every study ends once."""
+"""Ray as the engine: whichever part of it dies, every study ends once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_ray = pytest.mark.skipif(bool(reason_unavailable()), reason=reason_unavail
 
 @pytest.fixture(autouse=True)
 def token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only who has it gets into the tests' clusters, and none is written into the user's home."""
+    """Set the token of the tests' clusters, so that no other process joins and none is written into the user's home."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
 
@@ -109,7 +109,7 @@ def _driver(site: fleet.Site, cluster: RayCluster, actors: int) -> Path:
 
 
 def _make_urgent(node: Node) -> int:
-    """The last job that came; its number."""
+    """Make the newest job urgent; return its number."""
     job = node.jobs()[-1]
     engine = engines.connect(node.config.database_url)
     with engine.begin() as connection:
@@ -119,7 +119,7 @@ def _make_urgent(node: Node) -> int:
 
 
 def _strike(receiver: Node, blows: list[Callable[[Node], None]]) -> None:
-    """One blow each time that so many more studies have ended."""
+    """Strike once each time that a further share of the studies has ended."""
     for number, blow in enumerate(blows, start=1):
         fleet.wait_until_ended(receiver, number * KILL_EVERY)
         blow(receiver)
@@ -127,12 +127,12 @@ def _strike(receiver: Node, blows: list[Callable[[Node], None]]) -> None:
 
 
 def _an_actor(receiver: Node) -> None:
-    """kill -9 of one with a job in hand."""
+    """Kill (-9) one actor that runs a job."""
     os.kill(wait_for(lambda: fleet.find_busy_worker(receiver), "an actor has a job in hand"), signal.SIGKILL)
 
 
 def _a_machine(cluster: RayCluster, environment: dict[str, str]) -> None:
-    """The second one goes with all that runs on it, and another comes."""
+    """Kill the second machine with all its processes, and add another."""
     cluster.nodes[-1].kill()
     cluster.add("third", environment)
 

@@ -1,4 +1,4 @@
-"""Grey or colour, and what is for display only: photometric interpretation, palettes, windows."""
+"""Grey or colour, and attributes for display only: photometric interpretation, palettes, windows."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_pixels_are_shifted_down_from_high_bit(syntax: UID, dtype: type[Any], tm
 
 
 def test_bits_below_the_values_that_no_overlay_explains_are_refused(tmp_path: Path) -> None:
-    """Values that lie in the low bits, with a High Bit that speaks of the high ones."""
+    """The values lie in the low bits, but High Bit declares the high ones."""
     for dtype in (np.uint16, np.int16):
         paths = write_series(
             tmp_path / dtype.__name__, make_values(dtype, 2000), set_attributes(BitsStored=12, HighBit=15)
@@ -283,12 +283,14 @@ def test_an_icon_is_not_the_image(tmp_path: Path) -> None:
     assert np.array_equal(_read(write_series(tmp_path, make_values(), edit)), make_values())
 
 
-@pytest.mark.parametrize(("syntax", "stated", "expected"), [
+@pytest.mark.parametrize(("syntax", "header_value", "expected"), [
     (ExplicitVRLittleEndian, "01", True), (ExplicitVRLittleEndian, "00", None), (RLELossless, None, None),
 ])  # fmt: skip
-def test_a_lossy_compression_is_a_fact(syntax: UID, stated: str | None, expected: bool | None, tmp_path: Path) -> None:
+def test_a_lossy_compression_is_a_fact(
+    syntax: UID, header_value: str | None, expected: bool | None, tmp_path: Path
+) -> None:
     paths = write_series(
-        tmp_path, make_values(most=4000), set_attributes(LossyImageCompression=stated, BitsStored=12, HighBit=11)
+        tmp_path, make_values(most=4000), set_attributes(LossyImageCompression=header_value, BitsStored=12, HighBit=11)
     )
     for path in paths:
         compress(path, syntax) if syntax.is_encapsulated else None
@@ -301,16 +303,16 @@ def test_a_lossy_transfer_syntax_is_a_fact_though_unstated(kit: Path) -> None:
     assert lossy.is_lossy(header)
 
 
-@pytest.mark.parametrize(("stated", "expected"), [(None, True), ("01", True), ("00", False)])
-def test_jpeg_2000_that_says_it_is_lossless_is_believed(stated: str | None, expected: bool) -> None:
-    header = make_item(LossyImageCompression=stated)
+@pytest.mark.parametrize(("header_value", "expected"), [(None, True), ("01", True), ("00", False)])
+def test_jpeg_2000_that_says_it_is_lossless_is_believed(header_value: str | None, expected: bool) -> None:
+    header = make_item(LossyImageCompression=header_value)
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = JPEG2000
     assert lossy.is_lossy(header) == expected
 
 
 def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
-    """Files with an element of four bytes, whatever its VR needs, at the top or in an item of a sequence."""
+    """Write files with an element of four bytes, whatever its VR needs, at the top or in an item of a sequence."""
 
     def edit(_: int, ds: Dataset) -> None:
         place = Dataset() if nested else ds

@@ -1,4 +1,4 @@
-"""What stored values mean: padding, rescale, lookup tables, real world values, photometric interpretation."""
+"""Meaning of stored values: padding, rescale, lookup tables, real world values, photometric interpretation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _read(paths: list[Path]) -> NDArray[np.float32]:
     return volumes.read(paths).volume.data
 
 
-def _both(*edits: Edit) -> Edit:
+def _combine(*edits: Edit) -> Edit:
     def edit(k: int, ds: Dataset) -> None:
         for each in edits:
             each(k, ds)
@@ -50,7 +50,7 @@ def _both(*edits: Edit) -> Edit:
     return edit
 
 
-def _padded(value: int, dtype: type[np.integer[Any]] = np.int16) -> NDArray[Any]:
+def _make_padded(value: int, dtype: type[np.integer[Any]] = np.int16) -> NDArray[Any]:
     data: NDArray[Any] = make_values(np.uint16, 3000).astype(dtype) + dtype(5)
     data[RIM] = value
     return data
@@ -61,7 +61,7 @@ def test_padding_of_mr_becomes_zero_whichever_vr_it_has(vr: str, tmp_path: Path)
     def pad(_: int, ds: Dataset) -> None:
         ds.add_new(0x00280120, vr, -32768 if vr == "SS" else 32768)
 
-    data = _padded(-32768)
+    data = _make_padded(-32768)
     found = _read(write_series(tmp_path, data, pad))
     assert np.array_equal(found[~RIM], data[~RIM])
     assert (found[RIM] == max(0, data[~RIM].min())).all()
@@ -69,29 +69,29 @@ def test_padding_of_mr_becomes_zero_whichever_vr_it_has(vr: str, tmp_path: Path)
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian], ids=lambda uid: uid.keyword)
 def test_padding_is_found_in_other_encodings(syntax: Any, tmp_path: Path) -> None:
-    paths = write_series(tmp_path, _padded(-2000), set_attributes(PixelPaddingValue=-2000))
+    paths = write_series(tmp_path, _make_padded(-2000), set_attributes(PixelPaddingValue=-2000))
     for path in paths:
         reencode(path, syntax)
     assert _read(paths).min() >= 0
 
 
 def test_padding_of_ct_becomes_air_and_is_found_before_the_rescale(tmp_path: Path) -> None:
-    data = _padded(-2000)
+    data = _make_padded(-2000)
     data[0, 5, 5] = 0
-    found = _read(write_series(tmp_path, data, _both(turn_into_ct, set_attributes(PixelPaddingValue=-2000))))
+    found = _read(write_series(tmp_path, data, _combine(turn_into_ct, set_attributes(PixelPaddingValue=-2000))))
     assert np.array_equal(found[~RIM], data[~RIM] - 1024)
     assert (found[RIM] == -1000).all()
 
 
 def test_padding_becomes_a_value_within_the_measured_range(tmp_path: Path) -> None:
-    data = _padded(0, np.uint16) + np.uint16(1000)
+    data = _make_padded(0, np.uint16) + np.uint16(1000)
     data[RIM] = 0
     found = _read(write_series(tmp_path, data, set_attributes(PixelPaddingValue=0)))
     assert (found[RIM] == data[~RIM].min()).all()
 
 
 def test_a_range_of_padding(tmp_path: Path) -> None:
-    data = _padded(-32768)
+    data = _make_padded(-32768)
     data[:, 1] = -30000
     found = _read(write_series(tmp_path, data, set_attributes(PixelPaddingValue=-32768, PixelPaddingRangeLimit=-30000)))
     assert found.min() == max(0, data[~RIM].min())
@@ -100,20 +100,20 @@ def test_a_range_of_padding(tmp_path: Path) -> None:
 
 
 def test_padding_of_fewer_bits_than_its_cell(tmp_path: Path) -> None:
-    data = (_padded(0) % 2000).astype(np.int16)
+    data = (_make_padded(0) % 2000).astype(np.int16)
     data[RIM] = -2000
     bits = {"BitsStored": 12, "HighBit": 11}
     zero_filled = (data.astype(np.int64) & 0x0FFF).astype(np.int16)
     for value in (-2000, 63536, 2096):  # signed, the same two bytes unsigned, its twelve bits alone
-        stated = DataElement(0x00280120, "SS" if value < 0 else "US", value)
-        pad = _both(set_attributes(**bits), lambda _, ds, stated=stated: ds.add(stated))  # type: ignore[misc]
+        padding = DataElement(0x00280120, "SS" if value < 0 else "US", value)
+        pad = _combine(set_attributes(**bits), lambda _, ds, padding=padding: ds.add(padding))  # type: ignore[misc]
         found = _read(write_series(tmp_path / str(value), zero_filled, pad))
         assert (found[RIM] >= 0).all(), value
         assert np.array_equal(found[~RIM], data[~RIM]), value
 
 
 def test_padding_beyond_bits_stored_is_refused_where_pixels_hold_it(tmp_path: Path) -> None:
-    data = (_padded(0, np.uint16) % 4000).astype(np.uint16)
+    data = (_make_padded(0, np.uint16) % 4000).astype(np.uint16)
     bits = {"BitsStored": 12, "HighBit": 11, "PixelPaddingValue": 63536}
     assert np.array_equal(_read(write_series(tmp_path / "none", data, set_attributes(**bits))), data)
     data[RIM] = 63536
@@ -141,10 +141,10 @@ def test_padding_of_floating_point_pixels(bits: int, value: float, limited: bool
             delattr(ds, gone)
         ds.BitsAllocated = bits
         setattr(ds, f"{kind}PixelData", data[k].astype(f"<f{bits // 8}").tobytes())
-        stated = float(np.float32(value)) if bits == 32 else value
-        setattr(ds, f"{kind}PixelPaddingValue", stated)
+        padding = float(np.float32(value)) if bits == 32 else value
+        setattr(ds, f"{kind}PixelPaddingValue", padding)
         if limited and np.isfinite(value):
-            setattr(ds, f"{kind}PixelPaddingRangeLimit", stated / 10)
+            setattr(ds, f"{kind}PixelPaddingRangeLimit", padding / 10)
 
     found = _read(write_series(tmp_path, make_values(), edit))
     assert np.array_equal(found[~RIM], data[~RIM].astype(np.float32))
@@ -153,18 +153,18 @@ def test_padding_of_floating_point_pixels(bits: int, value: float, limited: bool
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_padding_is_black_in_pictures_and_does_not_make_their_window(photometric: str, tmp_path: Path) -> None:
-    data, plain = _padded(-32768), _padded(5)
+    data, plain = _make_padded(-32768), _make_padded(5)
     common = {"PhotometricInterpretation": photometric}
     bare, padded = (
         write_series(tmp_path / name, each, set_attributes(**common, **more))[0]
         for name, each, more in (("bare", plain[:, 2:], {}), ("padded", data, {"PixelPaddingValue": -32768}))
     )
-    expected, shown = (
+    expected, frame = (
         np.asarray(Image.open(io.BytesIO(rendered.render_frame(path, 0, rendered.RenderOptions("image/png")))))
         for path in (bare, padded)
     )
-    assert np.array_equal(shown[2:], expected)
-    assert (shown[:2] == 0).all()
+    assert np.array_equal(frame[2:], expected)
+    assert (frame[:2] == 0).all()
 
 
 def test_pictures_show_the_bits_that_high_bit_says(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_rescale_that_is_no_line_is_refused(case: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", ["US", "OD", "Z_EFF", "MGML", "HU_MOD"])
 def test_ct_of_another_quantity_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=rf"not in Hounsfield units by Rescale Type \(0028,1054\) {kind}"):
-        _read(write_series(tmp_path, make_values(), _both(turn_into_ct, set_attributes(RescaleType=kind))))
+        _read(write_series(tmp_path, make_values(), _combine(turn_into_ct, set_attributes(RescaleType=kind))))
 
 
 def test_ct_without_rescale_is_refused_and_without_its_type_is_hounsfield(tmp_path: Path) -> None:
@@ -226,17 +226,17 @@ def test_ct_without_rescale_is_refused_and_without_its_type_is_hounsfield(tmp_pa
             write_series(
                 tmp_path / "none",
                 make_values(),
-                _both(turn_into_ct, set_attributes(RescaleSlope=None, RescaleIntercept=None)),
+                _combine(turn_into_ct, set_attributes(RescaleSlope=None, RescaleIntercept=None)),
             )
         )
     volume = volumes.read(
-        write_series(tmp_path / "type", make_values(), _both(turn_into_ct, set_attributes(RescaleType=None)))
+        write_series(tmp_path / "type", make_values(), _combine(turn_into_ct, set_attributes(RescaleType=None)))
     ).volume
     assert volume.unit == "[hnsf'U]"
     assert np.array_equal(volume.data, make_values().astype(np.float32) - 1024)
 
 
-def _table(first: int, bits: int, data: Any, vr: str = "US", count: int | None = None) -> Edit:
+def _set_table(first: int, bits: int, data: Any, vr: str = "US", count: int | None = None) -> Edit:
     def edit(k: int, ds: Dataset) -> None:
         table = make_item(ModalityLUTType="US")
         table.add_new(0x00283002, vr, [len(data) if count is None else count, first, bits])
@@ -254,7 +254,7 @@ def test_a_modality_table_maps_from_its_first_value(dtype: Any, first: int, vr: 
     start = first - 65536 if dtype is np.int16 and first > 32767 else first
     data = np.random.default_rng(1).integers(start - 20, start + 120, SHAPE).astype(dtype)
     table = np.arange(100) ** 2
-    found = _read(write_series(tmp_path, data, _table(first, 16, table, vr)))
+    found = _read(write_series(tmp_path, data, _set_table(first, 16, table, vr)))
     assert np.array_equal(found, table[np.clip(data.astype(int) - start, 0, 99)])
 
 
@@ -264,19 +264,19 @@ def test_a_modality_table_of_bytes_is_packed_or_in_words(count: int, tmp_path: P
     data = np.random.default_rng(1).integers(0, count, SHAPE).astype(np.uint16)
     packed = table.astype(np.uint8).tobytes() + bytes(count % 2)
     for name, entries in (("packed", packed), ("words", table)):
-        found = _read(write_series(tmp_path / name, data, _table(0, 8, entries, count=count)))
+        found = _read(write_series(tmp_path / name, data, _set_table(0, 8, entries, count=count)))
         assert np.array_equal(found, table[data]), name
 
 
 def test_a_modality_table_of_65536_entries_says_zero(tmp_path: Path) -> None:
     table = np.arange(65536)[::-1]
-    found = _read(write_series(tmp_path, make_values(), _table(0, 16, table, count=0)))
+    found = _read(write_series(tmp_path, make_values(), _set_table(0, 16, table, count=0)))
     assert np.array_equal(found, table[make_values()])
 
 
 def test_a_modality_table_in_big_endian(tmp_path: Path) -> None:
     table = np.arange(3000) * 7
-    paths = write_series(tmp_path, make_values(), _table(0, 16, table))
+    paths = write_series(tmp_path, make_values(), _set_table(0, 16, table))
     for path in paths:
         ds = dcmread(path)
         entries = ds.ModalityLUTSequence[0]
@@ -286,20 +286,22 @@ def test_a_modality_table_in_big_endian(tmp_path: Path) -> None:
     assert np.array_equal(_read(paths), table[make_values()])
 
 
-def _twice(edit: Edit) -> Edit:
-    def edited_twice(k: int, ds: Dataset) -> None:
+def _append_second_table(edit: Edit) -> Edit:
+    def edit_and_append(k: int, ds: Dataset) -> None:
         edit(k, ds)
         ds.ModalityLUTSequence.append(ds.ModalityLUTSequence[0])
 
-    return edited_twice
+    return edit_and_append
 
 
 WRONG_TABLES: dict[str, tuple[Edit, str]] = {
-    "two tables": (_twice(_table(0, 16, np.arange(9))), "more than one Modality LUT"),
-    "table and rescale": (_both(_table(0, 16, np.arange(9)), set_attributes(RescaleSlope="1", RescaleIntercept="0")),
+    "two tables": (_append_second_table(_set_table(0, 16, np.arange(9))), "more than one Modality LUT"),
+    "table and rescale": (_combine(_set_table(0, 16, np.arange(9)),
+                                   set_attributes(RescaleSlope="1", RescaleIntercept="0")),
                           "more than one Modality LUT or rescale"),
-    "too few entries": (_table(0, 16, np.arange(9), count=12), r"LUT Data \(0028,3006\) does not have the 12 entries"),
-    "entries of 32 bits": (_table(0, 32, np.arange(9)), "entries of 32 bits"),
+    "too few entries": (_set_table(0, 16, np.arange(9), count=12),
+                        r"LUT Data \(0028,3006\) does not have the 12 entries"),
+    "entries of 32 bits": (_set_table(0, 32, np.arange(9)), "entries of 32 bits"),
 }  # fmt: skip
 
 
@@ -310,7 +312,7 @@ def test_a_modality_table_with_two_readings_is_refused(case: str, tmp_path: Path
         _read(write_series(tmp_path, make_values(), edit))
 
 
-def _mapping(unit: str = "mm2/s", scheme: str = "UCUM", **values: Any) -> Dataset:
+def _make_map(unit: str = "mm2/s", scheme: str = "UCUM", **values: Any) -> Dataset:
     code = make_item(CodeValue=unit, CodingSchemeDesignator=scheme, CodeMeaning=unit)
     first, last = values.pop("span", (0, 4095))
     line = {} if "RealWorldValueLUTData" in values else {"RealWorldValueSlope": 1e-3, "RealWorldValueIntercept": 0.0}
@@ -321,51 +323,53 @@ def _mapping(unit: str = "mm2/s", scheme: str = "UCUM", **values: Any) -> Datase
     return found
 
 
-def _mapped(*mappings: Dataset) -> Edit:
+def _set_mappings(*mappings: Dataset) -> Edit:
     return set_attributes(RealWorldValueMappingSequence=list(mappings))
 
 
 def test_real_world_values_by_table_and_by_two_lines(tmp_path: Path) -> None:
-    table = _mapping(RealWorldValueLUTData=(np.arange(4096) ** 2 * 1e-6).tolist())
+    table = _make_map(RealWorldValueLUTData=(np.arange(4096) ** 2 * 1e-6).tolist())
     assert np.allclose(
-        _read(write_series(tmp_path / "table", make_values(), _mapped(table))), make_values().astype(float) ** 2 * 1e-6
+        _read(write_series(tmp_path / "table", make_values(), _set_mappings(table))),
+        make_values().astype(float) ** 2 * 1e-6,
     )
-    lines = _mapping(span=(0, 999)), _mapping(span=(1000, 4095), RealWorldValueSlope=2e-3)
-    found = _read(write_series(tmp_path / "lines", make_values(), _mapped(*lines)))
+    lines = _make_map(span=(0, 999)), _make_map(span=(1000, 4095), RealWorldValueSlope=2e-3)
+    found = _read(write_series(tmp_path / "lines", make_values(), _set_mappings(*lines)))
     assert np.allclose(found, make_values() * np.where(make_values() < 1000, 1e-3, 2e-3))
 
 
 def test_a_signed_range_of_real_world_values_written_unsigned(tmp_path: Path) -> None:
-    mapping = _mapping(span=(65536 - 3000, 3000))
+    mapping = _make_map(span=(65536 - 3000, 3000))
     assert np.allclose(
-        _read(write_series(tmp_path, make_values(np.int16), _mapped(mapping))), make_values(np.int16) * 1e-3
+        _read(write_series(tmp_path, make_values(np.int16), _set_mappings(mapping))), make_values(np.int16) * 1e-3
     )
 
 
 def test_a_mapping_without_a_ucum_unit_is_not_used(tmp_path: Path) -> None:
     for name, mapping in (
-        ("none", _mapping("1")),
-        ("scheme", _mapping("furlong", "99X")),
-        ("US", _mapping("no units")),
+        ("none", _make_map("1")),
+        ("scheme", _make_map("furlong", "99X")),
+        ("US", _make_map("no units")),
     ):
-        volume = volumes.read(write_series(tmp_path / name, make_values(), _mapped(mapping))).volume
+        volume = volumes.read(write_series(tmp_path / name, make_values(), _set_mappings(mapping))).volume
         assert volume.unit == "1", name
         assert np.array_equal(volume.data, make_values()), name
 
 
 def test_a_mapping_to_the_unit_is_chosen_among_several(tmp_path: Path) -> None:
-    volume = volumes.read(write_series(tmp_path, make_values(), _mapped(_mapping("1"), _mapping()))).volume
+    volume = volumes.read(write_series(tmp_path, make_values(), _set_mappings(_make_map("1"), _make_map()))).volume
     assert volume.unit == "mm2/s"
     assert np.allclose(volume.data, make_values() * 1e-3)
 
 
 WRONG_MAPPINGS: dict[str, tuple[Edit, str]] = {
-    "outside of the range": (_mapped(_mapping(span=(0, 100))), "pixels lie outside of the stored values"),
-    "several units": (_mapped(_mapping(), _mapping("ms")), r"to several units \(mm2/s, ms\)"),
-    "same values twice": (_mapped(_mapping(), _mapping(RealWorldValueSlope=2e-3)), "two real world value mappings"),
-    "half a line": (_mapped(_mapping(RealWorldValueIntercept=None)), "not exactly one of line and table"),
-    "short table": (_mapped(_mapping(RealWorldValueLUTData=[1.0, 2.0])), "does not have an entry for each"),
-    "half a range": (_mapped(_mapping(span=(None, None), RealWorldValueFirstValueMapped=0)),
+    "outside of the range": (_set_mappings(_make_map(span=(0, 100))), "pixels lie outside of the stored values"),
+    "several units": (_set_mappings(_make_map(), _make_map("ms")), r"to several units \(mm2/s, ms\)"),
+    "same values twice": (_set_mappings(_make_map(), _make_map(RealWorldValueSlope=2e-3)),
+                          "two real world value mappings"),
+    "half a line": (_set_mappings(_make_map(RealWorldValueIntercept=None)), "not exactly one of line and table"),
+    "short table": (_set_mappings(_make_map(RealWorldValueLUTData=[1.0, 2.0])), "does not have an entry for each"),
+    "half a range": (_set_mappings(_make_map(span=(None, None), RealWorldValueFirstValueMapped=0)),
                      "does not say for which stored values"),
 }  # fmt: skip
 
@@ -380,7 +384,9 @@ def test_a_mapping_with_no_or_two_readings_is_refused(case: str, tmp_path: Path)
 def test_padding_needs_no_real_world_value(tmp_path: Path) -> None:
     data = make_values()
     data[RIM] = 9999
-    found = _read(write_series(tmp_path, data, _both(_mapped(_mapping()), set_attributes(PixelPaddingValue=9999))))
+    found = _read(
+        write_series(tmp_path, data, _combine(_set_mappings(_make_map()), set_attributes(PixelPaddingValue=9999)))
+    )
     assert np.allclose(found[~RIM], data[~RIM] * 1e-3)
     assert found[RIM].max() <= found[~RIM].min()
 

@@ -1,4 +1,4 @@
-"""Where pixels lie, and what must be the same on all slices: planes, frames of reference, tiles, functional groups."""
+"""Positions of pixels, and attributes shared by all slices: planes, frames of reference, tiles, functional groups."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from tests.series import unpack_series, write_enhanced, write_slices
 ORDER = list(range(SHAPE[0]))
 
 
-def _last(**values: object) -> Edit:
-    """Of the last slice only."""
+def _edit_last_slice(**values: object) -> Edit:
+    """Return an edit that sets attributes of the last slice only."""
 
     def edit(k: int, ds: Dataset) -> None:
         if k == SHAPE[0] - 1:
@@ -115,7 +115,9 @@ def test_words_may_stand_in_any_order(keyword: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "Modality", "PatientID", "StudyInstanceUID"])
 def test_some_things_are_on_all_slices_or_on_none(keyword: str, tmp_path: Path) -> None:
-    check_refused(write_series(tmp_path / "some", make_values(), _last(**{keyword: None})), "differs among the slices")
+    check_refused(
+        write_series(tmp_path / "some", make_values(), _edit_last_slice(**{keyword: None})), "differs among the slices"
+    )
     assert volumes.read(
         write_series(tmp_path / "none", make_values(), set_attributes(FrameOfReferenceUID=None))
     ).volume.data.any()
@@ -126,7 +128,9 @@ def test_some_slices_with_and_some_without_are_refused(keyword: str, tmp_path: P
     values: dict[str, object] = {"ContrastBolusAgent": "Gd"}
     if keyword == "RescaleSlope":
         values = {"RescaleSlope": "2", "RescaleIntercept": "0"}
-    check_refused(write_series(tmp_path, make_values(), _last(**values)), "some slices have .* and others have none")
+    check_refused(
+        write_series(tmp_path, make_values(), _edit_last_slice(**values)), "some slices have .* and others have none"
+    )
 
 
 def test_slices_of_two_rescale_types_are_refused(tmp_path: Path) -> None:
@@ -193,25 +197,27 @@ def test_rows_and_columns_have_their_own_spacing(tmp_path: Path) -> None:
     assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), (0.9, 1.25, 3.5))
 
 
-def _enhanced(
-    path: Path, edit: Edit = lambda number, group: None, whole: Callable[[Dataset], None] | None = None
+def _write_enhanced(
+    path: Path, edit: Edit = lambda number, group: None, change: Callable[[Dataset], None] | None = None
 ) -> list[Path]:
     write_enhanced(path, make_axial_grid(), make_values(), ORDER, edit)
-    if whole is not None:
+    if change is not None:
         ds = dcmread(path)
-        whole(ds)
+        change(ds)
         ds.save_as(path)
     return [path]
 
 
 def test_the_word_mosaic_on_frames_with_places_is_no_tile(tmp_path: Path) -> None:
-    def word(ds: Dataset) -> None:
+    def name_mosaic(ds: Dataset) -> None:
         ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
 
-    assert np.array_equal(volumes.read(_enhanced(tmp_path / "e.dcm", whole=word)).volume.data, make_values())
+    assert np.array_equal(
+        volumes.read(_write_enhanced(tmp_path / "e.dcm", change=name_mosaic)).volume.data, make_values()
+    )
 
 
-def _macro(sequence: str, **values: object) -> Edit:
+def _set_macro(sequence: str, **values: object) -> Edit:
     def edit(number: int, group: Dataset) -> None:
         chosen = {key: each[number == 0] if isinstance(each, tuple) else each for key, each in values.items()}
         held = group.get(sequence) or [Dataset()]
@@ -222,23 +228,24 @@ def _macro(sequence: str, **values: object) -> Edit:
 
 
 FRAMES: dict[str, tuple[Edit, str]] = {
-    "echo": (_macro("MREchoSequence", EffectiveEchoTime=(2.0, 4.0)), r"Effective Echo Time \(0018,9082\) differs"),
-    "repetition": (_macro("MRTimingAndRelatedParametersSequence", RepetitionTime=(20.0, 40.0)), "Repetition Time"),
-    "flip": (_macro("MRTimingAndRelatedParametersSequence", FlipAngle=(20.0, 40.0)), "Flip Angle"),
-    "inversions": (_macro("MRModifierSequence", InversionTimes=(900.0, 1100.0)), "Inversion Times"),
-    "b value": (_macro("MRDiffusionSequence", DiffusionBValue=(0.0, 1000.0)), "Diffusion b-value"),
-    "stack": (_macro("FrameContentSequence", StackID=("1", "2")), "Stack ID"),
-    "time": (_macro("FrameContentSequence", TemporalPositionIndex=(1, 2)), "Temporal Position Index"),
-    "component": (_macro("MRImageFrameTypeSequence", ComplexImageComponent=("MAGNITUDE", "PHASE")), "Complex Image"),
-    "frame type": (_macro("MRImageFrameTypeSequence", FrameType=(["DERIVED"], ["ORIGINAL"])), "Frame Type"),
-    "some transformed": (lambda number, group: _macro("PixelValueTransformationSequence", RescaleSlope="1")(
+    "echo": (_set_macro("MREchoSequence", EffectiveEchoTime=(2.0, 4.0)), r"Effective Echo Time \(0018,9082\) differs"),
+    "repetition": (_set_macro("MRTimingAndRelatedParametersSequence", RepetitionTime=(20.0, 40.0)), "Repetition Time"),
+    "flip": (_set_macro("MRTimingAndRelatedParametersSequence", FlipAngle=(20.0, 40.0)), "Flip Angle"),
+    "inversions": (_set_macro("MRModifierSequence", InversionTimes=(900.0, 1100.0)), "Inversion Times"),
+    "b value": (_set_macro("MRDiffusionSequence", DiffusionBValue=(0.0, 1000.0)), "Diffusion b-value"),
+    "stack": (_set_macro("FrameContentSequence", StackID=("1", "2")), "Stack ID"),
+    "time": (_set_macro("FrameContentSequence", TemporalPositionIndex=(1, 2)), "Temporal Position Index"),
+    "component": (_set_macro("MRImageFrameTypeSequence", ComplexImageComponent=("MAGNITUDE", "PHASE")),
+                  "Complex Image"),
+    "frame type": (_set_macro("MRImageFrameTypeSequence", FrameType=(["DERIVED"], ["ORIGINAL"])), "Frame Type"),
+    "some transformed": (lambda number, group: _set_macro("PixelValueTransformationSequence", RescaleSlope="1")(
         number, group) if number else None, "some slices have Rescale Slope"),
-    "rescale type": (_macro("PixelValueTransformationSequence", RescaleSlope="1", RescaleIntercept="0",
+    "rescale type": (_set_macro("PixelValueTransformationSequence", RescaleSlope="1", RescaleIntercept="0",
                             RescaleType=("US", "OD")), "Rescale Type"),
-    "rendering": (_macro("MRImageFrameTypeSequence", VolumeBasedCalculationTechnique="MIN_IP"), "projection"),
+    "rendering": (_set_macro("MRImageFrameTypeSequence", VolumeBasedCalculationTechnique="MIN_IP"), "projection"),
     "two places": (lambda number, group: group.PlanePositionSequence.append(group.PlanePositionSequence[0]),
                    "Plane Position .* has 2 items in one group"),
-    "two spacings": (_macro("PixelMeasuresSequence", PixelSpacing=["3", "3"], SliceThickness="3.5"),
+    "two spacings": (_set_macro("PixelMeasuresSequence", PixelSpacing=["3", "3"], SliceThickness="3.5"),
                      "Pixel Measures Sequence .* is shared by all frames and another in one"),
     "no place": (set_attributes(PlanePositionSequence=None), "no usable ImagePositionPatient"),
 }  # fmt: skip
@@ -247,7 +254,7 @@ FRAMES: dict[str, tuple[Edit, str]] = {
 @pytest.mark.parametrize("case", FRAMES)
 def test_frames_that_disagree_or_say_nothing_are_refused(case: str, tmp_path: Path) -> None:
     edit, reason = FRAMES[case]
-    check_refused(_enhanced(tmp_path / "e.dcm", edit), reason)
+    check_refused(_write_enhanced(tmp_path / "e.dcm", edit), reason)
 
 
 def _shared_twice(ds: Dataset) -> None:
@@ -272,12 +279,12 @@ WHOLE: dict[str, tuple[Callable[[Dataset], None], str]] = {
 @pytest.mark.parametrize("case", WHOLE)
 def test_objects_without_whole_groups_are_refused(case: str, tmp_path: Path) -> None:
     change, reason = WHOLE[case]
-    check_refused(_enhanced(tmp_path / "e.dcm", whole=change), reason)
+    check_refused(_write_enhanced(tmp_path / "e.dcm", change=change), reason)
 
 
 def test_a_group_of_each_frame_and_one_shared_that_say_the_same(tmp_path: Path) -> None:
-    same = _macro("PixelMeasuresSequence", PixelSpacing=[1.25, 0.9], SliceThickness="3.5")
-    found = volumes.read(_enhanced(tmp_path / "e.dcm", same)).volume
+    same = _set_macro("PixelMeasuresSequence", PixelSpacing=[1.25, 0.9], SliceThickness="3.5")
+    found = volumes.read(_write_enhanced(tmp_path / "e.dcm", same)).volume
     assert found.grid.spacing_mm == pytest.approx((3.5, 1.25, 0.9))
 
 
@@ -286,7 +293,7 @@ def test_indices_and_stack_positions_do_not_order_the_frames(tmp_path: Path) -> 
         group.FrameContentSequence[0].InStackPositionNumber = SHAPE[0] - number
         group.FrameContentSequence[0].DimensionIndexValues = [SHAPE[0] - number]
 
-    found = volumes.read(_enhanced(tmp_path / "e.dcm", backwards)).volume
+    found = volumes.read(_write_enhanced(tmp_path / "e.dcm", backwards)).volume
     assert np.array_equal(found.data, make_values())
 
 
@@ -300,13 +307,13 @@ def test_attributes_that_a_legacy_conversion_left_over_are_read(tmp_path: Path) 
         left = make_item(RepetitionTime="900", ScanningSequence="SE")
         ds.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence = [left]
 
-    facts = volumes.read(_enhanced(tmp_path / "e.dcm", times, shared)).facts
+    facts = volumes.read(_write_enhanced(tmp_path / "e.dcm", times, shared)).facts
     assert (facts["te_ms"], facts["tr_ms"], facts["scanning_sequence"]) == (7.5, 900, "SE")
 
     def echoes(number: int, group: Dataset) -> None:
         group.UnassignedPerFrameConvertedAttributesSequence = [make_item(EchoNumbers=1 + number % 2)]
 
-    check_refused(_enhanced(tmp_path / "f.dcm", echoes), r"Echo Number\(s\) \(0018,0086\) differs")
+    check_refused(_write_enhanced(tmp_path / "f.dcm", echoes), r"Echo Number\(s\) \(0018,0086\) differs")
 
 
 def test_a_concatenation_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -337,9 +344,9 @@ COMPONENTS: dict[str, tuple[Edit, str]] = {
 
 @pytest.mark.parametrize("case", COMPONENTS)
 def test_what_is_no_magnitude_is_told_and_taken_for_none(case: str, tmp_path: Path) -> None:
-    edit, word = COMPONENTS[case]
+    edit, component = COMPONENTS[case]
     found = volumes.read(write_series(tmp_path, make_values(), edit))
-    assert word in found.facts["image_type"]
+    assert component in found.facts["image_type"]
     with pytest.raises(Refused, match="no magnitude"):
         anatomy.check_head(found.volume, found.facts)
 
@@ -357,11 +364,13 @@ def test_a_magnitude_is_told_as_it_was(tmp_path: Path) -> None:
 
 
 def test_several_inversions_of_one_image_are_not_one_inversion_time(tmp_path: Path) -> None:
-    both = _macro("MRModifierSequence", InversionTimes=[2078.0, 515.0])
-    facts = volumes.read(_enhanced(tmp_path / "e.dcm", both)).facts
+    both = _set_macro("MRModifierSequence", InversionTimes=[2078.0, 515.0])
+    facts = volumes.read(_write_enhanced(tmp_path / "e.dcm", both)).facts
     assert "ti_ms" not in facts
     assert facts["inversion_times_ms"] == (2078, 515)
-    one = volumes.read(_enhanced(tmp_path / "f.dcm", _macro("MRModifierSequence", InversionTimes=[900.0]))).facts
+    one = volumes.read(
+        _write_enhanced(tmp_path / "f.dcm", _set_macro("MRModifierSequence", InversionTimes=[900.0]))
+    ).facts
     assert one["ti_ms"] == 900
 
 

@@ -1,4 +1,4 @@
-"""A whole volume tiled into one image is refused, whatever is left of what says so."""
+"""A volume tiled into one image is refused, whichever of its marks remain."""
 
 from __future__ import annotations
 

@@ -37,12 +37,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{hook}{os.pathsep}{_ROOT}"}
 
 
-def command(config_path: Path, *words: str) -> list[str]:
-    return [sys.executable, "-u", "-m", "dicomnode", "--config", str(config_path), *words]
+def command(config_path: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-u", "-m", "dicomnode", "--config", str(config_path), *arguments]
 
 
-def run(config_path: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(config_path, *words), capture_output=True, text=True, env=environment, check=False)
+def run(config_path: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(config_path, *arguments), capture_output=True, text=True, env=environment, check=False
+    )
 
 
 def test_serve_status_and_check_need_no_torch(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -66,12 +68,14 @@ def test_serve_with_workers_says_that_they_need_torch(tmp_path: Path, environmen
     assert "torch is not installed on this host, and local workers need it" in done.stderr
 
 
-@pytest.mark.parametrize("words", [("work", "--once"), ("run", "anatomy", "IN", "OUT"), ("train", "anatomy")])
+@pytest.mark.parametrize("arguments", [("work", "--once"), ("run", "anatomy", "IN", "OUT"), ("train", "anatomy")])
 def test_a_command_that_needs_torch_says_so(
-    tmp_path: Path, environment: dict[str, str], words: tuple[str, ...]
+    tmp_path: Path, environment: dict[str, str], arguments: tuple[str, ...]
 ) -> None:
     (tmp_path / "in").mkdir()
     folders = {"IN": str(tmp_path / "in"), "OUT": str(tmp_path / "out")}
-    done = run(write_config(tmp_path / "node"), environment, *(folders.get(word, word) for word in words))
+    done = run(
+        write_config(tmp_path / "node"), environment, *(folders.get(argument, argument) for argument in arguments)
+    )
     assert done.returncode == 1
-    assert f"dicomnode: 'dicomnode {words[0]}' needs torch, which is not installed on this host" in done.stderr
+    assert f"dicomnode: 'dicomnode {arguments[0]}' needs torch, which is not installed on this host" in done.stderr

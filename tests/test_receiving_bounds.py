@@ -173,7 +173,7 @@ def test_what_cannot_be_inflated_is_not_understood(tmp_path: Path, broken: bytes
 
 
 def test_a_sequence_that_says_more_than_there_is_is_not_understood(tmp_path: Path) -> None:
-    """An item's length may lead beyond the end of the file."""
+    """The length of an item may lead beyond the end of the file."""
     (each,) = make_instances(tmp_path / "folder", 1)
     item = b"\xfe\xff\x00\xe0\xff\xff\xff\x7f"
     with pytest.raises(CannotUnderstand, match="delimiter is missing"):

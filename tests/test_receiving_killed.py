@@ -1,4 +1,4 @@
-"""A node killed by SIGKILL while it receives: every acknowledged instance is there afterwards."""
+"""A node killed by SIGKILL while it receives: every acknowledged instance is stored afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A refusal is an end of its own: the reason in words, and where it is wanted a note in the PACS."""
+"""A refusal is an end state of its own, with the reason in words and, where configured, a note in the PACS."""
 
 from __future__ import annotations
 
@@ -101,15 +101,15 @@ def test_the_schema_before_knows_refused_jobs_as_dead(engine: Engine, now: datet
     with sessions.begin() as session:
         refuse(session, add_job(session, now), now, NOTE)
     rows = ("jobs", "job_inputs", "outputs", "deliveries")
-    before = _counts(engine, *rows)
+    before = _count_rows(engine, *rows)
     migrations.downgrade(engine, "0001")
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT state FROM jobs")) == "dead"
-    assert _counts(engine, *rows) == before
+    assert _count_rows(engine, *rows) == before
     with pytest.raises(Exception, match=r"(?i)check"), engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET state = 'refused'"))
     migrations.upgrade(engine)
-    assert _counts(engine, *rows) == before
+    assert _count_rows(engine, *rows) == before
     with sessions.begin() as session:
         assert session.query(Job).one().inputs[0].instance is not None
     with engine.begin() as connection:
@@ -125,47 +125,47 @@ def test_foreign_keys_hold_after_a_migration(engine: Engine, now: datetime) -> N
         connection.execute(text("DELETE FROM jobs"))
 
 
-def _counts(engine: Engine, *tables: str) -> list[int]:
+def _count_rows(engine: Engine, *tables: str) -> list[int]:
     with engine.connect() as connection:
         return [connection.scalar(text(f"SELECT count(*) FROM {table}")) or 0 for table in tables]
 
 
 @pytest.mark.parametrize(
-    ("node", "route", "told"),
+    ("node", "route", "expected"),
     [(False, None, False), (True, None, True), (False, True, True), (True, False, False)],
 )
-def test_the_route_has_the_last_word_on_notes(node: bool, route: bool | None, told: bool) -> None:
+def test_the_route_has_the_last_word_on_notes(node: bool, route: bool | None, expected: bool) -> None:
     routes = [make_route() | ({} if route is None else {"refusal_note": route})]
     config = Config.model_validate({"quality": {"refusal_note": node}, "routes": routes})
-    assert config.sends_refusal_notes("kspace") is told
+    assert config.sends_refusal_notes("kspace") is expected
     assert config.sends_refusal_notes("a route that has gone") is node
 
 
-def _of_one_study(folder: Path, now: datetime, **sections: Any) -> Node:
-    """A node with a study that its only route has taken."""
+def _make_node_with_study(folder: Path, now: datetime, **sections: Any) -> Node:
+    """Return a node with a study that its only route has taken."""
     running = Node(write_config(folder, **sections))
     put(running, raw_data(folder / "raw.dcm", now, PatientName="Secret^Name", PatientID="SECRET"), now)
     return running
 
 
-def _strict_model(folder: Path) -> None:
-    """The shipped prior with an input contract that the phantom breaks, as a bundle of the node's own."""
+def _write_strict_model(folder: Path) -> None:
+    """Install the shipped prior with an input contract that the phantom breaks, as a bundle of the node's own."""
     bundle = folder / "data" / "models" / "mri_prior"
     shutil.copytree(BUNDLES / "mri_prior", bundle)
     metadata = bundle / "configs" / "metadata.json"
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"input_contract": CONTRACT}))
 
 
-def _command(running: Node, *words: str) -> int:
+def _run_command(running: Node, *words: str) -> int:
     return cli.main(["--config", str(running.config.path), *words])
 
 
 def test_what_breaks_the_input_contract_is_refused_with_every_reason(
     tmp_path: Path, now: datetime, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _strict_model(tmp_path)
-    running = _of_one_study(tmp_path, now, routes=[make_route(**FAST)])
-    assert _command(running, "work", "--once") == 0
+    _write_strict_model(tmp_path)
+    running = _make_node_with_study(tmp_path, now, routes=[make_route(**FAST)])
+    assert _run_command(running, "work", "--once") == 0
     (job,) = running.jobs()
     assert (job.state, job.attempts) == (JobState.REFUSED, 1)
     assert "acceleration" in job.reason
@@ -175,30 +175,30 @@ def test_what_breaks_the_input_contract_is_refused_with_every_reason(
     with running.sessions() as session:
         assert session.query(Output).count() == 0, "nobody asked for a note"
     capsys.readouterr()
-    assert _command(running, "jobs", "list", "--state", "refused", "--json") == 0
+    assert _run_command(running, "jobs", "list", "--state", "refused", "--json") == 0
     assert [row["id"] for row in json.loads(capsys.readouterr().out)] == [job.id]
-    assert _command(running, "jobs", "show", str(job.id)) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "report: verdict" in shown
-    assert "refuse: kspace: acceleration" in shown
-    assert _command(running, "studies", "explain", _study_uid(running), "--json") == 0
+    assert _run_command(running, "jobs", "show", str(job.id)) == 0
+    shown_job = " ".join(capsys.readouterr().out.split())
+    assert "report: verdict" in shown_job
+    assert "refuse: kspace: acceleration" in shown_job
+    assert _run_command(running, "studies", "explain", _find_study_uid(running), "--json") == 0
     (route,) = json.loads(capsys.readouterr().out)
     assert [(each["state"], each["verdict"]) for each in route["jobs"]] == [("refused", "refuse")]
-    assert _command(running, "studies", "explain", _study_uid(running)) == 0
+    assert _run_command(running, "studies", "explain", _find_study_uid(running)) == 0
     assert f"job {job.id} refused" in " ".join(capsys.readouterr().out.split())
-    assert _command(running, "status", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["jobs"] == {"refused": 1}
-    assert told["last_errors"][0]["what"] == f"job {job.id}"
+    assert _run_command(running, "status", "--json") == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["jobs"] == {"refused": 1}
+    assert status["last_errors"][0]["what"] == f"job {job.id}"
 
 
-def _study_uid(running: Node) -> str:
+def _find_study_uid(running: Node) -> str:
     with running.sessions() as session:
         return session.query(Job).one().study.study_uid
 
 
 def test_run_says_the_refusal_on_one_line(tmp_path: Path, now: datetime, capsys: pytest.CaptureFixture[str]) -> None:
-    _strict_model(tmp_path)
+    _write_strict_model(tmp_path)
     source = tmp_path / "in"
     source.mkdir()
     raw_data(source / "raw.dcm", now)
@@ -212,14 +212,14 @@ def test_run_says_the_refusal_on_one_line(tmp_path: Path, now: datetime, capsys:
 
 
 def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime) -> None:
-    _strict_model(tmp_path)
+    _write_strict_model(tmp_path)
     route = make_route(**FAST) | {"refusal_note": True}
-    running = _of_one_study(tmp_path, now, routes=[route])
-    assert _command(running, "work", "--once") == 0
+    running = _make_node_with_study(tmp_path, now, routes=[route])
+    assert _run_command(running, "work", "--once") == 0
     assert running.jobs()[0].state is JobState.REFUSED
     shutil.rmtree(tmp_path / "data" / "models")
-    assert _command(running, "jobs", "retry", "1") == 0
-    assert _command(running, "work", "--once") == 0
+    assert _run_command(running, "jobs", "retry", "1") == 0
+    assert _run_command(running, "work", "--once") == 0
     with running.sessions() as session:
         job = session.query(Job).one()
         kinds = [output.kind for output in job.outputs]
@@ -229,13 +229,13 @@ def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime
 
 
 def test_a_refusal_holds_where_no_note_can_be_written(tmp_path: Path, now: datetime) -> None:
-    running = _of_one_study(tmp_path, now, routes=[make_route(**FAST)], quality={"refusal_note": True})
+    running = _make_node_with_study(tmp_path, now, routes=[make_route(**FAST)], quality={"refusal_note": True})
     (stored,) = [path for path in running.config.spool_dir.glob("*/*") if path.is_file()]
     ds = dcmread(stored)
     ds.remove_private_tags()
     del ds.CreatorVersionUID, ds.SeriesInstanceUID  # no MRD any more, and nothing to refer to
     ds.save_as(stored)
-    assert _command(running, "work", "--once") == 0
+    assert _run_command(running, "work", "--once") == 0
     (job,) = running.jobs()
     assert (job.state, job.attempts) == (JobState.REFUSED, 1)
     with running.sessions() as session:
@@ -244,28 +244,28 @@ def test_a_refusal_holds_where_no_note_can_be_written(tmp_path: Path, now: datet
 
 def test_held_results_wait_with_their_report_and_it_says_why(tmp_path: Path, now: datetime) -> None:
     limits = {"hold_above": {"chi-square": 1e-9}}
-    running = _of_one_study(tmp_path, now, routes=[make_route(**FAST)], quality=limits)
-    assert _command(running, "work", "--once") == 0
+    running = _make_node_with_study(tmp_path, now, routes=[make_route(**FAST)], quality=limits)
+    assert _run_command(running, "work", "--once") == 0
     with running.sessions() as session:
         job = session.query(Job).one()
         (path,) = [running.config.spool_dir / each.relative_path for each in job.outputs if each.kind == "report"]
         assert session.query(Delivery).count() == 0
     assert job.state is JobState.HELD
-    assert job.report["reasons"] == [*_doubts(job), f"{_measured(job)}, above the limit of 1e-09"]
-    assert _words_below("Held for a person's decision", path) == job.report["reasons"]
+    assert job.report["reasons"] == [*_other_reasons(job), f"{_chi_square_reason(job)}, above the limit of 1e-09"]
+    assert _read_comments("Held for a person's decision", path) == job.report["reasons"]
 
 
-def _measured(job: Job) -> str:
+def _chi_square_reason(job: Job) -> str:
     (value,) = [each["value"] for each in job.report["measurements"] if each["name"] == "chi-square"]
     return f"chi-square is {value:.4g}"
 
 
-def _doubts(job: Job) -> list[str]:
+def _other_reasons(job: Job) -> list[str]:
     return [reason for reason in job.report["reasons"] if "chi-square" not in reason]
 
 
-def _words_below(answer: str, path: Path) -> list[str]:
-    """The comments on the coded answer of that meaning."""
+def _read_comments(answer: str, path: Path) -> list[str]:
+    """Return the comments on the coded answer with this meaning."""
     pending = [dcmread(path)]
     while pending:
         item = pending.pop()
@@ -303,5 +303,5 @@ def test_the_note_of_the_gates_refusal_reaches_the_pacs_once(tmp_path: Path, now
     ]
     reason = job.reason
     assert "above the limit of 1e-09" in reason
-    assert _words_below("Refused", file) == [reason]
+    assert _read_comments("Refused", file) == [reason]
     assert objects.encode(dcmread(file)) == file.read_bytes()

@@ -1,4 +1,4 @@
-"""From one lattice to another: against scipy, and over the extent of thick slices."""
+"""Resampling from one grid to another: against scipy, and over the extent of thick slices."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ COUNT = 200_000
 
 
 def gaussian(seed: int) -> tuple[Estimate, Spread, torch.Generator]:
-    """The exact E[x0 | x_t] for x0 ~ N(MEAN, SD^2), and draws of x0 - E[x0 | x_t]."""
+    """Return the exact E[x0 | x_t] for x0 ~ N(MEAN, SD^2), and draws of x0 - E[x0 | x_t]."""
     generator = torch.Generator().manual_seed(seed)
 
     def gain(eta: float) -> float:

@@ -1,4 +1,4 @@
-"""Each destination gets the kinds that it wants, or the next that it takes, and rows say what was chosen."""
+"""Each destination gets its preferred kinds, or the next that it accepts, and the rows record the choice."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ MULTIFRAME = MultiFrameGrayscaleWordSecondaryCaptureImageStorage
 
 
 @contextmanager
-def taking(port: int, *refused: str) -> Iterator[list[str]]:
-    """A storage server that takes every class but these; the classes that it got, in order."""
+def serve_storage(port: int, *refused: str) -> Iterator[list[str]]:
+    """Serve storage of every class but the refused ones; yield the classes received, in order."""
     got: list[str] = []
 
     def store(event: evt.Event) -> int:
@@ -68,8 +68,8 @@ def config(tmp_path: Path) -> Config:
     return Config(node=NodeConfig(data_dir=tmp_path / "data"))
 
 
-def peer(name: str = "pacs", port: int | None = None, **wanted: Any) -> Peer:
-    return Peer(name=name, ae_title="SERVER", port=port or free_port(), **wanted)
+def make_peer(name: str = "pacs", port: int | None = None, **preferences: Any) -> Peer:
+    return Peer(name=name, ae_title="SERVER", port=port or free_port(), **preferences)
 
 
 def with_peers(config: Config, *peers: Peer) -> Config:
@@ -79,16 +79,16 @@ def with_peers(config: Config, *peers: Peer) -> Config:
 def end_job(
     sessions: Sessions, config: Config, to: list[str], now: datetime, *, held: str = ""
 ) -> dict[str, negotiation.KindChoice]:
-    """A job that ends as the worker ends it, with findings in place of a pipeline."""
+    """End a job as the worker ends it, with findings in place of a pipeline."""
     findings = make_findings(grid("axial")).findings
     verdict = Verdict(Outcome.HOLD, (held,)) if held else Verdict()
     chosen = negotiation.negotiate_kinds(sessions, config, to, now=now)
 
-    def made(form: ResultsConfig) -> list[Dataset]:
+    def write_results(form: ResultsConfig) -> list[Dataset]:
         return results.write(findings, [source()], PROVENANCE, form, NOW, verdict)
 
-    forms = {form: made(form) for form in negotiation.list_renditions(chosen) if form != config.results}
-    produced = TaskResult(made(config.results), {}, held, forms)
+    forms = {form: write_results(form) for form in negotiation.list_renditions(chosen) if form != config.results}
+    produced = TaskResult(write_results(config.results), {}, held, forms)
     outputs = job_run.store_outputs(config, produced, chosen)
     with sessions.begin() as session:
         job = add_job(session, now, destinations=to)
@@ -99,15 +99,15 @@ def end_job(
     return chosen
 
 
-def sent_to(sessions: Sessions, name: str, *states: DeliveryState) -> list[str]:
-    """The SOP classes on their way to a destination, in the order of their rows."""
+def list_sent_classes(sessions: Sessions, name: str, *states: DeliveryState) -> list[str]:
+    """Return the SOP classes of the deliveries to a destination, in the order of their rows."""
     with sessions() as session:
         rows = session.scalars(select(Delivery).where(Delivery.destination == name).order_by(Delivery.id))
         return [row.output.sop_class_uid for row in rows if not states or row.state in states]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "refused", "kinds", "why"),
+    ("preferences", "refused", "kinds", "why"),
     [
         ({}, [], ("multiframe", "binary"), ""),
         ({}, [MULTIFRAME], ("single", "binary"), "single instead of multiframe"),
@@ -121,9 +121,9 @@ def sent_to(sessions: Sessions, name: str, *states: DeliveryState) -> list[str]:
     ],
 )
 def test_the_first_kind_that_is_taken_is_chosen_and_said(
-    wanted: dict[str, Any], refused: list[str], kinds: tuple[str, str], why: str
+    preferences: dict[str, Any], refused: list[str], kinds: tuple[str, str], why: str
 ) -> None:
-    own = ResultsConfig().with_overrides(Preferences(**wanted))
+    own = ResultsConfig().with_overrides(Preferences(**preferences))
     chosen = negotiation.choose_kinds(own, EVERYTHING - set(refused))
     assert (chosen.results.image_kind, chosen.results.segmentation_kind, chosen.spare) == (*kinds, None)
     assert why in chosen.why
@@ -136,18 +136,26 @@ def test_a_page_that_is_not_taken_as_pdf_is_sent_as_a_picture() -> None:
 
 
 def test_a_peer_is_asked_by_an_association_that_carries_nothing(config: Config) -> None:
-    asked = peer()
-    with taking(asked.port, MULTIFRAME) as got:
-        accepted = negotiation.query_accepted_classes(asked, config)
+    server = make_peer()
+    with serve_storage(server.port, MULTIFRAME) as got:
+        accepted = negotiation.query_accepted_classes(server, config)
     assert accepted >= {SecondaryCaptureImageStorage, SegmentationStorage}
     assert MULTIFRAME not in accepted
     assert got == []
 
 
 def test_every_destination_gets_its_own_kinds(sessions: Sessions, config: Config, now: datetime) -> None:
-    plain, maps, old = peer("plain"), peer("maps", segmentation_kind="labelmap", clean=False), peer("old")
+    plain, maps, old = (
+        make_peer("plain"),
+        make_peer("maps", segmentation_kind="labelmap", clean=False),
+        make_peer("old"),
+    )
     config = with_peers(config, plain, maps, old)
-    with taking(plain.port) as one, taking(maps.port) as two, taking(old.port, MULTIFRAME) as three:
+    with (
+        serve_storage(plain.port) as one,
+        serve_storage(maps.port) as two,
+        serve_storage(old.port, MULTIFRAME) as three,
+    ):
         chosen = end_job(sessions, config, ["plain", "maps", "old"], now)
         deliver_due(sessions, config, now=now)
     report = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -165,8 +173,8 @@ def test_every_destination_gets_its_own_kinds(sessions: Sessions, config: Config
 def test_the_node_keeps_and_shows_its_own_kinds_whoever_wants_others(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
-    config = with_peers(config, peer("old", image_kind="single"))
-    with taking(config.peers[0].port):
+    config = with_peers(config, make_peer("old", image_kind="single"))
+    with serve_storage(config.peers[0].port):
         end_job(sessions, config, ["old"], now)
     with sessions() as session:
         rows = list(session.scalars(select(Output)))
@@ -174,23 +182,23 @@ def test_the_node_keeps_and_shows_its_own_kinds_whoever_wants_others(
     assert own.count(MULTIFRAME) == 2
     assert SecondaryCaptureImageStorage not in own
     assert {row.rendition for row in rows} == {"", "image_kind=single"}
-    assert MULTIFRAME not in sent_to(sessions, "old")
+    assert MULTIFRAME not in list_sent_classes(sessions, "old")
 
 
 def test_a_peer_that_was_down_gets_what_it_takes_when_it_is_back_and_nothing_that_refers_to_the_rest(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
-    config = with_peers(config, peer("down"))
+    config = with_peers(config, make_peer("down"))
     chosen = end_job(sessions, config, ["down"], now)
     assert chosen["down"].spare is not None
-    assert MULTIFRAME in sent_to(sessions, "down")
-    with taking(config.peers[0].port, MULTIFRAME) as got:
+    assert MULTIFRAME in list_sent_classes(sessions, "down")
+    with serve_storage(config.peers[0].port, MULTIFRAME) as got:
         deliver_due(sessions, config, now=now)
         deliver_due(sessions, config, now=now + timedelta(minutes=1))
     assert got.count(SecondaryCaptureImageStorage) == 8
     assert (got.count(SegmentationStorage), MULTIFRAME in got) == (1, False)
-    assert MULTIFRAME in sent_to(sessions, "down", DeliveryState.GIVEN_UP)
-    assert set(sent_to(sessions, "down", DeliveryState.WAITING)) == set()
+    assert MULTIFRAME in list_sent_classes(sessions, "down", DeliveryState.GIVEN_UP)
+    assert set(list_sent_classes(sessions, "down", DeliveryState.WAITING)) == set()
     with sessions() as session:
         given_up = session.scalars(select(Delivery).where(Delivery.state == DeliveryState.GIVEN_UP)).first()
         assert given_up is not None
@@ -200,17 +208,17 @@ def test_a_peer_that_was_down_gets_what_it_takes_when_it_is_back_and_nothing_tha
 def test_a_peer_that_was_down_and_takes_what_it_wants_gets_no_spare(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
-    config = with_peers(config, peer("down"))
+    config = with_peers(config, make_peer("down"))
     end_job(sessions, config, ["down"], now)
-    with taking(config.peers[0].port) as got:
+    with serve_storage(config.peers[0].port) as got:
         deliver_due(sessions, config, now=now)
     assert got.count(MULTIFRAME) == 2
     assert SecondaryCaptureImageStorage not in got
 
 
 def test_what_a_peer_took_is_remembered_while_it_is_down(sessions: Sessions, config: Config, now: datetime) -> None:
-    config = with_peers(config, peer("old"))
-    with taking(config.peers[0].port, MULTIFRAME):
+    config = with_peers(config, make_peer("old"))
+    with serve_storage(config.peers[0].port, MULTIFRAME):
         negotiation.negotiate_kinds(sessions, config, ["old"], now=now)
     chosen = negotiation.negotiate_kinds(sessions, config, ["old"], now=now)["old"]
     assert (chosen.results.image_kind, chosen.spare) == ("single", None)
@@ -230,8 +238,8 @@ def test_the_circuit_breaker_and_what_is_taken_do_not_mix(sessions: Sessions, no
 def test_a_held_result_waits_and_its_key_object_note_does_not(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
-    config = with_peers(config, peer("pacs", key_object=True), peer("quiet"))
-    with taking(config.peers[0].port) as got, taking(config.peers[1].port) as nothing:
+    config = with_peers(config, make_peer("pacs", key_object=True), make_peer("quiet"))
+    with serve_storage(config.peers[0].port) as got, serve_storage(config.peers[1].port) as nothing:
         end_job(sessions, config, ["pacs", "quiet"], now, held="chi-square is 3")
         deliver_due(sessions, config, now=now)
         assert got == ["1.2.840.10008.5.1.4.1.1.88.59"]

@@ -1,4 +1,4 @@
-"""What results say of patient, study and time, whatever the headers of their sources hold."""
+"""Patient, study and time in the headers of results, whatever the headers of their sources hold."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ PAGE = Page(np.zeros((8, 8, 3), np.uint8), b"%PDF-1.4\n/Title (SYNTHETIC - RESEA
 GRID = grid("oblique", 2, 12, 14)
 
 
-def every_kind(sources: Sequence[Dataset], now: datetime = NOW) -> list[Dataset]:
-    """All kinds of results, in every form: on an image of the job, and on the sources' own grid without one."""
+def write_every_kind(sources: Sequence[Dataset], now: datetime = NOW) -> list[Dataset]:
+    """Write all kinds of results in every form: on an image of the job, and on the sources' own grid without one."""
     findings, held = make_findings(GRID).findings, Verdict(Outcome.HOLD, ("chi-square is 3",))
     objects: list[Dataset] = []
     for each in FORMS.values():
@@ -55,23 +55,23 @@ def every_kind(sources: Sequence[Dataset], now: datetime = NOW) -> list[Dataset]
     return objects
 
 
-def on_grid(folder: Path, edit: Callable[[int, Dataset], None] = lambda k, ds: None) -> list[Dataset]:
-    """The headers of an MR series on ``GRID``, as the node reads them."""
+def read_on_grid(folder: Path, edit: Callable[[int, Dataset], None] = lambda k, ds: None) -> list[Dataset]:
+    """Return the headers of an MR series on ``GRID``, as the node reads them."""
     data = np.random.default_rng(1).integers(0, 900, GRID.shape).astype(np.uint16)
     return volumes.read(write_slices(folder, GRID, data, edit=edit)).headers
 
 
 @pytest.mark.parametrize("keyword", [*TYPE_2, "all of them"])
 def test_a_type_2_attribute_that_a_source_lacks_is_written_empty(keyword: str, tmp_path: Path) -> None:
-    lost = TYPE_2 if keyword == "all of them" else (keyword,)
+    missing = TYPE_2 if keyword == "all of them" else (keyword,)
 
     def edit(_: int, ds: Dataset) -> None:
-        for each in (*lost, "PositionReferenceIndicator", "Laterality", "SliceThickness"):
+        for each in (*missing, "PositionReferenceIndicator", "Laterality", "SliceThickness"):
             ds.pop(each, None)
 
-    for ds in every_kind(on_grid(tmp_path, edit)):
+    for ds in write_every_kind(read_on_grid(tmp_path, edit)):
         marking.check_marks(ds)
-        for each in lost:
+        for each in missing:
             assert ds[each].is_empty, f"{ds.SOPClassUID.name}: {each}"
 
 
@@ -81,27 +81,29 @@ def test_every_object_of_a_job_says_the_same_of_patient_and_study(tmp_path: Path
         ds.IssuerOfPatientID, ds.ClinicalTrialSponsorName, ds.ClinicalTrialProtocolID = "CLINIC", "Sponsor", "P-1"
         ds.ClinicalTrialSubjectID = "S-1"
 
-    objects = every_kind(on_grid(tmp_path, edit))
+    objects = write_every_kind(read_on_grid(tmp_path, edit))
     of_study = (0x0008_0020, 0x0008_0030, 0x0008_0050, 0x0008_0051, 0x0008_0090, 0x0008_0201, 0x0008_1030, 0x0020_000D,
                 0x0020_0010)  # fmt: skip
-    told = {str([each for each in ds if each.tag.group in (0x0010, 0x0012) or each.tag in of_study]) for ds in objects}
-    assert len(told) == 1
+    modules = {
+        str([each for each in ds if each.tag.group in (0x0010, 0x0012) or each.tag in of_study]) for ds in objects
+    }
+    assert len(modules) == 1
     assert all(ds.PatientWeight == 71.5 and ds.IssuerOfPatientID == "CLINIC" for ds in objects)
 
 
 def test_nothing_else_of_the_sources_series_and_equipment_is_said_of_the_results(tmp_path: Path) -> None:
-    stated = {
+    header_values = {
         "InstitutionName": "Clinic", "InstitutionAddress": "Street", "StationName": "MR1", "OperatorsName": "Op^A",
         "ProtocolName": "protocol", "OtherPatientIDs": "77", "PatientComments": "told", "SoftwareVersions": "VE11",
         "PerformedProcedureStepID": "PPS", "ClinicalTrialSeriesID": "series", "SequenceName": "tfl3d",
     }  # fmt: skip
 
     def edit(_: int, ds: Dataset) -> None:
-        for keyword, value in stated.items():
+        for keyword, value in header_values.items():
             setattr(ds, keyword, value)
 
-    for ds in every_kind(on_grid(tmp_path, edit)):
-        assert [keyword for keyword, value in stated.items() if str(ds.get(keyword)) == value] == []
+    for ds in write_every_kind(read_on_grid(tmp_path, edit)):
+        assert [keyword for keyword, value in header_values.items() if str(ds.get(keyword)) == value] == []
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_times_are_in_the_zone_that_the_source_states(offset: str | None, date: 
         if offset:
             ds.TimezoneOffsetFromUTC = offset
 
-    for ds in every_kind(on_grid(tmp_path, edit)):
+    for ds in write_every_kind(read_on_grid(tmp_path, edit)):
         assert ds.get("TimezoneOffsetFromUTC") == offset
         assert (ds.ContentDate, ds.ContentTime) == (date, time), ds.SOPClassUID.name
         assert (ds.InstanceCreationDate, ds.InstanceCreationTime) == (date, time)
@@ -189,7 +191,7 @@ def test_an_input_that_nothing_can_refer_to_is_refused(keyword: str, tmp_path: P
 
 
 def _read_with(keyword: str, value: bytes, folder: Path) -> Dataset:
-    """The header of a file with those bytes as the value, in Implicit VR, so that no VR is written down."""
+    """Return the header of a file with these bytes as the value; in Implicit VR the file states no VR."""
     ds = source("mr")
     ds.SpecificCharacterSet = None if any(byte > 127 for byte in value) else "ISO_IR 192"
     ds.PatientName = "Miller^John"
@@ -224,14 +226,18 @@ def test_inputs_of_two_patients_or_orders_are_refused(keyword: str, value: str) 
 def test_spellings_that_mean_the_same_are_the_same() -> None:
     one = source("mr", 1, PatientName="Müller^Jörg", StudyTime="101112", PatientWeight="70")
     other = source("mr", 2, PatientName="MÜLLER^JÖRG^^^", StudyTime="101112.000", PatientWeight="70.0")
-    taken = inherit([one, other])
-    assert (taken.notes, str(taken.common.PatientName), float(taken.common.PatientWeight)) == ((), "Müller^Jörg", 70)
+    inherited = inherit([one, other])
+    assert (inherited.notes, str(inherited.common.PatientName), float(inherited.common.PatientWeight)) == (
+        (),
+        "Müller^Jörg",
+        70,
+    )
 
 
 def test_what_differs_and_may_be_empty_is_empty_with_a_note() -> None:
-    taken = inherit([source("mr", 1, StudyTime="101112"), source("mr", 2, StudyTime="111213")])
-    assert taken.common["StudyTime"].is_empty
-    assert taken.notes == ("Study Time (0008,0030) differs between the inputs; it is left empty",)
+    inherited = inherit([source("mr", 1, StudyTime="101112"), source("mr", 2, StudyTime="111213")])
+    assert inherited.common["StudyTime"].is_empty
+    assert inherited.notes == ("Study Time (0008,0030) differs between the inputs; it is left empty",)
 
 
 def test_two_accession_numbers_end_a_job_before_its_model_is_loaded(
@@ -254,16 +260,16 @@ def test_two_accession_numbers_end_a_job_before_its_model_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("part", "stated", "written"),
+    ("part", "laterality", "written"),
     [("KNEE", None, ""), ("KNEE", "L", "L"), ("BREAST", None, ""), ("EXTREMITY", "R", "R"), ("", None, ""),
      ("UNKNOWN", None, ""), ("HEAD", None, None), ("CHEST", "", None), ("BRAIN", "L", None)],
 )  # fmt: skip
 def test_laterality_is_there_where_a_part_may_be_one_of_a_pair(
-    part: str, stated: str | None, written: str | None, tmp_path: Path
+    part: str, laterality: str | None, written: str | None, tmp_path: Path
 ) -> None:
     header = source("mr", BodyPartExamined=part)
-    if stated is not None:
-        header.Laterality = stated
+    if laterality is not None:
+        header.Laterality = laterality
     image, _, deviation, mask = results.write(
         make_findings(GRID).findings, [header], PROVENANCE, ResultsConfig(report=False), NOW
     )
@@ -287,19 +293,19 @@ TRIAL = {
 
 
 @pytest.mark.parametrize(
-    "lost", [None, "ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSubjectID"]
+    "missing", [None, "ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialSubjectID"]
 )
-def test_the_clinical_trial_modules_are_whole_or_not_there(lost: str | None, tmp_path: Path) -> None:
-    kept: dict[str, Any] = {keyword: value for keyword, value in TRIAL.items() if keyword != lost}
-    header = source("mr", **kept)
+def test_the_clinical_trial_modules_are_whole_or_not_there(missing: str | None, tmp_path: Path) -> None:
+    attributes: dict[str, Any] = {keyword: value for keyword, value in TRIAL.items() if keyword != missing}
+    header = source("mr", **attributes)
     objects = results.write(make_findings(GRID).findings, [header], PROVENANCE, ResultsConfig(), NOW)
     for ds in objects:
         said = {each.keyword for each in ds if each.tag.group == 0x0012}
-        whole = {*TRIAL, "ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName",
+        expected = {*TRIAL, "ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName",
                  "ClinicalTrialTimePointID"}  # fmt: skip
-        assert said == (set() if lost else whole)
+        assert said == (set() if missing else expected)
         assert find_errors(ds, tmp_path / "result.dcm") == []
-    assert bool(inherit([header]).notes) == bool(lost)
+    assert bool(inherit([header]).notes) == bool(missing)
 
 
 def test_identity_removed_goes_with_its_method_or_not_at_all(tmp_path: Path) -> None:
@@ -322,7 +328,7 @@ def test_lossy_compression_of_a_source_is_that_of_its_results(tmp_path: Path) ->
         ds.LossyImageCompressionRatio = f"{8 + k}"
 
     said = {(str(ds.LossyImageCompression), str(ds.get("LossyImageCompressionRatio")),
-             str(ds.get("LossyImageCompressionMethod"))) for ds in every_kind(on_grid(tmp_path, edit))
+             str(ds.get("LossyImageCompressionMethod"))) for ds in write_every_kind(read_on_grid(tmp_path, edit))
             if "LossyImageCompression" in ds}  # fmt: skip
     assert said == {("01", "9", "ISO_15444_1")}
 

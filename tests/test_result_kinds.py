@@ -1,4 +1,4 @@
-"""Results in every kind, of every pipeline: what other software says of them and reads back."""
+"""Results of every kind and every pipeline, checked and read back by other software."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("form", FORMS)
 def test_dciodvfy_finds_no_error_and_every_mark_is_there(job: JobRun, form: str, tmp_path: Path) -> None:
-    seen = set()
+    checked_series = set()
     for ds in job.of(form):
         marking.check_marks(ds)
-        if ds.SeriesInstanceUID in seen:
+        if ds.SeriesInstanceUID in checked_series:
             continue  # slices of a series differ in nothing that the standard looks at
-        seen.add(ds.SeriesInstanceUID)
-        told = [line for line in find_errors(ds, tmp_path / "result.dcm") if "that is not segmentation" not in line]
+        checked_series.add(ds.SeriesInstanceUID)
+        messages = [line for line in find_errors(ds, tmp_path / "result.dcm") if "that is not segmentation" not in line]
         if ds.SOPClassUID == LABEL_MAP:  # younger than Debian's dciodvfy, as references to it
-            told = [line for line in told if not line.startswith(str(DEBIAN))]
-        assert told == [], f"{form}: {ds.SOPClassUID.name}"
-    assert len(seen) > 1
+            messages = [line for line in messages if not line.startswith(str(DEBIAN))]
+        assert messages == [], f"{form}: {ds.SOPClassUID.name}"
+    assert len(checked_series) > 1
 
 
 def test_every_object_of_a_form_stands_once_and_refers_to_objects_of_that_form(job: JobRun) -> None:
@@ -73,20 +73,20 @@ def test_every_object_of_a_form_stands_once_and_refers_to_objects_of_that_form(j
 
 
 def test_orthanc_takes_every_form_and_gives_it_back(job: JobRun, orthanc: Orthanc, tmp_path: Path) -> None:
-    wanted: set[tuple[str, str]] = set()
+    sent: set[tuple[str, str]] = set()
     for form in FORMS:
         for ds in job.of(form):
-            if ds.SOPClassUID != LABEL_MAP and ds.SeriesInstanceUID not in {each[0] for each in wanted}:
+            if ds.SOPClassUID != LABEL_MAP and ds.SeriesInstanceUID not in {each[0] for each in sent}:
                 orthanc.upload(save(ds, tmp_path))
-                wanted.add((ds.SeriesInstanceUID, ds.SOPInstanceUID))
-    assert {(ds.SeriesInstanceUID, ds.SOPInstanceUID) for ds in orthanc.datasets()} == wanted
+                sent.add((ds.SeriesInstanceUID, ds.SOPInstanceUID))
+    assert {(ds.SeriesInstanceUID, ds.SOPInstanceUID) for ds in orthanc.datasets()} == sent
 
 
-def _pet_found(orientation: str, folder: Path) -> tuple[list[Dataset], list[Dataset], Volume]:
-    """The sources and the result in the form of a PET, of the same values."""
+def write_pet_result(orientation: str, folder: Path) -> tuple[list[Dataset], list[Dataset], Volume]:
+    """Return the sources, the result in the form of a PET, and the volume that both hold."""
     where = grid(orientation, slices=5)
     data = (np.random.default_rng(4).random(where.shape) * 3e4).astype(np.float32)
-    series = volumes.read(write_pet(folder, where, data, edit=_decaying))
+    series = volumes.read(write_pet(folder, where, data, edit=_set_decay))
     result = Volume(series.volume.data * np.float32(0.9), series.volume.grid, "Bq/ml", 3.0)
     image = Image("standard dose", result, "Standard-dose PET", 3.0, modality="PT")
     objects = results.write(
@@ -95,13 +95,13 @@ def _pet_found(orientation: str, folder: Path) -> tuple[list[Dataset], list[Data
     return series.headers, objects, result
 
 
-def _decaying(k: int, ds: Dataset) -> None:
+def _set_decay(k: int, ds: Dataset) -> None:
     ds.DecayFactor, ds.FrameReferenceTime, ds.ActualFrameDuration = f"{1.0 + 0.01 * k:.3f}", f"{500 * k}", "600000"
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_pet_of_a_pet_keeps_its_tracer_times_and_suv_and_simpleitk_reads_it(orientation: str, tmp_path: Path) -> None:
-    sources, objects, result = _pet_found(orientation, tmp_path / "in")
+    sources, objects, result = write_pet_result(orientation, tmp_path / "in")
     pet = [ds for ds in objects if ds.SOPClassUID == PositronEmissionTomographyImageStorage]
     assert len(pet) == 5
     files = [save(ds, tmp_path, f"{n}.dcm") for n, ds in enumerate(pet)]
@@ -128,7 +128,7 @@ def test_a_pet_of_a_pet_keeps_its_tracer_times_and_suv_and_simpleitk_reads_it(or
 
 
 def test_the_labelled_twin_of_a_pet_is_no_pet(tmp_path: Path) -> None:
-    _, objects, _ = _pet_found("axial", tmp_path / "in")
+    _, objects, _ = write_pet_result("axial", tmp_path / "in")
     labelled = [ds for ds in objects if ds.get("BurnedInAnnotation") == "YES"]
     assert [ds.SOPClassUID for ds in labelled] == [MultiFrameGrayscaleWordSecondaryCaptureImageStorage]
 
@@ -239,5 +239,5 @@ def test_the_page_is_a_series_of_its_own_that_lies_nowhere(job: JobRun) -> None:
         assert keyword not in page
     assert (page.BurnedInAnnotation, page.PhotometricInterpretation) == ("YES", "RGB")
     assert pdf.EncapsulatedDocument.startswith(b"%PDF-")
-    named = {item.ReferencedSOPInstanceUID for item in pdf.SourceInstanceSequence}
-    assert {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in job.sent} <= named
+    sources = {item.ReferencedSOPInstanceUID for item in pdf.SourceInstanceSequence}
+    assert {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in job.sent} <= sources

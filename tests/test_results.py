@@ -1,4 +1,4 @@
-"""Findings -> DICOM objects that other software reads back: SimpleITK, highdicom, dciodvfy."""
+"""Findings become DICOM objects that other software reads back: SimpleITK, highdicom, dciodvfy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.findings import CONFIG, NOW, PROVENANCE, grid, make_findings, save, s
 from tests.scanner import ORIENTATIONS
 
 
-def _corners(where: Grid) -> list[tuple[int, int, int]]:
+def _list_corners(where: Grid) -> list[tuple[int, int, int]]:
     k, j, i = where.shape
     return [(a, b, c) for a in {0, k - 1} for b in (0, j - 1) for c in (0, i - 1)]
 
@@ -37,7 +37,7 @@ def test_simpleitk_reads_geometry_and_values_back(orientation: str, slices: int,
     image = sitk.ReadImage(str(save(write_objects(these)[0], tmp_path)))
     array = sitk.GetArrayFromImage(image)
     step = float(np.ptp(these.image)) / 65535
-    for k, j, i in _corners(these.grid):
+    for k, j, i in _list_corners(these.grid):
         place = these.grid.affine_mm @ [i, j, k, 1]
         index = image.TransformPhysicalPointToIndex(place[:3].tolist())
         assert np.allclose(image.TransformIndexToPhysicalPoint(index), place[:3], rtol=0, atol=1e-3)
@@ -90,7 +90,7 @@ def test_the_label_fits_and_is_large_enough_to_read(columns: int) -> None:
 def test_highdicom_reads_the_map_back(orientation: str, tmp_path: Path) -> None:
     these = make_findings(grid(orientation))
     volume = hd.imread(str(save(write_objects(these)[2], tmp_path))).get_volume()
-    _same_voxels(volume, these.deviation, these.grid, atol=0)
+    _check_same_voxels(volume, these.deviation, these.grid, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
@@ -100,21 +100,21 @@ def test_highdicom_reads_the_segmentation_back(orientation: str, kind: str, tmp_
     config = ResultsConfig.model_validate({"segmentation_kind": kind})
     segmentation = hd.seg.segread(str(save(write_objects(these, config)[3], tmp_path)))
     volume = segmentation.get_volume(combine_segments=True, rescale_fractional=False, allow_missing_positions=True)
-    _same_voxels(volume, these.labels, these.grid, atol=0)
+    _check_same_voxels(volume, these.labels, these.grid, atol=0)
 
 
-def _same_voxels(volume: hd.Volume, expected: np.ndarray, where: Grid, atol: float) -> None:
-    """Every voxel of the volume (k, j, i) is where the grid has it; slices that were left out held nothing."""
+def _check_same_voxels(volume: hd.Volume, expected: np.ndarray, where: Grid, atol: float) -> None:
+    """Check that every voxel (k, j, i) lies where the grid has it, and that slices left out are empty."""
     to_index = np.linalg.inv(where.affine_mm)
-    seen = np.zeros(expected.shape, np.bool_)
+    covered = np.zeros(expected.shape, np.bool_)
     for k in range(volume.array.shape[0]):
         start = to_index @ volume.affine @ [k, 0, 0, 1]
         index = np.round(start).astype(int)
         assert np.allclose(start, index, rtol=0, atol=1e-3)
         assert np.array_equal(index[:2], [0, 0])
         assert np.allclose(volume.array[k], expected[index[2]], rtol=0, atol=atol)
-        seen[index[2]] = True
-    assert not expected[~seen].any()
+        covered[index[2]] = True
+    assert not expected[~covered].any()
 
 
 def test_a_map_says_its_quantity_and_unit() -> None:
@@ -156,7 +156,7 @@ def test_without_a_clean_image_the_others_lie_on_the_labelled_one(orientation: s
     volume = hd.seg.segread(str(save(segmentation, tmp_path))).get_volume(
         combine_segments=True, rescale_fractional=False, allow_missing_positions=True)  # fmt: skip
     volume = volume[:, : these.grid.shape[1], : these.grid.shape[2]]
-    _same_voxels(volume, these.labels, these.grid, atol=0)
+    _check_same_voxels(volume, these.labels, these.grid, atol=0)
     assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == labelled.SeriesInstanceUID
 
 
@@ -224,7 +224,7 @@ def test_uids_lie_below_the_configured_root() -> None:
 )  # fmt: skip
 def test_names_keep_their_characters(character_set: object, name: str, tmp_path: Path) -> None:
     header = source("mr", SpecificCharacterSet=character_set, PatientName=name)
-    received = dcmread(_as_file(header, tmp_path))
+    received = dcmread(_write_file(header, tmp_path))
     for ds in write_objects(make_findings(grid("axial", 1)), CONFIG, received):
         read = dcmread(save(ds, tmp_path))
         assert str(read.PatientName) == name
@@ -236,7 +236,7 @@ def test_an_optional_value_that_breaks_its_rules_is_left_out_and_quoted_nowhere(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header.PatientAge = "42"  # an Age String is 042Y
-        received = dcmread(_as_file(header, tmp_path))
+        received = dcmread(_write_file(header, tmp_path))
     for ds in write_objects(make_findings(grid("axial", 1)), CONFIG, received):  # a warning is an error here
         assert "PatientAge" not in ds
         assert (ds.PatientWeight, ds.BodyPartExamined, ds.PatientID) == (71.5, "HEAD", "4711")
@@ -244,14 +244,14 @@ def test_an_optional_value_that_breaks_its_rules_is_left_out_and_quoted_nowhere(
 
 def test_words_that_the_set_cannot_hold_make_it_utf_8(tmp_path: Path) -> None:
     these = make_findings(grid("axial", 1))
-    named = [Image("image", Volume(these.image, these.grid), "Rekonstruktion mit χ²", 3.0)]
-    header = dcmread(_as_file(source("mr", SpecificCharacterSet="ISO_IR 100"), tmp_path))
-    ds = dcmread(save(results.write(named, [header], PROVENANCE, CONFIG, NOW)[0], tmp_path))
+    findings = [Image("image", Volume(these.image, these.grid), "Rekonstruktion mit χ²", 3.0)]
+    header = dcmread(_write_file(source("mr", SpecificCharacterSet="ISO_IR 100"), tmp_path))
+    ds = dcmread(save(results.write(findings, [header], PROVENANCE, CONFIG, NOW)[0], tmp_path))
     assert (ds.SpecificCharacterSet, str(ds.PatientName)) == ("ISO_IR 192", "Müller^Jörg")
     assert ds.SeriesDescription == "SYN Rekonstruktion mit χ²"
 
 
-def _as_file(header: Dataset, folder: Path) -> Path:
+def _write_file(header: Dataset, folder: Path) -> Path:
     header.ensure_file_meta()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header.save_as(folder / "source.dcm", enforce_file_format=True)
@@ -327,7 +327,7 @@ def test_slice_by_slice_images_carry_their_geometry_and_the_others_refer_to_them
     files = [str(save(ds, tmp_path, f"{ds.InstanceNumber}.dcm")) for ds in clean]
     image = sitk.ReadImage(files)
     array = sitk.GetArrayFromImage(image)
-    for k, j, i in _corners(these.grid):
+    for k, j, i in _list_corners(these.grid):
         place = these.grid.affine_mm @ [i, j, k, 1]
         index = image.TransformPhysicalPointToIndex(place[:3].tolist())
         assert np.allclose(image.TransformIndexToPhysicalPoint(index), place[:3], rtol=0, atol=1e-3)
@@ -335,7 +335,7 @@ def test_slice_by_slice_images_carry_their_geometry_and_the_others_refer_to_them
     for ds in objects:
         marking.check_marks(ds)
     volume = hd.imread(str(save(deviation, tmp_path))).get_volume()
-    _same_voxels(volume, these.deviation, these.grid, atol=0)
+    _check_same_voxels(volume, these.deviation, these.grid, atol=0)
     sources = {item.ReferencedSOPInstanceUID for item in segmentation.SourceImageSequence}
     assert {ds.SOPInstanceUID for ds in clean} <= sources
 

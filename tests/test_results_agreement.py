@@ -41,7 +41,7 @@ def _site(place: int, side: Code) -> Code:
 
 
 def _lesions() -> list[Finding]:
-    """Two lesions of 16 and 6 voxels, each a segment with its measurements."""
+    """Return two lesions of 16 and 6 voxels, each a segment with its measurements."""
     labels = np.zeros(WHERE.shape, np.uint8)
     labels[1, 5:9, 5:9], labels[2, 20:22, 30:33] = 1, 2
     segments: list[Segment] = []
@@ -57,7 +57,7 @@ def _lesions() -> list[Finding]:
 
 @cache
 def lesion_objects(kind: str) -> tuple[Dataset, Dataset]:
-    """The segmentation of the lesions and the report, read back."""
+    """Return the segmentation of the lesions and the report, read back."""
     config = ResultsConfig.model_validate({"segmentation_kind": kind})
     made = results.write([*make_findings(WHERE).findings, *_lesions()], [source("mr")], PROVENANCE, config, NOW)
     for ds in made:
@@ -161,7 +161,7 @@ def test_a_region_of_the_cortex_is_cortex_in_both(tmp_path: Path) -> None:
 
 
 def test_suv_of_a_region_has_one_mean_one_maximum_and_one_peak_in_codes() -> None:
-    """The input's numbers beside it have codes of our own: a reader of codes takes them for nothing else."""
+    """The numbers of the input have private codes, so that a reader of codes does not mistake them for the result's."""
     from pipelines.uptake import Region, compare_uptake
 
     before = np.full((4, 4, 4), 2.0, np.float32)

@@ -1,4 +1,4 @@
-"""The report of a job, read back with other software: highdicom's parser, DCMTK's dsrdump, dciodvfy."""
+"""The report of a job, read back by other software: highdicom's parser, DCMTK's dsrdump, dciodvfy."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ UNITS = ("{SUVr}", "%", "ml", "Bq/ml", "1", "g/ml{SUVbw}")
 HELD = Verdict(Outcome.HOLD, ("chi-square is 3, above the limit of 2", "flair: Echo Time (0018,0081) is 120 ms"))
 
 
-def report(
+def write_report(
     *further: Finding, verdict: Verdict = Verdict(), doubts: Sequence[str] = (), config: ResultsConfig = WITH_REPORT
 ) -> Dataset:
-    """On the findings of one slice and these."""
+    """Write a report on the findings of one slice and on ``further`` ones."""
     findings = [*make_findings(grid("axial", 1)).findings, *further]
     return results.write(findings, [source(), source("mr")], PROVENANCE, config, NOW, verdict, doubts)[-1]
 
 
-def regional(count: int = 300, groups: int = 40) -> list[Measurement]:
+def make_measurements(count: int = 300, groups: int = 40) -> list[Measurement]:
     return [
         Measurement(
             f"quantity {n // groups}",
@@ -62,28 +62,28 @@ def regional(count: int = 300, groups: int = 40) -> list[Measurement]:
 
 
 @cache
-def long_report() -> Dataset:
-    """Of 300 measurements in 40 groups."""
-    return report(*regional(), verdict=HELD, doubts=HELD.reasons[1:])
+def write_long_report() -> Dataset:
+    """Write a report of 300 measurements in 40 groups."""
+    return write_report(*make_measurements(), verdict=HELD, doubts=HELD.reasons[1:])
 
 
-def content(ds: Dataset, folder: Path) -> hd.sr.MeasurementReport:
+def read_content(ds: Dataset, folder: Path) -> hd.sr.MeasurementReport:
     return hd.sr.srread(str(save(ds, folder))).content
 
 
-def whole(ds: Dataset, folder: Path) -> hd.sr.MeasurementsAndQualitativeEvaluations:
-    return content(ds, folder).get_image_measurement_groups()[0]
+def read_first_group(ds: Dataset, folder: Path) -> hd.sr.MeasurementsAndQualitativeEvaluations:
+    return read_content(ds, folder).get_image_measurement_groups()[0]
 
 
 def test_highdicom_reads_every_group_and_number_back(tmp_path: Path) -> None:
-    groups = content(long_report(), tmp_path).get_image_measurement_groups()
+    groups = read_content(write_long_report(), tmp_path).get_image_measurement_groups()
     assert [group.tracking_identifier for group in groups] == ["Whole result", *(f"region {n}" for n in range(40))]
     assert len({group.tracking_uid for group in groups}) == 41
-    given = {(m.group, m.name): m for m in regional()}
+    expected_by_name = {(m.group, m.name): m for m in make_measurements()}
     read = [(group.tracking_identifier, m) for group in groups[1:] for m in group.get_measurements()]
     assert len(read) == 300
     for name, m in read:
-        expected = given[name, m.name.meaning]
+        expected = expected_by_name[name, m.name.meaning]
         assert m.value == pytest.approx(expected.value)
         assert (m.unit.value, m.unit.scheme_designator) == (expected.unit, "UCUM")
     assert [m.name.meaning for m in groups[0].get_measurements()] == [
@@ -93,7 +93,7 @@ def test_highdicom_reads_every_group_and_number_back(tmp_path: Path) -> None:
 
 
 def test_the_observer_is_the_node_and_the_procedure_and_language_are_stated(tmp_path: Path) -> None:
-    read = content(report(), tmp_path)
+    read = read_content(write_report(), tmp_path)
     (observer,) = read.get_observer_contexts()
     device = observer.observer_identifying_attributes
     assert (device.name, device.serial_number) == ("dicomnode", PROVENANCE.node_serial)
@@ -103,27 +103,29 @@ def test_the_observer_is_the_node_and_the_procedure_and_language_are_stated(tmp_
     assert coded["Language of Content Item and Descendants"] == "en"
 
 
-def _properties(item: Dataset) -> dict[str, Dataset]:
+def _map_properties(item: Dataset) -> dict[str, Dataset]:
     return {child.ConceptNameCodeSequence[0].CodeMeaning: child for child in item.get("ContentSequence", [])}
 
 
-def _coded(group: hd.sr.MeasurementsAndQualitativeEvaluations) -> dict[str, Dataset]:
-    """The CODE items as stored; highdicom's evaluations leave their children out."""
-    return {_name(item): item for item in group[0].ContentSequence if item.ValueType == "CODE"}
+def _map_codes(group: hd.sr.MeasurementsAndQualitativeEvaluations) -> dict[str, Dataset]:
+    """Return the CODE items as stored; highdicom's evaluations leave their children out."""
+    return {_read_name(item): item for item in group[0].ContentSequence if item.ValueType == "CODE"}
 
 
-def _number(item: Dataset) -> float:
+def _read_number(item: Dataset) -> float:
     return float(item.MeasuredValueSequence[0].FloatingPointValue)
 
 
 def test_a_number_carries_its_code_its_description_and_its_intervals(tmp_path: Path) -> None:
     intervals = (Interval(0.8, 1.1, 1.5), Interval(0.95, 1.0, 1.7))
-    given = Measurement("SUVR mean", 1.3, "{SUVr}", "cerebellar grey matter", "precuneus", CEREBELLUM, SUV, intervals)
-    group = content(report(given), tmp_path).get_image_measurement_groups()[1]
+    measurement = Measurement(
+        "SUVR mean", 1.3, "{SUVr}", "cerebellar grey matter", "precuneus", CEREBELLUM, SUV, intervals
+    )
+    group = read_content(write_report(measurement), tmp_path).get_image_measurement_groups()[1]
     (read,) = group.get_measurements(name=Concept("126401", "DCM", "SUVbw"))
-    said = _properties(read[0])
+    said = _map_properties(read[0])
     assert said["Comment"].TextValue == "SUVR mean: cerebellar grey matter"
-    limits = {name: _number(item) for name, item in said.items() if "interval" in name}
+    limits = {name: _read_number(item) for name, item in said.items() if "interval" in name}
     assert limits == {
         "Lower limit of the 80 % interval": 1.1,
         "Upper limit of the 80 % interval": 1.5,
@@ -133,14 +135,16 @@ def test_a_number_carries_its_code_its_description_and_its_intervals(tmp_path: P
     for name, code, distance in (("-, range of lower", "371885007", 0.3), ("+, range of upper", "371886008", 0.4)):
         item = said[f"{name} measurement uncertainty"]
         assert item.ConceptNameCodeSequence[0].CodeValue == code
-        assert _number(item) == pytest.approx(distance)
-        assert _properties(item)["Comment"].TextValue == "95 % interval"
+        assert _read_number(item) == pytest.approx(distance)
+        assert _map_properties(item)["Comment"].TextValue == "95 % interval"
 
 
 def test_a_value_outside_of_its_interval_has_no_negative_uncertainty(tmp_path: Path) -> None:
-    given = Measurement("mean", 2.0, "1", intervals=(Interval(0.95, 0.0, 1.0),))
-    item = next(m for m in whole(report(given), tmp_path).get_measurements() if m.name.meaning == "mean")
-    assert len(_properties(item[0])) == 2
+    measurement = Measurement("mean", 2.0, "1", intervals=(Interval(0.95, 0.0, 1.0),))
+    item = next(
+        m for m in read_first_group(write_report(measurement), tmp_path).get_measurements() if m.name.meaning == "mean"
+    )
+    assert len(_map_properties(item[0])) == 2
 
 
 @pytest.mark.parametrize(
@@ -148,26 +152,28 @@ def test_a_value_outside_of_its_interval_has_no_negative_uncertainty(tmp_path: P
     [(math.nan, "Not a number"), (math.inf, "Positive Infinity"), (-math.inf, "Negative Infinity")],
 )
 def test_what_is_no_number_is_said_to_be_none(value: float, reason: str, tmp_path: Path) -> None:
-    given = Measurement("SUVR", value, "{SUVr}", "reference region is empty", intervals=(Interval(0.8, value, 1.0),))
-    group = whole(report(given), tmp_path)
+    measurement = Measurement(
+        "SUVR", value, "{SUVr}", "reference region is empty", intervals=(Interval(0.8, value, 1.0),)
+    )
+    group = read_first_group(write_report(measurement), tmp_path)
     assert "SUVR" not in [m.name.meaning for m in group.get_measurements()]
     (said,) = [e for e in group.get_qualitative_evaluations() if e.name.meaning == "SUVR"]
     assert (said.value.meaning, said.value.scheme_designator) == (reason, "DCM")
-    assert _properties(_coded(group)["SUVR"])["Comment"].TextValue == "reference region is empty"
+    assert _map_properties(_map_codes(group)["SUVR"])["Comment"].TextValue == "reference region is empty"
 
 
 def test_a_limit_that_is_no_number_is_said_to_be_none() -> None:
-    ds = report(Measurement("SUVR", 1.0, "{SUVr}", intervals=(Interval(0.95, -math.inf, 2.0),)))
-    (limit,) = [item for item in _items(ds) if _name(item) == "Lower limit of the 95 % interval"]
+    ds = write_report(Measurement("SUVR", 1.0, "{SUVr}", intervals=(Interval(0.95, -math.inf, 2.0),)))
+    (limit,) = [item for item in _list_items(ds) if _read_name(item) == "Lower limit of the 95 % interval"]
     assert limit.ConceptCodeSequence[0].CodeMeaning == "Negative Infinity"
 
 
-def _items(ds: Dataset) -> list[Dataset]:
-    below = [item for child in ds.get("ContentSequence", []) for item in _items(child)]
+def _list_items(ds: Dataset) -> list[Dataset]:
+    below = [item for child in ds.get("ContentSequence", []) for item in _list_items(child)]
     return [*ds.get("ContentSequence", []), *below]
 
 
-def _name(item: Dataset) -> str:
+def _read_name(item: Dataset) -> str:
     return str(item.ConceptNameCodeSequence[0].CodeMeaning)
 
 
@@ -175,7 +181,7 @@ def test_a_group_named_as_a_segment_refers_to_it(tmp_path: Path) -> None:
     objects = results.write(
         [*make_findings(grid("axial")).findings, Measurement("volume", 12.5, "ml", group="low confidence")],
         [source()], PROVENANCE, WITH_REPORT, NOW)  # fmt: skip
-    (group,) = content(objects[-1], tmp_path).get_volumetric_roi_measurement_groups()
+    (group,) = read_content(objects[-1], tmp_path).get_volumetric_roi_measurement_groups()
     (item,) = [item for item in group.referenced_segment if item.ValueType == "IMAGE"]
     (reference,) = item.ReferencedSOPSequence
     assert reference.ReferencedSOPInstanceUID == objects[-2].SOPInstanceUID
@@ -196,7 +202,7 @@ def test_segments_of_several_masks_are_told_apart(tmp_path: Path) -> None:
     objects = results.write(
         [*make_findings(where).findings, *masks, *numbers], [source()], PROVENANCE, WITH_REPORT, NOW
     )
-    groups = content(objects[-1], tmp_path).get_volumetric_roi_measurement_groups()
+    groups = read_content(objects[-1], tmp_path).get_volumetric_roi_measurement_groups()
     referred = {
         group.tracking_identifier: group.referenced_segment[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
         for group in groups
@@ -215,16 +221,16 @@ def test_segments_of_several_masks_are_told_apart(tmp_path: Path) -> None:
 def test_the_verdict_of_the_gate_and_doubts_about_the_input_are_coded_with_their_reasons(
     verdict: Verdict, doubts: tuple[str, ...], gate: str, contract: str, tmp_path: Path
 ) -> None:
-    group = whole(report(verdict=verdict, doubts=doubts), tmp_path)
+    group = read_first_group(write_report(verdict=verdict, doubts=doubts), tmp_path)
     said = {each.name.meaning: each.value.meaning for each in group.get_qualitative_evaluations()}
     assert (said["Output gate"], said["Input contract of the model"]) == (gate, contract)
     for name, reasons in (("Output gate", verdict.reasons), ("Input contract of the model", doubts)):
-        assert [child.TextValue for child in _coded(group)[name].get("ContentSequence", [])] == list(reasons)
+        assert [child.TextValue for child in _map_codes(group)[name].get("ContentSequence", [])] == list(reasons)
 
 
 def test_a_note_is_text_under_its_name(tmp_path: Path) -> None:
-    group = whole(report(Note("age", "72 years (header)"), Note("Centiloid", "withheld")), tmp_path)
-    said = {_name(item): item.TextValue for item in group[0].ContentSequence if item.ValueType == "TEXT"}
+    group = read_first_group(write_report(Note("age", "72 years (header)"), Note("Centiloid", "withheld")), tmp_path)
+    said = {_read_name(item): item.TextValue for item in group[0].ContentSequence if item.ValueType == "TEXT"}
     assert (said["age"], said["Centiloid"]) == ("72 years (header)", "withheld")
 
 
@@ -234,7 +240,9 @@ def test_every_input_and_every_result_is_in_the_evidence_and_images_in_the_libra
     read = hd.sr.srread(str(save(objects[-1], tmp_path)))
     assert {uid for _, _, uid, _ in read.get_evidence()} == {ds.SOPInstanceUID for ds in [*inputs, *objects[:-1]]}
     listed = [
-        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in _items(read) if item.ValueType == "IMAGE"
+        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        for item in _list_items(read)
+        if item.ValueType == "IMAGE"
     ]
     assert listed == [ds.SOPInstanceUID for ds in [*inputs[1:], *objects[:-1]]]
 
@@ -248,22 +256,22 @@ def test_long_names_keep_their_words_and_their_codes_differ() -> None:
     names = [
         f"standardised uptake value ratio of the region that is described at some length, number {n}" for n in (1, 2)
     ]
-    ds = report(*(Measurement(name, 1.0, "1") for name in names), Measurement("hold", 1.0, "1"))
-    numbers = [item for item in _items(ds) if item.ValueType == "NUM"]
+    ds = write_report(*(Measurement(name, 1.0, "1") for name in names), Measurement("hold", 1.0, "1"))
+    numbers = [item for item in _list_items(ds) if item.ValueType == "NUM"]
     values = [item.ConceptNameCodeSequence[0].CodeValue for item in numbers]
     assert len(set(values)) == len(values)
     assert all(len(value) <= 16 for value in values)
     assert "HOLD" not in values
-    assert {_properties(item)["Comment"].TextValue for item in numbers[-3:-1]} == set(names)
+    assert {_map_properties(item)["Comment"].TextValue for item in numbers[-3:-1]} == set(names)
 
 
 def test_the_private_scheme_is_identified() -> None:
-    (scheme,) = report().CodingSchemeIdentificationSequence
+    (scheme,) = write_report().CodingSchemeIdentificationSequence
     assert scheme.CodingSchemeDesignator == "99DICOMNODE"
 
 
 def test_it_says_that_it_is_preliminary_and_verified_by_nobody() -> None:
-    ds = report()
+    ds = write_report()
     assert (ds.SOPClassUID, ds.Modality) == (Comprehensive3DSRStorage, "SR")
     assert (ds.CompletionFlag, ds.PreliminaryFlag, ds.VerificationFlag) == ("COMPLETE", "PRELIMINARY", "UNVERIFIED")
     assert ds.SeriesDescription == "SYN Measurements"
@@ -271,10 +279,10 @@ def test_it_says_that_it_is_preliminary_and_verified_by_nobody() -> None:
 
 
 def test_the_same_job_makes_the_same_bytes_and_another_verdict_another_object() -> None:
-    given = regional(12, 3)
-    first, again = report(*given), report(*given)
+    measurement = make_measurements(12, 3)
+    first, again = write_report(*measurement), write_report(*measurement)
     assert objects.encode(first) == objects.encode(again)
-    held = report(*given, verdict=HELD)
+    held = write_report(*measurement, verdict=HELD)
     assert held.SOPInstanceUID != first.SOPInstanceUID
     assert held.SeriesInstanceUID != first.SeriesInstanceUID
 
@@ -297,7 +305,7 @@ def test_a_report_is_written_only_where_it_is_wanted() -> None:
 def test_numbers_alone_make_a_report(tmp_path: Path) -> None:
     (ds,) = results.write([Measurement("count", 3.0, "1")], [source()], PROVENANCE, WITH_REPORT, NOW)
     marking.check_marks(ds)
-    assert [m.value for m in whole(ds, tmp_path).get_measurements()] == [3.0]
+    assert [m.value for m in read_first_group(ds, tmp_path).get_measurements()] == [3.0]
 
 
 def test_names_and_words_keep_their_characters(tmp_path: Path) -> None:
@@ -306,7 +314,7 @@ def test_names_and_words_keep_their_characters(tmp_path: Path) -> None:
     (ds,) = results.write(findings, [header], PROVENANCE, WITH_REPORT, NOW)
     read = dcmread(save(ds, tmp_path))
     assert (read.SpecificCharacterSet, str(read.PatientName)) == ("ISO_IR 192", "Müller^Jörg")
-    assert "χ²" in [_name(item) for item in _items(read)]
+    assert "χ²" in [_read_name(item) for item in _list_items(read)]
 
 
 def test_the_reason_of_a_refusal_stands_first_and_is_coded(tmp_path: Path) -> None:
@@ -321,7 +329,9 @@ def test_the_reason_of_a_refusal_stands_first_and_is_coded(tmp_path: Path) -> No
     ]
     assert words[0].startswith("SYNTHETIC - RESEARCH USE ONLY")
     assert words[1] == f"Not processed: {reason}"
-    said = {each.name.meaning: each.value.meaning for each in whole(note, tmp_path).get_qualitative_evaluations()}
+    said = {
+        each.name.meaning: each.value.meaning for each in read_first_group(note, tmp_path).get_qualitative_evaluations()
+    }
     assert said.pop("Algorithm Family") == "Artificial Intelligence"
     assert said == {"Output gate": "Refused"}
     other = results.write_refusal("another reason", [source("mr")], PROVENANCE, WITH_REPORT, NOW)
@@ -330,31 +340,37 @@ def test_the_reason_of_a_refusal_stands_first_and_is_coded(tmp_path: Path) -> No
     assert results.write_refusal(reason, [source("mr")], later, WITH_REPORT, NOW).SOPInstanceUID == note.SOPInstanceUID
 
 
-def _reports() -> dict[str, Dataset]:
+def _write_reports() -> dict[str, Dataset]:
     return {
-        "long": long_report(),
-        "no number": report(Measurement("broken", math.nan, "1", intervals=(Interval(0.8, -math.inf, math.inf),))),
-        "with a segment": report(Measurement("volume", 1.0, "ml", group="Low confidence"), Note("age", "unknown")),
+        "long": write_long_report(),
+        "no number": write_report(
+            Measurement("broken", math.nan, "1", intervals=(Interval(0.8, -math.inf, math.inf),))
+        ),
+        "with a segment": write_report(
+            Measurement("volume", 1.0, "ml", group="Low confidence"), Note("age", "unknown")
+        ),
         "refusal": results.write_refusal("why", [source("raw")], PROVENANCE, WITH_REPORT, NOW),
     }
 
 
 def test_dsrdump_reads_every_report(tmp_path: Path) -> None:
     program = require_program("/usr/bin/dsrdump", "dcmtk")
-    for name, ds in _reports().items():
+    for name, ds in _write_reports().items():
         run = subprocess.run([program, "+Pl", save(ds, tmp_path)], capture_output=True, check=False)
-        told = run.stdout.decode()
+        output = run.stdout.decode()
         assert run.returncode == 0, name
         assert not [line for line in run.stderr.decode().splitlines() if line.startswith(("E:", "F:"))], name
-        assert "SYNTHETIC - RESEARCH USE ONLY" in told, name
-    assert "why" in told
+        assert "SYNTHETIC - RESEARCH USE ONLY" in output, name
+    assert "why" in output
 
 
 def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:
     program = require_program("/usr/bin/dciodvfy", "dicom3tools")
-    for name, ds in _reports().items():
-        told = subprocess.run([program, "-new", save(ds, tmp_path)], capture_output=True, text=True, check=False).stderr
-        errors = [line for line in told.splitlines() if line.startswith("Error")]
+    for name, ds in _write_reports().items():
+        messages = subprocess.run(
+            [program, "-new", save(ds, tmp_path)], capture_output=True, text=True, check=False
+        ).stderr
+        errors = [line for line in messages.splitlines() if line.startswith("Error")]
         assert [line for line in errors if NEWER_THAN_DCIODVFY not in line] == [], name
 
 
@@ -366,13 +382,13 @@ DELETED = (
 
 
 @cache
-def _short() -> Dataset:
-    return report()
+def _write_short_report() -> Dataset:
+    return write_report()
 
 
 @pytest.mark.parametrize("keyword", DELETED)
 def test_a_report_without_a_mark_is_held_back(keyword: str) -> None:
-    ds = deepcopy(_short())
+    ds = deepcopy(_write_short_report())
     marking.check_marks(ds)
     delattr(ds, keyword)
     with pytest.raises(NotMarked, match=keyword):
@@ -380,11 +396,11 @@ def test_a_report_without_a_mark_is_held_back(keyword: str) -> None:
 
 
 def test_a_report_that_claims_to_be_verified_or_hides_the_words_is_held_back() -> None:
-    ds = deepcopy(_short())
+    ds = deepcopy(_write_short_report())
     ds.VerificationFlag = "VERIFIED"
     with pytest.raises(NotMarked, match="VerificationFlag"):
         marking.check_marks(ds)
-    ds = deepcopy(_short())
+    ds = deepcopy(_write_short_report())
     for item in ds.ContentSequence:
         if "TextValue" in item:
             item.TextValue = item.TextValue.replace("SYNTHETIC", "MEASURED")

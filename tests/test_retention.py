@@ -1,4 +1,4 @@
-"""What is deleted: only what is delivered and old enough; rows before files; whatever is killed in between."""
+"""Retention deletes only data that are delivered and old enough, rows before files, even if killed in between."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ CLASS = "1.2.840.10008.5.1.4.1.1.4"
 DAY = timedelta(days=1)
 
 
-class House:
-    """A node's rows and files, and a clock of its own."""
+class NodeState:
+    """Rows and files of a node, with a clock of its own."""
 
     def __init__(self, sessions: sessionmaker[Session], folder: Path, now: datetime) -> None:
         self.sessions, self.folder, self.now = sessions, folder, now
@@ -51,18 +51,18 @@ class House:
         return stored
 
     def age(self, sha256: str) -> None:
-        """As if it had been written long ago."""
+        """Set the times of the file as if it had been written long ago."""
         path = spool.path(self.config.spool_dir, sha256)
         os.utime(path, (self.now.timestamp() - 9999, self.now.timestamp() - 9999))
 
     def arrives(self, study: str = "1.2", *contents: str, date: str = "20260101", series: str = "1") -> Study:
-        """Instances 1, 2 ... of a series, and the study is routed."""
-        kept = {"Modality": "MR", "PatientID": "P", "StudyDate": date}
+        """Register instances 1, 2 ... of a series and mark the study as routed."""
+        attributes = {"Modality": "MR", "PatientID": "P", "StudyDate": date}
         with self.sessions.begin() as session:
             for number, content in enumerate(contents or (f"{study} source",), 1):
                 facts = InstanceFacts(
-                    study, f"{study}.{series}", f"{study}.{series}.{number}", CLASS, "1.2.840.10008.1.2.1", "MR", kept,
-                    patient_id="P", study_date=date,
+                    study, f"{study}.{series}", f"{study}.{series}.{number}", CLASS, "1.2.840.10008.1.2.1", "MR",
+                    attributes, patient_id="P", study_date=date,
                 )  # fmt: skip
                 arrival = Arrival(facts, self.file(content), Sender("S", "127.0.0.1"))
                 studies.register_instances(session, [arrival], now=self.now)
@@ -73,9 +73,9 @@ class House:
             return row
 
     def job(self, study: Study, *contents: str, to: Sequence[str] = ("pacs",), held: str = "", **changes: Any) -> int:
-        """A finished job on all of the study."""
+        """Add a finished job on all instances of the study; return its number."""
         with self.sessions.begin() as session:
-            ids = list(session.scalars(select(Instance.id).join(Instance.series).where(_of(study))))
+            ids = list(session.scalars(select(Instance.id).join(Instance.series).where(_is_of_study(study))))
             job = jobs.enqueue(
                 session, study_id=study.id, revision=study.revision, route="flair", pipeline="nothing", options={},
                 inputs={"match": ids}, destinations=list(to), now=self.now, **changes,
@@ -96,7 +96,7 @@ class House:
                 deliveries.mark_delivered(session, due.delivery_id, worker="w", now=self.now)
 
     def pass_days(self, days: float, config: Config | None = None) -> None:
-        """And the clock has walked over everything."""
+        """Let days pass, and let retention walk over all studies."""
         self.now += timedelta(days=days)
         walk = Retention(self.sessions, config or self.config)
         for _ in range(3):
@@ -111,34 +111,34 @@ class House:
             return catalogue.count(session, Query(level))  # type: ignore[arg-type]
 
 
-def _of(study: Study) -> Any:
+def _is_of_study(study: Study) -> Any:
     return Series.study_id == study.id
 
 
 @pytest.fixture
-def house(sessions: sessionmaker[Session], tmp_path: Path, now: datetime) -> House:
-    return House(sessions, tmp_path / "data", now)
+def node(sessions: sessionmaker[Session], tmp_path: Path, now: datetime) -> NodeState:
+    return NodeState(sessions, tmp_path / "data", now)
 
 
-def test_nothing_is_deleted_unless_somebody_says_so(house: House) -> None:
-    house.job(house.arrives())
-    house.deliver()
-    house.pass_days(1000, house.configured())
-    assert house.files() == 2
+def test_nothing_is_deleted_unless_somebody_says_so(node: NodeState) -> None:
+    node.job(node.arrives())
+    node.deliver()
+    node.pass_days(1000, node.configured())
+    assert node.files() == 2
 
 
-def test_what_is_delivered_goes_when_its_time_has_come_sources_and_results_apart(house: House) -> None:
-    house.job(house.arrives())
-    house.deliver()
-    house.pass_days(9)
-    assert (house.files(), house.found()) == (2, 2)
-    house.pass_days(2)
-    assert (house.files(), house.found(), house.found("STUDY")) == (1, 1, 1)
-    house.pass_days(10)
-    assert (house.files(), house.found(), house.found("SERIES"), house.found("STUDY")) == (0, 0, 0, 0)
-    with house.sessions() as session:
-        told = list(session.scalars(select(Event.event).where(Event.event.like("%expired%"))))
-        assert told == ["sources expired", "results expired", "expired"]
+def test_what_is_delivered_goes_when_its_time_has_come_sources_and_results_apart(node: NodeState) -> None:
+    node.job(node.arrives())
+    node.deliver()
+    node.pass_days(9)
+    assert (node.files(), node.found()) == (2, 2)
+    node.pass_days(2)
+    assert (node.files(), node.found(), node.found("STUDY")) == (1, 1, 1)
+    node.pass_days(10)
+    assert (node.files(), node.found(), node.found("SERIES"), node.found("STUDY")) == (0, 0, 0, 0)
+    with node.sessions() as session:
+        events = list(session.scalars(select(Event.event).where(Event.event.like("%expired%"))))
+        assert events == ["sources expired", "results expired", "expired"]
         removed = session.scalars(select(Event).where(Event.event == "files removed")).all()
         assert len({digest for event in removed for digest in event.detail["sha256"]}) == 2
         assert audit.verify(session) is None
@@ -146,163 +146,163 @@ def test_what_is_delivered_goes_when_its_time_has_come_sources_and_results_apart
 
 
 @pytest.mark.parametrize("why", ["waiting", "held", "given up", "nowhere", "unrouted", "another study", "running"])
-def test_what_is_not_delivered_stays(house: House, why: str) -> None:
-    study = house.arrives()
+def test_what_is_not_delivered_stays(node: NodeState, why: str) -> None:
+    study = node.arrives()
     if why not in ("unrouted", "running"):
-        house.job(study, held="look" if why == "held" else "", to=() if why == "nowhere" else ("pacs",))
+        node.job(study, held="look" if why == "held" else "", to=() if why == "nowhere" else ("pacs",))
     if why == "given up":
-        with house.sessions.begin() as session:
-            (due,) = deliveries.claim_due(session, worker="w", lease_s=60, limit=9, now=house.now)
-            deliveries.mark_failed(session, due.delivery_id, worker="w", reason="no", retry_at=None, now=house.now)
+        with node.sessions.begin() as session:
+            (due,) = deliveries.claim_due(session, worker="w", lease_s=60, limit=9, now=node.now)
+            deliveries.mark_failed(session, due.delivery_id, worker="w", reason="no", retry_at=None, now=node.now)
     if why in ("another study", "running"):
-        with house.sessions.begin() as session:
+        with node.sessions.begin() as session:
             ids = list(session.scalars(select(Instance.id)))
             other = studies.find_by_uid(session, study.study_uid) if why == "running" else None
-            target = other or Study(study_uid="1.9", opened_at=house.now, last_received_at=house.now)
+            target = other or Study(study_uid="1.9", opened_at=node.now, last_received_at=node.now)
             session.add(target)
             session.flush()
             jobs.enqueue(
                 session, study_id=target.id, revision=1, route="flair", pipeline="x", options={},
-                inputs={"prior": ids}, destinations=["pacs"], now=house.now,
+                inputs={"prior": ids}, destinations=["pacs"], now=node.now,
             )  # fmt: skip
     if why == "another study":
-        house.deliver()
-    before = house.files()
-    house.pass_days(15)
-    assert house.files() == before
-    with house.sessions() as session:
-        assert explain_kept(session, session.get_one(Study, study.id), house.config, now=house.now)
+        node.deliver()
+    before = node.files()
+    node.pass_days(15)
+    assert node.files() == before
+    with node.sessions() as session:
+        assert explain_kept(session, session.get_one(Study, study.id), node.config, now=node.now)
 
 
-def test_studies_that_no_route_took_have_a_time_of_their_own(house: House) -> None:
-    house.arrives()
-    house.pass_days(3, house.configured(unrouted_days=2))
-    assert house.files() == 0
+def test_studies_that_no_route_took_have_a_time_of_their_own(node: NodeState) -> None:
+    node.arrives()
+    node.pass_days(3, node.configured(unrouted_days=2))
+    assert node.files() == 0
 
 
-def test_a_route_keeps_its_own_longer(house: House) -> None:
-    house.job(house.arrives())
-    house.deliver()
-    config = house.configured(ROUTE | {"keep_sources_days": 0, "keep_results_days": 40}, sources_days=1, results_days=1)
-    house.pass_days(30, config)
-    assert house.files() == 2
-    house.pass_days(11, config)
-    assert (house.files(), house.found("STUDY")) == (1, 1)
+def test_a_route_keeps_its_own_longer(node: NodeState) -> None:
+    node.job(node.arrives())
+    node.deliver()
+    config = node.configured(ROUTE | {"keep_sources_days": 0, "keep_results_days": 40}, sources_days=1, results_days=1)
+    node.pass_days(30, config)
+    assert node.files() == 2
+    node.pass_days(11, config)
+    assert (node.files(), node.found("STUDY")) == (1, 1)
 
 
-def test_the_newest_examination_that_a_route_compares_with_stays(house: House) -> None:
+def test_the_newest_examination_that_a_route_compares_with_stays(node: NodeState) -> None:
     route = ROUTE | {"prior": {"earlier": {"Modality": "MR"}}}
-    first = house.arrives("1.2", date="20260101")
-    house.job(first)
-    house.deliver()
-    config = house.configured(route, sources_days=5)
-    house.pass_days(6, config)
-    assert house.files() == 2
-    house.job(house.arrives("1.3", date="20260301"))
-    house.deliver()
-    house.pass_days(1, config)
-    assert house.files() == 3  # the older one's source is gone: the new one will be compared with instead
-    house.pass_days(100, house.configured(route, sources_days=5, priors_days=50))
-    assert house.files() == 2
+    first = node.arrives("1.2", date="20260101")
+    node.job(first)
+    node.deliver()
+    config = node.configured(route, sources_days=5)
+    node.pass_days(6, config)
+    assert node.files() == 2
+    node.job(node.arrives("1.3", date="20260301"))
+    node.deliver()
+    node.pass_days(1, config)
+    assert node.files() == 3  # the older one's source is gone: the new one will be compared with instead
+    node.pass_days(100, node.configured(route, sources_days=5, priors_days=50))
+    assert node.files() == 2
 
 
-def test_a_file_that_two_rows_share_goes_with_the_last(house: House) -> None:
-    study = house.arrives("1.2", "the same")
-    house.job(study, "the same")
-    house.deliver()
-    house.pass_days(11)
-    assert (house.files(), house.found()) == (1, 1)
-    house.pass_days(11)
-    assert house.files() == 0
+def test_a_file_that_two_rows_share_goes_with_the_last(node: NodeState) -> None:
+    study = node.arrives("1.2", "the same")
+    node.job(study, "the same")
+    node.deliver()
+    node.pass_days(11)
+    assert (node.files(), node.found()) == (1, 1)
+    node.pass_days(11)
+    assert node.files() == 0
 
 
-def test_a_crash_between_rows_and_files_is_made_good(house: House) -> None:
-    house.job(house.arrives())
-    house.deliver()
-    house.now += 11 * DAY
+def test_a_crash_between_rows_and_files_is_made_good(node: NodeState) -> None:
+    node.job(node.arrives())
+    node.deliver()
+    node.now += 11 * DAY
 
-    def dies(*_: object, **__: object) -> bool:
+    def fail(*_: object, **__: object) -> bool:
         raise SystemExit("killed")
 
-    with house.sessions.begin() as session:
+    with node.sessions.begin() as session:
         study = retention.lock_study(session, 1)
         assert study is not None
-        retention.expire_sources(session, study, reason="r", now=house.now)
+        retention.expire_sources(session, study, reason="r", now=node.now)
     with pytest.raises(SystemExit):
-        remove_files(house.sessions, house.config, now=house.now, remove=dies)
-    assert (house.files(), house.found()) == (2, 1)
+        remove_files(node.sessions, node.config, now=node.now, remove=fail)
+    assert (node.files(), node.found()) == (2, 1)
 
-    def deletes_and_dies(root: Path, sha256: str, *, now: datetime) -> bool:
+    def delete_and_fail(root: Path, sha256: str, *, now: datetime) -> bool:
         spool.remove(root, sha256, now=now)
         raise SystemExit("killed")
 
     with pytest.raises(SystemExit):
-        remove_files(house.sessions, house.config, now=house.now, remove=deletes_and_dies)
-    house.pass_days(0)
-    with house.sessions() as session:
+        remove_files(node.sessions, node.config, now=node.now, remove=delete_and_fail)
+    node.pass_days(0)
+    with node.sessions() as session:
         assert session.scalars(select(Instance)).one().removed_at is not None
-    assert house.files() == 1
+    assert node.files() == 1
 
 
-def test_a_file_that_was_written_lately_stays_until_it_is_older(house: House) -> None:
-    study = house.arrives()
-    with house.sessions.begin() as session:
+def test_a_file_that_was_written_lately_stays_until_it_is_older(node: NodeState) -> None:
+    study = node.arrives()
+    with node.sessions.begin() as session:
         row = retention.lock_study(session, study.id)
         assert row is not None
-        retention.expire_sources(session, row, reason="r", now=house.now)
-    path = next(house.config.spool_dir.rglob("*.dcm"))
-    os.utime(path, (house.now.timestamp() - 5, house.now.timestamp() - 5))
-    assert remove_files(house.sessions, house.config, now=house.now) == 0
+        retention.expire_sources(session, row, reason="r", now=node.now)
+    path = next(node.config.spool_dir.rglob("*.dcm"))
+    os.utime(path, (node.now.timestamp() - 5, node.now.timestamp() - 5))
+    assert remove_files(node.sessions, node.config, now=node.now) == 0
     assert path.read_bytes() == b"1.2 source"
-    assert remove_files(house.sessions, house.config, now=house.now + DAY) == 1
+    assert remove_files(node.sessions, node.config, now=node.now + DAY) == 1
     assert not path.exists()
 
 
-def test_a_file_on_its_way_out_is_put_back_after_a_crash(house: House) -> None:
-    house.arrives()
-    path = next(house.config.spool_dir.rglob("*.dcm"))
-    path.rename(house.config.spool_dir / "incoming" / f"{path.stem}.leaving")
-    spool.sweep(house.config.spool_dir)
+def test_a_file_on_its_way_out_is_put_back_after_a_crash(node: NodeState) -> None:
+    node.arrives()
+    path = next(node.config.spool_dir.rglob("*.dcm"))
+    path.rename(node.config.spool_dir / "incoming" / f"{path.stem}.leaving")
+    spool.sweep(node.config.spool_dir)
     assert path.read_bytes() == b"1.2 source"
-    assert list((house.config.spool_dir / "incoming").iterdir()) == []
+    assert list((node.config.spool_dir / "incoming").iterdir()) == []
 
 
-def test_what_is_sent_again_is_new_again_and_a_part_of_it_is_given_to_nobody(house: House) -> None:
-    study = house.arrives("1.2", "a", "b")
-    house.job(study)
-    house.deliver()
-    house.pass_days(11)
-    assert house.found() == 1
-    with house.sessions.begin() as session:
+def test_what_is_sent_again_is_new_again_and_a_part_of_it_is_given_to_nobody(node: NodeState) -> None:
+    study = node.arrives("1.2", "a", "b")
+    node.job(study)
+    node.deliver()
+    node.pass_days(11)
+    assert node.found() == 1
+    with node.sessions.begin() as session:
         facts = InstanceFacts("1.2", "1.2.1", "1.2.1.1", CLASS, "1.2.840.10008.1.2.1", "MR", {})
-        arrival = Arrival(facts, house.file("a"), Sender("S", "127.0.0.1"))
-        assert studies.register_instances(session, [arrival], now=house.now)[0].kind == "new"
-    with house.sessions() as session:
+        arrival = Arrival(facts, node.file("a"), Sender("S", "127.0.0.1"))
+        assert studies.register_instances(session, [arrival], now=node.now)[0].kind == "new"
+    with node.sessions() as session:
         row = session.get_one(Study, study.id)
         assert (row.revision, row.expired_at) == (2, None)
         assert StudySnapshot(session, row).usable_series == []
         assert catalogue.count(session, Query("SERIES")) == 2
-    house.pass_days(0)
-    assert house.files() == 2  # "a" again, and the result
+    node.pass_days(0)
+    assert node.files() == 2  # "a" again, and the result
 
 
-def test_a_job_on_what_is_gone_says_so(house: House) -> None:
-    number = house.job(house.arrives())
-    house.deliver()
-    house.pass_days(11)
-    with house.sessions() as session, pytest.raises(NotAllowed, match="deleted by retention; send it again"):
-        job_run.build_task(session.get_one(Job, number), house.config)
+def test_a_job_on_what_is_gone_says_so(node: NodeState) -> None:
+    number = node.job(node.arrives())
+    node.deliver()
+    node.pass_days(11)
+    with node.sessions() as session, pytest.raises(NotAllowed, match="deleted by retention; send it again"):
+        job_run.build_task(session.get_one(Job, number), node.config)
 
 
-def test_a_study_that_is_arriving_again_is_not_touched(house: House) -> None:
-    house.job(house.arrives())
-    house.deliver()
-    with house.sessions.begin() as session:
+def test_a_study_that_is_arriving_again_is_not_touched(node: NodeState) -> None:
+    node.job(node.arrives())
+    node.deliver()
+    with node.sessions.begin() as session:
         facts = InstanceFacts("1.2", "1.2.1", "1.2.1.7", CLASS, "1.2.840.10008.1.2.1", "MR", {})
-        arrival = Arrival(facts, house.file("late"), Sender("S", "127.0.0.1"))
-        studies.register_instances(session, [arrival], now=house.now)
-    house.pass_days(11)
-    assert house.files() == 3
-    with house.sessions() as session:
+        arrival = Arrival(facts, node.file("late"), Sender("S", "127.0.0.1"))
+        studies.register_instances(session, [arrival], now=node.now)
+    node.pass_days(11)
+    assert node.files() == 3
+    with node.sessions() as session:
         assert session.scalars(select(Output)).one().expired_at is None
         assert session.scalars(select(Job)).one().state is JobState.DONE

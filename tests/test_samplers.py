@@ -17,7 +17,7 @@ FULL, SHORT = samplers.karras_schedule(20.0, 0.005, 100), samplers.karras_schedu
 
 
 def gaussian(mean: Tensor, variance: float) -> Callable[[Tensor, float], Tensor]:
-    """D of a white Gaussian prior: the mean of x0 given x = x0 + sigma n."""
+    """Return D of a white Gaussian prior: the mean of x0 given x = x0 + sigma n."""
     return lambda x, sigma: mean + variance / (variance + sigma**2) * (x - mean)
 
 
@@ -27,7 +27,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Problem:
-    """Two coils, half of the samples; the exact posterior of a white Gaussian prior with mean ``mu`` and sd ``SD``."""
+    """Problem of two coils and half of the samples, with the exact posterior of a white Gaussian prior N(mu, SD^2)."""
 
     def __init__(self, sigma_y: float = SIGMA_Y) -> None:
         S = randn(1, 2, N, N, seed=1)
@@ -45,14 +45,17 @@ class Problem:
         self.D = gaussian(self.mu, SD**2)
 
     def errors(self, x: Tensor) -> tuple[float, float]:
-        """Distance of the sample mean, in posterior sds per pixel, and relative error of the covariance (Frobenius)."""
+        """Return the distance of the sample mean in posterior sds per pixel, and the relative error of the covariance.
+
+        The covariance is compared by the Frobenius norm.
+        """
         flat = x.flatten(1)
         sd = self.covariance.diagonal().real.sqrt()
         shift = float(((flat.mean(0) - self.mean).abs() / sd).pow(2).mean().sqrt())
         centred = flat - flat.mean(0)
         found = centred.T @ centred.conj() / (2 * (len(flat) - 1))
-        wrong = torch.linalg.matrix_norm(found - self.covariance) / torch.linalg.matrix_norm(self.covariance)
-        return shift, float(wrong)
+        covariance_error = torch.linalg.matrix_norm(found - self.covariance) / torch.linalg.matrix_norm(self.covariance)
+        return shift, float(covariance_error)
 
 
 def noise() -> samplers.Noise:
@@ -81,9 +84,9 @@ def test_dds_reproduces_mean_and_covariance_of_the_posterior(eta: float) -> None
         eta=eta,
         iterations=10,
     )
-    shift, wrong = p.errors(x)
+    shift, covariance_error = p.errors(x)
     assert shift < 0.07
-    assert wrong < SAMPLING_ERROR + 0.06
+    assert covariance_error < SAMPLING_ERROR + 0.06
 
 
 def test_posterior_mean_is_the_exact_mean_on_a_gaussian() -> None:
@@ -97,9 +100,9 @@ def test_ald_reproduces_the_posterior_approximately() -> None:
     x = samplers.ald(
         p.D, p.A.repeat(SAMPLES), start(p.y), FULL, sigma_y=SIGMA_Y, noise=noise(), inner_steps=5, rate=0.3
     )
-    shift, wrong = p.errors(x)
+    shift, covariance_error = p.errors(x)
     assert shift < 0.15
-    assert wrong < SAMPLING_ERROR + 0.25
+    assert covariance_error < SAMPLING_ERROR + 0.25
 
 
 def test_dps_finds_the_mean_approximately_and_its_spread_is_not_the_posterior() -> None:

@@ -151,7 +151,7 @@ def refused(held: sessionmaker[Session], query: Query) -> str:
 def test_one_item_of_a_sequence_must_have_all_its_keys(
     held: sessionmaker[Session], step: str, procedure: str, found: int
 ) -> None:
-    """PS3.4 C.2.2.2.6: each series has two items, and no item mixes them."""
+    """Each series has two items, and no item mixes them (PS3.4 C.2.2.2.6)."""
     keys = {
         "RequestAttributesSequence.ScheduledProcedureStepID": step,
         "RequestAttributesSequence.RequestedProcedureID": procedure,

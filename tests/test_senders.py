@@ -35,7 +35,7 @@ _SIZE, _OUT_OF_RESOURCES = 0x0124, 0xA700
 
 
 class Clock:
-    """Clock that advances only when the test sets it, or when a wait is requested."""
+    """A clock that advances only when the test sets it, or when a wait is requested."""
 
     def __init__(self) -> None:
         self.now, self.waits = 1000.0, list[float]()

@@ -1,4 +1,4 @@
-"""Migration 0008: searches for series beside those for earlier examinations, and the way back."""
+"""Migration 0008: searches for series in addition to those for prior examinations, and the downgrade."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_what_was_searched_before_was_a_prior_and_only_those_go_back(engine: Eng
                  " FROM prior_searches")  # fmt: skip
     with pytest.raises(IntegrityError), engine.begin() as connection:
         connection.execute(again)
-    wrong = text("UPDATE prior_searches SET state = 'nonsense'")
+    update = text("UPDATE prior_searches SET state = 'nonsense'")
     with pytest.raises(IntegrityError), engine.begin() as connection:
-        connection.execute(wrong)
+        connection.execute(update)
     migrations.upgrade(engine)
     with engines.readers(engine)() as session:
         (search,) = session.scalars(select(Retrieval)).all()

@@ -1,4 +1,4 @@
-"""A pipeline of a site's own: found by its entry point where node.toml names it, imported by workers only."""
+"""Site pipelines: found by their entry points where node.toml names them, imported by workers only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Options(BaseModel):
 
 
 class Loose(BaseModel):
-    """Takes whatever a route says."""
+    """Options that accept any key."""
 
 
 GOOD = Pipeline("mine", "Mine", (Input("image", Volume),), "anatomy", Options, lambda case, model, o, s, p: [])
@@ -66,8 +66,8 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
-def package(folder: Path, name: str, value: str, text: str = "", *, called: str = "a-package") -> Path:
-    """What 'pip install' would leave there: a module of that text, and metadata with one entry point."""
+def install_package(folder: Path, name: str, value: str, text: str = "", *, called: str = "a-package") -> Path:
+    """Write the files that 'pip install' leaves: a module with the text, and metadata with one entry point."""
     module = value.partition(":")[0]
     (folder / f"{module}.py").parent.mkdir(parents=True, exist_ok=True)
     (folder / f"{module}.py").write_text(text)
@@ -78,14 +78,14 @@ def package(folder: Path, name: str, value: str, text: str = "", *, called: str 
     return folder
 
 
-def naming(*names: str, folder: Path = Path("nowhere")) -> Config:
+def make_config(*names: str, folder: Path = Path("nowhere")) -> Config:
     node = NodeConfig(data_dir=folder / "data")
     return Config(node=node, pipelines=PipelinesConfig(site=names), path=folder / "node.toml")
 
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in which Python looks for packages."""
+    """Yield a folder in which Python looks for packages."""
     folder = tmp_path / "packages"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -95,65 +95,65 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("case", WRONG)
 def test_what_is_no_pipeline_is_refused_with_what_it_lacks(
-    wrong: str, packages: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value, said = WRONG[wrong]
-    package(packages, "mine", "site_test_wrong:PIPELINE", "PIPELINE = None\n")
+    value, said = WRONG[case]
+    install_package(packages, "mine", "site_test_wrong:PIPELINE", "PIPELINE = None\n")
     import site_test_wrong  # type: ignore[import-not-found]  # written a moment ago
 
     monkeypatch.setattr(site_test_wrong, "PIPELINE", value)
     with pytest.raises(ConfigError, match=f"the site pipeline 'mine'.*{said}"):
-        pipeline_names.resolve_pipeline("mine", naming("mine"))
+        pipeline_names.resolve_pipeline("mine", make_config("mine"))
 
 
 def test_only_what_node_toml_names_is_looked_at(packages: Path) -> None:
-    package(packages, "mine", "site_test_loud:PIPELINE", "raise SystemExit('imported')\n")
+    install_package(packages, "mine", "site_test_loud:PIPELINE", "raise SystemExit('imported')\n")
     with pytest.raises(ConfigError, match=r"no pipeline is named 'mine'; there are: anatomy.*bundle:NAME"):
-        pipeline_names.resolve_pipeline("mine", naming())
-    assert "mine" not in pipeline_names.list_pipelines(naming())
-    assert "mine" in pipeline_names.list_pipelines(naming("mine")), "by its name, without importing it"
+        pipeline_names.resolve_pipeline("mine", make_config())
+    assert "mine" not in pipeline_names.list_pipelines(make_config())
+    assert "mine" in pipeline_names.list_pipelines(make_config("mine")), "by its name, without importing it"
 
 
 def test_what_is_named_and_not_installed_is_said_with_what_is(packages: Path) -> None:
-    package(packages, "mine", "site_test_some:PIPELINE")
+    install_package(packages, "mine", "site_test_some:PIPELINE")
     with pytest.raises(ConfigError, match=r"names 'other'.*no installed package.*\(there: mine\).*pip install"):
-        pipeline_names.check_pipeline("other", naming("other"))
+        pipeline_names.check_pipeline("other", make_config("other"))
 
 
 def test_two_packages_that_claim_a_name_are_both_told(packages: Path) -> None:
-    package(packages, "mine", "site_test_one:PIPELINE", called="group-a")
-    package(packages, "mine", "site_test_two:PIPELINE", called="group-b")
+    install_package(packages, "mine", "site_test_one:PIPELINE", called="group-a")
+    install_package(packages, "mine", "site_test_two:PIPELINE", called="group-b")
     with pytest.raises(ConfigError, match=r"several packages claim.*group-a 1\.0.*group-b 1\.0"):
-        pipeline_names.check_pipeline("mine", naming("mine"))
+        pipeline_names.check_pipeline("mine", make_config("mine"))
 
 
 @pytest.mark.parametrize("name", ["anatomy", "bundle:anatomy"])
 def test_a_name_of_ours_is_not_taken(name: str, packages: Path) -> None:
-    package(packages, name.replace(":", "_"), "site_test_shadow:PIPELINE")
+    install_package(packages, name.replace(":", "_"), "site_test_shadow:PIPELINE")
     with pytest.raises(ConfigError, match="has the name of one of the node's own"):
-        pipeline_names.resolve_pipeline(name, naming(name))
+        pipeline_names.resolve_pipeline(name, make_config(name))
 
 
 def test_an_import_that_fails_says_where_and_why(packages: Path) -> None:
-    package(packages, "mine", "site_test_broken:PIPELINE", "import a_library_that_nobody_has\n")
+    install_package(packages, "mine", "site_test_broken:PIPELINE", "import a_library_that_nobody_has\n")
     with pytest.raises(ConfigError, match=r"site_test_broken:PIPELINE\) cannot be imported: ModuleNotFoundError"):
-        pipeline_names.resolve_pipeline("mine", naming("mine"))
-    found = {each.what: each for each in checks.run(naming("mine", folder=packages.parent))}
+        pipeline_names.resolve_pipeline("mine", make_config("mine"))
+    found = {each.what: each for each in checks.run(make_config("mine", folder=packages.parent))}
     assert found["site pipeline mine"].result == "failed"
 
 
-@pytest.mark.parametrize("given", [["a word"], [Dataset()], None, "words"])
-def test_what_is_no_finding_stops_the_job(given: Any) -> None:
+@pytest.mark.parametrize("answer", [["a word"], [Dataset()], None, "words"])
+def test_what_is_no_finding_stops_the_job(answer: Any) -> None:
     with pytest.raises(ConfigError, match="pipeline mine gave"):
-        site.check_findings(GOOD, given)
+        site.check_findings(GOOD, answer)
     site.check_findings(GOOD, [Note("a", "b")])
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example as docs/site-pipelines.md installs it, into a folder of its own."""
+    """Install the example as docs/site-pipelines.md does, into a folder of its own."""
     folder = tmp_path_factory.mktemp("example")
     source = shutil.copytree(EXAMPLE, folder / "source")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -166,7 +166,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def with_example(example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """In reach of this process and of those that it starts."""
+    """Put the example on the path of this process and of those that it starts."""
     monkeypatch.syspath_prepend(example)
     monkeypatch.setitem(nodes._ENVIRONMENT, "PYTHONPATH", f"{example}{os.pathsep}{ROOT}")
     yield example
@@ -176,9 +176,9 @@ def with_example(example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 def test_the_example_goes_from_the_scanner_to_the_archive_and_the_receiver_never_imports_it(
     with_example: Path, storescp: StoreScp, tmp_path: Path
 ) -> None:
-    sent = _phantom(tmp_path / "in")
-    with Node(_served(tmp_path / "node", storescp)) as node:
-        _storescu(node, sent)
+    sent = _write_phantom(tmp_path / "in")
+    with Node(_write_config(tmp_path / "node", storescp)) as node:
+        _send(node, sent)
         job = node.wait_for_job("done", "held", "dead")
         assert job.state == "done", job.reason
         node.wait_until_delivered()
@@ -192,7 +192,7 @@ def test_the_example_goes_from_the_scanner_to_the_archive_and_the_receiver_never
 
 
 def test_run_check_and_the_pages_know_the_example(with_example: Path, storescp: StoreScp, tmp_path: Path) -> None:
-    path = _served(tmp_path / "node", storescp)
+    path = _write_config(tmp_path / "node", storescp)
     config = load(path)
     found = {each.what: each for each in checks.run(config)}
     assert found[f"site pipeline {NAME}"].result == "ok", found[f"site pipeline {NAME}"].detail
@@ -202,7 +202,7 @@ def test_run_check_and_the_pages_know_the_example(with_example: Path, storescp: 
         write_anatomy_bundle(web.config.models_dir)
         assert f'<option value="{NAME}">' in web.get("/models/anatomy@0.0.1", "text/html").text
     node = Node(path, "check")
-    _phantom(tmp_path / "in")
+    _write_phantom(tmp_path / "in")
     done = node.command("run", NAME, str(tmp_path / "in"), str(tmp_path / "out"), "--json")
     assert {row["kind"] for row in json.loads(done.stdout)} >= {"segmentation", "report"}, done.stderr
 
@@ -210,18 +210,18 @@ def test_run_check_and_the_pages_know_the_example(with_example: Path, storescp: 
 def test_an_object_that_lost_its_marks_does_not_leave_the_job(
     with_example: Path, storescp: StoreScp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same gate as for our own pipelines, between the writer and the spool; delivery/gate.py is the next."""
-    config = load(_served(tmp_path / "node", storescp))
+    """The gate is the same as for built-in pipelines, between the writer and the spool; delivery/gate.py comes next."""
+    config = load(_write_config(tmp_path / "node", storescp))
     write = results.write
 
-    def unmarked(*arguments: Any, **named: Any) -> list[Dataset]:
-        written = write(*arguments, **named)
+    def write_unmarked(*arguments: Any, **options: Any) -> list[Dataset]:
+        written = write(*arguments, **options)
         del written[0].SyntheticData
         return written
 
-    monkeypatch.setattr(results, "write", unmarked)
+    monkeypatch.setattr(results, "write", write_unmarked)
     task = processing.Task(
-        key="k", pipeline=NAME, model="", options={}, inputs={"match": _phantom(tmp_path / "in")}, seed=1,
+        key="k", pipeline=NAME, model="", options={}, inputs={"match": _write_phantom(tmp_path / "in")}, seed=1,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     with pytest.raises(NotMarked, match="SyntheticData"):
@@ -245,19 +245,19 @@ def _check_delivered(storescp: StoreScp, sent: list[Path]) -> None:
     assert np.allclose(np.abs(axes).sum(axis=0), 1, atol=1e-3), "on the voxels of the source"
 
 
-def _phantom(folder: Path) -> list[Path]:
+def _write_phantom(folder: Path) -> list[Path]:
     data, _ = phantom()
     affine = np.diag([SPACING_MM, SPACING_MM, SPACING_MM, 1.0])
     return write_slices(folder, Grid(data.shape, affine), np.round(data * 2300).astype(np.uint16))
 
 
-def _served(folder: Path, storescp: StoreScp) -> Path:
+def _write_config(folder: Path, storescp: StoreScp) -> Path:
     write_anatomy_bundle(folder / "data" / "models")
     route = {"name": "heads", "pipeline": NAME, "match": {"Modality": "MR"}, "destinations": ["storescp"]}
     return write_config(folder, pipelines={"site": [NAME]}, peers=[storescp.peer], routes=[route])
 
 
-def _storescu(node: Node, paths: list[Path]) -> None:
+def _send(node: Node, paths: list[Path]) -> None:
     program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

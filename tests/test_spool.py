@@ -1,4 +1,4 @@
-"""The spool: named by content, durable in the right order, nothing left behind."""
+"""The spool: files named by content, made durable in the right order, and no remains after a failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dicomnode.errors import OutOfSpace
 from dicomnode.storage import spool
 
 
-def _files(root: Path) -> list[Path]:
+def _list_files(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 
@@ -26,18 +26,18 @@ def test_a_file_is_named_by_the_digest_of_its_content(tmp_path: Path) -> None:
     assert stored.size_bytes == 7
     assert spool.path(tmp_path, stored) == spool.path(tmp_path, stored.sha256)
     assert spool.path(tmp_path, stored).read_bytes() == b"one two"
-    assert _files(tmp_path) == [tmp_path / stored.relative_path]
+    assert _list_files(tmp_path) == [tmp_path / stored.relative_path]
 
 
 def test_equal_content_is_kept_once(tmp_path: Path) -> None:
     assert spool.write(tmp_path, b"same") == spool.write(tmp_path, b"same")
-    assert len(_files(tmp_path)) == 1
+    assert len(_list_files(tmp_path)) == 1
 
 
 def test_what_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
     with spool.open_writer(tmp_path) as writer:
         writer.write(b"half of")
-    assert _files(tmp_path) == []
+    assert _list_files(tmp_path) == []
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -48,11 +48,11 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert _files(tmp_path) == []
+    assert _list_files(tmp_path) == []
 
 
 def _watch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What reaches the disk, in its order."""
+    """Return the list that records each sync and rename, in order."""
     events: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -84,7 +84,7 @@ def test_a_disk_without_space_is_told_and_leaves_nothing(tmp_path: Path, monkeyp
     with pytest.raises(OutOfSpace, match="No space left"):
         spool.write(tmp_path, b"content")
     monkeypatch.undo()
-    assert _files(tmp_path) == []
+    assert _list_files(tmp_path) == []
 
 
 def test_a_disk_that_fails_to_synchronise_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +97,10 @@ def test_a_disk_that_fails_to_synchronise_is_no_success(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("limits", "wrong"), [({"min_free_gb": 1e9}, "GB free"), ({"refuse_at_percent": 1e-9}, "% full")]
+    ("limits", "reason"), [({"min_free_gb": 1e9}, "GB free"), ({"refuse_at_percent": 1e-9}, "% full")]
 )
-def test_a_nearly_full_disk_is_refused(tmp_path: Path, limits: dict[str, float], wrong: str) -> None:
-    with pytest.raises(OutOfSpace, match=wrong) as refusal:
+def test_a_nearly_full_disk_is_refused(tmp_path: Path, limits: dict[str, float], reason: str) -> None:
+    with pytest.raises(OutOfSpace, match=reason) as refusal:
         spool.check_space(tmp_path, SpoolConfig.model_validate({"min_free_gb": 0, "refuse_at_percent": 100} | limits))
     assert refusal.value.dicom_status == 0xA700
 
@@ -112,7 +112,7 @@ def test_a_sweep_takes_what_a_killed_process_left_and_nothing_that_is_written(tm
     subprocess.run([sys.executable, "-c", left, str(tmp_path)], env=environment, check=False)
     with spool.open_writer(tmp_path) as writer:
         writer.write(bytes(2_000_000))
-        assert len(_files(tmp_path)) == 2
+        assert len(_list_files(tmp_path)) == 2
         assert spool.sweep(tmp_path) == 1
         stored = writer.commit()
-    assert _files(tmp_path) == [spool.path(tmp_path, stored)]
+    assert _list_files(tmp_path) == [spool.path(tmp_path, stored)]

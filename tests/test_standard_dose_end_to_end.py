@@ -35,7 +35,7 @@ OBJECTS = 4
 
 @dataclass(frozen=True)
 class Delivered:
-    """A series that was sent, what SUV it has, and the results that the archive got."""
+    """A series that was sent, its SUV factor, and the results that reached the archive."""
 
     sent: list[Path]
     volume: Volume
@@ -51,13 +51,13 @@ class Delivered:
 def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     folder = tmp_path_factory.mktemp("pet")
     template = request.param == "FDG template"
-    sent = _template(folder / "in") if template else _whole_body(folder / "in")
+    sent = _write_template(folder / "in") if template else _unpack_whole_body(folder / "in")
     write_pet_bundle(folder / "node" / "data" / "models")
     with (
         Orthanc(folder / "orthanc") as orthanc,
-        Node(_routing(folder / "node", orthanc)) as node,
+        Node(_write_config(folder / "node", orthanc)) as node,
     ):
-        _storescu(node, sent)
+        _send(node, sent)
         job = node.wait_for_job("done", "dead")
         assert job.state == "done", job.reason
         wait_for(lambda: len(orthanc.instances()) >= OBJECTS, "Orthanc has the results", within_s=120)
@@ -77,23 +77,23 @@ def test_the_archive_gets_marked_results_in_the_study_that_record_the_suv(delive
         marking.check_marks(ds)
         assert (ds.StudyInstanceUID, ds.PatientID) == (source.StudyInstanceUID, source.PatientID)
         assert ds.FrameOfReferenceUID == source.FrameOfReferenceUID
-        named = {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence}
-        assert {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in delivered.sent} <= named
+        references = {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence}
+        assert {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in delivered.sent} <= references
         record = read_record(ds)
-        told = {each["name"]: each["value"] for each in record["measurements"]}
-        assert told["SUVbw factor"] == pytest.approx(delivered.suv_factor, rel=1e-5)
-        assert told["total activity ratio"] == pytest.approx(1, abs=0.01)
+        measurements = {each["name"]: each["value"] for each in record["measurements"]}
+        assert measurements["SUVbw factor"] == pytest.approx(delivered.suv_factor, rel=1e-5)
+        assert measurements["total activity ratio"] == pytest.approx(1, abs=0.01)
 
 
-def _clean(delivered: Delivered) -> Path:
-    """Of the two image series the one without the label in its pixels."""
+def _find_clean_image(delivered: Delivered) -> Path:
+    """Return the one of the two image series that has no label in its pixels."""
     found = delivered.results[MultiFrameGrayscaleWordSecondaryCaptureImageStorage]
     (path,) = [p for p in found if dcmread(p, stop_before_pixels=True).BurnedInAnnotation == "NO"]
     return path
 
 
 def test_the_image_has_the_sources_geometry_unit_and_activity(delivered: Delivered) -> None:
-    path = _clean(delivered)
+    path = _find_clean_image(delivered)
     assert dcmread(path, stop_before_pixels=True).RescaleType == "Bq/ml"
     image = sitk.ReadImage(str(path))
     volume = delivered.volume
@@ -116,7 +116,10 @@ def test_the_map_and_the_segmentation_lie_on_the_source(delivered: Delivered) ->
     assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == "Bq/ml"
     sd = pm.get_volume()
     assert (
-        np.abs(_corners_mm(sd.affine, sd.array.shape) - _corners_mm(grid.affine_mm[:, [2, 1, 0, 3]], grid.shape)).max()
+        np.abs(
+            _compute_corners_mm(sd.affine, sd.array.shape)
+            - _compute_corners_mm(grid.affine_mm[:, [2, 1, 0, 3]], grid.shape)
+        ).max()
         < 1e-3
     )
     assert sd.array.shape == grid.shape
@@ -130,8 +133,8 @@ def test_the_map_and_the_segmentation_lie_on_the_source(delivered: Delivered) ->
     assert np.abs(first[:2]).max() < 1e-3
 
 
-def _corners_mm(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Where the outermost voxels lie, in whichever order the slices are kept; ``affine`` takes (k, j, i, 1)."""
+def _compute_corners_mm(affine: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the sorted positions of the outermost voxels, in mm; ``affine`` takes (k, j, i, 1)."""
     corners = [affine @ [k, j, i, 1] for k in (0, shape[0] - 1) for j in (0, shape[1] - 1) for i in (0, shape[2] - 1)]
     return np.array(sorted(np.round(corners, 6).tolist()))
 
@@ -141,9 +144,9 @@ def test_no_patient_data_is_in_the_log(delivered: Delivered) -> None:
     assert str(source.PatientName).split("^")[0] not in delivered.node.log
 
 
-def _template(folder: Path) -> list[Path]:
-    """The kit's mean FDG brain as a scan of a low dose: Bq/ml, noise, rows from the front."""
-    image = nibabel.load(_kit("fdg-brain-template-chinese/CN_PET_TEMPLATE.nii"))
+def _write_template(folder: Path) -> list[Path]:
+    """Write the kit's mean FDG brain as a low-dose scan: Bq/ml, noise, rows from the front."""
+    image = nibabel.load(_find_in_kit("fdg-brain-template-chinese/CN_PET_TEMPLATE.nii"))
     affine = np.diag([-1.0, -1, 1, 1]) @ np.asarray(image.affine, np.float64)
     data = np.asarray(image.dataobj, np.float32).transpose(2, 1, 0)[::2]
     data = data[:, ::-1]
@@ -155,19 +158,19 @@ def _template(folder: Path) -> list[Path]:
     return write_pet(folder, Grid(data.shape, affine), low)
 
 
-def _whole_body(folder: Path) -> list[Path]:
-    paths = unpack_series(_kit("tcia-sts001-fdg-wholebody/raw_bqml.tar.xz"), folder)
+def _unpack_whole_body(folder: Path) -> list[Path]:
+    paths = unpack_series(_find_in_kit("tcia-sts001-fdg-wholebody/raw_bqml.tar.xz"), folder)
     return sorted(paths, key=lambda path: float(dcmread(path, stop_before_pixels=True).ImagePositionPatient[2]))[SLICES]
 
 
-def _kit(name: str) -> Path:
+def _find_in_kit(name: str) -> Path:
     try:
         return data_root() / "pet" / name
     except FileNotFoundError as error:
         pytest.skip(str(error))
 
 
-def _routing(folder: Path, orthanc: Orthanc) -> Path:
+def _write_config(folder: Path, orthanc: Orthanc) -> Path:
     route = {
         "name": "pet", "pipeline": "standard_dose_pet", "match": {"Modality": "PT"}, "destinations": ["orthanc"],
         "options": {"dose_fraction": 0.25},
@@ -175,7 +178,7 @@ def _routing(folder: Path, orthanc: Orthanc) -> Path:
     return write_config(folder, peers=[orthanc.peer], routes=[route])
 
 
-def _storescu(node: Node, paths: list[Path]) -> None:
+def _send(node: Node, paths: list[Path]) -> None:
     program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

@@ -1,5 +1,6 @@
-"""Low-dose PET to standard dose: geometry, units, activity, what is measured and what is refused, by a network that
-blurs. An MR beside it: ``test_head_regions.py``; over the wire: ``test_standard_dose_end_to_end.py``."""
+"""Low-dose PET to standard dose, by a network that blurs: geometry, units, activity, measurements and refusals.
+
+``test_head_regions.py`` adds an MR, ``test_standard_dose_end_to_end.py`` the network."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ FACTS = {"modality": "PT", "units": "BQML", "corrections": ("ATTN", "DECY"), "su
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node's data folder whose own bundles are the blur and the anatomy of a phantom."""
+    """Return a node's data folder with two bundles: the blur, and the anatomy of a phantom."""
     data = tmp_path_factory.mktemp("data")
     write_pet_bundle(data / "models")
     write_anatomy_bundle(data / "models")
@@ -57,12 +58,14 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return registry.load("standard_dose_pet", root=root)
 
 
-def _grid(spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0), shape: tuple[int, int, int] = (24, 40, 44)) -> Grid:
+def _make_grid(
+    spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0), shape: tuple[int, int, int] = (24, 40, 44)
+) -> Grid:
     return make_grid("axial", shape, spacing_mm, (-60.0, -55.0, 12.0))
 
 
-def _body(grid: Grid, *, noise: float = 0.1, hot_bq_ml: float = 40e3, sd_mm: float = 5.0) -> Array:
-    """Bq/ml of a cylinder with a hot spot off its middle, and noise."""
+def _make_body(grid: Grid, *, noise: float = 0.1, hot_bq_ml: float = 40e3, sd_mm: float = 5.0) -> Array:
+    """Return the Bq/ml of a cylinder with a hot spot off its middle, and noise."""
     k, j, i = np.indices(grid.shape)
     places = np.einsum("xn,n...->x...", grid.affine_mm[:3], np.stack([i, j, k, np.ones_like(i)]))
     middle = (grid.affine_mm @ [*((n - 1) / 2 for n in reversed(grid.shape)), 1])[:3]
@@ -75,7 +78,7 @@ def _body(grid: Grid, *, noise: float = 0.1, hot_bq_ml: float = 40e3, sd_mm: flo
 
 
 @dataclass(frozen=True)
-class Found:
+class RunResult:
     """The findings of a run by kind and name."""
 
     image: Array
@@ -86,7 +89,7 @@ class Found:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def _run(model: Model, pet: Volume, facts: dict[str, Any] | None = None, **options: Any) -> Found:
+def _run(model: Model, pet: Volume, facts: dict[str, Any] | None = None, **options: Any) -> RunResult:
     case = Case({"pet": pet}, FACTS if facts is None else facts)
     findings = standard_dose_pet.run(case, model, standard_dose_pet.Options(**options), 0, lambda done, step: None)
     (image,) = [f.volume for f in findings if isinstance(f, Image)]
@@ -96,7 +99,7 @@ def _run(model: Model, pet: Volume, facts: dict[str, Any] | None = None, **optio
         assert grid is pet.grid
     assert image.unit == sd.unit == pet.unit
     measured = [f for f in findings if isinstance(f, Measurement)]
-    return Found(
+    return RunResult(
         image.data, sd.data, low.labels, {m.name: m for m in measured if not m.group},
         {(m.group, m.name): m for m in measured}, {f.name: f.text for f in findings if isinstance(f, Note)},
     )  # fmt: skip
@@ -104,7 +107,7 @@ def _run(model: Model, pet: Volume, facts: dict[str, Any] | None = None, **optio
 
 @pytest.mark.usefixtures("as_the_network_answers")
 def test_a_network_that_changes_nothing_gives_the_input_back(identity: Model) -> None:
-    pet = Volume(_body(_grid()), _grid(), "Bq/ml")
+    pet = Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml")
     found = _run(identity, pet)
     assert np.allclose(found.image, pet.data, rtol=1e-4, atol=2.0)
     assert found.measured["total activity ratio"].value == pytest.approx(1, abs=1e-4)
@@ -116,7 +119,7 @@ def test_a_network_that_changes_nothing_gives_the_input_back(identity: Model) ->
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_what_is_hot_stays_where_it_is_in_any_orientation(orientation: str, identity: Model) -> None:
     grid = centred_grid(orientation, (3.3, 4.7, 4.7))
-    pet = Volume(_body(grid, noise=0.0), grid, "Bq/ml")
+    pet = Volume(_make_body(grid, noise=0.0), grid, "Bq/ml")
     found = _run(identity, pet)
     hot = np.unravel_index(int(pet.data.argmax()), pet.data.shape)
     assert np.unravel_index(int(found.image.argmax()), pet.data.shape) == hot
@@ -127,15 +130,17 @@ def test_what_is_hot_stays_where_it_is_in_any_orientation(orientation: str, iden
 
 
 def test_the_unit_does_not_matter(blur: Model) -> None:
-    low = _body(_grid())
-    one, other = (_run(blur, Volume(c * low, _grid(), unit)) for c, unit in ((np.float32(1), "Bq/ml"), (2e-4, "g/ml")))
+    low = _make_body(_make_grid())
+    one, other = (
+        _run(blur, Volume(c * low, _make_grid(), unit)) for c, unit in ((np.float32(1), "Bq/ml"), (2e-4, "g/ml"))
+    )
     assert np.allclose(other.image, 2e-4 * one.image, rtol=1e-3, atol=1e-3)
     assert np.allclose(other.sd, 2e-4 * one.sd, rtol=1e-3, atol=1e-3)
     assert np.array_equal(other.low, one.low)
 
 
 def test_noise_falls_and_the_uncertain_region_is_where_the_sd_is_large(blur: Model) -> None:
-    pet = Volume(_body(_grid()), _grid(), "Bq/ml")
+    pet = Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml")
     found = _run(blur, pet, low_confidence=0.1)
     flat = (slice(4, 20), slice(18, 24), slice(12, 18))
     assert found.image[flat].std() < 0.3 * pet.data[flat].std()
@@ -146,11 +151,11 @@ def test_noise_falls_and_the_uncertain_region_is_where_the_sd_is_large(blur: Mod
 
 
 def test_the_blend_mixes_image_and_input_and_their_doubt(blur: Model) -> None:
-    pet = Volume(_body(_grid()), _grid(), "Bq/ml")
-    whole, part, none = (_run(blur, pet, blend=w) for w in (1.0, 0.25, 0.0))
-    assert np.allclose(part.image, 0.75 * pet.data + 0.25 * whole.image, rtol=1e-4, atol=1)
+    pet = Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml")
+    full, part, none = (_run(blur, pet, blend=w) for w in (1.0, 0.25, 0.0))
+    assert np.allclose(part.image, 0.75 * pet.data + 0.25 * full.image, rtol=1e-4, atol=1)
     assert np.allclose(none.image, pet.data, rtol=1e-5)
-    assert np.allclose(part.sd, 0.75 * none.sd + 0.25 * whole.sd, rtol=1e-3, atol=1)
+    assert np.allclose(part.sd, 0.75 * none.sd + 0.25 * full.sd, rtol=1e-3, atol=1)
 
 
 def test_the_noise_is_measured_in_the_image() -> None:
@@ -162,61 +167,61 @@ def test_the_noise_is_measured_in_the_image() -> None:
     assert float((found / true_sd)[4:-4].std()) < 0.1
 
 
-def _restored(pet: Volume, mean: Array) -> standard_dose_pet._Restored:
+def _make_restored(pet: Volume, mean: Array) -> standard_dose_pet._Restored:
     return standard_dose_pet._Restored(mean, np.full_like(mean, 100.0), np.full_like(mean, 500.0), 3.0)
 
 
-def _measured(pet: Volume, mean: Array) -> dict[str, float]:
+def _measure(pet: Volume, mean: Array) -> dict[str, float]:
     options, body = standard_dose_pet.Options(), uptake.find_body(pet)
-    restored = _restored(pet, mean)
+    restored = _make_restored(pet, mean)
     result = standard_dose_pet._preserve_activity(pet, restored, body, options)
     found = standard_dose_pet._measure(pet, restored, result, [uptake.Region("body", body)], FACTS, options)
     return {f.name: f.value for f in found if isinstance(f, Measurement)}
 
 
 def test_total_activity_is_restored_when_it_is_off_and_left_alone_when_it_is_not() -> None:
-    pet = Volume(_body(_grid()), _grid(), "Bq/ml")
-    off, near = (_measured(pet, np.float32(c) * pet.data) for c in (1.1, 1.005))
+    pet = Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml")
+    off, near = (_measure(pet, np.float32(c) * pet.data) for c in (1.1, 1.005))
     assert (off["activity correction"], off["total activity ratio"]) == pytest.approx((1 / 1.1, 1), rel=1e-4)
     assert (near["activity correction"], near["total activity ratio"]) == pytest.approx((1, 1.005), rel=1e-4)
     with pytest.raises(Refused, match="no activity is left"):
-        _measured(pet, 0 * pet.data)
+        _measure(pet, 0 * pet.data)
 
 
 def test_activity_invented_inside_or_outside_the_body_shows_in_the_numbers() -> None:
-    grid = _grid(shape=(24, 64, 68))
-    pet = Volume(_body(grid), grid, "Bq/ml")
-    honest = _measured(pet, pet.data)
+    grid = _make_grid(shape=(24, 64, 68))
+    pet = Volume(_make_body(grid), grid, "Bq/ml")
+    honest = _measure(pet, pet.data)
     outside, inside = pet.data.copy(), pet.data.copy()
     outside[8:14, 2:6, 2:6] += 2e4
     inside[10:14, 30:34, 20:24] += 2e4
     assert honest["activity outside the body"] == pytest.approx(0, abs=1e-6)
-    assert _measured(pet, outside)["activity outside the body"] > 1
-    assert _measured(pet, inside)["largest local change"] > 20 > 1 > honest["largest local change"]
+    assert _measure(pet, outside)["activity outside the body"] > 1
+    assert _measure(pet, inside)["largest local change"] > 20 > 1 > honest["largest local change"]
 
 
 def test_suv_is_measured_where_it_is_known_and_the_reason_told_where_not(blur: Model) -> None:
-    pet = Volume(_body(_grid()), _grid(), "Bq/ml")
-    known = _run(blur, pet)
+    pet = Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml")
+    register = _run(blur, pet)
     unknown = _run(blur, pet, {"units": "BQML", "suv_unknown_because": "Patient's Weight (0010,1030) is not stated"})
-    suv, activity = known.grouped["body", "SUVmean"], unknown.grouped["body", "activity mean"]
+    suv, activity = register.grouped["body", "SUVmean"], unknown.grouped["body", "activity mean"]
     assert (suv.unit, activity.unit) == ("g/ml{SUVbw}", "Bq/ml")
     assert suv.value == pytest.approx(2.5e-4 * activity.value)
     assert suv.site is not None
     assert "Weight (0010,1030) is not stated" in unknown.notes["SUV"]
-    assert "0.00025 g/ml per unit" in known.notes["SUV"]
+    assert "0.00025 g/ml per unit" in register.notes["SUV"]
     assert "SUVbw factor" not in unknown.measured
     assert "Corrected Image (0028,0051) is not stated" in unknown.notes["attenuation"]
 
 
 def test_the_note_says_where_the_dose_fraction_came_from(blur: Model) -> None:
-    pet = Volume(_body(_grid()), _grid(), "Bq/ml")
+    pet = Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml")
     assert "the default" in _run(blur, pet).notes["dose fraction"]
     assert "0.25 of the standard dose: set for this route" in _run(blur, pet, dose_fraction=0.25).notes["dose fraction"]
     assert "told no regions" in _run(blur, pet).notes["regions"]
-    for wrong in ({"dose_fraction": 0.0}, {"blend": 1.5}, {"dose": 0.1}):
+    for options in ({"dose_fraction": 0.0}, {"blend": 1.5}, {"dose": 0.1}):
         with pytest.raises(ValidationError):
-            standard_dose_pet.Options(**wrong)
+            standard_dose_pet.Options(**options)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -232,13 +237,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_no_frame_of_activity_is_refused(what: str, blur: Model) -> None:
     facts, words = REFUSED[what]
     with pytest.raises(Refused, match=words):
-        _run(blur, Volume(_body(_grid()), _grid(), "Bq/ml"), FACTS | facts)
+        _run(blur, Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml"), FACTS | facts)
 
 
 def test_an_image_without_activity_is_refused(blur: Model) -> None:
     empty = np.zeros((24, 40, 44), np.float32)
     with pytest.raises(Refused, match="holds no activity"):
-        _run(blur, Volume(empty, _grid(), "Bq/ml"))
+        _run(blur, Volume(empty, _make_grid(), "Bq/ml"))
 
 
 def test_slabs_with_their_neighbours_give_what_the_whole_does() -> None:
@@ -249,26 +254,26 @@ def test_slabs_with_their_neighbours_give_what_the_whole_does() -> None:
     for block in network.modules():
         if hasattr(block, "conv2"):
             nn.init.normal_(block.conv2.weight, std=0.1)  # type: ignore[union-attr, arg-type]
-    low = torch.from_numpy(_body(_grid(shape=(90, 32, 32))))
-    whole, slabs = (
+    low = torch.from_numpy(_make_body(_make_grid(shape=(90, 32, 32))))
+    undivided, slabs = (
         standard_dose.restore(network, low, 0.1, spacing_mm=3.0, bf16=False, largest=n) for n in (10**9, 32 * 32 * 16)
     )
-    for one, other in zip(whole, slabs, strict=True):
+    for one, other in zip(undivided, slabs, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(low.max()))
 
 
 SERIES: dict[str, tuple[Callable[[int, Dataset], None], str]] = {}
 
 
-def _mistake(words: str) -> Callable[[Callable[[int, Dataset], None]], Callable[[int, Dataset], None]]:
-    def known(edit: Callable[[int, Dataset], None]) -> Callable[[int, Dataset], None]:
+def _register(words: str) -> Callable[[Callable[[int, Dataset], None]], Callable[[int, Dataset], None]]:
+    def register(edit: Callable[[int, Dataset], None]) -> Callable[[int, Dataset], None]:
         SERIES[edit.__name__.strip("_").replace("_", " ")] = (edit, words)
         return edit
 
-    return known
+    return register
 
 
-@_mistake(r"24 slices lie at only 12 positions, up to 2 at one; they differ in FrameReferenceTime")
+@_register(r"24 slices lie at only 12 positions, up to 2 at one; they differ in FrameReferenceTime")
 def _two_time_frames(k: int, ds: Dataset) -> None:
     if k >= 12:
         z = float(ds.ImagePositionPatient[2]) - 36
@@ -276,34 +281,34 @@ def _two_time_frames(k: int, ds: Dataset) -> None:
         ds.FrameReferenceTime = "900000"
 
 
-@_mistake(r"PET without Units \(0054,1001\)")
+@_register(r"PET without Units \(0054,1001\)")
 def _no_units(_: int, ds: Dataset) -> None:
     del ds.Units
 
 
-@_mistake(r"Units \(0054,1001\): BQML, GML")
+@_register(r"Units \(0054,1001\): BQML, GML")
 def _units_that_change(k: int, ds: Dataset) -> None:
     ds.Units = "BQML" if k < 12 else "GML"
 
 
-@_mistake(r"Modality \(0008,0060\).* is NM")
+@_register(r"Modality \(0008,0060\).* is NM")
 def _another_modality(_: int, ds: Dataset) -> None:
     ds.Modality = "NM"
 
 
-@_mistake("ATTN")
+@_register("ATTN")
 def _no_attenuation_correction(_: int, ds: Dataset) -> None:
     ds.CorrectedImage = ["DECY", "SCAT"]
 
 
-@_mistake("slices are missing")
+@_register("slices are missing")
 def _missing_slices(k: int, ds: Dataset) -> None:
     if k >= 12:
         z = float(ds.ImagePositionPatient[2]) + 6
         ds.ImagePositionPatient = [*ds.ImagePositionPatient[:2], f"{z}"]
 
 
-def _processed(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
+def _process(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "standard_dose_pet", "", options, {"match": paths}, 1, NOW)
     return processing.run_task(task, config, progress=lambda fraction, step: None)
@@ -314,22 +319,22 @@ def test_a_series_that_is_wrong_as_a_whole_is_refused_with_the_reason(
     mistake: str, bundles: Path, tmp_path: Path
 ) -> None:
     edit, words = SERIES[mistake]
-    paths = write_pet(tmp_path, _grid(), _body(_grid()), edit=edit)
+    paths = write_pet(tmp_path, _make_grid(), _make_body(_make_grid()), edit=edit)
     with pytest.raises((InputRefused, Refused), match=words):
-        _processed(paths, bundles)
+        _process(paths, bundles)
 
 
 def test_the_report_of_a_job_has_suv_and_an_odd_dose_or_tracer_holds_it(bundles: Path, tmp_path: Path) -> None:
-    paths = write_pet(tmp_path / "fdg", _grid(), _body(_grid()))
-    produced = _processed(paths, bundles)
-    told = {m["name"]: m for m in produced.report["measurements"]}
-    assert told["SUVbw factor"]["value"] == pytest.approx(FACTOR, rel=1e-6)
-    assert told["SUVmean"]["unit"] == "g/ml{SUVbw}"
+    paths = write_pet(tmp_path / "fdg", _make_grid(), _make_body(_make_grid()))
+    produced = _process(paths, bundles)
+    measurements = {m["name"]: m for m in produced.report["measurements"]}
+    assert measurements["SUVbw factor"]["value"] == pytest.approx(FACTOR, rel=1e-6)
+    assert measurements["SUVmean"]["unit"] == "g/ml{SUVbw}"
     assert produced.held_because == ""
-    assert "dose over standard dose" in _processed(paths, bundles, dose_fraction=0.9).held_because
+    assert "dose over standard dose" in _process(paths, bundles, dose_fraction=0.9).held_because
 
     def other(_: int, ds: Dataset) -> None:
         ds.RadiopharmaceuticalInformationSequence[0].Radiopharmaceutical = "PSMA-1007"
 
-    psma = _processed(write_pet(tmp_path / "psma", _grid(), _body(_grid()), edit=other), bundles)
+    psma = _process(write_pet(tmp_path / "psma", _make_grid(), _make_body(_make_grid()), edit=other), bundles)
     assert "Radiopharmaceutical (0018,0031) is PSMA-1007" in psma.held_because

@@ -1,4 +1,4 @@
-"""The standard-dose recipe: its pairs, what the network is shown, its loss, a run from nothing to restored images."""
+"""The standard-dose recipe: its pairs, the inputs of the network, its loss, a run from nothing to restored images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMOKE = standard_dose_pet.CONFIGURATIONS["smoke"]
 PHANTOM = recipe.make_simulated_sources(phantom=True).train
 
 
-class Nothing(nn.Module):
+class IdentityNetwork(nn.Module):
     """A network that changes nothing and claims an error of one amplitude."""
 
     stride = 4
@@ -41,7 +41,7 @@ class Nothing(nn.Module):
         return answer
 
 
-def _torso(finer: int = 1, spacing_mm: float = 8.0) -> low_dose.ScannedObject:
+def _make_torso(finer: int = 1, spacing_mm: float = 8.0) -> low_dose.ScannedObject:
     k, j, i = (finer * round(mm / spacing_mm) for mm in (96, 384, 512))
     body = draw_torso(seeded(3), shape=(k, j, i), spacing_mm=spacing_mm / finer, middle_mm=(0, 0, 310), lesions=2)
     return low_dose.make_torso(body, finer)
@@ -54,7 +54,7 @@ def test_the_recipe_trains_from_nothing_and_restores_an_image(tmp_path: Path) ->
     arguments = RECIPE.describe_inference(SMOKE)["network_def"]
     network = VolumeUNet(**{name: value for name, value in arguments.items() if name != "_target_"})
     network.load_state_dict(averaged)
-    low = 4000 * low_dose.draw_surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
+    low = 4000 * low_dose.draw_surrogate_pair(_make_torso(), 0.1, seeded(1), noise=0.1).low
     mean, sd = standard_dose.restore(network, low, 0.1, spacing_mm=8.0)
     assert mean.shape == sd.shape == low.shape
     assert float(mean.min()) >= 0
@@ -71,11 +71,11 @@ def test_a_batch_depends_on_its_generator_alone() -> None:
 
 
 def test_brains_and_torsos_of_the_pool_go_through_osem_with_counts_of_their_own() -> None:
-    for share, named in ((1.0, "grey matter"), (0.0, "liver")):
+    for share, region in ((1.0, "grey matter"), (0.0, "liver")):
         c = replace(SMOKE, brains=share)
         pooled = dose_items.make_pooled_scan(c, PHANTOM, 0)
         pair, again = (dose_items.draw_pooled_pair(c, pooled, seeded(1, n)) for n in (1, 2))
-        inside = pair.regions == 1 + low_dose.REGIONS.index(named)
+        inside = pair.regions == 1 + low_dose.REGIONS.index(region)
         assert int(inside.sum()) > 10
         assert float(pair.low[inside].mean() / pair.target[inside].mean()) == pytest.approx(1, abs=0.25)
         assert torch.equal(pair.target, again.target)
@@ -94,7 +94,7 @@ def test_most_patches_of_a_torso_hold_a_lesion() -> None:
 
 
 def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
-    found = _torso(2)
+    found = _make_torso(2)
     scan = low_dose.simulate_scan(found, 2e6, seeded(1))
     pairs = {
         target: low_dose.draw_osem_pair(
@@ -119,16 +119,16 @@ def test_the_targets_share_the_expectation_and_differ_in_noise() -> None:
 
 @pytest.mark.usefixtures("as_the_network_answers")
 def test_what_the_network_is_shown_does_not_depend_on_the_unit() -> None:
-    low = low_dose.draw_surrogate_pair(_torso(), 0.1, seeded(1), noise=0.1).low
+    low = low_dose.draw_surrogate_pair(_make_torso(), 0.1, seeded(1), noise=0.1).low
     assert standard_dose.scale_of(2.5e4 * low) == pytest.approx(2.5e4 * standard_dose.scale_of(low), rel=1e-4)
-    mean, sd = standard_dose.restore(Nothing(), low, 0.1, spacing_mm=8.0, bf16=False)
-    big_mean, big_sd = standard_dose.restore(Nothing(), 2.5e4 * low, 0.1, spacing_mm=8.0, bf16=False)
+    mean, sd = standard_dose.restore(IdentityNetwork(), low, 0.1, spacing_mm=8.0, bf16=False)
+    big_mean, big_sd = standard_dose.restore(IdentityNetwork(), 2.5e4 * low, 0.1, spacing_mm=8.0, bf16=False)
     assert torch.allclose(big_mean, 2.5e4 * mean, rtol=1e-3)
     assert torch.allclose(big_sd, 2.5e4 * sd, rtol=1e-3)
     assert torch.allclose(mean, low, atol=1e-5)
 
 
-class Choosing(Nothing):
+class ChoosingNetwork(IdentityNetwork):
     """A network that chooses the copy ``which``."""
 
     def __init__(self, which: int) -> None:
@@ -148,17 +148,19 @@ def test_the_network_may_choose_what_the_anatomy_explains_in_any_unit() -> None:
     maps = torch.stack([(truth > 2).float(), torch.zeros_like(truth)])
 
     def error(which: int, regions: Tensor | None, unit: float = 1.0) -> float:
-        mean, _ = standard_dose.restore(Choosing(which), unit * low, 0.1, spacing_mm=8.0, bf16=False, regions=regions)
+        mean, _ = standard_dose.restore(
+            ChoosingNetwork(which), unit * low, 0.1, spacing_mm=8.0, bf16=False, regions=regions
+        )
         return float((mean / unit - truth).square().mean().sqrt())
 
-    told, untold, image = error(5, maps), error(5, None), error(0, None)
-    assert told < 0.7 * untold
-    assert told < 0.5 * image
-    assert error(5, maps, 2.5e4) == pytest.approx(told, rel=1e-3)
-    assert error(5, torch.zeros_like(maps)) == pytest.approx(untold, rel=1e-5)
+    with_anatomy, without_anatomy, image = error(5, maps), error(5, None), error(0, None)
+    assert with_anatomy < 0.7 * without_anatomy
+    assert with_anatomy < 0.5 * image
+    assert error(5, maps, 2.5e4) == pytest.approx(with_anatomy, rel=1e-3)
+    assert error(5, torch.zeros_like(maps)) == pytest.approx(without_anatomy, rel=1e-5)
 
 
-class Lowering(Choosing):
+class LoweringNetwork(ChoosingNetwork):
     """A network that makes everything lower by half an amplitude."""
 
     def forward(self, x: Tensor, *conditions: Tensor | None) -> Tensor:
@@ -172,7 +174,7 @@ def test_every_tissue_keeps_its_activity() -> None:
     truth[:, :, 16:] = 3.0
     low = truth + 0.2 * truth**0.7 * torch.randn(truth.shape, generator=seeded(6))
     maps = (truth > 2).float()[None]
-    mean, _ = standard_dose.restore(Lowering(1), low, 0.1, spacing_mm=8.0, bf16=False, regions=maps)
+    mean, _ = standard_dose.restore(LoweringNetwork(1), low, 0.1, spacing_mm=8.0, bf16=False, regions=maps)
     for tissue in (truth > 2, truth < 2):
         assert float(mean[tissue].mean() / low[tissue].mean()) == pytest.approx(1, abs=0.02)
 
@@ -181,9 +183,9 @@ def test_noise_that_the_network_leaves_is_taken_away_and_an_edge_stays(monkeypat
     truth = torch.ones(24, 32, 32)
     truth[:, :, 16:] = 4.0
     low = truth + 0.3 * truth**0.7 * torch.randn(truth.shape, generator=seeded(9))
-    found, _ = standard_dose.restore(Choosing(1), low, 0.1, spacing_mm=8.0, bf16=False)
-    monkeypatch.setattr(standard_dose, "_residual_noise_fraction", lambda dose, told: 1e-3)
-    before, _ = standard_dose.restore(Choosing(1), low, 0.1, spacing_mm=8.0, bf16=False)
+    found, _ = standard_dose.restore(ChoosingNetwork(1), low, 0.1, spacing_mm=8.0, bf16=False)
+    monkeypatch.setattr(standard_dose, "_residual_noise_fraction", lambda dose, has_anatomy: 1e-3)
+    before, _ = standard_dose.restore(ChoosingNetwork(1), low, 0.1, spacing_mm=8.0, bf16=False)
     for flat in (slice(0, 10), slice(22, 32)):
         assert float((found - truth)[..., flat].std()) < 0.6 * float((before - truth)[..., flat].std())
     steepest = [float(x.diff(dim=2).mean(dim=(0, 1)).max()) for x in (found, before)]
@@ -191,7 +193,7 @@ def test_noise_that_the_network_leaves_is_taken_away_and_an_edge_stays(monkeypat
 
 
 def test_one_hot_voxel_does_not_rescale_the_patient() -> None:
-    low = low_dose.draw_surrogate_pair(_torso(spacing_mm=4.0), 0.1, seeded(1), noise=0.1).low
+    low = low_dose.draw_surrogate_pair(_make_torso(spacing_mm=4.0), 0.1, seeded(1), noise=0.1).low
     hot = low.clone()
     hot[12, 40, 60] = 50 * low.max()
     assert standard_dose.scale_of(hot) < 2 * standard_dose.scale_of(low)
@@ -199,7 +201,7 @@ def test_one_hot_voxel_does_not_rescale_the_patient() -> None:
 
 
 def test_the_noise_level_shown_grows_as_the_dose_falls() -> None:
-    found = _torso(spacing_mm=4.0)
+    found = _make_torso(spacing_mm=4.0)
     levels = []
     for dose in (0.2, 0.02):
         low = low_dose.draw_surrogate_pair(found, dose, seeded(1), noise=0.1).low[None, None]
@@ -256,24 +258,26 @@ def test_a_configuration_keeps_the_keys_of_checkpoints_and_shipped_bundles() -> 
 
 
 def test_the_loss_is_least_for_the_truth_and_counts_bias_and_structure() -> None:
-    drawn = draw_batch(SMOKE, PHANTOM, seeded(3))
-    true = drawn | {"copies": drawn["target"].repeat(1, 8, 1, 1, 1)}
+    batch = draw_batch(SMOKE, PHANTOM, seeded(3))
+    true = batch | {"copies": batch["target"].repeat(1, 8, 1, 1, 1)}
     c = replace(SMOKE, gradient_weight=0.0, region_weight=0.0)
-    assert float(compute_loss(Nothing(), true, c)) == pytest.approx(0, abs=1e-6)
+    assert float(compute_loss(IdentityNetwork(), true, c)) == pytest.approx(0, abs=1e-6)
     for weighted in (replace(c, gradient_weight=1.0), replace(c, region_weight=1.0), replace(c, structure_weight=1.0)):
-        assert float(compute_loss(Nothing(), true, weighted)) == pytest.approx(0, abs=1e-5)
-        assert float(compute_loss(Nothing(), drawn, weighted)) > float(compute_loss(Nothing(), drawn, c))
-    biased = drawn | {"copies": 1.1 * true["copies"]}
-    only = float(compute_loss(Nothing(), biased, replace(c, region_weight=1.0))) - float(
-        compute_loss(Nothing(), biased, c)
+        assert float(compute_loss(IdentityNetwork(), true, weighted)) == pytest.approx(0, abs=1e-5)
+        assert float(compute_loss(IdentityNetwork(), batch, weighted)) > float(
+            compute_loss(IdentityNetwork(), batch, c)
+        )
+    biased = batch | {"copies": 1.1 * true["copies"]}
+    only = float(compute_loss(IdentityNetwork(), biased, replace(c, region_weight=1.0))) - float(
+        compute_loss(IdentityNetwork(), biased, c)
     )
     assert only == pytest.approx(0.1, rel=1e-3)
 
 
 @pytest.mark.usefixtures("as_the_network_answers")
 def test_the_evaluation_makes_its_tables_and_a_network_that_does_nothing_ties_with_the_low_dose() -> None:
-    model = Model("standard_dose_pet", "0", "", {}, Nothing(), {}, "cpu")
-    found = find_evaluator("standard_dose_pet")(model, root=None, quick=True, progress=lambda share, word: None)
+    model = Model("standard_dose_pet", "0", "", {}, IdentityNetwork(), {}, "cpu")
+    found = find_evaluator("standard_dose_pet")(model, root=None, quick=True, progress=lambda share, step: None)
     quality = next(table for table in found.tables if table.title == "Image quality by dose, torso")
     scores = {str(row[0]): row[1:] for row in quality.rows}
     assert scores["10 %, ours"] == scores["10 %, low dose"]
@@ -284,7 +288,7 @@ def test_the_evaluation_makes_its_tables_and_a_network_that_does_nothing_ties_wi
 
 
 def test_image_quality_is_perfect_for_the_reference_and_known_for_a_shift() -> None:
-    reference = low_dose.draw_surrogate_pair(_torso(), 0.5, seeded(1), noise=0.1).target
+    reference = low_dose.draw_surrogate_pair(_make_torso(), 0.5, seeded(1), noise=0.1).target
     inside = reference > 0.3
     assert image_quality.ssim(reference, reference, inside) == pytest.approx(1, abs=1e-5)
     assert image_quality.nrmse(1.1 * reference, 1.0 * reference, inside) > 0.1
@@ -321,8 +325,8 @@ def test_local_regression_is_the_weighted_least_squares_of_every_voxel() -> None
             point.flatten()[v[axis]] = 1.0
             # a blur's row: what a voxel takes of every other along an axis
             rows = [blur(torch.eye(n)[m].view(point.shape), 1.5 * FWHM, (1.0,) * 3, normalised=True) for m in range(n)]
-            taken = torch.stack([row.flatten()[v[axis]] for row in rows]).view(point.shape)
-            weights = weights * taken
+            shifted = torch.stack([row.flatten()[v[axis]] for row in rows]).view(point.shape)
+            weights = weights * shifted
         w, F = weights.flatten().double(), shares.flatten(1).T.double()
         m = (w * x.flatten()).sum()
         A = F.T @ (w[:, None] * F)
@@ -353,16 +357,16 @@ def test_what_a_network_is_told_of_borders_is_off_by_what_is_asked() -> None:
 
 
 def test_a_users_reconstructed_pairs_make_batches_too(tmp_path: Path) -> None:
-    pair = low_dose.draw_surrogate_pair(_torso(), 0.2, seeded(1), noise=0.1, target="independent")
+    pair = low_dose.draw_surrogate_pair(_make_torso(), 0.2, seeded(1), noise=0.1, target="independent")
     for name, image in (("low", pair.low), ("standard", pair.target)):
         turned = image.numpy().transpose(2, 1, 0)
         nibabel.save(nibabel.Nifti1Image(turned, np.diag([-8.0, -8.0, 8.0, 1.0])), tmp_path / f"{name}.nii")
     lines = ["subject,split,low,standard,dose", *(f"{s},{s},low.nii,standard.nii,0.2" for s in ("train", "validation"))]
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
     found = manifest.make_sources(manifest.read(tmp_path / "pairs.csv", RECIPE.columns))
-    drawn = draw_batch(SMOKE, found.train, seeded(4))
-    assert drawn["low"].shape == (2, 1, 16, 16, 16)
-    assert int(drawn["regions"].max()) == 0
-    inside = drawn["target"] > 0.05
-    assert float(drawn["low"][inside].mean() / drawn["target"][inside].mean()) == pytest.approx(1, abs=0.1)
-    assert bool(torch.isfinite(compute_loss(make_network(SMOKE), drawn, SMOKE)))
+    batch = draw_batch(SMOKE, found.train, seeded(4))
+    assert batch["low"].shape == (2, 1, 16, 16, 16)
+    assert int(batch["regions"].max()) == 0
+    inside = batch["target"] > 0.05
+    assert float(batch["low"][inside].mean() / batch["target"][inside].mean()) == pytest.approx(1, abs=0.1)
+    assert bool(torch.isfinite(compute_loss(make_network(SMOKE), batch, SMOKE)))

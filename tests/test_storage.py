@@ -1,4 +1,4 @@
-"""Files against rows, quarantine, the audit trail: what an operator looks at and decides, by the commands."""
+"""Files against rows, quarantine and the audit trail, by the commands of an operator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["web"]
 SENDER = Sender("S", "127.0.0.1")
 
 
-def registered(sessions: sessionmaker[Session], root: Path, number: int, content: bytes, now: datetime) -> StoredFile:
+def register(sessions: sessionmaker[Session], root: Path, number: int, content: bytes, now: datetime) -> StoredFile:
     file = spool.write(root, content)
     facts = InstanceFacts("1.2", "1.2.1", f"1.2.1.{number}", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.1.2.1", "MR")
     with sessions.begin() as session:
@@ -52,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_file_that_is_missing_or_changed_is_named_with_its_row(
     engine: Engine, sessions: sessionmaker[Session], root: Path, now: datetime
 ) -> None:
-    whole, lost, changed = (registered(sessions, root, n, bytes([n]) * 100, now) for n in (1, 2, 3))
+    intact, lost, changed = (register(sessions, root, n, bytes([n]) * 100, now) for n in (1, 2, 3))
     spool.path(root, lost).unlink()
     spool.path(root, changed).write_bytes(b"x" * 100)
     checked: list[verification.Claim] = []
@@ -61,14 +61,14 @@ def test_a_file_that_is_missing_or_changed_is_named_with_its_row(
         ("missing", "instances 2", lost.sha256),
         ("damaged", "instances 3", changed.sha256),
     }
-    assert [claim.sha256 for claim in checked] == [whole.sha256, lost.sha256, changed.sha256]
+    assert [claim.sha256 for claim in checked] == [intact.sha256, lost.sha256, changed.sha256]
 
 
 def test_verifying_keeps_to_the_rate_that_was_asked_for(
     engine: Engine, sessions: sessionmaker[Session], root: Path, now: datetime
 ) -> None:
     for number in (1, 2):
-        registered(sessions, root, number, bytes([number]) * 5000, now)
+        register(sessions, root, number, bytes([number]) * 5000, now)
     waits: list[float] = []
     assert list(verification.verify(engines.readers(engine), root, bytes_per_s=1000, wait=waits.append)) == []
     assert len(waits) == 2
@@ -78,12 +78,12 @@ def test_verifying_keeps_to_the_rate_that_was_asked_for(
 def test_orphans_are_told_both_ways_and_only_files_of_ours_without_any_row_are_deleted(
     engine: Engine, sessions: sessionmaker[Session], root: Path, now: datetime
 ) -> None:
-    kept, lost = (registered(sessions, root, n, bytes([n]), now) for n in (1, 2))
+    known, lost = (register(sessions, root, n, bytes([n]), now) for n in (1, 2))
     spool.path(root, lost).unlink()
     orphan, fresh = spool.write(root, b"nobody's"), spool.write(root, b"on its way")
     strange = root / "aa" / "notes.txt"
     strange.write_text("?")
-    for path in (spool.path(root, kept), spool.path(root, orphan), strange):
+    for path in (spool.path(root, known), spool.path(root, orphan), strange):
         make_old(path)
     real_now = datetime.now(UTC)
     found = list(verification.find_orphans(engines.readers(engine), root, now=real_now))
@@ -94,7 +94,7 @@ def test_orphans_are_told_both_ways_and_only_files_of_ours_without_any_row_are_d
     }
     assert verification.remove_orphans(sessions, root, found, now=real_now) == 1
     assert not spool.path(root, orphan).exists()
-    assert spool.path(root, kept).exists()
+    assert spool.path(root, known).exists()
     assert spool.path(root, fresh).exists()
     assert strange.exists()
     with sessions() as session:
@@ -108,14 +108,14 @@ def test_a_row_that_came_meanwhile_saves_its_file(
     make_old(spool.path(root, orphan))
     found = list(verification.find_orphans(engines.readers(engine), root, now=datetime.now(UTC)))
     assert [each.what for each in found] == ["no row"]
-    registered(sessions, root, 1, b"late", now)
+    register(sessions, root, 1, b"late", now)
     make_old(spool.path(root, orphan))
     assert verification.remove_orphans(sessions, root, found, now=datetime.now(UTC)) == 0
     assert spool.path(root, orphan).exists()
 
 
-def conflict(web: Web, tmp_path: Path) -> None:
-    """An instance, and another object under its UID, which is in quarantine."""
+def make_conflict(web: Web, tmp_path: Path) -> None:
+    """Store an instance and another object under its UID, which goes into quarantine."""
     ds = write_instance(tmp_path / "first.dcm")
     web.store([tmp_path / "first.dcm"])
     ds.ImageComments = "changed"
@@ -124,7 +124,7 @@ def conflict(web: Web, tmp_path: Path) -> None:
     assert [row.state for row in web.quarantined()] == [QuarantineState.KEPT]
 
 
-def configured(web: Web, tmp_path: Path) -> list[str]:
+def make_options(web: Web, tmp_path: Path) -> list[str]:
     path = write_config(tmp_path / "config", node={"data_dir": str(web.config.data_dir)})
     return ["--config", str(path)]
 
@@ -132,17 +132,17 @@ def configured(web: Web, tmp_path: Path) -> list[str]:
 def test_what_is_released_becomes_the_instance_and_the_other_waits_instead(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    conflict(web, tmp_path)
-    (kept,), (before,) = web.quarantined(), web.rows()
-    options = configured(web, tmp_path)
+    make_conflict(web, tmp_path)
+    (quarantined,), (before,) = web.quarantined(), web.rows()
+    options = make_options(web, tmp_path)
     assert cli.main([*options, "quarantine", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["sha256"] == kept.sha256
+    assert json.loads(capsys.readouterr().out)[0]["sha256"] == quarantined.sha256
     assert cli.main([*options, "quarantine", "release", "1"]) == 0
     assert capsys.readouterr().out == f"quarantine 1 is released as instance {before.id}\n"
     (after,) = web.rows()
-    assert (after.id, after.sha256, after.expired_at) == (before.id, kept.sha256, None)
+    assert (after.id, after.sha256, after.expired_at) == (before.id, quarantined.sha256, None)
     assert [(row.state, row.sha256) for row in web.quarantined()] == [
-        ("released", kept.sha256),
+        ("released", quarantined.sha256),
         ("kept", before.sha256),
     ]
     assert len(web.files_left()) == 2
@@ -156,8 +156,8 @@ def test_what_is_released_becomes_the_instance_and_the_other_waits_instead(
 def test_what_is_discarded_goes_and_what_is_unknown_is_said(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    conflict(web, tmp_path)
-    options = configured(web, tmp_path)
+    make_conflict(web, tmp_path)
+    options = make_options(web, tmp_path)
     assert cli.main([*options, "quarantine", "show", "9"]) == 1
     assert "no quarantine 9" in capsys.readouterr().err
     assert cli.main([*options, "quarantine", "discard", "1"]) == 0
@@ -195,17 +195,17 @@ def test_the_trail_is_verified_and_a_studys_part_exported_without_the_patient(
             session, study_id=study.id, revision=1, route="r", pipeline="p", options={}, inputs={"match": ids},
             destinations=[], now=web.now,
         )  # fmt: skip
-    options = configured(web, tmp_path)
+    options = make_options(web, tmp_path)
     assert cli.main([*options, "audit", "verify"]) == 0
     assert "holds" in capsys.readouterr().out
     out = tmp_path / "study.json"
     assert cli.main([*options, "audit", "export", study.study_uid, "--out", str(out)]) == 0
-    told = json.loads(out.read_text())
+    trail = json.loads(out.read_text())
     assert "eheim" not in out.read_text().lower()
-    assert told["chain"]["holds"]
-    assert [event["event"] for event in told["events"]] == ["received", "enqueued"]
-    assert told["events"][0]["detail"]["sha256"] == told["instances"][0]["sha256"]
-    assert told["jobs"][0]["inputs"] == [{"name": "match", "instance": told["instances"][0]["id"]}]
+    assert trail["chain"]["holds"]
+    assert [event["event"] for event in trail["events"]] == ["received", "enqueued"]
+    assert trail["events"][0]["detail"]["sha256"] == trail["instances"][0]["sha256"]
+    assert trail["jobs"][0]["inputs"] == [{"name": "match", "instance": trail["instances"][0]["id"]}]
     capsys.readouterr()
     with web.engine.begin() as connection:
         connection.execute(text("UPDATE events SET detail = '{}' WHERE seq = 1"))
@@ -219,7 +219,7 @@ def test_the_commands_say_by_their_exit_status_whether_the_storage_is_whole(
 ) -> None:
     write_instance(tmp_path / "one.dcm")
     web.store([tmp_path / "one.dcm"])
-    options = configured(web, tmp_path)
+    options = make_options(web, tmp_path)
     assert cli.main([*options, "storage", "verify", "--rate", "100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
     orphan = make_old(spool.path(web.config.spool_dir, spool.write(web.config.spool_dir, b"x")))

@@ -1,4 +1,4 @@
-"""What arrives becomes rows once; a late instance supersedes and overwrites nothing."""
+"""Arrivals become rows once; a late instance makes a new revision and overwrites nothing."""
 
 from __future__ import annotations
 

@@ -36,15 +36,15 @@ VENDORS: dict[str, tuple[float, float]] = {
 """Weight in kg and the dose in Bq that is left at the start of the scan, by hand from the times in each file."""
 
 
-def _instances(path: Path) -> list[Dataset]:
-    return [_header(each) for each in json.loads(path.read_text())]
+def _read_headers(path: Path) -> list[Dataset]:
+    return [_make_header(each) for each in json.loads(path.read_text())]
 
 
-def _header(stated: dict[str, Any]) -> Dataset:
-    """A PET header of what the kit's file states."""
+def _make_header(values: dict[str, Any]) -> Dataset:
+    """Return a PET header with the values of the kit's file."""
     ds, source = Dataset(), Dataset()
     ds.Modality = "PT"
-    for keyword, value in stated.items():
+    for keyword, value in values.items():
         if keyword == "PhilipsPETPrivateGroup":
             _add_philips(ds, value)
         else:
@@ -55,13 +55,13 @@ def _header(stated: dict[str, Any]) -> Dataset:
 
 def _add_philips(ds: Dataset, factors: dict[str, str]) -> None:
     block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
-    for element, word in ((0x00, "SUVScaleFactor"), (0x09, "ActivityConcentrationScaleFactor")):
-        if word in factors:
-            block.add_new(element, "DS", factors[word].strip())
+    for element, keyword in ((0x00, "SUVScaleFactor"), (0x09, "ActivityConcentrationScaleFactor")):
+        if keyword in factors:
+            block.add_new(element, "DS", factors[keyword].strip())
 
 
-def _facts(kit: Path, name: str) -> dict[str, Any]:
-    headers = _instances(kit / "pet" / "suv-metadata-vendors" / f"{name}-instances.json")
+def _read_facts(kit: Path, name: str) -> dict[str, Any]:
+    headers = _read_headers(kit / "pet" / "suv-metadata-vendors" / f"{name}-instances.json")
     return acquisition.facts([Frame(ds, 0) for ds in headers])
 
 
@@ -69,23 +69,23 @@ def _facts(kit: Path, name: str) -> dict[str, Any]:
 def test_the_factor_of_every_vendor_is_the_one_by_hand(name: str, kit: Path) -> None:
     weight_kg, left_bq = VENDORS[name]
     rounding = 3e-3 if "CNTS" in name else 1e-5  # Philips states three digits
-    assert _facts(kit, name)["suv_bw_per_unit"] == pytest.approx(1000 * weight_kg / left_bq, rel=rounding)
+    assert _read_facts(kit, name)["suv_bw_per_unit"] == pytest.approx(1000 * weight_kg / left_bq, rel=rounding)
 
 
 def test_philips_own_factors_agree_with_ours_for_activity(kit: Path) -> None:
-    (ds, *_) = _instances(kit / "pet" / "suv-metadata-vendors" / "PHILIPS_BQML-instances.json")
+    (ds, *_) = _read_headers(kit / "pet" / "suv-metadata-vendors" / "PHILIPS_BQML-instances.json")
     block = ds.private_block(0x7053, "Philips PET Private Group")
     theirs = float(block[0x00].value) / float(block[0x09].value)
     assert acquisition.facts([Frame(ds, 0)])["suv_bw_per_unit"] == pytest.approx(theirs, rel=1e-3)
 
 
 def test_philips_counts_without_an_activity_factor_have_the_vendors_suv_per_count(kit: Path) -> None:
-    assert _facts(kit, "PHILIPS_CNTS_AND_SUV")["suv_bw_per_unit"] == 0.000728
+    assert _read_facts(kit, "PHILIPS_CNTS_AND_SUV")["suv_bw_per_unit"] == 0.000728
 
 
 def test_a_frame_reference_time_tells_when_a_reconstructed_series_was_scanned(kit: Path) -> None:
-    """The real header's series time is that of the scan: put later, what the frame says leads back to it."""
-    headers = _instances(kit / "pet" / "suv-metadata-vendors" / "RADIOPHARM_DATETIME_UNDEFINED-instances.json")
+    """The series time of the real header is that of the scan; from a later one, the frame reference time leads back."""
+    headers = _read_headers(kit / "pet" / "suv-metadata-vendors" / "RADIOPHARM_DATETIME_UNDEFINED-instances.json")
     true_s = acquisition.facts([Frame(ds, 0) for ds in headers])["uptake_s"]
     for ds in headers:
         ds.SeriesTime = "180000"
@@ -93,14 +93,14 @@ def test_a_frame_reference_time_tells_when_a_reconstructed_series_was_scanned(ki
 
 
 def test_ges_own_scan_time_wins_over_a_reconstructions(kit: Path) -> None:
-    (ds, *_) = _instances(kit / "pet" / "suv-metadata-vendors" / "GE_MEDICAL_AND_BQML-instances.json")
+    (ds, *_) = _read_headers(kit / "pet" / "suv-metadata-vendors" / "GE_MEDICAL_AND_BQML-instances.json")
     ds.SeriesTime, ds.AcquisitionTime = "180000", "100200"
     ds.private_block(0x0009, "GEMS_PETD_01", create=True).add_new(0x0D, "DT", "20201217095621.00")
     assert acquisition.facts([Frame(ds, 0)])["uptake_s"] == 4281
 
 
 def test_without_decay_correction_the_factor_is_that_of_one_frames_mean(kit: Path) -> None:
-    headers = _instances(kit / "pet" / "suv-metadata-vendors" / "GE_MEDICAL_AND_BQML-instances.json")
+    headers = _read_headers(kit / "pet" / "suv-metadata-vendors" / "GE_MEDICAL_AND_BQML-instances.json")
     for ds in headers:
         ds.DecayCorrection = "NONE"
         ds.CorrectedImage.remove("DECY")
@@ -131,7 +131,8 @@ def test_the_whole_body_series_reproduces_the_independent_suv_volume(kit: Path, 
 
 def test_admin_takes_the_dose_as_injected_and_start_what_is_left() -> None:
     start, admin = (
-        suv.compute_factor(replace(STATED, decay_correction=word)).bw_per_unit for word in ("START", "ADMIN")
+        suv.compute_factor(replace(STATED, decay_correction=correction)).bw_per_unit
+        for correction in ("START", "ADMIN")
     )
     assert admin == pytest.approx(70e3 / 370e6)
     assert start == pytest.approx(70e3 / 370e6 * 2 ** (3600 / 6586.2))
@@ -209,7 +210,7 @@ def test_a_size_in_centimetres_says_nothing_of_the_weight() -> None:
 
 
 def test_facts_have_the_factor_or_the_reason_and_never_a_date(kit: Path) -> None:
-    (ds, *_) = _instances(kit / "pet" / "suv-metadata-vendors" / "SIEMENS-instances.json")
+    (ds, *_) = _read_headers(kit / "pet" / "suv-metadata-vendors" / "SIEMENS-instances.json")
     known = acquisition.facts([Frame(ds, 0)])
     assert "suv_unknown_because" not in known
     source = ds.RadiopharmaceuticalInformationSequence[0]

@@ -29,7 +29,7 @@ from tests.peers.process import require_program
 
 @dataclass(frozen=True)
 class Delivered:
-    """What was sent, and what the archive has of the study beside it."""
+    """The instances that were sent, and the results of the study in the archive."""
 
     flair: list[Path]
     t1w: list[Path]

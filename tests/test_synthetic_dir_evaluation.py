@@ -1,4 +1,4 @@
-"""The evaluation of synthetic DIR: its baselines know what they are said to know, its scores count what they say."""
+"""The evaluation of synthetic DIR: its baselines use the stated inputs only, its scores count as described."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def case() -> dir_cases.Case:
     return dir_cases.build_case("phantom", "strong atrophy", 12, None)
 
 
-def _model() -> Model:
+def _make_model() -> Model:
     torch.manual_seed(0)
     network = VolumeUNet(4, 6, channels=(4, 8), dropout=0.2).eval()
     return Model("synthetic_dir", "0", "0" * 64, {}, network, {}, "cpu")
@@ -79,8 +79,8 @@ def test_contrast_to_noise_is_what_was_put_in(case: dir_cases.Case) -> None:
     assert np.median(values[:, 0]) == pytest.approx(1.5, abs=0.05)
     assert np.median(values[:, 1]) == pytest.approx(15, rel=0.1)
     assert np.nanmedian(values[:, 2]) == pytest.approx(15, rel=0.15)
-    twice = np.array([v for place in found["quiet"].values() for v in place])
-    assert np.median(twice[:, 1]) == pytest.approx(2 * np.median(values[:, 1]), rel=0.05)
+    doubled = np.array([v for place in found["quiet"].values() for v in place])
+    assert np.median(doubled[:, 1]) == pytest.approx(2 * np.median(values[:, 1]), rel=0.05)
 
 
 def test_the_acquired_dir_has_the_noise_of_the_flair(case: dir_cases.Case) -> None:
@@ -92,7 +92,9 @@ def test_the_acquired_dir_has_the_noise_of_the_flair(case: dir_cases.Case) -> No
 
 def test_a_quick_evaluation_fills_every_table() -> None:
     said: list[str] = []
-    found = find_evaluator("synthetic_dir")(_model(), root=None, quick=True, progress=lambda _, word: said.append(word))
+    found = find_evaluator("synthetic_dir")(
+        _make_model(), root=None, quick=True, progress=lambda _, step: said.append(step)
+    )
     titles = [table.title for table in found.tables]
     assert len(titles) == 6
     assert all(table.rows for table in found.tables)

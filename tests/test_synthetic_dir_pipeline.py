@@ -1,4 +1,4 @@
-"""From FLAIR and T1w to DIR and lesions, with a bundle whose answers are known, on the phantom's lattice and others."""
+"""DIR and lesions from FLAIR and T1w, by a bundle with known answers, on the phantom's grid and others."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def model(bundles: Path) -> Model:
     return replace(own, helpers={"anatomy": anatomy})
 
 
-def _flair(*names: str) -> NDArray[np.float32]:
+def _make_flair(*names: str) -> NDArray[np.float32]:
     return flair_of(phantom()[1], lesion_mask(*names))
 
 
-def _t1w() -> Volume:
+def _make_t1w() -> Volume:
     return Volume(phantom()[0], phantom_grid())
 
 
@@ -67,22 +67,24 @@ def _run(model: Model, inputs: Mapping[str, Volume], **options: Any) -> list[Fin
     return synthetic_dir.run(Case(dict(inputs), facts), model, chosen, 1, lambda fraction, step: None)
 
 
-def _measured(findings: list[Finding], group: str = "") -> dict[str, Measurement]:
+def _select_measurements(findings: list[Finding], group: str = "") -> dict[str, Measurement]:
     return {f.name: f for f in findings if isinstance(f, Measurement) and f.group == group}
 
 
-def _the(findings: list[Finding], kind: type, name: str) -> Any:
+def _find_one(findings: list[Finding], kind: type, name: str) -> Any:
     (found,) = [f for f in findings if isinstance(f, kind) and f.name == name]
     return found
 
 
 @pytest.fixture(scope="module")
 def findings(model: Model) -> list[Finding]:
-    return _run(model, {"flair": Volume(_flair(), phantom_grid()), "t1w": _t1w()}, rendered=True, epistemic=True)
+    return _run(
+        model, {"flair": Volume(_make_flair(), phantom_grid()), "t1w": _make_t1w()}, rendered=True, epistemic=True
+    )
 
 
 def test_white_matter_and_fluid_are_dark_and_cortex_is_one(findings: list[Finding]) -> None:
-    image, structure = _the(findings, Image, "DIR").volume, phantom()[1]
+    image, structure = _find_one(findings, Image, "DIR").volume, phantom()[1]
     assert image.unit == "1"
     assert np.array_equal(image.grid.affine_mm, phantom_grid().affine_mm)
     normal = ~lesion_mask()
@@ -97,20 +99,20 @@ def test_white_matter_and_fluid_are_dark_and_cortex_is_one(findings: list[Findin
 
 
 def test_every_lesion_is_segmented_where_it_is(findings: list[Finding]) -> None:
-    segmentation = _the(findings, Segmentation, "lesions")
+    segmentation = _find_one(findings, Segmentation, "lesions")
     assert np.array_equal(segmentation.labels > 0, lesion_mask())
     assert [s.label for s in segmentation.segments] == ["Lesion 1", "Lesion 2", "Lesion 3"]
     assert {s.type.scheme for s in segmentation.segments} == {"SCT"}
 
 
 def test_lesions_are_counted_measured_and_placed(findings: list[Finding]) -> None:
-    whole = _measured(findings)
-    assert whole["lesions"].value == len(LESIONS)
-    assert whole["lesion load"].value == pytest.approx(lesion_mask().sum() * VOXEL_MM3 / 1000)
-    assert sum(whole[f"{place} lesions"].value for place in ("juxtacortical", "periventricular", "deep")) == len(
+    measured = _select_measurements(findings)
+    assert measured["lesions"].value == len(LESIONS)
+    assert measured["lesion load"].value == pytest.approx(lesion_mask().sum() * VOXEL_MM3 / 1000)
+    assert sum(measured[f"{place} lesions"].value for place in ("juxtacortical", "periventricular", "deep")) == len(
         LESIONS
     )
-    largest = _measured(findings, "lesion 1")
+    largest = _select_measurements(findings, "lesion 1")
     assert largest["volume"].value == pytest.approx(27 * VOXEL_MM3)
     assert largest["volume"].site is not None
     assert largest["mean lesion probability"].value > 0.9
@@ -119,31 +121,31 @@ def test_lesions_are_counted_measured_and_placed(findings: list[Finding]) -> Non
 
 
 def test_more_lesions_than_are_told_are_in_the_segmentation(model: Model) -> None:
-    found = _run(model, {"flair": Volume(_flair(), phantom_grid()), "t1w": _t1w()}, lesions_told=1)
-    assert not _measured(found, "lesion 2")
-    assert _the(found, Note, "lesions").text.startswith("2 further lesions of at most 512 mm3")
-    assert np.array_equal(_the(found, Segmentation, "lesions").labels > 0, lesion_mask())
+    found = _run(model, {"flair": Volume(_make_flair(), phantom_grid()), "t1w": _make_t1w()}, lesions_told=1)
+    assert not _select_measurements(found, "lesion 2")
+    assert _find_one(found, Note, "lesions").text.startswith("2 further lesions of at most 512 mm3")
+    assert np.array_equal(_find_one(found, Segmentation, "lesions").labels > 0, lesion_mask())
 
 
 def test_the_maps_say_what_they_are(findings: list[Finding]) -> None:
-    sd = _the(findings, ParametricMap, "standard deviation")
+    sd = _find_one(findings, ParametricMap, "standard deviation")
     assert (sd.quantity.value, sd.volume.unit) == ("386136009", "1")
-    assert not _the(findings, ParametricMap, "epistemic standard deviation").volume.data.any()
-    assert "TI" in _the(findings, Image, "rendered DIR").description
+    assert not _find_one(findings, ParametricMap, "epistemic standard deviation").volume.data.any()
+    assert "TI" in _find_one(findings, Image, "rendered DIR").description
 
 
 def test_inversion_times_may_be_chosen(model: Model) -> None:
-    inputs = {"flair": Volume(_flair(), phantom_grid()), "t1w": _t1w()}
+    inputs = {"flair": Volume(_make_flair(), phantom_grid()), "t1w": _make_t1w()}
     found = _run(model, inputs, rendered=True, rendered_ti_ms=(3000, 400))
-    assert "TI 3000 and 400 ms" in _the(found, Image, "rendered DIR").description
+    assert "TI 3000 and 400 ms" in _find_one(found, Image, "rendered DIR").description
 
 
 @pytest.mark.parametrize("orientation", ["sagittal", "oblique"])
 def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: Model) -> None:
     grid = centred_grid(orientation, (6.0, 2.5, 2.5))
-    flair = resampling.resample(torch.from_numpy(_flair("large"))[None], phantom_grid(), grid)[0].numpy()
-    found = _run(model, {"flair": Volume(flair, grid, slice_thickness_mm=6.0), "t1w": _t1w()})
-    segmentation, image = _the(found, Segmentation, "lesions"), _the(found, Image, "DIR")
+    flair = resampling.resample(torch.from_numpy(_make_flair("large"))[None], phantom_grid(), grid)[0].numpy()
+    found = _run(model, {"flair": Volume(flair, grid, slice_thickness_mm=6.0), "t1w": _make_t1w()})
+    segmentation, image = _find_one(found, Segmentation, "lesions"), _find_one(found, Image, "DIR")
     assert image.volume.data.shape == segmentation.labels.shape == grid.shape
     assert image.slice_thickness_mm == 6.0
     middle = np.argwhere(segmentation.labels > 0).mean(axis=0)[::-1]
@@ -155,17 +157,17 @@ def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: Model) -
 def test_t1w_that_lies_elsewhere_is_laid_on_the_flair(model: Model) -> None:
     away = phantom_grid()
     away.affine_mm[:3, 3] += (7, -5, 6)
-    found = _run(model, {"flair": Volume(_flair(), phantom_grid()), "t1w": Volume(phantom()[0], away)})
-    assert _measured(found)["T1w shifted"].value == pytest.approx(np.sqrt(49 + 25 + 36), abs=1)
-    assert _measured(found)["lesions"].value == len(LESIONS)
+    found = _run(model, {"flair": Volume(_make_flair(), phantom_grid()), "t1w": Volume(phantom()[0], away)})
+    assert _select_measurements(found)["T1w shifted"].value == pytest.approx(np.sqrt(49 + 25 + 36), abs=1)
+    assert _select_measurements(found)["lesions"].value == len(LESIONS)
 
 
 def test_flair_alone_is_a_weaker_result_that_says_so(model: Model) -> None:
     alone = Volume(phantom()[0], phantom_grid())
     found = _run(model, {"flair": alone})
-    assert "No T1w" in _the(found, Note, "inputs").text
-    assert "FLAIR alone" in _the(found, Image, "DIR").description
-    assert "T1w shifted" not in _measured(found)
+    assert "No T1w" in _find_one(found, Note, "inputs").text
+    assert "FLAIR alone" in _find_one(found, Image, "DIR").description
+    assert "T1w shifted" not in _select_measurements(found)
 
 
 def test_flair_alone_has_a_contract_of_its_own(model: Model) -> None:
@@ -177,26 +179,30 @@ def test_flair_alone_has_a_contract_of_its_own(model: Model) -> None:
 def test_a_new_lesion_is_found_against_the_prior(model: Model) -> None:
     moved = phantom_grid()
     moved.affine_mm[:3, 3] += (9, 4, -6)
-    before = Volume(_flair("large", "third"), moved)
+    before = Volume(_make_flair("large", "third"), moved)
     inputs = {
-        "flair": Volume(_flair(), phantom_grid()),
-        "t1w": _t1w(),
+        "flair": Volume(_make_flair(), phantom_grid()),
+        "t1w": _make_t1w(),
         "prior_flair": before,
         "prior_t1w": Volume(phantom()[0], moved),
     }
     found = _run(model, inputs)
-    whole = _measured(found)
-    assert (whole["new lesions"].value, whole["enlarged lesions"].value) == (1, 0)
-    assert whole["volume of new lesions"].value == pytest.approx(8 * VOXEL_MM3 / 1000)
-    labels = _the(found, Segmentation, "new lesions").labels
+    measured = _select_measurements(found)
+    assert (measured["new lesions"].value, measured["enlarged lesions"].value) == (1, 0)
+    assert measured["volume of new lesions"].value == pytest.approx(8 * VOXEL_MM3 / 1000)
+    labels = _find_one(found, Segmentation, "new lesions").labels
     assert np.array_equal(labels == 1, lesion_mask("small"))
-    difference = _the(found, Image, "subtraction").volume.data
+    difference = _find_one(found, Image, "subtraction").volume.data
     assert difference[lesion_mask("small")].mean() > 0.3
     assert abs(difference[lesion_mask("large")].mean()) < 0.3
 
 
 def test_a_prior_outside_the_contract_is_refused_as_the_earlier_one(model: Model) -> None:
-    inputs = {"flair": Volume(_flair(), phantom_grid()), "t1w": _t1w(), "prior_flair": Volume(_flair(), phantom_grid())}
+    inputs = {
+        "flair": Volume(_make_flair(), phantom_grid()),
+        "t1w": _make_t1w(),
+        "prior_flair": Volume(_make_flair(), phantom_grid()),
+    }
     facts = {**FACTS, "prior_flair": {"modality": "MR", "ti_ms": 900.0}}
     with pytest.raises(Refused, match=r"the earlier examination: flair: Inversion Time \(0018,0082\) is 900 ms"):
         synthetic_dir.run(Case(inputs, facts), model, synthetic_dir.Options(passes=1), 1, lambda fraction, step: None)
@@ -204,18 +210,18 @@ def test_a_prior_outside_the_contract_is_refused_as_the_earlier_one(model: Model
 
 def test_a_t1w_alone_is_refused(model: Model) -> None:
     with pytest.raises(Refused, match="needs a FLAIR; a T1w alone does not say what DIR shows"):
-        _run(model, {"t1w": _t1w()})
+        _run(model, {"t1w": _make_t1w()})
 
 
-def _processed(bundles: Path, inputs: Mapping[str, list[Path]], **options: Any) -> processing.TaskResult:
+def _process(bundles: Path, inputs: Mapping[str, list[Path]], **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "synthetic_dir", "", {"passes": 1} | options, inputs, 1, NOW)
     return processing.run_task(task, config, progress=lambda fraction, step: None)
 
 
 def test_files_become_marked_objects(bundles: Path, tmp_path: Path) -> None:
-    inputs = {"match": write_flair(tmp_path / "f", _flair()), "t1w": write_t1w(tmp_path / "t")}
-    made = _processed(bundles, inputs)
+    inputs = {"match": write_flair(tmp_path / "f", _make_flair()), "t1w": write_t1w(tmp_path / "t")}
+    made = _process(bundles, inputs)
     classes = [ds.SOPClassUID for ds in made.objects]
     assert SegmentationStorage in classes
     assert len(classes) >= 3
@@ -224,21 +230,21 @@ def test_files_become_marked_objects(bundles: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_series_are_refused_with_the_reason(bundles: Path, tmp_path: Path) -> None:
-    flair, t1w = write_flair(tmp_path / "f", _flair()), write_t1w(tmp_path / "t")
-    stir = write_flair(tmp_path / "s", _flair(), key="stir", ti_ms=220)
+    flair, t1w = write_flair(tmp_path / "f", _make_flair()), write_t1w(tmp_path / "t")
+    stir = write_flair(tmp_path / "s", _make_flair(), key="stir", ti_ms=220)
     with pytest.raises(Refused, match=r"flair: Inversion Time \(0018,0082\) is 220 ms; .* takes 1400 to 3000 ms"):
-        _processed(bundles, {"match": stir, "t1w": t1w})
+        _process(bundles, {"match": stir, "t1w": t1w})
     with pytest.raises(InputRefused, match="several series"):
-        _processed(bundles, {"match": flair + stir, "t1w": t1w})
+        _process(bundles, {"match": flair + stir, "t1w": t1w})
     with pytest.raises(InputRefused, match="needs the input 'flair'"):
-        _processed(bundles, {"t1w": t1w})
+        _process(bundles, {"t1w": t1w})
     with pytest.raises(Refused, match=r"t1w: Echo Time \(0018,0081\) is 120 ms"):
-        _processed(bundles, {"match": flair, "t1w": stir})
+        _process(bundles, {"match": flair, "t1w": stir})
 
 
 def test_a_smooth_field_is_taken_away_and_lesions_are_left() -> None:
     structure = torch.from_numpy(phantom()[1])
-    clean = torch.from_numpy(_flair())
+    clean = torch.from_numpy(_make_flair())
     k, j, i = (torch.linspace(-1, 1, n) for n in clean.shape)
     true = torch.exp(0.25 * k[:, None, None] - 0.2 * j[:, None] * i + 0.1 * i**2)
     found = bias_field.estimate_bias_field(clean * true, structure, 4.0)

@@ -1,4 +1,4 @@
-"""The recipe of synthetic DIR: what its batches hold, what its loss rewards, and its prediction's parts."""
+"""The recipe of synthetic DIR: the content of its batches, the minimum of its loss, the parts of its prediction."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ SOURCES = make_simulated_sources(phantom=True)
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, torch.Tensor]:
+def batch() -> dict[str, torch.Tensor]:
     return recipe.draw_batch(replace(SMOKE, batch=4, without_t1w=0.5), SOURCES.train, seeded(0, 3))
 
 
-class _Knows(torch.nn.Module):
+class _FixedNetwork(torch.nn.Module):
     """A network that returns fixed channels."""
 
     def __init__(self, channels: torch.Tensor) -> None:
         super().__init__()
         self.channels = torch.nn.Parameter(channels)
 
-    def forward(self, _: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    def forward(self, _: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         return self.channels
 
 
-def _channels(drawn: dict[str, torch.Tensor], log_b: float = -2.0) -> torch.Tensor:
-    """The six channels of a network that knows the answer."""
-    sure = 20 * drawn["lesion"] - 10
-    added = drawn["dir"] - drawn["input"][:, 3:4]
-    return torch.cat([added, torch.full_like(added, log_b), drawn["maps"], sure], dim=1)
+def _make_true_channels(batch: dict[str, torch.Tensor], log_b: float = -2.0) -> torch.Tensor:
+    """Return the six channels of a network that knows the answer."""
+    sure = 20 * batch["lesion"] - 10
+    added = batch["dir"] - batch["input"][:, 3:4]
+    return torch.cat([added, torch.full_like(added, log_b), batch["maps"], sure], dim=1)
 
 
-def _loss(channels: torch.Tensor, drawn: dict[str, torch.Tensor], c: recipe.Configuration) -> float:
-    return float(recipe.compute_loss(_Knows(channels), drawn, c).detach())
+def _compute_loss(channels: torch.Tensor, batch: dict[str, torch.Tensor], c: recipe.Configuration) -> float:
+    return float(recipe.compute_loss(_FixedNetwork(channels), batch, c).detach())
 
 
 def test_a_step_s_batch_depends_on_its_generator_only() -> None:
@@ -76,14 +76,14 @@ def test_examinations_stay_for_some_steps_and_are_replaced_one_by_one() -> None:
     assert len(first & second) == SMOKE.examinations - 1
 
 
-def test_batches_are_scaled_and_flair_alone_is_marked(drawn: dict[str, torch.Tensor]) -> None:
-    assert drawn["input"].shape == (4, 4, 16, 16, 16)
-    assert float(drawn["input"].min()) >= -3
-    assert float(drawn["input"].max()) <= 3 * (sd.CLIP - 1)
-    assert float(drawn["dir"].max()) <= sd.CLIP
-    present = drawn["input"][:, 2].flatten(1).amax(1)
+def test_batches_are_scaled_and_flair_alone_is_marked(batch: dict[str, torch.Tensor]) -> None:
+    assert batch["input"].shape == (4, 4, 16, 16, 16)
+    assert float(batch["input"].min()) >= -3
+    assert float(batch["input"].max()) <= 3 * (sd.CLIP - 1)
+    assert float(batch["dir"].max()) <= sd.CLIP
+    present = batch["input"][:, 2].flatten(1).amax(1)
     assert set(present.tolist()) == {0.0, 1.0}
-    alone = drawn["input"][present == 0]
+    alone = batch["input"][present == 0]
     assert float(alone[:, 1:3].abs().max()) == 0.0
 
 
@@ -108,11 +108,11 @@ def test_the_true_dir_is_one_in_cortex_and_nulls_white_matter_and_csf() -> None:
 def test_the_first_guess_is_right_where_dir_is_a_polynomial_of_the_images_whatever_their_contrast() -> None:
     shape = (20, 20, 20)
     structure = torch.randint(0, COUNT + 1, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    shown = sd._expected_signal(torch.device("cpu"))
-    assert float(shown[number("cerebral white matter")]) < 1e-3
-    assert float(shown[number("csf")]) < 1e-3
-    assert float(shown[number("insula")]) == 1.0
-    truth = shown[structure.long()].float()
+    levels = sd._expected_signal(torch.device("cpu"))
+    assert float(levels[number("cerebral white matter")]) < 1e-3
+    assert float(levels[number("csf")]) < 1e-3
+    assert float(levels[number("insula")]) == 1.0
+    truth = levels[structure.long()].float()
     for contrast in (truth, 2 - truth, (1 + truth).sqrt()):
         guess = sd.compute_first_guess(contrast, None, structure)
         assert float((guess - truth)[structure > 0].abs().max()) < 0.01
@@ -123,10 +123,10 @@ def test_the_robust_guess_is_right_though_a_fifth_of_the_structures_is_wrong() -
     structure = torch.randint(0, COUNT + 1, (40, 40, 40), generator=seeded(0)).to(torch.uint8)
     truth = sd._expected_signal(torch.device("cpu"))[structure.long()].float()
     flair, t1w = 1 + 0.4 * truth, 1.2 - 0.5 * truth + 0.02 * torch.randn(truth.shape, generator=seeded(1))
-    told = structure.clone()
-    wrong = torch.rand(truth.shape, generator=seeded(2)) < 0.2
-    told[wrong & (structure > 0)] = number("frontal cortex")
-    plain, robust = (sd.compute_first_guess(flair, t1w, told, robust=r) - truth for r in (False, True))
+    labels = structure.clone()
+    mislabelled = torch.rand(truth.shape, generator=seeded(2)) < 0.2
+    labels[mislabelled & (structure > 0)] = number("frontal cortex")
+    plain, robust = (sd.compute_first_guess(flair, t1w, labels, robust=r) - truth for r in (False, True))
     assert float(robust[structure > 0].abs().mean()) < 0.35 * float(plain[structure > 0].abs().mean())
 
 
@@ -145,49 +145,49 @@ def test_artefacts_brighten_flair_but_not_t1w_nor_dir() -> None:
     assert torch.equal(with_it.dir, without.dir)
 
 
-def test_physical_maps_render_the_dir_that_they_were_made_for(drawn: dict[str, torch.Tensor]) -> None:
+def test_physical_maps_render_the_dir_that_they_were_made_for(batch: dict[str, torch.Tensor]) -> None:
     p = TissueParameters(torch.tensor([850.0, 1350.0]), torch.tensor([70.0, 90.0]), torch.tensor([0.7, 0.82]))
     dir_ = Dir.nulling(7500.0, 850.0)
     assert torch.allclose(sd.render(sd.log_maps(p), dir_), dir_.signal(p).abs(), atol=1e-6)
 
 
-def test_the_truth_has_a_smaller_loss_than_any_change_of_it(drawn: dict[str, torch.Tensor]) -> None:
-    truth = _channels(drawn)
-    best = _loss(truth, drawn, SMOKE)
+def test_the_truth_has_a_smaller_loss_than_any_change_of_it(batch: dict[str, torch.Tensor]) -> None:
+    truth = _make_true_channels(batch)
+    best = _compute_loss(truth, batch, SMOKE)
     for channel in (0, 2, 3, 4, 5):
         worse = truth.clone()
         worse[:, channel] = -0.5 * worse[:, channel] - 0.3
-        assert _loss(worse, drawn, SMOKE) > best + 0.01
+        assert _compute_loss(worse, batch, SMOKE) > best + 0.01
 
 
-def test_the_lesion_term_does_not_grow_with_the_lesion_load(drawn: dict[str, torch.Tensor]) -> None:
+def test_the_lesion_term_does_not_grow_with_the_lesion_load(batch: dict[str, torch.Tensor]) -> None:
     def term(lesion: torch.Tensor) -> float:
-        of = drawn | {"lesion": lesion, "known": torch.zeros(4, 2)}
-        wrong = _channels(drawn)
-        wrong[:, 0] += 0.5
+        of = batch | {"lesion": lesion, "known": torch.zeros(4, 2)}
+        biased = _make_true_channels(batch)
+        biased[:, 0] += 0.5
         c = replace(SMOKE, lesion_weight=1.0, ssim_weight=0.0, laplace_weight=0.0, segment_weight=0.0)
         plain = replace(c, lesion_weight=0.0)
-        return _loss(wrong, of, c) - _loss(wrong, of, plain)
+        return _compute_loss(biased, of, c) - _compute_loss(biased, of, plain)
 
-    small, large = torch.zeros_like(drawn["lesion"]), torch.zeros_like(drawn["lesion"])
+    small, large = torch.zeros_like(batch["lesion"]), torch.zeros_like(batch["lesion"])
     small[:, :, 4:6, 4:6, 4:6] = 1.0
     large[:, :, 2:14, 2:14, 2:14] = 1.0
     assert term(small) == pytest.approx(0.5, abs=1e-3)
     assert term(large) == pytest.approx(0.5, abs=1e-3)
 
 
-def test_the_laplace_scale_settles_at_the_mean_error_and_leaves_the_mean_alone(drawn: dict[str, torch.Tensor]) -> None:
-    off = _channels(drawn)
+def test_the_laplace_scale_settles_at_the_mean_error_and_leaves_the_mean_alone(batch: dict[str, torch.Tensor]) -> None:
+    off = _make_true_channels(batch)
     off[:, 0] += 0.2
     losses = {}
     for b in (0.1, 0.2, 0.4):
         off[:, 1] = math.log(b)
-        losses[b] = _loss(off, drawn, SMOKE)
+        losses[b] = _compute_loss(off, batch, SMOKE)
     assert losses[0.2] == min(losses.values())
     only_b = replace(SMOKE, lesion_weight=0.0, ssim_weight=0.0, maps_weight=0.0, render_weight=0.0, segment_weight=0.0)
-    network = _Knows(off)
+    network = _FixedNetwork(off)
     with_b, without = (
-        torch.autograd.grad(recipe.compute_loss(network, drawn, replace(only_b, laplace_weight=w)), network.channels)[0]
+        torch.autograd.grad(recipe.compute_loss(network, batch, replace(only_b, laplace_weight=w)), network.channels)[0]
         for w in (1.0, 0.0)
     )
     assert torch.allclose(with_b[:, 0], without[:, 0])
@@ -212,11 +212,11 @@ def test_dropout_passes_spread_and_one_pass_does_not() -> None:
     assert not any(m.training for m in network.modules())
 
 
-class _Says(torch.nn.Module):
-    """1 is added to the first guess everywhere; what it was told stays with it."""
+class _AddingNetwork(torch.nn.Module):
+    """A network that adds 1 to the first guess everywhere and keeps its embedding in ``levels``."""
 
-    def forward(self, x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
-        self.told = told
+    def forward(self, x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        self.levels = levels
         y = torch.zeros(1, 6, *x.shape[2:])
         y[:, 0] = 1.0
         return y
@@ -224,12 +224,12 @@ class _Says(torch.nn.Module):
 
 def test_the_network_adds_to_the_robust_guess_where_there_is_a_t1w_and_else_to_the_plain_one() -> None:
     x, brain = torch.rand(14, 16, 18), torch.ones(14, 16, 18, dtype=torch.uint8)
-    network = _Says()
+    network = _AddingNetwork()
     for t1w in (x.sqrt(), None):
         guess = sd.compute_first_guess(x, t1w, brain, robust=t1w is not None)
         found = sd.predict(network, x, t1w, brain, passes=1, bf16=False)
         assert torch.allclose(found.dir - guess, torch.tensor(1.0), atol=1e-4)
-        assert torch.equal(network.told[0], sd.tissue_levels(x, t1w, brain))
+        assert torch.equal(network.levels[0], sd.tissue_levels(x, t1w, brain))
 
 
 def test_the_spread_over_passes_is_the_samples_own() -> None:
@@ -285,9 +285,9 @@ def test_the_network_is_told_how_bright_the_tissues_are() -> None:
     flair[structure == number("thalamus")] = 1.25
     t1w[structure == number("csf")] = 0.25
     tissues = len(sd.LEVEL_TISSUES)
-    told = sd.tissue_levels(flair, t1w, structure)
-    assert told.shape == (sd.EMBEDDING,)
-    assert told.tolist() == [0.25 if n == 1 else -0.75 if n == 2 * tissues - 1 else 0.0 for n in range(2 * tissues)]
+    levels = sd.tissue_levels(flair, t1w, structure)
+    assert levels.shape == (sd.EMBEDDING,)
+    assert levels.tolist() == [0.25 if n == 1 else -0.75 if n == 2 * tissues - 1 else 0.0 for n in range(2 * tissues)]
     assert sd.tissue_levels(flair, None, structure)[tissues:].abs().max() == 0
     assert sd.tissue_levels(flair, t1w, torch.zeros_like(structure)).abs().max() == 0
 

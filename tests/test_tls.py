@@ -1,4 +1,4 @@
-"""DICOM over TLS as receiver: DCMTK's clients with right and wrong certificates, and the bytes on the network."""
+"""DICOM over TLS as receiver: DCMTK's clients with valid and invalid certificates, and the bytes on the network."""
 
 from __future__ import annotations
 

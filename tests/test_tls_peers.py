@@ -1,4 +1,4 @@
-"""DICOM over TLS as caller: DCMTK's storescp with right and wrong certificates, and the messages to the operator."""
+"""DICOM over TLS as caller: DCMTK's storescp with valid and invalid certificates, and the messages to the operator."""
 
 from __future__ import annotations
 

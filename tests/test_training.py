@@ -106,9 +106,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     fourth = float(RECIPE.draw_batch(SMOKE, PHANTOM.train, recipe.seeded(SMOKE.seed, 3))["sigma"][0])
     with pytest.raises(FloatingPointError, match="not finite at step"):
         loop.train(replace(RECIPE, compute_loss=diverging), SMOKE, tmp_path, sources=PHANTOM)
-    kept = checkpoint.read(tmp_path / checkpoint.NAME)
-    assert kept.step == 3
-    assert all(bool(torch.isfinite(value).all()) for value in kept.network.values())
+    saved = checkpoint.read(tmp_path / checkpoint.NAME)
+    assert saved.step == 3
+    assert all(bool(torch.isfinite(value).all()) for value in saved.network.values())
 
 
 def test_a_resumed_log_tells_every_step_once(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run may go on from a bundle's weights: on a site's own data from ours, or once more on the same."""
+"""Training from the weights of a bundle: on a site's own data from a shipped bundle, or again on the same data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMOKE = ["--configuration", "smoke", "--phantom"]
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle to go on from."""
+    """Return the folder of a bundle to start from."""
     out = tmp_path_factory.mktemp("first")
     run = loop.train(RECIPE, RECIPE.configurations["smoke"], out, sources=recipe.make_simulated_sources(phantom=True))
     bundle.write(RECIPE, run, out / "bundle", version="1.2.3", made_on=date(2026, 1, 2), commit="c0ffee")

@@ -1,4 +1,4 @@
-"""Every recipe runs from nothing to a bundle by one command, again with the same weights, and the same when killed."""
+"""Every recipe runs from nothing to a bundle by one command; a second or a resumed run gives the same weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def train(name: str, out: Path, *options: str) -> str:
-    """The command; returns the digest of its bundle's weights."""
+    """Run the command; return the digest of its bundle's weights."""
     done = python(
         "-m", "dicomnode", "train", name, "--configuration", "smoke", "--phantom", "--out", str(out), *options
     )
@@ -72,7 +72,7 @@ def train(name: str, out: Path, *options: str) -> str:
 
 
 def digest_of(found: recipe.Recipe[Any], out: Path, *, resume: bool = False) -> str:
-    """The same in this process: digest of the bundle's weights."""
+    """Train in this process; return the digest of the bundle's weights."""
     c = found.configurations["smoke"]
     run = loop.train(found, c, out, sources=recipe.make_simulated_sources(phantom=True), resume=resume)
     bundle.write(found, run, out / "bundle", version="0.0.0", made_on=date(2026, 1, 2), commit="c0ffee")
@@ -105,7 +105,7 @@ def test_the_command_goes_on_from_a_killed_run(tmp_path: Path) -> None:
 
 
 def test_a_step_ahead_is_prepared_by_the_network_of_the_last_restart_whatever_happens_meanwhile(tmp_path: Path) -> None:
-    """Validated, which puts averaged weights in place, at every step, stopped within the second part and resumed."""
+    """The run is validated at every step, which swaps in averaged weights, stopped in the second part and resumed."""
     found = training.load("anatomy")
     c = replace(found.configurations["smoke"], steps=8, checkpoint_every=8)
     often = replace(c, checkpoint_every=1)

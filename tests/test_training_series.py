@@ -30,7 +30,7 @@ KIT_SERIES = {
 
 
 def _check_same_voxels(trained: images.Volume, served: Volume) -> None:
-    """Each voxel of training lies in the centre of a voxel of the node and has its value; the axes point to LPS."""
+    """Check that each voxel of training is a voxel of the node, at its centre and with its value; axes are LPS."""
     values, grid = trained.values.numpy(), trained.grid
     assert sorted(values.shape) == sorted(served.data.shape)
     indices = np.stack([*np.indices(values.shape)[::-1].reshape(3, -1), np.ones(values.size)])

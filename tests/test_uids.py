@@ -1,4 +1,4 @@
-"""UIDs follow from what they identify."""
+"""UIDs are derived from the things that they identify."""
 
 from __future__ import annotations
 

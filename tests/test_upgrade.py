@@ -1,4 +1,4 @@
-"""From the first released schema with data in it to the newest and back: nothing is lost, and the node serves it."""
+"""Migration of a filled database from the first released schema to the newest and back, without any loss."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STATES = {
 
 @pytest.fixture
 def first(empty_database_url: str) -> Iterator[Engine]:
-    """A database as the first release made it."""
+    """Return a database as the first release made it."""
     engine = engines.connect(empty_database_url)
     alembic = Alembic()
     alembic.set_main_option("script_location", str(Path(migrations.__file__).parent))
@@ -57,24 +57,24 @@ def test_nothing_is_lost_on_the_way_up_and_down_and_the_node_serves_it(
 ) -> None:
     node = Node(write_config(tmp_path, database={"url": empty_database_url}), "serve", "--workers", "0")
     source, result = _fill(first, node.config.spool_dir, tmp_path, now)
-    columns = _columns(first)
-    before = _rows(first, columns)
+    columns = _list_columns(first)
+    before = _read_rows(first, columns)
     assert all(before.values()), "every table has rows"
 
     migrations.upgrade(first)
     assert migrations.current(first) == migrations.head()
-    assert _rows(first, columns) == before
+    assert _read_rows(first, columns) == before
     migrations.downgrade(first, "0001")
-    assert _columns(first) == columns
-    assert _rows(first, columns) == before
+    assert _list_columns(first) == columns
+    assert _read_rows(first, columns) == before
     migrations.upgrade(first)
-    assert _rows(first, columns) == before
+    assert _read_rows(first, columns) == before
     first.dispose()
 
     with node:
-        wait_for(lambda: _unread(node) == 0, "rows of before have been read again")
-        _is_served(node, source, result)
-        _works_on(node, tmp_path)
+        wait_for(lambda: _count_unread(node) == 0, "rows of before have been read again")
+        _check_served(node, source, result)
+        _check_receives(node, tmp_path)
         assert node.stop() == 0
     with node.sessions() as session:
         assert audit.verify(session) is None
@@ -83,9 +83,9 @@ def test_nothing_is_lost_on_the_way_up_and_down_and_the_node_serves_it(
     assert damaged == []
 
 
-def _is_served(node: Node, source: Dataset, result: Dataset) -> None:
-    """Found by what only its file says, and given out as it is stored; what the old rows of work say is still so."""
-    with httpx.Client(base_url=_web(node), timeout=30) as client:
+def _check_served(node: Node, source: Dataset, result: Dataset) -> None:
+    """Check that objects are found by attributes of their files and sent unchanged, and old jobs keep their states."""
+    with httpx.Client(base_url=_find_web_url(node), timeout=30) as client:
         found = client.get("/dicom-web/instances", params={"InstanceNumber": "7"}).json()
         assert [each["00080018"]["Value"] for each in found] == [[source.SOPInstanceUID]]
         for ds in (source, result):
@@ -100,32 +100,34 @@ def _is_served(node: Node, source: Dataset, result: Dataset) -> None:
     assert set(states[3:]) == {"held", "dead", "cancelled"}
 
 
-def _works_on(node: Node, folder: Path) -> None:
+def _check_receives(node: Node, folder: Path) -> None:
     new = write_instance(folder / "new.dcm", study_uid="1.2.826.0.1.3680043.8.498.99", series_uid="1.2.99.1")
     assert [sent.status for sent in peers.store(node.peer, [folder / "new.dcm"], calling_aet="TEST")] == [0x0000]
     with node.sessions() as session:
         assert session.scalar(select(Study.id).where(Study.study_uid == new.StudyInstanceUID)) is not None
 
 
-def _web(node: Node) -> str:
+def _find_web_url(node: Node) -> str:
     found = re.search(r"web (http://\S+?)/?,", node.log)
     assert found
     return found[1]
 
 
-def _unread(node: Node) -> int:
-    """Rows whose files have not been read since the upgrade."""
+def _count_unread(node: Node) -> int:
+    """Return the number of rows whose files have not been read since the upgrade."""
     with node.sessions() as session:
         tables = (Instance.attributes, Output.attributes)
         return sum(len(session.scalars(select(column).where(column.is_(None))).all()) for column in tables)
 
 
 def _fill(engine: Engine, root: Path, folder: Path, now: datetime) -> tuple[Dataset, Dataset]:
-    """Rows of every table in every state that the first schema knew, with the files of a study and of its result."""
+    """Add rows of every table in every state of the first schema, with the files of a study and of its result."""
     result = write_result(folder / "result.dcm", InstanceNumber=7)
     source = write_instance(folder / "source.dcm", InstanceNumber=7)
-    kept = {ds.SOPInstanceUID: spool.write(root, path.read_bytes()) for ds, path in _files(folder, source, result)}
-    instance, output = _object(source, kept), _object(result, kept)
+    stored_files = {
+        ds.SOPInstanceUID: spool.write(root, path.read_bytes()) for ds, path in _list_files(folder, source, result)
+    }
+    instance, output = _make_object_columns(source, stored_files), _make_object_columns(result, stored_files)
     with engine.begin() as connection:
         add = _Adder(connection, now)
         for number, state in enumerate(STATES["studies"]):
@@ -154,28 +156,28 @@ def _fill(engine: Engine, root: Path, folder: Path, now: datetime) -> tuple[Data
     return source, result
 
 
-def _files(folder: Path, source: Dataset, result: Dataset) -> list[tuple[Dataset, Path]]:
+def _list_files(folder: Path, source: Dataset, result: Dataset) -> list[tuple[Dataset, Path]]:
     return [(source, folder / "source.dcm"), (result, folder / "result.dcm")]
 
 
-def _object(ds: Dataset, kept: Mapping[str, StoredFile]) -> dict[str, Any]:
-    """The columns of an object's file; its transfer syntax is one of those that only instances had at first."""
-    file = kept[ds.SOPInstanceUID]
+def _make_object_columns(ds: Dataset, stored_files: Mapping[str, StoredFile]) -> dict[str, Any]:
+    """Return the columns of an object's file; at first, only instances had the transfer syntax."""
+    file = stored_files[ds.SOPInstanceUID]
     stored = {"sha256": file.sha256, "size_bytes": file.size_bytes, "relative_path": file.relative_path}
     uids = {"sop_instance_uid": ds.SOPInstanceUID, "sop_class_uid": ds.SOPClassUID}
     return stored | uids | {"transfer_syntax_uid": ds.file_meta.TransferSyntaxUID}
 
 
 class _Adder:
-    """Inserts rows with the columns that the database has, in the types of today."""
+    """An inserter of rows into the columns that the database has, in the types of today."""
 
     def __init__(self, connection: Any, now: datetime) -> None:
         self._connection, self._now = connection, now
-        self._tables = {name: _as_it_is(connection, name) for name in FIRST_TABLES}
+        self._tables = {name: _reflect_table(connection, name) for name in FIRST_TABLES}
 
     def __call__(self, table: str, **values: Any) -> None:
-        there = self._tables[table].c
-        self._connection.execute(insert(self._tables[table]).values({k: v for k, v in values.items() if k in there}))
+        existing = self._tables[table].c
+        self._connection.execute(insert(self._tables[table]).values({k: v for k, v in values.items() if k in existing}))
 
     def job(self, number: int, state: str, *, later: datetime) -> None:
         running = state == "running"
@@ -186,23 +188,23 @@ class _Adder:
              started_at=self._now, finished_at=None if running else self._now)  # fmt: skip
 
 
-def _as_it_is(connection: Any, name: str) -> Table:
-    """Only the columns that the database has; nothing that today's models would add by themselves."""
+def _reflect_table(connection: Any, name: str) -> Table:
+    """Return the table with only the columns that the database has, without defaults of today's models."""
     today = Base.metadata.tables[name].c
-    there = [column["name"] for column in inspect(connection).get_columns(name)]
-    return Table(name, MetaData(), *(Column(column, today[column].type) for column in there))
+    existing = [column["name"] for column in inspect(connection).get_columns(name)]
+    return Table(name, MetaData(), *(Column(column, today[column].type) for column in existing))
 
 
-def _columns(engine: Engine) -> Mapping[str, list[str]]:
+def _list_columns(engine: Engine) -> Mapping[str, list[str]]:
     return {name: [each["name"] for each in inspect(engine).get_columns(name)] for name in FIRST_TABLES}
 
 
-def _rows(engine: Engine, columns: Mapping[str, list[str]]) -> Rows:
-    """Every row of these tables, with these columns."""
+def _read_rows(engine: Engine, columns: Mapping[str, list[str]]) -> Rows:
+    """Return every row of these tables, with these columns."""
     found: dict[str, list[tuple[Any, ...]]] = {}
     with engine.connect() as connection:
-        for name, wanted in columns.items():
-            table = _as_it_is(connection, name)
-            query = select(*(table.c[column] for column in wanted)).order_by(table.c[wanted[0]])
+        for name, names in columns.items():
+            table = _reflect_table(connection, name)
+            query = select(*(table.c[column] for column in names)).order_by(table.c[names[0]])
             found[name] = [tuple(row) for row in connection.execute(query)]
     return found

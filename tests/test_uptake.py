@@ -1,4 +1,4 @@
-"""The numbers that PET is read by, and the isotropic voxels that a network sees it on."""
+"""Uptake measures of PET, and the isotropic voxels on which a network sees it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRID = make_grid("axial", (24, 40, 44), (3.0, 3.0, 3.0), (-60.0, -55.0, 12.0))
 
 
 def _hot_spot(sd_mm: float, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> torch.Tensor:
-    """A Gaussian in the middle of a lattice."""
+    """Return a Gaussian in the middle of a grid."""
     k, j, i = (np.indices(shape) - (np.array(shape)[:, None, None, None] - 1) / 2) * np.array(spacing_mm)[
         :, None, None, None
     ]

@@ -1,7 +1,7 @@
 """The viewer in a real browser: it opens what the node holds, over the node's own DICOMweb.
 
-Each test leaves a picture under build/screenshots, to be looked at: that a canvas shows a head is seen by a person;
-here is asserted that it shows something, that the right series is open, and that nothing went wrong on the way.
+Each test saves a screenshot under build/screenshots: only a person sees that a canvas shows a head. The tests assert
+that it shows more than black, that the right series is open, and that no error occurred.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def wait_until_drawn(page: Page) -> None:
 
 
 def read_pixels(page: Page) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the pixels of all viewports, (row, column, RGB), without the panels beside them."""
+    """Return the pixels of all viewports, (row, column, RGB), without the side panels."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     return np.asarray(picture)[100:850, 300:1350]
 

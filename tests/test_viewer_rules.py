@@ -1,6 +1,6 @@
 """Conditions of OHIF (Cornerstone), Weasis and Slicer on data sets that they show as volumes and overlays.
 
-The rules are theirs, as gathered from their sources; here they are asked of the objects, in every form.
+The rules are gathered from the sources of these programs and checked on the objects in every form.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of a series -> a volume where SimpleITK sees it, or a refusal that says what is wrong where."""
+"""Files of a series become a volume where SimpleITK sees it, or a refusal that names the fault and its place."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ from tests.series import unpack_series, write_enhanced, write_slices
 SHAPE = (6, 9, 7)
 
 
-def _grid(orientation: str = "oblique") -> Grid:
+def _make_grid(orientation: str = "oblique") -> Grid:
     return make_grid(orientation, SHAPE, (3.5, 1.25, 0.9), (-31.25, 17.125, 55.5))
 
 
-def _stored(dtype: type[np.integer[Any]] = np.uint16) -> NDArray[np.integer[Any]]:
+def _make_stored(dtype: type[np.integer[Any]] = np.uint16) -> NDArray[np.integer[Any]]:
     return np.random.default_rng(5).integers(0, 3000, SHAPE).astype(dtype)
 
 
 @pytest.mark.parametrize("enhanced", [False, True], ids=["single frames", "enhanced"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_every_voxel_lies_where_it_was_measured(orientation: str, enhanced: bool, tmp_path: Path) -> None:
-    grid, stored = _grid(orientation), _stored()
+    grid, stored = _make_grid(orientation), _make_stored()
     if enhanced:
         paths = [write_enhanced(tmp_path / "e.dcm", grid, stored, [3, 0, 5, 1, 4, 2])]
     else:
         paths = write_slices(tmp_path, grid, stored)
     series = volumes.read(paths)
-    _same(series.volume, grid, stored.astype(np.float32))
+    _check_same(series.volume, grid, stored.astype(np.float32))
     assert np.linalg.det(series.volume.grid.affine_mm[:3, :3]) > 0
     assert series.volume.slice_thickness_mm == pytest.approx(3.5)
     assert series.volume.unit == "1"
 
 
-def _same(volume: Volume, grid: Grid, expected: NDArray[np.float32]) -> None:
-    """Each voxel of ``grid`` is a voxel of the volume, at the same place and with its value."""
+def _check_same(volume: Volume, grid: Grid, expected: NDArray[np.float32]) -> None:
+    """Check that each voxel of ``grid`` is a voxel of the volume, at the same place and with its value."""
     assert volume.data.dtype == np.float32
     assert volume.data.shape == expected.shape
     indices = np.stack([*np.indices(expected.shape)[::-1].reshape(3, -1), np.ones(expected.size)])
     found = np.linalg.inv(volume.grid.affine_mm) @ grid.affine_mm @ indices
-    whole = np.rint(found).astype(int)
-    assert np.abs(found - whole).max() * min(grid.spacing_mm) < 1e-3
-    assert np.array_equal(volume.data[whole[2], whole[1], whole[0]], expected.ravel())
+    voxels = np.rint(found).astype(int)
+    assert np.abs(found - voxels).max() * min(grid.spacing_mm) < 1e-3
+    assert np.array_equal(volume.data[voxels[2], voxels[1], voxels[0]], expected.ravel())
 
 
 def test_each_slice_has_its_own_rescale(tmp_path: Path) -> None:
     def rescale(k: int, ds: Dataset) -> None:
         ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = f"{0.25 + k}", f"{-10 * k}", "US"
 
-    grid, stored = _grid("axial"), _stored(np.int16)
+    grid, stored = _make_grid("axial"), _make_stored(np.int16)
     volume = volumes.read(write_slices(tmp_path, grid, stored, edit=rescale)).volume
     k = np.arange(SHAPE[0])[:, None, None]
-    _same(volume, grid, (stored * (0.25 + k) - 10 * k).astype(np.float32))
+    _check_same(volume, grid, (stored * (0.25 + k) - 10 * k).astype(np.float32))
 
 
 def test_each_frame_has_its_own_rescale(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_each_frame_has_its_own_rescale(tmp_path: Path) -> None:
         item.RescaleSlope, item.RescaleIntercept, item.RescaleType = str(number + 1), "-4", "US"
         group.PixelValueTransformationSequence = [item]
 
-    grid, stored, order = _grid("axial"), _stored(), [5, 4, 3, 2, 1, 0]
+    grid, stored, order = _make_grid("axial"), _make_stored(), [5, 4, 3, 2, 1, 0]
     volume = volumes.read([write_enhanced(tmp_path / "e.dcm", grid, stored, order, rescale)]).volume
     slopes = np.argsort(order)[:, None, None] + 1
-    _same(volume, grid, (stored * slopes - 4).astype(np.float32))
+    _check_same(volume, grid, (stored * slopes - 4).astype(np.float32))
 
 
 def test_a_real_world_value_mapping_with_a_unit_wins_over_the_rescale(tmp_path: Path) -> None:
@@ -90,13 +90,13 @@ def test_a_real_world_value_mapping_with_a_unit_wins_over_the_rescale(tmp_path: 
 
         return edit
 
-    grid, stored = _grid("axial"), _stored()
+    grid, stored = _make_grid("axial"), _make_stored()
     volume = volumes.read(write_slices(tmp_path / "adc", grid, stored, edit=mapped("mm2/s"))).volume
     assert volume.unit == "mm2/s"
-    _same(volume, grid, (stored * 1e-6).astype(np.float32))
+    _check_same(volume, grid, (stored * 1e-6).astype(np.float32))
     volume = volumes.read(write_slices(tmp_path / "plain", grid, stored, edit=mapped("1"))).volume
     assert volume.unit == "1"
-    _same(volume, grid, (stored * 2.0).astype(np.float32))
+    _check_same(volume, grid, (stored * 2.0).astype(np.float32))
 
 
 def test_philips_counts_become_activity_by_their_private_factor(tmp_path: Path) -> None:
@@ -109,28 +109,28 @@ def test_philips_counts_become_activity_by_their_private_factor(tmp_path: Path) 
 
         return edit
 
-    grid, stored = _grid("axial"), _stored()
+    grid, stored = _make_grid("axial"), _make_stored()
     volume = volumes.read(write_slices(tmp_path / "factor", grid, stored, edit=pet("1.602563"))).volume
     assert volume.unit == "Bq/ml"
-    _same(volume, grid, (stored * 0.5 * 1.602563).astype(np.float32))
+    _check_same(volume, grid, (stored * 0.5 * 1.602563).astype(np.float32))
     assert volumes.read(write_slices(tmp_path / "none", grid, stored, edit=pet(""))).volume.unit == "{counts}"
 
 
 def test_facts_tell_the_acquisition_and_not_the_patient(tmp_path: Path) -> None:
-    series = volumes.read(write_slices(tmp_path, _grid("sagittal"), _stored()))
-    told = series.facts
-    assert (told["modality"], told["tr_ms"], told["te_ms"], told["field_strength_t"]) == ("MR", 2300, 2.98, 3)
-    assert (told["plane"], told["slices"], told["age_years"], told["sex"]) == ("sagittal", 6, 56, "M")
-    assert told["spacing_mm"] == pytest.approx((3.5, 1.25, 0.9))
-    words = json.dumps(told, ensure_ascii=False)
-    assert all(word not in words for word in ("Müller", "4711", "1970", "2026"))
+    series = volumes.read(write_slices(tmp_path, _make_grid("sagittal"), _make_stored()))
+    facts = series.facts
+    assert (facts["modality"], facts["tr_ms"], facts["te_ms"], facts["field_strength_t"]) == ("MR", 2300, 2.98, 3)
+    assert (facts["plane"], facts["slices"], facts["age_years"], facts["sex"]) == ("sagittal", 6, 56, "M")
+    assert facts["spacing_mm"] == pytest.approx((3.5, 1.25, 0.9))
+    words = json.dumps(facts, ensure_ascii=False)
+    assert all(secret not in words for secret in ("Müller", "4711", "1970", "2026"))
 
 
 def test_headers_come_in_the_order_of_the_slices_without_pixels_and_private_elements(tmp_path: Path) -> None:
     def private(_: int, ds: Dataset) -> None:
         ds.private_block(0x0029, "SOMEBODY", create=True).add_new(0x10, "LO", "something")
 
-    headers = volumes.read(write_slices(tmp_path, _grid("axial"), _stored(), edit=private)).headers
+    headers = volumes.read(write_slices(tmp_path, _make_grid("axial"), _make_stored(), edit=private)).headers
     assert [ds.InstanceNumber for ds in headers] == [6, 5, 4, 3, 2, 1]
     assert all("PixelData" not in ds and not any(element.tag.is_private for element in ds) for ds in headers)
 
@@ -227,10 +227,10 @@ REFUSALS: dict[str, tuple[Callable[[int, Dataset], None], str]] = {
 @pytest.mark.parametrize("hazard", REFUSALS)
 def test_what_makes_no_volume_is_refused_with_the_reason(hazard: str, tmp_path: Path) -> None:
     edit, reason = REFUSALS[hazard]
-    paths = write_slices(tmp_path, _grid("axial"), _stored(), edit=edit)
+    paths = write_slices(tmp_path, _make_grid("axial"), _make_stored(), edit=edit)
     with pytest.raises(InputRefused, match=reason) as refused:
         volumes.read(paths)
-    assert all(word not in str(refused.value) for word in ("Müller", "4711", "1970"))
+    assert all(secret not in str(refused.value) for secret in ("Müller", "4711", "1970"))
 
 
 def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
@@ -244,20 +244,20 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
             delattr(ds, keyword)
 
     with pytest.raises(InputRefused, match="instance 2, slice 5: 1 pixels are not finite"):
-        volumes.read(write_slices(tmp_path, _grid("axial"), _stored(), edit=floating))
+        volumes.read(write_slices(tmp_path, _make_grid("axial"), _make_stored(), edit=floating))
 
 
 def test_frames_of_several_times_are_refused_by_what_tells_them_apart(tmp_path: Path) -> None:
     def time(number: int, group: Dataset) -> None:
         group.FrameContentSequence[0].TemporalPositionIndex = 1 + number // 6
 
-    path = write_enhanced(tmp_path / "e.dcm", _grid(), _stored(), [*range(6), *range(6)], time)
+    path = write_enhanced(tmp_path / "e.dcm", _make_grid(), _make_stored(), [*range(6), *range(6)], time)
     with pytest.raises(InputRefused, match=r"12 slices lie at only 6 .* differ in TemporalPositionIndex \(1, 2\)"):
         volumes.read([path])
 
 
 def test_frames_without_their_functional_groups_are_refused(tmp_path: Path) -> None:
-    path = write_enhanced(tmp_path / "e.dcm", _grid(), _stored(), list(range(6)))
+    path = write_enhanced(tmp_path / "e.dcm", _make_grid(), _make_stored(), list(range(6)))
     ds = dcmread(path)
     del ds.PerFrameFunctionalGroupsSequence[-1]
     ds.save_as(path)
@@ -273,10 +273,10 @@ def test_what_is_no_dicom_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_slice_has_the_depth_of_its_thickness(tmp_path: Path) -> None:
-    grid = Grid((1, *SHAPE[1:]), _grid("axial").affine_mm)
-    volume = volumes.read(write_slices(tmp_path / "a", grid, _stored()[:1])).volume
+    grid = Grid((1, *SHAPE[1:]), _make_grid("axial").affine_mm)
+    volume = volumes.read(write_slices(tmp_path / "a", grid, _make_stored()[:1])).volume
     assert volume.grid.spacing_mm == pytest.approx((3.5, 1.25, 0.9))
-    bare = write_slices(tmp_path / "b", grid, _stored()[:1], edit=lambda k, ds: delattr(ds, "SliceThickness"))
+    bare = write_slices(tmp_path / "b", grid, _make_stored()[:1], edit=lambda k, ds: delattr(ds, "SliceThickness"))
     with pytest.raises(InputRefused, match="one slice without SliceThickness"):
         volumes.read(bare)
 
@@ -357,7 +357,7 @@ def test_the_repetition_times_of_triggered_slices_may_differ_and_are_no_fact(
     def beating(k: int, ds: Dataset) -> None:
         ds.ScanOptions, ds.RepetitionTime = options, f"{1800 + 70 * (k % 3)}"
 
-    paths = write_slices(tmp_path, _grid("axial"), _stored(), edit=beating)
+    paths = write_slices(tmp_path, _make_grid("axial"), _make_stored(), edit=beating)
     if options == "FS":
         with pytest.raises(InputRefused, match=r"Repetition Time \(0018,0080\) differs among the slices"):
             volumes.read(paths)

@@ -1,4 +1,4 @@
-"""Workers on several hosts: what is killed loses nothing and repeats nothing; a host that is not well takes no job."""
+"""Workers on several hosts: a killed one loses nothing and repeats nothing; an unhealthy host takes no job."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _has_reported(running: Node) -> bool:
 
 
 def _kill_now_and_then(receiver: Node, hosts: list[Node]) -> list[int]:
-    """Each time that so many more studies have ended, kill -9 of a worker with a job in hand; it is started again."""
+    """Kill (-9) a worker that runs a job each time that a further share of the studies has ended; start it again."""
     killed = []
     for enough in range(KILL_EVERY, STUDIES, KILL_EVERY):
         fleet.wait_until_ended(receiver, enough)

@@ -1,4 +1,4 @@
-"""What workers on several hosts share, and what a host does that lacks something."""
+"""Workers on several hosts: what they share, and how a host acts that lacks a model, a file or memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ A_MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def site(tmp_path: Path, database_url: str) -> fleet.Site:
-    """Hosts on a database of either kind that holds no rows."""
+    """Return the settings of hosts on an empty database of either kind."""
     return fleet.Site(tmp_path, database_url)
 
 
@@ -55,7 +55,7 @@ def a_prior_job(rows: sessionmaker[Session], model: str, digest: str) -> int:
 
 
 def work_once(rows: sessionmaker[Session], own: Config, name: str, **more: Any) -> Job:
-    """One host looks for work until none is waiting for it; the only job afterwards."""
+    """Let one host work until no job waits for it; return the only job."""
     worker.run_worker(rows, own, worker=f"{name}:1", stop=threading.Event(), once=True, **more)
     with rows() as session:
         return session.scalars(select(Job)).one()
@@ -230,14 +230,14 @@ def _give_a_file(session: Session, own: Config) -> None:
 
 
 def _an_hour_ahead(engine: Engine) -> Callable[[], datetime]:
-    """A host's clock that is wrong; of SQLite there is only one, which counts."""
+    """Put the host's clock an hour ahead; with SQLite there is one clock only, and it counts."""
     if engine.dialect.name == "sqlite":
         return clock.make_clock(engine)
     return clock.DatabaseClock(engine, machine_clock=lambda: datetime.now(UTC) + timedelta(hours=1))
 
 
 class _Answering:
-    """An engine that tells one moment, while it answers at all."""
+    """An engine whose clock stands at one moment, while it answers at all."""
 
     def __init__(self, moment: datetime) -> None:
         self.moment, self.answers = moment, True

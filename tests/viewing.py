@@ -59,7 +59,7 @@ def make_results(sources: list[Path], grid: Grid) -> list[Dataset]:
 
 
 def _head() -> tuple[NDArray[np.float32], NDArray[np.uint8], Grid]:
-    """Return the phantom without the slices at its ends, which show next to nothing."""
+    """Return the phantom without the almost empty slices at its ends."""
     values, structure = phantom()
     affine = phantom_grid().affine_mm.copy()
     affine[:3, 3] += _FIRST * affine[:3, 2]

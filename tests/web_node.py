@@ -40,7 +40,7 @@ DICOM = {"Content-Type": f'multipart/related; type="application/dicom"; boundary
 
 @dataclass
 class Web:
-    """A running server. ``now``: its clock; ``sections``: further ones of its configuration."""
+    """A running server, with ``now`` as its clock and ``sections`` of its configuration."""
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)

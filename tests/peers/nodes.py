@@ -1,4 +1,4 @@
-"""The node as its users run it: ``python -m dicomnode serve`` with a node.toml for the test."""
+"""The node as a process of its own: ``python -m dicomnode serve`` with a node.toml for the test."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def write_config(folder: Path, **sections: Any) -> Path:
 
 
 def make_route(*destinations: str, **options: int) -> dict[str, Any]:
-    """Write a node.toml with a route from k-space to an MR image."""
+    """Return a route from k-space to an MR image."""
     match = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66"}
     route = {"name": "kspace", "pipeline": "mri_reconstruction", "match": match}
     return route | {"destinations": list(destinations), "options": options}
 
 
 class Node:
-    """``with Node(write_config(folder, ...)) as node:`` serves, or does another command, until the block ends."""
+    """A process that serves, or runs another command, while ``with Node(write_config(folder, ...)) as node:`` lasts."""
 
     def __init__(self, config_path: Path, *arguments: str) -> None:
         self.config: Config = load(config_path)
@@ -144,11 +144,11 @@ class Node:
     def wait_for_job(self, *states: str) -> Job:
         """Return the newest job as soon as it is in one of the states."""
 
-        def there() -> Job | None:
+        def find_job_in_state() -> Job | None:
             newest = self.jobs()[-1:]
             return newest[0] if newest and newest[0].state in states else None
 
-        job = wait_for(there, f"a job is {' or '.join(states)}", within_s=240)
+        job = wait_for(find_job_in_state, f"a job is {' or '.join(states)}", within_s=240)
         assert job is not None
         return job
 

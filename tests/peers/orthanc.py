@@ -1,4 +1,4 @@
-"""Debian's Orthanc as the PACS of the tests, with the part of its REST interface that they need."""
+"""Orthanc of Debian as the PACS of the tests, with the part of its REST interface that they need."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Orthanc:
             return str(json.load(answer)["ID"])
 
     def know(self, peer: Peer) -> None:
-        """Make a modality of the peer, for C-STORE and C-MOVE to it."""
+        """Register the peer as a modality, for C-STORE and C-MOVE to it."""
         known = {"AET": peer.ae_title, "Host": peer.host, "Port": peer.port, "UseDicomTls": peer.tls}
         self.ask("PUT", f"/modalities/{peer.name}", known)
 

@@ -1,4 +1,4 @@
-"""A program under test, stopped by its process id."""
+"""Programs under test, each stopped by its process ID."""
 
 from __future__ import annotations
 

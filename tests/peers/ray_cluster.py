@@ -53,7 +53,7 @@ class RayNode:
 
 
 class RayCluster:
-    """``with RayCluster(folder, environment) as cluster:`` a head; further nodes by ``add``."""
+    """A cluster with one head; it lasts as long as its ``with`` block, and ``add`` starts further nodes."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._folder, self._port = folder, free_port()

@@ -1,4 +1,4 @@
-"""DCMTK's storescp: writes the instances as files, and can be slow or refuse on demand."""
+"""DCMTK's storescp, which writes the instances as files and is slow or refuses on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["StoreScp"]
 
 
 class StoreScp:
-    """``with StoreScp(folder, "--sleep-after", "2") as scp:`` the options are storescp's own."""
+    """A storescp that runs in ``with StoreScp(folder, "--sleep-after", "2") as scp:``; options are storescp's."""
 
     def __init__(self, folder: Path, *options: str, ae_title: str = "STORESCP", port: int | None = None) -> None:
         # Not the storescp of a virtual environment, which is pynetdicom's.
