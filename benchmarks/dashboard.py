@@ -90,9 +90,9 @@ def measure(folder: Path, studies: int, repeats: int, url: str) -> list[dict[str
 
 
 def _timed(client: httpx.Client, path: str, words: str, repeats: int) -> dict[str, Any]:
-    taken = [_seconds(client, path) for _ in range(repeats + 1)][1:]
+    seconds = [_seconds(client, path) for _ in range(repeats + 1)][1:]
     size = len(client.get(path).content)
-    return _row(words, taken, size)
+    return _row(words, seconds, size)
 
 
 def _together(address: str, repeats: int, clients: int = 8) -> dict[str, Any]:
@@ -104,8 +104,8 @@ def _together(address: str, repeats: int, clients: int = 8) -> dict[str, Any]:
         return _row(f"studies, {clients} at once", list(pool.map(ask, range(clients * repeats))), 0)
 
 
-def _row(words: str, taken: Sequence[float], size: int) -> dict[str, Any]:
-    milliseconds = [1000 * each for each in taken]
+def _row(words: str, seconds: Sequence[float], size: int) -> dict[str, Any]:
+    milliseconds = [1000 * each for each in seconds]
     return {
         "page": words,
         "median_ms": statistics.median(milliseconds),
@@ -173,7 +173,7 @@ def _instance(id: int, series: int, at: datetime) -> dict[str, Any]:
 
 
 def _job(id: int, at: datetime, state: StudyState, chance: random.Random) -> Iterator[tuple[Any, dict[str, Any]]]:
-    ended = _drawn(chance)
+    ended = _draw_state(chance)
     if ended is None or state is StudyState.RECEIVING:
         return
     finished = at + timedelta(seconds=chance.uniform(40, 120))
@@ -206,9 +206,9 @@ def _results(id: int, at: datetime, ended: JobState, chance: random.Random) -> I
             "attributes": {"SeriesDescription": "SYN result"},
         }  # fmt: skip
         if ended is JobState.DONE:
-            drawn = chance.random()
-            sent = DeliveryState.WAITING if drawn < 0.01 else DeliveryState.DELIVERED
-            sent = DeliveryState.GIVEN_UP if drawn > 0.998 else sent
+            number_drawn = chance.random()
+            sent = DeliveryState.WAITING if number_drawn < 0.01 else DeliveryState.DELIVERED
+            sent = DeliveryState.GIVEN_UP if number_drawn > 0.998 else sent
             yield Delivery, {
                 "id": output, "output_id": output, "destination": "pacs", "state": sent, "attempts": 1,
                 "not_before": at, "reason": "", "created_at": at, "worker": "", "leased_until": None,
@@ -216,11 +216,11 @@ def _results(id: int, at: datetime, ended: JobState, chance: random.Random) -> I
             }  # fmt: skip
 
 
-def _drawn(chance: random.Random) -> JobState | None:
-    drawn, sum_ = chance.random(), 0.0
+def _draw_state(chance: random.Random) -> JobState | None:
+    number_drawn, sum_ = chance.random(), 0.0
     for state, share in _SHARES:
         sum_ += share
-        if drawn < sum_:
+        if number_drawn < sum_:
             return state
     return None
 

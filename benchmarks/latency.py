@@ -121,11 +121,11 @@ STUDIES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pipeline", action="append", choices=sorted({study.pipeline for study in STUDIES}))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     print("| pipeline | study | s | limit s | processor s | peak GB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for study in STUDIES:
-        if not given.pipeline or study.pipeline in given.pipeline:
+        if not arguments.pipeline or study.pipeline in arguments.pipeline:
             with tempfile.TemporaryDirectory() as folder:
                 print(_row(study, Path(folder)), flush=True)
 

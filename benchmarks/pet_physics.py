@@ -93,13 +93,13 @@ def _noise(found: ScannedObject, scan: Scan, dose: float) -> None:
     inside = (functional.avg_pool3d(found.mu_per_cm[None], 2)[0] > 0.02)[4:-4] & (x[4:-4] > 0.1)
     k, power = _law(replicates, x[4:-4], inside)
     print(f"dose {dose:g}: variance = {k:.5f} x^{power:.2f} (SUV)")
-    drawn = torch.stack(
+    surrogates = torch.stack(
         [
             draw_low_dose(x, dose, k * dose, seeded(4, n), fwhm_mm=6.0, spacing_mm=found.spacing_mm)
             for n in range(REPLICATES)
         ]
     )[:, 4:-4]
-    for name, images in (("OSEM", replicates), ("surrogate", drawn)):
+    for name, images in (("OSEM", replicates), ("surrogate", surrogates)):
         sd = images.std(dim=0)
         bins = [(0.2, 0.6), (0.6, 1.5), (1.5, 3.0), (3.0, 10.0)]
         cells = [float((sd / x[4:-4])[inside & (x[4:-4] > a) & (x[4:-4] <= b)].mean()) for a, b in bins]

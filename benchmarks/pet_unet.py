@@ -28,7 +28,7 @@ from model_zoo.training import checkpoint, loop
 from model_zoo.training import pet_synthesis as recipe
 from model_zoo.training.recipe import Source, make_simulated_sources
 
-TOLD = 8
+COVARIATE_CHANNELS = 8
 
 
 class PlainUNet(nn.Module):
@@ -36,18 +36,18 @@ class PlainUNet(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] = (32, 64, 128, 192)) -> None:
         super().__init__()
-        self.told = nn.Linear(len(COVARIATES) * TOKEN_WIDTH, TOLD)
-        self.net = UNet(3, 1 + TOLD, len(TARGETS), channels, (2,) * (len(channels) - 1), num_res_units=1)
+        self.told = nn.Linear(len(COVARIATES) * TOKEN_WIDTH, COVARIATE_CHANNELS)
+        self.net = UNet(3, 1 + COVARIATE_CHANNELS, len(TARGETS), channels, (2,) * (len(channels) - 1), num_res_units=1)
 
     def forward(self, y0: Tensor, tokens: Tensor) -> Tensor:
-        told = self.told(tokens.flatten(1))[..., None, None, None].expand(-1, -1, *y0.shape[2:])
-        found: Tensor = self.net(torch.cat([y0, told], dim=1))
+        covariates = self.told(tokens.flatten(1))[..., None, None, None].expand(-1, -1, *y0.shape[2:])
+        found: Tensor = self.net(torch.cat([y0, covariates], dim=1))
         return found
 
 
-def _loss(network: nn.Module, drawn: dict[str, Tensor], c: recipe.Configuration) -> Tensor:
-    inside = drawn["maps"].sum(dim=1, keepdim=True)
-    error = network(drawn["y0"], drawn["tokens"]).float() - drawn["x0"]
+def _loss(network: nn.Module, batch: dict[str, Tensor], c: recipe.Configuration) -> Tensor:
+    inside = batch["maps"].sum(dim=1, keepdim=True)
+    error = network(batch["y0"], batch["tokens"]).float() - batch["x0"]
     loss: Tensor = (inside * error.square()).sum() / inside.sum()
     return loss
 
@@ -65,15 +65,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/pet_unet"))
     parser.add_argument("--steps", type=int, default=recipe.CONFIGURATIONS["cpu"].steps)
     parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    c = replace(recipe.CONFIGURATIONS["cpu"], steps=given.steps)
-    path = loop.train(PLAIN, c, given.out, sources=make_simulated_sources(), resume=given.resume, progress=_tell)
+    arguments = parser.parse_args()
+    c = replace(recipe.CONFIGURATIONS["cpu"], steps=arguments.steps)
+    path = loop.train(
+        PLAIN, c, arguments.out, sources=make_simulated_sources(), resume=arguments.resume, progress=_print_progress
+    )
     network = PlainUNet()
     network.load_state_dict(checkpoint.read(path).merge_average())
     _report(network.eval())
 
 
-def _tell(at: loop.Progress) -> None:
+def _print_progress(at: loop.Progress) -> None:
     print(f"step {at.step} of {at.steps}, loss {at.loss:.4f}, {at.left_s / 60:.0f} min left", flush=True)
 
 

@@ -66,9 +66,9 @@ def main() -> None:
     size = Size(args.studies, args.rows, args.page)
     with tempfile.TemporaryDirectory(prefix="queries-") as folder:
         file = args.keep or Path(folder) / "node.sqlite"
-        there = file.exists()
+        is_seeded = file.exists()
         database = engine.connect(args.url or f"sqlite:///{file}")
-        if not there:
+        if not is_seeded:
             migrations.upgrade(database)
             seed(database, size)
         print(f"{size.studies} studies, {size.instances} instances, {4 * size.studies} results\n")
@@ -201,11 +201,11 @@ def _file(uid: str) -> dict[str, Any]:
 
 def _instance(study: int, series: int, number: int, image: int, per_series: int, at: datetime) -> dict[str, Any]:
     uid = _uid(study, number, image)
-    kept = {"InstanceNumber": image, "Rows": 512, "Columns": 512, "BitsAllocated": 16, "AcquisitionNumber": 1}
+    attributes = {"InstanceNumber": image, "Rows": 512, "Columns": 512, "BitsAllocated": 16, "AcquisitionNumber": 1}
     return _file(uid) | {
         "id": (series - 1) * per_series + image, "series_id": series, "revision": 1, "sop_instance_uid": uid,
         "sop_class_uid": _MR, "transfer_syntax_uid": "1.2.840.10008.1.2.1", "sender_ae_title": "SCANNER",
-        "sender_address": "127.0.0.1", "received_at": at, "attributes": kept,
+        "sender_address": "127.0.0.1", "received_at": at, "attributes": attributes,
     }  # fmt: skip
 
 
@@ -220,11 +220,16 @@ def _job(study: int, at: datetime) -> dict[str, Any]:
 
 def _output(study: int, number: int, modality: str, at: datetime) -> dict[str, Any]:
     uid = _uid(study, number, 1)
-    kept = {"Modality": modality, "SeriesNumber": 9000 + number, "SeriesDescription": "SYN result", "InstanceNumber": 1}
+    attributes = {
+        "Modality": modality,
+        "SeriesNumber": 9000 + number,
+        "SeriesDescription": "SYN result",
+        "InstanceNumber": 1,
+    }
     return _file(uid) | {
         "id": (study - 1) * 4 + number - 10, "job_id": study, "sop_instance_uid": uid, "sop_class_uid": _SEG,
         "series_uid": _uid(study, number), "kind": "image", "transfer_syntax_uid": "1.2.840.10008.1.2.1",
-        "created_at": at, "attributes": kept,
+        "created_at": at, "attributes": attributes,
     }  # fmt: skip
 
 

@@ -47,19 +47,19 @@ def main() -> None:
     parser.add_argument("--patient", action="append", default=None)
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--picture", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     print("| patient | lesions ml | AUC all: DIR | FLAIR | AUC white: DIR | FLAIR | recall | precision | Dice | s |")
     print("| --- " + "| ---: " * 9 + "|")
-    shown = []
-    for name in given.patient or ["07", "19"]:
+    results = []
+    for name in arguments.patient or ["07", "19"]:
         patient = read_patient(name)
         started = time.monotonic()
-        findings = run(patient, given.passes)
+        findings = run(patient, arguments.passes)
         cells = score(patient, findings)
         print(f"| {name} | " + " | ".join(cells) + f" | {time.monotonic() - started:.0f} |", flush=True)
-        shown.append((patient, findings))
-    if given.picture:
-        figure(shown).savefig(given.picture, dpi=110)
+        results.append((patient, findings))
+    if arguments.picture:
+        figure(results).savefig(arguments.picture, dpi=110)
 
 
 def read_patient(name: str) -> Patient:
@@ -129,13 +129,13 @@ def count_touched(parts: Mask, by: Mask, fewest: int = 15) -> str:
     return f"{len(hit)}/{len(large)}"
 
 
-def figure(shown: Sequence[tuple[Patient, Sequence[Finding]]]) -> Any:
+def figure(results: Sequence[tuple[Patient, Sequence[Finding]]]) -> Any:
     """Draw FLAIR, T1w, DIR and the lesions (found filled, consensus outlined) in the slice with most lesion."""
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(12, 4 * len(shown)), layout="constrained")
-    axes = made.subplots(len(shown), 4, squeeze=False)
-    for row, (patient, findings) in zip(axes, shown, strict=True):
+    made = Figure(figsize=(12, 4 * len(results)), layout="constrained")
+    axes = made.subplots(len(results), 4, squeeze=False)
+    for row, (patient, findings) in zip(axes, results, strict=True):
         k = int(patient.lesions.sum(axis=(1, 2)).argmax())
         dir_, found = _dir(findings), _lesions(findings) > 0
         top = [float(np.quantile(x[x > 0], 0.995)) for x in (patient.flair.data, patient.t1w.data)]

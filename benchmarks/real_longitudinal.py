@@ -46,21 +46,21 @@ def main() -> None:
     parser.add_argument("--patient", action="append", default=None)
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--picture", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     print(
         "| patient | change ml | brighter ml | AUC: DIR difference | FLAIR difference | parts found | parts true | s |"
     )
     print("| --- " + "| ---: " * 7 + "|")
-    shown = []
-    for name in given.patient or ["01", "12"]:
+    results = []
+    for name in arguments.patient or ["01", "12"]:
         visits = read(name)
         started = time.monotonic()
-        findings = run(visits, given.passes)
+        findings = run(visits, arguments.passes)
         cells = score(visits, findings)
         print(f"| {name} | " + " | ".join(cells) + f" | {time.monotonic() - started:.0f} |", flush=True)
-        shown.append((visits, findings))
-    if given.picture:
-        figure(shown).savefig(given.picture, dpi=110)
+        results.append((visits, findings))
+    if arguments.picture:
+        figure(results).savefig(arguments.picture, dpi=110)
 
 
 def read(name: str) -> Visits:
@@ -134,13 +134,13 @@ def _changed(findings: Sequence[Finding]) -> NDArray[np.uint8]:
     return next(f.labels for f in findings if isinstance(f, Segmentation) and f.name == "new lesions")
 
 
-def figure(shown: Sequence[tuple[Visits, Sequence[Finding]]]) -> Any:
+def figure(results: Sequence[tuple[Visits, Sequence[Finding]]]) -> Any:
     """Draw the second FLAIR, its DIR, the difference, and the parts found (red) beside the raters' (yellow)."""
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(12, 3.2 * len(shown)), layout="constrained")
-    axes = made.subplots(len(shown), 4, squeeze=False)
-    for row, (visits, findings) in zip(axes, shown, strict=True):
+    made = Figure(figsize=(12, 3.2 * len(results)), layout="constrained")
+    axes = made.subplots(len(results), 4, squeeze=False)
+    for row, (visits, findings) in zip(axes, results, strict=True):
         k = int(visits.change.sum(axis=(1, 2)).argmax())
         flair = visits.volumes["flair"].data
         dir_ = next(f.volume.data for f in findings if isinstance(f, Image) and f.name == "DIR")

@@ -134,8 +134,8 @@ def methods(model: Model, names: list[str], options: inversion.Options) -> dict[
     adaptive = options.model_copy(update={"solver": "adadiff"})
     found["adadiff: posterior mean"] = lambda p: estimate_adapted(p, model, adaptive)
     for measured in ("exactly", "within noise"):
-        kept = options.model_copy(update={"measured": measured})
-        found[f"ours: DDS posterior mean, samples kept {measured}"] = lambda p, o=kept: Answer(  # type: ignore[misc]
+        constrained = options.model_copy(update={"measured": measured})
+        found[f"ours: DDS posterior mean, samples kept {measured}"] = lambda p, o=constrained: Answer(  # type: ignore[misc]
             inversion.estimate_slices(p, model, o), o.mean_steps
         )
     for w in WEIGHTS:
@@ -146,7 +146,7 @@ def methods(model: Model, names: list[str], options: inversion.Options) -> dict[
         one = options.model_copy(update=steps)
         found[f"{solver}: one sample"] = lambda p, o=one: estimate_by_samples(p, model, o, 1)  # type: ignore[misc]
         found[f"{solver}: mean of {options.samples}"] = lambda p, o=one: estimate_by_samples(p, model, o, o.samples)  # type: ignore[misc]
-    return {n: m for n, m in found.items() if not names or any(n.startswith(wanted) for wanted in names)}
+    return {n: m for n, m in found.items() if not names or any(n.startswith(prefix) for prefix in names)}
 
 
 def estimate_by_samples(p: Problem, model: Model, options: inversion.Options, count: int) -> Answer:
@@ -200,12 +200,12 @@ def judge(scan: Scan, p: Problem, answer: Answer, seconds: float) -> dict[str, f
         "acceleration": masks.actual_acceleration(scan.kspace.mask),
     }
     if answer.sd is not None:
-        drawn = (answer.sd() * p.gain).numpy()
-        sd, error = uncertainty.pool_sd(drawn, (1.0, 1.0)), np.abs(x - truth)
+        raw_sd = (answer.sd() * p.gain).numpy()
+        sd, error = uncertainty.pool_sd(raw_sd, (1.0, 1.0)), np.abs(x - truth)
         inside = truth > 0.05 * top
         result["spearman_object"] = float(spearmanr(sd[inside], error[inside]).statistic)
-        seen = p.A.support.numpy() > 0
-        result["spearman_support"] = float(spearmanr(sd[seen], error[seen]).statistic)
+        supported = p.A.support.numpy() > 0
+        result["spearman_support"] = float(spearmanr(sd[supported], error[supported]).statistic)
         result["spearman_all"] = float(spearmanr(sd.ravel(), error.ravel()).statistic)
         result["sd_over_error"] = float(np.sqrt((sd[inside] ** 2).mean() / (error[inside] ** 2).mean()))
     return result

@@ -48,12 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--only", nargs="+", choices=pages, default=list(pages))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     root = data_root()
-    for name in given.only:
+    for name in arguments.only:
         figure = pages[name](root)
-        figure.savefig(given.out / f"simulation-{name}.png", dpi=70, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(
+            arguments.out / f"simulation-{name}.png", dpi=70, bbox_inches="tight", metadata={"Software": None}
+        )
 
 
 def _grid(rows: Sequence[Sequence[Panel]], width: float = 1.9) -> Figure:
@@ -123,10 +125,10 @@ def _signal(head: Head, sequence: PulseSequence, seed: int = 5, lesions: int = 0
 def _mr(root: Path) -> Figure:
     """Draw five sequences of one head, what a scan does to one of them, and contrast-agnostic draws."""
     head = heads.make_plain_head("13", shape=SHAPE, root=root)
-    named: dict[str, PulseSequence] = {
+    sequences: dict[str, PulseSequence] = {
         "MPRAGE": Mprage(), "T2w": SpinEcho(), "PD": SpinEcho(3000, 15), "FLAIR": Flair(), "DIR": Dir()
     }  # fmt: skip
-    first = [_brain(name, _signal(head, s, lesions=20)[95], head.structure[95]) for name, s in named.items()]
+    first = [_brain(name, _signal(head, s, lesions=20)[95], head.structure[95]) for name, s in sequences.items()]
     x = torch.from_numpy(_signal(head, Mprage(), lesions=20))
     scans = {
         "noise 8 %": Scan(noise_sd=0.08), "bias": Scan(noise_sd=0.0, bias=0.4), "5 mm slices": Scan((5.0, 1.0, 1.0)),
@@ -137,7 +139,7 @@ def _mr(root: Path) -> Figure:
         _grey(name, _cut(volumes.simulate_scan(x, head, scan, seeded(6)), name), top) for name, scan in scans.items()
     ]
     free = [volumes.render_contrast_agnostic(head, seeded(7, n))[95].numpy() for n in range(5)]
-    print(_contrasts(named))
+    print(_contrasts(sequences))
     return _grid([first, second, [_grey("any contrast", image, 1.0) for image in free]])
 
 
@@ -146,12 +148,12 @@ def _cut(x: torch.Tensor, name: str) -> NDArray[np.float32]:
     return found
 
 
-def _contrasts(named: dict[str, PulseSequence]) -> str:
+def _contrasts(sequences: dict[str, PulseSequence]) -> str:
     """Return the signals of the main tissues by sequence, as a table."""
     table, names = TissueParameters.table(), ("white matter", "cortex", "thalamus", "csf", "lesion")
     index = [list(TISSUES).index(name) for name in names]
     lines = ["| sequence | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
-    for name, sequence in named.items():
+    for name, sequence in sequences.items():
         lines.append(f"| {name} | " + " | ".join(f"{abs(float(sequence.signal(table)[n])):.3f}" for n in index) + " |")
     return "\n".join(lines)
 
@@ -163,31 +165,33 @@ def _lesions(root: Path) -> Figure:
         rows.append(_patient_row(title, seed, patient, root))
     figure = _grid(rows)
     head = heads.make_plain_head("13", shape=SHAPE, root=root)
-    drawn = [draw_lesions(head, seeded(8, n)) for n in range(12)]
-    _print_lesions("drawn", head, [lesion.mask for lesion in drawn])
-    laid = [patient_lesions.place_patient_mask(head, p, root) for p in patient_lesions.list_patients(root)]
+    simulated = [draw_lesions(head, seeded(8, n)) for n in range(12)]
+    _print_lesions("drawn", head, [lesion.mask for lesion in simulated])
+    real_masks = [patient_lesions.place_patient_mask(head, p, root) for p in patient_lesions.list_patients(root)]
     white = head.structure == number("cerebral white matter")
-    _print_lesions("real masks laid in", head, [mask & white for mask in laid])
+    _print_lesions("real masks laid in", head, [mask & white for mask in real_masks])
     return figure
 
 
 def _patient_row(title: str, seed: int, patient: str, root: Path) -> list[Panel]:
     head, generator = heads.make_plain_head("13", shape=SHAPE, root=root), seeded(9, seed)
-    drawn = ms.draw_patient(head, generator, count=40)
+    simulated = ms.draw_patient(head, generator, count=40)
     if patient:
         mask = patient_lesions.place_patient_mask(head, patient, root)
-        drawn = replace(drawn, lesions=draw_lesions_from_mask(head, mask, generator), artefact=0 * drawn.artefact)
+        simulated = replace(
+            simulated, lesions=draw_lesions_from_mask(head, mask, generator), artefact=0 * simulated.artefact
+        )
     e = replace(ms.draw_examination(seeded(10)), flair_scan=Scan(), t1w_scan=Scan())
-    x = ms.render_images(drawn, e, generator)
-    shown = (drawn.artefact > 0.1) if title.startswith("artefacts") else drawn.lesions.mask
-    k = int(shown.float().sum((1, 2)).argmax())
-    where = drawn.lesions.mask[k].numpy() + 2.0 * (drawn.artefact[k] > 0.1).numpy()
+    x = ms.render_images(simulated, e, generator)
+    mask_shown = (simulated.artefact > 0.1) if title.startswith("artefacts") else simulated.lesions.mask
+    k = int(mask_shown.float().sum((1, 2)).argmax())
+    where = simulated.lesions.mask[k].numpy() + 2.0 * (simulated.artefact[k] > 0.1).numpy()
     marks: Panel = (title, where, "hot", 0.0, 3.0)
     return [_grey("FLAIR", x.flair[k], 2.2), _grey("T1w", x.t1w[k], 1.4), _grey("true DIR", x.dir[k], 2.2), marks]
 
 
-def _print_lesions(title: str, head: Head, drawn: Sequence[torch.Tensor]) -> None:
-    found = [located(mask.numpy(), head.structure.numpy())[1] for mask in drawn]
+def _print_lesions(title: str, head: Head, masks_of_heads: Sequence[torch.Tensor]) -> None:
+    found = [located(mask.numpy(), head.structure.numpy())[1] for mask in masks_of_heads]
     each = [lesion for case in found for lesion in case]
     shares = {place: sum(lesion.location == place for lesion in each) / len(each) for place in LOCATIONS}
     counts, sizes = [len(case) for case in found], [lesion.volume_mm3 for lesion in each]

@@ -1,4 +1,4 @@
-"""How much of the intracranial volume the lateral ventricles take, from any MR image of the head.
+"""Share of the lateral ventricles in the intracranial volume, from any MR image of the head.
 
 Input: ``head``, a volume. Output: a segmentation of the ventricles on the image's own voxels, their volume and that of
 the cranial cavity in millilitres, and the share of the one in the other, in per cent. Model: the node's own bundle
@@ -40,7 +40,7 @@ ANATOMICAL_STRUCTURE = Code("123037004", "SCT", "Anatomical Structure")
 
 
 class Options(BaseModel):
-    """What a route may set; an unknown key is refused."""
+    """Options of a route; an unknown key is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -63,8 +63,7 @@ __all__ = [
 ]
 
 UNSHUFFLE = 4
-SHRINK = 2
-"""Factor by which heads are finer than the network's lattice."""
+SHRINK = 2  # heads are this many times finer than the network's lattice
 CONDITIONAL_DRAWS = 4000
 DROPPED = dict.fromkeys(COVARIATES, 0.1) | {"mmse": 0.25, "ptau217": 0.4, "e4": 0.25}
 DRAW_TRACERS = {"amyloid": ("florbetapir", "PiB"), "tau": ("flortaucipir", "MK-6240")}
@@ -399,4 +398,3 @@ RECIPE = Recipe(
         Column("ptau217", "number", required=False, help="plasma p-tau217, pg/ml"),
     ),
 )
-"""Recipe of ``dicomnode train pet-synthesis``."""
