@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
     from sqlalchemy import Engine
 
     from dicomnode.config import Config
 
-__all__ = ["AsJson", "as_text", "config", "config_if_any", "engine", "log_to_stderr", "print_json", "print_rows"]
+__all__ = [
+    "AsJson",
+    "ProgressBar",
+    "as_text",
+    "config",
+    "config_if_any",
+    "engine",
+    "log_to_stderr",
+    "print_json",
+    "print_rows",
+    "show_progress_bar",
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -83,6 +97,48 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_
     for row in listing:
         table.add_row(*(_format_cell(row[column]) for column in columns))
     console.print(table if listing else "nothing")
+
+
+@dataclass(frozen=True)
+class ProgressBar:
+    """A bar on stderr where that is a terminal; nothing is drawn elsewhere."""
+
+    progress: Progress
+    task: TaskID
+
+    @property
+    def is_drawn(self) -> bool:
+        """True where stderr is a terminal."""
+        return not self.progress.disable
+
+    def advance(self) -> None:
+        """Count one more item as done."""
+        self.progress.advance(self.task)
+
+    def update(self, completed: float, description: str, total: float | None = None) -> None:
+        """Set what is done, of ``total`` where given, and the words beside the bar."""
+        self.progress.update(self.task, completed=completed, description=description, total=total)
+
+    def print_line(self, line: str) -> None:
+        """Print a line on stderr, above the bar where one is drawn."""
+        if self.is_drawn:
+            self.progress.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr)
+
+
+@contextmanager
+def show_progress_bar(
+    description: str, total: float | None = 1.0, *, counts_items: bool = False
+) -> Iterator[ProgressBar]:
+    """Show a bar on a terminal, nothing elsewhere. ``counts_items``: with the numbers, and removed at the end."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), *([MofNCompleteColumn()] if counts_items else []))
+    with Progress(*columns, console=console, transient=counts_items, disable=not console.is_terminal) as progress:
+        yield ProgressBar(progress, progress.add_task(description, total=total))
 
 
 def _format_cell(value: Any) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dicomnode.cli import context
+
 if TYPE_CHECKING:
     from dicomnode.demo import Demo, Node, ProgressCallback
 
@@ -68,20 +70,12 @@ def _print_next_steps(folder: Path, node: Node, pacs: Node, keep: bool) -> None:
 @contextmanager
 def _show_progress() -> Iterator[ProgressCallback]:
     """Show a bar on a terminal; elsewhere print a line whenever the step changes."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with Progress(console=console) as bar:
-            task = bar.add_task("sending", total=1.0)
-            yield lambda done, step: bar.update(task, completed=done, description=step)
-        return
     last = [""]
 
-    def line(done: float, step: str) -> None:
+    def print_step(done: float, step: str) -> None:
         if step != last[0]:
             last[0] = step
             print(f"  {100 * done:3.0f} %  {step}", flush=True)
 
-    yield line
+    with context.show_progress_bar("sending") as bar:
+        yield bar.update if bar.is_drawn else print_step

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dicomnode.cli import context
 from dicomnode.errors import ConfigError, NodeError, NotAllowed, NotFound
 
 if TYPE_CHECKING:
     from model_zoo.bundle import BundleFacts
-    from model_zoo.evaluation import Evaluation, Progress
+    from model_zoo.evaluation import Evaluation
 
 __all__ = ["evaluate"]
 
@@ -64,23 +62,9 @@ def _evaluate_bundle(facts: BundleFacts, data: Path | None, device: str, quick: 
         raise NotFound(str(error)) from error
     model = registry.load_from(facts, device=device)
     try:
-        with _show_progress() as progress:
-            return evaluate_model(model, root=data, quick=quick, progress=progress)
+        with context.show_progress_bar("starting") as bar:
+            return evaluate_model(model, root=data, quick=quick, progress=bar.update)
     except FileNotFoundError as error:
         raise ConfigError(f"evaluate {facts.name}: {error}") from error
     except (ValueError, RuntimeError) as error:
         raise NodeError(f"evaluate {facts.name}: {error}") from error
-
-
-@contextmanager
-def _show_progress() -> Iterator[Progress]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda fraction, step: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda fraction, step: bar.update(task, completed=fraction, description=step)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +15,7 @@ from dicomnode.cli import context
 
 if TYPE_CHECKING:
     from dicomnode.config import Config
-    from pipelines.contract import Input, Progress
+    from pipelines.contract import Input
 
 __all__ = ["run"]
 
@@ -77,8 +75,8 @@ def _run_one(
         seed=processing.derive_seed(key) if seed is None else seed,
         created_at=datetime.now(UTC),
     )
-    with _show_progress() as progress:
-        produced = processing.run_task(task, config, progress=progress)
+    with context.show_progress_bar("starting") as bar:
+        produced = processing.run_task(task, config, progress=bar.update)
     rows = []
     for ds in produced.objects:
         target = out_dir / f"{ds.SOPInstanceUID}.dcm"
@@ -190,17 +188,3 @@ def _parse_option(text: str) -> tuple[str, Any]:
         return key, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key, value
-
-
-@contextmanager
-def _show_progress() -> Iterator[Progress]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda fraction, step: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda fraction, step: bar.update(task, completed=fraction, description=step)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +11,7 @@ import typer
 from dicomnode.cli import context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from dicomnode.dimse.peers import StoreResult
 
@@ -53,12 +51,12 @@ def send_files(ctx: typer.Context, files: Sequence[Path], to: str) -> list[Store
 
     config = Config() if _is_address(to) and not Path(ctx.find_root().obj).exists() else context.config(ctx)
     peer = peers.resolve_peer(to, config)
-    with _show_progress(len(files), to) as advance:
+    with context.show_progress_bar(f"to {to}", len(files), counts_items=True) as bar:
         return peers.store(
             peer,
             files,
             calling_aet=config.node.ae_title,
-            on_result=lambda result: advance(),
+            on_result=lambda result: bar.advance(),
             timeout_s=config.node.network_timeout_s,
             tls=config.node.tls,
         )
@@ -77,16 +75,3 @@ def _describe_result(result: StoreResult) -> dict[str, Any]:
         "text": result.text,
         "comment": result.comment,
     }
-
-
-@contextmanager
-def _show_progress(total: int, to: str) -> Iterator[Callable[[], None]]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"to {to}", total=total)
-        yield lambda: bar.advance(task)

@@ -27,8 +27,6 @@ def verify(
     as_json: context.AsJson = False,
 ) -> None:
     """Read every file that a row claims and compare it with its digest; exit 1 if one is missing or differs."""
-    from rich.progress import Progress
-
     from db.engine import readers
     from dicomnode.maintenance import verification
     from dicomnode.storage.high_water import check_nothing_lost
@@ -36,11 +34,10 @@ def verify(
     config = context.config(ctx)
     sessions = readers(context.engine(config))
     total = verification.count_claims(sessions)
-    with Progress(transient=True, disable=as_json) as bar:
-        task = bar.add_task("files", total=total)
+    with context.show_progress_bar("files", total, counts_items=True) as bar:
         limit = None if rate is None else rate * 1e6
         findings = list(
-            verification.verify(sessions, config.spool_dir, bytes_per_s=limit, on_checked=lambda _: bar.advance(task))
+            verification.verify(sessions, config.spool_dir, bytes_per_s=limit, on_checked=lambda _: bar.advance())
         )
     _print(findings, as_json)
     typer.echo(f"{total} rows with files looked at, {len(findings)} wrong", err=True)

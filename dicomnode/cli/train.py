@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dicomnode.cli import context
 from dicomnode.errors import ConfigError, NodeError, NotFound
 from model_zoo.bundle import BundleError
 from model_zoo.data_kit import data_root
@@ -85,8 +86,6 @@ def _find_recipe(name: str) -> Recipe[Any]:
 
 
 def _print_columns(recipe: Recipe[Any]) -> None:
-    from dicomnode.cli import context
-
     own = (
         ("subject", "word", "yes", "the same for every row of one person"),
         ("split", "word", "no", "train, validation or test; by a hash of the subject where blank"),
@@ -203,24 +202,16 @@ def _run(
 @contextmanager
 def _show_progress(enabled: bool) -> Iterator[tuple[Callable[[dict[str, float]], None], Callable[[Progress], None]]]:
     """Print a line per checkpoint on stderr, and show a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
     if not enabled:
         yield (lambda line: None), (lambda at: None)
         return
-    if not console.is_terminal:
-        yield (lambda line: print(_format_line(line), file=sys.stderr)), (lambda at: None)
-        return
-    with Bar(console=console) as bar:
-        task = bar.add_task("starting", total=None)
+    with context.show_progress_bar("starting", None) as bar:
 
         def progress(at: Progress) -> None:
-            description = f"step {at.step}/{at.steps}, loss {at.loss:.4g}, {_format_duration(at.left_s)} left"
-            bar.update(task, total=at.steps, completed=at.step, description=description)
+            left = _format_duration(at.left_s)
+            bar.update(at.step, f"step {at.step}/{at.steps}, loss {at.loss:.4g}, {left} left", at.steps)
 
-        yield (lambda line: bar.console.print(_format_line(line), highlight=False)), progress
+        yield (lambda line: bar.print_line(_format_line(line))), progress
 
 
 def _format_line(line: dict[str, float]) -> str:
