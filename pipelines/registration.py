@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
+from scipy import linalg
 
 from pipelines.contract import Grid, Refused, Volume
 
@@ -195,15 +196,15 @@ def _to_itk(volume: Volume) -> sitk.Image:
     affine, (k, j, i) = volume.grid.affine_mm, volume.grid.spacing_mm
     image.SetSpacing((i, j, k))
     image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection(_orthonormal(affine[:3, :3]).ravel().tolist())
+    image.SetDirection(_make_orthonormal(affine[:3, :3]).ravel().tolist())
     shrink = [min(max(int(WORKING_MM / mm), 1), n) for mm, n in zip((i, j, k), image.GetSize(), strict=True)]
     return sitk.BinShrink(image, shrink)
 
 
-def _orthonormal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def _make_orthonormal(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the directions of the axes, made exactly perpendicular, because headers round them."""
-    u, _, v = np.linalg.svd(matrix / np.linalg.norm(matrix, axis=0))
-    return np.asarray(u @ v)
+    rotation, _ = linalg.polar(matrix / np.linalg.norm(matrix, axis=0))
+    return np.asarray(rotation)
 
 
 def _centre_of_mass(image: sitk.Image) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ from dicomnode.reading import volumes
 from dicomnode.results import marking
 from model_zoo import registry
 from model_zoo.bundle import BundleError, Model
+from model_zoo.similarity import dice
 from model_zoo.structures import COUNT, STRUCTURES, number
 from pipelines import anatomy, quality
 from pipelines.codes import encode_structure
@@ -77,10 +78,6 @@ def _resample_nearest(structure: NDArray[np.uint8], onto: Grid) -> NDArray[np.ui
     return np.asarray(found.reshape(onto.shape), np.uint8)
 
 
-def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    return float(2 * (a & b).sum() / max(a.sum() + b.sum(), 1))
-
-
 def test_on_the_networks_own_lattice_every_voxel_is_right(model: Model) -> None:
     image, structure = _lopsided()
     found = anatomy.segment_head(Volume(image, phantom_grid()), model)
@@ -101,9 +98,9 @@ def test_structures_are_found_where_they_are_in_any_orientation(
     structure = _lopsided()[1]
     truth = _resample_nearest(structure, grid)
     found = anatomy.segment_head(Volume(levels(truth), grid), model)
-    assert _dice(found.image_labels > 0, truth > 0) > 0.9
+    assert dice(found.image_labels > 0, truth > 0) > 0.9
     for name in LARGE:
-        assert _dice(found.image_labels == number(name), truth == number(name)) > 0.6, name
+        assert dice(found.image_labels == number(name), truth == number(name)) > 0.6, name
         share = found.volume_ml(number(name)) / ((structure == number(name)).sum() * ML)
         assert 0.6 < share < 1.4, name
 
@@ -259,7 +256,7 @@ def _check_on_source(path: Path, source: Grid, truth: NDArray[np.uint8], grid: G
     if np.linalg.det(grid.affine_mm[:3, :3]) < 0:
         labels = labels[::-1]
     for name in ("cerebral white matter", "csf", "frontal cortex"):
-        assert _dice(labels == number(name), truth == number(name)) > 0.65, name
+        assert dice(labels == number(name), truth == number(name)) > 0.65, name
 
 
 def _check_references(ds: Dataset, sources: list[Dataset]) -> None:
@@ -358,7 +355,7 @@ def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: Model, kit:
     _check_plausible(other)
     middle = one.image_labels[3 : count * 7 : 7]
     brain = [s.number for s in STRUCTURES if s.name != "csf"]
-    assert _dice(np.isin(middle, brain), np.isin(other.image_labels, brain)) > 0.9
+    assert dice(np.isin(middle, brain), np.isin(other.image_labels, brain)) > 0.9
 
 
 def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path) -> None:

@@ -12,7 +12,7 @@ from model_zoo.mixture import GROUPS, Mixture
 from model_zoo.simulate import heads
 from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import COUNT, STRUCTURES, number
-from model_zoo.training.anatomy import dice
+from model_zoo.training.anatomy import score_structures
 
 SHAPE = (64, 72, 64)
 
@@ -41,7 +41,7 @@ def _lesion(prior: Tensor) -> Tensor:
 
 
 def _mean_dice(p: Tensor, truth: Tensor) -> float:
-    scores = dice(p.argmax(dim=0), truth)
+    scores = score_structures(p.argmax(dim=0), truth)
     return sum(scores.values()) / len(scores)
 
 

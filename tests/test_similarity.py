@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from model_zoo.similarity import mean_absolute_error, psnr, ssim
+from model_zoo.similarity import dice, mean_absolute_error, psnr, ssim
 
 
 def _pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,3 +43,19 @@ def test_ssim_is_scikit_image_s() -> None:
 def test_an_image_is_like_itself() -> None:
     x, _ = _pair()
     assert ssim(x, x, 1.0) == pytest.approx(1.0)
+
+
+def test_dice_of_counted_masks_is_monais_for_arrays_and_tensors() -> None:
+    from monai.metrics.meandice import compute_dice
+
+    a, b = torch.zeros(4, 5, 6, dtype=torch.bool), torch.zeros(4, 5, 6, dtype=torch.bool)
+    a[:2], b[1:4] = True, True
+    assert dice(a, b) == 2 * 30 / (60 + 90)
+    assert dice(a.numpy(), b.numpy()) == dice(a, b)
+    assert float(compute_dice(a[None, None].float(), b[None, None].float())) == pytest.approx(dice(a, b))
+
+
+def test_dice_of_two_empty_masks_is_zero() -> None:
+    empty = torch.zeros(2, 2, 2, dtype=torch.bool)
+    assert dice(empty, empty) == 0.0
+    assert dice(empty, ~empty) == 0.0

@@ -131,7 +131,7 @@ def _compare_objects(before: Path, after: Dataset) -> dict[str, Any]:
         return _row("identical", 0.0)
     old = dcmread(before)
     if after.Modality == "SEG":
-        overlap = _dice(_read_segments(old), _read_segments(after))
+        overlap = _measure_overlap(_read_segments(old), _read_segments(after))
         return _row("differs" if overlap < 1 else "same values, other header", dice=overlap)
     a, b = _read_values(old), _read_values(after)
     if a is None or b is None:
@@ -172,7 +172,11 @@ def _read_segments(ds: Dataset) -> Voxels:
     return found
 
 
-def _dice(a: Voxels, b: Voxels) -> float:
+def _measure_overlap(a: Voxels, b: Voxels) -> float:
+    """Return the Dice coefficient over all frames; 1 where both files are empty.
+
+    Not ``model_zoo.similarity.dice``: that takes two arrays of one shape, and an empty frame is in neither file.
+    """
     total = sum(int(each.sum()) for each in (*a.values(), *b.values()))
     both = sum(int((a[key] & b[key]).sum()) for key in a.keys() & b.keys() if a[key].shape == b[key].shape)
     return round(2 * both / total, 6) if total else 1.0

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from model_zoo.anatomy import extract_window, segment
 from model_zoo.bundle import Model
+from model_zoo.similarity import dice
 from model_zoo.structures import BRAIN, TISSUE_GROUPS
-from model_zoo.training.anatomy import dice
+from model_zoo.training.anatomy import score_structures
 
 __all__ = ["label_structures", "score_groups"]
 
@@ -37,9 +38,9 @@ def score_groups(found: Tensor, truth: Tensor) -> dict[int, float]:
     """Return the Dice per structure, and under negative keys of the brain (-1), grey matter, white matter and fluid (-2
     to -4).
     """
-    scores = dice(found, truth)
+    scores = score_structures(found, truth)
     sets = (BRAIN, *(TISSUE_GROUPS[name] for name in ("grey matter", "white matter", "csf")))
     for key, numbers in enumerate(sets, start=1):
         a, b = (torch.isin(x, torch.tensor(numbers, dtype=x.dtype)) for x in (found, truth))
-        scores[-key] = 2 * float((a & b).sum()) / max(1.0, float(a.sum() + b.sum()))
+        scores[-key] = dice(a, b)
     return scores

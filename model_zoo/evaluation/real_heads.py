@@ -14,6 +14,7 @@ from model_zoo.bundle import Model
 from model_zoo.evaluation import Table
 from model_zoo.evaluation.head_labels import label_structures
 from model_zoo.imaging import scale_between_quantiles
+from model_zoo.similarity import dice
 from model_zoo.structures import TISSUE_GROUPS, number
 
 __all__ = ["RealScan", "real_table", "score_real_scans"]
@@ -43,8 +44,8 @@ def score_real_scans(model: Model, root: Path) -> list[RealScan]:
         scans.append(
             RealScan(
                 name,
-                _overlap(found_brain, brain),
-                _overlap(found_tissue, tissue),
+                dice(found_brain, brain),
+                dice(found_tissue, tissue),
                 float(found_brain.sum()) / 1000,
                 image,
                 labels,
@@ -63,10 +64,6 @@ def _fill_brain(labels: Tensor) -> Tensor:
     inside = ((labels > 0) & (labels != number("csf"))).numpy()
     closed = ndimage.binary_closing(np.pad(inside, 8), iterations=4)[8:-8, 8:-8, 8:-8]
     return torch.from_numpy(ndimage.binary_fill_holes(closed))
-
-
-def _overlap(a: Tensor, b: Tensor) -> float:
-    return 2 * float((a & b).sum()) / max(1.0, float(a.sum() + b.sum()))
 
 
 def real_table(real: Sequence[RealScan]) -> Table:

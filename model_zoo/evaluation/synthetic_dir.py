@@ -190,7 +190,7 @@ def score_lesions(mask: Tensor, case: Case) -> Values:
         "recall": len(hit) / max(1, len(case.lesions)),
         "precision": sum(n in true for n in components) / max(1, len(components)),
         "false": float(sum(n not in true for n in components)),
-        "dice": 2 * float((mask & case.mask).sum()) / max(1.0, float(mask.sum() + case.mask.sum())),
+        "dice": similarity.dice(mask, case.mask),
     }
     for place in LOCATIONS:
         here = [lesion.label for lesion in case.lesions if lesion.location == place]

@@ -47,7 +47,10 @@ def gaussian_matrix(n: int, sigma: float) -> Tensor:
 
 
 def blur(x: Tensor, sigma: tuple[float, float, float]) -> Tensor:
-    """Blur ``x`` (k, j, i) by a Gaussian of ``sigma`` voxels along each axis; axes under 0.1 voxel are left."""
+    """Blur ``x`` (k, j, i) by a Gaussian of ``sigma`` voxels along each axis; axes under 0.1 voxel are left.
+
+    Not ``model_zoo.imaging.blur``, which integrates over voxels: the simulated data would change.
+    """
     for axis, s in enumerate(sigma):
         if s >= 0.1:
             x = apply_along(x, gaussian_matrix(x.shape[axis], round(s, 2)).to(x), axis)

@@ -308,7 +308,7 @@ def _make_shrinking_field(mask: NDArray[np.bool_], reach_mm: float) -> NDArray[n
     return field_mm
 
 
-def gaussian_blur_3d(x: Tensor, sigma_vox: tuple[float, float, float]) -> Tensor:
+def gaussian_blur_3d(x: Tensor, sigma_vox: tuple[float, float, float]) -> Tensor:  # imaging.blur would change the data
     """Blur the last three axes of a float tensor (..., k, j, i) by a separable Gaussian, edges replicated."""
     shape = x.shape
     y = x.reshape(-1, 1, *shape[-3:])

@@ -84,7 +84,10 @@ def sample_plane(tissue: Tensor, plane: Plane, signal: Tensor, thickness_mm: flo
 
 
 def gaussian_blur(image: Tensor, sigma_px: tuple[float, float]) -> Tensor:
-    """Blur by the transfer function exp(-2 (pi f sigma)^2); real (ny, nx)."""
+    """Blur by the transfer function exp(-2 (pi f sigma)^2); real (ny, nx).
+
+    Periodic, other than ``model_zoo.imaging.blur``, with which the simulated data would change.
+    """
     fy, fx = (torch.fft.fftfreq(n) for n in image.shape)
     transfer = torch.exp(-2 * math.pi**2 * ((fy[:, None] * sigma_px[0]) ** 2 + (fx[None, :] * sigma_px[1]) ** 2))
     blurred: Tensor = torch.fft.ifft2(torch.fft.fft2(image) * transfer)

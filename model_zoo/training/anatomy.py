@@ -9,8 +9,8 @@ these shares plus one minus their mean soft Dice over the structures present. Cr
 structures at first, or small ones are not found for thousands of steps, and unbalanced at last, as the minimum of a
 balanced one is at no probability. The image gives each structure's brightness and exact edge (``model_zoo.mixture``).
 The second network learns to correct the result, while the first stays unchanged; loss: plain cross-entropy plus the
-same Dice, of whole voxels. MONAI's Dice losses do not fit: they average over classes that are absent, too, and take no
-shares.
+same Dice, of whole voxels. MONAI's ``DiceLoss`` averages over absent structures, too, and takes an image of the
+truth for every structure, as large as the logits.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from model_zoo.networks.refinement_cascade import RefinementCascade
 from model_zoo.networks.volume_unet import space_to_depth
 from model_zoo.out_of_distribution import HOLD_ABOVE
 from model_zoo.physics.tissues import tissue_of
+from model_zoo.similarity import dice
 from model_zoo.simulate.heads import Head, Variation
 from model_zoo.simulate.volumes import render_contrast_agnostic
 from model_zoo.structures import COUNT, STRUCTURES, number
@@ -36,7 +37,7 @@ from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
-__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "dice"]
+__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "score_structures"]
 
 UNSHUFFLE = 4
 BALANCED_SHARE = 0.75
@@ -202,13 +203,13 @@ def _mean_dice(overlap: Tensor, found: Tensor, truth: Tensor) -> Tensor:
     return score[present].mean() if bool(present.any()) else score.new_ones(())
 
 
-def dice(found: Tensor, truth: Tensor) -> dict[int, float]:
+def score_structures(found: Tensor, truth: Tensor) -> dict[int, float]:
     """Return the Dice coefficient of every structure in ``truth``, by number; integer tensors of one shape."""
     scores = {}
     for n in range(1, COUNT + 1):
         a, b = found == n, truth == n
         if bool(b.any()):
-            scores[n] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+            scores[n] = dice(a, b)
     return scores
 
 
@@ -221,9 +222,9 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         batch = draw_batch(c, source, generator)
         image = batch["image"].to(next(network.parameters()).device)
         found = network(image).argmax(1).cpu()
-        scores.append(dice(found[0], _structure_shares(batch["structure"], c.coarsen).argmax(1)[0]))
+        scores.append(score_structures(found[0], _structure_shares(batch["structure"], c.coarsen).argmax(1)[0]))
         inputs = prepare(network, batch | {"image": image, "stage": torch.tensor(1.0)}, c)
-        refined.append(dice(_refined_logits(network, inputs).argmax(1).cpu()[0], inputs["structure"][0]))
+        refined.append(score_structures(_refined_logits(network, inputs).argmax(1).cpu()[0], inputs["structure"][0]))
     metrics = {"dice": _mean(scores), "dice_again": _mean(refined)}
     for name in ("cerebral white matter", "frontal cortex", "hippocampus"):
         values = [s[number(name)] for s in scores if number(name) in s]

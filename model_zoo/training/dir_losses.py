@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from monai.losses.dice import DiceLoss
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,5 +46,5 @@ def segmentation_loss(out: Output, batch: dict[str, Tensor]) -> Tensor:
     entropy = functional.binary_cross_entropy_with_logits(out.lesion, batch["lesion"], reduction="none")
     p = torch.sigmoid(out.lesion) * known
     truth = batch["lesion"] * known
-    dice = (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
-    return weighted_mean(entropy, known) + 1 - dice
+    dice_loss: Tensor = DiceLoss(batch=True, smooth_nr=1, smooth_dr=1)(p, truth)
+    return weighted_mean(entropy, known) + dice_loss

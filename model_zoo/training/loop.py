@@ -275,6 +275,7 @@ def _take_step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.c.clip)
     run.optimiser.step()
     run.clock.losses.append(loss.detach().float())
+    # Not torch's AveragedModel: its first update copies, so that runs would end with other weights than today's.
     decay = min(run.c.ema, (step + 1) / (step + 10))
     with torch.no_grad():
         for name, p in run.network.named_parameters():
