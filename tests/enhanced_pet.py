@@ -18,7 +18,7 @@ from dicomnode import uids
 from pipelines.contract import Grid
 from tests.pet_series import DOSE_BQ, HALF_LIFE_S, WEIGHT_KG, write_pet
 
-__all__ = ["coded", "mapping", "write_enhanced_pet", "write_legacy_pet"]
+__all__ = ["make_code", "mapping", "write_enhanced_pet", "write_legacy_pet"]
 
 Edit = Callable[[Dataset], None]
 _CORRECTED = (
@@ -73,11 +73,11 @@ def mapping(unit: str, slope: float) -> Dataset:
     item.add_new(0x00409216, "SS", -32768)
     item.add_new(0x00409211, "SS", 32767)
     item.LUTLabel, item.LUTExplanation = "values", "values"
-    item.MeasurementUnitsCodeSequence = [coded(unit, "UCUM")]
+    item.MeasurementUnitsCodeSequence = [make_code(unit, "UCUM")]
     return item
 
 
-def coded(value: str, scheme: str, meaning: str = "something") -> Dataset:
+def make_code(value: str, scheme: str, meaning: str = "something") -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item
@@ -113,8 +113,8 @@ def _make_agent() -> Dataset:
     item.RadionuclideTotalDose, item.RadionuclideHalfLife = f"{DOSE_BQ:.0f}", f"{HALF_LIFE_S}"
     item.RadionuclidePositronFraction = "0.97"
     fluorine = codes.cid4020._18Fluorine
-    item.RadionuclideCodeSequence = [coded(fluorine.value, fluorine.scheme_designator, fluorine.meaning)]
-    item.RadiopharmaceuticalCodeSequence = [coded("35321007", "SCT", "Fluorodeoxyglucose F^18^")]
+    item.RadionuclideCodeSequence = [make_code(fluorine.value, fluorine.scheme_designator, fluorine.meaning)]
+    item.RadiopharmaceuticalCodeSequence = [make_code("35321007", "SCT", "Fluorodeoxyglucose F^18^")]
     return item
 
 

@@ -23,7 +23,7 @@ from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import COUNT, number
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def make_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -33,7 +33,7 @@ def phantom() -> heads.Head:
 
 
 def image(head: heads.Head, name: str, state: float, seed: int = 0, **options: float) -> Tensor:
-    return render_activity(head, TRACERS[name], state, seeded(seed), **options)  # type: ignore[arg-type]
+    return render_activity(head, TRACERS[name], state, make_generator(seed), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", TRACERS)
@@ -91,7 +91,8 @@ def test_meninges_bind_mk6240_in_about_half_of_the_subjects() -> None:
     from model_zoo.simulate.pet.activity import _draw_uptake
 
     found = [
-        float(_draw_uptake(TRACERS["MK-6240"], 0.0, seeded(s), 1.0)[REGIONS.index("meninges")]) for s in range(200)
+        float(_draw_uptake(TRACERS["MK-6240"], 0.0, make_generator(s), 1.0)[REGIONS.index("meninges")])
+        for s in range(200)
     ]
     assert 0.4 < sum(value > 1.0 for value in found) / 200 < 0.6
 
@@ -113,8 +114,8 @@ def test_true_uptake_of_a_measured_table_has_more_contrast_than_the_table() -> N
     ("name", "state"), [("florbetapir", 0), ("florbetapir", 80), ("flortaucipir", 1), ("flortaucipir", 5)]
 )
 def test_on_real_anatomy_the_image_has_the_composite_of_the_table(kit: Path, name: str, state: int) -> None:
-    head = heads.draw_head("01", seeded(), shape=(112, 144, 112), spacing_mm=1.5, root=kit)
-    pet = render_activity(head, TRACERS[name], state, seeded(), shrink=2, spread=0.0, fwhm_mm=6.0)
+    head = heads.draw_head("01", make_generator(), shape=(112, 144, 112), spacing_mm=1.5, root=kit)
+    pet = render_activity(head, TRACERS[name], state, make_generator(), shrink=2, spread=0.0, fwhm_mm=6.0)
     regional = compute_suvr(pet, take_majority(head.structure, 2), TRACERS[name]).suvr
     found = float(composite_suvr(regional, TRACERS[name].target))
     assert found == pytest.approx(float(composite_uptake(TRACERS[name], state)), rel=0.05)

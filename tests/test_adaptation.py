@@ -18,12 +18,12 @@ N, SIGMA_DATA, SIGMA_Y = 16, 0.3, 0.2
 SIGMAS = [0.5, 0.0]
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def make_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.view_as_complex(torch.randn(*shape, 2, generator=seeded(seed)))
+    return torch.view_as_complex(torch.randn(*shape, 2, generator=make_generator(seed)))
 
 
 def unet() -> LocalUNet:
@@ -56,7 +56,7 @@ def acquisition(images: int = 1, scale: float = 1.0) -> tuple[Fourier, Tensor]:
     """Return operator and k-space (two coils, 70 %) of white images of ``scale`` times the denoiser's expected sd."""
     S = randn(1, 2, N, N, seed=1)
     S = (S / S.abs().pow(2).sum(1, keepdim=True).sqrt()).repeat(images, 1, 1, 1)
-    mask = torch.rand(images, N, N, generator=seeded(9)) < 0.7
+    mask = torch.rand(images, N, N, generator=make_generator(9)) < 0.7
     mask[:, 4:12, 4:12] = True
     A = Fourier(S, mask)
     x = scale * SIGMA_DATA * randn(images, N, N, seed=2)
@@ -76,20 +76,20 @@ def adapt(
         sigma_y=torch.full((len(y),), SIGMA_Y),
         sigma_data=SIGMA_DATA,
         settings=settings,
-        generator=seeded(seed),
+        generator=make_generator(seed),
     )
 
 
 def test_additions_that_start_at_zero_leave_the_output_bit_for_bit() -> None:
     network = unet()
-    x, level = torch.randn(2, 2, N, N, generator=seeded()), torch.zeros(2)
-    assert torch.equal(adaptation.LowRankNetwork(network, 4, seeded())(x, level), network(x, level))
+    x, level = torch.randn(2, 2, N, N, generator=make_generator()), torch.zeros(2)
+    assert torch.equal(adaptation.LowRankNetwork(network, 4, make_generator())(x, level), network(x, level))
 
 
 def test_gradients_reach_the_additions_alone_and_only_convolutions_have_some() -> None:
     network = unet()
-    adapted = adaptation.LowRankNetwork(network, 2, seeded())
-    adapted(torch.randn(1, 2, N, N, generator=seeded()), torch.zeros(1)).square().sum().backward()
+    adapted = adaptation.LowRankNetwork(network, 2, make_generator())
+    adapted(torch.randn(1, 2, N, N, generator=make_generator()), torch.zeros(1)).square().sum().backward()
     assert all(weights.grad is None for weights in network.parameters())
     assert all(B.grad is not None and B.grad.abs().sum() > 0 for B in adapted.B)
     convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
@@ -108,7 +108,7 @@ def test_the_network_is_untouched_and_the_same_seed_gives_the_same_additions() -
     assert not any(weights.requires_grad for weights in network.parameters())
     assert (first.before, first.after, first.steps) == (second.before, second.after, second.steps)
     assert other.before != first.before
-    x, level = torch.randn(1, 2, N, N, generator=seeded()), torch.zeros(1)
+    x, level = torch.randn(1, 2, N, N, generator=make_generator()), torch.zeros(1)
     assert torch.equal(first.network(x, level), second.network(x, level))
 
 
@@ -132,7 +132,7 @@ def adapted_gain(network: nn.Module) -> float:
 
 def best_gain(A: Fourier, y: Tensor) -> float:
     """Return the least-squares w over another split of the samples; the residual is affine in w."""
-    split = adaptation.split_samples(A.mask, adaptation.TARGET_FRACTION, seeded(77))
+    split = adaptation.split_samples(A.mask, adaptation.TARGET_FRACTION, make_generator(77))
     A_input, A_target = Fourier(A.maps, split.inputs), Fourier(A.maps, split.targets)
     sigma_y = torch.full((len(y),), SIGMA_Y)
     y_input, y_target = y * split.inputs[:, None], y * split.targets[:, None]
@@ -166,14 +166,14 @@ def test_samples_are_parted_by_lines_where_lines_were_sampled_and_the_centre_is_
     lines = torch.zeros(2, N, 40, dtype=torch.bool)
     lines[:, :, ::2] = True
     lines[:, :, 14:26] = True
-    split = adaptation.split_samples(lines, 0.25, seeded())
+    split = adaptation.split_samples(lines, 0.25, make_generator())
     assert torch.equal(split.inputs | split.targets, lines)
     assert not bool((split.inputs & split.targets).any())
     assert not bool(split.targets[:, :, 16:24].any())
     assert bool((split.targets.any(1) == split.targets.all(1)).all())
     assert not torch.equal(split.targets[0], split.targets[1])
-    points = torch.rand(2, 40, 40, generator=seeded(1)) < 0.4
-    split = adaptation.split_samples(points, 0.25, seeded())
+    points = torch.rand(2, 40, 40, generator=make_generator(1)) < 0.4
+    split = adaptation.split_samples(points, 0.25, make_generator())
     assert torch.equal(split.inputs | split.targets, points)
     assert float(split.targets.sum() / points.sum()) == pytest.approx(0.25, abs=0.03)
     assert not bool((split.targets.any(1) == split.targets.all(1)).all())

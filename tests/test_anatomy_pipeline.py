@@ -59,7 +59,7 @@ def model(bundles: Path) -> Model:
     return registry.load("anatomy", root=bundles / "models")
 
 
-def _lopsided() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def _make_asymmetric_phantom() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return the phantom without csf on the patient's right and at the back, so that no flip goes unseen."""
     image, structure = phantom()
     gone = structure == number("csf")
@@ -79,7 +79,7 @@ def _resample_nearest(structure: NDArray[np.uint8], onto: Grid) -> NDArray[np.ui
 
 
 def test_on_the_networks_own_lattice_every_voxel_is_right(model: Model) -> None:
-    image, structure = _lopsided()
+    image, structure = _make_asymmetric_phantom()
     found = anatomy.segment_head(Volume(image, phantom_grid()), model)
     assert np.array_equal(found.image_labels, structure)
     assert found.volume_ml(number("csf")) == pytest.approx((structure == number("csf")).sum() * ML)
@@ -95,7 +95,7 @@ def test_structures_are_found_where_they_are_in_any_orientation(
     orientation: str, spacing_mm: tuple[float, float, float], model: Model
 ) -> None:
     grid = centred_grid(orientation, spacing_mm)
-    structure = _lopsided()[1]
+    structure = _make_asymmetric_phantom()[1]
     truth = _resample_nearest(structure, grid)
     found = anatomy.segment_head(Volume(levels(truth), grid), model)
     assert dice(found.image_labels > 0, truth > 0) > 0.9
@@ -230,7 +230,7 @@ WRITERS: dict[str, Callable[[Path, Grid, NDArray[np.uint16]], list[Path]]] = {
 @pytest.mark.parametrize("writer", WRITERS)
 def test_the_segmentation_opens_on_its_source(writer: str, orientation: str, bundles: Path, tmp_path: Path) -> None:
     grid = centred_grid(orientation, (5.0, 2.5, 2.5))
-    _, structure = _lopsided()
+    _, structure = _make_asymmetric_phantom()
     truth = _resample_nearest(structure, grid)
     paths = WRITERS[writer](tmp_path / "in", grid, _to_stored_values(levels(truth)))
     produced = _run_task(paths, bundles)
@@ -314,7 +314,7 @@ def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Model:
+def shipped_model() -> Model:
     try:
         return registry.load("anatomy")
     except BundleError as error:
@@ -334,16 +334,16 @@ def _check_plausible(found: anatomy.Anatomy) -> None:
     assert 4 < measured["volume of putamen"] < 18
 
 
-def test_a_real_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path, tmp_path: Path) -> None:
+def test_a_real_t1w_scan_gets_plausible_volumes(shipped_model: Model, kit: Path, tmp_path: Path) -> None:
     series = volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
     anatomy.check_head(series.volume, series.facts)
-    found = anatomy.segment_head(series.volume, shipped)
+    found = anatomy.segment_head(series.volume, shipped_model)
     _check_plausible(found)
     own_ml = found.mask().sum() * np.prod(series.volume.grid.spacing_mm) / 1000
     assert own_ml == pytest.approx(found.volume_ml(*(s.number for s in STRUCTURES if s.name != "csf")), rel=0.02)
 
 
-def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: Model, kit: Path, tmp_path: Path) -> None:
+def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped_model: Model, kit: Path, tmp_path: Path) -> None:
     thin = volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path)).volume
     count = thin.grid.shape[0] // 7
     data = thin.data[: count * 7].reshape(count, 7, *thin.data.shape[1:]).mean(axis=1)
@@ -351,17 +351,17 @@ def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped: Model, kit:
     affine[:3, 3] += affine[:3, 2] * 3
     affine[:3, 2] *= 7
     thick = Volume(data.astype(np.float32), Grid(data.shape, affine))
-    one, other = (anatomy.segment_head(volume, shipped) for volume in (thin, thick))
+    one, other = (anatomy.segment_head(volume, shipped_model) for volume in (thin, thick))
     _check_plausible(other)
     middle = one.image_labels[3 : count * 7 : 7]
     brain = [s.number for s in STRUCTURES if s.name != "csf"]
     assert dice(np.isin(middle, brain), np.isin(other.image_labels, brain)) > 0.9
 
 
-def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped: Model, kit: Path) -> None:
+def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped_model: Model, kit: Path) -> None:
     series = volumes.read([kit / "dicom" / "siemens-xa30-enhanced" / "t1w_mprage_defaced.dcm"])
     anatomy.check_head(series.volume, series.facts)
-    _check_plausible(anatomy.segment_head(series.volume, shipped))
+    _check_plausible(anatomy.segment_head(series.volume, shipped_model))
 
 
 def test_a_sites_own_bundle_comes_before_the_shipped_one(bundles: Path) -> None:

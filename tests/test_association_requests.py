@@ -228,8 +228,8 @@ def _mutate(rng: random.Random, request: AssociateRequest) -> bytes:
         "user": items,
         "tail": rng.choice(values),
     }
-    chosen = rng.sample(sorted(parts), rng.randrange(1, 4))
-    content = bytearray(replace(request, **{name: parts[name] for name in chosen}).encode())
+    names = rng.sample(sorted(parts), rng.randrange(1, 4))
+    content = bytearray(replace(request, **{name: parts[name] for name in names}).encode())
     for _ in range(rng.choice((0, 0, 1, 3))):
         content[rng.randrange(6, len(content))] = rng.randrange(256)
     return bytes(content)

@@ -366,9 +366,9 @@ def test_a_result_that_an_archive_sent_back_is_one_instance(sessions: sessionmak
         assert study.attributes["NumberOfStudyRelatedInstances"] == 3
         counted = catalogue.search(session, Query("SERIES", {}, frozenset({"NumberOfSeriesRelatedInstances"})))
         assert [match.attributes["NumberOfSeriesRelatedInstances"] for match in counted] == [1, 2]
-        returned, ours = catalogue.find_objects(session, study_uid="1.2.1", series_uids=("1.2.1.9001",))
+        returned, own = catalogue.find_objects(session, study_uid="1.2.1", series_uids=("1.2.1.9001",))
         assert (returned.sop_instance_uid, returned.is_result) == ("1.2.1.9001.1", False)
-        assert (ours.sop_instance_uid, ours.is_result) == ("1.2.1.9001.2", True)
+        assert (own.sop_instance_uid, own.is_result) == ("1.2.1.9001.2", True)
 
 
 def test_the_same_result_of_two_jobs_is_one_instance(sessions: sessionmaker[Session], now: datetime) -> None:

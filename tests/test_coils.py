@@ -17,12 +17,12 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.view_as_complex(torch.randn(*shape, 2, generator=torch.Generator().manual_seed(seed)))
 
 
-def scanned(kit: Path) -> Tensor:
+def load_scan(kit: Path) -> Tensor:
     """Return k-space (8, k, j) of a brain."""
     return torch.from_numpy(np.load(kit / "kspace" / "sigpy-brain-8ch" / "cartesian_ksp.npy"))
 
 
-def simulated(n: int = 96, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+def simulate_coils(n: int = 96, count: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     """Return maps (coil, n, n) of smooth coils, normalised on an ellipse, object (n, n) and k-space without noise."""
     a, b = torch.meshgrid(torch.linspace(-1, 1, n), torch.linspace(-1, 1, n), indexing="ij")
     inside = (a**2 + (b / 0.8) ** 2 < 0.6).float()
@@ -59,7 +59,7 @@ def test_whitened_noise_has_unit_variance_and_no_correlation() -> None:
 
 @pytest.mark.parametrize("undersampled", ["lines", "points"])
 def test_noise_level_is_found_from_undersampled_data(undersampled: str) -> None:
-    _, _, y = simulated()
+    _, _, y = simulate_coils()
     y = y + 0.03 * randn(*y.shape, seed=3)
     mask = torch.rand(96, 96, generator=torch.Generator().manual_seed(4)) < 0.4
     if undersampled == "lines":
@@ -78,7 +78,7 @@ def test_noise_level_ignores_samples_that_a_filter_zeroed() -> None:
 
 
 def test_compression_keeps_the_asked_energy_and_white_noise_white() -> None:
-    _, _, y = simulated()
+    _, _, y = simulate_coils()
     for energy in (0.95, 0.999):
         M = coils.compression_matrix(y[None], energy=energy)
         share = coils.combine_coils(M, y).abs().pow(2).sum() / y.abs().pow(2).sum()
@@ -89,7 +89,7 @@ def test_compression_keeps_the_asked_energy_and_white_noise_white() -> None:
 
 
 def test_espirit_finds_the_simulated_maps_from_the_calibration_block() -> None:
-    S, x, y = simulated()
+    S, x, y = simulate_coils()
     maps = coils.estimate_espirit_maps(centre(y + 0.002 * randn(*y.shape, seed=5)), (96, 96))
     inside = x.abs() > 0
     correlation, residual = compare(maps, S, inside & (maps.abs().sum(0) > 0))
@@ -99,7 +99,7 @@ def test_espirit_finds_the_simulated_maps_from_the_calibration_block() -> None:
 
 
 def test_espirit_maps_are_normalised_on_a_support_and_zero_elsewhere() -> None:
-    maps = coils.estimate_espirit_maps(centre(simulated()[2]), (96, 90))
+    maps = coils.estimate_espirit_maps(centre(simulate_coils()[2]), (96, 90))
     power = maps.abs().pow(2).sum(0)
     assert bool(torch.all(((power - 1).abs() < 1e-4) | (power == 0)))
     assert maps.shape == (6, 96, 90)
@@ -109,26 +109,26 @@ def test_espirit_maps_are_normalised_on_a_support_and_zero_elsewhere() -> None:
 @pytest.mark.parametrize("source", ["simulated", "scanner"])
 def test_espirit_agrees_with_sigpy(source: str, request: pytest.FixtureRequest) -> None:
     mri = pytest.importorskip("sigpy.mri", reason="sigpy, the reference implementation, is not installed")
-    y = simulated()[2] if source == "simulated" else scanned(request.getfixturevalue("kit"))
+    y = simulate_coils()[2] if source == "simulated" else load_scan(request.getfixturevalue("kit"))
     app = mri.app.EspiritCalib(
         y.numpy(), calib_width=24, thresh=0.02, kernel_width=6, crop=0.95, max_iter=100, show_pbar=False
     )
     reference = torch.from_numpy(app.run())
     maps = coils.estimate_espirit_maps(centre(y), (y.shape[1], y.shape[2]))
-    ours, theirs = maps.abs().sum(0) > 0, reference.abs().sum(0) > 0
-    assert float((ours == theirs).float().mean()) > 0.99
-    correlation, residual = compare(maps, reference, ours & theirs)
+    own_support, reference_support = maps.abs().sum(0) > 0, reference.abs().sum(0) > 0
+    assert float((own_support == reference_support).float().mean()) > 0.99
+    correlation, residual = compare(maps, reference, own_support & reference_support)
     assert correlation > 0.998
     assert residual < 0.07
-    image = centred_ifft(y)[:, ours & theirs]
-    left_over = []
-    for s in (maps[:, ours & theirs], reference[:, ours & theirs]):
-        left_over.append(float(torch.linalg.vector_norm(image - s * (s.conj() * image).sum(0))))
-    assert left_over[0] == pytest.approx(left_over[1], rel=0.02)
+    image = centred_ifft(y)[:, own_support & reference_support]
+    residuals = []
+    for s in (maps[:, own_support & reference_support], reference[:, own_support & reference_support]):
+        residuals.append(float(torch.linalg.vector_norm(image - s * (s.conj() * image).sum(0))))
+    assert residuals[0] == pytest.approx(residuals[1], rel=0.02)
 
 
 def test_low_pass_maps_follow_smooth_coils() -> None:
-    S, x, y = simulated()
+    S, x, y = simulate_coils()
     maps = coils.estimate_low_pass_maps(centre(y, 12), (96, 96), ((42, 54), (42, 54)))
     inside = (x.abs() > 0) & (maps.abs().sum(0) > 0)
     s, t = maps[:, inside], S[:, inside]

@@ -90,9 +90,9 @@ def test_the_list_says_where_each_study_stands(
 ) -> None:
     web, _ = read_only
     rows = re.split(r'<li class="study"', get_page(web, "/"))
-    mine = [row for row in rows if study_uid(study) in row]
-    assert len(mine) == 1
-    assert words in mine[0]
+    matching = [row for row in rows if study_uid(study) in row]
+    assert len(matching) == 1
+    assert words in matching[0]
 
 
 @pytest.mark.parametrize(
@@ -373,8 +373,8 @@ def test_a_decision_leads_to_no_other_site(decidable: tuple[Web, Mapping[str, in
 
 
 def test_an_echo_says_what_the_peer_said(tmp_path: Path) -> None:
-    with Answering(lambda event: 0) as there:
-        peers = [{"name": "there", "ae_title": "SERVER", "port": there.peer.port}, PEERS[0]]
+    with Answering(lambda event: 0) as answering:
+        peers = [{"name": "there", "ae_title": "SERVER", "port": answering.peer.port}, PEERS[0]]
         with Web(tmp_path, sections={"peers": peers}) as web:
             assert re.search(r"C-ECHO: answered in \d+ ms", web.client.post("/peers/there/echo").text)
             assert 'class="echo bad"' in web.client.post("/peers/pacs/echo").text
@@ -421,11 +421,11 @@ def listen_until_line(web: Web, until: str, lines: list[str], ready: threading.E
 
 def test_listeners_hear_of_a_change_and_of_progress(decidable: tuple[Web, Mapping[str, int]]) -> None:
     web, made = decidable
-    heard: list[list[str]] = [[] for _ in range(3)]
-    ready = [threading.Event() for _ in heard]
+    received: list[list[str]] = [[] for _ in range(3)]
+    ready = [threading.Event() for _ in received]
     threads = [
         threading.Thread(target=listen_until_line, args=(web, '"jobs"', *each))
-        for each in zip(heard, ready, strict=True)
+        for each in zip(received, ready, strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -434,7 +434,7 @@ def test_listeners_hear_of_a_change_and_of_progress(decidable: tuple[Web, Mappin
     for thread in threads:
         thread.join(20)
     assert not any(thread.is_alive() for thread in threads)
-    for lines in heard:
+    for lines in received:
         assert any("42, " in line and '"sampling 17 of 40"' in line for line in lines)
 
 

@@ -49,7 +49,9 @@ class BrowserPage:
         self.context = browser.new_context(base_url=web.address, **({"viewport": DESK} | options))
         self.page: Page = self.context.new_page()
         self.console_errors: list[str] = []
-        self.page.on("console", lambda said: self.console_errors.append(said.text) if said.type == "error" else None)
+        self.page.on(
+            "console", lambda message: self.console_errors.append(message.text) if message.type == "error" else None
+        )
         self.page.on("pageerror", lambda error: self.console_errors.append(str(error)))
 
     def __enter__(self) -> BrowserPage:
@@ -68,24 +70,24 @@ class BrowserPage:
 def test_the_list_of_studies_shows_their_way(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, _ = node
     for scheme in ("light", "dark"):
-        with BrowserPage(browser, web, color_scheme=scheme) as visit:
-            visit.page.goto("/")
-            assert visit.page.locator("li.study").count() == 12
-            assert visit.page.get_by_role("link", name="Held for your decision").is_visible()
-            visit.page.locator("#live", has_text="live").wait_for()
-            visit.save_screenshot(f"studies-{scheme}")
-            visit.page.get_by_role("link", name="Failed 2").click()
-            assert visit.page.locator("li.study").count() == 2
-            assert visit.console_errors == []
+        with BrowserPage(browser, web, color_scheme=scheme) as view:
+            view.page.goto("/")
+            assert view.page.locator("li.study").count() == 12
+            assert view.page.get_by_role("link", name="Held for your decision").is_visible()
+            view.page.locator("#live", has_text="live").wait_for()
+            view.save_screenshot(f"studies-{scheme}")
+            view.page.get_by_role("link", name="Failed 2").click()
+            assert view.page.locator("li.study").count() == 2
+            assert view.console_errors == []
 
 
 def test_a_held_result_is_released_by_keyboard_alone(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with BrowserPage(browser, web) as visit:
-        page = visit.page
+    with BrowserPage(browser, web) as view:
+        page = view.page
         page.goto("/hold")
         page.locator(".slices").wait_for()
-        visit.save_screenshot("hold")
+        view.save_screenshot("hold")
         assert page.locator(".figures img").count() == 4
         _tab_to(page, "input[type=range]")
         before = page.locator(".figures img").first.get_attribute("src")
@@ -101,28 +103,28 @@ def test_a_held_result_is_released_by_keyboard_alone(browser: Browser, node: tup
         page.keyboard.type("MK")
         _tab_to(page, "button[formaction$=release]")
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-        visit.save_screenshot("hold-focus")
+        view.save_screenshot("hold-focus")
         page.keyboard.press("Enter")
         page.get_by_text("its results are released").wait_for()
         assert page.get_by_text("Nothing waits for a decision").is_visible()
-        visit.save_screenshot("hold-released")
-        assert visit.console_errors == []
+        view.save_screenshot("hold-released")
+        assert view.console_errors == []
     assert _state(web, made["held"]) is JobState.DONE
 
 
 def test_a_reason_is_asked_for(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with BrowserPage(browser, web) as visit:
-        visit.page.goto("/hold")
-        visit.page.get_by_role("button", name="Discard").click()
-        assert visit.page.evaluate("document.activeElement.name") == "reason"
+    with BrowserPage(browser, web) as view:
+        view.page.goto("/hold")
+        view.page.get_by_role("button", name="Discard").click()
+        assert view.page.evaluate("document.activeElement.name") == "reason"
         assert _state(web, made["held"]) is JobState.HELD
 
 
 def test_news_come_by_themselves(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with BrowserPage(browser, web) as visit:
-        page = visit.page
+    with BrowserPage(browser, web) as view:
+        page = view.page
         page.goto("/")
         page.locator("#live", has_text="live").wait_for()
         page.evaluate("() => { document.querySelector('li.study').mine = true; }")
@@ -134,13 +136,13 @@ def test_news_come_by_themselves(browser: Browser, node: tuple[Web, Mapping[str,
         assert page.locator("li.study").count() == 13
         field = page.evaluate("() => [...document.querySelectorAll('li.study')].filter((row) => row.mine).length")
         assert field == 1, "what did not change stays the same element"
-        assert visit.console_errors == []
+        assert view.console_errors == []
 
 
 def test_what_a_person_writes_is_not_lost_to_news(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with BrowserPage(browser, web) as visit:
-        page = visit.page
+    with BrowserPage(browser, web) as view:
+        page = view.page
         page.goto("/hold")
         page.locator("#live", has_text="live").wait_for()
         page.locator("input[name=reason]").fill("half a sen")
@@ -152,25 +154,25 @@ def test_what_a_person_writes_is_not_lost_to_news(browser: Browser, node: tuple[
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_phone(browser: Browser, node: tuple[Web, Mapping[str, int]], scheme: str) -> None:
     web, made = node
-    with BrowserPage(browser, web, viewport=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True) as visit:
+    with BrowserPage(browser, web, viewport=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True) as view:
         for path in (
             *PATHS,
             f"/jobs/{made['held']}",
             f"/studies/{study_uid('held')}",
             f"/studies/{study_uid('unrouted')}",
         ):
-            visit.page.goto(path)
-            assert visit.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
+            view.page.goto(path)
+            assert view.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
             name = path.strip("/").partition("/")[0] or "studies"
             if path in ("/", "/hold", f"/studies/{study_uid('held')}"):
-                visit.save_screenshot(f"phone-{name}{'-one' if path.count('/') > 1 else ''}-{scheme}")
-        assert visit.console_errors == []
+                view.save_screenshot(f"phone-{name}{'-one' if path.count('/') > 1 else ''}-{scheme}")
+        assert view.console_errors == []
 
 
 def test_all_pages_work_without_scripts(browser: Browser, node: tuple[Web, Mapping[str, int]]) -> None:
     web, made = node
-    with BrowserPage(browser, web, java_script_enabled=False) as visit:
-        page = visit.page
+    with BrowserPage(browser, web, java_script_enabled=False) as view:
+        page = view.page
         page.goto("/")
         page.get_by_label("Patient ID or name").fill("p-held")
         page.get_by_role("button", name="Search").last.click()
@@ -186,10 +188,10 @@ def test_all_pages_work_without_scripts(browser: Browser, node: tuple[Web, Mappi
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_from_their_ground(browser: Browser, node: tuple[Web, Mapping[str, int]], scheme: str) -> None:
     web, _ = node
-    with BrowserPage(browser, web, color_scheme=scheme) as visit:
+    with BrowserPage(browser, web, color_scheme=scheme) as view:
         for path in ("/", "/hold", "/failures", "/jobs", "/peers", "/system"):
-            visit.page.goto(path)
-            assert visit.page.evaluate(_FAINT) == [], path
+            view.page.goto(path)
+            assert view.page.evaluate(_FAINT) == [], path
 
 
 def wait_until(page: Page, script: str, argument: Any = None) -> None:

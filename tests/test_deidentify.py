@@ -236,10 +236,10 @@ def test_the_copy_says_how_it_was_made(tmp_path: Path) -> None:
     assert plain.LongitudinalTemporalInformationModified == "REMOVED"
     assert method.is_deidentified_by(plain, "research")
     assert not method.is_deidentified_by(plain, "other")
-    everything = deidentify(
+    with_all_options = deidentify(
         make_instance(tmp_path), tmp_path, **ALL_OPTIONS, device=True, institution=True, retain_uids=True
     )
-    assert set(read_method_codes(everything)) == {
+    assert set(read_method_codes(with_all_options)) == {
         "113100", "113105", "113107", "113108", "113109", "113110", "113111", "113112",
     }  # fmt: skip
 

@@ -163,11 +163,11 @@ def test_nothing_but_a_copy_passes_the_last_door(tmp_path: Path, storescp: Store
 def test_a_research_destination_neither_asks_nor_is_moved_to(start: Start, tmp_path: Path, storescp: StoreScp) -> None:
     peer = as_research_peer(storescp.peer)
     receiver = start(peers=(peer,), deidentify=(write_profile(tmp_path),))
-    here = Peer(name="node", ae_title=receiver.config.node.ae_title, port=receiver.port)
+    node_peer = Peer(name="node", ae_title=receiver.config.node.ae_title, port=receiver.port)
     with pytest.raises(PeerRefused, match="0xA801"):
-        queries.move(here, "1.2.3", calling_aet="CLINIC", destination_aet=peer.ae_title)
+        queries.move(node_peer, "1.2.3", calling_aet="CLINIC", destination_aet=peer.ae_title)
     with pytest.raises(PeerRefused):
-        list(queries.find(here, {"PatientID": "4711-geheim"}, calling_aet=peer.ae_title))
+        list(queries.find(node_peer, {"PatientID": "4711-geheim"}, calling_aet=peer.ae_title))
     assert storescp.files() == []
 
 

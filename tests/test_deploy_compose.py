@@ -96,8 +96,8 @@ def test_the_script_draws_every_secret_that_is_asked_for() -> None:
 
 def test_only_dicom_is_published_beyond_this_machine() -> None:
     published = {(name, port) for name, service in SERVICES.items() for port in service.get("ports", [])}
-    wide = {(name, port) for name, port in published if not port.startswith("127.0.0.1:")}
-    assert wide == {("node", "11112:11112")}
+    beyond_loopback = {(name, port) for name, port in published if not port.startswith("127.0.0.1:")}
+    assert beyond_loopback == {("node", "11112:11112")}
 
 
 def test_workers_database_and_metrics_reach_nothing_outside() -> None:

@@ -291,8 +291,8 @@ class Site:
     def delivered_versions(self, studies: list[str]) -> dict[str, str]:
         """Wait for all deliveries; return by study the model version of its delivered results, found by digest."""
         versions = {digest: version for version, digest in self.digests.items()}
-        everything = ["delivered"] * OBJECTS * len(self.sent)
-        wait_for(lambda: [row.state for row in self.node.deliveries()] == everything, "delivery", within_s=200)
+        expected = ["delivered"] * OBJECTS * len(self.sent)
+        wait_for(lambda: [row.state for row in self.node.deliveries()] == expected, "delivery", within_s=200)
         found: dict[str, set[str]] = {}
         for ds in (ds for ds in self.archive.datasets() if ds.StudyInstanceUID in studies):
             found.setdefault(ds.StudyInstanceUID, set()).add(versions[provenance.read_record(ds)["model"]["sha256"]])
@@ -380,8 +380,8 @@ def _check_end(site: Site) -> None:
     assert history[0]["why"] == "worse"
     states = {(job.state, job.shadow_of_id is None) for job in site.node.jobs()}
     assert states <= {(JobState.DONE, True), (JobState.DONE, False)}
-    ours = [job for job in site.node.jobs() if job.shadow_of_id is None]
-    assert len(ours) == len(site.sent), "every study was worked on once"
+    own_jobs = [job for job in site.node.jobs() if job.shadow_of_id is None]
+    assert len(own_jobs) == len(site.sent), "every study was worked on once"
     replayed = site.node.command("studies", "replay", site.sent[0], "--model", "mri_prior@1.0.0", "--json")
     rows = json.loads(replayed.stdout)
     assert {"image", "measurement", "seconds", "digest"} <= {row["kind"] for row in rows}

@@ -94,9 +94,9 @@ def test_orthanc_stores_finds_and_gets_a_study_unchanged(orthanc_of: Any, tmp_pa
         assert orthanc.instances() == []
         expected = {"Resources": [{"Study": STUDY}], "Synchronous": True}
         orthanc.ask("POST", "/dicom-web/servers/node/retrieve", expected)
-        got = {str(ds.SOPInstanceUID): ds for ds in orthanc.datasets()}
-    assert got.keys() == sent.keys()
-    assert all(is_equal(ds, sent[uid]) for uid, ds in got.items())
+        received = {str(ds.SOPInstanceUID): ds for ds in orthanc.datasets()}
+    assert received.keys() == sent.keys()
+    assert all(is_equal(ds, sent[uid]) for uid, ds in received.items())
 
 
 def qido(orthanc: Orthanc, uri: str, **arguments: str) -> list[dict[str, Any]]:

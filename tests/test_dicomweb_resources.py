@@ -144,10 +144,10 @@ GETS = [
 
 @pytest.mark.parametrize("path", GETS)
 def test_head_has_the_headers_of_get(node: Web, path: str) -> None:
-    got, head = node.get(path), node.client.head(path)
-    assert (head.status_code, head.content) == (got.status_code, b"")
+    answer, head = node.get(path), node.client.head(path)
+    assert (head.status_code, head.content) == (answer.status_code, b"")
     for name in ("content-type", "accept-ranges", "warning", "content-length"):
-        expected, metadata = got.headers.get(name), head.headers.get(name)
+        expected, metadata = answer.headers.get(name), head.headers.get(name)
         assert _without_boundary(metadata) == _without_boundary(expected), name
 
 
@@ -197,9 +197,9 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 def test_no_address_breaks_the_node(node: Web, path: str) -> None:
-    for odd in ODD:
-        answer = node.client.get(path.replace("{}", odd))
-        assert answer.status_code < 500, (path, odd[:20], answer.text)
+    for malformed in ODD:
+        answer = node.client.get(path.replace("{}", malformed))
+        assert answer.status_code < 500, (path, malformed[:20], answer.text)
 
 
 @pytest.mark.parametrize(

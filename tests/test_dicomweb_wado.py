@@ -90,9 +90,9 @@ def test_a_study_or_series_comes_whole(web: Web, tmp_path: Path, level: str) -> 
     web.store(sorted(tmp_path.glob("?.dcm")))
     answer = web.get(ROOT + level, DICOM)
     assert answer.status_code == 200
-    got = [dcmread(io.BytesIO(content)) for _, content in split_parts(answer)]
-    assert {ds.SOPInstanceUID for ds in got} == {ds.SOPInstanceUID for ds in sent}
-    assert all(ds.PixelData == sent[0].PixelData for ds in got)
+    received = [dcmread(io.BytesIO(content)) for _, content in split_parts(answer)]
+    assert {ds.SOPInstanceUID for ds in received} == {ds.SOPInstanceUID for ds in sent}
+    assert all(ds.PixelData == sent[0].PixelData for ds in received)
 
 
 def test_dicomweb_client_reads_what_was_stored(web: Web, tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ def test_instances_come_in_explicit_little_endian_unless_told_otherwise(web: Web
     values, url = store_multiframe(web, tmp_path, syntax)
     ((kind, content),) = split_parts(web.get(url, DICOM))
     assert kind == f"application/dicom; transfer-syntax={ExplicitVRLittleEndian}"
-    got = dcmread(io.BytesIO(content))
-    assert got.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
-    assert np.array_equal(got.pixel_array, values)
-    assert url.endswith(got.SOPInstanceUID)
+    received = dcmread(io.BytesIO(content))
+    assert received.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert np.array_equal(received.pixel_array, values)
+    assert url.endswith(received.SOPInstanceUID)
 
 
 @pytest.mark.parametrize("accept", ["*", RLELossless])
@@ -158,9 +158,9 @@ def test_the_query_may_say_what_is_accepted(web: Web, tmp_path: Path) -> None:
 )
 def test_frames_come_decoded(web: Web, tmp_path: Path, syntax: str) -> None:
     values, url = store_multiframe(web, tmp_path, syntax)
-    got = split_parts(web.get(f"{url}/frames/3,1", OCTETS))
-    assert [kind for kind, _ in got] == [f"application/octet-stream; transfer-syntax={ExplicitVRLittleEndian}"] * 2
-    assert [content for _, content in got] == [values[2].tobytes(), values[0].tobytes()]
+    received = split_parts(web.get(f"{url}/frames/3,1", OCTETS))
+    assert [kind for kind, _ in received] == [f"application/octet-stream; transfer-syntax={ExplicitVRLittleEndian}"] * 2
+    assert [content for _, content in received] == [values[2].tobytes(), values[0].tobytes()]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_compressed_frames_come_as_stored_where_that_is_taken(web: Web, tmp_path
     _, url = store_multiframe(web, tmp_path, RLELossless)
     ds = dcmread(tmp_path / "frames.dcm")
 
-    ((got, content),) = split_parts(web.get(f"{url}/frames/2", accept))
-    assert got == f"{kind}; transfer-syntax={RLELossless}"
+    ((received, content),) = split_parts(web.get(f"{url}/frames/2", accept))
+    assert received == f"{kind}; transfer-syntax={RLELossless}"
     assert content == get_frame(ds.PixelData, 1, number_of_frames=3)
 
 
@@ -202,8 +202,8 @@ def test_compressed_frames_of_another_kind_are_406(web: Web, tmp_path: Path) -> 
 
 
 def test_bits_of_a_frame_begin_at_its_first_bit(web: Web, tmp_path: Path) -> None:
-    these = make_findings(grid("axial", slices=4, rows=7, columns=9))  # 63 bits a frame
-    results = write_objects(these)
+    phantom_findings = make_findings(grid("axial", slices=4, rows=7, columns=9))  # 63 bits a frame
+    results = write_objects(phantom_findings)
     store_instance(web, tmp_path, StudyInstanceUID=results[0].StudyInstanceUID)
     web.add_results(results)
     seg = next(ds for ds in results if ds.Modality == "SEG")
@@ -247,10 +247,10 @@ def test_metadata_say_everything_but_the_bulk(web: Web, tmp_path: Path) -> None:
     assert nested["00080100"]["Value"] == ["1"]
     content = split_parts(web.client.get(nested["00420011"]["BulkDataURI"]))[0][1]
     assert content == item.EncapsulatedDocument
-    got = Dataset.from_json(
+    received = Dataset.from_json(
         json.dumps({tag: value for tag, value in metadata.items() if "BulkDataURI" not in value and tag != "00089215"})
     )
-    for element in got:
+    for element in received:
         assert element.value == ds[element.tag].value, element.keyword
     assert len(metadata) == len(ds)
 
@@ -266,8 +266,8 @@ def test_pixels_are_bulk_data_too(web: Web, tmp_path: Path) -> None:
 
 def test_compressed_pixels_are_bulk_by_frame(web: Web, tmp_path: Path) -> None:
     values, url = store_multiframe(web, tmp_path, RLELossless)
-    got = split_parts(web.get(f"{url}/bulkdata/7FE00010"))
-    assert b"".join(content for _, content in got) == values.tobytes()
+    received = split_parts(web.get(f"{url}/bulkdata/7FE00010"))
+    assert b"".join(content for _, content in received) == values.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,10 @@ def test_simpleitk_reads_the_image_where_the_scanner_measured_it(delivered: Deli
         assert np.abs(index - nearest).max() * min(acquisition.grid.spacing_mm) < 1e-3
         read[k, j, i] = values[tuple(nearest[::-1])]
     for k in range(slices):
-        likeness = [np.corrcoef(read[k].ravel(), acquisition.magnitude[other].ravel())[0, 1] for other in range(slices)]
-        assert max(likeness) == likeness[k] > 0.9, "each slice shows what was measured there"
+        correlations = [
+            np.corrcoef(read[k].ravel(), acquisition.magnitude[other].ravel())[0, 1] for other in range(slices)
+        ]
+        assert max(correlations) == correlations[k] > 0.9, "each slice shows what was measured there"
 
 
 @pytest.mark.parametrize("plane", PLANES)

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from dicomnode.errors import InputRefused
 from dicomnode.reading import volumes
 from pipelines.contract import Grid
-from tests.enhanced_pet import coded, mapping, write_enhanced_pet, write_legacy_pet
+from tests.enhanced_pet import make_code, mapping, write_enhanced_pet, write_legacy_pet
 from tests.pet_series import FACTOR, WEIGHT_KG, write_pet
 from tests.series import unpack_series
 
@@ -318,6 +318,6 @@ def test_a_mapping_to_suv_beside_the_units_of_a_converted_series_is_not_its_unit
 
 
 def test_a_code_of_another_nuclide_is_told(tmp_path: Path) -> None:
-    carbon = coded("40565003", "SCT", "11C")
+    carbon = make_code("40565003", "SCT", "11C")
     found = _read_enhanced(tmp_path, _set_agent(RadionuclideCodeSequence=[carbon])).facts
     assert "says Carbon-11, whose half-life is 1221.8 s" in found["suv_unknown_because"]

@@ -38,7 +38,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 @pytest.fixture(scope="module")
-def _audited() -> None:
+def _audit_hook() -> None:
     sys.addaudithook(_hook)  # stays for the life of the process: Python cannot remove an audit hook
 
 
@@ -76,7 +76,7 @@ def skip_validation(*_: object) -> dict[str, float]:
 
 
 @pytest.mark.timeout(1800)  # a machine's first reading of a subject registers the atlas to it
-@pytest.mark.usefixtures("_audited")
+@pytest.mark.usefixtures("_audit_hook")
 @EVERY
 def test_training_opens_no_held_out_map_and_needs_none(name: str, kit: Path, tmp_path: Path) -> None:
     found = training.load(name)
@@ -93,7 +93,7 @@ def test_training_opens_no_held_out_map_and_needs_none(name: str, kit: Path, tmp
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.usefixtures("_audited")
+@pytest.mark.usefixtures("_audit_hook")
 @EVERY
 def test_validation_opens_no_test_map_and_needs_none(name: str, kit: Path, tmp_path: Path) -> None:
     found = training.load(name)
@@ -117,7 +117,7 @@ def test_the_same_training_fails_where_a_training_map_is_absent(kit: Path, tmp_p
         )
 
 
-@pytest.mark.usefixtures("_audited")
+@pytest.mark.usefixtures("_audit_hook")
 def test_the_watch_sees_a_map_being_read(kit: Path) -> None:
     with watch_label_maps() as subjects:
         anatomy.read_label_map("13", kit)

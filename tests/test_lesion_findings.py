@@ -165,11 +165,11 @@ def _make_turned_grid(shape: tuple[int, int, int], degrees: float) -> Grid:
 def _with_putamina(e: DirEstimate, degrees: float = 0.0) -> DirEstimate:
     """Return a head twice as wide as that of ``_estimate``, with putamina of 1.3 ml whose middles are 48 mm apart."""
     arrays = ("flair", "t1w", "structure", "dir", "sd", "epistemic", "lesion")
-    wide: dict[str, Any] = {name: np.concatenate([getattr(e, name)] * 2, axis=2) for name in arrays}
+    widened: dict[str, Any] = {name: np.concatenate([getattr(e, name)] * 2, axis=2) for name in arrays}
     for start in (12, 60):
-        wide["structure"][14:26, 14:26, start : start + 9] = number("putamen")
-    shape = wide["structure"].shape
-    return replace(e, grid=_make_turned_grid((shape[0], shape[1], shape[2]), degrees), **wide)
+        widened["structure"][14:26, 14:26, start : start + 9] = number("putamen")
+    shape = widened["structure"].shape
+    return replace(e, grid=_make_turned_grid((shape[0], shape[1], shape[2]), degrees), **widened)
 
 
 @pytest.mark.parametrize("degrees", [0.0, 20.0, -35.0])

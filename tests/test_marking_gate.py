@@ -49,13 +49,15 @@ KINDS = ("MR", "parametric image", "single frame", "label map", "page", "PDF", "
 
 @cache
 def _objects() -> dict[str, Dataset]:
-    these = make_findings(grid("axial", 2))
-    image = Image("image", Volume(these.image, these.grid), "Image", 3.0, modality="MR")
+    phantom_findings = make_findings(grid("axial", 2))
+    image = Image("image", Volume(phantom_findings.image, phantom_findings.grid), "Image", 3.0, modality="MR")
     hold = Verdict(Outcome.HOLD, ("why",))
 
     def write(**values: object) -> list[Dataset]:
         config = ResultsConfig().with_values(values)
-        return results.write([image, *these.findings[1:]], [source()], PROVENANCE, config, NOW, hold, page=PAGE)
+        return results.write(
+            [image, *phantom_findings.findings[1:]], [source()], PROVENANCE, config, NOW, hold, page=PAGE
+        )
 
     plain = write(report_page=("sc", "pdf"), key_object=True)
     return {
@@ -199,15 +201,15 @@ def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire
     config = Config(node=NodeConfig(data_dir=tmp_path / "data"), peers=(storescp.peer,))
     good, bad = _copy_object("MR"), _copy_object("page")
     of_site = replace(PROVENANCE, pipeline="site_pipeline", model_name="site-model")
-    these = make_findings(grid("axial", 1))
-    ours = results.write(these.findings, [source()], of_site, ResultsConfig(), NOW)
+    phantom_findings = make_findings(grid("axial", 1))
+    own_objects = results.write(phantom_findings.findings, [source()], of_site, ResultsConfig(), NOW)
     del bad.SyntheticData
     with sessions.begin() as session:
         job = add_job(session, now, destinations=["storescp"], pipeline="site_pipeline")
         jobs.claim(session, worker="w", lease_s=60, now=now)
-        outputs = [_store_output(config, ds) for ds in (*ours, good, bad)]
+        outputs = [_store_output(config, ds) for ds in (*own_objects, good, bad)]
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)
-    assert deliver_due(sessions, config, now=now) == len(ours) + 1
+    assert deliver_due(sessions, config, now=now) == len(own_objects) + 1
     assert bad.SOPInstanceUID not in {ds.SOPInstanceUID for ds in storescp.datasets()}
     with sessions() as session:
         (row,) = session.scalars(select(Delivery).where(Delivery.state != DeliveryState.DELIVERED))

@@ -228,24 +228,24 @@ def _sign(bundle: Path, public: Path) -> Path:
 
 
 def test_a_signature_by_a_trusted_key_is_demanded_and_checked(tmp_path: Path) -> None:
-    ours, theirs = _make_key(tmp_path, "ours"), _make_key(tmp_path, "theirs")
-    policy = Policy(trusted=(ours,), require_signature=True)
+    own_key, foreign_key = _make_key(tmp_path, "ours"), _make_key(tmp_path, "theirs")
+    policy = Policy(trusted=(own_key,), require_signature=True)
     with pytest.raises(BundleError, match="is not signed"):
         install(write_prior_bundle(tmp_path / "unsigned", "2.0.0"), tmp_path / "models", policy)
-    other_key = _sign(write_prior_bundle(tmp_path / "wrong", "2.0.0"), theirs)
-    for each in (policy, Policy(trusted=(ours,))):
+    other_key = _sign(write_prior_bundle(tmp_path / "wrong", "2.0.0"), foreign_key)
+    for each in (policy, Policy(trusted=(own_key,))):
         with pytest.raises(BundleError, match="by none of the 1 keys"):
             install(other_key, tmp_path / "models", each)
-    changed = _sign(write_prior_bundle(tmp_path / "changed", "2.0.0"), ours)
+    changed = _sign(write_prior_bundle(tmp_path / "changed", "2.0.0"), own_key)
     (changed / "configs" / "inference.json").write_text("{}")
     with pytest.raises(BundleError, match=r"configs/inference\.json differs from its digest in SHA256SUMS"):
         install(changed, tmp_path / "models", policy)
-    added = _sign(write_prior_bundle(tmp_path / "added", "2.0.0"), ours)
+    added = _sign(write_prior_bundle(tmp_path / "added", "2.0.0"), own_key)
     (added / "docs" / "more.md").write_text("more")
     with pytest.raises(BundleError, match=r"docs/more\.md is not in SHA256SUMS"):
         install(added, tmp_path / "models", policy)
     assert is_empty(tmp_path / "models")
-    good = install(_sign(write_prior_bundle(tmp_path / "good", "2.0.0"), ours), tmp_path / "models", policy)
+    good = install(_sign(write_prior_bundle(tmp_path / "good", "2.0.0"), own_key), tmp_path / "models", policy)
     assert json.loads((good.path / MANIFEST).read_text())["signed_by"] == "ours.pem"
 
 

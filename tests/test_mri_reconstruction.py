@@ -53,10 +53,10 @@ def acquire(coils: int = 4, noise_sd: float = 3.0, acceleration: float = 2.0, pr
     y = centred_fft(_maps(coils) * x[:, None])
     y = y + noise_sd * randn(*y.shape, seed=2)
     mask = masks.gaussian_1d(SHAPE, acceleration, 16, np.random.default_rng(3))
-    every = np.broadcast_to(mask, (len(x), *SHAPE)).copy()
+    full_mask = np.broadcast_to(mask, (len(x), *SHAPE)).copy()
     return KSpace(
-        samples=(y.numpy() * every[:, None]).astype(np.complex64),
-        mask=every,
+        samples=(y.numpy() * full_mask[:, None]).astype(np.complex64),
+        mask=full_mask,
         encoded_fov_mm=(192.0, 180.0),
         grid=grid((len(x), *SHAPE)),
         slice_thickness_mm=4.0,
