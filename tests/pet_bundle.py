@@ -66,7 +66,7 @@ def write_pet_bundle(root: Path, *, trained_on: str = "simulation only (a table)
     bundle = root / "pet_synthesis"
     for folder in ("configs", "models"):
         (bundle / folder).mkdir(parents=True, exist_ok=True)
-    save_file(_painter().state_dict(), bundle / WEIGHTS)
+    save_file(_make_painter().state_dict(), bundle / WEIGHTS)
     target = {"_target_": "model_zoo.networks.pet_unet.PetUNet"}
     inference = {"network_def": target | _DEFINITION, "spacing_mm": FINE * SPACING_MM, "shape": list(_SHAPE)}
     metadata = {
@@ -79,7 +79,7 @@ def write_pet_bundle(root: Path, *, trained_on: str = "simulation only (a table)
     return bundle
 
 
-def _painter() -> PetUNet:
+def _make_painter() -> PetUNet:
     torch.manual_seed(0)
     network = PetUNet(**_DEFINITION)
     with torch.no_grad():

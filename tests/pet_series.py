@@ -36,7 +36,7 @@ _DEFINITION: dict[str, Any] = {
 _OF_MR = ("MagneticFieldStrength", "RepetitionTime", "EchoTime")
 
 
-def _nothing(_: int, ds: Dataset) -> None:
+def _keep_unchanged(_: int, ds: Dataset) -> None:
     """Leave the data set unchanged."""
 
 
@@ -45,7 +45,7 @@ def write_pet(
     grid: Grid,
     bq_ml: NDArray[np.float32],
     *,
-    edit: Callable[[int, Dataset], None] = _nothing,
+    edit: Callable[[int, Dataset], None] = _keep_unchanged,
     key: str = "pet",
 ) -> list[Path]:
     """Write one file per slice, each with its own rescale slope; ``edit(k, ds)`` changes a slice before it is saved."""

@@ -126,10 +126,10 @@ def write_as(ds: Dataset, path: Path, syntax: UID) -> None:
 def compress(path: Path, syntax: UID, **header: object) -> None:
     """Compress a file, then state other attributes than the encoder wrote."""
     if syntax == JPEGLosslessSV1:
-        _by_dcmtk(path)
+        _compress_by_dcmtk(path)
     ds = dcmread(path)
     if syntax == JPEG2000Lossless:
-        _by_openjpeg(ds)
+        _compress_by_openjpeg(ds)
     elif syntax != JPEGLosslessSV1:
         ds.compress(syntax, generate_instance_uid=False)
     for keyword, value in header.items():
@@ -137,11 +137,11 @@ def compress(path: Path, syntax: UID, **header: object) -> None:
     ds.save_as(path, enforce_file_format=True)
 
 
-def _by_dcmtk(path: Path) -> None:
+def _compress_by_dcmtk(path: Path) -> None:
     subprocess.run([require_program("/usr/bin/dcmcjpeg", "dcmtk"), "+e1", path, path], check=True, capture_output=True)
 
 
-def _by_openjpeg(ds: Dataset) -> None:
+def _compress_by_openjpeg(ds: Dataset) -> None:
     """Compress by Pillow, which writes unsigned samples of as many bits as the cells have."""
     frames = ds.pixel_array.reshape(-1, ds.Rows, ds.Columns).view(np.uint16)
     found = []

@@ -41,7 +41,7 @@ class Server:
             self.data.parent / "log",
             "-w",
             "-o",
-            _options(self.port, self.data),
+            _build_options(self.port, self.data),
             "start",
         )
 
@@ -68,7 +68,7 @@ class Server:
 
 def reason_unavailable() -> str:
     """Return the reason why PostgreSQL cannot be started here, or an empty string."""
-    if _binaries() is None:
+    if _find_binaries() is None:
         return "PostgreSQL is not installed (apt-get install postgresql)"
     if os.getuid() == 0 and shutil.which("runuser") is None:
         return "PostgreSQL does not run as root, and runuser is not installed"
@@ -81,7 +81,7 @@ def run_server() -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="dicomnode-postgresql-"))
     if os.getuid() == 0:
         shutil.chown(folder, "postgres")
-    server = Server(_free_port(), folder / "data")
+    server = Server(_find_free_port(), folder / "data")
     try:
         _run("initdb", "-D", server.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
         server.start()
@@ -93,13 +93,13 @@ def run_server() -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _options(port: int, data: Path) -> str:
+def _build_options(port: int, data: Path) -> str:
     settings = f"listen_addresses=127.0.0.1 unix_socket_directories={data.parent} max_connections=200 fsync=off"
     return " ".join([f"-p {port}", *(f"-c {setting}" for setting in settings.split())])
 
 
 def _run(program: str, *arguments: str | Path) -> None:
-    binaries = _binaries()
+    binaries = _find_binaries()
     if binaries is None:
         raise FileNotFoundError(program)
     command: Sequence[str] = [str(binaries / program), *map(str, arguments)]
@@ -109,12 +109,12 @@ def _run(program: str, *arguments: str | Path) -> None:
     subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _binaries() -> Path | None:
+def _find_binaries() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     return found[-1].parent if found else None
 
 
-def _free_port() -> int:
+def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -88,7 +88,7 @@ def start_receiver(start: receivers.Start) -> StartReceiver:
         delivery = DeliveryConfig(backoff_s=10, backoff_max_s=10)
         peer = archive.peer.model_copy(update={"name": "archive"})
         node = start(routes=routes or (make_route(),), peers=(peer,), delivery=delivery)
-        archive.know(Peer(name="node", ae_title="DICOMNODE", port=node.port))
+        archive.register_peer(Peer(name="node", ae_title="DICOMNODE", port=node.port))
         return node
 
     return begin

@@ -31,7 +31,7 @@ ORIENTATIONS: dict[str, Array] = {  # rows: read, phase and slice direction in L
 }
 
 
-def _nothing(_: Any) -> None:
+def _keep_unchanged(_: Any) -> None:
     """Leave the object unchanged."""
 
 
@@ -53,8 +53,8 @@ class Scan:
     points_mm: Sequence[Array] = ()
     first_sample: int = 0
     noise_samples: int = 0
-    edit_header: Callable[[Any], None] = _nothing
-    edit: Callable[[Any], None] = _nothing
+    edit_header: Callable[[Any], None] = _keep_unchanged
+    edit: Callable[[Any], None] = _keep_unchanged
 
     def position_mm(self, slice_number: int) -> Array:
         """Return the centre of a slice, counted by position in space."""
@@ -71,12 +71,12 @@ class Scan:
 
 def acquire(scan: Scan, path: Path) -> mrd.MRD:
     """Measure the scan and write it by ismrmrd; return the file as the node reads it."""
-    header = _header(scan)
+    header = _make_header(scan)
     scan.edit_header(header)
     generator = np.random.default_rng(3)
     with ismrmrd.Dataset(str(path), mode="w") as file:
         file.write_xml_header(xsd.ToXML(header).encode())
-        for acquisition in _acquisitions(scan, generator):
+        for acquisition in _make_acquisitions(scan, generator):
             scan.edit(acquisition)
             file.append_acquisition(acquisition)
     return mrd.read(path)
@@ -102,11 +102,11 @@ def make_grid(
     return Grid(shape, affine)
 
 
-def _acquisitions(scan: Scan, generator: np.random.Generator) -> list[Any]:
+def _make_acquisitions(scan: Scan, generator: np.random.Generator) -> list[Any]:
     acquisitions = []
     if scan.noise_samples:
         noise = generator.normal(size=(scan.coils, scan.noise_samples, 2)).astype(np.float32).view(np.complex64)[..., 0]
-        acquisitions.append(_acquisition(scan, noise, np.array(scan.centre_mm)))
+        acquisitions.append(_make_acquisition(scan, noise, np.array(scan.centre_mm)))
         acquisitions[-1].setFlag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
     excited = scan.order or range(scan.slices)
     for counter, place in enumerate(excited):
@@ -114,12 +114,12 @@ def _acquisitions(scan: Scan, generator: np.random.Generator) -> list[Any]:
             for z in range(scan.n[2]):
                 for y in range(scan.n[1]):
                     if scan.sampled(y, z):
-                        acquisitions.append(_line(scan, place, y, z))
+                        acquisitions.append(_make_line(scan, place, y, z))
                         acquisitions[-1].idx.slice, acquisitions[-1].idx.average = counter, average
     return acquisitions
 
 
-def _line(scan: Scan, place: int, y: int, z: int) -> Any:
+def _make_line(scan: Scan, place: int, y: int, z: int) -> Any:
     nx = scan.n[0] * scan.oversampling
     fov = np.array([scan.n[axis] * scan.voxel_mm[axis] for axis in range(3)]) * [scan.oversampling, 1, 1]
     samples = np.arange(scan.first_sample, nx)
@@ -132,29 +132,29 @@ def _line(scan: Scan, place: int, y: int, z: int) -> Any:
         if scan.n[2] > 1 or abs(offset[2]) < scan.voxel_mm[2] / 2:
             signal += np.exp(-2j * np.pi * k @ offset)
     weights = np.exp(1j * np.arange(scan.coils)) / (1 + np.arange(scan.coils))
-    acquisition = _acquisition(scan, (weights[:, None] * signal).astype(np.complex64), centre)
+    acquisition = _make_acquisition(scan, (weights[:, None] * signal).astype(np.complex64), centre)
     acquisition.center_sample = nx // 2 - scan.first_sample
     acquisition.idx.kspace_encode_step_1, acquisition.idx.kspace_encode_step_2 = y, z
     return acquisition
 
 
-def _acquisition(scan: Scan, data: NDArray[np.complex64], position_mm: Array) -> Any:
+def _make_acquisition(scan: Scan, data: NDArray[np.complex64], position_mm: Array) -> Any:
     acquisition = ismrmrd.Acquisition.from_array(data, sample_time_us=5.0)
     acquisition.position[:] = position_mm.tolist()
     acquisition.read_dir[:], acquisition.phase_dir[:], acquisition.slice_dir[:] = scan.directions.tolist()
     return acquisition
 
 
-def _header(scan: Scan) -> Any:
+def _make_header(scan: Scan) -> Any:
     nx, ny, nz = scan.n
     fov = [count * size for count, size in zip(scan.n, scan.voxel_mm, strict=True)]
-    encoded = _space((nx * scan.oversampling, ny, nz), (fov[0] * scan.oversampling, fov[1], fov[2]))
+    encoded = _make_space((nx * scan.oversampling, ny, nz), (fov[0] * scan.oversampling, fov[1], fov[2]))
     limits = xsd.encodingLimitsType(
         kspace_encoding_step_1=xsd.limitType(minimum=0, maximum=ny - 1, center=ny // 2),
         kspace_encoding_step_2=xsd.limitType(minimum=0, maximum=nz - 1, center=nz // 2),
         slice=xsd.limitType(minimum=0, maximum=scan.slices - 1, center=0))  # fmt: skip
     encoding = xsd.encodingType(
-        encodedSpace=encoded, reconSpace=_space(scan.n, (fov[0], fov[1], fov[2])), encodingLimits=limits,
+        encodedSpace=encoded, reconSpace=_make_space(scan.n, (fov[0], fov[1], fov[2])), encodingLimits=limits,
         trajectory=xsd.trajectoryType.CARTESIAN)  # fmt: skip
     return xsd.ismrmrdHeader(
         experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=63_500_000),
@@ -169,7 +169,7 @@ def _header(scan: Scan) -> Any:
         sequenceParameters=xsd.sequenceParametersType(TR=[2000.0], TE=[30.0], flipAngle_deg=[90.0]))  # fmt: skip
 
 
-def _space(n: tuple[int, int, int], fov: tuple[float, float, float]) -> Any:
+def _make_space(n: tuple[int, int, int], fov: tuple[float, float, float]) -> Any:
     return xsd.encodingSpaceType(
         matrixSize=xsd.matrixSizeType(x=n[0], y=n[1], z=n[2]),
         fieldOfView_mm=xsd.fieldOfViewMm(x=fov[0], y=fov[1], z=fov[2]))  # fmt: skip

@@ -46,7 +46,7 @@ class Encoded:
     transfer_syntax_uid: str
     data_set: bytes
 
-    def but(self, **changes: Any) -> Encoded:
+    def with_changes(self, **changes: Any) -> Encoded:
         return replace(self, **changes)
 
     def save(self, path: Path) -> Path:

@@ -20,12 +20,12 @@ __all__ = ["unpack_series", "write_enhanced", "write_slices"]
 Edit = Callable[[int, Dataset], None]
 
 
-def _nothing(_: int, ds: Dataset) -> None:
+def _keep_unchanged(_: int, ds: Dataset) -> None:
     """Leave the data set unchanged."""
 
 
 def write_slices(
-    folder: Path, grid: Grid, data: NDArray[np.generic], *, edit: Edit = _nothing, key: str = "series"
+    folder: Path, grid: Grid, data: NDArray[np.generic], *, edit: Edit = _keep_unchanged, key: str = "series"
 ) -> list[Path]:
     """Write one file per slice, numbered backwards and in shuffled files; ``edit(k, ds)`` changes a slice.
 
@@ -35,10 +35,10 @@ def write_slices(
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for k in range(grid.shape[0]):
-        ds = _image(MRImageStorage, data, uids.derive(key, "slice", str(k)), key)
+        ds = _make_image(MRImageStorage, data, uids.derive(key, "slice", str(k)), key)
         ds.InstanceNumber = grid.shape[0] - k
-        ds.ImagePositionPatient = _place(grid, k)
-        ds.update(_plane(grid))
+        ds.ImagePositionPatient = _format_place(grid, k)
+        ds.update(_make_plane(grid))
         ds.PixelData = np.ascontiguousarray(data[k]).tobytes()
         edit(k, ds)
         paths.append(_save(ds, folder / f"{(7 * k) % 97:02d}-{k}.dcm"))
@@ -46,19 +46,24 @@ def write_slices(
 
 
 def write_enhanced(
-    path: Path, grid: Grid, data: NDArray[np.generic], order: list[int], edit: Edit = _nothing, key: str = "enhanced"
+    path: Path,
+    grid: Grid,
+    data: NDArray[np.generic],
+    order: list[int],
+    edit: Edit = _keep_unchanged,
+    key: str = "enhanced",
 ) -> Path:
     """Write an enhanced object with its frames in ``order``; ``edit(frame, group)`` changes the groups of a frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ds = _image(EnhancedMRImageStorage, data, uids.derive(key), key)
+    ds = _make_image(EnhancedMRImageStorage, data, uids.derive(key), key)
     ds.InstanceNumber, ds.NumberOfFrames = 1, len(order)
     shared, frames = Dataset(), []
-    plane = _plane(grid)
-    shared.PlaneOrientationSequence = [_only(plane, "ImageOrientationPatient")]
-    shared.PixelMeasuresSequence = [_only(plane, "PixelSpacing", "SliceThickness")]
+    plane = _make_plane(grid)
+    shared.PlaneOrientationSequence = [_copy_only(plane, "ImageOrientationPatient")]
+    shared.PixelMeasuresSequence = [_copy_only(plane, "PixelSpacing", "SliceThickness")]
     for number, k in enumerate(order):
         frame, position, content = Dataset(), Dataset(), Dataset()
-        position.ImagePositionPatient = _place(grid, k)
+        position.ImagePositionPatient = _format_place(grid, k)
         content.InStackPositionNumber, content.StackID = k + 1, "1"
         frame.PlanePositionSequence, frame.FrameContentSequence = [position], [content]
         edit(number, frame)
@@ -75,7 +80,7 @@ def unpack_series(archive: Path, folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _image(kind: UID, data: NDArray[np.generic], uid: UID, key: str) -> Dataset:
+def _make_image(kind: UID, data: NDArray[np.generic], uid: UID, key: str) -> Dataset:
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.SOPClassUID, ds.SOPInstanceUID = kind, uid
@@ -94,7 +99,7 @@ def _image(kind: UID, data: NDArray[np.generic], uid: UID, key: str) -> Dataset:
     return ds
 
 
-def _plane(grid: Grid) -> Dataset:
+def _make_plane(grid: Grid) -> Dataset:
     ds = Dataset()
     axes = grid.affine_mm[:3, :3] / np.linalg.norm(grid.affine_mm[:3, :3], axis=0)
     between, row, column = grid.spacing_mm
@@ -103,11 +108,11 @@ def _plane(grid: Grid) -> Dataset:
     return ds
 
 
-def _place(grid: Grid, k: int) -> list[str]:
+def _format_place(grid: Grid, k: int) -> list[str]:
     return [f"{value:.9f}" for value in (grid.affine_mm @ [0, 0, k, 1])[:3]]
 
 
-def _only(ds: Dataset, *keywords: str) -> Dataset:
+def _copy_only(ds: Dataset, *keywords: str) -> Dataset:
     item = Dataset()
     for keyword in keywords:
         setattr(item, keyword, ds[keyword].value)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dicomnode.config.results import ResultsConfig
 from tests.findings import CONFIG, PhantomFindings, grid, make_findings, save, write_objects
 from tests.scanner import ORIENTATIONS
-from tests.test_results_agreement import lesion_objects
+from tests.test_results_agreement import write_lesion_objects
 
 IS_SR, IS_SEG = "88.34", "66.4"
 
@@ -67,7 +67,7 @@ def test_a_segmentation_is_read_where_it_lies(orientation: str, tmp_path: Path) 
 
 
 def test_a_lesion_of_a_report_is_read_with_its_finding_site_and_segment(tmp_path: Path) -> None:
-    mask, report = lesion_objects("binary")
+    mask, report = write_lesion_objects("binary")
     _run("tid1500reader", "--inputDICOM", str(save(report, tmp_path)), "--outputMetadata", str(tmp_path / "sr.json"))
     groups = json.loads((tmp_path / "sr.json").read_text())["Measurements"]
     by_tracking_id = {group["TrackingIdentifier"]: group for group in groups}

@@ -93,7 +93,7 @@ def test_a_truncated_data_set_is_not_understood(tmp_path: Path, syntax: UID, kee
     ds.save_as(path, enforce_file_format=True)
     original = read_encoded(path)
     with pytest.raises(CannotUnderstand):
-        _read_facts(original.but(data_set=original.data_set[: int(len(original.data_set) * keep)]), path)
+        _read_facts(original.with_changes(data_set=original.data_set[: int(len(original.data_set) * keep)]), path)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\0" * 4000, b"\xff" * 4000, os.urandom(4000), b"GIF89a" * 500])
@@ -116,7 +116,7 @@ def test_a_missing_uid_is_named(tmp_path: Path, keyword: str, fault: str) -> Non
     element = tag + b"UI" + struct.pack("<H", len(padded)) + padded.encode()
     replacement = {"absent": b"", "empty": tag + b"UI\0\0", "no UID": tag + b"UI\4\0what"}[fault]
     with pytest.raises(CannotUnderstand, match=keyword):
-        _read_facts(original.but(data_set=original.data_set.replace(element, replacement)), path)
+        _read_facts(original.with_changes(data_set=original.data_set.replace(element, replacement)), path)
 
 
 def test_a_wrong_character_set_does_not_cost_the_instance(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_wrong_character_set_does_not_cost_the_instance(tmp_path: Path) -> Non
     write_instance(path, PatientName="Test")
     each = read_encoded(path)
     broken = each.data_set.replace(b"ISO_IR 192", b"NO SUCH IR").replace(b"Test", b"T\xff\xfet")
-    assert _read_facts(each.but(data_set=broken), path).patient_name.startswith("T")
+    assert _read_facts(each.with_changes(data_set=broken), path).patient_name.startswith("T")
 
 
 def test_values_that_are_no_numbers_stay_text(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_values_that_are_no_numbers_stay_text(tmp_path: Path) -> None:
     each = read_encoded(path)
     element = b"\x18\0\x50\0DS\4\0"
     at = each.data_set.index(b"\x20\0\x0d\0UI")
-    extended = each.but(data_set=each.data_set[:at] + element + b"thin" + each.data_set[at:])
+    extended = each.with_changes(data_set=each.data_set[:at] + element + b"thin" + each.data_set[at:])
     assert dict(_read_facts(extended, path).attributes)["SliceThickness"] == "thin"
 
 
@@ -193,5 +193,5 @@ def test_a_leading_zero_in_a_uid_is_common_and_accepted(tmp_path: Path) -> None:
     each = read_encoded(path)
     study = dcmread(path).StudyInstanceUID
     odd = study[:-3] + ".01"
-    facts = _read_facts(each.but(data_set=each.data_set.replace(study.encode(), odd.encode())), path)
+    facts = _read_facts(each.with_changes(data_set=each.data_set.replace(study.encode(), odd.encode())), path)
     assert facts.study_uid == odd

@@ -257,7 +257,7 @@ def test_an_archive_that_does_not_know_us_is_asked_by_c_get(
     tmp_path: Path, orthanc: Orthanc, start_receiver: StartReceiver
 ) -> None:
     node = start_receiver(orthanc)
-    orthanc.know(Peer(name="node", ae_title="OTHER", port=node.port))
+    orthanc.register_peer(Peer(name="node", ae_title="OTHER", port=node.port))
     for path in write_series(tmp_path / "t1w", "MPRAGE", 2):
         orthanc.upload(path)
     send(node, *write_series(tmp_path / "flair", "AX FLAIR", 1))
@@ -270,7 +270,7 @@ def test_an_archive_that_gives_nothing_by_either_way_is_explained(
     tmp_path: Path, dcmqrscp: QueryScp, start_receiver: StartReceiver
 ) -> None:
     node = start_receiver(dcmqrscp, make_route(with_wait_s=5))
-    dcmqrscp.know(Peer(name="other", ae_title="OTHER", port=node.port))
+    dcmqrscp.register_peer(Peer(name="other", ae_title="OTHER", port=node.port))
     for path in write_series(tmp_path / "t1w", "MPRAGE", 2):
         dcmqrscp.upload(path)
     send(node, *write_series(tmp_path / "flair", "AX FLAIR", 1))
@@ -325,7 +325,7 @@ def test_a_node_that_was_killed_between_find_and_move_fetches_when_it_is_back(
         wait_for(is_fetching, "the archive has named a series, and cannot send it to a node that it does not know")
         node.kill()
         node.start()
-        dcmqrscp.know(node.peer)
+        dcmqrscp.register_peer(node.peer)
         job = wait_for(node.jobs, "the study is routed")[0]
         assert job.revision == 2
         with node.sessions() as session:

@@ -34,20 +34,20 @@ class _Bytes:
         return self._content[at : at + count]
 
 
-def _element(tag: int, vr: bytes, value: bytes) -> bytes:
+def _make_element(tag: int, vr: bytes, value: bytes) -> bytes:
     value += b"\0" * (len(value) % 2)
     length = struct.pack("<HL", 0, len(value)) if vr in _LONG else struct.pack("<H", len(value))
     return struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr + length + value
 
 
-def _with(each: Encoded, tag: int, vr: bytes, value: bytes) -> Encoded:
+def _with_element(each: Encoded, tag: int, vr: bytes, value: bytes) -> Encoded:
     """Return the data set with one element added or replaced; elements stay in their order."""
     content, found = each.data_set, []
     for element in walk(Window(_Bytes(content), 0, len(content)), ExplicitVRLittleEndian):
         header = 12 if element.vr in ("OB", "OW") else 8
         found.append((element.tag, content[element.at - header : element.at + element.length]))
-    elements = [(known, encoded) for known, encoded in found if known != tag] + [(tag, _element(tag, vr, value))]
-    return each.but(data_set=b"".join(encoded for _, encoded in sorted(elements)))
+    elements = [(known, encoded) for known, encoded in found if known != tag] + [(tag, _make_element(tag, vr, value))]
+    return each.with_changes(data_set=b"".join(encoded for _, encoded in sorted(elements)))
 
 
 _REPEATING = {
@@ -68,7 +68,7 @@ _REPEATING = {
 
 def test_an_element_of_a_repeating_group_does_not_cost_the_series(receiver: Receiver, tmp_path: Path) -> None:
     sent = [
-        _with(each, *element)
+        _with_element(each, *element)
         for at, element in enumerate(_REPEATING.values())
         for each in make_instances(tmp_path / f"{at}", 2, series_uid=f"1.2.3.{at}")
     ]
@@ -91,7 +91,9 @@ def test_what_no_row_can_hold_is_stored_and_named(
     receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = [make_instances(tmp_path / name, 1, series_uid=f"1.2.3.{at}")[0] for at, name in enumerate(_UNUSABLE)]
-    sent = [_with(each, tag, vr, value) for each, (tag, vr, value, _) in zip(plain, _UNUSABLE.values(), strict=True)]
+    sent = [
+        _with_element(each, tag, vr, value) for each, (tag, vr, value, _) in zip(plain, _UNUSABLE.values(), strict=True)
+    ]
     assert {answer.Status for answer in store_all(receiver.port, sent, tmp_path / "out")} == {0}
     assert [receiver.data_set(row) for row in receiver.rows()] == [each.data_set for each in sent]
     lines = [record.getMessage() for record in caplog.records if "not indexed" in record.getMessage()]
@@ -115,7 +117,7 @@ _TAKEN = {
 
 def test_an_odd_value_is_kept_as_far_as_it_can_be(receiver: Receiver, tmp_path: Path) -> None:
     plain = [make_instances(tmp_path / name, 1, series_uid=f"1.2.3.{at}")[0] for at, name in enumerate(_TAKEN)]
-    sent = [_with(each, *element[:3]) for each, element in zip(plain, _TAKEN.values(), strict=True)]
+    sent = [_with_element(each, *element[:3]) for each, element in zip(plain, _TAKEN.values(), strict=True)]
     assert {answer.Status for answer in store_all(receiver.port, sent, tmp_path / "out")} == {0}
     for series, (_, _, _, keyword, value) in zip(receiver.rows(Series), _TAKEN.values(), strict=True):
         assert series.attributes.get(keyword) == value
@@ -145,8 +147,8 @@ def test_a_character_set_that_is_none_costs_no_instance(
     sent = []
     for at, character_set in enumerate(_CHARACTER_SETS):
         (each,) = make_instances(tmp_path / f"{at}", 1, study_uid=f"1.2.3.{at}", series_uid=f"1.2.3.{at}.1")
-        odd = _with(each, 0x00080005, b"CS", character_set.encode("latin-1"))
-        sent.append(_with(odd, 0x00100010, b"PN", b"Muster^\\ud800\xfc\xff"))
+        odd = _with_element(each, 0x00080005, b"CS", character_set.encode("latin-1"))
+        sent.append(_with_element(odd, 0x00100010, b"PN", b"Muster^\\ud800\xfc\xff"))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         answers = store_all(receiver.port, sent, tmp_path / "out")
@@ -162,7 +164,7 @@ def test_a_codec_of_python_is_no_character_set() -> None:
 
 def test_of_two_values_neither_is_taken(an_instance: Encoded) -> None:
     at = an_instance.data_set.index(b"\x10\0\x20\0LO")
-    doubled = an_instance.data_set[:at] + _element(0x00100020, b"LO", b"OTHER") + an_instance.data_set[at:]
+    doubled = an_instance.data_set[:at] + _make_element(0x00100020, b"LO", b"OTHER") + an_instance.data_set[at:]
     facts = headers.read_facts(
         open_source(_Bytes(doubled), 0, len(doubled), ExplicitVRLittleEndian), ExplicitVRLittleEndian
     )
@@ -172,7 +174,7 @@ def test_of_two_values_neither_is_taken(an_instance: Encoded) -> None:
 
 def test_of_two_uids_neither_places_the_object(an_instance: Encoded) -> None:
     at = an_instance.data_set.index(b"\x20\0\x0d\0UI")
-    doubled = an_instance.data_set[:at] + _element(0x0020000D, b"UI", b"1.2.3") + an_instance.data_set[at:]
+    doubled = an_instance.data_set[:at] + _make_element(0x0020000D, b"UI", b"1.2.3") + an_instance.data_set[at:]
     with pytest.raises(CannotUnderstand, match="StudyInstanceUID"):
         headers.read_facts(
             open_source(_Bytes(doubled), 0, len(doubled), ExplicitVRLittleEndian), ExplicitVRLittleEndian
@@ -183,8 +185,8 @@ def test_code_extensions_are_honoured(an_instance: Encoded) -> None:
     """The Japanese name of PS3.5 H.3.1."""
     name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
     raw = b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B"
-    each = _with(an_instance, 0x00080005, b"CS", b"\\ISO 2022 IR 87")
-    content = _with(each, 0x00100010, b"PN", raw).data_set
+    each = _with_element(an_instance, 0x00080005, b"CS", b"\\ISO 2022 IR 87")
+    content = _with_element(each, 0x00100010, b"PN", raw).data_set
     facts = headers.read_facts(
         open_source(_Bytes(content), 0, len(content), ExplicitVRLittleEndian), ExplicitVRLittleEndian
     )

@@ -80,14 +80,14 @@ def test_conjugate_gradients_solve_each_batch_element() -> None:
 def test_conjugate_gradients_give_an_element_the_same_result_alone_and_in_a_batch() -> None:
     A = sense(3, 4, (16, 15))
     b = A.H(randn(3, 4, 16, 15, seed=7))
-    together = cg(partial(_shifted, A), b, torch.zeros_like(b), iterations=8)
+    together = cg(partial(_apply_shifted, A), b, torch.zeros_like(b), iterations=8)
     for i in range(3):
         one = Fourier(A.maps[i : i + 1], A.mask[i : i + 1])
-        alone = cg(partial(_shifted, one), b[i : i + 1], torch.zeros_like(b[:1]), iterations=8)
+        alone = cg(partial(_apply_shifted, one), b[i : i + 1], torch.zeros_like(b[:1]), iterations=8)
         torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
 
 
-def _shifted(A: Fourier, v: torch.Tensor) -> torch.Tensor:
+def _apply_shifted(A: Fourier, v: torch.Tensor) -> torch.Tensor:
     return v + 30 * A.normal(v)
 
 

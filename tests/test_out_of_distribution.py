@@ -14,7 +14,7 @@ from model_zoo.structures import COUNT, number
 RNG = np.random.default_rng(5)
 
 
-def usual_head() -> dict[int, float]:
+def draw_usual_volumes() -> dict[int, float]:
     """Return volumes in ml drawn from the population, with the measurement error that the score expects."""
     usual = json.loads(out_of_distribution.REFERENCE_POPULATION.read_text())["anatomy"]
     covariance = np.array(usual["covariance"]) + out_of_distribution.SEGMENTATION_SD**2 * np.eye(COUNT)
@@ -23,13 +23,13 @@ def usual_head() -> dict[int, float]:
 
 
 def test_usual_heads_score_about_one() -> None:
-    scores = [out_of_distribution.anatomy_score(usual_head()) for _ in range(50)]
+    scores = [out_of_distribution.anatomy_score(draw_usual_volumes()) for _ in range(50)]
     assert 0.8 < float(np.median(scores)) < 1.3
     assert max(scores) < 2
 
 
 def test_the_score_does_not_depend_on_the_size_of_the_head() -> None:
-    head = usual_head()
+    head = draw_usual_volumes()
     larger = {n: 1.3 * v for n, v in head.items()}
     assert out_of_distribution.anatomy_score(larger) == pytest.approx(out_of_distribution.anatomy_score(head))
 
@@ -38,7 +38,7 @@ def test_the_score_does_not_depend_on_the_size_of_the_head() -> None:
     ("structure", "factor"), [("lateral ventricles", 12.0), ("cerebellar cortex", 0.1), ("thalamus", 0.0)]
 )
 def test_a_head_that_lacks_or_swells_a_structure_scores_higher(structure: str, factor: float) -> None:
-    head = usual_head()
+    head = draw_usual_volumes()
     odd = head | {number(structure): factor * head[number(structure)]}
     assert out_of_distribution.anatomy_score(odd) > 1.5 * out_of_distribution.anatomy_score(head)
 

@@ -28,11 +28,11 @@ def job_ids(sessions: sessionmaker[Session], now: datetime) -> dict[str, int]:
         with sessions.begin() as session:
             found[name] = add_job(session, now + timedelta(minutes=at), study=f"1.2.{at}").id
         if name != "waiting":
-            _end(sessions, found[name], name, now + timedelta(minutes=at))
+            _end_job(sessions, found[name], name, now + timedelta(minutes=at))
     return found
 
 
-def _end(sessions: sessionmaker[Session], id: int, name: str, now: datetime) -> None:
+def _end_job(sessions: sessionmaker[Session], id: int, name: str, now: datetime) -> None:
     later: dict[str, Any] = {"job_id": id, "worker": "w", "now": now + timedelta(seconds=40)}
     with sessions.begin() as session:
         assert jobs.claim(session, worker="w", lease_s=60, now=now)

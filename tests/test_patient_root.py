@@ -25,7 +25,7 @@ from tests.peers import StoreScp
 from tests.receivers import Start, start
 from tests.rows import make_arrival
 from tests.test_catalogue import arrive, finish, result
-from tests.test_query_retrieve import STUDY, ask, dcmtk, found_by_findscu, give
+from tests.test_query_retrieve import STUDY, ask, give, run_dcmtk, search_by_findscu
 
 __all__ = ["start"]
 
@@ -121,21 +121,21 @@ GIVEN: tuple[Mapping[str, Any], ...] = (
 def test_findscu_goes_down_from_the_patient_to_an_image(start: Start, tmp_path: Path) -> None:
     receiver = start()
     give(receiver, tmp_path / "in", *GIVEN)
-    (patient,) = found_by_findscu(
+    (patient,) = search_by_findscu(
         receiver, tmp_path / "1", "PATIENT", "PatientID=A-*", "PatientName", *COUNTS, root="-P"
     )
     assert (patient.PatientID, patient.PatientName, patient.QueryRetrieveLevel) == ("A-1", "Doe^Jane", "PATIENT")
     assert [patient[keyword].value for keyword in COUNTS] == [2, 2, 2]
-    both = found_by_findscu(receiver, tmp_path / "2", "PATIENT", "PatientID=B-1", root="-P")
+    both = search_by_findscu(receiver, tmp_path / "2", "PATIENT", "PatientID=B-1", root="-P")
     assert sorted(each.IssuerOfPatientID for each in both) == ["North", "South"]
     ids = ("PatientID=A-1", "StudyInstanceUID")
-    studies = found_by_findscu(receiver, tmp_path / "3", "STUDY", *ids, root="-P")
+    studies = search_by_findscu(receiver, tmp_path / "3", "STUDY", *ids, root="-P")
     assert {(each.PatientID, each.StudyInstanceUID) for each in studies} == {("A-1", "1.2.7"), ("A-1", STUDY)}
     keys = ("PatientID=A-1", "StudyInstanceUID=1.2.7", "SeriesInstanceUID=1.2.7.1", "SOPInstanceUID")
-    (image,) = found_by_findscu(receiver, tmp_path / "4", "IMAGE", *keys, root="-P")
+    (image,) = search_by_findscu(receiver, tmp_path / "4", "IMAGE", *keys, root="-P")
     assert (image.PatientID, image.SeriesInstanceUID) == ("A-1", "1.2.7.1")
     of_another = ("PatientID=B-1", "StudyInstanceUID=1.2.7", "SeriesInstanceUID")
-    assert found_by_findscu(receiver, tmp_path / "5", "SERIES", *of_another, root="-P") == []
+    assert search_by_findscu(receiver, tmp_path / "5", "SERIES", *of_another, root="-P") == []
 
 
 def test_getscu_and_movescu_take_all_of_a_patient(start: Start, storescp: StoreScp, tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_getscu_and_movescu_take_all_of_a_patient(start: Start, storescp: StoreS
     of_jane = {str(dcmread(path).SOPInstanceUID) for path in paths[:2]}
     (tmp_path / "out").mkdir()
     keys = ("-k", "QueryRetrieveLevel=PATIENT", "-k", "PatientID=A-1")
-    done = dcmtk("getscu", receiver, "-od", str(tmp_path / "out"), *keys, root="-P")
+    done = run_dcmtk("getscu", receiver, "-od", str(tmp_path / "out"), *keys, root="-P")
     assert done.returncode == 0, done.stderr
     assert {str(dcmread(path).SOPInstanceUID) for path in (tmp_path / "out").iterdir()} == of_jane
-    done = dcmtk("movescu", receiver, "-aem", storescp.peer.ae_title, *keys, root="-P")
+    done = run_dcmtk("movescu", receiver, "-aem", storescp.peer.ae_title, *keys, root="-P")
     assert done.returncode == 0, done.stderr
     assert {str(ds.SOPInstanceUID) for ds in storescp.datasets()} == of_jane
 

@@ -83,7 +83,7 @@ def test_stored_bytes_arrive_as_they_were(tmp_path: Path, storescp: StoreScp) ->
     assert result.sop_instance_uid == sent.SOPInstanceUID
     (received,) = storescp.datasets()
     assert received.PatientName == "Müller^Jürgen=山田^太郎"
-    assert _data_set_bytes(storescp.files()[0]) == _data_set_bytes(path)
+    assert _digest_data_set(storescp.files()[0]) == _digest_data_set(path)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_large_file_is_sent_with_bounded_memory(tmp_path: Path, storescp: Stor
     command = [sys.executable, "-c", MEMORY, str(storescp.peer.port), str(path)]
     grown_mb = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert grown_mb < 40
-    assert _data_set_bytes(storescp.files()[0]) == _data_set_bytes(path)
+    assert _digest_data_set(storescp.files()[0]) == _digest_data_set(path)
 
 
 def test_a_peer_without_a_limit_on_fragments_still_gets_them(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_fetch_brings_every_instance_as_it_is_stored(tmp_path: Path, orthanc: Or
 def test_move_sends_the_study_to_a_third(tmp_path: Path, orthanc: Orthanc, storescp: StoreScp) -> None:
     write_instance(tmp_path / "a.dcm", study_uid="1.2.3.1")
     assert peers.store(orthanc.peer, [tmp_path / "a.dcm"], calling_aet=AET)[0].is_stored
-    orthanc.know(storescp.peer)
+    orthanc.register_peer(storescp.peer)
     moved = queries.move(orthanc.peer, "1.2.3.1", destination_aet=storescp.peer.ae_title, calling_aet=AET)
     assert moved.completed == 1
     assert len(storescp.files()) == 1
@@ -335,7 +335,7 @@ def test_a_peer_over_tls_must_have_a_certificate_that_is_trusted(tmp_path: Path)
         server.stop()
 
 
-def _data_set_bytes(path: Path) -> str:
+def _digest_data_set(path: Path) -> str:
     """Return a digest of the data set, without the file meta information, which the receiver rewrites (PS3.10 7.1)."""
     content = path.read_bytes()
     start = 132 + 12 + int.from_bytes(content[140:144], "little")

@@ -80,8 +80,8 @@ def test_peers_are_listed_and_answer(node_toml: Path, capsys: pytest.CaptureFixt
 def test_find_lists_what_the_peer_holds(
     tmp_path: Path, node_toml: Path, orthanc: Orthanc, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    orthanc.upload(_written(tmp_path / "a.dcm", "1.2.3.1", "Müller^Jürgen"))
-    orthanc.upload(_written(tmp_path / "b.dcm", "1.2.3.2", "Other"))
+    orthanc.upload(_write(tmp_path / "a.dcm", "1.2.3.1", "Müller^Jürgen"))
+    orthanc.upload(_write(tmp_path / "b.dcm", "1.2.3.2", "Other"))
     assert (
         run(node_toml, "peers", "find", "pacs", "PatientName=Müller*", "NumberOfStudyRelatedInstances=", "--json") == 0
     )
@@ -94,7 +94,7 @@ def test_find_lists_what_the_peer_holds(
 
 
 def test_fetch_brings_a_study_into_a_folder(tmp_path: Path, node_toml: Path, orthanc: Orthanc) -> None:
-    source = _written(tmp_path / "a.dcm", "1.2.3.1", "Müller^Jürgen")
+    source = _write(tmp_path / "a.dcm", "1.2.3.1", "Müller^Jürgen")
     orthanc.upload(source)
     assert run(node_toml, "peers", "fetch", "pacs", "1.2.3.1", "--out", str(tmp_path / "out")) == 0
     (path,) = (tmp_path / "out").iterdir()
@@ -102,7 +102,7 @@ def test_fetch_brings_a_study_into_a_folder(tmp_path: Path, node_toml: Path, ort
 
 
 def test_fetch_brings_a_study_into_the_node(tmp_path: Path, node_toml: Path, orthanc: Orthanc) -> None:
-    orthanc.upload(_written(tmp_path / "a.dcm", "1.2.3.1", "Müller^Jürgen"))
+    orthanc.upload(_write(tmp_path / "a.dcm", "1.2.3.1", "Müller^Jürgen"))
     config = load(node_toml)
     databases.prepare(config)
     engine = engines.connect(config.database_url)
@@ -119,6 +119,6 @@ def test_fetch_of_a_study_that_is_not_there_fails(node_toml: Path, capsys: pytes
     assert "0 came" in capsys.readouterr().err
 
 
-def _written(path: Path, study_uid: str, name: str) -> Path:
+def _write(path: Path, study_uid: str, name: str) -> Path:
     write_instance(path, study_uid=study_uid, series_uid=f"{study_uid}.1", PatientName=name)
     return path

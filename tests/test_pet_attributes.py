@@ -15,7 +15,7 @@ from dicomnode.reading import pet, volumes
 from pipelines.contract import Grid
 from tests.pet_series import DOSE_BQ, FACTOR, HALF_LIFE_S, write_pet
 
-pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # what some headers hold is what is tested
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # the tests write invalid values
 
 GRID = Grid((4, 6, 5), np.diag([2.0, 2.0, 3.0, 1.0]))
 BQ_ML = np.random.default_rng(5).uniform(0, 3e4, GRID.shape).astype(np.float32)

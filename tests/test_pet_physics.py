@@ -22,7 +22,7 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _disc(n: int, radius: float, centre: tuple[float, float] = (0.0, 0.0), finer: int = 4) -> Tensor:
+def _make_disc(n: int, radius: float, centre: tuple[float, float] = (0.0, 0.0), finer: int = 4) -> Tensor:
     """Return the fraction of each of n x n unit pixels inside a disc about the middle."""
     c = (torch.arange(n * finer) - (n * finer - 1) / 2) / finer
     inside = ((c[:, None] - centre[0]) ** 2 + (c[None, :] - centre[1]) ** 2 <= radius**2).float()
@@ -86,7 +86,7 @@ def test_subsets_are_the_angles_of_the_whole() -> None:
 def test_a_disc_projects_to_its_chord() -> None:
     pixel_mm, radius_mm = 2.0, 50.0
     g = Geometry((64, 64), pixel_mm, bins=64, bin_mm=pixel_mm, angles=12)
-    y = make_projector(g)(_disc(64, radius_mm / pixel_mm)[None])[..., 0]
+    y = make_projector(g)(_make_disc(64, radius_mm / pixel_mm)[None])[..., 0]
     t = (torch.arange(64) - 31.5) * pixel_mm
     chord = 2 * (radius_mm**2 - t**2).clamp_min(0).sqrt()
     assert float((y - chord).abs()[:, 10:54].max()) < 0.04 * 2 * radius_mm
@@ -104,31 +104,31 @@ def test_the_blur_has_the_width_it_says_and_is_symmetric() -> None:
     assert torch.allclose(blur(ones, 6.0, (2.0, 2.0, 2.0), normalised=True), ones)
 
 
-def _cylinder(n: int, slices: int, pixel_mm: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _make_cylinder(n: int, slices: int, pixel_mm: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return activity, mu and eroded region masks of a 180 mm cylinder with a hot and a cold insert of 56 mm."""
     unit = 1 / pixel_mm
-    body, hot, cold = (_disc(n, r * unit, (y * unit, 0.0)) for r, y in ((90.0, 0.0), (28.0, -44.0), (28.0, 44.0)))
+    body, hot, cold = (_make_disc(n, r * unit, (y * unit, 0.0)) for r, y in ((90.0, 0.0), (28.0, -44.0), (28.0, 44.0)))
     activity = (body + 3 * hot - 0.75 * cold).expand(slices, -1, -1)
     inner = {
-        "hot": _disc(n, 18 * unit, (-44.0 * unit, 0.0)) == 1,
-        "cold": _disc(n, 18 * unit, (44.0 * unit, 0.0)) == 1,
+        "hot": _make_disc(n, 18 * unit, (-44.0 * unit, 0.0)) == 1,
+        "cold": _make_disc(n, 18 * unit, (44.0 * unit, 0.0)) == 1,
     }
-    inner["body"] = (_disc(n, 80 * unit) == 1) & (_disc(n, 40 * unit, (-44.0 * unit, 0.0)) == 0)
-    inner["body"] &= _disc(n, 40 * unit, (44.0 * unit, 0.0)) == 0
+    inner["body"] = (_make_disc(n, 80 * unit) == 1) & (_make_disc(n, 40 * unit, (-44.0 * unit, 0.0)) == 0)
+    inner["body"] &= _make_disc(n, 40 * unit, (44.0 * unit, 0.0)) == 0
     return activity, (0.096 * body).expand(slices, -1, -1), inner
 
 
-def _scan(counts: float, slices: int = 6) -> tuple[Scan, dict[str, Tensor]]:
+def _simulate_scan(counts: float, slices: int = 6) -> tuple[Scan, dict[str, Tensor]]:
     g = Geometry((56, 56), 4.0, bins=56, bin_mm=4.0, angles=72)
-    activity, mu, _ = _cylinder(112, 2 * slices, 2.0)
-    return simulate_prompts(activity, mu, g, _generator(), slice_mm=4.0, counts=counts, finer=2), _cylinder(56, 1, 4.0)[
-        2
-    ]
+    activity, mu, _ = _make_cylinder(112, 2 * slices, 2.0)
+    return simulate_prompts(activity, mu, g, _generator(), slice_mm=4.0, counts=counts, finer=2), _make_cylinder(
+        56, 1, 4.0
+    )[2]
 
 
 def test_the_expected_prompts_have_the_asked_total_and_fractions() -> None:
     g = Geometry((56, 56), 4.0, bins=56, bin_mm=4.0, angles=24)
-    activity, mu, _ = _cylinder(56, 4, 4.0)
+    activity, mu, _ = _make_cylinder(56, 4, 4.0)
     scan = simulate_prompts(
         activity, mu, g, _generator(), slice_mm=4.0, counts=1e6, scatter_fraction=0.3, randoms_fraction=0.2
     )
@@ -173,7 +173,7 @@ def test_thinned_parts_are_independent_and_share_events_with_the_whole_only() ->
 
 @pytest.mark.parametrize("psf_fwhm_mm", [0.0, 4.5])
 def test_osem_recovers_the_activity_of_large_regions_within_two_percent(psf_fwhm_mm: float) -> None:
-    scan, inner = _scan(3e7)
+    scan, inner = _simulate_scan(3e7)
     x = osem(draw_counts(scan.expected, _generator(5)), scan, iterations=16, subsets=8, psf_fwhm_mm=psf_fwhm_mm)
     for name, activity in (("body", 1.0), ("hot", 4.0)):
         assert float(x[1:-1, inner[name]].mean()) == pytest.approx(activity, rel=0.02)
@@ -181,7 +181,7 @@ def test_osem_recovers_the_activity_of_large_regions_within_two_percent(psf_fwhm
 
 
 def test_osem_of_a_thinned_scan_is_as_quantitative_and_noisier() -> None:
-    scan, inner = _scan(1e7)
+    scan, inner = _simulate_scan(1e7)
     y = draw_counts(scan.expected, _generator(6))
     low, _ = thin_counts(y, 0.1, _generator(7))
     full, thinned = (
@@ -224,7 +224,7 @@ def test_the_surrogates_doses_share_events_unless_asked_not_to() -> None:
 
 
 def test_the_surrogates_noise_is_that_of_osem_replicates() -> None:
-    scan, inner = _scan(1e7)
+    scan, inner = _simulate_scan(1e7)
     replicates = torch.stack(
         [osem(draw_counts(scan.expected, _generator(s)), scan, subsets=8, post_fwhm_mm=6.0) for s in range(10)]
     )[:, 1:-1]

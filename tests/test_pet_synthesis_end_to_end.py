@@ -49,14 +49,14 @@ class Delivered:
 @pytest.fixture(scope="module", params=["phantom, oblique", "real T1w"])
 def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     folder = tmp_path_factory.mktemp("pet")
-    sent = _phantom(folder) if request.param.startswith("phantom") else _real(folder)
+    sent = _write_phantom(folder) if request.param.startswith("phantom") else _write_real_head(folder)
     items = number(MMSE, 23, "{score}"), text(APOE_GENOTYPE, "e3/e4")
     sr = save(report(dcmread(sent[0]), *items), folder / "report.dcm")
     with (
         Orthanc(folder / "orthanc") as orthanc,
-        Node(_routing(folder / "node", orthanc)) as node,
+        Node(_write_config(folder / "node", orthanc)) as node,
     ):
-        _storescu(node, [*sent, sr])
+        _send(node, [*sent, sr])
         job = node.wait_for_job("done", "dead", "held", "refused")
         assert job.state == "done", job.reason
         node.wait_until_delivered()
@@ -121,7 +121,7 @@ def test_no_patient_data_is_in_the_log(delivered: Delivered) -> None:
     assert source.PatientID not in delivered.node.log
 
 
-def _phantom(folder: Path) -> list[Path]:
+def _write_phantom(folder: Path) -> list[Path]:
     grid = centred_grid("oblique, left-handed", (2.9, 2.5, 2.5))
     models = folder / "node" / "data" / "models"
     write_anatomy_bundle(models)
@@ -129,7 +129,7 @@ def _phantom(folder: Path) -> list[Path]:
     return write_slices(folder / "in", grid, np.round(levels(sample_phantom(grid)) * 2300).astype(np.uint16))
 
 
-def _real(folder: Path) -> list[Path]:
+def _write_real_head(folder: Path) -> list[Path]:
     """Write every fourth slice, with every third row and column: the shipped models see voxels of 2 x 2 x 2.7 mm."""
     try:
         archive = data_root() / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz"
@@ -142,7 +142,7 @@ def _real(folder: Path) -> list[Path]:
     return write_slices(folder / "in", grid, np.clip(data, 0, 65535).astype(np.uint16), key="real")
 
 
-def _routing(folder: Path, orthanc: Orthanc) -> Path:
+def _write_config(folder: Path, orthanc: Orthanc) -> Path:
     route = {
         "name": "pet",
         "pipeline": "pet_synthesis",
@@ -154,7 +154,7 @@ def _routing(folder: Path, orthanc: Orthanc) -> Path:
     return write_config(folder, peers=[orthanc.peer], routes=[route])
 
 
-def _storescu(node: Node, paths: list[Path]) -> None:
+def _send(node: Node, paths: list[Path]) -> None:
     program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

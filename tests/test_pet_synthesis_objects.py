@@ -1,4 +1,4 @@
-"""The pipeline pet_synthesis in the node: what its objects record, what its contract refuses, and ``dicomnode run``."""
+"""The pipeline pet_synthesis in the node: its record in objects, the refusals of its contract, ``dicomnode run``."""
 
 from __future__ import annotations
 

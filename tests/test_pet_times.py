@@ -14,7 +14,7 @@ from dicomnode.reading import acquisition
 from dicomnode.reading.frames import Frame
 from tests.pet_series import DOSE_BQ, FACTOR, WEIGHT_KG
 
-pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # what some headers hold is what is tested
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # the tests write invalid values
 
 Edit = Callable[[list[Dataset]], None]
 

@@ -10,7 +10,7 @@ import torch
 from model_zoo import precision
 
 
-def _seconds(enabled: bool) -> float:
+def _measure_seconds(enabled: bool) -> float:
     layer, x = torch.nn.Conv3d(8, 8, 3, padding=1), torch.ones(1, 8, 24, 24, 24)
     with torch.no_grad(), precision.autocast("cpu", enabled=enabled):
         layer(x)
@@ -20,7 +20,7 @@ def _seconds(enabled: bool) -> float:
 
 
 def test_a_convolution_is_not_slower_by_orders_of_magnitude() -> None:
-    assert _seconds(True) < 20 * _seconds(False) + 0.1
+    assert _measure_seconds(True) < 20 * _measure_seconds(False) + 0.1
 
 
 @pytest.mark.parametrize("has_it", [True, False])

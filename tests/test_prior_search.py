@@ -56,7 +56,7 @@ def node(start: receivers.Start, orthanc: Orthanc) -> Receiver:
         {"name": "dir", "pipeline": "p", "match": FLAIR, "prior": {"prior_flair": FLAIR}, "prior_from": "orthanc"}
     )
     running = start(routes=(route,), peers=(orthanc.peer,))
-    orthanc.know(Peer(name="node", ae_title="DICOMNODE", port=running.port))
+    orthanc.register_peer(Peer(name="node", ae_title="DICOMNODE", port=running.port))
     return running
 
 
@@ -174,7 +174,7 @@ def test_an_archive_that_cannot_send_here_is_asked_by_c_get(
     send_and_close(node, write_study(tmp_path / "now", "1.2.9", "20260101"))
     with Answering(lambda event: 0x0000) as other:
         if broken == "elsewhere":
-            orthanc.know(Peer(name="node", ae_title="DICOMNODE", port=other.peer.port))
+            orthanc.register_peer(Peer(name="node", ae_title="DICOMNODE", port=other.peer.port))
         assert sweep(node, config) == 1
     assert find_prior_studies(node) == {"1.2.2"}
     assert find_retrieval(node).reason == "3 instances in 1 series from orthanc by C-GET"

@@ -301,12 +301,12 @@ def test_what_is_only_fetched_to_compare_gives_no_work_and_half_of_it_is_no_prio
     assert find_state(sessions, "1.1") is StudyState.COMPLETE
 
 
-def headers_of_a_prior(**values: Any) -> Dataset:
+def find_prior_headers(**values: Any) -> Dataset:
     return source("mr", 7, StudyInstanceUID="1.2.7", SeriesInstanceUID="1.2.7.1", FrameOfReferenceUID="1.2.8", **values)
 
 
 def test_results_with_a_prior_belong_to_the_present_study() -> None:
-    present, prior = source("mr"), headers_of_a_prior()
+    present, prior = source("mr"), find_prior_headers()
     these = make_findings(grid("axial"))
     alone, compared = (
         results.write(these.findings, [present], PROVENANCE, ResultsConfig(), NOW, priors=priors)
@@ -339,6 +339,6 @@ def test_a_prior_of_another_patient_is_refused(other: dict[str, str]) -> None:
             PROVENANCE,
             ResultsConfig(),
             NOW,
-            priors=[headers_of_a_prior(**other)],
+            priors=[find_prior_headers(**other)],
         )
     assert "471" not in str(refused.value)

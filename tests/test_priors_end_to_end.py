@@ -46,13 +46,13 @@ class Delivered:
 @pytest.fixture(scope="module")
 def delivered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     folder = tmp_path_factory.mktemp("priors")
-    present = _examination(folder / "present", "present", "20260101", lesion_mask())
-    before = _examination(folder / "before", "before", "20250101", lesion_mask("large", "third"))
+    present = _write_examination(folder / "present", "present", "20260101", lesion_mask())
+    before = _write_examination(folder / "before", "before", "20250101", lesion_mask("large", "third"))
     write_anatomy_bundle(folder / "node" / "data" / "models")
     write_dir_bundle(folder / "node" / "data" / "models")
-    with Orthanc(folder / "orthanc") as orthanc, Node(_routing(folder / "node", orthanc)) as node:
+    with Orthanc(folder / "orthanc") as orthanc, Node(_write_config(folder / "node", orthanc)) as node:
         held = {orthanc.upload(path) for path in before}
-        orthanc.know(node.peer)
+        orthanc.register_peer(node.peer)
         sent = run_dcmtk("storescu", node.config, node.port, "-R", "+sd", "+r", str(folder / "present"))
         assert sent.returncode == 0, sent.stderr
         job = node.wait_for_job("done", "dead", "refused", "held")
@@ -75,7 +75,7 @@ def test_the_new_lesion_is_in_a_segmentation_of_the_present_study(delivered: Del
 
 
 def test_every_result_is_of_the_present_study_and_names_both(delivered: Delivered) -> None:
-    present, before = (_instances(paths) for paths in (delivered.present, delivered.before))
+    present, before = (_list_uids(paths) for paths in (delivered.present, delivered.before))
     study = dcmread(delivered.present[0], stop_before_pixels=True)
     for ds in map(dcmread, delivered.results):
         marking.check_marks(ds)
@@ -85,11 +85,11 @@ def test_every_result_is_of_the_present_study_and_names_both(delivered: Delivere
             study.PatientID,
         )
         if ds.SOPClassUID == Comprehensive3DSRStorage:
-            assert _evidence(ds.PertinentOtherEvidenceSequence, "ReferencedSOPSequence") == before
+            assert _list_evidence(ds.PertinentOtherEvidenceSequence, "ReferencedSOPSequence") == before
         else:
             assert {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence} >= present | before
             others = ds.StudiesContainingOtherReferencedInstancesSequence
-            assert _evidence(others, "ReferencedInstanceSequence") == before
+            assert _list_evidence(others, "ReferencedInstanceSequence") == before
 
 
 def test_the_earlier_examination_gives_no_results_of_its_own(delivered: Delivered) -> None:
@@ -120,7 +120,7 @@ def test_dciodvfy_finds_no_error(delivered: Delivered) -> None:
         assert find_errors_of_file(path) == [], dcmread(path).SOPClassUID.name
 
 
-def _examination(folder: Path, name: str, date: str, lesions: np.ndarray) -> list[Path]:
+def _write_examination(folder: Path, name: str, date: str, lesions: np.ndarray) -> list[Path]:
     """Write FLAIR and T1w in a study and frame of reference of their own; in the earlier, the head lies elsewhere."""
     grid = phantom_grid()
     if name == "before":
@@ -128,7 +128,7 @@ def _examination(folder: Path, name: str, date: str, lesions: np.ndarray) -> lis
     flair = write_flair(folder / "flair", flair_of(phantom()[1], lesions), key=f"flair {name}")
     t1w = write_t1w(folder / "t1w", key=f"t1w {name}", grid=grid)
     for path in flair:
-        _moved(path, grid)
+        _move_to_grid(path, grid)
     for path in (*flair, *t1w):
         ds = dcmread(path)
         ds.StudyInstanceUID, ds.FrameOfReferenceUID = uids.derive("study", name), uids.derive("frame", name)
@@ -137,7 +137,7 @@ def _examination(folder: Path, name: str, date: str, lesions: np.ndarray) -> lis
     return [*flair, *t1w]
 
 
-def _moved(path: Path, grid: Grid) -> None:
+def _move_to_grid(path: Path, grid: Grid) -> None:
     """Move the slice to its place on the grid."""
     ds = dcmread(path)
     off = grid.affine_mm[:3, 3] - phantom_grid().affine_mm[:3, 3]
@@ -145,16 +145,16 @@ def _moved(path: Path, grid: Grid) -> None:
     ds.save_as(path)
 
 
-def _instances(paths: list[Path]) -> set[str]:
+def _list_uids(paths: list[Path]) -> set[str]:
     return {str(dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in paths}
 
 
-def _evidence(studies: list[Dataset], instances: str) -> set[str]:
+def _list_evidence(studies: list[Dataset], instances: str) -> set[str]:
     series = [each for study in studies for each in study.ReferencedSeriesSequence]
     return {str(item.ReferencedSOPInstanceUID) for each in series for item in each[instances].value}
 
 
-def _routing(folder: Path, orthanc: Orthanc) -> Path:
+def _write_config(folder: Path, orthanc: Orthanc) -> Path:
     route = {
         "name": "flair-to-dir",
         "pipeline": "synthetic_dir",

@@ -28,12 +28,12 @@ def receiver(start: Any) -> Receiver:
     return found
 
 
-def _uids(count: int, root: str = "1.2.826.0.1.3680043.8.498.1") -> list[str]:
+def _make_uids(count: int, root: str = "1.2.826.0.1.3680043.8.498.1") -> list[str]:
     return [f"{root}.{number}" for number in range(1, count + 1)]
 
 
-def _give_studies(receiver: Receiver, folder: Path, count: int) -> list[str]:
-    uids = _uids(count)
+def _add_studies(receiver: Receiver, folder: Path, count: int) -> list[str]:
+    uids = _make_uids(count)
     for uid in uids:
         write_instance(folder / f"{uid}.dcm", study_uid=uid, series_uid=f"{uid}.1")
     answers = store_all(receiver.port, [read_encoded(folder / f"{uid}.dcm") for uid in uids], folder / "sent")
@@ -42,8 +42,8 @@ def _give_studies(receiver: Receiver, folder: Path, count: int) -> list[str]:
 
 
 def test_a_list_of_a_thousand_uids_is_quick(receiver: Receiver, tmp_path: Path) -> None:
-    held = _give_studies(receiver, tmp_path, 20)
-    uids = held + _uids(980, "1.2.3.4")
+    held = _add_studies(receiver, tmp_path, 20)
+    uids = held + _make_uids(980, "1.2.3.4")
     begun = time.monotonic()
     *matches, (last, _) = ask(receiver, "find", {"StudyInstanceUID": uids})
     found_after = time.monotonic() - begun
@@ -76,7 +76,7 @@ def test_what_asks_for_too_much_is_refused_by_name(receiver: Receiver, name: str
 
 
 def test_wildcards_within_the_bound_are_matched(receiver: Receiver, tmp_path: Path) -> None:
-    _give_studies(receiver, tmp_path, 1)
+    _add_studies(receiver, tmp_path, 1)
     for pattern in ("*" * 500, "*H*A*N*T*O*M", "P" + "?" * 6):
         first, (last, _) = ask(receiver, "find", {"PatientID": pattern})
         assert (first[0].Status, last.Status) == (PENDING, SUCCESS)

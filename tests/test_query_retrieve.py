@@ -116,17 +116,17 @@ def add_result(receiver: Receiver, folder: Path, *, held_because: str = "", mark
     return ds
 
 
-def dcmtk(program: str, receiver: Receiver, *arguments: str, root: str = "-S") -> subprocess.CompletedProcess[str]:
+def run_dcmtk(program: str, receiver: Receiver, *arguments: str, root: str = "-S") -> subprocess.CompletedProcess[str]:
     command = [require_program(f"/usr/bin/{program}", "dcmtk"), "-v", root, "-aec", receiver.config.node.ae_title]
     command += [*arguments, "127.0.0.1", str(receiver.port)]
     environment = os.environ | {"TCP_NODELAY": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
 
 
-def found_by_findscu(receiver: Receiver, folder: Path, level: str, *keys: str, root: str = "-S") -> list[Dataset]:
+def search_by_findscu(receiver: Receiver, folder: Path, level: str, *keys: str, root: str = "-S") -> list[Dataset]:
     folder.mkdir(parents=True)
     arguments = [each for key in (f"QueryRetrieveLevel={level}", *keys) for each in ("-k", key)]
-    done = dcmtk("findscu", receiver, "-X", "-od", str(folder), *arguments, root=root)
+    done = run_dcmtk("findscu", receiver, "-X", "-od", str(folder), *arguments, root=root)
     assert done.returncode == 0, done.stderr
     return [dcmread(path, force=True) for path in sorted(folder.glob("rsp*.dcm"))]
 
@@ -141,21 +141,21 @@ def test_findscu_finds_what_the_node_holds(start: Start, tmp_path: Path) -> None
         {"study_uid": f"{STUDY}9", "series_uid": f"{STUDY}9.1", "PatientID": "B-1", "StudyDate": "20260301"},
     )
     returned = ("NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "ModalitiesInStudy", "PatientName")
-    (study,) = found_by_findscu(receiver, tmp_path / "1", "STUDY", "PatientID=A-*", "StudyInstanceUID", *returned)
+    (study,) = search_by_findscu(receiver, tmp_path / "1", "STUDY", "PatientID=A-*", "StudyInstanceUID", *returned)
     assert (study.StudyInstanceUID, study.QueryRetrieveLevel) == (STUDY, "STUDY")
     assert (study.NumberOfStudyRelatedSeries, study.NumberOfStudyRelatedInstances) == (2, 2)
     assert list(study.ModalitiesInStudy) == ["CT", "MR"]
     assert study.PatientName == "Müller^Jürgen"
     assert (study.RetrieveAETitle, study.InstanceAvailability) == ("DICOMNODE", "ONLINE")
-    in_range = found_by_findscu(receiver, tmp_path / "2", "STUDY", "StudyDate=20260201-", "StudyInstanceUID")
+    in_range = search_by_findscu(receiver, tmp_path / "2", "STUDY", "StudyDate=20260201-", "StudyInstanceUID")
     assert [each.StudyInstanceUID for each in in_range] == [f"{STUDY}9"]
-    assert len(found_by_findscu(receiver, tmp_path / "3", "STUDY", "StudyInstanceUID")) == 2
-    assert found_by_findscu(receiver, tmp_path / "4", "STUDY", "StudyInstanceUID=1.2.3") == []
+    assert len(search_by_findscu(receiver, tmp_path / "3", "STUDY", "StudyInstanceUID")) == 2
+    assert search_by_findscu(receiver, tmp_path / "4", "STUDY", "StudyInstanceUID=1.2.3") == []
     keys = (f"StudyInstanceUID={STUDY}", "SeriesInstanceUID", "Modality=CT", "NumberOfSeriesRelatedInstances")
-    (series,) = found_by_findscu(receiver, tmp_path / "5", "SERIES", *keys)
+    (series,) = search_by_findscu(receiver, tmp_path / "5", "SERIES", *keys)
     assert (series.SeriesInstanceUID, series.NumberOfSeriesRelatedInstances) == (f"{STUDY}.2", 1)
     keys = (f"StudyInstanceUID={STUDY}", f"SeriesInstanceUID={STUDY}.1", "InstanceNumber", "Rows")
-    (image,) = found_by_findscu(receiver, tmp_path / "6", "IMAGE", *keys)
+    (image,) = search_by_findscu(receiver, tmp_path / "6", "IMAGE", *keys)
     assert (image.InstanceNumber, image.Rows) == (1, 16)
 
 
@@ -163,7 +163,7 @@ def test_orthanc_finds_and_gets_what_the_node_holds(start: Start, orthanc: Ortha
     receiver = start(peers=(orthanc.peer,))
     paths = give(receiver, tmp_path / "in", {"PatientID": "ÄÖ"}, {"PatientID": "ÄÖ"}, {"series_uid": f"{STUDY}.2"})
     node = here(receiver)
-    orthanc.know(node)
+    orthanc.register_peer(node)
     query = orthanc.ask("POST", "/modalities/node/query", {"Level": "Study", "Query": {"PatientID": "Ä*"}})
     (answer,) = orthanc.ask("GET", f"{query['Path']}/answers")
     content = orthanc.ask("GET", f"{query['Path']}/answers/{answer}/content?simplify")
@@ -180,11 +180,11 @@ def test_movescu_sends_a_series_to_a_configured_peer_only(start: Start, storescp
     receiver = start(peers=(storescp.peer,))
     paths = give(receiver, tmp_path / "in", {}, {}, {"series_uid": f"{STUDY}.2"})
     keys = ["-k", "QueryRetrieveLevel=SERIES", "-k", f"StudyInstanceUID={STUDY}", "-k", f"SeriesInstanceUID={STUDY}.1"]
-    done = dcmtk("movescu", receiver, "-d", "-aem", "STORESCP", *keys)
+    done = run_dcmtk("movescu", receiver, "-d", "-aem", "STORESCP", *keys)
     assert done.returncode == 0, done.stderr
     moved = {read_encoded(path).data_set for path in storescp.files()}
     assert moved == {read_encoded(path).data_set for path in paths[:2]}
-    elsewhere = dcmtk("movescu", receiver, "-d", "-aem", "SOMEBODY", *keys)
+    elsewhere = run_dcmtk("movescu", receiver, "-d", "-aem", "SOMEBODY", *keys)
     assert elsewhere.returncode != 0
     assert "0xa801" in (elsewhere.stderr + elsewhere.stdout).lower()
     assert len(storescp.files()) == 2
@@ -195,7 +195,7 @@ def test_getscu_gets_a_study(start: Start, tmp_path: Path) -> None:
     paths = give(receiver, tmp_path / "in", {}, {}, {"series_uid": f"{STUDY}.2"})
     (tmp_path / "got").mkdir()
     keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={STUDY}"]
-    done = dcmtk("getscu", receiver, "-od", str(tmp_path / "got"), *keys)
+    done = run_dcmtk("getscu", receiver, "-od", str(tmp_path / "got"), *keys)
     assert done.returncode == 0, done.stderr
     got = {read_encoded(path).data_set for path in (tmp_path / "got").iterdir()}
     assert got == {read_encoded(path).data_set for path in paths}
@@ -204,7 +204,7 @@ def test_getscu_gets_a_study(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, JPEGLSLossless, RLELossless])
 def test_our_own_scu_gets_each_instance_as_it_is_stored(start: Start, tmp_path: Path, syntax: UID) -> None:
     receiver = start()
-    stored = in_syntax(tmp_path / "one.dcm", syntax)
+    stored = write_in_syntax(tmp_path / "one.dcm", syntax)
     assert store_all(receiver.port, [stored], tmp_path / "sent")[0].Status == 0
     got: list[bytes] = []
 
@@ -217,7 +217,7 @@ def test_our_own_scu_gets_each_instance_as_it_is_stored(start: Start, tmp_path: 
     assert got == [stored.data_set]
 
 
-def in_syntax(path: Path, syntax: UID) -> Encoded:
+def write_in_syntax(path: Path, syntax: UID) -> Encoded:
     compressed = syntax.is_compressed
     first = ExplicitVRLittleEndian if compressed else syntax
     ds = write_instance(path, study_uid=STUDY, transfer_syntax_uid=first, PixelData=bytes(range(256)) * 2)
@@ -230,7 +230,7 @@ def in_syntax(path: Path, syntax: UID) -> Encoded:
 def test_what_is_compressed_is_decompressed_for_who_takes_nothing_else(start: Start, tmp_path: Path) -> None:
     with StoreScp(tmp_path / "scp", "--implicit") as scp:
         receiver = start(peers=(scp.peer,))
-        stored = in_syntax(tmp_path / "one.dcm", JPEGLSLossless)
+        stored = write_in_syntax(tmp_path / "one.dcm", JPEGLSLossless)
         assert store_all(receiver.port, [stored], tmp_path / "sent")[0].Status == 0
         moved = queries.move(here(receiver), STUDY, destination_aet="STORESCP", calling_aet="ANYBODY")
         assert moved == queries.RetrievalCounts(completed=1)
@@ -244,8 +244,8 @@ def test_what_cannot_be_sent_counts_as_failed_and_is_named(start: Start, tmp_pat
     with StoreScp(tmp_path / "scp", "--implicit") as scp:
         receiver = start(peers=(scp.peer,))
         (good,) = give(receiver, tmp_path / "in", {})
-        big = in_syntax(tmp_path / "big.dcm", ExplicitVRBigEndian)
-        missing = in_syntax(tmp_path / "missing.dcm", ExplicitVRLittleEndian)
+        big = write_in_syntax(tmp_path / "big.dcm", ExplicitVRBigEndian)
+        missing = write_in_syntax(tmp_path / "missing.dcm", ExplicitVRLittleEndian)
         assert [answer.Status for answer in store_all(receiver.port, [big, missing], tmp_path / "sent")] == [0, 0]
         (row,) = [row for row in receiver.rows(Instance) if row.sop_instance_uid == missing.sop_instance_uid]
         (receiver.config.spool_dir / row.relative_path).unlink()

@@ -44,12 +44,17 @@ def test_every_study_ends_once_while_actors_a_machine_and_the_driver_are_killed(
         a, b = ({"DICOMNODE_CONFIG": str(site.host(name))} for name in "ab")
         with RayCluster(tmp_path / "ray", a) as cluster, site.receiver() as receiver:
             cluster.add("second", b)
-            driver = Node(_driver(site, cluster, 2), "work")
+            driver = Node(_start_driver(site, cluster, 2), "work")
             fleet.send_studies(receiver, fleet.write_small_studies(tmp_path / "send", STUDIES, now))
             with driver:
                 begin = time.monotonic()
-                blows = [_an_actor, lambda r: _a_machine(cluster, b), _an_actor, lambda r: _the_driver(driver)]
-                _strike(receiver, blows)
+                blows = [
+                    _kill_busy_actor,
+                    lambda r: _replace_machine(cluster, b),
+                    _kill_busy_actor,
+                    lambda r: _kill_driver(driver),
+                ]
+                _strike_repeatedly(receiver, blows)
                 print(f"{STUDIES} studies, {len(blows)} blows, {time.monotonic() - begin:.0f} s")
                 assert driver.stop() == 0
             assert {job.worker.rpartition(":")[0] for job in receiver.jobs()} == {"a", "b"}
@@ -103,7 +108,7 @@ def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
         ray_actors.import_ray()
 
 
-def _driver(site: fleet.Site, cluster: RayCluster, actors: int) -> Path:
+def _start_driver(site: fleet.Site, cluster: RayCluster, actors: int) -> Path:
     ray = {"engine": "ray", "ray_address": cluster.address, "min_workers": actors, "max_workers": actors}
     return site.host("driver", bundle=None, **ray)
 
@@ -118,7 +123,7 @@ def _make_urgent(node: Node) -> int:
     return job.id
 
 
-def _strike(receiver: Node, blows: list[Callable[[Node], None]]) -> None:
+def _strike_repeatedly(receiver: Node, blows: list[Callable[[Node], None]]) -> None:
     """Strike once each time that a further share of the studies has ended."""
     for number, blow in enumerate(blows, start=1):
         fleet.wait_until_ended(receiver, number * KILL_EVERY)
@@ -126,17 +131,17 @@ def _strike(receiver: Node, blows: list[Callable[[Node], None]]) -> None:
     fleet.wait_until_ended(receiver, STUDIES)
 
 
-def _an_actor(receiver: Node) -> None:
+def _kill_busy_actor(receiver: Node) -> None:
     """Kill (-9) one actor that runs a job."""
     os.kill(wait_for(lambda: fleet.find_busy_worker(receiver), "an actor has a job in hand"), signal.SIGKILL)
 
 
-def _a_machine(cluster: RayCluster, environment: dict[str, str]) -> None:
+def _replace_machine(cluster: RayCluster, environment: dict[str, str]) -> None:
     """Kill the second machine with all its processes, and add another."""
     cluster.nodes[-1].kill()
     cluster.add("third", environment)
 
 
-def _the_driver(driver: Node) -> None:
+def _kill_driver(driver: Node) -> None:
     driver.program.kill()
     driver.start()

@@ -18,7 +18,7 @@ def _read(paths: list[Path]) -> NDArray[np.float32]:
     return volumes.read(paths).volume.data
 
 
-def _inverted_ct(k: int, ds: Dataset) -> None:
+def _invert_ct(k: int, ds: Dataset) -> None:
     turn_into_ct(k, ds)
     ds.PhotometricInterpretation = "MONOCHROME1"
 
@@ -44,19 +44,19 @@ def test_values_that_are_no_signal_are_refused(case: str, tmp_path: Path) -> Non
 
 
 def test_monochrome1_of_ct_is_in_hounsfield_units_all_the_same(tmp_path: Path) -> None:
-    found = _read(write_series(tmp_path, make_values(), _inverted_ct))
+    found = _read(write_series(tmp_path, make_values(), _invert_ct))
     assert np.array_equal(found, make_values().astype(np.float32) - 1024)
 
 
-def _coloured(first: int) -> Edit:
+def _write_coloured(first: int) -> Edit:
     return set_attributes(PixelPresentation="COLOR", RedPaletteColorLookupTableDescriptor=[256, first, 16])
 
 
 def test_values_that_are_colours_over_the_image_are_refused(tmp_path: Path) -> None:
-    assert np.array_equal(_read(write_series(tmp_path / "scale", make_values(), _coloured(0))), make_values())
-    assert np.array_equal(_read(write_series(tmp_path / "beyond", make_values(), _coloured(3500))), make_values())
+    assert np.array_equal(_read(write_series(tmp_path / "scale", make_values(), _write_coloured(0))), make_values())
+    assert np.array_equal(_read(write_series(tmp_path / "beyond", make_values(), _write_coloured(3500))), make_values())
     with pytest.raises(InputRefused, match="pixels are colours"):
-        _read(write_series(tmp_path / "over", make_values(), _coloured(2000)))
+        _read(write_series(tmp_path / "over", make_values(), _write_coloured(2000)))
 
 
 @pytest.mark.parametrize("keyword", [

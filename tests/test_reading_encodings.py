@@ -151,7 +151,7 @@ def test_bits_beside_bits_stored_are_dropped(dtype: type[Any], tmp_path: Path) -
     assert np.array_equal(_read(paths), data)
 
 
-def _overlay(position: int) -> Callable[[int, Dataset], None]:
+def _add_overlay(position: int) -> Callable[[int, Dataset], None]:
     def edit(_: int, ds: Dataset) -> None:
         ds.BitsStored, ds.HighBit = 12, 11
         ds.add_new(0x60000010, "US", SHAPE[1])
@@ -165,9 +165,9 @@ def _overlay(position: int) -> Callable[[int, Dataset], None]:
 def test_an_overlay_in_unused_bits_is_no_part_of_the_values(tmp_path: Path) -> None:
     data = make_values(most=4000)
     cells = data | (1 << 13)
-    assert np.array_equal(_read(write_series(tmp_path / "beside", cells, _overlay(13))), data)
+    assert np.array_equal(_read(write_series(tmp_path / "beside", cells, _add_overlay(13))), data)
     with pytest.raises(InputRefused, match=r"Overlay Bit Position \(6000,0102\) 11 lies among the bits"):
-        _read(write_series(tmp_path / "among", data, _overlay(11)))
+        _read(write_series(tmp_path / "among", data, _add_overlay(11)))
 
 
 IMPOSSIBLE: dict[str, dict[str, object]] = {
@@ -207,7 +207,7 @@ def test_slices_may_differ_in_sign_and_bits(tmp_path: Path) -> None:
 def test_pixels_of_another_length_are_refused(count: int, tmp_path: Path) -> None:
     def edit(_: int, ds: Dataset) -> None:
         ds.PixelData = ds.PixelData[:count] if count < 0 else ds.PixelData + bytes(count)
-        ds.add_new(0xFFFCFFFC, "OB", bytes(200))  # what follows must not be taken for pixels
+        ds.add_new(0xFFFCFFFC, "OB", bytes(200))  # the bytes that follow must not be read as pixels
 
     with pytest.raises(InputRefused, match="instance 4: the pixels are damaged"):
         _read(write_series(tmp_path, make_values(), edit))
@@ -311,7 +311,7 @@ def test_jpeg_2000_that_says_it_is_lossless_is_believed(header_value: str | None
     assert lossy.is_lossy(header) == expected
 
 
-def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
+def _write_with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
     """Write files with an element of four bytes, whatever its VR needs, at the top or in an item of a sequence."""
 
     def edit(_: int, ds: Dataset) -> None:
@@ -331,6 +331,6 @@ def _with_bytes(folder: Path, tag: int, vr: bytes, nested: bool) -> list[Path]:
 @pytest.mark.parametrize("nested", [False, True], ids=["at the top", "in a sequence"])
 @pytest.mark.parametrize("vr", [b"FD", b"XX"], ids=["too few bytes", "no VR"])
 def test_elements_that_cannot_be_decoded(vr: bytes, nested: bool, tmp_path: Path) -> None:
-    assert np.array_equal(_read(_with_bytes(tmp_path / "private", 0x00191001, vr, nested)), make_values())
+    assert np.array_equal(_read(_write_with_bytes(tmp_path / "private", 0x00191001, vr, nested)), make_values())
     with pytest.raises(InputRefused, match=r"its element \(0018,9073\) cannot be decoded"):
-        _read(_with_bytes(tmp_path / "public", 0x00189073, vr, nested))
+        _read(_write_with_bytes(tmp_path / "public", 0x00189073, vr, nested))

@@ -257,22 +257,22 @@ def test_frames_that_disagree_or_say_nothing_are_refused(case: str, tmp_path: Pa
     check_refused(_write_enhanced(tmp_path / "e.dcm", edit), reason)
 
 
-def _shared_twice(ds: Dataset) -> None:
+def _share_twice(ds: Dataset) -> None:
     ds.SharedFunctionalGroupsSequence.append(Dataset())
 
 
-def _ungrouped(ds: Dataset) -> None:
+def _remove_groups(ds: Dataset) -> None:
     del ds.PerFrameFunctionalGroupsSequence
 
 
-def _no_orientation(ds: Dataset) -> None:
+def _remove_orientation(ds: Dataset) -> None:
     del ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
 
 
 WHOLE: dict[str, tuple[Callable[[Dataset], None], str]] = {
-    "two shared groups": (_shared_twice, r"Shared Functional Groups Sequence \(5200,9229\) has 2 items"),
-    "no groups of the frames": (_ungrouped, "no usable ImagePositionPatient|no usable ImageOrientationPatient"),
-    "no orientation": (_no_orientation, "no usable ImageOrientationPatient"),
+    "two shared groups": (_share_twice, r"Shared Functional Groups Sequence \(5200,9229\) has 2 items"),
+    "no groups of the frames": (_remove_groups, "no usable ImagePositionPatient|no usable ImageOrientationPatient"),
+    "no orientation": (_remove_orientation, "no usable ImageOrientationPatient"),
 }
 
 
@@ -384,7 +384,7 @@ def test_a_real_tilted_gantry_is_refused(kit: Path, tmp_path: Path) -> None:
     check_refused(paths, "gantry tilt|slices are missing|uneven")
 
 
-def _philips(kit: Path, name: str, folder: Path) -> list[Path]:
+def _write_philips(kit: Path, name: str, folder: Path) -> list[Path]:
     path = folder / f"{name}.dcm"
     path.write_bytes(gzip.decompress((kit / "dicom" / "philips-enhanced-mr" / f"{name}.dcm.gz").read_bytes()))
     return [path]
@@ -392,11 +392,11 @@ def _philips(kit: Path, name: str, folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", ["2001_WIP_fcMRI_Field_Mapping_e2_phMag"])
 def test_real_enhanced_objects_of_several_volumes_are_refused(name: str, kit: Path, tmp_path: Path) -> None:
-    check_refused(_philips(kit, name, tmp_path), "lie at only")
+    check_refused(_write_philips(kit, name, tmp_path), "lie at only")
 
 
 def test_a_real_enhanced_object_is_what_dcm2niix_made_of_it(kit: Path, tmp_path: Path) -> None:
-    series = volumes.read(_philips(kit, "1901_WIP_3DpCASL_real", tmp_path))
+    series = volumes.read(_write_philips(kit, "1901_WIP_3DpCASL_real", tmp_path))
     found = nib.load(kit / "dicom" / "philips-enhanced-mr" / "1901_WIP_3DpCASL_enh_real.nii.gz")
     assert isinstance(found, nib.Nifti1Image)
     expected = np.flip(found.get_fdata().T, axis=1)  # rows run from back to front in NIfTI
@@ -405,7 +405,7 @@ def test_a_real_enhanced_object_is_what_dcm2niix_made_of_it(kit: Path, tmp_path:
 
 
 def test_raw_data_in_the_series_of_its_images_is_left_out(kit: Path, tmp_path: Path) -> None:
-    image, raw = (_philips(kit, f"1901_WIP_3DpCASL_{name}", tmp_path) for name in ("real", "Raw"))
+    image, raw = (_write_philips(kit, f"1901_WIP_3DpCASL_{name}", tmp_path) for name in ("real", "Raw"))
     assert dcmread(image[0]).SeriesInstanceUID == dcmread(raw[0]).SeriesInstanceUID
     both = volumes.read([*raw, *image])
     assert np.array_equal(both.volume.data, volumes.read(image).volume.data)

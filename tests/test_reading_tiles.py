@@ -13,7 +13,7 @@ from dicomnode.reading import volumes
 from tests.pixel_files import Edit, check_refused, make_values, set_attributes, set_private, write_series
 
 
-def _csa(count: bytes) -> Edit:
+def _set_csa_count(count: bytes) -> Edit:
     def edit(_: int, ds: Dataset) -> None:
         value = len(count).to_bytes(4, "little") * 4 + count
         header = b"NumberOfImagesInMosaic".ljust(64, b"\0") + bytes(20) + value + bytes(16)
@@ -27,7 +27,7 @@ TILES: dict[str, Edit] = {
     "UIH's word": set_attributes(ImageType=["ORIGINAL", "PRIMARY", "M", "VFRAME"]),
     "Siemens' count": set_private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 36),
     "UIH's count": set_private(0x0065, "Image Private Header", 0x50, "DS", "20"),
-    "the CSA header": _csa(b"36      "),
+    "the CSA header": _set_csa_count(b"36      "),
     "the acquisition matrix": set_attributes(
         Manufacturer="SIEMENS", AcquisitionMatrix=[2, 0, 0, 2], PixelSpacing=["60", "60"]
     ),
@@ -45,7 +45,7 @@ def test_tiles_are_known_by_whatever_is_left_of_them(case: str, tmp_path: Path) 
 
 NO_TILES: dict[str, Edit] = {
     "one image": set_private(0x0019, "SIEMENS MR HEADER", 0x0A, "US", 1),
-    "an empty count": _csa(b""),
+    "an empty count": _set_csa_count(b""),
     "interpolated": set_attributes(Manufacturer="SIEMENS", AcquisitionMatrix=[0, 4, 3, 0], PixelSpacing=["60", "60"]),
     "one head, strongly interpolated": set_attributes(
         Manufacturer="SIEMENS", AcquisitionMatrix=[0, 2, 2, 0], PixelSpacing=["40", "40"]

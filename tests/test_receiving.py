@@ -69,7 +69,7 @@ def test_the_file_is_a_part_10_file_with_the_data_set_as_it_was_sent(
     assert ds.file_meta.SourceApplicationEntityTitle == "SCANNER"
 
 
-@pytest.mark.filterwarnings("ignore")  # pydicom warns of what some of these files hold
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of values in some of these files
 def test_every_valid_file_of_the_kit_is_kept_as_it_was_sent(receiver: Receiver, kit: Path, tmp_path: Path) -> None:
     sent: dict[str, Encoded] = {}
     for path in kit_files(kit):
@@ -110,7 +110,9 @@ def test_our_own_sender_sends(receiver: Receiver, tmp_path: Path) -> None:
 def test_a_truncated_data_set_is_refused_with_the_reason(
     receiver: Receiver, an_instance: Encoded, tmp_path: Path, part: float
 ) -> None:
-    half = an_instance.but(data_set=an_instance.data_set[: int(len(an_instance.data_set) * part) // 2 * 2 or 2])
+    half = an_instance.with_changes(
+        data_set=an_instance.data_set[: int(len(an_instance.data_set) * part) // 2 * 2 or 2]
+    )
     answer, good = store_all(receiver.port, [half, an_instance], tmp_path / "out")
     assert answer.Status == 0xC000
     assert "data set" in answer.ErrorComment
@@ -119,21 +121,23 @@ def test_a_truncated_data_set_is_refused_with_the_reason(
 
 
 def test_a_data_set_of_another_class_is_refused(receiver: Receiver, an_instance: Encoded, tmp_path: Path) -> None:
-    (answer,) = store_all(receiver.port, [an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.1.2")], tmp_path / "out")
+    (answer,) = store_all(
+        receiver.port, [an_instance.with_changes(sop_class_uid="1.2.840.10008.5.1.4.1.1.2")], tmp_path / "out"
+    )
     assert answer.Status == 0xA900
     assert "1.2.840.10008.5.1.4.1.1.4" in answer.ErrorComment
     assert receiver.rows() == receiver.files() == []
 
 
 def test_a_data_set_of_another_instance_is_refused(receiver: Receiver, an_instance: Encoded, tmp_path: Path) -> None:
-    (answer,) = store_all(receiver.port, [an_instance.but(sop_instance_uid="1.2.3.4")], tmp_path / "out")
+    (answer,) = store_all(receiver.port, [an_instance.with_changes(sop_instance_uid="1.2.3.4")], tmp_path / "out")
     assert answer.Status == 0xC000
     assert receiver.rows() == receiver.files() == []
 
 
 def test_no_patient_data_is_in_a_refusal(receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (original,) = make_instances(tmp_path / "folder", 1, PatientName="Secret^Name", PatientID="SECRET1")
-    (answer,) = store_all(receiver.port, [original.but(data_set=original.data_set[:-9])], tmp_path / "out")
+    (answer,) = store_all(receiver.port, [original.with_changes(data_set=original.data_set[:-9])], tmp_path / "out")
     assert answer.Status == 0xC000
     assert "refused" in caplog.text
     assert "secret" not in (str(answer) + caplog.text).lower()
@@ -152,7 +156,7 @@ def test_the_same_instance_again_is_a_success_without_a_second_row(
 def test_other_content_under_the_same_uid_is_quarantined_and_refused(
     receiver: Receiver, an_instance: Encoded, tmp_path: Path
 ) -> None:
-    other = an_instance.but(data_set=an_instance.data_set[:-2] + b"xx")
+    other = an_instance.with_changes(data_set=an_instance.data_set[:-2] + b"xx")
     first, second, again = store_all(receiver.port, [an_instance, other, other], tmp_path / "out")
     assert (first.Status, second.Status, again.Status) == (0, CONFLICT, CONFLICT)
     assert "other content" in second.ErrorComment
@@ -247,7 +251,7 @@ def test_every_storage_class_is_negotiated(receiver: Receiver, an_instance: Enco
     classes = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
     classes += ["1.2.840.10008.5.1.4.1.1.5", "1.2.826.0.1.3680043.8.498.1.1"]  # retired, private
     for at in range(0, len(classes), 100):
-        variants = [an_instance.but(sop_class_uid=uid) for uid in classes[at : at + 100]]
+        variants = [an_instance.with_changes(sop_class_uid=uid) for uid in classes[at : at + 100]]
         with associate(receiver.port, variants) as assoc:
             assert assoc.rejected_contexts == []
 
@@ -256,8 +260,8 @@ def test_every_transfer_syntax_is_negotiated_and_no_service_that_is_not_offered(
     receiver: Receiver, an_instance: Encoded
 ) -> None:
     assert len(scp.TRANSFER_SYNTAXES) > 40
-    variants = [an_instance.but(transfer_syntax_uid=uid) for uid in sorted(scp.TRANSFER_SYNTAXES)]
-    find = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.2.3.1")  # patient/study only, retired
+    variants = [an_instance.with_changes(transfer_syntax_uid=uid) for uid in sorted(scp.TRANSFER_SYNTAXES)]
+    find = an_instance.with_changes(sop_class_uid="1.2.840.10008.5.1.4.1.2.3.1")  # patient/study only, retired
     with associate(receiver.port, [*variants, find]) as assoc:
         assert [context.abstract_syntax for context in assoc.rejected_contexts] == [find.sop_class_uid]
 
@@ -265,14 +269,14 @@ def test_every_transfer_syntax_is_negotiated_and_no_service_that_is_not_offered(
 def test_an_instance_of_a_private_class_is_kept(receiver: Receiver, tmp_path: Path) -> None:
     private = "1.2.826.0.1.3680043.8.498.1.1"
     (each,) = make_instances(tmp_path / "folder", 1, SOPClassUID=private)
-    (answer,) = store_all(receiver.port, [each.but(sop_class_uid=private)], tmp_path / "out")
+    (answer,) = store_all(receiver.port, [each.with_changes(sop_class_uid=private)], tmp_path / "out")
     assert answer.Status == 0
     assert receiver.rows()[0].sop_class_uid == private
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_the_senders_first_transfer_syntax_is_taken(receiver: Receiver, an_instance: Encoded, syntax: str) -> None:
-    with associate(receiver.port, [an_instance.but(transfer_syntax_uid=syntax)]) as assoc:
+    with associate(receiver.port, [an_instance.with_changes(transfer_syntax_uid=syntax)]) as assoc:
         (context,) = [each for each in assoc.accepted_contexts if each.abstract_syntax == an_instance.sop_class_uid]
         assert context.transfer_syntax == [syntax]
 

@@ -36,22 +36,22 @@ def database_url(tmp_path: Path) -> str:
     return databases.copy_sqlite(tmp_path / "node.sqlite")
 
 
-def _before_pixels(each: Encoded, content: bytes) -> Encoded:
+def _insert_before_pixels(each: Encoded, content: bytes) -> Encoded:
     at = each.data_set.index(_PIXELS)
-    return each.but(data_set=each.data_set[:at] + content + each.data_set[at:])
+    return each.with_changes(data_set=each.data_set[:at] + content + each.data_set[at:])
 
 
-def _empty_private(count: int) -> bytes:
+def _encode_empty_private(count: int) -> bytes:
     """Return empty elements in the private groups 0029 to 7FDF, in order."""
     tags = ((group, number) for group in range(0x29, 0x7FE0, 2) for number in range(0x1000, 0x10000))
     return b"".join(struct.pack("<HH", *next(tags)) + b"LO\0\0" for _ in range(count))
 
 
-def _nested(count: int) -> bytes:
+def _encode_nested(count: int) -> bytes:
     return _SEQUENCE + _ITEM + b"\x08\0\x60\0CS\0\0" * count + _ITEM_END + _SEQUENCE_END
 
 
-def _deflated(content: bytes, zeros: int = 0) -> bytes:
+def _deflate(content: bytes, zeros: int = 0) -> bytes:
     """Return a deflated data set whose last element has so many megabytes of zeros."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     parts = [deflate.compress(content), *(deflate.compress(bytes(1 << 20)) for _ in range(zeros)), deflate.flush()]
@@ -59,11 +59,11 @@ def _deflated(content: bytes, zeros: int = 0) -> bytes:
     return content + b"\0" * (len(content) % 2)
 
 
-def _bomb(each: Encoded, megabytes: int) -> Encoded:
+def _make_bomb(each: Encoded, megabytes: int) -> Encoded:
     at = each.data_set.index(_PIXELS)
     pixels = _PIXELS + struct.pack("<HL", 0, megabytes << 20)
-    content = _deflated(each.data_set[:at] + pixels, megabytes)
-    return each.but(transfer_syntax_uid=DeflatedExplicitVRLittleEndian, data_set=content)
+    content = _deflate(each.data_set[:at] + pixels, megabytes)
+    return each.with_changes(transfer_syntax_uid=DeflatedExplicitVRLittleEndian, data_set=content)
 
 
 def test_six_million_empty_elements_are_refused_and_another_sender_is_served_meanwhile(
@@ -71,8 +71,8 @@ def test_six_million_empty_elements_are_refused_and_another_sender_is_served_mea
 ) -> None:
     monkeypatch.setattr(encoding, "MOST_NESTED", 1_000_000)
     (each, *others) = make_instances(tmp_path / "folder", 40)
-    path = _before_pixels(each, b"\x29\0\0\x10LO\0\0" * 6_000_000).save(tmp_path / "endless.dcm")
-    nested = _before_pixels(each, _nested(2_000_000)).save(tmp_path / "nested.dcm")
+    path = _insert_before_pixels(each, b"\x29\0\0\x10LO\0\0" * 6_000_000).save(tmp_path / "endless.dcm")
+    nested = _insert_before_pixels(each, _encode_nested(2_000_000)).save(tmp_path / "nested.dcm")
     answers: list[Dataset] = []
     waits: list[float] = []
     done = threading.Event()
@@ -102,8 +102,8 @@ def test_six_million_empty_elements_are_refused_and_another_sender_is_served_mea
 def test_what_is_legal_is_stored_to_the_bound(receiver: Receiver, tmp_path: Path) -> None:
     flat, nested = make_instances(tmp_path / "folder", 2)
     sent = [
-        _before_pixels(flat, _empty_private(encoding.MOST_ELEMENTS - 100)),
-        _before_pixels(nested, _nested(200_000)),
+        _insert_before_pixels(flat, _encode_empty_private(encoding.MOST_ELEMENTS - 100)),
+        _insert_before_pixels(nested, _encode_nested(200_000)),
     ]
     assert [answer.Status for answer in store_all(receiver.port, sent, tmp_path / "out")] == [0, 0]
     assert [receiver.data_set(row) for row in receiver.rows()] == [each.data_set for each in sent]
@@ -111,7 +111,7 @@ def test_what_is_legal_is_stored_to_the_bound(receiver: Receiver, tmp_path: Path
 
 def test_a_deflated_object_is_stored_unless_it_inflates_beyond_the_bound(receiver: Receiver, tmp_path: Path) -> None:
     good, bad = make_instances(tmp_path / "folder", 2)
-    sent = [_bomb(good, 40), _bomb(bad, 300)]
+    sent = [_make_bomb(good, 40), _make_bomb(bad, 300)]
     assert max(len(each.data_set) for each in sent) < 1_100_000
     answers = store_all(receiver.port, sent, tmp_path / "out")
     assert [answer.Status for answer in answers] == [0, 0xC000]
@@ -121,7 +121,8 @@ def test_a_deflated_object_is_stored_unless_it_inflates_beyond_the_bound(receive
 
 def test_of_many_deflated_objects_one_at_a_time_is_held_in_memory(tmp_path: Path) -> None:
     paths = [
-        _bomb(each, 40).save(tmp_path / f"{n}.dcm") for n, each in enumerate(make_instances(tmp_path / "folder", 5))
+        _make_bomb(each, 40).save(tmp_path / f"{n}.dcm")
+        for n, each in enumerate(make_instances(tmp_path / "folder", 5))
     ]
     tracemalloc.start()
     try:
@@ -134,7 +135,7 @@ def test_of_many_deflated_objects_one_at_a_time_is_held_in_memory(tmp_path: Path
 
 def test_a_file_that_inflates_beyond_the_bound_is_not_read_as_an_image(tmp_path: Path) -> None:
     (each,) = make_instances(tmp_path / "folder", 1)
-    path = _bomb(each, 300).save(tmp_path / "a.dcm")
+    path = _make_bomb(each, 300).save(tmp_path / "a.dcm")
     readers: list[Callable[[Path], object]] = [frames.read_header, partial(stored_values.decode_frame, index=0)]
     for read in readers:
         tracemalloc.start()
@@ -148,7 +149,7 @@ def test_a_file_that_inflates_beyond_the_bound_is_not_read_as_an_image(tmp_path:
 
 def test_a_file_is_inflated_no_further_than_asked(tmp_path: Path) -> None:
     (each,) = make_instances(tmp_path / "folder", 1)
-    path = _bomb(each, 40).save(tmp_path / "a.dcm")
+    path = _make_bomb(each, 40).save(tmp_path / "a.dcm")
     encoding.check_inflated_size(path, at_most=50 << 20)
     encoding.check_inflated_size(each.save(tmp_path / "plain.dcm"), at_most=1)  # is not deflated
     tracemalloc.start()
@@ -156,7 +157,7 @@ def test_a_file_is_inflated_no_further_than_asked(tmp_path: Path) -> None:
         with pytest.raises(CannotUnderstand, match="inflates to more than 1048576 bytes"):
             encoding.check_inflated_size(path, at_most=1 << 20)
         with pytest.raises(CannotUnderstand):
-            inflating.inflate(_bomb(each, 40).data_set, at_most=1 << 20)
+            inflating.inflate(_make_bomb(each, 40).data_set, at_most=1 << 20)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
@@ -165,10 +166,10 @@ def test_a_file_is_inflated_no_further_than_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", [b"", b"\xff" * 40, "cut"])
 def test_what_cannot_be_inflated_is_not_understood(tmp_path: Path, broken: bytes | str) -> None:
     (each,) = make_instances(tmp_path / "folder", 1)
-    content = _deflated(each.data_set)[:-20] if broken == "cut" else bytes(broken)  # type: ignore[arg-type]
+    content = _deflate(each.data_set)[:-20] if broken == "cut" else bytes(broken)  # type: ignore[arg-type]
     with pytest.raises(CannotUnderstand):
         headers.read(
-            each.but(transfer_syntax_uid=DeflatedExplicitVRLittleEndian, data_set=content).save(tmp_path / "a")
+            each.with_changes(transfer_syntax_uid=DeflatedExplicitVRLittleEndian, data_set=content).save(tmp_path / "a")
         )
 
 
@@ -177,4 +178,4 @@ def test_a_sequence_that_says_more_than_there_is_is_not_understood(tmp_path: Pat
     (each,) = make_instances(tmp_path / "folder", 1)
     item = b"\xfe\xff\x00\xe0\xff\xff\xff\x7f"
     with pytest.raises(CannotUnderstand, match="delimiter is missing"):
-        headers.read(_before_pixels(each, _SEQUENCE + item).save(tmp_path / "a"))
+        headers.read(_insert_before_pixels(each, _SEQUENCE + item).save(tmp_path / "a"))

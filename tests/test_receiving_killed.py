@@ -23,7 +23,7 @@ KILLS = 20
 _PAUSE = threading.Event()  # never set
 
 
-def _sending(port: int, folder: Path) -> subprocess.Popen[str]:
+def _start_sending(port: int, folder: Path) -> subprocess.Popen[str]:
     command = [require_program("/usr/bin/storescu", "dcmtk"), "-v", "-R", "-aec", "DICOMNODE", "+sd", "+r"]
     environment = {"TCP_NODELAY": "1"}
     return subprocess.Popen(
@@ -32,7 +32,7 @@ def _sending(port: int, folder: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def _acknowledged(output: str) -> list[Path]:
+def _list_acknowledged(output: str) -> list[Path]:
     """Return the files that storescu lists before a response of success."""
     sent = re.split(r"I: Sending file: ", output)[1:]
     return [Path(part.splitlines()[0]) for part in sent if "Received Store Response (Success)" in part]
@@ -52,11 +52,11 @@ def test_every_acknowledged_instance_has_its_file_and_its_row(tmp_path: Path) ->
     for _ in range(KILLS):
         node.program.log.unlink(missing_ok=True)
         with node:
-            senders = [_sending(node.port, tmp_path / f"send{part}") for part in range(2)]
+            senders = [_start_sending(node.port, tmp_path / f"send{part}") for part in range(2)]
             _PAUSE.wait(moments.uniform(0.05, 1.0))
             node.program.kill()
             for sender in senders:
-                acknowledged.update(_acknowledged(sender.communicate(timeout=60)[0]))
+                acknowledged.update(_list_acknowledged(sender.communicate(timeout=60)[0]))
     assert len(acknowledged) > KILLS
     root = node.config.spool_dir
     with node.sessions() as session:

@@ -27,7 +27,7 @@ def _split(data: bytes, size: int) -> Iterator[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
 
 
-def _in_fragments(each: Encoded, context: int, size: int, per_pdu: int) -> Iterable[bytes]:
+def _fragment(each: Encoded, context: int, size: int, per_pdu: int) -> Iterable[bytes]:
     command, data = list(_split(encode_store_request(each), size)), list(_split(each.data_set, size))
     fragments = [(COMMAND, piece) for piece in command[:-1]] + [(LAST_COMMAND, command[-1])]
     fragments += [(DATA, piece) for piece in data[:-1]] + [(LAST_DATA, data[-1])]
@@ -37,7 +37,7 @@ def _in_fragments(each: Encoded, context: int, size: int, per_pdu: int) -> Itera
 @pytest.mark.parametrize(("size", "per_pdu"), [(2, 1), (10, 7), (100, 1), (100, 100_000), (100_000, 2)])
 def test_every_fragmentation_is_understood(receiver: Receiver, an_instance: Encoded, size: int, per_pdu: int) -> None:
     with RawAssociation.open(receiver.port, an_instance) as assoc:
-        for pdu in _in_fragments(an_instance, assoc.context_id, size, per_pdu):
+        for pdu in _fragment(an_instance, assoc.context_id, size, per_pdu):
             assoc.send(pdu)
         assert assoc.read_response().Status == 0
     (row,) = receiver.rows()
@@ -100,7 +100,7 @@ def test_a_peer_that_falls_silent_is_aborted_and_leaves_nothing(start: Start, an
     wait_for(lambda: not receiver.files(), "nothing is left")
 
 
-def _breaches(each: Encoded, context: int) -> dict[str, bytes]:
+def _list_breaches(each: Encoded, context: int) -> dict[str, bytes]:
     command = (LAST_COMMAND, encode_store_request(each))
     return {
         "unknown PDU": b"\x42\0\0\0\0\4abcd",
@@ -118,10 +118,10 @@ def _breaches(each: Encoded, context: int) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("breach", list(_breaches(Encoded("1", "1", "1", b"12"), 1)))
+@pytest.mark.parametrize("breach", list(_list_breaches(Encoded("1", "1", "1", b"12"), 1)))
 def test_a_breach_of_the_protocol_ends_in_an_abort(receiver: Receiver, an_instance: Encoded, breach: str) -> None:
     with RawAssociation.open(receiver.port, an_instance) as assoc:
-        assoc.send(_breaches(an_instance, assoc.context_id)[breach])
+        assoc.send(_list_breaches(an_instance, assoc.context_id)[breach])
         assert assoc.is_aborted()
     wait_for(lambda: not receiver.server.active_associations, "the receiver ends the association")
     assert receiver.rows() == receiver.files() == []
@@ -140,7 +140,7 @@ def test_a_connection_that_says_nothing_or_nonsense_does_not_hold_others_up(star
 
 def test_a_class_other_than_the_contexts_is_refused(receiver: Receiver, an_instance: Encoded) -> None:
     with RawAssociation.open(receiver.port, an_instance) as assoc:
-        other = an_instance.but(sop_class_uid="1.2.840.10008.5.1.4.1.1.2")
+        other = an_instance.with_changes(sop_class_uid="1.2.840.10008.5.1.4.1.1.2")
         assoc.send(
             encode_p_data(assoc.context_id, (LAST_COMMAND, encode_store_request(other)), (LAST_DATA, other.data_set))
         )
@@ -171,15 +171,15 @@ sys.stdin.read()
         assert process.stdin is not None
         assert process.stdout is not None
         port = int(process.stdout.readline())
-        before = _peak_mb(process.pid)
+        before = _read_peak_mb(process.pid)
         (answer,) = store_all(port, [read_encoded(tmp_path / "large.dcm")], tmp_path / "out")
-        after = _peak_mb(process.pid)
+        after = _read_peak_mb(process.pid)
         process.stdin.close()
         process.kill()
     assert answer.Status == 0
     assert after - before < 30
 
 
-def _peak_mb(pid: int) -> float:
+def _read_peak_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1000

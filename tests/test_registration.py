@@ -99,7 +99,7 @@ def test_a_known_motion_is_found_to_a_third_of_a_millimetre(
 
 
 def test_headers_that_say_nothing_are_got_over(structure: NDArray[np.uint8]) -> None:
-    """In another frame of reference, the head lies half a metre away."""
+    """The head lies half a metre away in another frame of reference."""
     motion = _make_motion((4, -3, 5), (400, -300, 250))
     fixed = _simulate(structure, FLAIR_ORDER, _make_centred_grid("axial", (2.0, 2.0, 2.0)), np.eye(4))
     moving = _simulate(structure, T1W_ORDER, _make_centred_grid("axial", (2.0, 2.0, 2.0)), np.eye(4))

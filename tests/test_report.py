@@ -179,15 +179,15 @@ def test_nothing_on_the_page_overlaps_or_leaves_it(regions: int, reasons: tuple[
     assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
     pictures = [axes.get_window_extent() for axes in figure.axes]
     for box in boxes:
-        assert not [other for other in pictures if box.overlaps(other) and _overlap(box, other) > 0.5]
+        assert not [other for other in pictures if box.overlaps(other) and _measure_overlap(box, other) > 0.5]
     for number, box in enumerate(boxes):
         for other in boxes[number + 1 :]:
-            assert _overlap(box, other) < 0.25 * min(box.width * box.height, other.width * other.height)
+            assert _measure_overlap(box, other) < 0.25 * min(box.width * box.height, other.width * other.height)
     for one, other in pairwise(sorted(pictures, key=lambda box: (round(box.y0), box.x0))):
-        assert _overlap(one, other) < 1.0
+        assert _measure_overlap(one, other) < 1.0
 
 
-def _overlap(one: object, other: object) -> float:
+def _measure_overlap(one: object, other: object) -> float:
     """Return the area, in pixels, that two boxes have in common."""
     from matplotlib.transforms import Bbox
 

@@ -165,7 +165,7 @@ ODD: Mapping[str, tuple[str, bytes]] = {
 @pytest.mark.parametrize("what", ODD)
 def test_a_value_that_breaks_its_rules_is_left_empty_with_a_note(what: str, tmp_path: Path) -> None:
     keyword, value = ODD[what]
-    header = _read_with(keyword, value, tmp_path)
+    header = _read_header_with(keyword, value, tmp_path)
     (note,) = inherit([header]).notes
     assert note.startswith(f"{title(keyword)} of the input ")
     for part in value.decode("latin-1").split():
@@ -180,17 +180,17 @@ def test_a_value_that_breaks_its_rules_is_left_empty_with_a_note(what: str, tmp_
 @pytest.mark.parametrize("value", [b"x" * 80, b"47\x0111", "Müll".encode("latin-1"), b"1\\2 "])
 def test_a_patient_id_that_breaks_its_rules_is_refused_by_name(value: bytes, tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=r"^Patient ID \(0010,0020\) of the input (holds|has)"):
-        inherit([_read_with("PatientID", value, tmp_path)])
+        inherit([_read_header_with("PatientID", value, tmp_path)])
 
 
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SeriesInstanceUID"])
 def test_an_input_that_nothing_can_refer_to_is_refused(keyword: str, tmp_path: Path) -> None:
     for value in (b"", b"1.2.x "):
         with pytest.raises(InputRefused, match=r"UID \((0008,0018|0020,000E)\)"):
-            inherit([_read_with(keyword, value, tmp_path)])
+            inherit([_read_header_with(keyword, value, tmp_path)])
 
 
-def _read_with(keyword: str, value: bytes, folder: Path) -> Dataset:
+def _read_header_with(keyword: str, value: bytes, folder: Path) -> Dataset:
     """Return the header of a file with these bytes as the value; in Implicit VR the file states no VR."""
     ds = source("mr")
     ds.SpecificCharacterSet = None if any(byte > 127 for byte in value) else "ISO_IR 192"
@@ -204,7 +204,7 @@ def _read_with(keyword: str, value: bytes, folder: Path) -> Dataset:
 
 
 def test_a_slice_thickness_that_is_no_number_is_none(tmp_path: Path) -> None:
-    header = _read_with("SliceThickness", b"4mm ", tmp_path)
+    header = _read_header_with("SliceThickness", b"4mm ", tmp_path)
     (note,) = inherit([header]).notes
     assert note == "Slice Thickness (0018,0050) of the input holds no valid value (VR DS); it counts as not stated"
     assert frames.frames_of(header)[0].number_of("SliceThickness") is None

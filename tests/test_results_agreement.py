@@ -1,4 +1,4 @@
-"""A report and the segmentation of one job say the same, read back from their bytes."""
+"""A report and the segmentation of one job agree, read back from their bytes."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ LIVER = Code("10200004", "SCT", "Liver")
 HELD = Verdict(Outcome.HOLD, ("x is 3",))
 
 
-def _site(place: int, side: Code) -> Code:
+def _code_site(place: int, side: Code) -> Code:
     site = PLACES[place].site
     return Code(site.value, site.scheme, site.meaning, (*site.modifiers, side))
 
 
-def _lesions() -> list[Finding]:
+def _make_lesions() -> list[Finding]:
     """Return two lesions of 16 and 6 voxels, each a segment with its measurements."""
     labels = np.zeros(WHERE.shape, np.uint8)
     labels[1, 5:9, 5:9], labels[2, 20:22, 30:33] = 1, 2
     segments: list[Segment] = []
     numbers: list[Finding] = []
-    for n, site in ((1, _site(1, LEFT)), (2, _site(3, RIGHT))):
+    for n, site in ((1, _code_site(1, LEFT)), (2, _code_site(3, RIGHT))):
         k, j, i = (int(each[0]) for each in np.nonzero(labels == n))
         x, y, z = (WHERE.affine_mm @ [i, j, k, 1])[:3]
         segments.append(Segment(n, f"Lesion {n}", MORPHOLOGY, LESION_OF_BRAIN, "", None, site, (x, y, z)))
@@ -56,30 +56,30 @@ def _lesions() -> list[Finding]:
 
 
 @cache
-def lesion_objects(kind: str) -> tuple[Dataset, Dataset]:
+def write_lesion_objects(kind: str) -> tuple[Dataset, Dataset]:
     """Return the segmentation of the lesions and the report, read back."""
     config = ResultsConfig.model_validate({"segmentation_kind": kind})
-    made = results.write([*make_findings(WHERE).findings, *_lesions()], [source("mr")], PROVENANCE, config, NOW)
+    made = results.write([*make_findings(WHERE).findings, *_make_lesions()], [source("mr")], PROVENANCE, config, NOW)
     for ds in made:
         marking.check_marks(ds)
     mask, report = made[-2], made[-1]
     return dcmread(BytesIO(objects.encode(mask))), dcmread(BytesIO(objects.encode(report)))
 
 
-def _groups(report: Dataset) -> list[hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations]:
+def _read_groups(report: Dataset) -> list[hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations]:
     read = hd.sr.Comprehensive3DSR.from_dataset(report).content
     return [g for g in read.get_volumetric_roi_measurement_groups() if g.tracking_identifier.startswith("Lesion")]
 
 
-def _concept(code: Code) -> Concept:
+def _read_concept(code: Code) -> Concept:
     return Concept(code.value, code.scheme, code.meaning)
 
 
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_a_structure_has_one_tracking_uid_and_one_set_of_codes(kind: str) -> None:
-    mask, report = lesion_objects(kind)
+    mask, report = write_lesion_objects(kind)
     segments = {item.SegmentNumber: item for item in mask.SegmentSequence}
-    groups = _groups(report)
+    groups = _read_groups(report)
     assert len(groups) == 2
     for group in groups:
         (reference,) = group.referenced_segment[0].ReferencedSOPSequence
@@ -97,8 +97,8 @@ def test_a_structure_has_one_tracking_uid_and_one_set_of_codes(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_references_lead_from_the_report_to_the_segmentation_and_its_series(kind: str) -> None:
-    mask, report = lesion_objects(kind)
-    for group in _groups(report):
+    mask, report = write_lesion_objects(kind)
+    for group in _read_groups(report):
         (reference,) = group.referenced_segment[0].ReferencedSOPSequence
         assert reference.ReferencedSOPClassUID == mask.SOPClassUID
         assert reference.ReferencedSOPInstanceUID == mask.SOPInstanceUID
@@ -109,13 +109,13 @@ def test_references_lead_from_the_report_to_the_segmentation_and_its_series(kind
 
 
 def test_volumes_and_points_of_the_report_are_those_of_the_segments() -> None:
-    mask, report = lesion_objects("binary")
+    mask, report = write_lesion_objects("binary")
     volume = hd.seg.Segmentation.from_dataset(mask).get_volume(combine_segments=True, allow_missing_positions=True)
     labels = np.asarray(volume.array)
-    for group in _groups(report):
+    for group in _read_groups(report):
         (number,) = [item.ReferencedSOPSequence[0].ReferencedSegmentNumber for item in group.referenced_segment
                      if item.ValueType == "IMAGE"]  # fmt: skip
-        (measured,) = group.get_measurements(name=_concept(VOLUME))
+        (measured,) = group.get_measurements(name=_read_concept(VOLUME))
         assert measured.value == pytest.approx((labels == number).sum() * volume.voxel_volume, rel=1e-6)
         (point,) = [item for item in group[0].ContentSequence if item.ValueType == "SCOORD3D"]
         assert point.ReferencedFrameOfReferenceUID == mask.FrameOfReferenceUID
@@ -126,8 +126,8 @@ def test_volumes_and_points_of_the_report_are_those_of_the_segments() -> None:
 
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_no_dciodvfy_finds_an_error_but_the_one_of_label_maps(kind: str, tmp_path: Path) -> None:
-    """dciodvfy does not count Label Map Segmentation among what Referenced Segment Number is for."""
-    for n, ds in enumerate(lesion_objects(kind)):
+    """dciodvfy does not count Label Map Segmentation among the classes with a Referenced Segment Number."""
+    for n, ds in enumerate(write_lesion_objects(kind)):
         errors = find_errors(ds, tmp_path / f"{n}.dcm")
         if kind == "labelmap":
             errors = [e for e in errors if "ReferencedSegmentNumber" not in e and not e.startswith("/usr/bin")]
@@ -135,7 +135,7 @@ def test_no_dciodvfy_finds_an_error_but_the_one_of_label_maps(kind: str, tmp_pat
 
 
 def test_a_segmentation_has_an_empty_creator_s_name_and_says_what_its_segments_are() -> None:
-    mask, _ = lesion_objects("binary")
+    mask, _ = write_lesion_objects("binary")
     assert mask["ContentCreatorName"].is_empty
     assert [item.SegmentLabel for item in mask.SegmentSequence] == ["Lesion 1", "Lesion 2"]
 
@@ -171,7 +171,7 @@ def test_suv_of_a_region_has_one_mean_one_maximum_and_one_peak_in_codes() -> Non
     read = hd.sr.Comprehensive3DSR.from_dataset(ds).content
     group = read.get_image_measurement_groups()[1]
     assert (group.finding_type.meaning, group.finding_sites[0].value.meaning) == ("Liver", "Liver")
-    standard = [m for m in group.get_measurements() if m.name == _concept(SUV_BW)]
+    standard = [m for m in group.get_measurements() if m.name == _read_concept(SUV_BW)]
     assert {m.derivation.value for m in standard} == {each.value for each in (MEAN, MAXIMUM, PEAK)}
     assert [m.value for m in standard] == [1.5, 1.5, 1.5]
     assert {(m.unit.value, m.unit.meaning) for m in standard} == {
@@ -202,12 +202,12 @@ def test_a_group_that_several_segments_bear_the_name_of_is_refused() -> None:
 
 
 def test_identifiers_still_agree_in_a_de_identified_copy(tmp_path: Path) -> None:
-    paths = [save(deepcopy(ds), tmp_path, f"{n}.dcm") for n, ds in enumerate(lesion_objects("binary"))]
+    paths = [save(deepcopy(ds), tmp_path, f"{n}.dcm") for n, ds in enumerate(write_lesion_objects("binary"))]
     mask, report = (make_deidentifier().read(path) for path in paths)
     segments = {str(item.TrackingUID) for item in mask.SegmentSequence}
-    assert {group.tracking_uid for group in _groups(report)} == segments
-    assert segments.isdisjoint({str(item.TrackingUID) for item in lesion_objects("binary")[0].SegmentSequence})
-    for group in _groups(report):
+    assert {group.tracking_uid for group in _read_groups(report)} == segments
+    assert segments.isdisjoint({str(item.TrackingUID) for item in write_lesion_objects("binary")[0].SegmentSequence})
+    for group in _read_groups(report):
         (point,) = [item for item in group[0].ContentSequence if item.ValueType == "SCOORD3D"]
         assert point.ReferencedFrameOfReferenceUID == mask.FrameOfReferenceUID
 

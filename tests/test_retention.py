@@ -36,26 +36,26 @@ class NodeState:
 
     def __init__(self, sessions: sessionmaker[Session], folder: Path, now: datetime) -> None:
         self.sessions, self.folder, self.now = sessions, folder, now
-        self.config = self.configured(sources_days=10, results_days=20)
+        self.config = self.make_config(sources_days=10, results_days=20)
         spool.prepare(self.config.spool_dir)
 
-    def configured(self, *routes: dict[str, Any], **days: float) -> Config:
+    def make_config(self, *routes: dict[str, Any], **days: float) -> Config:
         values = {"retention": days, "routes": list(routes or [ROUTE])}
         return Config.model_validate(
             {"node": NodeConfig(data_dir=self.folder), "path": self.folder / "node.toml"} | values
         )
 
-    def file(self, content: str) -> Any:
+    def write_file(self, content: str) -> Any:
         stored = spool.write(self.config.spool_dir, content.encode())
-        self.age(stored.sha256)
+        self.make_old(stored.sha256)
         return stored
 
-    def age(self, sha256: str) -> None:
+    def make_old(self, sha256: str) -> None:
         """Set the times of the file as if it had been written long ago."""
         path = spool.path(self.config.spool_dir, sha256)
         os.utime(path, (self.now.timestamp() - 9999, self.now.timestamp() - 9999))
 
-    def arrives(self, study: str = "1.2", *contents: str, date: str = "20260101", series: str = "1") -> Study:
+    def add_study(self, study: str = "1.2", *contents: str, date: str = "20260101", series: str = "1") -> Study:
         """Register instances 1, 2 ... of a series and mark the study as routed."""
         attributes = {"Modality": "MR", "PatientID": "P", "StudyDate": date}
         with self.sessions.begin() as session:
@@ -64,7 +64,7 @@ class NodeState:
                     study, f"{study}.{series}", f"{study}.{series}.{number}", CLASS, "1.2.840.10008.1.2.1", "MR",
                     attributes, patient_id="P", study_date=date,
                 )  # fmt: skip
-                arrival = Arrival(facts, self.file(content), Sender("S", "127.0.0.1"))
+                arrival = Arrival(facts, self.write_file(content), Sender("S", "127.0.0.1"))
                 studies.register_instances(session, [arrival], now=self.now)
             row = studies.find_by_uid(session, study)
             assert row is not None
@@ -72,7 +72,9 @@ class NodeState:
             audit.transition(session, row, StudyState.ROUTED, reason="routed", now=self.now)
             return row
 
-    def job(self, study: Study, *contents: str, to: Sequence[str] = ("pacs",), held: str = "", **changes: Any) -> int:
+    def add_job(
+        self, study: Study, *contents: str, to: Sequence[str] = ("pacs",), held: str = "", **changes: Any
+    ) -> int:
         """Add a finished job on all instances of the study; return its number."""
         with self.sessions.begin() as session:
             ids = list(session.scalars(select(Instance.id).join(Instance.series).where(_is_of_study(study))))
@@ -84,7 +86,7 @@ class NodeState:
             claimed = jobs.claim(session, worker="w", lease_s=60, now=self.now)
             assert claimed is not None
             outputs = [
-                OutputFile(f"{study.study_uid}.9.{n}", CLASS, f"{study.study_uid}.9", "image", self.file(content))
+                OutputFile(f"{study.study_uid}.9.{n}", CLASS, f"{study.study_uid}.9", "image", self.write_file(content))
                 for n, content in enumerate(contents or (f"{study.study_uid} result",), 1)
             ]
             jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, held_because=held, now=self.now)
@@ -103,10 +105,10 @@ class NodeState:
             walk.step(now=self.now)
             self.now += timedelta(minutes=11)
 
-    def files(self) -> int:
+    def count_files(self) -> int:
         return len([path for path in self.config.spool_dir.rglob("*.dcm") if path.is_file()])
 
-    def found(self, level: str = "IMAGE") -> int:
+    def count_found(self, level: str = "IMAGE") -> int:
         with self.sessions() as session:
             return catalogue.count(session, Query(level))  # type: ignore[arg-type]
 
@@ -121,21 +123,26 @@ def node(sessions: sessionmaker[Session], tmp_path: Path, now: datetime) -> Node
 
 
 def test_nothing_is_deleted_unless_somebody_says_so(node: NodeState) -> None:
-    node.job(node.arrives())
+    node.add_job(node.add_study())
     node.deliver()
-    node.pass_days(1000, node.configured())
-    assert node.files() == 2
+    node.pass_days(1000, node.make_config())
+    assert node.count_files() == 2
 
 
 def test_what_is_delivered_goes_when_its_time_has_come_sources_and_results_apart(node: NodeState) -> None:
-    node.job(node.arrives())
+    node.add_job(node.add_study())
     node.deliver()
     node.pass_days(9)
-    assert (node.files(), node.found()) == (2, 2)
+    assert (node.count_files(), node.count_found()) == (2, 2)
     node.pass_days(2)
-    assert (node.files(), node.found(), node.found("STUDY")) == (1, 1, 1)
+    assert (node.count_files(), node.count_found(), node.count_found("STUDY")) == (1, 1, 1)
     node.pass_days(10)
-    assert (node.files(), node.found(), node.found("SERIES"), node.found("STUDY")) == (0, 0, 0, 0)
+    assert (node.count_files(), node.count_found(), node.count_found("SERIES"), node.count_found("STUDY")) == (
+        0,
+        0,
+        0,
+        0,
+    )
     with node.sessions() as session:
         events = list(session.scalars(select(Event.event).where(Event.event.like("%expired%"))))
         assert events == ["sources expired", "results expired", "expired"]
@@ -147,9 +154,9 @@ def test_what_is_delivered_goes_when_its_time_has_come_sources_and_results_apart
 
 @pytest.mark.parametrize("why", ["waiting", "held", "given up", "nowhere", "unrouted", "another study", "running"])
 def test_what_is_not_delivered_stays(node: NodeState, why: str) -> None:
-    study = node.arrives()
+    study = node.add_study()
     if why not in ("unrouted", "running"):
-        node.job(study, held="look" if why == "held" else "", to=() if why == "nowhere" else ("pacs",))
+        node.add_job(study, held="look" if why == "held" else "", to=() if why == "nowhere" else ("pacs",))
     if why == "given up":
         with node.sessions.begin() as session:
             (due,) = deliveries.claim_due(session, worker="w", lease_s=60, limit=9, now=node.now)
@@ -167,57 +174,57 @@ def test_what_is_not_delivered_stays(node: NodeState, why: str) -> None:
             )  # fmt: skip
     if why == "another study":
         node.deliver()
-    before = node.files()
+    before = node.count_files()
     node.pass_days(15)
-    assert node.files() == before
+    assert node.count_files() == before
     with node.sessions() as session:
         assert explain_kept(session, session.get_one(Study, study.id), node.config, now=node.now)
 
 
 def test_studies_that_no_route_took_have_a_time_of_their_own(node: NodeState) -> None:
-    node.arrives()
-    node.pass_days(3, node.configured(unrouted_days=2))
-    assert node.files() == 0
+    node.add_study()
+    node.pass_days(3, node.make_config(unrouted_days=2))
+    assert node.count_files() == 0
 
 
 def test_a_route_keeps_its_own_longer(node: NodeState) -> None:
-    node.job(node.arrives())
+    node.add_job(node.add_study())
     node.deliver()
-    config = node.configured(ROUTE | {"keep_sources_days": 0, "keep_results_days": 40}, sources_days=1, results_days=1)
+    config = node.make_config(ROUTE | {"keep_sources_days": 0, "keep_results_days": 40}, sources_days=1, results_days=1)
     node.pass_days(30, config)
-    assert node.files() == 2
+    assert node.count_files() == 2
     node.pass_days(11, config)
-    assert (node.files(), node.found("STUDY")) == (1, 1)
+    assert (node.count_files(), node.count_found("STUDY")) == (1, 1)
 
 
 def test_the_newest_examination_that_a_route_compares_with_stays(node: NodeState) -> None:
     route = ROUTE | {"prior": {"earlier": {"Modality": "MR"}}}
-    first = node.arrives("1.2", date="20260101")
-    node.job(first)
+    first = node.add_study("1.2", date="20260101")
+    node.add_job(first)
     node.deliver()
-    config = node.configured(route, sources_days=5)
+    config = node.make_config(route, sources_days=5)
     node.pass_days(6, config)
-    assert node.files() == 2
-    node.job(node.arrives("1.3", date="20260301"))
+    assert node.count_files() == 2
+    node.add_job(node.add_study("1.3", date="20260301"))
     node.deliver()
     node.pass_days(1, config)
-    assert node.files() == 3  # the older one's source is gone: the new one will be compared with instead
-    node.pass_days(100, node.configured(route, sources_days=5, priors_days=50))
-    assert node.files() == 2
+    assert node.count_files() == 3  # the older one's source is gone: the new one will be compared with instead
+    node.pass_days(100, node.make_config(route, sources_days=5, priors_days=50))
+    assert node.count_files() == 2
 
 
 def test_a_file_that_two_rows_share_goes_with_the_last(node: NodeState) -> None:
-    study = node.arrives("1.2", "the same")
-    node.job(study, "the same")
+    study = node.add_study("1.2", "the same")
+    node.add_job(study, "the same")
     node.deliver()
     node.pass_days(11)
-    assert (node.files(), node.found()) == (1, 1)
+    assert (node.count_files(), node.count_found()) == (1, 1)
     node.pass_days(11)
-    assert node.files() == 0
+    assert node.count_files() == 0
 
 
 def test_a_crash_between_rows_and_files_is_made_good(node: NodeState) -> None:
-    node.job(node.arrives())
+    node.add_job(node.add_study())
     node.deliver()
     node.now += 11 * DAY
 
@@ -230,7 +237,7 @@ def test_a_crash_between_rows_and_files_is_made_good(node: NodeState) -> None:
         retention.expire_sources(session, study, reason="r", now=node.now)
     with pytest.raises(SystemExit):
         remove_files(node.sessions, node.config, now=node.now, remove=fail)
-    assert (node.files(), node.found()) == (2, 1)
+    assert (node.count_files(), node.count_found()) == (2, 1)
 
     def delete_and_fail(root: Path, sha256: str, *, now: datetime) -> bool:
         spool.remove(root, sha256, now=now)
@@ -241,11 +248,11 @@ def test_a_crash_between_rows_and_files_is_made_good(node: NodeState) -> None:
     node.pass_days(0)
     with node.sessions() as session:
         assert session.scalars(select(Instance)).one().removed_at is not None
-    assert node.files() == 1
+    assert node.count_files() == 1
 
 
 def test_a_file_that_was_written_lately_stays_until_it_is_older(node: NodeState) -> None:
-    study = node.arrives()
+    study = node.add_study()
     with node.sessions.begin() as session:
         row = retention.lock_study(session, study.id)
         assert row is not None
@@ -259,7 +266,7 @@ def test_a_file_that_was_written_lately_stays_until_it_is_older(node: NodeState)
 
 
 def test_a_file_on_its_way_out_is_put_back_after_a_crash(node: NodeState) -> None:
-    node.arrives()
+    node.add_study()
     path = next(node.config.spool_dir.rglob("*.dcm"))
     path.rename(node.config.spool_dir / "incoming" / f"{path.stem}.leaving")
     spool.sweep(node.config.spool_dir)
@@ -268,14 +275,14 @@ def test_a_file_on_its_way_out_is_put_back_after_a_crash(node: NodeState) -> Non
 
 
 def test_what_is_sent_again_is_new_again_and_a_part_of_it_is_given_to_nobody(node: NodeState) -> None:
-    study = node.arrives("1.2", "a", "b")
-    node.job(study)
+    study = node.add_study("1.2", "a", "b")
+    node.add_job(study)
     node.deliver()
     node.pass_days(11)
-    assert node.found() == 1
+    assert node.count_found() == 1
     with node.sessions.begin() as session:
         facts = InstanceFacts("1.2", "1.2.1", "1.2.1.1", CLASS, "1.2.840.10008.1.2.1", "MR", {})
-        arrival = Arrival(facts, node.file("a"), Sender("S", "127.0.0.1"))
+        arrival = Arrival(facts, node.write_file("a"), Sender("S", "127.0.0.1"))
         assert studies.register_instances(session, [arrival], now=node.now)[0].kind == "new"
     with node.sessions() as session:
         row = session.get_one(Study, study.id)
@@ -283,11 +290,11 @@ def test_what_is_sent_again_is_new_again_and_a_part_of_it_is_given_to_nobody(nod
         assert StudySnapshot(session, row).usable_series == []
         assert catalogue.count(session, Query("SERIES")) == 2
     node.pass_days(0)
-    assert node.files() == 2  # "a" again, and the result
+    assert node.count_files() == 2  # "a" again, and the result
 
 
 def test_a_job_on_what_is_gone_says_so(node: NodeState) -> None:
-    number = node.job(node.arrives())
+    number = node.add_job(node.add_study())
     node.deliver()
     node.pass_days(11)
     with node.sessions() as session, pytest.raises(NotAllowed, match="deleted by retention; send it again"):
@@ -295,14 +302,14 @@ def test_a_job_on_what_is_gone_says_so(node: NodeState) -> None:
 
 
 def test_a_study_that_is_arriving_again_is_not_touched(node: NodeState) -> None:
-    node.job(node.arrives())
+    node.add_job(node.add_study())
     node.deliver()
     with node.sessions.begin() as session:
         facts = InstanceFacts("1.2", "1.2.1", "1.2.1.7", CLASS, "1.2.840.10008.1.2.1", "MR", {})
-        arrival = Arrival(facts, node.file("late"), Sender("S", "127.0.0.1"))
+        arrival = Arrival(facts, node.write_file("late"), Sender("S", "127.0.0.1"))
         studies.register_instances(session, [arrival], now=node.now)
     node.pass_days(11)
-    assert node.files() == 3
+    assert node.count_files() == 3
     with node.sessions() as session:
         assert session.scalars(select(Output)).one().expired_at is None
         assert session.scalars(select(Job)).one().state is JobState.DONE

@@ -1,4 +1,4 @@
-"""Routes: what matches, what does not, and why."""
+"""Routes: the studies that they match, those that they do not, and the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.rows import RAW_DATA_STORAGE, make_arrival
 FLAIR = {"Modality": "MR", "SeriesDescription": "AX FLAIR", "SliceThickness": 3.0, "ImageType": ["ORIGINAL", "PRIMARY"]}
 
 
-def a_route(match: dict[str, Any], **changes: Any) -> Route:
+def make_route(match: dict[str, Any], **changes: Any) -> Route:
     return Route.model_validate({"name": "r", "pipeline": "p", "match": match} | changes)
 
 
@@ -61,7 +61,7 @@ def test_bad_condition_is_refused(condition: Any) -> None:
 
 
 def test_all_conditions_must_hold_on_one_series() -> None:
-    route = a_route({"Modality": "MR", "SeriesDescription": "~FLAIR"})
+    route = make_route({"Modality": "MR", "SeriesDescription": "~FLAIR"})
     assert conditions.matches(route.match, FLAIR)
     series = [
         SeriesAttributes("1", {"Modality": "MR"}),
@@ -71,14 +71,14 @@ def test_all_conditions_must_hold_on_one_series() -> None:
 
 
 def test_explain_names_the_attributes_that_matched() -> None:
-    route = a_route({"Modality": "MR", "SeriesDescription": "~(?i)flair"})
+    route = make_route({"Modality": "MR", "SeriesDescription": "~(?i)flair"})
     verdict = routing.explain_routes([route], [SeriesAttributes("1.2", FLAIR)])[0]
     assert verdict.matched == ("1.2",)
     assert "SeriesDescription is 'AX FLAIR' (wanted ~(?i)flair)" in verdict.why
 
 
 def test_explain_names_what_the_nearest_series_failed_on() -> None:
-    route = a_route({"Modality": "MR", "SliceThickness": "< 2", "EchoTime": "exists"})
+    route = make_route({"Modality": "MR", "SliceThickness": "< 2", "EchoTime": "exists"})
     verdict = routing.explain_routes(
         [route], [SeriesAttributes("1", {"Modality": "CT"}), SeriesAttributes("2", FLAIR)]
     )[0]
@@ -88,7 +88,7 @@ def test_explain_names_what_the_nearest_series_failed_on() -> None:
 
 
 def test_explain_says_which_further_series_is_missing() -> None:
-    route = a_route({"Modality": "MR"}, **{"with": {"t1w": {"SeriesDescription": "~T1"}}})
+    route = make_route({"Modality": "MR"}, **{"with": {"t1w": {"SeriesDescription": "~T1"}}})
     assert "no series for t1w" in routing.explain_routes([route], [SeriesAttributes("1", FLAIR)])[0].why
 
 
@@ -100,7 +100,7 @@ def arrive(sessions: sessionmaker[Session], now: datetime, *arrivals: studies.Ar
         completion.close_study(session, arrivals[0].facts.study_uid, now=now)
 
 
-def all_jobs(sessions: sessionmaker[Session]) -> list[Job]:
+def list_jobs(sessions: sessionmaker[Session]) -> list[Job]:
     with sessions() as session:
         found = session.query(Job).order_by(Job.id).all()
         for job in found:
@@ -109,56 +109,58 @@ def all_jobs(sessions: sessionmaker[Session]) -> list[Job]:
 
 
 def test_study_may_satisfy_several_routes(sessions: sessionmaker[Session], now: datetime) -> None:
-    config = Config(routes=(a_route({"Modality": "MR"}, name="a"), a_route({"SeriesDescription": "~FLAIR"}, name="b")))
+    config = Config(
+        routes=(make_route({"Modality": "MR"}, name="a"), make_route({"SeriesDescription": "~FLAIR"}, name="b"))
+    )
     arrive(sessions, now, make_arrival(number=1), make_arrival(number=2))
     assert routing.route_complete_studies(sessions, config, now=now) == 2
-    assert [(job.route, len(job.inputs)) for job in all_jobs(sessions)] == [("a", 2), ("b", 2)]
+    assert [(job.route, len(job.inputs)) for job in list_jobs(sessions)] == [("a", 2), ("b", 2)]
 
 
 def test_study_without_a_match_is_routed_to_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     arrive(sessions, now, make_arrival())
-    assert routing.route_complete_studies(sessions, Config(routes=(a_route({"Modality": "CT"}),)), now=now) == 0
+    assert routing.route_complete_studies(sessions, Config(routes=(make_route({"Modality": "CT"}),)), now=now) == 0
     with sessions() as session:
         assert session.query(Study).one().state is StudyState.ROUTED
 
 
 def test_further_series_come_under_their_names(sessions: sessionmaker[Session], now: datetime) -> None:
-    route = a_route({"SeriesDescription": "~FLAIR"}, **{"with": {"t1w": {"SeriesDescription": "~T1"}}})
+    route = make_route({"SeriesDescription": "~FLAIR"}, **{"with": {"t1w": {"SeriesDescription": "~T1"}}})
     t1w = make_arrival(series="2", attributes={"Modality": "MR", "SeriesDescription": "T1 MPRAGE"})
     arrive(sessions, now, make_arrival(), t1w)
     routing.route_complete_studies(sessions, Config(routes=(route,)), now=now)
-    assert [each.name for each in all_jobs(sessions)[0].inputs] == ["match", "t1w"]
+    assert [each.name for each in list_jobs(sessions)[0].inputs] == ["match", "t1w"]
 
 
 def test_each_raw_data_object_is_a_job_of_its_own(sessions: sessionmaker[Session], now: datetime) -> None:
     raw = [make_arrival(number=n, sop_class_uid=RAW_DATA_STORAGE) for n in (1, 2, 3)]
     arrive(sessions, now, *raw)
-    assert routing.route_complete_studies(sessions, Config(routes=(a_route({"Modality": "MR"}),)), now=now) == 3
+    assert routing.route_complete_studies(sessions, Config(routes=(make_route({"Modality": "MR"}),)), now=now) == 3
 
 
 def test_late_image_supersedes_the_job_that_lacked_it(sessions: sessionmaker[Session], now: datetime) -> None:
-    config = Config(routes=(a_route({"Modality": "MR"}),))
+    config = Config(routes=(make_route({"Modality": "MR"}),))
     arrive(sessions, now, make_arrival(number=1))
     routing.route_complete_studies(sessions, config, now=now)
     arrive(sessions, now, make_arrival(number=2))
     routing.route_complete_studies(sessions, config, now=now)
-    first, second = all_jobs(sessions)
+    first, second = list_jobs(sessions)
     assert (first.state, first.reason) == (JobState.CANCELLED, f"superseded by job {second.id}")
     assert (second.revision, second.supersedes_id, len(second.inputs)) == (2, first.id, 2)
 
 
 def test_late_raw_data_does_not_repeat_the_work_that_is_done(sessions: sessionmaker[Session], now: datetime) -> None:
-    config = Config(routes=(a_route({"Modality": "MR"}),))
+    config = Config(routes=(make_route({"Modality": "MR"}),))
     arrive(sessions, now, make_arrival(number=1, sop_class_uid=RAW_DATA_STORAGE))
     routing.route_complete_studies(sessions, config, now=now)
     arrive(sessions, now, make_arrival(number=2, sop_class_uid=RAW_DATA_STORAGE))
     assert routing.route_complete_studies(sessions, config, now=now) == 1
-    first, second = all_jobs(sessions)
+    first, second = list_jobs(sessions)
     assert (first.state, second.state, second.supersedes_id) == (JobState.READY, JobState.READY, None)
 
 
 def test_own_result_that_comes_back_starts_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
-    config = Config(routes=(a_route({"Modality": "MR"}),))
+    config = Config(routes=(make_route({"Modality": "MR"}),))
     arrive(sessions, now, make_arrival())
     routing.route_complete_studies(sessions, config, now=now)
     result = make_arrival(series="9", number=1)
@@ -182,4 +184,4 @@ def test_own_result_that_comes_back_starts_nothing(sessions: sessionmaker[Sessio
         assert session.query(Study).one().state is StudyState.ROUTED
     arrive(sessions, now, make_arrival(number=2))
     routing.route_complete_studies(sessions, config, now=now)
-    assert len(all_jobs(sessions)[-1].inputs) == 2
+    assert len(list_jobs(sessions)[-1].inputs) == 2

@@ -41,7 +41,7 @@ CONFLICT = 0xC111
 PIXELS = np.random.default_rng(19).integers(0, 4000, (3, 32, 32), dtype=np.uint16)
 
 
-def _write(path: Path, **attributes: object) -> Dataset:
+def _write_object(path: Path, **attributes: object) -> Dataset:
     """Return an object with everything that encodings change: nested and private sequences, all widths, padding."""
     inner = Dataset()
     inner.CodeValue, inner.CodeMeaning = "123", "odd"
@@ -70,21 +70,21 @@ def _write(path: Path, **attributes: object) -> Dataset:
     return ds
 
 
-def _saved(path: Path, to: Path, syntax: UID) -> Path:
+def _save_again(path: Path, to: Path, syntax: UID) -> Path:
     ds = dcmread(path)
     ds.file_meta.TransferSyntaxUID = syntax
     ds.save_as(to, enforce_file_format=True)
     return to
 
 
-def _compressed(path: Path, to: Path, syntax: UID) -> Path:
+def _compress(path: Path, to: Path, syntax: UID) -> Path:
     ds = dcmread(path)
     ds.compress(syntax, generate_instance_uid=False)
     ds.save_as(to)
     return to
 
 
-def _by_dcmtk(program: str, *options: str) -> Callable[[Path, Path], Path]:
+def _convert_by_dcmtk(program: str, *options: str) -> Callable[[Path, Path], Path]:
     def run(path: Path, to: Path) -> Path:
         subprocess.run([require_program(f"/usr/bin/{program}", "dcmtk"), *options, str(path), str(to)], check=True)
         return to
@@ -92,7 +92,7 @@ def _by_dcmtk(program: str, *options: str) -> Callable[[Path, Path], Path]:
     return run
 
 
-def _by_gdcm(path: Path, to: Path) -> Path:
+def _compress_by_gdcm(path: Path, to: Path) -> Path:
     """Return the file with its pixels compressed to JPEG 2000 by GDCM; its other elements stay."""
     reader, change = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax()
     reader.SetFileName(str(path))
@@ -113,42 +113,42 @@ def _by_gdcm(path: Path, to: Path) -> Path:
     return to
 
 
-def _in_jpeg(path: Path, to: Path) -> Path:
+def _remove_derivation(path: Path, to: Path) -> Path:
     """Remove the Derivation Description that DCMTK adds: with it, the object would be another."""
-    _by_dcmtk("dcmcjpeg", "+e1")(path, to)
+    _convert_by_dcmtk("dcmcjpeg", "+e1")(path, to)
     ds = dcmread(to)
     del ds.DerivationDescription
     ds.save_as(to)
     return to
 
 
-def _padded(path: Path, to: Path) -> Path:
+def _pad(path: Path, to: Path) -> Path:
     to.write_bytes(path.read_bytes() + b"\xfc\xff\xfc\xffOB\0\0\x08\0\0\0" + bytes(8))
     return to
 
 
 _ENCODINGS: dict[str, Callable[[Path, Path], Path]] = {
-    "implicit VR": lambda path, to: _saved(path, to, ImplicitVRLittleEndian),
-    "deflated": lambda path, to: _saved(path, to, DeflatedExplicitVRLittleEndian),
-    "RLE": lambda path, to: _compressed(path, to, RLELossless),
-    "JPEG-LS": lambda path, to: _compressed(path, to, JPEGLSLossless),
-    "JPEG 2000": _by_gdcm,
-    "trailing padding": _padded,
-    "undefined lengths": _by_dcmtk("dcmconv", "+te", "-e"),
-    "group lengths": _by_dcmtk("dcmconv", "+te", "+g"),
-    "implicit VR by DCMTK": _by_dcmtk("dcmconv", "+ti", "-e"),
-    "big endian by DCMTK": _by_dcmtk("dcmconv", "+tb"),
-    "padding by DCMTK": _by_dcmtk("dcmconv", "+p", "1024", "64"),
-    "RLE by DCMTK": _by_dcmtk("dcmcrle"),
-    "JPEG-LS by DCMTK": _by_dcmtk("dcmcjpls", "+el"),
-    "JPEG by DCMTK": _in_jpeg,
+    "implicit VR": lambda path, to: _save_again(path, to, ImplicitVRLittleEndian),
+    "deflated": lambda path, to: _save_again(path, to, DeflatedExplicitVRLittleEndian),
+    "RLE": lambda path, to: _compress(path, to, RLELossless),
+    "JPEG-LS": lambda path, to: _compress(path, to, JPEGLSLossless),
+    "JPEG 2000": _compress_by_gdcm,
+    "trailing padding": _pad,
+    "undefined lengths": _convert_by_dcmtk("dcmconv", "+te", "-e"),
+    "group lengths": _convert_by_dcmtk("dcmconv", "+te", "+g"),
+    "implicit VR by DCMTK": _convert_by_dcmtk("dcmconv", "+ti", "-e"),
+    "big endian by DCMTK": _convert_by_dcmtk("dcmconv", "+tb"),
+    "padding by DCMTK": _convert_by_dcmtk("dcmconv", "+p", "1024", "64"),
+    "RLE by DCMTK": _convert_by_dcmtk("dcmcrle"),
+    "JPEG-LS by DCMTK": _convert_by_dcmtk("dcmcjpls", "+el"),
+    "JPEG by DCMTK": _remove_derivation,
 }
 
 
 @pytest.mark.parametrize("name", _ENCODINGS)
 def test_another_encoding_is_the_same_object(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.dcm"
-    _write(path)
+    _write_object(path)
     other = _ENCODINGS[name](path, tmp_path / "b.dcm")
     assert other.read_bytes() != path.read_bytes()
     for first, second in ((path, other), (other, path)):
@@ -173,7 +173,7 @@ _CHANGES: dict[str, Callable[[Dataset], None]] = {
 @pytest.mark.parametrize("name", ["implicit VR", "RLE", "undefined lengths"])
 def test_other_content_is_another_object_in_every_encoding(tmp_path: Path, change: str, name: str) -> None:
     path, changed = tmp_path / "a.dcm", tmp_path / "b.dcm"
-    ds = _write(path)
+    ds = _write_object(path)
     _CHANGES[change](ds)
     ds.save_as(changed, enforce_file_format=True)
     other = _ENCODINGS[name](changed, tmp_path / "c.dcm")
@@ -195,7 +195,7 @@ def test_colours_by_planes_and_by_a_reversible_transform_are_the_same(tmp_path: 
 def test_the_same_object_in_another_encoding_is_a_success_and_the_first_bytes_stay(
     receiver: Receiver, tmp_path: Path
 ) -> None:
-    _write(tmp_path / "a.dcm")
+    _write_object(tmp_path / "a.dcm")
     names = ["implicit VR", "deflated", "RLE", "trailing padding", "big endian by DCMTK", "JPEG-LS by DCMTK"]
     first = read_encoded(tmp_path / "a.dcm")
     others = [read_encoded(_ENCODINGS[name](tmp_path / "a.dcm", tmp_path / f"{name}.dcm")) for name in names]
@@ -237,7 +237,7 @@ def test_the_same_object_under_another_title_at_once_is_a_success_each_time(rece
 
 def test_more_than_can_be_compared_is_another_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.dcm"
-    _write(path)
+    _write_object(path)
     other = _ENCODINGS["RLE"](path, tmp_path / "b.dcm")
     for module, bound, least in ((sameness, "_MOST_TOKENS", 10), (samples, "_MOST_DECODED", 1000)):
         with monkeypatch.context() as bounded:
@@ -245,7 +245,7 @@ def test_more_than_can_be_compared_is_another_object(tmp_path: Path, monkeypatch
             assert not sameness.is_same(path, other)
 
 
-def _with_pixels(path: Path, to: Path, stored: np.ndarray, more: bytes = b"") -> Path:
+def _replace_pixels(path: Path, to: Path, stored: np.ndarray, more: bytes = b"") -> Path:
     ds = dcmread(path)
     ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 12, 11, int(stored.dtype.kind == "i")
     ds.PixelData = stored.tobytes() + more
@@ -255,10 +255,10 @@ def _with_pixels(path: Path, to: Path, stored: np.ndarray, more: bytes = b"") ->
 
 @pytest.mark.parametrize("name", ["RLE", "JPEG-LS", "JPEG-LS by DCMTK"])
 def test_bits_beside_the_samples_and_pixels_of_no_frame_are_content(tmp_path: Path, name: str) -> None:
-    _write(tmp_path / "a.dcm")
-    plain = _with_pixels(tmp_path / "a.dcm", tmp_path / "plain.dcm", PIXELS)
-    overlaid = _with_pixels(tmp_path / "a.dcm", tmp_path / "overlaid.dcm", PIXELS | 0x8000)
-    longer = _with_pixels(tmp_path / "a.dcm", tmp_path / "longer.dcm", PIXELS, PIXELS[0].tobytes())
+    _write_object(tmp_path / "a.dcm")
+    plain = _replace_pixels(tmp_path / "a.dcm", tmp_path / "plain.dcm", PIXELS)
+    overlaid = _replace_pixels(tmp_path / "a.dcm", tmp_path / "overlaid.dcm", PIXELS | 0x8000)
+    longer = _replace_pixels(tmp_path / "a.dcm", tmp_path / "longer.dcm", PIXELS, PIXELS[0].tobytes())
     compressed = _ENCODINGS[name](plain, tmp_path / "compressed.dcm")
     assert sameness.is_same(compressed, plain)
     assert not sameness.is_same(compressed, overlaid)
@@ -267,13 +267,13 @@ def test_bits_beside_the_samples_and_pixels_of_no_frame_are_content(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["RLE", "JPEG-LS", "JPEG-LS by DCMTK", "JPEG 2000"])
 def test_signed_samples_are_the_same_whoever_compressed_them(tmp_path: Path, name: str) -> None:
-    _write(tmp_path / "a.dcm")
-    signed = _with_pixels(tmp_path / "a.dcm", tmp_path / "signed.dcm", PIXELS.astype(np.int16) - 2000)
+    _write_object(tmp_path / "a.dcm")
+    signed = _replace_pixels(tmp_path / "a.dcm", tmp_path / "signed.dcm", PIXELS.astype(np.int16) - 2000)
     assert sameness.is_same(_ENCODINGS[name](signed, tmp_path / "b.dcm"), signed)
 
 
 def test_a_codestream_larger_than_its_header_is_not_decoded_to_compare_it(tmp_path: Path) -> None:
-    _write(tmp_path / "a.dcm", NumberOfFrames=1, PixelData=PIXELS[0].tobytes())
+    _write_object(tmp_path / "a.dcm", NumberOfFrames=1, PixelData=PIXELS[0].tobytes())
     content = io.BytesIO()
     Image.new("L", (16_000, 16_000)).save(content, "JPEG2000", no_jp2=True)
     ds = dcmread(tmp_path / "a.dcm")
@@ -288,7 +288,7 @@ def test_a_codestream_larger_than_its_header_is_not_decoded_to_compare_it(tmp_pa
 def test_those_who_look_at_pictures_keep_no_sender_waiting(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write(tmp_path / "a.dcm")
+    _write_object(tmp_path / "a.dcm")
     sent = [read_encoded(tmp_path / "a.dcm"), read_encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))]
 
     monkeypatch.setattr(pool, "_WAIT_S", 0.05)
@@ -306,7 +306,7 @@ def test_those_who_look_at_pictures_keep_no_sender_waiting(
 def test_what_cannot_be_compared_now_leaves_nothing_and_can_be_sent_again(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write(tmp_path / "a.dcm")
+    _write_object(tmp_path / "a.dcm")
     first = read_encoded(tmp_path / "a.dcm")
     other = read_encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))
 

@@ -17,7 +17,7 @@ from db import catalogue
 from db.catalogue import Level
 from dicomnode.dimse.associations import association
 from tests.receivers import Start, start
-from tests.test_query_retrieve import STUDY, found_by_findscu, give, here
+from tests.test_query_retrieve import STUDY, give, here, search_by_findscu
 
 __all__ = ["start"]
 
@@ -62,7 +62,7 @@ def test_findscu_finds_a_series_by_its_request_and_its_study(start: Start, tmp_p
     give(receiver, tmp_path / "in", {}, {"series_uid": f"{STUDY}.2", "RequestAttributesSequence": [item, other]})
 
     def found(name: str, *keys: str) -> list[Dataset]:
-        return found_by_findscu(receiver, tmp_path / name, "SERIES", f"StudyInstanceUID={STUDY}", *keys)
+        return search_by_findscu(receiver, tmp_path / name, "SERIES", f"StudyInstanceUID={STUDY}", *keys)
 
     sequence = "RequestAttributesSequence[0]"
     (series,) = found("1", f"{sequence}.ScheduledProcedureStepID=STEP?", f"{sequence}.RequestedProcedureID")

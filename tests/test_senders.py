@@ -59,13 +59,13 @@ def image(tmp_path: Path) -> Encoded:
     return read_encoded(tmp_path / "image.dcm")
 
 
-def images(folder: Path, count: int) -> list[Encoded]:
+def make_images(folder: Path, count: int) -> list[Encoded]:
     for number in range(count):
         write_instance(folder / f"{number}.dcm", InstanceNumber=number + 1)
     return [read_encoded(folder / f"{number}.dcm") for number in range(count)]
 
 
-def statuses(receiver: RunningReceiver, objects: list[Encoded], folder: Path, ae_title: str = "SCANNER") -> list[int]:
+def send_all(receiver: RunningReceiver, objects: list[Encoded], folder: Path, ae_title: str = "SCANNER") -> list[int]:
     return [answer.Status for answer in store_all(receiver.port, objects, folder, ae_title=ae_title)]
 
 
@@ -101,27 +101,27 @@ def test_what_a_sender_may_send_is_said_of_it_or_of_all(tmp_path: Path) -> None:
     large = [read_encoded(tmp_path / "large.dcm")]
     trusted = SenderConfig(ae_title="TRUSTED", max_object_mb=10)
     with run_receiver(tmp_path, senders=(SCANNER, trusted), limits=LimitsConfig(max_object_mb=1)) as receiver:
-        assert statuses(receiver, large, tmp_path / "out", "SCANNER") == [_SIZE]
-        assert statuses(receiver, large, tmp_path / "out", "TRUSTED") == [0]
+        assert send_all(receiver, large, tmp_path / "out", "SCANNER") == [_SIZE]
+        assert send_all(receiver, large, tmp_path / "out", "TRUSTED") == [0]
 
 
 def test_a_sender_that_is_far_too_fast_is_told_to_come_again(tmp_path: Path) -> None:
     """The first is accepted at once; the second would have to wait for longer than a sender is slowed down."""
-    objects = images(tmp_path / "in", 2)
+    objects = make_images(tmp_path / "in", 2)
     sparse = SenderConfig(ae_title="SPARSE", max_objects_per_minute=1)
     with run_receiver(tmp_path, senders=(SCANNER, sparse)) as receiver:
-        assert statuses(receiver, objects, tmp_path / "out", "SPARSE") == [0, _OUT_OF_RESOURCES]
+        assert send_all(receiver, objects, tmp_path / "out", "SPARSE") == [0, _OUT_OF_RESOURCES]
         assert receiver.count_refused_instances("over_rate") == 1
         assert {row.sop_instance_uid for row in receiver.instances()} == {objects[0].sop_instance_uid}
-        assert statuses(receiver, objects[1:], tmp_path / "out", "SCANNER") == [0]  # nobody else is held back
+        assert send_all(receiver, objects[1:], tmp_path / "out", "SCANNER") == [0]  # no other sender is held back
 
 
 def test_a_sender_that_is_a_little_too_fast_is_slowed_down_and_loses_nothing(tmp_path: Path) -> None:
-    objects = images(tmp_path / "in", 4)
+    objects = make_images(tmp_path / "in", 4)
     write_instance(tmp_path / "in" / "large.dcm", frames_bytes=9_000_000)
     objects.append(read_encoded(tmp_path / "in" / "large.dcm"))
     with run_receiver(tmp_path, limits=LimitsConfig(max_mb_per_minute=80, max_objects_per_minute=3000)) as receiver:
-        assert statuses(receiver, objects, tmp_path / "out") == [0] * 5
+        assert send_all(receiver, objects, tmp_path / "out") == [0] * 5
         assert len(receiver.instances()) == 5
 
 

@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 from model_zoo.similarity import dice, mean_absolute_error, psnr, ssim
 
 
-def _pair() -> tuple[torch.Tensor, torch.Tensor]:
+def _make_pair() -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
     x = torch.rand((20, 24, 28), generator=g)
     return x, x + 0.1 * torch.randn(x.shape, generator=g)
@@ -35,13 +35,13 @@ def test_a_mask_leaves_the_rest_out() -> None:
 
 
 def test_ssim_is_scikit_image_s() -> None:
-    x, y = _pair()
+    x, y = _make_pair()
     expected = structural_similarity(x.numpy(), y.numpy(), data_range=1.0)
     assert ssim(x, y, 1.0) == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_image_is_like_itself() -> None:
-    x, _ = _pair()
+    x, _ = _make_pair()
     assert ssim(x, x, 1.0) == pytest.approx(1.0)
 
 

@@ -16,14 +16,14 @@ from model_zoo.simulate import anatomy, coils, slices
 from model_zoo.simulate.kspace import simulate_scan
 
 
-def _brain(t1: float, t2: float, pd: float) -> mr.TissueParameters:
+def _make_brain(t1: float, t2: float, pd: float) -> mr.TissueParameters:
     return mr.TissueParameters(torch.tensor([t1]), torch.tensor([t2]), torch.tensor([pd]))
 
 
 @pytest.mark.parametrize(("tr_ms", "ti_ms"), [(5000, 1660), (8000, 2273), (9000, 2410)])
 def test_flair_nulls_csf_at_the_stated_inversion_time(tr_ms: float, ti_ms: float) -> None:
-    csf = mr.flair(_brain(4300, 1800, 1.0), tr_ms, ti_ms, 120)
-    white = mr.flair(_brain(850, 70, 0.7), tr_ms, ti_ms, 120)
+    csf = mr.flair(_make_brain(4300, 1800, 1.0), tr_ms, ti_ms, 120)
+    white = mr.flair(_make_brain(850, 70, 0.7), tr_ms, ti_ms, 120)
     assert abs(float(csf)) < 1e-3
     assert abs(float(white)) > 0.05
 
@@ -31,8 +31,8 @@ def test_flair_nulls_csf_at_the_stated_inversion_time(tr_ms: float, ti_ms: float
 @pytest.mark.parametrize(("tr_ms", "ti1_ms", "ti2_ms"), [(5500, 2078, 515), (7500, 2601, 549), (11000, 3154, 568)])
 def test_dir_nulls_csf_and_white_matter_together(tr_ms: float, ti1_ms: float, ti2_ms: float) -> None:
     for t1, t2, pd in ((4300, 1800, 1.0), (850, 70, 0.7)):
-        assert abs(float(mr.double_inversion_recovery(_brain(t1, t2, pd), tr_ms, ti1_ms, ti2_ms, 0.001))) < 2e-3
-    assert abs(float(mr.double_inversion_recovery(_brain(1350, 90, 0.82), tr_ms, ti1_ms, ti2_ms, 0.001))) > 0.05
+        assert abs(float(mr.double_inversion_recovery(_make_brain(t1, t2, pd), tr_ms, ti1_ms, ti2_ms, 0.001))) < 2e-3
+    assert abs(float(mr.double_inversion_recovery(_make_brain(1350, 90, 0.82), tr_ms, ti1_ms, ti2_ms, 0.001))) > 0.05
 
 
 def test_mprage_equals_its_cycle_played_until_steady() -> None:
@@ -47,7 +47,7 @@ def test_mprage_equals_its_cycle_played_until_steady() -> None:
             mz = 1 + (mz * math.cos(flip) - 1) * math.exp(-tau / t1)
         mz = 1 + (mz - 1) * math.exp(-(tr - ti - n * tau / 2) / t1)
     expected = pd * centre * math.sin(flip)
-    assert float(mr.mprage(_brain(t1, 70, pd), tr, ti, flip, tau, n)) == pytest.approx(expected, rel=1e-4)
+    assert float(mr.mprage(_make_brain(t1, 70, pd), tr, ti, flip, tau, n)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_signals_of_the_tissue_table_order_as_stated() -> None:
@@ -64,7 +64,7 @@ def test_signals_of_the_tissue_table_order_as_stated() -> None:
 
 
 def test_spoiled_gradient_echo_peaks_at_the_ernst_angle() -> None:
-    p, tr = _brain(850, 1e9, 1.0), 20.0
+    p, tr = _make_brain(850, 1e9, 1.0), 20.0
     angles = torch.linspace(0.02, 1.5, 2000)
     signal = torch.tensor([float(mr.spgr(p, tr, 0.0, float(a))) for a in angles])
     assert float(angles[signal.argmax()]) == pytest.approx(math.acos(math.exp(-tr / 850)), abs=2e-3)

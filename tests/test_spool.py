@@ -51,7 +51,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert _list_files(tmp_path) == []
 
 
-def _watch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def _record_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list that records each sync and rename, in order."""
     events: list[str] = []
     fsync, rename = os.fsync, os.rename
@@ -71,7 +71,7 @@ def _watch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_file_has_its_name_only_once_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool.prepare(tmp_path)
-    events = _watch(monkeypatch)
+    events = _record_syncs(monkeypatch)
     spool.write(tmp_path, b"content")
     assert events == ["file", "rename", "folder"]
 

@@ -53,7 +53,7 @@ def test_blocks_that_share_an_error_are_not_alike() -> None:
     assert (float(same), float(moved), float(scaled)) == pytest.approx((0, 0, 0), abs=1e-5)
     assert float(turned) == pytest.approx(2, abs=1e-5)
     errors = torch.ones(2, 3, 16, 16, 16)
-    errors[:, :, 8:] = 3.0  # all of one direction: eq. 11.7 as printed has nothing to say
+    errors[:, :, 8:] = 3.0  # all of one direction: eq. 11.7 as printed gives no error
     assert float(structural_consistency(target + errors, target)) > 0.05
     vertex = structural_consistency(target + 2.0, target, vertex_weight=0.5, line_weight=0.0)
     assert float(vertex) == pytest.approx(0.5 * 4.0, rel=1e-5)

@@ -54,7 +54,7 @@ OTHER_VALUES = {
 }
 
 
-def _table(text: str) -> dict[str, set[str]]:
+def _parse_table(text: str) -> dict[str, set[str]]:
     rows = [line.split("->") for line in text.strip().splitlines()]
     return {old.strip(): set(new.split()) for old, new in rows}
 
@@ -65,7 +65,7 @@ def test_every_kind_of_state_has_its_table() -> None:
 
 @pytest.mark.parametrize("kind", ALLOWED, ids=lambda kind: str(kind.__name__))
 def test_exactly_the_listed_transitions_are_allowed(kind: type[states.JobState]) -> None:
-    allowed = _table(ALLOWED[kind])
+    allowed = _parse_table(ALLOWED[kind])
     assert {state.value for state in kind} == set(allowed)
     for old, new in itertools.product(kind, repeat=2):
         if new.value in allowed[old.value]:

@@ -25,7 +25,7 @@ def register(sessions: sessionmaker[Session], now: datetime, *arrivals: studies.
         return studies.register_instances(session, arrivals, now=now)
 
 
-def the_study(sessions: sessionmaker[Session]) -> Study:
+def find_study(sessions: sessionmaker[Session]) -> Study:
     with sessions() as session:
         return session.query(Study).one()
 
@@ -106,14 +106,14 @@ def test_study_that_never_becomes_quiet_is_closed_at_the_maximum(
     for second in range(0, 61, 5):
         register(sessions, now + timedelta(seconds=second), make_arrival(number=second + 1))
     assert completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=61)) == 1
-    assert the_study(sessions).completed_by == "open for 60 s"
+    assert find_study(sessions).completed_by == "open for 60 s"
 
 
 def test_close_by_hand(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, make_arrival())
     with sessions.begin() as session:
         completion.close_study(session, "1.2.1", now=now)
-    assert the_study(sessions).completed_by == "closed by hand"
+    assert find_study(sessions).completed_by == "closed by hand"
     with sessions.begin() as session, pytest.raises(NotAllowed, match="complete already"):
         completion.close_study(session, "1.2.1", now=now)
     with sessions.begin() as session, pytest.raises(NotFound):
@@ -125,7 +125,7 @@ def test_late_instance_opens_a_new_revision(sessions: sessionmaker[Session], now
     completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
     late = now + timedelta(seconds=30)
     register(sessions, late, make_arrival(number=2))
-    study = the_study(sessions)
+    study = find_study(sessions)
     assert (study.state, study.revision, study.opened_at) == (StudyState.RECEIVING, 2, late)
     with sessions() as session:
         assert [row.revision for row in session.query(Instance).order_by(Instance.id)] == [1, 2]
@@ -135,12 +135,12 @@ def test_late_duplicate_opens_nothing(sessions: sessionmaker[Session], now: date
     register(sessions, now, make_arrival())
     completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
     register(sessions, now + timedelta(seconds=30), make_arrival())
-    assert the_study(sessions).revision == 1
-    assert the_study(sessions).state is StudyState.COMPLETE
+    assert find_study(sessions).revision == 1
+    assert find_study(sessions).state is StudyState.COMPLETE
 
 
 def test_several_late_instances_in_one_batch_open_one_revision(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, make_arrival())
     completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
     register(sessions, now + timedelta(seconds=30), *[make_arrival(number=n) for n in range(2, 6)])
-    assert the_study(sessions).revision == 2
+    assert find_study(sessions).revision == 2

@@ -47,8 +47,8 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     t1w = write_t1w(folder / "t1w")
     write_anatomy_bundle(folder / "node" / "data" / "models")
     write_dir_bundle(folder / "node" / "data" / "models")
-    with Orthanc(folder / "orthanc") as orthanc, Node(_routing(folder / "node", orthanc)) as node:
-        _storescu(node, [*t1w, *flair])
+    with Orthanc(folder / "orthanc") as orthanc, Node(_write_config(folder / "node", orthanc)) as node:
+        _send(node, [*t1w, *flair])
         job = node.wait_for_job("done", "dead")
         assert job.state == "done", job.reason
         wait_for(orthanc.instances, "Orthanc has results", within_s=120)
@@ -105,7 +105,7 @@ def test_no_patient_data_is_in_the_log(delivered: Delivered) -> None:
     assert str(source.PatientName).split("^")[0] not in delivered.node.log
 
 
-def _routing(folder: Path, orthanc: Orthanc) -> Path:
+def _write_config(folder: Path, orthanc: Orthanc) -> Path:
     route = {
         "name": "flair-to-dir",
         "pipeline": "synthetic_dir",
@@ -117,7 +117,7 @@ def _routing(folder: Path, orthanc: Orthanc) -> Path:
     return write_config(folder, peers=[orthanc.peer], routes=[route])
 
 
-def _storescu(node: Node, paths: list[Path]) -> None:
+def _send(node: Node, paths: list[Path]) -> None:
     program = require_program("/usr/bin/storescu", "dcmtk")
     command = [program, "-R", "-aec", node.peer.ae_title, "127.0.0.1", str(node.peer.port), *map(str, paths)]
     subprocess.run(command, env={**os.environ, "TCP_NODELAY": "1"}, timeout=120, check=True)

@@ -207,7 +207,7 @@ def test_bytes_that_come_in_any_pieces_are_read(
     """TLS records and PDUs begin at different bytes."""
     context = client(authority)
     context.load_cert_chain(theirs.certificate, theirs.key)
-    request = _associate_request()
+    request = _capture_associate_request()
     with connection(mutual, context) as sock:
         for at in range(0, len(request), 7):
             sock.sendall(request[at : at + 7])
@@ -221,7 +221,7 @@ def test_the_end_of_a_connection_is_told_by_tls_itself(
     context = client(authority)
     context.load_cert_chain(theirs.certificate, theirs.key)
     with connection(mutual, context, suppress_ragged_eofs=False) as sock:
-        sock.sendall(_associate_request())
+        sock.sendall(_capture_associate_request())
         _read_pdu(sock)
         sock.sendall(b"\5\0\0\0\0\4\0\0\0\0")  # A-RELEASE-RQ
         assert _read_pdu(sock)[0] == 6
@@ -232,7 +232,7 @@ def test_a_node_that_stops_says_so_within_tls(
     tmp_path: Path, ours: IssuedCertificate, theirs: IssuedCertificate, authority: Authority
 ) -> None:
     with run_receiver(tmp_path, ours.tls(None)) as receiver, connection(receiver, client(authority)) as sock:
-        sock.sendall(_associate_request())
+        sock.sendall(_capture_associate_request())
         _read_pdu(sock)
         receiver.server.stop()
         assert _read_pdu(sock)[0] == 7  # A-ABORT
@@ -270,7 +270,7 @@ def test_a_request_that_drips_in_ends(tmp_path: Path) -> None:
         socket.create_connection(("127.0.0.1", receiver.port), timeout=0.1) as sock,
     ):
         dripped = 0
-        for byte in _associate_request()[:200]:
+        for byte in _capture_associate_request()[:200]:
             try:
                 sock.sendall(bytes([byte]))
                 if sock.recv(100) == b"":
@@ -350,7 +350,7 @@ def handshake(
         return sock.version(), cipher[0], int(str(certificate["serialNumber"]), 16)
 
 
-def _associate_request() -> bytes:
+def _capture_associate_request() -> bytes:
     """Return the bytes that the node sends for a C-ECHO, read from the network."""
     caught = bytearray()
     with socket.create_server(("127.0.0.1", 0)) as listener:

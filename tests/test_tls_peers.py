@@ -182,7 +182,7 @@ def test_check_tells_when_a_certificate_ends_and_who_can_read_its_key(
 ) -> None:
     issued = authority.issue("checked", days=days)
     issued.key.chmod(mode)
-    found = certificate_check(tmp_path, issued.tls(None))
+    found = check_certificate(tmp_path, issued.tls(None))
     assert found.result == result
     assert re.search(message, found.detail)
 
@@ -191,7 +191,7 @@ def test_check_names_the_file_that_cannot_be_used(
     tmp_path: Path, authority: Authority, ours: IssuedCertificate
 ) -> None:
     mixed = IssuedCertificate(ours.certificate, authority.issue("x").key)
-    found = certificate_check(tmp_path, mixed.tls(None))
+    found = check_certificate(tmp_path, mixed.tls(None))
     assert found.result == "failed"
     assert "x.key is not the key of" in found.detail
 
@@ -220,6 +220,6 @@ def test_the_url_of_the_database_may_be_a_file(tmp_path: Path) -> None:
         assert config.database_url
 
 
-def certificate_check(folder: Path, tls: TlsConfig) -> checks.Check:
+def check_certificate(folder: Path, tls: TlsConfig) -> checks.Check:
     config = Config(node=NodeConfig(tls=tls, data_dir=folder), path=folder / "node.toml")
     return next(each for each in checks.run(config) if each.what == "certificate of node.tls")

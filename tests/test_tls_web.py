@@ -99,9 +99,9 @@ def test_plain_http_does_not_claim_https(tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_changes_is_shown_without_a_restart(secure: Web, authority: Authority) -> None:
-    first = _serial_number(secure, authority)
+    first = _read_serial_number(secure, authority)
     renewed = authority.issue("web")
-    assert _serial_number(secure, authority) == renewed.serial != first
+    assert _read_serial_number(secure, authority) == renewed.serial != first
 
 
 def test_a_certificate_that_cannot_be_used_is_named(
@@ -117,7 +117,7 @@ def test_certificate_and_key_belong_together(tmp_path: Path) -> None:
         WebConfig(certificate_file=tmp_path / "web.crt")
 
 
-def _serial_number(secure: Web, authority: Authority) -> int:
+def _read_serial_number(secure: Web, authority: Authority) -> int:
     context = ssl.create_default_context(cafile=authority.file)
     with (
         socket.create_connection(("127.0.0.1", secure.port), timeout=20) as plain,

@@ -1,4 +1,4 @@
-"""The loop trains, refuses what would spoil a run, and makes a bundle that the registry accepts or refuses."""
+"""The loop trains, refuses settings that would spoil a run, and makes a bundle that the registry accepts or refuses."""
 
 from __future__ import annotations
 

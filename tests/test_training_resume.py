@@ -79,7 +79,7 @@ def digest_of(found: recipe.Recipe[Any], out: Path, *, resume: bool = False) -> 
     return registry.read_facts(out / "bundle").digest
 
 
-@pytest.mark.timeout(1200)  # seconds of work, but of processes that share the machine with whatever else runs
+@pytest.mark.timeout(1200)  # seconds of work, but the processes share the machine with others
 @EVERY
 def test_a_recipe_makes_a_bundle_again_the_same_and_killed_in_the_middle_the_same(name: str, tmp_path: Path) -> None:
     found = training.load(name)

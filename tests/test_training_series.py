@@ -71,25 +71,25 @@ def test_series_of_real_scanners_have_the_values_and_places_of_the_node(name: st
     _check_same_voxels(images.read_volume(paths[0].parent, SERIES), volumes.read(paths).volume)
 
 
-def _without_place(_: int, ds: Dataset) -> None:
+def _remove_place(_: int, ds: Dataset) -> None:
     del ds.ImagePositionPatient
 
 
-def _second_echo(k: int, ds: Dataset) -> None:
+def _set_second_echo(k: int, ds: Dataset) -> None:
     ds.EchoTime = 10 if k < 3 else 20
 
 
-def _colour(_: int, ds: Dataset) -> None:
+def _make_colour(_: int, ds: Dataset) -> None:
     ds.PhotometricInterpretation = "PALETTE COLOR"
 
 
-def _cut(_: int, ds: Dataset) -> None:
+def _cut_rows(_: int, ds: Dataset) -> None:
     ds.PixelData = ds.PixelData[:-20]
 
 
 @pytest.mark.parametrize(
     ("edit", "from_headers"),
-    [(_without_place, True), (_second_echo, True), (_colour, True), (_cut, False)],
+    [(_remove_place, True), (_set_second_echo, True), (_make_colour, True), (_cut_rows, False)],
     ids=["no place", "two echoes", "colours", "pixels that are cut off"],
 )
 def test_training_refuses_what_the_node_refuses_with_the_same_reason(

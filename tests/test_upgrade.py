@@ -56,7 +56,7 @@ def test_nothing_is_lost_on_the_way_up_and_down_and_the_node_serves_it(
     first: Engine, empty_database_url: str, tmp_path: Path, now: datetime
 ) -> None:
     node = Node(write_config(tmp_path, database={"url": empty_database_url}), "serve", "--workers", "0")
-    source, result = _fill(first, node.config.spool_dir, tmp_path, now)
+    source, result = _fill_database(first, node.config.spool_dir, tmp_path, now)
     columns = _list_columns(first)
     before = _read_rows(first, columns)
     assert all(before.values()), "every table has rows"
@@ -120,7 +120,7 @@ def _count_unread(node: Node) -> int:
         return sum(len(session.scalars(select(column).where(column.is_(None))).all()) for column in tables)
 
 
-def _fill(engine: Engine, root: Path, folder: Path, now: datetime) -> tuple[Dataset, Dataset]:
+def _fill_database(engine: Engine, root: Path, folder: Path, now: datetime) -> tuple[Dataset, Dataset]:
     """Add rows of every table in every state of the first schema, with the files of a study and of its result."""
     result = write_result(folder / "result.dcm", InstanceNumber=7)
     source = write_instance(folder / "source.dcm", InstanceNumber=7)

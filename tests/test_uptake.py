@@ -13,7 +13,7 @@ from tests.scanner import make_grid
 GRID = make_grid("axial", (24, 40, 44), (3.0, 3.0, 3.0), (-60.0, -55.0, 12.0))
 
 
-def _hot_spot(sd_mm: float, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> torch.Tensor:
+def _make_hot_spot(sd_mm: float, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> torch.Tensor:
     """Return a Gaussian in the middle of a grid."""
     k, j, i = (np.indices(shape) - (np.array(shape)[:, None, None, None] - 1) / 2) * np.array(spacing_mm)[
         :, None, None, None
@@ -23,7 +23,7 @@ def _hot_spot(sd_mm: float, shape: tuple[int, int, int], spacing_mm: tuple[float
 
 def test_the_spline_keeps_the_peak_that_linear_interpolation_takes() -> None:
     grid = make_grid("axial", (21, 25, 25), (3.3, 4.7, 4.7), (0.0, 0.0, 0.0))
-    x = _hot_spot(3.0, grid.shape, grid.spacing_mm)
+    x = _make_hot_spot(3.0, grid.shape, grid.spacing_mm)
     there = make_isotropic_transform(grid, 2.5)
     cubic, linear = (there.from_isotropic(there.to_isotropic(x), linear=each) for each in (False, True))
     assert float(cubic.max() / x.max()) == pytest.approx(1, abs=0.03)

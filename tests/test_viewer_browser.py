@@ -1,4 +1,4 @@
-"""The viewer in a real browser: it opens what the node holds, over the node's own DICOMweb.
+"""The viewer in a real browser: it opens the studies of the node, over the node's own DICOMweb.
 
 Each test saves a screenshot under build/screenshots: only a person sees that a canvas shows a head. The tests assert
 that it shows more than black, that the right series is open, and that no error occurred.
@@ -60,7 +60,7 @@ def open_study(page: Page, web: Web, path: str) -> None:
 def wait_until_drawn(page: Page) -> None:
     """Wait until a viewport shows more than black, by screenshots."""
     for _ in range(60):
-        if brightness(page) > 1.0:
+        if measure_brightness(page) > 1.0:
             return
         page.wait_for_timeout(500)
     raise TimeoutError("no viewport shows anything")
@@ -72,11 +72,11 @@ def read_pixels(page: Page) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.asarray(picture)[100:850, 300:1350]
 
 
-def brightness(page: Page) -> float:
+def measure_brightness(page: Page) -> float:
     return float(read_pixels(page).mean())
 
 
-def colour_share(page: Page) -> float:
+def measure_colour_share(page: Page) -> float:
     """Return the share of pixels that are not grey."""
     values = read_pixels(page).astype(int)
     return float((values.max(axis=-1) - values.min(axis=-1) > 40).mean())
@@ -111,14 +111,14 @@ def test_the_segmentation_lies_over_the_image(browser: Browser, node: tuple[Web,
     errors: list[str] = []
     with open_page(browser, errors) as page:
         open_study(page, web, viewer_url(study))
-        before = colour_share(page)
+        before = measure_colour_share(page)
         page.get_by_text(STRUCTURES).dblclick()
         yes = page.get_by_role("button", name="Yes")
         yes.click()
         yes.wait_for(state="hidden")
         wait_until_drawn(page)
         save_screenshot(page, "viewer-segmentation")
-        assert colour_share(page) > before + 0.0002
+        assert measure_colour_share(page) > before + 0.0002
     assert errors == []
 
 
@@ -133,14 +133,14 @@ def test_the_multiframe_result_is_cut_in_three_planes_and_its_map_lies_over_it(
         page.get_by_text(SYNTHETIC, exact=True).nth(3).wait_for()  # its thumbnail, and a viewport for each plane
         wait_until_drawn(page)
         save_screenshot(page, "viewer-mpr")
-        before = colour_share(page)
+        before = measure_colour_share(page)
         page.get_by_text(MAP).dblclick()
         for _ in range(60):
-            if colour_share(page) > before + 0.02:
+            if measure_colour_share(page) > before + 0.02:
                 break
             page.wait_for_timeout(500)
         save_screenshot(page, "viewer-uncertainty")
-        assert colour_share(page) > before + 0.02
+        assert measure_colour_share(page) > before + 0.02
     assert errors == []
 
 

@@ -36,22 +36,22 @@ def write_rendition(form: str, orientation: str = "oblique", slices: int = 4) ->
     return results.write(these.findings, [source("mr")], PROVENANCE, FORMS[form], NOW)
 
 
-def series_of(objects: Sequence[Dataset]) -> dict[str, list[Dataset]]:
+def group_by_series(objects: Sequence[Dataset]) -> dict[str, list[Dataset]]:
     series: dict[str, list[Dataset]] = {}
     for ds in objects:
         series.setdefault(ds.SeriesInstanceUID, []).append(ds)
     return series
 
 
-def pictures(objects: Sequence[Dataset]) -> list[list[Dataset]]:
+def select_pictures(objects: Sequence[Dataset]) -> list[list[Dataset]]:
     """Return the series with pixels that are no segmentation."""
     masks = (SegmentationStorage, LABEL_MAP)
-    return [s for s in series_of(objects).values() if "Rows" in s[0] and s[0].SOPClassUID not in masks]
+    return [s for s in group_by_series(objects).values() if "Rows" in s[0] and s[0].SOPClassUID not in masks]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_no_series_is_taken_for_a_video(form: str) -> None:
-    for series in pictures(write_rendition(form, slices=100)):
+    for series in select_pictures(write_rendition(form, slices=100)):
         for ds in series:
             frames = int(ds.get("NumberOfFrames", 1))
             assert ds.SOPClassUID != MultiFrameGrayscaleByteSecondaryCaptureImageStorage, "Slicer's sequences claim it"
@@ -62,21 +62,21 @@ def test_no_series_is_taken_for_a_video(form: str) -> None:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_image_series_can_be_reformatted(form: str, orientation: str) -> None:
-    for series in pictures(write_rendition(form, orientation)):
+    for series in select_pictures(write_rendition(form, orientation)):
         if "NumberOfFrames" in series[0]:
             (ds,) = series
             shared = ds.SharedFunctionalGroupsSequence[0]
             assert shared.PixelMeasuresSequence[0].PixelSpacing
             assert shared.PlaneOrientationSequence[0].ImageOrientationPatient
             assert all(frame.PlanePositionSequence for frame in ds.PerFrameFunctionalGroupsSequence)
-        places, directions = _geometry(series)
+        places, directions = _read_geometry(series)
         assert len({tuple(place) for place in places.tolist()}) == len(places) > 1, "more than one location"
         assert np.ptp(directions, axis=0).max() < 1e-6, "equal orientation"
         steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
         assert np.ptp(steps) <= 0.2 * steps.mean(), "spacing within 20 %"
 
 
-def _geometry(series: Sequence[Dataset]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _read_geometry(series: Sequence[Dataset]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the positions along the normal and the orientations of all frames."""
     frames = [frame for ds in series for frame in frames_of(ds)]
     found = [
@@ -111,19 +111,19 @@ def test_a_series_holds_one_volume_and_never_a_page_of_a_report(form: str) -> No
     page = Page(np.zeros((30, 20, 3), np.uint8), b"%PDF SYNTHETIC - RESEARCH USE ONLY\n%%EOF")
     config = FORMS[form].with_values({"report_page": ("sc", "pdf")})
     objects = results.write(these.findings, [source("mr")], PROVENANCE, config, NOW, page=page)
-    for series in series_of(objects).values():
+    for series in group_by_series(objects).values():
         shapes = {(ds.get("Rows"), ds.get("Columns"), ds.SOPClassUID, ds.Modality) for ds in series}
         assert len(shapes) == 1
         assert len(series) in (1, 4)
     pages = [ds for ds in objects if "PAGE" in list(ds.get("ImageType") or [])]
     assert len(pages) == 1
-    assert len(series_of(objects)[pages[0].SeriesInstanceUID]) == 1
+    assert len(group_by_series(objects)[pages[0].SeriesInstanceUID]) == 1
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_numbers_of_series_and_uids_are_all_different(form: str) -> None:
     objects = write_rendition(form)
     assert len({ds.SOPInstanceUID for ds in objects}) == len(objects)
-    numbers = {uid: series[0].SeriesNumber for uid, series in series_of(objects).items()}
+    numbers = {uid: series[0].SeriesNumber for uid, series in group_by_series(objects).items()}
     assert len(set(numbers.values())) == len(numbers)
     assert min(numbers.values()) >= ResultsConfig().series_number_base

@@ -135,7 +135,7 @@ def test_headers_come_in_the_order_of_the_slices_without_pixels_and_private_elem
     assert all("PixelData" not in ds and not any(element.tag.is_private for element in ds) for ds in headers)
 
 
-def _drop(*missing: int) -> Callable[[list[Path]], list[Path]]:
+def _remove_slices(*missing: int) -> Callable[[list[Path]], list[Path]]:
     return lambda paths: [path for path in paths if int(path.stem.split("-")[1]) not in missing]
 
 
@@ -148,10 +148,12 @@ def test_a_missing_slice_is_named(missing: tuple[int, ...], reason: str, tmp_pat
     grid = make_grid("oblique", (9, 9, 7), (3.5, 1.25, 0.9), (0, 0, 0))
     paths = write_slices(tmp_path, grid, np.zeros((9, 9, 7), np.uint16))
     with pytest.raises(InputRefused, match=reason):
-        volumes.read(_drop(*missing)(paths))
+        volumes.read(_remove_slices(*missing)(paths))
 
 
-def _moved(slice_number: int, *, along_mm: float = 0.0, sideways_mm: float = 0.0) -> Callable[[int, Dataset], None]:
+def _move_slice(
+    slice_number: int, *, along_mm: float = 0.0, sideways_mm: float = 0.0
+) -> Callable[[int, Dataset], None]:
     def edit(k: int, ds: Dataset) -> None:
         if k == slice_number:
             x, y, z = (float(value) for value in ds.ImagePositionPatient)
@@ -160,21 +162,21 @@ def _moved(slice_number: int, *, along_mm: float = 0.0, sideways_mm: float = 0.0
     return edit
 
 
-def _tilted(k: int, ds: Dataset) -> None:
+def _tilt(k: int, ds: Dataset) -> None:
     x, y, z = (float(value) for value in ds.ImagePositionPatient)
     ds.ImagePositionPatient = [x, y + 0.9 * k, z]
 
 
-def _echoes(k: int, ds: Dataset) -> None:
+def _set_echoes(k: int, ds: Dataset) -> None:
     ds.EchoTime = str(4.92 + 2.46 * (k % 2))
     ds.ImagePositionPatient = [0, 0, 3.5 * (k // 2)]
 
 
-def _localiser(k: int, ds: Dataset) -> None:
+def _make_localiser(k: int, ds: Dataset) -> None:
     ds.ImageOrientationPatient = [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1], [1, 0, 0, 0, 0, -1]][k % 3]
 
 
-def _without(keyword: str) -> Callable[[int, Dataset], None]:
+def _remove_attribute(keyword: str) -> Callable[[int, Dataset], None]:
     def edit(k: int, ds: Dataset) -> None:
         if k == 4:
             delattr(ds, keyword)
@@ -182,7 +184,7 @@ def _without(keyword: str) -> Callable[[int, Dataset], None]:
     return edit
 
 
-def _with(**values: object) -> Callable[[int, Dataset], None]:
+def _set(**values: object) -> Callable[[int, Dataset], None]:
     def edit(k: int, ds: Dataset) -> None:
         if k == 4:
             for keyword, value in values.items():
@@ -191,36 +193,36 @@ def _with(**values: object) -> Callable[[int, Dataset], None]:
     return edit
 
 
-def _cropped(k: int, ds: Dataset) -> None:
+def _crop(k: int, ds: Dataset) -> None:
     if k == 4:
         ds.Rows, ds.PixelData = ds.Rows - 1, ds.PixelData[: -2 * ds.Columns]
 
 
 REFUSALS: dict[str, tuple[Callable[[int, Dataset], None], str]] = {
-    "uneven": (_moved(3, along_mm=0.8), "steps between slices are uneven: 2.700 to 4.300 mm"),
-    "tilt": (_tilted, r"14\.4 degrees off their normal \(gantry tilt"),
-    "one slice sideways": (_moved(3, sideways_mm=1.0), "1.00 mm at slice 4"),
+    "uneven": (_move_slice(3, along_mm=0.8), "steps between slices are uneven: 2.700 to 4.300 mm"),
+    "tilt": (_tilt, r"14\.4 degrees off their normal \(gantry tilt"),
+    "one slice sideways": (_move_slice(3, sideways_mm=1.0), "1.00 mm at slice 4"),
     "several echoes": (
-        _echoes, r"6 slices lie at only 3 positions, up to 2 at one; they differ in EchoTime \(4.92, 7.38"),
-    "sent twice": (_moved(3, along_mm=3.5), "nothing tells them apart"),
-    "localiser by geometry": (_localiser, r"3 orientations \(axial, coronal, sagittal\): a localiser"),
-    "localiser by name": (_with(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "instance 2 is a localiser"),
-    "mosaic": (_with(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "instance 2 is a mosaic"),
-    "colour": (_with(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "colour image"),
-    "palette": (_with(PhotometricInterpretation="PALETTE COLOR"), "colour image"),
-    "size": (_cropped, "differ in size: 8 x 7, 9 x 7"),
-    "no position": (_without("ImagePositionPatient"), "instance 2 .* has no usable ImagePositionPatient"),
-    "no orientation": (_without("ImageOrientationPatient"), "has no usable ImageOrientationPatient"),
-    "no spacing": (_without("PixelSpacing"), "has no usable PixelSpacing"),
-    "other spacing": (_with(PixelSpacing=[1.25, 1.5]), "PixelSpacing is not positive and the same on all slices"),
-    "negative spacing": (_with(PixelSpacing=[-1.25, 0.9]), "PixelSpacing is not positive"),
-    "truncated": (_with(PixelData=b"\0" * 60), "instance 2: the pixels are damaged, incomplete"),
-    "no pixels": (_without("PixelData"), "instance 2: the pixels are damaged, incomplete"),
-    "no rows": (_without("Rows"), "instance 2 is no image"),
+        _set_echoes, r"6 slices lie at only 3 positions, up to 2 at one; they differ in EchoTime \(4.92, 7.38"),
+    "sent twice": (_move_slice(3, along_mm=3.5), "nothing tells them apart"),
+    "localiser by geometry": (_make_localiser, r"3 orientations \(axial, coronal, sagittal\): a localiser"),
+    "localiser by name": (_set(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "instance 2 is a localiser"),
+    "mosaic": (_set(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "instance 2 is a mosaic"),
+    "colour": (_set(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "colour image"),
+    "palette": (_set(PhotometricInterpretation="PALETTE COLOR"), "colour image"),
+    "size": (_crop, "differ in size: 8 x 7, 9 x 7"),
+    "no position": (_remove_attribute("ImagePositionPatient"), "instance 2 .* has no usable ImagePositionPatient"),
+    "no orientation": (_remove_attribute("ImageOrientationPatient"), "has no usable ImageOrientationPatient"),
+    "no spacing": (_remove_attribute("PixelSpacing"), "has no usable PixelSpacing"),
+    "other spacing": (_set(PixelSpacing=[1.25, 1.5]), "PixelSpacing is not positive and the same on all slices"),
+    "negative spacing": (_set(PixelSpacing=[-1.25, 0.9]), "PixelSpacing is not positive"),
+    "truncated": (_set(PixelData=b"\0" * 60), "instance 2: the pixels are damaged, incomplete"),
+    "no pixels": (_remove_attribute("PixelData"), "instance 2: the pixels are damaged, incomplete"),
+    "no rows": (_remove_attribute("Rows"), "instance 2 is no image"),
     "not unit vectors": (
         lambda k, ds: setattr(ds, "ImageOrientationPatient", [1, 0, 0, 0.5, 0.5, 0]), "no perpendicular unit vectors"),
     "PET of unknown unit": (lambda k, ds: setattr(ds, "Modality", "PT"), "PET without Units"),
-    "two series": (_with(SeriesInstanceUID="1.2.3"), "of several series"),
+    "two series": (_set(SeriesInstanceUID="1.2.3"), "of several series"),
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def test_every_study_ends_once_while_workers_are_killed(
             fleet.send_studies(receiver, fleet.write_small_studies(tmp_path / "send", STUDIES, now))
             with Node(site.host("a"), "work") as a, Node(site.host("b"), "work") as b:
                 begin = time.monotonic()
-                killed = _kill_now_and_then(receiver, [a, b])
+                killed = _kill_repeatedly(receiver, [a, b])
                 print(f"{STUDIES} studies, {len(killed)} workers killed, {time.monotonic() - begin:.0f} s")
                 assert a.stop() == b.stop() == 0
             assert len(killed) == STUDIES // KILL_EVERY - 1
@@ -64,7 +64,7 @@ def _has_reported(running: Node) -> bool:
         return bool(workers.list_alive(session, since=datetime.now(UTC) - timedelta(minutes=1)))
 
 
-def _kill_now_and_then(receiver: Node, hosts: list[Node]) -> list[int]:
+def _kill_repeatedly(receiver: Node, hosts: list[Node]) -> list[int]:
     """Kill (-9) a worker that runs a job each time that a further share of the studies has ended; start it again."""
     killed = []
     for enough in range(KILL_EVERY, STUDIES, KILL_EVERY):

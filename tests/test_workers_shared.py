@@ -47,7 +47,7 @@ def rows(site: fleet.Site) -> Iterator[sessionmaker[Session]]:
     engine.dispose()
 
 
-def a_prior_job(rows: sessionmaker[Session], model: str, digest: str) -> int:
+def add_prior_job(rows: sessionmaker[Session], model: str, digest: str) -> int:
     with rows.begin() as session:
         return add_job(
             session, datetime.now(UTC) - A_MINUTE, pipeline="mri_reconstruction", model=model, model_digest=digest
@@ -84,7 +84,7 @@ def test_a_host_without_the_deployed_model_leaves_the_job_to_another_and_says_wh
         with (bundle / registry.WEIGHTS).open("r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(b"\x7f")
-    a_prior_job(rows, "mri_prior@9.0.0", digest)
+    add_prior_job(rows, "mri_prior@9.0.0", digest)
     is_alive(rows, "whole")
     job = work_once(rows, config.load(without), "lacking")
     assert (job.state, job.attempts) == (JobState.READY, 0)
@@ -102,10 +102,10 @@ def test_where_no_other_host_works_the_job_ends_with_what_is_lacking(
     site: fleet.Site, rows: sessionmaker[Session]
 ) -> None:
     without = config.load(site.host("lacking", bundle=None))
-    a_prior_job(rows, "mri_prior@9.0.0", "f" * 64)
+    add_prior_job(rows, "mri_prior@9.0.0", "f" * 64)
     is_alive(rows, "lacking")
-    with rows.begin() as session:  # its input is there, so that the model is what it fails for
-        _give_a_file(session, without)
+    with rows.begin() as session:  # its input exists, so that it fails for the model
+        _add_file(session, without)
     job = work_once(rows, without, "lacking")
     assert (job.state, job.attempts) == (JobState.DEAD, 1)
     assert "no bundle mri_prior@9.0.0" in job.reason
@@ -114,7 +114,7 @@ def test_where_no_other_host_works_the_job_ends_with_what_is_lacking(
 def test_a_worker_takes_no_job_while_its_mark_is_not_in_the_spool(
     site: fleet.Site, rows: sessionmaker[Session]
 ) -> None:
-    a_prior_job(rows, "mri_prior@9.0.0", "")
+    add_prior_job(rows, "mri_prior@9.0.0", "")
     own = config.load(site.host("a"))
     mark = SpoolMarker(own.spool_dir, "a:1")
     mark.set()
@@ -129,7 +129,7 @@ def test_a_worker_takes_no_job_while_its_mark_is_not_in_the_spool(
 
 
 def test_a_worker_does_not_start_on_a_spool_of_its_own(site: fleet.Site, rows: sessionmaker[Session]) -> None:
-    a_prior_job(rows, "mri_prior@9.0.0", "")
+    add_prior_job(rows, "mri_prior@9.0.0", "")
     own = config.load(site.host("a"))
     with pytest.raises(ConfigError, match="is not the spool of this database"):
         worker_process.run_worker_process(own, once=True, stop=threading.Event())
@@ -154,9 +154,9 @@ def test_check_names_the_host_that_works_on_another_spool(site: fleet.Site, rows
 def test_a_host_whose_clock_runs_ahead_takes_no_job_from_a_living_worker(
     database_url: str, rows: sessionmaker[Session]
 ) -> None:
-    a_prior_job(rows, "mri_prior@9.0.0", "")
+    add_prior_job(rows, "mri_prior@9.0.0", "")
     engine = engines.connect(database_url)
-    now, ahead = clock.make_clock(engine), _an_hour_ahead(engine)
+    now, ahead = clock.make_clock(engine), _advance_clock(engine)
     with rows.begin() as session:
         assert jobs.claim(session, worker="a:1", lease_s=60, now=now()) is not None
         assert jobs.expire_leases(session, attempts=3, now=ahead()) == []
@@ -167,7 +167,7 @@ def test_a_host_whose_clock_runs_ahead_takes_no_job_from_a_living_worker(
 
 def test_the_clock_goes_on_while_the_database_does_not_answer(tmp_path: Path, now: datetime) -> None:
     passed = [0.0]
-    engine = _Answering(now)
+    engine = _FixedClockEngine(now)
     ours = clock.DatabaseClock(engine, machine_clock=lambda: now, passed_s=lambda: passed[0])  # type: ignore[arg-type]
     assert ours() == now
     passed[0], engine.answers = 3600.0, False
@@ -221,7 +221,7 @@ def test_what_cannot_be_is_refused_by_the_configuration(tmp_path: Path, values: 
         config.load(tmp_path / "node.toml")
 
 
-def _give_a_file(session: Session, own: Config) -> None:
+def _add_file(session: Session, own: Config) -> None:
     from dicomnode.storage import spool
     from tests.peers.kspaces import raw_data
 
@@ -229,33 +229,33 @@ def _give_a_file(session: Session, own: Config) -> None:
     session.scalars(select(Instance)).one().sha256 = file.sha256
 
 
-def _an_hour_ahead(engine: Engine) -> Callable[[], datetime]:
+def _advance_clock(engine: Engine) -> Callable[[], datetime]:
     """Put the host's clock an hour ahead; with SQLite there is one clock only, and it counts."""
     if engine.dialect.name == "sqlite":
         return clock.make_clock(engine)
     return clock.DatabaseClock(engine, machine_clock=lambda: datetime.now(UTC) + timedelta(hours=1))
 
 
-class _Answering:
+class _FixedClockEngine:
     """An engine whose clock stands at one moment, while it answers at all."""
 
     def __init__(self, moment: datetime) -> None:
         self.moment, self.answers = moment, True
 
-    def connect(self) -> _Answering:
+    def connect(self) -> _FixedClockEngine:
         from sqlalchemy.exc import OperationalError
 
         if not self.answers:
             raise OperationalError("connect", None, Exception("gone"))
         return self
 
-    def __enter__(self) -> _Answering:
+    def __enter__(self) -> _FixedClockEngine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def execute(self, statement: object) -> _Answering:
+    def execute(self, statement: object) -> _FixedClockEngine:
         return self
 
     def scalar_one(self) -> datetime:

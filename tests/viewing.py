@@ -24,7 +24,7 @@ _FIRST, _LAST = 10, 40
 def write_head_series(folder: Path) -> tuple[list[Path], Grid]:
     """Write the files of a T1-like series, one for each slice."""
 
-    values, _, grid = _head()
+    values, _, grid = _make_head()
     stored = np.rint(800 * values).astype(np.uint16)
 
     def name(_: int, ds: Dataset) -> None:
@@ -36,7 +36,7 @@ def write_head_series(folder: Path) -> tuple[list[Path], Grid]:
 
 def make_results(sources: list[Path], grid: Grid) -> list[Dataset]:
     """Make an image (clean and labelled), uncertainty, segmentation and report."""
-    values, structure, _ = _head()
+    values, structure, _ = _make_head()
     made = (1000 * np.sqrt(values)).astype(np.float32)
     deviation = (2 * np.abs(np.gradient(values)[2])).astype(np.float32)  # up to 1, as the viewer colours it
     largest = np.argsort(np.bincount(structure[structure > 0]))[-2:]
@@ -58,7 +58,7 @@ def make_results(sources: list[Path], grid: Grid) -> list[Dataset]:
     return results.write(findings, headers, PROVENANCE, ResultsConfig(), NOW)
 
 
-def _head() -> tuple[NDArray[np.float32], NDArray[np.uint8], Grid]:
+def _make_head() -> tuple[NDArray[np.float32], NDArray[np.uint8], Grid]:
     """Return the phantom without the almost empty slices at its ends."""
     values, structure = phantom()
     affine = phantom_grid().affine_mm.copy()

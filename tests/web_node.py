@@ -100,7 +100,7 @@ class Web:
 
     def add_results(self, results: Iterable[Dataset], *, held: bool = False) -> None:
         """Add results of a job on the newest study, which must have been received before."""
-        outputs = [self._output(ds) for ds in results]
+        outputs = [self._make_output(ds) for ds in results]
         with self.sessions.begin() as session:
             study = session.scalars(select(Study).order_by(Study.id.desc())).first()
             assert study is not None
@@ -117,7 +117,7 @@ class Web:
                 session, job_id=claimed.id, worker="w", outputs=outputs, report={}, held_because=why, now=self.now
             )
 
-    def _output(self, ds: Dataset) -> OutputFile:
+    def _make_output(self, ds: Dataset) -> OutputFile:
         content = encode_part10(ds)
         stored = spool.write(self.config.spool_dir, content)
         facts = headers.read(spool.path(self.config.spool_dir, stored))

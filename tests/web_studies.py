@@ -183,7 +183,7 @@ def finish_job(
 ) -> None:
     """Finish a job with results as the worker stores them."""
     web.now += timedelta(seconds=seconds)
-    outputs = [_output(web, ds) for ds in instances]
+    outputs = [_make_output(web, ds) for ds in instances]
     report = {
         "model": "synthetic_dir@1.1.0", "device": "cpu", "seed": 7, "verdict": "hold" if held_because else "accept",
         "reasons": held_because.split("; ") if held_because else [],
@@ -210,7 +210,7 @@ def make_all_states(web: Web) -> Mapping[str, int]:
         to = ["pacs", "research"] if name == "partly" else ["pacs"]
         made[name] = route_study(web, receive(web, images), destinations=to)
         web.now += timedelta(minutes=2)
-        _end(web, name, made[name], images)
+        _end_job(web, name, made[name], images)
     receive(web, make_series("unrouted", description="localizer"))
     with web.sessions.begin() as session:
         study = studies.find_by_uid(session, study_uid("unrouted"))
@@ -233,7 +233,7 @@ def make_all_states(web: Web) -> Mapping[str, int]:
     return made
 
 
-def _end(web: Web, name: str, job_id: int, images: Sequence[Dataset]) -> None:
+def _end_job(web: Web, name: str, job_id: int, images: Sequence[Dataset]) -> None:
     if name == "cancelled":
         with web.sessions.begin() as session:
             jobs.cancel(session, session.get_one(Job, job_id), reason="cancelled by hand", now=web.now)
@@ -270,7 +270,7 @@ def _deliver(web: Web, name: str) -> None:
                 )  # fmt: skip
 
 
-def _output(web: Web, ds: Dataset) -> OutputFile:
+def _make_output(web: Web, ds: Dataset) -> OutputFile:
     stored = spool.write(web.config.spool_dir, encode_part10(ds))
     facts = headers.read(spool.path(web.config.spool_dir, stored))
     return OutputFile(

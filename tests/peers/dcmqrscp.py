@@ -46,7 +46,7 @@ class QueryScp:
         index = require_program("/usr/bin/dcmqridx", "dcmtk")
         subprocess.run([index, str(self._storage), str(copy)], check=True, capture_output=True)
 
-    def know(self, peer: Peer) -> None:
+    def register_peer(self, peer: Peer) -> None:
         """Add a peer to the table, and start the archive again: it reads the table when it starts."""
         self._write([peer])
         self.kill()

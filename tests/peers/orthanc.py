@@ -66,14 +66,14 @@ class Orthanc:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return str(json.load(answer)["ID"])
 
-    def know(self, peer: Peer) -> None:
+    def register_peer(self, peer: Peer) -> None:
         """Register the peer as a modality, for C-STORE and C-MOVE to it."""
         known = {"AET": peer.ae_title, "Host": peer.host, "Port": peer.port, "UseDicomTls": peer.tls}
         self.ask("PUT", f"/modalities/{peer.name}", known)
 
     def send(self, peer: Peer, instances: list[str]) -> None:
         """Let Orthanc send instances by C-STORE; raise where it reports a failure."""
-        self.know(peer)
+        self.register_peer(peer)
         self.ask("POST", f"/modalities/{peer.name}/store", {"Resources": instances, "Synchronous": True})
 
     def ask(self, method: str, path: str, body: object = None) -> Any:

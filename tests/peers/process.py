@@ -60,7 +60,7 @@ class Program:
         self.command = list(command)
         self.folder = folder
         self.log = folder / "program.log"
-        # DCMTK, which Orthanc links, leaves Nagle's algorithm on unless told so.
+        # DCMTK, which Orthanc links, leaves Nagle's algorithm on by default.
         self.environment = {**os.environ, "TCP_NODELAY": "1", **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
