@@ -37,4 +37,4 @@ def derive(*parts: str, prefix: str = "") -> UID:
 
 
 IMPLEMENTATION_CLASS_UID = derive("dicomnode", "implementation class")
-IMPLEMENTATION_VERSION_NAME = "DICOMNODE_0_1"  # PS3.7 D.3.3.2: at most 16 characters
+IMPLEMENTATION_VERSION_NAME = "DICOMNODE_0_2"  # MAJOR_MINOR; PS3.7 D.3.3.2: at most 16 characters

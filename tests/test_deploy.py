@@ -18,6 +18,7 @@ import yaml
 from db import engine as engines
 from db import jobs, migrations, workers
 from dicomnode.cli import COMMANDS
+from dicomnode.uids import IMPLEMENTATION_VERSION_NAME
 from dicomnode.web import ohif
 from tests import databases
 from tests.peers import write_config
@@ -80,7 +81,10 @@ def test_the_version_is_stated_once_and_repeated_alike() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     chart = yaml.safe_load((DEPLOY / "helm" / "dicomnode" / "Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (version, version)
-    assert f"dicomnode {version}." in (ROOT / "CONFORMANCE.md").read_text()
+    conformance = (ROOT / "CONFORMANCE.md").read_text()
+    assert f"dicomnode {version}." in conformance
+    assert "_".join(["DICOMNODE", *version.split(".")[:2]]) == IMPLEMENTATION_VERSION_NAME
+    assert f"`{IMPLEMENTATION_VERSION_NAME}`" in conformance
 
 
 def test_every_alert_has_tests_of_its_own() -> None:
