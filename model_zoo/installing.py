@@ -149,7 +149,7 @@ def _write_as_json(inference: Path) -> None:
     try:
         inference.write_text(json.dumps(plain_values.read_yaml(yaml_files[0]), indent=2) + "\n")
     except ModuleNotFoundError:
-        raise BundleError(f"configs/{yaml_files[0].name} needs PyYAML: pip install 'dicomnode[monai]'") from None
+        raise BundleError(f"configs/{yaml_files[0].name} needs PyYAML: pip install pyyaml") from None
     except (OSError, TypeError, ValueError) as error:
         raise BundleError(f"configs/{yaml_files[0].name} cannot be read ({error})") from None
 

@@ -18,7 +18,7 @@ from model_zoo.offline import offline
 
 __all__ = ["Steps", "build_model_steps", "build_steps", "evaluate_definition", "innermost_reason", "suppress_warnings"]
 
-WITHOUT_MONAI = "needs MONAI, which is not installed here: pip install 'dicomnode[monai]'"
+WITHOUT_MONAI = "needs MONAI, which is not installed here: pip install monai"
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def _monai_class(label: str, name: str) -> type[nn.Module]:
         network_class = getattr(import_module(_MONAI_NETWORKS), name, None)
     except ModuleNotFoundError:
         raise BundleError(
-            f"{label}: its network {name} is MONAI's, which is not installed here: pip install 'dicomnode[monai]'"
+            f"{label}: its network {name} is MONAI's, which is not installed here: pip install monai"
         ) from None
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
         raise BundleError(f"{label}: this node does not know the network {name!r}")
