@@ -1,6 +1,6 @@
 # make demo        environment, install, then the main job on real data, end to end (KEEP=1 leaves it running)
 # make test        environment, install, lint, types, then every test
-# make test-fast   the tests that use no other program, train no network and are quick (two minutes on two cores)
+# make test-fast   the tests that use no other program
 # make lint        ruff and mypy only
 # make coverage    the fast tests with their coverage; fails below the floor of pyproject.toml
 # make mutate      change decisive modules expression by expression; the tests have to notice (docs: tests/mutation.py)
