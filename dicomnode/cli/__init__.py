@@ -134,8 +134,8 @@ def _explain_error(error: Exception, command: str | None) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         return f"'dicomnode {command}' needs {package}, which is not installed on this host: {_INSTALL}"
-    if isinstance(error, OSError):
-        return f"{error.strerror or type(error).__name__}: {error.filename or 'a file or address'}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename or 'a file or address'}"
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}, line {last.lineno}"
     return f"{type(error).__name__} in {place}; DICOMNODE_TRACEBACK=1 shows where it came from"

@@ -39,6 +39,8 @@ log = logging.getLogger("dicomnode.ray")
 _SUPERVISE_S = 0.5
 _PAUSE_S = 1.0
 """The pause after the death of an actor, so that one that cannot start is not started in a loop."""
+_LONGEST_PAUSE_S = 30.0
+"""The longest pause between attempts to reach the cluster."""
 _DRAIN_S = 20.0
 _LOCAL_CLUSTER = {"include_dashboard": False, "object_store_memory": 100_000_000}
 """The options of a local cluster: studies pass through the spool, not through Ray's memory."""
@@ -98,11 +100,16 @@ def import_ray() -> Any:
 
 
 def run_actor_pool(config: Config, *, stop: threading.Event) -> None:
-    """Supervise the actors until ``stop`` is set. Raises where the cluster is gone; the parent then starts it again."""
+    """Supervise the actors until ``stop`` is set. Raises where the cluster is gone; the parent then starts it again.
+
+    A cluster that is not there yet, or too busy to answer, is waited for.
+    """
     engine = engines.connect(config.database_url)
     try:
         now = clock.make_clock(engine)
-        with _connect(config) as ray:
+        with _connect(config, stop) as ray:
+            if ray is None:
+                return
             pool = ActorPool(ray, config, engines.sessions(engine), now)
             try:
                 while not stop.wait(_SUPERVISE_S):
@@ -114,24 +121,45 @@ def run_actor_pool(config: Config, *, stop: threading.Event) -> None:
 
 
 @contextmanager
-def _connect(config: Config) -> Iterator[Any]:
-    """Connect to the cluster that [worker] ray_address names, or start a local one; yield the module ray."""
+def _connect(config: Config, stop: threading.Event) -> Iterator[Any]:
+    """Connect to the cluster that [worker] ray_address names, or start a local one; yield the module ray.
+
+    Yields None if ``stop`` is set before a cluster answers.
+    """
     ray = import_ray()
     if not config.worker.ray_address and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home directory
     own_handler = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address=config.worker.ray_address or "local",
-        namespace="dicomnode",
-        configure_logging=False,
-        **({} if config.worker.ray_address else _LOCAL_CLUSTER),
-    )
-    signal.signal(signal.SIGTERM, own_handler)  # Ray's would end this process in the middle of a job
-    log.info("Ray %s: %d nodes", ray.__version__, len(ray.nodes()))
     try:
+        if not _wait_for_cluster(ray, config.worker.ray_address, stop):
+            yield None
+            return
+        signal.signal(signal.SIGTERM, own_handler)  # Ray's would end this process in the middle of a job
+        log.info("Ray %s: %d nodes", ray.__version__, len(ray.nodes()))
         yield ray
     finally:
         ray.shutdown()
+
+
+def _wait_for_cluster(ray: Any, address: str, stop: threading.Event) -> bool:
+    """Connect to a cluster, with growing pauses between attempts; return False if ``stop`` is set before."""
+    pause_s = _PAUSE_S
+    while not stop.is_set():
+        try:
+            ray.init(
+                address=address or "local",
+                namespace="dicomnode",
+                configure_logging=False,
+                **({} if address else _LOCAL_CLUSTER),
+            )
+        except ConnectionError as error:
+            place = f"the cluster at [worker] ray_address = {address!r}" if address else "the local cluster"
+            log.warning("%s does not answer (%s); next attempt in %g s", place, type(error).__name__, pause_s)
+            stop.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 class ActorPool:
