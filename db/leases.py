@@ -2,6 +2,7 @@
 
 Jobs, deliveries and notifications are leased (``base.Leased``). Deliveries and notifications are outboxes besides:
 rows written with the change that caused them, which wait, are sent under a lease, and wait again after a failure.
+Retrievals have no lease: ``serve`` alone runs them, one after the other, and continues them after a restart.
 """
 
 from __future__ import annotations

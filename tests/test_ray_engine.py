@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -15,6 +17,9 @@ from sqlalchemy import update
 
 from db import engine as engines
 from db.models import Job
+from dicomnode.config import Config
+from dicomnode.config.node import NodeConfig
+from dicomnode.config.worker import WorkerConfig
 from dicomnode.errors import ConfigError
 from dicomnode.execution import ray_actors
 from tests import fleet, postgresql
@@ -100,6 +105,36 @@ def test_a_node_alone_brings_its_own_ray_and_takes_it_along(tmp_path: Path, now:
             fleet.check_each_job_ended_once(session, site.spool_dir, 2)
         assert node.stop() == 0
         wait_for(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in ray), "Ray ends with the node")
+
+
+class BusyRay:
+    """A module ray whose cluster refuses every connection, as a busy one does; sets ``stop`` at the third."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop, self.attempts = stop, 0
+
+    def init(self, **_: object) -> None:
+        self.attempts += 1
+        if self.attempts == 3:
+            self.stop.set()
+        raise ConnectionAbortedError("Initialization failure from server")
+
+    def shutdown(self) -> None:
+        pass
+
+
+def test_a_driver_waits_for_a_cluster_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = threading.Event()
+    ray = BusyRay(stop)
+    monkeypatch.setattr(ray_actors, "import_ray", lambda: ray)
+    worker = WorkerConfig(engine="ray", ray_address="ray://head.example:10001")
+    config = Config(node=NodeConfig(data_dir=tmp_path), worker=worker).with_absolute_paths(tmp_path)
+    ray_actors.run_actor_pool(config, stop=stop)
+    assert ray.attempts == 3
+    pauses = re.findall(r"does not answer \(ConnectionAbortedError\); next attempt in (\d) s", caplog.text)
+    assert pauses == ["1", "2", "4"]
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
