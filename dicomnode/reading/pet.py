@@ -56,7 +56,7 @@ _CORRECTIONS = MappingProxyType({
     "RandomsCorrected": "RAN", "NonUniformRadialSamplingCorrected": "RADL", "SensitivityCalibrated": "DCAL",
     "DetectorNormalizationCorrection": "NORM",
 })  # fmt: skip
-"""Attributes of Enhanced PET (C.8.22.4), and the terms of Corrected Image (0028,0051) that mean the same."""
+"""Attributes of Enhanced PET (C.8.22.6), and the terms of Corrected Image (0028,0051) that mean the same."""
 _PHILIPS = (0x7053, "Philips PET Private Group")
 _SUV_SCALE, _ACTIVITY_SCALE = 0x00, 0x09  # SUV and activity concentration (Bq/ml) per count
 
