@@ -334,28 +334,41 @@ def _check_plausible(found: anatomy.Anatomy) -> None:
     assert 4 < measured["volume of putamen"] < 18
 
 
-def test_a_real_t1w_scan_gets_plausible_volumes(shipped_model: Model, kit: Path, tmp_path: Path) -> None:
-    series = volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path))
-    anatomy.check_head(series.volume, series.facts)
-    found = anatomy.segment_head(series.volume, shipped_model)
-    _check_plausible(found)
-    own_ml = found.mask().sum() * np.prod(series.volume.grid.spacing_mm) / 1000
-    assert own_ml == pytest.approx(found.volume_ml(*(s.number for s in STRUCTURES if s.name != "csf")), rel=0.02)
+@pytest.fixture(scope="module")
+def thin_series(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> volumes.Series:
+    """Return a real T1w series of thin slices."""
+    folder = tmp_path_factory.mktemp("studyforrest")
+    return volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", folder))
 
 
-def test_thick_slices_of_the_same_head_agree_with_thin_ones(shipped_model: Model, kit: Path, tmp_path: Path) -> None:
-    thin = volumes.read(unpack_series(kit / "mri" / "t1-dicom-studyforrest" / "dicoms.tar.xz", tmp_path)).volume
+@pytest.fixture(scope="module")
+def thin_head(thin_series: volumes.Series, shipped_model: Model) -> anatomy.Anatomy:
+    return anatomy.segment_head(thin_series.volume, shipped_model)
+
+
+def test_a_real_t1w_scan_gets_plausible_volumes(thin_series: volumes.Series, thin_head: anatomy.Anatomy) -> None:
+    anatomy.check_head(thin_series.volume, thin_series.facts)
+    _check_plausible(thin_head)
+    own_ml = thin_head.mask().sum() * np.prod(thin_series.volume.grid.spacing_mm) / 1000
+    expected_ml = thin_head.volume_ml(*(s.number for s in STRUCTURES if s.name != "csf"))
+    assert own_ml == pytest.approx(expected_ml, rel=0.02)
+
+
+def test_thick_slices_of_the_same_head_agree_with_thin_ones(
+    thin_series: volumes.Series, thin_head: anatomy.Anatomy, shipped_model: Model
+) -> None:
+    thin = thin_series.volume
     count = thin.grid.shape[0] // 7
     data = thin.data[: count * 7].reshape(count, 7, *thin.data.shape[1:]).mean(axis=1)
     affine = thin.grid.affine_mm.copy()
     affine[:3, 3] += affine[:3, 2] * 3
     affine[:3, 2] *= 7
     thick = Volume(data.astype(np.float32), Grid(data.shape, affine))
-    one, other = (anatomy.segment_head(volume, shipped_model) for volume in (thin, thick))
-    _check_plausible(other)
-    middle = one.image_labels[3 : count * 7 : 7]
+    found = anatomy.segment_head(thick, shipped_model)
+    _check_plausible(found)
+    middle = thin_head.image_labels[3 : count * 7 : 7]
     brain = [s.number for s in STRUCTURES if s.name != "csf"]
-    assert dice(np.isin(middle, brain), np.isin(other.image_labels, brain)) > 0.9
+    assert dice(np.isin(middle, brain), np.isin(found.image_labels, brain)) > 0.9
 
 
 def test_a_real_enhanced_t1w_scan_gets_plausible_volumes(shipped_model: Model, kit: Path) -> None:

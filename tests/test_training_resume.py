@@ -81,10 +81,9 @@ def digest_of(found: recipe.Recipe[Any], out: Path, *, resume: bool = False) -> 
 
 @pytest.mark.timeout(1200)  # seconds of work, but the processes share the machine with others
 @EVERY
-def test_a_recipe_makes_a_bundle_again_the_same_and_killed_in_the_middle_the_same(name: str, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_ends_as_an_unbroken_one_of_another_process(name: str, tmp_path: Path) -> None:
     found = training.load(name)
     digest = train(name, tmp_path / "once")
-    assert digest_of(found, tmp_path / "again") == digest
     killed = python("-c", KILLED, name, str(tmp_path / "killed"))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     steps = found.configurations["smoke"].steps

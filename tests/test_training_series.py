@@ -33,11 +33,17 @@ def _check_same_voxels(trained: images.Volume, served: Volume) -> None:
     """Check that each voxel of training is a voxel of the node, at its centre and with its value; axes are LPS."""
     values, grid = trained.values.numpy(), trained.grid
     assert sorted(values.shape) == sorted(served.data.shape)
-    indices = np.stack([*np.indices(values.shape)[::-1].reshape(3, -1), np.ones(values.size)])
-    place = (np.linalg.inv(served.grid.affine_mm) @ grid.affine_mm @ indices)[:3]
-    i, j, k = np.rint(place).astype(int)
-    assert np.abs(place - np.rint(place)).max() < 1e-6
-    assert np.array_equal(served.data[k, j, i], values.ravel())
+    to_served = np.linalg.inv(served.grid.affine_mm) @ grid.affine_mm
+    turn = np.rint(to_served[:3, :3]).astype(int)
+    assert np.array_equal(np.abs(turn).sum(axis=0), [1, 1, 1])
+    corners = np.stack([*np.array(list(np.ndindex(2, 2, 2))).T * (np.array(values.shape)[::-1, None] - 1), np.ones(8)])
+    places = (to_served @ corners)[:3]
+    assert np.abs(places - np.rint(places)).max() < 1e-6
+    assert places.min() > -1e-6
+    along = np.argmax(np.abs(turn), axis=0)  # the served axis (i, j, k) along each axis of training
+    there = served.data.T.transpose(along)
+    there = there[tuple(slice(None, None, turn[axis, i]) for i, axis in enumerate(along))]
+    assert np.array_equal(there.T, values)
     assert nibabel.aff2axcodes(np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine_mm) == ("L", "P", "S")
 
 
