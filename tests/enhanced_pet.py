@@ -110,7 +110,7 @@ def _make_agent() -> Dataset:
     item = Dataset()
     item.RadiopharmaceuticalAgentNumber = 1
     item.RadiopharmaceuticalStartDateTime = "20260101120000"
-    item.RadionuclideTotalDose, item.RadionuclideHalfLife = f"{DOSE_BQ:.0f}", f"{HALF_LIFE_S}"
+    item.RadionuclideTotalDose, item.RadionuclideHalfLife = f"{DOSE_BQ / 1e6:g}", f"{HALF_LIFE_S}"
     item.RadionuclidePositronFraction = "0.97"
     fluorine = codes.cid4020._18Fluorine
     item.RadionuclideCodeSequence = [make_code(fluorine.value, fluorine.scheme_designator, fluorine.meaning)]

@@ -17,7 +17,7 @@ from dicomnode.errors import InputRefused
 from dicomnode.reading import volumes
 from pipelines.contract import Grid
 from tests.enhanced_pet import make_code, mapping, write_enhanced_pet, write_legacy_pet
-from tests.pet_series import FACTOR, WEIGHT_KG, write_pet
+from tests.pet_series import DOSE_BQ, FACTOR, WEIGHT_KG, write_pet
 from tests.series import unpack_series
 
 GRID = Grid((9, 8, 10), np.array([[2.0, 0, 0, -9], [0, 2, 0, -8], [0, 0, 3, 5], [0, 0, 0, 1]]))
@@ -85,7 +85,7 @@ def _add_agent(*used: int) -> Edit:
 
     def edit(ds: Dataset) -> None:
         other = deepcopy(ds.RadiopharmaceuticalInformationSequence[0])
-        other.RadiopharmaceuticalAgentNumber, other.RadionuclideTotalDose = 2, "100000000"
+        other.RadiopharmaceuticalAgentNumber, other.RadionuclideTotalDose = 2, "100"
         ds.RadiopharmaceuticalInformationSequence.append(other)
         uses = [Dataset() for _ in used]
         for use, number in zip(uses, used, strict=True):
@@ -158,6 +158,7 @@ REASONS: dict[str, tuple[Edit, str]] = {
         _set_agent(RadionuclideHalfLife="109.77"), "says Fluorine-18, whose half-life is 6586.2 s",
     ),
     "no dose": (_set_agent(RadionuclideTotalDose=""), "Dose .* not stated"),
+    "dose in Bq": (_set_agent(RadionuclideTotalDose="350000000"), r"of 3.5e\+14 Bq .* instead of MBq"),
     "no injection": (_set_agent(RadiopharmaceuticalStartDateTime=None), "times of injection and scan"),
     "an offset alone": (_set_agent(RadiopharmaceuticalStartDateTime="20260101120000+0100"), r"\(0008,0201\)"),
     "two agents used": (_add_agent(1, 2), r"\(0054,0016\) has several items"),
@@ -241,6 +242,7 @@ def test_corrections_and_tracer_are_told_as_facts(tmp_path: Path) -> None:
     found = _read_enhanced(tmp_path, _keep).facts
     assert found["corrections"] == ("DECY", "ATTN", "SCAT", "DTIM", "CLN", "RAN", "DCAL", "NORM")
     assert found["tracer"] == "Fluorodeoxyglucose F^18^"
+    assert found["dose_bq"] == DOSE_BQ
     assert "decay_correction" not in found
 
 

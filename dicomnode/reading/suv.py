@@ -169,7 +169,10 @@ def _dose_fault(header: PetHeader) -> str:
             "written in MBq or kBq"
         )
     if header.dose_bq > DOSES_BQ[1]:
-        return f"Radionuclide Total Dose (0018,1074) of {header.dose_bq:g} Bq is more than any person gets"
+        return (
+            f"Radionuclide Total Dose (0018,1074) of {header.dose_bq:g} Bq is more than any person gets; in Enhanced "
+            "PET it may have been written in Bq instead of MBq"
+        )
     return ""
 
 

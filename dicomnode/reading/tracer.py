@@ -42,7 +42,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         "corrections": pet.corrections(frames[0]),
         "decay_correction": _decay_correction(frames[0]),
         "tracer": _name(source) if one and len({_name(each[0]) for each in sources}) == 1 else None,
-        "dose_bq": _number(source.get("RadionuclideTotalDose")) if one and _OF_THE_TRACER[0] not in differing else None,
+        "dose_bq": _dose_bq(frames[0], source) if one and _OF_THE_TRACER[0] not in differing else None,
         "half_life_s": half_life_s if one else None,
         "uptake_s": elapsed.uptake_s if one and _is_likely(elapsed.uptake_s, half_life_s) else None,
         "series_type": pet.series_type(frames[0]) or None,
@@ -52,6 +52,12 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
     )
     known = {"suv_bw_per_unit": factor.bw_per_unit, "suv_unknown_because": factor.unknown_because}
     return {fact: value for fact, value in (found | known).items() if value or value == ()}
+
+
+def _dose_bq(frame: Frame, source: Dataset) -> float | None:
+    """Return the dose, which is in Bq in PET (PS3.3 C.8.9.2) and in MBq in Enhanced PET (C.8.22.4)."""
+    dose = _number(source.get("RadionuclideTotalDose"))
+    return dose * 1e6 if dose is not None and pet.is_enhanced(frame) else dose
 
 
 def _sources(frame: Frame) -> Sequence[Dataset]:
