@@ -11,7 +11,17 @@ from torch.nn.functional import pad
 
 from model_zoo.operators import Fourier, cg
 
-__all__ = ["cg_sense", "haar", "l1_wavelet", "soft", "total_variation", "wavelet", "zero_filled"]
+__all__ = [
+    "cg_sense",
+    "gradient",
+    "gradient_adjoint",
+    "haar",
+    "l1_wavelet",
+    "soft",
+    "total_variation",
+    "wavelet",
+    "zero_filled",
+]
 
 # Orthonormal low-pass filter with four vanishing moments (Daubechies 1988, table 1, N = 4).
 DB4 = (
@@ -60,13 +70,13 @@ def total_variation(A: Fourier, y: Tensor, weight: float, *, iterations: int = 1
     """
     step = 1 / 3
     x = x_bar = A.H(y)
-    p, q = torch.zeros_like(y), _gradient(torch.zeros_like(x))
+    p, q = torch.zeros_like(y), gradient(torch.zeros_like(x))
     for _ in range(iterations):
         p = (p + step * (A(x_bar) - y)) / (1 + step)
-        q = q + step * _gradient(x_bar)
+        q = q + step * gradient(x_bar)
         q = q / (q.abs().pow(2).sum(dim=0).sqrt() / weight).clamp_min(1.0)
         before = x
-        x = x - step * (A.H(p) + _gradient_adjoint(q))
+        x = x - step * (A.H(p) + gradient_adjoint(q))
         x_bar = 2 * x - before
     return x
 
@@ -135,12 +145,13 @@ def _synthesise(low: Tensor, high: Tensor, filter: tuple[float, ...], axis: int)
     return x.movedim(-1, axis)
 
 
-def _gradient(x: Tensor) -> Tensor:
+def gradient(x: Tensor) -> Tensor:
     """Return forward differences along both axes with Neumann ends; (2, batch, a, b)."""
     return torch.stack([torch.diff(x, dim=d, append=x.narrow(d, x.shape[d] - 1, 1)) for d in (-2, -1)])
 
 
-def _gradient_adjoint(q: Tensor) -> Tensor:
+def gradient_adjoint(q: Tensor) -> Tensor:
+    """Return the adjoint of :func:`gradient`: (2, batch, a, b) to (batch, a, b)."""
     total = torch.zeros_like(q[0])
     for part, d in zip(q, (-2, -1), strict=True):
         inside = part.narrow(d, 0, part.shape[d] - 1)

@@ -20,6 +20,8 @@ from model_zoo.bundle import BundleError, weights_digest
 
 __all__ = [
     "INFERENCE",
+    "KNOWN_INFERERS",
+    "KNOWN_TRANSFORMS",
     "ROOTS",
     "check_configuration",
     "collect_references",
@@ -39,7 +41,7 @@ INFERENCE = Path("configs") / "inference.json"
 _TRANSFORMS, _INFERERS = "monai.transforms", "monai.inferers"
 _READS_OR_WRITES = ("LoadImage", "SaveImage")
 _IDENTITY = f"{_TRANSFORMS}.Identityd"
-_KNOWN_TRANSFORMS = frozenset({
+KNOWN_TRANSFORMS = frozenset({
     "Activations", "AdjustContrast", "AsDiscrete", "BorderPad", "CastToType", "CenterScaleCrop", "CenterSpatialCrop",
     "ClipIntensityPercentiles", "Compose", "ConcatItems", "CopyItems", "CropForeground", "DeleteItems", "DivisiblePad",
     "EnsureChannelFirst", "EnsureType", "FillHoles", "Flip", "GaussianSharpen", "GaussianSmooth", "HistogramNormalize",
@@ -50,7 +52,9 @@ _KNOWN_TRANSFORMS = frozenset({
     "SpatialPad", "SpatialResample", "SplitDim", "SqueezeDim", "StdShiftIntensity", "ThresholdIntensity", "ToDevice",
     "ToTensor", "Transpose", "VoteEnsemble", "Zoom",
 })  # fmt: skip
-_KNOWN_INFERERS = frozenset({"SimpleInferer", "SliceInferer", "SlidingWindowInferer", "SlidingWindowInfererAdapt"})
+"""Array transforms of ``monai.transforms`` that a configuration may name, also as dictionary transforms."""
+KNOWN_INFERERS = frozenset({"SimpleInferer", "SliceInferer", "SlidingWindowInferer", "SlidingWindowInfererAdapt"})
+"""Inferers of ``monai.inferers`` that a configuration may name."""
 _DIRECTIVES = frozenset({"_target_", "_disabled_", "_desc_"})
 _DOWNLOADS: Mapping[str, Any] = {"pretrained": False, "pretrained_url": None, "weights": None, "checkpoint": None}
 """Arguments of MONAI's networks that load other weights, by name, and the value that loads none."""
@@ -196,16 +200,16 @@ def _full_name(target: str) -> str:
 
 
 def _is_inferer(name: str) -> bool:
-    return name in _KNOWN_INFERERS
+    return name in KNOWN_INFERERS
 
 
 def _is_transform(name: str) -> bool:
-    return _array_transform(name) in _KNOWN_TRANSFORMS
+    return _array_transform(name) in KNOWN_TRANSFORMS
 
 
 def _array_transform(name: str) -> str:
     """Return the name of the array transform for a transform of dictionaries, whose name ends in d, D or Dict."""
-    if name in _KNOWN_TRANSFORMS or name in _READS_OR_WRITES:
+    if name in KNOWN_TRANSFORMS or name in _READS_OR_WRITES:
         return name
     return name.removesuffix("Dict") if name.endswith("Dict") else name.removesuffix("d").removesuffix("D")
 

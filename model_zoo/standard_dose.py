@@ -45,6 +45,7 @@ __all__ = [
     "estimate_noise_sd",
     "interpret",
     "prepare",
+    "residual_noise_fraction",
     "restore",
     "restore_significant_residual",
     "scale_of",
@@ -230,7 +231,7 @@ def _correct_output(
     windows = [_window_voxels(dose, has_anatomy)]
     mean = mean + _regress_on_anatomy(low - mean, anatomy, spacing_mm, windows)[0]
     mean, sd = restore_significant_residual(low, mean, sd)
-    residual_sd = _residual_noise_fraction(dose, has_anatomy) * _NORMAL * amplitude
+    residual_sd = residual_noise_fraction(dose, has_anatomy) * _NORMAL * amplitude
     mean = filters.denoise_by_non_local_means(mean, (1.0,), residual_sd, reach=_REACH_VOXELS)[0]
     if has_anatomy:
         mean = mean + _regress_on_anatomy(low - mean, anatomy, spacing_mm, windows)[0]
@@ -270,7 +271,7 @@ def _window_voxels(dose: float, has_anatomy: bool) -> float:
     return (2.0 if has_anatomy else 1.2) * math.pow(0.5 / dose, 0.3)
 
 
-def _residual_noise_fraction(dose: float, has_anatomy: bool) -> float:
+def residual_noise_fraction(dose: float, has_anatomy: bool) -> float:
     """Return the fraction of the image's noise that the network leaves.
 
     It is 0.31, 0.4 and 0.51 at 50, 10 and 2 % of the dose. Without an anatomy, when detail is mistaken for noise

@@ -35,8 +35,10 @@ __all__ = [
     "EMBEDDING",
     "Output",
     "SyntheticDir",
+    "combine_passes",
     "compute_first_guess",
     "decode",
+    "expected_signal",
     "log_maps",
     "predict",
     "prepare",
@@ -136,7 +138,7 @@ def compute_first_guess(flair: Tensor, t1w: Tensor | None, structure: Tensor, *,
         return torch.zeros_like(flair)
     step = FIT_STEP if robust else 1
     A = torch.stack([term[inside][::step] for term in terms], dim=1)
-    expected = _expected_signal(structure.device)[structure[inside][::step].long()]
+    expected = expected_signal(structure.device)[structure[inside][::step].long()]
     coefficients = _least_squares(A, expected, torch.ones_like(expected))
     for _ in range(ROUNDS if robust else 0):
         coefficients = _least_squares(
@@ -171,7 +173,7 @@ def tissue_levels(flair: Tensor, t1w: Tensor | None, structure: Tensor) -> Tenso
     return torch.stack(levels)
 
 
-def _expected_signal(device: torch.device) -> Tensor:
+def expected_signal(device: torch.device) -> Tensor:
     """Return each structure's signal, by number, in a DIR that nulls white matter and CSF, grey matter being 1."""
     p = TissueParameters.table()
     white, csf, grey = (tissue_of(name) for name in ("cerebral white matter", "csf", "frontal cortex"))
@@ -240,7 +242,7 @@ def predict(
     set_dropout(network, passes > 1)
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        results = _accumulate(_passes(network, x, brightness, passes, with_flips, bf16), passes)
+        results = combine_passes(_passes(network, x, brightness, passes, with_flips, bf16), passes)
     set_dropout(network, False)
     k, j, i = crop
     return SyntheticDir(*(v[..., k, j, i] for v in results))
@@ -257,8 +259,11 @@ def _passes(
         yield decode(y.flip(axes), x)
 
 
-def _accumulate(outputs: Iterator[Output], passes: int) -> tuple[Tensor, ...]:
-    """Return mean DIR, total sd, epistemic sd, lesion probability and mean maps of the passes."""
+def combine_passes(outputs: Iterator[Output], passes: int) -> tuple[Tensor, ...]:
+    """Return mean DIR, total sd, epistemic sd, lesion probability and mean maps of the passes.
+
+    Each is of the first item of the batch: (k, j, i), the maps (3, k, j, i).
+    """
     dir_ = m2 = b2 = lesion = maps = torch.zeros(())
     for n, out in enumerate(outputs, start=1):
         y = out.dir[0, 0].clamp(0.0, CLIP)

@@ -16,13 +16,13 @@ from pipelines.codes import ANATOMICAL_STRUCTURE, SPATIAL, encode_structure
 from pipelines.contract import Code
 from pipelines.laterality import LEFT, RIGHT
 
-__all__ = ["UNCODED", "categorise_label", "encode_label"]
+__all__ = ["ABNORMAL", "ANATOMY", "UNCODED", "categorise_label", "encode_label"]
 
 UNCODED = Code("LABEL", "99DICOMNODE", "Label of a model")
 """Code of a label whose structure is not known."""
 ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 
-_ANATOMY = MappingProxyType({
+ANATOMY = MappingProxyType({
     "adrenal gland": "23451007", "aorta": "15825003", "bladder": "89837001", "bone": "272673000", "brain": "12738006",
     "cerebellum": "113305005", "clavicle": "51299004", "colon": "71854001", "duodenum": "38848004",
     "esophagus": "32849002", "eye": "81745001", "femur": "71341001", "gallbladder": "28231008", "heart": "80891009",
@@ -34,10 +34,12 @@ _ANATOMY = MappingProxyType({
     "spinal cord": "2748008", "spleen": "78961009", "sternum": "56873002", "stomach": "69695003",
     "thyroid": "69748006", "trachea": "44567001", "uterus": "35039007", "vertebra": "51282000",
 })  # fmt: skip
-_ABNORMAL = MappingProxyType({
+"""SNOMED CT code of each known anatomical name."""
+ABNORMAL = MappingProxyType({
     "edema": ("79654002", "Edema"), "lesion": ("52988006", "Lesion"), "mass": ("4147007", "Mass"),
     "necrosis": ("6574001", "Necrosis"), "nodule": ("27925004", "Nodule"), "tumor": ("108369006", "Neoplasm"),
 })  # fmt: skip
+"""SNOMED CT code and meaning of each known name of an abnormal structure."""
 _SAME = MappingProxyType({
     "adrenal": "adrenal gland", "enhancing tumor": "tumor", "enhancing tumour": "tumor", "gall bladder": "gallbladder",
     "ivc": "inferior vena cava", "neoplasm": "tumor", "oedema": "edema", "oesophagus": "esophagus",
@@ -63,10 +65,10 @@ def encode_label(name: str) -> Code:
 
 def _code_of_term(term: str) -> Code:
     term = _SAME.get(term, term)
-    if term in _ANATOMY:
-        return Code(_ANATOMY[term], "SCT", term.capitalize())
-    if term in _ABNORMAL:
-        return Code(_ABNORMAL[term][0], "SCT", _ABNORMAL[term][1])
+    if term in ANATOMY:
+        return Code(ANATOMY[term], "SCT", term.capitalize())
+    if term in ABNORMAL:
+        return Code(ABNORMAL[term][0], "SCT", ABNORMAL[term][1])
     return _OURS.get(term, UNCODED)
 
 
@@ -75,7 +77,7 @@ def categorise_label(name: str) -> Code:
     code = encode_label(name)
     if code == UNCODED:
         return SPATIAL
-    return ABNORMAL_STRUCTURE if code.value in {value for value, _ in _ABNORMAL.values()} else ANATOMICAL_STRUCTURE
+    return ABNORMAL_STRUCTURE if code.value in {value for value, _ in ABNORMAL.values()} else ANATOMICAL_STRUCTURE
 
 
 def _plain(name: str) -> str:

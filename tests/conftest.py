@@ -115,4 +115,4 @@ def kit() -> Path:
 @pytest.fixture
 def as_the_network_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make standard-dose PET restore no residual on top of the answer of its network."""
-    monkeypatch.setattr(standard_dose, "_residual_noise_fraction", lambda dose, has_anatomy: 1e-3)
+    monkeypatch.setattr(standard_dose, "residual_noise_fraction", lambda dose, has_anatomy: 1e-3)

@@ -15,6 +15,7 @@ from model_zoo.simulate.pet.activity import (
     EXTRA,
     compute_block_fractions,
     compute_true_uptake,
+    draw_uptake,
     label_binding_regions,
     render_activity,
     take_majority,
@@ -88,10 +89,8 @@ def test_the_plexus_is_in_the_ventricle_and_meninges_are_in_the_outer_csf(phanto
 
 
 def test_meninges_bind_mk6240_in_about_half_of_the_subjects() -> None:
-    from model_zoo.simulate.pet.activity import _draw_uptake
-
     found = [
-        float(_draw_uptake(TRACERS["MK-6240"], 0.0, make_generator(s), 1.0)[REGIONS.index("meninges")])
+        float(draw_uptake(TRACERS["MK-6240"], 0.0, make_generator(s), 1.0)[REGIONS.index("meninges")])
         for s in range(200)
     ]
     assert 0.4 < sum(value > 1.0 for value in found) / 200 < 0.6

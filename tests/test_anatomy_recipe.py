@@ -145,11 +145,11 @@ def test_an_untrained_refinement_returns_its_input() -> None:
 def test_the_second_loss_is_least_at_the_truth() -> None:
     structure = make_phantom((16, 16, 16), 12.0).structure.long()[None]
     right = functional.one_hot(structure, COUNT + 1).movedim(-1, 1) * 12.0
-    best = float(anatomy._second_loss(right, structure, SMOKE))
+    best = float(anatomy.compute_refinement_loss(right, structure, SMOKE))
     assert best < 0.01
     for n in range(3):
         noise = 6 * torch.randn(right.shape, generator=seeded(n))
-        assert float(anatomy._second_loss(right + noise, structure, SMOKE)) > best
+        assert float(anatomy.compute_refinement_loss(right + noise, structure, SMOKE)) > best
 
 
 def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
@@ -159,7 +159,7 @@ def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
     for g, names in enumerate(GROUPS):
         level[[number(name) for name in names]] = 0.9 - 0.1 * g
     image = (level[head.structure.long()] + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0, 1)
-    first = anatomy._structure_shares(head.structure[None].long(), 2)[0].roll((1, 1), dims=(2, 3))
+    first = anatomy.compute_structure_shares(head.structure[None].long(), 2)[0].roll((1, 1), dims=(2, 3))
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
     model = Model("anatomy", "1", "", {}, _make_untrained_cascade(), settings, "cpu")
     found = refine(first, image, model)
@@ -172,7 +172,7 @@ def test_nothing_is_refined_far_from_the_brain() -> None:
     """An image grows by air on one side: the answer is the same, and background there."""
     head = make_phantom((64, 64, 64), 3.0)
     image = (0.2 + 0.03 * head.structure.float() + 0.02 * torch.randn(64, 64, 64, generator=seeded(5))).clamp(0.25, 0.8)
-    first = anatomy._structure_shares(head.structure[None].long(), 2)[0]
+    first = anatomy.compute_structure_shares(head.structure[None].long(), 2)[0]
     settings = {"spacing_mm": 6.0, "shape": [32, 32, 32], "percentiles": [0, 100], "mixture": {"thin": 1}}
     model = Model("anatomy", "1", "", {}, _make_untrained_cascade(), settings, "cpu")
     found = refine(first, image, model)

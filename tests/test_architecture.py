@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -30,6 +32,16 @@ ALLOWED: dict[str, frozenset[str]] = {
 NO_DICOM = frozenset({"pydicom", "pynetdicom", "highdicom"})
 SIMULATION = ("model_zoo.simulate", "model_zoo.training", "model_zoo.evaluation")
 """Packages that make data and models. Inference imports none of them."""
+USERS = ("tests", "benchmarks", "examples")
+"""Folders that use public names of the packages only."""
+ALLOWED_PRIVATE: dict[str, str] = {
+    "tests/enhanced_pet.py: _18Fluorine": "keyword of a code in pydicom, which begins with a digit without the line",
+    "tests/mutation.py: _exit": "public function of os",
+} | {
+    f"tests/test_adapters.py: {name}": "private name of pynetdicom, whose existence the test asserts"
+    for name in ("_dul_ready", "_gc", "_is_paused", "_reactor_checkpoint", "_recv_pdu", "_serve_request")
+}
+"""Uses of private names that are right, with the reason."""
 
 
 def _top_names(path: Path) -> set[str]:
@@ -101,3 +113,55 @@ def test_functions_and_files_stay_small() -> None:
                 if size > 60:
                     too_long.append(f"{path.relative_to(ROOT)}:{node.name}: {size} lines")
     assert too_long == []
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _private_uses(source: str) -> Iterator[str]:
+    """Yield the private names that a source text uses: imports from the packages, attributes, and names in strings.
+
+    An object's class is not known here, so an attribute of any object except ``self`` and ``cls`` counts.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FOLDERS:
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            yield from filter(_is_private, names)
+        elif isinstance(node, ast.Attribute) and _is_private(node.attr):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(rf"\b(?:{'|'.join(FOLDERS)})(?:\.\w+)*\.(_(?!_)\w+)", node.value)
+        elif isinstance(node, ast.Call) and re.search(r"\b[gs]etattr$|\bdelattr$", ast.unparse(node.func)):
+            second = node.args[1] if len(node.args) > 1 else None
+            if isinstance(second, ast.Constant) and _is_private(str(second.value)):
+                yield str(second.value)
+
+
+def test_tests_benchmarks_and_examples_use_public_names() -> None:
+    paths = {path for folder in USERS for path in (ROOT / folder).rglob("*.py")} - {Path(__file__)}
+    found = {f"{path.relative_to(ROOT)}: {name}" for path in paths for name in _private_uses(path.read_text())}
+    assert found - set(ALLOWED_PRIVATE) == set()
+    assert set(ALLOWED_PRIVATE) - found == set(), "what is allowed and no longer occurs"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("from db.jobs import _claim", "_claim"),
+        ("def f():\n    from dicomnode._inner import run", "_inner"),
+        ("from dicomnode.decoding import pool\nassert pool._WAIT_S", "_WAIT_S"),
+        ("pool = Pool()\npool._idle.clear()", "_idle"),
+        ('monkeypatch.setattr(pool, "_WAIT_S", 1)', "_WAIT_S"),
+        ('monkeypatch.setattr("dicomnode.web.api._MOST_ROWS", 2)', "_MOST_ROWS"),
+        ('code = "from pipelines import x; pipelines.x._run()"', "_run"),
+    ],
+)
+def test_the_check_of_private_names_sees_each_use(source: str, name: str) -> None:
+    assert list(_private_uses(source)) == [name]
+
+
+def test_the_check_of_private_names_passes_own_and_public_ones() -> None:
+    source = "class A:\n    def f(self):\n        return self._own, cls._own, type(self).__name__, pool.run\n_mine = 1"
+    assert list(_private_uses(source)) == []

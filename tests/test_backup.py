@@ -126,7 +126,7 @@ def test_what_goes_and_comes_while_the_database_is_dumped_is_in_the_backup(
     removed, added = spool.path(filled_node.spool_dir, spool.write(filled_node.spool_dir, b"one")), []
 
     def dump(url: URL, to: Path) -> None:
-        backup._dump(url, to)
+        backup.dump_database(url, to)
         removed.unlink()
         added.append(spool.write(filled_node.spool_dir, b"four").relative_path)
 

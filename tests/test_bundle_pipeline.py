@@ -322,7 +322,7 @@ def test_a_version_goes_with_the_pipeline_of_its_own_bundle_only() -> None:
 
 
 def test_codes_are_those_of_the_standard_and_a_name_that_only_contains_one_has_none() -> None:
-    table = bundle_codes._ANATOMY
+    table = bundle_codes.ANATOMY
     sct = {each.value: each for each in (codes.SCT.Spleen, codes.SCT.Kidney, codes.SCT.InferiorVenaCava)}
     assert {table["spleen"], table["kidney"], table["inferior vena cava"]} == set(sct)
     assert [bundle_codes.encode_label(name).meaning for name in ORGANS] == ["Spleen", "Kidney", "Kidney", "Vertebra"]
@@ -337,8 +337,8 @@ def test_every_code_of_the_table_is_in_the_dictionary_of_the_standard() -> None:
 
     dictionary: Any = _concepts_dict.concepts["SCT"]
     known = {value for each in dictionary.values() for value in each}
-    abnormal = {value for value, _ in bundle_codes._ABNORMAL.values()}
-    assert {*bundle_codes._ANATOMY.values(), *abnormal} <= known
+    abnormal = {value for value, _ in bundle_codes.ABNORMAL.values()}
+    assert {*bundle_codes.ANATOMY.values(), *abnormal} <= known
 
 
 def _make_even_grid() -> Grid:

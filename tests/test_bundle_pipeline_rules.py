@@ -184,9 +184,9 @@ def test_every_known_name_is_a_class_of_monais() -> None:
     import monai.inferers
     import monai.transforms
 
-    for name in sorted(monai_rules._KNOWN_TRANSFORMS):
+    for name in sorted(monai_rules.KNOWN_TRANSFORMS):
         assert any(hasattr(monai.transforms, each) for each in (name, f"{name}d")), name
-    assert all(hasattr(monai.inferers, name) for name in monai_rules._KNOWN_INFERERS)
+    assert all(hasattr(monai.inferers, name) for name in monai_rules.KNOWN_INFERERS)
 
 
 def test_references_and_arithmetic_in_the_networks_definition_stand_for_their_values(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ def test_db4_details_vanish_on_cubics() -> None:
 
 def test_gradient_and_its_adjoint_agree() -> None:
     x, q = randn(1, 9, 8), randn(2, 9, 8, seed=1)[:, None]
-    left = inner(classical._gradient(x)[None].flatten(1), q[None].flatten(1))
-    right = inner(x.flatten(1), classical._gradient_adjoint(q).flatten(1))
+    left = inner(classical.gradient(x)[None].flatten(1), q[None].flatten(1))
+    right = inner(x.flatten(1), classical.gradient_adjoint(q).flatten(1))
     torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_total_variation_reaches_a_lower_objective_than_its_neighbours() -> None
 
     def objective(x: torch.Tensor) -> float:
         misfit = 0.5 * (A(x) - y).abs().pow(2).sum()
-        return float(misfit + 0.02 * classical._gradient(x).abs().pow(2).sum(0).sqrt().sum())
+        return float(misfit + 0.02 * classical.gradient(x).abs().pow(2).sum(0).sqrt().sum())
 
     x = classical.total_variation(A, y, 0.02, iterations=600)
     best = objective(x)

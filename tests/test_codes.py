@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom.sr._concepts_dict import concepts  # the table behind pydicom's public codes
 
 from model_zoo.ct_tissues import CT_TISSUES
 from model_zoo.structures import CORTEX, STRUCTURES, Structure
 from pipelines import bundle_codes, codes, lesions, uptake
-from pipelines.contract import Code
+from pipelines.contract import Code, Measurement
 from pipelines.uptake import Scale
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ def _tables() -> Iterator[tuple[str, Code]]:
         yield s.name, Code(s.code_value, s.code_scheme, s.code_meaning)
     for tissue in CT_TISSUES:
         yield tissue.name, Code(tissue.code_value, "SCT", tissue.code_meaning)
-    for name in [*bundle_codes._ANATOMY, *bundle_codes._ABNORMAL]:
+    for name in [*bundle_codes.ANATOMY, *bundle_codes.ABNORMAL]:
         yield f"bundle label {name}", bundle_codes.encode_label(name)
 
 
@@ -90,8 +91,10 @@ def test_suv_has_the_standard_s_codes_and_unit() -> None:
     scale = Scale.suv(2.0)
     assert (scale.unit, scale.quantity) == ("g/ml{SUVbw}", Code("126401", "DCM", "SUVbw"))
     assert _meanings("UCUM", scale.unit) == ["standardized uptake value body weight"]
-    assert {name: code.value for name, code in uptake._DERIVATIONS.items()} == {
-        "mean": "373098007", "max": "56851009", "peak": "126031"}  # fmt: skip
+    image, region = np.ones((2, 2, 2), np.float32), uptake.Region("body", np.ones((2, 2, 2), bool))
+    measurements = uptake.compare_uptake(image, image, (image, image), [region], scale)
+    derivations = {m.name: m.derivation.value for m in measurements if isinstance(m, Measurement) and m.derivation}
+    assert derivations == {"SUVmean": "373098007", "SUVmax": "56851009", "SUVpeak": "126031"}
 
 
 @pytest.mark.parametrize(

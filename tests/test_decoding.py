@@ -18,13 +18,13 @@ from pydicom.uid import UID, JPEG2000Lossless, JPEGLossless, JPEGLSLossless
 
 from dicomnode import decoding
 from dicomnode.datasets import codestreams
-from dicomnode.decoding import pool as pools
 from dicomnode.decoding.budget import Budget
 from dicomnode.decoding.cache import AnswerCache
 from dicomnode.decoding.pool import Pool
 from dicomnode.errors import InputRefused, NodeBusy
 from dicomnode.reading import frames
 from dicomnode.transcoding import pixels
+from tests.decoding_work import find_process_id, state_process_id_and_sleep
 from tests.peers.files import write_instance
 from tests.peers.process import wait_for
 from tests.web_node import Web, web
@@ -44,20 +44,21 @@ def test_an_answer_comes_back_whole(pool: Pool) -> None:
 
 
 def test_a_decoder_that_crashes_costs_its_answer_only_and_is_not_asked_again(pool: Pool) -> None:
+    first = pool.run(find_process_id, "first")
     with pytest.raises(InputRefused, match="ended the process"):
         pool.run(os.abort)
-    assert b"".join(pool.run(bytes, 3)) == bytes(3)
-    (child,) = pool._idle
+    second = pool.run(find_process_id, "second")
+    assert second != first
     with pytest.raises(InputRefused, match="ended the process"):
         pool.run(os.abort)
-    assert pool._idle == [child]
-    assert child._process.poll() is None
+    assert pool.run(find_process_id, "third") == second
 
 
 def test_memory_has_a_limit(pool: Pool) -> None:
+    child = pool.run(find_process_id)
     with pytest.raises(InputRefused, match="more memory"):
         pool.run(bytes, 2 << 30)
-    assert pool._idle, "the process itself goes on"
+    assert pool.run(find_process_id) == child, "the process itself goes on"
 
 
 def test_an_answer_has_a_limit(pool: Pool) -> None:
@@ -65,11 +66,11 @@ def test_an_answer_has_a_limit(pool: Pool) -> None:
         pool.run(bytes, decoding.LARGEST_ANSWER + 1)
 
 
-def test_time_has_a_limit(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool.run(bytes, 1)
-    monkeypatch.setattr(pools, "_WORK_S", 0.2)
+def test_time_has_a_limit() -> None:
+    pool = Pool(work_s=0.5)
     with pytest.raises(InputRefused, match="takes more than"):
         pool.run(time.sleep, 60)  # type: ignore[arg-type]
+    pool.close()
 
 
 def test_a_refusal_in_the_child_is_told_in_its_words(pool: Pool, tmp_path: Path) -> None:
@@ -78,29 +79,35 @@ def test_a_refusal_in_the_child_is_told_in_its_words(pool: Pool, tmp_path: Path)
         pool.run(pixels.read_layout, tmp_path / "a.dcm")  # type: ignore[arg-type]
 
 
+def has_ended(process_id: int) -> bool:
+    """Return whether a process has ended, also where nobody has fetched its status yet."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().split()[2] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def test_children_end_with_the_one_that_asks_them() -> None:
     code = (
-        "import os; from dicomnode.decoding.pool import Pool; pool = Pool(); pool.run(bytes, 1);"
-        "print(pool._idle[0]._process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os; from dicomnode.decoding.pool import Pool; from tests.decoding_work import find_process_id;"
+        "pool = Pool(); print(pool.run(find_process_id)[0].decode(), flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    child = Path(f"/proc/{int(done.stdout)}/stat")
-    wait_for(lambda: not child.exists() or child.read_text().split()[2] == "Z", "the child has gone", within_s=20)
+    wait_for(lambda: has_ended(int(done.stdout)), "the child has gone")
 
 
-def test_closing_ends_a_child_at_its_work(pool: Pool) -> None:
+def test_closing_ends_a_child_at_its_work(pool: Pool, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as other:
-        answer = other.submit(pool.run, time.sleep, 60)  # type: ignore[arg-type]
-        wait_for(lambda: pool._busy, "a child is at work")
-        (child,) = pool._busy
+        answer = other.submit(pool.run, state_process_id_and_sleep, tmp_path / "child", 60)
+        wait_for((tmp_path / "child").exists, "a child is at work")
         pool.close()
         with pytest.raises(InputRefused, match="ended the process"):
             answer.result(20)
-    assert child._process.poll() is not None
+    assert has_ended(int((tmp_path / "child").read_text()))
 
 
 def test_a_child_at_endless_work_ends_without_a_parent() -> None:
-    code = "from dicomnode.decoding import child; child._CPU_S = 1; child._limit_time()\nwhile True: pass"
+    code = "from dicomnode.decoding import child; child.limit_cpu_time(1)\nwhile True: pass"
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert done.returncode == -signal.SIGXCPU
 
@@ -110,19 +117,13 @@ def test_what_is_too_much_is_told_to_come_again_and_health_answers(web: Web, tmp
     assert web.store([tmp_path / "a.dcm"]).status_code == 200
     where = f"/dicom-web/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}/instances/{ds.SOPInstanceUID}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pools, "_WAIT_S", 0.05)
-        while decoding._pool._free.acquire(blocking=False):
-            pass
-        try:
-            for path in (f"{where}/rendered", f"{where}/thumbnail", f"/studies/{ds.StudyInstanceUID}/thumbnail"):
-                answer = web.get(path)
-                assert answer.status_code == 503
-                assert answer.headers["retry-after"]
-            for path in ("/healthz", "/readyz", "/", f"{where}/frames/1"):  # native frames need no decoding
-                assert web.get(path).status_code == 200
-        finally:
-            for _ in range(pools._CHILDREN):
-                decoding._pool._free.release()
+        patch.setattr(decoding, "general_pool", Pool(children=0, wait_s=0.05))
+        for path in (f"{where}/rendered", f"{where}/thumbnail", f"/studies/{ds.StudyInstanceUID}/thumbnail"):
+            answer = web.get(path)
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"]
+        for path in ("/healthz", "/readyz", "/", f"{where}/frames/1"):  # native frames need no decoding
+            assert web.get(path).status_code == 200
     assert web.get(f"{where}/rendered").status_code == 200, "being busy is not remembered"
 
 
@@ -149,7 +150,7 @@ def test_answers_are_remembered_up_to_a_number_of_bytes() -> None:
     for key in (1, 1, *range(2, 30), 1):
         cache.get(key, compute)
     assert len(calls) == 30  # once for each key, and again for key 1 after its eviction
-    assert cache._bytes <= 100_000
+    assert cache.size_bytes <= 100_000
 
 
 def test_refusals_are_remembered_and_busyness_is_not() -> None:

@@ -28,14 +28,14 @@ def _draw_lesions(head: heads.Head, seed: int, count: int | None = 30) -> lesion
 
 def test_counts_are_negative_binomial_with_mean_25() -> None:
     g = torch.Generator().manual_seed(0)
-    counts = np.array([lesions._draw_count(g) for _ in range(4000)])
+    counts = np.array([lesions.draw_count(g) for _ in range(4000)])
     assert counts.mean() == pytest.approx(25, rel=0.08)  # the few above 90 are cut
     assert counts.std() == pytest.approx((25 + 25**2 / 1.5) ** 0.5, rel=0.12)
 
 
 def test_volumes_are_log_normal_with_median_60_mm3_and_at_least_10() -> None:
     g = torch.Generator().manual_seed(0)
-    volumes = np.array([lesions._draw_volume(g) for _ in range(4000)])
+    volumes = np.array([lesions.draw_volume_mm3(g) for _ in range(4000)])
     assert np.median(volumes) == pytest.approx(60, rel=0.06)
     assert volumes.min() == 10
 
@@ -79,7 +79,7 @@ def test_lesions_change_tissue_inside_their_rims_only(head: heads.Head) -> None:
 
 def test_a_lesion_s_core_lies_between_mild_and_black_hole() -> None:
     g = torch.Generator().manual_seed(5)
-    t1 = np.array([lesions._draw_core("deep", g)[0] for _ in range(2000)])
+    t1 = np.array([lesions.draw_core("deep", g)[0] for _ in range(2000)])
     assert t1.min() > 1150 * 0.85
     assert t1.max() < 2000 * 1.17
     assert np.median(t1) == pytest.approx(1450, rel=0.03)

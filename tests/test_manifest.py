@@ -225,9 +225,12 @@ def test_memory_for_volumes_is_bounded(tmp_path: Path) -> None:
     table_cohort = manifest.read(write_table(tmp_path, *lines, "v,validation,a.nii.gz,1"), COLUMNS)
     one_volume = 4 * math.prod(SHAPE_IJK)
     cohort = manifest.Cohort(table_cohort.rows, table_cohort.digest, cache_bytes=2 * one_volume)
+    volumes = []
     for row in cohort.rows:
-        assert cohort.read_volume(row, "image") is cohort.read_volume(row, "image")
-    assert len(cohort._cache) == 2
+        volumes.append(cohort.read_volume(row, "image"))
+        assert cohort.read_volume(row, "image") is volumes[-1]
+    is_in_memory = [cohort.read_volume(cohort.rows[n], "image") is volumes[n] for n in (4, 3, 2, 1, 0)]
+    assert is_in_memory == [True, True, False, False, False]
 
 
 def test_mri_prior_trains_on_a_user_s_volumes(tmp_path: Path) -> None:

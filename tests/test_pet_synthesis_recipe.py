@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model_zoo import pet_synthesis, residual_shift
 from model_zoo.pet_synthesis import COVARIATES, TARGETS, Covariates
@@ -71,7 +71,7 @@ def test_covariates_that_do_not_exist_are_refused(covariates: dict[str, str | in
 
 def test_covariates_are_dropped_as_often_as_stated() -> None:
     every = pet_synthesis.covariate_tokens(Covariates("PiB", "MK-6240", 70.0, "F", 1, 28.0, 0.4))
-    kept_share = training._drop_covariates(every.expand(4000, -1, -1), seeded(3))[..., -2].mean(dim=0)
+    kept_share = training.drop_covariates(every.expand(4000, -1, -1), seeded(3))[..., -2].mean(dim=0)
     for name, share in zip(COVARIATES, kept_share.tolist(), strict=True):
         assert share == pytest.approx(0.95 * (1 - training.DROPPED[name]), abs=0.03)
 
@@ -91,10 +91,28 @@ def test_painted_noise_varies_by_structure_and_is_shared_within_it(batch: dict[s
     assert float(noise[outside].std()) == pytest.approx(1.0, abs=0.05)
 
 
+class _StatingNetwork(nn.Module):
+    """A network whose prediction is stated beforehand."""
+
+    def __init__(self, x0_hat: Tensor, log_sd: Tensor) -> None:
+        super().__init__()
+        self.x0_hat, self.log_sd = x0_hat, log_sd
+
+    def forward(self, *_: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x0_hat, self.log_sd
+
+
+def _compute_loss_of(
+    residual: Tensor, log_sd: Tensor, batch: dict[str, Tensor], c: training.Configuration = SMOKE
+) -> Tensor:
+    """Return the loss of a prediction that is off by ``residual``."""
+    return training.compute_loss(_StatingNetwork(batch["x0"] + residual, log_sd), batch, c)
+
+
 def test_the_loss_is_least_for_the_truth(batch: dict[str, Tensor]) -> None:
     log_sd = torch.zeros(4, len(TARGETS), COUNT)
-    true = training._weighted_error(torch.zeros_like(batch["x0"]), log_sd, batch, SMOKE)
-    biased = training._weighted_error(torch.full_like(batch["x0"], 0.1), log_sd, batch, SMOKE)
+    true = _compute_loss_of(torch.zeros_like(batch["x0"]), log_sd, batch)
+    biased = _compute_loss_of(torch.full_like(batch["x0"], 0.1), log_sd, batch)
     assert float(true) == pytest.approx(0.0, abs=1e-6)
     assert float(biased) > 0.5
 
@@ -104,7 +122,7 @@ def test_the_learned_sd_is_best_where_it_matches_the_errors(batch: dict[str, Ten
 
     def nll(sd: float) -> float:
         log_sd = torch.full((4, len(TARGETS), COUNT), math.log(sd))
-        return float(training._weighted_error(residual, log_sd, batch, replace(SMOKE, image_weight=0.0)))
+        return float(_compute_loss_of(residual, log_sd, batch, replace(SMOKE, image_weight=0.0)))
 
     assert nll(0.1) < min(nll(0.03), nll(0.3))
 
@@ -114,7 +132,7 @@ def test_a_missing_tracer_has_no_say(batch: dict[str, Tensor]) -> None:
     log_sd = torch.zeros(4, len(TARGETS), COUNT)
     residual = torch.zeros_like(batch["x0"])
     residual[:, 1] = 1.0
-    assert float(training._weighted_error(residual, log_sd, only, SMOKE)) == pytest.approx(0.0, abs=1e-6)
+    assert float(_compute_loss_of(residual, log_sd, only)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_network_gives_samples_that_differ_and_one_mean(batch: dict[str, Tensor]) -> None:
@@ -236,6 +254,8 @@ def test_a_user_s_covariates_are_read_and_absent_ones_are_unknown(table: Path) -
     from model_zoo.training import manifest
 
     sources = manifest.make_sources(manifest.read(table, training.RECIPE.columns))
-    assert sources.train.cohort is not None
-    found = training._read_covariates(sources.train.cohort.rows[0])
-    assert found == Covariates("PiB", None, 71.0, "F", 1, None, None)
+    expected = pet_synthesis.covariate_tokens(Covariates("PiB", None, 71.0, "F", 1, None, None))
+    tokens = training.draw_batch(replace(SMOKE, batch=12), sources.train, seeded(1))["tokens"]
+    known = tokens[..., -2] > 0  # training drops some of them in each item
+    assert torch.equal(known.any(dim=0), expected[:, -2] > 0)
+    assert torch.equal(tokens[known], expected.expand_as(tokens)[known])

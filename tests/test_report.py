@@ -132,7 +132,7 @@ def test_pixels_keep_the_ratio_of_their_sides(tmp_path: Path) -> None:
     (axial,) = planes.choose_planes(volume.grid, np.ones(volume.grid.shape, np.float32), 1)
     assert axial.spacing_mm == (1.0, 1.5)
     assert axial.extent_mm == pytest.approx((48 * 1.5, 60 * 1.0))
-    figure = layout._build_figure(compose_example())
+    figure = layout.build_figure(compose_example())
     pictures = [axes for axes in figure.axes if axes.get_images()]
     panels = [panel for row in compose_example().rows for panel in row.panels]
     for axes, panel in zip(pictures, panels, strict=True):
@@ -169,7 +169,7 @@ def test_a_volume_of_another_lattice_is_sampled_where_it_lies() -> None:
 @pytest.mark.parametrize("reasons", [(), ("short",), (LONG, LONG)])
 def test_nothing_on_the_page_overlaps_or_leaves_it(regions: int, reasons: tuple[str, ...]) -> None:
     outcome = Outcome.HOLD if reasons else Outcome.ACCEPT
-    figure = layout._build_figure(compose_example(Verdict(outcome, reasons), regions=regions))
+    figure = layout.build_figure(compose_example(Verdict(outcome, reasons), regions=regions))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

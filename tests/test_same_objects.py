@@ -28,7 +28,7 @@ from pydicom.uid import (
 from db.models import Quarantine
 from dicomnode import decoding
 from dicomnode.datasets import sameness, samples
-from dicomnode.decoding import pool
+from dicomnode.decoding.pool import Pool
 from dicomnode.errors import InputRefused, NodeBusy
 from tests.peers.files import write_instance
 from tests.peers.process import require_program
@@ -290,16 +290,8 @@ def test_those_who_look_at_pictures_keep_no_sender_waiting(
 ) -> None:
     _write_object(tmp_path / "a.dcm")
     sent = [read_encoded(tmp_path / "a.dcm"), read_encoded(_ENCODINGS["RLE"](tmp_path / "a.dcm", tmp_path / "b.dcm"))]
-
-    monkeypatch.setattr(pool, "_WAIT_S", 0.05)
-    held = 0
-    while decoding._pool._free.acquire(blocking=False):
-        held += 1
-    try:
-        answers = store_all(receiver.port, sent, tmp_path / "out")
-    finally:
-        for _ in range(held):
-            decoding._pool._free.release()
+    monkeypatch.setattr(decoding, "general_pool", Pool(children=0, wait_s=0.05))
+    answers = store_all(receiver.port, sent, tmp_path / "out")
     assert [answer.Status for answer in answers] == [0, 0]
 
 

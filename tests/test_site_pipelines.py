@@ -168,7 +168,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_example(example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Put the example on the path of this process and of those that it starts."""
     monkeypatch.syspath_prepend(example)
-    monkeypatch.setitem(nodes._ENVIRONMENT, "PYTHONPATH", f"{example}{os.pathsep}{ROOT}")
+    monkeypatch.setitem(nodes.ENVIRONMENT, "PYTHONPATH", f"{example}{os.pathsep}{ROOT}")
     yield example
     sys.modules.pop(NAME, None)
 

@@ -167,37 +167,45 @@ def test_the_noise_is_measured_in_the_image() -> None:
     assert float((found / true_sd)[4:-4].std()) < 0.1
 
 
-def _make_restored(pet: Volume, mean: Array) -> standard_dose_pet._Restored:
-    return standard_dose_pet._Restored(mean, np.full_like(mean, 100.0), np.full_like(mean, 500.0), 3.0)
+@pytest.fixture
+def measure(blur: Model, monkeypatch: pytest.MonkeyPatch) -> Callable[[Volume, Array], dict[str, float]]:
+    """Return a function: what the pipeline measures on an image where its network's answer is ``mean``.
+
+    The image's voxels are isotropic, so that the network's grid is the image's own. Its noise is 500 Bq/ml.
+    """
+    monkeypatch.setattr(standard_dose, "estimate_noise_sd", lambda low: torch.full_like(low, 500.0))
+
+    def measure(pet: Volume, mean: Array) -> dict[str, float]:
+        answer = torch.from_numpy(mean), torch.full(mean.shape, 100.0)
+        monkeypatch.setattr(standard_dose, "restore", lambda *_, **__: answer)
+        return {name: m.value for name, m in _run(blur, pet).measured.items()}
+
+    return measure
 
 
-def _measure(pet: Volume, mean: Array) -> dict[str, float]:
-    options, body = standard_dose_pet.Options(), uptake.find_body(pet)
-    restored = _make_restored(pet, mean)
-    result = standard_dose_pet._preserve_activity(pet, restored, body, options)
-    found = standard_dose_pet._measure(pet, restored, result, [uptake.Region("body", body)], FACTS, options)
-    return {f.name: f.value for f in found if isinstance(f, Measurement)}
-
-
-def test_total_activity_is_restored_when_it_is_off_and_left_alone_when_it_is_not() -> None:
+def test_total_activity_is_restored_when_it_is_off_and_left_alone_when_it_is_not(
+    measure: Callable[[Volume, Array], dict[str, float]],
+) -> None:
     pet = Volume(_make_body(_make_grid()), _make_grid(), "Bq/ml")
-    off, near = (_measure(pet, np.float32(c) * pet.data) for c in (1.1, 1.005))
+    off, near = (measure(pet, np.float32(c) * pet.data) for c in (1.1, 1.005))
     assert (off["activity correction"], off["total activity ratio"]) == pytest.approx((1 / 1.1, 1), rel=1e-4)
     assert (near["activity correction"], near["total activity ratio"]) == pytest.approx((1, 1.005), rel=1e-4)
     with pytest.raises(Refused, match="no activity is left"):
-        _measure(pet, 0 * pet.data)
+        measure(pet, 0 * pet.data)
 
 
-def test_activity_invented_inside_or_outside_the_body_shows_in_the_numbers() -> None:
+def test_activity_invented_inside_or_outside_the_body_shows_in_the_numbers(
+    measure: Callable[[Volume, Array], dict[str, float]],
+) -> None:
     grid = _make_grid(shape=(24, 64, 68))
     pet = Volume(_make_body(grid), grid, "Bq/ml")
-    honest = _measure(pet, pet.data)
+    honest = measure(pet, pet.data)
     outside, inside = pet.data.copy(), pet.data.copy()
     outside[8:14, 2:6, 2:6] += 2e4
     inside[10:14, 30:34, 20:24] += 2e4
     assert honest["activity outside the body"] == pytest.approx(0, abs=1e-6)
-    assert _measure(pet, outside)["activity outside the body"] > 1
-    assert _measure(pet, inside)["largest local change"] > 20 > 1 > honest["largest local change"]
+    assert measure(pet, outside)["activity outside the body"] > 1
+    assert measure(pet, inside)["largest local change"] > 20 > 1 > honest["largest local change"]
 
 
 def test_suv_is_measured_where_it_is_known_and_the_reason_told_where_not(blur: Model) -> None:

@@ -184,7 +184,7 @@ def test_noise_that_the_network_leaves_is_taken_away_and_an_edge_stays(monkeypat
     truth[:, :, 16:] = 4.0
     low = truth + 0.3 * truth**0.7 * torch.randn(truth.shape, generator=seeded(9))
     found, _ = standard_dose.restore(ChoosingNetwork(1), low, 0.1, spacing_mm=8.0, bf16=False)
-    monkeypatch.setattr(standard_dose, "_residual_noise_fraction", lambda dose, has_anatomy: 1e-3)
+    monkeypatch.setattr(standard_dose, "residual_noise_fraction", lambda dose, has_anatomy: 1e-3)
     before, _ = standard_dose.restore(ChoosingNetwork(1), low, 0.1, spacing_mm=8.0, bf16=False)
     for flat in (slice(0, 10), slice(22, 32)):
         assert float((found - truth)[..., flat].std()) < 0.6 * float((before - truth)[..., flat].std())

@@ -33,7 +33,7 @@ def make_package(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: bytes) -
         linked = tarfile.TarInfo("package/dist/link.js")
         linked.type, linked.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(linked)
-    monkeypatch.setattr(ohif, "_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(ohif, "PACKAGE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 

@@ -46,13 +46,13 @@ def is_closed_by_server(sock: socket.socket) -> bool:
     ],
 )  # fmt: skip
 def test_a_head_has_its_time(web: Web, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(connections, "_HEAD_S", 0.2)
+    monkeypatch.setattr(connections, "HEAD_S", 0.2)
     with send_text(web, text) as sock:
         assert is_closed_by_server(sock)
 
 
 def test_a_body_that_trickles_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_BODY_S", 0.2)
+    monkeypatch.setattr(connections, "BODY_S", 0.2)
     head = f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: {DICOM['Content-Type']}\r\n"
     with send_text(web, f"{head}Content-Length: 100000\r\n\r\n--{BOUNDARY}\r\n") as sock:
         assert is_closed_by_server(sock)
@@ -60,8 +60,8 @@ def test_a_body_that_trickles_is_given_up(web: Web, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_body_that_is_fast_enough_is_waited_for(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(connections, "_BODY_S", 0.2)
-    monkeypatch.setattr(connections, "_LEAST_BODY_BYTES", 100)
+    monkeypatch.setattr(connections, "BODY_S", 0.2)
+    monkeypatch.setattr(connections, "LEAST_BODY_BYTES", 100)
     write_instance(tmp_path / "a.dcm")
     content = encode_multipart([(tmp_path / "a.dcm").read_bytes()])
 
@@ -75,15 +75,15 @@ def test_a_body_that_is_fast_enough_is_waited_for(web: Web, monkeypatch: pytest.
 
 
 def test_a_client_that_takes_nothing_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(connections, "_DRAIN_S", 0.3)
+    monkeypatch.setattr(connections, "DRAIN_S", 0.3)
     ds = write_instance(tmp_path / "a.dcm", frames_bytes=20_000_000, Rows=4000, Columns=2500)
     assert web.store([tmp_path / "a.dcm"]).status_code == 200
     path = f"/dicom-web/studies/{ds.StudyInstanceUID}"
     ask = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"
     with send_text(web, ask) as sock:
-        open_ones = web._server._server.server_state.connections  # another is that of the client that stored
-        wait_for(lambda: len(open_ones) == 2, "it is asked")
-        wait_for(lambda: len(open_ones) == 1, "it is given up", within_s=15)
+        # another connection is that of the client that stored
+        wait_for(lambda: web.server.connection_count == 2, "it is asked")
+        wait_for(lambda: web.server.connection_count == 1, "it is given up")
         sock.settimeout(10)
         assert is_closed_by_server(sock)
 
@@ -101,7 +101,7 @@ class IdleConnection:
 
 def test_who_rests_longest_makes_room_and_who_works_stays() -> None:
     callers = HttpConnectionLimiter(4)
-    here = [IdleConnection() for _ in range(2 + connections._HEALTH_RESERVE_PER_HOST)]
+    here = [IdleConnection() for _ in range(2 + connections.HEALTH_RESERVE_PER_HOST)]
     for each in here:
         assert callers.enter("10.0.0.1")
         callers.mark_idle(each, "10.0.0.1")  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_numbers_of_any_length_are_answered(web: Web, number: str) -> None:
 
 
 def test_a_body_has_so_many_parts(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stow, "_MOST_PARTS", 3)
+    monkeypatch.setattr(stow, "MOST_PARTS", 3)
     for name in "abcd":
         write_instance(tmp_path / name)
     answer = web.store([tmp_path / name for name in "abcd"])
@@ -175,8 +175,8 @@ def test_a_body_has_so_many_parts(web: Web, monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_study_of_many_series_is_a_page_of_some(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("dicomnode.web.study_page._MOST_SERIES", 2)
-    monkeypatch.setattr("dicomnode.web.api._MOST_ROWS", 2)
+    monkeypatch.setattr("dicomnode.web.study_page.MOST_SERIES", 2)
+    monkeypatch.setattr("dicomnode.web.api.MOST_ROWS", 2)
     made = [write_instance(tmp_path / str(n), series_uid=f"1.2.3.{n}") for n in range(3)]
     study = made[0].StudyInstanceUID
     web.store(tmp_path / str(n) for n in range(2))

@@ -61,14 +61,14 @@ class Web:
         self.sessions = engines.sessions(self.engine)
         app = create_app(self.config, self.sessions, now=lambda: self.now)
         identity = tls.web_identity(self.config.web)
-        self._server = server.start_server(app, self.config.web.host, 0, identity)
-        self.port, self.address = self._server.port, self._server.address
+        self.server = server.start_server(app, self.config.web.host, 0, identity)
+        self.port, self.address = self.server.port, self.server.address
         self.client = httpx.Client(base_url=self.address, timeout=30)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.client.close()
-        self._server.stop()
+        self.server.stop()
         self.engine.dispose()
 
     @property

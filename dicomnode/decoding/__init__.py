@@ -13,33 +13,47 @@ from dicomnode.decoding.budget import Budget
 from dicomnode.decoding.cache import AnswerCache
 from dicomnode.decoding.pool import LARGEST_ANSWER, Pool, Work
 
-__all__ = ["LARGEST_ANSWER", "run", "run_cached", "run_for_reception", "run_in_pieces", "stream"]
+__all__ = [
+    "LARGEST_ANSWER",
+    "general_pool",
+    "reception_pool",
+    "run",
+    "run_cached",
+    "run_for_reception",
+    "run_in_pieces",
+    "stream",
+]
 
-_pool, _reception_pool = Pool(), Pool(children=1)
+general_pool, reception_pool = Pool(), Pool(children=1)
+"""The pools of the node: ``reception_pool`` for reception only, so that no sender waits for the web's pictures."""
+
 _cache = AnswerCache(64 << 20)
 _budget = Budget(256 << 20)
-
-run_in_pieces = _pool.run
-"""``run_in_pieces(function, *arguments)``: result of the function, in pieces that can be freed one by one.
-
-Raises InputRefused and NotFound as the function does, InputRefused where it needs too much, and NodeBusy."""
 
 stream = _budget.stream
 """``stream(pieces)``: iterator of pieces to a client, counted until it has taken them, within a limit of bytes for all
 clients together. Raises NodeBusy."""
 
-atexit.register(_pool.close)
-atexit.register(_reception_pool.close)
+atexit.register(general_pool.close)
+atexit.register(reception_pool.close)
+
+
+def run_in_pieces(function: Work, *arguments: object) -> list[bytes]:
+    """Return the result of the function, in pieces that can be freed one by one.
+
+    Raises InputRefused and NotFound as the function does, InputRefused where it needs too much, and NodeBusy.
+    """
+    return general_pool.run(function, *arguments)
 
 
 def run(function: Work, *arguments: object) -> bytes:
     """Return the result of the function. Raises as ``run_in_pieces`` does."""
-    return b"".join(_pool.run(function, *arguments))
+    return b"".join(general_pool.run(function, *arguments))
 
 
 def run_for_reception(function: Work, *arguments: object) -> bytes:
-    """Return the result of the function, run in a child for reception only: no sender waits for the web's pictures."""
-    return b"".join(_reception_pool.run(function, *arguments))
+    """Return the result of the function, run in a child of ``reception_pool``."""
+    return b"".join(reception_pool.run(function, *arguments))
 
 
 def run_cached(function: Work, *arguments: object) -> bytes:

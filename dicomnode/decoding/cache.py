@@ -22,6 +22,11 @@ class AnswerCache:
         self._lock = threading.Lock()
         self._answers: OrderedDict[Hashable, bytes | str] = OrderedDict()
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of all entries in bytes."""
+        return self._bytes
+
     def get(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
         """Return the answer of the key, from the cache or by ``make``. Raises InputRefused, also from the cache."""
         with self._lock:

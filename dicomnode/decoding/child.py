@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dicomnode.errors import InputRefused, NotFound
 
-__all__ = ["main"]
+__all__ = ["limit_cpu_time", "main"]
 
 _MEMORY = 1200 << 20
 """Bytes of address space in addition to those of the program itself."""
@@ -37,7 +37,7 @@ def main(fd: int) -> None:
     _limit_memory()
     with socket.socket(fileno=fd) as parent:
         while request := _read_request(parent):
-            _limit_time()
+            limit_cpu_time()
             kind, content = _run_request(request)
             parent.sendall(struct.pack("<cQ", kind, len(content)))
             parent.sendall(content)
@@ -68,10 +68,10 @@ def _limit_memory() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _limit_time() -> None:
+def limit_cpu_time(cpu_s: int = _CPU_S) -> None:
     """Limit the CPU time of one request: without a parent, no other process ends endless work."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + _CPU_S, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + cpu_s, resource.RLIM_INFINITY))
 
 
 def _read_request(parent: socket.socket) -> bytes:

@@ -41,9 +41,13 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Pool:
-    """Pool of child processes, started on demand; ``run`` can be called from any thread."""
+    """Pool of child processes, started on demand; ``run`` can be called from any thread.
 
-    def __init__(self, children: int = _CHILDREN) -> None:
+    ``children``: most at a time; ``wait_s``: longest wait for one of them; ``work_s``: longest time for an answer.
+    """
+
+    def __init__(self, children: int = _CHILDREN, *, wait_s: float = _WAIT_S, work_s: float = _WORK_S) -> None:
+        self._wait_s, self._work_s = wait_s, work_s
         self._lock = threading.Lock()
         self._free = threading.BoundedSemaphore(children)
         self._idle: list[_Child] = []
@@ -94,7 +98,7 @@ class Pool:
                 raise busy
             self._waiting += 1
         try:
-            if not self._free.acquire(timeout=_WAIT_S):
+            if not self._free.acquire(timeout=self._wait_s):
                 raise busy
         finally:
             with self._lock:
@@ -117,7 +121,7 @@ class Pool:
     def _take_child(self) -> _Child:
         with self._lock:
             child = self._idle.pop() if self._idle else None
-        child = child or _Child()
+        child = child or _Child(self._work_s)
         with self._lock:
             self._busy.add(child)
         return child
@@ -139,7 +143,8 @@ class Pool:
 class _Child:
     """One child process and the socket to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, work_s: float) -> None:
+        self._work_s = work_s
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, "-m", "dicomnode.decoding.child", str(theirs.fileno())]
         with theirs:
@@ -160,15 +165,15 @@ class _Child:
     def ask(self, request: bytes) -> tuple[bytes, list[bytes]]:
         """Return the kind of the answer and the answer. Raises InputRefused where the child can no longer be used."""
         self._request_count += 1
-        deadline = time.monotonic() + _WORK_S
+        deadline = time.monotonic() + self._work_s
         try:
-            self._socket.settimeout(_WORK_S)
+            self._socket.settimeout(self._work_s)
             self._socket.sendall(struct.pack("<Q", len(request)) + request)
             kind, size = _HEAD.unpack(b"".join(self._receive(_HEAD.size, deadline)))
             if size <= LARGEST_ANSWER:
                 return kind, self._receive(size, deadline)
         except TimeoutError:
-            raise _give_up(f"it takes more than {_WORK_S:g} s") from None
+            raise _give_up(f"it takes more than {self._work_s:g} s") from None
         except OSError:
             raise _give_up("it ended the process that decodes") from None
         raise _give_up(f"the answer has more than {LARGEST_ANSWER >> 20} MiB")

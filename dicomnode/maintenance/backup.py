@@ -30,7 +30,7 @@ from dicomnode.config import Config
 from dicomnode.errors import NodeError, NotAllowed, StorageDamaged
 from dicomnode.installation import read_version
 
-__all__ = ["create", "restore"]
+__all__ = ["create", "dump_database", "restore"]
 
 _FACTS = "backup.json"
 _DUMPS = {"sqlite": "node.sqlite", "postgresql": "database.dump"}
@@ -50,7 +50,7 @@ def create(config: Config, into: Path, *, now: Callable[[], datetime], dump: Dum
     url, started = make_url(config.database_url), now()
     kind = url.get_backend_name()
     _copy_spool(config.spool_dir, part / "spool")
-    (dump or _dump)(url, part / _DUMPS[kind])
+    (dump or dump_database)(url, part / _DUMPS[kind])
     _copy_spool(config.spool_dir, part / "spool")
     if config.models_dir.is_dir():
         shutil.copytree(config.models_dir, part / "models")
@@ -115,7 +115,7 @@ def _link_or_copy(file: Path, copy: Path, *, link: bool) -> None:
     part.rename(copy)
 
 
-def _dump(url: URL, to: Path) -> None:
+def dump_database(url: URL, to: Path) -> None:
     """Dump the database at one moment, without blocking its users."""
     if url.get_backend_name() == "sqlite":
         with (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_page", "encode_page"]
+__all__ = ["build_figure", "draw_page", "encode_page"]
 
 WIDTH_MM, HEIGHT_MM = 210.0, 297.0
 DOTS_PER_INCH = 150
@@ -46,7 +46,7 @@ def draw_page(page: ReportPage, now: datetime) -> Page:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with rc_context({"font.family": "DejaVu Sans", "pdf.fonttype": 42}):
-        figure = _build_figure(page)
+        figure = build_figure(page)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -70,7 +70,8 @@ def encode_page(page: Page, kind: str) -> bytes:
     return content.getvalue()
 
 
-def _build_figure(page: ReportPage) -> Figure:
+def build_figure(page: ReportPage) -> Figure:
+    """Return the figure of a page, A4 portrait, before it is drawn."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_MM / 25.4, HEIGHT_MM / 25.4), dpi=DOTS_PER_INCH, facecolor="white")

@@ -15,10 +15,11 @@ from dicomnode import listings
 from dicomnode.monitoring.status import collect_status as measure
 from dicomnode.web.context import LARGEST_NUMBER, WebContext
 
-__all__ = ["create_router"]
+__all__ = ["MOST_ROWS", "create_router"]
 
-_MOST_ROWS = 10_000
-Limit = Annotated[int, Query(ge=1, le=_MOST_ROWS)]
+MOST_ROWS = 10_000
+"""Greatest number of rows of a list in an answer."""
+Limit = Annotated[int, Query(ge=1, le=MOST_ROWS)]
 Offset = Annotated[int, Query(ge=0, le=LARGEST_NUMBER)]
 
 
@@ -54,7 +55,7 @@ def create_router(context: WebContext) -> APIRouter:
 
 def _add_row_routes(routes: APIRouter, context: WebContext) -> None:
     @routes.get("/studies")
-    def studies(limit: Limit = _MOST_ROWS, offset: Offset = 0) -> Response:
+    def studies(limit: Limit = MOST_ROWS, offset: Offset = 0) -> Response:
         with context.readers() as session:
             return _json_response(listings.list_studies(session, limit=limit, offset=offset))
 
@@ -62,7 +63,7 @@ def _add_row_routes(routes: APIRouter, context: WebContext) -> None:
     def study(uid: str) -> Response:
         with context.readers() as session:
             return _json_response(
-                listings.describe_study(session, listings.find_study(session, uid), most_series=_MOST_ROWS)
+                listings.describe_study(session, listings.find_study(session, uid), most_series=MOST_ROWS)
             )
 
     @routes.get("/studies/{uid}/explain")
@@ -71,7 +72,7 @@ def _add_row_routes(routes: APIRouter, context: WebContext) -> None:
             return _json_response(listings.explain_routes(session, listings.find_study(session, uid), context.config))
 
     @routes.get("/jobs")
-    def jobs(state: JobState | None = None, limit: Limit = _MOST_ROWS, offset: Offset = 0) -> Response:
+    def jobs(state: JobState | None = None, limit: Limit = MOST_ROWS, offset: Offset = 0) -> Response:
         with context.readers() as session:
             return _json_response(listings.list_jobs(session, state, limit=limit, offset=offset))
 

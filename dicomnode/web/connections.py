@@ -20,19 +20,32 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dicomnode.ingest.limits import normalise_address
 
-__all__ = ["HttpConnectionLimiter", "ListeningSocket", "OverloadMiddleware", "TimedConnection", "connection_limit"]
+__all__ = [
+    "BODY_S",
+    "DRAIN_S",
+    "HEAD_S",
+    "HEALTH_RESERVE_PER_HOST",
+    "LEAST_BODY_BYTES",
+    "HttpConnectionLimiter",
+    "ListeningSocket",
+    "OverloadMiddleware",
+    "TimedConnection",
+    "connection_limit",
+]
+
+HEAD_S = 20.0
+"""Time within which the head of a request has to be complete."""
+BODY_S, LEAST_BODY_BYTES = 20.0, 20_000
+"""Least number of bytes of a body within a time, as long as the server reads them."""
+DRAIN_S = 60.0
+"""Time within which a client has to read its buffered answer, at most a MiB."""
+HEALTH_RESERVE_PER_HOST = 8
+"""Number of connections of one host above its limit, which get the paths of the node's health only."""
 
 _MOST_CONNECTIONS = 400
 _RESERVED_DESCRIPTORS = 256
 """File descriptors that are reserved for reception, the database and the spool."""
 _HEALTH_RESERVE = 32
-_HEALTH_RESERVE_PER_HOST = 8
-_HEAD_S = 20.0
-_BODY_S = 20.0
-_LEAST_BODY_BYTES = 20_000
-"""Least number of bytes of a body within ``_BODY_S``, as long as the server reads them."""
-_DRAIN_S = 60.0
-"""Time within which a client has to read its buffered answer, at most a MiB."""
 _BACKLOG = 1024
 _HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -54,7 +67,7 @@ class HttpConnectionLimiter:
     def enter(self, address: str) -> bool:
         """Return whether one more connection is accepted from an address; an idle one may be closed for it."""
         host = _host_key(address)
-        if self._count_by_host[host] >= self._limit_per_host + _HEALTH_RESERVE_PER_HOST:
+        if self._count_by_host[host] >= self._limit_per_host + HEALTH_RESERVE_PER_HOST:
             is_accepted = self._close_longest_idle(host)
         elif self._count_by_host.total() >= self._limit + _HEALTH_RESERVE:
             is_accepted = self._close_longest_idle(None)
@@ -126,7 +139,7 @@ class TimedConnection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._drain = self.loop.call_later(_DRAIN_S, self.transport.abort)
+        self._drain = self.loop.call_later(DRAIN_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -148,7 +161,7 @@ class TimedConnection(H11Protocol):
             self._timer = None
         if state == "head":
             self.limiter.mark_idle(self, self._address)
-            self._timer = self.loop.call_later(_HEAD_S, self.transport.abort)
+            self._timer = self.loop.call_later(HEAD_S, self.transport.abort)
         else:
             self.limiter.mark_busy(self)
         if state == "body":
@@ -158,12 +171,12 @@ class TimedConnection(H11Protocol):
         before = self._received
 
         def check() -> None:
-            if self._received - before < _LEAST_BODY_BYTES and not self.flow.read_paused:
+            if self._received - before < LEAST_BODY_BYTES and not self.flow.read_paused:
                 self.transport.abort()
             else:
                 self._expect_body()
 
-        self._timer = self.loop.call_later(_BODY_S, check)
+        self._timer = self.loop.call_later(BODY_S, check)
 
 
 class ListeningSocket(socket.socket):

@@ -27,6 +27,7 @@ __all__ = [
     "BASE",
     "FACTS_FILE",
     "PACKAGE",
+    "PACKAGE_SHA256",
     "VERSION",
     "InstalledViewer",
     "fetch_package",
@@ -36,8 +37,8 @@ __all__ = [
 ]
 
 PACKAGE, VERSION = "@ohif/app", "3.13.2"
+PACKAGE_SHA256 = "b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1"
 BASE = "/viewer/"
-_SHA256 = "b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1"
 FACTS_FILE = "viewer.json"
 _PACKAGE_FOLDER = PurePosixPath("package/dist")
 _EXCLUDED = frozenset({"ort", "app-config.js", "sw.js", "_headers", "_redirects", "serve.json"})
@@ -77,7 +78,7 @@ def find_installed(folder: Path) -> InstalledViewer | None:
         )
     except (OSError, TypeError, ValueError):
         return None
-    return found if found.sha256 == _SHA256 else None
+    return found if found.sha256 == PACKAGE_SHA256 else None
 
 
 def fetch_package(into: Path) -> Path:
@@ -98,8 +99,8 @@ def fetch_package(into: Path) -> Path:
 def install_viewer(package: Path, folder: Path) -> InstalledViewer:
     """Install the prebuilt files of a package in place of earlier ones. Raises NodeError."""
     digest = _sha256(package)
-    if digest != _SHA256:
-        raise NodeError(f"{package} is not {PACKAGE} {VERSION}: its SHA-256 is {digest}, not {_SHA256}")
+    if digest != PACKAGE_SHA256:
+        raise NodeError(f"{package} is not {PACKAGE} {VERSION}: its SHA-256 is {digest}, not {PACKAGE_SHA256}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".viewer-") as temporary:
         fresh = Path(temporary) / "viewer"

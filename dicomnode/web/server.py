@@ -54,6 +54,11 @@ class Server:
         self._server = _UvicornServer(config)
         self._thread = threading.Thread(target=self._server.run, args=([sock],), name="web", daemon=True)
 
+    @property
+    def connection_count(self) -> int:
+        """Number of open connections."""
+        return len(self._server.server_state.connections)
+
     def start(self) -> None:
         """Start the thread; returns once requests are answered. Raises NodeError when the server does not start."""
         self._thread.start()

@@ -34,15 +34,17 @@ from dicomnode.web import media_types
 from dicomnode.web.holdings import Holdings
 from dicomnode.web.multipart import MultipartReader, parse_boundary
 
-__all__ = ["SENDER", "add_routes"]
+__all__ = ["MOST_PARTS", "SENDER", "add_routes"]
 
 SENDER = "STOW-RS"
 """Sender of instances that were received over the web, in place of an AE title."""
 
+MOST_PARTS = 20_000
+"""Greatest number of parts of a body; the instances before a further one are stored."""
+
 _UID = re.compile(r"[0-9.]{1,64}")
 _MOST_META_BYTES = 1 << 16
 _BATCH_BYTES = 1 << 20
-_MOST_PARTS = 20_000
 _CLASS, _INSTANCE = 0x00020002, 0x00020003
 # PS3.18 table I.2-2 and PS3.7 C: failure reasons
 _CANNOT_UNDERSTAND, _SOP_CLASS, _TRANSFER_SYNTAX = 0xC000, 0x0122, 0xC122
@@ -132,11 +134,11 @@ class _StoreRequest:
             self._open.discard()
 
     def _next(self, content_type: str) -> _IncomingInstance:
-        if len(self.outcomes) >= _MOST_PARTS:
+        if len(self.outcomes) >= MOST_PARTS:
             stored = sum(not each.status for each in self.outcomes)
             raise HTTPException(
                 413,
-                f"a body may have {_MOST_PARTS} parts; {stored} whole instances are stored: send the others in another",
+                f"a body may have {MOST_PARTS} parts; {stored} whole instances are stored: send the others in another",
             )
         self._open = _IncomingInstance(self, content_type)
         return self._open

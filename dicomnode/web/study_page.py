@@ -21,10 +21,12 @@ from dicomnode.web.holdings import require_uid
 from dicomnode.web.study_progress import JobProgress
 from dicomnode.web.viewer import viewer_url
 
-__all__ = ["JobCard", "add_routes", "build_job_cards"]
+__all__ = ["MOST_SERIES", "JobCard", "add_routes", "build_job_cards"]
+
+MOST_SERIES = 200
+"""Greatest number of series on the page of a study; the viewer shows all."""
 
 _MOST_NUMBERS = 6
-_MOST_SERIES = 200
 _MOST_JOBS = 50
 
 
@@ -105,7 +107,7 @@ def _study_page(session: Session, context: WebContext, study: Study, message: st
     newest = select(Job).where(Job.study_id == study.id).order_by(Job.id.desc()).limit(_MOST_JOBS + 1)
     jobs = list(session.scalars(newest))
     job_cards = build_job_cards(session, context, jobs[:_MOST_JOBS], typical)
-    series = contents.list_received_series(session, study.id, limit=_MOST_SERIES + 1)
+    series = contents.list_received_series(session, study.id, limit=MOST_SERIES + 1)
     verdicts = routing.explain_study(session, study, context.config.routes)
     routed = {card.job.route for card in job_cards}
     return context.page(
@@ -114,8 +116,8 @@ def _study_page(session: Session, context: WebContext, study: Study, message: st
         study=study,
         tally=tally,
         progress=study_progress.describe_study_progress(study, tally, typical, context.now()),
-        series=series[:_MOST_SERIES],
-        has_more_series=len(series) > _MOST_SERIES,
+        series=series[:MOST_SERIES],
+        has_more_series=len(series) > MOST_SERIES,
         has_more_jobs=len(jobs) > _MOST_JOBS,
         cards=job_cards,
         verdicts=sorted(verdicts, key=lambda each: (each.route not in routed, not each.matched)),

@@ -34,8 +34,11 @@ __all__ = [
     "SHARES",
     "Lesions",
     "draw_artefacts",
+    "draw_core",
+    "draw_count",
     "draw_lesions",
     "draw_lesions_from_mask",
+    "draw_volume_mm3",
     "find_candidates",
     "remove_lesions",
 ]
@@ -86,7 +89,7 @@ class Lesions:
 
     def redraw_severities(self, generator: torch.Generator) -> Lesions:
         """Return the same shapes with new severities."""
-        core = [(1.0, 1.0, 1.0), *(_draw_core(place, generator) for place in self.place)]
+        core = [(1.0, 1.0, 1.0), *(draw_core(place, generator) for place in self.place)]
         return replace(self, core=torch.tensor(core, device=self.core.device))
 
     def crop(self, box: tuple[slice, slice, slice]) -> Lesions:
@@ -103,7 +106,7 @@ def draw_lesions(head: Head, generator: torch.Generator, *, count: int | None = 
     drawing.add_mask(head.tissue == list(TISSUES).index("lesion"))
     places = find_candidates(head)
     shares = torch.tensor([SHARES[name] * bool(len(places[name])) for name in SHARES])
-    for _ in range(_draw_count(generator) if count is None else count):
+    for _ in range(draw_count(generator) if count is None else count):
         place = list(SHARES)[int(torch.multinomial(shares, 1, generator=_on_cpu(generator)))]
         drawing.add_ellipsoid(place, places[place])
     return drawing.lesions()
@@ -137,7 +140,7 @@ def draw_artefacts(head: Head, generator: torch.Generator, *, most: int = 6) -> 
     for _ in range(int(torch.randint(most + 1, (1,), generator=_on_cpu(generator)))):
         place = ("periventricular", "juxtacortical", "deep", "cortical")[int(uniform(generator, 0, 4))]
         if len(places[place]):
-            box, extent = _draw_ellipsoid(head, places[place], _draw_volume(generator), None, generator)
+            box, extent = _draw_ellipsoid(head, places[place], draw_volume_mm3(generator), None, generator)
             added[box] = torch.maximum(added[box], uniform(generator, 0.2, 0.8) * extent)
     return added.to(generator.device)
 
@@ -175,7 +178,7 @@ class _Drawing:
     def add_ellipsoid(self, place: str, centres: Tensor) -> None:
         """Add one lesion of that class; where too little of it fits, its position is drawn again, up to five times."""
         towards = number("lateral ventricles") if place == "periventricular" else None
-        volume_mm3 = _draw_volume(self.generator) * (0.5 if place == "cortical" else 1.0)
+        volume_mm3 = draw_volume_mm3(self.generator) * (0.5 if place == "cortical" else 1.0)
         for _ in range(5):
             box, extent = _draw_ellipsoid(self.head, centres, volume_mm3, towards, self.generator)
             if self._add(place, box, extent * self._allowed(place, self.structure[box])):
@@ -206,7 +209,7 @@ class _Drawing:
         extent = extent * (self.label[box] == 0)
         if float((extent > 0.5).sum()) * self.head.spacing_mm**3 < 0.5 * SMALLEST_MM3:
             return False
-        self.core.append(_draw_core(place, self.generator))
+        self.core.append(draw_core(place, self.generator))
         self.place.append(place)
         painted = extent > 0.02
         self.label[box][painted] = len(self.place)
@@ -259,8 +262,8 @@ def _widen_box(box: list[slice] | tuple[slice, ...], shape: torch.Size, margin: 
     return k, j, i
 
 
-def _draw_core(place: str, generator: torch.Generator) -> tuple[float, float, float]:
-    """Return the T1, T2, PD of one lesion."""
+def draw_core(place: str, generator: torch.Generator) -> tuple[float, float, float]:
+    """Draw the T1 ms, T2 ms and PD of the core of one lesion, whose class is ``place``, a key of ``SHARES``."""
     if place == "cortical":
         base = torch.tensor(SEVERITIES["cortical"]).log()
     else:
@@ -271,13 +274,17 @@ def _draw_core(place: str, generator: torch.Generator) -> tuple[float, float, fl
     return t1, t2, min(pd, 1.1)
 
 
-def _draw_volume(generator: torch.Generator) -> float:
+def draw_volume_mm3(generator: torch.Generator) -> float:
+    """Draw a lesion's volume: log-normal with median ``MEDIAN_MM3`` and log-sd ``LOG_SD``, within the limits."""
     z = float(torch.randn(1, generator=_on_cpu(generator)))
     return min(max(MEDIAN_MM3 * math.exp(LOG_SD * z), SMALLEST_MM3), LARGEST_MM3)
 
 
-def _draw_count(generator: torch.Generator) -> int:
-    """Draw a negative binomial as a Poisson of a gamma-distributed mean: variance mean + mean^2 / ``DISPERSION``."""
+def draw_count(generator: torch.Generator) -> int:
+    """Draw the number of a patient's lesions: negative binomial with mean ``MEAN_COUNT``, at most ``MOST``.
+
+    It is a Poisson of a gamma-distributed mean: the variance is mean + mean^2 / ``DISPERSION``.
+    """
     cpu = _on_cpu(generator)
     rate = torch._standard_gamma(torch.tensor([DISPERSION]), generator=cpu) * MEAN_COUNT / DISPERSION
     return min(int(torch.poisson(rate, generator=cpu)), MOST)

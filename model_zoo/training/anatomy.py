@@ -37,7 +37,14 @@ from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
-__all__ = ["CONFIGURATIONS", "RECIPE", "Configuration", "score_structures"]
+__all__ = [
+    "CONFIGURATIONS",
+    "RECIPE",
+    "Configuration",
+    "compute_refinement_loss",
+    "compute_structure_shares",
+    "score_structures",
+]
 
 UNSHUFFLE = 4
 BALANCED_SHARE = 0.75
@@ -154,9 +161,9 @@ def prepare(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> d
 def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """Return cross-entropy, of the first network balanced at first, + w (1 - mean soft Dice)."""
     if "posterior" in batch:
-        return _second_loss(_refined_logits(network, batch), batch["structure"], c)
+        return compute_refinement_loss(_refined_logits(network, batch), batch["structure"], c)
     log_p = functional.log_softmax(network(batch["image"]).float(), dim=1)
-    shares = _structure_shares(batch["structure"], c.coarsen)
+    shares = compute_structure_shares(batch["structure"], c.coarsen)
     size = shares.sum(dim=(0, 2, 3, 4))
     balance = c.balance * max(0.0, 1 - float(batch["stage"]) / BALANCED_SHARE)
     weight = (size + 50) ** -balance
@@ -178,7 +185,11 @@ def _as_cascade(network: nn.Module) -> RefinementCascade:
     return network
 
 
-def _second_loss(logits: Tensor, structure: Tensor, c: Configuration) -> Tensor:
+def compute_refinement_loss(logits: Tensor, structure: Tensor, c: Configuration) -> Tensor:
+    """Return the loss of the second network: mean cross-entropy + w (1 - mean soft Dice).
+
+    ``logits`` (b, structures, k, j, i); ``structure``: the true numbers (b, k, j, i), int64.
+    """
     log_p = functional.log_softmax(logits, dim=1)
     right = log_p.gather(1, structure[:, None]).flatten()
     none = right.new_zeros(COUNT + 1)
@@ -187,7 +198,7 @@ def _second_loss(logits: Tensor, structure: Tensor, c: Configuration) -> Tensor:
     return c.dice_weight * (1 - _mean_dice(overlap, log_p.exp().sum(dim=(0, 2, 3, 4)), size)) - right.mean()
 
 
-def _structure_shares(structure: Tensor, coarsen: int) -> Tensor:
+def compute_structure_shares(structure: Tensor, coarsen: int) -> Tensor:
     """Return each structure's share of blocks of ``coarsen``^3 voxels: (b, k, j, i) -> (b, structures, k', ...)."""
     b, *shape = structure.shape
     blocks = space_to_depth(structure[:, None], coarsen)
@@ -222,7 +233,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         batch = draw_batch(c, source, generator)
         image = batch["image"].to(next(network.parameters()).device)
         found = network(image).argmax(1).cpu()
-        scores.append(score_structures(found[0], _structure_shares(batch["structure"], c.coarsen).argmax(1)[0]))
+        scores.append(score_structures(found[0], compute_structure_shares(batch["structure"], c.coarsen).argmax(1)[0]))
         inputs = prepare(network, batch | {"image": image, "stage": torch.tensor(1.0)}, c)
         refined.append(score_structures(_refined_logits(network, inputs).argmax(1).cpu()[0], inputs["structure"][0]))
     metrics = {"dice": _mean(scores), "dice_again": _mean(refined)}

@@ -58,6 +58,7 @@ __all__ = [
     "Subject",
     "draw_head",
     "draw_patients_sharing_atrophy",
+    "drop_covariates",
     "select_conditions",
     "simulate_subjects",
 ]
@@ -119,9 +120,8 @@ class Subject:
     @property
     def x0(self) -> Tensor:
         """PET over its tracers' scales, within the skull: the network's target (2, k, j, i)."""
-        return (
-            self.pet / torch.tensor(pet_synthesis.suvr_scales(self.covariates))[:, None, None, None] * self.maps.sum(0)
-        )
+        scales = torch.tensor(pet_synthesis.suvr_scales(self.covariates))[:, None, None, None]
+        return self.pet / scales * self.maps.sum(0)
 
 
 def make_network(c: Configuration) -> nn.Module:
@@ -195,7 +195,7 @@ def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> 
             head = draw_head(c, source, patients[0], generator)
             items += [_make_item(subject) for subject in simulate_subjects(head, patients, generator)]
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
-    batch["tokens"] = _drop_covariates(batch["tokens"], generator)
+    batch["tokens"] = drop_covariates(batch["tokens"], generator)
     at_end = torch.rand(c.batch, generator=generator) < c.end_share
     root = 0.05 + 0.95 * torch.rand(c.batch, generator=generator)
     batch["quiet"] = (at_end & (torch.rand(c.batch, generator=generator) < 0.5)).float()
@@ -223,7 +223,7 @@ def _make_item(subject: Subject) -> dict[str, Tensor]:
     }
 
 
-def _drop_covariates(tokens: Tensor, generator: torch.Generator) -> Tensor:
+def drop_covariates(tokens: Tensor, generator: torch.Generator) -> Tensor:
     """Make covariates unknown at random: each at its rate of ``DROPPED``, and all of them in one item of twenty."""
     rates = torch.tensor([DROPPED[name] for name in COVARIATES])
     keep = torch.rand(tokens.shape[:2], generator=generator) >= rates

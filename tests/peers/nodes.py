@@ -22,11 +22,11 @@ from db.models import Delivery, Job
 from dicomnode.config import Config, Peer, load
 from tests.peers.process import Program, wait_for
 
-__all__ = ["Node", "make_route", "write_config"]
+__all__ = ["ENVIRONMENT", "Node", "make_route", "write_config"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 # One thread: the tests' images are so small that threads cost more than they bring.
-_ENVIRONMENT = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
 _READY = re.compile(r"^ready: DICOM \S+:(\d+),", re.MULTILINE)
 _HASTE: dict[str, dict[str, Any]] = {
     "node": {"host": "127.0.0.1", "port": 0, "network_timeout_s": 10},
@@ -67,7 +67,7 @@ class Node:
     def __init__(self, config_path: Path, *arguments: str) -> None:
         self.config: Config = load(config_path)
         command = self._command(*(arguments or ("serve",)))
-        self.program = Program(command, folder=config_path.parent / "log", environment=_ENVIRONMENT)
+        self.program = Program(command, folder=config_path.parent / "log", environment=ENVIRONMENT)
         self._engine = engines.connect(self.config.database_url)
 
     def __enter__(self) -> Self:
@@ -121,7 +121,7 @@ class Node:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command with the same configuration."""
-        environment = os.environ | _ENVIRONMENT
+        environment = os.environ | ENVIRONMENT
         return subprocess.run(self._command(*arguments), capture_output=True, text=True, env=environment, check=False)
 
     @contextmanager

@@ -24,6 +24,7 @@ from model_zoo.structures import CORTEX, COUNT, STRUCTURES, number
 __all__ = [
     "compute_block_fractions",
     "compute_true_uptake",
+    "draw_uptake",
     "label_binding_regions",
     "render_activity",
     "take_majority",
@@ -135,7 +136,7 @@ def render_activity(
     as the blocks' averages commute with it.
     """
     labels = label_binding_regions(head) if regions is None else regions
-    values = torch.cat([torch.zeros(1), _draw_uptake(tracer, state, generator, spread)])
+    values = torch.cat([torch.zeros(1), draw_uptake(tracer, state, generator, spread)])
     image = values[labels.to(torch.int64)]
     if shrink > 1:
         image = functional.avg_pool3d(image[None, None], shrink)[0, 0]
@@ -184,7 +185,7 @@ def _make_mixing_matrix() -> Tensor:
     return matrix
 
 
-def _draw_uptake(tracer: Tracer, state: float, generator: torch.Generator, spread: float) -> Tensor:
+def draw_uptake(tracer: Tracer, state: float, generator: torch.Generator, spread: float) -> Tensor:
     """Return the SUVR (regions,) of one subject: the state's, plus this subject's deviations; meninges bind or not."""
     values = compute_true_uptake(tracer, state)
     values = values + spread * uptake_sd(tracer) * torch.randn(len(values), generator=generator)
