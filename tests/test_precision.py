@@ -10,17 +10,18 @@ import torch
 from model_zoo import precision
 
 
-def _measure_seconds(enabled: bool) -> float:
+def _measure_cpu_seconds(enabled: bool) -> float:
     layer, x = torch.nn.Conv3d(8, 8, 3, padding=1), torch.ones(1, 8, 24, 24, 24)
     with torch.no_grad(), precision.autocast("cpu", enabled=enabled):
         layer(x)
-        begin = time.perf_counter()
+        begin = time.process_time()
         layer(x)
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
 
 def test_a_convolution_is_not_slower_by_orders_of_magnitude() -> None:
-    assert _measure_seconds(True) < 20 * _measure_seconds(False) + 0.1
+    chosen, single = (min(_measure_cpu_seconds(enabled) for _ in range(3)) for enabled in (True, False))
+    assert chosen < 20 * single + 0.1
 
 
 @pytest.mark.parametrize("has_it", [True, False])

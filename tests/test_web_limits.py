@@ -60,16 +60,18 @@ def test_a_body_that_trickles_is_given_up(web: Web, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_body_that_is_fast_enough_is_waited_for(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(connections, "BODY_S", 0.2)
+    monkeypatch.setattr(connections, "BODY_S", 1.0)
     monkeypatch.setattr(connections, "LEAST_BODY_BYTES", 100)
     write_instance(tmp_path / "a.dcm")
     content = encode_multipart([(tmp_path / "a.dcm").read_bytes()])
+    size = len(content) // 10  # over 100 bytes, and more than two limits of time for the whole
+    assert size > 100
 
     def slowly() -> Iterator[bytes]:
         never = threading.Event()
-        for at in range(0, len(content), 300):
-            never.wait(0.1)
-            yield content[at : at + 300]
+        for at in range(0, len(content), size):
+            never.wait(0.25)
+            yield content[at : at + size]
 
     assert web.client.post("/dicom-web/studies", content=slowly(), headers=DICOM).status_code == 200
 
