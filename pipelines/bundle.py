@@ -70,7 +70,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     progress(0.05, "preprocessing")
     with torch.inference_mode(), monai_config.suppress_warnings():
         pred = _infer(bundle_volumes.make_tensor(volumes), steps, model, progress)
-    progress(0.9, "on the image's lattice")
+    progress(0.9, "on the image's grid")
     output_format = bundle_findings.read_output_format(model.metadata, options.gives, options.labels, options.unit)
     findings = bundle_findings.make_findings(pred, volumes[0], output_format)
     return [*findings, *_notes(model)]

@@ -25,7 +25,7 @@ _OTHER_SYSTEM = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def make_tensor(volumes: Sequence[Volume]) -> Any:
-    """Return a MetaTensor (i, j, k), as MONAI's reader returns one file, or (c, i, j, k) of several on one lattice."""
+    """Return a MetaTensor (i, j, k), as MONAI's reader returns one file, or (c, i, j, k) of several on one grid."""
     from monai.data import MetaTensor
     from monai.utils import SpaceKeys
 

@@ -92,7 +92,7 @@ class _CoilModel:
 def check_acquisition(images: Sequence[KSpace]) -> None:
     """Raise Refused unless every image of the acquisition can be reconstructed honestly.
 
-    One without calibration lines may use the maps of another on the same lattice.
+    One without calibration lines may use the maps of another on the same grid.
     """
     map_source = _choose_map_source(images)
     for k in images:
@@ -200,7 +200,7 @@ def prepare_acquisition(images: Sequence[KSpace], *, coil_energy: float = 0.99) 
     """:func:`prepare_image` for the images (contrasts, sets) of one acquisition, with the maps of one of them.
 
     The coils see the same object from the same places whatever the contrast: maps come from the image with the most
-    signal in its calibration block, and serve all that share its lattice.
+    signal in its calibration block, and serve all that share its grid.
     """
     map_source = _choose_map_source(images)
     shared = _make_coil_model(map_source, coil_energy)

@@ -65,7 +65,7 @@ __all__ = ["PIPELINE", "find_low_confidence", "interpolate", "run"]
 def interpolate(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
     """Evaluate images (slice, a, b) over ``fov_mm`` at the pixels of ``grid``: crop, and zero-fill interpolation.
 
-    x(r) = sum_k X_k exp(2 pi i k r / fov), exact for any pixel size; pixel n // 2 of either lattice is the same point.
+    x(r) = sum_k X_k exp(2 pi i k r / fov), exact for any pixel size; pixel n // 2 of either grid is the same point.
     Amplitudes are those of the object, whatever the matrix.
     """
     X = centred_fft(x)

@@ -11,7 +11,7 @@ and images are in relative units, unless the site asks for the numbers.
 
 Model: bundle ``pet_synthesis``, the residual-shift process of ``model_zoo.residual_shift`` (ResShift, Yue et al. 2023;
 ResDM in its corrected form) with the anatomy of the bundle ``anatomy``. The T1w and the structures are brought to the
-network's lattice about the brain as in training, ``model_zoo.training.pet_synthesis``.
+network's grid about the brain as in training, ``model_zoo.training.pet_synthesis``.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _resample_nearest(structure: NDArray[np.uint8], onto: Grid) -> NDArray[np.ui
     return np.asarray(found.reshape(onto.shape), np.uint8)
 
 
-def test_on_the_networks_own_lattice_every_voxel_is_right(model: Model) -> None:
+def test_on_the_networks_own_grid_every_voxel_is_right(model: Model) -> None:
     image, structure = _make_asymmetric_phantom()
     found = anatomy.segment_head(Volume(image, phantom_grid()), model)
     assert np.array_equal(found.image_labels, structure)

@@ -42,14 +42,14 @@ def _make_batch(structure: Tensor, stage: float) -> dict[str, Tensor]:
     return {"image": torch.zeros(1), "structure": structure, "stage": torch.tensor(stage)}
 
 
-def test_the_output_lattice_is_coarser_where_asked() -> None:
+def test_the_output_grid_is_coarser_where_asked() -> None:
     network = VolumeUNet(1, 3, channels=(8, 8), unshuffle=4, coarsen=2)
     assert network(torch.zeros(1, 1, 16, 24, 16)).shape == (1, 3, 8, 12, 8)
     assert network.stride == 8
 
 
 @pytest.mark.parametrize("options", [{"unshuffle": 2, "coarsen": 4}, {"unshuffle": 4, "coarsen": 2, "refine": 4}])
-def test_a_lattice_that_the_network_does_not_have_is_refused(options: dict[str, int]) -> None:
+def test_a_grid_that_the_network_does_not_have_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="coarser"):
         VolumeUNet(1, 3, channels=(8, 8), **options)  # type: ignore[arg-type]  # a dictionary of integers
 
@@ -87,7 +87,7 @@ def test_a_small_structure_weighs_most_at_the_beginning() -> None:
     assert compute_loss(anatomy.BALANCED_SHARE) == compute_loss(0.9)
 
 
-def test_the_evaluation_labels_at_1_mm_what_the_model_finds_on_its_own_lattice(tmp_path: Path) -> None:
+def test_the_evaluation_labels_at_1_mm_what_the_model_finds_on_its_own_grid(tmp_path: Path) -> None:
     write_anatomy_bundle(tmp_path)
     model = registry.load("anatomy", root=tmp_path)
     image, structure = (torch.from_numpy(x) for x in phantom())

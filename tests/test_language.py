@@ -28,6 +28,8 @@ OPENINGS = re.compile(
     r"Such|That|They|These|This is|Those|To|Until|What|When|Where|Whether|Which|Who|Whom|Whose|Why|With|Without)\b"
 )
 """First words of docstrings whose first sentence is not complete by itself."""
+REFUSED_WORDS = re.compile(r"lattice", re.IGNORECASE)
+"""Words that the glossary replaces, in any text of the repository."""
 ALLOWED: dict[str, str] = {}
 """Findings that are right, with the reason."""
 
@@ -58,6 +60,14 @@ def test_names_and_docstrings_are_plain(folder: str) -> None:
     paths = [path for path in sorted((ROOT / folder).rglob("*.py")) if "versions" not in path.parts]
     found = [f"{path.relative_to(ROOT)}: {finding}" for path in paths for finding in _findings(path.read_text())]
     assert [finding for finding in found if finding not in ALLOWED] == []
+
+
+def test_texts_use_the_words_of_the_glossary() -> None:
+    folders = (*FOLDERS, "tests", "benchmarks", "examples", "docs", "deploy")
+    texts = [*ROOT.glob("*.md"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
+    paths = {path for path in texts if path.suffix in (".html", ".md", ".py", ".toml")}
+    paths -= {Path(__file__), ROOT / "docs" / "glossary.md"}
+    assert {path.relative_to(ROOT).as_posix() for path in paths if REFUSED_WORDS.search(path.read_text())} == set()
 
 
 def test_the_check_refuses_old_names_and_riddles() -> None:

@@ -157,7 +157,7 @@ def test_a_table_without_validation_rows_is_refused(tmp_path: Path) -> None:
     ]
 
 
-def test_images_of_a_row_on_different_lattices_are_refused_unless_stated(tmp_path: Path) -> None:
+def test_images_of_a_row_on_different_grids_are_refused_unless_stated(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz")
     write_nifti(tmp_path / "l.nii.gz", shift_mm=3.0)
     rows = ("s1,train,a.nii.gz,l.nii.gz,1", "s2,validation,a.nii.gz,,1")

@@ -94,7 +94,7 @@ def test_a_prior_that_knows_no_brain_stays_so() -> None:
     assert (found.argmax(dim=0) == 0).all()
 
 
-def test_a_finer_lattice_has_the_densities_of_the_one_it_was_fitted_to() -> None:
+def test_a_finer_grid_has_the_densities_of_the_one_it_was_fitted_to() -> None:
     prior, image, _ = _scene(field=0.25)
     m = Mixture()
     fit = mixture.fit_mixture(prior, image, m)

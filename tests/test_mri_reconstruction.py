@@ -225,7 +225,7 @@ def test_a_contrast_with_lines_of_its_own_lends_its_maps_and_keeps_its_own_noise
     torch.testing.assert_close(loud.gain, quiet.gain)
 
 
-def test_a_contrast_on_another_lattice_needs_calibration_lines_of_its_own() -> None:
+def test_a_contrast_on_another_grid_needs_calibration_lines_of_its_own() -> None:
     first, second = contrasts()
     encoding.check_acquisition([first, second])
     moved = replace(second, encoded_fov_mm=(150.0, 150.0))
@@ -258,7 +258,7 @@ def test_delivered_grid_may_crop_the_field_of_view_and_be_finer() -> None:
     np.testing.assert_allclose(fine[:, 0::2, 0::2], native[:, 8:56, 10:50], atol=1e-2 * native.max())
 
 
-def test_resampling_to_the_encoded_lattice_changes_nothing() -> None:
+def test_resampling_to_the_encoded_grid_changes_nothing() -> None:
     x = truth()
     y = recon.interpolate(x, (192.0, 180.0), grid((2, *SHAPE)))
     torch.testing.assert_close(y, x, atol=2e-3, rtol=1e-4)

@@ -105,7 +105,7 @@ def test_structures_land_where_the_t1w_has_them(orientation: str, patients_model
         assert float(np.abs(volume.data[~far]).max()) < 0.02
 
 
-def test_the_lattice_holds_the_fractions_that_training_has(model: Model) -> None:
+def test_the_grid_holds_the_fractions_that_training_has(model: Model) -> None:
     _, structure = phantom()
     labels = np.zeros((60, 62, 58), np.uint8)
     labels[5:53, 3:59, 8:56] = structure

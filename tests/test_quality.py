@@ -67,7 +67,7 @@ def test_a_fact_that_is_not_stated_breaks_only_a_rule_that_needs_it(needed: bool
         assert quality.check_input(case(), bundle(rule), "flair") == ()
 
 
-def test_the_lattice_is_a_fact_too() -> None:
+def test_the_grid_is_a_fact_too() -> None:
     with pytest.raises(Refused, match=r"smallest extent .* is 5 mm"):
         quality.check_input(case(0.5), bundle({"fact": "coverage_mm", "between": [100, 400]}), "flair")
 

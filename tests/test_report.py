@@ -150,7 +150,7 @@ def test_thick_slices_are_shown_as_they_were_taken() -> None:
     assert all(len(letter) >= 2 for letter in found[0].letters), "an oblique side has more than one name"
 
 
-def test_a_volume_of_another_lattice_is_sampled_where_it_lies() -> None:
+def test_a_volume_of_another_grid_is_sampled_where_it_lies() -> None:
     volume = make_block("oblique")
     other = make_grid("coronal", (20, 40, 40), (3.0, 2.0, 2.0), (0, 0, 0))
     middle = volume.grid.affine_mm @ [24, 30, 16, 1] - other.affine_mm @ [20, 20, 10, 0]

@@ -39,7 +39,7 @@ def test_sampling_agrees_with_scipy(orientation: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_the_upright_lattice_covers_every_voxel_and_little_more(orientation: str) -> None:
+def test_the_upright_grid_covers_every_voxel_and_little_more(orientation: str) -> None:
     grid = make_grid(orientation, (9, 11, 13), (2.1, 0.9, 1.3), (-4, 2, 7))
     onto = resampling.axis_aligned(grid, 1.0)
     ones = torch.ones(1, *onto.shape)

@@ -141,7 +141,7 @@ def test_inversion_times_may_be_chosen(model: Model) -> None:
 
 
 @pytest.mark.parametrize("orientation", ["sagittal", "oblique"])
-def test_results_lie_on_the_flairs_own_lattice(orientation: str, model: Model) -> None:
+def test_results_lie_on_the_flairs_own_grid(orientation: str, model: Model) -> None:
     grid = centred_grid(orientation, (6.0, 2.5, 2.5))
     flair = resampling.resample(torch.from_numpy(_make_flair("large"))[None], phantom_grid(), grid)[0].numpy()
     found = _run(model, {"flair": Volume(flair, grid, slice_thickness_mm=6.0), "t1w": _make_t1w()})

@@ -32,10 +32,10 @@ def test_the_spline_keeps_the_peak_that_linear_interpolation_takes() -> None:
 
 def test_isotropic_voxels_of_the_right_size_are_left_alone() -> None:
     x = torch.rand(GRID.shape)
-    lattice_of = make_isotropic_transform(GRID, 3.0)
-    assert torch.equal(lattice_of.to_isotropic(x), x)
-    assert torch.equal(lattice_of.from_isotropic(x), x)
-    assert np.allclose(lattice_of.grid.affine_mm, GRID.affine_mm)
+    isotropic = make_isotropic_transform(GRID, 3.0)
+    assert torch.equal(isotropic.to_isotropic(x), x)
+    assert torch.equal(isotropic.from_isotropic(x), x)
+    assert np.allclose(isotropic.grid.affine_mm, GRID.affine_mm)
 
 
 def test_coarser_voxels_hold_the_mean_of_finer_ones() -> None:

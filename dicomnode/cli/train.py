@@ -89,7 +89,7 @@ def _print_columns(recipe: Recipe[Any]) -> None:
     own = (
         ("subject", "word", "yes", "the same for every row of one person"),
         ("split", "word", "no", "train, validation or test; by a hash of the subject where blank"),
-        ("resample", "word", "no", "yes: the row's images are registered and go to the first one's lattice"),
+        ("resample", "word", "no", "yes: the row's images are registered and go to the first one's grid"),
     )
     rows = [*own, *((c.name, c.kind, "yes" if c.required else "no", c.help) for c in recipe.columns)]
     names = ["column", "kind", "required", "what"]

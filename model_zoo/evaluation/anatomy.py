@@ -197,7 +197,7 @@ def _limit_tables(scored: Sequence[_Scored], model: Model) -> list[Table]:
     if has_refinement(model):
         note = (
             "Dice where the first network's answer is replaced by the true shares of the structures in the voxels of "
-            "its lattice: what the image's intensities add to these, without a second look. No bound either."
+            "its grid: what the image's intensities add to these, without a second look. No bound either."
         )
         title = "What a first look without error would give"
         tables.append(_limit_table(title, note, scored, lambda s: _label_by_true_shares(s, model)))
@@ -213,7 +213,7 @@ def _limit_table(title: str, note: str, scored: Sequence[_Scored], found: Callab
 
 
 def _label_by_true_shares(s: _Scored, model: Model) -> Tensor:
-    """Return the likeliest structures by true shares on the first network's lattice, of twice the image's spacing."""
+    """Return the likeliest structures by true shares on the first network's grid, of twice the image's spacing."""
     step = 2 * round(float(model.settings["spacing_mm"]))
     shares = [functional.avg_pool3d((s.truth == n).float()[None], step) for n in range(COUNT + 1)]
     p = functional.interpolate(torch.stack(shares, dim=1), scale_factor=2, mode="trilinear", align_corners=False)

@@ -144,7 +144,7 @@ def look_up_dir(case: Case, generator: torch.Generator, *, entries: int = 400_00
     """Return DIR by lookup: the mean over simulated mixtures of two tissues that have a voxel's FLAIR and T1w.
 
     Tissues are drawn with the simulator's spread and, for lesions, its line of severities; signals by the case's own
-    protocols; a lattice of ``bins``^2 over [0, 4]^2, smoothed by the images' noise, empty cells by their neighbours.
+    protocols; a table of ``bins``^2 cells over [0, 4]^2, smoothed by the images' noise, empty ones by their neighbours.
     """
     a, b = _draw_tissues(entries, generator), _draw_tissues(entries, generator)
     f = torch.rand(entries, generator=generator)

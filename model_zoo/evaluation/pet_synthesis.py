@@ -103,14 +103,14 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
 
 
 def draw_held_out_subjects(model: Model, test: Source, plan: _Plan = FULL) -> list[Subject]:
-    """Return the simulated patients on held-out anatomy that the tables are about, on the bundle's lattice."""
+    """Return the simulated patients on held-out anatomy that the tables are about, on the bundle's grid."""
     return _draw_subjects(model, test, plan.heads * len(anatomy.TEST), plan.patients, SEED + 1)
 
 
 def _draw_subjects(
     model: Model, source: Source, heads: int, patients: int, seed: int, tracers: tuple[str, str] = FIRST_TRACERS
 ) -> list[Subject]:
-    """Return simulated subjects on the bundle's lattice; heads take the source's subjects in turn."""
+    """Return simulated subjects on the bundle's grid; heads take the source's subjects in turn."""
     k, j, i = model.settings["shape"]
     c = replace(training.CONFIGURATIONS["smoke"], spacing_mm=float(model.settings["spacing_mm"]), shape=(k, j, i))
     subjects: list[Subject] = []

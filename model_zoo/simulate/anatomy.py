@@ -1,4 +1,4 @@
-"""Whole-head label maps as tissue classes on a 1 mm lattice, and the split that every recipe obeys.
+"""Whole-head label maps as tissue classes on a 1 mm grid, and the split that every recipe obeys.
 
 The maps are the SynthSeg training maps (Apache-2.0; FreeSurfer numbering, 5xx extra-cerebral). They are looked for in
 ``$DICOMNODE_DATA/anatomy/synthseg-label-maps`` and never copied into a bundle.

@@ -7,7 +7,7 @@ gradient n of its signed distance d: a = -log(1 - f) (V / S) n exp(-(d / L)^2), 
 than any smooth displacement resolves, loses voxels next to cerebrospinal fluid instead, in patches of some millimetres.
 
 Signals and activities are linear in tissue fractions, so partial volume is rendered by looking up one value per label
-on the fine lattice, then blurring and averaging (``render``), which equals mixing by ``render_fractions``.
+on the fine grid, then blurring and averaging (``render``), which equals mixing by ``render_fractions``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 HALF_MM = 2.0
-"""Lattice of the atrophy fields and of the displacement before it is brought to full resolution."""
+"""Spacing of the grid of the atrophy fields and of the displacement before it is brought to full resolution."""
 
 
 _ATROPHIED = (("hippocampus", 6.0), ("lateral ventricles", 10.0))
@@ -72,7 +72,7 @@ class Variation:
 class Head:
     """One simulated subject: ``tissue`` (index into ``tissues.TISSUES``) and ``structure`` (0 or a structure's number).
 
-    Both uint8 (k, j, i) on an isotropic lattice of ``spacing_mm``, LPS.
+    Both uint8 (k, j, i) on an isotropic grid of ``spacing_mm``, LPS.
     """
 
     tissue: Tensor
@@ -110,7 +110,7 @@ def draw_head(
     offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     root: Path | None = None,
 ) -> Head:
-    """Return a random head on a lattice whose centre lies ``offset_mm`` (k, j, i) from the centre of the subject's
+    """Return a random head on a grid whose centre lies ``offset_mm`` (k, j, i) from the centre of the subject's
     brain.
 
     ``atrophy``: None draws one. Raises FileNotFoundError where the data kit is missing.
@@ -136,7 +136,7 @@ def make_plain_head(
     face: bool = False,
     root: Path | None = None,
 ) -> Head:
-    """Return the subject as its map holds it (with ``atrophy`` if given), its brain centred on the lattice."""
+    """Return the subject as its map holds it (with ``atrophy`` if given), its brain centred on the grid."""
     source = _prepare_source(subject, face, root)
     at = _affine_coordinates(source, torch.eye(3), shape, spacing_mm, (0.0, 0.0, 0.0))
     generator = torch.Generator().manual_seed(0)
@@ -144,7 +144,7 @@ def make_plain_head(
 
 
 def _draw_matrix(v: Variation, generator: torch.Generator) -> Tensor:
-    """Return the rotation, shear, scale and flip from lattice to source millimetres, axes (k, j, i)."""
+    """Return the rotation, shear, scale and flip from grid to source millimetres, axes (k, j, i)."""
 
     def draw(width: float) -> Tensor:
         return (2 * torch.rand(3, generator=generator) - 1) * width
@@ -171,7 +171,7 @@ def _affine_coordinates(
     spacing_mm: float,
     offset_mm: tuple[float, float, float],
 ) -> Tensor:
-    """Return the source positions (mm = voxels) of the nodes of a 2 mm lattice that spans ``shape``: (3, k, j, i)."""
+    """Return the source positions (mm = voxels) of the nodes of a 2 mm grid that spans ``shape``: (3, k, j, i)."""
     nodes = [max(2, math.ceil(n * spacing_mm / HALF_MM)) for n in shape]
     axes = [
         torch.linspace(-0.5, 0.5, m) * ((n - 1) * spacing_mm) + o

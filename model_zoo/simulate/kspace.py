@@ -1,6 +1,6 @@
 """Fully sampled, noisy multi-coil k-space of a label map, for tests and benchmarks: no inverse crime.
 
-The object and the coils are rendered on a lattice 1.5 times finer than the one reconstructed; the coil images are
+The object and the coils are rendered on a grid 1.5 times finer than the one reconstructed; the coil images are
 Fourier transformed there and k-space is cropped. The reference is the band-limited object without coils and noise.
 """
 

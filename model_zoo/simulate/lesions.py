@@ -146,7 +146,7 @@ def draw_artefacts(head: Head, generator: torch.Generator, *, most: int = 6) -> 
 
 
 def find_candidates(head: Head) -> dict[str, Tensor]:
-    """Return the voxels (n, 3) where the centre of a lesion of each class may lie, by distances on a 2 mm lattice."""
+    """Return the voxels (n, 3) where the centre of a lesion of each class may lie, by distances on a 2 mm grid."""
     step = max(1, round(2.0 / head.spacing_mm))
     structure = head.structure[::step, ::step, ::step].cpu().numpy()
     mm = step * head.spacing_mm

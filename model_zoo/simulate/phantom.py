@@ -39,7 +39,7 @@ _PHANTOM: tuple[tuple[str, str, tuple[float, float, float], tuple[float, float, 
     ("white matter", "cerebellar white matter", (-0.5, 0.4, 0), (0.1, 0.12, 0.28)),
     ("lesion", "cerebral white matter", (0.16, -0.3, 0.3), (0.06, 0.06, 0.06)),
 )
-"""Tissue, structure, centre and half axes (k, j, i) as fractions of half the lattice; later rows cover earlier ones."""
+"""Tissue, structure, centre and half axes (k, j, i) as fractions of half the grid; later rows cover earlier ones."""
 
 
 def make_phantom(shape: tuple[int, int, int] = (96, 112, 96), spacing_mm: float = 2.0) -> Head:

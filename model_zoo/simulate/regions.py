@@ -63,7 +63,7 @@ CORTEX_LABELS = (3, 42)
 
 @lru_cache(maxsize=16)
 def make_structure_map(subject: str, root: Path | None = None) -> NDArray[np.uint8]:
-    """Return the structures of one subject: uint8 (256, 256, 256) on the lattice of ``anatomy.read_tissue_map``."""
+    """Return the structures of one subject: uint8 (256, 256, 256) on the grid of ``anatomy.read_tissue_map``."""
     labels = anatomy.read_label_map(subject, root)
     found = np.zeros(labels.shape, np.uint8)
     for name, values in LABELS.items():
@@ -122,7 +122,7 @@ def compute_mni_coordinates(subject: str, root: Path | None = None) -> NDArray[n
     """Return the MNI position (LPS mm) of every second voxel of a subject: float32 (3: x, y, z, k, j, i), (128, 128,
     128) at 2 mm.
 
-    Voxel n of this lattice lies between voxels 2 n and 2 n + 1 of the 1 mm lattice.
+    Voxel n of this grid lies between voxels 2 n and 2 n + 1 of the 1 mm grid.
     """
     cached = cache_root() / "regions" / f"v{CACHE_VERSION}-{subject}.npy"
     if cached.is_file():

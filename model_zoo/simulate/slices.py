@@ -1,6 +1,6 @@
 """Complex MR slices of random heads: oblique planes through label maps, random contrast, texture, bias, phase, blur.
 
-A slice is rendered on a lattice 1.5 times finer than it is delivered, then cropped in k-space, so that its edges carry
+A slice is rendered on a grid 1.5 times finer than it is delivered, then cropped in k-space, so that its edges carry
 the point-spread function of a real acquisition (sinc, sometimes apodised) and not the staircase of a label map.
 """
 
@@ -37,7 +37,7 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 
 
 def draw_smooth_field(shape: tuple[int, int], cells: int, generator: torch.Generator) -> Tensor:
-    """Return a random smooth field (ny, nx), about N(0, 1) at its knots: white noise on a coarse lattice, upsampled."""
+    """Return a random smooth field (ny, nx), about N(0, 1) at its knots: white noise on a coarse grid, upsampled."""
     coarse = torch.randn((1, 1, cells, cells), generator=generator)
     return functional.interpolate(coarse, size=shape, mode="bicubic", align_corners=True)[0, 0]
 

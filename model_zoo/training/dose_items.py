@@ -173,7 +173,7 @@ def make_pooled_scan(c: Configuration, source: Source, index: int) -> PooledScan
     )
     psf_fwhm_mm = 4.0 + 2.0 * _uniform(generator)
     scan = low_dose.simulate_scan(subject, _log_uniform((1e7, 2e8), generator), generator, psf_fwhm_mm=psf_fwhm_mm)
-    none = subject.activity.new_zeros(0)  # no longer needed; the fine lattices of the pool would fill the memory
+    none = subject.activity.new_zeros(0)  # no longer needed; the fine grids of the pool would fill the memory
     return PooledScan(
         replace(subject, activity=none, mu_per_cm=none), scan, reconstruct, reconstruct(scan.expected, scan)
     )

@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 UNSHUFFLE = 4
-SHRINK = 2  # heads are this many times finer than the network's lattice
+SHRINK = 2  # heads are this many times finer than the network's grid
 CONDITIONAL_DRAWS = 4000
 DROPPED = dict.fromkeys(COVARIATES, 0.1) | {"mmse": 0.25, "ptau217": 0.4, "e4": 0.25}
 DRAW_TRACERS = {"amyloid": ("florbetapir", "PiB"), "tau": ("flortaucipir", "MK-6240")}
@@ -104,7 +104,7 @@ CONFIGURATIONS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """One simulated patient on the network's lattice.
+    """One simulated patient on the network's grid.
 
     ``pet`` (2, k, j, i): amyloid and tau in SUVR; ``y0`` (k, j, i): the scaled T1w; ``maps`` (23, k, j, i);
     ``structure``: uint8 (k, j, i); ``covariates``: all of them.
@@ -135,7 +135,7 @@ def make_network(c: Configuration) -> nn.Module:
 
 
 def draw_head(c: Configuration, source: Source, patient: Patient, generator: torch.Generator) -> Head:
-    """Draw a head with the patient's atrophy, ``SHRINK`` times finer than the configuration's lattice."""
+    """Draw a head with the patient's atrophy, ``SHRINK`` times finer than the configuration's grid."""
     k, j, i = (SHRINK * n for n in c.shape)
     options: dict[str, Any] = {} if source.phantom else {"atrophy": patient.atrophy}
     return source.draw_head(generator, shape=(k, j, i), spacing_mm=c.spacing_mm / SHRINK, **options)
@@ -265,7 +265,7 @@ def _weighted_error(residual: Tensor, log_sd: Tensor, batch: dict[str, Tensor], 
 
 
 def _read_cohort_item(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
-    """Read a user's row: SUVR by its own reference region, on the configuration's lattice about the brain's middle."""
+    """Read a user's row: SUVR by its own reference region, on the configuration's grid about the brain's middle."""
     row = cohort.draw_row(generator)
     fine = c.spacing_mm / SHRINK
     structure = cohort.read_volume(row, "structures", fine).values.round().to(torch.uint8)
@@ -329,7 +329,7 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
 
 
 def describe_inference(c: Configuration) -> dict[str, Any]:
-    """Return the network's definition, its lattice, the fixed scales and schedules."""
+    """Return the network's definition, its grid, the fixed scales and schedules."""
     return {
         "network_def": {
             "_target_": "model_zoo.networks.pet_unet.PetUNet",

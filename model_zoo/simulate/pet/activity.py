@@ -67,7 +67,7 @@ MIXING: dict[tuple[str, ...], dict[str, float]] = {
     ("cerebellar white matter",): {"own": 0.65, "cerebellar cortex": 0.29, "csf": 0.06},
     ("brain stem",): {"own": 0.82, "csf": 0.18},
 }
-"""What a structure's mean on a 2 to 3 mm lattice after a 6 mm point-spread function consists of: the rows of a
+"""What a structure's mean on a 2 to 3 mm grid after a 6 mm point-spread function consists of: the rows of a
 geometric transfer matrix (Rousset et al. 1998), averaged over four training heads; other regions are all their own."""
 NOISE_FWHM_MM = 5.0
 
@@ -127,12 +127,12 @@ def render_activity(
     noise: float = 0.03,
     spread: float = 1.0,
 ) -> Tensor:
-    """Return the SUVR image float (k, j, i) of one subject on the head's lattice, or one ``shrink`` times coarser.
+    """Return the SUVR image float (k, j, i) of one subject on the head's grid, or one ``shrink`` times coarser.
 
     ``state``: the patient's, in the tracer's ``state_unit`` (``Patient.state(tracer.target)``). ``regions`` of
-    ``label_binding_regions`` and ``structure``, the numbers on the delivered lattice, where the caller has them.
+    ``label_binding_regions`` and ``structure``, the numbers on the delivered grid, where the caller has them.
     ``fwhm_mm``: None draws 4 to 8. ``noise``: relative sd at SUVR 1 once blurred; ``spread``: multiplies the
-    between-subject sds and the smooth field, 0 for the table's own values. Blurring happens on the delivered lattice,
+    between-subject sds and the smooth field, 0 for the table's own values. Blurring happens on the delivered grid,
     as the blocks' averages commute with it.
     """
     labels = label_binding_regions(head) if regions is None else regions

@@ -112,7 +112,7 @@ class Reconstruction:
 
 
 def make_brain(head: Head, activity: Tensor, finer: int) -> ScannedObject:
-    """Return a head with ``activity`` (k, j, i) on its own lattice, which is ``finer`` times that of the image."""
+    """Return a head with ``activity`` (k, j, i) on its own grid, which is ``finer`` times that of the image."""
     names = list(TISSUES)
     mu = torch.full((len(names),), _MU_SOFT)
     mu[names.index("air")], mu[names.index("bone")] = 0.0, _MU_BONE
@@ -136,7 +136,7 @@ def map_regions(structure: Tensor) -> Tensor:
 
 
 def make_torso(body: Torso, finer: int) -> ScannedObject:
-    """Return a torso on a lattice ``finer`` times that of the image."""
+    """Return a torso on a grid ``finer`` times that of the image."""
     of_organ = torch.tensor([1 + REGIONS.index(o) if o in REGIONS else 0 for o in ORGANS], dtype=torch.uint8)
     regions = of_organ.to(body.organ.device)[_take_nearest(body.organ, finer).to(torch.int64)]
     return ScannedObject(
