@@ -109,7 +109,7 @@ def test_sockets_contexts_and_shutdown_are_in_reach(echo_port: int) -> None:
     assert adapter.accepted_context(assoc, 3) is None
     adapter.replace_socket_shutdown(assoc, ended.set)
     assoc.abort()
-    assert ended.wait(5)
+    assert ended.wait(30)
     assoc.ae.sockets[0].close()
 
 

@@ -96,7 +96,7 @@ class Web:
         return sorted(path for path in self.config.spool_dir.glob("*/*") if path.is_file())
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        wait_for(condition, "the server has seen it", within_s=10)
+        wait_for(condition, "the server has seen it")
 
     def add_results(self, results: Iterable[Dataset], *, held: bool = False) -> None:
         """Add results of a job on the newest study, which must have been received before."""
