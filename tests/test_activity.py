@@ -109,6 +109,7 @@ def test_true_uptake_of_a_measured_table_has_more_contrast_than_the_table() -> N
     assert torch.equal(compute_true_uptake(TRACERS["FDG"], 0.0), uptake(TRACERS["FDG"], 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "state"), [("florbetapir", 0), ("florbetapir", 80), ("flortaucipir", 1), ("flortaucipir", 5)]
 )

@@ -42,6 +42,8 @@ from tests.peers import write_config
 from tests.scanner import ORIENTATIONS
 from tests.series import unpack_series, write_enhanced, write_slices
 
+pytestmark = pytest.mark.training
+
 ML = SPACING_MM**3 / 1000
 LARGE = ("cerebral white matter", "frontal cortex", "csf", "cerebellar cortex")
 

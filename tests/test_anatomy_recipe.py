@@ -87,6 +87,7 @@ def test_a_small_structure_weighs_most_at_the_beginning() -> None:
     assert compute_loss(anatomy.BALANCED_SHARE) == compute_loss(0.9)
 
 
+@pytest.mark.slow
 def test_the_evaluation_labels_at_1_mm_what_the_model_finds_on_its_own_grid(tmp_path: Path) -> None:
     write_anatomy_bundle(tmp_path)
     model = registry.load("anatomy", root=tmp_path)

@@ -48,6 +48,7 @@ def _top_names(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imported_names(path)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_imports_only_itself_and_those_below(folder: str) -> None:
     assert files(folder), f"{folder}/ holds no Python file"
@@ -94,6 +95,7 @@ def test_the_import_check_sees_nested_imports(tmp_path: Path) -> None:
     assert imported_modules(sample) == {"dicomnode.config", "db.jobs"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["dicomnode.node", "dicomnode.ingest.scp", "dicomnode.cli"])
 def test_the_receiver_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'highdicom', 'monai', 'scipy') if m in sys.modules])"
@@ -101,6 +103,7 @@ def test_the_receiver_starts_without_torch(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_functions_and_files_stay_small() -> None:
     too_long: list[str] = []
     for path in modules().values():

@@ -163,6 +163,7 @@ _REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_traceback")
 @pytest.mark.parametrize("name", _REFUSED)
 def test_a_request_that_cannot_be_served_is_refused_with_the_reason(
@@ -192,6 +193,7 @@ _UNREADABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_traceback")
 @pytest.mark.parametrize("name", _UNREADABLE)
 def test_what_is_no_request_ends_in_an_abort_and_one_log_line(
@@ -235,6 +237,7 @@ def _mutate(rng: random.Random, request: AssociateRequest) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.slow
 def test_every_request_that_can_be_read_is_one_that_pynetdicom_takes() -> None:
     rng, read = random.Random(19), 0
     for _ in range(4000):

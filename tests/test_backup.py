@@ -28,6 +28,8 @@ from tests import databases, postgresql
 from tests.peers import Node, write_config
 from tests.peers.files import write_instance
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 BEFORE, MEANWHILE = 10, 30
 

@@ -40,6 +40,8 @@ from tests.peers.files import write_instance
 from tests.peers.nodes import Node, write_config
 from tests.peers.process import wait_for
 
+pytestmark = pytest.mark.slow
+
 MOST_MB = 1000
 HEALTH_WITHIN_S, STORED_WITHIN_S = 5.0, 10.0
 """Wide limits, because tests share their machine; docs/security.md has measurements on an idle one."""

@@ -185,6 +185,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_network_that_would_download_by_its_defaults_is_built_from_nothing(name: str, host: Host) -> None:
     import monai.networks.nets as nets

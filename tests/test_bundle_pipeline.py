@@ -170,6 +170,7 @@ def test_without_resampling_every_voxel_is_where_it_belongs(tmp_path: Path) -> N
         assert np.array_equal(found.labels, data > THRESHOLD_HU), orientation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ["axial", "oblique", "sagittal"])
 @pytest.mark.parametrize("write", [write_spleen_bundle, write_whole_body_bundle], ids=["spleen", "whole body"])
 def test_labels_are_those_that_monai_itself_stores(

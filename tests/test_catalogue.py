@@ -123,6 +123,7 @@ def finish(session: Session, now: datetime, *outputs: OutputFile, held_because: 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "found"),
     [
@@ -236,6 +237,7 @@ def test_a_match_tells_what_the_header_said(people: sessionmaker[Session]) -> No
         assert not image.stored.is_result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "keys", "found"),
     [
@@ -463,6 +465,7 @@ def test_rows_of_before_are_found_by_what_their_series_said(engine: Engine, now:
         assert session.scalar(select(Study.study_time)) == "0815"
 
 
+@pytest.mark.slow
 def test_a_page_of_a_full_node_costs_little(tmp_path: Path) -> None:
     """One pass over the 20 000 instances, as a count makes, takes 5 instructions of SQLite for each: 100 000."""
     size = queries.Size(studies=200, rows=20_000, page=50)

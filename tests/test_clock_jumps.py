@@ -207,6 +207,7 @@ def _has_noticed(node: Node, times: int) -> bool:
     return node.log.count("the clock was set by") == times
 
 
+@pytest.mark.slow
 def test_a_running_node_goes_on_when_its_clock_is_set(node_with_a_clock: tuple[Node, Path], tmp_path: Path) -> None:
     node, setting = node_with_a_clock
     web = node.log.split("web ")[1].split("/,")[0]

@@ -47,6 +47,7 @@ def _tables() -> Iterator[tuple[str, Code]]:
         yield f"bundle label {name}", bundle_codes.encode_label(name)
 
 
+@pytest.mark.slow
 def test_codes_of_standard_schemes_are_in_the_standard_with_their_meaning() -> None:
     found = [*_literals(), *_tables()]
     assert len(found) > 90

@@ -24,6 +24,8 @@ from tests.peers import Node, write_config
 from tests.peers.kspaces import raw_data
 from tests.rows import add_job, make_arrival
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config_path(tmp_path: Path) -> Path:

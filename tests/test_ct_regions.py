@@ -36,6 +36,8 @@ from tests.pet_series import write_pet, write_pet_bundle
 from tests.scanner import make_grid
 from tests.series import unpack_series, write_slices
 
+pytestmark = pytest.mark.training
+
 FACTS: dict[str, Any] = {"modality": "PT", "units": "BQML", "corrections": ("ATTN", "DECY"), "suv_bw_per_unit": 2.5e-4}
 CT_MM, PET_MM = 3.0, 6.0
 CT_GRID = make_grid("axial", (60, 104, 140), (CT_MM,) * 3, (-210.0, -156.0, 5.0))

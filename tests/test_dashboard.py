@@ -39,6 +39,8 @@ from tests.web_studies import (
     study_uid,
 )
 
+pytestmark = pytest.mark.slow
+
 ANATOMY = f"/models/anatomy@{registry.find('anatomy').version}"
 SECTIONS = {"routes": ROUTES, "peers": PEERS}
 

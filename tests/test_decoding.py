@@ -43,6 +43,7 @@ def test_an_answer_comes_back_whole(pool: Pool) -> None:
     assert b"".join(pool.run(bytes, 5_000_001)) == bytes(5_000_001)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_crashes_costs_its_answer_only_and_is_not_asked_again(pool: Pool) -> None:
     first = pool.run(find_process_id, "first")
     with pytest.raises(InputRefused, match="ended the process"):
@@ -79,6 +80,7 @@ def test_a_refusal_in_the_child_is_told_in_its_words(pool: Pool, tmp_path: Path)
         pool.run(pixels.read_layout, tmp_path / "a.dcm")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def has_ended(process_id: int) -> bool:
     """Return whether a process has ended, also where nobody has fetched its status yet."""
     try:
@@ -106,6 +108,7 @@ def test_closing_ends_a_child_at_its_work(pool: Pool, tmp_path: Path) -> None:
     assert has_ended(int((tmp_path / "child").read_text()))
 
 
+@pytest.mark.slow
 def test_a_child_at_endless_work_ends_without_a_parent() -> None:
     code = "from dicomnode.decoding import child; child.limit_cpu_time(1)\nwhile True: pass"
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)

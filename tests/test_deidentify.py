@@ -66,6 +66,7 @@ def make_instance(folder: Path, **attributes: Any) -> Dataset:
     return write_instance(folder / name, **(AN_IMAGE | attributes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"burned_in": "send"}, ALL_OPTIONS], ids=["basic", "options"])
 @pytest.mark.parametrize("pattern", OF_VENDORS)
 def test_nothing_identifying_is_left_in_the_bytes_of_the_copy(kit: Path, pattern: str, options: dict[str, Any]) -> None:

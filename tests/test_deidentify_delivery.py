@@ -90,6 +90,7 @@ def test_a_research_destination_gets_a_copy_and_the_clinic_the_result(
     assert list(config.data_dir.glob("outgoing-*")) == []
 
 
+@pytest.mark.slow
 def test_a_retry_sends_the_same_copy(sessions: Sessions, tmp_path: Path, now: datetime) -> None:
     def lose_the_first(event: evt.Event) -> int:
         if len(server.stored) <= 2:

@@ -93,6 +93,7 @@ def test_results_reach_every_destination(
     assert deliver_due(sessions, config, now=now + timedelta(hours=1)) == 0
 
 
+@pytest.mark.slow
 def test_a_batch_goes_over_one_association(sessions: Sessions, config: Config, now: datetime) -> None:
     with Answering(lambda event: 0x0000) as server:
         config = add_peers(config, server.peer)
@@ -164,6 +165,7 @@ def test_the_breaker_spares_a_dead_peer_and_not_the_others(
     assert [row.attempts for row in rows(sessions)] != after, "one try after the breaker's time"
 
 
+@pytest.mark.slow
 def test_when_the_breaker_closes_everything_that_waited_is_due(
     sessions: Sessions, config: Config, now: datetime, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ def test_when_the_breaker_closes_everything_that_waited_is_due(
         assert states(sessions) == {DeliveryState.DELIVERED}
 
 
+@pytest.mark.slow
 def test_a_refused_object_is_tried_again_and_opens_no_breaker(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
@@ -193,6 +196,7 @@ def test_a_refused_object_is_tried_again_and_opens_no_breaker(
         assert deliver_due(sessions, config, now=now) == 1
 
 
+@pytest.mark.slow
 def test_a_lost_response_is_sent_again_with_the_same_uid(sessions: Sessions, config: Config, now: datetime) -> None:
     def lose_the_first_two(event: evt.Event) -> int:
         if len(server.stored) <= 2:

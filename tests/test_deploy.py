@@ -24,6 +24,8 @@ from tests import databases
 from tests.peers import write_config
 from tests.web_node import Web, web
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["web"]
 
 ROOT = Path(__file__).parent.parent

@@ -235,6 +235,7 @@ def test_helpers_follow_what_is_deployed_and_weights_must_be_those_that_were(
 CONTRACT = {"kspace": [{"fact": "acceleration", "between": [1, 1.2]}]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "state", "verdict"),
     [

@@ -155,6 +155,7 @@ RESOURCES: tuple[tuple[Level, str], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "path"), RESOURCES)
 def test_every_key_can_be_asked_for_at_every_resource(node: Web, level: Level, path: str) -> None:
     fixed = [name for name in ("StudyInstanceUID", "SeriesInstanceUID") if path.count(f"/{ROOT}.1") > (name[1] == "e")]

@@ -46,6 +46,7 @@ def read_stored(node: Web, number: int) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.slow
 def test_frames_of_a_deflated_instance_are_native(node: Web) -> None:
     """Deflating encodes the data set (PS3.5 A.5), so the pixels inside are as in Explicit VR Little Endian."""
     assert node.rows()[1].transfer_syntax_uid == DeflatedExplicitVRLittleEndian
@@ -195,6 +196,7 @@ PATHS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_no_address_breaks_the_node(node: Web, path: str) -> None:
     for malformed in ODD:

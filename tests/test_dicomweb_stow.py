@@ -17,6 +17,8 @@ from dicomnode.config.spool import SpoolConfig
 from tests.peers.files import write_instance
 from tests.web_node import BOUNDARY, DICOM, LIMITS, Web, encode_multipart, web
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["web"]
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"

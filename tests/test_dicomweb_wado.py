@@ -31,6 +31,8 @@ from tests.peers.files import write_instance, write_result
 from tests.peers.process import require_program
 from tests.web_node import Web, web
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["web"]
 
 STUDY, SERIES = "1.2.826.0.1.3680043.8.498.1", "1.2.826.0.1.3680043.8.498.2"

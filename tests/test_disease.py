@@ -98,6 +98,7 @@ def test_the_posterior_agrees_with_rejection_sampling() -> None:
     )
 
 
+@pytest.mark.slow
 def test_posterior_intervals_cover_the_truth_as_often_as_they_say() -> None:
     patients = draw_population(250, make_generator(9))
     inside_80 = inside_95 = 0

@@ -29,6 +29,8 @@ from tests.peers import Node, Orthanc, StoreScp, make_route, wait_for, write_con
 from tests.peers.kspaces import PLANES, Acquisition, acquisitions, raw_data
 from tests.peers.process import require_program
 
+pytestmark = pytest.mark.slow
+
 OBJECTS = 5  # clean image, labelled image, standard deviation, low-confidence region, report
 FAST = {"steps": 3, "mean_steps": 3, "samples": 2}
 

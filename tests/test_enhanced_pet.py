@@ -55,6 +55,7 @@ def test_values_and_suv_equal_those_of_the_classic_series(kind: str, tmp_path: P
     assert found.facts["suv_bw_per_unit"] == pytest.approx(FACTOR)
 
 
+@pytest.mark.slow
 def test_the_real_whole_body_converted_by_highdicom_keeps_its_suv(kit: Path, tmp_path: Path) -> None:
     """The slices lie about the seam of two bed positions, whose times differ."""
     files = unpack_series(kit / "pet" / "tcia-sts001-fdg-wholebody" / "raw_bqml.tar.xz", tmp_path / "raw")
@@ -174,6 +175,7 @@ REASONS: dict[str, tuple[Edit, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REASONS)
 def test_what_an_enhanced_pet_leaves_open_gives_a_reason(case: str, tmp_path: Path) -> None:
     edit, words = REASONS[case]

@@ -38,6 +38,7 @@ def result() -> Evaluation:
     return Evaluation((TABLE,), (picture,), {"psnr_db": 28.1}, "It fails on flow voids.", "It is slow.")
 
 
+@pytest.mark.slow
 def test_a_card_says_what_it_is_how_good_where_it_fails_and_that_it_was_trained_on_simulation(
     trained_bundle: Path, result: Evaluation, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_bundle_that_nobody_evaluates_is_named() -> None:
             evaluation.find_evaluator(name)
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_writes_the_card(
     trained_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +106,7 @@ def test_the_command_prints_tables_and_writes_the_card(
     assert all(line in card for line in printed.splitlines() if line.startswith("| this model"))
 
 
+@pytest.mark.slow
 def test_the_same_evaluation_again_prints_the_same(trained_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = []
     for _ in range(2):

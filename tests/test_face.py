@@ -27,6 +27,8 @@ from tests.peers import write_config
 from tests.scanner import ORIENTATIONS, make_grid
 from tests.series import write_slices
 
+pytestmark = pytest.mark.training
+
 NOSE = np.s_[2:9, 0:3, 20:28]
 HAIR = np.s_[45:47, 40:50, 20:28]
 

@@ -70,6 +70,7 @@ def _save_big_endian(ds: Dataset, path: Path) -> None:
     ds.save_as(path, enforce_file_format=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # pydicom warns about values in some of these files
 def test_every_valid_file_of_the_kit_gives_its_facts(kit: Path) -> None:
     for path in kit_files(kit):

@@ -15,6 +15,8 @@ from model_zoo.simulate.heads import Atrophy, Variation
 from model_zoo.simulate.phantom import make_phantom
 from model_zoo.structures import BRAIN, CORTEX, COUNT, STRUCTURES, TISSUE_GROUPS, number
 
+pytestmark = pytest.mark.training
+
 SUBJECT = "01"
 
 

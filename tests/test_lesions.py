@@ -44,6 +44,7 @@ def test_shares_of_the_places_add_to_one() -> None:
     assert sum(lesions.SHARES.values()) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_the_same_seed_paints_the_same_lesions(head: heads.Head) -> None:
     first, again, other = (_draw_lesions(head, seed) for seed in (1, 1, 2))
     assert torch.equal(first.extent, again.extent)
@@ -85,6 +86,7 @@ def test_a_lesion_s_core_lies_between_mild_and_black_hole() -> None:
     assert np.median(t1) == pytest.approx(1450, rel=0.03)
 
 
+@pytest.mark.slow
 def test_artefacts_brighten_flair_and_change_no_tissue(head: heads.Head) -> None:
     added = torch.stack([lesions.draw_artefacts(head, torch.Generator().manual_seed(s)) for s in range(5)])
     assert float(added.max()) <= 0.8
@@ -154,6 +156,7 @@ def test_a_mask_on_another_grid_is_refused() -> None:
         located(np.zeros((4, 4, 4), bool), _structure())
 
 
+@pytest.mark.slow
 def test_drawn_lesions_are_found_where_they_were_meant_to_be(kit: Path) -> None:
     head = heads.make_plain_head("01", shape=(160, 192, 160), root=kit)
     simulated = lesions.draw_lesions(head, torch.Generator().manual_seed(2), count=60)
@@ -169,6 +172,7 @@ def test_drawn_lesions_are_found_where_they_were_meant_to_be(kit: Path) -> None:
     assert agreeing / compared > 0.7
 
 
+@pytest.mark.slow
 def test_patients_masks_fall_into_the_head_s_white_matter(kit: Path) -> None:
     head = heads.make_plain_head("01", shape=(160, 192, 160), root=kit)
     assert len(patient_lesions.list_patients(kit)) == 20

@@ -22,6 +22,8 @@ from tests.peers import Node, write_config
 from tests.peers.files import write_instance, write_result
 from tests.rows import make_arrival
 
+pytestmark = pytest.mark.slow
+
 COUNT = 3
 
 

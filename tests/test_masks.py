@@ -22,6 +22,7 @@ def test_lines_meet_the_acceleration_and_keep_the_calibration(draw: Draw, accele
     assert mask[:, 58:68].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", TWO_D)
 @pytest.mark.parametrize("acceleration", [4.0, 8.0])
 def test_points_meet_the_acceleration_and_keep_the_calibration(draw: Draw, acceleration: float) -> None:
@@ -30,6 +31,7 @@ def test_points_meet_the_acceleration_and_keep_the_calibration(draw: Draw, accel
     assert mask[40:56, 32:48].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [*ONE_D, *TWO_D])
 def test_the_same_seed_gives_the_same_mask(draw: Draw) -> None:
     first, second = (draw((64, 60), 3.0, 8, np.random.default_rng(5)) for _ in range(2))

@@ -36,6 +36,8 @@ from tests.peers.files import write_instance
 from tests.rows import add_job
 from tests.web_node import Web, web
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["web"]
 
 ROOT = Path(__file__).parent.parent

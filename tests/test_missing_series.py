@@ -41,6 +41,7 @@ start_receiver, dcmqrscp = retrieval_steps.start_receiver, retrieval_steps.dcmqr
 SHORT = T1W | {"EchoTime": "< 5"}
 
 
+@pytest.mark.slow
 def test_what_is_missing_comes_from_the_archive_and_the_study_is_routed_once(
     tmp_path: Path, archive: Archive, start_receiver: StartReceiver
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_series_that_arrives_by_itself_is_not_fetched(
     assert "waits no longer" in explain(node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by_itself", "revision"), [(0, 2), (1, 3), (3, 2)])
 def test_a_search_that_a_stop_interrupted_after_the_find_goes_on_with_the_move(
     tmp_path: Path, dcmqrscp: QueryScp, start_receiver: StartReceiver, by_itself: int, revision: int
@@ -298,6 +300,7 @@ def test_results_of_this_node_are_not_fetched_back(
     assert len(node.rows(Instance)) == 3
 
 
+@pytest.mark.slow
 def test_a_node_that_was_killed_between_find_and_move_fetches_when_it_is_back(
     tmp_path: Path, dcmqrscp: QueryScp
 ) -> None:

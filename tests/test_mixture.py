@@ -49,6 +49,7 @@ def test_every_structure_is_in_one_group() -> None:
     assert sorted(name for names in GROUPS for name in names) == sorted(s.name for s in STRUCTURES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark_tissue", [False, True], ids=["like T1w", "the other way round"])
 def test_the_image_corrects_a_prior_that_is_displaced(dark_tissue: bool) -> None:
     prior, image, truth = _scene(dark_tissue=dark_tissue)
@@ -60,6 +61,7 @@ def test_the_image_corrects_a_prior_that_is_displaced(dark_tissue: bool) -> None
     assert both.sum() > 0.95 * white.sum()
 
 
+@pytest.mark.slow
 def test_a_smooth_field_is_found() -> None:
     prior, image, truth = _scene(field=0.25)
     assert _mean_dice(mixture.compute_posterior(prior, image), truth) > _mean_dice(prior, truth) + 0.08
@@ -70,6 +72,7 @@ def test_a_smooth_field_is_found() -> None:
     assert (corrected == without).float().mean() > 0.97
 
 
+@pytest.mark.slow
 def test_a_lesion_that_looks_like_nothing_around_it_stays_what_the_prior_says() -> None:
     prior, image, _ = _scene(lesion=True, dark_tissue=True)
     lesion = _lesion(prior)
@@ -78,6 +81,7 @@ def test_a_lesion_that_looks_like_nothing_around_it_stays_what_the_prior_says() 
     assert (found[lesion] == number("cerebral white matter")).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_nothing_is_random_and_the_inputs_stay() -> None:
     prior, image, _ = _scene()
     prior_before, image_before = prior.clone(), image.clone()
@@ -94,6 +98,7 @@ def test_a_prior_that_knows_no_brain_stays_so() -> None:
     assert (found.argmax(dim=0) == 0).all()
 
 
+@pytest.mark.slow
 def test_a_finer_grid_has_the_densities_of_the_one_it_was_fitted_to() -> None:
     prior, image, _ = _scene(field=0.25)
     m = Mixture()

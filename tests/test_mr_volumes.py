@@ -65,6 +65,7 @@ def test_cortical_lesions_stand_out_four_times_more_on_dir_than_on_flair() -> No
     assert contrast[Dir()] == pytest.approx(0.41, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tr_ms", "ti_ms"), [(5000, 1660), (8000, 2273), (9000, 2410)])
 def test_a_flair_volume_nulls_csf_at_the_stated_times(tr_ms: float, ti_ms: float) -> None:
     assert flair_null(tr_ms) == pytest.approx(ti_ms, abs=1)
@@ -75,6 +76,7 @@ def test_a_flair_volume_nulls_csf_at_the_stated_times(tr_ms: float, ti_ms: float
     assert _median(x, head, "lateral ventricles") < 0.01 * white
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tr_ms", "ti1_ms", "ti2_ms"), [(5500, 2078, 515), (7500, 2601, 549), (11000, 3154, 568)])
 def test_a_dir_volume_nulls_csf_and_white_matter_at_the_stated_times(
     tr_ms: float, ti1_ms: float, ti2_ms: float
@@ -182,6 +184,7 @@ def test_a_scan_keeps_the_grid_and_its_noise_is_as_stated() -> None:
     assert float((noisy - clean)[white].std()) == pytest.approx(0.05 * level, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_contrast_agnostic_images_fill_zero_to_one_and_repeat_by_seed(seed: int) -> None:
     head = make_phantom((64, 80, 64), 3.0)

@@ -156,6 +156,7 @@ def test_lines_that_are_not_of_the_image_are_left_out(flag: str, tmp_path: Path)
     assert is_equal(without, flagged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", MARKS)
 def test_first_and_last_marks_change_nothing(flag: int, tmp_path: Path) -> None:
     plain, flagged = (mrd.to_kspace(acquire_scan(tmp_path, **how))[0] for how in ({}, {"edit": flag_line(3, flag)}))
@@ -172,6 +173,7 @@ def test_flags_that_the_format_does_not_define_are_refused(flag: int, tmp_path: 
     assert f"acquisition 3 carries flag {flag}" in read_refusal(tmp_path, edit=flag_line(3, flag))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, 9))
 def test_a_flag_of_the_user_on_some_lines_only_is_refused(number: int, tmp_path: Path) -> None:
     flag = ismrmrd.ACQ_USER1 + number - 1

@@ -91,6 +91,7 @@ IGNORED: dict[str, Edit] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("element", IGNORED)
 def test_an_element_that_does_not_change_the_image_changes_nothing(element: str, tmp_path: Path) -> None:
     plain, edited = (mrd.to_kspace(acquire_scan(tmp_path, **how))[0] for how in ({}, {"edit_header": IGNORED[element]}))
@@ -168,6 +169,7 @@ def _add_measurement(header: Any) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "keyword"), IDENTITY)
 def test_who_when_and_where_go_into_the_dicom_object(group: str, keyword: str, tmp_path: Path) -> None:
     element, value, text = IDENTITY[group, keyword]

@@ -32,6 +32,7 @@ def test_a_point_in_a_slice_lies_where_the_scanner_saw_it(orientation: str, n: A
     assert np.allclose(_find_brightest_mm(kspace), point, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_interleaved_slices_are_put_in_the_order_of_space(orientation: str, tmp_path: Path) -> None:
     scan = Scan(slices=5, order=[1, 3, 0, 2, 4], directions=ORIENTATIONS[orientation])
@@ -44,6 +45,7 @@ def test_interleaved_slices_are_put_in_the_order_of_space(orientation: str, tmp_
     assert facts["dimensions"] == "2D"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("n", [(12, 10, 8), (13, 11, 9), (1, 10, 8)], ids=["even", "odd", "one plane"])
 def test_a_3d_acquisition_is_cut_into_slices_along_its_readout(orientation: str, n: Any, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_a_matrix_with_twice_the_columns_acquired_is_refused(tmp_path: Path) -> 
 COUNTERS = ("average", "contrast", "phase", "repetition", "set", *(f"user_{n}" for n in range(8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counter", COUNTERS)
 def test_a_counter_outside_its_limits_is_refused(counter: str, tmp_path: Path) -> None:
     def limit(header: Any) -> None:
@@ -75,6 +76,7 @@ def test_more_samples_than_the_limits_of_the_readout_are_refused(tmp_path: Path)
     assert "24 samples, the header's limits of kspace_encoding_step_0" in read_refusal(tmp_path, edit_header=limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [1, 2])
 def test_without_limits_the_centre_is_known_only_where_all_steps_were_acquired(axis: int, tmp_path: Path) -> None:
     def remove_limits(header: Any) -> None:

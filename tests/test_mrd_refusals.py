@@ -112,6 +112,7 @@ ACQUISITIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ACQUISITIONS)
 def test_an_acquisition_that_contradicts_is_refused(what: str, tmp_path: Path) -> None:
     edit, reason = ACQUISITIONS[what]

@@ -45,6 +45,7 @@ def test_calibration_lines_that_differ_beyond_noise_are_not_averaged_into_the_im
     assert kspace.samples[0, 0, 10, 12] == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("counter", ["contrast", "set", "phase", "repetition"])
 @pytest.mark.parametrize("mode", ["embedded", "separate"])
 def test_calibration_lines_of_another_image_are_left_out(counter: str, mode: str, tmp_path: Path) -> None:
@@ -86,6 +87,7 @@ def _make_averages(factor: float, level: float, shift: float = 0.0) -> Edit:
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_samples", [0, 5000], ids=["no noise scan", "noise scan"])
 @pytest.mark.parametrize("level", [0.001, 0.05])
 @pytest.mark.parametrize(

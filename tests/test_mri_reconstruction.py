@@ -17,6 +17,8 @@ from pipelines import encoding, inversion
 from pipelines import mri_reconstruction as recon
 from pipelines.contract import Case, Finding, Grid, Image, KSpace, Measurement, ParametricMap, Refused, Segmentation
 
+pytestmark = pytest.mark.training
+
 torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
 
 SHAPE = (64, 60)

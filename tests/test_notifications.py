@@ -140,6 +140,7 @@ def test_a_change_that_is_rolled_back_is_not_told(sessions: Sessions, now: datet
     assert list_notifications(sessions) == []
 
 
+@pytest.mark.slow
 def test_delivered_is_told_once_when_every_object_is_everywhere(
     sessions: Sessions, tmp_path: Path, now: datetime
 ) -> None:

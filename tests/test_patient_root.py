@@ -152,6 +152,7 @@ def test_getscu_and_movescu_take_all_of_a_patient(start: Start, storescp: StoreS
     assert {str(ds.SOPInstanceUID) for ds in storescp.datasets()} == of_jane
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["get", "move"])
 @pytest.mark.parametrize(
     ("level", "keys", "status"),

@@ -141,6 +141,7 @@ def test_no_answer_is_not_success(tmp_path: Path, silent: Peer) -> None:
         assert (result.outcome, result.status) == (Outcome.UNANSWERED, None)
 
 
+@pytest.mark.slow
 def test_a_slow_peer_is_waited_for_and_a_slower_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "a.dcm"
     write_instance(path)
@@ -193,6 +194,7 @@ def test_a_warning_is_stored_and_a_failure_is_not(tmp_path: Path) -> None:
     assert (failed.outcome, failed.status) == (Outcome.REFUSED, 0xA700)
 
 
+@pytest.mark.slow
 def test_more_kinds_than_one_association_has_contexts_for(tmp_path: Path) -> None:
     classes = [cx.abstract_syntax for cx in AllStoragePresentationContexts][:80]
     paths = [tmp_path / f"{n}.dcm" for n in range(len(classes))]
@@ -248,6 +250,7 @@ def test_a_large_file_is_sent_with_bounded_memory(tmp_path: Path, storescp: Stor
     assert _digest_data_set(storescp.files()[0]) == _digest_data_set(path)
 
 
+@pytest.mark.slow
 def test_a_peer_without_a_limit_on_fragments_still_gets_them(tmp_path: Path) -> None:
     path = tmp_path / "large.dcm"
     write_instance(path, frames_bytes=3_000_000)
@@ -263,6 +266,7 @@ def test_a_peer_without_a_limit_on_fragments_still_gets_them(tmp_path: Path) -> 
     assert sizes[0] > 3_000_000
 
 
+@pytest.mark.slow
 def test_a_peer_that_stops_reading_does_not_hold_the_sender(tmp_path: Path) -> None:
     path = tmp_path / "large.dcm"
     write_instance(path, frames_bytes=50_000_000)

@@ -171,6 +171,7 @@ def test_thinned_parts_are_independent_and_share_events_with_the_whole_only() ->
     assert correlation(low, y) == pytest.approx(math.sqrt(0.25), abs=0.006)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("psf_fwhm_mm", [0.0, 4.5])
 def test_osem_recovers_the_activity_of_large_regions_within_two_percent(psf_fwhm_mm: float) -> None:
     scan, inner = _simulate_scan(3e7)

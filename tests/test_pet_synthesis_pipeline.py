@@ -41,6 +41,8 @@ from tests.bundles import SPACING_MM, centred_grid, levels, phantom, phantom_gri
 from tests.pet_bundle import FINE, paint_suvr, sample_phantom, write_pet_bundle
 from tests.series import unpack_series
 
+pytestmark = pytest.mark.training
+
 PATIENT = Covariates(Sourced(71.0, "a header"), Sourced("F", "a header"), mmse=Sourced(24, "a report"))
 PATIENTS = "scans of patients"
 FACTS = {"modality": "MR", "body_part": "HEAD"}

@@ -17,6 +17,8 @@ from model_zoo.structures import COUNT
 from model_zoo.training import pet_synthesis as training
 from model_zoo.training.recipe import Source, make_simulated_sources, seeded
 
+pytestmark = pytest.mark.training
+
 SMOKE = training.CONFIGURATIONS["smoke"]
 SOURCE = make_simulated_sources(phantom=True).train
 

@@ -243,6 +243,7 @@ def test_a_late_prior_opens_no_work_but_a_new_revision_takes_it(sessions: Sessio
         assert first.state is JobState.CANCELLED
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_down_means_no_prior(sessions: Sessions, now: datetime) -> None:
     config = make_config(prior_from="pacs")
     arrive(sessions, now, make_image("1.9", "20260101"))

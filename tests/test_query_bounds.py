@@ -67,6 +67,7 @@ _TOO_MUCH: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _TOO_MUCH)
 def test_what_asks_for_too_much_is_refused_by_name(receiver: Receiver, name: str) -> None:
     syntax, keys, message = _TOO_MUCH[name]

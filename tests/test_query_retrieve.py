@@ -201,6 +201,7 @@ def test_getscu_gets_a_study(start: Start, tmp_path: Path) -> None:
     assert got == {read_encoded(path).data_set for path in paths}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, JPEGLSLossless, RLELossless])
 def test_our_own_scu_gets_each_instance_as_it_is_stored(start: Start, tmp_path: Path, syntax: UID) -> None:
     receiver = start()
@@ -389,6 +390,7 @@ def test_relational_queries_and_ranges_of_moments_are_negotiated(start: Start, t
     assert fuzzy.StudyInstanceUID == f"{STUDY}9"
 
 
+@pytest.mark.slow
 def test_a_query_is_cancelled(start: Start, tmp_path: Path) -> None:
     receiver = start()
     give(receiver, tmp_path / "in", *({"study_uid": f"{STUDY}{n}", "series_uid": f"{STUDY}{n}.1"} for n in range(300)))

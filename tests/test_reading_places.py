@@ -404,6 +404,7 @@ def test_a_real_enhanced_object_is_what_dcm2niix_made_of_it(kit: Path, tmp_path:
     assert series.facts["image_type"] == ("ORIGINAL", "PRIMARY", "PERFUSION", "NONE", "REAL")
 
 
+@pytest.mark.slow
 def test_raw_data_in_the_series_of_its_images_is_left_out(kit: Path, tmp_path: Path) -> None:
     image, raw = (_write_philips(kit, f"1901_WIP_3DpCASL_{name}", tmp_path) for name in ("real", "Raw"))
     assert dcmread(image[0]).SeriesInstanceUID == dcmread(raw[0]).SeriesInstanceUID

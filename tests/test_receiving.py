@@ -69,6 +69,7 @@ def test_the_file_is_a_part_10_file_with_the_data_set_as_it_was_sent(
     assert ds.file_meta.SourceApplicationEntityTitle == "SCANNER"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # pydicom warns of values in some of these files
 def test_every_valid_file_of_the_kit_is_kept_as_it_was_sent(receiver: Receiver, kit: Path, tmp_path: Path) -> None:
     sent: dict[str, Encoded] = {}
@@ -173,6 +174,7 @@ def test_a_nearly_full_disk_refuses_the_association(start: Start, an_instance: E
             pass
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_receiving_is_out_of_resources(receiver: Receiver, tmp_path: Path) -> None:
     (large,) = make_instances(tmp_path / "folder", 1, frames_bytes=64_000_000)
     (small,) = make_instances(tmp_path / "small", 1)

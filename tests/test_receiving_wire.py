@@ -119,6 +119,7 @@ def _list_breaches(each: Encoded, context: int) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breach", list(_list_breaches(Encoded("1", "1", "1", b"12"), 1)))
 def test_a_breach_of_the_protocol_ends_in_an_abort(receiver: Receiver, an_instance: Encoded, breach: str) -> None:
     with RawAssociation.open(receiver.port, an_instance) as assoc:
@@ -129,6 +130,7 @@ def test_a_breach_of_the_protocol_ends_in_an_abort(receiver: Receiver, an_instan
     assert run_dcmtk("echoscu", receiver.config, receiver.port, "").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_connection_that_says_nothing_or_nonsense_does_not_hold_others_up(start: Start, an_instance: Encoded) -> None:
     receiver = start(node={"network_timeout_s": 1.0})
     silent = socket.create_connection(("127.0.0.1", receiver.port))
@@ -154,6 +156,7 @@ def test_a_class_other_than_the_contexts_is_refused(receiver: Receiver, an_insta
         assert assoc.read_response().Status == 0x0122
 
 
+@pytest.mark.slow
 def test_a_large_object_takes_little_memory(tmp_path: Path) -> None:
     code = """
 import sys, threading, signal

@@ -96,6 +96,7 @@ def test_a_refused_job_can_be_put_away_but_not_released(sessions: sessionmaker[S
         assert job.state is JobState.CANCELLED
 
 
+@pytest.mark.slow
 def test_the_schema_before_knows_refused_jobs_as_dead(engine: Engine, now: datetime) -> None:
     sessions = engines.sessions(engine)
     with sessions.begin() as session:
@@ -116,6 +117,7 @@ def test_the_schema_before_knows_refused_jobs_as_dead(engine: Engine, now: datet
         connection.execute(text("UPDATE jobs SET state = 'refused'"))
 
 
+@pytest.mark.slow
 def test_foreign_keys_hold_after_a_migration(engine: Engine, now: datetime) -> None:
     with engines.sessions(engine).begin() as session:
         add_job(session, now)
@@ -160,6 +162,7 @@ def _run_command(running: Node, *words: str) -> int:
     return cli.main(["--config", str(running.config.path), *words])
 
 
+@pytest.mark.slow
 def test_what_breaks_the_input_contract_is_refused_with_every_reason(
     tmp_path: Path, now: datetime, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +214,7 @@ def test_run_says_the_refusal_on_one_line(tmp_path: Path, now: datetime, capsys:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime) -> None:
     _write_strict_model(tmp_path)
     route = make_route(**FAST) | {"refusal_note": True}
@@ -228,6 +232,7 @@ def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime
     assert job.report["verdict"] in ("accept", "hold")
 
 
+@pytest.mark.slow
 def test_a_refusal_holds_where_no_note_can_be_written(tmp_path: Path, now: datetime) -> None:
     running = _make_node_with_study(tmp_path, now, routes=[make_route(**FAST)], quality={"refusal_note": True})
     (stored,) = [path for path in running.config.spool_dir.glob("*/*") if path.is_file()]
@@ -242,6 +247,7 @@ def test_a_refusal_holds_where_no_note_can_be_written(tmp_path: Path, now: datet
         assert session.query(Output).count() == 0
 
 
+@pytest.mark.slow
 def test_held_results_wait_with_their_report_and_it_says_why(tmp_path: Path, now: datetime) -> None:
     limits = {"hold_above": {"chi-square": 1e-9}}
     running = _make_node_with_study(tmp_path, now, routes=[make_route(**FAST)], quality=limits)

@@ -40,6 +40,8 @@ from tests.peers.kspaces import raw_data
 from tests.scanner import make_grid
 from tests.test_node import put
 
+pytestmark = pytest.mark.slow
+
 FAST = {"steps": 2, "mean_steps": 2, "samples": 2}
 LONG = "a reason that is longer than any line of the page and says many things about many regions " * 6
 

@@ -144,6 +144,7 @@ def test_a_peer_is_asked_by_an_association_that_carries_nothing(config: Config) 
     assert got == []
 
 
+@pytest.mark.slow
 def test_every_destination_gets_its_own_kinds(sessions: Sessions, config: Config, now: datetime) -> None:
     plain, maps, old = (
         make_peer("plain"),
@@ -170,6 +171,7 @@ def test_every_destination_gets_its_own_kinds(sessions: Sessions, config: Config
         assert event.detail == {"old": chosen["old"].why}
 
 
+@pytest.mark.slow
 def test_the_node_keeps_and_shows_its_own_kinds_whoever_wants_others(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
@@ -185,6 +187,7 @@ def test_the_node_keeps_and_shows_its_own_kinds_whoever_wants_others(
     assert MULTIFRAME not in list_sent_classes(sessions, "old")
 
 
+@pytest.mark.slow
 def test_a_peer_that_was_down_gets_what_it_takes_when_it_is_back_and_nothing_that_refers_to_the_rest(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
@@ -205,6 +208,7 @@ def test_a_peer_that_was_down_gets_what_it_takes_when_it_is_back_and_nothing_tha
         assert "does not take Multi-frame Grayscale Word" in given_up.reason
 
 
+@pytest.mark.slow
 def test_a_peer_that_was_down_and_takes_what_it_wants_gets_no_spare(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:
@@ -235,6 +239,7 @@ def test_the_circuit_breaker_and_what_is_taken_do_not_mix(sessions: Sessions, no
         assert destinations.find_accepted_classes(session, "pacs") == frozenset({MULTIFRAME})
 
 
+@pytest.mark.slow
 def test_a_held_result_waits_and_its_key_object_note_does_not(
     sessions: Sessions, config: Config, now: datetime
 ) -> None:

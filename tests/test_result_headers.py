@@ -38,6 +38,8 @@ from tests.pet_series import write_pet
 from tests.pet_series import write_pet_bundle as write_dose_bundle
 from tests.series import write_slices
 
+pytestmark = pytest.mark.slow
+
 PAGE = Page(np.zeros((8, 8, 3), np.uint8), b"%PDF-1.4\n/Title (SYNTHETIC - RESEARCH USE ONLY)\n%%EOF")
 GRID = grid("oblique", 2, 12, 14)
 

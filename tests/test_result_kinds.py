@@ -33,6 +33,8 @@ from tests.peers import Orthanc
 from tests.pet_series import FACTOR, write_pet
 from tests.scanner import ORIENTATIONS
 
+pytestmark = pytest.mark.slow
+
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 CLASSES = {
     ("multi-frame", "image"): MultiFrameGrayscaleWordSecondaryCaptureImageStorage,

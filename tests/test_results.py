@@ -30,6 +30,7 @@ def _list_corners(where: Grid) -> list[tuple[int, int, int]]:
     return [(a, b, c) for a in {0, k - 1} for b in (0, j - 1) for c in (0, i - 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slices", [1, 4])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_simpleitk_reads_geometry_and_values_back(orientation: str, slices: int, tmp_path: Path) -> None:
@@ -93,6 +94,7 @@ def test_highdicom_reads_the_map_back(orientation: str, tmp_path: Path) -> None:
     _check_same_voxels(volume, these.deviation, these.grid, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_highdicom_reads_the_segmentation_back(orientation: str, kind: str, tmp_path: Path) -> None:
@@ -129,6 +131,7 @@ def test_a_map_says_its_quantity_and_unit() -> None:
     assert (quantity.CodeValue, quantity.CodeMeaning) == ("113061", "Standard Deviation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raw", "mr", "nothing known"])
 @pytest.mark.parametrize("slices", [1, 4])
 @pytest.mark.parametrize("empty", [False, True], ids=["some labels", "no label"])
@@ -340,6 +343,7 @@ def test_slice_by_slice_images_carry_their_geometry_and_the_others_refer_to_them
     assert {ds.SOPInstanceUID for ds in clean} <= sources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multiframe", "single"])
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 1e6])
 def test_dciodvfy_finds_no_error_at_any_scale(scale: float, kind: str, tmp_path: Path) -> None:

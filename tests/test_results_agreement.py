@@ -75,6 +75,7 @@ def _read_concept(code: Code) -> Concept:
     return Concept(code.value, code.scheme, code.meaning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_a_structure_has_one_tracking_uid_and_one_set_of_codes(kind: str) -> None:
     mask, report = write_lesion_objects(kind)
@@ -124,6 +125,7 @@ def test_volumes_and_points_of_the_report_are_those_of_the_segments() -> None:
         assert labels[tuple(index)] == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "labelmap"])
 def test_no_dciodvfy_finds_an_error_but_the_one_of_label_maps(kind: str, tmp_path: Path) -> None:
     """dciodvfy does not count Label Map Segmentation among the classes with a Referenced Segment Number."""
@@ -140,6 +142,7 @@ def test_a_segmentation_has_an_empty_creator_s_name_and_says_what_its_segments_a
     assert [item.SegmentLabel for item in mask.SegmentSequence] == ["Lesion 1", "Lesion 2"]
 
 
+@pytest.mark.slow
 def test_a_region_of_the_cortex_is_cortex_in_both(tmp_path: Path) -> None:
     frontal = Code("40146001", "SCT", "Cerebral cortex", (Code("83251001", "SCT", "Frontal lobe"),))
     anatomy = Code("91723000", "SCT", "Anatomical Structure")

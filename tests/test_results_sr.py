@@ -75,6 +75,7 @@ def read_first_group(ds: Dataset, folder: Path) -> hd.sr.MeasurementsAndQualitat
     return read_content(ds, folder).get_image_measurement_groups()[0]
 
 
+@pytest.mark.slow
 def test_highdicom_reads_every_group_and_number_back(tmp_path: Path) -> None:
     groups = read_content(write_long_report(), tmp_path).get_image_measurement_groups()
     assert [group.tracking_identifier for group in groups] == ["Whole result", *(f"region {n}" for n in range(40))]

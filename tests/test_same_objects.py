@@ -272,6 +272,7 @@ def test_signed_samples_are_the_same_whoever_compressed_them(tmp_path: Path, nam
     assert sameness.is_same(_ENCODINGS[name](signed, tmp_path / "b.dcm"), signed)
 
 
+@pytest.mark.slow
 def test_a_codestream_larger_than_its_header_is_not_decoded_to_compare_it(tmp_path: Path) -> None:
     _write_object(tmp_path / "a.dcm", NumberOfFrames=1, PixelData=PIXELS[0].tobytes())
     content = io.BytesIO()

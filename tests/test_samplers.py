@@ -10,6 +10,8 @@ from torch import Tensor
 from model_zoo import samplers, uncertainty
 from model_zoo.operators import Fourier
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)  # small arrays: threads that wait for each other cost more than they gain
 
 N, SAMPLES, SD, SIGMA_Y = 6, 2000, 0.3, 0.1

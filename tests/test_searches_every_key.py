@@ -115,6 +115,7 @@ def values(match: Match, keyword: str) -> list[str]:
     return [str(each) for each in (value if isinstance(value, list) else [value])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_key_finds_exactly_what_has_its_value(held: sessionmaker[Session], level: Level) -> None:
     everything = search(held, Query(level, {}, frozenset(keywords.COUNTS)))
@@ -126,6 +127,7 @@ def test_a_key_finds_exactly_what_has_its_value(held: sessionmaker[Session], lev
             assert found == expected, (keyword, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
 def test_no_value_of_a_key_breaks_a_search(held: sessionmaker[Session], level: Level) -> None:
     """A value is matched, or refused with the key's name and without the value."""

@@ -116,6 +116,7 @@ def test_a_sender_that_is_far_too_fast_is_told_to_come_again(tmp_path: Path) -> 
         assert send_all(receiver, objects[1:], tmp_path / "out", "SCANNER") == [0]  # no other sender is held back
 
 
+@pytest.mark.slow
 def test_a_sender_that_is_a_little_too_fast_is_slowed_down_and_loses_nothing(tmp_path: Path) -> None:
     objects = make_images(tmp_path / "in", 4)
     write_instance(tmp_path / "in" / "large.dcm", frames_bytes=9_000_000)

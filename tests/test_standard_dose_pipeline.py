@@ -32,6 +32,8 @@ from tests.findings import NOW
 from tests.pet_series import FACTOR, write_pet, write_pet_bundle
 from tests.scanner import ORIENTATIONS, make_grid
 
+pytestmark = pytest.mark.training
+
 Array = NDArray[np.float32]
 FACTS = {"modality": "PT", "units": "BQML", "corrections": ("ATTN", "DECY"), "suv_bw_per_unit": 2.5e-4}
 

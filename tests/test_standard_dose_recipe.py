@@ -26,6 +26,8 @@ from model_zoo.training.labels import displace_labels
 from model_zoo.training.recipe import seeded
 from model_zoo.training.standard_dose_pet import RECIPE, compute_loss, draw_batch, make_network
 
+pytestmark = pytest.mark.training
+
 SMOKE = standard_dose_pet.CONFIGURATIONS["smoke"]
 PHANTOM = recipe.make_simulated_sources(phantom=True).train
 

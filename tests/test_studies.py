@@ -62,6 +62,7 @@ def test_batch_answers_in_the_order_of_its_arrivals(sessions: sessionmaker[Sessi
     assert answers[0].instance_id == answers[3].instance_id
 
 
+@pytest.mark.slow
 def test_parallel_batches_over_the_same_studies_lose_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     def send(sender: int) -> list[Registration]:
         order = [f"1.2.{study}" for study in range(1, 5)]

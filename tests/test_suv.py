@@ -111,6 +111,7 @@ def test_without_decay_correction_the_factor_is_that_of_one_frames_mean(kit: Pat
     assert "no single one" in acquisition.facts([Frame(ds, 0) for ds in headers])["suv_unknown_because"]
 
 
+@pytest.mark.slow
 def test_the_whole_body_series_reproduces_the_independent_suv_volume(kit: Path, tmp_path: Path) -> None:
     folder = kit / "pet" / "tcia-sts001-fdg-wholebody"
     raw = volumes.read(unpack_series(folder / "raw_bqml.tar.xz", tmp_path / "raw"))

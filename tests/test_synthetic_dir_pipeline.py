@@ -36,6 +36,8 @@ from tests.bundles import centred_grid, phantom, phantom_grid, write_anatomy_bun
 from tests.dir_phantom import LESIONS, VOXEL_MM3, flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW
 
+pytestmark = pytest.mark.training
+
 FACTS: Mapping[str, Any] = {"modality": "MR", "ti_ms": 1650.0}
 
 

@@ -58,6 +58,7 @@ def _compute_loss(channels: torch.Tensor, batch: dict[str, torch.Tensor], c: rec
     return float(recipe.compute_loss(_FixedNetwork(channels), batch, c).detach())
 
 
+@pytest.mark.slow
 def test_a_step_s_batch_depends_on_its_generator_only() -> None:
     first, again = (recipe.draw_batch(SMOKE, SOURCES.train, seeded(5, 1)) for _ in range(2))
     other = recipe.draw_batch(SMOKE, SOURCES.train, seeded(5, 2))
@@ -87,6 +88,7 @@ def test_batches_are_scaled_and_flair_alone_is_marked(batch: dict[str, torch.Ten
     assert float(alone[:, 1:3].abs().max()) == 0.0
 
 
+@pytest.mark.slow
 def test_the_true_dir_is_one_in_cortex_and_nulls_white_matter_and_csf() -> None:
     head = make_phantom((96, 112, 96), 2.0)
     g = torch.Generator().manual_seed(0)
@@ -130,6 +132,7 @@ def test_the_robust_guess_is_right_though_a_fifth_of_the_structures_is_wrong() -
     assert float(robust[structure > 0].abs().mean()) < 0.35 * float(plain[structure > 0].abs().mean())
 
 
+@pytest.mark.slow
 def test_artefacts_brighten_flair_but_not_t1w_nor_dir() -> None:
     head = make_phantom((96, 112, 96), 2.0)
     patient = ms.draw_patient(head, torch.Generator().manual_seed(1), count=3)
@@ -241,6 +244,7 @@ def test_the_spread_over_passes_is_the_samples_own() -> None:
     assert torch.allclose(sd_**2, epistemic**2 + (2 * samples[:, 0, 1].exp().square()).mean(0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_validation_under_autocast_sees_what_validation_without_sees() -> None:
     torch.manual_seed(0)
     network = recipe.make_network(SMOKE).eval()
@@ -259,6 +263,7 @@ def test_no_passes_and_an_empty_white_matter_are_refused() -> None:
         sd.white_matter_level(torch.ones(4, 4, 4), torch.zeros(4, 4, 4, dtype=torch.bool))
 
 
+@pytest.mark.slow
 def test_it_trains_into_a_bundle_that_predicts(tmp_path: Path) -> None:
     loop.train(recipe.RECIPE, SMOKE, tmp_path / "run", sources=SOURCES)
     path = tmp_path / "bundles" / "synthetic_dir"

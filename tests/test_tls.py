@@ -71,6 +71,7 @@ def store(
     return run_dcmtk("storescu", receiver.config, receiver.port, *shows, "+cf", str(trusted), *more, "-xe", str(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["+px", "+py", "+pz"])
 def test_a_sender_with_the_right_certificate_is_served(
     mutual: RunningReceiver, image: Path, theirs: IssuedCertificate, authority: Authority, profile: str
@@ -82,6 +83,7 @@ def test_a_sender_with_the_right_certificate_is_served(
     assert mutual.count_refused_associations("tls") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["of another authority", "expired", "missing"])
 def test_a_sender_without_the_right_certificate_is_refused(
     mutual: RunningReceiver,
@@ -172,6 +174,7 @@ def test_no_cipher_suite_but_those_of_the_profile_is_taken(
     assert suites == {name for name in tls.SUITES if "RSA" in name}  # the certificate has an RSA key
 
 
+@pytest.mark.slow
 def test_a_large_object_arrives_as_it_was_sent(
     tmp_path: Path, mutual: RunningReceiver, theirs: IssuedCertificate, authority: Authority
 ) -> None:
@@ -263,6 +266,7 @@ def test_a_handshake_that_stalls_ends(tmp_path: Path, ours: IssuedCertificate) -
         wait_for(lambda: receiver.count_refused_associations("tls") == 1, "it is counted")
 
 
+@pytest.mark.slow
 def test_a_request_that_drips_in_ends(tmp_path: Path) -> None:
     """Each byte comes in time, all bytes together do not."""
     with (
@@ -283,6 +287,7 @@ def test_a_request_that_drips_in_ends(tmp_path: Path) -> None:
         wait_for(lambda: receiver.count_refused_associations("silent") == 1, "it is counted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["no certificate", "no key", "another key", "passphrase", "absent", "no authority"])
 def test_files_that_cannot_be_used_are_named(
     tmp_path: Path, authority: Authority, ours: IssuedCertificate, fault: str

@@ -61,6 +61,7 @@ def test_an_archive_with_the_right_certificate_gets_the_object(
         assert read_encoded(received).data_set == read_encoded(tmp_path / "a.dcm").data_set
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

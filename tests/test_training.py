@@ -45,6 +45,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_the_loop_draws_and_learns_what_the_recipe_s_first_weights_were_made_with(kit: Path, tmp_path: Path) -> None:
     loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.make_simulated_sources(kit))
     last = json.loads((tmp_path / loop.LOG).read_text().splitlines()[-1])
@@ -52,11 +53,13 @@ def test_the_loop_draws_and_learns_what_the_recipe_s_first_weights_were_made_wit
     assert last["denoising_psnr_0.1_db"] == pytest.approx(17.3376, abs=0.02)
 
 
+@pytest.mark.slow
 def test_another_seed_ends_with_other_weights(run: Path, tmp_path: Path) -> None:
     loop.train(RECIPE, replace(SMOKE, seed=7), tmp_path, sources=PHANTOM)
     assert not same(averaged(run), averaged(tmp_path))
 
 
+@pytest.mark.slow
 def test_batches_drawn_ahead_by_a_worker_are_the_same(run: Path, tmp_path: Path) -> None:
     loop.train(RECIPE, replace(SMOKE, workers=1), tmp_path, sources=PHANTOM)
     assert same(averaged(run), averaged(tmp_path))
@@ -165,6 +168,7 @@ def test_a_bundle_tells_where_it_is_from(made: Path) -> None:
     assert "Apache" in (made / "made" / "LICENSE").read_text()
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_a_bundle_are_refused(tmp_path: Path) -> None:
     large = replace(RECIPE, make_network=lambda c: LocalUNet(channels=(320, 320), blocks=1))
     tiny = replace(SMOKE, steps=1, batch=1, patch=16)

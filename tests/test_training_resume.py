@@ -19,6 +19,8 @@ import torch
 from model_zoo import registry, training
 from model_zoo.training import bundle, checkpoint, loop, recipe
 
+pytestmark = pytest.mark.training
+
 EVERY = pytest.mark.parametrize(
     "name", sorted(name for name, module in training.RECIPES.items() if find_spec(module) is not None)
 )

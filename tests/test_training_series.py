@@ -19,6 +19,8 @@ from pipelines.contract import Volume
 from tests.scanner import ORIENTATIONS, make_grid
 from tests.series import unpack_series, write_slices
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (6, 9, 7)
 SERIES = SeriesReader(folders.read_grid, folders.read_values)
 KIT_SERIES = {

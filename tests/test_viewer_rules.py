@@ -49,6 +49,7 @@ def select_pictures(objects: Sequence[Dataset]) -> list[list[Dataset]]:
     return [s for s in group_by_series(objects).values() if "Rows" in s[0] and s[0].SOPClassUID not in masks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_no_series_is_taken_for_a_video(form: str) -> None:
     for series in select_pictures(write_rendition(form, slices=100)):
@@ -59,6 +60,7 @@ def test_no_series_is_taken_for_a_video(form: str) -> None:
                 assert frames < VIDEO_FRAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_image_series_can_be_reformatted(form: str, orientation: str) -> None:

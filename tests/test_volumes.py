@@ -296,6 +296,7 @@ KIT_SERIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KIT_SERIES)
 def test_simpleitk_reads_the_same_volume_from_real_scans(name: str, kit: Path, tmp_path: Path) -> None:
     source = kit / KIT_SERIES[name]
@@ -326,6 +327,7 @@ def test_simpleitk_reads_the_same_volume_from_real_scans(name: str, kit: Path, t
     assert np.array_equal(array.astype(np.float32), volume.data)
 
 
+@pytest.mark.slow
 def test_pet_is_in_becquerel_per_millilitre_with_what_suv_needs(kit: Path, tmp_path: Path) -> None:
     series = volumes.read(unpack_series(kit / "pet/tcia-sts001-fdg-wholebody/raw_bqml.tar.xz", tmp_path))
     assert series.volume.unit == "Bq/ml"

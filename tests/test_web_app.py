@@ -22,6 +22,8 @@ from dicomnode.web.access import OPEN_PATHS
 from tests.peers.nodes import Node, write_config
 from tests.web_node import Web, web
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["web"]
 
 TOKEN = "0123456789abcdef-not-guessed"

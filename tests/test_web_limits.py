@@ -38,6 +38,7 @@ def is_closed_by_server(sock: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -59,6 +60,7 @@ def test_a_body_that_trickles_is_given_up(web: Web, monkeypatch: pytest.MonkeyPa
     web.wait_until(lambda: not web.files_left())
 
 
+@pytest.mark.slow
 def test_a_body_that_is_fast_enough_is_waited_for(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(connections, "BODY_S", 1.0)
     monkeypatch.setattr(connections, "LEAST_BODY_BYTES", 100)
@@ -76,6 +78,7 @@ def test_a_body_that_is_fast_enough_is_waited_for(web: Web, monkeypatch: pytest.
     assert web.client.post("/dicom-web/studies", content=slowly(), headers=DICOM).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_nothing_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(connections, "DRAIN_S", 0.3)
     ds = write_instance(tmp_path / "a.dcm", frames_bytes=20_000_000, Rows=4000, Columns=2500)
@@ -158,6 +161,7 @@ PATHS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["9" * 19, "9" * 30, "9" * 5000], ids=len)
 def test_numbers_of_any_length_are_answered(web: Web, number: str) -> None:
     answers = {path: web.get(path.format(number)).status_code for path in PATHS}

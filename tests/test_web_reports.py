@@ -247,6 +247,7 @@ def test_a_report_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Pat
         sr_page.report_response(deep)
 
 
+@pytest.mark.slow
 def test_a_report_of_too_many_items_is_refused(tmp_path: Path) -> None:
     items = [_make_item("TEXT", TextValue="x")] * sr_tree.MOST_ITEMS  # the root is one more
     with pytest.raises(InputRefused, match=f"more than {sr_tree.MOST_ITEMS} content items"):
