@@ -112,6 +112,7 @@ def test_the_network_is_untouched_and_the_same_seed_gives_the_same_additions() -
     assert torch.equal(first.network(x, level), second.network(x, level))
 
 
+@pytest.mark.slow
 def test_a_prior_of_other_data_learns_the_gain_that_predicts_what_it_was_not_given() -> None:
     A, y = acquisition(images=8, scale=4.0)
     settings = adaptation.Settings(rank=1, steps=200, learning_rate=0.03, partitions=3, check_every=50)

@@ -61,6 +61,7 @@ def _find_private_names(path: Path) -> Iterator[str]:
             yield from (name for name in names if name.startswith("_"))
 
 
+@pytest.mark.slow
 def test_no_module_but_the_adapters_uses_a_private_name() -> None:
     uses = {
         path.relative_to(ROOT).as_posix(): sorted(set(names))

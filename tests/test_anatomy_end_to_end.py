@@ -25,6 +25,8 @@ from tests.peers import Node, Orthanc, wait_for, write_config
 from tests.peers.process import require_program
 from tests.series import unpack_series, write_slices
 
+pytestmark = pytest.mark.slow
+
 EVERY = 6
 """Step between the slices of the real series that are sent: 4 mm apart, so that the small network is fast."""
 STRUCTURES = ("cerebral white matter", "hippocampus")

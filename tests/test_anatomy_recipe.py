@@ -153,6 +153,7 @@ def test_the_second_loss_is_least_at_the_truth() -> None:
         assert float(anatomy.compute_refinement_loss(right + noise, structure, SMOKE)) > best
 
 
+@pytest.mark.slow
 def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
     """The first network is off by a voxel; the untrained second passes on the mixture's posterior, on half the grid."""
     head = make_phantom((64, 64, 64), 3.0)
@@ -169,6 +170,7 @@ def test_the_refinement_takes_the_posterior_of_the_first_network() -> None:
     assert _mean_dice(found.argmax(0), head.structure) > _mean_dice(before, head.structure) + 0.1
 
 
+@pytest.mark.slow
 def test_nothing_is_refined_far_from_the_brain() -> None:
     """An image grows by air on one side: the answer is the same, and background there."""
     head = make_phantom((64, 64, 64), 3.0)

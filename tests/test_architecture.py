@@ -64,6 +64,7 @@ def test_only_the_node_knows_dicom(folder: str) -> None:
     assert {f: names for f, names in violations.items() if names} == {}
 
 
+@pytest.mark.slow
 def test_no_package_imports_one_that_imports_it() -> None:
     """The check covers all four folders and cycles of any length."""
     try:
@@ -73,6 +74,7 @@ def test_no_package_imports_one_that_imports_it() -> None:
     assert {"dicomnode.config", "pipelines.contract", "model_zoo.training", "db.models"} <= set(order)
 
 
+@pytest.mark.slow
 def test_inference_imports_no_simulator() -> None:
     makers = (*SIMULATION, "dicomnode.cli", "dicomnode.demo")
     violations = {
@@ -142,6 +144,7 @@ def _private_uses(source: str) -> Iterator[str]:
                 yield str(second.value)
 
 
+@pytest.mark.slow
 def test_tests_benchmarks_and_examples_use_public_names() -> None:
     paths = {path for folder in USERS for path in (ROOT / folder).rglob("*.py")} - {Path(__file__)}
     found = {f"{path.relative_to(ROOT)}: {name}" for path in paths for name in _private_uses(path.read_text())}

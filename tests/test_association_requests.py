@@ -256,6 +256,7 @@ def test_every_request_that_can_be_read_is_one_that_pynetdicom_takes() -> None:
     assert 1000 < read < 4000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_traceback")
 def test_no_request_brings_a_thread_down(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     receiver, rng, answers = start(), random.Random(91), []

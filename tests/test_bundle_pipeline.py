@@ -108,6 +108,7 @@ def run_monai(source: Path, images: list[Array], on: Grid, folder: Path, model: 
     return np.asarray(np.asarray(written.dataobj).squeeze().T, np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_an_image_lies_in_monais_patient_where_itk_and_nifti_say(orientation: str, tmp_path: Path) -> None:
     """ITK converts DICOM to NIfTI and MONAI's own reader reads it; no code of this project is in between."""
@@ -145,6 +146,7 @@ def test_a_preprocessing_that_turns_to_ras_shows_the_network_a_patient_in_ras(or
     assert lps[2, 2] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_what_is_bright_is_found_where_it_is_and_nothing_is_flipped(orientation: str, tmp_path: Path) -> None:
     model = install_and_load(write_spleen_bundle, tmp_path)
@@ -156,6 +158,7 @@ def test_what_is_bright_is_found_where_it_is_and_nothing_is_flipped(orientation:
         assert 2 * (found.labels.astype(bool) & flipped).sum() / (found.labels.sum() + flipped.sum()) < 0.8
 
 
+@pytest.mark.slow
 def test_without_resampling_every_voxel_is_where_it_belongs(tmp_path: Path) -> None:
     source = write_spleen_bundle(tmp_path / "source" / "zoo")
     path = source / "configs" / "inference.json"

@@ -34,6 +34,8 @@ from tests.scanner import make_grid
 from tests.series import write_slices
 from tests.web_node import Web
 
+pytestmark = pytest.mark.slow
+
 NAME = "spleen_ct_segmentation"
 GRID = make_grid("oblique", (14, 30, 26), (3.0, 2.1, 1.7), (-40, 25, 100))
 

@@ -87,6 +87,7 @@ def test_a_study_is_complete_after_its_quiet_time_and_not_before(
             assert len(found) == due
 
 
+@pytest.mark.slow
 @JUMPS
 def test_a_delivery_waits_as_long_as_it_was_meant_to(
     sessions: sessionmaker[Session], now: datetime, jump: timedelta

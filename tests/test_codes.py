@@ -82,6 +82,7 @@ def test_what_holds_two_structures_has_no_code_of_one() -> None:
     assert coded["csf"].meaning == "Cranial Subarachnoid Space"
 
 
+@pytest.mark.slow
 def test_private_codes_fit_their_value_representation() -> None:
     for where, code in [*_literals(), *_tables()]:
         assert len(code.value) <= 16 or code.scheme in STANDARD, where

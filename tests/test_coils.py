@@ -105,6 +105,7 @@ def test_espirit_maps_are_normalised_on_a_support_and_zero_elsewhere() -> None:
     assert maps.shape == (6, 96, 90)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("source", ["simulated", "scanner"])
 def test_espirit_agrees_with_sigpy(source: str, request: pytest.FixtureRequest) -> None:

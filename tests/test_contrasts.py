@@ -61,6 +61,7 @@ def _select_clean(objects: list[Dataset]) -> list[Dataset]:
             and ds.BurnedInAnnotation == "NO"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_echoes_give_two_sets_of_series_and_each_map_refers_to_its_own_image(tmp_path: Path) -> None:
     require_prior()
     produced = _process(_write_raw_data(tmp_path), tmp_path)

@@ -49,6 +49,7 @@ def test_the_ends_are_not_neighbours_of_each_other() -> None:
     assert float(D.H(D(x))[-1].abs().max()) == 0
 
 
+@pytest.mark.slow
 def test_without_weight_it_is_the_correction_of_single_slices() -> None:
     A, x0 = operator(), randn(SLICES, N, N, seed=6)
     y = A(randn(SLICES, N, N, seed=7))
@@ -59,6 +60,7 @@ def test_without_weight_it_is_the_correction_of_single_slices() -> None:
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_sweeps_at_one_sigma_reach_the_optimum_of_the_stated_problem() -> None:
     A, x0, D, weight, sigma = operator(), randn(SLICES, N, N, seed=6), differences(), 4.0, 0.2
     y = A(randn(SLICES, N, N, seed=7))
@@ -78,6 +80,7 @@ def test_sweeps_at_one_sigma_reach_the_optimum_of_the_stated_problem() -> None:
             assert objective(x + size * randn(SLICES, N, N, seed=10 + seed)) > least
 
 
+@pytest.mark.slow
 def test_a_price_kept_from_one_sigma_is_the_right_one_at_the_next() -> None:
     A, x0, D = operator(), randn(SLICES, N, N, seed=6), differences()
     y = A(randn(SLICES, N, N, seed=7))

@@ -21,7 +21,7 @@ from tests.web_studies import PEERS, ROUTES, make_all_states, make_series, recei
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(300)]
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}

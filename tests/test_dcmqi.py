@@ -53,6 +53,7 @@ def _voxels(mask: NDArray[Any], count: int = 40) -> list[tuple[int, int, int]]:
     return [tuple(int(n) for n in each) for each in listed[:: max(1, len(listed) // count)]]  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_segmentation_is_read_where_it_lies(orientation: str, tmp_path: Path) -> None:
     phantom = make_findings(grid(orientation))

@@ -89,6 +89,7 @@ def has_ended(process_id: int) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_children_end_with_the_one_that_asks_them() -> None:
     code = (
         "import os; from dicomnode.decoding.pool import Pool; from tests.decoding_work import find_process_id;"
@@ -115,6 +116,7 @@ def test_a_child_at_endless_work_ends_without_a_parent() -> None:
     assert done.returncode == -signal.SIGXCPU
 
 
+@pytest.mark.slow
 def test_what_is_too_much_is_told_to_come_again_and_health_answers(web: Web, tmp_path: Path) -> None:
     ds = write_instance(tmp_path / "a.dcm")
     assert web.store([tmp_path / "a.dcm"]).status_code == 200

@@ -14,6 +14,8 @@ from dicomnode.demo import SIMULATED_HEAD, Demo
 from model_zoo import data_kit
 from tests.peers.process import Program, accepts_connections
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_demo_that_is_told_to_stop_stops_its_nodes(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]

@@ -73,6 +73,7 @@ def orthanc_of(tmp_path: Path) -> Iterator[Any]:
         orthanc.kill()
 
 
+@pytest.mark.slow
 def test_orthanc_stores_finds_and_gets_a_study_unchanged(orthanc_of: Any, tmp_path: Path) -> None:
     sent = {str(ds.SOPInstanceUID): ds for ds in map(dcmread, write_study(tmp_path / "sent"))}
     with Web(tmp_path / "node") as web:

@@ -70,6 +70,7 @@ def find_studies(node: Web, query: str) -> set[int]:
     return {int(value(row, "StudyID")) for row in search(node, query)}
 
 
+@pytest.mark.slow
 def test_dicomweb_client_finds_what_is_held(node: Web) -> None:
     client = node.dicomweb
     assert len(client.search_for_studies()) == 3
@@ -302,6 +303,7 @@ def test_an_unknown_study_has_no_series(node: Web) -> None:
     assert search(node, "", "/studies/1.2.3/series") == []
 
 
+@pytest.mark.slow
 def test_results_are_found_and_held_ones_only_for_review(web: Web, tmp_path: Path) -> None:
     results = write_objects(make_findings(grid("axial", rows=8, columns=8)))
     study = results[0].StudyInstanceUID

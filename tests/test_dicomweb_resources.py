@@ -58,6 +58,7 @@ def test_frames_of_a_deflated_instance_are_native(node: Web) -> None:
     assert (first, second) == (VALUES[2].tobytes(), VALUES[0].tobytes())
 
 
+@pytest.mark.slow
 def test_a_deflated_instance_comes_inflated_and_as_it_is(node: Web) -> None:
     inflated = dcmread(io.BytesIO(node.get(DEFLATED, "application/dicom").content))
     assert np.array_equal(inflated.pixel_array, VALUES)
@@ -98,6 +99,7 @@ COMPLETE_ANSWERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "accept"), COMPLETE_ANSWERS)
 def test_one_range_of_an_answer_comes_alone(node: Web, path: str, accept: str) -> None:
     complete = node.get(path, accept)
@@ -204,6 +206,7 @@ def test_no_address_breaks_the_node(node: Web, path: str) -> None:
         assert answer.status_code < 500, (path, malformed[:20], answer.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [

@@ -82,6 +82,7 @@ def _converse(port: int, messages: bytes) -> None:
             return
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # pydicom warns about UIDs and continues
 @pytest.mark.usefixtures("no_traceback")
 def test_no_message_brings_a_thread_down(start: Start, tmp_path: Path) -> None:

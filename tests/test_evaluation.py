@@ -62,6 +62,7 @@ def test_a_card_says_what_it_is_how_good_where_it_fails_and_that_it_was_trained_
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"psnr_db": 28.1}
 
 
+@pytest.mark.slow
 def test_a_site_s_own_weights_are_not_said_to_be_simulated(trained_bundle: Path, result: Evaluation) -> None:
     facts = registry.read_facts(trained_bundle)
     own = {**facts.metadata, "trained_on": "a user's data set (cohort abc)"}

@@ -144,6 +144,7 @@ def is_closed(sock: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True])
 def test_200_connections_that_say_nothing_keep_nobody_else_out(running: Running, tmp_path: Path, tls: bool) -> None:
     before_mb = running.peak_mb
@@ -161,6 +162,7 @@ def test_200_connections_that_say_nothing_keep_nobody_else_out(running: Running,
     print(f"tls {tls}: served in {duration_s:.2f} s, {len(still_open)} kept, {running.peak_mb - before_mb:.0f} MB more")
 
 
+@pytest.mark.slow
 def test_one_machine_gets_its_share_of_associations_and_no_more(running: Running, tmp_path: Path) -> None:
     ae = AE("FLOOD")
     ae.add_requested_context(Verification)
@@ -181,6 +183,7 @@ def test_one_machine_gets_its_share_of_associations_and_no_more(running: Running
             assoc.release()
 
 
+@pytest.mark.slow
 def test_connections_that_come_and_go_leave_nothing_behind(running: Running, tmp_path: Path) -> None:
     for _ in range(3):
         with flood(running.tls_port, b"GET / HTTP/1.1\r\n\r\n"):

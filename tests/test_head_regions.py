@@ -25,6 +25,8 @@ from pipelines.contract import Case, Measurement, Note, Volume
 from tests.bundles import phantom, phantom_grid, write_anatomy_bundle
 from tests.pet_series import write_pet_bundle
 
+pytestmark = pytest.mark.slow
+
 FACTS = {"modality": "PT", "units": "BQML", "corrections": ("ATTN", "DECY"), "suv_bw_per_unit": 2.5e-4}
 
 

@@ -170,6 +170,7 @@ def test_a_large_object_is_read_in_little_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_bomb_of_zeros_inflates_in_bounded_memory(tmp_path: Path) -> None:
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = BytesIO()

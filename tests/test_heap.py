@@ -31,6 +31,7 @@ print(is_set, alone, within, during, resident_mb())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone is set")
 def test_volumes_one_after_the_other_ask_for_no_new_pages() -> None:
     """Each volume has 64 MiB."""

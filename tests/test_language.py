@@ -55,6 +55,7 @@ def _findings(source: str) -> Iterator[str]:
                 yield f"docstring {docstring.splitlines()[0]!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_names_and_docstrings_are_plain(folder: str) -> None:
     paths = [path for path in sorted((ROOT / folder).rglob("*.py")) if "versions" not in path.parts]
@@ -90,6 +91,7 @@ def test_the_check_refuses_old_names_and_riddles() -> None:
     assert list(_findings('def find_prior() -> None:\n    """Return the newest prior examination, or None."""\n')) == []
 
 
+@pytest.mark.slow
 def test_allowed_findings_still_occur() -> None:
     texts = {path: path.read_text() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
     found = {f"{path.relative_to(ROOT)}: {finding}" for path, text in texts.items() for finding in _findings(text)}

@@ -52,6 +52,7 @@ def test_the_same_seed_paints_the_same_lesions(head: heads.Head) -> None:
     assert not torch.equal(first.extent, other.extent)
 
 
+@pytest.mark.slow
 def test_white_matter_lesions_stay_in_white_matter_and_cortical_ones_touch_cortex(head: heads.Head) -> None:
     simulated = _draw_lesions(head, 3, 60)
     white = torch.isin(head.structure, torch.tensor([number("cerebral white matter")], dtype=torch.uint8))

@@ -233,6 +233,7 @@ def test_memory_for_volumes_is_bounded(tmp_path: Path) -> None:
     assert is_in_memory == [True, True, False, False, False]
 
 
+@pytest.mark.slow
 def test_mri_prior_trains_on_a_user_s_volumes(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz")
     path = tmp_path / "table.csv"

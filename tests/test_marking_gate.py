@@ -76,6 +76,7 @@ def _copy_object(kind: str) -> Dataset:
     return deepcopy(_objects()[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_passes_as_it_is_written(kind: str) -> None:
     marking.check_marks(_copy_object(kind))

@@ -62,6 +62,7 @@ def test_what_is_missing_comes_from_the_archive_and_the_study_is_routed_once(
     assert (route_studies(node), run_retrievals(node), load_retrieval(node).state) == (0, 0, RetrievalState.ARRIVED)
 
 
+@pytest.mark.slow
 def test_an_archive_that_has_none_holds_nothing_up(
     tmp_path: Path, archive: Archive, start_receiver: StartReceiver
 ) -> None:
@@ -76,6 +77,7 @@ def test_an_archive_that_has_none_holds_nothing_up(
     assert "no series for t1w; missing series from peer archive: none there for t1w" in explain(node)
 
 
+@pytest.mark.slow
 def test_what_the_archive_does_not_tell_is_judged_when_it_is_here_and_not_sought_again(
     tmp_path: Path, archive: Archive, start_receiver: StartReceiver
 ) -> None:
@@ -93,6 +95,7 @@ def test_what_the_archive_does_not_tell_is_judged_when_it_is_here_and_not_sought
     load_retrieval(node)
 
 
+@pytest.mark.slow
 def test_an_archive_that_is_down_is_asked_again(
     tmp_path: Path, dcmqrscp: QueryScp, start_receiver: StartReceiver
 ) -> None:
@@ -112,6 +115,7 @@ def test_an_archive_that_is_down_is_asked_again(
     assert count_inputs(node)["t1w"] == 3
 
 
+@pytest.mark.slow
 def test_an_archive_that_stays_down_is_waited_for_no_longer_than_said(
     tmp_path: Path, dcmqrscp: QueryScp, start_receiver: StartReceiver
 ) -> None:
@@ -200,6 +204,7 @@ def test_two_routes_that_want_the_same_series_get_it_once(
     assert [event.detail["to"] for event in routed].count("routed") == 1
 
 
+@pytest.mark.slow
 def test_each_route_gets_what_it_lacks_before_the_study_is_routed(
     tmp_path: Path, dcmqrscp: QueryScp, start_receiver: StartReceiver
 ) -> None:
@@ -215,6 +220,7 @@ def test_each_route_gets_what_it_lacks_before_the_study_is_routed(
         assert {job.revision for job in session.query(Job)} == {2}
 
 
+@pytest.mark.slow
 def test_a_prior_and_a_missing_series_are_fetched_for_one_job(
     tmp_path: Path, dcmqrscp: QueryScp, start_receiver: StartReceiver
 ) -> None:

@@ -47,6 +47,7 @@ def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> Non
         assert session.query(Event).filter_by(subject="deployments").count() == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "status", "message"),
     [

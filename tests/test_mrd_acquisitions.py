@@ -32,6 +32,7 @@ SHARED: dict[str, Edit] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SHARED)
 def test_a_field_that_is_one_for_an_image_is_refused_by_name_where_it_differs(field: str, tmp_path: Path) -> None:
     reason = read_refusal(tmp_path, edit=edit_line(3, SHARED[field]))
@@ -39,6 +40,7 @@ def test_a_field_that_is_one_for_an_image_is_refused_by_name_where_it_differs(fi
     assert "acquisition 3" in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(8))
 def test_a_counter_of_the_user_that_differs_is_refused_by_name(number: int, tmp_path: Path) -> None:
     def change(acquisition: Any) -> None:
@@ -147,6 +149,7 @@ def flag_line(line: int, flag: int, factor: float = 1.0) -> Edit:
     return edit_line(line, change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", LEFT_OUT)
 def test_lines_that_are_not_of_the_image_are_left_out(flag: str, tmp_path: Path) -> None:
     how = {"edit": flag_line(3, getattr(ismrmrd, flag), 1000.0)}

@@ -22,6 +22,7 @@ def _find_brightest_mm(kspace: KSpace) -> Array:
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("n", [(24, 20, 1), (25, 21, 1)], ids=["even", "odd"])
 def test_a_point_in_a_slice_lies_where_the_scanner_saw_it(orientation: str, n: Any, tmp_path: Path) -> None:

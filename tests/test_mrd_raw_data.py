@@ -109,6 +109,7 @@ def test_raw_data_of_others_is_refused(tmp_path: Path, now: datetime) -> None:
         mrd.unwrap(Dataset())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("facts", [{}, {"BodyPartExamined": ""}, {"BodyPartExamined": "KNEE"}])
 def test_dciodvfy_finds_no_error_in_raw_data(facts: dict[str, str], tmp_path: Path, now: datetime) -> None:
     assert find_errors(mrd.wrap(_mrd_bytes(tmp_path), now=now, facts=facts), tmp_path / "raw.dcm") == []

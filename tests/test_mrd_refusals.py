@@ -171,6 +171,7 @@ HEADERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HEADERS)
 def test_a_header_that_contradicts_is_refused(what: str, tmp_path: Path) -> None:
     edit, reason = HEADERS[what]

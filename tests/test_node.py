@@ -24,6 +24,8 @@ from dicomnode.storage import spool
 from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["image", "labelled image", "parametric map", "report", "segmentation"]
 FAST = {"steps": 10, "mean_steps": 10, "samples": 2}
 

@@ -161,6 +161,7 @@ def test_delivered_is_told_once_when_every_object_is_everywhere(
     assert hook.posts[0].json["reason"] == "6 objects at answering, other"
 
 
+@pytest.mark.slow
 def test_two_destinations_that_end_at_the_same_time_make_one_notification(
     sessions: Sessions, tmp_path: Path, now: datetime
 ) -> None:

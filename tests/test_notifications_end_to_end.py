@@ -66,6 +66,7 @@ def test_a_held_study_is_told_and_after_its_release_its_delivery(
             assert running.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["not MRD", "bad option"])
 def test_a_refused_and_a_failed_job_are_told(tmp_path: Path, now: datetime, damage: str) -> None:
     options = {"steps": 1} if damage == "bad option" else {}
@@ -91,6 +92,7 @@ def test_a_refused_and_a_failed_job_are_told(tmp_path: Path, now: datetime, dama
     assert b"ecret" not in post.body
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_before_it_has_noted_the_answer_tells_it_again(tmp_path: Path, now: datetime) -> None:
     def kill_the_node(post: Post) -> int:
         if len(hook.posts) == 1:

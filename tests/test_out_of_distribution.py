@@ -43,6 +43,7 @@ def test_a_head_that_lacks_or_swells_a_structure_scores_higher(structure: str, f
     assert out_of_distribution.anatomy_score(odd) > 1.5 * out_of_distribution.anatomy_score(head)
 
 
+@pytest.mark.slow
 def test_the_prior_takes_away_what_it_never_saw() -> None:
     D = registry.load("mri_prior").denoiser
     smooth = torch.zeros(8, 64, 64)

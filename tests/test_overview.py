@@ -42,6 +42,7 @@ def _end_job(sessions: sessionmaker[Session], id: int, name: str, now: datetime)
             jobs.finish(session, outputs=[RESULT], report={}, held_because="look" if name == "held" else "", **later)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "names"),
     [

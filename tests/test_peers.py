@@ -133,6 +133,7 @@ def test_files_that_cannot_be_read_are_told_and_the_others_arrive(tmp_path: Path
     assert [r.status for r in results] == [None, None, 0]
 
 
+@pytest.mark.slow
 def test_no_answer_is_not_success(tmp_path: Path, silent: Peer) -> None:
     path = tmp_path / "a.dcm"
     write_instance(path)
@@ -152,6 +153,7 @@ def test_a_slow_peer_is_waited_for_and_a_slower_one_is_not(tmp_path: Path) -> No
         assert impatient.outcome is Outcome.UNANSWERED
 
 
+@pytest.mark.slow
 def test_what_an_aborted_association_lost_is_sent_again(tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.dcm" for n in range(6)]
     for path in paths:
@@ -169,6 +171,7 @@ def test_what_an_aborted_association_lost_is_sent_again(tmp_path: Path) -> None:
     assert len(set(server.stored)) == 6
 
 
+@pytest.mark.slow
 def test_an_instance_that_always_breaks_the_association_does_not_hold_up_the_others(tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.dcm" for n in range(4)]
     poison = [write_instance(path) for path in paths][1].SOPInstanceUID
@@ -327,6 +330,7 @@ def test_move_sends_the_study_to_a_third(tmp_path: Path, orthanc: Orthanc, store
         queries.move(orthanc.peer, "1.2.3.1", destination_aet="UNKNOWN", calling_aet=AET)
 
 
+@pytest.mark.slow
 def test_a_peer_over_tls_must_have_a_certificate_that_is_trusted(tmp_path: Path) -> None:
     program = require_program("/usr/bin/openssl", "openssl")
     certificate, key = tmp_path / "node.crt", tmp_path / "node.key"

@@ -181,6 +181,7 @@ def test_osem_recovers_the_activity_of_large_regions_within_two_percent(psf_fwhm
     assert float(x[1:-1, inner["cold"]].mean()) == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.slow
 def test_osem_of_a_thinned_scan_is_as_quantitative_and_noisier() -> None:
     scan, inner = _simulate_scan(1e7)
     y = draw_counts(scan.expected, _generator(6))

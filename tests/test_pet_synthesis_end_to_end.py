@@ -29,6 +29,8 @@ from tests.peers.process import require_program
 from tests.pet_bundle import sample_phantom, write_pet_bundle
 from tests.series import unpack_series, write_slices
 
+pytestmark = pytest.mark.slow
+
 IMAGE, MAP = MultiFrameGrayscaleWordSecondaryCaptureImageStorage, ParametricMapStorage
 
 

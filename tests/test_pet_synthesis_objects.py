@@ -26,6 +26,8 @@ from tests.peers import write_config
 from tests.pet_bundle import sample_phantom, write_pet_bundle
 from tests.series import write_slices
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:

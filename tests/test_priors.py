@@ -142,6 +142,7 @@ def test_every_series_comes_from_one_study(sessions: Sessions, now: datetime) ->
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [
@@ -269,6 +270,7 @@ def test_a_study_waits_no_longer_for_a_peer_than_it_may(sessions: Sessions, now:
     assert "peer pacs: study 1 waits no longer" in explain_route(sessions, config, "1.9")
 
 
+@pytest.mark.slow
 def test_a_revision_asks_once(sessions: Sessions, now: datetime) -> None:
     config = make_config(prior_from="pacs")
     for number in (1, 2):

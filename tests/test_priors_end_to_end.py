@@ -26,6 +26,8 @@ from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_fla
 from tests.peers import Node, Orthanc, wait_for, write_config
 from tests.sending import run_dcmtk
 
+pytestmark = pytest.mark.slow
+
 _FLAIR = {"Modality": "MR", "ImageType": "ORIGINAL", "SeriesDescription": "~(?i)flair"}
 _T1W = {"Modality": "MR", "ImageType": "ORIGINAL", "SeriesDescription": "~(?i)mprage"}
 

@@ -131,6 +131,7 @@ def search_by_findscu(receiver: Receiver, folder: Path, level: str, *keys: str, 
     return [dcmread(path, force=True) for path in sorted(folder.glob("rsp*.dcm"))]
 
 
+@pytest.mark.slow
 def test_findscu_finds_what_the_node_holds(start: Start, tmp_path: Path) -> None:
     receiver = start()
     give(
@@ -318,6 +319,7 @@ def test_queries_are_answered_in_the_syntax_of_their_context(start: Start, tmp_p
     assert nothing is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("character_set", "answered"),
     [("ISO_IR 100", "ISO_IR 100"), ("ISO_IR 192", "ISO_IR 192"), ("ISO_IR 144", "ISO_IR 192"), ("", "ISO_IR 192")],
@@ -353,6 +355,7 @@ def test_keys_that_are_not_supported_are_said_to_be_not(start: Start, tmp_path: 
         assert not set(further) & {element.keyword for element in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "keys", "status"),
     [
@@ -404,6 +407,7 @@ def test_a_query_is_cancelled(start: Start, tmp_path: Path) -> None:
     assert len(responses) < 301
 
 
+@pytest.mark.slow
 def test_a_retrieval_is_cancelled_and_says_what_remains(start: Start, tmp_path: Path) -> None:
     going_on = threading.Event()
 
@@ -456,6 +460,7 @@ def test_a_peer_that_is_down_fails_every_instance(start: Start, tmp_path: Path) 
     assert len(failures.FailedSOPInstanceUIDList) == 2
 
 
+@pytest.mark.slow
 def test_a_receiver_that_refuses_some_is_counted(start: Start, tmp_path: Path) -> None:
     statuses = iter([0x0000, 0xA700, 0xB000])
     with Answering(lambda event: next(statuses)) as server:
@@ -516,6 +521,7 @@ def test_storing_still_works_on_an_association_that_has_asked(start: Start, tmp_
         assert [status.Status for status, _ in assoc.send_c_find(identifier, FIND)] == [0xFF00, 0x0000]
 
 
+@pytest.mark.slow
 def test_a_large_instance_is_sent_in_pieces_of_bounded_size(start: Start, tmp_path: Path) -> None:
     longest = 0
 

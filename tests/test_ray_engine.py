@@ -26,6 +26,8 @@ from tests import fleet, postgresql
 from tests.peers import Node, wait_for
 from tests.peers.ray_cluster import RayCluster, descendants, reason_unavailable
 
+pytestmark = pytest.mark.slow
+
 STUDIES = 200
 KILL_EVERY = 40
 

@@ -342,6 +342,7 @@ COMPONENTS: dict[str, tuple[Edit, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPONENTS)
 def test_what_is_no_magnitude_is_told_and_taken_for_none(case: str, tmp_path: Path) -> None:
     edit, component = COMPONENTS[case]
@@ -390,6 +391,7 @@ def _write_philips(kit: Path, name: str, folder: Path) -> list[Path]:
     return [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2001_WIP_fcMRI_Field_Mapping_e2_phMag"])
 def test_real_enhanced_objects_of_several_volumes_are_refused(name: str, kit: Path, tmp_path: Path) -> None:
     check_refused(_write_philips(kit, name, tmp_path), "lie at only")

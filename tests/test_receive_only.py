@@ -47,6 +47,7 @@ def run(config_path: Path, environment: dict[str, str], *arguments: str) -> subp
     )
 
 
+@pytest.mark.slow
 def test_serve_status_and_check_need_no_torch(tmp_path: Path, environment: dict[str, str]) -> None:
     route = {"name": "flair", "pipeline": "synthetic_dir", "match": {"Modality": "MR"}}
     path = write_config(tmp_path / "node", routes=[route])
@@ -62,12 +63,14 @@ def test_serve_status_and_check_need_no_torch(tmp_path: Path, environment: dict[
     assert (checked.returncode, "failed" in checked.stdout) == (0, False), checked.stdout
 
 
+@pytest.mark.slow
 def test_serve_with_workers_says_that_they_need_torch(tmp_path: Path, environment: dict[str, str]) -> None:
     done = run(write_config(tmp_path / "node"), environment, "serve", "--workers", "1")
     assert done.returncode == 1
     assert "torch is not installed on this host, and local workers need it" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("work", "--once"), ("run", "anatomy", "IN", "OUT"), ("train", "anatomy")])
 def test_a_command_that_needs_torch_says_so(
     tmp_path: Path, environment: dict[str, str], arguments: tuple[str, ...]

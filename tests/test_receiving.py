@@ -167,6 +167,7 @@ def test_other_content_under_the_same_uid_is_quarantined_and_refused(
     assert "other content" in quarantined.reason
 
 
+@pytest.mark.slow
 def test_a_nearly_full_disk_refuses_the_association(start: Start, an_instance: Encoded) -> None:
     receiver = start(spool=SpoolConfig(min_free_gb=1e9))
     for _ in range(60):  # pynetdicom mistook one rejection in a hundred for a connection that was not made
@@ -230,6 +231,7 @@ def test_one_association_too_many_is_refused(start: Start, an_instance: Encoded)
         assert assoc.is_established
 
 
+@pytest.mark.slow
 def test_parallel_associations_are_all_kept(receiver: Receiver, tmp_path: Path) -> None:
     parts = [make_instances(tmp_path / f"part{part}", 20, series_uid=f"1.2.3.{part}") for part in range(4)]
     answers: list[int] = []

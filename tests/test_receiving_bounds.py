@@ -66,6 +66,7 @@ def _make_bomb(each: Encoded, megabytes: int) -> Encoded:
     return each.with_changes(transfer_syntax_uid=DeflatedExplicitVRLittleEndian, data_set=content)
 
 
+@pytest.mark.slow
 def test_six_million_empty_elements_are_refused_and_another_sender_is_served_meanwhile(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_six_million_empty_elements_are_refused_and_another_sender_is_served_mea
     assert len(receiver.rows()) == len(receiver.files()) == len(waits)
 
 
+@pytest.mark.slow
 def test_what_is_legal_is_stored_to_the_bound(receiver: Receiver, tmp_path: Path) -> None:
     flat, nested = make_instances(tmp_path / "folder", 2)
     sent = [
@@ -111,6 +113,7 @@ def test_what_is_legal_is_stored_to_the_bound(receiver: Receiver, tmp_path: Path
     assert [receiver.data_set(row) for row in receiver.rows()] == [each.data_set for each in sent]
 
 
+@pytest.mark.slow
 def test_a_deflated_object_is_stored_unless_it_inflates_beyond_the_bound(receiver: Receiver, tmp_path: Path) -> None:
     good, bad = make_instances(tmp_path / "folder", 2)
     sent = [_make_bomb(good, 40), _make_bomb(bad, 300)]
@@ -121,6 +124,7 @@ def test_a_deflated_object_is_stored_unless_it_inflates_beyond_the_bound(receive
     assert [row.sop_instance_uid for row in receiver.rows()] == [good.sop_instance_uid]
 
 
+@pytest.mark.slow
 def test_of_many_deflated_objects_one_at_a_time_is_held_in_memory(tmp_path: Path) -> None:
     paths = [
         _make_bomb(each, 40).save(tmp_path / f"{n}.dcm")
@@ -135,6 +139,7 @@ def test_of_many_deflated_objects_one_at_a_time_is_held_in_memory(tmp_path: Path
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_file_that_inflates_beyond_the_bound_is_not_read_as_an_image(tmp_path: Path) -> None:
     (each,) = make_instances(tmp_path / "folder", 1)
     path = _make_bomb(each, 300).save(tmp_path / "a.dcm")

@@ -19,6 +19,8 @@ from tests.peers.files import write_instance
 from tests.peers.nodes import Node, write_config
 from tests.peers.process import require_program
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 _PAUSE = threading.Event()  # never set
 

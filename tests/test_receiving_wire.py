@@ -35,6 +35,7 @@ def _fragment(each: Encoded, context: int, size: int, per_pdu: int) -> Iterable[
     return (encode_p_data(context, *fragments[at : at + per_pdu]) for at in range(0, len(fragments), per_pdu))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "per_pdu"), [(2, 1), (10, 7), (100, 1), (100, 100_000), (100_000, 2)])
 def test_every_fragmentation_is_understood(receiver: Receiver, an_instance: Encoded, size: int, per_pdu: int) -> None:
     with RawAssociation.open(receiver.port, an_instance) as assoc:
@@ -72,6 +73,7 @@ def test_the_answer_names_message_class_and_instance(receiver: Receiver, an_inst
             assert answer.AffectedSOPInstanceUID == an_instance.sop_instance_uid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["abort", "close", "reset"])
 @pytest.mark.parametrize("part", [0.5, 1.0])
 def test_an_instance_cut_off_midway_leaves_nothing(receiver: Receiver, tmp_path: Path, how: str, part: float) -> None:
@@ -92,6 +94,7 @@ def test_an_instance_cut_off_midway_leaves_nothing(receiver: Receiver, tmp_path:
     assert receiver.rows() == receiver.files() == []
 
 
+@pytest.mark.slow
 def test_a_peer_that_falls_silent_is_aborted_and_leaves_nothing(start: Start, an_instance: Encoded) -> None:
     receiver = start(node={"network_timeout_s": 0.5})
     with RawAssociation.open(receiver.port, an_instance) as assoc:

@@ -13,6 +13,8 @@ from pipelines import registration, resampling
 from pipelines.contract import Grid, Refused, Volume
 from tests.scanner import make_grid
 
+pytestmark = pytest.mark.slow
+
 SPACING_MM = 2.0
 SHAPE = (96, 112, 96)
 T1W_ORDER, FLAIR_ORDER = 1, 2

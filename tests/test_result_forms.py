@@ -220,6 +220,7 @@ def test_a_peer_that_was_down_and_takes_what_it_wants_gets_no_spare(
     assert SecondaryCaptureImageStorage not in got
 
 
+@pytest.mark.slow
 def test_what_a_peer_took_is_remembered_while_it_is_down(sessions: Sessions, config: Config, now: datetime) -> None:
     config = with_peers(config, make_peer("old"))
     with serve_storage(config.peers[0].port, MULTIFRAME):

@@ -46,6 +46,7 @@ def test_simpleitk_reads_geometry_and_values_back(orientation: str, slices: int,
     assert sorted(image.GetSize()) == sorted(these.grid.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_the_label_lies_below_the_anatomy_which_stays_where_it_was(orientation: str, tmp_path: Path) -> None:
     these = make_findings(grid(orientation))

@@ -31,6 +31,7 @@ def _copy_result(kind: str) -> Dataset:
     return deepcopy(_write_results()[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_marked_result_passes(kind: str) -> None:
     marking.check_marks(_copy_result(kind))

@@ -279,6 +279,7 @@ def test_it_says_that_it_is_preliminary_and_verified_by_nobody() -> None:
     assert objects.kind_of(ds) == "report"
 
 
+@pytest.mark.slow
 def test_the_same_job_makes_the_same_bytes_and_another_verdict_another_object() -> None:
     measurement = make_measurements(12, 3)
     first, again = write_report(*measurement), write_report(*measurement)
@@ -354,6 +355,7 @@ def _write_reports() -> dict[str, Dataset]:
     }
 
 
+@pytest.mark.slow
 def test_dsrdump_reads_every_report(tmp_path: Path) -> None:
     program = require_program("/usr/bin/dsrdump", "dcmtk")
     for name, ds in _write_reports().items():
@@ -365,6 +367,7 @@ def test_dsrdump_reads_every_report(tmp_path: Path) -> None:
     assert "why" in output
 
 
+@pytest.mark.slow
 def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:
     program = require_program("/usr/bin/dciodvfy", "dicom3tools")
     for name, ds in _write_reports().items():

@@ -152,6 +152,7 @@ def test_what_is_delivered_goes_when_its_time_has_come_sources_and_results_apart
         assert session.scalars(select(Instance)).one().removed_at is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["waiting", "held", "given up", "nowhere", "unrouted", "another study", "running"])
 def test_what_is_not_delivered_stays(node: NodeState, why: str) -> None:
     study = node.add_study()
@@ -197,6 +198,7 @@ def test_a_route_keeps_its_own_longer(node: NodeState) -> None:
     assert (node.count_files(), node.count_found("STUDY")) == (1, 1)
 
 
+@pytest.mark.slow
 def test_the_newest_examination_that_a_route_compares_with_stays(node: NodeState) -> None:
     route = ROUTE | {"prior": {"earlier": {"Modality": "MR"}}}
     first = node.add_study("1.2", date="20260101")

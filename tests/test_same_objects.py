@@ -145,6 +145,7 @@ _ENCODINGS: dict[str, Callable[[Path, Path], Path]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _ENCODINGS)
 def test_another_encoding_is_the_same_object(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.dcm"
@@ -192,6 +193,7 @@ def test_colours_by_planes_and_by_a_reversible_transform_are_the_same(tmp_path: 
         assert sameness.is_same(path, other)
 
 
+@pytest.mark.slow
 def test_the_same_object_in_another_encoding_is_a_success_and_the_first_bytes_stay(
     receiver: Receiver, tmp_path: Path
 ) -> None:
@@ -226,6 +228,7 @@ def _send_at_once(receiver: Receiver, each: Encoded, path: Path, ae_title: str, 
     return statuses
 
 
+@pytest.mark.slow
 def test_the_same_object_under_another_title_at_once_is_a_success_each_time(receiver: Receiver, tmp_path: Path) -> None:
     sent = make_instances(tmp_path / "folder", 8)
     store_all(receiver.port, sent, tmp_path / "out", ae_title="FIRST")

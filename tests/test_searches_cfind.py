@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+import pytest
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -24,6 +25,7 @@ __all__ = ["start"]
 PATIENT_ROOT = PatientRootQueryRetrieveInformationModelFind
 
 
+@pytest.mark.slow
 def test_every_key_can_be_asked_for_and_finds_what_was_told(start: Start, tmp_path: Path) -> None:
     """Each level's keys and those above it, in relational queries of the Patient Root over one association."""
     receiver = start()

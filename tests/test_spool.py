@@ -105,6 +105,7 @@ def test_a_nearly_full_disk_is_refused(tmp_path: Path, limits: dict[str, float],
     assert refusal.value.dicom_status == 0xA700
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_what_a_killed_process_left_and_nothing_that_is_written(tmp_path: Path) -> None:
     left = "import os, sys; from pathlib import Path; from dicomnode.storage import spool;"
     left += "spool.open_writer(Path(sys.argv[1])).write(bytes(2000000)); os.kill(os.getpid(), 9)"

@@ -27,6 +27,8 @@ from tests.peers.process import require_program
 from tests.pet_series import FACTOR, write_pet, write_pet_bundle
 from tests.series import unpack_series
 
+pytestmark = pytest.mark.slow
+
 WHOLE_BODY_FACTOR = 2.42903e-4
 """SUVbw per Bq/ml of the kit's whole-body series, as its README gives it."""
 SLICES = slice(30, 70)

@@ -68,6 +68,7 @@ def test_a_vertex_pulls_each_block_towards_its_target() -> None:
     assert torch.allclose(estimated.grad[pulled], torch.tensor(-2 / 56))
 
 
+@pytest.mark.slow
 def test_the_first_stage_asks_for_the_image_less_its_widest_blur(batch: dict[str, Tensor]) -> None:
     network = make_network(SMOKE)
     for weights in (*network.decode_low.parameters(), *network.decode_standard.parameters()):  # type: ignore[union-attr]
@@ -122,6 +123,7 @@ def test_the_second_stage_is_the_fidelity_of_the_pairs_and_the_structure_of_thei
     assert two - one == pytest.approx(one - none, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_stage_changes_at_its_step_and_the_bundle_restores_an_image(tmp_path: Path) -> None:
     c, before = replace(SMOKE, checkpoint_every=1), {}
 

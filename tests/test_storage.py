@@ -129,6 +129,7 @@ def make_options(web: Web, tmp_path: Path) -> list[str]:
     return ["--config", str(path)]
 
 
+@pytest.mark.slow
 def test_what_is_released_becomes_the_instance_and_the_other_waits_instead(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,8 @@ from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_fla
 from tests.peers import Node, Orthanc, wait_for, write_config
 from tests.peers.process import require_program
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Delivered:

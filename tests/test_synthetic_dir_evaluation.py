@@ -27,6 +27,7 @@ def _make_model() -> Model:
     return Model("synthetic_dir", "0", "0" * 64, {}, network, {}, "cpu")
 
 
+@pytest.mark.slow
 def test_a_case_is_the_same_at_every_call(case: dir_cases.Case) -> None:
     again = dir_cases.build_case("phantom", "strong atrophy", 12, None)
     assert torch.equal(case.flair, again.flair)
@@ -90,6 +91,7 @@ def test_the_acquired_dir_has_the_noise_of_the_flair(case: dir_cases.Case) -> No
     assert absolute == pytest.approx(0.02 * float(case.flair[case.brain].mean()), rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_quick_evaluation_fills_every_table() -> None:
     said: list[str] = []
     found = find_evaluator("synthetic_dir")(

@@ -66,6 +66,7 @@ def test_a_step_s_batch_depends_on_its_generator_only() -> None:
     assert not torch.equal(first["input"], other["input"])
 
 
+@pytest.mark.slow
 def test_examinations_stay_for_some_steps_and_are_replaced_one_by_one() -> None:
     def protocols(step: int) -> set[tuple[float, ...]]:
         at = replace(SOURCES.train, step=step)

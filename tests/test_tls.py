@@ -153,6 +153,7 @@ def test_tls_1_2_is_refused_where_1_3_is_the_least(
             handshake(receiver, authority, context)
 
 
+@pytest.mark.slow
 def test_no_cipher_suite_but_those_of_the_profile_is_taken(
     tmp_path: Path, ours: IssuedCertificate, authority: Authority
 ) -> None:
@@ -231,6 +232,7 @@ def test_the_end_of_a_connection_is_told_by_tls_itself(
         assert sock.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_a_node_that_stops_says_so_within_tls(
     tmp_path: Path, ours: IssuedCertificate, theirs: IssuedCertificate, authority: Authority
 ) -> None:
@@ -256,6 +258,7 @@ def test_a_certificate_that_changes_is_used_without_a_restart(
         assert handshake(receiver, authority)[2] == second.serial
 
 
+@pytest.mark.slow
 def test_a_handshake_that_stalls_ends(tmp_path: Path, ours: IssuedCertificate) -> None:
     with (
         run_receiver(tmp_path, ours.tls(None), limits={"request_timeout_s": 0.5}) as receiver,

@@ -49,6 +49,7 @@ def over_tls(scp: StoreScp, **more: object) -> Peer:
     return scp.peer.model_copy(update={"tls": True} | more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["+px", "+py", "+pz"])
 def test_an_archive_with_the_right_certificate_gets_the_object(
     tmp_path: Path, authority: Authority, ours: IssuedCertificate, profile: str

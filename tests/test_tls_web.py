@@ -69,6 +69,7 @@ def test_plain_http_at_the_https_port_gets_no_answer(secure: Web, authority: Aut
         assert client.get("/healthz").status_code == 200
 
 
+@pytest.mark.slow
 def test_old_tls_and_other_suites_are_refused(secure: Web, authority: Authority) -> None:
     program = require_program("/usr/bin/openssl", "openssl")
     for version, is_accepted in (("-tls1_1", False), ("-tls1_2", True)):
@@ -104,6 +105,7 @@ def test_a_certificate_that_changes_is_shown_without_a_restart(secure: Web, auth
     assert _read_serial_number(secure, authority) == renewed.serial != first
 
 
+@pytest.mark.slow
 def test_a_certificate_that_cannot_be_used_is_named(
     tmp_path: Path, issued: IssuedCertificate, authority: Authority
 ) -> None:

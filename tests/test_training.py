@@ -65,6 +65,7 @@ def test_batches_drawn_ahead_by_a_worker_are_the_same(run: Path, tmp_path: Path)
     assert same(averaged(run), averaged(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_not_overwritten(run: Path) -> None:
     with pytest.raises(FileExistsError, match="holds a run already"):
         loop.train(RECIPE, SMOKE, run, sources=PHANTOM)

@@ -43,6 +43,7 @@ def train(out: Path, start: Path, *words: str) -> int:
     return cli.main(["train", "mri-prior", *SMOKE, "--out", str(out), "--from", str(start), *words])
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_nothing_ends_with_the_weights_it_went_on_from(first: Path, tmp_path: Path) -> None:
     assert train(tmp_path, first, "--set", "learning_rate=0.0") == 0
     before, after = (load_file(folder / registry.WEIGHTS) for folder in (first, tmp_path / "bundle"))
@@ -50,6 +51,7 @@ def test_a_run_that_learns_nothing_ends_with_the_weights_it_went_on_from(first: 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_resumed_with_the_same_start_only(first: Path, tmp_path: Path) -> None:
     assert train(tmp_path, first) == 0
     made = metadata(tmp_path / "bundle")
@@ -85,6 +87,7 @@ def test_a_bundle_says_what_its_first_weights_were_trained_on(
     assert found["data_licence"] == (licence or "that of the user's data set; weights may carry traces of it")
 
 
+@pytest.mark.slow
 def test_a_card_does_not_call_simulation_only_what_went_on_from_patients(first: Path, tmp_path: Path) -> None:
     trained_on(first, "a user's data set (cohort 77)")
     try:

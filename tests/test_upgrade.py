@@ -52,6 +52,7 @@ def first(empty_database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_on_the_way_up_and_down_and_the_node_serves_it(
     first: Engine, empty_database_url: str, tmp_path: Path, now: datetime
 ) -> None:

@@ -24,7 +24,7 @@ from tests.web_node import Web
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(600)]
 
 SYNTHETIC, MAP, STRUCTURES = "SYN Synthetic image", "SYN Standard deviation", "SYN Structures"
 

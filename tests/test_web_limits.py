@@ -133,6 +133,7 @@ def test_above_the_limit_only_health_is_told(monkeypatch: pytest.MonkeyPatch, tm
         assert httpx.get(f"{running.address}/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_those_that_listen_at_once_are_counted(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MOST_LISTENERS", 3)
 
@@ -180,6 +181,7 @@ def test_a_body_has_so_many_parts(web: Web, monkeypatch: pytest.MonkeyPatch, tmp
     assert web.store([tmp_path / "d"]).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_study_of_many_series_is_a_page_of_some(web: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("dicomnode.web.study_page.MOST_SERIES", 2)
     monkeypatch.setattr("dicomnode.web.api.MOST_ROWS", 2)

@@ -106,6 +106,7 @@ def _make_number(value: str, unit: str, *children: Dataset) -> Dataset:
     return _make_item("NUM", "Diameter", *children, MeasuredValueSequence=[measured])
 
 
+@pytest.mark.slow
 def test_a_report_of_the_node_is_read_in_a_browser(tmp_path: Path) -> None:
     suv = Measurement("SUVmean", 2.5, SUV_BW_UNIT, "Of the liver", "liver", LIVER, SUV_BW, derivation=MEAN)
     held = Verdict(Outcome.HOLD, ("x is 3",))

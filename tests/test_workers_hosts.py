@@ -16,6 +16,8 @@ from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 from tests.test_node import put
 
+pytestmark = pytest.mark.slow
+
 STUDIES = 200
 KILL_EVERY = 25
 
