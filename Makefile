@@ -1,6 +1,6 @@
 # make demo        environment, install, then the main job on real data, end to end (KEEP=1 leaves it running)
 # make test        environment, install, lint, types, then every test
-# make test-fast   the tests that use no other program
+# make test-fast   the tests that use no other program: 2 minutes on two cores
 # make lint        ruff and mypy only
 # make coverage    the fast tests with their coverage; fails below the floor of pyproject.toml
 # make mutate      change decisive modules expression by expression; the tests have to notice (docs: tests/mutation.py)
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 PROCESSES ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint coverage mutate bench peers viewer clean
 
