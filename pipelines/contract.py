@@ -241,10 +241,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Note:
-    """Statement of the result in words: a covariate that was used, a number withheld, an abstention."""
+    """Statement of the result in words: a covariate that was used, a number withheld, an abstention.
+
+    ``holds_result``: the statement is a reason for the output gate to hold the result for a person.
+    """
 
     name: str
     text: str
+    holds_result: bool = False
 
 
 Finding = Image | ParametricMap | Segmentation | Measurement | Note

@@ -4,7 +4,8 @@ Inputs: ``flair``; ``t1w`` (without it the result is weaker and has a contract o
 ``prior_t1w`` of a prior examination. Output on the FLAIR's grid: DIR in units of grey matter (white matter and CSF are
 nulled: 1 is normal cortex), its standard deviation, lesions by location with their uncertainty, checks of the DIR
 against its inputs; on request a DIR of any inversion times, rendered by the signal equation from predicted PD, T1 and
-T2; with a prior, the difference and the new lesions.
+T2; with a prior, the difference and the new lesions, both examinations from the inputs that both have. Where they
+cannot be compared, the result is held with the reason.
 
 Model: bundle ``synthetic_dir`` with the bundle ``anatomy`` (``model_zoo.synthetic_dir``; Finck et al., Invest. Radiol.
 55, 2020, for the task; Gal & Ghahramani 2016 for dropout as uncertainty).
@@ -12,9 +13,8 @@ Model: bundle ``synthetic_dir`` with the bundle ``anatomy`` (``model_zoo.synthet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from model_zoo.lesion_decision import LesionCriteria
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir
 from model_zoo.structures import CORTEX, number
 from model_zoo.synthetic_dir import CLIP, render
-from pipelines import anatomy, dir_support, lesion_segments, lesions, longitudinal, quality
+from pipelines import dir_support, examinations, lesion_segments, lesions, longitudinal
 from pipelines.codes import STANDARD_DEVIATION
 from pipelines.contract import (
     Case,
@@ -41,14 +41,12 @@ from pipelines.contract import (
     Volume,
 )
 from pipelines.dir_estimate import DirEstimate, DropoutPasses, estimate_dir, resample_map
+from pipelines.examinations import Comparison
 
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
 __all__ = ["PIPELINE", "Options", "run"]
-
-ALONE = ({"fact": "coarsest_spacing_mm", "between": [0.4, 3.5]},)
-"""The contract of a FLAIR without T1w, where the bundle has none of its own (``input_contract_without_t1w``)."""
 
 
 class Options(BaseModel):
@@ -82,73 +80,47 @@ class Options(BaseModel):
 
 def run(case: Case, model: Model, options: Options, seed: int, progress: Progress) -> list[Finding]:
     """Estimate DIR, measure its uncertainty, lesions and checks, and compare with the prior where one exists."""
-    flair, t1w = _examination(case, "", case.facts, model, options)
-    prior = _prior_examination(case, model, options)
-    share = 0.5 if prior else 1.0
+    present = examinations.read_present(case, model, options, PIPELINE.name)
+    prior = examinations.read_prior(case, model, options, PIPELINE.name)
+    share = 0.4 if prior else 1.0
     passes = DropoutPasses(options.passes, options.turned, seed)
-    e = estimate_dir(flair, t1w, model, passes, lambda done, step: progress(share * done, step))
+    e = estimate_dir(present.flair, present.t1w, model, passes, lambda done, step: progress(share * done, step))
     lesion_map = lesions.find_lesions(e, options.thresholds)
-    thickness_mm = flair.slice_thickness_mm or flair.grid.spacing_mm[0]
+    thickness_mm = present.flair.slice_thickness_mm or present.flair.grid.spacing_mm[0]
     findings = [
-        *_images(e, flair, thickness_mm, options),
-        lesion_segments.make_segmentation(lesion_map, e, options.thresholds, flair.grid, thickness_mm),
+        *_images(e, present.flair, thickness_mm, options),
+        lesion_segments.make_segmentation(lesion_map, e, options.thresholds, present.flair.grid, thickness_mm),
         *lesions.measure_lesions(lesion_map, options.thresholds),
         *dir_support.measure_support(e),
         *_summarise(e, options),
     ]
-    if prior:
-        prior_estimate = estimate_dir(
-            *prior, model, passes, lambda done, step: progress(0.5 + 0.5 * done, f"prior: {step}")
-        )
-        prior_lesions = lesions.find_lesions(prior_estimate, options.thresholds)
-        change = longitudinal.compare_examinations(
-            e, lesion_map, prior_estimate, prior_lesions, options.thresholds, seed
-        )
-        findings += longitudinal.report_change(e, change, flair.grid, thickness_mm)
-    return findings
-
-
-def _examination(
-    case: Case, prefix: str, facts: Mapping[str, Any], model: Model, options: Options
-) -> tuple[Volume, Volume | None]:
-    """Return FLAIR and T1w of the present or prior examination. Raises Refused for unsuitable images."""
-    flair, t1w = _volume(case, f"{prefix}flair"), _volume(case, f"{prefix}t1w")
-    if flair is None:
-        raise Refused("synthetic_dir needs a FLAIR; a T1w alone does not say what DIR shows")
-    anatomy.check_head(flair, dict(facts))
-    if t1w is not None:
-        anatomy.check_head(t1w, facts.get(f"{prefix}t1w"))
-    else:
-        rules = model.metadata.get("input_contract_without_t1w", ALONE)
-        alone = {**model.metadata, "input_contract": {"flair": list(rules)}}
-        try:
-            quality.check_input(Case({"flair": flair}, facts), alone, "flair", options)
-        except Refused as error:
-            raise Refused(f"FLAIR without T1w: {error}") from error
-    return flair, t1w
-
-
-def _prior_examination(case: Case, model: Model, options: Options) -> tuple[Volume, Volume | None] | None:
-    """Return the prior examination, checked by the contract of the present one, or None."""
-    prior = _volume(case, "prior_flair")
     if prior is None:
-        return None
-    facts = dict(case.facts.get("prior_flair", {}))
+        return findings
     try:
-        inputs = {"flair": prior} | ({"t1w": t1w} if (t1w := _volume(case, "prior_t1w")) else {})
-        quality.check_input(
-            Case(inputs, facts | {"t1w": case.facts.get("prior_t1w", {})}), model.metadata, "flair", options
-        )
-        return _examination(case, "prior_", facts | {"prior_t1w": case.facts.get("prior_t1w", {})}, model, options)
+        pair = examinations.find_common_inputs(present, prior, model, options)
+        return findings + _compare(pair, e, model, options, passes, lambda done, step: progress(0.4 + 0.6 * done, step))
     except Refused as error:
-        raise Refused(f"the earlier examination: {error}") from error
+        return [*findings, Note("change", f"No change is measured. {error}", holds_result=True)]
 
 
-def _volume(case: Case, name: str) -> Volume | None:
-    volume = case.inputs.get(name)
-    if volume is not None and not isinstance(volume, Volume):
-        raise Refused(f"synthetic_dir takes images; {name} is none")
-    return volume
+def _compare(
+    pair: Comparison, e: DirEstimate, model: Model, options: Options, passes: DropoutPasses, progress: Progress
+) -> list[Finding]:
+    """Return the change since the prior examination. Raises Refused where they cannot be compared.
+
+    ``e``: estimate of the present examination; it is made anew where the comparison has fewer inputs.
+    """
+    now, before = pair.present, pair.prior
+    if (now.t1w is None) != (e.t1w is None):
+        e = estimate_dir(now.flair, now.t1w, model, passes, lambda done, step: progress(0.5 * done, f"again: {step}"))
+    prior = estimate_dir(
+        before.flair, before.t1w, model, passes, lambda done, step: progress(0.5 + 0.5 * done, f"prior: {step}")
+    )
+    t = options.thresholds
+    found, found_before = (lesions.find_lesions(each, t) for each in (e, prior))
+    change = longitudinal.compare_examinations(e, found, prior, found_before, t, passes.seed)
+    thickness_mm = now.flair.slice_thickness_mm or now.flair.grid.spacing_mm[0]
+    return [*pair.notes, *longitudinal.report_change(e, change, now.flair.grid, thickness_mm)]
 
 
 def _images(e: DirEstimate, flair: Volume, thickness_mm: float, options: Options) -> list[Finding]:

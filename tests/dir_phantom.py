@@ -55,14 +55,16 @@ def flair_of(structure: NDArray[np.uint8], lesions: NDArray[np.bool_]) -> NDArra
     return np.asarray(np.where(lesions, _LESION, level[structure]), np.float32)
 
 
-def write_flair(folder: Path, data: NDArray[np.float32], *, key: str = "flair", ti_ms: float = 1650) -> list[Path]:
+def write_flair(
+    folder: Path, data: NDArray[np.float32], *, key: str = "flair", ti_ms: float = 1650, grid: Grid | None = None
+) -> list[Path]:
     """Write a FLAIR of the study "study" as a scanner sends it; ``data`` in units of white matter."""
 
     def edit(_: int, ds: Dataset) -> None:
         _set_study(ds)
         ds.SeriesDescription, ds.InversionTime, ds.EchoTime, ds.RepetitionTime = "t2 FLAIR", str(ti_ms), "120", "5000"
 
-    return write_slices(folder, phantom_grid(), np.round(800 * data).astype(np.uint16), edit=edit, key=key)
+    return write_slices(folder, grid or phantom_grid(), np.round(800 * data).astype(np.uint16), edit=edit, key=key)
 
 
 def write_t1w(folder: Path, *, key: str = "t1w", grid: Grid | None = None) -> list[Path]:

@@ -210,6 +210,42 @@ def test_a_prior_outside_the_contract_is_refused_as_the_earlier_one(model: Model
         synthetic_dir.run(Case(inputs, facts), model, synthetic_dir.Options(passes=1), 1, lambda fraction, step: None)
 
 
+def _make_plain_volume(spacing_mm: float = 4.0) -> Volume:
+    """Return the phantom without lesions, in which the structures are found without a T1w."""
+    grid = Grid(phantom()[0].shape, np.diag([4, 4, spacing_mm, 1.0]))
+    return Volume(phantom()[0], grid)
+
+
+def test_examinations_with_different_inputs_are_compared_by_those_that_both_have(model: Model) -> None:
+    """The same head at both visits has changed nowhere, although only one visit has a T1w."""
+    for with_t1w, lacking in (("t1w", "earlier"), ("prior_t1w", "present")):
+        inputs = {"flair": _make_plain_volume(), "prior_flair": _make_plain_volume(), with_t1w: _make_plain_volume()}
+        found = _run(model, inputs)
+        text = _find_one(found, Note, "inputs of the comparison").text
+        assert text.startswith(f"The {lacking} examination has no T1w: both are compared from FLAIR alone")
+        difference = _find_one(found, Image, "subtraction").volume.data
+        assert np.abs(difference).max() < 0.05
+        assert _select_measurements(found)["new lesions"].value == 0
+
+
+def test_examinations_with_the_same_inputs_have_no_note_on_them(model: Model) -> None:
+    volume = _make_plain_volume()
+    found = _run(model, {"flair": volume, "t1w": volume, "prior_flair": volume, "prior_t1w": volume})
+    assert not [f for f in found if isinstance(f, Note) and "comparison" in f.name]
+
+
+def test_a_prior_that_cannot_be_compared_holds_the_result_and_gives_no_change(model: Model) -> None:
+    inputs = {"flair": Volume(_make_flair(), phantom_grid()), "t1w": _make_t1w(), "prior_flair": _make_plain_volume(5)}
+    found = _run(model, inputs)
+    note = _find_one(found, Note, "change")
+    assert note.holds_result
+    assert "The earlier examination has no T1w" in note.text
+    assert "the earlier examination: FLAIR without T1w: flair: largest voxel spacing" in note.text
+    assert _select_measurements(found)["lesions"].value == len(LESIONS)
+    assert not [f for f in found if isinstance(f, Image) and f.name == "subtraction"]
+    assert "new lesions" not in _select_measurements(found)
+
+
 def test_a_t1w_alone_is_refused(model: Model) -> None:
     with pytest.raises(Refused, match="needs a FLAIR; a T1w alone does not say what DIR shows"):
         _run(model, {"t1w": _make_t1w()})
@@ -229,6 +265,18 @@ def test_files_become_marked_objects(bundles: Path, tmp_path: Path) -> None:
     assert len(classes) >= 3
     names = {each["name"] for each in made.report["measurements"]}
     assert {"lesions", "lesion load", "bright without support"} <= names
+
+
+def test_a_comparison_that_is_impossible_holds_the_job(bundles: Path, tmp_path: Path) -> None:
+    thick = Grid(phantom()[0].shape, np.diag([4, 4, 5, 1.0]))
+    inputs = {
+        "match": write_flair(tmp_path / "f", _make_flair()),
+        "t1w": write_t1w(tmp_path / "t"),
+        "prior_flair": write_flair(tmp_path / "p", phantom()[0], key="prior", grid=thick),
+    }
+    made = _process(bundles, inputs)
+    assert made.report["verdict"] == "hold"
+    assert "change: No change is measured. The earlier examination has no T1w" in made.held_because
 
 
 def test_wrong_series_are_refused_with_the_reason(bundles: Path, tmp_path: Path) -> None:

@@ -336,7 +336,9 @@ def _judge(findings: Sequence[Finding], model: Model, doubts: Sequence[str], con
     """Return the output gate's verdict. Raises Refused where the result may not be delivered at all."""
     own = quality.OutputLimits(**{name: getattr(config, name) for name in quality.OutputLimits.model_fields})
     limits = quality.read_output_limits(model.metadata).with_overrides(own)
-    verdict = quality.judge_result([found for found in findings if isinstance(found, Measurement)], limits, doubts)
+    notes = [f"{found.name}: {found.text}" for found in findings if isinstance(found, Note) and found.holds_result]
+    measurements = [found for found in findings if isinstance(found, Measurement)]
+    verdict = quality.judge_result(measurements, limits, [*doubts, *notes])
     if verdict.outcome is quality.Outcome.REFUSE:
         raise Refused(f"the result is refused: {verdict.reason}")
     return verdict
