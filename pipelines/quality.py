@@ -7,7 +7,7 @@ Both are data in a bundle's ``metadata.json``, so that another model brings its 
 
 A rule restricts one fact of one input. A fact that the header does not state breaks no rule unless it is ``needed``.
 A broken rule refuses the input, or holds the result for a person. The node's configuration adds to the output limits
-and replaces limits of the same measurement.
+and replaces limits of the same measurement; its input rules hold for the images of every route.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ FACTS = MappingProxyType({
     "ti_ms": ("Inversion Time", "(0018,0082)", "ms"),
     "flip_angle_deg": ("Flip Angle", "(0018,1314)", "degrees"),
     "field_strength_t": ("Magnetic Field Strength", "(0018,0087)", "T"),
+    "deep_learning_reconstruction": ("reconstruction by deep learning", "(0043,xxCA), (0021,xx75), (2005,xx10)", ""),
     "plane": ("Image Orientation (Patient)", "(0020,0037)", ""),
     "age_years": ("Patient's Age", "(0010,1010)", "years"),
     "weight_kg": ("Patient's Weight", "(0010,1030)", "kg"),
@@ -152,15 +153,19 @@ def read_output_limits(metadata: Mapping[str, Any]) -> OutputLimits:
         raise Refused(f"the output limits of {_model_name(metadata)} cannot be read: {_first_error(error)}") from None
 
 
-def check_input(case: Case, metadata: Mapping[str, Any], main: str, options: Any = None) -> tuple[str, ...]:
+def check_input(
+    case: Case, metadata: Mapping[str, Any], main: str, options: Any = None, site_rules: Sequence[InputRule] = ()
+) -> tuple[str, ...]:
     """Return the reasons to hold the result of this case: the broken rules. Raises Refused for rules that refuse.
 
     ``main``: name of the input whose facts are at the top level of ``case.facts``. Options of the same name replace
-    facts that no header states.
+    facts that no header states. ``site_rules``: rules of the node's configuration, on every image.
     """
+    own = [(name, rules, _model_name(metadata)) for name, rules in read_input_rules(metadata).items()]
+    images = [name for name, each in case.inputs.items() if isinstance(each, Volume)]
     broken = [
-        (rule, _describe_violation(rule, name, value, metadata))
-        for name, rules in read_input_rules(metadata).items()
+        (rule, _describe_violation(rule, name, value, author))
+        for name, rules, author in (*own, *((name, site_rules, "this node") for name in images))
         if name in case.inputs
         for facts in [_collect_facts(case, name, main, options)]
         for rule in rules
@@ -211,11 +216,11 @@ def _collect_facts(case: Case, name: str, main: str, options: Any) -> dict[str, 
     return facts | {key: value for key, value in chosen.items() if value is not None}
 
 
-def _describe_violation(rule: InputRule, name: str, value: Any, metadata: Mapping[str, Any]) -> str:
+def _describe_violation(rule: InputRule, name: str, value: Any, author: str) -> str:
     meaning, where, unit = FACTS[rule.fact]
     unit = f" {unit}" if unit else ""
     statement = "is not stated" if value is None else f"is {_format_value(value)}{unit}"
-    return f"{name}: {meaning} {where} {statement}; {_model_name(metadata)} takes {rule.allowed}{unit}"
+    return f"{name}: {meaning} {where} {statement}; {author} takes {rule.allowed}{unit}"
 
 
 def _format_value(value: Any) -> str:

@@ -202,8 +202,11 @@ def test_what_is_no_image_of_a_head_is_refused(
         anatomy.run(case, model, anatomy.Options(), 0, lambda fraction, step: None)
 
 
-def _run_task(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
-    config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
+def _run_task(
+    paths: list[Path], bundles: Path, settings: dict[str, Any] | None = None, **options: Any
+) -> processing.TaskResult:
+    sections = {"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}, "quality": settings or {}}
+    config = Config.model_validate(sections)
     task = processing.Task("key", "anatomy", "", options, {"match": paths}, 1, NOW)
     return processing.run_task(task, config, progress=lambda fraction, step: None)
 
@@ -301,6 +304,27 @@ def test_a_retry_makes_the_same_object_and_the_report_tells_the_volumes(bundles:
     }
     assert first.report["acquisition"]["modality"] == "MR"
     assert "Müller" not in str(first.report)
+
+
+def _edit_deep_resolve(_: int, ds: Dataset) -> None:
+    ds.Manufacturer, ds.ImageType = "SIEMENS", ["ORIGINAL", "PRIMARY", "M", "DRB", "NORM", "DIS2D"]
+
+
+def test_a_reconstruction_by_deep_learning_is_stated_and_a_site_may_hold_or_refuse_it(
+    bundles: Path, tmp_path: Path
+) -> None:
+    paths = write_slices(tmp_path, phantom_grid(), _to_stored_values(phantom()[0]), edit=_edit_deep_resolve)
+    rule: dict[str, object] = {"fact": "deep_learning_reconstruction", "none_of": ["on"], "otherwise": "hold"}
+    result = _run_task(paths, bundles, {"input_rules": [rule]}, structures=["hippocampus"])
+    assert "is on; this node takes none of on" in result.held_because
+    sentence = "The scanner reconstructed an input by deep learning (Deep Resolve Boost)."
+    assert {"name": "reconstruction by deep learning", "text": f"head: {sentence}"} in result.report["notes"]
+    assert result.report["acquisition"]["deep_learning_reconstruction"] == "on"
+    (report,) = [ds for ds in result.objects if ds.Modality == "SR"]
+    assert sentence in report.to_json()
+    assert all(sentence in ds.ImageComments for ds in result.objects if ds.Modality == "SEG")
+    with pytest.raises(Refused, match="is on; this node takes none of on"):
+        _run_task(paths, bundles, {"input_rules": [rule | {"otherwise": "refuse"}]})
 
 
 def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> None:

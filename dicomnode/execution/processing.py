@@ -31,7 +31,7 @@ from dicomnode.errors import ConfigError, InputRefused
 from dicomnode.installation import read_version
 from dicomnode.reading import covariates, unreadable, volumes
 from dicomnode.results.inherited import inherit
-from dicomnode.results.provenance import Provenance
+from dicomnode.results.provenance import Provenance, describe_vendor_reconstruction
 from dicomnode.routing.routing import MAIN_INPUT
 from model_zoo.heap import keep_freed_memory
 from pipelines import quality
@@ -130,10 +130,12 @@ def run_task(
     model = models.load(
         name, pipeline.helpers, config, digest=task.model_digest, pinned=task.helper_models, load_one=load_model
     )
-    doubts = quality.check_input(loaded.case, model.metadata, pipeline.inputs[0].name, options)
+    site_rules = config.quality.input_rules
+    doubts = quality.check_input(loaded.case, model.metadata, pipeline.inputs[0].name, options, site_rules)
     findings = pipeline.run(loaded.case, model, options, task.seed, _scale_progress(progress, 0.02, 0.95))
     site.check_findings(pipeline, findings)
     findings = [*findings, *(Note("header of the input", note) for note in notes)]
+    findings += _note_vendor_reconstructions(pipeline, loaded.case.facts)
     verdict = _judge(findings, model, doubts, config.quality)
     progress(0.95, "writing")
     parameters = (
@@ -298,6 +300,16 @@ def build_provenance(task: Task, model: Model | BundleFacts, parameters: Mapping
         trained_on=str(model.metadata.get("trained_on", "")),
         job_key=task.key,
     )
+
+
+def _note_vendor_reconstructions(pipeline: Pipeline, facts: Mapping[str, Any]) -> list[Note]:
+    """Return a note on each input that the scanner reconstructed by deep learning."""
+    own = {each.name: facts if number == 0 else facts.get(each.name, {}) for number, each in enumerate(pipeline.inputs)}
+    return [
+        Note("reconstruction by deep learning", f"{name}: {describe_vendor_reconstruction(each)}")
+        for name, each in own.items()
+        if describe_vendor_reconstruction(each)
+    ]
 
 
 def _describe_helpers(model: Model) -> dict[str, str]:

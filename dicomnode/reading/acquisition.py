@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dicomnode.datasets.ages import parse_age
 from dicomnode.datasets.lossy import is_lossy
 from dicomnode.errors import InputRefused
-from dicomnode.reading import kinds, tracer
+from dicomnode.reading import kinds, tracer, vendor_reconstruction
 from dicomnode.reading.frames import Frame
 
 __all__ = ["component", "facts", "plane"]
@@ -71,6 +71,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         found["contrast_agent"] = True
     if any(is_lossy(frame.header) for frame in frames):
         found["lossy_compressed"] = True
+    found |= vendor_reconstruction.facts(frames)
     return found | (tracer.facts(frames) if found.get("modality") == "PT" else {})
 
 

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 
 from pipelines.contract import Measurement
 
-__all__ = ["PRIVATE_CREATOR", "Provenance", "read_record", "record", "sentences"]
+__all__ = ["PRIVATE_CREATOR", "Provenance", "describe_vendor_reconstruction", "read_record", "record", "sentences"]
 
 PRIVATE_CREATOR = "DICOMNODE PROVENANCE 1"
 _GROUP = 0x0099
@@ -51,7 +51,9 @@ class Provenance:
 def record(ds: Dataset, provenance: Provenance, measurements: Sequence[Measurement], *, comments: bool = True) -> None:
     """Write the private block (0099,xx01) UT, JSON, and with ``comments`` Image Comments."""
     if comments:
-        lines = [*sentences(provenance), *map(_measured, measurements)]
+        facts = (provenance.facts, *(each for each in provenance.facts.values() if isinstance(each, Mapping)))
+        inputs = dict.fromkeys(map(describe_vendor_reconstruction, facts))
+        lines = [*sentences(provenance), *filter(None, inputs), *map(_measured, measurements)]
         ds.ImageComments = "\r\n".join(lines)[:_LONGEST_COMMENT]
     block = ds.private_block(_GROUP, PRIVATE_CREATOR, create=True)
     content = {
@@ -93,6 +95,14 @@ def _plain(m: Measurement) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if isfinite(value) else None
+
+
+def describe_vendor_reconstruction(facts: Mapping[str, Any]) -> str:
+    """Return a sentence where the facts say that the scanner reconstructed the image by deep learning, otherwise ""."""
+    if facts.get("deep_learning_reconstruction") != "on":
+        return ""
+    details = facts.get("deep_learning_details", "method unknown")
+    return f"The scanner reconstructed an input by deep learning ({details})."
 
 
 def sentences(provenance: Provenance) -> list[str]:
