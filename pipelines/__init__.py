@@ -23,6 +23,7 @@ MODULES = MappingProxyType(
         "standard_dose_pet": "pipelines.standard_dose_pet",
         "pet_synthesis": "pipelines.pet_synthesis",
         "synthetic_dir": "pipelines.synthetic_dir",
+        "ms_lesions": "pipelines.ms_lesions",
     }
 )
 
@@ -33,6 +34,7 @@ BUNDLES = MappingProxyType(
         "standard_dose_pet": "standard_dose_pet",
         "pet_synthesis": "pet_synthesis",
         "synthetic_dir": "synthetic_dir",
+        "ms_lesions": "synthetic_dir",
     }
 )
 """Bundle of each pipeline, as its module states it; readable without importing torch."""

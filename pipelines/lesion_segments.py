@@ -14,17 +14,21 @@ from pipelines.lesions import LESION_OF_BRAIN, MORPHOLOGY, PLACES, Lesion, Lesio
 
 __all__ = ["make_segmentation"]
 
-DESCRIPTION = "Lesions by location, from synthetic DIR"
-
 Labels = NDArray[np.uint8]
 
 
 def make_segmentation(
-    lesion_map: LesionMap, e: DirEstimate, t: Thresholds, onto: Grid, thickness_mm: float
+    lesion_map: LesionMap,
+    e: DirEstimate,
+    t: Thresholds,
+    onto: Grid,
+    thickness_mm: float,
+    source: str = "synthetic DIR",
 ) -> Segmentation:
     """Return the lesions on another grid: voxels that are lesion by at least half, and the peak of each lesion.
 
     Lesions have the number and the name of their group in the report. Without lesions each place has an empty segment.
+    ``source``: images that the lesions come from, for the description.
     """
     listed = lesion_map.lesions[: t.max_listed]
     rest = lesion_map.lesions[len(listed) :]
@@ -36,7 +40,8 @@ def make_segmentation(
     labels = number_of[_resample_numbers(lesion_map, e, onto)]
     segments = [_lesion_segment(lesion) for lesion in listed]
     segments += [_place_segment(place, number, "Further" if listed else "") for place, number in number_of_rest.items()]
-    return Segmentation("lesions", labels, onto, tuple(segments), DESCRIPTION, thickness_mm)
+    description = f"Lesions by location, from {source}"
+    return Segmentation("lesions", labels, onto, tuple(segments), description, thickness_mm)
 
 
 def _lesion_segment(lesion: Lesion) -> Segment:

@@ -200,8 +200,11 @@ def _normal_cdf(z: float) -> float:
     return 0.5 * (1 + math.erf(z / math.sqrt(2)))
 
 
-def measure_lesions(lesion_map: LesionMap, t: Thresholds) -> list[Finding]:
-    """Return counts and volumes by place, then the largest lesions one by one and a note on the rest."""
+def measure_lesions(lesion_map: LesionMap, t: Thresholds, *, on_dir: bool = True) -> list[Finding]:
+    """Return counts and volumes by place, then the largest lesions one by one and a note on the rest.
+
+    ``on_dir``: also measure them on the DIR.
+    """
     counts = Counter(lesion.place.name for lesion in lesion_map.lesions)
     load_ml = sum(lesion.volume_mm3 for lesion in lesion_map.lesions) / 1000
     d = t.decision
@@ -224,14 +227,14 @@ def measure_lesions(lesion_map: LesionMap, t: Thresholds) -> list[Finding]:
         findings.append(Measurement(f"{place.name} lesions", count, "1", site=site))
         findings.append(Measurement(f"{place.name} lesion volume", own_ml, "ml", site=site))
     for lesion in lesion_map.lesions[: t.max_listed]:
-        findings += _measure_lesion(lesion, t)
+        findings += _measure_lesion(lesion, t, on_dir)
     if rest := lesion_map.lesions[t.max_listed :]:
         words = f"{len(rest)} further lesions of at most {rest[0].volume_mm3:.0f} mm3 are in the segmentation only"
         findings.append(Note("lesions", words))
     return findings
 
 
-def _measure_lesion(lesion: Lesion, t: Thresholds) -> list[Finding]:
+def _measure_lesion(lesion: Lesion, t: Thresholds, on_dir: bool) -> list[Finding]:
     group, site = f"lesion {lesion.number}", lesion.site
 
     def measure(
@@ -247,8 +250,11 @@ def _measure_lesion(lesion: Lesion, t: Thresholds) -> list[Finding]:
     findings: list[Finding] = [
         measure("volume", lesion.volume_mm3, "mm3", f"{lesion.place.name.capitalize()} lesion", VOLUME),
         measure("mean lesion probability", lesion.probability, "1", code=PROBABILITY, derivation=MEAN),
-        measure("mean standard deviation", lesion.mean_sd, "1", "That the network states, in units of grey matter"),
     ]
+    if not on_dir:
+        return findings
+    description = "That the network states, in units of grey matter"
+    findings.append(measure("mean standard deviation", lesion.mean_sd, "1", description))
     if lesion.contrast is not None and lesion.exceeds is not None:
         description = "Mean DIR less that of the tissue 2 to 5 mm around, in units of grey matter"
         confidence = f"That the contrast exceeds {t.contrast:g}, the mean sd being the error of the whole lesion"

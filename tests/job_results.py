@@ -26,7 +26,7 @@ from tests.series import write_slices
 
 __all__ = ["FORMS", "PIPELINES", "JobRun", "run_job"]
 
-PIPELINES = ("mri_reconstruction", "pet_synthesis", "standard_dose_pet", "synthetic_dir", "anatomy")
+PIPELINES = ("mri_reconstruction", "pet_synthesis", "standard_dose_pet", "synthetic_dir", "ms_lesions", "anatomy")
 FORMS: Mapping[str, ResultsConfig] = {
     "multi-frame": ResultsConfig(report_page=("sc", "pdf")),
     "single-frame": ResultsConfig(image_kind="single", labelled_kind="single"),
@@ -65,7 +65,7 @@ def _write_inputs(pipeline: str, folder: Path) -> tuple[dict[str, list[Path]], d
     if pipeline == "standard_dose_pet":
         write_dose_bundle(folder / "models")
         return {"match": _write_pet(folder / "pet")}, {"dose_fraction": 0.25}
-    if pipeline == "synthetic_dir":
+    if pipeline in ("synthetic_dir", "ms_lesions"):
         write_dir_bundle(folder / "models")
         flair = write_flair(folder / "flair", flair_of(phantom()[1], lesion_mask()))
         return {"match": flair, "t1w": write_t1w(folder / "t1w")}, {}

@@ -341,6 +341,10 @@ def _describe_limits(scored: Sequence[_Scored]) -> str:
         "- The tests use the simulator that it was trained with: the gap to real scanners is not known. "
         "Flow, magnetisation transfer and B1 errors are not simulated; real DIR has noise and its own artefacts."
     )
+    lines.append(
+        "- The pipeline `ms_lesions` delivers the lesion channel of this model without the DIR: what is said here "
+        "about lesions holds for it."
+    )
     return "\n".join(lines)
 
 
