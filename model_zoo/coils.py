@@ -6,12 +6,15 @@ that of the real and of the imaginary part, each; the variance of a complex samp
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from model_zoo.operators import centred_ifft
 
 __all__ = [
+    "bound_noise_level",
     "combine_coils",
     "compression_matrix",
     "estimate_espirit_maps",
@@ -48,13 +51,21 @@ def estimate_noise_level(y: Tensor, mask: Tensor) -> Tensor:
     There are two estimates, each of which signal can only raise; the smaller of the two counts, per coil:
     the outermost twentieth of the acquired samples in k-space, by the median of |y|^2 (= 2 sigma^2 ln 2 for noise),
     and, where lines are fully sampled along one axis, the power at the edges of the field of view along that axis,
-    which lie outside the head. Samples that a vendor's filter has set to (almost) zero are no measurement of noise
+    which lie outside a small head. Samples that a vendor's filter has set to (almost) zero are no measurement of noise
     and are left out.
     """
-    return torch.minimum(_outer_level(y, mask), _edge_level(y, mask))
+    return torch.minimum(_outer_level(y, mask)[0], _edge_level(y, mask)[0])
 
 
-def _outer_level(y: Tensor, mask: Tensor) -> Tensor:
+def bound_noise_level(y: Tensor, mask: Tensor) -> Tensor:
+    """Return what the noise sd per coil is at most: each estimate of :func:`estimate_noise_level` two standard errors
+    higher; real (coil,).
+    """
+    return torch.minimum(*(level * (1 + 2 * error) for level, error in (_outer_level(y, mask), _edge_level(y, mask))))
+
+
+def _outer_level(y: Tensor, mask: Tensor) -> tuple[Tensor, float]:
+    """Return the level and its relative standard error, 1 / (2 ln 2 sqrt(n)) for the root of a median of n."""
     na, nb = mask.shape[-2:]
     a = (torch.arange(na) - na // 2) / (na / 2)
     b = (torch.arange(nb) - nb // 2) / (nb / 2)
@@ -63,11 +74,13 @@ def _outer_level(y: Tensor, mask: Tensor) -> Tensor:
     alive = mask & (power.sum(0) > 1e-12 * power.sum(0).amax())
     cut = torch.quantile(radius[alive][:: max(int(alive.sum()) // 1_000_000, 1)], 0.95)
     outer = alive & (radius >= cut)
-    return torch.sqrt(power[:, outer].median(dim=1).values / (2 * torch.log(torch.tensor(2.0))))
+    level = torch.sqrt(power[:, outer].median(dim=1).values / (2 * torch.log(torch.tensor(2.0))))
+    return level, 1 / (2 * math.log(2) * math.sqrt(int(outer.sum())))
 
 
-def _edge_level(y: Tensor, mask: Tensor) -> Tensor:
-    best = torch.full((y.shape[1],), torch.inf)
+def _edge_level(y: Tensor, mask: Tensor) -> tuple[Tensor, float]:
+    """Return the level and its relative standard error, 1 / (2 sqrt(n)) for the root of a mean of n powers."""
+    best, error = torch.full((y.shape[1],), torch.inf), 0.0
     for axis in (-2, -1):
         lines = mask.any(dim=axis, keepdim=True)
         if not bool((mask == lines).all()):
@@ -76,9 +89,10 @@ def _edge_level(y: Tensor, mask: Tensor) -> Tensor:
         width = max(hybrid.shape[-1] // 16, 1)
         power = hybrid.abs().pow(2).sum(dim=(0, 2))
         count = 2 * width * int(lines.sum())
+        error = max(error, 1 / math.sqrt(2 * count))
         for edge in (power[:, :width], power[:, -width:]):
             best = torch.minimum(best, torch.sqrt(edge.sum(dim=1) / count))
-    return best
+    return best, error
 
 
 def compression_matrix(y: Tensor, *, energy: float = 0.95) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_zoo import classical, coils
+from model_zoo import classical, coils, noise
 from model_zoo.operators import Fourier
 from pipelines.contract import KSpace, Refused
 
-__all__ = ["Problem", "check_acquisition", "check_kspace", "prepare_acquisition", "prepare_image"]
+__all__ = ["Problem", "check_acquisition", "check_kspace", "find_noise", "prepare_acquisition", "prepare_image"]
 
 CALIBRATION = 24
 """Largest side of the calibration block used; ESPIRiT needs at least MIN_CALIBRATION."""
@@ -31,8 +31,12 @@ _MAGNITUDES = (1e-15, 1e15)
 """Range of the largest sample: its square stays within single precision."""
 _INDEPENDENT = 1e-5
 """Least value of the smallest eigenvalue of the correlation of the coils' noise."""
-_LOUDEST = 10.0
-"""Largest noise of the pre-scan over the noise that the image's samples can hold."""
+_LOUDEST = 2.0
+_QUIETEST = 1 / 3
+"""Limits of the pre-scan's noise over the noise found in the image, any coil. Signal can only raise the latter, so the
+lower limit is wider, and holds only where the noise was found beside the signal."""
+_NULL_SPACE = "the null space of the calibration data"
+_OUTSIDE = "outer k-space and edges of the field of view"
 
 
 @dataclass(frozen=True)
@@ -146,26 +150,37 @@ def _check_copies(samples: NDArray[np.complex64]) -> None:
                 raise Refused(f"k-space: coils {other + 1} and {coil + 1} hold the same samples")
 
 
-def _check_noise(k: KSpace, noise: NDArray[np.complex64]) -> None:
+def _check_noise(k: KSpace, prescan: NDArray[np.complex64]) -> None:
     count = k.samples.shape[1]
-    if noise.ndim != 2 or noise.shape[0] != count:
-        raise Refused(f"k-space: {count} coils, but the noise pre-scan has shape {noise.shape}")
+    if prescan.ndim != 2 or prescan.shape[0] != count:
+        raise Refused(f"k-space: {count} coils, but the noise pre-scan has shape {prescan.shape}")
     if not _has_noise_covariance(k):
         return
-    scaled = torch.from_numpy(noise).to(torch.complex128)
+    scaled = torch.from_numpy(prescan).to(torch.complex128)
     sd = scaled.abs().pow(2).mean(dim=1).sqrt()
     if not torch.isfinite(sd).all() or not bool((sd > 0).all()):
         raise Refused("k-space: the noise pre-scan of a coil holds only zeros, or numbers that are not finite")
     correlation = coils.noise_covariance(scaled / sd[:, None])
     if float(torch.linalg.eigvalsh(2 * correlation)[0]) < _INDEPENDENT:
         raise Refused("k-space: the coils' noise in the pre-scan is not independent: one coil repeats others")
-    ratio = (
-        sd / 2**0.5 / coils.estimate_noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask)).clamp_min(1e-30)
-    )
-    if float(ratio.max()) > _LOUDEST:
+    _check_loudness(k, sd / 2**0.5)
+
+
+def _check_loudness(k: KSpace, sd: Tensor) -> None:
+    """Raise Refused where the pre-scan's noise contradicts that in the image: a wrong level spoils more than none."""
+    found, source = find_noise(k)
+    ratio = sd / found.diagonal().real.sqrt().clamp_min(1e-30)
+    loudest, quietest = float(ratio.max()), float(ratio.min())
+    advice = "its scale or bandwidth is not that of the image; without it the noise is found in the image"
+    if loudest > _LOUDEST:
         raise Refused(
-            f"k-space: the noise pre-scan is {float(ratio.max()):.0f} times louder than the weakest samples of the "
-            "image: its scale or bandwidth is not that of the image"
+            f"k-space: the noise pre-scan contradicts the data: in coil {int(ratio.argmax()) + 1} it is {loudest:.1f} "
+            f"times louder than the noise of the image can be ({source}): {advice}"
+        )
+    if quietest < _QUIETEST and source == _NULL_SPACE:
+        raise Refused(
+            f"k-space: the noise pre-scan contradicts the data: in coil {int(ratio.argmin()) + 1} the noise of the "
+            f"image is {1 / quietest:.1f} times louder ({source}): {advice}"
         )
 
 
@@ -203,11 +218,12 @@ def prepare_acquisition(images: Sequence[KSpace], *, coil_energy: float = 0.99) 
     signal in its calibration block, and serve all that share its grid.
     """
     map_source = _choose_map_source(images)
-    shared = _make_coil_model(map_source, coil_energy)
-    return [
-        _make_problem(k, shared if _share_coil_maps(k, map_source) else _make_coil_model(k, coil_energy))
-        for k in images
+    found = {id(k): _noise_covariance(k) for k in images}
+    shared = _make_coil_model(map_source, coil_energy, found[id(map_source)][0])
+    models = [
+        shared if _share_coil_maps(k, map_source) else _make_coil_model(k, coil_energy, found[id(k)][0]) for k in images
     ]
+    return [_make_problem(k, model, *found[id(k)]) for k, model in zip(images, models, strict=True)]
 
 
 def _choose_map_source(images: Sequence[KSpace]) -> KSpace:
@@ -226,9 +242,9 @@ def _share_coil_maps(k: KSpace, other: KSpace) -> bool:
     return same_samples and k.encoded_fov_mm == other.encoded_fov_mm and k.grid.matches(other.grid)
 
 
-def _make_coil_model(k: KSpace, coil_energy: float) -> _CoilModel:
+def _make_coil_model(k: KSpace, coil_energy: float, covariance: Tensor) -> _CoilModel:
     y = torch.from_numpy(k.samples)
-    W = coils.whitening_matrix(_noise_covariance(k)[0])
+    W = coils.whitening_matrix(covariance)
     y = coils.combine_coils(W, y)
     if y.shape[1] > 1:
         M = coils.compression_matrix(_crop_to_calibration(k, y), energy=coil_energy)
@@ -236,13 +252,12 @@ def _make_coil_model(k: KSpace, coil_energy: float) -> _CoilModel:
     return _CoilModel(W, *_estimate_maps(k, y))
 
 
-def _make_problem(k: KSpace, coil_model: _CoilModel) -> Problem:
+def _make_problem(k: KSpace, coil_model: _CoilModel, covariance: Tensor, noise_from: str) -> Problem:
     """Return the problem of one image.
 
     Whitened by another image's noise, this image's noise is still white; its level follows its bandwidth and averages.
     """
     W, maps = coil_model.W, coil_model.maps
-    covariance, noise_from = _noise_covariance(k)
     sigma = float((W @ covariance @ W.conj().T).diagonal().real.mean().sqrt())
     A, y = Fourier(maps, torch.from_numpy(k.mask)), coils.combine_coils(W, torch.from_numpy(k.samples))
     level = _signal_level(A, y)
@@ -271,9 +286,32 @@ def _noise_covariance(k: KSpace) -> tuple[Tensor, str]:
     """Return the covariance of the noise per real component, complex128 (coil, coil), and its source."""
     if k.noise is not None and _has_noise_covariance(k):
         return coils.noise_covariance(torch.from_numpy(k.noise)), PRESCAN
-    level = coils.estimate_noise_level(torch.from_numpy(k.samples), torch.from_numpy(k.mask))
-    level = level.clamp_min(_ROUNDING * float(np.abs(k.samples).max()))
-    return torch.diag(level.to(torch.complex128) ** 2), "outer k-space and edges of the field of view"
+    return find_noise(k)
+
+
+def find_noise(k: KSpace) -> tuple[Tensor, str]:
+    """Return the covariance of the noise as the image's own samples tell it, and the source.
+
+    The null space tells it best and with its correlations; signal may raise it, so that the other estimates bound it.
+    """
+    y, mask = torch.from_numpy(k.samples), torch.from_numpy(k.mask)
+    least = _ROUNDING * float(np.abs(k.samples).max())
+    block = _widest_block(k)
+    found = None if block is None else noise.estimate_null_space_covariance(y[..., block[0], block[1]])
+    if found is None:
+        level = coils.estimate_noise_level(y, mask).clamp_min(least)
+        return torch.diag(level.to(torch.complex128) ** 2), _OUTSIDE
+    tight = noise.tighten(found.covariance, coils.bound_noise_level(y, mask))
+    return tight + least**2 * torch.eye(len(tight)), _NULL_SPACE
+
+
+def _widest_block(k: KSpace) -> tuple[slice, slice] | None:
+    """Return the calibration block where it is fully sampled in every slice and inside the matrix."""
+    if k.calibration is None or k.samples.shape[1] < 2:
+        return None
+    block = tuple(slice(max(start, 0), stop) for start, stop in k.calibration)
+    part = k.mask[:, block[0], block[1]]
+    return (block[0], block[1]) if part.size and part.all() else None
 
 
 def _calibration_sides(k: KSpace) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model_zoo.operators import centred_fft
+from model_zoo.operators import centred_fft, centred_ifft
 from model_zoo.physics import mr
 from model_zoo.physics.tissues import TISSUES
 from model_zoo.simulate import anatomy
@@ -56,17 +56,26 @@ def simulate_scan(
     snr: float = 25.0,
     contrast: str = "t2w",
     seed: int = 0,
+    folded: bool = False,
+    noise_spread: float = 1.0,
+    noise_correlation: float = 1.0,
 ) -> SimulatedScan:
     """Scan axial slices of ``subject`` at heights ``z_mm`` above the middle of its label map.
 
     ``snr``: white-matter signal over the standard deviation of one component of the noise in the fully sampled,
     coil-combined image. ``contrast``: "t1w" (MPRAGE), "t2w", "flair", "pd". Raises KeyError for another.
+
+    ``folded``: an object wider than the field of view along b folds over, up to twice the field; the reference is then
+    the root sum of squares of the coil images without noise. ``noise_spread``: the coils' noise sd is drawn
+    log-uniformly between one and this factor. ``noise_correlation`` multiplies the correlation of neighbouring coils;
+    above 1.6 the covariance may be singular.
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     signal = _compute_signal(contrast)
-    fine = (round(shape[0] * FINER), round(shape[1] * FINER))
-    fine_mm = (pixel_mm * shape[0] / fine[0], pixel_mm * shape[1] / fine[1])
+    wide = (shape[0], 2 * shape[1]) if folded else shape
+    fine = (round(wide[0] * FINER), round(wide[1] * FINER))
+    fine_mm = (pixel_mm * wide[0] / fine[0], pixel_mm * wide[1] / fine[1])
     tissue = anatomy.read_tissue_map(subject)
     maps_seed = int(rng.integers(2**31))
     images, coil_images = [], []
@@ -79,13 +88,19 @@ def simulate_scan(
         points = np.moveaxis(plane.numpy().astype(np.float64)[::-1], 0, -1) - 128.0  # (z, y, x) -> (x, y, z)
         maps = torch.from_numpy(compute_sensitivities(points, coils, np.random.default_rng(maps_seed)))
         complex_x = torch.polar(x, draw_smooth_phase(fine, generator))
-        images.append(crop_kspace(complex_x, shape))
-        coil_images.append(crop_kspace(maps * complex_x, shape))
-    reference = torch.stack(images)
+        images.append(crop_kspace(complex_x, wide))
+        coil_images.append(crop_kspace(maps * complex_x, wide))
+    reference, received = torch.stack(images), torch.stack(coil_images)
+    if folded:
+        received = _fold(received)
+        reference = received.abs().pow(2).sum(dim=1).sqrt() + 0j
     white = float(signal[list(TISSUES).index("white matter")])
-    covariance = _draw_covariance(coils, rng) * 2 * (white / snr) ** 2
+    covariance = _draw_covariance(coils, rng, noise_correlation) * 2 * (white / snr) ** 2
+    if noise_spread > 1:
+        sd = noise_spread ** rng.uniform(0, 1, coils)
+        covariance = covariance * np.outer(sd, sd)
     colour = np.linalg.cholesky(covariance)
-    clean = centred_fft(torch.stack(coil_images)).numpy()
+    clean = centred_fft(received).numpy()
     noise = np.einsum("cd,sdab->scab", colour, _draw_white_noise((len(z_mm), coils, *shape), rng))
     prescan = colour @ _draw_white_noise((coils, 4096), rng)
     return SimulatedScan(
@@ -121,13 +136,23 @@ def _draw_white_noise(shape: tuple[int, ...], rng: np.random.Generator) -> NDArr
     return np.asarray((rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2))
 
 
-def _draw_covariance(coils: int, rng: np.random.Generator) -> NDArray[np.complex128]:
-    """Return a Hermitian positive definite matrix of unit diagonal, neighbours correlated by 0.1 to 0.3 with random
-    phase.
+def _fold(x: torch.Tensor) -> torch.Tensor:
+    """Return images (..., a, 2 b) as a field of view of b pixels shows them: every second sample along k_b.
+
+    x_folded[j] = x[j + b // 2] + x[j + b // 2 + b], indices modulo 2 b: pixel b // 2 stays the centre.
+    """
+    b = x.shape[-1] // 2
+    k = centred_fft(x)[..., b % 2 :: 2]
+    return centred_ifft(k) * 2**0.5
+
+
+def _draw_covariance(coils: int, rng: np.random.Generator, correlation: float) -> NDArray[np.complex128]:
+    """Return a Hermitian positive definite matrix of unit diagonal, neighbours correlated by 0.1 to 0.3 times
+    ``correlation`` with random phase.
     """
     covariance = np.eye(coils, dtype=np.complex128)
     for c in range(coils if coils > 2 else 0):
         d = (c + 1) % coils
-        covariance[c, d] = rng.uniform(0.1, 0.3) * np.exp(1j * rng.uniform(-np.pi, np.pi))
+        covariance[c, d] = correlation * rng.uniform(0.1, 0.3) * np.exp(1j * rng.uniform(-np.pi, np.pi))
         covariance[d, c] = np.conj(covariance[c, d])
     return covariance
