@@ -149,7 +149,8 @@ def fit_covariance(Gs: list[Tensor], n: int, coils: int) -> tuple[Tensor, list[i
     assert M is not None
     if coils > MOST_COILS:
         return torch.diag(torch.linalg.solve(M.real, right.diagonal().real)).to(right.dtype), ranks
-    return torch.linalg.solve(M.reshape(coils**2, -1), right.reshape(-1)).reshape(coils, coils), ranks
+    psi: Tensor = torch.linalg.solve(M.reshape(coils**2, -1), right.reshape(-1))
+    return psi.reshape(coils, coils), ranks
 
 
 def _make_positive(psi: Tensor) -> Tensor:
@@ -157,5 +158,5 @@ def _make_positive(psi: Tensor) -> Tensor:
     psi = (psi + psi.conj().T) / 2
     sd = psi.diagonal().real.clamp_min(1e-12 * float(psi.diagonal().real.amax())).sqrt()
     values, vectors = torch.linalg.eigh(psi / torch.outer(sd, sd))
-    correlation = (vectors * values.clamp_min(0.05)) @ vectors.conj().T
+    correlation: Tensor = (vectors * values.clamp_min(0.05)) @ vectors.conj().T
     return correlation * torch.outer(sd, sd)
