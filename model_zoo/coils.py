@@ -7,22 +7,34 @@ that of the real and of the imaginary part, each; the variance of a complex samp
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from model_zoo.noise import split_signal
 from model_zoo.operators import centred_ifft
 
 __all__ = [
+    "CROP",
+    "Espirit",
     "bound_noise_level",
     "combine_coils",
+    "compression_loss",
     "compression_matrix",
+    "estimate_calibration_rss",
     "estimate_espirit_maps",
+    "estimate_espirit_sets",
     "estimate_low_pass_maps",
     "estimate_noise_level",
     "noise_covariance",
     "whitening_matrix",
 ]
+
+CROP = 0.95
+"""Smallest ESPIRiT eigenvalue within the object; noise lowers it from one."""
+LEAST_SIGNAL = 0.002
+"""Smallest singular value of signal over the largest, where no noise is seen."""
 
 Block = tuple[tuple[int, int], tuple[int, int]]
 
@@ -95,52 +107,101 @@ def _edge_level(y: Tensor, mask: Tensor) -> tuple[Tensor, float]:
     return best, error
 
 
-def compression_matrix(y: Tensor, *, energy: float = 0.95) -> Tensor:
-    """Return the fewest orthonormal combinations of coils that hold ``energy`` of the signal; (virtual, coil).
+def compression_matrix(calibration: Tensor, *, loss: float = 1e-3) -> Tensor:
+    """Return the fewest orthonormal combinations of coils that lose at most ``loss`` of the signal anywhere.
 
-    They are the principal components of the coil covariance (Huang 2008). A unitary transform keeps white noise white.
-    The first virtual coil sees the whole object, which makes it the phase reference of the maps.
+    ``calibration``: centres of k-space (slice, coil, a, b), whitened: noise of unit variance per real component. The
+    combinations (virtual, coil) are the principal components of the coil covariance (Huang 2008). A unitary transform
+    keeps white noise white. The first one sees the whole object, which makes it the phase reference of the maps.
+    :func:`compression_loss` tells what is lost.
     """
-    samples = y.transpose(0, 1).flatten(1).to(torch.complex128)
-    values, vectors = torch.linalg.eigh(samples @ samples.conj().T)
-    cumulative = torch.cumsum(values.flip(0).clamp_min(0), 0) / values.clamp_min(0).sum()
-    count = int((cumulative < energy).sum()) + 1
-    leading: Tensor = vectors.flip(1)[:, : min(count, len(values))].conj().T
-    return leading
+    samples = calibration.transpose(0, 1).flatten(1).to(torch.complex128)
+    _, vectors = torch.linalg.eigh(samples @ samples.conj().T)
+    M: Tensor = vectors.flip(1).conj().T
+    count = next((n for n in range(1, len(M)) if compression_loss(M[:n], calibration) <= loss), len(M))
+    return M[:count]
+
+
+def compression_loss(matrix: Tensor, calibration: Tensor) -> float:
+    """Return the largest share of the local energy, beyond noise, that combining coils by ``matrix`` loses.
+
+    In the Hann-windowed image of the calibration data, E(r) = sum_c |I_c(r)|^2 and the energy of the combinations is
+    subtracted from it. m = C - V dimensions of white noise of variance w leave m w, with an sd of sqrt(m) w; what
+    exceeds m w by three of them is a loss. The largest share is taken where sqrt(E) is above a tenth of its 99th
+    percentile.
+    """
+    window = torch.outer(*(torch.hann_window(n + 2)[1:-1] for n in calibration.shape[-2:]))
+    images = centred_ifft(calibration * window)
+    energy = images.abs().pow(2).sum(dim=1)
+    lost = energy - combine_coils(matrix, images).abs().pow(2).sum(dim=1)
+    m, w = matrix.shape[1] - matrix.shape[0], 2 * float(window.pow(2).mean())
+    inside = energy.sqrt() > 0.1 * torch.quantile(energy.sqrt(), 0.99)
+    beyond = (lost - m * w - 3 * m**0.5 * w).clamp_min(0.0)
+    return float((beyond / energy.clamp_min(torch.finfo(energy.dtype).tiny))[inside].max())
+
+
+@dataclass(frozen=True)
+class Espirit:
+    """Sensitivity maps of one slice, complex64 (set, coil, a, b), and the eigenvalues (set, a, b) in descending order.
+
+    The sets are orthogonal over the coils in every voxel. A map is zero where its eigenvalue is below the limit.
+    """
+
+    maps: Tensor
+    values: Tensor
 
 
 def estimate_espirit_maps(
-    calibration: Tensor, shape: tuple[int, int], *, kernel: int = 6, threshold: float = 0.02, crop: float = 0.95
+    calibration: Tensor, shape: tuple[int, int], *, kernel: int = 6, threshold: float | None = 0.02, crop: float = CROP
 ) -> Tensor:
-    """Estimate sensitivity maps of one slice by ESPIRiT (Uecker 2014), one set; complex64 (coil, *shape).
+    """Return the first set of :func:`estimate_espirit_sets`; complex64 (coil, *shape)."""
+    return estimate_espirit_sets(calibration, shape, kernel=kernel, threshold=threshold, crop=crop).maps[0]
+
+
+def estimate_espirit_sets(
+    calibration: Tensor,
+    shape: tuple[int, int],
+    *,
+    kernel: int = 6,
+    threshold: float | None = None,
+    crop: float = CROP,
+) -> Espirit:
+    """Estimate two sets of sensitivity maps of one slice by ESPIRiT (Uecker 2014).
 
     ``calibration``: the fully sampled centre of k-space (coil, ca, cb), as acquired. The rows of its block-Hankel
     matrix span the space of all ``kernel`` x ``kernel`` neighbourhoods; V, the right singular vectors above
-    ``threshold`` times the largest singular value, project onto it. In image space that projection is a Hermitian
-    matrix G(r) in each voxel, whose eigenvector with eigenvalue one is the vector of sensitivities. Voxels below
-    ``crop`` are outside the object and set to zero. sum_c |S_c|^2 = 1 elsewhere; the phase is relative to the first
-    coil.
+    ``threshold`` times the largest singular value (None: above white noise, at least LEAST_SIGNAL), project onto it.
+    In image space that projection is a Hermitian matrix G(r) in each voxel, whose eigenvectors with eigenvalue one are
+    vectors of sensitivities: one, or two where the object folds over itself. Voxels below ``crop`` are set to zero.
+    sum_c |S_c|^2 = 1 elsewhere; the phase is relative to the first coil.
     """
     V = _kernels(calibration, kernel, threshold)
     correlation = _autocorrelation(V, kernel)
-    maps = torch.empty((calibration.shape[0], *shape), dtype=torch.complex64)
+    maps = torch.empty((2, calibration.shape[0], *shape), dtype=torch.complex64)
+    values = torch.empty((2, *shape))
     column = _exponentials(shape[1], kernel)
     for start in range(0, shape[0], 16):
-        row = _exponentials(shape[0], kernel)[start : start + 16]
+        rows = slice(start, start + 16)
+        row = _exponentials(shape[0], kernel)[rows]
         G = torch.einsum("cdpq,ap,bq->abcd", correlation, row, column) / kernel**2
-        value, vector = _dominant_eigenpair(G)
-        vector = vector * (vector[..., :1].conj() / vector[..., :1].abs().clamp_min(1e-12))
-        maps[:, start : start + 16] = torch.where(value[..., None] > crop, vector, 0.0).movedim(-1, 0)
-    return maps
+        first, v = _dominant_eigenpair(G)
+        second, w = _dominant_eigenpair(_deflate(G, v))
+        for n, (value, vector) in enumerate(((first, v), (second, w))):
+            phased = vector * (vector[..., :1].conj() / vector[..., :1].abs().clamp_min(1e-12))
+            maps[n, :, rows] = torch.where(value[..., None] > crop, phased, 0.0).movedim(-1, 0)
+            values[n, rows] = value
+    return Espirit(maps, values)
 
 
-def _kernels(calibration: Tensor, kernel: int, threshold: float) -> Tensor:
+def _kernels(calibration: Tensor, kernel: int, threshold: float | None) -> Tensor:
     """Return the leading right singular vectors of the block-Hankel matrix, (coil, kernel, kernel, vector)."""
     coils = calibration.shape[0]
     patches = calibration.to(torch.complex128).unfold(1, kernel, 1).unfold(2, kernel, 1)
     rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel * kernel)
     values, vectors = torch.linalg.eigh(rows.T @ rows.conj())
-    is_signal = values > threshold**2 * values[-1]
+    is_signal = values > (threshold or LEAST_SIGNAL) ** 2 * values[-1]
+    if threshold is None:
+        is_signal &= torch.arange(len(values)) >= len(values) - split_signal(values.clamp_min(0), len(rows))
     V: Tensor = vectors[:, is_signal].reshape(coils, kernel, kernel, -1)
     return V
 
@@ -158,6 +219,12 @@ def _exponentials(n: int, kernel: int) -> Tensor:
     lag = torch.arange(-(kernel - 1), kernel)
     r = torch.arange(n) - n // 2
     return torch.exp(2j * torch.pi * r[:, None] * lag[None, :] / n).to(torch.complex64)
+
+
+def _deflate(G: Tensor, v: Tensor) -> Tensor:
+    """Return (I - v v^H) G (I - v v^H) of Hermitian G (..., n, n) and unit vectors v (..., n)."""
+    P = torch.eye(v.shape[-1]) - v[..., :, None] * v[..., None, :].conj()
+    return P @ G @ P
 
 
 def _dominant_eigenpair(G: Tensor, iterations: int = 40) -> tuple[Tensor, Tensor]:
@@ -178,12 +245,22 @@ def estimate_low_pass_maps(calibration: Tensor, shape: tuple[int, int], block: B
     The result is (coil, *shape). The maps serve calibration blocks too small for ESPIRiT. They follow the object's own
     low-frequency content, so they are biased where the object is dark; the caller reports their use.
     """
-    (a0, a1), (b0, b1) = block
-    window = torch.hann_window(a1 - a0 + 2)[1:-1, None] * torch.hann_window(b1 - b0 + 2)[None, 1:-1]
-    y = torch.zeros((calibration.shape[0], *shape), dtype=torch.complex64)
-    y[:, a0:a1, b0:b1] = calibration * window
-    images = centred_ifft(y)
+    images = _make_low_pass_images(calibration, shape, block)
     rss = images.abs().pow(2).sum(0).sqrt()
     maps = images / rss.clamp_min(1e-12)
     maps = maps * (maps[:1].conj() / maps[:1].abs().clamp_min(1e-12))
     return torch.where(rss > 0.05 * rss.amax(), maps, 0.0)
+
+
+def estimate_calibration_rss(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
+    """Return the root sum of squares of Hann-windowed calibration images (..., coil, a, b); real (..., *shape)."""
+    rss: Tensor = _make_low_pass_images(calibration, shape, block).abs().pow(2).sum(-3).sqrt()
+    return rss
+
+
+def _make_low_pass_images(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
+    (a0, a1), (b0, b1) = block
+    window = torch.hann_window(a1 - a0 + 2)[1:-1, None] * torch.hann_window(b1 - b0 + 2)[None, 1:-1]
+    y = torch.zeros((*calibration.shape[:-2], *shape), dtype=torch.complex64)
+    y[..., a0:a1, b0:b1] = calibration * window
+    return centred_ifft(y)

@@ -21,6 +21,9 @@ CALIBRATION = 24
 """Largest side of the calibration block used; ESPIRiT needs at least MIN_CALIBRATION."""
 MIN_CALIBRATION = 12
 PRESCAN = "noise pre-scan"
+COIL_LOSS = 1e-3
+FOLDED = 0.02
+"""Largest share of the object in which a second set of sensitivities is found, and the object is taken as unfolded."""
 FINEST = 1e-3
 """Least noise over the image's 99th percentile.
 
@@ -46,6 +49,7 @@ class Problem:
     ``A``, ``y`` (slice, coil, a, b); ``sigma_y`` (slice,). ``gain`` (slice, a, b) turns images back into the units of
     the samples: the root sum of squares of the coils as they were before whitening. ``noise_sd`` is the mean noise sd
     of a component before whitening; ``maps_from`` and ``noise_from`` say where maps and noise level come from.
+    ``coil_loss``: largest share of the local energy that the compression of the coils loses.
     """
 
     A: Fourier
@@ -55,6 +59,7 @@ class Problem:
     noise_sd: float
     maps_from: str
     noise_from: str
+    coil_loss: float = 0.0
 
     @property
     def noise_is_known(self) -> bool:
@@ -91,6 +96,7 @@ class _CoilModel:
     W: Tensor
     maps: Tensor
     maps_from: str
+    loss: float
 
 
 def check_acquisition(images: Sequence[KSpace]) -> None:
@@ -202,16 +208,16 @@ def _check_calibration(k: KSpace) -> None:
         raise Refused(f"k-space: the calibration block {k.calibration} was not fully sampled")
 
 
-def prepare_image(k: KSpace, *, coil_energy: float = 0.99) -> Problem:
-    """Whiten, compress to ``coil_energy`` of the calibration block's energy, estimate maps, scale.
+def prepare_image(k: KSpace, *, coil_loss: float = COIL_LOSS) -> Problem:
+    """Whiten, compress at a loss of at most ``coil_loss`` of the local energy anywhere, estimate maps, scale.
 
     Scale: the prior expects a 99th percentile of magnitude of one. That of the zero-filled image is biased by aliasing
     and noise, so it is taken from a regularised CG-SENSE image.
     """
-    return prepare_acquisition([k], coil_energy=coil_energy)[0]
+    return prepare_acquisition([k], coil_loss=coil_loss)[0]
 
 
-def prepare_acquisition(images: Sequence[KSpace], *, coil_energy: float = 0.99) -> list[Problem]:
+def prepare_acquisition(images: Sequence[KSpace], *, coil_loss: float = COIL_LOSS) -> list[Problem]:
     """:func:`prepare_image` for the images (contrasts, sets) of one acquisition, with the maps of one of them.
 
     The coils see the same object from the same places whatever the contrast: maps come from the image with the most
@@ -219,9 +225,9 @@ def prepare_acquisition(images: Sequence[KSpace], *, coil_energy: float = 0.99) 
     """
     map_source = _choose_map_source(images)
     found = {id(k): _noise_covariance(k) for k in images}
-    shared = _make_coil_model(map_source, coil_energy, found[id(map_source)][0])
+    shared = _make_coil_model(map_source, coil_loss, found[id(map_source)][0])
     models = [
-        shared if _share_coil_maps(k, map_source) else _make_coil_model(k, coil_energy, found[id(k)][0]) for k in images
+        shared if _share_coil_maps(k, map_source) else _make_coil_model(k, coil_loss, found[id(k)][0]) for k in images
     ]
     return [_make_problem(k, model, *found[id(k)]) for k, model in zip(images, models, strict=True)]
 
@@ -242,14 +248,17 @@ def _share_coil_maps(k: KSpace, other: KSpace) -> bool:
     return same_samples and k.encoded_fov_mm == other.encoded_fov_mm and k.grid.matches(other.grid)
 
 
-def _make_coil_model(k: KSpace, coil_energy: float, covariance: Tensor) -> _CoilModel:
+def _make_coil_model(k: KSpace, coil_loss: float, covariance: Tensor) -> _CoilModel:
     y = torch.from_numpy(k.samples)
     W = coils.whitening_matrix(covariance)
     y = coils.combine_coils(W, y)
+    loss = 0.0
     if y.shape[1] > 1:
-        M = coils.compression_matrix(_crop_to_calibration(k, y), energy=coil_energy)
+        calibration = _crop_to_calibration(k, y)
+        M = coils.compression_matrix(calibration, loss=coil_loss)
+        loss = coils.compression_loss(M, calibration)
         y, W = coils.combine_coils(M, y), M @ W
-    return _CoilModel(W, *_estimate_maps(k, y))
+    return _CoilModel(W, *_estimate_maps(k, y), loss)
 
 
 def _make_problem(k: KSpace, coil_model: _CoilModel, covariance: Tensor, noise_from: str) -> Problem:
@@ -271,6 +280,7 @@ def _make_problem(k: KSpace, coil_model: _CoilModel, covariance: Tensor, noise_f
         physical,
         coil_model.maps_from,
         noise_from,
+        coil_model.loss,
     )
 
 
@@ -342,10 +352,25 @@ def _estimate_maps(k: KSpace, y: Tensor) -> tuple[Tensor, str]:
         return torch.ones(len(y), 1, *shape, dtype=torch.complex64), "one coil"
     block, calibration = _calibration_block(k), _crop_to_calibration(k, y)
     if min(_calibration_sides(k)) >= MIN_CALIBRATION:
-        return torch.stack([coils.estimate_espirit_maps(c, shape) for c in calibration]), "ESPIRiT"
+        found = [coils.estimate_espirit_sets(c, shape) for c in calibration]
+        _check_folding(found, coils.estimate_calibration_rss(calibration, shape, block))
+        return torch.stack([one.maps[0] for one in found]), "ESPIRiT"
     return torch.stack(
         [coils.estimate_low_pass_maps(c, shape, block) for c in calibration]
     ), "low-pass calibration images"
+
+
+def _check_folding(found: Sequence[coils.Espirit], rss: Tensor) -> None:
+    """Raise Refused where two sets of sensitivities explain the calibration data within the object."""
+    for n, (one, image) in enumerate(zip(found, rss, strict=True)):
+        inside = image > 0.1 * torch.quantile(image, 0.99)
+        share = float((one.values[1] > coils.CROP)[inside].float().mean())
+        if share > FOLDED:
+            raise Refused(
+                f"k-space: the object is larger than the field of view: in {100 * share:.0f} % of it in slice {n + 1} "
+                f"of {len(found)} the coils tell of two places that fold into one (second ESPIRiT eigenvalue above "
+                f"{coils.CROP:g})"
+            )
 
 
 def _signal_level(A: Fourier, y: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from model_zoo import adaptation, classical, coupling, samplers, uncertainty
 from model_zoo.operators import Fourier
 from pipelines.contract import KSpace
-from pipelines.encoding import Problem
+from pipelines.encoding import COIL_LOSS, Problem
 
 if TYPE_CHECKING:
     from model_zoo.bundle import Model
@@ -43,7 +43,8 @@ class Options(BaseModel):
     ``solver``: sampler; "adadiff" draws samples by DDS under the prior as it was trained, while the estimate takes
     ``rapid_steps`` under the prior adapted by such reconstructions. ``across_slices``: weight of the coupling of
     neighbouring slices, one over the usual difference between them in units of the 99th percentile of magnitude; 0
-    leaves every slice alone.
+    leaves every slice alone. ``coil_loss``: largest share of the local energy of the coils' images that combining the
+    coils to fewer may lose, anywhere in the object.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +57,7 @@ class Options(BaseModel):
     mean_sigma_min: float = Field(default=0.01, gt=0)
     sigma_max: float = Field(default=1.0, gt=0, le=20)
     sigma_min: float = Field(default=0.005, gt=0)
-    coil_energy: float = Field(default=0.99, ge=0.95, le=1)
+    coil_loss: float = Field(default=COIL_LOSS, ge=0, le=0.05)
     measured: Literal["auto", "within noise", "exactly"] = "auto"
     low_confidence: float = Field(default=0.1, gt=0)
     batch: int = Field(default=4, ge=1)

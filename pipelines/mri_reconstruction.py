@@ -107,7 +107,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     progress(0.0, "coils")
     findings: list[Finding] = []
     with torch.no_grad():
-        problems = prepare_acquisition(images, coil_energy=options.coil_energy)
+        problems = prepare_acquisition(images, coil_loss=options.coil_loss)
         for n, (k, problem) in enumerate(zip(images, problems, strict=True)):
             findings += _reconstruct_image(
                 k,
@@ -237,6 +237,10 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
         Measurement("chi-square, worst slice", float(max(chi_square, key=lambda c: abs(np.log(max(c, 1e-9))))), "1"),
         Measurement("scale", float(problem.gain.amax(dim=(1, 2)).mean()), "1", "What the prior saw as one"),
         Measurement("coils used", float(problem.y.shape[1]), "1", f"Maps: {problem.maps_from}"),
+        Measurement(
+            "coil compression loss", problem.coil_loss, "1",
+            "Largest share of the local energy of the coils' calibration images, beyond noise, that fewer coils lose",
+        ),
     ]  # fmt: skip
 
 
@@ -252,9 +256,12 @@ def _measure_adaptation(how: Adaptation) -> list[Measurement]:
 
 
 def _worst_fit(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the worst fit of several images, for the gate, which judges the complete result."""
-    fits = [m for m in findings if isinstance(m, Measurement) and m.group and m.name == "chi-square"]
-    return [replace(max(fits, key=lambda m: m.value), group="", description="Of the worst image")] if fits else []
+    """Return the worst fit and loss of several images, for the gate, which judges the complete result."""
+    of_images = [m for m in findings if isinstance(m, Measurement) and m.group]
+    judged = [[m for m in of_images if m.name == name] for name in ("chi-square", "coil compression loss")]
+    return [
+        replace(max(each, key=lambda m: m.value), group="", description="Of the worst image") for each in judged if each
+    ]
 
 
 PIPELINE = Pipeline(

@@ -77,15 +77,55 @@ def test_noise_level_ignores_samples_that_a_filter_zeroed() -> None:
     assert torch.all((level / 0.03 - 1).abs() < 0.3)
 
 
-def test_compression_keeps_the_asked_energy_and_white_noise_white() -> None:
+def test_compression_loses_at_most_what_was_asked_and_keeps_white_noise_white() -> None:
     _, _, y = simulate_coils()
-    for energy in (0.95, 0.999):
-        M = coils.compression_matrix(y[None], energy=energy)
-        share = coils.combine_coils(M, y).abs().pow(2).sum() / y.abs().pow(2).sum()
-        assert share >= energy - 1e-5
+    calibration = (centre(y) / y.abs().max() * 3e3 + randn(6, 24, 24))[None]
+    counts = []
+    for loss in (1e-3, 1e-2, 0.1):
+        M = coils.compression_matrix(calibration, loss=loss)
+        assert coils.compression_loss(M, calibration) <= loss
         torch.testing.assert_close(M @ M.conj().T, torch.eye(len(M), dtype=M.dtype), atol=1e-8, rtol=0)
-    assert len(coils.compression_matrix(y[None], energy=0.95)) < 6
-    assert len(coils.compression_matrix(y[None], energy=1.1)) == 6
+        counts.append(len(M))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < 6
+
+
+def test_the_loss_is_the_share_of_a_coil_that_alone_sees_a_place() -> None:
+    """Two coils see one half of the object each; leaving one out loses all of its half."""
+    x = torch.zeros(1, 2, 24, 24, dtype=torch.complex64)
+    x[0, 0, 4:12, 4:20], x[0, 1, 12:20, 4:20] = 10.0, 100.0
+    y = 1e3 * centred_fft(x)
+    loss = coils.compression_loss(torch.tensor([[0.0, 1.0]]), y)
+    assert loss == pytest.approx(1.0, abs=1e-3)
+    assert coils.compression_loss(torch.eye(2), y) == pytest.approx(0.0, abs=1e-6)
+    assert len(coils.compression_matrix(y, loss=1e-3)) == 2
+
+
+def test_noise_alone_is_no_loss() -> None:
+    calibration = torch.cat([1e4 * centre(simulate_coils()[2])[:1], randn(3, 24, 24)])[None]
+    assert len(coils.compression_matrix(calibration, loss=1e-3)) == 1
+
+
+def test_two_sets_are_orthogonal_and_explain_an_object_that_folds_over_itself() -> None:
+    S, x, _ = simulate_coils()
+    received = S * x
+    folded = received[..., 24:72] + torch.cat([received[..., 72:], received[..., :24]], dim=-1)
+    found = coils.estimate_espirit_sets(centre(centred_fft(folded) + 0.002 * randn(6, 96, 48)), (96, 48))
+    both = (found.values[1] > 0.95) & (folded.abs().pow(2).sum(0) > 0)
+    assert int(both.sum()) > 100
+    first, second = found.maps[:, :, both]
+    assert float((first.conj() * second).sum(0).abs().max()) < 1e-4
+    image = folded[:, both]
+    rest = image - sum(s * (s.conj() * image).sum(0) for s in (first, second))
+    one = image - first * (first.conj() * image).sum(0)
+    assert float(torch.linalg.vector_norm(rest)) < 0.1 * float(torch.linalg.vector_norm(image))
+    assert float(torch.linalg.vector_norm(rest)) < 0.3 * float(torch.linalg.vector_norm(one))
+
+
+def test_an_object_inside_the_field_of_view_has_one_set() -> None:
+    _, x, y = simulate_coils()
+    found = coils.estimate_espirit_sets(centre(y + 0.002 * randn(*y.shape, seed=5)), (96, 96))
+    assert float(found.values[1][x.abs() > 0].max()) < 0.9
 
 
 def test_espirit_finds_the_simulated_maps_from_the_calibration_block() -> None:
