@@ -91,9 +91,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class _CoilModel:
-    """Coils as they are used: ``W`` (virtual, coil) whitens and compresses, ``maps`` (slice, virtual, a, b)."""
+    """Coils as they are used: ``W`` (virtual, coil) whitens and compresses, ``maps`` (slice, virtual, a, b).
+
+    ``U`` (coil, virtual) turns virtual coils back into the coils as received: U = L M^H for W = M L^-1, M M^H = I.
+    """
 
     W: Tensor
+    U: Tensor
     maps: Tensor
     maps_from: str
     loss: float
@@ -252,13 +256,13 @@ def _make_coil_model(k: KSpace, coil_loss: float, covariance: Tensor) -> _CoilMo
     y = torch.from_numpy(k.samples)
     W = coils.whitening_matrix(covariance)
     y = coils.combine_coils(W, y)
-    loss = 0.0
+    U, loss = torch.linalg.inv(W), 0.0
     if y.shape[1] > 1:
         calibration = _crop_to_calibration(k, y)
         M = coils.compression_matrix(calibration, loss=coil_loss)
         loss = coils.compression_loss(M, calibration)
-        y, W = coils.combine_coils(M, y), M @ W
-    return _CoilModel(W, *_estimate_maps(k, y), loss)
+        y, W, U = coils.combine_coils(M, y), M @ W, U @ M.conj().T
+    return _CoilModel(W, U, *_estimate_maps(k, y), loss)
 
 
 def _make_problem(k: KSpace, coil_model: _CoilModel, covariance: Tensor, noise_from: str) -> Problem:
@@ -270,7 +274,7 @@ def _make_problem(k: KSpace, coil_model: _CoilModel, covariance: Tensor, noise_f
     sigma = float((W @ covariance @ W.conj().T).diagonal().real.mean().sqrt())
     A, y = Fourier(maps, torch.from_numpy(k.mask)), coils.combine_coils(W, torch.from_numpy(k.samples))
     level = _signal_level(A, y)
-    gain = level[:, None, None] * _unwhitened_rss(W, maps)
+    gain = level[:, None, None] * _unwhitened_rss(coil_model.U, maps)
     physical = float(covariance.diagonal().real.mean().sqrt())
     return Problem(
         A,
@@ -284,12 +288,13 @@ def _make_problem(k: KSpace, coil_model: _CoilModel, covariance: Tensor, noise_f
     )
 
 
-def _unwhitened_rss(W: Tensor, maps: Tensor) -> Tensor:
-    """Return sqrt(sum_c |(W^+ S)_c|^2), by which normalising the maps has divided, in the coils as received.
+def _unwhitened_rss(U: Tensor, maps: Tensor) -> Tensor:
+    """Return sqrt(sum_c |(U S)_c|^2), by which normalising the maps has divided, in the coils as received.
 
-    Whitening with correlated noise changes the sum of squares from place to place, which would shade the image.
+    Whitening with correlated noise changes the sum of squares from place to place, which would shade the image. U is
+    not the pseudo-inverse of W: that is the shortest of all coil vectors with the same virtual ones, so it darkens.
     """
-    return coils.combine_coils(torch.linalg.pinv(W), maps).abs().pow(2).sum(dim=1).sqrt()
+    return coils.combine_coils(U, maps).abs().pow(2).sum(dim=1).sqrt()
 
 
 def _noise_covariance(k: KSpace) -> tuple[Tensor, str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_zoo import coils, masks, noise
+from model_zoo import classical, coils, masks, noise
 from model_zoo.data_kit import data_root
 from model_zoo.simulate.kspace import simulate_scan
 from pipelines import encoding
@@ -169,3 +169,19 @@ def test_a_head_larger_than_the_field_of_view_is_refused_before_anything_is_comp
     with pytest.raises(Refused, match="the object is larger than the field of view"):
         encoding.prepare_image(acquire(Fault(8, 96, True, "2d"))[0])
     encoding.prepare_image(acquire(Fault(8, 96, False, "2d"))[0])
+
+
+@pytest.mark.usefixtures("anatomy")
+def test_compressed_and_whitened_coils_keep_the_brightness_of_the_object() -> None:
+    """With 16 coils of unequal, correlated noise the image is the object's own, within a percent."""
+    k, _ = acquire(Fault(16, 96, False, "2d"))
+    scan = simulate_scan(
+        "16", shape=k.mask.shape[1:], pixel_mm=2.5, coils=16, snr=60.0, contrast="t1w", noise_spread=3.0,
+        noise_correlation=1.5,
+    )  # fmt: skip
+    problem = encoding.prepare_image(replace(k, samples=scan.samples, mask=np.ones_like(k.mask)))
+    assert problem.y.shape[1] < 16
+    x = (classical.cg_sense(problem.A, problem.y, ridge=1e-6) * problem.gain).abs().numpy()
+    truth = np.abs(scan.reference)
+    inside = truth > 0.1 * truth.max()
+    assert x[inside].sum() / truth[inside].sum() == pytest.approx(1.0, abs=0.01)
