@@ -4,7 +4,8 @@
 
 The pipeline as the node runs it (registration, anatomy, passes, lesions) with the shipped bundles. AUC: how well the
 voxels of the consensus mask stand out from tissue within 5 mm of it, all tissue and white matter alone (cortex is
-bright on DIR by design). Kit: ``mri/ms-3t-t1-flair-mni``.
+bright on DIR by design). A second table compares the lesions with plain rules on FLAIR
+(``model_zoo.evaluation.lesion_baselines``). Kit: ``mri/ms-3t-t1-flair-mni``.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from model_zoo import registry
 from model_zoo.bundle import Model
 from model_zoo.data_kit import data_root
+from model_zoo.evaluation import lesion_baselines
 from model_zoo.structures import number
+from model_zoo.synthetic_dir import prepare
 from pipelines import anatomy, synthetic_dir
 from pipelines.contract import Case, Finding, Grid, Image, Segmentation, Volume
 
@@ -58,6 +62,10 @@ def main() -> None:
         cells = score(patient, findings)
         print(f"| {name} | " + " | ".join(cells) + f" | {time.monotonic() - started:.0f} |", flush=True)
         results.append((patient, findings))
+    print("\n| patient | lesions by | recall | precision | Dice |\n| --- | --- | ---: | ---: | ---: |")
+    for patient, findings in results:
+        for method, found in segment(patient, findings).items():
+            print(f"| {patient.name} | {method} | {' | '.join(overlap(patient.lesions, found))} |", flush=True)
     if arguments.picture:
         figure(results).savefig(arguments.picture, dpi=110)
 
@@ -101,9 +109,24 @@ def score(patient: Patient, findings: Sequence[Finding]) -> list[str]:
     cells = [f"{lesions.sum() / 1000:.1f}"]
     for about in (ring, ring & white):
         cells += [f"{auc(image[lesions], image[about]):.3f}" for image in (dir_, patient.flair.data)]
-    recall, precision = count_touched(lesions, found), count_touched(found, lesions)
+    return [*cells, *overlap(lesions, found)]
+
+
+def segment(patient: Patient, findings: Sequence[Finding]) -> dict[str, Mask]:
+    """Return the lesions by the pipeline and by plain rules on FLAIR, which get the structures of the T1w."""
+    structure = anatomy.segment_head(patient.t1w, registry.load("anatomy")).image_labels
+    flair = prepare(torch.from_numpy(patient.flair.data), torch.from_numpy(structure)).numpy()
+    return {
+        "pipeline": _lesions(findings) > 0,
+        "seeds grown to the half level": lesion_baselines.segment_by_seeds(flair, structure),
+        "FLAIR above a threshold": lesion_baselines.segment_by_threshold(flair, structure),
+    }
+
+
+def overlap(lesions: Mask, found: Mask) -> list[str]:
+    """Return recall, precision and Dice."""
     dice = 2 * float((lesions & found).sum()) / max(float(lesions.sum() + found.sum()), 1)
-    return [*cells, recall, precision, f"{dice:.2f}"]
+    return [count_touched(lesions, found), count_touched(found, lesions), f"{dice:.2f}"]
 
 
 def _dir(findings: Sequence[Finding]) -> NDArray[np.float32]:
