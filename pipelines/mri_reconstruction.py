@@ -241,6 +241,10 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
             "coil compression loss", problem.coil_loss, "1",
             "Largest share of the local energy of the coils' calibration images, beyond noise, that fewer coils lose",
         ),
+        Measurement(
+            "folded share", problem.folded_share, "1",
+            "Largest share of the object in a slice in which two places fold into one (second ESPIRiT eigenvalue)",
+        ),
     ]  # fmt: skip
 
 
@@ -255,10 +259,13 @@ def _measure_adaptation(how: Adaptation) -> list[Measurement]:
     ]  # fmt: skip
 
 
+_OF_THE_WORST_IMAGE = ("chi-square", "coil compression loss", "folded share")
+
+
 def _worst_fit(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the worst fit and loss of several images, for the gate, which judges the complete result."""
+    """Return the worst fit, loss and folding of several images, for the gate, which judges the complete result."""
     of_images = [m for m in findings if isinstance(m, Measurement) and m.group]
-    judged = [[m for m in of_images if m.name == name] for name in ("chi-square", "coil compression loss")]
+    judged = [[m for m in of_images if m.name == name] for name in _OF_THE_WORST_IMAGE]
     return [
         replace(max(each, key=lambda m: m.value), group="", description="Of the worst image") for each in judged if each
     ]

@@ -168,7 +168,7 @@ def test_the_bound_lies_above_the_estimate() -> None:
 def test_a_head_larger_than_the_field_of_view_is_refused_before_anything_is_computed() -> None:
     with pytest.raises(Refused, match="the object is larger than the field of view"):
         encoding.prepare_image(acquire(Fault(8, 96, True, "2d"))[0])
-    encoding.prepare_image(acquire(Fault(8, 96, False, "2d"))[0])
+    assert encoding.prepare_image(acquire(Fault(8, 96, False, "2d"))[0]).folded_share == 0.0
 
 
 @pytest.mark.usefixtures("anatomy")
