@@ -25,6 +25,7 @@ from torch import Tensor
 
 from model_zoo import out_of_distribution
 from model_zoo.anatomy import EmptyImage, has_refinement, segment
+from model_zoo.asymmetry import measure_asymmetric_region
 from model_zoo.structures import BRAIN, COUNT, STRUCTURES, TISSUE_GROUPS, Structure, number
 from pipelines import resampling
 from pipelines.codes import ANATOMICAL_STRUCTURE, MEAN, PROBABILITY, VOLUME, encode_structure
@@ -52,6 +53,7 @@ __all__ = [
     "Anatomy",
     "Options",
     "check_head",
+    "measure_brain",
     "measure_structures",
     "run",
     "score_out_of_distribution",
@@ -242,14 +244,20 @@ def _segmentation(anatomy: Anatomy, head: Volume, options: Options) -> Segmentat
     )
 
 
-def measure_structures(anatomy: Anatomy, options: Options) -> list[Finding]:
-    """Return volumes in millilitres and confidences, with their meanings."""
+def measure_brain(anatomy: Anatomy) -> list[Finding]:
+    """Return the volumes of brain and cranial cavity in millilitres."""
     on = f"on isotropic voxels of {anatomy.grid.spacing_mm[0]:g} mm"
     brain_ml, intracranial_ml = anatomy.volume_ml(*BRAIN), anatomy.volume_ml(*range(1, COUNT + 1))
-    measurements: list[Finding] = [
+    return [
         Measurement("brain volume", brain_ml, "ml", f"Without outer CSF, {on}", site=BRAIN_CODE),
         Measurement("intracranial volume", intracranial_ml, "ml", f"Brain and CSF, {on}", site=CRANIAL_CAVITY),
     ]
+
+
+def measure_structures(anatomy: Anatomy, options: Options) -> list[Finding]:
+    """Return volumes in millilitres and confidences, with their meanings."""
+    on = f"on isotropic voxels of {anatomy.grid.spacing_mm[0]:g} mm"
+    measurements = measure_brain(anatomy)
     measurements += [
         Measurement(f"{name} volume", anatomy.volume_ml(*own), "ml") for name, own in TISSUE_GROUPS.items()
     ]
@@ -277,9 +285,11 @@ def score_out_of_distribution(
 ) -> list[Finding]:
     """Measure how far the head departs from those of the training.
 
-    The measures are the volumes of its structures, the share of structures of low confidence and, where the prior is
-    loaded (helper ``mri_prior``), the prior's error on the image.
+    The measures are the volumes of its structures, the share of structures of low confidence, the largest region that
+    is unlike its mirror image and, where the prior is loaded (helper ``mri_prior``), the prior's error on the image.
     """
+    image = resampling.resample(_shift_air_to_zero(head), head.grid, anatomy.grid)[0].numpy()
+    asymmetric_ml = measure_asymmetric_region(anatomy.labels, image, anatomy.grid.spacing_mm[0])
     uncertain = sum(anatomy.mean_confidence(s) < least_confidence for s in STRUCTURES)
     volumes_ml = {s.number: anatomy.volume_ml(s.number) for s in STRUCTURES}
     measurements: list[Finding] = [
@@ -290,6 +300,11 @@ def score_out_of_distribution(
         Measurement(
             "share of structures of low confidence", uncertain / len(STRUCTURES), "1",
             f"Of all structures: mean largest class probability below {least_confidence:g} or nothing found",
+        ),
+        Measurement(
+            "asymmetric region", asymmetric_ml, "ml",
+            "Largest region that is unlike its mirror image, as tumours, infarcts and cavities are; usually below "
+            f"{out_of_distribution.HOLD_ABOVE['asymmetric region']:g} ml",
         ),
     ]  # fmt: skip
     if prior := model.helpers.get("mri_prior"):

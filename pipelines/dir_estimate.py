@@ -98,9 +98,8 @@ def estimate_dir(
         generator=torch.Generator().manual_seed(passes.seed),
     )  # fmt: skip
     result = _make_estimate(p, grid, scaled_flair, scaled_t1w, structure, registration)
-    return replace(
-        result, out_of_distribution=tuple(anatomy.score_out_of_distribution(head_anatomy, head, model, passes.seed))
-    )
+    scores = anatomy.score_out_of_distribution(head_anatomy, head, model, passes.seed)
+    return replace(result, out_of_distribution=(*anatomy.measure_brain(head_anatomy), *scores))
 
 
 def resample_map(x: NDArray[np.float32], grid: Grid, onto: Grid) -> NDArray[np.float32]:

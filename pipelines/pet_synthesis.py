@@ -150,6 +150,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
         *images,
         *numbers,
         *_measure_quality(e, options),
+        *anatomy.measure_brain(head_anatomy),
         *anatomy.score_out_of_distribution(head_anatomy, t1w, model, seed),
         *notes,
     ]

@@ -108,7 +108,9 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
 
 
 LIMITS = """Borders between cortical regions follow a registered atlas, not each person's folds, in training and in this
-table alike. The model has seen twelve anatomies. Tumours, resections, infants and other species are outside of it.
+table alike. The model has seen twelve anatomies. Tumours, resections, infants and other species are outside of it:
+a region of more than 10 ml that is unlike its mirror image holds the result. Lesions of both sides or of the midline,
+smaller ones, and phantoms of a brain's size are not recognised by it.
 Age and sex of the label maps' subjects are not known, so there is no table by them; atrophy stands in for age."""
 
 

@@ -1,0 +1,116 @@
+"""Regions of a head that are unlike their mirror image: tumours, infarcts and cavities that fill a part of one side.
+
+The mirror plane is the one for which grey matter, white matter and fluid overlap best with their own mirror images. The
+image is divided by a smooth field, clipped, smoothed within the head, and compared with its mirror image. The unit is
+the standard deviation of the image's intensities within the brain, so the measure holds for any contrast. A lesion that
+both sides share, or that lies on the plane, is not found.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, optimize
+
+from model_zoo.structures import TISSUE_GROUPS
+
+__all__ = ["DIFFERENCE", "measure_asymmetric_region"]
+
+DIFFERENCE = 0.8
+"""Difference from the mirror image, in standard deviations of the intensities within the brain."""
+SMOOTHING_MM = 6.0
+SPACING_MM = 2.0
+_COARSE = 2
+_CLIP = 4.0
+_RATIOS = (0.3, 3.0)
+"""Bounds of the field, and of a voxel over its tissue's median."""
+_LARGEST_RESIDUAL = 0.3
+_EDGE_VOXELS = 2
+"""Rim of the head that is left out: skull-stripping and the subarachnoid space differ between the sides."""
+_LEAST_VOXELS = 1000
+_MARGIN = 8
+
+Image = NDArray[np.float32]
+
+
+def measure_asymmetric_region(labels: NDArray[np.uint8], image: Image, spacing_mm: float = 1.0) -> float:
+    """Return the volume in ml of the largest connected region that is unlike its mirror image; zero without a head.
+
+    ``labels`` (k, j, i): numbers of ``model_zoo.structures``; ``image``: the same shape, any scale; both isotropic and
+    LPS. Regions of both sides are counted together and halved.
+    """
+    step = max(round(SPACING_MM / spacing_mm), 1)
+    tissues = [_reduce(np.isin(labels, own).astype(np.float32), step) for own in TISSUE_GROUPS.values()]
+    inside = sum(tissues, np.zeros_like(tissues[0])) > 0.5
+    if inside.sum() < _LEAST_VOXELS:
+        return 0.0
+    plane = _find_mirror_plane(tissues)
+    core = ndimage.binary_erosion(inside, iterations=_EDGE_VOXELS)
+    levelled = _level(_reduce(image.astype(np.float32), step), tissues, inside, core)
+    sigma = SMOOTHING_MM / (step * spacing_mm)
+    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
+    smooth = ndimage.gaussian_filter(levelled, sigma) / np.maximum(weight, 0.2)
+    both = core & (_mirror(inside.astype(np.float32), plane) > 0.9)
+    regions, count = ndimage.label((np.abs(smooth - _mirror(smooth, plane)) > DIFFERENCE) & both)
+    largest = int(np.bincount(regions.ravel())[1:].max()) if count else 0
+    return largest * (step * spacing_mm) ** 3 / 2000
+
+
+def _reduce(x: Image, step: int) -> Image:
+    """Return means of blocks of ``step`` voxels along each axis, with a margin of zeros."""
+    n = [size // step for size in x.shape]
+    blocks = x[: n[0] * step, : n[1] * step, : n[2] * step].reshape(n[0], step, n[1], step, n[2], step)
+    return np.pad(blocks.mean(axis=(1, 3, 5)), _MARGIN)
+
+
+def _find_mirror_plane(tissues: list[Image]) -> NDArray[np.float64]:
+    """Return the plane's distance along i from the middle of the grid, in voxels, and its slopes along j and k."""
+    coarse = [ndimage.gaussian_filter(_reduce(tissue, _COARSE), 1.0) for tissue in tissues]
+    inside = np.argwhere(sum(coarse) > 0.5)
+    start = float(inside[:, 2].mean()) - (coarse[0].shape[2] - 1) / 2
+
+    def mismatch(plane: NDArray[np.float64]) -> float:
+        return float(sum(np.square(tissue - _mirror(tissue, plane)).sum() for tissue in coarse))
+
+    options = {"xtol": 0.02, "ftol": 1e-3, "maxiter": 4}
+    plane = optimize.minimize(mismatch, [start, 0.0, 0.0], method="Powell", options=options).x
+    return np.asarray(plane * [_COARSE, 1, 1], np.float64)
+
+
+def _mirror(x: Image, plane: NDArray[np.float64]) -> Image:
+    """Return the image mirrored at the plane (``_find_mirror_plane``)."""
+    offset, slope_j, slope_k = plane
+    normal = np.array([np.sin(slope_k), np.sin(slope_j), 1.0])
+    normal /= np.linalg.norm(normal)
+    reflection = np.eye(3) - 2 * np.outer(normal, normal)
+    middle = (np.array(x.shape) - 1) / 2 + np.array([0, 0, offset])
+    return np.asarray(ndimage.affine_transform(x, reflection, offset=middle - reflection @ middle, order=1), np.float32)
+
+
+def _level(x: Image, tissues: list[Image], inside: NDArray[np.bool_], core: NDArray[np.bool_]) -> Image:
+    """Return the image within the head without its smooth field, its median zero, in standard deviations.
+
+    The field is the exponential of a polynomial of second order, fitted to grey and white matter.
+    """
+    pure = [tissue > 0.9 for tissue in tissues[:2]]
+    basis, ratio, solid = _quadratic_basis(x.shape), np.zeros_like(x), np.zeros(x.shape, bool)
+    for mask in pure:
+        level = float(np.median(x[mask])) if mask.any() else 0.0
+        if level > 0:
+            ratio[mask], solid = np.log(np.clip(x[mask] / level, *_RATIOS)), solid | mask
+    used, field = solid, np.zeros_like(x)
+    for _ in range(3):
+        if used.sum() < _LEAST_VOXELS:
+            break
+        coefficients = np.linalg.lstsq(basis[used], ratio[used], rcond=None)[0]
+        field = np.clip(basis @ coefficients, *np.log(_RATIOS)).astype(np.float32)
+        used = solid & (np.abs(ratio - field) < _LARGEST_RESIDUAL)  # a lesion is no part of the field
+    y = x * np.exp(-field)
+    low, median, high = np.percentile(y[core], [10, 50, 90])
+    y = np.clip((y - median) / max((high - low) / 2.56, 1e-6), -_CLIP, _CLIP)
+    return np.where(inside, y, 0).astype(np.float32)
+
+
+def _quadratic_basis(shape: tuple[int, ...]) -> Image:
+    k, j, i = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
+    return np.stack([np.ones_like(k), k, j, i, k * i, j * i, k * j, i * i, j * j, k * k], axis=-1)
