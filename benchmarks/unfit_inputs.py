@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,23 +52,23 @@ def list_cases(root: Path, fit: int, unfit: int) -> Iterator[tuple[str, bool, Ca
     sources = make_simulated_sources(root)
     for n in range(fit):
         which = ("validation", "training")[n % 2]
-        yield f"simulated, {which} {n}", True, lambda n=n: simulate(n, (sources.validation, sources.train)[n % 2])
+        yield f"simulated, {which} {n}", True, partial(simulate, n, (sources.validation, sources.train)[n % 2])
     for n in range(unfit):
         for name in LESIONS:
-            yield f"simulated {name} {n}", False, lambda n=n, name=name: simulate(100 + n, sources.validation, name)
+            yield f"simulated {name} {n}", False, partial(simulate, 100 + n, sources.validation, name)
     ms, ms_3t = root / "mri/ms-longitudinal-t1-flair", root / "mri/ms-3t-t1-flair-mni"
     files = [ms / f"patient{p}/study1_{image}.nii.gz" for p in ("01", "04", "12") for image in ("T1W", "FLAIR")]
     files += [ms_3t / f"patient{p}/{image}.nii.gz" for p in ("07", "19") for image in ("T1", "FLAIR")]
     for path in [*files, root / "mri/flair-5mm-with-gif/t2.nii.gz"]:
-        yield f"{path.parent.name} {path.name}", True, lambda path=path: read_image(path)
+        yield f"{path.parent.name} {path.name}", True, partial(read_image, path)
     yield "studyforrest T1w", True, lambda: read_archive(root / "mri/t1-dicom-studyforrest/dicoms.tar.xz")
     yield "XA30 T1w", True, lambda: volumes.read([root / "dicom/siemens-xa30-enhanced/t1w_mprage_defaced.dcm"]).volume
     tumours, spine = root / "unfit/tumours-pyradiomics", root / "unfit/spine-sct"
     for path in [*tumours.glob("*_image.nrrd"), *(spine / f"{each}.nii.gz" for each in
                  ("t1/t1w", "t2/t2", "t2s/t2s", "mt/mt0", "mt/mt1", "mt/t1w"))]:  # fmt: skip
-        yield f"{path.parent.name} {path.name}", False, lambda path=path: read_image(path)
+        yield f"{path.parent.name} {path.name}", False, partial(read_image, path)
     for kind in ("sphere", "cylinder"):
-        yield kind, False, lambda kind=kind: make_phantom(kind)
+        yield kind, False, partial(make_phantom, kind)
 
 
 def simulate(n: int, source: Source, lesion: str = "") -> Volume:
