@@ -37,23 +37,37 @@ def measure_asymmetric_region(labels: NDArray[np.uint8], image: Image, spacing_m
     """Return the volume in ml of the largest connected region that is unlike its mirror image; zero without a head.
 
     ``labels`` (k, j, i): numbers of ``model_zoo.structures``; ``image``: the same shape, any scale; both isotropic and
-    LPS. Regions of both sides are counted together and halved.
+    LPS. A region of one side appears on both sides of the mirror image and is counted once. NaN where the head is too
+    thin or scattered for a comparison.
     """
     step = max(round(SPACING_MM / spacing_mm), 1)
     tissues = [_reduce(np.isin(labels, own).astype(np.float32), step) for own in TISSUE_GROUPS.values()]
     inside = sum(tissues, np.zeros_like(tissues[0])) > 0.5
     if inside.sum() < _LEAST_VOXELS:
         return 0.0
-    plane = _find_mirror_plane(tissues)
     core = ndimage.binary_erosion(inside, iterations=_EDGE_VOXELS)
+    plane = _find_mirror_plane(tissues) if core.any() else None
+    if plane is None:
+        return float("nan")
     levelled = _level(_reduce(image.astype(np.float32), step), tissues, inside, core)
     sigma = SMOOTHING_MM / (step * spacing_mm)
     weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma)
     smooth = ndimage.gaussian_filter(levelled, sigma) / np.maximum(weight, 0.2)
     both = core & (_mirror(inside.astype(np.float32), plane) > 0.9)
-    regions, count = ndimage.label((np.abs(smooth - _mirror(smooth, plane)) > DIFFERENCE) & both)
-    largest = int(np.bincount(regions.ravel())[1:].max()) if count else 0
-    return largest * (step * spacing_mm) ** 3 / 2000
+    unlike = (np.abs(smooth - _mirror(smooth, plane)) > DIFFERENCE) & both
+    return _largest_volume_ml(unlike, plane, step * spacing_mm)
+
+
+def _largest_volume_ml(unlike: NDArray[np.bool_], plane: NDArray[np.float64], spacing_mm: float) -> float:
+    """Return the volume of the largest connected region, half of it where it is its own mirror image."""
+    regions, count = ndimage.label(unlike)
+    if not count:
+        return 0.0
+    sizes = np.bincount(regions.ravel())[1:]
+    largest = regions == int(np.argmax(sizes)) + 1
+    mirrored = _mirror(largest.astype(np.float32), plane) > 0.5
+    own_share = float((largest & mirrored).sum()) / float(largest.sum())
+    return float(largest.sum()) * spacing_mm**3 / 1000 * (1 - own_share / 2)
 
 
 def _reduce(x: Image, step: int) -> Image:
@@ -63,10 +77,15 @@ def _reduce(x: Image, step: int) -> Image:
     return np.pad(blocks.mean(axis=(1, 3, 5)), _MARGIN)
 
 
-def _find_mirror_plane(tissues: list[Image]) -> NDArray[np.float64]:
-    """Return the plane's distance along i from the middle of the grid, in voxels, and its slopes along j and k."""
+def _find_mirror_plane(tissues: list[Image]) -> NDArray[np.float64] | None:
+    """Return the plane's distance along i from the middle of the grid, in voxels, and its slopes along j and k.
+
+    None where no voxel of 4 mm is mostly head.
+    """
     coarse = [ndimage.gaussian_filter(_reduce(tissue, _COARSE), 1.0) for tissue in tissues]
     inside = np.argwhere(sum(coarse) > 0.5)
+    if not len(inside):
+        return None
     start = float(inside[:, 2].mean()) - (coarse[0].shape[2] - 1) / 2
 
     def mismatch(plane: NDArray[np.float64]) -> float:

@@ -201,7 +201,8 @@ def _kernels(calibration: Tensor, kernel: int, threshold: float | None) -> Tenso
     values, vectors = torch.linalg.eigh(rows.T @ rows.conj())
     is_signal = values > (threshold or LEAST_SIGNAL) ** 2 * values[-1]
     if threshold is None:
-        is_signal &= torch.arange(len(values)) >= len(values) - split_signal(values.clamp_min(0), len(rows))
+        rank = max(split_signal(values.clamp_min(0), len(rows)), 1)  # a slice of noise only has one vector, too
+        is_signal &= torch.arange(len(values)) >= len(values) - rank
     V: Tensor = vectors[:, is_signal].reshape(coils, kernel, kernel, -1)
     return V
 

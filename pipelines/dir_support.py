@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from model_zoo.lesion_decision import robust_deviation, structure_statistics
-from model_zoo.structures import number
-from pipelines.contract import Finding, Measurement
+from model_zoo.structures import CORTEX, number
+from pipelines.contract import Finding, Measurement, Note
 from pipelines.dir_estimate import DirEstimate
 
-__all__ = ["find_bright_flair", "find_unsupported", "measure_support"]
+__all__ = ["find_bright_flair", "find_unsupported", "measure_support", "summarise"]
 
 BRIGHT = 0.5
 SUPPORT = 1.0
@@ -75,3 +75,24 @@ def _label_spots(mask: NDArray[np.bool_], e: DirEstimate) -> tuple[NDArray[np.in
 def _excess(x: NDArray[np.float32], e: DirEstimate) -> NDArray[np.float32]:
     """Return the excess over the median of the voxel's own structure."""
     return np.asarray(x - structure_statistics(x, e.structure)[0][e.structure])
+
+
+def summarise(e: DirEstimate, passes: int) -> list[Finding]:
+    """Return the overall uncertainty and the facts of the processing."""
+    brain, cortex = e.brain, np.isin(e.structure, CORTEX)
+    findings: list[Finding] = [
+        *e.out_of_distribution,
+        Measurement("mean standard deviation", float(e.sd[brain].mean()), "1", "In the brain, in units of grey matter"),
+        Measurement("mean epistemic standard deviation", float(e.epistemic[brain].mean()), "1"),
+        Measurement("cortex on DIR", float(np.median(e.dir[cortex])) if cortex.any() else 0.0, "1", "Expected: 1"),
+        Measurement("dropout passes", float(passes), "1"),
+    ]
+    if r := e.registration:
+        findings.append(Measurement("T1w shifted", r.shift_mm, "mm", f"Onto the FLAIR, from {r.start}"))
+        findings.append(
+            Measurement("T1w turned", r.rotation_degrees, "deg", f"Mutual information {r.mutual_information:.2f}")
+        )
+    else:
+        text = "No T1w: made from FLAIR alone, which tells lesions from artefacts and grey from white matter less well"
+        findings.append(Note("inputs", text))
+    return findings

@@ -2,7 +2,7 @@
 
 Inputs: ``flair``; ``t1w`` (without it the result is weaker and has a contract of its own). Output on the FLAIR's grid:
 lesions by location as a segmentation, the probability of lesion of each voxel, and their number, volumes and mean
-probability.
+probability. The checks of the DIR behind it are measured as in ``synthetic_dir``, so that the same limits hold.
 
 Model: the lesion channel of the bundle ``synthetic_dir`` with the bundle ``anatomy``; lesions are decided as in
 ``pipelines.synthetic_dir``.
@@ -16,9 +16,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from model_zoo.lesion_decision import LesionCriteria
-from pipelines import examinations, lesion_segments, lesions
+from pipelines import dir_support, examinations, lesion_segments, lesions
 from pipelines.codes import PROBABILITY
-from pipelines.contract import Case, Finding, Input, Note, ParametricMap, Pipeline, Progress, Volume
+from pipelines.contract import Case, Finding, Input, ParametricMap, Pipeline, Progress, Volume
 from pipelines.dir_estimate import DirEstimate, DropoutPasses, estimate_dir, resample_map
 
 if TYPE_CHECKING:
@@ -58,15 +58,13 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     e = estimate_dir(flair, examination.t1w, model, DropoutPasses(options.passes, False, seed), progress)
     thickness_mm = flair.slice_thickness_mm or flair.grid.spacing_mm[0]
     lesion_map = lesions.find_lesions(e, options.thresholds)
-    findings = [
+    return [
         lesion_segments.make_segmentation(lesion_map, e, options.thresholds, flair.grid, thickness_mm, source),
         _make_probability_map(e, flair, thickness_mm, source),
         *lesions.measure_lesions(lesion_map, options.thresholds, on_dir=False),
-        *e.out_of_distribution,
+        *dir_support.measure_support(e),
+        *dir_support.summarise(e, options.passes),
     ]
-    if examination.t1w is None:
-        findings.append(Note("inputs", "No T1w: lesions from FLAIR alone, which tells them from artefacts less well"))
-    return findings
 
 
 def _make_probability_map(e: DirEstimate, flair: Volume, thickness_mm: float, source: str) -> ParametricMap:

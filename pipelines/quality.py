@@ -63,6 +63,10 @@ FACTS = MappingProxyType({
     "finest_spacing_mm": ("smallest voxel spacing", "(0020,0032), (0028,0030)", "mm"),
 })  # fmt: skip
 """Facts that a rule may restrict: displayed name, DICOM attribute, unit."""
+TEXT_FACTS = frozenset({
+    "modality", "manufacturer", "body_part", "image_type", "acquisition_type", "scanning_sequence", "plane", "units",
+    "corrections", "decay_correction", "tracer", "deep_learning_reconstruction",
+})  # fmt: skip
 
 
 class InputRule(BaseModel):
@@ -83,6 +87,8 @@ class InputRule(BaseModel):
             raise ValueError(f"no fact is named {self.fact!r}; there are: {', '.join(FACTS)}")
         if sum(map(bool, (self.between, self.one_of, self.none_of))) != 1:
             raise ValueError(f"the rule on {self.fact} needs exactly one of between, one_of, none_of")
+        if self.between and self.fact in TEXT_FACTS:
+            raise ValueError(f"{self.fact} is text: its rule needs one_of or none_of instead of between")
         return self
 
     def allows(self, value: Any) -> bool:

@@ -32,7 +32,6 @@ from pipelines.contract import (
     Finding,
     Image,
     Input,
-    Measurement,
     Note,
     ParametricMap,
     Pipeline,
@@ -92,7 +91,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
         lesion_segments.make_segmentation(lesion_map, e, options.thresholds, present.flair.grid, thickness_mm),
         *lesions.measure_lesions(lesion_map, options.thresholds),
         *dir_support.measure_support(e),
-        *_summarise(e, options),
+        *dir_support.summarise(e, options.passes),
     ]
     if prior is None:
         return findings
@@ -157,27 +156,6 @@ def _rendered(e: DirEstimate, options: Options) -> tuple[NDArray[np.float32], Di
     if not level > 0:
         raise Refused("the rendered DIR is dark in all cortex: other inversion times are needed")
     return np.asarray(np.clip(x / level, 0, CLIP) * (e.structure > 0), np.float32), sequence
-
-
-def _summarise(e: DirEstimate, options: Options) -> list[Finding]:
-    """Return the overall uncertainty and the facts of the processing."""
-    brain, cortex = e.brain, np.isin(e.structure, CORTEX)
-    findings: list[Finding] = [
-        *e.out_of_distribution,
-        Measurement("mean standard deviation", float(e.sd[brain].mean()), "1", "In the brain, in units of grey matter"),
-        Measurement("mean epistemic standard deviation", float(e.epistemic[brain].mean()), "1"),
-        Measurement("cortex on DIR", float(np.median(e.dir[cortex])) if cortex.any() else 0.0, "1", "Expected: 1"),
-        Measurement("dropout passes", float(options.passes), "1"),
-    ]
-    if r := e.registration:
-        findings.append(Measurement("T1w shifted", r.shift_mm, "mm", f"Onto the FLAIR, from {r.start}"))
-        findings.append(
-            Measurement("T1w turned", r.rotation_degrees, "deg", f"Mutual information {r.mutual_information:.2f}")
-        )
-    else:
-        text = "No T1w: made from FLAIR alone, which tells lesions from artefacts and grey from white matter less well"
-        findings.append(Note("inputs", text))
-    return findings
 
 
 PIPELINE = Pipeline(

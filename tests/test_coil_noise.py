@@ -172,6 +172,19 @@ def test_a_head_larger_than_the_field_of_view_is_refused_before_anything_is_comp
 
 
 @pytest.mark.usefixtures("anatomy")
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stack_that_reaches_beyond_the_head_is_prepared(seed: int) -> None:
+    k, sd = acquire(Fault(8, 96, False, "2d"))
+    rng = np.random.default_rng(seed)
+    shape = k.samples.shape[1:]
+    empty = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) * float(sd.mean()) * k.mask[0]
+    samples = np.stack([empty, k.samples[0], empty[:, ::-1, ::-1]]).astype(np.complex64)
+    problem = encoding.prepare_image(replace(k, samples=samples, mask=np.repeat(k.mask, 3, axis=0), noise=None))
+    assert bool(torch.isfinite(problem.y.abs()).all())
+    assert bool(torch.isfinite(problem.gain).all())
+
+
+@pytest.mark.usefixtures("anatomy")
 def test_compressed_and_whitened_coils_keep_the_brightness_of_the_object() -> None:
     """With 16 coils of unequal, correlated noise the image is the object's own, within a percent."""
     k, _ = acquire(Fault(16, 96, False, "2d"))

@@ -11,6 +11,7 @@ import pytest
 
 from model_zoo import registry
 from model_zoo.bundle import Model
+from model_zoo.training.synthetic_dir import RECIPE
 from pipelines import ms_lesions, synthetic_dir
 from pipelines.contract import Case, Finding, Image, Measurement, Note, ParametricMap, Refused, Segmentation, Volume
 from tests.bundles import phantom, phantom_grid, write_anatomy_bundle
@@ -63,7 +64,14 @@ def test_numbers_are_those_of_synthetic_dir_without_those_on_dir(
     )
     assert own[("", "lesions")] == len(LESIONS)
     assert own.items() <= other.items()
-    assert not {name for _, name in own} & {"contrast", "probability of contrast", "mean standard deviation"}
+    assert not {name for group, name in own if group} & {"contrast", "probability of contrast"}
+
+
+def test_every_output_limit_of_the_bundle_is_measured(findings: list[Finding]) -> None:
+    measured = {f.name for f in findings if isinstance(f, Measurement)}
+    limits = RECIPE.facts["output_limits"]
+    names = {name for each in limits.values() for name in each}
+    assert names <= measured | {"denoising deviation"}  # the prior is not at hand in this test
 
 
 def test_flair_alone_says_so(model: Model) -> None:

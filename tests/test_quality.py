@@ -136,3 +136,9 @@ def test_shipped_bundles_state_the_contract_and_limits_of_their_recipes() -> Non
         recipe_facts = json.loads(json.dumps(dict(training.load(facts.metadata["recipe"]).facts)))
         for key in ("input_contract", "output_limits"):
             assert facts.metadata.get(key) == recipe_facts.get(key), f"{facts.name}: {key}"
+
+
+@pytest.mark.parametrize("fact", ["modality", "deep_learning_reconstruction"])
+def test_a_rule_on_a_text_has_no_range(fact: str) -> None:
+    with pytest.raises(ValueError, match="is text: its rule needs one_of or none_of"):
+        quality.InputRule(fact=fact, between=(0, 1))

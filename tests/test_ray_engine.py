@@ -117,6 +117,7 @@ class BusyRay:
 
     def init(self, **_: object) -> None:
         self.attempts += 1
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray sets a handler of its own before it connects
         if self.attempts == 3:
             self.stop.set()
         raise ConnectionAbortedError("Initialization failure from server")
@@ -133,7 +134,9 @@ def test_a_driver_waits_for_a_cluster_that_does_not_answer(
     monkeypatch.setattr(ray_actors, "import_ray", lambda: ray)
     worker = WorkerConfig(engine="ray", ray_address="ray://head.example:10001")
     config = Config(node=NodeConfig(data_dir=tmp_path), worker=worker).with_absolute_paths(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
     ray_actors.run_actor_pool(config, stop=stop)
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert ray.attempts == 3
     pauses = re.findall(r"does not answer \(ConnectionAbortedError\); next attempt in (\d) s", caplog.text)
     assert pauses == ["1", "2", "4"]

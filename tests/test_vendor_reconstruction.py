@@ -167,6 +167,33 @@ def test_one_slice_is_enough(tmp_path: Path) -> None:
     assert _find(volumes.read(write_series(tmp_path, make_values(), edit)).facts) == ("on", "AIR Recon DL 0.5 medium")
 
 
+PHILIPS_VALUES = {
+    "NONE": ("off", ""), "CS_SENSE": ("off", ""), "CS_SENSE_AI": ("on", "SmartSpeed AI"),
+    "AI-SENSE": ("on", "SmartSpeed AI"), "SMARTSPEED_AI2": ("on", "SmartSpeed AI"), "5": ("unknown", ""),
+    "SMARTSENSE": ("unknown", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", PHILIPS_VALUES)
+def test_a_philips_value_is_off_only_where_it_is_known(value: str, tmp_path: Path) -> None:
+    def edit(_: int, ds: Dataset) -> None:
+        ds.Manufacturer = "Philips Medical Systems"
+        ds.private_block(0x2005, "Philips MR Imaging DD 008", create=True).add_new(0x10, "LO", value)
+
+    assert _find(volumes.read(write_series(tmp_path, make_values(), edit)).facts) == PHILIPS_VALUES[value]
+
+
+GE_VALUES = {
+    "Off": ("off", ""), "None": ("off", ""), "High": ("on", "AIR Recon DL high"), "-1": ("unknown", ""),
+    "1.0": ("on", "AIR Recon DL 1"), "something": ("unknown", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", GE_VALUES)
+def test_a_ge_value_has_no_invented_strength(value: str, tmp_path: Path) -> None:
+    assert _find(volumes.read(write_series(tmp_path, make_values(), _make_ge(value))).facts) == GE_VALUES[value]
+
+
 def test_another_manufacturer_is_unknown(tmp_path: Path) -> None:
     assert _find(volumes.read(write_series(tmp_path, make_values())).facts) == ("unknown", "")
 

@@ -129,12 +129,10 @@ def _connect(config: Config, stop: threading.Event) -> Iterator[Any]:
     ray = import_ray()
     if not config.worker.ray_address and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home directory
-    own_handler = signal.getsignal(signal.SIGTERM)
     try:
         if not _wait_for_cluster(ray, config.worker.ray_address, stop):
             yield None
             return
-        signal.signal(signal.SIGTERM, own_handler)  # Ray's would end this process in the middle of a job
         log.info("Ray %s: %d nodes", ray.__version__, len(ray.nodes()))
         yield ray
     finally:
@@ -143,7 +141,7 @@ def _connect(config: Config, stop: threading.Event) -> Iterator[Any]:
 
 def _wait_for_cluster(ray: Any, address: str, stop: threading.Event) -> bool:
     """Connect to a cluster, with growing pauses between attempts; return False if ``stop`` is set before."""
-    pause_s = _PAUSE_S
+    pause_s, own_handler = _PAUSE_S, signal.getsignal(signal.SIGTERM)
     while not stop.is_set():
         try:
             ray.init(
@@ -154,10 +152,13 @@ def _wait_for_cluster(ray: Any, address: str, stop: threading.Event) -> bool:
             )
         except ConnectionError as error:
             place = f"the cluster at [worker] ray_address = {address!r}" if address else "the local cluster"
+            signal.signal(signal.SIGTERM, own_handler)
+            ray.shutdown()
             log.warning("%s does not answer (%s); next attempt in %g s", place, type(error).__name__, pause_s)
             stop.wait(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         else:
+            signal.signal(signal.SIGTERM, own_handler)  # Ray's would end this process in the middle of a job
             return True
     return False
 

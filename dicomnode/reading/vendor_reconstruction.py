@@ -38,6 +38,7 @@ _DEEP_RESOLVE = MappingProxyType({
 _SIEMENS_DISTORTION = frozenset({"ND", "DIS2D", "DIS3D"})
 """Siemens' lists of processing steps have one of these words; an Image Type without them is not such a list."""
 _PHILIPS = (0x2005, "Philips MR Imaging DD 008", 0x10)
+_PHILIPS_WITHOUT_AI = frozenset({"NONE", "SENSE", "CS_SENSE", "COMPRESSED_SENSE"})
 
 
 def facts(frames: Sequence[Frame]) -> dict[str, str]:
@@ -68,13 +69,23 @@ def _read_ge(frame: Frame) -> tuple[str, str]:
     for place in _places(frame):
         words = _words(place, *_GE)
         if words:
-            strength = next((float(term) for term in words if _GE_LEVEL.fullmatch(term)), 1.0)
-            level = next((term for term in words if term in ("LOW", "MEDIUM", "HIGH")), "")
-            return (ON, f"AIR Recon DL {strength:g} {level.lower()}".rstrip()) if strength > 0 else (OFF, "")
+            return _read_ge_words(words)
     group, creator, _ = _GE
     is_deidentified = frame.get("PatientIdentityRemoved") == "YES" or frame.get("DeidentificationMethod") is not None
     count = max(_count_elements(place, group, creator) for place in _places(frame))
     return (OFF if count >= _GE_LEAST_ELEMENTS and not is_deidentified else UNKNOWN), ""
+
+
+def _read_ge_words(words: Sequence[str]) -> tuple[str, str]:
+    """Return what strength and level say; "unknown" for other values."""
+    strength = next((float(term) for term in words if _GE_LEVEL.fullmatch(term)), None)
+    level = next((term for term in words if term in ("LOW", "MEDIUM", "HIGH")), "")
+    if strength == 0 or set(words) <= {"OFF", "NONE"}:
+        return OFF, ""
+    if strength is None and not level:
+        return UNKNOWN, ""
+    number = "" if strength is None else f"{strength:g} "
+    return ON, f"AIR Recon DL {number}{level.lower()}".rstrip()
 
 
 def _read_siemens(frame: Frame) -> tuple[str, str]:
@@ -90,8 +101,9 @@ def _read_philips(frame: Frame) -> tuple[str, str]:
     for place in _places(frame):
         words = _words(place, *_PHILIPS)
         if words:
-            has_ai = any("AI" in term.split("_") for term in words)
-            return (ON, "SmartSpeed AI") if has_ai else (OFF, "")
+            if any("AI" in re.split(r"[^A-Z]", term) for term in words):
+                return ON, "SmartSpeed AI"
+            return (OFF if set(words) <= _PHILIPS_WITHOUT_AI else UNKNOWN), ""
     return UNKNOWN, ""
 
 
