@@ -34,17 +34,17 @@ Image = NDArray[np.float32]
 
 
 def measure_asymmetric_region(labels: NDArray[np.uint8], image: Image, spacing_mm: float = 1.0) -> float:
-    """Return the volume in ml of the largest connected region that is unlike its mirror image; zero without a head.
+    """Return the volume in ml of the largest connected region that is unlike its mirror image.
 
     ``labels`` (k, j, i): numbers of ``model_zoo.structures``; ``image``: the same shape, any scale; both isotropic and
-    LPS. A region of one side appears on both sides of the mirror image and is counted once. NaN where the head is too
-    thin or scattered for a comparison.
+    LPS. A region of one side appears on both sides of the mirror image and is counted once. NaN where there is no
+    head, or one too small, thin or scattered for a comparison.
     """
     step = max(round(SPACING_MM / spacing_mm), 1)
     tissues = [_reduce(np.isin(labels, own).astype(np.float32), step) for own in TISSUE_GROUPS.values()]
     inside = sum(tissues, np.zeros_like(tissues[0])) > 0.5
     if inside.sum() < _LEAST_VOXELS:
-        return 0.0
+        return float("nan")
     core = ndimage.binary_erosion(inside, iterations=_EDGE_VOXELS)
     plane = _find_mirror_plane(tissues) if core.any() else None
     if plane is None:

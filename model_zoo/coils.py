@@ -113,7 +113,7 @@ def compression_matrix(calibration: Tensor, *, loss: float = 1e-3) -> Tensor:
     ``calibration``: centres of k-space (slice, coil, a, b), whitened: noise of unit variance per real component. The
     combinations (virtual, coil) are the principal components of the coil covariance (Huang 2008). A unitary transform
     keeps white noise white. The first one sees the whole object, which makes it the phase reference of the maps.
-    :func:`compression_loss` tells what is lost.
+    :func:`compression_loss` measures the loss.
     """
     samples = calibration.transpose(0, 1).flatten(1).to(torch.complex128)
     _, vectors = torch.linalg.eigh(samples @ samples.conj().T)

@@ -38,7 +38,7 @@ SLICES = 4
 """Largest number of slices; half of it for more than 300 columns."""
 ITERATIONS = 3
 MOST_SIGNAL = 0.7
-"""Largest rank of the signal over the number of columns; beyond it the null space tells nothing."""
+"""Largest rank of the signal over the number of columns; beyond it the null space is too small for an estimate."""
 
 
 @dataclass(frozen=True)

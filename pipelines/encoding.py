@@ -52,7 +52,7 @@ class Problem:
     the samples: the root sum of squares of the coils as they were before whitening. ``noise_sd`` is the mean noise sd
     of a component before whitening; ``maps_from`` and ``noise_from`` say where maps and noise level come from.
     ``coil_loss``: largest share of the local energy that the compression of the coils loses; ``folded_share``: largest
-    share of the object, in any slice, in which two places fold into one.
+    share of the object, in any slice, in which two places fold into one; None where ESPIRiT did not estimate the maps.
     """
 
     A: Fourier
@@ -63,7 +63,7 @@ class Problem:
     maps_from: str
     noise_from: str
     coil_loss: float = 0.0
-    folded_share: float = 0.0
+    folded_share: float | None = None
 
     @property
     def noise_is_known(self) -> bool:
@@ -104,7 +104,7 @@ class _CoilModel:
     U: Tensor
     maps: Tensor
     maps_from: str
-    folded_share: float
+    folded_share: float | None
     loss: float
 
 
@@ -313,9 +313,9 @@ def _noise_covariance(k: KSpace) -> tuple[Tensor, str]:
 
 
 def find_noise(k: KSpace) -> tuple[Tensor, str]:
-    """Return the covariance of the noise as the image's own samples tell it, and the source.
+    """Return the covariance of the noise, estimated from the image's own samples, and the source of the estimate.
 
-    The null space tells it best and with its correlations; signal may raise it, so that the other estimates bound it.
+    The null space gives the best estimate, with correlations. Signal may raise it, so the other estimates bound it.
     """
     y, mask = torch.from_numpy(k.samples), torch.from_numpy(k.mask)
     least = _ROUNDING * float(np.abs(k.samples).max())
@@ -359,18 +359,18 @@ def _crop_to_calibration(k: KSpace, y: Any) -> Any:
     return y[..., a0:a1, b0:b1]
 
 
-def _estimate_maps(k: KSpace, y: Tensor) -> tuple[Tensor, str, float]:
-    """Return the maps, where they come from, and the share of the object that folds over itself. Raises Refused."""
+def _estimate_maps(k: KSpace, y: Tensor) -> tuple[Tensor, str, float | None]:
+    """Return the maps, their source, and the share of the object that folds over itself, if known. Raises Refused."""
     shape = (y.shape[2], y.shape[3])
     if y.shape[1] == 1:
-        return torch.ones(len(y), 1, *shape, dtype=torch.complex64), "one coil", 0.0
+        return torch.ones(len(y), 1, *shape, dtype=torch.complex64), "one coil", None
     block, calibration = _calibration_block(k), _crop_to_calibration(k, y)
     if min(_calibration_sides(k)) >= MIN_CALIBRATION:
         found = [coils.estimate_espirit_sets(c, shape) for c in calibration]
         folded_share = _measure_folding(found, coils.estimate_calibration_rss(calibration, shape, block))
         return torch.stack([one.maps[0] for one in found]), "ESPIRiT", folded_share
     maps = torch.stack([coils.estimate_low_pass_maps(c, shape, block) for c in calibration])
-    return maps, "low-pass calibration images", 0.0
+    return maps, "low-pass calibration images", None
 
 
 def _measure_folding(found: Sequence[coils.Espirit], rss: Tensor) -> float:
@@ -385,7 +385,7 @@ def _measure_folding(found: Sequence[coils.Espirit], rss: Tensor) -> float:
         if share > FOLDED:
             raise Refused(
                 f"k-space: the object is larger than the field of view: in {100 * share:.0f} % of it in slice {n + 1} "
-                f"of {len(found)} the coils tell of two places that fold into one (second ESPIRiT eigenvalue above "
+                f"of {len(found)} the coils show two places that fold into one (second ESPIRiT eigenvalue above "
                 f"{coils.CROP:g})"
             )
     return largest

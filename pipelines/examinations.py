@@ -1,7 +1,8 @@
 """Examinations of a case: the present one and the prior one, checked, and the inputs on which they may be compared.
 
 A comparison of images that were made from different inputs shows the difference of the inputs. Both examinations are
-therefore reduced to the inputs that both have; differences of their protocols, which may look like change, are told.
+therefore reduced to the inputs that both have. Differences of their protocols may look like change and are reported in
+a note.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LEAST_RATIOS = (
     ("inversion time", "ti_ms", "ms", 1.2),
     ("echo time", "te_ms", "ms", 1.3),
 )
-"""Name, fact, unit, and the least ratio of the larger to the smaller value that is told as a difference."""
+"""Name, fact, unit, and the least ratio of the larger to the smaller value that is reported as a difference."""
 DIFFERENT_INPUTS = "inputs of the comparison"
 DIFFERENT_PROTOCOLS = "protocols of the comparison"
 

@@ -223,7 +223,7 @@ def _findings(k: KSpace, image: Volume, sd: Volume, options: Options) -> list[Fi
 
 
 def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[float]) -> list[Measurement]:
-    return [
+    measurements = [
         Measurement("acceleration", float(k.mask.size / k.mask.sum()), "1", "Positions over acquired samples"),
         Measurement("denoiser evaluations", calls, "1", "Per slice: adaptation, estimate and all samples"),
         Measurement(
@@ -241,11 +241,11 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
             "coil compression loss", problem.coil_loss, "1",
             "Largest share of the local energy of the coils' calibration images, beyond noise, that fewer coils lose",
         ),
-        Measurement(
-            "folded share", problem.folded_share, "1",
-            "Largest share of the object in a slice in which two places fold into one (second ESPIRiT eigenvalue)",
-        ),
     ]  # fmt: skip
+    if problem.folded_share is not None:
+        meaning = "Largest share of the object in a slice in which two places fold into one (second ESPIRiT eigenvalue)"
+        measurements.append(Measurement("folded share", problem.folded_share, "1", meaning))
+    return measurements
 
 
 def _measure_adaptation(how: Adaptation) -> list[Measurement]:

@@ -57,5 +57,6 @@ def test_a_head_that_is_too_thin_cannot_be_compared(size: int) -> None:
     assert np.isnan(found)
 
 
-def test_an_image_without_a_head_has_none() -> None:
-    assert measure_asymmetric_region(np.zeros((40, 40, 40), np.uint8), np.ones((40, 40, 40), np.float32)) == 0
+def test_an_image_without_a_head_cannot_be_compared() -> None:
+    found = measure_asymmetric_region(np.zeros((40, 40, 40), np.uint8), np.ones((40, 40, 40), np.float32))
+    assert np.isnan(found)

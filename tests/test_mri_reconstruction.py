@@ -245,6 +245,13 @@ def test_one_coil_of_unknown_noise_keeps_its_samples_exactly() -> None:
     assert number(reconstruct(acquire(4, prescan=False)), "chi-square") > 0.3
 
 
+def test_folding_is_measured_only_where_espirit_can_see_it() -> None:
+    names = [
+        {f.name for f in reconstruct(acquire(coils, prescan=False)) if isinstance(f, Measurement)} for coils in (1, 4)
+    ]
+    assert ["folded share" in each for each in names] == [False, True]
+
+
 def test_without_a_noise_scan_the_level_comes_from_the_data_and_the_result_says_so() -> None:
     found = reconstruct(acquire(1, prescan=False))
     assert number(found, "noise level") == pytest.approx(3.0, rel=0.35)

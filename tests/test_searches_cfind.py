@@ -63,15 +63,15 @@ def test_findscu_finds_a_series_by_its_request_and_its_study(start: Start, tmp_p
     other.ScheduledProcedureStepID, other.RequestedProcedureID = "STEP2", "PROC2"
     give(receiver, tmp_path / "in", {}, {"series_uid": f"{STUDY}.2", "RequestAttributesSequence": [item, other]})
 
-    def found(name: str, *keys: str) -> list[Dataset]:
+    def search(name: str, *keys: str) -> list[Dataset]:
         return search_by_findscu(receiver, tmp_path / name, "SERIES", f"StudyInstanceUID={STUDY}", *keys)
 
     sequence = "RequestAttributesSequence[0]"
-    (series,) = found("1", f"{sequence}.ScheduledProcedureStepID=STEP?", f"{sequence}.RequestedProcedureID")
+    (series,) = search("1", f"{sequence}.ScheduledProcedureStepID=STEP?", f"{sequence}.RequestedProcedureID")
     assert series.SeriesInstanceUID == f"{STUDY}.2"
     assert [each.ScheduledProcedureStepID for each in series.RequestAttributesSequence] == ["STEP1", "STEP2"]
     assert series.RequestAttributesSequence[0].RequestedProcedureID == "PRÖC1"
     mixed = (f"{sequence}.ScheduledProcedureStepID=STEP1", f"{sequence}.RequestedProcedureID=PROC2")
-    assert found("2", *mixed) == []
-    assert len(found("3", "ModalitiesInStudy=MR")) == 2
-    assert found("4", "ModalitiesInStudy=CT") == []
+    assert search("2", *mixed) == []
+    assert len(search("3", "ModalitiesInStudy=MR")) == 2
+    assert search("4", "ModalitiesInStudy=CT") == []

@@ -75,7 +75,9 @@ def add_result(session: Session) -> None:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def held(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sessionmaker[Session]]:
+def full_database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[sessionmaker[Session]]:
     """Two studies of two series that differ in every attribute, and a result, on either database."""
     with ExitStack() as stack:
         folder: Path = tmp_path_factory.mktemp("searches")
@@ -93,8 +95,8 @@ def held(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield engines.readers(engine)
 
 
-def search(held: sessionmaker[Session], query: Query) -> list[Match]:
-    with held() as session:
+def search(full_database: sessionmaker[Session], query: Query) -> list[Match]:
+    with full_database() as session:
         return catalogue.search(session, query)
 
 
@@ -117,30 +119,32 @@ def values(match: Match, keyword: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_key_finds_exactly_what_has_its_value(held: sessionmaker[Session], level: Level) -> None:
-    everything = search(held, Query(level, {}, frozenset(keywords.COUNTS)))
+def test_a_key_finds_exactly_what_has_its_value(full_database: sessionmaker[Session], level: Level) -> None:
+    everything = search(full_database, Query(level, {}, frozenset(keywords.COUNTS)))
     for keyword in sorted(catalogue.supported_keywords(level)):
         told_only = kind_of(keyword) is Kind.RETURNED
         for value in {value for match in everything for value in values(match, keyword)}:
-            found = [uids(match) for match in search(held, Query(level, {keyword: value}))]
+            found = [uids(match) for match in search(full_database, Query(level, {keyword: value}))]
             expected = [uids(match) for match in everything if told_only or value in values(match, keyword)]
             assert found == expected, (keyword, value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS)
-def test_no_value_of_a_key_breaks_a_search(held: sessionmaker[Session], level: Level) -> None:
+def test_no_value_of_a_key_breaks_a_search(full_database: sessionmaker[Session], level: Level) -> None:
     """A value is matched, or refused with the key's name and without the value."""
     for keyword in OWN_KEYS[level]:
         for value in ODD_VALUES:
-            refusal = refused(held, Query(level, {keyword: value}, combined=True, fuzzy=len(value) > 1, limit=5))
+            refusal = refused(
+                full_database, Query(level, {keyword: value}, combined=True, fuzzy=len(value) > 1, limit=5)
+            )
             assert not refusal or (keyword in refusal and len(refusal) < 200), (keyword, value[:20], refusal)
 
 
-def refused(held: sessionmaker[Session], query: Query) -> str:
+def refused(full_database: sessionmaker[Session], query: Query) -> str:
     """Return the reason why the catalogue refuses a query, or an empty string."""
     try:
-        search(held, query)
+        search(full_database, query)
     except BadValue as refusal:
         return str(refusal)
     return ""
@@ -151,11 +155,11 @@ def refused(held: sessionmaker[Session], query: Query) -> str:
     ("", "PROC9", 0),
 ])  # fmt: skip
 def test_one_item_of_a_sequence_must_have_all_its_keys(
-    held: sessionmaker[Session], step: str, procedure: str, found: int
+    full_database: sessionmaker[Session], step: str, procedure: str, found: int
 ) -> None:
     """Each series has two items, and no item mixes them (PS3.4 C.2.2.2.6)."""
     keys = {
         "RequestAttributesSequence.ScheduledProcedureStepID": step,
         "RequestAttributesSequence.RequestedProcedureID": procedure,
     }
-    assert len(search(held, Query("SERIES", keys))) == found
+    assert len(search(full_database, Query("SERIES", keys))) == found

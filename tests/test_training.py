@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(run: Path, tmp_path: Path) -> Path:
+def bundles(run: Path, tmp_path: Path) -> Path:
     checkpoint_path = run / checkpoint.NAME
     bundle.write(RECIPE, checkpoint_path, tmp_path / "made", version="9.1.0", made_on=date(2026, 1, 2), commit="c0ffee")
     return tmp_path
@@ -157,8 +157,8 @@ def test_the_log_goes_to_tensorboard_where_it_is_installed(run: Path) -> None:
     assert [event.step for event in events.Scalars("loss")] == [3, 6]
 
 
-def test_a_bundle_tells_where_it_is_from(made: Path) -> None:
-    metadata = json.loads((made / "made" / "configs" / "metadata.json").read_text())
+def test_a_bundle_tells_where_it_is_from(bundles: Path) -> None:
+    metadata = json.loads((bundles / "made" / "configs" / "metadata.json").read_text())
     assert metadata["recipe"] == "mri-prior"
     assert metadata["commit"] == "c0ffee"
     assert metadata["seed"] == 2026
@@ -166,7 +166,7 @@ def test_a_bundle_tells_where_it_is_from(made: Path) -> None:
     assert metadata["units"]
     assert metadata["input_contract"]
     assert metadata["metrics"]["denoising_psnr_0.1_db"] > 10
-    assert "Apache" in (made / "made" / "LICENSE").read_text()
+    assert "Apache" in (bundles / "made" / "LICENSE").read_text()
 
 
 @pytest.mark.slow
@@ -178,51 +178,51 @@ def test_weights_too_large_for_a_bundle_are_refused(tmp_path: Path) -> None:
         bundle.write(large, run, tmp_path / "made", version="1.0.0", made_on=date(2026, 1, 2))
 
 
-def test_a_written_bundle_loads_and_denoises_any_size(made: Path) -> None:
-    model = registry.load("mri_prior", root=made)
+def test_a_written_bundle_loads_and_denoises_any_size(bundles: Path) -> None:
+    model = registry.load("mri_prior", root=bundles)
     assert model.version == "9.1.0"
     assert "simulation only" in model.metadata["trained_on"]
-    assert "trained on simulation only" in (made / "made" / "docs" / "README.md").read_text()
+    assert "trained on simulation only" in (bundles / "made" / "docs" / "README.md").read_text()
     x = torch.randn((2, 37, 50), dtype=torch.complex64)
     out = model.denoiser(x, 0.1)
     assert out.shape == x.shape
     assert out.dtype == torch.complex64
 
 
-def test_monai_reads_the_bundle_and_builds_the_same_network(made: Path) -> None:
+def test_monai_reads_the_bundle_and_builds_the_same_network(bundles: Path) -> None:
     from monai.bundle import ConfigParser  # MONAI's own parser: the layout is theirs
     from safetensors.torch import load_file
 
     parser = ConfigParser()
-    parser.read_config(made / "made" / "configs" / "inference.json")
-    parser.read_meta(made / "made" / "configs" / "metadata.json")
+    parser.read_config(bundles / "made" / "configs" / "inference.json")
+    parser.read_meta(bundles / "made" / "configs" / "metadata.json")
     network = parser.get_parsed_content("network_def")
-    weights = load_file(made / "made" / registry.WEIGHTS)
+    weights = load_file(bundles / "made" / registry.WEIGHTS)
     network.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
     assert isinstance(network, LocalUNet)
 
 
-def test_a_changed_weights_file_is_refused_by_its_digest(made: Path) -> None:
-    weights = made / "made" / registry.WEIGHTS
+def test_a_changed_weights_file_is_refused_by_its_digest(bundles: Path) -> None:
+    weights = bundles / "made" / registry.WEIGHTS
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     with pytest.raises(BundleError, match="SHA-256"):
-        registry.load("mri_prior", root=made)
+        registry.load("mri_prior", root=bundles)
 
 
-def test_an_unknown_network_is_refused(made: Path) -> None:
-    path = made / "made" / "configs" / "inference.json"
+def test_an_unknown_network_is_refused(bundles: Path) -> None:
+    path = bundles / "made" / "configs" / "inference.json"
     inference = json.loads(path.read_text())
     inference["network_def"]["_target_"] = "os.system"
     path.write_text(json.dumps(inference))
     with pytest.raises(BundleError, match=r"does not know the network 'os\.system'"):
-        registry.load("mri_prior", root=made)
+        registry.load("mri_prior", root=bundles)
 
 
-def test_a_missing_bundle_is_named_with_what_there_is(made: Path) -> None:
+def test_a_missing_bundle_is_named_with_what_there_is(bundles: Path) -> None:
     with pytest.raises(BundleError, match=r"no bundle other; installed: mri_prior@9\.1\.0"):
-        registry.find("other", root=made)
+        registry.find("other", root=bundles)
 
 
 def test_the_shipped_bundle_is_whole_and_says_what_it_was_trained_on() -> None:

@@ -102,7 +102,7 @@ def import_ray() -> Any:
 def run_actor_pool(config: Config, *, stop: threading.Event) -> None:
     """Supervise the actors until ``stop`` is set. Raises where the cluster is gone; the parent then starts it again.
 
-    A cluster that is not there yet, or too busy to answer, is waited for.
+    Waits for a cluster that is not there yet or too busy to answer.
     """
     engine = engines.connect(config.database_url)
     try:
