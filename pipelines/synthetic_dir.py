@@ -91,6 +91,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
         lesion_segments.make_segmentation(lesion_map, e, options.thresholds, present.flair.grid, thickness_mm),
         *lesions.measure_lesions(lesion_map, options.thresholds),
         *dir_support.measure_support(e),
+        *dir_support.compare_with_flair(e, lesion_map.labels > 0),
         *dir_support.summarise(e, options.passes),
     ]
     if prior is None:

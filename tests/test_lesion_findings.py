@@ -153,6 +153,33 @@ def test_a_lesion_that_dir_does_not_show_lowers_the_share() -> None:
     assert "share of FLAIR's bright spots shown" not in _values(dir_support.measure_support(_estimate()))
 
 
+def test_dir_on_which_cortex_is_as_bright_as_the_lesion_adds_nothing_to_flair() -> None:
+    lesion = _box(30, 8, 30)
+    e = _estimate(lesion, flair=2.0, dir_=0.5)
+    mask = np.zeros(SHAPE, np.bool_)
+    mask[lesion] = True
+    k, j, i = (np.abs(np.clip(x, a, a + 3) - x) for x, a in zip(np.indices(SHAPE), (30, 8, 30), strict=True))
+    distance = np.sqrt(k**2 + j**2 + i**2)
+    near = (distance > 1.5) & (distance <= 5)
+    cortex = (near & (e.structure == number("frontal cortex"))).sum() / near.sum()
+    values = _values(found := dir_support.compare_with_flair(e, mask))
+    assert values["separation of lesions on FLAIR"] == 1.0
+    assert 0.05 < cortex < 0.5
+    assert values["separation of lesions on DIR"] == pytest.approx(1 - cortex)  # the cortex is at 1.0
+    (note,) = [f for f in found if isinstance(f, Note)]
+    assert note.text.startswith("The synthetic DIR adds nothing to FLAIR here")
+
+
+def test_dir_that_is_brighter_in_the_lesion_alone_is_better_than_flair() -> None:
+    e = _estimate(_box(30, 8, 30), flair=1.1, dir_=1.5)
+    mask = e.lesion > 0
+    values = _values(found := dir_support.compare_with_flair(e, mask))
+    assert values["separation of lesions on DIR"] == 1.0 > values["separation of lesions on FLAIR"]
+    (note,) = [f for f in found if isinstance(f, Note)]
+    assert "better than FLAIR (ROC area 1.00, FLAIR 0." in note.text
+    assert dir_support.compare_with_flair(_estimate(), np.zeros(SHAPE, np.bool_)) == []
+
+
 def _make_turned_grid(shape: tuple[int, int, int], degrees: float) -> Grid:
     """Return a head's grid, turned about the feet-head axis, with its middle far from the origin."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
