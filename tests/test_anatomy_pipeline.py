@@ -327,6 +327,19 @@ def test_a_reconstruction_by_deep_learning_is_stated_and_a_site_may_hold_or_refu
         _run_task(paths, bundles, {"input_rules": [rule | {"otherwise": "refuse"}]})
 
 
+def test_a_known_limit_of_the_model_is_a_note_of_the_results_of_that_pipeline(tmp_path: Path) -> None:
+    bundle = write_anatomy_bundle(tmp_path / "models")
+    metadata = bundle / "configs" / "metadata.json"
+    limits = {"anatomy": "Small nuclei are uncertain.", "other": "Of no concern here."}
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"known_limits": limits}))
+    paths = write_slices(tmp_path / "in", phantom_grid(), _to_stored_values(phantom()[0]))
+    result = _run_task(paths, tmp_path, structures=["hippocampus"])
+    note = {"name": "known limit of the model", "text": "Small nuclei are uncertain."}
+    assert [each for each in result.report["notes"] if each["name"] == note["name"]] == [note]
+    (report,) = [ds for ds in result.objects if ds.Modality == "SR"]
+    assert "Small nuclei are uncertain." in report.to_json()
+
+
 def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> None:
     image, structure = phantom()
     paths = write_slices(tmp_path / "in", phantom_grid(), _to_stored_values(image))

@@ -170,13 +170,12 @@ def test_dir_on_which_cortex_is_as_bright_as_the_lesion_adds_nothing_to_flair() 
     assert note.text.startswith("The synthetic DIR adds nothing to FLAIR here")
 
 
-def test_dir_that_is_brighter_in_the_lesion_alone_is_better_than_flair() -> None:
+def test_no_result_claims_that_dir_is_better_than_flair() -> None:
     e = _estimate(_box(30, 8, 30), flair=1.1, dir_=1.5)
     mask = e.lesion > 0
     values = _values(found := dir_support.compare_with_flair(e, mask))
     assert values["separation of lesions on DIR"] == 1.0 > values["separation of lesions on FLAIR"]
-    (note,) = [f for f in found if isinstance(f, Note)]
-    assert "better than FLAIR (ROC area 1.00, FLAIR 0." in note.text
+    assert not [f for f in found if isinstance(f, Note)]  # the lesions were found by the same model
     assert dir_support.compare_with_flair(_estimate(), np.zeros(SHAPE, np.bool_)) == []
 
 

@@ -136,6 +136,7 @@ def run_task(
     site.check_findings(pipeline, findings)
     findings = [*findings, *(Note("header of the input", note) for note in notes)]
     findings += _note_vendor_reconstructions(pipeline, loaded.case.facts)
+    findings += _note_known_limits(pipeline, model)
     verdict = _judge(findings, model, doubts, config.quality)
     progress(0.95, "writing")
     parameters = (
@@ -310,6 +311,14 @@ def _note_vendor_reconstructions(pipeline: Pipeline, facts: Mapping[str, Any]) -
         for name, each in own.items()
         if describe_vendor_reconstruction(each)
     ]
+
+
+def _note_known_limits(pipeline: Pipeline, model: Model) -> list[Note]:
+    """Return what the bundle's metadata say about the pipeline's results in ``known_limits``, by pipeline."""
+    limits = model.metadata.get("known_limits")
+    if not isinstance(limits, Mapping) or pipeline.name not in limits:
+        return []
+    return [Note("known limit of the model", str(limits[pipeline.name]))]
 
 
 def _describe_helpers(model: Model) -> dict[str, str]:
