@@ -86,12 +86,17 @@ COLORS = MappingProxyType({
 
 
 class Options(BaseModel):
-    """Options of a route. ``structures``: names of the structures to deliver; all where empty."""
+    """Options of a route."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    structures: tuple[str, ...] = ()
-    least_confidence: float = Field(default=LEAST_CONFIDENCE, ge=0, le=1)
+    structures: tuple[str, ...] = Field(default=(), description="names of the structures to deliver; empty: all")
+    least_confidence: float = Field(
+        default=LEAST_CONFIDENCE,
+        ge=0,
+        le=1,
+        description="mean probability below which a structure is marked as of low confidence",
+    )
 
     @field_validator("structures")
     @classmethod

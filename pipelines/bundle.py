@@ -36,16 +36,16 @@ _SAME_MODALITY = {"MRI": "MR", "PET": "PT", "CTA": "CT"}
 
 
 class Options(BaseModel):
-    """Options of a route, for facts that the bundle's metadata omit or state wrongly.
-
-    ``gives``: kind of the output; ``labels``: names of label numbers; ``unit``: unit of output images in UCUM.
-    """
+    """Options of a route, for facts that the bundle's metadata omit or state wrongly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gives: Literal["", "labels", "image"] = ""
-    labels: dict[str, str] = Field(default_factory=dict)
-    unit: str = ""
+    gives: Literal["", "labels", "image"] = Field(
+        default="",
+        description="kind of the output, where the bundle's metadata omit it: labels or image",
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description='names of label numbers, as { 1 = "spleen" }')
+    unit: str = Field(default="", description="unit of output images in UCUM")
 
 
 def make_pipeline(facts: BundleFacts) -> Pipeline:

@@ -40,32 +40,73 @@ GAP = 0.05
 class Options(BaseModel):
     """Options of a route.
 
-    ``solver``: sampler; "adadiff" draws samples by DDS under the prior as it was trained, while the estimate takes
-    ``rapid_steps`` under the prior adapted by such reconstructions. ``across_slices``: weight of the coupling of
-    neighbouring slices, one over the usual difference between them in units of the 99th percentile of magnitude; 0
-    leaves every slice alone. ``coil_loss``: largest share of the local energy of the coils' images that combining the
-    coils to fewer may lose, anywhere in the object.
+    "adadiff" draws samples by DDS under the prior as it was trained, while the estimate takes ``rapid_steps`` under the
+    prior adapted by such reconstructions. ``across_slices`` is one over the usual difference of neighbouring slices in
+    units of the 99th percentile of magnitude.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    solver: Literal["dds", "dps", "score_mri", "ald", "adadiff"] = "dds"
-    steps: int = Field(default=20, ge=2, le=2000)
-    mean_steps: int = Field(default=25, ge=2, le=2000)
-    samples: int = Field(default=4, ge=2, le=64)
-    mean_sigma_max: float = Field(default=0.5, gt=0, le=20)
-    mean_sigma_min: float = Field(default=0.01, gt=0)
-    sigma_max: float = Field(default=1.0, gt=0, le=20)
-    sigma_min: float = Field(default=0.005, gt=0)
-    coil_loss: float = Field(default=COIL_LOSS, ge=0, le=0.05)
-    measured: Literal["auto", "within noise", "exactly"] = "auto"
-    low_confidence: float = Field(default=0.1, gt=0)
-    batch: int = Field(default=4, ge=1)
-    across_slices: float = Field(default=0.0, ge=0)
-    rapid_steps: int = Field(default=12, ge=2, le=100)
-    adaptation_rank: int = Field(default=2, ge=1, le=64)
-    adaptation_steps: int = Field(default=120, ge=1, le=2000)
-    adaptation_rate: float = Field(default=5e-4, gt=0, le=0.1)
+    solver: Literal["dds", "dps", "score_mri", "ald", "adadiff"] = Field(
+        default="dds",
+        description="sampler; adadiff adapts the prior to the acquisition and takes rapid_steps for its estimate",
+    )
+    steps: int = Field(default=20, ge=2, le=2000, description="steps of each posterior sample")
+    mean_steps: int = Field(default=25, ge=2, le=2000, description="steps of the estimate")
+    samples: int = Field(
+        default=4,
+        ge=2,
+        le=64,
+        description="posterior samples, from which the standard deviation comes",
+    )
+    mean_sigma_max: float = Field(
+        default=0.5,
+        gt=0,
+        le=20,
+        description="largest noise level of the estimate; 1 is the 99th percentile of the magnitude",
+    )
+    mean_sigma_min: float = Field(default=0.01, gt=0, description="smallest noise level of the estimate")
+    sigma_max: float = Field(default=1.0, gt=0, le=20, description="largest noise level of the samples")
+    sigma_min: float = Field(default=0.005, gt=0, description="smallest noise level of the samples")
+    coil_loss: float = Field(
+        default=COIL_LOSS,
+        ge=0,
+        le=0.05,
+        description="largest share of the coils' local energy that combining them may lose anywhere in the object",
+    )
+    measured: Literal["auto", "within noise", "exactly"] = Field(
+        default="auto",
+        description="how measured samples are kept; auto: exactly for one coil of unknown noise, else within noise",
+    )
+    low_confidence: float = Field(
+        default=0.1,
+        gt=0,
+        description="standard deviation over signal above which a voxel is marked as of low confidence",
+    )
+    batch: int = Field(
+        default=4,
+        ge=1,
+        description="slices, or samples of one slice, computed at once; more need more memory",
+    )
+    across_slices: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the coupling of neighbouring slices; 0: every slice alone",
+    )
+    rapid_steps: int = Field(default=12, ge=2, le=100, description="steps of the estimate by adadiff")
+    adaptation_rank: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="rank of the weights that adadiff adds to the prior",
+    )
+    adaptation_steps: int = Field(
+        default=120,
+        ge=1,
+        le=2000,
+        description="most steps in which adadiff adapts the prior",
+    )
+    adaptation_rate: float = Field(default=5e-4, gt=0, le=0.1, description="learning rate of adadiff's adaptation")
 
 
 def adapt_prior(problem: Problem, model: Model, options: Options, seed: int) -> tuple[Model, adaptation.Adaptation]:

@@ -36,12 +36,21 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passes: int = Field(default=1, ge=1, le=200)
-    lesion_probability: float = Field(default=0.5, gt=0, lt=1)
-    smallest_lesion_mm3: float = Field(default=15.0, ge=1)
-    lesion_sure: float = Field(default=0.85, ge=0, le=1)
-    lesion_flair: float = Field(default=2.5, ge=0)
-    lesions_told: int = Field(default=40, ge=0, le=200)
+    passes: int = Field(default=1, ge=1, le=200, description="dropout passes through the network; 1: without dropout")
+    lesion_probability: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="probability above which a voxel belongs to a lesion",
+    )
+    smallest_lesion_mm3: float = Field(default=15.0, ge=1, description="smallest volume of a lesion in mm3")
+    lesion_sure: float = Field(default=0.85, ge=0, le=1, description="smallest mean probability of a lesion")
+    lesion_flair: float = Field(
+        default=2.5,
+        ge=0,
+        description="smallest FLAIR signal of a lesion's bright tenth, in sd above the median of its structure",
+    )
+    lesions_told: int = Field(default=40, ge=0, le=200, description="most lesions that the report lists one by one")
 
     @property
     def thresholds(self) -> lesions.Thresholds:

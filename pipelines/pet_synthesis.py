@@ -77,23 +77,40 @@ MMSE = Annotated[int, Field(ge=0, le=30)]
 
 
 class Options(BaseModel):
-    """Options of a route.
-
-    ``steps``: evaluations per sample. ``abstain_between``: range of the probability of amyloid, ends included, in which
-    no status is stated. ``what_if_mmse``: MMSE scores of further images, in place of the patient's.
-    """
+    """Options of a route."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    amyloid_tracer: Literal["florbetapir", "PiB"] = "florbetapir"
-    tau_tracer: Literal["flortaucipir", "MK-6240"] = "flortaucipir"
-    scan_window: Literal["late"] = "late"
-    samples: int = Field(default=8, ge=2, le=64)
-    steps: Literal[1, 4, 15] = 4
-    what_if_mmse: tuple[MMSE, ...] = Field(default=(), max_length=4)
-    positive_centiloid: float = Field(default=24.0, ge=0, le=100)
-    abstain_between: tuple[float, float] = (0.2, 0.8)
-    clinical_numbers: Literal["withhold", "give"] = "withhold"
+    amyloid_tracer: Literal["florbetapir", "PiB"] = Field(
+        default="florbetapir",
+        description="tracer of the amyloid image",
+    )
+    tau_tracer: Literal["flortaucipir", "MK-6240"] = Field(
+        default="flortaucipir",
+        description="tracer of the tau image",
+    )
+    scan_window: Literal["late"] = Field(default="late", description="time of the scan after injection")
+    samples: int = Field(default=8, ge=2, le=64, description="samples, from which the standard deviation comes")
+    steps: Literal[1, 4, 15] = Field(default=4, description="evaluations of the network per sample")
+    what_if_mmse: tuple[MMSE, ...] = Field(
+        default=(),
+        max_length=4,
+        description="MMSE scores of further images, in place of the patient's",
+    )
+    positive_centiloid: float = Field(
+        default=24.0,
+        ge=0,
+        le=100,
+        description="Centiloid value from which amyloid is called positive",
+    )
+    abstain_between: tuple[float, float] = Field(
+        default=(0.2, 0.8),
+        description="range of the probability of amyloid, ends included, in which no status is stated",
+    )
+    clinical_numbers: Literal["withhold", "give"] = Field(
+        default="withhold",
+        description="give: SUVR, Centiloid and status also from a model trained on simulation only",
+    )
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:

@@ -68,17 +68,27 @@ SPACINGS_MM = (2.0, 4.0)
 
 
 class Options(BaseModel):
-    """Options of a route.
-
-    ``dose_fraction``: dose of the image over the standard dose; ``blend``: share of the restored image, the rest being
-    the input with its noise.
-    """
+    """Options of a route."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dose_fraction: float = Field(default=0.1, gt=0, le=1)
-    blend: float = Field(default=1.0, ge=0, le=1)
-    low_confidence: float = Field(default=0.15, gt=0)
+    dose_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="dose of the image over the standard dose; no header states it",
+    )
+    blend: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the restored image; the rest is the input with its noise",
+    )
+    low_confidence: float = Field(
+        default=0.15,
+        gt=0,
+        description="standard deviation over activity above which a voxel is marked as of low confidence",
+    )
 
 
 RegionMaps = list[HeadRegions | CtTissues]

@@ -49,25 +49,45 @@ __all__ = ["PIPELINE", "Options", "run"]
 
 
 class Options(BaseModel):
-    """Options of a route.
-
-    ``rendered``: also deliver the DIR of the predicted maps; ``rendered_ti_ms``: its TI1 (first to second inversion)
-    and TI2 (second inversion to excitation); None means those that null the subject's white matter and CSF.
-    """
+    """Options of a route. TI1 is the time from first to second inversion, TI2 from the second to the excitation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passes: int = Field(default=20, ge=1, le=200)
-    turned: bool = False
-    epistemic: bool = False
-    rendered: bool = False
-    rendered_ti_ms: tuple[float, float] | None = None
-    lesion_probability: float = Field(default=0.5, gt=0, lt=1)
-    smallest_lesion_mm3: float = Field(default=15.0, ge=1)
-    lesion_sure: float = Field(default=0.85, ge=0, le=1)
-    lesion_flair: float = Field(default=2.5, ge=0)
-    lesion_contrast: float = Field(default=0.3, ge=0)
-    lesions_told: int = Field(default=40, ge=0, le=200)
+    passes: int = Field(
+        default=20,
+        ge=1,
+        le=200,
+        description="dropout passes through the network, from which the standard deviation comes",
+    )
+    turned: bool = Field(default=False, description="true: flip the head differently in each pass")
+    epistemic: bool = Field(
+        default=False,
+        description="true: also deliver the standard deviation over the dropout passes alone",
+    )
+    rendered: bool = Field(default=False, description="true: also deliver the DIR of the predicted tissue maps")
+    rendered_ti_ms: tuple[float, float] | None = Field(
+        default=None,
+        description="TI1 and TI2 of that DIR in ms; none: those that null the subject's white matter and CSF",
+    )
+    lesion_probability: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="probability above which a voxel belongs to a lesion",
+    )
+    smallest_lesion_mm3: float = Field(default=15.0, ge=1, description="smallest volume of a lesion in mm3")
+    lesion_sure: float = Field(default=0.85, ge=0, le=1, description="smallest mean probability of a lesion")
+    lesion_flair: float = Field(
+        default=2.5,
+        ge=0,
+        description="smallest FLAIR signal of a lesion's bright tenth, in sd above the median of its structure",
+    )
+    lesion_contrast: float = Field(
+        default=0.3,
+        ge=0,
+        description="smallest contrast of a lesion on DIR, where grey matter is 1",
+    )
+    lesions_told: int = Field(default=40, ge=0, le=200, description="most lesions that the report lists one by one")
 
     @property
     def thresholds(self) -> lesions.Thresholds:

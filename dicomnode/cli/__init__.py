@@ -30,6 +30,7 @@ COMMANDS = {
     "peers": ("dicomnode.cli.peers", "app", "List, echo, search and fetch from peers."),
     "notifications": ("dicomnode.cli.notifications", "app", "List notifications, and send one as a test."),
     "kspace": ("dicomnode.cli.kspace", "app", "Carry ISMRMRD/MRD k-space in DICOM Raw Data."),
+    "pipelines": ("dicomnode.cli.pipelines", "app", "List pipelines; show inputs, options and contract of one."),
     "models": ("dicomnode.cli.models", "app", "Bundles: install, verify, deploy, compare, roll back."),
     "quarantine": ("dicomnode.cli.quarantine", "app", "What was not accepted: list, show, release, discard."),
     "storage": ("dicomnode.cli.storage", "app", "Files against rows: digests, orphans."),

@@ -1,0 +1,99 @@
+"""``dicomnode pipelines``: inputs, options, contract and the model in force, as the code and the bundles state them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+import pipelines
+from db import deployments
+from db.states import DeploymentMode
+from dicomnode import cli
+from dicomnode.config import Config
+from dicomnode.deployment import pipeline_facts
+from model_zoo import registry
+from pipelines import quality
+
+pytestmark = pytest.mark.slow
+
+
+def describe(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    assert cli.main(["pipelines", "show", name, "--json"]) == 0
+    shown: dict[str, object] = json.loads(capsys.readouterr().out)
+    return shown
+
+
+def test_the_list_names_every_pipeline_with_its_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pipelines", "list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(pipelines.MODULES) <= set(rows)
+    assert rows["ms_lesions"]["inputs"] == "flair [t1w]"
+    assert rows["ms_lesions"]["model"].startswith("synthetic_dir@")
+
+
+@pytest.mark.parametrize("name", sorted(pipelines.MODULES))
+def test_every_option_says_what_it_means(name: str) -> None:
+    options = pipeline_facts.describe_pipeline(name, Config())["options"]
+    assert options
+    assert [option["name"] for option in options if not option["meaning"] or not option["values"]] == []
+
+
+def test_options_have_defaults_and_allowed_values() -> None:
+    options = {each["name"]: each for each in pipeline_facts.describe_pipeline("pet_synthesis", Config())["options"]}
+    assert (options["samples"]["default"], options["samples"]["values"]) == (8, "integer, 2 to 64")
+    assert options["steps"]["values"] == "1 | 4 | 15"
+    assert options["what_if_mmse"]["values"] == "list of integer"
+    assert options["abstain_between"]["values"] == "2 x number"
+    dose = {each["name"]: each for each in pipeline_facts.describe_pipeline("standard_dose_pet", Config())["options"]}
+    assert dose["dose_fraction"]["values"] == "number, > 0, <= 1"
+
+
+def test_the_contract_is_that_of_the_bundle() -> None:
+    shown = pipeline_facts.describe_pipeline("synthetic_dir", Config())
+    facts = registry.find("synthetic_dir")
+    rules = [rule for each in quality.read_input_rules(facts.metadata).values() for rule in each]
+    alone = [row for row in shown["contract"] if row["input"] == "without t1w"]
+    assert len(shown["contract"]) - len(alone) == len(rules)
+    assert shown["digest"] == facts.digest
+    ti = next(row for row in shown["contract"] if row["fact"] == "ti_ms")
+    assert (ti["input"], ti["accepted"], ti["otherwise"]) == ("flair", "1400 to 3000 ms", "refuse")
+    assert {"measurement": "mean standard deviation", "verdict": "hold", "when": "above 0.5"} in shown["limits"]
+
+
+def test_a_rule_set_for_fewer_inputs_is_shown_as_such(tmp_path: Path) -> None:
+    shown = pipeline_facts.describe_contract(
+        {"input_contract": {}, "input_contract_without_t1w": [{"fact": "te_ms", "between": [1, 2], "needed": True}]}
+    )
+    assert [(row["input"], row["accepted"], row["needed"]) for row in shown] == [("without t1w", "1 to 2 ms", True)]
+
+
+def test_the_page_fits_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["pipelines", "show", "mri_reconstruction"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:2] == ["kspace", "k-space"] for line in lines)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pipelines", "show", "nonsense"]) == 1
+    assert "there are: anatomy" in capsys.readouterr().err
+
+
+def test_a_deployed_version_is_the_one_described(sessions: sessionmaker[Session]) -> None:
+    facts = registry.find("anatomy")
+    config = Config()
+    with sessions.begin() as session:
+        assert pipeline_facts.describe_pipeline("anatomy", config, session)["model"] == f"anatomy@{facts.version}"
+        deployments.deploy(
+            session, pipeline="anatomy", name="mri_prior", version=registry.find("mri_prior").version,
+            digest="d", mode=DeploymentMode.CURRENT, who="me", now=datetime.now(UTC),
+        )  # fmt: skip
+    with sessions() as session:
+        assert pipeline_facts.describe_pipeline("anatomy", config, session)["model"].startswith("mri_prior@")
