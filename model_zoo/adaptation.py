@@ -248,7 +248,7 @@ def adapt(
             best, best_state = current, _copy_state(adapted)
     adapted.load_state_dict(best_state)
     adapted.requires_grad_(False)
-    return Adaptation(adapted if best < before else network, before, best, step, evaluations + step)
+    return Adaptation(adapted if best < before else network, before, best, step, A.sets * (evaluations + step))
 
 
 def _copy_state(adapted: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ that of the real and of the imaginary part, each; the variance of a complex samp
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,14 @@ __all__ = [
     "combine_coils",
     "compression_loss",
     "compression_matrix",
-    "estimate_calibration_rss",
     "estimate_espirit_maps",
     "estimate_espirit_sets",
     "estimate_low_pass_maps",
     "estimate_noise_level",
+    "find_object",
+    "low_pass_variance",
+    "make_low_pass_images",
+    "measure_unexplained",
     "noise_covariance",
     "whitening_matrix",
 ]
@@ -130,7 +134,7 @@ def compression_loss(matrix: Tensor, calibration: Tensor) -> float:
     exceeds m w by three of them is a loss. The largest share is taken where sqrt(E) is above a tenth of its 99th
     percentile.
     """
-    window = torch.outer(*(torch.hann_window(n + 2)[1:-1] for n in calibration.shape[-2:]))
+    window = _hann_window(calibration.shape[-2:])
     images = centred_ifft(calibration * window)
     energy = images.abs().pow(2).sum(dim=1)
     lost = energy - combine_coils(matrix, images).abs().pow(2).sum(dim=1)
@@ -163,30 +167,31 @@ def estimate_espirit_sets(
     shape: tuple[int, int],
     *,
     kernel: int = 6,
+    count: int = 2,
     threshold: float | None = None,
     crop: float = CROP,
 ) -> Espirit:
-    """Estimate two sets of sensitivity maps of one slice by ESPIRiT (Uecker 2014).
+    """Estimate ``count`` sets of sensitivity maps of one slice by ESPIRiT (Uecker 2014).
 
     ``calibration``: the fully sampled centre of k-space (coil, ca, cb), as acquired. The rows of its block-Hankel
     matrix span the space of all ``kernel`` x ``kernel`` neighbourhoods; V, the right singular vectors above
     ``threshold`` times the largest singular value (None: above white noise, at least LEAST_SIGNAL), project onto it.
     In image space that projection is a Hermitian matrix G(r) in each voxel, whose eigenvectors with eigenvalue one are
-    vectors of sensitivities: one, or two where the object folds over itself. Voxels below ``crop`` are set to zero.
+    vectors of sensitivities: one, or as many as places fold into the voxel. Voxels below ``crop`` are set to zero.
     sum_c |S_c|^2 = 1 elsewhere; the phase is relative to the first coil.
     """
     V = _kernels(calibration, kernel, threshold)
     correlation = _autocorrelation(V, kernel)
-    maps = torch.empty((2, calibration.shape[0], *shape), dtype=torch.complex64)
-    values = torch.empty((2, *shape))
+    maps = torch.empty((count, calibration.shape[0], *shape), dtype=torch.complex64)
+    values = torch.empty((count, *shape))
     column = _exponentials(shape[1], kernel)
     for start in range(0, shape[0], 16):
         rows = slice(start, start + 16)
         row = _exponentials(shape[0], kernel)[rows]
         G = torch.einsum("cdpq,ap,bq->abcd", correlation, row, column) / kernel**2
-        first, v = _dominant_eigenpair(G)
-        second, w = _dominant_eigenpair(_deflate(G, v))
-        for n, (value, vector) in enumerate(((first, v), (second, w))):
+        for n in range(count):
+            value, vector = _dominant_eigenpair(G)
+            G = _deflate(G, vector)
             phased = vector * (vector[..., :1].conj() / vector[..., :1].abs().clamp_min(1e-12))
             maps[n, :, rows] = torch.where(value[..., None] > crop, phased, 0.0).movedim(-1, 0)
             values[n, rows] = value
@@ -246,22 +251,52 @@ def estimate_low_pass_maps(calibration: Tensor, shape: tuple[int, int], block: B
     The result is (coil, *shape). The maps serve calibration blocks too small for ESPIRiT. They follow the object's own
     low-frequency content, so they are biased where the object is dark; the caller reports their use.
     """
-    images = _make_low_pass_images(calibration, shape, block)
+    images = make_low_pass_images(calibration, shape, block)
     rss = images.abs().pow(2).sum(0).sqrt()
     maps = images / rss.clamp_min(1e-12)
     maps = maps * (maps[:1].conj() / maps[:1].abs().clamp_min(1e-12))
     return torch.where(rss > 0.05 * rss.amax(), maps, 0.0)
 
 
-def estimate_calibration_rss(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
-    """Return the root sum of squares of Hann-windowed calibration images (..., coil, a, b); real (..., *shape)."""
-    rss: Tensor = _make_low_pass_images(calibration, shape, block).abs().pow(2).sum(-3).sqrt()
-    return rss
+def find_object(images: Tensor) -> Tensor:
+    """Return where the root sum of squares of coil images (..., coil, a, b) is above a tenth of its 99th percentile."""
+    rss = images.abs().pow(2).sum(-3).sqrt()
+    level: Tensor = torch.quantile(rss.flatten(-2), 0.99, dim=-1)
+    return rss > 0.1 * level[..., None, None]
 
 
-def _make_low_pass_images(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
+def measure_unexplained(maps: Tensor, images: Tensor, variance: float) -> Tensor:
+    """Return the 99th percentile, in the object, of the share of the coils' energy that the maps do not explain; real
+    (slice,).
+
+    ``maps``: (slice, [set,] coil, a, b). ``images``: coil images of low resolution (slice, coil, a, b), with white
+    noise of ``variance`` w. In each voxel a reconstruction can only give vectors of coils that the maps span; the rest
+    is lost. C coils and M sets leave noise of mean (C - M) w and sd sqrt(C - M) w in it; what exceeds the mean by five
+    of them counts.
+    """
+    S = maps[:, None] if maps.ndim == 4 else maps
+    x = (S.conj() * images[:, None]).sum(dim=2)
+    rest = images - (S * x[:, :, None]).sum(dim=1)
+    energy, lost = (each.abs().pow(2).sum(dim=1) for each in (images, rest))
+    m = S.shape[2] - S.shape[1]
+    beyond = (lost - (m + 5 * max(m, 0) ** 0.5) * variance).clamp_min(0.0)
+    share, inside = beyond / energy.clamp_min(torch.finfo(energy.dtype).tiny), find_object(images)
+    return torch.stack([torch.quantile(one[here], 0.99) for one, here in zip(share, inside, strict=True)])
+
+
+def make_low_pass_images(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
+    """Return the images of Hann-windowed calibration data (..., coil, ca, cb); complex64 (..., coil, *shape)."""
     (a0, a1), (b0, b1) = block
-    window = torch.hann_window(a1 - a0 + 2)[1:-1, None] * torch.hann_window(b1 - b0 + 2)[None, 1:-1]
     y = torch.zeros((*calibration.shape[:-2], *shape), dtype=torch.complex64)
-    y[..., a0:a1, b0:b1] = calibration * window
+    y[..., a0:a1, b0:b1] = calibration * _hann_window(calibration.shape[-2:])
     return centred_ifft(y)
+
+
+def low_pass_variance(shape: tuple[int, int], block: Block) -> float:
+    """Return the variance of :func:`make_low_pass_images` for white noise of unit variance per real component."""
+    sides = [stop - start for start, stop in block]
+    return 2 * float(_hann_window(sides).pow(2).sum()) / (shape[0] * shape[1])
+
+
+def _hann_window(sides: Sequence[int]) -> Tensor:
+    return torch.outer(*(torch.hann_window(n + 2)[1:-1] for n in sides))

@@ -42,10 +42,13 @@ class Denoiser:
     bf16: bool = False
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Return x0_hat, complex64 (batch, ny, nx).
+        """Return x0_hat, complex64 (batch, ny, nx) or (batch, set, ny, nx), each image by itself.
 
-        ``sigma``: a number or one per image (batch,), clamped to the range.
+        ``sigma``: a number or one per batch element (batch,), clamped to the range.
         """
+        if x.ndim == 4:
+            levels = torch.as_tensor(sigma, device=x.device).expand(x.shape[0]).repeat_interleave(x.shape[1])
+            return self(x.flatten(0, 1), levels).reshape(x.shape)
         level = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         level = level.clamp(self.sigma_min, self.sigma_max)
         ny, nx = x.shape[-2:]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Fourier", "centred_fft", "centred_ifft", "cg", "inner"]
+__all__ = ["Fourier", "centred_fft", "centred_ifft", "cg", "inner", "magnitude", "per_element"]
 
 _AXES = (-2, -1)
 
@@ -36,6 +36,11 @@ def inner(u: Tensor, v: Tensor) -> Tensor:
     return (u.conj() * v).flatten(1).sum(dim=1)
 
 
+def magnitude(x: Tensor) -> Tensor:
+    """Return |x| of images (batch, a, b); of several sets (batch, set, a, b) the root sum of squares, (batch, a, b)."""
+    return x.abs() if x.ndim == 3 else x.abs().pow(2).sum(dim=1).sqrt()
+
+
 @dataclass(frozen=True)
 class Fourier:
     """The masked multi-coil Fourier operator A = P F S of Cartesian MRI (Pruessmann 2001).
@@ -43,6 +48,9 @@ class Fourier:
     ``maps`` S: complex64 (batch, coil, a, b), with sum_c |S_c|^2 <= 1, so that ||A|| <= 1.
     ``mask`` P: bool or 0/1 float (batch, a, b), one where a sample was acquired.
     A batch of one is broadcast against any batch of images.
+
+    Where places fold into one, several sets of maps (batch, set, coil, a, b), orthogonal over the coils in each voxel,
+    have an image each, (batch, set, a, b): A x = P F sum_m S_m x_m (soft SENSE, Uecker 2014).
     """
 
     maps: Tensor
@@ -50,11 +58,13 @@ class Fourier:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A x: image (batch, a, b) -> k-space (batch, coil, a, b), zero where nothing was acquired."""
-        return self._P * centred_fft(self.maps * x[:, None])
+        received = self.maps * x[..., None, :, :]
+        return self._P * centred_fft(received.sum(dim=1) if self.maps.ndim == 5 else received)
 
     def H(self, y: Tensor) -> Tensor:
         """Return A^H y: k-space (batch, coil, a, b) -> image (batch, a, b)."""
-        return (self.maps.conj() * centred_ifft(self._P * y)).sum(dim=1)
+        received = centred_ifft(self._P * y)
+        return (self.maps.conj() * (received[:, None] if self.maps.ndim == 5 else received)).sum(dim=-3)
 
     def normal(self, x: Tensor) -> Tensor:
         """Return A^H A x."""
@@ -65,14 +75,19 @@ class Fourier:
         return self.mask[:, None].to(self.maps.real.dtype)
 
     @property
+    def sets(self) -> int:
+        """Number of sets of maps, and of images per batch element."""
+        return self.maps.shape[1] if self.maps.ndim == 5 else 1
+
+    @property
     def support(self) -> Tensor:
-        """Support sum_c |S_c|^2, real (batch, a, b): zero where no coil receives signal."""
-        return (self.maps.abs() ** 2).sum(dim=1)
+        """Support sum_c |S_c|^2, real, of the shape of an image: zero where no coil receives signal."""
+        return (self.maps.abs() ** 2).sum(dim=-3)
 
     @property
     def measured(self) -> Tensor:
         """Number of complex samples acquired per batch element, all coils together; shape (batch,)."""
-        return self.mask.flatten(1).sum(dim=1) * self.maps.shape[1]
+        return self.mask.flatten(1).sum(dim=1) * self.maps.shape[-3]
 
     def repeat(self, n: int) -> Fourier:
         """Return the operator for n images of each batch element, which lie next to each other in the batch."""
@@ -95,14 +110,15 @@ def cg(H: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, iterations: int =
             break
         Hp = H(p)
         alpha = torch.where(active, rr / inner(p, Hp).real.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
-        x = x + _per_element(alpha, x) * p
-        r = r - _per_element(alpha, x) * Hp
+        x = x + per_element(alpha, x) * p
+        r = r - per_element(alpha, x) * Hp
         rr_new = inner(r, r).real
         beta = torch.where(active, rr_new / rr.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
-        p = r + _per_element(beta, x) * p
+        p = r + per_element(beta, x) * p
         rr = torch.where(active, rr_new, rr)
     return x
 
 
-def _per_element(scalars: Tensor, like: Tensor) -> Tensor:
+def per_element(scalars: Tensor, like: Tensor) -> Tensor:
+    """Return ``scalars`` (batch,) or (1,) with as many axes as ``like`` (batch, ...)."""
     return scalars.reshape(-1, *(1,) * (like.ndim - 1))

@@ -4,7 +4,7 @@ Conventions (variance exploding, Karras 2022): ``D(x, sigma)`` estimates x0 from
 imaginary parts of n are standard normal, each; so grad log p_sigma(x) = (D(x, sigma) - x) / sigma^2. Likewise the
 parts of the measurement noise e have sd ``sigma_y`` each (a number, or one per batch element). ``sigmas`` descend and
 end in 0; ``noise(x)`` draws n in the shape of x. Images are complex64 (batch, a, b), a batch being slices, samples or
-both. D is called len(sigmas) - 1 times unless said otherwise.
+both, or (batch, set, a, b) where A has sets of maps. D is called len(sigmas) - 1 times unless said otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from model_zoo.operators import Fourier, cg
+from model_zoo.operators import Fourier, cg, per_element
 
 __all__ = [
     "Correct",
@@ -69,7 +69,8 @@ def enforce_consistency(
     With gamma = r^2 / sigma_y^2 it is the mean of x0 given y when x0 ~ N(x0_hat, r^2): measured components move to
     the data as far as their noise warrants, the others stay.
     """
-    g = torch.as_tensor(gamma, dtype=torch.float32, device=x0_hat.device).reshape(-1, 1, 1)
+    g = torch.as_tensor(gamma, dtype=torch.float32, device=x0_hat.device)
+    g = per_element(g, x0_hat)
     return cg(lambda x: x + g * A.normal(x), x0_hat + g * AHy, x0_hat, iterations=iterations)
 
 
@@ -197,7 +198,7 @@ def ald(
     finite steps their covariance is approximate.
     """
     AHy = A.H(y)
-    variance_y = torch.as_tensor(sigma_y, device=y.device).reshape(-1, 1, 1) ** 2
+    variance_y = per_element(torch.as_tensor(sigma_y, device=y.device), AHy) ** 2
     x = sigmas[0] * noise(AHy)
     for sigma in sigmas[:-1]:
         h = rate * sigma**2
@@ -215,4 +216,4 @@ def data_weight(sigma: float, sigma_data: float, sigma_y: float | Tensor) -> flo
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.abs().flatten(1).pow(2).sum(dim=1).sqrt().reshape(-1, 1, 1)
+    return per_element(x.abs().flatten(1).pow(2).sum(dim=1).sqrt(), x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,20 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_zoo import classical, coils, noise
-from model_zoo.operators import Fourier
+from model_zoo.operators import Fourier, magnitude, per_element
+from pipelines.coil_maps import CoilModel, calibration_sides, crop_to_calibration, find_block, make_coil_model
 from pipelines.contract import KSpace, Refused
 
 __all__ = ["Problem", "check_acquisition", "check_kspace", "find_noise", "prepare_acquisition", "prepare_image"]
 
-CALIBRATION = 24
-"""Largest side of the calibration block used; ESPIRiT needs at least MIN_CALIBRATION."""
-MIN_CALIBRATION = 12
 PRESCAN = "noise pre-scan"
 COIL_LOSS = 1e-3
-FOLDED = 0.25
-"""Largest share of the object with a second set of sensitivities that is reconstructed. In simulation, heads twice as
-wide as the field of view have 0.14 to 0.40, objects that reach its edges up to 0.2, and heads well inside it none. The
-output gate holds more than 0.05."""
 FINEST = 1e-3
 """Least noise over the image's 99th percentile.
 
@@ -48,11 +41,12 @@ _OUTSIDE = "outer k-space and edges of the field of view"
 class Problem:
     """Prepared k-space: white noise of known level, few coils with maps, images with a 99th percentile near one.
 
-    ``A``, ``y`` (slice, coil, a, b); ``sigma_y`` (slice,). ``gain`` (slice, a, b) turns images back into the units of
-    the samples: the root sum of squares of the coils as they were before whitening. ``noise_sd`` is the mean noise sd
-    of a component before whitening; ``maps_from`` and ``noise_from`` say where maps and noise level come from.
-    ``coil_loss``: largest share of the local energy that the compression of the coils loses; ``folded_share``: largest
-    share of the object, in any slice, in which two places fold into one; None where ESPIRiT did not estimate the maps.
+    ``A``, ``y`` (slice, coil, a, b); ``sigma_y`` (slice,). ``gain`` (slice, a, b), or (slice, set, set, a, b), turns
+    images into the units of the samples (:meth:`in_units`). ``noise_sd`` is the mean noise sd of a component before
+    whitening; ``maps_from`` and ``noise_from`` say where maps and noise level come from. ``coil_loss``: largest share
+    of the local energy that the compression of the coils loses; ``folded_share``: largest share of the object, in any
+    slice, in which two places fold into one; ``unexplained_share``: largest share of the local energy of the coils that
+    the maps do not explain. The last two are None where ESPIRiT did not estimate the maps.
     """
 
     A: Fourier
@@ -64,10 +58,19 @@ class Problem:
     noise_from: str
     coil_loss: float = 0.0
     folded_share: float | None = None
+    unexplained_share: float | None = None
 
     @property
     def noise_is_known(self) -> bool:
         return self.noise_from == PRESCAN
+
+    def in_units(self, x: Tensor) -> Tensor:
+        """Return images (slice, [set,] a, b) in the units of the samples.
+
+        Their magnitude is the root sum of squares of the coils' images as received, as if k-space were complete. Where
+        places fold into one, it is thus that of the wrapped image that a scanner shows.
+        """
+        return torch.einsum("smnab,snab->smab", self.gain.to(x.dtype), x) if self.A.sets > 1 else self.gain * x
 
     def slices(self, start: int, stop: int) -> Problem:
         part = slice(start, stop)
@@ -91,21 +94,6 @@ class Problem:
         """Return the problem with every slice repeated n times."""
         y, sigma_y, gain = (t.repeat_interleave(n, 0) for t in (self.y, self.sigma_y, self.gain))
         return replace(self, A=self.A.repeat(n), y=y, sigma_y=sigma_y, gain=gain)
-
-
-@dataclass(frozen=True)
-class _CoilModel:
-    """Coils as they are used: ``W`` (virtual, coil) whitens and compresses, ``maps`` (slice, virtual, a, b).
-
-    ``U`` (coil, virtual) turns virtual coils back into the coils as received: U = L M^H for W = M L^-1, M M^H = I.
-    """
-
-    W: Tensor
-    U: Tensor
-    maps: Tensor
-    maps_from: str
-    folded_share: float | None
-    loss: float
 
 
 def check_acquisition(images: Sequence[KSpace]) -> None:
@@ -205,14 +193,14 @@ def _has_noise_covariance(k: KSpace) -> bool:
 
 
 def _check_calibration(k: KSpace) -> None:
-    if min(_calibration_sides(k)) < 4:
+    if min(calibration_sides(k)) < 4:
         raise Refused(
-            f"k-space: only {min(_calibration_sides(k))} calibration lines for several coils; at least 4 are needed"
+            f"k-space: only {min(calibration_sides(k))} calibration lines for several coils; at least 4 are needed"
         )
     ranges = zip(k.calibration or (), k.mask.shape[1:], strict=True)
     if any(start < 0 or stop > n for (start, stop), n in ranges):
         raise Refused(f"k-space: calibration lines {k.calibration} lie outside the matrix {k.mask.shape[1:]}")
-    (a0, a1), (b0, b1) = _calibration_block(k)
+    (a0, a1), (b0, b1) = find_block(k)
     if not k.mask[:, a0:a1, b0:b1].all():
         raise Refused(f"k-space: the calibration block {k.calibration} was not fully sampled")
 
@@ -234,9 +222,9 @@ def prepare_acquisition(images: Sequence[KSpace], *, coil_loss: float = COIL_LOS
     """
     map_source = _choose_map_source(images)
     found = {id(k): _noise_covariance(k) for k in images}
-    shared = _make_coil_model(map_source, coil_loss, found[id(map_source)][0])
+    shared = make_coil_model(map_source, coil_loss, found[id(map_source)][0])
     models = [
-        shared if _share_coil_maps(k, map_source) else _make_coil_model(k, coil_loss, found[id(k)][0]) for k in images
+        shared if _share_coil_maps(k, map_source) else make_coil_model(k, coil_loss, found[id(k)][0]) for k in images
     ]
     return [_make_problem(k, model, *found[id(k)]) for k, model in zip(images, models, strict=True)]
 
@@ -248,7 +236,7 @@ def _choose_map_source(images: Sequence[KSpace]) -> KSpace:
 def _calibration_energy(k: KSpace) -> float:
     if k.calibration is None:
         return 0.0
-    return float((np.abs(_crop_to_calibration(k, k.samples)).astype(np.float64) ** 2).sum())
+    return float((np.abs(crop_to_calibration(k, k.samples)).astype(np.float64) ** 2).sum())
 
 
 def _share_coil_maps(k: KSpace, other: KSpace) -> bool:
@@ -257,20 +245,7 @@ def _share_coil_maps(k: KSpace, other: KSpace) -> bool:
     return same_samples and k.encoded_fov_mm == other.encoded_fov_mm and k.grid.matches(other.grid)
 
 
-def _make_coil_model(k: KSpace, coil_loss: float, covariance: Tensor) -> _CoilModel:
-    y = torch.from_numpy(k.samples)
-    W = coils.whitening_matrix(covariance)
-    y = coils.combine_coils(W, y)
-    U, loss = torch.linalg.inv(W), 0.0
-    if y.shape[1] > 1:
-        calibration = _crop_to_calibration(k, y)
-        M = coils.compression_matrix(calibration, loss=coil_loss)
-        loss = coils.compression_loss(M, calibration)
-        y, W, U = coils.combine_coils(M, y), M @ W, U @ M.conj().T
-    return _CoilModel(W, U, *_estimate_maps(k, y), loss)
-
-
-def _make_problem(k: KSpace, coil_model: _CoilModel, covariance: Tensor, noise_from: str) -> Problem:
+def _make_problem(k: KSpace, coil_model: CoilModel, covariance: Tensor, noise_from: str) -> Problem:
     """Return the problem of one image.
 
     Whitened by another image's noise, this image's noise is still white; its level follows its bandwidth and averages.
@@ -281,28 +256,20 @@ def _make_problem(k: KSpace, coil_model: _CoilModel, covariance: Tensor, noise_f
     level = _signal_level(A, y)
     if not float(level.max()) > 0:
         raise Refused("k-space: no slice holds a signal that exceeds the noise")
-    gain = level[:, None, None] * _unwhitened_rss(coil_model.U, maps)
+    gain = coil_model.gain()
     physical = float(covariance.diagonal().real.mean().sqrt())
     return Problem(
         A,
         y / level[:, None, None, None],
         (sigma / level).clamp_min(FINEST),
-        gain,
+        per_element(level, gain) * gain,
         physical,
         coil_model.maps_from,
         noise_from,
         coil_model.loss,
         coil_model.folded_share,
+        coil_model.unexplained_share,
     )
-
-
-def _unwhitened_rss(U: Tensor, maps: Tensor) -> Tensor:
-    """Return sqrt(sum_c |(U S)_c|^2), by which normalising the maps has divided, in the coils as received.
-
-    Whitening with correlated noise changes the sum of squares from place to place, which would shade the image. U is
-    not the pseudo-inverse of W: that is the shortest of all coil vectors with the same virtual ones, so it darkens.
-    """
-    return coils.combine_coils(U, maps).abs().pow(2).sum(dim=1).sqrt()
 
 
 def _noise_covariance(k: KSpace) -> tuple[Tensor, str]:
@@ -337,62 +304,8 @@ def _widest_block(k: KSpace) -> tuple[slice, slice] | None:
     return (block[0], block[1]) if part.size and part.all() else None
 
 
-def _calibration_sides(k: KSpace) -> tuple[int, int]:
-    if k.calibration is None:
-        return 0, 0
-    (a0, a1), (b0, b1) = k.calibration
-    return min(a1 - a0, CALIBRATION), min(b1 - b0, CALIBRATION)
-
-
-def _calibration_block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the used part of the calibration block: centred, at most CALIBRATION on a side."""
-    ranges = []
-    for n, side, (start, stop) in zip(k.samples.shape[2:], _calibration_sides(k), k.calibration or (), strict=True):
-        first = min(max(n // 2 - side // 2, start), stop - side)
-        ranges.append((first, first + side))
-    return ranges[0], ranges[1]
-
-
-def _crop_to_calibration(k: KSpace, y: Any) -> Any:
-    """Return the part of ``y``, an array or tensor (..., a, b), in the calibration block."""
-    (a0, a1), (b0, b1) = _calibration_block(k)
-    return y[..., a0:a1, b0:b1]
-
-
-def _estimate_maps(k: KSpace, y: Tensor) -> tuple[Tensor, str, float | None]:
-    """Return the maps, their source, and the share of the object that folds over itself, if known. Raises Refused."""
-    shape = (y.shape[2], y.shape[3])
-    if y.shape[1] == 1:
-        return torch.ones(len(y), 1, *shape, dtype=torch.complex64), "one coil", None
-    block, calibration = _calibration_block(k), _crop_to_calibration(k, y)
-    if min(_calibration_sides(k)) >= MIN_CALIBRATION:
-        found = [coils.estimate_espirit_sets(c, shape) for c in calibration]
-        folded_share = _measure_folding(found, coils.estimate_calibration_rss(calibration, shape, block))
-        return torch.stack([one.maps[0] for one in found]), "ESPIRiT", folded_share
-    maps = torch.stack([coils.estimate_low_pass_maps(c, shape, block) for c in calibration])
-    return maps, "low-pass calibration images", None
-
-
-def _measure_folding(found: Sequence[coils.Espirit], rss: Tensor) -> float:
-    """Return the largest share of the object, in any slice, in which two sets of sensitivities explain the calibration
-    data. Raises Refused above FOLDED.
-    """
-    largest = 0.0
-    for n, (one, image) in enumerate(zip(found, rss, strict=True)):
-        inside = image > 0.1 * torch.quantile(image, 0.99)
-        share = float((one.values[1] > coils.CROP)[inside].float().mean())
-        largest = max(largest, share)
-        if share > FOLDED:
-            raise Refused(
-                f"k-space: the object is larger than the field of view: in {100 * share:.0f} % of it in slice {n + 1} "
-                f"of {len(found)} the coils show two places that fold into one (second ESPIRiT eigenvalue above "
-                f"{coils.CROP:g})"
-            )
-    return largest
-
-
 def _signal_level(A: Fourier, y: Tensor) -> Tensor:
     """Return the 99th percentile of |x| per slice of a regularised CG-SENSE image, at least a fifth of the largest."""
     x = classical.cg_sense(A, y, ridge=0.05, iterations=8)
-    level = torch.quantile(x.abs().flatten(1), 0.99, dim=1)
+    level = torch.quantile(magnitude(x).flatten(1), 0.99, dim=1)
     return level.clamp_min(0.2 * float(level.max()))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model_zoo import adaptation, classical, coupling, samplers, uncertainty
 from model_zoo.operators import Fourier
-from pipelines.contract import KSpace
+from pipelines.contract import KSpace, Refused
 from pipelines.encoding import COIL_LOSS, Problem
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def is_volume(k: KSpace) -> bool:
 
 
 def estimate_slices(problem: Problem, model: Model, options: Options) -> Tensor:
-    """Return the scaled posterior mean (slice, a, b): annealed without injected noise, then data-consistent."""
+    """Return the scaled posterior mean (slice, [set,] a, b): annealed without injected noise, then data-consistent."""
     D, A, y = _restrict_to_support(model.denoiser, problem.A), problem.A, problem.y
     correct = samplers.make_correction(A, y, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data)
     x = samplers.anneal(D, _mean_sigmas(options), classical.cg_sense(A, y, ridge=0.05), correct)
@@ -156,8 +156,13 @@ def estimate_slices(problem: Problem, model: Model, options: Options) -> Tensor:
 def estimate_volume(problem: Problem, model: Model, options: Options) -> Tensor:
     """Return the estimate as :func:`estimate_slices` does, with total variation across the slices.
 
-    The denoiser sees ``options.batch`` slices at a time.
+    The denoiser sees ``options.batch`` slices at a time. Raises Refused for several sets of maps: how the sets divide
+    an image differs from slice to slice, so that their images cannot be compared.
     """
+    if problem.A.sets > 1:
+        raise Refused(
+            "k-space: slices cannot be coupled where the object is larger than the field of view: set across_slices = 0"
+        )
     ones = [problem.slices(i, i + 1) for i in range(len(problem.y))]
     start = torch.cat([classical.cg_sense(one.A, one.y, ridge=0.05) for one in ones])
     D = coupling.Differences(coupling.slice_factors(start, problem.gain))
@@ -213,7 +218,7 @@ def _enforce_data(problem: Problem, x: Tensor, measured: str) -> Tensor:
 
 
 def count_evaluations(options: Options) -> int:
-    """Return the calls of the denoiser per slice, without those of an adaptation."""
+    """Return the calls of the denoiser per image of a slice, without those of an adaptation."""
     n = options.steps
     each = {"dds": n, "adadiff": n, "dps": n, "score_mri": 2 * n - 1, "ald": 3 * n + 1}[options.solver]
     return _mean_steps(options) + options.samples * each

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_zoo import uncertainty
-from model_zoo.operators import centred_fft
+from model_zoo.operators import centred_fft, magnitude
 from pipelines.codes import LOW_CONFIDENCE, SPATIAL, STANDARD_DEVIATION
 from pipelines.contract import (
     Case,
@@ -63,7 +63,7 @@ __all__ = ["PIPELINE", "find_low_confidence", "interpolate", "run"]
 
 
 def interpolate(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
-    """Evaluate images (slice, a, b) over ``fov_mm`` at the pixels of ``grid``: crop, and zero-fill interpolation.
+    """Evaluate images (slice, [set,] a, b) of ``fov_mm`` at the pixels of ``grid``: crop, and zero-fill interpolation.
 
     x(r) = sum_k X_k exp(2 pi i k r / fov), exact for any pixel size; pixel n // 2 of either grid is the same point.
     Amplitudes are those of the object, whatever the matrix.
@@ -71,7 +71,7 @@ def interpolate(x: Tensor, fov_mm: tuple[float, float], grid: Grid) -> Tensor:
     X = centred_fft(x)
     rows = _interpolation(X.shape[-2], fov_mm[0], grid.shape[1], grid.spacing_mm[1])
     columns = _interpolation(X.shape[-1], fov_mm[1], grid.shape[2], grid.spacing_mm[2])
-    result: Tensor = torch.einsum("ja,sab,ib->sji", rows, X, columns)
+    result: Tensor = torch.einsum("ja,...ab,ib->...ji", rows, X, columns)
     return result
 
 
@@ -148,7 +148,7 @@ def _reconstruct_image(
     progress(0.95, "findings")
     image = Volume(torch.stack([s.image for s in slices]).numpy(), k.grid)
     sd = Volume(uncertainty.pool_sd(torch.stack([s.sd for s in slices]).numpy(), _encoded_pixel(k)), k.grid)
-    calls = count_evaluations(options) + adaptation_calls / len(slices)
+    calls = problem.A.sets * count_evaluations(options) + adaptation_calls / len(slices)
     fit = [*_measurements(k, problem, calls, [s.chi_square for s in slices]), *extra]
     return [*_findings(k, image, sd, options), *(replace(m, group=k.label) for m in fit)]
 
@@ -180,7 +180,7 @@ def _sample_magnitudes(one: Problem, k: KSpace, model: Model, options: Options, 
 
 def _to_delivered_grid(problem: Problem, x: Tensor, k: KSpace) -> Tensor:
     """Return the magnitude on the delivered grid in physical units, float32 (slice, j, i)."""
-    return interpolate((x * problem.gain).cpu(), k.encoded_fov_mm, k.grid).abs()
+    return magnitude(interpolate(problem.in_units(x).cpu(), k.encoded_fov_mm, k.grid))
 
 
 def _derive_seed(seed: int, index: int) -> int:
@@ -235,8 +235,8 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
             "Mean squared residual of the measured samples over their noise variance: 1 is within the noise, 0 exact",
         ),
         Measurement("chi-square, worst slice", float(max(chi_square, key=lambda c: abs(np.log(max(c, 1e-9))))), "1"),
-        Measurement("scale", float(problem.gain.amax(dim=(1, 2)).mean()), "1", "What the prior saw as one"),
-        Measurement("coils used", float(problem.y.shape[1]), "1", f"Maps: {problem.maps_from}"),
+        Measurement("scale", float(problem.gain.abs().flatten(1).amax(dim=1).mean()), "1", "What the prior saw as one"),
+        Measurement("coils used", float(problem.y.shape[1]), "1", f"Maps: {_describe_maps(problem)}"),
         Measurement(
             "coil compression loss", problem.coil_loss, "1",
             "Largest share of the local energy of the coils' calibration images, beyond noise, that fewer coils lose",
@@ -245,7 +245,14 @@ def _measurements(k: KSpace, problem: Problem, calls: float, chi_square: list[fl
     if problem.folded_share is not None:
         meaning = "Largest share of the object in a slice in which two places fold into one (second ESPIRiT eigenvalue)"
         measurements.append(Measurement("folded share", problem.folded_share, "1", meaning))
+    if problem.unexplained_share is not None:
+        meaning = "Largest share of the local energy of the coils' calibration images, beyond noise, outside the maps"
+        measurements.append(Measurement("unexplained coil energy", problem.unexplained_share, "1", meaning))
     return measurements
+
+
+def _describe_maps(problem: Problem) -> str:
+    return problem.maps_from if problem.A.sets == 1 else f"{problem.maps_from}, {problem.A.sets} sets (soft SENSE)"
 
 
 def _measure_adaptation(how: Adaptation) -> list[Measurement]:
@@ -259,7 +266,7 @@ def _measure_adaptation(how: Adaptation) -> list[Measurement]:
     ]  # fmt: skip
 
 
-_OF_THE_WORST_IMAGE = ("chi-square", "coil compression loss", "folded share")
+_OF_THE_WORST_IMAGE = ("chi-square", "coil compression loss", "unexplained coil energy")
 
 
 def _worst_fit(findings: Sequence[Finding]) -> list[Finding]:

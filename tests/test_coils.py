@@ -108,8 +108,7 @@ def test_noise_alone_is_no_loss() -> None:
 
 def test_two_sets_are_orthogonal_and_explain_an_object_that_folds_over_itself() -> None:
     S, x, _ = simulate_coils()
-    received = S * x
-    folded = received[..., 24:72] + torch.cat([received[..., 72:], received[..., :24]], dim=-1)
+    folded = fold(S * x)
     found = coils.estimate_espirit_sets(centre(centred_fft(folded) + 0.002 * randn(6, 96, 48)), (96, 48))
     both = (found.values[1] > 0.95) & (folded.abs().pow(2).sum(0) > 0)
     assert int(both.sum()) > 100
@@ -120,6 +119,25 @@ def test_two_sets_are_orthogonal_and_explain_an_object_that_folds_over_itself() 
     one = image - first * (first.conj() * image).sum(0)
     assert float(torch.linalg.vector_norm(rest)) < 0.1 * float(torch.linalg.vector_norm(image))
     assert float(torch.linalg.vector_norm(rest)) < 0.3 * float(torch.linalg.vector_norm(one))
+
+
+def fold(received: Tensor) -> Tensor:
+    """Return images (coil, a, 96) as a field of view of 48 pixels shows them."""
+    return received[..., 24:72] + torch.cat([received[..., 72:], received[..., :24]], dim=-1)
+
+
+def test_energy_outside_the_maps_shows_a_fold_that_they_do_not_explain_and_no_noise() -> None:
+    S, x, _ = simulate_coils()
+    y = 1e3 * centred_fft(fold(S * x)) + randn(6, 96, 48)
+    calibration, shape, block = centre(y), (96, 48), ((36, 60), (12, 36))
+    images = coils.make_low_pass_images(calibration, shape, block)[None]
+    maps = coils.estimate_espirit_sets(calibration, shape).maps[None]
+    variance = coils.low_pass_variance(shape, block)
+    assert float(coils.measure_unexplained(maps[:, 0], images, variance)) > 0.5
+    assert float(coils.measure_unexplained(maps, images, variance)) < 0.05
+    silence = coils.make_low_pass_images(randn(6, 24, 24, seed=3), shape, block)[None]
+    assert float(silence.abs().pow(2).mean()) == pytest.approx(variance, rel=0.1)
+    assert float(coils.measure_unexplained(maps, silence, variance)) < 0.05
 
 
 def test_an_object_inside_the_field_of_view_has_one_set() -> None:

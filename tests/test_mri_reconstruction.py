@@ -52,7 +52,7 @@ def truth(slices: int = 2) -> torch.Tensor:
 def acquire(coils: int = 4, noise_sd: float = 3.0, acceleration: float = 2.0, prescan: bool = True) -> KSpace:
     """Return undersampled k-space of two slices of a phantom with ``coils`` smooth coils."""
     x = truth()
-    y = centred_fft(_maps(coils) * x[:, None])
+    y = centred_fft(receive_maps(coils) * x[:, None])
     y = y + noise_sd * randn(*y.shape, seed=2)
     mask = masks.gaussian_1d(SHAPE, acceleration, 16, np.random.default_rng(3))
     full_mask = np.broadcast_to(mask, (len(x), *SHAPE)).copy()
@@ -67,7 +67,7 @@ def acquire(coils: int = 4, noise_sd: float = 3.0, acceleration: float = 2.0, pr
     )
 
 
-def _maps(coils: int) -> torch.Tensor:
+def receive_maps(coils: int) -> torch.Tensor:
     if coils == 1:
         return torch.ones(1, 1, *SHAPE, dtype=torch.complex64)
     a, b = torch.meshgrid(torch.linspace(-1, 1, SHAPE[0]), torch.linspace(-1, 1, SHAPE[1]), indexing="ij")
@@ -250,6 +250,7 @@ def test_folding_is_measured_only_where_espirit_can_see_it() -> None:
         {f.name for f in reconstruct(acquire(coils, prescan=False)) if isinstance(f, Measurement)} for coils in (1, 4)
     ]
     assert ["folded share" in each for each in names] == [False, True]
+    assert ["unexplained coil energy" in each for each in names] == [False, True]
 
 
 def test_without_a_noise_scan_the_level_comes_from_the_data_and_the_result_says_so() -> None:
@@ -358,7 +359,7 @@ def test_partial_fourier_without_any_noise_is_reconstructed(rows: slice) -> None
     """The noise found in such data is the rounding of single precision, which no solver can reach."""
     mask = np.zeros((2, *SHAPE), np.bool_)
     mask[:, rows] = True
-    y = centred_fft(_maps(4) * truth()[:, None]).numpy()
+    y = centred_fft(receive_maps(4) * truth()[:, None]).numpy()
     k = replace(
         acquire(prescan=False),
         samples=(y * mask[:, None]).astype(np.complex64),

@@ -19,6 +19,7 @@ def reconstruct_zero_filled(kspace: KSpace, grid: Grid, plane: ReportPlane) -> N
     Returns None where the slice cannot be prepared alone, as with coil maps of another image.
     """
     from model_zoo import classical
+    from model_zoo.operators import magnitude
     from pipelines.encoding import prepare_image
     from pipelines.mri_reconstruction import interpolate
 
@@ -30,6 +31,6 @@ def reconstruct_zero_filled(kspace: KSpace, grid: Grid, plane: ReportPlane) -> N
         problem = prepare_image(one)
     except Refused:
         return None
-    image = classical.zero_filled(problem.A, problem.y) * problem.gain
-    values = interpolate(image, one.encoded_fov_mm, one.grid).abs().numpy()
+    image = problem.in_units(classical.zero_filled(problem.A, problem.y))
+    values = magnitude(interpolate(image, one.encoded_fov_mm, one.grid)).numpy()
     return sample_on_plane(values, one.grid, plane)

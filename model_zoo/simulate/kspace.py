@@ -56,7 +56,7 @@ def simulate_scan(
     snr: float = 25.0,
     contrast: str = "t2w",
     seed: int = 0,
-    folded: bool = False,
+    folds: int = 1,
     noise_spread: float = 1.0,
     noise_correlation: float = 1.0,
 ) -> SimulatedScan:
@@ -65,15 +65,15 @@ def simulate_scan(
     ``snr``: white-matter signal over the standard deviation of one component of the noise in the fully sampled,
     coil-combined image. ``contrast``: "t1w" (MPRAGE), "t2w", "flair", "pd". Raises KeyError for another.
 
-    ``folded``: an object wider than the field of view along b folds over, up to twice the field; the reference is then
-    the root sum of squares of the coil images without noise. ``noise_spread``: the coils' noise sd is drawn
+    ``folds``: number of fields of view along b that are simulated; what lies beyond one folds over. The reference is
+    then the root sum of squares of the coil images without noise. ``noise_spread``: the coils' noise sd is drawn
     log-uniformly between one and this factor. ``noise_correlation`` multiplies the correlation of neighbouring coils;
     above 1.6 the covariance may be singular.
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     signal = _compute_signal(contrast)
-    wide = (shape[0], 2 * shape[1]) if folded else shape
+    wide = (shape[0], folds * shape[1])
     fine = (round(wide[0] * FINER), round(wide[1] * FINER))
     fine_mm = (pixel_mm * wide[0] / fine[0], pixel_mm * wide[1] / fine[1])
     tissue = anatomy.read_tissue_map(subject)
@@ -91,8 +91,8 @@ def simulate_scan(
         images.append(crop_kspace(complex_x, wide))
         coil_images.append(crop_kspace(maps * complex_x, wide))
     reference, received = torch.stack(images), torch.stack(coil_images)
-    if folded:
-        received = _fold(received)
+    if folds > 1:
+        received = _fold(received, folds)
         reference = received.abs().pow(2).sum(dim=1).sqrt() + 0j
     white = float(signal[list(TISSUES).index("white matter")])
     covariance = _draw_covariance(coils, rng, noise_correlation) * 2 * (white / snr) ** 2
@@ -136,14 +136,16 @@ def _draw_white_noise(shape: tuple[int, ...], rng: np.random.Generator) -> NDArr
     return np.asarray((rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2))
 
 
-def _fold(x: torch.Tensor) -> torch.Tensor:
-    """Return images (..., a, 2 b) as a field of view of b pixels shows them: every second sample along k_b.
+def _fold(x: torch.Tensor, folds: int) -> torch.Tensor:
+    """Return images (..., a, folds b) as a field of view of b pixels shows them: every ``folds``-th sample along k_b.
 
-    x_folded[j] = x[j + b // 2] + x[j + b // 2 + b], indices modulo 2 b: pixel b // 2 stays the centre.
+    Pixels b apart add up, and the centre stays the centre.
     """
-    b = x.shape[-1] // 2
-    k = centred_fft(x)[..., b % 2 :: 2]
-    return centred_ifft(k) * 2**0.5
+    n = x.shape[-1]
+    b = n // folds
+    k = centred_fft(x)[..., n // 2 - folds * (b // 2) :: folds]
+    folded: torch.Tensor = centred_ifft(k) * folds**0.5
+    return folded
 
 
 def _draw_covariance(coils: int, rng: np.random.Generator, correlation: float) -> NDArray[np.complex128]:

@@ -195,7 +195,9 @@ RECIPE = Recipe(
                 {"fact": "acceleration", "between": [1, 16], "otherwise": "hold"},
             ]
         },
-        "output_limits": {"hold_above": {"chi-square": 4.0, "coil compression loss": 0.002, "folded share": 0.05}},
+        "output_limits": {
+            "hold_above": {"chi-square": 4.0, "coil compression loss": 0.002, "unexplained coil energy": 0.1}
+        },
         "units": "1 (relative to the 99th percentile of the magnitude)",
         "data_licence": "SynthSeg label maps: Apache-2.0; no image data",
     },

@@ -1,0 +1,142 @@
+"""Coils as a reconstruction uses them: whitened, compressed, with one set of sensitivity maps or two.
+
+Where the object is larger than the field of view, two places fold into one voxel, each with its own sensitivities. Two
+sets of maps then explain the data (soft SENSE, Uecker 2014), with an image each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_zoo import coils
+from pipelines.contract import KSpace, Refused
+
+__all__ = ["MIN_CALIBRATION", "CoilModel", "calibration_sides", "crop_to_calibration", "find_block", "make_coil_model"]
+
+CALIBRATION = 24
+"""Largest side of the calibration block used; ESPIRiT needs at least MIN_CALIBRATION."""
+MIN_CALIBRATION = 12
+SETS = 2
+LEAST_FOLDED = 0.002
+"""Share of the object with a second set of sensitivities from which on two sets are used."""
+MOST_UNEXPLAINED = 0.5
+"""Largest share of the local energy of the coils outside the maps that is reconstructed.
+
+In simulation it is 0.01 to 0.04 where at most two places fold into a voxel. Where three do, it is 0.6 to 0.9 for
+calibration blocks of 24 x 24; for smaller ones, from 0.03 on, with a chi-square above 4. The output gate holds more
+than 0.1."""
+
+
+@dataclass(frozen=True)
+class CoilModel:
+    """Coils as they are used: ``W`` (virtual, coil) whitens and compresses, ``maps`` (slice, [set,] virtual, a, b).
+
+    ``U`` (coil, virtual) turns virtual coils back into the coils as received: U = L M^H for W = M L^-1, M M^H = I.
+    ``loss``: largest share of the local energy that the compression loses.
+    """
+
+    W: Tensor
+    U: Tensor
+    loss: float
+    maps: Tensor
+    maps_from: str
+    folded_share: float | None = None
+    unexplained_share: float | None = None
+
+    def gain(self) -> Tensor:
+        """Return what turns images into those of the coils as received: (slice, a, b), or (slice, set, set, a, b).
+
+        For one set it is sqrt(sum_c |(U S)_c|^2), by which normalising the maps has divided. For several sets it is the
+        square root of the Hermitian matrix K_mn = sum_c conj(U S_m)_c (U S_n)_c: the root sum of squares over the sets
+        of K^(1/2) x is that of the coils' images sum_m U S_m x_m.
+
+        Whitening with correlated noise changes the sum of squares from place to place, which would shade the image. U
+        is not the pseudo-inverse of W: that is the shortest of all coil vectors with the same virtual ones, so it
+        darkens.
+        """
+        received = coils.combine_coils(self.U, self.maps)
+        if self.maps.ndim == 4:
+            return received.abs().pow(2).sum(dim=1).sqrt()
+        K = torch.einsum("smcab,sncab->sabmn", received.conj(), received)
+        values, V = torch.linalg.eigh(K)
+        root = (V * values.clamp_min(0).sqrt()[..., None, :]) @ V.mH
+        gain: Tensor = root.movedim((-2, -1), (1, 2))
+        return gain
+
+
+def make_coil_model(k: KSpace, coil_loss: float, covariance: Tensor) -> CoilModel:
+    """Return the coils of ``k``: noise of ``covariance`` whitened, compressed at a loss of at most ``coil_loss``."""
+    y = torch.from_numpy(k.samples)
+    W = coils.whitening_matrix(covariance)
+    U = torch.linalg.inv(W)
+    if y.shape[1] == 1:
+        maps = torch.ones(len(y), 1, *y.shape[2:], dtype=torch.complex64)
+        return CoilModel(W, U, 0.0, maps, "one coil")
+    calibration = coils.combine_coils(W, crop_to_calibration(k, y))
+    M = coils.compression_matrix(calibration, loss=coil_loss)
+    loss = coils.compression_loss(M, calibration)
+    calibration, W, U = coils.combine_coils(M, calibration), M @ W, U @ M.conj().T
+    return CoilModel(W, U, loss, *_estimate_maps(k, calibration))
+
+
+def calibration_sides(k: KSpace) -> tuple[int, int]:
+    """Return the sides of the used part of the calibration block."""
+    if k.calibration is None:
+        return 0, 0
+    (a0, a1), (b0, b1) = k.calibration
+    return min(a1 - a0, CALIBRATION), min(b1 - b0, CALIBRATION)
+
+
+def find_block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the used part of the calibration block: centred, at most CALIBRATION on a side."""
+    ranges = []
+    for n, side, (start, stop) in zip(k.samples.shape[2:], calibration_sides(k), k.calibration or (), strict=True):
+        first = min(max(n // 2 - side // 2, start), stop - side)
+        ranges.append((first, first + side))
+    return ranges[0], ranges[1]
+
+
+def crop_to_calibration(k: KSpace, y: Any) -> Any:
+    """Return the part of ``y``, an array or tensor (..., a, b), in the calibration block."""
+    (a0, a1), (b0, b1) = find_block(k)
+    return y[..., a0:a1, b0:b1]
+
+
+def _estimate_maps(k: KSpace, calibration: Tensor) -> tuple[Tensor, str, float | None, float | None]:
+    """Return the maps, their source, and the shares of the object that fold and that the maps do not explain."""
+    shape, block = (k.samples.shape[2], k.samples.shape[3]), find_block(k)
+    if min(calibration_sides(k)) < MIN_CALIBRATION:
+        maps = torch.stack([coils.estimate_low_pass_maps(c, shape, block) for c in calibration])
+        return maps, "low-pass calibration images", None, None
+    found = [coils.estimate_espirit_sets(c, shape, count=SETS) for c in calibration]
+    images = coils.make_low_pass_images(calibration, shape, block)
+    folded_share = _measure_folding(found, images)
+    maps = torch.stack([one.maps for one in found])
+    maps = maps if folded_share > LEAST_FOLDED else maps[:, 0]
+    return maps, "ESPIRiT", folded_share, _measure_unexplained(maps, images, coils.low_pass_variance(shape, block))
+
+
+def _measure_folding(found: Sequence[coils.Espirit], images: Tensor) -> float:
+    """Return the largest share of the object, in any slice, in which two sets explain the calibration data."""
+    second = torch.stack([one.values[1] for one in found]) > coils.CROP
+    inside = coils.find_object(images)
+    return float(((second & inside).flatten(1).sum(dim=1) / inside.flatten(1).sum(dim=1).clamp_min(1)).max())
+
+
+def _measure_unexplained(maps: Tensor, images: Tensor, variance: float) -> float:
+    """Return the largest share of the coils' energy that the maps do not explain. Raises Refused above
+    MOST_UNEXPLAINED.
+    """
+    shares = coils.measure_unexplained(maps, images, variance)
+    worst = int(shares.argmax())
+    if shares[worst] > MOST_UNEXPLAINED:
+        raise Refused(
+            f"k-space: the coils' maps do not explain {100 * float(shares[worst]):.0f} % of the local energy in slice "
+            f"{worst + 1} of {len(shares)}: more than {SETS} places fold into one, or the calibration lines are damaged"
+        )
+    return float(shares[worst])
