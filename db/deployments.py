@@ -1,7 +1,8 @@
 """Versions of models that pipelines use; rows are ended, never changed, so that they are the history, too.
 
-A pipeline has at most one version in force of each mode. A study's share is chosen by a hash of its UID: the same study
-is always on the same side, and a larger percentage takes the same studies and further ones.
+A pipeline has at most one version in force of each mode. Without a current one it uses the default version of its
+bundle, beside which a shadow and a share work, too. A study's share is chosen by a hash of its UID: the same study is
+always on the same side, and a larger percentage takes the same studies and further ones.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from db.models import Deployment, Job
 from db.states import DeploymentMode, InvalidTransition, JobState
 
 __all__ = [
+    "DEFAULT",
     "Choice",
     "Version",
     "choose",
     "deploy",
+    "end_shadow",
     "find_current_by_bundle",
     "find_in_force",
+    "find_reference",
     "format_model",
     "is_in_share",
     "list_history",
@@ -40,6 +44,10 @@ class Version:
 
     model: str
     digest: str
+
+
+DEFAULT = Version("", "")
+"""The default version of a pipeline's bundle, which no deployment names; the node knows which it is."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +97,25 @@ def is_in_share(pipeline: str, study_uid: str, percent: float) -> bool:
 
 
 def choose(session: Session, pipeline: str, study_uid: str) -> Choice | None:
-    """Return the versions for the study; None where no version was ever deployed for the pipeline."""
+    """Return the versions for the study; None where no version is deployed for the pipeline."""
     rows = find_in_force(session, pipeline)
-    current, share = rows.get(DeploymentMode.CURRENT), rows.get(DeploymentMode.SHARE)
-    if current is None:
+    if not rows:
         return None
-    shared = share is not None and is_in_share(pipeline, study_uid, share.percent or 0.0)
-    used = _version(share if shared and share is not None else current)
+    share = rows.get(DeploymentMode.SHARE)
+    is_shared = share is not None and is_in_share(pipeline, study_uid, share.percent or 0.0)
+    used = _version(share if is_shared else rows.get(DeploymentMode.CURRENT))
     shadow = rows.get(DeploymentMode.SHADOW)
     compared = _version(shadow) if shadow is not None else None
     return Choice(used, compared if compared != used else None)
+
+
+def find_reference(session: Session, job: Job) -> Version | None:
+    """Return the current version, with which the result of a job of a share is compared; None for other jobs."""
+    rows = find_in_force(session, job.pipeline)
+    share = rows.get(DeploymentMode.SHARE)
+    if share is None or job.shadow_of_id is not None or _version(share) != Version(job.model, job.model_digest):
+        return None
+    return _version(rows.get(DeploymentMode.CURRENT))
 
 
 def find_current_by_bundle(session: Session) -> dict[str, str]:
@@ -124,54 +141,65 @@ def deploy(
 ) -> Deployment:
     """Use that version from the next routed study on. A new current version ends the pipeline's shadow and share.
 
-    Raises InvalidTransition where no current version is deployed, or the version is the current one already.
+    Raises InvalidTransition for a shadow or share of the version that is deployed as the current one.
     """
     rows = find_in_force(session, pipeline, lock=True)
     current = rows.get(DeploymentMode.CURRENT)
-    if mode is not DeploymentMode.CURRENT:
-        if current is None:
-            raise InvalidTransition(
-                f"no version is deployed for {pipeline}: deploy the current one first, then a {mode}"
-            )
-        if (current.name, current.version) == (name, version):
-            raise InvalidTransition(
-                f"{name}@{version} is the current version of {pipeline}: nothing to compare it with"
-            )
+    is_current = current is not None and (current.name, current.version) == (name, version)
+    if mode is not DeploymentMode.CURRENT and is_current:
+        raise InvalidTransition(f"{name}@{version} is the current version of {pipeline}: nothing to compare it with")
     row = Deployment(
         pipeline=pipeline, name=name, version=version, digest=digest, mode=mode, percent=percent, who=who, why=why,
         started_at=now, replaced_id=_before(current, name, version) if mode is DeploymentMode.CURRENT else None,
     )  # fmt: skip
     ended = list(rows.values()) if mode is DeploymentMode.CURRENT else [rows[mode]] if mode in rows else []
-    _replace(session, ended, row, f"{name}@{version} deployed as {mode}", now)
+    _end(session, ended, f"{name}@{version} deployed as {mode}", now)
+    _start(session, row, now)
     return row
 
 
-def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: datetime) -> Deployment:
+def rollback(session: Session, *, pipeline: str, who: str, why: str = "", now: datetime) -> Deployment | None:
     """Take back the newest step: a share, or else the current version, which gives way to the one before.
 
-    A shadow ends with it, and waiting jobs of the version that is withdrawn go to the one in force. Returns what is in
-    force now. Raises InvalidTransition where there is nothing to go back to.
+    A shadow ends with it, and waiting jobs of the version that is withdrawn go to the one in force. Returns the
+    deployment in force now, None for the default version. Raises InvalidTransition without a share and a deployed
+    current version.
     """
     rows = find_in_force(session, pipeline, lock=True)
-    current, share = rows.pop(DeploymentMode.CURRENT, None), rows.pop(DeploymentMode.SHARE, None)
-    if current is None:
+    current, share = rows.get(DeploymentMode.CURRENT), rows.get(DeploymentMode.SHARE)
+    withdrawn = share or current
+    if withdrawn is None:
         raise InvalidTransition(f"no version is deployed for {pipeline}: nothing to go back to")
-    shadow = list(rows.values())
-    reason = f"rolled back by {who}"
-    if share is not None:
-        _end(session, [share, *shadow], reason, now)
-        _reassign(session, share, current, shadow, now)
-        return current
+    shadows = [row for row in rows.values() if row.mode is DeploymentMode.SHADOW]
+    to = current if share is not None else _redeploy_previous(session, withdrawn, who, why, now)
+    _end(session, [withdrawn, *shadows], f"rolled back by {who}", now)
+    if to is not None and to is not current:
+        _start(session, to, now)
+    _reassign(session, withdrawn, _version(to), shadows, now)
+    return to
+
+
+def end_shadow(session: Session, *, pipeline: str, who: str, now: datetime) -> Deployment:
+    """End the shadow of a pipeline, and cancel its waiting jobs. Raises InvalidTransition where there is none."""
+    rows = find_in_force(session, pipeline, lock=True)
+    shadow = rows.get(DeploymentMode.SHADOW)
+    if shadow is None:
+        raise InvalidTransition(f"no shadow version runs beside the current one of {pipeline}")
+    _end(session, [shadow], f"ended by {who}", now)
+    _reassign(session, shadow, _version(rows.get(DeploymentMode.CURRENT)), [shadow], now)
+    return shadow
+
+
+def _redeploy_previous(session: Session, current: Deployment, who: str, why: str, now: datetime) -> Deployment | None:
+    """Return a new deployment of the version before the current one, or None where that was the default version."""
     before = session.get(Deployment, current.replaced_id) if current.replaced_id else None
     if before is None:
-        raise InvalidTransition(f"{format_model(current)} is the first version of {pipeline}: nothing to go back to")
-    row = Deployment(
-        pipeline=pipeline, name=before.name, version=before.version, digest=before.digest, mode=DeploymentMode.CURRENT,
-        who=who, why=why or f"rollback from {format_model(current)}", started_at=now, replaced_id=before.replaced_id,
+        return None
+    return Deployment(
+        pipeline=before.pipeline, name=before.name, version=before.version, digest=before.digest,
+        mode=DeploymentMode.CURRENT, who=who, why=why or f"rollback from {format_model(current)}", started_at=now,
+        replaced_id=before.replaced_id,
     )  # fmt: skip
-    _replace(session, [current, *shadow], row, reason, now)
-    _reassign(session, current, row, shadow, now)
-    return row
 
 
 def _before(current: Deployment | None, name: str, version: str) -> int | None:
@@ -181,12 +209,11 @@ def _before(current: Deployment | None, name: str, version: str) -> int | None:
     return current.replaced_id if (current.name, current.version) == (name, version) else current.id
 
 
-def _version(row: Deployment) -> Version:
-    return Version(format_model(row), row.digest)
+def _version(row: Deployment | None) -> Version:
+    return DEFAULT if row is None else Version(format_model(row), row.digest)
 
 
-def _replace(session: Session, ended: Sequence[Deployment], row: Deployment, reason: str, now: datetime) -> None:
-    _end(session, ended, reason, now)
+def _start(session: Session, row: Deployment, now: datetime) -> None:
     session.flush()  # at most one of a mode is in force, also between two statements
     session.add(row)
     session.flush()
@@ -208,7 +235,7 @@ def _end(session: Session, rows: Sequence[Deployment], reason: str, now: datetim
 
 
 def _reassign(
-    session: Session, withdrawn: Deployment, to: Deployment, shadows: Sequence[Deployment], now: datetime
+    session: Session, withdrawn: Deployment, to: Version, shadows: Sequence[Deployment], now: datetime
 ) -> None:
     """Reassign jobs that have not begun from the withdrawn version to the other; running jobs keep theirs."""
     waiting = select(Job).where(Job.pipeline == withdrawn.pipeline, Job.state == JobState.READY, Job.attempts == 0)
@@ -217,6 +244,6 @@ def _reassign(
             continue  # its shadow has gone with another of these
         if job.shadow_of_id is not None:
             if job.model in {format_model(withdrawn), *map(format_model, shadows)}:
-                jobs.cancel(session, job, reason="its version was rolled back", now=now)
+                jobs.cancel(session, job, reason="its version was withdrawn", now=now)
         elif job.model == format_model(withdrawn) and job.model_digest:  # else the route names that version itself
-            jobs.reassign(session, job, model=format_model(to), digest=to.digest, now=now)
+            jobs.reassign(session, job, model=to.model, digest=to.digest, now=now)

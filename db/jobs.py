@@ -142,7 +142,7 @@ def reassign(session: Session, job: Job, *, model: str, digest: str, now: dateti
     key = _make_key(job.route, job.pipeline, model, job.options, _describe_inputs(session, inputs), None)
     same_job = session.scalar(select(Job.id).where(Job.key == key))
     if same_job is not None:
-        _end(session, job, JobState.CANCELLED, reason=f"job {same_job} has done the same with {model}", now=now)
+        _end(session, job, JobState.CANCELLED, reason=f"job {same_job} has done the same", now=now)
         return
     detail = {"from": job.model, "to": model, "digest": digest, "key": key}
     audit.append(session, subject="jobs", subject_id=job.id, event="model changed", detail=detail, now=now)

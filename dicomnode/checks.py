@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from db import engine as engines
 from db import migrations
+from db.states import DeploymentMode
 from dicomnode import tls
 from dicomnode.config import Config, Peer, Route
 from dicomnode.config.models import ModelsConfig
@@ -27,6 +28,9 @@ from dicomnode.config.worker import WorkerConfig
 from dicomnode.errors import ConfigError, NodeError, NotSent
 from dicomnode.installation import has_torch
 from dicomnode.storage import spool
+
+if TYPE_CHECKING:
+    from dicomnode.deployment.in_use import VersionInUse
 
 __all__ = ["Check", "run"]
 
@@ -78,9 +82,13 @@ def _check_inference(config: Config) -> Iterator[Check]:
     yield _guarded("device", lambda: _check_device(config.worker))
     for name in config.pipelines.site:
         yield _guarded(f"site pipeline {name}", partial(_check_site_pipeline, config, name))
+    yield _guarded("installed models", lambda: _check_installed_models(config))
+    for version in (versions := _list_versions_in_use(config)):
+        yield _guarded(f"{version.mode} model of {version.pipeline}", partial(_check_version_in_use, config, version))
+    current = {version.pipeline: version.model for version in versions if version.mode is DeploymentMode.CURRENT}
     for route in config.routes:
-        yield _guarded(f"route {route.name}", partial(_check_route, config, route))
-    yield _guarded("deployed models", lambda: _check_deployed_models(config))
+        model = route.model or current.get(route.pipeline, "")
+        yield _guarded(f"route {route.name}", partial(_check_route, config, route, model))
 
 
 def _guarded(what: str, check: Callable[[], Check | str]) -> Check:
@@ -308,27 +316,33 @@ def _check_device(worker: WorkerConfig) -> Check | str:
     return f"{worker.device}: {cuda} CUDA devices, {os.cpu_count()} CPU cores, networks in {numbers}"
 
 
-def _check_deployed_models(config: Config) -> Check | str:
-    """Check that every version in force is installed, with the weights that were deployed."""
-    from db import deployments
-    from dicomnode.deployment import models
+def _check_installed_models(config: Config) -> Check | str:
+    """Check that every bundle below the models folder can be read."""
     from model_zoo import registry
 
     if damaged := registry.list_damaged(config.models_dir):
-        return Check("deployed models", "failed", str(damaged[0]))
+        return Check("installed models", "failed", str(damaged[0]))
+    return f"{len(registry.list_bundles(config.models_dir))} in {config.models_dir}, besides the shipped ones"
+
+
+def _list_versions_in_use(config: Config) -> list[VersionInUse]:
+    from dicomnode.deployment import in_use
+
     with _open_current_database(config.database_url) as session:
-        if session is None:
-            return "none is known without a database of this version"
-        rows = [row for row in deployments.list_history(session) if row.ended_at is None]
-    for row in rows:
-        facts = models.find_bundle(deployments.format_model(row), config)
-        registry.verify(facts)
-        if facts.digest != row.digest:
-            return Check(
-                "deployed models", "failed", f"{deployments.format_model(row)} has other weights than were deployed"
-            )
-    in_force = ", ".join(f"{deployments.format_model(row)} {row.mode} of {row.pipeline}" for row in rows)
-    return in_force or "none: each pipeline uses the newest version of its bundle"
+        return in_use.list_versions_in_use(session, config)
+
+
+def _check_version_in_use(config: Config, version: VersionInUse) -> str:
+    from dicomnode.deployment import models
+    from model_zoo import registry
+
+    facts = models.find_bundle(version.model, config)
+    registry.verify(facts)
+    if facts.digest != version.digest:
+        raise ConfigError(f"{version.model} has other weights than were deployed")
+    share = f" for {version.percent:g} % of the studies" if version.percent else ""
+    origin = f"deployed by {version.who}{share}" if version.who else "the default version, nothing is deployed"
+    return f"{version.model}, {origin}, digest verified"
 
 
 def _check_site_pipeline(config: Config, name: str) -> str:
@@ -337,15 +351,15 @@ def _check_site_pipeline(config: Config, name: str) -> str:
     return f"{site.load_pipeline(name, config).title}: {site.describe_origin(name, config)['site pipeline']}"
 
 
-def _check_route(config: Config, route: Route) -> str:
+def _check_route(config: Config, route: Route, model: str) -> str:
     from dicomnode.deployment import models, pipeline_names
     from dicomnode.execution import processing
     from model_zoo import registry
     from pipelines import quality
 
-    pipeline = pipeline_names.resolve_pipeline(route.pipeline, config, route.model)
+    pipeline = pipeline_names.resolve_pipeline(route.pipeline, config, model)
     processing.resolve_options(pipeline, route.options, config.quality)
-    names = (route.model or pipeline.bundle, *pipeline.helpers)
+    names = (model or pipeline.bundle, *pipeline.helpers)
     bundles = [models.find_bundle(name, config) for name in names]
     for facts in bundles:
         registry.verify(facts)

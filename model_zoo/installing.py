@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -208,7 +209,8 @@ def _write_manifest(bundle: StagedBundle) -> None:
     path = bundle.facts.path
     files = sorted(each for each in path.rglob("*") if each.is_file() and each.name != MANIFEST)
     digests = {str(each.relative_to(path)): weights_digest(each) for each in files}
-    content = {"files": digests, "signed_by": bundle.signed_by, "converted_from": bundle.converted_from}
+    content: dict[str, Any] = {"files": digests, "signed_by": bundle.signed_by, "converted_from": bundle.converted_from}
+    content["installed_at"] = time.time()
     (path / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
     for each in (*files, path / MANIFEST):
         each.chmod(0o644)

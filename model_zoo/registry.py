@@ -36,6 +36,7 @@ __all__ = [
     "memory_format",
     "read_definition",
     "read_facts",
+    "read_installation_time",
     "verify",
     "version_key",
 ]
@@ -138,6 +139,14 @@ def _installed_digests(label: str, path: Path) -> Mapping[str, str]:
     except (OSError, KeyError, ValueError) as error:
         raise BundleError(f"{label}: {MANIFEST} cannot be read ({type(error).__name__})") from None
     return files
+
+
+def read_installation_time(facts: BundleFacts) -> float:
+    """Return when the bundle was installed, in seconds since 1970; of a folder copied by hand, when it was written."""
+    try:
+        return float(json.loads((facts.path / MANIFEST).read_text())["installed_at"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return (facts.path / "configs" / "metadata.json").stat().st_mtime
 
 
 def load(

@@ -17,6 +17,7 @@ from dicomnode.execution.processing import TaskResult
 from tests.bundles import levels, phantom, phantom_grid, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW
+from tests.installed import pin_installed
 from tests.peers.kspaces import raw_data
 from tests.pet_bundle import sample_phantom, write_pet_bundle
 from tests.pet_series import write_pet
@@ -53,7 +54,9 @@ def run_job(pipeline: str, folder: Path) -> JobRun:
     data = {"node": {"data_dir": str(folder)}, "worker": {"device": "cpu"}}
     config = Config.model_validate(data | {"results": FORMS["multi-frame"].model_dump()})
     task = processing.Task(f"key of {pipeline}", pipeline, "", options, inputs, 1, NOW)
-    produced = processing.run_task(task, config, progress=lambda done, step: None, renditions=list(FORMS.values()))
+    produced = processing.run_task(
+        pin_installed(task, config), config, progress=lambda done, step: None, renditions=list(FORMS.values())
+    )
     return JobRun(produced, inputs["match"])
 
 

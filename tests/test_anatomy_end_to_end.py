@@ -21,6 +21,7 @@ from dicomnode.results.provenance import read_record
 from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
 from tests.bundles import SPACING_MM, phantom, write_anatomy_bundle
+from tests.installed import deploy_installed
 from tests.peers import Node, Orthanc, wait_for, write_config
 from tests.peers.process import require_program
 from tests.series import unpack_series, write_slices
@@ -53,7 +54,7 @@ def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     write_anatomy_bundle(folder / "node" / "data" / "models")
     with (
         Orthanc(folder / "orthanc") as orthanc,
-        Node(_write_routing_config(folder / "node", orthanc)) as node,
+        Node(deploy_installed(_write_routing_config(folder / "node", orthanc))) as node,
     ):
         _storescu(node, sent)
         job = node.wait_for_job("done", "dead")

@@ -38,6 +38,7 @@ from pipelines.contract import Case, Finding, Grid, Measurement, Refused, Segmen
 from tests.bundles import SPACING_MM, centred_grid, levels, phantom, phantom_grid, write_anatomy_bundle
 from tests.dciodvfy import find_errors
 from tests.findings import NOW
+from tests.installed import pin_installed
 from tests.peers import write_config
 from tests.scanner import ORIENTATIONS
 from tests.series import unpack_series, write_enhanced, write_slices
@@ -208,7 +209,7 @@ def _run_task(
     sections = {"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}, "quality": settings or {}}
     config = Config.model_validate(sections)
     task = processing.Task("key", "anatomy", "", options, {"match": paths}, 1, NOW)
-    return processing.run_task(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(pin_installed(task, config), config, progress=lambda fraction, step: None)
 
 
 def _to_stored_values(image: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -347,7 +348,7 @@ def test_a_label_map_object_holds_the_same(bundles: Path, tmp_path: Path) -> Non
         {"node": {"data_dir": str(bundles)}, "results": ResultsConfig(segmentation_kind="labelmap").model_dump()}
     )
     task = processing.Task("key", "anatomy", "", {}, {"match": paths}, 1, NOW)
-    ds, _ = processing.run_task(task, config, progress=lambda fraction, step: None).objects
+    ds, _ = processing.run_task(pin_installed(task, config), config, progress=lambda fraction, step: None).objects
     ds.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
     _check_on_source(tmp_path / "seg.dcm", volumes.read(paths).volume.grid, structure, phantom_grid())
 

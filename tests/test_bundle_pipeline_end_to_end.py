@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -160,8 +160,9 @@ def test_input_contract_and_output_limits_of_the_metadata_hold_and_refuse(tmp_pa
     assert held.held_because == "segments found is 1, above the limit of 0.5"
     contract = {"input_contract": {"image": [{"fact": "coarsest_spacing_mm", "between": [0, 2.5]}]}}
     _install(write_spleen_bundle(tmp_path / "b" / NAME, version="2.0.0", **contract), config.models_dir)
+    task = replace(_make_task(tmp_path, f"bundle:{NAME}"), model=f"{NAME}@2.0.0")
     with pytest.raises(Refused, match=r"largest voxel spacing .* is 3 mm; spleen_ct_segmentation 2\.0\.0 takes 0 to 2"):
-        processing.run_task(_make_task(tmp_path, f"bundle:{NAME}"), config, progress=_ignore_progress)
+        processing.run_task(task, config, progress=_ignore_progress)
 
 
 def test_an_image_that_a_bundle_made_is_secondary_capture_with_the_label_in_its_pixels(tmp_path: Path) -> None:

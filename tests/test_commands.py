@@ -20,8 +20,9 @@ from db.models import Job
 from db.states import JobState
 from dicomnode import cli, config, node
 from tests import databases
-from tests.peers import Node, write_config
+from tests.peers import Node, make_route, write_config
 from tests.peers.kspaces import raw_data
+from tests.prior_bundle import write_prior_bundle
 from tests.rows import add_job, make_arrival
 
 pytestmark = pytest.mark.slow
@@ -115,6 +116,31 @@ def test_check_reports_what_is_wrong_and_fails(tmp_path: Path, capsys: pytest.Ca
     assert "no pipeline is named 'no_such'" in checks["route r"]["detail"]
     assert checks["senders"]["result"] == "warning"
     assert checks["spool"]["result"] == "ok"
+
+
+def test_check_names_the_version_that_each_pipeline_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(tmp_path, routes=[make_route()])
+    node = config.load(path)
+    write_prior_bundle(node.models_dir / "mri_prior" / "10.0.0", "10.0.0")
+
+    def check() -> dict[str, str]:
+        run(path, "check", "--json")
+        rows = json.loads(capsys.readouterr().out)
+        return {row["what"]: row["detail"] for row in rows if "model" in row["what"]}
+
+    current = "current model of mri_reconstruction"
+    assert check()[current] == "mri_prior@1.0.0, the default version, nothing is deployed, digest verified"
+    deploy = ("models", "deploy", "mri_prior@10.0.0", "--pipeline", "mri_reconstruction", "--who", "Ada")
+    assert run(path, *deploy, "--shadow") == 0
+    assert run(path, *deploy, "--share", "10") == 0
+    capsys.readouterr()
+    found = check()
+    assert found[current].startswith("mri_prior@1.0.0, the default version")
+    assert found["shadow model of mri_reconstruction"] == "mri_prior@10.0.0, deployed by Ada, digest verified"
+    assert "deployed by Ada for 10 % of the studies" in found["share model of mri_reconstruction"]
+    assert run(path, "models", "end-shadow", "mri_reconstruction") == 0
+    assert "mri_prior@10.0.0 is no shadow version any more" in capsys.readouterr().out
+    assert "shadow model of mri_reconstruction" not in check()
 
 
 def test_check_names_the_port_that_another_program_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ from pipelines.contract import Case, Grid, Measurement, Note, Refused, Volume
 from pipelines.uptake import find_body
 from tests.bundles import write_anatomy_bundle
 from tests.findings import NOW
+from tests.installed import pin_installed
 from tests.pet_series import write_pet, write_pet_bundle
 from tests.scanner import make_grid
 from tests.series import unpack_series, write_slices
@@ -221,7 +222,7 @@ def test_a_job_with_pet_and_ct_reports_tissues_where_they_share_a_frame(
     }
     config = Config.model_validate({"node": {"data_dir": str(tmp_path)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "standard_dose_pet", "", {}, inputs, 1, NOW)
-    produced = processing.run_task(task, config, progress=lambda done, step: None)
+    produced = processing.run_task(pin_installed(task, config), config, progress=lambda done, step: None)
     groups = {each.get("group") for each in produced.report["measurements"]}
     assert ("lung by CT" in groups) == (frame == "pet")
     assert json.dumps(produced.report)

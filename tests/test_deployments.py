@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
@@ -21,9 +23,15 @@ from dicomnode import cli, uids
 from dicomnode.config import load
 from dicomnode.deployment import models
 from dicomnode.dimse import peers
+from dicomnode.execution import reference
 from dicomnode.results import provenance
+from model_zoo import installing, registry
 from model_zoo.bundle import BundleError, weights_digest
+from model_zoo.installing import Policy
 from model_zoo.registry import WEIGHTS
+from pipelines.codes import LOW_CONFIDENCE, SPATIAL
+from pipelines.contract import Code, Finding, Image, Segment, Segmentation, Volume
+from tests import scanner
 from tests.peers import Node, StoreScp, make_route, wait_for, write_config
 from tests.peers.kspaces import raw_data
 from tests.prior_bundle import write_prior_bundle
@@ -45,7 +53,8 @@ def deploy(
 
 
 def rollback(session: Session, now: datetime) -> str:
-    return deployments.rollback(session, pipeline=PIPELINE, who="Ada", now=now).version
+    row = deployments.rollback(session, pipeline=PIPELINE, who="Ada", now=now)
+    return row.version if row else ""
 
 
 def choose(session: Session, study_uid: str = "1.2.3") -> tuple[str, str]:
@@ -72,10 +81,49 @@ def test_the_newest_current_version_is_used_and_ends_trials(sessions: sessionmak
         assert choose(session) == ("m@2", "")
 
 
-def test_a_trial_needs_a_current_version_and_another(sessions: sessionmaker[Session], now: datetime) -> None:
+def test_trials_work_beside_the_default_version(sessions: sessionmaker[Session], now: datetime) -> None:
     with sessions.begin() as session:
-        with pytest.raises(InvalidTransition, match="no version is deployed"):
-            deploy(session, "2", now, SHADOW)
+        deploy(session, "2", now, SHADOW)
+        assert choose(session) == ("", "m@2")
+        deploy(session, "3", now, SHARE, 50)
+        studies = [uids.derive("study", str(number)) for number in range(100)]
+        assert {choose(session, uid) for uid in studies} == {("", "m@2"), ("m@3", "m@2")}
+        assert rollback(session, now) == ""
+        assert choose(session) == ("", "")
+
+
+def test_a_shadow_is_ended_with_its_waiting_jobs_and_nothing_else(
+    sessions: sessionmaker[Session], now: datetime
+) -> None:
+    with sessions.begin() as session:
+        with pytest.raises(InvalidTransition, match="no shadow version runs"):
+            deployments.end_shadow(session, pipeline=PIPELINE, who="Ada", now=now)
+        deploy(session, "2", now, SHADOW)
+        deploy(session, "3", now, SHARE, 50)
+        job = add_job(session, now, pipeline=PIPELINE, model="")
+        shadow = add_job(session, now, pipeline=PIPELINE, model="m@2", shadow_of=job, destinations=[])
+        ended = deployments.end_shadow(session, pipeline=PIPELINE, who="Ada", now=now)
+        assert (ended.version, ended.ended_by) == ("2", "ended by Ada")
+        assert (shadow.state, job.state) == (JobState.CANCELLED, JobState.READY)
+        assert set(deployments.find_in_force(session, PIPELINE)) == {SHARE}
+
+
+def test_a_job_of_a_share_is_compared_with_the_current_version(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
+        deploy(session, "2", now, SHARE, 50)
+        facts: dict[str, Any] = {"pipeline": PIPELINE, "model": "m@2", "model_digest": "2" * 64}
+        shared, other = add_job(session, now, **facts), add_job(session, now, study="1.2", pipeline=PIPELINE)
+        assert deployments.find_reference(session, shared) == deployments.DEFAULT
+        assert deployments.find_reference(session, other) is None
+        deploy(session, "1", now)
+        deploy(session, "2", now, SHARE, 50)
+        assert deployments.find_reference(session, shared) == deployments.Version("m@1", "1" * 64)
+        deploy(session, "2", now)
+        assert deployments.find_reference(session, shared) is None, "it is the current version now"
+
+
+def test_a_trial_is_of_another_version_than_the_current_one(sessions: sessionmaker[Session], now: datetime) -> None:
+    with sessions.begin() as session:
         deploy(session, "1", now)
         with pytest.raises(InvalidTransition, match=r"m@1 is the current version"):
             deploy(session, "1", now, SHARE, 50)
@@ -103,7 +151,8 @@ def test_rollback_goes_back_step_by_step_and_no_further(sessions: sessionmaker[S
         assert SHARE not in deployments.find_in_force(session, PIPELINE)
         assert rollback(session, now) == "2"
         assert rollback(session, now) == "1"
-        with pytest.raises(InvalidTransition, match=r"m@1 is the first version"):
+        assert rollback(session, now) == "", "before it was the default version"
+        with pytest.raises(InvalidTransition, match="nothing to go back to"):
             rollback(session, now)
 
 
@@ -227,9 +276,76 @@ def test_helpers_follow_what_is_deployed_and_weights_must_be_those_that_were(
         write_prior_bundle(config.models_dir / "mri_prior" / version, version)
     pinned = {"mri_prior": "mri_prior@10.0.0"}
     model = models.load("mri_prior", ("mri_prior",), config, pinned=pinned)
-    assert (model.version, model.helpers["mri_prior"].version) == ("11.0.0", "10.0.0")
+    assert (model.version, model.helpers["mri_prior"].version) == ("1.0.0", "10.0.0")
     with pytest.raises(BundleError, match=r"mri_prior@10\.0\.0 was deployed with the weights 1111"):
         models.load("mri_prior@10.0.0", (), config, digest="1" * 64)
+
+
+def test_without_a_deployment_the_shipped_version_is_used_or_the_one_installed_first(tmp_path: Path) -> None:
+    config = load(write_config(tmp_path))
+    shipped = models.find_bundle("mri_prior", config)
+    assert registry.BUNDLES in shipped.path.parents
+    for version in ("10.0.0", "9.0.0"):
+        write_prior_bundle(config.models_dir / "mri_prior" / version, version)
+        source = write_prior_bundle(tmp_path / version, version, name="own_prior")
+        with installing.stage_bundle(source, config.models_dir, Policy()) as staged:
+            staged.commit()
+    assert models.find_bundle("mri_prior", config) == shipped, "installing changes nothing"
+    assert models.find_bundle("own_prior", config).version == "10.0.0"
+    assert models.find_bundle("own_prior@9.0.0", config).version == "9.0.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("deployed", "limit_db", "state"),
+    [
+        (("--share", "99.9"), 60.0, JobState.HELD),
+        (("--share", "99.9"), 5.0, JobState.DONE),
+        ((), 60.0, JobState.DONE),
+    ],
+    ids=["share, far", "share, near", "current"],
+)
+def test_a_result_of_a_share_far_from_the_current_version_is_held(
+    tmp_path: Path, now: datetime, deployed: tuple[str, ...], limit_db: float, state: JobState
+) -> None:
+    quality = {"hold_below": {reference.PSNR: limit_db}}
+    route = make_route(steps=2, mean_steps=2, samples=2)
+    running = Node(write_config(tmp_path, routes=[route], quality=quality))
+    write_prior_bundle(running.config.models_dir / "mri_prior" / "10.0.0", "10.0.0", seed=3)
+    words = ["models", "deploy", "mri_prior@10.0.0", "--pipeline", PIPELINE, *deployed]
+    assert cli.main(["--config", str(running.config.path), *words]) == 0
+    put(running, raw_data(tmp_path / "raw.dcm", now), now)
+    assert cli.main(["--config", str(running.config.path), "work", "--once"]) == 0
+    (job,) = running.jobs()
+    assert (job.state, job.report["model"]) == (state, "mri_prior@10.0.0")
+    measured = job.report.get("reference", {}).get(reference.PSNR)
+    assert (measured is not None) == bool(deployed)
+    held = f"{reference.PSNR} is {measured:.4g}, below the limit of 60" if state is JobState.HELD else "finished"
+    assert job.reason == held
+
+
+def test_the_worst_image_and_the_overlap_of_all_labels_are_compared() -> None:
+    def image(name: str, *values: float) -> Image:
+        data = np.array(values, np.float32).reshape(1, 1, -1)
+        return Image(name, Volume(data, scanner.make_grid("axial", data.shape, (1, 1, 1), (0, 0, 0))), "", 1.0)
+
+    def labels(name: str, *values: int, type: Code = SPATIAL) -> Segmentation:
+        data = np.array(values, np.uint8).reshape(1, 1, -1)
+        grid = scanner.make_grid("axial", data.shape, (1, 1, 1), (0, 0, 0))
+        return Segmentation(name, data, grid, (Segment(1, "one", SPATIAL, type),), "", 1.0)
+
+    def compare(before: list[Finding], after: list[Finding]) -> dict[str, float]:
+        return {each.name: round(each.value, 3) for each in reference.compare_findings(before, after)}
+
+    assert compare([image("a", 1, 0), image("b", 1, 1)], [image("a", 1, 0), image("b", 1, 0.9)]) == {
+        reference.PSNR: round(20 * math.log10(1 / math.sqrt(0.005)), 3)
+    }
+    assert compare([image("a", 1)], []) == {reference.PSNR: 0.0}
+    assert compare([labels("a", 1, 1, 0, 0), labels("b", 2)], [labels("a", 1, 0, 1, 0), labels("b", 2)]) == {
+        reference.OVERLAP: round(2 * 2 / 6, 3)
+    }
+    assert compare([labels("a", 1)], [labels("a", 2)]) == {reference.OVERLAP: 0.0}
+    assert compare([labels("a", 1, type=LOW_CONFIDENCE)], [labels("a", 0, type=LOW_CONFIDENCE)]) == {}
 
 
 CONTRACT = {"kspace": [{"fact": "acceleration", "between": [1, 1.2]}]}

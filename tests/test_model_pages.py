@@ -12,15 +12,17 @@ import pipelines
 from db import deployments
 from db.models import Event
 from db.states import DeploymentMode
+from dicomnode.config import Route
 from tests.prior_bundle import write_prior_bundle
 from tests.web_node import Web
 
 PIPELINE = "mri_reconstruction"
+ROUTES = (Route(name="kspace", pipeline=PIPELINE, match={"Modality": "MR"}, destinations=()),)
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Web]:
-    with Web(tmp_path) as web:
+    with Web(tmp_path, sections={"routes": ROUTES}) as web:
         for version in ("10.0.0", "11.0.0"):
             write_prior_bundle(web.config.models_dir / "mri_prior" / version, version)
         yield web
@@ -32,15 +34,17 @@ def deploy(site: Web, version: str, mode: str = "current", **fields: str) -> htt
 
 
 def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> None:
-    assert "No version is deployed" in site.get("/models", "text/html").text
+    page = site.get("/models", "text/html").text
+    assert "mri_prior@1.0.0" in page
+    assert "default version, nothing is deployed" in page
     for version in ("10.0.0", "11.0.0"):
         assert deploy(site, version).status_code == 303
-    page = site.get("/models?done=deployed-2", "text/html").text
+    page = site.get("/models?done=deployed", "text/html").text
     assert "Deployed: in use from the next study on." in page
     for text in ("mri_prior@11.0.0", "AL at the dashboard", "better", "mri_prior@11.0.0 deployed as current"):
         assert text in page
     answer = site.client.post(f"/models/rollback/{PIPELINE}", data={"who": "GH"})
-    assert answer.headers["location"].startswith("/models?done=rollback-")
+    assert answer.headers["location"] == "/models?done=rollback"
     with site.sessions() as session:
         current = deployments.find_in_force(session, PIPELINE)[DeploymentMode.CURRENT]
         assert (current.version, current.who) == ("10.0.0", "GH at the dashboard")
@@ -53,7 +57,6 @@ def test_deploying_and_rolling_back_are_shown_with_who_and_why(site: Web) -> Non
     [
         ({"mode": "share", "percent": "100"}, 409, "more than 0 and less than 100 percent"),
         ({"mode": "share", "percent": ""}, 409, "more than 0 and less than 100 percent"),
-        ({"mode": "shadow"}, 409, "no version is deployed"),
         ({"mode": "all"}, 400, "as the current one"),
         ({"pipeline": "none"}, 409, "no pipeline is named"),
         ({"pipeline": "anatomy"}, 409, "mri_prior is the model of mri_reconstruction, not of anatomy"),
@@ -67,6 +70,26 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
     assert message in answer.text
     with site.sessions() as session:
         assert deployments.list_history(session) == []
+
+
+def test_a_shadow_beside_the_default_version_is_ended_at_the_page(site: Web) -> None:
+    assert deploy(site, "10.0.0", "shadow").status_code == 303
+    page = site.get("/models", "text/html").text
+    assert f"/models/end-shadow/{PIPELINE}" in page
+    answer = site.client.post(f"/models/end-shadow/{PIPELINE}", data={"who": "GH"})
+    assert answer.headers["location"] == "/models?done=shadow"
+    assert "The shadow version is ended." in site.get("/models?done=shadow", "text/html").text
+    with site.sessions() as session:
+        assert deployments.find_in_force(session, PIPELINE) == {}
+    assert site.client.post(f"/models/end-shadow/{PIPELINE}", data={"who": "GH"}).status_code == 409
+
+
+def test_a_version_is_no_shadow_of_itself(site: Web) -> None:
+    answer = site.client.post(
+        "/models/mri_prior@1.0.0/deploy", data={"pipeline": PIPELINE, "mode": "shadow", "who": "AL"}
+    )
+    assert answer.status_code == 409
+    assert "mri_prior@1.0.0 is what mri_reconstruction uses already" in answer.text
 
 
 def test_the_form_offers_only_pipelines_that_the_bundle_is_for(site: Web) -> None:

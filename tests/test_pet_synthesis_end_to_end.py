@@ -24,6 +24,7 @@ from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
 from tests.bundles import centred_grid, levels, write_anatomy_bundle
 from tests.covariate_reports import APOE_GENOTYPE, MMSE, number, report, save, text
+from tests.installed import deploy_installed
 from tests.peers import Node, Orthanc, write_config
 from tests.peers.process import require_program
 from tests.pet_bundle import sample_phantom, write_pet_bundle
@@ -56,7 +57,7 @@ def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     sr = save(report(dcmread(sent[0]), *items), folder / "report.dcm")
     with (
         Orthanc(folder / "orthanc") as orthanc,
-        Node(_write_config(folder / "node", orthanc)) as node,
+        Node(deploy_installed(_write_config(folder / "node", orthanc))) as node,
     ):
         _send(node, [*sent, sr])
         job = node.wait_for_job("done", "dead", "held", "refused")

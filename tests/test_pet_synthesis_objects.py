@@ -22,6 +22,7 @@ from tests.bundles import levels, phantom_grid, write_anatomy_bundle
 from tests.covariate_reports import MMSE, report, save
 from tests.covariate_reports import number as counted
 from tests.findings import NOW
+from tests.installed import pin_installed
 from tests.peers import write_config
 from tests.pet_bundle import sample_phantom, write_pet_bundle
 from tests.series import write_slices
@@ -57,7 +58,7 @@ def _write_report(images: list[Path], path: Path, score: float = 24) -> Path:
 def _process(bundles: Path, inputs: dict[str, list[Path]], **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "pet_synthesis", "", {"samples": 2} | options, inputs, 1, NOW)
-    return processing.run_task(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(pin_installed(task, config), config, progress=lambda fraction, step: None)
 
 
 def test_objects_record_the_covariates_that_were_used(bundles: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pipelines.contract import Grid
 from tests.bundles import phantom, phantom_grid, write_anatomy_bundle
 from tests.dciodvfy import find_errors_of_file
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
+from tests.installed import deploy_installed
 from tests.peers import Node, Orthanc, wait_for, write_config
 from tests.sending import run_dcmtk
 
@@ -52,7 +53,10 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     before = _write_examination(folder / "before", "before", "20250101", lesion_mask("large", "third"))
     write_anatomy_bundle(folder / "node" / "data" / "models")
     write_dir_bundle(folder / "node" / "data" / "models")
-    with Orthanc(folder / "orthanc") as orthanc, Node(_write_config(folder / "node", orthanc)) as node:
+    with (
+        Orthanc(folder / "orthanc") as orthanc,
+        Node(deploy_installed(_write_config(folder / "node", orthanc))) as node,
+    ):
         held = {orthanc.upload(path) for path in before}
         orthanc.register_peer(node.peer)
         sent = run_dcmtk("storescu", node.config, node.port, "-R", "+sd", "+r", str(folder / "present"))

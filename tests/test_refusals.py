@@ -34,6 +34,7 @@ from tests.test_node import put
 FAST = {"steps": 2, "mean_steps": 2, "samples": 2}
 NOTE = OutputFile("2.25.9", Comprehensive3DSRStorage, "2.25.8", "refusal note", StoredFile("b" * 64, 9, "b.dcm"))
 IMAGE = OutputFile("2.25.1", "1.2.840.10008.5.1.4.1.1.7.3", "2.25.2", "image", StoredFile("a" * 64, 9, "a.dcm"))
+STRICT = {"model": "strict_prior"}
 CONTRACT = {
     "kspace": [
         {"fact": "acceleration", "between": [1, 1.2]},
@@ -151,11 +152,16 @@ def _make_node_with_study(folder: Path, now: datetime, **sections: Any) -> Node:
 
 
 def _write_strict_model(folder: Path) -> None:
-    """Install the shipped prior with an input contract that the phantom breaks, as a bundle of the node's own."""
-    bundle = folder / "data" / "models" / "mri_prior"
+    """Install the shipped prior as 'strict_prior', with an input contract that the phantom breaks."""
+    _write_model(folder, "1.0.0", CONTRACT)
+
+
+def _write_model(folder: Path, version: str, contract: dict[str, Any]) -> None:
+    bundle = folder / "data" / "models" / "strict_prior"
     shutil.copytree(BUNDLES / "mri_prior", bundle)
     metadata = bundle / "configs" / "metadata.json"
-    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"input_contract": CONTRACT}))
+    changed = {"name": "strict_prior", "version": version, "input_contract": contract}
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | changed))
 
 
 def _run_command(running: Node, *words: str) -> int:
@@ -167,12 +173,12 @@ def test_what_breaks_the_input_contract_is_refused_with_every_reason(
     tmp_path: Path, now: datetime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _write_strict_model(tmp_path)
-    running = _make_node_with_study(tmp_path, now, routes=[make_route(**FAST)])
+    running = _make_node_with_study(tmp_path, now, routes=[make_route(**FAST) | STRICT])
     assert _run_command(running, "work", "--once") == 0
     (job,) = running.jobs()
     assert (job.state, job.attempts) == (JobState.REFUSED, 1)
     assert "acceleration" in job.reason
-    assert "mri_prior 1.0.0 takes 1 to 1.2" in job.reason
+    assert "strict_prior 1.0.0 takes 1 to 1.2" in job.reason
     assert "Magnetic Field Strength (0018,0087) is not stated" in job.reason
     assert not job.reason.startswith("refused")
     with running.sessions() as session:
@@ -207,21 +213,22 @@ def test_run_says_the_refusal_on_one_line(tmp_path: Path, now: datetime, capsys:
     raw_data(source / "raw.dcm", now)
     path = write_config(tmp_path)
     words = ["--config", str(path), "run", "mri_reconstruction", str(source), str(tmp_path / "out")]
-    assert cli.main(words) == 1
+    assert cli.main([*words, "--model", "strict_prior"]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert "mri_prior 1.0.0 takes 1 to 1.2" in lines[0]
+    assert "strict_prior 1.0.0 takes 1 to 1.2" in lines[0]
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.slow
 def test_a_refused_job_succeeds_with_another_model(tmp_path: Path, now: datetime) -> None:
     _write_strict_model(tmp_path)
-    route = make_route(**FAST) | {"refusal_note": True}
+    route = make_route(**FAST) | STRICT | {"refusal_note": True}
     running = _make_node_with_study(tmp_path, now, routes=[route])
     assert _run_command(running, "work", "--once") == 0
     assert running.jobs()[0].state is JobState.REFUSED
     shutil.rmtree(tmp_path / "data" / "models")
+    _write_model(tmp_path, "1.0.1", {})
     assert _run_command(running, "jobs", "retry", "1") == 0
     assert _run_command(running, "work", "--once") == 0
     with running.sessions() as session:

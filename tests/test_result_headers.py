@@ -33,6 +33,7 @@ from pipelines.contract import Image, ParametricMap, Volume
 from pipelines.quality import Outcome, Verdict
 from tests.dciodvfy import find_errors
 from tests.findings import NOW, PROVENANCE, grid, make_findings, source
+from tests.installed import pin_installed
 from tests.job_results import FORMS
 from tests.pet_series import write_pet
 from tests.pet_series import write_pet_bundle as write_dose_bundle
@@ -258,7 +259,7 @@ def test_two_accession_numbers_end_a_job_before_its_model_is_loaded(
     task = processing.Task("key", "standard_dose_pet", "", {"dose_fraction": 0.25}, {"match": paths}, 1, NOW)
     config = Config.model_validate({"node": {"data_dir": str(tmp_path)}})
     with pytest.raises(InputRefused, match=r"differ in Accession Number \(0008,0050\)"):
-        processing.run_task(task, config, progress=lambda done, step: None)
+        processing.run_task(pin_installed(task, config), config, progress=lambda done, step: None)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_run_check_and_the_pages_know_the_example(with_example: Path, storescp: 
         assert f'<option value="{NAME}">' in web.get("/models/anatomy@0.0.1", "text/html").text
     node = Node(path, "check")
     _write_phantom(tmp_path / "in")
-    done = node.command("run", NAME, str(tmp_path / "in"), str(tmp_path / "out"), "--json")
+    done = node.command("run", NAME, str(tmp_path / "in"), str(tmp_path / "out"), "--model", "anatomy@0.0.1", "--json")
     assert {row["kind"] for row in json.loads(done.stdout)} >= {"segmentation", "report"}, done.stderr
 
 
@@ -221,7 +221,8 @@ def test_an_object_that_lost_its_marks_does_not_leave_the_job(
 
     monkeypatch.setattr(results, "write", write_unmarked)
     task = processing.Task(
-        key="k", pipeline=NAME, model="", options={}, inputs={"match": _write_phantom(tmp_path / "in")}, seed=1,
+        key="k", pipeline=NAME, model="anatomy@0.0.1", options={}, seed=1,
+        inputs={"match": _write_phantom(tmp_path / "in")},
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     with pytest.raises(NotMarked, match="SyntheticData"):
@@ -254,6 +255,7 @@ def _write_phantom(folder: Path) -> list[Path]:
 def _write_config(folder: Path, storescp: StoreScp) -> Path:
     write_anatomy_bundle(folder / "data" / "models")
     route = {"name": "heads", "pipeline": NAME, "match": {"Modality": "MR"}, "destinations": ["storescp"]}
+    route["model"] = "anatomy@0.0.1"
     return write_config(folder, pipelines={"site": [NAME]}, peers=[storescp.peer], routes=[route])
 
 

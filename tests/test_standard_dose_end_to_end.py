@@ -22,6 +22,7 @@ from dicomnode.results import marking
 from dicomnode.results.provenance import read_record
 from model_zoo.data_kit import data_root
 from pipelines.contract import Grid, Volume
+from tests.installed import deploy_installed
 from tests.peers import Node, Orthanc, wait_for, write_config
 from tests.peers.process import require_program
 from tests.pet_series import FACTOR, write_pet, write_pet_bundle
@@ -57,7 +58,7 @@ def delivered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     write_pet_bundle(folder / "node" / "data" / "models")
     with (
         Orthanc(folder / "orthanc") as orthanc,
-        Node(_write_config(folder / "node", orthanc)) as node,
+        Node(deploy_installed(_write_config(folder / "node", orthanc))) as node,
     ):
         _send(node, sent)
         job = node.wait_for_job("done", "dead")

@@ -29,6 +29,7 @@ from pipelines import standard_dose_pet, uptake
 from pipelines.contract import Case, Grid, Image, Measurement, Note, ParametricMap, Refused, Segmentation, Volume
 from tests.bundles import centred_grid, write_anatomy_bundle
 from tests.findings import NOW
+from tests.installed import pin_installed
 from tests.pet_series import FACTOR, write_pet, write_pet_bundle
 from tests.scanner import ORIENTATIONS, make_grid
 
@@ -321,7 +322,7 @@ def _missing_slices(k: int, ds: Dataset) -> None:
 def _process(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "standard_dose_pet", "", options, {"match": paths}, 1, NOW)
-    return processing.run_task(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(pin_installed(task, config), config, progress=lambda fraction, step: None)
 
 
 @pytest.mark.parametrize("mistake", SERIES)

@@ -23,6 +23,7 @@ from dicomnode.reading import volumes
 from dicomnode.results import marking
 from tests.bundles import phantom, phantom_grid, write_anatomy_bundle
 from tests.dir_phantom import flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
+from tests.installed import deploy_installed
 from tests.peers import Node, Orthanc, wait_for, write_config
 from tests.peers.process import require_program
 
@@ -49,7 +50,10 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Delivered]:
     t1w = write_t1w(folder / "t1w")
     write_anatomy_bundle(folder / "node" / "data" / "models")
     write_dir_bundle(folder / "node" / "data" / "models")
-    with Orthanc(folder / "orthanc") as orthanc, Node(_write_config(folder / "node", orthanc)) as node:
+    with (
+        Orthanc(folder / "orthanc") as orthanc,
+        Node(deploy_installed(_write_config(folder / "node", orthanc))) as node,
+    ):
         _send(node, [*t1w, *flair])
         job = node.wait_for_job("done", "dead")
         assert job.state == "done", job.reason

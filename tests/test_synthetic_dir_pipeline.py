@@ -35,6 +35,7 @@ from pipelines.contract import (
 from tests.bundles import centred_grid, phantom, phantom_grid, write_anatomy_bundle
 from tests.dir_phantom import LESIONS, VOXEL_MM3, flair_of, lesion_mask, write_dir_bundle, write_flair, write_t1w
 from tests.findings import NOW
+from tests.installed import pin_installed
 
 pytestmark = pytest.mark.training
 
@@ -254,7 +255,7 @@ def test_a_t1w_alone_is_refused(model: Model) -> None:
 def _process(bundles: Path, inputs: Mapping[str, list[Path]], **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
     task = processing.Task("key", "synthetic_dir", "", {"passes": 1} | options, inputs, 1, NOW)
-    return processing.run_task(task, config, progress=lambda fraction, step: None)
+    return processing.run_task(pin_installed(task, config), config, progress=lambda fraction, step: None)
 
 
 def test_files_become_marked_objects(bundles: Path, tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def install(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     who: Who = "",
 ) -> None:
-    """Check a bundle, try it, and put it in its place. A pipeline that has a deployed version keeps to that."""
-    from dicomnode.deployment import deploying
+    """Check a bundle, try it, and put it in its place. No pipeline uses it before it is deployed."""
+    from dicomnode.deployment import deploying, models
     from model_zoo import installing, smoke
 
     config = context.config(ctx)
@@ -99,9 +99,10 @@ def install(
         facts = staged.commit()
     _record_installation(config, staged, facts, who or deploying.identify_user())
     called = f"{facts.name}@{facts.version}"
-    print(f"installed {called}; 'dicomnode models deploy {called} --pipeline P' puts it to use")
-    for pipeline in _list_followers(config, facts.name):
-        print(f"note: no version is deployed for {pipeline}, so it uses the newest of {facts.name} from now on")
+    if models.find_bundle(facts.name, config).version == facts.version:
+        print(f"installed {called}, the first version of {facts.name}: routes that name it use it")
+    else:
+        print(f"installed {called}; nothing uses it before 'dicomnode models deploy {called} --pipeline P'")
 
 
 @app.command()
@@ -168,17 +169,31 @@ def deploy(
 @app.command()
 def rollback(ctx: typer.Context, pipeline: PipelineName, who: Who = "", why: Why = "") -> None:
     """Take back the last step, at once: the share, or else the current version; waiting jobs go back with it."""
+    from db.engine import sessions
+    from dicomnode.deployment import deploying
+
+    config = context.config(ctx)
+    with sessions(_open_database(config)).begin() as session:
+        facts = deploying.rollback(
+            session, config, pipeline=pipeline, who=who or deploying.identify_user(), why=why, now=datetime.now(UTC)
+        )
+    print(f"{pipeline}: {facts.name}@{facts.version} is the current version, weights SHA-256 {facts.digest}")
+
+
+@app.command("end-shadow")
+def end_shadow(ctx: typer.Context, pipeline: PipelineName, who: Who = "") -> None:
+    """End the shadow version of a pipeline; its waiting comparisons are cancelled."""
     from db import deployments
     from db.engine import sessions
     from dicomnode.deployment import deploying
 
     config = context.config(ctx)
     with sessions(_open_database(config)).begin() as session:
-        row = deploying.rollback(
-            session, config, pipeline=pipeline, who=who or deploying.identify_user(), why=why, now=datetime.now(UTC)
+        row = deploying.end_shadow(
+            session, config, pipeline=pipeline, who=who or deploying.identify_user(), now=datetime.now(UTC)
         )
-        message = f"{pipeline}: {deployments.format_model(row)} is the current version, weights SHA-256 {row.digest}"
-    print(message)
+        model = deployments.format_model(row)
+    print(f"{pipeline}: {model} is no shadow version any more")
 
 
 @app.command()
@@ -233,25 +248,6 @@ def _open_database(config: Config) -> Any:
     if not (config.database.url or config.database.url_file) and not (config.data_dir / "node.sqlite").exists():
         node.prepare(config)
     return context.engine(config)
-
-
-def _list_followers(config: Config, bundle: str) -> list[str]:
-    """Return the pipelines that follow the newest version of the bundle."""
-    import pipelines
-    from db import deployments
-    from db.engine import readers
-    from db.states import DeploymentMode
-    from dicomnode.errors import NodeError
-
-    mine = [name for name, own in pipelines.BUNDLES.items() if own == bundle]
-    own = f"{pipelines.BUNDLE_PREFIX}{bundle}"
-    mine += [own] if any(route.pipeline == own for route in config.routes) else []
-    try:
-        engine = context.engine(config)
-    except NodeError:
-        return mine
-    with readers(engine)() as session:
-        return [name for name in mine if DeploymentMode.CURRENT not in deployments.find_in_force(session, name)]
 
 
 def _check_version(name: str) -> None:

@@ -61,7 +61,7 @@ class Config(Section):
 
     @property
     def models_dir(self) -> Path:
-        """The folder of the node's own bundles, which come before the shipped ones of the same name."""
+        """The folder of the bundles that were installed on this node."""
         return self.data_dir / "models"
 
     @property

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model_zoo.bundle import BundleFacts
     from model_zoo.installing import Policy
 
-__all__ = ["build_policy", "deploy", "identify_user", "record_installation", "remove", "rollback"]
+__all__ = ["build_policy", "deploy", "end_shadow", "identify_user", "record_installation", "remove", "rollback"]
 
 
 def identify_user() -> str:
@@ -76,6 +76,8 @@ def deploy(
     facts = models.find_bundle(model, config)
     _check_bundle_fits(facts.name, pipeline)
     registry.verify(facts)
+    if mode is not DeploymentMode.CURRENT:
+        _check_not_default(session, config, pipeline, facts, mode)
     try:
         return deployments.deploy(
             session, pipeline=pipeline, name=facts.name, version=facts.version, digest=facts.digest, mode=mode,
@@ -85,8 +87,20 @@ def deploy(
         raise NotAllowed(str(error)) from None
 
 
-def rollback(session: Session, config: Config, *, pipeline: str, who: str, why: str = "", now: datetime) -> Deployment:
-    """Deploy the previous version again. Raises NotAllowed where there is none, BundleError where it is damaged."""
+def end_shadow(session: Session, config: Config, *, pipeline: str, who: str, now: datetime) -> Deployment:
+    """End the shadow version of a pipeline. Raises NotAllowed where there is none."""
+    pipeline_names.check_pipeline(pipeline, config)
+    try:
+        return deployments.end_shadow(session, pipeline=pipeline, who=who, now=now)
+    except InvalidTransition as error:
+        raise NotAllowed(str(error)) from None
+
+
+def rollback(session: Session, config: Config, *, pipeline: str, who: str, why: str = "", now: datetime) -> BundleFacts:
+    """Return to the previous version, or to the default version where none was deployed before the current one.
+
+    Returns the bundle in use now. Raises NotAllowed where no version is deployed, BundleError for a damaged version.
+    """
     from model_zoo import registry
     from model_zoo.bundle import BundleError
 
@@ -95,11 +109,12 @@ def rollback(session: Session, config: Config, *, pipeline: str, who: str, why: 
         row = deployments.rollback(session, pipeline=pipeline, who=who, why=why, now=now)
     except InvalidTransition as error:
         raise NotAllowed(str(error)) from None
-    facts = models.find_bundle(deployments.format_model(row), config)
+    name = deployments.format_model(row) if row else pipeline_names.find_default_bundle(pipeline, config)
+    facts = models.find_bundle(name, config)
     registry.verify(facts)
-    if facts.digest != row.digest:
-        raise BundleError(f"{deployments.format_model(row)} does not have the weights {row.digest} that were deployed")
-    return row
+    if row and facts.digest != row.digest:
+        raise BundleError(f"{name} does not have the weights {row.digest} that were deployed")
+    return facts
 
 
 def remove(session: Session, config: Config, *, model: str, who: str, now: datetime) -> None:
@@ -107,12 +122,36 @@ def remove(session: Session, config: Config, *, model: str, who: str, now: datet
     from model_zoo import installing
 
     facts = models.find_bundle(model, config)
+    if pipeline := _find_default_use(session, config, facts):
+        raise NotAllowed(f"{model} is the default version of {pipeline}, which a route uses: deploy another first")
     if needed := deployments.list_uses(session, facts.name, facts.version):
         raise NotAllowed(f"{facts.name}@{facts.version} is {needed[0]}: deploy another first")
     name = f"{facts.name}@{facts.version}"
     detail = {"digest": facts.digest, "who": who}
     audit.append(session, subject="models", subject_id=name, event="removed", detail=detail, now=now)
     installing.remove_bundle(facts, config.models_dir)
+
+
+def _check_not_default(
+    session: Session, config: Config, pipeline: str, facts: BundleFacts, mode: DeploymentMode
+) -> None:
+    """Raise NotAllowed for a shadow or share of the version that the pipeline uses without a deployment."""
+    if DeploymentMode.CURRENT in deployments.find_in_force(session, pipeline):
+        return
+    default = models.find_bundle(pipeline_names.find_default_bundle(pipeline, config), config)
+    if (default.name, default.version) == (facts.name, facts.version):
+        raise NotAllowed(f"{facts.name}@{facts.version} is what {pipeline} uses already: nothing for a {mode}")
+
+
+def _find_default_use(session: Session, config: Config, facts: BundleFacts) -> str:
+    """Return a pipeline of a route that uses this version without a deployment, or ""."""
+    if models.find_bundle(facts.name, config).version != facts.version:
+        return ""
+    for pipeline in sorted({route.pipeline for route in config.routes if not route.model}):
+        has_current = DeploymentMode.CURRENT in deployments.find_in_force(session, pipeline)
+        if not has_current and pipeline_names.find_default_bundle(pipeline, config) == facts.name:
+            return pipeline
+    return ""
 
 
 def _check_bundle_fits(bundle: str, pipeline: str) -> None:

@@ -1,7 +1,8 @@
 """The bundles of this node: listed, found by name, and loaded on the configured device.
 
-The node's own bundles, below its ``models`` folder, take precedence over shipped ones of the same name. A name without
-a version means the newest, unless a deployment fixed the version when the job was routed. torch is imported on use.
+A name without a version means the default version, unless a deployment fixed the version when the job was routed: the
+shipped version, or for a bundle that does not come with the program the version that was installed first. So installing
+a bundle changes no result. torch is imported on use.
 """
 
 from __future__ import annotations
@@ -20,23 +21,29 @@ __all__ = ["check_monai_configuration", "find_bundle", "list_bundles", "load", "
 
 
 def list_bundles(config: Config) -> list[BundleFacts]:
-    """Return all usable bundles: the node's own, then the shipped ones whose version is not among them."""
+    """Return all usable bundles: the installed ones, then the shipped ones, which no installed one replaces."""
     from model_zoo import registry
 
-    own = registry.list_bundles(config.models_dir)
-    names = {(facts.name, facts.version) for facts in own}
-    return own + [facts for facts in registry.list_bundles() if (facts.name, facts.version) not in names]
+    shipped = registry.list_bundles()
+    names = {(facts.name, facts.version) for facts in shipped}
+    installed = registry.list_bundles(config.models_dir)
+    return [facts for facts in installed if (facts.name, facts.version) not in names] + shipped
 
 
 def find_bundle(name: str, config: Config) -> BundleFacts:
-    """Return the bundle NAME or NAME@VERSION: the node's own, else the shipped one. Raises BundleError."""
+    """Return the bundle NAME@VERSION, or the default version of NAME. Raises BundleError."""
     from model_zoo import registry
+    from model_zoo.bundle import BundleError
 
     bundle, _, version = name.partition("@")
-    own = [facts for facts in registry.list_bundles(config.models_dir) if facts.name == bundle]
-    if any(version in ("", facts.version) for facts in own):
-        return registry.find(bundle, version or None, config.models_dir)
-    return registry.find(bundle, version or None)
+    matching = [facts for facts in list_bundles(config) if facts.name == bundle and version in ("", facts.version)]
+    if not matching:
+        known = ", ".join(f"{facts.name}@{facts.version}" for facts in list_bundles(config)) or "none"
+        raise BundleError(f"no bundle {name}; installed: {known}")
+    if version:
+        return matching[0]
+    shipped = [facts for facts in registry.list_bundles() if facts.name == bundle]
+    return shipped[-1] if shipped else min(matching, key=registry.read_installation_time)
 
 
 def load_without_helpers(name: str, config: Config) -> Model:

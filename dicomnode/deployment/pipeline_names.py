@@ -15,7 +15,7 @@ from dicomnode.errors import ConfigError
 if TYPE_CHECKING:
     from pipelines.contract import Pipeline
 
-__all__ = ["allows_bundle", "check_pipeline", "list_pipelines", "resolve_pipeline"]
+__all__ = ["allows_bundle", "check_pipeline", "find_default_bundle", "list_pipelines", "resolve_pipeline"]
 
 
 def list_pipelines(config: Config) -> list[str]:
@@ -42,6 +42,14 @@ def check_pipeline(name: str, config: Config) -> None:
     elif name not in pipelines.MODULES and not _bundle_name(name):
         known = ", ".join([*sorted({*pipelines.MODULES, *config.pipelines.site}), f"{pipelines.BUNDLE_PREFIX}NAME"])
         raise ConfigError(f"no pipeline is named {name!r}; there are: {known}")
+
+
+def find_default_bundle(name: str, config: Config) -> str:
+    """Return the name of the bundle that a pipeline uses unless another is deployed. Raises ConfigError."""
+    check_pipeline(name, config)
+    if name in config.pipelines.site:
+        return site.load_pipeline(name, config).bundle
+    return _bundle_name(name) or pipelines.BUNDLES[name]
 
 
 def resolve_pipeline(name: str, config: Config, model: str = "") -> Pipeline:

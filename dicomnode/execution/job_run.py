@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydicom import Dataset
 from sqlalchemy.orm import Session, sessionmaker
 
-from db import jobs, keywords
+from db import deployments, jobs, keywords
 from db.jobs import LeaseLost, OutputFile
 from db.models import Job
 from dicomnode.config import Config
@@ -145,7 +145,8 @@ class JobRun:
     def _load(self) -> None:
         with self._context.sessions() as session:
             job = session.get_one(Job, self._job_id)
-            self._task = build_task(job, self._context.config)
+            reference = deployments.find_reference(session, job)
+            self._task = replace(build_task(job, self._context.config), reference=reference)
             self._route, self._destinations = job.route, list(job.destinations)
 
     @cached_property

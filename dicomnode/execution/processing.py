@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
-from dicomnode import mrd
+from db.deployments import Version
 from dicomnode.config import Config
 from dicomnode.config.quality import QualityConfig
 from dicomnode.config.results import ResultsConfig
@@ -27,20 +27,18 @@ from dicomnode.deidentify import faces
 from dicomnode.deployment import models, site
 from dicomnode.deployment.models import load_without_helpers
 from dicomnode.deployment.pipeline_names import resolve_pipeline
-from dicomnode.errors import ConfigError, InputRefused
+from dicomnode.errors import ConfigError
+from dicomnode.execution.inputs import LoadedInputs, load_inputs
+from dicomnode.execution.reference import HOLD_BELOW, compare_findings
 from dicomnode.installation import read_version
-from dicomnode.reading import covariates, unreadable, volumes
 from dicomnode.results.inherited import inherit
 from dicomnode.results.provenance import Provenance, describe_vendor_reconstruction
-from dicomnode.routing.routing import MAIN_INPUT
 from model_zoo.heap import keep_freed_memory
 from pipelines import quality
 from pipelines.contract import (
     Case,
-    Covariates,
     Finding,
     Image,
-    KSpace,
     Measurement,
     Note,
     ParametricMap,
@@ -48,7 +46,6 @@ from pipelines.contract import (
     Progress,
     Refused,
     Segmentation,
-    Volume,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +68,10 @@ _QUALITY_OPTIONS = ("low_confidence", "clinical_numbers")
 
 @dataclass(frozen=True)
 class Task:
-    """The values that determine a result, of a job or of a folder from the command line."""
+    """The values that determine a result, of a job or of a folder from the command line.
+
+    ``reference``: the current version, from whose result that of a version on trial may not be far.
+    """
 
     key: str
     pipeline: str
@@ -82,6 +82,7 @@ class Task:
     created_at: datetime
     model_digest: str = ""
     helper_models: Mapping[str, str] = field(default_factory=dict)
+    reference: Version | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,14 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """The case for the pipeline, and the headers without bulk data for the writer; ``priors``: of earlier studies."""
+class _Computed:
+    """The findings of one version of a pipeline; ``doubts``: why the input contract holds them."""
 
-    case: Case
-    sources: list[Dataset]
-    priors: list[Dataset]
+    pipeline: Pipeline
+    model: Model
+    options: Any
+    doubts: tuple[str, ...]
+    findings: list[Finding]
 
 
 @keep_freed_memory()
@@ -121,23 +124,19 @@ def run_task(
     Raises Refused or a NodeError when another attempt is useless.
     """
     started = time.monotonic()
-    pipeline = resolve_pipeline(task.pipeline, config, task.model)
-    options = resolve_options(pipeline, task.options, config.quality)
     progress(0.0, "reading")
-    loaded = _load_inputs(pipeline, task.inputs)
+    loaded = load_inputs(resolve_pipeline(task.pipeline, config, task.model), task.inputs)
     notes = inherit(loaded.sources, loaded.priors).notes
-    name = task.model or pipeline.bundle
-    model = models.load(
-        name, pipeline.helpers, config, digest=task.model_digest, pinned=task.helper_models, load_one=load_model
-    )
-    site_rules = config.quality.input_rules
-    doubts = quality.check_input(loaded.case, model.metadata, pipeline.inputs[0].name, options, site_rules)
-    findings = pipeline.run(loaded.case, model, options, task.seed, _scale_progress(progress, 0.02, 0.95))
-    site.check_findings(pipeline, findings)
-    findings = [*findings, *(Note("header of the input", note) for note in notes)]
+    share = 0.5 if task.reference else 1.0
+    computed = _compute(task, loaded.case, config, _scale_progress(progress, 0.02, 0.95 * share), load_model)
+    pipeline, model, options, doubts = computed.pipeline, computed.model, computed.options, computed.doubts
+    findings = [*computed.findings, *(Note("header of the input", note) for note in notes)]
     findings += _note_vendor_reconstructions(pipeline, loaded.case.facts)
     findings += _note_known_limits(pipeline, model)
-    verdict = _judge(findings, model, doubts, config.quality)
+    compared, why_not = _compare_with_reference(
+        task, loaded.case, config, computed.findings, _scale_progress(progress, 0.95 * share, 0.95), load_model
+    )
+    verdict = _judge([*findings, *compared], model, [*doubts, *why_not], config.quality)
     progress(0.95, "writing")
     parameters = (
         options.model_dump(mode="json") | _describe_helpers(model) | dict(loaded.case.facts.get("covariates", {}))
@@ -149,13 +148,49 @@ def run_task(
         title=pipeline.title,
     )
     all_renditions = list(dict.fromkeys([config.results, *renditions]))
-    written = _write(
-        findings, loaded, made_by, all_renditions, config.node.to_local_time(task.created_at), verdict, doubts, config
-    )
+    anatomy = task.helper_models.get("anatomy", "anatomy")
+    at = config.node.to_local_time(task.created_at)
+    written = _write(findings, loaded, made_by, all_renditions, at, verdict, doubts, anatomy, config)
     report = _build_report(task, model, options, findings, loaded.case.facts)
     report |= {"verdict": str(verdict.outcome), "reasons": list(verdict.reasons)}
+    if task.reference:
+        report["reference"] = {each.name: _finite(each.value) for each in compared}
     report["seconds"] = round(time.monotonic() - started, 3)
     return TaskResult(written.pop(config.results), report, verdict.reason, written)
+
+
+def _compute(
+    task: Task, case: Case, config: Config, progress: Progress, load_model: Callable[..., Model] | None
+) -> _Computed:
+    """Run the task's version of the pipeline on the case. Raises Refused for an input that it may not take."""
+    pipeline = resolve_pipeline(task.pipeline, config, task.model)
+    options = resolve_options(pipeline, task.options, config.quality)
+    name, pinned = task.model or pipeline.bundle, task.helper_models
+    model = models.load(name, pipeline.helpers, config, digest=task.model_digest, pinned=pinned, load_one=load_model)
+    rules = config.quality.input_rules
+    doubts = quality.check_input(case, model.metadata, pipeline.inputs[0].name, options, rules)
+    findings = pipeline.run(case, model, options, task.seed, progress)
+    site.check_findings(pipeline, findings)
+    return _Computed(pipeline, model, options, doubts, findings)
+
+
+def _compare_with_reference(
+    task: Task,
+    case: Case,
+    config: Config,
+    findings: Sequence[Finding],
+    progress: Progress,
+    load_model: Callable[..., Model] | None,
+) -> tuple[list[Measurement], list[str]]:
+    """Run the current version on the same case; return how far the result is from its result, or why it has none."""
+    if task.reference is None:
+        return [], []
+    current = replace(task, model=task.reference.model, model_digest=task.reference.digest)
+    try:
+        reference = _compute(current, case, config, progress, load_model)
+    except Refused as refusal:
+        return [], [f"the current version refuses this input: {refusal}"]
+    return compare_findings(reference.findings, findings), []
 
 
 def resolve_options(pipeline: Pipeline, options: Mapping[str, Any], config: QualityConfig) -> Any:
@@ -177,71 +212,8 @@ def derive_seed(key: str) -> int:
 
 def load_case(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> tuple[Case, list[Dataset]]:
     """Load the case of the input files and the headers of its own study. Raises InputRefused or GeometryError."""
-    loaded = _load_inputs(pipeline, inputs)
+    loaded = load_inputs(pipeline, inputs)
     return loaded.case, loaded.sources
-
-
-def _load_inputs(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> _Loaded:
-    """Load all inputs. The first input's facts are at the top level, those of each further input under its name.
-
-    Further images (contrasts, sets) of one acquisition follow as "kspace 2", "kspace 3".
-    """
-    arrays: dict[str, Any] = {}
-    facts: dict[str, Any] = {}
-    sources: list[Dataset] = []
-    priors: list[Dataset] = []
-    for number, input in enumerate(pipeline.inputs):
-        paths = inputs.get(MAIN_INPUT if number == 0 else input.name, ())
-        if input.kind is Covariates:
-            arrays[input.name], found = _load_covariates(sources, paths)
-            facts = found | facts
-            continue
-        if not paths and input.required:
-            raise InputRefused(f"{pipeline.name} needs the input {input.name!r}; no series of the study matches it")
-        if not paths:
-            continue
-        loaded, headers = _load_kspace(paths) if input.kind is KSpace else _load_volume(paths)
-        for place, (array, found) in enumerate(loaded):
-            name = f"{input.name} {place + 1}" if place else input.name
-            arrays[name] = array
-            frame = {"same_frame": _shares_frame(headers, sources)} if number and not input.is_prior else {}
-            facts |= {name: found | frame} if number or place else found
-        (priors if input.is_prior else sources).extend(headers)
-    return _Loaded(Case(arrays, facts), sources, priors)
-
-
-def _shares_frame(headers: Sequence[Dataset], sources: Sequence[Dataset]) -> bool | None:
-    """Return whether a further input has the frame of reference of the first; None where one of them states none."""
-    frame_uids = [{str(ds.get("FrameOfReferenceUID") or "") for ds in each} - {""} for each in (headers, sources[:1])]
-    return frame_uids[0] == frame_uids[1] if all(frame_uids) else None
-
-
-def _load_volume(paths: Sequence[Path]) -> tuple[list[tuple[Volume, dict[str, Any]]], list[Dataset]]:
-    series = volumes.read(paths)
-    return [(series.volume, series.facts)], series.headers
-
-
-def _load_covariates(headers: Sequence[Dataset], paths: Sequence[Path]) -> tuple[Covariates, dict[str, Any]]:
-    """Load the covariates of the patient whose images were loaded before; the age is a fact of the case as well."""
-    found = covariates.resolve(headers, paths)
-    age = found.age_years.value
-    return found, {"covariates": covariates.describe(found)} | ({} if age is None else {"age_years": age})
-
-
-def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, Any]]], list[Dataset]]:
-    if len(paths) != 1:
-        raise InputRefused(f"one acquisition is one Raw Data object; {len(paths)} instances were given")
-    ds = dcmread(paths[0])
-    unreadable.decode(ds)
-    if not mrd.is_mrd(ds):
-        raise InputRefused("the instance is no ISMRMRD/MRD in Raw Data Storage; 'dicomnode kspace wrap' makes one")
-    return mrd.to_images(mrd.read(mrd.unwrap(ds))), [_remove_payload(ds)]
-
-
-def _remove_payload(ds: Dataset) -> Dataset:
-    """Return the data set without private elements: the payload is large, and no result repeats it."""
-    ds.remove_private_tags()
-    return ds
 
 
 def _scale_progress(progress: Progress, low: float, high: float) -> Progress:
@@ -250,12 +222,13 @@ def _scale_progress(progress: Progress, low: float, high: float) -> Progress:
 
 def _write(
     findings: Sequence[Finding],
-    loaded: _Loaded,
+    loaded: LoadedInputs,
     made_by: Provenance,
     renditions: Sequence[ResultsConfig],
     now: datetime,
     verdict: quality.Verdict,
     doubts: Sequence[str],
+    anatomy: str,
     config: Config,
 ) -> dict[ResultsConfig, list[Dataset]]:
     """Write the objects of each rendition; the report page, where any has one, is rendered once."""
@@ -269,7 +242,7 @@ def _write(
         at = inherit(loaded.sources).moment(now)
         page = rendering.render(findings, loaded.case, loaded.sources, made_by, at, verdict, doubts)
     written = {}
-    load_anatomy = partial(load_without_helpers, "anatomy", config)
+    load_anatomy = partial(load_without_helpers, anatomy, config)
     for rendition in renditions:
         cleaned, provenance = defacing.remove_faces(rendition, findings, loaded.case, made_by, load_anatomy)
         written[rendition] = results.write(
@@ -356,7 +329,8 @@ def _measurement_to_json(m: Measurement) -> dict[str, Any]:
 def _judge(findings: Sequence[Finding], model: Model, doubts: Sequence[str], config: QualityConfig) -> quality.Verdict:
     """Return the output gate's verdict. Raises Refused where the result may not be delivered at all."""
     own = quality.OutputLimits(**{name: getattr(config, name) for name in quality.OutputLimits.model_fields})
-    limits = quality.read_output_limits(model.metadata).with_overrides(own)
+    limits = quality.OutputLimits(hold_below=dict(HOLD_BELOW))
+    limits = limits.with_overrides(quality.read_output_limits(model.metadata)).with_overrides(own)
     notes = [f"{found.name}: {found.text}" for found in findings if isinstance(found, Note) and found.holds_result]
     measurements = [found for found in findings if isinstance(found, Measurement)]
     verdict = quality.judge_result(measurements, limits, [*doubts, *notes])

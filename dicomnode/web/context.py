@@ -36,9 +36,10 @@ _FLASH_MESSAGES = {
     "resend": "{} deliveries will be tried again.",
     "deployed": "Deployed: in use from the next study on.",
     "rollback": "Rolled back: in use from the next study on, and for waiting jobs.",
+    "shadow": "The shadow version is ended.",
     "close": "The study is now treated as complete.",
 }
-_DONE_QUERY = re.compile(r"([a-z]+)-(\d{1,18})")
+_DONE_QUERY = re.compile(r"([a-z]+)(?:-(\d{1,18}))?")
 
 
 class _RowNumber(IntegerConvertor):
@@ -85,7 +86,7 @@ class WebContext:
 def flash_message(done: str) -> str:
     """Return the message on the decision that ``done`` names: the address itself contains no text of the page."""
     parts = _DONE_QUERY.fullmatch(done)
-    return _FLASH_MESSAGES[parts[1]].format(parts[2]) if parts and parts[1] in _FLASH_MESSAGES else ""
+    return _FLASH_MESSAGES[parts[1]].format(parts[2] or "") if parts and parts[1] in _FLASH_MESSAGES else ""
 
 
 def parse_page_number(text: str) -> int:

@@ -20,6 +20,7 @@ from db.states import DeploymentMode
 from dicomnode import listings
 from dicomnode.config import Config
 from dicomnode.deployment import deploying, models, pipeline_names
+from dicomnode.deployment.in_use import list_versions_in_use
 from dicomnode.errors import NodeError
 from dicomnode.web.context import WebContext, flash_message
 from dicomnode.web.forms import Form
@@ -46,7 +47,7 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
                 "models.html",
                 bundles=models.list_bundles(context.config),
                 used=_routes_by_bundle(context.config),
-                in_force=[row for row in history if row["ended_at"] is None],
+                in_use=list_versions_in_use(session, context.config),
                 history=history[:_MOST_ROWS],
                 compared={name: rows for name, rows in compared.items() if rows},
                 message=flash_message(done),
@@ -95,7 +96,7 @@ def _add_decisions(routes: APIRouter, context: WebContext) -> None:
             lambda session: deploying.deploy(
                 session, context.config, model=name, pipeline=form.get("pipeline", ""), mode=mode, percent=percent,
                 who=_read_field(form, "who"), why=_read_field(form, "why"), now=context.now(),
-            ).id,
+            ),
         )  # fmt: skip
 
     @routes.post("/models/rollback/{pipeline}")
@@ -105,18 +106,27 @@ def _add_decisions(routes: APIRouter, context: WebContext) -> None:
             lambda session: deploying.rollback(
                 session, context.config, pipeline=pipeline, who=_read_field(form, "who"),
                 why=_read_field(form, "why"), now=context.now(),
-            ).id,
+            ),
+        )  # fmt: skip
+
+    @routes.post("/models/end-shadow/{pipeline}")
+    def end_shadow(pipeline: str, form: Form) -> Response:
+        return _commit_or_explain(
+            context, "/models", "shadow",
+            lambda session: deploying.end_shadow(
+                session, context.config, pipeline=pipeline, who=_read_field(form, "who"), now=context.now()
+            ),
         )  # fmt: skip
 
 
-def _commit_or_explain(context: WebContext, back_path: str, done: str, decide: Callable[[Session], int]) -> Response:
+def _commit_or_explain(context: WebContext, back_path: str, done: str, decide: Callable[[Session], object]) -> Response:
     """Commit a decision and show the overview, or show a page with the reason of a refusal."""
     try:
         with context.sessions.begin() as session:
-            id = decide(session)
+            decide(session)
     except (NodeError, BundleError) as error:
         return context.error_page(409, str(error), back_path)
-    return RedirectResponse(f"/models?done={done}-{id}", 303)
+    return RedirectResponse(f"/models?done={done}", 303)
 
 
 def _read_field(form: dict[str, str], name: str) -> str:

@@ -169,7 +169,7 @@ def _table(heading: str, values: dict[str, Any] | Peer) -> list[str]:
 def _toml(value: Any) -> str:
     """Return a value as TOML, whose scalars are those of JSON."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value)
