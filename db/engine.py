@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -34,13 +36,25 @@ def connect(url: str) -> Engine:
 
 
 def sessions(engine: Engine) -> sessionmaker[Session]:
-    """Return a factory of sessions that write: on SQLite they hold the write lock from their first statement."""
-    return sessionmaker(engine, expire_on_commit=False)
+    """Return a factory of sessions that write: on SQLite ``begin`` waits for the write lock.
+
+    A clock that is read inside of ``with sessions.begin()`` is therefore read after that wait, and the moments of
+    events have the order of their transactions.
+    """
+    return _WritingSessions(engine, expire_on_commit=False)
 
 
 def readers(engine: Engine) -> sessionmaker[Session]:
     """Return a factory of sessions that only read, and never block a writer."""
     return sessionmaker(engine.execution_options(read_only=True), expire_on_commit=False)
+
+
+class _WritingSessions(sessionmaker[Session]):
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        with super().begin() as session:
+            session.connection()
+            yield session
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:

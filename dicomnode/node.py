@@ -117,13 +117,13 @@ def make_sweeps(sessions: sessionmaker[Session], config: Config, *, now: Clock, 
     """Return the sweeps of a node, which follow the clock when it is set."""
     retention = Retention(sessions, config)
     sweeps: dict[str, Callable[[], int]] = {
-        "completion": lambda: completion.close_due_studies(sessions, config.completion, now=now()),
-        "routing": lambda: routing.route_complete_studies(sessions, config, now=now()),
+        "completion": lambda: completion.close_due_studies(sessions, config.completion, now=now),
+        "routing": lambda: routing.route_complete_studies(sessions, config, now=now),
         "fetching": lambda: prefetch.run_pending_retrievals(sessions, config, now=now),
-        "leases": lambda: _expire_leases(sessions, config, now()),
-        "delivery": lambda: delivery.deliver_due(sessions, config, now=now()),
-        "notifications": lambda: notification.notify_due(sessions, config, now=now()),
-        "retention": lambda: retention.step(now=now()),
+        "leases": lambda: _expire_leases(sessions, config, now),
+        "delivery": lambda: delivery.deliver_due(sessions, config, now=now),
+        "notifications": lambda: notification.notify_due(sessions, config, now=now),
+        "retention": lambda: retention.step(now=now),
         "backfill": Backfill(sessions, config.spool_dir).step,
         "high water": partial(_raise_high_water, sessions, HighWater(config.spool_dir)),
     }
@@ -221,9 +221,9 @@ def _worker_environment(workers: int) -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(share)} | os.environ
 
 
-def _expire_leases(sessions: sessionmaker[Session], config: Config, now: datetime) -> int:
+def _expire_leases(sessions: sessionmaker[Session], config: Config, now: Clock) -> int:
     with sessions.begin() as session:
-        lapsed = jobs.expire_leases(session, attempts=config.worker.attempts, now=now)
+        lapsed = jobs.expire_leases(session, attempts=config.worker.attempts, now=now())
     for job in lapsed:
         log.warning("job %d: lease lapsed; now %s", job.id, job.state)
     return len(lapsed)

@@ -126,7 +126,7 @@ def send(node: Receiver, *paths: Path, complete: bool = True) -> None:
 
 
 def route_studies(node: Receiver, at: datetime | None = None) -> int:
-    return routing.route_complete_studies(make_sessions(node), node.config, now=at or now())
+    return routing.route_complete_studies(make_sessions(node), node.config, now=lambda: at or now())
 
 
 def run_retrievals(node: Receiver, at: datetime | None = None) -> int:

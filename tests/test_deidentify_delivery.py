@@ -81,7 +81,7 @@ def test_a_research_destination_gets_a_copy_and_the_clinic_the_result(
 ) -> None:
     config = make_config(tmp_path, as_research_peer(orthanc.peer), storescp.peer, dates="shift")
     original = make_result(sessions, config, ["research", "storescp"], now)
-    assert deliver_due(sessions, config, now=now) == 2
+    assert deliver_due(sessions, config, now=lambda: now) == 2
     (copy,), (clinical,) = orthanc.datasets(), storescp.datasets()
     assert (str(clinical.PatientName), clinical.SOPInstanceUID) == ("Müller^Jürgen", original.SOPInstanceUID)
     assert find_identifiers_left(original, copy) == set()
@@ -100,8 +100,8 @@ def test_a_retry_sends_the_same_copy(sessions: Sessions, tmp_path: Path, now: da
     with Answering(lose_the_first) as server:
         config = make_config(tmp_path, as_research_peer(server.peer))
         original = make_result(sessions, config, ["research"], now)
-        assert deliver_due(sessions, config, now=now) == 0
-        assert deliver_due(sessions, config, now=now + timedelta(seconds=10)) == 1
+        assert deliver_due(sessions, config, now=lambda: now) == 0
+        assert deliver_due(sessions, config, now=lambda: now + timedelta(seconds=10)) == 1
     assert len(server.stored) == 3
     assert set(server.stored) == {make_deidentifier().secret.uid(original.SOPInstanceUID)}
 
@@ -112,11 +112,11 @@ def test_without_its_key_nothing_goes_and_with_it_everything(
     config = make_config(tmp_path, as_research_peer(storescp.peer))
     make_result(sessions, config, ["research"], now)
     config.deidentify[0].key_file.chmod(0o644)
-    assert deliver_due(sessions, config, now=now) == 0
+    assert deliver_due(sessions, config, now=lambda: now) == 0
     assert storescp.files() == []
     assert "can be read by others" in rows(sessions)[0].reason
     config.deidentify[0].key_file.chmod(0o600)
-    assert deliver_due(sessions, config, now=now + timedelta(seconds=10)) == 1
+    assert deliver_due(sessions, config, now=lambda: now + timedelta(seconds=10)) == 1
 
 
 def test_what_cannot_be_cleaned_is_given_up_with_the_reason(
@@ -127,7 +127,7 @@ def test_what_cannot_be_cleaned_is_given_up_with_the_reason(
 
     config = make_config(tmp_path, as_research_peer(storescp.peer))
     make_result(sessions, config, ["research"], now, as_page)
-    assert deliver_due(sessions, config, now=now) == 0
+    assert deliver_due(sessions, config, now=lambda: now) == 0
     assert storescp.files() == []
     assert states(sessions) == {DeliveryState.GIVEN_UP}
     assert "states the study's date in its pixels" in rows(sessions)[0].reason
@@ -138,7 +138,7 @@ def test_an_image_with_a_face_is_given_up_where_none_is_wanted(
 ) -> None:
     config = make_config(tmp_path, as_research_peer(storescp.peer), deface=True)
     make_result(sessions, config, ["research"], now)
-    assert deliver_due(sessions, config, now=now) == 0
+    assert deliver_due(sessions, config, now=lambda: now) == 0
     assert "may show a face" in rows(sessions)[0].reason
     assert isinstance(config.results_for("research"), DefacedResultsConfig)
 

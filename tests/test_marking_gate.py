@@ -210,7 +210,7 @@ def test_an_object_of_a_sites_pipeline_that_misses_a_mark_never_goes_on_the_wire
         jobs.claim(session, worker="w", lease_s=60, now=now)
         outputs = [_store_output(config, ds) for ds in (*own_objects, good, bad)]
         jobs.finish(session, job_id=job.id, worker="w", outputs=outputs, report={}, now=now)
-    assert deliver_due(sessions, config, now=now) == len(own_objects) + 1
+    assert deliver_due(sessions, config, now=lambda: now) == len(own_objects) + 1
     assert bad.SOPInstanceUID not in {ds.SOPInstanceUID for ds in storescp.datasets()}
     with sessions() as session:
         (row,) = session.scalars(select(Delivery).where(Delivery.state != DeliveryState.DELIVERED))

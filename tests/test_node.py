@@ -41,7 +41,7 @@ def put(running: Node, path: Path, now: datetime) -> None:
         studies.register_instance(session, facts=facts, file=file, sender=studies.Sender("T", "127.0.0.1"), now=now)
     with sessions.begin() as session:
         completion.close_study(session, facts.study_uid, now=now)
-    routing.route_complete_studies(sessions, running.config, now=now)
+    routing.route_complete_studies(sessions, running.config, now=lambda: now)
     engine.dispose()
 
 

@@ -106,8 +106,8 @@ def test_an_end_of_a_job_is_told_by_mail_and_by_web(
             webhook=[{"name": "web", "url": hook.url}],
         )
         id = end_job(sessions, event, now, notify={"mail": [event], "web": [event]})
-        assert notify_due(sessions, config, now=now) == 2
-        assert notify_due(sessions, config, now=now + timedelta(hours=1)) == 0
+        assert notify_due(sessions, config, now=lambda: now) == 2
+        assert notify_due(sessions, config, now=lambda: now + timedelta(hours=1)) == 0
     (mail,), (post,) = box.mails, hook.posts
     assert mail["Subject"] == f"DICOMNODE: {event}, job {id}, flair"
     assert "reason:   chi-square is 9" in mail.get_content()
@@ -152,11 +152,11 @@ def test_delivered_is_told_once_when_every_object_is_everywhere(
             finish_job(
                 sessions, with_jobs, ["answering", "other"], now, count=3, study=f"1.2.{number}", notify=EVERYTHING
             )
-        assert notify_due(sessions, config, now=now) == 0, "nothing is there yet"
-        assert deliver_due(sessions, config.model_copy(update={"peers": peers[:1]}), now=now) == 12
-        assert notify_due(sessions, config, now=now) == 0, "the other one has nothing"
-        assert deliver_due(sessions, config.model_copy(update={"peers": peers}), now=now) == 12
-        assert notify_due(sessions, config, now=now) == 4
+        assert notify_due(sessions, config, now=lambda: now) == 0, "nothing is there yet"
+        assert deliver_due(sessions, config.model_copy(update={"peers": peers[:1]}), now=lambda: now) == 12
+        assert notify_due(sessions, config, now=lambda: now) == 0, "the other one has nothing"
+        assert deliver_due(sessions, config.model_copy(update={"peers": peers}), now=lambda: now) == 12
+        assert notify_due(sessions, config, now=lambda: now) == 4
     assert [post.json["event"] for post in hook.posts] == ["delivered"] * 4
     assert hook.posts[0].json["reason"] == "6 objects at answering, other"
 
@@ -234,12 +234,12 @@ def test_a_receiver_that_was_down_is_told_when_it_is_back(sessions: Sessions, tm
     port = free_port()
     config = configure_webhook(tmp_path, f"http://127.0.0.1:{port}/")
     end_job(sessions, "held", now)
-    assert notify_due(sessions, config, now=now, generator=random.Random(1)) == 0
+    assert notify_due(sessions, config, now=lambda: now, generator=random.Random(1)) == 0
     (row,) = list_notifications(sessions)
     assert (row.state, row.reason) == (NotificationState.WAITING, f"127.0.0.1:{port}: Connection refused")
     with Hook(port=port) as hook:
-        assert notify_due(sessions, config, now=now + timedelta(seconds=4)) == 0, "not before the back-off has passed"
-        assert notify_due(sessions, config, now=now + timedelta(seconds=10)) == 1
+        assert notify_due(sessions, config, now=lambda: now + timedelta(seconds=4)) == 0, "the back-off is not over"
+        assert notify_due(sessions, config, now=lambda: now + timedelta(seconds=10)) == 1
     assert [post.id for post in hook.posts] == [row.event_id]
     assert list_states(sessions) == [NotificationState.SENT]
 
@@ -248,9 +248,9 @@ def test_a_mail_server_that_was_down_gets_the_mail_later(sessions: Sessions, tmp
     port = free_port()
     config = configure_email(tmp_path, port)
     end_job(sessions, "failed", now)
-    assert notify_due(sessions, config, now=now) == 0
+    assert notify_due(sessions, config, now=lambda: now) == 0
     with Mailbox(port=port) as box:
-        assert notify_due(sessions, config, now=now + timedelta(seconds=10)) == 1
+        assert notify_due(sessions, config, now=lambda: now + timedelta(seconds=10)) == 1
     assert [mail["To"] for mail in box.mails] == ["ward@hospital.example, pacs@hospital.example"]
 
 
@@ -261,12 +261,12 @@ def test_a_receiver_that_does_not_answer_is_asked_once_in_a_sweep(
     for number in range(3):
         end_job(sessions, "held", now, study=f"1.2.{number}")
     with Mailbox(silent=True) as box:
-        assert notify_due(sessions, configure_email(tmp_path, box.port), now=now) == 0
+        assert notify_due(sessions, configure_email(tmp_path, box.port), now=lambda: now) == 0
     assert len(box.raw) == 1
     assert [row.reason for row in list_notifications(sessions)] == [f"127.0.0.1:{box.port}: SMTPServerDisconnected"] * 3
     later = now + timedelta(minutes=1)
     with Hook(lambda post: next(answers, 204)) as hook:
-        assert notify_due(sessions, configure_webhook(tmp_path, hook.url), now=later) == 2, (
+        assert notify_due(sessions, configure_webhook(tmp_path, hook.url), now=lambda: later) == 2, (
             "one that answers is asked for each"
         )
     assert list_notifications(sessions)[0].reason == f"127.0.0.1:{hook.port} answers 500"
@@ -282,8 +282,8 @@ def test_what_was_sent_but_not_recorded_is_sent_again_under_its_id(
             (due,) = notifications.claim_due(session, name="ward", worker="dead", lease_s=60, limit=9, now=now)
         facts = notices.make_facts(due, config, patient_data=False)
         notification.send(config.notifications.webhook[0], config, facts, due.created_at)
-        assert notify_due(sessions, config, now=now + timedelta(seconds=59)) == 0
-        assert notify_due(sessions, config, now=now + timedelta(seconds=61)) == 1
+        assert notify_due(sessions, config, now=lambda: now + timedelta(seconds=59)) == 0
+        assert notify_due(sessions, config, now=lambda: now + timedelta(seconds=61)) == 1
     first, second = hook.posts
     assert first.id == second.id
     assert first.body == second.body
@@ -295,9 +295,9 @@ def test_a_lost_acknowledgement_of_a_mail_makes_the_same_mail_again(
     with Mailbox(silent=True) as box:
         config = configure_email(tmp_path, box.port)
         end_job(sessions, "held", now)
-        assert notify_due(sessions, config, now=now) == 0
+        assert notify_due(sessions, config, now=lambda: now) == 0
         box.silent = False
-        assert notify_due(sessions, config, now=now + timedelta(seconds=10)) == 1
+        assert notify_due(sessions, config, now=lambda: now + timedelta(seconds=10)) == 1
     first, second = box.mails
     assert first["Message-ID"] == second["Message-ID"]
     assert box.raw[0] == box.raw[1]
@@ -312,7 +312,7 @@ def test_a_node_that_starts_again_sends_at_once_what_it_was_sending(
         assert notifications.claim_due(session, name="ward", worker=worker, lease_s=3600, limit=9, now=now)
     assert notification.resume(sessions, now=now) == 1
     with Hook() as hook:
-        assert notify_due(sessions, configure_webhook(tmp_path, hook.url), now=now) == 1
+        assert notify_due(sessions, configure_webhook(tmp_path, hook.url), now=lambda: now) == 1
 
 
 def test_a_notification_is_given_up_at_the_configured_age_with_its_reason(
@@ -321,9 +321,9 @@ def test_a_notification_is_given_up_at_the_configured_age_with_its_reason(
     with Hook(lambda post: 503) as hook:
         config = configure_webhook(tmp_path, hook.url)
         end_job(sessions, "held", now)
-        notify_due(sessions, config, now=now + timedelta(hours=71, minutes=59))
+        notify_due(sessions, config, now=lambda: now + timedelta(hours=71, minutes=59))
         assert list_states(sessions) == [NotificationState.WAITING]
-        notify_due(sessions, config, now=now + timedelta(hours=72, minutes=1))
+        notify_due(sessions, config, now=lambda: now + timedelta(hours=72, minutes=1))
     (row,) = list_notifications(sessions)
     assert (row.state, row.reason) == (
         NotificationState.GIVEN_UP,
@@ -337,12 +337,12 @@ def test_the_job_goes_on_whatever_becomes_of_its_notification(
     (tmp_path / "broken").write_text("{{ nobody }}")
     with Hook() as hook:
         job_id = end_job(sessions, "held", now)
-        assert notify_due(sessions, configure_webhook(tmp_path, hook.url, template_file="broken"), now=now) == 0
+        assert notify_due(sessions, configure_webhook(tmp_path, hook.url, template_file="broken"), now=lambda: now) == 0
         assert "'nobody' is undefined" in list_notifications(sessions)[0].reason
         with sessions() as session:
             assert session.get_one(Job, job_id).state is JobState.HELD
         later = now + timedelta(minutes=1)
-        assert notify_due(sessions, configure_webhook(tmp_path, hook.url), now=later) == 1, "mended"
+        assert notify_due(sessions, configure_webhook(tmp_path, hook.url), now=lambda: later) == 1, "mended"
 
 
 @pytest.mark.parametrize("event", ["held", "refused", "failed"])
@@ -365,7 +365,7 @@ def test_no_patient_data_leave_unless_allowed(
         )
         recipients = {"mail": [event], "web": [event]}
         end_job(sessions, event, now, reason=reason, study="1.2.840.77.1", notify=recipients)
-        notify_due(sessions, config, now=now)
+        notify_due(sessions, config, now=lambda: now)
     (mail,), (post,) = box.mails, hook.posts
     said = [mail.as_string(), mail["Subject"], mail.get_content(), post.body.decode(), str(post.headers)]
     said += [record.getMessage() for record in caplog.records if record.name.startswith("dicomnode")]
@@ -378,7 +378,7 @@ def test_no_patient_data_leave_unless_allowed(
 def test_patient_data_are_told_where_they_are_allowed(sessions: Sessions, tmp_path: Path, now: datetime) -> None:
     with Hook() as hook:
         end_job(sessions, "held", now, reason="Patient's Age (0010,1010) is 93 years")
-        notify_due(sessions, configure_webhook(tmp_path, hook.url, patient_data=True), now=now)
+        notify_due(sessions, configure_webhook(tmp_path, hook.url, patient_data=True), now=lambda: now)
     said = hook.posts[0].json
     assert (said["patient_id"], said["accession_number"], said["study_date"]) == ("PAT-4711", "ACC-0815", "20261119")
     assert said["study_uid"] == "1.2.1"
@@ -391,7 +391,7 @@ def test_a_notification_links_to_the_page_of_its_job(sessions: Sessions, tmp_pat
         config = configure_webhook(tmp_path, hook.url)
         web = config.web.model_copy(update={"public_url": "https://node.hospital.example/"})
         id = end_job(sessions, "held", now)
-        notify_due(sessions, config.model_copy(update={"web": web}), now=now)
+        notify_due(sessions, config.model_copy(update={"web": web}), now=lambda: now)
     assert hook.posts[0].json["link"] == f"https://node.hospital.example/jobs/{id}"
 
 
@@ -399,7 +399,7 @@ def test_nothing_in_a_name_makes_a_header(sessions: Sessions, tmp_path: Path, no
     route = "flair\r\nBcc: thief@example.com\r\n\r\nhello\x07"
     with Mailbox() as box:
         end_job(sessions, "held", now, route=route, reason="line\r\n.\r\nMAIL FROM:<thief@example.com>")
-        assert notify_due(sessions, configure_email(tmp_path, box.port), now=now) == 1
+        assert notify_due(sessions, configure_email(tmp_path, box.port), now=lambda: now) == 1
     (mail,) = box.mails
     assert mail["Bcc"] is None
     assert str(mail["Subject"]).endswith(", flair Bcc: thief@example.com hello")

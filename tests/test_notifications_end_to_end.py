@@ -83,7 +83,7 @@ def test_a_refused_and_a_failed_job_are_told(tmp_path: Path, now: datetime, dama
         assert cli.main(["--config", str(config_path), "work", "--once"]) == 0
         config = configuration.load(config_path)
         engine = engines.connect(config.database_url)
-        assert notify_due(engines.sessions(engine), config, now=datetime.now(UTC)) == 1
+        assert notify_due(engines.sessions(engine), config, now=lambda: datetime.now(UTC)) == 1
         engine.dispose()
     (post,) = hook.posts
     expected = ("refused", "no ISMRMRD/MRD") if damage == "not MRD" else ("failed", "options of mri_reconstruction")

@@ -76,9 +76,9 @@ def sessions(node: Receiver) -> sessionmaker[Session]:
 
 def sweep(node: Receiver, config: Config | None = None) -> int:
     """Route, run the pending retrievals, and route again; return the number of jobs."""
-    first_jobs = routing.route_complete_studies(sessions(node), config or node.config, now=now())
+    first_jobs = routing.route_complete_studies(sessions(node), config or node.config, now=now)
     prefetch.run_pending_retrievals(sessions(node), config or node.config, now=now)
-    return first_jobs + routing.route_complete_studies(sessions(node), config or node.config, now=now())
+    return first_jobs + routing.route_complete_studies(sessions(node), config or node.config, now=now)
 
 
 def find_prior_studies(node: Receiver) -> set[str]:
@@ -119,7 +119,7 @@ def test_a_prior_that_is_here_is_taken_without_asking(tmp_path: Path, orthanc: O
     for path in write_study(tmp_path / "newer", "1.2.3", "20251201"):
         orthanc.upload(path)
     send_and_close(node, write_study(tmp_path / "then", "1.2.2", "20250101", SeriesDescription="t2 flair"))
-    routing.route_complete_studies(sessions(node), Config(), now=now())
+    routing.route_complete_studies(sessions(node), Config(), now=now)
     send_and_close(node, write_study(tmp_path / "now", "1.2.9", "20260101"))
     assert sweep(node) == 1
     assert find_prior_studies(node) == {"1.2.2"}
@@ -131,7 +131,7 @@ def test_a_search_goes_on_where_a_stop_interrupted_it(tmp_path: Path, orthanc: O
     for path in paths:
         orthanc.upload(path)
     send_and_close(node, write_study(tmp_path / "now", "1.2.9", "20260101"))
-    routing.route_complete_studies(sessions(node), node.config, now=now())
+    routing.route_complete_studies(sessions(node), node.config, now=now)
     with sessions(node).begin() as session:  # it had been found, and one image had come
         series_uid = dcmread(paths[0]).SeriesInstanceUID
         row = session.query(Retrieval).one()

@@ -62,7 +62,7 @@ def arrive(sessions: Sessions, now: datetime, *arrivals: Arrival, complete: bool
 
 
 def route_studies(sessions: Sessions, config: Config, now: datetime) -> int:
-    return routing.route_complete_studies(sessions, config, now=now)
+    return routing.route_complete_studies(sessions, config, now=lambda: now)
 
 
 def find_job_inputs(sessions: Sessions, study: str) -> dict[str, list[str]]:

@@ -158,7 +158,7 @@ def test_every_destination_gets_its_own_kinds(sessions: Sessions, config: Config
         serve_storage(old.port, MULTIFRAME) as three,
     ):
         chosen = end_job(sessions, config, ["plain", "maps", "old"], now)
-        deliver_due(sessions, config, now=now)
+        deliver_due(sessions, config, now=lambda: now)
     report = "1.2.840.10008.5.1.4.1.1.88.34"
     assert sorted(one) == sorted([MULTIFRAME, MULTIFRAME, ParametricMapStorage, SegmentationStorage, report])
     assert sorted(two) == sorted([MULTIFRAME, ParametricMapStorage, LABEL_MAP, report])
@@ -196,8 +196,8 @@ def test_a_peer_that_was_down_gets_what_it_takes_when_it_is_back_and_nothing_tha
     assert chosen["down"].spare is not None
     assert MULTIFRAME in list_sent_classes(sessions, "down")
     with serve_storage(config.peers[0].port, MULTIFRAME) as got:
-        deliver_due(sessions, config, now=now)
-        deliver_due(sessions, config, now=now + timedelta(minutes=1))
+        deliver_due(sessions, config, now=lambda: now)
+        deliver_due(sessions, config, now=lambda: now + timedelta(minutes=1))
     assert got.count(SecondaryCaptureImageStorage) == 8
     assert (got.count(SegmentationStorage), MULTIFRAME in got) == (1, False)
     assert MULTIFRAME in list_sent_classes(sessions, "down", DeliveryState.GIVEN_UP)
@@ -215,7 +215,7 @@ def test_a_peer_that_was_down_and_takes_what_it_wants_gets_no_spare(
     config = with_peers(config, make_peer("down"))
     end_job(sessions, config, ["down"], now)
     with serve_storage(config.peers[0].port) as got:
-        deliver_due(sessions, config, now=now)
+        deliver_due(sessions, config, now=lambda: now)
     assert got.count(MULTIFRAME) == 2
     assert SecondaryCaptureImageStorage not in got
 
@@ -247,14 +247,14 @@ def test_a_held_result_waits_and_its_key_object_note_does_not(
     config = with_peers(config, make_peer("pacs", key_object=True), make_peer("quiet"))
     with serve_storage(config.peers[0].port) as got, serve_storage(config.peers[1].port) as nothing:
         end_job(sessions, config, ["pacs", "quiet"], now, held="chi-square is 3")
-        deliver_due(sessions, config, now=now)
+        deliver_due(sessions, config, now=lambda: now)
         assert got == ["1.2.840.10008.5.1.4.1.1.88.59"]
         assert nothing == []
         with sessions.begin() as session:
             job = session.scalars(select(Job)).one()
             assert job.state is JobState.HELD
             jobs.release(session, job, reason="by hand", now=now)
-        deliver_due(sessions, config, now=now)
+        deliver_due(sessions, config, now=lambda: now)
     assert (got.count(MULTIFRAME), len(got), len(nothing)) == (2, 6, 5)
 
 

@@ -102,7 +102,7 @@ class NodeState:
         self.now += timedelta(days=days)
         walk = Retention(self.sessions, config or self.config)
         for _ in range(3):
-            walk.step(now=self.now)
+            walk.step(now=lambda: self.now)
             self.now += timedelta(minutes=11)
 
     def count_files(self) -> int:

@@ -113,13 +113,15 @@ def test_study_may_satisfy_several_routes(sessions: sessionmaker[Session], now: 
         routes=(make_route({"Modality": "MR"}, name="a"), make_route({"SeriesDescription": "~FLAIR"}, name="b"))
     )
     arrive(sessions, now, make_arrival(number=1), make_arrival(number=2))
-    assert routing.route_complete_studies(sessions, config, now=now) == 2
+    assert routing.route_complete_studies(sessions, config, now=lambda: now) == 2
     assert [(job.route, len(job.inputs)) for job in list_jobs(sessions)] == [("a", 2), ("b", 2)]
 
 
 def test_study_without_a_match_is_routed_to_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     arrive(sessions, now, make_arrival())
-    assert routing.route_complete_studies(sessions, Config(routes=(make_route({"Modality": "CT"}),)), now=now) == 0
+    assert (
+        routing.route_complete_studies(sessions, Config(routes=(make_route({"Modality": "CT"}),)), now=lambda: now) == 0
+    )
     with sessions() as session:
         assert session.query(Study).one().state is StudyState.ROUTED
 
@@ -128,22 +130,24 @@ def test_further_series_come_under_their_names(sessions: sessionmaker[Session], 
     route = make_route({"SeriesDescription": "~FLAIR"}, **{"with": {"t1w": {"SeriesDescription": "~T1"}}})
     t1w = make_arrival(series="2", attributes={"Modality": "MR", "SeriesDescription": "T1 MPRAGE"})
     arrive(sessions, now, make_arrival(), t1w)
-    routing.route_complete_studies(sessions, Config(routes=(route,)), now=now)
+    routing.route_complete_studies(sessions, Config(routes=(route,)), now=lambda: now)
     assert [each.name for each in list_jobs(sessions)[0].inputs] == ["match", "t1w"]
 
 
 def test_each_raw_data_object_is_a_job_of_its_own(sessions: sessionmaker[Session], now: datetime) -> None:
     raw = [make_arrival(number=n, sop_class_uid=RAW_DATA_STORAGE) for n in (1, 2, 3)]
     arrive(sessions, now, *raw)
-    assert routing.route_complete_studies(sessions, Config(routes=(make_route({"Modality": "MR"}),)), now=now) == 3
+    assert (
+        routing.route_complete_studies(sessions, Config(routes=(make_route({"Modality": "MR"}),)), now=lambda: now) == 3
+    )
 
 
 def test_late_image_supersedes_the_job_that_lacked_it(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(make_route({"Modality": "MR"}),))
     arrive(sessions, now, make_arrival(number=1))
-    routing.route_complete_studies(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=lambda: now)
     arrive(sessions, now, make_arrival(number=2))
-    routing.route_complete_studies(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=lambda: now)
     first, second = list_jobs(sessions)
     assert (first.state, first.reason) == (JobState.CANCELLED, f"superseded by job {second.id}")
     assert (second.revision, second.supersedes_id, len(second.inputs)) == (2, first.id, 2)
@@ -152,9 +156,9 @@ def test_late_image_supersedes_the_job_that_lacked_it(sessions: sessionmaker[Ses
 def test_late_raw_data_does_not_repeat_the_work_that_is_done(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(make_route({"Modality": "MR"}),))
     arrive(sessions, now, make_arrival(number=1, sop_class_uid=RAW_DATA_STORAGE))
-    routing.route_complete_studies(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=lambda: now)
     arrive(sessions, now, make_arrival(number=2, sop_class_uid=RAW_DATA_STORAGE))
-    assert routing.route_complete_studies(sessions, config, now=now) == 1
+    assert routing.route_complete_studies(sessions, config, now=lambda: now) == 1
     first, second = list_jobs(sessions)
     assert (first.state, second.state, second.supersedes_id) == (JobState.READY, JobState.READY, None)
 
@@ -162,7 +166,7 @@ def test_late_raw_data_does_not_repeat_the_work_that_is_done(sessions: sessionma
 def test_own_result_that_comes_back_starts_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     config = Config(routes=(make_route({"Modality": "MR"}),))
     arrive(sessions, now, make_arrival())
-    routing.route_complete_studies(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=lambda: now)
     result = make_arrival(series="9", number=1)
     with sessions.begin() as session:
         job = session.query(Job).one()
@@ -183,5 +187,5 @@ def test_own_result_that_comes_back_starts_nothing(sessions: sessionmaker[Sessio
     with sessions() as session:
         assert session.query(Study).one().state is StudyState.ROUTED
     arrive(sessions, now, make_arrival(number=2))
-    routing.route_complete_studies(sessions, config, now=now)
+    routing.route_complete_studies(sessions, config, now=lambda: now)
     assert len(list_jobs(sessions)[-1].inputs) == 2

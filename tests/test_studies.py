@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -12,9 +14,10 @@ from db import audit, studies
 from db.models import Event, Instance, Quarantine, Series, Study
 from db.states import StudyState
 from db.studies import Registration, Sender, StoredFile
+from dicomnode.config import Config
 from dicomnode.config.completion import CompletionConfig
 from dicomnode.errors import NotAllowed, NotFound
-from dicomnode.routing import completion
+from dicomnode.routing import completion, routing
 from tests.rows import make_arrival
 
 RULE = CompletionConfig(quiet_s=10, maximum_s=60)
@@ -94,7 +97,7 @@ def test_quiet_study_is_closed_and_an_active_one_is_not(sessions: sessionmaker[S
     register(sessions, now, make_arrival("1.2.1"), make_arrival("1.2.2"))
     later = now + timedelta(seconds=9)
     register(sessions, later, make_arrival("1.2.2", number=2))
-    assert completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10)) == 1
+    assert completion.close_due_studies(sessions, RULE, now=lambda: now + timedelta(seconds=10)) == 1
     with sessions() as session:
         states = {study.study_uid: (study.state, study.completed_by) for study in session.query(Study)}
     assert states["1.2.1"] == (StudyState.COMPLETE, "quiet for 10 s")
@@ -106,8 +109,45 @@ def test_study_that_never_becomes_quiet_is_closed_at_the_maximum(
 ) -> None:
     for second in range(0, 61, 5):
         register(sessions, now + timedelta(seconds=second), make_arrival(number=second + 1))
-    assert completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=61)) == 1
+    assert completion.close_due_studies(sessions, RULE, now=lambda: now + timedelta(seconds=61)) == 1
     assert find_study(sessions).completed_by == "open for 60 s"
+
+
+def test_the_clock_is_read_after_the_wait_for_another_writer(sessions: sessionmaker[Session], now: datetime) -> None:
+    if sessions.kw["bind"].dialect.name != "sqlite":
+        pytest.skip("only SQLite has one writer at a time")
+    register(sessions, now, make_arrival())
+    readings: list[datetime] = []
+
+    def clock() -> datetime:
+        readings.append(now + timedelta(seconds=10))
+        return readings[-1]
+
+    sweep = threading.Thread(target=completion.close_due_studies, args=(sessions, RULE), kwargs={"now": clock})
+    with sessions.begin():
+        sweep.start()
+        sweep.join(0.3)
+        assert sweep.is_alive()
+        assert readings == []
+    sweep.join(30)
+    assert find_study(sessions).completed_at == now + timedelta(seconds=10)
+
+
+def test_the_moments_of_events_have_the_order_of_the_events(sessions: sessionmaker[Session], now: datetime) -> None:
+    ticks = itertools.count()
+
+    def clock() -> datetime:
+        return now + timedelta(seconds=10 + next(ticks))
+
+    register(sessions, now, make_arrival("1.2.1"), make_arrival("1.2.2"))
+    completion.close_due_studies(sessions, RULE, now=clock)
+    routing.route_complete_studies(sessions, Config(), now=clock)
+    with sessions() as session:
+        events = session.query(Event).order_by(Event.seq).all()
+        moved = [event for event in events if event.event == "moved"]
+    assert [event.detail["to"] for event in moved] == ["complete", "complete", "routed", "routed"]
+    assert [event.at for event in events] == sorted(event.at for event in events)
+    assert moved[2].at < moved[3].at, "each study has its own moment"
 
 
 def test_close_by_hand(sessions: sessionmaker[Session], now: datetime) -> None:
@@ -123,7 +163,7 @@ def test_close_by_hand(sessions: sessionmaker[Session], now: datetime) -> None:
 
 def test_late_instance_opens_a_new_revision(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, make_arrival(number=1))
-    completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    completion.close_due_studies(sessions, RULE, now=lambda: now + timedelta(seconds=10))
     late = now + timedelta(seconds=30)
     register(sessions, late, make_arrival(number=2))
     study = find_study(sessions)
@@ -134,7 +174,7 @@ def test_late_instance_opens_a_new_revision(sessions: sessionmaker[Session], now
 
 def test_late_duplicate_opens_nothing(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, make_arrival())
-    completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    completion.close_due_studies(sessions, RULE, now=lambda: now + timedelta(seconds=10))
     register(sessions, now + timedelta(seconds=30), make_arrival())
     assert find_study(sessions).revision == 1
     assert find_study(sessions).state is StudyState.COMPLETE
@@ -142,6 +182,6 @@ def test_late_duplicate_opens_nothing(sessions: sessionmaker[Session], now: date
 
 def test_several_late_instances_in_one_batch_open_one_revision(sessions: sessionmaker[Session], now: datetime) -> None:
     register(sessions, now, make_arrival())
-    completion.close_due_studies(sessions, RULE, now=now + timedelta(seconds=10))
+    completion.close_due_studies(sessions, RULE, now=lambda: now + timedelta(seconds=10))
     register(sessions, now + timedelta(seconds=30), *[make_arrival(number=n) for n in range(2, 6)])
     assert find_study(sessions).revision == 2

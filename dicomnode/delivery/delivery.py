@@ -37,19 +37,22 @@ __all__ = ["deliver_due", "reclaim_interrupted"]
 
 log = logging.getLogger("dicomnode.delivery.delivery")
 
+Clock = Callable[[], datetime]
+
 _BATCH = 100
 _PROBE = 5  # more than one, so that an object which breaks every association does not hold up the others
 
 
 def deliver_due(
-    sessions: sessionmaker[Session], config: Config, *, now: datetime, generator: random.Random | None = None
+    sessions: sessionmaker[Session], config: Config, *, now: Clock, generator: random.Random | None = None
 ) -> int:
     """Send all due objects, to all destinations at once; return the number of objects that were acknowledged."""
     sweep = _DeliverySweep(sessions, config, now, generator or random.Random())
     with sessions.begin() as session:
-        deliveries.OUTBOX.expire_leases(session, now=now)
-        too_old = now - timedelta(hours=config.delivery.give_up_after_h)
-        deliveries.give_up_old(session, created_before=too_old, now=now)
+        moment = now()
+        deliveries.OUTBOX.expire_leases(session, now=moment)
+        too_old = moment - timedelta(hours=config.delivery.give_up_after_h)
+        deliveries.give_up_old(session, created_before=too_old, now=moment)
         claimed = [(peer, sweep.claim(session, peer)) for peer in config.peers]
     work = [(peer, batch) for peer, batch in claimed if batch]
     if not work:
@@ -67,23 +70,21 @@ def reclaim_interrupted(sessions: sessionmaker[Session], *, now: datetime) -> in
 class _DeliverySweep:
     """One sweep of deliveries: its sessions, configuration, time and source of randomness."""
 
-    def __init__(
-        self, sessions: sessionmaker[Session], config: Config, now: datetime, generator: random.Random
-    ) -> None:
+    def __init__(self, sessions: sessionmaker[Session], config: Config, now: Clock, generator: random.Random) -> None:
         self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
         self.worker = jobs.worker_name(os.getpid())
 
     def claim(self, session: Session, peer: Peer) -> list[ClaimedDelivery]:
         """Claim a batch under a lease: a few objects where the breaker was open, to probe whether the peer is back."""
         breaker = destinations.load_breaker(session, peer.name)
-        if breaker.is_open(self.now):
+        if breaker.is_open(self.now()):
             return []
         return deliveries.claim_due(
             session,
             worker=self.worker,
             lease_s=60.0 + 3 * self.config.node.network_timeout_s,
             limit=_PROBE if breaker.open_until else _BATCH,
-            now=self.now,
+            now=self.now(),
             destination=peer.name,
         )
 
@@ -134,10 +135,10 @@ class _DeliverySweep:
         }
         falling = {job_id: uid for job_id, uid in refused.items() if spares.get(job_id, set()) & accepted}
         with self.sessions.begin() as session:
-            destinations.record_accepted_classes(session, peer.name, accepted, now=self.now)
+            destinations.record_accepted_classes(session, peer.name, accepted, now=self.now())
             for job_id, uid in falling.items():
                 reason = f"not sent: {peer.name} does not take {UID(uid).name}; what it takes is sent instead"
-                deliveries.fall_back(session, job_id, peer.name, reason=reason, now=self.now)
+                deliveries.fall_back(session, job_id, peer.name, reason=reason, now=self.now())
         return [due for due in batch if due.job_id not in falling]
 
     def _prepare_file(self, due: ClaimedDelivery, copied: Callable[[Path], Path]) -> Path | None:
@@ -157,16 +158,16 @@ class _DeliverySweep:
             self._record_failure(due, result.text, retry_at=self._retry_at(due))
             return
         with self.sessions.begin() as session:
-            deliveries.mark_delivered(session, due.delivery_id, worker=self.worker, now=self.now)
+            deliveries.mark_delivered(session, due.delivery_id, worker=self.worker, now=self.now())
 
     def _record_failure(self, due: ClaimedDelivery, reason: str, *, retry_at: datetime | None) -> None:
         with self.sessions.begin() as session:
             deliveries.mark_failed(
-                session, due.delivery_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now
+                session, due.delivery_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now()
             )
 
     def _retry_at(self, due: ClaimedDelivery) -> datetime:
-        return self.now + draw_backoff(due.attempts, self.config.delivery, self.generator)
+        return self.now() + draw_backoff(due.attempts, self.config.delivery, self.generator)
 
     @staticmethod
     def _log(peer: Peer, results: Sequence[StoreResult]) -> None:
@@ -184,7 +185,7 @@ class _DeliverySweep:
         limits = self.config.delivery
         with self.sessions.begin() as session:
             if any(result.status is not None for result in tried):
-                destinations.record_success(session, peer.name, now=self.now)
+                destinations.record_success(session, peer.name, now=self.now())
                 return
             destinations.record_failure(
                 session,
@@ -192,5 +193,5 @@ class _DeliverySweep:
                 threshold=limits.breaker_failures,
                 open_s=limits.breaker_open_s,
                 open_max_s=max(limits.breaker_open_s, limits.backoff_max_s),
-                now=self.now,
+                now=self.now(),
             )

@@ -39,6 +39,9 @@ _EVERY = timedelta(minutes=10)
 """Time between the end of one walk and the next."""
 
 
+Clock = Callable[[], datetime]
+
+
 class Retention:
     """Repeated walk over all studies, in steps, for the node's scheduler."""
 
@@ -48,27 +51,27 @@ class Retention:
         self._not_before: datetime | None = None
         self._files_left = True
 
-    def step(self, *, now: datetime) -> int:
+    def step(self, *, now: Clock) -> int:
         """Expire what may go of the next studies, and remove unclaimed files; return how many files."""
-        if self._not_before is not None and now < self._not_before:
+        if self._not_before is not None and now() < self._not_before:
             return 0
         expired = self._expire(now)
         if not expired and not self._files_left:
             return 0
         self._files_left = False
-        return remove_files(self._sessions, self._config, now=now)
+        return remove_files(self._sessions, self._config, now=now())
 
-    def _expire(self, now: datetime) -> int:
+    def _expire(self, now: Clock) -> int:
         days = shortest_days(self._config)
         if not days:
-            self._not_before, self._files_left = now + _EVERY, True  # quarantined files may have been discarded
+            self._not_before, self._files_left = now() + _EVERY, True  # quarantined files may have been discarded
             return 0
         with self._sessions() as session:
-            quiet = now - timedelta(days=days)
+            quiet = now() - timedelta(days=days)
             ids = retention.list_candidates(session, after=self._after, limit=_STUDIES, quiet_since=quiet)
         self._after = ids[-1] if ids else 0
         if not ids:
-            self._not_before, self._files_left = now + _EVERY, True
+            self._not_before, self._files_left = now() + _EVERY, True
         return sum(_expire_study(self._sessions, self._config, id, now) for id in ids)
 
 
@@ -125,22 +128,22 @@ def is_settled(job: Job) -> bool:
     return job.shadow_of_id is not None or (bool(done) and not rest)
 
 
-def _expire_study(sessions: sessionmaker[Session], config: Config, study_id: int, now: datetime) -> int:
+def _expire_study(sessions: sessionmaker[Session], config: Config, study_id: int, now: Clock) -> int:
     """Expire what may go of one study; a first check takes no lock, as most studies stay."""
     with engines.readers(sessions.kw["bind"])() as session:
-        study = session.get_one(Study, study_id)
-        if not _may_go(session, study, config, now) and not any(
-            _is_due(session, job, config, now) for job in study.jobs
+        study, moment = session.get_one(Study, study_id), now()
+        if not _may_go(session, study, config, moment) and not any(
+            _is_due(session, job, config, moment) for job in study.jobs
         ):
             return 0
     count = 0
     with sessions.begin() as session:
-        found = retention.lock_study(session, study_id)
+        found, moment = retention.lock_study(session, study_id), now()
         for job in found.jobs if found else ():
-            if _is_due(session, job, config, now):
-                count += retention.expire_results(session, job, reason=_REASON, now=now)
-        if found and _may_go(session, found, config, now):
-            count += retention.expire_sources(session, found, reason=_REASON, now=now)
+            if _is_due(session, job, config, moment):
+                count += retention.expire_results(session, job, reason=_REASON, now=moment)
+        if found and _may_go(session, found, config, moment):
+            count += retention.expire_sources(session, found, reason=_REASON, now=moment)
     if count:
         _log.info("retention: study %d: %d objects expired", study_id, count)
     return count

@@ -12,7 +12,7 @@ import random
 import socket
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -39,19 +39,22 @@ log = logging.getLogger("dicomnode.notifications.notification")
 
 Recipient = EmailConfig | WebhookConfig
 
+Clock = Callable[[], datetime]
+
 _BATCH = 20
 _TEST = uuid.UUID("a9d2a0e5-7d0c-5a63-8c0e-3f3a5b9d1f52")
 
 
 def notify_due(
-    sessions: sessionmaker[Session], config: Config, *, now: datetime, generator: random.Random | None = None
+    sessions: sessionmaker[Session], config: Config, *, now: Clock, generator: random.Random | None = None
 ) -> int:
     """Send the notifications that are due, to all recipients in parallel; return how many were accepted."""
     messenger = _Messenger(sessions, config, now, generator or random.Random())
     with sessions.begin() as session:
-        notifications.OUTBOX.expire_leases(session, now=now)
-        too_old = now - timedelta(hours=config.delivery.give_up_after_h)
-        notifications.give_up_old(session, created_before=too_old, now=now)
+        moment = now()
+        notifications.OUTBOX.expire_leases(session, now=moment)
+        too_old = moment - timedelta(hours=config.delivery.give_up_after_h)
+        notifications.give_up_old(session, created_before=too_old, now=moment)
         claimed = [(recipient, messenger.claim(session, recipient)) for recipient in config.notifications.recipients]
     work = [(recipient, batch) for recipient, batch in claimed if batch]
     if not work:
@@ -119,9 +122,7 @@ def check(recipient: Recipient, config: Config, *, now: datetime) -> str:
 class _Messenger:
     """Sender of the notifications of one sweep."""
 
-    def __init__(
-        self, sessions: sessionmaker[Session], config: Config, now: datetime, generator: random.Random
-    ) -> None:
+    def __init__(self, sessions: sessionmaker[Session], config: Config, now: Clock, generator: random.Random) -> None:
         self.sessions, self.config, self.now, self.generator = sessions, config, now, generator
         self.worker = jobs.worker_name(os.getpid())
 
@@ -132,7 +133,7 @@ class _Messenger:
         )
         lease_s = 60.0 + _BATCH * timeout_s
         return notifications.claim_due(
-            session, name=recipient.name, worker=self.worker, lease_s=lease_s, limit=_BATCH, now=self.now
+            session, name=recipient.name, worker=self.worker, lease_s=lease_s, limit=_BATCH, now=self.now()
         )
 
     def send(self, recipient: Recipient, batch: Sequence[ClaimedNotification]) -> int:
@@ -160,14 +161,14 @@ class _Messenger:
         if note:
             log.warning("notification %d to %s: %s", due.notification_id, due.name, note)
         with self.sessions.begin() as session:
-            notifications.mark_sent(session, due.notification_id, worker=self.worker, note=note, now=self.now)
+            notifications.mark_sent(session, due.notification_id, worker=self.worker, note=note, now=self.now())
 
     def _record_failure(self, due: ClaimedNotification, reason: str) -> None:
         log.warning("notification %d to %s: %s", due.notification_id, due.name, reason)
-        retry_at = self.now + draw_backoff(due.attempts, self.config.delivery, self.generator)
+        retry_at = self.now() + draw_backoff(due.attempts, self.config.delivery, self.generator)
         with self.sessions.begin() as session:
             notifications.mark_failed(
-                session, due.notification_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now
+                session, due.notification_id, worker=self.worker, reason=reason, retry_at=retry_at, now=self.now()
             )
 
 

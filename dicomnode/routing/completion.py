@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -12,15 +13,18 @@ from db.states import StudyState
 from dicomnode.config.completion import CompletionConfig
 from dicomnode.errors import NotAllowed, NotFound
 
+Clock = Callable[[], datetime]
+
 __all__ = ["close_due_studies", "close_study"]
 
 
-def close_due_studies(sessions: sessionmaker[Session], rule: CompletionConfig, *, now: datetime) -> int:
+def close_due_studies(sessions: sessionmaker[Session], rule: CompletionConfig, *, now: Clock) -> int:
     """Close every study that is complete by the rule, and return their number."""
     with sessions.begin() as session:
-        due = studies.lock_due_for_completion(session, quiet_s=rule.quiet_s, maximum_s=rule.maximum_s, now=now)
+        moment = now()
+        due = studies.lock_due_for_completion(session, quiet_s=rule.quiet_s, maximum_s=rule.maximum_s, now=moment)
         for study in due:
-            studies.close(session, study, reason=_describe_reason(study, rule, now), now=now)
+            studies.close(session, study, reason=_describe_reason(study, rule, moment), now=moment)
         return len(due)
 
 

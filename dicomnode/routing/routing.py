@@ -7,7 +7,7 @@ study that was prefetched for comparison only (see priors.py) gets no jobs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -44,6 +44,8 @@ _LOWEST_PRIORITY = -1_000_000
 
 Recipients = Mapping[str, Mapping[str, Sequence[str]]]
 """The recipients of notifications, by route and event."""
+
+Clock = Callable[[], datetime]
 
 _RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
 
@@ -98,7 +100,7 @@ def explain_file(facts: InstanceFacts, routes: Sequence[Route]) -> list[RouteExp
     return explain_routes(routes, [SeriesAttributes(facts.series_uid, facts.attributes)])
 
 
-def route_complete_studies(sessions: sessionmaker[Session], config: Config, *, now: datetime) -> int:
+def route_complete_studies(sessions: sessionmaker[Session], config: Config, *, now: Clock) -> int:
     """Route every complete study that has nothing to wait for, and return the number of new jobs.
 
     Each study is a transaction of its own.
@@ -106,16 +108,17 @@ def route_complete_studies(sessions: sessionmaker[Session], config: Config, *, n
     new_jobs, waiting_ids = 0, set[int]()
     while True:
         with sessions.begin() as session:
+            moment = now()
             complete = select(Study).where(Study.state == StudyState.COMPLETE, Study.id.not_in(waiting_ids))
             oldest = complete.order_by(Study.completed_at, Study.id).limit(1)
             study = session.scalar(oldest.with_for_update(skip_locked=True))
             if study is None:
                 return new_jobs
             snapshot = StudySnapshot(session, study)
-            if not snapshot.is_prefetched_only and _must_wait(snapshot, config.routes, now):
+            if not snapshot.is_prefetched_only and _must_wait(snapshot, config.routes, moment):
                 waiting_ids.add(study.id)
             else:
-                new_jobs += len(_route_study(snapshot, config.routes, config.recipients_by_route, now))
+                new_jobs += len(_route_study(snapshot, config.routes, config.recipients_by_route, moment))
 
 
 def _route_study(snapshot: StudySnapshot, routes: Sequence[Route], notify: Recipients, now: datetime) -> list[Job]:
