@@ -4,17 +4,19 @@
 # make lint        ruff and mypy only
 # make coverage    the fast tests with their coverage; fails below the floor of pyproject.toml
 # make mutate      change decisive modules expression by expression; the tests have to notice (docs: tests/mutation.py)
+# make docs        the documentation site in build/docs; a warning is an error
 # make bench       the benchmarks behind docs/benchmarks.md (about an hour on two cores)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
 PYTEST_ARGS ?=
 PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast lint coverage mutate bench peers viewer clean
+.PHONY: demo test test-fast lint coverage mutate docs bench peers viewer clean
 
 demo: $(INSTALLED) viewer
 	$(BIN)/dicomnode demo $(if $(KEEP),--keep)
@@ -31,10 +33,14 @@ coverage: $(INSTALLED)
 mutate: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation
 
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+	@echo "the documentation is in build/docs/index.html"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy dicomnode pipelines model_zoo db tests benchmarks examples
+	$(BIN)/mypy dicomnode pipelines model_zoo db tests benchmarks examples docs
 
 CLASSICAL := --method zero --method cg --method l1 --method total
 OURS := --method "ours: DDS posterior mean" --method "dds: one"
@@ -67,6 +73,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

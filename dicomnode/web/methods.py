@@ -26,7 +26,8 @@ def add_get(routes: APIRouter, path: str, answer: Callable[[Request], Response])
         head.raw_headers = found.raw_headers
         return head
 
-    routes.add_api_route(path, endpoint, methods=["GET", "HEAD"])
+    routes.add_api_route(path, endpoint, methods=["GET"])
+    routes.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def add_options(routes: APIRouter) -> None:
@@ -36,7 +37,8 @@ def add_options(routes: APIRouter) -> None:
         if isinstance(route, APIRoute):
             methods.setdefault(route.path.removeprefix(routes.prefix), {"OPTIONS"}).update(route.methods or ())
     for path, known in methods.items():
-        routes.add_api_route(path, _options_endpoint(known), methods=sorted(_METHODS - known | {"OPTIONS"}))
+        others = sorted(_METHODS - known | {"OPTIONS"})
+        routes.add_api_route(path, _options_endpoint(known), methods=others, include_in_schema=False)
 
 
 def _options_endpoint(known: set[str]) -> Callable[[Request], Response]:

@@ -1,0 +1,1 @@
+"""Generated parts of the documentation: reference tables from the code, as Markdown."""

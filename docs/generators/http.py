@@ -1,0 +1,64 @@
+"""Reference of the HTTP interface, from the OpenAPI description of the FastAPI application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+from dicomnode.config import Config
+from dicomnode.web.app import create_app
+from docs.generators.tables import format_table
+
+__all__ = ["GROUPS", "list_operations", "make_page"]
+
+GROUPS = (
+    ("/api", "API", "JSON, the same as the commands print with `--json`. Read-only."),
+    ("/review/dicom-web", "DICOMweb with held results", "Read-only, for the viewer of the hold queue."),
+    ("/dicom-web", "DICOMweb", "QIDO-RS, WADO-RS and STOW-RS; details in section 3.6 of {doc}`conformance`."),
+    ("/healthz", "Health", "Without a token: whether the process runs."),
+    ("/readyz", "Readiness", "Without a token: 200 when the node can work; otherwise 503 and what is missing."),
+    ("/metrics", "Metrics", "Without a token: numbers for Prometheus. The {doc}`../runbook` explains them."),
+    ("/", "Pages", "HTML for people. POST is for the forms of these pages; a request from another site is refused."),
+)
+"""The prefixes of paths in the order in which they are tried: heading and introduction of each."""
+
+Operation = tuple[str, str, Mapping[str, Any]]
+"""Method, path and the OpenAPI description."""
+
+
+def make_page() -> str:
+    """Return the reference of all paths as Markdown."""
+    by_prefix: dict[str, list[Operation]] = {prefix: [] for prefix, _, _ in GROUPS}
+    for operation in list_operations():
+        by_prefix[next(prefix for prefix in by_prefix if operation[1].startswith(prefix))].append(operation)
+    return "\n".join(
+        f"## {heading}\n\n{introduction}\n\n{_format_operations(by_prefix[prefix])}"
+        for prefix, heading, introduction in GROUPS
+    )
+
+
+def list_operations() -> list[Operation]:
+    """Return every operation of the application, by path."""
+    sessions = sessionmaker(create_engine("sqlite://"))
+    paths = create_app(Config(), sessions, now=lambda: datetime.now(UTC)).openapi()["paths"]
+    return sorted((method.upper(), path, facts) for path, found in paths.items() for method, facts in found.items())
+
+
+def _format_operations(operations: list[Operation]) -> str:
+    rows = [(f"`{method}`", f"`{path}`", _describe_query(facts)) for method, path, facts in operations]
+    return format_table(["method", "path", "query parameters"], rows)
+
+
+def _describe_query(facts: Mapping[str, Any]) -> str:
+    query = [each for each in facts.get("parameters", ()) if each["in"] == "query"]
+    return ", ".join(f"`{each['name']}`{_describe_bounds(each['schema'])}" for each in query)
+
+
+def _describe_bounds(schema: Mapping[str, Any]) -> str:
+    if "minimum" in schema and "maximum" in schema:
+        return f" ({schema['minimum']} to {schema['maximum']})"
+    return ""
