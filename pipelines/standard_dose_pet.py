@@ -47,6 +47,7 @@ from pipelines.contract import (
 )
 from pipelines.ct_regions import CtTissues, find_ct_tissues
 from pipelines.head_regions import HeadRegions, find_head_regions
+from pipelines.injected_dose import check_dose_fraction
 from pipelines.isotropic import IsotropicTransform, make_isotropic_transform
 from pipelines.uptake import Region, Scale, average_over_ball, compare_uptake, dilate, find_body
 
@@ -88,6 +89,11 @@ class Options(BaseModel):
         default=0.15,
         gt=0,
         description="standard deviation over activity above which a voxel is marked as of low confidence",
+    )
+    check_dose: bool = Field(
+        default=True,
+        description="hold results where the header contradicts the dose fraction; false for images of a part of the "
+        "counts, whose headers state the whole dose",
     )
 
 
@@ -137,6 +143,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     return [
         *_images(pet, result, options),
         *_measure(pet, restored, result, _list_regions(body, region_maps), case.facts, options),
+        *(check_dose_fraction(case.facts, pet.grid, options.dose_fraction) if options.check_dose else []),
         *_notes(case.facts, options, region_maps),
     ]
 

@@ -67,7 +67,7 @@ def _write_inputs(pipeline: str, folder: Path) -> tuple[dict[str, list[Path]], d
     write_anatomy_bundle(folder / "models")
     if pipeline == "standard_dose_pet":
         write_dose_bundle(folder / "models")
-        return {"match": _write_pet(folder / "pet")}, {"dose_fraction": 0.25}
+        return {"match": _write_pet(folder / "pet")}, {"dose_fraction": 0.25, "check_dose": False}
     if pipeline in ("synthetic_dir", "ms_lesions"):
         write_dir_bundle(folder / "models")
         flair = write_flair(folder / "flair", flair_of(phantom()[1], lesion_mask()))

@@ -176,7 +176,7 @@ def _find_in_kit(name: str) -> Path:
 def _write_config(folder: Path, orthanc: Orthanc) -> Path:
     route = {
         "name": "pet", "pipeline": "standard_dose_pet", "match": {"Modality": "PT"}, "destinations": ["orthanc"],
-        "options": {"dose_fraction": 0.25},
+        "options": {"dose_fraction": 0.25, "check_dose": False},
     }  # fmt: skip
     return write_config(folder, peers=[orthanc.peer], routes=[route])
 

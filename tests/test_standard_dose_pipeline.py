@@ -321,6 +321,7 @@ def _missing_slices(k: int, ds: Dataset) -> None:
 
 def _process(paths: list[Path], bundles: Path, **options: Any) -> processing.TaskResult:
     config = Config.model_validate({"node": {"data_dir": str(bundles)}, "worker": {"device": "cpu"}})
+    options = {"check_dose": False} | options  # the headers state a full dose
     task = processing.Task("key", "standard_dose_pet", "", options, {"match": paths}, 1, NOW)
     return processing.run_task(pin_installed(task, config), config, progress=lambda fraction, step: None)
 
@@ -349,3 +350,11 @@ def test_the_report_of_a_job_has_suv_and_an_odd_dose_or_tracer_holds_it(bundles:
 
     psma = _process(write_pet(tmp_path / "psma", _make_grid(), _make_body(_make_grid()), edit=other), bundles)
     assert "Radiopharmaceutical (0018,0031) is PSMA-1007" in psma.held_because
+
+
+def test_a_full_dose_by_the_header_is_held_unless_the_route_turns_the_check_off(bundles: Path, tmp_path: Path) -> None:
+    paths = write_pet(tmp_path, _make_grid(), _make_body(_make_grid()))
+    produced = _process(paths, bundles, check_dose=True)
+    assert produced.report["verdict"] == "hold"
+    assert "0.1 contradicts the header: 350 MBq" in produced.held_because
+    assert _process(paths, bundles, check_dose=False).held_because == ""

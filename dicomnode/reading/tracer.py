@@ -29,7 +29,8 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
     """Return the facts of tracer, dose and time by name; those that are not stated are absent.
 
     They are ``units``, ``corrections``, ``decay_correction``, ``tracer``, ``dose_bq``, ``half_life_s``, ``uptake_s``
-    (injection to start of the scan), ``series_type``, and ``suv_bw_per_unit`` or ``suv_unknown_because``.
+    (injection to start of the scan), ``series_type``, ``frame_duration_s`` (the shortest of all frames), and
+    ``suv_bw_per_unit`` or ``suv_unknown_because``.
     """
     sources = [_sources(frame) for frame in frames]
     differing = _differing(frames, [each[0] for each in sources])
@@ -46,6 +47,7 @@ def facts(frames: Sequence[Frame]) -> dict[str, Any]:
         "half_life_s": half_life_s if one else None,
         "uptake_s": elapsed.uptake_s if one and _is_likely(elapsed.uptake_s, half_life_s) else None,
         "series_type": pet.series_type(frames[0]) or None,
+        "frame_duration_s": _frame_duration_s(frames),
     }
     factor = suv.compute_factor(
         _pet_header(frames, source, found, elapsed, differing if one else {*differing, suv.SOURCES})
@@ -97,6 +99,11 @@ def _is_likely(uptake_s: float | None, half_life_s: float | None) -> bool:
 def _decay_correction(frame: Frame) -> str:
     correction = pet.decay_correction(frame)
     return "" if correction == pet.DECAY_TO_DATETIME else correction
+
+
+def _frame_duration_s(frames: Sequence[Frame]) -> float | None:
+    values = [frame.number_of("ActualFrameDuration") or frame.number_of("FrameAcquisitionDuration") for frame in frames]
+    return min((value / 1000 for value in values if value and value > 0), default=None)
 
 
 def _name(source: Dataset) -> str:
