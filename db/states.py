@@ -101,7 +101,7 @@ class RetrievalState(StrEnum):
 _STUDY = {
     StudyState.RECEIVING: {StudyState.COMPLETE},
     StudyState.COMPLETE: {StudyState.ROUTED, StudyState.RECEIVING},
-    StudyState.ROUTED: {StudyState.RECEIVING},
+    StudyState.ROUTED: {StudyState.RECEIVING, StudyState.COMPLETE},
 }
 
 _JOB = {

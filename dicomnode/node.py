@@ -32,7 +32,7 @@ from dicomnode.maintenance.retention import Retention
 from dicomnode.monitoring.meters import Meters
 from dicomnode.monitoring.sweep_health import SweepHealth
 from dicomnode.notifications import notification
-from dicomnode.routing import completion, prefetch, routing
+from dicomnode.routing import completion, prefetch, rerouting, routing
 from dicomnode.storage.high_water import HighWater, check_nothing_lost
 from dicomnode.sweeps import Sweeps
 
@@ -71,6 +71,7 @@ def serve(config: Config, *, workers: int, ready: Callable[[str], None], stop: t
     _mend_lost_time(sessions, config, now())
     delivery.reclaim_interrupted(sessions, now=now())
     notification.resume(sessions, now=now())
+    rerouting.offer_unrouted(sessions, config, now=now)
     meters, sweep_health = Meters(), SweepHealth()
     server = scp.start(config, now=now, meters=meters)
     sweeps = make_sweeps(sessions, config, now=now, sweep_health=sweep_health)

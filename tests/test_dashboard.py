@@ -75,7 +75,7 @@ def load_job(web: Web, id: int) -> Job:
     [
         ("receiving", "Receiving, 5 instances so far"),
         ("complete", "Complete, waiting for routing"),
-        ("unrouted", "Not routed: no route matches"),
+        ("unrouted", "Not routed: no route took it"),
         ("waiting", "Waiting for a worker"),
         ("running", "42 %, about "),
         ("held", "Held for your decision"),

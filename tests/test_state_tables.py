@@ -13,7 +13,7 @@ ALLOWED = {
     states.StudyState: """
         receiving -> complete
         complete -> routed receiving
-        routed -> receiving
+        routed -> receiving complete
     """,
     states.JobState: """
         ready -> running cancelled

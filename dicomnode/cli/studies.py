@@ -86,6 +86,20 @@ def close(ctx: typer.Context, uid: StudyUid) -> None:
 
 
 @app.command()
+def route(ctx: typer.Context, uid: StudyUid) -> None:
+    """Offer a study to the routes again, for instance one that no route took; work that was done is not repeated."""
+    from db.engine import sessions
+    from dicomnode.deployment import deploying
+    from dicomnode.routing import rerouting
+
+    config = context.config(ctx)
+    reason = f"routed again by {deploying.identify_user()}"
+    with sessions(context.engine(config)).begin() as session:
+        rerouting.route_again(session, uid, config, reason=reason, now=datetime.now(UTC))
+    print(f"study {uid} is offered to the routes again; a running node does so now, with the routes of its start")
+
+
+@app.command()
 def replay(
     ctx: typer.Context,
     uid: StudyUid,

@@ -7,16 +7,20 @@ from typing import Self
 from pydantic import model_validator
 
 from dicomnode.config.section import Section
-from dicomnode.config.value_types import Seconds
+from dicomnode.config.value_types import Days, Seconds
 
 __all__ = ["CompletionConfig"]
 
 
 class CompletionConfig(Section):
-    """The silence, and the longest wait, after which a study counts as complete."""
+    """The silence, and the longest wait, after which a study counts as complete.
+
+    ``offer_again_days``: how long a study that no route took is offered to changed routes again; 0: never.
+    """
 
     quiet_s: Seconds = 60.0
     maximum_s: Seconds = 3600.0
+    offer_again_days: Days = 7.0
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from db.models import Study
-from db.states import JobState
+from db.states import JobState, StudyState
 from dicomnode.config import Config
 from dicomnode.errors import NotFound
 from dicomnode.execution import comparing, job_run, processing
@@ -34,7 +34,7 @@ def list_replays(session: Session, config: Config, study: Study, model: str) -> 
     """Return the study's finished jobs as tasks on the given model, or the job's own; shadow jobs are left out."""
     jobs = [job for job in study.jobs if job.state in (JobState.DONE, JobState.HELD) and job.shadow_of_id is None]
     if not jobs:
-        raise NotFound(f"study {study.study_uid} has no finished job to run again")
+        raise NotFound(f"study {study.study_uid} has no finished job to run again: {_advise(study)}")
     replays = []
     for job in jobs:
         task = job_run.build_task(job, config)
@@ -42,6 +42,14 @@ def list_replays(session: Session, config: Config, study: Study, model: str) -> 
         again = replace(task, model=model or own, model_digest="" if model else task.model_digest)
         replays.append(Replay(comparing.read_finished_job(job, config), again, own))
     return replays
+
+
+def _advise(study: Study) -> str:
+    if any(job.shadow_of_id is None for job in study.jobs):
+        return "'dicomnode studies show' lists its jobs, 'dicomnode jobs retry' runs one of them"
+    if study.state is StudyState.ROUTED:
+        return "no route took it; 'dicomnode studies explain' says why, 'dicomnode studies route' offers it again"
+    return f"it is {study.state}, and the node routes it when it is complete"
 
 
 def run_and_compare(replay: Replay, config: Config) -> Iterator[dict[str, Any]]:

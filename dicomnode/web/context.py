@@ -37,6 +37,7 @@ _FLASH_MESSAGES = {
     "deployed": "Deployed: in use from the next study on.",
     "rollback": "Rolled back: in use from the next study on, and for waiting jobs.",
     "shadow": "The shadow version is ended.",
+    "route": "The study is offered to the routes again.",
     "close": "The study is now treated as complete.",
 }
 _DONE_QUERY = re.compile(r"([a-z]+)(?:-(\d{1,18}))?")

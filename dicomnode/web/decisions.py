@@ -19,7 +19,7 @@ from db.models import Delivery, Job
 from db.states import DeliveryState, InvalidTransition
 from dicomnode.dimse import peers
 from dicomnode.errors import NodeError, NotAllowed, NotFound
-from dicomnode.routing import completion
+from dicomnode.routing import completion, rerouting
 from dicomnode.web.context import WebContext, return_path
 from dicomnode.web.forms import Form
 from dicomnode.web.holdings import require_uid
@@ -60,6 +60,16 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
         return _commit_or_explain(
             context, back_path, "close-1", lambda session: completion.close_study(session, uid, now=context.now())
         )
+
+    @routes.post("/studies/{uid}/route")
+    def route(uid: str, form: Form) -> Response:
+        back_path = f"/studies/{require_uid(uid)}"
+        return _commit_or_explain(
+            context, back_path, "route-1",
+            lambda session: rerouting.route_again(
+                session, uid, context.config, reason=_audit_reason("routed again", form), now=context.now()
+            ),
+        )  # fmt: skip
 
 
 def echo_peer(context: WebContext, name: str) -> tuple[bool, str]:

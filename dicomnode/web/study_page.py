@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from db import contents, overview, studies, trail
 from db.contents import DeliverySummary, ResultSeries
 from db.models import Job, Study
-from db.states import JobState
+from db.states import JobState, StudyState
 from dicomnode.routing import routing
 from dicomnode.web import report_page, study_progress
 from dicomnode.web.context import WebContext, flash_message
@@ -110,6 +110,7 @@ def _study_page(session: Session, context: WebContext, study: Study, message: st
     series = contents.list_received_series(session, study.id, limit=MOST_SERIES + 1)
     verdicts = routing.explain_study(session, study, context.config.routes)
     routed = {card.job.route for card in job_cards}
+    unused = [each.route for each in verdicts if each.matched and each.route not in routed]
     return context.page(
         session,
         "study.html",
@@ -120,6 +121,7 @@ def _study_page(session: Session, context: WebContext, study: Study, message: st
         has_more_series=len(series) > MOST_SERIES,
         has_more_jobs=len(jobs) > _MOST_JOBS,
         cards=job_cards,
+        unused_routes=unused if study.state is StudyState.ROUTED else [],
         verdicts=sorted(verdicts, key=lambda each: (each.route not in routed, not each.matched)),
         events=trail.list_study_events(session, study.id),
         viewer=viewer_url(study.study_uid),

@@ -114,7 +114,7 @@ def _routed_step(study: Study, tally: Tally) -> Step:
         return Step("Routed", "done", f"{jobs} job{'s' * (jobs != 1)}")
     if study.state is not StudyState.ROUTED:
         return Step("Routed", "none", "not yet")
-    return Step("Routed", "unrouted", "no route matches")
+    return Step("Routed", "unrouted", "no route took it")
 
 
 _STATES_BY_PRIORITY = (
@@ -166,7 +166,7 @@ def _decisive_step(study: Study, steps: Sequence[Step]) -> Step:
     if study.state is StudyState.COMPLETE:
         return Step("", "complete", "Complete, waiting for routing")
     if routed.state == "unrouted":
-        return Step("", "unrouted", "Not routed: no route matches")
+        return Step("", "unrouted", "Not routed: no route took it")
     if ran.state in ("waiting", "cancelled"):
         return Step("", ran.state, _capitalize(ran.text))
     if delivered.state == "active":
