@@ -7,10 +7,12 @@ sets of maps then explain the data (soft SENSE, Uecker 2014), with an image each
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 from model_zoo import coils
@@ -76,12 +78,13 @@ def make_coil_model(k: KSpace, coil_loss: float, covariance: Tensor) -> CoilMode
     U = torch.linalg.inv(W)
     if y.shape[1] == 1:
         maps = torch.ones(len(y), 1, *y.shape[2:], dtype=torch.complex64)
-        return CoilModel(W, U, 0.0, maps, "one coil")
+        return CoilModel(W, U, 0.0, _absorb_ramp(maps, _find_peak(k)), "one coil")
     calibration = coils.combine_coils(W, crop_to_calibration(k, y))
     M = coils.compression_matrix(calibration, loss=coil_loss)
     loss = coils.compression_loss(M, calibration)
     calibration, W, U = coils.combine_coils(M, calibration), M @ W, U @ M.conj().T
-    return CoilModel(W, U, loss, *_estimate_maps(k, calibration))
+    found = CoilModel(W, U, loss, *_estimate_maps(k, calibration))
+    return replace(found, maps=_absorb_ramp(found.maps, _find_peak(k)))
 
 
 def calibration_sides(k: KSpace) -> tuple[int, int]:
@@ -93,12 +96,34 @@ def calibration_sides(k: KSpace) -> tuple[int, int]:
 
 
 def find_block(k: KSpace) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the used part of the calibration block: centred, at most CALIBRATION on a side."""
+    """Return the used part of the calibration block: about the strongest samples, at most CALIBRATION on a side."""
     ranges = []
-    for n, side, (start, stop) in zip(k.samples.shape[2:], calibration_sides(k), k.calibration or (), strict=True):
-        first = min(max(n // 2 - side // 2, start), stop - side)
+    for at, side, (start, stop) in zip(_find_peak(k), calibration_sides(k), k.calibration or (), strict=True):
+        first = min(max(at - side // 2, start), stop - side)
         ranges.append((first, first + side))
     return ranges[0], ranges[1]
+
+
+def _find_peak(k: KSpace) -> tuple[int, int]:
+    """Return the place of the strongest samples (a, b), in the calibration block where there is one."""
+    na, nb = k.samples.shape[2:]
+    (a0, a1), (b0, b1) = k.calibration or ((0, na), (0, nb))
+    energy = (np.abs(k.samples[..., a0:a1, b0:b1]).astype(np.float64) ** 2).sum(axis=(0, 1))
+    a, b = np.unravel_index(np.argmax(uniform_filter(energy, 3)), energy.shape)
+    return a0 + int(a), b0 + int(b)
+
+
+def _absorb_ramp(maps: Tensor, peak: tuple[int, int]) -> Tensor:
+    """Return the maps times exp(2 pi i d r / n) per axis, d the distance of the strongest samples from the middle.
+
+    An echo off the middle of k-space is a ramp of phase over the image. The prior expects smooth phases, so the maps
+    take the ramp.
+    """
+    for axis, at in zip((-2, -1), peak, strict=True):
+        n = maps.shape[axis]
+        ramp = torch.exp(2j * torch.pi * (at - n // 2) * (torch.arange(n) - n // 2) / n)
+        maps = maps * (ramp[:, None] if axis == -2 else ramp)
+    return maps
 
 
 def crop_to_calibration(k: KSpace, y: Any) -> Any:

@@ -142,14 +142,14 @@ def test_calibration_is_the_fully_sampled_block_about_the_centre(tmp_path: Path)
     assert facts["acceleration"] == pytest.approx(20 / 10)
 
 
-def test_flagged_calibration_lines_bound_the_block(tmp_path: Path) -> None:
+def test_flags_do_not_narrow_the_block(tmp_path: Path) -> None:
     def flag(acquisition: Any) -> None:
-        if 6 <= acquisition.idx.kspace_encode_step_1 < 14:
+        if 6 <= acquisition.idx.kspace_encode_step_1 < 12:
             acquisition.setFlag(ismrmrd.ACQ_IS_PARALLEL_CALIBRATION_AND_IMAGING)
 
-    scan = Scan(edit=flag)
+    scan = Scan(edit=flag, sampled=lambda y, z: y % 4 == 0 or 5 <= y < 16)
     scan.points_mm = [scan.place_mm(0, 0, 0)]
-    assert mrd.to_kspace(acquire(scan, tmp_path / "a.h5"))[0].calibration == ((6, 14), (0, 24))
+    assert mrd.to_kspace(acquire(scan, tmp_path / "a.h5"))[0].calibration == ((4, 17), (0, 24))
 
 
 def test_without_a_block_there_is_no_calibration(tmp_path: Path) -> None:

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 
 __all__ = ["find_calibration_block"]
 
-_MINIMUM = 6
+_LEAST_SIDE = 6
 """Fewer lines than one ESPIRiT kernel are not a calibration."""
+_SUFFICIENT_SIDE = 24
+"""Side that maps are estimated from: what exceeds it counts only where the rest is equal."""
+
+Block = tuple[tuple[int, int], tuple[int, int]]
 
 
-def find_calibration_block(
-    mask: NDArray[np.bool_], flagged: NDArray[np.intp]
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Return the largest block sampled in every slice about the centre, as half-open ranges ((a0, a1), (b0, b1)).
+def find_calibration_block(samples: NDArray[np.complex64], mask: NDArray[np.bool_]) -> Block | None:
+    """Return the best block sampled in every slice about the centre, as half-open ranges ((a0, a1), (b0, b1)).
 
-    ``mask`` (slice, a, b). ``flagged`` (n, 1 or 2): positions a or (a, b) that the scanner flagged as calibration; when
-    there are any, the block lies within them, unless they make no block.
+    ``samples`` (slice, coil, a, b), ``mask`` (slice, a, b). Flags of the scanner are not asked: they may be wrong, and
+    what was sampled can serve. The block contains the strongest samples, where the echo is, or the middle of the
+    matrix: the better of two such blocks is taken. Of all blocks that is the one with the most samples, where a side
+    beyond ``_SUFFICIENT_SIDE`` counts only between blocks that are equal without it.
     """
     sampled: NDArray[np.bool_] = np.all(mask, axis=0)
-    if flagged.size:
-        allowed = np.zeros_like(sampled)
-        allowed[tuple(flagged.T)] = True
-        block = _largest_about_centre(sampled & allowed)
-        if block is not None:
-            return block
-    return _largest_about_centre(sampled)
-
-
-def _largest_about_centre(sampled: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Rows a - up ... a + down share the narrowest reach to each side of the centre column; the largest area wins."""
     na, nb = sampled.shape
-    a, b = na // 2, nb // 2
+    energy = uniform_filter((np.abs(samples).astype(np.float64) ** 2).sum(axis=(0, 1)), 3)
+    peak_a, peak_b = np.unravel_index(np.argmax(np.where(sampled, energy, 0.0)), energy.shape)
+    found = [_find_about(sampled, a, b) for a, b in ((na // 2, nb // 2), (int(peak_a), int(peak_b)))]
+    blocks = [block for block in found if block is not None]
+    return max(blocks, key=lambda block: _score(block[0][1] - block[0][0], block[1][1] - block[1][0]), default=None)
+
+
+def _find_about(sampled: NDArray[np.bool_], a: int, b: int) -> Block | None:
+    """Return the best block that contains sample (a, b), or None.
+
+    Rows a - up ... a + down share the narrowest reach to each side of column b.
+    """
+    na, nb = sampled.shape
     left = np.logical_and.accumulate(sampled[:, b::-1], axis=1).sum(axis=1)
     right = np.logical_and.accumulate(sampled[:, b:], axis=1).sum(axis=1)
     left_up, left_down = (np.minimum.accumulate(part) for part in (left[a::-1], left[a:]))
@@ -41,9 +49,15 @@ def _largest_about_centre(sampled: NDArray[np.bool_]) -> tuple[tuple[int, int], 
     to_right = np.minimum(right_up[:, None], right_down[None, :])
     width = np.where((to_left > 0) & (to_right > 0), to_left + to_right - 1, 0)
     height = np.arange(1, len(left_up) + 1)[:, None] + np.arange(len(left_down))[None, :]
-    up, down = np.unravel_index(np.argmax(width * height), width.shape)
-    rows, columns = int(height[up, down]), int(width[up, down])
-    if rows < min(_MINIMUM, na) or columns < min(_MINIMUM, nb):
+    is_wide = (height >= min(_LEAST_SIDE, na)) & (width >= min(_LEAST_SIDE, nb))
+    if not is_wide.any():
         return None
+    up, down = np.unravel_index(np.argmax(np.where(is_wide, _score(height, width), 0)), width.shape)
     first_b = b - int(to_left[up, down]) + 1
-    return (a - int(up), a + int(down) + 1), (first_b, first_b + columns)
+    return (a - int(up), a + int(down) + 1), (first_b, first_b + int(width[up, down]))
+
+
+def _score(height: Any, width: Any) -> Any:
+    """Return a number, or an array, that orders blocks by their samples up to the sufficient side, then by all."""
+    sufficient = np.minimum(height, _SUFFICIENT_SIDE) * np.minimum(width, _SUFFICIENT_SIDE)
+    return sufficient * 10**9 + height * width

@@ -102,7 +102,6 @@ def to_kspace(
     steps = np.stack([_steps(lines, heads, axis, encoded.n[axis]) for axis in (1, 2)], axis=1)
     raw = _fill_kspace(mrd, lines, encoded, counters, steps, prescan)
     _check_centre(raw)
-    flagged_at = np.unique(steps[np.isin(lines.image, lines.calibration)], axis=0)
     build = _build_volume if is_3d else _build_slices
     found = build(raw, _Geometry(encoded, recon, tuple(frame.values()), first_mm, spacing_mm))
     times = raw.count[raw.count > 0]
@@ -112,7 +111,7 @@ def to_kspace(
         found.fov_mm,
         found.grid,
         found.slice_thickness_mm,
-        calibration=find_calibration_block(found.mask, flagged_at if is_3d else flagged_at[:, :1]),
+        calibration=find_calibration_block(found.samples, found.mask),
         noise=None if prescan is None else prescan / np.float32(np.sqrt(times.min())),
     )
     facts = acquisition_facts(mrd.header, lines, kspace) | {

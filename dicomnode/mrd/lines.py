@@ -39,10 +39,9 @@ _CALIBRATION = (ismrmrd.ACQ_IS_PARALLEL_CALIBRATION, ismrmrd.ACQ_IS_PARALLEL_CAL
 
 @dataclass(frozen=True)
 class Lines:
-    """Row numbers of the acquisitions: those that fill k-space, and those among them flagged as calibration."""
+    """Row numbers of the acquisitions that fill k-space, with their encoding."""
 
     image: NDArray[np.intp]
-    calibration: NDArray[np.intp]
     encoding: ismrmrd.xsd.encodingType
     coils: int
     facts: dict[str, Any]
@@ -83,8 +82,7 @@ def choose_lines(mrd: MRD, choice: dict[str, int | None]) -> Lines:
         "acquisitions": int(image.size),
         "acquisitions_all_zero": found.zeros,
     }
-    calibration = image[has_flag(mrd.heads[image], *_CALIBRATION)]
-    return Lines(image, calibration, encoding, int(mrd.heads["active_channels"][image[0]]), facts)
+    return Lines(image, encoding, int(mrd.heads["active_channels"][image[0]]), facts)
 
 
 def list_images(mrd: MRD) -> list[dict[str, int]]:
