@@ -54,7 +54,7 @@ bench: $(INSTALLED) peers
 	$(TABLE) --set simulated $(SAMPLERS) --method ours --method cg --method "dds: mean" --method "ald: one" --store build/benchmarks/samplers.json
 	$(TABLE) --set real $(SAMPLERS) $(KEPT) --store build/benchmarks/real-samplers.json
 	$(TABLE) --set real $(CLASSICAL) $(KEPT) --store build/benchmarks/real.json
-	$(TABLE) --set real --acceleration 2 --acceleration 3 --acceleration 4 --bf16 --method adadiff --method "ours: DDS posterior mean, samples kept exactly" --store build/benchmarks/adadiff.json
+	$(TABLE) --set real --acceleration 2 --acceleration 3 --acceleration 4 --method adadiff --method "ours: DDS posterior mean, samples kept exactly" --store build/benchmarks/adadiff.json
 	$(BIN)/python -m benchmarks.pet_unet
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.real_dir

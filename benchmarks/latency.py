@@ -1,11 +1,12 @@
 """Time and memory of a study, DICOM in to DICOM out, by ``dicomnode run`` in a process of its own.
 
-    python -m benchmarks.latency [--pipeline pet_synthesis ...]
+    python -m benchmarks.latency [--pipeline pet_synthesis ...] [--option NAME=VALUE ...]
+    python -m benchmarks.latency --few --option bf16=false
 
 The studies: a real T1w DICOM series (``mri/t1-dicom-studyforrest``, 384 slices); the average FDG brain written as a PET
 series of 2 mm, alone and with the T1w of another head, and a real whole body (``pet/tcia-sts001-fdg-wholebody``); a
 real FLAIR and T1w of 1 mm (``mri/ms-3t-t1-flair-mni``, patient 07) written as DICOM; 20 simulated slices of 256 x 256
-with 8 coils at K = 4 (DDS, 50 steps). Start of Python and loading of the weights are in the time. Limits are those that
+with 8 coils at R = 4, K = 4 samples. Start of Python and loading of the weights are in the time. Limits are those that
 the node promises on two cores.
 """
 
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -95,8 +97,8 @@ def _write_mr(folder: Path, volume: Volume, name: str) -> None:
     write_slices(folder, volume.grid, np.round(data).astype(np.uint16), edit=edit, key=name)
 
 
-def _kspace(folder: Path) -> list[str]:
-    heights = tuple(float(z) for z in np.linspace(-38, 57, 20))
+def _kspace(folder: Path, slices: int = 20) -> list[str]:
+    heights = tuple(float(z) for z in np.linspace(-38, 57, slices))
     scan = simulate_scan(anatomy.TEST[0], z_mm=heights, shape=(256, 256), pixel_mm=0.9, seed=1)
     k = undersample(scan.samples, 4.0, 24, scan.noise, 3, lines=True)
     (b0, b1), shape = k.calibration[1] if k.calibration else (0, 0), k.samples.shape
@@ -114,26 +116,31 @@ STUDIES = (
     Study("standard_dose_pet", "the same with a T1w of 1 mm", 120, _brain_pet_and_t1w),
     Study("standard_dose_pet", "whole body, 267 slices", 120, _whole_body),
     Study("synthetic_dir", "FLAIR + T1w of 1 mm, N = 20", 300, _flair_and_t1w),
-    Study("mri_reconstruction", "20 slices of 256², 8 coils, K = 4", 600, _kspace),
+    Study("mri_reconstruction", "20 slices of 256², 8 coils, K = 4", 60, _kspace),
 )
+FEW_SLICES = Study("mri_reconstruction", "4 of these slices", 60, partial(_kspace, slices=4))
+"""For the effect of an option (``--few``), in less time."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pipeline", action="append", choices=sorted({study.pipeline for study in STUDIES}))
+    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE for the pipeline")
+    parser.add_argument("--few", action="store_true", help="reconstruct four slices only")
     arguments = parser.parse_args()
     print("| pipeline | study | s | limit s | processor s | peak GB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for study in STUDIES:
+    for study in (FEW_SLICES,) if arguments.few else STUDIES:
         if not arguments.pipeline or study.pipeline in arguments.pipeline:
             with tempfile.TemporaryDirectory() as folder:
-                print(_row(study, Path(folder)), flush=True)
+                print(_row(study, Path(folder), arguments.option), flush=True)
 
 
-def _row(study: Study, folder: Path) -> str:
+def _row(study: Study, folder: Path, options: list[str]) -> str:
     (folder / "in").mkdir()
     first, *more = study.write(folder / "in")
     command = [sys.executable, "-m", "dicomnode", "run", study.pipeline, first, str(folder / "out"), *more]
+    command += [word for option in options for word in ("--option", option)]
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

@@ -56,7 +56,7 @@ HEADER = "| method | n | PSNR dB | SSIM | NMSE | χ² | ρ object | ρ support |
 """ρ: Spearman correlation of sd with absolute error, in the object, where the coil maps are, and over the
 whole field of view."""
 SOLVERS = ("dds", "dps", "score_mri", "ald")
-STEPS = {"dds": 50, "dps": 100, "score_mri": 100, "ald": 60}
+STEPS = {"dps": 100, "score_mri": 100, "ald": 60}
 
 
 @dataclass(frozen=True)
@@ -166,16 +166,16 @@ def methods(model: Model, names: list[str], options: inversion.Options) -> dict[
             found[f"{name}@{w:g}"] = lambda p, w=w, r=regulariser: Answer(bart(p, r, w))  # type: ignore[misc]
         found[f"total variation@{w:g}"] = lambda p, w=w: Answer(classical.total_variation(p.A, p.y, w))  # type: ignore[misc]
     for solver in SOLVERS:
-        steps = {"solver": solver, "steps": min(STEPS[solver], options.steps if solver == "dds" else 10**6)}
-        one = options.model_copy(update=steps)
+        one = options.model_copy(update={"solver": solver, "steps": STEPS.get(solver, options.steps)})
         found[f"{solver}: one sample"] = lambda p, o=one: estimate_by_samples(p, model, o, 1)  # type: ignore[misc]
         found[f"{solver}: mean of {options.samples}"] = lambda p, o=one: estimate_by_samples(p, model, o, o.samples)  # type: ignore[misc]
     return {n: m for n, m in found.items() if not names or any(n.startswith(prefix) for prefix in names)}
 
 
 def estimate_by_samples(p: Problem, model: Model, options: inversion.Options, count: int) -> Answer:
-    images = [inversion.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]) for n in range(count)]
+    images = list(draw_samples(p, model, options, count))
     evaluations = count * (inversion.count_evaluations(options) - options.mean_steps) // options.samples
+    evaluations += options.mean_steps if options.solver == "dds" else 0
     image = images[0] if count == 1 else torch.stack(images).mean(dim=0)
     return Answer(
         image, evaluations, None if count == 1 else lambda: uncertainty.mean_and_sd(x.abs() for x in images)[1]
@@ -188,11 +188,15 @@ def estimate_adapted(p: Problem, model: Model, options: inversion.Options) -> An
     return Answer(inversion.estimate_slices(p, prior, options), options.rapid_steps + round(how.evaluations / len(p.y)))
 
 
+def draw_samples(p: Problem, model: Model, options: inversion.Options, count: int) -> Iterator[Tensor]:
+    """Yield samples, ``count`` of each slice; DDS starts them at the estimate."""
+    estimate = inversion.estimate_slices(p, model, options) if options.solver == "dds" else p.A.H(p.y)
+    for n in range(count):
+        yield inversion.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))], estimate)
+
+
 def deviation(p: Problem, model: Model, options: inversion.Options) -> Tensor:
-    draws = (
-        inversion.draw_samples(p, model, options, [1000 * n + i for i in range(len(p.y))]).abs()
-        for n in range(options.samples)
-    )
+    draws = (x.abs() for x in draw_samples(p, model, options, options.samples))
     return uncertainty.mean_and_sd(draws)[1]
 
 
@@ -342,12 +346,12 @@ def main() -> None:
     parser.add_argument("--acceleration", action="append", type=float)
     parser.add_argument("--slices", type=int, default=4)
     parser.add_argument("--model", default="mri_prior")
-    parser.add_argument("--bf16", action="store_true", help="run the network in bfloat16")
+    parser.add_argument("--float32", action="store_true", help="run the network in float32 rather than bfloat16")
     parser.add_argument("--store", type=Path, default=Path("build/benchmarks/reconstruction.json"))
     parser.add_argument("--table", type=Path, help="where to write the Markdown table; printed when not given")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    every = methods(registry.load(arguments.model, bf16=arguments.bf16), arguments.method, inversion.Options())
+    every = methods(registry.load(arguments.model, bf16=not arguments.float32), arguments.method, inversion.Options())
     done: dict[str, Any] = {}
     for which in arguments.sets or ("real", "simulated"):
         if which == "real":

@@ -233,16 +233,25 @@ def _deflate(G: Tensor, v: Tensor) -> Tensor:
     return P @ G @ P
 
 
-def _dominant_eigenpair(G: Tensor, iterations: int = 40) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalue and its eigenvector of Hermitian matrices (..., n, n), by power iteration."""
-    v = G.sum(dim=-1)
-    v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(1e-20)
-    value = torch.zeros(v.shape[:-1])
-    for _ in range(iterations):
-        v = (G @ v[..., None])[..., 0]
-        value = torch.linalg.vector_norm(v, dim=-1)
-        v = v / value[..., None].clamp_min(1e-20)
-    return value, v
+def _dominant_eigenpair(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalue and its eigenvector of Hermitian matrices (..., n, n) without negative eigenvalues.
+
+    Five power iterations with G^8 and one with G: as exact as 41 with G, and three squarings cost less than 36 more
+    products with a vector. The trace keeps G^8 within single precision.
+    """
+    power = G / G.diagonal(dim1=-2, dim2=-1).real.sum(dim=-1)[..., None, None].clamp_min(1e-20)
+    for _ in range(3):
+        power = power @ power
+    _, v = _normalise(G.sum(dim=-1))
+    for _ in range(5):
+        _, v = _normalise((power @ v[..., None])[..., 0])
+    return _normalise((G @ v[..., None])[..., 0])
+
+
+def _normalise(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the length of complex vectors (..., n), and the vectors over it."""
+    length = (v.real.square() + v.imag.square()).sum(dim=-1).sqrt()
+    return length, v / length[..., None].clamp_min(1e-20)
 
 
 def estimate_low_pass_maps(calibration: Tensor, shape: tuple[int, int], block: Block) -> Tensor:

@@ -58,17 +58,26 @@ class Fourier:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A x: image (batch, a, b) -> k-space (batch, coil, a, b), zero where nothing was acquired."""
-        received = self.maps * x[..., None, :, :]
-        return self._P * centred_fft(received.sum(dim=1) if self.maps.ndim == 5 else received)
+        return self._P * centred_fft(self._receive(x))
 
     def H(self, y: Tensor) -> Tensor:
         """Return A^H y: k-space (batch, coil, a, b) -> image (batch, a, b)."""
-        received = centred_ifft(self._P * y)
-        return (self.maps.conj() * (received[:, None] if self.maps.ndim == 5 else received)).sum(dim=-3)
+        return self._combine(centred_ifft(self._P * y))
 
     def normal(self, x: Tensor) -> Tensor:
-        """Return A^H A x."""
-        return self.H(self(x))
+        """Return A^H A x; no image is shifted, since the shifts of the two transforms cancel but for the mask's."""
+        k = torch.fft.fft2(self._receive(x), norm="ortho")
+        P = torch.fft.ifftshift(self._P, dim=_AXES)
+        return self._combine(torch.fft.ifft2(P * k, norm="ortho"))
+
+    def _receive(self, x: Tensor) -> Tensor:
+        """Return the images of the coils, sum_m S_m x_m."""
+        received = self.maps * x[..., None, :, :]
+        return received.sum(dim=1) if self.maps.ndim == 5 else received
+
+    def _combine(self, received: Tensor) -> Tensor:
+        """Apply the adjoint of :meth:`_receive`."""
+        return (self.maps.conj() * (received[:, None] if self.maps.ndim == 5 else received)).sum(dim=-3)
 
     @property
     def _P(self) -> Tensor:

@@ -76,7 +76,7 @@ def enforce_consistency(
 
 def dds(
     D: Denoiser, A: Fourier, y: Tensor, sigmas: Sequence[float], *, sigma_y: float | Tensor, sigma_data: float,
-    noise: Noise, eta: float = 1.0, iterations: int = 5,
+    noise: Noise, start: Tensor | float = 0.0, eta: float = 1.0, iterations: int = 5,
 ) -> Tensor:  # fmt: skip
     """Sample by decomposed diffusion sampling (Chung 2024) with the data term matched to the noise.
 
@@ -85,9 +85,13 @@ def dds(
     x' = x0_y + sqrt(sigma'^2 - s^2) (x - x0_y) / sigma + s n, s = eta sigma' sqrt(1 - sigma'^2 / sigma^2).
     eta 0 follows the probability flow, eta 1 is ancestral. Exact in the limit of small steps for a white Gaussian
     prior. (The paper renoises with (x - x0_hat) / sigma, which is not the posterior's noise where y was measured.)
+
+    ``start``: centre of the first state, x = start + sigmas[0] n. Zero serves where sigmas[0] exceeds the images by
+    far. An estimate of E[x | y] serves from a sigmas[0] on that exceeds its error by far: the state of an exact sampler
+    is a posterior sample plus that noise.
     """
     AHy = A.H(y)
-    x = sigmas[0] * noise(AHy)
+    x = start + sigmas[0] * noise(AHy)
     for sigma, sigma_next in pairwise(sigmas):
         x0_hat = D(x, sigma)
         x0_y = enforce_consistency(A, AHy, x0_hat, data_weight(sigma, sigma_data, sigma_y), iterations=iterations)
@@ -113,11 +117,15 @@ def posterior_mean(
     )
 
 
-def anneal(D: Denoiser, sigmas: Sequence[float], start: Tensor, correct: Correct) -> Tensor:
-    """Repeat x <- correct(D(x, sigma), sigma) with sigma descending, from ``start``."""
-    x = start
+def anneal(D: Denoiser, sigmas: Sequence[float], start: Tensor, correct: Correct, *, momentum: float = 0.0) -> Tensor:
+    """Repeat x <- correct(D(x + momentum (x - x_before), sigma), sigma) with sigma descending, from ``start``.
+
+    Momentum (Polyak 1964) moves on along the last change, since each step removes a part of the aliasing only.
+    """
+    x = before = start
     for sigma in sigmas[:-1]:
-        x = correct(D(x, sigma), sigma)
+        ahead = x + momentum * (x - before)
+        x, before = correct(D(ahead, sigma), sigma), x
     return x
 
 

@@ -41,8 +41,8 @@ class Options(BaseModel):
     """Options of a route.
 
     "adadiff" draws samples by DDS under the prior as it was trained, while the estimate takes ``rapid_steps`` under the
-    prior adapted by such reconstructions. ``across_slices`` is one over the usual difference of neighbouring slices in
-    units of the 99th percentile of magnitude.
+    prior adapted by such reconstructions, without momentum. ``across_slices`` is one over the usual difference of
+    neighbouring slices in units of the 99th percentile of magnitude.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,8 +51,16 @@ class Options(BaseModel):
         default="dds",
         description="sampler; adadiff adapts the prior to the acquisition and takes rapid_steps for its estimate",
     )
-    steps: int = Field(default=20, ge=2, le=2000, description="steps of each posterior sample")
-    mean_steps: int = Field(default=25, ge=2, le=2000, description="steps of the estimate")
+    steps: int = Field(
+        default=8,
+        ge=2,
+        le=2000,
+        description="steps of each posterior sample: 8 suffice dds and adadiff, the other solvers need 60 to 100",
+    )
+    mean_steps: int = Field(default=9, ge=2, le=2000, description="steps of the estimate")
+    momentum: float = Field(
+        default=0.65, ge=0, lt=1, description="share of the last change by which a step looks ahead"
+    )
     samples: int = Field(
         default=4,
         ge=2,
@@ -60,13 +68,24 @@ class Options(BaseModel):
         description="posterior samples, from which the standard deviation comes",
     )
     mean_sigma_max: float = Field(
-        default=0.5,
+        default=0.3,
         gt=0,
         le=20,
         description="largest noise level of the estimate; 1 is the 99th percentile of the magnitude",
     )
     mean_sigma_min: float = Field(default=0.01, gt=0, description="smallest noise level of the estimate")
-    sigma_max: float = Field(default=1.0, gt=0, le=20, description="largest noise level of the samples")
+    dds_sigma_max: float = Field(
+        default=0.3,
+        gt=0,
+        le=20,
+        description="noise level at which dds and adadiff begin their samples, around the estimate",
+    )
+    sigma_max: float = Field(
+        default=1.0,
+        gt=0,
+        le=20,
+        description="noise level at which the samples of the other solvers begin, from noise alone",
+    )
     sigma_min: float = Field(default=0.005, gt=0, description="smallest noise level of the samples")
     coil_loss: float = Field(
         default=COIL_LOSS,
@@ -88,12 +107,14 @@ class Options(BaseModel):
         ge=1,
         description="slices, or samples of one slice, computed at once; more need more memory",
     )
+    bf16: bool = Field(default=True, description="run the network in bfloat16 where the processor has it")
     across_slices: float = Field(
         default=0.0,
         ge=0,
         description="weight of the coupling of neighbouring slices; 0: every slice alone",
     )
     rapid_steps: int = Field(default=12, ge=2, le=100, description="steps of the estimate by adadiff")
+    rapid_sigma_max: float = Field(default=0.5, gt=0, le=20, description="largest noise level of that estimate")
     adaptation_rank: int = Field(
         default=2,
         ge=1,
@@ -128,7 +149,8 @@ def adapt_prior(problem: Problem, model: Model, options: Options, seed: int) -> 
 
 
 def _mean_sigmas(options: Options) -> list[float]:
-    return samplers.karras_schedule(options.mean_sigma_max, options.mean_sigma_min, _mean_steps(options))
+    top = options.rapid_sigma_max if options.solver == "adadiff" else options.mean_sigma_max
+    return samplers.karras_schedule(top, options.mean_sigma_min, _mean_steps(options))
 
 
 def _mean_steps(options: Options) -> int:
@@ -137,6 +159,11 @@ def _mean_steps(options: Options) -> int:
     An adapted prior is right for its number of steps: more of them would overdo its corrections.
     """
     return options.rapid_steps if options.solver == "adadiff" else options.mean_steps
+
+
+def _momentum(options: Options) -> float:
+    """Return the momentum of the estimate; none where the prior was adapted to steps without it."""
+    return 0.0 if options.solver == "adadiff" else options.momentum
 
 
 def is_volume(k: KSpace) -> bool:
@@ -149,7 +176,8 @@ def estimate_slices(problem: Problem, model: Model, options: Options) -> Tensor:
     """Return the scaled posterior mean (slice, [set,] a, b): annealed without injected noise, then data-consistent."""
     D, A, y = _restrict_to_support(model.denoiser, problem.A), problem.A, problem.y
     correct = samplers.make_correction(A, y, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data)
-    x = samplers.anneal(D, _mean_sigmas(options), classical.cg_sense(A, y, ridge=0.05), correct)
+    start = classical.cg_sense(A, y, ridge=0.05)
+    x = samplers.anneal(D, _mean_sigmas(options), start, correct, momentum=_momentum(options))
     return _enforce_data(problem, x, options.measured)
 
 
@@ -176,24 +204,26 @@ def estimate_volume(problem: Problem, model: Model, options: Options) -> Tensor:
             [model.denoiser(x[i : i + options.batch], sigma) for i in range(0, len(x), options.batch)]
         )
 
-    x = samplers.anneal(denoise, _mean_sigmas(options), start, correct)
+    x = samplers.anneal(denoise, _mean_sigmas(options), start, correct, momentum=_momentum(options))
     consistent = [_enforce_data(one, x[i : i + 1], options.measured) for i, one in enumerate(ones)]
     return torch.cat(consistent)
 
 
-def draw_samples(problem: Problem, model: Model, options: Options, seeds: list[int]) -> Tensor:
-    """Return one posterior sample per slice and seed; ``problem`` holds one slice per seed."""
+def draw_samples(problem: Problem, model: Model, options: Options, seeds: list[int], estimate: Tensor) -> Tensor:
+    """Return one posterior sample per slice and seed; ``problem`` and ``estimate`` hold one slice per seed."""
     D, A, y = _restrict_to_support(model.denoiser, problem.A), problem.A, problem.y
-    noise = samplers.noise_source(seeds)
-    sigmas = samplers.karras_schedule(options.sigma_max, options.sigma_min, options.steps)
-    if options.solver in ("dds", "adadiff"):
-        x = samplers.dds(D, A, y, sigmas, sigma_y=problem.sigma_y, sigma_data=model.denoiser.sigma_data, noise=noise)
-    elif options.solver == "dps":
+    noise, sigma_y = samplers.noise_source(seeds), problem.sigma_y
+    top = options.dds_sigma_max if options.solver in ("dds", "adadiff") else options.sigma_max
+    sigmas = samplers.karras_schedule(top, options.sigma_min, options.steps)
+    if options.solver == "dps":
         x = samplers.dps(D, A, y, sigmas, noise=noise)
     elif options.solver == "score_mri":
         x = samplers.score_mri(D, A, y, sigmas, noise=noise)
+    elif options.solver == "ald":
+        x = samplers.ald(D, A, y, sigmas, sigma_y=sigma_y, noise=noise)
     else:
-        x = samplers.ald(D, A, y, sigmas, sigma_y=problem.sigma_y, noise=noise)
+        sigma_data = model.denoiser.sigma_data
+        x = samplers.dds(D, A, y, sigmas, sigma_y=sigma_y, sigma_data=sigma_data, noise=noise, start=estimate)
     return _enforce_data(problem, x, options.measured)
 
 

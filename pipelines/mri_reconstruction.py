@@ -105,6 +105,7 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
         raise Refused("mri_reconstruction takes k-space, not an image")
     check_acquisition(images)
     progress(0.0, "coils")
+    model = replace(model, bf16=options.bf16)
     findings: list[Finding] = []
     with torch.no_grad():
         problems = prepare_acquisition(images, coil_loss=options.coil_loss)
@@ -157,7 +158,7 @@ def _reconstruct_slice(one: Problem, x: Tensor, k: KSpace, model: Model, options
     """Draw the samples of one slice and return its image, sd and chi-square; ``x`` is the estimate."""
     chi_square = float(uncertainty.chi_square(one.A, x, one.y, one.sigma_y)[0])
     image = _to_delivered_grid(one, x, k)[0]
-    _, sd = uncertainty.mean_and_sd(_sample_magnitudes(one, k, model, options, seed))
+    _, sd = uncertainty.mean_and_sd(_sample_magnitudes(one, x, k, model, options, seed))
     return _Slice(image, sd, chi_square)
 
 
@@ -170,12 +171,14 @@ def _describe(k: KSpace, words: str) -> str:
     return f"{k.label}: {words}" if k.label else words
 
 
-def _sample_magnitudes(one: Problem, k: KSpace, model: Model, options: Options, seed: int) -> Iterator[Tensor]:
+def _sample_magnitudes(
+    one: Problem, x: Tensor, k: KSpace, model: Model, options: Options, seed: int
+) -> Iterator[Tensor]:
     seeds = [_derive_seed(seed, n) for n in range(options.samples)]
     for start in range(0, options.samples, options.batch):
         batch_seeds = seeds[start : start + options.batch]
-        repeated = one.repeat(len(batch_seeds))
-        yield from _to_delivered_grid(repeated, draw_samples(repeated, model, options, batch_seeds), k)
+        repeated, estimate = one.repeat(len(batch_seeds)), x.repeat_interleave(len(batch_seeds), 0)
+        yield from _to_delivered_grid(repeated, draw_samples(repeated, model, options, batch_seeds, estimate), k)
 
 
 def _to_delivered_grid(problem: Problem, x: Tensor, k: KSpace) -> Tensor:

@@ -91,6 +91,37 @@ def test_dds_reproduces_mean_and_covariance_of_the_posterior(eta: float) -> None
     assert covariance_error < SAMPLING_ERROR + 0.06
 
 
+def test_dds_from_the_posterior_mean_reproduces_the_posterior_from_little_noise_on() -> None:
+    p = Problem()
+    x = samplers.dds(
+        p.D,
+        p.A.repeat(SAMPLES),
+        start(p.y),
+        samplers.karras_schedule(4 * SD, 0.005, 60),
+        sigma_y=SIGMA_Y,
+        sigma_data=SD,
+        noise=noise(),
+        start=p.mean.reshape(1, N, N),
+        iterations=10,
+    )
+    shift, covariance_error = p.errors(x)
+    assert shift < 0.07
+    assert covariance_error < SAMPLING_ERROR + 0.1
+
+
+def test_momentum_keeps_the_limit_of_the_estimate_and_reaches_it_in_fewer_steps() -> None:
+    M = torch.diag(torch.tensor([0.9, 0.5])).to(torch.complex64)
+    b = torch.tensor([1.0 + 1j, 2.0])
+    limit = torch.linalg.solve(torch.eye(2) - M, b)
+
+    def distance(momentum: float, steps: int) -> float:
+        found = samplers.anneal(lambda x, _: x @ M, [1.0] * steps + [0.0], b, lambda x, _: x + b, momentum=momentum)
+        return float((found - limit).abs().max())
+
+    assert distance(0.5, 100) < 1e-4
+    assert distance(0.5, 12) < 0.5 * distance(0.0, 12)
+
+
 def test_posterior_mean_is_the_exact_mean_on_a_gaussian() -> None:
     p = Problem()
     x = samplers.posterior_mean(p.D, p.A, p.y, FULL, sigma_y=SIGMA_Y, sigma_data=SD, start=p.A.H(p.y), iterations=10)
