@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from model_zoo import bias_field
 from model_zoo.networks.volume_unet import set_dropout
+from model_zoo.out_of_distribution import HOLD_ABOVE
 from model_zoo.physics.mr import TissueParameters
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS, Dir, Sequence
 from model_zoo.physics.tissues import tissue_of
@@ -33,6 +35,8 @@ __all__ = [
     "CHANNELS",
     "CLIP",
     "EMBEDDING",
+    "INPUT_CONTRACT",
+    "OUTPUT_LIMITS",
     "Output",
     "SyntheticDir",
     "combine_passes",
@@ -65,6 +69,33 @@ LEVEL_TISSUES = (
 """Groups of structures whose brightness the network takes as a condition."""
 EMBEDDING = 2 * len(LEVEL_TISSUES)
 FEWEST_LEVEL_VOXELS = 20
+
+
+INPUT_CONTRACT: dict[str, Any] = {
+    "flair": [
+        {"fact": "modality", "one_of": ["MR"]},
+        {"fact": "body_part", "one_of": ["head", "brain", "skull", "cereb", "crani", "neuro"]},
+        {"fact": "ti_ms", "between": [1400, 3000]},
+        {"fact": "coverage_mm", "between": [100, 400]},
+        {"fact": "te_ms", "between": [60, 700], "otherwise": "hold"},
+        {"fact": "coarsest_spacing_mm", "between": [0.4, 6.5], "otherwise": "hold"},
+        {"fact": "field_strength_t", "between": [1.4, 3.1], "otherwise": "hold"},
+        {"fact": "age_years", "between": [16, 100], "otherwise": "hold"},
+    ],
+    "t1w": [
+        {"fact": "modality", "one_of": ["MR"]},
+        {"fact": "te_ms", "between": [0.5, 30]},
+        {"fact": "coverage_mm", "between": [100, 400]},
+    ],
+}
+"""Rules of the inputs, by their names."""
+
+OUTPUT_LIMITS = {
+    "hold_above": {"volume bright without support": 2.0, "mean standard deviation": 0.5, "cortex on DIR": 1.5}
+    | HOLD_ABOVE,
+    "hold_below": {"share of FLAIR's bright spots shown": 0.5, "cortex on DIR": 0.5},
+}
+"""Limits of the pipeline's measurements."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from model_zoo import registry
 from model_zoo.bundle import BundleError
 from model_zoo.denoisers import Denoiser, training_loss
 from model_zoo.networks.local_unet import LocalUNet
-from model_zoo.training import bundle, checkpoint, loop, mri_prior, recipe
+from model_zoo.training import bundle, checkpoint, loop, mri_prior, recipe, run_log
 
 RECIPE = mri_prior.RECIPE
 SMOKE = RECIPE.configurations["smoke"]
@@ -48,7 +48,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.slow
 def test_the_loop_draws_and_learns_what_the_recipe_s_first_weights_were_made_with(kit: Path, tmp_path: Path) -> None:
     loop.train(RECIPE, SMOKE, tmp_path, sources=recipe.make_simulated_sources(kit))
-    last = json.loads((tmp_path / loop.LOG).read_text().splitlines()[-1])
+    last = json.loads((tmp_path / run_log.NAME).read_text().splitlines()[-1])
     assert last["loss"] == pytest.approx(1.28281, abs=2e-3)  # the loop that trained mri_prior 1.0.0, same seed
     assert last["denoising_psnr_0.1_db"] == pytest.approx(17.3376, abs=0.02)
 
@@ -117,10 +117,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 
 def test_a_resumed_log_tells_every_step_once(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    with (tmp_path / "run" / loop.LOG).open("a") as log:
+    with (tmp_path / "run" / run_log.NAME).open("a") as log:
         log.write('{"step": 9, "loss": 1}\n{"step": 12, "lo')  # written after the checkpoint, then torn by a kill
     loop.train(RECIPE, SMOKE, tmp_path / "run", sources=PHANTOM, resume=True)
-    lines = (tmp_path / "run" / loop.LOG).read_text().splitlines()
+    lines = (tmp_path / "run" / run_log.NAME).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [3, 6]
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from model_zoo import registry, training
-from model_zoo.training import bundle, checkpoint, loop, recipe
+from model_zoo.training import bundle, checkpoint, loop, recipe, run_log
 
 pytestmark = pytest.mark.training
 
@@ -91,7 +91,7 @@ def test_a_killed_and_resumed_run_ends_as_an_unbroken_one_of_another_process(nam
     steps = found.configurations["smoke"].steps
     assert checkpoint.read(tmp_path / "killed" / checkpoint.NAME).step == steps // 2
     assert digest_of(found, tmp_path / "killed", resume=True) == digest
-    log = [json.loads(line)["step"] for line in (tmp_path / "killed" / loop.LOG).read_text().splitlines()]
+    log = [json.loads(line)["step"] for line in (tmp_path / "killed" / run_log.NAME).read_text().splitlines()]
     assert log == sorted(set(log))
     assert log[-1] == steps
 

@@ -23,7 +23,8 @@ class Checkpoint:
 
     ``recipe``: its name; ``configuration``: JSON; ``data``: ``Source.data`` of the training; ``step``: steps done;
     ``world``: processes that trained together;
-    ``network``, ``optimiser``: state dicts; ``average``: averaged parameters by name; ``metrics``: last validation.
+    ``network``, ``optimiser``: state dicts; ``average``: averaged parameters by name; ``metrics``: last validation;
+    ``opponent``: of runs against one, ``OpponentRun.get_state``.
     """
 
     recipe: str
@@ -35,6 +36,7 @@ class Checkpoint:
     average: Mapping[str, Tensor]
     optimiser: Mapping[str, Any]
     metrics: Mapping[str, float]
+    opponent: Mapping[str, Any] | None = None
 
     def merge_average(self) -> dict[str, Tensor]:
         """Return the network's state with the averaged weights in it, which is evaluated and shipped."""

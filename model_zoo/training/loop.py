@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import copy
 import fcntl
-import json
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,11 +32,12 @@ from model_zoo.precision import autocast
 from model_zoo.registry import memory_format
 from model_zoo.training import checkpoint, parallel
 from model_zoo.training.checkpoint import Checkpoint
+from model_zoo.training.opponents import Judged, OpponentRun
 from model_zoo.training.recipe import C, Configuration, Prepare, Recipe, Source, Sources, seeded
+from model_zoo.training.run_log import Log
 
-__all__ = ["LOG", "Progress", "learning_rate", "train"]
+__all__ = ["Progress", "learning_rate", "train"]
 
-LOG = "log.jsonl"
 PROGRESS_EVERY = 5
 
 
@@ -99,7 +99,7 @@ def train(
         run = _start_run(recipe, c, world, weights)
         first = _restore_run(run, out / checkpoint.NAME, sources.train.data, resume)
         world.wait()
-        log = _Log(out, first, report) if world.is_first else None
+        log = Log(out, first, report) if world.is_first else None
         run.clock.start(first)
         for step, batch in enumerate(_prepare_batches(run, sources.train, first), first):
             _take_step(run, step, batch)
@@ -141,6 +141,7 @@ class _Run:
     objective: nn.Module
     optimiser: torch.optim.Optimizer
     average: dict[str, Tensor]
+    opponent: OpponentRun | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     clock: _Clock = field(default_factory=_Clock)
 
@@ -149,14 +150,16 @@ class _Run:
 
 
 class _Objective(nn.Module):
-    """Module from batch to loss, so that DistributedDataParallel sees every call of the network within it."""
+    """Module from batch to loss and judged images, so that DistributedDataParallel sees every call of the network."""
 
-    def __init__(self, network: nn.Module, loss: Callable[[nn.Module, dict[str, Tensor], Any], Tensor], c: Any) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe[Any], c: Any, *, has_opponent: bool) -> None:
         super().__init__()
-        self.network, self._loss, self._c = network, loss, c
+        self.network, self._recipe, self._c, self._has_opponent = network, recipe, c, has_opponent
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self._loss(self.network, batch, self._c)
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Judged]:
+        if self._has_opponent and self._recipe.opponent is not None:
+            return self._recipe.opponent.compute_loss(self.network, batch, self._c)
+        return self._recipe.compute_loss(self.network, batch, self._c), {}
 
 
 def _start_run(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[str, Tensor] | None) -> _Run:
@@ -166,7 +169,8 @@ def _start_run(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[
         _load_weights(network, weights)
     network.to(world.device, memory_format=memory_format(network))  # type: ignore[call-overload]  # unknown to the stubs
     network.train()
-    objective: nn.Module = _Objective(network, recipe.compute_loss, c)
+    opponent = _start_opponent(recipe, c, world)
+    objective: nn.Module = _Objective(network, recipe, c, has_opponent=opponent is not None)
     if world.size > 1:
         own = [world.device] if world.device.type == "cuda" else None
         objective = DistributedDataParallel(objective, device_ids=own, find_unused_parameters=True)
@@ -174,7 +178,13 @@ def _start_run(recipe: Recipe[C], c: C, world: parallel.World, weights: Mapping[
         network.parameters(), lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=c.weight_decay, fused=True
     )
     average = {name: p.detach().clone() for name, p in network.named_parameters()}
-    return _Run(recipe, c, world, network, objective, optimiser, average)
+    return _Run(recipe, c, world, network, objective, optimiser, average, opponent)
+
+
+def _start_opponent(recipe: Recipe[Any], c: Any, world: parallel.World) -> OpponentRun | None:
+    if recipe.opponent is None or not c.adversarial_weight:
+        return None
+    return OpponentRun.start(recipe.opponent, c, world)
 
 
 def _load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -202,6 +212,8 @@ def _restore_run(run: _Run, path: Path, data: str, resume: bool) -> int:
         raise ValueError(f"{path} was trained by {saved.world} processes together, now there are {run.world.size}")
     run.network.load_state_dict(saved.network)
     run.optimiser.load_state_dict(dict(saved.optimiser))
+    if run.opponent is not None and saved.opponent is not None:
+        run.opponent.load_state(saved.opponent)
     for name, value in saved.average.items():
         run.average[name].copy_(value)
     run.metrics = dict(saved.metrics)
@@ -269,11 +281,15 @@ def _take_step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
         group["lr"] = learning_rate(run.c, step)
     torch.manual_seed(seeded(*run.world.make_seed_key(run.c.seed, step)).initial_seed())
     with run.autocast():
-        loss = run.objective(batch)
+        loss, judged = run.objective(batch)
+        if run.opponent is not None:
+            loss = loss + run.opponent.compute_network_loss(judged)
     run.optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.c.clip)
     run.optimiser.step()
+    if run.opponent is not None:
+        run.opponent.take_step(judged, step, learning_rate(run.c, step) / run.c.learning_rate)
     run.clock.losses.append(loss.detach().float())
     # Not torch's AveragedModel: its first update copies, so that runs would end with other weights than today's.
     decay = min(run.c.ema, (step + 1) / (step + 10))
@@ -282,7 +298,7 @@ def _take_step(run: _Run, step: int, batch: dict[str, Tensor]) -> None:
             run.average[name].lerp_(p, 1 - decay)
 
 
-def _save_checkpoint(run: _Run, done: int, out: Path, sources: Sources, log: _Log | None) -> None:
+def _save_checkpoint(run: _Run, done: int, out: Path, sources: Sources, log: Log | None) -> None:
     """Validate, log and write the checkpoint; only the first process does, the others wait."""
     if log is not None:
         mean = float(torch.stack(run.clock.losses).mean())
@@ -293,7 +309,8 @@ def _save_checkpoint(run: _Run, done: int, out: Path, sources: Sources, log: _Lo
         log.write({"step": done, **numbers, "seconds_per_step": progress.seconds_per_step, **run.metrics})
         facts = run.recipe.name, run.c.to_json(), sources.train.data, done, run.world.size
         state = run.network.state_dict(), run.average, run.optimiser.state_dict()
-        written = Checkpoint(*facts, *state, run.metrics)
+        opponent = None if run.opponent is None else run.opponent.get_state()
+        written = Checkpoint(*facts, *state, run.metrics, opponent)
         written.write(out / checkpoint.NAME)
     run.clock.losses.clear()
     run.world.wait()
@@ -315,41 +332,6 @@ def _set_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, p in network.named_parameters():
             p.copy_(weights[name])
-
-
-class _Log:
-    """``log.jsonl`` and TensorBoard's scalars, cut back to the step from which a run is resumed."""
-
-    def __init__(self, out: Path, first: int, report: Callable[[dict[str, float]], None]) -> None:
-        self._path, self._report = out / LOG, report
-        lines = [line for line in _read_complete_lines(self._path) if line["step"] <= first]
-        with checkpoint.write_durably(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self._board = _open_tensorboard(out / "tensorboard", first)
-
-    def write(self, line: dict[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        if self._board is not None:
-            for name, value in line.items():
-                self._board.add_scalar(name, value, line["step"])
-            self._board.flush()
-        self._report(line)
-
-
-def _read_complete_lines(path: Path) -> Sequence[dict[str, float]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _open_tensorboard(folder: Path, first: int) -> Any:
-    """Return a writer for TensorBoard, or None where the package is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=first + 1 if first else None)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from model_zoo.simulate import anatomy
 if TYPE_CHECKING:
     from model_zoo.simulate.heads import Head
     from model_zoo.training.cohort import Cohort
+    from model_zoo.training.opponents import Opponent
 
 __all__ = ["Column", "Configuration", "Prepare", "Recipe", "Source", "Sources", "make_simulated_sources", "seeded"]
 
@@ -179,6 +180,9 @@ class Recipe(Generic[C]):
     and without gradients, with the averaged weights in place.
     ``describe_inference(c)``: content of ``configs/inference.json``: ``network_def`` with ``_target_`` and arguments,
     and the fixed scales and settings that the pipeline needs.
+    ``calibrate(network, c, source)``: settings that are added to it, from the finished weights and the validation's
+    source: called once, without gradients, when the bundle is written.
+    ``opponent``: for recipes that may train against one; their configuration has its settings.
     ``facts``: task, intended_use, network_input, input_contract, units, trained_on, data_licence of ``metadata.json``.
     """
 
@@ -192,6 +196,8 @@ class Recipe(Generic[C]):
     describe_inference: Callable[[C], dict[str, Any]]
     facts: Mapping[str, Any]
     prepare: Prepare | None = None
+    opponent: Opponent[Any] | None = None
+    calibrate: Callable[[nn.Module, C, Source], dict[str, Any]] | None = None
     columns: tuple[Column, ...] = ()
 
 

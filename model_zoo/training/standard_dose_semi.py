@@ -15,7 +15,8 @@ every term, and they are pairs. Eq. 11.5 lacks brackets (the network here has no
 compares errors in place of relations. The chapter scales each image to its own extremes, so that one hot voxel changes
 all others; here one robust scale of the low dose divides both. Its pairs share a tenth of the events and their noise;
 ``target`` "independent" shares none. The squared error of stage 2 is here the likelihood of ``standard_dose_pet``,
-which gives the standard deviation. There are no discriminators: what makes noise look real invents it.
+which gives the standard deviation. The discriminators (L_d1, L_d2) are there with ``adversarial_weight``, and off by
+default: what makes noise look real invents it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from model_zoo.networks.dose_transfer import DoseTransfer
 from model_zoo.standard_dose import BANDS, EMBEDDING, IN_CHANNELS, OUT_CHANNELS, interpret, prepare
 from model_zoo.training import dose_items, standard_dose_pet
 from model_zoo.training.dose_items import draw_items, list_regions
+from model_zoo.training.opponents import AdversarialConfiguration, Judged, Opponent, Pair, make_judge
 from model_zoo.training.pet_losses import structural_consistency
 from model_zoo.training.recipe import Recipe, Source
 from model_zoo.training.standard_dose_pet import fidelity_loss, make_region_maps
@@ -46,8 +48,11 @@ __all__ = [
 ]
 
 
+DOSES = ("low", "standard")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Configuration(dose_items.Configuration):
+class Configuration(dose_items.Configuration, AdversarialConfiguration):
     """``first_stage``: share of the steps. ``features``: of an encoder. ``lone``: images of either dose without partner
     per step, in addition to the ``batch`` pairs; simulated, they come from a pool of ``lone_pool`` other scans.
 
@@ -137,22 +142,31 @@ def select_rows(source: Source, *names: str) -> Source:
 
 def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """Return the loss of the stage to which this step belongs."""
+    return _compute_judged_loss(network, batch, c)[0]
+
+
+def _make_judges(c: Configuration) -> dict[str, nn.Module]:
+    """Return the discriminators of stage 1, one for each decoder, and that of stage 2."""
+    return {name: make_judge(c.opponent_channels, 1) for name in (*DOSES, "estimate")}
+
+
+def _compute_judged_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> tuple[Tensor, Judged]:
     if float(batch["progress"]) < c.first_stage:
         return autoencoding_loss(network, batch, c)
     return _transfer_loss(network, batch, c)
 
 
-def autoencoding_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Return the loss of stage 1: each dose by its own encoder and decoder."""
-    return _reconstruction_loss(network, batch, c, "low") + _reconstruction_loss(network, batch, c, "standard")
+def autoencoding_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> tuple[Tensor, Judged]:
+    """Return the loss of stage 1, each dose by its own encoder and decoder, and decoded with true details."""
+    judged = {name: _decode(network, batch, c, name) for name in DOSES}
+    low, standard = ((pair.made - pair.true).square().mean() for pair in judged.values())
+    return low + standard, judged
 
 
-def _reconstruction_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration, name: str) -> Tensor:
+def _decode(network: nn.Module, batch: dict[str, Tensor], c: Configuration, name: str) -> Pair:
     decoder = network.get_submodule(f"decode_{name}")
     decoded = decoder(_encode(network, batch, c, name))[:, :1].float()
-    detail = batch[f"inputs_{name}"][:, :BANDS].sum(dim=1, keepdim=True)
-    error: Tensor = decoded - detail
-    return error.square().mean()
+    return Pair(decoded, batch[f"inputs_{name}"][:, :BANDS].sum(dim=1, keepdim=True))
 
 
 def _encode(
@@ -169,19 +183,21 @@ def _encode(
 _ENCODER_INPUTS = ("inputs", "embedding", "regions", "has_regions")
 
 
-def _transfer_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
-    """Return the loss of stage 2: pairs, through E1, T12 and D2."""
+def _transfer_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> tuple[Tensor, Judged]:
+    """Return the loss of stage 2, pairs through E1, T12 and D2, and the estimates with their targets."""
     pairs = len(batch["target"])
     estimated = network.get_submodule("transfer")(_encode(network, batch, c, "low", pairs))
     output = network.get_submodule("decode_standard")(estimated)
-    total = fidelity_loss(*interpret(output, batch["copies"], batch["amplitude"]), batch, c)
+    mean, s = interpret(output, batch["copies"], batch["amplitude"])
+    judged = {"estimate": Pair(mean, batch["target"])}
+    total = fidelity_loss(mean, s, batch, c)
     if not c.struc_weight:
-        return total
+        return total, judged
     with torch.no_grad():
         target = _encode(network, batch, c, "standard", pairs)
     return total + c.struc_weight * structural_consistency(
         estimated.float(), target.float(), vertex_weight=1.0, line_weight=c.line_weight
-    )
+    ), judged
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
@@ -202,6 +218,7 @@ RECIPE = Recipe(
     make_network=make_network,
     draw_batch=draw_batch,
     compute_loss=compute_loss,
+    opponent=Opponent(_make_judges, _compute_judged_loss),
     validate=validate,
     describe_inference=describe_inference,
     facts=standard_dose_pet.RECIPE.facts,

@@ -3,7 +3,7 @@
 Data: patches of whole simulated examinations of MS patients (``simulate.ms``), or of a user's registered FLAIR, T1w and
 DIR, prepared as the pipeline does: bias fields taken out, the first guess fitted to the whole brain. (A network trained
 with guesses fitted to its patches makes the better ones of whole brains worse.) T1w is dropped at random, so that one
-network serves both inputs. Loss (model specification 1.3, without its errors and without the adversary):
+network serves both inputs. Loss (model specification 1.3, without its errors):
 
     L = mean |T - G| + w_l sum(M |T - G|) / sum(M) + w_s (1 - SSIM) + w_b Laplace(T - G; b)
         + w_m mean |maps| + w_r mean |T - DIR(maps)| + w_seg (cross-entropy + 1 - Dice)
@@ -12,6 +12,9 @@ M is the lesion mask, each lesion over the root of its volume, so that a small o
 term is divided by its sum, so a patient's lesion load does not set its weight. b is learned on the detached residual:
 it describes the error and does not excuse it. The network gets the brightness of the tissues of the whole examination
 (``synthetic_dir.tissue_levels``): no patch alone shows the protocol.
+
+With ``adversarial_weight`` a PatchGAN of inputs and DIR is the opponent (algorithm 9.1). It is off by default: it
+rewards lesions and folds that look right and are not there.
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ from torch.nn import functional
 
 from model_zoo import similarity
 from model_zoo.networks.volume_unet import VolumeUNet
-from model_zoo.out_of_distribution import HOLD_ABOVE
 from model_zoo.physics.sequences import DIR_TE_MS, DIR_TR_MS
 from model_zoo.simulate import ms
 from model_zoo.simulate.acquisition import uniform
@@ -35,6 +37,8 @@ from model_zoo.synthetic_dir import (
     CHANNELS,
     CLIP,
     EMBEDDING,
+    INPUT_CONTRACT,
+    OUTPUT_LIMITS,
     compute_first_guess,
     decode,
     log_maps,
@@ -44,10 +48,10 @@ from model_zoo.synthetic_dir import (
     tissue_levels,
     white_matter_level,
 )
-from model_zoo.training import recipe
 from model_zoo.training.cohort import Cohort
 from model_zoo.training.dir_losses import maps_losses, segmentation_loss, weigh_lesions, weighted_mean
 from model_zoo.training.labels import displace_labels
+from model_zoo.training.opponents import AdversarialConfiguration, Judged, Opponent, Pair, make_judge
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = ["CONFIGURATIONS", "RECIPE", "Configuration"]
@@ -59,7 +63,7 @@ OUTSIDE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configuration(recipe.Configuration):
+class Configuration(AdversarialConfiguration):
     """``patch``: voxels of a side at 1 mm; ``examinations``: how many are in use at once, one of which is replaced by a
     new one every ``renew`` steps (a set that stays is learned by heart: with 40, new lesions were found best after
     500 steps); ``per_patient``: how many examinations a simulated patient has; ``margin``: voxels kept about the brain;
@@ -280,6 +284,15 @@ def _pad(x: Tensor, size: int) -> Tensor:
 
 def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> Tensor:
     """Return the sum in the module's docstring."""
+    return _compute_judged_loss(network, batch, c)[0]
+
+
+def _make_judges(c: Configuration) -> dict[str, nn.Module]:
+    return {"dir": make_judge(c.opponent_channels, 5)}
+
+
+def _compute_judged_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration) -> tuple[Tensor, Judged]:
+    """Return the loss, and the DIR with the inputs that it was made from."""
     out = decode(network(batch["input"], batch["levels"]), batch["input"])
     target, weight, lesion = batch["dir"], batch["weight"], batch["emphasis"]
     residual = (target - out.dir).abs()
@@ -291,7 +304,9 @@ def compute_loss(network: nn.Module, batch: dict[str, Tensor], c: Configuration)
     total = total + c.laplace_weight * weighted_mean(residual.detach() / b + out.log_b, weight)
     maps_error, rendered_error = maps_losses(out, batch)
     total = total + c.maps_weight * maps_error + c.render_weight * rendered_error
-    return total + c.segment_weight * segmentation_loss(out, batch)
+    total = total + c.segment_weight * segmentation_loss(out, batch)
+    made, true = (torch.cat([batch["input"], dir_], dim=1) for dir_ in (out.dir, target))
+    return total, {"dir": Pair(made, true)}
 
 
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
@@ -347,6 +362,7 @@ RECIPE = Recipe(
     make_network=make_network,
     draw_batch=draw_batch,
     compute_loss=compute_loss,
+    opponent=Opponent(_make_judges, _compute_judged_loss),
     validate=validate,
     describe_inference=describe_inference,
     facts={
@@ -360,28 +376,8 @@ RECIPE = Recipe(
             "scale": "without its bias field, median of the white matter is 1, clipped to [0, 4]",
             "channels": "FLAIR, T1w (0 without), 1 with T1w and 0 without, first guess by the tissues",
         },
-        "input_contract": {
-            "flair": [
-                {"fact": "modality", "one_of": ["MR"]},
-                {"fact": "body_part", "one_of": ["head", "brain", "skull", "cereb", "crani", "neuro"]},
-                {"fact": "ti_ms", "between": [1400, 3000]},
-                {"fact": "coverage_mm", "between": [100, 400]},
-                {"fact": "te_ms", "between": [60, 700], "otherwise": "hold"},
-                {"fact": "coarsest_spacing_mm", "between": [0.4, 6.5], "otherwise": "hold"},
-                {"fact": "field_strength_t", "between": [1.4, 3.1], "otherwise": "hold"},
-                {"fact": "age_years", "between": [16, 100], "otherwise": "hold"},
-            ],
-            "t1w": [
-                {"fact": "modality", "one_of": ["MR"]},
-                {"fact": "te_ms", "between": [0.5, 30]},
-                {"fact": "coverage_mm", "between": [100, 400]},
-            ],
-        },
-        "output_limits": {
-            "hold_above": {"volume bright without support": 2.0, "mean standard deviation": 0.5, "cortex on DIR": 1.5}
-            | HOLD_ABOVE,
-            "hold_below": {"share of FLAIR's bright spots shown": 0.5, "cortex on DIR": 0.5},
-        },
+        "input_contract": INPUT_CONTRACT,
+        "output_limits": OUTPUT_LIMITS,
         "units": "DIR: 1 is the mean of the cortex, white matter and CSF are nulled",
         "trained_on": "simulation only (SynthSeg label maps, simulated lesions and signals); never on patient images",
         "data_licence": "SynthSeg label maps: Apache-2.0; lesion masks: CC BY (Lesjak et al. 2017); no image data",
