@@ -45,6 +45,7 @@ __all__ = [
     "size_indices",
     "suvr_scales",
     "tissue_indices",
+    "tracers_of",
 ]
 
 TARGETS = ("amyloid", "tau")
@@ -111,7 +112,7 @@ class Conditions:
 
 def suvr_scales(covariates: Covariates) -> tuple[float, float]:
     """Return the SUVR that is 1 in the network's images, for amyloid and tau."""
-    amyloid, tau = _tracers(covariates)
+    amyloid, tau = tracers_of(covariates)
     return TRACERS[amyloid].scale, TRACERS[tau].scale
 
 
@@ -242,17 +243,18 @@ def normalise_to_own_reference(x0: Tensor, c: Covariates, structure: Tensor) -> 
 
 
 def _reference(image: Tensor, structure: Tensor, c: Covariates, at: int) -> Tensor:
-    return torch.tensor(max(compute_suvr(image, structure, TRACERS[_tracers(c)[at]]).reference, 0.05))
+    return torch.tensor(max(compute_suvr(image, structure, TRACERS[tracers_of(c)[at]]).reference, 0.05))
 
 
-def _tracers(c: Covariates) -> tuple[str, str]:
+def tracers_of(c: Covariates) -> tuple[str, str]:
+    """Return the amyloid and the tau tracer, the usual ones where unknown."""
     return c.amyloid_tracer or AMYLOID_TRACERS[0], c.tau_tracer or TAU_TRACERS[0]
 
 
 def compute_regional_suvr(images: Tensor, c: Covariates, structure: Tensor) -> Tensor:
     """Return the SUVR by structure (2, COUNT) of images (2, k, j, i); NaN where a structure is missing."""
     return torch.stack(
-        [compute_suvr(one, structure, TRACERS[name]).suvr for one, name in zip(images, _tracers(c), strict=True)]
+        [compute_suvr(one, structure, TRACERS[name]).suvr for one, name in zip(images, tracers_of(c), strict=True)]
     )
 
 

@@ -1,8 +1,9 @@
 """Numbers of synthetic amyloid and tau PET: SUVR by region, Centiloid, probability of amyloid.
 
-Values are those of the delivered image, the posterior mean. Intervals are normal about that mean, with the standard
+Values are those of the delivered image, the posterior mean. Intervals are about that mean, in units of the standard
 deviation that the network has learned to predict (a few samples estimate it worse: by the card's table, intervals from
-their spread hold less of the true posterior). For a share of the samples it is Jeffreys' (Beta) interval, which shows
+their spread hold less of the true posterior); their widths come from the errors on validation subjects
+(``model_zoo.pet_intervals``). For a share of the samples it is Jeffreys' (Beta) interval, which shows
 how much K samples can tell. Both are as valid as the model's posterior, which the evaluation in its card tests.
 
 Centiloid (Klunk et al., Alzheimers Dement. 11, 2015) of the neocortical SUVR by the whole cerebellum: PiB
@@ -11,19 +12,21 @@ Centiloid (Klunk et al., Alzheimers Dement. 11, 2015) of the neocortical SUVR by
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from scipy import stats
 from torch import Tensor
 
-from model_zoo.pet_synthesis import TARGETS, Covariates, composite_sd, composites
+from model_zoo.pet_intervals import COMPOSITE, LEVELS, Factors, find_factors
+from model_zoo.pet_synthesis import TARGETS, Covariates, composite_sd, composites, tracers_of
 from model_zoo.physics.tracers import centiloid
 from model_zoo.structures import STRUCTURES, Structure
 from pipelines.codes import encode_structure
 from pipelines.contract import Code, Finding, Interval, Measurement, Note
 
-__all__ = ["LEVELS", "REGIONS", "SUVR_CODES", "AmyloidOptions", "measure_pet", "normal_interval"]
+__all__ = ["REGIONS", "SUVR_CODES", "AmyloidOptions", "measure_pet"]
 
 SUVR_CODES = {
     "amyloid": Code("SUVR_AMYLOID", "99DICOMNODE", "Standardized uptake value ratio of amyloid PET"),
@@ -31,9 +34,11 @@ SUVR_CODES = {
 }
 """Quantity of each target: two numbers of one region are two quantities. DICOM has SUVs (126401 to 126406), no SUVR."""
 CENTILOID = Code("CENTILOID", "99DICOMNODE", "Centiloid")
-LEVELS = (0.80, 0.95)
 REGIONS = tuple(s for s in STRUCTURES if s.tissue != "csf")
-COMPOSITE = {"amyloid": "neocortex (frontal, parietal, temporal, cingulate, precuneus)", "tau": "temporal meta-region"}
+COMPOSITE_MEANING = {
+    "amyloid": "neocortex (frontal, parietal, temporal, cingulate, precuneus)",
+    "tau": "temporal meta-region",
+}
 
 
 class AmyloidOptions(Protocol):
@@ -46,53 +51,60 @@ class AmyloidOptions(Protocol):
     def abstain_between(self) -> tuple[float, float]: ...
 
 
-def measure_pet(mean: Tensor, sd: Tensor, samples: Tensor, c: Covariates, options: AmyloidOptions) -> list[Finding]:
+def measure_pet(
+    mean: Tensor, sd: Tensor, samples: Tensor, c: Covariates, options: AmyloidOptions, settings: Mapping[str, Any]
+) -> list[Finding]:
     """Return regional SUVR, composites and amyloid status, with intervals.
 
     SUVR by structure: ``mean`` (2, COUNT) of the delivered images, ``sd`` (2, COUNT) as the network predicts it,
-    ``samples`` (K, 2, COUNT) of the samples.
+    ``samples`` (K, 2, COUNT) of the samples. ``settings``: the bundle's, which may hold the factors of the intervals.
     """
     findings: list[Finding] = []
-    for at, target in enumerate(TARGETS):
+    tracers = tracers_of(c)
+    for at, (target, tracer) in enumerate(zip(TARGETS, tracers, strict=True)):
         findings += [
-            _measure_region(s, target, mean[at], sd[at]) for s in REGIONS if not mean[at, s.number - 1].isnan()
+            _measure_region(s, target, mean[at], sd[at], find_factors(settings, tracer, s.name))
+            for s in REGIONS
+            if not mean[at, s.number - 1].isnan()
         ]
     middle, spread = composites(mean), composite_sd(sd)
+    factors = [find_factors(settings, tracer, COMPOSITE) for tracer in tracers]
     for at, target in enumerate(TARGETS):
         findings.append(
             Measurement(
-                f"{target} composite SUVR", float(middle[at]), "{SUVr}", f"Mean of the {COMPOSITE[target]}",
-                quantity=SUVR_CODES[target], intervals=_suvr_intervals(middle[at], spread[at]),
+                f"{target} composite SUVR", float(middle[at]), "{SUVr}", f"Mean of the {COMPOSITE_MEANING[target]}",
+                quantity=SUVR_CODES[target], intervals=_suvr_intervals(middle[at], spread[at], factors[at]),
             )
         )  # fmt: skip
-    return [*findings, *_measure_amyloid(float(middle[0]), float(spread[0]), composites(samples)[:, 0], c, options)]
+    return [*findings, *_measure_amyloid(float(middle[0]), float(spread[0]), factors[0], samples, c, options)]
 
 
-def _measure_region(s: Structure, target: str, mean: Tensor, sd: Tensor) -> Measurement:
+def _measure_region(s: Structure, target: str, mean: Tensor, sd: Tensor, factors: Factors) -> Measurement:
     value, site = mean[s.number - 1], encode_structure(s)
     return Measurement(
         f"{target} SUVR of {s.name}", float(value), "{SUVr}", group=s.name, site=site, quantity=SUVR_CODES[target],
-        intervals=_suvr_intervals(value, sd[s.number - 1]),
+        intervals=_suvr_intervals(value, sd[s.number - 1], factors),
     )  # fmt: skip
 
 
-def _suvr_intervals(middle: Tensor, sd: Tensor) -> tuple[Interval, ...]:
+def _suvr_intervals(middle: Tensor, sd: Tensor, factors: Factors) -> tuple[Interval, ...]:
     """Return the intervals of an SUVR, cut at zero because it is never negative."""
-    intervals = (normal_interval(float(middle), float(sd), level) for level in LEVELS)
+    intervals = _intervals(float(middle), float(sd), factors)
     return tuple(Interval(interval.level, max(interval.low, 0.0), interval.high) for interval in intervals)
 
 
-def normal_interval(middle: float, sd: float, level: float) -> Interval:
-    """Return the central interval of a normal density."""
-    half = sd * float(stats.norm.ppf((1 + level) / 2))
-    return Interval(level, middle - half, middle + half)
+def _intervals(middle: float, sd: float, factors: Factors) -> tuple[Interval, ...]:
+    return tuple(
+        Interval(level, middle - factor * sd, middle + factor * sd)
+        for level, factor in zip(LEVELS, factors, strict=True)
+    )
 
 
 def _measure_amyloid(
-    suvr: float, sd: float, sample_suvr: Tensor, c: Covariates, options: AmyloidOptions
+    suvr: float, sd: float, factors: Factors, samples: Tensor, c: Covariates, options: AmyloidOptions
 ) -> list[Finding]:
-    tracer = c.amyloid_tracer or "florbetapir"
-    loads = torch.tensor([centiloid(tracer, float(each)) for each in sample_suvr])
+    tracer = tracers_of(c)[0]
+    loads = torch.tensor([centiloid(tracer, float(each)) for each in composites(samples)[:, 0]])
     load, load_sd = centiloid(tracer, suvr), sd * (centiloid(tracer, 1.0) - centiloid(tracer, 0.0))
     positive = int((loads >= options.positive_centiloid).sum())
     p, (low, high) = positive / len(loads), options.abstain_between
@@ -102,7 +114,7 @@ def _measure_amyloid(
     return [
         Measurement(
             "Centiloid", load, "{CL}", f"Of the neocortical SUVR by whole cerebellum, {tracer}", quantity=CENTILOID,
-            intervals=tuple(normal_interval(load, load_sd, level) for level in LEVELS),
+            intervals=_intervals(load, load_sd, factors),
         ),
         Measurement(
             "probability of amyloid", p, "1",

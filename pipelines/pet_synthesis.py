@@ -160,7 +160,9 @@ def run(case: Case, model: Model, options: Options, seed: int, progress: Progres
     numbers = (
         []
         if delivery.withheld
-        else pet_numbers.measure_pet(e.regional_mean, e.regional_sd, e.regional_samples, covariates, options)
+        else pet_numbers.measure_pet(
+            e.regional_mean, e.regional_sd, e.regional_samples, covariates, options, model.settings
+        )
     )
     notes = _notes(sourced, options, model, delivery.withheld)
     return [

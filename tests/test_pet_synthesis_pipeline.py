@@ -181,7 +181,7 @@ def test_intervals_are_those_of_the_stated_sd_about_the_mean() -> None:
     one = torch.full((2, COUNT), 1.3)
     sampled = one + 0.01 * torch.randn((4, 2, COUNT), generator=torch.Generator().manual_seed(1))
     measured = _select_measurements(
-        pet_numbers.measure_pet(one, sd, sampled, network.Covariates(), pet_synthesis.Options())
+        pet_numbers.measure_pet(one, sd, sampled, network.Covariates(), pet_synthesis.Options(), {})
     )
     together = float(network.composite_sd(sd)[0])
     for name, spread in (
@@ -192,6 +192,27 @@ def test_intervals_are_those_of_the_stated_sd_about_the_mean() -> None:
         for found, z in zip(measured[name].intervals, (1.2816, 1.9600), strict=True):  # normal density, table
             assert found.high - measured[name].value == pytest.approx(z * spread, rel=1e-3), name
             assert measured[name].value - found.low == pytest.approx(z * spread, rel=1e-3), name
+
+
+def test_the_bundle_s_factors_replace_those_of_a_normal_density() -> None:
+    sd, one = torch.full((2, COUNT), 0.1), torch.full((2, COUNT), 1.3)
+    factors = {
+        "flortaucipir": {"temporal cortex": [1.0, 3.0]},
+        "florbetapir": {"composite": [0.5, 2.0]},
+        "PiB": {"composite": [9.0, 9.0]},
+    }
+    findings = pet_numbers.measure_pet(
+        one, sd, one[None], network.Covariates(), pet_synthesis.Options(), {"interval_factors": factors}
+    )
+    measured = _select_measurements(findings)
+    eighty, ninety_five = measured["tau SUVR of temporal cortex"].intervals
+    assert [eighty.low, eighty.high, ninety_five.low, ninety_five.high] == pytest.approx([1.2, 1.4, 1.0, 1.6])
+    spread = 175 * float(network.composite_sd(sd)[0])  # Centiloid is linear in the composite
+    load = measured["Centiloid"]
+    assert [x - load.value for each in load.intervals for x in (each.low, each.high)] == pytest.approx(
+        [-0.5 * spread, 0.5 * spread, -2 * spread, 2 * spread], rel=1e-4
+    )
+    assert measured["tau SUVR of insula"].intervals[0].high == pytest.approx(1.3 + 0.12816, rel=1e-3)
 
 
 def test_the_composite_s_sd_is_that_of_structures_with_a_common_part() -> None:
@@ -211,7 +232,7 @@ def test_the_composite_s_sd_is_that_of_structures_with_a_common_part() -> None:
 def test_inside_the_band_nothing_is_said_of_amyloid(loads: tuple[float, ...], p: float, status: str) -> None:
     regions = torch.tensor(loads)[:, None, None].expand(8, 2, COUNT)
     sd = torch.full((2, COUNT), 0.1)
-    found = pet_numbers.measure_pet(regions.mean(0), sd, regions, network.Covariates(), pet_synthesis.Options())
+    found = pet_numbers.measure_pet(regions.mean(0), sd, regions, network.Covariates(), pet_synthesis.Options(), {})
     measured = _select_measurements(found)
     probability = measured["probability of amyloid"]
     assert probability.value == p

@@ -50,6 +50,10 @@ def train(
         list[str] | None, typer.Option("--set", help="FIELD=VALUE instead of the configuration's; may be repeated.")
     ] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.0.0",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Do not train: fit the intervals of this bundle folder anew to the validation rows."),
+    ] = None,
     columns: Annotated[bool, typer.Option("--columns", help="Only print the columns of a manifest.")] = False,
     phantom: Annotated[bool, typer.Option("--phantom", hidden=True, help="Ellipsoids instead of heads.")] = False,
 ) -> None:
@@ -66,6 +70,9 @@ def train(
     try:
         _check_device(device)
         sources = open_sources(chosen, data, manifest, phantom)
+        if calibrate is not None:
+            _calibrate(chosen, calibrate, sources)
+            return
         weights = None
         if start is not None:
             origin, weights = _read_first_weights(chosen, start)
@@ -154,6 +161,16 @@ def open_sources(recipe: Recipe[Any], data: Path | None, table: Path | None, pha
         raise ConfigError(f"{table}: {len(error.problems)} thing(s) to put right, nothing was trained") from error
 
 
+def _calibrate(recipe: Recipe[Any], folder: Path, sources: Sources) -> None:
+    from model_zoo.training import bundle
+
+    try:
+        bundle.calibrate(recipe, folder, sources.validation)
+    except (BundleError, ValueError) as error:
+        raise ConfigError(f"--calibrate {folder}: {error}") from error
+    print(folder)
+
+
 def _read_first_weights(recipe: Recipe[Any], folder: Path) -> tuple[str, dict[str, Tensor]]:
     """Return the weights of the bundle in ``folder``, after a sentence on their origin for a bundle made from them."""
     from model_zoo import registry
@@ -195,7 +212,14 @@ def _run(
             progress=progress,
         )
     if first:
-        bundle.write(recipe, run, folder / "bundle", version=version, made_on=datetime.now(UTC).date())
+        bundle.write(
+            recipe,
+            run,
+            folder / "bundle",
+            version=version,
+            made_on=datetime.now(UTC).date(),
+            validation=sources.validation,
+        )
         print(folder / "bundle")
 
 

@@ -21,7 +21,9 @@ from model_zoo.bundle import Model
 from model_zoo.evaluation import Evaluation, Picture, Progress, Table
 from model_zoo.evaluation.image_quality import psnr_db
 from model_zoo.evaluation.pet_baselines import Baselines, regional_suvr
+from model_zoo.evaluation.pet_intervals import make_coverage_table
 from model_zoo.evaluation.pet_measures import MEASURES, composite_difference, mean_of_finite, measure_image
+from model_zoo.pet_intervals import COMPOSITE, LEVELS, Factors, find_factors
 from model_zoo.pet_synthesis import (
     SCHEDULES,
     TARGETS,
@@ -30,6 +32,7 @@ from model_zoo.pet_synthesis import (
     composite_sd,
     composites,
     covariate_tokens,
+    tracers_of,
 )
 from model_zoo.precision import autocast
 from model_zoo.simulate import anatomy
@@ -61,23 +64,25 @@ class _Plan:
     draws: int
     fit: int
     fit_patients: int
+    interval_subjects: tuple[int, int]
 
 
-FULL, QUICK = _Plan(8, 2, 6, 24, 6), _Plan(1, 2, 2, 2, 8)
+FULL, QUICK = _Plan(8, 2, 6, 24, 6, (60, 8)), _Plan(1, 2, 2, 2, 8, (2, 2))
 
 
 @dataclass(frozen=True)
 class _Result:
     """One subject with every method's SUVR images (2, k, j, i).
 
-    ``sampled``: the samples' composites (draws, 2); ``stated_sd``: the composite's (2,), by the network; ``exact``: the
-    composite's draws (n, 2) of equal weight from the exact posterior.
+    ``sampled``: the samples' composites (draws, 2); ``stated_sd``: the composite's (2,), by the network; ``factors``:
+    of its intervals, by the bundle; ``exact``: the composite's draws (n, 2) of equal weight from the exact posterior.
     """
 
     subject: Subject
     images: dict[str, Tensor]
     sampled: Tensor
     stated_sd: Tensor
+    factors: tuple[Factors, ...]
     exact: Tensor
 
 
@@ -96,7 +101,8 @@ def evaluate(model: Model, *, root: Path | None, quick: bool = False, progress: 
     others = _draw_subjects(model, test, plan.heads, 1, SEED + 2, SECOND_TRACERS)
     tables = (
         *(_quality_table(results, at) for at in range(len(TARGETS))), _interval_table(results),
-        _covariate_table(model, results), _tracer_table(model, others), _subgroup_table(results),
+        make_coverage_table(model, test, *plan.interval_subjects), _covariate_table(model, results),
+        _tracer_table(model, others), _subgroup_table(results),
     )  # fmt: skip
     progress(1.0, "done")
     return Evaluation(tables, _make_pictures(results), _make_metrics(results), _describe_failures(results), WEAKER)
@@ -164,7 +170,8 @@ def _evaluate_subject(model: Model, subject: Subject, fit: Baselines, plan: _Pla
     sampled = torch.stack([composites(regional_suvr(subject, image)) for image in four])
     with torch.no_grad():
         sd = composite_sd(pet_synthesis.predict_regional_sd(network, c, subject.covariates))
-    return _Result(subject, images, sampled, sd, fit.draw_exact_posterior(subject, seed))
+    factors = tuple(find_factors(model.settings, tracer, COMPOSITE) for tracer in tracers_of(subject.covariates))
+    return _Result(subject, images, sampled, sd, factors, fit.draw_exact_posterior(subject, seed))
 
 
 def _composite_error(result: _Result, method: str, at: int) -> float:
@@ -191,21 +198,23 @@ def _interval(r: _Result, kind: str, level: float, at: int) -> tuple[float, floa
     """Return the central interval of the composite SUVR.
 
     It comes from samples (Student's t) about their mean or about the one-step mean; about that from the sd that the
-    network states, as the pipeline delivers it; or from the exact posterior.
+    network states and the bundle's factors, as the pipeline delivers it; or from the exact posterior.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
     tail = (1 + level) / 2
     if kind == "exact posterior":
         low, high = torch.quantile(r.exact[:, at], torch.tensor([1 - tail, tail])).tolist()
         return low, high
+    one = float(composites(regional_suvr(r.subject, r.images[ONE]))[at])
+    if kind == AS_DELIVERED:
+        half = r.factors[at][LEVELS.index(level)] * float(r.stated_sd[at])
+        return one - half, one + half
     if kind == "4 steps":
         n = len(r.sampled)
         middle, half = r.sampled[:, at].mean(), r.sampled[:, at].std() * math.sqrt(1 + 1 / n) * t.ppf(tail, n - 1)
     else:
-        middle, half = composites(regional_suvr(r.subject, r.images[ONE]))[at], r.stated_sd[at] * norm.ppf(tail)
-        if kind == SAMPLED_SD:
-            half = r.sampled[:, at].std() * t.ppf(tail, len(r.sampled) - 1)
+        middle, half = torch.tensor(one), r.sampled[:, at].std() * t.ppf(tail, len(r.sampled) - 1)
     return float(middle - half), float(middle + half)
 
 
@@ -226,7 +235,7 @@ def _coverage(results: Sequence[_Result], kind: str, level: float, at: int) -> t
 def _interval_table(results: Sequence[_Result]) -> Table:
     rows: list[tuple[str | float, ...]] = []
     for kind in ("4 steps", SAMPLED_SD, AS_DELIVERED, "exact posterior"):
-        for level in (0.80, 0.95):
+        for level in LEVELS:
             cells = [value for at in range(len(TARGETS)) for value in _coverage(results, kind, level, at)]
             rows.append((f"{kind}, {level:.0%}", *(round(value, 3) for value in cells)))
     names = (f"{target}: {name}" for target in TARGETS for name in ("truths inside", "exact posterior inside", "width"))

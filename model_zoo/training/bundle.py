@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model_zoo import registry
 from model_zoo.bundle import SIMULATION_ONLY, weights_digest
 from model_zoo.registry import BUNDLES, WEIGHTS
 from model_zoo.training import checkpoint
 from model_zoo.training.checkpoint import Checkpoint
-from model_zoo.training.recipe import PHANTOM, Recipe
+from model_zoo.training.recipe import PHANTOM, Recipe, Source
 
-__all__ = ["LARGEST_BYTES", "describe_origin", "find_source_commit", "write"]
+__all__ = ["LARGEST_BYTES", "calibrate", "describe_origin", "find_source_commit", "write"]
 
 LARGEST_BYTES = 16_000_000
 """Largest size of a bundle's weights, which are kept with the source."""
@@ -37,12 +38,20 @@ Recipe, configuration, data, metrics and digest: `configs/metadata.json`. `dicom
 
 
 def write(
-    recipe: Recipe[Any], run: Path, bundle: Path, *, version: str, made_on: date, commit: str | None = None
+    recipe: Recipe[Any],
+    run: Path,
+    bundle: Path,
+    *,
+    version: str,
+    made_on: date,
+    commit: str | None = None,
+    validation: Source | None = None,
 ) -> None:
     """Turn the averaged weights of the checkpoint ``run`` into the bundle folder ``bundle``, replacing what is there.
 
-    ``commit``: of the source that trained them, by default ``find_source_commit()``. Raises ValueError where the
-    checkpoint is of another recipe or the weights take more than ``LARGEST_BYTES``.
+    ``commit``: of the source that trained them, by default ``find_source_commit()``. ``validation``: source by which a
+    recipe calibrates its settings; None leaves them out. Raises ValueError where the checkpoint is of another recipe or
+    the weights take more than ``LARGEST_BYTES``.
     """
     state = checkpoint.read(run)
     if state.recipe != recipe.name:
@@ -55,9 +64,38 @@ def write(
     facts["weights_sha256"] = weights_digest(bundle / WEIGHTS)
     _write_json(bundle / "configs" / "inference.json", recipe.describe_inference(configuration))
     _write_json(bundle / "configs" / "metadata.json", facts)
+    if validation is not None:
+        _add_settings(bundle, _fit_settings(recipe, bundle, validation))
     origin = SIMULATION_ONLY if _is_simulated(facts["trained_on"]) else f"Trained on {facts['trained_on']}."
     (bundle / "docs" / "README.md").write_text(CARD.format_map(facts | {"origin": origin}))
     shutil.copyfile(_find_licence(), bundle / "LICENSE")
+
+
+def calibrate(recipe: Recipe[Any], bundle: Path, validation: Source) -> None:
+    """Replace the calibrated settings of the bundle folder by those from ``validation``.
+
+    Raises ValueError, and changes nothing, where the recipe has none or there are too few subjects.
+    """
+    if recipe.calibrate is None:
+        raise ValueError(f"the recipe {recipe.name} has nothing to calibrate")
+    found = _fit_settings(recipe, bundle, validation)
+    if not any(found.values()):
+        raise ValueError("too few validation subjects to calibrate anything: 19 of a tracer are needed")
+    _add_settings(bundle, found)
+
+
+def _fit_settings(recipe: Recipe[Any], bundle: Path, validation: Source) -> dict[str, Any]:
+    if recipe.calibrate is None:
+        return {}
+    model = registry.load_from(registry.read_facts(bundle))
+    own = type(next(iter(recipe.configurations.values())))
+    with torch.no_grad():
+        return recipe.calibrate(model.network, own.from_json(json.dumps(model.metadata["configuration"])), validation)
+
+
+def _add_settings(bundle: Path, settings: Mapping[str, Any]) -> None:
+    path = bundle / "configs" / "inference.json"
+    _write_json(path, json.loads(path.read_text()) | settings)
 
 
 def find_source_commit() -> str:

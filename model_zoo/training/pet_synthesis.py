@@ -21,6 +21,7 @@ often, as they are often unknown.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +33,6 @@ from model_zoo import pet_synthesis, residual_shift
 from model_zoo.networks.pet_unet import PetUNet
 from model_zoo.pet_synthesis import COVARIATES, TARGETS, Conditions, Covariates
 from model_zoo.physics.mr import TissueParameters, look_up
-from model_zoo.physics.suvr import compute_suvr
 from model_zoo.physics.tracers import TRACERS
 from model_zoo.simulate import acquisition
 from model_zoo.simulate.contrasts import draw_sequence
@@ -47,8 +47,9 @@ from model_zoo.simulate.pet.activity import (
 from model_zoo.simulate.pet.disease import Observed, Patient
 from model_zoo.structures import COUNT
 from model_zoo.training import recipe
-from model_zoo.training.brain_box import crop_or_pad, find_brain_box
-from model_zoo.training.cohort import Cohort, Row
+from model_zoo.training.cohort import Cohort
+from model_zoo.training.pet_intervals import ValidationItem, calibrate_intervals, measure_errors
+from model_zoo.training.pet_rows import SHRINK, read_covariates, read_row
 from model_zoo.training.recipe import Column, Recipe, Source, seeded
 
 __all__ = [
@@ -58,14 +59,15 @@ __all__ = [
     "Subject",
     "draw_head",
     "draw_patients_sharing_atrophy",
+    "draw_validation_items",
     "drop_covariates",
     "select_conditions",
     "simulate_subjects",
 ]
 
 UNSHUFFLE = 4
-SHRINK = 2  # heads are this many times finer than the network's grid
 CONDITIONAL_DRAWS = 4000
+CALIBRATION_HEADS, CALIBRATION_PATIENTS = 60, 8
 DROPPED = dict.fromkeys(COVARIATES, 0.1) | {"mmse": 0.25, "ptau217": 0.4, "e4": 0.25}
 DRAW_TRACERS = {"amyloid": ("florbetapir", "PiB"), "tau": ("flortaucipir", "MK-6240")}
 
@@ -187,7 +189,9 @@ def _render_t1w(head: Head, maps: Tensor, generator: torch.Generator) -> Tensor:
 def draw_batch(c: Configuration, source: Source, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw x0 (b, 2, k, j, i), known (b, 2): 1 where the tracer's image exists, conditions, eta, quiet, noise."""
     if source.cohort is not None:
-        items = [_read_cohort_item(c, source.cohort, generator) for _ in range(c.batch)]
+        items = [
+            read_row(source.cohort, source.cohort.draw_row(generator), c.shape, c.spacing_mm) for _ in range(c.batch)
+        ]
     else:
         items = []
         while len(items) < c.batch:
@@ -264,49 +268,6 @@ def _weighted_error(residual: Tensor, log_sd: Tensor, batch: dict[str, Tensor], 
     return c.image_weight * total + c.nll_weight * nll
 
 
-def _read_cohort_item(c: Configuration, cohort: Cohort, generator: torch.Generator) -> dict[str, Tensor]:
-    """Read a user's row: SUVR by its own reference region, on the configuration's grid about the brain's middle."""
-    row = cohort.draw_row(generator)
-    fine = c.spacing_mm / SHRINK
-    structure = cohort.read_volume(row, "structures", fine).values.round().to(torch.uint8)
-    box = find_brain_box(structure, (c.shape[0] * SHRINK, c.shape[1] * SHRINK, c.shape[2] * SHRINK))
-    maps = compute_block_fractions(crop_or_pad(structure, box), COUNT + 1, SHRINK)[1:]
-    covariates = _read_covariates(row)
-    x0, known = torch.zeros(len(TARGETS), *c.shape), torch.zeros(len(TARGETS))
-    names = covariates.amyloid_tracer, covariates.tau_tracer
-    for at, (target, name, scale) in enumerate(zip(TARGETS, names, pet_synthesis.suvr_scales(covariates), strict=True)):
-        if target in row.images and name is not None:
-            pet = _average_blocks(crop_or_pad(cohort.read_volume(row, target, fine).values, box))
-            reference = compute_suvr(pet, take_majority(crop_or_pad(structure, box), SHRINK), TRACERS[name]).reference
-            x0[at], known[at] = pet / reference / scale * maps.sum(0), 1.0
-    t1w = pet_synthesis.scale_t1w(
-        _average_blocks(crop_or_pad(cohort.read_volume(row, "t1w", fine).values, box)), maps.sum(0) > 0.5
-    )
-    return {
-        "x0": x0,
-        "known": known,
-        "y0": t1w[None],
-        "tokens": pet_synthesis.covariate_tokens(covariates),
-        "maps": maps,
-    }
-
-
-def _read_covariates(row: Row) -> Covariates:
-    return Covariates(
-        row.words.get("amyloid_tracer", "florbetapir" if "amyloid" in row.images else None),
-        row.words.get("tau_tracer", "flortaucipir" if "tau" in row.images else None),
-        row.numbers.get("age"),
-        row.words.get("sex"),
-        int(row.numbers["e4"]) if "e4" in row.numbers else None,
-        row.numbers.get("mmse"),
-        row.numbers.get("ptau217"),
-    )
-
-
-def _average_blocks(x: Tensor) -> Tensor:
-    return functional.avg_pool3d(x[None, None].float(), SHRINK)[0, 0]
-
-
 def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, float]:
     """Return errors of the posterior mean within the skull on fixed items, covariates dropped as in training.
 
@@ -326,6 +287,42 @@ def validate(network: nn.Module, c: Configuration, source: Source) -> dict[str, 
         means = means / batch["maps"].flatten(2).sum(2)[:, None].clamp(min=1.0)
         totals.setdefault("structure_rmse", []).append(float(means.square().mean()))
     return {name: math.sqrt(sum(values) / len(values)) for name, values in totals.items()}
+
+
+def calibrate(network: nn.Module, c: Configuration, source: Source) -> dict[str, Any]:
+    """Return the factors of the intervals (``model_zoo.pet_intervals``) from the source's subjects.
+
+    Simulated: ``CALIBRATION_HEADS`` heads with ``CALIBRATION_PATIENTS`` patients each, half of them with all covariates
+    and half as in training; both pairs of tracers in turn. A user's: each row once, with what it holds.
+    """
+    if source.cohort is not None:
+        items = _iterate_rows(c, source.cohort)
+    else:
+        heads, patients = (1, 2) if source.phantom else (CALIBRATION_HEADS, CALIBRATION_PATIENTS)
+        items = draw_validation_items(c, source, heads, patients)
+    return calibrate_intervals(measure_errors(network, item) for item in items)
+
+
+def draw_validation_items(c: Configuration, source: Source, heads: int, patients: int) -> Iterator[ValidationItem]:
+    """Draw subjects on heads of the source, whose ``patients`` share one head; every second lacks covariates."""
+    for at in range(heads):
+        generator = seeded(c.seed, 10**9, 1, at)
+        sharing = draw_patients_sharing_atrophy(patients, generator)
+        head = draw_head(c, source, sharing[0], generator)
+        tracers = DRAW_TRACERS["amyloid"][at % 2], DRAW_TRACERS["tau"][at % 2]
+        for n, subject in enumerate(simulate_subjects(head, sharing, generator, tracers=tracers)):
+            tokens = pet_synthesis.covariate_tokens(subject.covariates)[None]
+            tokens = drop_covariates(tokens, generator) if n % 2 else tokens
+            conditions = Conditions(subject.y0[None, None], tokens, subject.maps[None])
+            yield ValidationItem(conditions, subject.covariates, subject.x0, (True, True))
+
+
+def _iterate_rows(c: Configuration, cohort: Cohort) -> Iterator[ValidationItem]:
+    for row in cohort.rows:
+        item, covariates = read_row(cohort, row, c.shape, c.spacing_mm), read_covariates(row)
+        conditions = Conditions(item["y0"][None], item["tokens"][None], item["maps"][None])
+        amyloid, tau = (bool(known) for known in item["known"])
+        yield ValidationItem(conditions, covariates, item["x0"], (amyloid, tau))
 
 
 def describe_inference(c: Configuration) -> dict[str, Any]:
@@ -357,6 +354,7 @@ RECIPE = Recipe(
     compute_loss=compute_loss,
     validate=validate,
     describe_inference=describe_inference,
+    calibrate=calibrate,
     facts={
         "task": "Synthesis of amyloid and tau PET (SUVR) from T1w MRI, anatomy and covariates",
         "intended_use": "Research only. Not for diagnosis. A demonstration: the link from anatomy to pathology was "
