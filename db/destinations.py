@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -23,6 +24,7 @@ __all__ = [
     "record_accepted_classes",
     "record_failure",
     "record_success",
+    "try_now",
 ]
 
 _SUBJECT = "destination"
@@ -31,7 +33,9 @@ _CLASSES = "destination classes"
 
 @dataclass(frozen=True)
 class Breaker:
-    """Number of ``failures`` in a row, the last at ``failed_at``; nothing is sent before ``open_until``, then a probe.
+    """Number of ``failures`` in a row, the last at ``failed_at``, for that ``reason``.
+
+    Nothing is sent before ``open_until``, then a probe.
 
     After the clock was set back to before ``failed_at`` the breaker counts as closed: the time left is not known.
     """
@@ -39,6 +43,7 @@ class Breaker:
     failures: int = 0
     open_until: datetime | None = None
     failed_at: datetime | None = None
+    reason: str = ""
 
     def is_open(self, now: datetime) -> bool:
         """Return whether nothing may be sent now."""
@@ -54,11 +59,19 @@ def load_breaker(session: Session, destination: str) -> Breaker:
     if newest is None or not newest.detail.get("failures"):
         return Breaker()
     until = newest.detail.get("open_until")
-    return Breaker(int(newest.detail["failures"]), datetime.fromisoformat(until) if until else None, newest.at)
+    open_until = datetime.fromisoformat(until) if until else None
+    return Breaker(int(newest.detail["failures"]), open_until, newest.at, str(newest.detail.get("reason", "")))
 
 
 def record_failure(
-    session: Session, destination: str, *, threshold: int, open_s: float, open_max_s: float, now: datetime
+    session: Session,
+    destination: str,
+    *,
+    threshold: int,
+    open_s: float,
+    open_max_s: float,
+    reason: str = "",
+    now: datetime,
 ) -> Breaker:
     """Record one more failure in a row: from ``threshold`` on the breaker opens, twice as long each time."""
     failures = load_breaker(session, destination).failures + 1
@@ -66,9 +79,9 @@ def record_failure(
     if failures >= threshold:
         doublings = min(failures - threshold, 30)
         until = now + timedelta(seconds=min(open_s * 2.0**doublings, open_max_s))
-    detail = {"failures": failures, "open_until": until.isoformat() if until else None}
+    detail = {"failures": failures, "open_until": until.isoformat() if until else None, "reason": reason}
     audit.append(session, subject=_SUBJECT, subject_id=destination, event="unreachable", detail=detail, now=now)
-    return Breaker(failures, until, now)
+    return Breaker(failures, until, now, reason)
 
 
 def find_accepted_classes(session: Session, destination: str) -> frozenset[str] | None:
@@ -90,5 +103,18 @@ def record_success(session: Session, destination: str, *, now: datetime) -> None
     if not load_breaker(session, destination).failures:
         return
     audit.append(session, subject=_SUBJECT, subject_id=destination, event="reachable", detail={"failures": 0}, now=now)
+    _make_due(session, destination, now)
+
+
+def try_now(session: Session, destination: str, *, reason: str, now: datetime) -> int:
+    """Close the breaker until the next attempt, and make the deliveries that wait due; return their number."""
+    breaker = load_breaker(session, destination)
+    detail = {"failures": breaker.failures, "open_until": None, "reason": breaker.reason, "by": reason}
+    audit.append(session, subject=_SUBJECT, subject_id=destination, event="tried again", detail=detail, now=now)
+    return _make_due(session, destination, now)
+
+
+def _make_due(session: Session, destination: str, now: datetime) -> int:
     waiting = update(Delivery).where(Delivery.state == DeliveryState.WAITING, Delivery.destination == destination)
-    session.execute(waiting.where(Delivery.not_before > now).values(not_before=now))
+    done: Any = session.execute(waiting.where(Delivery.not_before > now).values(not_before=now))
+    return int(done.rowcount)

@@ -17,8 +17,8 @@ from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session, defer
 
 from db.keywords import fold_name
-from db.models import Delivery, Instance, Job, Output, Series, Study
-from db.states import DeliveryState, JobState, StudyState
+from db.models import Delivery, Instance, Job, Output, Quarantine, Series, Study
+from db.states import DeliveryState, JobState, QuarantineState, StudyState
 
 __all__ = [
     "Stage",
@@ -205,14 +205,17 @@ def count_stages(session: Session) -> dict[Stage, int]:
 
 
 def count_needing_attention(session: Session) -> dict[str, int]:
-    """Return the number of held jobs (``held``), and of jobs that failed or were not delivered (``failed``)."""
+    """Return the number of held jobs (``held``), of jobs that failed or were not delivered (``failed``), and of files
+    in quarantine (``quarantined``).
+    """
     states = (JobState.HELD, JobState.DEAD, JobState.REFUSED)
     query = select(Job.state, func.count()).where(Job.state.in_(states)).group_by(Job.state)
     jobs = _by_state(session, query)
     undelivered = select(func.count(Output.job_id.distinct())).join(Delivery, Delivery.output_id == Output.id)
     given_up = session.scalar(undelivered.where(Delivery.state == DeliveryState.GIVEN_UP)) or 0
     failed = jobs.get(JobState.DEAD, 0) + jobs.get(JobState.REFUSED, 0) + given_up
-    return {"held": jobs.get(JobState.HELD, 0), "failed": failed}
+    quarantined = select(func.count(Quarantine.id)).where(Quarantine.state == QuarantineState.KEPT)
+    return {"held": jobs.get(JobState.HELD, 0), "failed": failed, "quarantined": session.scalar(quarantined) or 0}
 
 
 def load_job_page(session: Session, state: JobState | None, *, limit: int, offset: int) -> list[tuple[Job, Study]]:

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.peers, pytest.mark.timeout(300)]
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
 ANATOMY = f"/models/anatomy@{registry.find('anatomy').version}"
-PATHS = ("/", "/hold", "/failures", "/jobs", "/models", ANATOMY, "/peers", "/system")
+PATHS = ("/", "/hold", "/failures", "/jobs", "/models", ANATOMY, "/peers", "/senders", "/system")
 
 
 @pytest.fixture(scope="module")

@@ -160,7 +160,9 @@ def test_the_breaker_spares_a_dead_peer_and_not_the_others(
         now += timedelta(seconds=80)
     now -= timedelta(seconds=80)
     with sessions() as session:
-        assert destinations.load_breaker(session, "down").open_until == now + timedelta(seconds=30)
+        breaker = destinations.load_breaker(session, "down")
+        assert breaker.open_until == now + timedelta(seconds=30)
+        assert "cannot be reached" in breaker.reason
     finish_job(sessions, config, ["down", "storescp"], now, study="1.2.2")
     attempts = [row.attempts for row in rows(sessions)]
     assert deliver_due(sessions, config, now=lambda: now + timedelta(seconds=29)) == 1

@@ -76,7 +76,7 @@ def test_dcmtk_is_told_that_it_is_not_among_the_senders(tmp_path: Path, caplog: 
         assert refused.returncode != 0
         assert "Calling AE Title Not Recognized" in refused.stderr
         assert receiver.count_refused_associations("unknown_sender") == 1
-        assert "127.0.0.1: an association was refused: not among the senders" in caplog.text
+        assert "127.0.0.1 (STRANGER): an association was refused: not among the senders" in caplog.text
         accepted = run_dcmtk("storescu", receiver.config, receiver.port, "-aet", "SCANNER", str(tmp_path / "a.dcm"))
         assert accepted.returncode == 0, accepted.stderr
         assert len(receiver.instances()) == 1

@@ -25,6 +25,7 @@ from dicomnode.config.node import NodeConfig
 from dicomnode.config.spool import SpoolConfig
 from dicomnode.config.web import WebConfig
 from dicomnode.datasets import headers
+from dicomnode.monitoring.meters import Meters
 from dicomnode.storage import spool
 from dicomnode.web import server
 from dicomnode.web.app import create_app
@@ -47,6 +48,7 @@ class Web:
     limits: SpoolConfig = LIMITS
     now: datetime = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
     sections: dict[str, Any] = field(default_factory=dict)
+    meters: Meters = field(default_factory=Meters)
 
     def __enter__(self) -> Self:
         self.config = Config(
@@ -59,7 +61,7 @@ class Web:
         databases.prepare(self.config)
         self.engine = engines.connect(self.config.database_url)
         self.sessions = engines.sessions(self.engine)
-        app = create_app(self.config, self.sessions, now=lambda: self.now)
+        app = create_app(self.config, self.sessions, now=lambda: self.now, meters=self.meters)
         identity = tls.web_identity(self.config.web)
         self.server = server.start_server(app, self.config.web.host, 0, identity)
         self.port, self.address = self.server.port, self.server.address

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "ProgressBar",
+    "Reason",
+    "Who",
     "as_text",
+    "audit_reason",
     "config",
     "config_if_any",
     "engine",
@@ -34,6 +37,20 @@ __all__ = [
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+Reason = Annotated[str, typer.Option(help="Why, for the audit trail; no patient names.", show_default="asked for")]
+Who = Annotated[str, typer.Option(help="Who decided it.", show_default="the user of this machine")]
+
+
+def audit_reason(decision: str, reason: str, who: str) -> str:
+    """Return the reason for the audit trail, in the form of the web's; ask for it on a terminal where it is missing."""
+    from dicomnode.deployment import deploying
+
+    if not reason and sys.stdin.isatty():
+        reason = typer.prompt("Reason (for the audit trail; no patient names)")
+    reason = " ".join(reason.split())[:300]
+    return f"{decision} by {' '.join(who.split())[:40] or deploying.identify_user()}{f': {reason}' if reason else ''}"
 
 
 def config(ctx: typer.Context) -> Config:

@@ -71,28 +71,28 @@ def cancel(ctx: typer.Context, id: JobId) -> None:
 
 
 @app.command()
-def release(ctx: typer.Context, id: JobId) -> None:
+def release(ctx: typer.Context, id: JobId, reason: context.Reason = "", who: context.Who = "") -> None:
     """Deliver results that the quality gate held back."""
     from db import jobs
 
-    _decide(ctx, id, jobs.release)
+    _decide(ctx, id, jobs.release, context.audit_reason("released", reason, who))
 
 
 @app.command()
-def discard(ctx: typer.Context, id: JobId) -> None:
+def discard(ctx: typer.Context, id: JobId, reason: context.Reason = "", who: context.Who = "") -> None:
     """Do not deliver results that the quality gate held back."""
     from db import jobs
 
-    _decide(ctx, id, jobs.discard)
+    _decide(ctx, id, jobs.discard, context.audit_reason("discarded", reason, who))
 
 
-def _decide(ctx: typer.Context, id: int, decision: Callable[..., None]) -> None:
+def _decide(ctx: typer.Context, id: int, decision: Callable[..., None], reason: str = "") -> None:
     from db.engine import sessions
     from dicomnode import listings
 
     with sessions(context.engine(context.config(ctx))).begin() as session:
         job = listings.find_job(session, id)
-        decision(session, job, reason=f"{decision.__name__} by hand", now=datetime.now(UTC))
+        decision(session, job, reason=reason or f"{decision.__name__} by hand", now=datetime.now(UTC))
         state = job.state
     print(f"job {id} is {state}")
 

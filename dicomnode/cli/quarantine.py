@@ -10,8 +10,6 @@ import typer
 from dicomnode.cli import context
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from db.models import Quarantine
 
 __all__ = ["app"]
@@ -49,11 +47,12 @@ def list_quarantined(
 def show(ctx: typer.Context, id: Id, as_json: context.AsJson = False) -> None:
     """Show one quarantined instance, with the path of its file."""
     from db.engine import readers
+    from dicomnode.ingest import quarantined
     from dicomnode.storage import spool
 
     config = context.config(ctx)
     with readers(context.engine(config))() as session:
-        row = _row(session, id)
+        row = quarantined.find(session, id)
         facts = _facts(row) | {"file": str(spool.path(config.spool_dir, row.sha256))}
     if as_json:
         context.print_json(facts)
@@ -63,40 +62,28 @@ def show(ctx: typer.Context, id: Id, as_json: context.AsJson = False) -> None:
 
 
 @app.command()
-def release(ctx: typer.Context, id: Id) -> None:
+def release(ctx: typer.Context, id: Id, reason: context.Reason = "", who: context.Who = "") -> None:
     """Accept a quarantined instance; an instance that has its SOP Instance UID now goes into quarantine instead."""
-    from db import quarantine
     from db.engine import sessions
-    from dicomnode.datasets import headers
-    from dicomnode.storage import spool
+    from dicomnode.ingest import quarantined
 
     config = context.config(ctx)
+    why = context.audit_reason("released", reason, who)
     with sessions(context.engine(config)).begin() as session:
-        row = _row(session, id)
-        facts = headers.read(spool.path(config.spool_dir, row.sha256))
-        done = quarantine.release(session, row, facts, reason="released by hand", now=datetime.now(UTC))
+        done = quarantined.release(session, config, id, reason=why, now=datetime.now(UTC))
     print(f"quarantine {id} is released as instance {done.instance_id}")
 
 
 @app.command()
-def discard(ctx: typer.Context, id: Id) -> None:
+def discard(ctx: typer.Context, id: Id, reason: context.Reason = "", who: context.Who = "") -> None:
     """Reject a quarantined instance; the next pass of retention deletes its file."""
-    from db import quarantine
     from db.engine import sessions
+    from dicomnode.ingest import quarantined
 
+    why = context.audit_reason("discarded", reason, who)
     with sessions(context.engine(context.config(ctx))).begin() as session:
-        quarantine.discard(session, _row(session, id), reason="discarded by hand", now=datetime.now(UTC))
+        quarantined.discard(session, id, reason=why, now=datetime.now(UTC))
     print(f"quarantine {id} is discarded")
-
-
-def _row(session: Session, id: int) -> Quarantine:
-    from db.models import Quarantine
-    from dicomnode.errors import NotFound
-
-    row = session.get(Quarantine, id)
-    if row is None:
-        raise NotFound(f"no quarantine {id}: 'dicomnode quarantine list --state all' lists them")
-    return row
 
 
 def _facts(row: Quarantine) -> dict[str, Any]:

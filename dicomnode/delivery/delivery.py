@@ -193,5 +193,6 @@ class _DeliverySweep:
                 threshold=limits.breaker_failures,
                 open_s=limits.breaker_open_s,
                 open_max_s=max(limits.breaker_open_s, limits.backoff_max_s),
+                reason=tried[0].text,
                 now=self.now(),
             )

@@ -253,8 +253,8 @@ class ThrottledLog:
         self._log, self._clock, self._lock = log, clock, threading.Lock()
         self._last: dict[tuple[str, str], tuple[float, int]] = {}
 
-    def write(self, address: str, message: str, level: int = logging.WARNING) -> None:
-        """Log the message unless it was logged for the address less than a minute ago.
+    def write(self, address: str, message: str, level: int = logging.WARNING, *, ae_title: str = "") -> None:
+        """Log the message unless it was logged for the address less than a minute ago, under whichever AE title.
 
         ``message`` ends in no full stop and names no patient.
         """
@@ -268,7 +268,8 @@ class ThrottledLog:
                 self._last.clear()
             self._last[address, message] = now, 0
         count = f" ({suppressed} times more in the meantime)" if suppressed else ""
-        self._log.log(level, "%s: %s%s", address, message, count)
+        caller = f"{address} ({ae_title})" if ae_title else address
+        self._log.log(level, "%s: %s%s", caller, message, count)
 
 
 def normalise_address(address: str) -> str:

@@ -252,7 +252,14 @@ class _StorageService:
         """Count and log the refusal of a connection or an association. ``reason``: value of the metric's label."""
         if not self.closing.is_set():
             self._ledger.meters.count_refused_connection(reason)
+            self._ledger.meters.refused_callers.record(address, "", message, self._ledger.now())
             self._caller_log.write(address, message)
+
+    def log_refused_association(self, sender: Sender, why: str, level: int = logging.WARNING) -> None:
+        """Log the refusal of an association with the title and address of its caller."""
+        self._ledger.meters.refused_callers.record(sender.address, sender.ae_title, why, self._ledger.now())
+        message = f"an association was refused: {why}"
+        self._caller_log.write(sender.address, message, level, ae_title=sender.ae_title)
 
     def admit(self, event: evt.Event) -> None:
         """Refuse an A-ASSOCIATE-RQ, or support the storage contexts that it proposes."""
@@ -260,20 +267,21 @@ class _StorageService:
         sender = _identify_sender(assoc)
         if assoc.dul.refusal is not None:
             meters.count_refused_association(None)
-            self._caller_log.write(sender.address, f"an association was refused: {assoc.dul.refusal.explanation}")
+            self.log_refused_association(sender, assoc.dul.refusal.explanation)
             return _reject(assoc, assoc.dul.refusal.codes)
         if not self.config.allows(sender.ae_title, sender.address):
             meters.count_refused_association(None)
-            self._caller_log.write(sender.address, "an association was refused: not among the senders")
+            self.log_refused_association(sender, "not among the senders")
             return _reject(assoc, _CALLING_AE_TITLE_NOT_RECOGNISED)
         if not assoc.slot.open_association(sender):
-            self.log_refusal(sender.address, "too_many_associations", "an association was refused: there are too many")
+            meters.count_refused_connection("too_many_associations")
+            self.log_refused_association(sender, "there are too many")
             return _reject(assoc, _LOCAL_LIMIT_EXCEEDED)
         try:
             spool.check_space(self.config.spool_dir, self.config.spool)
         except OutOfSpace as exc:
             meters.count_refused_association(exc)
-            self._caller_log.write(sender.address, f"an association was refused: {exc}", logging.ERROR)
+            self.log_refused_association(sender, str(exc), logging.ERROR)
             return _reject(assoc, _TEMPORARY_CONGESTION)
         proposed = assoc.requestor.primitive.presentation_context_definition_list
         assoc.acceptor.supported_contexts = [*assoc.acceptor.supported_contexts, *_supported_contexts(proposed)]

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from dicomnode import errors
 from dicomnode.errors import NodeError
+from dicomnode.monitoring.refused_callers import RefusedCallers
 
 __all__ = ["Meters"]
 
@@ -31,6 +32,7 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.refused_callers = RefusedCallers()
         self._instances = Counter(
             "dicomnode_ingest_instances",
             "Instances that were acknowledged: new, or here already with the same content.",

@@ -48,7 +48,7 @@ def create_app(
     app.include_router(dicomweb.create_router(config, sessions, now=now, meters=meters))
     app.include_router(dicomweb.create_router(config, sessions, now=now, review=True))
     app.include_router(viewer.create_router(config))
-    app.include_router(dashboard.create_router(config, sessions, now=now))
+    app.include_router(dashboard.create_router(config, sessions, now=now, refused_callers=meters.refused_callers))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.responses import HTMLResponse
 
+from db import deliveries, destinations, overview, trail
 from db import engine as engines
-from db import overview, trail
+from db.states import DeliveryState
 from dicomnode.config import Config
+from dicomnode.monitoring.refused_callers import RefusedCallers
 from dicomnode.web import pages
 
 __all__ = [
@@ -27,7 +29,7 @@ __all__ = [
 
 LARGEST_NUMBER = 2**63 - 1
 """Greatest number of a row that databases accept."""
-_RETURN_PATHS = re.compile(r"/|/(?:hold|failures|peers|system|jobs(?:/\d+)?|studies/[0-9.]{1,64})")
+_RETURN_PATHS = re.compile(r"/|/(?:hold|failures|peers|senders|models|system|jobs(?:/\d+)?|studies/[0-9.]{1,64})")
 _FLASH_MESSAGES = {
     "release": "Job {}: its results are released for delivery.",
     "discard": "Job {}: its results are discarded and not delivered.",
@@ -36,6 +38,9 @@ _FLASH_MESSAGES = {
     "resend": "{} deliveries will be tried again.",
     "deployed": "Deployed: in use from the next study on.",
     "rollback": "Rolled back: in use from the next study on, and for waiting jobs.",
+    "try": "{} deliveries are tried now.",
+    "released": "Quarantine {}: accepted as an instance.",
+    "discarded": "Quarantine {}: discarded.",
     "shadow": "The shadow version is ended.",
     "route": "The study is offered to the routes again.",
     "close": "The study is now treated as complete.",
@@ -54,11 +59,12 @@ register_url_convertor("row", _RowNumber())
 
 @dataclass(frozen=True)
 class WebContext:
-    """Configuration, sessions that write, and the clock ``now``."""
+    """Configuration, sessions that write, the clock ``now``, and the callers that this process refused."""
 
     config: Config
     sessions: sessionmaker[Session]
     now: Callable[[], datetime]
+    refused_callers: RefusedCallers = field(default_factory=RefusedCallers)
 
     @property
     def readers(self) -> sessionmaker[Session]:
@@ -71,12 +77,23 @@ class WebContext:
             "now": self.now(),
             "mask": self.config.web.mask_names,
             "nav": overview.count_needing_attention(session),
+            "unreachable": self._list_unreachable(session),
             "seq": trail.read_head(session),
             "ae_title": self.config.node.ae_title,
             "asks_for_token": self.config.web.token_file is not None,
             "message": "",
         }
         return pages.render(template, status, **(frame | values))
+
+    def _list_unreachable(self, session: Session) -> list[dict[str, Any]]:
+        """Return the destinations that did not answer the last attempt, with the reason and what waits for them."""
+        found = []
+        for name in dict.fromkeys(name for route in self.config.routes for name in route.destinations):
+            breaker = destinations.load_breaker(session, name)
+            if breaker.failures:
+                waiting = deliveries.OUTBOX.count_by_state(session).get(name, {}).get(DeliveryState.WAITING, 0)
+                found.append({"name": name, "breaker": breaker, "waiting": waiting})
+        return found
 
     def error_page(self, status: int, title: str, back_path: str = "/") -> HTMLResponse:
         """Render a page that states an error, with a link back."""

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from db import overview
 from db.overview import Stage, StudyFilter
 from dicomnode.config import Config
+from dicomnode.monitoring.refused_callers import RefusedCallers
 from dicomnode.web import (
     api,
     decisions,
@@ -23,6 +24,7 @@ from dicomnode.web import (
     node_pages,
     picture_routes,
     queue_pages,
+    sender_pages,
     study_page,
     study_progress,
 )
@@ -71,14 +73,17 @@ class StudyListQuery:
         return StudyFilter(stage, self.patient, by_name, self.description, first, last)
 
 
-def create_router(config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime]) -> APIRouter:
+def create_router(
+    config: Config, sessions: sessionmaker[Session], *, now: Callable[[], datetime], refused_callers: RefusedCallers
+) -> APIRouter:
     """Create the routes of all pages, their pictures and decisions, /events and /api."""
-    context = WebContext(config, sessions, now)
+    context = WebContext(config, sessions, now, refused_callers)
     routes = APIRouter()
     _add_study_list(routes, context)
     study_page.add_routes(routes, context)
     queue_pages.add_routes(routes, context)
     node_pages.add_routes(routes, context)
+    sender_pages.add_routes(routes, context)
     model_pages.add_routes(routes, context)
     picture_routes.add_routes(routes, context)
     decisions.add_routes(routes, context)

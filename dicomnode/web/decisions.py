@@ -14,11 +14,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.responses import RedirectResponse, Response
 
-from db import deliveries, jobs
+from db import deliveries, destinations, jobs
 from db.models import Delivery, Job
 from db.states import DeliveryState, InvalidTransition
 from dicomnode.dimse import peers
-from dicomnode.errors import NodeError, NotAllowed, NotFound
+from dicomnode.errors import ConfigError, NodeError, NotAllowed, NotFound
+from dicomnode.ingest import quarantined
 from dicomnode.routing import completion, rerouting
 from dicomnode.web.context import WebContext, return_path
 from dicomnode.web.forms import Form
@@ -53,6 +54,26 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
     def resend(name: str, form: Form) -> Response:
         back_path = return_path(form, "/peers")
         return _commit_or_explain(context, back_path, "resend", lambda session: _resend(session, context, name, form))
+
+    @routes.post("/destinations/{name}/try")
+    def try_now(name: str, form: Form) -> Response:
+        back_path = return_path(form, "/peers")
+        return _commit_or_explain(context, back_path, "try", lambda session: _try_now(session, context, name, form))
+
+    @routes.post("/quarantine/{id:row}/{decision}")
+    def decide_quarantined(id: int, decision: str, form: Form) -> Response:
+        if decision not in ("release", "discard"):
+            return context.error_page(404, "This decision does not exist.", "/system")
+        done = "released" if decision == "release" else "discarded"
+        reason, now = _audit_reason(done, form), context.now()
+
+        def decide(session: Session) -> None:
+            if decision == "release":
+                quarantined.release(session, context.config, id, reason=reason, now=now)
+            else:
+                quarantined.discard(session, id, reason=reason, now=now)
+
+        return _commit_or_explain(context, "/system", f"{done}-{id}", decide)
 
     @routes.post("/studies/{uid}/close")
     def close(uid: str, form: Form) -> Response:
@@ -93,6 +114,8 @@ def _commit_or_explain(context: WebContext, back_path: str, done: str, decide: C
         return context.error_page(404, str(error), back_path)
     except NotAllowed as error:
         return context.error_page(409, str(error), back_path)
+    except ConfigError as error:
+        return context.error_page(404, str(error), back_path)
     done = f"{done}-{count}" if isinstance(count, int) else done
     return RedirectResponse(f"{back_path}?done={done}", 303)
 
@@ -116,6 +139,11 @@ def _resend(session: Session, context: WebContext, name: str, form: dict[str, st
     for row in rows:
         deliveries.retry(session, row, reason=_audit_reason("retried", form), now=context.now())
     return len(rows)
+
+
+def _try_now(session: Session, context: WebContext, name: str, form: dict[str, str]) -> int:
+    context.config.find_peer(name)
+    return destinations.try_now(session, name, reason=_audit_reason("tried again", form), now=context.now())
 
 
 def _audit_reason(decision: str, form: dict[str, str]) -> str:

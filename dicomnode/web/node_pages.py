@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse
 
 from db import deliveries, destinations, trail
-from db.models import Delivery, Event, Quarantine
+from db.models import Delivery, Event, Quarantine, Study
 from db.states import DeliveryState, QuarantineState
 from dicomnode.monitoring import status
 from dicomnode.web import decisions, template_filters
@@ -42,9 +42,9 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
             return _peers_page(session, context, "", {name: answer})
 
     @routes.get("/system")
-    def system(before: Before = None) -> HTMLResponse:
+    def system(before: Before = None, done: str = "") -> HTMLResponse:
         with context.readers() as session:
-            return _system_page(session, context, before)
+            return _system_page(session, context, before, flash_message(done))
 
 
 def _peers_page(
@@ -67,12 +67,13 @@ def _peers_page(
     return context.page(session, "peers.html", rows=rows, message=message)
 
 
-def _system_page(session: Session, context: WebContext, before: int | None) -> HTMLResponse:
+def _system_page(session: Session, context: WebContext, before: int | None, message: str) -> HTMLResponse:
     events = trail.list_latest(session, before=before, limit=_EVENTS_PER_PAGE)
-    quarantined = select(Quarantine).where(Quarantine.state == QuarantineState.KEPT).order_by(Quarantine.id.desc())
+    with_study = select(Quarantine, Study).outerjoin(Study, Study.study_uid == Quarantine.study_uid)
+    quarantined = with_study.where(Quarantine.state == QuarantineState.KEPT).order_by(Quarantine.id.desc())
     return context.page(
         session, "system.html", measured=status.collect_status(session, context.config, now=context.now()),
-        quarantined=session.scalars(quarantined.limit(_MOST_QUARANTINED)).all(),
+        quarantined=session.execute(quarantined.limit(_MOST_QUARANTINED)).all(), message=message,
         lines=[(group[0].at, _describe_group(group)) for group in _group_arrivals(events)], before=before,
         older=events[-1].seq if len(events) == _EVENTS_PER_PAGE else None, spool=context.config.spool,
     )  # fmt: skip

@@ -13,7 +13,7 @@ __all__ = ["FILTERS", "describe_event", "format_age", "format_duration", "format
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _STATE_NAMES = MappingProxyType({
-    "ready": "waiting", "dead": "failed", "given_up": "given_name up", "routed": "routed", "done": "finished",
+    "ready": "waiting", "dead": "failed", "given_up": "given up", "routed": "routed", "done": "finished",
 })  # fmt: skip
 _SUBJECT_NAMES = MappingProxyType({
     "studies": "Study", "jobs": "Job", "deliveries": "Delivery", "instances": "Instance", "quarantine": "Quarantine",
