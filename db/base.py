@@ -17,6 +17,7 @@ from db.states import (
     JobState,
     NotificationState,
     QuarantineState,
+    ReadingVerdict,
     RetrievalPurpose,
     RetrievalState,
     StudyState,
@@ -84,6 +85,7 @@ class Base(DeclarativeBase):
         DeploymentMode: _checked(DeploymentMode),
         NotificationState: _checked(NotificationState),
         QuarantineState: _checked(QuarantineState),
+        ReadingVerdict: _checked(ReadingVerdict),
         RetrievalPurpose: _checked(RetrievalPurpose, "searchpurpose"),
         RetrievalState: _checked(RetrievalState, "searchstate"),
     }

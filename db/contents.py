@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
-from db.models import Delivery, Instance, Job, JobInput, Output, Series
+from db.models import Delivery, Instance, Job, JobInput, Output, Series, Study
 from db.states import DeliveryState, JobState
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "list_files",
     "list_input_series",
     "list_jobs",
+    "list_prior_series",
     "list_received_series",
     "list_results",
     "summarize_deliveries",
@@ -108,6 +109,20 @@ def list_input_series(session: Session, job_ids: Sequence[int]) -> dict[int, lis
     for job_id, name, _, series in session.execute(query):
         found.setdefault(job_id, []).append((name, series))
     return found
+
+
+def list_prior_series(session: Session, job_id: int) -> dict[str, tuple[str, str]]:
+    """Return by UID the name of the input and the study date of a job's input series of earlier studies."""
+    query = (
+        select(Series.series_uid, JobInput.name, Study.study_date)
+        .join(Instance, Instance.series_id == Series.id)
+        .join(JobInput, JobInput.instance_id == Instance.id)
+        .join(Study, Series.study_id == Study.id)
+        .join(Job, JobInput.job_id == Job.id)
+        .where(Job.id == job_id, Series.study_id != Job.study_id)
+        .order_by(JobInput.id)
+    )
+    return {uid: (name, date) for uid, name, date in session.execute(query)}
 
 
 def list_files(session: Session, job_id: int, series_uid: str) -> list[tuple[str, str]]:

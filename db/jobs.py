@@ -6,7 +6,6 @@ import hashlib
 import json
 import socket
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
-from db import audit, leases, notifications
-from db.models import Delivery, Instance, Job, JobInput, Output
+from db import audit, leases, notifications, result_files
+from db.models import Instance, Job, JobInput
+from db.result_files import OutputFile
 from db.states import InvalidTransition, JobState
-from db.studies import StoredFile
 
 __all__ = [
     "LeaseLost",
@@ -48,27 +47,6 @@ _ENDED = (JobState.DONE, JobState.HELD, JobState.REFUSED, JobState.DEAD, JobStat
 
 class LeaseLost(Exception):
     """Loss of a job by its worker: the lease lapsed and another worker claimed the job, or the job was cancelled."""
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """Result object in the spool; ``attributes``: ``keywords.RESULT_STORED``, for searches.
-
-    ``rendition``, ``destinations``, ``spare_for``: as in the row. ``at_once``: True where the object is delivered
-    although the job is held.
-    """
-
-    sop_instance_uid: str
-    sop_class_uid: str
-    series_uid: str
-    kind: str
-    file: StoredFile
-    transfer_syntax_uid: str = "1.2.840.10008.1.2.1"
-    attributes: Mapping[str, Any] | None = None
-    rendition: str = ""
-    destinations: tuple[str, ...] | None = None
-    spare_for: tuple[str, ...] = ()
-    at_once: bool = False
 
 
 def worker_name(pid: int, host: str = "") -> str:
@@ -200,7 +178,7 @@ def finish(
     kinds of result that it gets and the reason, for the audit trail.
     """
     job = _lock_held(session, job_id, worker)
-    _add_outputs(job, outputs, now)
+    result_files.add_outputs(job, outputs, now)
     job.report, job.progress, job.step = dict(report), 1.0, ""
     if chosen_kinds:
         audit.append(
@@ -208,10 +186,10 @@ def finish(
         )
     if held_because:
         _end(session, job, JobState.HELD, reason=held_because, now=now)
-        _enqueue_deliveries(session, job, now, only={each.sop_instance_uid for each in outputs if each.at_once})
+        result_files.enqueue_deliveries(job, now, only={each.sop_instance_uid for each in outputs if each.at_once})
     else:
         _end(session, job, JobState.DONE, reason="finished", now=now)
-        _enqueue_deliveries(session, job, now)
+        result_files.enqueue_deliveries(job, now)
     session.flush()
     return job
 
@@ -228,10 +206,10 @@ def refuse(
 ) -> Job:
     """End a job whose input or result may not go out, and deliver the note that says so. Raises LeaseLost."""
     job = _lock_held(session, job_id, worker)
-    _add_outputs(job, outputs, now)
+    result_files.add_outputs(job, outputs, now)
     job.report, job.step = dict(report), ""
     _end(session, job, JobState.REFUSED, reason=reason, now=now)
-    _enqueue_deliveries(session, job, now)
+    result_files.enqueue_deliveries(job, now)
     session.flush()
     return job
 
@@ -295,7 +273,7 @@ def release(session: Session, job: Job, *, reason: str, now: datetime) -> None:
     if job.state is not JobState.HELD:
         raise InvalidTransition(f"job {job.id} is {job.state}; only held results can be released")
     _end(session, job, JobState.DONE, reason=reason, now=now)
-    _enqueue_deliveries(session, job, now)
+    result_files.enqueue_deliveries(job, now)
 
 
 def discard(session: Session, job: Job, *, reason: str, now: datetime) -> None:
@@ -355,46 +333,3 @@ def _retry_or_end(session: Session, job: Job, *, reason: str, retry: bool, backo
         return
     later = now + timedelta(seconds=backoff_s)
     leases.postpone(session, job, JobState.READY, reason=reason, not_before=later, now=now)
-
-
-def _add_outputs(job: Job, outputs: Sequence[OutputFile], now: datetime) -> None:
-    """Add the outputs that no earlier run of the job has left, and update the destinations of the others."""
-    rows = {row.sop_instance_uid: row for row in job.outputs}
-    for output in outputs:
-        row = rows.get(output.sop_instance_uid)
-        if row is None:
-            row = _row(output, now)
-            job.outputs.append(row)
-        if row.expired_at is not None:  # retention has removed the file of an earlier run
-            row.expired_at = row.removed_at = None
-            row.sha256, row.size_bytes = output.file.sha256, output.file.size_bytes
-            row.relative_path = output.file.relative_path
-        row.rendition = output.rendition
-        row.destinations = None if output.destinations is None else list(output.destinations)
-        row.spare_for = list(output.spare_for) or None
-
-
-def _row(output: OutputFile, now: datetime) -> Output:
-    return Output(
-        sop_instance_uid=output.sop_instance_uid,
-        sop_class_uid=output.sop_class_uid,
-        series_uid=output.series_uid,
-        kind=output.kind,
-        sha256=output.file.sha256,
-        size_bytes=output.file.size_bytes,
-        relative_path=output.file.relative_path,
-        created_at=now,
-        transfer_syntax_uid=output.transfer_syntax_uid,
-        attributes=None if output.attributes is None else dict(output.attributes),
-    )
-
-
-def _enqueue_deliveries(session: Session, job: Job, now: datetime, only: Collection[str] | None = None) -> None:
-    """Add the deliveries that are missing: each output to each of its destinations."""
-    for output in job.outputs:
-        if only is not None and output.sop_instance_uid not in only:
-            continue
-        enqueued = {delivery.destination for delivery in output.deliveries}
-        intended = job.destinations if output.destinations is None else output.destinations
-        for destination in (each for each in job.destinations if each in intended and each not in enqueued):
-            output.deliveries.append(Delivery(destination=destination, not_before=now, created_at=now))

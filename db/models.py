@@ -19,6 +19,7 @@ from db.states import (
     JobState,
     NotificationState,
     QuarantineState,
+    ReadingVerdict,
     RetrievalPurpose,
     RetrievalState,
     StudyState,
@@ -37,6 +38,7 @@ __all__ = [
     "Notification",
     "Output",
     "Quarantine",
+    "Reading",
     "Retrieval",
     "Series",
     "Study",
@@ -264,6 +266,23 @@ class Notification(Leased, Base):
     job: Mapped[Job] = relationship()
 
     __table_args__ = (UniqueConstraint("job_id", "event", "name", "run_at"), Index(None, "state", "not_before"))
+
+
+class Reading(Base):
+    """Decision of a reader, with initials ``who``, on a job's result; ``sentence``: the one that the reader saw."""
+
+    __tablename__ = "readings"
+
+    id: Mapped[Pk]
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"), index=True)
+    verdict: Mapped[ReadingVerdict]
+    who: Mapped[str]
+    reason: Mapped[str]
+    sentence: Mapped[str]
+    model: Mapped[str]
+    created_at: Mapped[datetime]
+
+    job: Mapped[Job] = relationship()
 
 
 class Retrieval(Base):

@@ -74,6 +74,13 @@ class DeploymentMode(StrEnum):
     SHARE = "share"
 
 
+class ReadingVerdict(StrEnum):
+    """Decision of a reader on a result."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
 class QuarantineState(StrEnum):
     """State of a file that ingest refused to register as an instance."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from model_zoo.bundle import Model
 
 __all__ = [
+    "Alignment",
     "Case",
     "Code",
     "Covariates",
@@ -251,7 +252,19 @@ class Note:
     holds_result: bool = False
 
 
-Finding = Image | ParametricMap | Segmentation | Measurement | Note
+@dataclass(frozen=True)
+class Alignment:
+    """Rigid motion of an input onto the result, for pictures of both at one place.
+
+    ``name``: of the input; ``correction_mm``: float64 4 x 4, from positions as the input's header states them to those
+    of the result (LPS).
+    """
+
+    name: str
+    correction_mm: NDArray[np.float64]
+
+
+Finding = Image | ParametricMap | Segmentation | Measurement | Note | Alignment
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,11 @@ class LesionMap:
     unsure: int = 0
     dropped: int = 0
 
+    @property
+    def load_ml(self) -> float:
+        """Volume of all lesions in ml."""
+        return sum(lesion.volume_mm3 for lesion in self.lesions) / 1000
+
 
 def find_lesions(e: DirEstimate, t: Thresholds) -> LesionMap:
     """Find the lesions of an estimate."""
@@ -206,14 +211,13 @@ def measure_lesions(lesion_map: LesionMap, t: Thresholds, *, on_dir: bool = True
     ``on_dir``: also measure them on the DIR.
     """
     counts = Counter(lesion.place.name for lesion in lesion_map.lesions)
-    load_ml = sum(lesion.volume_mm3 for lesion in lesion_map.lesions) / 1000
     d = t.decision
     criterion = (
         f"Connected parts of at least {d.smallest_mm3:g} mm3 where the lesion probability exceeds {d.probability:g}"
     )
     findings: list[Finding] = [
         Measurement("lesions", float(len(lesion_map.lesions)), "1", criterion, quantity=NUMBER_OF_LESIONS),
-        Measurement("lesion load", load_ml, "ml", quantity=VOLUME),
+        Measurement("lesion load", lesion_map.load_ml, "ml", quantity=VOLUME),
         Measurement(
             "unsure parts", float(lesion_map.unsure), "1", f"Left out: mean lesion probability below {d.sure:g}"
         ),

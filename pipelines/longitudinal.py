@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from model_zoo.structures import CORTEX, number
 from pipelines.contract import (
+    Alignment,
     Code,
     Finding,
     Grid,
@@ -49,12 +50,13 @@ class Change:
     """Change on the present estimate's grid (k, j, i).
 
     ``difference``: present less prior, 0 where either is unknown; ``labels``: 1 new, 2 enlarged; ``counts`` of each;
-    ``registration``: of the prior examination.
+    ``loads_ml``: lesion load of the prior and of the present estimate; ``registration``: of the prior examination.
     """
 
     difference: NDArray[np.float32]
     labels: NDArray[np.uint8]
     counts: tuple[int, int]
+    loads_ml: tuple[float, float]
     registration: Registration
 
 
@@ -73,7 +75,8 @@ def compare_examinations(
     uncertainty = np.sqrt(present.sd**2 + sd**2)
     changed = (lesion_map.labels > 0) & both & (difference > t.contrast) & (difference > uncertainty)
     labels, counts = _classify_parts(changed, lesion > 0.25, present, t)
-    return Change(difference, labels, counts, registration)
+    loads_ml = prior_lesions.load_ml, lesion_map.load_ml
+    return Change(difference, labels, counts, loads_ml, registration)
 
 
 def report_change(present: DirEstimate, c: Change, onto: Grid, thickness_mm: float) -> list[Finding]:
@@ -91,6 +94,9 @@ def report_change(present: DirEstimate, c: Change, onto: Grid, thickness_mm: flo
         Measurement("volume of new lesions", volume_ml[0], "ml"),
         Measurement("enlarged lesions", float(c.counts[1]), "1"),
         Measurement("volume of enlargement", volume_ml[1], "ml"),
+        Measurement("earlier lesion load", c.loads_ml[0], "ml", "From the inputs that both examinations have"),
+        Measurement("lesion load compared", c.loads_ml[1], "ml", "Present load from the same inputs as the earlier"),
+        Alignment("prior_flair", r.correction_mm),
     ]
 
 

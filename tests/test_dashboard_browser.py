@@ -89,19 +89,19 @@ def test_a_held_result_is_released_by_keyboard_alone(browser: Browser, node: tup
         page.locator(".slices").wait_for()
         view.save_screenshot("hold")
         assert page.locator(".figures img").count() == 4
-        _tab_to(page, "input[type=range]")
+        tab_to(page, "input[type=range]")
         before = page.locator(".figures img").first.get_attribute("src")
         page.keyboard.press("ArrowRight")
         changed = "(before) => document.querySelector('.figures img').getAttribute('src') !== before"
         wait_until(page, changed, before)
         assert page.locator(".slices output").inner_text() == "6 of 9"
-        _tab_to(page, "input[name=reason]")
+        tab_to(page, "input[name=reason]")
         page.keyboard.type("ventricles as in the source")
         page.keyboard.press("Enter")
         assert _state(web, made["held"]) is JobState.HELD, "Enter in a field decides nothing"
-        _tab_to(page, "input[name=who]")
+        tab_to(page, "input[name=who]")
         page.keyboard.type("MK")
-        _tab_to(page, "button[formaction$=release]")
+        tab_to(page, "button[formaction$=release]")
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         view.save_screenshot("hold-focus")
         page.keyboard.press("Enter")
@@ -208,7 +208,7 @@ def _state(web: Web, id: int) -> JobState:
     return found.state
 
 
-def _tab_to(page: Page, selector: str) -> None:
+def tab_to(page: Page, selector: str) -> None:
     for _ in range(60):
         if page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector):
             return

@@ -21,6 +21,7 @@ from model_zoo.bundle import Model
 from model_zoo.structures import number
 from pipelines import resampling, synthetic_dir
 from pipelines.contract import (
+    Alignment,
     Case,
     Finding,
     Grid,
@@ -193,6 +194,13 @@ def test_a_new_lesion_is_found_against_the_prior(model: Model) -> None:
     measured = _select_measurements(found)
     assert (measured["new lesions"].value, measured["enlarged lesions"].value) == (1, 0)
     assert measured["volume of new lesions"].value == pytest.approx(8 * VOXEL_MM3 / 1000)
+    growth_ml = measured["lesion load compared"].value - measured["earlier lesion load"].value
+    assert growth_ml == pytest.approx(measured["volume of new lesions"].value)
+    assert measured["lesion load compared"].value == measured["lesion load"].value
+    (alignment,) = [each for each in found if isinstance(each, Alignment)]
+    assert alignment.name == "prior_flair"
+    back = alignment.correction_mm @ moved.affine_mm
+    assert np.abs((back - phantom_grid().affine_mm)[:3, 3]).max() < 1.0, "the prior lies on the present head again"
     labels = _find_one(found, Segmentation, "new lesions").labels
     assert np.array_equal(labels == 1, lesion_mask("small"))
     difference = _find_one(found, Image, "subtraction").volume.data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ __all__ = [
     "claim_job",
     "finish_job",
     "make_all_states",
+    "make_grid",
+    "make_head",
     "make_results",
     "make_series",
     "receive",
@@ -145,8 +148,15 @@ def receive(web: Web, instances: Sequence[Dataset]) -> int:
         return study.id
 
 
-def route_study(web: Web, study_id: int, *, destinations: Sequence[str] = ("pacs",), **changes: Any) -> int:
-    """Complete a study and give it a job; return the job's number."""
+def route_study(
+    web: Web,
+    study_id: int,
+    *,
+    destinations: Sequence[str] = ("pacs",),
+    further: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    **changes: Any,
+) -> int:
+    """Complete a study and give it a job; return the job's number. ``further``: instances of further inputs by name."""
     with web.sessions.begin() as session:
         study = session.get_one(Study, study_id)
         if study.state is StudyState.RECEIVING:
@@ -155,7 +165,7 @@ def route_study(web: Web, study_id: int, *, destinations: Sequence[str] = ("pacs
         instances = [row.id for series in study.series for row in series.instances]
         values: dict[str, Any] = {"route": "flair-to-dir", "pipeline": "synthetic_dir", "options": {}} | changes
         job = jobs.enqueue(
-            session, study_id=study.id, revision=study.revision, inputs={"match": instances},
+            session, study_id=study.id, revision=study.revision, inputs={"match": instances, **further},
             destinations=destinations, now=web.now, **values,
         )  # fmt: skip
         assert job is not None
@@ -179,9 +189,15 @@ def report_progress(web: Web, job_id: int, fraction: float, step: str) -> None:
 
 
 def finish_job(
-    web: Web, job_id: int, instances: Sequence[Dataset], *, held_because: str = "", seconds: float = 95
+    web: Web,
+    job_id: int,
+    instances: Sequence[Dataset],
+    *,
+    held_because: str = "",
+    seconds: float = 95,
+    found: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Finish a job with results as the worker stores them."""
+    """Finish a job with results as the worker stores them. ``found``: parts of the report in place of the usual."""
     web.now += timedelta(seconds=seconds)
     outputs = [_make_output(web, ds) for ds in instances]
     report = {
@@ -194,7 +210,7 @@ def finish_job(
             {"group": "periventricular", "name": "lesion volume", "value": 2.05, "unit": "ml", "description": ""},
         ],
         "notes": [{"name": "registration", "text": "T1w moved by 1.2 mm"}],
-    }  # fmt: skip
+    } | dict(found)  # fmt: skip
     with web.sessions.begin() as session:
         jobs.finish(
             session, job_id=job_id, worker="w:1", outputs=outputs, report=report, held_because=held_because, now=web.now

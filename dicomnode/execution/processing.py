@@ -36,6 +36,7 @@ from dicomnode.results.provenance import Provenance, describe_vendor_reconstruct
 from model_zoo.heap import keep_freed_memory
 from pipelines import quality
 from pipelines.contract import (
+    Alignment,
     Case,
     Finding,
     Image,
@@ -316,6 +317,11 @@ def _build_report(
             if isinstance(each, ParametricMap | Segmentation)
         ],
         "notes": [{"name": found.name, "text": found.text} for found in findings if isinstance(found, Note)],
+        "alignments": [
+            {"input": each.name, "correction_mm": each.correction_mm.tolist()}
+            for each in findings
+            if isinstance(each, Alignment)
+        ],
         "acquisition": _to_json(facts),
     }
 

@@ -19,12 +19,12 @@ from dicomnode.config import Config
 from dicomnode.deployment import pipeline_names
 from dicomnode.errors import NotFound
 from dicomnode.execution import job_run, processing
-from dicomnode.execution.processing import Task
 from dicomnode.reading import frames, volumes
+from dicomnode.report.recorded import read_measurements
 from dicomnode.results.image import DERIVATION
 from dicomnode.results.inherited import inherit
 from dicomnode.results.page import Page
-from dicomnode.results.provenance import Provenance, read_record
+from dicomnode.results.provenance import Provenance, read_provenance
 from dicomnode.storage import spool
 from pipelines.contract import (
     Case,
@@ -32,8 +32,6 @@ from pipelines.contract import (
     Finding,
     Grid,
     Image,
-    Interval,
-    Measurement,
     Note,
     ParametricMap,
     Segment,
@@ -75,10 +73,11 @@ def read_result(job: Job, config: Config) -> StoredResult:
     own = [output for output in job.outputs if not output.rendition]
     paths = {output.sop_instance_uid: spool.path(config.spool_dir, output.sha256) for output in own}
     images = _restore_names(list(_read_images(own, paths)), job.report)
-    findings = [*images, *_read_measurements(job.report)]
+    notes = [Note(each["name"], each["text"]) for each in job.report.get("notes", ())]
+    findings = [*images, *read_measurements(job.report), *notes]
     reasons = tuple(map(str, job.report.get("reasons", ())))
     verdict = Verdict(Outcome(job.report.get("verdict", "accept")), reasons)
-    made_by = replace(_read_provenance(dcmread(next(iter(paths.values()))), task), title=pipeline.title)
+    made_by = replace(read_provenance(dcmread(next(iter(paths.values()))), task.key), title=pipeline.title)
     now = inherit(sources).moment(config.node.to_local_time(job.created_at))
     return StoredResult(findings, case, sources, made_by, now, verdict)
 
@@ -177,36 +176,3 @@ def _read_segment(item: Dataset) -> Segment:
     category, kind = item.SegmentedPropertyCategoryCodeSequence[0], item.SegmentedPropertyTypeCodeSequence[0]
     codes = [Code(each.CodeValue, each.CodingSchemeDesignator, each.CodeMeaning) for each in (category, kind)]
     return Segment(int(item.SegmentNumber), str(item.SegmentLabel), codes[0], codes[1])
-
-
-def _read_measurements(report: Mapping[str, Any]) -> Iterator[Finding]:
-    for each in report.get("measurements", ()):
-        intervals = tuple(
-            Interval(float(i["level"]), float(i["low"]), float(i["high"]))
-            for i in each.get("intervals", ())
-            if None not in (i["low"], i["high"])
-        )
-        value = float("nan") if each["value"] is None else float(each["value"])
-        yield Measurement(
-            each["name"], value, each["unit"], each["description"], each.get("group", ""), intervals=intervals
-        )
-    for each in report.get("notes", ()):
-        yield Note(each["name"], each["text"])
-
-
-def _read_provenance(ds: Dataset, task: Task) -> Provenance:
-    content = read_record(ds)
-    model, node = content["model"], content["node"]
-    return Provenance(
-        model_name=model["name"],
-        model_version=model["version"],
-        model_digest=model["sha256"],
-        pipeline=content["pipeline"],
-        parameters=content["parameters"],
-        seed=content["seed"],
-        device=content["device"],
-        node_version=node["version"],
-        trained_on=model["trained_on"],
-        job_key=task.key,
-        facts=content.get("acquisition", {}),
-    )

@@ -7,7 +7,6 @@ patient, and a file is easily passed on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from dicomnode.report.numerals import format_interval, format_quantity, format_unit
 from dicomnode.report.planes import ReportPlane, choose_planes, sample_on_plane
+from dicomnode.report.region_table import name_without_group
 from dicomnode.results.provenance import Provenance, sentences
 from pipelines.contract import (
     Case,
     Finding,
     Grid,
     Image,
-    Interval,
     KSpace,
     Measurement,
     Note,
@@ -169,25 +169,8 @@ def _number_lines(findings: Sequence[Finding]) -> list[NumberLine]:
 
 def _number_line(m: Measurement) -> NumberLine:
     widest = max(m.intervals, key=lambda each: each.level, default=None)
-    value = f"{_format_value(m.value)} {_format_unit(m.unit)}".rstrip()
-    name = m.name.replace(f" of {m.group}", "").replace(f"{m.group} ", "") if m.group else m.name
-    return NumberLine(m.group, name, value, _format_interval(widest) if widest else "")
-
-
-def _format_value(value: float) -> str:
-    if not math.isfinite(value):
-        return "not a number"
-    is_whole_number = float(value).is_integer() and abs(value) < 1e6
-    return f"{value:.0f}" if is_whole_number else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _format_unit(unit: str) -> str:
-    """Format a UCUM unit for a reader: annotations without their braces."""
-    return "" if unit == "1" else unit.replace("{", " ").replace("}", " ").strip()
-
-
-def _format_interval(interval: Interval) -> str:
-    return f"{_format_value(interval.low)} to {_format_value(interval.high)} ({100 * interval.level:g} %)"
+    value = format_quantity(m.value, m.unit)
+    return NumberLine(m.group, name_without_group(m), value, format_interval(widest) if widest else "")
 
 
 def _picture_rows(findings: Sequence[Finding], case: Case) -> list[PictureRow]:
@@ -363,7 +346,7 @@ def _to_kilobecquerels(panel: Panel) -> Panel:
 
 
 def _unit_label(unit: str) -> str:
-    return _format_unit(unit) or "no unit"
+    return format_unit(unit) or "no unit"
 
 
 def _describe_plane(plane: ReportPlane) -> str:

@@ -226,7 +226,7 @@ def _texts(ds: Dataset) -> list[str]:
     """Return the texts of a document's tree, and its title."""
     if not _is_document(ds):
         return []
-    words = ("TextValue", "CodeMeaning", "DocumentTitle")
+    words = ("TextValue", "CodeMeaning", "DocumentTitle", "PersonName")
     return [str(element.value) for element in ds.iterall() if element.keyword in words]
 
 

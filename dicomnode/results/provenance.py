@@ -12,7 +12,15 @@ from pydicom.dataset import Dataset
 
 from pipelines.contract import Measurement
 
-__all__ = ["PRIVATE_CREATOR", "Provenance", "describe_vendor_reconstruction", "read_record", "record", "sentences"]
+__all__ = [
+    "PRIVATE_CREATOR",
+    "Provenance",
+    "describe_vendor_reconstruction",
+    "read_provenance",
+    "read_record",
+    "record",
+    "sentences",
+]
 
 PRIVATE_CREATOR = "DICOMNODE PROVENANCE 1"
 _GROUP = 0x0099
@@ -80,6 +88,25 @@ def read_record(ds: Dataset) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise KeyError("the provenance block holds no record")
     return content
+
+
+def read_provenance(ds: Dataset, job_key: str) -> Provenance:
+    """Return the provenance that a result's header records. Raises ``KeyError`` where it has none."""
+    content = read_record(ds)
+    model, node = content["model"], content["node"]
+    return Provenance(
+        model_name=model["name"],
+        model_version=model["version"],
+        model_digest=model["sha256"],
+        pipeline=content["pipeline"],
+        parameters=content["parameters"],
+        seed=content["seed"],
+        device=content["device"],
+        node_version=node["version"],
+        trained_on=model["trained_on"],
+        job_key=job_key,
+        facts=content.get("acquisition", {}),
+    )
 
 
 def _plain(m: Measurement) -> dict[str, Any]:

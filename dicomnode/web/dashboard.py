@@ -24,6 +24,8 @@ from dicomnode.web import (
     node_pages,
     picture_routes,
     queue_pages,
+    reading_decision,
+    reading_page,
     sender_pages,
     study_page,
     study_progress,
@@ -81,6 +83,8 @@ def create_router(
     routes = APIRouter()
     _add_study_list(routes, context)
     study_page.add_routes(routes, context)
+    reading_page.add_routes(routes, context)
+    reading_decision.add_routes(routes, context)
     queue_pages.add_routes(routes, context)
     node_pages.add_routes(routes, context)
     sender_pages.add_routes(routes, context)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.orm import Session, sessionmaker
 
 from db import contents
 from db.contents import ResultSeries
-from db.models import Series
+from db.models import Job, Series
 from dicomnode.errors import InputRefused
 from dicomnode.reading import frames
 from dicomnode.storage import spool
-from dicomnode.web import pictures
-from dicomnode.web.pictures import FramePlane
+from dicomnode.web import pictures, segments
+from dicomnode.web.pictures import FramePlane, WindowChange
 
-__all__ = ["Figure", "JobPictures", "list_figures"]
+__all__ = ["Figure", "JobPictures", "find_correction", "list_figures", "move_to_prior"]
 
 _MOST_FIGURES = 8
 _DRAWABLE_KINDS = ("labelled image", "image", "parametric map", "segmentation")
@@ -25,7 +28,7 @@ _DRAWABLE_KINDS = ("labelled image", "image", "parametric map", "segmentation")
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of a job's series. ``kind``: source, image, map or mask."""
+    """A picture of a job's series. ``kind``: prior, source, image, map or mask."""
 
     job_id: int
     series_uid: str
@@ -64,50 +67,97 @@ class JobPictures:
     spool_dir: Path
     job_id: int
 
-    def draw(self, series_uid: str, slice_index: int | None, size: int) -> bytes | None:
+    def draw(
+        self, series_uid: str, slice_index: int | None, size: int, change: WindowChange = WindowChange()
+    ) -> bytes | None:
         """Draw a series, ``size`` pixels wide, at a slice (None: the middle one). Returns None for no picture."""
-        kind, planes = self._load_series(series_uid)
-        reference = self._reference_planes()
+        kind, planes = self.load_series(series_uid)
+        reference = self.reference_planes()
         if not planes:
             return None
         place = _select_plane(reference or planes, slice_index)
-        selected = pictures.find_nearest_plane(planes, place) or planes[len(planes) // 2]
         try:
+            if kind == "segmentation":
+                return self._draw_masks(planes, place, size, change)
+            selected = self._select_frame(series_uid, planes, place)
+            if selected is None:
+                return None
             if kind == "parametric map":
                 return pictures.draw_map(selected.path, selected.index, size)
-            if kind == "segmentation":
-                return self._draw_masks(planes, selected, size)
-            return pictures.draw_frame(selected.path, selected.index, size)
+            return pictures.draw_frame(selected.path, selected.index, size, change)
         except InputRefused:
             return None
 
     def count_slices(self) -> int:
         """Return the number of slices of the reference series."""
-        return len(self._reference_planes())
+        return len(self.reference_planes())
 
-    def _draw_masks(self, planes: Sequence[FramePlane], selected: FramePlane, size: int) -> bytes:
-        masks = tuple(plane for plane in planes if abs(plane.height_mm - selected.height_mm) < 1e-3)
+    def _select_frame(self, series_uid: str, planes: Sequence[FramePlane], place: FramePlane) -> FramePlane | None:
+        """Return the frame at a place; of an earlier examination None rather than a frame of another orientation."""
+        with self.readers() as session:
+            prior = contents.list_prior_series(session, self.job_id).get(series_uid)
+            report = session.get_one(Job, self.job_id).report
+        if prior is not None:
+            return pictures.find_nearest_plane(planes, move_to_prior(place, find_correction(report, prior[0])))
+        return pictures.find_nearest_plane(planes, place) or planes[len(planes) // 2]
+
+    def _draw_masks(
+        self, planes: Sequence[FramePlane], place: FramePlane, size: int, change: WindowChange
+    ) -> bytes | None:
+        """Draw the masks of the slice at a place on the image that they refer to, which is bare where none is there."""
+        selected = pictures.find_nearest_plane(planes, place) or planes[len(planes) // 2]
         uid = _referenced_series(selected.path)
-        background = self._load_series(uid)[1] if uid else ()
-        return pictures.draw_overlay(masks, pictures.find_nearest_plane(background, selected), size)
+        background = self.load_series(uid)[1] if uid else ()
+        background_plane = pictures.find_nearest_plane(background, place)
+        slices = background or self.reference_planes()
+        at = pictures.find_nearest_plane(slices, place) or selected
+        masks = tuple(plane for plane in planes if _is_at(plane, at, slices))
+        if not masks and background_plane is not None:
+            return pictures.draw_frame(background_plane.path, background_plane.index, size, change)
+        return pictures.draw_overlay(masks, background_plane, size, change, segments.list_colours(selected.path))
 
-    def _reference_planes(self) -> Sequence[FramePlane]:
+    def reference_planes(self) -> Sequence[FramePlane]:
         """Return the slices that all pictures follow: those of the job's first image, else of its first input."""
         with self.readers() as session:
             made = contents.list_results(session, [self.job_id]).get(self.job_id, [])
             inputs = contents.list_input_series(session, [self.job_id]).get(self.job_id, [])
         images = [each.series_uid for each in made if each.kind in ("image", "labelled image")]
         for uid in [*images, *(series.series_uid for _, series in inputs)]:
-            if planes := self._load_series(uid)[1]:
+            if planes := self.load_series(uid)[1]:
                 return planes
         return ()
 
-    def _load_series(self, uid: str) -> tuple[str, Sequence[FramePlane]]:
+    def load_series(self, uid: str) -> tuple[str, Sequence[FramePlane]]:
         """Return kind and planes of a series among the job's inputs and results."""
         with self.readers() as session:  # closed before files are read
             files = contents.list_files(session, self.job_id, uid)
         paths = tuple(spool.path(self.spool_dir, sha256) for _, sha256 in files)
         return (files[0][0] if files else ""), pictures.list_planes(paths)
+
+
+def find_correction(report: Mapping[str, Any], input_name: str) -> NDArray[np.float64] | None:
+    """Return the motion (4 x 4, mm) that a job found from an input's positions to the result's, or None."""
+    for each in report.get("alignments", ()):
+        if each["input"] == input_name:
+            return np.asarray(each["correction_mm"], np.float64)
+    return None
+
+
+def move_to_prior(place: FramePlane, correction_mm: NDArray[np.float64] | None) -> FramePlane:
+    """Return the place in an earlier examination's positions; unchanged where no motion between both is known."""
+    if correction_mm is None:
+        return place
+    back = np.linalg.inv(correction_mm)
+    x, y, z = (back @ [*place.centre_mm, 1.0])[:3]
+    u, v, w = back[:3, :3] @ place.normal
+    return replace(place, centre_mm=(float(x), float(y), float(z)), normal=(float(u), float(v), float(w)))
+
+
+def _is_at(plane: FramePlane, at: FramePlane, slices: Sequence[FramePlane]) -> bool:
+    """Return whether a mask lies on a slice: nearer to it than to its neighbours, half a slice away at most."""
+    heights = [each.height_mm for each in slices]
+    spacing_mm = float(np.median(np.diff(heights))) if len(heights) > 1 else 0.0
+    return abs(plane.height_mm - at.height_mm) < max(0.45 * abs(spacing_mm), 1e-3)
 
 
 def _referenced_series(path: Path) -> str:

@@ -15,8 +15,9 @@ from dicomnode.web import pictures
 from dicomnode.web.context import LARGEST_NUMBER, WebContext
 from dicomnode.web.figures import JobPictures
 from dicomnode.web.holdings import require_uid
+from dicomnode.web.pictures import WindowChange
 
-__all__ = ["add_routes"]
+__all__ = ["LARGEST_SHIFT", "STRETCHES", "Level", "Width", "add_routes"]
 
 _PLACEHOLDER_SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 12 12"><rect width="12" height="12" fill="#8882"/>'
@@ -25,6 +26,12 @@ _PLACEHOLDER_SVG = (
 """Placeholder for objects without pixels, such as reports and raw data."""
 _SHORT_CACHE = {"Cache-Control": "private, max-age=60"}
 _SIZES = (64, 1024)
+LARGEST_SHIFT = 100
+"""Greatest shift of a window, in percent of its width."""
+STRETCHES = (10, 400)
+"""Least and greatest width of a window, in percent of each image's own."""
+Level = Annotated[int, Query(ge=-LARGEST_SHIFT, le=LARGEST_SHIFT)]
+Width = Annotated[int, Query(ge=STRETCHES[0], le=STRETCHES[1])]
 _MOST_CANDIDATES = 8
 """Greatest number of files that are tried; the first that can be drawn is shown."""
 
@@ -49,8 +56,11 @@ def add_routes(routes: APIRouter, context: WebContext) -> None:
         series_uid: str,
         at: Annotated[int | None, Query(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)] = None,
         size: Annotated[int, Query(ge=_SIZES[0], le=_SIZES[1])] = 384,
+        level: Level = 0,
+        width: Width = 100,
     ) -> Response:
-        content = job_pictures(id).draw(require_uid(series_uid), at, size)
+        change = WindowChange(level / 100, width / 100)
+        content = job_pictures(id).draw(require_uid(series_uid), at, size, change)
         if content is None:
             raise HTTPException(404, "there is nothing to draw")
         return Response(content, media_type="image/jpeg", headers=_SHORT_CACHE)

@@ -21,6 +21,7 @@ from dicomnode.web import rendered
 
 __all__ = [
     "FramePlane",
+    "WindowChange",
     "draw_frame",
     "draw_map",
     "draw_overlay",
@@ -44,13 +45,23 @@ _MOST_PLANES = 20_000
 _MOST_MASKS = 256
 
 Triple = tuple[float, float, float]
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+
+@dataclass(frozen=True)
+class WindowChange:
+    """Change of an image's own window: ``shift`` in widths of it, ``stretch``: factor of its width."""
+
+    shift: float = 0.0
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True)
 class FramePlane:
     """Frame ``index`` (from 0) of a file, with the position of its first pixel and its normal in the patient (LPS, mm).
 
-    ``segment``: number of the segment that the frame masks; 0 for none or several.
+    ``segment``: number of the segment that the frame masks; 0 for none or several; ``centre_mm``: of the frame.
     """
 
     path: Path
@@ -58,6 +69,7 @@ class FramePlane:
     position_mm: Triple
     normal: Triple
     segment: int = 0
+    centre_mm: Triple = (0.0, 0.0, 0.0)
 
     @property
     def height_mm(self) -> float:
@@ -95,13 +107,13 @@ def find_nearest_plane(found: Sequence[FramePlane], place: FramePlane) -> FrameP
     if not found or abs(np.dot(found[0].normal, place.normal)) < _LEAST_PARALLEL_COSINE:
         return None
     return min(
-        found, key=lambda plane: abs(float(np.dot(np.subtract(plane.position_mm, place.position_mm), place.normal)))
+        found, key=lambda plane: abs(float(np.dot(np.subtract(plane.position_mm, place.centre_mm), plane.normal)))
     )
 
 
-def draw_frame(path: Path, index: int, size: int) -> bytes:
+def draw_frame(path: Path, index: int, size: int, change: WindowChange = WindowChange()) -> bytes:
     """Draw a frame in grey, or in its own colours, ``size`` pixels wide. Raises InputRefused, NodeBusy."""
-    return decoding.run_cached(_render_frame, path, index, size)
+    return decoding.run_cached(_render_frame, path, index, size, change)
 
 
 def draw_map(path: Path, index: int, size: int) -> bytes:
@@ -109,11 +121,20 @@ def draw_map(path: Path, index: int, size: int) -> bytes:
     return decoding.run_cached(_render_map, path, index, size)
 
 
-def draw_overlay(masks: tuple[FramePlane, ...], background: FramePlane | None, size: int) -> bytes:
-    """Draw masks in colours on the image below them, or on black. Raises InputRefused, NodeBusy."""
+def draw_overlay(
+    masks: tuple[FramePlane, ...],
+    background: FramePlane | None,
+    size: int,
+    change: WindowChange = WindowChange(),
+    colours: tuple[tuple[int, Colour], ...] = (),
+) -> bytes:
+    """Draw masks on the image below them, or on black, in ``colours`` by segment or in default ones.
+
+    Raises InputRefused, NodeBusy.
+    """
     if len(masks) > _MOST_MASKS:
         raise InputRefused(f"{len(masks)} masks in one plane are too many to show: at most {_MOST_MASKS}")
-    return decoding.run_cached(_render_overlay, masks, background, size)
+    return decoding.run_cached(_render_overlay, masks, background, size, change, colours)
 
 
 def _render_thumbnail(path: Path) -> bytes:
@@ -123,8 +144,9 @@ def _render_thumbnail(path: Path) -> bytes:
     return rendered.render_frame(path, place.frames // 2, rendered.RenderOptions(size=_THUMBNAIL, quality=85))
 
 
-def _render_frame(path: Path, index: int, size: int) -> bytes:
-    return rendered.render_frame(path, index, rendered.RenderOptions(size=_bounding_size(size), quality=90))
+def _render_frame(path: Path, index: int, size: int, change: WindowChange) -> bytes:
+    options = rendered.RenderOptions(size=_bounding_size(size), shift=change.shift, stretch=change.stretch)
+    return rendered.render_frame(path, index, options)
 
 
 def _render_map(path: Path, index: int, size: int) -> bytes:
@@ -135,23 +157,37 @@ def _render_map(path: Path, index: int, size: int) -> bytes:
     return _encode_jpeg(Image.fromarray(table[_render_grey(path, index, size)]))
 
 
-def _render_overlay(masks: tuple[FramePlane, ...], background: FramePlane | None, size: int) -> bytes:
+def _render_overlay(
+    masks: tuple[FramePlane, ...],
+    background: FramePlane | None,
+    size: int,
+    change: WindowChange,
+    colours: tuple[tuple[int, Colour], ...],
+) -> bytes:
     from PIL import Image
 
+    table = _colour_table(colours)
     labels = [_segment_labels(mask) for mask in masks]
     rows, columns = labels[0].shape
     shape = (max(1, round(rows * size / columns)), size)
     picture = np.zeros((*shape, 3))
     if background is not None:
-        grey = Image.fromarray(_render_grey(background.path, background.index, size)).resize(shape[::-1])
+        grey = Image.fromarray(_render_grey(background.path, background.index, size, change)).resize(shape[::-1])
         picture += np.asarray(grey, float)[..., None]
     for found in labels:
         resized = np.asarray(Image.fromarray(found).resize(shape[::-1], Image.Resampling.NEAREST))
-        colours = np.array([(0, 0, 0), *_LABEL_COLOURS])[
-            np.where(resized > 0, (resized.astype(int) - 1) % len(_LABEL_COLOURS) + 1, 0)
-        ]
-        picture = np.where(resized[..., None] > 0, (1 - _OPACITY) * picture + _OPACITY * colours, picture)
+        painted = table[resized]
+        picture = np.where(resized[..., None] > 0, (1 - _OPACITY) * picture + _OPACITY * painted, picture)
     return _encode_jpeg(Image.fromarray(picture.round().astype(np.uint8)))
+
+
+def _colour_table(colours: tuple[tuple[int, Colour], ...]) -> NDArray[np.float64]:
+    """Return the colour of each segment number, 0 to 255."""
+    table = np.zeros((256, 3))
+    table[1:] = [_LABEL_COLOURS[number % len(_LABEL_COLOURS)] for number in range(255)]
+    for number, colour in colours:
+        table[number % 256] = colour
+    return table
 
 
 def _bounding_size(size: int) -> tuple[int, int]:
@@ -167,15 +203,15 @@ def _read_planes(paths: Sequence[Path]) -> list[FramePlane]:
         middle = len(paths) // 2
         return _read_planes(paths[:middle]) + _read_planes(paths[middle:]) if middle else []
     return [
-        FramePlane(paths[file], index, _triple(position), _triple(normal), segment)
-        for file, index, position, normal, segment in rows
+        FramePlane(paths[file], index, _triple(position), _triple(normal), segment, _triple(centre))
+        for file, index, position, normal, segment, centre in rows
     ]
 
 
 def _encode_planes(paths: tuple[Path, ...]) -> bytes:
     """Encode planes as JSON rows of numbers; the first one is the index of the file."""
     rows = [
-        (file, plane.index, plane.position_mm, plane.normal, plane.segment)
+        (file, plane.index, plane.position_mm, plane.normal, plane.segment, plane.centre_mm)
         for file, path in enumerate(paths)
         for plane in _planes_of_file(path)
     ]
@@ -200,18 +236,29 @@ def _make_plane(path: Path, frame: frames.Frame) -> FramePlane | None:
     normal = np.cross(axes[:3], axes[3:])
     item = frame.item("SegmentIdentificationSequence")
     segment = int(item.get("ReferencedSegmentNumber", 0)) if isinstance(item, Dataset) else 0
-    return FramePlane(path, frame.number, _triple(position), _triple(normal), segment)
+    centre = _find_centre(frame, position, axes)
+    return FramePlane(path, frame.number, _triple(position), _triple(normal), segment, _triple(centre))
+
+
+def _find_centre(frame: frames.Frame, position: NDArray[np.float64], axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the position of the frame's centre in mm; that of its first pixel where no spacing is stated."""
+    spacing = frame.numbers("PixelSpacing", 2)
+    if spacing is None:
+        return position
+    down, along = (int(frame.get("Rows", 1)) - 1) / 2, (int(frame.get("Columns", 1)) - 1) / 2
+    return np.asarray(position + along * spacing[1] * axes[:3] + down * spacing[0] * axes[3:])
 
 
 def _triple(values: Sequence[float] | NDArray[np.float64]) -> Triple:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _render_grey(path: Path, index: int, size: int) -> NDArray[np.uint8]:
+def _render_grey(path: Path, index: int, size: int, change: WindowChange = WindowChange()) -> NDArray[np.uint8]:
     """Render a frame through its window, as grey values from 0 to 255."""
     from PIL import Image
 
-    content = rendered.render_frame(path, index, rendered.RenderOptions("image/png", size=_bounding_size(size)))
+    options = rendered.RenderOptions("image/png", size=_bounding_size(size), shift=change.shift, stretch=change.stretch)
+    content = rendered.render_frame(path, index, options)
     with Image.open(io.BytesIO(content)) as picture:
         return np.asarray(picture.convert("L"))
 

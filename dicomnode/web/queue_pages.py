@@ -113,7 +113,8 @@ def _jobs_page(session: Session, context: WebContext, state: JobState | None, pa
 def _job_page(session: Session, context: WebContext, job: Job, message: str) -> HTMLResponse:
     inputs = contents.list_input_series(session, [job.id]).get(job.id, [])
     card = build_job_cards(session, context, [job], overview.estimate_durations_s(session))[0]
-    facts = {key: value for key, value in job.report.items() if key not in ("measurements", "notes", "reasons")}
+    elsewhere = ("measurements", "notes", "reasons", "alignments")
+    facts = {key: value for key, value in job.report.items() if key not in elsewhere}
     return context.page(
         session, "job.html", card=card, study=job.study, inputs=inputs, facts=facts,
         figures=figures.list_figures(job.id, inputs, card.made), notes=job.report.get("notes", []), message=message,

@@ -39,13 +39,16 @@ class BadQuery(ValueError):
 class RenderOptions:
     """Options of a rendering.
 
-    ``window``: centre, width, function; ``size``: columns and rows to fit into; ``quality``: of JPEG, 1 to 100.
+    ``window``: centre, width, function; ``size``: columns and rows to fit into; ``quality``: of JPEG, 1 to 100;
+    ``shift`` of the window in its widths and ``stretch``, a factor of its width: one change for images of any unit.
     """
 
     media_type: str = "image/jpeg"
     window: tuple[float, float, str] | None = None
     size: tuple[int, int] | None = None
     quality: int = 90
+    shift: float = 0.0
+    stretch: float = 1.0
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], media_type: str) -> RenderOptions:
@@ -95,7 +98,9 @@ def _to_bytes(frame: frames.Frame, values: NDArray[Any], options: RenderOptions)
     place = frame.item("PixelValueTransformationSequence") or frame.header
     grey = lookup.apply_rescale(values, place, frames.cite(frame.header))
     padded = padding.find(frame.header, values)
-    windowed = _apply_window(grey, options.window or _header_window(frame) or _percentile_window(grey[~padded]))
+    centre, width, function = options.window or _header_window(frame) or _percentile_window(grey[~padded])
+    changed = (centre + options.shift * width, options.stretch * width, function)
+    windowed = _apply_window(grey, changed)
     windowed = 255 - windowed if photometric == "MONOCHROME1" else windowed
     return np.where(padded, np.uint8(0), windowed)
 

@@ -1,0 +1,78 @@
+"""The quality record: decisions of readers on results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, joinedload
+
+from db import audit, jobs, result_files
+from db.models import Job, Reading
+from db.result_files import OutputFile
+from db.states import InvalidTransition, JobState, ReadingVerdict
+
+__all__ = ["READABLE_STATES", "describe_readings", "find_latest", "record"]
+
+READABLE_STATES = (JobState.DONE, JobState.HELD)
+"""States of jobs whose results are read."""
+
+
+def record(
+    session: Session,
+    job: Job,
+    *,
+    verdict: ReadingVerdict,
+    who: str,
+    reason: str,
+    sentence: str,
+    notes: Sequence[OutputFile] = (),
+    now: datetime,
+) -> Reading:
+    """Record a decision on a job's result and enqueue the ``notes`` that state it. Raises InvalidTransition.
+
+    A held result is released or discarded by it.
+    """
+    if job.state not in READABLE_STATES:
+        raise InvalidTransition(f"job {job.id} is {job.state}; it has no result to read")
+    if job.state is JobState.HELD:
+        decide = jobs.release if verdict is ReadingVerdict.ACCEPTED else jobs.discard
+        decide(session, job, reason=f"{verdict} by {who}: {reason}", now=now)
+    model = str(job.report.get("model", job.model))
+    reading = Reading(
+        job_id=job.id, verdict=verdict, who=who, reason=reason, sentence=sentence, model=model, created_at=now
+    )
+    session.add(reading)
+    result_files.add_outputs(job, notes, now)
+    result_files.enqueue_deliveries(job, now, only={each.sop_instance_uid for each in notes})
+    detail = {"verdict": verdict, "who": who, "reason": reason, "notes": [each.sop_instance_uid for each in notes]}
+    audit.append(session, subject="jobs", subject_id=job.id, event="read", detail=detail, now=now)
+    session.flush()
+    return reading
+
+
+def find_latest(session: Session, job_id: int) -> Reading | None:
+    """Return the last decision on a job's result, or None."""
+    return session.scalar(select(Reading).where(Reading.job_id == job_id).order_by(Reading.id.desc()).limit(1))
+
+
+def describe_readings(session: Session) -> list[dict[str, Any]]:
+    """Return all decisions as rows of plain values, the oldest first, for an export without patients' names."""
+    query = select(Reading).options(joinedload(Reading.job).joinedload(Job.study)).order_by(Reading.id)
+    return [
+        {
+            "read_at": reading.created_at.isoformat(),
+            "verdict": str(reading.verdict),
+            "who": reading.who,
+            "reason": reading.reason,
+            "job": reading.job_id,
+            "pipeline": reading.job.pipeline,
+            "model": reading.model,
+            "study_uid": reading.job.study.study_uid,
+            "gate": str(reading.job.report.get("verdict", "")),
+            "sentence": reading.sentence,
+        }
+        for reading in session.scalars(query)
+    ]

@@ -1,0 +1,131 @@
+"""/studies/UID/reading: one result for a reader: sentence, pictures at one slice, table of regions, and the decision.
+
+The page works without scripts: slice and window are fields of a form then.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+
+from fastapi import APIRouter
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.responses import HTMLResponse, Response
+
+from db import contents, readings, studies
+from db.models import Job, Study
+from dicomnode.report import summary
+from dicomnode.report.recorded import read_measurements
+from dicomnode.results import label
+from dicomnode.web import reading_figures
+from dicomnode.web.context import WebContext, flash_message
+from dicomnode.web.figures import JobPictures
+from dicomnode.web.holdings import require_uid
+from dicomnode.web.picture_routes import LARGEST_SHIFT, STRETCHES, Level, Width
+from dicomnode.web.pictures import WindowChange
+from dicomnode.web.reading_table import ReadingTable, build_table
+from dicomnode.web.template_filters import FILTERS
+from dicomnode.web.viewer import viewer_url
+
+__all__ = ["Summary", "add_routes", "summarize_job"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sentence on a job's result and remarks on it; ``prior_date``: of the earlier examination (YYYY-MM-DD), or ""."""
+
+    sentence: str
+    remarks: tuple[str, ...]
+    prior_date: str
+
+
+def add_routes(routes: APIRouter, context: WebContext) -> None:
+    """Add the routes of the page and of the export of all decisions."""
+
+    @routes.get("/studies/{uid}/reading")
+    def reading(
+        uid: str, job: int = 0, at: int | None = None, level: Level = 0, width: Width = 100, done: str = ""
+    ) -> HTMLResponse:
+        with context.readers() as session:
+            study = studies.find_by_uid(session, require_uid(uid))
+            results = _list_readable(session, study) if study is not None else []
+            chosen = next((each for each in results if job in (0, each.id)), None)
+            if study is None or chosen is None:
+                return context.error_page(404, "The study has no result to read.", f"/studies/{uid}" if study else "/")
+            change = WindowChange(level / 100, width / 100)
+            return _reading_page(session, context, study, results, chosen, at, change, flash_message(done))
+
+    @routes.get("/readings.csv")
+    def export() -> Response:
+        with context.readers() as session:
+            rows = readings.describe_readings(session)
+        file = io.StringIO()
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["read_at"])
+        writer.writeheader()
+        writer.writerows(rows)
+        headers = {"Content-Disposition": 'attachment; filename="readings.csv"'}
+        return Response(file.getvalue(), media_type="text/csv", headers=headers)
+
+
+def summarize_job(session: Session, job: Job) -> Summary:
+    """Summarize the result of a job."""
+    dates = [date for _, date in contents.list_prior_series(session, job.id).values() if date]
+    prior_date = FILTERS["date"](dates[0]) if dates else ""
+    measurements = read_measurements(job.report)
+    sentence = summary.summarize(job.pipeline, measurements, prior_date)
+    return Summary(sentence, tuple(summary.find_remarks(measurements)), prior_date)
+
+
+def _list_readable(session: Session, study: Study) -> list[Job]:
+    """Return the study's jobs with a result to read, the newest first, also those whose held result was discarded."""
+    query = select(Job).where(Job.study_id == study.id, Job.shadow_of_id.is_(None)).order_by(Job.id.desc())
+    return [
+        job
+        for job in session.scalars(query)
+        if (job.state in readings.READABLE_STATES or readings.find_latest(session, job.id) is not None)
+        and any(output.expired_at is None for output in job.outputs)
+    ]
+
+
+def _reading_page(
+    session: Session,
+    context: WebContext,
+    study: Study,
+    results: list[Job],
+    job: Job,
+    at: int | None,
+    change: WindowChange,
+    message: str,
+) -> HTMLResponse:
+    pictures = JobPictures(context.readers, context.config.spool_dir, job.id)
+    reference = pictures.reference_planes()
+    table = build_table(session, context.config.spool_dir, job, reference)
+    return context.page(
+        session,
+        "reading.html",
+        study=study,
+        job=job,
+        results=results,
+        marks=label.TEXT,
+        summary=summarize_job(session, job),
+        figures=reading_figures.list_figures(session, job),
+        table=table,
+        slices=len(reference),
+        at=_choose_slice(at, table, len(reference)),
+        change=change,
+        largest_shift=LARGEST_SHIFT,
+        stretches=STRETCHES,
+        reading=readings.find_latest(session, job.id),
+        is_open=job.state in readings.READABLE_STATES,
+        viewer=viewer_url(study.study_uid, review=job.state == "held"),
+        message=message,
+    )
+
+
+def _choose_slice(at: int | None, table: ReadingTable, count: int) -> int:
+    """Return the slice to show first: that of the first row with a place, else the middle one."""
+    if at is None:
+        at = next((row.slice_index for row in table.rows if row.slice_index is not None), count // 2)
+    return min(max(at, 0), max(count - 1, 0))
