@@ -79,19 +79,27 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Registration:
-    """Outcome of one arrival. ``conflict``: the SOP Instance UID is known with other content; nothing was written."""
+    """Outcome of one arrival. ``conflict``: the SOP Instance UID is known with other content; nothing was written.
+
+    ``opened_study_id``: the study where the instance is the first of it, or of a new revision.
+    """
 
     kind: Literal["new", "duplicate", "conflict"]
     instance_id: int | None
+    opened_study_id: int | None = None
 
 
 @dataclass
 class _LockedStudy:
-    """Study whose row this transaction has locked, with the ids of its series by UID."""
+    """Study whose row this transaction has locked, with the ids of its series by UID.
+
+    ``is_opened``: the present arrival opened the study or its revision.
+    """
 
     id: int
     state: StudyState
     revision: int
+    is_opened: bool = False
     series: dict[str, int] = field(default_factory=dict)
 
 
@@ -212,7 +220,8 @@ def _register(session: Session, studies: dict[str, _LockedStudy], arrival: Arriv
         _reopen(session, study, now)
     detail = {"sha256": arrival.file.sha256, "study": study.id, "sender": arrival.sender.ae_title}
     audit.append(session, subject="instances", subject_id=instance_id, event="received", detail=detail, now=now)
-    return Registration("new", instance_id)
+    opened, study.is_opened = study.id if study.is_opened else None, False
+    return Registration("new", instance_id, opened)
 
 
 def _revive_expired(session: Session, values: dict[str, Any]) -> int | None:
@@ -248,6 +257,7 @@ def _new_study(session: Session, facts: InstanceFacts, now: datetime) -> _Locked
     study = _lock_study(session, facts.study_uid, now)
     if study is None:
         raise LookupError("a study row vanished while an instance was registered")
+    study.is_opened = True
     return study
 
 
@@ -313,7 +323,7 @@ def _reopen(session: Session, study: _LockedStudy, now: datetime) -> None:
     row.opened_at, row.completed_at, row.completed_by = now, None, ""
     audit.transition(session, row, StudyState.RECEIVING, reason=f"late instance opens revision {row.revision}", now=now)
     session.flush()
-    study.state, study.revision = row.state, row.revision
+    study.state, study.revision, study.is_opened = row.state, row.revision, True
 
 
 def _insert_new(session: Session, table: type[Study | Series | Instance], values: dict[str, Any]) -> int | None:

@@ -158,16 +158,16 @@ class Demo:
         self, node: Node, pacs: Node, report_progress: ProgressCallback, *, limit_s: float = FINISH_S
     ) -> list[StoredResult]:
         """Follow the study through the node until the PACS holds every result. Raises NodeError after ``limit_s``."""
-        ours, theirs = _open_database(node), _open_database(pacs)
         deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            results = _list_results(theirs, pacs)
-            if len(results) == RESULTS:
-                report_progress(1.0, "results in the PACS")
-                return results
-            report_progress(*_find_progress(ours))
-            self._stop.wait(0.3)
-            self._raise_if_stopped()
+        with _open_database(node) as ours, _open_database(pacs) as theirs:
+            while time.monotonic() < deadline:
+                results = _list_results(theirs, pacs)
+                if len(results) == RESULTS:
+                    report_progress(1.0, "results in the PACS")
+                    return results
+                report_progress(*_find_progress(ours))
+                self._stop.wait(0.3)
+                self._raise_if_stopped()
         raise NodeError(
             f"demo: no complete result in the PACS after {limit_s:.0f} s; see the logs beside the two node.toml"
         )
@@ -213,11 +213,16 @@ def _list_results(sessions: sessionmaker[Session], pacs: Node) -> list[StoredRes
         ]
 
 
-def _open_database(node: Node) -> sessionmaker[Session]:
+@contextmanager
+def _open_database(node: Node) -> Iterator[sessionmaker[Session]]:
     from db import engine
     from dicomnode import config
 
-    return engine.readers(engine.connect(config.load(node.config_file).database_url))
+    database = engine.connect(config.load(node.config_file).database_url)
+    try:
+        yield engine.readers(database)
+    finally:
+        database.dispose()
 
 
 def _start_node(folder: Path, ae_title: str, *, workers: int, more: str = "") -> Node:

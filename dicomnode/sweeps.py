@@ -63,7 +63,7 @@ class Sweeps:
         try:
             self._before()
             if done := sweep():
-                log.info("%s: %d", name, done)
+                log.debug("%s: %d", name, done)  # what was done has lines of its own
             self._health.record_success(name)
         except Exception as error:
             self._health.record_failure(name)

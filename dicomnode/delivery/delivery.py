@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -110,7 +111,7 @@ class _DeliverySweep:
             timeout_s=self.config.node.network_timeout_s,
             tls=self.config.node.tls,
         )
-        self._log(peer, results)
+        self._log(peer, results, by_path)
         self._update_breaker(peer, results)
         return sum(len(by_path[result.path]) for result in results if result.is_stored)
 
@@ -170,11 +171,13 @@ class _DeliverySweep:
         return self.now() + draw_backoff(due.attempts, self.config.delivery, self.generator)
 
     @staticmethod
-    def _log(peer: Peer, results: Sequence[StoreResult]) -> None:
-        """Log one line for a batch: statuses and addresses, without the peer's comments."""
-        failed = [result for result in results if not result.is_stored]
-        log.info("delivery: %d of %d objects are at %s", len(results) - len(failed), len(results), peer.name)
-        if failed:
+    def _log(peer: Peer, results: Sequence[StoreResult], by_path: Mapping[Path, Sequence[ClaimedDelivery]]) -> None:
+        """Log one line for each job, and the first failure: statuses and addresses, without the peer's comments."""
+        attempts = Counter(due.job_id for result in results for due in by_path[result.path])
+        arrived = Counter(due.job_id for result in results if result.is_stored for due in by_path[result.path])
+        for job_id, count in sorted(attempts.items()):
+            log.info("job %d: %d of %d objects delivered to %s", job_id, arrived[job_id], count, peer.name)
+        if failed := [result for result in results if not result.is_stored]:
             log.warning("delivery: %s to %s: %s", failed[0].outcome, peer.name, failed[0].text)
 
     def _update_breaker(self, peer: Peer, results: Sequence[StoreResult]) -> None:

@@ -66,9 +66,9 @@ class JobRun:
 
     def run(self) -> None:
         """Run the job to its end. Errors are recorded with the job, not raised."""
-        log.info("job %d: started", self._job_id)
         try:
             self._load()
+            log.info("job %d: started, %s for study %d", self._job_id, self._task.pipeline, self._study_id)
             with self._lease:
                 try:
                     end = self.finish(self._process())
@@ -147,7 +147,7 @@ class JobRun:
             job = session.get_one(Job, self._job_id)
             reference = deployments.find_reference(session, job)
             self._task = replace(build_task(job, self._context.config), reference=reference)
-            self._route, self._destinations = job.route, list(job.destinations)
+            self._route, self._destinations, self._study_id = job.route, list(job.destinations), job.study_id
 
     @cached_property
     def _primary_job(self) -> FinishedJob | None:

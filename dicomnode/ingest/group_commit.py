@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -17,6 +18,8 @@ from dicomnode.storage import spool
 from dicomnode.storage.high_water import HighWater
 
 __all__ = ["Ledger"]
+
+_log = logging.getLogger("dicomnode.ingest.ingest")
 
 _LARGE_BYTES = 8 << 20
 
@@ -115,3 +118,10 @@ class Ledger:
                 self._high_water.raise_to(*head)
             for entry, registration in zip(batch, registrations, strict=True):
                 entry.registration = registration
+                _log_opened_study(registration, entry.arrival)
+
+
+def _log_opened_study(registration: Registration, arrival: Arrival) -> None:
+    if registration.opened_study_id is not None:
+        caller = f"{arrival.sender.ae_title} at {arrival.sender.address}"
+        _log.info("study %d: receiving from %s", registration.opened_study_id, caller)

@@ -21,6 +21,8 @@ _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _NUMBERED = re.compile(r"\b(job|study|instance|worker|delivery|notification|search|result) (\d+)\b")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LIBRARIES = ("pynetdicom", "pydicom", "highdicom", "alembic", "matplotlib")
+"""Libraries whose warnings quote data sets."""
+_OWN = ("dicomnode", "db", "pipelines", "model_zoo")
 
 
 class TextLines(logging.Formatter):
@@ -59,13 +61,16 @@ class JsonLines(logging.Formatter):
 
 
 def set_up_logging(kind: Literal["text", "json"] = "text") -> None:
-    """Send log lines to stderr in that format, and silence the libraries, whose lines quote data sets.
+    """Send log lines to stderr in that format: the node's from INFO, those of libraries from WARNING.
 
-    An error that a library reports is in the node's own errors and rows.
+    Libraries whose warnings quote data sets log errors only. An error that a library reports is in the node's own
+    errors and rows.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if kind == "json" else TextLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name in _OWN:
+        logging.getLogger(name).setLevel(logging.INFO)
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # its errors quote messages; the SCP logs them itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -13,6 +14,8 @@ from db.states import StudyState
 from dicomnode.config.completion import CompletionConfig
 from dicomnode.errors import NotAllowed, NotFound
 
+log = logging.getLogger("dicomnode.routing.completion")
+
 Clock = Callable[[], datetime]
 
 __all__ = ["close_due_studies", "close_study"]
@@ -23,9 +26,12 @@ def close_due_studies(sessions: sessionmaker[Session], rule: CompletionConfig, *
     with sessions.begin() as session:
         moment = now()
         due = studies.lock_due_for_completion(session, quiet_s=rule.quiet_s, maximum_s=rule.maximum_s, now=moment)
-        for study in due:
-            studies.close(session, study, reason=_describe_reason(study, rule, moment), now=moment)
-        return len(due)
+        closed = [(study.id, _describe_reason(study, rule, moment)) for study in due]
+        for study, (_, reason) in zip(due, closed, strict=True):
+            studies.close(session, study, reason=reason, now=moment)
+    for study_id, reason in closed:
+        log.info("study %d: complete, %s", study_id, reason)
+    return len(closed)
 
 
 def close_study(session: Session, study_uid: str, *, now: datetime) -> Study:

@@ -7,6 +7,7 @@ study that was prefetched for comparison only (see priors.py) gets no jobs.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -44,6 +45,8 @@ _LOWEST_PRIORITY = -1_000_000
 
 Recipients = Mapping[str, Mapping[str, Sequence[str]]]
 """The recipients of notifications, by route and event."""
+
+log = logging.getLogger("dicomnode.routing.routing")
 
 Clock = Callable[[], datetime]
 
@@ -117,8 +120,19 @@ def route_complete_studies(sessions: sessionmaker[Session], config: Config, *, n
             snapshot = StudySnapshot(session, study)
             if not snapshot.is_prefetched_only and _must_wait(snapshot, config.routes, moment):
                 waiting_ids.add(study.id)
-            else:
-                new_jobs += len(_route_study(snapshot, config.routes, config.recipients_by_route, moment))
+                continue
+            made = _route_study(snapshot, config.routes, config.recipients_by_route, moment)
+        _log_routed(snapshot.study.id, made)
+        new_jobs += len(made)
+
+
+def _log_routed(study_id: int, made: Sequence[Job]) -> None:
+    if made:
+        for job in made:
+            shadow = f", shadow of job {job.shadow_of_id}" if job.shadow_of_id else ""
+            log.info("study %d: routed to job %d of route %s%s", study_id, job.id, job.route, shadow)
+    else:
+        log.info("study %d: routed, nothing new to do", study_id)
 
 
 def _route_study(snapshot: StudySnapshot, routes: Sequence[Route], notify: Recipients, now: datetime) -> list[Job]:
