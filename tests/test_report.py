@@ -18,7 +18,7 @@ from db.models import Job
 from dicomnode.cli import main
 from dicomnode.config import Peer
 from dicomnode.execution import stored
-from dicomnode.report import content, layout, planes, text
+from dicomnode.report import content, drawing, layout, planes, text
 from dicomnode.results import label, marking
 from dicomnode.results.page import Page
 from pipelines.contract import (
@@ -90,12 +90,45 @@ def test_the_page_says_what_it_must() -> None:
     titles = [panel.title for panel in made.rows[0].panels]
     assert titles == ["Input: PET", "Result (synthetic)", "Uncertainty: 1 sd", "Difference: result - input"]
     assert [row.title.split(": ")[1].split(",")[0] for row in made.rows] == ["axial", "coronal"]
-    lines = {f"{number.group} {number.name}".strip(): number for number in made.numbers}
+    assert made.sentence.startswith("Total activity ratio 0.995")
+    lines = {number.name: number for number in made.numbers}
     assert lines["total activity ratio"].value == "0.995"
     assert lines["broken"].value == "not a number"
-    assert (lines["region 2 SUVmean"].value, lines["region 2 SUVmean"].detail) == ("2.47 g/ml SUVbw", "1.8 to 3 (95 %)")
+    assert made.regions.columns == ("SUVmean (g/ml SUVbw), 95 %",)
+    assert (made.regions.rows[1].name, made.regions.rows[1].cells) == ("region 2", ("2.47 (1.8 to 3)",))
     assert any("ab" * 32 in line for line in made.provenance)
     assert "research use only" in made.fine_print
+
+
+def test_the_sentence_and_the_change_stand_first() -> None:
+    """A load that falls without treatment is remarked; the earlier examination's date is on the page."""
+    numbers = {"lesions": 7.0, "lesion load": 3.28, "new lesions": 3.0, "enlarged lesions": 4.0,
+               "earlier lesion load": 4.77, "lesion load compared": 3.28}  # fmt: skip
+    findings = [Measurement(name, value, "1" if "lesions" in name else "ml") for name, value in numbers.items()]
+    prior = source()
+    prior.StudyDate = "20090412"
+    made_by = replace(PROVENANCE, pipeline="synthetic_dir")
+    made = content.compose_page(findings, Case({}), [source()], made_by, NOW, Verdict(), priors=[prior])
+    assert made.sentence == "3 new and 4 enlarged lesions since 2009-04-12; total load 3.28 ml, was 4.77."
+    assert made.remarks[0].startswith("The load fell by 31 %")
+    assert "compared with 2009-04-12" in made.subtitle
+    drawn = [text.get_text() for text in layout.build_figure(made).texts]
+    order = [next(at for at, line in enumerate(drawn) if word in line) for word in ("3 new", "Check:", "Technical")]
+    assert order == sorted(order)
+
+
+def test_rows_of_many_lesions_are_not_counted_but_named() -> None:
+    """What finds no room is named in a line, never a number of lines."""
+    findings: list[Finding] = [
+        Measurement(name, 1.0, "1", "Deep lesion" if n % 2 else "Cortical lesion", f"lesion {n}")
+        for n in range(1, 300)
+        for name in ("volume", "mean lesion probability", "mean standard deviation", "probability of contrast")
+    ]
+    made = content.compose_page(findings, Case({}), [source()], PROVENANCE, NOW, Verdict())
+    drawn = [text.get_text() for text in layout.build_figure(made).texts]
+    assert "Lesion 1" in drawn
+    assert any(line.startswith("In the structured report: further rows") for line in drawn)
+    assert not any("lesion 3: probability" in line or "more lines" in line for line in drawn)
 
 
 def test_the_patient_is_named_on_demand_only() -> None:
@@ -139,7 +172,7 @@ def test_pixels_keep_the_ratio_of_their_sides(tmp_path: Path) -> None:
     panels = [panel for row in compose_example().rows for panel in row.panels]
     for axes, panel in zip(pictures, panels, strict=True):
         box = axes.get_position()
-        ratio = (box.height * layout.HEIGHT_MM) / (box.width * layout.WIDTH_MM)
+        ratio = (box.height * drawing.HEIGHT_MM) / (box.width * drawing.WIDTH_MM)
         width_mm, height_mm = panel.plane.extent_mm
         assert ratio == pytest.approx(height_mm / width_mm, rel=1e-3)
 

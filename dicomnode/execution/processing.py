@@ -57,7 +57,6 @@ __all__ = [
     "TaskResult",
     "build_provenance",
     "derive_seed",
-    "load_case",
     "resolve_options",
     "run_task",
 ]
@@ -211,12 +210,6 @@ def derive_seed(key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"seed {key}".encode()).digest()[:4], "big") >> 1
 
 
-def load_case(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> tuple[Case, list[Dataset]]:
-    """Load the case of the input files and the headers of its own study. Raises InputRefused or GeometryError."""
-    loaded = load_inputs(pipeline, inputs)
-    return loaded.case, loaded.sources
-
-
 def _scale_progress(progress: Progress, low: float, high: float) -> Progress:
     return lambda fraction, step: progress(low + (high - low) * min(max(fraction, 0.0), 1.0), step)
 
@@ -241,7 +234,9 @@ def _write(
     page = None
     if any(rendition.report_page for rendition in renditions):
         at = inherit(loaded.sources).moment(now)
-        page = rendering.render(findings, loaded.case, loaded.sources, made_by, at, verdict, doubts)
+        page = rendering.render(
+            findings, loaded.case, loaded.sources, made_by, at, verdict, doubts, priors=loaded.priors
+        )
     written = {}
     load_anatomy = partial(load_without_helpers, anatomy, config)
     for rendition in renditions:

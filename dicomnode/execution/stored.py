@@ -18,7 +18,7 @@ from db.states import JobState
 from dicomnode.config import Config
 from dicomnode.deployment import pipeline_names
 from dicomnode.errors import NotFound
-from dicomnode.execution import job_run, processing
+from dicomnode.execution import inputs, job_run
 from dicomnode.reading import frames, volumes
 from dicomnode.report.recorded import read_measurements
 from dicomnode.results.image import DERIVATION
@@ -52,6 +52,7 @@ class StoredResult:
     made_by: Provenance
     now: datetime
     verdict: Verdict
+    priors: list[Dataset]
 
 
 def choose_job(study: Study, number: int | None) -> Job:
@@ -69,7 +70,7 @@ def read_result(job: Job, config: Config) -> StoredResult:
     """Read a job's result from the spool and its row. Raises InputRefused where a file can no longer be read."""
     task = job_run.build_task(job, config)
     pipeline = pipeline_names.resolve_pipeline(job.pipeline, config, job.model)
-    case, sources = processing.load_case(pipeline, task.inputs)
+    loaded = inputs.load_inputs(pipeline, task.inputs)
     own = [output for output in job.outputs if not output.rendition]
     paths = {output.sop_instance_uid: spool.path(config.spool_dir, output.sha256) for output in own}
     images = _restore_names(list(_read_images(own, paths)), job.report)
@@ -78,8 +79,8 @@ def read_result(job: Job, config: Config) -> StoredResult:
     reasons = tuple(map(str, job.report.get("reasons", ())))
     verdict = Verdict(Outcome(job.report.get("verdict", "accept")), reasons)
     made_by = replace(read_provenance(dcmread(next(iter(paths.values()))), task.key), title=pipeline.title)
-    now = inherit(sources).moment(config.node.to_local_time(job.created_at))
-    return StoredResult(findings, case, sources, made_by, now, verdict)
+    now = inherit(loaded.sources).moment(config.node.to_local_time(job.created_at))
+    return StoredResult(findings, loaded.case, loaded.sources, made_by, now, verdict, loaded.priors)
 
 
 def load_page(job: Job, config: Config, kind: str, *, identify: bool = False) -> bytes:
@@ -94,7 +95,14 @@ def load_page(job: Job, config: Config, kind: str, *, identify: bool = False) ->
         return page
     result = read_result(job, config)
     rendered = rendering.render(
-        result.findings, result.case, result.sources, result.made_by, result.now, result.verdict, identify=identify
+        result.findings,
+        result.case,
+        result.sources,
+        result.made_by,
+        result.now,
+        result.verdict,
+        identify=identify,
+        priors=result.priors,
     )
     return layout.encode_page(rendered, kind)
 

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from dicomnode.report import summary
 from dicomnode.report.numerals import format_interval, format_quantity, format_unit
 from dicomnode.report.planes import ReportPlane, choose_planes, sample_on_plane
-from dicomnode.report.region_table import name_without_group
+from dicomnode.report.region_table import RegionTable, build_region_table
 from dicomnode.results.provenance import Provenance, sentences
 from pipelines.contract import (
     Case,
@@ -86,9 +87,8 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class NumberLine:
-    """A line of the table of numbers as text; ``group``: the pipeline's; ``detail``: an interval or a second number."""
+    """A number of the whole result as text; ``detail``: its interval."""
 
-    group: str
     name: str
     value: str
     detail: str = ""
@@ -96,13 +96,16 @@ class NumberLine:
 
 @dataclass(frozen=True)
 class ReportPage:
-    """The content of the page."""
+    """The content of the page. ``sentence`` and ``remarks``: see ``summary``; ``regions``: a row for each region."""
 
     title: str
     subtitle: str
+    sentence: str
+    remarks: tuple[str, ...]
     outcome: Outcome
     verdict: str
     rows: tuple[PictureRow, ...]
+    regions: RegionTable
     numbers: tuple[NumberLine, ...]
     notes: tuple[tuple[str, str], ...]
     provenance: tuple[str, ...]
@@ -119,16 +122,24 @@ def compose_page(
     doubts: Sequence[str] = (),
     *,
     identify: bool = False,
+    priors: Sequence[Dataset] = (),
 ) -> ReportPage:
-    """Compose the page of a job. ``identify``: with the patient's name, identifier and birth date."""
+    """Compose the page of a job. ``identify``: with the patient's name, identifier and birth date; ``priors``: headers
+    of the earlier examination.
+    """
     reasons = list(dict.fromkeys([*verdict.reasons, *doubts]))
+    measurements = [finding for finding in findings if isinstance(finding, Measurement)]
+    prior_date = _format_date(priors[0].get("StudyDate")) if priors else ""
     return ReportPage(
         title=made_by.title or made_by.pipeline,
-        subtitle=_compose_subtitle(sources, now, identify=identify),
+        subtitle=_compose_subtitle(sources, now, prior_date, identify=identify),
+        sentence=summary.summarize(made_by.pipeline, measurements, prior_date),
+        remarks=tuple(summary.find_remarks(measurements)),
         outcome=verdict.outcome,
         verdict=" ".join([_VERDICTS[verdict.outcome], *(f"{_to_sentence(reason)}" for reason in reasons)]),
         rows=tuple(_picture_rows(findings, case)),
-        numbers=tuple(_number_lines(findings)),
+        regions=build_region_table(measurements),
+        numbers=tuple(_number_line(m) for m in measurements if not m.group),
         notes=tuple((note.name, note.text) for note in findings if isinstance(note, Note)),
         provenance=tuple(sentences(made_by)[1:]),
     )
@@ -138,11 +149,19 @@ def _to_sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
-def _compose_subtitle(sources: Sequence[Dataset], now: datetime, *, identify: bool) -> str:
+def _format_date(value: object) -> str:
+    date = str(value or "")
+    return f"{date[:4]}-{date[4:6]}-{date[6:8]}" if len(date) == 8 else "unknown date"
+
+
+def _compose_subtitle(sources: Sequence[Dataset], now: datetime, prior_date: str, *, identify: bool) -> str:
     first = sources[0] if sources else Dataset()
-    date = str(first.get("StudyDate") or "")
-    day = f"{date[:4]}-{date[4:6]}-{date[6:8]}" if len(date) == 8 else "unknown date"
-    parts = [f"Study of {day}", str(first.get("Modality") or ""), str(first.get("BodyPartExamined") or "").lower()]
+    parts = [
+        f"Study of {_format_date(first.get('StudyDate'))}",
+        f"compared with {prior_date}" if prior_date else "",
+        str(first.get("Modality") or ""),
+        str(first.get("BodyPartExamined") or "").lower(),
+    ]
     parts += [str(first.get("StudyDescription") or "") if identify else ""]
     parts += [f"computed {now:%Y-%m-%d %H:%M} (UTC{now:%z})"]
     if identify:
@@ -151,26 +170,9 @@ def _compose_subtitle(sources: Sequence[Dataset], now: datetime, *, identify: bo
     return "  ·  ".join(part for part in parts if part)
 
 
-def _number_lines(findings: Sequence[Finding]) -> list[NumberLine]:
-    """Return the lines in the pipeline's order, those without a group first. Two numbers of a region without intervals
-    share a line."""
-    found = [finding for finding in findings if isinstance(finding, Measurement)]
-    groups: dict[str, list[NumberLine]] = {}
-    for m in sorted(found, key=lambda m: bool(m.group)):
-        groups.setdefault(m.group, []).append(_number_line(m))
-    lines: list[NumberLine] = []
-    for group, numbers in groups.items():
-        first, *others = numbers
-        if group and len(others) == 1 and not (first.detail or others[0].detail):
-            numbers = [replace(first, detail=f"{others[0].name} {others[0].value}")]
-        lines += numbers
-    return lines
-
-
 def _number_line(m: Measurement) -> NumberLine:
     widest = max(m.intervals, key=lambda each: each.level, default=None)
-    value = format_quantity(m.value, m.unit)
-    return NumberLine(m.group, name_without_group(m), value, format_interval(widest) if widest else "")
+    return NumberLine(m.name, format_quantity(m.value, m.unit), format_interval(widest) if widest else "")
 
 
 def _picture_rows(findings: Sequence[Finding], case: Case) -> list[PictureRow]:

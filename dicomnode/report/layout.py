@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomnode.report.content import NumberLine, Panel, PictureRow, ReportPage
+from dicomnode.report import tables
+from dicomnode.report.content import Panel, PictureRow, ReportPage
+from dicomnode.report.drawing import BODY_MM, FAINT, HEIGHT_MM, SIDE_MM, WIDTH_MM, draw_rectangle, draw_text
 from dicomnode.report.text import LEADING, MM_OF_POINT, shorten, wrap
 from dicomnode.results import label
 from dicomnode.results.page import Page
@@ -21,10 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_figure", "draw_page", "encode_page"]
 
-WIDTH_MM, HEIGHT_MM = 210.0, 297.0
 DOTS_PER_INCH = 150
-_SIDE_MM = 12.0
-_BODY_MM = WIDTH_MM - 2 * _SIDE_MM
 _GAP_MM = 3.0
 _BAR_MM = 8.5
 """Height of the colour bar under a picture, with its numbers and unit."""
@@ -37,7 +36,6 @@ _BOXES = {Outcome.ACCEPT: ("#e7f4e8", "#2e7d32"), Outcome.HOLD: ("#fff3d6", "#b2
           Outcome.REFUSE: ("#fde4e4", _WARNING)}  # fmt: skip
 _SIDE_LETTER_PLACES = (((0.02, 0.5), "left", "center"), ((0.98, 0.5), "right", "center"),
           ((0.5, 0.98), "center", "top"), ((0.5, 0.02), "center", "bottom"))  # fmt: skip
-_FAINT, _INK = "#666666", "#1a1a1a"
 
 
 def draw_page(page: ReportPage, now: datetime) -> Page:
@@ -77,89 +75,57 @@ def build_figure(page: ReportPage) -> Figure:
     figure = Figure(figsize=(WIDTH_MM / 25.4, HEIGHT_MM / 25.4), dpi=DOTS_PER_INCH, facecolor="white")
     _draw_banner(figure, 0.0)
     _draw_banner(figure, HEIGHT_MM - 8.0)
-    y = _draw_text(figure, page.title, _SIDE_MM, 13.0, size=16, weight="bold")
-    y = _draw_text(figure, page.subtitle, _SIDE_MM, y + 0.5, size=8.5, colour=_FAINT)
+    y = draw_text(figure, page.title, SIDE_MM, 13.0, size=16, weight="bold")
+    y = draw_text(figure, page.subtitle, SIDE_MM, y + 0.5, size=8.5, colour=FAINT)
+    y = draw_text(figure, page.sentence, SIDE_MM, y + 1.5, size=12, weight="bold", most=3)
+    for remark in page.remarks:
+        y = draw_text(figure, f"Check: {remark}", SIDE_MM, y + 0.5, size=9, colour=_BOXES[Outcome.HOLD][1], most=3)
     y = _draw_verdict(figure, page, y + 2.0)
     bottom = _draw_footer(figure, page)
     y = _draw_pictures(figure, page, y + 3.0, bottom)
-    _draw_numbers_and_notes(figure, page, y + 1.0, bottom)
+    tables.draw_tables(figure, page, y + 1.0, bottom)
     return figure
 
 
 def _draw_banner(figure: Figure, top_mm: float) -> None:
-    _draw_rectangle(figure, 0, top_mm, WIDTH_MM, 8.0, _WARNING)
+    draw_rectangle(figure, 0, top_mm, WIDTH_MM, 8.0, _WARNING)
     figure.text(0.5, 1 - (top_mm + 4.2) / HEIGHT_MM, label.TEXT, color="white", size=11, weight="bold",
                 ha="center", va="center")  # fmt: skip
 
 
-def _draw_rectangle(
-    figure: Figure, x: float, y: float, width: float, height: float, face: str, edge: str = "none"
-) -> None:
-    from matplotlib.patches import Rectangle
-
-    corner = x / WIDTH_MM, 1 - (y + height) / HEIGHT_MM
-    figure.add_artist(
-        Rectangle(corner, width / WIDTH_MM, height / HEIGHT_MM, facecolor=face, edgecolor=edge, linewidth=0.8,
-                  transform=figure.transFigure)
-    )  # fmt: skip
-
-
-def _draw_text(
-    figure: Figure,
-    text: str,
-    x: float,
-    y: float,
-    *,
-    size: float,
-    width: float = _BODY_MM,
-    colour: str = _INK,
-    weight: str = "normal",
-    most: int = 1000,
-) -> float:
-    """Draw wrapped text from (x, y) downwards, at most ``most`` lines. Returns the y below the text, in mm."""
-    step = size * MM_OF_POINT * LEADING
-    lines = wrap(text, width, size, weight == "bold") if text else []
-    if len(lines) > most:
-        lines = [*lines[: most - 1], shorten(" ".join(lines[most - 1 :]), width, size)]
-    for number, line in enumerate(lines):
-        figure.text(x / WIDTH_MM, 1 - (y + number * step) / HEIGHT_MM, line, size=size, color=colour, weight=weight,
-                    va="top", parse_math=False)  # fmt: skip
-    return y + len(lines) * step
-
-
 def _draw_verdict(figure: Figure, page: ReportPage, y: float) -> float:
     face, edge = _BOXES[page.outcome]
-    lines = min(len(wrap(page.verdict, _BODY_MM - 6, 9, False)), 4)
+    lines = min(len(wrap(page.verdict, BODY_MM - 6, 9, False)), 4)
     height = lines * 9 * MM_OF_POINT * LEADING + 3.2
-    _draw_rectangle(figure, _SIDE_MM, y, _BODY_MM, height, face, edge)
-    _draw_text(figure, page.verdict, _SIDE_MM + 3, y + 1.8, size=9, width=_BODY_MM - 6, colour=edge, most=4)
+    draw_rectangle(figure, SIDE_MM, y, BODY_MM, height, face, edge)
+    draw_text(figure, page.verdict, SIDE_MM + 3, y + 1.8, size=9, width=BODY_MM - 6, colour=edge, most=4)
     return y + height
 
 
 def _draw_footer(figure: Figure, page: ReportPage) -> float:
     """Draw the provenance and the sentence on the use above the lower banner. Returns the y above them, in mm."""
     step = 6.3 * MM_OF_POINT * LEADING
-    provenance = [line for text in page.provenance for line in wrap(text, _BODY_MM, 6.3, False)[:4]]
-    fine = wrap(page.fine_print, _BODY_MM, 7.5, True)
+    provenance = [line for text in page.provenance for line in wrap(text, BODY_MM, 6.3, False)[:4]]
+    fine = wrap(page.fine_print, BODY_MM, 7.5, True)
     top = HEIGHT_MM - 10.0 - len(provenance) * step - len(fine) * 7.5 * MM_OF_POINT * LEADING - 1.5
     y = top
     for line in provenance:
-        y = _draw_text(figure, line, _SIDE_MM, y, size=6.3, colour=_FAINT, width=2 * _BODY_MM)
-    _draw_text(figure, page.fine_print, _SIDE_MM, y + 1.0, size=7.5, weight="bold", colour=_WARNING)
+        y = draw_text(figure, line, SIDE_MM, y, size=6.3, colour=FAINT, width=2 * BODY_MM)
+    draw_text(figure, page.fine_print, SIDE_MM, y + 1.0, size=7.5, weight="bold", colour=_WARNING)
     _draw_rule(figure, top - 1.5)
     return top - 2.5
 
 
 def _draw_rule(figure: Figure, y: float) -> None:
-    _draw_rectangle(figure, _SIDE_MM, y, _BODY_MM, 0.15, _FAINT)
+    draw_rectangle(figure, SIDE_MM, y, BODY_MM, 0.15, FAINT)
 
 
 def _draw_pictures(figure: Figure, page: ReportPage, y: float, bottom: float) -> float:
     """Draw the rows of pictures as large as the text leaves room for. Returns the y below them, in mm."""
     if not page.rows:
-        return _draw_text(figure, "No picture: no image or segmentation was made.", _SIDE_MM, y, size=9, colour=_FAINT)
+        return draw_text(figure, "No picture: no image or segmentation was made.", SIDE_MM, y, size=9, colour=FAINT)
     lines = _split_rows(page.rows)
-    text_mm = min(_table_height_mm(len(page.numbers)) + _notes_height_mm(page), bottom - y - _LEAST_PICTURES_MM)
+    text_mm = min(tables.measure_height_mm(page), bottom - y - _LEAST_PICTURES_MM)
     tall = [_cell_width_mm(line.panels) * _height_per_width(line.panels[0]) for line in lines]
     limit = _common_height_mm(tall, bottom - y - text_mm - len(lines) * _ROW_EXTRA_MM)
     for line, height in zip(lines, tall, strict=True):
@@ -177,7 +143,7 @@ def _split_rows(rows: Sequence[PictureRow]) -> list[PictureRow]:
 def _cell_width_mm(panels: Sequence[Panel]) -> float:
     """Return the width available to each picture of a row, in mm."""
     count = len(panels) if len(panels) > 2 else 2.2
-    return (_BODY_MM - (count - 1) * _GAP_MM) / count
+    return (BODY_MM - (count - 1) * _GAP_MM) / count
 
 
 def _height_per_width(panel: Panel) -> float:
@@ -198,13 +164,13 @@ def _common_height_mm(heights: Sequence[float], room: float) -> float:
 
 def _draw_row(figure: Figure, row: PictureRow, y: float, height: float) -> float:
     if row.title:
-        y = _draw_text(figure, row.title, _SIDE_MM, y, size=9.5, weight="bold", most=1)
+        y = draw_text(figure, row.title, SIDE_MM, y, size=9.5, weight="bold", most=1)
     cell = _cell_width_mm(row.panels)
-    left = _SIDE_MM + (_BODY_MM - len(row.panels) * cell - (len(row.panels) - 1) * _GAP_MM) / 2
+    left = SIDE_MM + (BODY_MM - len(row.panels) * cell - (len(row.panels) - 1) * _GAP_MM) / 2
     for number, panel in enumerate(row.panels):
         width = height / _height_per_width(panel)
         x = left + number * (cell + _GAP_MM)
-        _draw_text(
+        draw_text(
             figure, panel.title, x + (cell - width) / 2 if width > 30 else x, y + 0.8, size=7.8, width=cell, most=1
         )
         _draw_panel(figure, panel, x + (cell - width) / 2, y + 5.0, width, height)
@@ -232,7 +198,7 @@ def _draw_panel(figure: Figure, panel: Panel, x: float, y: float, width: float, 
     for text, (at, across, down) in zip(panel.plane.letters, _SIDE_LETTER_PLACES, strict=True):
         axes.text(*at, text, transform=axes.transAxes, ha=across, va=down, size=7.5, weight="bold",
                   color="white" if dark else "black", path_effects=edge)  # fmt: skip
-    _draw_rectangle(figure, x, y, width, height, "none", "#999999")
+    draw_rectangle(figure, x, y, width, height, "none", "#999999")
 
 
 def _colour_labels(panel: Panel) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -271,7 +237,7 @@ def _draw_colour_bar(figure: Figure, panel: Panel, x: float, y: float, width: fl
     last.set_horizontalalignment("right")
     bar.outline.set_linewidth(0.4)
     figure.text((x + width / 2) / WIDTH_MM, 1 - (y + 5.0) / HEIGHT_MM, panel.unit, size=6.3, ha="center", va="top",
-                color=_FAINT, parse_math=False)  # fmt: skip
+                color=FAINT, parse_math=False)  # fmt: skip
 
 
 def _visible_segments(panel: Panel) -> list[int]:
@@ -287,83 +253,12 @@ def _draw_legend(figure: Figure, panel: Panel, x: float, y: float, width: float)
     for at, number in enumerate(visible):
         left, top = x + (at % columns) * width / columns, y + (at // columns) * 2.7
         colour = "#{:02x}{:02x}{:02x}".format(*panel.segment_colours[number])
-        _draw_rectangle(figure, left, top, 1.8, 1.8, colour)
+        draw_rectangle(figure, left, top, 1.8, 1.8, colour)
         text = shorten(panel.segment_names.get(number, ""), width / columns - 3.0, 6.0)
-        _draw_text(figure, text, left + 2.4, top - 0.3, size=6.0, width=2 * width)
+        draw_text(figure, text, left + 2.4, top - 0.3, size=6.0, width=2 * width)
 
 
 def _format_tick(value: float, span: float) -> str:
     if abs(value) < 1e-3 * span:
         return "0"
     return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.0f}" if abs(value) < 1e5 else f"{value:.1e}"
-
-
-def _draw_numbers_and_notes(figure: Figure, page: ReportPage, y: float, bottom: float) -> None:
-    """Draw the numbers in two columns, then the notes; lines without room are only counted."""
-    notes = min(_notes_height_mm(page), max(0.4 * (bottom - y), bottom - y - _table_height_mm(len(page.numbers))))
-    y = _draw_table(figure, page.numbers, y, bottom - notes)
-    _draw_notes(figure, page, y + 1.5, bottom)
-
-
-_ROW_MM = 3.25
-_SMALL = 6.8
-
-
-def _table_height_mm(count: int) -> float:
-    return 6.5 + -(-count // 2) * _ROW_MM if count else 0.0
-
-
-def _draw_table(figure: Figure, numbers: Sequence[NumberLine], y: float, bottom: float) -> float:
-    if not numbers:
-        return y
-    y = _draw_text(figure, "Numbers", _SIDE_MM, y, size=9.5, weight="bold") + 0.5
-    lines = max(int((bottom - y) / _ROW_MM), 2)
-    lines -= len(numbers) > 2 * lines
-    column = (_BODY_MM - 6.0) / 2
-    visible_lines = list(numbers[: 2 * lines])
-    half = -(-len(visible_lines) // 2)
-    for place, part in enumerate((visible_lines[:half], visible_lines[half:])):
-        _draw_column(figure, part, _SIDE_MM + place * (column + 6.0), y, column)
-    y += half * _ROW_MM
-    if len(numbers) > len(visible_lines):
-        text = f"{len(numbers) - len(visible_lines)} more lines stand in the structured report."
-        y = _draw_text(figure, text, _SIDE_MM, y, size=_SMALL, colour=_FAINT)
-    return y
-
-
-def _draw_column(figure: Figure, numbers: Sequence[NumberLine], x: float, y: float, width: float) -> None:
-    for at, number in enumerate(numbers):
-        top = y + at * _ROW_MM
-        if at % 2 == 0:
-            _draw_rectangle(figure, x, top - 0.25, width, _ROW_MM, "#f3f3f3")
-        group = f"{number.group}: " if number.group else ""
-        room = 0.22 * width if number.detail else 0.5 * width
-        for text, start, space, style in (
-            (group + number.name, 0.8 / width, 0.47 * width, {}),
-            (number.value, 0.49, room, {"weight": "bold"}),
-            (number.detail, 0.72, 0.28 * width, {"colour": _FAINT}),
-        ):
-            fits = shorten(text, space, _SMALL, bold="weight" in style)
-            _draw_text(figure, fits, x + start * width, top, size=_SMALL, width=2 * width, **style)  # type: ignore[arg-type]
-
-
-def _wrap_notes(page: ReportPage) -> list[str]:
-    return [line for name, text in page.notes for line in wrap(f"{name}: {text}", _BODY_MM, _SMALL, False)]
-
-
-def _notes_height_mm(page: ReportPage) -> float:
-    lines = len(_wrap_notes(page))
-    return 7.0 + lines * _SMALL * MM_OF_POINT * LEADING if lines else 0.0
-
-
-def _draw_notes(figure: Figure, page: ReportPage, y: float, bottom: float) -> None:
-    lines = _wrap_notes(page)
-    if not lines:
-        return
-    y = _draw_text(figure, "Notes", _SIDE_MM, y, size=9.5, weight="bold") + 0.3
-    step = _SMALL * MM_OF_POINT * LEADING
-    count = max(int((bottom - y) / step), 1)
-    if len(lines) > count:
-        lines = [*lines[: count - 1], "… the rest stands in the structured report."]
-    for line in lines:
-        y = _draw_text(figure, line, _SIDE_MM, y, size=_SMALL, width=2 * _BODY_MM)

@@ -26,10 +26,13 @@ def render(
     doubts: Sequence[str] = (),
     *,
     identify: bool = False,
+    priors: Sequence[Dataset] = (),
 ) -> Page:
     """Draw the page of a job as pixels and as PDF. The same job gives the same page.
 
-    ``identify``: with the patient's name, identifier and birth date.
+    ``identify``: with the patient's name, identifier and birth date; ``priors``: headers of the earlier examination.
     """
-    page = content.compose_page(findings, case, sources, made_by, now, verdict, doubts, identify=identify)
+    page = content.compose_page(
+        findings, case, sources, made_by, now, verdict, doubts, identify=identify, priors=priors
+    )
     return layout.draw_page(page, now)
