@@ -35,6 +35,7 @@ __all__ = [
     "Input",
     "Interval",
     "KSpace",
+    "Labels",
     "Measurement",
     "Note",
     "ParametricMap",
@@ -96,6 +97,15 @@ class KSpace:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Segmentation as an input: ``data`` uint16 (k, j, i) on ``grid``, 0 outside, else the number of a segment."""
+
+    data: NDArray[np.uint16]
+    grid: Grid
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
 class Sourced(Generic[T]):
     """Value with its source; None is an unknown value, and ``source`` says why."""
 
@@ -125,10 +135,10 @@ class Case:
     ``facts``: facts of the pipeline's first input, and under the name of each further input that input's facts.
     """
 
-    inputs: Mapping[str, Volume | KSpace | Covariates]
+    inputs: Mapping[str, Volume | KSpace | Labels | Covariates]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Volume | KSpace | Covariates:
+    def __getitem__(self, name: str) -> Volume | KSpace | Labels | Covariates:
         return self.inputs[name]
 
 
@@ -275,7 +285,7 @@ class Input:
     """
 
     name: str
-    kind: type[Volume] | type[KSpace] | type[Covariates]
+    kind: type[Volume] | type[KSpace] | type[Labels] | type[Covariates]
     required: bool = True
     is_prior: bool = False
 

@@ -3,9 +3,10 @@
 Input: ``pet`` (:class:`pipelines.contract.Volume`), one attenuation-corrected frame in a unit proportional to activity;
 ``mr`` (optional), an MR of the head of the same session, whose structures are the regions of the numbers and whose
 tissues the network takes as region maps; ``ct`` (optional), the CT of the same examination, used likewise with its
-tissues by CT number (the network takes the tissues that it was trained with). Output, on the grid and in the unit of
-``pet``: the restored image, its standard deviation, the region where that is large, and SUVmean, SUVmax and SUVpeak
-before and after.
+tissues by CT number (the network takes the tissues that it was trained with); ``organs`` (optional), a segmentation of
+organs in the same frame of reference, which the network takes in place of the CT's tissues. Output, on the grid and in
+the unit of ``pet``: the restored image, its standard deviation, the region where that is large, and SUVmean, SUVmax and
+SUVpeak before and after.
 
 Model: bundle ``standard_dose_pet``, trained on simulation as ``model_zoo.standard_dose`` describes, after Jiang et al.
 The image is resampled to isotropic voxels that the network knows, and back; the scale is a robust percentile of the
@@ -35,6 +36,7 @@ from pipelines.contract import (
     Grid,
     Image,
     Input,
+    Labels,
     Measurement,
     Note,
     ParametricMap,
@@ -49,6 +51,7 @@ from pipelines.ct_regions import CtTissues, find_ct_tissues
 from pipelines.head_regions import HeadRegions, find_head_regions
 from pipelines.injected_dose import check_dose_fraction
 from pipelines.isotropic import IsotropicTransform, make_isotropic_transform
+from pipelines.organ_regions import OrganRegions, find_organs
 from pipelines.uptake import Region, Scale, average_over_ball, compare_uptake, dilate, find_body
 
 if TYPE_CHECKING:
@@ -97,7 +100,7 @@ class Options(BaseModel):
     )
 
 
-RegionMaps = list[HeadRegions | CtTissues]
+RegionMaps = list[HeadRegions | OrganRegions | CtTissues]
 """Regions from other images of the study, registered to the PET or not."""
 
 
@@ -168,13 +171,15 @@ def check_pet(pet: Volume, facts: Mapping[str, Any]) -> None:
 
 
 def _find_regions(case: Case, pet: Volume, model: Model, progress: Progress) -> RegionMaps:
-    """Return the structures of the head from the MR and the tissues from the CT, where they were sent."""
+    """Return structures of the head by MR, organs by a segmentation and tissues by CT, where they were sent."""
     region_maps: RegionMaps = []
-    mr, ct = case.inputs.get("mr"), case.inputs.get("ct")
+    mr, ct, organs = (case.inputs.get(name) for name in ("mr", "ct", "organs"))
     if isinstance(mr, Volume):
         region_maps.append(
             find_head_regions(mr, pet, model.helpers["anatomy"], lambda done, step: progress(0.25 * done, step))
         )
+    if isinstance(organs, Labels):
+        region_maps.append(find_organs(organs, pet, case.facts.get("organs", {})))
     if isinstance(ct, Volume):
         progress(0.25, "tissues by CT")
         region_maps.append(find_ct_tissues(ct, pet, case.facts.get("ct", {})))
@@ -213,10 +218,16 @@ def _to_image_grid(isotropic: IsotropicTransform, x: Tensor, *, linear: bool = F
 
 
 def _resample_region_maps(region_maps: RegionMaps, isotropic: IsotropicTransform, model: Model) -> Tensor | None:
-    """Return the region maps in the network's order, or None where it knows no registered ones; the MR's go first."""
+    """Return the region maps in the network's order, or None where it knows no registered ones; the MR's go first.
+
+    The training told either organs or tissues by CT, so that organs replace the CT's tissues.
+    """
     names = list(model.settings.get("regions", ()))
     fractions: Tensor | None = None
+    has_organs = any(isinstance(each, OrganRegions) and each.is_registered for each in region_maps)
     for each in region_maps:
+        if isinstance(each, CtTissues) and has_organs:
+            continue
         if each.is_registered and set(each.tissue_names) & set(names):
             maps = each.resample_fractions(names, isotropic.grid)
             fractions = maps if fractions is None else fractions + maps * (1 - fractions.sum(dim=0))
@@ -350,7 +361,12 @@ def _notes(facts: Mapping[str, Any], options: Options, region_maps: RegionMaps) 
 PIPELINE = Pipeline(
     name="standard_dose_pet",
     title="Standard-dose PET from low-dose PET",
-    inputs=(Input("pet", Volume), Input("mr", Volume, required=False), Input("ct", Volume, required=False)),
+    inputs=(
+        Input("pet", Volume),
+        Input("mr", Volume, required=False),
+        Input("ct", Volume, required=False),
+        Input("organs", Labels, required=False),
+    ),
     bundle="standard_dose_pet",
     options_type=Options,
     run=run,

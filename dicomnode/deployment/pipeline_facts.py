@@ -17,7 +17,7 @@ from db.states import DeploymentMode
 from dicomnode.config import Config
 from dicomnode.deployment import models, pipeline_names
 from pipelines import quality
-from pipelines.contract import Covariates, Input, KSpace, Pipeline, Volume
+from pipelines.contract import Covariates, Input, KSpace, Labels, Pipeline, Volume
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_contract", "describe_pipeline", "find_model_in_force", "list_facts"]
 
-_KINDS = {Volume: "image", KSpace: "k-space", Covariates: "facts on the patient"}
+_KINDS = {Volume: "image", KSpace: "k-space", Labels: "segmentation", Covariates: "facts on the patient"}
 _CONTRACT = "input_contract"
 _CLASS = re.compile(r":class:`([^`]+)`")
 _BOUNDS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from pydicom import Dataset, dcmread
 
 from dicomnode import mrd
 from dicomnode.errors import InputRefused
-from dicomnode.reading import covariates, unreadable, volumes
+from dicomnode.reading import covariates, segmentations, unreadable, volumes
 from dicomnode.routing.routing import MAIN_INPUT
-from pipelines.contract import Case, Covariates, KSpace, Pipeline, Volume
+from pipelines.contract import Case, Covariates, KSpace, Labels, Pipeline, Volume
 
 __all__ = ["LoadedInputs", "load_inputs"]
 
@@ -46,7 +46,7 @@ def load_inputs(pipeline: Pipeline, inputs: Mapping[str, Sequence[Path]]) -> Loa
             raise InputRefused(f"{pipeline.name} needs the input {input.name!r}; no series of the study matches it")
         if not paths:
             continue
-        loaded, headers = _load_kspace(paths) if input.kind is KSpace else _load_volume(paths)
+        loaded, headers = _LOADERS[input.kind](paths)
         for place, (array, found) in enumerate(loaded):
             name = f"{input.name} {place + 1}" if place else input.name
             arrays[name] = array
@@ -67,6 +67,11 @@ def _load_volume(paths: Sequence[Path]) -> tuple[list[tuple[Volume, dict[str, An
     return [(series.volume, series.facts)], series.headers
 
 
+def _load_labels(paths: Sequence[Path]) -> tuple[list[tuple[Labels, dict[str, Any]]], list[Dataset]]:
+    labels, facts, header = segmentations.read(paths)
+    return [(labels, facts)], [header]
+
+
 def _load_covariates(headers: Sequence[Dataset], paths: Sequence[Path]) -> tuple[Covariates, dict[str, Any]]:
     """Load the covariates of the patient whose images were loaded before; the age is a fact of the case as well."""
     found = covariates.resolve(headers, paths)
@@ -82,6 +87,13 @@ def _load_kspace(paths: Sequence[Path]) -> tuple[list[tuple[KSpace, dict[str, An
     if not mrd.is_mrd(ds):
         raise InputRefused("the instance is no ISMRMRD/MRD in Raw Data Storage; 'dicomnode kspace wrap' makes one")
     return mrd.to_images(mrd.read(mrd.unwrap(ds))), [_remove_payload(ds)]
+
+
+_LOADERS: dict[Any, Callable[[Sequence[Path]], tuple[list[Any], list[Dataset]]]] = {
+    Volume: _load_volume,
+    KSpace: _load_kspace,
+    Labels: _load_labels,
+}
 
 
 def _remove_payload(ds: Dataset) -> Dataset:
